@@ -1,0 +1,422 @@
+//! Voxel types: their names, sizes and conversions.
+//!
+//! A conversion is exact wherever the value exists in the target type. Where it does not,
+//! the nearest value is taken: floats round half to even, numbers beyond the target's range
+//! saturate, and NaN becomes 0 in an integer. A `bool` is stored as one byte; any non-zero
+//! value is true and converts to 1.
+
+use std::fmt;
+
+use bytemuck::Pod;
+use half::f16;
+
+/// The type of a voxel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum DType {
+    Bool,
+    U8,
+    I8,
+    U16,
+    I16,
+    U32,
+    I32,
+    U64,
+    I64,
+    F16,
+    F32,
+    F64,
+}
+
+impl DType {
+    /// Every type, for tests and messages.
+    pub const ALL: [Self; 12] = [
+        Self::Bool,
+        Self::U8,
+        Self::I8,
+        Self::U16,
+        Self::I16,
+        Self::U32,
+        Self::I32,
+        Self::U64,
+        Self::I64,
+        Self::F16,
+        Self::F32,
+        Self::F64,
+    ];
+
+    /// Bytes of one voxel.
+    #[must_use]
+    pub const fn size(self) -> usize {
+        match self {
+            Self::Bool | Self::U8 | Self::I8 => 1,
+            Self::U16 | Self::I16 | Self::F16 => 2,
+            Self::U32 | Self::I32 | Self::F32 => 4,
+            Self::U64 | Self::I64 | Self::F64 => 8,
+        }
+    }
+
+    /// The name that numpy and Zarr v3 use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bool => "bool",
+            Self::U8 => "uint8",
+            Self::I8 => "int8",
+            Self::U16 => "uint16",
+            Self::I16 => "int16",
+            Self::U32 => "uint32",
+            Self::I32 => "int32",
+            Self::U64 => "uint64",
+            Self::I64 => "int64",
+            Self::F16 => "float16",
+            Self::F32 => "float32",
+            Self::F64 => "float64",
+        }
+    }
+
+    /// The type with this name, as numpy (`uint8`) or Rust (`u8`) spells it.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        let short = |dtype: Self| {
+            let name = dtype.name();
+            let bits = name.trim_start_matches(char::is_alphabetic);
+            format!("{}{bits}", &name[..1])
+        };
+        Self::ALL
+            .into_iter()
+            .find(|&dtype| dtype.name() == name || (dtype != Self::Bool && short(dtype) == name))
+    }
+
+    /// Whether values are whole numbers (`bool` counts).
+    #[must_use]
+    pub const fn is_integer(self) -> bool {
+        !self.is_float()
+    }
+
+    /// Whether values are floating point numbers.
+    #[must_use]
+    pub const fn is_float(self) -> bool {
+        matches!(self, Self::F16 | Self::F32 | Self::F64)
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A Rust type that voxels can have in memory. `bool` voxels are `u8` here.
+pub trait Element:
+    Pod + Default + PartialEq + PartialOrd + Send + Sync + fmt::Debug + sealed::Sealed
+{
+    /// The voxel type.
+    const DTYPE: DType;
+
+    /// The nearest value of this type.
+    fn from_f64(value: f64) -> Self;
+
+    /// The nearest f64; exact for all types but 64-bit integers.
+    fn to_f64(self) -> f64;
+}
+
+mod sealed {
+    /// Keeps [`Element`](super::Element) to the types that stores have.
+    pub trait Sealed {}
+}
+
+/// To the nearest value of `To`, as the head of this file says.
+trait Nearest<To> {
+    fn nearest(self) -> To;
+}
+
+macro_rules! integers {
+    ($($from:ty)*) => { $(integer!($from => u8 i8 u16 i16 u32 i32 u64 i64);)* };
+}
+macro_rules! integer {
+    ($from:ty => $($to:ty)*) => {
+        $(impl Nearest<$to> for $from {
+            #[inline]
+            #[allow(irrefutable_let_patterns, unused_comparisons, reason = "generic over the integer types")]
+            fn nearest(self) -> $to {
+                <$to>::try_from(self).unwrap_or(if self < 0 { <$to>::MIN } else { <$to>::MAX })
+            }
+        })*
+        impl Nearest<f32> for $from {
+            #[inline]
+            #[allow(clippy::cast_precision_loss, clippy::cast_lossless, reason = "`as` rounds to the nearest")]
+            fn nearest(self) -> f32 { self as f32 }
+        }
+        impl Nearest<f64> for $from {
+            #[inline]
+            #[allow(clippy::cast_precision_loss, clippy::cast_lossless, reason = "`as` rounds to the nearest")]
+            fn nearest(self) -> f64 { self as f64 }
+        }
+        impl Nearest<f16> for $from {
+            #[inline]
+            #[allow(clippy::cast_precision_loss, clippy::cast_lossless, reason = "half rounds from f64")]
+            fn nearest(self) -> f16 { f16::from_f64(self as f64) }
+        }
+    };
+}
+integers!(u8 i8 u16 i16 u32 i32 u64 i64);
+
+macro_rules! floats {
+    ($($from:ty)*) => { $(float!($from => u8 i8 u16 i16 u32 i32 u64 i64);)* };
+}
+macro_rules! float {
+    ($from:ty => $($to:ty)*) => {
+        $(impl Nearest<$to> for $from {
+            #[inline]
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, NaN is 0")]
+            fn nearest(self) -> $to { self.round_ties_even() as $to }
+        })*
+        impl Nearest<f32> for $from {
+            #[inline]
+            #[allow(clippy::cast_possible_truncation, reason = "rounds to the nearest")]
+            fn nearest(self) -> f32 { self as f32 }
+        }
+        impl Nearest<f64> for $from {
+            #[inline]
+            #[allow(clippy::cast_lossless, reason = "generic over the float types")]
+            fn nearest(self) -> f64 { self as f64 }
+        }
+    };
+}
+floats!(f32 f64);
+
+impl Nearest<f16> for f32 {
+    #[inline]
+    fn nearest(self) -> f16 {
+        f16::from_f32(self)
+    }
+}
+impl Nearest<f16> for f64 {
+    #[inline]
+    fn nearest(self) -> f16 {
+        f16::from_f64(self)
+    }
+}
+impl<T> Nearest<T> for f16
+where
+    f32: Nearest<T>,
+{
+    #[inline]
+    fn nearest(self) -> T {
+        self.to_f32().nearest()
+    }
+}
+
+macro_rules! elements {
+    ($($ty:ty => $dtype:ident),*) => { $(
+        impl sealed::Sealed for $ty {}
+        impl Element for $ty {
+            const DTYPE: DType = DType::$dtype;
+            #[inline]
+            fn from_f64(value: f64) -> Self { value.nearest() }
+            #[inline]
+            fn to_f64(self) -> f64 { self.nearest() }
+        }
+    )* };
+}
+elements!(u8 => U8, i8 => I8, u16 => U16, i16 => I16, u32 => U32, i32 => I32, u64 => U64, i64 => I64,
+          f16 => F16, f32 => F32, f64 => F64);
+
+/// Runs `$body` with `$T` standing for the Rust type of `$dtype`'s voxels (`u8` for `bool`).
+macro_rules! with_element {
+    ($dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            $crate::dtype::DType::Bool | $crate::dtype::DType::U8 => {
+                type $T = u8;
+                $body
+            }
+            $crate::dtype::DType::I8 => {
+                type $T = i8;
+                $body
+            }
+            $crate::dtype::DType::U16 => {
+                type $T = u16;
+                $body
+            }
+            $crate::dtype::DType::I16 => {
+                type $T = i16;
+                $body
+            }
+            $crate::dtype::DType::U32 => {
+                type $T = u32;
+                $body
+            }
+            $crate::dtype::DType::I32 => {
+                type $T = i32;
+                $body
+            }
+            $crate::dtype::DType::U64 => {
+                type $T = u64;
+                $body
+            }
+            $crate::dtype::DType::I64 => {
+                type $T = i64;
+                $body
+            }
+            $crate::dtype::DType::F16 => {
+                type $T = ::half::f16;
+                $body
+            }
+            $crate::dtype::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::dtype::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_element;
+
+/// Converts voxels of `from` into voxels of `to`, both in native byte order.
+///
+/// # Panics
+///
+/// If the two slices do not hold the same number of voxels, or `to`'s is not aligned.
+pub(crate) fn convert(from: DType, source: &[u8], to: DType, target: &mut [u8]) {
+    assert_eq!(
+        source.len() / from.size(),
+        target.len() / to.size(),
+        "as many voxels out as in"
+    );
+    if from == to {
+        return target.copy_from_slice(source);
+    }
+    if to == DType::Bool {
+        let truth = |voxel: &[u8]| with_element!(from, T => bytemuck::pod_read_unaligned::<T>(voxel) != T::default());
+        for (voxel, out) in source.chunks_exact(from.size()).zip(target) {
+            *out = u8::from(truth(voxel));
+        }
+        return;
+    }
+    with_element!(from, From => with_element!(to, To => {
+        let out = bytemuck::cast_slice_mut::<u8, To>(target).iter_mut();
+        let source = source.chunks_exact(size_of::<From>()).map(bytemuck::pod_read_unaligned::<From>);
+        if from == DType::Bool {
+            out.zip(source).for_each(|(out, value)| *out = u8::from(value != From::default()).nearest());
+        } else {
+            out.zip(source).for_each(|(out, value)| *out = value.nearest());
+        }
+    }));
+}
+
+/// Turns big-endian voxels into little-endian ones or back, in place.
+pub(crate) fn swap_bytes(dtype: DType, voxels: &mut [u8]) {
+    match dtype.size() {
+        2 => swap::<2>(voxels),
+        4 => swap::<4>(voxels),
+        8 => swap::<8>(voxels),
+        _ => {}
+    }
+}
+
+fn swap<const N: usize>(voxels: &mut [u8]) {
+    for voxel in voxels.as_chunks_mut::<N>().0 {
+        voxel.reverse();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one<A: Element, B: Element>(value: A) -> B {
+        let mut out = [B::default()];
+        convert(
+            A::DTYPE,
+            bytemuck::bytes_of(&value),
+            B::DTYPE,
+            bytemuck::cast_slice_mut(&mut out),
+        );
+        out[0]
+    }
+
+    #[test]
+    fn values_that_exist_in_the_target_are_exact() {
+        assert_eq!(one::<_, i64>(u32::MAX), 4_294_967_295);
+        assert_eq!(one::<_, u64>((1_i64 << 53) + 1), (1 << 53) + 1);
+        assert_eq!(one::<_, f32>(-1024_i16).to_bits(), (-1024_f32).to_bits());
+        assert_eq!(one::<_, i16>(f16::from_f32(-7.0)), -7);
+        assert_eq!(one::<_, f16>(2048_u16), f16::from_f32(2048.0));
+    }
+
+    #[test]
+    fn values_that_do_not_are_the_nearest() {
+        assert_eq!(one::<_, u8>(-1_i64), 0);
+        assert_eq!(one::<_, i8>(u64::MAX), 127);
+        assert_eq!(
+            (
+                one::<_, u8>(2.5_f32),
+                one::<_, u8>(3.5_f64),
+                one::<_, i8>(-1e30_f32)
+            ),
+            (2, 4, -128)
+        );
+        assert_eq!(
+            (one::<_, i16>(f32::NAN), one::<_, u16>(f64::INFINITY)),
+            (0, 65_535)
+        );
+        assert_eq!(
+            one::<_, f32>(16_777_217_i32).to_bits(),
+            16_777_216_f32.to_bits()
+        );
+        assert!(
+            one::<_, f16>(1e9_f32).is_infinite(),
+            "a float that is too large stays a float"
+        );
+    }
+
+    #[test]
+    fn any_non_zero_value_is_true_and_true_is_one() {
+        let mut out = [9; 3];
+        convert(
+            DType::F32,
+            bytemuck::cast_slice(&[0.0_f32, -0.25, f32::NAN]),
+            DType::Bool,
+            &mut out,
+        );
+        assert_eq!(out, [0, 1, 1]);
+        let mut wide = [0_u16; 3];
+        convert(
+            DType::Bool,
+            &[0, 1, 255],
+            DType::U16,
+            bytemuck::cast_slice_mut(&mut wide),
+        );
+        assert_eq!(wide, [0, 1, 1]);
+    }
+
+    #[test]
+    fn names_go_both_ways_in_both_spellings() {
+        for dtype in DType::ALL {
+            assert_eq!(DType::from_name(dtype.name()), Some(dtype));
+        }
+        assert_eq!(DType::from_name("f16"), Some(DType::F16));
+        assert_eq!(DType::from_name("u64"), Some(DType::U64));
+        assert_eq!(
+            (
+                DType::from_name("complex64"),
+                DType::from_name("b"),
+                DType::from_name("")
+            ),
+            (None, None, None)
+        );
+    }
+
+    #[test]
+    fn swapping_twice_changes_nothing() {
+        let mut voxels = [1, 2, 3, 4, 5, 6, 7, 8];
+        swap_bytes(DType::I16, &mut voxels);
+        assert_eq!(voxels, [2, 1, 4, 3, 6, 5, 8, 7]);
+        swap_bytes(DType::F64, &mut voxels);
+        assert_eq!(voxels, [7, 8, 5, 6, 3, 4, 1, 2]);
+    }
+}

@@ -1,0 +1,291 @@
+//! Everything that can go wrong, in one enum.
+//!
+//! A message names the fault and the values that caused it and stops there: what lay
+//! beneath is in [`source`](std::error::Error::source), for the caller to print once.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::dtype::DType;
+use crate::region::{Region, Shape};
+
+/// The result of anything here that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A cause from a library that is not part of this crate's interface.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// What went wrong, with what is needed to mend it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried, as a verb: `open`, `read`, `write`.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+
+    /// Neither the content nor the extension belongs to a format that is read here.
+    #[error(
+        "{} is no volume that can be read: {problem}; known are .zarr folders, .npy, .nii, .nii.gz, \
+         .mhd, .mha, .nrrd, .nhdr, and .raw with a JSON sidecar",
+        path.display()
+    )]
+    UnknownFormat {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why it was not recognised.
+        problem: String,
+    },
+
+    /// A header or metadata document breaks the rules of its format.
+    #[error("{}: bad {format} header: {problem}", path.display())]
+    Header {
+        /// The file that holds the header.
+        path: PathBuf,
+        /// The format, as users call it.
+        format: &'static str,
+        /// The field, its value, and what is allowed.
+        problem: String,
+    },
+
+    /// The file is sound, but asks for something that is not read here.
+    #[error("{}: {what}", path.display())]
+    Unsupported {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is not supported, and what to do instead.
+        what: String,
+    },
+
+    /// A flat file is shorter than its header promises.
+    #[error(
+        "{} holds {actual} bytes, but {channels} x {shape:?} of {dtype} from byte {offset} needs {expected}: \
+         the file was cut short or the header is wrong",
+        path.display()
+    )]
+    FileLength {
+        /// The file that holds the voxels.
+        path: PathBuf,
+        /// Channels that the header promises.
+        channels: u64,
+        /// Shape that the header promises, z, y, x.
+        shape: Shape,
+        /// Voxel type that the header promises.
+        dtype: DType,
+        /// Where the voxels start, in bytes.
+        offset: u64,
+        /// Bytes that the file would need.
+        expected: u64,
+        /// Bytes that it has.
+        actual: u64,
+    },
+
+    /// The shape multiplies to more bytes than can be addressed.
+    #[error("{}: {channels} x {shape:?} voxels of {dtype} are more than 2^63 bytes", path.display())]
+    TooLarge {
+        /// The file or folder.
+        path: PathBuf,
+        /// Channels that the header promises.
+        channels: u64,
+        /// Shape that the header promises, z, y, x.
+        shape: Shape,
+        /// Voxel type.
+        dtype: DType,
+    },
+
+    /// A chunk could not be decoded.
+    #[error("{}: chunk {key} cannot be decoded", path.display())]
+    Chunk {
+        /// The array.
+        path: PathBuf,
+        /// The chunk's key below the array, with the inner chunk if it lies in a shard.
+        key: String,
+        /// What the codec said.
+        source: Cause,
+    },
+
+    /// A region that has to lie inside a volume does not.
+    #[error("region [{region}] reaches outside the volume of shape {shape:?}")]
+    OutOfBounds {
+        /// The region asked for.
+        region: Region,
+        /// The volume's shape, z, y, x.
+        shape: Shape,
+    },
+
+    /// Channels were asked for that the volume does not have.
+    #[error("channels {start}..{end} were asked for, but the volume has {channels}")]
+    NoSuchChannel {
+        /// First channel asked for.
+        start: u64,
+        /// One past the last.
+        end: u64,
+        /// Channels of the volume.
+        channels: u64,
+    },
+
+    /// A buffer has another length than its region needs.
+    #[error("a buffer of {actual} bytes was given where {expected} are needed")]
+    BufferLength {
+        /// Bytes needed.
+        expected: u64,
+        /// Bytes given.
+        actual: u64,
+    },
+
+    /// Voxels of one type were asked for as another.
+    #[error("the voxels are {actual}, not {expected}")]
+    WrongDType {
+        /// The type asked for.
+        expected: DType,
+        /// The type there is.
+        actual: DType,
+    },
+
+    /// A patch with no voxels, or one that does not fit.
+    #[error("a patch of {patch} voxels along {axis} does not fit into a volume of {volume}")]
+    PatchSize {
+        /// The axis: `z`, `y` or `x`.
+        axis: char,
+        /// Voxels of the patch along it.
+        patch: u64,
+        /// Voxels of the volume along it.
+        volume: u64,
+    },
+
+    /// The overlap leaves no step.
+    #[error("an overlap of {overlap} along {axis} must be smaller than the patch of {patch}")]
+    Overlap {
+        /// The axis: `z`, `y` or `x`.
+        axis: char,
+        /// The overlap asked for, in voxels.
+        overlap: u64,
+        /// Voxels of the patch along the axis.
+        patch: u64,
+    },
+
+    /// An output is there already.
+    #[error("{} exists already: choose another name, or allow it to be replaced (--force)", path.display())]
+    Exists {
+        /// The output.
+        path: PathBuf,
+    },
+
+    /// The output is, or lies inside, the input.
+    #[error("{} cannot be written: it is, holds or lies inside the input {}", output.display(), input.display())]
+    OutputIsInput {
+        /// The output.
+        output: PathBuf,
+        /// The input.
+        input: PathBuf,
+    },
+
+    /// A setting has a value that makes no sense.
+    #[error("{name} {value} is not possible: {problem}")]
+    Setting {
+        /// The setting, as the user wrote it.
+        name: &'static str,
+        /// The value given.
+        value: String,
+        /// What is allowed.
+        problem: String,
+    },
+
+    /// A write that is not made of whole write chunks.
+    #[error("region [{region}] is not made of whole write chunks of {chunk:?} of {}", path.display())]
+    PartialChunk {
+        /// The output.
+        path: PathBuf,
+        /// The region that was to be written.
+        region: Region,
+        /// The write chunk, z, y, x.
+        chunk: Shape,
+    },
+
+    /// A patch was handed in twice.
+    #[error("patch {index} (at [{region}]) was added before")]
+    DuplicatePatch {
+        /// The patch's place in the grid's order.
+        index: u64,
+        /// Where it lies.
+        region: Region,
+    },
+
+    /// A prediction does not have the shape that the aggregator was made for.
+    #[error(
+        "the prediction for patch {index} has {channels} channels of shape {shape:?}, \
+         but {expected_channels} of {expected_shape:?} are needed"
+    )]
+    PredictionShape {
+        /// The patch's place in the grid's order.
+        index: u64,
+        /// Channels of the prediction.
+        channels: u64,
+        /// Its shape, z, y, x.
+        shape: Shape,
+        /// Channels that were announced.
+        expected_channels: u64,
+        /// The patch's shape.
+        expected_shape: Shape,
+    },
+
+    /// The run ended before every patch was there.
+    #[error("{missing} of {total} patches are missing, the first at index {first:?}")]
+    MissingPatches {
+        /// How many are missing.
+        missing: u64,
+        /// How many the grid has.
+        total: u64,
+        /// The first few of them.
+        first: Vec<u64>,
+    },
+
+    /// The caller asked to stop.
+    #[error("stopped on request")]
+    Stopped,
+
+    /// The same failure met several threads that waited for one result.
+    #[error(transparent)]
+    Shared(Arc<Self>),
+}
+
+impl Error {
+    /// The error that several threads wait for, without a wrapper if there was just one.
+    pub(crate) fn shared(error: Arc<Self>) -> Self {
+        Arc::try_unwrap(error).unwrap_or_else(Self::Shared)
+    }
+
+    /// For `map_err`: an [`Error::Io`] that says what was tried on what.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+
+    /// An [`Error::Header`].
+    pub(crate) fn header(path: &Path, format: &'static str, problem: impl Into<String>) -> Self {
+        Self::Header {
+            path: path.to_path_buf(),
+            format,
+            problem: problem.into(),
+        }
+    }
+
+    /// An [`Error::Unsupported`].
+    pub(crate) fn unsupported(path: &Path, what: impl Into<String>) -> Self {
+        Self::Unsupported {
+            path: path.to_path_buf(),
+            what: what.into(),
+        }
+    }
+}

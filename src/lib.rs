@@ -1,0 +1,24 @@
+//! Out-of-core patches for huge 3-D volumes.
+
+pub mod aggregator;
+pub mod dtype;
+pub mod error;
+pub mod geometry;
+pub mod grid;
+pub mod patch;
+pub mod progress;
+pub mod queue;
+pub mod region;
+pub mod sampler;
+pub mod volume;
+
+pub use aggregator::{Aggregated, Aggregator, Blend, Reduce};
+pub use dtype::{DType, Element};
+pub use error::{Error, Result};
+pub use geometry::{Affine, Geometry};
+pub use grid::Grid;
+pub use patch::{Patch, Voxels};
+pub use queue::Queue;
+pub use region::{Region, Shape};
+pub use sampler::Uniform;
+pub use volume::{Layout, MemoryVolume, OpenOptions, Volume, VolumeMut, open};

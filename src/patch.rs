@@ -1,0 +1,423 @@
+//! A patch: the voxels of a region, in memory of its own.
+//!
+//! Voxels lie in row-major order c, z, y, x, typed and aligned, so that an array library
+//! takes them without a copy. A patch never refers to the volume it was read from: changing
+//! one changes nothing else.
+
+use half::f16;
+use ndarray::{Array4, ArrayView4};
+
+use crate::dtype::{DType, Element, convert};
+use crate::error::{Error, Result};
+use crate::region::{Region, Shape};
+
+/// The voxels of a region, (c, z, y, x), owned.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Patch {
+    region: Region,
+    channels: u64,
+    voxels: Voxels,
+}
+
+/// A vector of voxels of one of the types.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Voxels {
+    Bool(Vec<u8>),
+    U8(Vec<u8>),
+    I8(Vec<i8>),
+    U16(Vec<u16>),
+    I16(Vec<i16>),
+    U32(Vec<u32>),
+    I32(Vec<i32>),
+    U64(Vec<u64>),
+    I64(Vec<i64>),
+    F16(Vec<f16>),
+    F32(Vec<f32>),
+    F64(Vec<f64>),
+}
+
+/// The same for every kind of vector.
+macro_rules! each {
+    ($voxels:expr, $vec:ident => $body:expr) => {
+        match $voxels {
+            Voxels::Bool($vec) => $body,
+            Voxels::U8($vec) => $body,
+            Voxels::I8($vec) => $body,
+            Voxels::U16($vec) => $body,
+            Voxels::I16($vec) => $body,
+            Voxels::U32($vec) => $body,
+            Voxels::I32($vec) => $body,
+            Voxels::U64($vec) => $body,
+            Voxels::I64($vec) => $body,
+            Voxels::F16($vec) => $body,
+            Voxels::F32($vec) => $body,
+            Voxels::F64($vec) => $body,
+        }
+    };
+}
+
+impl Voxels {
+    /// `length` zeros.
+    #[must_use]
+    pub fn zeros(dtype: DType, length: usize) -> Self {
+        match dtype {
+            DType::Bool => Self::Bool(vec![0; length]),
+            DType::U8 => Self::U8(vec![0; length]),
+            DType::I8 => Self::I8(vec![0; length]),
+            DType::U16 => Self::U16(vec![0; length]),
+            DType::I16 => Self::I16(vec![0; length]),
+            DType::U32 => Self::U32(vec![0; length]),
+            DType::I32 => Self::I32(vec![0; length]),
+            DType::U64 => Self::U64(vec![0; length]),
+            DType::I64 => Self::I64(vec![0; length]),
+            DType::F16 => Self::F16(vec![f16::ZERO; length]),
+            DType::F32 => Self::F32(vec![0.0; length]),
+            DType::F64 => Self::F64(vec![0.0; length]),
+        }
+    }
+
+    /// The voxels' type.
+    #[must_use]
+    pub const fn dtype(&self) -> DType {
+        match self {
+            Self::Bool(_) => DType::Bool,
+            Self::U8(_) => DType::U8,
+            Self::I8(_) => DType::I8,
+            Self::U16(_) => DType::U16,
+            Self::I16(_) => DType::I16,
+            Self::U32(_) => DType::U32,
+            Self::I32(_) => DType::I32,
+            Self::U64(_) => DType::U64,
+            Self::I64(_) => DType::I64,
+            Self::F16(_) => DType::F16,
+            Self::F32(_) => DType::F32,
+            Self::F64(_) => DType::F64,
+        }
+    }
+
+    /// How many voxels there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        each!(self, voxels => voxels.len())
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Their bytes, in native order.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        each!(self, voxels => bytemuck::cast_slice(voxels))
+    }
+
+    /// Their bytes, to be written.
+    #[must_use]
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        each!(self, voxels => bytemuck::cast_slice_mut(voxels))
+    }
+}
+
+macro_rules! from_vec {
+    ($($ty:ty => $variant:ident),*) => {
+        $(impl From<Vec<$ty>> for Voxels {
+            fn from(voxels: Vec<$ty>) -> Self { Self::$variant(voxels) }
+        })*
+    };
+}
+from_vec!(u8 => U8, i8 => I8, u16 => U16, i16 => I16, u32 => U32, i32 => I32, u64 => U64, i64 => I64,
+          f16 => F16, f32 => F32, f64 => F64);
+
+impl Patch {
+    /// A patch of zeros.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if the patch is larger than memory can address.
+    pub fn zeros(region: Region, channels: u64, dtype: DType) -> Result<Self> {
+        let length = length(region.shape, channels, dtype)?;
+        Ok(Self {
+            region,
+            channels,
+            voxels: Voxels::zeros(dtype, length),
+        })
+    }
+
+    /// The patch whose voxels, (c, z, y, x), are given.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BufferLength`] if there are more or fewer than `channels` times `region` holds.
+    pub fn new(region: Region, channels: u64, voxels: impl Into<Voxels>) -> Result<Self> {
+        let voxels = voxels.into();
+        let size = voxels.dtype().size();
+        let expected = length(region.shape, channels, voxels.dtype())?;
+        if voxels.len() != expected {
+            return Err(Error::BufferLength {
+                expected: (expected * size) as u64,
+                actual: (voxels.len() * size) as u64,
+            });
+        }
+        Ok(Self {
+            region,
+            channels,
+            voxels,
+        })
+    }
+
+    /// Where the patch lies in its volume.
+    #[must_use]
+    pub const fn region(&self) -> Region {
+        self.region
+    }
+
+    /// Voxels along z, y, x.
+    #[must_use]
+    pub const fn shape(&self) -> Shape {
+        self.region.shape
+    }
+
+    /// How many channels it has.
+    #[must_use]
+    pub const fn channels(&self) -> u64 {
+        self.channels
+    }
+
+    /// The voxels' type.
+    #[must_use]
+    pub const fn dtype(&self) -> DType {
+        self.voxels.dtype()
+    }
+
+    /// The voxels as bytes in native order, (c, z, y, x).
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.voxels.bytes()
+    }
+
+    /// The voxels as bytes, to be written.
+    #[must_use]
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.voxels.bytes_mut()
+    }
+
+    /// The voxels as a slice, (c, z, y, x).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::WrongDType`] if they have another type; `bool` voxels are `u8`.
+    pub fn as_slice<T: Element>(&self) -> Result<&[T]> {
+        self.check::<T>()?;
+        Ok(bytemuck::cast_slice(self.bytes()))
+    }
+
+    /// The voxels as a slice, to be changed.
+    ///
+    /// # Errors
+    ///
+    /// As [`as_slice`](Self::as_slice).
+    pub fn as_mut_slice<T: Element>(&mut self) -> Result<&mut [T]> {
+        self.check::<T>()?;
+        Ok(bytemuck::cast_slice_mut(self.bytes_mut()))
+    }
+
+    /// The voxels as an array with axes c, z, y, x.
+    ///
+    /// # Errors
+    ///
+    /// As [`as_slice`](Self::as_slice).
+    pub fn view<T: Element>(&self) -> Result<ArrayView4<'_, T>> {
+        let voxels = self.as_slice()?;
+        Ok(ArrayView4::from_shape(self.array_shape(), voxels)
+            .expect("a patch holds as many voxels as its shape says"))
+    }
+
+    /// The voxels as an owned array with axes c, z, y, x.
+    ///
+    /// # Errors
+    ///
+    /// As [`as_slice`](Self::as_slice).
+    pub fn to_array<T: Element>(&self) -> Result<Array4<T>> {
+        Ok(self.view()?.to_owned())
+    }
+
+    /// The voxels, without a copy.
+    #[must_use]
+    pub fn into_voxels(self) -> Voxels {
+        self.voxels
+    }
+
+    /// The same patch with voxels of another type, as [`dtype`](crate::dtype) converts them.
+    #[must_use]
+    pub fn converted(self, dtype: DType) -> Self {
+        if dtype == self.dtype() {
+            return self;
+        }
+        let mut voxels = Voxels::zeros(dtype, self.voxels.len());
+        convert(self.dtype(), self.bytes(), dtype, voxels.bytes_mut());
+        Self { voxels, ..self }
+    }
+
+    /// The same voxels, said to lie elsewhere.
+    #[must_use]
+    pub const fn moved_to(mut self, start: [i64; 3]) -> Self {
+        self.region.start = start;
+        self
+    }
+
+    fn check<T: Element>(&self) -> Result<()> {
+        let stored = if self.dtype() == DType::Bool {
+            DType::U8
+        } else {
+            self.dtype()
+        };
+        if stored == T::DTYPE {
+            Ok(())
+        } else {
+            Err(Error::WrongDType {
+                expected: T::DTYPE,
+                actual: self.dtype(),
+            })
+        }
+    }
+
+    fn array_shape(&self) -> [usize; 4] {
+        let [z, y, x] = self.region.shape;
+        [self.channels, z, y, x].map(|n| usize::try_from(n).expect("the voxels fit into memory"))
+    }
+}
+
+/// Voxels of a buffer, checked so that its bytes fit into memory's address space.
+fn length(shape: Shape, channels: u64, dtype: DType) -> Result<usize> {
+    crate::region::voxels(shape)
+        .and_then(|n| n.checked_mul(channels))
+        .filter(|n| {
+            n.checked_mul(dtype.size() as u64)
+                .is_some_and(|bytes| isize::try_from(bytes).is_ok())
+        })
+        .and_then(|n| usize::try_from(n).ok())
+        .ok_or_else(|| Error::Setting {
+            name: "a patch of",
+            value: format!("{channels} x {shape:?}"),
+            problem: format!("its {dtype} voxels do not fit into memory"),
+        })
+}
+
+/// Copies the voxels that two buffers have in common.
+///
+/// Both hold `channels` channels of row-major voxels of `size` bytes; `from` and `to` say
+/// which box each buffer holds. Rows are merged into longer runs where both sides allow.
+pub(crate) fn copy_common(
+    (source, from): (&[u8], Region),
+    (target, to): (&mut [u8], Region),
+    channels: u64,
+    size: usize,
+) {
+    let Some(common) = from.intersection(&to) else {
+        return;
+    };
+    let length = |n: u64| usize::try_from(n).expect("a length inside a buffer in memory");
+    let shape = common.shape.map(length);
+    let (a, b) = (from.shape.map(length), to.shape.map(length));
+    let first = |region: &Region| {
+        let at = common
+            .relative_to(region.start)
+            .start
+            .map(|n| length(n.unsigned_abs()));
+        let n = region.shape.map(length);
+        ((at[0] * n[1] + at[1]) * n[2] + at[2]) * size
+    };
+    let (first_a, first_b) = (first(&from), first(&to));
+    // Whole rows on both sides make one run of a plane, whole planes one run of the box.
+    let rows = shape[2] == a[2] && shape[2] == b[2];
+    let planes = rows && shape[1] == a[1] && shape[1] == b[1];
+    let (slices, lines, run) = match (rows, planes) {
+        (_, true) => (1, 1, shape[0] * shape[1] * shape[2] * size),
+        (true, false) => (shape[0], 1, shape[1] * shape[2] * size),
+        (false, _) => (shape[0], shape[1], shape[2] * size),
+    };
+    for c in 0..length(channels) {
+        let (plane_a, plane_b) = (a[1] * a[2] * size, b[1] * b[2] * size);
+        let (start_a, start_b) = (first_a + c * a[0] * plane_a, first_b + c * b[0] * plane_b);
+        for z in 0..slices {
+            for y in 0..lines {
+                let at_a = start_a + z * plane_a + y * a[2] * size;
+                let at_b = start_b + z * plane_b + y * b[2] * size;
+                target[at_b..at_b + run].copy_from_slice(&source[at_a..at_a + run]);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_patch_refuses_voxels_of_the_wrong_number_or_type() {
+        let region = Region::whole([2, 3, 4]);
+        assert!(matches!(
+            Patch::new(region, 1, vec![0_u8; 23]),
+            Err(Error::BufferLength {
+                expected: 24,
+                actual: 23
+            })
+        ));
+        let patch = Patch::new(region, 1, vec![0_i16; 24]).unwrap();
+        assert!(matches!(
+            patch.as_slice::<u16>(),
+            Err(Error::WrongDType { .. })
+        ));
+        assert!(Patch::zeros(Region::whole([1 << 40, 1 << 20, 1 << 10]), 1, DType::U8).is_err());
+    }
+
+    #[test]
+    fn converting_keeps_place_and_shape() {
+        let patch = Patch::new(
+            Region::new([5, -1, 0], [1, 2, 2]),
+            1,
+            vec![-1_i16, 0, 300, 7],
+        )
+        .unwrap();
+        let bytes = patch.converted(DType::U8);
+        assert_eq!(
+            (bytes.region().start, bytes.as_slice::<u8>().unwrap()),
+            ([5, -1, 0], &[0, 0, 255, 7][..])
+        );
+    }
+
+    fn boxes() -> impl Strategy<Value = Region> {
+        (
+            [-3_i64..5, -3_i64..5, -3_i64..5],
+            [1_u64..7, 1_u64..7, 1_u64..7],
+        )
+            .prop_map(|(at, shape)| Region::new(at, shape))
+    }
+
+    proptest! {
+        #[test]
+        fn copying_what_two_boxes_share_equals_three_loops(from in boxes(), to in boxes(), channels in 1_u64..3) {
+            let count = |r: &Region| usize::try_from(r.voxels() * channels).unwrap();
+            let source: Vec<u16> = (1..).take(count(&from)).collect();
+            let mut target = vec![0_u16; count(&to)];
+            copy_common((bytemuck::cast_slice(&source), from), (bytemuck::cast_slice_mut(&mut target), to), channels, 2);
+            let at = |r: &Region, c: u64, p: [i64; 3]| {
+                let i: [u64; 3] = std::array::from_fn(|a| (p[a] - r.start[a]).unsigned_abs());
+                usize::try_from(((c * r.shape[0] + i[0]) * r.shape[1] + i[1]) * r.shape[2] + i[2]).unwrap()
+            };
+            let mut expected = vec![0_u16; count(&to)];
+            for c in 0..channels {
+                for z in to.start[0]..to.end()[0] { for y in to.start[1]..to.end()[1] { for x in to.start[2]..to.end()[2] {
+                    if from.contains(&Region::new([z, y, x], [1; 3])) {
+                        expected[at(&to, c, [z, y, x])] = source[at(&from, c, [z, y, x])];
+                    }
+                }}}
+            }
+            prop_assert_eq!(target, expected);
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! Work done ahead of its consumer, on other threads, delivered in order.
+//!
+//! A queue knows nothing of volumes: it maps items to results. The n-th result belongs to
+//! the n-th item whatever the number of workers, no more than `ahead` items are begun that
+//! the consumer has not taken, and nothing is lost: a worker's panic, or the item
+//! iterator's, becomes the consumer's panic. Dropping a queue stops and joins its threads;
+//! they finish the item they are at.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+/// An iterator over the results of work that is done ahead.
+pub struct Queue<T> {
+    mode: Mode<T>,
+}
+
+enum Mode<T> {
+    /// No threads: an item is worked on when its result is asked for.
+    Inline(Box<dyn FnMut() -> Option<T> + Send>),
+    Threads {
+        shared: Arc<Shared<T>>,
+        workers: Vec<JoinHandle<()>>,
+    },
+}
+
+struct Shared<T> {
+    state: Mutex<State<T>>,
+    /// A result came, or the end.
+    ready: Condvar,
+    /// A result was taken, or the queue is being dropped.
+    room: Condvar,
+    ahead: u64,
+}
+
+struct State<T> {
+    /// Results that nobody has taken yet, by item.
+    results: BTreeMap<u64, thread::Result<T>>,
+    /// Items begun.
+    begun: u64,
+    /// Results taken.
+    taken: u64,
+    /// How many items there are, once that is known.
+    end: Option<u64>,
+    stop: bool,
+}
+
+impl<T: Send + 'static> Queue<T> {
+    /// Maps `items` with `work` on `workers` threads, up to `ahead` items beyond the consumer.
+    ///
+    /// With no workers, the work is done on the consumer's thread when it asks.
+    pub fn new<I, F>(items: I, workers: usize, ahead: usize, work: F) -> Self
+    where
+        I: Iterator + Send + 'static,
+        I::Item: Send,
+        F: Fn(I::Item) -> T + Send + Sync + 'static,
+    {
+        if workers == 0 {
+            let mut results = items.map(work);
+            return Self {
+                mode: Mode::Inline(Box::new(move || results.next())),
+            };
+        }
+        let state = State {
+            results: BTreeMap::new(),
+            begun: 0,
+            taken: 0,
+            end: None,
+            stop: false,
+        };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            ready: Condvar::new(),
+            room: Condvar::new(),
+            ahead: ahead.max(1) as u64,
+        });
+        let source = Arc::new((Mutex::new(items), work));
+        let workers = (0..workers)
+            .map(|n| {
+                let (shared, source) = (Arc::clone(&shared), Arc::clone(&source));
+                let worker = move || while shared.step(&source.0, &source.1) {};
+                thread::Builder::new()
+                    .name(format!("voxpatch-queue-{n}"))
+                    .spawn(worker)
+                    .expect("the system has room for another thread")
+            })
+            .collect();
+        Self {
+            mode: Mode::Threads { shared, workers },
+        }
+    }
+}
+
+impl<T> Shared<T> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Works on one item; false when there is nothing more to do.
+    fn step<I: Iterator>(&self, items: &Mutex<I>, work: &impl Fn(I::Item) -> T) -> bool {
+        // The items' lock is held until the item has its number, so that numbers follow items.
+        let mut items = items.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        while !state.stop
+            && state.end.is_none()
+            && state.begun >= state.taken.saturating_add(self.ahead)
+        {
+            state = self
+                .room
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.stop || state.end.is_some() {
+            return false;
+        }
+        drop(state);
+        let item = catch_unwind(AssertUnwindSafe(|| items.next()));
+        let mut state = self.lock();
+        let number = state.begun;
+        let item = match item {
+            Ok(Some(item)) => item,
+            Ok(None) => {
+                state.end = Some(number);
+                self.ready.notify_all();
+                return false;
+            }
+            Err(panic) => {
+                state.begun += 1;
+                state.end = Some(number + 1);
+                state.results.insert(number, Err(panic));
+                self.ready.notify_all();
+                return false;
+            }
+        };
+        state.begun += 1;
+        drop((state, items));
+        let result = catch_unwind(AssertUnwindSafe(|| work(item)));
+        self.lock().results.insert(number, result);
+        self.ready.notify_all();
+        true
+    }
+
+    fn take(&self) -> Option<thread::Result<T>> {
+        let mut state = self.lock();
+        loop {
+            let next = state.taken;
+            if let Some(result) = state.results.remove(&next) {
+                state.taken += 1;
+                self.room.notify_all();
+                return Some(result);
+            }
+            if state.end == Some(next) {
+                return None;
+            }
+            state = self
+                .ready
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl<T> Iterator for Queue<T> {
+    type Item = T;
+
+    fn next(&mut self) -> Option<T> {
+        match &mut self.mode {
+            Mode::Inline(next) => next(),
+            Mode::Threads { shared, .. } => shared
+                .take()
+                .map(|result| result.unwrap_or_else(|panic| resume_unwind(panic))),
+        }
+    }
+}
+
+impl<T> Drop for Queue<T> {
+    fn drop(&mut self) {
+        if let Mode::Threads { shared, workers } = &mut self.mode {
+            shared.lock().stop = true;
+            shared.room.notify_all();
+            for worker in workers.drain(..) {
+                // Its panics were caught and are the consumer's, who no longer wants to know.
+                let _ = worker.join();
+            }
+        }
+    }
+}
+
+impl<T> fmt::Debug for Queue<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let workers = match &self.mode {
+            Mode::Inline(_) => 0,
+            Mode::Threads { workers, .. } => workers.len(),
+        };
+        f.debug_struct("Queue")
+            .field("workers", &workers)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn results_come_in_order_whatever_the_workers() {
+        for workers in [0, 1, 2, 8] {
+            let slow_first = |n: u64| {
+                thread::sleep(Duration::from_micros((97 - n % 97) * 10));
+                n * n
+            };
+            let results: Vec<u64> = Queue::new(0..200, workers, 5, slow_first).collect();
+            assert_eq!(results, (0..200).map(|n| n * n).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_slow_item_does_not_let_the_others_run_away() {
+        let begun = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&begun);
+        let mut queue = Queue::new(0..1000, 4, 6, move |n: u32| {
+            counter.fetch_add(1, Ordering::SeqCst);
+            if n == 0 {
+                thread::sleep(Duration::from_millis(50));
+            }
+        });
+        thread::sleep(Duration::from_millis(30));
+        assert!(begun.load(Ordering::SeqCst) <= 6);
+        queue.next();
+        thread::sleep(Duration::from_millis(50));
+        assert_eq!(begun.load(Ordering::SeqCst), 7, "one taken, one more begun");
+    }
+
+    #[test]
+    fn a_panic_of_a_worker_or_of_the_items_reaches_the_consumer() {
+        let mut queue = Queue::new(
+            0..10,
+            2,
+            4,
+            |n: u32| if n == 3 { panic!("worker {n}") } else { n },
+        );
+        assert_eq!(
+            (queue.next(), queue.next(), queue.next()),
+            (Some(0), Some(1), Some(2))
+        );
+        assert!(catch_unwind(AssertUnwindSafe(|| queue.next())).is_err());
+        let items = (0..10).inspect(|&n| assert!(n < 2, "no more items"));
+        let mut queue = Queue::new(items, 2, 4, |n: u32| n);
+        assert_eq!((queue.next(), queue.next()), (Some(0), Some(1)));
+        assert!(catch_unwind(AssertUnwindSafe(|| queue.next())).is_err());
+        assert_eq!(queue.next(), None);
+    }
+
+    #[test]
+    fn dropping_at_any_moment_joins_the_threads() {
+        for k in 0..50 {
+            let alive = Arc::new(());
+            let held = Arc::clone(&alive);
+            let mut queue = Queue::new(0.., 1 + k % 8, 1 + k % 5, move |n: usize| {
+                (Arc::strong_count(&held), n)
+            });
+            for n in 0..k {
+                assert_eq!(queue.next().unwrap().1, n);
+            }
+            drop(queue);
+            assert_eq!(
+                Arc::strong_count(&alive),
+                1,
+                "no worker holds anything any more"
+            );
+        }
+    }
+}

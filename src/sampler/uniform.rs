@@ -1,0 +1,175 @@
+//! Patches from anywhere in a volume, each place as likely as the next.
+
+use super::Random;
+use crate::error::Result;
+use crate::grid::check_patch;
+use crate::region::{Region, Shape};
+
+/// Patches from anywhere in a volume: an endless iterator of regions.
+///
+/// Along an axis of N voxels a patch of P has N - P + 1 places, all alike; the axes are
+/// independent.
+#[derive(Clone, Debug)]
+pub struct Uniform {
+    /// Places along each axis.
+    places: Shape,
+    patch: Shape,
+    seed: u64,
+    epoch: u64,
+    index: u64,
+}
+
+impl Uniform {
+    /// Patches of `patch` voxels (z, y, x) inside a volume of `volume`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PatchSize`](crate::Error::PatchSize) if a patch is empty or larger than the volume.
+    pub fn new(volume: Shape, patch: Shape, seed: u64) -> Result<Self> {
+        check_patch(volume, patch)?;
+        let places = std::array::from_fn(|a| volume[a] - patch[a] + 1);
+        Ok(Self {
+            places,
+            patch,
+            seed,
+            epoch: 0,
+            index: 0,
+        })
+    }
+
+    /// The draws of another epoch, from its first.
+    #[must_use]
+    pub fn with_epoch(self, epoch: u64) -> Self {
+        Self {
+            epoch,
+            index: 0,
+            ..self
+        }
+    }
+
+    /// Draw `index`.
+    #[must_use]
+    pub fn region(&self, index: u64) -> Region {
+        let mut random = Random::new(self.seed, self.epoch, index);
+        let start = self
+            .places
+            .map(|places| i64::try_from(random.below(places)).unwrap_or(i64::MAX));
+        Region::new(start, self.patch)
+    }
+}
+
+impl Iterator for Uniform {
+    type Item = Region;
+
+    fn next(&mut self) -> Option<Region> {
+        self.nth(0)
+    }
+
+    fn nth(&mut self, n: usize) -> Option<Region> {
+        let index = self.index.wrapping_add(n as u64);
+        self.index = index.wrapping_add(1);
+        Some(self.region(index))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn skipping_stepping_and_starting_again_give_the_same_draws() {
+        let draws = Uniform::new([90, 80, 70], [64, 64, 64], 5).unwrap();
+        let all: Vec<Region> = draws.clone().take(40).collect();
+        assert_eq!(
+            draws.clone().skip(17).take(23).collect::<Vec<_>>(),
+            all[17..]
+        );
+        let ranks = (0..4).map(|rank| {
+            draws
+                .clone()
+                .skip(rank)
+                .step_by(4)
+                .take(10)
+                .collect::<Vec<_>>()
+        });
+        for (rank, own) in ranks.enumerate() {
+            assert_eq!(
+                own,
+                all.iter()
+                    .copied()
+                    .skip(rank)
+                    .step_by(4)
+                    .collect::<Vec<_>>()
+            );
+        }
+        assert_ne!(draws.with_epoch(1).take(40).collect::<Vec<_>>(), all);
+    }
+
+    #[test]
+    fn every_legal_place_is_used_and_no_other() {
+        for volume in 1..9_u64 {
+            for patch in 1..=volume {
+                let draws = Uniform::new([volume, 8, volume], [patch, 3, 1], 1).unwrap();
+                let mut seen = [vec![false; 16], vec![false; 16], vec![false; 16]];
+                for region in draws.take(600) {
+                    assert!(region.is_inside([volume, 8, volume]));
+                    for a in 0..3 {
+                        seen[a][usize::try_from(region.start[a]).unwrap()] = true;
+                    }
+                }
+                let places = seen.map(|axis| axis.into_iter().filter(|&s| s).count() as u64);
+                assert_eq!(places, [volume - patch + 1, 6, volume]);
+            }
+        }
+    }
+
+    /// Chi-square of `counts` against equal shares, as a normal deviate (Wilson-Hilferty).
+    fn deviate(counts: &[u64]) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "small counts")]
+        let (n, k) = (counts.iter().sum::<u64>() as f64, counts.len() as f64);
+        #[expect(clippy::cast_precision_loss, reason = "small counts")]
+        let chi: f64 = counts
+            .iter()
+            .map(|&c| (c as f64 - n / k).powi(2) / (n / k))
+            .sum();
+        let df = k - 1.0;
+        ((chi / df).cbrt() - (1.0 - 2.0 / (9.0 * df))) / (2.0 / (9.0 * df)).sqrt()
+    }
+
+    #[test]
+    fn places_are_alike_on_short_and_on_huge_axes() {
+        // 4.75 standard deviations are a p of 1e-6.
+        let mut counts = vec![0_u64; 4 * 5 * 6];
+        for region in Uniform::new([10, 11, 12], [7, 7, 7], 3)
+            .unwrap()
+            .take(60_000)
+        {
+            let [z, y, x] = region.start.map(|s| usize::try_from(s).unwrap());
+            counts[(z * 5 + y) * 6 + x] += 1;
+        }
+        assert!(deviate(&counts).abs() < 4.75, "{}", deviate(&counts));
+        let mut deciles = [[0_u64; 10]; 3];
+        let mut residues = [0_u64; 16];
+        let volume = [3_000_000_000, 1 << 40, (1 << 31) + 1];
+        for region in Uniform::new(volume, [1; 3], 9).unwrap().take(40_000) {
+            for a in 0..3 {
+                let decile =
+                    u128::from(region.start[a].unsigned_abs()) * 10 / u128::from(volume[a]);
+                deciles[a][usize::try_from(decile).unwrap()] += 1;
+            }
+            residues[usize::try_from(region.start[1] % 16).unwrap()] += 1;
+        }
+        for counts in deciles.iter().map(|d| &d[..]).chain([&residues[..]]) {
+            assert!(deviate(counts).abs() < 4.75, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn a_patch_of_nearly_the_whole_axis_has_two_places() {
+        let draws = Uniform::new([70_001, 65_536, 65_535], [70_000, 65_536, 65_535], 2).unwrap();
+        let mut starts: Vec<_> = draws.take(50).map(|region| region.start).collect();
+        starts.sort_unstable();
+        starts.dedup();
+        assert_eq!(starts, [[0, 0, 0], [1, 0, 0]]);
+    }
+}

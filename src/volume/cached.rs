@@ -1,0 +1,181 @@
+//! Decoded chunks kept within a byte budget, in front of any chunked volume.
+//!
+//! The cache is itself a [`Volume`]: reads go through its chunks, each of which is fetched
+//! and decoded by one thread however many want it at once. It may be shared freely.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::chunk::{Chunk, read_by_chunks};
+use super::lru::Lru;
+use super::{ChunkShape, Layout, Reads, Volume};
+use crate::error::{Error, Result};
+use crate::region::Region;
+
+/// A volume whose decoded chunks are kept for the next read.
+///
+/// A volume without chunks (a mapped flat file) is passed through: the system's page cache
+/// keeps it already.
+#[derive(Debug)]
+pub struct Cached {
+    inner: Arc<dyn Volume>,
+    chunks: Lru<ChunkShape, Arc<Chunk>>,
+    hits: AtomicU64,
+}
+
+impl Cached {
+    /// Keeps up to `budget` bytes of decoded chunks of `volume`.
+    #[must_use]
+    pub fn new(volume: Arc<dyn Volume>, budget: u64) -> Self {
+        let chunks = Lru::new(budget, |chunk: &Arc<Chunk>| chunk.bytes());
+        Self {
+            inner: volume,
+            chunks,
+            hits: AtomicU64::new(0),
+        }
+    }
+
+    /// The chunk at `index`, from the cache if it is there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Volume::read_chunk`]; all threads that waited for a chunk get its error.
+    pub fn chunk(&self, index: ChunkShape) -> Result<Arc<Chunk>> {
+        let loaded = self
+            .chunks
+            .get_or_load(index, || self.inner.read_chunk(index).map(Arc::new));
+        let (chunk, hit) = loaded.map_err(Error::shared)?;
+        if hit {
+            self.hits.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(chunk)
+    }
+}
+
+impl Volume for Cached {
+    fn layout(&self) -> &Layout {
+        self.inner.layout()
+    }
+
+    fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
+        if self.layout().read_chunk.is_none() {
+            return self.inner.read_channels(channels, region, out);
+        }
+        read_by_chunks(self.layout(), channels, region, out, |index| {
+            self.chunk(index)
+        })
+    }
+
+    fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
+        Ok((*self.chunk(index)?).clone())
+    }
+
+    fn reads(&self) -> Reads {
+        Reads {
+            hits: self.hits.load(Ordering::Relaxed),
+            ..self.inner.reads()
+        }
+    }
+
+    fn stored_bytes(&self) -> Result<u64> {
+        self.inner.stored_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::AtomicUsize;
+    use std::thread;
+
+    use super::*;
+    use crate::volume::MemoryVolume;
+
+    /// Counts reads, and fails while it is told to.
+    #[derive(Debug)]
+    struct Counting {
+        inner: MemoryVolume,
+        reads: AtomicUsize,
+        failures: AtomicUsize,
+    }
+
+    impl Volume for Counting {
+        fn layout(&self) -> &Layout {
+            Volume::layout(&self.inner)
+        }
+        fn read_channels(
+            &self,
+            channels: Range<u64>,
+            region: Region,
+            out: &mut [u8],
+        ) -> Result<()> {
+            self.reads.fetch_add(1, Ordering::SeqCst);
+            let fail = self
+                .failures
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+            if fail.is_ok() {
+                return Err(Error::Stopped);
+            }
+            thread::sleep(std::time::Duration::from_millis(2));
+            self.inner.read_channels(channels, region, out)
+        }
+    }
+
+    fn counting(failures: usize) -> Arc<Counting> {
+        let voxels: Vec<u16> = (0..2 * 9 * 10 * 11).collect();
+        let inner = MemoryVolume::from_vec([9, 10, 11], 2, voxels)
+            .unwrap()
+            .with_chunks([1, 4, 4, 4]);
+        Arc::new(Counting {
+            inner,
+            reads: AtomicUsize::new(0),
+            failures: AtomicUsize::new(failures),
+        })
+    }
+
+    #[test]
+    fn many_threads_that_want_one_chunk_decode_it_once() {
+        let volume = counting(0);
+        let cached = Cached::new(Arc::clone(&volume) as Arc<dyn Volume>, 1 << 20);
+        let barrier = Barrier::new(8);
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    barrier.wait();
+                    let patch = cached.read(Region::whole([9, 10, 11])).unwrap();
+                    assert_eq!(patch, volume.inner.to_patch());
+                });
+            }
+        });
+        assert_eq!(volume.reads.load(Ordering::SeqCst), 2 * 3 * 3 * 3);
+        assert_eq!(cached.reads().hits, 7 * 54);
+    }
+
+    #[test]
+    fn the_budget_holds_and_the_least_recently_used_goes_first() {
+        let volume = counting(0);
+        let cached = Cached::new(Arc::clone(&volume) as Arc<dyn Volume>, 2 * (64 * 2 + 200));
+        let corner = |x: i64| Region::new([0, 0, x], [1; 3]);
+        let mut voxel = [0; 2];
+        let mut read = |x| cached.read_channels(0..1, corner(x), &mut voxel).unwrap();
+        [0, 4, 0, 8, 0].into_iter().for_each(&mut read);
+        assert_eq!(
+            volume.reads.load(Ordering::SeqCst),
+            3,
+            "0 stayed, since it was used after 4"
+        );
+        read(4);
+        assert_eq!(volume.reads.load(Ordering::SeqCst), 4, "4 had to go for 8");
+    }
+
+    #[test]
+    fn a_failed_load_is_an_error_now_and_tried_again_later() {
+        let volume = counting(1);
+        let cached = Cached::new(Arc::clone(&volume) as Arc<dyn Volume>, 1 << 20);
+        let mut voxel = [0; 2];
+        let region = Region::new([0; 3], [1; 3]);
+        assert!(cached.read_channels(0..1, region, &mut voxel).is_err());
+        assert!(cached.read_channels(0..1, region, &mut voxel).is_ok());
+    }
+}

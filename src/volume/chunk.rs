@@ -1,0 +1,181 @@
+//! Chunks: decoded voxels on a regular grid, and reading boxes out of them.
+
+use std::borrow::Borrow;
+use std::ops::Range;
+
+use super::{ChunkShape, Layout};
+use crate::error::{Error, Result};
+use crate::patch::copy_common;
+use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
+
+/// The decoded voxels of one read chunk.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chunk {
+    /// The channels it holds; may reach beyond the volume's last.
+    pub channels: Range<u64>,
+    /// The box it holds; may hang over the volume's far edge.
+    pub region: Region,
+    /// Its voxels.
+    pub voxels: ChunkVoxels,
+}
+
+/// Voxels of a chunk, in native byte order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ChunkVoxels {
+    /// The chunk is not stored: every voxel has this value (the bytes of one voxel).
+    Fill(Vec<u8>),
+    /// The voxels, row-major c, z, y, x.
+    Stored(Vec<u8>),
+}
+
+impl Chunk {
+    /// Bytes that the chunk takes in memory.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        match &self.voxels {
+            ChunkVoxels::Fill(voxel) => voxel.len(),
+            ChunkVoxels::Stored(voxels) => voxels.len(),
+        }
+    }
+
+    /// Copies the voxels that this chunk shares with `channels` and `region` into `out`, a
+    /// buffer of just those channels and that region, with voxels of `size` bytes.
+    pub fn copy_to(&self, channels: &Range<u64>, region: Region, out: &mut [u8], size: usize) {
+        let first = channels.start.max(self.channels.start);
+        let count = channels.end.min(self.channels.end).saturating_sub(first);
+        let per_channel = |region: Region| length(region.voxels()) * size;
+        let skip_out = length(first - channels.start) * per_channel(region);
+        let out = &mut out[skip_out..];
+        match &self.voxels {
+            ChunkVoxels::Stored(voxels) => {
+                let skip = length(first - self.channels.start) * per_channel(self.region);
+                copy_common((&voxels[skip..], self.region), (out, region), count, size);
+            }
+            ChunkVoxels::Fill(voxel) => fill(voxel, self.region, (out, region), count),
+        }
+    }
+}
+
+/// Writes one voxel all over what `chunk` and `region` share.
+fn fill(voxel: &[u8], chunk: Region, (out, region): (&mut [u8], Region), channels: u64) {
+    let Some(common) = chunk.intersection(&region) else {
+        return;
+    };
+    let run = voxel.repeat(length(common.shape[2]));
+    let row = Region {
+        shape: [1, 1, common.shape[2]],
+        ..common
+    };
+    let per_channel = length(region.voxels()) * voxel.len();
+    for c in 0..length(channels) {
+        for z in 0..common.shape[0] {
+            for y in 0..common.shape[1] {
+                let mut at = row;
+                at.start[0] = at.start[0].saturating_add_unsigned(z);
+                at.start[1] = at.start[1].saturating_add_unsigned(y);
+                copy_common(
+                    (&run, at),
+                    (&mut out[c * per_channel..], region),
+                    1,
+                    voxel.len(),
+                );
+            }
+        }
+    }
+}
+
+/// The channels and the box of chunk `index`, cut at the volume's edge.
+pub(super) fn clipped(layout: &Layout, index: ChunkShape) -> Result<(Range<u64>, Region)> {
+    let (channels, region) = whole(layout, index)?;
+    let region = region.intersection(&Region::whole(layout.shape));
+    match region {
+        Some(region) if channels.start < layout.channels => {
+            Ok((channels.start..channels.end.min(layout.channels), region))
+        }
+        _ => Err(Error::unsupported(
+            &layout.path,
+            format!("there is no chunk {index:?}"),
+        )),
+    }
+}
+
+/// The channels and the box of chunk `index`, which may hang over the volume's edge.
+pub(super) fn whole(layout: &Layout, index: ChunkShape) -> Result<(Range<u64>, Region)> {
+    let [size, chunk @ ..] = layout
+        .read_chunk
+        .ok_or_else(|| Error::unsupported(&layout.path, "the volume has no chunks"))?;
+    let [c, box_index @ ..] = index;
+    Ok((c * size..(c + 1) * size, chunk_region(box_index, chunk)))
+}
+
+/// Indices of all read chunks that hold voxels of some channels of a region.
+///
+/// `chunk` is c, z, y, x; `region` must lie inside the volume.
+pub(crate) fn intersecting(
+    chunk: ChunkShape,
+    channels: &Range<u64>,
+    region: Region,
+) -> impl Iterator<Item = ChunkShape> {
+    let [size, shape @ ..]: ChunkShape = chunk;
+    let shape: Shape = shape;
+    let empty = region.is_empty() || channels.is_empty();
+    let boxes = if empty {
+        [0..0, 0..0, 0..0]
+    } else {
+        chunk_range(&region, shape)
+    };
+    (channels.start / size..channels.end.div_ceil(size))
+        .flat_map(move |c| indices(boxes.clone()).map(move |[z, y, x]| [c, z, y, x]))
+}
+
+/// Reads a box out of the chunks that hold it, each of them asked for once.
+pub(super) fn read_by_chunks<C: Borrow<Chunk>>(
+    layout: &Layout,
+    channels: Range<u64>,
+    region: Region,
+    out: &mut [u8],
+    mut chunk: impl FnMut(ChunkShape) -> Result<C>,
+) -> Result<()> {
+    layout.check_read(&channels, region, out.len())?;
+    let shape = layout
+        .read_chunk
+        .ok_or_else(|| Error::unsupported(&layout.path, "the volume has no chunks"))?;
+    for index in intersecting(shape, &channels, region) {
+        chunk(index)?
+            .borrow()
+            .copy_to(&channels, region, out, layout.dtype.size());
+    }
+    Ok(())
+}
+
+/// Checks that channels and a region are made of whole write chunks, cut only at the volume's edge.
+pub(super) fn check_whole_chunks(
+    layout: &Layout,
+    channels: &Range<u64>,
+    region: Region,
+) -> Result<()> {
+    let Some([c, chunk @ ..]) = layout.write_chunk else {
+        return Ok(());
+    };
+    let aligned = |from: u64, to: u64, chunk: u64, length: u64| {
+        from.is_multiple_of(chunk) && (to.is_multiple_of(chunk) || to == length)
+    };
+    let end = region.end();
+    let whole = (0..3).all(|a| {
+        let (start, end) = (region.start[a].unsigned_abs(), end[a].unsigned_abs());
+        aligned(start, end, chunk[a], layout.shape[a])
+    });
+    if whole && aligned(channels.start, channels.end, c, layout.channels) {
+        Ok(())
+    } else {
+        Err(Error::PartialChunk {
+            path: layout.path.clone(),
+            region,
+            chunk,
+        })
+    }
+}
+
+fn length(n: u64) -> usize {
+    usize::try_from(n).expect("a length inside a buffer in memory")
+}

@@ -1,0 +1,66 @@
+//! A bounded map from keys to loaded values, shared between threads.
+//!
+//! The values' bytes never exceed the budget once a load has returned, the least recently
+//! used goes first, and a key that several threads want at once is loaded by one of them
+//! while the others wait for it. A failed load is not kept: the next one tries again.
+
+use std::fmt;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
+
+/// Values kept by key within a budget of bytes.
+pub(super) struct Lru<K, V> {
+    values: Cache<K, V>,
+    budget: u64,
+}
+
+/// Bytes that the bookkeeping of one entry takes, about.
+const ENTRY: usize = 128;
+
+impl<K, V> Lru<K, V>
+where
+    K: Hash + Eq + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    /// Keeps values whose `bytes` add up to no more than `budget`.
+    pub(super) fn new(budget: u64, bytes: impl Fn(&V) -> usize + Send + Sync + 'static) -> Self {
+        let values = Cache::builder()
+            .max_capacity(budget)
+            .eviction_policy(EvictionPolicy::lru())
+            .weigher(move |_, value: &V| u32::try_from(bytes(value) + ENTRY).unwrap_or(u32::MAX))
+            .build();
+        Self { values, budget }
+    }
+
+    /// The value for `key`, and whether it was there already.
+    pub(super) fn get_or_load<E>(
+        &self,
+        key: K,
+        load: impl FnOnce() -> Result<V, E>,
+    ) -> Result<(V, bool), Arc<E>>
+    where
+        E: Send + Sync + 'static,
+    {
+        let mut loaded = false;
+        let value = self.values.try_get_with(key, || {
+            loaded = true;
+            load()
+        })?;
+        if loaded {
+            // Evictions are otherwise left to later calls, and the budget overrun until then.
+            self.values.run_pending_tasks();
+        }
+        Ok((value, !loaded))
+    }
+}
+
+impl<K, V> fmt::Debug for Lru<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lru")
+            .field("budget", &self.budget)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,113 @@
+//! A volume in memory: the reference that all others are tested against.
+
+use std::ops::Range;
+use std::sync::{PoisonError, RwLock};
+
+use super::chunk::check_whole_chunks;
+use super::{ChunkShape, Layout, Volume, VolumeMut};
+use crate::dtype::Element;
+use crate::error::Result;
+use crate::patch::{Patch, copy_common};
+use crate::region::{Region, Shape};
+
+/// A volume whose voxels are in memory, readable and writable.
+#[derive(Debug)]
+pub struct MemoryVolume {
+    layout: Layout,
+    voxels: RwLock<Patch>,
+}
+
+impl MemoryVolume {
+    /// A volume of zeros.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`](crate::Error::Setting) if it does not fit into memory.
+    pub fn zeros(layout: Layout) -> Result<Self> {
+        let voxels = Patch::zeros(Region::whole(layout.shape), layout.channels, layout.dtype)?;
+        Ok(Self {
+            layout,
+            voxels: RwLock::new(voxels),
+        })
+    }
+
+    /// A volume of the given voxels, row-major c, z, y, x.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BufferLength`](crate::Error::BufferLength) if there are more or fewer than the shape says.
+    pub fn from_vec<T: Element>(shape: Shape, channels: u64, voxels: Vec<T>) -> Result<Self>
+    where
+        Vec<T>: Into<crate::patch::Voxels>,
+    {
+        let voxels = Patch::new(Region::whole(shape), channels, voxels)?;
+        Ok(Self {
+            layout: Layout::new(shape, channels, T::DTYPE),
+            voxels: RwLock::new(voxels),
+        })
+    }
+
+    /// The same, claiming to be chunked: for testing what goes by chunks.
+    #[must_use]
+    pub fn with_chunks(mut self, chunk: ChunkShape) -> Self {
+        self.layout.read_chunk = Some(chunk);
+        self.layout.write_chunk = Some(chunk);
+        self
+    }
+
+    /// Where a channel's voxels begin, in bytes.
+    fn offset(&self, voxels: &Patch, channel: u64) -> usize {
+        let channels = usize::try_from(self.layout.channels.max(1)).unwrap_or(1);
+        usize::try_from(channel).map_or(0, |n| n * (voxels.bytes().len() / channels))
+    }
+
+    /// All voxels as a patch.
+    #[must_use]
+    pub fn to_patch(&self) -> Patch {
+        self.voxels
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+impl Volume for MemoryVolume {
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
+        self.layout.check_read(&channels, region, out.len())?;
+        let voxels = self.voxels.read().unwrap_or_else(PoisonError::into_inner);
+        let size = self.layout.dtype.size();
+        let skip = self.offset(&voxels, channels.start);
+        let source = (&voxels.bytes()[skip..], voxels.region());
+        copy_common(source, (out, region), channels.end - channels.start, size);
+        Ok(())
+    }
+}
+
+impl VolumeMut for MemoryVolume {
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn write_channels(&self, channels: Range<u64>, region: Region, voxels: &[u8]) -> Result<()> {
+        self.layout.check_read(&channels, region, voxels.len())?;
+        check_whole_chunks(&self.layout, &channels, region)?;
+        let mut target = self.voxels.write().unwrap_or_else(PoisonError::into_inner);
+        let whole = target.region();
+        let skip = self.offset(&target, channels.start);
+        copy_common(
+            (voxels, region),
+            (&mut target.bytes_mut()[skip..], whole),
+            channels.end - channels.start,
+            self.layout.dtype.size(),
+        );
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        Ok(())
+    }
+}

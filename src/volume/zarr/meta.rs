@@ -1,0 +1,354 @@
+//! What an array's metadata says, checked before any of it is used.
+//!
+//! The last three dimensions are z, y, x; those before them are flattened, row-major, into
+//! channels. Shapes, chunk shapes and their products are checked here, since a product that
+//! wraps would make a small buffer for a large chunk.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::super::{ChunkShape, Format};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::region::Shape;
+
+/// Decoded bytes that one chunk may have.
+const MAX_CHUNK: u64 = 2 << 30;
+
+/// The facts of an array, in its own dimensions and as a volume.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Facts {
+    pub(super) path: PathBuf,
+    pub(super) format: Format,
+    pub(super) dtype: DType,
+    /// Lengths of the dimensions.
+    pub(super) dims: Vec<u64>,
+    /// What one file holds, along the dimensions.
+    pub(super) write_chunk: Vec<u64>,
+    /// What is decoded at once, along the dimensions: the inner chunk of a sharded array.
+    pub(super) read_chunk: Vec<u64>,
+    /// The sharding codec's configuration, if chunks lie in shards that are read in parts.
+    pub(super) sharding: Option<Value>,
+    /// Names of the codecs, innermost last.
+    pub(super) codecs: Vec<String>,
+}
+
+impl Facts {
+    /// The facts that a `zarr.json` or `.zarray` document gives.
+    pub(super) fn parse(path: &Path, format: Format, document: &Value) -> Result<Self> {
+        let bad = |problem: String| Error::header(path, name(format), problem);
+        let dims = lengths(document.get("shape"))
+            .ok_or_else(|| bad(problem("shape", document.get("shape"))))?;
+        if !(2..=8).contains(&dims.len()) {
+            let what =
+                format!("an array of shape {dims:?} is no volume: 2 to 8 dimensions are read");
+            return Err(Error::unsupported(path, what));
+        }
+        let dtype = dtype(path, format, document)?;
+        let grid = if format == Format::Zarr3 {
+            regular_grid(path, document)?
+        } else {
+            document.get("chunks")
+        };
+        let write_chunk = lengths(grid).ok_or_else(|| bad(problem("chunk shape", grid)))?;
+        let (codecs, sharding) = codecs(format, document);
+        let inner = sharding.as_ref().map(|s| s.get("chunk_shape"));
+        let read_chunk = match inner {
+            Some(shape) => {
+                lengths(shape).ok_or_else(|| bad(problem("inner chunk shape", shape)))?
+            }
+            None => write_chunk.clone(),
+        };
+        let facts = Self {
+            path: path.to_path_buf(),
+            format,
+            dtype,
+            dims,
+            write_chunk,
+            read_chunk,
+            sharding,
+            codecs,
+        };
+        facts.check()?;
+        Ok(facts)
+    }
+
+    fn check(&self) -> Result<()> {
+        let bad = |problem: String| Error::header(&self.path, name(self.format), problem);
+        for (what, chunk) in [
+            ("chunk", &self.write_chunk),
+            ("inner chunk", &self.read_chunk),
+        ] {
+            if chunk.len() != self.dims.len() {
+                return Err(bad(format!(
+                    "{what} {chunk:?} has another rank than shape {:?}",
+                    self.dims
+                )));
+            }
+            let bytes = product(chunk).and_then(|n| n.checked_mul(self.dtype.size() as u64));
+            if bytes.is_none_or(|bytes| bytes > MAX_CHUNK) {
+                return Err(bad(format!(
+                    "{what} {chunk:?} of {} is larger than {MAX_CHUNK} bytes",
+                    self.dtype
+                )));
+            }
+        }
+        let whole = |(shard, chunk): (&u64, &u64)| shard.is_multiple_of(*chunk);
+        if !self.write_chunk.iter().zip(&self.read_chunk).all(whole) {
+            return Err(bad(format!(
+                "shard {:?} is no multiple of its chunks {:?}",
+                self.write_chunk, self.read_chunk
+            )));
+        }
+        let bytes = product(&self.dims).and_then(|n| n.checked_mul(self.dtype.size() as u64));
+        if bytes.is_none_or(|bytes| i64::try_from(bytes).is_err()) {
+            let (channels, shape) = (
+                product(&self.dims[..self.leading()]).unwrap_or(u64::MAX),
+                self.shape(),
+            );
+            return Err(Error::TooLarge {
+                path: self.path.clone(),
+                channels,
+                shape,
+                dtype: self.dtype,
+            });
+        }
+        if !self.flattens() {
+            let what = format!(
+                "chunks of {:?} mix the first {} dimensions of shape {:?}, which are read as one axis of channels",
+                self.read_chunk,
+                self.leading(),
+                self.dims
+            );
+            return Err(Error::unsupported(&self.path, what));
+        }
+        Ok(())
+    }
+
+    /// How many dimensions come before z, y, x.
+    fn leading(&self) -> usize {
+        self.dims.len().saturating_sub(3)
+    }
+
+    /// Whether the channels of each chunk are consecutive once the leading dimensions are one.
+    fn flattens(&self) -> bool {
+        let (dims, chunk) = (
+            &self.dims[..self.leading()],
+            &self.read_chunk[..self.leading()],
+        );
+        let Some(first) = chunk.iter().position(|&n| n > 1) else {
+            return true;
+        };
+        let before: u64 = dims[..first].iter().product();
+        let rest_whole = dims[first + 1..] == chunk[first + 1..];
+        rest_whole && (before == 1 || dims[first].is_multiple_of(chunk[first]))
+    }
+
+    /// Voxels along z, y, x.
+    pub(super) fn shape(&self) -> Shape {
+        Self::last_three(&self.dims)
+    }
+
+    /// How many channels there are.
+    pub(super) fn channels(&self) -> u64 {
+        self.dims[..self.leading()].iter().product()
+    }
+
+    /// A shape along the dimensions as c, z, y, x.
+    pub(super) fn as_chunk(&self, shape: &[u64]) -> ChunkShape {
+        let [z, y, x] = Self::last_three(shape);
+        [shape[..self.leading()].iter().product(), z, y, x]
+    }
+
+    fn last_three(lengths: &[u64]) -> Shape {
+        let from_end = |n: usize| lengths.len().checked_sub(n).map_or(1, |i| lengths[i]);
+        [from_end(3), from_end(2), from_end(1)]
+    }
+
+    /// The index of a read chunk along the array's own dimensions.
+    pub(super) fn chunk_index(&self, index: ChunkShape) -> Vec<u64> {
+        let [mut c, space @ ..] = index;
+        let leading = self.leading();
+        let mut own = vec![0; leading];
+        for i in (0..leading).rev() {
+            let count = self.dims[i].div_ceil(self.read_chunk[i]).max(1);
+            own[i] = c % count;
+            c /= count;
+        }
+        own.extend(&space[3 - (self.dims.len() - leading)..]);
+        own
+    }
+}
+
+fn name(format: Format) -> &'static str {
+    if format == Format::Zarr3 {
+        "Zarr v3"
+    } else {
+        "Zarr v2"
+    }
+}
+
+fn problem(field: &str, value: Option<&Value>) -> String {
+    match value {
+        Some(value) => format!("{field} is {value}, not a list of whole numbers above 0"),
+        None => format!("{field} is missing"),
+    }
+}
+
+fn lengths(value: Option<&Value>) -> Option<Vec<u64>> {
+    let list = value?.as_array().filter(|list| list.len() <= 32)?;
+    list.iter().map(|n| n.as_u64().filter(|&n| n > 0)).collect()
+}
+
+fn product(lengths: &[u64]) -> Option<u64> {
+    lengths.iter().try_fold(1_u64, |all, &n| all.checked_mul(n))
+}
+
+fn regular_grid<'a>(path: &Path, document: &'a Value) -> Result<Option<&'a Value>> {
+    let grid = document.get("chunk_grid").unwrap_or(&Value::Null);
+    match grid.get("name").and_then(Value::as_str) {
+        Some("regular") => Ok(grid.pointer("/configuration/chunk_shape")),
+        other => Err(Error::unsupported(
+            path,
+            format!("chunk grid {other:?} is not read, only \"regular\""),
+        )),
+    }
+}
+
+/// The codecs' names, and the configuration of sharding if nothing else is around it.
+fn codecs(format: Format, document: &Value) -> (Vec<String>, Option<Value>) {
+    if format == Format::Zarr2 {
+        let filters = document
+            .get("filters")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten();
+        let compressor = document.get("compressor").filter(|c| c.is_object());
+        let id = |codec: &Value| codec.get("id").and_then(Value::as_str).map(str::to_owned);
+        return (filters.chain(compressor).filter_map(id).collect(), None);
+    }
+    let list = document
+        .get("codecs")
+        .and_then(Value::as_array)
+        .map_or(&[][..], Vec::as_slice);
+    let mut names = Vec::new();
+    collect_names(list, &mut names, 0);
+    let sharding = match list {
+        [only] if only.get("name").and_then(Value::as_str) == Some("sharding_indexed") => {
+            only.get("configuration").cloned()
+        }
+        _ => None,
+    };
+    (names, sharding)
+}
+
+fn collect_names(codecs: &[Value], names: &mut Vec<String>, depth: usize) {
+    for codec in codecs {
+        let name = codec
+            .as_str()
+            .or_else(|| codec.get("name").and_then(Value::as_str))
+            .unwrap_or("?");
+        let cname = codec
+            .pointer("/configuration/cname")
+            .and_then(Value::as_str);
+        names.push(cname.map_or_else(|| name.to_owned(), |cname| format!("{name}-{cname}")));
+        if let Some(inner) = codec
+            .pointer("/configuration/codecs")
+            .and_then(Value::as_array)
+            && depth < 4
+        {
+            collect_names(inner, names, depth + 1);
+        }
+    }
+}
+
+fn dtype(path: &Path, format: Format, document: &Value) -> Result<DType> {
+    let (field, found) = if format == Format::Zarr3 {
+        let field = document.get("data_type").unwrap_or(&Value::Null);
+        (
+            field,
+            field
+                .as_str()
+                .and_then(DType::from_name)
+                .filter(|dtype| Some(dtype.name()) == field.as_str()),
+        )
+    } else {
+        let field = document.get("dtype").unwrap_or(&Value::Null);
+        (field, field.as_str().and_then(v2_dtype))
+    };
+    found.ok_or_else(|| {
+        let names = DType::ALL.map(DType::name).join(", ");
+        Error::unsupported(
+            path,
+            format!("voxels of data type {field} are not read; {names} are"),
+        )
+    })
+}
+
+/// A numpy type string like `<i2`; the byte order is the codecs' business.
+fn v2_dtype(name: &str) -> Option<DType> {
+    let kind = name.strip_prefix(['<', '>', '|'])?;
+    Some(match kind {
+        "b1" => DType::Bool,
+        "u1" => DType::U8,
+        "i1" => DType::I8,
+        "u2" => DType::U16,
+        "i2" => DType::I16,
+        "u4" => DType::U32,
+        "i4" => DType::I32,
+        "u8" => DType::U64,
+        "i8" => DType::I64,
+        "f2" => DType::F16,
+        "f4" => DType::F32,
+        "f8" => DType::F64,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn parse(shape: &Value, chunk: &Value) -> Result<Facts> {
+        let grid = json!({"name": "regular", "configuration": {"chunk_shape": chunk}});
+        let document = json!({"shape": shape, "data_type": "int16", "chunk_grid": grid,
+            "codecs": [{"name": "bytes"}, {"name": "blosc", "configuration": {"cname": "lz4"}}]});
+        Facts::parse(Path::new("x.zarr"), Format::Zarr3, &document)
+    }
+
+    #[test]
+    fn leading_dimensions_become_channels() {
+        let facts = parse(&json!([3, 4, 10, 11, 12]), &json!([1, 2, 5, 5, 5])).unwrap();
+        assert_eq!((facts.channels(), facts.shape()), (12, [10, 11, 12]));
+        assert_eq!(facts.as_chunk(&facts.read_chunk), [2, 5, 5, 5]);
+        assert_eq!(facts.chunk_index([3, 1, 2, 0]), [1, 1, 1, 2, 0]);
+        assert_eq!(facts.codecs, ["bytes", "blosc-lz4"]);
+        let flat = parse(&json!([11, 12]), &json!([5, 5])).unwrap();
+        assert_eq!(
+            (
+                flat.channels(),
+                flat.shape(),
+                flat.chunk_index([0, 0, 1, 2])
+            ),
+            (1, [1, 11, 12], vec![1, 2])
+        );
+    }
+
+    #[test]
+    fn absurd_shapes_are_refused_before_they_are_used() {
+        let refused = |shape: Value, chunk: Value| parse(&shape, &chunk).unwrap_err().to_string();
+        assert!(refused(json!([1_u64 << 40, 1_u64 << 40, 4]), json!([1, 1, 4])).contains("2^63"));
+        assert!(
+            refused(json!([9, 9, 9]), json!([u64::MAX / 2, u64::MAX / 2, 4]))
+                .contains("larger than")
+        );
+        assert!(refused(json!([9, 9, 9]), json!([4096, 4096, 4096])).contains("larger than"));
+        assert!(refused(json!([9, 9, 9]), json!([3, 3])).contains("another rank"));
+        assert!(refused(json!([9, 9, 9]), json!([3, 0, 3])).contains("above 0"));
+        assert!(refused(json!([9, -9, 9]), json!([3, 3, 3])).contains("above 0"));
+        assert!(refused(json!([9]), json!([3])).contains("no volume"));
+        assert!(refused(json!([3, 4, 5, 6, 7]), json!([2, 2, 5, 6, 7])).contains("mix"));
+    }
+}

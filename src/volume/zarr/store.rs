@@ -1,0 +1,106 @@
+//! Where the bytes of a Zarr array come from: files below a folder.
+//!
+//! Only "there is no such file" means that a chunk is missing; every other failure is an
+//! error. Ranges are checked against the value's size before anything is allocated.
+
+use std::fmt::Debug;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// Values under keys, of which parts can be read.
+pub(super) trait Store: Debug + Send + Sync {
+    /// Opens the value under `key`, or says that there is none.
+    fn open(&self, key: &str) -> Result<Option<Box<dyn Value>>>;
+}
+
+/// A value whose bytes can be read.
+pub(super) trait Value {
+    /// Its length in bytes.
+    fn len(&self) -> u64;
+
+    /// Reads `range`, which must lie inside the value.
+    fn read(&self, range: Range<u64>) -> Result<Vec<u8>>;
+}
+
+/// A folder of files.
+#[derive(Debug)]
+pub(super) struct Folder(pub(super) PathBuf);
+
+impl Store for Folder {
+    fn open(&self, key: &str) -> Result<Option<Box<dyn Value>>> {
+        let path = self.0.join(key);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(Error::io("open", &path)(source)),
+        };
+        let found = file.metadata().map_err(Error::io("look at", &path))?;
+        if !found.is_file() {
+            return Err(Error::unsupported(
+                &path,
+                "a chunk or its metadata must be a regular file",
+            ));
+        }
+        Ok(Some(Box::new(OpenFile {
+            file,
+            path,
+            length: found.len(),
+        })))
+    }
+}
+
+struct OpenFile {
+    file: File,
+    path: PathBuf,
+    length: u64,
+}
+
+impl Value for OpenFile {
+    fn len(&self) -> u64 {
+        self.length
+    }
+
+    fn read(&self, range: Range<u64>) -> Result<Vec<u8>> {
+        let wanted = range
+            .end
+            .checked_sub(range.start)
+            .filter(|_| range.end <= self.length);
+        let Some(length) = wanted.and_then(|n| usize::try_from(n).ok()) else {
+            let problem = format!(
+                "bytes {range:?} were asked for, but the file has {}",
+                self.length
+            );
+            return Err(Error::header(&self.path, "Zarr shard", problem));
+        };
+        let mut bytes = vec![0; length];
+        self.file
+            .read_exact_at(&mut bytes, range.start)
+            .map_err(Error::io("read", &self.path))?;
+        Ok(bytes)
+    }
+}
+
+/// Reads a metadata document of up to 16 MiB and parses it; `None` if there is none.
+pub(super) fn read_json(folder: &Path, name: &str) -> Result<Option<serde_json::Value>> {
+    const LIMIT: u64 = 16 << 20;
+    let Some(value) = Folder(folder.to_path_buf()).open(name)? else {
+        return Ok(None);
+    };
+    let path = folder.join(name);
+    if value.len() > LIMIT {
+        return Err(Error::header(
+            &path,
+            "Zarr",
+            format!("{} bytes are more than {LIMIT}", value.len()),
+        ));
+    }
+    let bytes = value.read(0..value.len())?;
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|error| Error::header(&path, "Zarr", error.to_string()))
+}
