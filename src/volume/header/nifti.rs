@@ -307,10 +307,12 @@ impl Facts {
             return Geometry::default();
         }
         let mut geometry = Geometry::from_affine(affine);
+        // -0.0 would only look odd.
+        geometry.affine = geometry.affine.map(|row| row.map(|value| value + 0.0));
         for axis in 0..3 {
             let spacing = self.pixdim[axis + 1].abs();
             let measured = &mut geometry.spacing[2 - axis];
-            if spacing.is_finite() && spacing > 0.0 {
+            if self.uses(axis) && spacing.is_finite() && spacing > 0.0 {
                 *measured = spacing;
             } else if !(measured.is_finite() && *measured > 0.0) {
                 *measured = 1.0;
@@ -363,7 +365,7 @@ impl Facts {
     /// nibabel's affine of last resort: x to the left, the middle at the origin.
     fn middle(&self) -> [[f64; 4]; 3] {
         std::array::from_fn(|axis| {
-            let used = i64::try_from(axis).is_ok_and(|axis| axis < self.dim[0]);
+            let used = self.uses(axis);
             #[expect(clippy::cast_precision_loss, reason = "millimetres, not indices")]
             let last = if used {
                 (self.dim[axis + 1] - 1) as f64
@@ -377,6 +379,11 @@ impl Facts {
             row[3] = 0.0 - last / 2.0 * zoom;
             row
         })
+    }
+
+    /// Whether the image has an axis x, y or z: flat ones have no z.
+    fn uses(&self, axis: usize) -> bool {
+        i64::try_from(axis).is_ok_and(|axis| axis < self.dim[0])
     }
 
     /// The spacing along x, y or z, 1 where the header has none.
