@@ -95,13 +95,22 @@ fn find_header(path: &Path) -> Result<FlatHeader> {
     if head.starts_with(&GZIP) {
         return packed_header(path, &head);
     }
-    if head.starts_with(npy::MAGIC) || ends(&[".npy"]) {
+    if head.starts_with(npy::MAGIC) {
         npy::parse(path, &head)
-    } else if head.starts_with(nrrd::MAGIC) || ends(&[".nrrd", ".nhdr"]) {
+    } else if head.starts_with(nrrd::MAGIC) {
         nrrd::parse(path, &head)
-    } else if nifti::recognise(&head) || ends(&[".nii", ".nii.gz", ".hdr"]) {
+    } else if nifti::recognise(&head) {
         nifti::parse(path, &head)
-    } else if metaimage::recognise(&head) || ends(&[".mhd", ".mha"]) {
+    } else if metaimage::recognise(&head) {
+        metaimage::parse(path, &head)
+    // Nothing is known by its content: the format that the name promises says what is wrong.
+    } else if ends(&[".npy"]) {
+        npy::parse(path, &head)
+    } else if ends(&[".nrrd", ".nhdr"]) {
+        nrrd::parse(path, &head)
+    } else if ends(&[".nii", ".nii.gz", ".hdr"]) {
+        nifti::parse(path, &head)
+    } else if ends(&[".mhd", ".mha"]) {
         metaimage::parse(path, &head)
     } else if ends(&[".img"]) {
         image_header(path)

@@ -5,8 +5,8 @@
 //! [`StreamVolume`](stream::StreamVolume). What a header promises and a file does not hold is
 //! an error when the file is opened, as far as that can be known without unpacking.
 
-mod strided;
 mod stream;
+mod strided;
 #[cfg(test)]
 mod tests;
 mod unpack;
@@ -20,8 +20,8 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
-use self::strided::{Strided, to_native};
 use self::stream::StreamVolume;
+use self::strided::{Strided, to_native};
 use super::header::{Encoding, FlatHeader, Start};
 use super::{Counter, Layout, Reads, Volume, mmap};
 use crate::error::{Error, Result};
@@ -70,7 +70,12 @@ impl FlatVolume {
         let offset = source.start.saturating_add(header.skip);
         let expected = offset.saturating_add(bytes);
         if source.length < expected {
-            return Err(too_short(&source.path, &layout, (offset, expected), source.length));
+            return Err(too_short(
+                &source.path,
+                &layout,
+                (offset, expected),
+                source.length,
+            ));
         }
         let map = mmap::map(&source.file).map_err(Error::io("map", &source.path))?;
         Ok(Self {

@@ -67,7 +67,9 @@ impl StreamVolume {
             file.seek(SeekFrom::Start(self.start))?;
             Unpacker::new(Packed::new(file), self.promised)
         };
-        open().map_err(Error::io("open", &self.path))
+        let stream = open().map_err(Error::io("open", &self.path))?;
+        self.counter.add(0, stream.fetched());
+        Ok(stream)
     }
 
     fn failed(&self, failure: Failure) -> Error {
@@ -88,8 +90,7 @@ impl StreamVolume {
     ) -> Result<T> {
         let before = stream.fetched();
         let done = work(stream).map_err(|failure| self.failed(failure));
-        self.counter
-            .add(0, stream.fetched().saturating_sub(before));
+        self.counter.add(0, stream.fetched().saturating_sub(before));
         done
     }
 
@@ -136,7 +137,8 @@ impl StreamVolume {
             let left = usize::try_from(self.promised - stream.position()).unwrap_or(BLOCK);
             let block = &mut block[..left.min(BLOCK)];
             self.counted(&mut stream, |stream| stream.read(block))?;
-            file.write_all(block).map_err(Error::io(NO_ROOM, &self.path))?;
+            file.write_all(block)
+                .map_err(Error::io(NO_ROOM, &self.path))?;
         }
         Ok(())
     }
@@ -198,5 +200,50 @@ impl Volume for StreamVolume {
 
     fn stored_bytes(&self) -> Result<u64> {
         Ok(self.stored)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use super::super::super::header::{Encoding, Start};
+    use super::*;
+    use crate::dtype::DType;
+    use crate::volume::Format;
+
+    #[test]
+    fn a_full_disk_is_an_error_that_names_the_file_and_tmpdir() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("scan.nii.gz");
+        let mut encoder = GzEncoder::new(File::create(&path).unwrap(), Compression::fast());
+        encoder.write_all(&[7; 5000]).unwrap();
+        encoder.finish().unwrap();
+        let header = FlatHeader {
+            encoding: Encoding::Gzip,
+            start: Start::byte(0),
+            ..FlatHeader::new(Format::Nifti1, [5, 10, 100], DType::U8, 0)
+        };
+        let source = Source::open(&path, &header).unwrap();
+        let volume = StreamVolume::new(&path, &header, source).unwrap();
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let error = volume.unpack_into(&full).unwrap_err();
+        let Error::Io { source, .. } = &error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(source.kind(), std::io::ErrorKind::StorageFull);
+        let message = error.to_string();
+        assert!(
+            message.contains("TMPDIR") && message.ends_with("scan.nii.gz"),
+            "{message}"
+        );
+        // Nothing is lost: the next read goes forward as if nothing had happened.
+        assert_eq!(
+            volume.read(Region::whole([5, 10, 100])).unwrap().bytes(),
+            [7; 5000]
+        );
     }
 }

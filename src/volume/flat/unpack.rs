@@ -1,4 +1,4 @@
-//! Unpacking a gzip or zlib stream, forward only and no further than was promised.
+//! Unpacking a gzip or zlib stream, forward only and little further than was promised.
 //!
 //! The members of a gzip file follow each other; what follows the last that is no gzip is
 //! ignored. The checksum behind the last voxel is checked when that voxel is reached, and a
@@ -11,6 +11,10 @@ use flate2::bufread::{GzDecoder, ZlibDecoder};
 
 /// The first bytes of a gzip member.
 pub(in super::super) const GZIP: [u8; 2] = [0x1f, 0x8b];
+
+/// Unpacked bytes behind the last voxel that are gone through to reach the checksum. Damage can
+/// make a stream a little longer than it was; one much longer was made so, and is not followed.
+const MOST_BEHIND: usize = 16 << 20;
 
 /// Packed bytes, buffered; it can look ahead by two.
 #[derive(Debug)]
@@ -91,8 +95,8 @@ impl Read for Packed {
 enum Decoder {
     Gzip(GzDecoder<Packed>),
     Zlib(ZlibDecoder<Packed>),
-    /// The stream ended, or failed.
-    Ended,
+    /// The stream ended, or failed, after so many bytes of its file.
+    Ended(u64),
 }
 
 /// A stream being unpacked.
@@ -139,7 +143,7 @@ impl Unpacker {
         match &self.decoder {
             Decoder::Gzip(decoder) => decoder.get_ref().fetched,
             Decoder::Zlib(decoder) => decoder.get_ref().fetched,
-            Decoder::Ended => 0,
+            Decoder::Ended(fetched) => *fetched,
         }
     }
 
@@ -159,8 +163,21 @@ impl Unpacker {
             self.position += count as u64;
         }
         if self.position == self.promised && !out.is_empty() {
-            // One byte further lies the checksum of all before it.
-            self.some(&mut [0]).map_err(Failure::Io)?;
+            self.check_end().map_err(Failure::Io)?;
+        }
+        Ok(())
+    }
+
+    /// Goes on to the checksum of all that was unpacked, unless it is far away.
+    fn check_end(&mut self) -> io::Result<()> {
+        let mut dropped = [0; 4096];
+        let mut left = MOST_BEHIND;
+        while left > 0 {
+            let count = self.some(&mut dropped)?;
+            if count == 0 {
+                break;
+            }
+            left = left.saturating_sub(count);
         }
         Ok(())
     }
@@ -182,12 +199,13 @@ impl Unpacker {
             let count = match &mut self.decoder {
                 Decoder::Gzip(decoder) => decoder.read(out)?,
                 Decoder::Zlib(decoder) => return decoder.read(out),
-                Decoder::Ended => return Ok(0),
+                Decoder::Ended(_) => return Ok(0),
             };
             if count > 0 || out.is_empty() {
                 return Ok(count);
             }
-            if let Decoder::Gzip(decoder) = std::mem::replace(&mut self.decoder, Decoder::Ended) {
+            let ended = Decoder::Ended(self.fetched());
+            if let Decoder::Gzip(decoder) = std::mem::replace(&mut self.decoder, ended) {
                 let mut packed = decoder.into_inner();
                 if packed.is_gzip()? {
                     self.decoder = Decoder::Gzip(GzDecoder::new(packed));

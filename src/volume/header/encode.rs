@@ -94,7 +94,10 @@ impl Target {
 
     fn f32s(&mut self, at: usize, values: impl IntoIterator<Item = f64>) {
         #[expect(clippy::cast_possible_truncation, reason = "NIfTI-1 keeps f32")]
-        self.put(at, values.into_iter().map(|value| (value as f32).to_ne_bytes()));
+        self.put(
+            at,
+            values.into_iter().map(|value| (value as f32).to_ne_bytes()),
+        );
     }
 
     fn f64s(&mut self, at: usize, values: impl IntoIterator<Item = f64>) {
@@ -138,7 +141,10 @@ fn second(layout: &Layout, code: i16) -> Vec<u8> {
     header.put(168, [544_i64.to_ne_bytes()]);
     header.f64s(176, parts.rescale);
     header.put(240, [*b"voxpatch"]);
-    header.put(344, [i32::from(parts.qform).to_ne_bytes(), 1_i32.to_ne_bytes()]);
+    header.put(
+        344,
+        [i32::from(parts.qform).to_ne_bytes(), 1_i32.to_ne_bytes()],
+    );
     header.f64s(352, parts.quatern);
     header.f64s(376, parts.origin);
     header.f64s(400, parts.affine[..3].iter().flatten().copied());
@@ -194,9 +200,8 @@ fn quaternion(geometry: &Geometry) -> Option<(f64, [f64; 3])> {
         std::array::from_fn(|column| geometry.affine[row][column] / [x, y, z][column])
     });
     let dot = |a: usize, b: usize| (0..3).map(|row| turn[row][a] * turn[row][b]).sum::<f64>();
-    let straight = (0..3).all(|a| {
-        (0..3).all(|b| (dot(a, b) - f64::from(u8::from(a == b))).abs() < 1e-5)
-    });
+    let straight =
+        (0..3).all(|a| (0..3).all(|b| (dot(a, b) - f64::from(u8::from(a == b))).abs() < 1e-5));
     if !straight {
         return None;
     }

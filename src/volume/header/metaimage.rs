@@ -50,10 +50,7 @@ impl Fields {
     /// The value of the first of these names that is there.
     fn get(&self, names: &[&str]) -> Option<&str> {
         let find = |name| self.pairs.iter().rev().find(|(key, _)| key == name);
-        names
-            .iter()
-            .find_map(find)
-            .map(|(_, value)| value.as_str())
+        names.iter().find_map(find).map(|(_, value)| value.as_str())
     }
 
     fn is_true(&self, names: &[&str], default: bool) -> bool {
@@ -94,10 +91,7 @@ pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
             return default;
         }
         value.parse().unwrap_or_else(|_| {
-            problems.add(format!(
-                "{name} is {:?}, no whole number",
-                excerpt(value)
-            ));
+            problems.add(format!("{name} is {:?}, no whole number", excerpt(value)));
             default
         })
     };

@@ -351,11 +351,7 @@ impl Facts {
             ],
         ];
         let flip = if self.pixdim[0] < 0.0 { -1.0 } else { 1.0 };
-        let zoom = [
-            self.zoom(0),
-            self.zoom(1),
-            self.zoom(2) * flip,
-        ];
+        let zoom = [self.zoom(0), self.zoom(1), self.zoom(2) * flip];
         std::array::from_fn(|row| {
             let [x, y, z] = std::array::from_fn(|column| turn[row][column] * zoom[column]);
             [x, y, z, self.qoffset[row]]

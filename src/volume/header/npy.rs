@@ -128,7 +128,8 @@ fn dtype(path: &Path, descr: &str) -> Result<(DType, bool)> {
                 .is_some_and(|kind| b"OcfSaUVMmiu".contains(&kind));
             let shown = excerpt(descr);
             return Err(if known {
-                let what = format!("npy arrays of {shown:?} are not read: real numbers and bool are");
+                let what =
+                    format!("npy arrays of {shown:?} are not read: real numbers and bool are");
                 Error::unsupported(path, what)
             } else {
                 Error::header(path, NAME, format!("descr {shown:?} is no data type"))

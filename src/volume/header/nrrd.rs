@@ -28,7 +28,10 @@ struct Fields {
 impl Fields {
     fn read(bytes: &[u8]) -> Result<Self, String> {
         let (magic, mut at) = line(bytes, 0).ok_or("the file is empty")?;
-        if !matches!(magic.strip_prefix(MAGIC), Some(b"1" | b"2" | b"3" | b"4" | b"5")) {
+        if !matches!(
+            magic.strip_prefix(MAGIC),
+            Some(b"1" | b"2" | b"3" | b"4" | b"5")
+        ) {
             return Err("the first line is not NRRD0001 to NRRD0005".to_owned());
         }
         let mut fields = Self {
@@ -164,8 +167,13 @@ fn dtype(path: &Path, fields: &Fields) -> Result<DType> {
         "ushort" | "unsigned short" | "unsigned short int" | "uint16" | "uint16_t" => DType::U16,
         "int" | "signed int" | "int32" | "int32_t" => DType::I32,
         "uint" | "unsigned int" | "uint32" | "uint32_t" => DType::U32,
-        "longlong" | "long long" | "long long int" | "signed long long"
-        | "signed long long int" | "int64" | "int64_t" => DType::I64,
+        "longlong"
+        | "long long"
+        | "long long int"
+        | "signed long long"
+        | "signed long long int"
+        | "int64"
+        | "int64_t" => DType::I64,
         "ulonglong" | "unsigned long long" | "unsigned long long int" | "uint64" | "uint64_t" => {
             DType::U64
         }
@@ -326,10 +334,7 @@ fn geometry(fields: &Fields, axes: &Axes, count: usize, problems: &mut Problems)
     if let Some(text) = fields.get(&["space origin"]) {
         match vectors(text).as_deref() {
             Some(&[Some(vector)]) => origin = vector,
-            _ => problems.add(format!(
-                "space origin is {:?}, no vector",
-                excerpt(text)
-            )),
+            _ => problems.add(format!("space origin is {:?}, no vector", excerpt(text))),
         }
     }
     let space = fields.get(&["space"]).unwrap_or_default().to_lowercase();
