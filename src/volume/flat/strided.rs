@@ -121,38 +121,61 @@ impl Strided {
     ) {
         let lengths = lengths(channels, region).map(length);
         let strides = self.strides.map(length);
-        let [_, z, y, x] = lengths;
-        let steps = [z * y * x * N, y * x * N, x * N, N];
+        let [_, depth, height, width] = lengths;
+        let steps = [depth * height * width * N, height * width * N, width * N, N];
         let fast = (0..3)
             .filter(|&axis| strides[axis] == N)
             .max_by_key(|&axis| lengths[axis])
             .expect("some axis is the fastest");
         // The two axes that are neither, the slower one in the file outside.
-        let mut others = [0, 1, 2].into_iter().filter(|&axis| axis != fast);
-        let (mut a, mut b) = (
-            others.next().expect("two axes are left"),
-            others.next().expect("two axes are left"),
-        );
-        if strides[a] < strides[b] {
-            (a, b) = (b, a);
-        }
+        let others = [[1, 2], [0, 2], [0, 1]][fast];
+        let [outer, inner] = if strides[others[0]] < strides[others[1]] {
+            [others[1], others[0]]
+        } else {
+            others
+        };
         let first = length(self.first(channels, region) - base);
-        for i in 0..lengths[a] {
-            for j in 0..lengths[b] {
-                let from = first + i * strides[a] + j * strides[b];
-                let to = i * steps[a] + j * steps[b];
-                for x0 in (0..x).step_by(TILE) {
-                    for f0 in (0..lengths[fast]).step_by(TILE) {
-                        let count = TILE.min(lengths[fast] - f0);
-                        for x in x0..x.min(x0 + TILE) {
-                            let row = from + x * strides[3] + f0 * N;
-                            let voxels = source[row..row + count * N].as_chunks::<N>().0;
-                            let column = to + x * N + f0 * steps[fast];
-                            for (f, voxel) in voxels.iter().enumerate() {
-                                let at = column + f * steps[fast];
-                                out[at..at + N].copy_from_slice(voxel);
-                            }
-                        }
+        for i in 0..lengths[outer] {
+            for j in 0..lengths[inner] {
+                let from = first + i * strides[outer] + j * strides[inner];
+                let plane = Plane {
+                    rows: lengths[fast],
+                    columns: width,
+                    source_step: strides[3],
+                    out_step: steps[fast],
+                };
+                let to = i * steps[outer] + j * steps[inner];
+                plane.turn::<N>(&source[from..], &mut out[to..]);
+            }
+        }
+    }
+}
+
+/// Two axes that change places: one fast in the file, and x, fast in the buffer.
+#[derive(Clone, Copy, Debug)]
+struct Plane {
+    /// Voxels along the file's fast axis, and along x.
+    rows: usize,
+    columns: usize,
+    /// Bytes between neighbours along x in the file.
+    source_step: usize,
+    /// Bytes between neighbours along the file's fast axis in the buffer.
+    out_step: usize,
+}
+
+impl Plane {
+    /// Copies voxels of `N` bytes, tile by tile.
+    fn turn<const N: usize>(self, source: &[u8], out: &mut [u8]) {
+        for column_0 in (0..self.columns).step_by(TILE) {
+            for row_0 in (0..self.rows).step_by(TILE) {
+                let count = TILE.min(self.rows - row_0);
+                for column in column_0..self.columns.min(column_0 + TILE) {
+                    let at = column * self.source_step + row_0 * N;
+                    let voxels = source[at..at + count * N].as_chunks::<N>().0;
+                    let first = column * N + row_0 * self.out_step;
+                    for (row, voxel) in voxels.iter().enumerate() {
+                        let at = first + row * self.out_step;
+                        out[at..at + N].copy_from_slice(voxel);
                     }
                 }
             }

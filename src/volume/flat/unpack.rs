@@ -184,7 +184,7 @@ impl Unpacker {
 
     /// Goes on to byte `position`, which is not behind.
     pub(super) fn skip_to(&mut self, position: u64) -> Result<(), Failure> {
-        let mut dropped = [0; 64 << 10];
+        let mut dropped = [0; 8 << 10];
         while self.position < position {
             let left = usize::try_from(position - self.position).unwrap_or(usize::MAX);
             let count = left.min(dropped.len());

@@ -194,6 +194,7 @@ impl Parts {
 
 /// The sign of z and the quaternion's b, c, d of an affine without shear whose columns are as
 /// long as the spacing says.
+#[expect(clippy::many_single_char_names, reason = "the standard's names")]
 fn quaternion(geometry: &Geometry) -> Option<(f64, [f64; 3])> {
     let [z, y, x] = geometry.spacing;
     let mut turn: [[f64; 3]; 3] = std::array::from_fn(|row| {

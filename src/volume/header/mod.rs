@@ -9,7 +9,7 @@ pub(super) mod metaimage;
 pub(super) mod nifti;
 pub(super) mod npy;
 pub(super) mod nrrd;
-pub mod raw;
+pub(super) mod raw;
 
 use std::path::Path;
 use std::str::FromStr;

@@ -257,10 +257,10 @@ impl Facts {
             problems.add(format!("dim[0] is {}, not 1 to 7", self.dim[0]));
             return lengths;
         };
-        for axis in 0..used {
+        for (axis, target) in lengths.iter_mut().enumerate().take(used) {
             let length = self.dim[axis + 1];
             match u64::try_from(length) {
-                Ok(length) if length > 0 => lengths[axis] = length,
+                Ok(length) if length > 0 => *target = length,
                 _ => problems.add(format!("dim[{}] is {length}, not above 0", axis + 1)),
             }
         }
@@ -322,6 +322,7 @@ impl Facts {
     }
 
     /// The rows of the affine that the quaternion gives.
+    #[expect(clippy::many_single_char_names, reason = "the standard's names")]
     fn qform(&self) -> [[f64; 4]; 3] {
         let [b, c, d] = self.quatern;
         let rest = 1.0 - (b * b + c * c + d * d);
