@@ -1,19 +1,20 @@
 //! Patches from anywhere in a volume, each place as likely as the next.
 
-use super::Random;
+use super::border::{Border, Placement};
+use super::draw::Sampler;
+use super::random::Random;
 use crate::error::Result;
-use crate::grid::check_patch;
 use crate::region::{Region, Shape};
 
 /// Patches from anywhere in a volume: an endless iterator of regions.
 ///
 /// Along an axis of N voxels a patch of P has N - P + 1 places, all alike; the axes are
-/// independent.
+/// independent. Under another border policy all N centres are alike.
 #[derive(Clone, Debug)]
 pub struct Uniform {
-    /// Places along each axis.
-    places: Shape,
-    patch: Shape,
+    placement: Placement,
+    /// The centres, whose number is that of the places.
+    centres: Region,
     seed: u64,
     epoch: u64,
     index: u64,
@@ -26,11 +27,19 @@ impl Uniform {
     ///
     /// [`Error::PatchSize`](crate::Error::PatchSize) if a patch is empty or larger than the volume.
     pub fn new(volume: Shape, patch: Shape, seed: u64) -> Result<Self> {
-        check_patch(volume, patch)?;
-        let places = std::array::from_fn(|a| volume[a] - patch[a] + 1);
+        Self::with_border(volume, patch, Border::Drop, seed)
+    }
+
+    /// The same with a border policy; under [`Border::Pad`] patches hang over the edge.
+    ///
+    /// # Errors
+    ///
+    /// As [`Placement::new`].
+    pub fn with_border(volume: Shape, patch: Shape, border: Border, seed: u64) -> Result<Self> {
+        let placement = Placement::new(volume, patch, border)?;
         Ok(Self {
-            places,
-            patch,
+            centres: placement.centres(),
+            placement,
             seed,
             epoch: 0,
             index: 0,
@@ -50,11 +59,24 @@ impl Uniform {
     /// Draw `index`.
     #[must_use]
     pub fn region(&self, index: u64) -> Region {
-        let mut random = Random::new(self.seed, self.epoch, index);
-        let start = self
-            .places
-            .map(|places| i64::try_from(random.below(places)).unwrap_or(i64::MAX));
-        Region::new(start, self.patch)
+        self.region_of(self.epoch, index)
+    }
+
+    fn region_of(&self, epoch: u64, index: u64) -> Region {
+        let mut random = Random::new(self.seed, epoch, index);
+        let Region { start, shape } = self.centres;
+        let centre = std::array::from_fn(|a| start[a].unsigned_abs() + random.below(shape[a]));
+        self.placement.region(centre)
+    }
+}
+
+impl Sampler for Uniform {
+    fn patch(&self) -> Shape {
+        self.placement.patch()
+    }
+
+    fn draw(&self, epoch: u64, n: u64) -> Result<Region> {
+        Ok(self.region_of(epoch, n))
     }
 }
 
