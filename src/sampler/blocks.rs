@@ -89,11 +89,7 @@ pub(super) enum BlockVoxels {
 }
 
 /// Reads one channel of a region, each chunk that holds some of it once.
-pub(super) fn read_block(
-    volume: &dyn Volume,
-    channel: u64,
-    region: Region,
-) -> Result<BlockVoxels> {
+pub(super) fn read_block(volume: &dyn Volume, channel: u64, region: Region) -> Result<BlockVoxels> {
     let layout = volume.layout();
     let size = layout.dtype.size();
     let channels = channel..channel.saturating_add(1);
@@ -124,9 +120,9 @@ pub(super) fn read_block(
             voxels: ChunkVoxels::Fill(voxel),
             ..
         }) if out.is_empty() => Ok(BlockVoxels::Fill(voxel)),
-        Some(chunk) if out.is_empty() => {
-            Ok(BlockVoxels::Stored(alone(chunk, bytes, &channels, region, size)))
-        }
+        Some(chunk) if out.is_empty() => Ok(BlockVoxels::Stored(alone(
+            chunk, bytes, &channels, region, size,
+        ))),
         _ => Ok(BlockVoxels::Stored(out)),
     }
 }
@@ -207,7 +203,9 @@ pub(super) fn spread<S: Default + Send>(
         }
         state
     };
-    let threads = threads.max(1).min(usize::try_from(jobs).unwrap_or(usize::MAX));
+    let threads = threads
+        .max(1)
+        .min(usize::try_from(jobs).unwrap_or(usize::MAX));
     let states = if threads <= 1 {
         vec![run()]
     } else {

@@ -151,10 +151,11 @@ mod tests {
                 for x in 0..volume {
                     let centre = [4, 4, x];
                     assert!(shift.region(centre).is_inside([9, 9, volume]));
-                    assert!(shift.region(centre).contains(&Region::new(
-                        centre.map(signed),
-                        [1; 3]
-                    )));
+                    assert!(
+                        shift
+                            .region(centre)
+                            .contains(&Region::new(centre.map(signed), [1; 3]))
+                    );
                     assert_eq!(pad.region(centre).start[2], signed(x) - signed(patch / 2));
                 }
             }

@@ -256,7 +256,10 @@ mod tests {
             !Class::ZERO.matcher(DType::Bool).unwrap().wants(7),
             "any byte but 0 is true"
         );
-        assert_eq!(Class::of_voxel(DType::I16, bits(-1_i16)), Some(Class::from(-1)));
+        assert_eq!(
+            Class::of_voxel(DType::I16, bits(-1_i16)),
+            Some(Class::from(-1))
+        );
         assert_eq!(Class::from(-1).matcher(DType::U16), None);
         assert_eq!(Class::from(300).matcher(DType::U8), None);
         assert_eq!(
@@ -286,7 +289,11 @@ mod tests {
     #[test]
     fn fractions_are_labels_and_what_is_not_finite_is_none() {
         let half = Class::real(0.5).unwrap();
-        assert!(half.matcher(DType::F16).unwrap().wants(bits(f16::from_f32(0.5))));
+        assert!(
+            half.matcher(DType::F16)
+                .unwrap()
+                .wants(bits(f16::from_f32(0.5)))
+        );
         assert_eq!(half.matcher(DType::U8), None);
         let tenth = Class::real(0.1).unwrap();
         assert_eq!(tenth.matcher(DType::F32), None, "no f32 is this tenth");

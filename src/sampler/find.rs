@@ -69,10 +69,12 @@ impl Finder {
     /// The part of a block that holds centres.
     fn part(&self, block: u64) -> Region {
         let block = self.blocks.region(block);
-        block.intersection(&self.placement.centres()).unwrap_or(Region {
-            shape: [0; 3],
-            ..block
-        })
+        block
+            .intersection(&self.placement.centres())
+            .unwrap_or(Region {
+                shape: [0; 3],
+                ..block
+            })
     }
 
     /// The block's part, made ready; it is read unless `read` holds it already.
@@ -171,7 +173,11 @@ impl Ready {
         let count = part.voxels();
         match (wanted, voxels) {
             (Wanted::Label(matcher), BlockVoxels::Fill(voxel)) => {
-                Self::Same(if matcher.wants(bits_of(voxel)) { count } else { 0 })
+                Self::Same(if matcher.wants(bits_of(voxel)) {
+                    count
+                } else {
+                    0
+                })
             }
             (Wanted::Label(matcher), BlockVoxels::Stored(voxels)) => {
                 Self::label(layout.dtype.size(), matcher, voxels)
@@ -298,7 +304,9 @@ impl Ready {
 
 /// The place of the set bit that `rest` set bits precede.
 fn find_bit(words: &[u64], before: &[u64], rest: u64) -> Option<u64> {
-    let stride = before.partition_point(|&count| count <= rest).checked_sub(1)?;
+    let stride = before
+        .partition_point(|&count| count <= rest)
+        .checked_sub(1)?;
     let mut left = rest - before[stride];
     for (i, &word) in (0..).zip(words).skip(stride * STRIDE).take(STRIDE) {
         let ones = u64::from(word.count_ones());
@@ -320,7 +328,12 @@ fn find_weight(weights: &[f64], at: f64) -> Option<u64> {
         weight > 0.0 && end > at
     });
     // Sums are rounded: past the end of the last, it is the last.
-    let last = || (0..).zip(weights).filter(|&(_, &weight)| weight > 0.0).last();
+    let last = || {
+        (0..)
+            .zip(weights)
+            .filter(|&(_, &weight)| weight > 0.0)
+            .last()
+    };
     reached.or_else(last).map(|(i, _)| i)
 }
 
@@ -336,8 +349,8 @@ mod tests {
     #[test]
     fn the_kth_voxel_of_a_label_is_the_one_that_counting_finds() {
         let matcher = crate::sampler::Class::from(1).matcher(DType::U16).unwrap();
-        for length in [1, 63, 64, 65, 511, 512, 513, 1500] {
-            for every in [1, 2, 3, 61, 100, 5000] {
+        for length in [1_u16, 63, 64, 65, 511, 512, 513, 1500] {
+            for every in [1_u16, 2, 3, 61, 100, 5000] {
                 let voxels: Vec<u16> = (0..length).map(|i| u16::from(i % every == 0)).collect();
                 let ready = Ready::label(2, matcher, bytemuck::cast_slice(&voxels));
                 let found: Vec<u64> = (0..)

@@ -64,7 +64,14 @@ impl<T: Tally> BlockIndex<T> {
         layout.decoded_bytes()?;
         let stamp = sidecar::stamp_of::<T>(volume, channel, &blocks)?;
         let job = |id| (id, blocks.region(id));
-        let tally = add_up(volume, channel, (blocks.count(), threads), progress, job)?;
+        let tally = add_up(
+            volume,
+            channel,
+            (blocks.count(), threads),
+            false,
+            progress,
+            job,
+        )?;
         Ok(Self {
             layout: layout.clone(),
             channel,
@@ -155,7 +162,14 @@ impl<T: Tally> BlockIndex<T> {
             (id, block.intersection(&centres).unwrap_or(block))
         };
         let jobs = (cut.len() as u64, threads);
-        known.merge(add_up(volume, self.channel, jobs, &silent, job)?);
+        known.merge(add_up(
+            volume,
+            self.channel,
+            jobs,
+            background,
+            &silent,
+            job,
+        )?);
         known.sort();
         Ok(known)
     }
@@ -163,7 +177,8 @@ impl<T: Tally> BlockIndex<T> {
     fn check_belongs(&self, layout: &Layout) -> Result<()> {
         let own = &self.layout;
         let same = own.path == layout.path
-            && (own.shape, own.channels, own.dtype) == (layout.shape, layout.channels, layout.dtype)
+            && (own.shape, own.channels, own.dtype)
+                == (layout.shape, layout.channels, layout.dtype)
             && own.rescale == layout.rescale;
         if same {
             return Ok(());
@@ -180,15 +195,18 @@ impl LabelIndex {
     /// How often each label occurs in the whole volume, by increasing label.
     #[must_use]
     pub fn counts(&self) -> BTreeMap<Class, u64> {
-        self.tally.totals(Region::whole(self.blocks.volume).voxels())
+        self.tally
+            .totals(Region::whole(self.blocks.volume).voxels())
     }
 }
 
-/// Adds up the parts of blocks that `job` gives for each number below the first of `jobs`.
+/// Adds up the parts of blocks that `job` gives for each number below the first of `jobs`, those
+/// with nothing but background if they are to be `listed`.
 fn add_up<T: Tally>(
     volume: &dyn Volume,
     channel: u64,
     (jobs, threads): (u64, usize),
+    listed: bool,
     progress: Progress<'_>,
     job: impl Fn(u64) -> (u64, Region) + Sync,
 ) -> Result<T> {
@@ -201,6 +219,7 @@ fn add_up<T: Tally>(
             id,
             region,
             voxels,
+            listed,
         })
     };
     let mut all = T::default();

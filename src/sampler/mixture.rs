@@ -316,9 +316,15 @@ mod tests {
         let parts = || vec![(1.0, uniform(0)), (2.0, uniform(1)), (3.0, uniform(2))];
         let exact = Mixture::exact(parts(), 7, 9).unwrap();
         let average = Mixture::new(parts(), 9).unwrap();
-        assert_eq!([0, 1, 2, 3, 4, 5, 6].map(|n| exact.choice(2, n)), GOLDEN_EXACT);
-        assert_eq!([0, 1, 2, 3, 4, 5, 6].map(|n| average.choice(2, n)), GOLDEN_AVERAGE);
+        assert_eq!(
+            [0, 1, 2, 3, 4, 5, 6].map(|n| exact.choice(2, n)),
+            GOLDEN_EXACT
+        );
+        assert_eq!(
+            [0, 1, 2, 3, 4, 5, 6].map(|n| average.choice(2, n)),
+            GOLDEN_AVERAGE
+        );
     }
-    const GOLDEN_EXACT: [usize; 7] = [0; 7];
-    const GOLDEN_AVERAGE: [usize; 7] = [0; 7];
+    const GOLDEN_EXACT: [usize; 7] = [2, 1, 2, 2, 1, 0, 2];
+    const GOLDEN_AVERAGE: [usize; 7] = [2, 1, 1, 2, 1, 1, 1];
 }

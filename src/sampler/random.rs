@@ -101,7 +101,10 @@ mod tests {
 
     #[test]
     fn a_fraction_has_53_bits_and_never_reaches_one() {
-        assert_eq!(fraction(u64::MAX).to_bits(), (1.0 - f64::EPSILON / 2.0).to_bits());
+        assert_eq!(
+            fraction(u64::MAX).to_bits(),
+            (1.0 - f64::EPSILON / 2.0).to_bits()
+        );
         assert_eq!(fraction(1 << 11).to_bits(), 2.0_f64.powi(-53).to_bits());
         assert_eq!(fraction(0).to_bits(), 0);
     }

@@ -31,7 +31,10 @@ const LARGEST: u64 = 2 << 30;
 /// What the index is of, but for the volume.
 fn purpose<T: Tally>(channel: u64, blocks: &Blocks) -> Vec<u8> {
     let mut purpose = vec![T::KIND];
-    let numbers = [channel].into_iter().chain(blocks.volume).chain(blocks.block);
+    let numbers = [channel]
+        .into_iter()
+        .chain(blocks.volume)
+        .chain(blocks.block);
     numbers.for_each(|number| purpose.extend(number.to_le_bytes()));
     purpose
 }

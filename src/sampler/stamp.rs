@@ -117,7 +117,8 @@ impl Hash {
     fn add(&mut self, part: &[u8]) {
         let length = (part.len() as u64).to_le_bytes();
         for &byte in length.iter().chain(part) {
-            self.0 = (self.0 ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
+            self.0 =
+                (self.0 ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
         }
     }
 }

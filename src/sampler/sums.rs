@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::blocks::{BlockVoxels, Blocks};
 use super::class::{Class, bits_of};
-use crate::dtype::{DType, with_element};
+use crate::dtype::{DType, Element, with_element};
 use crate::error::{Error, Result};
 use crate::region::Region;
 use crate::volume::{Layout, Rescale};
@@ -28,6 +28,8 @@ pub(super) struct Block<'a> {
     pub(super) id: u64,
     pub(super) region: Region,
     pub(super) voxels: BlockVoxels,
+    /// Whether it is listed even if it holds nothing but background.
+    pub(super) listed: bool,
 }
 
 /// What is known of all blocks; a part of it on each thread until they are merged.
@@ -159,7 +161,7 @@ impl Sealed for LabelCounts {
             let class = Class::of_voxel(dtype, bits).ok_or_else(|| bad_label(block))?;
             *classes.entry(class).or_default() += count;
         }
-        if classes.len() == 1 && classes.contains_key(&Class::ZERO) {
+        if !block.listed && classes.len() == 1 && classes.contains_key(&Class::ZERO) {
             return Ok(());
         }
         self.pairs += classes.len();
@@ -172,7 +174,10 @@ impl Sealed for LabelCounts {
             ));
         }
         for (class, count) in classes {
-            self.classes.entry(class).or_default().push((block.id, count));
+            self.classes
+                .entry(class)
+                .or_default()
+                .push((block.id, count));
         }
         Ok(())
     }
@@ -264,8 +269,9 @@ impl LabelCounts {
     pub(super) fn totals(&self, voxels: u64) -> BTreeMap<Class, u64> {
         let total = |entries: &Entries<u64>| entries.iter().map(|&(_, count)| count).sum::<u64>();
         let classes = self.classes.iter();
-        let mut totals: BTreeMap<Class, u64> =
-            classes.map(|(&class, entries)| (class, total(entries))).collect();
+        let mut totals: BTreeMap<Class, u64> = classes
+            .map(|(&class, entries)| (class, total(entries)))
+            .collect();
         totals.remove(&Class::ZERO);
         let zeros = voxels.saturating_sub(totals.values().sum());
         if zeros > 0 {
@@ -339,7 +345,6 @@ pub(super) fn to_weights(layout: &Layout, group: &[u8], weights: &mut [f64; GROU
     });
     let is_bool = layout.dtype == DType::Bool;
     with_element!(layout.dtype, T => {
-        use crate::dtype::Element;
         let values = group.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned::<T>);
         let mut count = 0;
         for (weight, value) in weights.iter_mut().zip(values) {
@@ -416,7 +421,6 @@ fn bad_label(block: &Block<'_>) -> Error {
     let size = layout.dtype.size();
     let voxel = &voxels[i * size..(i + 1) * size];
     let value = with_element!(layout.dtype, T => {
-        use crate::dtype::Element;
         bytemuck::pod_read_unaligned::<T>(voxel).to_f64()
     });
     Error::MapValue {

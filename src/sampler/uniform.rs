@@ -97,6 +97,7 @@ impl Iterator for Uniform {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sampler::tests::deviate;
 
     #[test]
     fn skipping_stepping_and_starting_again_give_the_same_draws() {
@@ -145,19 +146,6 @@ mod tests {
         }
     }
 
-    /// Chi-square of `counts` against equal shares, as a normal deviate (Wilson-Hilferty).
-    fn deviate(counts: &[u64]) -> f64 {
-        #[expect(clippy::cast_precision_loss, reason = "small counts")]
-        let (n, k) = (counts.iter().sum::<u64>() as f64, counts.len() as f64);
-        #[expect(clippy::cast_precision_loss, reason = "small counts")]
-        let chi: f64 = counts
-            .iter()
-            .map(|&c| (c as f64 - n / k).powi(2) / (n / k))
-            .sum();
-        let df = k - 1.0;
-        ((chi / df).cbrt() - (1.0 - 2.0 / (9.0 * df))) / (2.0 / (9.0 * df)).sqrt()
-    }
-
     #[test]
     fn places_are_alike_on_short_and_on_huge_axes() {
         // 4.75 standard deviations are a p of 1e-6.
@@ -194,4 +182,47 @@ mod tests {
         starts.dedup();
         assert_eq!(starts, [[0, 0, 0], [1, 0, 0]]);
     }
+
+    #[test]
+    fn every_border_policy_has_its_own_places() {
+        let starts = |border| {
+            let draws = Uniform::with_border([1, 1, 5], [1, 1, 3], border, 3).unwrap();
+            let mut counts = std::collections::BTreeMap::<i64, u64>::new();
+            for region in draws.take(5000) {
+                *counts.entry(region.start[2]).or_default() += 1;
+            }
+            counts
+        };
+        let pad = starts(Border::Pad);
+        assert_eq!(pad.keys().copied().collect::<Vec<_>>(), [-1, 0, 1, 2, 3]);
+        let counts: Vec<u64> = pad.into_values().collect();
+        assert!(deviate(&counts).abs() < 4.75, "{counts:?}");
+        let shift = starts(Border::Shift);
+        assert_eq!(shift.keys().copied().collect::<Vec<_>>(), [0, 1, 2]);
+        // The outer places take the centres beyond them: 2/5, 1/5, 2/5.
+        let halves = [
+            shift[&0] / 2,
+            shift[&0] / 2,
+            shift[&1],
+            shift[&2] / 2,
+            shift[&2] / 2,
+        ];
+        assert!(halves.iter().all(|n| (870..1130).contains(n)), "{shift:?}");
+        let large = Uniform::with_border([1, 1, 5], [1, 1, 9], Border::Pad, 3).unwrap();
+        assert!(
+            large
+                .take(50)
+                .all(|region| (-4..=0).contains(&region.start[2]))
+        );
+    }
+
+    #[test]
+    fn the_draws_are_those_of_every_release() {
+        let mut draws = Uniform::new([90, 80, 70], [64, 64, 64], 5)
+            .unwrap()
+            .with_epoch(2);
+        let first: [_; 3] = std::array::from_fn(|_| draws.next().unwrap().start);
+        assert_eq!(first, GOLDEN);
+    }
+    const GOLDEN: [[i64; 3]; 3] = [[7, 5, 6], [10, 0, 4], [1, 4, 1]];
 }

@@ -37,7 +37,11 @@ impl Weighted {
     /// [`Error::PatchSize`] if a patch does not fit; [`Error::NoCentre`] if every weight among the
     /// centres is 0; [`Error::Setting`] if the index is another map's; [`Error::Unsupported`]
     /// if the weights' sum is too large; what reading gives.
-    pub fn new(map: Arc<dyn Volume>, index: &WeightIndex, options: &SamplerOptions) -> Result<Self> {
+    pub fn new(
+        map: Arc<dyn Volume>,
+        index: &WeightIndex,
+        options: &SamplerOptions,
+    ) -> Result<Self> {
         let shape = map.layout().shape;
         let placement = Placement::new(shape, options.patch, options.border)?;
         let centres = placement.centres();
@@ -91,7 +95,11 @@ impl Weighted {
         let Some(entry) = self.blocks.iter().position(|&own| Some(own) == block) else {
             return 0.0;
         };
-        let before = if entry == 0 { 0.0 } else { self.ends[entry - 1] };
+        let before = if entry == 0 {
+            0.0
+        } else {
+            self.ends[entry - 1]
+        };
         let share = (self.ends[entry] - before) / self.ends.last().unwrap();
         let aim = Aim {
             block: self.blocks[entry],
