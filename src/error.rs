@@ -296,6 +296,54 @@ pub enum Error {
         here: u64,
     },
 
+    /// A voxel of a map that patches are drawn by has a value that a map must not have.
+    #[error(
+        "{}: channel {channel} has the {what} {value} at voxel [{}, {}, {}] (z, y, x), but {allowed}",
+        path.display(), voxel[0], voxel[1], voxel[2]
+    )]
+    MapValue {
+        /// The map.
+        path: PathBuf,
+        /// The channel.
+        channel: u64,
+        /// The voxel, z, y, x.
+        voxel: [u64; 3],
+        /// `weight` or `label`.
+        what: &'static str,
+        /// The value, as a number is printed.
+        value: String,
+        /// What is allowed.
+        allowed: &'static str,
+    },
+
+    /// No voxel of a map can be the centre of a patch.
+    #[error(
+        "{}: no patch can be drawn by channel {channel}, since {problem} among the centres [{centres}]; \
+         take another border policy, or skip such volumes or draw from them uniformly",
+        path.display()
+    )]
+    NoCentre {
+        /// The map.
+        path: PathBuf,
+        /// The channel.
+        channel: u64,
+        /// Where a patch's centre may lie.
+        centres: Region,
+        /// What is missing there.
+        problem: String,
+    },
+
+    /// A list of locations has a row that is none.
+    #[error("{}: line {line}: {problem}", path.display())]
+    Locations {
+        /// The list.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: u64,
+        /// What is wrong with it.
+        problem: String,
+    },
+
     /// The caller asked to stop.
     #[error("stopped on request")]
     Stopped,

@@ -1,42 +1,40 @@
-//! Where training patches lie: endless iterators of regions.
+//! Where training patches lie: endless draws of regions.
 //!
 //! The n-th draw is a pure function of the seed, the epoch and n, so the standard words do
 //! the rest: `skip(n)` resumes, `step_by(world)` shares between ranks, `take(n)` ends an
 //! epoch. Skipping costs nothing.
+//!
+//! [`Uniform`] needs no map. [`Weighted`] and [`Label`] draw by a map of any size, exactly and
+//! without loading it: a [`BlockIndex`] tells what each of its blocks holds, and a draw reads one
+//! block. [`Mixture`] combines samplers, [`Fixed`] is a list. What a sampler gives lies
+//! inside the volume unless the [`Border`] is [`Border::Pad`].
 
+mod blocks;
+mod border;
+mod class;
+mod draw;
+mod find;
+mod fixed;
+mod index;
+mod label;
+mod mixture;
 mod random;
+mod sidecar;
+mod stamp;
+mod sums;
+#[cfg(test)]
+mod tests;
 mod uniform;
+mod weighted;
 
+pub use border::{Border, Placement};
+pub use class::Class;
+pub use draw::{Draws, Empty, Sampler, SamplerOptions, draws};
+pub use fixed::Fixed;
+pub use index::{BlockIndex, LabelIndex, WeightIndex};
+pub use label::{Label, Shares};
+pub use mixture::Mixture;
 pub use random::Random;
+pub use sums::{LabelCounts, Tally, WeightSums};
 pub use uniform::Uniform;
-
-/// A source of patches' places.
-pub trait Sampler: std::fmt::Debug + Send + Sync {
-    /// Voxels of a patch, z, y, x.
-    fn patch(&self) -> crate::region::Shape;
-
-    /// Draw `n` of an epoch.
-    ///
-    /// # Errors
-    ///
-    /// Whatever keeps the map from being read.
-    fn draw(&self, epoch: u64, n: u64) -> crate::Result<crate::Region>;
-
-    /// Many draws, in their order.
-    ///
-    /// # Errors
-    ///
-    /// As [`draw`](Self::draw).
-    fn draw_many(&self, epoch: u64, ns: &[u64]) -> crate::Result<Vec<crate::Region>> {
-        ns.iter().map(|&n| self.draw(epoch, n)).collect()
-    }
-}
-
-impl Sampler for Uniform {
-    fn patch(&self) -> crate::region::Shape {
-        self.region(0).shape
-    }
-    fn draw(&self, epoch: u64, n: u64) -> crate::Result<crate::Region> {
-        Ok(self.clone().with_epoch(epoch).region(n))
-    }
-}
+pub use weighted::Weighted;

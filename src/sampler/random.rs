@@ -35,6 +35,11 @@ impl Random {
         self.0.next_u64()
     }
 
+    /// A number from 0 to 1, without 1: a multiple of 2^-53.
+    pub fn fraction(&mut self) -> f64 {
+        fraction(self.number())
+    }
+
     /// Any number below `bound`, each as likely.
     ///
     /// # Panics
@@ -55,6 +60,12 @@ impl Random {
             }
         }
     }
+}
+
+/// The upper 53 bits of a number as a fraction, from 0 to 1 without 1.
+#[expect(clippy::cast_precision_loss, reason = "53 bits are exact")]
+pub(super) fn fraction(number: u64) -> f64 {
+    (number >> 11) as f64 * 2.0_f64.powi(-53)
 }
 
 #[cfg(test)]
@@ -86,6 +97,22 @@ mod tests {
         for (i, a) in all.iter().enumerate() {
             assert!(all[i + 1..].iter().all(|b| a != b));
         }
+    }
+
+    #[test]
+    fn a_fraction_has_53_bits_and_never_reaches_one() {
+        assert_eq!(
+            fraction(u64::MAX).to_bits(),
+            (1.0 - f64::EPSILON / 2.0).to_bits()
+        );
+        assert_eq!(fraction(1 << 11).to_bits(), 2.0_f64.powi(-53).to_bits());
+        assert_eq!(fraction(0).to_bits(), 0);
+    }
+
+    #[test]
+    fn another_purpose_has_other_numbers() {
+        let mut other = Random::of_domain(*b"voxpatch mix  v1", 7, 3, 11);
+        assert_ne!(other.number(), GOLDEN[0]);
     }
 
     #[test]

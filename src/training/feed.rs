@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::plan::{Epoch, Planned, Share};
-use super::subject::{Subject, Subjects};
+use super::subject::{Image, Subject, Subjects};
 use crate::error::{Error, Result};
 use crate::region::Region;
 use crate::sampler::{Random, Sampler};
@@ -48,18 +49,15 @@ pub(super) struct Opened {
     pub(super) subject: Arc<Subject>,
     /// `None` if it is left out.
     sampler: Option<Arc<dyn Sampler>>,
-    /// What had been read of its images when it was opened.
-    pub(super) bytes_before: u64,
+    /// What had been read of each image when that was last asked.
+    read: Vec<AtomicU64>,
 }
 
 impl Opened {
-    /// Bytes read of all images, ever.
-    pub(super) fn bytes(subject: &Subject) -> u64 {
-        subject
-            .images()
-            .iter()
-            .map(|image| image.volume.reads().bytes)
-            .sum()
+    /// Bytes read of an image since this was last asked.
+    pub(super) fn newly_read(&self, image: usize) -> u64 {
+        let now = self.subject.images()[image].volume.reads().bytes;
+        now.saturating_sub(self.read[image].fetch_max(now, Ordering::Relaxed))
     }
 }
 
@@ -212,12 +210,12 @@ impl Feed {
         let own_seed = Random::of_domain(*b"voxpatch seed v1", self.seed, index, 0).number();
         let sampler = (self.make)(&subject, own_seed)
             .map_err(|error| failed(index, subject.name(), error))?;
-        let bytes_before = Opened::bytes(&subject);
+        let read = |image: &Image| AtomicU64::new(image.volume.reads().bytes);
         let opened = Arc::new(Opened {
             index,
+            read: subject.images().iter().map(read).collect(),
             subject: Arc::new(subject),
             sampler,
-            bytes_before,
         });
         self.open.push_back(Arc::clone(&opened));
         if self.open.len() > KEPT_OPEN {

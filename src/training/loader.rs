@@ -92,6 +92,8 @@ pub struct LoaderStats {
     pub waited: Duration,
     /// Chunks fetched and decoded.
     pub chunks: u64,
+    /// Bytes read of all images, before decoding.
+    pub bytes: u64,
     /// Times that a chunk was copied into a patch: without sharing, each would be a decode.
     pub copies: u64,
     /// Patches in the buffer that are complete, and that are not.
@@ -262,6 +264,7 @@ impl Loader {
         let counters = &self.schedule.counters;
         LoaderStats {
             chunks: counters.chunks.load(Ordering::Relaxed),
+            bytes: counters.bytes.load(Ordering::Relaxed),
             copies: counters.copies.load(Ordering::Relaxed),
             fill: self.schedule.fill(),
             ..self.stats.clone()

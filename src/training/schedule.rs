@@ -53,7 +53,7 @@ pub(super) struct Counters {
     pub(super) chunks: AtomicU64,
     /// Patches that chunks were copied to.
     pub(super) copies: AtomicU64,
-    /// Bytes read for subjects that are closed again.
+    /// Bytes read of all images, before decoding.
     pub(super) bytes: AtomicU64,
 }
 
@@ -309,7 +309,11 @@ impl Schedule {
     fn scatter(&self, key: Key, mut slots: Vec<Arc<Slot>>) {
         let (_, image, index) = key;
         let chunk = match slots.first().map(|slot| &slot.item) {
-            Some(Ok(wanted)) => guarded(|| wanted.images()[image].volume.read_chunk(index)),
+            Some(Ok(wanted)) => {
+                let chunk = guarded(|| wanted.images()[image].volume.read_chunk(index));
+                self.count_bytes(wanted, image);
+                chunk
+            }
             _ => return,
         };
         self.counters.chunks.fetch_add(1, Ordering::Relaxed);
@@ -381,9 +385,16 @@ impl Schedule {
         let mut buffer = lock(&slot.buffers[image]);
         let patch = self.buffer(wanted, image, &mut buffer)?;
         let region = patch.region();
-        wanted.images()[image]
+        let read = wanted.images()[image]
             .volume
-            .read_into(region, patch.bytes_mut())
+            .read_into(region, patch.bytes_mut());
+        self.count_bytes(wanted, image);
+        read
+    }
+
+    fn count_bytes(&self, wanted: &Wanted, image: usize) {
+        let bytes = wanted.opened.newly_read(image);
+        self.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// The patch that an image's voxels are gathered in.

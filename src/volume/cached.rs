@@ -4,6 +4,7 @@
 //! and decoded by one thread however many want it at once. It may be shared freely.
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -80,6 +81,10 @@ impl Volume for Cached {
             hits: self.hits.load(Ordering::Relaxed),
             ..self.inner.reads()
         }
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        self.inner.files()
     }
 
     fn stored_bytes(&self) -> Result<u64> {

@@ -9,11 +9,11 @@ mod chunk;
 mod create;
 mod flat;
 mod header;
-mod lru;
+pub(crate) mod lru;
 mod memory;
 mod mmap;
 mod open;
-mod staged;
+pub(crate) mod staged;
 #[cfg(any(test, feature = "testing"))]
 pub mod suite;
 mod zarr;
@@ -252,6 +252,12 @@ pub trait Volume: Debug + Send + Sync {
         Reads::default()
     }
 
+    /// Every file, or folder of files, whose bytes decide what a read gives. A wrapper passes
+    /// the question on.
+    fn files(&self) -> Vec<PathBuf> {
+        vec![self.layout().path.clone()]
+    }
+
     /// Bytes that the voxels take where they are stored.
     ///
     /// # Errors
@@ -345,6 +351,9 @@ impl<V: Volume + ?Sized> Volume for Arc<V> {
     }
     fn reads(&self) -> Reads {
         (**self).reads()
+    }
+    fn files(&self) -> Vec<PathBuf> {
+        (**self).files()
     }
     fn stored_bytes(&self) -> Result<u64> {
         (**self).stored_bytes()

@@ -24,7 +24,7 @@ pub(super) struct StagedFolder {
 
 /// A file that will be called `target`.
 #[derive(Debug)]
-pub(super) struct StagedFile {
+pub(crate) struct StagedFile {
     file: NamedTempFile,
     target: PathBuf,
     replace: bool,
@@ -87,7 +87,7 @@ impl StagedFolder {
 
 impl StagedFile {
     /// Makes the file beside `target`, which must not exist unless it may be replaced.
-    pub(super) fn new(target: &Path, replace: bool) -> Result<Self> {
+    pub(crate) fn new(target: &Path, replace: bool) -> Result<Self> {
         let (parent, prefix) = place(target, replace)?;
         let file = Builder::new()
             .prefix(&prefix)
@@ -103,12 +103,12 @@ impl StagedFile {
     }
 
     /// The file, open for writing.
-    pub(super) fn file(&self) -> &File {
+    pub(crate) fn file(&self) -> &File {
         self.file.as_file()
     }
 
     /// Makes what it holds durable and gives it its name.
-    pub(super) fn finish(self) -> Result<()> {
+    pub(crate) fn finish(self) -> Result<()> {
         self.file
             .as_file()
             .sync_all()
