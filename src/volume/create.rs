@@ -80,6 +80,7 @@ pub fn create(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<B
         layout.format = Format::Npy;
         Ok(Box::new(flat::FlatWriter::create(layout, options)?))
     } else if lower.ends_with(".nii") {
+        layout.format = Format::Nifti1;
         Ok(Box::new(flat::FlatWriter::create(layout, options)?))
     } else {
         layout.format = Format::Zarr3;
