@@ -76,10 +76,12 @@ pub fn create(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<B
             ));
         }
     }
-    if lower.ends_with(".npy") {
+    let extension = path.extension().map(|end| end.to_ascii_lowercase());
+    let is = |known: &str| extension.as_ref().is_some_and(|end| end == known);
+    if is("npy") {
         layout.format = Format::Npy;
         Ok(Box::new(flat::FlatWriter::create(layout, options)?))
-    } else if lower.ends_with(".nii") {
+    } else if is("nii") {
         layout.format = Format::Nifti1;
         Ok(Box::new(flat::FlatWriter::create(layout, options)?))
     } else {
