@@ -1,5 +1,6 @@
 //! Creating outputs: the format by the name's extension, Zarr where it says nothing else.
 
+use std::ffi::OsStr;
 use std::path::Path;
 
 use super::{Format, Layout, VolumeMut, flat, zarr};
@@ -76,7 +77,7 @@ pub fn create(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<B
             ));
         }
     }
-    let extension = path.extension().map(|end| end.to_ascii_lowercase());
+    let extension = path.extension().map(OsStr::to_ascii_lowercase);
     let is = |known: &str| extension.as_ref().is_some_and(|end| end == known);
     if is("npy") {
         layout.format = Format::Npy;
