@@ -1,6 +1,5 @@
 //! Creating outputs: the format by the name's extension, Zarr where it says nothing else.
 
-use std::ffi::OsStr;
 use std::path::Path;
 
 use super::{Format, Layout, VolumeMut, flat, zarr};
@@ -77,12 +76,10 @@ pub fn create(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<B
             ));
         }
     }
-    let extension = path.extension().map(OsStr::to_ascii_lowercase);
-    let is = |known: &str| extension.as_ref().is_some_and(|end| end == known);
-    if is("npy") {
+    if lower.ends_with(".npy") {
         layout.format = Format::Npy;
         Ok(Box::new(flat::FlatWriter::create(layout, options)?))
-    } else if is("nii") {
+    } else if lower.ends_with(".nii") {
         layout.format = Format::Nifti1;
         Ok(Box::new(flat::FlatWriter::create(layout, options)?))
     } else {
