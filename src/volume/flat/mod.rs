@@ -2,7 +2,7 @@
 //!
 //! An uncompressed file is mapped, and voxels are copied out of the map row by row, whatever
 //! the order of its axes and however unaligned they lie; a packed one is a
-//! [`StreamVolume`](stream::StreamVolume). What a header promises and a file does not hold is
+//! [`StreamVolume`]. What a header promises and a file does not hold is
 //! an error when the file is opened, as far as that can be known without unpacking.
 
 mod stream;

@@ -6,7 +6,9 @@ use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
 
 use super::super::suite::{Random, check};
-use super::super::{CreateOptions, Layout, OpenOptions, RawSpec, Rescale, Volume, create, open};
+use super::super::{
+    CreateOptions, Format, Layout, OpenOptions, RawSpec, Rescale, Volume, create, open,
+};
 use crate::dtype::{DType, swap_bytes};
 use crate::error::Error;
 use crate::geometry::Geometry;
@@ -684,9 +686,12 @@ fn what_is_written_in_boxes_by_many_threads_is_read_back() {
         for channels in [1, 3] {
             let patch = Random(11).patch([5, 6, 7], channels, dtype);
             let layout = Layout::new([5, 6, 7], channels, dtype);
-            round_trip(&desk, "a.npy", &layout, &patch);
+            // The layout of the source says nothing of the output's format.
+            let npy = round_trip(&desk, "a.npy", &layout, &patch);
             if dtype != DType::F16 {
-                round_trip(&desk, "a.nii", &layout, &patch);
+                let nii = round_trip(&desk, "a.nii", &npy, &patch);
+                assert_eq!(nii.format, Format::Nifti1);
+                round_trip(&desk, "a.npy", &nii, &patch.converted(nii.dtype));
             }
         }
     }
