@@ -72,6 +72,10 @@ impl Volume for Cached {
         Ok((*self.chunk(index)?).clone())
     }
 
+    fn unstored(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
+        self.inner.unstored(index)
+    }
+
     fn reads(&self) -> Reads {
         Reads {
             hits: self.hits.load(Ordering::Relaxed),
