@@ -14,7 +14,7 @@ use std::thread;
 
 use crate::error::{Error, Result};
 use crate::progress::{Progress, report};
-use crate::region::{Region, Shape, chunk_region, voxels};
+use crate::region::{Region, Shape, chunk_range, chunk_region, indices, voxels};
 use crate::volume::{Chunk, ChunkVoxels, Layout, Volume, intersecting};
 
 /// Voxels of a block where nothing asks for others, and the least where chunks are small.
@@ -23,6 +23,8 @@ const LEAST: u64 = 32 * 32 * 32;
 /// As many blocks as an index holds, unless blocks had to be larger than `LARGEST` voxels.
 const MOST: u64 = 1 << 22;
 const LARGEST: u64 = 1 << 24;
+/// Shards from which on threads take shards rather than blocks.
+const MANY_SHARDS: u64 = 256;
 
 /// A volume cut into blocks, numbered in row-major order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +60,24 @@ impl Blocks {
     /// Blocks along each axis.
     fn counts(&self) -> Shape {
         std::array::from_fn(|a| self.volume[a].div_ceil(self.block[a]))
+    }
+
+    /// The write chunks as blocks of their own, if they are made of several blocks, and there are
+    /// enough of them to share out.
+    pub(super) fn shards(&self, layout: &Layout) -> Option<Self> {
+        let [_, shard @ ..] = layout.write_chunk?;
+        let whole = (0..3).all(|a| shard[a] > 0 && shard[a].is_multiple_of(self.block[a]));
+        let shards = Self {
+            volume: self.volume,
+            block: shard,
+        };
+        (whole && shard != self.block && shards.count() >= MANY_SHARDS).then_some(shards)
+    }
+
+    /// The blocks of which a region, one of [`shards`](Self::shards), is made.
+    pub(super) fn inside(&self, region: &Region) -> impl Iterator<Item = u64> + use<> {
+        let [_, y, x] = self.counts();
+        indices(chunk_range(region, self.block)).map(move |[bz, by, bx]| (bz * y + by) * x + bx)
     }
 
     /// How many blocks there are; `u64::MAX` if that is more than fits.

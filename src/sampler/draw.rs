@@ -16,7 +16,7 @@ pub trait Sampler: Debug + Send + Sync {
     fn patch(&self) -> Shape;
 
     /// How many draws there are, if there is an end to them.
-    fn len(&self) -> Option<u64> {
+    fn end(&self) -> Option<u64> {
         None
     }
 
@@ -40,7 +40,7 @@ pub trait Sampler: Debug + Send + Sync {
 
 /// Draws one after another, some of an epoch: an iterator that skips at no cost.
 pub fn draws(sampler: &dyn Sampler, epoch: u64, ns: Range<u64>) -> Draws<'_> {
-    let end = sampler.len().map_or(ns.end, |len| ns.end.min(len));
+    let end = sampler.end().map_or(ns.end, |end| ns.end.min(end));
     Draws {
         sampler,
         epoch,

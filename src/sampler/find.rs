@@ -262,7 +262,7 @@ impl Ready {
             Self::Many { words, before } => find_bit(words, before, rest),
             Self::SameWeight(0) => None,
             Self::SameWeight(count) => {
-                let high = u128::from(rest) * u128::from(*count) >> 64;
+                let high = (u128::from(rest) * u128::from(*count)) >> 64;
                 u64::try_from(high).ok()
             }
             Self::Weights { voxels, ends } => {

@@ -145,7 +145,7 @@ impl Sampler for Fixed {
         self.regions[0].shape
     }
 
-    fn len(&self) -> Option<u64> {
+    fn end(&self) -> Option<u64> {
         Some(self.regions.len() as u64)
     }
 

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::blocks::{Blocks, read_block, spread};
+use super::blocks::{BlockVoxels, Blocks, read_block, spread};
 use super::class::Class;
 use super::sidecar;
 use super::sums::{Block, LabelCounts, Tally, WeightSums};
@@ -63,15 +63,14 @@ impl<T: Tally> BlockIndex<T> {
         let layout = volume.layout();
         layout.decoded_bytes()?;
         let stamp = sidecar::stamp_of::<T>(volume, channel, &blocks)?;
-        let job = |id| (id, blocks.region(id));
-        let tally = add_up(
-            volume,
-            channel,
-            (blocks.count(), threads),
-            false,
-            progress,
-            job,
-        )?;
+        if channel >= layout.channels {
+            return Err(Error::NoSuchChannel {
+                start: channel,
+                end: channel.saturating_add(1),
+                channels: layout.channels,
+            });
+        }
+        let tally = add_up_all(volume, channel, &blocks, threads, progress)?;
         Ok(Self {
             layout: layout.clone(),
             channel,
@@ -156,20 +155,15 @@ impl<T: Tally> BlockIndex<T> {
     ) -> Result<T> {
         self.check_belongs(volume.layout())?;
         let (mut known, cut) = self.tally.clip(&self.blocks, &centres, background);
-        let job = |i: u64| {
+        let work = |tally: &mut T, i: u64| {
             let id = usize::try_from(i).map_or(0, |i| cut[i]);
             let block = self.blocks.region(id);
-            (id, block.intersection(&centres).unwrap_or(block))
+            let part = block.intersection(&centres).unwrap_or(block);
+            let voxels = read_block(volume, self.channel, part)?;
+            let map = (volume.layout(), self.channel);
+            add(tally, map, (id, part), voxels, background)
         };
-        let jobs = (cut.len() as u64, threads);
-        known.merge(add_up(
-            volume,
-            self.channel,
-            jobs,
-            background,
-            &silent,
-            job,
-        )?);
+        known.merge(merged(spread(cut.len() as u64, threads, &silent, work)?));
         known.sort();
         Ok(known)
     }
@@ -200,32 +194,62 @@ impl LabelIndex {
     }
 }
 
-/// Adds up the parts of blocks that `job` gives for each number below the first of `jobs`, those
-/// with nothing but background if they are to be `listed`.
-fn add_up<T: Tally>(
+/// Adds up all blocks. Shards are asked first whether they are there: in a sparse volume most are not.
+fn add_up_all<T: Tally>(
     volume: &dyn Volume,
     channel: u64,
-    (jobs, threads): (u64, usize),
-    listed: bool,
+    blocks: &Blocks,
+    threads: usize,
     progress: Progress<'_>,
-    job: impl Fn(u64) -> (u64, Region) + Sync,
 ) -> Result<T> {
-    let work = |tally: &mut T, number| {
-        let (id, region) = job(number);
-        let voxels = read_block(volume, channel, region)?;
-        tally.add(&Block {
-            layout: volume.layout(),
-            channel,
-            id,
-            region,
-            voxels,
-            listed,
-        })
+    let layout = volume.layout();
+    let (Some([c, chunk @ ..]), Some(shards)) = (layout.read_chunk, blocks.shards(layout)) else {
+        let work = |tally: &mut T, id| {
+            let region = blocks.region(id);
+            let voxels = read_block(volume, channel, region)?;
+            add(tally, (layout, channel), (id, region), voxels, false)
+        };
+        return spread(blocks.count(), threads, progress, work).map(merged);
     };
+    let work = |tally: &mut T, shard| {
+        let shard = shards.region(shard);
+        let first = |a: usize| shard.start[a].unsigned_abs() / chunk[a];
+        let unstored = volume.unstored([channel / c, first(0), first(1), first(2)])?;
+        for id in blocks.inside(&shard) {
+            let region = blocks.region(id);
+            let voxels = match &unstored {
+                Some(voxel) => BlockVoxels::Fill(voxel.clone()),
+                None => read_block(volume, channel, region)?,
+            };
+            add(tally, (layout, channel), (id, region), voxels, false)?;
+        }
+        Ok(())
+    };
+    spread(shards.count(), threads, progress, work).map(merged)
+}
+
+fn add<T: Tally>(
+    tally: &mut T,
+    (layout, channel): (&Layout, u64),
+    (id, region): (u64, Region),
+    voxels: BlockVoxels,
+    listed: bool,
+) -> Result<()> {
+    tally.add(&Block {
+        layout,
+        channel,
+        id,
+        region,
+        voxels,
+        listed,
+    })
+}
+
+fn merged<T: Tally>(parts: Vec<T>) -> T {
     let mut all = T::default();
-    for part in spread(jobs, threads, progress, work)? {
+    for part in parts {
         all.merge(part);
     }
     all.sort();
-    Ok(all)
+    all
 }

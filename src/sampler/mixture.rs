@@ -86,9 +86,9 @@ impl Mixture {
                 let both = format!("patches of {:?} and {:?}", first.patch(), sampler.patch());
                 return Err(bad(both, "all must have one size"));
             }
-            if sampler.len().is_some() {
+            if sampler.end().is_some() {
                 return Err(bad(
-                    format!("{} draws", sampler.len().unwrap_or(0)),
+                    format!("{} draws", sampler.end().unwrap_or(0)),
                     "only samplers without an end can be mixed",
                 ));
             }

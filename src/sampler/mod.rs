@@ -6,11 +6,12 @@
 //!
 //! [`Uniform`] needs no map. [`Weighted`] and [`Label`] draw by a map of any size, exactly and
 //! without loading it: a [`BlockIndex`] tells what each of its blocks holds, and a draw reads one
-//! block. [`Mixture`] combines samplers, [`Fixed`] is a list. What a sampler gives lies
+//! block. [`Channels`] draws by a map with a channel for each label. [`Mixture`] combines samplers, [`Fixed`] is a list. What a sampler gives lies
 //! inside the volume unless the [`Border`] is [`Border::Pad`].
 
 mod blocks;
 mod border;
+mod channels;
 mod class;
 mod draw;
 mod find;
@@ -28,6 +29,7 @@ mod uniform;
 mod weighted;
 
 pub use border::{Border, Placement};
+pub use channels::Channels;
 pub use class::Class;
 pub use draw::{Draws, Empty, Sampler, SamplerOptions, draws};
 pub use fixed::Fixed;

@@ -93,9 +93,9 @@ fn add_file(files: &mut u128, newest: &mut SystemTime, name: &Path, found: &Meta
         found.ctime(),
         found.ctime_nsec(),
     ];
-    times
-        .iter()
-        .for_each(|number| hash.add(&number.to_le_bytes()));
+    for number in times {
+        hash.add(&number.to_le_bytes());
+    }
     *files = files.wrapping_add(hash.0);
     if let (Ok(seconds), Ok(nanos)) = (found.ctime().try_into(), found.ctime_nsec().try_into()) {
         let changed = SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanos));

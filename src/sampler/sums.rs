@@ -133,7 +133,7 @@ impl Sealed for WeightSums {
     }
 
     fn encode(&self, out: &mut Vec<u8>) {
-        encode_entries(&self.0, out, |sum| sum.to_bits());
+        encode_entries(&self.0, out, f64::to_bits);
     }
 
     fn decode(mut bytes: &[u8], blocks: u64, _voxels: u64) -> Option<Self> {
@@ -348,7 +348,7 @@ pub(super) fn to_weights(layout: &Layout, group: &[u8], weights: &mut [f64; GROU
         let values = group.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned::<T>);
         let mut count = 0;
         for (weight, value) in weights.iter_mut().zip(values) {
-            let value = if is_bool { f64::from(value != T::default()) } else { value.to_f64() };
+            let value = if is_bool { f64::from(value > T::default()) } else { value.to_f64() };
             *weight = value * slope + intercept;
             count += 1;
         }

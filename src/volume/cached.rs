@@ -76,6 +76,10 @@ impl Volume for Cached {
         self.inner.is_sequential()
     }
 
+    fn unstored(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
+        self.inner.unstored(index)
+    }
+
     fn reads(&self) -> Reads {
         Reads {
             hits: self.hits.load(Ordering::Relaxed),

@@ -247,6 +247,18 @@ pub trait Volume: Debug + Send + Sync {
         false
     }
 
+    /// The bytes that every voxel has of the write chunk that holds the read chunk `index` (c, z,
+    /// y, x), if nothing of it is stored; `None` if something is, or if only reading could tell.
+    /// It is much cheaper than a read. A wrapper passes the question on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the store cannot be asked.
+    fn unstored(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
+        let _ = index;
+        Ok(None)
+    }
+
     /// What was read since the volume was opened; zeros where nobody counts.
     fn reads(&self) -> Reads {
         Reads::default()
@@ -348,6 +360,10 @@ impl<V: Volume + ?Sized> Volume for Arc<V> {
     }
     fn is_sequential(&self) -> bool {
         (**self).is_sequential()
+    }
+
+    fn unstored(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
+        (**self).unstored(index)
     }
     fn reads(&self) -> Reads {
         (**self).reads()

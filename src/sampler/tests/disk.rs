@@ -213,6 +213,62 @@ fn an_index_is_not_saved_into_the_volume_nor_for_one_without_files() {
 }
 
 #[test]
+fn shards_that_are_not_stored_are_background_and_the_others_are_not_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("labels.zarr");
+    let options = CreateOptions {
+        chunk: [32; 3],
+        shard: Some([64, 128, 64]),
+        ..CreateOptions::default()
+    };
+    // Rather many shards, of which two are stored, one at the edge.
+    let shape = [640, 640, 400];
+    let output = create(&data, &Layout::new(shape, 1, DType::U16), &options).unwrap();
+    for (at, size) in [
+        ([128, 256, 64], [64, 128, 64]),
+        ([576, 512, 384], [64, 128, 16]),
+    ] {
+        let region = Region::new(at, size);
+        let labels: Vec<u16> = (0..region.voxels())
+            .map(|i| u16::from(i % 5 == 0))
+            .collect();
+        output.write(region, bytemuck::cast_slice(&labels)).unwrap();
+    }
+    output.finish().unwrap();
+    let volume = open(&data).unwrap();
+    let blocks = Blocks::of(volume.layout());
+    assert!(blocks.shards(volume.layout()).is_some());
+    let index = LabelIndex::build(&*volume, 0, 2, &silent).unwrap();
+    let stored: u64 = [64 * 128 * 64, 64 * 128 * 16_u64]
+        .iter()
+        .map(|n| n.div_ceil(5))
+        .sum();
+    assert_eq!(index.counts()[&1.into()], stored);
+    let mut layout = volume.layout().clone();
+    layout.write_chunk = None;
+    assert!(blocks.shards(&layout).is_none());
+    let plain = Shardless(volume, layout);
+    let one_by_one = LabelIndex::build(&plain, 0, 2, &silent).unwrap();
+    assert_eq!(index.tally, one_by_one.tally);
+}
+
+/// A volume that does not say that it has shards.
+#[derive(Debug)]
+struct Shardless(Arc<dyn Volume>, Layout);
+
+impl Volume for Shardless {
+    fn layout(&self) -> &Layout {
+        &self.1
+    }
+    fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
+        self.0.read_channels(channels, region, out)
+    }
+    fn read_chunk(&self, index: [u64; 4]) -> Result<Chunk> {
+        self.0.read_chunk(index)
+    }
+}
+
+#[test]
 fn a_zarr_without_stored_chunks_is_drawn_from_to_its_far_end() {
     let dir = tempfile::tempdir().unwrap();
     for (i, (shape, chunk)) in [
