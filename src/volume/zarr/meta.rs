@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::super::{ChunkShape, Format};
 use crate::dtype::DType;
@@ -304,6 +304,42 @@ fn dtype(path: &Path, format: Format, document: &Value) -> Result<DType> {
     })
 }
 
+/// Writes codecs as zarrs knows them: it has no `numcodecs.` name for those that Zarr v3 has
+/// taken over since, and wants settings that matter to nobody who only decodes.
+pub(super) fn plain_codecs(list: &mut Value) {
+    for codec in list.as_array_mut().into_iter().flatten() {
+        let Some(codec) = codec.as_object_mut() else {
+            continue;
+        };
+        let name = codec.get("name").and_then(Value::as_str).unwrap_or("");
+        let plain = name.strip_prefix("numcodecs.").unwrap_or(name);
+        let plain = match plain {
+            "blosc" | "crc32c" | "gzip" | "zstd" => plain.to_owned(),
+            _ => name.to_owned(),
+        };
+        let renamed = plain != name;
+        let defaults = match plain.as_str() {
+            "zstd" => json!({"level": 0, "checksum": false}),
+            "gzip" => json!({"level": 5}),
+            "blosc" => json!({"clevel": 5, "blocksize": 0}),
+            _ => json!({}),
+        };
+        let configuration = codec.entry("configuration").or_insert_with(|| json!({}));
+        if let Some(configuration) = configuration.as_object_mut() {
+            for (key, value) in defaults.as_object().into_iter().flatten() {
+                configuration.entry(key).or_insert_with(|| value.clone());
+            }
+            if plain == "blosc" && renamed {
+                configuration.insert("shuffle".to_owned(), json!("noshuffle"));
+            }
+            for inner in ["codecs", "index_codecs"] {
+                configuration.get_mut(inner).into_iter().for_each(plain_codecs);
+            }
+        }
+        codec.insert("name".to_owned(), Value::String(plain));
+    }
+}
+
 /// The fill value as zarrs takes it: some writers leave it out, or write a whole number with
 /// a decimal point.
 pub(super) fn fill_value(document: &Value, dtype: DType) -> Value {
@@ -352,7 +388,6 @@ fn v2_dtype(name: &str) -> Option<DType> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn parse(shape: &Value, chunk: &Value) -> Result<Facts> {
         let grid = json!({"name": "regular", "configuration": {"chunk_shape": chunk}});

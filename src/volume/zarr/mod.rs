@@ -20,10 +20,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value as Json;
-use zarrs::array::{Array, ArrayMetadata};
-use zarrs::convert::array_metadata_v2_to_v3;
+use zarrs::array::{Array, ArrayCreateError, ArrayMetadata};
+use zarrs::convert::{ArrayMetadataV2ToV3Error, array_metadata_v2_to_v3};
 use zarrs::metadata::v2::ArrayMetadataV2;
 use zarrs::metadata::v3::ArrayMetadataV3;
+use zarrs::plugin::PluginCreateError;
 
 use self::chain::{Chain, Form, Refusal, place};
 use self::meta::Facts;
@@ -239,23 +240,35 @@ impl ZarrVolume {
 /// The array and its metadata, as version 3.
 fn open_array(facts: &Facts, document: &Json) -> Result<(Array<()>, ArrayMetadataV3)> {
     let bad = |problem: String| Error::header(&facts.path, facts.format_name(), problem);
+    let unread =
+        |codec: &str| Error::unsupported(&facts.path, format!("codec {codec} is not supported"));
     let mut document = document.clone();
     if let Some(object) = document.as_object_mut() {
         // Attributes are read by us; some writers leave consolidated metadata in v3 arrays.
         object.retain(|key, _| key != "attributes" && key != "consolidated_metadata");
         let fill = meta::fill_value(&Json::Object(object.clone()), facts.dtype);
         object.insert("fill_value".to_owned(), fill);
+        if let Some(codecs) = object.get_mut("codecs") {
+            meta::plain_codecs(codecs);
+        }
     }
     let metadata: ArrayMetadataV3 = if facts.format == Format::Zarr3 {
         serde_json::from_value(document).map_err(|error| bad(error.to_string()))?
     } else {
         let metadata: ArrayMetadataV2 =
             serde_json::from_value(document).map_err(|error| bad(error.to_string()))?;
-        array_metadata_v2_to_v3(&metadata).map_err(|error| bad(error.to_string()))?
+        array_metadata_v2_to_v3(&metadata).map_err(|error| match error {
+            ArrayMetadataV2ToV3Error::UnsupportedCodec(codec, _) => unread(&codec),
+            error => bad(error.to_string()),
+        })?
     };
     let array = ArrayMetadata::V3(metadata.clone());
-    let array = Array::new_with_metadata(Arc::new(()), "/", array)
-        .map_err(|error| bad(error.to_string()))?;
+    let array = Array::new_with_metadata(Arc::new(()), "/", array).map_err(|error| match error {
+        ArrayCreateError::CodecsCreateError(PluginCreateError::Unsupported(error)) => {
+            Error::unsupported(&facts.path, error.to_string())
+        }
+        error => bad(error.to_string()),
+    })?;
     Ok((array, metadata))
 }
 
