@@ -111,6 +111,33 @@ pub enum Error {
         source: Cause,
     },
 
+    /// A chunk has no file, and the fill value was not allowed to stand for it.
+    #[error("{}: chunk {key} is missing", path.display())]
+    MissingChunk {
+        /// The array.
+        path: PathBuf,
+        /// The chunk's key below the array.
+        key: String,
+    },
+
+    /// A chunk of an output was written twice.
+    #[error("{}: chunk {key} was written before; each is written once", path.display())]
+    ChunkWritten {
+        /// The output.
+        path: PathBuf,
+        /// The chunk's key below the array.
+        key: String,
+    },
+
+    /// A codec that is not used on data from strangers.
+    #[error("{}: codec {codec:?} is not safe on untrusted data", path.display())]
+    UntrustedCodec {
+        /// The array.
+        path: PathBuf,
+        /// The codec, as the metadata call it.
+        codec: String,
+    },
+
     /// A region that has to lie inside a volume does not.
     #[error("region [{region}] reaches outside the volume of shape {shape:?}")]
     OutOfBounds {

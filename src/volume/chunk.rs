@@ -87,16 +87,9 @@ fn fill(voxel: &[u8], chunk: Region, (out, region): (&mut [u8], Region), channel
 /// The channels and the box of chunk `index`, cut at the volume's edge.
 pub(super) fn clipped(layout: &Layout, index: ChunkShape) -> Result<(Range<u64>, Region)> {
     let (channels, region) = whole(layout, index)?;
-    let region = region.intersection(&Region::whole(layout.shape));
-    match region {
-        Some(region) if channels.start < layout.channels => {
-            Ok((channels.start..channels.end.min(layout.channels), region))
-        }
-        _ => Err(Error::unsupported(
-            &layout.path,
-            format!("there is no chunk {index:?}"),
-        )),
-    }
+    let inside = region.intersection(&Region::whole(layout.shape));
+    let channels = channels.start..channels.end.min(layout.channels);
+    Ok((channels, inside.expect("a chunk that starts inside")))
 }
 
 /// The channels and the box of chunk `index`, which may hang over the volume's edge.
@@ -105,7 +98,20 @@ pub(super) fn whole(layout: &Layout, index: ChunkShape) -> Result<(Range<u64>, R
         .read_chunk
         .ok_or_else(|| Error::unsupported(&layout.path, "the volume has no chunks"))?;
     let [c, box_index @ ..] = index;
-    Ok((c * size..(c + 1) * size, chunk_region(box_index, chunk)))
+    let starts_inside = (0..3).all(|a| {
+        let start = box_index[a].checked_mul(chunk[a]);
+        start.is_some_and(|start| start < layout.shape[a])
+    });
+    match c.checked_mul(size) {
+        Some(first) if starts_inside && first < layout.channels => {
+            let channels = first..first.saturating_add(size);
+            Ok((channels, chunk_region(box_index, chunk)))
+        }
+        _ => Err(Error::unsupported(
+            &layout.path,
+            format!("there is no chunk {index:?}"),
+        )),
+    }
 }
 
 /// Indices of all read chunks that hold voxels of some channels of a region.

@@ -36,7 +36,7 @@ pub use chunk::{Chunk, ChunkVoxels};
 pub use create::{Codec, CreateOptions, check_output, create, planned};
 pub use header::raw::RawSpec;
 pub use memory::MemoryVolume;
-pub use open::{OpenOptions, open};
+pub use open::{Missing, OpenOptions, open};
 
 /// Chunk sizes and chunk indices along c, z, y, x.
 pub type ChunkShape = [u64; 4];

@@ -14,13 +14,40 @@ use super::{RawSpec, Volume, zarr};
 use crate::error::{Error, Result};
 
 /// What [`open`] may be told.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct OpenOptions {
     /// Which level of a multiscale image; 0 is the finest.
     pub level: usize,
     /// How a headerless file is laid out; else its JSON sidecar says. Such a file is taken to
     /// be headerless whatever it begins with.
     pub raw: Option<RawSpec>,
+    /// What it means that a chunk has no file; only for Zarr.
+    pub missing: Missing,
+    /// Whether the data come from someone who means well. If not, codecs that hostile data
+    /// could exploit (blosc above all) are refused; only for Zarr.
+    pub trusted: bool,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            level: 0,
+            raw: None,
+            missing: Missing::Fill,
+            trusted: true,
+        }
+    }
+}
+
+/// What it means that a chunk has no file. (A chunk that its shard's index calls empty is
+/// never missing.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Missing {
+    /// Its voxels are the fill value, as Zarr says.
+    #[default]
+    Fill,
+    /// It was lost: reading it is an error.
+    Error,
 }
 
 impl OpenOptions {
@@ -33,7 +60,7 @@ impl OpenOptions {
         let path = path.as_ref();
         let found = fs::metadata(path).map_err(Error::io("open", path))?;
         if found.is_dir() {
-            return Ok(Arc::new(zarr::ZarrVolume::open(path, self.level)?));
+            return Ok(Arc::new(zarr::ZarrVolume::open(path, self)?));
         }
         let unknown = |problem: &str| Error::UnknownFormat {
             path: path.to_path_buf(),

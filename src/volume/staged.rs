@@ -1,8 +1,10 @@
 //! Outputs that grow beside their name and take it when they are whole.
 //!
 //! Until then they are called `.NAME.XXXXXX.incomplete`, so that nothing half-written looks
-//! finished; what is dropped unfinished is removed. Taking the name is a rename, made durable
-//! with the folder that holds it.
+//! finished; what is dropped unfinished is removed, and what a killed process left has that
+//! name still and stands in nobody's way. First what they hold is made durable, then they are
+//! renamed, then the folder that holds the name is made durable: after a power cut the name
+//! belongs to all of the new output or to what had it before.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
@@ -10,6 +12,8 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use tempfile::{Builder, NamedTempFile, TempDir};
 
 use crate::error::{Error, Result};
@@ -61,27 +65,20 @@ impl StagedFolder {
         };
         let handle = File::open(self.folder.path()).map_err(failed)?;
         rustix::fs::syncfs(&handle).map_err(|errno| failed(errno.into()))?;
-        let aside = if self.replace {
-            set_aside(&self.target)?
-        } else {
-            None
-        };
-        if let Err(source) = fs::rename(self.folder.path(), &self.target) {
-            if let Some(aside) = &aside {
-                // The old output is worth more than a tidy folder: give it its name back.
-                let _ = fs::rename(aside.path().join("old"), &self.target);
-            }
-            let taken = self.target.exists() && !self.replace;
-            return Err(if taken {
-                Error::Exists {
+        match take_name(self.folder.path(), &self.target, self.replace) {
+            Ok(Taken::Free) => self.folder.disable_cleanup(true),
+            // What was replaced has our hidden name now, and is removed with it.
+            Ok(Taken::Exchanged) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(Error::Exists {
                     path: self.target.clone(),
-                }
-            } else {
-                failed(source)
-            });
+                });
+            }
+            Err(error) => return Err(failed(error)),
         }
-        self.folder.disable_cleanup(true);
-        sync_parent(&self.target)
+        sync_parent(&self.target)?;
+        let staged = self.folder.path().to_path_buf();
+        drop_any(self.folder).map_err(Error::io("remove what was replaced, now", &staged))
     }
 }
 
@@ -159,18 +156,56 @@ fn place(target: &Path, replace: bool) -> Result<(PathBuf, OsString)> {
     Ok((parent(target).to_path_buf(), prefix))
 }
 
-/// Moves what has the name into a folder of its own, which removes it when dropped.
-fn set_aside(target: &Path) -> Result<Option<TempDir>> {
-    if fs::symlink_metadata(target).is_err() {
-        return Ok(None);
+/// How a folder came to its name.
+enum Taken {
+    /// Nobody had it.
+    Free,
+    /// What had it got the folder's old name.
+    Exchanged,
+}
+
+/// Renames `staged` to `target`, in one step: at every moment one of the two has the name.
+fn take_name(staged: &Path, target: &Path, replace: bool) -> io::Result<Taken> {
+    let rename = |flags| renameat_with(CWD, staged, CWD, target, flags);
+    match rename(RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(Taken::Free),
+        Err(Errno::EXIST) if replace => {
+            rename(RenameFlags::EXCHANGE)?;
+            Ok(Taken::Exchanged)
+        }
+        // A file system that cannot rename like that: as well as it can be done without.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            if fs::symlink_metadata(target).is_err() {
+                fs::rename(staged, target)?;
+                return Ok(Taken::Free);
+            }
+            if !replace {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            let mut aside = staged.as_os_str().to_owned();
+            aside.push(".replaced");
+            fs::rename(target, &aside)?;
+            fs::rename(staged, target).inspect_err(|_| {
+                // The old output is worth more than a tidy folder: give it its name back.
+                let _ = fs::rename(&aside, target);
+            })?;
+            fs::rename(&aside, staged)?;
+            Ok(Taken::Exchanged)
+        }
+        Err(errno) => Err(errno.into()),
     }
-    let aside = Builder::new()
-        .prefix(".replaced.")
-        .suffix(".incomplete")
-        .tempdir_in(parent(target))
-        .map_err(Error::io("replace", target))?;
-    fs::rename(target, aside.path().join("old")).map_err(Error::io("replace", target))?;
-    Ok(Some(aside))
+}
+
+/// Removes what has a staged folder's name, which may be a file that the folder replaced.
+fn drop_any(mut folder: TempDir) -> io::Result<()> {
+    match fs::symlink_metadata(folder.path()) {
+        Ok(found) if !found.is_dir() => {
+            folder.disable_cleanup(true);
+            fs::remove_file(folder.path())
+        }
+        Ok(_) => folder.close(),
+        Err(_) => Ok(()),
+    }
 }
 
 fn parent(target: &Path) -> &Path {

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::super::{ChunkShape, Format};
 use crate::dtype::DType;
@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::region::Shape;
 
 /// Decoded bytes that one chunk may have.
-const MAX_CHUNK: u64 = 2 << 30;
+pub(super) const MAX_CHUNK: u64 = 2 << 30;
 
 /// The facts of an array, in its own dimensions and as a volume.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,8 +28,8 @@ pub(super) struct Facts {
     pub(super) write_chunk: Vec<u64>,
     /// What is decoded at once, along the dimensions: the inner chunk of a sharded array.
     pub(super) read_chunk: Vec<u64>,
-    /// The sharding codec's configuration, if chunks lie in shards that are read in parts.
-    pub(super) sharding: Option<Value>,
+    /// Whether chunks lie in shards that are read in parts.
+    pub(super) sharded: bool,
     /// Names of the codecs, innermost last.
     pub(super) codecs: Vec<String>,
 }
@@ -53,9 +53,9 @@ impl Facts {
         };
         let write_chunk = lengths(grid).ok_or_else(|| bad(problem("chunk shape", grid)))?;
         let (codecs, sharding) = codecs(format, document);
-        let inner = sharding.as_ref().map(|s| s.get("chunk_shape"));
-        let read_chunk = match inner {
-            Some(shape) => {
+        let read_chunk = match sharding {
+            Some(sharding) => {
+                let shape = sharding.get("chunk_shape");
                 lengths(shape).ok_or_else(|| bad(problem("inner chunk shape", shape)))?
             }
             None => write_chunk.clone(),
@@ -67,15 +67,20 @@ impl Facts {
             dims,
             write_chunk,
             read_chunk,
-            sharding,
+            sharded: sharding.is_some(),
             codecs,
         };
         facts.check()?;
         Ok(facts)
     }
 
+    /// The format, as users call it.
+    pub(super) fn format_name(&self) -> &'static str {
+        name(self.format)
+    }
+
     fn check(&self) -> Result<()> {
-        let bad = |problem: String| Error::header(&self.path, name(self.format), problem);
+        let bad = |problem: String| Error::header(&self.path, self.format_name(), problem);
         for (what, chunk) in [
             ("chunk", &self.write_chunk),
             ("inner chunk", &self.read_chunk),
@@ -86,10 +91,16 @@ impl Facts {
                     self.dims
                 )));
             }
+            // A shard may be larger than memory: only its chunks are ever decoded.
+            let limit = if self.sharded && what == "chunk" {
+                i64::MAX.unsigned_abs()
+            } else {
+                MAX_CHUNK
+            };
             let bytes = product(chunk).and_then(|n| n.checked_mul(self.dtype.size() as u64));
-            if bytes.is_none_or(|bytes| bytes > MAX_CHUNK) {
+            if bytes.is_none_or(|bytes| bytes > limit) {
                 return Err(bad(format!(
-                    "{what} {chunk:?} of {} is larger than {MAX_CHUNK} bytes",
+                    "{what} {chunk:?} of {} is larger than {limit} bytes",
                     self.dtype
                 )));
             }
@@ -133,9 +144,10 @@ impl Facts {
 
     /// Whether the channels of each chunk are consecutive once the leading dimensions are one.
     fn flattens(&self) -> bool {
+        let chunk = self.cut_chunk();
         let (dims, chunk) = (
             &self.dims[..self.leading()],
-            &self.read_chunk[..self.leading()],
+            &chunk[..self.leading()],
         );
         let Some(first) = chunk.iter().position(|&n| n > 1) else {
             return true;
@@ -143,6 +155,16 @@ impl Facts {
         let before: u64 = dims[..first].iter().product();
         let rest_whole = dims[first + 1..] == chunk[first + 1..];
         rest_whole && (before == 1 || dims[first].is_multiple_of(chunk[first]))
+    }
+
+    /// What is kept of a decoded chunk, along the dimensions: chunks may be longer than the
+    /// array, but there are no channels beyond its last.
+    pub(super) fn cut_chunk(&self) -> Vec<u64> {
+        let mut chunk = self.read_chunk.clone();
+        for (chunk, &length) in chunk.iter_mut().zip(&self.dims[..self.leading()]) {
+            *chunk = length.min(*chunk);
+        }
+        chunk
     }
 
     /// Voxels along z, y, x.
@@ -217,7 +239,7 @@ fn regular_grid<'a>(path: &Path, document: &'a Value) -> Result<Option<&'a Value
 }
 
 /// The codecs' names, and the configuration of sharding if nothing else is around it.
-fn codecs(format: Format, document: &Value) -> (Vec<String>, Option<Value>) {
+fn codecs(format: Format, document: &Value) -> (Vec<String>, Option<&Value>) {
     if format == Format::Zarr2 {
         let filters = document
             .get("filters")
@@ -236,7 +258,7 @@ fn codecs(format: Format, document: &Value) -> (Vec<String>, Option<Value>) {
     collect_names(list, &mut names, 0);
     let sharding = match list {
         [only] if only.get("name").and_then(Value::as_str) == Some("sharding_indexed") => {
-            only.get("configuration").cloned()
+            only.get("configuration")
         }
         _ => None,
     };
@@ -266,13 +288,9 @@ fn collect_names(codecs: &[Value], names: &mut Vec<String>, depth: usize) {
 fn dtype(path: &Path, format: Format, document: &Value) -> Result<DType> {
     let (field, found) = if format == Format::Zarr3 {
         let field = document.get("data_type").unwrap_or(&Value::Null);
-        (
-            field,
-            field
-                .as_str()
-                .and_then(DType::from_name)
-                .filter(|dtype| Some(dtype.name()) == field.as_str()),
-        )
+        let name = field.get("name").unwrap_or(field).as_str();
+        let found = name.and_then(DType::from_name);
+        (field, found.filter(|dtype| Some(dtype.name()) == name))
     } else {
         let field = document.get("dtype").unwrap_or(&Value::Null);
         (field, field.as_str().and_then(v2_dtype))
@@ -284,6 +302,67 @@ fn dtype(path: &Path, format: Format, document: &Value) -> Result<DType> {
             format!("voxels of data type {field} are not read; {names} are"),
         )
     })
+}
+
+/// Writes codecs as zarrs knows them: it has no `numcodecs.` name for those that Zarr v3 has
+/// taken over since, and wants settings that matter to nobody who only decodes.
+pub(super) fn plain_codecs(list: &mut Value) {
+    for codec in list.as_array_mut().into_iter().flatten() {
+        let Some(codec) = codec.as_object_mut() else {
+            continue;
+        };
+        let name = codec.get("name").and_then(Value::as_str).unwrap_or("");
+        let plain = name.strip_prefix("numcodecs.").unwrap_or(name);
+        let plain = match plain {
+            "blosc" | "crc32c" | "gzip" | "zstd" => plain.to_owned(),
+            _ => name.to_owned(),
+        };
+        let renamed = plain != name;
+        let defaults = match plain.as_str() {
+            "zstd" => json!({"level": 0, "checksum": false}),
+            "gzip" => json!({"level": 5}),
+            "blosc" => json!({"clevel": 5, "blocksize": 0}),
+            _ => json!({}),
+        };
+        let configuration = codec.entry("configuration").or_insert_with(|| json!({}));
+        if let Some(configuration) = configuration.as_object_mut() {
+            for (key, value) in defaults.as_object().into_iter().flatten() {
+                configuration.entry(key).or_insert_with(|| value.clone());
+            }
+            if plain == "blosc" && renamed {
+                configuration.insert("shuffle".to_owned(), json!("noshuffle"));
+            }
+            for inner in ["codecs", "index_codecs"] {
+                configuration.get_mut(inner).into_iter().for_each(plain_codecs);
+            }
+        }
+        codec.insert("name".to_owned(), Value::String(plain));
+    }
+}
+
+/// The fill value as zarrs takes it: some writers leave it out, or write a whole number with
+/// a decimal point.
+pub(super) fn fill_value(document: &Value, dtype: DType) -> Value {
+    let zero = match dtype {
+        DType::Bool => Value::Bool(false),
+        dtype if dtype.is_float() => Value::from(0.0),
+        _ => Value::from(0),
+    };
+    match document.get("fill_value") {
+        None | Some(Value::Null) => zero,
+        Some(fill) if dtype == DType::Bool => match fill.as_f64() {
+            Some(number) => Value::Bool(number != 0.0),
+            None => fill.clone(),
+        },
+        Some(fill) if dtype.is_integer() => match fill.as_f64() {
+            // Below 2^53 a whole f64 prints as that integer.
+            Some(number) if fill.is_f64() && number.fract() == 0.0 && number.abs() < 2_f64.powi(53) => {
+                format!("{number}").parse::<i64>().map_or_else(|_| fill.clone(), Value::from)
+            }
+            _ => fill.clone(),
+        },
+        Some(fill) => fill.clone(),
+    }
 }
 
 /// A numpy type string like `<i2`; the byte order is the codecs' business.
@@ -309,7 +388,6 @@ fn v2_dtype(name: &str) -> Option<DType> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn parse(shape: &Value, chunk: &Value) -> Result<Facts> {
         let grid = json!({"name": "regular", "configuration": {"chunk_shape": chunk}});

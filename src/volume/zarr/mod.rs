@@ -2,8 +2,12 @@
 //!
 //! zarrs supplies metadata and codecs; which bytes are read is decided here. A read fetches
 //! the chunks that intersect its region and nothing else; of a sharded array, the shard's
-//! index and the inner chunks. Chunks are decoded on the caller's thread.
+//! index and the inner chunks. Chunks are decoded on the caller's thread, never to more than
+//! the metadata promises. Nothing is registered with zarrs: other users of it in the same
+//! process see no difference.
 
+mod chain;
+mod guard;
 mod meta;
 mod ome;
 mod shard;
@@ -16,13 +20,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value as Json;
-use zarrs::array::codec::api::{ArrayToBytesCodecTraits, CodecOptions};
-use zarrs::array::{Array, ArrayMetadata, CodecChain};
+use zarrs::array::{Array, ArrayCreateError, ArrayMetadata};
+use zarrs::convert::{ArrayMetadataV2ToV3Error, array_metadata_v2_to_v3};
+use zarrs::metadata::v2::ArrayMetadataV2;
+use zarrs::metadata::v3::ArrayMetadataV3;
+use zarrs::plugin::PluginCreateError;
 
+use self::chain::{Chain, Form, Refusal, place};
 use self::meta::Facts;
-use self::shard::Sharding;
-use self::store::{Folder, Store};
+use self::shard::Shards;
+use self::store::{Folder, Store, Value};
 use super::chunk::{self, Chunk, ChunkVoxels, read_by_chunks};
+use super::lru::Lru;
+use super::open::{Missing, OpenOptions};
 use super::{ChunkShape, Counter, Format, Layout, Reads, Rescale, Volume};
 use crate::error::{Cause, Error, Result};
 use crate::geometry::Geometry;
@@ -30,27 +40,52 @@ use crate::region::Region;
 
 pub(super) use self::write::ZarrWriter;
 
+/// Bytes of shard indexes that are kept.
+const INDEX_BUDGET: u64 = 64 << 20;
+
 /// An array in a folder, opened for reading.
 #[derive(Debug)]
 pub(super) struct ZarrVolume {
     layout: Layout,
     facts: Facts,
     store: Box<dyn Store>,
-    /// For keys, data type and fill value; it holds no storage.
+    /// For keys and the fill value; it holds no storage.
     array: Array<()>,
-    /// Decodes what is read at once: the array's codecs, or a shard's inner ones.
-    codecs: Arc<CodecChain>,
-    chunk_shape: Vec<NonZeroU64>,
-    sharding: Option<Sharding>,
+    codecs: Codecs,
+    missing: Missing,
     counter: Counter,
+}
+
+/// What decodes the chunks.
+#[derive(Debug)]
+enum Codecs {
+    /// A value is a chunk.
+    Whole(Chain),
+    /// A value is a shard, whose chunks are read alone; its index is read once and kept.
+    Sharded(Shards, Lru<Vec<u64>, Arc<[u64]>>),
+}
+
+/// The encoded bytes of a chunk.
+enum Fetched {
+    /// There is no such value.
+    Absent { key: String },
+    /// The shard says that the chunk is all fill value.
+    Empty,
+    Encoded { key: String, bytes: Vec<u8> },
 }
 
 impl ZarrVolume {
     /// Opens an array, the chosen level of an OME-Zarr image, or a group's first array.
-    pub(super) fn open(path: &Path, level: usize) -> Result<Self> {
-        let found = ome::find_array(path, level)?;
+    pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
+        let found = ome::find_array(path, options.level)?;
         let folder = Box::new(Folder(found.path.clone()));
-        let mut volume = Self::with_store(&found.path, folder, found.format, &found.document)?;
+        let mut volume = Self::with_store(
+            &found.path,
+            folder,
+            found.format,
+            &found.document,
+            options,
+        )?;
         let own = found.attributes.get("voxpatch");
         if let Some(geometry) = own
             .and_then(ome::own_geometry)
@@ -72,123 +107,169 @@ impl ZarrVolume {
         store: Box<dyn Store>,
         format: Format,
         document: &Json,
+        options: &OpenOptions,
     ) -> Result<Self> {
         let facts = Facts::parse(path, format, document)?;
-        let array = open_array(&facts, document)?;
-        let (sharding, codecs) = match &facts.sharding {
-            Some(configuration) => {
-                let (sharding, inner) = Sharding::new(&facts, configuration)?;
-                (Some(sharding), Arc::new(inner))
-            }
-            None => (None, array.codecs()),
+        let (array, metadata) = open_array(&facts, document)?;
+        let form = Form {
+            shape: facts
+                .write_chunk
+                .iter()
+                .filter_map(|&n| NonZeroU64::new(n))
+                .collect(),
+            dtype: array.data_type().clone(),
+            fill: array.fill_value().clone(),
+        };
+        let bad = |problem: &Cause| Error::header(path, facts.format_name(), problem.to_string());
+        let chain =
+            Chain::new(&metadata.codecs, form, options.trusted).map_err(|refusal| match refusal {
+                Refusal::Untrusted(codec) => Error::UntrustedCodec {
+                    path: path.to_path_buf(),
+                    codec,
+                },
+                Refusal::Broken(problem) => bad(&problem),
+            })?;
+        let codecs = if facts.sharded {
+            let shards = chain
+                .into_shards()
+                .ok_or_else(|| bad(&"the codecs are not what their list says".into()))?;
+            let indexes = Lru::new(INDEX_BUDGET, |index: &Arc<[u64]>| {
+                size_of_val::<[u64]>(index)
+            });
+            Codecs::Sharded(shards, indexes)
+        } else {
+            Codecs::Whole(chain)
         };
         let layout = Layout {
             path: path.to_path_buf(),
             format,
-            read_chunk: Some(facts.as_chunk(&facts.read_chunk)),
+            read_chunk: Some(facts.as_chunk(&facts.cut_chunk())),
             write_chunk: Some(facts.as_chunk(&facts.write_chunk)),
             codecs: facts.codecs.clone(),
             ..Layout::new(facts.shape(), facts.channels(), facts.dtype)
         };
-        let chunk_shape = facts
-            .read_chunk
-            .iter()
-            .filter_map(|&n| NonZeroU64::new(n))
-            .collect();
         Ok(Self {
             layout,
             facts,
             store,
             array,
             codecs,
-            chunk_shape,
-            sharding,
+            missing: options.missing,
             counter: Counter::default(),
         })
     }
 
-    /// The encoded bytes of a chunk, its key for messages, or `None` if it is not stored.
-    fn fetch(&self, index: &[u64]) -> Result<(String, Option<Vec<u8>>)> {
-        let Some(sharding) = &self.sharding else {
-            let key = self.array.chunk_key(index).to_string();
-            let Some(value) = self.store.open(&key)? else {
-                return Ok((key, None));
-            };
-            let bytes = value.read(0..value.len())?;
-            self.counter.add(1, bytes.len() as u64);
-            return Ok((key, Some(bytes)));
-        };
-        let (shard, inner) = sharding.locate(index);
-        let key = self.array.chunk_key(&shard).to_string();
-        let Some(value) = self.store.open(&key)? else {
-            return Ok((key, None));
-        };
-        let (range, index_read) =
-            sharding.range(&self.layout.path.join(&key), &shard, &*value, inner)?;
-        self.counter.add(
-            0,
-            if index_read {
-                sharding.index_bytes()
-            } else {
-                0
-            },
-        );
-        let key = format!("{key}, inner chunk {inner}");
-        let Some(range) = range else {
-            return Ok((key, None));
-        };
-        self.counter.add(1, range.end - range.start);
-        Ok((key, Some(value.read(range)?)))
+    /// The encoded bytes of the chunk at `index`, along the array's own dimensions.
+    fn fetch(&self, index: &[u64]) -> Result<Fetched> {
+        match &self.codecs {
+            Codecs::Whole(chain) => {
+                let key = self.array.chunk_key(index).to_string();
+                let Some(value) = self.store.open(&key)? else {
+                    return Ok(Fetched::Absent { key });
+                };
+                if let Err(problem) = chain.encoded().check("it takes", value.len()) {
+                    return Err(self.broken(key, problem));
+                }
+                let bytes = value.read(0..value.len())?;
+                self.counter.add(1, bytes.len() as u64);
+                Ok(Fetched::Encoded { key, bytes })
+            }
+            Codecs::Sharded(shards, indexes) => {
+                let (shard, inner) = shards.locate(index);
+                let key = self.array.chunk_key(&shard).to_string();
+                let Some(value) = self.store.open(&key)? else {
+                    return Ok(Fetched::Absent { key });
+                };
+                let load = || self.load_index(shards, &key, &*value);
+                let (index, _) = indexes.get_or_load(shard, load).map_err(Error::shared)?;
+                let key = format!("{key}, inner chunk {inner}");
+                match shards.range(&index, inner, value.len()) {
+                    Ok(None) => Ok(Fetched::Empty),
+                    Ok(Some(range)) => {
+                        let bytes = value.read(range)?;
+                        self.counter.add(1, bytes.len() as u64);
+                        Ok(Fetched::Encoded { key, bytes })
+                    }
+                    Err(problem) => Err(self.broken(key, problem)),
+                }
+            }
+        }
+    }
+
+    fn load_index(&self, shards: &Shards, key: &str, value: &dyn Value) -> Result<Arc<[u64]>> {
+        let failed = |problem| self.broken(format!("{key}, the shard's index"), problem);
+        let range = shards.index_range(value.len()).map_err(failed)?;
+        let bytes = value.read(range)?;
+        self.counter.add(0, bytes.len() as u64);
+        Ok(shards.decode_index(bytes).map_err(failed)?.into())
     }
 
     fn decode(&self, key: String, encoded: Vec<u8>) -> Result<Vec<u8>> {
-        let failed = |source: Cause| Error::Chunk {
+        let chain = match &self.codecs {
+            Codecs::Whole(chain) => chain,
+            Codecs::Sharded(shards, _) => shards.inner(),
+        };
+        let voxels = chain
+            .decode(encoded)
+            .map_err(|problem| self.broken(key, problem))?;
+        let (decoded, kept) = (&self.facts.read_chunk, self.facts.cut_chunk());
+        if *decoded == kept {
+            return Ok(voxels);
+        }
+        let usizes = |lengths: &[u64]| -> Vec<usize> {
+            let length = |&n| usize::try_from(n).expect("lengths of a chunk in memory");
+            lengths.iter().map(length).collect()
+        };
+        let (decoded, kept) = (usizes(decoded), usizes(&kept));
+        let size = self.layout.dtype.size();
+        let mut cut = vec![0; kept.iter().product::<usize>() * size];
+        let origin = vec![0; kept.len()];
+        place((&voxels, &decoded), (&mut cut, &kept), &origin, size);
+        Ok(cut)
+    }
+
+    fn broken(&self, key: String, source: Cause) -> Error {
+        Error::Chunk {
             path: self.layout.path.clone(),
             key,
             source,
-        };
-        let options = CodecOptions::default().with_concurrent_target(1);
-        let decoded = self.codecs.decode(
-            encoded.into(),
-            &self.chunk_shape,
-            self.array.data_type(),
-            self.array.fill_value(),
-            &options,
-        );
-        let voxels = match decoded.map(zarrs::array::ArrayBytes::into_fixed) {
-            Ok(Ok(voxels)) => voxels.into_owned(),
-            Ok(Err(error)) => return Err(failed(error.into())),
-            Err(error) => return Err(failed(error.into())),
-        };
-        let expected =
-            self.facts.read_chunk.iter().product::<u64>() * self.layout.dtype.size() as u64;
-        if voxels.len() as u64 != expected {
-            return Err(failed(
-                format!("it holds {} bytes instead of {expected}", voxels.len()).into(),
-            ));
         }
-        Ok(voxels)
     }
 }
 
-fn open_array(facts: &Facts, document: &Json) -> Result<Array<()>> {
-    let name = if facts.format == Format::Zarr3 {
-        "Zarr v3"
-    } else {
-        "Zarr v2"
-    };
-    let bad = |problem: String| Error::header(&facts.path, name, problem);
+/// The array and its metadata, as version 3.
+fn open_array(facts: &Facts, document: &Json) -> Result<(Array<()>, ArrayMetadataV3)> {
+    let bad = |problem: String| Error::header(&facts.path, facts.format_name(), problem);
+    let unread =
+        |codec: &str| Error::unsupported(&facts.path, format!("codec {codec} is not supported"));
     let mut document = document.clone();
     if let Some(object) = document.as_object_mut() {
         // Attributes are read by us; some writers leave consolidated metadata in v3 arrays.
         object.retain(|key, _| key != "attributes" && key != "consolidated_metadata");
+        let fill = meta::fill_value(&Json::Object(object.clone()), facts.dtype);
+        object.insert("fill_value".to_owned(), fill);
+        if let Some(codecs) = object.get_mut("codecs") {
+            meta::plain_codecs(codecs);
+        }
     }
-    let metadata = match facts.format {
-        Format::Zarr3 => serde_json::from_value(document).map(ArrayMetadata::V3),
-        _ => serde_json::from_value(document).map(ArrayMetadata::V2),
+    let metadata: ArrayMetadataV3 = if facts.format == Format::Zarr3 {
+        serde_json::from_value(document).map_err(|error| bad(error.to_string()))?
+    } else {
+        let metadata: ArrayMetadataV2 =
+            serde_json::from_value(document).map_err(|error| bad(error.to_string()))?;
+        array_metadata_v2_to_v3(&metadata).map_err(|error| match error {
+            ArrayMetadataV2ToV3Error::UnsupportedCodec(codec, _) => unread(&codec),
+            error => bad(error.to_string()),
+        })?
     };
-    let metadata = metadata.map_err(|error| bad(error.to_string()))?;
-    Array::new_with_metadata(Arc::new(()), "/", metadata).map_err(|error| bad(error.to_string()))
+    let array = ArrayMetadata::V3(metadata.clone());
+    let array = Array::new_with_metadata(Arc::new(()), "/", array).map_err(|error| match error {
+        ArrayCreateError::CodecsCreateError(PluginCreateError::Unsupported(error)) => {
+            Error::unsupported(&facts.path, error.to_string())
+        }
+        error => bad(error.to_string()),
+    })?;
+    Ok((array, metadata))
 }
 
 impl Volume for ZarrVolume {
@@ -203,12 +284,18 @@ impl Volume for ZarrVolume {
     }
 
     fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
-        chunk::clipped(&self.layout, index)?;
         let (channels, region) = chunk::whole(&self.layout, index)?;
-        let (key, encoded) = self.fetch(&self.facts.chunk_index(index))?;
-        let voxels = match encoded {
-            Some(encoded) => ChunkVoxels::Stored(self.decode(key, encoded)?),
-            None => ChunkVoxels::Fill(self.array.fill_value().as_ne_bytes().to_vec()),
+        let voxels = match self.fetch(&self.facts.chunk_index(index))? {
+            Fetched::Encoded { key, bytes } => ChunkVoxels::Stored(self.decode(key, bytes)?),
+            Fetched::Absent { key } if self.missing == Missing::Error => {
+                return Err(Error::MissingChunk {
+                    path: self.layout.path.clone(),
+                    key,
+                });
+            }
+            Fetched::Absent { .. } | Fetched::Empty => {
+                ChunkVoxels::Fill(self.array.fill_value().as_ne_bytes().to_vec())
+            }
         };
         Ok(Chunk {
             channels,

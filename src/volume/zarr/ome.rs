@@ -32,14 +32,14 @@ struct Group {
 /// How deep a group may be nested above its first array.
 const MAX_DEPTH: usize = 4;
 
-/// The array at `path`, level `level` of the image there, or the group's first array.
+/// The array at `path`, level `level` of the image there, or the group's first array or image.
 pub(super) fn find_array(path: &Path, level: usize) -> Result<Found> {
-    if let Some(array) = array_at(path)? {
-        return if level == 0 {
-            Ok(array)
-        } else {
-            Err(no_level(path, level, 1))
-        };
+    if let Some(mut array) = array_at(path)? {
+        if level > 0 {
+            return Err(no_level(path, level, 1));
+        }
+        array.geometry = geometry_by_parent(path);
+        return Ok(array);
     }
     let Some(group) = group_at(path)? else {
         return Err(Error::UnknownFormat {
@@ -47,16 +47,30 @@ pub(super) fn find_array(path: &Path, level: usize) -> Result<Found> {
             problem: "it is a folder without zarr.json, .zarray or .zgroup".to_owned(),
         });
     };
-    let ome = group.attributes.get("ome").unwrap_or(&group.attributes);
-    if let Some(image) = ome.pointer("/multiscales/0") {
-        return multiscale(path, image, level);
-    }
-    if level > 0 {
-        return Err(no_level(path, level, 1));
-    }
-    first_array(path, 0)?.ok_or_else(|| {
+    first_in_group(path, &group, level, 0)?.ok_or_else(|| {
         Error::unsupported(path, "the Zarr group holds no array of 2 to 8 dimensions")
     })
+}
+
+/// The image that a group says it is.
+fn image(group: &Group) -> Option<&Json> {
+    let ome = group.attributes.get("ome").unwrap_or(&group.attributes);
+    ome.pointer("/multiscales/0")
+}
+
+/// What the image around an array that was opened by its own path says about it.
+fn geometry_by_parent(path: &Path) -> Option<Geometry> {
+    let path = path.canonicalize().ok()?;
+    let (parent, name) = (path.parent()?, path.file_name()?.to_str()?);
+    // An array stands for itself: what is wrong with its parent does not matter here.
+    let group = group_at(parent).ok()??;
+    let image = image(&group)?;
+    let datasets = image.get("datasets")?.as_array()?;
+    let dataset = datasets
+        .iter()
+        .find(|dataset| dataset.get("path").and_then(Json::as_str) == Some(name))?;
+    let axes = image.get("axes").and_then(Json::as_array);
+    geometry(axes.map_or(&[][..], Vec::as_slice), &[dataset, image])
 }
 
 fn no_level(path: &Path, level: usize, levels: usize) -> Error {
@@ -102,7 +116,8 @@ fn array_at(path: &Path) -> Result<Option<Found>> {
 
 fn group_at(path: &Path) -> Result<Option<Group>> {
     if let Some(document) = read_json(path, "zarr.json")? {
-        return Ok(Some(Group {
+        let group = document.get("node_type").and_then(Json::as_str) == Some("group");
+        return Ok(group.then(|| Group {
             attributes: document.get("attributes").cloned().unwrap_or_default(),
         }));
     }
@@ -114,17 +129,21 @@ fn group_at(path: &Path) -> Result<Option<Group>> {
     }))
 }
 
-/// The first array below a group, by name; depth first, arrays before groups.
-fn first_array(path: &Path, depth: usize) -> Result<Option<Found>> {
-    let mut names = Vec::new();
+/// The level of the image that a group is, or else the first array or image below it by
+/// name, arrays before groups.
+fn first_in_group(path: &Path, group: &Group, level: usize, depth: usize) -> Result<Option<Found>> {
+    if let Some(image) = image(group) {
+        return multiscale(path, image, level).map(Some);
+    }
+    let mut children = Vec::new();
     for entry in fs::read_dir(path).map_err(Error::io("list", path))? {
-        let entry = entry.map_err(Error::io("list", path))?;
-        if entry.file_type().map_err(Error::io("list", path))?.is_dir() {
-            names.push(entry.path());
+        let child = entry.map_err(Error::io("list", path))?.path();
+        if child.is_dir() {
+            children.push(child);
         }
     }
-    names.sort();
-    for child in &names {
+    children.sort();
+    for child in &children {
         if let Some(array) = array_at(child)? {
             let rank = array
                 .document
@@ -132,14 +151,18 @@ fn first_array(path: &Path, depth: usize) -> Result<Option<Found>> {
                 .and_then(Json::as_array)
                 .map_or(0, Vec::len);
             if (2..=8).contains(&rank) {
-                return Ok(Some(array));
+                return if level == 0 {
+                    Ok(Some(array))
+                } else {
+                    Err(no_level(path, level, 1))
+                };
             }
         }
     }
-    for child in names {
+    for child in children {
         if depth < MAX_DEPTH
-            && group_at(&child)?.is_some()
-            && let Some(array) = first_array(&child, depth + 1)?
+            && let Some(group) = group_at(&child)?
+            && let Some(array) = first_in_group(&child, &group, level, depth + 1)?
         {
             return Ok(Some(array));
         }

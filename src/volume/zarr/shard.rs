@@ -1,178 +1,203 @@
-//! Shards: many chunks in one file, found through an index.
+//! Shards: many chunks in one value, found through an index.
 //!
-//! The index is read once per shard and kept within a budget; every entry is checked
-//! against the file's size. Inner chunks are always decoded whole, so that a checksum among
-//! their codecs is always checked.
+//! Every entry of the index is checked against the value's size before it is followed. Inner
+//! chunks are always decoded whole, so that a checksum among their codecs is always checked.
 
 use std::num::NonZeroU64;
 use std::ops::Range;
-use std::path::Path;
-use std::sync::Arc;
 
-use serde_json::Value as Json;
-use zarrs::array::codec::api::{ArrayToBytesCodecTraits, BytesRepresentation, CodecOptions};
-use zarrs::array::{CodecChain, DataType, FillValue, data_type};
+use serde_json::{Map, Value as Json};
+use zarrs::array::{FillValue, data_type};
+use zarrs::metadata::v3::MetadataV3;
 
-use super::super::lru::Lru;
-use super::meta::Facts;
-use super::store::Value;
-use crate::error::{Cause, Error, Result};
+use super::chain::{Chain, Form, Refusal, place};
+use super::guard::Size;
+use crate::error::Cause;
 
-/// Bytes of shard indexes that are kept.
-const INDEX_BUDGET: u64 = 16 << 20;
+/// Chunks that a shard may have: their index is 64 MiB.
+const MAX_CHUNKS: u64 = 4 << 20;
 
-/// How the chunks of a sharded array are found.
+/// How the chunks of a shard are found and decoded.
 #[derive(Debug)]
-pub(super) struct Sharding {
+pub(super) struct Shards {
+    form: Form,
+    chunk: Vec<u64>,
     /// Chunks per shard along the dimensions.
     counts: Vec<u64>,
-    index_codecs: CodecChain,
+    index: Chain,
     index_bytes: u64,
     at_start: bool,
-    index_shape: Vec<NonZeroU64>,
-    index_type: DataType,
-    index_fill: FillValue,
-    indexes: Lru<Vec<u64>, Arc<[u64]>>,
+    inner: Chain,
 }
 
-impl Sharding {
-    /// From the sharding codec's configuration; gives the inner chunks' codecs too.
-    pub(super) fn new(facts: &Facts, configuration: &Json) -> Result<(Self, CodecChain)> {
-        let bad = |problem: String| Error::header(&facts.path, "Zarr v3", problem);
-        let chain = |field: &str| {
+impl Shards {
+    /// From the sharding codec's configuration, for shards of `form`.
+    pub(super) fn new(
+        configuration: Option<&Map<String, Json>>,
+        form: &Form,
+        trusted: bool,
+    ) -> Result<Self, Refusal> {
+        let configuration = configuration
+            .ok_or_else(|| Refusal::broken("sharding has no configuration"))?;
+        let chunk = lengths(configuration.get("chunk_shape"))
+            .ok_or_else(|| Refusal::broken("sharding has no sound chunk_shape"))?;
+        let counts = counts(form, &chunk)?;
+        let list = |field: &str| -> Result<Vec<MetadataV3>, Refusal> {
             let codecs = configuration.get(field).cloned().unwrap_or_default();
-            let metadata: Vec<_> = serde_json::from_value(codecs)
-                .map_err(|error| bad(format!("sharding {field}: {error}")))?;
-            CodecChain::from_metadata(&metadata)
-                .map_err(|error| bad(format!("sharding {field}: {error}")))
+            serde_json::from_value(codecs).map_err(Refusal::broken)
         };
-        let (inner, index_codecs) = (chain("codecs")?, chain("index_codecs")?);
+        let inner = Form {
+            shape: chunk.iter().copied().filter_map(NonZeroU64::new).collect(),
+            ..form.clone()
+        };
+        let inner = Chain::new(&list("codecs")?, inner, trusted)?;
+        let pairs = counts.iter().chain(&[2]);
+        let index = Form {
+            shape: pairs.copied().filter_map(NonZeroU64::new).collect(),
+            dtype: data_type::uint64(),
+            fill: FillValue::from(u64::MAX),
+        };
+        let index = Chain::new(&list("index_codecs")?, index, trusted)?;
+        let Size::Exactly(index_bytes) = index.encoded() else {
+            return Err(Refusal::broken(
+                "the shard index has codecs whose size is not fixed",
+            ));
+        };
         let at_start = match configuration.get("index_location").map(Json::as_str) {
             None | Some(Some("end")) => false,
             Some(Some("start")) => true,
             _ => {
-                return Err(bad(
-                    "sharding index_location is neither \"start\" nor \"end\"".to_owned(),
+                return Err(Refusal::broken(
+                    "sharding index_location is neither \"start\" nor \"end\"",
                 ));
             }
         };
-        let counts: Vec<u64> = facts
-            .write_chunk
-            .iter()
-            .zip(&facts.read_chunk)
-            .map(|(s, c)| s / c)
-            .collect();
-        let index_shape: Vec<_> = counts
-            .iter()
-            .chain(&[2])
-            .filter_map(|&n| NonZeroU64::new(n))
-            .collect();
-        let (index_type, index_fill) = (data_type::uint64(), FillValue::from(u64::MAX));
-        let size = index_codecs.encoded_representation(&index_shape, &index_type, &index_fill);
-        let Ok(BytesRepresentation::FixedSize(index_bytes)) = size else {
-            return Err(bad(
-                "the shard index has codecs whose size is not fixed".to_owned()
-            ));
-        };
-        let indexes = Lru::new(INDEX_BUDGET, |index: &Arc<[u64]>| {
-            size_of_val::<[u64]>(index)
-        });
-        let sharding = Self {
+        Ok(Self {
+            form: form.clone(),
+            chunk,
             counts,
-            index_codecs,
+            index,
             index_bytes,
             at_start,
-            index_shape,
-            index_type,
-            index_fill,
-            indexes,
-        };
-        Ok((sharding, inner))
+            inner,
+        })
+    }
+
+    /// How the chunks are encoded.
+    pub(super) const fn inner(&self) -> &Chain {
+        &self.inner
+    }
+
+    /// Bytes that a shard can take: its index, and every chunk at its longest.
+    pub(super) fn encoded(&self) -> Size {
+        let chunks: u64 = self.counts.iter().product();
+        let longest = self.inner.encoded().limit().saturating_mul(chunks);
+        Size::AtMost(longest.saturating_add(self.index_bytes))
     }
 
     /// The shard that holds a chunk, and the chunk's place in the shard's index.
     pub(super) fn locate(&self, chunk: &[u64]) -> (Vec<u64>, usize) {
-        let shard = chunk.iter().zip(&self.counts).map(|(i, n)| i / n).collect();
-        let inner = chunk
-            .iter()
-            .zip(&self.counts)
-            .fold(0, |at, (i, n)| at * n + i % n);
-        (
-            shard,
-            usize::try_from(inner).expect("an index that fits into memory"),
-        )
+        let both = || chunk.iter().zip(&self.counts);
+        let shard = both().map(|(i, n)| i / n).collect();
+        let inner = both().fold(0, |at, (i, n)| at * n + i % n);
+        let inner = usize::try_from(inner).expect("an index that fits into memory");
+        (shard, inner)
     }
 
-    /// Which bytes of the shard hold the chunk at `inner`; `None` if it is not stored. The
-    /// flag says whether the index was read for it.
-    pub(super) fn range(
-        &self,
-        path: &Path,
-        shard: &[u64],
-        value: &dyn Value,
-        inner: usize,
-    ) -> Result<(Option<Range<u64>>, bool)> {
-        let loaded = self
-            .indexes
-            .get_or_load(shard.to_vec(), || self.read_index(path, value));
-        let (index, kept) = loaded.map_err(Error::shared)?;
-        let (offset, length) = (index[2 * inner], index[2 * inner + 1]);
-        if (offset, length) == (u64::MAX, u64::MAX) {
-            return Ok((None, !kept));
-        }
-        let end = offset.checked_add(length).filter(|&end| end <= value.len());
-        let end = end.ok_or_else(|| {
-            let problem = format!(
-                "the index places chunk {inner} at {offset}, {length} bytes long, in a shard of {} bytes",
-                value.len()
-            );
-            Error::header(path, "Zarr shard", problem)
+    /// Where the index lies in a shard of `length` bytes.
+    pub(super) fn index_range(&self, length: u64) -> Result<Range<u64>, Cause> {
+        let rest = length.checked_sub(self.index_bytes).ok_or_else(|| {
+            format!("{length} bytes are too few for an index of {}", self.index_bytes)
         })?;
-        Ok((Some(offset..end), !kept))
-    }
-
-    /// Bytes of an encoded index.
-    pub(super) const fn index_bytes(&self) -> u64 {
-        self.index_bytes
-    }
-
-    fn read_index(&self, path: &Path, value: &dyn Value) -> Result<Arc<[u64]>> {
-        let failed = |source: Cause| Error::Chunk {
-            path: path.to_path_buf(),
-            key: "shard index".to_owned(),
-            source,
-        };
-        let Some(rest) = value.len().checked_sub(self.index_bytes) else {
-            let problem = format!(
-                "{} bytes are too few for an index of {}",
-                value.len(),
-                self.index_bytes
-            );
-            return Err(Error::header(path, "Zarr shard", problem));
-        };
-        let range = if self.at_start {
+        Ok(if self.at_start {
             0..self.index_bytes
         } else {
-            rest..value.len()
-        };
-        let bytes = value.read(range)?.into();
-        let options = CodecOptions::default().with_concurrent_target(1);
-        let index = self
-            .index_codecs
-            .decode(
-                bytes,
-                &self.index_shape,
-                &self.index_type,
-                &self.index_fill,
-                &options,
-            )
-            .map_err(|error| failed(error.into()))?;
-        let index = index.into_fixed().map_err(|error| failed(error.into()))?;
-        Ok(index
-            .as_chunks()
-            .0
-            .iter()
-            .map(|&entry| u64::from_ne_bytes(entry))
-            .collect())
+            rest..length
+        })
     }
+
+    /// The index: for each chunk where it starts and how long it is.
+    pub(super) fn decode_index(&self, encoded: Vec<u8>) -> Result<Vec<u64>, Cause> {
+        let index = self.index.decode(encoded)?;
+        let entries = index.as_chunks().0.iter();
+        Ok(entries.map(|&entry| u64::from_ne_bytes(entry)).collect())
+    }
+
+    /// Which of a shard's `length` bytes hold the chunk at `inner`; `None` if it is all fill.
+    pub(super) fn range(
+        &self,
+        index: &[u64],
+        inner: usize,
+        length: u64,
+    ) -> Result<Option<Range<u64>>, Cause> {
+        let (start, bytes) = (index[2 * inner], index[2 * inner + 1]);
+        if (start, bytes) == (u64::MAX, u64::MAX) {
+            return Ok(None);
+        }
+        let end = start.checked_add(bytes).filter(|&end| end <= length);
+        let end = end.ok_or_else(|| {
+            format!(
+                "the index places chunk {inner} at {start}, {bytes} bytes long, in a shard of {length} bytes"
+            )
+        })?;
+        self.inner.encoded().check("it takes", bytes)?;
+        Ok(Some(start..end))
+    }
+
+    /// The voxels of a whole shard.
+    pub(super) fn decode(&self, shard: &[u8]) -> Result<Vec<u8>, Cause> {
+        let part = |range: Range<u64>| -> Result<Vec<u8>, Cause> {
+            Ok(shard[usize::try_from(range.start)?..usize::try_from(range.end)?].to_vec())
+        };
+        let length = shard.len() as u64;
+        let index = self.decode_index(part(self.index_range(length)?)?)?;
+        let voxel = self.form.fill.as_ne_bytes();
+        let bytes = self.form.bytes().ok_or("its type has no fixed size")?;
+        let mut voxels = voxel.repeat(usize::try_from(bytes)? / voxel.len());
+        let usizes = |lengths: &[u64]| -> Result<Vec<usize>, Cause> {
+            Ok(lengths.iter().map(|&n| usize::try_from(n)).collect::<Result<_, _>>()?)
+        };
+        let shape: Vec<u64> = self.form.shape.iter().map(|n| n.get()).collect();
+        let (shape, chunk) = (usizes(&shape)?, usizes(&self.chunk)?);
+        for inner in 0..index.len() / 2 {
+            let Some(range) = self.range(&index, inner, length)? else {
+                continue;
+            };
+            let decoded = self.inner.decode(part(range)?)?;
+            let mut at = vec![0; chunk.len()];
+            let mut rest = inner;
+            for (axis, &count) in self.counts.iter().enumerate().rev() {
+                let count = usize::try_from(count)?;
+                at[axis] = rest % count * chunk[axis];
+                rest /= count;
+            }
+            let target = (&mut voxels[..], &shape[..]);
+            place((&decoded, &chunk), target, &at, voxel.len());
+        }
+        Ok(voxels)
+    }
+}
+
+/// Chunks along each dimension; not too many in all.
+fn counts(form: &Form, chunk: &[u64]) -> Result<Vec<u64>, Refusal> {
+    let shard = &form.shape;
+    let whole = |(shard, chunk): (&NonZeroU64, &u64)| shard.get().is_multiple_of(*chunk);
+    if shard.len() != chunk.len() || !shard.iter().zip(chunk).all(whole) {
+        let problem = format!("shard {shard:?} is no multiple of its chunks {chunk:?}");
+        return Err(Refusal::broken(problem));
+    }
+    let counts: Vec<u64> = shard.iter().zip(chunk).map(|(s, c)| s.get() / c).collect();
+    let all = counts
+        .iter()
+        .try_fold(1_u64, |all, &n| all.checked_mul(n));
+    if all.is_none_or(|all| all > MAX_CHUNKS) {
+        let problem = format!("{counts:?} chunks in a shard are more than {MAX_CHUNKS}");
+        return Err(Refusal::broken(problem));
+    }
+    Ok(counts)
+}
+
+fn lengths(list: Option<&Json>) -> Option<Vec<u64>> {
+    let list = list?.as_array()?;
+    list.iter().map(|n| n.as_u64().filter(|&n| n > 0)).collect()
 }

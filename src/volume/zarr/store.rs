@@ -1,14 +1,18 @@
 //! Where the bytes of a Zarr array come from: files below a folder.
 //!
 //! Only "there is no such file" means that a chunk is missing; every other failure is an
-//! error. Ranges are checked against the value's size before anything is allocated.
+//! error. So is a file where the key has a folder (ENOTDIR): the keys of an array are all
+//! equally deep, so nothing sound leaves one there. Ranges are checked against the value's
+//! size before anything is allocated.
 
 use std::fmt::Debug;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 use crate::error::{Error, Result};
 
@@ -34,7 +38,13 @@ pub(super) struct Folder(pub(super) PathBuf);
 impl Store for Folder {
     fn open(&self, key: &str) -> Result<Option<Box<dyn Value>>> {
         let path = self.0.join(key);
-        let file = match File::open(&path) {
+        // Without waiting: to open a pipe that nobody writes to would take for ever.
+        let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+        let opened = File::options()
+            .read(true)
+            .custom_flags(nonblocking)
+            .open(&path);
+        let file = match opened {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(Error::io("open", &path)(source)),
@@ -75,7 +85,7 @@ impl Value for OpenFile {
                 "bytes {range:?} were asked for, but the file has {}",
                 self.length
             );
-            return Err(Error::header(&self.path, "Zarr shard", problem));
+            return Err(Error::header(&self.path, "Zarr", problem));
         };
         let mut bytes = vec![0; length];
         self.file

@@ -1,11 +1,13 @@
 //! Writing: a Zarr v3 array in an OME-Zarr group, each write chunk encoded and written once.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value as Json, json};
 use zarrs::array::codec::api::{ArrayToBytesCodecTraits, CodecOptions};
@@ -15,7 +17,7 @@ use super::super::chunk::check_whole_chunks;
 use super::super::create::{Codec, CreateOptions};
 use super::super::staged::StagedFolder;
 use super::super::{Format, Layout, VolumeMut};
-use super::meta::Facts;
+use super::meta::{Facts, MAX_CHUNK};
 use super::{ome, open_array};
 use crate::dtype::DType;
 use crate::error::{Cause, Error, Result};
@@ -28,7 +30,9 @@ pub(in super::super) struct ZarrWriter {
     layout: Layout,
     staged: StagedFolder,
     array: Array<()>,
-    written: AtomicU64,
+    /// A bit for each chunk that was written, 64 to an entry: chunks that are all fill value
+    /// leave no file to tell.
+    written: Mutex<HashMap<u64, u64>>,
 }
 
 /// Where the array lies in its group.
@@ -40,7 +44,7 @@ impl ZarrWriter {
         mut layout: Layout,
         options: &CreateOptions,
     ) -> Result<(Layout, Json)> {
-        let (chunk, shard) = fit(layout.shape, options)?;
+        let (chunk, shard) = fit(&layout, options)?;
         let document = array_document(&layout, chunk, shard, options)?;
         let facts = Facts::parse(&layout.path, Format::Zarr3, &document)?;
         layout.format = Format::Zarr3;
@@ -55,7 +59,7 @@ impl ZarrWriter {
         let (layout, document) = Self::describe(layout, options)?;
         let path = layout.path.clone();
         let facts = Facts::parse(&path, Format::Zarr3, &document)?;
-        let array = open_array(&facts, &document)?;
+        let (array, _) = open_array(&facts, &document)?;
         let staged = StagedFolder::new(&path, options.replace)?;
         let name = path
             .file_name()
@@ -72,49 +76,60 @@ impl ZarrWriter {
             layout,
             staged,
             array,
-            written: AtomicU64::new(0),
+            written: Mutex::default(),
         })
     }
 
     /// Encodes one channel of one write chunk and writes it, unless it is all fill value.
     fn write_chunk(&self, channel: u64, index: [u64; 3], voxels: &[u8]) -> Result<()> {
         let key = self.array.chunk_key(&self.own_index(channel, index));
-        let path = self.staged.path().join(ARRAY).join(key.as_str());
-        let failed = |source: Cause| Error::Chunk {
-            path: path.clone(),
-            key: key.to_string(),
-            source,
-        };
+        if !self.mark(channel, index) {
+            return Err(Error::ChunkWritten {
+                path: self.layout.path.clone(),
+                key: key.to_string(),
+            });
+        }
         let bytes = ArrayBytes::new_flen(voxels);
         if bytes.is_fill_value(self.array.fill_value()) {
             return Ok(());
         }
+        let path = self.staged.path().join(ARRAY).join(key.as_str());
+        let encoded = self.encode(bytes).map_err(|source| Error::Chunk {
+            path: path.clone(),
+            key: key.to_string(),
+            source,
+        })?;
+        let folder = path.parent().expect("a chunk lies in a folder");
+        fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        let mut file = File::create_new(&path).map_err(Error::io("write", &path))?;
+        file.write_all(&encoded).map_err(Error::io("write", &path))
+    }
+
+    fn encode<'a>(&self, voxels: ArrayBytes<'a>) -> Result<Cow<'a, [u8]>, Cause> {
         let [_, chunk @ ..] = self.layout.write_chunk.expect("a Zarr array has chunks");
         let shape: Vec<NonZeroU64> = self
             .own_index(1, chunk)
             .into_iter()
             .filter_map(NonZeroU64::new)
             .collect();
+        let (dtype, fill) = (self.array.data_type(), self.array.fill_value());
         let options = CodecOptions::default().with_concurrent_target(1);
-        let encoded = self
-            .array
-            .codecs()
-            .encode(
-                bytes,
-                &shape,
-                self.array.data_type(),
-                self.array.fill_value(),
-                &options,
-            )
-            .map_err(|error| failed(error.into()))?;
-        let folder = path.parent().expect("a chunk lies in a folder");
-        fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-        // A second write of the same chunk is a mistake of the caller's, never silent.
-        let mut file = File::create_new(&path).map_err(Error::io("write", &path))?;
-        file.write_all(&encoded)
-            .map_err(Error::io("write", &path))?;
-        self.written.fetch_add(1, Ordering::Relaxed);
-        Ok(())
+        let codecs = self.array.codecs();
+        Ok(codecs.encode(voxels, &shape, dtype, fill, &options)?)
+    }
+
+    /// Notes that a chunk is written, unless it was before.
+    fn mark(&self, channel: u64, index: [u64; 3]) -> bool {
+        let [_, chunk @ ..] = self.layout.write_chunk.expect("a Zarr array has chunks");
+        let place = (0..3).fold(channel, |place, a| {
+            place * self.layout.shape[a].div_ceil(chunk[a]) + index[a]
+        });
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let bits = written.entry(place / 64).or_default();
+        let bit = 1 << (place % 64);
+        let new = *bits & bit == 0;
+        *bits |= bit;
+        new
     }
 
     /// c, z, y, x along the array's own dimensions: without c where there is one channel.
@@ -159,7 +174,8 @@ impl VolumeMut for ZarrWriter {
 }
 
 /// Chunk and shard, no larger than the volume asks for.
-fn fit(shape: Shape, options: &CreateOptions) -> Result<(Shape, Shape)> {
+fn fit(layout: &Layout, options: &CreateOptions) -> Result<(Shape, Shape)> {
+    let shape = layout.shape;
     let mut chunk = options.chunk;
     let mut shard = options.shard.unwrap_or(options.chunk);
     for a in 0..3 {
@@ -184,7 +200,15 @@ fn fit(shape: Shape, options: &CreateOptions) -> Result<(Shape, Shape)> {
         shard[a] = shard[a].min(shape[a].next_multiple_of(chunk[a]));
         shard[a] -= shard[a] % chunk[a];
     }
-    Ok((chunk, shard))
+    let bytes = Layout::new(shard, 1, layout.dtype).decoded_bytes();
+    if bytes.is_ok_and(|bytes| bytes <= MAX_CHUNK) {
+        return Ok((chunk, shard));
+    }
+    Err(Error::Setting {
+        name: "a shard of",
+        value: format!("{shard:?}"),
+        problem: format!("it is encoded at once, and {MAX_CHUNK} bytes are the limit for that"),
+    })
 }
 
 fn array_document(

@@ -1,0 +1,249 @@
+//! Decoding a chunk: its codecs, undone one after the other.
+//!
+//! zarrs supplies the codecs; that each gives just what the metadata promises is seen to
+//! here and in [`guard`](super::guard). Chunks are decoded whole and on the caller's thread.
+
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+use zarrs::array::codec::api::{
+    ArrayToArrayCodecTraits, ArrayToBytesCodecTraits, BytesRepresentation, Codec, CodecOptions,
+};
+use zarrs::array::codec::{BytesCodec, TransposeCodec};
+use zarrs::array::{ArrayBytes, DataType, FillValue};
+use zarrs::metadata::v3::MetadataV3;
+
+use super::guard::{Guard, Size};
+use super::shard::Shards;
+use crate::error::Cause;
+
+/// What an encoded array decodes to.
+#[derive(Clone, Debug)]
+pub(super) struct Form {
+    pub(super) shape: Vec<NonZeroU64>,
+    pub(super) dtype: DataType,
+    pub(super) fill: FillValue,
+}
+
+/// The codecs of a chunk, in the order of encoding.
+#[derive(Debug)]
+pub(super) struct Chain {
+    /// From array to array, each with what it decodes to.
+    arrays: Vec<(Form, Arc<dyn ArrayToArrayCodecTraits>)>,
+    /// What the serializer decodes to.
+    form: Form,
+    serializer: Serializer,
+    serialized: Size,
+    bytes: Vec<Guard>,
+}
+
+#[derive(Debug)]
+enum Serializer {
+    Codec(Arc<dyn ArrayToBytesCodecTraits>),
+    Shards(Box<Shards>),
+}
+
+impl Chain {
+    /// The codecs that `metadata` lists, for chunks of `form`; if they are not `trusted`,
+    /// those that hostile data could exploit are refused by name.
+    pub(super) fn new(
+        metadata: &[MetadataV3],
+        mut form: Form,
+        trusted: bool,
+    ) -> Result<Self, Refusal> {
+        let (mut arrays, mut serializer, mut bytes) = (Vec::new(), None, Vec::new());
+        for codec in metadata {
+            let refuse = || Refusal::Untrusted(codec.name().to_owned());
+            let made = match Codec::from_metadata(codec) {
+                Ok(made) => made,
+                Err(_) if !codec.must_understand() => continue,
+                Err(error) => return Err(Refusal::broken(error)),
+            };
+            match made {
+                Codec::ArrayToArray(made) => {
+                    if !trusted && !made.as_any().is::<TransposeCodec>() {
+                        return Err(refuse());
+                    }
+                    let (shape, dtype, fill) = made
+                        .encoded_representation(&form.shape, &form.dtype, &form.fill)
+                        .map_err(Refusal::broken)?;
+                    let encoded = Form { shape, dtype, fill };
+                    arrays.push((std::mem::replace(&mut form, encoded), made));
+                }
+                Codec::ArrayToBytes(_) if serializer.is_some() => {
+                    return Err(Refusal::broken("there are two array-to-bytes codecs"));
+                }
+                Codec::ArrayToBytes(_) if codec.name() == "sharding_indexed" => {
+                    serializer = Some(Err(codec));
+                }
+                Codec::ArrayToBytes(made) => {
+                    if !trusted && !made.as_any().is::<BytesCodec>() {
+                        return Err(refuse());
+                    }
+                    serializer = Some(Ok(made));
+                }
+                Codec::BytesToBytes(made) => bytes.push((codec.name(), made)),
+            }
+        }
+        let (serializer, serialized) =
+            match serializer.ok_or_else(|| Refusal::broken("there is no array-to-bytes codec"))? {
+                Ok(codec) => {
+                    let size = serialized(&*codec, &form)?;
+                    (Serializer::Codec(codec), size)
+                }
+                Err(sharding) => {
+                    let shards = Shards::new(sharding.configuration().map(|c| &**c), &form, trusted)?;
+                    let size = shards.encoded();
+                    (Serializer::Shards(Box::new(shards)), size)
+                }
+            };
+        let mut size = serialized;
+        let mut guards = Vec::with_capacity(bytes.len());
+        for (name, codec) in bytes {
+            let guard = Guard::new(codec, size);
+            if !trusted && !guard.is_safe() {
+                return Err(Refusal::Untrusted(name.to_owned()));
+            }
+            size = guard.encoded();
+            guards.push(guard);
+        }
+        Ok(Self {
+            arrays,
+            form,
+            serializer,
+            serialized,
+            bytes: guards,
+        })
+    }
+
+    /// How long an encoded chunk can be.
+    pub(super) fn encoded(&self) -> Size {
+        self.bytes.last().map_or(self.serialized, Guard::encoded)
+    }
+
+    /// The shards, if there is nothing but shards, so that their chunks can be read alone.
+    pub(super) fn into_shards(self) -> Option<Shards> {
+        match self.serializer {
+            Serializer::Shards(shards) if self.arrays.is_empty() && self.bytes.is_empty() => {
+                Some(*shards)
+            }
+            _ => None,
+        }
+    }
+
+    /// The voxels of a chunk in native byte order.
+    pub(super) fn decode(&self, mut encoded: Vec<u8>) -> Result<Vec<u8>, Cause> {
+        for guard in self.bytes.iter().rev() {
+            encoded = guard.decode(encoded)?;
+        }
+        self.serialized.check("it holds", encoded.len() as u64)?;
+        let options = CodecOptions::default()
+            .with_concurrent_target(1)
+            .with_validate_checksums(true);
+        let mut voxels = match &self.serializer {
+            Serializer::Shards(shards) => ArrayBytes::new_flen(shards.decode(&encoded)?),
+            Serializer::Codec(codec) => {
+                let Form { shape, dtype, fill } = &self.form;
+                codec.decode(encoded.into(), shape, dtype, fill, &options)?
+            }
+        };
+        for (Form { shape, dtype, fill }, codec) in self.arrays.iter().rev() {
+            voxels = codec.decode(voxels, shape, dtype, fill, &options)?;
+        }
+        let voxels = voxels.into_fixed()?.into_owned();
+        let form = self.arrays.first().map_or(&self.form, |(form, _)| form);
+        Size::Exactly(form.bytes().ok_or("its type has no fixed size")?)
+            .check("it decodes to", voxels.len() as u64)?;
+        Ok(voxels)
+    }
+}
+
+impl Form {
+    /// Bytes of all voxels.
+    pub(super) fn bytes(&self) -> Option<u64> {
+        let size = self.dtype.fixed_size()? as u64;
+        self.shape.iter().try_fold(size, |all, n| all.checked_mul(n.get()))
+    }
+}
+
+fn serialized(codec: &dyn ArrayToBytesCodecTraits, form: &Form) -> Result<Size, Refusal> {
+    let size = codec
+        .encoded_representation(&form.shape, &form.dtype, &form.fill)
+        .map_err(Refusal::broken)?;
+    match size {
+        BytesRepresentation::FixedSize(n) => Ok(Size::Exactly(n)),
+        BytesRepresentation::BoundedSize(n) => Ok(Size::AtMost(n)),
+        BytesRepresentation::UnboundedSize => Err(Refusal::broken(
+            "its array-to-bytes codec has no limit to what it makes",
+        )),
+    }
+}
+
+/// Why codecs are not used.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// This codec could be exploited by hostile data.
+    Untrusted(String),
+    /// They are unknown, or do not fit each other or the chunk.
+    Broken(Cause),
+}
+
+impl Refusal {
+    pub(super) fn broken(problem: impl Into<Cause>) -> Self {
+        Self::Broken(problem.into())
+    }
+}
+
+/// Copies an array into another, its first voxel at `at`; what hangs over is left out.
+///
+/// The shapes are in voxels of `size` bytes, the last axis fastest; `at` lies inside.
+pub(super) fn place(
+    (from, from_shape): (&[u8], &[usize]),
+    (to, to_shape): (&mut [u8], &[usize]),
+    at: &[usize],
+    size: usize,
+) {
+    let (Some((&n, from_rest)), Some((&m, to_rest)), Some((&at, at_rest))) = (
+        from_shape.split_first(),
+        to_shape.split_first(),
+        at.split_first(),
+    ) else {
+        to[..size].copy_from_slice(&from[..size]);
+        return;
+    };
+    let common = n.min(m - at);
+    if from_rest.is_empty() {
+        to[at * size..(at + common) * size].copy_from_slice(&from[..common * size]);
+        return;
+    }
+    let (from_stride, to_stride) = (
+        from_rest.iter().product::<usize>() * size,
+        to_rest.iter().product::<usize>() * size,
+    );
+    for i in 0..common {
+        place(
+            (&from[i * from_stride..], from_rest),
+            (&mut to[(at + i) * to_stride..], to_rest),
+            at_rest,
+            size,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::place;
+
+    #[test]
+    fn a_box_is_placed_and_what_hangs_over_is_left_out() {
+        let from: Vec<u8> = (1..=8).collect();
+        let mut to = [0; 2 * 3 * 3];
+        place((&from, &[2, 2, 2]), (&mut to, &[2, 3, 3]), &[1, 0, 2], 1);
+        let mut expected = [0; 18];
+        (expected[11], expected[14]) = (1, 3);
+        assert_eq!(to, expected);
+        let mut pair = [0; 4];
+        place((&from, &[2, 2]), (&mut pair, &[1, 2]), &[0, 0], 2);
+        assert_eq!(pair, [1, 2, 3, 4]);
+    }
+}

@@ -1,0 +1,235 @@
+//! Undoing compression without trusting it.
+//!
+//! What a chunk decodes to is known from the metadata before a byte of it is read. Every
+//! decoder here stops there: a chunk that would become larger is an error, and no buffer is
+//! made by a size that the chunk itself claims. Streams must end properly, so that the
+//! checksum at their end has been checked. What is not promised: c-blosc, whose decoders
+//! write out of bounds on some hostile input whatever its header says.
+
+use std::any::TypeId;
+use std::io::Read;
+use std::sync::Arc;
+
+use zarrs::array::BytesRepresentation;
+use zarrs::array::codec::api::{BytesToBytesCodecTraits, CodecOptions};
+use zarrs::array::codec::{
+    Adler32Codec, BloscCodec, Bz2Codec, Crc32cCodec, Fletcher32Codec, GzipCodec, ShuffleCodec,
+    ZlibCodec, ZstdCodec,
+};
+
+use crate::error::Cause;
+
+/// One step from bytes to bytes, held to what it may decode to.
+#[derive(Debug)]
+pub(super) struct Guard {
+    codec: Arc<dyn BytesToBytesCodecTraits>,
+    kind: Kind,
+    decoded: Size,
+    encoded: Size,
+}
+
+/// A number of bytes, known or only bounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Size {
+    Exactly(u64),
+    AtMost(u64),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Zstd,
+    Gzip,
+    Zlib,
+    Bz2,
+    Blosc,
+    /// Checksums and the like: what comes out is no longer than what went in.
+    Plain,
+    Unknown,
+}
+
+impl Size {
+    /// The largest number that it allows.
+    pub(super) const fn limit(self) -> u64 {
+        match self {
+            Self::Exactly(n) | Self::AtMost(n) => n,
+        }
+    }
+
+    /// Says what is wrong with `length` bytes of `what`.
+    pub(super) fn check(self, what: &str, length: u64) -> Result<(), Cause> {
+        match self {
+            Self::Exactly(n) if length != n => {
+                Err(format!("{what} {length} bytes instead of {n}").into())
+            }
+            Self::AtMost(n) if length > n => {
+                Err(format!("{what} {length} bytes, more than the {n} that are possible").into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn representation(self) -> BytesRepresentation {
+        match self {
+            Self::Exactly(n) => BytesRepresentation::FixedSize(n),
+            Self::AtMost(n) => BytesRepresentation::BoundedSize(n),
+        }
+    }
+}
+
+impl Guard {
+    /// A codec that decodes to `decoded` bytes.
+    pub(super) fn new(codec: Arc<dyn BytesToBytesCodecTraits>, decoded: Size) -> Self {
+        let kind = kind(codec.as_any().type_id());
+        let encoded = match codec.encoded_representation(&decoded.representation()) {
+            BytesRepresentation::FixedSize(n) => Size::Exactly(n),
+            // Generous, since other software compresses too; but no bomb fits through it.
+            _ => Size::AtMost(decoded.limit().saturating_mul(2).saturating_add(64 << 10)),
+        };
+        Self {
+            codec,
+            kind,
+            decoded,
+            encoded,
+        }
+    }
+
+    /// How long encoded chunks can be.
+    pub(super) const fn encoded(&self) -> Size {
+        self.encoded
+    }
+
+    /// Whether it is safe on data that someone else made to do harm.
+    pub(super) fn is_safe(&self) -> bool {
+        !matches!(self.kind, Kind::Blosc | Kind::Unknown)
+    }
+
+    /// Undoes the codec.
+    pub(super) fn decode(&self, encoded: Vec<u8>) -> Result<Vec<u8>, Cause> {
+        if encoded.is_empty() {
+            return Err("it is empty".into());
+        }
+        self.encoded.check("it takes", encoded.len() as u64)?;
+        let limit = usize::try_from(self.decoded.limit())?;
+        let decoded = match self.kind {
+            // Straight into a buffer of that size: no window is kept, whatever the frame asks for.
+            Kind::Zstd => zstd::bulk::Decompressor::new()?.decompress(&encoded, limit)?,
+            Kind::Gzip => bounded(flate2::bufread::MultiGzDecoder::new(&encoded[..]), limit)?,
+            Kind::Bz2 => bounded(bzip2::bufread::MultiBzDecoder::new(&encoded[..]), limit)?,
+            Kind::Zlib => zlib(&encoded, limit)?,
+            Kind::Blosc => {
+                self.decoded
+                    .check("its header promises", blosc_length(&encoded)?)?;
+                self.by_codec(encoded)?
+            }
+            Kind::Plain | Kind::Unknown => self.by_codec(encoded)?,
+        };
+        self.decoded.check("it holds", decoded.len() as u64)?;
+        Ok(decoded)
+    }
+
+    fn by_codec(&self, encoded: Vec<u8>) -> Result<Vec<u8>, Cause> {
+        let options = CodecOptions::default()
+            .with_concurrent_target(1)
+            .with_validate_checksums(true);
+        let decoded =
+            self.codec
+                .decode(encoded.into(), &self.decoded.representation(), &options)?;
+        Ok(decoded.into_owned())
+    }
+}
+
+fn kind(codec: TypeId) -> Kind {
+    let plain = [
+        TypeId::of::<Adler32Codec>(),
+        TypeId::of::<Crc32cCodec>(),
+        TypeId::of::<Fletcher32Codec>(),
+        TypeId::of::<ShuffleCodec>(),
+    ];
+    match codec {
+        id if id == TypeId::of::<ZstdCodec>() => Kind::Zstd,
+        id if id == TypeId::of::<GzipCodec>() => Kind::Gzip,
+        id if id == TypeId::of::<ZlibCodec>() => Kind::Zlib,
+        id if id == TypeId::of::<Bz2Codec>() => Kind::Bz2,
+        id if id == TypeId::of::<BloscCodec>() => Kind::Blosc,
+        id if plain.contains(&id) => Kind::Plain,
+        _ => Kind::Unknown,
+    }
+}
+
+/// Reads a stream to its end, but never more than a byte beyond `limit`.
+fn bounded(stream: impl Read, limit: usize) -> Result<Vec<u8>, Cause> {
+    let mut decoded = Vec::with_capacity(limit.saturating_add(1));
+    stream
+        .take((limit as u64).saturating_add(1))
+        .read_to_end(&mut decoded)?;
+    Ok(decoded)
+}
+
+/// Undoes zlib; its reader would take a stream without its end, and so without its checksum.
+fn zlib(encoded: &[u8], limit: usize) -> Result<Vec<u8>, Cause> {
+    let mut decoded = Vec::with_capacity(limit.saturating_add(1));
+    let mut stream = flate2::Decompress::new(true);
+    let status = stream.decompress_vec(encoded, &mut decoded, flate2::FlushDecompress::Finish)?;
+    if status == flate2::Status::StreamEnd {
+        Ok(decoded)
+    } else {
+        Err(format!("the zlib stream has no end within {limit} decoded bytes").into())
+    }
+}
+
+/// The decoded length in a blosc header, once the header's numbers fit each other.
+fn blosc_length(chunk: &[u8]) -> Result<u64, Cause> {
+    let (header, _) = chunk
+        .split_first_chunk::<16>()
+        .ok_or("it is shorter than a blosc header")?;
+    let field =
+        |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
+    let (typesize, decoded, block, encoded) = (header[3], field(4), field(8), field(12));
+    if encoded as usize != chunk.len() {
+        let actual = chunk.len();
+        return Err(format!("its header says {encoded} bytes, but it takes {actual}").into());
+    }
+    // A buffer that was only copied may name a block longer than itself.
+    let copied = header[2] & 2 != 0;
+    if typesize == 0 || block == 0 || (block > decoded && !copied) {
+        return Err(format!(
+            "its header makes no sense: {decoded} bytes in blocks of {block}, types of {typesize}"
+        )
+        .into());
+    }
+    Ok(decoded.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_zlib_stream_needs_its_checksum() {
+        use std::io::Write;
+        let mut writer = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+        writer.write_all(&[7; 1000]).unwrap();
+        let stream = writer.finish().unwrap();
+        assert_eq!(zlib(&stream, 1000).unwrap(), [7; 1000]);
+        assert!(zlib(&stream[..stream.len() - 1], 1000).is_err(), "cut");
+        assert!(zlib(&stream, 900).is_err(), "longer than promised");
+    }
+
+    #[test]
+    fn a_blosc_header_must_fit_its_buffer() {
+        let header = |decoded: u32, block: u32, encoded: u32, typesize: u8| {
+            let mut chunk = vec![2, 1, 0, typesize];
+            for field in [decoded, block, encoded] {
+                chunk.extend(field.to_le_bytes());
+            }
+            chunk.resize(20, 0);
+            blosc_length(&chunk)
+        };
+        assert_eq!(header(64, 32, 20, 4).unwrap(), 64);
+        assert!(header(64, 32, 21, 4).is_err());
+        assert!(header(64, 0, 20, 4).is_err());
+        assert!(header(64, 65, 20, 4).is_err());
+        assert!(header(64, 32, 20, 0).is_err());
+        assert!(blosc_length(&[2, 1, 0]).is_err());
+    }
+}
