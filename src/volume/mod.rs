@@ -36,6 +36,7 @@ pub use create::{Codec, CreateOptions, create};
 pub use header::raw::RawSpec;
 pub use memory::MemoryVolume;
 pub use open::{OpenOptions, open};
+pub use staged::StagedFile;
 
 /// Chunk sizes and chunk indices along c, z, y, x.
 pub type ChunkShape = [u64; 4];
