@@ -71,6 +71,10 @@ impl Volume for Cached {
         Ok((*self.chunk(index)?).clone())
     }
 
+    fn is_sequential(&self) -> bool {
+        self.inner.is_sequential()
+    }
+
     fn reads(&self) -> Reads {
         Reads {
             hits: self.hits.load(Ordering::Relaxed),

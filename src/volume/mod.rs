@@ -32,7 +32,7 @@ use crate::region::{Region, Shape};
 
 pub use cached::Cached;
 pub use chunk::{Chunk, ChunkVoxels};
-pub use create::{Codec, CreateOptions, create};
+pub use create::{Codec, CreateOptions, check_output, create, planned};
 pub use header::raw::RawSpec;
 pub use memory::MemoryVolume;
 pub use open::{OpenOptions, open};
@@ -241,6 +241,12 @@ pub trait Volume: Debug + Send + Sync {
         })
     }
 
+    /// Whether reading front to back, channel after channel and plane after plane, is far
+    /// cheaper than any other order, as in a compressed file.
+    fn is_sequential(&self) -> bool {
+        false
+    }
+
     /// What was read since the volume was opened; zeros where nobody counts.
     fn reads(&self) -> Reads {
         Reads::default()
@@ -325,6 +331,9 @@ impl<V: Volume + ?Sized> Volume for Arc<V> {
     }
     fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
         (**self).read_chunk(index)
+    }
+    fn is_sequential(&self) -> bool {
+        (**self).is_sequential()
     }
     fn reads(&self) -> Reads {
         (**self).reads()
