@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use voxpatch::volume::{Codec, CreateOptions};
-use voxpatch::{DType, Shape};
+use voxpatch::{Blend, DType, Reduce, Shape};
 
 /// Patches from huge 3-D volumes: look, convert, sample and predict without loading the volume.
 ///
@@ -20,8 +20,11 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Info(Info),
+    Convert(Convert),
     Sample(Sample),
+    Infer(Infer),
     Preview(Preview),
+    Demo(Demo),
 }
 
 /// Tell what a volume is: shape, voxel type, chunks, spacing, size.
@@ -37,12 +40,89 @@ pub(crate) struct Info {
     pub(crate) json: bool,
 }
 
+/// Copy a volume into another format, voxel type or chunking.
+///
+/// A target called .npy or .nii becomes such a file, any other an OME-Zarr folder (Zarr v3).
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Convert {
+    /// The volume.
+    #[arg(value_name = "SRC")]
+    pub(crate) source: PathBuf,
+    /// The output.
+    #[arg(value_name = "DST")]
+    pub(crate) target: PathBuf,
+    /// The output's voxel type, as numpy names it; the source's if not given.
+    #[arg(long, value_parser = dtype, value_name = "T")]
+    pub(crate) dtype: Option<DType>,
+    #[command(flatten)]
+    pub(crate) storage: Storage,
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(flatten)]
+    pub(crate) memory: Memory,
+}
+
+/// Run a model over overlapping patches and blend its predictions into a new volume.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Infer {
+    /// The volume.
+    #[arg(value_name = "SRC")]
+    pub(crate) source: PathBuf,
+    /// The output.
+    #[arg(value_name = "DST")]
+    pub(crate) target: PathBuf,
+    /// Voxels of a patch.
+    #[arg(long, value_parser = size, value_name = "SIZE")]
+    pub(crate) patch: Shape,
+    /// Voxels that neighbouring patches share.
+    #[arg(long, value_parser = size, value_name = "SIZE")]
+    pub(crate) overlap: Shape,
+    /// How overlapping predictions are weighed.
+    #[arg(long, value_enum, default_value_t = BlendName::Hann)]
+    pub(crate) blend: BlendName,
+    /// The model: identity, gaussian:SIGMA, or threshold:VALUE[,VALUE...].
+    #[arg(long, default_value = "identity", value_name = "M")]
+    pub(crate) model: String,
+    /// What becomes of the blended channels.
+    #[arg(long, value_enum, default_value_t = ReduceName::Mean)]
+    pub(crate) reduce: ReduceName,
+    /// The output's voxel type, as numpy names it; the model's if not given.
+    #[arg(long, value_parser = dtype, value_name = "T")]
+    pub(crate) dtype: Option<DType>,
+    #[command(flatten)]
+    pub(crate) storage: Storage,
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(flatten)]
+    pub(crate) memory: Memory,
+}
+
+/// Make a large chest CT, sample it and predict it, and show that memory stays small.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Demo {
+    /// Voxels of the CT.
+    #[arg(long, value_parser = size, default_value = "1069,512,512", value_name = "SIZE")]
+    pub(crate) size: Shape,
+    /// Keep volumes and picture in this folder; else they are removed at the end.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) keep: Option<PathBuf>,
+    /// Threads; as many as the machine has if not given.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024), value_name = "N")]
+    pub(crate) threads: Option<u16>,
+    #[command(flatten)]
+    pub(crate) memory: Memory,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Draw random patches and store them as one .npy of shape (n, c, z, y, x).
 ///
 /// The same seed gives the same file, whatever the number of threads.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Sample {
     /// The volume.
+    #[arg(value_name = "SRC")]
     pub(crate) source: PathBuf,
     /// Voxels of a patch.
     #[arg(long, value_parser = size, value_name = "SIZE")]
@@ -73,6 +153,7 @@ pub(crate) struct Sample {
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Preview {
     /// The volume.
+    #[arg(value_name = "SRC")]
     pub(crate) source: PathBuf,
     /// The picture to write.
     #[arg(value_name = "OUT.png")]
@@ -115,6 +196,11 @@ pub(crate) struct Common {
 }
 
 impl Common {
+    /// Whether a number of threads was asked for.
+    pub(crate) fn threads_given(&self) -> bool {
+        self.threads.is_some()
+    }
+
     pub(crate) fn threads(&self) -> usize {
         threads(self.threads)
     }
@@ -182,6 +268,42 @@ impl Storage {
 enum Shard {
     None,
     Size(Shape),
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum BlendName {
+    Average,
+    Hann,
+    Gaussian,
+    Crop,
+}
+
+impl From<BlendName> for Blend {
+    fn from(name: BlendName) -> Self {
+        match name {
+            BlendName::Average => Self::Average,
+            BlendName::Hann => Self::Hann,
+            BlendName::Gaussian => Self::Gaussian { sigma: 0.125 },
+            BlendName::Crop => Self::Crop,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ReduceName {
+    /// Every channel as it is.
+    Mean,
+    /// The number of the largest channel.
+    Argmax,
+}
+
+impl From<ReduceName> for Reduce {
+    fn from(name: ReduceName) -> Self {
+        match name {
+            ReduceName::Mean => Self::Mean,
+            ReduceName::Argmax => Self::Argmax,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -5,7 +5,11 @@
 //! wrong, and 130 if the user stopped it. An output appears whole or not at all.
 
 mod args;
+mod convert;
+mod demo;
+mod infer;
 mod info;
+mod memory;
 mod output;
 mod preview;
 mod report;
@@ -22,6 +26,9 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let done = stop::listen().and_then(|()| match args.command {
         Command::Info(settings) => info::run(settings),
+        Command::Convert(settings) => convert::run(settings),
+        Command::Infer(settings) => infer::run(settings),
+        Command::Demo(settings) => demo::run(settings),
         Command::Sample(settings) => sample::run(settings),
         Command::Preview(settings) => preview::run(settings),
     });

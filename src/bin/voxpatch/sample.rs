@@ -29,7 +29,11 @@ pub(crate) fn run(settings: args::Sample) -> anyhow::Result<()> {
     };
     let draws = Uniform::new(shape, settings.patch, settings.seed)?;
     let patch_bytes = patch_bytes(channels, settings.patch, dtype)?;
-    let plan = Ahead::new(patch_bytes, settings.memory.memory, settings.common.threads())?;
+    let plan = Ahead::new(
+        patch_bytes,
+        settings.memory.memory,
+        settings.common.threads(),
+    )?;
 
     stop::heed();
     let mut out = Output::create(&settings.out, settings.common.force)?;
@@ -81,12 +85,7 @@ pub(crate) struct Sampling {
 
 impl Sampling {
     /// The first `count` of `draws` from `volume`.
-    pub(crate) fn new(
-        volume: Arc<dyn Volume>,
-        draws: Uniform,
-        count: u64,
-        plan: &Ahead,
-    ) -> Self {
+    pub(crate) fn new(volume: Arc<dyn Volume>, draws: Uniform, count: u64, plan: &Ahead) -> Self {
         let volume = Arc::new(Cached::new(volume, plan.cache));
         let source = Arc::clone(&volume);
         let regions = (0..count).map(move |index| draws.region(index));
@@ -135,7 +134,9 @@ impl Ahead {
                 ),
             });
         };
-        let ahead = usize::try_from(ahead).unwrap_or(usize::MAX).min(2 * threads);
+        let ahead = usize::try_from(ahead)
+            .unwrap_or(usize::MAX)
+            .min(2 * threads);
         let patches = patch_bytes.saturating_mul(ahead as u64 + 1);
         Ok(Self {
             threads: threads.min(ahead),
@@ -154,9 +155,21 @@ pub(crate) fn patch_bytes(channels: u64, patch: Shape, dtype: DType) -> voxpatch
 pub(crate) fn tell_rates(told: &mut Report, patches: u64, patch_bytes: u64, seconds: f64) {
     let rate = report::float(patches) / seconds.max(1e-9);
     let megabytes = rate * report::float(patch_bytes) / 1e6;
-    told.add("seconds", report::rounded(seconds, 3), format!("{seconds:.2}"));
-    told.add("patches_per_second", report::rounded(rate, 1), format!("{rate:.1}"));
-    told.add("megabytes_per_second", report::rounded(megabytes, 1), format!("{megabytes:.1}"));
+    told.add(
+        "seconds",
+        report::rounded(seconds, 3),
+        format!("{seconds:.2}"),
+    );
+    told.add(
+        "patches_per_second",
+        report::rounded(rate, 1),
+        format!("{rate:.1}"),
+    );
+    told.add(
+        "megabytes_per_second",
+        report::rounded(megabytes, 1),
+        format!("{megabytes:.1}"),
+    );
 }
 
 fn csv_line(region: Region) -> String {
@@ -204,7 +217,11 @@ mod tests {
 
     #[test]
     fn a_npy_header_is_aligned_and_spells_the_type() {
-        for (dtype, name) in [(DType::I16, "<i2"), (DType::Bool, "|b1"), (DType::F16, "<f2")] {
+        for (dtype, name) in [
+            (DType::I16, "<i2"),
+            (DType::Bool, "|b1"),
+            (DType::F16, "<f2"),
+        ] {
             let header = npy_header(dtype, [u64::MAX; 5]);
             assert_eq!(header.len() % 64, 0);
             let text = String::from_utf8_lossy(&header[10..]).into_owned();

@@ -68,7 +68,12 @@ pub(crate) fn run(settings: args::Preview) -> anyhow::Result<()> {
     drawn.save(&settings.out, settings.force)?;
 
     let mut told = Report::default();
-    let Drawn { canvas, window, at, labels } = drawn;
+    let Drawn {
+        canvas,
+        window,
+        at,
+        labels,
+    } = drawn;
     told.plain("out", settings.out.display().to_string());
     told.add(
         "size",
@@ -98,7 +103,11 @@ impl Scene {
         let at = self.at.unwrap_or_else(|| shape.map(|n| n / 2));
         let middle = Region::new(at.map(|n| i64::try_from(n).unwrap_or(i64::MAX)), [1; 3]);
         if !middle.is_inside(shape) {
-            return Err(Error::OutOfBounds { region: middle, shape }.into());
+            return Err(Error::OutOfBounds {
+                region: middle,
+                shape,
+            }
+            .into());
         }
         let sizes = panel_sizes(shape, layout.geometry.spacing);
         let views = views(&layout.geometry.affine);
@@ -137,7 +146,8 @@ impl Drawn {
         stop::heed();
         let side = |n: usize| u32::try_from(n).expect("panels are limited to hundreds of pixels");
         let mut out = Output::create(path, replace)?;
-        let mut encoder = png::Encoder::new(&mut out, side(self.canvas.width), side(self.canvas.height));
+        let mut encoder =
+            png::Encoder::new(&mut out, side(self.canvas.width), side(self.canvas.height));
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);
         encoder.set_compression(png::Compression::High);
@@ -152,15 +162,29 @@ impl Drawn {
 }
 
 /// Brings a slice into the picture's orientation and paints it.
-fn panel(view: &View, plane: &Plane, image: &Values, labels: Option<&[u64]>, window: (f32, f32)) -> Panel {
+fn panel(
+    view: &View,
+    plane: &Plane,
+    image: &Values,
+    labels: Option<&[u64]>,
+    window: (f32, f32),
+) -> Panel {
     let (height, width) = (plane.size(view.row), plane.size(view.column));
     let mut panel = Panel::new(width, height);
     // The slice's own rows run along the slower of its two axes.
     let upright = view.row < view.column;
     let source = |row: usize, column: usize| {
         let row = if view.flip_row { height - 1 - row } else { row };
-        let column = if view.flip_column { width - 1 - column } else { column };
-        if upright { row * width + column } else { column * height + row }
+        let column = if view.flip_column {
+            width - 1 - column
+        } else {
+            column
+        };
+        if upright {
+            row * width + column
+        } else {
+            column * height + row
+        }
     };
     panel.paint(|row, column| paint::grey(image.pixels[source(row, column)], window));
     if let Some(labels) = labels {
@@ -182,7 +206,10 @@ fn same_grid(overlay: &dyn Volume, shape: Shape) -> voxpatch::Result<()> {
     })
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "pixels are compared as f32")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "pixels are compared as f32"
+)]
 const fn narrow((low, high): (f64, f64)) -> (f32, f32) {
     (low as f32, high as f32)
 }

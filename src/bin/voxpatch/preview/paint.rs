@@ -26,7 +26,11 @@ pub(super) fn window<'a>(slices: impl Iterator<Item = &'a Values>) -> (f32, f32)
     if lowest < -500.0 && high < 10_000.0 && low > -10_000.0 {
         return (-1000.0, 400.0);
     }
-    if low < high { (low, high) } else { (low, low + 1.0) }
+    if low < high {
+        (low, high)
+    } else {
+        (low, low + 1.0)
+    }
 }
 
 /// A value's grey; NaN is black.
@@ -109,8 +113,12 @@ impl Panel {
     pub(super) fn mark(&mut self, letter: char) {
         const SCALE: usize = 2;
         let rows: [u8; 7] = match letter {
-            'R' => [0b11110, 0b10001, 0b10001, 0b11110, 0b10100, 0b10010, 0b10001],
-            'A' => [0b01110, 0b10001, 0b10001, 0b11111, 0b10001, 0b10001, 0b10001],
+            'R' => [
+                0b11110, 0b10001, 0b10001, 0b11110, 0b10100, 0b10010, 0b10001,
+            ],
+            'A' => [
+                0b01110, 0b10001, 0b10001, 0b11111, 0b10001, 0b10001, 0b10001,
+            ],
             _ => return,
         };
         if self.width < 64 || self.height < 32 {
@@ -187,9 +195,15 @@ mod tests {
 
     #[test]
     fn air_makes_a_ct_and_anything_else_is_stretched() {
-        assert_eq!(window([&slice(vec![-1024.0, 0.0, 3071.0])].into_iter()), (-1000.0, 400.0));
+        assert_eq!(
+            window([&slice(vec![-1024.0, 0.0, 3071.0])].into_iter()),
+            (-1000.0, 400.0)
+        );
         let ramp = |i: u16| f32::from(i);
-        assert_eq!(window([&slice((0..1000).map(ramp).collect())].into_iter()), (5.0, 994.0));
+        assert_eq!(
+            window([&slice((0..1000).map(ramp).collect())].into_iter()),
+            (5.0, 994.0)
+        );
         assert_eq!(window([&slice(vec![7.0; 9])].into_iter()), (7.0, 8.0));
         assert_eq!(window([&slice(Vec::new())].into_iter()), (0.0, 1.0));
     }

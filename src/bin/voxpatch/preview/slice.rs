@@ -58,7 +58,8 @@ impl Plane {
     pub(super) fn read_values(&self, volume: &dyn Volume) -> voxpatch::Result<Values> {
         let (rows, columns) = (self.sizes[self.slow], self.sizes[self.fast]);
         let (height, width) = (self.shape[self.slow], self.shape[self.fast]);
-        let across: Vec<Vec<(usize, f32)>> = (0..width).map(|x| shares(x, width, columns)).collect();
+        let across: Vec<Vec<(usize, f32)>> =
+            (0..width).map(|x| shares(x, width, columns)).collect();
         let every = (height.saturating_mul(width) / SAMPLES).max(1);
         let mut values = Values {
             pixels: vec![0.0; rows * columns],
@@ -98,8 +99,12 @@ impl Plane {
     pub(super) fn read_labels(&self, volume: &dyn Volume) -> voxpatch::Result<Vec<u64>> {
         let nearest = |axis: usize| -> Vec<u64> {
             let (voxels, pixels) = (self.shape[axis], self.sizes[axis] as u64);
-            let middle = |pixel: u64| u128::from(2 * pixel + 1) * u128::from(voxels) / u128::from(2 * pixels);
-            (0..pixels).map(|pixel| u64::try_from(middle(pixel)).unwrap_or(0)).collect()
+            let middle = |pixel: u64| {
+                u128::from(2 * pixel + 1) * u128::from(voxels) / u128::from(2 * pixels)
+            };
+            (0..pixels)
+                .map(|pixel| u64::try_from(middle(pixel)).unwrap_or(0))
+                .collect()
         };
         let (rows, columns) = (nearest(self.slow), nearest(self.fast));
         let width = index(self.shape[self.fast]);
@@ -121,11 +126,20 @@ impl Plane {
 
     /// Hands out channel 0 of the slice in bands of whole rows, with the number of the first,
     /// so that each chunk is in one band.
-    fn bands(&self, volume: &dyn Volume, mut use_band: impl FnMut(u64, Patch)) -> voxpatch::Result<()> {
+    fn bands(
+        &self,
+        volume: &dyn Volume,
+        mut use_band: impl FnMut(u64, Patch),
+    ) -> voxpatch::Result<()> {
         let layout = volume.layout();
-        let unit = layout.read_chunk.map_or(1, |[_, chunk @ ..]| chunk[self.slow]).max(1);
+        let unit = layout
+            .read_chunk
+            .map_or(1, |[_, chunk @ ..]| chunk[self.slow])
+            .max(1);
         let (height, width) = (self.shape[self.slow], self.shape[self.fast]);
-        let step = (BAND / unit.saturating_mul(width).max(1)).max(1).saturating_mul(unit);
+        let step = (BAND / unit.saturating_mul(width).max(1))
+            .max(1)
+            .saturating_mul(unit);
         let mut first = 0;
         while first < height {
             let rows = step.min(height - first);
@@ -158,8 +172,16 @@ fn shares(voxel: u64, voxels: u64, pixels: usize) -> Vec<(usize, f32)> {
         (position * scale, (position + 1.0) * scale)
     } else {
         // Pixels between the neighbours' centres; the edge voxels' reach on.
-        let from = if voxel == 0 { 0.0 } else { (position - 0.5) * scale - 0.5 };
-        let to = if voxel + 1 == voxels { pixels as f64 } else { (position + 1.5) * scale + 0.5 };
+        let from = if voxel == 0 {
+            0.0
+        } else {
+            (position - 0.5) * scale - 0.5
+        };
+        let to = if voxel + 1 == voxels {
+            pixels as f64
+        } else {
+            (position + 1.5) * scale + 0.5
+        };
         (from.max(0.0), to)
     };
     let share = |pixel: usize| {
@@ -230,7 +252,16 @@ mod tests {
 
     #[test]
     fn shares_of_every_pixel_add_up_to_one() {
-        for (voxels, pixels) in [(1, 1), (1, 9), (7, 7), (7, 3), (3, 7), (1069, 729), (512, 768), (5, 4)] {
+        for (voxels, pixels) in [
+            (1, 1),
+            (1, 9),
+            (7, 7),
+            (7, 3),
+            (3, 7),
+            (1069, 729),
+            (512, 768),
+            (5, 4),
+        ] {
             let mut sums = vec![0.0_f32; pixels];
             for voxel in 0..voxels {
                 for (pixel, share) in shares(voxel, voxels, pixels) {
@@ -238,7 +269,10 @@ mod tests {
                 }
             }
             for (pixel, sum) in sums.iter().enumerate() {
-                assert!((sum - 1.0).abs() < 1e-4, "{voxels} to {pixels}: pixel {pixel} has {sum}");
+                assert!(
+                    (sum - 1.0).abs() < 1e-4,
+                    "{voxels} to {pixels}: pixel {pixel} has {sum}"
+                );
             }
         }
     }
@@ -246,7 +280,9 @@ mod tests {
     fn ramp() -> MemoryVolume {
         let value = |i: u32| f32::from(u16::try_from(i).expect("small"));
         let voxels: Vec<f32> = (0..4 * 6 * 8).map(value).collect();
-        MemoryVolume::from_vec([4, 6, 8], 1, voxels).expect("the shape fits").with_chunks([1, 3, 4, 5])
+        MemoryVolume::from_vec([4, 6, 8], 1, voxels)
+            .expect("the shape fits")
+            .with_chunks([1, 3, 4, 5])
     }
 
     #[test]
@@ -260,7 +296,11 @@ mod tests {
             let expected = ramp().read(region).expect("memory can be read");
             assert_eq!(values.pixels, expected.as_slice::<f32>().expect("f32"));
             let labels = plane.read_labels(&ramp()).expect("memory can be read");
-            let whole: Vec<u64> = values.pixels.iter().map(|&v| float_label(f64::from(v))).collect();
+            let whole: Vec<u64> = values
+                .pixels
+                .iter()
+                .map(|&v| float_label(f64::from(v)))
+                .collect();
             assert_eq!(labels, whole);
         }
     }

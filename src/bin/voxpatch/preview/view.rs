@@ -41,13 +41,24 @@ pub(super) fn views(affine: &Affine) -> [View; 3] {
 
 /// For right, anterior, superior: the voxel axis along it, and whether indices grow towards it.
 fn world_axes(affine: &Affine) -> [(usize, bool); 3] {
-    const ORDERS: [[usize; 3]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+    const ORDERS: [[usize; 3]; 6] = [
+        [0, 1, 2],
+        [0, 2, 1],
+        [1, 0, 2],
+        [1, 2, 0],
+        [2, 0, 1],
+        [2, 1, 0],
+    ];
     let length = |column: usize| {
         let squares = affine[..3].iter().map(|row| row[column] * row[column]);
         squares.sum::<f64>().sqrt().max(f64::MIN_POSITIVE)
     };
     let share = |world: usize, column: usize| affine[world][column] / length(column);
-    let fit = |order: &[usize; 3]| (0..3).map(|world| share(world, order[world]).abs()).sum::<f64>();
+    let fit = |order: &[usize; 3]| {
+        (0..3)
+            .map(|world| share(world, order[world]).abs())
+            .sum::<f64>()
+    };
     // Of orders that fit alike (an axis at 45 degrees), the first wins.
     let mut best = ORDERS[0];
     for order in ORDERS {
@@ -91,7 +102,10 @@ mod tests {
         assert_eq!((coronal.fixed, coronal.row, coronal.column), (1, 0, 2));
         assert!(coronal.flip_row && !coronal.flip_column, "the head is up");
         assert_eq!((sagittal.fixed, sagittal.row, sagittal.column), (2, 0, 1));
-        assert!(sagittal.flip_row && !sagittal.flip_column, "the nose is left");
+        assert!(
+            sagittal.flip_row && !sagittal.flip_column,
+            "the nose is left"
+        );
     }
 
     #[test]
@@ -110,7 +124,10 @@ mod tests {
 
     #[test]
     fn panels_keep_the_aspect_ratio_and_their_limits() {
-        assert_eq!(panel_sizes([1069, 512, 512], [0.3, 0.66, 0.66]), [729, 768, 768]);
+        assert_eq!(
+            panel_sizes([1069, 512, 512], [0.3, 0.66, 0.66]),
+            [729, 768, 768]
+        );
         assert_eq!(panel_sizes([4, 5, 7], [2.0, 3.0, 1.0]), [273, 512, 239]);
         assert_eq!(panel_sizes([600, 600, 300], [1.0; 3]), [600, 600, 300]);
         assert_eq!(panel_sizes([1_000_000, 1, 1], [1.0; 3]), [768, 1, 1]);
