@@ -119,7 +119,8 @@ pub(crate) struct Ahead {
 }
 
 impl Ahead {
-    /// Two patches for each thread if half of the memory allows that, the rest for chunks.
+    /// Two patches for each thread if half of the memory allows that, an eighth for what the
+    /// allocator cannot use, the rest for chunks.
     pub(crate) fn new(patch_bytes: u64, memory: u64, threads: usize) -> voxpatch::Result<Self> {
         // One more is in the consumer's hands.
         let fit = memory / 2 / patch_bytes.max(1);
@@ -141,7 +142,7 @@ impl Ahead {
         Ok(Self {
             threads: threads.min(ahead),
             ahead,
-            cache: memory.saturating_sub(patches),
+            cache: memory.saturating_sub(patches).saturating_sub(memory / 8),
         })
     }
 }
@@ -232,9 +233,9 @@ mod tests {
     #[test]
     fn patches_under_way_stay_within_half_of_the_memory() {
         let plan = Ahead::new(10, 100, 8).expect("there is room");
-        assert_eq!((plan.ahead, plan.threads, plan.cache), (4, 4, 50));
+        assert_eq!((plan.ahead, plan.threads, plan.cache), (4, 4, 38));
         let plan = Ahead::new(10, 1000, 2).expect("there is room");
-        assert_eq!((plan.ahead, plan.threads, plan.cache), (4, 2, 950));
+        assert_eq!((plan.ahead, plan.threads, plan.cache), (4, 2, 825));
         assert!(Ahead::new(10, 39, 2).is_err());
     }
 }

@@ -41,6 +41,11 @@ fn bone(under: f32, inside: f32, shell: f32) -> f32 {
     mix(cortex, MARROW, cover(inside - shell))
 }
 
+/// How far inside the rib cage.
+fn cage([x, y]: [f32; 2]) -> f32 {
+    ellipse([x, y + 2.0], [122.0, 80.0])
+}
+
 /// The distance to the nearest multiple of `period`.
 fn from_multiple(z: f32, period: f32) -> f32 {
     (z - (z / period).round() * period).abs()
@@ -99,7 +104,7 @@ impl Line {
         let skin = mix(AIR, 10.0, cover(body));
         let fat = mix(skin, FAT, cover(body - 2.0));
         let wall = mix(fat, MUSCLE, cover(ellipse([x, y], [147.0, 98.0])));
-        let cage = ellipse([x, y + 2.0], [122.0, 80.0]);
+        let cage = cage([x, y]);
         let inside = if cage > -1.0 {
             mix(wall, self.organs(x), cover(cage))
         } else {
@@ -271,15 +276,14 @@ impl Tube {
         let part = (dot(to, along) / dot(along, along).max(1e-6)).clamp(0.0, 1.0);
         let off: P3 = std::array::from_fn(|a| to[a] - along[a] * part);
         let inside = self.radius - dot(off, off).sqrt();
+        let in_lung = under < -300.0 && under > -970.0 && cage([at[0], at[1]]) > 4.0;
         match self.filling {
-            Filling::Solid(value) if under < -300.0 && under > -970.0 => {
-                mix(under, under.max(value), cover(inside))
-            }
-            Filling::Solid(_) => under,
-            Filling::Airway => {
+            Filling::Solid(value) if in_lung => mix(under, under.max(value), cover(inside)),
+            Filling::Airway if in_lung || self.radius > 3.0 => {
                 let wall = mix(under, under.max(20.0), cover(inside + self.radius * 0.25));
                 mix(wall, -995.0, cover(inside))
             }
+            _ => under,
         }
     }
 }

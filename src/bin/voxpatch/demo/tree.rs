@@ -10,8 +10,14 @@ pub(super) fn tubes() -> Vec<Tube> {
         for (n, y) in [(0, 2.0), (1, 16.0)] {
             let mut tree = Tree::new(seed * 8 + n, Filling::Solid(55.0), 10, &mut tubes);
             let hilum = [side * 24.0, y, 165.0];
-            for up in [0.75, 0.0, -0.8] {
-                tree.grow(hilum, unit([side, 0.2 - up * 0.1, up]), 34.0, 4.6, 0);
+            for (up, back) in [
+                (1.4, 0.1),
+                (0.5, -0.5),
+                (0.1, 0.5),
+                (-0.6, -0.3),
+                (-1.2, 0.5),
+            ] {
+                tree.grow(hilum, unit([side * 0.8, back, up]), 24.0, 4.4, 0);
             }
         }
     }
@@ -21,9 +27,9 @@ pub(super) fn tubes() -> Vec<Tube> {
     for (seed, side) in [(3, -1.0_f32), (4, 1.0)] {
         let hilum = [side * 30.0, 14.0, 172.0];
         tubes.push(airway(carina, hilum, 6.2));
-        let mut tree = Tree::new(seed * 8, Filling::Airway, 5, &mut tubes);
-        for up in [0.8, -0.1, -0.85] {
-            tree.grow(hilum, unit([side * 0.9, 0.1, up]), 26.0, 3.4, 0);
+        let mut tree = Tree::new(seed * 8, Filling::Airway, 6, &mut tubes);
+        for up in [1.0, 0.0, -1.0] {
+            tree.grow(hilum, unit([side * 0.9, 0.1, up]), 22.0, 3.4, 0);
         }
     }
     tubes

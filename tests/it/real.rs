@@ -1,0 +1,1 @@
+//! Real scans through every command.
