@@ -260,3 +260,147 @@ fn flat_slab(unit: ChunkShape, shape: Shape, voxels: u64) -> ChunkShape {
     }
     slab
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::dtype::DType;
+    use crate::progress::silent;
+    use crate::volume::{CreateOptions, Layout, MemoryVolume, create, open};
+
+    const SHAPE: Shape = [21, 18, 25];
+
+    /// Claims to be sequential, and notes where reads begin.
+    #[derive(Debug)]
+    struct Source {
+        inner: MemoryVolume,
+        sequential: bool,
+        begun: Mutex<Vec<(u64, [i64; 3])>>,
+    }
+
+    impl Volume for Source {
+        fn layout(&self) -> &Layout {
+            Volume::layout(&self.inner)
+        }
+        fn is_sequential(&self) -> bool {
+            self.sequential
+        }
+        fn read_channels(
+            &self,
+            channels: Range<u64>,
+            region: Region,
+            out: &mut [u8],
+        ) -> Result<()> {
+            self.begun
+                .lock()
+                .unwrap()
+                .push((channels.start, region.start));
+            self.inner.read_channels(channels, region, out)
+        }
+    }
+
+    fn source(sequential: bool) -> Arc<Source> {
+        let voxels: Vec<u16> = (0_u16..).take(2 * 21 * 18 * 25).collect();
+        let inner = MemoryVolume::from_vec(SHAPE, 2, voxels).unwrap();
+        Arc::new(Source {
+            inner,
+            sequential,
+            begun: Mutex::default(),
+        })
+    }
+
+    #[test]
+    fn all_voxels_arrive_whatever_the_order_and_the_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut n = 0;
+        for sequential in [false, true] {
+            for shard in [None, Some([8, 16, 8])] {
+                for memory in [0, 20_000, 1 << 30] {
+                    n += 1;
+                    let path = dir.path().join(format!("{n}.zarr"));
+                    let source = source(sequential);
+                    let options = CreateOptions {
+                        chunk: [4, 8, 8],
+                        shard,
+                        ..CreateOptions::default()
+                    };
+                    let target = create(&path, source.layout(), &options).unwrap();
+                    let volume: Arc<dyn Volume> = Arc::clone(&source) as _;
+                    let how = ConvertOptions { threads: 3, memory };
+                    convert(&volume, target, &how, &silent).unwrap();
+                    let out = open(&path).unwrap().read(Region::whole(SHAPE)).unwrap();
+                    assert_eq!(out, source.inner.to_patch());
+                    let begun = source.begun.lock().unwrap();
+                    if sequential && memory == 1 << 30 {
+                        assert!(begun.is_sorted(), "front to back: {begun:?}");
+                        assert!(
+                            begun.iter().all(|(_, start)| start[1..] == [0, 0]),
+                            "whole planes"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn voxels_take_the_output_s_type() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bytes.zarr");
+        let source = source(false);
+        let layout = Layout {
+            dtype: DType::U8,
+            ..source.layout().clone()
+        };
+        let target = create(&path, &layout, &CreateOptions::default()).unwrap();
+        convert(
+            &(Arc::clone(&source) as _),
+            target,
+            &ConvertOptions::default(),
+            &silent,
+        )
+        .unwrap();
+        let out = open(&path).unwrap().read(Region::whole(SHAPE)).unwrap();
+        assert_eq!(out, source.inner.to_patch().converted(DType::U8));
+    }
+
+    #[test]
+    fn stopping_leaves_nothing_and_other_shapes_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let source: Arc<dyn Volume> = source(false);
+        let layout = source.layout().clone();
+        let target = || {
+            create(
+                &dir.path().join("out.zarr"),
+                &layout,
+                &CreateOptions::default(),
+            )
+            .unwrap()
+        };
+        let stop = |done, _| {
+            if done == 0 {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        };
+        let stopped = convert(&source, target(), &ConvertOptions::default(), &stop);
+        assert!(matches!(stopped, Err(Error::Stopped)));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        let other = Layout {
+            shape: [21, 18, 24],
+            ..layout.clone()
+        };
+        let target = create(
+            &dir.path().join("out.zarr"),
+            &other,
+            &CreateOptions::default(),
+        )
+        .unwrap();
+        let refused = convert(&source, target, &ConvertOptions::default(), &silent);
+        assert!(matches!(refused, Err(Error::Setting { .. })));
+    }
+}
