@@ -584,6 +584,76 @@ fn inputs_that_are_no_volumes_are_named() {
     assert_eq!(names(place.path()), ["folder.zarr"]);
 }
 
+#[test]
+fn flat_files_that_are_cut_short_or_lie_are_refused() {
+    let place = Place::new();
+    let (npy, nii) = (place.small("in.npy"), place.small("in.nii"));
+    assert_eq!(voxels(&npy).bytes(), voxels(&nii).bytes());
+    for (name, path) in [("cut.npy", &npy), ("cut.nii", &nii)] {
+        let bytes = fs::read(path).expect("the file is there");
+        // Down to the last voxel, within the header, and nothing at all.
+        for length in [bytes.len() - 1, bytes.len() / 2, 40, 9, 0] {
+            let cut = place.at(name);
+            fs::write(&cut, &bytes[..length]).expect("it can be written");
+            for args in [
+                &["info", &cut][..],
+                &["convert", &cut, &place.at("out.zarr")],
+                &[
+                    "infer",
+                    &cut,
+                    &place.at("out.zarr"),
+                    "--patch",
+                    "8",
+                    "--overlap",
+                    "4",
+                ],
+            ] {
+                let line = fails(args);
+                assert!(line.contains(name), "{length} bytes: {line}");
+            }
+        }
+    }
+    let lying = |name: &str, from: &str, shape: &str| {
+        let text = fs::read(&npy).expect("the file is there");
+        let at = text
+            .windows(from.len())
+            .position(|part| part == from.as_bytes());
+        let mut bytes = text;
+        let at = at.expect("the header says so");
+        bytes[at..at + shape.len()].copy_from_slice(shape.as_bytes());
+        fs::write(place.at(name), bytes).expect("it can be written");
+        fails(&["info", &place.at(name)])
+    };
+    let padded = format!("(20, 24, 28), }}{}", " ".repeat(40));
+    for shape in [
+        "(99999999999999999999, 24, 28), }",
+        "(4294967296, 4294967296, 4294967296), }",
+        "(-20, 24, 28), }",
+        "(20, 24), }",
+        "(2000, 2400, 2800), }",
+    ] {
+        let line = lying("lie.npy", &padded[..13], &format!("{shape:13}"));
+        assert!(line.contains("lie.npy"), "{shape}: {line}");
+    }
+    assert!(lying("lie.npy", "'<i2'", "'<i3'").contains("lie.npy"));
+    // NIfTI's dim, at byte 40: 3 axes of 32767 voxels, and -1 along x.
+    for dims in [
+        [3_i16, 32767, 32767, 32767],
+        [3, -1, 24, 20],
+        [9, 28, 24, 20],
+    ] {
+        let mut bytes = fs::read(&nii).expect("the file is there");
+        for (n, dim) in dims.into_iter().enumerate() {
+            bytes[40 + 2 * n..42 + 2 * n].copy_from_slice(&dim.to_le_bytes());
+        }
+        fs::write(place.at("lie.nii"), bytes).expect("it can be written");
+        assert!(
+            fails(&["info", &place.at("lie.nii")]).contains("lie.nii"),
+            "{dims:?}"
+        );
+    }
+}
+
 /// Replaces text in the array document of a volume that `Place` stored.
 fn edit(volume: &str, from: &str, to: &str) {
     let path = Path::new(volume).join("0/zarr.json");

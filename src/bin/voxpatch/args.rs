@@ -229,7 +229,7 @@ pub(crate) struct Storage {
     #[arg(long, value_parser = size, default_value = "32", value_name = "SIZE")]
     chunk: Shape,
     /// Voxels of a shard, a multiple of the chunk, or `none` for a file for each chunk;
-    /// about 128 if not given.
+    /// about 128 if not given, or less where memory asks for it.
     #[arg(long, value_parser = shard, value_name = "SIZE|none")]
     shard: Option<Shard>,
     /// How chunks are compressed.
@@ -243,16 +243,10 @@ pub(crate) struct Storage {
 impl Storage {
     /// The library's options; a shard that was not given is the multiple of the chunk nearest to 128.
     pub(crate) fn options(&self, replace: bool) -> CreateOptions {
-        let usual = || {
-            self.chunk.map(|chunk| match chunk {
-                0 => 0,
-                _ => chunk.saturating_mul((128 / chunk).max(1)),
-            })
-        };
         let shard = match self.shard {
             Some(Shard::None) => None,
             Some(Shard::Size(shape)) => Some(shape),
-            None => Some(usual()),
+            None => Some(self.chunks_in(128)),
         };
         CreateOptions {
             chunk: self.chunk,
@@ -260,6 +254,41 @@ impl Storage {
             codec: self.codec.into(),
             level: self.clevel,
             replace,
+        }
+    }
+
+    /// The options, and, if no shard was asked for, the same with smaller ones, of which fewer
+    /// voxels wait to be written.
+    pub(crate) fn choices(&self, replace: bool) -> Vec<CreateOptions> {
+        let options = self.options(replace);
+        let smaller = match self.shard {
+            None => &[64, 32][..],
+            Some(_) => &[],
+        };
+        let mut choices = vec![options.clone()];
+        choices.extend(smaller.iter().map(|&voxels| CreateOptions {
+            shard: Some(self.chunks_in(voxels)),
+            ..options.clone()
+        }));
+        choices
+    }
+
+    /// As many chunks as fit into `voxels`, but one at least.
+    fn chunks_in(&self, voxels: u64) -> Shape {
+        self.chunk.map(|chunk| match chunk {
+            0 => 0,
+            _ => chunk.saturating_mul((voxels / chunk).max(1)),
+        })
+    }
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self {
+            chunk: [32; 3],
+            shard: None,
+            codec: CodecName::Zstd,
+            clevel: None,
         }
     }
 }
@@ -422,11 +451,26 @@ mod tests {
         for (chunk, shard) in [(32, 128), (48, 96), (128, 128), (200, 200), (1, 128)] {
             let storage = Storage {
                 chunk: [chunk; 3],
-                shard: None,
-                codec: CodecName::Zstd,
-                clevel: None,
+                ..Storage::default()
             };
             assert_eq!(storage.options(false).shard, Some([shard; 3]));
+        }
+    }
+
+    #[test]
+    fn smaller_shards_are_tried_only_if_none_was_asked_for() {
+        let shards = |storage: Storage| -> Vec<_> {
+            let choices = storage.choices(false).into_iter();
+            choices.map(|options| options.shard).collect()
+        };
+        let usual = shards(Storage::default());
+        assert_eq!(usual, [Some([128; 3]), Some([64; 3]), Some([32; 3])]);
+        for (given, expected) in [(Shard::Size([96; 3]), Some([96; 3])), (Shard::None, None)] {
+            let storage = Storage {
+                shard: Some(given),
+                ..Storage::default()
+            };
+            assert_eq!(shards(storage), [expected]);
         }
     }
 }

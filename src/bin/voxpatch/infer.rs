@@ -30,13 +30,14 @@ pub(crate) fn run(settings: args::Infer) -> anyhow::Result<()> {
         threads: settings.common.threads(),
         ..Inference::new(settings.patch, settings.overlap)
     };
-    let storage = settings.storage.options(settings.common.force);
-    let (layout, target) = (volume.layout(), &settings.target);
-    let plan = if settings.common.threads_given() {
-        inference.plan(layout, &*model, target, storage)?
+    let fewest = if settings.common.threads_given() {
+        inference.threads
     } else {
-        plan_within(inference, layout, &*model, target, &storage)?
+        1
     };
+    let stores = settings.storage.choices(settings.common.force);
+    let (layout, target) = (volume.layout(), &settings.target);
+    let plan = plan_within(inference, fewest, layout, &*model, target, &stores)?;
     let patch_bytes = {
         let layout = volume.layout();
         patch_bytes(layout.channels, settings.patch, layout.dtype)?
@@ -65,18 +66,29 @@ pub(crate) fn run(settings: args::Infer) -> anyhow::Result<()> {
     told.print(settings.common.json)
 }
 
-/// The plan with the most threads, up to those asked for, that the memory is enough for.
+/// The first plan that the memory is enough for: with as many threads as may be, down to
+/// `fewest`, and for each number the stores in the order given.
 pub(crate) fn plan_within(
     mut inference: Inference,
+    fewest: usize,
     input: &Layout,
     model: &dyn Model,
     output: &Path,
-    storage: &CreateOptions,
+    stores: &[CreateOptions],
 ) -> voxpatch::Result<Plan> {
     loop {
-        match inference.plan(input, model, output, storage.clone()) {
-            Err(Error::Setting { .. }) if inference.threads > 1 => inference.threads -= 1,
-            plan => return plan,
+        let mut first_error = None;
+        for store in stores {
+            match inference.plan(input, model, output, store.clone()) {
+                Err(error @ Error::Setting { .. }) => {
+                    first_error.get_or_insert(error);
+                }
+                plan => return plan,
+            }
+        }
+        match first_error {
+            Some(error) if inference.threads <= fewest => return Err(error),
+            _ => inference.threads -= 1,
         }
     }
 }

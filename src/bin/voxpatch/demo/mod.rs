@@ -219,8 +219,8 @@ impl Demo<'_> {
             ..Inference::new(patch, patch.map(|n| n / 2))
         };
         let model = builtin("identity")?;
-        let storage = CreateOptions::default();
-        let plan = plan_within(inference, volume.layout(), &*model, output, &storage)?;
+        let stores = args::Storage::default().choices(false);
+        let plan = plan_within(inference, 1, volume.layout(), &*model, output, &stores)?;
         let bytes = patch_bytes(1, patch, volume.layout().dtype)?;
         let done =
             report::with_progress("predicting", |progress| plan.run(volume, model, progress))?;
