@@ -247,6 +247,55 @@ pub enum Error {
         first: Vec<u64>,
     },
 
+    /// Two volumes of a subject do not lie on one grid.
+    #[error(
+        "{} and {} do not lie on one grid: {what} {one} and {other}",
+        first.display(), second.display()
+    )]
+    OtherGrid {
+        /// The subject's first volume.
+        first: PathBuf,
+        /// The one that differs.
+        second: PathBuf,
+        /// `shape`, `spacing` or `affine`.
+        what: &'static str,
+        /// What it is of the first.
+        one: String,
+        /// What it is of the second.
+        other: String,
+    },
+
+    /// A subject could not be opened, drawn from or read.
+    #[error("subject {index} ({name}) failed")]
+    Subject {
+        /// Its place in the list of subjects.
+        index: u64,
+        /// What it is called; empty if it could not be opened.
+        name: String,
+        /// Why.
+        source: Arc<Self>,
+    },
+
+    /// Code that was given to this crate, or this crate itself, panicked on a worker's thread.
+    #[error("a worker panicked: {message}")]
+    Panicked {
+        /// What the panic said.
+        message: String,
+    },
+
+    /// A saved state belongs to other settings.
+    #[error(
+        "the saved state has {what} {saved}, but here it is {here}: resume with the settings of the run that saved it"
+    )]
+    OtherState {
+        /// What differs.
+        what: &'static str,
+        /// What it was when the state was saved.
+        saved: u64,
+        /// What it is now.
+        here: u64,
+    },
+
     /// The caller asked to stop.
     #[error("stopped on request")]
     Stopped,

@@ -16,7 +16,13 @@ impl Random {
     /// The numbers of draw `n` of an epoch.
     #[must_use]
     pub fn new(seed: u64, epoch: u64, n: u64) -> Self {
-        let mut key = *b"................voxpatch draw v1";
+        Self::of_domain(*b"voxpatch draw v1", seed, epoch, n)
+    }
+
+    /// The same for another purpose, so that two uses of one seed have nothing in common.
+    pub(crate) fn of_domain(domain: [u8; 16], seed: u64, epoch: u64, n: u64) -> Self {
+        let mut key = [0; 32];
+        key[16..].copy_from_slice(&domain);
         key[..8].copy_from_slice(&seed.to_le_bytes());
         key[8..16].copy_from_slice(&epoch.to_le_bytes());
         let mut numbers = ChaCha8Rng::from_seed(key);

@@ -31,6 +31,7 @@ use crate::patch::{Patch, Voxels};
 use crate::region::{Region, Shape};
 
 pub use cached::Cached;
+pub(crate) use chunk::intersecting;
 pub use chunk::{Chunk, ChunkVoxels};
 pub use create::{Codec, CreateOptions, check_output, create, planned};
 pub use header::raw::RawSpec;
@@ -303,23 +304,31 @@ pub trait Volume: Debug + Send + Sync {
     ///
     /// As [`read`](Self::read).
     fn read_real(&self, region: Region) -> Result<Patch> {
-        let patch = self.read(region)?;
-        let Some(rescale) = self.layout().rescale else {
-            return Ok(patch.converted(DType::F32));
-        };
-        let mut values = vec![0.0_f64; patch.bytes().len() / patch.dtype().size()];
-        convert(
-            patch.dtype(),
-            patch.bytes(),
-            DType::F64,
-            bytemuck::cast_slice_mut(&mut values),
-        );
-        #[expect(clippy::cast_possible_truncation, reason = "real values are f32 here")]
-        let real = values
-            .iter()
-            .map(|value| (value * rescale.slope + rescale.intercept) as f32);
-        Patch::new(region, patch.channels(), Voxels::F32(real.collect()))
+        real_values(self.read(region)?, self.layout().rescale)
     }
+}
+
+/// Stored values with slope and intercept applied, as f32.
+pub(crate) fn real_values(patch: Patch, rescale: Option<Rescale>) -> Result<Patch> {
+    let Some(rescale) = rescale else {
+        return Ok(patch.converted(DType::F32));
+    };
+    let mut values = vec![0.0_f64; patch.bytes().len() / patch.dtype().size()];
+    convert(
+        patch.dtype(),
+        patch.bytes(),
+        DType::F64,
+        bytemuck::cast_slice_mut(&mut values),
+    );
+    #[expect(clippy::cast_possible_truncation, reason = "real values are f32 here")]
+    let real = values
+        .iter()
+        .map(|value| (value * rescale.slope + rescale.intercept) as f32);
+    Patch::new(
+        patch.region(),
+        patch.channels(),
+        Voxels::F32(real.collect()),
+    )
 }
 
 impl<V: Volume + ?Sized> Volume for Arc<V> {
