@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// From the bottom to the top; what shares a line may use each other if it is one room.
 const LAYERS: [&[&str]; 5] = [
     &["error", "region", "dtype", "geometry", "queue", "progress"],
-    &["patch", "grid"],
+    &["patch", "pad", "grid"],
     &["volume"],
     &["sampler", "aggregator"],
     &["training", "inference", "convert"],

@@ -9,7 +9,7 @@ use crate::report::{self, Report};
 use crate::{args, stop};
 
 /// Copies the source into a new output.
-pub(crate) fn run(settings: args::Convert) -> anyhow::Result<()> {
+pub(crate) fn run(settings: &args::Convert) -> anyhow::Result<()> {
     let began = Instant::now();
     check_output(&settings.target, &[&settings.source])?;
     let options = OpenOptions {

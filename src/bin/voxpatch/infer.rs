@@ -14,7 +14,7 @@ use crate::sample::{patch_bytes, tell_rates};
 use crate::{args, stop};
 
 /// Predicts the volume.
-pub(crate) fn run(settings: args::Infer) -> anyhow::Result<()> {
+pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     check_output(&settings.target, &[&settings.source])?;
     let model = builtin(&settings.model)?;
     let options = OpenOptions {

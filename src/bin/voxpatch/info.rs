@@ -7,7 +7,7 @@ use crate::args;
 use crate::report::{self, Report};
 
 /// Opens the volume and tells its layout.
-pub(crate) fn run(settings: args::Info) -> anyhow::Result<()> {
+pub(crate) fn run(settings: &args::Info) -> anyhow::Result<()> {
     let options = OpenOptions {
         level: settings.level,
         ..OpenOptions::default()

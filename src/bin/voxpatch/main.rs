@@ -24,7 +24,7 @@ use args::{Args, Command};
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let done = stop::listen().and_then(|()| match args.command {
+    let done = stop::listen().and_then(|()| match &args.command {
         Command::Info(settings) => info::run(settings),
         Command::Convert(settings) => convert::run(settings),
         Command::Infer(settings) => infer::run(settings),

@@ -12,7 +12,7 @@ use crate::report::{self, Report};
 use crate::stop;
 
 /// Draws the patches and writes them as they come.
-pub(crate) fn run(settings: args::Sample) -> anyhow::Result<()> {
+pub(crate) fn run(settings: &args::Sample) -> anyhow::Result<()> {
     let began = Instant::now();
     let options = OpenOptions {
         level: settings.common.level,
@@ -21,7 +21,12 @@ pub(crate) fn run(settings: args::Sample) -> anyhow::Result<()> {
     let volume = options.open(&settings.source)?;
     check_output(&settings.out, &[&settings.source])?;
     if let Some(path) = &settings.locations {
-        check_output(path, &[&settings.source, &settings.out])?;
+        check_output(path, &[&settings.source])?;
+        anyhow::ensure!(
+            path != &settings.out,
+            "patches and locations cannot both be written to {}",
+            path.display()
+        );
     }
     let (shape, channels, dtype) = {
         let layout = volume.layout();
@@ -89,7 +94,7 @@ impl Sampling {
         let volume = Arc::new(Cached::new(volume, plan.cache));
         let source = Arc::clone(&volume);
         let regions = (0..count).map(move |index| draws.region(index));
-        let queue = Queue::new(regions, plan.threads, plan.ahead, move |region| {
+        let queue = Queue::new(regions, plan.threads, plan.patches, move |region| {
             stop::check()?;
             source.read(region)
         });
@@ -114,7 +119,8 @@ impl Iterator for Sampling {
 #[derive(Debug)]
 pub(crate) struct Ahead {
     threads: usize,
-    ahead: usize,
+    /// Patches that nobody has taken yet, at most.
+    patches: usize,
     cache: u64,
 }
 
@@ -138,11 +144,11 @@ impl Ahead {
         let ahead = usize::try_from(ahead)
             .unwrap_or(usize::MAX)
             .min(2 * threads);
-        let patches = patch_bytes.saturating_mul(ahead as u64 + 1);
+        let under_way = patch_bytes.saturating_mul(ahead as u64 + 1);
         Ok(Self {
             threads: threads.min(ahead),
-            ahead,
-            cache: memory.saturating_sub(patches).saturating_sub(memory / 8),
+            patches: ahead,
+            cache: memory.saturating_sub(under_way).saturating_sub(memory / 8),
         })
     }
 }
@@ -233,9 +239,9 @@ mod tests {
     #[test]
     fn patches_under_way_stay_within_half_of_the_memory() {
         let plan = Ahead::new(10, 100, 8).expect("there is room");
-        assert_eq!((plan.ahead, plan.threads, plan.cache), (4, 4, 38));
+        assert_eq!((plan.patches, plan.threads, plan.cache), (4, 4, 38));
         let plan = Ahead::new(10, 1000, 2).expect("there is room");
-        assert_eq!((plan.ahead, plan.threads, plan.cache), (4, 2, 825));
+        assert_eq!((plan.patches, plan.threads, plan.cache), (4, 2, 825));
         assert!(Ahead::new(10, 39, 2).is_err());
     }
 }

@@ -30,9 +30,10 @@ fn ellipse([x, y]: [f32; 2], [a, b]: [f32; 2]) -> f32 {
 }
 
 /// The same for an ellipsoid.
-fn ellipsoid([x, y, z]: P3, [a, b, c]: P3) -> f32 {
-    let q = x * x / (a * a) + y * y / (b * b) + z * z / (c * c);
-    (1.0 - q.sqrt()) * a.min(b).min(c)
+fn ellipsoid(at: P3, half: P3) -> f32 {
+    let squares = at.iter().zip(half).map(|(x, a)| x * x / (a * a));
+    let narrowest = half[0].min(half[1]).min(half[2]);
+    (1.0 - squares.sum::<f32>().sqrt()) * narrowest
 }
 
 /// Bone: a shell of cortex around marrow.

@@ -42,7 +42,7 @@ const TOLERANCE: f64 = 1e-6;
 const BEYOND: (u64, u64) = (44 << 20, 144 << 20);
 
 /// Runs all stages in a folder.
-pub(crate) fn run(settings: args::Demo) -> anyhow::Result<()> {
+pub(crate) fn run(settings: &args::Demo) -> anyhow::Result<()> {
     stop::heed();
     let temporary;
     let folder = if let Some(folder) = &settings.keep {

@@ -47,7 +47,7 @@ pub(crate) struct Drawn {
 }
 
 /// Reads the slices and writes the picture.
-pub(crate) fn run(settings: args::Preview) -> anyhow::Result<()> {
+pub(crate) fn run(settings: &args::Preview) -> anyhow::Result<()> {
     let options = OpenOptions {
         level: settings.level,
         ..OpenOptions::default()
