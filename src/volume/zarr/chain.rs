@@ -85,18 +85,19 @@ impl Chain {
                 Codec::BytesToBytes(made) => bytes.push((codec.name(), made)),
             }
         }
-        let (serializer, serialized) =
-            match serializer.ok_or_else(|| Refusal::broken("there is no array-to-bytes codec"))? {
-                Ok(codec) => {
-                    let size = serialized(&*codec, &form)?;
-                    (Serializer::Codec(codec), size)
-                }
-                Err(sharding) => {
-                    let shards = Shards::new(sharding.configuration().map(|c| &**c), &form, trusted)?;
-                    let size = shards.encoded();
-                    (Serializer::Shards(Box::new(shards)), size)
-                }
-            };
+        let (serializer, serialized) = match serializer
+            .ok_or_else(|| Refusal::broken("there is no array-to-bytes codec"))?
+        {
+            Ok(codec) => {
+                let size = serialized(&*codec, &form)?;
+                (Serializer::Codec(codec), size)
+            }
+            Err(sharding) => {
+                let shards = Shards::new(sharding.configuration().map(|c| &**c), &form, trusted)?;
+                let size = shards.encoded();
+                (Serializer::Shards(Box::new(shards)), size)
+            }
+        };
         let mut size = serialized;
         let mut guards = Vec::with_capacity(bytes.len());
         for (name, codec) in bytes {
@@ -162,7 +163,9 @@ impl Form {
     /// Bytes of all voxels.
     pub(super) fn bytes(&self) -> Option<u64> {
         let size = self.dtype.fixed_size()? as u64;
-        self.shape.iter().try_fold(size, |all, n| all.checked_mul(n.get()))
+        self.shape
+            .iter()
+            .try_fold(size, |all, n| all.checked_mul(n.get()))
     }
 }
 

@@ -182,8 +182,7 @@ fn blosc_length(chunk: &[u8]) -> Result<u64, Cause> {
     let (header, _) = chunk
         .split_first_chunk::<16>()
         .ok_or("it is shorter than a blosc header")?;
-    let field =
-        |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
+    let field = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
     let (typesize, decoded, block, encoded) = (header[3], field(4), field(8), field(12));
     if encoded as usize != chunk.len() {
         let actual = chunk.len();

@@ -68,10 +68,15 @@ enum Codecs {
 /// The encoded bytes of a chunk.
 enum Fetched {
     /// There is no such value.
-    Absent { key: String },
+    Absent {
+        key: String,
+    },
     /// The shard says that the chunk is all fill value.
     Empty,
-    Encoded { key: String, bytes: Vec<u8> },
+    Encoded {
+        key: String,
+        bytes: Vec<u8>,
+    },
 }
 
 impl ZarrVolume {
@@ -79,13 +84,8 @@ impl ZarrVolume {
     pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
         let found = ome::find_array(path, options.level)?;
         let folder = Box::new(Folder(found.path.clone()));
-        let mut volume = Self::with_store(
-            &found.path,
-            folder,
-            found.format,
-            &found.document,
-            options,
-        )?;
+        let mut volume =
+            Self::with_store(&found.path, folder, found.format, &found.document, options)?;
         let own = found.attributes.get("voxpatch");
         if let Some(geometry) = own
             .and_then(ome::own_geometry)
@@ -122,13 +122,15 @@ impl ZarrVolume {
         };
         let bad = |problem: &Cause| Error::header(path, facts.format_name(), problem.to_string());
         let chain =
-            Chain::new(&metadata.codecs, form, options.trusted).map_err(|refusal| match refusal {
-                Refusal::Untrusted(codec) => Error::UntrustedCodec {
-                    path: path.to_path_buf(),
-                    codec,
+            Chain::new(&metadata.codecs, form, options.trusted).map_err(
+                |refusal| match refusal {
+                    Refusal::Untrusted(codec) => Error::UntrustedCodec {
+                        path: path.to_path_buf(),
+                        codec,
+                    },
+                    Refusal::Broken(problem) => bad(&problem),
                 },
-                Refusal::Broken(problem) => bad(&problem),
-            })?;
+            )?;
         let codecs = if facts.sharded {
             let shards = chain
                 .into_shards()
@@ -181,7 +183,7 @@ impl ZarrVolume {
                     return Ok(Fetched::Absent { key });
                 };
                 let load = || self.load_index(shards, &key, &*value);
-                let (index, _) = indexes.get_or_load(shard, load).map_err(Error::shared)?;
+                let (index, _) = indexes.get_or_load(&shard, load)?;
                 let key = format!("{key}, inner chunk {inner}");
                 match shards.range(&index, inner, value.len()) {
                     Ok(None) => Ok(Fetched::Empty),
@@ -263,12 +265,13 @@ fn open_array(facts: &Facts, document: &Json) -> Result<(Array<()>, ArrayMetadat
         })?
     };
     let array = ArrayMetadata::V3(metadata.clone());
-    let array = Array::new_with_metadata(Arc::new(()), "/", array).map_err(|error| match error {
-        ArrayCreateError::CodecsCreateError(PluginCreateError::Unsupported(error)) => {
-            Error::unsupported(&facts.path, error.to_string())
-        }
-        error => bad(error.to_string()),
-    })?;
+    let array =
+        Array::new_with_metadata(Arc::new(()), "/", array).map_err(|error| match error {
+            ArrayCreateError::CodecsCreateError(PluginCreateError::Unsupported(error)) => {
+                Error::unsupported(&facts.path, error.to_string())
+            }
+            error => bad(error.to_string()),
+        })?;
     Ok((array, metadata))
 }
 

@@ -131,7 +131,10 @@ fn codecs_that_could_be_exploited_are_refused_on_untrusted_data() {
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
         match ZarrVolume::open(&path, &untrusted) {
             Err(Error::UntrustedCodec { codec, .. }) => {
-                assert!(name.contains("blosc") && codec == "blosc", "{name}: {codec}");
+                assert!(
+                    name.contains("blosc") && codec == "blosc",
+                    "{name}: {codec}"
+                );
                 refused += 1;
             }
             Ok(_) => assert!(!name.contains("blosc"), "{name}"),
