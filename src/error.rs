@@ -273,6 +273,103 @@ pub enum Error {
         first: Vec<u64>,
     },
 
+    /// Two volumes of a subject do not lie on one grid.
+    #[error(
+        "{} and {} do not lie on one grid: {what} {one} and {other}",
+        first.display(), second.display()
+    )]
+    OtherGrid {
+        /// The subject's first volume.
+        first: PathBuf,
+        /// The one that differs.
+        second: PathBuf,
+        /// `shape`, `spacing` or `affine`.
+        what: &'static str,
+        /// What it is of the first.
+        one: String,
+        /// What it is of the second.
+        other: String,
+    },
+
+    /// A subject could not be opened, drawn from or read.
+    #[error("subject {index} ({name}) failed")]
+    Subject {
+        /// Its place in the list of subjects.
+        index: u64,
+        /// What it is called; empty if it could not be opened.
+        name: String,
+        /// Why.
+        source: Arc<Self>,
+    },
+
+    /// Code that was given to this crate, or this crate itself, panicked on a worker's thread.
+    #[error("a worker panicked: {message}")]
+    Panicked {
+        /// What the panic said.
+        message: String,
+    },
+
+    /// A saved state belongs to other settings.
+    #[error(
+        "the saved state has {what} {saved}, but here it is {here}: resume with the settings of the run that saved it"
+    )]
+    OtherState {
+        /// What differs.
+        what: &'static str,
+        /// What it was when the state was saved.
+        saved: u64,
+        /// What it is now.
+        here: u64,
+    },
+
+    /// A voxel of a map that patches are drawn by has a value that a map must not have.
+    #[error(
+        "{}: channel {channel} has the {what} {value} at voxel [{}, {}, {}] (z, y, x), but {allowed}",
+        path.display(), voxel[0], voxel[1], voxel[2]
+    )]
+    MapValue {
+        /// The map.
+        path: PathBuf,
+        /// The channel.
+        channel: u64,
+        /// The voxel, z, y, x.
+        voxel: [u64; 3],
+        /// `weight` or `label`.
+        what: &'static str,
+        /// The value, as a number is printed.
+        value: String,
+        /// What is allowed.
+        allowed: &'static str,
+    },
+
+    /// No voxel of a map can be the centre of a patch.
+    #[error(
+        "{}: no patch can be drawn by channel {channel}, since {problem} among the centres [{centres}]; \
+         take another border policy, or skip such volumes or draw from them uniformly",
+        path.display()
+    )]
+    NoCentre {
+        /// The map.
+        path: PathBuf,
+        /// The channel.
+        channel: u64,
+        /// Where a patch's centre may lie.
+        centres: Region,
+        /// What is missing there.
+        problem: String,
+    },
+
+    /// A list of locations has a row that is none.
+    #[error("{}: line {line}: {problem}", path.display())]
+    Locations {
+        /// The list.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: u64,
+        /// What is wrong with it.
+        problem: String,
+    },
+
     /// The caller asked to stop.
     #[error("stopped on request")]
     Stopped,

@@ -214,7 +214,7 @@ impl Live {
 }
 
 /// Where blocks begin: at patches' starts and ends, none of them too short.
-fn cuts(axis: &Axis) -> Vec<u64> {
+pub(super) fn cuts(axis: &Axis) -> Vec<u64> {
     let mut all: Vec<u64> = axis
         .starts
         .iter()

@@ -6,6 +6,7 @@
 //! pass through untouched, bit for bit. The output is the same to the last bit for any
 //! number of threads and any order of arrival.
 
+mod estimate;
 mod live;
 mod pending;
 mod reduce;
@@ -107,34 +108,25 @@ impl Aggregator {
     }
 
     /// Bytes that a run in order keeps in live blocks and unfinished write chunks, at most.
-    ///
-    /// The blocks follow [`Grid::frontier`]; the chunks are those that the front cuts.
+    /// `output` is the layout that the output will have, [`planned`](crate::volume::planned).
     #[must_use]
     pub fn live_bytes(grid: &Grid, channels: u64, blend: Blend, output: &Layout) -> u64 {
-        let sums = if blend == Blend::Crop {
+        let crop = blend == Blend::Crop;
+        let sums = if crop {
             0
         } else {
-            grid.frontier().saturating_mul(4 * channels)
+            let blocks = std::array::from_fn(|a| {
+                let axis = &grid.axes()[a];
+                estimate::touched(axis, &live::cuts(axis))
+            });
+            estimate::peak(grid, &blocks).saturating_mul(4 * channels)
         };
         let Some([_, chunk @ ..]) = output.write_chunk else {
             return sums;
         };
-        let [a, b, c] = grid.order();
-        let waits = |axis: usize| {
-            let starts = &grid.axes()[axis].starts;
-            starts
-                .iter()
-                .map(|start| start % chunk[axis])
-                .max()
-                .unwrap_or(0)
-        };
-        let axes = grid.axes();
-        let step = |axis: usize| axes[axis].widest_step();
-        let slow = waits(a) * axes[b].length * axes[c].length;
-        let middle = step(a).max(chunk[a]) * (waits(b) + step(b).min(chunk[b])) * axes[c].length;
-        let fast = step(a).max(chunk[a]) * step(b).max(chunk[b]) * chunk[c];
-        let voxels = (slow + middle).min(axes[a].length * axes[b].length * axes[c].length) + fast;
-        sums.saturating_add(voxels.saturating_mul(output.channels * output.dtype.size() as u64))
+        let chunks = std::array::from_fn(|a| estimate::completed(&grid.axes()[a], chunk[a], crop));
+        let voxel = output.channels * output.dtype.size() as u64;
+        sums.saturating_add(estimate::peak(grid, &chunks).saturating_mul(voxel))
     }
 
     /// The grid whose patches are expected.

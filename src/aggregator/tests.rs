@@ -1,1 +1,519 @@
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::AtomicUsize;
+use std::thread;
+
+use proptest::prelude::*;
+
 use super::*;
+use crate::region::{Shape, chunk_range, indices};
+use crate::volume::MemoryVolume;
+
+/// An output in memory that counts how often each write chunk is written, and may fail.
+#[derive(Debug)]
+struct Output(Arc<Recording>);
+
+#[derive(Debug)]
+struct Recording {
+    memory: MemoryVolume,
+    writes: Mutex<HashMap<[u64; 3], u32>>,
+    writes_until_failure: AtomicUsize,
+}
+
+impl Recording {
+    fn new(layout: Layout) -> Arc<Self> {
+        Arc::new(Self {
+            memory: MemoryVolume::zeros(layout).unwrap(),
+            writes: Mutex::default(),
+            writes_until_failure: AtomicUsize::new(usize::MAX),
+        })
+    }
+}
+
+impl VolumeMut for Output {
+    fn layout(&self) -> &Layout {
+        VolumeMut::layout(&self.0.memory)
+    }
+
+    fn write_channels(&self, channels: Range<u64>, region: Region, voxels: &[u8]) -> Result<()> {
+        let left = self.0.writes_until_failure.fetch_sub(1, Ordering::SeqCst);
+        if left == 0 {
+            return Err(Error::Stopped);
+        }
+        if let Some([_, chunk @ ..]) = VolumeMut::layout(self).write_chunk {
+            let mut writes = self.0.writes.lock().unwrap();
+            indices(chunk_range(&region, chunk))
+                .for_each(|index| *writes.entry(index).or_default() += 1);
+        }
+        self.0.memory.write_channels(channels, region, voxels)
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        Ok(())
+    }
+}
+
+const BLENDS: [Blend; 5] = [
+    Blend::Average,
+    Blend::Hann,
+    Blend::GAUSSIAN,
+    Blend::Gaussian { sigma: 1.0 / 16.0 },
+    Blend::Crop,
+];
+
+fn layout(shape: Shape, channels: u64, dtype: DType, chunk: Option<Shape>) -> Layout {
+    let mut layout = Layout::new(shape, channels, dtype);
+    layout.write_chunk = chunk.map(|[z, y, x]| [1, z, y, x]);
+    layout
+}
+
+/// The same pseudo-random voxels for the same numbers.
+fn noise(region: Region, channels: u64, salt: u64) -> Patch {
+    let count = region.voxels() * channels;
+    let value = |n: u64| {
+        let mixed = (n + salt * 7_919).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
+        f32::from(u16::try_from(mixed % 60_000).unwrap()) / 7.0 - 3_000.0
+    };
+    Patch::new(
+        region,
+        channels,
+        (0..count).map(value).collect::<Vec<f32>>(),
+    )
+    .unwrap()
+}
+
+fn part(of: &Patch, region: Region) -> Patch {
+    let mut part = Patch::zeros(region, of.channels(), of.dtype()).unwrap();
+    let size = of.dtype().size();
+    copy_common(
+        (of.bytes(), of.region()),
+        (part.bytes_mut(), region),
+        of.channels(),
+        size,
+    );
+    part
+}
+
+/// Adds what `predict` gives for each patch, in the given order, and returns what came out.
+fn blend_in_order(
+    grid: &Grid,
+    blend: Blend,
+    output: &Arc<Recording>,
+    channels: u64,
+    order: impl IntoIterator<Item = u64>,
+    predict: impl Fn(u64, Region) -> Patch,
+) -> (Patch, Aggregated) {
+    let sink = Box::new(Output(Arc::clone(output)));
+    let aggregator = Aggregator::new(grid.clone(), channels, blend, Reduce::Mean, sink).unwrap();
+    for index in order {
+        aggregator
+            .add(index, predict(index, grid.get(index).unwrap()))
+            .unwrap();
+    }
+    let done = aggregator.finish().unwrap();
+    (output.memory.to_patch(), done)
+}
+
+fn blended(
+    grid: &Grid,
+    blend: Blend,
+    channels: u64,
+    predict: impl Fn(u64, Region) -> Patch,
+) -> Patch {
+    let output = Recording::new(layout(grid.volume(), channels, DType::F32, None));
+    blend_in_order(grid, blend, &output, channels, 0..grid.len(), predict).0
+}
+
+#[test]
+fn ones_stay_exactly_one_everywhere() {
+    for length in 8..25 {
+        for overlap in [0, 1, 2, 4, 6] {
+            let grid = Grid::new([length, 9, 8], [8, 8, 5], [overlap, 3, 2]).unwrap();
+            for blend in BLENDS {
+                let one = |_, region: Region| {
+                    let count = usize::try_from(region.voxels()).unwrap();
+                    Patch::new(region, 1, vec![1.0_f32; count]).unwrap()
+                };
+                let out = blended(&grid, blend, 1, one);
+                let worst = out
+                    .as_slice::<f32>()
+                    .unwrap()
+                    .iter()
+                    .map(|v| (v - 1.0).abs())
+                    .fold(0.0, f32::max);
+                assert!(
+                    worst < 1e-6,
+                    "{blend:?}, {length} voxels, overlap {overlap}: off by {worst}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_volume_itself_comes_out_again() {
+    let grids = [
+        ([129, 20, 9], [128, 9, 9], [64, 4, 0]),
+        ([97, 40, 17], [96, 16, 8], [48, 7, 7]),
+        ([33, 34, 35], [16, 16, 16], [8, 8, 8]),
+        ([5, 5, 5], [5, 5, 5], [0, 0, 0]),
+        ([30, 1, 70], [7, 1, 69], [5, 0, 12]),
+    ];
+    for (volume, patch, overlap) in grids {
+        let grid = Grid::new(volume, patch, overlap).unwrap();
+        let source = noise(Region::whole(volume), 2, 1);
+        for blend in BLENDS {
+            let out = blended(&grid, blend, 2, |_, region| part(&source, region));
+            if blend == Blend::Crop {
+                assert_eq!(out, source);
+            }
+            for (out, source) in out
+                .as_slice::<f32>()
+                .unwrap()
+                .iter()
+                .zip(source.as_slice::<f32>().unwrap())
+            {
+                assert!(
+                    (out - source).abs() <= 1e-6 * source.abs().max(1e-3),
+                    "{blend:?}: {out} for {source}"
+                );
+            }
+        }
+    }
+}
+
+/// The window's weight at voxel `n` of a patch of `length`, written once more and plainly.
+fn weight(blend: Blend, n: u64, length: u64) -> f64 {
+    let (n, p) = (
+        f64::from(u32::try_from(n).unwrap()),
+        f64::from(u32::try_from(length).unwrap()),
+    );
+    match blend {
+        Blend::Hann => (std::f64::consts::PI * (n + 1.0) / (p + 1.0)).sin().powi(2),
+        Blend::Gaussian { sigma } => {
+            (-(n - (p - 1.0) / 2.0).powi(2) / (2.0 * (p * sigma).powi(2))).exp()
+        }
+        Blend::Average | Blend::Crop => 1.0,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn blending_equals_a_weighted_mean_over_all_patches(
+        volume in [5_u64..20, 5_u64..20, 5_u64..20],
+        patch in [2_u64..6, 2_u64..6, 2_u64..6],
+        overlap in [0_u64..5, 0_u64..5, 0_u64..5],
+        blend in prop::sample::select(vec![Blend::Average, Blend::Hann, Blend::GAUSSIAN]),
+    ) {
+        let overlap = std::array::from_fn(|a| overlap[a].min(patch[a] - 1));
+        let grid = Grid::new(volume, patch, overlap).unwrap();
+        let predict = |index, region| noise(region, 2, index);
+        let out = blended(&grid, blend, 2, predict).to_array::<f32>().unwrap();
+        let shape = out.raw_dim();
+        let (mut sums, mut weights) = (ndarray::Array4::<f64>::zeros(shape), ndarray::Array4::<f64>::zeros(shape));
+        for (index, region) in (0..).zip(grid.iter()) {
+            for ((c, z, y, x), &value) in predict(index, region).view::<f32>().unwrap().indexed_iter() {
+                let w: f64 = [z, y, x].iter().zip(patch).map(|(&n, p)| weight(blend, n as u64, p)).product();
+                let [oz, oy, ox] = region.start.map(|n| usize::try_from(n).unwrap());
+                sums[[c, z + oz, y + oy, x + ox]] += w * f64::from(value);
+                weights[[c, z + oz, y + oy, x + ox]] += w;
+            }
+        }
+        for (index, &value) in out.indexed_iter() {
+            let expected = sums[index] / weights[index];
+            prop_assert!((f64::from(value) - expected).abs() < 2e-3, "{value} for {expected} at {index:?}");
+        }
+    }
+}
+
+#[test]
+fn torchio_s_example_of_four_patches_comes_out_as_there() {
+    let grid = Grid::new([1, 4, 4], [1, 3, 3], [0, 2, 2]).unwrap();
+    let predict = |_, region: Region| {
+        let value = match region.start {
+            [_, 0, 0] => 0.0,
+            [_, 0, _] => 2.0,
+            [_, _, 0] => 4.0,
+            _ => 6.0_f32,
+        };
+        Patch::new(region, 1, vec![value; 9]).unwrap()
+    };
+    let (t, u) = (2.0 / 3.0, 4.0 / 3.0);
+    let tables: [(Blend, [f32; 16]); 3] = [
+        (
+            Blend::Crop,
+            [
+                0., 0., 2., 2., 0., 0., 2., 2., 4., 4., 6., 6., 4., 4., 6., 6.,
+            ],
+        ),
+        (
+            Blend::Average,
+            [
+                0., 1., 1., 2., 2., 3., 3., 4., 2., 3., 3., 4., 4., 5., 5., 6.,
+            ],
+        ),
+        (
+            Blend::Hann,
+            [
+                0.,
+                t,
+                u,
+                2.,
+                u,
+                2.,
+                2. + t,
+                2. + u,
+                2. + t,
+                2. + u,
+                4.,
+                4. + t,
+                4.,
+                4. + t,
+                4. + u,
+                6.,
+            ],
+        ),
+    ];
+    for (blend, table) in tables {
+        let out = blended(&grid, blend, 1, predict);
+        for (value, expected) in out.as_slice::<f32>().unwrap().iter().zip(table) {
+            assert!(
+                (value - expected).abs() < 1e-5,
+                "{blend:?}: {value} for {expected}"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_write_chunk_is_written_once_whatever_its_shape() {
+    let grid = Grid::new([40, 33, 29], [16, 16, 12], [8, 5, 6]).unwrap();
+    let source = noise(Region::whole(grid.volume()), 2, 3);
+    for chunk in [
+        [4, 4, 4],
+        [8, 11, 6],
+        [16, 16, 16],
+        [24, 20, 32],
+        [1, 33, 29],
+        [64, 64, 64],
+        [7, 5, 3],
+    ] {
+        for blend in [Blend::Hann, Blend::Crop] {
+            let output = Recording::new(layout(grid.volume(), 2, DType::F32, Some(chunk)));
+            let all = 0..grid.len();
+            let (out, done) = blend_in_order(&grid, blend, &output, 2, all, |_, region| {
+                part(&source, region)
+            });
+            let chunks: u64 = (0..3)
+                .map(|a| grid.volume()[a].div_ceil(chunk[a]))
+                .product();
+            let writes = output.writes.lock().unwrap();
+            assert_eq!((writes.len() as u64, done.chunks_written), (chunks, chunks));
+            assert!(writes.values().all(|&times| times == 1));
+            drop(writes);
+            let whole = out
+                .as_slice::<f32>()
+                .unwrap()
+                .iter()
+                .zip(source.as_slice::<f32>().unwrap());
+            assert!(
+                whole
+                    .into_iter()
+                    .all(|(a, b)| (a - b).abs() <= 1e-6 * b.abs().max(1e-3))
+            );
+        }
+    }
+}
+
+#[test]
+fn the_order_of_arrival_and_the_threads_change_no_bit() {
+    let grid = Grid::new([30, 31, 20], [12, 12, 12], [7, 5, 6]).unwrap();
+    let n = grid.len();
+    let predict = |index, region| noise(region, 1, index);
+    for blend in BLENDS {
+        let in_order = blended(&grid, blend, 1, predict);
+        let orders: [Vec<u64>; 2] = [
+            (0..n).rev().collect(),
+            (0..n).map(|i| (i * 7 + 3) % n).collect(),
+        ];
+        assert!(!n.is_multiple_of(7), "7 must step through all patches");
+        for order in orders {
+            let output = Recording::new(layout(grid.volume(), 1, DType::F32, Some([8; 3])));
+            let (out, _) = blend_in_order(&grid, blend, &output, 1, order, predict);
+            assert_eq!(out, in_order, "{blend:?}");
+        }
+        let output = Recording::new(layout(grid.volume(), 1, DType::F32, Some([8; 3])));
+        let sink = Box::new(Output(Arc::clone(&output)));
+        let aggregator = Aggregator::new(grid.clone(), 1, blend, Reduce::Mean, sink).unwrap();
+        thread::scope(|scope| {
+            for worker in 0..4 {
+                let (aggregator, grid) = (&aggregator, &grid);
+                scope.spawn(move || {
+                    for index in (worker..n).step_by(4) {
+                        aggregator
+                            .add(index, predict(index, grid.get(index).unwrap()))
+                            .unwrap();
+                    }
+                });
+            }
+        });
+        aggregator.finish().unwrap();
+        assert_eq!(output.memory.to_patch(), in_order, "{blend:?}");
+    }
+}
+
+#[test]
+fn what_does_not_belong_is_refused() {
+    let grid = Grid::new([8, 8, 8], [4, 4, 4], [2, 2, 2]).unwrap();
+    let output = Recording::new(layout([8; 3], 1, DType::F32, None));
+    let sink = || Box::new(Output(Arc::clone(&output)));
+    let aggregator = Aggregator::new(grid.clone(), 1, Blend::Hann, Reduce::Mean, sink()).unwrap();
+    let patch = |shape, channels| Patch::zeros(Region::whole(shape), channels, DType::F32).unwrap();
+    aggregator.add(5, patch([4; 3], 1)).unwrap();
+    assert!(matches!(
+        aggregator.add(5, patch([4; 3], 1)),
+        Err(Error::DuplicatePatch { index: 5, .. })
+    ));
+    assert!(matches!(
+        aggregator.add(6, patch([4, 4, 3], 1)),
+        Err(Error::PredictionShape { index: 6, .. })
+    ));
+    assert!(matches!(
+        aggregator.add(6, patch([4; 3], 2)),
+        Err(Error::PredictionShape { channels: 2, .. })
+    ));
+    assert!(matches!(
+        aggregator.add(27, patch([4; 3], 1)),
+        Err(Error::Setting { .. })
+    ));
+    let error = aggregator.finish().unwrap_err();
+    let Error::MissingPatches {
+        missing,
+        total,
+        first,
+    } = error
+    else {
+        panic!("{error}")
+    };
+    assert_eq!(
+        (missing, total, first),
+        (26, 27, vec![0, 1, 2, 3, 4, 6, 7, 8])
+    );
+    let other = Grid::new([9, 8, 8], [4, 4, 4], [2, 2, 2]).unwrap();
+    assert!(Aggregator::new(other, 1, Blend::Hann, Reduce::Mean, sink()).is_err());
+    assert!(Aggregator::new(grid.clone(), 2, Blend::Hann, Reduce::Mean, sink()).is_err());
+    assert!(Aggregator::new(grid, 2, Blend::Hann, Reduce::Argmax, sink()).is_ok());
+}
+
+#[test]
+fn an_output_that_fails_is_noticed_by_the_next_call() {
+    let grid = Grid::new([24, 8, 8], [8, 8, 8], [4, 0, 0]).unwrap();
+    let output = Recording::new(layout([24, 8, 8], 1, DType::F32, Some([8; 3])));
+    output.writes_until_failure.store(1, Ordering::SeqCst);
+    let sink = Box::new(Output(Arc::clone(&output)));
+    let aggregator = Aggregator::new(grid.clone(), 1, Blend::Average, Reduce::Mean, sink).unwrap();
+    let added = (0..grid.len())
+        .map(|index| aggregator.add(index, noise(grid.get(index).unwrap(), 1, index)));
+    assert!(added.collect::<Result<Vec<_>>>().is_err());
+}
+
+#[test]
+fn integers_average_without_wrapping_and_pass_through_crop_untouched() {
+    let grid = Grid::new([20, 9, 9], [8, 6, 6], [6, 3, 3]).unwrap();
+    for blend in BLENDS {
+        let output = Recording::new(layout(grid.volume(), 1, DType::U8, None));
+        let constant = |_, region: Region| Patch::new(region, 1, vec![200_u8; 8 * 36]).unwrap();
+        let (out, _) = blend_in_order(&grid, blend, &output, 1, 0..grid.len(), constant);
+        assert!(
+            out.as_slice::<u8>().unwrap().iter().all(|&v| v == 200),
+            "{blend:?}"
+        );
+    }
+    let output = Recording::new(layout(grid.volume(), 1, DType::I64, Some([5; 3])));
+    let big = |region: Region| -> Patch {
+        let label = |n: u64| i64::MAX - i64::try_from(n).unwrap();
+        Patch::new(
+            region,
+            1,
+            (0..region.voxels()).map(label).collect::<Vec<_>>(),
+        )
+        .unwrap()
+    };
+    let source = big(Region::whole(grid.volume()));
+    let all = 0..grid.len();
+    let (out, _) = blend_in_order(&grid, Blend::Crop, &output, 1, all, |_, region| {
+        part(&source, region)
+    });
+    assert_eq!(out, source);
+}
+
+#[test]
+fn channels_become_classes_as_they_are_blended() {
+    let grid = Grid::new([9, 9, 9], [4, 4, 4], [2, 2, 2]).unwrap();
+    let scores = noise(Region::whole([9; 3]), 3, 5);
+    let output = Recording::new(layout([9; 3], 1, DType::U8, Some([4; 3])));
+    let sink = Box::new(Output(Arc::clone(&output)));
+    let aggregator = Aggregator::new(grid.clone(), 3, Blend::Crop, Reduce::Argmax, sink).unwrap();
+    for (index, region) in (0..).zip(grid.iter()) {
+        aggregator.add(index, part(&scores, region)).unwrap();
+    }
+    aggregator.finish().unwrap();
+    let (scores, classes) = (
+        scores.to_array::<f32>().unwrap(),
+        output.memory.to_patch().to_array::<u8>().unwrap(),
+    );
+    for ((_, z, y, x), &class) in classes.indexed_iter() {
+        let best = (0..3_u8).max_by(|&a, &b| {
+            let at = |c: u8| scores[[usize::from(c), z, y, x]];
+            at(a).total_cmp(&at(b)).then(b.cmp(&a))
+        });
+        assert_eq!(Some(class), best);
+    }
+}
+
+#[test]
+fn an_ordered_run_holds_no_more_than_was_announced() {
+    let cases = [
+        ([120, 40, 48], [32, 16, 16], [16, 8, 8], [16, 16, 16]),
+        ([120, 40, 48], [32, 16, 16], [16, 8, 8], [64, 32, 32]),
+        ([33, 100, 40], [32, 32, 32], [16, 16, 16], [32, 32, 32]),
+        ([64, 64, 200], [32, 32, 32], [0, 0, 0], [40, 24, 56]),
+    ];
+    for (volume, patch, overlap, chunk) in cases {
+        let grid = Grid::new(volume, patch, overlap).unwrap();
+        for blend in [Blend::Hann, Blend::Crop] {
+            let layout = layout(volume, 1, DType::F32, Some(chunk));
+            let output = Recording::new(layout.clone());
+            let (_, done) = blend_in_order(&grid, blend, &output, 1, 0..grid.len(), |i, region| {
+                noise(region, 1, i)
+            });
+            let announced = Aggregator::live_bytes(&grid, 1, blend, &layout);
+            assert!(
+                done.peak_live_bytes <= announced && announced <= 2 * done.peak_live_bytes,
+                "{volume:?} {blend:?} {chunk:?}: {} of {announced}",
+                done.peak_live_bytes
+            );
+        }
+    }
+}
+
+#[test]
+fn what_a_run_holds_is_known_at_once_and_follows_the_formula() {
+    let grid = Grid::new([4096; 3], [128; 3], [64; 3]).unwrap();
+    let layout = layout(grid.volume(), 1, DType::U8, Some([256; 3]));
+    let began = std::time::Instant::now();
+    let bytes = Aggregator::live_bytes(&grid, 1, Blend::Hann, &layout);
+    assert!(began.elapsed().as_secs() < 1);
+    // A layer of chunks that is half there, and the front of the sums, which is exact here:
+    // all cuts fall on multiples of 64.
+    assert!(bytes > grid.frontier() * 4 && bytes < grid.frontier() * 4 + 260 * 4096 * 4096);
+    let flat = Layout {
+        write_chunk: None,
+        ..layout
+    };
+    assert_eq!(
+        Aggregator::live_bytes(&grid, 1, Blend::Hann, &flat),
+        grid.frontier() * 4
+    );
+}

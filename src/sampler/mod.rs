@@ -1,11 +1,42 @@
-//! Where training patches lie: endless iterators of regions.
+//! Where training patches lie: endless draws of regions.
 //!
 //! The n-th draw is a pure function of the seed, the epoch and n, so the standard words do
 //! the rest: `skip(n)` resumes, `step_by(world)` shares between ranks, `take(n)` ends an
 //! epoch. Skipping costs nothing.
+//!
+//! [`Uniform`] needs no map. [`Weighted`] and [`Label`] draw by a map of any size, exactly and
+//! without loading it: a [`BlockIndex`] tells what each of its blocks holds, and a draw reads one
+//! block. [`Channels`] draws by a map with a channel for each label. [`Mixture`] combines samplers, [`Fixed`] is a list. What a sampler gives lies
+//! inside the volume unless the [`Border`] is [`Border::Pad`].
 
+mod blocks;
+mod border;
+mod channels;
+mod class;
+mod draw;
+mod find;
+mod fixed;
+mod index;
+mod label;
+mod mixture;
 mod random;
+mod sidecar;
+mod stamp;
+mod sums;
+#[cfg(test)]
+mod tests;
 mod uniform;
+mod weighted;
 
+pub use border::{Border, Placement};
+pub use channels::Channels;
+pub use class::Class;
+pub use draw::{Draws, Empty, Sampler, SamplerOptions, draws};
+pub use fixed::Fixed;
+pub use index::{BlockIndex, LabelIndex, WeightIndex};
+pub use label::{Label, Shares};
+pub use mixture::Mixture;
 pub use random::Random;
+pub use sums::{LabelCounts, Tally, WeightSums};
 pub use uniform::Uniform;
+pub use weighted::Weighted;

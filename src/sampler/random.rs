@@ -16,7 +16,13 @@ impl Random {
     /// The numbers of draw `n` of an epoch.
     #[must_use]
     pub fn new(seed: u64, epoch: u64, n: u64) -> Self {
-        let mut key = *b"................voxpatch draw v1";
+        Self::of_domain(*b"voxpatch draw v1", seed, epoch, n)
+    }
+
+    /// The same for another purpose, so that two uses of one seed have nothing in common.
+    pub(crate) fn of_domain(domain: [u8; 16], seed: u64, epoch: u64, n: u64) -> Self {
+        let mut key = [0; 32];
+        key[16..].copy_from_slice(&domain);
         key[..8].copy_from_slice(&seed.to_le_bytes());
         key[8..16].copy_from_slice(&epoch.to_le_bytes());
         let mut numbers = ChaCha8Rng::from_seed(key);
@@ -27,6 +33,11 @@ impl Random {
     /// Any of the 2^64 numbers, each as likely.
     pub fn number(&mut self) -> u64 {
         self.0.next_u64()
+    }
+
+    /// A number from 0 to 1, without 1: a multiple of 2^-53.
+    pub fn fraction(&mut self) -> f64 {
+        fraction(self.number())
     }
 
     /// Any number below `bound`, each as likely.
@@ -49,6 +60,12 @@ impl Random {
             }
         }
     }
+}
+
+/// The upper 53 bits of a number as a fraction, from 0 to 1 without 1.
+#[expect(clippy::cast_precision_loss, reason = "53 bits are exact")]
+pub(super) fn fraction(number: u64) -> f64 {
+    (number >> 11) as f64 * 2.0_f64.powi(-53)
 }
 
 #[cfg(test)]
@@ -80,6 +97,22 @@ mod tests {
         for (i, a) in all.iter().enumerate() {
             assert!(all[i + 1..].iter().all(|b| a != b));
         }
+    }
+
+    #[test]
+    fn a_fraction_has_53_bits_and_never_reaches_one() {
+        assert_eq!(
+            fraction(u64::MAX).to_bits(),
+            (1.0 - f64::EPSILON / 2.0).to_bits()
+        );
+        assert_eq!(fraction(1 << 11).to_bits(), 2.0_f64.powi(-53).to_bits());
+        assert_eq!(fraction(0).to_bits(), 0);
+    }
+
+    #[test]
+    fn another_purpose_has_other_numbers() {
+        let mut other = Random::of_domain(*b"voxpatch mix  v1", 7, 3, 11);
+        assert_ne!(other.number(), GOLDEN[0]);
     }
 
     #[test]

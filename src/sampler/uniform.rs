@@ -1,19 +1,20 @@
 //! Patches from anywhere in a volume, each place as likely as the next.
 
-use super::Random;
+use super::border::{Border, Placement};
+use super::draw::Sampler;
+use super::random::Random;
 use crate::error::Result;
-use crate::grid::check_patch;
 use crate::region::{Region, Shape};
 
 /// Patches from anywhere in a volume: an endless iterator of regions.
 ///
 /// Along an axis of N voxels a patch of P has N - P + 1 places, all alike; the axes are
-/// independent.
+/// independent. Under another border policy all N centres are alike.
 #[derive(Clone, Debug)]
 pub struct Uniform {
-    /// Places along each axis.
-    places: Shape,
-    patch: Shape,
+    placement: Placement,
+    /// The centres, whose number is that of the places.
+    centres: Region,
     seed: u64,
     epoch: u64,
     index: u64,
@@ -26,11 +27,19 @@ impl Uniform {
     ///
     /// [`Error::PatchSize`](crate::Error::PatchSize) if a patch is empty or larger than the volume.
     pub fn new(volume: Shape, patch: Shape, seed: u64) -> Result<Self> {
-        check_patch(volume, patch)?;
-        let places = std::array::from_fn(|a| volume[a] - patch[a] + 1);
+        Self::with_border(volume, patch, Border::Drop, seed)
+    }
+
+    /// The same with a border policy; under [`Border::Pad`] patches hang over the edge.
+    ///
+    /// # Errors
+    ///
+    /// As [`Placement::new`].
+    pub fn with_border(volume: Shape, patch: Shape, border: Border, seed: u64) -> Result<Self> {
+        let placement = Placement::new(volume, patch, border)?;
         Ok(Self {
-            places,
-            patch,
+            centres: placement.centres(),
+            placement,
             seed,
             epoch: 0,
             index: 0,
@@ -50,11 +59,24 @@ impl Uniform {
     /// Draw `index`.
     #[must_use]
     pub fn region(&self, index: u64) -> Region {
-        let mut random = Random::new(self.seed, self.epoch, index);
-        let start = self
-            .places
-            .map(|places| i64::try_from(random.below(places)).unwrap_or(i64::MAX));
-        Region::new(start, self.patch)
+        self.region_of(self.epoch, index)
+    }
+
+    fn region_of(&self, epoch: u64, index: u64) -> Region {
+        let mut random = Random::new(self.seed, epoch, index);
+        let Region { start, shape } = self.centres;
+        let centre = std::array::from_fn(|a| start[a].unsigned_abs() + random.below(shape[a]));
+        self.placement.region(centre)
+    }
+}
+
+impl Sampler for Uniform {
+    fn patch(&self) -> Shape {
+        self.placement.patch()
+    }
+
+    fn draw(&self, epoch: u64, n: u64) -> Result<Region> {
+        Ok(self.region_of(epoch, n))
     }
 }
 
@@ -75,6 +97,7 @@ impl Iterator for Uniform {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sampler::tests::deviate;
 
     #[test]
     fn skipping_stepping_and_starting_again_give_the_same_draws() {
@@ -123,19 +146,6 @@ mod tests {
         }
     }
 
-    /// Chi-square of `counts` against equal shares, as a normal deviate (Wilson-Hilferty).
-    fn deviate(counts: &[u64]) -> f64 {
-        #[expect(clippy::cast_precision_loss, reason = "small counts")]
-        let (n, k) = (counts.iter().sum::<u64>() as f64, counts.len() as f64);
-        #[expect(clippy::cast_precision_loss, reason = "small counts")]
-        let chi: f64 = counts
-            .iter()
-            .map(|&c| (c as f64 - n / k).powi(2) / (n / k))
-            .sum();
-        let df = k - 1.0;
-        ((chi / df).cbrt() - (1.0 - 2.0 / (9.0 * df))) / (2.0 / (9.0 * df)).sqrt()
-    }
-
     #[test]
     fn places_are_alike_on_short_and_on_huge_axes() {
         // 4.75 standard deviations are a p of 1e-6.
@@ -172,4 +182,47 @@ mod tests {
         starts.dedup();
         assert_eq!(starts, [[0, 0, 0], [1, 0, 0]]);
     }
+
+    #[test]
+    fn every_border_policy_has_its_own_places() {
+        let starts = |border| {
+            let draws = Uniform::with_border([1, 1, 5], [1, 1, 3], border, 3).unwrap();
+            let mut counts = std::collections::BTreeMap::<i64, u64>::new();
+            for region in draws.take(5000) {
+                *counts.entry(region.start[2]).or_default() += 1;
+            }
+            counts
+        };
+        let pad = starts(Border::Pad);
+        assert_eq!(pad.keys().copied().collect::<Vec<_>>(), [-1, 0, 1, 2, 3]);
+        let counts: Vec<u64> = pad.into_values().collect();
+        assert!(deviate(&counts).abs() < 4.75, "{counts:?}");
+        let shift = starts(Border::Shift);
+        assert_eq!(shift.keys().copied().collect::<Vec<_>>(), [0, 1, 2]);
+        // The outer places take the centres beyond them: 2/5, 1/5, 2/5.
+        let halves = [
+            shift[&0] / 2,
+            shift[&0] / 2,
+            shift[&1],
+            shift[&2] / 2,
+            shift[&2] / 2,
+        ];
+        assert!(halves.iter().all(|n| (870..1130).contains(n)), "{shift:?}");
+        let large = Uniform::with_border([1, 1, 5], [1, 1, 9], Border::Pad, 3).unwrap();
+        assert!(
+            large
+                .take(50)
+                .all(|region| (-4..=0).contains(&region.start[2]))
+        );
+    }
+
+    #[test]
+    fn the_draws_are_those_of_every_release() {
+        let mut draws = Uniform::new([90, 80, 70], [64, 64, 64], 5)
+            .unwrap()
+            .with_epoch(2);
+        let first: [_; 3] = std::array::from_fn(|_| draws.next().unwrap().start);
+        assert_eq!(first, GOLDEN);
+    }
+    const GOLDEN: [[i64; 3]; 3] = [[7, 5, 6], [10, 0, 4], [1, 4, 1]];
 }

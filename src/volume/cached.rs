@@ -4,6 +4,7 @@
 //! and decoded by one thread however many want it at once. It may be shared freely.
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -70,11 +71,23 @@ impl Volume for Cached {
         Ok((*self.chunk(index)?).clone())
     }
 
+    fn is_sequential(&self) -> bool {
+        self.inner.is_sequential()
+    }
+
+    fn unstored(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
+        self.inner.unstored(index)
+    }
+
     fn reads(&self) -> Reads {
         Reads {
             hits: self.hits.load(Ordering::Relaxed),
             ..self.inner.reads()
         }
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        self.inner.files()
     }
 
     fn stored_bytes(&self) -> Result<u64> {

@@ -121,7 +121,7 @@ pub(crate) fn intersecting(
     chunk: ChunkShape,
     channels: &Range<u64>,
     region: Region,
-) -> impl Iterator<Item = ChunkShape> {
+) -> impl Iterator<Item = ChunkShape> + use<> {
     let [size, shape @ ..]: ChunkShape = chunk;
     let shape: Shape = shape;
     let empty = region.is_empty() || channels.is_empty();

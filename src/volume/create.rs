@@ -59,11 +59,26 @@ pub enum Codec {
 /// not fit each other, [`Error::Unsupported`] if the format cannot hold the volume, and
 /// [`Error::Io`] if the folder cannot be written.
 pub fn create(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<Box<dyn VolumeMut>> {
-    let mut layout = layout.clone();
-    layout.path = path.to_path_buf();
-    layout.read_chunk = None;
-    layout.write_chunk = None;
-    layout.codecs.clear();
+    let layout = planned(path, layout, options)?;
+    Ok(match layout.format {
+        Format::Zarr3 => Box::new(zarr::ZarrWriter::create(layout, options)?),
+        _ => Box::new(flat::FlatWriter::create(layout, options)?),
+    })
+}
+
+/// The layout of the output that [`create`] would start: format, codecs and chunks.
+///
+/// # Errors
+///
+/// As [`create`], but for those of the disk.
+pub fn planned(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<Layout> {
+    let mut layout = Layout {
+        path: path.to_path_buf(),
+        read_chunk: None,
+        write_chunk: None,
+        codecs: Vec::new(),
+        ..layout.clone()
+    };
     layout.decoded_bytes()?;
     let lower = path.to_string_lossy().to_lowercase();
     for gone in [
@@ -78,11 +93,75 @@ pub fn create(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<B
     }
     if lower.ends_with(".npy") {
         layout.format = Format::Npy;
-        Ok(Box::new(flat::FlatWriter::create(layout, options)?))
+        Ok(layout)
     } else if lower.ends_with(".nii") {
-        Ok(Box::new(flat::FlatWriter::create(layout, options)?))
+        layout.format = Format::Nifti1;
+        Ok(layout)
     } else {
-        layout.format = Format::Zarr3;
-        Ok(Box::new(zarr::ZarrWriter::create(layout, options)?))
+        Ok(zarr::ZarrWriter::describe(layout, options)?.0)
+    }
+}
+
+/// Checks that an output neither is an input, nor lies inside one, nor holds one.
+///
+/// # Errors
+///
+/// [`Error::OutputIsInput`], naming both.
+pub fn check_output(output: &Path, inputs: &[&Path]) -> Result<()> {
+    let real = |path: &Path| std::fs::canonicalize(path).ok();
+    // An output that is not there yet is found through its folder.
+    let place = real(output).or_else(|| {
+        let parent = output
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty());
+        Some(real(parent.unwrap_or(Path::new(".")))?.join(output.file_name()?))
+    });
+    let Some(place) = place else { return Ok(()) };
+    for input in inputs {
+        let Some(found) = real(input) else { continue };
+        if place.starts_with(&found) || found.starts_with(&place) || same_file(&place, &found) {
+            return Err(Error::OutputIsInput {
+                output: output.to_path_buf(),
+                input: input.to_path_buf(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Whether two names are links to one file.
+fn same_file(a: &Path, b: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let identity = |path: &Path| {
+        std::fs::metadata(path)
+            .ok()
+            .map(|found| (found.dev(), found.ino()))
+    };
+    identity(a).is_some_and(|found| Some(found) == identity(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn an_output_is_never_an_input() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir(at("in.zarr")).unwrap();
+        fs::write(at("in.npy"), b"x").unwrap();
+        fs::hard_link(at("in.npy"), at("hard.npy")).unwrap();
+        std::os::unix::fs::symlink(at("in.npy"), at("soft.npy")).unwrap();
+        let refused = |output: &str, input: &str| check_output(&at(output), &[&at(input)]).is_err();
+        assert!(refused("in.npy", "in.npy"));
+        assert!(refused("in.zarr/../in.npy", "in.npy"));
+        assert!(refused("hard.npy", "in.npy"));
+        assert!(refused("soft.npy", "in.npy"));
+        assert!(refused("in.zarr/out.zarr", "in.zarr"));
+        assert!(refused("../", "in.zarr") && refused(".", "in.zarr"));
+        assert!(!refused("out.npy", "in.npy"));
+        assert!(!refused("in.zarr2", "in.zarr"));
+        assert!(!refused("nowhere/out.npy", "in.npy"));
     }
 }

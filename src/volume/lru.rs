@@ -12,7 +12,7 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
 /// Values kept by key within a budget of bytes.
-pub(super) struct Lru<K, V> {
+pub(crate) struct Lru<K, V> {
     values: Cache<K, V>,
     budget: u64,
 }
@@ -26,7 +26,7 @@ where
     V: Clone + Send + Sync + 'static,
 {
     /// Keeps values whose `bytes` add up to no more than `budget`.
-    pub(super) fn new(budget: u64, bytes: impl Fn(&V) -> usize + Send + Sync + 'static) -> Self {
+    pub(crate) fn new(budget: u64, bytes: impl Fn(&V) -> usize + Send + Sync + 'static) -> Self {
         let values = Cache::builder()
             .max_capacity(budget)
             .eviction_policy(EvictionPolicy::lru())
@@ -42,7 +42,7 @@ where
     }
 
     /// The value for `key`, and whether it was there already.
-    pub(super) fn get_or_load<E>(
+    pub(crate) fn get_or_load<E>(
         &self,
         key: &K,
         load: impl FnOnce() -> Result<V, E>,

@@ -9,11 +9,11 @@ mod chunk;
 mod create;
 mod flat;
 mod header;
-mod lru;
+pub(crate) mod lru;
 mod memory;
 mod mmap;
 mod open;
-mod staged;
+pub(crate) mod staged;
 #[cfg(any(test, feature = "testing"))]
 pub mod suite;
 mod zarr;
@@ -31,11 +31,13 @@ use crate::patch::{Patch, Voxels};
 use crate::region::{Region, Shape};
 
 pub use cached::Cached;
+pub(crate) use chunk::intersecting;
 pub use chunk::{Chunk, ChunkVoxels};
-pub use create::{Codec, CreateOptions, create};
+pub use create::{Codec, CreateOptions, check_output, create, planned};
 pub use header::raw::RawSpec;
 pub use memory::MemoryVolume;
 pub use open::{Missing, OpenOptions, open};
+pub use staged::StagedFile;
 
 /// Chunk sizes and chunk indices along c, z, y, x.
 pub type ChunkShape = [u64; 4];
@@ -240,9 +242,33 @@ pub trait Volume: Debug + Send + Sync {
         })
     }
 
+    /// Whether reading front to back, channel after channel and plane after plane, is far
+    /// cheaper than any other order, as in a compressed file.
+    fn is_sequential(&self) -> bool {
+        false
+    }
+
+    /// The bytes that every voxel has of the write chunk that holds the read chunk `index` (c, z,
+    /// y, x), if nothing of it is stored; `None` if something is, or if only reading could tell.
+    /// It is much cheaper than a read. A wrapper passes the question on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the store cannot be asked.
+    fn unstored(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
+        let _ = index;
+        Ok(None)
+    }
+
     /// What was read since the volume was opened; zeros where nobody counts.
     fn reads(&self) -> Reads {
         Reads::default()
+    }
+
+    /// Every file, or folder of files, whose bytes decide what a read gives. A wrapper passes
+    /// the question on.
+    fn files(&self) -> Vec<PathBuf> {
+        vec![self.layout().path.clone()]
     }
 
     /// Bytes that the voxels take where they are stored.
@@ -296,23 +322,31 @@ pub trait Volume: Debug + Send + Sync {
     ///
     /// As [`read`](Self::read).
     fn read_real(&self, region: Region) -> Result<Patch> {
-        let patch = self.read(region)?;
-        let Some(rescale) = self.layout().rescale else {
-            return Ok(patch.converted(DType::F32));
-        };
-        let mut values = vec![0.0_f64; patch.bytes().len() / patch.dtype().size()];
-        convert(
-            patch.dtype(),
-            patch.bytes(),
-            DType::F64,
-            bytemuck::cast_slice_mut(&mut values),
-        );
-        #[expect(clippy::cast_possible_truncation, reason = "real values are f32 here")]
-        let real = values
-            .iter()
-            .map(|value| (value * rescale.slope + rescale.intercept) as f32);
-        Patch::new(region, patch.channels(), Voxels::F32(real.collect()))
+        real_values(self.read(region)?, self.layout().rescale)
     }
+}
+
+/// Stored values with slope and intercept applied, as f32.
+pub(crate) fn real_values(patch: Patch, rescale: Option<Rescale>) -> Result<Patch> {
+    let Some(rescale) = rescale else {
+        return Ok(patch.converted(DType::F32));
+    };
+    let mut values = vec![0.0_f64; patch.bytes().len() / patch.dtype().size()];
+    convert(
+        patch.dtype(),
+        patch.bytes(),
+        DType::F64,
+        bytemuck::cast_slice_mut(&mut values),
+    );
+    #[expect(clippy::cast_possible_truncation, reason = "real values are f32 here")]
+    let real = values
+        .iter()
+        .map(|value| (value * rescale.slope + rescale.intercept) as f32);
+    Patch::new(
+        patch.region(),
+        patch.channels(),
+        Voxels::F32(real.collect()),
+    )
 }
 
 impl<V: Volume + ?Sized> Volume for Arc<V> {
@@ -325,8 +359,18 @@ impl<V: Volume + ?Sized> Volume for Arc<V> {
     fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
         (**self).read_chunk(index)
     }
+    fn is_sequential(&self) -> bool {
+        (**self).is_sequential()
+    }
+
+    fn unstored(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
+        (**self).unstored(index)
+    }
     fn reads(&self) -> Reads {
         (**self).reads()
+    }
+    fn files(&self) -> Vec<PathBuf> {
+        (**self).files()
     }
     fn stored_bytes(&self) -> Result<u64> {
         (**self).stored_bytes()

@@ -1,17 +1,25 @@
-//! Opening: which format a path holds, by content and extension.
+//! Opening: which format a path holds, by its content first and its name second.
 
-use std::path::Path;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{RawSpec, Volume, flat, zarr};
-use crate::error::Result;
+use flate2::bufread::MultiGzDecoder;
+
+use super::flat::{self, GZIP};
+use super::header::{self, Encoding, FlatHeader, Start, metaimage, nifti, npy, nrrd};
+use super::{RawSpec, Volume, zarr};
+use crate::error::{Error, Result};
 
 /// What [`open`] may be told.
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
     /// Which level of a multiscale image; 0 is the finest.
     pub level: usize,
-    /// How a headerless file is laid out; else its JSON sidecar says.
+    /// How a headerless file is laid out; else its JSON sidecar says. Such a file is taken to
+    /// be headerless whatever it begins with.
     pub raw: Option<RawSpec>,
     /// What it means that a chunk has no file; only for Zarr.
     pub missing: Missing,
@@ -43,16 +51,180 @@ pub enum Missing {
 }
 
 impl OpenOptions {
-    /// stub
-    pub fn open(&self, path: &Path) -> Result<Arc<dyn Volume>> {
-        if path.is_dir() {
+    /// Opens the volume at `path`, as [`open`] does, but as these options say.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`].
+    pub fn open(&self, path: impl AsRef<Path>) -> Result<Arc<dyn Volume>> {
+        let path = path.as_ref();
+        let found = fs::metadata(path).map_err(Error::io("open", path))?;
+        if found.is_dir() {
             return Ok(Arc::new(zarr::ZarrVolume::open(path, self)?));
         }
-        Ok(Arc::new(flat::FlatVolume::open(path, self.raw.as_ref())?))
+        let unknown = |problem: &str| Error::UnknownFormat {
+            path: path.to_path_buf(),
+            problem: problem.to_owned(),
+        };
+        if !found.is_file() {
+            return Err(unknown("it is neither a regular file nor a folder"));
+        }
+        if found.len() == 0 {
+            return Err(unknown("the file is empty"));
+        }
+        if self.level > 0 {
+            return Err(Error::Setting {
+                name: "level",
+                value: self.level.to_string(),
+                problem: format!("{} has level 0 only", path.display()),
+            });
+        }
+        let header = match &self.raw {
+            Some(spec) => spec.header(path)?,
+            None => find_header(path)?,
+        };
+        let is_image = header.data.is_some() && nifti::image_name(path) == name(path);
+        let from = if is_image {
+            path.with_extension("hdr")
+        } else {
+            path.to_path_buf()
+        };
+        flat::open(path, &from, &header)
     }
 }
 
-/// stub
+/// Opens a volume: a Zarr folder, or a NIfTI, numpy, MetaImage, NRRD or headerless file.
+///
+/// The content decides first (magic bytes), the name second; a `.raw` file needs a sidecar,
+/// `scan.raw.json` or `scan.json`, with the keys that [`RawSpec::from_json`] tells. Nothing but
+/// headers is read yet.
+///
+/// An uncompressed flat file is mapped into memory. Do not change or shorten it while the
+/// volume lives: reads would give changed voxels, and one beyond the file's new end kills the
+/// process with SIGBUS. A file compressed as a whole is unpacked as it is read as long as reads
+/// go forward, and into a temporary file of its full size (in `TMPDIR`) by the first that does
+/// not.
+///
+/// # Errors
+///
+/// [`Error::Io`] if the path cannot be read, [`Error::UnknownFormat`] if it is no volume,
+/// [`Error::Header`], [`Error::Unsupported`] or [`Error::TooLarge`] if its header is bad or asks
+/// too much, and [`Error::FileLength`] if the file is shorter than its header promises.
 pub fn open(path: impl AsRef<Path>) -> Result<Arc<dyn Volume>> {
-    OpenOptions::default().open(path.as_ref())
+    OpenOptions::default().open(path)
+}
+
+/// The header of the flat file at `path`.
+fn find_header(path: &Path) -> Result<FlatHeader> {
+    let name = name(path).to_lowercase();
+    let ends = |extensions: &[&str]| extensions.iter().any(|end| name.ends_with(end));
+    let head = head(path)?;
+    if head.starts_with(&GZIP) {
+        return packed_header(path, &head);
+    }
+    if head.starts_with(npy::MAGIC) {
+        npy::parse(path, &head)
+    } else if head.starts_with(nrrd::MAGIC) {
+        nrrd::parse(path, &head)
+    } else if nifti::recognise(&head) {
+        nifti::parse(path, &head)
+    } else if metaimage::recognise(&head) {
+        metaimage::parse(path, &head)
+    // Nothing is known by its content: the format that the name promises says what is wrong.
+    } else if ends(&[".npy"]) {
+        npy::parse(path, &head)
+    } else if ends(&[".nrrd", ".nhdr"]) {
+        nrrd::parse(path, &head)
+    } else if ends(&[".nii", ".nii.gz", ".hdr"]) {
+        nifti::parse(path, &head)
+    } else if ends(&[".mhd", ".mha"]) {
+        metaimage::parse(path, &head)
+    } else if ends(&[".img"]) {
+        image_header(path)
+    } else if ends(&[".raw"]) {
+        sidecar(path)
+    } else {
+        Err(Error::UnknownFormat {
+            path: path.to_path_buf(),
+            problem: "neither its first bytes nor its extension belong to a known format"
+                .to_owned(),
+        })
+    }
+}
+
+fn name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
+
+/// The first bytes of a file, as many as a header may have.
+fn head(path: &Path) -> Result<Vec<u8>> {
+    let mut head = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(header::LIMIT).read_to_end(&mut head))
+        .map_err(Error::io("read", path))?;
+    Ok(head)
+}
+
+/// The header inside a file that is a gzip stream as a whole.
+fn packed_header(path: &Path, head: &[u8]) -> Result<FlatHeader> {
+    let mut inside = Vec::new();
+    let unpacked = MultiGzDecoder::new(head)
+        .take(header::LIMIT)
+        .read_to_end(&mut inside);
+    if !nifti::recognise(&inside) {
+        // With nothing unpacked, the stream itself is the fault.
+        if let (Err(source), true) = (unpacked, inside.is_empty()) {
+            return Err(Error::io("unpack", path)(source));
+        }
+        let what = "of files compressed as a whole only .nii.gz is read: unpack it with gunzip";
+        return Err(Error::unsupported(path, what));
+    }
+    let found = nifti::parse(path, &inside)?;
+    if found.data.is_some() {
+        let what = "a compressed .hdr and .img pair is not read: unpack both with gunzip";
+        return Err(Error::unsupported(path, what));
+    }
+    let skip = match found.start {
+        Start::At { byte, .. } => byte,
+        Start::End => 0,
+    };
+    Ok(FlatHeader {
+        encoding: Encoding::Gzip,
+        start: Start::byte(0),
+        skip,
+        ..found
+    })
+}
+
+/// The header beside an `.img` file.
+fn image_header(path: &Path) -> Result<FlatHeader> {
+    let beside = path.with_extension("hdr");
+    let head = head(&beside)?;
+    let found = nifti::parse(&beside, &head)?;
+    if found.data.is_none() {
+        let problem = "magic is n+1: its voxels are in the .hdr file itself";
+        return Err(Error::header(&beside, "NIfTI", problem));
+    }
+    Ok(FlatHeader {
+        data: Some(name(path)),
+        ..found
+    })
+}
+
+/// What the sidecar of a headerless file says.
+fn sidecar(path: &Path) -> Result<FlatHeader> {
+    let mut longer = OsString::from(path);
+    longer.push(".json");
+    let (longer, shorter) = (PathBuf::from(longer), path.with_extension("json"));
+    let Some(found) = [longer, shorter].into_iter().find(|path| path.is_file()) else {
+        return Err(Error::UnknownFormat {
+            path: path.to_path_buf(),
+            problem: "a .raw file needs its shape and dtype, given or in a sidecar with .json \
+                      in place of or behind .raw"
+                .to_owned(),
+        });
+    };
+    let text = head(&found)?;
+    RawSpec::from_json(&found, &text)?.header(path)
 }

@@ -26,9 +26,9 @@ pub(super) struct StagedFolder {
     replace: bool,
 }
 
-/// A file that will be called `target`.
+/// A file that will be called `target`; removed if it is dropped unfinished.
 #[derive(Debug)]
-pub(super) struct StagedFile {
+pub struct StagedFile {
     file: NamedTempFile,
     target: PathBuf,
     replace: bool,
@@ -84,7 +84,12 @@ impl StagedFolder {
 
 impl StagedFile {
     /// Makes the file beside `target`, which must not exist unless it may be replaced.
-    pub(super) fn new(target: &Path, replace: bool) -> Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Exists`] if something has that name, [`Error::Unsupported`] if it is a symbolic
+    /// link, and [`Error::Io`] if the folder cannot be written.
+    pub fn new(target: &Path, replace: bool) -> Result<Self> {
         let (parent, prefix) = place(target, replace)?;
         let file = Builder::new()
             .prefix(&prefix)
@@ -100,12 +105,17 @@ impl StagedFile {
     }
 
     /// The file, open for writing.
-    pub(super) fn file(&self) -> &File {
+    #[must_use]
+    pub fn file(&self) -> &File {
         self.file.as_file()
     }
 
     /// Makes what it holds durable and gives it its name.
-    pub(super) fn finish(self) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the disk refuses, [`Error::Exists`] if something took the name meanwhile.
+    pub fn finish(self) -> Result<()> {
         self.file
             .as_file()
             .sync_all()

@@ -1,1 +1,482 @@
-//! stub
+//! What every volume must do, and volumes that misbehave; for tests, here and elsewhere.
+//!
+//! [`check`] compares a volume with its twin in memory, voxel by voxel and in plain loops, so
+//! that it shares no code with what it tests. It panics with what was wrong. [`Faulty`] is any
+//! volume with one thing going wrong at a chosen read.
+
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::{Chunk, ChunkShape, ChunkVoxels, Layout, Reads, Volume};
+use crate::error::{Error, Result};
+use crate::patch::Patch;
+use crate::region::Region;
+
+/// Boxes that are read and compared.
+const BOXES: u32 = 200;
+
+/// Chunks that are compared, of volumes that have more.
+const CHUNKS: usize = 100;
+
+/// Checks that `volume` holds just the voxels of `expected`, which is all of it, and keeps
+/// every promise of [`Volume`].
+///
+/// # Panics
+///
+/// If it does not.
+pub fn check(volume: &dyn Volume, expected: &Patch) {
+    let layout = volume.layout();
+    assert_eq!(layout.shape, expected.shape(), "shape");
+    assert_eq!(layout.channels, expected.channels(), "channels");
+    assert_eq!(layout.dtype, expected.dtype(), "dtype");
+    assert!(layout.geometry.is_sound(), "{:?}", layout.geometry);
+    assert_eq!(
+        layout.decoded_bytes().expect("a small volume"),
+        expected.bytes().len() as u64
+    );
+    for chunk in [layout.read_chunk, layout.write_chunk]
+        .into_iter()
+        .flatten()
+    {
+        assert!(chunk.iter().all(|&n| n > 0), "chunk {chunk:?}");
+    }
+    volume.stored_bytes().expect("the stored size is known");
+    check_whole(volume, expected);
+    check_refusals(volume);
+    check_chunks(volume, expected);
+    std::thread::scope(|scope| {
+        for seed in 0..4 {
+            scope.spawn(move || check_boxes(volume, expected, seed));
+        }
+    });
+}
+
+/// Reads everything, twice, and changes the first patch between.
+fn check_whole(volume: &dyn Volume, expected: &Patch) {
+    let whole = Region::whole(expected.shape());
+    let mut first = volume.read(whole).expect("the whole volume");
+    assert!(
+        first.bytes() == expected.bytes(),
+        "the whole volume differs"
+    );
+    first.bytes_mut().fill(0x55);
+    drop(first);
+    let second = volume.read(whole).expect("the whole volume again");
+    assert!(
+        second.bytes() == expected.bytes(),
+        "changing a patch changed the volume"
+    );
+    assert_eq!(second.region(), whole);
+}
+
+/// Reads boxes at random, corners and thin ones among them.
+fn check_boxes(volume: &dyn Volume, expected: &Patch, seed: u64) {
+    let mut random = Random(seed);
+    let shape = expected.shape();
+    for _ in 0..BOXES / 4 {
+        let mut region = Region::whole(shape);
+        for (a, &length) in shape.iter().enumerate() {
+            let (start, end) = random.range(length);
+            // Now and then all of an axis or one end of it: those take other paths.
+            let (start, end) = match random.below(6) {
+                0 => (0, length),
+                1 => (0, 1.min(length)),
+                2 => (length.saturating_sub(1), length),
+                _ => (start, end),
+            };
+            region.start[a] = i64::try_from(start).expect("a small volume");
+            region.shape[a] = end - start;
+        }
+        let (start, end) = random.range(expected.channels());
+        let channels = start..end;
+        let twin = cut(expected, &channels, region);
+        let mut out = vec![0xaa; twin.len()];
+        volume
+            .read_channels(channels.clone(), region, &mut out)
+            .unwrap_or_else(|error| panic!("channels {channels:?} of [{region}]: {error}"));
+        assert!(out == twin, "channels {channels:?} of [{region}] differ");
+    }
+}
+
+/// Asks for what cannot be had, and for nothing at all.
+fn check_refusals(volume: &dyn Volume) {
+    let layout = volume.layout();
+    let size = layout.dtype.size();
+    let channels = 0..layout.channels;
+    let read = |channels: &Range<u64>, region: Region, length: usize| {
+        volume.read_channels(channels.clone(), region, &mut vec![0; length])
+    };
+    let one = Region::new([0; 3], [1; 3]);
+    let length = usize::try_from(layout.channels).expect("a small volume") * size;
+    for axis in 0..3 {
+        let end = i64::try_from(layout.shape[axis]).expect("a small volume");
+        for start in [-1, end, end + 1, i64::MAX, i64::MIN] {
+            let mut region = one;
+            region.start[axis] = start;
+            let refused = read(&channels, region, length);
+            assert!(
+                matches!(refused, Err(Error::OutOfBounds { .. })),
+                "[{region}]: {refused:?}"
+            );
+            let refused = volume.read(region);
+            assert!(
+                matches!(refused, Err(Error::OutOfBounds { .. })),
+                "[{region}]"
+            );
+        }
+        let mut region = one;
+        region.shape[axis] = u64::MAX;
+        let refused = volume.read(region);
+        assert!(
+            matches!(refused, Err(Error::OutOfBounds { .. })),
+            "[{region}]"
+        );
+        // Nothing is nothing, at the far end too.
+        let mut nothing = one;
+        nothing.start[axis] = end;
+        nothing.shape[axis] = 0;
+        read(&channels, nothing, 0).expect("an empty region");
+        assert!(
+            volume
+                .read(nothing)
+                .expect("an empty patch")
+                .bytes()
+                .is_empty()
+        );
+    }
+    read(&(layout.channels..layout.channels), one, 0).expect("no channels");
+    for length in [length - 1, length + 1, 0] {
+        let refused = read(&channels, one, length);
+        assert!(
+            matches!(refused, Err(Error::BufferLength { .. })),
+            "{length} bytes: {refused:?}"
+        );
+    }
+    let beyond = layout.channels + 1;
+    for channels in [0..beyond, layout.channels..beyond, u64::MAX - 1..u64::MAX] {
+        let refused = read(&channels, one, length);
+        assert!(
+            matches!(refused, Err(Error::NoSuchChannel { .. })),
+            "{channels:?}: {refused:?}"
+        );
+    }
+}
+
+/// Compares chunks with the same boxes of the twin.
+fn check_chunks(volume: &dyn Volume, expected: &Patch) {
+    let layout = volume.layout();
+    let Some(chunk) = layout.read_chunk else {
+        let refused = volume.read_chunk([0; 4]).expect_err("there are no chunks");
+        let error = match &refused {
+            Error::Shared(error) => error,
+            error => error,
+        };
+        assert!(matches!(error, Error::Unsupported { .. }), "{error:?}");
+        return;
+    };
+    let whole = Region::whole(layout.shape);
+    let counts = [
+        layout.channels,
+        layout.shape[0],
+        layout.shape[1],
+        layout.shape[2],
+    ];
+    for index in super::chunk::intersecting(chunk, &(0..layout.channels), whole).take(CHUNKS) {
+        let chunk = volume.read_chunk(index).expect("a chunk");
+        let region = chunk
+            .region
+            .intersection(&whole)
+            .expect("a chunk touches its volume");
+        let channels = chunk.channels.start..chunk.channels.end.min(layout.channels);
+        let twin = cut(expected, &channels, region);
+        let mut out = vec![0xaa; twin.len()];
+        chunk.copy_to(&channels, region, &mut out, layout.dtype.size());
+        assert!(out == twin, "chunk {index:?} differs");
+        if let ChunkVoxels::Fill(voxel) = &chunk.voxels {
+            assert_eq!(voxel.len(), layout.dtype.size());
+        }
+    }
+    for axis in 0..4 {
+        let mut index = [0; 4];
+        index[axis] = counts[axis].div_ceil(chunk[axis]);
+        let refused = volume.read_chunk(index);
+        assert!(refused.is_err(), "chunk {index:?} is beyond the last");
+    }
+}
+
+/// The bytes of a box of the twin, in loops.
+fn cut(expected: &Patch, channels: &Range<u64>, region: Region) -> Vec<u8> {
+    let [depth, height, width] = expected.shape();
+    let size = expected.dtype().size();
+    let end = region.end();
+    let row = |start: i64, end: i64| start.unsigned_abs()..end.unsigned_abs();
+    let mut bytes = Vec::new();
+    for c in channels.clone() {
+        for z in row(region.start[0], end[0]) {
+            for y in row(region.start[1], end[1]) {
+                for x in row(region.start[2], end[2]) {
+                    let voxel = ((c * depth + z) * height + y) * width + x;
+                    let at = usize::try_from(voxel).expect("a small volume") * size;
+                    bytes.extend_from_slice(&expected.bytes()[at..at + size]);
+                }
+            }
+        }
+    }
+    bytes
+}
+
+/// Numbers that are the same on every run (splitmix64).
+#[derive(Clone, Debug)]
+pub struct Random(pub u64);
+
+impl Random {
+    /// The next 64 bits.
+    pub const fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut bits = self.0;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^ (bits >> 31)
+    }
+
+    /// A number below `end`, about as likely as any other; 0 if `end` is 0.
+    pub const fn below(&mut self, end: u64) -> u64 {
+        self.bits() % if end == 0 { 1 } else { end }
+    }
+
+    /// A start and an end from 0 to `length`; they may be the same.
+    pub fn range(&mut self, length: u64) -> (u64, u64) {
+        let (a, b) = (self.below(length + 1), self.below(length + 1));
+        (a.min(b), a.max(b))
+    }
+
+    /// A patch of voxels of a type, any bits but for `bool`, which are 0 or 1.
+    ///
+    /// # Panics
+    ///
+    /// If it does not fit into memory.
+    pub fn patch(&mut self, shape: [u64; 3], channels: u64, dtype: crate::DType) -> Patch {
+        let patch = Patch::zeros(Region::whole(shape), channels, dtype);
+        let mut patch = patch.expect("a small patch");
+        for byte in patch.bytes_mut() {
+            *byte = self.bits().to_le_bytes()[7];
+            if dtype == crate::DType::Bool {
+                *byte &= 1;
+            }
+        }
+        patch
+    }
+}
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The read is an [`Error::Io`].
+    Fail,
+    /// The read panics.
+    Panic,
+    /// The read takes so much longer.
+    Sleep(Duration),
+    /// The read waits for [`Faulty::release`].
+    Stall,
+}
+
+/// A volume whose reads go wrong when they are told to.
+#[derive(Debug)]
+pub struct Faulty<V> {
+    inner: V,
+    fault: Fault,
+    /// The reads that go wrong, counted from 0 in the order in which they begin.
+    wrong: Range<u64>,
+    begun: AtomicU64,
+    released: Mutex<bool>,
+    release: Condvar,
+}
+
+impl<V: Volume> Faulty<V> {
+    /// `inner`, but that the reads numbered `wrong`, from 0, go wrong. A chunk read counts
+    /// as a read.
+    pub const fn new(inner: V, fault: Fault, wrong: Range<u64>) -> Self {
+        Self {
+            inner,
+            fault,
+            wrong,
+            begun: AtomicU64::new(0),
+            released: Mutex::new(false),
+            release: Condvar::new(),
+        }
+    }
+
+    /// How many reads have begun.
+    pub fn begun(&self) -> u64 {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    /// Lets every read go on that stalls now or would later.
+    pub fn release(&self) {
+        *self.released.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.release.notify_all();
+    }
+
+    fn trip(&self) -> Result<()> {
+        let number = self.begun.fetch_add(1, Ordering::SeqCst);
+        if !self.wrong.contains(&number) {
+            return Ok(());
+        }
+        match self.fault {
+            Fault::Fail => {
+                let source = io::Error::other(format!("read {number} was told to fail"));
+                return Err(Error::io("read", &self.inner.layout().path)(source));
+            }
+            Fault::Panic => panic!("read {number} was told to panic"),
+            Fault::Sleep(time) => std::thread::sleep(time),
+            Fault::Stall => {
+                let mut released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+                while !*released {
+                    released = self
+                        .release
+                        .wait(released)
+                        .unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<V: Volume> Volume for Faulty<V> {
+    fn layout(&self) -> &Layout {
+        self.inner.layout()
+    }
+
+    fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
+        self.trip()?;
+        self.inner.read_channels(channels, region, out)
+    }
+
+    fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
+        self.trip()?;
+        self.inner.read_chunk(index)
+    }
+
+    fn reads(&self) -> Reads {
+        self.inner.reads()
+    }
+
+    fn stored_bytes(&self) -> Result<u64> {
+        self.inner.stored_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::dtype::DType;
+    use crate::volume::{Cached, MemoryVolume, VolumeMut};
+
+    fn memory(shape: [u64; 3], channels: u64, dtype: DType) -> (MemoryVolume, Patch) {
+        let patch = Random(7).patch(shape, channels, dtype);
+        let volume = MemoryVolume::zeros(Layout::new(shape, channels, dtype)).unwrap();
+        volume.write(Region::whole(shape), patch.bytes()).unwrap();
+        (volume, patch)
+    }
+
+    #[test]
+    fn memory_passes_with_and_without_chunks() {
+        for dtype in DType::ALL {
+            let (volume, patch) = memory([5, 9, 7], 3, dtype);
+            check(&volume, &patch);
+            check(&volume.with_chunks([2, 4, 4, 4]), &patch);
+        }
+        let (volume, patch) = memory([1, 1, 1], 1, DType::U8);
+        check(&volume, &patch);
+    }
+
+    #[test]
+    fn the_cache_passes_in_front_of_chunks_and_of_none() {
+        for budget in [0, 700, 1 << 20] {
+            let (volume, patch) = memory([9, 10, 11], 2, DType::I16);
+            let chunked = Arc::new(volume.with_chunks([1, 4, 3, 5]));
+            check(&Cached::new(chunked, budget), &patch);
+        }
+        let (volume, patch) = memory([3, 4, 5], 1, DType::F32);
+        check(&Cached::new(Arc::new(volume), 1 << 20), &patch);
+    }
+
+    #[test]
+    fn one_wrong_voxel_is_noticed() {
+        let (volume, mut patch) = memory([4, 5, 6], 2, DType::U16);
+        patch.bytes_mut()[333] ^= 1;
+        let caught = catch_unwind(AssertUnwindSafe(|| check(&volume, &patch)));
+        assert!(caught.is_err());
+    }
+
+    /// Right when all is read, wrong where a box begins at x = 1.
+    #[derive(Debug)]
+    struct Shifted(MemoryVolume);
+
+    impl Volume for Shifted {
+        fn layout(&self) -> &Layout {
+            Volume::layout(&self.0)
+        }
+        fn read_channels(
+            &self,
+            channels: Range<u64>,
+            mut region: Region,
+            out: &mut [u8],
+        ) -> Result<()> {
+            if region.start[2] == 1 && region.end()[2] < 6 {
+                region.start[2] += 1;
+            }
+            self.0.read_channels(channels, region, out)
+        }
+    }
+
+    #[test]
+    fn a_volume_that_is_wrong_only_in_some_boxes_is_noticed() {
+        let (volume, patch) = memory([4, 5, 6], 1, DType::U8);
+        let caught = catch_unwind(AssertUnwindSafe(|| check(&Shifted(volume), &patch)));
+        assert!(caught.is_err());
+    }
+
+    #[test]
+    fn faults_come_at_the_reads_that_were_chosen() {
+        let one = Region::new([0; 3], [1; 3]);
+        let read = |volume: &dyn Volume| volume.read(one).map(|patch| patch.bytes().to_vec());
+        let (inner, patch) = memory([2, 2, 2], 1, DType::U8);
+        let volume = Faulty::new(inner, Fault::Fail, 1..3);
+        let results: Vec<bool> = (0..4).map(|_| read(&volume).is_ok()).collect();
+        assert_eq!(results, [true, false, false, true]);
+        assert_eq!(volume.begun(), 4);
+
+        let (inner, _) = memory([2, 2, 2], 1, DType::U8);
+        let volume = Faulty::new(inner, Fault::Panic, 0..1);
+        assert!(catch_unwind(AssertUnwindSafe(|| read(&volume))).is_err());
+        assert_eq!(read(&volume).unwrap(), patch.bytes()[..1]);
+    }
+
+    #[test]
+    fn a_stalled_read_waits_for_its_release() {
+        let (inner, _) = memory([2, 2, 2], 1, DType::U8);
+        let volume = Faulty::new(inner, Fault::Stall, 0..1);
+        let done = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                volume.read(Region::whole([2, 2, 2])).unwrap();
+                done.store(1, Ordering::SeqCst);
+            });
+            while volume.begun() == 0 {
+                std::thread::yield_now();
+            }
+            assert_eq!(done.load(Ordering::SeqCst), 0);
+            volume.release();
+        });
+        assert_eq!(done.load(Ordering::SeqCst), 1);
+    }
+}

@@ -1,1 +1,6 @@
+//! One binary for all integration tests.
 
+mod cli;
+mod layers;
+mod real;
+mod tool;

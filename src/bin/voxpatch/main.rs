@@ -1,1 +1,90 @@
-fn main() {}
+//! The `voxpatch` command: the library for the shell.
+//!
+//! Results go to standard output, everything else to standard error. The exit status is 0
+//! if all is done, 1 if something failed (one line says what), 2 if the command line is
+//! wrong, and 130 if the user stopped it. An output appears whole or not at all.
+
+mod args;
+mod convert;
+mod demo;
+mod infer;
+mod info;
+mod memory;
+mod output;
+mod preview;
+mod report;
+mod sample;
+mod stop;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Args, Command};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let done = stop::listen().and_then(|()| match &args.command {
+        Command::Info(settings) => info::run(settings),
+        Command::Convert(settings) => convert::run(settings),
+        Command::Infer(settings) => infer::run(settings),
+        Command::Demo(settings) => demo::run(settings),
+        Command::Sample(settings) => sample::run(settings),
+        Command::Preview(settings) => preview::run(settings),
+    });
+    let Err(error) = done else {
+        return ExitCode::SUCCESS;
+    };
+    if error.is::<report::Closed>() {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("voxpatch: {}", one_line(&error));
+    if error.chain().any(is_stop) {
+        return ExitCode::from(stop::STATUS);
+    }
+    ExitCode::FAILURE
+}
+
+fn is_stop(error: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(
+        error.downcast_ref::<voxpatch::Error>(),
+        Some(voxpatch::Error::Stopped)
+    )
+}
+
+/// The message and its causes, each said once.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string().replace(['\n', '\r'], " ");
+        if line.contains(&cause) {
+            continue;
+        }
+        if !line.is_empty() {
+            line.push_str(": ");
+        }
+        line.push_str(&cause);
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    #[test]
+    fn a_cause_that_was_named_is_not_named_again() {
+        let error = anyhow::anyhow!("no such file")
+            .context("cannot open a: no such file")
+            .context("cannot convert");
+        assert_eq!(
+            super::one_line(&error),
+            "cannot convert: cannot open a: no such file"
+        );
+        let nested = Err::<(), _>(anyhow::anyhow!("two\nlines")).context("outer");
+        assert_eq!(
+            super::one_line(&nested.expect_err("it is one")),
+            "outer: two lines"
+        );
+    }
+}

@@ -1,35 +1,214 @@
-//! stub
-use super::*;
+//! Flat files: all voxels in one piece, uncompressed or packed as a whole.
+//!
+//! An uncompressed file is mapped, and voxels are copied out of the map row by row, whatever
+//! the order of its axes and however unaligned they lie; a packed one is a
+//! [`StreamVolume`]. What a header promises and a file does not hold is
+//! an error when the file is opened, as far as that can be known without unpacking.
+
+mod stream;
+mod strided;
+#[cfg(test)]
+mod tests;
+mod unpack;
+mod write;
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use memmap2::Mmap;
+
+use self::stream::StreamVolume;
+use self::strided::{Strided, to_native};
+use super::header::{Encoding, FlatHeader, Start};
+use super::{Counter, Layout, Reads, Volume, mmap};
+use crate::error::{Error, Result};
+use crate::region::Region;
+
+pub(super) use self::unpack::GZIP;
+pub(super) use self::write::FlatWriter;
+
+/// An uncompressed file, mapped.
 #[derive(Debug)]
-pub(super) struct FlatVolume(Layout);
+pub(super) struct FlatVolume {
+    layout: Layout,
+    map: Mmap,
+    voxels: Strided,
+    big_endian: bool,
+    /// Bytes of the file, and of its header where that is another.
+    stored: u64,
+    counter: Counter,
+}
+
+/// A data file, open, with what the header says of it made definite.
+#[derive(Debug)]
+struct Source {
+    path: PathBuf,
+    file: File,
+    length: u64,
+    /// Where the voxels, or the packed stream, begin.
+    start: u64,
+    /// Bytes of the data file, and of the header where that is another file.
+    stored: u64,
+}
+
+/// Opens the volume called `path`, which the header in the file `from` describes.
+pub(super) fn open(path: &Path, from: &Path, header: &FlatHeader) -> Result<Arc<dyn Volume>> {
+    let source = Source::open(from, header)?;
+    Ok(match header.encoding {
+        Encoding::Raw => Arc::new(FlatVolume::new(path, header, &source)?),
+        Encoding::Gzip | Encoding::Zlib => Arc::new(StreamVolume::new(path, header, source)?),
+    })
+}
+
 impl FlatVolume {
-    pub(super) fn open(_p: &std::path::Path, _r: Option<&RawSpec>) -> Result<Self> {
-        todo!()
+    fn new(path: &Path, header: &FlatHeader, source: &Source) -> Result<Self> {
+        let layout = header.layout(path);
+        let bytes = layout.decoded_bytes()?;
+        let offset = source.start.saturating_add(header.skip);
+        let expected = offset.saturating_add(bytes);
+        if source.length < expected {
+            return Err(too_short(
+                &source.path,
+                &layout,
+                (offset, expected),
+                source.length,
+            ));
+        }
+        let map = mmap::map(&source.file).map_err(Error::io("map", &source.path))?;
+        Ok(Self {
+            voxels: Strided::new(header, offset),
+            big_endian: header.big_endian,
+            stored: source.stored,
+            layout,
+            map,
+            counter: Counter::default(),
+        })
     }
 }
+
 impl Volume for FlatVolume {
     fn layout(&self) -> &Layout {
-        &self.0
+        &self.layout
     }
-    fn read_channels(&self, _c: Range<u64>, _r: Region, _o: &mut [u8]) -> Result<()> {
-        todo!()
+
+    fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
+        self.layout.check_read(&channels, region, out.len())?;
+        self.voxels.copy(&self.map, 0, &channels, region, out);
+        to_native(self.layout.dtype, self.big_endian, out);
+        self.counter.add(0, out.len() as u64);
+        Ok(())
+    }
+
+    fn reads(&self) -> Reads {
+        self.counter.reads()
+    }
+
+    fn stored_bytes(&self) -> Result<u64> {
+        Ok(self.stored)
     }
 }
-#[derive(Debug)]
-pub(super) struct FlatWriter(Layout);
-impl FlatWriter {
-    pub(super) fn create(_l: Layout, _o: &CreateOptions) -> Result<Self> {
-        todo!()
+
+/// The error for a file that holds less than its header promises: its voxels begin at the
+/// first of `needs` and end at the second.
+fn too_short(path: &Path, layout: &Layout, needs: (u64, u64), actual: u64) -> Error {
+    Error::FileLength {
+        path: path.to_path_buf(),
+        channels: layout.channels,
+        shape: layout.shape,
+        dtype: layout.dtype,
+        offset: needs.0,
+        expected: needs.1,
+        actual,
     }
 }
-impl VolumeMut for FlatWriter {
-    fn layout(&self) -> &Layout {
-        &self.0
+
+impl Source {
+    fn open(header_path: &Path, header: &FlatHeader) -> Result<Self> {
+        let (path, also) = match &header.data {
+            Some(name) => {
+                let found = std::fs::metadata(header_path);
+                let found = found.map_err(Error::io("open", header_path))?;
+                (beside(header_path, name)?, found.len())
+            }
+            None => (header_path.to_path_buf(), 0),
+        };
+        let mut file = File::open(&path).map_err(Error::io("open", &path))?;
+        let length = file.metadata().map_err(Error::io("open", &path))?.len();
+        let start = match header.start {
+            Start::At { byte, lines: 0 } => byte,
+            Start::At { byte, lines } => after_lines(&path, &mut file, byte, lines)?,
+            Start::End => {
+                let layout = header.layout(header_path);
+                let bytes = layout.decoded_bytes()?;
+                length
+                    .checked_sub(bytes)
+                    .ok_or_else(|| too_short(&path, &layout, (0, bytes), length))?
+            }
+        };
+        Ok(Self {
+            stored: length + also,
+            path,
+            file,
+            length,
+            start,
+        })
     }
-    fn write_channels(&self, _c: Range<u64>, _r: Region, _v: &[u8]) -> Result<()> {
-        todo!()
+}
+
+/// The file that a header names, which must be a regular one below the header's folder.
+fn beside(header: &Path, name: &str) -> Result<PathBuf> {
+    let refuse = |why: &str| {
+        let what = format!(
+            "the voxels are said to be in {name:?}, {why}: only a regular file in the header's \
+             folder or below is read"
+        );
+        Error::unsupported(header, what)
+    };
+    let relative = Path::new(name);
+    let plain = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
+    if name.contains("://") {
+        return Err(refuse("which is no file"));
     }
-    fn finish(self: Box<Self>) -> Result<()> {
-        todo!()
+    if name.is_empty() || !relative.components().all(plain) {
+        return Err(refuse("which may lie elsewhere"));
     }
+    let folder = match header.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let folder = folder.canonicalize().map_err(Error::io("open", folder))?;
+    let path = folder.join(relative);
+    let path = path.canonicalize().map_err(Error::io("open", &path))?;
+    if !path.starts_with(&folder) {
+        return Err(refuse("a link that leads elsewhere"));
+    }
+    let found = std::fs::metadata(&path).map_err(Error::io("open", &path))?;
+    if !found.is_file() {
+        return Err(refuse("which is no regular file"));
+    }
+    Ok(path)
+}
+
+/// Lines are for text before the voxels; more than this is a mistake.
+const MOST_LINE_BYTES: u64 = 16 << 20;
+
+/// The byte after so many lines from `byte` on.
+fn after_lines(path: &Path, file: &mut File, byte: u64, lines: u64) -> Result<u64> {
+    file.seek(SeekFrom::Start(byte))
+        .map_err(Error::io("read", path))?;
+    let mut text = BufReader::new(file.take(MOST_LINE_BYTES));
+    let mut at = byte;
+    for _ in 0..lines {
+        let skipped = text.skip_until(b'\n').map_err(Error::io("read", path))?;
+        if skipped == 0 {
+            let problem =
+                format!("line skip is {lines}, but the file has not that many lines in 16 MiB");
+            return Err(Error::header(path, "NRRD", problem));
+        }
+        at += skipped as u64;
+    }
+    Ok(at)
 }

@@ -307,6 +307,21 @@ impl Volume for ZarrVolume {
         })
     }
 
+    fn unstored(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
+        chunk::clipped(&self.layout, index)?;
+        let own = self.facts.chunk_index(index);
+        if self.missing == Missing::Error {
+            return Ok(None);
+        }
+        let stored = match &self.codecs {
+            Codecs::Sharded(shards, _) => shards.locate(&own).0,
+            Codecs::Whole(_) => own,
+        };
+        let found = self.store.open(self.array.chunk_key(&stored).as_str())?;
+        let fill = || self.array.fill_value().as_ne_bytes().to_vec();
+        Ok(found.is_none().then(fill))
+    }
+
     fn reads(&self) -> Reads {
         self.counter.reads()
     }

@@ -39,17 +39,27 @@ pub(in super::super) struct ZarrWriter {
 const ARRAY: &str = "0";
 
 impl ZarrWriter {
-    /// Starts the array that `layout` and `options` describe.
-    pub(in super::super) fn create(mut layout: Layout, options: &CreateOptions) -> Result<Self> {
+    /// The layout that an array of `layout`'s shape and type gets, and its metadata document.
+    pub(in super::super) fn describe(
+        mut layout: Layout,
+        options: &CreateOptions,
+    ) -> Result<(Layout, Json)> {
         let (chunk, shard) = fit(&layout, options)?;
         let document = array_document(&layout, chunk, shard, options)?;
-        let path = layout.path.clone();
-        let facts = Facts::parse(&path, Format::Zarr3, &document)?;
-        let (array, _) = open_array(&facts, &document)?;
+        let facts = Facts::parse(&layout.path, Format::Zarr3, &document)?;
         layout.format = Format::Zarr3;
         layout.read_chunk = Some(facts.as_chunk(&facts.read_chunk));
         layout.write_chunk = Some(facts.as_chunk(&facts.write_chunk));
         layout.codecs = facts.codecs;
+        Ok((layout, document))
+    }
+
+    /// Starts the array that `layout` and `options` describe.
+    pub(in super::super) fn create(layout: Layout, options: &CreateOptions) -> Result<Self> {
+        let (layout, document) = Self::describe(layout, options)?;
+        let path = layout.path.clone();
+        let facts = Facts::parse(&path, Format::Zarr3, &document)?;
+        let (array, _) = open_array(&facts, &document)?;
         let staged = StagedFolder::new(&path, options.replace)?;
         let name = path
             .file_name()

@@ -1,0 +1,383 @@
+#!/usr/bin/env python3
+"""Compares voxpatch with nibabel, SimpleITK, numpy and zarr-python on real files, both ways.
+
+    compat.py --voxpatch PATH_TO_BINARY --data PATH_TO_DATA [--only TEXT]
+
+Reading: what `voxpatch info` says of each file and array, and the voxels that
+`voxpatch convert` takes out of it, against the library that its makers use. Writing: what
+`voxpatch convert` makes (.npy, .nii, Zarr with every codec, sharded and not), read back with
+numpy, nibabel and zarr-python. One line per check; the last line counts; exit 1 if any failed.
+
+Needs numpy, nibabel, SimpleITK and zarr; nothing is written but in a temporary folder.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk
+import zarr
+
+warnings.simplefilter("ignore")
+
+FLAT = (".nii", ".nii.gz", ".mhd", ".mha", ".nrrd", ".nhdr", ".npy")
+CODECS = ("zstd", "blosc-zstd", "blosc-lz4", "gzip", "none")
+DTYPES = ("bool int8 uint8 int16 uint16 int32 uint32 int64 uint64 float16 float32 float64").split()
+# Codecs of zarr-python's world that voxpatch refuses with a message; anything else must open.
+REFUSED_CODECS = ("zfpy", "pcodec", "delta", "fixedscaleoffset", "adler32", "fletcher32",
+                  "crc32", "vlen", "lzma", "lz4", "shuffle", "bitround", "packbits", "quantize")
+UNITS = {"nanometer": 1e-6, "micrometer": 1e-3, "millimeter": 1.0, "centimeter": 10.0, "meter": 1e3}
+
+
+class Tally:
+    """Prints a line for each check and counts."""
+
+    def __init__(self):
+        self.passed = self.failed = 0
+
+    def check(self, name, ok, why=""):
+        if ok:
+            self.passed += 1
+        else:
+            self.failed += 1
+        print(f"{'ok  ' if ok else 'FAIL'} {name}" + ("" if ok or not why else f": {why}"), flush=True)
+        return ok
+
+    def same(self, name, found, expected):
+        return self.check(name, found == expected, f"{found!r} instead of {expected!r}")
+
+    def near(self, name, found, expected, scale=1.0):
+        found, expected = np.asarray(found, float), np.asarray(expected, float)
+        ok = found.shape == expected.shape and np.allclose(found, expected, rtol=1e-6, atol=1e-5 * scale)
+        return self.check(name, ok, f"{found.tolist()} instead of {expected.tolist()}")
+
+    def voxels(self, name, found, expected):
+        """Equal voxel for voxel and bit for bit; axes c, z, y, x."""
+        if found.shape != expected.shape:
+            return self.check(name, False, f"shape {found.shape} instead of {expected.shape}")
+        found, expected = native(found), native(expected)
+        if found.dtype != expected.dtype:
+            return self.check(name, False, f"{found.dtype} instead of {expected.dtype}")
+        wrong = int((bits(found) != bits(expected)).sum())
+        return self.check(name, wrong == 0, f"{wrong} of {found.size} voxels differ")
+
+
+def native(array):
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+
+
+def bits(array):
+    """The same memory as whole numbers, so that NaN equals itself."""
+    return array.view(f"u{array.dtype.itemsize}")
+
+
+class Voxpatch:
+    def __init__(self, binary):
+        self.binary = str(binary)
+
+    def run(self, *arguments):
+        command = [self.binary, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+
+    def info(self, path):
+        done = self.run("info", "--json", path)
+        return (json.loads(done.stdout), "") if done.returncode == 0 else (None, done.stderr.strip())
+
+    def convert(self, source, target, *options):
+        done = self.run("convert", source, target, *options)
+        return "" if done.returncode == 0 else (done.stderr.strip() or f"exit {done.returncode}")
+
+
+class Truth:
+    """What another library says of a file: voxels (c, z, y, x), spacing (z, y, x) and affine."""
+
+    def __init__(self, path):
+        self.rescale = (1.0, 0.0)
+        self.codecs = []
+        self.files = [path]
+        name = path.name.lower()
+        if name.endswith((".nii", ".nii.gz")):
+            self.nifti(path)
+        elif name.endswith(".npy"):
+            self.numpy(path)
+        else:
+            self.itk(path)
+
+    def nifti(self, path):
+        image = nibabel.load(path)
+        raw = np.asarray(image.dataobj.get_unscaled())
+        self.format = "nifti-2" if isinstance(image, nibabel.Nifti2Image) else "nifti-1"
+        self.affine = image.affine
+        zooms = [float(z) for z in image.header.get_zooms()[:3]]
+        self.spacing = (zooms + [1.0] * 3)[:3][::-1]
+        self.rescale = (float(image.dataobj.slope), float(image.dataobj.inter))
+        raw = raw.reshape(raw.shape + (1,) * max(0, 3 - raw.ndim))
+        raw = raw.reshape(raw.shape[:3] + (-1,), order="F")
+        self.array = raw.transpose(3, 2, 1, 0)
+        self.codecs = ["gzip"] if path.name.endswith(".gz") else []
+
+    def numpy(self, path):
+        array = np.load(path)
+        self.format, self.affine, self.spacing = "npy", np.eye(4), [1.0] * 3
+        self.array = array if array.ndim == 4 else array.reshape((1,) * (4 - array.ndim) + array.shape)
+
+    def itk(self, path):
+        image = sitk.ReadImage(str(path))
+        array = sitk.GetArrayFromImage(image)
+        dims = image.GetDimension()
+        if image.GetNumberOfComponentsPerPixel() > 1:
+            array = np.moveaxis(array, -1, 0)
+        elif dims < 4:
+            array = array[None]
+        self.array = array if array.ndim == 4 else array[:, None]
+        used = min(dims, 3)
+        direction = np.array(image.GetDirection()).reshape(dims, dims)[:used, :used]
+        affine = np.eye(4)
+        affine[:used, :used] = direction * np.array(image.GetSpacing()[:used])
+        affine[:used, 3] = image.GetOrigin()[:used]
+        self.affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # LPS to RAS+
+        self.spacing = (list(image.GetSpacing()[:3]) + [1.0] * 3)[:3][::-1]
+        head = path.read_bytes()[: 1 << 16].split(b"\n\n")[0].decode("latin-1").lower()
+        nrrd = path.suffix in (".nrrd", ".nhdr")
+        self.format = "nrrd" if nrrd else "metaimage"
+        if nrrd:
+            self.codecs = ["gzip"] if "encoding: gz" in head else []
+        else:
+            self.codecs = ["zlib"] if "compresseddata = true" in head else []
+        key = "data file:" if nrrd else "elementdatafile ="
+        for line in head.splitlines():
+            name = line[len(key):].strip()
+            if line.startswith(key) and name != "local":
+                found = [p for p in path.parent.iterdir() if p.name.lower() == Path(name).name]
+                self.files += found
+
+
+def check_info(tally, name, info, truth):
+    array = truth.array
+    tally.same(f"{name} format", info["format"], truth.format)
+    tally.same(f"{name} shape", info["shape"], list(array.shape[1:]))
+    tally.same(f"{name} channels", info["channels"], array.shape[0])
+    tally.same(f"{name} dtype", info["dtype"], array.dtype.name)
+    tally.same(f"{name} codecs", info["codecs"], truth.codecs)
+    tally.same(f"{name} read_chunk", info["read_chunk"], None)
+    tally.same(f"{name} write_chunk", info["write_chunk"], None)
+    tally.near(f"{name} spacing", info["spacing"], truth.spacing)
+    tally.near(f"{name} affine", info["affine"], truth.affine)
+    tally.same(f"{name} stored_bytes", info["stored_bytes"], sum(p.stat().st_size for p in truth.files))
+    tally.same(f"{name} decoded_bytes", info["decoded_bytes"], array.nbytes)
+
+
+def check_voxels(tally, voxpatch, name, path, expected, work):
+    """The voxels by way of a numpy file, which is then also known to be written well."""
+    out = work / "out.npy"
+    problem = voxpatch.convert(path, out, "--force")
+    if not tally.check(f"{name} -> npy", not problem, problem):
+        return
+    found = np.load(out)
+    shape = expected.shape[1:] if expected.shape[0] == 1 else expected.shape
+    tally.same(f"{name} npy shape", found.shape, shape)
+    tally.voxels(f"{name} voxels", found.reshape(expected.shape), expected)
+
+
+def check_flat(tally, voxpatch, data, path, work):
+    name = str(path.relative_to(data))
+    truth = Truth(path)
+    info, problem = voxpatch.info(path)
+    if not tally.check(f"{name} info", info is not None, problem):
+        return
+    check_info(tally, name, info, truth)
+    check_voxels(tally, voxpatch, name, path, truth.array, work)
+    check_nifti_output(tally, voxpatch, name, path, truth, work)
+
+
+def check_nifti_output(tally, voxpatch, name, path, truth, work):
+    out = work / "out.nii"
+    problem = voxpatch.convert(path, out, "--force")
+    if not tally.check(f"{name} -> nii", not problem, problem):
+        return
+    image = nibabel.load(out)
+    found = np.asarray(image.dataobj.get_unscaled())
+    found = found.reshape(found.shape[:3] + (-1,)).transpose(3, 2, 1, 0)
+    expected = truth.array.astype("u1") if truth.array.dtype == bool else truth.array
+    tally.voxels(f"{name} nii voxels", found, expected)
+    tally.near(f"{name} nii affine", image.affine, truth.affine, scale=10)
+    tally.near(f"{name} nii zooms", [float(z) for z in image.header.get_zooms()[:3]][::-1], truth.spacing)
+    if image.header["qform_code"] > 0:
+        tally.near(f"{name} nii qform", image.get_qform(), truth.affine, scale=100)
+    slope, inter = image.dataobj.slope, image.dataobj.inter
+    tally.near(f"{name} nii rescale", [slope, inter], truth.rescale)
+    itk = sitk.ReadImage(str(out))
+    tally.near(f"{name} nii spacing (SimpleITK)", itk.GetSpacing()[:3][::-1], truth.spacing)
+
+
+def arrays(folder):
+    """Every Zarr array at or below a folder."""
+    for path in sorted([*folder.rglob(".zarray"), *folder.rglob("zarr.json")]):
+        if path.name == "zarr.json" and json.loads(path.read_text()).get("node_type") != "array":
+            continue
+        yield path.parent
+
+
+def refusable(folder, array):
+    """Why voxpatch may refuse an array that zarr-python reads, if it may."""
+    if not 2 <= array.ndim <= 8:
+        return f"{array.ndim} dimensions"
+    if array.dtype.name not in DTYPES:
+        return f"{array.dtype}"
+    if 0 in array.shape:
+        return "no voxels"
+    path = folder / "zarr.json"
+    text = (path if path.exists() else folder / ".zarray").read_text().lower()
+    return next((codec for codec in REFUSED_CODECS if f'"{codec}' in text or f"numcodecs.{codec}" in text), "")
+
+
+def check_zarr(tally, voxpatch, data, folder, work):
+    name = str(folder.relative_to(data))
+    try:
+        array = zarr.open_array(folder, mode="r")
+        voxels = np.asarray(array[...])
+    except Exception as error:  # zarr-python lacks a codec, or the array is made to be broken.
+        info, _ = voxpatch.info(folder)
+        print(f"skip {name}: zarr-python: {type(error).__name__} (voxpatch {'opens' if info else 'refuses'} it)")
+        return
+    info, problem = voxpatch.info(folder)
+    reason = refusable(folder, array)
+    if reason and info is None:
+        tally.check(f"{name} refused ({reason})", bool(problem) and "panicked" not in problem, problem)
+        return
+    if not tally.check(f"{name} info", info is not None, problem):
+        return
+    voxels = voxels.reshape((1,) * (3 - voxels.ndim) + voxels.shape)
+    voxels = voxels.reshape((math.prod(voxels.shape[:-3]),) + voxels.shape[-3:])
+    inner, outer = ([1, 1, 1, *chunk][-3:] for chunk in (array.chunks, array.shards or array.chunks))
+    tally.same(f"{name} format", info["format"], f"zarr-v{array.metadata.zarr_format}")
+    tally.same(f"{name} shape", info["shape"], list(voxels.shape[1:]))
+    tally.same(f"{name} channels", info["channels"], voxels.shape[0])
+    tally.same(f"{name} dtype", info["dtype"], voxels.dtype.name)
+    tally.same(f"{name} read_chunk", info["read_chunk"], list(inner))
+    tally.same(f"{name} write_chunk", info["write_chunk"], list(outer))
+    tally.same(f"{name} decoded_bytes", info["decoded_bytes"], voxels.nbytes)
+    check_voxels(tally, voxpatch, name, folder, voxels, work)
+
+
+def check_scale(tally, voxpatch, data, folder):
+    """The spacing of an OME-Zarr image's finest level, in mm."""
+    group = zarr.open_group(folder, mode="r")
+    attributes = dict(group.attrs)
+    image = attributes.get("ome", attributes)["multiscales"][0]
+    transforms = image["datasets"][0]["coordinateTransformations"]
+    scale = next(t["scale"] for t in transforms if t["type"] == "scale")[-3:]
+    units = [UNITS.get(axis.get("unit", "millimeter"), 1.0) for axis in image["axes"]][-3:]
+    info, problem = voxpatch.info(folder)
+    name = str(folder.relative_to(data))
+    if tally.check(f"{name} info", info is not None, problem):
+        expected = [s * u for s, u in zip(scale, units, strict=True)]
+        ok = np.allclose(info["spacing"], expected, rtol=1e-9)
+        tally.check(f"{name} spacing", ok, f"{info['spacing']} instead of {expected}")
+
+
+def check_zarr_output(tally, voxpatch, name, path, work):
+    """Every codec, sharded and not, read with zarr-python."""
+    reference = work / "reference.npy"
+    problem = voxpatch.convert(path, reference, "--force")
+    if not tally.check(f"{name} reference", not problem, problem):
+        return
+    expected = np.load(reference)
+    source, _ = voxpatch.info(path)
+    for codec in CODECS:
+        for shard in ("none", 64):
+            out = work / "out.zarr"
+            label = f"{name} -> zarr {codec} shard {shard}"
+            problem = voxpatch.convert(path, out, "--force", "--chunk", 32, "--shard", shard, "--codec", codec)
+            if not tally.check(label, not problem, problem):
+                continue
+            array = zarr.open_group(out, mode="r")["0"]
+            tally.check(f"{label} sharding", (array.shards is not None) == (shard != "none"), f"{array.shards}")
+            found = np.asarray(array[...])
+            tally.voxels(f"{label} voxels", found, expected)
+            info, problem = voxpatch.info(out)
+            if tally.check(f"{label} info", info is not None, problem):
+                tally.near(f"{label} affine", info["affine"], source["affine"])
+                tally.near(f"{label} spacing", info["spacing"], source["spacing"])
+            again = work / "again.npy"
+            problem = voxpatch.convert(out, again, "--force")
+            if tally.check(f"{label} -> npy", not problem, problem):
+                tally.voxels(f"{label} round trip", np.load(again), expected)
+
+
+def check_dtypes(tally, voxpatch, work):
+    """All twelve voxel types in both byte orders and both array orders, through every output."""
+    random = np.random.default_rng(20240)
+    for name in DTYPES:
+        for order in "<>":
+            for memory in "CF":
+                dtype = np.dtype(name).newbyteorder(order)
+                raw = random.integers(0, 2 if name == "bool" else 256, (2, 9, 10, 11 * dtype.itemsize), "u1")
+                array = np.asarray(raw.view(dtype), order=memory)
+                source = work / "source.npy"
+                np.save(source, array)
+                label = f"npy {name} {order} {memory}"
+                check_voxels(tally, voxpatch, label, source, array, work)
+                if (order, memory) != ("<", "C"):
+                    continue
+                out = work / "out.nii"
+                problem = voxpatch.convert(source, out, "--force")
+                if name == "float16":
+                    tally.check(f"{label} -> nii refused", "--dtype float32" in problem, problem or "it was written")
+                    problem = voxpatch.convert(source, out, "--force", "--dtype", "float32")
+                    array = array.astype("f4")
+                if tally.check(f"{label} -> nii", not problem, problem):
+                    found = np.asarray(nibabel.load(out).dataobj).transpose(3, 2, 1, 0)
+                    same = np.array_equal(found, array, equal_nan=name.startswith("float"))
+                    tally.check(f"{label} nii voxels", same)
+                check_zarr_output(tally, voxpatch, label, source, work)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--voxpatch", required=True, type=Path, help="the binary")
+    parser.add_argument("--data", required=True, type=Path, help="the folder of real files")
+    parser.add_argument("--only", default="", help="just files whose path holds this text")
+    arguments = parser.parse_args()
+    data = arguments.data.resolve()
+    voxpatch = Voxpatch(arguments.voxpatch.resolve())
+    tally = Tally()
+    inside = [p for p in sorted(data.rglob("*")) if ".zarr" not in str(p.relative_to(data).parent)]
+    flat = [p for p in inside if p.is_file() and p.name.lower().endswith(FLAT) and arguments.only in str(p)]
+    stores = [p for p in arrays(data) if arguments.only in str(p)]
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        for path in flat:
+            check_flat(tally, voxpatch, data, path, work)
+        for path in stores:
+            check_zarr(tally, voxpatch, data, path, work)
+        for path in sorted(data.rglob("*.ome.zarr")):
+            if arguments.only in str(path):
+                check_scale(tally, voxpatch, data, path)
+        through = [
+            "nifti/anatomical.nii",
+            "nifti/big.nii.gz",
+            "nifti/example4d.nii.gz",
+            "ct_lung_mha/3DCT_lung_baseline_small.mha",
+            "ct_tooth_nhdr_bigendian/tooth.nhdr",
+            "em_fib25_ome_zarr/em_fib25_s2_v05_sharded.ome.zarr",
+            "zarr/zarr_java_v2_sample/bool",
+        ]
+        for name in through:
+            if (data / name).exists() and arguments.only in name:
+                check_zarr_output(tally, voxpatch, name, data / name, work)
+        if not arguments.only:
+            check_dtypes(tally, voxpatch, work)
+    print(f"{tally.passed} passed, {tally.failed} failed")
+    return 1 if tally.failed or not tally.passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,476 @@
+//! The command line: what can be said, and how sizes, codecs and bytes are spelt.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use voxpatch::volume::{Codec, CreateOptions};
+use voxpatch::{Blend, DType, Reduce, Shape};
+
+/// Patches from huge 3-D volumes: look, convert, sample and predict without loading the volume.
+///
+/// A volume is a Zarr or OME-Zarr folder, or a .npy, .nii, .nii.gz, .mhd, .mha, .nrrd, .nhdr
+/// or .raw file. Sizes are voxels along z, y, x: one number for all three, or `z,y,x`.
+#[derive(Debug, Parser)]
+#[command(name = "voxpatch", version, max_term_width = 100)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Info(Info),
+    Convert(Convert),
+    Sample(Sample),
+    Infer(Infer),
+    Preview(Preview),
+    Demo(Demo),
+}
+
+/// Tell what a volume is: shape, voxel type, chunks, spacing, size.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Info {
+    /// The volume.
+    pub(crate) path: PathBuf,
+    /// Which level of a multiscale image; 0 is the finest.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub(crate) level: usize,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Copy a volume into another format, voxel type or chunking.
+///
+/// A target called .npy or .nii becomes such a file, any other an OME-Zarr folder (Zarr v3).
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Convert {
+    /// The volume.
+    #[arg(value_name = "SRC")]
+    pub(crate) source: PathBuf,
+    /// The output.
+    #[arg(value_name = "DST")]
+    pub(crate) target: PathBuf,
+    /// The output's voxel type, as numpy names it; the source's if not given.
+    #[arg(long, value_parser = dtype, value_name = "T")]
+    pub(crate) dtype: Option<DType>,
+    #[command(flatten)]
+    pub(crate) storage: Storage,
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(flatten)]
+    pub(crate) memory: Memory,
+}
+
+/// Run a model over overlapping patches and blend its predictions into a new volume.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Infer {
+    /// The volume.
+    #[arg(value_name = "SRC")]
+    pub(crate) source: PathBuf,
+    /// The output.
+    #[arg(value_name = "DST")]
+    pub(crate) target: PathBuf,
+    /// Voxels of a patch.
+    #[arg(long, value_parser = size, value_name = "SIZE")]
+    pub(crate) patch: Shape,
+    /// Voxels that neighbouring patches share.
+    #[arg(long, value_parser = size, value_name = "SIZE")]
+    pub(crate) overlap: Shape,
+    /// How overlapping predictions are weighed.
+    #[arg(long, value_enum, default_value_t = BlendName::Hann)]
+    pub(crate) blend: BlendName,
+    /// The model: identity, gaussian:SIGMA, or threshold:VALUE[,VALUE...].
+    #[arg(long, default_value = "identity", value_name = "M")]
+    pub(crate) model: String,
+    /// What becomes of the blended channels.
+    #[arg(long, value_enum, default_value_t = ReduceName::Mean)]
+    pub(crate) reduce: ReduceName,
+    /// The output's voxel type, as numpy names it; the model's if not given.
+    #[arg(long, value_parser = dtype, value_name = "T")]
+    pub(crate) dtype: Option<DType>,
+    #[command(flatten)]
+    pub(crate) storage: Storage,
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(flatten)]
+    pub(crate) memory: Memory,
+}
+
+/// Make a large chest CT, sample it and predict it, and show that memory stays small.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Demo {
+    /// Voxels of the CT.
+    #[arg(long, value_parser = size, default_value = "1069,512,512", value_name = "SIZE")]
+    pub(crate) size: Shape,
+    /// Keep volumes and picture in this folder; else they are removed at the end.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) keep: Option<PathBuf>,
+    /// Threads; as many as the machine has if not given.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024), value_name = "N")]
+    pub(crate) threads: Option<u16>,
+    #[command(flatten)]
+    pub(crate) memory: Memory,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Draw random patches and store them as one .npy of shape (n, c, z, y, x).
+///
+/// The same seed gives the same file, whatever the number of threads.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Sample {
+    /// The volume.
+    #[arg(value_name = "SRC")]
+    pub(crate) source: PathBuf,
+    /// Voxels of a patch.
+    #[arg(long, value_parser = size, value_name = "SIZE")]
+    pub(crate) patch: Shape,
+    /// How many patches.
+    #[arg(long, value_name = "N")]
+    pub(crate) count: u64,
+    /// Which of all random sequences.
+    #[arg(long, default_value_t = 0, value_name = "S")]
+    pub(crate) seed: u64,
+    /// The .npy file to write.
+    #[arg(long, value_name = "FILE.npy")]
+    pub(crate) out: PathBuf,
+    /// A CSV file to write, one line for each patch: z0,y0,x0,z1,y1,x1, the end exclusive.
+    #[arg(long, value_name = "FILE.csv")]
+    pub(crate) locations: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(flatten)]
+    pub(crate) memory: Memory,
+}
+
+/// Draw the three middle slices, side by side, as a PNG.
+///
+/// Axial, coronal and sagittal, in radiological convention: the patient's right is on the
+/// left of the picture (marked R), anterior (A) is up in axial slices and left in sagittal ones,
+/// superior is up. Aspect ratios follow the spacing.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Preview {
+    /// The volume.
+    #[arg(value_name = "SRC")]
+    pub(crate) source: PathBuf,
+    /// The picture to write.
+    #[arg(value_name = "OUT.png")]
+    pub(crate) out: PathBuf,
+    /// A label map on the same grid, drawn over the picture; 0 is transparent.
+    #[arg(long, value_name = "LABELS")]
+    pub(crate) overlay: Option<PathBuf>,
+    /// Real values that are black and white; else -1000,400 for CT, and the middle 99 % for others.
+    #[arg(long, value_parser = window, value_name = "LOW,HIGH", allow_hyphen_values = true)]
+    pub(crate) window: Option<(f64, f64)>,
+    /// The voxel (z,y,x) that the slices go through; the middle if not given.
+    #[arg(long, value_parser = size, value_name = "Z,Y,X")]
+    pub(crate) at: Option<Shape>,
+    /// Which level of a multiscale image; 0 is the finest.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub(crate) level: usize,
+    /// Replace an output that exists.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What commands that write have in common.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Common {
+    /// Which level of a multiscale image; 0 is the finest.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub(crate) level: usize,
+    /// Threads; as many as the machine has if not given.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024), value_name = "N")]
+    threads: Option<u16>,
+    /// Replace an output that exists.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl Common {
+    /// Whether a number of threads was asked for.
+    pub(crate) fn threads_given(&self) -> bool {
+        self.threads.is_some()
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        threads(self.threads)
+    }
+}
+
+/// As many threads as were asked for, or as the machine has.
+pub(crate) fn threads(wanted: Option<u16>) -> usize {
+    wanted.map_or_else(
+        || std::thread::available_parallelism().map_or(1, usize::from),
+        usize::from,
+    )
+}
+
+/// How much memory a command may use.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Memory {
+    /// Bytes that patches under way and decoded chunks may take together.
+    #[arg(long, value_parser = bytes, default_value = "256MiB", value_name = "BYTES")]
+    pub(crate) memory: u64,
+}
+
+/// How a Zarr output is stored.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Storage {
+    /// Voxels of a chunk.
+    #[arg(long, value_parser = size, default_value = "32", value_name = "SIZE")]
+    chunk: Shape,
+    /// Voxels of a shard, a multiple of the chunk, or `none` for a file for each chunk;
+    /// about 128 if not given, or less where memory asks for it.
+    #[arg(long, value_parser = shard, value_name = "SIZE|none")]
+    shard: Option<Shard>,
+    /// How chunks are compressed.
+    #[arg(long, value_enum, default_value_t = CodecName::Zstd)]
+    codec: CodecName,
+    /// The codec's effort.
+    #[arg(long, value_name = "N")]
+    clevel: Option<u8>,
+}
+
+impl Storage {
+    /// The library's options; a shard that was not given is the multiple of the chunk nearest to 128.
+    pub(crate) fn options(&self, replace: bool) -> CreateOptions {
+        let shard = match self.shard {
+            Some(Shard::None) => None,
+            Some(Shard::Size(shape)) => Some(shape),
+            None => Some(self.chunks_in(128)),
+        };
+        CreateOptions {
+            chunk: self.chunk,
+            shard,
+            codec: self.codec.into(),
+            level: self.clevel,
+            replace,
+        }
+    }
+
+    /// The options, and, if no shard was asked for, the same with smaller ones, of which fewer
+    /// voxels wait to be written.
+    pub(crate) fn choices(&self, replace: bool) -> Vec<CreateOptions> {
+        let options = self.options(replace);
+        let smaller = match self.shard {
+            None => &[64, 32][..],
+            Some(_) => &[],
+        };
+        let mut choices = vec![options.clone()];
+        choices.extend(smaller.iter().map(|&voxels| CreateOptions {
+            shard: Some(self.chunks_in(voxels)),
+            ..options.clone()
+        }));
+        choices
+    }
+
+    /// As many chunks as fit into `voxels`, but one at least.
+    fn chunks_in(&self, voxels: u64) -> Shape {
+        self.chunk.map(|chunk| match chunk {
+            0 => 0,
+            _ => chunk.saturating_mul((voxels / chunk).max(1)),
+        })
+    }
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self {
+            chunk: [32; 3],
+            shard: None,
+            codec: CodecName::Zstd,
+            clevel: None,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Shard {
+    None,
+    Size(Shape),
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum BlendName {
+    Average,
+    Hann,
+    Gaussian,
+    Crop,
+}
+
+impl From<BlendName> for Blend {
+    fn from(name: BlendName) -> Self {
+        match name {
+            BlendName::Average => Self::Average,
+            BlendName::Hann => Self::Hann,
+            BlendName::Gaussian => Self::Gaussian { sigma: 0.125 },
+            BlendName::Crop => Self::Crop,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ReduceName {
+    /// Every channel as it is.
+    Mean,
+    /// The number of the largest channel.
+    Argmax,
+}
+
+impl From<ReduceName> for Reduce {
+    fn from(name: ReduceName) -> Self {
+        match name {
+            ReduceName::Mean => Self::Mean,
+            ReduceName::Argmax => Self::Argmax,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CodecName {
+    Zstd,
+    BloscZstd,
+    BloscLz4,
+    Gzip,
+    None,
+}
+
+impl From<CodecName> for Codec {
+    fn from(name: CodecName) -> Self {
+        match name {
+            CodecName::Zstd => Self::Zstd,
+            CodecName::BloscZstd => Self::BloscZstd,
+            CodecName::BloscLz4 => Self::BloscLz4,
+            CodecName::Gzip => Self::Gzip,
+            CodecName::None => Self::None,
+        }
+    }
+}
+
+/// `64` or `64,128,128`.
+fn size(text: &str) -> Result<Shape, String> {
+    let numbers: Result<Vec<u64>, _> = text.split(',').map(|n| n.trim().parse()).collect();
+    match numbers.as_deref() {
+        Ok(&[n]) => Ok([n; 3]),
+        Ok(&[z, y, x]) => Ok([z, y, x]),
+        _ => Err("give one number, or three as z,y,x".to_owned()),
+    }
+}
+
+fn shard(text: &str) -> Result<Shard, String> {
+    if text == "none" {
+        return Ok(Shard::None);
+    }
+    size(text)
+        .map(Shard::Size)
+        .map_err(|problem| format!("{problem}, or `none`"))
+}
+
+fn window(text: &str) -> Result<(f64, f64), String> {
+    let numbers: Result<Vec<f64>, _> = text.split(',').map(|n| n.trim().parse()).collect();
+    match numbers.as_deref() {
+        Ok(&[low, high]) if low.is_finite() && high.is_finite() && low < high => Ok((low, high)),
+        _ => Err("give two numbers, the lower first, as -1000,400".to_owned()),
+    }
+}
+
+/// `256MiB`, `1GiB`, `300MB`, or plain bytes.
+fn bytes(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = text[digits.len()..].trim().to_ascii_lowercase();
+    let factor = match unit.as_str() {
+        "" | "b" => 1,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        _ => 0,
+    };
+    let number = digits.trim().parse::<u64>().ok();
+    number
+        .and_then(|number| number.checked_mul(factor))
+        .filter(|_| factor > 0)
+        .ok_or_else(|| "give bytes, as 256MiB, 1GiB, 300MB or 1000000".to_owned())
+}
+
+/// `float32` or `f32`, as numpy or Rust spells it.
+pub(crate) fn dtype(text: &str) -> Result<DType, String> {
+    DType::from_name(text).ok_or_else(|| {
+        let names: Vec<&str> = DType::ALL.into_iter().map(DType::name).collect();
+        format!("known are {}", names.join(", "))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_one_number_or_three() {
+        assert_eq!(size("64"), Ok([64; 3]));
+        assert_eq!(size("1, 2,3"), Ok([1, 2, 3]));
+        for wrong in ["", "1,2", "1,2,3,4", "-1", "a", "1.5", "1,,2"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn bytes_have_binary_and_decimal_units() {
+        assert_eq!(bytes("256MiB"), Ok(256 << 20));
+        assert_eq!(bytes("1 GiB"), Ok(1 << 30));
+        assert_eq!(bytes("300MB"), Ok(300_000_000));
+        assert_eq!(bytes("1000000"), Ok(1_000_000));
+        for wrong in ["", "MiB", "1XB", "-1", "99999999999GiB", "1.5GiB", "1M5"] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_shard_that_is_not_given_is_a_multiple_of_the_chunk() {
+        for (chunk, shard) in [(32, 128), (48, 96), (128, 128), (200, 200), (1, 128)] {
+            let storage = Storage {
+                chunk: [chunk; 3],
+                ..Storage::default()
+            };
+            assert_eq!(storage.options(false).shard, Some([shard; 3]));
+        }
+    }
+
+    #[test]
+    fn smaller_shards_are_tried_only_if_none_was_asked_for() {
+        let shards = |storage: Storage| -> Vec<_> {
+            let choices = storage.choices(false).into_iter();
+            choices.map(|options| options.shard).collect()
+        };
+        let usual = shards(Storage::default());
+        assert_eq!(usual, [Some([128; 3]), Some([64; 3]), Some([32; 3])]);
+        for (given, expected) in [(Shard::Size([96; 3]), Some([96; 3])), (Shard::None, None)] {
+            let storage = Storage {
+                shard: Some(given),
+                ..Storage::default()
+            };
+            assert_eq!(shards(storage), [expected]);
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! `voxpatch demo`: a large CT made, sampled, predicted, checked and drawn in little memory.
+//!
+//! The CT is a formula, so nothing has to be downloaded; every stage is the same code that
+//! the other commands run. The identity prediction must give the CT back.
+
+mod anatomy;
+mod check;
+mod phantom;
+mod stage;
+mod tree;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use serde_json::json;
+use voxpatch::inference::{Inference, builtin};
+use voxpatch::volume::{CreateOptions, create, open};
+use voxpatch::{ConvertOptions, Error, Shape, Uniform, Volume};
+
+use self::phantom::Phantom;
+use self::stage::{Stage, Work};
+use crate::infer::plan_within;
+use crate::memory::text;
+use crate::preview::Scene;
+use crate::report::{self, Report, print};
+use crate::sample::{Ahead, Sampling, patch_bytes};
+use crate::{args, stop};
+
+/// Patches of the training epoch, and their voxels.
+const DRAWS: u64 = 256;
+const DRAWN: Shape = [96; 3];
+
+/// Voxels of a predicted patch; half of them overlap.
+const PATCH: Shape = [128; 3];
+
+/// The largest difference between prediction and CT, as a part of the CT's value.
+const TOLERANCE: f64 = 1e-6;
+
+/// What may be taken beyond the memory that was given: code, threads, the allocator's slack,
+/// and, in all, pages of mapped files.
+const BEYOND: (u64, u64) = (44 << 20, 144 << 20);
+
+/// Runs all stages in a folder.
+pub(crate) fn run(settings: &args::Demo) -> anyhow::Result<()> {
+    stop::heed();
+    let temporary;
+    let folder = if let Some(folder) = &settings.keep {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        folder.as_path()
+    } else {
+        temporary = tempfile::Builder::new()
+            .prefix("voxpatch-demo-")
+            .tempdir()
+            .context("cannot create a temporary folder")?;
+        temporary.path()
+    };
+    let demo = Demo {
+        size: settings.size,
+        memory: settings.memory.memory,
+        threads: args::threads(settings.threads),
+        folder,
+        json: settings.json,
+    };
+    demo.run(settings.keep.is_some())
+}
+
+struct Demo<'a> {
+    size: Shape,
+    memory: u64,
+    threads: usize,
+    folder: &'a Path,
+    json: bool,
+}
+
+impl Demo<'_> {
+    fn run(&self, kept: bool) -> anyhow::Result<()> {
+        let (input, output, picture) = (
+            self.folder.join("ct.zarr"),
+            self.folder.join("identity.zarr"),
+            self.folder.join("preview.png"),
+        );
+        let mut told = Report::default();
+        let mut stages = Vec::new();
+        let size = self.size.map(|n| n.to_string()).join(" x ");
+        self.say(&format!(
+            "a chest CT of {size} voxels of float32, {} of memory, {} threads\n\n{}",
+            report::bytes(self.memory),
+            self.threads,
+            Stage::head()
+        ))?;
+
+        let stage = Stage::run("generate", || self.generate(&input))?;
+        let volume = self.done(&mut stages, stage)?;
+        let stage = Stage::run("sample", || self.sample(&volume))?;
+        self.done(&mut stages, stage)?;
+        let stage = Stage::run("predict", || self.predict(&input, &output))?;
+        let prediction = self.done(&mut stages, stage)?;
+        let stage = Stage::run("check", || {
+            let width = self.width(&*prediction)?;
+            check::compare(&*volume, &*prediction, width)
+        })?;
+        let difference = self.done(&mut stages, stage)?;
+        let stage = Stage::run("preview", || preview(&prediction, &picture))?;
+        self.done(&mut stages, stage)?;
+
+        let (decoded, stored) = (volume.layout().decoded_bytes()?, volume.stored_bytes()?);
+        told.only_json("shape", json!(self.size));
+        told.only_json("spacing", json!(volume.layout().geometry.spacing));
+        told.only_json("threads", self.threads);
+        told.only_json("memory_bytes", self.memory);
+        told.only_json("stages", stages.iter().map(Stage::json).collect::<Vec<_>>());
+        told.add("decoded_bytes", decoded, report::bytes(decoded));
+        told.add("stored_bytes", stored, report::bytes(stored));
+        told.add(
+            "max_relative_error",
+            difference,
+            format!(
+                "{difference:.1e} between the prediction and the CT (allowed: {TOLERANCE:.0e})"
+            ),
+        );
+        let ceilings = self.ceilings(&stages, &mut told);
+        if kept {
+            for (key, path) in [
+                ("ct", &input),
+                ("prediction", &output),
+                ("preview", &picture),
+            ] {
+                told.plain(key, path.display().to_string());
+            }
+        }
+        self.say("\n")?;
+        told.print(self.json)?;
+        if difference > TOLERANCE {
+            anyhow::bail!(
+                "the identity prediction differs from the CT by {difference:.1e} of its values, allowed is {TOLERANCE:.0e}"
+            );
+        }
+        ceilings
+    }
+
+    /// Text for people.
+    fn say(&self, text: &str) -> anyhow::Result<()> {
+        if self.json { Ok(()) } else { print(text) }
+    }
+
+    fn done<T>(&self, stages: &mut Vec<Stage>, (stage, result): (Stage, T)) -> anyhow::Result<T> {
+        self.say(&stage.line())?;
+        stages.push(stage);
+        Ok(result)
+    }
+
+    /// How many write chunks may be in memory at once, in at most as many threads.
+    fn width(&self, volume: &dyn Volume) -> anyhow::Result<usize> {
+        let layout = volume.layout();
+        let [_, chunk @ ..] = layout.write_chunk.context("a Zarr array has chunks")?;
+        // Decoded and encoded, once for each of two volumes.
+        let bytes = 4 * patch_bytes(1, chunk, layout.dtype)?;
+        let fit = usize::try_from(self.memory / bytes.max(1)).unwrap_or(usize::MAX);
+        Ok(fit.clamp(1, self.threads))
+    }
+
+    fn generate(&self, path: &Path) -> anyhow::Result<(Work, Arc<dyn Volume>)> {
+        let phantom: Arc<dyn Volume> = Arc::new(Phantom::new(self.size));
+        let target = create(path, phantom.layout(), &CreateOptions::default())?;
+        let shard = target
+            .layout()
+            .write_chunk
+            .context("a Zarr array has chunks")?;
+        let bytes = 4 * patch_bytes(1, [shard[1], shard[2], shard[3]], phantom.layout().dtype)?;
+        let fit = usize::try_from(self.memory / bytes.max(1)).unwrap_or(usize::MAX);
+        let options = ConvertOptions {
+            threads: fit.clamp(1, self.threads),
+            memory: self.memory,
+        };
+        report::with_progress("making the CT", |progress| {
+            voxpatch::convert(&phantom, target, &options, progress)
+        })?;
+        let work = Work {
+            bytes: phantom.layout().decoded_bytes()?,
+            ..Work::default()
+        };
+        Ok((work, open(path)?))
+    }
+
+    fn sample(&self, volume: &Arc<dyn Volume>) -> anyhow::Result<(Work, ())> {
+        let layout = volume.layout();
+        let patch = std::array::from_fn(|a| DRAWN[a].min(self.size[a]));
+        let bytes = patch_bytes(layout.channels, patch, layout.dtype)?;
+        let ahead = Ahead::new(bytes, self.memory, self.threads)?;
+        let draws = Uniform::new(layout.shape, patch, 0)?;
+        let before = volume.reads().chunks;
+        let mut sampling = Sampling::new(Arc::clone(volume), draws, DRAWS, &ahead);
+        report::with_progress("sampling", |progress| {
+            for (done, patch) in (1..).zip(&mut sampling) {
+                patch?;
+                if !report::goes_on(progress(done, DRAWS)) {
+                    return Err(Error::Stopped);
+                }
+            }
+            Ok(())
+        })?;
+        let work = Work {
+            bytes: bytes * DRAWS,
+            patches: Some(DRAWS),
+            chunks_read: sampling.reads().chunks - before,
+        };
+        Ok((work, ()))
+    }
+
+    fn predict(&self, input: &Path, output: &Path) -> anyhow::Result<(Work, Arc<dyn Volume>)> {
+        // Opened anew, so that it counts from 0.
+        let volume = open(input)?;
+        let patch = std::array::from_fn(|a| PATCH[a].min(self.size[a]));
+        let inference = Inference {
+            memory: self.memory,
+            threads: self.threads,
+            ..Inference::new(patch, patch.map(|n| n / 2))
+        };
+        let model = builtin("identity")?;
+        let stores = args::Storage::default().choices(false);
+        let plan = plan_within(inference, 1, volume.layout(), &*model, output, &stores)?;
+        let bytes = patch_bytes(1, patch, volume.layout().dtype)?;
+        let done =
+            report::with_progress("predicting", |progress| plan.run(volume, model, progress))?;
+        let work = Work {
+            bytes: bytes * done.patches,
+            patches: Some(done.patches),
+            chunks_read: done.reads.chunks,
+        };
+        Ok((work, open(output)?))
+    }
+
+    /// Tells the peaks, and whether they stayed below what was promised.
+    fn ceilings(&self, stages: &[Stage], told: &mut Report) -> anyhow::Result<()> {
+        let mut kept = Ok(());
+        let peaks = |of: fn(&Stage) -> Option<u64>| stages.iter().filter_map(of).max();
+        for (name, key, peak, beyond) in [
+            (
+                "anonymous memory",
+                "peak_anonymous_bytes",
+                peaks(|s| s.peak.anonymous),
+                BEYOND.0,
+            ),
+            (
+                "resident memory",
+                "peak_resident_bytes",
+                peaks(|s| s.peak.resident),
+                BEYOND.1,
+            ),
+        ] {
+            let ceiling = self.memory.saturating_add(beyond);
+            let over = peak.is_some_and(|peak| peak >= ceiling);
+            let verdict = if over { "above" } else { "below" };
+            let limit = report::bytes(ceiling);
+            let text = text(peak);
+            if over && kept.is_ok() {
+                kept = Err(anyhow::anyhow!(
+                    "{name} peaked at {text}, above the ceiling of {limit}"
+                ));
+            }
+            told.add(
+                key,
+                peak,
+                format!("{text}, {verdict} the ceiling of {limit}"),
+            );
+        }
+        kept
+    }
+}
+
+fn preview(volume: &Arc<dyn Volume>, path: &Path) -> anyhow::Result<(Work, ())> {
+    let before = volume.reads().chunks;
+    let scene = Scene {
+        volume: Arc::clone(volume),
+        overlay: None,
+        window: None,
+        at: None,
+    };
+    let drawn = scene.draw()?;
+    drawn.save(path, false)?;
+    let [z, y, x] = volume.layout().shape;
+    let work = Work {
+        bytes: (z * y + z * x + y * x) * volume.layout().dtype.size() as u64,
+        patches: None,
+        chunks_read: volume.reads().chunks - before,
+    };
+    Ok((work, ()))
+}

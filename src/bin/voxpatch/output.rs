@@ -1,0 +1,56 @@
+//! Small helpers for files that the commands write themselves.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use voxpatch::volume::StagedFile;
+
+/// A file under construction, written through a buffer.
+#[derive(Debug)]
+pub(crate) struct Output {
+    file: StagedFile,
+    buffer: BufWriter<File>,
+    path: PathBuf,
+}
+
+impl Output {
+    /// Starts a file beside `path`, which must not exist unless it may be replaced.
+    pub(crate) fn create(path: &Path, replace: bool) -> anyhow::Result<Self> {
+        let file = StagedFile::new(path, replace)?;
+        let twin = file.file().try_clone();
+        let twin = twin.with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self {
+            file,
+            buffer: BufWriter::with_capacity(1 << 16, twin),
+            path: path.to_path_buf(),
+        })
+    }
+
+    /// Makes the file durable and gives it its name.
+    pub(crate) fn finish(mut self) -> anyhow::Result<()> {
+        self.buffer.flush().with_context(|| self.failed())?;
+        Ok(self.file.finish()?)
+    }
+
+    /// Appends bytes, or says which file could not be written.
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        self.buffer.write_all(bytes).with_context(|| self.failed())
+    }
+
+    fn failed(&self) -> String {
+        format!("cannot write {}", self.path.display())
+    }
+}
+
+/// For encoders that want a writer.
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.buffer.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.buffer.flush()
+    }
+}

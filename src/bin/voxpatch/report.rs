@@ -1,0 +1,153 @@
+//! What a command tells: a table for people, an object for programs, a bar meanwhile.
+
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Map, Value as Json};
+
+use crate::stop;
+
+/// Named results in the order in which they are told.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    rows: Vec<(String, String)>,
+    json: Map<String, Json>,
+}
+
+impl Report {
+    /// Adds a result: its key and value for programs, its text for people.
+    pub(crate) fn add(&mut self, key: &str, value: impl Into<Json>, text: impl Into<String>) {
+        self.rows.push((key.replace('_', " "), text.into()));
+        self.json.insert(key.to_owned(), value.into());
+    }
+
+    /// Adds a number or a word that reads the same for both.
+    pub(crate) fn plain(&mut self, key: &str, value: impl Into<Json> + ToString) {
+        let text = value.to_string();
+        self.add(key, value, text);
+    }
+
+    /// Adds what only programs are told.
+    pub(crate) fn only_json(&mut self, key: &str, value: impl Into<Json>) {
+        self.json.insert(key.to_owned(), value.into());
+    }
+
+    /// The object.
+    pub(crate) fn into_json(self) -> Json {
+        Json::Object(self.json)
+    }
+
+    /// Writes the table or the object to standard output.
+    pub(crate) fn print(self, json: bool) -> anyhow::Result<()> {
+        if json {
+            return print(&format!("{:#}\n", self.into_json()));
+        }
+        let width = self.rows.iter().map(|(key, _)| key.len()).max();
+        let width = width.unwrap_or(0) + 2;
+        let mut table = String::new();
+        for (key, text) in &self.rows {
+            let indented = text.replace('\n', &format!("\n{:width$}", ""));
+            table.push_str(format!("{key:width$}{indented}").trim_end());
+            table.push('\n');
+        }
+        print(&table)
+    }
+}
+
+/// Whoever read standard output has gone: the command is done, and well.
+#[derive(Debug)]
+pub(crate) struct Closed;
+
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("standard output was closed")
+    }
+}
+
+impl std::error::Error for Closed {}
+
+/// Writes to standard output; [`Closed`] if nobody reads it any more.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Closed.into()),
+        written => written.context("cannot write to standard output"),
+    }
+}
+
+/// Runs `work` with a progress bar on a terminal, and stops it when the user wants that.
+pub(crate) fn with_progress<T>(
+    what: &'static str,
+    work: impl FnOnce(voxpatch::progress::Progress<'_>) -> T,
+) -> T {
+    if !io::stderr().is_terminal() {
+        return work(&|_, _| stop::flow());
+    }
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {percent:>3} %  {eta:>4} left");
+    let bar = ProgressBar::new(0).with_message(what);
+    if let Ok(style) = style {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    let result = work(&|done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+        stop::flow()
+    });
+    bar.finish_and_clear();
+    result
+}
+
+/// Whether the user let the work go on.
+pub(crate) const fn goes_on(flow: ControlFlow<()>) -> bool {
+    matches!(flow, ControlFlow::Continue(()))
+}
+
+/// Bytes as people say them, with the exact number where it is short.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let mut unit = None;
+    let mut value = float(count);
+    for name in UNITS {
+        if value < 1024.0 {
+            break;
+        }
+        value /= 1024.0;
+        unit = Some(name);
+    }
+    match unit {
+        Some(unit) if value < 10.0 => format!("{value:.2} {unit}"),
+        Some(unit) => format!("{value:.1} {unit}"),
+        None => format!("{count} bytes"),
+    }
+}
+
+/// A count as a float, for rates and shares that need no exactness.
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+pub(crate) const fn float(count: u64) -> f64 {
+    count as f64
+}
+
+/// A number with no more than `digits` decimals, for programs.
+pub(crate) fn rounded(value: f64, digits: i32) -> f64 {
+    let factor = 10_f64.powi(digits);
+    (value * factor).round() / factor
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_read_well_at_every_size() {
+        assert_eq!(bytes(0), "0 bytes");
+        assert_eq!(bytes(1023), "1023 bytes");
+        assert_eq!(bytes(1536), "1.50 KiB");
+        assert_eq!(bytes(300 << 20), "300.0 MiB");
+        assert_eq!(bytes(u64::MAX), "16.0 EiB");
+    }
+}

@@ -1,0 +1,290 @@
+//! The models that need no file: for trying a pipeline, and for seeing its seams.
+
+use std::sync::Arc;
+
+use super::model::{Input, Model, Prediction};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::patch::Patch;
+use crate::volume::Layout;
+
+/// The built-in model that a word describes: `identity`, `gaussian:SIGMA` (voxels) or
+/// `threshold:T[,T...]` (increasing, in real values such as HU).
+///
+/// # Errors
+///
+/// [`Error::Setting`] if there is no such model, or its numbers make no sense.
+pub fn builtin(spec: &str) -> Result<Arc<dyn Model>> {
+    let bad = |problem: &str| Error::Setting {
+        name: "a model called",
+        value: spec.to_owned(),
+        problem: problem.to_owned(),
+    };
+    let numbers = |list: &str| -> Result<Vec<f32>> {
+        let parsed: Option<Vec<f32>> = list.split(',').map(|n| n.trim().parse().ok()).collect();
+        parsed
+            .filter(|list| list.iter().all(|n| n.is_finite()))
+            .ok_or_else(|| bad("its numbers cannot be read"))
+    };
+    match spec.split_once(':') {
+        None if spec == "identity" => Ok(Arc::new(Identity)),
+        Some(("gaussian", list)) => match numbers(list)?[..] {
+            [sigma] if sigma > 0.0 && sigma <= 64.0 => Ok(Arc::new(Gaussian::new(sigma))),
+            _ => Err(bad("sigma is one number of voxels above 0, up to 64")),
+        },
+        Some(("threshold", list)) => {
+            let thresholds = numbers(list)?;
+            if thresholds.windows(2).any(|pair| pair[0] >= pair[1]) {
+                return Err(bad("thresholds must increase"));
+            }
+            Ok(Arc::new(Threshold { thresholds }))
+        }
+        _ => Err(bad(
+            "there are identity, gaussian:SIGMA and threshold:T[,T...]",
+        )),
+    }
+}
+
+/// Gives back what it gets.
+#[derive(Debug)]
+struct Identity;
+
+impl Model for Identity {
+    fn input(&self) -> Input {
+        Input::Stored
+    }
+
+    fn prediction(&self, input: &Layout) -> Result<Prediction> {
+        Ok(Prediction {
+            channels: input.channels,
+            dtype: input.dtype,
+        })
+    }
+
+    fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Patch>> {
+        Ok(batch)
+    }
+}
+
+/// Blurs each patch by itself; beyond its faces the outermost voxels are repeated. Near a
+/// patch's faces the blur is therefore wrong, which shows where patches are blended badly.
+#[derive(Debug)]
+struct Gaussian {
+    /// Weights from the centre outwards.
+    kernel: Vec<f32>,
+}
+
+impl Gaussian {
+    /// Cut at four standard deviations, as scipy's `gaussian_filter` is.
+    fn new(sigma: f32) -> Self {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "sigma is between 0 and 64"
+        )]
+        let radius = (4.0 * f64::from(sigma) + 0.5) as u16;
+        let weight = |n: u16| (-0.5 * (f64::from(n) / f64::from(sigma)).powi(2)).exp();
+        let sum: f64 = weight(0) + 2.0 * (1..=radius).map(weight).sum::<f64>();
+        #[expect(clippy::cast_possible_truncation, reason = "weights are f32")]
+        let kernel = (0..=radius).map(|n| (weight(n) / sum) as f32).collect();
+        Self { kernel }
+    }
+
+    /// Blurs along the axis whose neighbours are `stride` apart; `length` voxels along it.
+    fn blur(&self, voxels: &mut [f32], length: usize, stride: usize) {
+        let radius = self.kernel.len() - 1;
+        let mut padded = vec![0.0; (length + 2 * radius) * stride];
+        for slab in voxels.chunks_exact_mut(length * stride) {
+            for (n, row) in padded.chunks_exact_mut(stride).enumerate() {
+                let from = n.saturating_sub(radius).min(length - 1) * stride;
+                row.copy_from_slice(&slab[from..from + stride]);
+            }
+            for (n, row) in slab.chunks_exact_mut(stride).enumerate() {
+                let at = |offset: usize| &padded[(n + offset) * stride..][..stride];
+                for (out, centre) in row.iter_mut().zip(at(radius)) {
+                    *out = self.kernel[0] * centre;
+                }
+                for (k, weight) in self.kernel.iter().enumerate().skip(1) {
+                    for ((out, before), after) in
+                        row.iter_mut().zip(at(radius - k)).zip(at(radius + k))
+                    {
+                        *out += weight * (before + after);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Model for Gaussian {
+    fn prediction(&self, input: &Layout) -> Result<Prediction> {
+        Ok(Prediction {
+            channels: input.channels,
+            dtype: DType::F32,
+        })
+    }
+
+    fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Patch>> {
+        let blurred = |patch: Patch| -> Result<Patch> {
+            let mut patch = patch.converted(DType::F32);
+            let [z, y, x] = patch
+                .shape()
+                .map(|n| usize::try_from(n).expect("a patch is in memory"));
+            let voxels = patch.as_mut_slice()?;
+            self.blur(voxels, x, 1);
+            self.blur(voxels, y, x);
+            self.blur(voxels, z, y * x);
+            Ok(patch)
+        };
+        batch.into_iter().map(blurred).collect()
+    }
+}
+
+/// Classes by intensity: class k holds the values from threshold k-1 up to, not including,
+/// threshold k. Each class is a channel of ones and zeros. NaN belongs to none.
+#[derive(Debug)]
+struct Threshold {
+    thresholds: Vec<f32>,
+}
+
+impl Model for Threshold {
+    fn prediction(&self, input: &Layout) -> Result<Prediction> {
+        if input.channels != 1 {
+            return Err(Error::Setting {
+                name: "the model",
+                value: "threshold".to_owned(),
+                problem: format!("it needs a volume of one channel, not {}", input.channels),
+            });
+        }
+        Ok(Prediction {
+            channels: self.thresholds.len() as u64 + 1,
+            dtype: DType::F32,
+        })
+    }
+
+    fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Patch>> {
+        let classes = |patch: Patch| -> Result<Patch> {
+            let patch = patch.converted(DType::F32);
+            let values: &[f32] = patch.as_slice()?;
+            let mut out =
+                Patch::zeros(patch.region(), self.thresholds.len() as u64 + 1, DType::F32)?;
+            let planes = out
+                .as_mut_slice::<f32>()?
+                .chunks_exact_mut(values.len().max(1));
+            for (k, plane) in planes.enumerate() {
+                let low = k
+                    .checked_sub(1)
+                    .map_or(f32::NEG_INFINITY, |k| self.thresholds[k]);
+                let high = self.thresholds.get(k).copied();
+                for (out, &value) in plane.iter_mut().zip(values) {
+                    *out = f32::from(value >= low && high.is_none_or(|high| value < high));
+                }
+            }
+            Ok(out)
+        };
+        batch.into_iter().map(classes).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::Region;
+
+    fn predict(model: &str, patch: Patch) -> Patch {
+        builtin(model)
+            .unwrap()
+            .predict(vec![patch])
+            .unwrap()
+            .remove(0)
+    }
+
+    #[test]
+    fn words_that_name_no_model_are_refused() {
+        for spec in [
+            "",
+            "identity:1",
+            "gaussian",
+            "gaussian:0",
+            "gaussian:1,2",
+            "gaussian:1e9",
+            "gaussian:nan",
+            "threshold",
+            "threshold:",
+            "threshold:2,1",
+            "threshold:1,x",
+            "net.onnx",
+        ] {
+            let error = builtin(spec).unwrap_err();
+            assert!(matches!(error, Error::Setting { .. }), "{spec}");
+        }
+    }
+
+    #[test]
+    fn thresholds_make_one_channel_a_class() {
+        let patch = Patch::new(
+            Region::whole([1, 1, 5]),
+            1,
+            vec![-1000_i16, -500, 0, 99, 100],
+        )
+        .unwrap();
+        let classes = predict("threshold:-500,100", patch);
+        let expected = [
+            [1.0, 0.0, 0.0, 0.0, 0.0],
+            [0.0, 1.0, 1.0, 1.0, 0.0],
+            [0.0, 0.0, 0.0, 0.0, 1.0],
+        ];
+        assert_eq!(classes.as_slice::<f32>().unwrap(), expected.as_flattened());
+        let nan = Patch::new(Region::whole([1, 1, 1]), 1, vec![f32::NAN]).unwrap();
+        assert_eq!(
+            predict("threshold:0", nan).as_slice::<f32>().unwrap(),
+            [0.0, 0.0]
+        );
+    }
+
+    #[test]
+    fn a_blur_equals_three_loops_and_keeps_constants() {
+        let region = Region::whole([5, 7, 6]);
+        let model = Gaussian::new(1.2);
+        let constant = Patch::new(region, 1, vec![40.0_f32; 210]).unwrap();
+        let blurred = model.predict(vec![constant]).unwrap().remove(0);
+        assert!(
+            blurred
+                .as_slice::<f32>()
+                .unwrap()
+                .iter()
+                .all(|v| (v - 40.0).abs() < 1e-4)
+        );
+
+        let values: Vec<f32> = (0_u16..420).map(|n| f32::from(n * 37 % 101)).collect();
+        let patch = Patch::new(region, 2, values).unwrap();
+        let source = patch.to_array::<f32>().unwrap();
+        let weight =
+            |n: isize| f64::from(model.kernel.get(n.unsigned_abs()).copied().unwrap_or(0.0));
+        let clamp = |n: isize, length: usize| {
+            n.clamp(0, isize::try_from(length).unwrap() - 1)
+                .unsigned_abs()
+        };
+        let blurred = model
+            .predict(vec![patch])
+            .unwrap()
+            .remove(0)
+            .to_array::<f32>()
+            .unwrap();
+        for ((c, z, y, x), &value) in blurred.indexed_iter() {
+            let mut sum = 0.0;
+            for dz in -5..=5 {
+                for dy in -5..=5 {
+                    for dx in -5..=5 {
+                        let at = |n: usize, d: isize, length| {
+                            clamp(isize::try_from(n).unwrap() + d, length)
+                        };
+                        let w = weight(dz) * weight(dy) * weight(dx);
+                        sum += w * f64::from(source[[c, at(z, dz, 5), at(y, dy, 7), at(x, dx, 6)]]);
+                    }
+                }
+            }
+            assert!((f64::from(value) - sum).abs() < 1e-4, "{value} {sum}");
+        }
+    }
+}

@@ -1,0 +1,282 @@
+use std::fs;
+use std::ops::{ControlFlow, Range};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::*;
+use crate::progress::silent;
+use crate::volume::{MemoryVolume, Rescale, open};
+
+const SHAPE: Shape = [50, 37, 41];
+
+fn source() -> Arc<MemoryVolume> {
+    let value = |n: u32| i16::try_from(n.wrapping_mul(2_654_435_761) >> 19).unwrap() - 4_000;
+    let count = u32::try_from(Region::whole(SHAPE).voxels()).unwrap();
+    let volume =
+        MemoryVolume::from_vec(SHAPE, 1, (0..count).map(value).collect::<Vec<i16>>()).unwrap();
+    Arc::new(volume.with_chunks([1, 16, 16, 16]))
+}
+
+fn options() -> CreateOptions {
+    CreateOptions {
+        chunk: [8; 3],
+        shard: Some([16; 3]),
+        ..CreateOptions::default()
+    }
+}
+
+fn inference() -> Inference {
+    Inference {
+        threads: 2,
+        ..Inference::new([16; 3], [8; 3])
+    }
+}
+
+fn run(what: &Inference, volume: Arc<dyn Volume>, model: &str, output: &Path) -> Result<Predicted> {
+    let model = builtin(model)?;
+    let plan = what.plan(volume.layout(), &*model, output, options())?;
+    plan.run(volume, model, &silent)
+}
+
+/// Names and contents of all files below a folder.
+fn files(folder: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                found.push((
+                    path.strip_prefix(folder).unwrap().to_path_buf(),
+                    fs::read(&path).unwrap(),
+                ));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn the_identity_gives_the_volume_back_for_every_blend_and_any_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    for (n, blend) in [Blend::Average, Blend::Hann, Blend::GAUSSIAN, Blend::Crop]
+        .into_iter()
+        .enumerate()
+    {
+        let mut stored = Vec::new();
+        for threads in [1, 2, 5] {
+            for batch in [1, 3] {
+                let path = dir.path().join(format!("{n}-{threads}-{batch}.zarr"));
+                let what = Inference {
+                    blend,
+                    threads,
+                    batch,
+                    ..inference()
+                };
+                let done = run(&what, source(), "identity", &path).unwrap();
+                assert_eq!(
+                    done.chunks_written,
+                    7 * 3 * 3,
+                    "shards end where patches begin"
+                );
+                let out = open(&path).unwrap().read(Region::whole(SHAPE)).unwrap();
+                assert_eq!(out, source().to_patch(), "{blend:?}");
+                stored.push(files(&path.join("0")));
+            }
+        }
+        assert!(
+            stored.windows(2).all(|pair| pair[0] == pair[1]),
+            "{blend:?}: the same bytes"
+        );
+    }
+}
+
+#[test]
+fn thresholds_reduced_to_classes_equal_thresholding_the_volume() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("classes.zarr");
+    let what = Inference {
+        reduce: Reduce::Argmax,
+        ..inference()
+    };
+    run(&what, source(), "threshold:-1000,0.5,2000", &path).unwrap();
+    let classes = open(&path).unwrap().read(Region::whole(SHAPE)).unwrap();
+    let classes: &[u8] = classes.as_slice().unwrap();
+    let source = source().to_patch();
+    for (&class, &value) in classes.iter().zip(source.as_slice::<i16>().unwrap()) {
+        let expected = [-1000, 1, 2000].iter().filter(|&&t| value >= t).count();
+        assert_eq!(usize::from(class), expected, "{value}");
+    }
+}
+
+/// A volume of 8-bit values that stand for `2 v - 10`.
+#[derive(Debug)]
+struct Scaled(MemoryVolume, Layout);
+
+impl Volume for Scaled {
+    fn layout(&self) -> &Layout {
+        &self.1
+    }
+    fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
+        self.0.read_channels(channels, region, out)
+    }
+}
+
+#[test]
+fn models_of_real_values_get_them_and_the_identity_keeps_the_scale() {
+    let dir = tempfile::tempdir().unwrap();
+    let memory = MemoryVolume::from_vec(
+        [16; 3],
+        1,
+        (0..4096).map(|n| u8::try_from(n % 256).unwrap()).collect(),
+    )
+    .unwrap();
+    let mut layout = Volume::layout(&memory).clone();
+    layout.rescale = Rescale::new(2.0, -10.0);
+    let volume: Arc<dyn Volume> = Arc::new(Scaled(memory, layout));
+    let same = dir.path().join("same.zarr");
+    run(&inference(), Arc::clone(&volume), "identity", &same).unwrap();
+    let same = open(&same).unwrap();
+    assert_eq!(same.layout().rescale, Rescale::new(2.0, -10.0));
+    assert_eq!(same.layout().dtype, DType::U8);
+    let classes = dir.path().join("classes.zarr");
+    let what = Inference {
+        reduce: Reduce::Argmax,
+        ..inference()
+    };
+    run(&what, volume, "threshold:90", &classes).unwrap();
+    let classes = open(&classes)
+        .unwrap()
+        .read(Region::whole([16; 3]))
+        .unwrap();
+    let above = classes
+        .as_slice::<u8>()
+        .unwrap()
+        .iter()
+        .position(|&class| class == 1);
+    assert_eq!(above, Some(50), "2 * 50 - 10 = 90");
+}
+
+#[test]
+fn with_memory_for_the_front_each_input_chunk_is_read_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source.zarr");
+    let made = crate::volume::create(
+        &source,
+        &Layout::new([96, 64, 64], 1, DType::F32),
+        &options(),
+    )
+    .unwrap();
+    let values: Vec<f32> = (0_u16..u16::MAX)
+        .map(f32::from)
+        .cycle()
+        .skip(1)
+        .take(96 * 64 * 64)
+        .collect();
+    made.write(Region::whole([96, 64, 64]), bytemuck::cast_slice(&values))
+        .unwrap();
+    made.finish().unwrap();
+    let reads = |memory| {
+        let out = dir.path().join(format!("{memory}.zarr"));
+        let what = Inference {
+            memory,
+            ..Inference::new([32; 3], [16; 3])
+        };
+        let done = run(&what, open(&source).unwrap(), "identity", &out).unwrap();
+        done.reads.chunks
+    };
+    let chunks = 12 * 8 * 8;
+    assert_eq!(reads(64 << 20), chunks);
+    let model = builtin("identity").unwrap();
+    let volume = open(&source).unwrap();
+    let plan = |memory| {
+        let what = Inference {
+            memory,
+            ..Inference::new([32; 3], [16; 3])
+        };
+        what.plan(volume.layout(), &*model, Path::new("out.zarr"), options())
+    };
+    let least = plan(64 << 20).unwrap();
+    let least = least.peak_bytes - least.cache_bytes;
+    assert!(reads(least) > chunks);
+    let error = plan(least - 1).unwrap_err().to_string();
+    assert!(error.contains("allow more (--memory)"), "{error}");
+}
+
+#[test]
+fn a_run_that_is_stopped_or_fails_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out.zarr");
+    let plan = |model: &dyn Model| {
+        inference()
+            .plan(Volume::layout(&*source()), model, &path, options())
+            .unwrap()
+    };
+    let identity = builtin("identity").unwrap();
+    for stop_at in [0, 1, 20, 59] {
+        let stop = |done, _| {
+            if done < stop_at {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        };
+        let stopped = plan(&*identity).run(source(), Arc::clone(&identity), &stop);
+        assert!(matches!(stopped, Err(Error::Stopped)));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    for fault in [
+        Fault::Fails,
+        Fault::Panics,
+        Fault::LosesOne,
+        Fault::WrongShape,
+    ] {
+        let model = Arc::new(Broken(fault));
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            plan(&*model).run(source(), Arc::clone(&model) as _, &silent)
+        }));
+        match fault {
+            Fault::Panics => assert!(outcome.is_err()),
+            _ => assert!(outcome.unwrap().is_err()),
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Fails,
+    Panics,
+    LosesOne,
+    WrongShape,
+}
+
+/// A model that goes wrong at the patch that starts at (8, 8, 8).
+#[derive(Debug)]
+struct Broken(Fault);
+
+impl Model for Broken {
+    fn prediction(&self, input: &Layout) -> Result<Prediction> {
+        Ok(Prediction {
+            channels: 1,
+            dtype: input.dtype,
+        })
+    }
+
+    fn predict(&self, mut batch: Vec<Patch>) -> Result<Vec<Patch>> {
+        if batch.iter().any(|patch| patch.region().start == [8; 3]) {
+            match self.0 {
+                Fault::Fails => return Err(Error::Stopped),
+                Fault::Panics => panic!("the model broke"),
+                Fault::LosesOne => batch.clear(),
+                Fault::WrongShape => {
+                    batch[0] = Patch::zeros(Region::whole([16, 16, 15]), 1, DType::F32)?
+                }
+            }
+        }
+        Ok(batch)
+    }
+}

@@ -1,0 +1,203 @@
+//! What happens at the volume's border: where centres may lie, and where their patches go.
+//!
+//! A patch of P voxels with first voxel k has its centre at k + P/2, rounded down. Nothing
+//! here is random.
+
+use std::ops::Range;
+
+use crate::error::{Error, Result};
+use crate::grid::check_patch;
+use crate::region::{AXES, Region, Shape};
+
+/// Which centres are drawn, and what becomes of a patch that does not fit around its centre.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Border {
+    /// Only centres whose patch fits (`TorchIO`).
+    #[default]
+    Drop,
+    /// Any voxel; the patch is moved inside, so that edges come up more often (MONAI).
+    Shift,
+    /// Any voxel; the patch hangs over the edge, for the reader to pad (nnU-Net).
+    Pad,
+}
+
+/// Where patches of one size can lie in one volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    volume: Shape,
+    patch: Shape,
+    border: Border,
+}
+
+impl Placement {
+    /// Patches of `patch` voxels (z, y, x) in a volume of `volume`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PatchSize`] if a patch or the volume is empty, or if a patch is larger than
+    /// the volume and the border is not [`Border::Pad`].
+    pub fn new(volume: Shape, patch: Shape, border: Border) -> Result<Self> {
+        let fitting = match border {
+            Border::Drop | Border::Shift => patch,
+            // Only that there are voxels on both sides, and that starts stay within i64.
+            Border::Pad => std::array::from_fn(|a| match (patch[a], volume[a]) {
+                (0, _) => 0,
+                (patch, volume) if i64::try_from(patch).is_ok() => patch.min(volume.max(1)),
+                (patch, _) => patch,
+            }),
+        };
+        if let Err(Error::PatchSize { axis, .. }) = check_patch(volume, fitting) {
+            let a = AXES.iter().position(|&name| name == axis).unwrap_or(0);
+            return Err(Error::PatchSize {
+                axis,
+                patch: patch[a],
+                volume: volume[a],
+            });
+        }
+        Ok(Self {
+            volume,
+            patch,
+            border,
+        })
+    }
+
+    /// Voxels of the volume, z, y, x.
+    #[must_use]
+    pub const fn volume(&self) -> Shape {
+        self.volume
+    }
+
+    /// Voxels of a patch, z, y, x.
+    #[must_use]
+    pub const fn patch(&self) -> Shape {
+        self.patch
+    }
+
+    /// The voxels that may be a patch's centre.
+    #[must_use]
+    pub fn centres(&self) -> Region {
+        let axes = [0, 1, 2].map(|a| self.axis(a));
+        let start = axes
+            .clone()
+            .map(|axis| i64::try_from(axis.start).unwrap_or(i64::MAX));
+        Region::new(start, axes.map(|axis| axis.end - axis.start))
+    }
+
+    fn axis(&self, a: usize) -> Range<u64> {
+        match self.border {
+            Border::Drop => {
+                let first = self.patch[a] / 2;
+                first..first + (self.volume[a] - self.patch[a] + 1)
+            }
+            Border::Shift | Border::Pad => 0..self.volume[a],
+        }
+    }
+
+    /// The patch around a centre (z, y, x), which must be one of [`centres`](Self::centres).
+    #[must_use]
+    pub fn region(&self, centre: [u64; 3]) -> Region {
+        let start = std::array::from_fn(|a| {
+            let half = self.patch[a] / 2;
+            match self.border {
+                Border::Pad => signed(centre[a]) - signed(half),
+                Border::Drop | Border::Shift => {
+                    let last = self.volume[a] - self.patch[a];
+                    signed(centre[a].saturating_sub(half).min(last))
+                }
+            }
+        });
+        Region::new(start, self.patch)
+    }
+}
+
+fn signed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn along_x(volume: u64, patch: u64, border: Border) -> Result<Placement> {
+        Placement::new([9, 9, volume], [3, 3, patch], border)
+    }
+
+    #[test]
+    fn dropping_leaves_one_centre_for_each_place_and_none_besides() {
+        for volume in 1..14 {
+            for patch in 1..=volume {
+                let placement = along_x(volume, patch, Border::Drop).unwrap();
+                let centres = placement.centres();
+                assert_eq!(
+                    (centres.start[2], centres.end()[2]),
+                    (signed(patch / 2), signed(volume - (patch - 1) / 2)),
+                    "floor(P/2) ..= N-1-floor((P-1)/2)"
+                );
+                let starts = (centres.start[2]..centres.end()[2])
+                    .map(|x| placement.region([1, 1, x.unsigned_abs()]).start[2]);
+                assert!(starts.eq(0..=signed(volume - patch)));
+            }
+        }
+    }
+
+    #[test]
+    fn shifting_moves_every_patch_inside_and_padding_moves_none() {
+        for volume in 1..14 {
+            for patch in 1..=volume {
+                let shift = along_x(volume, patch, Border::Shift).unwrap();
+                let pad = along_x(volume, patch, Border::Pad).unwrap();
+                assert_eq!(shift.centres(), Region::whole([9, 9, volume]));
+                assert_eq!(pad.centres(), Region::whole([9, 9, volume]));
+                for x in 0..volume {
+                    let centre = [4, 4, x];
+                    assert!(shift.region(centre).is_inside([9, 9, volume]));
+                    assert!(
+                        shift
+                            .region(centre)
+                            .contains(&Region::new(centre.map(signed), [1; 3]))
+                    );
+                    assert_eq!(pad.region(centre).start[2], signed(x) - signed(patch / 2));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_patch_larger_than_the_volume_is_for_padding_only() {
+        for border in [Border::Drop, Border::Shift] {
+            assert!(matches!(
+                along_x(4, 5, border),
+                Err(Error::PatchSize {
+                    axis: 'x',
+                    patch: 5,
+                    volume: 4
+                })
+            ));
+        }
+        let pad = along_x(4, 9, Border::Pad).unwrap();
+        assert_eq!(pad.region([1, 1, 0]), Region::new([0, 0, -4], [3, 3, 9]));
+    }
+
+    #[test]
+    fn empty_patches_empty_volumes_and_absurd_lengths_are_refused_by_every_policy() {
+        for border in [Border::Drop, Border::Shift, Border::Pad] {
+            assert!(along_x(4, 0, border).is_err());
+            assert!(along_x(0, 1, border).is_err());
+            assert!(matches!(
+                along_x(4, 1 << 63, border),
+                Err(Error::PatchSize { patch, volume: 4, .. }) if patch == 1 << 63
+            ));
+        }
+    }
+
+    #[test]
+    fn axes_beyond_31_bits_reach_their_far_end() {
+        let volume = [70_001, 65_537, (1 << 31) + 1];
+        let patch = [70_000, 65_536, 1 << 31];
+        let placement = Placement::new(volume, patch, Border::Drop).unwrap();
+        let centres = placement.centres();
+        assert_eq!(centres.shape, [2, 2, 2]);
+        let last = centres.end().map(|end| end.unsigned_abs() - 1);
+        assert_eq!(placement.region(last).end(), volume.map(signed));
+    }
+}

@@ -1,0 +1,389 @@
+//! The second step of a draw: a voxel inside a block.
+//!
+//! A block is read once and made ready, so that its k-th voxel of a label, or the voxel at
+//! some fraction of its weight, is found by a short search. What was made ready is kept within
+//! a budget; of a label that is a bit a voxel, or less.
+
+use std::sync::Arc;
+
+use super::blocks::{BlockVoxels, Blocks, read_block};
+use super::border::Placement;
+use super::class::{Matcher, bits_of};
+use super::random::fraction;
+use super::sums::{GROUP, Sum, groups, place, to_weights};
+use crate::error::{Error, Result};
+use crate::region::Region;
+use crate::volume::lru::Lru;
+use crate::volume::{Layout, Volume};
+
+/// What is looked for in a block.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Wanted {
+    Weight,
+    Label(Matcher),
+}
+
+/// A draw half done: `rest` finds the voxel, the k-th of a label or a number that takes any value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Aim {
+    pub(super) block: u64,
+    /// Which of the finder's wanted.
+    pub(super) group: usize,
+    pub(super) rest: u64,
+}
+
+/// Finds voxels inside the blocks of one channel of a volume.
+#[derive(Debug)]
+pub(super) struct Finder {
+    volume: Arc<dyn Volume>,
+    channel: u64,
+    blocks: Blocks,
+    placement: Placement,
+    wanted: Vec<Wanted>,
+    ready: Lru<(u64, usize), Arc<Ready>>,
+}
+
+impl Finder {
+    pub(super) fn new(
+        volume: Arc<dyn Volume>,
+        channel: u64,
+        blocks: Blocks,
+        placement: Placement,
+        wanted: Vec<Wanted>,
+        budget: u64,
+    ) -> Self {
+        Self {
+            volume,
+            channel,
+            blocks,
+            placement,
+            wanted,
+            ready: Lru::new(budget, |ready: &Arc<Ready>| ready.bytes()),
+        }
+    }
+
+    pub(super) const fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    /// The part of a block that holds centres.
+    fn part(&self, block: u64) -> Region {
+        let block = self.blocks.region(block);
+        block
+            .intersection(&self.placement.centres())
+            .unwrap_or(Region {
+                shape: [0; 3],
+                ..block
+            })
+    }
+
+    /// The block's part, made ready; it is read unless `read` holds it already.
+    fn ready(&self, aim: Aim, read: &mut Option<(u64, BlockVoxels)>) -> Result<Arc<Ready>> {
+        let part = self.part(aim.block);
+        let load = || {
+            let voxels = match read {
+                Some((block, voxels)) if *block == aim.block => voxels,
+                _ => {
+                    let voxels = read_block(&*self.volume, self.channel, part)?;
+                    &read.insert((aim.block, voxels)).1
+                }
+            };
+            let layout = self.volume.layout();
+            Ok(Arc::new(Ready::new(
+                layout,
+                self.wanted[aim.group],
+                voxels,
+                part,
+            )))
+        };
+        let loaded = self.ready.get_or_load((aim.block, aim.group), load);
+        Ok(loaded.map_err(Error::shared)?.0)
+    }
+
+    fn centre(&self, aim: Aim, ready: &Ready) -> Result<[u64; 3]> {
+        let layout = self.volume.layout();
+        let voxel = ready.find(layout, aim.rest).ok_or_else(|| {
+            Error::unsupported(
+                &layout.path,
+                "it has changed since its block index was built: build the index again",
+            )
+        })?;
+        Ok(place(self.part(aim.block), voxel))
+    }
+
+    /// The centre that a draw leads to.
+    pub(super) fn find(&self, aim: Aim) -> Result<[u64; 3]> {
+        self.centre(aim, &*self.ready(aim, &mut None)?)
+    }
+
+    /// The patches that many draws lead to, in their order; each block is read at most once.
+    pub(super) fn find_all(&self, aims: &[Aim]) -> Result<Vec<Region>> {
+        let mut order: Vec<usize> = (0..aims.len()).collect();
+        order.sort_unstable_by_key(|&i| aims[i]);
+        let mut regions = vec![Region::new([0; 3], self.placement.patch()); aims.len()];
+        let mut read = None;
+        let same = |&a: &usize, &b: &usize| {
+            (aims[a].block, aims[a].group) == (aims[b].block, aims[b].group)
+        };
+        for run in order.chunk_by(same) {
+            let ready = self.ready(aims[run[0]], &mut read)?;
+            for &i in run {
+                regions[i] = self.placement.region(self.centre(aims[i], &ready)?);
+            }
+        }
+        Ok(regions)
+    }
+
+    #[cfg(test)]
+    pub(super) fn share(&self, aim: Aim, centre: [u64; 3]) -> f64 {
+        let part = self.part(aim.block);
+        let at = |a: usize| centre[a] - part.start[a].unsigned_abs();
+        let voxel = (at(0) * part.shape[1] + at(1)) * part.shape[2] + at(2);
+        let ready = self.ready(aim, &mut None).unwrap();
+        ready.share(self.volume.layout(), voxel)
+    }
+
+    #[cfg(test)]
+    pub(super) fn block_of(&self, centre: [u64; 3]) -> Option<u64> {
+        let voxel = Region::new(centre.map(u64::cast_signed), [1; 3]);
+        (0..self.blocks.count()).find(|&block| self.part(block).contains(&voxel))
+    }
+}
+
+/// A block's part that is ready for its voxels to be found.
+#[derive(Debug)]
+enum Ready {
+    /// Every voxel counts alike: how many there are.
+    Same(u64),
+    /// The voxels, by place.
+    Few(Vec<u64>),
+    /// A bit a voxel, and the bits set before each [`STRIDE`] words.
+    Many { words: Vec<u64>, before: Vec<u64> },
+    /// The voxels, and the weight up to the end of each [`GROUP`] of them.
+    Weights { voxels: Vec<u8>, ends: Vec<f64> },
+    /// As `Same`, for a number of any value.
+    SameWeight(u64),
+}
+
+/// Words of bits that are counted when a voxel is looked for.
+const STRIDE: usize = 8;
+
+impl Ready {
+    fn new(layout: &Layout, wanted: Wanted, voxels: &BlockVoxels, part: Region) -> Self {
+        let count = part.voxels();
+        match (wanted, voxels) {
+            (Wanted::Label(matcher), BlockVoxels::Fill(voxel)) => {
+                Self::Same(if matcher.wants(bits_of(voxel)) {
+                    count
+                } else {
+                    0
+                })
+            }
+            (Wanted::Label(matcher), BlockVoxels::Stored(voxels)) => {
+                Self::label(layout.dtype.size(), matcher, voxels)
+            }
+            (Wanted::Weight, BlockVoxels::Fill(voxel)) => {
+                let some = groups(layout, voxel).any(|(_, sum)| sum.is_ok_and(|sum| sum > 0.0));
+                Self::SameWeight(if some { count } else { 0 })
+            }
+            (Wanted::Weight, BlockVoxels::Stored(voxels)) => {
+                let (mut sum, mut end) = (Sum::default(), 0.0_f64);
+                let mut add = |group: f64| {
+                    sum.add(group);
+                    end = end.max(sum.value());
+                    end
+                };
+                // A value that is no weight was none when the index was built: it has none now.
+                let groups = groups(layout, voxels).map(|(_, group)| add(group.unwrap_or(0.0)));
+                Self::Weights {
+                    ends: groups.collect(),
+                    voxels: voxels.clone(),
+                }
+            }
+        }
+    }
+
+    fn label(size: usize, matcher: Matcher, voxels: &[u8]) -> Self {
+        let word = |voxels: &[u8]| {
+            let all = voxels.chunks_exact(size).enumerate();
+            all.fold(0, |word, (i, voxel)| {
+                word | u64::from(matcher.wants(bits_of(voxel))) << i
+            })
+        };
+        let words: Vec<u64> = match size {
+            // The same with a size that is known, for speed.
+            1 => voxels
+                .chunks(64)
+                .map(|voxels| {
+                    (0..).zip(voxels).fold(0, |word, (i, &voxel)| {
+                        word | u64::from(matcher.wants(voxel.into())) << i
+                    })
+                })
+                .collect(),
+            _ => voxels.chunks(64 * size).map(word).collect(),
+        };
+        let ones = |words: &[u64]| words.iter().map(|w| u64::from(w.count_ones())).sum::<u64>();
+        let count = ones(&words);
+        if count == (voxels.len() / size) as u64 {
+            return Self::Same(count);
+        }
+        if count <= words.len() as u64 {
+            let bits = |(i, &word): (u64, &u64)| {
+                let set = (0..64).filter(move |bit| word >> bit & 1 == 1);
+                set.map(move |bit| i * 64 + bit)
+            };
+            return Self::Few((0..).zip(&words).flat_map(bits).collect());
+        }
+        let before = words.chunks(STRIDE).scan(0, |total, words| {
+            let before = *total;
+            *total += ones(words);
+            Some(before)
+        });
+        Self::Many {
+            before: before.collect(),
+            words,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Same(_) | Self::SameWeight(_) => 0,
+            Self::Few(voxels) => voxels.len() * 8,
+            Self::Many { words, before } => (words.len() + before.len()) * 8,
+            Self::Weights { voxels, ends } => voxels.len() + ends.len() * 8,
+        }
+    }
+
+    /// The voxel's place in the part, row-major; `None` if there is no such voxel.
+    fn find(&self, layout: &Layout, rest: u64) -> Option<u64> {
+        match self {
+            Self::Same(count) => (rest < *count).then_some(rest),
+            Self::Few(voxels) => voxels.get(usize::try_from(rest).ok()?).copied(),
+            Self::Many { words, before } => find_bit(words, before, rest),
+            Self::SameWeight(0) => None,
+            Self::SameWeight(count) => {
+                let high = (u128::from(rest) * u128::from(*count)) >> 64;
+                u64::try_from(high).ok()
+            }
+            Self::Weights { voxels, ends } => {
+                let total = *ends.last().filter(|&&total| total > 0.0)?;
+                let at = fraction(rest) * total;
+                let group = ends.partition_point(|&end| end <= at);
+                let group = group.min(ends.partition_point(|&end| end < total));
+                let before = group.checked_sub(1).map_or(0.0, |i| ends[i]);
+                let mut weights = [0.0; GROUP];
+                let size = layout.dtype.size();
+                let voxels = voxels.chunks(GROUP * size).nth(group)?;
+                let count = to_weights(layout, voxels, &mut weights);
+                Some((group * GROUP) as u64 + find_weight(&weights[..count], at - before)?)
+            }
+        }
+    }
+
+    #[cfg(test)]
+    fn share(&self, layout: &Layout, voxel: u64) -> f64 {
+        let Self::Weights { voxels, ends } = self else {
+            let Self::SameWeight(count) = self else {
+                panic!("only weights have shares");
+            };
+            return 1.0 / f64::from(u32::try_from(*count).unwrap());
+        };
+        let (voxel, mut weights) = (usize::try_from(voxel).unwrap(), [0.0; GROUP]);
+        let group = voxel / GROUP;
+        let bytes = voxels.chunks(GROUP * layout.dtype.size()).nth(group);
+        let count = to_weights(layout, bytes.unwrap(), &mut weights);
+        let own = weights[voxel % GROUP];
+        let sum: f64 = weights[..count].iter().sum();
+        let before = if group == 0 { 0.0 } else { ends[group - 1] };
+        if own == 0.0 {
+            return 0.0;
+        }
+        (ends[group] - before) / ends.last().unwrap() * (own / sum)
+    }
+}
+
+/// The place of the set bit that `rest` set bits precede.
+fn find_bit(words: &[u64], before: &[u64], rest: u64) -> Option<u64> {
+    let stride = before
+        .partition_point(|&count| count <= rest)
+        .checked_sub(1)?;
+    let mut left = rest - before[stride];
+    for (i, &word) in (0..).zip(words).skip(stride * STRIDE).take(STRIDE) {
+        let ones = u64::from(word.count_ones());
+        if left < ones {
+            let mut word = word;
+            (0..left).for_each(|_| word &= word - 1);
+            return Some(i * 64 + u64::from(word.trailing_zeros()));
+        }
+        left -= ones;
+    }
+    None
+}
+
+/// The first voxel at whose end there is more weight than `at`; never one without weight.
+fn find_weight(weights: &[f64], at: f64) -> Option<u64> {
+    let mut end = 0.0;
+    let reached = (0..).zip(weights).find(|&(_, &weight)| {
+        end += weight;
+        weight > 0.0 && end > at
+    });
+    // Sums are rounded: past the end of the last, it is the last.
+    let last = || {
+        (0..)
+            .zip(weights)
+            .filter(|&(_, &weight)| weight > 0.0)
+            .last()
+    };
+    reached.or_else(last).map(|(i, _)| i)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::DType;
+
+    fn layout(dtype: DType) -> Layout {
+        Layout::new([1, 1, 1], 1, dtype)
+    }
+
+    #[test]
+    fn the_kth_voxel_of_a_label_is_the_one_that_counting_finds() {
+        let matcher = crate::sampler::Class::from(1).matcher(DType::U16).unwrap();
+        for length in [1_u16, 63, 64, 65, 511, 512, 513, 1500] {
+            for every in [1_u16, 2, 3, 61, 100, 5000] {
+                let voxels: Vec<u16> = (0..length).map(|i| u16::from(i % every == 0)).collect();
+                let ready = Ready::label(2, matcher, bytemuck::cast_slice(&voxels));
+                let found: Vec<u64> = (0..)
+                    .map_while(|k| ready.find(&layout(DType::U16), k))
+                    .collect();
+                let expected = (0..u64::from(length)).filter(|i| i % u64::from(every) == 0);
+                assert_eq!(found, expected.collect::<Vec<_>>(), "{length} {every}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_voxel_without_weight_is_never_found_whatever_is_rounded() {
+        let weights: Vec<f64> = (0..200)
+            .map(|i| if i % 3 == 0 { 0.1 * f64::from(i) } else { 0.0 })
+            .collect();
+        let voxels = BlockVoxels::Stored(bytemuck::cast_slice(&weights).to_vec());
+        let part = Region::whole([1, 1, 200]);
+        let ready = Ready::new(&layout(DType::F64), Wanted::Weight, &voxels, part);
+        let numbers = [0, 1 << 11, u64::MAX, u64::MAX - (1 << 11), 1 << 63];
+        let many = (0..2000).map(|i: u64| i.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        for number in numbers.into_iter().chain(many) {
+            let voxel = ready.find(&layout(DType::F64), number).unwrap();
+            assert!(weights[usize::try_from(voxel).unwrap()] > 0.0);
+        }
+        assert_eq!(ready.find(&layout(DType::F64), 0), Some(3));
+        assert_eq!(ready.find(&layout(DType::F64), u64::MAX), Some(198));
+    }
+
+    #[test]
+    fn a_place_past_all_the_weight_is_that_of_the_last_voxel_that_has_some() {
+        assert_eq!(find_weight(&[0.0, 0.5, 0.0, 0.25, 0.0], 0.75), Some(3));
+        assert_eq!(find_weight(&[0.0, 0.5, 0.0, 0.25, 0.0], 0.0), Some(1));
+        assert_eq!(find_weight(&[0.0, 0.0], 0.0), None);
+    }
+}

@@ -1,0 +1,226 @@
+//! Patches at places that are given: for validation, or to see a training patch again.
+//!
+//! As a file they are rows `z0,y0,x0,z1,y1,x1`: first voxels, and one past the last.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write as _};
+use std::path::Path;
+
+use super::draw::Sampler;
+use crate::error::{Error, Result};
+use crate::region::{Region, Shape};
+use crate::volume::staged::StagedFile;
+
+/// Patches at given places, the same in every epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fixed {
+    regions: Vec<Region>,
+}
+
+const HEADER: &str = "z0,y0,x0,z1,y1,x1";
+/// No row with six numbers is longer.
+const LONGEST: u64 = 4096;
+
+impl Fixed {
+    /// Patches at these places, in this order.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if there is none, one is empty, or they differ in size.
+    pub fn new(regions: Vec<Region>) -> Result<Self> {
+        let bad = |value: String, problem: &str| Error::Setting {
+            name: "a list of",
+            value,
+            problem: problem.to_owned(),
+        };
+        let Some(first) = regions.first() else {
+            return Err(bad("no locations".to_owned(), "there must be one"));
+        };
+        if first.is_empty() {
+            return Err(bad(format!("[{first}]"), "a patch must have voxels"));
+        }
+        if let Some(other) = regions.iter().find(|region| region.shape != first.shape) {
+            return Err(bad(
+                format!("[{first}] and [{other}]"),
+                "all patches must have one size",
+            ));
+        }
+        Ok(Self { regions })
+    }
+
+    /// Reads rows `z0,y0,x0,z1,y1,x1`, half-open, with or without that line at the top. Empty
+    /// lines and spaces around numbers do not matter.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Locations`], with the line, if one is not six whole numbers, is empty, or has
+    /// another size than the first; as [`new`](Self::new); [`Error::Io`].
+    pub fn read(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let mut lines = BufReader::new(file);
+        let mut regions: Vec<Region> = Vec::new();
+        let mut row = Vec::new();
+        for line in 1.. {
+            row.clear();
+            let mut limited = std::io::Read::take(&mut lines, LONGEST);
+            let length = limited.read_until(b'\n', &mut row);
+            if length.map_err(Error::io("read", path))? == 0 {
+                break;
+            }
+            let bad = |problem: String| Error::Locations {
+                path: path.to_path_buf(),
+                line,
+                problem,
+            };
+            let text = String::from_utf8_lossy(&row);
+            let text = text.trim_start_matches('\u{feff}').trim();
+            if text.is_empty() || line == 1 && is_header(text) {
+                continue;
+            }
+            let region = parse(text).map_err(bad)?;
+            let shape = regions.first().map_or(region.shape, |first| first.shape);
+            if region.shape != shape {
+                return Err(bad(format!(
+                    "a patch of {:?}, but the first has {shape:?}: all must have one size",
+                    region.shape
+                )));
+            }
+            regions.push(region);
+        }
+        Self::new(regions)
+    }
+
+    /// Writes what [`read`](Self::read) reads, with the line at the top. A file that has the name is replaced.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the disk refuses.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let mut text = format!("{HEADER}\n");
+        for region in &self.regions {
+            let ([z0, y0, x0], [z1, y1, x1]) = (region.start, region.end());
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{z0},{y0},{x0},{z1},{y1},{x1}");
+        }
+        let staged = StagedFile::new(path, true)?;
+        let mut file = staged.file();
+        file.write_all(text.as_bytes())
+            .map_err(Error::io("write", path))?;
+        staged.finish()
+    }
+
+    /// The places, in order.
+    #[must_use]
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+}
+
+fn is_header(text: &str) -> bool {
+    let names = text.split(',').map(|name| name.trim().to_lowercase());
+    names.eq(HEADER.split(',').map(str::to_owned))
+}
+
+fn parse(text: &str) -> Result<Region, String> {
+    let numbers: Option<Vec<i64>> = text.split(',').map(|n| n.trim().parse().ok()).collect();
+    let Some(&[z0, y0, x0, z1, y1, x1]) = numbers.as_deref() else {
+        let start: String = text.chars().take(80).collect();
+        return Err(format!("{start:?} is not {HEADER}, six whole numbers"));
+    };
+    let (start, end) = ([z0, y0, x0], [z1, y1, x1]);
+    let mut shape = [0; 3];
+    for a in 0..3 {
+        shape[a] = end[a]
+            .checked_sub(start[a])
+            .and_then(|length| u64::try_from(length).ok())
+            .filter(|&length| length > 0)
+            .ok_or_else(|| format!("{text}: an end must lie behind its start"))?;
+    }
+    Ok(Region::new(start, shape))
+}
+
+impl Sampler for Fixed {
+    fn patch(&self) -> Shape {
+        self.regions[0].shape
+    }
+
+    fn end(&self) -> Option<u64> {
+        Some(self.regions.len() as u64)
+    }
+
+    fn draw(&self, _epoch: u64, n: u64) -> Result<Region> {
+        let region = usize::try_from(n).ok().and_then(|n| self.regions.get(n));
+        region.copied().ok_or_else(|| Error::Setting {
+            name: "draw",
+            value: n.to_string(),
+            problem: format!("the list has {} locations", self.regions.len()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sampler::draws;
+
+    fn read(text: &str) -> Result<Fixed> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("list.csv");
+        std::fs::write(&path, text).unwrap();
+        Fixed::read(&path)
+    }
+
+    #[test]
+    fn a_list_goes_to_a_file_and_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("list.csv");
+        let far = (1 << 31) + 5;
+        let regions = vec![
+            Region::new([-3, 0, far], [8, 9, 10]),
+            Region::new([4, 5, 6], [8, 9, 10]),
+        ];
+        let fixed = Fixed::new(regions.clone()).unwrap();
+        fixed.write(&path).unwrap();
+        fixed.write(&path).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("z0,y0,x0,z1,y1,x1\n-3,0,2147483653,5,9,2147483663\n"));
+        let read = Fixed::read(&path).unwrap();
+        assert_eq!((read.regions(), read.patch()), (&regions[..], [8, 9, 10]));
+        let all: Result<Vec<_>> = draws(&read, 4, 0..u64::MAX).collect();
+        assert_eq!(all.unwrap(), regions, "the list ends where it ends");
+        assert!(read.draw(0, 2).is_err());
+    }
+
+    #[test]
+    fn the_line_at_the_top_spaces_and_line_ends_do_not_matter() {
+        let expected = Fixed::new(vec![Region::new([1, 2, 3], [2, 2, 2])]).unwrap();
+        for text in [
+            "1,2,3,3,4,5",
+            "z0,y0,x0,z1,y1,x1\n1,2,3,3,4,5\n",
+            "\u{feff}Z0, Y0, X0, Z1, Y1, X1\r\n 1, 2, 3, 3, 4, 5\r\n\r\n",
+        ] {
+            assert_eq!(read(text).unwrap(), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_row_that_is_no_location_is_named_by_its_line() {
+        for (row, what) in [
+            ("1,2,3,4,5", "six whole numbers"),
+            ("1,2,3,4,5,6,7", "six whole numbers"),
+            ("1,2,3,4.5,5,6", "six whole numbers"),
+            ("z0,y0,x0,z1,y1,x1", "six whole numbers"),
+            ("1,2,3,4,2,6", "behind its start"),
+            ("1,2,3,4,1,6", "behind its start"),
+            ("-9223372036854775808,0,0,9223372036854775807,1,1", "behind"),
+            ("0,0,0,2,2,3", "one size"),
+            (&"1".repeat(5000), "six whole numbers"),
+        ] {
+            let error = read(&format!("0,0,0,2,2,2\n\n{row}\n")).unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains("line 3") && text.contains(what), "{text}");
+        }
+        assert!(read("z0,y0,x0,z1,y1,x1\n").is_err(), "no location at all");
+    }
+}

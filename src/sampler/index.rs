@@ -1,0 +1,255 @@
+//! The block-sum index: what a map holds, block by block, found in one pass.
+//!
+//! With it, a voxel is drawn in two steps: a block by its sum, then a voxel inside the block.
+//! The map itself is never in memory, nor a table of its voxels; the pass decodes each chunk
+//! once and holds one block per thread. An index belongs to one channel of one volume, and to
+//! no patch size: blocks that the border cuts are added up anew for each sampler.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::blocks::{BlockVoxels, Blocks, read_block, spread};
+use super::class::Class;
+use super::sidecar;
+use super::sums::{Block, LabelCounts, Tally, WeightSums};
+use crate::error::{Error, Result};
+use crate::progress::{Progress, silent};
+use crate::region::Region;
+use crate::volume::{Layout, Volume};
+
+/// What one channel of a volume holds, block by block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BlockIndex<T> {
+    pub(super) layout: Layout,
+    pub(super) channel: u64,
+    pub(super) blocks: Blocks,
+    pub(super) tally: T,
+    /// Of the volume before it was read; `None` if it has no files.
+    pub(super) stamp: Option<u128>,
+    loaded: bool,
+}
+
+/// The sum of the weights of each block, for [`Weighted`](super::Weighted).
+pub type WeightIndex = BlockIndex<WeightSums>;
+
+/// How often each label occurs in each block, for [`Label`](super::Label).
+pub type LabelIndex = BlockIndex<LabelCounts>;
+
+impl<T: Tally> BlockIndex<T> {
+    /// Reads a channel of a volume once, on `threads` threads.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MapValue`] for the first voxel of the first block that holds a value that is not
+    /// finite, or a negative weight; [`Error::NoSuchChannel`]; [`Error::Unsupported`] if the map has
+    /// so many labels that it can be none; what reading gives; [`Error::Stopped`].
+    pub fn build(
+        volume: &dyn Volume,
+        channel: u64,
+        threads: usize,
+        progress: Progress<'_>,
+    ) -> Result<Self> {
+        let blocks = Blocks::of(volume.layout());
+        Self::of_blocks(volume, channel, blocks, threads, progress)
+    }
+
+    pub(super) fn of_blocks(
+        volume: &dyn Volume,
+        channel: u64,
+        blocks: Blocks,
+        threads: usize,
+        progress: Progress<'_>,
+    ) -> Result<Self> {
+        let layout = volume.layout();
+        layout.decoded_bytes()?;
+        let stamp = sidecar::stamp_of::<T>(volume, channel, &blocks)?;
+        if channel >= layout.channels {
+            return Err(Error::NoSuchChannel {
+                start: channel,
+                end: channel.saturating_add(1),
+                channels: layout.channels,
+            });
+        }
+        let tally = add_up_all(volume, channel, &blocks, threads, progress)?;
+        Ok(Self {
+            layout: layout.clone(),
+            channel,
+            blocks,
+            tally,
+            stamp,
+            loaded: false,
+        })
+    }
+
+    /// Reads the index from where it was saved.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the file cannot be read, and [`Error::Header`] if it is cut short or
+    /// damaged, or if it is not the index of this channel of this volume as its files are now.
+    pub fn load(path: &Path, volume: &dyn Volume, channel: u64) -> Result<Self> {
+        let blocks = Blocks::of(volume.layout());
+        let stamp = sidecar::stamp_of::<T>(volume, channel, &blocks)?;
+        let tally = sidecar::read(path, channel, &blocks, stamp)?;
+        Ok(Self {
+            layout: volume.layout().clone(),
+            channel,
+            blocks,
+            tally,
+            stamp,
+            loaded: true,
+        })
+    }
+
+    /// Saves the index, for example beside the volume. What had the name is replaced at once: who
+    /// reads it meanwhile gets the old file or the new one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] if the volume has no files that the index could be checked against,
+    /// [`Error::OutputIsInput`] if `path` lies inside the volume, [`Error::Io`].
+    pub fn save(&self, path: &Path) -> Result<()> {
+        sidecar::write(path, self)
+    }
+
+    /// Reads the index from where it was saved; if it is not there, or stale, cut short,
+    /// damaged or another volume's, builds it and saves it there.
+    ///
+    /// # Errors
+    ///
+    /// As [`build`](Self::build) and [`save`](Self::save).
+    pub fn load_or_build(
+        path: &Path,
+        volume: &dyn Volume,
+        channel: u64,
+        threads: usize,
+        progress: Progress<'_>,
+    ) -> Result<Self> {
+        if let Ok(index) = Self::load(path, volume, channel) {
+            return Ok(index);
+        }
+        let index = Self::build(volume, channel, threads, progress)?;
+        index.save(path)?;
+        Ok(index)
+    }
+
+    /// Whether it was read from a file, rather than from the volume.
+    #[must_use]
+    pub const fn was_loaded(&self) -> bool {
+        self.loaded
+    }
+
+    /// The channel that it describes.
+    #[must_use]
+    pub const fn channel(&self) -> u64 {
+        self.channel
+    }
+
+    /// The same for the centres only: exact, since blocks cut by their box are read again.
+    pub(super) fn within(
+        &self,
+        volume: &dyn Volume,
+        centres: Region,
+        threads: usize,
+        background: bool,
+    ) -> Result<T> {
+        self.check_belongs(volume.layout())?;
+        let (mut known, cut) = self.tally.clip(&self.blocks, &centres, background);
+        let work = |tally: &mut T, i: u64| {
+            let id = usize::try_from(i).map_or(0, |i| cut[i]);
+            let block = self.blocks.region(id);
+            let part = block.intersection(&centres).unwrap_or(block);
+            let voxels = read_block(volume, self.channel, part)?;
+            let map = (volume.layout(), self.channel);
+            add(tally, map, (id, part), voxels, background)
+        };
+        known.merge(merged(spread(cut.len() as u64, threads, &silent, work)?));
+        known.sort();
+        Ok(known)
+    }
+
+    fn check_belongs(&self, layout: &Layout) -> Result<()> {
+        let own = &self.layout;
+        let same = own.path == layout.path
+            && (own.shape, own.channels, own.dtype)
+                == (layout.shape, layout.channels, layout.dtype)
+            && own.rescale == layout.rescale;
+        if same {
+            return Ok(());
+        }
+        Err(Error::Setting {
+            name: "an index of",
+            value: own.path.display().to_string(),
+            problem: format!("the volume is {}", layout.path.display()),
+        })
+    }
+}
+
+impl LabelIndex {
+    /// How often each label occurs in the whole volume, by increasing label.
+    #[must_use]
+    pub fn counts(&self) -> BTreeMap<Class, u64> {
+        self.tally
+            .totals(Region::whole(self.blocks.volume).voxels())
+    }
+}
+
+/// Adds up all blocks. Shards are asked first whether they are there: in a sparse volume most are not.
+fn add_up_all<T: Tally>(
+    volume: &dyn Volume,
+    channel: u64,
+    blocks: &Blocks,
+    threads: usize,
+    progress: Progress<'_>,
+) -> Result<T> {
+    let layout = volume.layout();
+    let (Some([c, chunk @ ..]), Some(shards)) = (layout.read_chunk, blocks.shards(layout)) else {
+        let work = |tally: &mut T, id| {
+            let region = blocks.region(id);
+            let voxels = read_block(volume, channel, region)?;
+            add(tally, (layout, channel), (id, region), voxels, false)
+        };
+        return spread(blocks.count(), threads, progress, work).map(merged);
+    };
+    let work = |tally: &mut T, shard| {
+        let shard = shards.region(shard);
+        let first = |a: usize| shard.start[a].unsigned_abs() / chunk[a];
+        let unstored = volume.unstored([channel / c, first(0), first(1), first(2)])?;
+        for id in blocks.inside(&shard) {
+            let region = blocks.region(id);
+            let voxels = match &unstored {
+                Some(voxel) => BlockVoxels::Fill(voxel.clone()),
+                None => read_block(volume, channel, region)?,
+            };
+            add(tally, (layout, channel), (id, region), voxels, false)?;
+        }
+        Ok(())
+    };
+    spread(shards.count(), threads, progress, work).map(merged)
+}
+
+fn add<T: Tally>(
+    tally: &mut T,
+    (layout, channel): (&Layout, u64),
+    (id, region): (u64, Region),
+    voxels: BlockVoxels,
+    listed: bool,
+) -> Result<()> {
+    tally.add(&Block {
+        layout,
+        channel,
+        id,
+        region,
+        voxels,
+        listed,
+    })
+}
+
+fn merged<T: Tally>(parts: Vec<T>) -> T {
+    let mut all = T::default();
+    for part in parts {
+        all.merge(part);
+    }
+    all.sort();
+    all
+}

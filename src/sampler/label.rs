@@ -1,0 +1,275 @@
+//! Patches whose centres are drawn by label.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::border::Placement;
+use super::class::{Class, Matcher};
+use super::draw::{Sampler, SamplerOptions};
+use super::find::{Aim, Finder, Wanted};
+use super::index::LabelIndex;
+use super::random::Random;
+use super::sums::{Entries, LabelCounts};
+use crate::error::{Error, Result};
+use crate::region::{Region, Shape};
+use crate::volume::Volume;
+
+/// How often each label is to be at a patch's centre.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Shares(Option<BTreeMap<Class, f64>>);
+
+impl Shares {
+    /// All voxels but those of value 0 alike: large labels come up more often than small ones.
+    #[must_use]
+    pub const fn foreground() -> Self {
+        Self(None)
+    }
+
+    /// A share for each label, in proportion to their sum. Labels that are not named, or have
+    /// a share of 0, are never at a centre.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if there is no label or one comes twice, if a share is negative or
+    /// not finite, or if all are 0.
+    pub fn new(shares: impl IntoIterator<Item = (Class, f64)>) -> Result<Self> {
+        let mut all = BTreeMap::new();
+        for (class, share) in shares {
+            check_share(&format_args!("of label {class}: {share}"), share)?;
+            if all.insert(class, share).is_some() {
+                return Err(bad(format!("of label {class}"), "it is given twice"));
+            }
+        }
+        check_sum(all.values())?;
+        Ok(Self(Some(all)))
+    }
+
+    /// The labels that are to be drawn, by increasing label; empty for all but 0.
+    pub fn classes(&self) -> impl Iterator<Item = Class> + '_ {
+        let named = self.0.iter().flatten();
+        named
+            .filter(|&(_, &share)| share > 0.0)
+            .map(|(&class, _)| class)
+    }
+}
+
+/// Checks that a share is a number that a share can be.
+pub(super) fn check_share(what: &dyn std::fmt::Display, share: f64) -> Result<()> {
+    if share.is_finite() && share >= 0.0 {
+        return Ok(());
+    }
+    Err(bad(
+        what.to_string(),
+        "shares are finite numbers, 0 or larger",
+    ))
+}
+
+/// Checks that shares have a sum that they can be divided by.
+pub(super) fn check_sum<'a>(shares: impl Iterator<Item = &'a f64> + Clone) -> Result<()> {
+    let sum: f64 = shares.clone().sum();
+    let list = || {
+        let all: Vec<_> = shares.map(f64::to_string).collect();
+        all.join(", ")
+    };
+    if sum.is_infinite() {
+        return Err(bad(list(), "their sum is too large"));
+    }
+    if sum > 0.0 {
+        return Ok(());
+    }
+    Err(bad(list(), "at least one must be larger than 0"))
+}
+
+fn bad(value: String, problem: &str) -> Error {
+    Error::Setting {
+        name: "a share",
+        value,
+        problem: problem.to_owned(),
+    }
+}
+
+/// Patches whose centres are drawn by label.
+///
+/// A label is drawn by its share among the labels that any centre has, then one of its
+/// voxels among the centres, all alike.
+#[derive(Debug)]
+pub struct Label {
+    finder: Finder,
+    /// As many as the finder's wanted.
+    groups: Vec<Group>,
+    absent: Vec<Class>,
+    seed: u64,
+}
+
+/// Voxels that are drawn alike.
+#[derive(Debug)]
+struct Group {
+    /// The shares up to the end of this one.
+    end: f64,
+    blocks: Vec<u64>,
+    /// The voxels up to the end of each block.
+    ends: Vec<u64>,
+}
+
+impl Group {
+    fn new(end: f64, entries: Entries<u64>) -> Self {
+        let ends = entries.iter().scan(0, |end, &(_, count)| {
+            *end += count;
+            Some(*end)
+        });
+        let ends = ends.collect();
+        Self {
+            end,
+            blocks: entries.into_iter().map(|(block, _)| block).collect(),
+            ends,
+        }
+    }
+
+    fn count(&self) -> u64 {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    /// The block that holds voxel `k` of the group, and the voxel's number there.
+    fn block(&self, group: usize, k: u64) -> Aim {
+        let entry = self.ends.partition_point(|&end| end <= k);
+        let before = entry.checked_sub(1).map_or(0, |i| self.ends[i]);
+        Aim {
+            block: self.blocks[entry],
+            group,
+            rest: k - before,
+        }
+    }
+}
+
+impl Label {
+    /// Draws by the channel of `map` that `index` describes. The map is read through again and
+    /// again: give a [`Cached`](crate::volume::Cached) one if its chunks are wanted elsewhere too.
+    ///
+    /// Blocks that the border cuts are read now, so that shares are exact.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PatchSize`] if a patch does not fit; [`Error::NoCentre`] if no centre has any of
+    /// the labels; [`Error::Setting`] if the index is another map's; what reading gives.
+    pub fn new(
+        map: Arc<dyn Volume>,
+        index: &LabelIndex,
+        shares: &Shares,
+        options: &SamplerOptions,
+    ) -> Result<Self> {
+        let layout = map.layout();
+        let placement = Placement::new(layout.shape, options.patch, options.border)?;
+        let centres = placement.centres();
+        let background = shares.classes().any(|class| class == Class::ZERO);
+        let counts = index.within(&*map, centres, options.threads, background)?;
+        let (mut groups, mut wanted, mut absent) = (Vec::new(), Vec::new(), Vec::new());
+        if let Some(named) = &shares.0 {
+            let mut end = 0.0;
+            let mut entries = counts.classes;
+            for (class, share) in named.iter().filter(|&(_, &share)| share > 0.0) {
+                let found = entries.remove(class).filter(|found| !found.is_empty());
+                let (Some(found), Some(matcher)) = (found, class.matcher(layout.dtype)) else {
+                    absent.push(*class);
+                    continue;
+                };
+                end += share;
+                groups.push(Group::new(end, found));
+                wanted.push(Wanted::Label(matcher));
+            }
+        } else {
+            let entries = foreground(counts);
+            if !entries.is_empty() {
+                groups.push(Group::new(1.0, entries));
+                wanted.push(Wanted::Label(Matcher::non_zero(layout.dtype)));
+            }
+        }
+        if groups.is_empty() {
+            return Err(Error::NoCentre {
+                path: layout.path.clone(),
+                channel: index.channel,
+                centres,
+                problem: nothing(&absent),
+            });
+        }
+        let (channel, blocks) = (index.channel, index.blocks);
+        Ok(Self {
+            finder: Finder::new(map, channel, blocks, placement, wanted, options.budget),
+            groups,
+            absent,
+            seed: options.seed,
+        })
+    }
+
+    /// The labels with a share that no centre has: they are left out, and the others' shares grow.
+    #[must_use]
+    pub fn absent(&self) -> &[Class] {
+        &self.absent
+    }
+
+    fn aim(&self, epoch: u64, n: u64) -> Aim {
+        let mut random = Random::new(self.seed, epoch, n);
+        let total = self.groups.last().map_or(0.0, |group| group.end);
+        let at = random.fraction() * total;
+        let group = self.groups.partition_point(|group| group.end <= at);
+        let last = self.groups.partition_point(|group| group.end < total);
+        let group = group.min(last);
+        let k = random.below(self.groups[group].count());
+        self.groups[group].block(group, k)
+    }
+
+    /// Every centre that can be drawn, with its probability: all that a draw chooses from.
+    #[cfg(test)]
+    pub(super) fn probabilities(&self) -> std::collections::HashMap<[u64; 3], f64> {
+        let (mut all, mut before) = (std::collections::HashMap::new(), 0.0);
+        let total = self.groups.last().unwrap().end;
+        for (i, group) in self.groups.iter().enumerate() {
+            let count = f64::from(u32::try_from(group.count()).unwrap());
+            for k in 0..group.count() {
+                let centre = self.finder.find(group.block(i, k)).unwrap();
+                *all.entry(centre).or_default() += (group.end - before) / total / count;
+            }
+            before = group.end;
+        }
+        all
+    }
+}
+
+/// How many voxels of each block are not 0.
+fn foreground(counts: LabelCounts) -> Entries<u64> {
+    let mut blocks: BTreeMap<u64, u64> = BTreeMap::new();
+    let classes = counts.classes.into_iter();
+    for (block, count) in classes
+        .filter(|&(class, _)| class != Class::ZERO)
+        .flat_map(|(_, entries)| entries)
+    {
+        *blocks.entry(block).or_default() += count;
+    }
+    blocks.into_iter().collect()
+}
+
+fn nothing(absent: &[Class]) -> String {
+    match absent {
+        [] => "there is no label but 0".to_owned(),
+        [class] => format!("there is no label {class}"),
+        classes => {
+            let all: Vec<_> = classes.iter().map(Class::to_string).collect();
+            format!("there is none of the labels {}", all.join(", "))
+        }
+    }
+}
+
+impl Sampler for Label {
+    fn patch(&self) -> Shape {
+        self.finder.placement().patch()
+    }
+
+    fn draw(&self, epoch: u64, n: u64) -> Result<Region> {
+        let centre = self.finder.find(self.aim(epoch, n))?;
+        Ok(self.finder.placement().region(centre))
+    }
+
+    fn draw_many(&self, epoch: u64, ns: &[u64]) -> Result<Vec<Region>> {
+        let aims: Vec<Aim> = ns.iter().map(|&n| self.aim(epoch, n)).collect();
+        self.finder.find_all(&aims)
+    }
+}

@@ -1,0 +1,143 @@
+//! An index on disk, beside its volume.
+//!
+//! The file says what it is of: kind, channel, block shape, and the stamp of the volume's
+//! files. It is trusted only if all of that is as it is now, its checksum is right, and every number
+//! in it is possible; else it is built anew. Writers fill a file of their own and rename it.
+//!
+//! Little-endian: magic `VOXBLOCK`, version u32, CRC-32 u32 of all that follows, then purpose (its
+//! length u64, its bytes), stamp u128, and the sums.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::Path;
+
+use flate2::Crc;
+
+use super::blocks::Blocks;
+use super::index::BlockIndex;
+use super::stamp::stamp;
+use super::sums::{Tally, take_u64};
+use crate::error::{Error, Result};
+use crate::region::Region;
+use crate::volume::Volume;
+use crate::volume::staged::StagedFile;
+
+const MAGIC: [u8; 8] = *b"VOXBLOCK";
+const VERSION: u32 = 1;
+const FORMAT: &str = "block index";
+/// Bytes of the largest file that is read: as many pairs as an index may hold, and their labels.
+const LARGEST: u64 = 2 << 30;
+
+/// What the index is of, but for the volume.
+fn purpose<T: Tally>(channel: u64, blocks: &Blocks) -> Vec<u8> {
+    let mut purpose = vec![T::KIND];
+    let numbers = [channel]
+        .into_iter()
+        .chain(blocks.volume)
+        .chain(blocks.block);
+    numbers.for_each(|number| purpose.extend(number.to_le_bytes()));
+    purpose
+}
+
+/// The stamp that an index of this volume has now; `None` if the volume has no files.
+pub(super) fn stamp_of<T: Tally>(
+    volume: &dyn Volume,
+    channel: u64,
+    blocks: &Blocks,
+) -> Result<Option<u128>> {
+    stamp(volume, &purpose::<T>(channel, blocks))
+}
+
+/// Reads what [`write`] wrote, if it is of this volume.
+pub(super) fn read<T: Tally>(
+    path: &Path,
+    channel: u64,
+    blocks: &Blocks,
+    stamp: Option<u128>,
+) -> Result<T> {
+    let bad = |problem: &str| Error::header(path, FORMAT, problem);
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    let mut bytes = Vec::new();
+    let taken = file.take(LARGEST + 1).read_to_end(&mut bytes);
+    taken.map_err(Error::io("read", path))?;
+    let rest = bytes
+        .strip_prefix(&MAGIC)
+        .ok_or_else(|| bad("it does not begin with VOXBLOCK"))?;
+    let (version, rest) = take_u32(rest).ok_or_else(|| bad("it was cut short"))?;
+    if version != VERSION {
+        return Err(bad("it is of another version"));
+    }
+    let (sum, mut rest) = take_u32(rest).ok_or_else(|| bad("it was cut short"))?;
+    if sum != checksum(rest) {
+        return Err(bad("it was cut short or changed: its checksum is wrong"));
+    }
+    let purpose = purpose::<T>(channel, blocks);
+    let same = take_u64(&mut rest) == Some(purpose.len() as u64);
+    let (Some(rest), true) = (rest.strip_prefix(&purpose[..]), same) else {
+        return Err(bad("it is of another kind, channel or shape"));
+    };
+    match rest.split_first_chunk() {
+        Some((stored, sums)) if stamp.is_some_and(|now| u128::from_le_bytes(*stored) == now) => {
+            let voxels = Region::whole(blocks.block).voxels();
+            T::decode(sums, blocks.count(), voxels)
+                .ok_or_else(|| bad("it holds numbers that no index can have"))
+        }
+        _ => Err(bad("the volume has changed, or is another one")),
+    }
+}
+
+/// Writes an index and gives it its name once it is whole.
+pub(super) fn write<T: Tally>(path: &Path, index: &BlockIndex<T>) -> Result<()> {
+    let Some(stamp) = index.stamp else {
+        return Err(Error::unsupported(
+            &index.layout.path,
+            "an index is saved only of a volume that has files, which it is checked against",
+        ));
+    };
+    refuse_inside(path, &index.layout.path)?;
+    let purpose = purpose::<T>(index.channel, &index.blocks);
+    let mut body = Vec::new();
+    body.extend((purpose.len() as u64).to_le_bytes());
+    body.extend(purpose);
+    body.extend(stamp.to_le_bytes());
+    index.tally.encode(&mut body);
+    let staged = StagedFile::new(path, true)?;
+    let mut head = MAGIC.to_vec();
+    head.extend(VERSION.to_le_bytes());
+    head.extend(checksum(&body).to_le_bytes());
+    let mut file = staged.file();
+    file.write_all(&head)
+        .and_then(|()| file.write_all(&body))
+        .map_err(Error::io("write", path))?;
+    staged.finish()
+}
+
+/// A file inside the volume's folder would change the stamp, and one in its place the volume.
+fn refuse_inside(path: &Path, volume: &Path) -> Result<()> {
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let (Ok(parent), Ok(inside)) = (fs::canonicalize(parent), fs::canonicalize(volume)) else {
+        return Ok(());
+    };
+    let target = path.file_name().map(|name| parent.join(name));
+    if target.is_some_and(|target| target.starts_with(inside)) {
+        return Err(Error::OutputIsInput {
+            output: path.to_path_buf(),
+            input: volume.to_path_buf(),
+        });
+    }
+    Ok(())
+}
+
+fn checksum(bytes: &[u8]) -> u32 {
+    let mut crc = Crc::new();
+    crc.update(bytes);
+    crc.sum()
+}
+
+fn take_u32(bytes: &[u8]) -> Option<(u32, &[u8])> {
+    let (first, rest) = bytes.split_first_chunk()?;
+    Some((u32::from_le_bytes(*first), rest))
+}

@@ -1,0 +1,296 @@
+//! Indexes on disk: what is stale, cut short, damaged or another volume's is built anew.
+
+use std::fs::{self, File, FileTimes};
+use std::path::{Path, PathBuf};
+
+use super::*;
+use crate::volume::{CreateOptions, create, open};
+
+fn write_zarr(path: &Path, labels: &[u8], chunk: u64) {
+    let options = CreateOptions {
+        chunk: [chunk; 3],
+        shard: None,
+        codec: crate::volume::Codec::None,
+        replace: true,
+        ..CreateOptions::default()
+    };
+    let output = create(path, &Layout::new([16, 16, 16], 1, DType::U8), &options).unwrap();
+    output.write(Region::whole([16, 16, 16]), labels).unwrap();
+    output.finish().unwrap();
+}
+
+fn labels(of: u8) -> Vec<u8> {
+    (0..4096_u32).map(|i| u8::from(i % 3 == 0) * of).collect()
+}
+
+fn load(path: &Path, volume: &dyn Volume) -> LabelIndex {
+    LabelIndex::load_or_build(path, volume, 0, 1, &silent).unwrap()
+}
+
+/// All files below a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    entries
+        .flat_map(|path| {
+            if path.is_dir() {
+                files(&path)
+            } else {
+                vec![path]
+            }
+        })
+        .collect()
+}
+
+#[test]
+fn an_index_that_was_saved_is_loaded_and_draws_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, path) = (
+        dir.path().join("labels.zarr"),
+        dir.path().join("labels.index"),
+    );
+    write_zarr(&data, &labels(3), 8);
+    let volume = open(&data).unwrap();
+    let built = load(&path, &*volume);
+    let loaded = load(&path, &*volume);
+    assert!(!built.was_loaded() && loaded.was_loaded());
+    assert_eq!(built.tally, loaded.tally);
+    assert_eq!(
+        loaded.counts(),
+        [(Class::ZERO, 2730), (3.into(), 1366)].into()
+    );
+    let again = open(&data).unwrap();
+    assert!(load(&path, &*again).was_loaded(), "opened again");
+    let cached = Cached::new(volume, 1 << 20);
+    assert!(load(&path, &cached).was_loaded(), "through a cache");
+    let weights = WeightIndex::load(&path, &*again, 0).unwrap_err();
+    assert!(matches!(weights, Error::Header { .. }), "of another kind");
+}
+
+#[test]
+fn data_rewritten_with_the_same_size_and_time_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, path) = (
+        dir.path().join("labels.zarr"),
+        dir.path().join("labels.index"),
+    );
+    write_zarr(&data, &labels(3), 16);
+    let volume = open(&data).unwrap();
+    load(&path, &*volume);
+    let chunk = files(&data)
+        .into_iter()
+        .max_by_key(|file| fs::metadata(file).unwrap().len());
+    let chunk = chunk.unwrap();
+    let before = fs::metadata(&chunk).unwrap();
+    fs::write(&chunk, labels(4)).unwrap();
+    let times = FileTimes::new().set_modified(before.modified().unwrap());
+    File::options()
+        .write(true)
+        .open(&chunk)
+        .unwrap()
+        .set_times(times)
+        .unwrap();
+    let after = fs::metadata(&chunk).unwrap();
+    assert_eq!(after.len(), before.len(), "an uncompressed chunk");
+    assert_eq!(after.modified().unwrap(), before.modified().unwrap());
+    let index = load(&path, &*volume);
+    assert!(!index.was_loaded());
+    assert_eq!(index.counts()[&4.into()], 1366);
+    assert!(load(&path, &*volume).was_loaded(), "and saved anew");
+}
+
+#[test]
+fn chunks_that_come_or_go_are_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, path) = (
+        dir.path().join("labels.zarr"),
+        dir.path().join("labels.index"),
+    );
+    write_zarr(&data, &labels(3), 8);
+    let volume = open(&data).unwrap();
+    load(&path, &*volume);
+    let chunk = files(&data)
+        .into_iter()
+        .find(|file| !file.ends_with("zarr.json"))
+        .unwrap();
+    let aside = dir.path().join("aside");
+    fs::rename(&chunk, &aside).unwrap();
+    let index = load(&path, &*volume);
+    assert!(!index.was_loaded());
+    assert!(
+        index.counts()[&Class::ZERO] > 2730,
+        "a missing chunk is background"
+    );
+    fs::rename(&aside, &chunk).unwrap();
+    assert!(!load(&path, &*volume).was_loaded());
+}
+
+#[test]
+fn a_file_that_is_cut_short_damaged_or_of_another_volume_is_built_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, path) = (
+        dir.path().join("labels.zarr"),
+        dir.path().join("labels.index"),
+    );
+    write_zarr(&data, &labels(3), 8);
+    let volume = open(&data).unwrap();
+    let whole = load(&path, &*volume);
+    let bytes = fs::read(&path).unwrap();
+    for end in 0..bytes.len() {
+        fs::write(&path, &bytes[..end]).unwrap();
+        assert!(
+            LabelIndex::load(&path, &*volume, 0).is_err(),
+            "cut at {end}"
+        );
+    }
+    for i in 0..bytes.len() {
+        let mut changed = bytes.clone();
+        changed[i] ^= 1 << (i % 8);
+        fs::write(&path, &changed).unwrap();
+        assert!(
+            LabelIndex::load(&path, &*volume, 0).is_err(),
+            "changed at {i}"
+        );
+    }
+    let index = load(&path, &*volume);
+    assert!(!index.was_loaded() && index.tally == whole.tally);
+    assert_eq!(fs::read(&path).unwrap(), bytes);
+    let other = dir.path().join("other.zarr");
+    write_zarr(&other, &labels(3), 8);
+    let index = load(&path, &*open(&other).unwrap());
+    assert!(!index.was_loaded(), "the same voxels in other files");
+    fs::write(&path, b"").unwrap();
+    assert!(!load(&path, &*volume).was_loaded());
+}
+
+#[test]
+fn builders_at_the_same_time_leave_one_whole_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, path) = (
+        dir.path().join("labels.zarr"),
+        dir.path().join("labels.index"),
+    );
+    write_zarr(&data, &labels(3), 8);
+    let volume = open(&data).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                for _ in 0..5 {
+                    assert_eq!(load(&path, &*volume).counts()[&3.into()], 1366);
+                    LabelIndex::build(&*volume, 0, 2, &silent)
+                        .unwrap()
+                        .save(&path)
+                        .unwrap();
+                }
+            });
+        }
+    });
+    assert!(load(&path, &*volume).was_loaded());
+    let left = fs::read_dir(dir.path()).unwrap().count();
+    assert_eq!(left, 2, "the volume, the index, and no half-written file");
+}
+
+#[test]
+fn an_index_is_not_saved_into_the_volume_nor_for_one_without_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("labels.zarr");
+    write_zarr(&data, &labels(3), 8);
+    let volume = open(&data).unwrap();
+    let index = LabelIndex::build(&*volume, 0, 1, &silent).unwrap();
+    let array = &volume.layout().path;
+    for path in [array.join("index"), array.join("c/index"), array.clone()] {
+        assert!(matches!(
+            index.save(&path),
+            Err(Error::OutputIsInput { .. })
+        ));
+    }
+    let map = memory([1, 1, 3], vec![1_u8; 3]);
+    let index = LabelIndex::build(&*map, 0, 1, &silent).unwrap();
+    let path = dir.path().join("labels.index");
+    assert!(matches!(index.save(&path), Err(Error::Unsupported { .. })));
+    assert!(LabelIndex::load(&path, &*map, 0).is_err());
+}
+
+#[test]
+fn shards_that_are_not_stored_are_background_and_the_others_are_not_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("labels.zarr");
+    let options = CreateOptions {
+        chunk: [32; 3],
+        shard: Some([64, 128, 64]),
+        ..CreateOptions::default()
+    };
+    // Rather many shards, of which two are stored, one at the edge.
+    let shape = [640, 640, 400];
+    let output = create(&data, &Layout::new(shape, 1, DType::U16), &options).unwrap();
+    for (at, size) in [
+        ([128, 256, 64], [64, 128, 64]),
+        ([576, 512, 384], [64, 128, 16]),
+    ] {
+        let region = Region::new(at, size);
+        let labels: Vec<u16> = (0..region.voxels())
+            .map(|i| u16::from(i % 5 == 0))
+            .collect();
+        output.write(region, bytemuck::cast_slice(&labels)).unwrap();
+    }
+    output.finish().unwrap();
+    let volume = open(&data).unwrap();
+    let blocks = Blocks::of(volume.layout());
+    assert!(blocks.shards(volume.layout()).is_some());
+    let index = LabelIndex::build(&*volume, 0, 2, &silent).unwrap();
+    let stored: u64 = [64 * 128 * 64, 64 * 128 * 16_u64]
+        .iter()
+        .map(|n| n.div_ceil(5))
+        .sum();
+    assert_eq!(index.counts()[&1.into()], stored);
+    let mut layout = volume.layout().clone();
+    layout.write_chunk = None;
+    assert!(blocks.shards(&layout).is_none());
+    let plain = Shardless(volume, layout);
+    let one_by_one = LabelIndex::build(&plain, 0, 2, &silent).unwrap();
+    assert_eq!(index.tally, one_by_one.tally);
+}
+
+/// A volume that does not say that it has shards.
+#[derive(Debug)]
+struct Shardless(Arc<dyn Volume>, Layout);
+
+impl Volume for Shardless {
+    fn layout(&self) -> &Layout {
+        &self.1
+    }
+    fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
+        self.0.read_channels(channels, region, out)
+    }
+    fn read_chunk(&self, index: [u64; 4]) -> Result<Chunk> {
+        self.0.read_chunk(index)
+    }
+}
+
+#[test]
+fn a_zarr_without_stored_chunks_is_drawn_from_to_its_far_end() {
+    let dir = tempfile::tempdir().unwrap();
+    for (i, (shape, chunk)) in [
+        ([1, 65_537, 70_000], [1, 4096, 4096]),
+        ([3, 1, (1 << 31) + 1], [1, 1, 1 << 20]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let data = dir.path().join(format!("{i}.zarr"));
+        let options = CreateOptions {
+            chunk,
+            shard: None,
+            ..CreateOptions::default()
+        };
+        let output = create(&data, &Layout::new(shape, 1, DType::U64), &options).unwrap();
+        output.finish().unwrap();
+        let volume = open(&data).unwrap();
+        let index = LabelIndex::build(&*volume, 0, 2, &silent).unwrap();
+        let patch = [1, shape[1].min(65_536), shape[2] - 1];
+        let sampler = Label::new(volume, &index, &shares([(0, 1.0)]), &super::options(patch));
+        let places: BTreeSet<_> = starts(&sampler.unwrap(), 300).into_iter().collect();
+        assert_eq!(places.len(), [4, 6][i], "{places:?}");
+    }
+}

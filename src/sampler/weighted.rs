@@ -1,0 +1,127 @@
+//! Patches whose centres are drawn by a map of weights.
+
+use std::sync::Arc;
+
+use super::border::Placement;
+use super::draw::{Sampler, SamplerOptions};
+use super::find::{Aim, Finder, Wanted};
+use super::index::WeightIndex;
+use super::random::Random;
+use super::sums::{Sum, too_large};
+use crate::error::{Error, Result};
+use crate::region::{Region, Shape};
+use crate::volume::Volume;
+
+/// Patches whose centres are drawn by a map of weights, one value for each voxel.
+///
+/// A centre's probability is its weight over the sum of all centres' weights. Weights are the
+/// map's real values (slope and intercept applied); they need not add up to anything, and a voxel whose weight is 0
+/// is never drawn.
+#[derive(Debug)]
+pub struct Weighted {
+    finder: Finder,
+    blocks: Vec<u64>,
+    /// The weight up to the end of each block.
+    ends: Vec<f64>,
+    seed: u64,
+}
+
+impl Weighted {
+    /// Draws by the channel of `map` that `index` describes. The map is read through again and
+    /// again: give a [`Cached`](crate::volume::Cached) one if its chunks are wanted elsewhere too.
+    ///
+    /// Blocks that the border cuts are read now, so that shares are exact.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PatchSize`] if a patch does not fit; [`Error::NoCentre`] if every weight among the
+    /// centres is 0; [`Error::Setting`] if the index is another map's; [`Error::Unsupported`]
+    /// if the weights' sum is too large; what reading gives.
+    pub fn new(
+        map: Arc<dyn Volume>,
+        index: &WeightIndex,
+        options: &SamplerOptions,
+    ) -> Result<Self> {
+        let shape = map.layout().shape;
+        let placement = Placement::new(shape, options.patch, options.border)?;
+        let centres = placement.centres();
+        let sums = index.within(&*map, centres, options.threads, false)?.0;
+        if sums.is_empty() {
+            return Err(Error::NoCentre {
+                path: map.layout().path.clone(),
+                channel: index.channel,
+                centres,
+                problem: "every weight is 0".to_owned(),
+            });
+        }
+        let (mut sum, mut end) = (Sum::default(), 0.0_f64);
+        let ends = sums.iter().map(|&(_, weight)| {
+            sum.add(weight);
+            end = end.max(sum.value());
+            end
+        });
+        let ends: Vec<f64> = ends.collect();
+        if end.is_infinite() {
+            return Err(too_large(&map.layout().path));
+        }
+        let (channel, blocks) = (index.channel, index.blocks);
+        let wanted = vec![Wanted::Weight];
+        Ok(Self {
+            finder: Finder::new(map, channel, blocks, placement, wanted, options.budget),
+            blocks: sums.into_iter().map(|(block, _)| block).collect(),
+            ends,
+            seed: options.seed,
+        })
+    }
+
+    /// Which block, and a number for the voxel inside it.
+    fn aim(&self, epoch: u64, n: u64) -> Aim {
+        let mut random = Random::new(self.seed, epoch, n);
+        let total = self.ends.last().copied().unwrap_or(0.0);
+        let at = random.fraction() * total;
+        // A block whose weight is lost beside the others' ends where it begins, and is passed by.
+        let entry = self.ends.partition_point(|&end| end <= at);
+        let last = self.ends.partition_point(|&end| end < total);
+        Aim {
+            block: self.blocks[entry.min(last)],
+            group: 0,
+            rest: random.number(),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn probability(&self, centre: [u64; 3]) -> f64 {
+        let block = self.finder.block_of(centre);
+        let Some(entry) = self.blocks.iter().position(|&own| Some(own) == block) else {
+            return 0.0;
+        };
+        let before = if entry == 0 {
+            0.0
+        } else {
+            self.ends[entry - 1]
+        };
+        let share = (self.ends[entry] - before) / self.ends.last().unwrap();
+        let aim = Aim {
+            block: self.blocks[entry],
+            group: 0,
+            rest: 0,
+        };
+        share * self.finder.share(aim, centre)
+    }
+}
+
+impl Sampler for Weighted {
+    fn patch(&self) -> Shape {
+        self.finder.placement().patch()
+    }
+
+    fn draw(&self, epoch: u64, n: u64) -> Result<Region> {
+        let centre = self.finder.find(self.aim(epoch, n))?;
+        Ok(self.finder.placement().region(centre))
+    }
+
+    fn draw_many(&self, epoch: u64, ns: &[u64]) -> Result<Vec<Region>> {
+        let aims: Vec<Aim> = ns.iter().map(|&n| self.aim(epoch, n)).collect();
+        self.finder.find_all(&aims)
+    }
+}

@@ -1,0 +1,235 @@
+//! The feed: from a plan to places in opened subjects, a window at a time.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::plan::{Epoch, Planned, Share};
+use super::subject::{Image, Subject, Subjects};
+use crate::error::{Error, Result};
+use crate::region::Region;
+use crate::sampler::{Random, Sampler};
+
+/// Makes the sampler of a subject from the subject and a seed of its own; `None` leaves the
+/// subject out.
+pub type MakeSampler = dyn Fn(&Subject, u64) -> Result<Option<Arc<dyn Sampler>>> + Send + Sync;
+
+/// Subjects that are kept open although no patch of theirs is planned any more.
+const KEPT_OPEN: usize = 16;
+
+/// A place to read, or why there is none.
+pub(super) struct Item {
+    pub(super) place: u64,
+    pub(super) found: Result<(Arc<Opened>, Region), Failed>,
+}
+
+/// Why a planned patch cannot be read.
+#[derive(Clone)]
+pub(super) enum Failed {
+    /// The sampler's maker left the subject out.
+    LeftOut {
+        index: u64,
+        name: String,
+    },
+    Error(Arc<Error>),
+}
+
+impl Failed {
+    /// An error of one of a subject's patches.
+    pub(super) fn of(opened: &Opened, error: Error) -> Self {
+        failed(opened.index, opened.subject.name(), error)
+    }
+}
+
+/// A subject with its sampler.
+pub(super) struct Opened {
+    pub(super) index: u64,
+    pub(super) subject: Arc<Subject>,
+    /// `None` if it is left out.
+    sampler: Option<Arc<dyn Sampler>>,
+    /// What had been read of each image when that was last asked.
+    read: Vec<AtomicU64>,
+}
+
+impl Opened {
+    /// Bytes read of an image since this was last asked.
+    pub(super) fn newly_read(&self, image: usize) -> u64 {
+        let now = self.subject.images()[image].volume.reads().bytes;
+        now.saturating_sub(self.read[image].fetch_max(now, Ordering::Relaxed))
+    }
+}
+
+pub(super) struct Feed {
+    pub(super) subjects: Arc<dyn Subjects>,
+    pub(super) make: Arc<MakeSampler>,
+    pub(super) seed: u64,
+    pub(super) epoch: Epoch,
+    pub(super) share: Share,
+    /// Places of the epoch that no step has taken yet.
+    pub(super) left: Range<u64>,
+    /// Places of this rank that are taken and not yet looked up.
+    part: Range<u64>,
+    window: Option<(u64, Vec<Planned>)>,
+    window_length: u64,
+    open: VecDeque<Arc<Opened>>,
+}
+
+impl fmt::Debug for Feed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Feed")
+            .field("left", &self.left)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Feed {
+    pub(super) fn new(
+        subjects: Arc<dyn Subjects>,
+        make: Arc<MakeSampler>,
+        seed: u64,
+        (epoch, window_length): (Epoch, u64),
+        share: Share,
+        left: Range<u64>,
+    ) -> Self {
+        Self {
+            subjects,
+            make,
+            seed,
+            epoch,
+            share,
+            part: left.start..left.start,
+            left,
+            window: None,
+            window_length,
+            open: VecDeque::new(),
+        }
+    }
+
+    /// The next places of this rank, up to the end of a window; none at the end of the epoch.
+    pub(super) fn next(&mut self) -> Vec<Item> {
+        let mut places = Vec::new();
+        let mut planned = Vec::new();
+        while let Some(place) = self.next_place() {
+            let window = place / self.window_length;
+            if self.window.as_ref().is_none_or(|(held, _)| *held != window) {
+                self.window = Some((window, self.epoch.window(window)));
+            }
+            if let Some((_, held)) = &self.window {
+                let at =
+                    usize::try_from(place % self.window_length).expect("a window is in memory");
+                planned.push(held[at]);
+                places.push(place);
+            }
+            if (place + 1).is_multiple_of(self.window_length) {
+                break;
+            }
+        }
+        let mut found = self.locate(&planned);
+        let item = |(place, planned): (u64, &Planned)| {
+            let found = found
+                .remove(planned)
+                .expect("every planned patch was looked for");
+            Item { place, found }
+        };
+        places.into_iter().zip(&planned).map(item).collect()
+    }
+
+    /// Gives up all that is left.
+    pub(super) fn abandon(&mut self) {
+        self.left.start = self.left.end;
+        self.part = self.left.clone();
+    }
+
+    fn next_place(&mut self) -> Option<u64> {
+        while self.part.is_empty() {
+            if self.left.is_empty() {
+                return None;
+            }
+            let step = self.share.step(self.left.start, self.left.end);
+            self.part = self.share.part(&step);
+            self.left.start = step.end;
+        }
+        self.part.next()
+    }
+
+    /// Draws all that a window wants, subject by subject.
+    fn locate(
+        &mut self,
+        planned: &[Planned],
+    ) -> BTreeMap<Planned, Result<(Arc<Opened>, Region), Failed>> {
+        let mut wanted: Vec<Planned> = planned.to_vec();
+        wanted.sort_unstable();
+        let mut found = BTreeMap::new();
+        for run in wanted.chunk_by(|a, b| a.subject == b.subject) {
+            let opened = self.opened(run[0].subject);
+            let draws: Vec<u64> = run.iter().map(|planned| planned.draw).collect();
+            let drawn = opened.and_then(|opened| self.draw(opened, &draws));
+            match drawn {
+                Ok((opened, regions)) => {
+                    let places = regions
+                        .into_iter()
+                        .map(|region| Ok((Arc::clone(&opened), region)));
+                    found.extend(run.iter().copied().zip(places));
+                }
+                Err(failed) => {
+                    found.extend(run.iter().map(|&planned| (planned, Err(failed.clone()))));
+                }
+            }
+        }
+        found
+    }
+
+    fn draw(
+        &self,
+        opened: Arc<Opened>,
+        draws: &[u64],
+    ) -> Result<(Arc<Opened>, Vec<Region>), Failed> {
+        let Some(sampler) = &opened.sampler else {
+            let name = opened.subject.name().to_owned();
+            return Err(Failed::LeftOut {
+                index: opened.index,
+                name,
+            });
+        };
+        match sampler.draw_many(self.epoch.number(), draws) {
+            Ok(regions) => Ok((opened, regions)),
+            Err(error) => Err(failed(opened.index, opened.subject.name(), error)),
+        }
+    }
+
+    fn opened(&mut self, index: u64) -> Result<Arc<Opened>, Failed> {
+        if let Some(at) = self.open.iter().position(|opened| opened.index == index) {
+            return Ok(Arc::clone(&self.open[at]));
+        }
+        let subject = self
+            .subjects
+            .open(index)
+            .map_err(|error| failed(index, "", error))?;
+        let own_seed = Random::of_domain(*b"voxpatch seed v1", self.seed, index, 0).number();
+        let sampler = (self.make)(&subject, own_seed)
+            .map_err(|error| failed(index, subject.name(), error))?;
+        let read = |image: &Image| AtomicU64::new(image.volume.reads().bytes);
+        let opened = Arc::new(Opened {
+            index,
+            read: subject.images().iter().map(read).collect(),
+            subject: Arc::new(subject),
+            sampler,
+        });
+        self.open.push_back(Arc::clone(&opened));
+        if self.open.len() > KEPT_OPEN {
+            self.open.pop_front();
+        }
+        Ok(opened)
+    }
+}
+
+fn failed(index: u64, name: &str, error: Error) -> Failed {
+    let source = Arc::new(error);
+    Failed::Error(Arc::new(Error::Subject {
+        index,
+        name: name.to_owned(),
+        source,
+    }))
+}

@@ -1,0 +1,384 @@
+//! The loader: the patches of an epoch, read ahead by workers, delivered in the plan's order.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::feed::{Feed, MakeSampler};
+use super::plan::{Plan, Share};
+use super::pool::Pool;
+use super::sample::Sample;
+use super::schedule::{Delivered, Limits, Schedule, Transform};
+use super::subject::Subjects;
+use crate::error::{Error, Result};
+
+/// What to read, and with how much of the machine.
+#[derive(Clone)]
+pub struct LoaderOptions {
+    /// Threads that read; with 0 the consumer's own does it when it asks.
+    pub threads: usize,
+    /// Patches that the buffer may hold, complete or not.
+    pub max_length: usize,
+    /// Bytes that patches in the buffer may take; one is always admitted.
+    pub max_bytes: u64,
+    /// Which patches are this rank's.
+    pub share: Share,
+    /// What becomes of a subject that cannot be opened, drawn from or read.
+    pub on_error: OnError,
+    /// Changes each sample on a worker's thread.
+    pub transform: Option<Arc<Transform>>,
+}
+
+/// What becomes of a patch that cannot be had.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnError {
+    /// The consumer gets the error in the patch's place.
+    #[default]
+    Fail,
+    /// The patch is left out, and the reason kept in the statistics.
+    Skip,
+}
+
+impl Default for LoaderOptions {
+    /// All cores, 300 patches or 512 MiB, everything to one rank.
+    fn default() -> Self {
+        Self {
+            threads: thread::available_parallelism().map_or(1, usize::from),
+            max_length: 300,
+            max_bytes: 512 << 20,
+            share: Share::whole(1),
+            on_error: OnError::Fail,
+            transform: None,
+        }
+    }
+}
+
+impl fmt::Debug for LoaderOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoaderOptions")
+            .field("threads", &self.threads)
+            .field("max_length", &self.max_length)
+            .field("max_bytes", &self.max_bytes)
+            .field("share", &self.share)
+            .field("on_error", &self.on_error)
+            .field("transform", &self.transform.is_some())
+            .finish()
+    }
+}
+
+/// Where an epoch is: enough to go on from there, with other threads or on other ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoaderState {
+    /// The epoch.
+    pub epoch: u64,
+    /// Patches that all ranks have taken together.
+    pub position: u64,
+    /// [`Plan::fingerprint`]: what the position counts in.
+    pub plan: u64,
+}
+
+/// What a loader has done so far.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LoaderStats {
+    /// Patches delivered.
+    pub delivered: u64,
+    /// Patches left out, with subjects' errors or by the sampler's maker.
+    pub left_out: u64,
+    /// The first of the reasons, one a subject.
+    pub reasons: Vec<String>,
+    /// How long the consumer waited.
+    pub waited: Duration,
+    /// Chunks fetched and decoded.
+    pub chunks: u64,
+    /// Bytes read of all images, before decoding.
+    pub bytes: u64,
+    /// Times that a chunk was copied into a patch: without sharing, each would be a decode.
+    pub copies: u64,
+    /// Patches in the buffer that are complete, and that are not.
+    pub fill: (usize, usize),
+}
+
+/// Reasons that statistics keep.
+const MOST_REASONS: usize = 100;
+
+/// An iterator over one epoch's samples; its threads end with it.
+pub struct Loader {
+    schedule: Arc<Schedule>,
+    workers: Vec<JoinHandle<()>>,
+    plan: u64,
+    epoch: u64,
+    share: Share,
+    /// The steps that are delivered in part or not at all, by the places where they begin.
+    end: u64,
+    /// Where the step begins that is being delivered.
+    step_start: u64,
+    /// Patches of this rank's part of it that were taken.
+    taken: u64,
+    on_error: OnError,
+    stats: LoaderStats,
+    over: bool,
+}
+
+impl Loader {
+    /// Epoch `epoch` of `plan`, from its first patch.
+    ///
+    /// `make` makes each subject's sampler, with a seed of the subject's own.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if the plan, the subjects and the options do not fit each other.
+    pub fn new(
+        subjects: Arc<dyn Subjects>,
+        make: Arc<MakeSampler>,
+        plan: &Plan,
+        epoch: u64,
+        options: &LoaderOptions,
+    ) -> Result<Self> {
+        let state = LoaderState {
+            epoch,
+            position: 0,
+            plan: plan.fingerprint(),
+        };
+        Self::resume(subjects, make, plan, state, options)
+    }
+
+    /// An epoch from where a saved state was, with the same plan; threads, buffer and ranks
+    /// may differ.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new); [`Error::OtherState`] if the state is another plan's.
+    pub fn resume(
+        subjects: Arc<dyn Subjects>,
+        make: Arc<MakeSampler>,
+        plan: &Plan,
+        state: LoaderState,
+        options: &LoaderOptions,
+    ) -> Result<Self> {
+        let other = |what, saved, here| Err(Error::OtherState { what, saved, here });
+        if state.plan != plan.fingerprint() {
+            return other(
+                "a plan with the fingerprint",
+                state.plan,
+                plan.fingerprint(),
+            );
+        }
+        if state.position > plan.len() {
+            return other("a position of", state.position, plan.len());
+        }
+        if plan.subjects() != subjects.len() {
+            return Err(Error::Setting {
+                name: "a plan of",
+                value: format!("{} subjects", plan.subjects()),
+                problem: format!("there are {}", subjects.len()),
+            });
+        }
+        let share = options.share;
+        share.check(plan.len())?;
+        let epoch = plan.epoch(state.epoch);
+        let left = state.position..plan.len();
+        let feed = Feed::new(
+            subjects,
+            make,
+            plan.seed(),
+            (epoch, plan.window()),
+            share,
+            left,
+        );
+        let limits = Limits {
+            patches: options.max_length.max(1),
+            bytes: options.max_bytes,
+        };
+        let pool = Arc::new(Pool::new(options.max_bytes / 4));
+        let schedule = Arc::new(Schedule::new(feed, limits, pool, options.transform.clone()));
+        let workers = (0..options.threads)
+            .map(|n| {
+                let schedule = Arc::clone(&schedule);
+                thread::Builder::new()
+                    .name(format!("voxpatch-loader-{n}"))
+                    .spawn(move || schedule.work())
+                    .map_err(|source| Error::Io {
+                        action: "start a thread for",
+                        path: "loader".into(),
+                        source,
+                    })
+            })
+            .collect::<Result<_>>();
+        let mut loader = Self {
+            schedule,
+            workers: Vec::new(),
+            plan: state.plan,
+            epoch: state.epoch,
+            share,
+            end: plan.len(),
+            step_start: state.position,
+            taken: 0,
+            on_error: options.on_error,
+            stats: LoaderStats::default(),
+            over: false,
+        };
+        loader.workers = workers?;
+        Ok(loader)
+    }
+
+    /// Where the epoch is. On several ranks, the start of the step that is being delivered:
+    /// save it when a batch is complete, where all ranks agree.
+    #[must_use]
+    pub fn state(&self) -> LoaderState {
+        let inside = if self.share.world_size == 1 {
+            self.taken
+        } else {
+            0
+        };
+        LoaderState {
+            epoch: self.epoch,
+            position: self.step_start + inside,
+            plan: self.plan,
+        }
+    }
+
+    /// The rest of this rank's current batch, at most [`Share::batch`] patches; `None` at the
+    /// end of the epoch. Left-out patches make a batch shorter, even empty.
+    pub fn next_batch(&mut self) -> Option<Result<Vec<Sample>>> {
+        if self.step_start >= self.end {
+            return None;
+        }
+        let step = self.share.step(self.step_start, self.end);
+        let part = self.share.part(&step);
+        let mut batch = Vec::new();
+        while self.step_start == step.start && self.taken < part.end - part.start {
+            match self.take()? {
+                Ok(Some(sample)) => batch.push(sample),
+                Ok(None) => {}
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        Some(Ok(batch))
+    }
+
+    /// What has been done so far.
+    #[must_use]
+    pub fn stats(&self) -> LoaderStats {
+        let counters = &self.schedule.counters;
+        LoaderStats {
+            chunks: counters.chunks.load(Ordering::Relaxed),
+            bytes: counters.bytes.load(Ordering::Relaxed),
+            copies: counters.copies.load(Ordering::Relaxed),
+            fill: self.schedule.fill(),
+            ..self.stats.clone()
+        }
+    }
+
+    /// Patches of this rank that are still to come.
+    #[must_use]
+    pub fn remaining(&self) -> u64 {
+        let (mut from, mut left) = (self.step_start, 0);
+        // All steps but the last three are of one size.
+        let full = self.share.world_size.saturating_mul(self.share.batch);
+        let alike = ((self.end - from) / full).saturating_sub(3);
+        from += alike * full;
+        left += alike * self.share.batch;
+        while from < self.end {
+            let step = self.share.step(from, self.end);
+            let part = self.share.part(&step);
+            left += part.end - part.start;
+            from = step.end;
+        }
+        left - self.taken
+    }
+
+    /// The next patch in order, `None` in it if it was left out.
+    fn take(&mut self) -> Option<Result<Option<Sample>>> {
+        if self.over {
+            return None;
+        }
+        let began = Instant::now();
+        let delivered = self.schedule.next(self.workers.is_empty());
+        self.stats.waited += began.elapsed();
+        let Some(delivered) = delivered else {
+            self.over = true;
+            return None;
+        };
+        self.advance();
+        Some(match delivered {
+            Delivered::Sample(sample) => {
+                self.stats.delivered += 1;
+                Ok(Some(*sample))
+            }
+            Delivered::LeftOut { index, name } => {
+                self.leave_out(format!(
+                    "subject {index} ({name}) was left out: nothing can be drawn from it"
+                ));
+                Ok(None)
+            }
+            Delivered::Error(error) if self.on_error == OnError::Skip => {
+                self.leave_out(chain(&error));
+                Ok(None)
+            }
+            Delivered::Error(error) => Err(Error::shared(error)),
+        })
+    }
+
+    fn leave_out(&mut self, reason: String) {
+        self.stats.left_out += 1;
+        if self.stats.reasons.len() < MOST_REASONS && !self.stats.reasons.contains(&reason) {
+            self.stats.reasons.push(reason);
+        }
+    }
+
+    fn advance(&mut self) {
+        self.taken += 1;
+        let step = self.share.step(self.step_start, self.end);
+        let part = self.share.part(&step);
+        if self.taken >= part.end - part.start {
+            (self.step_start, self.taken) = (step.end, 0);
+        }
+    }
+}
+
+/// An error with its causes.
+fn chain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+impl Iterator for Loader {
+    type Item = Result<Sample>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match self.take()? {
+                Ok(Some(sample)) => return Some(Ok(sample)),
+                Ok(None) => {}
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.schedule.stop();
+        for worker in self.workers.drain(..) {
+            // Panics of code that is not ours were caught; there is nobody left to tell of others.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl fmt::Debug for Loader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loader")
+            .field("state", &self.state())
+            .field("workers", &self.workers.len())
+            .finish_non_exhaustive()
+    }
+}

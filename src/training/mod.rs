@@ -1,0 +1,26 @@
+//! Training: subjects, the plan of an epoch, and a loader that reads ahead.
+//!
+//! A [`Plan`] says which patches an epoch has and in which order, a sampler where each of
+//! them lies, and a [`Loader`] reads them: by the chunk, each chunk once for all patches of
+//! its buffer that want it, whatever the order in which they are delivered. The sequence is
+//! the same for any number of threads and any buffer, can be resumed at any patch, and is
+//! cut between ranks by patch.
+
+mod feed;
+mod loader;
+mod order;
+mod plan;
+mod pool;
+mod sample;
+mod schedule;
+mod subject;
+
+pub use feed::MakeSampler;
+pub use loader::{Loader, LoaderOptions, LoaderState, LoaderStats, OnError};
+pub use plan::{Epoch, Plan, Planned, Share};
+pub use sample::Sample;
+pub use schedule::Transform;
+pub use subject::{Image, Lazy, Subject, Subjects, TOLERANCE, Values};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,444 @@
+//! Plans: which patches an epoch has, in which order, and which of them a rank gets.
+//!
+//! Everything is a function of (seed, epoch, place): subjects in their order or shuffled,
+//! so many draws of each, and then the patches of every *window* of the sequence mixed with
+//! each other. An epoch yields exactly what is planned, whatever was left unread before, and
+//! nothing of it is kept but one window at a time.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::order::Order;
+use crate::error::{Error, Result};
+use crate::sampler::Random;
+
+/// What every epoch consists of.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    subjects: u64,
+    counts: Counts,
+    seed: u64,
+    window: u64,
+    shuffle_subjects: bool,
+    shuffle_patches: bool,
+}
+
+/// How many patches each subject gives in an epoch.
+#[derive(Clone, Debug)]
+enum Counts {
+    /// All the same number.
+    Each(u64),
+    /// Those before each subject, and all of them at the end.
+    Before(Arc<[u64]>),
+}
+
+/// One patch of an epoch: a subject, and the number of a draw from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Planned {
+    /// The subject's place in the list.
+    pub subject: u64,
+    /// Which of the subject's draws in this epoch.
+    pub draw: u64,
+}
+
+impl Plan {
+    /// `samples_per_volume` patches of each of `subjects` subjects; subjects and patches
+    /// shuffled, patches within windows of 300.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if an epoch has more than 2^63 patches.
+    pub fn new(subjects: u64, samples_per_volume: u64, seed: u64) -> Result<Self> {
+        if subjects
+            .checked_mul(samples_per_volume)
+            .is_none_or(|all| i64::try_from(all).is_err())
+        {
+            return Err(too_many());
+        }
+        Ok(Self {
+            subjects,
+            counts: Counts::Each(samples_per_volume),
+            seed,
+            window: 300,
+            shuffle_subjects: true,
+            shuffle_patches: true,
+        })
+    }
+
+    /// A number of patches for each subject, 0 allowed.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn with_counts(counts: &[u64], seed: u64) -> Result<Self> {
+        let mut before = Vec::with_capacity(counts.len() + 1);
+        let mut all = 0_u64;
+        before.push(0);
+        for &count in counts {
+            all = all
+                .checked_add(count)
+                .filter(|&n| i64::try_from(n).is_ok())
+                .ok_or_else(too_many)?;
+            before.push(all);
+        }
+        let plan = Self::new(counts.len() as u64, 0, seed)?;
+        Ok(Self {
+            counts: Counts::Before(before.into()),
+            ..plan
+        })
+    }
+
+    /// The same with patches mixed within windows of `length` (1 or more).
+    #[must_use]
+    pub const fn with_window(mut self, length: u64) -> Self {
+        self.window = if length == 0 { 1 } else { length };
+        self
+    }
+
+    /// The same with subjects, and patches within a window, in order or shuffled.
+    #[must_use]
+    pub const fn with_shuffle(mut self, subjects: bool, patches: bool) -> Self {
+        (self.shuffle_subjects, self.shuffle_patches) = (subjects, patches);
+        self
+    }
+
+    /// How many subjects there are.
+    #[must_use]
+    pub const fn subjects(&self) -> u64 {
+        self.subjects
+    }
+
+    /// The seed.
+    #[must_use]
+    pub const fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Patches that are mixed with each other.
+    #[must_use]
+    pub const fn window(&self) -> u64 {
+        self.window
+    }
+
+    /// Patches of an epoch.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        match &self.counts {
+            Counts::Each(count) => self.subjects * count,
+            Counts::Before(before) => before.last().copied().unwrap_or(0),
+        }
+    }
+
+    /// Whether an epoch has no patch.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The sequence of an epoch.
+    #[must_use]
+    pub fn epoch(&self, epoch: u64) -> Epoch {
+        let subjects = if self.shuffle_subjects {
+            Order::new(
+                self.subjects,
+                Random::of_domain(*b"voxpatch subj v1", self.seed, epoch, 0),
+            )
+        } else {
+            Order::Same
+        };
+        let before = match &self.counts {
+            Counts::Each(_) => None,
+            Counts::Before(counts) => {
+                let count = |subject: u64| {
+                    let at = usize::try_from(subject).expect("a list in memory");
+                    counts[at + 1] - counts[at]
+                };
+                let mut all = 0;
+                let sum = |n: u64| {
+                    all += count(subjects.at(n));
+                    all
+                };
+                Some(
+                    std::iter::once(0)
+                        .chain((0..self.subjects).map(sum))
+                        .collect(),
+                )
+            }
+        };
+        Epoch {
+            plan: self.clone(),
+            epoch,
+            subjects,
+            before,
+        }
+    }
+
+    /// A number that differs between plans that yield different sequences.
+    #[must_use]
+    pub fn fingerprint(&self) -> u64 {
+        // FNV-1a (Fowler, Noll, Vo) over what the sequence depends on.
+        let mut hash = 0xCBF2_9CE4_8422_2325_u64;
+        let mut add = |n: u64| {
+            for byte in n.to_le_bytes() {
+                hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
+            }
+        };
+        add(self.subjects);
+        add(self.seed);
+        add(self.window);
+        add(u64::from(self.shuffle_subjects) + 2 * u64::from(self.shuffle_patches));
+        match &self.counts {
+            Counts::Each(count) => add(*count),
+            Counts::Before(before) => before.iter().for_each(|&n| add(n)),
+        }
+        hash
+    }
+}
+
+fn too_many() -> Error {
+    Error::Setting {
+        name: "an epoch of",
+        value: "more than 2^63 patches".to_owned(),
+        problem: "take fewer of each subject".to_owned(),
+    }
+}
+
+/// The sequence of one epoch.
+#[derive(Clone, Debug)]
+pub struct Epoch {
+    plan: Plan,
+    epoch: u64,
+    subjects: Order,
+    /// Patches before each subject in this epoch's order, where the numbers differ.
+    before: Option<Vec<u64>>,
+}
+
+impl Epoch {
+    /// Which epoch it is.
+    #[must_use]
+    pub const fn number(&self) -> u64 {
+        self.epoch
+    }
+
+    /// How many windows it has; the last may be shorter.
+    #[must_use]
+    pub fn windows(&self) -> u64 {
+        self.plan.len().div_ceil(self.plan.window)
+    }
+
+    /// The patches of a window, in the order of delivery.
+    #[must_use]
+    pub fn window(&self, window: u64) -> Vec<Planned> {
+        let first = window.saturating_mul(self.plan.window);
+        let end = first.saturating_add(self.plan.window).min(self.plan.len());
+        let count = end.saturating_sub(first);
+        let order = if self.plan.shuffle_patches {
+            let random =
+                Random::of_domain(*b"voxpatch wind v1", self.plan.seed, self.epoch, window);
+            Order::new(count, random)
+        } else {
+            Order::Same
+        };
+        (0..count)
+            .map(|n| self.undisturbed(first + order.at(n)))
+            .collect()
+    }
+
+    /// What stands at place `n` before patches are mixed.
+    fn undisturbed(&self, n: u64) -> Planned {
+        let (place, draw) = match (&self.before, &self.plan.counts) {
+            (Some(before), _) => {
+                let place = before.partition_point(|&start| start <= n) - 1;
+                (place as u64, n - before[place])
+            }
+            (None, Counts::Each(count)) => (n / count, n % count),
+            (None, Counts::Before(_)) => unreachable!("an epoch of unequal numbers sums them"),
+        };
+        Planned {
+            subject: self.subjects.at(place),
+            draw,
+        }
+    }
+}
+
+/// Which patches of an epoch a rank gets, batch by batch.
+///
+/// At each step all ranks together take `world_size` batches that follow each other, so one
+/// volume feeds all of them. The last steps share what is left evenly: every rank has the
+/// same number of batches, no patch is lost and none comes twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// This rank, from 0.
+    pub rank: u64,
+    /// How many ranks there are.
+    pub world_size: u64,
+    /// Patches of a batch of one rank.
+    pub batch: u64,
+}
+
+impl Share {
+    /// Everything, `batch` at a time.
+    #[must_use]
+    pub const fn whole(batch: u64) -> Self {
+        Self {
+            rank: 0,
+            world_size: 1,
+            batch,
+        }
+    }
+
+    /// Checks the three against each other and an epoch's `patches`.
+    pub(super) fn check(&self, patches: u64) -> Result<()> {
+        let bad = |name, value: u64, problem: String| {
+            Err(Error::Setting {
+                name,
+                value: value.to_string(),
+                problem,
+            })
+        };
+        if self.world_size == 0 || self.rank >= self.world_size {
+            let problem = format!("there are {} ranks, counted from 0", self.world_size);
+            return bad("rank", self.rank, problem);
+        }
+        if self.batch == 0 {
+            return bad("a batch of", 0, "it must have a patch".to_owned());
+        }
+        if patches > 0 && patches < self.world_size {
+            let problem = format!("an epoch of {patches} patches leaves some of them with none");
+            return bad("a world size of", self.world_size, problem);
+        }
+        Ok(())
+    }
+
+    /// The places of all ranks' next batches, when `left` patches start at `from`.
+    pub(super) fn step(&self, from: u64, end: u64) -> Range<u64> {
+        let left = end - from;
+        let full = self.world_size.saturating_mul(self.batch);
+        let after = left.saturating_sub(full);
+        let take = match left {
+            _ if left <= full => left,
+            // A rest with too few patches for all ranks is evened out with the step before it.
+            _ if after < self.world_size && left >= 2 * self.world_size => left.div_ceil(2),
+            _ if after < self.world_size => left,
+            _ => full,
+        };
+        from..from + take
+    }
+
+    /// This rank's part of a step.
+    pub(super) fn part(&self, step: &Range<u64>) -> Range<u64> {
+        let take = step.end - step.start;
+        let cut = |rank: u64| {
+            let wide = u128::from(take) * u128::from(rank) / u128::from(self.world_size);
+            step.start + u64::try_from(wide).expect("no more than a step")
+        };
+        cut(self.rank)..cut(self.rank + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn sequence(plan: &Plan, epoch: u64) -> Vec<Planned> {
+        let epoch = plan.epoch(epoch);
+        (0..epoch.windows()).flat_map(|n| epoch.window(n)).collect()
+    }
+
+    #[test]
+    fn an_epoch_has_exactly_the_planned_counts() {
+        for subjects in 1..=5_u64 {
+            for window in [1, 2, 5, 6, 20, 25] {
+                let counts: Vec<u64> = (0..subjects).map(|n| (n * 5 + 3) % 8).collect();
+                let plan = Plan::with_counts(&counts, window)
+                    .unwrap()
+                    .with_window(window);
+                for epoch in 0..2 {
+                    let mut found: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+                    for planned in sequence(&plan, epoch) {
+                        found.entry(planned.subject).or_default().push(planned.draw);
+                    }
+                    for (subject, &count) in (0..).zip(&counts) {
+                        let mut draws = found.remove(&subject).unwrap_or_default();
+                        draws.sort_unstable();
+                        assert!(draws.into_iter().eq(0..count));
+                    }
+                }
+            }
+        }
+        assert_eq!(
+            sequence(&Plan::new(3, 4, 0).unwrap().with_window(5), 0).len(),
+            12
+        );
+        assert_eq!(
+            sequence(&Plan::new(3, 20, 0).unwrap().with_window(6), 0).len(),
+            60
+        );
+        assert!(Plan::new(4, 0, 0).unwrap().is_empty() && Plan::new(0, 9, 0).unwrap().is_empty());
+    }
+
+    #[test]
+    fn patches_are_mixed_within_windows_and_subjects_between_epochs() {
+        let plan = Plan::new(40, 3, 7).unwrap().with_window(12);
+        let (first, second) = (sequence(&plan, 0), sequence(&plan, 1));
+        assert_ne!(first, second);
+        assert_eq!(first, sequence(&plan, 0));
+        for window in first.chunks(12) {
+            let subjects: std::collections::BTreeSet<u64> =
+                window.iter().map(|p| p.subject).collect();
+            assert_eq!(
+                subjects.len(),
+                4,
+                "a window of 12 holds all draws of 4 subjects"
+            );
+            assert!(!window.is_sorted());
+        }
+        let plain = sequence(&plan.with_shuffle(false, false), 3);
+        assert!(plain.is_sorted());
+    }
+
+    #[test]
+    fn a_million_subjects_cost_nothing() {
+        let plan = Plan::new(1_000_000, 8, 1).unwrap();
+        let window = plan.epoch(5).window(plan.epoch(5).windows() - 1);
+        assert_eq!(window.len(), 200);
+        assert!(window.iter().all(|p| p.subject < 1_000_000 && p.draw < 8));
+        assert!(Plan::new(1 << 40, 1 << 40, 0).is_err());
+    }
+
+    #[test]
+    fn ranks_share_every_patch_in_equally_many_batches() {
+        for total in 1..60_u64 {
+            for world_size in [1, 2, 3, 5, 8] {
+                for batch in 1..=5 {
+                    let share = |rank| Share {
+                        rank,
+                        world_size,
+                        batch,
+                    };
+                    if total < world_size {
+                        assert!(share(0).check(total).is_err());
+                        continue;
+                    }
+                    let mut seen = Vec::new();
+                    let mut from = 0;
+                    while from < total {
+                        let step = share(0).step(from, total);
+                        for rank in 0..world_size {
+                            let part = share(rank).part(&step);
+                            assert!(
+                                !part.is_empty(),
+                                "{total} {world_size} {batch}: rank {rank} has no batch"
+                            );
+                            assert!(part.end - part.start <= batch + u64::from(batch == 1));
+                            seen.extend(part);
+                        }
+                        from = step.end;
+                    }
+                    assert!(seen.into_iter().eq(0..total));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,609 @@
+//! The schedule: which chunk is read next, and for which patches.
+//!
+//! Patches are admitted in the order of delivery, as many as the buffer holds. Work is taken
+//! from the front: the first patch that still wants a chunk decides which one is read, and
+//! that chunk then goes to every admitted patch that wants it. So nothing that the consumer
+//! waits for stands behind anything else, and among the admitted patches no chunk is fetched
+//! or decoded twice. A chunk that is under way when another patch is admitted goes to that
+//! one too.
+
+use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+
+use super::feed::{Failed, Feed, Item, Opened};
+use super::pool::Pool;
+use super::sample::Sample;
+use super::subject::{Image, Values};
+use crate::error::{Error, Result};
+use crate::patch::Patch;
+use crate::region::Region;
+use crate::volume::{Chunk, ChunkShape, intersecting, real_values};
+
+/// Changes a sample on a worker's thread before it is delivered.
+pub type Transform = dyn Fn(&mut Sample) -> Result<()> + Send + Sync;
+
+/// A chunk of an image of a subject.
+type Key = (u64, usize, ChunkShape);
+
+pub(super) struct Schedule {
+    state: Mutex<State>,
+    /// There may be work.
+    work: Condvar,
+    /// The front patch is complete, or there is none any more.
+    ready: Condvar,
+    feed: Mutex<Feed>,
+    pub(super) pool: Arc<Pool>,
+    transform: Option<Arc<Transform>>,
+    limits: Limits,
+    pub(super) counters: Counters,
+}
+
+/// What the buffer may hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) patches: usize,
+    pub(super) bytes: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    /// Chunks fetched and decoded.
+    pub(super) chunks: AtomicU64,
+    /// Patches that chunks were copied to.
+    pub(super) copies: AtomicU64,
+    /// Bytes read of all images, before decoding.
+    pub(super) bytes: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    /// Patches that wait for room in the buffer.
+    planned: VecDeque<Slot>,
+    feeding: bool,
+    fed: bool,
+    /// Admitted patches, the next to be delivered in front.
+    slots: VecDeque<Admitted>,
+    /// How many of them have no work left to hand out, counted from the front.
+    handed_out: usize,
+    wants: HashMap<Key, Want>,
+    bytes: u64,
+    stop: bool,
+}
+
+struct Admitted {
+    slot: Arc<Slot>,
+    /// The first of its pieces that has not been handed out.
+    next: usize,
+}
+
+/// Who wants a chunk; `claimed` once somebody fetches it.
+#[derive(Default)]
+struct Want {
+    slots: Vec<Arc<Slot>>,
+    claimed: bool,
+}
+
+/// A patch that is being put together.
+struct Slot {
+    item: Result<Wanted, Failed>,
+    place: u64,
+    bytes: u64,
+    pieces: Vec<Piece>,
+    /// Pieces that are not there yet.
+    missing: AtomicUsize,
+    buffers: Vec<Mutex<Option<Patch>>>,
+    /// The first thing that went wrong.
+    error: Mutex<Option<Error>>,
+    /// What is delivered, once all pieces are there.
+    done: Mutex<Option<Result<Sample, Failed>>>,
+}
+
+struct Wanted {
+    opened: Arc<Opened>,
+    region: Region,
+    /// What is read of each image.
+    sources: Vec<Region>,
+}
+
+#[derive(Clone, Copy)]
+enum Piece {
+    Chunk(Key),
+    /// All of an image's region at once, where there are no chunks.
+    Whole(usize),
+}
+
+enum Job {
+    Chunk(Key, Vec<Arc<Slot>>),
+    Whole(Arc<Slot>, usize),
+    /// A patch of nothing but padding.
+    Nothing(Arc<Slot>),
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Worked,
+    /// Nothing to do until the consumer takes a patch or another worker is done.
+    Idle,
+    /// Nothing to do any more.
+    Over,
+}
+
+/// What the consumer gets.
+pub(super) enum Delivered {
+    Sample(Box<Sample>),
+    LeftOut { index: u64, name: String },
+    Error(Arc<Error>),
+}
+
+impl Schedule {
+    pub(super) fn new(
+        feed: Feed,
+        limits: Limits,
+        pool: Arc<Pool>,
+        transform: Option<Arc<Transform>>,
+    ) -> Self {
+        Self {
+            state: Mutex::default(),
+            work: Condvar::new(),
+            ready: Condvar::new(),
+            feed: Mutex::new(feed),
+            pool,
+            transform,
+            limits,
+            counters: Counters::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn stop(&self) {
+        self.lock().stop = true;
+        self.work.notify_all();
+        self.ready.notify_all();
+    }
+
+    /// Patches in the buffer that are complete, and those that are not.
+    pub(super) fn fill(&self) -> (usize, usize) {
+        let state = self.lock();
+        let complete = |admitted: &&Admitted| lock(&admitted.slot.done).is_some();
+        let ready = state.slots.iter().filter(complete).count();
+        (ready, state.slots.len() - ready)
+    }
+
+    /// Works until there is nothing to do any more.
+    pub(super) fn work(&self) {
+        while self.step(true) != Step::Over {}
+    }
+
+    /// Does one piece of work, waiting for one if `wait`.
+    pub(super) fn step(&self, wait: bool) -> Step {
+        let mut state = self.lock();
+        loop {
+            if state.stop {
+                return Step::Over;
+            }
+            if state.planned.is_empty() && !state.fed && !state.feeding {
+                state.feeding = true;
+                drop(state);
+                let slots: Vec<Slot> = self.fed().into_iter().map(Slot::new).collect();
+                state = self.lock();
+                state.feeding = false;
+                state.fed = slots.is_empty();
+                state.planned.extend(slots);
+                self.admit(&mut state);
+                self.work.notify_all();
+                self.ready.notify_all();
+                continue;
+            }
+            if let Some(job) = state.next_job() {
+                drop(state);
+                self.run(job);
+                return Step::Worked;
+            }
+            if state.fed && state.planned.is_empty() {
+                return Step::Over;
+            }
+            if !wait {
+                return Step::Idle;
+            }
+            state = self
+                .work
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The feed's next items; a panic in code that it calls becomes one item with an error.
+    fn fed(&self) -> Vec<Item> {
+        let mut feed = self.feed.lock().unwrap_or_else(PoisonError::into_inner);
+        catch_unwind(AssertUnwindSafe(|| feed.next())).unwrap_or_else(|panic| {
+            feed.abandon();
+            let error = Failed::Error(Arc::new(panicked(&*panic)));
+            vec![Item {
+                place: feed.left.end,
+                found: Err(error),
+            }]
+        })
+    }
+
+    /// Admits planned patches while the buffer has room, one at least.
+    fn admit(&self, state: &mut State) {
+        while let Some(slot) = state.planned.pop_front() {
+            let fits = state.slots.len() < self.limits.patches
+                && state.bytes.saturating_add(slot.bytes) <= self.limits.bytes;
+            if !fits && !state.slots.is_empty() {
+                state.planned.push_front(slot);
+                return;
+            }
+            let slot = Arc::new(slot);
+            state.bytes = state.bytes.saturating_add(slot.bytes);
+            for piece in &slot.pieces {
+                if let Piece::Chunk(key) = piece {
+                    state
+                        .wants
+                        .entry(*key)
+                        .or_default()
+                        .slots
+                        .push(Arc::clone(&slot));
+                }
+            }
+            state.slots.push_back(Admitted { slot, next: 0 });
+        }
+    }
+
+    /// The next patch in order. Works itself while it waits if `inline`.
+    pub(super) fn next(&self, inline: bool) -> Option<Delivered> {
+        let mut state = self.lock();
+        loop {
+            let done = state
+                .slots
+                .front()
+                .and_then(|front| lock(&front.slot.done).take());
+            if let Some(done) = done {
+                if let Some(front) = state.slots.pop_front() {
+                    state.bytes -= front.slot.bytes;
+                    state.handed_out = state.handed_out.saturating_sub(1);
+                }
+                self.admit(&mut state);
+                drop(state);
+                self.work.notify_all();
+                return Some(match done {
+                    Ok(sample) => Delivered::Sample(Box::new(sample)),
+                    Err(Failed::LeftOut { index, name }) => Delivered::LeftOut { index, name },
+                    Err(Failed::Error(error)) => Delivered::Error(error),
+                });
+            }
+            if state.stop || (state.slots.is_empty() && state.planned.is_empty() && state.fed) {
+                return None;
+            }
+            if inline {
+                drop(state);
+                self.step(false);
+                state = self.lock();
+            } else {
+                state = self
+                    .ready
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    fn run(&self, job: Job) {
+        match job {
+            Job::Chunk(key, slots) => self.scatter(key, slots),
+            Job::Whole(slot, image) => {
+                let copied = guarded(|| self.copy_whole(&slot, image));
+                self.piece_done(&slot, copied);
+            }
+            Job::Nothing(slot) => self.complete(&slot),
+        }
+    }
+
+    /// Fetches a chunk and copies it to all patches that want it.
+    fn scatter(&self, key: Key, mut slots: Vec<Arc<Slot>>) {
+        let (_, image, index) = key;
+        let chunk = match slots.first().map(|slot| &slot.item) {
+            Some(Ok(wanted)) => {
+                let chunk = guarded(|| wanted.images()[image].volume.read_chunk(index));
+                self.count_bytes(wanted, image);
+                chunk
+            }
+            _ => return,
+        };
+        self.counters.chunks.fetch_add(1, Ordering::Relaxed);
+        let chunk = chunk.map_err(Arc::new);
+        loop {
+            self.counters
+                .copies
+                .fetch_add(slots.len() as u64, Ordering::Relaxed);
+            self.deal(&chunk, image, slots);
+            let mut state = self.lock();
+            let late = state
+                .wants
+                .get_mut(&key)
+                .map(|want| std::mem::take(&mut want.slots));
+            slots = late.unwrap_or_default();
+            if slots.is_empty() {
+                state.wants.remove(&key);
+                return;
+            }
+        }
+    }
+
+    /// Copies a chunk to each of `slots`, those that nobody else writes to first.
+    fn deal(&self, chunk: &Result<Chunk, Arc<Error>>, image: usize, mut slots: Vec<Arc<Slot>>) {
+        while !slots.is_empty() {
+            let before = slots.len();
+            slots.retain(|slot| !self.copy_chunk(slot, image, chunk, false));
+            if slots.len() == before
+                && let Some(slot) = slots.pop()
+            {
+                self.copy_chunk(&slot, image, chunk, true);
+            }
+        }
+    }
+
+    /// Copies a chunk into a patch; false if somebody else writes to it and `wait` is not set.
+    fn copy_chunk(
+        &self,
+        slot: &Arc<Slot>,
+        image: usize,
+        chunk: &Result<Chunk, Arc<Error>>,
+        wait: bool,
+    ) -> bool {
+        let copied = match (chunk, &slot.item) {
+            (Ok(chunk), Ok(wanted)) => {
+                let mut buffer = match slot.buffers[image].try_lock() {
+                    Ok(buffer) => buffer,
+                    Err(TryLockError::WouldBlock) if wait => lock(&slot.buffers[image]),
+                    Err(TryLockError::WouldBlock) => return false,
+                    Err(TryLockError::Poisoned(buffer)) => buffer.into_inner(),
+                };
+                self.buffer(wanted, image, &mut buffer).map(|patch| {
+                    let (channels, region, size) =
+                        (0..patch.channels(), patch.region(), patch.dtype().size());
+                    chunk.copy_to(&channels, region, patch.bytes_mut(), size);
+                })
+            }
+            (Err(error), _) => Err(Error::Shared(Arc::clone(error))),
+            (Ok(_), Err(_)) => Ok(()),
+        };
+        self.piece_done(slot, copied);
+        true
+    }
+
+    fn copy_whole(&self, slot: &Slot, image: usize) -> Result<()> {
+        let Ok(wanted) = &slot.item else {
+            return Ok(());
+        };
+        let mut buffer = lock(&slot.buffers[image]);
+        let patch = self.buffer(wanted, image, &mut buffer)?;
+        let region = patch.region();
+        let read = wanted.images()[image]
+            .volume
+            .read_into(region, patch.bytes_mut());
+        self.count_bytes(wanted, image);
+        read
+    }
+
+    fn count_bytes(&self, wanted: &Wanted, image: usize) {
+        let bytes = wanted.opened.newly_read(image);
+        self.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// The patch that an image's voxels are gathered in.
+    fn buffer<'a>(
+        &self,
+        wanted: &Wanted,
+        image: usize,
+        buffer: &'a mut Option<Patch>,
+    ) -> Result<&'a mut Patch> {
+        if buffer.is_none() {
+            let layout = wanted.images()[image].volume.layout();
+            *buffer = Some(
+                self.pool
+                    .take(wanted.sources[image], layout.channels, layout.dtype)?,
+            );
+        }
+        Ok(buffer.as_mut().expect("it was just made"))
+    }
+
+    /// Counts a piece; whoever brings the last one completes the patch.
+    fn piece_done(&self, slot: &Arc<Slot>, copied: Result<()>) {
+        if let Err(error) = copied {
+            lock(&slot.error).get_or_insert(error);
+        }
+        if slot.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.complete(slot);
+        }
+    }
+
+    fn complete(&self, slot: &Slot) {
+        let error = lock(&slot.error).take();
+        let done = match (error, &slot.item) {
+            (Some(error), _) => Err(slot.failed(error)),
+            (None, Ok(wanted)) => {
+                guarded(|| self.finish(slot, wanted)).map_err(|error| slot.failed(error))
+            }
+            (None, Err(failed)) => Err(failed.clone()),
+        };
+        *lock(&slot.done) = Some(done);
+        // The lock makes sure that a consumer that looked before is waiting by now.
+        drop(self.lock());
+        self.ready.notify_all();
+    }
+
+    /// Pads, converts and transforms what was read.
+    fn finish(&self, slot: &Slot, wanted: &Wanted) -> Result<Sample> {
+        let mut patches = Vec::with_capacity(slot.buffers.len());
+        for (n, image) in wanted.images().iter().enumerate() {
+            let mut buffer = lock(&slot.buffers[n]);
+            self.buffer(wanted, n, &mut buffer)?;
+            let read = buffer.take().expect("it was just made");
+            let padded = self.padded(image, read, wanted.region)?;
+            patches.push(match image.values {
+                Values::Stored => padded,
+                Values::As(dtype) => padded.converted(dtype),
+                Values::Real => real_values(padded, image.volume.layout().rescale)?,
+            });
+        }
+        let subject = Arc::clone(&wanted.opened.subject);
+        let index = wanted.opened.index;
+        let mut sample = Sample::new(
+            slot.place,
+            index,
+            wanted.region,
+            subject,
+            patches,
+            &self.pool,
+        );
+        if let Some(transform) = &self.transform {
+            transform(&mut sample)?;
+        }
+        Ok(sample)
+    }
+
+    fn padded(&self, image: &Image, read: Patch, region: Region) -> Result<Patch> {
+        if read.region() == region {
+            return Ok(read);
+        }
+        let (channels, dtype) = (read.channels(), read.dtype());
+        let mut patch = self.pool.take(region, channels, dtype)?;
+        let shape = image.volume.layout().shape;
+        let source = (read.bytes(), read.region());
+        image
+            .padding
+            .fill(source, (patch.bytes_mut(), region), channels, dtype, shape);
+        self.pool.give(read);
+        Ok(patch)
+    }
+}
+
+impl State {
+    fn next_job(&mut self) -> Option<Job> {
+        while let Some(admitted) = self.slots.get_mut(self.handed_out) {
+            if admitted.slot.pieces.is_empty() && admitted.next == 0 {
+                admitted.next = 1;
+                return Some(Job::Nothing(Arc::clone(&admitted.slot)));
+            }
+            while let Some(piece) = admitted.slot.pieces.get(admitted.next) {
+                admitted.next += 1;
+                match *piece {
+                    Piece::Whole(image) => {
+                        return Some(Job::Whole(Arc::clone(&admitted.slot), image));
+                    }
+                    Piece::Chunk(key) => {
+                        // It may have come already, and be wanted again by a later patch only.
+                        let wants = |want: &&mut Want| {
+                            !want.claimed
+                                && want
+                                    .slots
+                                    .iter()
+                                    .any(|slot| Arc::ptr_eq(slot, &admitted.slot))
+                        };
+                        let Some(want) = self.wants.get_mut(&key).filter(wants) else {
+                            continue;
+                        };
+                        want.claimed = true;
+                        return Some(Job::Chunk(key, std::mem::take(&mut want.slots)));
+                    }
+                }
+            }
+            self.handed_out += 1;
+        }
+        None
+    }
+}
+
+impl Wanted {
+    fn images(&self) -> &[Image] {
+        self.opened.subject.images()
+    }
+}
+
+impl Slot {
+    fn new(item: Item) -> Self {
+        let place = item.place;
+        let (item, bytes, pieces) = match item.found {
+            Err(failed) => (Err(failed), 0, Vec::new()),
+            Ok((opened, region)) => {
+                let shape = opened.subject.shape();
+                let images = opened.subject.images();
+                let sources: Vec<Region> = images
+                    .iter()
+                    .map(|image| image.padding.source(region, shape))
+                    .collect();
+                let mut bytes = opened.subject.sample_bytes(region.shape);
+                let mut pieces = Vec::new();
+                for (n, (image, source)) in images.iter().zip(&sources).enumerate() {
+                    let layout = image.volume.layout();
+                    if *source != region || image.dtype() != layout.dtype {
+                        let voxel = layout.channels * layout.dtype.size() as u64;
+                        bytes = bytes.saturating_add(source.voxels().saturating_mul(voxel));
+                    }
+                    match layout.read_chunk {
+                        _ if source.is_empty() => {}
+                        None => pieces.push(Piece::Whole(n)),
+                        Some(chunk) => {
+                            let all = intersecting(chunk, &(0..layout.channels), *source);
+                            pieces.extend(all.map(|index| Piece::Chunk((opened.index, n, index))));
+                        }
+                    }
+                }
+                (
+                    Ok(Wanted {
+                        opened,
+                        region,
+                        sources,
+                    }),
+                    bytes,
+                    pieces,
+                )
+            }
+        };
+        let images = item.as_ref().map_or(0, |wanted| wanted.sources.len());
+        Self {
+            item,
+            place,
+            bytes,
+            missing: AtomicUsize::new(pieces.len()),
+            pieces,
+            buffers: (0..images).map(|_| Mutex::default()).collect(),
+            error: Mutex::default(),
+            done: Mutex::default(),
+        }
+    }
+
+    /// An error of this patch, with its subject's name.
+    fn failed(&self, error: Error) -> Failed {
+        match &self.item {
+            Ok(wanted) => Failed::of(&wanted.opened, error),
+            Err(_) => Failed::Error(Arc::new(error)),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs code that may panic; a panic is an error like any other.
+fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(panicked(&*panic)))
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let message = text
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message");
+    Error::Panicked {
+        message: message.to_owned(),
+    }
+}

@@ -1,0 +1,291 @@
+//! Subjects: named volumes on one grid, cut at the same places.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::pad::Padding;
+use crate::region::Shape;
+use crate::volume::{Layout, Volume};
+
+/// One scan with what belongs to it: a second modality, labels, weights.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    name: String,
+    images: Vec<Image>,
+}
+
+/// A volume of a subject, and how patches are made of it.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// What it is called in the subject.
+    pub name: String,
+    /// Where its voxels are.
+    pub volume: Arc<dyn Volume>,
+    /// What stands beyond its faces; zeros if nothing else is said.
+    pub padding: Padding,
+    /// Which values patches get.
+    pub values: Values,
+}
+
+/// The values of patches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Values {
+    /// As they are stored.
+    #[default]
+    Stored,
+    /// As they are stored, converted.
+    As(DType),
+    /// Slope and intercept applied, as f32.
+    Real,
+}
+
+/// How far two volumes' geometries may differ and still be one grid: relative to the
+/// spacing for affines, relative for spacings.
+pub const TOLERANCE: f64 = 1e-3;
+
+impl Image {
+    /// An image whose patches have its stored values, zeros beyond its faces.
+    #[must_use]
+    pub fn new(name: impl Into<String>, volume: Arc<dyn Volume>) -> Self {
+        Self {
+            name: name.into(),
+            volume,
+            padding: Padding::Constant(0.0),
+            values: Values::Stored,
+        }
+    }
+
+    /// The same with something else beyond its faces.
+    #[must_use]
+    pub fn with_padding(self, padding: Padding) -> Self {
+        Self { padding, ..self }
+    }
+
+    /// The same with other values.
+    #[must_use]
+    pub fn with_values(self, values: Values) -> Self {
+        Self { values, ..self }
+    }
+
+    /// The type of its patches' voxels.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        match self.values {
+            Values::Stored => self.volume.layout().dtype,
+            Values::As(dtype) => dtype,
+            Values::Real => DType::F32,
+        }
+    }
+}
+
+impl Subject {
+    /// A subject of volumes that lie on one grid.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if there is no image or two have one name; [`Error::OtherGrid`] if two
+    /// differ in shape, or in spacing or affine by more than `tolerance` ([`TOLERANCE`] is usual).
+    pub fn new(name: impl Into<String>, images: Vec<Image>, tolerance: f64) -> Result<Self> {
+        let name = name.into();
+        let Some(first) = images.first() else {
+            return Err(Error::Setting {
+                name: "a subject called",
+                value: name,
+                problem: "it has no image".to_owned(),
+            });
+        };
+        for (n, image) in images.iter().enumerate() {
+            if images[..n].iter().any(|other| other.name == image.name) {
+                return Err(Error::Setting {
+                    name: "a subject called",
+                    value: name,
+                    problem: format!("two of its images are called {}", image.name),
+                });
+            }
+            check_grid(first.volume.layout(), image.volume.layout(), tolerance)?;
+        }
+        Ok(Self { name, images })
+    }
+
+    /// What it is called; for messages.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its images, in the order of each sample's patches.
+    #[must_use]
+    pub fn images(&self) -> &[Image] {
+        &self.images
+    }
+
+    /// The image of this name.
+    #[must_use]
+    pub fn image(&self, name: &str) -> Option<&Image> {
+        self.images.iter().find(|image| image.name == name)
+    }
+
+    /// Voxels along z, y, x.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        self.images[0].volume.layout().shape
+    }
+
+    /// Bytes of the patches that one sample of this patch size has, as they are delivered.
+    #[must_use]
+    pub fn sample_bytes(&self, patch: Shape) -> u64 {
+        let voxels = crate::region::voxels(patch).unwrap_or(u64::MAX);
+        let bytes = |image: &Image| {
+            let channels = image.volume.layout().channels;
+            voxels
+                .saturating_mul(channels)
+                .saturating_mul(image.dtype().size() as u64)
+        };
+        self.images.iter().map(bytes).fold(0, u64::saturating_add)
+    }
+}
+
+fn check_grid(first: &Layout, second: &Layout, tolerance: f64) -> Result<()> {
+    let differ = |what: &'static str, one: String, other: String| {
+        Err(Error::OtherGrid {
+            first: first.path.clone(),
+            second: second.path.clone(),
+            what,
+            one,
+            other,
+        })
+    };
+    if first.shape != second.shape {
+        return differ(
+            "shape",
+            format!("{:?}", first.shape),
+            format!("{:?}", second.shape),
+        );
+    }
+    let (one, other) = (&first.geometry, &second.geometry);
+    let near = |a: f64, b: f64, unit: f64| (a - b).abs() <= tolerance * unit;
+    if !(0..3).all(|a| near(one.spacing[a], other.spacing[a], one.spacing[a])) {
+        return differ(
+            "spacing",
+            format!("{:?}", one.spacing),
+            format!("{:?}", other.spacing),
+        );
+    }
+    // A direction is off by as much as it moves the far end of the axis, an origin by itself.
+    let finest = one.spacing.iter().copied().fold(f64::INFINITY, f64::min);
+    for (row, (a, b)) in one.affine[..3].iter().zip(&other.affine[..3]).enumerate() {
+        let same = (0..4).all(|column| near(a[column], b[column], finest));
+        if !same {
+            let row = ["x", "y", "z"][row];
+            return differ("affine", format!("{row}: {a:?}"), format!("{b:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// A list of subjects that are opened when they are needed.
+pub trait Subjects: Send + Sync {
+    /// How many there are.
+    fn len(&self) -> u64;
+
+    /// Opens one. Called from several threads at once.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps it from being opened.
+    fn open(&self, index: u64) -> Result<Subject>;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Subjects for Vec<Subject> {
+    fn len(&self) -> u64 {
+        self[..].len() as u64
+    }
+
+    fn open(&self, index: u64) -> Result<Subject> {
+        let at = usize::try_from(index).expect("an index below the list's length");
+        Ok(self[at].clone())
+    }
+}
+
+/// Subjects that a function opens: a list of a million costs nothing.
+pub struct Lazy<F> {
+    length: u64,
+    open: F,
+}
+
+impl<F: Fn(u64) -> Result<Subject> + Send + Sync> Lazy<F> {
+    /// `length` subjects, each opened by `open`.
+    pub const fn new(length: u64, open: F) -> Self {
+        Self { length, open }
+    }
+}
+
+impl<F> Debug for Lazy<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lazy")
+            .field("length", &self.length)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<F: Fn(u64) -> Result<Subject> + Send + Sync> Subjects for Lazy<F> {
+    fn len(&self) -> u64 {
+        self.length
+    }
+
+    fn open(&self, index: u64) -> Result<Subject> {
+        (self.open)(index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::Geometry;
+    use crate::volume::MemoryVolume;
+
+    fn image(name: &str, shape: Shape, geometry: Geometry) -> Image {
+        let layout = Layout::new(shape, 1, DType::U8).with_geometry(geometry);
+        Image::new(name, Arc::new(MemoryVolume::zeros(layout).unwrap()))
+    }
+
+    #[test]
+    fn images_of_a_subject_lie_on_one_grid() {
+        let spacing = |x| Geometry::from_spacing([3.0, 1.0, x]);
+        let with = |other: Image, tolerance| {
+            Subject::new(
+                "s",
+                vec![image("ct", [9, 8, 7], spacing(1.0)), other],
+                tolerance,
+            )
+        };
+        assert!(with(image("label", [9, 8, 7], spacing(1.0)), 0.0).is_ok());
+        assert!(with(image("label", [9, 8, 7], spacing(1.0 + 1e-7)), 1e-6).is_ok());
+        assert!(with(image("label", [9, 8, 7], spacing(1.0 + 1e-5)), 1e-6).is_err());
+        assert!(with(image("label", [9, 8, 7], spacing(1.0 + 1e-5)), TOLERANCE).is_ok());
+        let off = with(image("label", [9, 8, 6], spacing(1.0)), TOLERANCE).unwrap_err();
+        assert!(
+            matches!(off, Error::OtherGrid { what: "shape", .. }),
+            "{off}"
+        );
+        let mut flipped = spacing(1.0);
+        flipped.affine[0][0] = -1.0;
+        let off = with(image("label", [9, 8, 7], flipped), TOLERANCE).unwrap_err();
+        assert!(
+            matches!(off, Error::OtherGrid { what: "affine", .. }),
+            "{off}"
+        );
+        assert!(
+            with(image("ct", [9, 8, 7], spacing(1.0)), TOLERANCE).is_err(),
+            "one name twice"
+        );
+        assert!(Subject::new("s", Vec::new(), TOLERANCE).is_err());
+    }
+}

@@ -1,0 +1,781 @@
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use super::*;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::pad::Padding;
+use crate::patch::Patch;
+use crate::region::{Region, Shape};
+use crate::sampler::{Sampler, Uniform};
+use crate::volume::{
+    Chunk, ChunkShape, Layout, MemoryVolume, Reads, Rescale, Volume, intersecting,
+};
+
+const SHAPE: Shape = [40, 36, 44];
+const PATCH: Shape = [12, 10, 14];
+
+/// What a test's volume does when it is read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Manner {
+    Plain,
+    /// Takes a while, differently each time.
+    Slow,
+    /// Fails at one chunk.
+    FailsAt(ChunkShape),
+    PanicsAt(ChunkShape),
+}
+
+/// A volume in memory that notes which chunks are read.
+#[derive(Debug)]
+struct Noted {
+    inner: MemoryVolume,
+    layout: Layout,
+    manner: Manner,
+    chunks: Mutex<Vec<ChunkShape>>,
+    reads: AtomicUsize,
+}
+
+impl Noted {
+    fn new(salt: u32, chunk: Option<ChunkShape>, manner: Manner) -> Arc<Self> {
+        let count = u32::try_from(Region::whole(SHAPE).voxels()).unwrap();
+        let voxels = (0..count)
+            .map(|n| n.wrapping_mul(2_654_435_761).wrapping_add(salt))
+            .collect::<Vec<u32>>();
+        let inner = MemoryVolume::from_vec(SHAPE, 1, voxels).unwrap();
+        let layout = Layout {
+            read_chunk: chunk,
+            ..Volume::layout(&inner).clone()
+        };
+        Arc::new(Self {
+            inner,
+            layout,
+            manner,
+            chunks: Mutex::default(),
+            reads: AtomicUsize::new(0),
+        })
+    }
+
+    fn chunked(salt: u32) -> Arc<Self> {
+        Self::new(salt, Some([1, 8, 8, 8]), Manner::Plain)
+    }
+}
+
+impl Volume for Noted {
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
+        let n = self.reads.fetch_add(1, Ordering::SeqCst);
+        if self.manner == Manner::Slow {
+            thread::sleep(Duration::from_micros((n as u64 * 7_919) % 400));
+        }
+        self.inner.read_channels(channels, region, out)
+    }
+
+    fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
+        self.chunks.lock().unwrap().push(index);
+        match self.manner {
+            Manner::FailsAt(at) if at == index => return Err(Error::Stopped),
+            Manner::PanicsAt(at) if at == index => panic!("the disk is gone"),
+            _ => {}
+        }
+        let chunk = self.layout.read_chunk.unwrap();
+        let whole = crate::region::chunk_region(
+            [index[1], index[2], index[3]],
+            [chunk[1], chunk[2], chunk[3]],
+        );
+        let inside = whole.intersection(&Region::whole(SHAPE)).unwrap();
+        let mut patch = Patch::zeros(inside, 1, DType::U32)?;
+        self.read_channels(0..1, inside, patch.bytes_mut())?;
+        Ok(Chunk {
+            channels: 0..1,
+            region: inside,
+            voxels: crate::volume::ChunkVoxels::Stored(patch.bytes().to_vec()),
+        })
+    }
+
+    fn reads(&self) -> Reads {
+        Reads::default()
+    }
+}
+
+fn uniform() -> Arc<MakeSampler> {
+    Arc::new(|subject, seed| {
+        Ok(Some(
+            Arc::new(Uniform::new(subject.shape(), PATCH, seed)?) as Arc<dyn Sampler>
+        ))
+    })
+}
+
+fn subject(name: &str, volumes: &[&Arc<Noted>]) -> Subject {
+    let image = |(n, volume): (usize, &&Arc<Noted>)| {
+        Image::new(format!("image{n}"), Arc::clone(volume) as _)
+    };
+    Subject::new(
+        name,
+        volumes.iter().enumerate().map(image).collect(),
+        TOLERANCE,
+    )
+    .unwrap()
+}
+
+fn three(manner: Manner) -> Vec<Subject> {
+    let volume = |salt, chunk| Noted::new(salt, chunk, manner);
+    vec![
+        subject(
+            "a",
+            &[
+                &volume(1, Some([1, 8, 8, 8])),
+                &volume(2, Some([1, 16, 5, 44])),
+            ],
+        ),
+        subject("b", &[&volume(3, None), &volume(4, Some([1, 40, 36, 44]))]),
+        subject("c", &[&volume(5, Some([1, 7, 9, 11])), &volume(6, None)]),
+    ]
+}
+
+fn options(threads: usize) -> LoaderOptions {
+    LoaderOptions {
+        threads,
+        max_length: 8,
+        ..LoaderOptions::default()
+    }
+}
+
+fn loader(subjects: Vec<Subject>, plan: &Plan, options: &LoaderOptions) -> Loader {
+    Loader::new(Arc::new(subjects), uniform(), plan, 3, options).unwrap()
+}
+
+/// Place, subject, region and voxels of each sample.
+type Told = (u64, u64, Region, Vec<Vec<u8>>);
+
+fn told(sample: &Sample) -> Told {
+    let voxels = sample
+        .patches()
+        .iter()
+        .map(|patch| patch.bytes().to_vec())
+        .collect();
+    (sample.place, sample.subject_index, sample.region, voxels)
+}
+
+fn all(loader: impl Iterator<Item = Result<Sample>>) -> Vec<Told> {
+    loader.map(|sample| told(&sample.unwrap())).collect()
+}
+
+#[test]
+fn samples_are_what_the_volumes_hold_in_the_plan_s_order() {
+    let subjects = three(Manner::Plain);
+    let plan = Plan::new(3, 9, 5).unwrap().with_window(7);
+    let epoch = plan.epoch(3);
+    let planned: Vec<Planned> = (0..epoch.windows()).flat_map(|n| epoch.window(n)).collect();
+    let samples: Vec<Sample> = loader(subjects.clone(), &plan, &options(2))
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(samples.len(), 27);
+    for ((place, planned), sample) in (0..).zip(&planned).zip(&samples) {
+        assert_eq!(
+            (sample.place, sample.subject_index),
+            (place, planned.subject)
+        );
+        for (image, patch) in sample.subject().images().iter().zip(sample.patches()) {
+            assert_eq!(*patch, image.volume.read(sample.region).unwrap());
+        }
+    }
+    let places: BTreeSet<_> = samples
+        .iter()
+        .map(|s| (s.subject_index, s.region.start))
+        .collect();
+    assert!(places.len() > 24, "each subject has draws of its own");
+}
+
+#[test]
+fn the_sequence_is_the_same_for_any_threads_buffer_and_speed() {
+    let plan = Plan::new(3, 9, 5).unwrap().with_window(7);
+    let expected = all(loader(three(Manner::Plain), &plan, &options(0)));
+    for threads in [0, 1, 2, 8] {
+        for (max_length, max_bytes) in [
+            (1, 1 << 30),
+            (3, 1 << 30),
+            (50, 1 << 30),
+            (50, 0),
+            (50, 60_000),
+        ] {
+            let options = LoaderOptions {
+                threads,
+                max_length,
+                max_bytes,
+                ..options(threads)
+            };
+            assert_eq!(all(loader(three(Manner::Slow), &plan, &options)), expected);
+        }
+    }
+    let slow_consumer = loader(three(Manner::Plain), &plan, &options(3))
+        .inspect(|_| thread::sleep(Duration::from_millis(1)));
+    assert_eq!(all(slow_consumer), expected);
+}
+
+#[test]
+fn a_buffer_reads_each_chunk_once_for_all_its_patches() {
+    for threads in [0, 1, 4] {
+        let (ct, label) = (Noted::chunked(1), Noted::chunked(2));
+        let plan = Plan::new(1, 30, 1).unwrap();
+        let options = LoaderOptions {
+            threads,
+            max_length: 30,
+            ..LoaderOptions::default()
+        };
+        let mut loader = loader(vec![subject("a", &[&ct, &label])], &plan, &options);
+        let mut wanted = BTreeSet::new();
+        let mut copies = 0;
+        for sample in &mut loader {
+            let all: Vec<_> = intersecting([1, 8, 8, 8], &(0..1), sample.unwrap().region).collect();
+            copies += all.len() as u64;
+            wanted.extend(all);
+        }
+        for volume in [&ct, &label] {
+            let read = volume.chunks.lock().unwrap();
+            assert_eq!(read.len(), wanted.len(), "each once");
+            assert_eq!(read.iter().copied().collect::<BTreeSet<_>>(), wanted);
+        }
+        let stats = loader.stats();
+        assert_eq!(
+            (stats.chunks, stats.copies),
+            (2 * wanted.len() as u64, 2 * copies)
+        );
+    }
+}
+
+#[test]
+fn a_small_buffer_reads_no_chunk_twice_for_patches_that_share_it() {
+    let ct = Noted::chunked(1);
+    let plan = Plan::new(1, 60, 1).unwrap();
+    let options = LoaderOptions {
+        threads: 0,
+        max_length: 10,
+        ..LoaderOptions::default()
+    };
+    let mut regions = Vec::new();
+    for sample in loader(vec![subject("a", &[&ct])], &plan, &options) {
+        regions.push(sample.unwrap().region);
+    }
+    // What the rule says: a patch that comes to the front reads what it still wants, for the
+    // ten patches from there on.
+    let mut expected = 0;
+    let mut has: Vec<BTreeSet<ChunkShape>> = vec![BTreeSet::new(); regions.len()];
+    for n in 0..regions.len() {
+        for chunk in intersecting([1, 8, 8, 8], &(0..1), regions[n]) {
+            if has[n].contains(&chunk) {
+                continue;
+            }
+            expected += 1;
+            for (has, region) in has[n..].iter_mut().zip(&regions[n..]).take(10) {
+                if intersecting([1, 8, 8, 8], &(0..1), *region).any(|wanted| wanted == chunk) {
+                    has.insert(chunk);
+                }
+            }
+        }
+    }
+    assert_eq!(ct.chunks.lock().unwrap().len(), expected);
+}
+
+#[test]
+fn an_epoch_resumes_at_every_patch_with_any_threads() {
+    let plan = Plan::new(3, 4, 9).unwrap().with_window(5);
+    let expected = all(loader(three(Manner::Plain), &plan, &options(1)));
+    for k in 0..=expected.len() {
+        let mut first = loader(three(Manner::Plain), &plan, &options(k % 3));
+        assert_eq!(first.remaining(), 12);
+        let head = all((&mut first).take(k));
+        let state = first.state();
+        assert_eq!(
+            (state.position, first.remaining()),
+            (k as u64, 12 - k as u64)
+        );
+        drop(first);
+        let subjects = Arc::new(three(Manner::Plain));
+        let rest =
+            Loader::resume(subjects, uniform(), &plan, state, &options((k + 1) % 3)).unwrap();
+        assert_eq!([head, all(rest)].concat(), expected);
+    }
+    let state = LoaderState {
+        epoch: 3,
+        position: 4,
+        plan: plan.fingerprint(),
+    };
+    let other = Plan::new(3, 4, 10).unwrap().with_window(5);
+    let subjects = Arc::new(three(Manner::Plain));
+    let refused = Loader::resume(subjects, uniform(), &other, state, &options(1));
+    assert!(matches!(refused, Err(Error::OtherState { .. })));
+}
+
+#[test]
+fn ranks_together_yield_the_epoch_and_may_change_in_number() {
+    let plan = Plan::new(3, 7, 2).unwrap().with_window(6);
+    let mut expected = all(loader(three(Manner::Plain), &plan, &options(1)));
+    expected.sort_unstable_by_key(|told| told.0);
+    let batches = |state: LoaderState, share: Share, most: usize| {
+        let options = LoaderOptions {
+            share,
+            ..options(1)
+        };
+        let mut own = Loader::resume(
+            Arc::new(three(Manner::Plain)),
+            uniform(),
+            &plan,
+            state,
+            &options,
+        )
+        .unwrap();
+        let mut batches = Vec::new();
+        while batches.len() < most
+            && let Some(batch) = own.next_batch()
+        {
+            batches.push(batch.unwrap().iter().map(told).collect::<Vec<_>>());
+        }
+        (batches, own.state())
+    };
+    let start = LoaderState {
+        epoch: 3,
+        position: 0,
+        plan: plan.fingerprint(),
+    };
+    for world_size in [1, 2, 3, 5, 8] {
+        for batch in [1, 2, 3] {
+            let share = |rank| Share {
+                rank,
+                world_size,
+                batch,
+            };
+            let ranks: Vec<_> = (0..world_size)
+                .map(|rank| batches(start, share(rank), usize::MAX).0)
+                .collect();
+            assert!(
+                ranks.iter().all(|own| own.len() == ranks[0].len()),
+                "equally many batches"
+            );
+            let mut union = ranks.concat().concat();
+            union.sort_unstable_by_key(|told| told.0);
+            assert_eq!(union, expected);
+        }
+    }
+    // Two batches on four ranks, the rest on two or six.
+    let share = |rank, world_size| Share {
+        rank,
+        world_size,
+        batch: 2,
+    };
+    let head: Vec<_> = (0..4)
+        .map(|rank| batches(start, share(rank, 4), 2))
+        .collect();
+    assert!(head.iter().all(|(_, state)| *state == head[0].1));
+    for world_size in [2, 5] {
+        let rest =
+            (0..world_size).map(|rank| batches(head[0].1, share(rank, world_size), usize::MAX).0);
+        let mut union: Vec<Told> = head
+            .iter()
+            .map(|(own, _)| own.clone())
+            .chain(rest)
+            .flatten()
+            .flatten()
+            .collect();
+        union.sort_unstable_by_key(|told| told.0);
+        assert_eq!(union, expected);
+    }
+}
+
+#[test]
+fn a_chunk_that_cannot_be_read_spoils_only_the_patches_that_want_it() {
+    let bad = [0, 2, 2, 2];
+    for manner in [Manner::FailsAt(bad), Manner::PanicsAt(bad)] {
+        for threads in [0, 3] {
+            let volume = || Noted::new(1, Some([1, 8, 8, 8]), manner);
+            let subjects = || {
+                vec![
+                    subject("good", &[&Noted::chunked(1)]),
+                    subject("bad", &[&volume()]),
+                ]
+            };
+            let plan = Plan::new(2, 40, 3)
+                .unwrap()
+                .with_shuffle(false, true)
+                .with_window(20);
+            let outcomes: Vec<Result<Told>> = loader(subjects(), &plan, &options(threads))
+                .map(|s| s.map(|s| told(&s)))
+                .collect();
+            assert_eq!(outcomes.len(), 80);
+            let failed = outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
+            let failed: Vec<&Error> = failed.collect();
+            assert!(!failed.is_empty() && failed.len() < 40, "{}", failed.len());
+            for error in failed {
+                let Error::Subject { index: 1, name, .. } = unshared(error) else {
+                    panic!("{error}")
+                };
+                assert_eq!(name, "bad");
+            }
+            let options = LoaderOptions {
+                on_error: OnError::Skip,
+                ..options(threads)
+            };
+            let mut skipping = loader(subjects(), &plan, &options);
+            let rest: Vec<Told> = (&mut skipping)
+                .map(|sample| told(&sample.unwrap()))
+                .collect();
+            assert_eq!(
+                rest,
+                outcomes
+                    .into_iter()
+                    .filter_map(Result::ok)
+                    .collect::<Vec<_>>()
+            );
+            let stats = skipping.stats();
+            assert_eq!(
+                (stats.delivered + stats.left_out, stats.reasons.len()),
+                (80, 1),
+                "{stats:?}"
+            );
+            assert!(
+                stats.reasons[0].contains("subject 1 (bad) failed: "),
+                "{stats:?}"
+            );
+        }
+    }
+}
+
+fn unshared(error: &Error) -> &Error {
+    if let Error::Shared(inner) = error {
+        unshared(inner)
+    } else {
+        error
+    }
+}
+
+#[test]
+fn code_that_panics_and_subjects_that_do_not_open_are_errors() {
+    let plan = Plan::new(3, 2, 3)
+        .unwrap()
+        .with_shuffle(false, false)
+        .with_window(1);
+    let open = |index| {
+        if index == 1 {
+            Err(Error::Stopped)
+        } else {
+            Ok(subject("fine", &[&Noted::chunked(1)]))
+        }
+    };
+    for threads in [0, 2] {
+        let lazy = Arc::new(Lazy::new(3, open));
+        let outcomes = Loader::new(lazy, uniform(), &plan, 0, &options(threads))
+            .unwrap()
+            .map(|sample| sample.is_ok());
+        assert_eq!(
+            outcomes.collect::<Vec<_>>(),
+            [true, true, false, false, true, true]
+        );
+
+        let transform: Arc<Transform> = Arc::new(|sample: &mut Sample| {
+            assert!(sample.place != 4, "no augmentation today");
+            sample.patches_mut()[0].as_mut_slice::<u32>()?.fill(7);
+            Ok(())
+        });
+        let options = LoaderOptions {
+            transform: Some(transform),
+            ..options(threads)
+        };
+        let ct = Noted::chunked(1);
+        let outcomes: Vec<_> = loader(vec![subject("a", &[&ct]); 3], &plan, &options).collect();
+        for (place, outcome) in outcomes.iter().enumerate() {
+            match outcome {
+                Ok(sample) => assert!(
+                    sample.patches()[0]
+                        .as_slice::<u32>()
+                        .unwrap()
+                        .iter()
+                        .all(|&v| v == 7)
+                ),
+                Err(error) => {
+                    assert_eq!(place, 4);
+                    let source = std::error::Error::source(unshared(error))
+                        .unwrap()
+                        .to_string();
+                    assert_eq!(source, "a worker panicked: no augmentation today");
+                }
+            }
+        }
+
+        let broken: Arc<MakeSampler> = Arc::new(|_, _| panic!("no sampler"));
+        let subjects = Arc::new(vec![subject("a", &[&ct]); 3]);
+        let outcomes: Vec<_> = Loader::new(subjects, broken, &plan, 0, &options)
+            .unwrap()
+            .collect();
+        assert!(outcomes.len() == 1 && outcomes[0].is_err());
+
+        let leaves_out: Arc<MakeSampler> = Arc::new(|_, _| Ok(None));
+        let subjects = Arc::new(vec![subject("empty", &[&ct]); 3]);
+        let mut nothing = Loader::new(subjects, leaves_out, &plan, 0, &options).unwrap();
+        assert!(nothing.next().is_none());
+        assert_eq!(
+            (nothing.stats().left_out, nothing.stats().reasons.len()),
+            (6, 3)
+        );
+    }
+}
+
+#[test]
+fn the_buffer_never_holds_more_than_it_may() {
+    let plan = Plan::new(3, 40, 1).unwrap().with_window(50);
+    let options = LoaderOptions {
+        threads: 3,
+        max_length: 6,
+        ..LoaderOptions::default()
+    };
+    let mut loader = loader(three(Manner::Slow), &plan, &options);
+    while let Some(sample) = loader.next() {
+        sample.unwrap();
+        let (ready, unready) = loader.stats().fill;
+        assert!(ready + unready <= 6);
+    }
+    let bytes = 2 * 4 * Region::whole(PATCH).voxels();
+    let options = LoaderOptions {
+        max_length: 100,
+        max_bytes: 4 * bytes,
+        ..options
+    };
+    let mut small = self::loader(three(Manner::Slow), &plan, &options);
+    thread::sleep(Duration::from_millis(100));
+    assert_eq!(
+        small.stats().fill,
+        (4, 0),
+        "it fills while nobody asks, and stops there"
+    );
+    assert!(small.next().is_some());
+}
+
+#[test]
+fn dropping_at_any_moment_joins_the_threads_and_frees_the_volumes() {
+    for k in 0..60 {
+        let ct = Noted::new(
+            1,
+            Some([1, 8, 8, 8]),
+            if k % 2 == 0 {
+                Manner::Plain
+            } else {
+                Manner::Slow
+            },
+        );
+        let plan = Plan::new(1, 50, k).unwrap();
+        let threads = usize::try_from(k % 5).unwrap();
+        let options = LoaderOptions {
+            max_length: 1 + threads * 7,
+            ..options(threads)
+        };
+        let mut loader = loader(vec![subject("a", &[&ct])], &plan, &options);
+        let kept: Vec<_> = (&mut loader)
+            .take(usize::try_from(k).unwrap() % 9)
+            .collect();
+        drop(loader);
+        drop(kept);
+        assert_eq!(Arc::strong_count(&ct), 1);
+    }
+}
+
+#[test]
+fn samples_own_their_memory_and_give_it_back() {
+    let ct = Noted::chunked(1);
+    let plan = Plan::new(1, 20, 1).unwrap().with_shuffle(false, false);
+    let mut loader = loader(vec![subject("a", &[&ct])], &plan, &options(1));
+    let mut first = loader.next().unwrap().unwrap();
+    let region = first.region;
+    first.patches_mut()[0]
+        .as_mut_slice::<u32>()
+        .unwrap()
+        .fill(0);
+    assert_ne!(ct.read(region).unwrap(), first.patches()[0]);
+    drop(first);
+    for sample in loader {
+        let sample = sample.unwrap();
+        assert_eq!(
+            ct.read(sample.region).unwrap(),
+            sample.patches()[0],
+            "a used buffer is filled anew"
+        );
+    }
+}
+
+#[test]
+fn patches_that_hang_over_are_padded_and_values_are_converted() {
+    let shape = [6, 5, 7];
+    let memory = MemoryVolume::from_vec(
+        shape,
+        2,
+        (0..420_u16).map(|n| n as i16).collect::<Vec<i16>>(),
+    )
+    .unwrap();
+    let whole = memory.to_patch().to_array::<i16>().unwrap();
+    let mut layout = Volume::layout(&memory).clone();
+    layout.rescale = Rescale::new(0.5, -1.0);
+    let scaled: Arc<dyn Volume> = Arc::new(Scaled(memory.with_chunks([1, 4, 4, 4]), layout));
+    let image = |name: &str, padding, values| {
+        Image::new(name, Arc::clone(&scaled))
+            .with_padding(padding)
+            .with_values(values)
+    };
+    let images = vec![
+        image("stored", Padding::Constant(-9.0), Values::Stored),
+        image("real", Padding::Edge, Values::Real),
+        image("wide", Padding::Reflect, Values::As(DType::F64)),
+    ];
+    let subject = Subject::new("s", images, TOLERANCE).unwrap();
+    let regions = [
+        Region::new([-2, -1, -3], [4, 4, 4]),
+        Region::new([4, 3, 5], [4, 4, 4]),
+        Region::new([-20, 0, 0], [4, 4, 4]),
+        Region::new([1, 1, 1], [4, 4, 4]),
+    ];
+    let make: Arc<MakeSampler> =
+        Arc::new(move |_, _| Ok(Some(Arc::new(At(regions.to_vec())) as Arc<dyn Sampler>)));
+    let plan = Plan::new(1, 4, 0).unwrap().with_shuffle(false, false);
+    let samples = Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options(2)).unwrap();
+    for (sample, region) in samples.zip(regions) {
+        let sample = sample.unwrap();
+        assert_eq!(sample.region, region);
+        let at = |padding: Padding, c: usize, p: [usize; 3]| -> f64 {
+            let mut index = [0; 3];
+            for a in 0..3 {
+                let n = region.start[a] + i64::try_from(p[a]).unwrap();
+                let last = i64::try_from(shape[a]).unwrap() - 1;
+                let n = match padding {
+                    Padding::Constant(value) if !(0..=last).contains(&n) => return value,
+                    Padding::Reflect => {
+                        let there = n.rem_euclid(2 * last);
+                        there.min(2 * last - there)
+                    }
+                    _ => n.clamp(0, last),
+                };
+                index[a] = usize::try_from(n).unwrap();
+            }
+            f64::from(whole[[c, index[0], index[1], index[2]]])
+        };
+        for ((c, z, y, x), &value) in sample
+            .patch("stored")
+            .unwrap()
+            .view::<i16>()
+            .unwrap()
+            .indexed_iter()
+        {
+            assert_eq!(f64::from(value), at(Padding::Constant(-9.0), c, [z, y, x]));
+        }
+        for ((c, z, y, x), &value) in sample
+            .patch("real")
+            .unwrap()
+            .view::<f32>()
+            .unwrap()
+            .indexed_iter()
+        {
+            assert!(
+                (f64::from(value) - (at(Padding::Edge, c, [z, y, x]) * 0.5 - 1.0)).abs() < 1e-6
+            );
+        }
+        for ((c, z, y, x), &value) in sample
+            .patch("wide")
+            .unwrap()
+            .view::<f64>()
+            .unwrap()
+            .indexed_iter()
+        {
+            assert!((value - at(Padding::Reflect, c, [z, y, x])).abs() < 1e-12);
+        }
+    }
+}
+
+/// Patches at given places.
+#[derive(Debug)]
+struct At(Vec<Region>);
+
+impl Sampler for At {
+    fn patch(&self) -> Shape {
+        self.0[0].shape
+    }
+    fn draw(&self, _epoch: u64, n: u64) -> Result<Region> {
+        Ok(self.0[usize::try_from(n).unwrap()])
+    }
+}
+
+/// A volume whose values stand for others.
+#[derive(Debug)]
+struct Scaled(MemoryVolume, Layout);
+
+impl Volume for Scaled {
+    fn layout(&self) -> &Layout {
+        &self.1
+    }
+    fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
+        self.0.read_channels(channels, region, out)
+    }
+}
+
+#[test]
+fn of_a_million_subjects_only_those_that_are_needed_are_opened() {
+    let opened = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&opened);
+    let open = move |_| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        Ok(subject("a", &[&Noted::chunked(1)]))
+    };
+    let plan = Plan::new(1_000_000, 2, 1).unwrap().with_window(6);
+    let lazy = Arc::new(Lazy::new(1_000_000, open));
+    let loader = Loader::new(lazy, uniform(), &plan, 0, &options(0)).unwrap();
+    assert_eq!(all(loader.take(18)).len(), 18);
+    assert!(opened.load(Ordering::SeqCst) <= 9 + 6, "{opened:?}");
+}
+
+#[test]
+fn settings_that_do_not_fit_are_refused() {
+    let subjects = || Arc::new(three(Manner::Plain));
+    let with = |plan: &Plan, share| {
+        Loader::new(
+            subjects(),
+            uniform(),
+            plan,
+            0,
+            &LoaderOptions {
+                share,
+                ..options(1)
+            },
+        )
+        .map(|_| ())
+    };
+    let plan = Plan::new(3, 2, 0).unwrap();
+    assert!(with(&plan, Share::whole(1)).is_ok());
+    assert!(with(&Plan::new(4, 2, 0).unwrap(), Share::whole(1)).is_err());
+    assert!(with(&plan, Share::whole(0)).is_err());
+    assert!(
+        with(
+            &plan,
+            Share {
+                rank: 2,
+                world_size: 2,
+                batch: 1
+            }
+        )
+        .is_err()
+    );
+    assert!(
+        with(
+            &plan,
+            Share {
+                rank: 0,
+                world_size: 7,
+                batch: 1
+            }
+        )
+        .is_err()
+    );
+    let empty = Plan::new(3, 0, 0).unwrap();
+    assert_eq!(loader(three(Manner::Plain), &empty, &options(2)).count(), 0);
+}

@@ -1,0 +1,249 @@
+//! A file that is packed as a whole: it can be unpacked only from its beginning.
+//!
+//! Reads that go forward through the file unpack it as they go, with no more memory than they
+//! fill, so that going through it slab by slab costs one pass. The first read that goes back
+//! unpacks all of it once into a temporary file without a name, which is mapped from then on.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use memmap2::Mmap;
+
+use super::super::header::FlatHeader;
+use super::super::{Counter, Layout, Reads, Volume, mmap};
+use super::strided::{Strided, to_native};
+use super::unpack::{Failure, Packed, Unpacker};
+use super::{Source, too_short};
+use crate::error::{Error, Result};
+use crate::region::Region;
+
+/// A packed file, unpacked as it is read.
+#[derive(Debug)]
+pub(super) struct StreamVolume {
+    layout: Layout,
+    /// The file that holds the stream, and where in it the stream begins.
+    path: PathBuf,
+    start: u64,
+    /// Where the voxels lie once unpacked.
+    voxels: Strided,
+    /// Bytes to be unpacked, with what lies before the voxels.
+    promised: u64,
+    big_endian: bool,
+    stored: u64,
+    counter: Counter,
+    /// The stream where the last read left it; `None` before the first and after a failure.
+    forward: Mutex<Option<Unpacker>>,
+    /// Everything, unpacked, once something was read twice.
+    unpacked: OnceLock<Mmap>,
+}
+
+/// Unpacked bytes written to the temporary file at once.
+const BLOCK: usize = 1 << 20;
+
+impl StreamVolume {
+    pub(super) fn new(path: &Path, header: &FlatHeader, source: Source) -> Result<Self> {
+        let layout = header.layout(path);
+        Ok(Self {
+            promised: header.skip.saturating_add(layout.decoded_bytes()?),
+            voxels: Strided::new(header, header.skip),
+            layout,
+            start: source.start,
+            path: source.path,
+            big_endian: header.big_endian,
+            stored: source.stored,
+            counter: Counter::default(),
+            forward: Mutex::new(None),
+            unpacked: OnceLock::new(),
+        })
+    }
+
+    /// The stream, from its beginning.
+    fn begin(&self) -> Result<Unpacker> {
+        let open = || {
+            let mut file = File::open(&self.path)?;
+            file.seek(SeekFrom::Start(self.start))?;
+            Unpacker::new(Packed::new(file), self.promised)
+        };
+        let stream = open().map_err(Error::io("open", &self.path))?;
+        self.counter.add(0, stream.fetched());
+        Ok(stream)
+    }
+
+    fn failed(&self, failure: Failure) -> Error {
+        match failure {
+            Failure::Short(actual) => {
+                let needs = (self.voxels.start, self.promised);
+                too_short(&self.path, &self.layout, needs, actual)
+            }
+            Failure::Io(source) => Error::io("unpack", &self.path)(source),
+        }
+    }
+
+    /// Runs `work` on a stream and counts what it fetches.
+    fn counted<T>(
+        &self,
+        stream: &mut Unpacker,
+        work: impl FnOnce(&mut Unpacker) -> Result<T, Failure>,
+    ) -> Result<T> {
+        let before = stream.fetched();
+        let done = work(stream).map_err(|failure| self.failed(failure));
+        self.counter.add(0, stream.fetched().saturating_sub(before));
+        done
+    }
+
+    /// Fills `out` from a stream that has not passed the box yet, or tells that this would
+    /// need much more memory than `out`.
+    fn read_forward(
+        &self,
+        stream: &mut Unpacker,
+        channels: &Range<u64>,
+        region: Region,
+        out: &mut [u8],
+    ) -> Result<bool> {
+        if self.voxels.is_planar() {
+            let (run, starts) = self.voxels.runs(channels, region);
+            let run = usize::try_from(run).expect("a piece of a buffer");
+            self.counted(stream, |stream| {
+                for (target, start) in out.chunks_exact_mut(run).zip(starts) {
+                    stream.skip_to(start)?;
+                    stream.read(target)?;
+                }
+                Ok(())
+            })?;
+            return Ok(true);
+        }
+        let span = self.voxels.span(channels, region);
+        let length = usize::try_from(span.end - span.start).unwrap_or(usize::MAX);
+        if length / 2 > out.len() {
+            return Ok(false);
+        }
+        let mut bytes = vec![0; length];
+        self.counted(stream, |stream| {
+            stream.skip_to(span.start)?;
+            stream.read(&mut bytes)
+        })?;
+        self.voxels.copy(&bytes, span.start, channels, region, out);
+        Ok(true)
+    }
+
+    /// Unpacks everything into `file`.
+    fn unpack_into(&self, mut file: &File) -> Result<()> {
+        let mut stream = self.begin()?;
+        let mut block = vec![0; BLOCK];
+        while stream.position() < self.promised {
+            let left = usize::try_from(self.promised - stream.position()).unwrap_or(BLOCK);
+            let block = &mut block[..left.min(BLOCK)];
+            self.counted(&mut stream, |stream| stream.read(block))?;
+            file.write_all(block)
+                .map_err(Error::io(NO_ROOM, &self.path))?;
+        }
+        Ok(())
+    }
+
+    fn unpack(&self) -> Result<Mmap> {
+        let file = tempfile::tempfile().map_err(Error::io(NO_ROOM, &self.path))?;
+        self.unpack_into(&file)?;
+        mmap::map(&file).map_err(Error::io("map what was unpacked from", &self.path))
+    }
+}
+
+/// What could not be done when the temporary folder has no room.
+const NO_ROOM: &str = "find room in the temporary folder (TMPDIR chooses another) to unpack";
+
+impl Volume for StreamVolume {
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
+        self.layout.check_read(&channels, region, out.len())?;
+        if out.is_empty() {
+            return Ok(());
+        }
+        if self.unpacked.get().is_none() {
+            let mut forward = self.forward.lock().unwrap_or_else(PoisonError::into_inner);
+            // While this thread waited, another may have unpacked everything.
+            if self.unpacked.get().is_none() {
+                let mut stream = match forward.take() {
+                    Some(stream) => stream,
+                    None => self.begin()?,
+                };
+                let first = self.voxels.span(&channels, region).start;
+                if stream.position() <= first
+                    && self.read_forward(&mut stream, &channels, region, out)?
+                {
+                    *forward = Some(stream);
+                    drop(forward);
+                    to_native(self.layout.dtype, self.big_endian, out);
+                    return Ok(());
+                }
+                let map = self.unpack()?;
+                let _ = self.unpacked.set(map);
+            }
+        }
+        let map = self
+            .unpacked
+            .get()
+            .expect("it was unpacked by this thread or another");
+        self.voxels.copy(map, 0, &channels, region, out);
+        to_native(self.layout.dtype, self.big_endian, out);
+        self.counter.add(0, out.len() as u64);
+        Ok(())
+    }
+
+    fn reads(&self) -> Reads {
+        self.counter.reads()
+    }
+
+    fn stored_bytes(&self) -> Result<u64> {
+        Ok(self.stored)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use super::super::super::header::{Encoding, Start};
+    use super::*;
+    use crate::dtype::DType;
+    use crate::volume::Format;
+
+    #[test]
+    fn a_full_disk_is_an_error_that_names_the_file_and_tmpdir() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("scan.nii.gz");
+        let mut encoder = GzEncoder::new(File::create(&path).unwrap(), Compression::fast());
+        encoder.write_all(&[7; 5000]).unwrap();
+        encoder.finish().unwrap();
+        let header = FlatHeader {
+            encoding: Encoding::Gzip,
+            start: Start::byte(0),
+            ..FlatHeader::new(Format::Nifti1, [5, 10, 100], DType::U8, 0)
+        };
+        let source = Source::open(&path, &header).unwrap();
+        let volume = StreamVolume::new(&path, &header, source).unwrap();
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let error = volume.unpack_into(&full).unwrap_err();
+        let Error::Io { source, .. } = &error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(source.kind(), std::io::ErrorKind::StorageFull);
+        let message = error.to_string();
+        assert!(
+            message.contains("TMPDIR") && message.ends_with("scan.nii.gz"),
+            "{message}"
+        );
+        // Nothing is lost: the next read goes forward as if nothing had happened.
+        assert_eq!(
+            volume.read(Region::whole([5, 10, 100])).unwrap().bytes(),
+            [7; 5000]
+        );
+    }
+}

@@ -1,0 +1,201 @@
+//! Where the voxels of a box lie in a flat file, and copying them into rows.
+
+use std::ops::Range;
+
+use super::super::header::FlatHeader;
+use crate::dtype::{DType, swap_bytes};
+use crate::region::{Region, indices};
+
+/// Voxels that lie in a file at regular distances, in any order of axes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Strided {
+    /// Where the first voxel lies, in bytes.
+    pub(super) start: u64,
+    /// Distance between neighbours along c, z, y, x, in bytes.
+    strides: [u64; 4],
+    /// Bytes of a voxel.
+    size: u64,
+}
+
+/// A tile's edge, in voxels, when axes are turned: 64 rows of 8-byte voxels fit the cache.
+const TILE: usize = 64;
+
+impl Strided {
+    /// The voxels of a checked header, the first at byte `start`.
+    pub(super) fn new(header: &FlatHeader, start: u64) -> Self {
+        Self {
+            start,
+            strides: header.strides(),
+            size: header.dtype.size() as u64,
+        }
+    }
+
+    /// Whether rows along x are stored in one piece.
+    const fn has_rows(&self) -> bool {
+        self.strides[3] == self.size
+    }
+
+    /// Whether going through a box row by row goes forward through the file.
+    pub(super) fn is_planar(&self) -> bool {
+        self.has_rows() && self.strides.is_sorted_by(|a, b| a >= b)
+    }
+
+    /// The bytes from the first to the last voxel of a box that is not empty.
+    pub(super) fn span(&self, channels: &Range<u64>, region: Region) -> Range<u64> {
+        let first = self.first(channels, region);
+        let lengths = lengths(channels, region);
+        let reach: u64 = (0..4).map(|a| (lengths[a] - 1) * self.strides[a]).sum();
+        first..first + reach + self.size
+    }
+
+    /// The first byte of a box that lies inside the volume.
+    fn first(&self, channels: &Range<u64>, region: Region) -> u64 {
+        let [z, y, x] = region.start.map(i64::unsigned_abs);
+        let at = [channels.start, z, y, x];
+        self.start + (0..4).map(|a| at[a] * self.strides[a]).sum::<u64>()
+    }
+
+    /// The bytes of the longest pieces that lie together in the file and in a row-major buffer
+    /// of the box, and where each begins in the file, in the buffer's order.
+    ///
+    /// The box must lie inside the volume, and rows along x be stored in one piece.
+    pub(super) fn runs(
+        &self,
+        channels: &Range<u64>,
+        region: Region,
+    ) -> (u64, impl Iterator<Item = u64> + use<>) {
+        let [c, z, y, x] = lengths(channels, region);
+        let mut outer = [c, z, y];
+        let mut run = x * self.size;
+        for (length, stride) in outer.iter_mut().zip(self.strides).rev() {
+            if *length != 1 && stride != run {
+                break;
+            }
+            run *= *length;
+            *length = 1;
+        }
+        let first = self.first(channels, region);
+        let [stride_c, stride_z, stride_y, _] = self.strides;
+        let starts = indices(outer.map(|length| 0..length))
+            .map(move |[c, z, y]| first + c * stride_c + z * stride_z + y * stride_y);
+        (run, starts)
+    }
+
+    /// Copies a box into `out`, row-major. `source` holds the file's bytes from `base` on, at
+    /// least those of the box; the box must lie inside the volume and fill `out`.
+    pub(super) fn copy(
+        &self,
+        source: &[u8],
+        base: u64,
+        channels: &Range<u64>,
+        region: Region,
+        out: &mut [u8],
+    ) {
+        if out.is_empty() {
+            return;
+        }
+        if !self.has_rows() {
+            return match self.size {
+                1 => self.turn::<1>(source, base, channels, region, out),
+                2 => self.turn::<2>(source, base, channels, region, out),
+                4 => self.turn::<4>(source, base, channels, region, out),
+                _ => self.turn::<8>(source, base, channels, region, out),
+            };
+        }
+        let (run, starts) = self.runs(channels, region);
+        let run = length(run);
+        for (target, start) in out.chunks_exact_mut(run).zip(starts) {
+            let at = length(start - base);
+            target.copy_from_slice(&source[at..at + run]);
+        }
+    }
+
+    /// The same where another axis than x is the fastest: tile by tile over the two.
+    fn turn<const N: usize>(
+        &self,
+        source: &[u8],
+        base: u64,
+        channels: &Range<u64>,
+        region: Region,
+        out: &mut [u8],
+    ) {
+        let lengths = lengths(channels, region).map(length);
+        let strides = self.strides.map(length);
+        let [_, depth, height, width] = lengths;
+        let steps = [depth * height * width * N, height * width * N, width * N, N];
+        let fast = (0..3)
+            .filter(|&axis| strides[axis] == N)
+            .max_by_key(|&axis| lengths[axis])
+            .expect("some axis is the fastest");
+        // The two axes that are neither, the slower one in the file outside.
+        let others = [[1, 2], [0, 2], [0, 1]][fast];
+        let [outer, inner] = if strides[others[0]] < strides[others[1]] {
+            [others[1], others[0]]
+        } else {
+            others
+        };
+        let first = length(self.first(channels, region) - base);
+        for i in 0..lengths[outer] {
+            for j in 0..lengths[inner] {
+                let from = first + i * strides[outer] + j * strides[inner];
+                let plane = Plane {
+                    rows: lengths[fast],
+                    columns: width,
+                    source_step: strides[3],
+                    out_step: steps[fast],
+                };
+                let to = i * steps[outer] + j * steps[inner];
+                plane.turn::<N>(&source[from..], &mut out[to..]);
+            }
+        }
+    }
+}
+
+/// Two axes that change places: one fast in the file, and x, fast in the buffer.
+#[derive(Clone, Copy, Debug)]
+struct Plane {
+    /// Voxels along the file's fast axis, and along x.
+    rows: usize,
+    columns: usize,
+    /// Bytes between neighbours along x in the file.
+    source_step: usize,
+    /// Bytes between neighbours along the file's fast axis in the buffer.
+    out_step: usize,
+}
+
+impl Plane {
+    /// Copies voxels of `N` bytes, tile by tile.
+    fn turn<const N: usize>(self, source: &[u8], out: &mut [u8]) {
+        for column_0 in (0..self.columns).step_by(TILE) {
+            for row_0 in (0..self.rows).step_by(TILE) {
+                let count = TILE.min(self.rows - row_0);
+                for column in column_0..self.columns.min(column_0 + TILE) {
+                    let at = column * self.source_step + row_0 * N;
+                    let voxels = source[at..at + count * N].as_chunks::<N>().0;
+                    let first = column * N + row_0 * self.out_step;
+                    for (row, voxel) in voxels.iter().enumerate() {
+                        let at = first + row * self.out_step;
+                        out[at..at + N].copy_from_slice(voxel);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Turns voxels as a file has them into the machine's byte order.
+pub(super) fn to_native(dtype: DType, big_endian: bool, voxels: &mut [u8]) {
+    if big_endian != cfg!(target_endian = "big") {
+        swap_bytes(dtype, voxels);
+    }
+}
+
+/// Lengths of a box along c, z, y, x.
+const fn lengths(channels: &Range<u64>, region: Region) -> [u64; 4] {
+    let [z, y, x] = region.shape;
+    [channels.end - channels.start, z, y, x]
+}
+
+fn length(n: u64) -> usize {
+    usize::try_from(n).expect("a place inside a mapped file or a buffer")
+}

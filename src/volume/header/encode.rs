@@ -1,0 +1,240 @@
+//! The headers that flat outputs get: npy version 1, NIfTI-1 and NIfTI-2, in native byte order.
+
+use super::npy;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::geometry::{Affine, Geometry};
+use crate::volume::{Layout, Rescale};
+
+/// The bytes before the first voxel of a numpy file of axes z, y, x or c, z, y, x.
+pub(in super::super) fn npy(layout: &Layout) -> Vec<u8> {
+    let order = match (layout.dtype.size(), cfg!(target_endian = "big")) {
+        (1, _) => '|',
+        (_, true) => '>',
+        (_, false) => '<',
+    };
+    let name = layout.dtype.name();
+    let code = match layout.dtype {
+        DType::Bool => "b1".to_owned(),
+        dtype => format!("{}{}", &name[..1], dtype.size()),
+    };
+    let channels = (layout.channels > 1).then_some(layout.channels);
+    let lengths: Vec<String> = channels
+        .into_iter()
+        .chain(layout.shape)
+        .map(|n| n.to_string())
+        .collect();
+    let dict = format!(
+        "{{'descr': '{order}{code}', 'fortran_order': False, 'shape': ({}), }}",
+        lengths.join(", ")
+    );
+    // Magic, version and length take 10 bytes, the line's end 1; voxels begin at a multiple of 64.
+    let total = (10 + dict.len() + 1).next_multiple_of(64);
+    let length = u16::try_from(total - 10).expect("five numbers and names stay below 64 KiB");
+    let mut header = npy::MAGIC.to_vec();
+    header.extend([1, 0]);
+    header.extend(length.to_le_bytes());
+    header.extend(dict.bytes());
+    header.resize(total - 1, b' ');
+    header.push(b'\n');
+    header
+}
+
+/// The bytes before the first voxel of a NIfTI file: NIfTI-1, or NIfTI-2 if a length needs it.
+///
+/// # Errors
+///
+/// [`Error::Unsupported`] for voxels that NIfTI does not have.
+pub(in super::super) fn nifti(layout: &Layout) -> Result<Vec<u8>> {
+    let code: i16 = match layout.dtype {
+        DType::Bool | DType::U8 => 2,
+        DType::I16 => 4,
+        DType::I32 => 8,
+        DType::F32 => 16,
+        DType::F64 => 64,
+        DType::I8 => 256,
+        DType::U16 => 512,
+        DType::U32 => 768,
+        DType::I64 => 1024,
+        DType::U64 => 1280,
+        DType::F16 => {
+            let what = "NIfTI has no float16: convert with --dtype float32";
+            return Err(Error::unsupported(&layout.path, what));
+        }
+    };
+    if !layout.geometry.is_sound() {
+        let what = "NIfTI needs a spacing above 0 and a finite affine";
+        return Err(Error::unsupported(&layout.path, what));
+    }
+    Ok(if is_nifti2(layout) {
+        second(layout, code)
+    } else {
+        first(layout, code)
+    })
+}
+
+/// Whether a length is beyond NIfTI-1.
+pub(in super::super) fn is_nifti2(layout: &Layout) -> bool {
+    let [z, y, x] = layout.shape;
+    [x, y, z, layout.channels]
+        .iter()
+        .any(|&n| i16::try_from(n).is_err())
+}
+
+/// Puts values of a header where they belong.
+struct Target(Vec<u8>);
+
+impl Target {
+    fn put<const N: usize>(&mut self, at: usize, values: impl IntoIterator<Item = [u8; N]>) {
+        for (i, value) in values.into_iter().enumerate() {
+            let at = at + i * N;
+            self.0[at..at + N].copy_from_slice(&value);
+        }
+    }
+
+    fn f32s(&mut self, at: usize, values: impl IntoIterator<Item = f64>) {
+        #[expect(clippy::cast_possible_truncation, reason = "NIfTI-1 keeps f32")]
+        self.put(
+            at,
+            values.into_iter().map(|value| (value as f32).to_ne_bytes()),
+        );
+    }
+
+    fn f64s(&mut self, at: usize, values: impl IntoIterator<Item = f64>) {
+        self.put(at, values.into_iter().map(f64::to_ne_bytes));
+    }
+}
+
+fn first(layout: &Layout, code: i16) -> Vec<u8> {
+    let parts = Parts::new(layout);
+    let mut header = Target(vec![0; 352]);
+    header.put(0, [348_i32.to_ne_bytes()]);
+    header.put(38, [*b"r"]);
+    let dim = parts
+        .dim
+        .map(|n| i16::try_from(n).unwrap_or(i16::MAX).to_ne_bytes());
+    header.put(40, dim);
+    header.put(70, [code.to_ne_bytes(), parts.bits.to_ne_bytes()]);
+    header.f32s(76, parts.pixdim);
+    header.f32s(108, [352.0, parts.rescale[0], parts.rescale[1]]);
+    header.put(123, [[MILLIMETRES]]);
+    header.put(148, [*b"voxpatch"]);
+    header.put(252, [parts.qform.to_ne_bytes(), 1_i16.to_ne_bytes()]);
+    header.f32s(256, parts.quatern);
+    header.f32s(268, parts.origin);
+    header.f32s(280, parts.affine[..3].iter().flatten().copied());
+    header.put(344, [*b"n+1\0"]);
+    header.0
+}
+
+fn second(layout: &Layout, code: i16) -> Vec<u8> {
+    let parts = Parts::new(layout);
+    let mut header = Target(vec![0; 544]);
+    header.put(0, [540_i32.to_ne_bytes()]);
+    header.put(4, [*b"n+2\0\r\n\x1a\n"]);
+    header.put(12, [code.to_ne_bytes(), parts.bits.to_ne_bytes()]);
+    let dim = parts
+        .dim
+        .map(|n| i64::try_from(n).unwrap_or(i64::MAX).to_ne_bytes());
+    header.put(16, dim);
+    header.f64s(104, parts.pixdim);
+    header.put(168, [544_i64.to_ne_bytes()]);
+    header.f64s(176, parts.rescale);
+    header.put(240, [*b"voxpatch"]);
+    header.put(
+        344,
+        [i32::from(parts.qform).to_ne_bytes(), 1_i32.to_ne_bytes()],
+    );
+    header.f64s(352, parts.quatern);
+    header.f64s(376, parts.origin);
+    header.f64s(400, parts.affine[..3].iter().flatten().copied());
+    header.put(500, [i32::from(MILLIMETRES).to_ne_bytes()]);
+    header.0
+}
+
+/// The code of `xyzt_units` for millimetres.
+const MILLIMETRES: u8 = 2;
+
+/// What both versions store.
+struct Parts {
+    dim: [u64; 8],
+    bits: i16,
+    pixdim: [f64; 8],
+    rescale: [f64; 2],
+    /// The code of the qform: 0 where a quaternion cannot say what the affine does.
+    qform: i16,
+    quatern: [f64; 3],
+    origin: [f64; 3],
+    affine: Affine,
+}
+
+impl Parts {
+    fn new(layout: &Layout) -> Self {
+        let [z, y, x] = layout.shape;
+        let dims = if layout.channels > 1 { 4 } else { 3 };
+        let Geometry { spacing, affine } = layout.geometry;
+        let turn = quaternion(&layout.geometry);
+        let (qfac, quatern) = turn.unwrap_or((1.0, [0.0; 3]));
+        let rescale = layout.rescale.unwrap_or(Rescale {
+            slope: 1.0,
+            intercept: 0.0,
+        });
+        Self {
+            dim: [dims, x, y, z, layout.channels, 1, 1, 1],
+            bits: i16::try_from(8 * layout.dtype.size()).expect("a voxel has up to 64 bits"),
+            pixdim: [qfac, spacing[2], spacing[1], spacing[0], 1.0, 1.0, 1.0, 1.0],
+            rescale: [rescale.slope, rescale.intercept],
+            qform: i16::from(turn.is_some()),
+            quatern,
+            origin: [affine[0][3], affine[1][3], affine[2][3]],
+            affine,
+        }
+    }
+}
+
+/// The sign of z and the quaternion's b, c, d of an affine without shear whose columns are as
+/// long as the spacing says.
+#[expect(clippy::many_single_char_names, reason = "the standard's names")]
+fn quaternion(geometry: &Geometry) -> Option<(f64, [f64; 3])> {
+    let [z, y, x] = geometry.spacing;
+    let mut turn: [[f64; 3]; 3] = std::array::from_fn(|row| {
+        std::array::from_fn(|column| geometry.affine[row][column] / [x, y, z][column])
+    });
+    let dot = |a: usize, b: usize| (0..3).map(|row| turn[row][a] * turn[row][b]).sum::<f64>();
+    let straight =
+        (0..3).all(|a| (0..3).all(|b| (dot(a, b) - f64::from(u8::from(a == b))).abs() < 1e-5));
+    if !straight {
+        return None;
+    }
+    let cofactor = |a: usize, b: usize| turn[1][a] * turn[2][b] - turn[1][b] * turn[2][a];
+    let determinant =
+        turn[0][0] * cofactor(1, 2) - turn[0][1] * cofactor(0, 2) + turn[0][2] * cofactor(0, 1);
+    let qfac = determinant.signum();
+    for row in &mut turn {
+        row[2] *= qfac;
+    }
+    // From the largest of a, b, c, d, which is at least 1/2, so that nothing is divided by little.
+    let t = |signs: [f64; 3]| {
+        let trace = signs[0] * turn[0][0] + signs[1] * turn[1][1] + signs[2] * turn[2][2];
+        (1.0 + trace).max(0.0).sqrt() / 2.0
+    };
+    let sizes = [
+        t([1.0, 1.0, 1.0]),
+        t([1.0, -1.0, -1.0]),
+        t([-1.0, 1.0, -1.0]),
+        t([-1.0, -1.0, 1.0]),
+    ];
+    let largest = (0..4).max_by(|&i, &j| sizes[i].total_cmp(&sizes[j]))?;
+    let minus = |i: usize, j: usize| (turn[i][j] - turn[j][i]) / (4.0 * sizes[largest]);
+    let plus = |i: usize, j: usize| (turn[i][j] + turn[j][i]) / (4.0 * sizes[largest]);
+    let size = sizes[largest];
+    let [a, b, c, d] = match largest {
+        0 => [size, minus(2, 1), minus(0, 2), minus(1, 0)],
+        1 => [minus(2, 1), size, plus(0, 1), plus(0, 2)],
+        2 => [minus(0, 2), plus(0, 1), size, plus(1, 2)],
+        _ => [minus(1, 0), plus(0, 2), plus(1, 2), size],
+    };
+    // NIfTI takes a to be positive; a turned-around quaternion is the same turn.
+    let sign = if a < 0.0 { -1.0 } else { 1.0 };
+    Some((qfac, [sign * b, sign * c, sign * d]))
+}

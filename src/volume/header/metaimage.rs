@@ -1,0 +1,239 @@
+//! The header of a MetaImage: `.mhd` with a file of voxels beside it, or `.mha` with both.
+//!
+//! Its world is LPS; the geometry that comes out is RAS+, as everywhere here.
+
+use std::path::Path;
+
+use super::{
+    Encoding, FlatHeader, INTERLEAVED, PLANAR, Problems, Start, excerpt, finite, line, numbers,
+};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::geometry::Geometry;
+use crate::volume::{Format, Rescale};
+
+const NAME: &str = "MetaImage";
+
+/// The fields up to the last, in the order of the file.
+struct Fields {
+    pairs: Vec<(String, String)>,
+    /// Where the line after the last begins.
+    end: u64,
+}
+
+impl Fields {
+    fn read(bytes: &[u8]) -> Result<Self, String> {
+        let mut pairs = Vec::new();
+        let mut at = 0;
+        while let Some((text, next)) = line(bytes, at) {
+            at = next;
+            let text = String::from_utf8_lossy(text);
+            if text.trim().is_empty() {
+                continue;
+            }
+            let (key, value) = text
+                .split_once('=')
+                .ok_or_else(|| format!("{:?} is no field", excerpt(&text)))?;
+            let (key, value) = (key.trim().to_owned(), value.trim().to_owned());
+            let last = key == "ElementDataFile";
+            pairs.push((key, value));
+            if last {
+                return Ok(Self {
+                    pairs,
+                    end: next as u64,
+                });
+            }
+        }
+        Err("ElementDataFile is missing".to_owned())
+    }
+
+    /// The value of the first of these names that is there.
+    fn get(&self, names: &[&str]) -> Option<&str> {
+        let find = |name| self.pairs.iter().rev().find(|(key, _)| key == name);
+        names.iter().find_map(find).map(|(_, value)| value.as_str())
+    }
+
+    fn is_true(&self, names: &[&str], default: bool) -> bool {
+        self.get(names)
+            .map_or(default, |value| value.starts_with(['T', 't', '1']))
+    }
+}
+
+/// Whether `bytes` begin as a MetaImage does.
+pub(in super::super) fn recognise(bytes: &[u8]) -> bool {
+    let text = bytes.trim_ascii_start();
+    [&b"ObjectType"[..], b"NDims"].iter().any(|key| {
+        text.strip_prefix(*key)
+            .is_some_and(|rest| rest.trim_ascii_start().starts_with(b"="))
+    })
+}
+
+/// Reads the header at the start of `bytes`.
+pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
+    let fields = Fields::read(bytes).map_err(|problem| Error::header(path, NAME, problem))?;
+    supported(path, &fields)?;
+    let mut problems = Problems::default();
+    let dims = fields
+        .get(&["NDims"])
+        .and_then(|value| value.parse::<usize>().ok());
+    if !dims.is_some_and(|n| (2..=4).contains(&n)) {
+        problems.add(format!(
+            "NDims is {:?}, not 2, 3 or 4",
+            fields.get(&["NDims"]).unwrap_or("missing")
+        ));
+    }
+    let dims = dims.filter(|n| (2..=4).contains(n)).unwrap_or(3);
+    let [x, y, z, t] = lengths(&fields, dims, &mut problems);
+    let dtype = dtype(&fields, &mut problems);
+    let number = |name: &'static str, problems: &mut Problems, default: i64| {
+        let value = fields.get(&[name]).unwrap_or_default();
+        if value.is_empty() {
+            return default;
+        }
+        value.parse().unwrap_or_else(|_| {
+            problems.add(format!("{name} is {:?}, no whole number", excerpt(value)));
+            default
+        })
+    };
+    let beside = u64::try_from(number("ElementNumberOfChannels", &mut problems, 1)).unwrap_or(0);
+    let start = number("HeaderSize", &mut problems, 0);
+    let geometry = geometry(&fields, dims, &mut problems);
+    let compressed = fields.is_true(&["CompressedData"], false);
+    let file = fields.get(&["ElementDataFile"]).unwrap_or_default();
+    let local = file.eq_ignore_ascii_case("local");
+    let start = match (start, u64::try_from(start)) {
+        (0, _) => Start::byte(if local { fields.end } else { 0 }),
+        (_, Ok(bytes)) => Start::byte(bytes),
+        (-1, _) => Start::End,
+        _ => {
+            problems.add(format!("HeaderSize is {start}, not -1 or more"));
+            Start::End
+        }
+    };
+    if dims == 4 && beside > 1 {
+        problems.add("ElementNumberOfChannels and a fourth dimension cannot both be");
+    }
+    problems.check(path, NAME)?;
+    if compressed && start == Start::End {
+        let what = "HeaderSize = -1 of compressed data is not read";
+        return Err(Error::unsupported(path, what));
+    }
+    let real = |name| fields.get(&[name]).and_then(|value| value.parse().ok());
+    let header = FlatHeader {
+        channels: if dims == 4 { t } else { beside },
+        big_endian: fields.is_true(&["ElementByteOrderMSB", "BinaryDataByteOrderMSB"], false),
+        order: if beside > 1 { INTERLEAVED } else { PLANAR },
+        encoding: if compressed {
+            Encoding::Zlib
+        } else {
+            Encoding::Raw
+        },
+        data: (!local).then(|| file.to_owned()),
+        start,
+        geometry,
+        rescale: Rescale::new(
+            real("ElementToIntensityFunctionSlope").unwrap_or(1.0),
+            real("ElementToIntensityFunctionOffset").unwrap_or(0.0),
+        ),
+        ..FlatHeader::new(Format::MetaImage, [z, y, x], dtype, 0)
+    };
+    header.checked(path, NAME)
+}
+
+/// Refuses what is sound but not read here.
+fn supported(path: &Path, fields: &Fields) -> Result<()> {
+    let file = fields.get(&["ElementDataFile"]).unwrap_or_default();
+    if file.starts_with("LIST") || file.contains('%') {
+        let what = "one file for each slice (ElementDataFile = LIST or a pattern) is not read: \
+                    write one file with the program that made it";
+        return Err(Error::unsupported(path, what));
+    }
+    if !fields.is_true(&["BinaryData"], true) {
+        return Err(Error::unsupported(
+            path,
+            "voxels written as text (BinaryData = False) are not read",
+        ));
+    }
+    match fields.get(&["ObjectType"]) {
+        None | Some("Image") => Ok(()),
+        Some(other) => {
+            let what = format!("ObjectType is {:?}: only Image is read", excerpt(other));
+            Err(Error::unsupported(path, what))
+        }
+    }
+}
+
+/// The lengths along x, y, z and a fourth dimension, 1 where there is none.
+fn lengths(fields: &Fields, dims: usize, problems: &mut Problems) -> [u64; 4] {
+    let text = fields.get(&["DimSize"]).unwrap_or("missing");
+    let mut lengths = [1; 4];
+    match numbers::<u64>(text).filter(|found| found.len() == dims && !found.contains(&0)) {
+        Some(found) => lengths[..dims].copy_from_slice(&found),
+        None => problems.add(format!(
+            "DimSize is {:?}, not {dims} whole numbers above 0",
+            excerpt(text)
+        )),
+    }
+    lengths
+}
+
+fn dtype(fields: &Fields, problems: &mut Problems) -> DType {
+    match fields.get(&["ElementType"]) {
+        Some("MET_CHAR") => DType::I8,
+        Some("MET_UCHAR") => DType::U8,
+        Some("MET_SHORT") => DType::I16,
+        Some("MET_USHORT") => DType::U16,
+        // MetaIO's long has 4 bytes on every machine.
+        Some("MET_INT" | "MET_LONG") => DType::I32,
+        Some("MET_UINT" | "MET_ULONG") => DType::U32,
+        Some("MET_LONG_LONG") => DType::I64,
+        Some("MET_ULONG_LONG") => DType::U64,
+        Some("MET_FLOAT") => DType::F32,
+        Some("MET_DOUBLE") => DType::F64,
+        other => {
+            let shown = excerpt(other.unwrap_or("missing"));
+            problems.add(format!("ElementType is {shown:?}, which is no voxel type"));
+            DType::U8
+        }
+    }
+}
+
+fn geometry(fields: &Fields, dims: usize, problems: &mut Problems) -> Geometry {
+    let mut read = |names: &[&str], count: usize| -> Option<Vec<f64>> {
+        let text = fields.get(names)?;
+        let values = finite(text).filter(|values| values.len() == count);
+        if values.is_none() {
+            problems.add(format!(
+                "{} is {:?}, not {count} numbers",
+                names[0],
+                excerpt(text)
+            ));
+        }
+        values
+    };
+    let spacing = read(&["ElementSpacing", "ElementSize"], dims);
+    let origin = read(&["Offset", "Position", "Origin"], dims);
+    let matrix = read(&["TransformMatrix", "Rotation", "Orientation"], dims * dims);
+    let used = dims.min(3);
+    let mut columns = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]];
+    let mut first = [0.0; 3];
+    let mut lengths = [1.0; 3];
+    for axis in 0..used {
+        if let Some(matrix) = &matrix {
+            // Each row of the matrix is the direction of one axis.
+            columns[axis] = [0.0; 3];
+            columns[axis][..used].copy_from_slice(&matrix[axis * dims..axis * dims + used]);
+        }
+        if let Some(spacing) = &spacing {
+            lengths[axis] = spacing[axis];
+        }
+        first[axis] = origin.as_ref().map_or(0.0, |origin| origin[axis]);
+    }
+    for (column, length) in columns.iter_mut().zip(lengths) {
+        *column = column.map(|value| value * length);
+    }
+    let mut geometry = Geometry::from_lps(columns, first);
+    // Exact, where the columns' lengths are rounded; a spacing of 0 is refused by the check.
+    geometry.spacing = [lengths[2], lengths[1], lengths[0]];
+    geometry
+}

@@ -1,0 +1,391 @@
+//! The header of a NIfTI-1 or NIfTI-2 file, in either byte order.
+//!
+//! Dimensions beyond the third are flattened into channels. The affine is nibabel's: sform,
+//! else qform, else the spacing around the volume's middle; the units field changes nothing.
+
+use std::path::Path;
+
+use super::{FlatHeader, Problems, Start};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::geometry::{Affine, Geometry};
+use crate::volume::{Format, Rescale};
+
+/// Bytes of a NIfTI-1 and of a NIfTI-2 header.
+const SIZES: [usize; 2] = [348, 540];
+
+/// Whether `bytes` begin as a NIfTI file does.
+pub(in super::super) fn recognise(bytes: &[u8]) -> bool {
+    let size = bytes.first_chunk::<4>();
+    let is = |n: i32| size == Some(&n.to_le_bytes()) || size == Some(&n.to_be_bytes());
+    (is(348) && matches!(bytes.get(344..347), Some(b"n+1" | b"ni1")))
+        || (is(540) && matches!(bytes.get(4..7), Some(b"n+2" | b"ni2")))
+}
+
+/// Fields by their offset, which must lie inside the header.
+struct Fields<'a> {
+    bytes: &'a [u8],
+    big_endian: bool,
+}
+
+impl Fields<'_> {
+    fn get<const N: usize>(&self, at: usize) -> [u8; N] {
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(&self.bytes[at..at + N]);
+        if self.big_endian {
+            bytes.reverse();
+        }
+        bytes
+    }
+    fn i16(&self, at: usize) -> i64 {
+        i64::from(i16::from_le_bytes(self.get(at)))
+    }
+    fn i32(&self, at: usize) -> i64 {
+        i64::from(i32::from_le_bytes(self.get(at)))
+    }
+    fn i64(&self, at: usize) -> i64 {
+        i64::from_le_bytes(self.get(at))
+    }
+    fn f32(&self, at: usize) -> f64 {
+        f64::from(f32::from_le_bytes(self.get(at)))
+    }
+    fn f64(&self, at: usize) -> f64 {
+        f64::from_le_bytes(self.get(at))
+    }
+}
+
+/// The fields that matter, of either version.
+#[derive(Debug)]
+struct Facts {
+    name: &'static str,
+    format: Format,
+    big_endian: bool,
+    /// Whether the voxels are in an .img file.
+    pair: bool,
+    dim: [i64; 8],
+    datatype: i64,
+    bitpix: i64,
+    pixdim: [f64; 8],
+    vox_offset: f64,
+    rescale: [f64; 2],
+    codes: [i64; 2],
+    quatern: [f64; 3],
+    qoffset: [f64; 3],
+    srow: [[f64; 4]; 3],
+}
+
+/// Reads the header at the start of `bytes`.
+pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
+    let facts = Facts::read(bytes).map_err(|problem| Error::header(path, "NIfTI", problem))?;
+    let mut problems = Problems::default();
+    let dtype = facts.dtype(path, &mut problems)?;
+    let lengths = facts.lengths(&mut problems);
+    let offset = facts.offset(&mut problems);
+    let geometry = facts.geometry(&mut problems);
+    problems.check(path, facts.name)?;
+    let [x, y, z, rest @ ..] = lengths;
+    let channels = rest
+        .iter()
+        .try_fold(1_u64, |product, &n| product.checked_mul(n));
+    let channels = channels.ok_or_else(|| Error::TooLarge {
+        path: path.to_path_buf(),
+        channels: u64::MAX,
+        shape: [z, y, x],
+        dtype,
+    })?;
+    let header = FlatHeader {
+        channels,
+        big_endian: facts.big_endian,
+        data: facts.pair.then(|| image_name(path)),
+        start: Start::byte(offset),
+        geometry,
+        rescale: Rescale::new(facts.rescale[0], facts.rescale[1]),
+        ..FlatHeader::new(facts.format, [z, y, x], dtype, 0)
+    };
+    header.checked(path, facts.name)
+}
+
+/// The name of the .img file beside a .hdr file.
+pub(in super::super) fn image_name(path: &Path) -> String {
+    let image = path.with_extension("img");
+    image
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
+impl Facts {
+    fn read(bytes: &[u8]) -> Result<Self, String> {
+        let first = bytes.first_chunk::<4>().ok_or("the file ends inside it")?;
+        let sizes = [i32::from_le_bytes(*first), i32::from_be_bytes(*first)];
+        let (second, big_endian) = match sizes {
+            [348, _] => (false, false),
+            [_, 348] => (false, true),
+            [540, _] => (true, false),
+            [_, 540] => (true, true),
+            [size, _] => return Err(format!("sizeof_hdr is {size}, not 348 or 540")),
+        };
+        let size = SIZES[usize::from(second)];
+        let bytes = bytes
+            .get(..size)
+            .ok_or_else(|| format!("it has {} bytes, {size} are needed", bytes.len()))?;
+        let fields = Fields { bytes, big_endian };
+        let facts = if second {
+            Self::second(&fields)
+        } else {
+            Self::first(&fields)
+        };
+        let magic = if second {
+            &bytes[4..12]
+        } else {
+            &bytes[344..348]
+        };
+        match (second, magic) {
+            (false, b"n+1\0") | (true, b"n+2\0\r\n\x1a\n") => Ok(facts),
+            (false, b"ni1\0") | (true, b"ni2\0\r\n\x1a\n") => Ok(Self {
+                pair: true,
+                ..facts
+            }),
+            (false, _) => Err(format!(
+                "magic {:?} is neither n+1 nor ni1 (Analyze files are not read)",
+                magic.escape_ascii().to_string()
+            )),
+            (true, _) => Err(format!(
+                "magic {:?} is neither n+2 nor ni2, or the file was sent as text",
+                magic.escape_ascii().to_string()
+            )),
+        }
+    }
+
+    fn first(fields: &Fields<'_>) -> Self {
+        let floats = |at: usize| std::array::from_fn(|i| fields.f32(at + 4 * i));
+        Self {
+            name: "NIfTI-1",
+            format: Format::Nifti1,
+            big_endian: fields.big_endian,
+            pair: false,
+            dim: std::array::from_fn(|i| fields.i16(40 + 2 * i)),
+            datatype: fields.i16(70),
+            bitpix: fields.i16(72),
+            pixdim: std::array::from_fn(|i| fields.f32(76 + 4 * i)),
+            vox_offset: fields.f32(108),
+            rescale: [fields.f32(112), fields.f32(116)],
+            codes: [fields.i16(252), fields.i16(254)],
+            quatern: floats(256),
+            qoffset: floats(268),
+            srow: std::array::from_fn(|row| {
+                std::array::from_fn(|i| fields.f32(280 + 16 * row + 4 * i))
+            }),
+        }
+    }
+
+    fn second(fields: &Fields<'_>) -> Self {
+        let floats = |at: usize| std::array::from_fn(|i| fields.f64(at + 8 * i));
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "an offset beyond 2^53 is refused"
+        )]
+        let vox_offset = fields.i64(168) as f64;
+        Self {
+            name: "NIfTI-2",
+            format: Format::Nifti2,
+            big_endian: fields.big_endian,
+            pair: false,
+            dim: std::array::from_fn(|i| fields.i64(16 + 8 * i)),
+            datatype: fields.i16(12),
+            bitpix: fields.i16(14),
+            pixdim: std::array::from_fn(|i| fields.f64(104 + 8 * i)),
+            vox_offset,
+            rescale: [fields.f64(176), fields.f64(184)],
+            codes: [fields.i32(344), fields.i32(348)],
+            quatern: floats(352),
+            qoffset: floats(376),
+            srow: std::array::from_fn(|row| {
+                std::array::from_fn(|i| fields.f64(400 + 32 * row + 8 * i))
+            }),
+        }
+    }
+
+    fn dtype(&self, path: &Path, problems: &mut Problems) -> Result<DType> {
+        let other = match self.datatype {
+            1 => "single bits",
+            32 | 1792 | 2048 => "complex numbers",
+            128 | 2304 => "colours",
+            1536 => "128-bit floats",
+            _ => "",
+        };
+        if !other.is_empty() {
+            let what = format!(
+                "NIfTI voxels that are {other} (datatype {}) are not read",
+                self.datatype
+            );
+            return Err(Error::unsupported(path, what));
+        }
+        let dtype = match self.datatype {
+            2 => DType::U8,
+            4 => DType::I16,
+            8 => DType::I32,
+            16 => DType::F32,
+            64 => DType::F64,
+            256 => DType::I8,
+            512 => DType::U16,
+            768 => DType::U32,
+            1024 => DType::I64,
+            1280 => DType::U64,
+            code => {
+                problems.add(format!("datatype {code} is unknown"));
+                return Ok(DType::U8);
+            }
+        };
+        if i64::try_from(dtype.size() * 8) != Ok(self.bitpix) {
+            problems.add(format!(
+                "bitpix {} does not fit {dtype}, which has {}",
+                self.bitpix,
+                dtype.size() * 8
+            ));
+        }
+        Ok(dtype)
+    }
+
+    /// All seven lengths, x first; those that the header does not use are 1.
+    fn lengths(&self, problems: &mut Problems) -> [u64; 7] {
+        let mut lengths = [1; 7];
+        let Some(used) = usize::try_from(self.dim[0])
+            .ok()
+            .filter(|n| (1..=7).contains(n))
+        else {
+            problems.add(format!("dim[0] is {}, not 1 to 7", self.dim[0]));
+            return lengths;
+        };
+        for (axis, target) in lengths.iter_mut().enumerate().take(used) {
+            let length = self.dim[axis + 1];
+            match u64::try_from(length) {
+                Ok(length) if length > 0 => *target = length,
+                _ => problems.add(format!("dim[{}] is {length}, not above 0", axis + 1)),
+            }
+        }
+        lengths
+    }
+
+    fn offset(&self, problems: &mut Problems) -> u64 {
+        let least = match (self.pair, self.format) {
+            (true, _) => 0,
+            (_, Format::Nifti2) => 544,
+            _ => 352,
+        };
+        let offset = self.vox_offset;
+        let whole = offset.is_finite() && offset.fract() == 0.0 && (0.0..9e15).contains(&offset);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a whole number below 2^53"
+        )]
+        let bytes = if whole { offset as u64 } else { 0 };
+        if !whole || bytes < least {
+            problems.add(format!(
+                "vox_offset is {offset}, not a whole number from {least} on"
+            ));
+        }
+        bytes
+    }
+
+    fn geometry(&self, problems: &mut Problems) -> Geometry {
+        let [qform, sform] = self.codes;
+        let mut affine: Affine = [[0.0, 0.0, 0.0, 1.0]; 4];
+        let name = if sform > 0 {
+            affine[..3].copy_from_slice(&self.srow);
+            "sform"
+        } else if qform > 0 {
+            affine[..3].copy_from_slice(&self.qform());
+            "qform"
+        } else {
+            affine[..3].copy_from_slice(&self.middle());
+            "pixdim"
+        };
+        if !affine.iter().flatten().all(|value| value.is_finite()) {
+            problems.add(format!("{name} is not finite"));
+            return Geometry::default();
+        }
+        let mut geometry = Geometry::from_affine(affine);
+        // -0.0 would only look odd.
+        geometry.affine = geometry.affine.map(|row| row.map(|value| value + 0.0));
+        for axis in 0..3 {
+            let spacing = self.pixdim[axis + 1].abs();
+            let measured = &mut geometry.spacing[2 - axis];
+            if self.uses(axis) && spacing.is_finite() && spacing > 0.0 {
+                *measured = spacing;
+            } else if !(measured.is_finite() && *measured > 0.0) {
+                *measured = 1.0;
+            }
+        }
+        geometry
+    }
+
+    /// The rows of the affine that the quaternion gives.
+    #[expect(clippy::many_single_char_names, reason = "the standard's names")]
+    fn qform(&self) -> [[f64; 4]; 3] {
+        let [b, c, d] = self.quatern;
+        let rest = 1.0 - (b * b + c * c + d * d);
+        let threshold = if self.format == Format::Nifti2 {
+            3.0 * f64::EPSILON
+        } else {
+            3.0 * f64::from(f32::EPSILON)
+        };
+        let a = if rest < threshold { 0.0 } else { rest.sqrt() };
+        // Twice the inverse norm: a quaternion that rounding made too long still turns.
+        let s = 2.0 / (a * a + b * b + c * c + d * d);
+        let turn = [
+            [
+                1.0 - s * (c * c + d * d),
+                s * (b * c - a * d),
+                s * (b * d + a * c),
+            ],
+            [
+                s * (b * c + a * d),
+                1.0 - s * (b * b + d * d),
+                s * (c * d - a * b),
+            ],
+            [
+                s * (b * d - a * c),
+                s * (c * d + a * b),
+                1.0 - s * (b * b + c * c),
+            ],
+        ];
+        let flip = if self.pixdim[0] < 0.0 { -1.0 } else { 1.0 };
+        let zoom = [self.zoom(0), self.zoom(1), self.zoom(2) * flip];
+        std::array::from_fn(|row| {
+            let [x, y, z] = std::array::from_fn(|column| turn[row][column] * zoom[column]);
+            [x, y, z, self.qoffset[row]]
+        })
+    }
+
+    /// nibabel's affine of last resort: x to the left, the middle at the origin.
+    fn middle(&self) -> [[f64; 4]; 3] {
+        std::array::from_fn(|axis| {
+            let used = self.uses(axis);
+            #[expect(clippy::cast_precision_loss, reason = "millimetres, not indices")]
+            let last = if used {
+                (self.dim[axis + 1] - 1) as f64
+            } else {
+                0.0
+            };
+            let sign = if axis == 0 { -1.0 } else { 1.0 };
+            let zoom = sign * if used { self.zoom(axis) } else { 1.0 };
+            let mut row = [0.0; 4];
+            row[axis] = zoom;
+            row[3] = 0.0 - last / 2.0 * zoom;
+            row
+        })
+    }
+
+    /// Whether the image has an axis x, y or z: flat ones have no z.
+    fn uses(&self, axis: usize) -> bool {
+        i64::try_from(axis).is_ok_and(|axis| axis < self.dim[0])
+    }
+
+    /// The spacing along x, y or z, 1 where the header has none.
+    fn zoom(&self, axis: usize) -> f64 {
+        let length = self.pixdim[axis + 1].abs();
+        if length > 0.0 { length } else { 1.0 }
+    }
+}

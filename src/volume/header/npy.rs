@@ -1,0 +1,206 @@
+//! The header of a numpy file, versions 1 to 3.
+//!
+//! Arrays of two axes are y, x; of three z, y, x; of four c, z, y, x. Nothing is unpickled.
+
+use std::path::Path;
+
+use super::{FlatHeader, PLANAR, excerpt};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::volume::Format;
+
+const NAME: &str = "npy";
+
+/// The first bytes of every numpy file.
+pub(in super::super) const MAGIC: &[u8] = b"\x93NUMPY";
+
+/// A value of the Python dict that the header is.
+#[derive(Debug, PartialEq)]
+enum Value {
+    Text(String),
+    Bool(bool),
+    Tuple(Vec<u64>),
+}
+
+/// Reads the header at the start of `bytes`.
+pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
+    let bad = |problem: String| Error::header(path, NAME, problem);
+    let (text, end) = text(bytes).map_err(bad)?;
+    if text.contains("'descr': [") || text.contains("\"descr\": [") {
+        return Err(Error::unsupported(
+            path,
+            "structured npy arrays are not read: save one field alone",
+        ));
+    }
+    let mut entries = dict(text).map_err(bad)?;
+    let mut take = |key: &str| {
+        let at = entries.iter().position(|(name, _)| name == key);
+        at.map(|at| entries.swap_remove(at).1)
+            .ok_or_else(|| bad(format!("{key} is missing")))
+    };
+    let (descr, fortran, shape) = (take("descr")?, take("fortran_order")?, take("shape")?);
+    if let Some((key, _)) = entries.first() {
+        return Err(bad(format!("key {:?} is unknown", excerpt(key))));
+    }
+    let (Value::Text(descr), Value::Bool(fortran), Value::Tuple(shape)) = (descr, fortran, shape)
+    else {
+        return Err(bad(
+            "descr must be text, fortran_order True or False, shape a tuple".to_owned(),
+        ));
+    };
+    let (dtype, big_endian) = dtype(path, &descr)?;
+    let (channels, space, order) = match *shape.as_slice() {
+        [y, x] => (1, [1, y, x], [2, 3, 1, 0]),
+        [z, y, x] => (1, [z, y, x], [1, 2, 3, 0]),
+        [c, z, y, x] => (c, [z, y, x], [0, 1, 2, 3]),
+        _ => {
+            return Err(Error::unsupported(
+                path,
+                format!(
+                    "the array has {} axes: y, x or z, y, x or c, z, y, x are read",
+                    shape.len()
+                ),
+            ));
+        }
+    };
+    let header = FlatHeader {
+        channels,
+        big_endian,
+        order: if fortran { order } else { PLANAR },
+        ..FlatHeader::new(Format::Npy, space, dtype, end as u64)
+    };
+    header.checked(path, NAME)
+}
+
+/// The header's text, and where the voxels begin.
+fn text(bytes: &[u8]) -> Result<(&str, usize), String> {
+    if !bytes.starts_with(MAGIC) {
+        return Err("the file does not begin with \\x93NUMPY".to_owned());
+    }
+    let short = || "the file ends inside the header".to_owned();
+    let version = *bytes.get(6).ok_or_else(short)?;
+    let (first, length) = match version {
+        1 => {
+            let length = bytes.get(8..10).ok_or_else(short)?;
+            (10, usize::from(u16::from_le_bytes([length[0], length[1]])))
+        }
+        2 | 3 => {
+            let length = bytes
+                .get(8..12)
+                .and_then(|n| n.try_into().ok())
+                .ok_or_else(short)?;
+            let length = u64::from(u32::from_le_bytes(length));
+            if length > super::LIMIT {
+                return Err(format!("a header of {length} bytes is too long"));
+            }
+            (12, usize::try_from(length).map_err(|_| short())?)
+        }
+        _ => return Err(format!("version {version} is unknown (1 to 3 are read)")),
+    };
+    let text = bytes.get(first..first + length).ok_or_else(short)?;
+    let text = std::str::from_utf8(text).map_err(|_| "the header is no text".to_owned())?;
+    Ok((text, first + length))
+}
+
+fn dtype(path: &Path, descr: &str) -> Result<(DType, bool)> {
+    let (order, code) = match descr.as_bytes().first() {
+        Some(b'<' | b'>' | b'|' | b'=') => descr.split_at(1),
+        _ => ("=", descr),
+    };
+    let big_endian = order == ">" || (order == "=" && cfg!(target_endian = "big"));
+    let dtype = match code {
+        "b1" | "?" => DType::Bool,
+        "u1" => DType::U8,
+        "i1" => DType::I8,
+        "u2" => DType::U16,
+        "i2" => DType::I16,
+        "u4" => DType::U32,
+        "i4" => DType::I32,
+        "u8" => DType::U64,
+        "i8" => DType::I64,
+        "f2" => DType::F16,
+        "f4" => DType::F32,
+        "f8" => DType::F64,
+        _ => {
+            let known = code
+                .bytes()
+                .next()
+                .is_some_and(|kind| b"OcfSaUVMmiu".contains(&kind));
+            let shown = excerpt(descr);
+            return Err(if known {
+                let what =
+                    format!("npy arrays of {shown:?} are not read: real numbers and bool are");
+                Error::unsupported(path, what)
+            } else {
+                Error::header(path, NAME, format!("descr {shown:?} is no data type"))
+            });
+        }
+    };
+    if order == "|" && dtype.size() > 1 {
+        let problem = format!("descr {descr:?} does not say the byte order");
+        return Err(Error::header(path, NAME, problem));
+    }
+    Ok((dtype, big_endian))
+}
+
+/// The entries of a Python dict literal of texts, truth values and tuples of whole numbers.
+fn dict(text: &str) -> Result<Vec<(String, Value)>, String> {
+    let mut rest = text.trim();
+    rest = rest.strip_prefix('{').ok_or("it is no Python dict")?;
+    rest = rest
+        .strip_suffix('}')
+        .ok_or("it is no Python dict")?
+        .trim_start();
+    let mut entries = Vec::new();
+    while !rest.is_empty() {
+        let (key, after) = quoted(rest)?;
+        let after = after
+            .trim_start()
+            .strip_prefix(':')
+            .ok_or("a colon is missing")?;
+        let (value, after) = value(after.trim_start())?;
+        if entries.iter().any(|(name, _)| *name == key) {
+            return Err(format!("key {:?} is there twice", excerpt(&key)));
+        }
+        entries.push((key, value));
+        let after = after.trim_start();
+        rest = match after.strip_prefix(',') {
+            Some(after) => after.trim_start(),
+            None if after.is_empty() => after,
+            None => return Err(format!("a comma is missing before {:?}", excerpt(after))),
+        };
+    }
+    Ok(entries)
+}
+
+fn quoted(text: &str) -> Result<(String, &str), String> {
+    let quote = text.chars().next().filter(|c| matches!(c, '\'' | '"'));
+    let parts = quote.and_then(|quote| text[1..].split_once(quote));
+    parts
+        .map(|(inside, rest)| (inside.to_owned(), rest))
+        .ok_or_else(|| format!("a quoted text is missing at {:?}", excerpt(text)))
+}
+
+fn value(text: &str) -> Result<(Value, &str), String> {
+    if let Some(rest) = text.strip_prefix("True") {
+        return Ok((Value::Bool(true), rest));
+    }
+    if let Some(rest) = text.strip_prefix("False") {
+        return Ok((Value::Bool(false), rest));
+    }
+    let Some(inside) = text.strip_prefix('(') else {
+        let (inside, rest) = quoted(text)?;
+        return Ok((Value::Text(inside), rest));
+    };
+    let (inside, rest) = inside.split_once(')').ok_or("a tuple does not end")?;
+    let numbers = inside.trim().trim_end_matches(',');
+    if numbers.is_empty() {
+        return Ok((Value::Tuple(Vec::new()), rest));
+    }
+    // Python 2 wrote long numbers with an L.
+    let number = |word: &str| word.trim().trim_end_matches('L').parse().ok();
+    let numbers: Option<Vec<u64>> = numbers.split(',').map(number).collect();
+    numbers
+        .map(|numbers| (Value::Tuple(numbers), rest))
+        .ok_or_else(|| format!("({}) are no lengths", excerpt(inside)))
+}

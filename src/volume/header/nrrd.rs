@@ -1,0 +1,374 @@
+//! The header of a NRRD file: `.nrrd` with the voxels, or `.nhdr` with a file of them beside it.
+//!
+//! Raw and gzip encodings; two or three axes of space and at most one of channels, which is the
+//! first or the last. The geometry that comes out is RAS+, whatever the file's space.
+
+use std::path::Path;
+
+use super::{
+    Encoding, FlatHeader, INTERLEAVED, PLANAR, Problems, Start, excerpt, finite, line, numbers,
+};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::geometry::Geometry;
+use crate::volume::Format;
+
+const NAME: &str = "NRRD";
+
+/// The first bytes of every NRRD file; a version digit follows.
+pub(in super::super) const MAGIC: &[u8] = b"NRRD000";
+
+/// The fields, their names in lower case, and where the voxels of an attached header begin.
+struct Fields {
+    pairs: Vec<(String, String)>,
+    /// `None` if no blank line ends the header.
+    end: Option<u64>,
+}
+
+impl Fields {
+    fn read(bytes: &[u8]) -> Result<Self, String> {
+        let (magic, mut at) = line(bytes, 0).ok_or("the file is empty")?;
+        if !matches!(
+            magic.strip_prefix(MAGIC),
+            Some(b"1" | b"2" | b"3" | b"4" | b"5")
+        ) {
+            return Err("the first line is not NRRD0001 to NRRD0005".to_owned());
+        }
+        let mut fields = Self {
+            pairs: Vec::new(),
+            end: None,
+        };
+        while let Some((text, next)) = line(bytes, at) {
+            at = next;
+            if text.is_empty() {
+                fields.end = Some(next as u64);
+                break;
+            }
+            let text = String::from_utf8_lossy(text);
+            if text.starts_with('#') {
+                continue;
+            }
+            let (key, value) = match text.split_once(':') {
+                // Free keys of the user's, `key:=value`.
+                Some((_, value)) if value.starts_with('=') => continue,
+                Some((key, value)) => (key.trim().to_lowercase(), value.trim().to_owned()),
+                None => return Err(format!("{:?} is no field", excerpt(&text))),
+            };
+            if fields.get(&[&key]).is_some() {
+                return Err(format!("field {:?} is there twice", excerpt(&key)));
+            }
+            fields.pairs.push((key, value));
+        }
+        Ok(fields)
+    }
+
+    fn get(&self, names: &[&str]) -> Option<&str> {
+        let found = self
+            .pairs
+            .iter()
+            .find(|(key, _)| names.contains(&key.as_str()));
+        found.map(|(_, value)| value.as_str())
+    }
+}
+
+/// Reads the header at the start of `bytes`.
+pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
+    let fields = Fields::read(bytes).map_err(|problem| Error::header(path, NAME, problem))?;
+    let encoding = encoding(path, &fields)?;
+    let data = data_file(path, &fields)?;
+    let dtype = dtype(path, &fields)?;
+    let mut problems = Problems::default();
+    let sizes = sizes(&fields, &mut problems);
+    let big_endian = big_endian(&fields, dtype, &mut problems);
+    let skips = skips(&fields, &mut problems);
+    let from = match (&data, fields.end) {
+        (Some(_), _) => 0,
+        (None, Some(end)) => end,
+        (None, None) => {
+            problems.add("no blank line ends it");
+            0
+        }
+    };
+    problems.check(path, NAME)?;
+    let axes = Axes::find(path, &fields, &sizes)?;
+    let geometry = geometry(&fields, &axes, sizes.len(), &mut problems);
+    problems.check(path, NAME)?;
+    let (lines, bytes) = skips;
+    let (start, skip) = match u64::try_from(bytes) {
+        Ok(bytes) => (Start::At { byte: from, lines }, bytes),
+        Err(_) if encoding == Encoding::Raw => (Start::End, 0),
+        Err(_) => {
+            let what = "byte skip: -1 of compressed data is not read";
+            return Err(Error::unsupported(path, what));
+        }
+    };
+    let space: Vec<u64> = axes.space.iter().map(|&axis| sizes[axis]).collect();
+    let header = FlatHeader {
+        channels: axes.channels.map_or(1, |axis| sizes[axis]),
+        big_endian,
+        order: if axes.channels == Some(0) {
+            INTERLEAVED
+        } else {
+            PLANAR
+        },
+        encoding,
+        data,
+        start,
+        skip,
+        geometry,
+        ..FlatHeader::new(
+            Format::Nrrd,
+            [space.get(2).copied().unwrap_or(1), space[1], space[0]],
+            dtype,
+            0,
+        )
+    };
+    header.checked(path, NAME)
+}
+
+fn encoding(path: &Path, fields: &Fields) -> Result<Encoding> {
+    match fields.get(&["encoding"]).map(str::to_lowercase).as_deref() {
+        Some("raw") => Ok(Encoding::Raw),
+        Some("gzip" | "gz") => Ok(Encoding::Gzip),
+        Some(other) => Err(Error::unsupported(
+            path,
+            format!(
+                "encoding {:?} is not read: raw and gzip are",
+                excerpt(other)
+            ),
+        )),
+        None => Err(Error::header(path, NAME, "encoding is missing")),
+    }
+}
+
+/// The name of a detached file.
+fn data_file(path: &Path, fields: &Fields) -> Result<Option<String>> {
+    let Some(name) = fields.get(&["data file", "datafile"]) else {
+        return Ok(None);
+    };
+    if name.starts_with("LIST") || name.contains('%') {
+        let what = "one file for each slice (data file: LIST or a pattern) is not read: \
+                    write one file with the program that made it";
+        return Err(Error::unsupported(path, what));
+    }
+    Ok(Some(name.to_owned()))
+}
+
+fn dtype(path: &Path, fields: &Fields) -> Result<DType> {
+    let Some(name) = fields.get(&["type"]) else {
+        return Err(Error::header(path, NAME, "type is missing"));
+    };
+    Ok(match name.to_lowercase().as_str() {
+        "signed char" | "int8" | "int8_t" => DType::I8,
+        "uchar" | "unsigned char" | "uint8" | "uint8_t" => DType::U8,
+        "short" | "short int" | "signed short" | "signed short int" | "int16" | "int16_t" => {
+            DType::I16
+        }
+        "ushort" | "unsigned short" | "unsigned short int" | "uint16" | "uint16_t" => DType::U16,
+        "int" | "signed int" | "int32" | "int32_t" => DType::I32,
+        "uint" | "unsigned int" | "uint32" | "uint32_t" => DType::U32,
+        "longlong"
+        | "long long"
+        | "long long int"
+        | "signed long long"
+        | "signed long long int"
+        | "int64"
+        | "int64_t" => DType::I64,
+        "ulonglong" | "unsigned long long" | "unsigned long long int" | "uint64" | "uint64_t" => {
+            DType::U64
+        }
+        "float" => DType::F32,
+        "double" => DType::F64,
+        "block" => {
+            let what = "voxels of type block are not read";
+            return Err(Error::unsupported(path, what));
+        }
+        _ => {
+            let problem = format!("type {:?} is unknown", excerpt(name));
+            return Err(Error::header(path, NAME, problem));
+        }
+    })
+}
+
+fn sizes(fields: &Fields, problems: &mut Problems) -> Vec<u64> {
+    let dimension = fields.get(&["dimension"]).unwrap_or("missing");
+    let count = dimension.parse::<usize>().ok();
+    let count = count.filter(|n| (1..=16).contains(n));
+    if count.is_none() {
+        problems.add(format!(
+            "dimension is {:?}, not 1 to 16",
+            excerpt(dimension)
+        ));
+    }
+    let text = fields.get(&["sizes"]).unwrap_or("missing");
+    let sizes = numbers::<u64>(text)
+        .filter(|sizes| count.is_none_or(|n| sizes.len() == n) && !sizes.contains(&0));
+    sizes.unwrap_or_else(|| {
+        let count = count.map_or_else(String::new, |n| format!("{n} "));
+        problems.add(format!(
+            "sizes is {:?}, not {count}whole numbers above 0",
+            excerpt(text)
+        ));
+        Vec::new()
+    })
+}
+
+fn big_endian(fields: &Fields, dtype: DType, problems: &mut Problems) -> bool {
+    match fields.get(&["endian"]).map(str::to_lowercase).as_deref() {
+        Some("little") => false,
+        Some("big") => true,
+        None if dtype.size() == 1 => false,
+        other => {
+            let shown = excerpt(other.unwrap_or("missing"));
+            problems.add(format!("endian is {shown:?}, not little or big"));
+            false
+        }
+    }
+}
+
+/// Lines and bytes to be skipped; -1 for bytes that are counted from the file's end.
+fn skips(fields: &Fields, problems: &mut Problems) -> (u64, i64) {
+    let lines = fields.get(&["line skip", "lineskip"]).unwrap_or("0");
+    let bytes = fields.get(&["byte skip", "byteskip"]).unwrap_or("0");
+    let lines = lines.parse().unwrap_or_else(|_| {
+        problems.add(format!("line skip is {:?}, no number", excerpt(lines)));
+        0
+    });
+    let bytes = bytes.parse().ok().filter(|&n| n >= -1).unwrap_or_else(|| {
+        problems.add(format!("byte skip is {:?}, not -1 or more", excerpt(bytes)));
+        0
+    });
+    (lines, bytes)
+}
+
+/// Which axes are space and which is channels.
+struct Axes {
+    /// Axes x, y and, unless the image is flat, z.
+    space: Vec<usize>,
+    channels: Option<usize>,
+}
+
+impl Axes {
+    fn find(path: &Path, fields: &Fields, sizes: &[u64]) -> Result<Self> {
+        let count = sizes.len();
+        let directions = fields
+            .get(&["space directions"])
+            .and_then(vectors)
+            .filter(|found| found.len() == count);
+        let kinds: Option<Vec<String>> = fields.get(&["kinds"]).map(|text| {
+            let words = text.split_whitespace();
+            words.map(str::to_lowercase).collect()
+        });
+        let kinds = kinds.filter(|kinds| kinds.len() == count);
+        let is_space = |axis: usize| {
+            if let Some(directions) = &directions {
+                return directions[axis].is_some();
+            }
+            let kind = kinds.as_ref().map(|kinds| kinds[axis].as_str());
+            // A fourth axis that nothing is said of is time, or channels.
+            match kind {
+                Some("domain" | "space") => true,
+                Some("???" | "none") | None => axis < 3,
+                Some(_) => false,
+            }
+        };
+        let space: Vec<usize> = (0..count).filter(|&axis| is_space(axis)).collect();
+        let others: Vec<usize> = (0..count).filter(|axis| !space.contains(axis)).collect();
+        let channels = match others.as_slice() {
+            [] => None,
+            &[axis] if axis == 0 || axis == count - 1 => Some(axis),
+            _ => {
+                return Err(Error::unsupported(
+                    path,
+                    format!(
+                        "axes {others:?} of {count} are no space: one alone is read, the first or the last"
+                    ),
+                ));
+            }
+        };
+        // Four axes of space, the last of them time.
+        let (space, channels) = match (space.len(), channels) {
+            (4, None) => (space[..3].to_vec(), Some(3)),
+            _ => (space, channels),
+        };
+        if !(2..=3).contains(&space.len()) {
+            let what = format!("{} axes of space are not read: 2 or 3 are", space.len());
+            return Err(Error::unsupported(path, what));
+        }
+        Ok(Self { space, channels })
+    }
+}
+
+fn geometry(fields: &Fields, axes: &Axes, count: usize, problems: &mut Problems) -> Geometry {
+    let mut columns = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]];
+    let mut origin = [0.0; 3];
+    if let Some(text) = fields.get(&["space directions"]) {
+        let found = vectors(text).filter(|found| found.len() == count);
+        if found.is_none() {
+            problems.add(format!(
+                "space directions are {:?}, not {count} vectors",
+                excerpt(text)
+            ));
+        }
+        for (column, &axis) in columns.iter_mut().zip(&axes.space) {
+            if let Some(Some(vector)) = found.as_ref().map(|found| found[axis]) {
+                *column = vector;
+            }
+        }
+    } else if let Some(text) = fields.get(&["spacings"]) {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        for (place, &axis) in axes.space.iter().enumerate() {
+            let value = words.get(axis).and_then(|word| finite(word));
+            match value.as_deref() {
+                // Its sign is the direction of the axis.
+                Some(&[value]) if words.len() == count && value != 0.0 => {
+                    columns[place][place] = value;
+                }
+                _ => problems.add(format!(
+                    "spacings are {:?}, not {count} numbers that are not 0",
+                    excerpt(text)
+                )),
+            }
+        }
+    }
+    if let Some(text) = fields.get(&["space origin"]) {
+        match vectors(text).as_deref() {
+            Some(&[Some(vector)]) => origin = vector,
+            _ => problems.add(format!("space origin is {:?}, no vector", excerpt(text))),
+        }
+    }
+    let space = fields.get(&["space"]).unwrap_or_default().to_lowercase();
+    // What turns the file's space into LPS; one that says nothing of a body is taken for LPS.
+    let signs = match space.trim_end_matches("-time") {
+        "right-anterior-superior" | "ras" | "rast" => [-1.0, -1.0, 1.0],
+        "left-anterior-superior" | "las" | "last" => [1.0, -1.0, 1.0],
+        _ => [1.0; 3],
+    };
+    let turn = |vector: [f64; 3]| std::array::from_fn(|i| signs[i] * vector[i]);
+    Geometry::from_lps(columns.map(turn), turn(origin))
+}
+
+/// Vectors like `(1,0,0) none (0,0,1)`, their first three numbers; flat ones get a 0.
+fn vectors(text: &str) -> Option<Vec<Option<[f64; 3]>>> {
+    let mut found = Vec::new();
+    let mut rest = text.trim();
+    while !rest.is_empty() {
+        if let Some(after) = rest.strip_prefix("none") {
+            found.push(None);
+            rest = after.trim_start();
+            continue;
+        }
+        let (inside, after) = rest.strip_prefix('(')?.split_once(')')?;
+        let values = finite(&inside.replace(',', " "))?;
+        if !(2..=4).contains(&values.len()) {
+            return None;
+        }
+        let mut vector = [0.0; 3];
+        for (target, value) in vector.iter_mut().zip(values) {
+            *target = value;
+        }
+        found.push(Some(vector));
+        rest = after.trim_start();
+    }
+    Some(found)
+}

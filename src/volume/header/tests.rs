@@ -1,0 +1,628 @@
+use std::fs;
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::volume::open;
+
+/// An error's kind, as the tables below call it.
+fn kind(error: &Error) -> &'static str {
+    match error {
+        Error::Io { .. } => "io",
+        Error::UnknownFormat { .. } => "unknown",
+        Error::Header { .. } => "header",
+        Error::Unsupported { .. } => "unsupported",
+        Error::FileLength { .. } => "length",
+        Error::TooLarge { .. } => "large",
+        _ => "other",
+    }
+}
+
+/// Opens a file of these bytes, which must fail as told, with a message that holds `hint`.
+fn refused(name: &str, bytes: &[u8], expected: &str, hint: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let inside = dir.path().join("inside");
+    fs::create_dir(&inside).unwrap();
+    fs::write(dir.path().join("secret.raw"), [0; 64]).unwrap();
+    fs::write(inside.join("near.raw"), [0; 64]).unwrap();
+    std::os::unix::fs::symlink("../secret.raw", inside.join("link.raw")).unwrap();
+    std::os::unix::fs::symlink("loop.raw", inside.join("loop.raw")).unwrap();
+    fs::create_dir(inside.join("folder.raw")).unwrap();
+    let path = inside.join(name);
+    fs::write(&path, bytes).unwrap();
+    let error = match open(&path) {
+        Ok(volume) => panic!("{name} with {hint:?} was opened: {volume:?}"),
+        Err(error) => error,
+    };
+    let message = error.to_string();
+    assert_eq!(kind(&error), expected, "{name}: {message}");
+    assert!(message.contains(hint), "{name}: {message:?} lacks {hint:?}");
+    assert!(message.len() < 1000, "{name}: {message}");
+}
+
+fn npy(dict: &str) -> Vec<u8> {
+    let length = u16::try_from(dict.len()).unwrap().to_le_bytes();
+    [b"\x93NUMPY\x01\0", &length[..], dict.as_bytes(), &[0; 64]].concat()
+}
+
+#[test]
+fn bad_numpy_headers_are_refused_with_the_reason() {
+    let dict = |descr: &str, fortran: &str, shape: &str| {
+        npy(&format!(
+            "{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}"
+        ))
+    };
+    let good = dict("'<f4'", "False", "(2, 2, 2)");
+    for (bytes, expected, hint) in [
+        (dict("'<f4'", "False", "(2, 2, 9)"), "length", "cut short"),
+        (good[..20].to_vec(), "header", "ends inside"),
+        (good[..8].to_vec(), "header", "ends inside"),
+        (
+            [&good[..6], &[9], &good[7..]].concat(),
+            "header",
+            "version 9",
+        ),
+        (b"PK\x03\x04 zip".to_vec(), "header", "\\x93NUMPY"),
+        (
+            b"\x93NUMPY\x02\0\xff\xff\xff\xff{}".to_vec(),
+            "header",
+            "too long",
+        ),
+        (dict("'|O'", "False", "(2, 2, 2)"), "unsupported", "|O"),
+        (dict("'<c8'", "False", "(2, 2, 2)"), "unsupported", "<c8"),
+        (dict("'<U4'", "False", "(2, 2, 2)"), "unsupported", "<U4"),
+        (
+            dict("[('a', '<f4')]", "False", "(2, 2)"),
+            "unsupported",
+            "structured",
+        ),
+        (dict("'<x4'", "False", "(2, 2, 2)"), "header", "<x4"),
+        (dict("'|f4'", "False", "(2, 2, 2)"), "header", "byte order"),
+        (dict("'<f4'", "Maybe", "(2, 2, 2)"), "header", "quoted"),
+        (
+            dict("'<f4'", "'no'", "(2, 2, 2)"),
+            "header",
+            "fortran_order",
+        ),
+        (dict("'<f4'", "False", "(2,)"), "unsupported", "1 axes"),
+        (dict("'<f4'", "False", "()"), "unsupported", "0 axes"),
+        (
+            dict("'<f4'", "False", "(1, 1, 1, 1, 1)"),
+            "unsupported",
+            "5 axes",
+        ),
+        (dict("'<f4'", "False", "(2, 0, 2)"), "header", "no voxel"),
+        (dict("'<f4'", "False", "(2, -2, 2)"), "header", "lengths"),
+        (dict("'<f4'", "False", "(2, 2.5, 2)"), "header", "lengths"),
+        (
+            dict("'<f4'", "False", "(99999999999999999999, 1, 1)"),
+            "header",
+            "lengths",
+        ),
+        (
+            dict("'<f4'", "False", "(4294967296, 4294967296, 4)"),
+            "large",
+            "2^63",
+        ),
+        (
+            dict("'|u1'", "False", "(9223372036854775807, 1, 1)"),
+            "large",
+            "2^63",
+        ),
+        (
+            dict("'|u1'", "False", "(1000000, 1000000, 1000000)"),
+            "length",
+            "1000000000000",
+        ),
+        (
+            npy("{'descr': '<f4', 'shape': (2, 2, 2)}"),
+            "header",
+            "fortran_order",
+        ),
+        (npy("{'descr': '<f4', 'descr': '<f4'}"), "header", "twice"),
+        (
+            npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2), 'x': 'y'}"),
+            "header",
+            "unknown",
+        ),
+        (npy("[1, 2]"), "header", "dict"),
+    ] {
+        refused("a.npy", &bytes, expected, hint);
+    }
+}
+
+/// A NIfTI-1 header of 2 x 2 x 2 bytes with room for the voxels, changed at some places.
+fn nifti(changes: &[(usize, &[u8])]) -> Vec<u8> {
+    let mut bytes = vec![0; 400];
+    let dim: Vec<u8> = [3_i16, 2, 2, 2, 1, 1, 1, 1]
+        .iter()
+        .flat_map(|n| n.to_le_bytes())
+        .collect();
+    let pixdim: Vec<u8> = [1.0_f32; 8].iter().flat_map(|n| n.to_le_bytes()).collect();
+    let start: [(usize, &[u8]); 7] = [
+        (0, &348_i32.to_le_bytes()),
+        (40, &dim),
+        (70, &2_i16.to_le_bytes()),
+        (72, &8_i16.to_le_bytes()),
+        (76, &pixdim),
+        (108, &352_f32.to_le_bytes()),
+        (344, b"n+1\0"),
+    ];
+    for (at, value) in start.iter().chain(changes) {
+        bytes[*at..at + value.len()].copy_from_slice(value);
+    }
+    bytes
+}
+
+#[test]
+fn bad_nifti_headers_are_refused_with_the_reason() {
+    let short = |n: i16| n.to_le_bytes();
+    let float = |n: f32| n.to_le_bytes();
+    let far = [&short(7)[..], &[0xff, 0x7f].repeat(7)].concat();
+    for (bytes, expected, hint) in [
+        (nifti(&[])[..359].to_vec(), "length", "359"),
+        (nifti(&[])[..200].to_vec(), "header", "200 bytes"),
+        (nifti(&[])[..3].to_vec(), "header", "ends inside"),
+        (nifti(&[(0, &[1, 0, 0, 0])]), "header", "sizeof_hdr is 1"),
+        (nifti(&[(344, b"\0\0\0\0")]), "header", "Analyze"),
+        (nifti(&[(344, b"n+1x")]), "header", "n+1x"),
+        (nifti(&[(40, &short(0))]), "header", "dim[0] is 0"),
+        (nifti(&[(40, &short(8))]), "header", "dim[0] is 8"),
+        (nifti(&[(40, &short(-3))]), "header", "dim[0] is -3"),
+        (nifti(&[(42, &short(0))]), "header", "dim[1] is 0"),
+        (nifti(&[(44, &short(-4))]), "header", "dim[2] is -4"),
+        (
+            nifti(&[(40, &short(5)), (50, &short(0))]),
+            "header",
+            "dim[5] is 0",
+        ),
+        (
+            nifti(&[(42, &short(-1)), (46, &short(-2)), (72, &short(9))]),
+            "header",
+            "bitpix 9 does not fit uint8, which has 8; dim[1] is -1, not above 0; dim[3] is -2",
+        ),
+        (nifti(&[(72, &short(16))]), "header", "bitpix 16"),
+        (nifti(&[(70, &short(3))]), "header", "datatype 3"),
+        (nifti(&[(70, &short(0))]), "header", "datatype 0"),
+        (
+            nifti(&[(70, &short(128)), (72, &short(24))]),
+            "unsupported",
+            "colours",
+        ),
+        (
+            nifti(&[(70, &short(32)), (72, &short(64))]),
+            "unsupported",
+            "complex",
+        ),
+        (
+            nifti(&[(70, &short(1)), (72, &short(1))]),
+            "unsupported",
+            "bits",
+        ),
+        (
+            nifti(&[(70, &short(1536)), (72, &short(128))]),
+            "unsupported",
+            "128-bit",
+        ),
+        (
+            nifti(&[(108, &float(f32::NAN))]),
+            "header",
+            "vox_offset is NaN",
+        ),
+        (
+            nifti(&[(108, &float(f32::INFINITY))]),
+            "header",
+            "vox_offset is inf",
+        ),
+        (
+            nifti(&[(108, &float(1e30))]),
+            "header",
+            "vox_offset is 1000000",
+        ),
+        (
+            nifti(&[(108, &float(-352.0))]),
+            "header",
+            "vox_offset is -352",
+        ),
+        (nifti(&[(108, &float(100.0))]), "header", "from 352"),
+        (nifti(&[(108, &float(352.5))]), "header", "352.5"),
+        (nifti(&[(108, &float(0.0))]), "header", "vox_offset is 0"),
+        (nifti(&[(108, &float(1e9))]), "length", "1000000000"),
+        (nifti(&[(40, &far)]), "large", "2^63"),
+        (
+            nifti(&[(254, &short(1)), (280, &float(f32::NAN))]),
+            "header",
+            "sform is not finite",
+        ),
+        (
+            nifti(&[(252, &short(1)), (268, &float(f32::INFINITY))]),
+            "header",
+            "qform is not finite",
+        ),
+        (nifti(&[(344, b"ni1\0"), (108, &float(0.0))]), "io", "a.img"),
+    ] {
+        refused("a.nii", &bytes, expected, hint);
+    }
+    refused("a.hdr", &nifti(&[])[..348], "length", "348");
+    refused("a.img", &[1; 8], "io", "a.hdr");
+    let mut second = vec![0; 600];
+    second[..4].copy_from_slice(&540_i32.to_le_bytes());
+    second[4..12].copy_from_slice(b"n+2\0\n\n\x1a\n");
+    refused("a.nii", &second, "header", "sent as text");
+}
+
+const MHD: &str = "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile = near.raw\n";
+
+#[test]
+fn bad_metaimage_headers_are_refused_with_the_reason() {
+    let change = |from: &str, to: &str| MHD.replace(from, to).into_bytes();
+    let data = |name: &str| change("near.raw", name);
+    let more = |line: &str| change("ElementType", &format!("{line}\nElementType"));
+    for (bytes, expected, hint) in [
+        (data("../secret.raw"), "unsupported", "../secret.raw"),
+        (data("./../secret.raw"), "unsupported", "elsewhere"),
+        (data("/etc/passwd"), "unsupported", "/etc/passwd"),
+        (data("link.raw"), "unsupported", "leads elsewhere"),
+        (data("folder.raw"), "unsupported", "no regular file"),
+        (data("loop.raw"), "io", "loop.raw"),
+        (data("http://example.org/a.raw"), "unsupported", "no file"),
+        (data(""), "unsupported", "elsewhere"),
+        (data("missing.raw"), "io", "missing.raw"),
+        (data("nul\0.raw"), "io", "nul"),
+        (data("LIST"), "unsupported", "LIST"),
+        (data("slice%03d.raw 1 10 1"), "unsupported", "pattern"),
+        (data("LOCAL"), "length", "cut short"),
+        (
+            change("DimSize = 2 2 2", "DimSize = 9 9 9"),
+            "length",
+            "near.raw",
+        ),
+        (
+            change("DimSize = 2 2 2", "DimSize = 2 0 2"),
+            "header",
+            "DimSize",
+        ),
+        (
+            change("DimSize = 2 2 2", "DimSize = 2 -2 2"),
+            "header",
+            "DimSize",
+        ),
+        (
+            change("DimSize = 2 2 2", "DimSize = 2 2"),
+            "header",
+            "3 whole numbers",
+        ),
+        (change("DimSize = 2 2 2\n", ""), "header", "missing"),
+        (change("2 2 2", "18446744073709551615 2 2"), "large", "2^63"),
+        (
+            change("2 2 2", "18446744073709551616 2 2"),
+            "header",
+            "DimSize",
+        ),
+        (change("NDims = 3", "NDims = 9"), "header", "NDims"),
+        (change("NDims = 3", "NDims = three"), "header", "three"),
+        (change("MET_UCHAR", "MET_STRING"), "header", "MET_STRING"),
+        (
+            change("MET_UCHAR\nElementDataFile = near.raw\n", "MET_UCHAR\n"),
+            "header",
+            "ElementDataFile is missing",
+        ),
+        (change("Image", "Tube"), "unsupported", "Tube"),
+        (more("BinaryData = False"), "unsupported", "text"),
+        (more("HeaderSize = -2"), "header", "HeaderSize"),
+        (more("HeaderSize = 60"), "length", "from byte 60"),
+        (more("HeaderSize = 9223372036854775807"), "large", "2^63"),
+        (
+            more("HeaderSize = -1\nCompressedData = True"),
+            "unsupported",
+            "HeaderSize",
+        ),
+        (more("ElementNumberOfChannels = 0"), "header", "no voxel"),
+        (
+            more("ElementNumberOfChannels = x"),
+            "header",
+            "ElementNumberOfChannels",
+        ),
+        (more("ElementSpacing = 1 1 0"), "header", "spacing"),
+        (more("ElementSpacing = 1 1 -2"), "header", "spacing"),
+        (more("ElementSpacing = 1 1"), "header", "ElementSpacing"),
+        (more("Offset = 1 nan 1"), "header", "Offset"),
+        (more("TransformMatrix = 1 0 0 1"), "header", "9 numbers"),
+        (
+            more("ElementSpacing = a\nOffset = b"),
+            "header",
+            "ElementSpacing is \"a\", not 3 numbers; Offset is",
+        ),
+        (more("no field"), "header", "no field"),
+    ] {
+        refused("a.mhd", &bytes, expected, hint);
+    }
+}
+
+const NRRD: &str =
+    "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 2 2\nencoding: raw\ndata file: near.raw\n";
+
+#[test]
+fn bad_nrrd_headers_are_refused_with_the_reason() {
+    let change = |from: &str, to: &str| NRRD.replace(from, to).into_bytes();
+    let data = |name: &str| change("near.raw", name);
+    let more = |line: &str| change("encoding", &format!("{line}\nencoding"));
+    for (bytes, expected, hint) in [
+        (data("../secret.raw"), "unsupported", "../secret.raw"),
+        (data("/dev/zero"), "unsupported", "/dev/zero"),
+        (data("link.raw"), "unsupported", "leads elsewhere"),
+        (data("missing.raw"), "io", "missing.raw"),
+        (data("LIST"), "unsupported", "LIST"),
+        (data("a%d.raw 0 9 1"), "unsupported", "pattern"),
+        (change("data file: near.raw\n", ""), "header", "blank line"),
+        (change("data file: near.raw\n", "\n"), "length", "cut short"),
+        (change("NRRD0004", "NRRD0009"), "header", "NRRD0001"),
+        (change("raw\ndata", "ascii\ndata"), "unsupported", "ascii"),
+        (change("raw\ndata", "hex\ndata"), "unsupported", "hex"),
+        (change("raw\ndata", "bzip2\ndata"), "unsupported", "bzip2"),
+        (
+            change("encoding: raw\n", ""),
+            "header",
+            "encoding is missing",
+        ),
+        (change("type: uchar\n", ""), "header", "type is missing"),
+        (change("uchar", "block"), "unsupported", "block"),
+        (change("uchar", "quaternion"), "header", "quaternion"),
+        (change("uchar", "short"), "header", "endian"),
+        (change("uchar", "short\nendian: middle"), "header", "middle"),
+        (change("sizes: 2 2 2\n", ""), "header", "sizes"),
+        (change("2 2 2", "2 2"), "header", "3 whole numbers"),
+        (change("2 2 2", "2 0 2"), "header", "sizes"),
+        (change("2 2 2", "2 -1 2"), "header", "sizes"),
+        (change("2 2 2", "4294967296 4294967296 1"), "large", "2^63"),
+        (change("2 2 2", "99 99 99"), "length", "near.raw"),
+        (
+            change("dimension: 3", "dimension: 0"),
+            "header",
+            "dimension",
+        ),
+        (
+            change("3\nsizes: 2 2 2", "1\nsizes: 8"),
+            "unsupported",
+            "1 axes",
+        ),
+        (
+            change("3\nsizes: 2 2 2", "5\nsizes: 1 2 2 2 1"),
+            "unsupported",
+            "[3, 4]",
+        ),
+        (more("kinds: domain vector domain"), "unsupported", "[1]"),
+        (more("sizes: 2 2 2"), "header", "twice"),
+        (more("spacings: 1 1 0"), "header", "spacings"),
+        (more("spacings: 1 nan 1"), "header", "spacings"),
+        (
+            more("space directions: (1,0,0) (0,1,0)"),
+            "header",
+            "3 vectors",
+        ),
+        (
+            more("space directions: (1,0,0) (0,1,0) (0,0,inf)"),
+            "header",
+            "3 vectors",
+        ),
+        (
+            more("space directions: (1,0,0) (0,1,0) (0,0,0)"),
+            "header",
+            "spacing",
+        ),
+        (more("space origin: (1,x,1)"), "header", "space origin"),
+        (more("byte skip: -2"), "header", "byte skip"),
+        (more("byte skip: 9223372036854775800"), "large", "2^63"),
+        (more("byte skip: 60"), "length", "from byte 60"),
+        (more("line skip: -1"), "header", "line skip"),
+        (more("line skip: 5"), "header", "not that many lines"),
+        (
+            change("raw\ndata", "gzip\nbyte skip: -1\ndata"),
+            "unsupported",
+            "byte skip",
+        ),
+        (more("nonsense"), "header", "nonsense"),
+    ] {
+        refused("a.nhdr", &bytes, expected, hint);
+    }
+}
+
+#[test]
+fn bad_sidecars_are_refused_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.raw");
+    fs::write(&path, [0; 64]).unwrap();
+    for (text, expected, hint) in [
+        ("", "header", "raw sidecar"),
+        ("[]", "header", "no JSON object"),
+        (r#"{"dtype": "uint8"}"#, "header", "shape"),
+        (r#"{"shape": [2, 2, 2]}"#, "header", "dtype"),
+        (r#"{"shape": [2, 2], "dtype": "uint8"}"#, "header", "shape"),
+        (
+            r#"{"shape": [2, 2, -2], "dtype": "uint8"}"#,
+            "header",
+            "shape",
+        ),
+        (
+            r#"{"shape": [2, 2, 0], "dtype": "uint8"}"#,
+            "header",
+            "no voxel",
+        ),
+        (
+            r#"{"shape": [2, 2, 2], "dtype": "complex64"}"#,
+            "header",
+            "dtype",
+        ),
+        (
+            r#"{"shape": [2, 2, 2], "dtype": "uint8", "colour": 3}"#,
+            "header",
+            "\"colour\" is unknown",
+        ),
+        (
+            r#"{"shape": [2, 2, 2], "dtype": "uint8", "byte_order": "middle"}"#,
+            "header",
+            "byte_order",
+        ),
+        (
+            r#"{"shape": [2, 2, 2], "dtype": "uint8", "offset": -1}"#,
+            "header",
+            "offset",
+        ),
+        (
+            r#"{"shape": [2, 2, 2], "dtype": "uint8", "offset": 57}"#,
+            "length",
+            "from byte 57",
+        ),
+        (
+            r#"{"shape": [2, 2, 2], "dtype": "uint8", "channels": 9}"#,
+            "length",
+            "9 x",
+        ),
+        (
+            r#"{"shape": [2, 2, 2], "dtype": "uint8", "spacing": [1, 0, 1]}"#,
+            "header",
+            "spacing",
+        ),
+        (
+            r#"{"shape": [2, 2, 2], "dtype": "uint8", "affine": [[1, 0, 0, 0]]}"#,
+            "header",
+            "affine",
+        ),
+        (
+            r#"{"shape": [4294967296, 4294967296, 1], "dtype": "uint8"}"#,
+            "large",
+            "2^63",
+        ),
+        (
+            r#"{"shape": 3, "dtype": 4, "channels": "x"}"#,
+            "header",
+            "shape must be three whole numbers, z, y, x; dtype must be",
+        ),
+    ] {
+        fs::write(dir.path().join("a.raw.json"), text).unwrap();
+        let error = open(&path).map(|_| ()).unwrap_err();
+        let message = error.to_string();
+        assert_eq!(kind(&error), expected, "{text}: {message}");
+        assert!(message.contains(hint), "{text}: {message}");
+    }
+}
+
+#[test]
+fn what_is_no_volume_is_refused_with_the_reason() {
+    refused("a.nii", b"", "unknown", "empty");
+    refused("a.tif", b"II*\0", "unknown", "neither");
+    refused("a.raw", &[0; 8], "unknown", "sidecar");
+    refused("a.gz", b"\x1f\x8b\x08 damaged", "io", "unpack");
+    let dir = tempfile::tempdir().unwrap();
+    let missing = open(dir.path().join("missing.nii")).unwrap_err();
+    assert!(
+        matches!(missing, Error::Io { action: "open", .. }),
+        "{missing:?}"
+    );
+    let fifo = dir.path().join("fifo.nii");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &fifo,
+        rustix::fs::FileType::Fifo,
+        0o600.into(),
+        0,
+    )
+    .unwrap();
+    let error = open(&fifo).unwrap_err();
+    assert!(matches!(error, Error::UnknownFormat { .. }), "{error:?}");
+    let error = open("/dev/zero").unwrap_err();
+    assert!(matches!(error, Error::UnknownFormat { .. }), "{error:?}");
+}
+
+#[test]
+fn content_decides_before_the_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let voxels = [0; 64];
+    fs::write(dir.path().join("near.raw"), voxels).unwrap();
+    for (bytes, format) in [
+        (
+            npy("{'descr': '|u1', 'fortran_order': False, 'shape': (2, 2, 2)}"),
+            "npy",
+        ),
+        (nifti(&[]), "nifti-1"),
+        (MHD.as_bytes().to_vec(), "metaimage"),
+        (NRRD.as_bytes().to_vec(), "nrrd"),
+    ] {
+        for name in [
+            "scan",
+            "scan.nii",
+            "scan.npy",
+            "scan.mhd",
+            "scan.nrrd",
+            "scan.raw",
+        ] {
+            let path = dir.path().join(name);
+            fs::write(&path, &bytes).unwrap();
+            let volume = open(&path).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(volume.layout().format.to_string(), format, "{name}");
+        }
+    }
+}
+
+/// A parser, and a header that it takes.
+type Parser = fn(&Path, &[u8]) -> Result<FlatHeader>;
+
+fn parsers() -> Vec<(Parser, Vec<u8>)> {
+    let sidecar: Parser = |path, bytes| raw::RawSpec::from_json(path, bytes)?.header(path);
+    let layout = Layout::new([2, 40_000, 2], 3, DType::I16);
+    let turned = "space: RAS\nspace directions: none (1,0,0) (0,2,0.5) (0,0,3)\nspace origin: (1,2,3)\nencoding: gzip";
+    let nrrd_vector = NRRD.replace("dimension: 3\nsizes: 2", "dimension: 4\nsizes: 3 2");
+    let mhd = "TransformMatrix = 1 0 0 0 1 0 0 0 1\nOffset = 1 2 3\nElementSpacing = 1 2 3\nHeaderSize = 7\nElementType";
+    vec![
+        (npy::parse, npy("{'descr': '<f4', 'fortran_order': True, 'shape': (2, 3, 4, 5), }")),
+        (nifti::parse, nifti(&[(252, &1_i16.to_le_bytes()), (256, &0.5_f32.to_le_bytes())])),
+        (nifti::parse, encode::nifti(&layout).unwrap()),
+        (metaimage::parse, MHD.replace("ElementType", mhd).into_bytes()),
+        (nrrd::parse, nrrd_vector.replace("encoding: raw", turned).into_bytes()),
+        (
+            sidecar,
+            br#"{"shape": [2, 3, 4], "dtype": "int16", "channels": 2, "byte_order": "big", "offset": 7, "spacing": [1, 2, 3]}"#.to_vec(),
+        ),
+    ]
+}
+
+#[test]
+fn the_headers_that_are_mutated_are_sound() {
+    for (parse, bytes) in parsers() {
+        parse(Path::new("a.hdr"), &bytes).unwrap();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20_000))]
+    /// Whatever bytes change, a parser refuses or finds something that fits into 2^63 bytes.
+    #[test]
+    fn mutated_headers_never_panic(
+        which in 0_usize..6,
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0_u8..4), 1..8),
+        cut in any::<prop::sample::Index>(),
+        shorten in any::<bool>(),
+    ) {
+        let (parse, mut bytes) = parsers().swap_remove(which);
+        for (at, value, how) in changes {
+            let at = at.index(bytes.len());
+            match how {
+                // Digits and signs get further into a text than any byte does.
+                0 => bytes[at] = b"0123456789-+.eE() ,'{}\n"[usize::from(value) % 23],
+                1 => bytes[at] = value,
+                2 => bytes[at] = if value < 128 { 0xff } else { 0x7f },
+                _ => bytes.insert(at, value),
+            }
+        }
+        if shorten {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        if let Ok(header) = parse(Path::new("a.hdr"), &bytes) {
+            let layout = header.layout(Path::new("a"));
+            prop_assert!(layout.decoded_bytes().unwrap() > 0);
+            prop_assert!(layout.geometry.is_sound());
+            prop_assert!(header.strides().iter().all(|&stride| stride > 0));
+        }
+    }
+}

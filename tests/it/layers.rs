@@ -1,0 +1,180 @@
+//! The layers of `src/`: each uses only those below it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// From the bottom to the top; what shares a line may use each other if it is one room.
+const LAYERS: [&[&str]; 5] = [
+    &["error", "region", "dtype", "geometry", "queue", "progress"],
+    &["patch", "pad", "grid"],
+    &["volume"],
+    &["sampler", "aggregator"],
+    &["training", "inference", "convert"],
+];
+
+fn sources() -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let (mut folders, mut found) = (vec![root.clone()], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("src can be listed") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).expect("sources are UTF-8");
+                let own = path
+                    .strip_prefix(&root)
+                    .expect("it lies in src")
+                    .to_path_buf();
+                found.push((own, text));
+            }
+        }
+    }
+    assert!(found.len() > 30, "src has more files than that");
+    found
+}
+
+/// The lines of code that tests do not own, without comments.
+fn code(text: &str) -> impl Iterator<Item = &str> {
+    let before_tests = text
+        .split("#[cfg(test)]\nmod tests {")
+        .next()
+        .unwrap_or(text);
+    before_tests
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+}
+
+fn room(path: &Path) -> String {
+    let first = path
+        .iter()
+        .next()
+        .expect("a file has a name")
+        .to_string_lossy();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+fn layer(room: &str) -> Option<usize> {
+    LAYERS.iter().position(|layer| layer.contains(&room))
+}
+
+/// The rooms that a line names after `crate::`.
+fn used(line: &str) -> Vec<String> {
+    let word = |text: &str| -> String {
+        text.trim_start()
+            .chars()
+            .take_while(|c| c.is_alphanumeric() || *c == '_')
+            .collect()
+    };
+    line.match_indices("crate::")
+        .flat_map(|(at, found)| {
+            let rest = &line[at + found.len()..];
+            match rest.strip_prefix('{') {
+                Some(list) => list.split(',').map(word).collect(),
+                None => vec![word(rest)],
+            }
+        })
+        .collect()
+}
+
+#[test]
+fn every_room_uses_only_rooms_below() {
+    for (path, text) in sources() {
+        let own = room(&path);
+        if own == "lib" || own == "bin" {
+            continue;
+        }
+        let height = layer(&own).unwrap_or_else(|| panic!("{own} has no layer: add it to LAYERS"));
+        for line in code(&text) {
+            for other in used(line) {
+                // Lower-case words are rooms; others are macros and items re-exported at the top.
+                let Some(below) = layer(&other) else {
+                    assert!(
+                        !["bin", "lib"].contains(&other.as_str())
+                            && !other.starts_with(char::is_uppercase),
+                        "{}: `{}` names no room",
+                        path.display(),
+                        line.trim()
+                    );
+                    continue;
+                };
+                assert!(
+                    other == own || below < height || (below == 0 && height == 0),
+                    "{}: {own} may not use {other}: {}",
+                    path.display(),
+                    line.trim()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_command_uses_the_public_library_and_its_own_files() {
+    let own: Vec<String> = sources()
+        .iter()
+        .filter_map(|(path, _)| path.strip_prefix("bin/voxpatch").ok().map(room))
+        .collect();
+    for (path, text) in sources() {
+        if !path.starts_with("bin") {
+            continue;
+        }
+        for line in code(&text) {
+            for used in used(line) {
+                assert!(own.contains(&used), "{}: {}", path.display(), line.trim());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_library_never_names_what_only_the_command_needs() {
+    for (path, text) in sources() {
+        if path.starts_with("bin") {
+            continue;
+        }
+        for line in code(&text) {
+            for name in ["clap", "anyhow", "indicatif", "ctrlc", "png"] {
+                let named = [format!("{name}::"), format!("use {name}")];
+                assert!(
+                    !named.iter().any(|named| line.contains(named)),
+                    "{}: {}",
+                    path.display(),
+                    line.trim()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn only_the_zarr_room_names_zarrs_and_only_the_map_is_unsafe() {
+    for (path, text) in sources() {
+        for line in code(&text) {
+            assert!(
+                !line.contains("zarrs::") || path.starts_with("volume/zarr"),
+                "{}: {}",
+                path.display(),
+                line.trim()
+            );
+            let is_unsafe = line.contains("unsafe ") || line.contains("unsafe_code");
+            assert!(
+                !is_unsafe || path == Path::new("volume/mmap.rs"),
+                "{}: {}",
+                path.display(),
+                line.trim()
+            );
+        }
+    }
+}
+
+#[test]
+fn upward_uses_are_seen_wherever_they_stand() {
+    assert_eq!(used("use crate::volume::{Layout, open};"), ["volume"]);
+    assert_eq!(used("use crate::{args, stop};"), ["args", "stop"]);
+    assert_eq!(
+        used("    crate::grid::check(&crate::queue::X)"),
+        ["grid", "queue"]
+    );
+    assert_eq!(used("pub(crate) fn x()"), Vec::<String>::new());
+}

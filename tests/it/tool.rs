@@ -1,0 +1,166 @@
+//! The command under test, and volumes for it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+
+use serde_json::Value as Json;
+use voxpatch::volume::{CreateOptions, create};
+use voxpatch::{
+    ConvertOptions, Element, Geometry, Layout, MemoryVolume, Region, Shape, Volume, Voxels,
+};
+
+/// The command, with these arguments and nothing to read.
+pub(crate) fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_voxpatch"));
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    command(args).output().expect("the command starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("the command speaks UTF-8")
+}
+
+/// Standard output of a run that must succeed and say nothing on standard error.
+pub(crate) fn succeeds(args: &[&str]) -> String {
+    let output = run(args);
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{args:?}: {:?} {err}",
+        output.status
+    );
+    assert_eq!(err, "", "{args:?} said something on standard error");
+    out
+}
+
+/// The object that a run with `--json` must print.
+pub(crate) fn json(args: &[&str]) -> Json {
+    let mut args = args.to_vec();
+    args.push("--json");
+    let out = succeeds(&args);
+    let value: Json = serde_json::from_str(&out).expect("one JSON object");
+    assert!(value.is_object(), "{out}");
+    value
+}
+
+/// The one line of a run that must fail with status 1 and say nothing on standard output.
+pub(crate) fn fails(args: &[&str]) -> String {
+    let output = run(args);
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {out} {err}");
+    assert_eq!(out, "", "{args:?}");
+    let line = err.strip_suffix('\n').expect("a whole line").to_owned();
+    assert!(!line.contains('\n'), "more than one line: {err}");
+    let message = line.strip_prefix("voxpatch: ").expect("it says who speaks");
+    let causes: Vec<&str> = message.split(": ").collect();
+    for (n, cause) in causes.iter().enumerate() {
+        assert!(!causes[..n].contains(cause), "said twice: {line}");
+    }
+    line
+}
+
+/// A run that clap refuses.
+pub(crate) fn is_refused(args: &[&str]) {
+    let output = run(args);
+    assert_eq!(output.status.code(), Some(2), "{args:?}");
+    assert!(output.stdout.is_empty() && !output.stderr.is_empty());
+}
+
+/// The names in a folder, sorted, hidden ones too.
+pub(crate) fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .expect("the folder can be listed")
+        .map(|entry| {
+            entry
+                .expect("an entry")
+                .file_name()
+                .to_string_lossy()
+                .into_owned()
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+/// A folder for one test, with short names for what is in it.
+pub(crate) struct Place(tempfile::TempDir);
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        Self(tempfile::tempdir().expect("a temporary folder"))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// The path of a name, as an argument.
+    pub(crate) fn at(&self, name: &str) -> String {
+        self.path().join(name).to_str().expect("UTF-8").to_owned()
+    }
+
+    /// Stores voxels under a name, in chunks of 8 and shards of 16 if it is a Zarr.
+    pub(crate) fn store<T: Element>(
+        &self,
+        name: &str,
+        shape: Shape,
+        channels: u64,
+        voxels: Vec<T>,
+    ) -> String
+    where
+        Vec<T>: Into<Voxels>,
+    {
+        let memory =
+            MemoryVolume::from_vec(shape, channels, voxels).expect("the voxels fit the shape");
+        let layout = Layout::new(shape, channels, T::DTYPE)
+            .with_geometry(Geometry::from_parts([2.0, 1.0, 0.5], [30.0, 20.0, 10.0]));
+        let options = CreateOptions {
+            chunk: [8; 3],
+            shard: Some([16; 3]),
+            ..CreateOptions::default()
+        };
+        let path = self.at(name);
+        let target = create(Path::new(&path), &layout, &options).expect("the folder is ours");
+        let source: Arc<dyn Volume> = Arc::new(memory);
+        voxpatch::convert(
+            &source,
+            target,
+            &ConvertOptions::default(),
+            &voxpatch::progress::silent,
+        )
+        .expect("memory can be copied");
+        path
+    }
+
+    /// A small volume of i16, 20 x 24 x 28, whose voxels are all different.
+    pub(crate) fn small(&self, name: &str) -> String {
+        self.store(name, [20, 24, 28], 1, ramp(20 * 24 * 28))
+    }
+}
+
+/// -2000, -1999, ...
+pub(crate) fn ramp(count: i16) -> Vec<i16> {
+    (0..count).map(|n| n - 2000).collect()
+}
+
+/// All voxels of a volume, c, z, y, x.
+pub(crate) fn voxels(path: &str) -> voxpatch::Patch {
+    let volume = voxpatch::open(path).expect("the volume opens");
+    let whole = Region::whole(volume.layout().shape);
+    volume.read(whole).expect("the volume reads")
+}
+
+/// The folder of real scans, or `None` (and a line that says so) where it is not there.
+pub(crate) fn scans(test: &str) -> Option<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    println!("{test} is skipped: {} is not there", folder.display());
+    None
+}
