@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::dtype::DType;
 use crate::region::{Region, Shape};
@@ -373,9 +374,18 @@ pub enum Error {
     /// The caller asked to stop.
     #[error("stopped on request")]
     Stopped,
+
+    /// The same failure met several threads that waited for one result.
+    #[error(transparent)]
+    Shared(Arc<Self>),
 }
 
 impl Error {
+    /// The error that several threads wait for, without a wrapper if there was just one.
+    pub(crate) fn shared(error: Arc<Self>) -> Self {
+        Arc::try_unwrap(error).unwrap_or_else(Self::Shared)
+    }
+
     /// For `map_err`: an [`Error::Io`] that says what was tried on what.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_path_buf();

@@ -62,7 +62,7 @@ enum Codecs {
     /// A value is a chunk.
     Whole(Chain),
     /// A value is a shard, whose chunks are read alone; its index is read once and kept.
-    Sharded(Shards, Lru<Vec<u64>, Arc<[u64]>>),
+    Sharded(Box<Shards>, Lru<Vec<u64>, Arc<[u64]>>),
 }
 
 /// The encoded bytes of a chunk.
@@ -138,7 +138,7 @@ impl ZarrVolume {
             let indexes = Lru::new(INDEX_BUDGET, |index: &Arc<[u64]>| {
                 size_of_val::<[u64]>(index)
             });
-            Codecs::Sharded(shards, indexes)
+            Codecs::Sharded(Box::new(shards), indexes)
         } else {
             Codecs::Whole(chain)
         };

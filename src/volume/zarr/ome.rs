@@ -262,8 +262,10 @@ fn geometry(axes: &[Json], places: &[&Json]) -> Option<Geometry> {
         }
     }
     let millimetres: [f64; 3] = std::array::from_fn(|a| {
-        let axis = (axes.len() + a).checked_sub(3).and_then(|i| axes.get(i));
-        axis.and_then(|axis| axis.get("unit"))
+        let place = (axes.len() + a).checked_sub(3);
+        place
+            .and_then(|place| axes.get(place))
+            .and_then(|axis| axis.get("unit"))
             .and_then(Json::as_str)
             .map_or(1.0, unit)
     });
@@ -330,7 +332,7 @@ pub(super) fn group_document(layout: &Layout, name: &str) -> Json {
         translation.insert(0, 0.0);
     }
     let mut steps = vec![json!({"type": "scale", "scale": scale})];
-    if origin != [0.0; 3] {
+    if origin.iter().any(|&n| n != 0.0) {
         steps.push(json!({"type": "translation", "translation": translation}));
     }
     json!({

@@ -82,17 +82,20 @@ impl Dice {
     }
 }
 
+/// Keys and ranges, in the order of reading.
+type Notes = Arc<Mutex<Vec<(String, Range<u64>)>>>;
+
 /// Values in memory, and a note of every range that was read of them.
 #[derive(Clone, Debug, Default)]
 struct Notebook {
     values: HashMap<String, Arc<Vec<u8>>>,
-    reads: Arc<Mutex<Vec<(String, Range<u64>)>>>,
+    reads: Notes,
 }
 
 struct Page {
     key: String,
     bytes: Arc<Vec<u8>>,
-    reads: Arc<Mutex<Vec<(String, Range<u64>)>>>,
+    reads: Notes,
 }
 
 impl Store for Notebook {

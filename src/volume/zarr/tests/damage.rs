@@ -38,6 +38,7 @@ fn damage(bytes: &mut Vec<u8>, dice: &mut Dice) {
 }
 
 /// Codecs, and whether damage to any byte of a voxel is caught.
+#[expect(clippy::too_many_lines, reason = "a list")]
 fn chains() -> Vec<(&'static str, Json, bool)> {
     let little = json!({"name": "bytes", "configuration": {"endian": "little"}});
     let big = json!({"name": "bytes", "configuration": {"endian": "big"}});

@@ -7,7 +7,8 @@ use std::thread;
 use proptest::prelude::*;
 
 use super::*;
-use crate::volume::{Codec, CreateOptions, MemoryVolume, VolumeMut, create};
+use crate::volume::suite::check;
+use crate::volume::{Cached, Codec, CreateOptions, MemoryVolume, VolumeMut, create};
 
 /// Voxels with empty places in between, so that some chunks are all fill value.
 fn voxels(layout: &Layout, dice: &mut Dice) -> Vec<u8> {
@@ -98,6 +99,33 @@ proptest! {
             twin.read_channels(wanted.clone(), region, &mut parts[1]).unwrap();
             prop_assert_eq!(&parts[0], &parts[1], "{} of {:?}", region, wanted);
         }
+    }
+}
+
+#[test]
+fn zarr_volumes_pass_what_every_volume_passes() {
+    let folder = scratch();
+    let layout = Layout::new([13, 11, 17], 2, DType::I16);
+    for (name, codec, shard) in [
+        ("plain.zarr", Codec::Gzip, None),
+        ("shards.zarr", Codec::BloscLz4, Some([8, 8, 16])),
+    ] {
+        let path = folder.path().join(name);
+        let options = CreateOptions {
+            chunk: [4, 4, 8],
+            shard,
+            codec,
+            ..CreateOptions::default()
+        };
+        let all = voxels(&layout, &mut Dice(3));
+        let writer = create(&path, &layout, &options).unwrap();
+        writer.write(Region::whole(layout.shape), &all).unwrap();
+        writer.finish().unwrap();
+        let twin = MemoryVolume::zeros(layout.clone()).unwrap();
+        twin.write(Region::whole(layout.shape), &all).unwrap();
+        let volume = Arc::new(open(&path).unwrap());
+        check(&volume, &twin.to_patch());
+        check(&Cached::new(volume, 20_000), &twin.to_patch());
     }
 }
 
