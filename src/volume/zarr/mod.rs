@@ -27,6 +27,7 @@ use zarrs::metadata::v3::ArrayMetadataV3;
 use zarrs::plugin::PluginCreateError;
 
 use self::chain::{Chain, Form, Refusal, place};
+use self::guard::caught;
 use self::meta::Facts;
 use self::shard::Shards;
 use self::store::{Folder, Store, Value};
@@ -110,7 +111,9 @@ impl ZarrVolume {
         options: &OpenOptions,
     ) -> Result<Self> {
         let facts = Facts::parse(path, format, document)?;
-        let (array, metadata) = open_array(&facts, document)?;
+        let bad = |problem: &Cause| Error::header(path, facts.format_name(), problem.to_string());
+        let opened = caught(|| open_array(&facts, document));
+        let (array, metadata) = opened.map_err(|problem| bad(&problem))??;
         let form = Form {
             shape: facts
                 .write_chunk
@@ -120,17 +123,15 @@ impl ZarrVolume {
             dtype: array.data_type().clone(),
             fill: array.fill_value().clone(),
         };
-        let bad = |problem: &Cause| Error::header(path, facts.format_name(), problem.to_string());
-        let chain =
-            Chain::new(&metadata.codecs, form, options.trusted).map_err(
-                |refusal| match refusal {
-                    Refusal::Untrusted(codec) => Error::UntrustedCodec {
-                        path: path.to_path_buf(),
-                        codec,
-                    },
-                    Refusal::Broken(problem) => bad(&problem),
+        let chain = caught(|| Chain::new(&metadata.codecs, form, options.trusted))
+            .unwrap_or_else(|problem| Err(Refusal::Broken(problem)))
+            .map_err(|refusal| match refusal {
+                Refusal::Untrusted(codec) => Error::UntrustedCodec {
+                    path: path.to_path_buf(),
+                    codec,
                 },
-            )?;
+                Refusal::Broken(problem) => bad(&problem),
+            })?;
         let codecs = if facts.sharded {
             let shards = chain
                 .into_shards()
@@ -211,8 +212,8 @@ impl ZarrVolume {
             Codecs::Whole(chain) => chain,
             Codecs::Sharded(shards, _) => shards.inner(),
         };
-        let voxels = chain
-            .decode(encoded)
+        let voxels = caught(|| chain.decode(encoded))
+            .flatten()
             .map_err(|problem| self.broken(key, problem))?;
         let (decoded, kept) = (&self.facts.read_chunk, self.facts.cut_chunk());
         if *decoded == kept {
