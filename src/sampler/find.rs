@@ -97,8 +97,7 @@ impl Finder {
                 part,
             )))
         };
-        let loaded = self.ready.get_or_load((aim.block, aim.group), load);
-        Ok(loaded.map_err(Error::shared)?.0)
+        Ok(self.ready.get_or_load(&(aim.block, aim.group), load)?.0)
     }
 
     fn centre(&self, aim: Aim, ready: &Ready) -> Result<[u64; 3]> {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::chunk::{Chunk, read_by_chunks};
 use super::lru::Lru;
 use super::{ChunkShape, Layout, Reads, Volume};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::region::Region;
 
 /// A volume whose decoded chunks are kept for the next read.
@@ -41,12 +41,11 @@ impl Cached {
     ///
     /// # Errors
     ///
-    /// As [`Volume::read_chunk`]; all threads that waited for a chunk get its error.
+    /// As [`Volume::read_chunk`].
     pub fn chunk(&self, index: ChunkShape) -> Result<Arc<Chunk>> {
-        let loaded = self
+        let (chunk, hit) = self
             .chunks
-            .get_or_load(index, || self.inner.read_chunk(index).map(Arc::new));
-        let (chunk, hit) = loaded.map_err(Error::shared)?;
+            .get_or_load(&index, || self.inner.read_chunk(index).map(Arc::new))?;
         if hit {
             self.hits.fetch_add(1, Ordering::Relaxed);
         }
@@ -103,6 +102,7 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::error::Error;
     use crate::volume::MemoryVolume;
 
     /// Counts reads, and fails while it is told to.
@@ -180,6 +180,72 @@ mod tests {
         );
         read(4);
         assert_eq!(volume.reads.load(Ordering::SeqCst), 4, "4 had to go for 8");
+    }
+
+    #[test]
+    fn the_budget_holds_while_threads_read_everywhere() {
+        let volume = counting(0);
+        let budget = 5 * (64 * 2 + 200);
+        let cached = Cached::new(Arc::clone(&volume) as Arc<dyn Volume>, budget);
+        thread::scope(|scope| {
+            for t in 0..4_u64 {
+                let (cached, volume) = (&cached, &volume);
+                scope.spawn(move || {
+                    for n in 0..60 {
+                        let corner = |a: u64| i64::try_from((n * 7 + t * 5 + a * n) % 8).unwrap();
+                        let region = Region::new([corner(0), corner(1), corner(2)], [1, 2, 3]);
+                        let patch = cached.read(region).unwrap();
+                        assert_eq!(patch, volume.inner.read(region).unwrap());
+                        // Each thread may hold one chunk more, that it has just loaded.
+                        assert!(cached.chunks.bytes() <= budget + 4 * (64 * 2 + 128));
+                    }
+                });
+            }
+        });
+        assert!(cached.chunks.bytes() <= budget);
+    }
+
+    #[test]
+    fn a_failure_is_one_threads_and_the_others_try_again() {
+        let volume = counting(3);
+        let cached = Cached::new(Arc::clone(&volume) as Arc<dyn Volume>, 1 << 20);
+        let barrier = Barrier::new(8);
+        let failed = thread::scope(|scope| {
+            let read = || {
+                barrier.wait();
+                cached.chunk([0; 4])
+            };
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(read)).collect();
+            let results = threads.into_iter().map(|thread| thread.join().unwrap());
+            results
+                .filter(|result| matches!(result, Err(Error::Stopped)))
+                .count()
+        });
+        assert_eq!(failed, 3);
+        assert_eq!(volume.reads.load(Ordering::SeqCst), 4);
+    }
+
+    #[test]
+    fn a_panic_while_loading_blocks_nobody() {
+        let lru: Lru<u8, u8> = Lru::new(1 << 20, |_| 1);
+        let barrier = Barrier::new(4);
+        let tries = AtomicUsize::new(0);
+        let panics = thread::scope(|scope| {
+            let read = || {
+                barrier.wait();
+                lru.get_or_load(&1, || {
+                    thread::sleep(std::time::Duration::from_millis(5));
+                    assert!(tries.fetch_add(1, Ordering::SeqCst) > 0, "the first one");
+                    Ok::<_, Error>(7)
+                })
+            };
+            let threads = [(); 4].map(|()| scope.spawn(read));
+            let results = threads.map(thread::ScopedJoinHandle::join);
+            results.iter().filter(|result| result.is_err()).count()
+        });
+        assert_eq!((panics, tries.load(Ordering::SeqCst)), (1, 2));
+        let (value, there) = lru.get_or_load(&1, || Err(Error::Stopped)).unwrap();
+        assert_eq!((value, there), (7, true));
     }
 
     #[test]

@@ -91,15 +91,12 @@ pub fn planned(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<
             ));
         }
     }
-    if lower.ends_with(".npy") {
-        layout.format = Format::Npy;
-        Ok(layout)
-    } else if lower.ends_with(".nii") {
-        layout.format = Format::Nifti1;
-        Ok(layout)
-    } else {
-        Ok(zarr::ZarrWriter::describe(layout, options)?.0)
-    }
+    layout.format = match lower.rsplit_once('.') {
+        Some((_, "npy")) => Format::Npy,
+        Some((_, "nii")) => Format::Nifti1,
+        _ => return Ok(zarr::ZarrWriter::describe(layout, options)?.0),
+    };
+    Ok(layout)
 }
 
 /// Checks that an output neither is an input, nor lies inside one, nor holds one.

@@ -2,11 +2,11 @@
 //!
 //! The values' bytes never exceed the budget once a load has returned, the least recently
 //! used goes first, and a key that several threads want at once is loaded by one of them
-//! while the others wait for it. A failed load is not kept: the next one tries again.
+//! while the others wait for it. A load that fails or panics is not kept, and its error is
+//! the loader's alone: those who waited try for themselves, one after the other.
 
 use std::fmt;
 use std::hash::Hash;
-use std::sync::Arc;
 
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
@@ -22,7 +22,7 @@ const ENTRY: usize = 128;
 
 impl<K, V> Lru<K, V>
 where
-    K: Hash + Eq + Send + Sync + 'static,
+    K: Hash + Eq + Clone + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
 {
     /// Keeps values whose `bytes` add up to no more than `budget`.
@@ -35,25 +35,44 @@ where
         Self { values, budget }
     }
 
+    /// Bytes that are kept, with the bookkeeping.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> u64 {
+        self.values.weighted_size()
+    }
+
     /// The value for `key`, and whether it was there already.
     pub(crate) fn get_or_load<E>(
         &self,
-        key: K,
+        key: &K,
         load: impl FnOnce() -> Result<V, E>,
-    ) -> Result<(V, bool), Arc<E>>
-    where
-        E: Send + Sync + 'static,
-    {
-        let mut loaded = false;
-        let value = self.values.try_get_with(key, || {
-            loaded = true;
-            load()
-        })?;
-        if loaded {
-            // Evictions are otherwise left to later calls, and the budget overrun until then.
-            self.values.run_pending_tasks();
+    ) -> Result<(V, bool), E> {
+        /// Somebody's load failed.
+        struct Failed;
+        let mut load = Some(load);
+        loop {
+            let mut error = None;
+            let value = self.values.try_get_with_by_ref(key, || {
+                let load = load.take().expect("a loader loads once");
+                load().map_err(|failure| {
+                    error = Some(failure);
+                    Failed
+                })
+            });
+            match (value, error) {
+                (Ok(value), _) => {
+                    let loaded = load.is_none();
+                    if loaded {
+                        // Evictions are otherwise left to later calls, and the budget overrun
+                        // until then.
+                        self.values.run_pending_tasks();
+                    }
+                    return Ok((value, !loaded));
+                }
+                (Err(_), Some(error)) => return Err(error),
+                (Err(_), None) => {}
+            }
         }
-        Ok((value, !loaded))
     }
 }
 

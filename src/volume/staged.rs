@@ -280,6 +280,31 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_may_replace_a_file_and_leftovers_of_others_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out.zarr");
+        fs::write(&target, b"old").unwrap();
+        fs::create_dir(dir.path().join(".out.zarr.x1y2z3.incomplete")).unwrap();
+        let staged = StagedFolder::new(&target, true).unwrap();
+        fs::write(staged.path().join("new"), b"new").unwrap();
+        staged.finish().unwrap();
+        assert_eq!(names(&target), ["new"]);
+        let mut left = names(dir.path());
+        left.sort();
+        assert_eq!(left, [".out.zarr.x1y2z3.incomplete", "out.zarr"]);
+    }
+
+    #[test]
+    fn a_folder_that_took_the_name_meanwhile_is_kept_even_if_it_is_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out.zarr");
+        let staged = StagedFolder::new(&target, false).unwrap();
+        fs::create_dir(&target).unwrap();
+        assert!(matches!(staged.finish(), Err(Error::Exists { .. })));
+        assert_eq!(names(dir.path()), ["out.zarr"]);
+    }
+
+    #[test]
     fn a_name_taken_meanwhile_is_not_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out.npy");

@@ -7,7 +7,8 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use zarrs::array::codec::api::{
-    ArrayToArrayCodecTraits, ArrayToBytesCodecTraits, BytesRepresentation, Codec, CodecOptions,
+    ArrayToArrayCodecTraits, ArrayToBytesCodecTraits, BytesRepresentation, BytesToBytesCodecTraits,
+    Codec, CodecOptions,
 };
 use zarrs::array::codec::{BytesCodec, TransposeCodec};
 use zarrs::array::{ArrayBytes, DataType, FillValue};
@@ -51,7 +52,7 @@ impl Chain {
         mut form: Form,
         trusted: bool,
     ) -> Result<Self, Refusal> {
-        let (mut arrays, mut serializer, mut bytes) = (Vec::new(), None, Vec::new());
+        let (mut arrays, mut to_bytes, mut bytes) = (Vec::new(), None, Vec::new());
         for codec in metadata {
             let refuse = || Refusal::Untrusted(codec.name().to_owned());
             let made = match Codec::from_metadata(codec) {
@@ -70,49 +71,42 @@ impl Chain {
                     let encoded = Form { shape, dtype, fill };
                     arrays.push((std::mem::replace(&mut form, encoded), made));
                 }
-                Codec::ArrayToBytes(_) if serializer.is_some() => {
+                Codec::ArrayToBytes(_) if to_bytes.is_some() => {
                     return Err(Refusal::broken("there are two array-to-bytes codecs"));
                 }
                 Codec::ArrayToBytes(_) if codec.name() == "sharding_indexed" => {
-                    serializer = Some(Err(codec));
+                    to_bytes = Some(Err(codec));
                 }
                 Codec::ArrayToBytes(made) => {
                     if !trusted && !made.as_any().is::<BytesCodec>() {
                         return Err(refuse());
                     }
-                    serializer = Some(Ok(made));
+                    to_bytes = Some(Ok(made));
                 }
                 Codec::BytesToBytes(made) => bytes.push((codec.name(), made)),
             }
         }
-        let (serializer, serialized) =
-            match serializer.ok_or_else(|| Refusal::broken("there is no array-to-bytes codec"))? {
-                Ok(codec) => {
-                    let size = serialized(&*codec, &form)?;
-                    (Serializer::Codec(codec), size)
-                }
-                Err(sharding) => {
-                    let shards = Shards::new(sharding.configuration().map(|c| &**c), &form, trusted)?;
-                    let size = shards.encoded();
-                    (Serializer::Shards(Box::new(shards)), size)
-                }
-            };
-        let mut size = serialized;
-        let mut guards = Vec::with_capacity(bytes.len());
-        for (name, codec) in bytes {
-            let guard = Guard::new(codec, size);
-            if !trusted && !guard.is_safe() {
-                return Err(Refusal::Untrusted(name.to_owned()));
+        let to_bytes =
+            to_bytes.ok_or_else(|| Refusal::broken("there is no array-to-bytes codec"))?;
+        let (serializer, size) = match to_bytes {
+            Ok(codec) => {
+                let size = serialized_size(&*codec, &form)?;
+                (Serializer::Codec(codec), size)
             }
-            size = guard.encoded();
-            guards.push(guard);
-        }
+            Err(sharding) => {
+                let settings = sharding.configuration().map(|settings| &**settings);
+                let shards = Box::new(Shards::new(settings, &form, trusted)?);
+                let size = shards.encoded();
+                (Serializer::Shards(shards), size)
+            }
+        };
+        let bytes = guards(bytes, size, trusted)?;
         Ok(Self {
             arrays,
             form,
             serializer,
-            serialized,
-            bytes: guards,
+            serialized: size,
+            bytes,
         })
     }
 
@@ -162,11 +156,30 @@ impl Form {
     /// Bytes of all voxels.
     pub(super) fn bytes(&self) -> Option<u64> {
         let size = self.dtype.fixed_size()? as u64;
-        self.shape.iter().try_fold(size, |all, n| all.checked_mul(n.get()))
+        self.shape
+            .iter()
+            .try_fold(size, |all, n| all.checked_mul(n.get()))
     }
 }
 
-fn serialized(codec: &dyn ArrayToBytesCodecTraits, form: &Form) -> Result<Size, Refusal> {
+/// The codecs from bytes to bytes, innermost first, which gives `decoded` bytes.
+fn guards(
+    codecs: Vec<(&str, Arc<dyn BytesToBytesCodecTraits>)>,
+    mut decoded: Size,
+    trusted: bool,
+) -> Result<Vec<Guard>, Refusal> {
+    let guard = |(name, codec): (&str, _)| {
+        let guard = Guard::new(codec, decoded);
+        if !trusted && !guard.is_safe() {
+            return Err(Refusal::Untrusted(name.to_owned()));
+        }
+        decoded = guard.encoded();
+        Ok(guard)
+    };
+    codecs.into_iter().map(guard).collect()
+}
+
+fn serialized_size(codec: &dyn ArrayToBytesCodecTraits, form: &Form) -> Result<Size, Refusal> {
     let size = codec
         .encoded_representation(&form.shape, &form.dtype, &form.fill)
         .map_err(Refusal::broken)?;

@@ -8,6 +8,7 @@
 
 use std::any::TypeId;
 use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use zarrs::array::BytesRepresentation;
@@ -138,6 +139,18 @@ impl Guard {
     }
 }
 
+/// Runs what foreign code does with foreign data, and makes an error of its panic.
+pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Cause> {
+    // What a panic leaves half done is dropped with the closure: it owns it, or only reads.
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic
+            .downcast_ref::<&str>()
+            .map(ToString::to_string)
+            .or_else(|| panic.downcast_ref::<String>().cloned());
+        format!("zarrs gave up: {}", text.unwrap_or_default()).into()
+    })
+}
+
 fn kind(codec: TypeId) -> Kind {
     let plain = [
         TypeId::of::<Adler32Codec>(),
@@ -182,8 +195,7 @@ fn blosc_length(chunk: &[u8]) -> Result<u64, Cause> {
     let (header, _) = chunk
         .split_first_chunk::<16>()
         .ok_or("it is shorter than a blosc header")?;
-    let field =
-        |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
+    let field = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
     let (typesize, decoded, block, encoded) = (header[3], field(4), field(8), field(12));
     if encoded as usize != chunk.len() {
         let actual = chunk.len();
@@ -213,6 +225,14 @@ mod tests {
         assert_eq!(zlib(&stream, 1000).unwrap(), [7; 1000]);
         assert!(zlib(&stream[..stream.len() - 1], 1000).is_err(), "cut");
         assert!(zlib(&stream, 900).is_err(), "longer than promised");
+    }
+
+    #[test]
+    fn a_panic_becomes_an_error_with_its_text() {
+        assert_eq!(caught(|| 7).unwrap(), 7);
+        let n = 9;
+        let error = caught(|| -> u8 { panic!("level {n}") }).unwrap_err();
+        assert_eq!(error.to_string(), "zarrs gave up: level 9");
     }
 
     #[test]

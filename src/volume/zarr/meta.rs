@@ -145,10 +145,7 @@ impl Facts {
     /// Whether the channels of each chunk are consecutive once the leading dimensions are one.
     fn flattens(&self) -> bool {
         let chunk = self.cut_chunk();
-        let (dims, chunk) = (
-            &self.dims[..self.leading()],
-            &chunk[..self.leading()],
-        );
+        let (dims, chunk) = (&self.dims[..self.leading()], &chunk[..self.leading()]);
         let Some(first) = chunk.iter().position(|&n| n > 1) else {
             return true;
         };
@@ -333,7 +330,10 @@ pub(super) fn plain_codecs(list: &mut Value) {
                 configuration.insert("shuffle".to_owned(), json!("noshuffle"));
             }
             for inner in ["codecs", "index_codecs"] {
-                configuration.get_mut(inner).into_iter().for_each(plain_codecs);
+                configuration
+                    .get_mut(inner)
+                    .into_iter()
+                    .for_each(plain_codecs);
             }
         }
         codec.insert("name".to_owned(), Value::String(plain));
@@ -356,8 +356,12 @@ pub(super) fn fill_value(document: &Value, dtype: DType) -> Value {
         },
         Some(fill) if dtype.is_integer() => match fill.as_f64() {
             // Below 2^53 a whole f64 prints as that integer.
-            Some(number) if fill.is_f64() && number.fract() == 0.0 && number.abs() < 2_f64.powi(53) => {
-                format!("{number}").parse::<i64>().map_or_else(|_| fill.clone(), Value::from)
+            Some(number)
+                if fill.is_f64() && number.fract() == 0.0 && number.abs() < 2_f64.powi(53) =>
+            {
+                format!("{number}")
+                    .parse::<i64>()
+                    .map_or_else(|_| fill.clone(), Value::from)
             }
             _ => fill.clone(),
         },

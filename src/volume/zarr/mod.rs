@@ -27,6 +27,7 @@ use zarrs::metadata::v3::ArrayMetadataV3;
 use zarrs::plugin::PluginCreateError;
 
 use self::chain::{Chain, Form, Refusal, place};
+use self::guard::caught;
 use self::meta::Facts;
 use self::shard::Shards;
 use self::store::{Folder, Store, Value};
@@ -62,16 +63,21 @@ enum Codecs {
     /// A value is a chunk.
     Whole(Chain),
     /// A value is a shard, whose chunks are read alone; its index is read once and kept.
-    Sharded(Shards, Lru<Vec<u64>, Arc<[u64]>>),
+    Sharded(Box<Shards>, Lru<Vec<u64>, Arc<[u64]>>),
 }
 
 /// The encoded bytes of a chunk.
 enum Fetched {
     /// There is no such value.
-    Absent { key: String },
+    Absent {
+        key: String,
+    },
     /// The shard says that the chunk is all fill value.
     Empty,
-    Encoded { key: String, bytes: Vec<u8> },
+    Encoded {
+        key: String,
+        bytes: Vec<u8>,
+    },
 }
 
 impl ZarrVolume {
@@ -79,13 +85,8 @@ impl ZarrVolume {
     pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
         let found = ome::find_array(path, options.level)?;
         let folder = Box::new(Folder(found.path.clone()));
-        let mut volume = Self::with_store(
-            &found.path,
-            folder,
-            found.format,
-            &found.document,
-            options,
-        )?;
+        let mut volume =
+            Self::with_store(&found.path, folder, found.format, &found.document, options)?;
         let own = found.attributes.get("voxpatch");
         if let Some(geometry) = own
             .and_then(ome::own_geometry)
@@ -110,7 +111,9 @@ impl ZarrVolume {
         options: &OpenOptions,
     ) -> Result<Self> {
         let facts = Facts::parse(path, format, document)?;
-        let (array, metadata) = open_array(&facts, document)?;
+        let bad = |problem: &Cause| Error::header(path, facts.format_name(), problem.to_string());
+        let opened = caught(|| open_array(&facts, document));
+        let (array, metadata) = opened.map_err(|problem| bad(&problem))??;
         let form = Form {
             shape: facts
                 .write_chunk
@@ -120,9 +123,9 @@ impl ZarrVolume {
             dtype: array.data_type().clone(),
             fill: array.fill_value().clone(),
         };
-        let bad = |problem: &Cause| Error::header(path, facts.format_name(), problem.to_string());
-        let chain =
-            Chain::new(&metadata.codecs, form, options.trusted).map_err(|refusal| match refusal {
+        let chain = caught(|| Chain::new(&metadata.codecs, form, options.trusted))
+            .unwrap_or_else(|problem| Err(Refusal::Broken(problem)))
+            .map_err(|refusal| match refusal {
                 Refusal::Untrusted(codec) => Error::UntrustedCodec {
                     path: path.to_path_buf(),
                     codec,
@@ -136,7 +139,7 @@ impl ZarrVolume {
             let indexes = Lru::new(INDEX_BUDGET, |index: &Arc<[u64]>| {
                 size_of_val::<[u64]>(index)
             });
-            Codecs::Sharded(shards, indexes)
+            Codecs::Sharded(Box::new(shards), indexes)
         } else {
             Codecs::Whole(chain)
         };
@@ -181,7 +184,7 @@ impl ZarrVolume {
                     return Ok(Fetched::Absent { key });
                 };
                 let load = || self.load_index(shards, &key, &*value);
-                let (index, _) = indexes.get_or_load(shard, load).map_err(Error::shared)?;
+                let (index, _) = indexes.get_or_load(&shard, load)?;
                 let key = format!("{key}, inner chunk {inner}");
                 match shards.range(&index, inner, value.len()) {
                     Ok(None) => Ok(Fetched::Empty),
@@ -209,8 +212,8 @@ impl ZarrVolume {
             Codecs::Whole(chain) => chain,
             Codecs::Sharded(shards, _) => shards.inner(),
         };
-        let voxels = chain
-            .decode(encoded)
+        let voxels = caught(|| chain.decode(encoded))
+            .flatten()
             .map_err(|problem| self.broken(key, problem))?;
         let (decoded, kept) = (&self.facts.read_chunk, self.facts.cut_chunk());
         if *decoded == kept {
@@ -263,12 +266,13 @@ fn open_array(facts: &Facts, document: &Json) -> Result<(Array<()>, ArrayMetadat
         })?
     };
     let array = ArrayMetadata::V3(metadata.clone());
-    let array = Array::new_with_metadata(Arc::new(()), "/", array).map_err(|error| match error {
-        ArrayCreateError::CodecsCreateError(PluginCreateError::Unsupported(error)) => {
-            Error::unsupported(&facts.path, error.to_string())
-        }
-        error => bad(error.to_string()),
-    })?;
+    let array =
+        Array::new_with_metadata(Arc::new(()), "/", array).map_err(|error| match error {
+            ArrayCreateError::CodecsCreateError(PluginCreateError::Unsupported(error)) => {
+                Error::unsupported(&facts.path, error.to_string())
+            }
+            error => bad(error.to_string()),
+        })?;
     Ok((array, metadata))
 }
 

@@ -25,6 +25,7 @@ pub(super) struct Found {
 }
 
 /// A group's attributes.
+#[derive(Default)]
 struct Group {
     attributes: Json,
 }
@@ -69,8 +70,15 @@ fn geometry_by_parent(path: &Path) -> Option<Geometry> {
     let dataset = datasets
         .iter()
         .find(|dataset| dataset.get("path").and_then(Json::as_str) == Some(name))?;
-    let axes = image.get("axes").and_then(Json::as_array);
-    geometry(axes.map_or(&[][..], Vec::as_slice), &[dataset, image])
+    geometry(axes(image), &[dataset, image])
+}
+
+/// The axes of an image: of its first coordinate system, since OME-Zarr 0.6.
+fn axes(image: &Json) -> &[Json] {
+    let axes = image
+        .get("axes")
+        .or_else(|| image.pointer("/coordinateSystems/0/axes"));
+    axes.and_then(Json::as_array).map_or(&[][..], Vec::as_slice)
 }
 
 fn no_level(path: &Path, level: usize, levels: usize) -> Error {
@@ -161,7 +169,8 @@ fn first_in_group(path: &Path, group: &Group, level: usize, depth: usize) -> Res
     }
     for child in children {
         if depth < MAX_DEPTH
-            && let Some(group) = group_at(&child)?
+            // A folder without metadata may stand between groups, as the rows of a plate do.
+            && let group = group_at(&child)?.unwrap_or_default()
             && let Some(array) = first_in_group(&child, &group, level, depth + 1)?
         {
             return Ok(Some(array));
@@ -196,10 +205,7 @@ fn multiscale(path: &Path, image: &Json, level: usize) -> Result<Found> {
             "level {level} should be at {name:?}, but there is no array"
         ))
     })?;
-    let axes = image
-        .get("axes")
-        .and_then(Json::as_array)
-        .map_or(&[][..], Vec::as_slice);
+    let axes = axes(image);
     check_axes(path, axes)?;
     found.geometry = Some(geometry(axes, &[dataset, image]).ok_or_else(|| {
         bad(format!(
@@ -256,8 +262,10 @@ fn geometry(axes: &[Json], places: &[&Json]) -> Option<Geometry> {
         }
     }
     let millimetres: [f64; 3] = std::array::from_fn(|a| {
-        let axis = (axes.len() + a).checked_sub(3).and_then(|i| axes.get(i));
-        axis.and_then(|axis| axis.get("unit"))
+        let place = (axes.len() + a).checked_sub(3);
+        place
+            .and_then(|place| axes.get(place))
+            .and_then(|axis| axis.get("unit"))
             .and_then(Json::as_str)
             .map_or(1.0, unit)
     });
@@ -324,7 +332,7 @@ pub(super) fn group_document(layout: &Layout, name: &str) -> Json {
         translation.insert(0, 0.0);
     }
     let mut steps = vec![json!({"type": "scale", "scale": scale})];
-    if origin != [0.0; 3] {
+    if origin.iter().any(|&n| n != 0.0) {
         steps.push(json!({"type": "translation", "translation": translation}));
     }
     json!({

@@ -37,8 +37,8 @@ impl Shards {
         form: &Form,
         trusted: bool,
     ) -> Result<Self, Refusal> {
-        let configuration = configuration
-            .ok_or_else(|| Refusal::broken("sharding has no configuration"))?;
+        let configuration =
+            configuration.ok_or_else(|| Refusal::broken("sharding has no configuration"))?;
         let chunk = lengths(configuration.get("chunk_shape"))
             .ok_or_else(|| Refusal::broken("sharding has no sound chunk_shape"))?;
         let counts = counts(form, &chunk)?;
@@ -107,7 +107,10 @@ impl Shards {
     /// Where the index lies in a shard of `length` bytes.
     pub(super) fn index_range(&self, length: u64) -> Result<Range<u64>, Cause> {
         let rest = length.checked_sub(self.index_bytes).ok_or_else(|| {
-            format!("{length} bytes are too few for an index of {}", self.index_bytes)
+            format!(
+                "{length} bytes are too few for an index of {}",
+                self.index_bytes
+            )
         })?;
         Ok(if self.at_start {
             0..self.index_bytes
@@ -155,7 +158,10 @@ impl Shards {
         let bytes = self.form.bytes().ok_or("its type has no fixed size")?;
         let mut voxels = voxel.repeat(usize::try_from(bytes)? / voxel.len());
         let usizes = |lengths: &[u64]| -> Result<Vec<usize>, Cause> {
-            Ok(lengths.iter().map(|&n| usize::try_from(n)).collect::<Result<_, _>>()?)
+            Ok(lengths
+                .iter()
+                .map(|&n| usize::try_from(n))
+                .collect::<Result<_, _>>()?)
         };
         let shape: Vec<u64> = self.form.shape.iter().map(|n| n.get()).collect();
         let (shape, chunk) = (usizes(&shape)?, usizes(&self.chunk)?);
@@ -187,9 +193,7 @@ fn counts(form: &Form, chunk: &[u64]) -> Result<Vec<u64>, Refusal> {
         return Err(Refusal::broken(problem));
     }
     let counts: Vec<u64> = shard.iter().zip(chunk).map(|(s, c)| s.get() / c).collect();
-    let all = counts
-        .iter()
-        .try_fold(1_u64, |all, &n| all.checked_mul(n));
+    let all = counts.iter().try_fold(1_u64, |all, &n| all.checked_mul(n));
     if all.is_none_or(|all| all > MAX_CHUNKS) {
         let problem = format!("{counts:?} chunks in a shard are more than {MAX_CHUNKS}");
         return Err(Refusal::broken(problem));

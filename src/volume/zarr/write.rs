@@ -237,7 +237,7 @@ fn array_document(
     } else {
         chunk
     };
-    let fill = match layout.dtype {
+    let zero = match layout.dtype {
         DType::Bool => json!(false),
         dtype if dtype.is_float() => json!(0.0),
         _ => json!(0),
@@ -254,7 +254,7 @@ fn array_document(
         "data_type": layout.dtype.name(),
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": with_channel(1, file)}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": fill,
+        "fill_value": zero,
         "codecs": codecs,
         "attributes": ome::own_attributes(layout),
         "dimension_names": names,

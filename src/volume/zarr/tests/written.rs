@@ -1,0 +1,223 @@
+//! What is written reads back as it was given, whatever its shape, type and codec.
+
+use std::fs;
+use std::sync::Barrier;
+use std::thread;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::volume::suite::check;
+use crate::volume::{Cached, Codec, CreateOptions, MemoryVolume, VolumeMut, create};
+
+/// Voxels with empty places in between, so that some chunks are all fill value.
+fn voxels(layout: &Layout, dice: &mut Dice) -> Vec<u8> {
+    let bytes = usize::try_from(layout.decoded_bytes().unwrap()).unwrap();
+    let mut voxels = Vec::with_capacity(bytes);
+    while voxels.len() < bytes {
+        let length = 1 + dice.below(bytes.div_ceil(4).max(2));
+        let empty = dice.below(3) == 0;
+        for _ in 0..length {
+            let byte = if empty {
+                0
+            } else {
+                dice.roll().to_le_bytes()[0]
+            };
+            voxels.push(if layout.dtype == DType::Bool {
+                byte & 1
+            } else {
+                byte
+            });
+        }
+    }
+    voxels.truncate(bytes);
+    voxels
+}
+
+fn options() -> impl Strategy<Value = CreateOptions> {
+    let codec = prop_oneof![
+        Just(Codec::Zstd),
+        Just(Codec::BloscZstd),
+        Just(Codec::BloscLz4),
+        Just(Codec::Gzip),
+        Just(Codec::None),
+    ];
+    let level = proptest::option::of(1_u8..6);
+    let chunk = [1_u64..9, 1..9, 1..9];
+    let shard = proptest::option::of([1_u64..4, 1..4, 1..4]);
+    (codec, level, chunk, shard).prop_map(|(codec, level, chunk, shard)| CreateOptions {
+        chunk,
+        shard: shard.map(|times| std::array::from_fn(|a| times[a] * chunk[a])),
+        codec,
+        level,
+        replace: false,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
+
+    #[test]
+    fn what_is_written_reads_back_as_from_memory(
+        shape in [1_u64..20, 1..20, 1..20],
+        channels in 1_u64..4,
+        dtype in prop::sample::select(&DType::ALL[..]),
+        options in options(),
+        seed: u64,
+    ) {
+        let folder = scratch();
+        let path = folder.path().join("image.zarr");
+        let layout = Layout::new(shape, channels, dtype);
+        let mut dice = Dice(seed);
+        let all = voxels(&layout, &mut dice);
+        let twin = MemoryVolume::zeros(layout.clone()).unwrap();
+        twin.write(Region::whole(shape), &all).unwrap();
+
+        let writer = create(&path, &layout, &options).unwrap();
+        let slab = writer.layout().write_chunk.unwrap()[1];
+        for c in 0..channels {
+            for z in (0..shape[0]).step_by(usize::try_from(slab).unwrap()) {
+                let depth = slab.min(shape[0] - z);
+                let region = Region::new([i64::try_from(z).unwrap(), 0, 0], [depth, shape[1], shape[2]]);
+                let bytes = usize::try_from(region.voxels()).unwrap() * dtype.size();
+                let mut part = vec![0; bytes];
+                twin.read_channels(c..c + 1, region, &mut part).unwrap();
+                writer.write_channels(c..c + 1, region, &part).unwrap();
+            }
+        }
+        writer.finish().unwrap();
+
+        let volume = open(&path).unwrap();
+        prop_assert_eq!(read_all(&volume).unwrap(), all);
+        for _ in 0..8 {
+            let region = dice.region(shape);
+            let first = dice.roll() % channels;
+            let wanted = first..first + 1 + dice.roll() % (channels - first);
+            let bytes = region.voxels() * (wanted.end - wanted.start) * dtype.size() as u64;
+            let mut parts = [(); 2].map(|()| vec![0xAA; usize::try_from(bytes).unwrap()]);
+            volume.read_channels(wanted.clone(), region, &mut parts[0]).unwrap();
+            twin.read_channels(wanted.clone(), region, &mut parts[1]).unwrap();
+            prop_assert_eq!(&parts[0], &parts[1], "{} of {:?}", region, wanted);
+        }
+    }
+}
+
+#[test]
+fn zarr_volumes_pass_what_every_volume_passes() {
+    let folder = scratch();
+    let layout = Layout::new([13, 11, 17], 2, DType::I16);
+    for (name, codec, shard) in [
+        ("plain.zarr", Codec::Gzip, None),
+        ("shards.zarr", Codec::BloscLz4, Some([8, 8, 16])),
+    ] {
+        let path = folder.path().join(name);
+        let options = CreateOptions {
+            chunk: [4, 4, 8],
+            shard,
+            codec,
+            ..CreateOptions::default()
+        };
+        let all = voxels(&layout, &mut Dice(3));
+        let writer = create(&path, &layout, &options).unwrap();
+        writer.write(Region::whole(layout.shape), &all).unwrap();
+        writer.finish().unwrap();
+        let twin = MemoryVolume::zeros(layout.clone()).unwrap();
+        twin.write(Region::whole(layout.shape), &all).unwrap();
+        let volume = Arc::new(open(&path).unwrap());
+        check(&volume, &twin.to_patch());
+        check(&Cached::new(volume, 20_000), &twin.to_patch());
+    }
+}
+
+fn writer(path: &Path, shard: Option<[u64; 3]>) -> Box<dyn VolumeMut> {
+    let options = CreateOptions {
+        chunk: [4; 3],
+        shard,
+        ..CreateOptions::default()
+    };
+    create(path, &Layout::new([8; 3], 1, DType::U8), &options).unwrap()
+}
+
+#[test]
+fn a_chunk_is_written_once_also_by_threads_and_also_if_it_is_empty() {
+    let folder = scratch();
+    let writer = writer(&folder.path().join("a.zarr"), None);
+    let corner = Region::new([4, 0, 4], [4; 3]);
+    for (region, byte) in [(corner, 7), (Region::new([0; 3], [4; 3]), 0)] {
+        let barrier = Barrier::new(4);
+        let written = thread::scope(|scope| {
+            let write = || {
+                barrier.wait();
+                writer.write(region, &[byte; 64])
+            };
+            let threads = [(); 4].map(|()| scope.spawn(write));
+            threads.map(|thread| thread.join().unwrap())
+        });
+        let (once, again): (Vec<_>, Vec<_>) = written.into_iter().partition(Result::is_ok);
+        assert_eq!(once.len(), 1);
+        let refused = |result: &Result<()>| matches!(result, Err(Error::ChunkWritten { .. }));
+        assert!(again.iter().all(refused), "{again:?}");
+    }
+    writer.finish().unwrap();
+    let volume = open(&folder.path().join("a.zarr")).unwrap();
+    assert_eq!(volume.read(corner).unwrap().bytes(), [7; 64]);
+}
+
+#[test]
+fn chunks_that_are_all_fill_value_leave_no_file() {
+    let folder = scratch();
+    for (name, shard) in [("plain.zarr", None), ("shards.zarr", Some([8; 3]))] {
+        let path = folder.path().join(name);
+        let writer = writer(&path, shard);
+        writer.write(Region::whole([8; 3]), &[0; 512]).unwrap();
+        writer.finish().unwrap();
+        assert!(!path.join("0/c").exists(), "{name}");
+        let volume = open(&path).unwrap();
+        assert_eq!(read_all(&volume).unwrap(), [0; 512]);
+        assert_eq!(volume.reads().bytes, 0);
+    }
+}
+
+#[test]
+fn a_write_must_be_made_of_whole_chunks() {
+    let folder = scratch();
+    let writer = writer(&folder.path().join("a.zarr"), None);
+    for region in [
+        Region::new([0; 3], [3, 4, 4]),
+        Region::new([1, 0, 0], [4; 3]),
+    ] {
+        let bytes = vec![1; usize::try_from(region.voxels()).unwrap()];
+        let written = writer.write(region, &bytes);
+        assert!(matches!(written, Err(Error::PartialChunk { .. })));
+    }
+}
+
+#[test]
+fn settings_that_do_not_fit_are_refused_by_name() {
+    let folder = scratch();
+    let refused = |shape, options: &CreateOptions| {
+        let layout = Layout::new(shape, 1, DType::U8);
+        let error = create(&folder.path().join("a.zarr"), &layout, options).unwrap_err();
+        assert!(matches!(error, Error::Setting { .. }), "{error}");
+        error.to_string()
+    };
+    let with = |chunk, shard| CreateOptions {
+        chunk,
+        shard,
+        ..CreateOptions::default()
+    };
+    assert!(refused([9; 3], &with([4, 0, 4], None)).contains("along y"));
+    assert!(refused([9; 3], &with([4; 3], Some([8, 8, 6]))).contains("along x"));
+    let large = with([64; 3], Some([2048; 3]));
+    assert!(refused([4096; 3], &large).contains("limit"));
+    let level = CreateOptions {
+        level: Some(23),
+        ..CreateOptions::default()
+    };
+    assert!(refused([9; 3], &level).contains("zstd has 0 to 22"));
+    assert_eq!(
+        fs::read_dir(folder.path()).unwrap().count(),
+        0,
+        "no leftovers"
+    );
+}
