@@ -10,8 +10,10 @@ use std::path::Path;
 
 use super::blocks::{BlockVoxels, Blocks, read_block, spread};
 use super::class::Class;
+use super::counts::LabelCounts;
 use super::sidecar;
-use super::sums::{Block, LabelCounts, Tally, WeightSums};
+use super::sums::{Block, Tally};
+use super::weights::WeightSums;
 use crate::error::{Error, Result};
 use crate::progress::{Progress, silent};
 use crate::region::Region;

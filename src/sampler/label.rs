@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use super::border::Placement;
 use super::class::{Class, Matcher};
+use super::counts::LabelCounts;
 use super::draw::{Sampler, SamplerOptions};
 use super::find::{Aim, Finder, Wanted};
 use super::index::LabelIndex;
 use super::random::Random;
-use super::sums::{Entries, LabelCounts};
+use super::sums::Entries;
 use crate::error::{Error, Result};
 use crate::region::{Region, Shape};
 use crate::volume::Volume;

@@ -114,7 +114,7 @@ fn weights_are_drawn_as_the_flat_reference_says_for_all_blocks_patches_and_borde
                 if n % 3 == 0 {
                     0.0
                 } else {
-                    f32::from((n >> 40) as u8)
+                    f32::from(n.to_le_bytes()[5])
                 }
             })
             .collect();
@@ -149,7 +149,7 @@ fn labels_are_drawn_as_the_flat_reference_says_for_all_blocks_patches_and_border
         let labels: Vec<u16> = numbers
             .by_ref()
             .take(210)
-            .map(|n| [0, 0, 1, 1, 2, 5][n as usize % 6])
+            .map(|n| [0, 0, 1, 1, 2, 5][usize::try_from(n % 6).unwrap()])
             .collect();
         let map = memory(shape, labels.clone());
         let own = [block, 18 - block, 1 + block % 5];
@@ -477,10 +477,10 @@ fn a_weight_that_is_none_is_found_in_the_last_chunk_and_named_by_its_voxel() {
         for chunk in [None, Some([1, 2, 3, 4]), Some([2, 5, 6, 7])] {
             let mut weights = vec![1.0; 420];
             weights[210 + (4 * 6 + 5) * 7 + 5] = bad;
-            let map = MemoryVolume::from_vec(shape, 2, weights).unwrap();
-            let map = chunk
-                .map_or_else(|| Err(()), Ok)
-                .map_or(map_clone(&map), |chunk| map_clone(&map).with_chunks(chunk));
+            let mut map = MemoryVolume::from_vec(shape, 2, weights).unwrap();
+            if let Some(chunk) = chunk {
+                map = map.with_chunks(chunk);
+            }
             for threads in [1, 3] {
                 assert!(WeightIndex::build(&map, 0, threads, &silent).is_ok());
                 let error = WeightIndex::build(&map, 1, threads, &silent).unwrap_err();
@@ -500,16 +500,6 @@ fn a_weight_that_is_none_is_found_in_the_last_chunk_and_named_by_its_voxel() {
             }
         }
     }
-}
-
-fn map_clone(map: &MemoryVolume) -> MemoryVolume {
-    let layout = Volume::layout(map);
-    MemoryVolume::from_vec(
-        layout.shape,
-        layout.channels,
-        map.to_patch().as_slice::<f32>().unwrap().to_vec(),
-    )
-    .unwrap()
 }
 
 #[test]

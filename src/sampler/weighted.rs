@@ -7,7 +7,7 @@ use super::draw::{Sampler, SamplerOptions};
 use super::find::{Aim, Finder, Wanted};
 use super::index::WeightIndex;
 use super::random::Random;
-use super::sums::{Sum, too_large};
+use super::weights::{Sum, too_large};
 use crate::error::{Error, Result};
 use crate::region::{Region, Shape};
 use crate::volume::Volume;

@@ -10,7 +10,7 @@ struct Constant {
 }
 
 impl Constant {
-    fn new<T: Element>(shape: Shape, chunk: Shape, value: T) -> Arc<dyn Volume> {
+    fn of<T: Element>(shape: Shape, chunk: Shape, value: T) -> Arc<dyn Volume> {
         let mut layout = Layout::new(shape, 1, T::DTYPE);
         layout.read_chunk = Some([1, chunk[0], chunk[1], chunk[2]]);
         Arc::new(Self {
@@ -80,7 +80,7 @@ fn check_spread(sampler: &dyn Sampler, shape: Shape, draws: u64) {
 #[test]
 fn all_of_2_to_26_voxels_are_within_reach() {
     let shape = [64, 1024, 1024];
-    let map = Constant::new(shape, [64; 3], 1_u8);
+    let map = Constant::of(shape, [64; 3], 1_u8);
     for sampler in samplers(&map, &Shares::foreground(), &options([1; 3])) {
         check_spread(&*sampler, shape, 60_000);
     }
@@ -89,7 +89,7 @@ fn all_of_2_to_26_voxels_are_within_reach() {
 #[test]
 fn all_of_2_to_33_voxels_are_within_reach() {
     let shape = [2048, 2048, 2048];
-    let map = Constant::new(shape, [64; 3], 1_u8);
+    let map = Constant::of(shape, [64; 3], 1_u8);
     for sampler in samplers(&map, &Shares::foreground(), &options([1; 3])) {
         check_spread(&*sampler, shape, 60_000);
     }
@@ -98,7 +98,7 @@ fn all_of_2_to_33_voxels_are_within_reach() {
 #[test]
 fn tiny_weights_of_2_to_40_voxels_add_up_to_one() {
     let shape = [1 << 10, 1 << 15, 1 << 15];
-    let map = Constant::new(shape, [256; 3], 2.0_f64.powi(-40));
+    let map = Constant::of(shape, [256; 3], 2.0_f64.powi(-40));
     let half = Class::real(2.0_f64.powi(-40)).unwrap();
     let wanted = Shares::new([(half, 1.0)]).unwrap();
     for sampler in samplers(&map, &wanted, &options([1; 3])) {
@@ -112,7 +112,7 @@ fn long_axes_are_drawn_from_to_their_far_end() {
         for a in 0..3 {
             let (mut shape, mut chunk, mut patch) = ([1; 3], [1; 3], [1; 3]);
             (shape[a], chunk[a], patch[a]) = (length, 1 << 16, length - 3);
-            let map = Constant::new(shape, chunk, 5_u16);
+            let map = Constant::of(shape, chunk, 5_u16);
             for sampler in samplers(&map, &shares([(5, 1.0)]), &options(patch)) {
                 let places: BTreeSet<i64> = starts(&*sampler, 200).iter().map(|s| s[a]).collect();
                 assert!(places.into_iter().eq(0..4), "{length}");
@@ -136,7 +136,7 @@ fn long_axes_are_drawn_from_to_their_far_end() {
 
 #[test]
 fn a_patch_of_nearly_the_whole_axis_has_two_places_by_map_too() {
-    let map = Constant::new([1, 1, 70_001], [1, 1, 1000], 1.0_f32);
+    let map = Constant::of([1, 1, 70_001], [1, 1, 1000], 1.0_f32);
     for sampler in samplers(&map, &Shares::foreground(), &options([1, 1, 70_000])) {
         let places: BTreeSet<_> = starts(&*sampler, 60).into_iter().collect();
         assert!(places.into_iter().eq([[0, 0, 0], [0, 0, 1]]));
@@ -145,7 +145,7 @@ fn a_patch_of_nearly_the_whole_axis_has_two_places_by_map_too() {
 
 #[test]
 fn unstored_background_takes_no_memory_until_it_is_asked_for() {
-    let map = Constant::new([1 << 12, 1 << 12, 1 << 12], [64; 3], 0_u8);
+    let map = Constant::of([1 << 12, 1 << 12, 1 << 12], [64; 3], 0_u8);
     let labels = LabelIndex::build(&*map, 0, 2, &silent).unwrap();
     assert!(labels.tally.classes.is_empty());
     assert_eq!(labels.counts(), [(Class::ZERO, 1 << 36)].into());
