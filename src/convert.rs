@@ -98,10 +98,9 @@ pub fn convert(
         total: from.channels * Region::whole(from.shape).voxels(),
         written: AtomicU64::new(0),
     };
-    let all = boxes.iter();
+    let mut all = boxes.iter();
     if source.is_sequential() {
-        all.map(|(channels, region)| work.slab(&pool, channels, region))
-            .collect::<Result<()>>()?;
+        all.try_for_each(|(channels, region)| work.slab(&pool, channels, region))?;
     } else {
         pool.install(|| {
             all.par_bridge()

@@ -281,6 +281,10 @@ pub(crate) use with_element;
 /// # Panics
 ///
 /// If the two slices do not hold the same number of voxels, or `to`'s is not aligned.
+#[expect(
+    clippy::float_cmp,
+    reason = "a float is false only if it is zero, as numpy has it"
+)]
 pub(crate) fn convert(from: DType, source: &[u8], to: DType, target: &mut [u8]) {
     assert_eq!(
         source.len() / from.size(),

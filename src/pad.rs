@@ -47,10 +47,10 @@ impl Padding {
             return region;
         }
         let mut source = Region::whole([0; 3]);
-        for a in 0..3 {
+        for (a, &length) in shape.iter().enumerate() {
             let along = region.start[a]..region.end()[a];
             let (mut first, mut last) = (u64::MAX, 0);
-            for at in along.filter_map(|at| self.inside(at, shape[a])) {
+            for at in along.filter_map(|at| self.inside(at, length)) {
                 (first, last) = (first.min(at), last.max(at));
             }
             if first == u64::MAX {

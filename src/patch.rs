@@ -229,6 +229,10 @@ impl Patch {
     /// # Errors
     ///
     /// As [`as_slice`](Self::as_slice).
+    ///
+    /// # Panics
+    ///
+    /// Never: a patch holds as many voxels as its shape says.
     pub fn view<T: Element>(&self) -> Result<ArrayView4<'_, T>> {
         let voxels = self.as_slice()?;
         Ok(ArrayView4::from_shape(self.array_shape(), voxels)

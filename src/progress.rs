@@ -9,7 +9,6 @@ use crate::error::{Error, Result};
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) -> ControlFlow<()> + Sync);
 
 /// A [`Progress`] that says nothing and never stops.
-#[must_use]
 pub fn silent(_done: u64, _total: u64) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }

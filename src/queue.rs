@@ -51,6 +51,10 @@ impl<T: Send + 'static> Queue<T> {
     /// Maps `items` with `work` on `workers` threads, up to `ahead` items beyond the consumer.
     ///
     /// With no workers, the work is done on the consumer's thread when it asks.
+    ///
+    /// # Panics
+    ///
+    /// If the system cannot start a thread.
     pub fn new<I, F>(items: I, workers: usize, ahead: usize, work: F) -> Self
     where
         I: Iterator + Send + 'static,

@@ -93,12 +93,8 @@ impl Region {
 /// Prints as ranges, like `0..64, 128..192, 3..67`.
 impl fmt::Display for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let end = self.end();
-        for a in 0..3 {
-            let comma = if a == 0 { "" } else { ", " };
-            write!(f, "{comma}{}..{}", self.start[a], end[a])?;
-        }
-        Ok(())
+        let ([z, y, x], [z1, y1, x1]) = (self.start, self.end());
+        write!(f, "{z}..{z1}, {y}..{y1}, {x}..{x1}")
     }
 }
 

@@ -167,20 +167,16 @@ impl Live {
         meter.grow((length * size_of::<f32>()) as u64);
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = spare.iter().position(|buffer| buffer.len() == length);
-        match fits {
-            Some(at) => {
-                let mut buffer = spare.swap_remove(at);
-                drop(spare);
-                buffer.fill(0.0);
-                buffer
-            }
-            None => {
-                // Buffers of another size would only pile up.
-                spare.clear();
-                drop(spare);
-                vec![0.0; length]
-            }
-        }
+        let Some(at) = fits else {
+            // Buffers of another size would only pile up.
+            spare.clear();
+            drop(spare);
+            return vec![0.0; length];
+        };
+        let mut buffer = spare.swap_remove(at);
+        drop(spare);
+        buffer.fill(0.0);
+        buffer
     }
 
     /// Adds a patch's share to a block's sums.
@@ -198,11 +194,11 @@ impl Live {
             .as_slice()
             .expect("predictions are f32 before they are accumulated");
         for c in 0..self.channels {
-            for z in 0..nz {
-                for y in 0..ny {
+            for (z, share_z) in share_z.iter().take(nz).enumerate() {
+                for (y, share_y) in share_y.iter().take(ny).enumerate() {
                     let source = ((c * pz + from[0] + z) * py + from[1] + y) * px + from[2];
                     let target = ((c * bz + to[0] + z) * by + to[1] + y) * bx + to[2];
-                    let weight = share_z[z] * share_y[y];
+                    let weight = share_z * share_y;
                     let row = values[source..source + nx].iter().zip(share_x);
                     for (sum, (value, share)) in sums[target..target + nx].iter_mut().zip(row) {
                         *sum += value * (weight * share);

@@ -86,14 +86,16 @@ fn argmax<T: Element>(values: &[T], channels: usize, classes: &mut [u32]) {
         .skip(1)
     {
         for ((best, class), &value) in best.iter_mut().zip(classes.iter_mut()).zip(plane) {
-            // Only a NaN is not equal to itself: anything beats it.
-            #[expect(clippy::eq_op, reason = "finds NaN in any type")]
-            let best_is_nan = *best != *best;
-            if value > *best || (best_is_nan && value == value) {
+            if value > *best || (is_nan(*best) && !is_nan(value)) {
                 (*best, *class) = (value, channel);
             }
         }
     }
+}
+
+#[expect(clippy::eq_op, reason = "in any type, only a NaN differs from itself")]
+fn is_nan<T: Element>(value: T) -> bool {
+    value != value
 }
 
 #[cfg(test)]

@@ -97,8 +97,8 @@ impl Inference {
         let threads = self.threads.max(1);
         let batch = self.batch.max(1);
         let ahead = threads + 1;
-        let stored = planned(output, &layout, &options)?;
-        let live_bytes = Aggregator::live_bytes(&grid, prediction.channels, self.blend, &stored);
+        let written = planned(output, &layout, &options)?;
+        let live_bytes = Aggregator::live_bytes(&grid, prediction.channels, self.blend, &written);
         let voxels = Region::whole(self.patch).voxels();
         let read = input.channels * input.dtype.size() as u64;
         let real = if model.input() == Input::Real {
@@ -110,7 +110,7 @@ impl Inference {
         let predicted = prediction.channels * (prediction.dtype.size() as u64).max(4);
         let patches = voxels.saturating_mul(read + real + predicted);
         let in_flight = patches.saturating_mul((ahead * batch) as u64);
-        let chunk = stored
+        let chunk = written
             .write_chunk
             .map_or(0, |[_, z, y, x]| Region::whole([z, y, x]).voxels());
         let encoding = (2 * threads as u64)

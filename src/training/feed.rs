@@ -165,8 +165,8 @@ impl Feed {
         for run in wanted.chunk_by(|a, b| a.subject == b.subject) {
             let opened = self.opened(run[0].subject);
             let draws: Vec<u64> = run.iter().map(|planned| planned.draw).collect();
-            let drawn = opened.and_then(|opened| self.draw(opened, &draws));
-            match drawn {
+            let places = opened.and_then(|opened| self.draw(opened, &draws));
+            match places {
                 Ok((opened, regions)) => {
                     let places = regions
                         .into_iter()

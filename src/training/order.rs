@@ -125,7 +125,7 @@ mod tests {
         let mut tenths = [0_u32; 10];
         for n in 0..40_000 {
             let at = Order::new(1 << 40, Random::new(8, 0, n)).at(0);
-            tenths[usize::try_from(at * 10 >> 40).unwrap()] += 1;
+            tenths[usize::try_from((at * 10) >> 40).unwrap()] += 1;
         }
         assert!(
             tenths.iter().all(|count| (3_706..4_294).contains(count)),

@@ -136,6 +136,10 @@ impl Plan {
     }
 
     /// The sequence of an epoch.
+    ///
+    /// # Panics
+    ///
+    /// If a list of numbers of patches, which is in memory, were not.
     #[must_use]
     pub fn epoch(&self, epoch: u64) -> Epoch {
         let subjects = if self.shuffle_subjects {
@@ -167,7 +171,7 @@ impl Plan {
         };
         Epoch {
             plan: self.clone(),
-            epoch,
+            number: epoch,
             subjects,
             before,
         }
@@ -207,7 +211,7 @@ fn too_many() -> Error {
 #[derive(Clone, Debug)]
 pub struct Epoch {
     plan: Plan,
-    epoch: u64,
+    number: u64,
     subjects: Order,
     /// Patches before each subject in this epoch's order, where the numbers differ.
     before: Option<Vec<u64>>,
@@ -217,7 +221,7 @@ impl Epoch {
     /// Which epoch it is.
     #[must_use]
     pub const fn number(&self) -> u64 {
-        self.epoch
+        self.number
     }
 
     /// How many windows it has; the last may be shorter.
@@ -234,7 +238,7 @@ impl Epoch {
         let count = end.saturating_sub(first);
         let order = if self.plan.shuffle_patches {
             let random =
-                Random::of_domain(*b"voxpatch wind v1", self.plan.seed, self.epoch, window);
+                Random::of_domain(*b"voxpatch wind v1", self.plan.seed, self.number, window);
             Order::new(count, random)
         } else {
             Order::Same

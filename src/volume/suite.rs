@@ -258,12 +258,12 @@ impl Random {
     /// # Panics
     ///
     /// If it does not fit into memory.
-    pub fn patch(&mut self, shape: [u64; 3], channels: u64, dtype: crate::DType) -> Patch {
+    pub fn patch(&mut self, shape: [u64; 3], channels: u64, dtype: crate::dtype::DType) -> Patch {
         let patch = Patch::zeros(Region::whole(shape), channels, dtype);
         let mut patch = patch.expect("a small patch");
         for byte in patch.bytes_mut() {
             *byte = self.bits().to_le_bytes()[7];
-            if dtype == crate::DType::Bool {
+            if dtype == crate::dtype::DType::Bool {
                 *byte &= 1;
             }
         }
