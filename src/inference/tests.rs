@@ -273,7 +273,7 @@ impl Model for Broken {
                 Fault::Panics => panic!("the model broke"),
                 Fault::LosesOne => batch.clear(),
                 Fault::WrongShape => {
-                    batch[0] = Patch::zeros(Region::whole([16, 16, 15]), 1, DType::F32)?
+                    batch[0] = Patch::zeros(Region::whole([16, 16, 15]), 1, DType::F32)?;
                 }
             }
         }

@@ -610,12 +610,7 @@ fn samples_own_their_memory_and_give_it_back() {
 #[test]
 fn patches_that_hang_over_are_padded_and_values_are_converted() {
     let shape = [6, 5, 7];
-    let memory = MemoryVolume::from_vec(
-        shape,
-        2,
-        (0..420_u16).map(|n| n as i16).collect::<Vec<i16>>(),
-    )
-    .unwrap();
+    let memory = MemoryVolume::from_vec(shape, 2, (0..420_i16).collect::<Vec<i16>>()).unwrap();
     let whole = memory.to_patch().to_array::<i16>().unwrap();
     let mut layout = Volume::layout(&memory).clone();
     layout.rescale = Rescale::new(0.5, -1.0);

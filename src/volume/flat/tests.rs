@@ -800,11 +800,14 @@ fn shared() -> Option<PathBuf> {
     None
 }
 
+/// File, shape, channels, type, spacing and whether stored values are scaled.
+type Row = (&'static str, [u64; 3], u64, DType, [f64; 3], bool);
+
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn the_real_scans_open_as_their_manifest_says() {
     let Some(data) = shared() else { return };
     // Path, shape z, y, x, channels, type, spacing z, y, x, compressed.
-    type Row = (&'static str, [u64; 3], u64, DType, [f64; 3], bool);
     let rows: [Row; 18] = [
         (
             "ct_lidc2_nii/lidc2_uint8.nii.gz",
