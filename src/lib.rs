@@ -1,4 +1,60 @@
 //! Out-of-core patches for huge 3-D volumes.
+//!
+//! A volume stays on disk ([`open`], [`volume::create`]); what is read is the chunks that a
+//! [`Region`] touches, and what comes back is a [`Patch`], c, z, y, x, that owns its memory.
+//!
+//! Training: a [`sampler`] says where patches lie, a [`training::Plan`] which of them an epoch
+//! has, and a [`training::Loader`] reads them ahead, each chunk once for its whole buffer.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use voxpatch::sampler::Sampler;
+//! use voxpatch::training::{Image, Loader, LoaderOptions, Plan, Subject, TOLERANCE};
+//! use voxpatch::{MemoryVolume, Uniform};
+//!
+//! # fn main() -> voxpatch::Result<()> {
+//! let scan = Arc::new(MemoryVolume::from_vec([40, 30, 20], 1, vec![7_i16; 24_000])?);
+//! let subject = Subject::new("patient 1", vec![Image::new("ct", scan)], TOLERANCE)?;
+//! let make = |subject: &Subject, seed| {
+//!     Ok(Some(Arc::new(Uniform::new(subject.shape(), [16; 3], seed)?) as Arc<dyn Sampler>))
+//! };
+//! let plan = Plan::new(1, 25, 42)?; // 25 patches of one subject, seed 42
+//! let options = LoaderOptions::default();
+//! let loader = Loader::new(Arc::new(vec![subject]), Arc::new(make), &plan, 0, &options)?;
+//! let mut voxels = 0;
+//! for sample in loader {
+//!     voxels += sample?.patch("ct").map_or(0, |patch| patch.as_slice::<i16>().unwrap().len());
+//! }
+//! assert_eq!(voxels, 25 * 16 * 16 * 16);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Inference: a [`Grid`] covers a volume with patches, a [`Model`] predicts them, and an
+//! [`Aggregator`] blends the predictions into an output, each write chunk written once.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use voxpatch::volume::CreateOptions;
+//! use voxpatch::{Inference, MemoryVolume, Region, builtin, open, progress};
+//!
+//! # fn main() -> voxpatch::Result<()> {
+//! # let folder = tempfile::tempdir().unwrap();
+//! let scan = Arc::new(MemoryVolume::from_vec([40, 30, 20], 1, vec![0.5_f32; 24_000])?);
+//! let out = folder.path().join("out.zarr");
+//! let model = builtin("identity")?;
+//! let plan = Inference::new([16; 3], [8; 3]).plan(
+//!     voxpatch::Volume::layout(&*scan),
+//!     &*model,
+//!     &out,
+//!     CreateOptions::default(),
+//! )?;
+//! plan.run(scan, model, &progress::silent)?;
+//! let patch = open(&out)?.read(Region::new([4, 4, 4], [2, 2, 2]))?;
+//! assert_eq!(patch.as_slice::<f32>()?, [0.5; 8]);
+//! # Ok(())
+//! # }
+//! ```
 
 #![cfg_attr(test, allow(clippy::float_cmp, reason = "tests know the exact result"))]
 
@@ -31,3 +87,8 @@ pub use queue::Queue;
 pub use region::{Region, Shape};
 pub use sampler::Uniform;
 pub use volume::{Layout, MemoryVolume, OpenOptions, Volume, VolumeMut, open};
+
+/// The examples of the README, compiled with the others.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,0 +1,285 @@
+//! Random patches per second, from every way of storing one scan.
+//!
+//! `cargo bench --bench patches -- SCAN [FOLDER]` converts SCAN into FOLDER (kept, else a
+//! temporary one), once, and reads random patches of it, the page cache warm. All ways take
+//! turns, several rounds; what is printed is the median, and the counts, which do not vary.
+//! `cargo run --release -- demo --keep DIR` makes a scan of the usual size: `DIR/ct.zarr`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use voxpatch::progress::silent;
+use voxpatch::sampler::Sampler;
+use voxpatch::training::{Image, Loader, LoaderOptions, Plan, Subject, TOLERANCE};
+use voxpatch::volume::{Codec, CreateOptions, create};
+use voxpatch::{ConvertOptions, DType, Layout, Queue, Result, Uniform, Volume, convert, open};
+
+const ROUNDS: usize = 3;
+
+/// A way of storing the scan.
+struct Way {
+    name: &'static str,
+    dtype: DType,
+    file: &'static str,
+    chunk: u64,
+    shard: Option<u64>,
+    codec: Codec,
+}
+
+const fn way(
+    name: &'static str,
+    file: &'static str,
+    dtype: DType,
+    chunk: u64,
+    shard: Option<u64>,
+    codec: Codec,
+) -> Way {
+    Way {
+        name,
+        dtype,
+        file,
+        chunk,
+        shard,
+        codec,
+    }
+}
+
+/// For choosing chunks: read one by one, nothing kept.
+const CHUNKS: [Way; 4] = [
+    way(
+        "32 in 128",
+        "c32s128.zarr",
+        DType::F32,
+        32,
+        Some(128),
+        Codec::Zstd,
+    ),
+    way(
+        "64 in 128",
+        "c64s128.zarr",
+        DType::F32,
+        64,
+        Some(128),
+        Codec::Zstd,
+    ),
+    way(
+        "32 in 256",
+        "c32s256.zarr",
+        DType::F32,
+        32,
+        Some(256),
+        Codec::Zstd,
+    ),
+    way(
+        "64 in 256",
+        "c64s256.zarr",
+        DType::F32,
+        64,
+        Some(256),
+        Codec::Zstd,
+    ),
+];
+
+/// For the loader: what others are measured with.
+const LOADED: [Way; 5] = [
+    way(
+        "int16, 64, blosc-zstd",
+        "i16bz.zarr",
+        DType::I16,
+        64,
+        None,
+        Codec::BloscZstd,
+    ),
+    way(
+        "float32, 64, blosc-lz4",
+        "f32lz4.zarr",
+        DType::F32,
+        64,
+        None,
+        Codec::BloscLz4,
+    ),
+    way(
+        "float32, 64, none",
+        "f32raw.zarr",
+        DType::F32,
+        64,
+        None,
+        Codec::None,
+    ),
+    way(
+        "int16, 32 in 256, zstd",
+        "i16s256.zarr",
+        DType::I16,
+        32,
+        Some(256),
+        Codec::Zstd,
+    ),
+    way("float32, .npy", "f32.npy", DType::F32, 1, None, Codec::None),
+];
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args()
+        .skip(1)
+        .filter(|argument| argument != "--bench");
+    let Some(scan) = arguments.next() else {
+        eprintln!("usage: cargo bench --bench patches -- SCAN [FOLDER]");
+        return Ok(());
+    };
+    let temporary = tempfile::tempdir().expect("the temporary folder can be written");
+    let folder = arguments
+        .next()
+        .map_or_else(|| temporary.path().to_path_buf(), PathBuf::from);
+    std::fs::create_dir_all(&folder).expect("the folder can be made");
+    let scan = open(&scan)?;
+    for way in CHUNKS.iter().chain(&LOADED) {
+        store(&scan, way, &folder.join(way.file))?;
+    }
+    println!(
+        "| chunks and shards | patch | patches/s | chunks/patch | KiB read/patch | MiB stored |"
+    );
+    println!("|---|---|---|---|---|---|");
+    let single = |way: &Way, patch: u64| one_by_one(&folder.join(way.file), patch);
+    table(&CHUNKS, &[96, 128], single)?;
+    println!("\n| stored as | memory | patches/s | chunks/patch | KiB read/patch | MiB stored |");
+    println!("|---|---|---|---|---|---|");
+    let loaded = |way: &Way, memory: u64| through_the_loader(&folder.join(way.file), memory);
+    table(&LOADED, &[128, 256, 512], loaded)
+}
+
+/// Converts the scan unless that was done before.
+fn store(scan: &Arc<dyn Volume>, way: &Way, path: &Path) -> Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let options = CreateOptions {
+        chunk: [way.chunk; 3],
+        shard: way.shard.map(|shard| [shard; 3]),
+        codec: way.codec,
+        ..CreateOptions::default()
+    };
+    let layout = Layout {
+        dtype: way.dtype,
+        ..scan.layout().clone()
+    };
+    let target = create(path, &layout, &options)?;
+    convert(scan, target, &ConvertOptions::default(), &silent)?;
+    Ok(())
+}
+
+/// What one run showed.
+#[derive(Clone, Copy)]
+struct Figures {
+    rate: f64,
+    chunks: f64,
+    kib: f64,
+}
+
+/// All ways in turn, `ROUNDS` times, a line of medians for each.
+fn table(
+    ways: &[Way],
+    settings: &[u64],
+    run: impl Fn(&Way, u64) -> Result<(Figures, f64)>,
+) -> Result<()> {
+    let mut all: Vec<Vec<(Figures, f64)>> = vec![Vec::new(); ways.len() * settings.len()];
+    for round in 0..=ROUNDS {
+        let cases = settings
+            .iter()
+            .flat_map(|&setting| ways.iter().map(move |way| (way, setting)));
+        for ((way, setting), figures) in cases.zip(&mut all) {
+            let found = run(way, setting)?;
+            // The first round only warms the page cache.
+            if round > 0 {
+                figures.push(found);
+            }
+        }
+    }
+    let cases = settings
+        .iter()
+        .flat_map(|&setting| ways.iter().map(move |way| (way, setting)));
+    for ((way, setting), mut figures) in cases.zip(all) {
+        figures.sort_by(|a, b| a.0.rate.total_cmp(&b.0.rate));
+        let (Figures { rate, chunks, kib }, stored) = figures[figures.len() / 2];
+        println!(
+            "| {} | {setting} | {rate:.0} | {chunks:.1} | {kib:.0} | {stored:.0} |",
+            way.name
+        );
+    }
+    Ok(())
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn float(n: u64) -> f64 {
+    f64::from(u32::try_from(n).unwrap_or(u32::MAX))
+}
+
+/// Patches read as they are drawn, by as many threads as there are, nothing kept between them.
+fn one_by_one(path: &Path, patch: u64) -> Result<(Figures, f64)> {
+    const COUNT: u64 = 150;
+    let volume = open(path)?;
+    let draws = Uniform::new(volume.layout().shape, [patch; 3], 1)?;
+    let source = Arc::clone(&volume);
+    let began = Instant::now();
+    let regions = (0..COUNT).map(move |n| draws.region(n));
+    for patch in Queue::new(regions, threads(), 2 * threads(), move |region| {
+        source.read(region)
+    }) {
+        patch?;
+    }
+    figures(
+        &*volume,
+        COUNT,
+        began.elapsed().as_secs_f64(),
+        volume.reads().chunks,
+        volume.reads().bytes,
+    )
+}
+
+/// An epoch through the training loader, within so many MiB.
+fn through_the_loader(path: &Path, memory: u64) -> Result<(Figures, f64)> {
+    const COUNT: u64 = 1_500;
+    let volume = open(path)?;
+    let subject = Subject::new(
+        "scan",
+        vec![Image::new("ct", Arc::clone(&volume))],
+        TOLERANCE,
+    )?;
+    let make = |subject: &Subject, seed| {
+        Ok(Some(
+            Arc::new(Uniform::new(subject.shape(), [96; 3], seed)?) as Arc<dyn Sampler>,
+        ))
+    };
+    let plan = Plan::new(1, COUNT, 1)?;
+    // Some is for chunks under way and for the patch in the consumer's hands.
+    let options = LoaderOptions {
+        max_length: 2_000,
+        max_bytes: (memory - 20) << 20,
+        ..LoaderOptions::default()
+    };
+    let began = Instant::now();
+    let mut loader = Loader::new(Arc::new(vec![subject]), Arc::new(make), &plan, 0, &options)?;
+    for sample in &mut loader {
+        sample?;
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    let stats = loader.stats();
+    figures(&*volume, COUNT, seconds, stats.chunks, stats.bytes)
+}
+
+fn figures(
+    volume: &dyn Volume,
+    count: u64,
+    seconds: f64,
+    chunks: u64,
+    bytes: u64,
+) -> Result<(Figures, f64)> {
+    let figures = Figures {
+        rate: float(count) / seconds,
+        chunks: float(chunks) / float(count),
+        kib: float(bytes / 1024) / float(count),
+    };
+    Ok((figures, float(volume.stored_bytes()? >> 20)))
+}
