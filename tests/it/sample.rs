@@ -296,8 +296,8 @@ fn centres_have_the_labels_in_their_shares_and_missing_labels_are_told() {
         }
         (told, counts)
     };
-    // 4.9 standard deviations are a p of 1e-6. Shifting moves centres at the faces by one voxel,
-    // and so these may lose label 1, which touches three faces, to no other label.
+    // 4.9 standard deviations are a p of 1e-6. A patch at a face is moved by a voxel, whose label
+    // is the same there.
     let near = |found: u32, share: f64| {
         let deviation = (4000.0 * share * (1.0 - share)).sqrt();
         (f64::from(found) - 4000.0 * share).abs() < 4.9 * deviation
