@@ -186,8 +186,8 @@ fn the_same_patches_come_as_npy_zarr_or_nifti_in_their_place() {
                 .map(|n| f64::from(i32::try_from(n).expect("small")));
             row[3] + row[0] * x + row[1] * y + row[2] * z
         });
-        for axis in 0..3 {
-            assert!((found.affine[axis][3] - moved[axis]).abs() < 1e-3, "{file}");
+        for (row, moved) in found.affine.iter().zip(moved) {
+            assert!((row[3] - moved).abs() < 1e-3, "{file}");
         }
     }
     // A folder of patches is replaced, any other is not.
