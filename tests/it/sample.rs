@@ -584,6 +584,7 @@ fn what_cannot_be_sampled_is_one_line_and_leaves_nothing() {
             &["--out", &out, "--stats", &out],
             &["patches and statistics", "both"],
         ),
+        (&["--plot", "/proc/a.png", "--out", &out], &["/proc"]),
         (&["--stats", "/proc/stats.json", "--out", &out], &["/proc"]),
         (&["--plot", &source, "--force"], &["it is, holds"]),
         (&["--stats", &map], &["exists already"]),

@@ -4,14 +4,14 @@ mod budget;
 mod draw;
 mod settings;
 mod sink;
+mod tell;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use serde_json::json;
 use voxpatch::sampler::Fixed;
-use voxpatch::training::{Loader, LoaderOptions, LoaderStats, OnError, Plan, Share, Subject};
+use voxpatch::training::{Loader, LoaderOptions, OnError, Plan, Share, Subject};
 use voxpatch::volume::check_output;
 use voxpatch::{DType, Error, Region, Shape};
 
@@ -20,7 +20,9 @@ use self::draw::{Input, Samplers};
 use self::settings::BorderName;
 pub(crate) use self::settings::Settings;
 use self::sink::{Form, Sink};
-use crate::memory::{Meter, text};
+use self::tell::Done;
+pub(crate) use self::tell::tell_rates;
+use crate::memory::Meter;
 use crate::output::Output;
 use crate::preview::Projection;
 use crate::report::{self, Report};
@@ -84,10 +86,10 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     };
     done.peak_anonymous = meter.stop().anonymous;
     let told = done.report(settings);
-    files.finish(settings, &told)?;
     if let (Some(picture), Some(path)) = (picture, &settings.plot) {
         picture.save(path, settings.common.force)?;
     }
+    files.finish(settings, &told)?;
     told.print(settings.common.json)
 }
 
@@ -240,6 +242,10 @@ impl Files {
     ) -> anyhow::Result<Self> {
         let replace = settings.common.force;
         let volume = inputs[0].volume();
+        if let Some(path) = &settings.plot {
+            // It is drawn at the end; that it cannot be written is better known now.
+            drop(Output::create(path, replace)?);
+        }
         let file = |path: &Option<PathBuf>| {
             let path = path.as_ref();
             path.map(|path| Output::create(path, replace)).transpose()
@@ -289,97 +295,9 @@ impl Files {
     }
 }
 
-/// What was done.
-#[derive(Default)]
-struct Done {
-    patches: u64,
-    bytes: u64,
-    seconds: f64,
-    first_patch_seconds: f64,
-    index_seconds: f64,
-    left_out: u64,
-    absent: Vec<(String, Vec<String>)>,
-    loaded: LoaderStats,
-    peak_anonymous: Option<u64>,
-}
-
-impl Done {
-    fn report(&self, settings: &Settings) -> Report {
-        let mut told = Report::default();
-        let seconds = |told: &mut Report, key: &str, value: f64| {
-            told.add(key, report::rounded(value, 6), format!("{value:.3}"));
-        };
-        told.plain("patches", self.patches);
-        let patch_bytes = self.bytes.checked_div(self.patches).unwrap_or(0);
-        tell_rates(&mut told, self.patches, patch_bytes, self.seconds);
-        told.plain("chunks_decoded", self.loaded.chunks);
-        told.add(
-            "bytes_read",
-            self.loaded.bytes,
-            report::bytes(self.loaded.bytes),
-        );
-        seconds(&mut told, "wait_seconds", self.loaded.waited.as_secs_f64());
-        seconds(&mut told, "first_patch_seconds", self.first_patch_seconds);
-        seconds(&mut told, "index_seconds", self.index_seconds);
-        told.add(
-            "peak_anonymous_bytes",
-            self.peak_anonymous,
-            text(self.peak_anonymous),
-        );
-        told.plain("left_out", self.left_out + self.loaded.left_out);
-        let absent: Vec<_> = self
-            .absent
-            .iter()
-            .map(|(input, labels)| json!({"input": input, "labels": labels}))
-            .collect();
-        if absent.is_empty() {
-            told.only_json("absent_labels", absent);
-        } else {
-            let lines = self.absent.iter();
-            let lines = lines.map(|(input, labels)| format!("{} in {input}", labels.join(", ")));
-            told.add(
-                "absent_labels",
-                absent,
-                lines.collect::<Vec<_>>().join("\n"),
-            );
-        }
-        for (name, path) in [
-            ("out", &settings.out),
-            ("locations", &settings.locations),
-            ("plot", &settings.plot),
-        ] {
-            if let Some(path) = path {
-                told.plain(name, path.display().to_string());
-            }
-        }
-        told
-    }
-}
-
 /// Bytes of a patch.
 pub(crate) fn patch_bytes(channels: u64, patch: Shape, dtype: DType) -> voxpatch::Result<u64> {
     voxpatch::Layout::new(patch, channels, dtype).decoded_bytes()
-}
-
-/// Adds seconds and rates.
-pub(crate) fn tell_rates(told: &mut Report, patches: u64, patch_bytes: u64, seconds: f64) {
-    let rate = report::float(patches) / seconds.max(1e-9);
-    let megabytes = rate * report::float(patch_bytes) / 1e6;
-    told.add(
-        "seconds",
-        report::rounded(seconds, 3),
-        format!("{seconds:.2}"),
-    );
-    told.add(
-        "patches_per_second",
-        report::rounded(rate, 1),
-        format!("{rate:.1}"),
-    );
-    told.add(
-        "megabytes_per_second",
-        report::rounded(megabytes, 1),
-        format!("{megabytes:.1}"),
-    );
 }
 
 fn csv_line(region: Region) -> String {
