@@ -40,6 +40,7 @@ pub use index::{BlockIndex, LabelIndex, WeightIndex};
 pub use label::{Label, Shares};
 pub use mixture::Mixture;
 pub use random::Random;
+pub use sidecar::is_index;
 pub use sums::Tally;
 pub use uniform::Uniform;
 pub use weighted::Weighted;

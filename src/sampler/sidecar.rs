@@ -48,6 +48,14 @@ pub(super) fn stamp_of<T: Tally>(
     stamp(volume, &purpose::<T>(channel, blocks))
 }
 
+/// Whether a file begins as a saved [`BlockIndex`] does, of whatever volume.
+#[must_use]
+pub fn is_index(path: &Path) -> bool {
+    let mut magic = [0; MAGIC.len()];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
+    read.is_ok() && magic == MAGIC
+}
+
 /// Reads what [`write`] wrote, if it is of this volume.
 pub(super) fn read<T: Tally>(
     path: &Path,

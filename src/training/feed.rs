@@ -16,6 +16,13 @@ use crate::sampler::{Random, Sampler};
 /// subject out.
 pub type MakeSampler = dyn Fn(&Subject, u64) -> Result<Option<Arc<dyn Sampler>>> + Send + Sync;
 
+/// The seed that the sampler of a plan's subject gets: the plan's seed, and the subject's place
+/// in the list, decide it.
+#[must_use]
+pub fn subject_seed(seed: u64, subject: u64) -> u64 {
+    Random::of_domain(*b"voxpatch seed v1", seed, subject, 0).number()
+}
+
 /// Subjects that are kept open although no patch of theirs is planned any more.
 const KEPT_OPEN: usize = 16;
 
@@ -207,7 +214,7 @@ impl Feed {
             .subjects
             .open(index)
             .map_err(|error| failed(index, "", error))?;
-        let own_seed = Random::of_domain(*b"voxpatch seed v1", self.seed, index, 0).number();
+        let own_seed = subject_seed(self.seed, index);
         let sampler = (self.make)(&subject, own_seed)
             .map_err(|error| failed(index, subject.name(), error))?;
         let read = |image: &Image| AtomicU64::new(image.volume.reads().bytes);

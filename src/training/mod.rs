@@ -15,7 +15,7 @@ mod sample;
 mod schedule;
 mod subject;
 
-pub use feed::MakeSampler;
+pub use feed::{MakeSampler, subject_seed};
 pub use loader::{Loader, LoaderOptions, LoaderState, LoaderStats, OnError};
 pub use plan::{Epoch, Plan, Planned, Share};
 pub use sample::Sample;

@@ -37,7 +37,7 @@ pub use create::{Codec, CreateOptions, check_output, create, planned};
 pub use header::raw::RawSpec;
 pub use memory::MemoryVolume;
 pub use open::{Missing, OpenOptions, open};
-pub use staged::StagedFile;
+pub use staged::{StagedFile, StagedFolder};
 
 /// Chunk sizes and chunk indices along c, z, y, x.
 pub type ChunkShape = [u64; 4];

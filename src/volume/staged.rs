@@ -18,9 +18,9 @@ use tempfile::{Builder, NamedTempFile, TempDir};
 
 use crate::error::{Error, Result};
 
-/// A folder that will be called `target`.
+/// A folder that will be called `target`; removed if it is dropped unfinished.
 #[derive(Debug)]
-pub(super) struct StagedFolder {
+pub struct StagedFolder {
     folder: TempDir,
     target: PathBuf,
     replace: bool,
@@ -36,7 +36,11 @@ pub struct StagedFile {
 
 impl StagedFolder {
     /// Makes the folder beside `target`, which must not exist unless it may be replaced.
-    pub(super) fn new(target: &Path, replace: bool) -> Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// As [`StagedFile::new`].
+    pub fn new(target: &Path, replace: bool) -> Result<Self> {
         let (parent, prefix) = place(target, replace)?;
         let folder = Builder::new()
             .prefix(&prefix)
@@ -52,12 +56,17 @@ impl StagedFolder {
     }
 
     /// Where it is until it is whole.
-    pub(super) fn path(&self) -> &Path {
+    #[must_use]
+    pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
     /// Makes what it holds durable and gives it its name.
-    pub(super) fn finish(mut self) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the disk refuses, [`Error::Exists`] if something took the name meanwhile.
+    pub fn finish(mut self) -> Result<()> {
         let failed = |source| Error::Io {
             action: "finish",
             path: self.target.clone(),

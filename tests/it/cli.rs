@@ -848,6 +848,26 @@ fn a_full_disk_is_an_error_and_leaves_nothing() {
             "--out",
             &at("out.npy"),
         ],
+        &[
+            "sample",
+            &source,
+            "--patch",
+            "32",
+            "--count",
+            "9",
+            "--out",
+            &at("out.zarr"),
+        ],
+        &[
+            "sample",
+            &source,
+            "--patch",
+            "32",
+            "--count",
+            "9",
+            "--out",
+            &at("out/"),
+        ],
         &["preview", &source, &at("out.png"), "--window", "0,65535"],
         &["demo", "--size", "64", "--keep", &at(""), "--json"],
     ] {
@@ -858,7 +878,7 @@ fn a_full_disk_is_an_error_and_leaves_nothing() {
 }
 
 /// Sends a signal as soon as `folder` holds something of this kind, and gives the exit status.
-fn interrupt(mut child: Child, signal: &str, folder: &Path, begun: &str) -> Option<i32> {
+pub(crate) fn interrupt(mut child: Child, signal: &str, folder: &Path, begun: &str) -> Option<i32> {
     let deadline = Instant::now() + Duration::from_mins(1);
     while !names(folder).iter().any(|name| name.ends_with(begun)) {
         assert!(

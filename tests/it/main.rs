@@ -3,4 +3,5 @@
 mod cli;
 mod layers;
 mod real;
+mod sample;
 mod tool;

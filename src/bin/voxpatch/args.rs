@@ -21,7 +21,7 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     Info(Info),
     Convert(Convert),
-    Sample(Sample),
+    Sample(Box<crate::sample::Settings>),
     Infer(Infer),
     Preview(Preview),
     Demo(Demo),
@@ -114,35 +114,6 @@ pub(crate) struct Demo {
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-/// Draw random patches and store them as one .npy of shape (n, c, z, y, x).
-///
-/// The same seed gives the same file, whatever the number of threads.
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Sample {
-    /// The volume.
-    #[arg(value_name = "SRC")]
-    pub(crate) source: PathBuf,
-    /// Voxels of a patch.
-    #[arg(long, value_parser = size, value_name = "SIZE")]
-    pub(crate) patch: Shape,
-    /// How many patches.
-    #[arg(long, value_name = "N")]
-    pub(crate) count: u64,
-    /// Which of all random sequences.
-    #[arg(long, default_value_t = 0, value_name = "S")]
-    pub(crate) seed: u64,
-    /// The .npy file to write.
-    #[arg(long, value_name = "FILE.npy")]
-    pub(crate) out: PathBuf,
-    /// A CSV file to write, one line for each patch: z0,y0,x0,z1,y1,x1, the end exclusive.
-    #[arg(long, value_name = "FILE.csv")]
-    pub(crate) locations: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) common: Common,
-    #[command(flatten)]
-    pub(crate) memory: Memory,
 }
 
 /// Draw the three middle slices, side by side, as a PNG.
@@ -357,7 +328,7 @@ impl From<CodecName> for Codec {
 }
 
 /// `64` or `64,128,128`.
-fn size(text: &str) -> Result<Shape, String> {
+pub(crate) fn size(text: &str) -> Result<Shape, String> {
     let numbers: Result<Vec<u64>, _> = text.split(',').map(|n| n.trim().parse()).collect();
     match numbers.as_deref() {
         Ok(&[n]) => Ok([n; 3]),

@@ -41,10 +41,15 @@ impl Report {
         Json::Object(self.json)
     }
 
+    /// The object as text.
+    pub(crate) fn object(&self) -> String {
+        format!("{:#}\n", Json::Object(self.json.clone()))
+    }
+
     /// Writes the table or the object to standard output.
     pub(crate) fn print(self, json: bool) -> anyhow::Result<()> {
         if json {
-            return print(&format!("{:#}\n", self.into_json()));
+            return print(&self.object());
         }
         let width = self.rows.iter().map(|(key, _)| key.len()).max();
         let width = width.unwrap_or(0) + 2;

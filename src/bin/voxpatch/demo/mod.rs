@@ -15,6 +15,10 @@ use std::sync::Arc;
 use anyhow::Context;
 use serde_json::json;
 use voxpatch::inference::{Inference, builtin};
+use voxpatch::sampler::Sampler;
+use voxpatch::training::{
+    Image, Loader, LoaderOptions, MakeSampler, Plan, Subject, TOLERANCE as GRID_TOLERANCE,
+};
 use voxpatch::volume::{CreateOptions, create, open};
 use voxpatch::{ConvertOptions, Error, Shape, Uniform, Volume};
 
@@ -24,7 +28,7 @@ use crate::infer::plan_within;
 use crate::memory::text;
 use crate::preview::Scene;
 use crate::report::{self, Report, print};
-use crate::sample::{Ahead, Sampling, patch_bytes};
+use crate::sample::{Budget, MOST_AHEAD, Needs, chunk_bytes, patch_bytes};
 use crate::{args, stop};
 
 /// Patches of the training epoch, and their voxels.
@@ -188,13 +192,30 @@ impl Demo<'_> {
         let layout = volume.layout();
         let patch = std::array::from_fn(|a| DRAWN[a].min(self.size[a]));
         let bytes = patch_bytes(layout.channels, patch, layout.dtype)?;
-        let ahead = Ahead::new(bytes, self.memory, self.threads)?;
-        let draws = Uniform::new(layout.shape, patch, 0)?;
-        let before = volume.reads().chunks;
-        let mut sampling = Sampling::new(Arc::clone(volume), draws, DRAWS, &ahead);
+        let needs = Needs {
+            patch: bytes,
+            held: bytes,
+            chunk: chunk_bytes(layout, false),
+            ..Needs::default()
+        };
+        let budget = Budget::new(self.memory, self.threads, 1, &needs)?;
+        let image = Image::new("ct", Arc::clone(volume));
+        let subject = Subject::new("ct", vec![image], GRID_TOLERANCE)?;
+        let make: Arc<MakeSampler> = Arc::new(move |subject, seed| {
+            let uniform = Uniform::new(subject.shape(), patch, seed)?;
+            Ok(Some(Arc::new(uniform) as Arc<dyn Sampler>))
+        });
+        let options = LoaderOptions {
+            threads: budget.threads,
+            max_length: MOST_AHEAD,
+            max_bytes: budget.buffer,
+            ..LoaderOptions::default()
+        };
+        let plan = Plan::new(1, DRAWS, 0)?;
+        let mut loader = Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options)?;
         report::with_progress("sampling", |progress| {
-            for (done, patch) in (1..).zip(&mut sampling) {
-                patch?;
+            for (done, sample) in (1..).zip(&mut loader) {
+                sample?;
                 if !report::goes_on(progress(done, DRAWS)) {
                     return Err(Error::Stopped);
                 }
@@ -204,7 +225,7 @@ impl Demo<'_> {
         let work = Work {
             bytes: bytes * DRAWS,
             patches: Some(DRAWS),
-            chunks_read: sampling.reads().chunks - before,
+            chunks_read: loader.stats().chunks,
         };
         Ok((work, ()))
     }

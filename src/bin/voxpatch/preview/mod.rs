@@ -4,6 +4,7 @@
 //! a slice of any size takes a few megabytes.
 
 mod paint;
+mod project;
 mod slice;
 mod view;
 
@@ -16,6 +17,7 @@ use voxpatch::volume::{OpenOptions, check_output};
 use voxpatch::{Error, Region, Shape, Volume};
 
 use self::paint::{Canvas, Panel};
+pub(crate) use self::project::Projection;
 use self::slice::{Plane, Values};
 use self::view::{View, panel_sizes, views};
 use crate::args;
@@ -171,20 +173,13 @@ fn panel(
 ) -> Panel {
     let (height, width) = (plane.size(view.row), plane.size(view.column));
     let mut panel = Panel::new(width, height);
-    // The slice's own rows run along the slower of its two axes.
-    let upright = view.row < view.column;
     let source = |row: usize, column: usize| {
-        let row = if view.flip_row { height - 1 - row } else { row };
-        let column = if view.flip_column {
-            width - 1 - column
+        let (slow, fast) = view.source((height, width), row, column);
+        slow * if view.row < view.column {
+            width
         } else {
-            column
-        };
-        if upright {
-            row * width + column
-        } else {
-            column * height + row
-        }
+            height
+        } + fast
     };
     panel.paint(|row, column| paint::grey(image.pixels[source(row, column)], window));
     if let Some(labels) = labels {

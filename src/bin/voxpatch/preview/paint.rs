@@ -109,6 +109,19 @@ impl Panel {
         }
     }
 
+    /// Paints a dot around a pixel, cut at the panel's edges.
+    pub(super) fn dot(&mut self, row: usize, column: usize) {
+        let near = |at: usize, length: usize| at.saturating_sub(2)..(at + 3).min(length);
+        for y in near(row, self.height) {
+            for x in near(column, self.width) {
+                let distance = y.abs_diff(row).pow(2) + x.abs_diff(column).pow(2);
+                if distance <= 5 {
+                    self.pixels[y * self.width + x] = [255, 64, 32];
+                }
+            }
+        }
+    }
+
     /// Writes a letter on the left side, halfway up.
     pub(super) fn mark(&mut self, letter: char) {
         const SCALE: usize = 2;

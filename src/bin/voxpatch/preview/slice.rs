@@ -199,7 +199,7 @@ fn shares(voxel: u64, voxels: u64, pixels: usize) -> Vec<(usize, f32)> {
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "real values are f32 here")]
-fn real_values(volume: &dyn Volume, band: Patch) -> Vec<f32> {
+pub(super) fn real_values(volume: &dyn Volume, band: Patch) -> Vec<f32> {
     let real = |value: f64| match volume.layout().rescale {
         Some(rescale) => value * rescale.slope + rescale.intercept,
         None => value,
@@ -237,11 +237,11 @@ fn float_label(value: f64) -> u64 {
     }
 }
 
-fn signed(n: u64) -> i64 {
+pub(super) fn signed(n: u64) -> i64 {
     i64::try_from(n).expect("a voxel of a volume lies below 2^63")
 }
 
-fn index(n: u64) -> usize {
+pub(super) fn index(n: u64) -> usize {
     usize::try_from(n).expect("a voxel of a band in memory")
 }
 

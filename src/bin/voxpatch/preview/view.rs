@@ -19,6 +19,29 @@ pub(super) struct View {
     pub(super) left: char,
 }
 
+impl View {
+    /// The pixels along the slice's slower and faster axis that are shown in a row and column of a
+    /// panel of this height and width.
+    pub(super) fn source(
+        &self,
+        (height, width): (usize, usize),
+        row: usize,
+        column: usize,
+    ) -> (usize, usize) {
+        let row = if self.flip_row { height - 1 - row } else { row };
+        let column = if self.flip_column {
+            width - 1 - column
+        } else {
+            column
+        };
+        if self.row < self.column {
+            (row, column)
+        } else {
+            (column, row)
+        }
+    }
+}
+
 /// Axial, coronal and sagittal in radiological convention.
 ///
 /// Each voxel axis is taken for the world axis that it is nearest to.

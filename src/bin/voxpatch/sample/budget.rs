@@ -1,0 +1,135 @@
+//! How memory is shared between patches under way, chunks being decoded, and maps.
+
+use voxpatch::{Error, Layout};
+
+use crate::report;
+
+/// What sampling has to hold at once.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Needs {
+    /// Bytes of a patch as it is delivered, and as it is put together.
+    pub(crate) patch: u64,
+    pub(crate) held: u64,
+    /// Bytes of the largest chunk.
+    pub(crate) chunk: u64,
+    /// Bytes that writing a patch takes.
+    pub(crate) write: u64,
+    /// Whether draws follow a map.
+    pub(crate) maps: bool,
+}
+
+/// The parts of the memory, and the threads that these are enough for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Budget {
+    pub(crate) threads: usize,
+    /// Bytes that the loader's buffer may take.
+    pub(crate) buffer: u64,
+    /// Bytes that maps' blocks may take.
+    pub(crate) maps: u64,
+}
+
+impl Budget {
+    /// The parts of `memory` for as many threads as may be, down to `fewest`: an eighth for what
+    /// the allocator cannot use, another for maps, two chunks for each thread, one patch for
+    /// the consumer, and the rest for the buffer and the patches that it keeps for reuse.
+    pub(crate) fn new(
+        memory: u64,
+        threads: usize,
+        fewest: usize,
+        needs: &Needs,
+    ) -> voxpatch::Result<Self> {
+        let eighths = 1 + u64::from(needs.maps);
+        let fixed = |threads: usize| {
+            let chunks = needs.chunk.saturating_mul(2).saturating_mul(threads as u64);
+            chunks
+                .saturating_add(needs.patch)
+                .saturating_add(needs.write)
+        };
+        let mut threads = threads.max(1);
+        loop {
+            let left = memory - memory / 8 * eighths;
+            // The loader keeps a quarter of its buffer's bytes for reuse, beside the buffer.
+            let buffer = left.saturating_sub(fixed(threads)) / 5 * 4;
+            if buffer >= needs.held.max(1) {
+                return Ok(Self {
+                    threads,
+                    buffer,
+                    maps: if needs.maps { memory / 8 } else { 0 },
+                });
+            }
+            if threads > fewest.max(1) {
+                threads -= 1;
+                continue;
+            }
+            let least = (needs.held.saturating_add(4) / 4)
+                .saturating_mul(5)
+                .saturating_add(fixed(threads))
+                .saturating_add(8);
+            let least = (least / (8 - eighths)).saturating_add(1).saturating_mul(8);
+            return Err(Error::Setting {
+                name: "a memory of",
+                value: report::bytes(memory),
+                problem: format!(
+                    "a patch takes {}, a chunk {}, with {threads} threads: give at least {least} bytes, or make the patch smaller",
+                    report::bytes(needs.held),
+                    report::bytes(needs.chunk),
+                ),
+            });
+        }
+    }
+}
+
+/// Bytes of a decoded read chunk; of a map's block where there are no chunks.
+pub(crate) fn chunk_bytes(layout: &Layout, is_map: bool) -> u64 {
+    let voxels = match layout.read_chunk {
+        Some(chunk) => chunk.into_iter().fold(1, u64::saturating_mul),
+        None if is_map => 64 * 64 * 64,
+        None => 0,
+    };
+    voxels.saturating_mul(layout.dtype.size() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_parts_together_stay_within_the_memory() {
+        for maps in [false, true] {
+            for memory in [5_000_u64, 10_007, 100_000, 1 << 30] {
+                let needs = Needs {
+                    patch: 1000,
+                    held: 1000,
+                    chunk: 100,
+                    write: 50,
+                    maps,
+                };
+                let budget = Budget::new(memory, 8, 1, &needs).expect("there is room");
+                let all = budget.buffer + budget.buffer / 4 + budget.maps + 1050;
+                assert!(all + 200 * budget.threads as u64 <= memory - memory / 8 + 8);
+            }
+        }
+    }
+
+    #[test]
+    fn the_least_memory_that_is_named_is_enough() {
+        for maps in [false, true] {
+            for patch in [1_u64, 77, 4096, 1 << 40] {
+                let needs = Needs {
+                    patch,
+                    held: 2 * patch,
+                    chunk: 512,
+                    write: 0,
+                    maps,
+                };
+                let refused = Budget::new(1, 3, 2, &needs).expect_err("it is too little");
+                let text = refused.to_string();
+                let least = text.split("at least ").nth(1).expect("it says what is");
+                let least = least.split(' ').next().expect("a number");
+                let least: u64 = least.parse().expect("a number");
+                let budget = Budget::new(least, 3, 2, &needs).expect("it is enough");
+                assert_eq!(budget.threads, 2);
+            }
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The inputs and their samplers, made before anything is written.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use voxpatch::sampler::{
+    BlockIndex, Empty, Fixed, Label, Mixture, Sampler, SamplerOptions, Shares, Tally, Uniform,
+    Weighted, is_index,
+};
+use voxpatch::training::{Image, MakeSampler, Subject, TOLERANCE, subject_seed};
+use voxpatch::volume::OpenOptions;
+use voxpatch::{Error, Padding, Shape, Volume};
+
+use super::budget::Budget;
+use super::settings::{BorderName, Settings, Way};
+use crate::report;
+
+/// A volume with its maps.
+pub(super) struct Input {
+    pub(super) subject: Subject,
+    pub(super) labels: Option<Arc<dyn Volume>>,
+    pub(super) weights: Option<Arc<dyn Volume>>,
+}
+
+impl Input {
+    /// Opens the `n`th input with its maps, all on one grid.
+    pub(super) fn open(settings: &Settings, n: usize) -> anyhow::Result<Self> {
+        let path = &settings.sources[n];
+        let volume = open(path, settings.common.level)?;
+        let map = |path: Option<&PathBuf>| {
+            // A file has one level, whichever the image's is.
+            path.map(|path| {
+                open(
+                    path,
+                    if path.is_dir() {
+                        settings.common.level
+                    } else {
+                        0
+                    },
+                )
+            })
+            .transpose()
+        };
+        let labels = map(settings.labels.get(n))?;
+        let weights = map(settings.weights.get(n))?;
+        let image = |name: &str, volume: &Arc<dyn Volume>| Image::new(name, Arc::clone(volume));
+        let mut all = vec![image("image", &volume)];
+        all.extend(labels.iter().map(|map| image("labels", map)));
+        all.extend(weights.iter().map(|map| image("weights", map)));
+        let name = path.display().to_string();
+        // All together only for the check: patches are cut from the image alone.
+        Subject::new(name.clone(), all, TOLERANCE)?;
+        let padded = image("image", &volume).with_padding(Padding::Constant(settings.fill));
+        Ok(Self {
+            subject: Subject::new(name, vec![padded], TOLERANCE)?,
+            labels,
+            weights,
+        })
+    }
+
+    pub(super) fn volume(&self) -> &Arc<dyn Volume> {
+        &self.subject.images()[0].volume
+    }
+
+    /// The maps that patches are drawn by.
+    pub(super) fn maps(&self) -> impl Iterator<Item = &Arc<dyn Volume>> {
+        self.labels.iter().chain(&self.weights)
+    }
+}
+
+fn open(path: &Path, level: usize) -> voxpatch::Result<Arc<dyn Volume>> {
+    let options = OpenOptions {
+        level,
+        ..OpenOptions::default()
+    };
+    options.open(path)
+}
+
+/// The samplers of all inputs.
+#[derive(Default)]
+pub(super) struct Samplers {
+    /// By the seed that the loader asks for.
+    own: HashMap<u64, Option<Arc<dyn Sampler>>>,
+    /// Patches of each input: none of one that is left out.
+    pub(super) counts: Vec<u64>,
+    /// Patches that would have come from inputs that are left out.
+    pub(super) left_out: u64,
+    /// Labels that were asked for and are nowhere in an input's centres, with the input's name.
+    pub(super) absent: Vec<(String, Vec<String>)>,
+    pub(super) index_seconds: f64,
+}
+
+impl Samplers {
+    /// Reads the maps and makes a sampler for each input.
+    pub(super) fn new(
+        settings: &Settings,
+        inputs: &[Input],
+        patch: Shape,
+        fixed: Option<&Fixed>,
+        budget: &Budget,
+    ) -> anyhow::Result<Self> {
+        let began = Instant::now();
+        let mut all = Self::default();
+        for (n, input) in inputs.iter().enumerate() {
+            let asked = subject_seed(settings.seed, n as u64);
+            // The only input has the seed itself, so that its draws are the sampler's own.
+            let seed = if inputs.len() == 1 {
+                settings.seed
+            } else {
+                asked
+            };
+            let (sampler, count) = if let Some(fixed) = fixed {
+                let sampler: Arc<dyn Sampler> = Arc::new(fixed.clone());
+                (Some(sampler), listed(settings, fixed, input)?)
+            } else {
+                let maps = inputs.iter().flat_map(Input::maps).count() as u64;
+                let options = SamplerOptions::new(patch, seed)
+                    .with_border(settings.border.into())
+                    .with_budget(budget.maps / maps.max(1))
+                    .with_threads(budget.threads);
+                let sampler = all.sampler(settings, (n, input), &options)?;
+                (sampler, settings.count.unwrap_or(0))
+            };
+            if sampler.is_none() {
+                all.left_out = all.left_out.saturating_add(count);
+            }
+            all.counts.push(if sampler.is_some() { count } else { 0 });
+            all.own.insert(asked, sampler);
+        }
+        if !settings.labels.is_empty() || !settings.weights.is_empty() {
+            all.index_seconds = began.elapsed().as_secs_f64();
+        }
+        Ok(all)
+    }
+
+    /// The sampler of an input, or `None` if it is left out.
+    fn sampler(
+        &mut self,
+        settings: &Settings,
+        (n, input): (usize, &Input),
+        options: &SamplerOptions,
+    ) -> anyhow::Result<Option<Arc<dyn Sampler>>> {
+        let shape = input.subject.shape();
+        let empty: Empty = settings.empty.into();
+        let mut parts: Vec<(f64, Box<dyn Sampler>)> = Vec::new();
+        for (way, share) in settings.ways()? {
+            let sampler = match (way, &input.labels, &input.weights) {
+                (Way::Labels, Some(map), _) => {
+                    let index = index(settings, n, &**map, options.threads)?;
+                    let foreground = Shares::foreground();
+                    let shares = settings.shares.as_ref().unwrap_or(&foreground);
+                    let built = Label::new(Arc::clone(map), &index, shares, options);
+                    let absent = built.as_ref().map_or(&[][..], Label::absent);
+                    if !absent.is_empty() {
+                        let absent = absent.iter().map(ToString::to_string).collect();
+                        self.absent.push((input.subject.name().to_owned(), absent));
+                    }
+                    empty.decide(built, shape, options)?
+                }
+                (Way::Weights, _, Some(map)) => {
+                    let own = settings.labels.len() + n;
+                    let index = index(settings, own, &**map, options.threads)?;
+                    let built = Weighted::new(Arc::clone(map), &index, options);
+                    empty.decide(built, shape, options)?
+                }
+                _ => Some(Box::new(Uniform::with_border(
+                    shape,
+                    options.patch,
+                    options.border,
+                    options.seed,
+                )?) as Box<dyn Sampler>),
+            };
+            let Some(sampler) = sampler else {
+                return Ok(None);
+            };
+            parts.push((share, sampler));
+        }
+        if parts.len() == 1 {
+            return Ok(parts.pop().map(|(_, sampler)| Arc::from(sampler)));
+        }
+        Ok(Some(Arc::new(Mixture::new(parts, options.seed)?)))
+    }
+
+    /// What the loader asks for samplers.
+    pub(super) fn maker(self) -> Arc<MakeSampler> {
+        let own = self.own;
+        Arc::new(move |_, seed| Ok(own.get(&seed).cloned().flatten()))
+    }
+}
+
+/// How many patches a list of places gives, all of which must be where the input can be read.
+fn listed(settings: &Settings, fixed: &Fixed, input: &Input) -> voxpatch::Result<u64> {
+    let all = fixed.regions().len() as u64;
+    let count = settings.count.unwrap_or(all);
+    if count > all {
+        return Err(Error::Setting {
+            name: "a count of",
+            value: count.to_string(),
+            problem: format!("the list has {all} locations"),
+        });
+    }
+    let shape = input.subject.shape();
+    let outside = fixed
+        .regions()
+        .iter()
+        .find(|region| !region.is_inside(shape));
+    match outside {
+        Some(&region) if settings.border != BorderName::Pad => {
+            Err(Error::OutOfBounds { region, shape })
+        }
+        _ => Ok(count),
+    }
+}
+
+/// What a map holds: found now, or by an earlier run that kept it.
+fn index<T: Tally>(
+    settings: &Settings,
+    n: usize,
+    map: &dyn Volume,
+    threads: usize,
+) -> voxpatch::Result<BlockIndex<T>> {
+    let path = settings.index.get(n);
+    if let Some(path) = path
+        && path.exists()
+        && !is_index(path)
+    {
+        // Somebody's file, which is none of ours to replace.
+        return Err(Error::Setting {
+            name: "an index in",
+            value: path.display().to_string(),
+            problem: "there is a file that is no index: choose another name".to_owned(),
+        });
+    }
+    report::with_progress("reading the map", |progress| match path {
+        Some(path) => BlockIndex::load_or_build(path, map, 0, threads, progress),
+        None => BlockIndex::build(map, 0, threads, progress),
+    })
+}

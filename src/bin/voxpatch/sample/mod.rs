@@ -1,0 +1,311 @@
+//! `voxpatch sample`: training patches, drawn and read as the loader does it.
+
+mod budget;
+mod draw;
+mod settings;
+mod sink;
+mod tell;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use voxpatch::sampler::Fixed;
+use voxpatch::training::{Loader, LoaderOptions, OnError, Plan, Share, Subject};
+use voxpatch::volume::check_output;
+use voxpatch::{DType, Error, Region, Shape};
+
+pub(crate) use self::budget::{Budget, Needs, chunk_bytes};
+use self::draw::{Input, Samplers};
+use self::settings::BorderName;
+pub(crate) use self::settings::Settings;
+use self::sink::{Form, Sink};
+use self::tell::Done;
+pub(crate) use self::tell::tell_rates;
+use crate::memory::Meter;
+use crate::output::Output;
+use crate::preview::Projection;
+use crate::report::{self, Report};
+use crate::stop;
+
+/// Patches that the loader's buffer holds at most, however small they are.
+pub(crate) const MOST_AHEAD: usize = 1024;
+
+/// Draws the patches and writes them as they come.
+pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
+    settings.check()?;
+    check_outputs(settings)?;
+    let inputs = (0..settings.sources.len()).map(|n| Input::open(settings, n));
+    let inputs: Vec<Input> = inputs.collect::<anyhow::Result<_>>()?;
+    let fixed = settings.at.as_ref().map(|path| Fixed::read(path));
+    let fixed = fixed.transpose()?;
+    let listed = fixed.as_ref().map(|fixed| fixed.regions()[0].shape);
+    let patch = listed.or(settings.patch).unwrap_or_default();
+    if settings.out.is_some() {
+        check_alike(settings, &inputs)?;
+    }
+    let budget = budget(settings, &inputs, patch)?;
+
+    stop::heed();
+    let meter = Meter::start();
+    let samplers = Samplers::new(settings, &inputs, patch, fixed.as_ref(), &budget)?;
+    stop::check()?;
+    let mut done = Done {
+        index_seconds: samplers.index_seconds,
+        absent: samplers.absent.clone(),
+        left_out: samplers.left_out,
+        ..Done::default()
+    };
+    let began = Instant::now();
+    let mut loader = loader(settings, &inputs, samplers, &budget)?;
+    let mut files = Files::create(settings, &inputs, patch, loader.remaining())?;
+    report::with_progress("sampling", |progress| -> anyhow::Result<()> {
+        let count = loader.remaining();
+        for sample in &mut loader {
+            let sample = sample.map_err(|error| plain(error, inputs.len()))?;
+            if done.patches == 0 {
+                done.first_patch_seconds = began.elapsed().as_secs_f64();
+            }
+            files.put(&sample)?;
+            done.patches += 1;
+            done.bytes += sample.patches()[0].bytes().len() as u64;
+            if !report::goes_on(progress(done.patches, count)) {
+                return Err(Error::Stopped.into());
+            }
+        }
+        Ok(())
+    })?;
+    done.loaded = loader.stats();
+    drop(loader);
+    done.seconds = began.elapsed().as_secs_f64();
+    let picture = match &files.picture {
+        Some(picture) => Some(report::with_progress("drawing", |progress| {
+            picture.draw(progress)
+        })?),
+        None => None,
+    };
+    done.peak_anonymous = meter.stop().anonymous;
+    let told = done.report(settings);
+    if let (Some(picture), Some(path)) = (picture, &settings.plot) {
+        picture.save(path, settings.common.force)?;
+    }
+    files.finish(settings, &told)?;
+    told.print(settings.common.json)
+}
+
+/// Checks that no output is an input or another output, and that its name is free.
+fn check_outputs(settings: &Settings) -> anyhow::Result<()> {
+    let inputs = [
+        &settings.sources,
+        &settings.labels,
+        &settings.weights,
+        &settings.index,
+    ];
+    let mut inputs: Vec<_> = inputs.into_iter().flatten().map(AsRef::as_ref).collect();
+    inputs.extend(settings.at.as_deref());
+    let outputs: Vec<_> = settings.outputs().collect();
+    for (n, &(name, path)) in outputs.iter().enumerate() {
+        check_output(path, &inputs)?;
+        if let Some((other, _)) = outputs[..n].iter().find(|(_, other)| *other == path) {
+            anyhow::bail!(
+                "{other} and {name} cannot both be written to {}",
+                path.display()
+            );
+        }
+        if !settings.common.force && path.symlink_metadata().is_ok() {
+            return Err(Error::Exists { path: path.clone() }.into());
+        }
+    }
+    let volumes = inputs.len() - settings.index.len() - usize::from(settings.at.is_some());
+    for (n, path) in settings.index.iter().enumerate() {
+        check_output(path, &inputs[..volumes])?;
+        if settings.index[..n].contains(path) {
+            anyhow::bail!("two indexes cannot both be written to {}", path.display());
+        }
+    }
+    if let Some(path) = &settings.out {
+        Form::of(path)?;
+    }
+    Ok(())
+}
+
+/// Checks that patches of all inputs fit into one array, if they are to.
+fn check_alike(settings: &Settings, inputs: &[Input]) -> anyhow::Result<()> {
+    if let Some(path) = &settings.out
+        && Form::of(path)? == Form::Folder
+    {
+        return Ok(());
+    }
+    let first = inputs[0].volume().layout();
+    for input in inputs {
+        let layout = input.volume().layout();
+        anyhow::ensure!(
+            (layout.channels, layout.dtype) == (first.channels, first.dtype),
+            "patches of {} x {} ({}) and of {} x {} ({}) do not fit into one array: write them to a folder",
+            first.channels,
+            first.dtype,
+            first.path.display(),
+            layout.channels,
+            layout.dtype,
+            layout.path.display()
+        );
+    }
+    Ok(())
+}
+
+fn budget(settings: &Settings, inputs: &[Input], patch: Shape) -> voxpatch::Result<Budget> {
+    let mut needs = Needs::default();
+    for input in inputs {
+        let bytes = input.subject.sample_bytes(patch);
+        needs.patch = needs.patch.max(bytes);
+        needs.chunk = needs.chunk.max(chunk_bytes(input.volume().layout(), false));
+        for map in input.maps() {
+            needs.maps = true;
+            needs.chunk = needs.chunk.max(chunk_bytes(map.layout(), true));
+        }
+    }
+    // A patch that hangs over the edge is gathered first, and then filled up.
+    let copies = if settings.border == BorderName::Pad {
+        2
+    } else {
+        1
+    };
+    needs.held = needs.patch.saturating_mul(copies);
+    if let Some(path) = &settings.out
+        && Form::of(path)? == Form::Zarr
+    {
+        needs.write = needs.patch;
+    }
+    let threads = settings.common.threads();
+    let fewest = if settings.common.threads_given() {
+        threads
+    } else {
+        1
+    };
+    Budget::new(settings.memory.memory, threads, fewest, &needs)
+}
+
+fn loader(
+    settings: &Settings,
+    inputs: &[Input],
+    samplers: Samplers,
+    budget: &Budget,
+) -> voxpatch::Result<Loader> {
+    let several = inputs.len() > 1;
+    let plan = Plan::with_counts(&samplers.counts, settings.seed)?.with_shuffle(several, several);
+    let options = LoaderOptions {
+        threads: budget.threads,
+        max_length: MOST_AHEAD,
+        max_bytes: budget.buffer,
+        share: Share {
+            rank: settings.rank,
+            world_size: settings.world_size,
+            batch: 1,
+        },
+        on_error: OnError::Fail,
+        transform: None,
+    };
+    let subjects: Vec<Subject> = inputs.iter().map(|input| input.subject.clone()).collect();
+    let subjects = Arc::new(subjects);
+    Loader::new(subjects, samplers.maker(), &plan, settings.epoch, &options)
+}
+
+/// With one input, an error need not say which.
+fn plain(error: Error, inputs: usize) -> Error {
+    if inputs > 1 {
+        return error;
+    }
+    match error {
+        Error::Subject { source, .. } => Error::Shared(source),
+        Error::Shared(inner) => match &*inner {
+            Error::Subject { source, .. } => Error::Shared(Arc::clone(source)),
+            _ => Error::Shared(inner),
+        },
+        other => other,
+    }
+}
+
+/// All outputs under construction.
+struct Files {
+    out: Sink,
+    locations: Option<Output>,
+    stats: Option<Output>,
+    picture: Option<Projection>,
+}
+
+impl Files {
+    fn create(
+        settings: &Settings,
+        inputs: &[Input],
+        patch: Shape,
+        count: u64,
+    ) -> anyhow::Result<Self> {
+        let replace = settings.common.force;
+        let volume = inputs[0].volume();
+        if let Some(path) = &settings.plot {
+            // It is drawn at the end; that it cannot be written is better known now.
+            drop(Output::create(path, replace)?);
+        }
+        let file = |path: &Option<PathBuf>| {
+            let path = path.as_ref();
+            path.map(|path| Output::create(path, replace)).transpose()
+        };
+        Ok(Self {
+            out: match &settings.out {
+                Some(path) => Sink::create(
+                    path,
+                    replace,
+                    volume.layout(),
+                    (patch, count),
+                    inputs.len() > 1,
+                )?,
+                None => Sink::Nothing,
+            },
+            locations: file(&settings.locations)?,
+            stats: file(&settings.stats)?,
+            picture: settings
+                .plot
+                .as_ref()
+                .map(|_| Projection::new(Arc::clone(volume))),
+        })
+    }
+
+    fn put(&mut self, sample: &voxpatch::training::Sample) -> anyhow::Result<()> {
+        self.out.put(sample)?;
+        if let Some(file) = &mut self.locations {
+            file.append(csv_line(sample.region).as_bytes())?;
+        }
+        if let Some(picture) = &mut self.picture {
+            picture.mark(sample.region);
+        }
+        Ok(())
+    }
+
+    /// Gives all but the picture their names.
+    fn finish(self, settings: &Settings, told: &Report) -> anyhow::Result<()> {
+        self.out.finish()?;
+        if let Some(file) = self.locations {
+            file.finish()?;
+        }
+        if let (Some(mut file), Some(_)) = (self.stats, &settings.stats) {
+            file.append(told.object().as_bytes())?;
+            file.finish()?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of a patch.
+pub(crate) fn patch_bytes(channels: u64, patch: Shape, dtype: DType) -> voxpatch::Result<u64> {
+    voxpatch::Layout::new(patch, channels, dtype).decoded_bytes()
+}
+
+fn csv_line(region: Region) -> String {
+    let numbers: Vec<String> = region
+        .start
+        .into_iter()
+        .chain(region.end())
+        .map(|n| n.to_string())
+        .collect();
+    numbers.join(",") + "\n"
+}

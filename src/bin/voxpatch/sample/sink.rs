@@ -1,0 +1,223 @@
+//! Where patches go: a .npy, a .zarr, a folder of .nii, or nowhere. Each appears when it is whole.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::Context;
+use voxpatch::training::Sample;
+use voxpatch::volume::{Codec, CreateOptions, StagedFolder, create};
+use voxpatch::{DType, Error, Geometry, Layout, Region, Shape, VolumeMut};
+
+use crate::output::Output;
+
+/// A form of output, told by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    Npy,
+    Zarr,
+    Folder,
+}
+
+impl Form {
+    /// The form that a name asks for.
+    pub(super) fn of(path: &Path) -> voxpatch::Result<Self> {
+        let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
+        let is_folder = path.as_os_str().to_string_lossy().ends_with('/') || path.is_dir();
+        match extension.as_deref() {
+            Some("npy") if !is_folder => Ok(Self::Npy),
+            Some("zarr") => Ok(Self::Zarr),
+            None => Ok(Self::Folder),
+            _ if is_folder => Ok(Self::Folder),
+            _ => Err(Error::Setting {
+                name: "an output called",
+                value: path.display().to_string(),
+                problem: "patches go to a .npy, a .zarr, or a folder, whose name ends in /"
+                    .to_owned(),
+            }),
+        }
+    }
+}
+
+/// Patches under way to their output.
+#[derive(Debug)]
+pub(super) enum Sink {
+    Nothing,
+    Npy(Output),
+    Zarr {
+        target: Box<dyn VolumeMut>,
+        /// The first channel of the next patch.
+        next: u64,
+    },
+    Folder {
+        folder: StagedFolder,
+        next: u64,
+        /// Whether names tell the input.
+        several: bool,
+    },
+}
+
+impl Sink {
+    /// Starts the output of `count` patches, each of `patch` voxels with the channels and the voxel
+    /// type of `layout`.
+    pub(super) fn create(
+        path: &Path,
+        replace: bool,
+        layout: &Layout,
+        (patch, count): (Shape, u64),
+        several: bool,
+    ) -> anyhow::Result<Self> {
+        match Form::of(path)? {
+            Form::Npy => {
+                let [z, y, x] = patch;
+                let mut out = Output::create(path, replace)?;
+                out.append(&npy_header(layout.dtype, [count, layout.channels, z, y, x]))?;
+                Ok(Self::Npy(out))
+            }
+            Form::Zarr => {
+                let channels = count.checked_mul(layout.channels).filter(|&n| n > 0);
+                let channels = channels
+                    .with_context(|| format!("{count} patches cannot be channels of a Zarr"))?;
+                let whole = Layout {
+                    rescale: layout.rescale,
+                    ..Layout::new(patch, channels, layout.dtype)
+                }
+                .with_geometry(Geometry::from_spacing(layout.geometry.spacing));
+                let options = CreateOptions {
+                    chunk: patch,
+                    shard: None,
+                    codec: Codec::Zstd,
+                    level: None,
+                    replace,
+                };
+                let target = create(path, &whole, &options)?;
+                Ok(Self::Zarr { target, next: 0 })
+            }
+            Form::Folder => {
+                if replace {
+                    is_ours(path)?;
+                }
+                Ok(Self::Folder {
+                    folder: StagedFolder::new(path, replace)?,
+                    next: 0,
+                    several,
+                })
+            }
+        }
+    }
+
+    /// Adds a patch.
+    pub(super) fn put(&mut self, sample: &Sample) -> anyhow::Result<()> {
+        let patch = &sample.patches()[0];
+        match self {
+            Self::Nothing => {}
+            Self::Npy(out) => out.append(patch.bytes())?,
+            Self::Zarr { target, next } => {
+                let whole = Region::whole(sample.region.shape);
+                let end = *next + patch.channels();
+                target.write_channels(*next..end, whole, patch.bytes())?;
+                *next = end;
+            }
+            Self::Folder {
+                folder,
+                next,
+                several,
+            } => {
+                let name = if *several {
+                    format!("patch_{next:06}_input_{}.nii", sample.subject_index)
+                } else {
+                    format!("patch_{next:06}.nii")
+                };
+                *next += 1;
+                let source = sample.subject().images()[0].volume.layout();
+                #[expect(clippy::cast_precision_loss, reason = "geometry is in floats")]
+                let start = sample.region.start.map(|n| n as f64);
+                let layout = Layout {
+                    rescale: source.rescale,
+                    ..Layout::new(sample.region.shape, patch.channels(), patch.dtype())
+                }
+                .with_geometry(source.geometry.moved_to(start));
+                let file = folder.path().join(name);
+                let target = create(&file, &layout, &CreateOptions::default())?;
+                target.write(Region::whole(layout.shape), patch.bytes())?;
+                target.finish()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the output its name.
+    pub(super) fn finish(self) -> anyhow::Result<()> {
+        match self {
+            Self::Nothing => Ok(()),
+            Self::Npy(out) => out.finish(),
+            Self::Zarr { target, .. } => Ok(target.finish()?),
+            Self::Folder { folder, .. } => Ok(folder.finish()?),
+        }
+    }
+}
+
+/// Checks that a folder that is to be replaced holds nothing but patches.
+fn is_ours(folder: &Path) -> anyhow::Result<()> {
+    if !folder.is_dir() {
+        return Ok(());
+    }
+    let cannot = || format!("cannot list {}", folder.display());
+    for entry in fs::read_dir(folder).with_context(cannot)? {
+        let name = entry.with_context(cannot)?.file_name();
+        let name = name.to_string_lossy();
+        anyhow::ensure!(
+            name.starts_with("patch_") && name.ends_with(".nii"),
+            "{} is not replaced: it holds {name}, which is no patch",
+            folder.display()
+        );
+    }
+    Ok(())
+}
+
+/// The head of a .npy (version 1.0) of this type and shape.
+fn npy_header(dtype: DType, shape: [u64; 5]) -> Vec<u8> {
+    let kind = match dtype {
+        DType::Bool => 'b',
+        dtype if dtype.is_float() => 'f',
+        DType::U8 | DType::U16 | DType::U32 | DType::U64 => 'u',
+        _ => 'i',
+    };
+    let order = match dtype.size() {
+        1 => '|',
+        _ if cfg!(target_endian = "big") => '>',
+        _ => '<',
+    };
+    let shape = shape.map(|n| n.to_string()).join(", ");
+    let mut text = format!(
+        "{{'descr': '{order}{kind}{}', 'fortran_order': False, 'shape': ({shape}), }}",
+        dtype.size()
+    );
+    // Voxels start at a multiple of 64; the line feed ends the header.
+    let length = (10 + text.len() + 1).next_multiple_of(64) - 10;
+    text.push_str(&" ".repeat(length - text.len() - 1));
+    text.push('\n');
+    let length = u16::try_from(length).expect("five numbers are a few hundred characters");
+    let mut header = b"\x93NUMPY\x01\x00".to_vec();
+    header.extend(length.to_le_bytes());
+    header.extend(text.bytes());
+    header
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_npy_header_is_aligned_and_spells_the_type() {
+        for (dtype, name) in [
+            (DType::I16, "<i2"),
+            (DType::Bool, "|b1"),
+            (DType::F16, "<f2"),
+        ] {
+            let header = npy_header(dtype, [u64::MAX; 5]);
+            assert_eq!(header.len() % 64, 0);
+            let text = String::from_utf8_lossy(&header[10..]).into_owned();
+            assert!(text.starts_with(&format!("{{'descr': '{name}',")) && text.ends_with('\n'));
+        }
+    }
+}

@@ -1,0 +1,693 @@
+//! `voxpatch sample` from outside: what is drawn, where it goes, and what is refused.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value as Json, json};
+use voxpatch::{Patch, Region};
+
+use crate::tool::{Place, command, fails, is_refused, json, names, ramp, scans, succeeds, voxels};
+
+/// Runs `sample` on `source` and gives what it told.
+fn sample(sources: &[&str], more: &[&str]) -> Json {
+    json(&[&["sample"], sources, more].concat())
+}
+
+/// The places in a file that `--locations` wrote.
+fn places(path: &str) -> Vec<Region> {
+    let text = fs::read_to_string(path).expect("locations");
+    let region = |line: &str| {
+        let at: Vec<i64> = line
+            .split(',')
+            .map(|n| n.parse().expect("a number"))
+            .collect();
+        let [z0, y0, x0, z1, y1, x1] = at[..] else {
+            panic!("six numbers, not {line}")
+        };
+        let shape = [z1 - z0, y1 - y0, x1 - x0].map(i64::unsigned_abs);
+        Region::new([z0, y0, x0], shape)
+    };
+    text.lines().map(region).collect()
+}
+
+/// The voxels of a .npy behind its header.
+fn stored(path: &str) -> Vec<u8> {
+    let bytes = fs::read(path).expect("patches");
+    let header = 10 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
+    bytes[header..].to_vec()
+}
+
+fn centre(region: &Region) -> [usize; 3] {
+    std::array::from_fn(|a| {
+        let half = i64::try_from(region.shape[a] / 2).expect("small");
+        usize::try_from(region.start[a] + half).expect("a centre lies inside")
+    })
+}
+
+/// Labels of 20 x 24 x 28 voxels: 1 in a corner, 2 in one voxel, 0 elsewhere.
+fn labels(place: &Place, name: &str) -> String {
+    let label = |n: usize| {
+        let at = [n / (24 * 28), n / 28 % 24, n % 28];
+        match at {
+            [10, 12, 14] => 2,
+            _ if at.iter().all(|&k| k < 9) => 1,
+            _ => 0,
+        }
+    };
+    let all: Vec<u8> = (0..20 * 24 * 28).map(label).collect();
+    place.store(name, [20, 24, 28], 1, all)
+}
+
+#[test]
+fn threads_memory_and_repetition_change_nothing_however_patches_are_drawn() {
+    let place = Place::new();
+    let (source, map) = (place.small("in.zarr"), labels(&place, "labels.zarr"));
+    for ways in [
+        &[][..],
+        &["--labels", &map, "--shares", "0:1,1:2,2:1"],
+        &["--weights", &map, "--border", "shift"],
+        &[
+            "--labels",
+            &map,
+            "--weights",
+            &map,
+            "--mix",
+            "uniform:1,labels:1,weights:1",
+            "--border",
+            "pad",
+            "--fill",
+            "-7",
+        ],
+    ] {
+        let mut first = None;
+        for (n, load) in [
+            &["--threads", "1"][..],
+            &["--threads", "2"],
+            &["--threads", "8"],
+            &["--threads", "1", "--memory", "4MiB"],
+            &["--threads", "2", "--memory", "4GiB"],
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let (out, csv) = (place.at(&format!("{n}.npy")), place.at(&format!("{n}.csv")));
+            let outputs = ["--out", &out, "--locations", &csv, "--force"];
+            let draws = ["--patch", "5,6,7", "--count", "120", "--seed", "3"];
+            let told = sample(&[&source], &[ways, load, &outputs, &draws].concat());
+            assert_eq!(told["patches"], 120);
+            let found = (stored(&out), places(&csv));
+            assert_eq!(found.1.len(), 120);
+            let first = first.get_or_insert_with(|| found.clone());
+            assert!(*first == found, "{ways:?} {load:?}");
+        }
+    }
+}
+
+#[test]
+fn seeds_and_epochs_decide_the_draws_and_ranks_share_them() {
+    let place = Place::new();
+    let source = place.small("in.zarr");
+    let draw = |name: &str, more: &[&str]| {
+        let (out, csv) = (
+            place.at(&format!("{name}.npy")),
+            place.at(&format!("{name}.csv")),
+        );
+        let own = [
+            "--patch",
+            "4",
+            "--count",
+            "50",
+            "--out",
+            &out,
+            "--locations",
+            &csv,
+        ];
+        sample(&[&source], &[&own[..], more].concat());
+        let patches: Vec<Vec<u8>> = stored(&out).chunks_exact(128).map(<[u8]>::to_vec).collect();
+        let at = places(&csv).into_iter().map(|region| region.start);
+        at.zip(patches).collect::<Vec<_>>()
+    };
+    let mut whole = draw("whole", &[]);
+    assert_eq!(whole.len(), 50);
+    let uniform = voxpatch::Uniform::new([20, 24, 28], [4; 3], 0).expect("it fits");
+    let expected: Vec<_> = uniform.take(50).map(|region| region.start).collect();
+    assert_eq!(
+        whole.iter().map(|(at, _)| *at).collect::<Vec<_>>(),
+        expected
+    );
+    assert_ne!(whole, draw("seed", &["--seed", "1"]));
+    assert_ne!(whole, draw("epoch", &["--epoch", "1"]));
+    let mut union = Vec::new();
+    for rank in ["0", "1", "2"] {
+        let own = draw(rank, &["--rank", rank, "--world-size", "3"]);
+        assert!((16..=17).contains(&own.len()), "{}", own.len());
+        union.extend(own);
+    }
+    whole.sort();
+    union.sort();
+    assert_eq!(whole, union);
+}
+
+#[test]
+fn the_same_patches_come_as_npy_zarr_or_nifti_in_their_place() {
+    let place = Place::new();
+    let source = place.store("in.zarr", [12, 13, 14], 2, ramp(12 * 13 * 14 * 2));
+    let draws = ["--patch", "3,4,5", "--count", "9", "--border", "pad"];
+    let with = |more: &[&str]| sample(&[&source], &[&draws[..], more].concat());
+    let [npy, zarr, folder, csv] = ["p.npy", "p.zarr", "p/", "p.csv"].map(|name| place.at(name));
+    with(&["--out", &npy, "--locations", &csv]);
+    with(&["--out", &zarr]);
+    with(&["--out", &folder]);
+    assert_eq!(
+        names(place.path()),
+        ["in.zarr", "p", "p.csv", "p.npy", "p.zarr"]
+    );
+    let expected = stored(&npy);
+    let told = json(&["info", &zarr]);
+    assert_eq!(told["shape"], json!([3, 4, 5]));
+    assert_eq!(told["channels"], 18);
+    assert_eq!(told["read_chunk"], json!([3, 4, 5]));
+    assert_eq!(voxels(&zarr).bytes(), expected);
+    assert_eq!(names(Path::new(&folder)).len(), 9);
+    let volume = voxpatch::open(&source).expect("it opens");
+    let geometry = volume.layout().geometry;
+    for (n, (region, patch)) in places(&csv)
+        .into_iter()
+        .zip(expected.chunks_exact(240))
+        .enumerate()
+    {
+        let file = format!("{folder}patch_{n:06}.nii");
+        assert_eq!(voxels(&file).bytes(), patch);
+        let found = voxpatch::open(&file).expect("it opens").layout().geometry;
+        let moved = geometry.affine.map(|row| {
+            let [z, y, x] = region
+                .start
+                .map(|n| f64::from(i32::try_from(n).expect("small")));
+            row[3] + row[0] * x + row[1] * y + row[2] * z
+        });
+        for (row, moved) in found.affine.iter().zip(moved) {
+            assert!((row[3] - moved).abs() < 1e-3, "{file}");
+        }
+    }
+    // A folder of patches is replaced, any other is not.
+    let line = fails(&[&["sample", &source], &draws[..], &["--out", &folder]].concat());
+    assert!(line.contains("exists already"), "{line}");
+    with(&["--out", &folder, "--force", "--seed", "4"]);
+    let note = place.at("p/notes.txt");
+    fs::write(&note, "mine").expect("it can be written");
+    let line = fails(
+        &[
+            &["sample", &source],
+            &draws[..],
+            &["--out", &folder, "--force"],
+        ]
+        .concat(),
+    );
+    assert!(line.contains("notes.txt"), "{line}");
+    assert!(Path::new(&note).exists());
+}
+
+#[test]
+fn a_list_of_places_gives_the_patches_that_it_names() {
+    let place = Place::new();
+    let source = place.small("in.zarr");
+    let [npy, csv, again] = ["a.npy", "a.csv", "b.npy"].map(|name| place.at(name));
+    let pad = ["--border", "pad", "--fill", "-3"];
+    let draws = [
+        "--patch",
+        "6",
+        "--count",
+        "40",
+        "--out",
+        &npy,
+        "--locations",
+        &csv,
+    ];
+    sample(&[&source], &[&draws[..], &pad].concat());
+    let told = sample(
+        &[&source],
+        &[&["--at", &csv, "--out", &again], &pad[..]].concat(),
+    );
+    assert_eq!(told["patches"], 40);
+    assert_eq!(stored(&npy), stored(&again));
+    let outside = places(&csv).iter().any(|r| !r.is_inside([20, 24, 28]));
+    assert!(outside, "some of 40 hang over");
+    let line = fails(&["sample", &source, "--at", &csv]);
+    assert!(line.contains("reaches outside"), "{line}");
+    let few = ["--at", &csv, "--count", "3"];
+    assert_eq!(sample(&[&source], &[&few[..], &pad].concat())["patches"], 3);
+    let line = fails(
+        &[
+            &["sample", &source, "--at", &csv, "--count", "41"],
+            &pad[..],
+        ]
+        .concat(),
+    );
+    assert!(line.contains("40 locations"), "{line}");
+    // What lies beyond the faces is the fill value, and nothing else is.
+    let whole = voxels(&source);
+    let whole = whole.as_slice::<i16>().expect("i16");
+    for (region, patch) in places(&csv).iter().zip(stored(&npy).chunks_exact(432)) {
+        for (n, value) in (0_i64..).zip(patch.chunks_exact(2)) {
+            let at = [n / 36, n / 6 % 6, n % 6];
+            let at: [i64; 3] = std::array::from_fn(|a| region.start[a] + at[a]);
+            let inside = Region::new(at, [1; 3]).is_inside([20, 24, 28]);
+            let expected = if inside {
+                let place = (at[0] * 24 + at[1]) * 28 + at[2];
+                whole[usize::try_from(place).expect("inside")]
+            } else {
+                -3
+            };
+            assert_eq!(i16::from_le_bytes([value[0], value[1]]), expected);
+        }
+    }
+    fs::write(&csv, "0,0,0,4,4,4\n1,2,3\n").expect("it can be written");
+    let line = fails(&["sample", &source, "--at", &csv]);
+    assert!(line.contains("line 2"), "{line}");
+}
+
+#[test]
+fn centres_have_the_labels_in_their_shares_and_missing_labels_are_told() {
+    let place = Place::new();
+    let (source, map) = (place.small("in.zarr"), labels(&place, "labels.zarr"));
+    let values = voxels(&map);
+    let values = values.as_slice::<u8>().expect("u8");
+    let csv = place.at("a.csv");
+    let drawn = |more: &[&str]| {
+        let own = [
+            "--patch",
+            "3",
+            "--count",
+            "4000",
+            "--force",
+            "--locations",
+            &csv,
+            "--border",
+            "shift",
+            "--labels",
+            &map,
+        ];
+        let told = sample(&[&source], &[&own[..], more].concat());
+        let mut counts = BTreeMap::<u8, u32>::new();
+        for region in places(&csv) {
+            let [z, y, x] = centre(&region);
+            *counts.entry(values[(z * 24 + y) * 28 + x]).or_default() += 1;
+        }
+        (told, counts)
+    };
+    // 4.9 standard deviations are a p of 1e-6. A patch at a face is moved by a voxel, whose label
+    // is the same there.
+    let near = |found: u32, share: f64| {
+        let deviation = (4000.0 * share * (1.0 - share)).sqrt();
+        (f64::from(found) - 4000.0 * share).abs() < 4.9 * deviation
+    };
+    let (told, counts) = drawn(&["--shares", "1:1,2:3,9:5"]);
+    assert_eq!(
+        told["absent_labels"],
+        json!([{"input": source, "labels": ["9"]}])
+    );
+    assert!(
+        near(counts[&2], 0.75) && !counts.contains_key(&0),
+        "{counts:?}"
+    );
+    let (_, counts) = drawn(&[]);
+    assert!(!counts.contains_key(&0), "{counts:?}");
+    let (_, counts) = drawn(&["--shares", "0:1,2:1"]);
+    assert!(near(counts[&2], 0.5) && near(counts[&0], 0.5), "{counts:?}");
+    let (_, counts) = drawn(&["--mix", "uniform:3,labels:1", "--shares", "2:1"]);
+    assert!(near(counts[&2], 0.25), "{counts:?}");
+}
+
+#[test]
+fn centres_are_as_likely_as_their_weights() {
+    let place = Place::new();
+    let source = place.small("in.zarr");
+    let mut weights = vec![0_f32; 20 * 24 * 28];
+    let at = |z: usize, y: usize, x: usize| (z * 24 + y) * 28 + x;
+    weights[at(5, 6, 7)] = 1.0;
+    weights[at(15, 16, 17)] = 3.0;
+    let map = place.store("weights.zarr", [20, 24, 28], 1, weights.clone());
+    let csv = place.at("a.csv");
+    let draws = [
+        "--patch",
+        "4",
+        "--count",
+        "2000",
+        "--weights",
+        &map,
+        "--locations",
+        &csv,
+    ];
+    sample(&[&source], &draws);
+    let found = places(&csv);
+    let heavy = found.iter().filter(|r| centre(r) == [15, 16, 17]).count();
+    assert!(
+        found
+            .iter()
+            .all(|r| [[5, 6, 7], [15, 16, 17]].contains(&centre(r)))
+    );
+    // 1500 with a standard deviation of 19.4, 4.9 of them for a p of 1e-6.
+    assert!((1405..=1595).contains(&heavy), "{heavy}");
+
+    weights[at(3, 2, 1)] = -0.5;
+    let map = place.store("negative.zarr", [20, 24, 28], 1, weights);
+    let line = fails(&[
+        "sample",
+        &source,
+        "--patch",
+        "4",
+        "--count",
+        "2",
+        "--weights",
+        &map,
+    ]);
+    assert!(
+        line.contains("negative.zarr") && line.contains("[3, 2, 1]"),
+        "{line}"
+    );
+}
+
+#[test]
+fn an_index_is_kept_for_the_next_run_and_replaces_no_other_file() {
+    let place = Place::new();
+    let (source, map) = (place.small("in.zarr"), labels(&place, "labels.zarr"));
+    let (index, csv) = (place.at("labels.index"), place.at("a.csv"));
+    let draws = [
+        "--patch",
+        "4",
+        "--count",
+        "30",
+        "--labels",
+        &map,
+        "--index",
+        &index,
+        "--locations",
+        &csv,
+        "--force",
+    ];
+    sample(&[&source], &draws);
+    let (first, kept) = (places(&csv), fs::metadata(&index).expect("it was kept"));
+    sample(&[&source], &draws);
+    assert_eq!(first, places(&csv));
+    let again = fs::metadata(&index).expect("it is still there");
+    assert_eq!(
+        kept.modified().expect("a time"),
+        again.modified().expect("a time"),
+        "it was not built again"
+    );
+    fs::write(&index, "a letter").expect("it can be written");
+    let line = fails(&[&["sample", &source], &draws[..]].concat());
+    assert!(line.contains("labels.index"), "{line}");
+    assert_eq!(fs::read(&index).expect("it is there"), b"a letter");
+}
+
+#[test]
+fn several_inputs_are_mixed_and_an_empty_one_can_be_left_out() {
+    let place = Place::new();
+    let (a, b) = (place.small("a.zarr"), place.small("b.zarr"));
+    let full = labels(&place, "full.zarr");
+    let empty = place.store("empty.zarr", [20, 24, 28], 1, vec![0_u8; 20 * 24 * 28]);
+    let draws = ["--patch", "4", "--count", "20"];
+    let maps = ["--labels", &full, &empty];
+    let folder = place.at("both");
+    let told = sample(&[&a, &b], &[&draws[..], &["--out", &folder]].concat());
+    assert_eq!(told["patches"], 40);
+    let files = names(Path::new(&folder));
+    let of = |n: usize| {
+        let end = format!("_input_{n}.nii");
+        files.iter().filter(|name| name.ends_with(&end)).count()
+    };
+    assert_eq!((of(0), of(1)), (20, 20));
+    let first: Vec<&String> = files.iter().take(20).collect();
+    assert!(
+        first.iter().any(|n| n.contains("input_0")) && first.iter().any(|n| n.contains("input_1"))
+    );
+
+    let line = fails(&[&["sample", &a, &b], &draws[..], &maps].concat());
+    assert!(line.contains("empty.zarr"), "{line}");
+    let out = place.at("left.npy");
+    let skipping = [&draws[..], &maps, &["--empty", "skip", "--out", &out]].concat();
+    let told = sample(&[&a, &b], &skipping);
+    assert_eq!(
+        (&told["patches"], &told["left_out"]),
+        (&json!(20), &json!(20))
+    );
+    assert_eq!(stored(&out).len(), 20 * 128);
+    let told = sample(
+        &[&a, &b],
+        &[&draws[..], &maps, &["--empty", "uniform"]].concat(),
+    );
+    assert_eq!(
+        (&told["patches"], &told["left_out"]),
+        (&json!(40), &json!(0))
+    );
+
+    let floats = place.store("floats.zarr", [20, 24, 28], 1, vec![0_f32; 20 * 24 * 28]);
+    let line = fails(
+        &[
+            &["sample", &a, &floats],
+            &draws[..],
+            &["--out", &place.at("x.npy")],
+        ]
+        .concat(),
+    );
+    assert!(
+        line.contains("a.zarr") && line.contains("floats.zarr"),
+        "{line}"
+    );
+    for (option, file) in [("--locations", "x.csv"), ("--plot", "x.png")] {
+        let line = fails(&[&["sample", &a, &b], &draws[..], &[option, &place.at(file)]].concat());
+        assert!(line.contains(option), "{line}");
+    }
+}
+
+#[test]
+fn statistics_are_what_is_printed_and_nothing_need_be_written() {
+    let place = Place::new();
+    let source = place.small("in.zarr");
+    let stats = place.at("stats.json");
+    let told = sample(
+        &[&source],
+        &["--patch", "8", "--count", "30", "--stats", &stats],
+    );
+    let text = fs::read_to_string(&stats).expect("statistics");
+    let kept: Json = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(kept, told);
+    for key in [
+        "seconds",
+        "patches_per_second",
+        "megabytes_per_second",
+        "chunks_decoded",
+        "bytes_read",
+        "wait_seconds",
+        "first_patch_seconds",
+        "index_seconds",
+        "peak_anonymous_bytes",
+        "left_out",
+    ] {
+        assert!(told[key].is_number(), "{key}: {told}");
+    }
+    // 3 x 3 x 4 chunks, each at least once, and no oftener than patches could want it.
+    let chunks = told["chunks_decoded"].as_u64().expect("a number");
+    assert!((8..=30 * 8).contains(&chunks), "{chunks}");
+    assert!(told["bytes_read"].as_u64() > Some(0));
+    assert_eq!(names(place.path()), ["in.zarr", "stats.json"]);
+    assert!(succeeds(&["sample", &source, "--patch", "8", "--count", "0"]).contains("patches"));
+}
+
+#[test]
+fn the_plot_shows_a_dot_where_each_centre_is() {
+    let place = Place::new();
+    let source = place.small("in.zarr");
+    let (csv, png) = (place.at("at.csv"), place.at("plot.png"));
+    // 40 x 24 x 14 mm in 512 x 307 x 179 pixels; the volume is RAS+, so all axes are flipped.
+    fs::write(&csv, "9,3,20,12,6,23\n").expect("it can be written");
+    sample(&[&source], &["--at", &csv, "--plot", &png]);
+    let file = std::io::BufReader::new(fs::File::open(&png).expect("the picture is there"));
+    let mut reader = png::Decoder::new(file).read_info().expect("a PNG");
+    let mut pixels = vec![0; reader.output_buffer_size().expect("a size")];
+    let info = reader.next_frame(&mut pixels).expect("a frame");
+    assert_eq!((info.width, info.height), (179 + 179 + 307 + 16, 512));
+    let red: Vec<(usize, usize)> = pixels
+        .as_chunks::<3>()
+        .0
+        .iter()
+        .enumerate()
+        .filter(|(_, p)| **p == [255, 64, 32])
+        .map(|(n, _)| (n / 681, n % 681))
+        .collect();
+    assert_eq!(red.len(), 3 * 21, "three dots of 21 pixels");
+    let middle = |panel: std::ops::Range<usize>| {
+        let own: Vec<_> = red.iter().filter(|(_, x)| panel.contains(x)).collect();
+        let sum = own
+            .iter()
+            .fold((0, 0), |sum, at| (sum.0 + at.0, sum.1 + at.1));
+        (sum.0 / own.len(), sum.1 / own.len() - panel.start)
+    };
+    // Centre z 10, y 4, x 21.
+    let (z, y, x) = (21 * 512 / 40, 9 * 307 / 48, 43 * 179 / 56);
+    let top = (512 - 307) / 2;
+    assert_eq!(middle(0..179), (top + 306 - y, 178 - x));
+    assert_eq!(middle(187..366), (511 - z, 178 - x));
+    assert_eq!(middle(374..681), (511 - z, 306 - y));
+}
+
+#[test]
+fn what_cannot_be_sampled_is_one_line_and_leaves_nothing() {
+    let place = Place::new();
+    let (source, map) = (place.small("in.zarr"), labels(&place, "labels.zarr"));
+    let other = place.store("other.zarr", [20, 24, 27], 1, vec![1_u8; 20 * 24 * 27]);
+    let out = place.at("out.npy");
+    let before = names(place.path());
+    for (more, named) in [
+        (
+            &["--labels", &other][..],
+            &["in.zarr", "other.zarr", "[20, 24, 27]"][..],
+        ),
+        (
+            &["--labels", &map, "--shares", "7:1,8:1"],
+            &["labels.zarr", "7, 8"],
+        ),
+        (
+            &["--labels", &map, &map],
+            &["--labels has 2 files for 1 inputs"],
+        ),
+        (&["--labels", &map, "--weights", &map], &["--mix"]),
+        (&["--mix", "uniform:1,labels:1"], &["labels"]),
+        (&["--labels", &map, "--mix", "uniform:1"], &["labels"]),
+        (&["--index", &out], &["--index has 1 files for 0 maps"]),
+        (
+            &["--labels", &map, "--index", &source],
+            &["lies inside the input"],
+        ),
+        (&["--rank", "3", "--world-size", "3"], &["rank 3"]),
+        (&["--world-size", "6"], &["world size of 6"]),
+        (
+            &["--memory", "5000", "--threads", "8"],
+            &["memory of 4.88 KiB", "at least"],
+        ),
+        (
+            &["--border", "pad", "--memory", "5000"],
+            &["memory of 4.88 KiB"],
+        ),
+        (&["--out", &place.at("out.nii")], &["out.nii", "folder"]),
+        (
+            &["--out", &place.at("in.zarr/patches/")],
+            &["lies inside the input"],
+        ),
+        (
+            &["--out", &map, "--labels", &map, "--force"],
+            &["it is, holds"],
+        ),
+        (
+            &["--out", &out, "--stats", &out],
+            &["patches and statistics", "both"],
+        ),
+        (&["--plot", "/proc/a.png", "--out", &out], &["/proc"]),
+        (&["--stats", "/proc/stats.json", "--out", &out], &["/proc"]),
+        (&["--plot", &source, "--force"], &["it is, holds"]),
+        (&["--stats", &map], &["exists already"]),
+        (&["--level", "4"], &["4"]),
+    ] {
+        let line = fails(&[&["sample", &source, "--patch", "8", "--count", "5"], more].concat());
+        for named in named {
+            assert!(line.contains(named), "{more:?}: {line}");
+        }
+        assert_eq!(names(place.path()), before, "{more:?}");
+    }
+    let large = ["--patch", "8,25,8", "--count", "1"];
+    let line = fails(&[&["sample", &source, "--out", &out], &large[..]].concat());
+    assert!(line.contains("25 voxels along y"), "{line}");
+    let told = sample(&[&source], &[&large[..], &["--border", "pad"]].concat());
+    assert_eq!(told["patches"], 1, "padding makes room");
+    for wrong in [
+        &["--shares", "0:1"][..],
+        &["--labels", &map, "--shares", "0"],
+        &["--labels", &map, "--shares", "0:-1"],
+        &["--labels", &map, "--shares", "0:1,0:2"],
+        &["--mix", "labels"],
+        &["--mix", "everything:1"],
+        &["--border", "wrap"],
+        &["--fill", "white"],
+        &["--rank", "1"],
+        &["--at", &out, "--patch", "8"],
+    ] {
+        is_refused(&[&["sample", &source, "--patch", "8", "--count", "5"], wrong].concat());
+    }
+    is_refused(&["sample", &source, "--count", "5"]);
+    is_refused(&["sample", "--patch", "4", "--count", "5"]);
+    assert_eq!(names(place.path()), before);
+}
+
+#[test]
+fn a_stop_leaves_no_output_of_any_form() {
+    let place = Place::new();
+    let source = place.store("in.zarr", [48; 3], 1, vec![1_u8; 48 * 48 * 48]);
+    for out in ["out.zarr", "out/"] {
+        let child = command(&[
+            "sample",
+            &source,
+            "--patch",
+            "40",
+            "--count",
+            "100000",
+            "--out",
+            &place.at(out),
+        ])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("the command starts");
+        let status = crate::cli::interrupt(child, "-INT", place.path(), ".incomplete");
+        assert_eq!(status, Some(130), "{out}");
+        assert_eq!(names(place.path()), ["in.zarr"], "{out}");
+    }
+}
+
+#[test]
+fn regions_of_a_real_atlas_are_drawn_in_their_shares() {
+    let Some(folder) = scans("label sampling of a real brain") else {
+        return;
+    };
+    let place = Place::new();
+    let at = |name: &str| folder.join(name).to_str().expect("UTF-8").to_owned();
+    let (brain, atlas) = (place.at("brain.zarr"), place.at("atlas.zarr"));
+    succeeds(&["convert", &at("mr_colin27/ch2.nii.gz"), &brain]);
+    succeeds(&["convert", &at("mr_colin27/aal.nii.gz"), &atlas]);
+    let csv = place.at("a.csv");
+    let told = sample(
+        &[&brain],
+        &[
+            "--patch",
+            "32",
+            "--count",
+            "3000",
+            "--labels",
+            &atlas,
+            "--shares",
+            "0:1,37:2,116:3,200:9",
+            "--locations",
+            &csv,
+            "--seed",
+            "11",
+        ],
+    );
+    assert_eq!(told["absent_labels"][0]["labels"], json!(["200"]));
+    let atlas: Patch = voxels(&atlas);
+    let view = atlas.view::<u8>().expect("u8");
+    let mut counts = BTreeMap::<u8, u32>::new();
+    for region in places(&csv) {
+        let [z, y, x] = centre(&region);
+        *counts.entry(view[[0, z, y, x]]).or_default() += 1;
+    }
+    assert_eq!(counts.keys().copied().collect::<Vec<_>>(), [0, 37, 116]);
+    for (label, share) in [(0, 1.0 / 6.0), (37, 2.0 / 6.0), (116, 0.5)] {
+        // 4.9 standard deviations are a p of 1e-6.
+        let far = f64::from(counts[&label]) - 3000.0 * share;
+        assert!(
+            far.abs() < 4.9 * (3000.0 * share * (1.0 - share)).sqrt(),
+            "{counts:?}"
+        );
+    }
+}
