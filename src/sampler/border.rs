@@ -83,6 +83,15 @@ impl Placement {
         Region::new(start, axes.map(|axis| axis.end - axis.start))
     }
 
+    /// How many voxels may be a patch's centre, rounded as an f64 is: the volume's weight where
+    /// every place is to come up as often in a small volume as in a large one.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a weight")]
+    pub fn places(&self) -> f64 {
+        let axes = self.centres().shape.map(|n| n as f64);
+        axes.iter().product()
+    }
+
     fn axis(&self, a: usize) -> Range<u64> {
         match self.border {
             Border::Drop => {
@@ -133,6 +142,8 @@ mod tests {
                     (signed(patch / 2), signed(volume - (patch - 1) / 2)),
                     "floor(P/2) ..= N-1-floor((P-1)/2)"
                 );
+                let places = f64::from(u32::try_from(7 * 7 * (volume - patch + 1)).unwrap());
+                assert!((placement.places() - places).abs() < 0.5);
                 let starts = (centres.start[2]..centres.end()[2])
                     .map(|x| placement.region([1, 1, x.unsigned_abs()]).start[2]);
                 assert!(starts.eq(0..=signed(volume - patch)));

@@ -88,6 +88,23 @@ impl Plan {
         })
     }
 
+    /// `total` patches shared out between subjects in proportion to `weights`: legal places
+    /// ([`Subject::places`](super::Subject::places)), foreground, or whatever a user thinks of
+    /// each; only their ratios matter.
+    ///
+    /// A subject gets its share of `total` rounded down, and what is left goes one by one to
+    /// those with the largest remainders, the first of equal ones. The counts add up to
+    /// `total`, and none is off by as much as 1. A subject of weight 0 gets none and is never
+    /// opened. Weights below 2^-63 of the largest count as 0 beside it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if a weight is negative or not finite, if there is none above 0, or if
+    /// `total` is more than 2^63.
+    pub fn proportional(weights: &[f64], total: u64, seed: u64) -> Result<Self> {
+        Self::with_counts(&shared_out(weights, total)?, seed)
+    }
+
     /// The same with patches mixed within windows of `length` (1 or more).
     #[must_use]
     pub const fn with_window(mut self, length: u64) -> Self {
@@ -197,6 +214,62 @@ impl Plan {
         }
         hash
     }
+}
+
+/// Parts of `total` in proportion to `weights`, by largest remainder.
+fn shared_out(weights: &[f64], total: u64) -> Result<Vec<u64>> {
+    let bad = |value: String, problem: &str| {
+        Err(Error::Setting {
+            name: "a weight",
+            value,
+            problem: problem.to_owned(),
+        })
+    };
+    for (subject, weight) in weights.iter().enumerate() {
+        if !(weight.is_finite() && *weight >= 0.0) {
+            let value = format!("of subject {subject}: {weight}");
+            return bad(value, "weights are finite numbers, 0 or larger");
+        }
+    }
+    let largest = weights.iter().copied().fold(0.0, f64::max);
+    if largest == 0.0 {
+        let value = format!("for each of {} subjects", weights.len());
+        return bad(value, "at least one must be larger than 0");
+    }
+    if i64::try_from(total).is_err() {
+        return Err(too_many());
+    }
+    // Whole numbers of up to 2^62, so that from here on nothing is rounded.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "from 0 to 2^62"
+    )]
+    let parts: Vec<u128> = weights
+        .iter()
+        .map(|weight| (weight / largest * 2.0_f64.powi(62)).round() as u128)
+        .collect();
+    let sum: u128 = parts.iter().sum();
+    let mut counts = Vec::with_capacity(parts.len());
+    let mut remainders = Vec::new();
+    let mut left = total;
+    for (subject, part) in parts.into_iter().enumerate() {
+        let share = part * u128::from(total);
+        let count = u64::try_from(share / sum).expect("no more than all");
+        left -= count;
+        counts.push(count);
+        remainders.push((share % sum, subject));
+    }
+    remainders.sort_by_key(|&(remainder, _)| std::cmp::Reverse(remainder));
+    // There are fewer left than remainders above 0, each of them less than one patch.
+    for (_, subject) in remainders {
+        if left == 0 {
+            break;
+        }
+        counts[subject] += 1;
+        left -= 1;
+    }
+    Ok(counts)
 }
 
 fn too_many() -> Error {
@@ -380,6 +453,55 @@ mod tests {
             60
         );
         assert!(Plan::new(4, 0, 0).unwrap().is_empty() && Plan::new(0, 9, 0).unwrap().is_empty());
+    }
+
+    #[test]
+    fn patches_are_shared_out_in_proportion_and_none_is_lost() {
+        let counts = |weights: &[f64], total| shared_out(weights, total).unwrap();
+        assert_eq!(counts(&[1.0, 2.0, 1.0], 8), [2, 4, 2]);
+        assert_eq!(counts(&[1.0, 1.0, 1.0], 10), [4, 3, 3]);
+        assert_eq!(counts(&[0.4, 0.0, 0.6], 3), [1, 0, 2]);
+        assert_eq!(
+            counts(&[1e12, 1.0], 1_000_000_000_001),
+            [1_000_000_000_000, 1]
+        );
+        assert_eq!(counts(&[1e-12, 1.0, 0.0], 1000), [0, 1000, 0]);
+        assert_eq!(counts(&[f64::MAX, f64::MAX, 5e-324], 7), [4, 3, 0]);
+        assert_eq!(counts(&[5e-324, 1e-323], 3), [1, 2]);
+        let most = (1 << 63) - 1;
+        let halves = counts(&[3.0, 3.0], most);
+        assert_eq!((halves[0] - halves[1], halves[0] + halves[1]), (1, most));
+        assert_eq!(counts(&[2.0, 1.0], 0), [0, 0]);
+        let mut random = Random::new(1, 0, 0);
+        for total in (0..500).chain([most, most / 3]) {
+            let weights: Vec<f64> = (0..1 + total % 17)
+                .map(|_| random.fraction().powi(30))
+                .collect();
+            let counts = counts(&weights, total);
+            assert_eq!(counts.iter().sum::<u64>(), total);
+            #[expect(clippy::cast_precision_loss, reason = "compared where it is small")]
+            let near = |&count: &u64, weight: f64| {
+                let exact = weight / weights.iter().sum::<f64>() * total as f64;
+                (count as f64 - exact).abs() < 1.0 + 1e-9
+            };
+            assert!(total > 500 || counts.iter().zip(&weights).all(|(n, &w)| near(n, w)));
+        }
+        for (bad, says) in [
+            (&[][..], "larger than 0"),
+            (&[0.0, -0.0], "larger than 0"),
+            (&[1.0, -1e-300], "subject 1"),
+            (&[f64::NAN, 1.0], "subject 0: NaN"),
+            (&[1.0, 2.0, f64::INFINITY], "subject 2: inf"),
+        ] {
+            let error = Plan::proportional(bad, 9, 0).unwrap_err();
+            assert!(matches!(error, Error::Setting { .. }));
+            assert!(error.to_string().contains(says), "{error}");
+        }
+        assert!(Plan::proportional(&[1.0], 1 << 63, 0).is_err());
+        let plan = Plan::proportional(&[1.0, 0.0, 3.0], 400, 5).unwrap();
+        let all = sequence(&plan, 1);
+        let of = |subject| all.iter().filter(|p| p.subject == subject).count();
+        assert_eq!([of(0), of(1), of(2)], [100, 0, 300]);
     }
 
     #[test]

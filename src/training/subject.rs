@@ -7,6 +7,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::pad::Padding;
 use crate::region::Shape;
+use crate::sampler::{Border, Placement};
 use crate::volume::{Layout, Volume};
 
 /// One scan with what belongs to it: a second modality, labels, weights.
@@ -131,6 +132,16 @@ impl Subject {
     #[must_use]
     pub fn shape(&self) -> Shape {
         self.images[0].volume.layout().shape
+    }
+
+    /// In how many places a patch can lie, rounded as an f64 is: a weight for
+    /// [`Plan::proportional`](super::Plan::proportional).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PatchSize`] if there is none; see [`Placement::new`].
+    pub fn places(&self, patch: Shape, border: Border) -> Result<f64> {
+        Ok(Placement::new(self.shape(), patch, border)?.places())
     }
 
     /// Bytes of the patches that one sample of this patch size has, as they are delivered.
@@ -287,5 +298,15 @@ mod tests {
             "one name twice"
         );
         assert!(Subject::new("s", Vec::new(), TOLERANCE).is_err());
+    }
+
+    #[test]
+    fn a_subject_counts_the_places_of_a_patch() {
+        let geometry = Geometry::from_spacing([1.0; 3]);
+        let subject = Subject::new("s", vec![image("ct", [9, 8, 7], geometry)], 0.0).unwrap();
+        let places = |patch, border| subject.places(patch, border).unwrap();
+        assert!((places([9, 2, 3], Border::Drop) - 35.0).abs() < 0.5);
+        assert!((places([10, 2, 3], Border::Pad) - 504.0).abs() < 0.5);
+        assert!(subject.places([10, 2, 3], Border::Shift).is_err());
     }
 }
