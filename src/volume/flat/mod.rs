@@ -39,6 +39,8 @@ pub(super) struct FlatVolume {
     big_endian: bool,
     /// Bytes of the file, and of its header where that is another.
     stored: u64,
+    /// The file, and its header where that is another.
+    files: Vec<PathBuf>,
     counter: Counter,
 }
 
@@ -52,6 +54,8 @@ struct Source {
     start: u64,
     /// Bytes of the data file, and of the header where that is another file.
     stored: u64,
+    /// The data file, and the header where that is another file.
+    files: Vec<PathBuf>,
 }
 
 /// Opens the volume called `path`, which the header in the file `from` describes.
@@ -82,6 +86,7 @@ impl FlatVolume {
             voxels: Strided::new(header, offset),
             big_endian: header.big_endian,
             stored: source.stored,
+            files: source.files.clone(),
             layout,
             map,
             counter: Counter::default(),
@@ -104,6 +109,10 @@ impl Volume for FlatVolume {
 
     fn reads(&self) -> Reads {
         self.counter.reads()
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        self.files.clone()
     }
 
     fn stored_bytes(&self) -> Result<u64> {
@@ -148,8 +157,13 @@ impl Source {
                     .ok_or_else(|| too_short(&path, &layout, (0, bytes), length))?
             }
         };
+        let mut files = vec![path.clone()];
+        if header.data.is_some() {
+            files.push(header_path.to_path_buf());
+        }
         Ok(Self {
             stored: length + also,
+            files,
             path,
             file,
             length,

@@ -33,6 +33,8 @@ pub(super) struct StreamVolume {
     promised: u64,
     big_endian: bool,
     stored: u64,
+    /// The packed file, and its header where that is another.
+    files: Vec<PathBuf>,
     counter: Counter,
     /// The stream where the last read left it; `None` before the first and after a failure.
     forward: Mutex<Option<Unpacker>>,
@@ -54,6 +56,7 @@ impl StreamVolume {
             path: source.path,
             big_endian: header.big_endian,
             stored: source.stored,
+            files: source.files,
             counter: Counter::default(),
             forward: Mutex::new(None),
             unpacked: OnceLock::new(),
@@ -196,6 +199,10 @@ impl Volume for StreamVolume {
 
     fn reads(&self) -> Reads {
         self.counter.reads()
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        self.files.clone()
     }
 
     fn stored_bytes(&self) -> Result<u64> {
