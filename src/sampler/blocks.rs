@@ -85,12 +85,16 @@ impl Blocks {
         voxels(self.counts()).unwrap_or(u64::MAX)
     }
 
-    /// The voxels of block `id`, cut at the volume's edge.
-    pub(super) fn region(&self, id: u64) -> Region {
+    /// Where block `id` stands among the blocks, z, y, x.
+    pub(super) fn index(&self, id: u64) -> [u64; 3] {
         let [_, y, x] = self.counts();
         let (layer, row) = (y.saturating_mul(x).max(1), x.max(1));
-        let index = [id / layer, id % layer / row, id % row];
-        let mut region = chunk_region(index, self.block);
+        [id / layer, id % layer / row, id % row]
+    }
+
+    /// The voxels of block `id`, cut at the volume's edge.
+    pub(super) fn region(&self, id: u64) -> Region {
+        let mut region = chunk_region(self.index(id), self.block);
         for a in 0..3 {
             let left = self.volume[a].saturating_sub(region.start[a].unsigned_abs());
             region.shape[a] = region.shape[a].min(left);

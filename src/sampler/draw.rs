@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::thread::available_parallelism;
 
 use super::border::Border;
+use super::near::Neighbourhood;
 use super::uniform::Uniform;
 use crate::error::{Error, Result};
 use crate::region::{Region, Shape};
@@ -86,6 +87,8 @@ pub struct SamplerOptions {
     pub budget: u64,
     /// Threads that read the blocks which the border cuts, once.
     pub threads: usize,
+    /// Whether draws come in groups that lie near each other.
+    pub neighbourhood: Option<Neighbourhood>,
 }
 
 impl SamplerOptions {
@@ -98,7 +101,15 @@ impl SamplerOptions {
             border: Border::Drop,
             budget: 64 << 20,
             threads: available_parallelism().map_or(1, usize::from),
+            neighbourhood: None,
         }
+    }
+
+    /// The same with draws in groups that lie near each other.
+    #[must_use]
+    pub const fn with_neighbourhood(mut self, neighbourhood: Neighbourhood) -> Self {
+        self.neighbourhood = Some(neighbourhood);
+        self
     }
 
     /// The same with another border policy.
@@ -153,9 +164,7 @@ impl Empty {
             (Ok(sampler), _) => Ok(Some(Box::new(sampler))),
             (Err(Error::NoCentre { .. }), Self::Skip) => Ok(None),
             (Err(Error::NoCentre { .. }), Self::Uniform) => {
-                let uniform =
-                    Uniform::with_border(volume, options.patch, options.border, options.seed)?;
-                Ok(Some(Box::new(uniform)))
+                Ok(Some(Box::new(Uniform::with_options(volume, options)?)))
             }
             (Err(error), _) => Err(error),
         }

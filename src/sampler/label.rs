@@ -9,6 +9,7 @@ use super::counts::LabelCounts;
 use super::draw::{Sampler, SamplerOptions};
 use super::find::{Aim, Finder, Wanted};
 use super::index::LabelIndex;
+use super::near::{Neighbourhood, along_the_curve};
 use super::random::Random;
 use super::sums::Entries;
 use crate::error::{Error, Result};
@@ -99,6 +100,7 @@ pub struct Label {
     /// As many as the finder's wanted.
     groups: Vec<Group>,
     absent: Vec<Class>,
+    neighbourhood: Option<Neighbourhood>,
     seed: u64,
 }
 
@@ -163,6 +165,13 @@ impl Label {
         let centres = placement.centres();
         let background = shares.classes().any(|class| class == Class::ZERO);
         let counts = index.within(&*map, centres, options.threads, background)?;
+        let ordered = |mut entries: Entries<u64>| {
+            if options.neighbourhood.is_some() {
+                let place = |id| index.blocks.index(id);
+                entries.sort_unstable_by(|a, b| along_the_curve(place(a.0), place(b.0)));
+            }
+            entries
+        };
         let (mut groups, mut wanted, mut absent) = (Vec::new(), Vec::new(), Vec::new());
         if let Some(named) = &shares.0 {
             let mut end = 0.0;
@@ -174,13 +183,13 @@ impl Label {
                     continue;
                 };
                 end += share;
-                groups.push(Group::new(end, found));
+                groups.push(Group::new(end, ordered(found)));
                 wanted.push(Wanted::Label(matcher));
             }
         } else {
             let entries = foreground(counts);
             if !entries.is_empty() {
-                groups.push(Group::new(1.0, entries));
+                groups.push(Group::new(1.0, ordered(entries)));
                 wanted.push(Wanted::Label(Matcher::non_zero(layout.dtype)));
             }
         }
@@ -197,6 +206,7 @@ impl Label {
             finder: Finder::new(map, channel, blocks, placement, wanted, options.budget),
             groups,
             absent,
+            neighbourhood: options.neighbourhood,
             seed: options.seed,
         })
     }
@@ -214,7 +224,14 @@ impl Label {
         let group = self.groups.partition_point(|group| group.end <= at);
         let last = self.groups.partition_point(|group| group.end < total);
         let group = group.min(last);
-        let k = random.below(self.groups[group].count());
+        let count = self.groups[group].count();
+        let k = match &self.neighbourhood {
+            None => random.below(count),
+            Some(near) => {
+                let mut anchor = near.anchor(self.seed, epoch, n);
+                near.below(&mut anchor, &mut random, count)
+            }
+        };
         self.groups[group].block(group, k)
     }
 

@@ -6,8 +6,10 @@
 //!
 //! [`Uniform`] needs no map. [`Weighted`] and [`Label`] draw by a map of any size, exactly and
 //! without loading it: a [`BlockIndex`] tells what each of its blocks holds, and a draw reads one
-//! block. [`Channels`] draws by a map with a channel for each label. [`Mixture`] combines samplers, [`Fixed`] is a list. What a sampler gives lies
-//! inside the volume unless the [`Border`] is [`Border::Pad`].
+//! block. [`Channels`] draws by a map with a channel for each label. [`Mixture`] combines
+//! samplers, [`Fixed`] is a list. What a sampler gives lies inside the volume unless the [`Border`]
+//! is [`Border::Pad`]. In volumes far larger than a loader's buffer a [`Neighbourhood`] makes draws
+//! share chunks, and changes no draw's distribution.
 
 mod blocks;
 mod border;
@@ -20,6 +22,7 @@ mod fixed;
 mod index;
 mod label;
 mod mixture;
+mod near;
 mod random;
 mod sidecar;
 mod stamp;
@@ -39,6 +42,7 @@ pub use fixed::Fixed;
 pub use index::{BlockIndex, LabelIndex, WeightIndex};
 pub use label::{Label, Shares};
 pub use mixture::Mixture;
+pub use near::Neighbourhood;
 pub use random::Random;
 pub use sidecar::is_index;
 pub use sums::Tally;

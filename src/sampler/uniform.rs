@@ -1,7 +1,8 @@
 //! Patches from anywhere in a volume, each place as likely as the next.
 
 use super::border::{Border, Placement};
-use super::draw::Sampler;
+use super::draw::{Sampler, SamplerOptions};
+use super::near::Neighbourhood;
 use super::random::Random;
 use crate::error::Result;
 use crate::region::{Region, Shape};
@@ -15,6 +16,7 @@ pub struct Uniform {
     placement: Placement,
     /// The centres, whose number is that of the places.
     centres: Region,
+    neighbourhood: Option<Neighbourhood>,
     seed: u64,
     epoch: u64,
     index: u64,
@@ -36,11 +38,22 @@ impl Uniform {
     ///
     /// As [`Placement::new`].
     pub fn with_border(volume: Shape, patch: Shape, border: Border, seed: u64) -> Result<Self> {
-        let placement = Placement::new(volume, patch, border)?;
+        let options = SamplerOptions::new(patch, seed).with_border(border);
+        Self::with_options(volume, &options)
+    }
+
+    /// The same as options have it: patch, seed, border and neighbourhood.
+    ///
+    /// # Errors
+    ///
+    /// As [`Placement::new`].
+    pub fn with_options(volume: Shape, options: &SamplerOptions) -> Result<Self> {
+        let placement = Placement::new(volume, options.patch, options.border)?;
         Ok(Self {
             centres: placement.centres(),
             placement,
-            seed,
+            neighbourhood: options.neighbourhood,
+            seed: options.seed,
             epoch: 0,
             index: 0,
         })
@@ -65,7 +78,14 @@ impl Uniform {
     fn region_of(&self, epoch: u64, index: u64) -> Region {
         let mut random = Random::new(self.seed, epoch, index);
         let Region { start, shape } = self.centres;
-        let centre = std::array::from_fn(|a| start[a].unsigned_abs() + random.below(shape[a]));
+        let place = match &self.neighbourhood {
+            None => shape.map(|n| random.below(n)),
+            Some(near) => {
+                let mut anchor = near.anchor(self.seed, epoch, index);
+                near.place(&mut anchor, &mut random, shape)
+            }
+        };
+        let centre = std::array::from_fn(|a| start[a].unsigned_abs() + place[a]);
         self.placement.region(centre)
     }
 }

@@ -6,7 +6,8 @@ use super::border::Placement;
 use super::draw::{Sampler, SamplerOptions};
 use super::find::{Aim, Finder, Wanted};
 use super::index::WeightIndex;
-use super::random::Random;
+use super::near::{Neighbourhood, along_the_curve};
+use super::random::{Random, fraction};
 use super::weights::{Sum, too_large};
 use crate::error::{Error, Result};
 use crate::region::{Region, Shape};
@@ -23,6 +24,7 @@ pub struct Weighted {
     blocks: Vec<u64>,
     /// The weight up to the end of each block.
     ends: Vec<f64>,
+    neighbourhood: Option<Neighbourhood>,
     seed: u64,
 }
 
@@ -45,7 +47,7 @@ impl Weighted {
         let shape = map.layout().shape;
         let placement = Placement::new(shape, options.patch, options.border)?;
         let centres = placement.centres();
-        let sums = index.within(&*map, centres, options.threads, false)?.0;
+        let mut sums = index.within(&*map, centres, options.threads, false)?.0;
         if sums.is_empty() {
             return Err(Error::NoCentre {
                 path: map.layout().path.clone(),
@@ -53,6 +55,10 @@ impl Weighted {
                 centres,
                 problem: "every weight is 0".to_owned(),
             });
+        }
+        if options.neighbourhood.is_some() {
+            let place = |id| index.blocks.index(id);
+            sums.sort_unstable_by(|a, b| along_the_curve(place(a.0), place(b.0)));
         }
         let (mut sum, mut end) = (Sum::default(), 0.0_f64);
         let ends = sums.iter().map(|&(_, weight)| {
@@ -70,6 +76,7 @@ impl Weighted {
             finder: Finder::new(map, channel, blocks, placement, wanted, options.budget),
             blocks: sums.into_iter().map(|(block, _)| block).collect(),
             ends,
+            neighbourhood: options.neighbourhood,
             seed: options.seed,
         })
     }
@@ -78,7 +85,11 @@ impl Weighted {
     fn aim(&self, epoch: u64, n: u64) -> Aim {
         let mut random = Random::new(self.seed, epoch, n);
         let total = self.ends.last().copied().unwrap_or(0.0);
-        let at = random.fraction() * total;
+        let number = match &self.neighbourhood {
+            None => random.number(),
+            Some(near) => near.number(&mut near.anchor(self.seed, epoch, n), &mut random),
+        };
+        let at = fraction(number) * total;
         // A block whose weight is lost beside the others' ends where it begins, and is passed by.
         let entry = self.ends.partition_point(|&end| end <= at);
         let last = self.ends.partition_point(|&end| end < total);
