@@ -474,7 +474,7 @@ mod tests {
         assert_eq!(counts(&[2.0, 1.0], 0), [0, 0]);
         let mut random = Random::new(1, 0, 0);
         for total in (0..500).chain([most, most / 3]) {
-            let weights: Vec<f64> = (0..1 + total % 17)
+            let weights: Vec<f64> = (0..=total % 17)
                 .map(|_| random.fraction().powi(30))
                 .collect();
             let counts = counts(&weights, total);
