@@ -18,6 +18,7 @@ use crate::volume::{Cached, Chunk, ChunkVoxels, Layout, MemoryVolume, Rescale, V
 
 mod disk;
 mod huge;
+mod near;
 
 /// Chi-square of `counts` against equal shares, as a normal deviate: 4.75 is a p of 1e-6.
 pub(super) fn deviate(counts: &[u64]) -> f64 {

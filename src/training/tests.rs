@@ -16,6 +16,8 @@ use crate::volume::{
     Chunk, ChunkShape, Layout, MemoryVolume, Reads, Rescale, Volume, intersecting,
 };
 
+mod hard;
+
 const SHAPE: Shape = [40, 36, 44];
 const PATCH: Shape = [12, 10, 14];
 

@@ -5,3 +5,4 @@ mod layers;
 mod real;
 mod sample;
 mod tool;
+mod training;

@@ -294,3 +294,47 @@ fn a_zarr_without_stored_chunks_is_drawn_from_to_its_far_end() {
         assert_eq!(places.len(), [4, 6][i], "{places:?}");
     }
 }
+
+#[test]
+fn a_data_file_that_is_rewritten_behind_its_header_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let put = |name: &str, bytes: &[u8]| fs::write(dir.path().join(name), bytes).unwrap();
+    let gzip = |bytes: &[u8]| {
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
+        std::io::Write::write_all(&mut packed, bytes).unwrap();
+        packed.finish().unwrap()
+    };
+    let meta = "ObjectType = Image\nNDims = 3\nBinaryData = True\nDimSize = 16 16 16\n\
+                ElementType = MET_UCHAR\nElementDataFile = a.raw\n";
+    put("a.mhd", meta.as_bytes());
+    let nrrd = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 16 16 16\nencoding: gzip\n\
+                data file: b.raw.gz\n\n";
+    put("b.nhdr", nrrd.as_bytes());
+    for (header, data) in [("a.mhd", "a.raw"), ("b.nhdr", "b.raw.gz")] {
+        let bytes = |of| {
+            if data == "a.raw" {
+                labels(of)
+            } else {
+                gzip(&labels(of))
+            }
+        };
+        put(data, &bytes(3));
+        let path = dir.path().join("labels.index");
+        let open = || open(dir.path().join(header)).unwrap();
+        let listed: BTreeSet<_> = open()
+            .files()
+            .iter()
+            .map(|file| file.file_name().unwrap().to_owned())
+            .collect();
+        assert!(listed.into_iter().eq([header, data]));
+        load(&path, &*open());
+        assert!(load(&path, &*open()).was_loaded());
+        put(data, &bytes(4));
+        let index = load(&path, &*open());
+        assert!(!index.was_loaded(), "{header}");
+        assert_eq!(index.counts()[&4.into()], 1366);
+        let text = fs::read(dir.path().join(header)).unwrap();
+        put(header, &text);
+        assert!(!load(&path, &*open()).was_loaded(), "and so is the header");
+    }
+}

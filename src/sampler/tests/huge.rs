@@ -4,13 +4,13 @@ use super::*;
 
 /// Every voxel has one value, and no chunk is stored.
 #[derive(Debug)]
-struct Constant {
+pub(super) struct Constant {
     layout: Layout,
     voxel: Vec<u8>,
 }
 
 impl Constant {
-    fn of<T: Element>(shape: Shape, chunk: Shape, value: T) -> Arc<dyn Volume> {
+    pub(super) fn of<T: Element>(shape: Shape, chunk: Shape, value: T) -> Arc<dyn Volume> {
         let mut layout = Layout::new(shape, 1, T::DTYPE);
         layout.read_chunk = Some([1, chunk[0], chunk[1], chunk[2]]);
         Arc::new(Self {
@@ -37,7 +37,7 @@ impl Volume for Constant {
     }
 }
 
-fn samplers(
+pub(super) fn samplers(
     map: &Arc<dyn Volume>,
     wanted: &Shares,
     options: &SamplerOptions,

@@ -328,6 +328,10 @@ fn nifti_files_pass_plain_and_compressed_with_extensions_and_in_pairs() {
     for name in ["c.hdr", "c.img"] {
         let volume = open(desk.folder.path().join(name)).unwrap();
         assert_eq!(volume.stored_bytes().unwrap(), sizes.iter().sum::<u64>());
+        let mut files = volume.files();
+        files.sort();
+        let names = files.iter().filter_map(|file| file.file_name());
+        assert!(names.eq(["c.hdr", "c.img"]));
     }
 }
 

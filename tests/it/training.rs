@@ -1,0 +1,216 @@
+//! Training from volumes that no memory holds, within a budget that is measured.
+//!
+//! Memory is a process's, so each test runs itself in one of its own. `VOXPATCH_PATCHES` sets how
+//! many patches are drawn; 10000 is the long form.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use voxpatch::sampler::{Label, LabelIndex, Sampler, SamplerOptions, Shares};
+use voxpatch::training::{Image, Loader, LoaderOptions, MakeSampler, Plan, Subject, TOLERANCE};
+use voxpatch::volume::{CreateOptions, RawSpec, create, open};
+use voxpatch::{DType, Layout, OpenOptions, Region, Shape, Uniform};
+
+const CHILD: &str = "VOXPATCH_TEST_CHILD";
+/// 2^39 voxels: 1 TiB of u16.
+const SHAPE: Shape = [8192; 3];
+const SHARD: Shape = [128; 3];
+const PATCH: Shape = [96; 3];
+const BUDGET: u64 = 512 << 20;
+
+/// Runs `work` in a process of its own, which runs only the test of this name.
+fn alone(test: &str, work: impl FnOnce()) {
+    if std::env::var_os(CHILD).is_some() {
+        return work();
+    }
+    let this = std::env::current_exe().expect("the test's own path");
+    let output = Command::new(this)
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(CHILD, "1")
+        .output()
+        .expect("the test starts again");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    print!("{text}");
+}
+
+/// A line of `/proc/self/status` in bytes.
+fn memory(name: &str) -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("a Linux system");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    kib.and_then(|kib| kib.trim().parse::<u64>().ok())
+        .expect("a number of kB")
+        << 10
+}
+
+fn patches() -> u64 {
+    let wanted = std::env::var("VOXPATCH_PATCHES");
+    wanted.map_or(500, |n| n.parse().expect("a number of patches"))
+}
+
+/// The shards that are stored: the first, the last, and some between.
+fn stored() -> impl Iterator<Item = Region> {
+    [
+        [0, 0, 0],
+        [63, 63, 63],
+        [17, 40, 5],
+        [17, 40, 6],
+        [50, 3, 33],
+    ]
+    .into_iter()
+    .map(|at: [i64; 3]| Region::new(at.map(|n| n * 128), SHARD))
+}
+
+/// Whether a voxel is labelled: a ball in each stored shard.
+fn is_labelled(z: u64, y: u64, x: u64) -> bool {
+    let square = |n: u64| n.abs_diff(64).pow(2);
+    square(z % 128) + square(y % 128) + square(x % 128) < 40 * 40
+}
+
+fn store(path: &Path, dtype: DType) {
+    let options = CreateOptions {
+        chunk: [64; 3],
+        shard: Some(SHARD),
+        ..CreateOptions::default()
+    };
+    let output = create(path, &Layout::new(SHAPE, 1, dtype), &options).expect("it is created");
+    for (value, region) in (1..).zip(stored()) {
+        let mut bytes = Vec::new();
+        for z in 0..128 {
+            for y in 0..128 {
+                for x in 0..128 {
+                    let label = if is_labelled(z, y, x) { value } else { 0_u16 };
+                    bytes.extend_from_slice(&label.to_ne_bytes()[..dtype.size()]);
+                }
+            }
+        }
+        output.write(region, &bytes).expect("it is written");
+    }
+    output.finish().expect("it is finished");
+}
+
+#[test]
+fn a_tebibyte_with_its_labels_is_sampled_within_half_a_gibibyte() {
+    alone(
+        "training::a_tebibyte_with_its_labels_is_sampled_within_half_a_gibibyte",
+        a_tebibyte,
+    );
+}
+
+fn a_tebibyte() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let [ct, label] = ["ct.zarr", "label.zarr"].map(|name| folder.path().join(name));
+    store(&ct, DType::U16);
+    store(&label, DType::U8);
+    let image = |name: &str, path: &Path| Image::new(name, open(path).expect("it opens"));
+    let images = vec![image("ct", &ct), image("label", &label)];
+    assert_eq!(images[0].volume.layout().decoded_bytes().unwrap(), 1 << 40);
+    let subject = Subject::new("huge", images, TOLERANCE).unwrap();
+    // Labels are those of the stored shards, in thirds with all of the background.
+    let make: Arc<MakeSampler> = Arc::new(|subject, seed| {
+        let map = Arc::clone(&subject.images()[1].volume);
+        let index = LabelIndex::build(&*map, 0, 2, &|_, _| Ok(()))?;
+        let shares = Shares::new([(0.into(), 1.0), (1.into(), 1.0), (5.into(), 1.0)])?;
+        let options = SamplerOptions::new(PATCH, seed);
+        let sampler = Label::new(map, &index, &shares, &options)?;
+        Ok(Some(Arc::new(sampler) as Arc<dyn Sampler>))
+    });
+    let plan = Plan::new(1, patches(), 11).unwrap();
+    let options = LoaderOptions {
+        threads: 2,
+        max_bytes: 128 << 20,
+        ..LoaderOptions::default()
+    };
+    let (mut at, mut total) = ([0_u64; 3], 0);
+    for sample in Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options).unwrap() {
+        let sample = sample.unwrap();
+        assert!(sample.region.is_inside(SHAPE));
+        let labels = sample.patches()[1].view::<u8>().unwrap();
+        let values = sample.patches()[0].view::<u16>().unwrap();
+        let centre = labels[[0, 48, 48, 48]];
+        at[match centre {
+            0 => 0,
+            1 => 1,
+            other => {
+                assert_eq!(other, 5, "no other label has a share");
+                2
+            }
+        }] += 1;
+        assert!(
+            values
+                .iter()
+                .zip(&labels)
+                .all(|(&value, &label)| value == u16::from(label)),
+            "both images are cut at one place"
+        );
+        total += 1;
+    }
+    assert_eq!(total, plan.len());
+    // Five standard deviations of a third.
+    for n in at {
+        assert!(
+            n.abs_diff(total / 3).pow(2) < 25 * total * 2 / 9 + 1,
+            "{at:?}"
+        );
+    }
+    let peak = memory("VmHWM");
+    println!("{total} patches, at most {} MiB", peak >> 20);
+    assert!(peak < BUDGET, "{} MiB", peak >> 20);
+}
+
+#[test]
+fn a_mapped_file_of_200_gb_takes_no_more_memory_the_more_is_drawn() {
+    alone(
+        "training::a_mapped_file_of_200_gb_takes_no_more_memory_the_more_is_drawn",
+        a_mapped_file,
+    );
+}
+
+fn a_mapped_file() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("scan.raw");
+    let shape = [6000, 6000, 5600];
+    let file = File::create(&path).expect("it is created");
+    if let Err(error) = file.set_len(6000 * 6000 * 5600) {
+        println!("skipped: no sparse file of 200 GB here: {error}");
+        return;
+    }
+    let options = OpenOptions {
+        raw: Some(RawSpec::new(shape, DType::U8)),
+        ..OpenOptions::default()
+    };
+    let images = vec![Image::new("ct", options.open(&path).unwrap())];
+    let subject = Subject::new("raw", images, TOLERANCE).unwrap();
+    let make: Arc<MakeSampler> = Arc::new(move |_, seed| {
+        Ok(Some(
+            Arc::new(Uniform::new(shape, [64; 3], seed)?) as Arc<dyn Sampler>
+        ))
+    });
+    let options = LoaderOptions {
+        threads: 2,
+        max_length: 20,
+        ..LoaderOptions::default()
+    };
+    let plan = Plan::new(1, patches(), 3).unwrap();
+    let mut early = 0;
+    let loader = Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options).unwrap();
+    for (n, sample) in loader.enumerate() {
+        let sample = sample.unwrap();
+        assert!(sample.patches()[0].bytes().iter().all(|&voxel| voxel == 0));
+        if n == 60 {
+            early = memory("RssAnon");
+        }
+    }
+    let late = memory("RssAnon");
+    println!("{} KiB, then {} KiB", early >> 10, late >> 10);
+    assert!(early > 0 && late < early + (16 << 20), "{early} {late}");
+}
