@@ -113,29 +113,43 @@ fn a_tebibyte() {
     store(&label, DType::U8);
     let image = |name: &str, path: &Path| Image::new(name, open(path).expect("it opens"));
     let images = vec![image("ct", &ct), image("label", &label)];
-    assert_eq!(images[0].volume.layout().decoded_bytes().unwrap(), 1 << 40);
-    let subject = Subject::new("huge", images, TOLERANCE).unwrap();
+    assert_eq!(
+        images[0]
+            .volume
+            .layout()
+            .decoded_bytes()
+            .expect("the test's own volumes are sound"),
+        1 << 40
+    );
+    let subject =
+        Subject::new("huge", images, TOLERANCE).expect("the test's own volumes are sound");
     // Labels are those of the stored shards, in thirds with all of the background.
     let make: Arc<MakeSampler> = Arc::new(|subject, seed| {
         let map = Arc::clone(&subject.images()[1].volume);
-        let index = LabelIndex::build(&*map, 0, 2, &|_, _| Ok(()))?;
+        let index = LabelIndex::build(&*map, 0, 2, &voxpatch::progress::silent)?;
         let shares = Shares::new([(0.into(), 1.0), (1.into(), 1.0), (5.into(), 1.0)])?;
         let options = SamplerOptions::new(PATCH, seed);
         let sampler = Label::new(map, &index, &shares, &options)?;
         Ok(Some(Arc::new(sampler) as Arc<dyn Sampler>))
     });
-    let plan = Plan::new(1, patches(), 11).unwrap();
+    let plan = Plan::new(1, patches(), 11).expect("the test's own volumes are sound");
     let options = LoaderOptions {
         threads: 2,
         max_bytes: 128 << 20,
         ..LoaderOptions::default()
     };
     let (mut at, mut total) = ([0_u64; 3], 0);
-    for sample in Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options).unwrap() {
-        let sample = sample.unwrap();
+    for sample in Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options)
+        .expect("the test's own volumes are sound")
+    {
+        let sample = sample.expect("the test's own volumes are sound");
         assert!(sample.region.is_inside(SHAPE));
-        let labels = sample.patches()[1].view::<u8>().unwrap();
-        let values = sample.patches()[0].view::<u16>().unwrap();
+        let labels = sample.patches()[1]
+            .view::<u8>()
+            .expect("the test's own volumes are sound");
+        let values = sample.patches()[0]
+            .view::<u16>()
+            .expect("the test's own volumes are sound");
         let centre = labels[[0, 48, 48, 48]];
         at[match centre {
             0 => 0,
@@ -188,8 +202,13 @@ fn a_mapped_file() {
         raw: Some(RawSpec::new(shape, DType::U8)),
         ..OpenOptions::default()
     };
-    let images = vec![Image::new("ct", options.open(&path).unwrap())];
-    let subject = Subject::new("raw", images, TOLERANCE).unwrap();
+    let images = vec![Image::new(
+        "ct",
+        options
+            .open(&path)
+            .expect("the test's own volumes are sound"),
+    )];
+    let subject = Subject::new("raw", images, TOLERANCE).expect("the test's own volumes are sound");
     let make: Arc<MakeSampler> = Arc::new(move |_, seed| {
         Ok(Some(
             Arc::new(Uniform::new(shape, [64; 3], seed)?) as Arc<dyn Sampler>
@@ -200,11 +219,12 @@ fn a_mapped_file() {
         max_length: 20,
         ..LoaderOptions::default()
     };
-    let plan = Plan::new(1, patches(), 3).unwrap();
+    let plan = Plan::new(1, patches(), 3).expect("the test's own volumes are sound");
     let mut early = 0;
-    let loader = Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options).unwrap();
+    let loader = Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options)
+        .expect("the test's own volumes are sound");
     for (n, sample) in loader.enumerate() {
-        let sample = sample.unwrap();
+        let sample = sample.expect("the test's own volumes are sound");
         assert!(sample.patches()[0].bytes().iter().all(|&voxel| voxel == 0));
         if n == 60 {
             early = memory("RssAnon");
