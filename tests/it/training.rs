@@ -221,17 +221,24 @@ fn a_mapped_file() {
     };
     // A row a page: each patch costs four thousand faults.
     let plan = Plan::new(1, patches().div_ceil(8), 3).expect("the test's own volumes are sound");
-    let mut early = 0;
+    let (mut early, mut mapped) = (0, 0);
     let loader = Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options)
         .expect("the test's own volumes are sound");
     for (n, sample) in loader.enumerate() {
         let sample = sample.expect("the test's own volumes are sound");
         assert!(sample.patches()[0].bytes().iter().all(|&voxel| voxel == 0));
+        mapped = memory("RssFile").max(mapped);
         if n == 20 {
             early = memory("RssAnon");
         }
     }
     let late = memory("RssAnon");
-    println!("{} KiB, then {} KiB", early >> 10, late >> 10);
+    println!(
+        "{} KiB, then {} KiB, at most {} MiB mapped",
+        early >> 10,
+        late >> 10,
+        mapped >> 20
+    );
+    assert!(mapped < 512 << 20, "pages are let go of: {mapped}");
     assert!(early > 0 && late < early + (16 << 20), "{early} {late}");
 }

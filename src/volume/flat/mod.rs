@@ -18,12 +18,11 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::Mmap;
-
 use self::stream::StreamVolume;
 use self::strided::{Strided, to_native};
 use super::header::{Encoding, FlatHeader, Start};
-use super::{Counter, Layout, Reads, Volume, mmap};
+use super::mmap::Map;
+use super::{Counter, Layout, Reads, Volume};
 use crate::error::{Error, Result};
 use crate::region::Region;
 
@@ -34,7 +33,7 @@ pub(super) use self::write::FlatWriter;
 #[derive(Debug)]
 pub(super) struct FlatVolume {
     layout: Layout,
-    map: Mmap,
+    map: Map,
     voxels: Strided,
     big_endian: bool,
     /// Bytes of the file, and of its header where that is another.
@@ -81,7 +80,7 @@ impl FlatVolume {
                 source.length,
             ));
         }
-        let map = mmap::map(&source.file).map_err(Error::io("map", &source.path))?;
+        let map = Map::new(&source.file).map_err(Error::io("map", &source.path))?;
         Ok(Self {
             voxels: Strided::new(header, offset),
             big_endian: header.big_endian,
@@ -101,7 +100,7 @@ impl Volume for FlatVolume {
 
     fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
         self.layout.check_read(&channels, region, out.len())?;
-        self.voxels.copy(&self.map, 0, &channels, region, out);
+        self.voxels.copy_mapped(&self.map, &channels, region, out);
         to_native(self.layout.dtype, self.big_endian, out);
         self.counter.add(0, out.len() as u64);
         Ok(())

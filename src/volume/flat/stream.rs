@@ -10,10 +10,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use memmap2::Mmap;
-
 use super::super::header::FlatHeader;
-use super::super::{Counter, Layout, Reads, Volume, mmap};
+use super::super::mmap::Map;
+use super::super::{Counter, Layout, Reads, Volume};
 use super::strided::{Strided, to_native};
 use super::unpack::{Failure, Packed, Unpacker};
 use super::{Source, too_short};
@@ -39,7 +38,7 @@ pub(super) struct StreamVolume {
     /// The stream where the last read left it; `None` before the first and after a failure.
     forward: Mutex<Option<Unpacker>>,
     /// Everything, unpacked, once something was read twice.
-    unpacked: OnceLock<Mmap>,
+    unpacked: OnceLock<Map>,
 }
 
 /// Unpacked bytes written to the temporary file at once.
@@ -146,10 +145,10 @@ impl StreamVolume {
         Ok(())
     }
 
-    fn unpack(&self) -> Result<Mmap> {
+    fn unpack(&self) -> Result<Map> {
         let file = tempfile::tempfile().map_err(Error::io(NO_ROOM, &self.path))?;
         self.unpack_into(&file)?;
-        mmap::map(&file).map_err(Error::io("map what was unpacked from", &self.path))
+        Map::new(&file).map_err(Error::io("map what was unpacked from", &self.path))
     }
 }
 
@@ -191,7 +190,7 @@ impl Volume for StreamVolume {
             .unpacked
             .get()
             .expect("it was unpacked by this thread or another");
-        self.voxels.copy(map, 0, &channels, region, out);
+        self.voxels.copy_mapped(map, &channels, region, out);
         to_native(self.layout.dtype, self.big_endian, out);
         self.counter.add(0, out.len() as u64);
         Ok(())

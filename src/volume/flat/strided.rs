@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::super::header::FlatHeader;
+use super::super::mmap::Map;
 use crate::dtype::{DType, swap_bytes};
 use crate::region::{Region, indices};
 
@@ -48,6 +49,30 @@ impl Strided {
         first..first + reach + self.size
     }
 
+    /// About how many bytes of pages a read of a box touches: a plane from its first row to its
+    /// last, or, where rows lie far apart, as much for each as the system maps at a fault.
+    fn touched(&self, channels: &Range<u64>, region: Region) -> u64 {
+        const FAULT: u64 = 64 << 10;
+        let span = |region| {
+            let span = self.span(channels, region);
+            span.end - span.start
+        };
+        if region.is_empty() || channels.is_empty() {
+            return 0;
+        }
+        if !self.has_rows() {
+            return span(region);
+        }
+        let [c, z, y, _] = lengths(channels, region);
+        let plane = Region::new(region.start, [1, region.shape[1], region.shape[2]]);
+        let one = self.span(&(channels.start..channels.start + 1), plane);
+        let rows = y.saturating_mul(FAULT);
+        (one.end - one.start)
+            .min(rows)
+            .saturating_mul(c)
+            .saturating_mul(z)
+    }
+
     /// The first byte of a box that lies inside the volume.
     fn first(&self, channels: &Range<u64>, region: Region) -> u64 {
         let [z, y, x] = region.start.map(i64::unsigned_abs);
@@ -79,6 +104,18 @@ impl Strided {
         let starts = indices(outer.map(|length| 0..length))
             .map(move |[c, z, y]| first + c * stride_c + z * stride_z + y * stride_y);
         (run, starts)
+    }
+
+    /// Copies a box out of a mapped file, which is told how much of it that touched.
+    pub(super) fn copy_mapped(
+        &self,
+        map: &Map,
+        channels: &Range<u64>,
+        region: Region,
+        out: &mut [u8],
+    ) {
+        self.copy(map.bytes(), 0, channels, region, out);
+        map.touched(self.touched(channels, region));
     }
 
     /// Copies a box into `out`, row-major. `source` holds the file's bytes from `base` on, at
