@@ -222,7 +222,8 @@ proptest! {
         }
         for (index, &value) in out.indexed_iter() {
             let expected = sums[index] / weights[index];
-            prop_assert!((f64::from(value) - expected).abs() < 2e-3, "{value} for {expected} at {index:?}");
+            // Up to 125 contributions of up to 6000, each rounded to f32 a few times.
+            prop_assert!((f64::from(value) - expected).abs() < 1e-2, "{value} for {expected} at {index:?}");
         }
     }
 }
