@@ -10,6 +10,7 @@ mod feed;
 mod loader;
 mod order;
 mod plan;
+mod planes;
 mod pool;
 mod sample;
 mod schedule;

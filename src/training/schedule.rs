@@ -5,7 +5,7 @@
 //! that chunk then goes to every admitted patch that wants it. So nothing that the consumer
 //! waits for stands behind anything else, and among the admitted patches no chunk is fetched
 //! or decoded twice. A chunk that is under way when another patch is admitted goes to that
-//! one too.
+//! one too. A few planes of a mapped file are treated like a chunk.
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::feed::{Failed, Feed, Item, Opened};
+use super::planes::{Planes, Scratch};
 use super::pool::Pool;
 use super::sample::Sample;
 use super::subject::{Image, Values};
@@ -24,7 +25,7 @@ use crate::volume::{Chunk, ChunkShape, intersecting, real_values};
 /// Changes a sample on a worker's thread before it is delivered.
 pub type Transform = dyn Fn(&mut Sample) -> Result<()> + Send + Sync;
 
-/// A chunk of an image of a subject.
+/// A chunk of an image of a subject, or a box that is best read at a time.
 type Key = (u64, usize, ChunkShape);
 
 pub(super) struct Schedule {
@@ -35,6 +36,7 @@ pub(super) struct Schedule {
     ready: Condvar,
     feed: Mutex<Feed>,
     pub(super) pool: Arc<Pool>,
+    scratch: Scratch,
     transform: Option<Arc<Transform>>,
     limits: Limits,
     pub(super) counters: Counters,
@@ -114,6 +116,12 @@ enum Piece {
     Whole(usize),
 }
 
+/// What goes to all patches that want it.
+enum Fetched {
+    Chunk(Chunk),
+    Planes(Planes),
+}
+
 enum Job {
     Chunk(Key, Vec<Arc<Slot>>),
     Whole(Arc<Slot>, usize),
@@ -151,6 +159,7 @@ impl Schedule {
             ready: Condvar::new(),
             feed: Mutex::new(feed),
             pool,
+            scratch: Scratch::default(),
             transform,
             limits,
             counters: Counters::default(),
@@ -307,22 +316,15 @@ impl Schedule {
 
     /// Fetches a chunk and copies it to all patches that want it.
     fn scatter(&self, key: Key, mut slots: Vec<Arc<Slot>>) {
-        let (_, image, index) = key;
-        let chunk = match slots.first().map(|slot| &slot.item) {
-            Some(Ok(wanted)) => {
-                let chunk = guarded(|| wanted.images()[image].volume.read_chunk(index));
-                self.count_bytes(wanted, image);
-                chunk
-            }
-            _ => return,
-        };
-        self.counters.chunks.fetch_add(1, Ordering::Relaxed);
-        let chunk = chunk.map_err(Arc::new);
-        loop {
+        let (_, image, _) = key;
+        let mut held = None;
+        while !slots.is_empty() {
+            let fetched = held.take().unwrap_or_else(|| self.fetch(key, &slots));
             self.counters
                 .copies
                 .fetch_add(slots.len() as u64, Ordering::Relaxed);
-            self.deal(&chunk, image, slots);
+            self.deal(&fetched, image, slots);
+            // Those that came meanwhile: they want the same chunk, but maybe more of the planes.
             let mut state = self.lock();
             let late = state
                 .wants
@@ -331,45 +333,78 @@ impl Schedule {
             slots = late.unwrap_or_default();
             if slots.is_empty() {
                 state.wants.remove(&key);
-                return;
+            }
+            drop(state);
+            match fetched {
+                Ok(Fetched::Planes(planes)) => planes.recycle(&self.scratch),
+                chunk => held = Some(chunk),
             }
         }
     }
 
-    /// Copies a chunk to each of `slots`, those that nobody else writes to first.
-    fn deal(&self, chunk: &Result<Chunk, Arc<Error>>, image: usize, mut slots: Vec<Arc<Slot>>) {
+    /// Reads a chunk, or what `slots` want of some planes.
+    fn fetch(&self, (_, image, index): Key, slots: &[Arc<Slot>]) -> Result<Fetched, Arc<Error>> {
+        let wanted = slots.iter().filter_map(|slot| slot.item.as_ref().ok());
+        let first = wanted.clone().next().expect("only places that were found want chunks");
+        let volume = &*first.images()[image].volume;
+        let fetched = guarded(|| match volume.together() {
+            Some(size) if volume.layout().read_chunk.is_none() => {
+                let regions = wanted.map(|wanted| wanted.sources[image]);
+                Planes::fetch(volume, size, index, regions, &self.scratch).map(Fetched::Planes)
+            }
+            _ => {
+                self.counters.chunks.fetch_add(1, Ordering::Relaxed);
+                volume.read_chunk(index).map(Fetched::Chunk)
+            }
+        });
+        self.count_bytes(first, image);
+        fetched.map_err(Arc::new)
+    }
+
+    /// Copies what was fetched to each of `slots`, those that nobody else writes to first.
+    fn deal(&self, fetched: &Result<Fetched, Arc<Error>>, image: usize, mut slots: Vec<Arc<Slot>>) {
         while !slots.is_empty() {
             let before = slots.len();
-            slots.retain(|slot| !self.copy_chunk(slot, image, chunk, false));
+            slots.retain(|slot| !self.copy_part(slot, image, fetched, false));
             if slots.len() == before
                 && let Some(slot) = slots.pop()
             {
-                self.copy_chunk(&slot, image, chunk, true);
+                self.copy_part(&slot, image, fetched, true);
             }
         }
     }
 
-    /// Copies a chunk into a patch; false if somebody else writes to it and `wait` is not set.
-    fn copy_chunk(
+    /// Copies what was fetched into a patch; false if somebody else writes to it and `wait` is not set.
+    fn copy_part(
         &self,
         slot: &Arc<Slot>,
         image: usize,
-        chunk: &Result<Chunk, Arc<Error>>,
+        fetched: &Result<Fetched, Arc<Error>>,
         wait: bool,
     ) -> bool {
-        let copied = match (chunk, &slot.item) {
-            (Ok(chunk), Ok(wanted)) => {
+        let copied = match (fetched, &slot.item) {
+            (Ok(fetched), Ok(wanted)) => {
                 let mut buffer = match slot.buffers[image].try_lock() {
                     Ok(buffer) => buffer,
                     Err(TryLockError::WouldBlock) if wait => lock(&slot.buffers[image]),
                     Err(TryLockError::WouldBlock) => return false,
                     Err(TryLockError::Poisoned(buffer)) => buffer.into_inner(),
                 };
-                self.buffer(wanted, image, &mut buffer).map(|patch| {
-                    let (channels, region, size) =
-                        (0..patch.channels(), patch.region(), patch.dtype().size());
-                    chunk.copy_to(&channels, region, patch.bytes_mut(), size);
-                })
+                self.buffer(wanted, image, &mut buffer)
+                    .and_then(|patch| match fetched {
+                        Fetched::Chunk(chunk) => {
+                            let (channels, region) = (0..patch.channels(), patch.region());
+                            let size = patch.dtype().size();
+                            chunk.copy_to(&channels, region, patch.bytes_mut(), size);
+                            Ok(())
+                        }
+                        Fetched::Planes(planes) => {
+                            let volume = &*wanted.images()[image].volume;
+                            let copied = guarded(|| planes.copy_to(volume, patch));
+                            self.count_bytes(wanted, image);
+                            copied
+                        }
+                    })
             }
             (Err(error), _) => Err(Error::Shared(Arc::clone(error))),
             (Ok(_), Err(_)) => Ok(()),
@@ -547,7 +582,7 @@ impl Slot {
                         let voxel = layout.channels * layout.dtype.size() as u64;
                         bytes = bytes.saturating_add(source.voxels().saturating_mul(voxel));
                     }
-                    match layout.read_chunk {
+                    match layout.read_chunk.or_else(|| image.volume.together()) {
                         _ if source.is_empty() => {}
                         None => pieces.push(Piece::Whole(n)),
                         Some(chunk) => {
