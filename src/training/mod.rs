@@ -14,6 +14,7 @@ mod planes;
 mod pool;
 mod sample;
 mod schedule;
+mod slot;
 mod subject;
 
 pub use feed::{MakeSampler, subject_seed};

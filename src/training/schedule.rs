@@ -9,24 +9,22 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
-use super::feed::{Failed, Feed, Item, Opened};
+use super::feed::{Failed, Feed, Item};
 use super::planes::{Planes, Scratch};
 use super::pool::Pool;
 use super::sample::Sample;
+use super::slot::{Key, Piece, Slot, Wanted, guarded, lock, panicked};
 use super::subject::{Image, Values};
 use crate::error::{Error, Result};
 use crate::patch::Patch;
 use crate::region::Region;
-use crate::volume::{Chunk, ChunkShape, intersecting, real_values};
+use crate::volume::{Chunk, real_values};
 
 /// Changes a sample on a worker's thread before it is delivered.
 pub type Transform = dyn Fn(&mut Sample) -> Result<()> + Send + Sync;
-
-/// A chunk of an image of a subject, or a box that is best read at a time.
-type Key = (u64, usize, ChunkShape);
 
 pub(super) struct Schedule {
     state: Mutex<State>,
@@ -85,35 +83,6 @@ struct Admitted {
 struct Want {
     slots: Vec<Arc<Slot>>,
     claimed: bool,
-}
-
-/// A patch that is being put together.
-struct Slot {
-    item: Result<Wanted, Failed>,
-    place: u64,
-    bytes: u64,
-    pieces: Vec<Piece>,
-    /// Pieces that are not there yet.
-    missing: AtomicUsize,
-    buffers: Vec<Mutex<Option<Patch>>>,
-    /// The first thing that went wrong.
-    error: Mutex<Option<Error>>,
-    /// What is delivered, once all pieces are there.
-    done: Mutex<Option<Result<Sample, Failed>>>,
-}
-
-struct Wanted {
-    opened: Arc<Opened>,
-    region: Region,
-    /// What is read of each image.
-    sources: Vec<Region>,
-}
-
-#[derive(Clone, Copy)]
-enum Piece {
-    Chunk(Key),
-    /// All of an image's region at once, where there are no chunks.
-    Whole(usize),
 }
 
 /// What goes to all patches that want it.
@@ -345,7 +314,10 @@ impl Schedule {
     /// Reads a chunk, or what `slots` want of some planes.
     fn fetch(&self, (_, image, index): Key, slots: &[Arc<Slot>]) -> Result<Fetched, Arc<Error>> {
         let wanted = slots.iter().filter_map(|slot| slot.item.as_ref().ok());
-        let first = wanted.clone().next().expect("only places that were found want chunks");
+        let first = wanted
+            .clone()
+            .next()
+            .expect("only places that were found want chunks");
         let volume = &*first.images()[image].volume;
         let fetched = guarded(|| match volume.together() {
             Some(size) if volume.layout().read_chunk.is_none() => {
@@ -553,92 +525,5 @@ impl State {
             self.handed_out += 1;
         }
         None
-    }
-}
-
-impl Wanted {
-    fn images(&self) -> &[Image] {
-        self.opened.subject.images()
-    }
-}
-
-impl Slot {
-    fn new(item: Item) -> Self {
-        let place = item.place;
-        let (item, bytes, pieces) = match item.found {
-            Err(failed) => (Err(failed), 0, Vec::new()),
-            Ok((opened, region)) => {
-                let shape = opened.subject.shape();
-                let images = opened.subject.images();
-                let sources: Vec<Region> = images
-                    .iter()
-                    .map(|image| image.padding.source(region, shape))
-                    .collect();
-                let mut bytes = opened.subject.sample_bytes(region.shape);
-                let mut pieces = Vec::new();
-                for (n, (image, source)) in images.iter().zip(&sources).enumerate() {
-                    let layout = image.volume.layout();
-                    if *source != region || image.dtype() != layout.dtype {
-                        let voxel = layout.channels * layout.dtype.size() as u64;
-                        bytes = bytes.saturating_add(source.voxels().saturating_mul(voxel));
-                    }
-                    match layout.read_chunk.or_else(|| image.volume.together()) {
-                        _ if source.is_empty() => {}
-                        None => pieces.push(Piece::Whole(n)),
-                        Some(chunk) => {
-                            let all = intersecting(chunk, &(0..layout.channels), *source);
-                            pieces.extend(all.map(|index| Piece::Chunk((opened.index, n, index))));
-                        }
-                    }
-                }
-                (
-                    Ok(Wanted {
-                        opened,
-                        region,
-                        sources,
-                    }),
-                    bytes,
-                    pieces,
-                )
-            }
-        };
-        let images = item.as_ref().map_or(0, |wanted| wanted.sources.len());
-        Self {
-            item,
-            place,
-            bytes,
-            missing: AtomicUsize::new(pieces.len()),
-            pieces,
-            buffers: (0..images).map(|_| Mutex::default()).collect(),
-            error: Mutex::default(),
-            done: Mutex::default(),
-        }
-    }
-
-    /// An error of this patch, with its subject's name.
-    fn failed(&self, error: Error) -> Failed {
-        match &self.item {
-            Ok(wanted) => Failed::of(&wanted.opened, error),
-            Err(_) => Failed::Error(Arc::new(error)),
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Runs code that may panic; a panic is an error like any other.
-fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(panicked(&*panic)))
-}
-
-fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    let message = text
-        .or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("no message");
-    Error::Panicked {
-        message: message.to_owned(),
     }
 }

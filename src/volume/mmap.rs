@@ -21,7 +21,7 @@ pub(super) const FAULT: u64 = 64 << 10;
 /// A file in memory, to be read.
 #[derive(Debug)]
 pub(super) struct Map {
-    map: Mmap,
+    file: Mmap,
     /// A bit for every [`FAULT`] bytes, set once they are touched.
     touched: Box<[AtomicU64]>,
     /// How many are set.
@@ -39,18 +39,20 @@ impl Map {
         // reference into it is handed on and no value is trusted for being read twice. A file
         // that another process changes meanwhile gives other voxels, and one that it shortens ends
         // this process with SIGBUS; `volume::open` tells its callers so.
-        let map = unsafe { Mmap::map(file)? };
-        let faults = (map.len() as u64).div_ceil(FAULT);
+        let file = unsafe { Mmap::map(file)? };
+        let faults = (file.len() as u64).div_ceil(FAULT);
         Ok(Self {
-            touched: (0..faults.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            touched: (0..faults.div_ceil(64))
+                .map(|_| AtomicU64::new(0))
+                .collect(),
             set: AtomicU64::new(0),
-            map,
+            file,
         })
     }
 
     /// The file's bytes.
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.map
+        &self.file
     }
 
     /// Notes that some bytes were touched.
@@ -93,7 +95,7 @@ impl Map {
         }
         // SAFETY: the map is shared and read-only, so its pages hold nothing but the file's bytes,
         // and a thread that reads one meanwhile faults it in again.
-        let advised = unsafe { self.map.unchecked_advise(UncheckedAdvice::DontNeed) };
+        let advised = unsafe { self.file.unchecked_advise(UncheckedAdvice::DontNeed) };
         // Advice that is not taken costs residency, and nothing else.
         drop(advised);
     }
