@@ -10,9 +10,11 @@ mod feed;
 mod loader;
 mod order;
 mod plan;
+mod planes;
 mod pool;
 mod sample;
 mod schedule;
+mod slot;
 mod subject;
 
 pub use feed::{MakeSampler, subject_seed};

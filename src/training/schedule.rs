@@ -5,27 +5,26 @@
 //! that chunk then goes to every admitted patch that wants it. So nothing that the consumer
 //! waits for stands behind anything else, and among the admitted patches no chunk is fetched
 //! or decoded twice. A chunk that is under way when another patch is admitted goes to that
-//! one too.
+//! one too. A few planes of a mapped file are treated like a chunk.
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
-use super::feed::{Failed, Feed, Item, Opened};
+use super::feed::{Failed, Feed, Item};
+use super::planes::{Planes, Scratch};
 use super::pool::Pool;
 use super::sample::Sample;
+use super::slot::{Key, Piece, Slot, Wanted, guarded, lock, panicked};
 use super::subject::{Image, Values};
 use crate::error::{Error, Result};
 use crate::patch::Patch;
 use crate::region::Region;
-use crate::volume::{Chunk, ChunkShape, intersecting, real_values};
+use crate::volume::{Chunk, real_values};
 
 /// Changes a sample on a worker's thread before it is delivered.
 pub type Transform = dyn Fn(&mut Sample) -> Result<()> + Send + Sync;
-
-/// A chunk of an image of a subject.
-type Key = (u64, usize, ChunkShape);
 
 pub(super) struct Schedule {
     state: Mutex<State>,
@@ -35,6 +34,7 @@ pub(super) struct Schedule {
     ready: Condvar,
     feed: Mutex<Feed>,
     pub(super) pool: Arc<Pool>,
+    scratch: Scratch,
     transform: Option<Arc<Transform>>,
     limits: Limits,
     pub(super) counters: Counters,
@@ -85,33 +85,10 @@ struct Want {
     claimed: bool,
 }
 
-/// A patch that is being put together.
-struct Slot {
-    item: Result<Wanted, Failed>,
-    place: u64,
-    bytes: u64,
-    pieces: Vec<Piece>,
-    /// Pieces that are not there yet.
-    missing: AtomicUsize,
-    buffers: Vec<Mutex<Option<Patch>>>,
-    /// The first thing that went wrong.
-    error: Mutex<Option<Error>>,
-    /// What is delivered, once all pieces are there.
-    done: Mutex<Option<Result<Sample, Failed>>>,
-}
-
-struct Wanted {
-    opened: Arc<Opened>,
-    region: Region,
-    /// What is read of each image.
-    sources: Vec<Region>,
-}
-
-#[derive(Clone, Copy)]
-enum Piece {
-    Chunk(Key),
-    /// All of an image's region at once, where there are no chunks.
-    Whole(usize),
+/// What goes to all patches that want it.
+enum Fetched {
+    Chunk(Chunk),
+    Planes(Planes),
 }
 
 enum Job {
@@ -151,6 +128,7 @@ impl Schedule {
             ready: Condvar::new(),
             feed: Mutex::new(feed),
             pool,
+            scratch: Scratch::default(),
             transform,
             limits,
             counters: Counters::default(),
@@ -307,22 +285,15 @@ impl Schedule {
 
     /// Fetches a chunk and copies it to all patches that want it.
     fn scatter(&self, key: Key, mut slots: Vec<Arc<Slot>>) {
-        let (_, image, index) = key;
-        let chunk = match slots.first().map(|slot| &slot.item) {
-            Some(Ok(wanted)) => {
-                let chunk = guarded(|| wanted.images()[image].volume.read_chunk(index));
-                self.count_bytes(wanted, image);
-                chunk
-            }
-            _ => return,
-        };
-        self.counters.chunks.fetch_add(1, Ordering::Relaxed);
-        let chunk = chunk.map_err(Arc::new);
-        loop {
+        let (_, image, _) = key;
+        let mut held = None;
+        while !slots.is_empty() {
+            let fetched = held.take().unwrap_or_else(|| self.fetch(key, &slots));
             self.counters
                 .copies
                 .fetch_add(slots.len() as u64, Ordering::Relaxed);
-            self.deal(&chunk, image, slots);
+            self.deal(&fetched, image, slots);
+            // Those that came meanwhile: they want the same chunk, but maybe more of the planes.
             let mut state = self.lock();
             let late = state
                 .wants
@@ -331,45 +302,81 @@ impl Schedule {
             slots = late.unwrap_or_default();
             if slots.is_empty() {
                 state.wants.remove(&key);
-                return;
+            }
+            drop(state);
+            match fetched {
+                Ok(Fetched::Planes(planes)) => planes.recycle(&self.scratch),
+                chunk => held = Some(chunk),
             }
         }
     }
 
-    /// Copies a chunk to each of `slots`, those that nobody else writes to first.
-    fn deal(&self, chunk: &Result<Chunk, Arc<Error>>, image: usize, mut slots: Vec<Arc<Slot>>) {
+    /// Reads a chunk, or what `slots` want of some planes.
+    fn fetch(&self, (_, image, index): Key, slots: &[Arc<Slot>]) -> Result<Fetched, Arc<Error>> {
+        let wanted = slots.iter().filter_map(|slot| slot.item.as_ref().ok());
+        let first = wanted
+            .clone()
+            .next()
+            .expect("only places that were found want chunks");
+        let volume = &*first.images()[image].volume;
+        let fetched = guarded(|| match volume.together() {
+            Some(size) if volume.layout().read_chunk.is_none() => {
+                let regions = wanted.map(|wanted| wanted.sources[image]);
+                Planes::fetch(volume, size, index, regions, &self.scratch).map(Fetched::Planes)
+            }
+            _ => {
+                self.counters.chunks.fetch_add(1, Ordering::Relaxed);
+                volume.read_chunk(index).map(Fetched::Chunk)
+            }
+        });
+        self.count_bytes(first, image);
+        fetched.map_err(Arc::new)
+    }
+
+    /// Copies what was fetched to each of `slots`, those that nobody else writes to first.
+    fn deal(&self, fetched: &Result<Fetched, Arc<Error>>, image: usize, mut slots: Vec<Arc<Slot>>) {
         while !slots.is_empty() {
             let before = slots.len();
-            slots.retain(|slot| !self.copy_chunk(slot, image, chunk, false));
+            slots.retain(|slot| !self.copy_part(slot, image, fetched, false));
             if slots.len() == before
                 && let Some(slot) = slots.pop()
             {
-                self.copy_chunk(&slot, image, chunk, true);
+                self.copy_part(&slot, image, fetched, true);
             }
         }
     }
 
-    /// Copies a chunk into a patch; false if somebody else writes to it and `wait` is not set.
-    fn copy_chunk(
+    /// Copies what was fetched into a patch; false if somebody else writes to it and `wait` is not set.
+    fn copy_part(
         &self,
         slot: &Arc<Slot>,
         image: usize,
-        chunk: &Result<Chunk, Arc<Error>>,
+        fetched: &Result<Fetched, Arc<Error>>,
         wait: bool,
     ) -> bool {
-        let copied = match (chunk, &slot.item) {
-            (Ok(chunk), Ok(wanted)) => {
+        let copied = match (fetched, &slot.item) {
+            (Ok(fetched), Ok(wanted)) => {
                 let mut buffer = match slot.buffers[image].try_lock() {
                     Ok(buffer) => buffer,
                     Err(TryLockError::WouldBlock) if wait => lock(&slot.buffers[image]),
                     Err(TryLockError::WouldBlock) => return false,
                     Err(TryLockError::Poisoned(buffer)) => buffer.into_inner(),
                 };
-                self.buffer(wanted, image, &mut buffer).map(|patch| {
-                    let (channels, region, size) =
-                        (0..patch.channels(), patch.region(), patch.dtype().size());
-                    chunk.copy_to(&channels, region, patch.bytes_mut(), size);
-                })
+                self.buffer(wanted, image, &mut buffer)
+                    .and_then(|patch| match fetched {
+                        Fetched::Chunk(chunk) => {
+                            let (channels, region) = (0..patch.channels(), patch.region());
+                            let size = patch.dtype().size();
+                            chunk.copy_to(&channels, region, patch.bytes_mut(), size);
+                            Ok(())
+                        }
+                        Fetched::Planes(planes) => {
+                            let volume = &*wanted.images()[image].volume;
+                            let copied = guarded(|| planes.copy_to(volume, patch));
+                            self.count_bytes(wanted, image);
+                            copied
+                        }
+                    })
             }
             (Err(error), _) => Err(Error::Shared(Arc::clone(error))),
             (Ok(_), Err(_)) => Ok(()),
@@ -518,92 +525,5 @@ impl State {
             self.handed_out += 1;
         }
         None
-    }
-}
-
-impl Wanted {
-    fn images(&self) -> &[Image] {
-        self.opened.subject.images()
-    }
-}
-
-impl Slot {
-    fn new(item: Item) -> Self {
-        let place = item.place;
-        let (item, bytes, pieces) = match item.found {
-            Err(failed) => (Err(failed), 0, Vec::new()),
-            Ok((opened, region)) => {
-                let shape = opened.subject.shape();
-                let images = opened.subject.images();
-                let sources: Vec<Region> = images
-                    .iter()
-                    .map(|image| image.padding.source(region, shape))
-                    .collect();
-                let mut bytes = opened.subject.sample_bytes(region.shape);
-                let mut pieces = Vec::new();
-                for (n, (image, source)) in images.iter().zip(&sources).enumerate() {
-                    let layout = image.volume.layout();
-                    if *source != region || image.dtype() != layout.dtype {
-                        let voxel = layout.channels * layout.dtype.size() as u64;
-                        bytes = bytes.saturating_add(source.voxels().saturating_mul(voxel));
-                    }
-                    match layout.read_chunk {
-                        _ if source.is_empty() => {}
-                        None => pieces.push(Piece::Whole(n)),
-                        Some(chunk) => {
-                            let all = intersecting(chunk, &(0..layout.channels), *source);
-                            pieces.extend(all.map(|index| Piece::Chunk((opened.index, n, index))));
-                        }
-                    }
-                }
-                (
-                    Ok(Wanted {
-                        opened,
-                        region,
-                        sources,
-                    }),
-                    bytes,
-                    pieces,
-                )
-            }
-        };
-        let images = item.as_ref().map_or(0, |wanted| wanted.sources.len());
-        Self {
-            item,
-            place,
-            bytes,
-            missing: AtomicUsize::new(pieces.len()),
-            pieces,
-            buffers: (0..images).map(|_| Mutex::default()).collect(),
-            error: Mutex::default(),
-            done: Mutex::default(),
-        }
-    }
-
-    /// An error of this patch, with its subject's name.
-    fn failed(&self, error: Error) -> Failed {
-        match &self.item {
-            Ok(wanted) => Failed::of(&wanted.opened, error),
-            Err(_) => Failed::Error(Arc::new(error)),
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Runs code that may panic; a panic is an error like any other.
-fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(panicked(&*panic)))
-}
-
-fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    let message = text
-        .or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("no message");
-    Error::Panicked {
-        message: message.to_owned(),
     }
 }

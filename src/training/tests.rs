@@ -17,6 +17,7 @@ use crate::volume::{
 };
 
 mod hard;
+mod mapped;
 
 const SHAPE: Shape = [40, 36, 44];
 const PATCH: Shape = [12, 10, 14];

@@ -1,24 +1,31 @@
 //! Mapping files into memory: the only unsafe code of this crate.
 //!
 //! A page that was touched stays mapped, and counts as resident, long after anybody needs it:
-//! an epoch over a large file would end with all of it resident. So what was touched is
-//! counted, and when it comes to [`KEPT`] bytes the mapping is emptied. The pages stay in the
-//! system's cache, from where they come back at the price of a fault.
+//! an epoch over a large file would end with all of it resident. So what was touched is noted,
+//! and when it comes to [`KEPT`] bytes the mapping is emptied. The pages stay in the system's
+//! cache, from where they come back at the price of a fault.
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::{Mmap, UncheckedAdvice};
 
-/// Bytes that may be touched before the mapping is emptied.
+/// Bytes that may be mapped before the mapping is emptied.
 pub(super) const KEPT: u64 = 256 << 20;
+
+/// Bytes that the system maps at a fault, aligned (Linux's `fault_around_bytes`).
+pub(super) const FAULT: u64 = 64 << 10;
 
 /// A file in memory, to be read.
 #[derive(Debug)]
 pub(super) struct Map {
-    map: Mmap,
-    touched: AtomicU64,
+    file: Mmap,
+    /// A bit for every [`FAULT`] bytes, set once they are touched.
+    touched: Box<[AtomicU64]>,
+    /// How many are set.
+    set: AtomicU64,
 }
 
 impl Map {
@@ -32,33 +39,63 @@ impl Map {
         // reference into it is handed on and no value is trusted for being read twice. A file
         // that another process changes meanwhile gives other voxels, and one that it shortens ends
         // this process with SIGBUS; `volume::open` tells its callers so.
-        let map = unsafe { Mmap::map(file)? };
+        let file = unsafe { Mmap::map(file)? };
+        let faults = (file.len() as u64).div_ceil(FAULT);
         Ok(Self {
-            map,
-            touched: AtomicU64::new(0),
+            touched: (0..faults.div_ceil(64))
+                .map(|_| AtomicU64::new(0))
+                .collect(),
+            set: AtomicU64::new(0),
+            file,
         })
     }
 
     /// The file's bytes.
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.map
+        &self.file
     }
 
-    /// Notes that pages of `bytes` bytes were touched, and lets go of all of them now and then.
+    /// Notes that some bytes were touched.
+    pub(super) fn touch(&self, bytes: Range<u64>) {
+        for fault in bytes.start / FAULT..bytes.end.div_ceil(FAULT) {
+            let Some(word) = usize::try_from(fault / 64)
+                .ok()
+                .and_then(|word| self.touched.get(word))
+            else {
+                return;
+            };
+            let bit = 1 << (fault % 64);
+            if word.load(Ordering::Relaxed) & bit == 0
+                && word.fetch_or(bit, Ordering::Relaxed) & bit == 0
+            {
+                self.set.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Lets go of all pages if too many were touched; to be called after a read.
     #[allow(
         unsafe_code,
         reason = "the advice could lose writes, but there are none"
     )]
-    pub(super) fn touched(&self, bytes: u64) {
-        let before = self.touched.fetch_add(bytes, Ordering::Relaxed);
-        let filled = before < KEPT && before.saturating_add(bytes) >= KEPT;
-        if !filled {
+    pub(super) fn trim(&self) {
+        let set = self.set.load(Ordering::Relaxed);
+        let full = set * FAULT >= KEPT;
+        // Of several threads that see it, one acts.
+        let mine = || {
+            self.set
+                .compare_exchange(set, 0, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+        };
+        if !full || !mine() {
             return;
         }
-        self.touched.store(0, Ordering::Relaxed);
+        for word in &self.touched {
+            word.store(0, Ordering::Relaxed);
+        }
         // SAFETY: the map is shared and read-only, so its pages hold nothing but the file's bytes,
         // and a thread that reads one meanwhile faults it in again.
-        let advised = unsafe { self.map.unchecked_advise(UncheckedAdvice::DontNeed) };
+        let advised = unsafe { self.file.unchecked_advise(UncheckedAdvice::DontNeed) };
         // Advice that is not taken costs residency, and nothing else.
         drop(advised);
     }

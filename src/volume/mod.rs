@@ -248,6 +248,13 @@ pub trait Volume: Debug + Send + Sync {
         false
     }
 
+    /// A box, c, z, y, x, of which everything that is wanted is best read at a time, although any
+    /// part can be read alone: planes of a mapped file, whose pages are then at hand. `None`
+    /// where it makes no difference, or there are chunks. A wrapper passes the question on.
+    fn together(&self) -> Option<ChunkShape> {
+        None
+    }
+
     /// The bytes that every voxel has of the write chunk that holds the read chunk `index` (c, z,
     /// y, x), if nothing of it is stored; `None` if something is, or if only reading could tell.
     /// It is much cheaper than a read. A wrapper passes the question on.
@@ -361,6 +368,9 @@ impl<V: Volume + ?Sized> Volume for Arc<V> {
     }
     fn is_sequential(&self) -> bool {
         (**self).is_sequential()
+    }
+    fn together(&self) -> Option<ChunkShape> {
+        (**self).together()
     }
 
     fn unstored(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {

@@ -17,14 +17,14 @@ fn memory(shape: Shape, label: impl Fn(u64) -> u8) -> MemoryVolume {
     MemoryVolume::from_vec(shape, 1, voxels.collect::<Vec<u8>>()).unwrap()
 }
 
-fn of_volumes(name: &str, volumes: Vec<(&str, Arc<dyn Volume>)>) -> Subject {
+pub(super) fn of_volumes(name: &str, volumes: Vec<(&str, Arc<dyn Volume>)>) -> Subject {
     let images = volumes
         .into_iter()
         .map(|(name, volume)| Image::new(name, volume));
     Subject::new(name, images.collect(), TOLERANCE).unwrap()
 }
 
-fn uniform_of(patch: Shape, border: Border) -> Arc<MakeSampler> {
+pub(super) fn uniform_of(patch: Shape, border: Border) -> Arc<MakeSampler> {
     Arc::new(move |subject, seed| {
         let uniform = Uniform::with_border(subject.shape(), patch, border, seed)?;
         Ok(Some(Arc::new(uniform) as Arc<dyn Sampler>))
@@ -604,22 +604,4 @@ fn damage_on_disk_is_an_error_that_names_subject_array_and_chunk_and_the_rest_go
         assert_eq!(failed[1] + delivered[1], 40);
         assert!(failed[1] > 0 && delivered[1] > 0, "{failed:?}");
     }
-}
-
-#[test]
-fn a_mapped_file_that_is_replaced_while_it_is_open_stays_what_it_was() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("scan.raw");
-    let sidecar = r#"{"shape": [12, 12, 12], "dtype": "uint8"}"#;
-    fs::write(folder.path().join("scan.raw.json"), sidecar).unwrap();
-    fs::write(&path, vec![3; 1728]).unwrap();
-    let subject = of_volumes("s", vec![("ct", open(&path).unwrap())]);
-    let other = folder.path().join("other");
-    fs::write(&other, [9; 5]).unwrap();
-    fs::rename(&other, &path).unwrap();
-    let plan = Plan::new(1, 10, 1).unwrap();
-    let make = uniform_of([4; 3], Border::Drop);
-    let mut loader = Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options(1)).unwrap();
-    assert!(loader.all(|sample| sample.unwrap().patches()[0].bytes() == [3; 64]));
-    assert!(matches!(open(&path), Err(Error::FileLength { .. })));
 }

@@ -15,6 +15,7 @@ mod write;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,18 +23,27 @@ use self::stream::StreamVolume;
 use self::strided::{Strided, to_native};
 use super::header::{Encoding, FlatHeader, Start};
 use super::mmap::Map;
-use super::{Counter, Layout, Reads, Volume};
+use super::{ChunkShape, Counter, Layout, Reads, Volume};
 use crate::error::{Error, Result};
 use crate::region::Region;
 
 pub(super) use self::unpack::GZIP;
 pub(super) use self::write::FlatWriter;
 
+/// Planes of a mapped file that are best read together, if they have no more bytes than a [`SLAB`].
+const PLANES: u64 = 2;
+const SLAB: u64 = 8 << 20;
+
+/// Pieces of a file that are this long are read by system calls, which then cost less than the
+/// faults of a map.
+const LONG: u64 = 64 << 10;
+
 /// An uncompressed file, mapped.
 #[derive(Debug)]
 pub(super) struct FlatVolume {
     layout: Layout,
     map: Map,
+    file: File,
     voxels: Strided,
     big_endian: bool,
     /// Bytes of the file, and of its header where that is another.
@@ -61,13 +71,13 @@ struct Source {
 pub(super) fn open(path: &Path, from: &Path, header: &FlatHeader) -> Result<Arc<dyn Volume>> {
     let source = Source::open(from, header)?;
     Ok(match header.encoding {
-        Encoding::Raw => Arc::new(FlatVolume::new(path, header, &source)?),
+        Encoding::Raw => Arc::new(FlatVolume::new(path, header, source)?),
         Encoding::Gzip | Encoding::Zlib => Arc::new(StreamVolume::new(path, header, source)?),
     })
 }
 
 impl FlatVolume {
-    fn new(path: &Path, header: &FlatHeader, source: &Source) -> Result<Self> {
+    fn new(path: &Path, header: &FlatHeader, source: Source) -> Result<Self> {
         let layout = header.layout(path);
         let bytes = layout.decoded_bytes()?;
         let offset = source.start.saturating_add(header.skip);
@@ -85,11 +95,25 @@ impl FlatVolume {
             voxels: Strided::new(header, offset),
             big_endian: header.big_endian,
             stored: source.stored,
-            files: source.files.clone(),
+            files: source.files,
             layout,
             map,
+            file: source.file,
             counter: Counter::default(),
         })
+    }
+}
+
+impl FlatVolume {
+    /// Reads the pieces of a box that lie together in the file, one by one.
+    fn read_runs(&self, channels: &Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
+        let (run, starts) = self.voxels.runs(channels, region);
+        let run = usize::try_from(run).expect("a piece of a buffer in memory");
+        for (target, start) in out.chunks_exact_mut(run).zip(starts) {
+            let read = self.file.read_exact_at(target, start);
+            read.map_err(Error::io("read", &self.layout.path))?;
+        }
+        Ok(())
     }
 }
 
@@ -100,10 +124,21 @@ impl Volume for FlatVolume {
 
     fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
         self.layout.check_read(&channels, region, out.len())?;
-        self.voxels.copy_mapped(&self.map, &channels, region, out);
+        if self.voxels.is_planar() && self.voxels.runs(&channels, region).0 >= LONG {
+            self.read_runs(&channels, region, out)?;
+        } else {
+            self.voxels.copy_mapped(&self.map, &channels, region, out);
+        }
         to_native(self.layout.dtype, self.big_endian, out);
         self.counter.add(0, out.len() as u64);
         Ok(())
+    }
+
+    fn together(&self) -> Option<ChunkShape> {
+        let [_, y, x] = self.layout.shape;
+        let plane = y.saturating_mul(x) * self.layout.dtype.size() as u64;
+        let planes = (SLAB / plane.max(1)).clamp(1, PLANES);
+        self.voxels.is_planar().then_some([1, planes, y, x])
     }
 
     fn reads(&self) -> Reads {

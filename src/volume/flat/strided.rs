@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::super::header::FlatHeader;
-use super::super::mmap::Map;
+use super::super::mmap::{FAULT, Map};
 use crate::dtype::{DType, swap_bytes};
 use crate::region::{Region, indices};
 
@@ -49,28 +49,24 @@ impl Strided {
         first..first + reach + self.size
     }
 
-    /// About how many bytes of pages a read of a box touches: a plane from its first row to its
-    /// last, or, where rows lie far apart, as much for each as the system maps at a fault.
-    fn touched(&self, channels: &Range<u64>, region: Region) -> u64 {
-        const FAULT: u64 = 64 << 10;
-        let span = |region| {
-            let span = self.span(channels, region);
-            span.end - span.start
-        };
+    /// Notes what a read of a box touches: each plane from its first row to its last, or each
+    /// row where rows lie far apart.
+    fn touch(&self, map: &Map, channels: &Range<u64>, region: Region) {
         if region.is_empty() || channels.is_empty() {
-            return 0;
+            return;
         }
         if !self.has_rows() {
-            return span(region);
+            return map.touch(self.span(channels, region));
         }
-        let [c, z, y, _] = lengths(channels, region);
-        let plane = Region::new(region.start, [1, region.shape[1], region.shape[2]]);
-        let one = self.span(&(channels.start..channels.start + 1), plane);
-        let rows = y.saturating_mul(FAULT);
-        (one.end - one.start)
-            .min(rows)
-            .saturating_mul(c)
-            .saturating_mul(z)
+        let [c, z, y, x] = lengths(channels, region);
+        let first = self.first(channels, region);
+        let [stride_c, stride_z, stride_y, _] = self.strides;
+        let rows = if stride_y > FAULT { y } else { 1 };
+        let length = x * self.size + if rows == 1 { (y - 1) * stride_y } else { 0 };
+        for [c, z, y] in indices([0..c, 0..z, 0..rows]) {
+            let start = first + c * stride_c + z * stride_z + y * stride_y;
+            map.touch(start..start + length);
+        }
     }
 
     /// The first byte of a box that lies inside the volume.
@@ -106,7 +102,7 @@ impl Strided {
         (run, starts)
     }
 
-    /// Copies a box out of a mapped file, which is told how much of it that touched.
+    /// Copies a box out of a mapped file, which is told what that touched.
     pub(super) fn copy_mapped(
         &self,
         map: &Map,
@@ -115,7 +111,8 @@ impl Strided {
         out: &mut [u8],
     ) {
         self.copy(map.bytes(), 0, channels, region, out);
-        map.touched(self.touched(channels, region));
+        self.touch(map, channels, region);
+        map.trim();
     }
 
     /// Copies a box into `out`, row-major. `source` holds the file's bytes from `base` on, at

@@ -1,0 +1,76 @@
+//! Mapped files through the loader.
+
+use std::fs;
+
+use super::hard::{of_volumes, uniform_of};
+use super::*;
+use crate::pad::Padding;
+use crate::sampler::Border;
+use crate::volume::open;
+
+/// Planes that are read in one piece, that are copied in place, of several channels, cut by the
+/// faces, and longer than a system call is worth.
+#[test]
+fn patches_of_mapped_files_equal_those_of_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    for (n, (channels, shape, patch)) in [
+        (1, [37, 30, 26], [9, 11, 7]),
+        (3, [12, 40, 33], [5, 38, 30]),
+        (2, [9, 140, 130], [4, 9, 9]),
+        (1, [7, 140, 130], [3, 140, 130]),
+        (1, [1, 300, 260], [1, 100, 12]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let count = u32::try_from(Region::whole(shape).voxels() * channels).unwrap();
+        let voxels: Vec<u32> = (0..count).map(|n| n.wrapping_mul(2_654_435_761)).collect();
+        let path = folder.path().join(format!("{n}.raw"));
+        fs::write(&path, bytemuck::cast_slice(&voxels)).unwrap();
+        let [z, y, x] = shape;
+        let sidecar =
+            format!(r#"{{"channels": {channels}, "shape": [{z}, {y}, {x}], "dtype": "uint32"}}"#);
+        fs::write(folder.path().join(format!("{n}.raw.json")), sidecar).unwrap();
+        let memory = MemoryVolume::from_vec(shape, channels, voxels).unwrap();
+        let mapped = open(&path).unwrap();
+        assert!(mapped.together().is_some());
+        let volumes: [Arc<dyn Volume>; 2] = [mapped, Arc::new(memory)];
+        for threads in [0, 1, 4] {
+            let [mapped, memory] = volumes.clone().map(|volume| {
+                let image = Image::new("ct", volume).with_padding(Padding::Reflect);
+                let subject = Subject::new("s", vec![image], TOLERANCE).unwrap();
+                let plan = Plan::new(1, 60, 3).unwrap();
+                let options = LoaderOptions {
+                    max_length: 7,
+                    ..options(threads)
+                };
+                let make = uniform_of(patch, Border::Pad);
+                Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options).unwrap()
+            });
+            let mut count = 0;
+            for (mapped, memory) in mapped.zip(memory) {
+                assert_eq!(mapped.unwrap().patches(), memory.unwrap().patches());
+                count += 1;
+            }
+            assert_eq!(count, 60);
+        }
+    }
+}
+
+#[test]
+fn a_mapped_file_that_is_replaced_while_it_is_open_stays_what_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("scan.raw");
+    let sidecar = r#"{"shape": [12, 12, 12], "dtype": "uint8"}"#;
+    fs::write(folder.path().join("scan.raw.json"), sidecar).unwrap();
+    fs::write(&path, vec![3; 1728]).unwrap();
+    let subject = of_volumes("s", vec![("ct", open(&path).unwrap())]);
+    let other = folder.path().join("other");
+    fs::write(&other, [9; 5]).unwrap();
+    fs::rename(&other, &path).unwrap();
+    let plan = Plan::new(1, 10, 1).unwrap();
+    let make = uniform_of([4; 3], Border::Drop);
+    let mut loader = Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options(1)).unwrap();
+    assert!(loader.all(|sample| sample.unwrap().patches()[0].bytes() == [3; 64]));
+    assert!(matches!(open(&path), Err(Error::FileLength { .. })));
+}
