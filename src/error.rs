@@ -187,6 +187,21 @@ pub enum Error {
         volume: u64,
     },
 
+    /// Predictions that do not lie on the voxels of their output.
+    #[error(
+        "an output of scale 1/{scale} without {halo} voxels at each face of a patch does not fit along {axis}: {problem}"
+    )]
+    OutputGrid {
+        /// The axis: `z`, `y` or `x`.
+        axis: char,
+        /// Voxels that the model leaves out at each face of a patch.
+        halo: u64,
+        /// How many voxels of the input one of the output is long.
+        scale: u64,
+        /// What does not fit, and what would.
+        problem: String,
+    },
+
     /// The overlap leaves no step.
     #[error("an overlap of {overlap} along {axis} must be smaller than the patch of {patch}")]
     Overlap {
@@ -261,6 +276,23 @@ pub enum Error {
         expected_channels: u64,
         /// The patch's shape.
         expected_shape: Shape,
+    },
+
+    /// A prediction with NaN or infinity in it.
+    #[error(
+        "the prediction for patch {index} at {region} is {value} at channel {}, voxel z {}, y {}, x {} of the \
+         patch: no value can be blended with it",
+        at[0], at[1], at[2], at[3]
+    )]
+    NotFinite {
+        /// The patch's place in the grid's order.
+        index: u64,
+        /// Where the patch lies.
+        region: Region,
+        /// The first such value.
+        value: f64,
+        /// Its place in the patch: c, z, y, x.
+        at: [u64; 4],
     },
 
     /// The run ended before every patch was there.

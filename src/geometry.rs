@@ -90,6 +90,20 @@ impl Geometry {
         self
     }
 
+    /// The geometry of voxels that are `factors` (z, y, x) of ours long, the first of which starts where
+    /// our first starts.
+    #[must_use]
+    pub fn coarser(self, factors: [f64; 3]) -> Self {
+        let mut coarse = self.moved_to(factors.map(|factor| (factor - 1.0) / 2.0));
+        for (a, factor) in factors.into_iter().enumerate() {
+            coarse.spacing[a] *= factor;
+            for row in &mut coarse.affine {
+                row[2 - a] *= factor;
+            }
+        }
+        coarse
+    }
+
     /// Whether every number is finite and no spacing is 0 or negative.
     #[must_use]
     pub fn is_sound(&self) -> bool {
@@ -156,5 +170,18 @@ mod tests {
         assert!(!Geometry::from_spacing([0.0, 1.0, 1.0]).is_sound());
         assert!(!Geometry::from_spacing([f64::NAN, 1.0, 1.0]).is_sound());
         assert!(Geometry::default().is_sound());
+    }
+
+    #[test]
+    fn coarser_voxels_start_where_the_fine_ones_start() {
+        let fine = Geometry::from_parts([2.0, 1.0, 0.5], [10.0, 20.0, 30.0]);
+        let coarse = fine.coarser([2.0, 4.0, 1.0]);
+        assert_eq!(coarse.spacing, [4.0, 4.0, 0.5]);
+        // The face of the first voxel, half a voxel before its middle.
+        assert_eq!(coarse.origin(), [10.0 + 1.0, 20.0 + 1.5, 30.0]);
+        assert_eq!(
+            coarse,
+            Geometry::from_parts(coarse.spacing, coarse.origin())
+        );
     }
 }
