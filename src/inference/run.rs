@@ -181,6 +181,31 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// Seconds that a run takes, about: as many times a patch in the middle as there are patches, read and
+    /// predicted twice, the second time counting.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading and of the model.
+    pub fn guess(&self, volume: &Arc<dyn Volume>, model: &dyn Model) -> Result<f64> {
+        let middle = self.grid.len() / 2;
+        let region = self.grid.get(middle).expect("a grid has a middle");
+        let mut seconds = 0.0;
+        for _ in 0..2 {
+            let began = Instant::now();
+            let patch = read(&**volume, self.padding, model.input(), region)?;
+            model.predict(vec![patch])?;
+            seconds = began.elapsed().as_secs_f64();
+        }
+        let threads = self.inference.threads.max(1);
+        let parallel = model.at_once().map_or(threads, |calls| calls.min(threads));
+        #[expect(clippy::cast_precision_loss, reason = "a guess")]
+        let patches = self.patches().1 as f64 / parallel as f64;
+        Ok(seconds * patches)
+    }
+}
+
 impl Run {
     /// Whether any output needs patch `index`.
     fn needs(&self, index: u64) -> bool {
@@ -212,9 +237,8 @@ impl Run {
     fn predict(&self, indices: &[u64]) -> Result<u64> {
         let regions = indices.iter().filter_map(|&index| self.grid.get(index));
         let batch = self.clock.time(&self.clock.reading, || {
-            regions
-                .map(|region| self.read(region))
-                .collect::<Result<Vec<_>>>()
+            let read = |region| read(&self.volume, self.padding, self.model.input(), region);
+            regions.map(read).collect::<Result<Vec<_>>>()
         })?;
         let count = batch.len();
         let predictions = self.clock.time(&self.clock.predicting, || {
@@ -246,25 +270,24 @@ impl Run {
             Ok(count as u64)
         })
     }
+}
 
-    /// Reads a patch, padded where it hangs over.
-    fn read(&self, region: Region) -> Result<Patch> {
-        let layout = self.volume.layout();
-        let source = self.padding.source(region, layout.shape);
-        let mut patch = self.volume.read(source)?;
-        if source != region {
-            let (channels, dtype) = (patch.channels(), patch.dtype());
-            let mut padded = Patch::zeros(region, channels, dtype)?;
-            let target = (padded.bytes_mut(), region);
-            let filled = (patch.bytes(), source);
-            self.padding
-                .fill(filled, target, channels, dtype, layout.shape);
-            patch = padded;
-        }
-        match self.model.input() {
-            Input::Stored => Ok(patch),
-            Input::Real => real_values(patch, layout.rescale),
-        }
+/// Reads a patch as the model wants it, padded where it hangs over.
+fn read(volume: &dyn Volume, padding: Padding, input: Input, region: Region) -> Result<Patch> {
+    let layout = volume.layout();
+    let source = padding.source(region, layout.shape);
+    let mut patch = volume.read(source)?;
+    if source != region {
+        let (channels, dtype) = (patch.channels(), patch.dtype());
+        let mut padded = Patch::zeros(region, channels, dtype)?;
+        let target = (padded.bytes_mut(), region);
+        let filled = (patch.bytes(), source);
+        padding.fill(filled, target, channels, dtype, layout.shape);
+        patch = padded;
+    }
+    match input {
+        Input::Stored => Ok(patch),
+        Input::Real => real_values(patch, layout.rescale),
     }
 }
 

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use voxpatch::volume::{Codec, CreateOptions};
-use voxpatch::{Blend, DType, Reduce, Shape};
+use voxpatch::{DType, Shape};
+
+use crate::blending::Blending;
 
 /// Patches from huge 3-D volumes: look, convert, sample and predict without loading the volume.
 ///
@@ -77,18 +79,20 @@ pub(crate) struct Infer {
     /// Voxels that neighbouring patches share.
     #[arg(long, value_parser = size, value_name = "SIZE")]
     pub(crate) overlap: Shape,
-    /// How overlapping predictions are weighed.
-    #[arg(long, value_enum, default_value_t = BlendName::Hann)]
-    pub(crate) blend: BlendName,
     /// The model: identity, gaussian:SIGMA, or threshold:VALUE[,VALUE...].
     #[arg(long, default_value = "identity", value_name = "M")]
     pub(crate) model: String,
-    /// What becomes of the blended channels.
-    #[arg(long, value_enum, default_value_t = ReduceName::Mean)]
-    pub(crate) reduce: ReduceName,
     /// The output's voxel type, as numpy names it; the model's if not given.
     #[arg(long, value_parser = dtype, value_name = "T")]
     pub(crate) dtype: Option<DType>,
+    /// Patches that the model gets at once.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4096), default_value_t = 1, value_name = "N")]
+    pub(crate) batch: u16,
+    /// Say what the run takes (patches, memory, time) and write nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) blending: Blending,
     #[command(flatten)]
     pub(crate) storage: Storage,
     #[command(flatten)]
@@ -268,42 +272,6 @@ impl Default for Storage {
 enum Shard {
     None,
     Size(Shape),
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum BlendName {
-    Average,
-    Hann,
-    Gaussian,
-    Crop,
-}
-
-impl From<BlendName> for Blend {
-    fn from(name: BlendName) -> Self {
-        match name {
-            BlendName::Average => Self::Average,
-            BlendName::Hann => Self::Hann,
-            BlendName::Gaussian => Self::Gaussian { sigma: 0.125 },
-            BlendName::Crop => Self::Crop,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum ReduceName {
-    /// Every channel as it is.
-    Mean,
-    /// The number of the largest channel.
-    Argmax,
-}
-
-impl From<ReduceName> for Reduce {
-    fn from(name: ReduceName) -> Self {
-        match name {
-            ReduceName::Mean => Self::Mean,
-            ReduceName::Argmax => Self::Argmax,
-        }
-    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

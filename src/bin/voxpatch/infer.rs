@@ -1,12 +1,11 @@
 //! `voxpatch infer`: a model over every patch of a volume, blended into a new one.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use std::path::Path;
-
-use voxpatch::inference::{Inference, Model, Plan, builtin};
+use voxpatch::inference::{Inference, Model, Plan, Selection, builtin};
 use voxpatch::volume::{CreateOptions, OpenOptions, check_output};
-use voxpatch::{Error, Layout};
+use voxpatch::{Error, Layout, Target, Volume, open};
 
 use crate::memory::{Meter, text};
 use crate::report::{self, Report};
@@ -15,33 +14,44 @@ use crate::{args, stop};
 
 /// Predicts the volume.
 pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
-    check_output(&settings.target, &[&settings.source])?;
+    let mask = settings.blending.mask.as_deref();
+    let inputs: Vec<_> = std::iter::once(&*settings.source).chain(mask).collect();
+    check_output(&settings.target, &inputs)?;
     let model = builtin(&settings.model)?;
     let options = OpenOptions {
         level: settings.common.level,
         ..OpenOptions::default()
     };
     let volume = options.open(&settings.source)?;
-    let inference = Inference {
-        blend: settings.blend.into(),
-        reduce: settings.reduce.into(),
-        dtype: settings.dtype,
-        memory: settings.memory.memory,
-        threads: settings.common.threads(),
-        ..Inference::new(settings.patch, settings.overlap)
-    };
+    let layout = volume.layout();
+    let mut inference =
+        settings
+            .blending
+            .inference(layout.shape, settings.patch, settings.overlap)?;
+    inference.memory = settings.memory.memory;
+    inference.threads = settings.common.threads();
+    inference.batch = settings.batch.into();
     let fewest = if settings.common.threads_given() {
         inference.threads
     } else {
         1
     };
-    let stores = settings.storage.choices(settings.common.force);
-    let (layout, target) = (volume.layout(), &settings.target);
-    let plan = plan_within(inference, fewest, layout, &*model, target, &stores)?;
-    let patch_bytes = {
-        let layout = volume.layout();
-        patch_bytes(layout.channels, settings.patch, layout.dtype)?
+    let target = Target {
+        path: settings.target.clone(),
+        blending: settings.blending.options(settings.patch)?,
+        dtype: settings.dtype,
+        store: CreateOptions::default(),
     };
+    let stores = settings.storage.choices(settings.common.force);
+    let mut plan = plan_within(inference, fewest, layout, &*model, &target, &stores)?;
+    if let Some(mask) = mask {
+        let selection = Selection::from_mask(&plan.grid, &*open(mask)?)?;
+        plan = plan.with_selection(selection);
+    }
+    if settings.dry_run {
+        return dry_run(&plan, &volume, &*model, settings.common.json);
+    }
+    let patch_bytes = patch_bytes(layout.channels, settings.patch, layout.dtype)?;
 
     stop::heed();
     let meter = Meter::start();
@@ -50,45 +60,122 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     let seconds = began.elapsed().as_secs_f64();
     let peak = meter.stop();
 
+    let output = done.outputs.first().copied().unwrap_or_default();
     let mut told = Report::default();
     told.plain("out", settings.target.display().to_string());
     told.plain("patches", done.patches);
+    if mask.is_some() {
+        told.plain("patches_skipped", output.skipped);
+    }
     tell_rates(&mut told, done.patches, patch_bytes, seconds);
+    let spent = done.seconds;
+    for (name, seconds) in [
+        ("reading_seconds", spent.reading),
+        ("predicting_seconds", spent.predicting),
+        ("blending_seconds", spent.blending),
+    ] {
+        told.add(name, seconds, format!("{seconds:.1} s of all threads"));
+    }
     told.plain("chunks_read", done.reads.chunks);
-    told.plain("chunks_written", done.chunks_written);
+    told.plain("chunks_written", output.chunks_written);
+    told.plain("uncovered_voxels", output.uncovered_voxels);
     told.add(
         "peak_live_bytes",
-        done.peak_live_bytes,
-        report::bytes(done.peak_live_bytes),
+        output.peak_live_bytes,
+        report::bytes(output.peak_live_bytes),
     );
     told.add("peak_resident_bytes", peak.resident, text(peak.resident));
     told.add("peak_anonymous_bytes", peak.anonymous, text(peak.anonymous));
     told.print(settings.common.json)
 }
 
+/// Says what a plan takes. The time is guessed from one patch in the middle.
+fn dry_run(
+    plan: &Plan,
+    volume: &Arc<dyn Volume>,
+    model: &dyn Model,
+    json: bool,
+) -> anyhow::Result<()> {
+    let (patches, predicted) = plan.patches();
+    let layout = volume.layout();
+    let mut told = Report::default();
+    told.plain("patches", patches);
+    told.plain("patches_predicted", predicted);
+    told.plain("columns", plan.columns() as u64);
+    let bytes = patch_bytes(layout.channels, plan.grid.patch(), layout.dtype)?;
+    let read = bytes.saturating_mul(predicted);
+    told.add("bytes_of_patches", read, report::bytes(read));
+    let stored = volume.stored_bytes()?;
+    told.add("stored_input_bytes", stored, report::bytes(stored));
+    told.add(
+        "live_bytes",
+        plan.live_bytes,
+        report::bytes(plan.live_bytes),
+    );
+    told.add(
+        "cache_bytes",
+        plan.cache_bytes,
+        report::bytes(plan.cache_bytes),
+    );
+    told.add(
+        "peak_bytes",
+        plan.peak_bytes,
+        report::bytes(plan.peak_bytes),
+    );
+    for output in &plan.outputs {
+        let bytes = output.layout.decoded_bytes()?;
+        told.add(
+            "output_bytes",
+            bytes,
+            format!("{} before compression", report::bytes(bytes)),
+        );
+    }
+    let seconds = plan.guess(volume, model)?;
+    told.add(
+        "guessed_seconds",
+        seconds,
+        format!("{seconds:.0} s, as one patch tells"),
+    );
+    told.print(json)
+}
+
 /// The first plan that the memory is enough for: with as many threads as may be, down to
-/// `fewest`, and for each number the stores in the order given.
+/// `fewest`, and for each number the stores in the order given. Only if none is enough for all of the output at
+/// once, the first that writes it in columns.
 pub(crate) fn plan_within(
-    mut inference: Inference,
+    inference: Inference,
     fewest: usize,
     input: &Layout,
     model: &dyn Model,
-    output: &Path,
+    target: &Target,
     stores: &[CreateOptions],
 ) -> voxpatch::Result<Plan> {
-    loop {
-        let mut first_error = None;
+    let (mut in_columns, mut first_error) = (None, None);
+    for threads in (fewest..=inference.threads).rev() {
         for store in stores {
-            match inference.plan(input, model, output, store.clone()) {
+            let target = Target {
+                store: store.clone(),
+                ..target.clone()
+            };
+            let inference = Inference {
+                threads,
+                ..inference.clone()
+            };
+            match inference.plan(input, model, &[target]) {
+                Ok(plan) if plan.columns() == 1 => return Ok(plan),
+                Ok(plan) => {
+                    in_columns.get_or_insert(plan);
+                }
                 Err(error @ Error::Setting { .. }) => {
                     first_error.get_or_insert(error);
                 }
-                plan => return plan,
+                Err(error) => return Err(error),
             }
         }
-        match first_error {
-            Some(error) if inference.threads <= fewest => return Err(error),
-            _ => inference.threads -= 1,
-        }
+    }
+    match (in_columns, first_error) {
+        (Some(plan), _) => Ok(plan),
+        (None, Some(error)) => Err(error),
+        (None, None) => inference.plan(input, model, std::slice::from_ref(target)),
     }
 }

@@ -5,6 +5,7 @@
 //! wrong, and 130 if the user stopped it. An output appears whole or not at all.
 
 mod args;
+mod blending;
 mod convert;
 mod demo;
 mod infer;
