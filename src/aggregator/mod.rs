@@ -215,7 +215,8 @@ impl Aggregator {
     ///
     /// [`Error::PredictionShape`], [`Error::DuplicatePatch`] and [`Error::NotFinite`] if it is not
     /// what was expected, and the output's errors if a chunk became whole and could not be written.
-    pub fn add(&self, index: u64, prediction: Patch) -> Result<()> {
+    pub fn add(&self, index: u64, prediction: impl Into<Arc<Patch>>) -> Result<()> {
+        let prediction = prediction.into();
         let (place, region) = self.expected(index)?;
         if prediction.shape() != region.shape || prediction.channels() != self.channels {
             return Err(Error::PredictionShape {
@@ -226,7 +227,6 @@ impl Aggregator {
                 expected_shape: region.shape,
             });
         }
-        let prediction = prediction.moved_to(region.start);
         if self.options.non_finite != NonFinite::Keep
             && let Some((at, value)) = first_non_finite(&prediction)
         {
@@ -245,9 +245,17 @@ impl Aggregator {
         self.mark(index, region)?;
         self.counts.patches.fetch_add(1, Ordering::Relaxed);
         if let Mode::Crop(owned) = &self.mode {
-            return self.add_owned(&prediction, part(owned, place));
+            return self.add_owned(
+                (prediction.bytes(), region),
+                prediction.dtype(),
+                part(owned, place),
+            );
         }
-        let values = Arc::new(prediction.converted(DType::F32));
+        let values = if prediction.dtype() == DType::F32 {
+            prediction
+        } else {
+            Arc::new(Arc::unwrap_or_clone(prediction).converted(DType::F32))
+        };
         self.take(place, &Contribution::Values(values))
     }
 
@@ -301,7 +309,10 @@ impl Aggregator {
             Mode::Crop(owned) => {
                 let region = part(owned, place);
                 match contribution {
-                    Contribution::Values(patch) => self.add_owned(patch, region),
+                    Contribution::Values(patch) => {
+                        let (bytes, at) = (patch.bytes(), patch.region());
+                        self.add_owned((bytes, at), patch.dtype(), region)
+                    }
                     Contribution::Nothing => self.uncovered(region),
                     Contribution::Constant(values) => {
                         let voxels = usize::try_from(region.voxels()).unwrap_or(usize::MAX);
@@ -336,20 +347,19 @@ impl Aggregator {
         )
     }
 
-    /// Hands on the voxels that a patch alone supplies.
-    fn add_owned(&self, patch: &Patch, region: Region) -> Result<()> {
+    /// Hands on those voxels of a patch, given with where it lies, that it alone supplies.
+    fn add_owned(&self, patch: (&[u8], Region), dtype: DType, region: Region) -> Result<()> {
         if region.is_empty() {
             return Ok(());
         }
-        let mut part = Patch::zeros(region, self.channels, patch.dtype())?;
-        let size = patch.dtype().size();
+        let mut part = Patch::zeros(region, self.channels, dtype)?;
         copy_common(
-            (patch.bytes(), patch.region()),
+            patch,
             (part.bytes_mut(), region),
             self.channels,
-            size,
+            dtype.size(),
         );
-        self.reduced(region, patch.dtype(), part.bytes(), &[])
+        self.reduced(region, dtype, part.bytes(), &[])
     }
 
     /// Passes a box that nobody voted on to its write chunks.

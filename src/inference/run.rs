@@ -9,6 +9,7 @@ use super::mask::Selection;
 use super::model::{Input, Model};
 use super::plan::Plan;
 use crate::aggregator::{Aggregated, Aggregator};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::grid::Grid;
 use crate::pad::Padding;
@@ -51,8 +52,38 @@ struct Run {
     grid: Grid,
     padding: Padding,
     outputs: Vec<Aggregator>,
+    spare: Spare,
     predicted: AtomicU64,
     clock: Arc<Clock>,
+}
+
+/// Patches that were blended, whose memory the next ones are read into: fresh memory costs a page
+/// fault a page.
+#[derive(Debug, Default)]
+pub(super) struct Spare(Mutex<Vec<Patch>>);
+
+impl Spare {
+    /// A patch with anything in it.
+    fn take(&self, region: Region, channels: u64, dtype: DType) -> Result<Patch> {
+        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = |patch: &Patch| {
+            (patch.shape(), patch.channels(), patch.dtype()) == (region.shape, channels, dtype)
+        };
+        if let Some(at) = spare.iter().position(fits) {
+            return Ok(spare.swap_remove(at).moved_to(region.start));
+        }
+        // Patches of another kind would only pile up.
+        spare.clear();
+        drop(spare);
+        Patch::zeros(region, channels, dtype)
+    }
+
+    fn give(&self, patch: Arc<Patch>) {
+        if let Ok(patch) = Arc::try_unwrap(patch) {
+            let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            spare.push(patch);
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -133,6 +164,7 @@ impl Plan {
                 gate: model.at_once().map(Gate::new),
                 grid: self.grid.clone(),
                 padding: self.padding,
+                spare: Spare::default(),
                 predicted: AtomicU64::new(0),
                 clock: Arc::clone(&clock),
             });
@@ -194,7 +226,13 @@ impl Plan {
         let mut seconds = 0.0;
         for _ in 0..2 {
             let began = Instant::now();
-            let patch = read(&**volume, self.padding, model.input(), region)?;
+            let patch = read(
+                &**volume,
+                self.padding,
+                model.input(),
+                region,
+                &Spare::default(),
+            )?;
             model.predict(vec![patch])?;
             seconds = began.elapsed().as_secs_f64();
         }
@@ -237,7 +275,8 @@ impl Run {
     fn predict(&self, indices: &[u64]) -> Result<u64> {
         let regions = indices.iter().filter_map(|&index| self.grid.get(index));
         let batch = self.clock.time(&self.clock.reading, || {
-            let read = |region| read(&self.volume, self.padding, self.model.input(), region);
+            let (padding, input) = (self.padding, self.model.input());
+            let read = |region| read(&self.volume, padding, input, region, &self.spare);
             regions.map(read).collect::<Result<Vec<_>>>()
         })?;
         let count = batch.len();
@@ -263,7 +302,9 @@ impl Run {
             for (output, predictions) in self.outputs.iter().zip(predictions) {
                 for (&index, prediction) in indices.iter().zip(predictions) {
                     if output.needs(index) {
-                        output.add(index, prediction)?;
+                        let prediction = Arc::new(prediction);
+                        output.add(index, Arc::clone(&prediction))?;
+                        self.spare.give(prediction);
                     }
                 }
             }
@@ -273,10 +314,17 @@ impl Run {
 }
 
 /// Reads a patch as the model wants it, padded where it hangs over.
-fn read(volume: &dyn Volume, padding: Padding, input: Input, region: Region) -> Result<Patch> {
+pub(super) fn read(
+    volume: &dyn Volume,
+    padding: Padding,
+    input: Input,
+    region: Region,
+    spare: &Spare,
+) -> Result<Patch> {
     let layout = volume.layout();
     let source = padding.source(region, layout.shape);
-    let mut patch = volume.read(source)?;
+    let mut patch = spare.take(source, layout.channels, layout.dtype)?;
+    volume.read_into(source, patch.bytes_mut())?;
     if source != region {
         let (channels, dtype) = (patch.channels(), patch.dtype());
         let mut padded = Patch::zeros(region, channels, dtype)?;

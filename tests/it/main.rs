@@ -1,6 +1,7 @@
 //! One binary for all integration tests.
 
 mod cli;
+mod infer;
 mod layers;
 mod real;
 mod sample;
