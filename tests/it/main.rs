@@ -2,6 +2,7 @@
 
 mod cli;
 mod layers;
+mod outputs;
 mod real;
 mod sample;
 mod tool;
