@@ -403,6 +403,48 @@ pub enum Error {
         problem: String,
     },
 
+    /// Another process writes the same output, or the same part of it.
+    #[error(
+        "{} is held by another process that writes this output: wait until it is done, or stop it",
+        path.display()
+    )]
+    Locked {
+        /// The lock.
+        path: PathBuf,
+    },
+
+    /// An output was begun by another run.
+    #[error(
+        "{} was begun by another run ({}): go on with its settings, or remove the folder to begin anew",
+        path.display(), listed(differences)
+    )]
+    OtherRun {
+        /// The folder in which the output grows.
+        path: PathBuf,
+        /// What differs.
+        differences: Vec<Difference>,
+    },
+
+    /// An output was to be finished before all of its chunks were there.
+    #[error("{} lacks {missing}: run what is missing, then finish it", path.display())]
+    MissingChunks {
+        /// The folder in which the output grows.
+        path: PathBuf,
+        /// How many chunks, and which.
+        missing: String,
+    },
+
+    /// A part of an output was to write what belongs to another.
+    #[error("{}: region [{region}] does not belong to this part, which has [{owned}]", path.display())]
+    NotOwned {
+        /// The output.
+        path: PathBuf,
+        /// The region that was to be written.
+        region: Region,
+        /// What the part may write.
+        owned: Region,
+    },
+
     /// The caller asked to stop.
     #[error("stopped on request")]
     Stopped,
@@ -410,6 +452,23 @@ pub enum Error {
     /// The same failure met several threads that waited for one result.
     #[error(transparent)]
     Shared(Arc<Self>),
+}
+
+/// A setting in which two runs differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The field, with dots between nested names.
+    pub field: String,
+    /// Its value when the output was begun, as JSON.
+    pub saved: String,
+    /// Its value now, as JSON.
+    pub here: String,
+}
+
+fn listed(differences: &[Difference]) -> String {
+    let one = |d: &Difference| format!("{}: then {}, now {}", d.field, d.saved, d.here);
+    let all: Vec<String> = differences.iter().map(one).collect();
+    all.join("; ")
 }
 
 impl Error {

@@ -90,17 +90,17 @@ impl Geometry {
         self
     }
 
-    /// The geometry of voxels that are `factors` (z, y, x) of ours long, the first of which starts where
-    /// our first starts.
+    /// The geometry of voxels that each stand for `factors` (z, y, x) of these: the first one's
+    /// centre lies in the middle of those that it stands for.
     #[must_use]
-    pub fn coarser(self, factors: [f64; 3]) -> Self {
+    pub fn coarsened(self, factors: [f64; 3]) -> Self {
         let mut coarse = self.moved_to(factors.map(|factor| (factor - 1.0) / 2.0));
-        for (a, factor) in factors.into_iter().enumerate() {
-            coarse.spacing[a] *= factor;
-            for row in &mut coarse.affine {
-                row[2 - a] *= factor;
+        for row in &mut coarse.affine[..3] {
+            for (axis, factor) in factors.into_iter().enumerate() {
+                row[2 - axis] *= factor;
             }
         }
+        coarse.spacing = std::array::from_fn(|axis| coarse.spacing[axis] * factors[axis]);
         coarse
     }
 
@@ -166,22 +166,23 @@ mod tests {
     }
 
     #[test]
+    fn a_coarse_voxel_lies_in_the_middle_of_its_own() {
+        let fine = Geometry::from_parts([3.0, 2.0, 1.0], [10.0, 20.0, 30.0]);
+        let coarse = fine.coarsened([1.0, 2.0, 2.0]);
+        assert_eq!(coarse.spacing, [3.0, 4.0, 2.0]);
+        assert_eq!(coarse.origin(), [10.0, 21.0, 30.5]);
+        assert!(coarse.is_aligned());
+        let turned = Geometry::from_lps(
+            [[0.5, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 5.0]],
+            [0.0; 3],
+        );
+        assert_eq!(turned.coarsened([2.0; 3]).origin(), [2.5, -0.25, -0.25]);
+    }
+
+    #[test]
     fn unsound_geometry_is_noticed() {
         assert!(!Geometry::from_spacing([0.0, 1.0, 1.0]).is_sound());
         assert!(!Geometry::from_spacing([f64::NAN, 1.0, 1.0]).is_sound());
         assert!(Geometry::default().is_sound());
-    }
-
-    #[test]
-    fn coarser_voxels_start_where_the_fine_ones_start() {
-        let fine = Geometry::from_parts([2.0, 1.0, 0.5], [10.0, 20.0, 30.0]);
-        let coarse = fine.coarser([2.0, 4.0, 1.0]);
-        assert_eq!(coarse.spacing, [4.0, 4.0, 0.5]);
-        // The face of the first voxel, half a voxel before its middle.
-        assert_eq!(coarse.origin(), [10.0 + 1.0, 20.0 + 1.5, 30.0]);
-        assert_eq!(
-            coarse,
-            Geometry::from_parts(coarse.spacing, coarse.origin())
-        );
     }
 }

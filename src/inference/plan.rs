@@ -148,7 +148,7 @@ impl PlannedOutput {
         #[expect(clippy::cast_precision_loss, reason = "scales are small")]
         let factor = prediction.scale.max(1) as f64;
         let mut layout = Layout::new(grid.volume(), reduce.channels(prediction.channels), dtype)
-            .with_geometry(input.geometry.coarser([factor; 3]));
+            .with_geometry(input.geometry.coarsened([factor; 3]));
         if *reduce == Reduce::Mean {
             layout.rescale = rescale;
         }

@@ -3,6 +3,7 @@
 mod cli;
 mod infer;
 mod layers;
+mod outputs;
 mod real;
 mod sample;
 mod tool;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use voxpatch::volume::{Codec, CreateOptions};
+use voxpatch::volume::{Codec, CreateOptions, Downsample, Pyramid};
 use voxpatch::{DType, Shape};
 
 use crate::blending::Blending;
@@ -26,6 +26,7 @@ pub(crate) enum Command {
     Sample(Box<crate::sample::Settings>),
     Infer(Infer),
     Preview(Preview),
+    Verify(Verify),
     Demo(Demo),
 }
 
@@ -42,9 +43,24 @@ pub(crate) struct Info {
     pub(crate) json: bool,
 }
 
+/// Decode every stored chunk of every level, and name those that are damaged.
+///
+/// The exit status is 1 if any is.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Verify {
+    /// The volume.
+    pub(crate) path: PathBuf,
+    /// Threads; as many as the machine has if not given.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024), value_name = "N")]
+    pub(crate) threads: Option<u16>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Copy a volume into another format, voxel type or chunking.
 ///
-/// A target called .npy or .nii becomes such a file, any other an OME-Zarr folder (Zarr v3).
+/// A target called .npy, .nii, .nrrd, .mha or .mhd becomes such a file, any other an OME-Zarr folder.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Convert {
     /// The volume.
@@ -200,9 +216,12 @@ pub(crate) struct Memory {
 /// How a Zarr output is stored.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Storage {
-    /// Voxels of a chunk.
-    #[arg(long, value_parser = size, default_value = "32", value_name = "SIZE")]
-    chunk: Shape,
+    /// The version of Zarr: 3 with OME-Zarr 0.5, or 2 with OME-Zarr 0.4 and without shards.
+    #[arg(long, value_enum, default_value_t = ZarrName::V3, value_name = "2|3")]
+    zarr: ZarrName,
+    /// Voxels of a chunk; 32 if not given, or 64 in Zarr v2.
+    #[arg(long, value_parser = size, value_name = "SIZE")]
+    chunk: Option<Shape>,
     /// Voxels of a shard, a multiple of the chunk, or `none` for a file for each chunk;
     /// about 128 if not given, or less where memory asks for it.
     #[arg(long, value_parser = shard, value_name = "SIZE|none")]
@@ -213,22 +232,36 @@ pub(crate) struct Storage {
     /// The codec's effort.
     #[arg(long, value_name = "N")]
     clevel: Option<u8>,
+    /// Write coarser levels too, each half the size of the one before; voxels become their
+    /// mean (for images) or the value that is there most often (for labels).
+    #[arg(long, value_enum, value_name = "HOW")]
+    pyramid: Option<PyramidName>,
+    /// Levels of the pyramid, the finest included; until every axis fits one chunk if not given.
+    #[arg(long, value_name = "N", requires = "pyramid")]
+    levels: Option<usize>,
 }
 
 impl Storage {
     /// The library's options; a shard that was not given is the multiple of the chunk nearest to 128.
     pub(crate) fn options(&self, replace: bool) -> CreateOptions {
+        let usual = match self.zarr {
+            ZarrName::V3 => CreateOptions::default(),
+            ZarrName::V2 => CreateOptions::zarr2(),
+        };
+        let chunk = self.chunk.unwrap_or(usual.chunk);
         let shard = match self.shard {
             Some(Shard::None) => None,
             Some(Shard::Size(shape)) => Some(shape),
-            None => Some(self.chunks_in(128)),
+            None => usual.shard.map(|_| chunks_in(chunk, 128)),
         };
         CreateOptions {
-            chunk: self.chunk,
+            chunk,
             shard,
             codec: self.codec.into(),
             level: self.clevel,
+            pyramid: self.pyramid(),
             replace,
+            ..usual
         }
     }
 
@@ -236,34 +269,43 @@ impl Storage {
     /// voxels wait to be written.
     pub(crate) fn choices(&self, replace: bool) -> Vec<CreateOptions> {
         let options = self.options(replace);
-        let smaller = match self.shard {
-            None => &[64, 32][..],
-            Some(_) => &[],
+        let smaller = match (self.shard, options.shard) {
+            (None, Some(_)) => &[64, 32][..],
+            _ => &[],
         };
         let mut choices = vec![options.clone()];
         choices.extend(smaller.iter().map(|&voxels| CreateOptions {
-            shard: Some(self.chunks_in(voxels)),
+            shard: Some(chunks_in(options.chunk, voxels)),
             ..options.clone()
         }));
         choices
     }
 
-    /// As many chunks as fit into `voxels`, but one at least.
-    fn chunks_in(&self, voxels: u64) -> Shape {
-        self.chunk.map(|chunk| match chunk {
-            0 => 0,
-            _ => chunk.saturating_mul((voxels / chunk).max(1)),
-        })
+    fn pyramid(&self) -> Option<Pyramid> {
+        let method = self.pyramid?.into();
+        let levels = self.levels;
+        Some(Pyramid { levels, method })
     }
+}
+
+/// As many chunks as fit into `voxels`, but one at least.
+fn chunks_in(chunk: Shape, voxels: u64) -> Shape {
+    chunk.map(|chunk| match chunk {
+        0 => 0,
+        _ => chunk.saturating_mul((voxels / chunk).max(1)),
+    })
 }
 
 impl Default for Storage {
     fn default() -> Self {
         Self {
-            chunk: [32; 3],
+            zarr: ZarrName::V3,
+            chunk: None,
             shard: None,
             codec: CodecName::Zstd,
             clevel: None,
+            pyramid: None,
+            levels: None,
         }
     }
 }
@@ -275,11 +317,36 @@ enum Shard {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum ZarrName {
+    #[value(name = "2")]
+    V2,
+    #[value(name = "3")]
+    V3,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PyramidName {
+    Mean,
+    Mode,
+}
+
+impl From<PyramidName> for Downsample {
+    fn from(name: PyramidName) -> Self {
+        match name {
+            PyramidName::Mean => Self::Mean,
+            PyramidName::Mode => Self::Mode,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum CodecName {
     Zstd,
     BloscZstd,
     BloscLz4,
     Gzip,
+    /// Only in Zarr v2.
+    Zlib,
     None,
 }
 
@@ -290,6 +357,7 @@ impl From<CodecName> for Codec {
             CodecName::BloscZstd => Self::BloscZstd,
             CodecName::BloscLz4 => Self::BloscLz4,
             CodecName::Gzip => Self::Gzip,
+            CodecName::Zlib => Self::Zlib,
             CodecName::None => Self::None,
         }
     }
@@ -389,11 +457,22 @@ mod tests {
     fn a_shard_that_is_not_given_is_a_multiple_of_the_chunk() {
         for (chunk, shard) in [(32, 128), (48, 96), (128, 128), (200, 200), (1, 128)] {
             let storage = Storage {
-                chunk: [chunk; 3],
+                chunk: Some([chunk; 3]),
                 ..Storage::default()
             };
             assert_eq!(storage.options(false).shard, Some([shard; 3]));
         }
+    }
+
+    #[test]
+    fn zarr_2_has_no_shards_unless_they_are_asked_for_and_refused() {
+        let storage = Storage {
+            zarr: ZarrName::V2,
+            ..Storage::default()
+        };
+        let options = storage.options(false);
+        assert_eq!((options.chunk, options.shard), ([64; 3], None));
+        assert_eq!(storage.choices(false).len(), 1);
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod preview;
 mod report;
 mod sample;
 mod stop;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Command::Demo(settings) => demo::run(settings),
         Command::Sample(settings) => sample::run(settings),
         Command::Preview(settings) => preview::run(settings),
+        Command::Verify(settings) => verify::run(settings),
     });
     let Err(error) = done else {
         return ExitCode::SUCCESS;
