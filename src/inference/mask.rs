@@ -73,6 +73,11 @@ impl Selection {
         self.bits.get(word).is_some_and(set)
     }
 
+    /// A bit for each patch, in the grid's order.
+    pub(super) fn bits(&self) -> &[u64] {
+        &self.bits
+    }
+
     /// How many there are.
     #[must_use]
     pub const fn len(&self) -> u64 {

@@ -9,6 +9,7 @@ mod columns;
 mod mask;
 mod model;
 mod plan;
+mod resume;
 mod run;
 
 use std::path::PathBuf;

@@ -15,6 +15,11 @@ pub trait Model: fmt::Debug + Send + Sync {
         Input::Real
     }
 
+    /// What tells this model from any other, so that a run is not gone on with by another model.
+    fn id(&self) -> String {
+        format!("{self:?}")
+    }
+
     /// How many batches may be predicted at once, from as many threads; `None` for any number. A
     /// model with threads of its own takes 1.
     fn at_once(&self) -> Option<usize> {

@@ -3,13 +3,14 @@
 use super::columns::{self, Part};
 use super::mask::Selection;
 use super::model::{Input, Model, Prediction};
+use super::resume::Resume;
 use super::{Inference, Target};
 use crate::aggregator::{AggregatorOptions, Reduce, live_bytes};
 use crate::error::{Error, Result};
 use crate::grid::{Axis, Grid, GridOptions, Placement};
 use crate::pad::Padding;
 use crate::region::{Region, Shape};
-use crate::volume::{CreateOptions, Layout, planned};
+use crate::volume::{CreateOptions, Layout, planned, waiting_bytes};
 
 /// What a run will do, and what it takes.
 #[derive(Clone, Debug)]
@@ -28,6 +29,12 @@ pub struct Plan {
     pub(super) selection: Option<Selection>,
     /// What is written one after the other; everything at once if there is no part.
     pub(super) columns: Vec<Part>,
+    /// How the run is gone on with; it leaves nothing if it is ended, if there is none.
+    pub(super) resume: Option<Resume>,
+    /// Bytes of patches under way and of write chunks that are being encoded, at most.
+    working_bytes: u64,
+    /// Bytes of decoded input chunks that are worth keeping.
+    useful_cache: u64,
     pub(super) inference: Inference,
     pub(super) padding: Padding,
     /// Batches begun and not yet blended, at most.
@@ -84,20 +91,22 @@ impl Inference {
         let outputs: Vec<PlannedOutput> = outputs.collect::<Result<_>>()?;
         let real = model.input() == Input::Real;
         let ahead = self.threads.max(1) + 1;
-        let working = self.working_bytes(input, real, &outputs, ahead);
         let mut plan = Plan {
             live_bytes: 0,
             cache_bytes: 0,
             peak_bytes: 0,
             selection: None,
             columns: Vec::new(),
+            resume: None,
+            working_bytes: self.working_bytes(input, real, &outputs, ahead),
+            useful_cache: useful_cache(&grid, input),
             inference: self.clone(),
             padding: self.padding.unwrap_or(Padding::Edge),
             ahead,
             grid,
             outputs,
         };
-        plan.fit(working, input)?;
+        plan.fit(None)?;
         Ok(plan)
     }
 
@@ -167,7 +176,9 @@ impl PlannedOutput {
     /// Bytes of what is not final or waits, if only some write chunks are written.
     fn live_bytes(&self, within: Option<&[std::ops::Range<u64>; 3]>) -> u64 {
         let channels = self.prediction.channels;
+        let levels = waiting_bytes(&self.layout, &self.store, self.grid.order()).unwrap_or(0);
         live_bytes(&self.grid, channels, &self.blending, &self.layout, within)
+            .saturating_add(levels)
     }
 }
 
@@ -192,42 +203,41 @@ impl Plan {
         self
     }
 
-    /// Cuts the outputs into as many columns as it takes to stay within the memory.
-    fn fit(&mut self, working: u64, input: &Layout) -> Result<()> {
-        let memory = self.inference.memory;
+    /// Cuts the outputs, or those of their write chunks that are to be written, into as many columns as
+    /// it takes to stay within the memory.
+    pub(super) fn fit(&mut self, owned: Option<Part>) -> Result<()> {
+        let (memory, working) = (self.inference.memory, self.working_bytes);
         let live = |part: Option<&Part>| -> u64 {
             let outputs = self.outputs.iter().enumerate();
             let bytes = outputs.map(|(n, output)| output.live_bytes(part.map(|part| &part[n])));
             bytes.fold(0, u64::saturating_add)
         };
-        let all = live(None);
-        let mut found = (all, Vec::new());
-        if all.saturating_add(working) > memory
-            && let Some(whole) = columns::whole(&self.outputs)
+        let fits = |part: &Part| live(Some(part)).saturating_add(working) <= memory;
+        let at_once = live(owned.as_ref());
+        let mut found = (at_once, owned.iter().cloned().collect());
+        if at_once.saturating_add(working) > memory
+            && let Some(all) = owned.or_else(|| columns::whole(&self.outputs))
         {
             let [_, b, c] = self.grid.order();
+            let length =
+                |ranges: &[std::ops::Range<u64>; 3], a: usize| ranges[a].end - ranges[a].start;
             let most = |axis: usize| {
-                whole
-                    .iter()
-                    .map(|ranges| ranges[axis].end)
+                all.iter()
+                    .map(|ranges| length(ranges, axis))
                     .min()
                     .unwrap_or(1)
             };
             for counts in columns::ways([most(b), most(c)]) {
                 // Columns in the middle have borders on all sides, and need most.
-                let middle = columns::piece(&whole, b, counts[0] / 2, counts[0]);
+                let middle = columns::piece(&all, b, counts[0] / 2, counts[0]);
                 let middle = columns::piece(&middle, c, counts[1] / 2, counts[1]);
-                if live(Some(&middle)).saturating_add(working) > memory {
+                if !fits(&middle) {
                     continue;
                 }
-                let pieces = columns::pieces(&whole, [b, c], counts);
-                let most = pieces
-                    .iter()
-                    .map(|piece| live(Some(piece)))
-                    .max()
-                    .unwrap_or(0);
-                if most.saturating_add(working) <= memory {
-                    found = (most, pieces);
+                let pieces = columns::pieces(&all, [b, c], counts);
+                if pieces.iter().all(fits) {
+                    let most = pieces.iter().map(|piece| live(Some(piece))).max();
+                    found = (most.unwrap_or(0), pieces);
                     break;
                 }
             }
@@ -250,7 +260,7 @@ impl Plan {
         };
         self.live_bytes = live_bytes;
         self.columns = columns;
-        self.cache_bytes = cache.min(useful_cache(&self.grid, input));
+        self.cache_bytes = cache.min(self.useful_cache);
         self.peak_bytes = needed + self.cache_bytes;
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Running a plan: patches are read, predicted and blended on several threads.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use super::columns::Part;
 use super::mask::Selection;
 use super::model::{Input, Model};
 use super::plan::Plan;
+use super::resume::Unfinished;
 use crate::aggregator::{Aggregated, Aggregator};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -30,6 +32,8 @@ pub struct Predicted {
     pub reads: Reads,
     /// Where the time went.
     pub seconds: Seconds,
+    /// Whether the outputs are whole; not before the last of several parts is done.
+    pub whole: bool,
 }
 
 /// Seconds of all threads together.
@@ -119,10 +123,7 @@ impl Plan {
         model: Arc<dyn Model>,
         progress: Progress<'_>,
     ) -> Result<Predicted> {
-        let mut stores = Vec::with_capacity(self.outputs.len());
-        for output in &self.outputs {
-            stores.push(create(&output.layout.path, &output.layout, &output.store)?);
-        }
+        let (mut stores, pending) = self.stores(&*volume, &*model)?;
         let mut volume = Cached::new(volume, self.cache_bytes);
         let mut done = Predicted {
             outputs: vec![Aggregated::default(); self.outputs.len()],
@@ -142,13 +143,16 @@ impl Plan {
                         (0..3).all(|a| ranges[a].contains(&index[a]))
                     };
                     ranges.as_ref().is_none_or(inside)
+                        && pending
+                            .as_ref()
+                            .is_none_or(|pending| pending[n].contains(&index))
                 };
                 Aggregator::of_chunks(
                     output.grid.clone(),
                     output.prediction.channels,
                     output.blending.clone(),
                     store,
-                    part.is_some().then_some(&wanted),
+                    (part.is_some() || pending.is_some()).then_some(&wanted),
                 )
             });
             made.collect::<Result<Vec<_>>>()
@@ -168,7 +172,7 @@ impl Plan {
                 predicted: AtomicU64::new(0),
                 clock: Arc::clone(&clock),
             });
-            let needed = if part.is_some() {
+            let needed = if part.is_some() || pending.is_some() {
                 run.needed()
             } else {
                 self.grid.len()
@@ -207,13 +211,41 @@ impl Plan {
         for store in stores {
             store.finish()?;
         }
+        done.whole = match self.resume {
+            Some(resume) if resume.part.count() > 1 => self.assemble(resume, &volume, &*model)?,
+            _ => true,
+        };
         done.reads = volume.reads();
         done.seconds = clock.seconds();
         Ok(done)
     }
 }
 
+/// For each output, the write chunks (z, y, x) that have to be made.
+type Pending = Vec<HashSet<[u64; 3]>>;
+
 impl Plan {
+    /// Starts the outputs, or opens those of an earlier run, of which some write chunks are done.
+    fn stores(
+        &self,
+        volume: &dyn Volume,
+        model: &dyn Model,
+    ) -> Result<(Vec<Box<dyn VolumeMut>>, Option<Pending>)> {
+        let Some(resume) = self.resume else {
+            let started = self
+                .outputs
+                .iter()
+                .map(|output| create(&output.layout.path, &output.layout, &output.store));
+            return Ok((started.collect::<Result<_>>()?, None));
+        };
+        let opened = self.unfinished(resume, volume, model)?;
+        let missing =
+            |store: &Unfinished| store.0.pending().map(|[_, z, y, x]| [z, y, x]).collect();
+        let pending = opened.iter().map(missing).collect();
+        let boxed = |store| Box::new(store) as Box<dyn VolumeMut>;
+        Ok((opened.into_iter().map(boxed).collect(), Some(pending)))
+    }
+
     /// Seconds that a run takes, about: as many times a patch in the middle as there are patches, read and
     /// predicted twice, the second time counting.
     ///

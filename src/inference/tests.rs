@@ -11,6 +11,7 @@ use crate::region::Region;
 use crate::volume::{Layout, MemoryVolume, Rescale, Volume, open};
 
 mod hard;
+mod resume;
 
 const SHAPE: Shape = [50, 37, 41];
 

@@ -1,8 +1,14 @@
 //! `voxpatch infer` from outside: where patches lie, masks, reductions, and what a run takes.
 
 use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::thread;
+use std::time::Instant;
 
-use crate::tool::{Place, fails, is_refused, json, names, succeeds, voxels};
+use voxpatch::{OpenOptions, Region, Volume};
+
+use crate::tool::{Place, command, fails, is_refused, json, names, ramp, succeeds, voxels};
 
 fn infer<'a>(source: &'a str, target: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let mut words = vec![
@@ -138,6 +144,132 @@ fn a_dry_run_says_what_it_takes_and_writes_nothing() {
         assert!(told[key].as_f64() > Some(0.0), "{key}: {told}");
     }
     assert_eq!(names(place.path()), ["in.zarr"]);
+}
+
+#[test]
+fn killed_at_any_moment_a_run_is_gone_on_with_to_the_same_bytes() {
+    let place = Place::new();
+    let source = place.at("in.npy");
+    let voxels: Vec<i16> = ramp(30_000)
+        .into_iter()
+        .cycle()
+        .take(80 * 64 * 64)
+        .collect();
+    place.store("in.npy", [80, 64, 64], 1, voxels);
+    let flags = [
+        "--patch",
+        "24",
+        "--overlap",
+        "12",
+        "--model",
+        "gaussian:1",
+        "--chunk",
+        "16",
+        "--shard",
+        "none",
+        "--pyramid",
+        "mean",
+        "--threads",
+        "2",
+    ];
+    let words = |target: &str| -> Vec<String> {
+        let begin = ["infer", &source, target].into_iter();
+        begin.chain(flags).map(str::to_owned).collect()
+    };
+    let run = |words: &[String]| {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        succeeds(&words);
+    };
+    let unbroken = place.at("unbroken.zarr");
+    let began = Instant::now();
+    run(&words(&unbroken));
+    let whole = began.elapsed();
+    let killed = place.at("killed.zarr");
+    let mut resumed = words(&killed);
+    resumed.push("--resume".to_owned());
+    let mut kills = 0;
+    for n in 0..12_u32 {
+        let words: Vec<&str> = resumed.iter().map(String::as_str).collect();
+        let mut child = command(&words)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("it starts");
+        thread::sleep(whole * (n * 7 % 12) / 24);
+        if child.try_wait().expect("a child").is_none() {
+            child.kill().expect("SIGKILL");
+            kills += 1;
+        }
+        let ended = child.wait().expect("a child");
+        if ended.success() {
+            break;
+        }
+        assert!(!Path::new(&killed).exists(), "nothing looks finished");
+    }
+    assert!(kills > 2, "only {kills} runs were killed");
+    if !Path::new(&killed).exists() {
+        run(&resumed);
+    }
+    for level in 0..3 {
+        let read = |path: &str| {
+            let options = OpenOptions {
+                level,
+                ..OpenOptions::default()
+            };
+            let volume = options.open(path).expect("a volume");
+            volume
+                .read(Region::whole(volume.layout().shape))
+                .expect("its voxels")
+        };
+        assert!(read(&unbroken) == read(&killed), "level {level}");
+    }
+    assert_eq!(chunk_files(&unbroken), chunk_files(&killed));
+    let told = json(&["verify", &killed]);
+    assert_eq!(told["damaged"], serde_json::json!([]), "{told}");
+}
+
+/// Names and bytes of all chunks.
+fn chunk_files(path: &str) -> Vec<(String, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut folders = vec![Path::new(path).to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("a folder") {
+            let entry = entry.expect("an entry").path();
+            if entry.is_dir() {
+                folders.push(entry);
+            } else if entry.file_name().is_some_and(|name| name != "zarr.json") {
+                let name = entry
+                    .strip_prefix(path)
+                    .expect("below")
+                    .display()
+                    .to_string();
+                found.push((name, fs::read(&entry).expect("a chunk")));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn parts_are_written_apart_and_the_last_puts_them_together() {
+    let place = Place::new();
+    let (source, whole) = (place.small("in.zarr"), place.at("whole.zarr"));
+    let store = ["--chunk", "8", "--shard", "none"];
+    succeeds(&infer(&source, &whole, &store));
+    let target = place.at("parts.zarr");
+    for (n, part) in ["1/3", "0/3", "2/3"].into_iter().enumerate() {
+        let mut words = infer(&source, &target, &store);
+        words.extend(["--part", part]);
+        let told = json(&words);
+        assert_eq!(told["part"], part);
+        assert_eq!(told["whole"], n == 2);
+    }
+    assert_eq!(chunk_files(&whole), chunk_files(&target));
+    for part in ["3/3", "1", "a/b", "1/0"] {
+        let mut words = infer(&source, &target, &store);
+        words.extend(["--part", part]);
+        is_refused(&words);
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use voxpatch::volume::{Codec, CreateOptions, Downsample, Pyramid};
+use voxpatch::volume::{Codec, CreateOptions, Downsample, Durability, Part, Pyramid};
 use voxpatch::{DType, Shape};
 
 use crate::blending::Blending;
@@ -104,6 +104,17 @@ pub(crate) struct Infer {
     /// Patches that the model gets at once.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4096), default_value_t = 1, value_name = "N")]
     pub(crate) batch: u16,
+    /// Go on with what an earlier run of the same command left, and leave it for the next if this one ends
+    /// early. Only for Zarr.
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Write only part I of N of the output (I from 0), on any machine that sees the same folder; the last
+    /// part to be done puts the output together. Implies --resume.
+    #[arg(long, value_parser = part, value_name = "I/N")]
+    pub(crate) part: Option<Part>,
+    /// With --resume or --part: what finished chunks survive.
+    #[arg(long, value_enum, default_value_t = DurabilityName::None, value_name = "WHAT")]
+    pub(crate) durability: DurabilityName,
     /// Say what the run takes (patches, memory, time) and write nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -314,6 +325,32 @@ impl Default for Storage {
 enum Shard {
     None,
     Size(Shape),
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum DurabilityName {
+    /// That the process is killed.
+    None,
+    /// A power cut, too.
+    Chunk,
+}
+
+impl From<DurabilityName> for Durability {
+    fn from(name: DurabilityName) -> Self {
+        match name {
+            DurabilityName::None => Self::None,
+            DurabilityName::Chunk => Self::Chunk,
+        }
+    }
+}
+
+fn part(word: &str) -> Result<Part, String> {
+    let (index, count) = word.split_once('/').ok_or("a part is I/N, as in 0/4")?;
+    let number = |word: &str| {
+        word.parse::<u32>()
+            .map_err(|_| format!("{word:?} is no number"))
+    };
+    Part::new(number(index)?, number(count)?).map_err(|error| error.to_string())
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

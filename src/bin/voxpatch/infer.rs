@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use voxpatch::inference::{Inference, Model, Plan, Selection, builtin};
-use voxpatch::volume::{CreateOptions, OpenOptions, check_output};
+use voxpatch::volume::{CreateOptions, OpenOptions, Part, check_output};
 use voxpatch::{Error, Layout, Target, Volume, open};
 
 use crate::memory::{Meter, text};
@@ -48,6 +48,10 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
         let selection = Selection::from_mask(&plan.grid, &*open(mask)?)?;
         plan = plan.with_selection(selection);
     }
+    if settings.resume || settings.part.is_some() {
+        let part = settings.part.unwrap_or(Part::WHOLE);
+        plan = plan.of_part(part, settings.durability.into())?;
+    }
     if settings.dry_run {
         return dry_run(&plan, &volume, &*model, settings.common.json);
     }
@@ -63,6 +67,10 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     let output = done.outputs.first().copied().unwrap_or_default();
     let mut told = Report::default();
     told.plain("out", settings.target.display().to_string());
+    if let Some(part) = settings.part {
+        told.plain("part", format!("{}/{}", part.index(), part.count()));
+        told.plain("whole", done.whole);
+    }
     told.plain("patches", done.patches);
     if mask.is_some() {
         told.plain("patches_skipped", output.skipped);
