@@ -5,11 +5,11 @@ use std::sync::Mutex;
 
 use proptest::prelude::*;
 
-use super::ladder::most_waiting;
+use super::waiting::most_waiting;
 use super::*;
 use crate::dtype::{DType, convert};
 use crate::patch::copy_common;
-use crate::region::{Region, chunk_region, indices};
+use crate::region::{chunk_region, indices};
 use crate::volume::{MemoryVolume, OpenOptions, Volume, create, open, planned};
 
 /// A box of voxels as f64, or as i128 where the type is an integer.

@@ -371,6 +371,38 @@ fn an_output_that_exists_is_replaced_only_if_it_may_be() {
     assert!(matches!(flat, Err(Error::Unsupported { .. })));
 }
 
+#[test]
+fn what_was_replaced_is_never_taken_for_what_was_written() {
+    let dir = scratch();
+    let path = dir.path().join("out.zarr");
+    let old = dir.path().join("old");
+    let partial = dir.path().join(".out.zarr.partial");
+    let replacing = CreateOptions {
+        replace: true,
+        ..options(None)
+    };
+    let begin = || resumable(&path, &layout(), &replacing, &whole()).unwrap();
+    let output = begin();
+    let total = chunks(&output);
+    write_some(&output, total);
+    Box::new(output).finish().unwrap();
+    write_some(&begin(), total);
+    let data = partial.join("data");
+    let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&data).unwrap());
+    fs::write(partial.join("publishing"), inode.to_string()).unwrap();
+    // Killed before the names are exchanged: all is there.
+    assert_eq!(begin().pending().count(), 0);
+    // Killed after that: data is the old output, chunk for chunk as long as the new one.
+    fs::rename(&path, &old).unwrap();
+    fs::rename(&data, &path).unwrap();
+    fs::rename(&old, &data).unwrap();
+    let output = begin();
+    assert_eq!(output.pending().count(), total);
+    write_some(&output, total);
+    Box::new(output).finish().unwrap();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
 /// Set for the process that [`killed_at_random_moments`] starts and kills.
 const CHILD: &str = "VOXPATCH_TEST_CHILD";
 
