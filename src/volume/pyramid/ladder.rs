@@ -107,19 +107,42 @@ impl Ladder {
                 continue;
             }
             let part = halved.as_deref().zip(cells);
-            let Some(mut done) = self.gather(&step, level, (channel, index), region, part, source)
-            else {
-                continue;
-            };
-            self.join(&step, &mut done);
-            let whole = Source {
-                held: done.region,
-                voxels: done.voxels.as_deref(),
-            };
-            finished(level + 1, channel, index, done.region, whole)?;
-            self.add(level + 1, channel, done.region, whole, finished)?;
+            let key = (channel, index);
+            if let Some(done) = self.gather(&step, level, key, region, part, source) {
+                self.give(&step, level, key, done, finished)?;
+            }
         }
         Ok(())
+    }
+
+    /// Gives all that still waits, now that no more will come: what did not is 0.
+    pub(in super::super) fn finish(&self, finished: Finished<'_>) -> Result<()> {
+        for (level, waiting) in self.waiting.iter().enumerate() {
+            let left = std::mem::take(&mut *waiting.lock().unwrap_or_else(PoisonError::into_inner));
+            let step = Step::new(self.levels[level], self.levels[level + 1]);
+            for (key, chunk) in left {
+                self.give(&step, level, key, chunk, finished)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a chunk of the level after `level`, and takes it on its way to the next.
+    fn give(
+        &self,
+        step: &Step,
+        level: usize,
+        (channel, index): (u64, [u64; 3]),
+        mut chunk: Waiting,
+        finished: Finished<'_>,
+    ) -> Result<()> {
+        self.join(step, &mut chunk);
+        let whole = Source {
+            held: chunk.region,
+            voxels: chunk.voxels.as_deref(),
+        };
+        finished(level + 1, channel, index, chunk.region, whole)?;
+        self.add(level + 1, channel, chunk.region, whole, finished)
     }
 
     /// Adds what the chunk `region` has of a coarser chunk, and takes that out if it is complete.

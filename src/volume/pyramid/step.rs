@@ -72,7 +72,8 @@ impl Step {
         some.then(|| between(bounds))
     }
 
-    /// The planes of `common`, a part of the chunk `region`, that share cells with neighbours.
+    /// The planes of `common`, a part of the chunk `region`, that share cells with neighbours; none
+    /// if all voxels are 0, as they are where nothing comes.
     pub(super) fn faces(
         &self,
         common: Region,
@@ -81,6 +82,9 @@ impl Step {
         size: usize,
     ) -> Vec<Face> {
         let mut faces = Vec::new();
+        let Some(from) = source.voxels else {
+            return faces;
+        };
         for axis in 0..AXES.len() {
             if self.factors[axis] == 1 {
                 continue;
@@ -99,9 +103,7 @@ impl Step {
                     continue;
                 };
                 let mut voxels = vec![0; length(at.voxels()) * size];
-                if let Some(from) = source.voxels {
-                    copy_common((from, source.held), (&mut voxels, at), 1, size);
-                }
+                copy_common((from, source.held), (&mut voxels, at), 1, size);
                 faces.push(Face {
                     axis,
                     cell: plane / 2,
