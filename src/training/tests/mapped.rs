@@ -28,7 +28,8 @@ fn patches_of_mapped_files_equal_those_of_memory() {
         let path = folder.path().join(format!("{n}.raw"));
         fs::write(&path, bytemuck::cast_slice(&voxels)).unwrap();
         let [z, y, x] = shape;
-        let sidecar = format!(r#"{{"shape": [{channels}, {z}, {y}, {x}], "dtype": "uint32"}}"#);
+        let sidecar =
+            format!(r#"{{"channels": {channels}, "shape": [{z}, {y}, {x}], "dtype": "uint32"}}"#);
         fs::write(folder.path().join(format!("{n}.raw.json")), sidecar).unwrap();
         let memory = MemoryVolume::from_vec(shape, channels, voxels).unwrap();
         let mapped = open(&path).unwrap();
