@@ -43,6 +43,7 @@ struct Detached {
 impl FlatWriter {
     /// Starts the file that `layout` asks for; NIfTI becomes the version that fits.
     pub(in super::super) fn create(mut layout: Layout, options: &CreateOptions) -> Result<Self> {
+        let staged = StagedFile::new(&layout.path, options.replace)?;
         let beside = is_detached(&layout.path)
             .then(|| Beside::find(&layout.path, options.replace))
             .transpose()?;
@@ -71,7 +72,6 @@ impl FlatWriter {
             ..facts
         };
         let facts = facts.checked(&layout.path, "output's")?;
-        let staged = StagedFile::new(&layout.path, options.replace)?;
         let (staged, detached) = match beside {
             None => (staged, None),
             Some(Beside { name, old }) => {
@@ -133,6 +133,10 @@ impl Beside {
                 let free = name.into_iter().find(|name| taken(name).is_none());
                 let name = free.unwrap_or(first);
                 Ok(Self { name, old })
+            }
+            _ if replace => {
+                let what = "it is there already, and no .mhd of this name holds it: move it away";
+                Err(Error::unsupported(&path, what))
             }
             _ => Err(Error::Exists { path }),
         }

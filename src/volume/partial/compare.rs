@@ -52,10 +52,10 @@ impl Differences {
     }
 }
 
-/// Equal as they are written: what was saved went through text, too.
-fn same(a: &Json, b: &Json) -> bool {
-    a == b || a.to_string() == b.to_string() || {
-        let again = serde_json::from_str::<Json>(&b.to_string());
-        again.is_ok_and(|again| again == *a)
+/// Equal, if not as numbers then as what was saved and read again.
+fn same(saved: &Json, here: &Json) -> bool {
+    saved == here || {
+        let again = serde_json::from_str::<Json>(&here.to_string());
+        again.is_ok_and(|again| again == *saved)
     }
 }

@@ -197,7 +197,7 @@ mod tests {
             level: 1,
             channel: n,
             index: [n, n + 1, u64::MAX - n],
-            bytes: (n % 2 == 0).then_some(n * 10),
+            bytes: n.is_multiple_of(2).then_some(n * 10),
         }
     }
 

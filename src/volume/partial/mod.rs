@@ -8,6 +8,7 @@
 //! lock.I-of-N      held by the process that writes part I
 //! lock             held while a part begins, and while the output is put together
 //! tmp.I-of-N/      files of part I that are not whole yet
+//! publishing       which folder data was when it was about to get its name
 //! ```
 //!
 //! A chunk is written under a temporary name, renamed, and then noted. A process that is killed
@@ -16,10 +17,12 @@
 //! their process.
 
 mod compare;
+mod files;
 mod journal;
+mod part;
 
 use std::ffi::OsString;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -28,107 +31,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde_json::{Value as Json, json};
 
 use self::compare::Differences;
+use self::files::{Lock, lock, make_parents, remove_file, remove_folder};
 use self::journal::Journal;
 use super::staged::{parent, place, publish};
 use crate::error::{Error, Result};
 use crate::region::Region;
 
 pub(super) use self::journal::Record;
-
-/// What a chunk survives once it is noted as done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Durability {
-    /// That the process is killed. After a power cut, chunks whose files are shorter than noted
-    /// are written again.
-    #[default]
-    None,
-    /// A power cut, too: its file and folder are flushed to the disk before it is noted.
-    Chunk,
-}
-
-impl Durability {
-    fn sync(self, file: &File, path: &Path) -> Result<()> {
-        match self {
-            Self::None => Ok(()),
-            Self::Chunk => file.sync_all().map_err(Error::io("make durable", path)),
-        }
-    }
-
-    fn sync_folder(self, path: &Path) -> Result<()> {
-        match self {
-            Self::None => Ok(()),
-            Self::Chunk => File::open(path)
-                .and_then(|folder| folder.sync_all())
-                .map_err(Error::io("make durable", path)),
-        }
-    }
-}
-
-/// One of several processes that write one output, each of them its own chunks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Part {
-    index: u32,
-    count: u32,
-}
-
-impl Part {
-    /// The only one.
-    pub const WHOLE: Self = Self { index: 0, count: 1 };
-
-    /// Part `index`, counted from 0, of `count`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Setting`] if there is no such part.
-    pub fn new(index: u32, count: u32) -> Result<Self> {
-        if index < count {
-            return Ok(Self { index, count });
-        }
-        Err(Error::Setting {
-            name: "part",
-            value: format!("{index} of {count}"),
-            problem: "parts are counted from 0 to one less than there are".to_owned(),
-        })
-    }
-
-    /// Its place, counted from 0.
-    #[must_use]
-    pub const fn index(self) -> u32 {
-        self.index
-    }
-
-    /// How many parts there are.
-    #[must_use]
-    pub const fn count(self) -> u32 {
-        self.count
-    }
-
-    /// This part's share of a volume that is cut along `axis` (0 to 2 for z, y, x) between write
-    /// chunks, as evenly as that goes; it may be empty.
-    ///
-    /// # Panics
-    ///
-    /// If there is no such axis.
-    #[must_use]
-    pub fn region(self, layout: &super::Layout, axis: usize) -> Region {
-        let mut region = Region::whole(layout.shape);
-        let [_, chunk @ ..] = layout.write_chunk.unwrap_or([1; 4]);
-        let layers = u128::from(layout.shape[axis].div_ceil(chunk[axis]));
-        let bound = |n: u32| {
-            let layer = layers * u128::from(n) / u128::from(self.count);
-            let layer = u64::try_from(layer).unwrap_or(u64::MAX);
-            layer.saturating_mul(chunk[axis]).min(layout.shape[axis])
-        };
-        let (start, end) = (bound(self.index), bound(self.index + 1));
-        region.start[axis] = region.start[axis].saturating_add_unsigned(start);
-        region.shape[axis] = end - start;
-        region
-    }
-
-    fn name(self, what: &str) -> String {
-        format!("{what}.{}-of-{}", self.index, self.count)
-    }
-}
+pub use self::part::{Durability, Part};
 
 /// What a run says of itself when it begins or goes on.
 #[derive(Debug)]
@@ -153,7 +63,7 @@ pub(super) struct Partial {
     temporary: PathBuf,
     next: AtomicU64,
     /// Held until this is dropped.
-    _locks: Vec<File>,
+    _locks: Vec<Lock>,
 }
 
 impl Partial {
@@ -167,6 +77,7 @@ impl Partial {
         let folder = make_folder(run)?;
         let own = lock(&folder, &part.name("lock"), false)?;
         let _all = lock(&folder, "lock", true)?;
+        drop_published(&folder)?;
         let head = head(run, part, owned);
         check_others(&folder, part, &head, owned)?;
         write_metadata(run, &folder)?;
@@ -196,6 +107,7 @@ impl Partial {
             return Err(Error::io("open", &folder)(missing));
         }
         let mut locks = vec![lock(&folder, "lock", true)?];
+        drop_published(&folder)?;
         let mut first = None;
         for index in 0..parts {
             let part = Part::new(index, parts)?;
@@ -228,7 +140,7 @@ impl Partial {
         folder: PathBuf,
         journal: Journal,
         temporary: String,
-        locks: Vec<File>,
+        locks: Vec<Lock>,
     ) -> Result<Self> {
         let temporary = folder.join(temporary);
         remove_folder(&temporary)?;
@@ -280,7 +192,11 @@ impl Partial {
 
     /// Gives the output its name and removes all that helped to make it.
     pub(super) fn publish(self) -> Result<()> {
-        publish(&self.data(), &self.target, self.replace)?;
+        // Once the names are exchanged, data is what was replaced.
+        let (data, marker) = (self.data(), self.folder.join(PUBLISHING));
+        let inode = fs::metadata(&data).map_err(Error::io("look at", &data))?;
+        fs::write(&marker, inode.ino().to_string()).map_err(Error::io("write", &marker))?;
+        publish(&data, &self.target, self.replace)?;
         fs::remove_dir_all(&self.folder).map_err(Error::io("remove", &self.folder))
     }
 }
@@ -324,32 +240,26 @@ fn make_folder(run: &Run<'_>) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Takes a lock, and waits for it if it is held for moments only.
-fn lock(folder: &Path, name: &str, wait: bool) -> Result<File> {
-    let path = folder.join(name);
-    loop {
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(Error::io("open", &path))?;
-        let held = if wait {
-            file.lock().map_err(TryLockError::Error)
-        } else {
-            file.try_lock()
-        };
-        match held {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Error::Locked { path }),
-            Err(TryLockError::Error(source)) => return Err(Error::io("lock", &path)(source)),
-        }
-        // Whoever held it may have finished the output and removed the file with it.
-        let inode = |found: io::Result<fs::Metadata>| found.ok().map(|found| found.ino());
-        if inode(file.metadata()) == inode(fs::metadata(&path)) {
-            return Ok(file);
+/// The file that is there while an output gets its name.
+const PUBLISHING: &str = "publishing";
+
+/// Forgets an output that got its name, but whose process was killed before it tidied up.
+fn drop_published(folder: &Path) -> Result<()> {
+    let Ok(inode) = fs::read_to_string(folder.join(PUBLISHING)) else {
+        return Ok(());
+    };
+    let data = folder.join("data");
+    if fs::metadata(&data).is_ok_and(|found| found.ino().to_string() == inode) {
+        return Ok(());
+    }
+    for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
+        let entry = entry.map_err(Error::io("list", folder))?;
+        if entry.file_name().to_string_lossy().starts_with("journal.") {
+            remove_file(&entry.path())?;
         }
     }
+    remove_folder(&data)?;
+    remove_file(&folder.join(PUBLISHING))
 }
 
 fn head(run: &Run<'_>, part: Part, owned: Region) -> Json {
@@ -429,43 +339,4 @@ fn write_metadata(run: &Run<'_>, folder: &Path) -> Result<()> {
         differences.compare(key, &parsed(&found), &parsed(text));
     }
     differences.check(folder)
-}
-
-/// Makes the folder that `path` lies in.
-fn make_parents(path: &Path, durability: Durability) -> Result<()> {
-    let folder = parent(path);
-    if folder.is_dir() {
-        return Ok(());
-    }
-    make_parents(folder, durability)?;
-    match fs::create_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        made => {
-            made.map_err(Error::io("create", folder))?;
-            durability.sync_folder(parent(folder))
-        }
-    }
-}
-
-fn remove_file(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error)
-            if !matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-            ) =>
-        {
-            Err(Error::io("remove", path)(error))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn remove_folder(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Error::io("remove", path)(error))
-        }
-        _ => Ok(()),
-    }
 }

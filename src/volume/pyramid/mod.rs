@@ -8,12 +8,16 @@
 
 mod halve;
 mod ladder;
+mod rebuild;
+mod step;
+mod waiting;
 
-pub(super) use ladder::{Ladder, Source, inputs, rebuilt};
+pub(super) use ladder::Ladder;
+pub(super) use rebuild::{inputs, rebuilt};
 
 use super::{CreateOptions, Layout, zarr};
 use crate::error::{Error, Result};
-use crate::region::Shape;
+use crate::region::{Region, Shape};
 
 /// The coarser levels that a Zarr output gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +59,15 @@ pub(super) struct Level {
     pub(super) shape: Shape,
     /// Voxels of a write chunk along z, y, x.
     pub(super) chunk: Shape,
+}
+
+/// The voxels of one channel of a box; `None` if all are 0.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Source<'a> {
+    /// What the voxels cover, which may be more than what is taken of them.
+    pub(super) held: Region,
+    /// Row-major z, y, x.
+    pub(super) voxels: Option<&'a [u8]>,
 }
 
 /// How many voxels of a level become one of the next, along z, y, x.
@@ -122,7 +135,7 @@ fn full(shape: Shape) -> usize {
 /// If `order` does not name each of the three axes.
 pub fn waiting_bytes(layout: &Layout, options: &CreateOptions, order: [usize; 3]) -> Result<u64> {
     let levels = zarr::levels(layout, options)?;
-    Ok(ladder::most_waiting(
+    Ok(waiting::most_waiting(
         &levels,
         layout.channels,
         layout.dtype,

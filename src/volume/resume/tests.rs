@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use super::*;
@@ -216,6 +217,24 @@ fn chunks_that_are_done_are_not_written_again() {
 }
 
 #[test]
+fn a_chunk_that_could_not_be_stored_is_not_done() {
+    let dir = scratch();
+    let path = dir.path().join("out.zarr");
+    let output = resumable(&path, &layout(), &options(None), &whole()).unwrap();
+    let folder = dir.path().join(".out.zarr.partial/tmp.0-of-1");
+    fs::remove_dir(&folder).unwrap();
+    let error = write(&output, [0, 0, 0, 1]).unwrap_err();
+    assert!(matches!(error, Error::Io { .. }), "{error}");
+    assert!(!output.is_done([0, 0, 0, 1]));
+    fs::create_dir(&folder).unwrap();
+    write(&output, [0, 0, 0, 1]).unwrap();
+    assert!(output.is_done([0, 0, 0, 1]));
+    write_some(&output, 1000);
+    Box::new(output).finish().unwrap();
+    assert_eq!(tree(&path), unbroken(&options(None)));
+}
+
+#[test]
 fn another_run_is_refused_by_the_names_of_what_differs() {
     let dir = scratch();
     let path = dir.path().join("out.zarr");
@@ -371,6 +390,38 @@ fn an_output_that_exists_is_replaced_only_if_it_may_be() {
     assert!(matches!(flat, Err(Error::Unsupported { .. })));
 }
 
+#[test]
+fn what_was_replaced_is_never_taken_for_what_was_written() {
+    let dir = scratch();
+    let path = dir.path().join("out.zarr");
+    let old = dir.path().join("old");
+    let partial = dir.path().join(".out.zarr.partial");
+    let replacing = CreateOptions {
+        replace: true,
+        ..options(None)
+    };
+    let begin = || resumable(&path, &layout(), &replacing, &whole()).unwrap();
+    let output = begin();
+    let total = chunks(&output);
+    write_some(&output, total);
+    Box::new(output).finish().unwrap();
+    write_some(&begin(), total);
+    let data = partial.join("data");
+    let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&data).unwrap());
+    fs::write(partial.join("publishing"), inode.to_string()).unwrap();
+    // Killed before the names are exchanged: all is there.
+    assert_eq!(begin().pending().count(), 0);
+    // Killed after that: data is the old output, chunk for chunk as long as the new one.
+    fs::rename(&path, &old).unwrap();
+    fs::rename(&data, &path).unwrap();
+    fs::rename(&old, &data).unwrap();
+    let output = begin();
+    assert_eq!(output.pending().count(), total);
+    write_some(&output, total);
+    Box::new(output).finish().unwrap();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
 /// Set for the process that [`killed_at_random_moments`] starts and kills.
 const CHILD: &str = "VOXPATCH_TEST_CHILD";
 
@@ -379,10 +430,22 @@ const CHILD: &str = "VOXPATCH_TEST_CHILD";
 fn child() {
     let path = PathBuf::from(std::env::var_os(CHILD).expect("it is started by the other test"));
     let output = resumable(&path, &layout(), &options(None), &whole()).unwrap();
-    for chunk in output.pending() {
-        write(&output, chunk).unwrap();
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    let pending: Vec<ChunkShape> = output.pending().collect();
+    let pending = Mutex::new(pending.into_iter());
+    let work = || {
+        loop {
+            let Some(chunk) = pending.lock().unwrap().next() else {
+                break;
+            };
+            write(&output, chunk).unwrap();
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(work);
+        }
+    });
     Box::new(output).finish().unwrap();
 }
 

@@ -116,6 +116,17 @@ impl Arrays {
         Ok(())
     }
 
+    /// Keeps what is not complete of coarser levels, since chunks of the finest were left out.
+    pub(super) fn finish(&self, keep: Keep<'_>) -> Result<()> {
+        let ladder = self.ladder.as_ref();
+        ladder.map_or(Ok(()), |ladder| {
+            ladder.finish(&|level, channel, index, _, chunk| {
+                self.keep_chunk(level, channel, index, chunk, keep)
+                    .map(|_| ())
+            })
+        })
+    }
+
     fn write_chunk(
         &self,
         channel: u64,

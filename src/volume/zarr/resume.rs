@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use rayon::iter::{ParallelBridge, ParallelIterator};
+
 use super::super::chunk::check_whole_chunks;
 use super::super::create::CreateOptions;
 use super::super::marks::Marks;
@@ -148,7 +150,8 @@ impl ZarrResumable {
         })
     }
 
-    /// Makes the chunks of coarser levels that are not there, of the level before each.
+    /// Makes the chunks of coarser levels that are not there, of the level before each, on as many
+    /// threads as the machine has.
     fn rebuild(&self) -> Result<()> {
         let Some(pyramid) = self.options.pyramid else {
             return Ok(());
@@ -161,7 +164,7 @@ impl ZarrResumable {
             let missing = missing.filter(|&(channel, index)| !array.written.has(channel, index));
             let folder = self.partial.data().join(n.to_string());
             let finer = ZarrVolume::open(&folder, &OpenOptions::default())?;
-            for (channel, index) in missing {
+            missing.par_bridge().try_for_each(|(channel, index)| {
                 let region = array.region(index);
                 let read = |slab: Region| {
                     let bytes = usize::try_from(slab.voxels()).unwrap_or(usize::MAX);
@@ -175,8 +178,9 @@ impl ZarrResumable {
                     voxels: Some(&voxels),
                 };
                 self.arrays
-                    .keep_chunk(n + 1, channel, index, source, &keep)?;
-            }
+                    .keep_chunk(n + 1, channel, index, source, &keep)
+                    .map(|_| ())
+            })?;
         }
         Ok(())
     }

@@ -67,6 +67,8 @@ impl VolumeMut for ZarrWriter {
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
+        let keep = |place: &Place, encoded: Option<&[u8]>| self.keep(place, encoded);
+        self.arrays.finish(&keep)?;
         self.staged.finish()
     }
 }

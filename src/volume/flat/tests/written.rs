@@ -27,7 +27,11 @@ fn nrrd_and_metaimage_keep_voxels_and_geometry() {
                 for name in ["a.nrrd", "a.mha", "a.mhd"] {
                     if dtype == DType::F16 {
                         let path = desk.folder.path().join(name);
-                        let error = create(&path, &layout, &CreateOptions::default()).unwrap_err();
+                        let options = CreateOptions {
+                            replace: true,
+                            ..CreateOptions::default()
+                        };
+                        let error = create(&path, &layout, &options).unwrap_err();
                         let message = error.to_string();
                         assert!(message.contains("float32 and float64"), "{message}");
                         continue;

@@ -44,7 +44,9 @@ pub(in super::super::super) fn metaimage(layout: &Layout, data: Option<&str>) ->
         sizes.push(layout.channels);
         spacing.push(1.0);
         offset.push(0.0);
-        rows.iter_mut().for_each(|row| row.push(0.0));
+        for row in &mut rows {
+            row.push(0.0);
+        }
         rows.push(vec![0.0, 0.0, 0.0, 1.0]);
     }
     let rescale = layout.rescale.map_or(String::new(), |rescale| {
