@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::columns::Part;
+use super::columns::{self, Part};
 use super::mask::Selection;
 use super::model::{Input, Model};
 use super::plan::Plan;
@@ -123,6 +123,18 @@ impl Plan {
         model: Arc<dyn Model>,
         progress: Progress<'_>,
     ) -> Result<Predicted> {
+        if self.columns.iter().all(columns::is_empty) && !self.columns.is_empty() {
+            // More parts than there is to share: the others do it all.
+            let whole = self
+                .outputs
+                .iter()
+                .all(|output| output.layout.path.exists());
+            return Ok(Predicted {
+                outputs: vec![Aggregated::default(); self.outputs.len()],
+                whole,
+                ..Predicted::default()
+            });
+        }
         let (mut stores, pending) = self.stores(&*volume, &*model)?;
         let mut volume = Cached::new(volume, self.cache_bytes);
         let mut done = Predicted {
