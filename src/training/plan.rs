@@ -8,6 +8,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::fingerprint::Fingerprint;
 use super::order::Order;
 use crate::error::{Error, Result};
 use crate::sampler::Random;
@@ -19,6 +20,8 @@ pub struct Plan {
     counts: Counts,
     seed: u64,
     window: u64,
+    /// Draws that stay together.
+    batch: u64,
     shuffle_subjects: bool,
     shuffle_patches: bool,
 }
@@ -60,6 +63,7 @@ impl Plan {
             counts: Counts::Each(samples_per_volume),
             seed,
             window: 300,
+            batch: 1,
             shuffle_subjects: true,
             shuffle_patches: true,
         })
@@ -119,6 +123,46 @@ impl Plan {
         self
     }
 
+    /// The same with draws `0..batch`, `batch..2 * batch` and so on of a subject kept together:
+    /// whole batches are mixed, and what one batch of draws has of each kind, a batch of the
+    /// loader has too.
+    ///
+    /// Without this, patches are mixed within windows one by one, and a batch of the loader has the
+    /// shares of [`Mixture::exact`](crate::sampler::Mixture::exact) only on average. With it, give
+    /// that mixture, this plan and [`Share::batch`] one number; the price is that a batch has patches
+    /// of one subject only. On several ranks the last batches may still be cut elsewhere, unless the
+    /// epoch is a multiple of `batch` times the number of ranks. Windows are rounded up to a
+    /// multiple of `batch`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if `batch` is 0, or a subject's number of patches is no multiple of it.
+    pub fn with_batches(self, batch: u64) -> Result<Self> {
+        let bad = |problem: String| {
+            Err(Error::Setting {
+                name: "a batch of",
+                value: batch.to_string(),
+                problem,
+            })
+        };
+        if batch == 0 {
+            return bad("it must have a patch".to_owned());
+        }
+        let whole = |count: &u64| count.is_multiple_of(batch);
+        let broken = match &self.counts {
+            Counts::Each(count) => (!whole(count)).then_some((0, *count)),
+            Counts::Before(before) => (0..)
+                .zip(before.windows(2).map(|pair| pair[1] - pair[0]))
+                .find(|(_, count)| !whole(count)),
+        };
+        if let Some((subject, count)) = broken {
+            return bad(format!(
+                "subject {subject} gives {count} patches, which is no multiple of it"
+            ));
+        }
+        Ok(Self { batch, ..self })
+    }
+
     /// How many subjects there are.
     #[must_use]
     pub const fn subjects(&self) -> u64 {
@@ -134,7 +178,7 @@ impl Plan {
     /// Patches that are mixed with each other.
     #[must_use]
     pub const fn window(&self) -> u64 {
-        self.window
+        self.window.div_ceil(self.batch).saturating_mul(self.batch)
     }
 
     /// Patches of an epoch.
@@ -197,22 +241,19 @@ impl Plan {
     /// A number that differs between plans that yield different sequences.
     #[must_use]
     pub fn fingerprint(&self) -> u64 {
-        // FNV-1a (Fowler, Noll, Vo) over what the sequence depends on.
-        let mut hash = 0xCBF2_9CE4_8422_2325_u64;
-        let mut add = |n: u64| {
-            for byte in n.to_le_bytes() {
-                hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
-            }
-        };
-        add(self.subjects);
-        add(self.seed);
-        add(self.window);
-        add(u64::from(self.shuffle_subjects) + 2 * u64::from(self.shuffle_patches));
+        let mut all = Fingerprint::new();
+        all.number(self.subjects);
+        all.number(self.seed);
+        all.number(self.window());
+        all.number(u64::from(self.shuffle_subjects) + 2 * u64::from(self.shuffle_patches));
         match &self.counts {
-            Counts::Each(count) => add(*count),
-            Counts::Before(before) => before.iter().for_each(|&n| add(n)),
+            Counts::Each(count) => all.number(*count),
+            Counts::Before(before) => before.iter().for_each(|&n| all.number(n)),
         }
-        hash
+        if self.batch > 1 {
+            all.number(self.batch);
+        }
+        all.finish()
     }
 }
 
@@ -300,24 +341,27 @@ impl Epoch {
     /// How many windows it has; the last may be shorter.
     #[must_use]
     pub fn windows(&self) -> u64 {
-        self.plan.len().div_ceil(self.plan.window)
+        self.plan.len().div_ceil(self.plan.window())
     }
 
     /// The patches of a window, in the order of delivery.
     #[must_use]
     pub fn window(&self, window: u64) -> Vec<Planned> {
-        let first = window.saturating_mul(self.plan.window);
-        let end = first.saturating_add(self.plan.window).min(self.plan.len());
+        let first = window.saturating_mul(self.plan.window());
+        let end = first
+            .saturating_add(self.plan.window())
+            .min(self.plan.len());
         let count = end.saturating_sub(first);
+        let batch = self.plan.batch;
         let order = if self.plan.shuffle_patches {
             let random =
                 Random::of_domain(*b"voxpatch wind v1", self.plan.seed, self.number, window);
-            Order::new(count, random)
+            Order::new(count / batch, random)
         } else {
             Order::Same
         };
         (0..count)
-            .map(|n| self.undisturbed(first + order.at(n)))
+            .map(|n| self.undisturbed(first + order.at(n / batch) * batch + n % batch))
             .collect()
     }
 
@@ -342,7 +386,8 @@ impl Epoch {
 ///
 /// At each step all ranks together take `world_size` batches that follow each other, so one
 /// volume feeds all of them. The last steps share what is left evenly: every rank has the
-/// same number of batches, no patch is lost and none comes twice.
+/// same number of batches, no patch is lost and none comes twice. An epoch has a patch for
+/// every rank at least; one that is resumed with fewer left gives some ranks an empty last batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
     /// This rank, from 0.
@@ -523,6 +568,31 @@ mod tests {
         let plain = sequence(&plan.with_shuffle(false, false), 3);
         assert!(plain.is_sorted());
     }
+
+    #[test]
+    fn epochs_and_seeds_are_those_of_every_release() {
+        let told = |plan: &Plan| -> Vec<(u64, u64)> {
+            let all = sequence(plan, 2).into_iter();
+            all.map(|planned| (planned.subject, planned.draw)).collect()
+        };
+        let plan = Plan::new(4, 3, 7).unwrap().with_window(5);
+        assert_eq!(told(&plan), GOLDEN);
+        let uneven = Plan::with_counts(&[2, 0, 4, 2], 7).unwrap().with_window(8);
+        assert_eq!(told(&uneven), GOLDEN_UNEVEN);
+        let batches = uneven.with_batches(2).unwrap();
+        assert_eq!(told(&batches), GOLDEN_BATCHES);
+        assert_eq!(
+            [plan.fingerprint(), batches.fingerprint()],
+            GOLDEN_FINGERPRINTS
+        );
+        let seeds = [0, 1, u64::MAX].map(|subject| crate::training::subject_seed(7, subject));
+        assert_eq!(seeds, GOLDEN_SEEDS);
+    }
+    const GOLDEN: [(u64, u64); 12] = [(0, 0); 12];
+    const GOLDEN_UNEVEN: [(u64, u64); 8] = [(0, 0); 8];
+    const GOLDEN_BATCHES: [(u64, u64); 8] = [(0, 0); 8];
+    const GOLDEN_FINGERPRINTS: [u64; 2] = [0; 2];
+    const GOLDEN_SEEDS: [u64; 3] = [0; 3];
 
     #[test]
     fn a_million_subjects_cost_nothing() {

@@ -16,6 +16,7 @@ mod open;
 pub(crate) mod staged;
 #[cfg(any(test, feature = "testing"))]
 pub mod suite;
+mod upsampled;
 mod zarr;
 
 use std::fmt::{self, Debug};
@@ -38,6 +39,7 @@ pub use header::raw::RawSpec;
 pub use memory::MemoryVolume;
 pub use open::{Missing, OpenOptions, open};
 pub use staged::{StagedFile, StagedFolder};
+pub use upsampled::Upsampled;
 
 /// Chunk sizes and chunk indices along c, z, y, x.
 pub type ChunkShape = [u64; 4];

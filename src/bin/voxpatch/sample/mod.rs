@@ -53,6 +53,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     let mut done = Done {
         index_seconds: samplers.index_seconds,
         absent: samplers.absent.clone(),
+        nowhere: samplers.nowhere.clone(),
         left_out: samplers.left_out,
         ..Done::default()
     };
