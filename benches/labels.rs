@@ -32,7 +32,9 @@ fn main() -> Result<()> {
     let path = folder.path().join("labels.zarr");
     write(&path)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    println!("| threads | seconds from open to first patch | places/s, 300 at once | MiB of anonymous memory |");
+    println!(
+        "| threads | seconds from open to first patch | places/s, 300 at once | MiB of anonymous memory |"
+    );
     println!("|---|---|---|---|");
     let mut all = Vec::new();
     for round in 0..=ROUNDS {
@@ -127,9 +129,13 @@ fn label(z: u64, y: u64, x: u64) -> u8 {
 /// Bytes of this process that no file stands behind; 0 where that cannot be told.
 fn anonymous() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
     let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    kib.and_then(|kib| kib.trim().parse::<u64>().ok()).unwrap_or(0) << 10
+    kib.and_then(|kib| kib.trim().parse::<u64>().ok())
+        .unwrap_or(0)
+        << 10
 }
 
 fn float(n: u64) -> f64 {

@@ -7,10 +7,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::feed::{Feed, MakeSampler};
-use super::plan::{Plan, Share};
+use super::plan::Plan;
 use super::pool::Pool;
 use super::sample::Sample;
 use super::schedule::{Delivered, Limits, Schedule, Transform};
+use super::share::Share;
 use super::state::LoaderState;
 use super::subject::Subjects;
 use crate::error::{Error, Result};

@@ -15,15 +15,17 @@ mod planes;
 mod pool;
 mod sample;
 mod schedule;
+mod share;
 mod slot;
 mod state;
 mod subject;
 
 pub use feed::{MakeSampler, subject_seed};
 pub use loader::{Loader, LoaderOptions, LoaderStats, OnError};
-pub use plan::{Epoch, Plan, Planned, Share};
+pub use plan::{Epoch, Plan, Planned};
 pub use sample::Sample;
 pub use schedule::Transform;
+pub use share::Share;
 pub use state::LoaderState;
 pub use subject::{Image, Lazy, Subject, Subjects, TOLERANCE, Values};
 

@@ -1,11 +1,10 @@
-//! Plans: which patches an epoch has, in which order, and which of them a rank gets.
+//! Plans: which patches an epoch has, and in which order.
 //!
 //! Everything is a function of (seed, epoch, place): subjects in their order or shuffled,
 //! so many draws of each, and then the patches of every *window* of the sequence mixed with
 //! each other. An epoch yields exactly what is planned, whatever was left unread before, and
 //! nothing of it is kept but one window at a time.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use super::fingerprint::Fingerprint;
@@ -129,7 +128,7 @@ impl Plan {
     ///
     /// Without this, patches are mixed within windows one by one, and a batch of the loader has the
     /// shares of [`Mixture::exact`](crate::sampler::Mixture::exact) only on average. With it, give
-    /// that mixture, this plan and [`Share::batch`] one number; the price is that a batch has patches
+    /// that mixture, this plan and [`Share::batch`](super::Share::batch) one number; the price is that a batch has patches
     /// of one subject only. On several ranks the last batches may still be cut elsewhere, unless the
     /// epoch is a multiple of `batch` times the number of ranks. Windows are rounded up to a
     /// multiple of `batch`.
@@ -382,82 +381,6 @@ impl Epoch {
     }
 }
 
-/// Which patches of an epoch a rank gets, batch by batch.
-///
-/// At each step all ranks together take `world_size` batches that follow each other, so one
-/// volume feeds all of them. The last steps share what is left evenly: every rank has the
-/// same number of batches, no patch is lost and none comes twice. An epoch has a patch for
-/// every rank at least; one that is resumed with fewer left gives some ranks an empty last batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Share {
-    /// This rank, from 0.
-    pub rank: u64,
-    /// How many ranks there are.
-    pub world_size: u64,
-    /// Patches of a batch of one rank.
-    pub batch: u64,
-}
-
-impl Share {
-    /// Everything, `batch` at a time.
-    #[must_use]
-    pub const fn whole(batch: u64) -> Self {
-        Self {
-            rank: 0,
-            world_size: 1,
-            batch,
-        }
-    }
-
-    /// Checks the three against each other and an epoch's `patches`.
-    pub(super) fn check(&self, patches: u64) -> Result<()> {
-        let bad = |name, value: u64, problem: String| {
-            Err(Error::Setting {
-                name,
-                value: value.to_string(),
-                problem,
-            })
-        };
-        if self.world_size == 0 || self.rank >= self.world_size {
-            let problem = format!("there are {} ranks, counted from 0", self.world_size);
-            return bad("rank", self.rank, problem);
-        }
-        if self.batch == 0 {
-            return bad("a batch of", 0, "it must have a patch".to_owned());
-        }
-        if patches > 0 && patches < self.world_size {
-            let problem = format!("an epoch of {patches} patches leaves some of them with none");
-            return bad("a world size of", self.world_size, problem);
-        }
-        Ok(())
-    }
-
-    /// The places of all ranks' next batches, when `left` patches start at `from`.
-    pub(super) fn step(&self, from: u64, end: u64) -> Range<u64> {
-        let left = end - from;
-        let full = self.world_size.saturating_mul(self.batch);
-        let after = left.saturating_sub(full);
-        let take = match left {
-            _ if left <= full => left,
-            // A rest with too few patches for all ranks is evened out with the step before it.
-            _ if after < self.world_size && left >= 2 * self.world_size => left.div_ceil(2),
-            _ if after < self.world_size => left,
-            _ => full,
-        };
-        from..from + take
-    }
-
-    /// This rank's part of a step.
-    pub(super) fn part(&self, step: &Range<u64>) -> Range<u64> {
-        let take = step.end - step.start;
-        let cut = |rank: u64| {
-            let wide = u128::from(take) * u128::from(rank) / u128::from(self.world_size);
-            step.start + u64::try_from(wide).expect("no more than a step")
-        };
-        cut(self.rank)..cut(self.rank + 1)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -576,23 +499,58 @@ mod tests {
             all.map(|planned| (planned.subject, planned.draw)).collect()
         };
         let plan = Plan::new(4, 3, 7).unwrap().with_window(5);
-        assert_eq!(told(&plan), GOLDEN);
         let uneven = Plan::with_counts(&[2, 0, 4, 2], 7).unwrap().with_window(8);
-        assert_eq!(told(&uneven), GOLDEN_UNEVEN);
-        let batches = uneven.with_batches(2).unwrap();
-        assert_eq!(told(&batches), GOLDEN_BATCHES);
+        let batches = uneven.clone().with_batches(2).unwrap();
         assert_eq!(
-            [plan.fingerprint(), batches.fingerprint()],
-            GOLDEN_FINGERPRINTS
+            [&plan, &uneven, &batches].map(told),
+            GOLDEN.map(<[_]>::to_vec)
         );
         let seeds = [0, 1, u64::MAX].map(|subject| crate::training::subject_seed(7, subject));
-        assert_eq!(seeds, GOLDEN_SEEDS);
+        let fingerprints = [plan.fingerprint(), batches.fingerprint()];
+        assert_eq!((seeds, fingerprints), (GOLDEN_SEEDS, GOLDEN_FINGERPRINTS));
     }
-    const GOLDEN: [(u64, u64); 12] = [(0, 0); 12];
-    const GOLDEN_UNEVEN: [(u64, u64); 8] = [(0, 0); 8];
-    const GOLDEN_BATCHES: [(u64, u64); 8] = [(0, 0); 8];
-    const GOLDEN_FINGERPRINTS: [u64; 2] = [0; 2];
-    const GOLDEN_SEEDS: [u64; 3] = [0; 3];
+    const GOLDEN: [&[(u64, u64)]; 3] = [
+        &[
+            (1, 0),
+            (3, 1),
+            (3, 2),
+            (3, 0),
+            (1, 1),
+            (2, 1),
+            (2, 0),
+            (0, 0),
+            (1, 2),
+            (2, 2),
+            (0, 1),
+            (0, 2),
+        ],
+        &[
+            (0, 1),
+            (3, 0),
+            (2, 0),
+            (2, 2),
+            (2, 1),
+            (2, 3),
+            (3, 1),
+            (0, 0),
+        ],
+        &[
+            (2, 2),
+            (2, 3),
+            (2, 0),
+            (2, 1),
+            (3, 0),
+            (3, 1),
+            (0, 0),
+            (0, 1),
+        ],
+    ];
+    const GOLDEN_SEEDS: [u64; 3] = [
+        2_309_672_060_946_437_773,
+        10_863_390_570_179_752_977,
+        15_349_774_058_969_612_971,
+    ];
+    const GOLDEN_FINGERPRINTS: [u64; 2] = [15_934_036_146_591_107_779, 7_167_960_683_432_129_121];
 
     #[test]
     fn a_million_subjects_cost_nothing() {
@@ -601,40 +559,5 @@ mod tests {
         assert_eq!(window.len(), 200);
         assert!(window.iter().all(|p| p.subject < 1_000_000 && p.draw < 8));
         assert!(Plan::new(1 << 40, 1 << 40, 0).is_err());
-    }
-
-    #[test]
-    fn ranks_share_every_patch_in_equally_many_batches() {
-        for total in 1..60_u64 {
-            for world_size in [1, 2, 3, 5, 8] {
-                for batch in 1..=5 {
-                    let share = |rank| Share {
-                        rank,
-                        world_size,
-                        batch,
-                    };
-                    if total < world_size {
-                        assert!(share(0).check(total).is_err());
-                        continue;
-                    }
-                    let mut seen = Vec::new();
-                    let mut from = 0;
-                    while from < total {
-                        let step = share(0).step(from, total);
-                        for rank in 0..world_size {
-                            let part = share(rank).part(&step);
-                            assert!(
-                                !part.is_empty(),
-                                "{total} {world_size} {batch}: rank {rank} has no batch"
-                            );
-                            assert!(part.end - part.start <= batch + u64::from(batch == 1));
-                            seen.extend(part);
-                        }
-                        from = step.end;
-                    }
-                    assert!(seen.into_iter().eq(0..total));
-                }
-            }
-        }
     }
 }

@@ -843,7 +843,9 @@ fn memory_stays_within_what_was_given() {
     let target = create(Path::new(&source), &layout, &options).expect("ours");
     let slab = Region::new([0; 3], [32, 512, 256]);
     let voxels = usize::try_from(slab.voxels()).expect("small");
-    let bytes: Vec<u8> = (0..voxels * 2).map(|n| (n / 977 % 256) as u8).collect();
+    let bytes: Vec<u8> = (0..voxels * 2)
+        .map(|n| u8::try_from(n / 977 % 256).expect("below 256"))
+        .collect();
     for z in 0..8 {
         let slab = Region::new([z * 32, 0, 0], slab.shape);
         target.write(slab, &bytes).expect("it is written");

@@ -30,7 +30,10 @@ impl Volume for Delayed {
 }
 
 fn delayed(salt: u64, chunk: ChunkShape, cache: u64) -> Arc<dyn Volume> {
-    let voxel = |n: u64| ((n.wrapping_mul(0x9E37_79B9).wrapping_add(salt)) >> 7) as u8 & 3;
+    let voxel = |n: u64| {
+        let mixed = n.wrapping_mul(0x9E37_79B9).wrapping_add(salt) >> 7;
+        u8::try_from(mixed & 3).unwrap()
+    };
     let voxels: Vec<u8> = (0..Region::whole(SMALL).voxels()).map(voxel).collect();
     let inner = MemoryVolume::from_vec(SMALL, 1, voxels).unwrap();
     let volume = Delayed {
