@@ -46,7 +46,7 @@ fn a_slow_consumer_hardly_waits_and_a_fast_one_waits_for_slow_volumes() {
             sample.unwrap();
             thread::sleep(Duration::from_millis(consuming));
         }
-        loader.stats().waited - before
+        loader.stats().waited.saturating_sub(before)
     };
     // 29 patches: the consumer takes 290 ms, and two threads 15 ms.
     let slow_consumer = run(1, 10);
@@ -81,11 +81,11 @@ fn a_consumer_that_panics_or_stops_leaves_no_thread_and_no_volume_behind() {
                 ..options(threads)
             };
             let plan = Plan::new(1, 200, 1).unwrap();
-            let mut loader = loader(vec![subject("a", &[&ct])], &plan, &options);
+            let loader = loader(vec![subject("a", &[&ct])], &plan, &options);
             drop(options);
             let panicked = catch_unwind(AssertUnwindSafe(move || {
                 let mut seen = 0;
-                while let Some(sample) = loader.next() {
+                for sample in loader {
                     sample.unwrap();
                     seen += 1;
                     assert!(seen <= k, "the training loop fails");
