@@ -308,7 +308,8 @@ pub enum Error {
 
     /// Two volumes of a subject do not lie on one grid.
     #[error(
-        "{} and {} do not lie on one grid: {what} {one} and {other}",
+        "{} and {} do not lie on one grid: {what} {one} and {other}; resample one of them; \
+         a coarser map of the same extent can be drawn by as an `Upsampled` volume",
         first.display(), second.display()
     )]
     OtherGrid {
@@ -316,7 +317,7 @@ pub enum Error {
         first: PathBuf,
         /// The one that differs.
         second: PathBuf,
-        /// `shape`, `spacing` or `affine`.
+        /// `shape`, `spacing`, `affine`, `direction` or `extent`.
         what: &'static str,
         /// What it is of the first.
         one: String,
@@ -390,6 +391,27 @@ pub enum Error {
         centres: Region,
         /// What is missing there.
         problem: String,
+    },
+
+    /// No patch that was tried holds enough of what it is to hold.
+    #[error(
+        "{}: of {tries} patches that were tried, none has {fraction} of {content} in channel {channel}, the best \
+         {best}: ask for less, or draw by that label",
+        path.display()
+    )]
+    Content {
+        /// The map.
+        path: PathBuf,
+        /// The channel.
+        channel: u64,
+        /// What was looked for.
+        content: String,
+        /// The part of a patch that was asked for.
+        fraction: f64,
+        /// The most that a patch had.
+        best: f64,
+        /// How many were tried.
+        tries: u64,
     },
 
     /// A list of locations has a row that is none.

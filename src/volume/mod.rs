@@ -20,6 +20,7 @@ mod resume;
 pub(crate) mod staged;
 #[cfg(any(test, feature = "testing"))]
 pub mod suite;
+mod upsampled;
 mod verify;
 mod zarr;
 
@@ -46,6 +47,7 @@ pub use partial::{Durability, Part, discard};
 pub use pyramid::{Downsample, Pyramid, waiting_bytes};
 pub use resume::{Resumable, ResumeOptions, finalize, resumable};
 pub use staged::{StagedFile, StagedFolder};
+pub use upsampled::Upsampled;
 pub use verify::{Damaged, Verified, verify};
 
 /// Chunk sizes and chunk indices along c, z, y, x.
