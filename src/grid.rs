@@ -246,17 +246,15 @@ impl Grid {
                 });
             }
         }
-        let mut axes = Vec::with_capacity(3);
-        for a in 0..3 {
+        let axis = |a: usize| {
             let axis = Axis::new(volume[a], patch[a], overlap[a], options.margin[a], options);
-            axes.push(axis.ok_or(Error::PatchSize {
+            axis.ok_or(Error::PatchSize {
                 axis: AXES[a],
                 patch: patch[a],
                 volume: volume[a],
-            })?);
-        }
-        let axes = <[Axis; 3]>::try_from(axes).expect("there are three axes");
-        Ok(Self::of(axes))
+            })
+        };
+        Ok(Self::of([axis(0)?, axis(1)?, axis(2)?]))
     }
 
     /// The product of three axes, swept in the order that keeps the fewest voxels waiting.

@@ -30,10 +30,13 @@ pub(super) struct Live<S> {
     cuts: Cuts,
     /// A bit for each block that is output; all are if there is none.
     wanted: Option<Vec<u64>>,
-    blocks: Mutex<HashMap<[usize; 3], Arc<Mutex<Block<S>>>>>,
+    blocks: Mutex<HashMap<[usize; 3], Shared<S>>>,
     /// Buffers of finished blocks, kept because fresh memory costs a page fault per page.
     spare: Mutex<Vec<Vec<S>>>,
 }
+
+/// A block that threads work on one after another.
+type Shared<S> = Arc<Mutex<Block<S>>>;
 
 /// Where blocks begin and end along each axis, from 0 to the length.
 #[derive(Clone, Debug)]

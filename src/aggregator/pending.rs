@@ -205,14 +205,12 @@ impl Pending {
     fn buffer(&self, bytes: usize) -> Vec<u8> {
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = spare.iter().position(|buffer| buffer.len() == bytes);
-        match fits {
-            Some(at) => spare.swap_remove(at),
-            None => {
-                // Buffers of another size would only pile up.
-                spare.clear();
-                vec![0; bytes]
-            }
+        if let Some(at) = fits {
+            return spare.swap_remove(at);
         }
+        // Buffers of another size would only pile up.
+        spare.clear();
+        vec![0; bytes]
     }
 
     /// The output, which may still get other write chunks.

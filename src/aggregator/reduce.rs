@@ -204,19 +204,11 @@ impl Reduce {
     fn reduced(&self, mut values: Vec<f32>, channels: usize, count: usize) -> Vec<f32> {
         match self {
             Self::Softmax => softmax(&mut values, channels),
-            Self::Sigmoid => values
-                .iter_mut()
-                .for_each(|v| *v = 1.0 / (1.0 + (-*v).exp())),
-            Self::Threshold(threshold) => {
-                values
-                    .iter_mut()
-                    .for_each(|v| *v = f32::from(*v >= *threshold));
-            }
+            Self::Sigmoid => each(&mut values, |v| 1.0 / (1.0 + (-v).exp())),
+            Self::Threshold(threshold) => each(&mut values, |v| f32::from(v >= *threshold)),
             Self::Quantise { low, high } => {
                 let step = 255.0 / (high - low);
-                values
-                    .iter_mut()
-                    .for_each(|v| *v = ((*v - low) * step).clamp(0.0, 255.0));
+                each(&mut values, |v| ((v - low) * step).clamp(0.0, 255.0));
             }
             Self::Custom(custom) => {
                 let mut out = vec![0.0; count];
@@ -226,6 +218,12 @@ impl Reduce {
             Self::Mean | Self::Argmax | Self::Labels(_) => {}
         }
         values
+    }
+}
+
+fn each(values: &mut [f32], of: impl Fn(f32) -> f32) {
+    for value in values {
+        *value = of(*value);
     }
 }
 

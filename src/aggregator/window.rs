@@ -99,7 +99,9 @@ impl Window {
             .copied()
             .fold(f32::INFINITY, f32::min)
             .max(1e-3);
-        weights.iter_mut().for_each(|w| *w = w.max(least));
+        for weight in &mut weights {
+            *weight = weight.max(least);
+        }
         Self::new(patch, weights)
     }
 }

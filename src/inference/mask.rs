@@ -122,7 +122,7 @@ impl Cells {
     fn new(grid: &Grid, mask: Shape) -> Self {
         let cuts: [Vec<u64>; 3] = std::array::from_fn(|a| {
             let axis = &grid.axes()[a];
-            let ends = |place| <[u64; 2]>::from([axis.inside(place).start, axis.inside(place).end]);
+            let ends = |place| [axis.inside(place).start, axis.inside(place).end];
             let mut cuts: Vec<u64> = (0..axis.starts.len()).flat_map(ends).collect();
             cuts.extend([0, axis.length]);
             cuts.sort_unstable();

@@ -11,6 +11,7 @@ mod model;
 mod plan;
 mod resume;
 mod run;
+mod work;
 
 use std::path::PathBuf;
 

@@ -24,7 +24,7 @@ pub(crate) enum Command {
     Info(Info),
     Convert(Convert),
     Sample(Box<crate::sample::Settings>),
-    Infer(Infer),
+    Infer(Box<Infer>),
     Preview(Preview),
     Verify(Verify),
     Demo(Demo),

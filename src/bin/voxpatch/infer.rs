@@ -43,7 +43,7 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
         store: CreateOptions::default(),
     };
     let stores = settings.storage.choices(settings.common.force);
-    let mut plan = plan_within(inference, fewest, layout, &*model, &target, &stores)?;
+    let mut plan = plan_within(&inference, fewest, layout, &*model, &target, &stores)?;
     if let Some(mask) = mask {
         let selection = Selection::from_mask(&plan.grid, &*open(mask)?)?;
         plan = plan.with_selection(selection);
@@ -151,7 +151,7 @@ fn dry_run(
 /// `fewest`, and for each number the stores in the order given. Only if none is enough for all of the output at
 /// once, the first that writes it in columns.
 pub(crate) fn plan_within(
-    inference: Inference,
+    inference: &Inference,
     fewest: usize,
     input: &Layout,
     model: &dyn Model,

@@ -190,8 +190,8 @@ fn patches_are_padded_as_the_whole_volume_would_be_and_read_only_what_they_need(
     let padding = Padding::Edge;
     let region = Region::new([-4, -4, 2], [8, 8, 4]);
     let volume: Arc<dyn Volume> = source.clone();
-    let spare = super::super::run::Spare::default();
-    super::super::run::read(&*volume, padding, Input::Stored, region, &spare).unwrap();
+    let spare = super::super::work::Spare::default();
+    super::super::work::read(&*volume, padding, Input::Stored, region, &spare).unwrap();
     assert_eq!(source.chunks.load(Ordering::Relaxed), 1);
 }
 

@@ -242,7 +242,7 @@ impl Demo<'_> {
         let model = builtin("identity")?;
         let stores = args::Storage::default().choices(false);
         let target = Target::new(output, Blend::Hann, Reduce::Mean);
-        let plan = plan_within(inference, 1, volume.layout(), &*model, &target, &stores)?;
+        let plan = plan_within(&inference, 1, volume.layout(), &*model, &target, &stores)?;
         let bytes = patch_bytes(1, patch, volume.layout().dtype)?;
         let done =
             report::with_progress("predicting", |progress| plan.run(volume, model, progress))?;
