@@ -5,7 +5,14 @@
 //! the slowest than memory allows. The output is the same for any number of threads.
 
 mod builtin;
+mod ensemble;
 mod model;
+#[cfg(any(feature = "onnx", feature = "ort"))]
+mod network;
+mod normalize;
+#[cfg(feature = "onnx")]
+mod onnx;
+mod tta;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,7 +28,12 @@ use crate::region::{Region, Shape};
 use crate::volume::{Cached, CreateOptions, Layout, Reads, Volume, create, planned};
 
 pub use builtin::builtin;
+pub use ensemble::Ensemble;
 pub use model::{Input, Model, Prediction};
+pub use normalize::Normalize;
+#[cfg(feature = "onnx")]
+pub use onnx::Onnx;
+pub use tta::Flips;
 
 /// What is to be predicted, and with what.
 #[derive(Clone, Debug)]

@@ -2,6 +2,8 @@
 
 mod cli;
 mod layers;
+#[cfg(feature = "onnx")]
+mod onnx;
 mod real;
 mod sample;
 mod tool;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use voxpatch::inference::Normalize;
 use voxpatch::volume::{Codec, CreateOptions};
 use voxpatch::{Blend, DType, Reduce, Shape};
 
@@ -80,9 +81,17 @@ pub(crate) struct Infer {
     /// How overlapping predictions are weighed.
     #[arg(long, value_enum, default_value_t = BlendName::Hann)]
     pub(crate) blend: BlendName,
-    /// The model: identity, gaussian:SIGMA, or threshold:VALUE[,VALUE...].
+    /// The model: a file NAME.onnx, identity, gaussian:SIGMA, or threshold:VALUE[,VALUE...].
+    /// Given several times, the mean of all is taken.
     #[arg(long, default_value = "identity", value_name = "M")]
-    pub(crate) model: String,
+    pub(crate) model: Vec<String>,
+    /// What is done to real values before the model: none, zscore (mean 0 and deviation 1 over
+    /// each channel of the whole volume), or ct:LOW,HIGH (cut to these, and scaled to 0..1).
+    #[arg(long, default_value_t = Normalize::None, value_name = "N")]
+    pub(crate) normalize: Normalize,
+    /// Predict mirror images of each patch too, and take the mean.
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub(crate) tta: Option<TtaName>,
     /// What becomes of the blended channels.
     #[arg(long, value_enum, default_value_t = ReduceName::Mean)]
     pub(crate) reduce: ReduceName,
@@ -287,6 +296,12 @@ impl From<BlendName> for Blend {
             BlendName::Crop => Self::Crop,
         }
     }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum TtaName {
+    /// All eight combinations of mirroring along z, y and x.
+    Flips,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

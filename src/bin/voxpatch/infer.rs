@@ -1,13 +1,14 @@
 //! `voxpatch infer`: a model over every patch of a volume, blended into a new one.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
-use std::path::Path;
-
-use voxpatch::inference::{Inference, Model, Plan, builtin};
+use voxpatch::inference::{Ensemble, Flips, Inference, Model, Plan, builtin};
 use voxpatch::volume::{CreateOptions, OpenOptions, check_output};
 use voxpatch::{Error, Layout};
 
+use crate::args::TtaName;
 use crate::memory::{Meter, text};
 use crate::report::{self, Report};
 use crate::sample::{patch_bytes, tell_rates};
@@ -16,7 +17,7 @@ use crate::{args, stop};
 /// Predicts the volume.
 pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     check_output(&settings.target, &[&settings.source])?;
-    let model = builtin(&settings.model)?;
+    let model = model(settings)?;
     let options = OpenOptions {
         level: settings.common.level,
         ..OpenOptions::default()
@@ -45,6 +46,10 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
 
     stop::heed();
     let meter = Meter::start();
+    let threads = settings.common.threads();
+    let model = report::with_progress("measuring", |progress| {
+        settings.normalize.wrap(model, &volume, threads, progress)
+    })?;
     let began = Instant::now();
     let done = report::with_progress("predicting", |progress| plan.run(volume, model, progress))?;
     let seconds = began.elapsed().as_secs_f64();
@@ -64,6 +69,46 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     told.add("peak_resident_bytes", peak.resident, text(peak.resident));
     told.add("peak_anonymous_bytes", peak.anonymous, text(peak.anonymous));
     told.print(settings.common.json)
+}
+
+/// What the command line says is to become of each patch, but for normalising it.
+fn model(settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>> {
+    let named = settings.model.iter().map(|name| {
+        let model = opened(name, settings)?;
+        Ok((name.clone(), model))
+    });
+    let mut models: Vec<_> = named.collect::<voxpatch::Result<_>>()?;
+    let model = match models.len() {
+        1 => models.remove(0).1,
+        _ => Arc::new(Ensemble::new(models)?),
+    };
+    match settings.tta {
+        Some(TtaName::Flips) => Ok(Arc::new(Flips::new(model)?)),
+        None => Ok(model),
+    }
+}
+
+/// One model: a file by its extension, else a built-in one.
+fn opened(name: &str, settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>> {
+    let extension = Path::new(name).extension();
+    if !extension.is_some_and(|extension| extension.eq_ignore_ascii_case("onnx")) {
+        return builtin(name);
+    }
+    #[cfg(feature = "onnx")]
+    return Ok(Arc::new(voxpatch::inference::Onnx::open(
+        name,
+        settings.patch,
+    )?));
+    #[cfg(not(feature = "onnx"))]
+    Err(Error::Setting {
+        name: "the model",
+        value: name.to_owned(),
+        problem: format!(
+            "this command was built without the feature `onnx`, so there is nothing that runs it on \
+             patches of {:?}",
+            settings.patch
+        ),
+    })
 }
 
 /// The first plan that the memory is enough for: with as many threads as may be, down to
