@@ -169,12 +169,11 @@ def operators():
     for name, op, roi, opset in [
         ("upsample_9", "Upsample", [], 9),
         ("resize_10", "Resize", [], 10),
-        ("resize_11", "Resize", [""], 11),
-        ("resize_11_roi", "Resize", [None], 11),
+        ("resize_11", "Resize", [[]], 11),
     ]:
         net = Net(name)
         x = net.add("MaxPool", "volume", kernel_shape=[3, 2, 2], strides=[3, 2, 2])
-        roi = [net.const([]) if r is None else r for r in roi]
+        roi = [net.const(values) for values in roi]
         net.save(net.add(op, x, *roi, net.const(thirds), mode="nearest"), even, opset=opset)
 
     net = Net("argmax")  # integers, and no channel axis

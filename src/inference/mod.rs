@@ -12,6 +12,8 @@ mod network;
 mod normalize;
 #[cfg(feature = "onnx")]
 mod onnx;
+#[cfg(feature = "ort")]
+mod ort;
 mod tta;
 
 use std::path::Path;
@@ -33,6 +35,8 @@ pub use model::{Input, Model, Prediction};
 pub use normalize::Normalize;
 #[cfg(feature = "onnx")]
 pub use onnx::Onnx;
+#[cfg(feature = "ort")]
+pub use ort::OnnxRuntime;
 pub use tta::Flips;
 
 /// What is to be predicted, and with what.

@@ -180,11 +180,7 @@ fn input(path: &Path, session: &Session) -> Result<(TensorElementType, InputAxes
 }
 
 /// Values as the network takes them.
-fn tensor(
-    kind: TensorElementType,
-    axes: [usize; 5],
-    values: Vec<f32>,
-) -> ort::Result<DynTensor> {
+fn tensor(kind: TensorElementType, axes: [usize; 5], values: Vec<f32>) -> ort::Result<DynTensor> {
     Ok(match kind {
         TensorElementType::Float16 => {
             let values: Vec<f16> = values.into_iter().map(f16::from_f32).collect();
@@ -220,4 +216,120 @@ fn voxels(value: &DynValue) -> Result<(Vec<u64>, Voxels), Cause> {
         Uint64 u64, Int64 i64, Float16 f16, Float32 f32, Float64 f64);
     let axes = axes.iter().map(|&n| u64::try_from(n));
     Ok((axes.collect::<Result<_, _>>()?, voxels))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::region::Region;
+    use crate::volume::open;
+
+    fn file(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/data/onnx")
+            .join(name)
+    }
+
+    fn array(name: &str) -> Patch {
+        let volume = open(file(name)).unwrap();
+        let whole = Region::whole(volume.layout().shape);
+        volume.read(whole).unwrap().converted(DType::F32)
+    }
+
+    /// Whether the library is there; a line says so if it is not.
+    fn there(test: &str) -> bool {
+        let there = env::var_os(LIBRARY).is_some_and(|path| Path::new(&path).is_file());
+        if !there {
+            println!("{test} is skipped: {LIBRARY} does not name the library of ONNX Runtime");
+        }
+        there
+    }
+
+    #[test]
+    fn every_network_gives_what_is_stored_beside_it() {
+        if !there("every_network_gives_what_is_stored_beside_it") {
+            return;
+        }
+        for name in [
+            "unet",
+            "tissue",
+            "argmax",
+            "half",
+            "fixed",
+            "fixed_batch_of_3",
+            "conv_valid",
+            "max_pool",
+        ] {
+            let input = array(&format!("{name}.in.npy"));
+            let model = OnnxRuntime::open(file(&format!("{name}.onnx")), input.shape()).unwrap();
+            let layout = Layout::new(input.shape(), input.channels(), DType::F32);
+            let outputs = model.0.outputs(&layout, input.shape()).unwrap();
+            let place = match name {
+                "conv_valid" => ([2; 3], 1),
+                "max_pool" => ([0; 3], 2),
+                _ => ([0; 3], 1),
+            };
+            assert_eq!((outputs[0].halo, outputs[0].scale), place, "{name}");
+            let all = model.0.predict_all(&[input.clone(), input]).unwrap();
+            for (k, patches) in all.into_iter().enumerate() {
+                let expected = array(&format!("{name}.out{k}.npy"));
+                assert_eq!(patches.len(), 2, "{name}");
+                for found in patches {
+                    assert_eq!(found.shape(), expected.shape(), "{name}");
+                    let found = found.converted(DType::F32);
+                    let pairs = found.as_slice::<f32>().unwrap().iter();
+                    for (found, expected) in pairs.zip(expected.as_slice::<f32>().unwrap()) {
+                        let error = (found - expected).abs();
+                        assert!(error <= 1e-4 * expected.abs().max(1.0), "{name}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn threads_run_a_network_side_by_side() {
+        if !there("threads_run_a_network_side_by_side") {
+            return;
+        }
+        let input = array("unet.in.npy");
+        let model = OnnxRuntime::open(file("unet.onnx"), input.shape()).unwrap();
+        let alone = model.predict(vec![input.clone()]).unwrap();
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| assert_eq!(model.predict(vec![input.clone()]).unwrap(), alone));
+            }
+        });
+    }
+
+    #[test]
+    fn files_that_cannot_be_run_say_why() {
+        let unet = file("unet.onnx");
+        if !there("files_that_cannot_be_run_say_why") {
+            let error = OnnxRuntime::open(unet, [8; 3]).unwrap_err().to_string();
+            assert!(
+                error.contains("ORT_DYLIB_PATH") || error.contains("cannot load"),
+                "{error}"
+            );
+            return;
+        }
+        let error = |name: &str| {
+            OnnxRuntime::open(file(name), [8; 3])
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(error("none.onnx").starts_with("cannot read"));
+        assert!(error("unet.in.npy").contains("is no model that can be run"));
+        assert!(
+            error("wrong_rank.onnx").contains("5 axes, n, c, z, y, x, but has \"volume\" of 4")
+        );
+        assert!(error("wrong_operator.onnx").contains("Frobnicate"));
+        let model = OnnxRuntime::open(unet, [7; 3]).unwrap();
+        let error = model
+            .prediction(&Layout::new([9; 3], 1, DType::F32))
+            .unwrap_err();
+        assert!(matches!(error, Error::ModelRun { .. }), "{error}");
+    }
 }
