@@ -29,14 +29,14 @@ use crate::queue::Queue;
 use crate::region::{Region, Shape};
 use crate::volume::{Cached, CreateOptions, Layout, Reads, Volume, create, planned};
 
+#[cfg(feature = "ort")]
+pub use self::ort::OnnxRuntime;
 pub use builtin::builtin;
 pub use ensemble::Ensemble;
 pub use model::{Input, Model, Prediction};
 pub use normalize::Normalize;
 #[cfg(feature = "onnx")]
 pub use onnx::Onnx;
-#[cfg(feature = "ort")]
-pub use ort::OnnxRuntime;
 pub use tta::Flips;
 
 /// What is to be predicted, and with what.

@@ -32,6 +32,19 @@ const RESIZE: &str = "tract's Resize";
 ///
 /// It has one input of five axes, batch, channel, z, y, x, that takes f32, f16 or f64. Lengths may
 /// be fixed in the file or left open. A batch is run as the file fixes it, else patch by patch.
+///
+/// ```
+/// use voxpatch::inference::{Model, Onnx};
+/// use voxpatch::{DType, Layout};
+///
+/// # fn main() -> voxpatch::Result<()> {
+/// # std::env::set_current_dir(env!("CARGO_MANIFEST_DIR")).unwrap();
+/// let model = Onnx::open("tests/data/onnx/unet.onnx", [32; 3])?;
+/// let scan = Layout::new([100, 128, 128], 1, DType::I16);
+/// assert_eq!(model.prediction(&scan)?.channels, 3);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Onnx(Network<Tract>);
 

@@ -16,10 +16,10 @@ use ort::value::{DynTensor, DynValue, Tensor, TensorElementType};
 
 use super::model::{Model, Prediction};
 use super::network::{InputAxes, Kind, Network, Runtime, no_network};
-use crate::dtype::{DType, Element};
+use crate::dtype::DType;
 use crate::error::{Cause, Error, Result};
 use crate::patch::{Patch, Voxels};
-use crate::region::{Region, Shape};
+use crate::region::Shape;
 use crate::volume::Layout;
 
 /// What names ONNX Runtime's library.

@@ -85,6 +85,10 @@ pub(crate) struct Infer {
     /// Given several times, the mean of all is taken.
     #[arg(long, default_value = "identity", value_name = "M")]
     pub(crate) model: Vec<String>,
+    /// What runs a file NAME.onnx.
+    #[cfg(feature = "ort")]
+    #[arg(long, value_enum, default_value_t = RuntimeName::Tract)]
+    pub(crate) runtime: RuntimeName,
     /// What is done to real values before the model: none, zscore (mean 0 and deviation 1 over
     /// each channel of the whole volume), or ct:LOW,HIGH (cut to these, and scaled to 0..1).
     #[arg(long, default_value_t = Normalize::None, value_name = "N")]
@@ -296,6 +300,15 @@ impl From<BlendName> for Blend {
             BlendName::Crop => Self::Crop,
         }
     }
+}
+
+#[cfg(feature = "ort")]
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum RuntimeName {
+    /// What is compiled in.
+    Tract,
+    /// ONNX Runtime, whose library `ORT_DYLIB_PATH` names.
+    Ort,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

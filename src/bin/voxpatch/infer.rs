@@ -94,6 +94,11 @@ fn opened(name: &str, settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>
     if !extension.is_some_and(|extension| extension.eq_ignore_ascii_case("onnx")) {
         return builtin(name);
     }
+    #[cfg(feature = "ort")]
+    if matches!(settings.runtime, args::RuntimeName::Ort) {
+        let network = voxpatch::inference::OnnxRuntime::open(name, settings.patch)?;
+        return Ok(Arc::new(network));
+    }
     #[cfg(feature = "onnx")]
     return Ok(Arc::new(voxpatch::inference::Onnx::open(
         name,
