@@ -1,4 +1,4 @@
-//! Networks of tests/data/onnx, compared with what ONNX Runtime computed (scripts/make_onnx.py).
+//! Networks of tests/data/onnx, compared with what ONNX Runtime computed (`scripts/make_onnx.py`).
 
 use std::path::PathBuf;
 use std::thread;
