@@ -16,7 +16,6 @@ use ort::value::{DynTensor, DynValue, Tensor, TensorElementType};
 
 use super::model::{Model, Prediction};
 use super::network::{InputAxes, Kind, Network, Runtime, no_network};
-use crate::dtype::DType;
 use crate::error::{Cause, Error, Result};
 use crate::patch::{Patch, Voxels};
 use crate::region::Shape;
@@ -223,6 +222,7 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::dtype::DType;
     use crate::region::Region;
     use crate::volume::open;
 
