@@ -141,9 +141,9 @@ fn load() -> Result<()> {
 
 /// The network, on one core.
 fn session(path: &Path) -> ort::Result<Session> {
-    Ok(Session::builder()?
+    Session::builder()?
         .with_intra_threads(1)?
-        .commit_from_file(path)?)
+        .commit_from_file(path)
 }
 
 /// What the one input takes.
