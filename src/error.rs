@@ -467,6 +467,78 @@ pub enum Error {
         owned: Region,
     },
 
+    /// A file holds no model, or one that cannot predict volumes.
+    #[error("{} is no model that can be run on volumes: {problem}", path.display())]
+    ModelFile {
+        /// The file.
+        path: PathBuf,
+        /// What is missing or wrong, and what is needed.
+        problem: String,
+    },
+
+    /// A model needs an operator that is not there.
+    #[error(
+        "{}: node {node:?} has the operator {operator}, which cannot be run; \
+         export the model without it, in operator set 18 or thereabouts",
+        path.display()
+    )]
+    ModelOperator {
+        /// The model's file.
+        path: PathBuf,
+        /// The node's name, or its first output's if it has none.
+        node: String,
+        /// The operator, behind its domain if that is not ONNX's own.
+        operator: String,
+        /// Why, if the operator is known and only this use of it is not.
+        source: Option<Cause>,
+    },
+
+    /// A model takes another number of channels than the volume has.
+    #[error(
+        "{} takes volumes of {expected} channels, but {} has {actual}",
+        path.display(), volume.display()
+    )]
+    ModelChannels {
+        /// The model's file.
+        path: PathBuf,
+        /// Channels that it takes.
+        expected: u64,
+        /// The volume.
+        volume: PathBuf,
+        /// Channels that the volume has.
+        actual: u64,
+    },
+
+    /// What runs a model could not do so.
+    #[error("{} cannot be {action} for {channels} channels of {patch:?} voxels", path.display())]
+    ModelRun {
+        /// The model's file.
+        path: PathBuf,
+        /// What was tried: `prepared` or `run`.
+        action: &'static str,
+        /// Channels of the patch.
+        channels: u64,
+        /// Voxels of the patch, z, y, x.
+        patch: Shape,
+        /// What it said.
+        source: Cause,
+    },
+
+    /// Models that are to be averaged predict different things.
+    #[error("the models {first} and {second} cannot be averaged: {what} {one} and {other}")]
+    OtherModel {
+        /// The first model.
+        first: String,
+        /// The one that differs.
+        second: String,
+        /// What differs, in the plural.
+        what: &'static str,
+        /// What it is of the first.
+        one: String,
+        /// What it is of the second.
+        other: String,
+    },
+
     /// The caller asked to stop.
     #[error("stopped on request")]
     Stopped,

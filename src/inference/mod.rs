@@ -6,11 +6,20 @@
 
 mod builtin;
 mod columns;
+mod ensemble;
 mod mask;
 mod model;
+#[cfg(any(feature = "onnx", feature = "ort"))]
+mod network;
+mod normalize;
+#[cfg(feature = "onnx")]
+mod onnx;
+#[cfg(feature = "ort")]
+mod ort;
 mod plan;
 mod resume;
 mod run;
+mod tta;
 mod work;
 
 use std::path::PathBuf;
@@ -23,11 +32,18 @@ use crate::pad::Padding;
 use crate::region::Shape;
 use crate::volume::CreateOptions;
 
+#[cfg(feature = "ort")]
+pub use self::ort::OnnxRuntime;
 pub use builtin::builtin;
+pub use ensemble::Ensemble;
 pub use mask::Selection;
-pub use model::{FnModel, Input, Model, Prediction};
+pub use model::{FnModel, Input, Model, OneOutput, Prediction};
+pub use normalize::Normalize;
+#[cfg(feature = "onnx")]
+pub use onnx::Onnx;
 pub use plan::{Plan, PlannedOutput};
 pub use run::{Predicted, Seconds};
+pub use tta::Flips;
 
 /// What is to be predicted, and with what.
 #[derive(Clone, Debug)]

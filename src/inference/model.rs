@@ -1,9 +1,10 @@
 //! Models: what turns a batch of patches into predictions.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::patch::Patch;
 use crate::region::Shape;
 use crate::volume::Layout;
@@ -130,5 +131,74 @@ where
 
     fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
         (self.predict)(batch)
+    }
+}
+
+/// One output of a model that may have several.
+#[derive(Debug)]
+pub struct OneOutput {
+    model: Arc<dyn Model>,
+    /// Its name; the first if not given.
+    name: Option<String>,
+}
+
+impl OneOutput {
+    /// The output called `name`, or the first.
+    #[must_use]
+    pub fn new(model: Arc<dyn Model>, name: Option<String>) -> Self {
+        Self { model, name }
+    }
+
+    /// Its place among `outputs`.
+    fn place(&self, outputs: &[Prediction]) -> Result<usize> {
+        let Some(name) = &self.name else {
+            return Ok(0);
+        };
+        let found = outputs.iter().position(|output| output.name == *name);
+        found.ok_or_else(|| Error::Setting {
+            name: "an output called",
+            value: name.clone(),
+            problem: {
+                let names: Vec<&str> = outputs.iter().map(|out| out.name.as_str()).collect();
+                format!("the model gives {}", names.join(", "))
+            },
+        })
+    }
+}
+
+impl Model for OneOutput {
+    fn input(&self) -> Input {
+        self.model.input()
+    }
+
+    fn id(&self) -> String {
+        self.model.id()
+    }
+
+    fn at_once(&self) -> Option<usize> {
+        self.model.at_once()
+    }
+
+    fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<Prediction>> {
+        let mut outputs = self.model.outputs(input, patch)?;
+        let place = self.place(&outputs)?;
+        Ok(vec![outputs.swap_remove(place)])
+    }
+
+    fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
+        let Some(first) = batch.first() else {
+            return Ok(vec![batch]);
+        };
+        let layout = Layout::new(first.shape(), first.channels(), first.dtype());
+        let outputs = match &self.name {
+            Some(_) => self.model.outputs(&layout, first.shape())?,
+            None => Vec::new(),
+        };
+        let place = self.place(&outputs)?;
+        let mut all = self.model.predict(batch)?;
+        if place < all.len() {
+            return Ok(vec![all.swap_remove(place)]);
+        }
+        Ok(Vec::new())
     }
 }

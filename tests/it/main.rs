@@ -3,6 +3,8 @@
 mod cli;
 mod infer;
 mod layers;
+#[cfg(feature = "onnx")]
+mod onnx;
 mod outputs;
 mod real;
 mod sample;

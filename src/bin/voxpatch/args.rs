@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use voxpatch::inference::Normalize;
 use voxpatch::volume::{Codec, CreateOptions, Downsample, Durability, Part, Pyramid};
 use voxpatch::{DType, Shape};
 
@@ -95,9 +96,23 @@ pub(crate) struct Infer {
     /// Voxels that neighbouring patches share.
     #[arg(long, value_parser = size, value_name = "SIZE")]
     pub(crate) overlap: Shape,
-    /// The model: identity, gaussian:SIGMA, or threshold:VALUE[,VALUE...].
+    /// The model: a file NAME.onnx, identity, gaussian:SIGMA, or threshold:VALUE[,VALUE...].
+    /// Given several times, the mean of all is taken.
     #[arg(long, default_value = "identity", value_name = "M")]
-    pub(crate) model: String,
+    pub(crate) model: Vec<String>,
+    /// Which of a model's outputs; the first if not given.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) output: Option<String>,
+    /// What runs a file NAME.onnx.
+    #[arg(long, value_enum, default_value_t = RuntimeName::Tract)]
+    pub(crate) runtime: RuntimeName,
+    /// What is done to real values before the model: none, zscore (mean 0 and deviation 1 over
+    /// each channel of the whole volume), or ct:LOW,HIGH (cut to these, and scaled to 0..1).
+    #[arg(long, default_value_t = Normalize::None, value_name = "N")]
+    pub(crate) normalize: Normalize,
+    /// Predict mirror images of each patch too, and take the mean.
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub(crate) tta: Option<TtaName>,
     /// The output's voxel type, as numpy names it; the model's if not given.
     #[arg(long, value_parser = dtype, value_name = "T")]
     pub(crate) dtype: Option<DType>,
@@ -351,6 +366,21 @@ fn part(word: &str) -> Result<Part, String> {
             .map_err(|_| format!("{word:?} is no number"))
     };
     Part::new(number(index)?, number(count)?).map_err(|error| error.to_string())
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum RuntimeName {
+    /// What is compiled in.
+    Tract,
+    /// ONNX Runtime, whose library `ORT_DYLIB_PATH` names.
+    #[cfg(feature = "ort")]
+    Ort,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum TtaName {
+    /// All eight combinations of mirroring along z, y and x.
+    Flips,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

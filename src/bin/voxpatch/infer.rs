@@ -1,12 +1,14 @@
 //! `voxpatch infer`: a model over every patch of a volume, blended into a new one.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use voxpatch::inference::{Inference, Model, Plan, Selection, builtin};
+use voxpatch::inference::{Ensemble, Flips, Inference, Model, OneOutput, Plan, Selection, builtin};
 use voxpatch::volume::{CreateOptions, OpenOptions, Part, check_output};
 use voxpatch::{Error, Layout, Target, Volume, open};
 
+use crate::args::{RuntimeName, TtaName};
 use crate::memory::{Meter, text};
 use crate::report::{self, Report};
 use crate::sample::{patch_bytes, tell_rates};
@@ -17,7 +19,7 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     let mask = settings.blending.mask.as_deref();
     let inputs: Vec<_> = std::iter::once(&*settings.source).chain(mask).collect();
     check_output(&settings.target, &inputs)?;
-    let model = builtin(&settings.model)?;
+    let model = model(settings)?;
     let options = OpenOptions {
         level: settings.common.level,
         ..OpenOptions::default()
@@ -59,6 +61,10 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
 
     stop::heed();
     let meter = Meter::start();
+    let threads = settings.common.threads();
+    let model = report::with_progress("measuring", |progress| {
+        settings.normalize.wrap(model, &volume, threads, progress)
+    })?;
     let began = Instant::now();
     let done = report::with_progress("predicting", |progress| plan.run(volume, model, progress))?;
     let seconds = began.elapsed().as_secs_f64();
@@ -145,6 +151,45 @@ fn dry_run(
         format!("{seconds:.0} s, as one patch tells"),
     );
     told.print(json)
+}
+
+/// What the command line says is to become of each patch, but for normalising it.
+fn model(settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>> {
+    let named = settings.model.iter().map(|name| {
+        let model = opened(name, settings)?;
+        Ok((name.clone(), model))
+    });
+    let mut models: Vec<_> = named.collect::<voxpatch::Result<_>>()?;
+    let model = match models.len() {
+        1 => models.remove(0).1,
+        _ => Arc::new(Ensemble::new(models)?),
+    };
+    let model = match settings.tta {
+        Some(TtaName::Flips) => Arc::new(Flips::new(model)?),
+        None => model,
+    };
+    Ok(Arc::new(OneOutput::new(model, settings.output.clone())))
+}
+
+/// One model: a file by its extension, else a built-in one.
+fn opened(name: &str, settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>> {
+    let extension = Path::new(name).extension();
+    if !extension.is_some_and(|extension| extension.eq_ignore_ascii_case("onnx")) {
+        return builtin(name);
+    }
+    match settings.runtime {
+        #[cfg(feature = "ort")]
+        RuntimeName::Ort => Ok(Arc::new(voxpatch::inference::OnnxRuntime::open(name)?)),
+        #[cfg(feature = "onnx")]
+        RuntimeName::Tract => Ok(Arc::new(voxpatch::inference::Onnx::open(name)?)),
+        #[cfg(not(feature = "onnx"))]
+        RuntimeName::Tract => Err(Error::Setting {
+            name: "the model",
+            value: name.to_owned(),
+            problem: "this command was built without the feature `onnx`, so nothing here runs it"
+                .to_owned(),
+        }),
+    }
 }
 
 /// The first plan that the memory is enough for: with as many threads as may be, down to
