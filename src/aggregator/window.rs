@@ -419,7 +419,7 @@ mod tests {
         assert!(monai.factors.is_none());
         let floor = monai.weights.iter().filter(|&&w| w <= 1e-3).count();
         assert!(
-            (0.5..0.65).contains(&(floor as f64 / 32_f64.powi(3))),
+            (50..65).contains(&(floor * 100 / 32_usize.pow(3))),
             "{floor}"
         );
         for bad in [

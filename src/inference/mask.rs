@@ -246,7 +246,7 @@ mod tests {
         {
             let count = Region::whole(shape).voxels();
             let voxels: Vec<u8> = (0..count)
-                .map(|v| u8::from((v * 7919 + n as u64 * 13) % 97 == 0))
+                .map(|v| u8::from((v * 7919 + n as u64 * 13).is_multiple_of(97)))
                 .collect();
             let mask = MemoryVolume::from_vec(shape, 1, voxels)
                 .unwrap()

@@ -5,7 +5,7 @@
 //! this file.
 
 use std::env;
-use std::fs::File;
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};

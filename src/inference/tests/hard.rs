@@ -49,6 +49,10 @@ impl Volume for Counted {
     }
 }
 
+fn shared(source: &Arc<Counted>) -> Arc<dyn Volume> {
+    Arc::<Counted>::clone(source)
+}
+
 fn whole(path: &Path) -> Patch {
     let volume = open(path).unwrap();
     volume.read(Region::whole(volume.layout().shape)).unwrap()
@@ -93,7 +97,7 @@ fn every_placement_padding_and_margin_gives_the_volume_back() {
                 n += 1;
                 run(
                     &what,
-                    source.clone(),
+                    shared(&source),
                     "identity",
                     &target(&path, blend, Reduce::Mean),
                 )
@@ -119,13 +123,13 @@ fn patches_larger_than_the_volume_are_refused_or_padded() {
         let path = dir.path().join(format!("{n}.zarr"));
         let target = target(&path, Blend::Hann, Reduce::Mean);
         let plain = Inference::new([16; 3], [8; 3]);
-        let refused = run(&plain, source.clone(), "identity", &target);
+        let refused = run(&plain, shared(&source), "identity", &target);
         assert!(matches!(refused, Err(Error::PatchSize { axis: 'z', .. })));
         let padded = Inference {
             padding: Some(Padding::Reflect),
             ..plain
         };
-        run(&padded, source.clone(), "identity", &target).unwrap();
+        run(&padded, shared(&source), "identity", &target).unwrap();
         assert_close(&whole(&path), &source.inner.to_patch(), "small");
     }
 }
@@ -146,7 +150,7 @@ fn given(what: &Inference, source: &Arc<Counted>) -> Vec<Patch> {
     let plan = what
         .plan(Volume::layout(&**source), &*model, &[target])
         .unwrap();
-    plan.run(source.clone(), model, &silent).unwrap();
+    plan.run(shared(source), model, &silent).unwrap();
     std::mem::take(&mut *seen.lock().unwrap())
 }
 
@@ -189,10 +193,77 @@ fn patches_are_padded_as_the_whole_volume_would_be_and_read_only_what_they_need(
     source.chunks.store(0, Ordering::Relaxed);
     let padding = Padding::Edge;
     let region = Region::new([-4, -4, 2], [8, 8, 4]);
-    let volume: Arc<dyn Volume> = source.clone();
+    let volume: Arc<dyn Volume> = shared(&source);
     let spare = super::super::work::Spare::default();
     super::super::work::read(&*volume, padding, Input::Stored, region, &spare).unwrap();
     assert_eq!(source.chunks.load(Ordering::Relaxed), 1);
+}
+
+/// The coarse ones come first.
+fn four_outputs() -> Vec<Prediction> {
+    let output = |name: &str, channels, dtype| Prediction {
+        name: name.to_owned(),
+        ..Prediction::new(channels, dtype)
+    };
+    vec![
+        Prediction {
+            scale: 4,
+            ..output("quarter", 2, DType::F16)
+        },
+        Prediction {
+            scale: 2,
+            ..output("half", 1, DType::F32)
+        },
+        output("scores", 3, DType::F32),
+        Prediction {
+            halo: [2, 1, 3],
+            ..output("valid", 1, DType::F32)
+        },
+    ]
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "a model may fail")]
+fn predict_four(batch: &[Patch]) -> Result<Vec<Vec<Patch>>> {
+    let all = |of: &dyn Fn(&Patch) -> Patch| batch.iter().map(of).collect::<Vec<_>>();
+    Ok(vec![
+        all(&|patch| picked(patch, 4, 2).converted(DType::F16)),
+        all(&|patch| picked(patch, 2, 1)),
+        all(&scores),
+        all(&valid),
+    ])
+}
+
+/// The first of every `scale` voxels along each axis, plus the channel's number.
+fn picked(patch: &Patch, scale: usize, channels: u64) -> Patch {
+    let step = i64::try_from(scale).unwrap();
+    let start = patch.region().start.map(|n| n / step);
+    let region = Region::new(start, patch.shape().map(|n| n / step.unsigned_abs()));
+    let view = patch.view::<f32>().unwrap();
+    let mut values = Vec::new();
+    for c in 0..channels {
+        for place in indices(region.shape.map(|n| 0..n)) {
+            let [z, y, x] = place.map(|n| usize::try_from(n).unwrap() * scale);
+            values.push(view[[0, z, y, x]] + f32::from(u8::try_from(c).unwrap()));
+        }
+    }
+    Patch::new(region, channels, values).unwrap()
+}
+
+fn scores(patch: &Patch) -> Patch {
+    let values: Vec<f32> = patch.as_slice::<f32>().unwrap().to_vec();
+    let other: Vec<f32> = values.iter().map(|v| -v).collect();
+    let zeros = vec![0.0; values.len()];
+    Patch::new(patch.region(), 3, [values, zeros, other].concat()).unwrap()
+}
+
+fn valid(patch: &Patch) -> Patch {
+    let region = patch.region();
+    let [z, y, x] = region.start;
+    let [nz, ny, nx] = region.shape;
+    let inner = Region::new([z + 2, y + 1, x + 3], [nz - 4, ny - 2, nx - 6]);
+    let mut out = Patch::zeros(inner, 1, DType::F32).unwrap();
+    copy_common((patch.bytes(), region), (out.bytes_mut(), inner), 1, 4);
+    out
 }
 
 #[test]
@@ -204,81 +275,7 @@ fn outputs_of_several_scales_types_and_reductions_come_from_one_pass() {
     let layout = Layout::new([40, 30, 26], 1, DType::F32).with_geometry(spacing);
     let volume = MemoryVolume::from_vec([40, 30, 26], 1, values).unwrap();
     let source: Arc<dyn Volume> = Arc::new(Scaled(volume, layout.clone()));
-    // The coarse outputs come first.
-    let outputs = vec![
-        Prediction {
-            name: "quarter".to_owned(),
-            scale: 4,
-            ..Prediction::new(2, DType::F16)
-        },
-        Prediction {
-            name: "half".to_owned(),
-            scale: 2,
-            ..Prediction::new(1, DType::F32)
-        },
-        Prediction {
-            name: "scores".to_owned(),
-            ..Prediction::new(3, DType::F32)
-        },
-        Prediction {
-            name: "valid".to_owned(),
-            halo: [2, 1, 3],
-            ..Prediction::new(1, DType::F32)
-        },
-    ];
-    let pooled = |patch: &Patch, scale: i64, channels: u64, dtype: DType| {
-        let start = patch.region().start.map(|n| n / scale);
-        let region = Region::new(start, patch.shape().map(|n| n / scale.unsigned_abs()));
-        let view = patch.view::<f32>().unwrap();
-        let mut values = Vec::new();
-        for c in 0..channels {
-            for [z, y, x] in indices(region.shape.map(|n| 0..n)) {
-                let corner = [z, y, x]
-                    .map(|n| usize::try_from(n).unwrap() * usize::try_from(scale).unwrap());
-                values.push(
-                    view[[0, corner[0], corner[1], corner[2]]]
-                        + f32::from(u8::try_from(c).unwrap()),
-                );
-            }
-        }
-        Patch::new(region, channels, values)
-            .unwrap()
-            .converted(dtype)
-    };
-    let predict = move |batch: Vec<Patch>| {
-        let all = |of: &dyn Fn(&Patch) -> Patch| batch.iter().map(of).collect::<Vec<_>>();
-        let scores = |patch: &Patch| {
-            let values: Vec<f32> = patch.as_slice::<f32>().unwrap().to_vec();
-            let other: Vec<f32> = values.iter().map(|v| -v).collect();
-            let zeros = vec![0.0; values.len()];
-            Patch::new(patch.region(), 3, [values, zeros, other].concat()).unwrap()
-        };
-        let valid = |patch: &Patch| {
-            let region = patch.region();
-            let inner = Region::new(
-                [
-                    region.start[0] + 2,
-                    region.start[1] + 1,
-                    region.start[2] + 3,
-                ],
-                [
-                    region.shape[0] - 4,
-                    region.shape[1] - 2,
-                    region.shape[2] - 6,
-                ],
-            );
-            let mut out = Patch::zeros(inner, 1, DType::F32).unwrap();
-            copy_common((patch.bytes(), region), (out.bytes_mut(), inner), 1, 4);
-            out
-        };
-        Ok(vec![
-            all(&|patch| pooled(patch, 4, 2, DType::F16)),
-            all(&|patch| pooled(patch, 2, 1, DType::F32)),
-            all(&scores),
-            all(&valid),
-        ])
-    };
-    let model = Arc::new(FnModel::new(outputs, predict));
+    let model = Arc::new(FnModel::new(four_outputs(), |batch| predict_four(&batch)));
     let path = |name: &str| dir.path().join(name);
     let targets = [
         target(&path("quarter.zarr"), Blend::Hann, Reduce::Mean),
@@ -353,8 +350,8 @@ fn outputs_that_do_not_fit_the_grid_or_the_targets_are_refused_before_anything_i
     let target = |name: &str| target(&dir.path().join(name), Blend::Hann, Reduce::Mean);
     let scaled = |scale, halo| {
         let output = Prediction {
-            scale,
             halo,
+            scale,
             ..Prediction::new(1, DType::F32)
         };
         FnModel::new(vec![output], |batch| Ok(vec![batch]))
@@ -392,7 +389,7 @@ fn memory_below_the_front_is_kept_in_columns_with_the_same_bytes() {
     let at_once = whole.live_bytes;
     let least = whole.peak_bytes - whole.cache_bytes;
     whole
-        .run(source.clone(), Arc::clone(&model), &silent)
+        .run(shared(&source), Arc::clone(&model), &silent)
         .unwrap();
     for (n, saved) in [at_once / 4, at_once / 2, at_once * 2 / 3]
         .into_iter()
@@ -407,7 +404,7 @@ fn memory_below_the_front_is_kept_in_columns_with_the_same_bytes() {
         assert!(plan.columns() > 1 && plan.peak_bytes <= tight.memory);
         let (announced, columns) = (plan.live_bytes, plan.columns());
         let done = plan
-            .run(source.clone(), Arc::clone(&model), &silent)
+            .run(shared(&source), Arc::clone(&model), &silent)
             .unwrap();
         assert!(
             done.outputs[0].peak_live_bytes <= announced,
@@ -482,7 +479,7 @@ fn a_mask_skips_patches_and_what_they_mean_is_a_choice() {
         assert_eq!(plan.patches(), (all, selected));
         calls.store(0, Ordering::Relaxed);
         let model: Arc<dyn Model> = Arc::clone(&model) as _;
-        let done = plan.run(source.clone(), model, &silent).unwrap();
+        let done = plan.run(shared(&source), model, &silent).unwrap();
         assert_eq!(
             (calls.load(Ordering::Relaxed) as u64, done.patches),
             (selected, selected)
@@ -529,7 +526,7 @@ fn models_get_patches_of_their_own_and_no_more_calls_than_they_take() {
         let plan = what
             .plan(Volume::layout(&*source), &model, &[target])
             .unwrap();
-        plan.run(source.clone(), Arc::new(model), &silent).unwrap();
+        plan.run(shared(&source), Arc::new(model), &silent).unwrap();
         assert!(most.load(Ordering::SeqCst) <= limit);
         assert_eq!(source.inner.to_patch(), before, "the volume is what it was");
         let out = whole(&path);
@@ -575,7 +572,7 @@ fn equal_scores_are_the_lowest_class_for_every_batch_and_slices_are_patches() {
         let plan = what
             .plan(Volume::layout(&*source), &model, &[target])
             .unwrap();
-        plan.run(source.clone(), Arc::new(model), &silent).unwrap();
+        plan.run(shared(&source), Arc::new(model), &silent).unwrap();
         assert!(
             whole(&path)
                 .as_slice::<u8>()
@@ -609,7 +606,7 @@ fn a_prediction_that_is_not_finite_ends_the_run_and_names_the_patch() {
         .plan(layout, &*model, std::slice::from_ref(&target))
         .unwrap();
     let error = plan
-        .run(source.clone(), Arc::clone(&model) as _, &silent)
+        .run(shared(&source), Arc::clone(&model) as _, &silent)
         .unwrap_err();
     assert!(
         matches!(
@@ -624,7 +621,7 @@ fn a_prediction_that_is_not_finite_ends_the_run_and_names_the_patch() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     target.blending.non_finite = NonFinite::LeaveOut;
     let plan = what.plan(layout, &*model, &[target]).unwrap();
-    let done = plan.run(source.clone(), model, &silent).unwrap();
+    let done = plan.run(shared(&source), model, &silent).unwrap();
     assert_eq!(
         (done.outputs[0].skipped, done.outputs[0].uncovered_voxels),
         (1, 0)
