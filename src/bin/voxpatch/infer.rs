@@ -156,19 +156,18 @@ fn dry_run(
 /// What the command line says is to become of each patch, but for normalising it.
 fn model(settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>> {
     let named = settings.model.iter().map(|name| {
-        let model = opened(name, settings)?;
-        Ok((name.clone(), model))
+        let model = OneOutput::new(opened(name, settings)?, settings.output.clone());
+        Ok((name.clone(), Arc::new(model) as Arc<dyn Model>))
     });
     let mut models: Vec<_> = named.collect::<voxpatch::Result<_>>()?;
     let model = match models.len() {
         1 => models.remove(0).1,
         _ => Arc::new(Ensemble::new(models)?),
     };
-    let model = match settings.tta {
-        Some(TtaName::Flips) => Arc::new(Flips::new(model)?),
-        None => model,
-    };
-    Ok(Arc::new(OneOutput::new(model, settings.output.clone())))
+    match settings.tta {
+        Some(TtaName::Flips) => Ok(Arc::new(Flips::new(model)?)),
+        None => Ok(model),
+    }
 }
 
 /// One model: a file by its extension, else a built-in one.

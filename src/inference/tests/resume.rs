@@ -158,6 +158,7 @@ fn another_run_is_refused_and_says_what_differs() {
         // Shards would follow the grid.
         let mut target = target(path, blend, reduce);
         target.store.shard = None;
+        target.dtype = Some(DType::F32);
         target
     };
     let means = target(&path, Blend::Hann, Reduce::Mean);

@@ -302,7 +302,7 @@ fn neighbourhoods_let_a_window_s_patches_share_chunks() {
         let plan = Plan::new(1, 192, 1).unwrap().with_window(64);
         let options = LoaderOptions {
             max_length: 64,
-            ..options(2)
+            ..options(0)
         };
         let mut loader = Loader::new(subjects, make, &plan, 0, &options).unwrap();
         for sample in &mut loader {
