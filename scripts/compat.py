@@ -5,10 +5,12 @@
 
 Reading: what `voxpatch info` says of each file and array, and the voxels that
 `voxpatch convert` takes out of it, against the library that its makers use. Writing: what
-`voxpatch convert` makes (.npy, .nii, Zarr with every codec, sharded and not), read back with
-numpy, nibabel and zarr-python. One line per check; the last line counts; exit 1 if any failed.
+`voxpatch convert` makes (.npy, .nii, .nrrd, .mha, .mhd, Zarr v3 and v2 with every codec, sharded
+and not, with coarser levels), read back with numpy, nibabel, SimpleITK, zarr-python and
+ome-zarr-models. One line per check; the last line counts; exit 1 if any failed.
 
-Needs numpy, nibabel, SimpleITK and zarr; nothing is written but in a temporary folder.
+Needs numpy, nibabel, SimpleITK, zarr and ome-zarr-models; nothing is written but in a temporary
+folder.
 """
 
 import argparse
@@ -24,11 +26,15 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk
 import zarr
+from ome_zarr_models import open_ome_zarr
 
 warnings.simplefilter("ignore")
 
 FLAT = (".nii", ".nii.gz", ".mhd", ".mha", ".nrrd", ".nhdr", ".npy")
 CODECS = ("zstd", "blosc-zstd", "blosc-lz4", "gzip", "none")
+# How a Zarr is stored: its version, codec and shard.
+STORES = [("3", codec, shard) for codec in CODECS for shard in ("none", "64")]
+STORES += [("2", codec, "none") for codec in (*CODECS, "zlib")]
 DTYPES = ("bool int8 uint8 int16 uint16 int32 uint32 int64 uint64 float16 float32 float64").split()
 # Codecs of zarr-python's world that voxpatch refuses with a message; anything else must open.
 REFUSED_CODECS = ("zfpy", "pcodec", "delta", "fixedscaleoffset", "adler32", "fletcher32",
@@ -195,6 +201,7 @@ def check_flat(tally, voxpatch, data, path, work):
     check_info(tally, name, info, truth)
     check_voxels(tally, voxpatch, name, path, truth.array, work)
     check_nifti_output(tally, voxpatch, name, path, truth, work)
+    check_itk_output(tally, voxpatch, name, path, truth, work)
 
 
 def check_nifti_output(tally, voxpatch, name, path, truth, work):
@@ -215,6 +222,80 @@ def check_nifti_output(tally, voxpatch, name, path, truth, work):
     tally.near(f"{name} nii rescale", [slope, inter], truth.rescale)
     itk = sitk.ReadImage(str(out))
     tally.near(f"{name} nii spacing (SimpleITK)", itk.GetSpacing()[:3][::-1], truth.spacing)
+
+
+def check_itk_output(tally, voxpatch, name, path, truth, work):
+    """NRRD and MetaImage, read with SimpleITK."""
+    for extension in ("nrrd", "mha", "mhd"):
+        out = work / f"out.{extension}"
+        problem = voxpatch.convert(path, out, "--force")
+        label = f"{name} -> {extension}"
+        if extension == "nrrd" and truth.rescale not in ((1.0, 0.0), (0.0, 0.0)):
+            tally.check(f"{label} refused", "slope and intercept" in problem, problem or "it was written")
+            continue
+        if truth.array.dtype.name == "float16":
+            tally.check(f"{label} refused", "float32" in problem, problem or "it was written")
+            continue
+        if not tally.check(label, not problem, problem):
+            continue
+        found = Truth(out)
+        expected = truth.array.astype("u1") if truth.array.dtype == bool else truth.array
+        tally.voxels(f"{label} voxels", found.array, expected)
+        tally.near(f"{label} affine", found.affine, truth.affine, scale=10)
+        tally.near(f"{label} spacing", found.spacing, truth.spacing)
+
+
+def halved(array, method):
+    """The next level of an array (c, z, y, x), by numpy."""
+    factors = [1, *(min(n, 2) for n in array.shape[1:])]
+    padding = [(0, -n % f) for n, f in zip(array.shape, factors, strict=True)]
+    there = np.pad(np.ones(array.shape, bool), padding)
+    blocks = [n for pair in zip(there.shape, factors, strict=True) for n in (pair[0] // pair[1], pair[1])]
+    order = (0, 2, 4, 6, 1, 3, 5, 7)
+
+    def cells(values):
+        values = np.pad(values, padding).reshape(blocks).transpose(order)
+        return values.reshape(*values.shape[:4], -1)
+
+    values, there = cells(array), there.reshape(blocks).transpose(order)
+    there = there.reshape(values.shape)
+    if method == "mean":
+        mean = (values.astype("f8") * there).sum(-1) / there.sum(-1)
+        return np.rint(mean).astype(array.dtype) if array.dtype.kind in "iu" else mean.astype(array.dtype)
+    counts = ((values[..., :, None] == values[..., None, :]) & there[..., None, :]).sum(-1) * there
+    most = counts == counts.max(-1, keepdims=True)
+    return np.where(most, values, values.max()).min(-1).astype(array.dtype)
+
+
+def check_pyramid(tally, voxpatch, work):
+    """Coarser levels: their voxels by numpy, their places by ome-zarr-models."""
+    random = np.random.default_rng(7)
+    for version in "23":
+        for method, dtype in (("mean", "int16"), ("mean", "float32"), ("mode", "uint8")):
+            array = random.integers(0, 5, (2, 37, 1, 50)).astype(dtype)
+            affine = np.array([[0.5, 0, 0, 7], [0, 3, 0, 8], [0, 0, 2, 9], [0, 0, 0, 1.0]])
+            source = work / "source.nii"
+            nibabel.save(nibabel.Nifti1Image(array.transpose(3, 2, 1, 0), affine), source)
+            out = work / "pyramid.zarr"
+            label = f"pyramid {method} of {dtype} in zarr {version}"
+            how = ("--pyramid", method, "--zarr", version, "--chunk", "8")
+            problem = voxpatch.convert(source, out, "--force", *how)
+            if not tally.check(label, not problem, problem):
+                continue
+            model = open_ome_zarr(zarr.open_group(out, mode="r"), version={"2": "0.4", "3": "0.5"}[version])
+            attributes = model.attributes if version == "2" else model.attributes.ome
+            levels = attributes.multiscales[0].datasets
+            tally.same(f"{label} levels", len(levels), 4)
+            expected, spacing, origin = array, np.array([2.0, 3.0, 0.5]), np.array([9.0, 8.0, 7.0])
+            for level in levels:
+                found = np.asarray(zarr.open_array(out / level.path, mode="r")[...])
+                tally.voxels(f"{label} level {level.path}", found, expected)
+                scale, shift = level.coordinateTransformations
+                tally.near(f"{label} level {level.path} scale", scale.scale[1:], spacing)
+                tally.near(f"{label} level {level.path} translation", shift.translation[1:], origin)
+                step = np.array([min(n, 2) for n in expected.shape[1:]])
+                origin, spacing = origin + (step - 1) / 2 * spacing, spacing * step
+                expected = halved(expected, method)
 
 
 def arrays(folder):
@@ -291,25 +372,27 @@ def check_zarr_output(tally, voxpatch, name, path, work):
         return
     expected = np.load(reference)
     source, _ = voxpatch.info(path)
-    for codec in CODECS:
-        for shard in ("none", 64):
-            out = work / "out.zarr"
-            label = f"{name} -> zarr {codec} shard {shard}"
-            problem = voxpatch.convert(path, out, "--force", "--chunk", 32, "--shard", shard, "--codec", codec)
-            if not tally.check(label, not problem, problem):
-                continue
-            array = zarr.open_group(out, mode="r")["0"]
-            tally.check(f"{label} sharding", (array.shards is not None) == (shard != "none"), f"{array.shards}")
-            found = np.asarray(array[...])
-            tally.voxels(f"{label} voxels", found, expected)
-            info, problem = voxpatch.info(out)
-            if tally.check(f"{label} info", info is not None, problem):
-                tally.near(f"{label} affine", info["affine"], source["affine"])
-                tally.near(f"{label} spacing", info["spacing"], source["spacing"])
-            again = work / "again.npy"
-            problem = voxpatch.convert(out, again, "--force")
-            if tally.check(f"{label} -> npy", not problem, problem):
-                tally.voxels(f"{label} round trip", np.load(again), expected)
+    for version, codec, shard in STORES:
+        out = work / "out.zarr"
+        label = f"{name} -> zarr {version} {codec} shard {shard}"
+        how = ("--zarr", version, "--chunk", 32, "--shard", shard, "--codec", codec)
+        problem = voxpatch.convert(path, out, "--force", *how)
+        if not tally.check(label, not problem, problem):
+            continue
+        array = zarr.open_group(out, mode="r")["0"]
+        tally.same(f"{label} version", array.metadata.zarr_format, int(version))
+        sharded = getattr(array, "shards", None) is not None
+        tally.check(f"{label} sharding", sharded == (shard != "none"), f"{sharded}")
+        found = np.asarray(array[...])
+        tally.voxels(f"{label} voxels", found, expected)
+        info, problem = voxpatch.info(out)
+        if tally.check(f"{label} info", info is not None, problem):
+            tally.near(f"{label} affine", info["affine"], source["affine"])
+            tally.near(f"{label} spacing", info["spacing"], source["spacing"])
+        again = work / "again.npy"
+        problem = voxpatch.convert(out, again, "--force")
+        if tally.check(f"{label} -> npy", not problem, problem):
+            tally.voxels(f"{label} round trip", np.load(again), expected)
 
 
 def check_dtypes(tally, voxpatch, work):
@@ -338,6 +421,7 @@ def check_dtypes(tally, voxpatch, work):
                     same = np.array_equal(found, array, equal_nan=name.startswith("float"))
                     tally.check(f"{label} nii voxels", same)
                 check_zarr_output(tally, voxpatch, label, source, work)
+                check_itk_output(tally, voxpatch, label, source, Truth(source), work)
 
 
 def main():
@@ -377,6 +461,7 @@ def main():
                 check_zarr_output(tally, voxpatch, name, data / name, work)
         if not arguments.only:
             check_dtypes(tally, voxpatch, work)
+            check_pyramid(tally, voxpatch, work)
     print(f"{tally.passed} passed, {tally.failed} failed")
     return 1 if tally.failed or not tally.passed else 0
 

@@ -86,7 +86,10 @@ pub fn convert(
     let cached: Arc<dyn Volume> = match from.read_chunk {
         Some(_) => Arc::new(Cached::new(
             Arc::clone(source),
-            options.memory.saturating_sub(under_way),
+            options
+                .memory
+                .saturating_sub(under_way)
+                .saturating_sub(target.waiting_bytes([0, 1, 2])),
         )),
         None => Arc::clone(source),
     };
@@ -268,7 +271,9 @@ mod tests {
     use super::*;
     use crate::dtype::DType;
     use crate::progress::silent;
-    use crate::volume::{CreateOptions, Layout, MemoryVolume, create, open};
+    use crate::volume::{
+        CreateOptions, Downsample, Layout, MemoryVolume, OpenOptions, Pyramid, create, open,
+    };
 
     const SHAPE: Shape = [21, 18, 25];
 
@@ -343,6 +348,46 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn coarser_levels_come_with_the_finest_from_any_number_of_threads() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut found = Vec::new();
+        for (sequential, threads) in [(false, 1), (false, 4), (true, 4)] {
+            let path = dir.path().join(format!("{sequential}-{threads}.zarr"));
+            let source = source(sequential);
+            let options = CreateOptions {
+                chunk: [4, 5, 8],
+                shard: None,
+                pyramid: Some(Pyramid {
+                    levels: None,
+                    method: Downsample::Mean,
+                }),
+                ..CreateOptions::default()
+            };
+            let target = create(&path, source.layout(), &options).unwrap();
+            assert!(target.waiting_bytes([0, 1, 2]) > 0);
+            let memory = 20_000;
+            convert(
+                &(source as _),
+                target,
+                &ConvertOptions { threads, memory },
+                &silent,
+            )
+            .unwrap();
+            let level = OpenOptions {
+                level: 2,
+                ..OpenOptions::default()
+            };
+            let coarse = level.open(&path).unwrap();
+            assert_eq!(coarse.layout().shape, [6, 5, 7]);
+            found.push(coarse.read(Region::whole([6, 5, 7])).unwrap());
+        }
+        assert!(found.iter().all(|patch| *patch == found[0]));
+        // Four voxels of the ramp along each axis: their mean lies in the middle, 1.5 steps in.
+        let first = found[0].as_slice::<u16>().unwrap()[0];
+        assert!(first.abs_diff(3 * (18 * 25 + 25 + 1) / 2) <= 1, "{first}");
     }
 
     #[test]

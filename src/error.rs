@@ -187,6 +187,21 @@ pub enum Error {
         volume: u64,
     },
 
+    /// Predictions that do not lie on the voxels of their output.
+    #[error(
+        "an output of scale 1/{scale} without {halo} voxels at each face of a patch does not fit along {axis}: {problem}"
+    )]
+    OutputGrid {
+        /// The axis: `z`, `y` or `x`.
+        axis: char,
+        /// Voxels that the model leaves out at each face of a patch.
+        halo: u64,
+        /// How many voxels of the input one of the output is long.
+        scale: u64,
+        /// What does not fit, and what would.
+        problem: String,
+    },
+
     /// The overlap leaves no step.
     #[error("an overlap of {overlap} along {axis} must be smaller than the patch of {patch}")]
     Overlap {
@@ -263,6 +278,23 @@ pub enum Error {
         expected_shape: Shape,
     },
 
+    /// A prediction with NaN or infinity in it.
+    #[error(
+        "the prediction for patch {index} at {region} is {value} at channel {}, voxel z {}, y {}, x {} of the \
+         patch: no value can be blended with it",
+        at[0], at[1], at[2], at[3]
+    )]
+    NotFinite {
+        /// The patch's place in the grid's order.
+        index: u64,
+        /// Where the patch lies.
+        region: Region,
+        /// The first such value.
+        value: f64,
+        /// Its place in the patch: c, z, y, x.
+        at: [u64; 4],
+    },
+
     /// The run ended before every patch was there.
     #[error("{missing} of {total} patches are missing, the first at index {first:?}")]
     MissingPatches {
@@ -276,7 +308,8 @@ pub enum Error {
 
     /// Two volumes of a subject do not lie on one grid.
     #[error(
-        "{} and {} do not lie on one grid: {what} {one} and {other}",
+        "{} and {} do not lie on one grid: {what} {one} and {other}; resample one of them; \
+         a coarser map of the same extent can be drawn by as an `Upsampled` volume",
         first.display(), second.display()
     )]
     OtherGrid {
@@ -284,7 +317,7 @@ pub enum Error {
         first: PathBuf,
         /// The one that differs.
         second: PathBuf,
-        /// `shape`, `spacing` or `affine`.
+        /// `shape`, `spacing`, `affine`, `direction` or `extent`.
         what: &'static str,
         /// What it is of the first.
         one: String,
@@ -360,6 +393,27 @@ pub enum Error {
         problem: String,
     },
 
+    /// No patch that was tried holds enough of what it is to hold.
+    #[error(
+        "{}: of {tries} patches that were tried, none has {fraction} of {content} in channel {channel}, the best \
+         {best}: ask for less, or draw by that label",
+        path.display()
+    )]
+    Content {
+        /// The map.
+        path: PathBuf,
+        /// The channel.
+        channel: u64,
+        /// What was looked for.
+        content: String,
+        /// The part of a patch that was asked for.
+        fraction: f64,
+        /// The most that a patch had.
+        best: f64,
+        /// How many were tried.
+        tries: u64,
+    },
+
     /// A list of locations has a row that is none.
     #[error("{}: line {line}: {problem}", path.display())]
     Locations {
@@ -371,6 +425,120 @@ pub enum Error {
         problem: String,
     },
 
+    /// Another process writes the same output, or the same part of it.
+    #[error(
+        "{} is held by another process that writes this output: wait until it is done, or stop it",
+        path.display()
+    )]
+    Locked {
+        /// The lock.
+        path: PathBuf,
+    },
+
+    /// An output was begun by another run.
+    #[error(
+        "{} was begun by another run ({}): go on with its settings, or remove the folder to begin anew",
+        path.display(), listed(differences)
+    )]
+    OtherRun {
+        /// The folder in which the output grows.
+        path: PathBuf,
+        /// What differs.
+        differences: Vec<Difference>,
+    },
+
+    /// An output was to be finished before all of its chunks were there.
+    #[error("{} lacks {missing}: run what is missing, then finish it", path.display())]
+    MissingChunks {
+        /// The folder in which the output grows.
+        path: PathBuf,
+        /// How many chunks, and which.
+        missing: String,
+    },
+
+    /// A part of an output was to write what belongs to another.
+    #[error("{}: region [{region}] does not belong to this part, which has [{owned}]", path.display())]
+    NotOwned {
+        /// The output.
+        path: PathBuf,
+        /// The region that was to be written.
+        region: Region,
+        /// What the part may write.
+        owned: Region,
+    },
+
+    /// A file holds no model, or one that cannot predict volumes.
+    #[error("{} is no model that can be run on volumes: {problem}", path.display())]
+    ModelFile {
+        /// The file.
+        path: PathBuf,
+        /// What is missing or wrong, and what is needed.
+        problem: String,
+    },
+
+    /// A model needs an operator that is not there.
+    #[error(
+        "{}: node {node:?} has the operator {operator}, which cannot be run; \
+         export the model without it, in operator set 18 or thereabouts",
+        path.display()
+    )]
+    ModelOperator {
+        /// The model's file.
+        path: PathBuf,
+        /// The node's name, or its first output's if it has none.
+        node: String,
+        /// The operator, behind its domain if that is not ONNX's own.
+        operator: String,
+        /// Why, if the operator is known and only this use of it is not.
+        source: Option<Cause>,
+    },
+
+    /// A model takes another number of channels than the volume has.
+    #[error(
+        "{} takes volumes of {expected} channels, but {} has {actual}",
+        path.display(), volume.display()
+    )]
+    ModelChannels {
+        /// The model's file.
+        path: PathBuf,
+        /// Channels that it takes.
+        expected: u64,
+        /// The volume.
+        volume: PathBuf,
+        /// Channels that the volume has.
+        actual: u64,
+    },
+
+    /// What runs a model could not do so.
+    #[error("{} cannot be {action} for {channels} channels of {patch:?} voxels", path.display())]
+    ModelRun {
+        /// The model's file.
+        path: PathBuf,
+        /// What was tried: `prepared` or `run`.
+        action: &'static str,
+        /// Channels of the patch.
+        channels: u64,
+        /// Voxels of the patch, z, y, x.
+        patch: Shape,
+        /// What it said.
+        source: Cause,
+    },
+
+    /// Models that are to be averaged predict different things.
+    #[error("the models {first} and {second} cannot be averaged: {what} {one} and {other}")]
+    OtherModel {
+        /// The first model.
+        first: String,
+        /// The one that differs.
+        second: String,
+        /// What differs, in the plural.
+        what: &'static str,
+        /// What it is of the first.
+        one: String,
+        /// What it is of the second.
+        other: String,
+    },
+
     /// The caller asked to stop.
     #[error("stopped on request")]
     Stopped,
@@ -378,6 +546,23 @@ pub enum Error {
     /// The same failure met several threads that waited for one result.
     #[error(transparent)]
     Shared(Arc<Self>),
+}
+
+/// A setting in which two runs differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The field, with dots between nested names.
+    pub field: String,
+    /// Its value when the output was begun, as JSON.
+    pub saved: String,
+    /// Its value now, as JSON.
+    pub here: String,
+}
+
+fn listed(differences: &[Difference]) -> String {
+    let one = |d: &Difference| format!("{}: then {}, now {}", d.field, d.saved, d.here);
+    let all: Vec<String> = differences.iter().map(one).collect();
+    all.join("; ")
 }
 
 impl Error {

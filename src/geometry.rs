@@ -90,6 +90,20 @@ impl Geometry {
         self
     }
 
+    /// The geometry of voxels that each stand for `factors` (z, y, x) of these: the first one's
+    /// centre lies in the middle of those that it stands for.
+    #[must_use]
+    pub fn coarsened(self, factors: [f64; 3]) -> Self {
+        let mut coarse = self.moved_to(factors.map(|factor| (factor - 1.0) / 2.0));
+        for row in &mut coarse.affine[..3] {
+            for (axis, factor) in factors.into_iter().enumerate() {
+                row[2 - axis] *= factor;
+            }
+        }
+        coarse.spacing = std::array::from_fn(|axis| coarse.spacing[axis] * factors[axis]);
+        coarse
+    }
+
     /// Whether every number is finite and no spacing is 0 or negative.
     #[must_use]
     pub fn is_sound(&self) -> bool {
@@ -149,6 +163,20 @@ mod tests {
             Geometry::from_parts([3.0, 2.0, 1.0], [10.0, 20.0, 30.0]).moved_to([1.0, 2.0, 3.0]);
         assert_eq!(moved.origin(), [13.0, 24.0, 33.0]);
         assert!(moved.is_aligned());
+    }
+
+    #[test]
+    fn a_coarse_voxel_lies_in_the_middle_of_its_own() {
+        let fine = Geometry::from_parts([3.0, 2.0, 1.0], [10.0, 20.0, 30.0]);
+        let coarse = fine.coarsened([1.0, 2.0, 2.0]);
+        assert_eq!(coarse.spacing, [3.0, 4.0, 2.0]);
+        assert_eq!(coarse.origin(), [10.0, 21.0, 30.5]);
+        assert!(coarse.is_aligned());
+        let turned = Geometry::from_lps(
+            [[0.5, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 5.0]],
+            [0.0; 3],
+        );
+        assert_eq!(turned.coarsened([2.0; 3]).origin(), [2.5, -0.25, -0.25]);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! A grid is the product of three lists of starts. Everything about it follows from those,
 //! so its memory and the time to plan it grow with the sum of the axes, not with their
-//! product. Patches are numbered in the grid's order, the slowest axis first.
+//! product. Patches are numbered in the grid's order, the slowest axis first. They may hang
+//! over the volume's faces where padding is allowed; what lies outside is never output.
 
 use std::ops::Range;
 
@@ -24,35 +25,86 @@ pub struct Axis {
     pub length: u64,
     /// Voxels of a patch.
     pub patch: u64,
-    /// First voxels of the patches, increasing.
-    pub starts: Vec<u64>,
+    /// First voxels of the patches, increasing; negative before the volume's first voxel.
+    pub starts: Vec<i64>,
+}
+
+/// Where patches start along an axis of `N` voxels, for patches of `P` and a step `S` of patch
+/// minus overlap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Placement {
+    /// 0, S, 2S, ... while they fit, and one at the far edge (`TorchIO`, MONAI).
+    #[default]
+    Edge,
+    /// As many as `Edge` has, spread evenly, halves rounded to even (nnU-Net).
+    Even,
+    /// On multiples of S, the last hanging over the far edge: starts meet chunks.
+    Padded,
+}
+
+/// How a grid is laid out, apart from patch and overlap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GridOptions {
+    /// Where patches start.
+    pub placement: Placement,
+    /// Voxels beyond each face that patches cover as well, z, y, x.
+    pub margin: Shape,
+    /// Whether a volume smaller than a patch is padded to its size, alike at both faces; an
+    /// error otherwise.
+    pub fit: bool,
 }
 
 impl Axis {
-    /// Starts at 0, S, 2S, ... while they fit, and one at the far edge if that is not among
-    /// them, where S = patch - overlap (`TorchIO`'s and MONAI's placement).
-    fn edge(length: u64, patch: u64, overlap: u64) -> Self {
-        let last = length - patch;
+    fn new(
+        length: u64,
+        patch: u64,
+        overlap: u64,
+        margin: u64,
+        options: &GridOptions,
+    ) -> Option<Self> {
+        let whole = length.checked_add(margin.checked_mul(2)?)?;
         let step = patch - overlap;
-        let mut starts: Vec<u64> = (0..=last / step).map(|i| i * step).collect();
-        if starts.last() != Some(&last) {
-            starts.push(last);
-        }
-        Self {
+        let first = -i64::try_from(margin).ok()?;
+        let (first, offsets) = match whole.checked_sub(patch) {
+            None if options.placement == Placement::Padded => (first, vec![0]),
+            None => (first - i64::try_from((patch - whole) / 2).ok()?, vec![0]),
+            Some(last) => (first, options.placement.offsets(last, step)),
+        };
+        let start = |offset| i64::try_from(offset).ok().map(|offset| first + offset);
+        Some(Self {
             length,
             patch,
-            starts,
-        }
+            starts: offsets.into_iter().map(start).collect::<Option<_>>()?,
+        })
     }
 
     /// Which patches hold any voxel of `from..to`.
     #[must_use]
     pub fn touching(&self, from: u64, to: u64) -> Range<usize> {
-        let first = self
-            .starts
-            .partition_point(|&start| start + self.patch <= from);
-        let end = self.starts.partition_point(|&start| start < to);
+        let ends_before = |&start: &i64| i128::from(start) + i128::from(self.patch) <= from.into();
+        let first = self.starts.partition_point(ends_before);
+        let starts_before = |&start: &i64| i128::from(start) < to.into();
+        let end = self.starts.partition_point(starts_before);
         first..end.max(first)
+    }
+
+    /// The voxels of the volume that patch `place` holds.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such patch.
+    #[must_use]
+    pub fn inside(&self, place: usize) -> Range<u64> {
+        let start = self.starts[place];
+        let end = i128::from(start) + i128::from(self.patch);
+        let from = u64::try_from(start).unwrap_or(0).min(self.length);
+        from..u64::try_from(end).unwrap_or(0).clamp(from, self.length)
+    }
+
+    /// The voxels that any patch holds.
+    #[must_use]
+    pub fn covered(&self) -> Range<u64> {
+        self.inside(0).start..self.inside(self.starts.len() - 1).end
     }
 
     /// The largest distance between two starts that follow each other; the patch if there is one start.
@@ -63,9 +115,94 @@ impl Axis {
 
     /// The largest that `of` makes of any gap between two starts.
     fn widest(&self, of: impl Fn(u64) -> u64) -> u64 {
-        let gaps = self.starts.windows(2).map(|pair| of(pair[1] - pair[0]));
-        gaps.max().unwrap_or_else(|| of(self.patch))
+        let gaps = self
+            .starts
+            .windows(2)
+            .map(|pair| of(pair[0].abs_diff(pair[1])));
+        gaps.max()
+            .unwrap_or_else(|| of(self.patch.min(self.length)))
     }
+
+    /// Voxels of a patch that the next one, `gap` further on, still touches.
+    fn held(&self, gap: u64) -> u64 {
+        self.patch.min(self.length).saturating_sub(gap)
+    }
+
+    /// The same patches where the model leaves out `halo` voxels at each of their faces, and its
+    /// voxels are `scale` of ours long.
+    fn output(&self, name: char, halo: u64, scale: u64) -> Result<Self> {
+        let refuse = |problem: String| Error::OutputGrid {
+            axis: name,
+            halo,
+            scale,
+            problem,
+        };
+        let kept = self.patch.checked_sub(2 * halo).filter(|&kept| kept > 0);
+        let kept = kept.ok_or_else(|| refuse(format!("patches have {} voxels", self.patch)))?;
+        if !kept.is_multiple_of(scale) {
+            return Err(refuse(format!(
+                "{kept} of a patch's {} voxels are predicted, which is no multiple of {scale}",
+                self.patch
+            )));
+        }
+        let (halo, step) = (
+            i64::try_from(halo).unwrap_or(i64::MAX),
+            i64::try_from(scale).unwrap_or(i64::MAX),
+        );
+        let mut starts = Vec::with_capacity(self.starts.len());
+        for start in &self.starts {
+            let start = start.saturating_add(halo);
+            if start % step != 0 {
+                return Err(refuse(format!(
+                    "a prediction starts at voxel {start}, between two of the output: take a step (patch - overlap) \
+                     that is a multiple of {scale} and the placement `padded`"
+                )));
+            }
+            starts.push(start / step);
+        }
+        if let Some(pair) = starts
+            .windows(2)
+            .find(|pair| pair[0].abs_diff(pair[1]) > kept / scale)
+        {
+            return Err(refuse(format!(
+                "predictions that start at {} and {} leave a gap: an overlap of {} or more closes it",
+                pair[0] * step,
+                pair[1] * step,
+                2 * halo
+            )));
+        }
+        Ok(Self {
+            length: self.length.div_ceil(scale),
+            patch: kept / scale,
+            starts,
+        })
+    }
+}
+
+impl Placement {
+    /// Starts from 0 to `last` or, if patches may hang over, beyond.
+    fn offsets(self, last: u64, step: u64) -> Vec<u64> {
+        let count = last.div_ceil(step);
+        match self {
+            Self::Edge => (0..count).map(|i| i * step).chain([last]).collect(),
+            Self::Padded => (0..=count).map(|i| i * step).collect(),
+            Self::Even => (0..=count)
+                .map(|i| rounded(i, last, count.max(1)))
+                .collect(),
+        }
+    }
+}
+
+/// `i * last / count`, halves to even.
+fn rounded(i: u64, last: u64, count: u64) -> u64 {
+    let product = u128::from(i) * u128::from(last);
+    let (whole, rest) = (product / u128::from(count), product % u128::from(count));
+    let up = match (2 * rest).cmp(&u128::from(count)) {
+        std::cmp::Ordering::Less => false,
+        std::cmp::Ordering::Equal => whole % 2 == 1,
+        std::cmp::Ordering::Greater => true,
+    };
+    u64::try_from(whole).unwrap_or(u64::MAX) + u64::from(up)
 }
 
 impl Grid {
@@ -77,8 +214,30 @@ impl Grid {
     /// [`Error::PatchSize`] if a patch is empty or does not fit, [`Error::Overlap`] if the
     /// overlap leaves no step.
     pub fn new(volume: Shape, patch: Shape, overlap: Shape) -> Result<Self> {
-        check_patch(volume, patch)?;
+        Self::with_options(volume, patch, overlap, &GridOptions::default())
+    }
+
+    /// As [`new`](Self::new), placed otherwise or with voxels beyond the faces.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new); a patch that hangs over is no error where the options allow it.
+    pub fn with_options(
+        volume: Shape,
+        patch: Shape,
+        overlap: Shape,
+        options: &GridOptions,
+    ) -> Result<Self> {
+        let hangs_over = options.fit || options.placement == Placement::Padded;
         for a in 0..3 {
+            let room = volume[a].saturating_add(options.margin[a].saturating_mul(2));
+            if patch[a] == 0 || volume[a] == 0 || (patch[a] > room && !hangs_over) {
+                return Err(Error::PatchSize {
+                    axis: AXES[a],
+                    patch: patch[a],
+                    volume: volume[a],
+                });
+            }
             if overlap[a] >= patch[a] {
                 return Err(Error::Overlap {
                     axis: AXES[a],
@@ -87,7 +246,19 @@ impl Grid {
                 });
             }
         }
-        let axes = std::array::from_fn(|a| Axis::edge(volume[a], patch[a], overlap[a]));
+        let axis = |a: usize| {
+            let axis = Axis::new(volume[a], patch[a], overlap[a], options.margin[a], options);
+            axis.ok_or(Error::PatchSize {
+                axis: AXES[a],
+                patch: patch[a],
+                volume: volume[a],
+            })
+        };
+        Ok(Self::of([axis(0)?, axis(1)?, axis(2)?]))
+    }
+
+    /// The product of three axes, swept in the order that keeps the fewest voxels waiting.
+    fn of(axes: [Axis; 3]) -> Self {
         let grid = Self {
             axes,
             order: [0, 1, 2],
@@ -103,7 +274,25 @@ impl Grid {
         let best = orders
             .into_iter()
             .min_by_key(|&order| grid.clone().ordered(order).frontier());
-        Ok(grid.ordered(best.unwrap_or([0, 1, 2])))
+        grid.ordered(best.unwrap_or([0, 1, 2]))
+    }
+
+    /// The same patches, in the same order, where they lie in an output whose model leaves out
+    /// `halo` voxels (z, y, x) at each face of a patch and whose voxels are `scale` of ours long.
+    ///
+    /// The output has `ceil(N / scale)` voxels along an axis of `N`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutputGrid`] if a prediction would start between two voxels of the output, or
+    /// predictions leave gaps.
+    pub fn output(&self, halo: Shape, scale: u64) -> Result<Self> {
+        let scale = scale.max(1);
+        let axis = |a: usize| self.axes[a].output(AXES[a], halo[a], scale);
+        Ok(Self {
+            axes: [axis(0)?, axis(1)?, axis(2)?],
+            order: self.order,
+        })
     }
 
     fn ordered(mut self, order: [usize; 3]) -> Self {
@@ -167,7 +356,7 @@ impl Grid {
     #[must_use]
     pub fn get(&self, index: u64) -> Option<Region> {
         let place = self.place(index)?;
-        let start = |a: usize| i64::try_from(self.axes[a].starts[place[a]]).unwrap_or(i64::MAX);
+        let start = |a: usize| self.axes[a].starts[place[a]];
         Some(Region::new(std::array::from_fn(start), self.patch()))
     }
 
@@ -185,12 +374,12 @@ impl Grid {
     pub fn frontier(&self) -> u64 {
         let [a, b, c] = self.order.map(|axis| &self.axes[axis]);
         let row = b.widest(|gap| {
-            let lines = (b.patch - gap).saturating_mul(c.length);
-            lines.saturating_add(gap.saturating_mul(c.patch))
+            let lines = b.held(gap).saturating_mul(c.length);
+            lines.saturating_add(gap.saturating_mul(c.patch.min(c.length)))
         });
         let layer = b.length.saturating_mul(c.length);
         a.widest(|gap| {
-            let layers = (a.patch - gap).saturating_mul(layer);
+            let layers = a.held(gap).saturating_mul(layer);
             layers.saturating_add(gap.saturating_mul(row))
         })
     }
@@ -218,7 +407,7 @@ pub fn check_patch(volume: Shape, patch: Shape) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn starts(length: u64, patch: u64, overlap: u64) -> Vec<u64> {
+    fn starts(length: u64, patch: u64, overlap: u64) -> Vec<i64> {
         let grid = Grid::new([length; 3], [patch; 3], [overlap; 3]).unwrap();
         grid.axes()[0].starts.clone()
     }
@@ -285,14 +474,106 @@ mod tests {
     #[test]
     fn touching_agrees_with_looking_at_every_patch() {
         for (length, patch, overlap) in [(10, 5, 2), (97, 16, 5), (30, 7, 6), (12, 12, 3)] {
-            let axis = Axis::edge(length, patch, overlap);
+            let options = GridOptions {
+                margin: [overlap / 2; 3],
+                ..GridOptions::default()
+            };
+            let axis = Axis::new(length, patch, overlap, overlap / 2, &options).unwrap();
             for from in 0..length {
                 for to in from + 1..=length {
-                    let touches = |&i: &usize| axis.starts[i] < to && axis.starts[i] + patch > from;
+                    let touches = |&i: &usize| {
+                        let inside = axis.inside(i);
+                        inside.start < to && inside.end > from
+                    };
                     let all: Vec<usize> = (0..axis.starts.len()).filter(touches).collect();
                     assert_eq!(axis.touching(from, to).collect::<Vec<_>>(), all);
                 }
             }
+        }
+    }
+
+    fn placed(length: u64, patch: u64, overlap: u64, options: GridOptions) -> Vec<i64> {
+        let (volume, overlap) = ([1, 1, length], [0, 0, overlap]);
+        let grid = Grid::with_options(volume, [1, 1, patch], overlap, &options).unwrap();
+        grid.axes()[2].starts.clone()
+    }
+
+    #[test]
+    fn even_starts_are_nnu_net_s() {
+        let even = GridOptions {
+            placement: Placement::Even,
+            ..GridOptions::default()
+        };
+        assert_eq!(placed(110, 64, 32, even), [0, 23, 46]);
+        let starts = placed(1069, 128, 64, even);
+        assert_eq!((starts.len(), starts[15]), (16, 941));
+        assert!(
+            starts
+                .windows(2)
+                .all(|pair| [62, 63].contains(&(pair[1] - pair[0])))
+        );
+        // 2.5 and 7.5 round to the even neighbour.
+        assert_eq!(placed(20, 10, 7, even), [0, 2, 5, 8, 10]);
+        assert_eq!(placed(64, 64, 32, even), [0]);
+    }
+
+    #[test]
+    fn padded_starts_stay_on_multiples_of_the_step() {
+        let padded = GridOptions {
+            placement: Placement::Padded,
+            ..GridOptions::default()
+        };
+        assert_eq!(placed(10, 5, 2, padded), [0, 3, 6]);
+        assert_eq!(placed(11, 5, 2, padded), [0, 3, 6]);
+        assert_eq!(placed(3, 5, 2, padded), [0]);
+        assert_eq!(placed(1069, 128, 64, padded).last(), Some(&960));
+    }
+
+    #[test]
+    fn margins_are_covered_and_small_volumes_are_padded_alike_at_both_faces() {
+        let margin = |margin, fit| GridOptions {
+            margin: [0, 0, margin],
+            fit,
+            ..GridOptions::default()
+        };
+        assert_eq!(placed(10, 6, 4, margin(2, false)), [-2, 0, 2, 4, 6]);
+        assert_eq!(placed(5, 8, 2, margin(0, true)), [-1]);
+        assert_eq!(placed(5, 8, 2, margin(1, true)), [-1]);
+        let axis = Axis::new(5, 8, 2, 1, &margin(1, true)).unwrap();
+        assert_eq!((axis.inside(0), axis.covered()), (0..5, 0..5));
+        let error = Grid::with_options([1, 1, 5], [1, 1, 8], [0; 3], &margin(1, false));
+        assert!(matches!(
+            error,
+            Err(Error::PatchSize {
+                axis: 'x',
+                patch: 8,
+                volume: 5
+            })
+        ));
+    }
+
+    #[test]
+    fn outputs_of_other_scale_or_without_halo_meet_the_volume_s_voxels_or_are_refused() {
+        let padded = GridOptions {
+            placement: Placement::Padded,
+            ..GridOptions::default()
+        };
+        let grid = Grid::with_options([70, 33, 32], [32; 3], [16; 3], &padded).unwrap();
+        let half = grid.output([0; 3], 2).unwrap();
+        assert_eq!((half.volume(), half.patch()), ([35, 17, 16], [16; 3]));
+        assert_eq!(half.axes()[0].starts, [0, 8, 16, 24]);
+        let valid = grid.output([4; 3], 1).unwrap();
+        assert_eq!((valid.volume(), valid.patch()), ([70, 33, 32], [24; 3]));
+        assert_eq!(valid.axes()[2].covered(), 4..28);
+        assert_eq!(valid.order(), grid.order());
+        for (grid, halo, scale) in [
+            (Grid::new([70, 64, 64], [32; 3], [16; 3]).unwrap(), 0, 4),
+            (grid.clone(), 9, 1),
+            (grid.clone(), 16, 1),
+            (grid, 1, 4),
+        ] {
+            let error = grid.output([halo; 3], scale).unwrap_err();
+            assert!(matches!(error, Error::OutputGrid { .. }), "{error}");
         }
     }
 

@@ -35,20 +35,16 @@
 //!
 //! ```
 //! use std::sync::Arc;
-//! use voxpatch::volume::CreateOptions;
-//! use voxpatch::{Inference, MemoryVolume, Region, builtin, open, progress};
+//! use voxpatch::{Blend, Inference, MemoryVolume, Reduce, Region, Target, builtin, open, progress};
 //!
 //! # fn main() -> voxpatch::Result<()> {
 //! # let folder = tempfile::tempdir().unwrap();
 //! let scan = Arc::new(MemoryVolume::from_vec([40, 30, 20], 1, vec![0.5_f32; 24_000])?);
 //! let out = folder.path().join("out.zarr");
 //! let model = builtin("identity")?;
-//! let plan = Inference::new([16; 3], [8; 3]).plan(
-//!     voxpatch::Volume::layout(&*scan),
-//!     &*model,
-//!     &out,
-//!     CreateOptions::default(),
-//! )?;
+//! let target = Target::new(&out, Blend::Hann, Reduce::Mean);
+//! let layout = voxpatch::Volume::layout(&*scan);
+//! let plan = Inference::new([16; 3], [8; 3]).plan(layout, &*model, &[target])?;
 //! plan.run(scan, model, &progress::silent)?;
 //! let patch = open(&out)?.read(Region::new([4, 4, 4], [2, 2, 2]))?;
 //! assert_eq!(patch.as_slice::<f32>()?, [0.5; 8]);
@@ -74,13 +70,13 @@ pub mod sampler;
 pub mod training;
 pub mod volume;
 
-pub use aggregator::{Aggregated, Aggregator, Blend, Reduce};
+pub use aggregator::{Aggregated, Aggregator, AggregatorOptions, Blend, Reduce};
 pub use convert::{ConvertOptions, Converted, convert};
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
 pub use geometry::{Affine, Geometry};
-pub use grid::Grid;
-pub use inference::{Inference, Model, builtin};
+pub use grid::{Grid, GridOptions, Placement};
+pub use inference::{Inference, Model, Target, builtin};
 pub use pad::Padding;
 pub use patch::{Patch, Voxels};
 pub use queue::Queue;

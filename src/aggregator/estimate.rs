@@ -7,37 +7,83 @@
 //! So the count at a moment is built axis by axis, and equal prefixes are counted once.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
-use super::window::owned;
+use super::live::Cuts;
+use super::options::AggregatorOptions;
+use super::window::{Blend, owned};
 use crate::grid::{Axis, Grid};
+use crate::volume::Layout;
 
 /// An interval along an axis: how long it is, and from which patch to which it is held.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Span {
-    pub(super) length: u64,
-    pub(super) first: usize,
-    pub(super) last: usize,
+struct Span {
+    length: u64,
+    first: usize,
+    last: usize,
 }
 
-/// Voxels that the sums of blocks between `cuts` are kept for: from the first patch that
-/// touches a block to the last.
-pub(super) fn touched(axis: &Axis, cuts: &[u64]) -> Vec<Span> {
+/// Bytes that a run in order keeps in live blocks and unfinished write chunks, at most.
+///
+/// `output` is the layout that the output will have, [`planned`](crate::volume::planned); of its write
+/// chunks only those `within` (ranges of indices along z, y, x) are written, if that is given.
+#[must_use]
+pub fn live_bytes(
+    grid: &Grid,
+    channels: u64,
+    options: &AggregatorOptions,
+    output: &Layout,
+    within: Option<&[Range<u64>; 3]>,
+) -> u64 {
+    let chunk = output.write_chunk.map(|[_, chunk @ ..]| chunk);
+    // The voxels along an axis that are output.
+    let kept = |a: usize| match (within, chunk) {
+        (Some(within), Some(chunk)) => within[a].start * chunk[a]..within[a].end * chunk[a],
+        _ => 0..output.shape[a],
+    };
+    let crop = options.blend == Blend::Crop;
+    let sums = if crop {
+        0
+    } else {
+        let cuts = Cuts::new(grid);
+        let blocks = std::array::from_fn(|a| touched(&grid.axes()[a], cuts.along(a), &kept(a)));
+        peak(grid, &blocks)
+            .saturating_mul(options.accumulator.size())
+            .saturating_mul(channels)
+    };
+    let Some(chunk) = chunk else {
+        return sums;
+    };
+    let chunks = std::array::from_fn(|a| completed(&grid.axes()[a], chunk[a], crop, &kept(a)));
+    let voxel = output.channels * output.dtype.size() as u64;
+    sums.saturating_add(peak(grid, &chunks).saturating_mul(voxel))
+}
+
+/// Voxels that the sums of blocks between `cuts` are kept for, from the first patch that
+/// touches a block to the last, of those blocks that have any voxel of `kept`.
+fn touched(axis: &Axis, cuts: &[u64], kept: &Range<u64>) -> Vec<Span> {
     let span = |pair: &[u64]| {
         let patches = axis.touching(pair[0], pair[1]);
-        Span {
+        (!patches.is_empty()).then(|| Span {
             length: pair[1] - pair[0],
             first: patches.start,
             last: patches.end - 1,
-        }
+        })
     };
-    cuts.windows(2).map(span).collect()
+    cuts.windows(2)
+        .filter(|pair| pair[0] < kept.end && kept.start < pair[1])
+        .filter_map(span)
+        .collect()
 }
 
-/// Voxels of write chunks of `chunk` voxels, kept from the patch that makes their first
-/// voxel final to the one that makes their last.
-pub(super) fn completed(axis: &Axis, chunk: u64, crop: bool) -> Vec<Span> {
+/// Voxels of write chunks of `chunk` voxels that begin in `kept`, from the patch that makes
+/// their first voxel final to the one that makes their last.
+fn completed(axis: &Axis, chunk: u64, crop: bool, kept: &Range<u64>) -> Vec<Span> {
     let owned = owned(axis);
+    let covered = axis.covered();
     let settles = |voxel: u64| {
+        // What no patch covers takes no memory until another voxel of its chunk is there.
+        let voxel = voxel.clamp(covered.start, covered.end - 1);
         if crop {
             owned.partition_point(|range| range.end <= voxel)
         } else {
@@ -52,11 +98,14 @@ pub(super) fn completed(axis: &Axis, chunk: u64, crop: bool) -> Vec<Span> {
             last: settles(to - 1),
         }
     };
-    (0..axis.length.div_ceil(chunk)).map(span).collect()
+    (0..axis.length.div_ceil(chunk))
+        .filter(|n| kept.contains(&(n * chunk)))
+        .map(span)
+        .collect()
 }
 
 /// The most voxels held at once; `spans` along z, y, x.
-pub(super) fn peak(grid: &Grid, spans: &[Vec<Span>; 3]) -> u64 {
+fn peak(grid: &Grid, spans: &[Vec<Span>; 3]) -> u64 {
     let levels = grid
         .order()
         .map(|a| Level::new(&spans[a], grid.axes()[a].starts.len()));

@@ -4,81 +4,149 @@
 //! block have the same patches. A block is live from the first patch that touches it to the
 //! last. Contributions to a block are added in patch order, whatever the order of arrival:
 //! one that comes early waits in the block, so the sums are the same to the last bit for any
-//! number of threads.
+//! number of threads. Where every patch votes and the weights are shares, the sums are the
+//! result; elsewhere the weights of those that voted are added up once the block is final.
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Meter;
-use super::window::Shares;
+use super::sums::Sum;
+use super::window::Weights;
 use crate::grid::{Axis, Grid};
 use crate::patch::Patch;
-use crate::region::Region;
+use crate::region::{Region, Shape};
 
 /// Shorter blocks than this are merged with their neighbours: bookkeeping would outweigh them.
 const SHORTEST: u64 = 16;
 
 /// All live blocks.
 #[derive(Debug)]
-pub(super) struct Live {
+pub(super) struct Live<S> {
     grid: Grid,
-    shares: Shares,
+    weights: Weights,
     channels: usize,
-    /// Where blocks begin and end along each axis, from 0 to the length.
-    cuts: [Vec<u64>; 3],
-    blocks: Mutex<HashMap<[usize; 3], Arc<Mutex<Block>>>>,
+    cuts: Cuts,
+    /// A bit for each block that is output; all are if there is none.
+    wanted: Option<Vec<u64>>,
+    blocks: Mutex<HashMap<[usize; 3], Shared<S>>>,
     /// Buffers of finished blocks, kept because fresh memory costs a page fault per page.
-    spare: Mutex<Vec<Vec<f32>>>,
+    spare: Mutex<Vec<Vec<S>>>,
 }
 
-#[derive(Debug, Default)]
-struct Block {
-    sums: Vec<f32>,
-    /// Contributions that are in the sums.
-    added: usize,
+/// A block that threads work on one after another.
+type Shared<S> = Arc<Mutex<Block<S>>>;
+
+/// Where blocks begin and end along each axis, from 0 to the length.
+#[derive(Clone, Debug)]
+pub(super) struct Cuts([Vec<u64>; 3]);
+
+#[derive(Debug)]
+struct Block<S> {
+    sums: Vec<S>,
+    /// Contributions whose turn it was.
+    turn: usize,
+    /// Where the patches lie that are in the sums.
+    voted: Vec<[usize; 3]>,
     /// Contributions that came before their turn.
-    early: Vec<(usize, Arc<Patch>, [usize; 3])>,
+    early: Vec<(usize, Contribution, [usize; 3])>,
 }
 
-/// A block whose last contribution is in: its region and its sums, channel after channel.
-pub(super) struct Final<'a> {
-    pub(super) region: Region,
-    pub(super) sums: &'a [f32],
+/// What a patch says about the voxels that it covers.
+#[derive(Clone, Debug)]
+pub(super) enum Contribution {
+    /// Its prediction, in `f32`.
+    Values(Arc<Patch>),
+    /// A value for each channel.
+    Constant(Arc<[f32]>),
+    /// It does not vote.
+    Nothing,
 }
 
-impl Live {
-    pub(super) fn new(grid: &Grid, shares: Shares, channels: usize) -> Self {
-        let cuts = std::array::from_fn(|a| cuts(&grid.axes()[a]));
+/// A block whose last contribution is in.
+pub(super) enum Final<'a> {
+    /// No patch voted.
+    Nothing,
+    /// Its values, channel after channel, and which of its voxels no patch covers (none, if empty).
+    Values(&'a mut [f32], &'a [bool]),
+}
+
+impl<S: Sum> Live<S> {
+    /// `wanted` says which blocks are output, where not all are.
+    pub(super) fn new(
+        grid: &Grid,
+        weights: Weights,
+        channels: usize,
+        wanted: Option<&dyn Fn(&Region) -> bool>,
+    ) -> Self {
+        let cuts = Cuts::new(grid);
+        let bits = |wanted: &dyn Fn(&Region) -> bool| {
+            let mut bits = vec![0_u64; cuts.count().div_ceil(64)];
+            for (n, index) in cuts.indices().enumerate() {
+                bits[n / 64] |= u64::from(wanted(&cuts.region(index))) << (n % 64);
+            }
+            bits
+        };
         Self {
             grid: grid.clone(),
-            shares,
+            weights,
             channels,
+            wanted: wanted.map(bits),
             cuts,
             blocks: Mutex::default(),
             spare: Mutex::default(),
         }
     }
 
-    /// Adds the patch at `place` to every block it touches, and hands on those it finished.
+    /// Blocks that are output and that no patch touches.
+    pub(super) fn untouched(&self) -> impl Iterator<Item = Region> + '_ {
+        let all_covered = (0..3).all(|a| {
+            let axis = &self.grid.axes()[a];
+            axis.covered() == (0..axis.length)
+        });
+        let some = (!all_covered)
+            .then(|| self.cuts.indices())
+            .into_iter()
+            .flatten();
+        some.filter(|&index| self.is_wanted(index))
+            .map(|index| self.cuts.region(index))
+            .filter(|region| self.turns(region).iter().any(Range::is_empty))
+    }
+
+    fn is_wanted(&self, index: [usize; 3]) -> bool {
+        let bit = self.cuts.number(index);
+        let set = |bits: &Vec<u64>| bits[bit / 64] & (1 << (bit % 64)) != 0;
+        self.wanted.as_ref().is_none_or(set)
+    }
+
+    /// Whether the patch at `place` touches any block that is output.
+    pub(super) fn needs(&self, place: [usize; 3]) -> bool {
+        self.wanted.is_none() || self.touched(place).any(|index| self.is_wanted(index))
+    }
+
+    /// The blocks that the patch at `place` touches.
+    fn touched(&self, place: [usize; 3]) -> impl Iterator<Item = [usize; 3]> + use<S> {
+        let ranges: [Range<usize>; 3] = std::array::from_fn(|a| {
+            let inside = self.grid.axes()[a].inside(place[a]);
+            let cuts = &self.cuts.0[a];
+            let first = cuts.partition_point(|&cut| cut <= inside.start) - 1;
+            first..cuts.partition_point(|&cut| cut < inside.end).max(first)
+        });
+        product(ranges)
+    }
+
+    /// Adds what the patch at `place` says to every block it touches, and hands on those it finished.
     pub(super) fn add<E>(
         &self,
         place: [usize; 3],
-        patch: &Arc<Patch>,
+        contribution: &Contribution,
         meter: &Meter,
-        mut finished: impl FnMut(Final<'_>) -> Result<(), E>,
+        mut finished: impl FnMut(Region, Final<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let touched: [Range<usize>; 3] = std::array::from_fn(|a| {
-            let axis = &self.grid.axes()[a];
-            let (from, to) = (axis.starts[place[a]], axis.starts[place[a]] + axis.patch);
-            let first = self.cuts[a].partition_point(|&cut| cut <= from) - 1;
-            first..self.cuts[a].partition_point(|&cut| cut < to)
-        });
-        for z in touched[0].clone() {
-            for y in touched[1].clone() {
-                for x in touched[2].clone() {
-                    self.add_to([z, y, x], place, patch, meter, &mut finished)?;
-                }
+        for index in self.touched(place) {
+            if self.is_wanted(index) {
+                self.add_to(index, place, contribution, meter, &mut finished)?;
             }
         }
         Ok(())
@@ -88,11 +156,11 @@ impl Live {
         &self,
         index: [usize; 3],
         place: [usize; 3],
-        patch: &Arc<Patch>,
+        contribution: &Contribution,
         meter: &Meter,
-        finished: &mut impl FnMut(Final<'_>) -> Result<(), E>,
+        finished: &mut impl FnMut(Region, Final<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let region = self.region(index);
+        let region = self.cuts.region(index);
         let turns = self.turns(&region);
         let turn = self.turn(&turns, place);
         let total: usize = turns.iter().map(ExactSizeIterator::len).product();
@@ -101,49 +169,66 @@ impl Live {
             Arc::clone(blocks.entry(index).or_default())
         };
         let mut block = block.lock().unwrap_or_else(PoisonError::into_inner);
-        if turn != block.added {
-            block.early.push((turn, Arc::clone(patch), place));
+        if turn != block.turn {
+            block.early.push((turn, contribution.clone(), place));
             return Ok(());
         }
-        if block.added == 0 {
-            block.sums = self.buffer(&region, meter);
-        }
-        self.accumulate(&region, patch, place, &mut block.sums);
-        block.added += 1;
+        self.take(&mut block, &region, contribution, place, meter);
         while let Some(next) = block
             .early
             .iter()
-            .position(|&(turn, ..)| turn == block.added)
+            .position(|&(turn, ..)| turn == block.turn)
         {
-            let (_, patch, place) = block.early.swap_remove(next);
-            self.accumulate(&region, &patch, place, &mut block.sums);
-            block.added += 1;
+            let (_, contribution, place) = block.early.swap_remove(next);
+            self.take(&mut block, &region, &contribution, place, meter);
         }
-        if block.added == total {
-            self.blocks
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&index);
-            finished(Final {
-                region,
-                sums: &block.sums,
-            })?;
-            meter.shrink(size_of_val(&block.sums[..]) as u64);
-            self.spare
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(std::mem::take(&mut block.sums));
+        if block.turn < total {
+            return Ok(());
         }
+        let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        blocks.remove(&index);
+        drop(blocks);
+        if block.voted.is_empty() {
+            return finished(region, Final::Nothing);
+        }
+        let complete = block.voted.len() == total;
+        let voted = std::mem::take(&mut block.voted);
+        S::with_f32(&mut block.sums, |values| {
+            let holes = self.normalise(&region, &voted, complete, values);
+            finished(region, Final::Values(values, &holes))
+        })?;
+        meter.shrink(size_of_val(&block.sums[..]) as u64);
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        spare.push(std::mem::take(&mut block.sums));
         Ok(())
     }
 
-    fn region(&self, index: [usize; 3]) -> Region {
-        let start =
-            std::array::from_fn(|a| i64::try_from(self.cuts[a][index[a]]).unwrap_or(i64::MAX));
-        Region::new(
-            start,
-            std::array::from_fn(|a| self.cuts[a][index[a] + 1] - self.cuts[a][index[a]]),
-        )
+    /// Takes a contribution whose turn it is.
+    fn take(
+        &self,
+        block: &mut Block<S>,
+        region: &Region,
+        contribution: &Contribution,
+        place: [usize; 3],
+        meter: &Meter,
+    ) {
+        block.turn += 1;
+        if let Contribution::Nothing = contribution {
+            return;
+        }
+        let covers = (0..3).all(|a| {
+            let inside = self.grid.axes()[a].inside(place[a]);
+            let from = region.start[a].unsigned_abs();
+            inside.start <= from && from + region.shape[a] <= inside.end
+        });
+        // A patch that covers all of a fresh block is stored, others are added to zeros.
+        let fresh = block.voted.is_empty();
+        let store = fresh && covers && matches!(contribution, Contribution::Values(_));
+        if fresh {
+            block.sums = self.buffer(region, !store, meter);
+        }
+        self.accumulate(region, contribution, place, store, &mut block.sums);
+        block.voted.push(place);
     }
 
     /// Which patches touch a block, along each axis.
@@ -161,61 +246,190 @@ impl Live {
         })
     }
 
-    /// A buffer of zeros for a block.
-    fn buffer(&self, region: &Region, meter: &Meter) -> Vec<f32> {
+    /// A buffer for a block, of zeros if `clear`.
+    fn buffer(&self, region: &Region, clear: bool, meter: &Meter) -> Vec<S> {
         let length = self.channels * usize::try_from(region.voxels()).unwrap_or(usize::MAX);
-        meter.grow((length * size_of::<f32>()) as u64);
+        meter.grow((length * size_of::<S>()) as u64);
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = spare.iter().position(|buffer| buffer.len() == length);
         let Some(at) = fits else {
             // Buffers of another size would only pile up.
             spare.clear();
             drop(spare);
-            return vec![0.0; length];
+            return vec![S::default(); length];
         };
         let mut buffer = spare.swap_remove(at);
         drop(spare);
-        buffer.fill(0.0);
+        if clear {
+            buffer.fill(S::default());
+        }
         buffer
     }
 
-    /// Adds a patch's share to a block's sums.
-    fn accumulate(&self, block: &Region, patch: &Patch, place: [usize; 3], sums: &mut [f32]) {
-        let Some(common) = block.intersection(&patch.region()) else {
-            return;
-        };
-        let from = common.relative_to(patch.region().start).start.map(offset);
+    /// The rows that a block and the patch at `place` share: for each, where it starts in the
+    /// block and in the patch (z, y, x), and its length.
+    fn rows(
+        &self,
+        block: &Region,
+        place: [usize; 3],
+    ) -> impl Iterator<Item = ([usize; 3], [usize; 3], usize)> + use<S> {
+        let start = |a: usize| self.grid.axes()[a].starts[place[a]];
+        let patch = Region::new([start(0), start(1), start(2)], self.grid.patch());
+        let common = block
+            .intersection(&patch)
+            .unwrap_or(Region::new(block.start, [0; 3]));
         let to = common.relative_to(block.start).start.map(offset);
+        let from = common
+            .relative_to(patch.start)
+            .start
+            .map(|n| usize::try_from(n).unwrap_or(0));
         let [nz, ny, nx] = common.shape.map(length);
-        let ([pz, py, px], [bz, by, bx]) = (patch.shape().map(length), block.shape.map(length));
-        let share = |axis: usize| &self.shares.along(axis, place[axis])[from[axis]..];
-        let (share_z, share_y, share_x) = (share(0), share(1), &share(2)[..nx]);
-        let values: &[f32] = patch
-            .as_slice()
-            .expect("predictions are f32 before they are accumulated");
-        for c in 0..self.channels {
-            for (z, share_z) in share_z.iter().take(nz).enumerate() {
-                for (y, share_y) in share_y.iter().take(ny).enumerate() {
-                    let source = ((c * pz + from[0] + z) * py + from[1] + y) * px + from[2];
-                    let target = ((c * bz + to[0] + z) * by + to[1] + y) * bx + to[2];
-                    let weight = share_z * share_y;
-                    let row = values[source..source + nx].iter().zip(share_x);
-                    for (sum, (value, share)) in sums[target..target + nx].iter_mut().zip(row) {
-                        *sum += value * (weight * share);
+        let row = move |z, y| {
+            (
+                [to[0] + z, to[1] + y, to[2]],
+                [from[0] + z, from[1] + y, from[2]],
+                nx,
+            )
+        };
+        (0..nz).flat_map(move |z| (0..ny).map(move |y| row(z, y)))
+    }
+
+    /// Adds what a patch says to a block's sums, or stores it there.
+    fn accumulate(
+        &self,
+        block: &Region,
+        contribution: &Contribution,
+        place: [usize; 3],
+        store: bool,
+        sums: &mut [S],
+    ) {
+        let (patch, shape) = (self.grid.patch(), block.shape);
+        let values: &[f32] = match contribution {
+            Contribution::Values(patch) => patch
+                .as_slice()
+                .expect("predictions are f32 before they are accumulated"),
+            _ => &[],
+        };
+        let (per_patch, per_block) = (volume(patch), volume(shape));
+        for (c, sums) in sums
+            .chunks_exact_mut(per_block)
+            .enumerate()
+            .take(self.channels)
+        {
+            for (to, from, nx) in self.rows(block, place) {
+                let (weight, weights) = self.weights.row(place, from, nx);
+                let target = at(shape, to);
+                let row = &mut sums[target..target + nx];
+                match contribution {
+                    Contribution::Values(_) => {
+                        let source = c * per_patch + at(patch, from);
+                        let values = &values[source..source + nx];
+                        if store {
+                            S::set(row, values, weight, weights);
+                        } else {
+                            S::add(row, values, weight, weights);
+                        }
                     }
+                    Contribution::Constant(constant) => {
+                        S::add_constant(row, constant[c], weight, weights);
+                    }
+                    Contribution::Nothing => {}
                 }
             }
         }
     }
+
+    /// Divides a block's sums by the weights that went into them, where these do not add up to 1
+    /// anyway, and says which voxels have none.
+    fn normalise(
+        &self,
+        block: &Region,
+        voted: &[[usize; 3]],
+        complete: bool,
+        values: &mut [f32],
+    ) -> Vec<bool> {
+        let shares = complete && self.weights.are_shares();
+        let covered = (0..3).all(|a| {
+            let covered = self.grid.axes()[a].covered();
+            let from = block.start[a].unsigned_abs();
+            covered.start <= from && from + block.shape[a] <= covered.end
+        });
+        if shares && covered {
+            return Vec::new();
+        }
+        let mut sums = vec![0.0; volume(block.shape)];
+        for &place in voted {
+            for (to, from, nx) in self.rows(block, place) {
+                let (weight, weights) = self.weights.row(place, from, nx);
+                let target = at(block.shape, to);
+                f32::add_constant(&mut sums[target..target + nx], 1.0, weight, weights);
+            }
+        }
+        if !shares {
+            for channel in values.chunks_exact_mut(sums.len()) {
+                for (value, sum) in channel.iter_mut().zip(&sums) {
+                    *value /= if *sum > 0.0 { *sum } else { 1.0 };
+                }
+            }
+        }
+        let holes: Vec<bool> = sums.iter().map(|&sum| sum <= 0.0).collect();
+        if holes.contains(&true) {
+            holes
+        } else {
+            Vec::new()
+        }
+    }
+}
+
+impl<S> Default for Block<S> {
+    fn default() -> Self {
+        Self {
+            sums: Vec::new(),
+            turn: 0,
+            voted: Vec::new(),
+            early: Vec::new(),
+        }
+    }
+}
+
+impl Cuts {
+    pub(super) fn new(grid: &Grid) -> Self {
+        Self(std::array::from_fn(|a| cuts(&grid.axes()[a])))
+    }
+
+    /// Along an axis, increasing.
+    pub(super) fn along(&self, axis: usize) -> &[u64] {
+        &self.0[axis]
+    }
+
+    /// All blocks, the last axis fastest.
+    fn indices(&self) -> impl Iterator<Item = [usize; 3]> + use<> {
+        product(std::array::from_fn(|a| 0..self.0[a].len() - 1))
+    }
+
+    fn count(&self) -> usize {
+        self.0.iter().map(|cuts| cuts.len() - 1).product()
+    }
+
+    /// A block's place among all.
+    fn number(&self, index: [usize; 3]) -> usize {
+        (0..3).fold(0, |number, a| number * (self.0[a].len() - 1) + index[a])
+    }
+
+    fn region(&self, index: [usize; 3]) -> Region {
+        let start = |a: usize| i64::try_from(self.0[a][index[a]]).unwrap_or(i64::MAX);
+        let length = |a: usize| self.0[a][index[a] + 1] - self.0[a][index[a]];
+        Region::new(std::array::from_fn(start), std::array::from_fn(length))
+    }
 }
 
 /// Where blocks begin: at patches' starts and ends, none of them too short.
-pub(super) fn cuts(axis: &Axis) -> Vec<u64> {
-    let mut all: Vec<u64> = axis
-        .starts
-        .iter()
-        .flat_map(|&start| [start, start + axis.patch])
-        .collect();
+fn cuts(axis: &Axis) -> Vec<u64> {
+    let ends = |place| {
+        let Range { start, end } = axis.inside(place);
+        [start, end]
+    };
+    let mut all: Vec<u64> = (0..axis.starts.len()).flat_map(ends).collect();
     all.sort_unstable();
     let mut cuts = vec![0];
     for cut in all {
@@ -228,10 +442,29 @@ pub(super) fn cuts(axis: &Axis) -> Vec<u64> {
     cuts
 }
 
+fn product(ranges: [Range<usize>; 3]) -> impl Iterator<Item = [usize; 3]> {
+    let [z, y, x] = ranges;
+    z.flat_map(move |z| {
+        let x = x.clone();
+        y.clone()
+            .flat_map(move |y| x.clone().map(move |x| [z, y, x]))
+    })
+}
+
+/// Where a voxel of a box of `shape` lies in its buffer.
+fn at(shape: Shape, [z, y, x]: [usize; 3]) -> usize {
+    let [_, ny, nx] = shape.map(length);
+    (z * ny + y) * nx + x
+}
+
+fn volume(shape: Shape) -> usize {
+    shape.map(length).iter().product()
+}
+
 fn length(n: u64) -> usize {
     usize::try_from(n).expect("a length inside a patch in memory")
 }
 
 fn offset(n: i64) -> usize {
-    usize::try_from(n).expect("an offset inside a patch in memory")
+    usize::try_from(n).expect("an offset inside a block in memory")
 }

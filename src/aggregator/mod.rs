@@ -4,59 +4,94 @@
 //! to the live blocks; a block that has its last patch is reduced to the output's type; a
 //! write chunk that has its last voxel is encoded and written, once. Under `crop`, voxels
 //! pass through untouched, bit for bit. The output is the same to the last bit for any
-//! number of threads and any order of arrival.
+//! number of threads and any order of arrival, and so is each write chunk where only some
+//! are asked for.
 
 mod estimate;
 mod live;
+mod options;
 mod pending;
 mod reduce;
+mod sums;
 mod window;
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use self::live::Live;
+use half::{bf16, f16};
+
+use self::live::{Contribution, Final, Live};
 use self::pending::Pending;
-use self::window::{Shares, owned};
-use crate::dtype::DType;
+use self::sums::Sum;
+use self::window::{Weights, owned};
+use crate::dtype::{DType, Element, with_element};
 use crate::error::{Error, Result};
 use crate::grid::Grid;
 use crate::patch::{Patch, copy_common};
 use crate::region::Region;
-use crate::volume::{Layout, VolumeMut};
+use crate::volume::VolumeMut;
 
-pub use self::reduce::Reduce;
-pub use self::window::Blend;
+pub use self::estimate::live_bytes;
+pub use self::options::{AggregatorOptions, NonFinite, Skipped};
+pub use self::reduce::{CustomReduce, Reduce, ReduceFn};
+pub use self::sums::Accumulator;
+pub use self::window::{Blend, Window};
 
 /// Blends the patches of a grid into a volume.
 #[derive(Debug)]
 pub struct Aggregator {
     grid: Grid,
     channels: u64,
-    reduce: Reduce,
+    options: AggregatorOptions,
     mode: Mode,
     pending: Pending,
     seen: Mutex<Vec<u64>>,
+    counts: Counts,
     meter: Meter,
 }
 
 #[derive(Debug)]
 enum Mode {
     /// Each voxel from one patch: the part of each axis that each start owns.
-    Crop([Vec<std::ops::Range<u64>>; 3]),
+    Crop([Vec<Range<u64>>; 3]),
     /// Weighted sums.
-    Sums(Box<Live>),
+    F32(Box<Live<f32>>),
+    F16(Box<Live<f16>>),
+    BF16(Box<Live<bf16>>),
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    patches: AtomicU64,
+    skipped: AtomicU64,
+    uncovered: AtomicU64,
 }
 
 /// What an aggregation did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Aggregated {
     /// Patches added.
     pub patches: u64,
+    /// Patches that were skipped, or left out because they were not finite or did not come.
+    pub skipped: u64,
+    /// Voxels that no patch voted on: they have the fill value.
+    pub uncovered_voxels: u64,
     /// Write chunks handed to the output.
     pub chunks_written: u64,
     /// The most bytes that live blocks and unfinished write chunks took at once.
     pub peak_live_bytes: u64,
+}
+
+impl std::ops::AddAssign for Aggregated {
+    /// The sum of two runs one after the other into one output.
+    fn add_assign(&mut self, other: Self) {
+        self.patches += other.patches;
+        self.skipped += other.skipped;
+        self.uncovered_voxels += other.uncovered_voxels;
+        self.chunks_written += other.chunks_written;
+        self.peak_live_bytes = self.peak_live_bytes.max(other.peak_live_bytes);
+    }
 }
 
 impl Aggregator {
@@ -64,19 +99,35 @@ impl Aggregator {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if the output's shape or channels do not fit, or its type cannot
-    /// count the classes.
+    /// [`Error::Setting`] if the output's shape or channels do not fit, its type cannot
+    /// count the classes, or an option makes no sense.
     pub fn new(
         grid: Grid,
         channels: u64,
-        blend: Blend,
-        reduce: Reduce,
+        options: AggregatorOptions,
         output: Box<dyn VolumeMut>,
     ) -> Result<Self> {
+        Self::of_chunks(grid, channels, options, output, None)
+    }
+
+    /// As [`new`](Self::new), of which only some write chunks are written: those whose index (z, y,
+    /// x) is `wanted`. Only the patches that they [need](Self::needs) have to be added. Flat
+    /// outputs have no write chunks and are always written whole.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn of_chunks(
+        grid: Grid,
+        channels: u64,
+        options: AggregatorOptions,
+        output: Box<dyn VolumeMut>,
+        wanted: Option<&dyn Fn([u64; 3]) -> bool>,
+    ) -> Result<Self> {
         let layout = output.layout();
-        reduce.check(channels, layout.dtype)?;
+        options.check(&grid, channels, layout.dtype)?;
         if layout.shape != grid.volume()
-            || layout.channels != reduce.channels(channels)
+            || layout.channels != options.reduce.channels(channels)
             || channels == 0
         {
             return Err(Error::Setting {
@@ -85,48 +136,55 @@ impl Aggregator {
                 problem: format!(
                     "the grid covers {:?} and gives {}",
                     grid.volume(),
-                    reduce.channels(channels)
+                    options.reduce.channels(channels)
                 ),
             });
         }
-        let mode = if blend == Blend::Crop {
-            Mode::Crop(std::array::from_fn(|a| owned(&grid.axes()[a])))
-        } else {
-            let count = usize::try_from(channels).unwrap_or(usize::MAX);
-            Mode::Sums(Box::new(Live::new(&grid, Shares::new(&grid, blend), count)))
+        let fill = with_element!(layout.dtype, T => bytemuck::bytes_of(&T::from_f64(options.fill)).to_vec());
+        let pending = Pending::new(output, fill, wanted);
+        let count = usize::try_from(channels).unwrap_or(usize::MAX);
+        let wants = |region: &Region| pending.wants(region);
+        let wanted: Option<&dyn Fn(&Region) -> bool> = pending.is_partial().then_some(&wants);
+        let weights = || Weights::new(&grid, &options.blend);
+        let mode = match (&options.blend, options.accumulator) {
+            (Blend::Crop, _) => Mode::Crop(std::array::from_fn(|a| owned(&grid.axes()[a]))),
+            (_, Accumulator::F32) => {
+                Mode::F32(Box::new(Live::new(&grid, weights(), count, wanted)))
+            }
+            (_, Accumulator::F16) => {
+                Mode::F16(Box::new(Live::new(&grid, weights(), count, wanted)))
+            }
+            (_, Accumulator::BF16) => {
+                Mode::BF16(Box::new(Live::new(&grid, weights(), count, wanted)))
+            }
         };
         let words = usize::try_from(grid.len().div_ceil(64)).unwrap_or(usize::MAX);
-        Ok(Self {
+        let made = Self {
             channels,
-            reduce,
+            options,
             mode,
-            pending: Pending::new(output),
+            pending,
             seen: Mutex::new(vec![0; words]),
+            counts: Counts::default(),
             meter: Meter::default(),
             grid,
-        })
+        };
+        made.fill_rim()?;
+        Ok(made)
     }
 
-    /// Bytes that a run in order keeps in live blocks and unfinished write chunks, at most.
-    /// `output` is the layout that the output will have, [`planned`](crate::volume::planned).
-    #[must_use]
-    pub fn live_bytes(grid: &Grid, channels: u64, blend: Blend, output: &Layout) -> u64 {
-        let crop = blend == Blend::Crop;
-        let sums = if crop {
-            0
-        } else {
-            let blocks = std::array::from_fn(|a| {
-                let axis = &grid.axes()[a];
-                estimate::touched(axis, &live::cuts(axis))
-            });
-            estimate::peak(grid, &blocks).saturating_mul(4 * channels)
+    /// Gives the fill value to what lies beyond all patches.
+    fn fill_rim(&self) -> Result<()> {
+        let untouched: Box<dyn Iterator<Item = Region> + '_> = match &self.mode {
+            Mode::Crop(_) => Box::new(rim(&self.grid)),
+            Mode::F32(live) => Box::new(live.untouched()),
+            Mode::F16(live) => Box::new(live.untouched()),
+            Mode::BF16(live) => Box::new(live.untouched()),
         };
-        let Some([_, chunk @ ..]) = output.write_chunk else {
-            return sums;
-        };
-        let chunks = std::array::from_fn(|a| estimate::completed(&grid.axes()[a], chunk[a], crop));
-        let voxel = output.channels * output.dtype.size() as u64;
-        sums.saturating_add(estimate::peak(grid, &chunks).saturating_mul(voxel))
+        for region in untouched {
+            self.uncovered(region)?;
+        }
+        Ok(())
     }
 
     /// The grid whose patches are expected.
@@ -135,20 +193,31 @@ impl Aggregator {
         &self.grid
     }
 
+    /// Whether patch `index` is needed for any of the write chunks that are written.
+    #[must_use]
+    pub fn needs(&self, index: u64) -> bool {
+        let Some(place) = self.grid.place(index) else {
+            return false;
+        };
+        match &self.mode {
+            Mode::Crop(owned) => {
+                !self.pending.is_partial() || self.pending.wants(&part(owned, place))
+            }
+            Mode::F32(live) => live.needs(place),
+            Mode::F16(live) => live.needs(place),
+            Mode::BF16(live) => live.needs(place),
+        }
+    }
+
     /// Adds the prediction for patch `index` of the grid.
     ///
     /// # Errors
     ///
-    /// [`Error::PredictionShape`] and [`Error::DuplicatePatch`] if it is not what was
-    /// expected, and the output's errors if a chunk became whole and could not be written.
-    pub fn add(&self, index: u64, prediction: Patch) -> Result<()> {
-        let (Some(place), Some(region)) = (self.grid.place(index), self.grid.get(index)) else {
-            return Err(Error::Setting {
-                name: "patch",
-                value: index.to_string(),
-                problem: format!("the grid has {} patches", self.grid.len()),
-            });
-        };
+    /// [`Error::PredictionShape`], [`Error::DuplicatePatch`] and [`Error::NotFinite`] if it is not
+    /// what was expected, and the output's errors if a chunk became whole and could not be written.
+    pub fn add(&self, index: u64, prediction: impl Into<Arc<Patch>>) -> Result<()> {
+        let prediction = prediction.into();
+        let (place, region) = self.expected(index)?;
         if prediction.shape() != region.shape || prediction.channels() != self.channels {
             return Err(Error::PredictionShape {
                 index,
@@ -158,20 +227,68 @@ impl Aggregator {
                 expected_shape: region.shape,
             });
         }
-        self.mark(index, region)?;
-        let prediction = prediction.moved_to(region.start);
-        match &self.mode {
-            Mode::Crop(owned) => self.add_owned(
-                &prediction,
-                std::array::from_fn(|a| owned[a][place[a]].clone()),
-            ),
-            Mode::Sums(live) => {
-                let prediction = Arc::new(prediction.converted(DType::F32));
-                live.add(place, &prediction, &self.meter, |block| {
-                    self.reduced(block.region, DType::F32, bytemuck::cast_slice(block.sums))
-                })
+        if self.options.non_finite != NonFinite::Keep
+            && let Some((at, value)) = first_non_finite(&prediction)
+        {
+            if self.options.non_finite == NonFinite::Refuse {
+                return Err(Error::NotFinite {
+                    index,
+                    region,
+                    value,
+                    at,
+                });
             }
+            self.mark(index, region)?;
+            self.counts.skipped.fetch_add(1, Ordering::Relaxed);
+            return self.take(place, &Contribution::Nothing);
         }
+        self.mark(index, region)?;
+        self.counts.patches.fetch_add(1, Ordering::Relaxed);
+        if let Mode::Crop(owned) = &self.mode {
+            return self.add_owned(
+                (prediction.bytes(), region),
+                prediction.dtype(),
+                part(owned, place),
+            );
+        }
+        let values = if prediction.dtype() == DType::F32 {
+            prediction
+        } else {
+            Arc::new(Arc::unwrap_or_clone(prediction).converted(DType::F32))
+        };
+        self.take(place, &Contribution::Values(values))
+    }
+
+    /// Notes that patch `index` is not predicted; what that means is an [option](Skipped).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DuplicatePatch`] if it came before, and the output's errors.
+    pub fn skip(&self, index: u64) -> Result<()> {
+        let contribution = match &self.options.skipped {
+            Skipped::Renormalise => Contribution::Nothing,
+            Skipped::Vote(values) => Contribution::Constant(values.clone().into()),
+        };
+        self.leave_out(index, &contribution)
+    }
+
+    fn leave_out(&self, index: u64, contribution: &Contribution) -> Result<()> {
+        let (place, region) = self.expected(index)?;
+        self.mark(index, region)?;
+        self.counts.skipped.fetch_add(1, Ordering::Relaxed);
+        self.take(place, contribution)
+    }
+
+    /// Where patch `index` lies.
+    fn expected(&self, index: u64) -> Result<([usize; 3], Region)> {
+        self.grid
+            .place(index)
+            .zip(self.grid.get(index))
+            .ok_or_else(|| Error::Setting {
+                name: "patch",
+                value: index.to_string(),
+                problem: format!("the grid has {} patches", self.grid.len()),
+            })
     }
 
     /// Notes that a patch came; each may come once.
@@ -186,69 +303,231 @@ impl Aggregator {
         Ok(())
     }
 
-    /// Hands on the voxels that a patch alone supplies.
-    fn add_owned(&self, patch: &Patch, owned: [std::ops::Range<u64>; 3]) -> Result<()> {
-        let start = owned
-            .clone()
-            .map(|range| i64::try_from(range.start).unwrap_or(i64::MAX));
-        let region = Region::new(start, owned.map(|range| range.end - range.start));
+    /// Takes what the patch at `place` says, and passes on what became final.
+    fn take(&self, place: [usize; 3], contribution: &Contribution) -> Result<()> {
+        match &self.mode {
+            Mode::Crop(owned) => {
+                let region = part(owned, place);
+                match contribution {
+                    Contribution::Values(patch) => {
+                        let (bytes, at) = (patch.bytes(), patch.region());
+                        self.add_owned((bytes, at), patch.dtype(), region)
+                    }
+                    Contribution::Nothing => self.uncovered(region),
+                    Contribution::Constant(values) => {
+                        let voxels = usize::try_from(region.voxels()).unwrap_or(usize::MAX);
+                        let constant = |&value: &f32| std::iter::repeat_n(value, voxels);
+                        let all: Vec<f32> = values.iter().flat_map(constant).collect();
+                        self.reduced(region, DType::F32, bytemuck::cast_slice(&all), &[])
+                    }
+                }
+            }
+            Mode::F32(live) => self.blend(live, place, contribution),
+            Mode::F16(live) => self.blend(live, place, contribution),
+            Mode::BF16(live) => self.blend(live, place, contribution),
+        }
+    }
+
+    fn blend<S: Sum>(
+        &self,
+        live: &Live<S>,
+        place: [usize; 3],
+        contribution: &Contribution,
+    ) -> Result<()> {
+        live.add(
+            place,
+            contribution,
+            &self.meter,
+            |region, block| match block {
+                Final::Nothing => self.uncovered(region),
+                Final::Values(values, holes) => {
+                    self.reduced(region, DType::F32, bytemuck::cast_slice(values), holes)
+                }
+            },
+        )
+    }
+
+    /// Hands on those voxels of a patch, given with where it lies, that it alone supplies.
+    fn add_owned(&self, patch: (&[u8], Region), dtype: DType, region: Region) -> Result<()> {
         if region.is_empty() {
             return Ok(());
         }
-        let mut part = Patch::zeros(region, self.channels, patch.dtype())?;
-        let size = patch.dtype().size();
+        let mut part = Patch::zeros(region, self.channels, dtype)?;
         copy_common(
-            (patch.bytes(), patch.region()),
+            patch,
             (part.bytes_mut(), region),
             self.channels,
-            size,
+            dtype.size(),
         );
-        self.reduced(region, patch.dtype(), part.bytes())
+        self.reduced(region, dtype, part.bytes(), &[])
     }
 
-    /// Reduces the final values of a box and passes them to their write chunks.
-    fn reduced(&self, region: Region, dtype: DType, values: &[u8]) -> Result<()> {
+    /// Passes a box that nobody voted on to its write chunks.
+    fn uncovered(&self, region: Region) -> Result<()> {
+        if region.is_empty() {
+            return Ok(());
+        }
+        self.counts
+            .uncovered
+            .fetch_add(region.voxels(), Ordering::Relaxed);
+        self.pending.add(region, None, &self.meter)
+    }
+
+    /// Reduces the final values of a box and passes them to their write chunks; voxels in `holes`, if
+    /// there are any, get the fill value.
+    fn reduced(&self, region: Region, dtype: DType, values: &[u8], holes: &[bool]) -> Result<()> {
         let layout = self.pending.output().layout();
-        if self.reduce == Reduce::Mean && dtype == layout.dtype {
-            return self.pending.add(region, values, &self.meter);
+        if self.options.reduce == Reduce::Mean && dtype == layout.dtype && holes.is_empty() {
+            return self.pending.add(region, Some(values), &self.meter);
         }
         let mut out = Patch::zeros(region, layout.channels, layout.dtype)?;
         let channels = usize::try_from(self.channels).unwrap_or(usize::MAX);
-        self.reduce
+        self.options
+            .reduce
             .apply(dtype, values, channels, layout.dtype, out.bytes_mut());
-        self.pending.add(region, out.bytes(), &self.meter)
+        if !holes.is_empty() {
+            let count = holes.iter().filter(|&&hole| hole).count() as u64;
+            self.counts.uncovered.fetch_add(count, Ordering::Relaxed);
+            let fill = self.pending.fill();
+            for channel in out.bytes_mut().chunks_exact_mut(holes.len() * fill.len()) {
+                for (voxel, &hole) in channel.chunks_exact_mut(fill.len()).zip(holes) {
+                    if hole {
+                        voxel.copy_from_slice(fill);
+                    }
+                }
+            }
+        }
+        self.pending.add(region, Some(out.bytes()), &self.meter)
     }
 
-    /// Checks that every patch came, and finishes the output.
+    /// Checks that every patch that is needed came, and finishes the output.
     ///
     /// # Errors
     ///
     /// [`Error::MissingPatches`] if some did not, and the output's errors.
     pub fn finish(self) -> Result<Aggregated> {
-        let total = self.grid.len();
-        let seen = self
-            .seen
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
-        let came =
-            |index: &u64| seen[usize::try_from(index / 64).unwrap_or(0)] & (1 << (index % 64)) != 0;
-        let count: u64 = seen.iter().map(|word| u64::from(word.count_ones())).sum();
-        if count < total {
-            let first = (0..total).filter(|index| !came(index)).take(8).collect();
+        let (done, output) = self.close()?;
+        output.finish()?;
+        Ok(done)
+    }
+
+    /// Checks that every patch that is needed came, and gives the output back, which may still get
+    /// other write chunks.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MissingPatches`] if some did not.
+    pub fn close(self) -> Result<(Aggregated, Box<dyn VolumeMut>)> {
+        let missing: Vec<u64> = self.missing().collect();
+        if !missing.is_empty() {
             return Err(Error::MissingPatches {
-                missing: total - count,
-                total,
-                first,
+                missing: missing.len() as u64,
+                total: self.grid.len(),
+                first: missing.into_iter().take(8).collect(),
             });
         }
         let done = Aggregated {
-            patches: total,
+            patches: self.counts.patches.load(Ordering::Relaxed),
+            skipped: self.counts.skipped.load(Ordering::Relaxed),
+            uncovered_voxels: self.counts.uncovered.load(Ordering::Relaxed),
             chunks_written: self.pending.written(),
             peak_live_bytes: self.meter.peak.load(Ordering::Relaxed),
         };
-        self.pending.finish()?;
-        Ok(done)
+        Ok((done, self.pending.into_output()))
     }
+
+    /// Finishes the output although patches are missing: the others vote alone, and voxels
+    /// that none covers get the fill value and are counted.
+    ///
+    /// # Errors
+    ///
+    /// The output's errors.
+    pub fn finish_partial(self) -> Result<Aggregated> {
+        let missing: Vec<u64> = self.missing().collect();
+        for index in missing {
+            self.leave_out(index, &Contribution::Nothing)?;
+        }
+        self.finish()
+    }
+
+    /// Patches that are needed and did not come.
+    fn missing(&self) -> impl Iterator<Item = u64> + '_ {
+        let seen = self
+            .seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let came = move |index: u64| {
+            let word = usize::try_from(index / 64).unwrap_or(usize::MAX);
+            seen.get(word)
+                .is_some_and(|bits| bits & (1 << (index % 64)) != 0)
+        };
+        (0..self.grid.len()).filter(move |&index| !came(index) && self.needs(index))
+    }
+}
+
+/// What a patch alone supplies under `Crop`.
+fn part(owned: &[Vec<Range<u64>>; 3], place: [usize; 3]) -> Region {
+    let along = |a: usize| &owned[a][place[a]];
+    let start = |a: usize| i64::try_from(along(a).start).unwrap_or(i64::MAX);
+    Region::new(
+        std::array::from_fn(start),
+        std::array::from_fn(|a| along(a).end - along(a).start),
+    )
+}
+
+/// Boxes that make up what no patch of a grid covers.
+fn rim(grid: &Grid) -> impl Iterator<Item = Region> {
+    let volume = grid.volume();
+    let covered: [Range<u64>; 3] = std::array::from_fn(|a| grid.axes()[a].covered());
+    let slab = move |a: usize, along: Range<u64>| {
+        // Axes before `a` are cut to what is covered, so that no two slabs overlap.
+        let range = |b: usize| match b.cmp(&a) {
+            std::cmp::Ordering::Less => covered[b].clone(),
+            std::cmp::Ordering::Equal => along.clone(),
+            std::cmp::Ordering::Greater => 0..volume[b],
+        };
+        let start = |b: usize| i64::try_from(range(b).start).unwrap_or(i64::MAX);
+        Region::new(
+            std::array::from_fn(start),
+            std::array::from_fn(|b| range(b).end - range(b).start),
+        )
+    };
+    let covered: [Range<u64>; 3] = std::array::from_fn(|a| grid.axes()[a].covered());
+    let slabs: Vec<Region> = (0..3)
+        .flat_map(|a| {
+            [
+                slab(a, 0..covered[a].start),
+                slab(a, covered[a].end..volume[a]),
+            ]
+        })
+        .collect();
+    slabs.into_iter().filter(|slab| !slab.is_empty())
+}
+
+/// The first value of a patch that is NaN or infinite, and its channel and voxel (c, z, y, x).
+fn first_non_finite(patch: &Patch) -> Option<([u64; 4], f64)> {
+    fn find<T: Element>(values: &[T]) -> Option<usize> {
+        // In pieces without an exit in between, which the compiler turns into wide instructions.
+        let pieces = values.chunks(1 << 12).enumerate();
+        let bad = |value: &T| !value.to_f64().is_finite();
+        let mut found = pieces.filter(|(_, piece)| piece.iter().fold(false, |any, v| any | bad(v)));
+        let (piece, values) = found.next()?;
+        Some((piece << 12) + values.iter().position(bad)?)
+    }
+    let at = match patch.dtype() {
+        DType::F16 => find::<f16>(bytemuck::cast_slice(patch.bytes())),
+        DType::F32 => find::<f32>(bytemuck::cast_slice(patch.bytes())),
+        DType::F64 => find::<f64>(bytemuck::cast_slice(patch.bytes())),
+        _ => None,
+    }?;
+    let value = with_element!(patch.dtype(), T => bytemuck::cast_slice::<u8, T>(patch.bytes())[at].to_f64());
+    let [nz, ny, nx] = patch.shape();
+    let n = at as u64;
+    Some((
+        [n / (nz * ny * nx), n / (ny * nx) % nz, n / nx % ny, n % nx],
+        value,
+    ))
 }
 
 /// Bytes held now, and the most there were.

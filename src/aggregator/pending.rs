@@ -1,7 +1,8 @@
 //! Final voxels that wait for the rest of their write chunk.
 //!
 //! Boxes of final voxels come in any order and from any thread; each write chunk is handed
-//! to the output once, when its last voxel is there, by the thread that brought it.
+//! to the output once, when its last voxel is there, by the thread that brought it. Boxes
+//! of nothing but the fill value take no memory until a voxel comes that is something else.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +19,13 @@ use crate::volume::VolumeMut;
 pub(super) struct Pending {
     output: Box<dyn VolumeMut>,
     chunk: Option<Shape>,
+    /// A bit for each write chunk that is to be written; all are if there is none.
+    wanted: Option<Vec<u64>>,
+    /// The bytes of a voxel that nobody covers.
+    fill: Vec<u8>,
     waiting: Mutex<HashMap<[u64; 3], Arc<Mutex<Waiting>>>>,
+    /// Buffers of written chunks, kept because fresh memory costs a page fault per page.
+    spare: Mutex<Vec<Vec<u8>>>,
     written: AtomicU64,
 }
 
@@ -26,16 +33,41 @@ pub(super) struct Pending {
 struct Waiting {
     region: Region,
     voxels: Vec<u8>,
+    /// Boxes of fill value that came before any other.
+    holes: Vec<Region>,
     missing: u64,
 }
 
 impl Pending {
-    pub(super) fn new(output: Box<dyn VolumeMut>) -> Self {
+    /// `wanted` says which write chunks (z, y, x) are to be written, where not all are.
+    pub(super) fn new(
+        output: Box<dyn VolumeMut>,
+        fill: Vec<u8>,
+        wanted: Option<&dyn Fn([u64; 3]) -> bool>,
+    ) -> Self {
         let chunk = output.layout().write_chunk.map(|[_, z, y, x]| [z, y, x]);
+        let shape = output.layout().shape;
+        let wanted = wanted.zip(chunk).map(|(wanted, chunk)| {
+            let count = chunk_range(&Region::whole(shape), chunk);
+            let all = indices(count.clone());
+            let length = count
+                .iter()
+                .map(|range| range.end)
+                .product::<u64>()
+                .div_ceil(64);
+            let mut bits = vec![0_u64; usize::try_from(length).unwrap_or(usize::MAX)];
+            for (n, index) in all.enumerate() {
+                bits[n / 64] |= u64::from(wanted(index)) << (n % 64);
+            }
+            bits
+        });
         Self {
             output,
             chunk,
+            wanted,
+            fill,
             waiting: Mutex::default(),
+            spare: Mutex::default(),
             written: AtomicU64::new(0),
         }
     }
@@ -44,65 +76,145 @@ impl Pending {
         &*self.output
     }
 
+    /// The bytes of a voxel that nobody covers.
+    pub(super) fn fill(&self) -> &[u8] {
+        &self.fill
+    }
+
     /// Write chunks handed to the output so far.
     pub(super) fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }
 
-    /// Takes the final voxels of a box, all of the output's channels.
-    pub(super) fn add(&self, region: Region, voxels: &[u8], meter: &Meter) -> Result<()> {
+    /// Whether not all of the output is to be written.
+    pub(super) const fn is_partial(&self) -> bool {
+        self.wanted.is_some()
+    }
+
+    /// Whether any write chunk that holds some of a box is to be written.
+    pub(super) fn wants(&self, region: &Region) -> bool {
         let Some(chunk) = self.chunk else {
-            self.written.fetch_add(1, Ordering::Relaxed);
-            return self.output.write(region, voxels);
+            return true;
         };
+        indices(chunk_range(region, chunk)).any(|index| self.is_wanted(index, chunk))
+    }
+
+    fn is_wanted(&self, index: [u64; 3], chunk: Shape) -> bool {
+        let shape = self.output.layout().shape;
+        let bit = (0..3).fold(0, |n, a| n * shape[a].div_ceil(chunk[a]) + index[a]);
+        let word = usize::try_from(bit / 64).unwrap_or(usize::MAX);
+        let set = |bits: &Vec<u64>| {
+            bits.get(word)
+                .is_some_and(|bits| bits & (1 << (bit % 64)) != 0)
+        };
+        self.wanted.as_ref().is_none_or(set)
+    }
+
+    /// Takes the final voxels of a box, all of the output's channels; the fill value if `None`.
+    pub(super) fn add(&self, region: Region, voxels: Option<&[u8]>, meter: &Meter) -> Result<()> {
         let layout = self.output.layout();
         let (channels, size) = (layout.channels, layout.dtype.size());
+        let Some(chunk) = self.chunk else {
+            self.written.fetch_add(1, Ordering::Relaxed);
+            if let Some(voxels) = voxels {
+                return self.output.write(region, voxels);
+            }
+            let count = usize::try_from(region.voxels() * channels).unwrap_or(usize::MAX);
+            return self.output.write(region, &self.fill.repeat(count));
+        };
         for index in indices(chunk_range(&region, chunk)) {
-            let whole = chunk_region(index, chunk);
-            let Some(inside) = whole.intersection(&Region::whole(layout.shape)) else {
+            let inside = chunk_region(index, chunk).intersection(&Region::whole(layout.shape));
+            let Some((inside, common)) =
+                inside.and_then(|inside| Some((inside, inside.intersection(&region)?)))
+            else {
                 continue;
             };
-            let Some(common) = inside.intersection(&region) else {
+            if !self.is_wanted(index, chunk) {
                 continue;
-            };
+            }
             let slot = {
                 let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-                let empty = || Waiting {
-                    region: inside,
-                    voxels: Vec::new(),
-                    missing: inside.voxels(),
-                };
-                Arc::clone(
-                    waiting
-                        .entry(index)
-                        .or_insert_with(|| Arc::new(Mutex::new(empty()))),
-                )
+                let slot = waiting.entry(index).or_insert_with(|| {
+                    Arc::new(Mutex::new(Waiting {
+                        region: inside,
+                        voxels: Vec::new(),
+                        holes: Vec::new(),
+                        missing: inside.voxels(),
+                    }))
+                });
+                Arc::clone(slot)
             };
             let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
-            if slot.voxels.is_empty() {
-                let bytes = inside.voxels() * channels * size as u64;
-                slot.voxels = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
-                meter.grow(bytes);
-            }
-            let target = (&mut slot.voxels[..], inside);
-            copy_common((voxels, region), target, channels, size);
             slot.missing -= common.voxels();
+            match voxels {
+                None if slot.voxels.is_empty() && slot.missing > 0 => slot.holes.push(common),
+                None => {
+                    slot.holes.push(common);
+                    self.gather(&mut slot, meter);
+                }
+                Some(voxels) => {
+                    self.gather(&mut slot, meter);
+                    let target = (&mut slot.voxels[..], inside);
+                    copy_common((voxels, region), target, channels, size);
+                }
+            }
             if slot.missing == 0 {
-                self.waiting
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .remove(&index);
+                let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                waiting.remove(&index);
+                drop(waiting);
                 self.output.write(slot.region, &slot.voxels)?;
                 self.written.fetch_add(1, Ordering::Relaxed);
                 meter.shrink(slot.voxels.len() as u64);
-                slot.voxels = Vec::new();
+                let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+                spare.push(std::mem::take(&mut slot.voxels));
             }
         }
         Ok(())
     }
 
-    /// Finishes the output.
-    pub(super) fn finish(self) -> Result<()> {
-        self.output.finish()
+    /// Gives a chunk a buffer, if it has none, and puts the fill value into its holes.
+    fn gather(&self, slot: &mut Waiting, meter: &Meter) {
+        let layout = self.output.layout();
+        let voxels = slot.region.voxels() * layout.channels;
+        let bytes = voxels * layout.dtype.size() as u64;
+        if slot.voxels.is_empty() {
+            slot.voxels = self.buffer(usize::try_from(bytes).unwrap_or(usize::MAX));
+            meter.grow(bytes);
+        }
+        let [_, ny, nx] = slot.region.shape;
+        let channel = slot.region.voxels();
+        for hole in std::mem::take(&mut slot.holes) {
+            let hole = hole.relative_to(slot.region.start);
+            let [z0, y0, x0] = hole.start.map(i64::unsigned_abs);
+            for c in 0..layout.channels {
+                for [z, y, _] in indices([0..hole.shape[0], 0..hole.shape[1], 0..1]) {
+                    let first = c * channel + ((z0 + z) * ny + y0 + y) * nx + x0;
+                    let place = |voxel: u64| {
+                        usize::try_from(voxel).unwrap_or(usize::MAX) * layout.dtype.size()
+                    };
+                    let row = &mut slot.voxels[place(first)..place(first + hole.shape[2])];
+                    for voxel in row.chunks_exact_mut(self.fill.len()) {
+                        voxel.copy_from_slice(&self.fill);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A buffer with anything in it.
+    fn buffer(&self, bytes: usize) -> Vec<u8> {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = spare.iter().position(|buffer| buffer.len() == bytes);
+        if let Some(at) = fits {
+            return spare.swap_remove(at);
+        }
+        // Buffers of another size would only pile up.
+        spare.clear();
+        vec![0; bytes]
+    }
+
+    /// The output, which may still get other write chunks.
+    pub(super) fn into_output(self) -> Box<dyn VolumeMut> {
+        self.output
     }
 }

@@ -1,65 +1,173 @@
 //! What becomes of blended voxels once they are final.
 
+use std::fmt;
+use std::sync::Arc;
+
 use crate::dtype::{DType, Element, convert, with_element};
 use crate::error::{Error, Result};
 
 /// How blended predictions become output voxels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Reduce {
     /// The blended values themselves, converted to the output's type (rounded, saturated).
     Mean,
+    /// Of each voxel's channels, `exp(v) / sum of exp(v)`.
+    Softmax,
+    /// `1 / (1 + exp(-v))` of each value.
+    Sigmoid,
     /// The channel with the largest value; of equal ones the first. NaN never wins.
     Argmax,
+    /// As `Argmax`, and of the winning channel the value that this table has for it.
+    Labels(Arc<[u32]>),
+    /// 1 where a value is this or more, otherwise 0.
+    Threshold(f32),
+    /// From `low` to `high` evenly to 0 to 255, beyond them 0 and 255.
+    Quantise {
+        /// What becomes 0.
+        low: f32,
+        /// What becomes 255.
+        high: f32,
+    },
+    /// A function of one's own.
+    Custom(CustomReduce),
+}
+
+/// A reduction of one's own.
+#[derive(Clone)]
+pub struct CustomReduce {
+    channels: u64,
+    dtype: DType,
+    apply: Arc<ReduceFn>,
+}
+
+/// Gets blended values, channel after channel, and fills the output's, which come as zeros.
+pub type ReduceFn = dyn Fn(&[f32], &mut [f32]) + Send + Sync;
+
+impl CustomReduce {
+    /// A function that gives `channels` channels, which are stored as `dtype` unless another type is asked for.
+    ///
+    /// It gets the values of some voxels, all channels of them, channel after channel, and as many
+    /// zeros for each channel of the output. It is called from several threads at once.
+    pub fn new(
+        channels: u64,
+        dtype: DType,
+        apply: impl Fn(&[f32], &mut [f32]) + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            channels,
+            dtype,
+            apply: Arc::new(apply),
+        }
+    }
+}
+
+impl fmt::Debug for CustomReduce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CustomReduce({} x {})", self.channels, self.dtype)
+    }
+}
+
+impl PartialEq for CustomReduce {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.apply, &other.apply)
+    }
 }
 
 impl Reduce {
     /// Channels of the output for predictions of `channels`.
     #[must_use]
-    pub const fn channels(self, channels: u64) -> u64 {
+    pub const fn channels(&self, channels: u64) -> u64 {
         match self {
-            Self::Mean => channels,
-            Self::Argmax => 1,
+            Self::Argmax | Self::Labels(_) => 1,
+            Self::Custom(custom) => custom.channels,
+            _ => channels,
         }
+    }
+
+    /// Whether the output's values are labels, of which no mean makes sense.
+    #[must_use]
+    pub const fn gives_labels(&self) -> bool {
+        matches!(self, Self::Argmax | Self::Labels(_) | Self::Threshold(_))
     }
 
     /// The output's type if the user names none: of the prediction, or the smallest that
-    /// counts the classes.
+    /// holds what comes out.
     #[must_use]
-    pub const fn dtype(self, prediction: DType, channels: u64) -> DType {
+    pub fn dtype(&self, prediction: DType, channels: u64) -> DType {
+        let holding = |largest: u64| match largest {
+            0..=0xFF => DType::U8,
+            0x100..=0xFFFF => DType::U16,
+            _ => DType::U32,
+        };
         match self {
             Self::Mean => prediction,
-            Self::Argmax if channels <= 1 << 8 => DType::U8,
-            Self::Argmax if channels <= 1 << 16 => DType::U16,
-            Self::Argmax => DType::U32,
+            Self::Softmax | Self::Sigmoid if prediction == DType::F16 => prediction,
+            Self::Softmax | Self::Sigmoid => DType::F32,
+            Self::Argmax => holding(channels.saturating_sub(1)),
+            Self::Labels(table) => holding(table.iter().copied().max().unwrap_or(0).into()),
+            Self::Threshold(_) | Self::Quantise { .. } => DType::U8,
+            Self::Custom(custom) => custom.dtype,
         }
     }
 
-    /// Checks that the output's type can hold what comes out.
-    pub(super) fn check(self, channels: u64, output: DType) -> Result<()> {
-        let classes: u64 = match output {
-            DType::Bool => 1 << 1,
-            DType::I8 => 1 << 7,
-            DType::U8 => 1 << 8,
-            DType::F16 => (1 << 11) + 1,
-            DType::I16 => 1 << 15,
-            DType::U16 => 1 << 16,
-            DType::F32 => (1 << 24) + 1,
+    /// Checks that predictions of `channels` can be reduced, and the output's type can hold what comes out.
+    pub(super) fn check(&self, channels: u64, output: DType) -> Result<()> {
+        let refuse = |name, value: String, problem: String| {
+            Err(Error::Setting {
+                name,
+                value,
+                problem,
+            })
+        };
+        // The largest label that the type tells from its neighbours.
+        let most: u64 = match output {
+            DType::Bool => 1,
+            DType::I8 => (1 << 7) - 1,
+            DType::U8 => (1 << 8) - 1,
+            DType::F16 => 1 << 11,
+            DType::I16 => (1 << 15) - 1,
+            DType::U16 => (1 << 16) - 1,
+            DType::F32 => 1 << 24,
             _ => u64::MAX,
         };
-        if self == Self::Argmax && channels > classes {
-            return Err(Error::Setting {
-                name: "an output of type",
-                value: output.to_string(),
-                problem: format!("it cannot count {channels} classes"),
-            });
+        match self {
+            Self::Argmax if channels - 1 > most => refuse(
+                "an output of type",
+                output.to_string(),
+                format!("it cannot count {channels} classes"),
+            ),
+            Self::Labels(table) if table.len() as u64 != channels => refuse(
+                "a table of",
+                format!("{} labels", table.len()),
+                format!("the prediction has {channels} channels"),
+            ),
+            Self::Labels(table) => match table.iter().find(|&&label| u64::from(label) > most) {
+                Some(label) => refuse(
+                    "an output of type",
+                    output.to_string(),
+                    format!("it cannot hold the label {label}"),
+                ),
+                None => Ok(()),
+            },
+            Self::Threshold(threshold) if threshold.is_nan() => refuse(
+                "a threshold of",
+                threshold.to_string(),
+                "nothing is above or below it".to_owned(),
+            ),
+            // Not `low >= high`: NaN must not pass.
+            Self::Quantise { low, high } if !(low < high && (high - low).is_finite()) => refuse(
+                "quantising from",
+                format!("{low} to {high}"),
+                "the first must be below the second, and both finite".to_owned(),
+            ),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
-    /// Reduces `voxels` voxels of `channels` channels, channel after channel, to output bytes.
+    /// Reduces voxels of `channels` channels, channel after channel, to output bytes.
     pub(super) fn apply(
-        self,
+        &self,
         from: DType,
         values: &[u8],
         channels: usize,
@@ -68,12 +176,79 @@ impl Reduce {
     ) {
         match self {
             Self::Mean => convert(from, values, to, out),
-            Self::Argmax => {
+            Self::Argmax | Self::Labels(_) => {
                 let mut classes = vec![0_u32; out.len() / to.size()];
                 with_element!(from, T => argmax::<T>(bytemuck::cast_slice(values), channels, &mut classes));
+                if let Self::Labels(table) = self {
+                    for class in &mut classes {
+                        *class = table[*class as usize];
+                    }
+                }
                 convert(DType::U32, bytemuck::cast_slice(&classes), to, out);
             }
+            _ => {
+                let mut wide = vec![0.0_f32; values.len() / from.size()];
+                convert(
+                    from,
+                    values,
+                    DType::F32,
+                    bytemuck::cast_slice_mut(&mut wide),
+                );
+                let reduced = self.reduced(wide, channels, out.len() / to.size());
+                convert(DType::F32, bytemuck::cast_slice(&reduced), to, out);
+            }
         }
+    }
+
+    /// The reductions whose arithmetic is in `f32`, to `count` values.
+    fn reduced(&self, mut values: Vec<f32>, channels: usize, count: usize) -> Vec<f32> {
+        match self {
+            Self::Softmax => softmax(&mut values, channels),
+            Self::Sigmoid => each(&mut values, |v| 1.0 / (1.0 + (-v).exp())),
+            Self::Threshold(threshold) => each(&mut values, |v| f32::from(v >= *threshold)),
+            Self::Quantise { low, high } => {
+                let step = 255.0 / (high - low);
+                each(&mut values, |v| ((v - low) * step).clamp(0.0, 255.0));
+            }
+            Self::Custom(custom) => {
+                let mut out = vec![0.0; count];
+                (custom.apply)(&values, &mut out);
+                return out;
+            }
+            Self::Mean | Self::Argmax | Self::Labels(_) => {}
+        }
+        values
+    }
+}
+
+fn each(values: &mut [f32], of: impl Fn(f32) -> f32) {
+    for value in values {
+        *value = of(*value);
+    }
+}
+
+/// Of each voxel's channels, less the largest so that no power overflows.
+fn softmax(values: &mut [f32], channels: usize) {
+    let voxels = values.len() / channels.max(1);
+    let mut largest = vec![f32::NEG_INFINITY; voxels];
+    for channel in values.chunks_exact(voxels.max(1)) {
+        largest
+            .iter_mut()
+            .zip(channel)
+            .for_each(|(most, v)| *most = most.max(*v));
+    }
+    let mut sums = vec![0.0_f32; voxels];
+    for channel in values.chunks_exact_mut(voxels.max(1)) {
+        for ((value, most), sum) in channel.iter_mut().zip(&largest).zip(&mut sums) {
+            *value = (*value - most).exp();
+            *sum += *value;
+        }
+    }
+    for channel in values.chunks_exact_mut(voxels.max(1)) {
+        channel
+            .iter_mut()
+            .zip(&sums)
+            .for_each(|(value, sum)| *value /= sum);
     }
 }
 
@@ -135,6 +310,96 @@ mod tests {
         assert_eq!(Reduce::Argmax.dtype(DType::F32, 256), DType::U8);
         assert_eq!(Reduce::Argmax.dtype(DType::F32, 257), DType::U16);
         assert!(Reduce::Argmax.check(257, DType::U8).is_err());
+        assert!(Reduce::Argmax.check(256, DType::U8).is_ok());
         assert!(Reduce::Mean.check(257, DType::U8).is_ok());
+    }
+
+    fn reduced(reduce: &Reduce, values: &[f32], channels: usize, to: DType) -> Vec<f64> {
+        let count =
+            values.len() / channels * usize::try_from(reduce.channels(channels as u64)).unwrap();
+        let mut out = vec![0; count * to.size()];
+        reduce.apply(
+            DType::F32,
+            bytemuck::cast_slice(values),
+            channels,
+            to,
+            &mut out,
+        );
+        with_element!(to, T => bytemuck::cast_slice::<u8, T>(&out).iter().map(|v| v.to_f64()).collect())
+    }
+
+    #[test]
+    fn probabilities_add_up_to_one_and_large_logits_do_not_overflow() {
+        let out = reduced(
+            &Reduce::Softmax,
+            &[0.0, 1000.0, 3.0_f32.ln(), 1000.0],
+            2,
+            DType::F32,
+        );
+        let expected = [0.25, 0.5, 0.75, 0.5];
+        assert!(
+            out.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6),
+            "{out:?}"
+        );
+        let out = reduced(
+            &Reduce::Sigmoid,
+            &[0.0, 200.0, -200.0, 3.0_f32.ln()],
+            1,
+            DType::F32,
+        );
+        let expected = [0.5, 1.0, 0.0, 0.75];
+        assert!(
+            out.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6),
+            "{out:?}"
+        );
+    }
+
+    #[test]
+    fn thresholds_quantisation_and_tables() {
+        let threshold = Reduce::Threshold(0.5);
+        assert_eq!(
+            reduced(&threshold, &[0.4, 0.5, f32::NAN, 9.0], 2, DType::U8),
+            [0.0, 1.0, 0.0, 1.0]
+        );
+        let quantise = Reduce::Quantise {
+            low: -1.0,
+            high: 1.0,
+        };
+        assert_eq!(
+            reduced(&quantise, &[-7.0, -1.0, 0.0, 0.5, 1.0, 3.0], 1, DType::U8),
+            [0.0, 0.0, 128.0, 191.0, 255.0, 255.0]
+        );
+        let labels = Reduce::Labels([7, 300].into());
+        assert_eq!(labels.dtype(DType::F32, 2), DType::U16);
+        assert_eq!(
+            reduced(&labels, &[1.0, 0.0, 0.0, 2.0], 2, DType::U16),
+            [7.0, 300.0]
+        );
+        assert!(labels.check(3, DType::U16).is_err() && labels.check(2, DType::U8).is_err());
+        assert!(
+            Reduce::Quantise {
+                low: 1.0,
+                high: 1.0
+            }
+            .check(1, DType::U8)
+            .is_err()
+        );
+        assert!(Reduce::Threshold(f32::NAN).check(1, DType::U8).is_err());
+    }
+
+    #[test]
+    fn a_function_of_one_s_own_gets_all_channels() {
+        let larger = CustomReduce::new(1, DType::F32, |values, out| {
+            let (a, b) = values.split_at(out.len());
+            for (out, (a, b)) in out.iter_mut().zip(a.iter().zip(b)) {
+                *out = a.max(*b);
+            }
+        });
+        let larger = Reduce::Custom(larger);
+        assert_eq!(
+            reduced(&larger, &[1.0, 5.0, 2.0, 4.0], 2, DType::F32),
+            [2.0, 5.0]
+        );
+        assert_eq!(larger, larger.clone());
     }
 }

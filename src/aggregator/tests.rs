@@ -7,7 +7,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::region::{Shape, chunk_range, indices};
-use crate::volume::MemoryVolume;
+use crate::volume::{Layout, MemoryVolume};
+
+mod parts;
+mod skips;
 
 /// An output in memory that counts how often each write chunk is written, and may fail.
 #[derive(Debug)]
@@ -53,11 +56,13 @@ impl VolumeMut for Output {
     }
 }
 
-const BLENDS: [Blend; 5] = [
+const BLENDS: [Blend; 7] = [
     Blend::Average,
     Blend::Hann,
     Blend::GAUSSIAN,
     Blend::Gaussian { sigma: 1.0 / 16.0 },
+    Blend::NnUnet,
+    Blend::Linear,
     Blend::Crop,
 ];
 
@@ -97,14 +102,15 @@ fn part(of: &Patch, region: Region) -> Patch {
 /// Adds what `predict` gives for each patch, in the given order, and returns what came out.
 fn blend_in_order(
     grid: &Grid,
-    blend: Blend,
+    blend: &Blend,
     output: &Arc<Recording>,
     channels: u64,
     order: impl IntoIterator<Item = u64>,
     predict: impl Fn(u64, Region) -> Patch,
 ) -> (Patch, Aggregated) {
     let sink = Box::new(Output(Arc::clone(output)));
-    let aggregator = Aggregator::new(grid.clone(), channels, blend, Reduce::Mean, sink).unwrap();
+    let options = AggregatorOptions::new(blend.clone(), Reduce::Mean);
+    let aggregator = Aggregator::new(grid.clone(), channels, options, sink).unwrap();
     for index in order {
         aggregator
             .add(index, predict(index, grid.get(index).unwrap()))
@@ -116,7 +122,7 @@ fn blend_in_order(
 
 fn blended(
     grid: &Grid,
-    blend: Blend,
+    blend: &Blend,
     channels: u64,
     predict: impl Fn(u64, Region) -> Patch,
 ) -> Patch {
@@ -129,7 +135,7 @@ fn ones_stay_exactly_one_everywhere() {
     for length in 8..25 {
         for overlap in [0, 1, 2, 4, 6] {
             let grid = Grid::new([length, 9, 8], [8, 8, 5], [overlap, 3, 2]).unwrap();
-            for blend in BLENDS {
+            for blend in &BLENDS {
                 let one = |_, region: Region| {
                     let count = usize::try_from(region.voxels()).unwrap();
                     Patch::new(region, 1, vec![1.0_f32; count]).unwrap()
@@ -162,9 +168,9 @@ fn the_volume_itself_comes_out_again() {
     for (volume, patch, overlap) in grids {
         let grid = Grid::new(volume, patch, overlap).unwrap();
         let source = noise(Region::whole(volume), 2, 1);
-        for blend in BLENDS {
+        for blend in &BLENDS {
             let out = blended(&grid, blend, 2, |_, region| part(&source, region));
-            if blend == Blend::Crop {
+            if *blend == Blend::Crop {
                 assert_eq!(out, source);
             }
             for (out, source) in out
@@ -183,7 +189,7 @@ fn the_volume_itself_comes_out_again() {
 }
 
 /// The window's weight at voxel `n` of a patch of `length`, written once more and plainly.
-fn weight(blend: Blend, n: u64, length: u64) -> f64 {
+fn weight(blend: &Blend, n: u64, length: u64) -> f64 {
     let (n, p) = (
         f64::from(u32::try_from(n).unwrap()),
         f64::from(u32::try_from(length).unwrap()),
@@ -193,7 +199,9 @@ fn weight(blend: Blend, n: u64, length: u64) -> f64 {
         Blend::Gaussian { sigma } => {
             (-(n - (p - 1.0) / 2.0).powi(2) / (2.0 * (p * sigma).powi(2))).exp()
         }
-        Blend::Average | Blend::Crop => 1.0,
+        Blend::NnUnet => (-(n - (p / 2.0).floor()).powi(2) / (2.0 * (p / 8.0).powi(2))).exp(),
+        Blend::Linear => (n + 1.0).min(p - n),
+        Blend::Average | Blend::Crop | Blend::Custom(_) => 1.0,
     }
 }
 
@@ -204,17 +212,17 @@ proptest! {
         volume in [5_u64..20, 5_u64..20, 5_u64..20],
         patch in [2_u64..6, 2_u64..6, 2_u64..6],
         overlap in [0_u64..5, 0_u64..5, 0_u64..5],
-        blend in prop::sample::select(vec![Blend::Average, Blend::Hann, Blend::GAUSSIAN]),
+        blend in prop::sample::select(vec![Blend::Average, Blend::Hann, Blend::GAUSSIAN, Blend::NnUnet, Blend::Linear]),
     ) {
         let overlap = std::array::from_fn(|a| overlap[a].min(patch[a] - 1));
         let grid = Grid::new(volume, patch, overlap).unwrap();
         let predict = |index, region| noise(region, 2, index);
-        let out = blended(&grid, blend, 2, predict).to_array::<f32>().unwrap();
+        let out = blended(&grid, &blend, 2, predict).to_array::<f32>().unwrap();
         let shape = out.raw_dim();
         let (mut sums, mut weights) = (ndarray::Array4::<f64>::zeros(shape), ndarray::Array4::<f64>::zeros(shape));
         for (index, region) in (0..).zip(grid.iter()) {
             for ((c, z, y, x), &value) in predict(index, region).view::<f32>().unwrap().indexed_iter() {
-                let w: f64 = [z, y, x].iter().zip(patch).map(|(&n, p)| weight(blend, n as u64, p)).product();
+                let w: f64 = [z, y, x].iter().zip(patch).map(|(&n, p)| weight(&blend, n as u64, p)).product();
                 let [oz, oy, ox] = region.start.map(|n| usize::try_from(n).unwrap());
                 sums[[c, z + oz, y + oy, x + ox]] += w * f64::from(value);
                 weights[[c, z + oz, y + oy, x + ox]] += w;
@@ -277,7 +285,7 @@ fn torchio_s_example_of_four_patches_comes_out_as_there() {
         ),
     ];
     for (blend, table) in tables {
-        let out = blended(&grid, blend, 1, predict);
+        let out = blended(&grid, &blend, 1, predict);
         for (value, expected) in out.as_slice::<f32>().unwrap().iter().zip(table) {
             assert!(
                 (value - expected).abs() < 1e-5,
@@ -300,7 +308,7 @@ fn every_write_chunk_is_written_once_whatever_its_shape() {
         [64, 64, 64],
         [7, 5, 3],
     ] {
-        for blend in [Blend::Hann, Blend::Crop] {
+        for blend in &[Blend::Hann, Blend::Crop] {
             let output = Recording::new(layout(grid.volume(), 2, DType::F32, Some(chunk)));
             let all = 0..grid.len();
             let (out, done) = blend_in_order(&grid, blend, &output, 2, all, |_, region| {
@@ -332,7 +340,7 @@ fn the_order_of_arrival_and_the_threads_change_no_bit() {
     let grid = Grid::new([30, 31, 20], [12, 12, 12], [7, 5, 6]).unwrap();
     let n = grid.len();
     let predict = |index, region| noise(region, 1, index);
-    for blend in BLENDS {
+    for blend in &BLENDS {
         let in_order = blended(&grid, blend, 1, predict);
         let orders: [Vec<u64>; 2] = [
             (0..n).rev().collect(),
@@ -346,7 +354,13 @@ fn the_order_of_arrival_and_the_threads_change_no_bit() {
         }
         let output = Recording::new(layout(grid.volume(), 1, DType::F32, Some([8; 3])));
         let sink = Box::new(Output(Arc::clone(&output)));
-        let aggregator = Aggregator::new(grid.clone(), 1, blend, Reduce::Mean, sink).unwrap();
+        let aggregator = Aggregator::new(
+            grid.clone(),
+            1,
+            AggregatorOptions::new(blend.clone(), Reduce::Mean),
+            sink,
+        )
+        .unwrap();
         thread::scope(|scope| {
             for worker in 0..4 {
                 let (aggregator, grid) = (&aggregator, &grid);
@@ -369,7 +383,13 @@ fn what_does_not_belong_is_refused() {
     let grid = Grid::new([8, 8, 8], [4, 4, 4], [2, 2, 2]).unwrap();
     let output = Recording::new(layout([8; 3], 1, DType::F32, None));
     let sink = || Box::new(Output(Arc::clone(&output)));
-    let aggregator = Aggregator::new(grid.clone(), 1, Blend::Hann, Reduce::Mean, sink()).unwrap();
+    let aggregator = Aggregator::new(
+        grid.clone(),
+        1,
+        AggregatorOptions::new(Blend::Hann, Reduce::Mean),
+        sink(),
+    )
+    .unwrap();
     let patch = |shape, channels| Patch::zeros(Region::whole(shape), channels, DType::F32).unwrap();
     aggregator.add(5, patch([4; 3], 1)).unwrap();
     assert!(matches!(
@@ -402,9 +422,33 @@ fn what_does_not_belong_is_refused() {
         (26, 27, vec![0, 1, 2, 3, 4, 6, 7, 8])
     );
     let other = Grid::new([9, 8, 8], [4, 4, 4], [2, 2, 2]).unwrap();
-    assert!(Aggregator::new(other, 1, Blend::Hann, Reduce::Mean, sink()).is_err());
-    assert!(Aggregator::new(grid.clone(), 2, Blend::Hann, Reduce::Mean, sink()).is_err());
-    assert!(Aggregator::new(grid, 2, Blend::Hann, Reduce::Argmax, sink()).is_ok());
+    assert!(
+        Aggregator::new(
+            other,
+            1,
+            AggregatorOptions::new(Blend::Hann, Reduce::Mean),
+            sink()
+        )
+        .is_err()
+    );
+    assert!(
+        Aggregator::new(
+            grid.clone(),
+            2,
+            AggregatorOptions::new(Blend::Hann, Reduce::Mean),
+            sink()
+        )
+        .is_err()
+    );
+    assert!(
+        Aggregator::new(
+            grid,
+            2,
+            AggregatorOptions::new(Blend::Hann, Reduce::Argmax),
+            sink()
+        )
+        .is_ok()
+    );
 }
 
 #[test]
@@ -413,7 +457,13 @@ fn an_output_that_fails_is_noticed_by_the_next_call() {
     let output = Recording::new(layout([24, 8, 8], 1, DType::F32, Some([8; 3])));
     output.writes_until_failure.store(1, Ordering::SeqCst);
     let sink = Box::new(Output(Arc::clone(&output)));
-    let aggregator = Aggregator::new(grid.clone(), 1, Blend::Average, Reduce::Mean, sink).unwrap();
+    let aggregator = Aggregator::new(
+        grid.clone(),
+        1,
+        AggregatorOptions::new(Blend::Average, Reduce::Mean),
+        sink,
+    )
+    .unwrap();
     let added = (0..grid.len())
         .map(|index| aggregator.add(index, noise(grid.get(index).unwrap(), 1, index)));
     assert!(added.collect::<Result<Vec<_>>>().is_err());
@@ -422,7 +472,7 @@ fn an_output_that_fails_is_noticed_by_the_next_call() {
 #[test]
 fn integers_average_without_wrapping_and_pass_through_crop_untouched() {
     let grid = Grid::new([20, 9, 9], [8, 6, 6], [6, 3, 3]).unwrap();
-    for blend in BLENDS {
+    for blend in &BLENDS {
         let output = Recording::new(layout(grid.volume(), 1, DType::U8, None));
         let constant = |_, region: Region| Patch::new(region, 1, vec![200_u8; 8 * 36]).unwrap();
         let (out, _) = blend_in_order(&grid, blend, &output, 1, 0..grid.len(), constant);
@@ -443,7 +493,7 @@ fn integers_average_without_wrapping_and_pass_through_crop_untouched() {
     };
     let source = big(Region::whole(grid.volume()));
     let all = 0..grid.len();
-    let (out, _) = blend_in_order(&grid, Blend::Crop, &output, 1, all, |_, region| {
+    let (out, _) = blend_in_order(&grid, &Blend::Crop, &output, 1, all, |_, region| {
         part(&source, region)
     });
     assert_eq!(out, source);
@@ -455,7 +505,13 @@ fn channels_become_classes_as_they_are_blended() {
     let scores = noise(Region::whole([9; 3]), 3, 5);
     let output = Recording::new(layout([9; 3], 1, DType::U8, Some([4; 3])));
     let sink = Box::new(Output(Arc::clone(&output)));
-    let aggregator = Aggregator::new(grid.clone(), 3, Blend::Crop, Reduce::Argmax, sink).unwrap();
+    let aggregator = Aggregator::new(
+        grid.clone(),
+        3,
+        AggregatorOptions::new(Blend::Crop, Reduce::Argmax),
+        sink,
+    )
+    .unwrap();
     for (index, region) in (0..).zip(grid.iter()) {
         aggregator.add(index, part(&scores, region)).unwrap();
     }
@@ -483,13 +539,14 @@ fn an_ordered_run_holds_no_more_than_was_announced() {
     ];
     for (volume, patch, overlap, chunk) in cases {
         let grid = Grid::new(volume, patch, overlap).unwrap();
-        for blend in [Blend::Hann, Blend::Crop] {
+        for blend in &[Blend::Hann, Blend::Crop] {
             let layout = layout(volume, 1, DType::F32, Some(chunk));
             let output = Recording::new(layout.clone());
             let (_, done) = blend_in_order(&grid, blend, &output, 1, 0..grid.len(), |i, region| {
                 noise(region, 1, i)
             });
-            let announced = Aggregator::live_bytes(&grid, 1, blend, &layout);
+            let options = AggregatorOptions::new(blend.clone(), Reduce::Mean);
+            let announced = live_bytes(&grid, 1, &options, &layout, None);
             assert!(
                 done.peak_live_bytes <= announced && announced <= 2 * done.peak_live_bytes,
                 "{volume:?} {blend:?} {chunk:?}: {} of {announced}",
@@ -504,7 +561,8 @@ fn what_a_run_holds_is_known_at_once_and_follows_the_formula() {
     let grid = Grid::new([4096; 3], [128; 3], [64; 3]).unwrap();
     let layout = layout(grid.volume(), 1, DType::U8, Some([256; 3]));
     let began = std::time::Instant::now();
-    let bytes = Aggregator::live_bytes(&grid, 1, Blend::Hann, &layout);
+    let options = AggregatorOptions::new(Blend::Hann, Reduce::Mean);
+    let bytes = live_bytes(&grid, 1, &options, &layout, None);
     assert!(began.elapsed().as_secs() < 1);
     // A layer of chunks that is half there, and the front of the sums, which is exact here:
     // all cuts fall on multiples of 64.
@@ -514,7 +572,7 @@ fn what_a_run_holds_is_known_at_once_and_follows_the_formula() {
         ..layout
     };
     assert_eq!(
-        Aggregator::live_bytes(&grid, 1, Blend::Hann, &flat),
+        live_bytes(&grid, 1, &options, &flat, None),
         grid.frontier() * 4
     );
 }

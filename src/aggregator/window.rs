@@ -5,102 +5,267 @@
 //! A patch's *share* along an axis is its window divided by that sum: the shares of all
 //! patches add up to 1 everywhere, and no weight volume and no division is needed.
 
+use std::f64::consts::PI;
 use std::ops::Range;
+use std::sync::Arc;
 
+use crate::error::{Error, Result};
 use crate::grid::{Axis, Grid};
+use crate::region::Shape;
 
 /// How overlapping patches are blended. `n` counts voxels along an axis of a patch of `P`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Blend {
     /// All patches alike.
     Average,
     /// `sin^2(pi (n+1) / (P+1))`: `TorchIO`'s Hann window, which has no zeros.
     Hann,
-    /// `exp(-(n - (P-1)/2)^2 / (2 (sigma P)^2))`: MONAI's, whose sigma is 1/8.
+    /// `exp(-(n - (P-1)/2)^2 / (2 (sigma P)^2))`: MONAI's, without its floor.
     Gaussian {
         /// Standard deviation as a part of the patch.
         sigma: f64,
     },
+    /// nnU-Net's: a Gaussian of `P/8` around voxel `floor(P/2)`, so not symmetric for even `P`.
+    NnUnet,
+    /// `min(n+1, P-n)`: falls evenly from the centre to the faces.
+    Linear,
+    /// Weights of one's own.
+    Custom(Window),
     /// Each voxel from the patch in which it lies deepest, untouched: patches that follow
     /// each other are cut at `floor((start_i + P + start_(i+1)) / 2)`.
     Crop,
+}
+
+/// A weight for each voxel of a patch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Window {
+    shape: Shape,
+    weights: Arc<[f32]>,
+    /// Its factors along z, y, x, if it is their product.
+    factors: Option<Arc<[Vec<f64>; 3]>>,
+}
+
+impl Window {
+    /// The weights of a patch of `shape` (z, y, x), row-major, all above 0.
+    ///
+    /// A product of three 1-D windows is recognised (to 1e-6 of each weight) and costs no more than a built-in one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if there are not as many weights as voxels, or one is not above 0.
+    pub fn new(shape: Shape, weights: Vec<f32>) -> Result<Self> {
+        let refuse = |value: String, problem: String| Error::Setting {
+            name: "a window of",
+            value,
+            problem,
+        };
+        if crate::region::voxels(shape) != Some(weights.len() as u64) || weights.is_empty() {
+            let problem = format!("a patch of {shape:?} has another number of voxels");
+            return Err(refuse(format!("{} weights", weights.len()), problem));
+        }
+        if let Some(bad) = weights.iter().position(|w| !(w.is_finite() && *w > 0.0)) {
+            let problem = format!("number {bad} is {}: weights are above 0", weights[bad]);
+            return Err(refuse(format!("{shape:?}"), problem));
+        }
+        Ok(Self {
+            factors: factors(shape, &weights).map(Arc::new),
+            weights: weights.into(),
+            shape,
+        })
+    }
+
+    /// The weights, row-major.
+    #[must_use]
+    pub fn weights(&self) -> &[f32] {
+        &self.weights
+    }
+
+    /// MONAI's Gaussian (`sigma` 1/8 there), with its floor of 1/1000, below which no weight falls.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if the patch has no voxels.
+    pub fn monai(patch: Shape, sigma: f64) -> Result<Self> {
+        let [z, y, x] = patch.map(|length| Blend::Gaussian { sigma }.window(length));
+        let mut weights = Vec::with_capacity(z.len() * y.len() * x.len());
+        for a in &z {
+            for b in &y {
+                weights.extend(x.iter().map(|c| single(a * b * c)));
+            }
+        }
+        let least = weights
+            .iter()
+            .copied()
+            .fold(f32::INFINITY, f32::min)
+            .max(1e-3);
+        for weight in &mut weights {
+            *weight = weight.max(least);
+        }
+        Self::new(patch, weights)
+    }
+}
+
+/// The 1-D windows that a 3-D one is the product of, if it is.
+fn factors(shape: Shape, weights: &[f32]) -> Option<[Vec<f64>; 3]> {
+    let [nz, ny, nx] = shape.map(offset);
+    let at = |z: usize, y: usize, x: usize| f64::from(weights[(z * ny + y) * nx + x]);
+    let peak = (0..weights.len()).max_by(|&a, &b| weights[a].total_cmp(&weights[b]))?;
+    let (pz, py, px) = (peak / (ny * nx), peak / nx % ny, peak % nx);
+    let along_z: Vec<f64> = (0..nz).map(|z| at(z, py, px)).collect();
+    let along_y: Vec<f64> = (0..ny).map(|y| at(pz, y, px) / at(pz, py, px)).collect();
+    let along_x: Vec<f64> = (0..nx).map(|x| at(pz, py, x) / at(pz, py, px)).collect();
+    let is_product = (0..weights.len()).all(|n| {
+        let product = along_z[n / (ny * nx)] * along_y[n / nx % ny] * along_x[n % nx];
+        (product - f64::from(weights[n])).abs() <= 1e-6 * product
+    });
+    is_product.then_some([along_z, along_y, along_x])
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the last step, after all arithmetic in f64"
+)]
+fn single(value: f64) -> f32 {
+    value as f32
 }
 
 impl Blend {
     /// The Gaussian with MONAI's and nnU-Net's sigma of 1/8.
     pub const GAUSSIAN: Self = Self::Gaussian { sigma: 0.125 };
 
-    /// The 1-D window of a patch of `patch` voxels. Meaningless for `Crop`.
-    fn window(self, patch: u64) -> Vec<f64> {
+    /// Checks that the blend can be used for patches of `patch`.
+    pub(super) fn check(&self, patch: Shape) -> Result<()> {
+        match self {
+            Self::Custom(window) if window.shape != patch => Err(Error::Setting {
+                name: "a window of",
+                value: format!("{:?}", window.shape),
+                problem: format!("predictions have {patch:?} voxels"),
+            }),
+            Self::Gaussian { sigma } if !(sigma.is_finite() && *sigma > 0.0) => {
+                Err(Error::Setting {
+                    name: "sigma",
+                    value: sigma.to_string(),
+                    problem: "it is a part of the patch, above 0".to_owned(),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The 1-D window of a patch of `patch` voxels, where the blend has one. The peak's value
+    /// makes no difference.
+    fn window(&self, patch: u64) -> Vec<f64> {
         #[expect(
             clippy::cast_precision_loss,
             reason = "patches are far below 2^53 voxels long"
         )]
         let (length, n) = (patch as f64, (0..patch).map(|n| n as f64));
+        // Where a bell underflows, a lone patch must still count.
+        let bell = |distance: f64, sigma: f64| {
+            (-distance.powi(2) / (2.0 * sigma.powi(2)))
+                .exp()
+                .max(f64::MIN_POSITIVE)
+        };
         match self {
-            Self::Average | Self::Crop => n.map(|_| 1.0).collect(),
+            Self::Average | Self::Crop | Self::Custom(_) => n.map(|_| 1.0).collect(),
             Self::Hann => n
-                .map(|n| {
-                    (std::f64::consts::PI * (n + 1.0) / (length + 1.0))
-                        .sin()
-                        .powi(2)
-                })
+                .map(|n| (PI * (n + 1.0) / (length + 1.0)).sin().powi(2))
                 .collect(),
-            Self::Gaussian { sigma } => {
-                let bell = |n: f64| {
-                    (-(n - (length - 1.0) / 2.0).powi(2) / (2.0 * (sigma * length).powi(2))).exp()
-                };
-                // Where the bell underflows, a lone patch must still count.
-                n.map(|n| bell(n).max(f64::MIN_POSITIVE)).collect()
+            Self::Gaussian { sigma } => n
+                .map(|n| bell(n - (length - 1.0) / 2.0, sigma * length))
+                .collect(),
+            Self::NnUnet => n
+                .map(|n| bell(n - (length / 2.0).floor(), length / 8.0))
+                .collect(),
+            Self::Linear => n.map(|n| (n + 1.0).min(length - n)).collect(),
+        }
+    }
+}
+
+/// What the voxels of each patch weigh.
+#[derive(Debug)]
+pub(super) enum Weights {
+    /// For each axis (z, y, x) and each start along it, the patch's share at each of its voxels:
+    /// the products add up to 1.
+    Shares([Vec<Vec<f32>>; 3]),
+    /// The same for every patch, row-major; they add up to anything.
+    Solid(Window),
+}
+
+impl Weights {
+    pub(super) fn new(grid: &Grid, blend: &Blend) -> Self {
+        let window: [Vec<f64>; 3] = match blend {
+            Blend::Custom(window) => match &window.factors {
+                Some(factors) => factors.as_ref().clone(),
+                None => return Self::Solid(window.clone()),
+            },
+            blend => grid.patch().map(|length| blend.window(length)),
+        };
+        Self::Shares(std::array::from_fn(|a| {
+            axis_shares(&grid.axes()[a], &window[a])
+        }))
+    }
+
+    /// Whether those of all patches add up to 1.
+    pub(super) const fn are_shares(&self) -> bool {
+        matches!(self, Self::Shares(_))
+    }
+
+    /// The weights of a row of the patch at `place`, from its voxel `from` (z, y, x) on: a factor, and one for each voxel.
+    pub(super) fn row(&self, place: [usize; 3], from: [usize; 3], length: usize) -> (f32, &[f32]) {
+        let [z, y, x] = from;
+        match self {
+            Self::Shares(shares) => {
+                let along = |a: usize| &shares[a][place[a]];
+                (along(0)[z] * along(1)[y], &along(2)[x..x + length])
+            }
+            Self::Solid(window) => {
+                let [_, ny, nx] = window.shape.map(offset);
+                let first = (z * ny + y) * nx + x;
+                (1.0, &window.weights[first..first + length])
             }
         }
     }
 }
 
-/// For each axis (z, y, x) and each start along it, the patch's share at each of its voxels.
-#[derive(Debug)]
-pub(super) struct Shares([Vec<Vec<f32>>; 3]);
-
-impl Shares {
-    pub(super) fn new(grid: &Grid, blend: Blend) -> Self {
-        Self(std::array::from_fn(|a| axis_shares(&grid.axes()[a], blend)))
-    }
-
-    /// The shares of the patch at `place` along `axis`.
-    pub(super) fn along(&self, axis: usize, place: usize) -> &[f32] {
-        &self.0[axis][place]
-    }
-}
-
-fn axis_shares(axis: &Axis, blend: Blend) -> Vec<Vec<f32>> {
-    let window = blend.window(axis.patch);
+fn axis_shares(axis: &Axis, window: &[f64]) -> Vec<Vec<f32>> {
+    // A patch's n-th voxel, if it lies inside the volume.
+    let voxel = |i: usize, n: usize| {
+        let at = i128::from(axis.starts[i]) + i128::try_from(n).ok()?;
+        u64::try_from(at).ok().filter(|&at| at < axis.length)
+    };
     let sum_at = |voxel: u64| -> f64 {
-        let weight = |i: usize| window[offset(voxel - axis.starts[i])];
+        let weight = |i: usize| {
+            window[offset(
+                i64::try_from(voxel)
+                    .unwrap_or(i64::MAX)
+                    .abs_diff(axis.starts[i]),
+            )]
+        };
         axis.touching(voxel, voxel + 1).map(weight).sum()
     };
-    let share = |start: u64| {
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "the last step, after the division in f64"
-        )]
-        let at = |n: usize| (window[n] / sum_at(start + n as u64)) as f32;
+    let share = |i: usize| {
+        let at = |n: usize| voxel(i, n).map_or(0.0, |voxel| single(window[n] / sum_at(voxel)));
         (0..window.len()).map(at).collect()
     };
-    axis.starts.iter().map(|&start| share(start)).collect()
+    (0..axis.starts.len()).map(share).collect()
 }
 
 /// For each start, the voxels of the axis that its patch alone supplies under `Crop`.
 pub(super) fn owned(axis: &Axis) -> Vec<Range<u64>> {
-    let cuts: Vec<u64> = axis
-        .starts
-        .windows(2)
-        .map(|pair| (pair[0] + axis.patch + pair[1]) / 2)
-        .collect();
+    let Range { start, end } = axis.covered();
+    let middle = |pair: &[i64]| {
+        let sum = i128::from(pair[0]) + i128::from(axis.patch) + i128::from(pair[1]);
+        u64::try_from(sum.div_euclid(2))
+            .unwrap_or(0)
+            .clamp(start, end)
+    };
+    let cuts: Vec<u64> = axis.starts.windows(2).map(middle).collect();
     (0..axis.starts.len())
         .map(|i| {
-            let from = if i == 0 { 0 } else { cuts[i - 1] };
-            from..cuts.get(i).copied().unwrap_or(axis.length)
+            let from = if i == 0 { start } else { cuts[i - 1] };
+            from..cuts.get(i).copied().unwrap_or(end)
         })
         .collect()
 }
@@ -112,13 +277,23 @@ fn offset(n: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::grid::{GridOptions, Placement};
 
-    const ALL: [Blend; 4] = [
+    const ALL: [Blend; 6] = [
         Blend::Average,
         Blend::Hann,
         Blend::GAUSSIAN,
         Blend::Gaussian { sigma: 1.0 / 64.0 },
+        Blend::NnUnet,
+        Blend::Linear,
     ];
+
+    fn shares(grid: &Grid, blend: &Blend) -> [Vec<Vec<f32>>; 3] {
+        match Weights::new(grid, blend) {
+            Weights::Shares(shares) => shares,
+            Weights::Solid(_) => panic!("a separable window"),
+        }
+    }
 
     #[test]
     fn shares_add_up_to_one_everywhere() {
@@ -132,12 +307,12 @@ mod tests {
         ] {
             let grid = Grid::new([length, 1, 1], [patch, 1, 1], [overlap, 0, 0]).unwrap();
             for blend in ALL {
-                let shares = Shares::new(&grid, blend);
+                let shares = shares(&grid, &blend);
                 let mut sum = vec![0.0_f64; offset(length)];
                 for (i, &start) in grid.axes()[0].starts.iter().enumerate() {
-                    for (n, &share) in shares.along(0, i).iter().enumerate() {
+                    for (n, &share) in shares[0][i].iter().enumerate() {
                         assert!(share.is_finite() && share >= 0.0);
-                        sum[offset(start) + n] += f64::from(share);
+                        sum[offset(start.unsigned_abs()) + n] += f64::from(share);
                     }
                 }
                 assert!(
@@ -176,7 +351,8 @@ mod tests {
             let owned = owned(axis);
             assert_eq!((owned[0].start, owned[owned.len() - 1].end), (0, length));
             for (i, range) in owned.iter().enumerate() {
-                assert!(axis.starts[i] <= range.start && range.end <= axis.starts[i] + patch);
+                let start = axis.starts[i].unsigned_abs();
+                assert!(start <= range.start && range.end <= start + patch);
                 assert!(i == 0 || owned[i - 1].end == range.start);
             }
         }
@@ -188,6 +364,83 @@ mod tests {
             owned(&axis)[1],
             100..198,
             "the cut between regular patches is in the middle of the overlap"
+        );
+    }
+
+    #[test]
+    fn shares_add_up_to_one_inside_a_volume_that_patches_hang_over() {
+        let options = GridOptions {
+            placement: Placement::Padded,
+            margin: [3, 0, 0],
+            fit: true,
+        };
+        for length in [1, 9, 20, 31] {
+            let grid = Grid::with_options([length, 1, 1], [8, 1, 1], [6, 0, 0], &options).unwrap();
+            let axis = &grid.axes()[0];
+            for blend in ALL {
+                let shares = shares(&grid, &blend);
+                for voxel in 0..length {
+                    let at = i64::try_from(voxel).unwrap();
+                    let all = axis.touching(voxel, voxel + 1);
+                    let sum: f64 = all
+                        .map(|i| f64::from(shares[0][i][offset(at.abs_diff(axis.starts[i]))]))
+                        .sum();
+                    assert!(
+                        (sum - 1.0).abs() < 3e-7,
+                        "{blend:?} {length} {voxel}: {sum}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn products_are_recognised_and_other_windows_are_not() {
+        let hann: Vec<f64> = Blend::Hann.window(5);
+        let bell = Blend::GAUSSIAN.window(4);
+        let linear = Blend::Linear.window(3);
+        let product = |z: usize, y: usize, x: usize| single(hann[z] * bell[y] * linear[x] * 7.0);
+        let all = |of: &dyn Fn(usize, usize, usize) -> f32| -> Vec<f32> {
+            (0..60).map(|n| of(n / 12, n / 3 % 4, n % 3)).collect()
+        };
+        let window = Window::new([5, 4, 3], all(&product)).unwrap();
+        assert!(window.factors.is_some());
+        let grid = Grid::new([20, 20, 20], [5, 4, 3], [2, 2, 1]).unwrap();
+        let found = shares(&grid, &Blend::Custom(window));
+        let close = |found: &[f32], wanted: &[f32]| {
+            found.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-6)
+        };
+        assert!(close(&found[0][1], &shares(&grid, &Blend::Hann)[0][1]));
+        assert!(close(&found[2][3], &shares(&grid, &Blend::Linear)[2][3]));
+        let cone = |z: usize, y: usize, x: usize| if z + y + x == 4 { 2.0 } else { 1.0 };
+        let cone = Window::new([5, 4, 3], all(&cone)).unwrap();
+        assert!(cone.factors.is_none());
+        let monai = Window::monai([32; 3], 0.125).unwrap();
+        assert!(monai.factors.is_none());
+        let floor = monai.weights.iter().filter(|&&w| w <= 1e-3).count();
+        assert!(
+            (50..65).contains(&(floor * 100 / 32_usize.pow(3))),
+            "{floor}"
+        );
+        for bad in [
+            vec![1.0; 59],
+            [vec![1.0; 59], vec![0.0]].concat(),
+            vec![f32::NAN; 60],
+        ] {
+            assert!(matches!(
+                Window::new([5, 4, 3], bad),
+                Err(Error::Setting { .. })
+            ));
+        }
+    }
+
+    #[test]
+    fn nnu_net_s_window_peaks_behind_the_middle() {
+        let window = Blend::NnUnet.window(128);
+        assert!((window[64] - 1.0).abs() < 1e-12);
+        // The first and last of its own at a peak of 10: 0.0034 and 0.0043.
+        assert!(
+            (window[0] * 10.0 - 0.0034).abs() < 5e-5 && (window[127] * 10.0 - 0.0043).abs() < 5e-5
         );
     }
 }

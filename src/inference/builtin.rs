@@ -6,6 +6,7 @@ use super::model::{Input, Model, Prediction};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::patch::Patch;
+use crate::region::Shape;
 use crate::volume::Layout;
 
 /// The built-in model that a word describes: `identity`, `gaussian:SIGMA` (voxels) or
@@ -54,15 +55,12 @@ impl Model for Identity {
         Input::Stored
     }
 
-    fn prediction(&self, input: &Layout) -> Result<Prediction> {
-        Ok(Prediction {
-            channels: input.channels,
-            dtype: input.dtype,
-        })
+    fn outputs(&self, input: &Layout, _patch: Shape) -> Result<Vec<Prediction>> {
+        Ok(vec![Prediction::new(input.channels, input.dtype)])
     }
 
-    fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Patch>> {
-        Ok(batch)
+    fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
+        Ok(vec![batch])
     }
 }
 
@@ -117,14 +115,11 @@ impl Gaussian {
 }
 
 impl Model for Gaussian {
-    fn prediction(&self, input: &Layout) -> Result<Prediction> {
-        Ok(Prediction {
-            channels: input.channels,
-            dtype: DType::F32,
-        })
+    fn outputs(&self, input: &Layout, _patch: Shape) -> Result<Vec<Prediction>> {
+        Ok(vec![Prediction::new(input.channels, DType::F32)])
     }
 
-    fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Patch>> {
+    fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
         let blurred = |patch: Patch| -> Result<Patch> {
             let mut patch = patch.converted(DType::F32);
             let [z, y, x] = patch
@@ -136,7 +131,7 @@ impl Model for Gaussian {
             self.blur(voxels, z, y * x);
             Ok(patch)
         };
-        batch.into_iter().map(blurred).collect()
+        Ok(vec![batch.into_iter().map(blurred).collect::<Result<_>>()?])
     }
 }
 
@@ -148,7 +143,7 @@ struct Threshold {
 }
 
 impl Model for Threshold {
-    fn prediction(&self, input: &Layout) -> Result<Prediction> {
+    fn outputs(&self, input: &Layout, _patch: Shape) -> Result<Vec<Prediction>> {
         if input.channels != 1 {
             return Err(Error::Setting {
                 name: "the model",
@@ -156,13 +151,11 @@ impl Model for Threshold {
                 problem: format!("it needs a volume of one channel, not {}", input.channels),
             });
         }
-        Ok(Prediction {
-            channels: self.thresholds.len() as u64 + 1,
-            dtype: DType::F32,
-        })
+        let classes = self.thresholds.len() as u64 + 1;
+        Ok(vec![Prediction::new(classes, DType::F32)])
     }
 
-    fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Patch>> {
+    fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
         let classes = |patch: Patch| -> Result<Patch> {
             let patch = patch.converted(DType::F32);
             let values: &[f32] = patch.as_slice()?;
@@ -182,7 +175,7 @@ impl Model for Threshold {
             }
             Ok(out)
         };
-        batch.into_iter().map(classes).collect()
+        Ok(vec![batch.into_iter().map(classes).collect::<Result<_>>()?])
     }
 }
 
@@ -196,6 +189,7 @@ mod tests {
             .unwrap()
             .predict(vec![patch])
             .unwrap()
+            .remove(0)
             .remove(0)
     }
 
@@ -247,7 +241,7 @@ mod tests {
         let region = Region::whole([5, 7, 6]);
         let model = Gaussian::new(1.2);
         let constant = Patch::new(region, 1, vec![40.0_f32; 210]).unwrap();
-        let blurred = model.predict(vec![constant]).unwrap().remove(0);
+        let blurred = model.predict(vec![constant]).unwrap().remove(0).remove(0);
         assert!(
             blurred
                 .as_slice::<f32>()
@@ -268,6 +262,7 @@ mod tests {
         let blurred = model
             .predict(vec![patch])
             .unwrap()
+            .remove(0)
             .remove(0)
             .to_array::<f32>()
             .unwrap();

@@ -1,10 +1,17 @@
 use std::fs;
 use std::ops::{ControlFlow, Range};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
 
 use super::*;
+use crate::patch::Patch;
 use crate::progress::silent;
-use crate::volume::{MemoryVolume, Rescale, open};
+use crate::region::Region;
+use crate::volume::{Layout, MemoryVolume, Rescale, Volume, open};
+
+mod hard;
+mod resume;
 
 const SHAPE: Shape = [50, 37, 41];
 
@@ -31,9 +38,21 @@ fn inference() -> Inference {
     }
 }
 
-fn run(what: &Inference, volume: Arc<dyn Volume>, model: &str, output: &Path) -> Result<Predicted> {
+fn target(path: &Path, blend: Blend, reduce: Reduce) -> Target {
+    Target {
+        store: options(),
+        ..Target::new(path, blend, reduce)
+    }
+}
+
+fn run(
+    what: &Inference,
+    volume: Arc<dyn Volume>,
+    model: &str,
+    target: &Target,
+) -> Result<Predicted> {
     let model = builtin(model)?;
-    let plan = what.plan(volume.layout(), &*model, output, options())?;
+    let plan = what.plan(volume.layout(), &*model, std::slice::from_ref(target))?;
     plan.run(volume, model, &silent)
 }
 
@@ -70,14 +89,14 @@ fn the_identity_gives_the_volume_back_for_every_blend_and_any_threads() {
             for batch in [1, 3] {
                 let path = dir.path().join(format!("{n}-{threads}-{batch}.zarr"));
                 let what = Inference {
-                    blend,
                     threads,
                     batch,
                     ..inference()
                 };
-                let done = run(&what, source(), "identity", &path).unwrap();
+                let target = target(&path, blend.clone(), Reduce::Mean);
+                let done = run(&what, source(), "identity", &target).unwrap();
                 assert_eq!(
-                    done.chunks_written,
+                    done.outputs[0].chunks_written,
                     7 * 3 * 3,
                     "shards end where patches begin"
                 );
@@ -97,11 +116,8 @@ fn the_identity_gives_the_volume_back_for_every_blend_and_any_threads() {
 fn thresholds_reduced_to_classes_equal_thresholding_the_volume() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("classes.zarr");
-    let what = Inference {
-        reduce: Reduce::Argmax,
-        ..inference()
-    };
-    run(&what, source(), "threshold:-1000,0.5,2000", &path).unwrap();
+    let target = target(&path, Blend::Hann, Reduce::Argmax);
+    run(&inference(), source(), "threshold:-1000,0.5,2000", &target).unwrap();
     let classes = open(&path).unwrap().read(Region::whole(SHAPE)).unwrap();
     let classes: &[u8] = classes.as_slice().unwrap();
     let source = source().to_patch();
@@ -137,16 +153,14 @@ fn models_of_real_values_get_them_and_the_identity_keeps_the_scale() {
     layout.rescale = Rescale::new(2.0, -10.0);
     let volume: Arc<dyn Volume> = Arc::new(Scaled(memory, layout));
     let same = dir.path().join("same.zarr");
-    run(&inference(), Arc::clone(&volume), "identity", &same).unwrap();
+    let means = target(&same, Blend::Hann, Reduce::Mean);
+    run(&inference(), Arc::clone(&volume), "identity", &means).unwrap();
     let same = open(&same).unwrap();
     assert_eq!(same.layout().rescale, Rescale::new(2.0, -10.0));
     assert_eq!(same.layout().dtype, DType::U8);
     let classes = dir.path().join("classes.zarr");
-    let what = Inference {
-        reduce: Reduce::Argmax,
-        ..inference()
-    };
-    run(&what, volume, "threshold:90", &classes).unwrap();
+    let argmax = target(&classes, Blend::Hann, Reduce::Argmax);
+    run(&inference(), volume, "threshold:90", &argmax).unwrap();
     let classes = open(&classes)
         .unwrap()
         .read(Region::whole([16; 3]))
@@ -184,7 +198,8 @@ fn with_memory_for_the_front_each_input_chunk_is_read_once() {
             memory,
             ..Inference::new([32; 3], [16; 3])
         };
-        let done = run(&what, open(&source).unwrap(), "identity", &out).unwrap();
+        let target = target(&out, Blend::Hann, Reduce::Mean);
+        let done = run(&what, open(&source).unwrap(), "identity", &target).unwrap();
         done.reads.chunks
     };
     let chunks = 12 * 8 * 8;
@@ -196,12 +211,14 @@ fn with_memory_for_the_front_each_input_chunk_is_read_once() {
             memory,
             ..Inference::new([32; 3], [16; 3])
         };
-        what.plan(volume.layout(), &*model, Path::new("out.zarr"), options())
+        let target = target(Path::new("out.zarr"), Blend::Hann, Reduce::Mean);
+        what.plan(volume.layout(), &*model, &[target])
     };
     let least = plan(64 << 20).unwrap();
     let least = least.peak_bytes - least.cache_bytes;
     assert!(reads(least) > chunks);
-    let error = plan(least - 1).unwrap_err().to_string();
+    assert_eq!(plan(least - 1).unwrap().columns(), 2);
+    let error = plan(200_000).unwrap_err().to_string();
     assert!(error.contains("allow more (--memory)"), "{error}");
 }
 
@@ -211,7 +228,11 @@ fn a_run_that_is_stopped_or_fails_leaves_nothing() {
     let path = dir.path().join("out.zarr");
     let plan = |model: &dyn Model| {
         inference()
-            .plan(Volume::layout(&*source()), model, &path, options())
+            .plan(
+                Volume::layout(&*source()),
+                model,
+                &[target(&path, Blend::Hann, Reduce::Mean)],
+            )
             .unwrap()
     };
     let identity = builtin("identity").unwrap();
@@ -259,14 +280,11 @@ enum Fault {
 struct Broken(Fault);
 
 impl Model for Broken {
-    fn prediction(&self, input: &Layout) -> Result<Prediction> {
-        Ok(Prediction {
-            channels: 1,
-            dtype: input.dtype,
-        })
+    fn outputs(&self, input: &Layout, _patch: Shape) -> Result<Vec<Prediction>> {
+        Ok(vec![Prediction::new(1, input.dtype)])
     }
 
-    fn predict(&self, mut batch: Vec<Patch>) -> Result<Vec<Patch>> {
+    fn predict(&self, mut batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
         if batch.iter().any(|patch| patch.region().start == [8; 3]) {
             match self.0 {
                 Fault::Fails => return Err(Error::Stopped),
@@ -277,6 +295,6 @@ impl Model for Broken {
                 }
             }
         }
-        Ok(batch)
+        Ok(vec![batch])
     }
 }

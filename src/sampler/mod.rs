@@ -7,7 +7,7 @@
 //! [`Uniform`] needs no map. [`Weighted`] and [`Label`] draw by a map of any size, exactly and
 //! without loading it: a [`BlockIndex`] tells what each of its blocks holds, and a draw reads one
 //! block. [`Channels`] draws by a map with a channel for each label. [`Mixture`] combines
-//! samplers, [`Fixed`] is a list. What a sampler gives lies inside the volume unless the [`Border`]
+//! samplers, [`Fixed`] is a list, and [`Containing`] keeps the patches that hold enough of something. What a sampler gives lies inside the volume unless the [`Border`]
 //! is [`Border::Pad`]. In volumes far larger than a loader's buffer a [`Neighbourhood`] makes draws
 //! share chunks, and changes no draw's distribution.
 
@@ -15,6 +15,7 @@ mod blocks;
 mod border;
 mod channels;
 mod class;
+mod content;
 mod counts;
 mod draw;
 mod find;
@@ -36,6 +37,7 @@ mod weights;
 pub use border::{Border, Placement};
 pub use channels::Channels;
 pub use class::Class;
+pub use content::{Containing, Content};
 pub use counts::LabelCounts;
 pub use draw::{Draws, Empty, Sampler, SamplerOptions, draws};
 pub use fixed::Fixed;

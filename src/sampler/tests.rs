@@ -205,17 +205,24 @@ fn labels_are_drawn_as_the_flat_reference_says_for_all_blocks_patches_and_border
 
 #[test]
 fn every_legal_place_is_drawn_and_no_other_by_weight_and_by_label() {
-    for volume in 1..=12_u64 {
+    for (volume, axis) in (1..=12_u64).flat_map(|volume| [0, 1, 2].map(|axis| (volume, axis))) {
         for patch in 1..=volume {
-            let shape = [2, 1, volume];
-            let map = memory(shape, vec![1_u8; usize::try_from(2 * volume).unwrap()]);
-            let options = options([2, 1, patch]);
+            let (mut shape, mut own) = ([2, 1, 2], [2, 1, 2]);
+            (shape[axis], own[axis]) = (volume, patch);
+            let count = usize::try_from(Region::whole(shape).voxels()).unwrap();
+            let map = memory(shape, vec![1_u8; count]);
+            let options = options(own);
             let by_weight = weighted(&map, &options).unwrap();
             let by_label = label(&map, &Shares::foreground(), &options).unwrap();
             for sampler in [&by_weight as &dyn Sampler, &by_label] {
                 let places: BTreeSet<_> = starts(sampler, 400).into_iter().collect();
                 let last = i64::try_from(volume - patch).unwrap();
-                assert!(places.into_iter().eq((0..=last).map(|x| [0, 0, x])));
+                let expected = (0..=last).map(|n| {
+                    let mut start = [0; 3];
+                    start[axis] = n;
+                    start
+                });
+                assert!(places.into_iter().eq(expected));
             }
         }
     }
@@ -708,7 +715,28 @@ fn the_draws_are_those_of_every_release() {
     assert_eq!(first(&by_label), GOLDEN_LABEL);
     let by_all = label(&map, &Shares::foreground(), &options([3; 3])).unwrap();
     assert_eq!(first(&by_all), GOLDEN_FOREGROUND);
+    let near = Neighbourhood::new(2, 0.01).unwrap();
+    let near = options([3; 3]).with_neighbourhood(near);
+    let uniform = Uniform::with_options([10, 10, 10], &near).unwrap();
+    let by_label = label(&map, &shares([(1, 1.0), (2, 2.0)]), &near).unwrap();
+    let soft: Vec<f32> = (0..2000_u16).map(|i| f32::from(i * 7 % 5)).collect();
+    let soft = memory([10, 10, 10], soft);
+    let indexes = [0, 1].map(|channel| WeightIndex::build(&*soft, channel, 1, &silent).unwrap());
+    let wanted = [(1.0, &indexes[0]), (3.0, &indexes[1])];
+    let soft: Arc<dyn Volume> = soft;
+    let by_channel = Channels::new(&soft, &wanted, &options([3; 3])).unwrap();
+    let inner = Uniform::with_options([10, 10, 10], &options([3; 3])).unwrap();
+    let content = Content::Label(2.into());
+    let enough = Containing::new(Box::new(inner), map, 0, content, 0.2).unwrap();
+    let all: [&dyn Sampler; 4] = [&uniform, &by_label, &by_channel, &enough];
+    assert_eq!(all.map(first), GOLDEN_OTHERS);
 }
+const GOLDEN_OTHERS: [[[i64; 3]; 3]; 4] = [
+    [[3, 6, 5], [4, 6, 5], [7, 1, 1]],
+    [[3, 4, 3], [3, 4, 0], [7, 1, 6]],
+    [[7, 0, 6], [5, 0, 1], [3, 4, 1]],
+    [[0, 7, 7], [5, 5, 5], [1, 3, 2]],
+];
 const GOLDEN_WEIGHTED: [[i64; 3]; 3] = [[7, 0, 6], [5, 0, 2], [3, 4, 2]];
 const GOLDEN_LABEL: [[i64; 3]; 3] = [[7, 0, 7], [5, 0, 1], [3, 3, 6]];
 const GOLDEN_FOREGROUND: [[i64; 3]; 3] = [[7, 0, 6], [5, 0, 2], [3, 4, 2]];

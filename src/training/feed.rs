@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::plan::{Epoch, Planned, Share};
+use super::plan::{Epoch, Planned};
+use super::share::Share;
 use super::subject::{Image, Subject, Subjects};
 use crate::error::{Error, Result};
 use crate::region::Region;

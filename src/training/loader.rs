@@ -7,10 +7,12 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::feed::{Feed, MakeSampler};
-use super::plan::{Plan, Share};
+use super::plan::Plan;
 use super::pool::Pool;
 use super::sample::Sample;
 use super::schedule::{Delivered, Limits, Schedule, Transform};
+use super::share::Share;
+use super::state::LoaderState;
 use super::subject::Subjects;
 use crate::error::{Error, Result};
 
@@ -68,17 +70,6 @@ impl fmt::Debug for LoaderOptions {
     }
 }
 
-/// Where an epoch is: enough to go on from there, with other threads or on other ranks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LoaderState {
-    /// The epoch.
-    pub epoch: u64,
-    /// Patches that all ranks have taken together.
-    pub position: u64,
-    /// [`Plan::fingerprint`]: what the position counts in.
-    pub plan: u64,
-}
-
 /// What a loader has done so far.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LoaderStats {
@@ -108,6 +99,7 @@ pub struct Loader {
     schedule: Arc<Schedule>,
     workers: Vec<JoinHandle<()>>,
     plan: u64,
+    subjects: u64,
     epoch: u64,
     share: Share,
     /// The steps that are delivered in part or not at all, by the places where they begin.
@@ -140,6 +132,7 @@ impl Loader {
             epoch,
             position: 0,
             plan: plan.fingerprint(),
+            subjects: subjects.fingerprint(),
         };
         Self::resume(subjects, make, plan, state, options)
     }
@@ -149,7 +142,8 @@ impl Loader {
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new); [`Error::OtherState`] if the state is another plan's.
+    /// As [`new`](Self::new); [`Error::OtherState`] if the state is another plan's or other
+    /// subjects'; [`Error::Setting`] if it is beyond the epoch's end.
     pub fn resume(
         subjects: Arc<dyn Subjects>,
         make: Arc<MakeSampler>,
@@ -157,17 +151,7 @@ impl Loader {
         state: LoaderState,
         options: &LoaderOptions,
     ) -> Result<Self> {
-        let other = |what, saved, here| Err(Error::OtherState { what, saved, here });
-        if state.plan != plan.fingerprint() {
-            return other(
-                "a plan with the fingerprint",
-                state.plan,
-                plan.fingerprint(),
-            );
-        }
-        if state.position > plan.len() {
-            return other("a position of", state.position, plan.len());
-        }
+        state.check(plan, &*subjects)?;
         if plan.subjects() != subjects.len() {
             return Err(Error::Setting {
                 name: "a plan of",
@@ -210,6 +194,7 @@ impl Loader {
             schedule,
             workers: Vec::new(),
             plan: state.plan,
+            subjects: state.subjects,
             epoch: state.epoch,
             share,
             end: plan.len(),
@@ -236,17 +221,24 @@ impl Loader {
             epoch: self.epoch,
             position: self.step_start + inside,
             plan: self.plan,
+            subjects: self.subjects,
         }
     }
 
     /// The rest of this rank's current batch, at most [`Share::batch`] patches; `None` at the
-    /// end of the epoch. Left-out patches make a batch shorter, even empty.
+    /// end of the epoch.
+    ///
+    /// Every rank is given equally many batches, so that ranks which wait for each other after
+    /// each of them never wait in vain. For that a batch may be empty: where its patches were
+    /// left out, and at the end of an epoch that was resumed with fewer patches left than there are
+    /// ranks. A rank with an empty batch has nothing to add to that step.
     pub fn next_batch(&mut self) -> Option<Result<Vec<Sample>>> {
         if self.step_start >= self.end {
             return None;
         }
         let step = self.share.step(self.step_start, self.end);
         let part = self.share.part(&step);
+        self.pass_empty_step();
         let mut batch = Vec::new();
         while self.step_start == step.start && self.taken < part.end - part.start {
             match self.take()? {
@@ -299,6 +291,7 @@ impl Loader {
         self.stats.waited += began.elapsed();
         let Some(delivered) = delivered else {
             self.over = true;
+            self.pass_empty_step();
             return None;
         };
         self.advance();
@@ -325,6 +318,14 @@ impl Loader {
         self.stats.left_out += 1;
         if self.stats.reasons.len() < MOST_REASONS && !self.stats.reasons.contains(&reason) {
             self.stats.reasons.push(reason);
+        }
+    }
+
+    /// Goes to the end if all that is left is a step without a patch for this rank.
+    fn pass_empty_step(&mut self) {
+        let step = self.share.step(self.step_start, self.end);
+        if self.share.part(&step).is_empty() {
+            (self.step_start, self.taken) = (step.end, 0);
         }
     }
 

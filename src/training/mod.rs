@@ -7,6 +7,7 @@
 //! cut between ranks by patch.
 
 mod feed;
+mod fingerprint;
 mod loader;
 mod order;
 mod plan;
@@ -14,14 +15,18 @@ mod planes;
 mod pool;
 mod sample;
 mod schedule;
+mod share;
 mod slot;
+mod state;
 mod subject;
 
 pub use feed::{MakeSampler, subject_seed};
-pub use loader::{Loader, LoaderOptions, LoaderState, LoaderStats, OnError};
-pub use plan::{Epoch, Plan, Planned, Share};
+pub use loader::{Loader, LoaderOptions, LoaderStats, OnError};
+pub use plan::{Epoch, Plan, Planned};
 pub use sample::Sample;
 pub use schedule::Transform;
+pub use share::Share;
+pub use state::LoaderState;
 pub use subject::{Image, Lazy, Subject, Subjects, TOLERANCE, Values};
 
 #[cfg(test)]

@@ -1,13 +1,13 @@
-//! Plans: which patches an epoch has, in which order, and which of them a rank gets.
+//! Plans: which patches an epoch has, and in which order.
 //!
 //! Everything is a function of (seed, epoch, place): subjects in their order or shuffled,
 //! so many draws of each, and then the patches of every *window* of the sequence mixed with
 //! each other. An epoch yields exactly what is planned, whatever was left unread before, and
 //! nothing of it is kept but one window at a time.
 
-use std::ops::Range;
 use std::sync::Arc;
 
+use super::fingerprint::Fingerprint;
 use super::order::Order;
 use crate::error::{Error, Result};
 use crate::sampler::Random;
@@ -19,6 +19,8 @@ pub struct Plan {
     counts: Counts,
     seed: u64,
     window: u64,
+    /// Draws that stay together.
+    batch: u64,
     shuffle_subjects: bool,
     shuffle_patches: bool,
 }
@@ -60,6 +62,7 @@ impl Plan {
             counts: Counts::Each(samples_per_volume),
             seed,
             window: 300,
+            batch: 1,
             shuffle_subjects: true,
             shuffle_patches: true,
         })
@@ -119,6 +122,46 @@ impl Plan {
         self
     }
 
+    /// The same with draws `0..batch`, `batch..2 * batch` and so on of a subject kept together:
+    /// whole batches are mixed, and what one batch of draws has of each kind, a batch of the
+    /// loader has too.
+    ///
+    /// Without this, patches are mixed within windows one by one, and a batch of the loader has the
+    /// shares of [`Mixture::exact`](crate::sampler::Mixture::exact) only on average. With it, give
+    /// that mixture, this plan and [`Share::batch`](super::Share::batch) one number; the price is that a batch has patches
+    /// of one subject only. On several ranks the last batches may still be cut elsewhere, unless the
+    /// epoch is a multiple of `batch` times the number of ranks. Windows are rounded up to a
+    /// multiple of `batch`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if `batch` is 0, or a subject's number of patches is no multiple of it.
+    pub fn with_batches(self, batch: u64) -> Result<Self> {
+        let bad = |problem: String| {
+            Err(Error::Setting {
+                name: "a batch of",
+                value: batch.to_string(),
+                problem,
+            })
+        };
+        if batch == 0 {
+            return bad("it must have a patch".to_owned());
+        }
+        let whole = |count: &u64| count.is_multiple_of(batch);
+        let broken = match &self.counts {
+            Counts::Each(count) => (!whole(count)).then_some((0, *count)),
+            Counts::Before(before) => (0..)
+                .zip(before.windows(2).map(|pair| pair[1] - pair[0]))
+                .find(|(_, count)| !whole(count)),
+        };
+        if let Some((subject, count)) = broken {
+            return bad(format!(
+                "subject {subject} gives {count} patches, which is no multiple of it"
+            ));
+        }
+        Ok(Self { batch, ..self })
+    }
+
     /// How many subjects there are.
     #[must_use]
     pub const fn subjects(&self) -> u64 {
@@ -134,7 +177,7 @@ impl Plan {
     /// Patches that are mixed with each other.
     #[must_use]
     pub const fn window(&self) -> u64 {
-        self.window
+        self.window.div_ceil(self.batch).saturating_mul(self.batch)
     }
 
     /// Patches of an epoch.
@@ -197,22 +240,19 @@ impl Plan {
     /// A number that differs between plans that yield different sequences.
     #[must_use]
     pub fn fingerprint(&self) -> u64 {
-        // FNV-1a (Fowler, Noll, Vo) over what the sequence depends on.
-        let mut hash = 0xCBF2_9CE4_8422_2325_u64;
-        let mut add = |n: u64| {
-            for byte in n.to_le_bytes() {
-                hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
-            }
-        };
-        add(self.subjects);
-        add(self.seed);
-        add(self.window);
-        add(u64::from(self.shuffle_subjects) + 2 * u64::from(self.shuffle_patches));
+        let mut all = Fingerprint::new();
+        all.number(self.subjects);
+        all.number(self.seed);
+        all.number(self.window());
+        all.number(u64::from(self.shuffle_subjects) + 2 * u64::from(self.shuffle_patches));
         match &self.counts {
-            Counts::Each(count) => add(*count),
-            Counts::Before(before) => before.iter().for_each(|&n| add(n)),
+            Counts::Each(count) => all.number(*count),
+            Counts::Before(before) => before.iter().for_each(|&n| all.number(n)),
         }
-        hash
+        if self.batch > 1 {
+            all.number(self.batch);
+        }
+        all.finish()
     }
 }
 
@@ -300,24 +340,27 @@ impl Epoch {
     /// How many windows it has; the last may be shorter.
     #[must_use]
     pub fn windows(&self) -> u64 {
-        self.plan.len().div_ceil(self.plan.window)
+        self.plan.len().div_ceil(self.plan.window())
     }
 
     /// The patches of a window, in the order of delivery.
     #[must_use]
     pub fn window(&self, window: u64) -> Vec<Planned> {
-        let first = window.saturating_mul(self.plan.window);
-        let end = first.saturating_add(self.plan.window).min(self.plan.len());
+        let first = window.saturating_mul(self.plan.window());
+        let end = first
+            .saturating_add(self.plan.window())
+            .min(self.plan.len());
         let count = end.saturating_sub(first);
+        let batch = self.plan.batch;
         let order = if self.plan.shuffle_patches {
             let random =
                 Random::of_domain(*b"voxpatch wind v1", self.plan.seed, self.number, window);
-            Order::new(count, random)
+            Order::new(count / batch, random)
         } else {
             Order::Same
         };
         (0..count)
-            .map(|n| self.undisturbed(first + order.at(n)))
+            .map(|n| self.undisturbed(first + order.at(n / batch) * batch + n % batch))
             .collect()
     }
 
@@ -335,81 +378,6 @@ impl Epoch {
             subject: self.subjects.at(place),
             draw,
         }
-    }
-}
-
-/// Which patches of an epoch a rank gets, batch by batch.
-///
-/// At each step all ranks together take `world_size` batches that follow each other, so one
-/// volume feeds all of them. The last steps share what is left evenly: every rank has the
-/// same number of batches, no patch is lost and none comes twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Share {
-    /// This rank, from 0.
-    pub rank: u64,
-    /// How many ranks there are.
-    pub world_size: u64,
-    /// Patches of a batch of one rank.
-    pub batch: u64,
-}
-
-impl Share {
-    /// Everything, `batch` at a time.
-    #[must_use]
-    pub const fn whole(batch: u64) -> Self {
-        Self {
-            rank: 0,
-            world_size: 1,
-            batch,
-        }
-    }
-
-    /// Checks the three against each other and an epoch's `patches`.
-    pub(super) fn check(&self, patches: u64) -> Result<()> {
-        let bad = |name, value: u64, problem: String| {
-            Err(Error::Setting {
-                name,
-                value: value.to_string(),
-                problem,
-            })
-        };
-        if self.world_size == 0 || self.rank >= self.world_size {
-            let problem = format!("there are {} ranks, counted from 0", self.world_size);
-            return bad("rank", self.rank, problem);
-        }
-        if self.batch == 0 {
-            return bad("a batch of", 0, "it must have a patch".to_owned());
-        }
-        if patches > 0 && patches < self.world_size {
-            let problem = format!("an epoch of {patches} patches leaves some of them with none");
-            return bad("a world size of", self.world_size, problem);
-        }
-        Ok(())
-    }
-
-    /// The places of all ranks' next batches, when `left` patches start at `from`.
-    pub(super) fn step(&self, from: u64, end: u64) -> Range<u64> {
-        let left = end - from;
-        let full = self.world_size.saturating_mul(self.batch);
-        let after = left.saturating_sub(full);
-        let take = match left {
-            _ if left <= full => left,
-            // A rest with too few patches for all ranks is evened out with the step before it.
-            _ if after < self.world_size && left >= 2 * self.world_size => left.div_ceil(2),
-            _ if after < self.world_size => left,
-            _ => full,
-        };
-        from..from + take
-    }
-
-    /// This rank's part of a step.
-    pub(super) fn part(&self, step: &Range<u64>) -> Range<u64> {
-        let take = step.end - step.start;
-        let cut = |rank: u64| {
-            let wide = u128::from(take) * u128::from(rank) / u128::from(self.world_size);
-            step.start + u64::try_from(wide).expect("no more than a step")
-        };
-        cut(self.rank)..cut(self.rank + 1)
     }
 }
 
@@ -525,46 +493,71 @@ mod tests {
     }
 
     #[test]
+    fn epochs_and_seeds_are_those_of_every_release() {
+        let told = |plan: &Plan| -> Vec<(u64, u64)> {
+            let all = sequence(plan, 2).into_iter();
+            all.map(|planned| (planned.subject, planned.draw)).collect()
+        };
+        let plan = Plan::new(4, 3, 7).unwrap().with_window(5);
+        let uneven = Plan::with_counts(&[2, 0, 4, 2], 7).unwrap().with_window(8);
+        let batches = uneven.clone().with_batches(2).unwrap();
+        assert_eq!(
+            [&plan, &uneven, &batches].map(told),
+            GOLDEN.map(<[_]>::to_vec)
+        );
+        let seeds = [0, 1, u64::MAX].map(|subject| crate::training::subject_seed(7, subject));
+        let fingerprints = [plan.fingerprint(), batches.fingerprint()];
+        assert_eq!((seeds, fingerprints), (GOLDEN_SEEDS, GOLDEN_FINGERPRINTS));
+    }
+    const GOLDEN: [&[(u64, u64)]; 3] = [
+        &[
+            (1, 0),
+            (3, 1),
+            (3, 2),
+            (3, 0),
+            (1, 1),
+            (2, 1),
+            (2, 0),
+            (0, 0),
+            (1, 2),
+            (2, 2),
+            (0, 1),
+            (0, 2),
+        ],
+        &[
+            (0, 1),
+            (3, 0),
+            (2, 0),
+            (2, 2),
+            (2, 1),
+            (2, 3),
+            (3, 1),
+            (0, 0),
+        ],
+        &[
+            (2, 2),
+            (2, 3),
+            (2, 0),
+            (2, 1),
+            (3, 0),
+            (3, 1),
+            (0, 0),
+            (0, 1),
+        ],
+    ];
+    const GOLDEN_SEEDS: [u64; 3] = [
+        2_309_672_060_946_437_773,
+        10_863_390_570_179_752_977,
+        15_349_774_058_969_612_971,
+    ];
+    const GOLDEN_FINGERPRINTS: [u64; 2] = [15_934_036_146_591_107_779, 7_167_960_683_432_129_121];
+
+    #[test]
     fn a_million_subjects_cost_nothing() {
         let plan = Plan::new(1_000_000, 8, 1).unwrap();
         let window = plan.epoch(5).window(plan.epoch(5).windows() - 1);
         assert_eq!(window.len(), 200);
         assert!(window.iter().all(|p| p.subject < 1_000_000 && p.draw < 8));
         assert!(Plan::new(1 << 40, 1 << 40, 0).is_err());
-    }
-
-    #[test]
-    fn ranks_share_every_patch_in_equally_many_batches() {
-        for total in 1..60_u64 {
-            for world_size in [1, 2, 3, 5, 8] {
-                for batch in 1..=5 {
-                    let share = |rank| Share {
-                        rank,
-                        world_size,
-                        batch,
-                    };
-                    if total < world_size {
-                        assert!(share(0).check(total).is_err());
-                        continue;
-                    }
-                    let mut seen = Vec::new();
-                    let mut from = 0;
-                    while from < total {
-                        let step = share(0).step(from, total);
-                        for rank in 0..world_size {
-                            let part = share(rank).part(&step);
-                            assert!(
-                                !part.is_empty(),
-                                "{total} {world_size} {batch}: rank {rank} has no batch"
-                            );
-                            assert!(part.end - part.start <= batch + u64::from(batch == 1));
-                            seen.extend(part);
-                        }
-                        from = step.end;
-                    }
-                    assert!(seen.into_iter().eq(0..total));
-                }
-            }
-        }
     }
 }

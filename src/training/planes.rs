@@ -7,10 +7,11 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+use super::subject::Image;
 use crate::error::Result;
 use crate::patch::Patch;
 use crate::region::{Region, chunk_region};
-use crate::volume::{Chunk, ChunkShape, ChunkVoxels, Volume};
+use crate::volume::{Chunk, ChunkShape, ChunkVoxels};
 
 /// A piece is read if it has no more bytes than this,
 const MOST_BYTES: u64 = 8 << 20;
@@ -32,16 +33,17 @@ pub(super) struct Scratch(Mutex<Vec<Vec<u8>>>);
 impl Planes {
     /// Reads what patches at `wanted` share with box `index` of those of `size`, if that pays.
     pub(super) fn fetch(
-        volume: &dyn Volume,
+        image: &Image,
         size: ChunkShape,
         index: ChunkShape,
         wanted: impl Iterator<Item = Region>,
         scratch: &Scratch,
     ) -> Result<Self> {
-        let layout = volume.layout();
+        let layout = image.volume.layout();
         let [count, shape @ ..] = size;
         let [c, at @ ..] = index;
-        let channels = c * count..layout.channels.min((c + 1) * count);
+        let own = &image.channels;
+        let channels = own.start.max(c * count)..own.end.min((c + 1) * count);
         let region = chunk_region(at, shape);
         let parts = wanted.filter_map(|wanted| wanted.intersection(&region));
         let (mut bounds, mut voxels) = (None::<(Region, [i64; 3])>, 0_u64);
@@ -76,7 +78,10 @@ impl Planes {
         if bytes <= MOST_BYTES && piece.voxels() <= voxels.saturating_mul(MOST_WASTE) {
             let length = usize::try_from(bytes).expect("a piece is small");
             let mut buffer = scratch.take(length);
-            volume.read_channels(planes.channels.clone(), piece, &mut buffer[..length])?;
+            let channels = planes.channels.clone();
+            image
+                .volume
+                .read_channels(channels, piece, &mut buffer[..length])?;
             planes.read = Some(Chunk {
                 channels: planes.channels.clone(),
                 region: piece,
@@ -87,10 +92,10 @@ impl Planes {
     }
 
     /// Copies what a patch shares with the box into it.
-    pub(super) fn copy_to(&self, volume: &dyn Volume, patch: &mut Patch) -> Result<()> {
+    pub(super) fn copy_to(&self, image: &Image, patch: &mut Patch) -> Result<()> {
         let (region, size) = (patch.region(), patch.dtype().size());
         if let Some(chunk) = &self.read {
-            chunk.copy_to(&(0..patch.channels()), region, patch.bytes_mut(), size);
+            chunk.copy_to(&image.channels, region, patch.bytes_mut(), size);
             return Ok(());
         }
         let Some(part) = region.intersection(&self.region) else {
@@ -99,10 +104,13 @@ impl Planes {
         let plane = region.shape[1] * region.shape[2] * size as u64;
         let skipped = part.start[0].abs_diff(region.start[0]);
         for channel in self.channels.clone() {
-            let first = (channel * region.shape[0] + skipped) * plane;
+            let before = channel - image.channels.start;
+            let first = (before * region.shape[0] + skipped) * plane;
             let bytes = place(first)..place(first + part.shape[0] * plane);
             let out = &mut patch.bytes_mut()[bytes];
-            volume.read_channels(channel..channel + 1, part, out)?;
+            image
+                .volume
+                .read_channels(channel..channel + 1, part, out)?;
         }
         Ok(())
     }

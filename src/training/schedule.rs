@@ -318,11 +318,12 @@ impl Schedule {
             .clone()
             .next()
             .expect("only places that were found want chunks");
-        let volume = &*first.images()[image].volume;
+        let source = &first.images()[image];
+        let volume = &*source.volume;
         let fetched = guarded(|| match volume.together() {
             Some(size) if volume.layout().read_chunk.is_none() => {
                 let regions = wanted.map(|wanted| wanted.sources[image]);
-                Planes::fetch(volume, size, index, regions, &self.scratch).map(Fetched::Planes)
+                Planes::fetch(source, size, index, regions, &self.scratch).map(Fetched::Planes)
             }
             _ => {
                 self.counters.chunks.fetch_add(1, Ordering::Relaxed);
@@ -365,14 +366,14 @@ impl Schedule {
                 self.buffer(wanted, image, &mut buffer)
                     .and_then(|patch| match fetched {
                         Fetched::Chunk(chunk) => {
-                            let (channels, region) = (0..patch.channels(), patch.region());
-                            let size = patch.dtype().size();
-                            chunk.copy_to(&channels, region, patch.bytes_mut(), size);
+                            let channels = &wanted.images()[image].channels;
+                            let (region, size) = (patch.region(), patch.dtype().size());
+                            chunk.copy_to(channels, region, patch.bytes_mut(), size);
                             Ok(())
                         }
                         Fetched::Planes(planes) => {
-                            let volume = &*wanted.images()[image].volume;
-                            let copied = guarded(|| planes.copy_to(volume, patch));
+                            let source = &wanted.images()[image];
+                            let copied = guarded(|| planes.copy_to(source, patch));
                             self.count_bytes(wanted, image);
                             copied
                         }
@@ -392,9 +393,11 @@ impl Schedule {
         let mut buffer = lock(&slot.buffers[image]);
         let patch = self.buffer(wanted, image, &mut buffer)?;
         let region = patch.region();
-        let read = wanted.images()[image]
+        let source = &wanted.images()[image];
+        let channels = source.channels.clone();
+        let read = source
             .volume
-            .read_into(region, patch.bytes_mut());
+            .read_channels(channels, region, patch.bytes_mut());
         self.count_bytes(wanted, image);
         read
     }
@@ -412,11 +415,10 @@ impl Schedule {
         buffer: &'a mut Option<Patch>,
     ) -> Result<&'a mut Patch> {
         if buffer.is_none() {
-            let layout = wanted.images()[image].volume.layout();
-            *buffer = Some(
-                self.pool
-                    .take(wanted.sources[image], layout.channels, layout.dtype)?,
-            );
+            let source = &wanted.images()[image];
+            let channels = source.channels.end - source.channels.start;
+            let dtype = source.volume.layout().dtype;
+            *buffer = Some(self.pool.take(wanted.sources[image], channels, dtype)?);
         }
         Ok(buffer.as_mut().expect("it was just made"))
     }

@@ -67,14 +67,13 @@ impl Slot {
                 for (n, (image, source)) in images.iter().zip(&sources).enumerate() {
                     let layout = image.volume.layout();
                     if *source != region || image.dtype() != layout.dtype {
-                        let voxel = layout.channels * layout.dtype.size() as u64;
-                        bytes = bytes.saturating_add(source.voxels().saturating_mul(voxel));
+                        bytes = bytes.saturating_add(image.stored_bytes(source.voxels()));
                     }
                     match layout.read_chunk.or_else(|| image.volume.together()) {
                         _ if source.is_empty() => {}
                         None => pieces.push(Piece::Whole(n)),
                         Some(chunk) => {
-                            let all = intersecting(chunk, &(0..layout.channels), *source);
+                            let all = intersecting(chunk, &image.channels, *source);
                             pieces.extend(all.map(|index| Piece::Chunk((opened.index, n, index))));
                         }
                     }

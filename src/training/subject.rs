@@ -1,8 +1,10 @@
 //! Subjects: named volumes on one grid, cut at the same places.
 
 use std::fmt::Debug;
+use std::ops::Range;
 use std::sync::Arc;
 
+use super::fingerprint::Fingerprint;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::pad::Padding;
@@ -28,6 +30,8 @@ pub struct Image {
     pub padding: Padding,
     /// Which values patches get.
     pub values: Values,
+    /// Which of its channels patches get, and are read.
+    pub channels: Range<u64>,
 }
 
 /// The values of patches.
@@ -47,11 +51,12 @@ pub enum Values {
 pub const TOLERANCE: f64 = 1e-3;
 
 impl Image {
-    /// An image whose patches have its stored values, zeros beyond its faces.
+    /// An image whose patches have its stored values, all channels, zeros beyond its faces.
     #[must_use]
     pub fn new(name: impl Into<String>, volume: Arc<dyn Volume>) -> Self {
         Self {
             name: name.into(),
+            channels: 0..volume.layout().channels,
             volume,
             padding: Padding::Constant(0.0),
             values: Values::Stored,
@@ -70,6 +75,20 @@ impl Image {
         Self { values, ..self }
     }
 
+    /// The same with some of the channels only, time points among them: no chunk that holds only
+    /// others is read. Checked by [`Subject::new`].
+    #[must_use]
+    pub fn with_channels(self, channels: Range<u64>) -> Self {
+        Self { channels, ..self }
+    }
+
+    /// Bytes of some voxels of its patches, all channels, as they are stored.
+    pub(super) fn stored_bytes(&self, voxels: u64) -> u64 {
+        let size = self.volume.layout().dtype.size() as u64;
+        let channels = self.channels.end.saturating_sub(self.channels.start);
+        voxels.saturating_mul(channels.saturating_mul(size))
+    }
+
     /// The type of its patches' voxels.
     #[must_use]
     pub fn dtype(&self) -> DType {
@@ -86,7 +105,8 @@ impl Subject {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if there is no image or two have one name; [`Error::OtherGrid`] if two
+    /// [`Error::Setting`] if there is no image, if two have one name, or if one has not the channels
+    /// that are wanted of it; [`Error::OtherGrid`] if two
     /// differ in shape, or in spacing or affine by more than `tolerance` ([`TOLERANCE`] is usual).
     pub fn new(name: impl Into<String>, images: Vec<Image>, tolerance: f64) -> Result<Self> {
         let name = name.into();
@@ -105,6 +125,7 @@ impl Subject {
                     problem: format!("two of its images are called {}", image.name),
                 });
             }
+            check_channels(image)?;
             check_grid(first.volume.layout(), image.volume.layout(), tolerance)?;
         }
         Ok(Self { name, images })
@@ -149,13 +170,29 @@ impl Subject {
     pub fn sample_bytes(&self, patch: Shape) -> u64 {
         let voxels = crate::region::voxels(patch).unwrap_or(u64::MAX);
         let bytes = |image: &Image| {
-            let channels = image.volume.layout().channels;
+            let channels = image.channels.end.saturating_sub(image.channels.start);
             voxels
                 .saturating_mul(channels)
                 .saturating_mul(image.dtype().size() as u64)
         };
         self.images.iter().map(bytes).fold(0, u64::saturating_add)
     }
+}
+
+fn check_channels(image: &Image) -> Result<()> {
+    let Range { start, end } = image.channels;
+    let layout = image.volume.layout();
+    if start < end && end <= layout.channels {
+        return Ok(());
+    }
+    Err(Error::Setting {
+        name: "a choice of channels",
+        value: format!("{start}..{end} of {}", layout.path.display()),
+        problem: format!(
+            "it has {}, counted from 0; take one at least",
+            layout.channels
+        ),
+    })
 }
 
 fn check_grid(first: &Layout, second: &Layout, tolerance: f64) -> Result<()> {
@@ -212,6 +249,13 @@ pub trait Subjects: Send + Sync {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// A number that differs between lists that give different patches, for
+    /// [`LoaderState`](super::LoaderState): a run is not resumed with other subjects. Nothing is
+    /// opened for it; how many there are, where no more is known.
+    fn fingerprint(&self) -> u64 {
+        self.len()
+    }
 }
 
 impl Subjects for Vec<Subject> {
@@ -223,18 +267,47 @@ impl Subjects for Vec<Subject> {
         let at = usize::try_from(index).expect("an index below the list's length");
         Ok(self[at].clone())
     }
+
+    /// Of names and shapes, in their order.
+    fn fingerprint(&self) -> u64 {
+        let mut all = Fingerprint::new();
+        for subject in self {
+            all.number(subject.name.len() as u64);
+            all.bytes(subject.name.as_bytes());
+            subject.shape().into_iter().for_each(|n| all.number(n));
+        }
+        all.finish()
+    }
 }
 
 /// Subjects that a function opens: a list of a million costs nothing.
 pub struct Lazy<F> {
     length: u64,
     open: F,
+    fingerprint: u64,
 }
 
 impl<F: Fn(u64) -> Result<Subject> + Send + Sync> Lazy<F> {
     /// `length` subjects, each opened by `open`.
     pub const fn new(length: u64, open: F) -> Self {
-        Self { length, open }
+        Self {
+            length,
+            open,
+            fingerprint: length,
+        }
+    }
+
+    /// The same, known by a text of the caller's, say all paths: a run whose subjects were known by
+    /// another text is not resumed with these.
+    #[must_use]
+    pub fn known_by(self, text: &str) -> Self {
+        let mut all = Fingerprint::new();
+        all.number(self.length);
+        all.bytes(text.as_bytes());
+        Self {
+            fingerprint: all.finish(),
+            ..self
+        }
     }
 }
 
@@ -253,6 +326,10 @@ impl<F: Fn(u64) -> Result<Subject> + Send + Sync> Subjects for Lazy<F> {
 
     fn open(&self, index: u64) -> Result<Subject> {
         (self.open)(index)
+    }
+
+    fn fingerprint(&self) -> u64 {
+        self.fingerprint
     }
 }
 

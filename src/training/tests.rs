@@ -16,8 +16,12 @@ use crate::volume::{
     Chunk, ChunkShape, Layout, MemoryVolume, Reads, Rescale, Volume, intersecting,
 };
 
+mod channels;
 mod hard;
+mod life;
 mod mapped;
+mod ranks;
+mod repeat;
 
 const SHAPE: Shape = [40, 36, 44];
 const PATCH: Shape = [12, 10, 14];
@@ -310,6 +314,7 @@ fn an_epoch_resumes_at_every_patch_with_any_threads() {
         epoch: 3,
         position: 4,
         plan: plan.fingerprint(),
+        subjects: three(Manner::Plain).fingerprint(),
     };
     let other = Plan::new(3, 4, 10).unwrap().with_window(5);
     let subjects = Arc::new(three(Manner::Plain));
@@ -347,6 +352,7 @@ fn ranks_together_yield_the_epoch_and_may_change_in_number() {
         epoch: 3,
         position: 0,
         plan: plan.fingerprint(),
+        subjects: three(Manner::Plain).fingerprint(),
     };
     for world_size in [1, 2, 3, 5, 8] {
         for batch in [1, 2, 3] {
@@ -377,7 +383,7 @@ fn ranks_together_yield_the_epoch_and_may_change_in_number() {
         .map(|rank| batches(start, share(rank, 4), 2))
         .collect();
     assert!(head.iter().all(|(_, state)| *state == head[0].1));
-    for world_size in [2, 5] {
+    for world_size in [2, 5, 6] {
         let rest =
             (0..world_size).map(|rank| batches(head[0].1, share(rank, world_size), usize::MAX).0);
         let mut union: Vec<Told> = head

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Format, Layout, VolumeMut, flat, zarr};
+use super::{Format, Layout, Pyramid, VolumeMut, flat, zarr};
 use crate::error::{Error, Result};
 use crate::region::Shape;
 
@@ -17,6 +17,10 @@ pub struct CreateOptions {
     pub codec: Codec,
     /// The codec's effort; `None` for its usual one.
     pub level: Option<u8>,
+    /// Which Zarr the output is.
+    pub format: ZarrVersion,
+    /// The coarser levels that are written beside the volume; only for Zarr.
+    pub pyramid: Option<Pyramid>,
     /// Whether an output of this name may be replaced.
     pub replace: bool,
 }
@@ -28,9 +32,34 @@ impl Default for CreateOptions {
             shard: Some([128; 3]),
             codec: Codec::Zstd,
             level: None,
+            format: ZarrVersion::V3,
+            pyramid: None,
             replace: false,
         }
     }
+}
+
+impl CreateOptions {
+    /// Zarr v2, a file for each chunk of 64^3 voxels, otherwise as usual.
+    #[must_use]
+    pub fn zarr2() -> Self {
+        Self {
+            chunk: [64; 3],
+            shard: None,
+            format: ZarrVersion::V2,
+            ..Self::default()
+        }
+    }
+}
+
+/// A version of the Zarr format, and of OME-Zarr with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ZarrVersion {
+    /// Zarr v2 with OME-Zarr 0.4, for programs that know no other. It has no shards.
+    V2,
+    /// Zarr v3 with OME-Zarr 0.5.
+    #[default]
+    V3,
 }
 
 /// How chunks are compressed.
@@ -44,12 +73,15 @@ pub enum Codec {
     BloscLz4,
     /// gzip.
     Gzip,
+    /// zlib; only in Zarr v2.
+    Zlib,
     /// Not at all.
     None,
 }
 
-/// Starts an output at `path`: `.npy` and `.nii` make flat files, anything else a Zarr v3
-/// array, sharded, with OME-Zarr 0.5 metadata.
+/// Starts an output at `path`: `.npy`, `.nii`, `.nrrd` and `.mha` make flat files, `.mhd`
+/// a header with a file `.raw` beside it, anything else a Zarr
+/// image: sharded Zarr v3 with OME-Zarr 0.5 metadata, unless the options say otherwise.
 ///
 /// Of `layout`, the shape, channels, voxel type, geometry and rescale are taken.
 ///
@@ -61,7 +93,7 @@ pub enum Codec {
 pub fn create(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<Box<dyn VolumeMut>> {
     let layout = planned(path, layout, options)?;
     Ok(match layout.format {
-        Format::Zarr3 => Box::new(zarr::ZarrWriter::create(layout, options)?),
+        Format::Zarr2 | Format::Zarr3 => Box::new(zarr::ZarrWriter::create(&layout, options)?),
         _ => Box::new(flat::FlatWriter::create(layout, options)?),
     })
 }
@@ -81,21 +113,26 @@ pub fn planned(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<
     };
     layout.decoded_bytes()?;
     let lower = path.to_string_lossy().to_lowercase();
-    for gone in [
-        ".nii.gz", ".mhd", ".mha", ".nrrd", ".nhdr", ".raw", ".hdr", ".img",
-    ] {
+    for gone in [".nii.gz", ".nhdr", ".raw", ".hdr", ".img"] {
         if lower.ends_with(gone) {
-            return Err(Error::unsupported(
-                path,
-                format!("{gone} files are not written: use .zarr, .npy or .nii"),
-            ));
+            let what =
+                format!("{gone} files are not written: use .zarr, .npy, .nii, .nrrd, .mha or .mhd");
+            return Err(Error::unsupported(path, what));
         }
     }
     layout.format = match lower.rsplit_once('.') {
         Some((_, "npy")) => Format::Npy,
         Some((_, "nii")) => Format::Nifti1,
-        _ => return Ok(zarr::ZarrWriter::describe(layout, options)?.0),
+        Some((_, "nrrd")) => Format::Nrrd,
+        Some((_, "mha" | "mhd")) => Format::MetaImage,
+        _ => return zarr::ZarrWriter::describe(&layout, options),
     };
+    if options.pyramid.is_some() {
+        return Err(Error::unsupported(
+            path,
+            "only Zarr holds coarser levels: write one, or ask for no pyramid",
+        ));
+    }
     Ok(layout)
 }
 

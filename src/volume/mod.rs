@@ -10,12 +10,18 @@ mod create;
 mod flat;
 mod header;
 pub(crate) mod lru;
+mod marks;
 mod memory;
 mod mmap;
 mod open;
+mod partial;
+mod pyramid;
+mod resume;
 pub(crate) mod staged;
 #[cfg(any(test, feature = "testing"))]
 pub mod suite;
+mod upsampled;
+mod verify;
 mod zarr;
 
 use std::fmt::{self, Debug};
@@ -33,11 +39,16 @@ use crate::region::{Region, Shape};
 pub use cached::Cached;
 pub(crate) use chunk::intersecting;
 pub use chunk::{Chunk, ChunkVoxels};
-pub use create::{Codec, CreateOptions, check_output, create, planned};
+pub use create::{Codec, CreateOptions, ZarrVersion, check_output, create, planned};
 pub use header::raw::RawSpec;
 pub use memory::MemoryVolume;
 pub use open::{Missing, OpenOptions, open};
+pub use partial::{Durability, Part, discard};
+pub use pyramid::{Downsample, Pyramid, waiting_bytes};
+pub use resume::{Resumable, ResumeOptions, finalize, resumable};
 pub use staged::{StagedFile, StagedFolder};
+pub use upsampled::Upsampled;
+pub use verify::{Damaged, Verified, verify};
 
 /// Chunk sizes and chunk indices along c, z, y, x.
 pub type ChunkShape = [u64; 4];
@@ -413,6 +424,14 @@ pub trait VolumeMut: Debug + Send + Sync {
     /// As [`write_channels`](Self::write_channels).
     fn write(&self, region: Region, voxels: &[u8]) -> Result<()> {
         self.write_channels(0..self.layout().channels, region, voxels)
+    }
+
+    /// Bytes that voxels of coarser levels may take at most while they wait for others, if the
+    /// write chunks come one after another, all channels of each together, the axes in `order`
+    /// (0 to 2 for z, y, x, the slowest first). 0 where there are no such levels.
+    fn waiting_bytes(&self, order: [usize; 3]) -> u64 {
+        let _ = order;
+        0
     }
 
     /// Makes the output durable and gives it its name.

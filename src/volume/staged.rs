@@ -67,25 +67,11 @@ impl StagedFolder {
     ///
     /// [`Error::Io`] if the disk refuses, [`Error::Exists`] if something took the name meanwhile.
     pub fn finish(mut self) -> Result<()> {
-        let failed = |source| Error::Io {
-            action: "finish",
-            path: self.target.clone(),
-            source,
-        };
-        let handle = File::open(self.folder.path()).map_err(failed)?;
-        rustix::fs::syncfs(&handle).map_err(|errno| failed(errno.into()))?;
-        match take_name(self.folder.path(), &self.target, self.replace) {
-            Ok(Taken::Free) => self.folder.disable_cleanup(true),
+        match publish(self.folder.path(), &self.target, self.replace)? {
+            Taken::Free => self.folder.disable_cleanup(true),
             // What was replaced has our hidden name now, and is removed with it.
-            Ok(Taken::Exchanged) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(Error::Exists {
-                    path: self.target.clone(),
-                });
-            }
-            Err(error) => return Err(failed(error)),
+            Taken::Exchanged => {}
         }
-        sync_parent(&self.target)?;
         let staged = self.folder.path().to_path_buf();
         drop_any(self.folder).map_err(Error::io("remove what was replaced, now", &staged))
     }
@@ -144,8 +130,27 @@ impl StagedFile {
     }
 }
 
+/// Makes what the folder `staged` holds durable and renames it to `target`.
+pub(super) fn publish(staged: &Path, target: &Path, replace: bool) -> Result<Taken> {
+    let failed = |source| Error::Io {
+        action: "finish",
+        path: target.to_path_buf(),
+        source,
+    };
+    let handle = File::open(staged).map_err(failed)?;
+    rustix::fs::syncfs(&handle).map_err(|errno| failed(errno.into()))?;
+    let taken = take_name(staged, target, replace).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => Error::Exists {
+            path: target.to_path_buf(),
+        },
+        _ => failed(error),
+    })?;
+    sync_parent(target)?;
+    Ok(taken)
+}
+
 /// The folder to work in and the hidden prefix to use there.
-fn place(target: &Path, replace: bool) -> Result<(PathBuf, OsString)> {
+pub(super) fn place(target: &Path, replace: bool) -> Result<(PathBuf, OsString)> {
     let Some(name) = target.file_name() else {
         return Err(Error::Setting {
             name: "an output called",
@@ -176,7 +181,7 @@ fn place(target: &Path, replace: bool) -> Result<(PathBuf, OsString)> {
 }
 
 /// How a folder came to its name.
-enum Taken {
+pub(super) enum Taken {
     /// Nobody had it.
     Free,
     /// What had it got the folder's old name.
@@ -227,7 +232,7 @@ fn drop_any(mut folder: TempDir) -> io::Result<()> {
     }
 }
 
-fn parent(target: &Path) -> &Path {
+pub(super) fn parent(target: &Path) -> &Path {
     match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

@@ -178,6 +178,19 @@ fn only_the_zarr_room_names_zarrs_and_only_the_map_is_unsafe() {
 }
 
 #[test]
+fn what_runs_networks_is_named_in_one_file_each() {
+    for (name, home) in [
+        ("tract_onnx", "inference/onnx.rs"),
+        ("use ort::", "inference/ort.rs"),
+    ] {
+        let names_it = |(_, text): &&(PathBuf, String)| code(text).any(|l| l.contains(name));
+        let sources = sources();
+        let found: Vec<&Path> = sources.iter().filter(names_it).map(|(p, _)| &**p).collect();
+        assert_eq!(found, [Path::new(home)], "{name}");
+    }
+}
+
+#[test]
 fn upward_uses_are_seen_wherever_they_stand() {
     assert_eq!(used("use crate::volume::{Layout, open};"), ["volume"]);
     assert_eq!(used("use crate::{args, stop};"), ["args", "stop"]);

@@ -1,7 +1,11 @@
 //! One binary for all integration tests.
 
 mod cli;
+mod infer;
 mod layers;
+#[cfg(feature = "onnx")]
+mod onnx;
+mod outputs;
 mod real;
 mod sample;
 mod tool;

@@ -5,7 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value as Json, json};
-use voxpatch::{Patch, Region};
+use voxpatch::volume::{Codec, CreateOptions, Rescale, create};
+use voxpatch::{DType, Geometry, Layout, Patch, Region};
 
 use crate::tool::{Place, command, fails, is_refused, json, names, ramp, scans, succeeds, voxels};
 
@@ -618,6 +619,262 @@ fn what_cannot_be_sampled_is_one_line_and_leaves_nothing() {
     is_refused(&["sample", &source, "--count", "5"]);
     is_refused(&["sample", "--patch", "4", "--count", "5"]);
     assert_eq!(names(place.path()), before);
+}
+
+#[test]
+fn sizes_and_counts_that_are_none_are_refused_with_a_reason() {
+    let place = Place::new();
+    let source = place.small("in.zarr");
+    let before = names(place.path());
+    let said = |more: &[&str]| {
+        let args = [&["sample", &source], more].concat();
+        let output = command(&args).output().expect("the command starts");
+        assert!(output.stdout.is_empty(), "{more:?}");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), text)
+    };
+    for (patch, count, code, named) in [
+        (
+            "--patch=1180591620717411303424",
+            "--count=1",
+            2,
+            "1180591620717411303424",
+        ),
+        ("--patch=-3", "--count=1", 2, "-3"),
+        ("--patch=1.5", "--count=1", 2, "1.5"),
+        ("--patch=4,4", "--count=1", 2, "z,y,x"),
+        ("--patch=4", "--count=-1", 2, "-1"),
+        (
+            "--patch=4",
+            "--count=18446744073709551616",
+            2,
+            "18446744073709551616",
+        ),
+        ("--patch=0", "--count=1", 1, "a patch of 0 voxels along z"),
+        (
+            "--patch=4,4,0",
+            "--count=1",
+            1,
+            "a patch of 0 voxels along x",
+        ),
+        (
+            "--patch=9223372036854775808",
+            "--count=1",
+            1,
+            "9223372036854775808",
+        ),
+        ("--patch=4", "--count=9223372036854775808", 1, "2^63"),
+    ] {
+        for border in ["drop", "shift", "pad"] {
+            let (status, text) = said(&[patch, count, "--border", border]);
+            assert_eq!(status, Some(code), "{patch} {count} {border}: {text}");
+            assert!(text.contains(named), "{patch} {count} {border}: {text}");
+            assert!(!text.contains("panicked"), "{text}");
+        }
+    }
+    assert_eq!(names(place.path()), before);
+    let told = sample(&[&source], &["--patch", "4", "--count", "0"]);
+    assert_eq!(told["patches"], 0);
+}
+
+#[test]
+fn labels_that_no_input_has_are_told_once() {
+    let place = Place::new();
+    let (a, b) = (place.small("a.zarr"), place.small("b.zarr"));
+    let both = labels(&place, "both.zarr");
+    let ones = place.store("ones.zarr", [20, 24, 28], 1, vec![1_u8; 20 * 24 * 28]);
+    let zeros = place.store("zeros.zarr", [20, 24, 28], 1, vec![0_u8; 20 * 24 * 28]);
+    let drawn = |map: &str| {
+        let shares = ["--shares", "1:1,2:1,7:1,9:1", "--empty", "skip"];
+        let own = ["--patch", "4", "--count", "3", "--labels", &both, map];
+        sample(&[&a, &b], &[&own[..], &shares].concat())
+    };
+    let told = drawn(&ones);
+    assert_eq!(told["labels_in_no_input"], json!(["7", "9"]));
+    assert_eq!(
+        told["absent_labels"],
+        json!([{"input": b, "labels": ["2"]}])
+    );
+    let told = drawn(&zeros);
+    assert_eq!(told["labels_in_no_input"], json!(["7", "9"]));
+    assert_eq!(
+        (&told["absent_labels"], &told["left_out"]),
+        (&json!([{"input": b, "labels": ["1", "2"]}]), &json!(3))
+    );
+    let text = succeeds(&[
+        "sample", &a, &b, "--patch", "4", "--count", "3", "--labels", &both, &ones, "--shares",
+        "1:1,9:1",
+    ]);
+    assert_eq!(text.matches("labels in no input").count(), 1, "{text}");
+}
+
+#[test]
+fn a_coarser_map_of_the_same_extent_is_drawn_by() {
+    let place = Place::new();
+    let source = place.small("in.zarr");
+    // Two voxels of a map that has half the voxels along each axis; faces are where the scan's are.
+    let low = |name: &str, factor: f64, shape: [u64; 3]| {
+        let count = usize::try_from(shape.iter().product::<u64>()).expect("small");
+        let mut voxels = vec![0_u8; count];
+        let at = |z: usize, y: usize, x: usize| (z * 12 + y) * 14 + x;
+        if shape == [10, 12, 14] {
+            voxels[at(3, 4, 5)] = 1;
+            voxels[at(9, 11, 13)] = 1;
+        }
+        let spacing = [2.0, 1.0, 0.5].map(|mm| mm * factor);
+        let origin = [30.0 + 1.0, 20.0 + 0.5, 10.0 + 0.25];
+        place.store_at(
+            name,
+            shape,
+            1,
+            voxels,
+            Geometry::from_parts(spacing, origin),
+        )
+    };
+    let map = low("low.zarr", 2.0, [10, 12, 14]);
+    let csv = place.at("a.csv");
+    for way in ["--labels", "--weights"] {
+        let own = [
+            "--patch",
+            "1",
+            "--count",
+            "400",
+            "--force",
+            "--locations",
+            &csv,
+        ];
+        sample(&[&source], &[&own[..], &[way, &map]].concat());
+        let mut counts = BTreeMap::<[i64; 3], u32>::new();
+        for region in places(&csv) {
+            *counts.entry(region.start).or_default() += 1;
+        }
+        // Each coarse voxel is eight fine ones; 25 of each are expected.
+        let expected = voxpatch::Region::new([0; 3], [2; 3]);
+        let mut eights = Vec::new();
+        for corner in [[6, 8, 10], [18, 22, 26]] {
+            for n in 0..expected.voxels() {
+                let bit = |k: u64| i64::from(n >> k & 1 == 1);
+                eights.push([corner[0] + bit(2), corner[1] + bit(1), corner[2] + bit(0)]);
+            }
+        }
+        assert!(counts.keys().eq(&eights), "{counts:?}");
+        assert!(counts.values().all(|n| (5..55).contains(n)), "{counts:?}");
+    }
+    // The same voxels said to lie elsewhere, and half of the extent only.
+    let elsewhere = low("elsewhere.zarr", 1.0, [10, 12, 14]);
+    let half = low("half.zarr", 2.0, [5, 12, 14]);
+    for (map, shape) in [(elsewhere, "[10, 12, 14]"), (half, "[5, 12, 14]")] {
+        let own = ["--patch", "4", "--count", "4", "--labels", &map];
+        let line = fails(&[&["sample", &source], &own[..]].concat());
+        for part in ["in.zarr", &map, "[20, 24, 28]", shape, "resample"] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+    }
+}
+
+#[test]
+fn a_folder_s_files_keep_an_oblique_affine_and_the_slope() {
+    let place = Place::new();
+    let affine = [
+        [0.9, -0.35, 0.12, -71.5],
+        [0.3, 1.1, -0.4, 33.25],
+        [-0.15, 0.45, 2.2, -12.75],
+        [0.0, 0.0, 0.0, 1.0],
+    ];
+    let shape = [9, 10, 11];
+    let mut layout = Layout::new(shape, 1, DType::I16).with_geometry(Geometry::from_affine(affine));
+    layout.rescale = Rescale::new(0.5, -3.0);
+    let source = place.at("oblique.nii");
+    let target = create(Path::new(&source), &layout, &CreateOptions::default()).expect("ours");
+    let bytes: Vec<u8> = ramp(990).into_iter().flat_map(i16::to_ne_bytes).collect();
+    target
+        .write(Region::whole(shape), &bytes)
+        .expect("it is written");
+    target.finish().expect("it is finished");
+    let volume = voxpatch::open(&source).expect("it opens");
+    assert_eq!(volume.layout().rescale, Rescale::new(0.5, -3.0));
+    let (folder, csv) = (place.at("patches/"), place.at("a.csv"));
+    let own = [
+        "--patch",
+        "3,4,5",
+        "--count",
+        "12",
+        "--out",
+        &folder,
+        "--locations",
+        &csv,
+    ];
+    sample(&[&source], &own);
+    for (n, region) in places(&csv).into_iter().enumerate() {
+        let file = format!("{folder}patch_{n:06}.nii");
+        let found = voxpatch::open(&file).expect("it opens");
+        let [z, y, x] = region
+            .start
+            .map(|n| f64::from(i32::try_from(n).expect("small")));
+        for (row, own) in found.layout().geometry.affine.iter().zip(&affine).take(3) {
+            let origin = own[3] + own[0] * x + own[1] * y + own[2] * z;
+            for (found, expected) in row.iter().zip([own[0], own[1], own[2], origin]) {
+                assert!(
+                    (found - expected).abs() < 1e-4,
+                    "{file}: {found} {expected}"
+                );
+            }
+        }
+        assert_eq!(found.layout().rescale, Rescale::new(0.5, -3.0));
+        let real = found.read_real(Region::whole([3, 4, 5])).expect("it reads");
+        let expected = volume.read_real(region).expect("it reads");
+        assert_eq!(real.bytes(), expected.bytes());
+    }
+}
+
+#[test]
+fn memory_stays_within_what_was_given() {
+    let place = Place::new();
+    // 64 MiB, four times what is given.
+    let shape = [256, 512, 256];
+    let layout = Layout::new(shape, 1, DType::U16);
+    let options = CreateOptions {
+        chunk: [32; 3],
+        shard: None,
+        codec: Codec::Zstd,
+        ..CreateOptions::default()
+    };
+    let source = place.at("large.zarr");
+    let target = create(Path::new(&source), &layout, &options).expect("ours");
+    let slab = Region::new([0; 3], [32, 512, 256]);
+    let voxels = usize::try_from(slab.voxels()).expect("small");
+    let bytes: Vec<u8> = (0..voxels * 2)
+        .map(|n| u8::try_from(n / 977 % 256).expect("below 256"))
+        .collect();
+    for z in 0..8 {
+        let slab = Region::new([z * 32, 0, 0], slab.shape);
+        target.write(slab, &bytes).expect("it is written");
+    }
+    target.finish().expect("it is finished");
+    let peak = |count: &str, memory: &str| {
+        let own = [
+            "--patch",
+            "64",
+            "--count",
+            count,
+            "--memory",
+            memory,
+            "--threads",
+            "2",
+        ];
+        let told = sample(&[&source], &own);
+        told["peak_anonymous_bytes"].as_u64()
+    };
+    let (Some(one), Some(many)) = (peak("1", "16MiB"), peak("300", "16MiB")) else {
+        println!("skipped: anonymous memory cannot be told here");
+        return;
+    };
+    assert!(many < one + (16 << 20), "{many} after {one}");
+    let more = peak("300", "64MiB").expect("it was told before");
+    assert!(
+        more > many,
+        "more is taken where more is given: {more} {many}"
+    );
 }
 
 #[test]

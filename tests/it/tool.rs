@@ -115,10 +115,25 @@ impl Place {
     where
         Vec<T>: Into<Voxels>,
     {
+        let geometry = Geometry::from_parts([2.0, 1.0, 0.5], [30.0, 20.0, 10.0]);
+        self.store_at(name, shape, channels, voxels, geometry)
+    }
+
+    /// The same somewhere else.
+    pub(crate) fn store_at<T: Element>(
+        &self,
+        name: &str,
+        shape: Shape,
+        channels: u64,
+        voxels: Vec<T>,
+        geometry: Geometry,
+    ) -> String
+    where
+        Vec<T>: Into<Voxels>,
+    {
         let memory =
             MemoryVolume::from_vec(shape, channels, voxels).expect("the voxels fit the shape");
-        let layout = Layout::new(shape, channels, T::DTYPE)
-            .with_geometry(Geometry::from_parts([2.0, 1.0, 0.5], [30.0, 20.0, 10.0]));
+        let layout = Layout::new(shape, channels, T::DTYPE).with_geometry(geometry);
         let options = CreateOptions {
             chunk: [8; 3],
             shard: Some([16; 3]),

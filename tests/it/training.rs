@@ -181,6 +181,33 @@ fn a_tebibyte() {
     assert!(peak < BUDGET, "{} MiB", peak >> 20);
 }
 
+/// The same where the kernel kills what takes more, page cache included.
+#[test]
+fn a_tebibyte_is_sampled_where_half_a_gibibyte_is_all_there_is() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let this = std::env::current_exe().expect("the test's own path");
+    let test = "training::a_tebibyte_with_its_labels_is_sampled_within_half_a_gibibyte";
+    let count = std::env::var("VOXPATCH_PATCHES").unwrap_or_else(|_| "100".to_owned());
+    let output = Command::new(root.join("scripts/capped"))
+        .arg((BUDGET >> 20).to_string())
+        .arg(this)
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(CHILD, "1")
+        .env("VOXPATCH_PATCHES", count)
+        .output()
+        .expect("the script starts");
+    let [text, said] = [&output.stdout, &output.stderr].map(|s| String::from_utf8_lossy(s));
+    if output.status.code() == Some(77) {
+        println!("SKIPPED, the memory limit was not tested: {said}");
+        return;
+    }
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}{said}"
+    );
+    print!("{said}");
+}
+
 #[test]
 fn a_mapped_file_of_200_gb_takes_no_more_memory_the_more_is_drawn() {
     alone(

@@ -3,8 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use voxpatch::volume::{Codec, CreateOptions};
-use voxpatch::{Blend, DType, Reduce, Shape};
+use voxpatch::inference::Normalize;
+use voxpatch::volume::{Codec, CreateOptions, Downsample, Durability, Part, Pyramid};
+use voxpatch::{DType, Shape};
+
+use crate::blending::Blending;
 
 /// Patches from huge 3-D volumes: look, convert, sample and predict without loading the volume.
 ///
@@ -22,8 +25,9 @@ pub(crate) enum Command {
     Info(Info),
     Convert(Convert),
     Sample(Box<crate::sample::Settings>),
-    Infer(Infer),
+    Infer(Box<Infer>),
     Preview(Preview),
+    Verify(Verify),
     Demo(Demo),
 }
 
@@ -40,9 +44,24 @@ pub(crate) struct Info {
     pub(crate) json: bool,
 }
 
+/// Decode every stored chunk of every level, and name those that are damaged.
+///
+/// The exit status is 1 if any is.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Verify {
+    /// The volume.
+    pub(crate) path: PathBuf,
+    /// Threads; as many as the machine has if not given.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024), value_name = "N")]
+    pub(crate) threads: Option<u16>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Copy a volume into another format, voxel type or chunking.
 ///
-/// A target called .npy or .nii becomes such a file, any other an OME-Zarr folder (Zarr v3).
+/// A target called .npy, .nii, .nrrd, .mha or .mhd becomes such a file, any other an OME-Zarr folder.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Convert {
     /// The volume.
@@ -77,18 +96,45 @@ pub(crate) struct Infer {
     /// Voxels that neighbouring patches share.
     #[arg(long, value_parser = size, value_name = "SIZE")]
     pub(crate) overlap: Shape,
-    /// How overlapping predictions are weighed.
-    #[arg(long, value_enum, default_value_t = BlendName::Hann)]
-    pub(crate) blend: BlendName,
-    /// The model: identity, gaussian:SIGMA, or threshold:VALUE[,VALUE...].
+    /// The model: a file NAME.onnx, identity, gaussian:SIGMA, or threshold:VALUE[,VALUE...].
+    /// Given several times, the mean of all is taken.
     #[arg(long, default_value = "identity", value_name = "M")]
-    pub(crate) model: String,
-    /// What becomes of the blended channels.
-    #[arg(long, value_enum, default_value_t = ReduceName::Mean)]
-    pub(crate) reduce: ReduceName,
+    pub(crate) model: Vec<String>,
+    /// Which of a model's outputs; the first if not given.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) output: Option<String>,
+    /// What runs a file NAME.onnx.
+    #[arg(long, value_enum, default_value_t = RuntimeName::Tract)]
+    pub(crate) runtime: RuntimeName,
+    /// What is done to real values before the model: none, zscore (mean 0 and deviation 1 over
+    /// each channel of the whole volume), or ct:LOW,HIGH (cut to these, and scaled to 0..1).
+    #[arg(long, default_value_t = Normalize::None, value_name = "N")]
+    pub(crate) normalize: Normalize,
+    /// Predict mirror images of each patch too, and take the mean.
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub(crate) tta: Option<TtaName>,
     /// The output's voxel type, as numpy names it; the model's if not given.
     #[arg(long, value_parser = dtype, value_name = "T")]
     pub(crate) dtype: Option<DType>,
+    /// Patches that the model gets at once.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4096), default_value_t = 1, value_name = "N")]
+    pub(crate) batch: u16,
+    /// Go on with what an earlier run of the same command left, and leave it for the next if this one ends
+    /// early. Only for Zarr.
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Write only part I of N of the output (I from 0), on any machine that sees the same folder; the last
+    /// part to be done puts the output together. Implies --resume.
+    #[arg(long, value_parser = part, value_name = "I/N")]
+    pub(crate) part: Option<Part>,
+    /// With --resume or --part: what finished chunks survive.
+    #[arg(long, value_enum, default_value_t = DurabilityName::None, value_name = "WHAT")]
+    pub(crate) durability: DurabilityName,
+    /// Say what the run takes (patches, memory, time) and write nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) blending: Blending,
     #[command(flatten)]
     pub(crate) storage: Storage,
     #[command(flatten)]
@@ -196,9 +242,12 @@ pub(crate) struct Memory {
 /// How a Zarr output is stored.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Storage {
-    /// Voxels of a chunk.
-    #[arg(long, value_parser = size, default_value = "32", value_name = "SIZE")]
-    chunk: Shape,
+    /// The version of Zarr: 3 with OME-Zarr 0.5, or 2 with OME-Zarr 0.4 and without shards.
+    #[arg(long, value_enum, default_value_t = ZarrName::V3, value_name = "2|3")]
+    zarr: ZarrName,
+    /// Voxels of a chunk; 32 if not given, or 64 in Zarr v2.
+    #[arg(long, value_parser = size, value_name = "SIZE")]
+    chunk: Option<Shape>,
     /// Voxels of a shard, a multiple of the chunk, or `none` for a file for each chunk;
     /// about 128 if not given, or less where memory asks for it.
     #[arg(long, value_parser = shard, value_name = "SIZE|none")]
@@ -209,22 +258,36 @@ pub(crate) struct Storage {
     /// The codec's effort.
     #[arg(long, value_name = "N")]
     clevel: Option<u8>,
+    /// Write coarser levels too, each half the size of the one before; voxels become their
+    /// mean (for images) or the value that is there most often (for labels).
+    #[arg(long, value_enum, value_name = "HOW")]
+    pyramid: Option<PyramidName>,
+    /// Levels of the pyramid, the finest included; until every axis fits one chunk if not given.
+    #[arg(long, value_name = "N", requires = "pyramid")]
+    levels: Option<usize>,
 }
 
 impl Storage {
     /// The library's options; a shard that was not given is the multiple of the chunk nearest to 128.
     pub(crate) fn options(&self, replace: bool) -> CreateOptions {
+        let usual = match self.zarr {
+            ZarrName::V3 => CreateOptions::default(),
+            ZarrName::V2 => CreateOptions::zarr2(),
+        };
+        let chunk = self.chunk.unwrap_or(usual.chunk);
         let shard = match self.shard {
             Some(Shard::None) => None,
             Some(Shard::Size(shape)) => Some(shape),
-            None => Some(self.chunks_in(128)),
+            None => usual.shard.map(|_| chunks_in(chunk, 128)),
         };
         CreateOptions {
-            chunk: self.chunk,
+            chunk,
             shard,
             codec: self.codec.into(),
             level: self.clevel,
+            pyramid: self.pyramid(),
             replace,
+            ..usual
         }
     }
 
@@ -232,34 +295,43 @@ impl Storage {
     /// voxels wait to be written.
     pub(crate) fn choices(&self, replace: bool) -> Vec<CreateOptions> {
         let options = self.options(replace);
-        let smaller = match self.shard {
-            None => &[64, 32][..],
-            Some(_) => &[],
+        let smaller = match (self.shard, options.shard) {
+            (None, Some(_)) => &[64, 32][..],
+            _ => &[],
         };
         let mut choices = vec![options.clone()];
         choices.extend(smaller.iter().map(|&voxels| CreateOptions {
-            shard: Some(self.chunks_in(voxels)),
+            shard: Some(chunks_in(options.chunk, voxels)),
             ..options.clone()
         }));
         choices
     }
 
-    /// As many chunks as fit into `voxels`, but one at least.
-    fn chunks_in(&self, voxels: u64) -> Shape {
-        self.chunk.map(|chunk| match chunk {
-            0 => 0,
-            _ => chunk.saturating_mul((voxels / chunk).max(1)),
-        })
+    fn pyramid(&self) -> Option<Pyramid> {
+        let method = self.pyramid?.into();
+        let levels = self.levels;
+        Some(Pyramid { levels, method })
     }
+}
+
+/// As many chunks as fit into `voxels`, but one at least.
+fn chunks_in(chunk: Shape, voxels: u64) -> Shape {
+    chunk.map(|chunk| match chunk {
+        0 => 0,
+        _ => chunk.saturating_mul((voxels / chunk).max(1)),
+    })
 }
 
 impl Default for Storage {
     fn default() -> Self {
         Self {
-            chunk: [32; 3],
+            zarr: ZarrName::V3,
+            chunk: None,
             shard: None,
             codec: CodecName::Zstd,
             clevel: None,
+            pyramid: None,
+            levels: None,
         }
     }
 }
@@ -271,37 +343,65 @@ enum Shard {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum BlendName {
-    Average,
-    Hann,
-    Gaussian,
-    Crop,
+pub(crate) enum DurabilityName {
+    /// That the process is killed.
+    None,
+    /// A power cut, too.
+    Chunk,
 }
 
-impl From<BlendName> for Blend {
-    fn from(name: BlendName) -> Self {
+impl From<DurabilityName> for Durability {
+    fn from(name: DurabilityName) -> Self {
         match name {
-            BlendName::Average => Self::Average,
-            BlendName::Hann => Self::Hann,
-            BlendName::Gaussian => Self::Gaussian { sigma: 0.125 },
-            BlendName::Crop => Self::Crop,
+            DurabilityName::None => Self::None,
+            DurabilityName::Chunk => Self::Chunk,
         }
     }
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum ReduceName {
-    /// Every channel as it is.
-    Mean,
-    /// The number of the largest channel.
-    Argmax,
+fn part(word: &str) -> Result<Part, String> {
+    let (index, count) = word.split_once('/').ok_or("a part is I/N, as in 0/4")?;
+    let number = |word: &str| {
+        word.parse::<u32>()
+            .map_err(|_| format!("{word:?} is no number"))
+    };
+    Part::new(number(index)?, number(count)?).map_err(|error| error.to_string())
 }
 
-impl From<ReduceName> for Reduce {
-    fn from(name: ReduceName) -> Self {
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum RuntimeName {
+    /// What is compiled in.
+    Tract,
+    /// ONNX Runtime, whose library `ORT_DYLIB_PATH` names.
+    #[cfg(feature = "ort")]
+    Ort,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum TtaName {
+    /// All eight combinations of mirroring along z, y and x.
+    Flips,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ZarrName {
+    #[value(name = "2")]
+    V2,
+    #[value(name = "3")]
+    V3,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PyramidName {
+    Mean,
+    Mode,
+}
+
+impl From<PyramidName> for Downsample {
+    fn from(name: PyramidName) -> Self {
         match name {
-            ReduceName::Mean => Self::Mean,
-            ReduceName::Argmax => Self::Argmax,
+            PyramidName::Mean => Self::Mean,
+            PyramidName::Mode => Self::Mode,
         }
     }
 }
@@ -312,6 +412,8 @@ enum CodecName {
     BloscZstd,
     BloscLz4,
     Gzip,
+    /// Only in Zarr v2.
+    Zlib,
     None,
 }
 
@@ -322,6 +424,7 @@ impl From<CodecName> for Codec {
             CodecName::BloscZstd => Self::BloscZstd,
             CodecName::BloscLz4 => Self::BloscLz4,
             CodecName::Gzip => Self::Gzip,
+            CodecName::Zlib => Self::Zlib,
             CodecName::None => Self::None,
         }
     }
@@ -421,11 +524,22 @@ mod tests {
     fn a_shard_that_is_not_given_is_a_multiple_of_the_chunk() {
         for (chunk, shard) in [(32, 128), (48, 96), (128, 128), (200, 200), (1, 128)] {
             let storage = Storage {
-                chunk: [chunk; 3],
+                chunk: Some([chunk; 3]),
                 ..Storage::default()
             };
             assert_eq!(storage.options(false).shard, Some([shard; 3]));
         }
+    }
+
+    #[test]
+    fn zarr_2_has_no_shards_unless_they_are_asked_for_and_refused() {
+        let storage = Storage {
+            zarr: ZarrName::V2,
+            ..Storage::default()
+        };
+        let options = storage.options(false);
+        assert_eq!((options.chunk, options.shard), ([64; 3], None));
+        assert_eq!(storage.choices(false).len(), 1);
     }
 
     #[test]

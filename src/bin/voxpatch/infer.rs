@@ -1,13 +1,14 @@
 //! `voxpatch infer`: a model over every patch of a volume, blended into a new one.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
-use std::path::Path;
+use voxpatch::inference::{Ensemble, Flips, Inference, Model, OneOutput, Plan, Selection, builtin};
+use voxpatch::volume::{CreateOptions, OpenOptions, Part, check_output};
+use voxpatch::{Error, Layout, Target, Volume, open};
 
-use voxpatch::inference::{Inference, Model, Plan, builtin};
-use voxpatch::volume::{CreateOptions, OpenOptions, check_output};
-use voxpatch::{Error, Layout};
-
+use crate::args::{RuntimeName, TtaName};
 use crate::memory::{Meter, text};
 use crate::report::{self, Report};
 use crate::sample::{patch_bytes, tell_rates};
@@ -15,80 +16,218 @@ use crate::{args, stop};
 
 /// Predicts the volume.
 pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
-    check_output(&settings.target, &[&settings.source])?;
-    let model = builtin(&settings.model)?;
+    let mask = settings.blending.mask.as_deref();
+    let inputs: Vec<_> = std::iter::once(&*settings.source).chain(mask).collect();
+    check_output(&settings.target, &inputs)?;
+    let model = model(settings)?;
     let options = OpenOptions {
         level: settings.common.level,
         ..OpenOptions::default()
     };
     let volume = options.open(&settings.source)?;
-    let inference = Inference {
-        blend: settings.blend.into(),
-        reduce: settings.reduce.into(),
-        dtype: settings.dtype,
-        memory: settings.memory.memory,
-        threads: settings.common.threads(),
-        ..Inference::new(settings.patch, settings.overlap)
-    };
+    let layout = volume.layout();
+    let mut inference =
+        settings
+            .blending
+            .inference(layout.shape, settings.patch, settings.overlap)?;
+    inference.memory = settings.memory.memory;
+    inference.threads = settings.common.threads();
+    inference.batch = settings.batch.into();
     let fewest = if settings.common.threads_given() {
         inference.threads
     } else {
         1
     };
-    let stores = settings.storage.choices(settings.common.force);
-    let (layout, target) = (volume.layout(), &settings.target);
-    let plan = plan_within(inference, fewest, layout, &*model, target, &stores)?;
-    let patch_bytes = {
-        let layout = volume.layout();
-        patch_bytes(layout.channels, settings.patch, layout.dtype)?
+    let target = Target {
+        path: settings.target.clone(),
+        blending: settings.blending.options(settings.patch)?,
+        dtype: settings.dtype,
+        store: CreateOptions::default(),
     };
+    let stores = settings.storage.choices(settings.common.force);
+    let mut plan = plan_within(&inference, fewest, layout, &*model, &target, &stores)?;
+    if let Some(mask) = mask {
+        let selection = Selection::from_mask(&plan.grid, &*open(mask)?)?;
+        plan = plan.with_selection(selection);
+    }
+    if settings.resume || settings.part.is_some() {
+        let part = settings.part.unwrap_or(Part::WHOLE);
+        plan = plan.of_part(part, settings.durability.into())?;
+    }
+    if settings.dry_run {
+        return dry_run(&plan, &volume, &*model, settings.common.json);
+    }
+    let patch_bytes = patch_bytes(layout.channels, settings.patch, layout.dtype)?;
 
     stop::heed();
     let meter = Meter::start();
+    let threads = settings.common.threads();
+    let model = report::with_progress("measuring", |progress| {
+        settings.normalize.wrap(model, &volume, threads, progress)
+    })?;
     let began = Instant::now();
     let done = report::with_progress("predicting", |progress| plan.run(volume, model, progress))?;
     let seconds = began.elapsed().as_secs_f64();
     let peak = meter.stop();
 
+    let output = done.outputs.first().copied().unwrap_or_default();
     let mut told = Report::default();
     told.plain("out", settings.target.display().to_string());
+    if let Some(part) = settings.part {
+        told.plain("part", format!("{}/{}", part.index(), part.count()));
+        told.plain("whole", done.whole);
+    }
     told.plain("patches", done.patches);
+    if mask.is_some() {
+        told.plain("patches_skipped", output.skipped);
+    }
     tell_rates(&mut told, done.patches, patch_bytes, seconds);
+    let spent = done.seconds;
+    for (name, seconds) in [
+        ("reading_seconds", spent.reading),
+        ("predicting_seconds", spent.predicting),
+        ("blending_seconds", spent.blending),
+    ] {
+        told.add(name, seconds, format!("{seconds:.1} s of all threads"));
+    }
     told.plain("chunks_read", done.reads.chunks);
-    told.plain("chunks_written", done.chunks_written);
+    told.plain("chunks_written", output.chunks_written);
+    told.plain("uncovered_voxels", output.uncovered_voxels);
     told.add(
         "peak_live_bytes",
-        done.peak_live_bytes,
-        report::bytes(done.peak_live_bytes),
+        output.peak_live_bytes,
+        report::bytes(output.peak_live_bytes),
     );
     told.add("peak_resident_bytes", peak.resident, text(peak.resident));
     told.add("peak_anonymous_bytes", peak.anonymous, text(peak.anonymous));
     told.print(settings.common.json)
 }
 
+/// Says what a plan takes. The time is guessed from one patch in the middle.
+fn dry_run(
+    plan: &Plan,
+    volume: &Arc<dyn Volume>,
+    model: &dyn Model,
+    json: bool,
+) -> anyhow::Result<()> {
+    let (patches, predicted) = plan.patches();
+    let layout = volume.layout();
+    let mut told = Report::default();
+    told.plain("patches", patches);
+    told.plain("patches_predicted", predicted);
+    told.plain("columns", plan.columns() as u64);
+    let bytes = patch_bytes(layout.channels, plan.grid.patch(), layout.dtype)?;
+    let read = bytes.saturating_mul(predicted);
+    told.add("bytes_of_patches", read, report::bytes(read));
+    let stored = volume.stored_bytes()?;
+    told.add("stored_input_bytes", stored, report::bytes(stored));
+    told.add(
+        "live_bytes",
+        plan.live_bytes,
+        report::bytes(plan.live_bytes),
+    );
+    told.add(
+        "cache_bytes",
+        plan.cache_bytes,
+        report::bytes(plan.cache_bytes),
+    );
+    told.add(
+        "peak_bytes",
+        plan.peak_bytes,
+        report::bytes(plan.peak_bytes),
+    );
+    for output in &plan.outputs {
+        let bytes = output.layout.decoded_bytes()?;
+        told.add(
+            "output_bytes",
+            bytes,
+            format!("{} before compression", report::bytes(bytes)),
+        );
+    }
+    let seconds = plan.guess(volume, model)?;
+    told.add(
+        "guessed_seconds",
+        seconds,
+        format!("{seconds:.0} s, as one patch tells"),
+    );
+    told.print(json)
+}
+
+/// What the command line says is to become of each patch, but for normalising it.
+fn model(settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>> {
+    let named = settings.model.iter().map(|name| {
+        let model = OneOutput::new(opened(name, settings)?, settings.output.clone());
+        Ok((name.clone(), Arc::new(model) as Arc<dyn Model>))
+    });
+    let mut models: Vec<_> = named.collect::<voxpatch::Result<_>>()?;
+    let model = match models.len() {
+        1 => models.remove(0).1,
+        _ => Arc::new(Ensemble::new(models)?),
+    };
+    match settings.tta {
+        Some(TtaName::Flips) => Ok(Arc::new(Flips::new(model)?)),
+        None => Ok(model),
+    }
+}
+
+/// One model: a file by its extension, else a built-in one.
+fn opened(name: &str, settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>> {
+    let extension = Path::new(name).extension();
+    if !extension.is_some_and(|extension| extension.eq_ignore_ascii_case("onnx")) {
+        return builtin(name);
+    }
+    match settings.runtime {
+        #[cfg(feature = "ort")]
+        RuntimeName::Ort => Ok(Arc::new(voxpatch::inference::OnnxRuntime::open(name)?)),
+        #[cfg(feature = "onnx")]
+        RuntimeName::Tract => Ok(Arc::new(voxpatch::inference::Onnx::open(name)?)),
+        #[cfg(not(feature = "onnx"))]
+        RuntimeName::Tract => Err(Error::Setting {
+            name: "the model",
+            value: name.to_owned(),
+            problem: "this command was built without the feature `onnx`, so nothing here runs it"
+                .to_owned(),
+        }),
+    }
+}
+
 /// The first plan that the memory is enough for: with as many threads as may be, down to
-/// `fewest`, and for each number the stores in the order given.
+/// `fewest`, and for each number the stores in the order given. Only if none is enough for all of the output at
+/// once, the first that writes it in columns.
 pub(crate) fn plan_within(
-    mut inference: Inference,
+    inference: &Inference,
     fewest: usize,
     input: &Layout,
     model: &dyn Model,
-    output: &Path,
+    target: &Target,
     stores: &[CreateOptions],
 ) -> voxpatch::Result<Plan> {
-    loop {
-        let mut first_error = None;
+    let (mut in_columns, mut first_error) = (None, None);
+    for threads in (fewest..=inference.threads).rev() {
         for store in stores {
-            match inference.plan(input, model, output, store.clone()) {
+            let target = Target {
+                store: store.clone(),
+                ..target.clone()
+            };
+            let inference = Inference {
+                threads,
+                ..inference.clone()
+            };
+            match inference.plan(input, model, &[target]) {
+                Ok(plan) if plan.columns() == 1 => return Ok(plan),
+                Ok(plan) => {
+                    in_columns.get_or_insert(plan);
+                }
                 Err(error @ Error::Setting { .. }) => {
                     first_error.get_or_insert(error);
                 }
-                plan => return plan,
+                Err(error) => return Err(error),
             }
         }
-        match first_error {
-            Some(error) if inference.threads <= fewest => return Err(error),
-            _ => inference.threads -= 1,
-        }
+    }
+    match (in_columns, first_error) {
+        (Some(plan), _) => Ok(plan),
+        (None, Some(error)) => Err(error),
+        (None, None) => inference.plan(input, model, std::slice::from_ref(target)),
     }
 }

@@ -5,6 +5,7 @@
 //! wrong, and 130 if the user stopped it. An output appears whole or not at all.
 
 mod args;
+mod blending;
 mod convert;
 mod demo;
 mod infer;
@@ -15,6 +16,7 @@ mod preview;
 mod report;
 mod sample;
 mod stop;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         Command::Demo(settings) => demo::run(settings),
         Command::Sample(settings) => sample::run(settings),
         Command::Preview(settings) => preview::run(settings),
+        Command::Verify(settings) => verify::run(settings),
     });
     let Err(error) = done else {
         return ExitCode::SUCCESS;

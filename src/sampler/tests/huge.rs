@@ -50,19 +50,30 @@ pub(super) fn samplers(
     ]
 }
 
-/// Residues of the flat index and of each coordinate, and the tenths of each axis, are alike.
+/// Residues of the flat index and of each coordinate, and the tenths of each axis, come up as
+/// often as there are of them.
 fn check_spread(sampler: &dyn Sampler, shape: Shape, draws: u64) {
-    let starts = starts(sampler, draws)
-        .into_iter()
-        .map(|start| start.map(i64::unsigned_abs));
+    let ns: Vec<u64> = (0..draws).collect();
+    check_spread_of(sampler, shape, &ns);
+}
+
+fn check_spread_of(sampler: &dyn Sampler, shape: Shape, ns: &[u64]) {
+    let regions = sampler.draw_many(0, ns).unwrap();
+    let starts = regions
+        .iter()
+        .map(|region| region.start.map(i64::unsigned_abs));
     let starts: Vec<[u64; 3]> = starts.collect();
-    let check = |what: &str, bins: u64, bin: &dyn Fn(&[u64; 3]) -> u64| {
-        let mut counts = vec![0; usize::try_from(bins).unwrap()];
+    let check_shares = |what: &str, shares: &[f64], bin: &dyn Fn(&[u64; 3]) -> u64| {
+        let mut counts = vec![0; shares.len()];
         for start in &starts {
             counts[usize::try_from(bin(start)).unwrap()] += 1;
         }
-        let deviate = deviate(&counts);
+        let deviate = deviate_from(&counts, shares);
+        let bins = shares.len();
         assert!(deviate.abs() < 4.75, "{what} {bins}: {deviate}, {counts:?}");
+    };
+    let check = |what: &str, bins: u64, bin: &dyn Fn(&[u64; 3]) -> u64| {
+        check_shares(what, &vec![1.0; usize::try_from(bins).unwrap()], bin);
     };
     for modulus in [2, 4, 8, 16] {
         check("flat index mod", modulus, &|s| {
@@ -70,10 +81,18 @@ fn check_spread(sampler: &dyn Sampler, shape: Shape, draws: u64) {
         });
     }
     for a in (0..3).filter(|&a| shape[a] > 1000) {
-        for modulus in (2..=8).filter(|m| shape[a].is_multiple_of(*m)) {
-            check("coordinate mod", modulus, &|s| s[a] % modulus);
+        for modulus in 2..=8 {
+            // Of an axis that is no multiple of it, the first residues have one voxel more.
+            #[expect(clippy::cast_precision_loss, reason = "below 2^53")]
+            let share = |r| ((shape[a] - 1 - r) / modulus + 1) as f64;
+            let shares: Vec<f64> = (0..modulus).map(share).collect();
+            check_shares("coordinate mod", &shares, &|s| s[a] % modulus);
         }
-        check("tenths", 10, &|s| s[a] * 10 / shape[a]);
+        let first_of = |tenth: u64| (tenth * shape[a]).div_ceil(10);
+        #[expect(clippy::cast_precision_loss, reason = "below 2^53")]
+        let share = |tenth| (first_of(tenth + 1) - first_of(tenth)) as f64;
+        let shares: Vec<f64> = (0..10).map(share).collect();
+        check_shares("tenths", &shares, &|s| s[a] * 10 / shape[a]);
     }
 }
 
@@ -92,6 +111,67 @@ fn all_of_2_to_33_voxels_are_within_reach() {
     let map = Constant::of(shape, [64; 3], 1_u8);
     for sampler in samplers(&map, &Shares::foreground(), &options([1; 3])) {
         check_spread(&*sampler, shape, 60_000);
+    }
+}
+
+/// Chunks that are all stored, in one buffer that is handed out for each of them.
+#[derive(Debug)]
+struct Stored {
+    layout: Layout,
+    voxels: Vec<u8>,
+}
+
+impl Volume for Stored {
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+    fn read_channels(&self, _: Range<u64>, _: Region, _: &mut [u8]) -> Result<()> {
+        panic!("nobody may want anything but chunks")
+    }
+    fn read_chunk(&self, [c, z, y, x]: [u64; 4]) -> Result<Chunk> {
+        Ok(Chunk {
+            channels: c..c + 1,
+            region: crate::region::chunk_region([z, y, x], [64; 3]),
+            voxels: ChunkVoxels::Stored(self.voxels.clone()),
+        })
+    }
+}
+
+#[test]
+fn stored_voxels_of_2_to_26_are_within_reach_too() {
+    let shape = [64, 1024, 1024];
+    let mut layout = Layout::new(shape, 1, DType::U8);
+    layout.read_chunk = Some([1, 64, 64, 64]);
+    let voxels = vec![1; 64 * 64 * 64];
+    let map: Arc<dyn Volume> = Arc::new(Stored { layout, voxels });
+    for sampler in samplers(&map, &Shares::foreground(), &options([1; 3])) {
+        check_spread(&*sampler, shape, 60_000);
+    }
+}
+
+#[test]
+fn neighbourhoods_reach_everywhere_just_as_well() {
+    for shape in [[64, 1024, 1024], [2048, 2048, 2048]] {
+        let map = Constant::of(shape, [64; 3], 1_u8);
+        let near = Neighbourhood::new(8, 1e-3).unwrap();
+        let options = options([1; 3]).with_neighbourhood(near);
+        let uniform = Uniform::with_options(shape, &options).unwrap();
+        let by_map = samplers(&map, &Shares::foreground(), &options);
+        let all = by_map.iter().map(|sampler| &**sampler);
+        // One draw of each group: groups have nothing in common.
+        let ns: Vec<u64> = (0..40_000).map(|group| group * 8 + group % 8).collect();
+        for sampler in all.chain([&uniform as &dyn Sampler]) {
+            check_spread_of(sampler, shape, &ns);
+        }
+    }
+}
+
+#[test]
+fn more_than_2_to_50_voxels_are_within_reach() {
+    let shape = [1 << 17; 3];
+    let map = Constant::of(shape, [1 << 12; 3], 1_u8);
+    for sampler in samplers(&map, &Shares::foreground(), &options([1; 3])) {
+        check_spread(&*sampler, shape, 40_000);
     }
 }
 

@@ -1,6 +1,13 @@
-//! The headers that flat outputs get: npy version 1, NIfTI-1 and NIfTI-2, in native byte order.
+//! The headers that flat outputs get: npy version 1, NIfTI-1 and NIfTI-2, NRRD and MetaImage, in
+//! native byte order.
 
-use super::npy;
+mod metaimage;
+mod nrrd;
+
+pub(in super::super) use metaimage::metaimage;
+pub(in super::super) use nrrd::nrrd;
+
+use super::npy::MAGIC;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::geometry::{Affine, Geometry};
@@ -31,7 +38,7 @@ pub(in super::super) fn npy(layout: &Layout) -> Vec<u8> {
     // Magic, version and length take 10 bytes, the line's end 1; voxels begin at a multiple of 64.
     let total = (10 + dict.len() + 1).next_multiple_of(64);
     let length = u16::try_from(total - 10).expect("five numbers and names stay below 64 KiB");
-    let mut header = npy::MAGIC.to_vec();
+    let mut header = MAGIC.to_vec();
     header.extend([1, 0]);
     header.extend(length.to_le_bytes());
     header.extend(dict.bytes());
@@ -71,6 +78,26 @@ pub(in super::super) fn nifti(layout: &Layout) -> Result<Vec<u8>> {
     } else {
         first(layout, code)
     })
+}
+
+/// Columns for x, y, z and an origin, in LPS millimetres.
+fn lps(layout: &Layout, format: &str) -> Result<([[f64; 3]; 3], [f64; 3])> {
+    if !layout.geometry.is_sound() {
+        let what = format!("{format} needs a spacing above 0 and a finite affine");
+        return Err(Error::unsupported(&layout.path, what));
+    }
+    let column = |column: usize| -> [f64; 3] {
+        std::array::from_fn(|row| {
+            let value = layout.geometry.affine[row][column];
+            // Never -0, which would be read as 0.
+            if row < 2 { 0.0 - value } else { value + 0.0 }
+        })
+    };
+    Ok(([column(0), column(1), column(2)], column(3)))
+}
+
+const fn native_is_big() -> bool {
+    cfg!(target_endian = "big")
 }
 
 /// Whether a length is beyond NIfTI-1.

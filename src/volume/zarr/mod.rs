@@ -6,10 +6,13 @@
 //! the metadata promises. Nothing is registered with zarrs: other users of it in the same
 //! process see no difference.
 
+mod arrays;
 mod chain;
+mod document;
 mod guard;
 mod meta;
 mod ome;
+mod resume;
 mod shard;
 mod store;
 mod write;
@@ -39,6 +42,9 @@ use crate::error::{Cause, Error, Result};
 use crate::geometry::Geometry;
 use crate::region::Region;
 
+pub(super) use self::document::levels;
+pub(super) use self::ome::level_count;
+pub(super) use self::resume::ZarrResumable;
 pub(super) use self::write::ZarrWriter;
 
 /// Bytes of shard indexes that are kept.

@@ -1,15 +1,15 @@
 //! Finding the array a path means, and what OME-Zarr says about its place in the world.
 //!
 //! OME-Zarr 0.4 (Zarr v2) and 0.5 (v3) multiscales are read: the level's path, its scale
-//! and translation, and the axes' units, which become millimetres. What is written is 0.5,
-//! plus a `voxpatch` attribute with the affine, which OME-Zarr cannot hold.
+//! and translation, and the axes' units, which become millimetres. What is written is 0.5, or
+//! 0.4 where Zarr v2 is asked for, plus a `voxpatch` attribute with the affine, which OME-Zarr cannot hold.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
 
-use super::super::{Format, Layout};
+use super::super::{Downsample, Format, Layout};
 use super::store::read_json;
 use crate::error::{Error, Result};
 use crate::geometry::{Affine, Geometry};
@@ -53,8 +53,19 @@ pub(super) fn find_array(path: &Path, level: usize) -> Result<Found> {
     })
 }
 
+/// How many levels the image at `path` has; 1 if it is none.
+pub(in super::super) fn level_count(path: &Path) -> Result<usize> {
+    let group = match array_at(path)? {
+        Some(_) => None,
+        None => group_at(path)?,
+    };
+    let image = group.as_ref().and_then(said_image);
+    let datasets = image.and_then(|image| image.get("datasets")?.as_array());
+    Ok(datasets.map_or(1, Vec::len).max(1))
+}
+
 /// The image that a group says it is.
-fn image(group: &Group) -> Option<&Json> {
+fn said_image(group: &Group) -> Option<&Json> {
     let ome = group.attributes.get("ome").unwrap_or(&group.attributes);
     ome.pointer("/multiscales/0")
 }
@@ -65,7 +76,7 @@ fn geometry_by_parent(path: &Path) -> Option<Geometry> {
     let (parent, name) = (path.parent()?, path.file_name()?.to_str()?);
     // An array stands for itself: what is wrong with its parent does not matter here.
     let group = group_at(parent).ok()??;
-    let image = image(&group)?;
+    let image = said_image(&group)?;
     let datasets = image.get("datasets")?.as_array()?;
     let dataset = datasets
         .iter()
@@ -140,7 +151,7 @@ fn group_at(path: &Path) -> Result<Option<Group>> {
 /// The level of the image that a group is, or else the first array or image below it by
 /// name, arrays before groups.
 fn first_in_group(path: &Path, group: &Group, level: usize, depth: usize) -> Result<Option<Found>> {
-    if let Some(image) = image(group) {
+    if let Some(image) = said_image(group) {
         return multiscale(path, image, level).map(Some);
     }
     let mut children = Vec::new();
@@ -315,36 +326,57 @@ pub(super) fn own_attributes(layout: &Layout) -> Json {
     json!({"voxpatch": own})
 }
 
-/// The group document of an image with one level, at `0`.
-pub(super) fn group_document(layout: &Layout, name: &str) -> Json {
-    let Geometry { spacing, .. } = layout.geometry;
-    let origin = if layout.geometry.is_aligned() {
-        layout.geometry.origin()
-    } else {
-        [0.0; 3]
-    };
+/// What OME-Zarr says of an image whose levels lie at `0`, `1` and so on, the finest first: the
+/// entry of `multiscales`, without a version.
+///
+/// The centre of a level's first voxel lies half of what it is longer than one of the finest
+/// level further in.
+pub(super) fn image(levels: &[&Layout], name: &str, method: Option<Downsample>) -> Json {
+    let finest = &levels[0].geometry;
     let space = |name: &str| json!({"name": name, "type": "space", "unit": "millimeter"});
     let mut axes = vec![space("z"), space("y"), space("x")];
-    let (mut scale, mut translation) = (spacing.to_vec(), origin.to_vec());
-    if layout.channels > 1 {
+    if levels[0].channels > 1 {
         axes.insert(0, json!({"name": "c", "type": "channel"}));
-        scale.insert(0, 1.0);
-        translation.insert(0, 0.0);
     }
-    let mut steps = vec![json!({"type": "scale", "scale": scale})];
-    if origin.iter().any(|&n| n != 0.0) {
-        steps.push(json!({"type": "translation", "translation": translation}));
+    let with_channel = |n: f64, space: [f64; 3]| -> Vec<f64> {
+        let c = (levels[0].channels > 1).then_some(n);
+        c.into_iter().chain(space).collect()
+    };
+    let dataset = |(n, layout): (usize, &&Layout)| {
+        let spacing = layout.geometry.spacing;
+        // What is turned in the world has its place in our own attributes only.
+        let origin = if finest.is_aligned() {
+            layout.geometry.origin()
+        } else {
+            std::array::from_fn(|a| (spacing[a] - finest.spacing[a]) / 2.0)
+        };
+        let mut steps = vec![json!({"type": "scale", "scale": with_channel(1.0, spacing)})];
+        if origin.iter().any(|&n| n != 0.0) {
+            let translation = with_channel(0.0, origin);
+            steps.push(json!({"type": "translation", "translation": translation}));
+        }
+        json!({"path": n.to_string(), "coordinateTransformations": steps})
+    };
+    let datasets: Vec<Json> = levels.iter().enumerate().map(dataset).collect();
+    let mut image = json!({"name": name, "axes": axes, "datasets": datasets});
+    if let Some(method) = method {
+        image["type"] = json!(method.name());
     }
+    image
+}
+
+/// The document of a Zarr v3 group that is an image: OME-Zarr 0.5.
+pub(super) fn group_document(image: &Json) -> Json {
     json!({
         "zarr_format": 3,
         "node_type": "group",
-        "attributes": {"ome": {
-            "version": "0.5",
-            "multiscales": [{
-                "name": name,
-                "axes": axes,
-                "datasets": [{"path": "0", "coordinateTransformations": steps}],
-            }],
-        }},
+        "attributes": {"ome": {"version": "0.5", "multiscales": [image]}},
     })
+}
+
+/// The attributes of a Zarr v2 group that is an image: OME-Zarr 0.4.
+pub(super) fn group_attributes_v2(image: &Json) -> Json {
+    let mut image = image.clone();
+    image["version"] = json!("0.4");
+    json!({"multiscales": [image]})
 }

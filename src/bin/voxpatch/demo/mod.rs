@@ -20,7 +20,7 @@ use voxpatch::training::{
     Image, Loader, LoaderOptions, MakeSampler, Plan, Subject, TOLERANCE as GRID_TOLERANCE,
 };
 use voxpatch::volume::{CreateOptions, create, open};
-use voxpatch::{ConvertOptions, Error, Shape, Uniform, Volume};
+use voxpatch::{Blend, ConvertOptions, Error, Reduce, Shape, Target, Uniform, Volume};
 
 use self::phantom::Phantom;
 use self::stage::{Stage, Work};
@@ -241,7 +241,8 @@ impl Demo<'_> {
         };
         let model = builtin("identity")?;
         let stores = args::Storage::default().choices(false);
-        let plan = plan_within(inference, 1, volume.layout(), &*model, output, &stores)?;
+        let target = Target::new(output, Blend::Hann, Reduce::Mean);
+        let plan = plan_within(&inference, 1, volume.layout(), &*model, &target, &stores)?;
         let bytes = patch_bytes(1, patch, volume.layout().dtype)?;
         let done =
             report::with_progress("predicting", |progress| plan.run(volume, model, progress))?;

@@ -10,7 +10,7 @@ use voxpatch::sampler::{
     Weighted, is_index,
 };
 use voxpatch::training::{Image, MakeSampler, Subject, TOLERANCE, subject_seed};
-use voxpatch::volume::OpenOptions;
+use voxpatch::volume::{OpenOptions, Upsampled};
 use voxpatch::{Error, Padding, Shape, Volume};
 
 use super::budget::Budget;
@@ -25,21 +25,24 @@ pub(super) struct Input {
 }
 
 impl Input {
-    /// Opens the `n`th input with its maps, all on one grid.
+    /// Opens the `n`th input with its maps, all on one grid; maps that are coarser are spread to it.
     pub(super) fn open(settings: &Settings, n: usize) -> anyhow::Result<Self> {
         let path = &settings.sources[n];
         let volume = open(path, settings.common.level)?;
         let map = |path: Option<&PathBuf>| {
             // A file has one level, whichever the image's is.
             path.map(|path| {
-                open(
-                    path,
-                    if path.is_dir() {
-                        settings.common.level
-                    } else {
-                        0
-                    },
-                )
+                let level = if path.is_dir() {
+                    settings.common.level
+                } else {
+                    0
+                };
+                let map = open(path, level)?;
+                if map.layout().shape == volume.layout().shape {
+                    return Ok(map);
+                }
+                let map = Upsampled::new(map, volume.layout())?;
+                Ok::<_, Error>(Arc::new(map) as Arc<dyn Volume>)
             })
             .transpose()
         };
@@ -89,6 +92,8 @@ pub(super) struct Samplers {
     pub(super) left_out: u64,
     /// Labels that were asked for and are nowhere in an input's centres, with the input's name.
     pub(super) absent: Vec<(String, Vec<String>)>,
+    /// Those of them that are in no input, of several.
+    pub(super) nowhere: Vec<String>,
     pub(super) index_seconds: f64,
 }
 
@@ -129,10 +134,29 @@ impl Samplers {
             all.counts.push(if sampler.is_some() { count } else { 0 });
             all.own.insert(asked, sampler);
         }
+        if inputs.len() > 1 {
+            all.gather_nowhere(inputs.len());
+        }
         if !settings.labels.is_empty() || !settings.weights.is_empty() {
             all.index_seconds = began.elapsed().as_secs_f64();
         }
         Ok(all)
+    }
+
+    /// Tells labels that no input has once, and not for each input.
+    fn gather_nowhere(&mut self, inputs: usize) {
+        let Some(((_, first), others)) = self.absent.split_first() else {
+            return;
+        };
+        if others.len() + 1 < inputs {
+            return;
+        }
+        let everywhere = |label: &&String| others.iter().all(|(_, own)| own.contains(label));
+        self.nowhere = first.iter().filter(everywhere).cloned().collect();
+        for (_, labels) in &mut self.absent {
+            labels.retain(|label| !self.nowhere.contains(label));
+        }
+        self.absent.retain(|(_, labels)| !labels.is_empty());
     }
 
     /// The sampler of an input, or `None` if it is left out.
@@ -152,9 +176,15 @@ impl Samplers {
                     let foreground = Shares::foreground();
                     let shares = settings.shares.as_ref().unwrap_or(&foreground);
                     let built = Label::new(Arc::clone(map), &index, shares, options);
-                    let absent = built.as_ref().map_or(&[][..], Label::absent);
+                    let absent: Vec<String> = match &built {
+                        Ok(label) => label.absent().iter().map(ToString::to_string).collect(),
+                        // There is no centre with any of them.
+                        Err(Error::NoCentre { .. }) => {
+                            shares.classes().map(|class| class.to_string()).collect()
+                        }
+                        Err(_) => Vec::new(),
+                    };
                     if !absent.is_empty() {
-                        let absent = absent.iter().map(ToString::to_string).collect();
                         self.absent.push((input.subject.name().to_owned(), absent));
                     }
                     empty.decide(built, shape, options)?

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use voxpatch::sampler::Fixed;
+use voxpatch::sampler::{Fixed, Placement};
 use voxpatch::training::{Loader, LoaderOptions, OnError, Plan, Share, Subject};
 use voxpatch::volume::check_output;
 use voxpatch::{DType, Error, Region, Shape};
@@ -41,6 +41,11 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     let fixed = fixed.transpose()?;
     let listed = fixed.as_ref().map(|fixed| fixed.regions()[0].shape);
     let patch = listed.or(settings.patch).unwrap_or_default();
+    if fixed.is_none() {
+        for input in &inputs {
+            Placement::new(input.subject.shape(), patch, settings.border.into())?;
+        }
+    }
     if settings.out.is_some() {
         check_alike(settings, &inputs)?;
     }
@@ -53,6 +58,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     let mut done = Done {
         index_seconds: samplers.index_seconds,
         absent: samplers.absent.clone(),
+        nowhere: samplers.nowhere.clone(),
         left_out: samplers.left_out,
         ..Done::default()
     };

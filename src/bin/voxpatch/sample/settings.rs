@@ -36,13 +36,15 @@ pub(crate) struct Settings {
     /// How many ranks share the epoch.
     #[arg(long, default_value_t = 1, value_name = "W")]
     pub(super) world_size: u64,
-    /// Label maps, one for each input, on its grid: centres are drawn by their first channel.
+    /// Label maps, one for each input, on its grid or a coarser one of its extent: centres are
+    /// drawn by their first channel.
     #[arg(long, num_args = 1.., value_name = "FILE")]
     pub(super) labels: Vec<PathBuf>,
     /// The labels of centres and their shares, as 0:1,1:3; any voxel but 0 if not given.
     #[arg(long, value_parser = shares, value_name = "LABEL:SHARE,...", requires = "labels", allow_hyphen_values = true)]
     pub(super) shares: Option<Shares>,
-    /// Weight maps, one for each input, on its grid: centres are as likely as their weight.
+    /// Weight maps, one for each input, on its grid or a coarser one of its extent: centres are as
+    /// likely as their weight.
     #[arg(long, num_args = 1.., value_name = "FILE")]
     pub(super) weights: Vec<PathBuf>,
     /// How many of all patches are drawn uniformly, by labels and by weights, as uniform:1,labels:2.

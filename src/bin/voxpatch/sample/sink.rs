@@ -86,8 +86,8 @@ impl Sink {
                     chunk: patch,
                     shard: None,
                     codec: Codec::Zstd,
-                    level: None,
                     replace,
+                    ..CreateOptions::default()
                 };
                 let target = create(path, &whole, &options)?;
                 Ok(Self::Zarr { target, next: 0 })

@@ -17,6 +17,7 @@ pub(super) struct Done {
     pub(super) index_seconds: f64,
     pub(super) left_out: u64,
     pub(super) absent: Vec<(String, Vec<String>)>,
+    pub(super) nowhere: Vec<String>,
     pub(super) loaded: LoaderStats,
     pub(super) peak_anonymous: Option<u64>,
 }
@@ -61,6 +62,10 @@ impl Done {
                 absent,
                 lines.collect::<Vec<_>>().join("\n"),
             );
+        }
+        if !self.nowhere.is_empty() {
+            let text = self.nowhere.join(", ");
+            told.add("labels_in_no_input", self.nowhere.clone(), text);
         }
         for (name, path) in [
             ("out", &settings.out),

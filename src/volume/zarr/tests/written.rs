@@ -50,7 +50,7 @@ fn options() -> impl Strategy<Value = CreateOptions> {
         shard: shard.map(|times| std::array::from_fn(|a| times[a] * chunk[a])),
         codec,
         level,
-        replace: false,
+        ..CreateOptions::default()
     })
 }
 

@@ -1,0 +1,195 @@
+//! Several models as one: the mean of what they predict.
+
+use std::sync::Arc;
+
+use super::model::{Input, Model, Prediction};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::patch::Patch;
+use crate::region::Shape;
+use crate::volume::Layout;
+
+/// The mean of several models' predictions, as f32.
+#[derive(Debug)]
+pub struct Ensemble {
+    /// Each with the name that messages call it by.
+    models: Vec<(String, Arc<dyn Model>)>,
+}
+
+impl Ensemble {
+    /// The models' mean; each has a name for messages, such as its file.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if there is no model, or if one takes voxels as they are stored.
+    pub fn new(models: Vec<(String, Arc<dyn Model>)>) -> Result<Self> {
+        if models.is_empty() {
+            return Err(Error::Setting {
+                name: "a mean of models",
+                value: "of none".to_owned(),
+                problem: "at least one is needed".to_owned(),
+            });
+        }
+        for (name, model) in &models {
+            check_real("a mean of models with", name, &**model)?;
+        }
+        Ok(Self { models })
+    }
+}
+
+/// Checks that a model takes real values.
+pub(super) fn check_real(what: &'static str, name: &str, model: &dyn Model) -> Result<()> {
+    match model.input() {
+        Input::Real => Ok(()),
+        Input::Stored => Err(Error::Setting {
+            name: what,
+            value: name.to_owned(),
+            problem: "that model takes voxels as they are stored, not their real values".to_owned(),
+        }),
+    }
+}
+
+impl Model for Ensemble {
+    fn id(&self) -> String {
+        let ids: Vec<String> = self.models.iter().map(|(_, model)| model.id()).collect();
+        format!("the mean of {}", ids.join(" and "))
+    }
+
+    fn at_once(&self) -> Option<usize> {
+        self.models
+            .iter()
+            .filter_map(|(_, model)| model.at_once())
+            .min()
+    }
+
+    fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<Prediction>> {
+        let (first, model) = &self.models[0];
+        let mut announced = model.outputs(input, patch)?;
+        let kinds = |outputs: &[Prediction]| -> Vec<(u64, Shape, u64)> {
+            outputs
+                .iter()
+                .map(|out| (out.channels, out.halo, out.scale))
+                .collect()
+        };
+        for (name, model) in &self.models[1..] {
+            let other = model.outputs(input, patch)?;
+            if kinds(&other) != kinds(&announced) {
+                return Err(Error::OtherModel {
+                    first: first.clone(),
+                    second: name.clone(),
+                    what: "their outputs have these channels, halos and scales:",
+                    one: format!("{:?}", kinds(&announced)),
+                    other: format!("{:?}", kinds(&other)),
+                });
+            }
+        }
+        for output in &mut announced {
+            output.dtype = DType::F32;
+        }
+        Ok(announced)
+    }
+
+    fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
+        let mut mean = Mean::default();
+        for (_, model) in &self.models {
+            mean.add(model.predict(batch.clone())?)?;
+        }
+        mean.finish()
+    }
+}
+
+/// The mean of predictions of one batch.
+#[derive(Debug, Default)]
+pub(super) struct Mean {
+    /// For each output, the sums of each patch.
+    sums: Vec<Vec<Patch>>,
+    count: u16,
+}
+
+impl Mean {
+    /// Adds another prediction of the batch.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BufferLength`] if it is not like those before.
+    pub(super) fn add(&mut self, outputs: Vec<Vec<Patch>>) -> Result<()> {
+        self.count += 1;
+        let wide = |batch: Vec<Patch>| batch.into_iter().map(|p| p.converted(DType::F32)).collect();
+        let outputs = outputs.into_iter().map(wide);
+        if self.count == 1 {
+            self.sums = outputs.collect();
+            return Ok(());
+        }
+        for (sums, patches) in self.sums.iter_mut().zip(outputs) {
+            for (sum, patch) in sums.iter_mut().zip::<Vec<Patch>>(patches) {
+                let (sum, values) = (sum.as_mut_slice::<f32>()?, patch.as_slice::<f32>()?);
+                if sum.len() != values.len() {
+                    return Err(Error::BufferLength {
+                        expected: 4 * sum.len() as u64,
+                        actual: 4 * values.len() as u64,
+                    });
+                }
+                for (sum, value) in sum.iter_mut().zip(values) {
+                    *sum += value;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The mean of all that was added.
+    ///
+    /// # Errors
+    ///
+    /// None: predictions are f32 by now.
+    pub(super) fn finish(mut self) -> Result<Vec<Vec<Patch>>> {
+        let count = f32::from(self.count);
+        for patch in self.sums.iter_mut().flatten() {
+            for value in patch.as_mut_slice::<f32>()? {
+                *value /= count;
+            }
+        }
+        Ok(self.sums)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inference::builtin;
+    use crate::region::Region;
+
+    fn ensemble(specs: &[&str]) -> Result<Ensemble> {
+        let named = |spec: &&str| Ok(((*spec).to_owned(), builtin(spec)?));
+        Ensemble::new(specs.iter().map(named).collect::<Result<_>>()?)
+    }
+
+    #[test]
+    fn the_mean_of_three_models_is_the_mean_of_their_values() {
+        let values: Vec<i16> = vec![-5, 0, 10, 20, 30, 40];
+        let patch = Patch::new(Region::whole([1, 2, 3]), 1, values).unwrap();
+        let model = ensemble(&["threshold:0", "threshold:15", "threshold:35"]).unwrap();
+        let layout = Layout::new([1, 2, 3], 1, DType::I16);
+        let outputs = model.outputs(&layout, [1, 2, 3]).unwrap();
+        assert_eq!((outputs[0].channels, outputs[0].dtype), (2, DType::F32));
+        let mean = model.predict(vec![patch.clone(), patch]).unwrap().remove(0);
+        assert_eq!(mean.len(), 2);
+        for mean in mean {
+            let above: Vec<f32> = [0.0, 1.0, 1.0, 2.0, 2.0, 3.0].map(|n| n / 3.0).to_vec();
+            assert_eq!(mean.as_slice::<f32>().unwrap()[6..], above);
+        }
+    }
+
+    #[test]
+    fn models_that_cannot_be_averaged_are_refused_by_name() {
+        let model = ensemble(&["threshold:0", "threshold:0,1"]).unwrap();
+        let layout = Layout::new([4; 3], 1, DType::I16);
+        let error = model.outputs(&layout, [4; 3]).unwrap_err();
+        assert!(matches!(error, Error::OtherModel { .. }));
+        let error = error.to_string();
+        assert!(error.contains("threshold:0 and threshold:0,1"), "{error}");
+        let error = ensemble(&["threshold:0", "identity"]).unwrap_err();
+        assert!(error.to_string().contains("identity"), "{error}");
+        assert!(ensemble(&[]).is_err());
+    }
+}

@@ -1,0 +1,277 @@
+//! Masks: which patches of a grid hold any foreground.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rayon::prelude::*;
+
+use crate::dtype::{Element, with_element};
+use crate::error::Result;
+use crate::grid::Grid;
+use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
+use crate::volume::Volume;
+
+/// Some of a grid's patches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selection {
+    /// A bit for each patch, in the grid's order.
+    bits: Vec<u64>,
+    count: u64,
+}
+
+/// Bytes of a mask that are read at a time by a thread, about.
+const PIECE: u64 = 4 << 20;
+
+impl Selection {
+    /// Those patches for which `keep` says so.
+    #[must_use]
+    pub fn new(grid: &Grid, keep: impl Fn(u64, Region) -> bool) -> Self {
+        let mut selection = Self {
+            bits: Vec::new(),
+            count: 0,
+        };
+        for (index, region) in (0..).zip(grid.iter()) {
+            if index % 64 == 0 {
+                selection.bits.push(0);
+            }
+            if keep(index, region)
+                && let Some(bits) = selection.bits.last_mut()
+            {
+                *bits |= 1 << (index % 64);
+                selection.count += 1;
+            }
+        }
+        selection
+    }
+
+    /// Those patches that hold any part of a voxel of `mask` that is not 0, in any channel.
+    ///
+    /// The mask covers the same space as the grid's volume in voxels of any size: along an axis of
+    /// `N` voxels of which it has `M`, its voxel `m` covers `m N / M` to `(m + 1) N / M`. It is
+    /// read once, in pieces.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the mask.
+    pub fn from_mask(grid: &Grid, mask: &dyn Volume) -> Result<Self> {
+        let cells = Cells::new(grid, mask.layout().shape);
+        let pieces = pieces(mask);
+        let all = indices(chunk_range(&Region::whole(mask.layout().shape), pieces));
+        let all: Vec<[u64; 3]> = all.collect();
+        all.into_par_iter()
+            .try_for_each(|index| cells.mark(mask, chunk_region(index, pieces)))?;
+        Ok(Self::new(grid, |index, _| {
+            grid.place(index).is_some_and(|place| cells.any(place))
+        }))
+    }
+
+    /// Whether patch `index` is among them.
+    #[must_use]
+    pub fn contains(&self, index: u64) -> bool {
+        let word = usize::try_from(index / 64).unwrap_or(usize::MAX);
+        let set = |bits: &u64| bits & (1 << (index % 64)) != 0;
+        self.bits.get(word).is_some_and(set)
+    }
+
+    /// A bit for each patch, in the grid's order.
+    pub(super) fn bits(&self) -> &[u64] {
+        &self.bits
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub const fn len(&self) -> u64 {
+        self.count
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+}
+
+/// Boxes of chunks of a mask, of about [`PIECE`] bytes.
+fn pieces(mask: &dyn Volume) -> Shape {
+    let layout = mask.layout();
+    let [_, mut piece @ ..] =
+        layout
+            .read_chunk
+            .unwrap_or([1, 1, layout.shape[1].max(1), layout.shape[2].max(1)]);
+    let voxel = layout.channels * layout.dtype.size() as u64;
+    let bytes = |piece: &Shape| Region::whole(*piece).voxels().saturating_mul(voxel);
+    for a in [2, 1, 0] {
+        while piece[a] < layout.shape[a] && bytes(&piece) < PIECE {
+            piece[a] = piece[a].saturating_mul(2);
+        }
+    }
+    piece
+}
+
+/// The boxes that patches' faces cut the volume into, and which of them hold foreground.
+struct Cells {
+    /// For each axis and mask voxel, the cells it reaches.
+    reached: [Vec<Range<usize>>; 3],
+    /// For each axis and place of a patch, the cells it is made of.
+    held: [Vec<Range<usize>>; 3],
+    counts: [usize; 3],
+    marked: Vec<AtomicBool>,
+}
+
+impl Cells {
+    fn new(grid: &Grid, mask: Shape) -> Self {
+        let cuts: [Vec<u64>; 3] = std::array::from_fn(|a| {
+            let axis = &grid.axes()[a];
+            let ends = |place| [axis.inside(place).start, axis.inside(place).end];
+            let mut cuts: Vec<u64> = (0..axis.starts.len()).flat_map(ends).collect();
+            cuts.extend([0, axis.length]);
+            cuts.sort_unstable();
+            cuts.dedup();
+            cuts
+        });
+        // The cells that `from..to` reaches into.
+        let cells = |a: usize, from: u64, to: u64| {
+            let first = cuts[a].partition_point(|&cut| cut <= from).max(1) - 1;
+            first..cuts[a].partition_point(|&cut| cut < to).max(first)
+        };
+        let volume = grid.volume();
+        let reached = std::array::from_fn(|a| {
+            let place = |m: u64, up: u128| {
+                let (n, count) = (u128::from(m) * u128::from(volume[a]), u128::from(mask[a]));
+                u64::try_from((n + up * (count - 1)) / count).unwrap_or(u64::MAX)
+            };
+            (0..mask[a])
+                .map(|m| cells(a, place(m, 0), place(m + 1, 1)))
+                .collect()
+        });
+        let held = std::array::from_fn(|a| {
+            let axis = &grid.axes()[a];
+            let inside = |place| axis.inside(place);
+            (0..axis.starts.len())
+                .map(inside)
+                .map(|inside| cells(a, inside.start, inside.end))
+                .collect()
+        });
+        let counts = [0, 1, 2].map(|a: usize| cuts[a].len() - 1);
+        let total = counts.iter().product();
+        Self {
+            reached,
+            held,
+            counts,
+            marked: std::iter::repeat_with(AtomicBool::default)
+                .take(total)
+                .collect(),
+        }
+    }
+
+    /// Marks the cells that the foreground in a piece of the mask reaches.
+    fn mark(&self, mask: &dyn Volume, piece: Region) -> Result<()> {
+        let Some(piece) = piece.intersection(&Region::whole(mask.layout().shape)) else {
+            return Ok(());
+        };
+        let patch = mask.read(piece)?;
+        let size = usize::try_from(piece.shape[2]).unwrap_or(usize::MAX);
+        let [z0, y0, x0] = piece.start.map(|n| usize::try_from(n).unwrap_or(0));
+        let [nz, ny, _] = piece.shape.map(|n| usize::try_from(n).unwrap_or(0));
+        let mut reached = vec![false; self.counts[2]];
+        with_element!(patch.dtype(), T => {
+            let rows = bytemuck::cast_slice::<u8, T>(patch.bytes()).chunks_exact(size.max(1));
+            for (n, row) in rows.enumerate() {
+                if !row.iter().any(is_set) {
+                    continue;
+                }
+                reached.fill(false);
+                for (x, _) in row.iter().enumerate().filter(|(_, value)| is_set(*value)) {
+                    reached[self.reached[2][x0 + x].clone()].fill(true);
+                }
+                let (z, y) = (z0 + n / ny % nz, y0 + n % ny);
+                self.mark_row(z, y, &reached);
+            }
+        });
+        Ok(())
+    }
+
+    fn mark_row(&self, z: usize, y: usize, reached: &[bool]) {
+        for cz in self.reached[0][z].clone() {
+            for cy in self.reached[1][y].clone() {
+                let first = (cz * self.counts[1] + cy) * self.counts[2];
+                let cells = self.marked[first..].iter().zip(reached);
+                for (cell, _) in cells.filter(|(_, reached)| **reached) {
+                    cell.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    /// Whether any cell of the patch at `place` is marked.
+    fn any(&self, place: [usize; 3]) -> bool {
+        let [z, y, x] = [0, 1, 2].map(|a: usize| self.held[a][place[a]].clone());
+        z.into_iter().any(|z| {
+            y.clone().any(|y| {
+                let first = (z * self.counts[1] + y) * self.counts[2];
+                let cells = &self.marked[first + x.start..first + x.end];
+                cells.iter().any(|cell| cell.load(Ordering::Relaxed))
+            })
+        })
+    }
+}
+
+fn is_set<T: Element>(value: &T) -> bool {
+    *value != T::default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grid::GridOptions;
+    use crate::volume::MemoryVolume;
+
+    #[test]
+    fn patches_that_any_foreground_reaches_are_selected_whatever_the_mask_s_resolution() {
+        let volume = [20, 17, 23];
+        let options = GridOptions {
+            margin: [1, 0, 2],
+            ..GridOptions::default()
+        };
+        let grid = Grid::with_options(volume, [6, 5, 7], [2, 1, 3], &options).unwrap();
+        for (n, shape) in [
+            [20, 17, 23],
+            [5, 5, 5],
+            [40, 34, 46],
+            [1, 17, 2],
+            [7, 3, 23],
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let count = Region::whole(shape).voxels();
+            let voxels: Vec<u8> = (0..count)
+                .map(|v| u8::from((v * 7919 + n as u64 * 13).is_multiple_of(97)))
+                .collect();
+            let mask = MemoryVolume::from_vec(shape, 1, voxels)
+                .unwrap()
+                .with_chunks([1, 3, 4, 5]);
+            let whole = mask.to_patch().to_array::<u8>().unwrap();
+            let selection = Selection::from_mask(&grid, &mask).unwrap();
+            let mut selected = 0;
+            let foreground = whole.iter().any(|&value| value != 0);
+            for (index, region) in (0..).zip(grid.iter()) {
+                let meets = |a: usize, m: usize| {
+                    let (m, length) = (i128::try_from(m).unwrap(), i128::from(shape[a]));
+                    let (from, to) = (m * i128::from(volume[a]), (m + 1) * i128::from(volume[a]));
+                    from < i128::from(region.end()[a]) * length
+                        && to > i128::from(region.start[a]) * length
+                };
+                let any = whole.indexed_iter().any(|((_, z, y, x), &value)| {
+                    value != 0 && meets(0, z) && meets(1, y) && meets(2, x)
+                });
+                assert_eq!(selection.contains(index), any, "{shape:?} {region}");
+                selected += u64::from(any);
+            }
+            assert_eq!(selection.len(), selected);
+            assert_eq!(selected > 0, foreground);
+        }
+        let empty = MemoryVolume::from_vec([2; 3], 1, vec![0_u8; 8]).unwrap();
+        assert!(Selection::from_mask(&grid, &empty).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,448 @@
+//! What networks from files have in common, whatever runs them: one input (n, c, z, y, x),
+//! and outputs of which each voxel covers 1, 2 or 4 of the input's, in the middle of the patch.
+//!
+//! A network is made ready once for each shape of patch, and all threads share what was made.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::model::{Model, Prediction};
+use crate::dtype::DType;
+use crate::error::{Cause, Error, Result};
+use crate::patch::{Patch, Voxels};
+use crate::region::{AXES, Region, Shape};
+use crate::volume::Layout;
+
+/// Shapes of patches for which a network is kept ready.
+pub(super) const READY: usize = 4;
+
+/// Voxels that a patch is made longer by, to see how the output follows; networks that halve
+/// up to six times take it.
+const LONGER: u64 = 64;
+
+/// The type and the lengths of an output.
+pub(super) type Kind = (DType, Vec<u64>);
+
+/// What runs a network.
+pub(super) trait Runtime: Send + Sync {
+    /// What is made once for each shape of input.
+    type Ready: Send + Sync;
+
+    /// Makes the network ready for an input of these lengths, and tells its outputs.
+    fn prepare(&self, input: [usize; 5]) -> Result<(Self::Ready, Vec<Kind>), Cause>;
+
+    /// The outputs for an input of these lengths.
+    fn outputs(&self, input: [usize; 5]) -> Result<Vec<Kind>, Cause>;
+
+    /// All values of each output.
+    fn run(
+        &self,
+        ready: &Self::Ready,
+        input: [usize; 5],
+        values: Vec<f32>,
+    ) -> Result<Vec<Voxels>, Cause>;
+}
+
+/// A network and what runs it.
+pub(super) struct Network<R: Runtime> {
+    pub(super) path: PathBuf,
+    /// Of the file, so that another one of its name is told from it.
+    pub(super) crc: u32,
+    pub(super) runtime: R,
+    pub(super) axes: InputAxes,
+    /// The outputs' names.
+    pub(super) names: Vec<String>,
+    pub(super) ready: Mutex<Vec<Arc<Ready<R::Ready>>>>,
+}
+
+/// A network made ready for one shape of patch.
+pub(super) struct Ready<T> {
+    channels: u64,
+    patch: Shape,
+    network: T,
+    outputs: Vec<Output>,
+}
+
+impl<R: Runtime> Network<R> {
+    /// What comes out for patches of `patch` voxels of such a volume.
+    pub(super) fn planned(&self, input: &Layout, patch: Shape) -> Result<Vec<Output>> {
+        self.axes.check_channels(&self.path, input)?;
+        Ok(self.ready(input.channels, patch)?.outputs.clone())
+    }
+
+    /// All outputs of a batch of f32, each with the patches in their order.
+    pub(super) fn predict_all(&self, batch: &[Patch]) -> Result<Vec<Vec<Patch>>> {
+        let mut all = vec![Vec::with_capacity(batch.len()); self.names.len()];
+        let alike = |a: &Patch, b: &Patch| a.shape() == b.shape() && a.channels() == b.channels();
+        let groups = batch.chunk_by(alike);
+        for group in groups.flat_map(|group| group.chunks(self.axes.batch())) {
+            let (channels, patch) = (group[0].channels(), group[0].shape());
+            let ready = self.ready(channels, patch)?;
+            let input = self.axes.filled(channels, patch);
+            let mut values: Vec<f32> = Vec::with_capacity(input.iter().product());
+            for patch in group {
+                values.extend_from_slice(patch.as_slice::<f32>()?);
+            }
+            // A batch of fixed length is filled up with zeros.
+            values.resize(input.iter().product(), 0.0);
+            let outputs = self
+                .runtime
+                .run(&ready.network, input, values)
+                .map_err(|cause| self.failed("run", channels, patch, cause))?;
+            for ((out, output), voxels) in all.iter_mut().zip(&ready.outputs).zip(outputs) {
+                for (patch, voxels) in group.iter().zip(parts(voxels, input[0])) {
+                    out.push(output.patch(patch.region(), voxels)?);
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// The network for patches of one shape, which is made ready once.
+    fn ready(&self, channels: u64, patch: Shape) -> Result<Arc<Ready<R::Ready>>> {
+        // Others wait for it rather than do the same.
+        let mut kept = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = kept
+            .iter()
+            .find(|r| (r.channels, r.patch) == (channels, patch));
+        if let Some(found) = found {
+            return Ok(Arc::clone(found));
+        }
+        self.axes.check_patch(&self.path, patch)?;
+        let (network, kinds) = self
+            .runtime
+            .prepare(self.axes.filled(channels, patch))
+            .map_err(|cause| self.failed("prepared", channels, patch, cause))?;
+        let covers = |(_, axes): &Kind| axes.ends_with(&patch);
+        let longer = self
+            .axes
+            .longer(patch)
+            .filter(|_| !kinds.iter().all(covers));
+        let longer = longer.and_then(|longer| {
+            let grown = self.runtime.outputs(self.axes.filled(channels, longer));
+            Some((longer, grown.ok()?))
+        });
+        let outputs = self.names.iter().zip(kinds).enumerate();
+        let outputs = outputs.map(|(n, (name, (dtype, axes)))| {
+            let longer = longer
+                .as_ref()
+                .map(|(longer, grown)| (*longer, &*grown[n].1));
+            Output::new(&self.path, name.clone(), dtype, (patch, &axes), longer)
+        });
+        let made = Arc::new(Ready {
+            channels,
+            patch,
+            network,
+            outputs: outputs.collect::<Result<_>>()?,
+        });
+        if kept.len() == READY {
+            kept.remove(0);
+        }
+        kept.push(Arc::clone(&made));
+        Ok(made)
+    }
+
+    fn failed(&self, action: &'static str, channels: u64, patch: Shape, source: Cause) -> Error {
+        Error::ModelRun {
+            path: self.path.clone(),
+            action,
+            channels,
+            patch,
+            source,
+        }
+    }
+}
+
+impl<R: Runtime> Model for Network<R> {
+    fn id(&self) -> String {
+        format!("{} with crc32c {:08x}", self.path.display(), self.crc)
+    }
+
+    fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<Prediction>> {
+        let planned = self.planned(input, patch)?;
+        let predictions = planned.into_iter().map(|output| Prediction {
+            name: output.name,
+            channels: output.channels,
+            dtype: output.dtype,
+            halo: output.halo,
+            scale: output.scale,
+        });
+        Ok(predictions.collect())
+    }
+
+    fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
+        let real: Vec<Patch> = batch.into_iter().map(|p| p.converted(DType::F32)).collect();
+        self.predict_all(&real)
+    }
+}
+
+impl<R: Runtime> fmt::Debug for Network<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Network")
+            .field("path", &self.path)
+            .field("axes", &self.axes)
+            .field("outputs", &self.names)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Values of a batch, as many for each of its patches.
+fn parts(voxels: Voxels, count: usize) -> Vec<Voxels> {
+    if count == 1 {
+        return vec![voxels];
+    }
+    macro_rules! each {
+        ($($kind:ident),*) => {
+            match voxels {
+                $(Voxels::$kind(values) => {
+                    let parts = values.chunks((values.len() / count).max(1));
+                    parts.map(|part| Voxels::$kind(part.to_vec())).collect()
+                })*
+            }
+        };
+    }
+    each!(Bool, U8, I8, U16, I16, U32, I32, U64, I64, F16, F32, F64)
+}
+
+/// Lengths of the input's axes n, c, z, y, x; `None` where the file leaves them open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct InputAxes(pub(super) [Option<u64>; 5]);
+
+impl InputAxes {
+    /// Patches that are run at once: as many as the file fixes, else one.
+    fn batch(&self) -> usize {
+        let fixed = self.0[0].and_then(|n| usize::try_from(n).ok());
+        fixed.unwrap_or(1).max(1)
+    }
+
+    /// Checks that a volume has the channels that the network wants.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ModelChannels`].
+    fn check_channels(&self, path: &Path, input: &Layout) -> Result<()> {
+        match self.0[1] {
+            Some(expected) if expected != input.channels => Err(Error::ModelChannels {
+                path: path.to_path_buf(),
+                expected,
+                volume: input.path.clone(),
+                actual: input.channels,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks that a patch has the size that the network wants.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ModelFile`].
+    fn check_patch(&self, path: &Path, patch: Shape) -> Result<()> {
+        let [_, _, wanted @ ..] = self.0;
+        let fits = (0..3).all(|a| wanted[a].is_none_or(|length| length == patch[a]));
+        if fits {
+            return Ok(());
+        }
+        let wanted: Vec<String> = (0..3)
+            .map(|a| wanted[a].map_or_else(|| AXES[a].to_string(), |length| length.to_string()))
+            .collect();
+        let problem = format!(
+            "its patches are {} voxels, not {patch:?}: take such patches",
+            wanted.join(" x ")
+        );
+        Err(no_network(path, problem))
+    }
+
+    /// The input's lengths for patches of a shape.
+    fn filled(&self, channels: u64, patch: Shape) -> [usize; 5] {
+        let length = |n| usize::try_from(n).expect("a patch is in memory");
+        let [z, y, x] = patch.map(length);
+        [self.batch(), length(channels), z, y, x]
+    }
+
+    /// A longer patch, if the network leaves all lengths open.
+    fn longer(&self, patch: Shape) -> Option<Shape> {
+        let open = self.0[2..].iter().all(Option::is_none);
+        open.then(|| patch.map(|length| length.saturating_add(LONGER)))
+    }
+}
+
+/// What a network gives for patches of one shape.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Output {
+    /// Its name in the file.
+    pub(super) name: String,
+    /// Channels.
+    pub(super) channels: u64,
+    /// The values' type.
+    pub(super) dtype: DType,
+    /// Voxels along z, y, x.
+    pub(super) shape: Shape,
+    /// Voxels of the patch that are missing at each of its faces, z, y, x.
+    pub(super) halo: Shape,
+    /// Voxels of the patch along each axis of an output voxel: 1, 2 or 4.
+    pub(super) scale: u64,
+}
+
+impl Output {
+    /// The output called `name` that has the lengths `axes` for patches of `patch`, and those of
+    /// `longer` for longer ones. Without a channel axis there is one channel.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ModelFile`] if it does not lie in the middle of the patch.
+    fn new(
+        path: &Path,
+        name: String,
+        dtype: DType,
+        (patch, axes): (Shape, &[u64]),
+        longer: Option<(Shape, &[u64])>,
+    ) -> Result<Self> {
+        let Some((channels, shape)) = split(axes) else {
+            let problem = format!(
+                "its output {name:?} has the shape {axes:?}, not n, c, z, y, x: export it without"
+            );
+            return Err(no_network(path, problem));
+        };
+        let longer = longer.and_then(|(patch, axes)| Some((patch, split(axes)?.1)));
+        let Some((halo, scale)) = placed((patch, shape), longer) else {
+            let problem = format!(
+                "its output {name:?} has {shape:?} voxels for patches of {patch:?}, which is neither the \
+                 patch, nor its middle, nor a half or a quarter of it"
+            );
+            return Err(no_network(path, problem));
+        };
+        Ok(Self {
+            name,
+            channels,
+            dtype,
+            shape,
+            halo,
+            scale,
+        })
+    }
+
+    /// Values of one patch of a batch as a patch, where they lie in the volume.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BufferLength`] if they are not as many as was announced.
+    fn patch(&self, input: Region, voxels: Voxels) -> Result<Patch> {
+        let scale = i64::try_from(self.scale).expect("a scale is 1, 2 or 4");
+        let start = std::array::from_fn(|a| {
+            let first = input.start[a].saturating_add_unsigned(self.halo[a]);
+            first.div_euclid(scale)
+        });
+        Patch::new(Region::new(start, self.shape), self.channels, voxels)
+    }
+}
+
+/// An [`Error::ModelFile`].
+pub(super) fn no_network(path: &Path, problem: impl Into<String>) -> Error {
+    Error::ModelFile {
+        path: path.to_path_buf(),
+        problem: problem.into(),
+    }
+}
+
+/// Channels and lengths along z, y, x of an output.
+fn split(axes: &[u64]) -> Option<(u64, Shape)> {
+    match *axes {
+        [_, c, z, y, x] => Some((c, [z, y, x])),
+        [_, z, y, x] => Some((1, [z, y, x])),
+        _ => None,
+    }
+}
+
+/// The halo and the scale of an output of some lengths for a patch; where two patches are known,
+/// by how much more output there is for the longer one.
+fn placed((patch, out): (Shape, Shape), longer: Option<(Shape, Shape)>) -> Option<(Shape, u64)> {
+    let halo = |scale: u64| -> Option<Shape> {
+        let mut halo = [0; 3];
+        for a in 0..3 {
+            let missing = patch[a].checked_sub(out[a].checked_mul(scale)?)?;
+            halo[a] = missing.is_multiple_of(2).then_some(missing / 2)?;
+        }
+        out.iter().all(|&n| n > 0).then_some(halo)
+    };
+    let grows_by = |scale: u64| {
+        longer.is_some_and(|(more, grown)| {
+            (0..3).all(|a| more[a] - patch[a] == grown[a].saturating_sub(out[a]) * scale)
+        })
+    };
+    let exact = |scale: u64| halo(scale).is_some_and(|halo| halo == [0; 3]);
+    let scale = match [1, 2, 4].into_iter().find(|&scale| grows_by(scale)) {
+        Some(scale) => scale,
+        None => [2, 4].into_iter().find(|&scale| exact(scale)).unwrap_or(1),
+    };
+    Some((halo(scale)?, scale))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halo_and_scale_follow_from_one_patch_or_two() {
+        let more = |shape: Shape, by: u64| Some((shape.map(|n| n + 64), by));
+        let cases = [
+            // patch, output, growth of the output for 64 voxels more; halo, scale
+            ([32; 3], [32; 3], Some(64), Some(([0; 3], 1))),
+            ([32; 3], [28, 30, 32], Some(64), Some(([2, 1, 0], 1))),
+            ([32; 3], [16; 3], Some(32), Some(([0; 3], 2))),
+            ([32; 3], [16; 3], Some(64), Some(([8; 3], 1))),
+            ([32; 3], [6; 3], Some(16), Some(([4; 3], 4))),
+            ([32; 3], [16; 3], None, Some(([0; 3], 2))),
+            ([32; 3], [8; 3], None, Some(([0; 3], 4))),
+            ([32; 3], [30; 3], None, Some(([1; 3], 1))),
+            ([32; 3], [31; 3], None, None),
+            ([32; 3], [64; 3], Some(128), None),
+            ([32; 3], [0; 3], None, None),
+        ];
+        for (patch, out, growth, expected) in cases {
+            let longer = growth.and_then(|by| more(patch, by));
+            let longer = longer.map(|(longer, by)| (longer, out.map(|n| n + by)));
+            assert_eq!(placed((patch, out), longer), expected, "{patch:?} {out:?}");
+        }
+    }
+
+    #[test]
+    fn lengths_that_the_file_fixes_are_asked_for() {
+        let open = InputAxes([None; 5]);
+        let fixed = InputAxes([Some(4), Some(2), None, Some(8), Some(9)]);
+        assert_eq!((open.batch(), fixed.batch()), (1, 4));
+        assert_eq!(open.longer([8; 3]), Some([72; 3]));
+        assert_eq!(fixed.longer([8; 3]), None);
+        assert_eq!(fixed.filled(2, [7, 8, 9]), [4, 2, 7, 8, 9]);
+        let path = Path::new("net.onnx");
+        assert!(open.check_patch(path, [3, 4, 5]).is_ok());
+        assert!(fixed.check_patch(path, [3, 8, 9]).is_ok());
+        let error = fixed.check_patch(path, [3, 8, 8]).unwrap_err().to_string();
+        assert!(error.contains("z x 8 x 9 voxels, not [3, 8, 8]"), "{error}");
+        let layout = Layout::new([8; 3], 1, DType::F32);
+        assert!(open.check_channels(path, &layout).is_ok());
+        let error = fixed.check_channels(path, &layout).unwrap_err().to_string();
+        assert!(error.contains("takes volumes of 2 channels, but memory has 1"));
+    }
+
+    #[test]
+    fn a_prediction_lies_where_its_voxels_do() {
+        let out = |axes: &[u64]| {
+            let patch = ([32; 3], axes);
+            Output::new(Path::new("n"), "y".into(), DType::F32, patch, None).unwrap()
+        };
+        let region = Region::new([8, 16, 24], [32; 3]);
+        for (output, start) in [
+            (out(&[1, 2, 32, 32, 32]), [8, 16, 24]),
+            (out(&[1, 2, 30, 30, 30]), [9, 17, 25]),
+            (out(&[1, 2, 16, 16, 16]), [4, 8, 12]),
+            (out(&[1, 32, 32, 32]), [8, 16, 24]),
+        ] {
+            let count = output.channels * Region::whole(output.shape).voxels();
+            let voxels = Voxels::zeros(DType::F32, usize::try_from(count).unwrap());
+            let patch = output.patch(region, voxels).unwrap();
+            assert_eq!(patch.region(), Region::new(start, output.shape));
+        }
+    }
+}

@@ -1,0 +1,538 @@
+//! Normalisation: what is done to a volume's real values before a model sees them.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::ensemble::check_real;
+use super::model::{Model, Prediction};
+use crate::dtype::{DType, convert};
+use crate::error::{Error, Result};
+use crate::patch::Patch;
+use crate::progress::{Progress, report};
+use crate::queue::Queue;
+use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
+use crate::volume::{ChunkShape, Layout, Rescale, Volume};
+
+/// Voxels that are read and counted at once where there are no chunks.
+const PIECE: u64 = 1 << 18;
+/// Values that are added up before their sum joins the others.
+const RUN: usize = 1024;
+
+/// What is done to real values before a model sees them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Normalize {
+    /// Nothing.
+    #[default]
+    None,
+    /// The volume's mean is taken away and its standard deviation divided by, channel by channel.
+    /// Both are of the whole volume; voxels that are NaN or infinite do not count. A channel
+    /// that is the same everywhere becomes 0.
+    ZScore,
+    /// Values are cut to `low..=high` and become 0 to 1.
+    Ct {
+        /// What becomes 0, in real values such as HU.
+        low: f64,
+        /// What becomes 1.
+        high: f64,
+    },
+}
+
+impl Normalize {
+    /// The model, given normalised values of the volume, which is read once for [`Self::ZScore`],
+    /// a chunk or 2 MiB for each of `threads` at a time. `progress` counts these.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if the model takes voxels as they are stored; the errors of reading.
+    pub fn wrap(
+        self,
+        model: Arc<dyn Model>,
+        volume: &Arc<dyn Volume>,
+        threads: usize,
+        progress: Progress<'_>,
+    ) -> Result<Arc<dyn Model>> {
+        if self == Self::None {
+            return Ok(model);
+        }
+        check_real("normalising for", "the model", &*model)?;
+        let scales = match self {
+            Self::None => return Ok(model),
+            Self::Ct { low, high } => Scales::Cut { low, high },
+            Self::ZScore => Scales::Channels(moments(volume, threads, progress)?),
+        };
+        Ok(Arc::new(Normalized { model, scales }))
+    }
+}
+
+impl fmt::Display for Normalize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.pad("none"),
+            Self::ZScore => f.pad("zscore"),
+            Self::Ct { low, high } => write!(f, "ct:{low},{high}"),
+        }
+    }
+}
+
+impl FromStr for Normalize {
+    type Err = Error;
+
+    /// `none`, `zscore` or `ct:LOW,HIGH`.
+    fn from_str(text: &str) -> Result<Self> {
+        let bad = |problem: &str| Error::Setting {
+            name: "a normalisation called",
+            value: text.to_owned(),
+            problem: problem.to_owned(),
+        };
+        match text.split_once(':') {
+            None if text == "none" => Ok(Self::None),
+            None if text == "zscore" => Ok(Self::ZScore),
+            Some(("ct", list)) => {
+                let numbers: Option<Vec<f64>> =
+                    list.split(',').map(|n| n.trim().parse().ok()).collect();
+                match numbers.as_deref() {
+                    Some(&[low, high]) if low < high && (high - low).is_finite() => {
+                        Ok(Self::Ct { low, high })
+                    }
+                    _ => Err(bad("give two numbers, the lower first, as ct:-1000,400")),
+                }
+            }
+            _ => Err(bad("there are none, zscore and ct:LOW,HIGH")),
+        }
+    }
+}
+
+/// A model that is given normalised values.
+#[derive(Debug)]
+struct Normalized {
+    model: Arc<dyn Model>,
+    scales: Scales,
+}
+
+#[derive(Debug)]
+enum Scales {
+    Cut { low: f64, high: f64 },
+    Channels(Vec<Moments>),
+}
+
+impl Scales {
+    /// Normalises the values of one channel.
+    #[expect(clippy::cast_possible_truncation, reason = "models take f32")]
+    fn apply(&self, channel: usize, values: &mut [f32]) {
+        match self {
+            Self::Cut { low, high } => {
+                for value in values {
+                    *value = ((f64::from(*value).clamp(*low, *high) - low) / (high - low)) as f32;
+                }
+            }
+            Self::Channels(moments) => {
+                let (mean, deviation) = (moments[channel].mean, moments[channel].deviation());
+                let divisor = if deviation > 0.0 { deviation } else { 1.0 };
+                for value in values {
+                    *value = ((f64::from(*value) - mean) / divisor) as f32;
+                }
+            }
+        }
+    }
+}
+
+impl Model for Normalized {
+    fn id(&self) -> String {
+        format!(
+            "{} of values normalised by {:?}",
+            self.model.id(),
+            self.scales
+        )
+    }
+
+    fn at_once(&self) -> Option<usize> {
+        self.model.at_once()
+    }
+
+    fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<Prediction>> {
+        self.model.outputs(input, patch)
+    }
+
+    fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
+        let normalised = |patch: Patch| -> Result<Patch> {
+            let mut patch = patch.converted(DType::F32);
+            let each = patch.bytes().len() / 4 / length(patch.channels().max(1));
+            let channels = patch.as_mut_slice()?.chunks_mut(each.max(1)).enumerate();
+            channels.for_each(|(channel, values)| self.scales.apply(channel, values));
+            Ok(patch)
+        };
+        let batch = batch.into_iter().map(normalised).collect::<Result<_>>()?;
+        self.model.predict(batch)
+    }
+}
+
+/// How many values there are, their mean, and the sum of squared distances from it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Moments {
+    count: u64,
+    mean: f64,
+    squares: f64,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts are below 2^53")]
+impl Moments {
+    /// Of finite values, in two passes.
+    fn of(values: &[f64]) -> Self {
+        let sum = |of: &dyn Fn(f64) -> f64| -> f64 {
+            let of_run = |run: &[f64]| -> f64 {
+                let finite = run.iter().filter(|v| v.is_finite());
+                finite.map(|&v| of(v)).sum()
+            };
+            values.chunks(RUN).map(of_run).sum()
+        };
+        let count = values.iter().filter(|v| v.is_finite()).count() as u64;
+        if count == 0 {
+            return Self::default();
+        }
+        let mean = sum(&|v| v) / count as f64;
+        Self {
+            count,
+            mean,
+            squares: sum(&|v| (v - mean).powi(2)),
+        }
+    }
+
+    /// Of both together.
+    fn with(self, other: Self) -> Self {
+        if self.count == 0 || other.count == 0 {
+            return if self.count == 0 { other } else { self };
+        }
+        let count = self.count + other.count;
+        let (share, apart) = (other.count as f64 / count as f64, other.mean - self.mean);
+        Self {
+            count,
+            mean: self.mean + apart * share,
+            squares: self.squares + other.squares + apart * apart * self.count as f64 * share,
+        }
+    }
+
+    fn deviation(&self) -> f64 {
+        (self.squares / self.count.max(1) as f64).sqrt()
+    }
+}
+
+/// The moments of every channel of a volume; the same for any number of threads.
+fn moments(
+    volume: &Arc<dyn Volume>,
+    threads: usize,
+    progress: Progress<'_>,
+) -> Result<Vec<Moments>> {
+    let layout = volume.layout();
+    let channels = usize::try_from(layout.channels).unwrap_or(usize::MAX);
+    let mut all = vec![Moments::default(); channels];
+    let threads = if volume.is_sequential() {
+        1
+    } else {
+        threads.max(1)
+    };
+    let (total, mut done) = (parts(layout).count() as u64, 0);
+    let work = {
+        let volume = Arc::clone(volume);
+        move |part: Part| part.moments(&*volume)
+    };
+    report(progress, done, total)?;
+    for found in Queue::new(parts(layout), threads, 2 * threads, work) {
+        for (channel, moments) in found? {
+            let sum = &mut all[length(channel)];
+            *sum = sum.with(moments);
+        }
+        done += 1;
+        report(progress, done, total)?;
+    }
+    Ok(all)
+}
+
+/// What is read at once.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    Chunk(ChunkShape),
+    Piece(u64, Region),
+}
+
+/// All voxels of a volume, as they are stored one after the other.
+fn parts(layout: &Layout) -> impl Iterator<Item = Part> + Send + use<> {
+    let (channels, whole) = (0..layout.channels, Region::whole(layout.shape));
+    let chunks = layout.read_chunk.map(|chunk| {
+        let boxes = chunk_range(&whole, [chunk[1], chunk[2], chunk[3]]);
+        let groups = 0..layout.channels.div_ceil(chunk[0]);
+        groups.flat_map(move |c| indices(boxes.clone()).map(move |[z, y, x]| [c, z, y, x]))
+    });
+    let flat = layout.read_chunk.is_none();
+    let pieces = flat
+        .then(|| channels.flat_map(move |c| pieces(whole).map(move |piece| Part::Piece(c, piece))));
+    let chunks = chunks.into_iter().flatten().map(Part::Chunk);
+    chunks.chain(pieces.into_iter().flatten())
+}
+
+/// A region cut into boxes of at most [`PIECE`] voxels, rows whole if they are not longer.
+fn pieces(region: Region) -> impl Iterator<Item = Region> + Send + use<> {
+    let x = region.shape[2].clamp(1, PIECE);
+    let y = region.shape[1].clamp(1, PIECE / x);
+    let piece: Shape = [region.shape[0].clamp(1, PIECE / x / y), y, x];
+    indices(chunk_range(&Region::whole(region.shape), piece)).map(move |index| {
+        let mut part = chunk_region(index, piece);
+        for a in 0..3 {
+            let left = region.shape[a] - part.start[a].unsigned_abs();
+            part.shape[a] = part.shape[a].min(left);
+            part.start[a] += region.start[a];
+        }
+        part
+    })
+}
+
+impl Part {
+    /// The moments of every channel of the part.
+    fn moments(self, volume: &dyn Volume) -> Result<Vec<(u64, Moments)>> {
+        let layout = volume.layout();
+        let mut values = Values::new(layout);
+        match self {
+            Self::Piece(channel, region) => {
+                let stored = values.room(region);
+                volume.read_channels(channel..channel + 1, region, stored)?;
+                Ok(vec![(channel, values.moments())])
+            }
+            Self::Chunk(index) => {
+                let chunk = volume.read_chunk(index)?;
+                let Some(region) = chunk.region.intersection(&Region::whole(layout.shape)) else {
+                    return Ok(Vec::new());
+                };
+                let channels = chunk.channels.start..chunk.channels.end.min(layout.channels);
+                let of = |channel: u64| {
+                    let mut all = Moments::default();
+                    for piece in pieces(region) {
+                        let stored = values.room(piece);
+                        chunk.copy_to(&(channel..channel + 1), piece, stored, layout.dtype.size());
+                        all = all.with(values.moments());
+                    }
+                    (channel, all)
+                };
+                Ok(channels.map(of).collect())
+            }
+        }
+    }
+}
+
+/// Room for the voxels of a piece, stored and real.
+struct Values {
+    dtype: DType,
+    rescale: Option<Rescale>,
+    stored: Vec<u8>,
+    real: Vec<f64>,
+}
+
+impl Values {
+    fn new(layout: &Layout) -> Self {
+        Self {
+            dtype: layout.dtype,
+            rescale: layout.rescale,
+            stored: Vec::new(),
+            real: Vec::new(),
+        }
+    }
+
+    /// Room for the stored voxels of a region.
+    fn room(&mut self, region: Region) -> &mut [u8] {
+        let count = length(region.voxels());
+        self.stored.resize(count * self.dtype.size(), 0);
+        self.real.resize(count, 0.0);
+        &mut self.stored
+    }
+
+    fn moments(&mut self) -> Moments {
+        let real = bytemuck::cast_slice_mut(&mut self.real);
+        convert(self.dtype, &self.stored, DType::F64, real);
+        if let Some(Rescale { slope, intercept }) = self.rescale {
+            self.real
+                .iter_mut()
+                .for_each(|value| *value = *value * slope + intercept);
+        }
+        Moments::of(&self.real)
+    }
+}
+
+fn length(n: u64) -> usize {
+    usize::try_from(n).expect("what is in memory has such a length")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inference::builtin;
+    use crate::progress::silent;
+    use crate::volume::MemoryVolume;
+
+    /// Channels of 5 x 6 x 7 voxels, the second ten times the first and far from 0.
+    fn values() -> Vec<f64> {
+        let first = (0..210_u32).map(|n| f64::from(n.wrapping_mul(2_654_435_761) >> 20) - 900.0);
+        let first: Vec<f64> = first.collect();
+        let second = first.iter().map(|v| 1e6 + 10.0 * v);
+        first.iter().copied().chain(second).collect()
+    }
+
+    fn naive(values: &[f64]) -> (f64, f64) {
+        let count = f64::from(u32::try_from(values.len()).unwrap());
+        let mean = values.iter().sum::<f64>() / count;
+        let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
+        (mean, (squares / count).sqrt())
+    }
+
+    fn close(a: f64, b: f64) -> bool {
+        (a - b).abs() <= 1e-12 * b.abs().max(1.0)
+    }
+
+    #[test]
+    fn moments_equal_the_naive_ones_however_the_volume_is_stored() {
+        let all = values();
+        let volume = || MemoryVolume::from_vec([5, 6, 7], 2, all.clone()).unwrap();
+        let mut seen = Vec::new();
+        for chunk in [
+            None,
+            Some([1, 2, 4, 3]),
+            Some([2, 3, 6, 4]),
+            Some([3, 9, 9, 9]),
+        ] {
+            for threads in [1, 3] {
+                let volume: Arc<dyn Volume> = match chunk {
+                    Some(chunk) => Arc::new(volume().with_chunks(chunk)),
+                    None => Arc::new(volume()),
+                };
+                let moments = moments(&volume, threads, &silent).unwrap();
+                assert_eq!(moments.len(), 2);
+                for (moments, values) in moments.iter().zip(all.chunks(210)) {
+                    let (mean, deviation) = naive(values);
+                    assert_eq!(moments.count, 210);
+                    assert!(close(moments.mean, mean), "{moments:?} {mean}");
+                    assert!(close(moments.deviation(), deviation), "{moments:?}");
+                }
+                seen.push((chunk, moments));
+            }
+        }
+        for pair in seen.chunks(2) {
+            assert_eq!(pair[0], pair[1], "to the last bit for any threads");
+        }
+    }
+
+    #[test]
+    fn pieces_cover_a_region_once_and_are_small() {
+        for shape in [[3, 5, 7], [2, 700, 600], [1, 2, 600_001], [130, 64, 64]] {
+            let region = Region::new([4, 0, 9], shape);
+            let pieces: Vec<Region> = pieces(region).collect();
+            assert!(
+                pieces
+                    .iter()
+                    .all(|p| p.voxels() <= PIECE && region.contains(p))
+            );
+            assert_eq!(
+                pieces.iter().map(Region::voxels).sum::<u64>(),
+                region.voxels()
+            );
+            for (i, a) in pieces.iter().enumerate() {
+                assert!(pieces[..i].iter().all(|b| a.intersection(b).is_none()));
+            }
+        }
+    }
+
+    #[test]
+    fn values_that_are_no_numbers_do_not_count() {
+        let values = vec![1.0_f32, f32::NAN, 3.0, f32::INFINITY];
+        let volume = MemoryVolume::from_vec([1, 2, 2], 1, values).unwrap();
+        let volume: Arc<dyn Volume> = Arc::new(volume);
+        let moments = moments(&volume, 1, &silent).unwrap()[0];
+        assert_eq!(
+            (moments.count, moments.mean, moments.deviation()),
+            (2, 2.0, 1.0)
+        );
+        assert_eq!(Moments::of(&[f64::NAN; 3]).with(moments), moments);
+    }
+
+    /// A model that gives back what it was given.
+    #[derive(Debug)]
+    struct Echo;
+
+    impl Model for Echo {
+        fn outputs(&self, input: &Layout, _patch: Shape) -> Result<Vec<Prediction>> {
+            Ok(vec![Prediction::new(input.channels, DType::F32)])
+        }
+        fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
+            Ok(vec![batch])
+        }
+    }
+
+    fn given(normalize: Normalize, volume: MemoryVolume) -> Vec<f32> {
+        let volume: Arc<dyn Volume> = Arc::new(volume);
+        let patch = volume
+            .read_real(Region::whole(volume.layout().shape))
+            .unwrap();
+        let model = normalize.wrap(Arc::new(Echo), &volume, 2, &silent).unwrap();
+        let given = model.predict(vec![patch]).unwrap().remove(0).remove(0);
+        given.as_slice::<f32>().unwrap().to_vec()
+    }
+
+    #[test]
+    fn a_model_is_given_normalised_values_of_each_channel() {
+        let all = values();
+        let volume = || MemoryVolume::from_vec([5, 6, 7], 2, all.clone()).unwrap();
+        let scored = given(Normalize::ZScore, volume());
+        for (scored, values) in scored.chunks(210).zip(all.chunks(210)) {
+            let (mean, deviation) = naive(values);
+            for (scored, value) in scored.iter().zip(values) {
+                let expected = (value - mean) / deviation;
+                assert!((f64::from(*scored) - expected).abs() < 1e-5);
+            }
+        }
+        let cut = Normalize::Ct {
+            low: -500.0,
+            high: 1500.0,
+        };
+        for (cut, value) in given(cut, volume()).iter().zip(&all) {
+            let expected = (value.clamp(-500.0, 1500.0) + 500.0) / 2000.0;
+            assert!((f64::from(*cut) - expected).abs() < 1e-6);
+        }
+        let plain: Vec<f64> = given(Normalize::None, volume())
+            .into_iter()
+            .map(f64::from)
+            .collect();
+        assert_eq!(plain, all);
+        let flat = MemoryVolume::from_vec([1, 1, 3], 1, vec![7_u8; 3]).unwrap();
+        assert_eq!(given(Normalize::ZScore, flat), [0.0; 3]);
+    }
+
+    #[test]
+    fn names_are_read_and_written_and_wrong_ones_refused() {
+        for text in ["none", "zscore", "ct:-1000,400", "ct:-0.5,1.5"] {
+            let normalize: Normalize = text.parse().unwrap();
+            assert_eq!(normalize.to_string(), text);
+        }
+        for text in [
+            "", "z", "ct", "ct:", "ct:1", "ct:2,1", "ct:1,1", "ct:nan,1", "ct:0,inf", "none:1",
+        ] {
+            let error = text.parse::<Normalize>().unwrap_err();
+            assert!(matches!(error, Error::Setting { .. }), "{text}");
+        }
+    }
+
+    #[test]
+    fn stored_values_cannot_be_normalised() {
+        let volume: Arc<dyn Volume> =
+            Arc::new(MemoryVolume::from_vec([1; 3], 1, vec![7_u8]).unwrap());
+        let identity = || builtin("identity").unwrap();
+        let error = Normalize::ZScore.wrap(identity(), &volume, 1, &silent);
+        assert!(
+            error
+                .unwrap_err()
+                .to_string()
+                .contains("as they are stored")
+        );
+        assert!(
+            Normalize::None
+                .wrap(identity(), &volume, 1, &silent)
+                .is_ok()
+        );
+    }
+}

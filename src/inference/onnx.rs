@@ -1,0 +1,346 @@
+//! Networks from ONNX files, run on the CPU by tract, which is compiled in.
+//!
+//! Threads share a network and run it side by side, each on one core. No type of tract's is seen
+//! outside this file.
+
+use std::fs;
+use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use tract_onnx::model::{OnnxOpRegister, ParsingContext};
+use tract_onnx::pb::attribute_proto::AttributeType;
+use tract_onnx::pb::tensor_shape_proto::dimension::Value as Length;
+use tract_onnx::pb::type_proto::Value as Declared;
+use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto};
+use tract_onnx::prelude::*;
+use tract_onnx::tract_hir::infer::{Factoid, InferenceOp};
+
+use super::model::{Model, Prediction};
+use super::network::{InputAxes, Kind, Network, Runtime, no_network};
+use crate::dtype::DType;
+use crate::error::{Cause, Error, Result};
+use crate::patch::{Patch, Voxels};
+use crate::region::Shape;
+use crate::volume::Layout;
+
+/// What tract's own Resize is registered as; no operator has such a name.
+const RESIZE: &str = "tract's Resize";
+
+/// A network from an ONNX file.
+///
+/// It has one input of five axes, batch, channel, z, y, x, that takes f32, f16 or f64. Lengths may
+/// be fixed in the file or left open. A batch is run as the file fixes it, else patch by patch.
+///
+/// ```
+/// use voxpatch::inference::{Model, Onnx};
+/// use voxpatch::{DType, Layout};
+///
+/// # fn main() -> voxpatch::Result<()> {
+/// # std::env::set_current_dir(env!("CARGO_MANIFEST_DIR")).unwrap();
+/// let model = Onnx::open("tests/data/onnx/unet.onnx")?;
+/// let scan = Layout::new([100, 128, 128], 1, DType::I16);
+/// assert_eq!(model.outputs(&scan, [32; 3])?[0].channels, 3);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Onnx(Network<Tract>);
+
+/// tract, with a network whose lengths may be open.
+struct Tract {
+    model: InferenceModel,
+    input: DatumType,
+}
+
+impl Onnx {
+    /// Reads the file.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if there is no such file, [`Error::ModelFile`] if it is not ONNX or has no
+    /// input that a volume fits, and [`Error::ModelOperator`] if it has a node that cannot be run.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let bytes = fs::read(path).map_err(Error::io("read", path))?;
+        let crc = crc32c::crc32c(&bytes);
+        let runtime = runtime();
+        let proto = runtime
+            .proto_model_for_read(&mut Cursor::new(bytes))
+            .map_err(|_| no_network(path, "it is not an ONNX file"))?;
+        let graph = proto
+            .graph
+            .as_ref()
+            .ok_or_else(|| no_network(path, "it is not an ONNX file, or has no graph"))?;
+        let axes = input_axes(path, graph)?;
+        check_operators(path, graph, &runtime.op_register)?;
+        let folder = path.parent().and_then(Path::to_str);
+        let parsed = caught(|| runtime.parse(&proto, folder));
+        let parsed = parsed.map_err(|error| unusable(path, &proto, graph, &runtime, error))?;
+        if !parsed.unresolved_inputs.is_empty() {
+            let missing = parsed.unresolved_inputs.join(", ");
+            return Err(no_network(path, format!("no node gives {missing}")));
+        }
+        let model = parsed.model;
+        let input = model.input_fact(0).ok();
+        let input = input.and_then(|fact| fact.datum_type.concretize());
+        let floats = [DatumType::F32, DatumType::F16, DatumType::F64];
+        let Some(input) = input.filter(|kind| floats.contains(kind)) else {
+            let problem = format!("its input takes {input:?}, not f32, f16 or f64");
+            return Err(no_network(path, problem));
+        };
+        Ok(Self(Network {
+            path: path.to_path_buf(),
+            crc,
+            runtime: Tract { model, input },
+            axes,
+            names: graph.output.iter().map(|out| out.name.clone()).collect(),
+            ready: Mutex::default(),
+        }))
+    }
+}
+
+impl Model for Onnx {
+    fn id(&self) -> String {
+        self.0.id()
+    }
+
+    fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<Prediction>> {
+        self.0.outputs(input, patch)
+    }
+
+    fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
+        self.0.predict(batch)
+    }
+}
+
+impl Tract {
+    /// The network with all shapes known.
+    fn typed(&self, input: [usize; 5]) -> TractResult<TypedModel> {
+        let fact = InferenceFact::dt_shape(self.input, input);
+        self.model.clone().with_input_fact(0, fact)?.into_typed()
+    }
+}
+
+impl Runtime for Tract {
+    type Ready = Arc<TypedRunnableModel>;
+
+    fn prepare(&self, input: [usize; 5]) -> Result<(Self::Ready, Vec<Kind>), Cause> {
+        let prepared = caught(|| {
+            let typed = self.typed(input)?;
+            let kinds = kinds(&typed)?;
+            Ok((typed.into_optimized()?.into_runnable()?, kinds))
+        });
+        Ok(prepared?)
+    }
+
+    fn outputs(&self, input: [usize; 5]) -> Result<Vec<Kind>, Cause> {
+        Ok(caught(|| kinds(&self.typed(input)?))?)
+    }
+
+    fn run(
+        &self,
+        ready: &Self::Ready,
+        input: [usize; 5],
+        values: Vec<f32>,
+    ) -> Result<Vec<Voxels>, Cause> {
+        let outputs = caught(|| {
+            let tensor = Tensor::from_shape(&input, &values)?;
+            drop(values);
+            let tensor = tensor.cast_to_dt(self.input)?.into_owned();
+            let outputs = ready.run(tvec![tensor.into()])?;
+            outputs.iter().map(|value| voxels(value)).collect()
+        });
+        Ok(outputs?)
+    }
+}
+
+/// Does what may panic if a file is damaged.
+fn caught<T>(work: impl FnOnce() -> TractResult<T>) -> TractResult<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let message = panic.downcast_ref::<String>().map(String::as_str);
+        let message = message.or_else(|| panic.downcast_ref::<&str>().copied());
+        let message = message.unwrap_or("it did not say why");
+        Err(TractError::msg(format!("tract panicked: {message}")))
+    })
+}
+
+/// tract, and enlarging as all operator sets have it.
+fn runtime() -> tract_onnx::Onnx {
+    let mut runtime = tract_onnx::onnx().with_ignore_value_info(true);
+    let known = runtime.op_register.0["Resize"];
+    runtime.op_register.insert(RESIZE, known);
+    runtime.op_register.insert("Resize", resize);
+    runtime.op_register.insert("Upsample", resize);
+    runtime
+}
+
+/// Resize as of operator set 13, whatever the file's. Until set 10 there was no region of
+/// interest before the scales, and the nearest voxel was the one below; set 9 called it Upsample.
+fn resize(
+    context: &ParsingContext,
+    node: &NodeProto,
+) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
+    let (mut context, mut node) = (context.clone(), node.clone());
+    if context.onnx_operator_set_version <= 10 {
+        node.input.insert(1.min(node.input.len()), String::new());
+        let said = [
+            ("coordinate_transformation_mode", "asymmetric"),
+            ("nearest_mode", "floor"),
+        ];
+        node.attribute
+            .extend(said.map(|(name, value)| AttributeProto {
+                name: name.to_owned(),
+                r#type: AttributeType::String.into(),
+                s: value.as_bytes().to_vec(),
+                ..AttributeProto::default()
+            }));
+    }
+    context.onnx_operator_set_version = context.onnx_operator_set_version.max(13);
+    context.framework.op_register.0[RESIZE](&context, &node)
+}
+
+/// The lengths of the one input that no weights are given for.
+fn input_axes(path: &Path, graph: &GraphProto) -> Result<InputAxes> {
+    let given = |input: &&ValueInfoProto| !graph.initializer.iter().any(|w| w.name == input.name);
+    let inputs: Vec<&ValueInfoProto> = graph.input.iter().filter(given).collect();
+    let axes: Vec<Option<Vec<Option<u64>>>> = inputs.iter().map(|input| declared(input)).collect();
+    if let [Some(axes)] = &axes[..]
+        && let Ok(axes) = <[Option<u64>; 5]>::try_from(&axes[..])
+    {
+        if graph.output.is_empty() {
+            return Err(no_network(path, "it has no output"));
+        }
+        return Ok(InputAxes(axes));
+    }
+    let told: Vec<String> = inputs
+        .iter()
+        .zip(&axes)
+        .map(|(input, axes)| match axes {
+            Some(axes) => format!("{:?} of {} axes", input.name, axes.len()),
+            None => format!("{:?} of unknown axes", input.name),
+        })
+        .collect();
+    let problem = format!(
+        "it must have one input of 5 axes, n, c, z, y, x, but has {}",
+        if told.is_empty() {
+            "none".to_owned()
+        } else {
+            told.join(" and ")
+        }
+    );
+    Err(no_network(path, problem))
+}
+
+/// The lengths of an input's axes, as far as they are fixed.
+fn declared(input: &ValueInfoProto) -> Option<Vec<Option<u64>>> {
+    let Declared::TensorType(tensor) = input.r#type.as_ref()?.value.as_ref()?;
+    let length = |value: &Option<Length>| match value {
+        Some(Length::DimValue(n)) => u64::try_from(*n).ok().filter(|&n| n > 0),
+        _ => None,
+    };
+    let axes = tensor.shape.as_ref()?.dim.iter();
+    Some(axes.map(|axis| length(&axis.value)).collect())
+}
+
+/// Checks that every node has an operator that tract knows.
+fn check_operators(path: &Path, graph: &GraphProto, known: &OnnxOpRegister) -> Result<()> {
+    match graph
+        .node
+        .iter()
+        .find(|n| !known.0.contains_key(&n.op_type))
+    {
+        Some(node) => Err(operator(path, node, None)),
+        None => Ok(()),
+    }
+}
+
+fn operator(path: &Path, node: &NodeProto, source: Option<TractError>) -> Error {
+    let first = || node.output.first().cloned().unwrap_or_default();
+    let name = Some(node.name.clone()).filter(|name| !name.is_empty());
+    let domain = &node.domain;
+    Error::ModelOperator {
+        path: path.to_path_buf(),
+        node: name.unwrap_or_else(first),
+        operator: if domain.is_empty() || domain == "ai.onnx" {
+            node.op_type.clone()
+        } else {
+            format!("{domain}.{}", node.op_type)
+        },
+        source: source.map(Into::into),
+    }
+}
+
+/// Why a graph could not be taken in: the first node that cannot be built alone, if there is one.
+fn unusable(
+    path: &Path,
+    proto: &ModelProto,
+    graph: &GraphProto,
+    runtime: &tract_onnx::Onnx,
+    error: TractError,
+) -> Error {
+    let alone = |node: &&NodeProto| {
+        let mut proto = proto.clone();
+        proto.graph = Some(GraphProto {
+            node: vec![(*node).clone()],
+            ..GraphProto::default()
+        });
+        caught(|| runtime.parse(&proto, None)).is_err()
+    };
+    match graph.node.iter().find(alone) {
+        Some(node) => operator(path, node, Some(error)),
+        None => no_network(path, format!("{error:#}")),
+    }
+}
+
+/// Types and lengths of all outputs.
+fn kinds(model: &TypedModel) -> TractResult<Vec<Kind>> {
+    let outlets = model.output_outlets()?.iter();
+    let shape = |outlet: &OutletId| {
+        let fact = model.outlet_fact(*outlet)?;
+        let axes = fact.shape.iter().map(TDim::to_i64);
+        let axes = axes.map(|n| Ok(u64::try_from(n?)?));
+        let axes = axes.collect::<TractResult<_>>()?;
+        TractResult::Ok((voxel_type(fact.datum_type)?, axes))
+    };
+    outlets.map(shape).collect()
+}
+
+/// Values of an output as voxels.
+fn voxels(value: &Tensor) -> TractResult<Voxels> {
+    let values = value.try_as_plain_ram()?;
+    macro_rules! copied {
+        ($($kind:ident),*) => {
+            match value.datum_type() {
+                DatumType::Bool => {
+                    let truths = values.as_slice::<bool>()?.iter();
+                    Ok(Voxels::Bool(truths.map(|&truth| u8::from(truth)).collect()))
+                }
+                $(DatumType::$kind => Ok(Voxels::$kind(values.as_slice()?.to_vec())),)*
+                other => Err(no_voxels(other)),
+            }
+        };
+    }
+    copied!(U8, I8, U16, I16, U32, I32, U64, I64, F16, F32, F64)
+}
+
+/// The type that [`voxels`] will have.
+fn voxel_type(kind: DatumType) -> TractResult<DType> {
+    macro_rules! named {
+        ($($kind:ident),*) => {
+            match kind {
+                $(DatumType::$kind => Ok(DType::$kind),)*
+                other => Err(no_voxels(other)),
+            }
+        };
+    }
+    named!(Bool, U8, I8, U16, I16, U32, I32, U64, I64, F16, F32, F64)
+}
+
+fn no_voxels(kind: DatumType) -> TractError {
+    TractError::msg(format!("an output of {kind:?} holds no voxels"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,329 @@
+//! Networks of tests/data/onnx, compared with what ONNX Runtime computed (`scripts/make_onnx.py`).
+
+use std::path::PathBuf;
+use std::thread;
+
+use super::super::network::READY;
+use super::*;
+use crate::inference::builtin;
+use crate::region::Region;
+use crate::volume::open;
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/onnx")
+}
+
+fn file(name: &str) -> PathBuf {
+    folder().join(format!("{name}.onnx"))
+}
+
+/// A stored array, c, z, y, x.
+fn array(name: &str) -> Patch {
+    let volume = open(folder().join(format!("{name}.npy"))).unwrap();
+    volume.read(Region::whole(volume.layout().shape)).unwrap()
+}
+
+/// The network and its stored input, as a model gets it.
+fn network(name: &str) -> (Onnx, Patch) {
+    let input = array(&format!("{name}.in")).converted(DType::F32);
+    (Onnx::open(file(name)).unwrap(), input)
+}
+
+fn layout(of: &Patch) -> Layout {
+    Layout::new(of.shape(), of.channels(), DType::F32)
+}
+
+fn assert_close(name: &str, found: &Patch, expected: &Patch) {
+    assert_eq!(
+        (found.channels(), found.shape()),
+        (expected.channels(), expected.shape()),
+        "{name}"
+    );
+    let (found, expected) = (
+        found.clone().converted(DType::F64),
+        expected.clone().converted(DType::F64),
+    );
+    let pairs = found
+        .as_slice::<f64>()
+        .unwrap()
+        .iter()
+        .zip(expected.as_slice::<f64>().unwrap());
+    for (found, expected) in pairs {
+        let error = (found - expected).abs();
+        assert!(
+            error <= 1e-4 * expected.abs().max(1.0),
+            "{name}: {found} {expected}"
+        );
+    }
+}
+
+/// Every network, with the halo and the scale of its outputs.
+const NETWORKS: [(&str, &[(u64, u64)]); 32] = [
+    ("argmax", &[(0, 1)]),
+    ("average_pool", &[(0, 2)]),
+    ("batch_norm", &[(0, 1)]),
+    ("concat", &[(0, 1)]),
+    ("conv", &[(0, 1)]),
+    ("conv_dilated_grouped", &[(0, 1)]),
+    ("conv_stride", &[(0, 2)]),
+    ("conv_transpose", &[(0, 1)]),
+    ("conv_transpose_padded", &[(0, 1)]),
+    ("conv_valid", &[(2, 1)]),
+    ("fixed", &[(0, 1)]),
+    ("fixed_batch_of_3", &[(0, 1)]),
+    ("group_norm", &[(0, 1)]),
+    ("group_norm_21", &[(0, 1)]),
+    ("half", &[(0, 1)]),
+    ("instance_norm", &[(0, 1)]),
+    ("leaky_relu", &[(0, 1)]),
+    ("max_pool", &[(0, 2)]),
+    ("pad_edge", &[(0, 1)]),
+    ("prelu", &[(0, 1)]),
+    ("resize_10", &[(0, 1)]),
+    ("resize_11", &[(0, 1)]),
+    ("resize_like", &[(0, 1)]),
+    ("resize_linear", &[(0, 1)]),
+    ("resize_linear_corners", &[(0, 1)]),
+    ("resize_nearest", &[(0, 1)]),
+    ("sigmoid", &[(0, 1)]),
+    ("softmax", &[(0, 1)]),
+    ("tissue", &[(0, 1)]),
+    ("unet", &[(0, 1), (0, 2)]),
+    ("upsample_9", &[(0, 1)]),
+    ("wrong_output", &[]),
+];
+
+#[test]
+fn every_network_of_the_folder_is_in_the_table() {
+    let mut names: Vec<String> = fs::read_dir(folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "onnx"))
+        .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
+        .filter(|name| name != "wrong_rank" && name != "wrong_operator")
+        .collect();
+    names.sort();
+    assert_eq!(names, NETWORKS.map(|(name, _)| name.to_owned()));
+}
+
+#[test]
+fn every_network_computes_what_onnx_runtime_does() {
+    for (name, places) in NETWORKS
+        .into_iter()
+        .filter(|(_, places)| !places.is_empty())
+    {
+        let (model, input) = network(name);
+        let outputs = model.0.outputs(&layout(&input), input.shape()).unwrap();
+        let found: Vec<_> = outputs.iter().map(|out| (out.halo[0], out.scale)).collect();
+        assert_eq!(found, places, "{name}");
+        let all = model.0.predict_all(std::slice::from_ref(&input)).unwrap();
+        assert_eq!(all.len(), outputs.len(), "{name}");
+        for (k, (predicted, output)) in all.iter().zip(&outputs).enumerate() {
+            assert_eq!(predicted[0].dtype(), output.dtype, "{name}");
+            assert_close(name, &predicted[0], &array(&format!("{name}.out{k}")));
+        }
+    }
+}
+
+/// `count` patches at different places with different values.
+fn patches(of: &Patch, count: u8) -> Vec<Patch> {
+    let values: &[f32] = of.as_slice().unwrap();
+    let patch = |n: u8| {
+        let values: Vec<f32> = values.iter().map(|v| v * (1.0 + f32::from(n))).collect();
+        let region = Region::new([i64::from(n), 0, 3], of.shape());
+        Patch::new(region, of.channels(), values).unwrap()
+    };
+    (0..count).map(patch).collect()
+}
+
+#[test]
+fn a_batch_gives_what_its_patches_give_alone_and_each_its_place() {
+    for name in ["conv", "fixed", "fixed_batch_of_3", "unet", "instance_norm"] {
+        let (model, input) = network(name);
+        let batch = patches(&input, 4);
+        let together = model.predict(batch.clone()).unwrap().remove(0);
+        assert_eq!(together.len(), 4, "{name}");
+        for (together, patch) in together.iter().zip(batch) {
+            assert_eq!(together.region(), patch.region(), "{name}");
+            let alone = model.predict(vec![patch]).unwrap().remove(0).remove(0);
+            assert_close(name, together, &alone);
+        }
+    }
+}
+
+#[test]
+fn threads_share_a_network_and_get_the_same_values() {
+    let (model, input) = network("unet");
+    let batch = patches(&input, 3);
+    let alone = model.predict(batch.clone()).unwrap();
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| assert_eq!(model.predict(batch.clone()).unwrap(), alone));
+        }
+    });
+    assert_eq!(model.0.ready.lock().unwrap().len(), 1, "made ready once");
+}
+
+#[test]
+fn open_lengths_take_any_patch_and_few_are_kept_ready() {
+    let (model, input) = network("conv");
+    for length in 3..12 {
+        let region = Region::whole([length, 4, 5]);
+        let patch = Patch::zeros(region, input.channels(), DType::F32).unwrap();
+        let out = model.predict(vec![patch]).unwrap().remove(0).remove(0);
+        assert_eq!((out.region(), out.channels()), (region, 3));
+    }
+    assert_eq!(model.0.ready.lock().unwrap().len(), READY);
+}
+
+#[test]
+fn tissues_follow_from_the_mean_of_neighbours() {
+    let (model, input) = network("tissue");
+    let hu = input.to_array::<f32>().unwrap();
+    let scores = model.predict(vec![input]).unwrap().remove(0).remove(0);
+    let scores = scores.to_array::<f32>().unwrap();
+    let (_, nz, ny, nx) = hu.dim();
+    let mut seen = [0; 4];
+    for ((z, y, x), _) in hu.index_axis(ndarray::Axis(0), 0).indexed_iter() {
+        let near = |n: usize, length: usize| [n.saturating_sub(1), n, (n + 1).min(length - 1)];
+        let mut mean = 0.0;
+        for z in near(z, nz) {
+            for y in near(y, ny) {
+                mean += near(x, nx).map(|x| hu[[0, z, y, x]]).iter().sum::<f32>() / 27.0;
+            }
+        }
+        let distances = [-1000.0, -700.0, 40.0, 700.0].map(|tissue: f32| (mean - tissue).abs());
+        let nearest = (0..4).min_by(|&a, &b| distances[a].total_cmp(&distances[b]));
+        let highest = (0..4).max_by(|&a, &b| scores[[a, z, y, x]].total_cmp(&scores[[b, z, y, x]]));
+        assert_eq!(nearest, highest);
+        seen[nearest.unwrap()] += 1;
+    }
+    assert!(seen.iter().filter(|&&n| n > 0).count() > 1, "{seen:?}");
+}
+
+#[test]
+fn files_that_are_no_network_for_volumes_say_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("none.onnx");
+    let error = Onnx::open(&missing).unwrap_err();
+    assert!(
+        matches!(&error, Error::Io { path, .. } if *path == missing),
+        "{error}"
+    );
+    for content in ["", "name,age\nAnna,41\n", "\u{8}\u{7}", "{\"a\": 1}"] {
+        let path = dir.path().join("text.onnx");
+        fs::write(&path, content).unwrap();
+        let error = Onnx::open(&path).unwrap_err().to_string();
+        assert!(error.contains("text.onnx"), "{error}");
+        assert!(error.contains("not an ONNX file"), "{content:?}: {error}");
+    }
+    let error = Onnx::open(file("wrong_rank")).unwrap_err().to_string();
+    assert!(error.contains("but has \"volume\" of 4 axes"), "{error}");
+    let error = Onnx::open(file("wrong_operator")).unwrap_err();
+    let Error::ModelOperator {
+        path,
+        node,
+        operator,
+        ..
+    } = &error
+    else {
+        panic!("{error}");
+    };
+    assert_eq!(*path, file("wrong_operator"));
+    assert_eq!((&**node, &**operator), ("node_7", "example.org.Frobnicate"));
+}
+
+#[test]
+fn volumes_and_patches_that_do_not_fit_are_refused() {
+    let volume = |channels| Layout::new([32; 3], channels, DType::I16);
+    let model = Onnx::open(file("conv")).unwrap();
+    assert_eq!(model.outputs(&volume(2), [8; 3]).unwrap()[0].channels, 3);
+    let error = model.outputs(&volume(1), [8; 3]).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::ModelChannels {
+                expected: 2,
+                actual: 1,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    let model = Onnx::open(file("fixed")).unwrap();
+    let error = model.outputs(&volume(2), [8; 3]).unwrap_err().to_string();
+    assert!(error.contains("6 x 5 x 4 voxels, not [8, 8, 8]"), "{error}");
+    let model = Onnx::open(file("wrong_output")).unwrap();
+    let error = model.outputs(&volume(1), [8; 3]).unwrap_err().to_string();
+    assert!(
+        error.contains("has [1, 1, 1] voxels for patches of [8, 8, 8]"),
+        "{error}"
+    );
+    for (name, halo, scale) in [("max_pool", [0; 3], 2), ("conv_valid", [2; 3], 1)] {
+        let model = Onnx::open(file(name)).unwrap();
+        let outputs = model.outputs(&volume(2), [8; 3]).unwrap();
+        assert_eq!((outputs[0].halo, outputs[0].scale), (halo, scale), "{name}");
+    }
+    // Odd patches do not survive being halved, added and doubled.
+    let model = Onnx::open(file("unet")).unwrap();
+    let error = model.outputs(&volume(1), [7; 3]).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::ModelRun {
+                action: "prepared",
+                patch: [7, 7, 7],
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn damaged_files_are_errors_and_never_panics() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("damaged.onnx");
+    let whole = fs::read(file("unet")).unwrap();
+    let volume = Layout::new([32; 3], 1, DType::F32);
+    let mut refused = 0;
+    for n in 0..200_usize {
+        let mut bytes = whole.clone();
+        let at = n.wrapping_mul(2_654_435_761) % bytes.len();
+        if n % 4 == 0 {
+            bytes.truncate(at);
+        } else {
+            bytes[at] ^= 1 << (n % 8);
+        }
+        fs::write(&path, &bytes).unwrap();
+        let opened = Onnx::open(&path);
+        refused += usize::from(
+            opened
+                .and_then(|model| model.outputs(&volume, [8; 3]))
+                .is_err(),
+        );
+    }
+    assert!(refused >= 50, "every file that was cut short: {refused}");
+}
+
+#[test]
+fn models_of_files_and_built_in_ones_can_be_averaged() {
+    let names = ["unet", "threshold:0.3,0.6"];
+    let models: [Arc<dyn Model>; 2] = [
+        Arc::new(Onnx::open(file(names[0])).unwrap()),
+        builtin(names[1]).unwrap(),
+    ];
+    let (_, input) = network("unet");
+    let each = models
+        .each_ref()
+        .map(|m| m.predict(vec![input.clone()]).unwrap().remove(0).remove(0));
+    let both = names.map(str::to_owned).into_iter().zip(models).collect();
+    let mean = crate::inference::Ensemble::new(both).unwrap();
+    let mean = mean.predict(vec![input]).unwrap().remove(0).remove(0);
+    let [a, b] = each
+        .each_ref()
+        .map(|patch| patch.as_slice::<f32>().unwrap());
+    for (n, mean) in mean.as_slice::<f32>().unwrap().iter().enumerate() {
+        assert_eq!(*mean, f32::midpoint(a[n], b[n]));
+    }
+}

@@ -1,0 +1,335 @@
+//! Networks from ONNX files, run on the CPU by ONNX Runtime, which is loaded when it is needed.
+//!
+//! `ORT_DYLIB_PATH` names its library, version 1.17 or later. Each thread that predicts has the
+//! network once, since no two may run one at once. No type of ONNX Runtime's is seen outside
+//! this file.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use half::f16;
+use ort::session::Session;
+use ort::value::{DynTensor, DynValue, Tensor, TensorElementType};
+
+use super::model::{Model, Prediction};
+use super::network::{InputAxes, Kind, Network, Runtime, no_network};
+use crate::error::{Cause, Error, Result};
+use crate::patch::{Patch, Voxels};
+use crate::region::Shape;
+use crate::volume::Layout;
+
+/// What names ONNX Runtime's library.
+const LIBRARY: &str = "ORT_DYLIB_PATH";
+
+/// A network from an ONNX file, run by ONNX Runtime.
+///
+/// It has one input of five axes, batch, channel, z, y, x, that takes f32, f16 or f64. Lengths may
+/// be fixed in the file or left open. A batch is run as the file fixes it, else patch by patch.
+#[derive(Debug)]
+pub struct OnnxRuntime(Network<Sessions>);
+
+/// The network, once for each thread that has run it.
+struct Sessions {
+    path: PathBuf,
+    input: TensorElementType,
+    idle: Mutex<Vec<Session>>,
+}
+
+impl OnnxRuntime {
+    /// Loads ONNX Runtime from the library that `ORT_DYLIB_PATH` names, if that is not done, and
+    /// reads the file.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if `ORT_DYLIB_PATH` is not set, [`Error::Io`] if the library cannot be
+    /// loaded or there is no such file, and [`Error::ModelFile`] if the runtime cannot run it or it
+    /// has no input that a volume fits.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        load()?;
+        let crc = crc32c::crc32c(&fs::read(path).map_err(Error::io("read", path))?);
+        let refused = |error: ort::Error| {
+            no_network(path, format!("ONNX Runtime cannot take it, since {error}"))
+        };
+        let session = session(path).map_err(refused)?;
+        let (input, axes) = input(path, &session)?;
+        let names = session.outputs().iter().map(|out| out.name().to_owned());
+        Ok(Self(Network {
+            path: path.to_path_buf(),
+            crc,
+            axes,
+            names: names.collect(),
+            ready: Mutex::default(),
+            runtime: Sessions {
+                path: path.to_path_buf(),
+                input,
+                idle: Mutex::new(vec![session]),
+            },
+        }))
+    }
+}
+
+impl Model for OnnxRuntime {
+    fn id(&self) -> String {
+        self.0.id()
+    }
+
+    fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<Prediction>> {
+        self.0.outputs(input, patch)
+    }
+
+    fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
+        self.0.predict(batch)
+    }
+}
+
+impl Runtime for Sessions {
+    type Ready = ();
+
+    fn prepare(&self, input: [usize; 5]) -> Result<((), Vec<Kind>), Cause> {
+        Ok(((), self.outputs(input)?))
+    }
+
+    fn outputs(&self, input: [usize; 5]) -> Result<Vec<Kind>, Cause> {
+        let outputs = self.outcome(input, vec![0.0; input.iter().product()])?;
+        let kind = |(axes, voxels): (Vec<u64>, Voxels)| (voxels.dtype(), axes);
+        Ok(outputs.into_iter().map(kind).collect())
+    }
+
+    fn run(&self, (): &(), input: [usize; 5], values: Vec<f32>) -> Result<Vec<Voxels>, Cause> {
+        let outputs = self.outcome(input, values)?;
+        Ok(outputs.into_iter().map(|(_, voxels)| voxels).collect())
+    }
+}
+
+impl Sessions {
+    /// Lengths and values of all outputs.
+    fn outcome(
+        &self,
+        input: [usize; 5],
+        values: Vec<f32>,
+    ) -> Result<Vec<(Vec<u64>, Voxels)>, Cause> {
+        let tensor = tensor(self.input, input, values)?;
+        let lock = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = lock().pop();
+        let mut session = match idle {
+            Some(session) => session,
+            None => session(&self.path)?,
+        };
+        let outputs = session.run(ort::inputs![tensor])?;
+        let values = outputs.values().map(|value| voxels(&value));
+        let values = values.collect::<Result<_, Cause>>()?;
+        drop(outputs);
+        lock().push(session);
+        Ok(values)
+    }
+}
+
+/// Loads the library, once.
+fn load() -> Result<()> {
+    let Some(library) = env::var_os(LIBRARY).filter(|path| !path.is_empty()) else {
+        return Err(Error::Setting {
+            name: LIBRARY,
+            value: "without a value".to_owned(),
+            problem: "it must name the library of ONNX Runtime (libonnxruntime.so)".to_owned(),
+        });
+    };
+    let library = PathBuf::from(library);
+    let failed = |error| Error::io("load", &library)(io::Error::other(error));
+    ort::init_from(&library).map_err(failed)?.commit();
+    Ok(())
+}
+
+/// The network, on one core.
+fn session(path: &Path) -> ort::Result<Session> {
+    Session::builder()?
+        .with_intra_threads(1)?
+        .commit_from_file(path)
+}
+
+/// What the one input takes.
+fn input(path: &Path, session: &Session) -> Result<(TensorElementType, InputAxes)> {
+    let [input] = session.inputs() else {
+        let problem = format!("it must have one input, not {}", session.inputs().len());
+        return Err(no_network(path, problem));
+    };
+    let axes = input.dtype().tensor_shape();
+    let axes: Vec<Option<u64>> = axes.map_or_else(Vec::new, |axes| {
+        let length = |&n: &i64| u64::try_from(n).ok().filter(|&n| n > 0);
+        axes.iter().map(length).collect()
+    });
+    let Ok(axes) = <[Option<u64>; 5]>::try_from(&axes[..]) else {
+        let problem = format!(
+            "it must have one input of 5 axes, n, c, z, y, x, but has {:?} of {} axes",
+            input.name(),
+            axes.len()
+        );
+        return Err(no_network(path, problem));
+    };
+    match input.dtype().tensor_type() {
+        Some(
+            kind @ (TensorElementType::Float32
+            | TensorElementType::Float16
+            | TensorElementType::Float64),
+        ) => Ok((kind, InputAxes(axes))),
+        kind => {
+            let problem = format!("its input takes {kind:?}, not f32, f16 or f64");
+            Err(no_network(path, problem))
+        }
+    }
+}
+
+/// Values as the network takes them.
+fn tensor(kind: TensorElementType, axes: [usize; 5], values: Vec<f32>) -> ort::Result<DynTensor> {
+    Ok(match kind {
+        TensorElementType::Float16 => {
+            let values: Vec<f16> = values.into_iter().map(f16::from_f32).collect();
+            Tensor::from_array((axes, values))?.upcast()
+        }
+        TensorElementType::Float64 => {
+            let values: Vec<f64> = values.into_iter().map(f64::from).collect();
+            Tensor::from_array((axes, values))?.upcast()
+        }
+        _ => Tensor::from_array((axes, values))?.upcast(),
+    })
+}
+
+/// Lengths and values of an output.
+fn voxels(value: &DynValue) -> Result<(Vec<u64>, Voxels), Cause> {
+    let kind = value.dtype().tensor_type();
+    macro_rules! copied {
+        ($($kind:ident $native:ty),*) => {
+            match kind {
+                Some(TensorElementType::Bool) => {
+                    let (axes, truths) = value.try_extract_tensor::<bool>()?;
+                    (axes, Voxels::Bool(truths.iter().map(|&truth| u8::from(truth)).collect()))
+                }
+                $(Some(TensorElementType::$kind) => {
+                    let (axes, values) = value.try_extract_tensor::<$native>()?;
+                    (axes, Voxels::from(values.to_vec()))
+                })*
+                other => return Err(format!("an output of {other:?} holds no voxels").into()),
+            }
+        };
+    }
+    let (axes, voxels) = copied!(Uint8 u8, Int8 i8, Uint16 u16, Int16 i16, Uint32 u32, Int32 i32,
+        Uint64 u64, Int64 i64, Float16 f16, Float32 f32, Float64 f64);
+    let axes = axes.iter().map(|&n| u64::try_from(n));
+    Ok((axes.collect::<Result<_, _>>()?, voxels))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::dtype::DType;
+    use crate::region::Region;
+    use crate::volume::open;
+
+    fn file(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/data/onnx")
+            .join(name)
+    }
+
+    fn array(name: &str) -> Patch {
+        let volume = open(file(name)).unwrap();
+        let whole = Region::whole(volume.layout().shape);
+        volume.read(whole).unwrap().converted(DType::F32)
+    }
+
+    /// Whether the library is there; a line says so if it is not.
+    fn there(test: &str) -> bool {
+        let there = env::var_os(LIBRARY).is_some_and(|path| Path::new(&path).is_file());
+        if !there {
+            println!("{test} is skipped: {LIBRARY} does not name the library of ONNX Runtime");
+        }
+        there
+    }
+
+    #[test]
+    fn every_network_gives_what_is_stored_beside_it() {
+        if !there("every_network_gives_what_is_stored_beside_it") {
+            return;
+        }
+        for name in [
+            "unet",
+            "tissue",
+            "argmax",
+            "half",
+            "fixed",
+            "fixed_batch_of_3",
+            "conv_valid",
+            "max_pool",
+        ] {
+            let input = array(&format!("{name}.in.npy"));
+            let model = OnnxRuntime::open(file(&format!("{name}.onnx"))).unwrap();
+            let layout = Layout::new(input.shape(), input.channels(), DType::F32);
+            let outputs = model.0.planned(&layout, input.shape()).unwrap();
+            let place = match name {
+                "conv_valid" => ([2; 3], 1),
+                "max_pool" => ([0; 3], 2),
+                _ => ([0; 3], 1),
+            };
+            assert_eq!((outputs[0].halo, outputs[0].scale), place, "{name}");
+            let all = model.0.predict_all(&[input.clone(), input]).unwrap();
+            for (k, patches) in all.into_iter().enumerate() {
+                let expected = array(&format!("{name}.out{k}.npy"));
+                assert_eq!(patches.len(), 2, "{name}");
+                for found in patches {
+                    assert_eq!(found.shape(), expected.shape(), "{name}");
+                    let found = found.converted(DType::F32);
+                    let pairs = found.as_slice::<f32>().unwrap().iter();
+                    for (found, expected) in pairs.zip(expected.as_slice::<f32>().unwrap()) {
+                        let error = (found - expected).abs();
+                        assert!(error <= 1e-4 * expected.abs().max(1.0), "{name}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn threads_run_a_network_side_by_side() {
+        if !there("threads_run_a_network_side_by_side") {
+            return;
+        }
+        let input = array("unet.in.npy");
+        let model = OnnxRuntime::open(file("unet.onnx")).unwrap();
+        let alone = model.predict(vec![input.clone()]).unwrap();
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| assert_eq!(model.predict(vec![input.clone()]).unwrap(), alone));
+            }
+        });
+    }
+
+    #[test]
+    fn files_that_cannot_be_run_say_why() {
+        let unet = file("unet.onnx");
+        if !there("files_that_cannot_be_run_say_why") {
+            let error = OnnxRuntime::open(unet).unwrap_err().to_string();
+            assert!(
+                error.contains("ORT_DYLIB_PATH") || error.contains("cannot load"),
+                "{error}"
+            );
+            return;
+        }
+        let error = |name: &str| OnnxRuntime::open(file(name)).unwrap_err().to_string();
+        assert!(error("none.onnx").starts_with("cannot read"));
+        assert!(error("unet.in.npy").contains("is no model that can be run"));
+        assert!(
+            error("wrong_rank.onnx").contains("5 axes, n, c, z, y, x, but has \"volume\" of 4")
+        );
+        assert!(error("wrong_operator.onnx").contains("Frobnicate"));
+        let model = OnnxRuntime::open(unet).unwrap();
+        let error = model
+            .outputs(&Layout::new([9; 3], 1, DType::F32), [7; 3])
+            .unwrap_err();
+        assert!(matches!(error, Error::ModelRun { .. }), "{error}");
+    }
+}

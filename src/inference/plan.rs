@@ -1,0 +1,298 @@
+//! Plans: what a run will do, and what it takes, worked out before any file is touched.
+
+use super::columns::{self, Part};
+use super::mask::Selection;
+use super::model::{Input, Model, Prediction};
+use super::resume::Resume;
+use super::{Inference, Target};
+use crate::aggregator::{AggregatorOptions, Reduce, live_bytes};
+use crate::error::{Error, Result};
+use crate::grid::{Axis, Grid, GridOptions, Placement};
+use crate::pad::Padding;
+use crate::region::{Region, Shape};
+use crate::volume::{CreateOptions, Layout, planned, waiting_bytes};
+
+/// What a run will do, and what it takes.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where the patches lie in the volume, in the order in which they are predicted.
+    pub grid: Grid,
+    /// What is written.
+    pub outputs: Vec<PlannedOutput>,
+    /// Bytes of voxels that are not final or wait for their write chunk, at most.
+    pub live_bytes: u64,
+    /// Bytes of decoded input chunks that are kept.
+    pub cache_bytes: u64,
+    /// Bytes of all that the run holds, at most.
+    pub peak_bytes: u64,
+    /// Which patches are predicted; all are if there is none.
+    pub(super) selection: Option<Selection>,
+    /// What is written one after the other; everything at once if there is no part.
+    pub(super) columns: Vec<Part>,
+    /// How the run is gone on with; it leaves nothing if it is ended, if there is none.
+    pub(super) resume: Option<Resume>,
+    /// Bytes of patches under way and of write chunks that are being encoded, at most.
+    working_bytes: u64,
+    /// Bytes of decoded input chunks that are worth keeping.
+    useful_cache: u64,
+    pub(super) inference: Inference,
+    pub(super) padding: Padding,
+    /// Batches begun and not yet blended, at most.
+    pub(super) ahead: usize,
+}
+
+/// An output of a plan.
+#[derive(Clone, Debug)]
+pub struct PlannedOutput {
+    /// What will be stored.
+    pub layout: Layout,
+    /// Where predictions lie in it.
+    pub grid: Grid,
+    /// What the model gives.
+    pub prediction: Prediction,
+    pub(super) blending: AggregatorOptions,
+    pub(super) store: CreateOptions,
+}
+
+impl Inference {
+    /// Works out the grid, the outputs and the memory, and touches no file. There is a target for each
+    /// output of the model, in its order.
+    ///
+    /// Where memory is too short for all of the outputs at once, they are written in columns along the
+    /// axis that is swept last, and patches between two columns are predicted for both.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PatchSize`], [`Error::Overlap`] or [`Error::OutputGrid`] if there is no such grid,
+    /// [`Error::Setting`] if the model cannot take the volume, or if the run needs more memory than it may have.
+    pub fn plan(&self, input: &Layout, model: &dyn Model, targets: &[Target]) -> Result<Plan> {
+        let options = GridOptions {
+            placement: self.placement,
+            margin: self.margin,
+            fit: self.padding.is_some(),
+        };
+        let grid = Grid::with_options(input.shape, self.patch, self.overlap, &options)?;
+        let predictions = model.outputs(input, self.patch)?;
+        if predictions.len() != targets.len() || targets.is_empty() {
+            let names: Vec<&str> = predictions.iter().map(|p| p.name.as_str()).collect();
+            return Err(Error::Setting {
+                name: "outputs:",
+                value: targets.len().to_string(),
+                problem: format!("the model gives {}: {}", names.len(), names.join(", ")),
+            });
+        }
+        let rescale = input.rescale.filter(|_| model.input() == Input::Stored);
+        let outputs = predictions
+            .into_iter()
+            .zip(targets)
+            .map(|(prediction, target)| {
+                PlannedOutput::new(input, &grid, prediction, target, rescale)
+            });
+        let outputs: Vec<PlannedOutput> = outputs.collect::<Result<_>>()?;
+        let real = model.input() == Input::Real;
+        let ahead = self.threads.max(1) + 1;
+        let mut plan = Plan {
+            live_bytes: 0,
+            cache_bytes: 0,
+            peak_bytes: 0,
+            selection: None,
+            columns: Vec::new(),
+            resume: None,
+            working_bytes: self.working_bytes(input, real, &outputs, ahead),
+            useful_cache: useful_cache(&grid, input),
+            inference: self.clone(),
+            padding: self.padding.unwrap_or(Padding::Edge),
+            ahead,
+            grid,
+            outputs,
+        };
+        plan.fit(None)?;
+        Ok(plan)
+    }
+
+    /// Bytes of patches under way and of write chunks that are being encoded, at most.
+    fn working_bytes(
+        &self,
+        input: &Layout,
+        real: bool,
+        outputs: &[PlannedOutput],
+        ahead: usize,
+    ) -> u64 {
+        let voxels = Region::whole(self.patch).voxels();
+        let stored = input.channels * input.dtype.size() as u64;
+        let hangs_over = self.padding.is_some() || self.placement == Placement::Padded;
+        let read = stored * (1 + u64::from(hangs_over)) + if real { 4 * input.channels } else { 0 };
+        let mut patch = voxels.saturating_mul(read);
+        let mut encoding = 0_u64;
+        for output in outputs {
+            let prediction = &output.prediction;
+            let voxel = prediction.channels * (prediction.dtype.size() as u64).max(4);
+            let voxels = Region::whole(output.grid.patch()).voxels();
+            patch = patch.saturating_add(voxels.saturating_mul(voxel));
+            let [_, z, y, x] = output.layout.write_chunk.unwrap_or_default();
+            let chunk = Region::whole([z, y, x]).voxels();
+            let bytes = chunk.saturating_mul(output.layout.dtype.size() as u64);
+            encoding =
+                encoding.saturating_add(bytes.saturating_mul(2 * self.threads.max(1) as u64));
+        }
+        patch
+            .saturating_mul((ahead * self.batch.max(1)) as u64)
+            .saturating_add(encoding)
+    }
+}
+
+impl PlannedOutput {
+    fn new(
+        input: &Layout,
+        grid: &Grid,
+        prediction: Prediction,
+        target: &Target,
+        rescale: Option<crate::volume::Rescale>,
+    ) -> Result<Self> {
+        let reduce = &target.blending.reduce;
+        let grid = grid.output(prediction.halo, prediction.scale)?;
+        let dtype = target
+            .dtype
+            .unwrap_or_else(|| reduce.dtype(prediction.dtype, prediction.channels));
+        #[expect(clippy::cast_precision_loss, reason = "scales are small")]
+        let factor = prediction.scale.max(1) as f64;
+        let mut layout = Layout::new(grid.volume(), reduce.channels(prediction.channels), dtype)
+            .with_geometry(input.geometry.coarsened([factor; 3]));
+        if *reduce == Reduce::Mean {
+            layout.rescale = rescale;
+        }
+        let mut store = target.store.clone();
+        store.shard = store.shard.map(|shard| aligned(&grid, shard, store.chunk));
+        let layout = planned(&target.path, &layout, &store)?;
+        Ok(Self {
+            layout,
+            grid,
+            prediction,
+            blending: target.blending.clone(),
+            store,
+        })
+    }
+
+    /// Bytes of what is not final or waits, if only some write chunks are written.
+    fn live_bytes(&self, within: Option<&[std::ops::Range<u64>; 3]>) -> u64 {
+        let channels = self.prediction.channels;
+        let levels = waiting_bytes(&self.layout, &self.store, self.grid.order()).unwrap_or(0);
+        live_bytes(&self.grid, channels, &self.blending, &self.layout, within)
+            .saturating_add(levels)
+    }
+}
+
+impl Plan {
+    /// How many patches there are, and how many of them are predicted at least once.
+    #[must_use]
+    pub fn patches(&self) -> (u64, u64) {
+        let all = self.grid.len();
+        (all, self.selection.as_ref().map_or(all, Selection::len))
+    }
+
+    /// How many columns the outputs are written in.
+    #[must_use]
+    pub fn columns(&self) -> usize {
+        self.columns.len().max(1)
+    }
+
+    /// Predicts only some patches; what the others mean is an [option](crate::aggregator::Skipped).
+    #[must_use]
+    pub fn with_selection(mut self, selection: Selection) -> Self {
+        self.selection = Some(selection);
+        self
+    }
+
+    /// Cuts the outputs, or those of their write chunks that are to be written, into as many columns as
+    /// it takes to stay within the memory.
+    pub(super) fn fit(&mut self, owned: Option<Part>) -> Result<()> {
+        let (memory, working) = (self.inference.memory, self.working_bytes);
+        let live = |part: Option<&Part>| -> u64 {
+            let outputs = self.outputs.iter().enumerate();
+            let bytes = outputs.map(|(n, output)| output.live_bytes(part.map(|part| &part[n])));
+            bytes.fold(0, u64::saturating_add)
+        };
+        let fits = |part: &Part| live(Some(part)).saturating_add(working) <= memory;
+        let at_once = live(owned.as_ref());
+        let mut found = (at_once, owned.iter().cloned().collect());
+        if at_once.saturating_add(working) > memory
+            && let Some(all) = owned.or_else(|| columns::whole(&self.outputs))
+        {
+            let [_, b, c] = self.grid.order();
+            let length =
+                |ranges: &[std::ops::Range<u64>; 3], a: usize| ranges[a].end - ranges[a].start;
+            let most = |axis: usize| {
+                all.iter()
+                    .map(|ranges| length(ranges, axis))
+                    .min()
+                    .unwrap_or(1)
+            };
+            for counts in columns::ways([most(b), most(c)]) {
+                // Columns in the middle have borders on all sides, and need most.
+                let middle = columns::piece(&all, b, counts[0] / 2, counts[0]);
+                let middle = columns::piece(&middle, c, counts[1] / 2, counts[1]);
+                if !fits(&middle) {
+                    continue;
+                }
+                let pieces = columns::pieces(&all, [b, c], counts);
+                if pieces.iter().all(fits) {
+                    let most = pieces.iter().map(|piece| live(Some(piece))).max();
+                    found = (most.unwrap_or(0), pieces);
+                    break;
+                }
+            }
+        }
+        let (live_bytes, columns) = found;
+        let needed = live_bytes.saturating_add(working);
+        let Some(cache) = memory.checked_sub(needed) else {
+            return Err(Error::Setting {
+                name: "a memory limit of",
+                value: format!("{} MiB", memory >> 20),
+                problem: format!(
+                    "patches of {:?} with an overlap of {:?} need {} MiB for unfinished voxels and {} MiB for \
+                     patches under way: allow more (--memory), or take smaller patches or less overlap",
+                    self.inference.patch,
+                    self.inference.overlap,
+                    live_bytes.div_ceil(1 << 20),
+                    working.div_ceil(1 << 20),
+                ),
+            });
+        };
+        self.live_bytes = live_bytes;
+        self.columns = columns;
+        self.cache_bytes = cache.min(self.useful_cache);
+        self.peak_bytes = needed + self.cache_bytes;
+        Ok(())
+    }
+}
+
+/// The shard whose end meets the starts of patches along the slowest axis, if one does.
+fn aligned(grid: &Grid, mut shard: Shape, chunk: Shape) -> Shape {
+    let slow = grid.order()[0];
+    let step = grid.axes()[slow].widest_step();
+    let meets =
+        |length: &u64| length.is_multiple_of(chunk[slow].max(1)) && step.is_multiple_of(*length);
+    if let Some(length) = (1..=shard[slow]).rev().find(meets) {
+        shard[slow] = length;
+    }
+    shard
+}
+
+/// Decoded bytes of the chunks that are read again before the sweep has left them: more
+/// cache than this is never hit.
+fn useful_cache(grid: &Grid, input: &Layout) -> u64 {
+    let Some([c, chunk @ ..]) = input.read_chunk else {
+        return 0;
+    };
+    let [a, b, x] = grid.order();
+    let reach = |axis: usize| {
+        let Axis { length, patch, .. } = grid.axes()[axis];
+        (patch + 2 * chunk[axis]).min(length.next_multiple_of(chunk[axis]))
+    };
+    let whole = |axis: usize| grid.axes()[axis].length.next_multiple_of(chunk[axis]);
+    let layer = reach(a).saturating_mul(whole(b)).saturating_mul(whole(x));
+    let channels = input.channels.next_multiple_of(c);
+    layer
+        .saturating_mul(channels)
+        .saturating_mul(input.dtype.size() as u64)
+}

@@ -1,0 +1,227 @@
+//! Runs that are gone on with, and runs of several processes.
+//!
+//! Such a run writes outputs that survive its end (see [`resumable`]); what is done is not predicted
+//! again. What the voxels depend on is kept with them, and a run in which any of it differs is
+//! refused. Each part of a run owns whole write chunks and predicts every patch that touches
+//! them, so all parts together give the bytes of one run.
+
+use std::ops::Range;
+use std::path::Path;
+use std::time::UNIX_EPOCH;
+
+use serde_json::{Value as Json, json};
+
+use super::columns::Part as Ranges;
+use super::mask::Selection;
+use super::model::Model;
+use super::plan::{Plan, PlannedOutput};
+use crate::aggregator::Blend;
+use crate::error::{Error, Result};
+use crate::region::{Region, chunk_range, indices};
+use crate::volume::{
+    Durability, Layout, Part, Resumable, ResumeOptions, Volume, VolumeMut, finalize, resumable,
+};
+
+/// How a run is gone on with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Resume {
+    pub(super) part: Part,
+    pub(super) durability: Durability,
+}
+
+/// An output of which some write chunks are done.
+#[derive(Debug)]
+pub(super) struct Unfinished(pub(super) Resumable);
+
+impl VolumeMut for Unfinished {
+    fn layout(&self) -> &Layout {
+        self.0.layout()
+    }
+
+    /// Writes those chunks that are not done: of a chunk's channels, some may be.
+    fn write_channels(&self, channels: Range<u64>, region: Region, voxels: &[u8]) -> Result<()> {
+        let [_, chunk @ ..] = self.layout().write_chunk.unwrap_or([1; 4]);
+        let bytes =
+            usize::try_from(region.voxels()).unwrap_or(usize::MAX) * self.layout().dtype.size();
+        for (channel, voxels) in channels.zip(voxels.chunks_exact(bytes.max(1))) {
+            let mut chunks = indices(chunk_range(&region, chunk));
+            if chunks.any(|[z, y, x]| !self.0.is_done([channel, z, y, x])) {
+                self.0
+                    .write_channels(channel..channel + 1, region, voxels)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn waiting_bytes(&self, order: [usize; 3]) -> u64 {
+        self.0.waiting_bytes(order)
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        Box::new(self.0).finish()
+    }
+}
+
+impl Plan {
+    /// Goes on with what an earlier run of the same plan left, if any did, and leaves it for the next if it
+    /// is ended. Outputs must be Zarr.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] if an output is a flat file.
+    pub fn resumed(self, durability: Durability) -> Result<Self> {
+        self.of_part(Part::WHOLE, durability)
+    }
+
+    /// Writes only the write chunks that one of several processes owns: as many as any other, along the
+    /// axis that is swept last. Once all are done, whoever is last puts the outputs together. A part
+    /// can be gone on with.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] if an output is a flat file, and [`Error::Setting`] if the part needs
+    /// more memory than it may have.
+    pub fn of_part(mut self, part: Part, durability: Durability) -> Result<Self> {
+        if let Some(output) = self
+            .outputs
+            .iter()
+            .find(|out| out.layout.write_chunk.is_none())
+        {
+            return Err(Error::unsupported(
+                &output.layout.path,
+                "only Zarr outputs can be gone on with, or written in parts",
+            ));
+        }
+        self.resume = Some(Resume { part, durability });
+        if part.count() > 1 {
+            let owned: Ranges = self
+                .outputs
+                .iter()
+                .map(|output| self.owned(output, part))
+                .collect();
+            self.fit(Some(owned))?;
+        }
+        Ok(self)
+    }
+
+    /// The write chunks of an output that a part owns.
+    fn owned(&self, output: &PlannedOutput, part: Part) -> [Range<u64>; 3] {
+        let region = part.region(&output.layout, self.grid.order()[0]);
+        let [_, chunk @ ..] = output.layout.write_chunk.unwrap_or([1; 4]);
+        chunk_range(&region, chunk)
+    }
+
+    /// Opens the outputs and says, for each, which write chunks (z, y, x) have to be made.
+    pub(super) fn unfinished(
+        &self,
+        resume: Resume,
+        volume: &dyn Volume,
+        model: &dyn Model,
+    ) -> Result<Vec<Unfinished>> {
+        let begun = self.outputs.iter().map(|output| {
+            let options = self.resume_options(resume, output, volume, model);
+            let opened = resumable(&output.layout.path, &output.layout, &output.store, &options);
+            opened.map(Unfinished)
+        });
+        begun.collect()
+    }
+
+    /// Puts outputs of several parts together, if all are complete; false if some are not.
+    pub(super) fn assemble(
+        &self,
+        resume: Resume,
+        volume: &dyn Volume,
+        model: &dyn Model,
+    ) -> Result<bool> {
+        for output in &self.outputs {
+            let options = self.resume_options(resume, output, volume, model);
+            let path = &output.layout.path;
+            let count = resume.part.count();
+            match finalize(path, &output.layout, &output.store, &options, count) {
+                // Others are not done yet, or the last of them is doing this now.
+                Err(Error::MissingChunks { .. } | Error::Locked { .. }) => return Ok(false),
+                done => done?,
+            }
+        }
+        Ok(true)
+    }
+
+    fn resume_options(
+        &self,
+        resume: Resume,
+        output: &PlannedOutput,
+        volume: &dyn Volume,
+        model: &dyn Model,
+    ) -> ResumeOptions {
+        ResumeOptions {
+            fingerprint: self.fingerprint(output, volume, model),
+            part: resume.part,
+            owned: Some(resume.part.region(&output.layout, self.grid.order()[0])),
+            durability: resume.durability,
+        }
+    }
+
+    /// All that an output's voxels depend on.
+    fn fingerprint(&self, output: &PlannedOutput, volume: &dyn Volume, model: &dyn Model) -> Json {
+        let layout = volume.layout();
+        let blending = &output.blending;
+        let blend = match &blending.blend {
+            Blend::Custom(window) => {
+                format!(
+                    "a window with crc32c {:08x}",
+                    crc(bytemuck::cast_slice(window.weights()))
+                )
+            }
+            blend => format!("{blend:?}"),
+        };
+        json!({
+            "input": {
+                "path": absolute(&layout.path),
+                "shape": layout.shape,
+                "channels": layout.channels,
+                "dtype": layout.dtype.to_string(),
+                "stored bytes": volume.stored_bytes().ok(),
+                "changed": changed(volume),
+            },
+            "model": model.id(),
+            "output": output.prediction.name,
+            "patch": self.grid.patch(),
+            "starts": self.grid.axes().each_ref().map(|axis| axis.starts.clone()),
+            "order": self.grid.order(),
+            "padding": format!("{:?}", self.padding),
+            "blend": blend,
+            "reduce": format!("{:?}", blending.reduce),
+            "accumulator": format!("{:?}", blending.accumulator),
+            "skipped": format!("{:?}", blending.skipped),
+            "not finite": format!("{:?}", blending.non_finite),
+            "fill": blending.fill,
+            "selection": self.selection.as_ref().map(Selection::crc),
+        })
+    }
+}
+
+impl Selection {
+    fn crc(&self) -> u32 {
+        crc(bytemuck::cast_slice(self.bits()))
+    }
+}
+
+fn crc(bytes: &[u8]) -> u32 {
+    crc32c::crc32c(bytes)
+}
+
+fn absolute(path: &Path) -> String {
+    let absolute = path.canonicalize();
+    absolute.as_deref().unwrap_or(path).display().to_string()
+}
+
+/// When a volume's files were last changed, as far as they are known one by one.
+fn changed(volume: &dyn Volume) -> Option<String> {
+    let times = volume.files().into_iter().filter_map(|file| {
+        let changed = std::fs::metadata(file).ok()?.modified().ok()?;
+        changed.duration_since(UNIX_EPOCH).ok()
+    });
+    times
+        .max()
+        .map(|last| format!("{}.{:09}", last.as_secs(), last.subsec_nanos()))
+}

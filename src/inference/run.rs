@@ -1,0 +1,230 @@
+//! Running a plan, part by part.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use super::columns::{self, Part};
+use super::model::Model;
+use super::plan::Plan;
+use super::resume::Unfinished;
+use super::work::{Batches, Clock, Gate, Run, Shared, Spare, Work, read};
+use crate::aggregator::{Aggregated, Aggregator};
+use crate::error::Result;
+use crate::progress::{Progress, report};
+use crate::queue::Queue;
+use crate::volume::{Cached, Reads, Volume, VolumeMut, create};
+
+/// What a run did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Predicted {
+    /// Patches predicted; those between two columns count for each.
+    pub patches: u64,
+    /// What became of them, for each output.
+    pub outputs: Vec<Aggregated>,
+    /// What was read of the input.
+    pub reads: Reads,
+    /// Where the time went.
+    pub seconds: Seconds,
+    /// Whether the outputs are whole; not before the last of several parts is done.
+    pub whole: bool,
+}
+
+/// Seconds of all threads together.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Seconds {
+    /// Reading and decoding.
+    pub reading: f64,
+    /// In the model, or waiting for it.
+    pub predicting: f64,
+    /// Blending, reducing, encoding and writing.
+    pub blending: f64,
+}
+
+/// The outputs of a run.
+struct Stores {
+    outputs: Vec<Box<dyn VolumeMut>>,
+    /// For each, the write chunks (z, y, x) that have to be made; all have to be if there is none.
+    pending: Option<Vec<HashSet<[u64; 3]>>>,
+}
+
+impl Plan {
+    /// Predicts every patch and writes the outputs. `progress` counts patches.
+    ///
+    /// # Errors
+    ///
+    /// The errors of reading, of the model and of writing; [`Error::Stopped`](crate::Error::Stopped) if
+    /// `progress` says so. An output takes its name only if all went well.
+    ///
+    /// # Panics
+    ///
+    /// If the model panics, once all threads have stopped.
+    pub fn run(
+        self,
+        volume: Arc<dyn Volume>,
+        model: Arc<dyn Model>,
+        progress: Progress<'_>,
+    ) -> Result<Predicted> {
+        let mut done = Predicted {
+            outputs: vec![Aggregated::default(); self.outputs.len()],
+            ..Predicted::default()
+        };
+        if !self.columns.is_empty() && self.columns.iter().all(columns::is_empty) {
+            // More parts than there is to share: the others do it all.
+            let mut paths = self.outputs.iter().map(|output| &output.layout.path);
+            done.whole = paths.all(|path| path.exists());
+            return Ok(done);
+        }
+        let mut stores = self.stores(&*volume, &*model)?;
+        let shared = Arc::new(Shared {
+            volume: Cached::new(volume, self.cache_bytes),
+            gate: model.at_once().map(Gate::new),
+            model,
+            grid: self.grid.clone(),
+            padding: self.padding,
+            spare: Spare::default(),
+            predicted: AtomicU64::new(0),
+            clock: Clock::default(),
+        });
+        let parts: Vec<Option<&Part>> = match &self.columns[..] {
+            [] => vec![None],
+            columns => columns.iter().map(Some).collect(),
+        };
+        // How many patches each part needs is only known once it is begun.
+        let (mut before, expected) = (0, self.grid.len() * parts.len() as u64);
+        let selection = self.selection.clone().map(Arc::new);
+        for (n, part) in parts.iter().enumerate() {
+            let run = Arc::new(Run {
+                shared: Arc::clone(&shared),
+                outputs: self.aggregators(&mut stores, *part)?,
+            });
+            let total = match before + run.needed() {
+                last if n + 1 == parts.len() => last,
+                so_far => so_far.max(expected),
+            };
+            let batches = Batches {
+                run: Arc::clone(&run),
+                selection: selection.clone(),
+                batch: self.inference.batch.max(1),
+                next: 0,
+            };
+            let work = {
+                let run = Arc::clone(&run);
+                move |work: Work| run.work(work)
+            };
+            let mut queue = Queue::new(batches, self.inference.threads.max(1), self.ahead, work);
+            report(progress, before, total)?;
+            for added in &mut queue {
+                before += added?;
+                report(progress, before, total)?;
+            }
+            drop(queue);
+            let run = Arc::into_inner(run).expect("the queue's threads are joined");
+            for (aggregator, sum) in run.outputs.into_iter().zip(&mut done.outputs) {
+                let (aggregated, store) = aggregator.close()?;
+                *sum += aggregated;
+                stores.outputs.push(store);
+            }
+        }
+        for store in stores.outputs {
+            store.finish()?;
+        }
+        done.whole = match self.resume {
+            Some(resume) if resume.part.count() > 1 => {
+                self.assemble(resume, &shared.volume, &*shared.model)?
+            }
+            _ => true,
+        };
+        done.patches = shared.predicted.load(Ordering::Relaxed);
+        done.reads = shared.volume.reads();
+        done.seconds = shared.clock.seconds();
+        Ok(done)
+    }
+
+    /// Starts the outputs, or opens those of an earlier run, of which some write chunks are done.
+    fn stores(&self, volume: &dyn Volume, model: &dyn Model) -> Result<Stores> {
+        let Some(resume) = self.resume else {
+            let started = self
+                .outputs
+                .iter()
+                .map(|output| create(&output.layout.path, &output.layout, &output.store));
+            return Ok(Stores {
+                outputs: started.collect::<Result<_>>()?,
+                pending: None,
+            });
+        };
+        let opened = self.unfinished(resume, volume, model)?;
+        let missing =
+            |store: &Unfinished| store.0.pending().map(|[_, z, y, x]| [z, y, x]).collect();
+        let boxed = |store| Box::new(store) as Box<dyn VolumeMut>;
+        Ok(Stores {
+            pending: Some(opened.iter().map(missing).collect()),
+            outputs: opened.into_iter().map(boxed).collect(),
+        })
+    }
+
+    /// What blends into the outputs, or into a part of them.
+    fn aggregators(&self, stores: &mut Stores, part: Option<&Part>) -> Result<Vec<Aggregator>> {
+        let outputs = self
+            .outputs
+            .iter()
+            .zip(stores.outputs.drain(..))
+            .enumerate();
+        let made = outputs.map(|(n, (output, store))| {
+            let inside = |ranges: &[Range<u64>; 3], index: &[u64; 3]| {
+                (0..3).all(|a| ranges[a].contains(&index[a]))
+            };
+            let wanted = |index: [u64; 3]| {
+                part.is_none_or(|part| inside(&part[n], &index))
+                    && stores
+                        .pending
+                        .as_ref()
+                        .is_none_or(|all| all[n].contains(&index))
+            };
+            let some_only = part.is_some() || stores.pending.is_some();
+            Aggregator::of_chunks(
+                output.grid.clone(),
+                output.prediction.channels,
+                output.blending.clone(),
+                store,
+                some_only.then_some(&wanted),
+            )
+        });
+        made.collect()
+    }
+
+    /// Seconds that a run takes, about: as many times a patch in the middle as there are patches, read and
+    /// predicted twice, the second time counting.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading and of the model.
+    ///
+    /// # Panics
+    ///
+    /// If the model panics.
+    pub fn guess(&self, volume: &Arc<dyn Volume>, model: &dyn Model) -> Result<f64> {
+        let middle = self.grid.len() / 2;
+        let region = self.grid.get(middle).expect("a grid has a middle");
+        let mut seconds = 0.0;
+        for _ in 0..2 {
+            let began = Instant::now();
+            let patch = read(
+                &**volume,
+                self.padding,
+                model.input(),
+                region,
+                &Spare::default(),
+            )?;
+            model.predict(vec![patch])?;
+            seconds = began.elapsed().as_secs_f64();
+        }
+        let threads = self.inference.threads.max(1);
+        let parallel = model.at_once().map_or(threads, |calls| calls.min(threads));
+        #[expect(clippy::cast_precision_loss, reason = "a guess")]
+        let patches = self.patches().1 as f64 / parallel as f64;
+        Ok(seconds * patches)
+    }
+}

@@ -1,0 +1,195 @@
+//! Runs that are ended and gone on with, and runs in parts.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+use crate::error::Error;
+use crate::volume::{Downsample, Durability, Part, Pyramid};
+
+fn pyramid_target(path: &Path) -> Target {
+    let mut target = target(path, Blend::Hann, Reduce::Mean);
+    target.store.pyramid = Some(Pyramid {
+        levels: Some(3),
+        method: Downsample::Mean,
+    });
+    target
+}
+
+/// The identity on real values, counting patches.
+fn counting() -> (Arc<AtomicUsize>, Arc<dyn Model>) {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&calls);
+    let predict = move |batch: Vec<Patch>| {
+        count.fetch_add(batch.len(), Ordering::Relaxed);
+        Ok(vec![batch])
+    };
+    let model = FnModel::new(vec![Prediction::new(1, DType::F32)], predict);
+    (calls, Arc::new(model))
+}
+
+fn plan(what: &Inference, model: &dyn Model, target: &Target) -> Plan {
+    let layout = Volume::layout(&*source()).clone();
+    what.plan(&layout, model, std::slice::from_ref(target))
+        .unwrap()
+}
+
+#[test]
+fn a_run_ended_at_any_patch_is_gone_on_with_to_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let unbroken = dir.path().join("unbroken.zarr");
+    let (calls, model) = counting();
+    let total = {
+        let plan = plan(&inference(), &*model, &pyramid_target(&unbroken));
+        plan.run(source(), Arc::clone(&model), &silent)
+            .unwrap()
+            .patches
+    };
+    let expected = files(&unbroken);
+    for stop_at in [0, 1, 7, 30, 59, 60, 61, total - 1] {
+        let path = dir.path().join(format!("{stop_at}.zarr"));
+        let target = pyramid_target(&path);
+        let resumed = || {
+            plan(&inference(), &*model, &target)
+                .resumed(Durability::None)
+                .unwrap()
+        };
+        let stop = |done, _| {
+            if done < stop_at {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        };
+        let stopped = resumed().run(source(), Arc::clone(&model), &stop);
+        assert!(matches!(stopped, Err(Error::Stopped)));
+        assert!(!path.exists(), "nothing looks finished");
+        calls.store(0, Ordering::Relaxed);
+        let done = resumed()
+            .run(source(), Arc::clone(&model), &silent)
+            .unwrap();
+        assert!(done.whole);
+        let again = calls.load(Ordering::Relaxed) as u64;
+        assert_eq!(again, done.patches);
+        if stop_at > 40 {
+            assert!(
+                again < total,
+                "what was done is not predicted again: {again} after {stop_at}"
+            );
+        }
+        assert_eq!(
+            named(files(&path)),
+            named(expected.clone()),
+            "after {stop_at}"
+        );
+        let hidden = fs::read_dir(dir.path()).unwrap().filter(|entry| {
+            entry
+                .as_ref()
+                .unwrap()
+                .file_name()
+                .to_string_lossy()
+                .starts_with('.')
+        });
+        assert_eq!(hidden.count(), 0, "nothing is left");
+    }
+}
+
+/// Without the group's document, which holds the output's name.
+fn named(files: Vec<(std::path::PathBuf, Vec<u8>)>) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    let group = Path::new("zarr.json");
+    files
+        .into_iter()
+        .filter(|(path, _)| path != group)
+        .collect()
+}
+
+#[test]
+fn parts_together_are_one_run_whatever_their_number_and_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let unbroken = dir.path().join("unbroken.zarr");
+    let (calls, model) = counting();
+    let whole = plan(&inference(), &*model, &pyramid_target(&unbroken));
+    let total = whole
+        .run(source(), Arc::clone(&model), &silent)
+        .unwrap()
+        .patches;
+    let expected = named(files(&unbroken));
+    for count in [1, 2, 3, 8] {
+        let path = dir.path().join(format!("{count}.zarr"));
+        let target = pyramid_target(&path);
+        calls.store(0, Ordering::Relaxed);
+        for n in (0..count).rev() {
+            let part = Part::new(n, count).unwrap();
+            let plan = plan(&inference(), &*model, &target)
+                .of_part(part, Durability::None)
+                .unwrap();
+            let done = plan.run(source(), Arc::clone(&model), &silent).unwrap();
+            assert_eq!(done.whole, path.exists(), "{n} of {count}");
+            // Of eight parts of four layers of chunks, four own nothing, the last among them.
+            assert_eq!(
+                done.whole,
+                n == 0 || (count == 8 && n == 1),
+                "{n} of {count}"
+            );
+        }
+        assert_eq!(named(files(&path)), expected, "{count} parts");
+        let predicted = calls.load(Ordering::Relaxed) as u64;
+        assert!(predicted >= total && (count > 1 || predicted == total));
+    }
+}
+
+#[test]
+fn another_run_is_refused_and_says_what_differs() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out.zarr");
+    let identity = builtin("identity").unwrap();
+    let begun = |what: &Inference, model: &Arc<dyn Model>, target: &Target| {
+        let plan = plan(what, &**model, target)
+            .resumed(Durability::Chunk)
+            .unwrap();
+        plan.run(source(), Arc::clone(model), &|done, _| {
+            if done < 12 {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        })
+    };
+    let target = |path: &Path, blend, reduce| {
+        // Shards would follow the grid.
+        let mut target = target(path, blend, reduce);
+        target.store.shard = None;
+        target.dtype = Some(DType::F32);
+        target
+    };
+    let means = target(&path, Blend::Hann, Reduce::Mean);
+    assert!(matches!(
+        begun(&inference(), &identity, &means),
+        Err(Error::Stopped)
+    ));
+    let differs = |what: &Inference, model: &Arc<dyn Model>, target: &Target, named: &str| {
+        let error = begun(what, model, target).unwrap_err();
+        assert!(matches!(error, Error::OtherRun { .. }), "{error}");
+        assert!(error.to_string().contains(named), "{error}");
+    };
+    let mut other = inference();
+    other.overlap = [8, 8, 7];
+    differs(&other, &identity, &means, "starts");
+    differs(
+        &inference(),
+        &identity,
+        &target(&path, Blend::Crop, Reduce::Mean),
+        "blend",
+    );
+    differs(
+        &inference(),
+        &builtin("gaussian:1").unwrap(),
+        &means,
+        "model",
+    );
+    let mut filled = means.clone();
+    filled.blending.fill = 3.0;
+    differs(&inference(), &identity, &filled, "fill");
+    let flat = target(&dir.path().join("out.npy"), Blend::Hann, Reduce::Mean);
+    let refused = plan(&inference(), &*identity, &flat).resumed(Durability::None);
+    assert!(matches!(refused, Err(Error::Unsupported { .. })));
+}

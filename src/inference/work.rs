@@ -1,0 +1,290 @@
+//! What the threads of a run do: read a batch, predict it, blend it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::mask::Selection;
+use super::model::{Input, Model};
+use super::run::Seconds;
+use crate::aggregator::Aggregator;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::grid::Grid;
+use crate::pad::Padding;
+use crate::patch::Patch;
+use crate::region::Region;
+use crate::volume::{Cached, Volume, real_values};
+
+/// What the threads of a run share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) volume: Cached,
+    pub(super) model: Arc<dyn Model>,
+    pub(super) gate: Option<Gate>,
+    pub(super) grid: Grid,
+    pub(super) padding: Padding,
+    pub(super) spare: Spare,
+    pub(super) predicted: AtomicU64,
+    pub(super) clock: Clock,
+}
+
+/// A run into all of the outputs, or a part of them.
+#[derive(Debug)]
+pub(super) struct Run {
+    pub(super) shared: Arc<Shared>,
+    pub(super) outputs: Vec<Aggregator>,
+}
+
+/// Patches that were blended, whose memory the next ones are read into: fresh memory costs a page
+/// fault a page.
+#[derive(Debug, Default)]
+pub(super) struct Spare(Mutex<Vec<Patch>>);
+
+impl Spare {
+    /// A patch with anything in it.
+    fn take(&self, region: Region, channels: u64, dtype: DType) -> Result<Patch> {
+        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = |patch: &Patch| {
+            (patch.shape(), patch.channels(), patch.dtype()) == (region.shape, channels, dtype)
+        };
+        if let Some(at) = spare.iter().position(fits) {
+            return Ok(spare.swap_remove(at).moved_to(region.start));
+        }
+        // Patches of another kind would only pile up.
+        spare.clear();
+        drop(spare);
+        Patch::zeros(region, channels, dtype)
+    }
+
+    fn give(&self, patch: Arc<Patch>) {
+        if let Ok(patch) = Arc::try_unwrap(patch) {
+            let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            spare.push(patch);
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Clock {
+    reading: AtomicU64,
+    predicting: AtomicU64,
+    blending: AtomicU64,
+}
+
+/// What a thread does next.
+pub(super) enum Work {
+    Predict(Vec<u64>),
+    Skip(Vec<u64>),
+}
+
+/// Skipped patches that are worked off at a time.
+const SKIPS: usize = 64;
+
+impl Run {
+    /// Whether any output needs patch `index`.
+    fn needs(&self, index: u64) -> bool {
+        self.outputs.iter().any(|output| output.needs(index))
+    }
+
+    pub(super) fn needed(&self) -> u64 {
+        (0..self.shared.grid.len())
+            .filter(|&index| self.needs(index))
+            .count() as u64
+    }
+
+    /// Does a piece of work; gives the number of its patches.
+    pub(super) fn work(&self, work: Work) -> Result<u64> {
+        match work {
+            Work::Skip(indices) => {
+                for &index in &indices {
+                    for output in self.outputs.iter().filter(|output| output.needs(index)) {
+                        output.skip(index)?;
+                    }
+                }
+                Ok(indices.len() as u64)
+            }
+            Work::Predict(indices) => self.predict(&indices),
+        }
+    }
+
+    /// Reads a batch, predicts it and adds it; gives its size.
+    fn predict(&self, indices: &[u64]) -> Result<u64> {
+        let Shared {
+            volume,
+            model,
+            clock,
+            spare,
+            ..
+        } = &*self.shared;
+        let regions = indices
+            .iter()
+            .filter_map(|&index| self.shared.grid.get(index));
+        let batch = timed(&clock.reading, || {
+            let padding = self.shared.padding;
+            let read = |region| read(volume, padding, model.input(), region, spare);
+            regions.map(read).collect::<Result<Vec<_>>>()
+        })?;
+        let count = batch.len();
+        let predictions = timed(&clock.predicting, || {
+            let _pass = self.shared.gate.as_ref().map(Gate::enter);
+            model.predict(batch)
+        })?;
+        let complete = predictions.len() == self.outputs.len()
+            && predictions.iter().all(|output| output.len() == count);
+        if !complete {
+            let lengths: Vec<usize> = predictions.iter().map(Vec::len).collect();
+            return Err(Error::Setting {
+                name: "a model's predictions of",
+                value: format!("{lengths:?}"),
+                problem: format!(
+                    "{count} patches went in, and it has {} outputs",
+                    self.outputs.len()
+                ),
+            });
+        }
+        self.shared
+            .predicted
+            .fetch_add(count as u64, Ordering::Relaxed);
+        timed(&clock.blending, || {
+            for (output, predictions) in self.outputs.iter().zip(predictions) {
+                for (&index, prediction) in indices.iter().zip(predictions) {
+                    if output.needs(index) {
+                        let prediction = Arc::new(prediction);
+                        output.add(index, Arc::clone(&prediction))?;
+                        spare.give(prediction);
+                    }
+                }
+            }
+            Ok(count as u64)
+        })
+    }
+}
+
+/// Reads a patch as the model wants it, padded where it hangs over.
+pub(super) fn read(
+    volume: &dyn Volume,
+    padding: Padding,
+    input: Input,
+    region: Region,
+    spare: &Spare,
+) -> Result<Patch> {
+    let layout = volume.layout();
+    let source = padding.source(region, layout.shape);
+    let mut patch = spare.take(source, layout.channels, layout.dtype)?;
+    volume.read_into(source, patch.bytes_mut())?;
+    if source != region {
+        let (channels, dtype) = (patch.channels(), patch.dtype());
+        let mut padded = Patch::zeros(region, channels, dtype)?;
+        let target = (padded.bytes_mut(), region);
+        let filled = (patch.bytes(), source);
+        padding.fill(filled, target, channels, dtype, layout.shape);
+        patch = padded;
+    }
+    match input {
+        Input::Stored => Ok(patch),
+        Input::Real => real_values(patch, layout.rescale),
+    }
+}
+
+/// Batches of the patches that are needed, and of those that are skipped.
+pub(super) struct Batches {
+    pub(super) run: Arc<Run>,
+    pub(super) selection: Option<Arc<Selection>>,
+    pub(super) batch: usize,
+    pub(super) next: u64,
+}
+
+impl Iterator for Batches {
+    type Item = Work;
+
+    fn next(&mut self) -> Option<Work> {
+        let selected = |index| {
+            self.selection
+                .as_ref()
+                .is_none_or(|some| some.contains(index))
+        };
+        let mut indices = Vec::new();
+        let mut kind = None;
+        while self.next < self.run.shared.grid.len() {
+            let index = self.next;
+            if self.run.needs(index) {
+                let predicted = selected(index);
+                if *kind.get_or_insert(predicted) != predicted {
+                    break;
+                }
+                indices.push(index);
+            }
+            self.next += 1;
+            let most = if kind == Some(false) {
+                SKIPS
+            } else {
+                self.batch
+            };
+            if indices.len() >= most {
+                break;
+            }
+        }
+        if kind? {
+            Some(Work::Predict(indices))
+        } else {
+            Some(Work::Skip(indices))
+        }
+    }
+}
+
+/// Does something and adds the nanoseconds it took to `sum`.
+fn timed<T>(sum: &AtomicU64, work: impl FnOnce() -> T) -> T {
+    let began = Instant::now();
+    let done = work();
+    let nanoseconds = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    sum.fetch_add(nanoseconds, Ordering::Relaxed);
+    done
+}
+
+impl Clock {
+    pub(super) fn seconds(&self) -> Seconds {
+        let seconds =
+            |sum: &AtomicU64| Duration::from_nanos(sum.load(Ordering::Relaxed)).as_secs_f64();
+        Seconds {
+            reading: seconds(&self.reading),
+            predicting: seconds(&self.predicting),
+            blending: seconds(&self.blending),
+        }
+    }
+}
+
+/// Lets so many threads through at once.
+#[derive(Debug)]
+pub(super) struct Gate {
+    free: Mutex<usize>,
+    left: Condvar,
+}
+
+struct Pass<'a>(&'a Gate);
+
+impl Gate {
+    pub(super) fn new(passes: usize) -> Self {
+        Self {
+            free: Mutex::new(passes.max(1)),
+            left: Condvar::new(),
+        }
+    }
+
+    fn enter(&self) -> Pass<'_> {
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = self
+            .left
+            .wait_while(free, |free| *free == 0)
+            .unwrap_or_else(PoisonError::into_inner);
+        *free -= 1;
+        Pass(self)
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.0.left.notify_one();
+    }
+}

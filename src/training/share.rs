@@ -1,0 +1,121 @@
+//! Shares: which patches of an epoch a rank gets.
+
+use std::ops::Range;
+
+use crate::error::{Error, Result};
+
+/// Which patches of an epoch a rank gets, batch by batch.
+///
+/// At each step all ranks together take `world_size` batches that follow each other, so one
+/// volume feeds all of them. The last steps share what is left evenly: every rank has the
+/// same number of batches, no patch is lost and none comes twice. An epoch has a patch for
+/// every rank at least; one that is resumed with fewer left gives some ranks an empty last batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// This rank, from 0.
+    pub rank: u64,
+    /// How many ranks there are.
+    pub world_size: u64,
+    /// Patches of a batch of one rank.
+    pub batch: u64,
+}
+
+impl Share {
+    /// Everything, `batch` at a time.
+    #[must_use]
+    pub const fn whole(batch: u64) -> Self {
+        Self {
+            rank: 0,
+            world_size: 1,
+            batch,
+        }
+    }
+
+    /// Checks the three against each other and an epoch's `patches`.
+    pub(super) fn check(&self, patches: u64) -> Result<()> {
+        let bad = |name, value: u64, problem: String| {
+            Err(Error::Setting {
+                name,
+                value: value.to_string(),
+                problem,
+            })
+        };
+        if self.world_size == 0 || self.rank >= self.world_size {
+            let problem = format!("there are {} ranks, counted from 0", self.world_size);
+            return bad("rank", self.rank, problem);
+        }
+        if self.batch == 0 {
+            return bad("a batch of", 0, "it must have a patch".to_owned());
+        }
+        if patches > 0 && patches < self.world_size {
+            let problem = format!("an epoch of {patches} patches leaves some of them with none");
+            return bad("a world size of", self.world_size, problem);
+        }
+        Ok(())
+    }
+
+    /// The places of all ranks' next batches, when `left` patches start at `from`.
+    pub(super) fn step(&self, from: u64, end: u64) -> Range<u64> {
+        let left = end - from;
+        let full = self.world_size.saturating_mul(self.batch);
+        let after = left.saturating_sub(full);
+        let take = match left {
+            _ if left <= full => left,
+            // A rest with too few patches for all ranks is evened out with the step before it.
+            _ if after < self.world_size && left >= 2 * self.world_size => left.div_ceil(2),
+            _ if after < self.world_size => left,
+            _ => full,
+        };
+        from..from + take
+    }
+
+    /// This rank's part of a step.
+    pub(super) fn part(&self, step: &Range<u64>) -> Range<u64> {
+        let take = step.end - step.start;
+        let cut = |rank: u64| {
+            let wide = u128::from(take) * u128::from(rank) / u128::from(self.world_size);
+            step.start + u64::try_from(wide).expect("no more than a step")
+        };
+        cut(self.rank)..cut(self.rank + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_share_every_patch_in_equally_many_batches() {
+        for total in 1..60_u64 {
+            for world_size in [1, 2, 3, 5, 8] {
+                for batch in 1..=5 {
+                    let share = |rank| Share {
+                        rank,
+                        world_size,
+                        batch,
+                    };
+                    if total < world_size {
+                        assert!(share(0).check(total).is_err());
+                        continue;
+                    }
+                    let mut seen = Vec::new();
+                    let mut from = 0;
+                    while from < total {
+                        let step = share(0).step(from, total);
+                        for rank in 0..world_size {
+                            let part = share(rank).part(&step);
+                            assert!(
+                                !part.is_empty(),
+                                "{total} {world_size} {batch}: rank {rank} has no batch"
+                            );
+                            assert!(part.end - part.start <= batch + u64::from(batch == 1));
+                            seen.extend(part);
+                        }
+                        from = step.end;
+                    }
+                    assert!(seen.into_iter().eq(0..total));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Batches: equally many on all ranks, and of one composition where that was asked for.
+
+use super::hard::of_volumes;
+use super::*;
+use crate::sampler::Mixture;
+
+fn resumed(plan: &Plan, position: u64, share: Share) -> Loader {
+    let subjects = Arc::new(three(Manner::Plain));
+    let state = LoaderState {
+        epoch: 3,
+        position,
+        plan: plan.fingerprint(),
+        subjects: subjects.fingerprint(),
+    };
+    let options = LoaderOptions {
+        share,
+        ..options(1)
+    };
+    Loader::resume(subjects, uniform(), plan, state, &options).unwrap()
+}
+
+#[test]
+fn fewer_patches_than_ranks_are_one_batch_for_all_and_an_empty_one_for_some() {
+    let plan = Plan::new(3, 4, 2).unwrap().with_window(5);
+    for left in 0..=7 {
+        for by_batch in [true, false] {
+            let position = plan.len() - left;
+            let mut places = Vec::new();
+            for rank in 0..8 {
+                let share = Share {
+                    rank,
+                    world_size: 8,
+                    batch: 2,
+                };
+                let mut own = resumed(&plan, position, share);
+                let before = own.remaining();
+                let mut seen = Vec::new();
+                if by_batch {
+                    for _ in 0..left.min(1) {
+                        seen.extend(own.next_batch().unwrap().unwrap());
+                    }
+                    assert!(own.next_batch().is_none() && own.next_batch().is_none());
+                } else {
+                    seen.extend((&mut own).map(Result::unwrap));
+                }
+                assert!(own.next().is_none());
+                assert_eq!(before, seen.len() as u64);
+                assert_eq!((own.remaining(), own.state().position), (0, plan.len()));
+                places.extend(seen.iter().map(|sample| sample.place));
+            }
+            assert!(
+                places.into_iter().eq(position..plan.len()),
+                "each patch once"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_exact_mixture_stays_exact_in_every_batch_where_the_plan_keeps_batches() {
+    // Volumes are so far apart in size that a place tells its sampler.
+    let make: Arc<MakeSampler> = Arc::new(|subject, seed| {
+        let [z, y, x] = subject.shape();
+        let part = |first: bool| -> Box<dyn Sampler> {
+            let patches = if first { [1, y, 1] } else { [z, 1, x] };
+            let patches = Uniform::new(patches, [1, 1, 1], seed).unwrap();
+            Box::new(patches)
+        };
+        let mixture = Mixture::exact(vec![(0.33, part(true)), (0.67, part(false))], 6, seed)?;
+        Ok(Some(Arc::new(mixture) as Arc<dyn Sampler>))
+    });
+    let volume = || -> Arc<dyn Volume> {
+        let voxels = vec![0_u8; 40 * 50 * 60];
+        Arc::new(MemoryVolume::from_vec([40, 50, 60], 1, voxels).unwrap())
+    };
+    let subjects: Arc<dyn Subjects> = Arc::new(vec![
+        of_volumes("a", vec![("ct", volume())]),
+        of_volumes("b", vec![("ct", volume())]),
+    ]);
+    let firsts = |plan: &Plan, world_size: u64| -> Vec<usize> {
+        let mut counts = Vec::new();
+        for rank in 0..world_size {
+            let options = LoaderOptions {
+                share: Share {
+                    rank,
+                    world_size,
+                    batch: 6,
+                },
+                ..options(2)
+            };
+            let subjects = Arc::clone(&subjects);
+            let mut loader = Loader::new(subjects, Arc::clone(&make), plan, 0, &options).unwrap();
+            while let Some(batch) = loader.next_batch() {
+                let batch = batch.unwrap();
+                assert_eq!(batch.len(), 6);
+                // The first sampler leaves z and x at 0.
+                let first = |sample: &&Sample| sample.region.start[0] + sample.region.start[2] == 0;
+                counts.push(batch.iter().filter(first).count());
+            }
+        }
+        counts
+    };
+    let plan = Plan::new(2, 60, 4).unwrap().with_window(33);
+    let mixed = firsts(&plan, 1);
+    assert!(mixed.iter().any(|&count| count != 2), "{mixed:?}");
+    assert_eq!(mixed.iter().sum::<usize>(), 40, "on average");
+    let kept = plan.with_batches(6).unwrap();
+    assert_eq!(kept.window(), 36);
+    for world_size in [1, 4] {
+        assert_eq!(firsts(&kept, world_size), [2; 20]);
+    }
+}
+
+#[test]
+fn whole_batches_are_mixed_and_their_length_must_fit() {
+    let plan = Plan::new(3, 12, 5).unwrap().with_window(18);
+    let kept = plan.clone().with_batches(4).unwrap();
+    assert_eq!(kept.window(), 20);
+    assert_ne!(kept.fingerprint(), plan.fingerprint());
+    assert_eq!(
+        plan.clone().with_batches(1).unwrap().fingerprint(),
+        plan.fingerprint()
+    );
+    let epoch = kept.epoch(0);
+    let all: Vec<Planned> = (0..epoch.windows()).flat_map(|n| epoch.window(n)).collect();
+    for batch in all.chunks(4) {
+        assert!(batch.iter().all(|p| p.subject == batch[0].subject));
+        let first = batch[0].draw;
+        assert!(first.is_multiple_of(4));
+        assert!(batch.iter().map(|p| p.draw).eq(first..first + 4));
+    }
+    assert!(!all.chunks(4).map(|batch| batch[0]).is_sorted());
+    let mut sorted = all;
+    sorted.sort_unstable();
+    sorted.dedup();
+    assert_eq!(sorted.len(), 36);
+    for bad in [0, 5, 8] {
+        assert!(plan.clone().with_batches(bad).is_err(), "{bad}");
+    }
+    let uneven = Plan::with_counts(&[4, 0, 6], 1).unwrap();
+    let refused = uneven.clone().with_batches(4).unwrap_err();
+    assert!(
+        refused.to_string().contains("subject 2 gives 6"),
+        "{refused}"
+    );
+    assert!(uneven.with_batches(2).is_ok());
+}
+
+#[test]
+fn states_are_text_that_is_read_back_and_other_runs_are_refused() {
+    let plan = Plan::new(3, 4, 9).unwrap().with_window(5);
+    let expected = all(loader(three(Manner::Plain), &plan, &options(1)));
+    for k in 0..=expected.len() {
+        let mut first = loader(three(Manner::Plain), &plan, &options(k % 3));
+        assert_eq!(all((&mut first).take(k)), expected[..k]);
+        let text = first.state().to_string();
+        drop(first);
+        let state: LoaderState = format!(" {text}\n").parse().unwrap();
+        assert_eq!(state.to_string(), text);
+        let subjects = Arc::new(three(Manner::Plain));
+        let rest = Loader::resume(subjects, uniform(), &plan, state, &options(1)).unwrap();
+        assert_eq!(all(rest), expected[k..]);
+    }
+    let state = loader(three(Manner::Plain), &plan, &options(0)).state();
+    let refused = |subjects: Arc<dyn Subjects>, state| {
+        Loader::resume(subjects, uniform(), &plan, state, &options(0)).unwrap_err()
+    };
+    let mut other = three(Manner::Plain);
+    other.swap(0, 2);
+    let error = refused(Arc::new(other), state);
+    assert!(matches!(error, Error::OtherState { .. }), "{error}");
+    let beyond = LoaderState {
+        position: 13,
+        ..state
+    };
+    let error = refused(Arc::new(three(Manner::Plain)), beyond);
+    assert!(
+        error.to_string().contains("13") && error.to_string().contains("12"),
+        "{error}"
+    );
+    let good = state.to_string();
+    for bad in [
+        String::new(),
+        good.replace("loader-1", "loader-2"),
+        good.replace("epoch=3", "epoch=+3"),
+        good.replace("epoch=3", "epoch=-3"),
+        good.replace("epoch=3", "epoch="),
+        good.replace("position=0", "position=18446744073709551616"),
+        good.replace("plan=", "plan=0x"),
+        format!("{good} more=1"),
+        good.rsplit_once(' ').unwrap().0.to_owned(),
+    ] {
+        let error = bad.parse::<LoaderState>().unwrap_err();
+        assert!(matches!(error, Error::Setting { .. }), "{bad}");
+    }
+}
+
+#[test]
+fn subjects_are_known_by_name_and_shape_or_by_what_the_caller_says() {
+    let of = |name: &str, shape: Shape| {
+        let layout = Layout::new(shape, 1, DType::U8);
+        of_volumes(
+            name,
+            vec![("ct", Arc::new(MemoryVolume::zeros(layout).unwrap()) as _)],
+        )
+    };
+    let list = |all: &[(&str, Shape)]| {
+        let all: Vec<Subject> = all.iter().map(|&(name, shape)| of(name, shape)).collect();
+        all.fingerprint()
+    };
+    let [a, b] = [[2, 3, 4], [2, 4, 3]];
+    let all = [
+        list(&[]),
+        list(&[("s", a)]),
+        list(&[("s", b)]),
+        list(&[("t", a)]),
+        list(&[("s", a), ("t", a)]),
+        list(&[("t", a), ("s", a)]),
+    ];
+    assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
+    assert_eq!(list(&[("s", a)]), all[1]);
+    let open = |_| -> Result<Subject> { panic!("a fingerprint opens nothing") };
+    let lazy = |length, text: Option<&str>| {
+        let lazy = Lazy::new(length, open);
+        text.map_or_else(
+            || Lazy::new(length, open).fingerprint(),
+            |text| lazy.known_by(text).fingerprint(),
+        )
+    };
+    assert_eq!(lazy(7, None), 7);
+    assert_eq!(lazy(7, Some("list 1")), lazy(7, Some("list 1")));
+    assert_ne!(lazy(7, Some("list 1")), lazy(7, Some("list 2")));
+    assert_ne!(lazy(7, Some("list 1")), lazy(8, Some("list 1")));
+}

@@ -1,0 +1,131 @@
+//! NRRD and MetaImage as they are written.
+
+use super::*;
+
+fn turned() -> Geometry {
+    let (sin, cos) = 0.3_f64.sin_cos();
+    Geometry::from_affine([
+        [2.1 * cos, -3.3 * sin, 0.0, -90.57],
+        [2.1 * sin, 3.3 * cos, 0.0, 12.25],
+        [0.0, 0.0, -0.7, 1e-9],
+        [0.0, 0.0, 0.0, 1.0],
+    ])
+}
+
+#[test]
+fn nrrd_and_metaimage_keep_voxels_and_geometry() {
+    let desk = Desk::new();
+    for dtype in DType::ALL {
+        for channels in [1, 3] {
+            let patch = Random(13).patch([5, 6, 7], channels, dtype);
+            let mut layout = Layout::new([5, 6, 7], channels, dtype);
+            for geometry in [
+                Geometry::from_parts([2.5, 0.7, 0.66], [-3.1, 0.0, 7.0]),
+                turned(),
+            ] {
+                layout.geometry = geometry;
+                for name in ["a.nrrd", "a.mha", "a.mhd"] {
+                    if dtype == DType::F16 {
+                        let path = desk.folder.path().join(name);
+                        let options = CreateOptions {
+                            replace: true,
+                            ..CreateOptions::default()
+                        };
+                        let error = create(&path, &layout, &options).unwrap_err();
+                        let message = error.to_string();
+                        assert!(message.contains("float32 and float64"), "{message}");
+                        continue;
+                    }
+                    let found = round_trip(&desk, name, &layout, &patch);
+                    assert_eq!(found.geometry.affine, geometry.affine, "{name}");
+                    let near = |a: usize| (found.geometry.spacing[a] - geometry.spacing[a]).abs();
+                    assert!((0..3).all(|a| near(a) < 1e-15), "{name}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn only_metaimage_has_a_slope_and_none_has_a_spacing_of_0() {
+    let desk = Desk::new();
+    let mut layout = Layout::new([2, 3, 4], 1, DType::I16);
+    layout.rescale = Rescale::new(0.1, -1024.0);
+    let patch = Random(14).patch([2, 3, 4], 1, DType::I16);
+    for name in ["a.mha", "a.mhd"] {
+        assert_eq!(
+            round_trip(&desk, name, &layout, &patch).rescale,
+            layout.rescale
+        );
+    }
+    let refused = |name: &str, layout: &Layout| {
+        let path = desk.folder.path().join(name);
+        create(&path, layout, &CreateOptions::default())
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(refused("a.nrrd", &layout).contains("slope and intercept"));
+    layout.rescale = None;
+    layout.geometry.spacing[1] = 0.0;
+    for name in ["b.nrrd", "b.mha", "b.mhd"] {
+        assert!(refused(name, &layout).contains("spacing above 0"));
+    }
+}
+
+#[test]
+fn a_header_and_its_voxels_are_replaced_as_one() {
+    let desk = Desk::new();
+    let layout = Layout::new([2, 3, 4], 1, DType::U8);
+    let path = desk.folder.path().join("a.mhd");
+    let names = || {
+        let mut names: Vec<String> = fs::read_dir(desk.folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    let first = || {
+        open(&path)
+            .unwrap()
+            .read(Region::whole([2, 3, 4]))
+            .unwrap()
+            .bytes()[0]
+    };
+    let write = |byte: u8, replace: bool| {
+        let options = CreateOptions {
+            replace,
+            ..CreateOptions::default()
+        };
+        let target = create(&path, &layout, &options)?;
+        target.write(Region::whole([2, 3, 4]), &[byte; 24])?;
+        Ok::<_, Error>(target)
+    };
+    write(1, false).unwrap().finish().unwrap();
+    assert_eq!(
+        (names(), first()),
+        (vec!["a.mhd".to_owned(), "a.raw".to_owned()], 1)
+    );
+    assert!(matches!(write(2, false), Err(Error::Exists { .. })));
+    let unfinished = write(2, true).unwrap();
+    assert_eq!(first(), 1, "nothing changes before the end");
+    drop(unfinished);
+    assert_eq!((names().len(), first()), (2, 1));
+    write(3, true).unwrap().finish().unwrap();
+    assert_eq!(
+        (names(), first()),
+        (vec!["a.1.raw".to_owned(), "a.mhd".to_owned()], 3)
+    );
+    write(4, true).unwrap().finish().unwrap();
+    assert_eq!(
+        (names(), first()),
+        (vec!["a.mhd".to_owned(), "a.raw".to_owned()], 4)
+    );
+    // Voxels that no header of ours names are somebody else's.
+    fs::remove_file(&path).unwrap();
+    for replace in [false, true] {
+        let error = write(5, replace).unwrap_err();
+        assert!(error.to_string().contains("a.raw"), "{error}");
+    }
+    assert_eq!(fs::read(desk.folder.path().join("a.raw")).unwrap(), [4; 24]);
+}

@@ -1,0 +1,85 @@
+//! The header of a MetaImage that is written: voxels not packed, channels as a fourth dimension.
+//!
+//! `ElementNumberOfChannels` would put the channels of a voxel beside each other; outputs here are
+//! written channel by channel.
+
+use super::{lps, native_is_big};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::volume::Layout;
+
+/// The header of a MetaImage whose voxels follow it, or lie in the file `data` beside it.
+///
+/// # Errors
+///
+/// [`Error::Unsupported`] for voxels and geometries that MetaImage does not have.
+pub(in super::super::super) fn metaimage(layout: &Layout, data: Option<&str>) -> Result<Vec<u8>> {
+    let name = match layout.dtype {
+        DType::Bool | DType::U8 => "MET_UCHAR",
+        DType::I8 => "MET_CHAR",
+        DType::U16 => "MET_USHORT",
+        DType::I16 => "MET_SHORT",
+        DType::U32 => "MET_UINT",
+        DType::I32 => "MET_INT",
+        DType::U64 => "MET_ULONG_LONG",
+        DType::I64 => "MET_LONG_LONG",
+        DType::F32 => "MET_FLOAT",
+        DType::F64 => "MET_DOUBLE",
+        DType::F16 => {
+            let what = "MetaImage has no float16, but integers of 8 to 64 bits, float32 and float64: \
+                        convert with --dtype float32";
+            return Err(Error::unsupported(&layout.path, what));
+        }
+    };
+    let (columns, origin) = lps(layout, "MetaImage")?;
+    let [z, y, x] = layout.shape;
+    let [dz, dy, dx] = layout.geometry.spacing;
+    let (mut sizes, mut spacing, mut offset) = (vec![x, y, z], vec![dx, dy, dz], origin.to_vec());
+    let mut rows: Vec<Vec<f64>> = columns
+        .into_iter()
+        .zip([dx, dy, dz])
+        .map(|(column, length)| column.map(|value| quotient(value, length)).to_vec())
+        .collect();
+    if layout.channels > 1 {
+        sizes.push(layout.channels);
+        spacing.push(1.0);
+        offset.push(0.0);
+        for row in &mut rows {
+            row.push(0.0);
+        }
+        rows.push(vec![0.0, 0.0, 0.0, 1.0]);
+    }
+    let rescale = layout.rescale.map_or(String::new(), |rescale| {
+        format!(
+            "ElementToIntensityFunctionSlope = {}\nElementToIntensityFunctionOffset = {}\n",
+            rescale.slope, rescale.intercept
+        )
+    });
+    let text = format!(
+        "ObjectType = Image\nNDims = {}\nBinaryData = True\nBinaryDataByteOrderMSB = {}\n\
+         CompressedData = False\nTransformMatrix = {}\nOffset = {}\nElementSpacing = {}\n\
+         DimSize = {}\n{rescale}ElementType = {name}\nElementDataFile = {}\n",
+        sizes.len(),
+        if native_is_big() { "True" } else { "False" },
+        words(&rows.concat()),
+        words(&offset),
+        words(&spacing),
+        words(&sizes),
+        data.unwrap_or("LOCAL"),
+    );
+    Ok(text.into_bytes())
+}
+
+fn words<T: ToString>(values: &[T]) -> String {
+    let words: Vec<String> = values.iter().map(T::to_string).collect();
+    words.join(" ")
+}
+
+/// What gives `value` again when it is multiplied by `length`, if a number does.
+#[expect(clippy::float_cmp, reason = "to the last bit")]
+fn quotient(value: f64, length: f64) -> f64 {
+    let near = value / length;
+    let candidates = [near, near.next_up(), near.next_down()];
+    let exact = candidates.into_iter().find(|n| n * length == value);
+    exact.unwrap_or(near)
+}

@@ -1,0 +1,57 @@
+//! The header of a NRRD file that is written: voxels attached, not packed, channels slowest.
+
+use super::{lps, native_is_big};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::volume::Layout;
+
+/// The bytes before the first voxel of a NRRD file.
+///
+/// # Errors
+///
+/// [`Error::Unsupported`] for voxels and geometries that NRRD does not have.
+pub(in super::super::super) fn nrrd(layout: &Layout) -> Result<Vec<u8>> {
+    let name = match layout.dtype {
+        DType::Bool | DType::U8 => "uint8",
+        DType::F32 => "float",
+        DType::F64 => "double",
+        DType::F16 => {
+            let what = "NRRD has no float16, but integers of 8 to 64 bits, float32 and float64: \
+                        convert with --dtype float32";
+            return Err(Error::unsupported(&layout.path, what));
+        }
+        dtype => dtype.name(),
+    };
+    if layout.rescale.is_some() {
+        let what =
+            "NRRD has no slope and intercept, which these voxels need: write .nii, .mha or .zarr";
+        return Err(Error::unsupported(&layout.path, what));
+    }
+    let (columns, origin) = lps(layout, "NRRD")?;
+    let [z, y, x] = layout.shape;
+    let vector = |[a, b, c]: [f64; 3]| format!("({a},{b},{c})");
+    let mut directions: Vec<String> = columns.into_iter().map(vector).collect();
+    let mut sizes = vec![x, y, z];
+    let mut kinds = vec!["domain"; 3];
+    if layout.channels > 1 {
+        directions.push("none".to_owned());
+        sizes.push(layout.channels);
+        kinds.push("list");
+    }
+    let sizes: Vec<String> = sizes.iter().map(u64::to_string).collect();
+    let endian = match layout.dtype.size() {
+        1 => "",
+        _ if native_is_big() => "endian: big\n",
+        _ => "endian: little\n",
+    };
+    let text = format!(
+        "NRRD0005\ntype: {name}\ndimension: {}\nspace: left-posterior-superior\nsizes: {}\n\
+         space directions: {}\nkinds: {}\n{endian}encoding: raw\nspace origin: {}\n\n",
+        sizes.len(),
+        sizes.join(" "),
+        directions.join(" "),
+        kinds.join(" "),
+        vector(origin),
+    );
+    Ok(text.into_bytes())
+}

@@ -1,0 +1,104 @@
+//! Parts of an output, and what they survive.
+
+use std::fs::File;
+use std::path::Path;
+
+use super::super::Layout;
+use crate::error::{Error, Result};
+use crate::region::Region;
+
+/// What a chunk survives once it is noted as done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// That the process is killed. A power cut may lose or damage files: those that are not as
+    /// long as noted are written again, others only [`verify`](crate::volume::verify) finds.
+    #[default]
+    None,
+    /// A power cut, too: its file and folder are flushed to the disk before it is noted.
+    Chunk,
+}
+
+impl Durability {
+    pub(super) fn sync(self, file: &File, path: &Path) -> Result<()> {
+        match self {
+            Self::None => Ok(()),
+            Self::Chunk => file.sync_all().map_err(Error::io("make durable", path)),
+        }
+    }
+
+    pub(super) fn sync_folder(self, path: &Path) -> Result<()> {
+        match self {
+            Self::None => Ok(()),
+            Self::Chunk => File::open(path)
+                .and_then(|folder| folder.sync_all())
+                .map_err(Error::io("make durable", path)),
+        }
+    }
+}
+
+/// One of several processes that write one output, each of them its own chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub(super) index: u32,
+    pub(super) count: u32,
+}
+
+impl Part {
+    /// The only one.
+    pub const WHOLE: Self = Self { index: 0, count: 1 };
+
+    /// Part `index`, counted from 0, of `count`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if there is no such part.
+    pub fn new(index: u32, count: u32) -> Result<Self> {
+        if index < count {
+            return Ok(Self { index, count });
+        }
+        Err(Error::Setting {
+            name: "part",
+            value: format!("{index} of {count}"),
+            problem: "parts are counted from 0 to one less than there are".to_owned(),
+        })
+    }
+
+    /// Its place, counted from 0.
+    #[must_use]
+    pub const fn index(self) -> u32 {
+        self.index
+    }
+
+    /// How many parts there are.
+    #[must_use]
+    pub const fn count(self) -> u32 {
+        self.count
+    }
+
+    /// This part's share of a volume that is cut along `axis` (0 to 2 for z, y, x) between write
+    /// chunks, as evenly as that goes; it may be empty.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such axis.
+    #[must_use]
+    pub fn region(self, layout: &Layout, axis: usize) -> Region {
+        let mut region = Region::whole(layout.shape);
+        let [_, chunk @ ..] = layout.write_chunk.unwrap_or([1; 4]);
+        let layers = u128::from(layout.shape[axis].div_ceil(chunk[axis]));
+        let bound = |n: u32| {
+            let layer = layers * u128::from(n) / u128::from(self.count);
+            let layer = u64::try_from(layer).unwrap_or(u64::MAX);
+            layer.saturating_mul(chunk[axis]).min(layout.shape[axis])
+        };
+        let (start, end) = (bound(self.index), bound(self.index + 1));
+        region.start[axis] = region.start[axis].saturating_add_unsigned(start);
+        region.shape[axis] = end - start;
+        region
+    }
+
+    /// What a file of this part is called.
+    pub(super) fn name(self, what: &str) -> String {
+        format!("{what}.{}-of-{}", self.index, self.count)
+    }
+}

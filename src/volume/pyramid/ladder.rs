@@ -1,0 +1,233 @@
+//! Chunks of one level on their way to the next.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::halve::halve;
+use super::step::{Face, Step, length, signed};
+use super::waiting::most_waiting;
+use super::{Downsample, Level, Source};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::patch::copy_common;
+use crate::region::{Region, chunk_range, chunk_region, indices};
+use crate::volume::marks::Marks;
+
+/// Takes whole chunks of the finest level in any order and makes those of all others.
+#[derive(Debug)]
+pub(in super::super) struct Ladder {
+    method: Downsample,
+    dtype: DType,
+    levels: Vec<Level>,
+    /// Unfinished chunks of each level but the first, by channel and index.
+    waiting: Vec<Mutex<Unfinished>>,
+    /// The chunks of each level that will be made here; all of them if there is no list.
+    made: Option<Vec<Marks>>,
+    bytes: AtomicU64,
+    peak: AtomicU64,
+}
+
+/// Called with each finished chunk: level, channel, index, box and voxels.
+pub(in super::super) type Finished<'a> =
+    &'a dyn Fn(usize, u64, [u64; 3], Region, Source<'_>) -> Result<()>;
+
+type Unfinished = HashMap<(u64, [u64; 3]), Waiting>;
+
+/// A chunk that is not complete yet, cut at its level's edge.
+#[derive(Debug)]
+struct Waiting {
+    region: Region,
+    /// `None` as long as every voxel is 0.
+    voxels: Option<Vec<u8>>,
+    /// Voxels of the finer level that have not come.
+    missing: u64,
+    faces: Vec<Face>,
+}
+
+impl Ladder {
+    pub(in super::super) fn new(method: Downsample, dtype: DType, levels: Vec<Level>) -> Self {
+        Self {
+            method,
+            dtype,
+            waiting: levels.iter().skip(1).map(|_| Mutex::default()).collect(),
+            levels,
+            made: None,
+            bytes: AtomicU64::new(0),
+            peak: AtomicU64::new(0),
+        }
+    }
+
+    /// The same, but only chunks that `made` marks at their level are made; what belongs to
+    /// others is dropped.
+    pub(in super::super) fn only(mut self, made: Vec<Marks>) -> Self {
+        self.made = Some(made);
+        self
+    }
+
+    /// The bytes that wait at most, as [`waiting_bytes`](super::waiting_bytes) says.
+    pub(in super::super) fn most_waiting(&self, channels: u64, order: [usize; 3]) -> u64 {
+        most_waiting(&self.levels, channels, self.dtype, order)
+    }
+
+    /// The most bytes that waited so far.
+    #[cfg(test)]
+    pub(super) fn peak(&self) -> u64 {
+        self.peak.load(Ordering::Relaxed)
+    }
+
+    /// Takes the chunk `region` of `level` and gives those of coarser levels that it completes.
+    pub(in super::super) fn add(
+        &self,
+        level: usize,
+        channel: u64,
+        region: Region,
+        source: Source<'_>,
+        finished: Finished<'_>,
+    ) -> Result<()> {
+        let Some(next) = self.levels.get(level + 1) else {
+            return Ok(());
+        };
+        let step = Step::new(self.levels[level], *next);
+        let inner = step.whole_cells(region);
+        let cells = inner.map(|inner| step.cells(inner));
+        let halved = match (source.voxels, inner) {
+            (Some(voxels), Some(inner)) => {
+                let held = (voxels, source.held);
+                let halved = halve(self.method, self.dtype, held, inner, step.factors);
+                halved.iter().any(|&byte| byte != 0).then_some(halved)
+            }
+            _ => None,
+        };
+        let touched = chunk_range(&step.cells(region), next.chunk);
+        for index in indices(touched) {
+            let is_ours = |made: &Vec<Marks>| made[level + 1].has(channel, index);
+            if !self.made.as_ref().is_none_or(is_ours) {
+                continue;
+            }
+            let part = halved.as_deref().zip(cells);
+            let key = (channel, index);
+            if let Some(done) = self.gather(&step, level, key, region, part, source) {
+                self.give(&step, level, key, done, finished)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives all that still waits, now that no more will come: what did not is 0.
+    pub(in super::super) fn finish(&self, finished: Finished<'_>) -> Result<()> {
+        for (level, waiting) in self.waiting.iter().enumerate() {
+            let left = std::mem::take(&mut *waiting.lock().unwrap_or_else(PoisonError::into_inner));
+            let step = Step::new(self.levels[level], self.levels[level + 1]);
+            for (key, chunk) in left {
+                self.give(&step, level, key, chunk, finished)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a chunk of the level after `level`, and takes it on its way to the next.
+    fn give(
+        &self,
+        step: &Step,
+        level: usize,
+        (channel, index): (u64, [u64; 3]),
+        mut chunk: Waiting,
+        finished: Finished<'_>,
+    ) -> Result<()> {
+        self.join(step, &mut chunk);
+        let whole = Source {
+            held: chunk.region,
+            voxels: chunk.voxels.as_deref(),
+        };
+        finished(level + 1, channel, index, chunk.region, whole)?;
+        self.add(level + 1, channel, chunk.region, whole, finished)
+    }
+
+    /// Adds what the chunk `region` has of a coarser chunk, and takes that out if it is complete.
+    fn gather(
+        &self,
+        step: &Step,
+        level: usize,
+        key: (u64, [u64; 3]),
+        region: Region,
+        cells: Option<(&[u8], Region)>,
+        source: Source<'_>,
+    ) -> Option<Waiting> {
+        let size = self.dtype.size();
+        let target =
+            chunk_region(key.1, step.to.chunk).intersection(&Region::whole(step.to.shape))?;
+        let raw = step.voxels(target);
+        let common = raw.intersection(&region)?;
+        let faces = step.faces(common, region, source, size);
+        let mut waiting = self.waiting[level]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut entry = match waiting.entry(key) {
+            Entry::Occupied(entry) => entry,
+            Entry::Vacant(entry) => entry.insert_entry(Waiting {
+                region: target,
+                voxels: None,
+                missing: raw.voxels(),
+                faces: Vec::new(),
+            }),
+        };
+        let chunk = entry.get_mut();
+        let mut grown = faces.iter().map(|face| face.voxels.len()).sum::<usize>();
+        if let Some((cells, covered)) = cells {
+            let voxels = chunk.voxels.get_or_insert_with(|| {
+                let zeros = vec![0; length(target.voxels()) * size];
+                grown += zeros.len();
+                zeros
+            });
+            copy_common((cells, covered), (voxels, target), 1, size);
+        }
+        chunk.faces.extend(faces);
+        chunk.missing -= common.voxels();
+        let complete = chunk.missing == 0;
+        let now = self.bytes.fetch_add(grown as u64, Ordering::Relaxed) + grown as u64;
+        self.peak.fetch_max(now, Ordering::Relaxed);
+        complete.then(|| {
+            let done = entry.remove();
+            self.bytes.fetch_sub(done.bytes(), Ordering::Relaxed);
+            done
+        })
+    }
+
+    /// Makes the cells whose voxels came with two or more chunks.
+    fn join(&self, step: &Step, chunk: &mut Waiting) {
+        let size = self.dtype.size();
+        let mut seams: Vec<_> = chunk
+            .faces
+            .iter()
+            .map(|face| (face.axis, face.cell))
+            .collect();
+        seams.sort_unstable();
+        seams.dedup();
+        for (axis, cell) in seams {
+            let mut cells = chunk.region;
+            cells.start[axis] = signed(cell);
+            cells.shape[axis] = 1;
+            let slab = step.voxels(cells);
+            let mut voxels = vec![0; length(slab.voxels()) * size];
+            for face in &chunk.faces {
+                if (face.axis, face.cell) == (axis, cell) {
+                    copy_common((&face.voxels, face.region), (&mut voxels, slab), 1, size);
+                }
+            }
+            let halved = halve(self.method, self.dtype, (&voxels, slab), slab, step.factors);
+            let target = chunk
+                .voxels
+                .get_or_insert_with(|| vec![0; length(chunk.region.voxels()) * size]);
+            copy_common((&halved, cells), (target, chunk.region), 1, size);
+        }
+    }
+}
+
+impl Waiting {
+    fn bytes(&self) -> u64 {
+        let faces: usize = self.faces.iter().map(|face| face.voxels.len()).sum();
+        (faces + self.voxels.as_ref().map_or(0, Vec::len)) as u64
+    }
+}

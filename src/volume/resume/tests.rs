@@ -1,0 +1,490 @@
+//! Whatever happens between the first chunk and the last, the output is the same.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use super::*;
+use crate::dtype::DType;
+use crate::geometry::Geometry;
+use crate::region::chunk_region;
+use crate::volume::{Downsample, Pyramid, ZarrVersion, create, discard, open};
+
+const SHAPE: [u64; 3] = [13, 9, 11];
+const CHUNK: [u64; 3] = [3, 4, 4];
+
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
+}
+
+fn layout() -> Layout {
+    let geometry = Geometry::from_parts([2.0, 0.7, 0.3], [0.1, 0.2, 0.3]);
+    Layout::new(SHAPE, 2, DType::I16).with_geometry(geometry)
+}
+
+fn options(shard: Option<[u64; 3]>) -> CreateOptions {
+    CreateOptions {
+        chunk: CHUNK,
+        shard,
+        pyramid: Some(Pyramid {
+            levels: Some(3),
+            method: Downsample::Mean,
+        }),
+        ..CreateOptions::default()
+    }
+}
+
+fn settings(part: Part, owned: Option<Region>) -> ResumeOptions {
+    ResumeOptions {
+        fingerprint: json!({"model": "gaussian:2", "grid": {"patch": [8, 8, 8], "overlap": 0.1}}),
+        part,
+        owned,
+        durability: Durability::None,
+    }
+}
+
+fn whole() -> ResumeOptions {
+    settings(Part::WHOLE, None)
+}
+
+/// The voxels of one write chunk, cut at the edge; some chunks are empty.
+fn voxels(layout: &Layout, [c, z, y, x]: ChunkShape) -> (Region, Vec<u8>) {
+    let [_, chunk @ ..] = layout.write_chunk.unwrap();
+    let region = chunk_region([z, y, x], chunk)
+        .intersection(&Region::whole(SHAPE))
+        .unwrap();
+    let number = i16::try_from(((c * 7 + z) * 7 + y) * 7 + x).unwrap();
+    let count = i16::try_from(region.voxels()).unwrap();
+    let value = |n: i16| {
+        if number % 5 == 3 {
+            0
+        } else {
+            number.wrapping_mul(77) ^ n.wrapping_mul(13)
+        }
+    };
+    let voxels: Vec<i16> = (0..count).map(value).collect();
+    (region, bytemuck::cast_slice(&voxels).to_vec())
+}
+
+fn write(output: &dyn VolumeMut, chunk: ChunkShape) -> Result<()> {
+    let (region, voxels) = voxels(output.layout(), chunk);
+    output.write_channels(chunk[0]..chunk[0] + 1, region, &voxels)
+}
+
+/// Writes the first `count` chunks that are not done.
+fn write_some(output: &Resumable, count: usize) {
+    let next: Vec<ChunkShape> = output.pending().take(count).collect();
+    for chunk in next {
+        write(output, chunk).unwrap();
+    }
+}
+
+/// Every file below a folder.
+fn tree(path: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![path.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let entry = entry.unwrap().path();
+            if entry.is_dir() {
+                folders.push(entry);
+            } else {
+                let name = entry.strip_prefix(path).unwrap().to_path_buf();
+                found.insert(name, fs::read(&entry).unwrap());
+            }
+        }
+    }
+    found
+}
+
+/// What [`create`] makes in one go of the same chunks, under the same name.
+fn unbroken(options: &CreateOptions) -> BTreeMap<PathBuf, Vec<u8>> {
+    let dir = scratch();
+    let path = dir.path().join("out.zarr");
+    let output = create(&path, &layout(), options).unwrap();
+    let [_, chunk @ ..] = output.layout().write_chunk.unwrap();
+    for c in 0..2 {
+        let counts = std::array::from_fn(|a| 0..SHAPE[a].div_ceil(chunk[a]));
+        for [z, y, x] in crate::region::indices(counts) {
+            write(&*output, [c, z, y, x]).unwrap();
+        }
+    }
+    output.finish().unwrap();
+    tree(&path)
+}
+
+fn chunks(output: &Resumable) -> usize {
+    let [_, chunk @ ..] = output.layout().write_chunk.unwrap();
+    let count: u64 = (0..3).map(|a| SHAPE[a].div_ceil(chunk[a])).product();
+    usize::try_from(2 * count).unwrap()
+}
+
+#[test]
+fn an_output_broken_off_after_any_chunk_is_the_unbroken_one() {
+    for (shard, durability, format) in [
+        (None, Durability::None, ZarrVersion::V3),
+        (Some([6, 4, 8]), Durability::Chunk, ZarrVersion::V3),
+        (None, Durability::None, ZarrVersion::V2),
+    ] {
+        let options = CreateOptions {
+            format,
+            ..options(shard)
+        };
+        let expected = unbroken(&options);
+        assert!(expected.len() > 40 || shard.is_some());
+        let resume = ResumeOptions {
+            durability,
+            ..whole()
+        };
+        let dir = scratch();
+        let path = dir.path().join("out.zarr");
+        let begin = || resumable(&path, &layout(), &options, &resume).unwrap();
+        let total = chunks(&begin());
+        for stop in 0..=total {
+            discard(&path).unwrap();
+            write_some(&begin(), stop);
+            assert!(!path.exists());
+            let again = begin();
+            assert_eq!(again.pending().count(), total - stop);
+            write_some(&again, total);
+            Box::new(again).finish().unwrap();
+            assert_eq!(tree(&path), expected, "broken off after {stop} chunks");
+            let left = fs::read_dir(dir.path()).unwrap().count();
+            assert_eq!(left, 1, "nothing but the output");
+            fs::remove_dir_all(&path).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_a_crash_tears_is_made_again() {
+    let options = options(None);
+    let expected = unbroken(&options);
+    let dir = scratch();
+    let path = dir.path().join("out.zarr");
+    let partial = dir.path().join(".out.zarr.partial");
+    let journal = partial.join("journal.0-of-1");
+    let begin = || resumable(&path, &layout(), &options, &whole()).unwrap();
+    let output = begin();
+    let total = chunks(&output);
+    write_some(&output, 20);
+    drop(output);
+    // A note cut short: its chunk is there, but not known.
+    let notes = fs::read(&journal).unwrap();
+    fs::write(&journal, &notes[..notes.len() - 9]).unwrap();
+    // A file that was not renamed any more, and files that the disk lost the end of, or all.
+    fs::create_dir_all(partial.join("tmp.0-of-1")).unwrap();
+    fs::write(partial.join("tmp.0-of-1/7"), b"half a chunk").unwrap();
+    let output = begin();
+    let known = total - output.pending().count();
+    assert!((18..20).contains(&known), "{known}");
+    assert!(!partial.join("tmp.0-of-1/7").exists());
+    drop(output);
+    for (name, keep) in [("0/c/0/0/0/0", 1), ("0/c/0/0/1/0", 0)] {
+        let file = partial.join("data").join(name);
+        let bytes = fs::read(&file).unwrap();
+        fs::write(&file, &bytes[..bytes.len() * keep / 2]).unwrap();
+    }
+    fs::remove_file(partial.join("data/0/c/0/0/2/2")).unwrap();
+    let output = begin();
+    assert_eq!(total - output.pending().count(), known - 3);
+    assert!(!output.is_done([0, 0, 0, 0]) && output.is_done([0, 0, 0, 1]));
+    write_some(&output, total);
+    Box::new(output).finish().unwrap();
+    assert_eq!(tree(&path), expected);
+}
+
+#[test]
+fn chunks_that_are_done_are_not_written_again() {
+    let dir = scratch();
+    let path = dir.path().join("out.zarr");
+    let begin = || resumable(&path, &layout(), &options(None), &whole()).unwrap();
+    write_some(&begin(), 5);
+    let output = begin();
+    let refused = write(&output, [0, 0, 0, 1]).unwrap_err();
+    assert!(matches!(refused, Error::ChunkWritten { .. }), "{refused}");
+    assert!(!output.is_done([9, 0, 0, 0]) && !output.is_done([0, 0, 0, 99]));
+    let error = Box::new(output).finish().unwrap_err();
+    let message = error.to_string();
+    assert!(
+        message.contains("85 chunks") && message.contains("0/c/0/0/1/2"),
+        "{message}"
+    );
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_chunk_that_could_not_be_stored_is_not_done() {
+    let dir = scratch();
+    let path = dir.path().join("out.zarr");
+    let output = resumable(&path, &layout(), &options(None), &whole()).unwrap();
+    let folder = dir.path().join(".out.zarr.partial/tmp.0-of-1");
+    fs::remove_dir(&folder).unwrap();
+    let error = write(&output, [0, 0, 0, 1]).unwrap_err();
+    assert!(matches!(error, Error::Io { .. }), "{error}");
+    assert!(!output.is_done([0, 0, 0, 1]));
+    fs::create_dir(&folder).unwrap();
+    write(&output, [0, 0, 0, 1]).unwrap();
+    assert!(output.is_done([0, 0, 0, 1]));
+    write_some(&output, 1000);
+    Box::new(output).finish().unwrap();
+    assert_eq!(tree(&path), unbroken(&options(None)));
+}
+
+#[test]
+fn another_run_is_refused_by_the_names_of_what_differs() {
+    let dir = scratch();
+    let path = dir.path().join("out.zarr");
+    let begin = |layout: &Layout, options: &CreateOptions, resume: &ResumeOptions| {
+        resumable(&path, layout, options, resume).map(drop)
+    };
+    begin(&layout(), &options(None), &whole()).unwrap();
+    begin(&layout(), &options(None), &whole()).unwrap();
+    let other = ResumeOptions {
+        fingerprint: json!({"model": "identity", "grid": {"patch": [8, 8, 8], "overlap": 0.2}}),
+        ..whole()
+    };
+    let message = begin(&layout(), &options(None), &other)
+        .unwrap_err()
+        .to_string();
+    for part in [
+        r#"model: then "gaussian:2", now "identity""#,
+        "grid.overlap: then 0.1, now 0.2",
+    ] {
+        assert!(message.contains(part), "{message}");
+    }
+    assert!(!message.contains("patch"), "{message}");
+    let coarse = CreateOptions {
+        chunk: [4, 4, 4],
+        ..options(None)
+    };
+    let message = begin(&layout(), &coarse, &whole()).unwrap_err().to_string();
+    assert!(
+        message.contains("chunk_shape: then [1,3,4,4], now [1,4,4,4]"),
+        "{message}"
+    );
+    let moved = layout().with_geometry(Geometry::from_parts([2.0, 0.7, 0.3], [0.1, 0.2, 0.4]));
+    let message = begin(&moved, &options(None), &whole())
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("affine"), "{message}");
+    let halves = settings(Part::new(0, 2).unwrap(), Some(Region::whole([3, 9, 11])));
+    let message = begin(&layout(), &options(None), &halves)
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains(r#"parts: then "1", now "2""#), "{message}");
+    discard(&path).unwrap();
+    begin(&layout(), &options(None), &other).unwrap();
+}
+
+#[test]
+fn a_second_owner_is_sent_away_and_told_what_to_do() {
+    let dir = scratch();
+    let path = dir.path().join("out.zarr");
+    let begin = || resumable(&path, &layout(), &options(None), &whole());
+    let first = begin().unwrap();
+    let error = begin().unwrap_err();
+    let message = error.to_string();
+    assert!(matches!(error, Error::Locked { .. }));
+    assert!(
+        message.contains("lock.0-of-1") && message.contains("wait"),
+        "{message}"
+    );
+    assert!(matches!(discard(&path), Err(Error::Locked { .. })));
+    drop(first);
+    begin().unwrap();
+}
+
+#[test]
+fn parts_in_any_order_broken_off_or_not_make_the_unbroken_output() {
+    let options = options(None);
+    let expected = unbroken(&options);
+    let dir = scratch();
+    let path = dir.path().join("out.zarr");
+    let written = planned(&path, &layout(), &options).unwrap();
+    for axis in 0..3 {
+        let begin = |n: u32| {
+            let part = Part::new(n, 3).unwrap();
+            let owned = part.region(&written, axis);
+            resumable(&path, &layout(), &options, &settings(part, Some(owned))).unwrap()
+        };
+        let finalized = || finalize(&path, &layout(), &options, &whole(), 3);
+        let (one, two) = (begin(2), begin(0));
+        write_some(&one, 4);
+        assert!(matches!(finalized(), Err(Error::Locked { .. })));
+        write_some(&two, 1000);
+        drop(one);
+        Box::new(two).finish().unwrap();
+        let message = finalized().unwrap_err().to_string();
+        assert!(message.contains("chunks: 0/c/0/"), "{message}");
+        for n in [1, 2] {
+            let part = begin(n);
+            write_some(&part, 1000);
+            Box::new(part).finish().unwrap();
+        }
+        assert!(!path.exists());
+        finalized().unwrap();
+        assert_eq!(tree(&path), expected, "cut along axis {axis}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        fs::remove_dir_all(&path).unwrap();
+    }
+}
+
+#[test]
+fn parts_keep_to_what_they_own() {
+    let dir = scratch();
+    let path = dir.path().join("out.zarr");
+    let begin = |n, owned| {
+        let part = settings(Part::new(n, 2).unwrap(), Some(owned));
+        resumable(&path, &layout(), &options(None), &part)
+    };
+    let upper = Region::new([0; 3], [6, 9, 11]);
+    let part = begin(0, upper).unwrap();
+    let refused = write(&part, [0, 2, 0, 0]).unwrap_err();
+    assert!(matches!(refused, Error::NotOwned { .. }), "{refused}");
+    let overlapping = begin(1, Region::new([3, 0, 0], [10, 9, 11])).unwrap_err();
+    assert!(
+        overlapping.to_string().contains("belongs to part 0, too"),
+        "{overlapping}"
+    );
+    let pieces = begin(1, Region::new([7, 0, 0], [6, 9, 11])).unwrap_err();
+    assert!(matches!(pieces, Error::PartialChunk { .. }), "{pieces}");
+    assert!(Part::new(2, 2).is_err());
+    let small = Layout::new([2, 1, 1], 1, DType::U8);
+    let shares = (0..7).map(|n| Part::new(n, 7).unwrap().region(&small, 1).voxels());
+    assert_eq!(
+        shares.collect::<Vec<_>>(),
+        [0, 0, 0, 0, 0, 0, 2],
+        "parts may be empty"
+    );
+}
+
+#[test]
+fn an_output_that_exists_is_replaced_only_if_it_may_be() {
+    let dir = scratch();
+    let path = dir.path().join("out.zarr");
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("old"), b"old").unwrap();
+    let begin = |replace| {
+        let options = CreateOptions {
+            replace,
+            ..options(None)
+        };
+        resumable(&path, &layout(), &options, &whole())
+    };
+    assert!(matches!(begin(false), Err(Error::Exists { .. })));
+    let output = begin(true).unwrap();
+    write_some(&output, 1000);
+    assert!(path.join("old").exists());
+    Box::new(output).finish().unwrap();
+    assert!(!path.join("old").exists() && open(&path).is_ok());
+    let flat = resumable(
+        &dir.path().join("a.npy"),
+        &layout(),
+        &CreateOptions::default(),
+        &whole(),
+    );
+    assert!(matches!(flat, Err(Error::Unsupported { .. })));
+}
+
+#[test]
+fn what_was_replaced_is_never_taken_for_what_was_written() {
+    let dir = scratch();
+    let path = dir.path().join("out.zarr");
+    let old = dir.path().join("old");
+    let partial = dir.path().join(".out.zarr.partial");
+    let replacing = CreateOptions {
+        replace: true,
+        ..options(None)
+    };
+    let begin = || resumable(&path, &layout(), &replacing, &whole()).unwrap();
+    let output = begin();
+    let total = chunks(&output);
+    write_some(&output, total);
+    Box::new(output).finish().unwrap();
+    write_some(&begin(), total);
+    let data = partial.join("data");
+    let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&data).unwrap());
+    fs::write(partial.join("publishing"), inode.to_string()).unwrap();
+    // Killed before the names are exchanged: all is there.
+    assert_eq!(begin().pending().count(), 0);
+    // Killed after that: data is the old output, chunk for chunk as long as the new one.
+    fs::rename(&path, &old).unwrap();
+    fs::rename(&data, &path).unwrap();
+    fs::rename(&old, &data).unwrap();
+    let output = begin();
+    assert_eq!(output.pending().count(), total);
+    write_some(&output, total);
+    Box::new(output).finish().unwrap();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+/// Set for the process that [`killed_at_random_moments`] starts and kills.
+const CHILD: &str = "VOXPATCH_TEST_CHILD";
+
+#[test]
+#[ignore = "it is the process that another test kills"]
+fn child() {
+    let path = PathBuf::from(std::env::var_os(CHILD).expect("it is started by the other test"));
+    let output = resumable(&path, &layout(), &options(None), &whole()).unwrap();
+    let pending: Vec<ChunkShape> = output.pending().collect();
+    let pending = Mutex::new(pending.into_iter());
+    let work = || {
+        loop {
+            let Some(chunk) = pending.lock().unwrap().next() else {
+                break;
+            };
+            write(&output, chunk).unwrap();
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(work);
+        }
+    });
+    Box::new(output).finish().unwrap();
+}
+
+#[test]
+fn killed_at_random_moments() {
+    let expected = unbroken(&options(None));
+    let dir = scratch();
+    let path = dir.path().join("out.zarr");
+    let start = || {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["volume::resume::tests::child", "--exact", "--ignored"])
+            .env(CHILD, &path)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let journal = dir.path().join(".out.zarr.partial/journal.0-of-1");
+    let length = || fs::metadata(&journal).map_or(0, |found| found.len());
+    let (mut killed, mut grown, mut millis) = (0, 0, 7_u64);
+    while killed < 20 {
+        let before = length();
+        let mut child = start();
+        // Once it is at work, some milliseconds more, different each time.
+        while length() == before && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        millis = millis * 5 % 11;
+        std::thread::sleep(Duration::from_millis(millis / 2));
+        child.kill().unwrap();
+        let finished = child.wait().unwrap().success();
+        killed += u32::from(!finished);
+        grown += u32::from(length() > before);
+        if path.exists() {
+            assert_eq!(tree(&path), expected);
+            fs::remove_dir_all(&path).unwrap();
+        }
+    }
+    assert!(grown > 5, "the child got somewhere: {grown}");
+    let mut last = start();
+    assert!(last.wait().unwrap().success());
+    assert_eq!(tree(&path), expected);
+}

@@ -1,0 +1,259 @@
+//! The arrays of an output: encodes each write chunk of every level, and says under which name.
+
+use std::borrow::Cow;
+use std::num::NonZeroU64;
+use std::ops::Range;
+
+use zarrs::array::codec::api::{ArrayToBytesCodecTraits, CodecOptions};
+use zarrs::array::{Array, ArrayBytes};
+
+use super::super::Layout;
+use super::super::chunk::check_whole_chunks;
+use super::super::create::CreateOptions;
+use super::super::marks::Marks;
+use super::super::pyramid::{Ladder, Source};
+use super::document::{Planned, plan, sizes};
+use super::meta::Facts;
+use super::open_array;
+use crate::error::{Cause, Error, Result};
+use crate::patch::copy_common;
+use crate::region::{Region, chunk_range, chunk_region, indices};
+
+/// All levels of an output.
+#[derive(Debug)]
+pub(super) struct Arrays {
+    levels: Vec<LevelArray>,
+    ladder: Option<Ladder>,
+}
+
+/// One level.
+#[derive(Debug)]
+pub(super) struct LevelArray {
+    pub(super) layout: Layout,
+    array: Array<()>,
+    /// The chunks that were written: those that are all fill value leave no file to tell.
+    pub(super) written: Marks,
+}
+
+/// Where a chunk belongs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) level: usize,
+    pub(super) channel: u64,
+    pub(super) index: [u64; 3],
+    /// The path of its file in the output's folder.
+    pub(super) key: String,
+}
+
+/// Takes an encoded chunk; `None` if it is all fill value.
+pub(super) type Keep<'a> = &'a dyn Fn(&Place, Option<&[u8]>) -> Result<()>;
+
+impl Arrays {
+    /// The arrays that planned levels ask for.
+    pub(super) fn new(planned: &[Planned], options: &CreateOptions) -> Result<Self> {
+        let levels: Vec<LevelArray> = planned.iter().map(LevelArray::new).collect::<Result<_>>()?;
+        let dtype = levels[0].layout.dtype;
+        let ladder = options
+            .pyramid
+            .map(|pyramid| Ladder::new(pyramid.method, dtype, sizes(planned)));
+        Ok(Self { levels, ladder })
+    }
+
+    /// Those that `layout` and `options` ask for.
+    pub(super) fn planned(
+        layout: &Layout,
+        options: &CreateOptions,
+    ) -> Result<(Self, Vec<Planned>)> {
+        let planned = plan(layout, options)?;
+        Ok((Self::new(&planned, options)?, planned))
+    }
+
+    /// Only chunks that are marked are made of coarser levels, by level.
+    pub(super) fn only(mut self, made: Vec<Marks>) -> Self {
+        self.ladder = self.ladder.map(|ladder| ladder.only(made));
+        self
+    }
+
+    pub(super) fn levels(&self) -> &[LevelArray] {
+        &self.levels
+    }
+
+    /// The finest level's layout.
+    pub(super) fn layout(&self) -> &Layout {
+        &self.levels[0].layout
+    }
+
+    /// What waits at most, as [`VolumeMut`](super::super::VolumeMut) says.
+    pub(super) fn waiting_bytes(&self, order: [usize; 3]) -> u64 {
+        let ladder = self.ladder.as_ref();
+        ladder.map_or(0, |ladder| {
+            ladder.most_waiting(self.layout().channels, order)
+        })
+    }
+
+    /// Takes whole write chunks of the finest level, and keeps them and all that they complete.
+    pub(super) fn write(
+        &self,
+        channels: Range<u64>,
+        region: Region,
+        voxels: &[u8],
+        keep: Keep<'_>,
+    ) -> Result<()> {
+        let layout = self.layout();
+        layout.check_read(&channels, region, voxels.len())?;
+        check_whole_chunks(layout, &channels, region)?;
+        let size = layout.dtype.size();
+        let per_channel = usize::try_from(region.voxels()).unwrap_or(usize::MAX) * size;
+        for (channel, source) in channels.zip(voxels.chunks_exact(per_channel.max(1))) {
+            let source = Source {
+                held: region,
+                voxels: Some(source),
+            };
+            for index in indices(chunk_range(&region, self.levels[0].chunk())) {
+                self.write_chunk(channel, index, source, keep)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps what is not complete of coarser levels, since chunks of the finest were left out.
+    pub(super) fn finish(&self, keep: Keep<'_>) -> Result<()> {
+        let ladder = self.ladder.as_ref();
+        ladder.map_or(Ok(()), |ladder| {
+            ladder.finish(&|level, channel, index, _, chunk| {
+                self.keep_chunk(level, channel, index, chunk, keep)
+                    .map(|_| ())
+            })
+        })
+    }
+
+    fn write_chunk(
+        &self,
+        channel: u64,
+        index: [u64; 3],
+        source: Source<'_>,
+        keep: Keep<'_>,
+    ) -> Result<()> {
+        let stored = self.keep_chunk(0, channel, index, source, keep)?;
+        let Some(ladder) = &self.ladder else {
+            return Ok(());
+        };
+        let region = self.levels[0].region(index);
+        let source = Source {
+            voxels: source.voxels.filter(|_| stored),
+            ..source
+        };
+        ladder.add(
+            0,
+            channel,
+            region,
+            source,
+            &|level, channel, index, _, chunk| {
+                self.keep_chunk(level, channel, index, chunk, keep)
+                    .map(|_| ())
+            },
+        )
+    }
+
+    /// Encodes one channel of one write chunk and keeps it; false if it is all fill value.
+    pub(super) fn keep_chunk(
+        &self,
+        level: usize,
+        channel: u64,
+        index: [u64; 3],
+        source: Source<'_>,
+        keep: Keep<'_>,
+    ) -> Result<bool> {
+        let array = &self.levels[level];
+        let place = Place {
+            level,
+            channel,
+            index,
+            key: array.key(level, channel, index),
+        };
+        if !array.written.set(channel, index) {
+            return Err(Error::ChunkWritten {
+                path: self.layout().path.clone(),
+                key: place.key,
+            });
+        }
+        let encoded = array.encode(index, source).map_err(|source| Error::Chunk {
+            path: self.layout().path.clone(),
+            key: place.key.clone(),
+            source,
+        })?;
+        keep(&place, encoded.as_deref()).inspect_err(|_| array.written.clear(channel, index))?;
+        Ok(encoded.is_some())
+    }
+}
+
+impl LevelArray {
+    fn new(planned: &Planned) -> Result<Self> {
+        let layout = planned.layout.clone();
+        let facts = Facts::parse(&layout.path, layout.format, &planned.document)?;
+        let (array, _) = open_array(&facts, &planned.document)?;
+        let [_, chunk @ ..] = layout.write_chunk.expect("a Zarr array has chunks");
+        Ok(Self {
+            written: Marks::new(layout.channels, layout.shape, chunk),
+            layout,
+            array,
+        })
+    }
+
+    /// A write chunk's voxels along z, y, x.
+    pub(super) fn chunk(&self) -> [u64; 3] {
+        let [_, chunk @ ..] = self.layout.write_chunk.expect("a Zarr array has chunks");
+        chunk
+    }
+
+    /// The box of a write chunk, cut at the edge.
+    pub(super) fn region(&self, index: [u64; 3]) -> Region {
+        let whole = chunk_region(index, self.chunk());
+        whole
+            .intersection(&Region::whole(self.layout.shape))
+            .expect("a chunk that starts inside")
+    }
+
+    /// The path of a write chunk's file in the output's folder.
+    pub(super) fn key(&self, level: usize, channel: u64, index: [u64; 3]) -> String {
+        let key = self.array.chunk_key(&self.own_index(channel, index));
+        format!("{level}/{}", key.as_str())
+    }
+
+    /// The bytes of a chunk, of which `source` holds the voxels; `None` if it is all fill value.
+    fn encode(&self, index: [u64; 3], source: Source<'_>) -> Result<Option<Vec<u8>>, Cause> {
+        let Some(voxels) = source.voxels else {
+            return Ok(None);
+        };
+        let whole = chunk_region(index, self.chunk());
+        let voxels = if whole == source.held {
+            Cow::Borrowed(voxels)
+        } else {
+            let size = self.layout.dtype.size();
+            let bytes = usize::try_from(whole.voxels()).unwrap_or(0) * size;
+            let mut padded = vec![0; bytes];
+            copy_common((voxels, source.held), (&mut padded, whole), 1, size);
+            Cow::Owned(padded)
+        };
+        let bytes = ArrayBytes::new_flen(voxels);
+        let (dtype, fill) = (self.array.data_type(), self.array.fill_value());
+        if bytes.is_fill_value(fill) {
+            return Ok(None);
+        }
+        let shape: Vec<NonZeroU64> = self
+            .own_index(1, self.chunk())
+            .into_iter()
+            .filter_map(NonZeroU64::new)
+            .collect();
+        let options = CodecOptions::default().with_concurrent_target(1);
+        let codecs = self.array.codecs();
+        let encoded = codecs.encode(bytes, &shape, dtype, fill, &options)?;
+        Ok(Some(encoded.into_owned()))
+    }
+
+    /// c, z, y, x along the array's own dimensions: without c where there is one channel.
+    fn own_index(&self, channel: u64, space: [u64; 3]) -> Vec<u64> {
+        let c = (self.layout.channels > 1).then_some(channel);
+        c.into_iter().chain(space).collect()
+    }
+}

@@ -1,0 +1,289 @@
+//! What an output's metadata say: its levels, their chunks and codecs, for Zarr v3 and v2.
+
+use serde_json::{Value as Json, json};
+
+use super::super::create::{Codec, CreateOptions, ZarrVersion};
+use super::super::pyramid::{Level, factors, shapes};
+use super::super::{Format, Layout};
+use super::meta::{Facts, MAX_CHUNK};
+use super::ome;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::region::{AXES, Shape};
+
+/// One level of an output: an array.
+#[derive(Clone, Debug)]
+pub(super) struct Planned {
+    /// What the array will be.
+    pub(super) layout: Layout,
+    /// Its document, `zarr.json` or `.zarray`.
+    pub(super) document: Json,
+}
+
+/// The levels that an output of `layout`'s shape and type gets, the finest first.
+pub(super) fn plan(layout: &Layout, options: &CreateOptions) -> Result<Vec<Planned>> {
+    let mut geometry = layout.geometry;
+    let shapes = shapes(layout.shape, options.chunk, options.pyramid)?;
+    let mut planned = Vec::with_capacity(shapes.len());
+    for shape in shapes {
+        let own = Layout {
+            shape,
+            geometry,
+            ..layout.clone()
+        };
+        planned.push(level(own, options)?);
+        #[expect(clippy::cast_precision_loss, reason = "1 or 2")]
+        let step = factors(shape).map(|n| n as f64);
+        geometry = geometry.coarsened(step);
+    }
+    Ok(planned)
+}
+
+/// The sizes of such levels.
+pub(in super::super) fn levels(layout: &Layout, options: &CreateOptions) -> Result<Vec<Level>> {
+    Ok(sizes(&plan(layout, options)?))
+}
+
+/// The sizes of planned levels.
+pub(super) fn sizes(planned: &[Planned]) -> Vec<Level> {
+    let size = |planned: &Planned| {
+        let [_, chunk @ ..] = planned.layout.write_chunk.expect("a Zarr array has chunks");
+        Level {
+            shape: planned.layout.shape,
+            chunk,
+        }
+    };
+    planned.iter().map(size).collect()
+}
+
+/// Every file of metadata that an output has, with its path in the output's folder.
+pub(super) fn files(
+    planned: &[Planned],
+    name: &str,
+    options: &CreateOptions,
+) -> Vec<(String, Json)> {
+    let layouts: Vec<&Layout> = planned.iter().map(|level| &level.layout).collect();
+    let image = ome::image(
+        &layouts,
+        name,
+        options.pyramid.map(|pyramid| pyramid.method),
+    );
+    let mut files = Vec::new();
+    match options.format {
+        ZarrVersion::V3 => {
+            files.push(("zarr.json".to_owned(), ome::group_document(&image)));
+            for (n, level) in planned.iter().enumerate() {
+                files.push((format!("{n}/zarr.json"), level.document.clone()));
+            }
+        }
+        ZarrVersion::V2 => {
+            files.push((".zgroup".to_owned(), json!({"zarr_format": 2})));
+            files.push((".zattrs".to_owned(), ome::group_attributes_v2(&image)));
+            for (n, level) in planned.iter().enumerate() {
+                files.push((format!("{n}/.zarray"), level.document.clone()));
+                let attributes = ome::own_attributes(&level.layout);
+                files.push((format!("{n}/.zattrs"), attributes));
+            }
+        }
+    }
+    files
+}
+
+fn level(mut layout: Layout, options: &CreateOptions) -> Result<Planned> {
+    let (chunk, shard) = fit(&layout, options)?;
+    let document = match options.format {
+        ZarrVersion::V3 => array_document(&layout, chunk, shard, options)?,
+        ZarrVersion::V2 => array_document_v2(&layout, chunk, options)?,
+    };
+    layout.format = match options.format {
+        ZarrVersion::V3 => Format::Zarr3,
+        ZarrVersion::V2 => Format::Zarr2,
+    };
+    let facts = Facts::parse(&layout.path, layout.format, &document)?;
+    layout.read_chunk = Some(facts.as_chunk(&facts.read_chunk));
+    layout.write_chunk = Some(facts.as_chunk(&facts.write_chunk));
+    layout.codecs = facts.codecs;
+    Ok(Planned { layout, document })
+}
+
+/// Chunk and shard, no larger than the volume asks for.
+fn fit(layout: &Layout, options: &CreateOptions) -> Result<(Shape, Shape)> {
+    let shape = layout.shape;
+    if let (ZarrVersion::V2, Some(shard)) = (options.format, options.shard) {
+        return Err(Error::Setting {
+            name: "a shard of",
+            value: format!("{shard:?}"),
+            problem: "Zarr v2 has no shards: ask for none, or for Zarr v3".to_owned(),
+        });
+    }
+    let mut chunk = options.chunk;
+    let mut shard = options.shard.unwrap_or(options.chunk);
+    for a in 0..3 {
+        if chunk[a] == 0 {
+            return Err(Error::Setting {
+                name: "a chunk of",
+                value: format!("{:?}", options.chunk),
+                problem: format!("it has no voxel along {}", AXES[a]),
+            });
+        }
+        if shard[a] == 0 || !shard[a].is_multiple_of(chunk[a]) {
+            return Err(Error::Setting {
+                name: "a shard of",
+                value: format!("{shard:?}"),
+                problem: format!(
+                    "along {} it is no multiple of the chunk's {} voxels",
+                    AXES[a], chunk[a]
+                ),
+            });
+        }
+        chunk[a] = chunk[a].min(shape[a]).max(1);
+        shard[a] = shard[a].min(shape[a].next_multiple_of(chunk[a]));
+        shard[a] -= shard[a] % chunk[a];
+    }
+    let bytes = Layout::new(shard, 1, layout.dtype).decoded_bytes();
+    if bytes.is_ok_and(|bytes| bytes <= MAX_CHUNK) {
+        return Ok((chunk, shard));
+    }
+    Err(Error::Setting {
+        name: "a shard of",
+        value: format!("{shard:?}"),
+        problem: format!("it is encoded at once, and {MAX_CHUNK} bytes are the limit for that"),
+    })
+}
+
+/// A length along c, if there is more than one channel, and lengths along z, y, x.
+fn with_channel(layout: &Layout, n: u64, space: Shape) -> Vec<u64> {
+    let c = (layout.channels > 1).then_some(n);
+    c.into_iter().chain(space).collect()
+}
+
+fn zero(dtype: DType) -> Json {
+    match dtype {
+        DType::Bool => json!(false),
+        dtype if dtype.is_float() => json!(0.0),
+        _ => json!(0),
+    }
+}
+
+fn array_document(
+    layout: &Layout,
+    chunk: Shape,
+    shard: Shape,
+    options: &CreateOptions,
+) -> Result<Json> {
+    let codecs = codecs(layout.dtype, options)?;
+    let codecs = if options.shard.is_some() {
+        json!([{"name": "sharding_indexed", "configuration": {
+            "chunk_shape": with_channel(layout, 1, chunk),
+            "codecs": codecs,
+            "index_codecs": [bytes_codec(DType::U64), {"name": "crc32c"}],
+            "index_location": "end",
+        }}])
+    } else {
+        Json::Array(codecs)
+    };
+    let file = if options.shard.is_some() {
+        shard
+    } else {
+        chunk
+    };
+    let names = if layout.channels > 1 {
+        json!(["c", "z", "y", "x"])
+    } else {
+        json!(["z", "y", "x"])
+    };
+    Ok(json!({
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": with_channel(layout, layout.channels, layout.shape),
+        "data_type": layout.dtype.name(),
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": with_channel(layout, 1, file)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": zero(layout.dtype),
+        "codecs": codecs,
+        "attributes": ome::own_attributes(layout),
+        "dimension_names": names,
+    }))
+}
+
+fn array_document_v2(layout: &Layout, chunk: Shape, options: &CreateOptions) -> Result<Json> {
+    let order = if layout.dtype.size() == 1 { '|' } else { '<' };
+    let kind = match layout.dtype {
+        DType::Bool => 'b',
+        dtype if dtype.is_float() => 'f',
+        DType::U8 | DType::U16 | DType::U32 | DType::U64 => 'u',
+        _ => 'i',
+    };
+    let level = effort(options)?;
+    let blosc = |cname: &str| json!({"id": "blosc", "cname": cname, "clevel": level, "shuffle": 1, "blocksize": 0});
+    let compressor = match options.codec {
+        Codec::Zstd => json!({"id": "zstd", "level": level, "checksum": true}),
+        Codec::BloscZstd => blosc("zstd"),
+        Codec::BloscLz4 => blosc("lz4"),
+        Codec::Gzip => json!({"id": "gzip", "level": level}),
+        Codec::Zlib => json!({"id": "zlib", "level": level}),
+        Codec::None => Json::Null,
+    };
+    Ok(json!({
+        "zarr_format": 2,
+        "shape": with_channel(layout, layout.channels, layout.shape),
+        "chunks": with_channel(layout, 1, chunk),
+        "dtype": format!("{order}{kind}{}", layout.dtype.size()),
+        "fill_value": zero(layout.dtype),
+        "order": "C",
+        "filters": null,
+        "compressor": compressor,
+        "dimension_separator": "/",
+    }))
+}
+
+fn bytes_codec(dtype: DType) -> Json {
+    if dtype.size() == 1 {
+        json!({"name": "bytes"})
+    } else {
+        json!({"name": "bytes", "configuration": {"endian": "little"}})
+    }
+}
+
+/// The codec's effort, checked.
+fn effort(options: &CreateOptions) -> Result<u8> {
+    let (name, usual, allowed) = match options.codec {
+        Codec::Zstd => ("zstd", 1, 0..=22),
+        Codec::BloscZstd | Codec::BloscLz4 => ("blosc", 5, 0..=9),
+        Codec::Gzip => ("gzip", 5, 0..=9),
+        Codec::Zlib => ("zlib", 5, 0..=9),
+        Codec::None => return Ok(0),
+    };
+    let level = options.level.unwrap_or(usual);
+    if allowed.contains(&level) {
+        return Ok(level);
+    }
+    Err(Error::Setting {
+        name: "a compression level of",
+        value: level.to_string(),
+        problem: format!("{name} has {} to {}", allowed.start(), allowed.end()),
+    })
+}
+
+fn codecs(dtype: DType, options: &CreateOptions) -> Result<Vec<Json>> {
+    let level = effort(options)?;
+    let blosc = |cname: &str| json!({"cname": cname, "clevel": level, "shuffle": "shuffle", "typesize": dtype.size(), "blocksize": 0});
+    let (name, configuration) = match options.codec {
+        Codec::Zstd => ("zstd", json!({"level": level, "checksum": true})),
+        Codec::BloscZstd => ("blosc", blosc("zstd")),
+        Codec::BloscLz4 => ("blosc", blosc("lz4")),
+        Codec::Gzip => ("gzip", json!({"level": level})),
+        Codec::Zlib => {
+            return Err(Error::Setting {
+                name: "the codec",
+                value: "zlib".to_owned(),
+                problem: "Zarr v3 does not have it: take gzip, or ask for Zarr v2".to_owned(),
+            });
+        }
+        Codec::None => return Ok(vec![bytes_codec(dtype)]),
+    };
+    Ok(vec![
+        bytes_codec(dtype),
+        json!({"name": name, "configuration": configuration}),
+    ])
+}

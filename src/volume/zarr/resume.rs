@@ -1,0 +1,286 @@
+//! Zarr images that grow over several runs: which chunks are done, and what is made at the end.
+
+use std::ops::Range;
+
+use rayon::iter::{ParallelBridge, ParallelIterator};
+
+use super::super::chunk::check_whole_chunks;
+use super::super::create::CreateOptions;
+use super::super::marks::Marks;
+use super::super::open::OpenOptions;
+use super::super::partial::{Partial, Record, Run};
+use super::super::pyramid::{Level, Source, inputs, rebuilt};
+use super::super::resume::ResumeOptions;
+use super::super::{ChunkShape, Layout, Volume, VolumeMut};
+use super::ZarrVolume;
+use super::arrays::{Arrays, Place};
+use super::document::{self, Planned, sizes};
+use super::write::{name, text};
+use crate::error::{Error, Result};
+use crate::region::{Region, indices};
+
+/// An image, or a part of one, under construction.
+#[derive(Debug)]
+pub(in super::super) struct ZarrResumable {
+    arrays: Arrays,
+    levels: Vec<Level>,
+    options: CreateOptions,
+    partial: Partial,
+    owned: Region,
+    /// Whether there is no other part.
+    whole: bool,
+}
+
+impl ZarrResumable {
+    /// Begins the image or goes on with it.
+    pub(in super::super) fn open(
+        layout: &Layout,
+        options: &CreateOptions,
+        resume: &ResumeOptions,
+    ) -> Result<Self> {
+        let owned = resume.owned.unwrap_or(Region::whole(layout.shape));
+        if !owned.is_inside(layout.shape) {
+            return Err(Error::OutOfBounds {
+                region: owned,
+                shape: layout.shape,
+            });
+        }
+        if !owned.is_empty() {
+            check_whole_chunks(layout, &(0..layout.channels), owned)?;
+        }
+        let (arrays, planned) = Arrays::planned(layout, options)?;
+        let run = run(layout, options, resume, &planned)?;
+        let mut found = Vec::new();
+        let partial = Partial::open(&run, resume.part, owned, &mut |record| found.push(record))?;
+        let resumed = !found.is_empty();
+        mark(&arrays, &partial, found);
+        let whole = resume.part.count() == 1;
+        let mut output = Self {
+            arrays,
+            levels: sizes(&planned),
+            options: options.clone(),
+            partial,
+            owned,
+            whole,
+        };
+        if options.pyramid.is_some() && (resumed || !whole) {
+            let made = output.made_in_passing();
+            output.arrays = output.arrays.only(made);
+        }
+        Ok(output)
+    }
+
+    /// Puts complete parts together.
+    pub(in super::super) fn finalize(
+        layout: &Layout,
+        options: &CreateOptions,
+        resume: &ResumeOptions,
+        parts: u32,
+    ) -> Result<()> {
+        let (arrays, planned) = Arrays::planned(layout, options)?;
+        let run = run(layout, options, resume, &planned)?;
+        let mut found = Vec::new();
+        let partial = Partial::open_all(&run, parts, &mut |record| found.push(record))?;
+        mark(&arrays, &partial, found);
+        let output = Self {
+            arrays,
+            levels: sizes(&planned),
+            options: options.clone(),
+            partial,
+            owned: Region::whole(layout.shape),
+            whole: true,
+        };
+        Box::new(output).finish()
+    }
+
+    pub(in super::super) fn owned(&self) -> Region {
+        self.owned
+    }
+
+    pub(in super::super) fn is_done(&self, [c, z, y, x]: ChunkShape) -> bool {
+        let written = &self.arrays.levels()[0].written;
+        written.holds(c, [z, y, x]) && written.has(c, [z, y, x])
+    }
+
+    pub(in super::super) fn pending(&self) -> impl Iterator<Item = ChunkShape> {
+        let finest = &self.arrays.levels()[0];
+        let all = finest.written.all();
+        all.filter(|&(channel, index)| {
+            self.owned.contains(&finest.region(index)) && !finest.written.has(channel, index)
+        })
+        .map(|(c, [z, y, x])| [c, z, y, x])
+    }
+
+    /// The chunks of each level that will be made while those of the finest come: all that they
+    /// are made of is still to come.
+    fn made_in_passing(&self) -> Vec<Marks> {
+        let marks = |level: &Level| Marks::new(self.layout().channels, level.shape, level.chunk);
+        let made: Vec<Marks> = self.levels.iter().map(marks).collect();
+        for [c, z, y, x] in self.pending() {
+            made[0].set(c, [z, y, x]);
+        }
+        for (n, pair) in self.levels.windows(2).enumerate() {
+            for (channel, index) in made[n + 1].all() {
+                let mut all = indices(inputs(pair[0], pair[1], index));
+                if all.all(|input| made[n].has(channel, input)) {
+                    made[n + 1].set(channel, index);
+                }
+            }
+        }
+        made
+    }
+
+    /// Checks that every chunk that is owned is done.
+    fn check_complete(&self) -> Result<()> {
+        let mut missing = 0_u64;
+        let mut first = Vec::new();
+        for [c, z, y, x] in self.pending() {
+            missing += 1;
+            if first.len() < 5 {
+                first.push(self.arrays.levels()[0].key(0, c, [z, y, x]));
+            }
+        }
+        if missing == 0 {
+            return Ok(());
+        }
+        let more = if missing > 5 { ", ..." } else { "" };
+        Err(Error::MissingChunks {
+            path: self.partial.folder().to_path_buf(),
+            missing: format!("{missing} chunks: {}{more}", first.join(", ")),
+        })
+    }
+
+    /// Makes the chunks of coarser levels that are not there, of the level before each, on as many
+    /// threads as the machine has.
+    fn rebuild(&self) -> Result<()> {
+        let Some(pyramid) = self.options.pyramid else {
+            return Ok(());
+        };
+        let dtype = self.layout().dtype;
+        let keep = |place: &Place, encoded: Option<&[u8]>| self.keep(place, encoded);
+        for (n, pair) in self.levels.windows(2).enumerate() {
+            let array = &self.arrays.levels()[n + 1];
+            let missing = array.written.all();
+            let missing = missing.filter(|&(channel, index)| !array.written.has(channel, index));
+            let folder = self.partial.data().join(n.to_string());
+            let finer = ZarrVolume::open(&folder, &OpenOptions::default())?;
+            missing.par_bridge().try_for_each(|(channel, index)| {
+                let region = array.region(index);
+                let read = |slab: Region| {
+                    let bytes = usize::try_from(slab.voxels()).unwrap_or(usize::MAX);
+                    let mut voxels = vec![0; bytes.saturating_mul(dtype.size())];
+                    finer.read_channels(channel..channel + 1, slab, &mut voxels)?;
+                    Ok(voxels)
+                };
+                let voxels = rebuilt(pyramid.method, dtype, (pair[0], pair[1]), region, &read)?;
+                let source = Source {
+                    held: region,
+                    voxels: Some(&voxels),
+                };
+                self.arrays
+                    .keep_chunk(n + 1, channel, index, source, &keep)
+                    .map(|_| ())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn keep(&self, place: &Place, encoded: Option<&[u8]>) -> Result<()> {
+        let record = Record {
+            level: u32::try_from(place.level).expect("a volume has fewer than 64 levels"),
+            channel: place.channel,
+            index: place.index,
+            bytes: encoded.map(|bytes| bytes.len() as u64),
+        };
+        self.partial.keep(&place.key, &record, encoded)
+    }
+}
+
+impl VolumeMut for ZarrResumable {
+    fn layout(&self) -> &Layout {
+        self.arrays.layout()
+    }
+
+    fn write_channels(&self, channels: Range<u64>, region: Region, voxels: &[u8]) -> Result<()> {
+        if !self.owned.contains(&region) {
+            return Err(Error::NotOwned {
+                path: self.layout().path.clone(),
+                region,
+                owned: self.owned,
+            });
+        }
+        let keep = |place: &Place, encoded: Option<&[u8]>| self.keep(place, encoded);
+        self.arrays.write(channels, region, voxels, &keep)
+    }
+
+    fn waiting_bytes(&self, order: [usize; 3]) -> u64 {
+        self.arrays.waiting_bytes(order)
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        self.check_complete()?;
+        if !self.whole {
+            return Ok(());
+        }
+        self.rebuild()?;
+        self.partial.publish()
+    }
+}
+
+fn run<'a>(
+    layout: &'a Layout,
+    options: &CreateOptions,
+    resume: &'a ResumeOptions,
+    planned: &[Planned],
+) -> Result<Run<'a>> {
+    if !resume.fingerprint.is_object() {
+        return Err(Error::Setting {
+            name: "a fingerprint of",
+            value: resume.fingerprint.to_string(),
+            problem: "it must be a JSON object, so that what differs can be named".to_owned(),
+        });
+    }
+    let files = document::files(planned, &name(&layout.path), options);
+    Ok(Run {
+        target: &layout.path,
+        replace: options.replace,
+        fingerprint: &resume.fingerprint,
+        durability: resume.durability,
+        files: files
+            .iter()
+            .map(|(key, document)| (key.clone(), text(document)))
+            .collect(),
+    })
+}
+
+/// Marks what is noted as done, if its file is there and as long as noted.
+fn mark(arrays: &Arrays, partial: &Partial, records: Vec<Record>) {
+    let data = partial.data();
+    for Record {
+        level,
+        channel,
+        index,
+        bytes,
+    } in records
+    {
+        let Ok(level) = usize::try_from(level) else {
+            continue;
+        };
+        let Some(array) = arrays
+            .levels()
+            .get(level)
+            .filter(|array| array.written.holds(channel, index))
+        else {
+            continue;
+        };
+        let sound = bytes.is_none_or(|bytes| {
+            let path = data.join(array.key(level, channel, index));
+            std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() == bytes)
+        });
+        if sound {
+            array.written.set(channel, index);
+        } else {
+            array.written.clear(channel, index);
+        }
+    }
+}
