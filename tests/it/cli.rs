@@ -952,6 +952,40 @@ fn sigterm_ends_infer_and_sample_with_130_and_nothing_left() {
 }
 
 #[test]
+fn a_run_that_can_be_gone_on_with_is_kept_when_it_is_stopped() {
+    let place = Place::new();
+    let source = place.store("in.zarr", [48; 3], 1, vec![1_u8; 48 * 48 * 48]);
+    let target = place.at("out.zarr");
+    let words = |overlap| {
+        let words = [
+            "infer",
+            &source,
+            &target,
+            "--patch",
+            "24",
+            "--overlap",
+            overlap,
+        ];
+        [&words[..], &["--chunk", "8", "--shard", "none", "--resume"]].concat()
+    };
+    let child = command(&words("23"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the command starts");
+    assert_eq!(
+        interrupt(child, "-INT", place.path(), ".partial"),
+        Some(130)
+    );
+    assert_eq!(names(place.path()), [".out.zarr.partial", "in.zarr"]);
+    let told = fails(&words("12"));
+    assert!(told.contains("starts"), "{told}");
+    succeeds(&words("23"));
+    assert_eq!(names(place.path()), ["in.zarr", "out.zarr"]);
+    assert_eq!(voxels(&target).bytes(), [1; 48 * 48 * 48]);
+}
+
+#[test]
 fn a_reader_who_has_gone_is_no_failure() {
     let place = Place::new();
     let source = place.small("in.zarr");

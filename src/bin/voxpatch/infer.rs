@@ -50,7 +50,8 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
         let selection = Selection::from_mask(&plan.grid, &*open(mask)?)?;
         plan = plan.with_selection(selection);
     }
-    if settings.resume || settings.part.is_some() {
+    let resumed = settings.resume || settings.part.is_some();
+    if resumed {
         let part = settings.part.unwrap_or(Part::WHOLE);
         plan = plan.of_part(part, settings.durability.into())?;
     }
@@ -66,7 +67,16 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
         settings.normalize.wrap(model, &volume, threads, progress)
     })?;
     let began = Instant::now();
-    let done = report::with_progress("predicting", |progress| plan.run(volume, model, progress))?;
+    let done = report::with_progress("predicting", |progress| plan.run(volume, model, progress));
+    let done = done.map_err(|error| {
+        let stopped = matches!(error, Error::Stopped);
+        let error = anyhow::Error::new(error);
+        if stopped && resumed {
+            error.context("the same command goes on from here")
+        } else {
+            error
+        }
+    })?;
     let seconds = began.elapsed().as_secs_f64();
     let peak = meter.stop();
 
