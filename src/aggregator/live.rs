@@ -16,7 +16,7 @@ use super::sums::Sum;
 use super::window::Weights;
 use crate::grid::{Axis, Grid};
 use crate::patch::Patch;
-use crate::region::{Region, Shape};
+use crate::region::Region;
 
 /// Shorter blocks than this are merged with their neighbours: bookkeeping would outweigh them.
 const SHORTEST: u64 = 16;
@@ -266,32 +266,25 @@ impl<S: Sum> Live<S> {
         buffer
     }
 
-    /// The rows that a block and the patch at `place` share: for each, where it starts in the
-    /// block and in the patch (z, y, x), and its length.
-    fn rows(
-        &self,
-        block: &Region,
-        place: [usize; 3],
-    ) -> impl Iterator<Item = ([usize; 3], [usize; 3], usize)> + use<S> {
+    /// What a block and the patch at `place` share: where it starts in the block and in the patch
+    /// (z, y, x), and its shape.
+    fn common(&self, block: &Region, place: [usize; 3]) -> Common {
         let start = |a: usize| self.grid.axes()[a].starts[place[a]];
         let patch = Region::new([start(0), start(1), start(2)], self.grid.patch());
         let common = block
             .intersection(&patch)
             .unwrap_or(Region::new(block.start, [0; 3]));
-        let to = common.relative_to(block.start).start.map(offset);
-        let from = common
-            .relative_to(patch.start)
-            .start
-            .map(|n| usize::try_from(n).unwrap_or(0));
-        let [nz, ny, nx] = common.shape.map(length);
-        let row = move |z, y| {
-            (
-                [to[0] + z, to[1] + y, to[2]],
-                [from[0] + z, from[1] + y, from[2]],
-                nx,
-            )
+        let inside = |of: [i64; 3]| {
+            common
+                .relative_to(of)
+                .start
+                .map(|n| usize::try_from(n).unwrap_or(0))
         };
-        (0..nz).flat_map(move |z| (0..ny).map(move |y| row(z, y)))
+        Common {
+            to: inside(block.start),
+            from: inside(patch.start),
+            shape: common.shape.map(length),
+        }
     }
 
     /// Adds what a patch says to a block's sums, or stores it there.
@@ -303,39 +296,36 @@ impl<S: Sum> Live<S> {
         store: bool,
         sums: &mut [S],
     ) {
-        let (patch, shape) = (self.grid.patch(), block.shape);
+        let (patch, shape) = (self.grid.patch().map(length), block.shape.map(length));
+        let common = self.common(block, place);
         let values: &[f32] = match contribution {
             Contribution::Values(patch) => patch
                 .as_slice()
                 .expect("predictions are f32 before they are accumulated"),
             _ => &[],
         };
-        let (per_patch, per_block) = (volume(patch), volume(shape));
-        for (c, sums) in sums
-            .chunks_exact_mut(per_block)
-            .enumerate()
-            .take(self.channels)
-        {
-            for (to, from, nx) in self.rows(block, place) {
-                let (weight, weights) = self.weights.row(place, from, nx);
-                let target = at(shape, to);
-                let row = &mut sums[target..target + nx];
+        let per_patch: usize = patch.iter().product();
+        let channels = sums.chunks_exact_mut(shape.iter().product());
+        for (c, sums) in channels.enumerate().take(self.channels) {
+            common.each_row(shape, |row, target| {
+                let (weight, weights) = self.weights.row(place, row, common.shape[2]);
+                let sums = &mut sums[target..target + weights.len()];
                 match contribution {
                     Contribution::Values(_) => {
-                        let source = c * per_patch + at(patch, from);
-                        let values = &values[source..source + nx];
+                        let source = c * per_patch + at(patch, row);
+                        let values = &values[source..source + weights.len()];
                         if store {
-                            S::set(row, values, weight, weights);
+                            S::set(sums, values, weight, weights);
                         } else {
-                            S::add(row, values, weight, weights);
+                            S::add(sums, values, weight, weights);
                         }
                     }
                     Contribution::Constant(constant) => {
-                        S::add_constant(row, constant[c], weight, weights);
+                        S::add_constant(sums, constant[c], weight, weights);
                     }
                     Contribution::Nothing => {}
                 }
-            }
+            });
         }
     }
 
@@ -357,13 +347,19 @@ impl<S: Sum> Live<S> {
         if shares && covered {
             return Vec::new();
         }
-        let mut sums = vec![0.0; volume(block.shape)];
+        let shape = block.shape.map(length);
+        let mut sums = vec![0.0; shape.iter().product()];
         for &place in voted {
-            for (to, from, nx) in self.rows(block, place) {
-                let (weight, weights) = self.weights.row(place, from, nx);
-                let target = at(block.shape, to);
-                f32::add_constant(&mut sums[target..target + nx], 1.0, weight, weights);
-            }
+            let common = self.common(block, place);
+            common.each_row(shape, |row, target| {
+                let (weight, weights) = self.weights.row(place, row, common.shape[2]);
+                f32::add_constant(
+                    &mut sums[target..target + weights.len()],
+                    1.0,
+                    weight,
+                    weights,
+                );
+            });
         }
         if !shares {
             for channel in values.chunks_exact_mut(sums.len()) {
@@ -377,6 +373,26 @@ impl<S: Sum> Live<S> {
             holes
         } else {
             Vec::new()
+        }
+    }
+}
+
+/// What a block and a patch share.
+struct Common {
+    to: [usize; 3],
+    from: [usize; 3],
+    shape: [usize; 3],
+}
+
+impl Common {
+    /// Calls `then` for each row with its first voxel in the patch, and its place in the buffer of a block
+    /// of `shape`.
+    fn each_row(&self, shape: [usize; 3], mut then: impl FnMut([usize; 3], usize)) {
+        for z in 0..self.shape[0] {
+            for y in 0..self.shape[1] {
+                let row = [self.from[0] + z, self.from[1] + y, self.from[2]];
+                then(row, at(shape, [self.to[0] + z, self.to[1] + y, self.to[2]]));
+            }
         }
     }
 }
@@ -452,19 +468,10 @@ fn product(ranges: [Range<usize>; 3]) -> impl Iterator<Item = [usize; 3]> {
 }
 
 /// Where a voxel of a box of `shape` lies in its buffer.
-fn at(shape: Shape, [z, y, x]: [usize; 3]) -> usize {
-    let [_, ny, nx] = shape.map(length);
+const fn at([_, ny, nx]: [usize; 3], [z, y, x]: [usize; 3]) -> usize {
     (z * ny + y) * nx + x
-}
-
-fn volume(shape: Shape) -> usize {
-    shape.map(length).iter().product()
 }
 
 fn length(n: u64) -> usize {
     usize::try_from(n).expect("a length inside a patch in memory")
-}
-
-fn offset(n: i64) -> usize {
-    usize::try_from(n).expect("an offset inside a block in memory")
 }

@@ -982,7 +982,7 @@ fn a_run_that_can_be_gone_on_with_is_kept_when_it_is_stopped() {
     assert!(told.contains("starts"), "{told}");
     succeeds(&words("23"));
     assert_eq!(names(place.path()), ["in.zarr", "out.zarr"]);
-    assert_eq!(voxels(&target).bytes(), [1; 48 * 48 * 48]);
+    assert_eq!(voxels(&target).bytes(), vec![1; 48 * 48 * 48]);
 }
 
 #[test]
