@@ -2,7 +2,7 @@
 //!
 //! A block is read once and made ready, so that its k-th voxel of a label, or the voxel at
 //! some fraction of its weight, is found by a short search. What was made ready is kept within
-//! a budget; of a label that is a bit a voxel, or less.
+//! a budget: of a label the runs of voxels that have it, or a bit a voxel if that takes less.
 
 use std::sync::Arc;
 
@@ -155,8 +155,9 @@ impl Finder {
 enum Ready {
     /// Every voxel counts alike: how many there are.
     Same(u64),
-    /// The voxels, by place.
-    Few(Vec<u64>),
+    /// The runs of voxels one after the other, row-major: where each begins, and how many voxels
+    /// there are up to its end.
+    Runs { starts: Vec<u32>, ends: Vec<u32> },
     /// A bit a voxel, and the bits set before each [`STRIDE`] words.
     Many { words: Vec<u64>, before: Vec<u64> },
     /// The voxels, and the weight up to the end of each [`GROUP`] of them.
@@ -227,12 +228,10 @@ impl Ready {
         if count == (voxels.len() / size) as u64 {
             return Self::Same(count);
         }
-        if count <= words.len() as u64 {
-            let bits = |(i, &word): (u64, &u64)| {
-                let set = (0..64).filter(move |bit| word >> bit & 1 == 1);
-                set.map(move |bit| i * 64 + bit)
-            };
-            return Self::Few((0..).zip(&words).flat_map(bits).collect());
+        // Two numbers a run, against two a word and one a stride.
+        let most = words.len() + words.len().div_ceil(STRIDE);
+        if u32::try_from(voxels.len() / size).is_ok() && run_count(&words) <= most {
+            return Self::runs(&words);
         }
         let before = words.chunks(STRIDE).scan(0, |total, words| {
             let before = *total;
@@ -245,10 +244,36 @@ impl Ready {
         }
     }
 
+    /// The runs of bits that are set, of which there must be fewer than 2^32.
+    fn runs(words: &[u64]) -> Self {
+        let count = run_count(words);
+        let (mut starts, mut ends) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        let (mut total, mut before) = (0, 0);
+        for (first, &word) in (0_u32..).step_by(64).zip(words) {
+            let mut left = word;
+            while left != 0 {
+                let start = left.trailing_zeros();
+                let length = (left >> start).trailing_ones();
+                total += length;
+                match ends.last_mut() {
+                    // It goes on from the word before.
+                    Some(end) if start == 0 && before >> 63 == 1 => *end = total,
+                    _ => {
+                        starts.push(first + start);
+                        ends.push(total);
+                    }
+                }
+                left &= u64::MAX.checked_shl(start + length).unwrap_or(0);
+            }
+            before = word;
+        }
+        Self::Runs { starts, ends }
+    }
+
     fn bytes(&self) -> usize {
         match self {
             Self::Same(_) | Self::SameWeight(_) => 0,
-            Self::Few(voxels) => voxels.len() * 8,
+            Self::Runs { starts, ends } => (starts.len() + ends.len()) * 4,
             Self::Many { words, before } => (words.len() + before.len()) * 8,
             Self::Weights { voxels, ends } => voxels.len() + ends.len() * 8,
         }
@@ -258,7 +283,11 @@ impl Ready {
     fn find(&self, layout: &Layout, rest: u64) -> Option<u64> {
         match self {
             Self::Same(count) => (rest < *count).then_some(rest),
-            Self::Few(voxels) => voxels.get(usize::try_from(rest).ok()?).copied(),
+            Self::Runs { starts, ends } => {
+                let run = ends.partition_point(|&end| u64::from(end) <= rest);
+                let before = run.checked_sub(1).map_or(0, |run| ends[run]);
+                Some(u64::from(*starts.get(run)?) + rest - u64::from(before))
+            }
             Self::Many { words, before } => find_bit(words, before, rest),
             Self::SameWeight(0) => None,
             Self::SameWeight(count) => {
@@ -300,6 +329,14 @@ impl Ready {
         }
         (ends[group] - before) / ends.last().unwrap() * (own / sum)
     }
+}
+
+/// How many runs of bits are set.
+fn run_count(words: &[u64]) -> usize {
+    let begun = |&(before, word): &(u64, u64)| (word & !(word << 1 | before >> 63)).count_ones();
+    let before = std::iter::once(0).chain(words.iter().copied());
+    let pairs = before.zip(words.iter().copied());
+    pairs.map(|pair| begun(&pair) as usize).sum()
 }
 
 /// The place of the set bit that `rest` set bits precede.
@@ -358,6 +395,32 @@ mod tests {
                     .collect();
                 let expected = (0..u64::from(length)).filter(|i| i % u64::from(every) == 0);
                 assert_eq!(found, expected.collect::<Vec<_>>(), "{length} {every}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_label_is_kept_as_runs_or_as_bits_whichever_is_less() {
+        let matcher = crate::sampler::Class::from(1).matcher(DType::U8).unwrap();
+        for run in [1_usize, 2, 3, 31, 63, 64, 65, 127, 128, 200] {
+            for gap in [1_usize, 2, 5, 64, 100] {
+                let voxel = |i: usize| u8::from(i % (run + gap) >= gap);
+                let voxels: Vec<u8> = (0..64 * 64).map(voxel).collect();
+                let ready = Ready::label(1, matcher, &voxels);
+                let found: Vec<usize> = (0..)
+                    .map_while(|k| ready.find(&layout(DType::U8), k))
+                    .map(|place| usize::try_from(place).unwrap())
+                    .collect();
+                let expected: Vec<usize> = (0..voxels.len()).filter(|&i| voxel(i) == 1).collect();
+                assert_eq!(found, expected, "{run} {gap}");
+                let begins = |&i: &usize| voxel(i) == 1 && (i == 0 || voxel(i - 1) == 0);
+                let runs = (0..voxels.len()).filter(begins).count();
+                assert_eq!(
+                    matches!(ready, Ready::Runs { .. }),
+                    runs <= 72,
+                    "{run} {gap}"
+                );
+                assert_eq!(ready.bytes(), 8 * runs.min(72), "{run} {gap}");
             }
         }
     }
