@@ -12,6 +12,10 @@ use crate::pad::Padding;
 use crate::region::{Region, Shape};
 use crate::volume::{CreateOptions, Layout, planned, waiting_bytes};
 
+/// Batches for each thread that may be done before an earlier one that takes longer, as one does that
+/// makes write chunks whole.
+const LEAD: u64 = 3;
+
 /// What a run will do, and what it takes.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -23,6 +27,9 @@ pub struct Plan {
     pub live_bytes: u64,
     /// Bytes of decoded input chunks that are kept.
     pub cache_bytes: u64,
+    /// Bytes of predictions that may wait for an earlier patch that takes longer, so that no thread
+    /// has to.
+    pub lead_bytes: u64,
     /// Bytes of all that the run holds, at most.
     pub peak_bytes: u64,
     /// Which patches are predicted; all are if there is none.
@@ -35,6 +42,8 @@ pub struct Plan {
     working_bytes: u64,
     /// Bytes of decoded input chunks that are worth keeping.
     useful_cache: u64,
+    /// Bytes of a batch's predictions.
+    prediction_bytes: u64,
     pub(super) inference: Inference,
     pub(super) padding: Padding,
     /// Batches begun and not yet blended, at most.
@@ -90,19 +99,20 @@ impl Inference {
             });
         let outputs: Vec<PlannedOutput> = outputs.collect::<Result<_>>()?;
         let real = model.input() == Input::Real;
-        let ahead = self.threads.max(1) + 1;
         let mut plan = Plan {
             live_bytes: 0,
             cache_bytes: 0,
+            lead_bytes: 0,
             peak_bytes: 0,
             selection: None,
             columns: Vec::new(),
             resume: None,
-            working_bytes: self.working_bytes(input, real, &outputs, ahead),
+            working_bytes: self.working_bytes(input, real, &outputs),
+            prediction_bytes: self.prediction_bytes(&outputs),
             useful_cache: useful_cache(&grid, input),
             inference: self.clone(),
             padding: self.padding.unwrap_or(Padding::Edge),
-            ahead,
+            ahead: self.least_ahead(),
             grid,
             outputs,
         };
@@ -111,33 +121,40 @@ impl Inference {
     }
 
     /// Bytes of patches under way and of write chunks that are being encoded, at most.
-    fn working_bytes(
-        &self,
-        input: &Layout,
-        real: bool,
-        outputs: &[PlannedOutput],
-        ahead: usize,
-    ) -> u64 {
+    fn working_bytes(&self, input: &Layout, real: bool, outputs: &[PlannedOutput]) -> u64 {
         let voxels = Region::whole(self.patch).voxels();
         let stored = input.channels * input.dtype.size() as u64;
         let hangs_over = self.padding.is_some() || self.placement == Placement::Padded;
         let read = stored * (1 + u64::from(hangs_over)) + if real { 4 * input.channels } else { 0 };
-        let mut patch = voxels.saturating_mul(read);
+        let batches = voxels.saturating_mul(read * self.batch.max(1) as u64);
+        let batches = batches.saturating_add(self.prediction_bytes(outputs));
         let mut encoding = 0_u64;
         for output in outputs {
-            let prediction = &output.prediction;
-            let voxel = prediction.channels * (prediction.dtype.size() as u64).max(4);
-            let voxels = Region::whole(output.grid.patch()).voxels();
-            patch = patch.saturating_add(voxels.saturating_mul(voxel));
             let [_, z, y, x] = output.layout.write_chunk.unwrap_or_default();
             let chunk = Region::whole([z, y, x]).voxels();
             let bytes = chunk.saturating_mul(output.layout.dtype.size() as u64);
             encoding =
                 encoding.saturating_add(bytes.saturating_mul(2 * self.threads.max(1) as u64));
         }
-        patch
-            .saturating_mul((ahead * self.batch.max(1)) as u64)
+        batches
+            .saturating_mul(self.least_ahead() as u64)
             .saturating_add(encoding)
+    }
+
+    /// Bytes of the predictions of a batch.
+    fn prediction_bytes(&self, outputs: &[PlannedOutput]) -> u64 {
+        let bytes = outputs.iter().map(|output| {
+            let prediction = &output.prediction;
+            let voxel = prediction.channels * (prediction.dtype.size() as u64).max(4);
+            let voxels = Region::whole(output.grid.patch()).voxels();
+            voxels.saturating_mul(voxel * self.batch.max(1) as u64)
+        });
+        bytes.fold(0, u64::saturating_add)
+    }
+
+    /// Batches that are under way when every thread has one and one is done.
+    fn least_ahead(&self) -> usize {
+        self.threads.max(1) + 1
     }
 }
 
@@ -244,7 +261,7 @@ impl Plan {
         }
         let (live_bytes, columns) = found;
         let needed = live_bytes.saturating_add(working);
-        let Some(cache) = memory.checked_sub(needed) else {
+        let Some(left) = memory.checked_sub(needed) else {
             return Err(Error::Setting {
                 name: "a memory limit of",
                 value: format!("{} MiB", memory >> 20),
@@ -260,8 +277,12 @@ impl Plan {
         };
         self.live_bytes = live_bytes;
         self.columns = columns;
-        self.cache_bytes = cache.min(self.useful_cache);
-        self.peak_bytes = needed + self.cache_bytes;
+        self.cache_bytes = left.min(self.useful_cache);
+        let lead = (left - self.cache_bytes) / self.prediction_bytes.max(1);
+        let lead = lead.min(LEAD * self.inference.threads.max(1) as u64);
+        self.lead_bytes = lead * self.prediction_bytes;
+        self.ahead = self.inference.least_ahead() + usize::try_from(lead).unwrap_or(0);
+        self.peak_bytes = needed + self.cache_bytes + self.lead_bytes;
         Ok(())
     }
 }

@@ -215,7 +215,7 @@ fn with_memory_for_the_front_each_input_chunk_is_read_once() {
         what.plan(volume.layout(), &*model, &[target])
     };
     let least = plan(64 << 20).unwrap();
-    let least = least.peak_bytes - least.cache_bytes;
+    let least = least.peak_bytes - least.cache_bytes - least.lead_bytes;
     assert!(reads(least) > chunks);
     assert_eq!(plan(least - 1).unwrap().columns(), 2);
     let error = plan(200_000).unwrap_err().to_string();

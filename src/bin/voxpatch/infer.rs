@@ -142,6 +142,11 @@ fn dry_run(
         report::bytes(plan.cache_bytes),
     );
     told.add(
+        "lead_bytes",
+        plan.lead_bytes,
+        report::bytes(plan.lead_bytes),
+    );
+    told.add(
         "peak_bytes",
         plan.peak_bytes,
         report::bytes(plan.peak_bytes),

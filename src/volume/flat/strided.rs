@@ -77,14 +77,10 @@ impl Strided {
     }
 
     /// The bytes of the longest pieces that lie together in the file and in a row-major buffer
-    /// of the box, and where each begins in the file, in the buffer's order.
+    /// of the box, and how many of them there are along c, z and y.
     ///
     /// The box must lie inside the volume, and rows along x be stored in one piece.
-    pub(super) fn runs(
-        &self,
-        channels: &Range<u64>,
-        region: Region,
-    ) -> (u64, impl Iterator<Item = u64> + use<>) {
+    fn pieces(&self, channels: &Range<u64>, region: Region) -> (u64, [u64; 3]) {
         let [c, z, y, x] = lengths(channels, region);
         let mut outer = [c, z, y];
         let mut run = x * self.size;
@@ -95,6 +91,16 @@ impl Strided {
             run *= *length;
             *length = 1;
         }
+        (run, outer)
+    }
+
+    /// The bytes of those pieces, and where each begins in the file, in the buffer's order.
+    pub(super) fn runs(
+        &self,
+        channels: &Range<u64>,
+        region: Region,
+    ) -> (u64, impl Iterator<Item = u64> + use<>) {
+        let (run, outer) = self.pieces(channels, region);
         let first = self.first(channels, region);
         let [stride_c, stride_z, stride_y, _] = self.strides;
         let starts = indices(outer.map(|length| 0..length))
@@ -136,11 +142,19 @@ impl Strided {
                 _ => self.turn::<8>(source, base, channels, region, out),
             };
         }
-        let (run, starts) = self.runs(channels, region);
-        let run = length(run);
-        for (target, start) in out.chunks_exact_mut(run).zip(starts) {
-            let at = length(start - base);
-            target.copy_from_slice(&source[at..at + run]);
+        let (run, [nc, nz, ny]) = self.pieces(channels, region);
+        let (run, rows) = (length(run), length(ny));
+        let first = length(self.first(channels, region) - base);
+        let strides = self.strides.map(length);
+        let mut planes = out.chunks_exact_mut(run * rows);
+        for c in 0..length(nc) {
+            for (z, plane) in (0..length(nz)).zip(&mut planes) {
+                let first = first + c * strides[0] + z * strides[1];
+                for (y, target) in plane.chunks_exact_mut(run).enumerate() {
+                    let at = first + y * strides[2];
+                    target.copy_from_slice(&source[at..at + run]);
+                }
+            }
         }
     }
 
