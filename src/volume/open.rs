@@ -100,8 +100,8 @@ impl OpenOptions {
 /// headers is read yet.
 ///
 /// An uncompressed flat file is mapped into memory. Do not change or shorten it while the
-/// volume lives: reads would give changed voxels, and one beyond the file's new end kills the
-/// process with SIGBUS. A file compressed as a whole is unpacked as it is read as long as reads
+/// volume lives: reads would give changed voxels, and be an error once the file is too short.
+/// A file compressed as a whole is unpacked as it is read as long as reads
 /// go forward, and into a temporary file of its full size (in `TMPDIR`) by the first that does
 /// not.
 ///

@@ -48,6 +48,8 @@ pub(super) struct FlatVolume {
     big_endian: bool,
     /// Bytes of the file, and of its header where that is another.
     stored: u64,
+    /// Where in the file the voxels begin and end.
+    bytes: Range<u64>,
     /// The file, and its header where that is another.
     files: Vec<PathBuf>,
     counter: Counter,
@@ -95,6 +97,7 @@ impl FlatVolume {
             voxels: Strided::new(header, offset),
             big_endian: header.big_endian,
             stored: source.stored,
+            bytes: offset..expected,
             files: source.files,
             layout,
             map,
@@ -117,6 +120,20 @@ impl FlatVolume {
     }
 }
 
+impl FlatVolume {
+    /// Checks that the file has not been made shorter: what lies beyond its end in its last
+    /// page reads as zeros.
+    fn check_length(&self) -> Result<()> {
+        let path = &self.files[0];
+        let length = self.file.metadata().map_err(Error::io("read", path))?.len();
+        if length < self.bytes.end {
+            let needs = (self.bytes.start, self.bytes.end);
+            return Err(too_short(path, &self.layout, needs, length));
+        }
+        Ok(())
+    }
+}
+
 impl Volume for FlatVolume {
     fn layout(&self) -> &Layout {
         &self.layout
@@ -127,7 +144,9 @@ impl Volume for FlatVolume {
         if self.voxels.is_planar() && self.voxels.runs(&channels, region).0 >= LONG {
             self.read_runs(&channels, region, out)?;
         } else {
-            self.voxels.copy_mapped(&self.map, &channels, region, out);
+            let copied = self.voxels.copy_mapped(&self.map, &channels, region, out);
+            self.check_length()?;
+            copied.map_err(|lost| Error::io("read", &self.files[0])(lost.into()))?;
         }
         to_native(self.layout.dtype, self.big_endian, out);
         self.counter.add(0, out.len() as u64);

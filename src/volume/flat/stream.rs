@@ -190,7 +190,9 @@ impl Volume for StreamVolume {
             .unpacked
             .get()
             .expect("it was unpacked by this thread or another");
-        self.voxels.copy_mapped(map, &channels, region, out);
+        let copied = self.voxels.copy_mapped(map, &channels, region, out);
+        let error = Error::io("read what was unpacked from", &self.path);
+        copied.map_err(|lost| error(lost.into()))?;
         to_native(self.layout.dtype, self.big_endian, out);
         self.counter.add(0, out.len() as u64);
         Ok(())

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::super::header::FlatHeader;
-use super::super::mmap::{FAULT, Map};
+use super::super::mmap::{FAULT, Lost, Map};
 use crate::dtype::{DType, swap_bytes};
 use crate::region::{Region, indices};
 
@@ -115,10 +115,11 @@ impl Strided {
         channels: &Range<u64>,
         region: Region,
         out: &mut [u8],
-    ) {
-        self.copy(map.bytes(), 0, channels, region, out);
+    ) -> Result<(), Lost> {
+        map.read(|bytes| self.copy(bytes, 0, channels, region, out))?;
         self.touch(map, channels, region);
         map.trim();
+        Ok(())
     }
 
     /// Copies a box into `out`, row-major. `source` holds the file's bytes from `base` on, at

@@ -1016,3 +1016,29 @@ fn real_scans_that_hold_the_same_voxels_do_so_here() {
         assert!(read(flat).bytes() == read(zarr).bytes(), "{flat}");
     }
 }
+
+#[test]
+fn a_file_that_is_cut_while_it_is_open_is_an_error_for_every_voxel_from_then_on() {
+    let dir = tempfile::tempdir().unwrap();
+    for left in [0, 1, 4000, 4095, 4096, 130_000] {
+        let path = dir.path().join("scan.raw");
+        fs::write(&path, vec![7; 64 * 64 * 32]).unwrap();
+        fs::write(
+            path.with_extension("json"),
+            r#"{"shape": [32, 64, 64], "dtype": "uint8"}"#,
+        )
+        .unwrap();
+        let volume = crate::open(&path).unwrap();
+        let row = |z| volume.read(Region::new([z, 3, 5], [1, 2, 40]));
+        assert_eq!(row(31).unwrap().bytes(), [7; 80]);
+        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(left).unwrap();
+        for z in [31, 0] {
+            let error = row(z).unwrap_err();
+            assert!(
+                matches!(error, Error::FileLength { actual, .. } if actual == left),
+                "{left}: {error}"
+            );
+        }
+    }
+}

@@ -4,13 +4,27 @@
 //! an epoch over a large file would end with all of it resident. So what was touched is noted,
 //! and when it comes to [`KEPT`] bytes the mapping is emptied. The pages stay in the system's
 //! cache, from where they come back at the price of a fault.
+//!
+//! A file that is made shorter while it is mapped, or a disk that fails, would end the process
+//! with SIGBUS; a [`guard`] makes that an error of the read.
+
+#![allow(
+    unsafe_code,
+    reason = "mapping cannot be safe: other processes can change the file"
+)]
+
+mod guard;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use memmap2::{Mmap, UncheckedAdvice};
+
+use self::guard::Watch;
 
 /// Bytes that may be mapped before the mapping is emptied.
 pub(super) const KEPT: u64 = 256 << 20;
@@ -18,9 +32,23 @@ pub(super) const KEPT: u64 = 256 << 20;
 /// Bytes that the system maps at a fault, aligned (Linux's `fault_around_bytes`).
 pub(super) const FAULT: u64 = 64 << 10;
 
+/// A page of a mapped file could not be had: the file was made shorter, or could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lost;
+
+impl From<Lost> for io::Error {
+    fn from(Lost: Lost) -> Self {
+        Self::other(
+            "a page of the mapped file could not be had: its disk failed, or it was made shorter meanwhile",
+        )
+    }
+}
+
 /// A file in memory, to be read.
 #[derive(Debug)]
 pub(super) struct Map {
+    /// Ends before the mapping does.
+    watch: Watch,
     file: Mmap,
     /// A bit for every [`FAULT`] bytes, set once they are touched.
     touched: Box<[AtomicU64]>,
@@ -30,18 +58,15 @@ pub(super) struct Map {
 
 impl Map {
     /// Maps a file, which must not be empty.
-    #[allow(
-        unsafe_code,
-        reason = "mapping cannot be safe: other processes can change the file"
-    )]
     pub(super) fn new(file: &File) -> io::Result<Self> {
         // SAFETY: the map is read-only, and all that is done with it is copying bytes out: no
         // reference into it is handed on and no value is trusted for being read twice. A file
-        // that another process changes meanwhile gives other voxels, and one that it shortens ends
-        // this process with SIGBUS; `volume::open` tells its callers so.
+        // that another process changes meanwhile gives other voxels, and one that it shortens an
+        // error, because the range is watched.
         let file = unsafe { Mmap::map(file)? };
         let faults = (file.len() as u64).div_ceil(FAULT);
         Ok(Self {
+            watch: Watch::new(&file.as_ptr_range())?,
             touched: (0..faults.div_ceil(64))
                 .map(|_| AtomicU64::new(0))
                 .collect(),
@@ -50,9 +75,22 @@ impl Map {
         })
     }
 
-    /// The file's bytes.
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.file
+    /// Copies what `copy` wants out of the file's bytes. All that is read from a mapping goes
+    /// through here.
+    ///
+    /// # Errors
+    ///
+    /// [`Lost`] if a page could not be had, now or earlier; what was copied is then worth nothing.
+    pub(super) fn read<T>(&self, copy: impl FnOnce(&[u8]) -> T) -> Result<T, Lost> {
+        self.watch.ensure().map_err(|_| Lost)?;
+        let copied = copy(&self.file);
+        // The flag is looked at after the bytes, by the compiler and by the processor.
+        fence(Ordering::Acquire);
+        if self.watch.lost() {
+            Err(Lost)
+        } else {
+            Ok(copied)
+        }
     }
 
     /// Notes that some bytes were touched.
@@ -74,10 +112,6 @@ impl Map {
     }
 
     /// Lets go of all pages if too many were touched; to be called after a read.
-    #[allow(
-        unsafe_code,
-        reason = "the advice could lose writes, but there are none"
-    )]
     pub(super) fn trim(&self) {
         let set = self.set.load(Ordering::Relaxed);
         let full = set * FAULT >= KEPT;
