@@ -187,6 +187,20 @@ impl Matcher {
     pub(super) const fn wants(self, bits: u64) -> bool {
         (bits & self.mask == self.value) == self.equal
     }
+
+    /// The same for eight voxels of one byte at once: a bit for each, the first the lowest.
+    #[inline]
+    pub(super) const fn wants_bytes(self, voxels: [u8; 8]) -> u8 {
+        const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;
+        const EACH: u64 = 0x0101_0101_0101_0101;
+        let differs = u64::from_le_bytes(voxels) ^ (self.value & 0xff) * EACH;
+        // The high bit of each byte that is not 0.
+        let other = ((differs & LOW) + LOW) | differs;
+        let wanted = if self.equal { !other } else { other };
+        // A bit from each byte, put side by side: that of byte i goes to bit 56 + i.
+        let bits = (wanted >> 7 & EACH).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+        bits.to_le_bytes()[0]
+    }
 }
 
 /// The bit that tells -0.0 from 0.0; nothing for whole numbers.
@@ -314,5 +328,25 @@ mod tests {
             assert_eq!(Class::from_bytes(class.to_bytes()), Some(class));
         }
         assert_eq!(Class::from_bytes([9; 17]), None);
+    }
+
+    #[test]
+    fn eight_voxels_at_once_are_matched_as_one_after_the_other() {
+        let classes = [0, 1, 127, 128, 255, -1, -128].map(Class::from);
+        for dtype in [DType::U8, DType::I8, DType::Bool] {
+            let of_classes = classes.iter().filter_map(|class| class.matcher(dtype));
+            for matcher in of_classes.chain([Matcher::non_zero(dtype)]) {
+                for first in 0..=u8::MAX {
+                    for step in [0_u8, 1, 37, 128] {
+                        let voxels: [u8; 8] = std::array::from_fn(|i| {
+                            first.wrapping_add(step.wrapping_mul(u8::try_from(i).unwrap()))
+                        });
+                        let bit = |i: usize| u8::from(matcher.wants(voxels[i].into())) << i;
+                        let expected = (0..8).fold(0, |bits, i| bits | bit(i));
+                        assert_eq!(matcher.wants_bytes(voxels), expected, "{voxels:?}");
+                    }
+                }
+            }
+        }
     }
 }
