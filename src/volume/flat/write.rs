@@ -7,7 +7,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, fallocate};
@@ -188,15 +188,17 @@ impl VolumeMut for FlatWriter {
 
     fn finish(self: Box<Self>) -> Result<()> {
         let data = self.staged.target().to_path_buf();
-        self.staged.finish()?;
         let Some(header) = self.header else {
-            return Ok(());
+            return self.staged.finish();
         };
-        if let Err(error) = header.staged.finish() {
+        let inode = |found: io::Result<fs::Metadata>| found.ok().map(|found| found.ino());
+        let ours = inode(self.staged.file().metadata());
+        let finished = self.staged.finish();
+        if let Err(error) = finished.and_then(|()| header.staged.finish()) {
             // Voxels without a header would stand in the way of the next attempt; those whose
             // header has its name by now are whole.
-            let own = data_of(&self.layout.path).is_some_and(|name| data.ends_with(name));
-            if !own {
+            let named = data_of(&self.layout.path).is_some_and(|name| data.ends_with(name));
+            if !named && inode(fs::symlink_metadata(&data)) == ours {
                 let _ = fs::remove_file(&data);
             }
             return Err(error);
