@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::is_refused;
+use super::{all_refused, refusal};
 use crate::tool::Place;
 
 /// Names of data files, and what is said of them.
@@ -99,15 +99,16 @@ fn data_files_elsewhere_are_refused_and_never_opened() {
         fs::write(inside.join(name), text).expect("the folder is ours");
         voxpatch::open(inside.join(name)).expect("a file beside the header may be read");
     }
-    let mut watched = 0;
+    let (mut watched, mut found) = (0, Vec::new());
     for (data, says) in NAMES {
         for (name, text) in headers(data) {
             let path = inside.join(name);
             fs::write(&path, text).expect("the folder is ours");
-            is_refused(data, &path, says);
+            found.push(refusal(&format!("{name}, {data:?}"), &path, says));
             watched += usize::from(opens_only(&path, &root).unwrap_or(false));
         }
     }
+    all_refused(found);
     println!("{watched} of {} were watched by strace", 2 * NAMES.len());
     if watched == 0 {
         println!("SKIPPED: strace cannot trace here, so nobody saw which files were opened");
