@@ -8,13 +8,15 @@ import subprocess
 from pathlib import Path
 
 
-def arguments(what, **numbers):
-    """The arguments of a rig: the binary, a seed, and whole numbers with these defaults."""
+def arguments(what, parts=(), **numbers):
+    """The arguments of a rig: the binary, a seed, whole numbers with these defaults, and which parts to run."""
     parser = argparse.ArgumentParser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--voxpatch", type=Path, default=Path("target/release/voxpatch"))
     parser.add_argument("--seed", type=int, default=1)
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    if parts:
+        parser.add_argument("parts", nargs="*", default=list(parts), help=f"of {', '.join(parts)}; all if none is given")
     found = parser.parse_args()
     found.voxpatch = found.voxpatch.resolve(strict=True)
     return found

@@ -1,6 +1,7 @@
 //! One binary for all integration tests.
 
 mod cli;
+mod dependencies;
 mod hostile;
 mod infer;
 mod layers;
