@@ -165,7 +165,7 @@ def convert(voxpatch, place, scan, cuts, draw):
 
 
 def main():
-    asked = rig.arguments(__doc__, cuts=20)
+    asked = rig.arguments(__doc__, cuts=20, size=96)
     draw = random.Random(asked.seed)
     with tempfile.TemporaryDirectory() as place:
         place = Path(place)
@@ -177,7 +177,7 @@ def main():
             print(f"SKIPPED: no ext4 file system can be mounted here ({error})")
             return 77
         scan = place / "scan.npy"
-        rig.write_scan(scan, (96, 96, 96))
+        rig.write_scan(scan, (asked.size,) * 3)
         inferred = infer(asked.voxpatch, place, scan, asked.cuts, draw)
         print("infer --resume --durability chunk: " + json.dumps(inferred), flush=True)
         converted = convert(asked.voxpatch, place, scan, asked.cuts, draw)

@@ -9,6 +9,7 @@ mod layers;
 mod onnx;
 mod outputs;
 mod real;
+mod rigs;
 mod sample;
 mod tool;
 mod training;
