@@ -105,6 +105,11 @@ impl StagedFile {
         self.file.as_file()
     }
 
+    /// The name that it will have.
+    pub(super) fn target(&self) -> &Path {
+        &self.target
+    }
+
     /// Makes what it holds durable and gives it its name.
     ///
     /// # Errors

@@ -1,12 +1,15 @@
 //! One binary for all integration tests.
 
 mod cli;
+mod dependencies;
+mod hostile;
 mod infer;
 mod layers;
 #[cfg(feature = "onnx")]
 mod onnx;
 mod outputs;
 mod real;
+mod rigs;
 mod sample;
 mod tool;
 mod training;

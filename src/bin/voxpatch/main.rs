@@ -18,6 +18,7 @@ mod sample;
 mod stop;
 mod verify;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -41,7 +42,8 @@ fn main() -> ExitCode {
     if error.is::<report::Closed>() {
         return ExitCode::SUCCESS;
     }
-    eprintln!("voxpatch: {}", one_line(&error));
+    // Whoever cannot be told, because standard error is closed or full, has the exit status.
+    let _ = writeln!(io::stderr(), "voxpatch: {}", one_line(&error));
     if error.chain().any(is_stop) {
         return ExitCode::from(stop::STATUS);
     }

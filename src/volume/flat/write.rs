@@ -7,7 +7,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, fallocate};
@@ -145,11 +145,16 @@ impl Beside {
 
 /// The file of voxels that the header at `path` names, if it is one that we would have made.
 fn named(path: &Path, stem: &str) -> Option<PathBuf> {
-    let head = fs::read(path).ok()?;
-    let data = metaimage::parse(path, &head).ok()?.data?;
+    let data = data_of(path)?;
     let number = data.strip_prefix(stem)?.strip_suffix("raw")?;
     let ours = number == "." || number.trim_matches('.').parse::<u32>().is_ok();
     ours.then(|| path.with_file_name(data))
+}
+
+/// What the header at `path` calls the file of its voxels.
+fn data_of(path: &Path) -> Option<String> {
+    let head = fs::read(path).ok()?;
+    metaimage::parse(path, &head).ok()?.data
 }
 
 /// Makes the file so long, on the disk where the file system can.
@@ -182,11 +187,22 @@ impl VolumeMut for FlatWriter {
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
-        self.staged.finish()?;
+        let data = self.staged.target().to_path_buf();
         let Some(header) = self.header else {
-            return Ok(());
+            return self.staged.finish();
         };
-        header.staged.finish()?;
+        let inode = |found: io::Result<fs::Metadata>| found.ok().map(|found| found.ino());
+        let ours = inode(self.staged.file().metadata());
+        let finished = self.staged.finish();
+        if let Err(error) = finished.and_then(|()| header.staged.finish()) {
+            // Voxels without a header would stand in the way of the next attempt; those whose
+            // header has its name by now are whole.
+            let named = data_of(&self.layout.path).is_some_and(|name| data.ends_with(name));
+            if !named && inode(fs::symlink_metadata(&data)) == ours {
+                let _ = fs::remove_file(&data);
+            }
+            return Err(error);
+        }
         match header.old.map(|old| (fs::remove_file(&old), old)) {
             Some((Err(error), old)) if error.kind() != io::ErrorKind::NotFound => {
                 Err(Error::io("remove what was replaced,", &old)(error))

@@ -1,8 +1,6 @@
 use std::fs;
 use std::path::Path;
 
-use proptest::prelude::*;
-
 use super::*;
 use crate::volume::open;
 
@@ -31,10 +29,17 @@ fn refused(name: &str, bytes: &[u8], expected: &str, hint: &str) {
     fs::create_dir(inside.join("folder.raw")).unwrap();
     let path = inside.join(name);
     fs::write(&path, bytes).unwrap();
+    let began = std::time::Instant::now();
     let error = match open(&path) {
         Ok(volume) => panic!("{name} with {hint:?} was opened: {volume:?}"),
         Err(error) => error,
     };
+    // It takes much less than a millisecond, but other tests run meanwhile.
+    assert!(
+        began.elapsed().as_secs() < 5,
+        "{name}: {:?}",
+        began.elapsed()
+    );
     let message = error.to_string();
     assert_eq!(kind(&error), expected, "{name}: {message}");
     assert!(message.contains(hint), "{name}: {message:?} lacks {hint:?}");
@@ -594,35 +599,123 @@ fn the_headers_that_are_mutated_are_sound() {
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(20_000))]
-    /// Whatever bytes change, a parser refuses or finds something that fits into 2^63 bytes.
-    #[test]
-    fn mutated_headers_never_panic(
-        which in 0_usize..6,
-        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0_u8..4), 1..8),
-        cut in any::<prop::sample::Index>(),
-        shorten in any::<bool>(),
-    ) {
-        let (parse, mut bytes) = parsers().swap_remove(which);
-        for (at, value, how) in changes {
-            let at = at.index(bytes.len());
-            match how {
-                // Digits and signs get further into a text than any byte does.
-                0 => bytes[at] = b"0123456789-+.eE() ,'{}\n"[usize::from(value) % 23],
-                1 => bytes[at] = value,
-                2 => bytes[at] = if value < 128 { 0xff } else { 0x7f },
-                _ => bytes.insert(at, value),
+/// Numbers that look random: splitmix64. If its test fails, it says where it began.
+struct Dice(u64, u64);
+
+impl Dice {
+    fn roll(&mut self) -> u64 {
+        self.1 = self.1.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let n = (self.1 ^ self.1 >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let n = (n ^ n >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        n ^ n >> 31
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        usize::try_from(self.roll() % n.max(1) as u64).unwrap()
+    }
+}
+
+impl Drop for Dice {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("it was header {}", self.0);
+        }
+    }
+}
+
+/// Changes a header as people, disks and villains do.
+fn mutate(bytes: &mut Vec<u8>, dice: &mut Dice) {
+    let words: [&[u8]; 12] = [
+        b"18446744073709551615",
+        b"-9223372036854775808",
+        b"4294967296",
+        b"65536",
+        b"1e308",
+        b"nan",
+        b"-0",
+        b"inf",
+        b"(,,)",
+        b"{}[]",
+        b"\n\n",
+        b"\xf0\x9f\x92\xa3",
+    ];
+    for _ in 0..=dice.below(6) {
+        let at = dice.below(bytes.len());
+        let value = dice.roll().to_le_bytes()[0];
+        match dice.below(7) {
+            // Digits and signs get further into a text than any byte does.
+            0 => bytes[at] = b"0123456789-+.eE() ,'{}\n"[usize::from(value) % 23],
+            1 => bytes[at] = value,
+            2 => bytes[at] = if value < 128 { 0xff } else { 0x7f },
+            3 => bytes.insert(at, value),
+            4 => {
+                let word = words[dice.below(words.len())];
+                bytes.splice(
+                    at..(at + dice.below(4)).min(bytes.len()),
+                    word.iter().copied(),
+                );
+            }
+            5 => {
+                let number = [-1.0_f32, f32::NAN, f32::MAX, 1e-45, 65536.5][dice.below(5)];
+                let end = (at + 4).min(bytes.len());
+                bytes[at..end].copy_from_slice(&number.to_le_bytes()[..end - at]);
+            }
+            _ => {
+                let other = dice.below(bytes.len());
+                let piece = bytes[at.min(other)..at.max(other)].to_vec();
+                bytes.splice(at..at, piece.into_iter().take(64));
             }
         }
-        if shorten {
-            bytes.truncate(cut.index(bytes.len()));
+    }
+    if dice.below(4) == 0 {
+        bytes.truncate(dice.below(bytes.len()));
+    }
+    if bytes.is_empty() {
+        bytes.push(0);
+    }
+}
+
+/// Whatever bytes change, a parser refuses, or finds something that fits into 2^63 bytes.
+/// `VOXPATCH_HEADERS=1000000` tries so many of each parser, and looks at time and memory, too.
+#[test]
+fn mutated_headers_never_panic() {
+    let asked = std::env::var("VOXPATCH_HEADERS").ok();
+    let rounds: u64 = asked.as_deref().map_or(6_000, |n| n.parse().unwrap());
+    let mut slowest = std::time::Duration::ZERO;
+    for (which, (parse, sound)) in parsers().into_iter().enumerate() {
+        let mut taken = 0;
+        for round in 0..rounds {
+            let seed = round * 8 + which as u64;
+            let mut dice = Dice(seed, seed);
+            let mut bytes = sound.clone();
+            mutate(&mut bytes, &mut dice);
+            let began = std::time::Instant::now();
+            let found = parse(Path::new("a.hdr"), &bytes);
+            slowest = slowest.max(began.elapsed());
+            if let Ok(header) = found {
+                taken += 1;
+                let layout = header.layout(Path::new("a"));
+                assert!(layout.decoded_bytes().unwrap() > 0);
+                assert!(layout.geometry.is_sound());
+                assert!(header.strides().iter().all(|&stride| stride > 0));
+            }
         }
-        if let Ok(header) = parse(Path::new("a.hdr"), &bytes) {
-            let layout = header.layout(Path::new("a"));
-            prop_assert!(layout.decoded_bytes().unwrap() > 0);
-            prop_assert!(layout.geometry.is_sound());
-            prop_assert!(header.strides().iter().all(|&stride| stride > 0));
-        }
+        println!("parser {which}: {rounds} headers, of which {taken} were taken");
+        assert!(
+            taken > 0 && taken < rounds,
+            "the changes are too many or too few"
+        );
+    }
+    if asked.is_some() {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        println!("slowest {slowest:?}, most memory {}", peak.unwrap().trim());
+        let kib: u64 = peak
+            .unwrap()
+            .trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .unwrap();
+        assert!(kib < 64 << 10, "{kib} KiB");
     }
 }

@@ -13,6 +13,23 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::region::Shape;
 
+/// What a version 3 array may say; whatever else is there must allow to be ignored.
+const MEMBERS: [&str; 12] = [
+    "attributes",
+    "chunk_grid",
+    "chunk_key_encoding",
+    "codecs",
+    // Not of an array, but some writers leave it there.
+    "consolidated_metadata",
+    "data_type",
+    "dimension_names",
+    "fill_value",
+    "node_type",
+    "shape",
+    "storage_transformers",
+    "zarr_format",
+];
+
 /// Decoded bytes that one chunk may have.
 pub(super) const MAX_CHUNK: u64 = 2 << 30;
 
@@ -34,10 +51,25 @@ pub(super) struct Facts {
     pub(super) codecs: Vec<String>,
 }
 
+/// Refuses extensions: an array that has one may mean something else by its chunks.
+fn check_members(path: &Path, document: &Value) -> Result<()> {
+    let members = document.as_object().into_iter().flatten();
+    for (name, value) in members.filter(|(name, _)| !MEMBERS.contains(&name.as_str())) {
+        if value.get("must_understand") != Some(&Value::Bool(false)) {
+            let what = format!("the array's extension {name:?} is not supported");
+            return Err(Error::unsupported(path, what));
+        }
+    }
+    Ok(())
+}
+
 impl Facts {
     /// The facts that a `zarr.json` or `.zarray` document gives.
     pub(super) fn parse(path: &Path, format: Format, document: &Value) -> Result<Self> {
         let bad = |problem: String| Error::header(path, name(format), problem);
+        if format == Format::Zarr3 {
+            check_members(path, document)?;
+        }
         let dims = lengths(document.get("shape"))
             .ok_or_else(|| bad(problem("shape", document.get("shape"))))?;
         if !(2..=8).contains(&dims.len()) {

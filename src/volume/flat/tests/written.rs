@@ -129,3 +129,18 @@ fn a_header_and_its_voxels_are_replaced_as_one() {
     }
     assert_eq!(fs::read(desk.folder.path().join("a.raw")).unwrap(), [4; 24]);
 }
+
+#[test]
+fn voxels_whose_header_cannot_be_finished_do_not_stay() {
+    let desk = Desk::new();
+    let path = desk.folder.path().join("a.mhd");
+    let layout = Layout {
+        path: path.clone(),
+        ..Layout::new([2, 3, 4], 1, DType::U8)
+    };
+    let writer = create(&path, &layout, &CreateOptions::default()).unwrap();
+    std::fs::write(&path, "of another").unwrap();
+    assert!(matches!(writer.finish(), Err(Error::Exists { .. })));
+    let left: Vec<_> = std::fs::read_dir(desk.folder.path()).unwrap().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+}

@@ -1,0 +1,5 @@
+//! Sidecars of headerless files.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| voxpatch_fuzz::sidecar(bytes));

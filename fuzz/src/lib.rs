@@ -1,0 +1,84 @@
+//! What is fuzzed: volumes of arbitrary bytes are opened, and some of their voxels read.
+//!
+//! Everything goes through the front door, from files in memory, so that what is tried is
+//! what a user's program would do.
+
+use std::fs;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use tempfile::TempDir;
+use voxpatch::{Region, Volume};
+
+/// No read here is larger: what a header promises is not what memory is for.
+const MOST: u64 = 1 << 20;
+
+fn folder() -> &'static Path {
+    static FOLDER: OnceLock<TempDir> = OnceLock::new();
+    FOLDER
+        .get_or_init(|| {
+            let made = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+            let made = made.expect("a temporary folder");
+            fs::write(made.path().join("near.raw"), [7; 4096]).expect("a file of voxels");
+            fs::write(made.path().join("a.img"), [7; 4096]).expect("a file of voxels");
+            made
+        })
+        .path()
+}
+
+/// Opens a file of these bytes, and reads its first and its last voxel.
+pub fn flat(name: &str, bytes: &[u8]) {
+    let path = folder().join(name);
+    fs::write(&path, bytes).expect("the disk has room");
+    read(&path);
+}
+
+/// Opens a headerless file of which a sidecar says this.
+pub fn sidecar(bytes: &[u8]) {
+    fs::write(folder().join("near.raw.json"), bytes).expect("the disk has room");
+    read(&folder().join("near.raw"));
+}
+
+/// Opens an array in a folder: two bytes say how long its metadata are and, in the highest bit,
+/// whether they are of version 2; then come the metadata, then its first chunk.
+pub fn store(bytes: &[u8]) {
+    let Some((length, rest)) = bytes.split_first_chunk::<2>() else {
+        return;
+    };
+    let length = u16::from_le_bytes(*length);
+    let (second, length) = (length >> 15 == 1, usize::from(length & 0x7fff));
+    let Some((document, chunk)) = rest.split_at_checked(length) else {
+        return;
+    };
+    let (file, key) = if second { (".zarray", "0.0.0") } else { ("zarr.json", "c/0/0/0") };
+    let array = folder().join(if second { "v2" } else { "v3" });
+    let key = array.join(key);
+    fs::create_dir_all(key.parent().expect("a folder")).expect("the disk has room");
+    fs::write(array.join(file), document).expect("the disk has room");
+    fs::write(key, chunk).expect("the disk has room");
+    read(&array);
+}
+
+fn read(path: &Path) {
+    let Ok(volume) = voxpatch::open(path) else {
+        return;
+    };
+    let layout = volume.layout();
+    let bytes = layout.decoded_bytes().expect("an opened volume has a size");
+    assert!(bytes > 0 && layout.geometry.is_sound());
+    let last = layout.shape.map(|n| i64::try_from(n).expect("lengths below 2^63") - 1);
+    for start in [[0; 3], last] {
+        let region = Region::new(start, [1; 3]);
+        if layout.channels < MOST / 8 && chunk_bytes(&*volume) < MOST {
+            let _ = volume.read(region);
+        }
+    }
+}
+
+/// What decoding one chunk takes.
+fn chunk_bytes(volume: &dyn Volume) -> u64 {
+    let layout = volume.layout();
+    let chunk = layout.read_chunk.unwrap_or([1; 4]);
+    let voxels = chunk.iter().try_fold(1_u64, |n, &m| n.checked_mul(m));
+    voxels.and_then(|n| n.checked_mul(layout.dtype.size() as u64)).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,98 @@
+//! Files that were made to do harm: each is refused for the right reason, at once, and without
+//! taking memory.
+
+mod bombs;
+mod detached;
+mod documents;
+
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value as Json, json};
+use voxpatch::Region;
+
+/// How long a refusal may take. It takes a millisecond where nothing else runs.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
+/// A file of a store, and what it holds.
+type File = (&'static str, Vec<u8>);
+
+/// Puts files below a folder, with the folders that they need.
+fn put(folder: &Path, files: &[File]) {
+    for (name, bytes) in files {
+        let path = folder.join(name);
+        let parent = path.parent().expect("a file in a folder");
+        fs::create_dir_all(parent).expect("the folder is ours");
+        fs::write(path, bytes).expect("the folder is ours");
+    }
+}
+
+/// Opens a volume and reads all of it if it is small, else its first voxel; what is said of it
+/// must hold `says`. Gives what is wrong with that.
+fn refusal(name: &str, path: &Path, says: &str) -> Result<(), String> {
+    let began = Instant::now();
+    let read = voxpatch::open(path).and_then(|volume| {
+        let layout = volume.layout();
+        let small = layout.decoded_bytes().is_ok_and(|bytes| bytes <= 1 << 20);
+        let shape = if small { layout.shape } else { [1; 3] };
+        volume.read(Region::new([0; 3], shape))
+    });
+    let took = began.elapsed();
+    match read.map_err(|error| whole(&error)) {
+        Ok(_) => Err(format!("{name}: nothing was wrong with it")),
+        Err(error) if !error.contains(says) => Err(format!("{name}: {error:?} lacks {says:?}")),
+        Err(error) if error.len() > 1500 => Err(format!("{name}: {error}")),
+        Err(_) if took > AT_ONCE => Err(format!("{name}: it took {took:?}")),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Fails with all that is wrong.
+fn all_refused(found: impl IntoIterator<Item = Result<(), String>>) {
+    let wrong: Vec<String> = found.into_iter().filter_map(Result::err).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// An error with its causes.
+fn whole(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        text = format!("{text}: {source}");
+        cause = source.source();
+    }
+    text
+}
+
+/// Metadata of a Zarr v3 array of bytes in one chunk.
+fn v3(shape: &[u64], codecs: &Json) -> Json {
+    json!({
+        "zarr_format": 3, "node_type": "array", "shape": shape, "data_type": "uint8",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shape}},
+        "chunk_key_encoding": {"name": "default"}, "fill_value": 0, "codecs": codecs,
+    })
+}
+
+/// The same in version 2.
+fn v2(shape: &[u64], compressor: &Json) -> Json {
+    json!({
+        "zarr_format": 2, "shape": shape, "chunks": shape, "dtype": "|u1", "order": "C",
+        "compressor": compressor, "filters": null, "fill_value": 0,
+    })
+}
+
+/// The document with another value at a place.
+fn with(mut document: Json, place: &str, value: Json) -> Json {
+    match document.pointer_mut(place) {
+        Some(found) => *found = value,
+        None => document[&place[1..]] = value,
+    }
+    document
+}
+
+/// The document as a file has it.
+fn text(document: &Json) -> Vec<u8> {
+    document.to_string().into_bytes()
+}
