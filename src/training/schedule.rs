@@ -17,11 +17,11 @@ use super::planes::{Planes, Scratch};
 use super::pool::Pool;
 use super::sample::Sample;
 use super::slot::{Key, Piece, Slot, Wanted, guarded, lock, panicked};
-use super::subject::{Image, Values};
+use super::subject::Image;
 use crate::error::{Error, Result};
 use crate::patch::Patch;
 use crate::region::Region;
-use crate::volume::{Chunk, real_values};
+use crate::volume::Chunk;
 
 /// Changes a sample on a worker's thread before it is delivered.
 pub type Transform = dyn Fn(&mut Sample) -> Result<()> + Send + Sync;
@@ -456,11 +456,7 @@ impl Schedule {
             self.buffer(wanted, n, &mut buffer)?;
             let read = buffer.take().expect("it was just made");
             let padded = self.padded(image, read, wanted.region)?;
-            patches.push(match image.values {
-                Values::Stored => padded,
-                Values::As(dtype) => padded.converted(dtype),
-                Values::Real => real_values(padded, image.volume.layout().rescale)?,
-            });
+            patches.push(image.values_of(padded)?);
         }
         let subject = Arc::clone(&wanted.opened.subject);
         let index = wanted.opened.index;

@@ -1,0 +1,20 @@
+//! The compiled half of the Python package `voxpatch`: thin classes around the Rust library.
+//!
+//! One file a subject. Whatever reads, waits or computes does so without the interpreter
+//! ([`wait`]), and every error and panic arrives as an exception ([`errors`]).
+
+use pyo3::pymodule;
+
+mod arguments;
+mod array;
+mod errors;
+mod index;
+mod volume;
+mod wait;
+
+/// The compiled half of the package `voxpatch`.
+#[pymodule(gil_used = true)]
+mod _voxpatch {
+    #[pymodule_export]
+    use crate::volume::{Volume, open};
+}
