@@ -9,12 +9,22 @@ mod arguments;
 mod array;
 mod errors;
 mod index;
+mod loader;
+mod sampler;
+mod subjects;
 mod volume;
 mod wait;
+mod write;
 
 /// The compiled half of the package `voxpatch`.
 #[pymodule(gil_used = true)]
 mod _voxpatch {
     #[pymodule_export]
+    use crate::loader::{EpochLoader, Epochs};
+    #[pymodule_export]
+    use crate::subjects::SubjectList;
+    #[pymodule_export]
     use crate::volume::{Volume, open};
+    #[pymodule_export]
+    use crate::write::{convert, write};
 }

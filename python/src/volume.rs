@@ -39,7 +39,28 @@ pub(crate) enum Place {
     Memory(Arc<MemoryVolume>),
 }
 
+impl Place {
+    /// A path, opened in the usual way.
+    pub(crate) const fn at(path: PathBuf) -> Self {
+        Self::Path {
+            path,
+            level: 0,
+            missing_is_error: false,
+            trusted: true,
+        }
+    }
+}
+
 impl Source {
+    /// All of what is at a path, as it is stored.
+    pub(crate) const fn at(path: PathBuf) -> Self {
+        Self {
+            place: Place::at(path),
+            channels: None,
+            values: Values::Stored,
+        }
+    }
+
     /// Opens it; the image has no name.
     pub(crate) fn open(&self) -> voxpatch::Result<Image> {
         let volume: Arc<dyn voxpatch::Volume> = match &self.place {
@@ -99,10 +120,12 @@ impl Volume {
 
     /// The open volume. A forked process opens it anew: what it inherited may be locked for ever
     /// by threads that it has not.
-    pub(crate) fn image(&self) -> voxpatch::Result<Arc<Image>> {
+    ///
+    /// The lock is taken with the interpreter's only, so that it is free wherever Python forks.
+    pub(crate) fn image(&self, _py: Python<'_>) -> PyResult<Arc<Image>> {
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         if opened.0 != process::id() {
-            let anew = Arc::new(self.source.open()?);
+            let anew = Arc::new(self.source.open().map_err(|error| raised(&error))?);
             let (_, inherited) = std::mem::replace(&mut *opened, (process::id(), anew));
             std::mem::forget(inherited);
         }
@@ -162,7 +185,7 @@ impl Volume {
     /// A volume in memory, of an array with axes z, y, x or c, z, y, x.
     #[staticmethod]
     #[pyo3(signature = (array, *, spacing = None, affine = None))]
-    fn from_array(
+    pub(crate) fn from_array(
         array: &Bound<'_, PyAny>,
         spacing: Option<[f64; 3]>,
         affine: Option<[[f64; 4]; 4]>,
@@ -260,7 +283,7 @@ impl Volume {
         key: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let selection = Selection::new(key, self.axes())?;
-        let image = detached(py, || self.image())?;
+        let image = self.image(py)?;
         let first = self.source.channels.map_or(0, |(start, _)| start);
         let channels = first + selection.channels.start..first + selection.channels.end;
         let region = selection.region;

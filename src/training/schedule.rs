@@ -11,8 +11,10 @@ use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Instant;
 
 use super::feed::{Failed, Feed, Item};
+use super::loader::Waited;
 use super::planes::{Planes, Scratch};
 use super::pool::Pool;
 use super::sample::Sample;
@@ -234,8 +236,8 @@ impl Schedule {
         }
     }
 
-    /// The next patch in order. Works itself while it waits if `inline`.
-    pub(super) fn next(&self, inline: bool) -> Option<Delivered> {
+    /// The next patch in order, waited for until a time. Works itself meanwhile if `inline`.
+    pub(super) fn next(&self, inline: bool, until: Option<Instant>) -> Waited<Delivered> {
         let mut state = self.lock();
         loop {
             let done = state
@@ -250,24 +252,34 @@ impl Schedule {
                 self.admit(&mut state);
                 drop(state);
                 self.work.notify_all();
-                return Some(match done {
+                return Waited::Here(match done {
                     Ok(sample) => Delivered::Sample(Box::new(sample)),
                     Err(Failed::LeftOut { index, name }) => Delivered::LeftOut { index, name },
                     Err(Failed::Error(error)) => Delivered::Error(error),
                 });
             }
             if state.stop || (state.slots.is_empty() && state.planned.is_empty() && state.fed) {
-                return None;
+                return Waited::Over;
+            }
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Waited::NotYet;
             }
             if inline {
                 drop(state);
                 self.step(false);
                 state = self.lock();
             } else {
-                state = self
-                    .ready
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
+                state = match left {
+                    Some(left) => {
+                        let waited = self.ready.wait_timeout(state, left);
+                        waited.unwrap_or_else(PoisonError::into_inner).0
+                    }
+                    None => {
+                        let waited = self.ready.wait(state);
+                        waited.unwrap_or_else(PoisonError::into_inner)
+                    }
+                };
             }
         }
     }
