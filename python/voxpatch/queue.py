@@ -232,7 +232,8 @@ class Queue:
         """
         pending = self._own[1] if self._own is not None else self._epochs.resume
         state = pending if pending is not None else self._state
-        return {"version": 1, "epoch": self.epoch, "loader": state, "turns": self._turns}
+        epoch = self.epoch if state is None else _epoch_of(state)
+        return {"version": 1, "epoch": epoch, "loader": state, "turns": self._turns}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The next iteration goes on where the state was saved, with the same subjects, seed and plan;
