@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::plan::{Epoch, Planned};
-use super::share::Share;
+use super::share::{Share, Turn};
 use super::subject::{Image, Subject, Subjects};
 use crate::error::{Error, Result};
 use crate::region::Region;
@@ -75,6 +75,9 @@ pub(super) struct Feed {
     pub(super) seed: u64,
     pub(super) epoch: Epoch,
     pub(super) share: Share,
+    turn: Turn,
+    /// Steps that others take before the next of ours.
+    others: u64,
     /// Places of the epoch that no step has taken yet.
     pub(super) left: Range<u64>,
     /// Places of this rank that are taken and not yet looked up.
@@ -98,7 +101,7 @@ impl Feed {
         make: Arc<MakeSampler>,
         seed: u64,
         (epoch, window_length): (Epoch, u64),
-        share: Share,
+        (share, turn): (Share, Turn),
         left: Range<u64>,
     ) -> Self {
         Self {
@@ -107,6 +110,8 @@ impl Feed {
             seed,
             epoch,
             share,
+            turn,
+            others: turn.index,
             part: left.start..left.start,
             left,
             window: None,
@@ -156,8 +161,13 @@ impl Feed {
                 return None;
             }
             let step = self.share.step(self.left.start, self.left.end);
-            self.part = self.share.part(&step);
             self.left.start = step.end;
+            if self.others > 0 {
+                self.others -= 1;
+                continue;
+            }
+            self.others = self.turn.of - 1;
+            self.part = self.share.part(&step);
         }
         self.part.next()
     }

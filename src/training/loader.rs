@@ -11,7 +11,7 @@ use super::plan::Plan;
 use super::pool::Pool;
 use super::sample::Sample;
 use super::schedule::{Delivered, Limits, Schedule, Transform};
-use super::share::Share;
+use super::share::{Share, Turn};
 use super::state::LoaderState;
 use super::subject::Subjects;
 use crate::error::{Error, Result};
@@ -27,6 +27,8 @@ pub struct LoaderOptions {
     pub max_bytes: u64,
     /// Which patches are this rank's.
     pub share: Share,
+    /// Which of the rank's batches are this loader's.
+    pub turn: Turn,
     /// What becomes of a subject that cannot be opened, drawn from or read.
     pub on_error: OnError,
     /// Changes each sample on a worker's thread.
@@ -51,6 +53,7 @@ impl Default for LoaderOptions {
             max_length: 300,
             max_bytes: 512 << 20,
             share: Share::whole(1),
+            turn: Turn::default(),
             on_error: OnError::Fail,
             transform: None,
         }
@@ -64,6 +67,7 @@ impl fmt::Debug for LoaderOptions {
             .field("max_length", &self.max_length)
             .field("max_bytes", &self.max_bytes)
             .field("share", &self.share)
+            .field("turn", &self.turn)
             .field("on_error", &self.on_error)
             .field("transform", &self.transform.is_some())
             .finish()
@@ -91,8 +95,28 @@ pub struct LoaderStats {
     pub fill: (usize, usize),
 }
 
+/// What comes of a wait for something.
+#[derive(Debug)]
+pub enum Waited<T> {
+    /// It is here.
+    Here(T),
+    /// The time is over and it is not here yet: ask again.
+    NotYet,
+    /// Nothing comes any more.
+    Over,
+}
+
 /// Reasons that statistics keep.
 const MOST_REASONS: usize = 100;
+
+/// A batch of which not every patch is there yet.
+struct Gathered {
+    /// The step that it belongs to.
+    step: u64,
+    /// What was taken of the step before it.
+    before: u64,
+    samples: Vec<Sample>,
+}
 
 /// An iterator over one epoch's samples; its threads end with it.
 pub struct Loader {
@@ -102,12 +126,15 @@ pub struct Loader {
     subjects: u64,
     epoch: u64,
     share: Share,
+    turn: Turn,
     /// The steps that are delivered in part or not at all, by the places where they begin.
     end: u64,
     /// Where the step begins that is being delivered.
     step_start: u64,
     /// Patches of this rank's part of it that were taken.
     taken: u64,
+    /// The batch that is being gathered.
+    gathered: Option<Gathered>,
     on_error: OnError,
     stats: LoaderStats,
     over: bool,
@@ -160,7 +187,9 @@ impl Loader {
             });
         }
         let share = options.share;
+        let turn = options.turn;
         share.check(plan.len())?;
+        turn.check()?;
         let epoch = plan.epoch(state.epoch);
         let left = state.position..plan.len();
         let feed = Feed::new(
@@ -168,7 +197,7 @@ impl Loader {
             make,
             plan.seed(),
             (epoch, plan.window()),
-            share,
+            (share, turn),
             left,
         );
         let limits = Limits {
@@ -197,29 +226,36 @@ impl Loader {
             subjects: state.subjects,
             epoch: state.epoch,
             share,
+            turn,
             end: plan.len(),
             step_start: state.position,
             taken: 0,
+            gathered: None,
             on_error: options.on_error,
             stats: LoaderStats::default(),
             over: false,
         };
         loader.workers = workers?;
+        loader.skip_steps(turn.index);
         Ok(loader)
     }
 
-    /// Where the epoch is. On several ranks, the start of the step that is being delivered:
-    /// save it when a batch is complete, where all ranks agree.
+    /// Where the epoch is. On several ranks, or of several loaders that take turns, the start of the
+    /// step that is being delivered: save it when a batch is complete, where all ranks agree.
     #[must_use]
     pub fn state(&self) -> LoaderState {
-        let inside = if self.share.world_size == 1 {
-            self.taken
+        let (step, taken) = match &self.gathered {
+            Some(batch) => (batch.step, batch.before),
+            None => (self.step_start, self.taken),
+        };
+        let inside = if self.share.world_size == 1 && self.turn.of == 1 {
+            taken
         } else {
             0
         };
         LoaderState {
             epoch: self.epoch,
-            position: self.step_start + inside,
+            position: step + inside,
             plan: self.plan,
             subjects: self.subjects,
         }
@@ -232,22 +268,66 @@ impl Loader {
     /// each of them never wait in vain. For that a batch may be empty: where its patches were
     /// left out, and at the end of an epoch that was resumed with fewer patches left than there are
     /// ranks. A rank with an empty batch has nothing to add to that step.
+    ///
+    /// An error comes in the place of a patch; the next call goes on with the same batch.
     pub fn next_batch(&mut self) -> Option<Result<Vec<Sample>>> {
-        if self.step_start >= self.end {
-            return None;
-        }
-        let step = self.share.step(self.step_start, self.end);
-        let part = self.share.part(&step);
-        self.pass_empty_step();
-        let mut batch = Vec::new();
-        while self.step_start == step.start && self.taken < part.end - part.start {
-            match self.take()? {
-                Ok(Some(sample)) => batch.push(sample),
-                Ok(None) => {}
-                Err(error) => return Some(Err(error)),
+        loop {
+            match self.batch_within(Duration::MAX) {
+                Waited::Here(batch) => return Some(batch),
+                Waited::NotYet => {}
+                Waited::Over => return None,
             }
         }
-        Some(Ok(batch))
+    }
+
+    /// As [`next_batch`](Self::next_batch), but waits no longer than `limit`, or a little more where
+    /// the caller's own thread reads: what is there by then is kept for the next call.
+    pub fn batch_within(&mut self, limit: Duration) -> Waited<Result<Vec<Sample>>> {
+        if self.gathered.is_none() {
+            if self.step_start >= self.end {
+                return Waited::Over;
+            }
+            self.gathered = Some(Gathered {
+                step: self.step_start,
+                before: self.taken,
+                samples: Vec::new(),
+            });
+            self.pass_empty_step();
+        }
+        let until = Instant::now().checked_add(limit);
+        while let Some(batch) = &mut self.gathered
+            && batch.step == self.step_start
+        {
+            match self.take(until) {
+                Waited::Here(Ok(Some(sample))) => {
+                    if let Some(batch) = &mut self.gathered {
+                        batch.samples.push(sample);
+                    }
+                }
+                Waited::Here(Ok(None)) => {}
+                Waited::Here(Err(error)) => return Waited::Here(Err(error)),
+                Waited::NotYet => return Waited::NotYet,
+                // Only after a panic of the feed, which was told of in the place of a patch.
+                Waited::Over => return Waited::Over,
+            }
+        }
+        let samples = self.gathered.take().map(|batch| batch.samples);
+        Waited::Here(Ok(samples.unwrap_or_default()))
+    }
+
+    /// As the iterator's `next`, but waits no longer than `limit`, or a little more where the
+    /// caller's own thread reads.
+    pub fn next_within(&mut self, limit: Duration) -> Waited<Result<Sample>> {
+        let until = Instant::now().checked_add(limit);
+        loop {
+            match self.take(until) {
+                Waited::Here(Ok(Some(sample))) => return Waited::Here(Ok(sample)),
+                Waited::Here(Ok(None)) => {}
+                Waited::Here(Err(error)) => return Waited::Here(Err(error)),
+                Waited::NotYet => return Waited::NotYet,
+                Waited::Over => return Waited::Over,
+            }
+        }
     }
 
     /// What has been done so far.
@@ -263,39 +343,35 @@ impl Loader {
         }
     }
 
-    /// Patches of this rank that are still to come.
+    /// Patches of this loader that are still to come.
     #[must_use]
     pub fn remaining(&self) -> u64 {
-        let (mut from, mut left) = (self.step_start, 0);
-        // All steps but the last three are of one size.
-        let full = self.share.world_size.saturating_mul(self.share.batch);
-        let alike = ((self.end - from) / full).saturating_sub(3);
-        from += alike * full;
-        left += alike * self.share.batch;
-        while from < self.end {
-            let step = self.share.step(from, self.end);
-            let part = self.share.part(&step);
-            left += part.end - part.start;
-            from = step.end;
-        }
-        left - self.taken
+        let own = Turn {
+            index: 0,
+            of: self.turn.of,
+        };
+        self.share.left(own, self.step_start, self.end).0 - self.taken
     }
 
     /// The next patch in order, `None` in it if it was left out.
-    fn take(&mut self) -> Option<Result<Option<Sample>>> {
+    fn take(&mut self, until: Option<Instant>) -> Waited<Result<Option<Sample>>> {
         if self.over {
-            return None;
+            return Waited::Over;
         }
         let began = Instant::now();
-        let delivered = self.schedule.next(self.workers.is_empty());
+        let delivered = self.schedule.next(self.workers.is_empty(), until);
         self.stats.waited += began.elapsed();
-        let Some(delivered) = delivered else {
-            self.over = true;
-            self.pass_empty_step();
-            return None;
+        let delivered = match delivered {
+            Waited::Here(delivered) => delivered,
+            Waited::NotYet => return Waited::NotYet,
+            Waited::Over => {
+                self.over = true;
+                self.pass_empty_step();
+                return Waited::Over;
+            }
         };
         self.advance();
-        Some(match delivered {
+        Waited::Here(match delivered {
             Delivered::Sample(sample) => {
                 self.stats.delivered += 1;
                 Ok(Some(*sample))
@@ -321,11 +397,11 @@ impl Loader {
         }
     }
 
-    /// Goes to the end if all that is left is a step without a patch for this rank.
+    /// Goes on if the step has no patch for this rank, as the last of a resumed epoch may.
     fn pass_empty_step(&mut self) {
         let step = self.share.step(self.step_start, self.end);
         if self.share.part(&step).is_empty() {
-            (self.step_start, self.taken) = (step.end, 0);
+            self.step_done(step.end);
         }
     }
 
@@ -334,7 +410,19 @@ impl Loader {
         let step = self.share.step(self.step_start, self.end);
         let part = self.share.part(&step);
         if self.taken >= part.end - part.start {
-            (self.step_start, self.taken) = (step.end, 0);
+            self.step_done(step.end);
+        }
+    }
+
+    /// Goes to this loader's next step; the last one ended at `end`.
+    fn step_done(&mut self, end: u64) {
+        (self.step_start, self.taken) = (end, 0);
+        self.skip_steps(self.turn.of - 1);
+    }
+
+    fn skip_steps(&mut self, steps: u64) {
+        for _ in 0..steps {
+            self.step_start = self.share.step(self.step_start, self.end).end;
         }
     }
 }
@@ -356,10 +444,10 @@ impl Iterator for Loader {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            match self.take()? {
-                Ok(Some(sample)) => return Some(Ok(sample)),
-                Ok(None) => {}
-                Err(error) => return Some(Err(error)),
+            match self.next_within(Duration::MAX) {
+                Waited::Here(sample) => return Some(sample),
+                Waited::NotYet => {}
+                Waited::Over => return None,
             }
         }
     }

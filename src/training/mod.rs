@@ -21,11 +21,11 @@ mod state;
 mod subject;
 
 pub use feed::{MakeSampler, subject_seed};
-pub use loader::{Loader, LoaderOptions, LoaderStats, OnError};
+pub use loader::{Loader, LoaderOptions, LoaderStats, OnError, Waited};
 pub use plan::{Epoch, Plan, Planned};
 pub use sample::Sample;
 pub use schedule::Transform;
-pub use share::Share;
+pub use share::{Share, Turn};
 pub use state::LoaderState;
 pub use subject::{Image, Lazy, Subject, Subjects, TOLERANCE, Values};
 

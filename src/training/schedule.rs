@@ -11,17 +11,19 @@ use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Instant;
 
 use super::feed::{Failed, Feed, Item};
+use super::loader::Waited;
 use super::planes::{Planes, Scratch};
 use super::pool::Pool;
 use super::sample::Sample;
 use super::slot::{Key, Piece, Slot, Wanted, guarded, lock, panicked};
-use super::subject::{Image, Values};
+use super::subject::Image;
 use crate::error::{Error, Result};
 use crate::patch::Patch;
 use crate::region::Region;
-use crate::volume::{Chunk, real_values};
+use crate::volume::Chunk;
 
 /// Changes a sample on a worker's thread before it is delivered.
 pub type Transform = dyn Fn(&mut Sample) -> Result<()> + Send + Sync;
@@ -234,8 +236,8 @@ impl Schedule {
         }
     }
 
-    /// The next patch in order. Works itself while it waits if `inline`.
-    pub(super) fn next(&self, inline: bool) -> Option<Delivered> {
+    /// The next patch in order, waited for until a time. Works itself meanwhile if `inline`.
+    pub(super) fn next(&self, inline: bool, until: Option<Instant>) -> Waited<Delivered> {
         let mut state = self.lock();
         loop {
             let done = state
@@ -250,24 +252,34 @@ impl Schedule {
                 self.admit(&mut state);
                 drop(state);
                 self.work.notify_all();
-                return Some(match done {
+                return Waited::Here(match done {
                     Ok(sample) => Delivered::Sample(Box::new(sample)),
                     Err(Failed::LeftOut { index, name }) => Delivered::LeftOut { index, name },
                     Err(Failed::Error(error)) => Delivered::Error(error),
                 });
             }
             if state.stop || (state.slots.is_empty() && state.planned.is_empty() && state.fed) {
-                return None;
+                return Waited::Over;
+            }
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Waited::NotYet;
             }
             if inline {
                 drop(state);
                 self.step(false);
                 state = self.lock();
             } else {
-                state = self
-                    .ready
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
+                state = match left {
+                    Some(left) => {
+                        let waited = self.ready.wait_timeout(state, left);
+                        waited.unwrap_or_else(PoisonError::into_inner).0
+                    }
+                    None => {
+                        let waited = self.ready.wait(state);
+                        waited.unwrap_or_else(PoisonError::into_inner)
+                    }
+                };
             }
         }
     }
@@ -456,11 +468,7 @@ impl Schedule {
             self.buffer(wanted, n, &mut buffer)?;
             let read = buffer.take().expect("it was just made");
             let padded = self.padded(image, read, wanted.region)?;
-            patches.push(match image.values {
-                Values::Stored => padded,
-                Values::As(dtype) => padded.converted(dtype),
-                Values::Real => real_values(padded, image.volume.layout().rescale)?,
-            });
+            patches.push(image.values_of(padded)?);
         }
         let subject = Arc::clone(&wanted.opened.subject);
         let index = wanted.opened.index;

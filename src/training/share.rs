@@ -31,6 +31,30 @@ impl Share {
         }
     }
 
+    /// The patches, and the batches, that the loader whose turn this is delivers of an epoch's places
+    /// from `from` on, of `end` in all.
+    #[must_use]
+    pub fn left(&self, turn: Turn, from: u64, end: u64) -> (u64, u64) {
+        let (mut from, mut others) = (from, turn.index);
+        // All steps but the last three are of one size: whole rounds of turns are counted at once.
+        let full = self.world_size.saturating_mul(self.batch);
+        let rounds = (end.saturating_sub(from) / full).saturating_sub(3) / turn.of;
+        from += rounds * turn.of * full;
+        let (mut patches, mut batches) = (rounds * self.batch, rounds);
+        while from < end {
+            let step = self.step(from, end);
+            if others == 0 {
+                let part = self.part(&step);
+                patches += part.end - part.start;
+                batches += 1;
+                others = turn.of;
+            }
+            others -= 1;
+            from = step.end;
+        }
+        (patches, batches)
+    }
+
     /// Checks the three against each other and an epoch's `patches`.
     pub(super) fn check(&self, patches: u64) -> Result<()> {
         let bad = |name, value: u64, problem: String| {
@@ -80,6 +104,41 @@ impl Share {
     }
 }
 
+/// Every how many batches of its rank a loader delivers one: for processes that share a rank.
+///
+/// Loader `index` of `of` delivers the rank's batches `index`, `index + of` and so on. Taken in turn
+/// from one loader after the other, they are the batches of a single loader, in its order.
+///
+/// The state of such a loader ([`Loader::state`](super::Loader::state)) is where its next batch begins:
+/// it is resumed with an index of 0 and the same `of`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// Batches before the first that is delivered.
+    pub index: u64,
+    /// How many loaders there are.
+    pub of: u64,
+}
+
+impl Default for Turn {
+    /// Every batch.
+    fn default() -> Self {
+        Self { index: 0, of: 1 }
+    }
+}
+
+impl Turn {
+    pub(super) fn check(self) -> Result<()> {
+        if self.index < self.of {
+            return Ok(());
+        }
+        Err(Error::Setting {
+            name: "a turn of",
+            value: self.index.to_string(),
+            problem: format!("there are {} loaders, counted from 0", self.of),
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,8 +173,29 @@ mod tests {
                         from = step.end;
                     }
                     assert!(seen.into_iter().eq(0..total));
+                    assert_left(share(world_size - 1), total);
                 }
             }
+        }
+    }
+
+    /// What is left, as counted step by step.
+    fn assert_left(share: Share, total: u64) {
+        for turn in (1..4).flat_map(|of| (0..of).map(move |index| Turn { index, of })) {
+            let (mut from, mut n, mut patches, mut batches) = (0, 0, 0, 0);
+            while from < total {
+                let step = share.step(from, total);
+                if n % turn.of == turn.index {
+                    patches += share.part(&step).count() as u64;
+                    batches += 1;
+                }
+                (from, n) = (step.end, n + 1);
+            }
+            assert_eq!(
+                share.left(turn, 0, total),
+                (patches, batches),
+                "{share:?} {turn:?} {total}"
+            );
         }
     }
 }

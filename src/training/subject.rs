@@ -8,9 +8,10 @@ use super::fingerprint::Fingerprint;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::pad::Padding;
-use crate::region::Shape;
+use crate::patch::Patch;
+use crate::region::{Region, Shape};
 use crate::sampler::{Border, Placement};
-use crate::volume::{Layout, Volume};
+use crate::volume::{Layout, Volume, real_values};
 
 /// One scan with what belongs to it: a second modality, labels, weights.
 #[derive(Clone, Debug)]
@@ -80,6 +81,40 @@ impl Image {
     #[must_use]
     pub fn with_channels(self, channels: Range<u64>) -> Self {
         Self { channels, ..self }
+    }
+
+    /// The patch at a region, which may hang over the faces: what a loader delivers.
+    ///
+    /// # Errors
+    ///
+    /// What [`Volume::read_channels`] gives; [`Error::Setting`] if it does not fit into memory.
+    pub fn read(&self, region: Region) -> Result<Patch> {
+        let layout = self.volume.layout();
+        let channels = self.channels.end.saturating_sub(self.channels.start);
+        let source = self.padding.source(region, layout.shape);
+        let mut patch = Patch::zeros(source, channels, layout.dtype)?;
+        if !source.is_empty() {
+            let out = patch.bytes_mut();
+            self.volume
+                .read_channels(self.channels.clone(), source, out)?;
+        }
+        if source != region {
+            let mut padded = Patch::zeros(region, channels, layout.dtype)?;
+            let (from, to) = ((patch.bytes(), source), (padded.bytes_mut(), region));
+            self.padding
+                .fill(from, to, channels, layout.dtype, layout.shape);
+            patch = padded;
+        }
+        self.values_of(patch)
+    }
+
+    /// The values that patches get, of a patch of stored ones.
+    pub(super) fn values_of(&self, stored: Patch) -> Result<Patch> {
+        match self.values {
+            Values::Stored => Ok(stored),
+            Values::As(dtype) => Ok(stored.converted(dtype)),
+            Values::Real => real_values(stored, self.volume.layout().rescale),
+        }
     }
 
     /// Bytes of some voxels of its patches, all channels, as they are stored.

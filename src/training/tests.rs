@@ -22,6 +22,7 @@ mod life;
 mod mapped;
 mod ranks;
 mod repeat;
+mod turns;
 
 const SHAPE: Shape = [40, 36, 44];
 const PATCH: Shape = [12, 10, 14];

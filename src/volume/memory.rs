@@ -6,7 +6,7 @@ use std::sync::{PoisonError, RwLock};
 use super::chunk::check_whole_chunks;
 use super::{ChunkShape, Layout, Volume, VolumeMut};
 use crate::dtype::Element;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::patch::{Patch, copy_common};
 use crate::region::{Region, Shape};
 
@@ -43,6 +43,30 @@ impl MemoryVolume {
         let voxels = Patch::new(Region::whole(shape), channels, voxels)?;
         Ok(Self {
             layout: Layout::new(shape, channels, T::DTYPE),
+            voxels: RwLock::new(voxels),
+        })
+    }
+
+    /// A volume of a patch's voxels, laid out as `layout` says.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BufferLength`](crate::Error::BufferLength) or [`Error::WrongDType`](crate::Error::WrongDType)
+    /// if the voxels are not those of the layout.
+    pub fn from_patch(layout: Layout, patch: Patch) -> Result<Self> {
+        if layout.dtype != patch.dtype() {
+            return Err(Error::WrongDType {
+                expected: layout.dtype,
+                actual: patch.dtype(),
+            });
+        }
+        let voxels = Patch::new(
+            Region::whole(layout.shape),
+            layout.channels,
+            patch.into_voxels(),
+        )?;
+        Ok(Self {
+            layout,
             voxels: RwLock::new(voxels),
         })
     }

@@ -209,7 +209,7 @@ fn loader(
             batch: 1,
         },
         on_error: OnError::Fail,
-        transform: None,
+        ..LoaderOptions::default()
     };
     let subjects: Vec<Subject> = inputs.iter().map(|input| input.subject.clone()).collect();
     let subjects = Arc::new(subjects);

@@ -1,0 +1,69 @@
+//! Arguments in the forms in which Python users give them.
+
+use std::ops::Range;
+
+use pyo3::prelude::*;
+use pyo3::types::PySlice;
+use voxpatch::Shape;
+use voxpatch::training::Values;
+
+use crate::array;
+use crate::errors::invalid;
+
+/// Lengths along z, y, x: one number for all three, or three.
+pub(crate) fn lengths(name: &str, given: &Bound<'_, PyAny>) -> PyResult<Shape> {
+    if let Ok(one) = given.extract::<u64>() {
+        return Ok([one; 3]);
+    }
+    given.extract::<[u64; 3]>().map_err(|_| {
+        invalid(format!(
+            "{name} {given}: give one whole number, or three for z, y, x"
+        ))
+    })
+}
+
+/// Channels: a number, a slice or range of step 1, or a pair (first, end).
+pub(crate) fn channels(given: &Bound<'_, PyAny>, count: u64) -> PyResult<Range<u64>> {
+    let wrong = || {
+        invalid(format!(
+            "channels {given}: give a number, or a slice of step 1, of the {count} that there are"
+        ))
+    };
+    let length = isize::try_from(count).map_err(|_| wrong())?;
+    let place = |n: isize| u64::try_from(if n < 0 { n + length } else { n }).ok();
+    let range = if let Ok(one) = given.extract::<isize>() {
+        place(one).map(|n| n..n + 1)
+    } else if let Ok(slice) = given.cast::<PySlice>() {
+        let found = slice.indices(length)?;
+        (found.step == 1)
+            .then(|| Some(place(found.start)?..place(found.start)? + found.slicelength as u64))
+            .flatten()
+    } else if let (Ok(start), Ok(stop)) = (given.getattr("start"), given.getattr("stop")) {
+        let step: isize = given.getattr("step")?.extract()?;
+        let (start, stop) = (start.extract()?, stop.extract()?);
+        (step == 1).then_some(start..stop)
+    } else {
+        given.extract::<(u64, u64)>().ok().map(|(a, b)| a..b)
+    };
+    range
+        .filter(|range| range.start < range.end && range.end <= count)
+        .ok_or_else(wrong)
+}
+
+/// Which values are wanted: `"stored"`, `"real"`, or a numpy type.
+pub(crate) fn values(given: &Bound<'_, PyAny>) -> PyResult<Values> {
+    match given.extract::<String>().as_deref() {
+        Ok("stored") => Ok(Values::Stored),
+        Ok("real") => Ok(Values::Real),
+        _ => Ok(Values::As(array::dtype(given)?)),
+    }
+}
+
+/// What [`values`] reads.
+pub(crate) fn values_name(values: Values) -> &'static str {
+    match values {
+        Values::Stored => "stored",
+        Values::Real => "real",
+        Values::As(dtype) => dtype.name(),
+    }
+}

@@ -1,0 +1,125 @@
+//! Patches as numpy arrays and back.
+
+use half::f16;
+use numpy::ndarray::{Array, IxDyn};
+use numpy::{PyArray, PyArrayDyn, PyArrayMethods, PyUntypedArray, PyUntypedArrayMethods};
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use voxpatch::{DType, Patch, Shape, Voxels};
+
+use crate::errors::invalid;
+
+/// An array of the patch's voxels, (c, z, y, x), which owns them: nothing is copied.
+pub(crate) fn from_patch(py: Python<'_>, patch: Patch) -> PyResult<Bound<'_, PyAny>> {
+    let [z, y, x] = patch.shape();
+    let shape = [patch.channels(), z, y, x];
+    from_voxels(py, patch.into_voxels(), &shape)
+}
+
+/// An array of this shape which owns the voxels: nothing is copied.
+pub(crate) fn from_voxels<'py>(
+    py: Python<'py>,
+    voxels: Voxels,
+    shape: &[u64],
+) -> PyResult<Bound<'py, PyAny>> {
+    macro_rules! array {
+        ($values:expr) => {
+            owned(py, $values, shape)?
+        };
+    }
+    Ok(match voxels {
+        Voxels::Bool(values) => array!(values).call_method1("view", ("bool",))?,
+        Voxels::U8(values) => array!(values),
+        Voxels::I8(values) => array!(values),
+        Voxels::U16(values) => array!(values),
+        Voxels::I16(values) => array!(values),
+        Voxels::U32(values) => array!(values),
+        Voxels::I32(values) => array!(values),
+        Voxels::U64(values) => array!(values),
+        Voxels::I64(values) => array!(values),
+        Voxels::F16(values) => array!(values),
+        Voxels::F32(values) => array!(values),
+        Voxels::F64(values) => array!(values),
+    })
+}
+
+fn owned<'py, T: numpy::Element>(
+    py: Python<'py>,
+    values: Vec<T>,
+    shape: &[u64],
+) -> PyResult<Bound<'py, PyAny>> {
+    let lengths: Vec<usize> = shape
+        .iter()
+        .map(|&n| usize::try_from(n))
+        .collect::<Result<_, _>>()
+        .map_err(|_| invalid("an array larger than memory can address"))?;
+    let array = Array::from_shape_vec(IxDyn(&lengths), values)
+        .map_err(|error| invalid(error.to_string()))?;
+    Ok(PyArray::from_owned_array(py, array).into_any())
+}
+
+/// numpy's type of the same name.
+pub(crate) fn descriptor(py: Python<'_>, dtype: DType) -> PyResult<Bound<'_, PyAny>> {
+    py.import("numpy")?.call_method1("dtype", (dtype.name(),))
+}
+
+/// The voxel type that a numpy type, or its name, stands for.
+pub(crate) fn dtype(given: &Bound<'_, PyAny>) -> PyResult<DType> {
+    let descriptor = given
+        .py()
+        .import("numpy")?
+        .call_method1("dtype", (given,))?;
+    let name: String = descriptor.getattr("name")?.extract()?;
+    DType::from_name(&name).ok_or_else(|| {
+        invalid(format!(
+            "voxels of type {name}: possible are bool, integers of 8 to 64 bits and floats of 16 to 64"
+        ))
+    })
+}
+
+/// A copy of an array's voxels: its shape (c, z, y, x) and them. Three axes are z, y, x.
+pub(crate) fn to_voxels(array: &Bound<'_, PyAny>) -> PyResult<(u64, Shape, Voxels)> {
+    let py = array.py();
+    let numpy = py.import("numpy")?;
+    let array = numpy.call_method1("asarray", (array,))?;
+    let dtype = dtype(&array.getattr("dtype")?)?;
+    let native = descriptor(py, dtype)?;
+    let array = numpy.call_method1("ascontiguousarray", (array, native))?;
+    let untyped = array.cast::<PyUntypedArray>()?;
+    let lengths: Vec<u64> = untyped.shape().iter().map(|&n| n as u64).collect();
+    let (channels, shape) = match lengths[..] {
+        [z, y, x] => (1, [z, y, x]),
+        [c, z, y, x] => (c, [z, y, x]),
+        _ => {
+            return Err(invalid(format!(
+                "an array of shape {lengths:?} is no volume: it has axes z, y, x or c, z, y, x"
+            )));
+        }
+    };
+    Ok((channels, shape, copied(&array, dtype)?))
+}
+
+fn copied(array: &Bound<'_, PyAny>, dtype: DType) -> PyResult<Voxels> {
+    fn values<T: numpy::Element + Copy>(array: &Bound<'_, PyAny>) -> PyResult<Vec<T>> {
+        let typed = array.cast::<PyArrayDyn<T>>()?;
+        let borrowed = typed.try_readonly()?;
+        let slice = borrowed
+            .as_slice()
+            .map_err(|error| PyTypeError::new_err(error.to_string()))?;
+        Ok(slice.to_vec())
+    }
+    Ok(match dtype {
+        DType::Bool => Voxels::Bool(values::<u8>(&array.call_method1("view", ("uint8",))?)?),
+        DType::U8 => Voxels::U8(values(array)?),
+        DType::I8 => Voxels::I8(values(array)?),
+        DType::U16 => Voxels::U16(values(array)?),
+        DType::I16 => Voxels::I16(values(array)?),
+        DType::U32 => Voxels::U32(values(array)?),
+        DType::I32 => Voxels::I32(values(array)?),
+        DType::U64 => Voxels::U64(values(array)?),
+        DType::I64 => Voxels::I64(values(array)?),
+        DType::F16 => Voxels::F16(values::<f16>(array)?),
+        DType::F32 => Voxels::F32(values(array)?),
+        DType::F64 => Voxels::F64(values(array)?),
+    })
+}

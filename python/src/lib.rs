@@ -1,0 +1,30 @@
+//! The compiled half of the Python package `voxpatch`: thin classes around the Rust library.
+//!
+//! One file a subject. Whatever reads, waits or computes does so without the interpreter
+//! ([`wait`]), and every error and panic arrives as an exception ([`errors`]).
+
+use pyo3::pymodule;
+
+mod arguments;
+mod array;
+mod errors;
+mod index;
+mod loader;
+mod sampler;
+mod subjects;
+mod volume;
+mod wait;
+mod write;
+
+/// The compiled half of the package `voxpatch`.
+#[pymodule(gil_used = true)]
+mod _voxpatch {
+    #[pymodule_export]
+    use crate::loader::{EpochLoader, Epochs};
+    #[pymodule_export]
+    use crate::subjects::SubjectList;
+    #[pymodule_export]
+    use crate::volume::{Volume, open};
+    #[pymodule_export]
+    use crate::write::{convert, write};
+}

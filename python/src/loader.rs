@@ -1,0 +1,469 @@
+//! The loader of an epoch, as Python's queue drives it.
+
+use std::process;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+
+use numpy::PyArray;
+use numpy::ndarray::Array2;
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+use voxpatch::sampler::Sampler;
+use voxpatch::training::{
+    Loader, LoaderOptions, LoaderState, LoaderStats, OnError, Plan, Sample, Share, Subjects, Turn,
+    Waited,
+};
+use voxpatch::{DType, Error, Patch, Region, Result, Voxels};
+
+use crate::array;
+use crate::errors::{invalid, raised};
+use crate::sampler::{Indices, Recipe};
+use crate::subjects::{List, SubjectList};
+use crate::wait::{ASK, guarded};
+
+/// How often a consumer that has to make subjects looks whether one is wanted.
+const ANSWER: std::time::Duration = std::time::Duration::from_millis(2);
+
+/// What every epoch consists of, and who gets which part of it.
+#[pyclass(frozen, module = "voxpatch._voxpatch")]
+#[derive(Debug)]
+pub(crate) struct Epochs {
+    list: Arc<List>,
+    recipe: Arc<Recipe>,
+    indices: Arc<Indices>,
+    plan: Plan,
+    share: Share,
+}
+
+/// An iterator over one epoch; its threads end with it.
+#[pyclass(frozen, module = "voxpatch._voxpatch")]
+#[derive(Debug)]
+pub(crate) struct EpochLoader {
+    process: u32,
+    list: Arc<List>,
+    running: Mutex<Option<Loader>>,
+    last: Mutex<LoaderStats>,
+}
+
+#[pymethods]
+impl Epochs {
+    #[new]
+    #[expect(clippy::too_many_arguments, reason = "Python's queue names them")]
+    fn new(
+        subjects: &SubjectList,
+        sampler: Recipe,
+        counts: &Bound<'_, PyAny>,
+        seed: u64,
+        window: u64,
+        shuffle: (bool, bool),
+        share: (u64, u64, u64),
+        together: Option<u64>,
+    ) -> PyResult<Self> {
+        let list = Arc::clone(&subjects.list);
+        let plan = match counts.extract::<u64>() {
+            Ok(each) => Plan::new(list.len(), each, seed),
+            Err(_) => Plan::with_counts(&counts.extract::<Vec<u64>>()?, seed),
+        };
+        let plan = plan.map(|plan| plan.with_window(window).with_shuffle(shuffle.0, shuffle.1));
+        let plan = match together {
+            Some(batch) => plan.and_then(|plan| plan.with_batches(batch)),
+            None => plan,
+        };
+        let plan = plan.map_err(|error| raised(&error))?;
+        if plan.subjects() != list.len() {
+            return Err(invalid(format!(
+                "{} numbers of samples for {} subjects",
+                plan.subjects(),
+                list.len()
+            )));
+        }
+        let (rank, world_size, batch) = share;
+        Ok(Self {
+            list,
+            recipe: Arc::new(sampler),
+            indices: Arc::default(),
+            plan,
+            share: Share {
+                rank,
+                world_size,
+                batch,
+            },
+        })
+    }
+
+    /// Patches and batches that an epoch has for this rank.
+    fn length(&self) -> (u64, u64) {
+        self.share.left(Turn::default(), 0, self.plan.len())
+    }
+
+    /// Starts an epoch from its first patch, or from where a state is.
+    #[pyo3(signature = (epoch, state, turn, threads, max_length, max_bytes, skip_errors))]
+    #[expect(clippy::too_many_arguments, reason = "Python's queue names them")]
+    fn start(
+        &self,
+        py: Python<'_>,
+        epoch: u64,
+        state: Option<&str>,
+        turn: (u64, u64),
+        threads: usize,
+        max_length: usize,
+        max_bytes: u64,
+        skip_errors: bool,
+    ) -> PyResult<EpochLoader> {
+        let options = LoaderOptions {
+            threads,
+            max_length,
+            max_bytes,
+            share: self.share,
+            turn: Turn {
+                index: turn.0,
+                of: turn.1,
+            },
+            on_error: if skip_errors {
+                OnError::Skip
+            } else {
+                OnError::Fail
+            },
+            transform: None,
+        };
+        let state = state.map(str::parse::<LoaderState>).transpose();
+        let state = state.map_err(|error| raised(&error))?;
+        if let Some(asked) = self.list.asked() {
+            asked.begin();
+        }
+        let (recipe, indices) = (Arc::clone(&self.recipe), Arc::clone(&self.indices));
+        let building = threads.max(1);
+        let make = Arc::new(move |subject: &voxpatch::training::Subject, seed| {
+            let sampler = recipe.sampler(subject, seed, &indices, building)?;
+            Ok(sampler.map(Arc::<dyn Sampler>::from))
+        });
+        let list = Arc::clone(&self.list);
+        let subjects: Arc<dyn Subjects> = Arc::clone(&list) as _;
+        let loader = py.detach(|| {
+            guarded(|| match state {
+                Some(state) => Loader::resume(subjects, make, &self.plan, state, &options),
+                None => Loader::new(subjects, make, &self.plan, epoch, &options),
+            })
+        });
+        Ok(EpochLoader {
+            process: process::id(),
+            list,
+            running: Mutex::new(Some(loader.map_err(|error| raised(&error))?)),
+            last: Mutex::default(),
+        })
+    }
+}
+
+#[pymethods]
+impl EpochLoader {
+    /// The next batch as (arrays by name, locations (b, 6), numbers of the subjects); None at the end.
+    fn batch<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let found = self.wait(py, |loader, limit| match loader.batch_within(limit) {
+            Waited::Here(Ok(samples)) => Waited::Here(guarded(|| Gathered::new(samples))),
+            Waited::Here(Err(error)) => Waited::Here(Err(error)),
+            Waited::NotYet => Waited::NotYet,
+            Waited::Over => Waited::Over,
+        })?;
+        let Some(batch) = found else { return Ok(None) };
+        let arrays = PyDict::new(py);
+        for (name, voxels, shape) in batch.images {
+            arrays.set_item(name, array::from_voxels(py, voxels, &shape)?)?;
+        }
+        let rows: Vec<i64> = batch
+            .places
+            .iter()
+            .flat_map(|place| location(*place))
+            .collect();
+        let locations = Array2::from_shape_vec((batch.places.len(), 6), rows)
+            .map_err(|error| invalid(error.to_string()))?;
+        let locations = PyArray::from_owned_array(py, locations);
+        Ok(Some(
+            (arrays, locations, PyList::new(py, batch.subjects)?)
+                .into_pyobject(py)?
+                .into_any(),
+        ))
+    }
+
+    /// The samples of the next batch one by one, each as [`sample`](Self::sample) gives it.
+    fn samples<'py>(&self, py: Python<'py>) -> PyResult<Option<Vec<Bound<'py, PyAny>>>> {
+        let found = self.wait(py, Loader::batch_within)?;
+        let Some(samples) = found else {
+            return Ok(None);
+        };
+        let one = |sample| unpacked(py, sample);
+        samples
+            .into_iter()
+            .map(one)
+            .collect::<PyResult<_>>()
+            .map(Some)
+    }
+
+    /// The next patch as (arrays by name, location (6,), number of the subject); None at the end.
+    fn sample<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let found = self.wait(py, Loader::next_within)?;
+        found.map(|sample| unpacked(py, sample)).transpose()
+    }
+
+    /// Where the epoch is, as a line of text.
+    fn state(&self) -> PyResult<String> {
+        let running = self.running()?;
+        let loader = running.as_ref().ok_or_else(closed)?;
+        Ok(loader.state().to_string())
+    }
+
+    /// Patches that are still to come.
+    fn remaining(&self) -> PyResult<u64> {
+        Ok(self.running()?.as_ref().map_or(0, Loader::remaining))
+    }
+
+    /// What was done so far.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(running) = self.running.try_lock()
+            && let Some(loader) = running.as_ref()
+        {
+            *last = loader.stats();
+        }
+        let all = PyDict::new(py);
+        all.set_item("delivered", last.delivered)?;
+        all.set_item("left_out", last.left_out)?;
+        all.set_item("reasons", &last.reasons)?;
+        all.set_item("waited_seconds", last.waited.as_secs_f64())?;
+        all.set_item("chunks", last.chunks)?;
+        all.set_item("bytes", last.bytes)?;
+        all.set_item("copies", last.copies)?;
+        all.set_item("ready", last.fill.0)?;
+        all.set_item("in_progress", last.fill.1)?;
+        Ok(all)
+    }
+
+    /// Ends its threads.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let ended = self.running()?.take();
+        if let Some(loader) = ended {
+            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = loader.stats();
+            self.end(py, loader);
+        }
+        Ok(())
+    }
+}
+
+impl EpochLoader {
+    fn running(&self) -> PyResult<MutexGuard<'_, Option<Loader>>> {
+        match self.running.try_lock() {
+            Ok(running) => Ok(running),
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => Err(PyRuntimeError::new_err(
+                "another thread waits for this queue's next patch: give each thread a queue of its own",
+            )),
+        }
+    }
+
+    /// Waits without the interpreter, for what may take any time; Ctrl-C ends the wait.
+    fn wait<T: Send>(
+        &self,
+        py: Python<'_>,
+        mut ask: impl FnMut(&mut Loader, std::time::Duration) -> Waited<Result<T>> + Send,
+    ) -> PyResult<Option<T>> {
+        if self.process != process::id() {
+            return Err(PyRuntimeError::new_err(
+                "this iterator was started in another process: iterate over the queue anew",
+            ));
+        }
+        let mut running = self.running()?;
+        let loader = running.as_mut().ok_or_else(closed)?;
+        let asked = self.list.asked();
+        let limit = if asked.is_some() { ANSWER } else { ASK };
+        if let Some(asked) = asked {
+            asked.begin();
+        }
+        loop {
+            if let Some(asked) = asked {
+                asked.answer(py);
+            }
+            let waited = py.detach(|| guarded(|| Ok(ask(loader, limit))));
+            match waited.map_err(|error| raised(&error))? {
+                Waited::Here(Ok(found)) => return Ok(Some(found)),
+                Waited::Here(Err(error)) => {
+                    let own = asked.and_then(crate::subjects::Asked::raised);
+                    return Err(own.unwrap_or_else(|| raised(&error)));
+                }
+                Waited::Over => return Ok(None),
+                Waited::NotYet => py.check_signals()?,
+            }
+        }
+    }
+
+    fn end(&self, py: Python<'_>, loader: Loader) {
+        if self.process == process::id() {
+            if let Some(asked) = self.list.asked() {
+                asked.close();
+            }
+            py.detach(|| drop(loader));
+        } else {
+            // A forked process has the loader, but not its threads: there is nobody to wait for.
+            std::mem::forget(loader);
+        }
+    }
+}
+
+impl Drop for EpochLoader {
+    fn drop(&mut self) {
+        let running = self
+            .running
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(loader) = running.take() {
+            Python::attach(|py| self.end(py, loader));
+        }
+    }
+}
+
+fn closed() -> PyErr {
+    PyRuntimeError::new_err("this iterator was closed")
+}
+
+/// First voxel along z, y, x, and one past the last.
+fn location(region: Region) -> [i64; 6] {
+    let ([z, y, x], [dz, dy, dx]) = (region.start, region.end());
+    [z, y, x, dz, dy, dx]
+}
+
+fn unpacked(py: Python<'_>, sample: Sample) -> PyResult<Bound<'_, PyAny>> {
+    let place = PyArray::from_vec(py, location(sample.region).to_vec());
+    let subject = sample.subject_index;
+    let names: Vec<String> = names(&sample).map(str::to_owned).collect();
+    let arrays = PyDict::new(py);
+    for (name, patch) in names.into_iter().zip(sample.into_patches()) {
+        arrays.set_item(name, array::from_patch(py, patch)?)?;
+    }
+    Ok((arrays, place, subject).into_pyobject(py)?.into_any())
+}
+
+fn names(sample: &Sample) -> impl Iterator<Item = &str> {
+    sample
+        .subject()
+        .images()
+        .iter()
+        .map(|image| image.name.as_str())
+}
+
+/// A batch in one buffer for each image.
+struct Gathered {
+    images: Vec<(String, Voxels, Vec<u64>)>,
+    places: Vec<Region>,
+    subjects: Vec<u64>,
+}
+
+impl Gathered {
+    fn new(mut samples: Vec<Sample>) -> Result<Self> {
+        let places = samples.iter().map(|sample| sample.region).collect();
+        let subjects = samples.iter().map(|sample| sample.subject_index).collect();
+        let count = samples.len() as u64;
+        let names: Vec<String> = samples
+            .first()
+            .map(|first| names(first).map(str::to_owned).collect())
+            .unwrap_or_default();
+        check(&samples)?;
+        let shape = |patch: &Patch| {
+            let [z, y, x] = patch.shape();
+            vec![count, patch.channels(), z, y, x]
+        };
+        let images = if samples.len() == 1 {
+            // The patches as they are.
+            let patches = samples.pop().map(Sample::into_patches).unwrap_or_default();
+            names
+                .into_iter()
+                .zip(patches)
+                .map(|(name, patch)| {
+                    let shape = shape(&patch);
+                    (name, patch.into_voxels(), shape)
+                })
+                .collect()
+        } else {
+            let joined = |(n, name)| {
+                let shape = shape(&samples[0].patches()[n]);
+                (name, joined(&samples, n), shape)
+            };
+            names.into_iter().enumerate().map(joined).collect()
+        };
+        Ok(Self {
+            images,
+            places,
+            subjects,
+        })
+    }
+}
+
+/// Checks that samples can lie in one array for each image.
+fn check(samples: &[Sample]) -> Result<()> {
+    let Some((first, others)) = samples.split_first() else {
+        return Ok(());
+    };
+    let facts = |sample: &Sample| -> Vec<(String, u64, [u64; 3], DType)> {
+        names(sample)
+            .zip(sample.patches())
+            .map(|(name, patch)| {
+                (
+                    name.to_owned(),
+                    patch.channels(),
+                    patch.shape(),
+                    patch.dtype(),
+                )
+            })
+            .collect()
+    };
+    let expected = facts(first);
+    let told = |sample: &Sample| {
+        let all = facts(sample).into_iter();
+        let one = |(name, channels, [z, y, x], dtype): (String, u64, [u64; 3], DType)| {
+            format!("{name} ({channels}, {z}, {y}, {x}) {dtype}")
+        };
+        all.map(one).collect::<Vec<_>>().join(", ")
+    };
+    match others.iter().find(|sample| facts(sample) != expected) {
+        None => Ok(()),
+        Some(other) => Err(Error::Setting {
+            name: "a batch of",
+            value: format!("{} and {}", first.subject().name(), other.subject().name()),
+            problem: format!(
+                "the first gives {}, the second {}: open the volumes with the same `values` and `channels`, \
+                 or take patches one by one",
+                told(first),
+                told(other)
+            ),
+        }),
+    }
+}
+
+/// The voxels of image `n` of all samples, one after the other.
+fn joined(samples: &[Sample], n: usize) -> Voxels {
+    let patches = || samples.iter().map(|sample| &sample.patches()[n]);
+    let dtype = samples[0].patches()[n].dtype();
+    let length = patches()
+        .map(|patch| patch.bytes().len() / dtype.size())
+        .sum();
+    macro_rules! join {
+        ($variant:ident, $type:ty) => {{
+            let mut all: Vec<$type> = Vec::with_capacity(length);
+            for patch in patches() {
+                all.extend_from_slice(patch.as_slice().unwrap_or_default());
+            }
+            Voxels::$variant(all)
+        }};
+    }
+    match dtype {
+        DType::Bool => join!(Bool, u8),
+        DType::U8 => join!(U8, u8),
+        DType::I8 => join!(I8, i8),
+        DType::U16 => join!(U16, u16),
+        DType::I16 => join!(I16, i16),
+        DType::U32 => join!(U32, u32),
+        DType::I32 => join!(I32, i32),
+        DType::U64 => join!(U64, u64),
+        DType::I64 => join!(I64, i64),
+        DType::F16 => join!(F16, half::f16),
+        DType::F32 => join!(F32, f32),
+        DType::F64 => join!(F64, f64),
+    }
+}

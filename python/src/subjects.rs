@@ -1,0 +1,313 @@
+//! Lists of subjects, opened when they are needed; those that Python makes are asked for on the
+//! consumer's thread, so that no thread of ours ever waits for the interpreter.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
+
+use pyo3::prelude::*;
+use voxpatch::training::{Image, Subject, Subjects, TOLERANCE};
+use voxpatch::{Error, Padding, Result};
+
+use crate::errors::{invalid, raised};
+use crate::volume::{Source, Volume};
+
+/// Subjects that are kept open for the next epoch.
+const KEPT: usize = 64;
+
+/// What a subject is made of.
+#[derive(Clone)]
+pub(crate) struct Parts {
+    name: String,
+    images: Vec<Part>,
+}
+
+#[derive(Clone)]
+struct Part {
+    name: String,
+    source: Source,
+    /// The volume, if this process has it open already.
+    open: Option<Arc<Image>>,
+    padding: Padding,
+}
+
+impl Parts {
+    fn open(&self) -> Result<Subject> {
+        let image = |part: &Part| {
+            let image = match &part.open {
+                Some(image) => (**image).clone(),
+                None => part.source.open()?,
+            };
+            Ok(Image {
+                name: part.name.clone(),
+                padding: part.padding,
+                ..image
+            })
+        };
+        let images: Result<Vec<Image>> = self.images.iter().map(image).collect();
+        Subject::new(self.name.clone(), images?, TOLERANCE)
+    }
+}
+
+/// What a Python subject's `_parts()` gives: its name, and (name, volume or path, padding) of each image.
+impl<'py> FromPyObject<'_, 'py> for Parts {
+    type Error = PyErr;
+
+    fn extract(given: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let py = given.py();
+        let (name, images): (String, Vec<(String, Bound<'py, PyAny>, Bound<'py, PyAny>)>) =
+            given.extract()?;
+        let part = |(name, volume, padding): (String, Bound<'py, PyAny>, Bound<'py, PyAny>)| {
+            let padding = padding_of(&padding)?;
+            if let Ok(volume) = volume.cast::<Volume>() {
+                let volume = volume.get();
+                return Ok(Part {
+                    name,
+                    source: volume.source().clone(),
+                    open: Some(volume.image(py)?),
+                    padding,
+                });
+            }
+            Ok(Part {
+                name,
+                source: Source::at(volume.extract::<PathBuf>()?),
+                open: None,
+                padding,
+            })
+        };
+        Ok(Self {
+            name,
+            images: images.into_iter().map(part).collect::<PyResult<_>>()?,
+        })
+    }
+}
+
+/// What stands beyond the faces: a number, or `"edge"`, `"reflect"` or `"wrap"`.
+pub(crate) fn padding_of(given: &Bound<'_, PyAny>) -> PyResult<Padding> {
+    if let Ok(value) = given.extract::<f64>() {
+        return Ok(Padding::Constant(value));
+    }
+    match given.extract::<String>().as_deref() {
+        Ok("edge") => Ok(Padding::Edge),
+        Ok("reflect") => Ok(Padding::Reflect),
+        Ok("wrap") => Ok(Padding::Wrap),
+        Ok("constant") => Ok(Padding::Constant(0.0)),
+        _ => Err(invalid(format!(
+            "padding {given}: it is a number, 'edge', 'reflect' or 'wrap'"
+        ))),
+    }
+}
+
+/// A list of subjects, as the loader has it.
+pub(crate) struct List {
+    length: u64,
+    fingerprint: u64,
+    kind: Kind,
+    kept: Mutex<VecDeque<(u64, Subject)>>,
+}
+
+enum Kind {
+    /// All are known.
+    Known(Vec<Parts>),
+    /// Python makes each when it is wanted.
+    Asked(Asked),
+}
+
+impl List {
+    /// The consumer's side of a list that Python makes; `None` for one that is known.
+    pub(crate) const fn asked(&self) -> Option<&Asked> {
+        match &self.kind {
+            Kind::Asked(asked) => Some(asked),
+            Kind::Known(_) => None,
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, VecDeque<(u64, Subject)>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for List {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("List")
+            .field("length", &self.length)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Subjects for List {
+    fn len(&self) -> u64 {
+        self.length
+    }
+
+    fn open(&self, index: u64) -> Result<Subject> {
+        if let Some((_, subject)) = self.kept().iter().find(|(kept, _)| *kept == index) {
+            return Ok(subject.clone());
+        }
+        let subject = match &self.kind {
+            Kind::Known(all) => {
+                let at = usize::try_from(index).ok().and_then(|index| all.get(index));
+                at.ok_or(Error::Stopped)?.open()?
+            }
+            Kind::Asked(asked) => asked.parts(index)?.open()?,
+        };
+        let mut kept = self.kept();
+        kept.push_back((index, subject.clone()));
+        if kept.len() > KEPT {
+            kept.pop_front();
+        }
+        Ok(subject)
+    }
+
+    fn fingerprint(&self) -> u64 {
+        self.fingerprint
+    }
+}
+
+/// Subjects that a function of Python's makes.
+pub(crate) struct Asked {
+    make: Py<PyAny>,
+    talk: Mutex<Talk>,
+    changed: Condvar,
+}
+
+struct Talk {
+    consumer: ThreadId,
+    wanted: Option<u64>,
+    answer: Option<Result<Parts>>,
+    /// What the function raised last.
+    raised: Option<PyErr>,
+    closed: bool,
+}
+
+impl Asked {
+    fn lock(&self) -> MutexGuard<'_, Talk> {
+        self.talk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on this thread is the consumer's.
+    pub(crate) fn begin(&self) {
+        let mut talk = self.lock();
+        talk.consumer = thread::current().id();
+        talk.closed = false;
+    }
+
+    /// Nobody answers any more.
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    /// What the function raised, if that has not been told yet.
+    pub(crate) fn raised(&self) -> Option<PyErr> {
+        self.lock().raised.take()
+    }
+
+    /// Makes the subject that a worker waits for, if one does.
+    pub(crate) fn answer(&self, py: Python<'_>) {
+        let wanted = self.lock().wanted.take();
+        if let Some(index) = wanted {
+            let made = self.make(py, index);
+            self.lock().answer = Some(made);
+            self.changed.notify_all();
+        }
+    }
+
+    fn make(&self, py: Python<'_>, index: u64) -> Result<Parts> {
+        let made = self.make.bind(py).call1((index,));
+        made.and_then(|made| made.extract::<Parts>())
+            .map_err(|error| {
+                let text = error.to_string();
+                self.lock().raised = Some(error);
+                Error::Setting {
+                    name: "a subject",
+                    value: index.to_string(),
+                    problem: text,
+                }
+            })
+    }
+
+    /// Asks the consumer, or the function itself on the consumer's thread.
+    fn parts(&self, index: u64) -> Result<Parts> {
+        let mut talk = self.lock();
+        if talk.consumer == thread::current().id() {
+            drop(talk);
+            return Python::attach(|py| self.make(py, index));
+        }
+        talk.wanted = Some(index);
+        loop {
+            if talk.closed {
+                return Err(Error::Stopped);
+            }
+            if let Some(answer) = talk.answer.take() {
+                return answer;
+            }
+            talk = self
+                .changed
+                .wait(talk)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// A list of subjects that loaders share in one process.
+#[pyclass(frozen, module = "voxpatch._voxpatch")]
+#[derive(Debug)]
+pub(crate) struct SubjectList {
+    pub(crate) list: Arc<List>,
+}
+
+#[pymethods]
+impl SubjectList {
+    /// Subjects that are all known: their parts, and a text that tells them from others.
+    #[staticmethod]
+    fn known(parts: Vec<Parts>, text: &str) -> Self {
+        Self::new(parts.len() as u64, text, Kind::Known(parts))
+    }
+
+    /// Subjects that a function makes, which is given the number of each and gives its parts.
+    #[staticmethod]
+    fn made(length: u64, make: Py<PyAny>, text: &str) -> Self {
+        let asked = Asked {
+            make,
+            talk: Mutex::new(Talk {
+                consumer: thread::current().id(),
+                wanted: None,
+                answer: None,
+                raised: None,
+                closed: false,
+            }),
+            changed: Condvar::new(),
+        };
+        Self::new(length, text, Kind::Asked(asked))
+    }
+
+    /// Opens a subject: what is wrong with it is an error now.
+    fn check(&self, py: Python<'_>, index: u64) -> PyResult<()> {
+        let list = Arc::clone(&self.list);
+        if let Some(asked) = list.asked() {
+            asked.begin();
+        }
+        py.detach(|| list.open(index))
+            .map(drop)
+            .map_err(|error| raised(&error))
+    }
+}
+
+impl SubjectList {
+    fn new(length: u64, text: &str, kind: Kind) -> Self {
+        // The fingerprint of a list that is known by this text.
+        let known = voxpatch::training::Lazy::new(length, |_| Err(Error::Stopped)).known_by(text);
+        let list = List {
+            length,
+            fingerprint: known.fingerprint(),
+            kind,
+            kept: Mutex::default(),
+        };
+        Self {
+            list: Arc::new(list),
+        }
+    }
+}

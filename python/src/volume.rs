@@ -1,0 +1,349 @@
+//! Volumes: opening, facts, and numpy-style reads.
+
+use std::path::PathBuf;
+use std::process;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use numpy::PyArray2;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+use voxpatch::training::{Image, Values};
+use voxpatch::volume::{Format, Layout, Missing};
+use voxpatch::{MemoryVolume, OpenOptions, Padding, Patch, Region, Volume as _};
+
+use crate::errors::raised;
+use crate::index::Selection;
+use crate::wait::{detached, interruptible};
+use crate::{arguments, array};
+
+/// Reads of more bytes than this run on a thread of their own, for Ctrl-C.
+const LONG: u64 = 32 << 20;
+
+/// How a volume is opened: what is pickled of it, and what a forked process opens again.
+#[derive(Clone, Debug)]
+pub(crate) struct Source {
+    pub(crate) place: Place,
+    pub(crate) channels: Option<(u64, u64)>,
+    pub(crate) values: Values,
+}
+
+/// Where voxels are.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
+    Path {
+        path: PathBuf,
+        level: usize,
+        missing_is_error: bool,
+        trusted: bool,
+    },
+    Memory(Arc<MemoryVolume>),
+}
+
+impl Place {
+    /// A path, opened in the usual way.
+    pub(crate) const fn at(path: PathBuf) -> Self {
+        Self::Path {
+            path,
+            level: 0,
+            missing_is_error: false,
+            trusted: true,
+        }
+    }
+}
+
+impl Source {
+    /// All of what is at a path, as it is stored.
+    pub(crate) const fn at(path: PathBuf) -> Self {
+        Self {
+            place: Place::at(path),
+            channels: None,
+            values: Values::Stored,
+        }
+    }
+
+    /// Opens it; the image has no name.
+    pub(crate) fn open(&self) -> voxpatch::Result<Image> {
+        let volume: Arc<dyn voxpatch::Volume> = match &self.place {
+            Place::Memory(volume) => Arc::clone(volume) as _,
+            Place::Path {
+                path,
+                level,
+                missing_is_error,
+                trusted,
+            } => {
+                let options = OpenOptions {
+                    level: *level,
+                    missing: if *missing_is_error {
+                        Missing::Error
+                    } else {
+                        Missing::Fill
+                    },
+                    trusted: *trusted,
+                    ..OpenOptions::default()
+                };
+                options.open(path)?
+            }
+        };
+        let image = Image::new("", volume).with_values(self.values);
+        Ok(match self.channels {
+            Some((start, end)) => image.with_channels(start..end),
+            None => image,
+        })
+    }
+}
+
+/// A volume that stays where it is, with axes c, z, y, x.
+///
+/// Slices read the chunks that they touch and nothing else, and give an array of their own.
+#[pyclass(frozen, module = "voxpatch")]
+#[derive(Debug)]
+pub(crate) struct Volume {
+    source: Source,
+    layout: Layout,
+    /// The process that opened it, and what it opened.
+    opened: Mutex<(u32, Arc<Image>)>,
+}
+
+impl Volume {
+    pub(crate) fn new(source: Source, image: Image) -> Self {
+        Self {
+            source,
+            layout: image.volume.layout().clone(),
+            opened: Mutex::new((process::id(), Arc::new(image))),
+        }
+    }
+
+    /// How it is opened.
+    pub(crate) const fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// The open volume. A forked process opens it anew: what it inherited may be locked for ever
+    /// by threads that it has not.
+    ///
+    /// The lock is taken with the interpreter's only, so that it is free wherever Python forks.
+    pub(crate) fn image(&self, _py: Python<'_>) -> PyResult<Arc<Image>> {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if opened.0 != process::id() {
+            let anew = Arc::new(self.source.open().map_err(|error| raised(&error))?);
+            let (_, inherited) = std::mem::replace(&mut *opened, (process::id(), anew));
+            std::mem::forget(inherited);
+        }
+        Ok(Arc::clone(&opened.1))
+    }
+
+    /// Channels, and voxels along z, y, x.
+    fn axes(&self) -> [u64; 4] {
+        let [z, y, x] = self.layout.shape;
+        let (start, end) = self.source.channels.unwrap_or((0, self.layout.channels));
+        [end - start, z, y, x]
+    }
+}
+
+/// Opens a volume: a Zarr folder, or a NIfTI, numpy, MetaImage, NRRD or raw file.
+#[pyfunction]
+#[pyo3(signature = (path, *, level = 0, channels = None, values = None, missing = "fill", trusted = true))]
+pub(crate) fn open(
+    py: Python<'_>,
+    path: PathBuf,
+    level: usize,
+    channels: Option<&Bound<'_, PyAny>>,
+    values: Option<&Bound<'_, PyAny>>,
+    missing: &str,
+    trusted: bool,
+) -> PyResult<Volume> {
+    let mut source = Source {
+        place: Place::Path {
+            path,
+            level,
+            missing_is_error: match missing {
+                "fill" => false,
+                "error" => true,
+                other => {
+                    return Err(crate::errors::invalid(format!(
+                        "missing {other:?}: it is 'fill' or 'error'"
+                    )));
+                }
+            },
+            trusted,
+        },
+        channels: None,
+        values: values.map_or(Ok(Values::Stored), arguments::values)?,
+    };
+    let wanted = source.clone();
+    let mut image = interruptible(py, move |_| wanted.open())?;
+    if let Some(given) = channels {
+        let range = arguments::channels(given, image.volume.layout().channels)?;
+        source.channels = Some((range.start, range.end));
+        image = image.with_channels(range);
+    }
+    Ok(Volume::new(source, image))
+}
+
+#[pymethods]
+impl Volume {
+    /// A volume in memory, of an array with axes z, y, x or c, z, y, x.
+    #[staticmethod]
+    #[pyo3(signature = (array, *, spacing = None, affine = None))]
+    pub(crate) fn from_array(
+        array: &Bound<'_, PyAny>,
+        spacing: Option<[f64; 3]>,
+        affine: Option<[[f64; 4]; 4]>,
+    ) -> PyResult<Self> {
+        let (channels, shape, voxels) = array::to_voxels(array)?;
+        let geometry = match (affine, spacing) {
+            (Some(affine), _) => voxpatch::Geometry::from_affine(affine),
+            (None, Some(spacing)) => voxpatch::Geometry::from_spacing(spacing),
+            (None, None) => voxpatch::Geometry::default(),
+        };
+        let patch = Patch::new(Region::whole(shape), channels, voxels).map_err(|e| raised(&e))?;
+        let layout = Layout::new(shape, channels, patch.dtype()).with_geometry(geometry);
+        let volume = MemoryVolume::from_patch(layout, patch).map_err(|e| raised(&e))?;
+        let source = Source {
+            place: Place::Memory(Arc::new(volume)),
+            channels: None,
+            values: Values::Stored,
+        };
+        let image = source.open().map_err(|error| raised(&error))?;
+        Ok(Self::new(source, image))
+    }
+
+    /// Channels, and voxels along z, y, x.
+    #[getter]
+    fn shape<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, self.axes())
+    }
+
+    /// Four: c, z, y, x.
+    #[getter]
+    const fn ndim(&self) -> usize {
+        4
+    }
+
+    /// How many values there are.
+    #[getter]
+    fn size(&self) -> u64 {
+        self.axes().iter().product()
+    }
+
+    /// The type of the values that slices give.
+    #[getter]
+    fn dtype<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let dtype = match self.source.values {
+            Values::Stored => self.layout.dtype,
+            Values::As(dtype) => dtype,
+            Values::Real => voxpatch::DType::F32,
+        };
+        array::descriptor(py, dtype)
+    }
+
+    /// Distance between voxel centres along z, y, x, in mm.
+    #[getter]
+    fn spacing(&self) -> (f64, f64, f64) {
+        self.layout.geometry.spacing.into()
+    }
+
+    /// The matrix that takes voxel indices (x, y, z, 1) to millimetres in RAS+.
+    #[getter]
+    fn affine<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<f64>>> {
+        let rows = self.layout.geometry.affine.map(|row| row.to_vec());
+        Ok(PyArray2::from_vec2(py, &rows)?)
+    }
+
+    /// The unit that is read and decoded at once, c, z, y, x; None where any box is read alone.
+    #[getter]
+    fn chunks(&self) -> Option<(u64, u64, u64, u64)> {
+        self.layout.read_chunk.map(Into::into)
+    }
+
+    /// Slope and intercept that make stored values real ones, or None.
+    #[getter]
+    fn rescale(&self) -> Option<(f64, f64)> {
+        self.layout
+            .rescale
+            .map(|rescale| (rescale.slope, rescale.intercept))
+    }
+
+    /// The file format.
+    #[getter]
+    fn format(&self) -> String {
+        self.layout.format.to_string()
+    }
+
+    /// Where it is; None for a volume in memory.
+    #[getter]
+    fn path(&self) -> Option<PathBuf> {
+        (self.layout.format != Format::Memory).then(|| self.layout.path.clone())
+    }
+
+    /// The box that an index asks for, read and nothing else, as an array of its own.
+    fn __getitem__<'py>(
+        &self,
+        py: Python<'py>,
+        key: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let selection = Selection::new(key, self.axes())?;
+        let image = self.image(py)?;
+        let first = self.source.channels.map_or(0, |(start, _)| start);
+        let channels = first + selection.channels.start..first + selection.channels.end;
+        let region = selection.region;
+        let wanted = Image {
+            channels,
+            padding: Padding::Constant(0.0),
+            ..(*image).clone()
+        };
+        let stored = wanted.volume.layout().dtype.size() as u64;
+        let bytes = region.voxels() * (wanted.channels.end - wanted.channels.start) * stored;
+        let is_long = bytes > LONG || wanted.volume.is_sequential();
+        let patch = if is_long {
+            interruptible(py, move |_| wanted.read(region))?
+        } else {
+            detached(py, || wanted.read(region))?
+        };
+        selection.of(array::from_patch(py, patch)?)
+    }
+
+    /// The whole volume in memory.
+    #[pyo3(signature = (dtype = None, copy = None))]
+    fn __array__<'py>(
+        slf: &Bound<'py, Self>,
+        dtype: Option<&Bound<'py, PyAny>>,
+        copy: Option<bool>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        if copy == Some(false) {
+            return Err(crate::errors::invalid(
+                "a volume on disk is no array: allow a copy, or read a box of it",
+            ));
+        }
+        let py = slf.py();
+        let all = slf.get().__getitem__(py, &py.Ellipsis().into_bound(py))?;
+        match dtype {
+            Some(dtype) => {
+                let options = PyDict::new(py);
+                options.set_item("copy", false)?;
+                all.call_method("astype", (dtype,), Some(&options))
+            }
+            None => Ok(all),
+        }
+    }
+
+    fn __len__(&self) -> usize {
+        usize::try_from(self.axes()[0]).unwrap_or(usize::MAX)
+    }
+
+    fn __repr__(&self) -> String {
+        let [c, z, y, x] = self.axes();
+        let layout = &self.layout;
+        let [sz, sy, sx] = layout.geometry.spacing;
+        let chunks = match layout.read_chunk {
+            Some([c, z, y, x]) => format!(", chunks ({c}, {z}, {y}, {x})"),
+            None => String::new(),
+        };
+        format!(
+            "<voxpatch.Volume {:?} ({}): ({c}, {z}, {y}, {x}) {}{chunks}, spacing ({sz}, {sy}, {sx}) mm>",
+            layout.path.display().to_string(),
+            layout.format,
+            layout.dtype
+        )
+    }
+}

@@ -1,0 +1,190 @@
+//! Writing volumes, and turning one format into another.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use voxpatch::training::{Image, Values};
+use voxpatch::volume::{
+    Codec, CreateOptions, Downsample, Pyramid, ZarrVersion, check_output, create,
+};
+use voxpatch::{ConvertOptions, DType, Error, Layout, Result};
+
+use crate::errors::invalid;
+use crate::volume::{Source, Volume};
+use crate::wait::interruptible;
+use crate::{arguments, array};
+
+/// Writes an array, (z, y, x) or (c, z, y, x), as a volume, and opens it.
+#[pyfunction]
+#[pyo3(signature = (path, array, *, spacing = None, affine = None, **options))]
+pub(crate) fn write(
+    py: Python<'_>,
+    path: PathBuf,
+    array: &Bound<'_, PyAny>,
+    spacing: Option<[f64; 3]>,
+    affine: Option<[[f64; 4]; 4]>,
+    options: Option<&Bound<'_, PyDict>>,
+) -> PyResult<Volume> {
+    let image = match array.cast::<Volume>() {
+        Ok(volume) => volume.get().image(py)?,
+        Err(_) => Volume::from_array(array, spacing, affine)?.image(py)?,
+    };
+    stored(py, image, path, options)
+}
+
+/// Copies a volume into another format, voxel type or chunking, box by box, and opens the copy.
+#[pyfunction]
+#[pyo3(signature = (source, path, **options))]
+pub(crate) fn convert(
+    py: Python<'_>,
+    source: &Bound<'_, PyAny>,
+    path: PathBuf,
+    options: Option<&Bound<'_, PyDict>>,
+) -> PyResult<Volume> {
+    let image = if let Ok(volume) = source.cast::<Volume>() {
+        volume.get().image(py)?
+    } else {
+        let source = Source::at(source.extract::<PathBuf>()?);
+        Arc::new(interruptible(py, move |_| source.open())?)
+    };
+    stored(py, image, path, options)
+}
+
+/// How an output is stored, as Python says it.
+struct Storage {
+    create: CreateOptions,
+    convert: ConvertOptions,
+    dtype: Option<DType>,
+}
+
+impl Storage {
+    fn new(given: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+        let mut create = CreateOptions::default();
+        let mut convert = ConvertOptions::default();
+        let mut dtype = None;
+        let Some(given) = given else {
+            return Ok(Self {
+                create,
+                convert,
+                dtype,
+            });
+        };
+        if let Some(version) = given.get_item("zarr")? {
+            create = match version.extract::<u8>() {
+                Ok(2) => CreateOptions::zarr2(),
+                Ok(3) => create,
+                _ => return Err(invalid(format!("zarr {version}: it is 2 or 3"))),
+            };
+        }
+        for (name, value) in given {
+            let name: String = name.extract()?;
+            match name.as_str() {
+                "zarr" => {}
+                "dtype" if value.is_none() => dtype = None,
+                "dtype" => dtype = Some(array::dtype(&value)?),
+                "chunk" => create.chunk = arguments::lengths("chunk", &value)?,
+                "shard" if value.is_none() => create.shard = None,
+                "shard" => create.shard = Some(arguments::lengths("shard", &value)?),
+                "codec" => create.codec = codec(&value.extract::<String>()?)?,
+                "level" => create.level = value.extract()?,
+                "pyramid" => create.pyramid = pyramid(&value)?,
+                "overwrite" => create.replace = value.extract()?,
+                "threads" => convert.threads = value.extract()?,
+                "max_bytes" => convert.memory = value.extract()?,
+                other => {
+                    return Err(pyo3::exceptions::PyTypeError::new_err(format!(
+                        "unexpected argument {other:?}: possible are dtype, zarr, chunk, shard, codec, level, \
+                         pyramid, overwrite, threads and max_bytes"
+                    )));
+                }
+            }
+        }
+        if create.format == ZarrVersion::V2 {
+            create.shard = None;
+        }
+        Ok(Self {
+            create,
+            convert,
+            dtype,
+        })
+    }
+}
+
+fn codec(name: &str) -> PyResult<Codec> {
+    Ok(match name {
+        "zstd" => Codec::Zstd,
+        "blosc-zstd" => Codec::BloscZstd,
+        "blosc-lz4" => Codec::BloscLz4,
+        "gzip" => Codec::Gzip,
+        "zlib" => Codec::Zlib,
+        "none" => Codec::None,
+        _ => {
+            return Err(invalid(format!(
+                "codec {name:?}: it is 'zstd', 'blosc-zstd', 'blosc-lz4', 'gzip', 'zlib' or 'none'"
+            )));
+        }
+    })
+}
+
+fn pyramid(given: &Bound<'_, PyAny>) -> PyResult<Option<Pyramid>> {
+    if given.is_none() {
+        return Ok(None);
+    }
+    let method = match given.extract::<String>()?.as_str() {
+        "mean" => Downsample::Mean,
+        "mode" => Downsample::Mode,
+        other => {
+            return Err(invalid(format!(
+                "pyramid {other:?}: it is 'mean' or 'mode'"
+            )));
+        }
+    };
+    Ok(Some(Pyramid {
+        levels: None,
+        method,
+    }))
+}
+
+fn stored(
+    py: Python<'_>,
+    image: Arc<Image>,
+    path: PathBuf,
+    options: Option<&Bound<'_, PyDict>>,
+) -> PyResult<Volume> {
+    let storage = Storage::new(options)?;
+    let source = Source::at(path.clone());
+    let written = interruptible(py, move |stop| {
+        copy(&image, &path, &storage, stop)?;
+        source.open()
+    })?;
+    let place = written.volume.layout().path.clone();
+    Ok(Volume::new(Source::at(place), written))
+}
+
+fn copy(image: &Image, path: &Path, storage: &Storage, stop: &AtomicBool) -> Result<()> {
+    let from = image.volume.layout();
+    let all = image.channels == (0..from.channels);
+    if !all || image.values != Values::Stored {
+        return Err(Error::Setting {
+            name: "storing",
+            value: "some channels, or values that are not the stored ones".to_owned(),
+            problem: "open the volume as it is, and give the type as dtype".to_owned(),
+        });
+    }
+    check_output(path, &[&from.path])?;
+    let layout = Layout {
+        dtype: storage.dtype.unwrap_or(from.dtype),
+        ..from.clone()
+    };
+    let target = create(path, &layout, &storage.create)?;
+    let progress = |_, _| match stop.load(Ordering::Relaxed) {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    };
+    voxpatch::convert(&image.volume, target, &storage.convert, &progress)?;
+    Ok(())
+}

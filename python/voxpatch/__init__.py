@@ -1,0 +1,29 @@
+"""Patches out of huge 3-D volumes, without loading the volume.
+
+Axes are c, z, y, x everywhere: channels, then planes, rows and columns, x fastest. Spacing is in mm,
+along z, y, x; affines take voxel indices (x, y, z, 1) to mm in RAS+, as nibabel's do.
+"""
+
+from ._voxpatch import Volume, convert, open, write
+from .errors import VoxpatchError
+from .queue import LazySubjects, Queue
+from .samplers import LabelSampler, MixtureSampler, Sampler, UniformSampler, WeightedSampler
+from .subject import Subject
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LabelSampler",
+    "LazySubjects",
+    "MixtureSampler",
+    "Queue",
+    "Sampler",
+    "Subject",
+    "UniformSampler",
+    "Volume",
+    "VoxpatchError",
+    "WeightedSampler",
+    "convert",
+    "open",
+    "write",
+]

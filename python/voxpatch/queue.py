@@ -1,0 +1,429 @@
+"""The training queue: patches of many subjects, read ahead by threads, in a seeded order."""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Union
+
+import numpy as np
+
+from ._voxpatch import EpochLoader, SubjectList
+from ._voxpatch import Epochs as Plan
+from .epochs import Epochs
+from .errors import InvalidError
+from .samplers import Sampler
+from .subject import Subject
+
+Sample = dict[str, Any]
+Transform = Callable[[Sample], Sample]
+Subjects = Union[Sequence[Any], "LazySubjects"]
+
+#: What a forked process inherits and must neither use nor free: locks in it may never open.
+_inherited: list[Any] = []
+
+
+class LazySubjects:
+    """``count`` subjects, each made by ``make(index)`` when it is first needed.
+
+    For lists that are too long, or subjects too dear, to be made beforehand. ``make`` is called on
+    the thread that iterates. ``key`` is a text that changes with the subjects: a saved state is not
+    loaded where it differs.
+    """
+
+    def __init__(self, count: int, make: Callable[[int], Subject | Mapping[str, Any]], *, key: str = "") -> None:
+        self.count = count
+        self.make = make
+        self.key = key
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Subject | Mapping[str, Any]:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return self.make(index)
+
+
+class Queue:
+    """Patches for training, an epoch for each iteration.
+
+    ``subjects`` is a sequence of :class:`Subject` (or of dictionaries that make one), or
+    :class:`LazySubjects`; ``sampler`` says where patches lie, ``samples_per_volume`` how many an epoch has
+    of each subject: a number, or one for each. TorchIO 2's ``patches_per_volume`` is the same.
+
+    Without ``batch_size`` each item is one sample, ``{"ct": array (C, Z, Y, X), ..., "location": int64
+    (6,), "subject": dict}``; with it a batch, ``{"ct": array (B, C, Z, Y, X), ..., "location": int64
+    (B, 6), "subject": list of dict}``. A location is the first voxel along z, y, x and one past the last;
+    ``"subject"`` holds the metadata, with ``"name"`` and ``"index"``. Arrays own their memory;
+    ``torch.from_numpy`` takes them as they are.
+
+    ``num_workers`` threads read ahead (as many as there are cores if nothing is said; with 0 the
+    caller's own reads), up to ``max_length`` patches and ``max_bytes`` bytes. Patches are mixed
+    within windows of ``max_length``. The sequence is a function of ``seed`` and the epoch, the same
+    for any number of threads and workers. ``transform`` changes each sample on the caller's thread.
+
+    The ranks of a distributed run get disjoint patches and equally many batches of an epoch; ``rank`` and
+    ``world_size`` are those of ``torch.distributed`` if nothing is said.
+
+    Each iteration is the next epoch, unless :meth:`set_epoch` says which. In a torch ``DataLoader`` use
+    ``batch_size=None`` if the queue makes batches, and ``num_workers=0``: the queue's threads read in
+    the same process, and nothing is copied between processes. With worker processes each takes its own
+    share of the epoch; with ``batch_size`` here, batches even come in the same order.
+
+    ``on_error="skip"`` leaves out what cannot be opened, drawn from or read, and keeps the reasons in
+    :meth:`stats`; otherwise it is an exception. ``keep_batches`` keeps draws that belong together in one
+    batch, see :class:`MixtureSampler`; ``samples_per_volume`` is then a multiple of ``batch_size``.
+    """
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> Queue:
+        if cls is Queue and "torch" in sys.modules:
+            from ._torch import TorchQueue
+
+            return object.__new__(TorchQueue)
+        return object.__new__(cls)
+
+    def __init__(
+        self,
+        subjects: Subjects,
+        sampler: Sampler,
+        samples_per_volume: int | Sequence[int] | None = None,
+        *,
+        patches_per_volume: int | Sequence[int] | None = None,
+        max_length: int = 300,
+        max_bytes: int = 512 << 20,
+        num_workers: int | None = None,
+        shuffle_subjects: bool = True,
+        shuffle_patches: bool = True,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        transform: Transform | None = None,
+        batch_size: int | None = None,
+        keep_batches: bool = False,
+        on_error: str = "fail",
+    ) -> None:
+        if (samples_per_volume is None) == (patches_per_volume is None):
+            raise InvalidError("give either samples_per_volume or patches_per_volume, its other name")
+        if max_length < 1 or max_bytes < 1:
+            raise InvalidError(f"max_length {max_length} and max_bytes {max_bytes} must be 1 at least")
+        if batch_size is not None and batch_size < 1:
+            raise InvalidError(f"batch_size {batch_size}: a batch has a patch at least")
+        if keep_batches and batch_size is None:
+            raise InvalidError("keep_batches keeps batches together: give batch_size")
+        if on_error not in ("fail", "skip"):
+            raise InvalidError(f"on_error {on_error!r}: it is 'fail' or 'skip'")
+        if num_workers is not None and num_workers < 0:
+            raise InvalidError(f"num_workers {num_workers} must be 0 or more")
+        counts = samples_per_volume if samples_per_volume is not None else patches_per_volume
+        self.subjects = subjects
+        self.sampler = sampler
+        self.samples_per_volume = counts
+        self.max_length = max_length
+        self.max_bytes = max_bytes
+        self.num_workers = num_workers
+        self.shuffle_subjects = shuffle_subjects
+        self.shuffle_patches = shuffle_patches
+        self.seed = seed
+        self.rank, self.world_size = _ranks(rank, world_size)
+        self.transform = transform
+        self.batch_size = batch_size
+        self.keep_batches = keep_batches
+        self.on_error = on_error
+        self._start()
+        self._length = self._opened().length()
+
+    def _start(self) -> None:
+        """What is this process's alone."""
+        self._epochs = Epochs()
+        #: The process that made the plan, and the plan.
+        self._plan: tuple[int, Plan] | None = None
+        self._metadata: dict[int, dict[str, Any]] = {}
+        self._current: weakref.ref[_Iterator] | None = None
+        self._stats: dict[str, Any] = {}
+        #: Where the running epoch is, or the last one was left, and whose turn it was.
+        self._state: str | None = None
+        self._turns = 1
+        #: A state that a worker process was given, for its next iteration.
+        self._own: tuple[int, str] | None = None
+        #: Iterations that a worker process has begun.
+        self._begun = 0
+
+    def _opened(self) -> Plan:
+        """The plan, made anew in a forked process."""
+        if self._plan is not None:
+            process, plan = self._plan
+            if process == os.getpid():
+                return plan
+            _inherited.append(plan)
+        plan = Plan(
+            self._list(),
+            self.sampler._recipe(),
+            self.samples_per_volume,
+            self.seed,
+            self.max_length,
+            (self.shuffle_subjects, self.shuffle_patches),
+            (self.rank, self.world_size, self.batch_size or 1),
+            self.batch_size if self.keep_batches else None,
+        )
+        self._plan = (os.getpid(), plan)
+        return plan
+
+    def _list(self) -> SubjectList:
+        if isinstance(self.subjects, LazySubjects):
+            return SubjectList.made(len(self.subjects), _Maker(weakref.ref(self)), self.subjects.key)
+        all_of_them = [_subject(given) for given in self.subjects]
+        self._metadata = {index: _metadata(index, subject) for index, subject in enumerate(all_of_them)}
+        parts = [subject._parts() for subject in all_of_them]
+        names = [(name, [(image, str(getattr(at, "path", at))) for image, at, _ in images]) for name, images in parts]
+        return SubjectList.known(parts, repr(names))
+
+    def _make(self, index: int) -> Any:
+        subject = _subject(self.subjects[index])
+        self._metadata[index] = _metadata(index, subject)
+        return subject._parts()
+
+    def __len__(self) -> int:
+        """Samples, or batches if there is ``batch_size``, that an epoch has for this rank."""
+        patches, batches = self._length
+        return patches if self.batch_size is None else batches
+
+    def __iter__(self) -> Iterator[Sample]:
+        plan = self._opened()
+        worker = _worker()
+        if worker is None:
+            key, turn, cores = None, (0, 1), _cores()
+        else:
+            index, of, seed = worker
+            key, turn, cores = f"{seed}:{self._begun}", (index, of), max(1, _cores() // of)
+            self._begun += 1
+        own, self._own = self._own, None
+        if own is not None:
+            turn = (0, turn[1])
+        epoch, state = self._epochs.claim(key, own)
+        threads = cores if self.num_workers is None else self.num_workers
+        loader = plan.start(
+            epoch, state, turn, threads, self.max_length, self.max_bytes, self.on_error == "skip"
+        )
+        self._turns = turn[1]
+        self._state = loader.state()
+        iterator = _Iterator(self, loader)
+        self._current = weakref.ref(iterator)
+        return iterator
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration has."""
+        return self._epochs.next
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration has this epoch, in the DataLoader's worker processes too. A state that was
+        loaded and is of this epoch stays."""
+        self._epochs.set(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the running epoch is, after the item that was delivered last: a few numbers.
+
+        With several ranks, save it where all have taken equally many batches; the state of one is then
+        that of all. In a DataLoader with worker processes each worker has a state of its own, which
+        torchdata's ``StatefulDataLoader`` gathers.
+        """
+        pending = self._own[1] if self._own is not None else self._epochs.resume
+        state = pending if pending is not None else self._state
+        epoch = self.epoch if state is None else _epoch_of(state)
+        return {"version": 1, "epoch": epoch, "loader": state, "turns": self._turns}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The next iteration goes on where the state was saved, with the same subjects, seed and plan;
+        the numbers of threads and ranks may be others. The rest of an epoch that was at its end is
+        empty."""
+        if state.get("version") != 1:
+            raise InvalidError(f"a state of version {state.get('version')!r}: 1 is known here")
+        loader = state["loader"]
+        if loader is None:
+            self._epochs.set(int(state["epoch"]))
+            return
+        epoch = _epoch_of(loader)
+        worker = _worker()
+        turns = int(state.get("turns", 1))
+        if turns != 1 and (worker is None or worker[1] != turns):
+            raise InvalidError(
+                f"the state was saved by one of {turns} worker processes: load it with as many of them"
+            )
+        if worker is not None:
+            self._own, self._turns = (epoch, loader), turns
+        else:
+            self._epochs.load(epoch, loader)
+
+    def stats(self) -> dict[str, Any]:
+        """What the running epoch, or the last one, has done: patches delivered and left out, with reasons;
+        seconds waited; chunks decoded, bytes read, and copies of chunks into patches; patches ready and in
+        progress."""
+        current = None if self._current is None else self._current()
+        if current is not None:
+            self._stats = current._loader.stats()
+        return dict(self._stats)
+
+    def __getitem__(self, index: Any) -> Any:
+        raise TypeError(
+            "a queue is iterated over, it has no items to be picked; for a torch DataLoader, import torch before making the queue"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        own = {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
+        return _rebuild, (isinstance(self, _torch_queue()), own, self._epochs, self._length)
+
+    def __repr__(self) -> str:
+        return (
+            f"<voxpatch.Queue of {len(self.subjects)} subjects, {self.sampler!r}, {len(self)} "
+            f"{'samples' if self.batch_size is None else 'batches'} an epoch>"
+        )
+
+
+class _Iterator(Iterator[Sample]):
+    """An epoch that is being delivered."""
+
+    def __init__(self, queue: Queue, loader: EpochLoader) -> None:
+        self._queue = queue
+        self._loader = loader
+        self._next = self._batch if queue.batch_size is not None else self._sample
+        if queue.batch_size is not None and queue.transform is not None:
+            self._next = self._collated
+
+    def __next__(self) -> Sample:
+        queue = self._queue
+        found = self._next()
+        queue._state = self._loader.state()
+        if found is None:
+            self.close()
+            raise StopIteration
+        return found
+
+    def _sample(self) -> Sample | None:
+        found = self._loader.sample()
+        return None if found is None else self._changed(*found)
+
+    def _batch(self) -> Sample | None:
+        found = self._loader.batch()
+        if found is None:
+            return None
+        batch: Sample = found[0]
+        batch["location"] = found[1]
+        batch["subject"] = [self._queue._metadata[index] for index in found[2]]
+        return batch
+
+    def _collated(self) -> Sample | None:
+        found = self._loader.samples()
+        if found is None:
+            return None
+        return collate([self._changed(*sample) for sample in found])
+
+    def _changed(self, sample: Sample, location: np.ndarray[Any, Any], subject: int) -> Sample:
+        sample["location"] = location
+        sample["subject"] = self._queue._metadata[subject]
+        transform = self._queue.transform
+        return sample if transform is None else transform(sample)
+
+    def close(self) -> None:
+        """Ends the threads that read ahead."""
+        self._loader.close()
+        self._queue._stats = self._loader.stats()
+
+    def __del__(self) -> None:
+        loader = getattr(self, "_loader", None)
+        if loader is not None:
+            self._queue._stats = loader.stats()
+
+
+class _Maker:
+    """Makes the subjects of a queue, without keeping it alive."""
+
+    def __init__(self, queue: weakref.ref[Queue]) -> None:
+        self._queue = queue
+
+    def __call__(self, index: int) -> Any:
+        queue = self._queue()
+        if queue is None:
+            raise InvalidError("the queue is gone")
+        return queue._make(index)
+
+
+def collate(samples: list[Sample]) -> Sample:
+    """One batch of samples: arrays and tensors stacked, anything else in a list."""
+    if not samples:
+        return {"location": np.empty((0, 6), np.int64), "subject": []}
+    batch: Sample = {}
+    for key, first in samples[0].items():
+        values = [sample[key] for sample in samples]
+        if isinstance(first, np.ndarray):
+            batch[key] = np.stack(values)
+        elif "torch" in sys.modules and isinstance(first, sys.modules["torch"].Tensor):
+            batch[key] = sys.modules["torch"].stack(values)
+        else:
+            batch[key] = values
+    return batch
+
+
+def _subject(given: Any) -> Subject:
+    if isinstance(given, Subject):
+        return given
+    if isinstance(given, Mapping):
+        return Subject(**given)
+    raise InvalidError(f"{given!r} is no subject: give Subject(...) or a dictionary of its volumes")
+
+
+def _metadata(index: int, subject: Subject) -> dict[str, Any]:
+    return {**subject.metadata, "name": subject.name, "index": index}
+
+
+def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    if (rank is None) != (world_size is None):
+        raise InvalidError("give both rank and world_size, or neither")
+    if rank is not None and world_size is not None:
+        if not 0 <= rank < world_size:
+            raise InvalidError(f"rank {rank}: there are {world_size} ranks, counted from 0")
+        return rank, world_size
+    distributed = getattr(sys.modules.get("torch"), "distributed", None)
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def _worker() -> tuple[int, int, int] | None:
+    """The number of this DataLoader worker, how many there are, and the seed of their round."""
+    data = sys.modules.get("torch.utils.data")
+    info = None if data is None else data.get_worker_info()
+    return None if info is None else (info.id, info.num_workers, info.seed - info.id)
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+def _epoch_of(state: str) -> int:
+    for word in state.split():
+        if word.startswith("epoch="):
+            return int(word.removeprefix("epoch="))
+    raise InvalidError(f"{state!r} is no state of a queue")
+
+
+def _torch_queue() -> Any:
+    module = sys.modules.get(f"{__package__}._torch")
+    return () if module is None else module.TorchQueue
+
+
+def _rebuild(torch: bool, own: dict[str, Any], epochs: Epochs, length: tuple[int, int]) -> Queue:
+    if torch:
+        from ._torch import TorchQueue
+
+        queue: Queue = object.__new__(TorchQueue)
+    else:
+        queue = object.__new__(Queue)
+    queue.__dict__.update(own)
+    queue._start()
+    queue._epochs = epochs
+    queue._length = length
+    return queue

@@ -1,0 +1,177 @@
+#!/usr/bin/env python3
+"""Every way to run a queue in a torch DataLoader: no hang, no patch twice, none lost.
+
+For each start method, number of worker processes, kind of file, parent that has read before or not,
+and workers that live on or not, three epochs are compared with the same epochs without workers,
+patch by patch, in a process that is given 60 seconds. Prints a table; the exit code is 1 if any
+case is wrong. Needs torch, and the package voxpatch.
+
+    python scripts/fork_matrix.py [--short] [--seconds 60]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+EPOCHS = 3
+SUBJECTS = 5
+SAMPLES = 9
+
+
+def make_data(folder: pathlib.Path) -> None:
+    import numpy as np
+    import voxpatch
+
+    random = np.random.default_rng(1)
+    for n in range(SUBJECTS):
+        voxels = random.integers(0, 30_000, (48, 40, 44)).astype(np.int16)
+        np.save(folder / f"{n}.npy", voxels)
+        voxpatch.write(folder / f"{n}.zarr", voxels, chunk=16, shard=32)
+        voxpatch.write(folder / f"{n}-flat.zarr", voxels, zarr=2, chunk=16, codec="blosc-lz4")
+
+
+def queue(folder: pathlib.Path, kind: str, batch: int | None):
+    import voxpatch
+
+    end = {"npy": ".npy", "sharded": ".zarr", "zarr2": "-flat.zarr"}[kind]
+    subjects = [voxpatch.Subject(ct=folder / f"{n}{end}", number=n) for n in range(SUBJECTS)]
+    return voxpatch.Queue(
+        subjects, voxpatch.UniformSampler(16), SAMPLES, num_workers=2, max_length=20, batch_size=batch
+    )
+
+
+def told(item) -> list[tuple]:
+    """What makes a patch: its subject, its place, and a sum of its voxels. Of a batch, or of samples."""
+    places = item["location"].reshape(-1, 6).tolist()
+    numbers = [one["number"] for one in item["subject"]] if isinstance(item["subject"], list) else item["subject"]["number"].tolist()
+    sums = item["ct"].reshape(len(places), -1).long().sum(1).tolist()
+    return list(zip(numbers, map(tuple, places), sums, strict=True))
+
+
+def case(folder: pathlib.Path, kind: str, method: str, workers: int, warm: bool, persistent: bool, inside: bool) -> None:
+    """One case, in a process of its own: raises if an epoch is not what it should be."""
+    import torch  # noqa: F401  (the queue is torch's if torch is there)
+    from torch.utils.data import DataLoader
+
+    # The reference: no DataLoader at all.
+    expected = []
+    plain = queue(folder, kind, 4)
+    for _ in range(EPOCHS):
+        epoch = []
+        for item in plain:
+            item = {"ct": torch.from_numpy(item["ct"]), "location": item["location"], "subject": item["subject"]}
+            epoch.extend(told(item))
+        expected.append(epoch)
+    if not warm:
+        raise SystemExit("a cold parent is another process")
+    check(folder, kind, method, workers, persistent, inside, expected, keep=plain)
+
+
+def check(folder, kind, method, workers, persistent, inside, expected, keep=None) -> None:
+    from torch.utils.data import DataLoader
+
+    own = queue(folder, kind, 4 if inside else None)
+    running = None
+    if keep is not None:
+        # Threads read ahead in the parent, and stop half-way, while it forks.
+        running = iter(own)
+        next(running)
+        own.set_epoch(0)
+    loader = DataLoader(
+        own,
+        batch_size=None if inside else 4,
+        num_workers=workers,
+        multiprocessing_context=method if workers else None,
+        persistent_workers=persistent and workers > 0,
+    )
+    for n in range(EPOCHS):
+        found = [patch for item in loader for patch in told(item)]
+        if inside:
+            assert found == expected[n], f"epoch {n}: the order differs"
+        assert sorted(found) == sorted(expected[n]), f"epoch {n}: {len(found)} patches of {len(expected[n])}, {len(set(found))} different"
+        assert len(own) == (-(-len(found) // 4) if inside else len(found)), "len"
+    del running
+
+
+def run(arguments: argparse.Namespace) -> int:
+    kinds = ["npy", "sharded"] if arguments.short else ["npy", "sharded", "zarr2"]
+    methods = ["fork", "spawn", "forkserver"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        make_data(folder)
+        wrong = 0
+        print("| files | start | workers | parent | workers live on | batches by | result | seconds |")
+        print("|---|---|---|---|---|---|---|---|")
+        for kind, method, workers in itertools.product(kinds, methods, [0, 1, 2, 4]):
+            if workers == 0 and method != "fork":
+                continue
+            for warm, persistent, inside in itertools.product([True, False], [False, True], [True, False]):
+                if persistent and workers == 0:
+                    continue
+                if arguments.short and (persistent != inside or workers == 1):
+                    continue
+                began = time.monotonic()
+                command = [sys.executable, __file__, "--case", str(folder), kind, method, str(workers)]
+                command += [str(int(flag)) for flag in (warm, persistent, inside)]
+                try:
+                    done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.seconds)
+                    result = "ok" if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
+                except subprocess.TimeoutExpired:
+                    result = "HANG"
+                wrong += result != "ok"
+                row = [kind, method, workers, "warm" if warm else "cold", persistent, "queue" if inside else "DataLoader"]
+                print("|", " | ".join(map(str, row)), "|", result, "|", f"{time.monotonic() - began:.1f} |", flush=True)
+        print(f"\n{wrong} wrong")
+        return int(wrong > 0)
+
+
+def one(words: list[str]) -> None:
+    folder, kind, method, workers = pathlib.Path(words[0]), words[1], words[2], int(words[3])
+    warm, persistent, inside = (word == "1" for word in words[4:])
+    if warm:
+        case(folder, kind, method, workers, warm, persistent, inside)
+        return
+    # A cold parent learns what is right from another process.
+    import pickle
+
+    code = f"import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r}); import fork_matrix as m; m.reference({str(folder)!r}, {kind!r})"
+    text = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    check(folder, kind, method, workers, persistent, inside, pickle.loads(text))
+
+
+def reference(folder: str, kind: str) -> None:
+    """Writes what the epochs hold, for a process that has not read anything itself."""
+    import pickle
+
+    import torch
+
+    plain = queue(pathlib.Path(folder), kind, 4)
+    expected = []
+    for _ in range(EPOCHS):
+        epoch = []
+        for item in plain:
+            epoch.extend(told({**item, "ct": torch.from_numpy(item["ct"])}))
+        expected.append(epoch)
+    sys.stdout.buffer.write(pickle.dumps(expected))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="a quarter of the cases")
+    parser.add_argument("--seconds", type=float, default=60.0, help="a case that takes longer hangs")
+    parser.add_argument("--case", nargs=7, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case:
+        one(arguments.case)
+        return 0
+    return run(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
