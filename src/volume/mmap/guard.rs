@@ -90,37 +90,8 @@ impl Watch {
         slot.start.store(range.start.addr(), Ordering::Relaxed);
         slot.end.store(range.end.addr(), Ordering::Release);
         let watch = Self(slot);
-        watch.ensure()?;
+        ensure()?;
         Ok(watch)
-    }
-
-    /// Sees to it that the handler is ours: others replace it, such as the workers of `PyTorch`'s
-    /// `DataLoader` when they start.
-    ///
-    /// # Errors
-    ///
-    /// If the system refuses it.
-    pub(super) fn ensure(&self) -> io::Result<()> {
-        // SAFETY: `sigaction` is plain data, for which zeros are a value.
-        let mut current: sigaction = unsafe { std::mem::zeroed() };
-        // SAFETY: it asks, and changes nothing.
-        if unsafe { libc::sigaction(libc::SIGBUS, ptr::null(), &raw mut current) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let ours = handler as *const () as usize;
-        if current.sa_sigaction == ours {
-            return Ok(());
-        }
-        BEFORE.store(Box::into_raw(Box::new(current)), Ordering::Release);
-        // SAFETY: as above.
-        let mut action: sigaction = unsafe { std::mem::zeroed() };
-        action.sa_sigaction = ours;
-        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        // SAFETY: the handler keeps to what may be done in one.
-        if unsafe { libc::sigaction(libc::SIGBUS, &raw const action, ptr::null_mut()) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
     }
 
     /// Whether any page of the range could not be had since the watch began.
@@ -134,6 +105,35 @@ impl Drop for Watch {
         self.0.end.store(0, Ordering::Release);
         self.0.taken.store(false, Ordering::Release);
     }
+}
+
+/// Sees to it that the handler is ours: others replace it, such as the workers of `PyTorch`'s
+/// `DataLoader` when they start.
+///
+/// # Errors
+///
+/// If the system refuses it.
+pub(super) fn ensure() -> io::Result<()> {
+    // SAFETY: `sigaction` is plain data, for which zeros are a value.
+    let mut current: sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: it asks, and changes nothing.
+    if unsafe { libc::sigaction(libc::SIGBUS, ptr::null(), &raw mut current) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let ours = handler as *const () as usize;
+    if current.sa_sigaction == ours {
+        return Ok(());
+    }
+    BEFORE.store(Box::into_raw(Box::new(current)), Ordering::Release);
+    // SAFETY: as above.
+    let mut action: sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = ours;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    // SAFETY: the handler keeps to what may be done in one.
+    if unsafe { libc::sigaction(libc::SIGBUS, &raw const action, ptr::null_mut()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// A slot that nobody else has.
@@ -204,8 +204,12 @@ fn zeros_at(address: usize) -> bool {
 fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     // SAFETY: it is null, or was leaked.
     let before = unsafe { BEFORE.load(Ordering::Acquire).as_ref() };
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::unnecessary_cast,
+        reason = "an address, or a number of as many bits"
+    )]
     // SAFETY: a question to the system.
-    #[allow(clippy::unnecessary_cast, reason = "a pointer on some systems")]
     let thread = unsafe { libc::pthread_self() } as usize;
     let action = before.map_or(libc::SIG_DFL, |before| before.sa_sigaction);
     let circle = PASSING.load(Ordering::Acquire) == thread;

@@ -82,7 +82,7 @@ impl Map {
     ///
     /// [`Lost`] if a page could not be had, now or earlier; what was copied is then worth nothing.
     pub(super) fn read<T>(&self, copy: impl FnOnce(&[u8]) -> T) -> Result<T, Lost> {
-        self.watch.ensure().map_err(|_| Lost)?;
+        guard::ensure().map_err(|_| Lost)?;
         let copied = copy(&self.file);
         // The flag is looked at after the bytes, by the compiler and by the processor.
         fence(Ordering::Acquire);
