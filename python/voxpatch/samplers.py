@@ -22,7 +22,7 @@ def size(name: str, given: Size, least: int = 1) -> tuple[int, int, int]:
     """Voxels along z, y, x of one number or three."""
     try:
         lengths = (int(given),) * 3 if not hasattr(given, "__len__") else tuple(int(n) for n in given)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise InvalidError(f"{name} {given!r}: give a whole number, or three for z, y, x") from error
     if len(lengths) != 3 or min(lengths) < least:
         raise InvalidError(f"{name} {given!r}: give a whole number from {least} on, or three for z, y, x")
