@@ -27,7 +27,7 @@ mod _voxpatch {
     use crate::subjects::SubjectList;
     #[cfg(feature = "testing")]
     #[pymodule_export]
-    use crate::testing::faulty;
+    use crate::testing::{drained, faulty};
     #[pymodule_export]
     use crate::volume::{Volume, open, reopen};
     #[pymodule_export]

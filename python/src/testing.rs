@@ -10,6 +10,7 @@ use voxpatch::training::Values;
 use voxpatch::volume::{ChunkShape, Layout};
 use voxpatch::{DType, Region, Result, Shape};
 
+use crate::loader::EpochLoader;
 use crate::volume::{Place, Source, Volume};
 
 /// A volume of zeros that sleeps, or panics, whenever it is read.
@@ -54,4 +55,11 @@ pub(crate) fn faulty(
         channels: None,
         values: Values::Stored,
     })
+}
+
+/// Takes all that a loader has left without Python in between: what Python costs is measured against it.
+#[pyfunction]
+#[pyo3(name = "_drained")]
+pub(crate) fn drained(py: Python<'_>, loader: &EpochLoader) -> PyResult<usize> {
+    loader.drain(py)
 }
