@@ -252,8 +252,8 @@ impl Volume {
 
     /// Four: c, z, y, x.
     #[getter]
-    const fn ndim(&self) -> usize {
-        4
+    fn ndim(&self) -> usize {
+        self.axes().len()
     }
 
     /// How many values there are.

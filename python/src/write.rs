@@ -181,9 +181,12 @@ fn copy(image: &Image, path: &Path, storage: &Storage, stop: &AtomicBool) -> Res
         ..from.clone()
     };
     let target = create(path, &layout, &storage.create)?;
-    let progress = |_, _| match stop.load(Ordering::Relaxed) {
-        true => ControlFlow::Break(()),
-        false => ControlFlow::Continue(()),
+    let progress = |_, _| {
+        if stop.load(Ordering::Relaxed) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     };
     voxpatch::convert(&image.volume, target, &storage.convert, &progress)?;
     Ok(())

@@ -14,8 +14,6 @@ _Channels = int | slice | range | tuple[int, int]
 _Index = SupportsIndex | slice | Any | tuple[Any, ...]
 _Affine = Sequence[Sequence[float]] | _Array
 
-__all__ = ["EpochLoader", "Epochs", "SubjectList", "Volume", "_reopen", "convert", "open", "write"]
-
 @final
 class Volume:
     """A volume that stays where it is, with axes c, z, y, x.
