@@ -170,3 +170,28 @@ def test_errors_are_pickled() -> None:
     for error in (voxpatch.errors.NotFoundError(2, "gone", "/x"), voxpatch.errors.UnknownNameError("mr"), voxpatch.errors.PanicError("p")):
         again = pickle.loads(pickle.dumps(error))
         assert type(again) is type(error) and str(again) == str(error)
+
+
+def test_iterators_that_are_dropped_anywhere_leave_no_thread_behind(subjects: list[Subject]) -> None:
+    chosen = random.Random(4)
+    for _ in range(150):
+        queue = Queue(
+            subjects,
+            UniformSampler(8),
+            10,
+            num_workers=chosen.randrange(4),
+            max_length=chosen.choice([1, 2, 64]),
+            batch_size=chosen.choice([None, 1, 4]),
+        )
+        iterator = iter(queue)
+        for _ in range(chosen.randrange(6)):
+            next(iterator)
+        if chosen.randrange(2):
+            del iterator
+        else:
+            del queue
+            del iterator
+    tasks = pathlib.Path("/proc/self/task")
+    if tasks.is_dir():
+        names = [(task / "comm").read_text().strip() for task in tasks.iterdir()]
+        assert not [name for name in names if name.startswith("voxpatch-loader")], names
