@@ -85,12 +85,3 @@ pub(crate) fn invalid(message: impl Into<String>) -> PyErr {
             .unwrap_or_else(|_| PyRuntimeError::new_err(message))
     })
 }
-
-/// A `KeyError` about a name.
-pub(crate) fn unknown_name(message: impl Into<String>) -> PyErr {
-    let message = message.into();
-    Python::attach(|py| {
-        exception(py, "UnknownNameError", (message.clone(),))
-            .unwrap_or_else(|_| PyRuntimeError::new_err(message))
-    })
-}

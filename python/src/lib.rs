@@ -12,6 +12,8 @@ mod index;
 mod loader;
 mod sampler;
 mod subjects;
+#[cfg(feature = "testing")]
+mod testing;
 mod volume;
 mod wait;
 mod write;
@@ -23,8 +25,11 @@ mod _voxpatch {
     use crate::loader::{EpochLoader, Epochs};
     #[pymodule_export]
     use crate::subjects::SubjectList;
+    #[cfg(feature = "testing")]
     #[pymodule_export]
-    use crate::volume::{Volume, open};
+    use crate::testing::{drained, faulty};
+    #[pymodule_export]
+    use crate::volume::{Volume, open, reopen};
     #[pymodule_export]
     use crate::write::{convert, write};
 }

@@ -294,6 +294,15 @@ impl EpochLoader {
         }
     }
 
+    /// Takes all that is left without Python, and says how many patches that were.
+    #[cfg(feature = "testing")]
+    pub(crate) fn drain(&self, py: Python<'_>) -> PyResult<usize> {
+        let mut running = self.running()?;
+        let loader = running.as_mut().ok_or_else(closed)?;
+        let all = py.detach(|| loader.try_fold(0, |n, sample| sample.map(|_| n + 1)));
+        all.map_err(|error| raised(&error))
+    }
+
     fn end(&self, py: Python<'_>, loader: Loader) {
         if self.process == process::id() {
             if let Some(asked) = self.list.asked() {

@@ -51,15 +51,17 @@ impl Parts {
     }
 }
 
+/// An image's name, its volume or path, and its padding.
+type Told<'py> = (String, Bound<'py, PyAny>, Bound<'py, PyAny>);
+
 /// What a Python subject's `_parts()` gives: its name, and (name, volume or path, padding) of each image.
 impl<'py> FromPyObject<'_, 'py> for Parts {
     type Error = PyErr;
 
     fn extract(given: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
         let py = given.py();
-        let (name, images): (String, Vec<(String, Bound<'py, PyAny>, Bound<'py, PyAny>)>) =
-            given.extract()?;
-        let part = |(name, volume, padding): (String, Bound<'py, PyAny>, Bound<'py, PyAny>)| {
+        let (name, images): (String, Vec<Told<'py>>) = given.extract()?;
+        let part = |(name, volume, padding): Told<'py>| {
             let padding = padding_of(&padding)?;
             if let Ok(volume) = volume.cast::<Volume>() {
                 let volume = volume.get();
@@ -112,12 +114,12 @@ enum Kind {
     /// All are known.
     Known(Vec<Parts>),
     /// Python makes each when it is wanted.
-    Asked(Asked),
+    Asked(Box<Asked>),
 }
 
 impl List {
     /// The consumer's side of a list that Python makes; `None` for one that is known.
-    pub(crate) const fn asked(&self) -> Option<&Asked> {
+    pub(crate) fn asked(&self) -> Option<&Asked> {
         match &self.kind {
             Kind::Asked(asked) => Some(asked),
             Kind::Known(_) => None,
@@ -281,7 +283,7 @@ impl SubjectList {
             }),
             changed: Condvar::new(),
         };
-        Self::new(length, text, Kind::Asked(asked))
+        Self::new(length, text, Kind::Asked(Box::new(asked)))
     }
 
     /// Opens a subject: what is wrong with it is an error now.

@@ -8,7 +8,7 @@ use numpy::PyArray2;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use voxpatch::training::{Image, Values};
-use voxpatch::volume::{Format, Layout, Missing};
+use voxpatch::volume::{Layout, Missing};
 use voxpatch::{MemoryVolume, OpenOptions, Padding, Patch, Region, Volume as _};
 
 use crate::errors::raised;
@@ -36,7 +36,7 @@ pub(crate) enum Place {
         missing_is_error: bool,
         trusted: bool,
     },
-    Memory(Arc<MemoryVolume>),
+    Memory(Arc<dyn voxpatch::Volume>),
 }
 
 impl Place {
@@ -64,7 +64,7 @@ impl Source {
     /// Opens it; the image has no name.
     pub(crate) fn open(&self) -> voxpatch::Result<Image> {
         let volume: Arc<dyn voxpatch::Volume> = match &self.place {
-            Place::Memory(volume) => Arc::clone(volume) as _,
+            Place::Memory(volume) => Arc::clone(volume),
             Place::Path {
                 path,
                 level,
@@ -111,6 +111,12 @@ impl Volume {
             layout: image.volume.layout().clone(),
             opened: Mutex::new((process::id(), Arc::new(image))),
         }
+    }
+
+    /// Opens what takes no time to open.
+    pub(crate) fn of(source: Source) -> PyResult<Self> {
+        let image = source.open().map_err(|error| raised(&error))?;
+        Ok(Self::new(source, image))
     }
 
     /// How it is opened.
@@ -180,6 +186,37 @@ pub(crate) fn open(
     Ok(Volume::new(source, image))
 }
 
+/// What a pickled volume is opened by.
+#[pyfunction]
+#[pyo3(name = "_reopen", signature = (place, affine, options, channels, values))]
+pub(crate) fn reopen(
+    py: Python<'_>,
+    place: &Bound<'_, PyAny>,
+    affine: [[f64; 4]; 4],
+    options: (usize, String, bool),
+    channels: Option<(u64, u64)>,
+    values: &Bound<'_, PyAny>,
+) -> PyResult<Volume> {
+    let (level, missing, trusted) = options;
+    let place = match place.extract::<PathBuf>() {
+        Ok(path) => Place::Path {
+            path,
+            level,
+            missing_is_error: missing == "error",
+            trusted,
+        },
+        Err(_) => Volume::from_array(place, None, Some(affine))?.source.place,
+    };
+    let source = Source {
+        place,
+        channels,
+        values: arguments::values(values)?,
+    };
+    let wanted = source.clone();
+    let image = interruptible(py, move |_| wanted.open())?;
+    Ok(Volume::new(source, image))
+}
+
 #[pymethods]
 impl Volume {
     /// A volume in memory, of an array with axes z, y, x or c, z, y, x.
@@ -204,8 +241,7 @@ impl Volume {
             channels: None,
             values: Values::Stored,
         };
-        let image = source.open().map_err(|error| raised(&error))?;
-        Ok(Self::new(source, image))
+        Self::of(source)
     }
 
     /// Channels, and voxels along z, y, x.
@@ -216,8 +252,8 @@ impl Volume {
 
     /// Four: c, z, y, x.
     #[getter]
-    const fn ndim(&self) -> usize {
-        4
+    fn ndim(&self) -> usize {
+        self.axes().len()
     }
 
     /// How many values there are.
@@ -273,7 +309,10 @@ impl Volume {
     /// Where it is; None for a volume in memory.
     #[getter]
     fn path(&self) -> Option<PathBuf> {
-        (self.layout.format != Format::Memory).then(|| self.layout.path.clone())
+        match &self.source.place {
+            Place::Path { path, .. } => Some(path.clone()),
+            Place::Memory(_) => None,
+        }
     }
 
     /// The box that an index asks for, read and nothing else, as an array of its own.
@@ -325,6 +364,54 @@ impl Volume {
             }
             None => Ok(all),
         }
+    }
+
+    /// The same volume with other values: `"stored"`, `"real"` (slope and intercept applied, f32), or a type.
+    fn astype(&self, py: Python<'_>, values: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let values = arguments::values(values)?;
+        let source = Source {
+            values,
+            ..self.source.clone()
+        };
+        let image = (*self.image(py)?).clone().with_values(values);
+        Ok(Self::new(source, image))
+    }
+
+    /// How to open it again; a volume in memory takes its voxels along.
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let (py, this) = (slf.py(), slf.get());
+        let affine = this.layout.geometry.affine;
+        let (place, options) = match &this.source.place {
+            Place::Path {
+                path,
+                level,
+                missing_is_error,
+                trusted,
+            } => {
+                let missing = if *missing_is_error { "error" } else { "fill" };
+                (
+                    path.into_pyobject(py)?.into_any(),
+                    (*level, missing, *trusted),
+                )
+            }
+            Place::Memory(volume) => {
+                let all = Image::new("", Arc::clone(volume));
+                let patch = detached(py, || all.read(Region::whole(all.volume.layout().shape)))?;
+                let array = array::from_patch(py, patch)?;
+                (array, (0, "fill", true))
+            }
+        };
+        let rebuild = py.import("voxpatch._voxpatch")?.getattr("_reopen")?;
+        let values = arguments::values_name(this.source.values);
+        let arguments = (place, affine, options, this.source.channels, values);
+        Ok((rebuild, arguments).into_pyobject(py)?.into_any())
+    }
+
+    /// Facts and the three middle slices, for notebooks.
+    fn _repr_html_<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        slf.py()
+            .import("voxpatch.html")?
+            .call_method1("of_volume", (slf,))
     }
 
     fn __len__(&self) -> usize {

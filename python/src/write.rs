@@ -97,7 +97,7 @@ impl Storage {
                 "max_bytes" => convert.memory = value.extract()?,
                 other => {
                     return Err(pyo3::exceptions::PyTypeError::new_err(format!(
-                        "unexpected argument {other:?}: possible are dtype, zarr, chunk, shard, codec, level, \
+                        "unexpected argument '{other}': possible are dtype, zarr, chunk, shard, codec, level, \
                          pyramid, overwrite, threads and max_bytes"
                     )));
                 }
@@ -157,12 +157,12 @@ fn stored(
 ) -> PyResult<Volume> {
     let storage = Storage::new(options)?;
     let source = Source::at(path.clone());
+    let reader = source.clone();
     let written = interruptible(py, move |stop| {
         copy(&image, &path, &storage, stop)?;
-        source.open()
+        reader.open()
     })?;
-    let place = written.volume.layout().path.clone();
-    Ok(Volume::new(Source::at(place), written))
+    Ok(Volume::new(source, written))
 }
 
 fn copy(image: &Image, path: &Path, storage: &Storage, stop: &AtomicBool) -> Result<()> {
@@ -181,9 +181,12 @@ fn copy(image: &Image, path: &Path, storage: &Storage, stop: &AtomicBool) -> Res
         ..from.clone()
     };
     let target = create(path, &layout, &storage.create)?;
-    let progress = |_, _| match stop.load(Ordering::Relaxed) {
-        true => ControlFlow::Break(()),
-        false => ControlFlow::Continue(()),
+    let progress = |_, _| {
+        if stop.load(Ordering::Relaxed) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     };
     voxpatch::convert(&image.volume, target, &storage.convert, &progress)?;
     Ok(())

@@ -105,7 +105,8 @@ class Queue:
         keep_batches: bool = False,
         on_error: str = "fail",
     ) -> None:
-        if (samples_per_volume is None) == (patches_per_volume is None):
+        counts = samples_per_volume if samples_per_volume is not None else patches_per_volume
+        if counts is None or None not in (samples_per_volume, patches_per_volume):
             raise InvalidError("give either samples_per_volume or patches_per_volume, its other name")
         if max_length < 1 or max_bytes < 1:
             raise InvalidError(f"max_length {max_length} and max_bytes {max_bytes} must be 1 at least")
@@ -117,7 +118,6 @@ class Queue:
             raise InvalidError(f"on_error {on_error!r}: it is 'fail' or 'skip'")
         if num_workers is not None and num_workers < 0:
             raise InvalidError(f"num_workers {num_workers} must be 0 or more")
-        counts = samples_per_volume if samples_per_volume is not None else patches_per_volume
         self.subjects = subjects
         self.sampler = sampler
         self.samples_per_volume = counts

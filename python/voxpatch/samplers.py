@@ -8,25 +8,26 @@ workers and ranks. Sizes are voxels along z, y, x: one number for all three, or 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, SupportsIndex, Union
 
 from .errors import InvalidError
 
 if TYPE_CHECKING:
     from .subject import Subject
 
+#: One number for z, y, x alike, or three.
 Size = Union[int, Sequence[int]]
 
 
 def size(name: str, given: Size, least: int = 1) -> tuple[int, int, int]:
     """Voxels along z, y, x of one number or three."""
     try:
-        lengths = (int(given),) * 3 if not hasattr(given, "__len__") else tuple(int(n) for n in given)
-    except TypeError as error:
+        lengths = (int(given),) * 3 if isinstance(given, SupportsIndex) else tuple(int(n) for n in given)
+    except (TypeError, ValueError) as error:
         raise InvalidError(f"{name} {given!r}: give a whole number, or three for z, y, x") from error
     if len(lengths) != 3 or min(lengths) < least:
         raise InvalidError(f"{name} {given!r}: give a whole number from {least} on, or three for z, y, x")
-    return lengths  # type: ignore[return-value]
+    return lengths
 
 
 class Sampler:
@@ -51,7 +52,7 @@ class Sampler:
         )
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._recipe() == other._recipe()  # type: ignore[attr-defined]
+        return isinstance(other, Sampler) and type(self) is type(other) and self._recipe() == other._recipe()
 
     __hash__ = None  # type: ignore[assignment]
 

@@ -11,7 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::feed::{Failed, Feed, Item};
 use super::loader::Waited;
@@ -27,6 +27,9 @@ use crate::volume::Chunk;
 
 /// Changes a sample on a worker's thread before it is delivered.
 pub type Transform = dyn Fn(&mut Sample) -> Result<()> + Send + Sync;
+
+/// As long as the consumer waits before it looks again.
+const LONG: Duration = Duration::from_hours(1);
 
 pub(super) struct Schedule {
     state: Mutex<State>,
@@ -270,16 +273,9 @@ impl Schedule {
                 self.step(false);
                 state = self.lock();
             } else {
-                state = match left {
-                    Some(left) => {
-                        let waited = self.ready.wait_timeout(state, left);
-                        waited.unwrap_or_else(PoisonError::into_inner).0
-                    }
-                    None => {
-                        let waited = self.ready.wait(state);
-                        waited.unwrap_or_else(PoisonError::into_inner)
-                    }
-                };
+                // Without a limit, as long as a wait can be.
+                let waited = self.ready.wait_timeout(state, left.unwrap_or(LONG));
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
             }
         }
     }

@@ -1,0 +1,197 @@
+"""Manners: other threads go on, Ctrl-C stops, panics are exceptions, nothing starts at import."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import numpy as np
+import pytest
+import voxpatch
+from conftest import faulty, needs_faulty
+from voxpatch import Queue, Subject, UniformSampler
+
+
+def counted(stop: threading.Event) -> int:
+    """How far a thread counts until it is told to stop."""
+    n = 0
+    while not stop.is_set():
+        n += 1
+    return n
+
+
+def rate(seconds: float, work: object) -> float:
+    """Counts a second of another thread while `work` is called again and again."""
+    stop, total = threading.Event(), []
+    counter = threading.Thread(target=lambda: total.append(counted(stop)))
+    counter.start()
+    began = time.thread_time(), time.monotonic()
+    while time.monotonic() - began[1] < seconds:
+        work()  # type: ignore[operator]
+    passed = time.monotonic() - began[1]
+    stop.set()
+    counter.join()
+    return total[0] / passed
+
+
+@needs_faulty
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_another_thread_runs_while_a_queue_or_a_slice_waits(num_workers: int) -> None:
+    # Reads that only sleep take no core: what the counter loses is the interpreter's lock.
+    volume = faulty((64, 64, 64), milliseconds=20)
+    queue = iter(Queue([Subject(ct=volume)], UniformSampler(32), 10_000, num_workers=num_workers, max_length=2))
+    idle = rate(1.0, lambda: time.sleep(0.02))
+    assert rate(1.0, lambda: next(queue)) > 0.5 * idle
+    assert rate(1.0, lambda: volume[0, :2, :2, :2]) > 0.5 * idle
+
+
+@needs_faulty
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_panic_is_an_ordinary_exception(num_workers: int) -> None:
+    volume = faulty((16, 16, 16), panics=True)
+    with pytest.raises(voxpatch.errors.PanicError, match="this volume panics") as found:
+        volume[:]
+    assert isinstance(found.value, RuntimeError)
+    queue = Queue([Subject(ct=volume)], UniformSampler(8), 3, num_workers=num_workers)
+    iterator = iter(queue)
+    for _ in range(3):
+        with pytest.raises(voxpatch.errors.PanicError, match="this volume panics"):
+            next(iterator)
+    with pytest.raises(StopIteration):
+        next(iterator)
+
+
+INTERRUPTED = {
+    "queue": "for _ in voxpatch.Queue([voxpatch.Subject(ct=slow)], voxpatch.UniformSampler(8), 10**6, num_workers=2): pass",
+    "queue without threads": "for _ in voxpatch.Queue([voxpatch.Subject(ct=slow)], voxpatch.UniformSampler(8), 10**6, num_workers=0): pass",
+    "batches": "for _ in voxpatch.Queue([voxpatch.Subject(ct=slow)], voxpatch.UniformSampler(8), 10**6, batch_size=50): pass",
+    "one long read": "voxpatch._voxpatch._faulty((256, 256, 256), milliseconds=60_000)[:]",
+    "convert": "voxpatch.convert(slow, folder + '/out.zarr', chunk=32, shard=None)",
+}
+
+
+@needs_faulty
+@pytest.mark.parametrize("what", INTERRUPTED)
+def test_ctrl_c_stops_within_a_second(what: str, tmp_path: pathlib.Path) -> None:
+    program = textwrap.dedent(
+        f"""
+        import sys, time, voxpatch
+        folder = {str(tmp_path)!r}
+        slow = voxpatch._voxpatch._faulty((512, 512, 512), milliseconds=100)
+        print("begun", flush=True)
+        try:
+            {INTERRUPTED[what]}
+        except KeyboardInterrupt:
+            print("stopped", time.time(), flush=True)
+        """
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    time.sleep(random.Random(what).uniform(0.2, 0.8))
+    sent = time.time()
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0 and out.startswith("stopped"), out
+    assert float(out.split()[1]) - sent < 1.0
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()], "nothing half-written is left"
+
+
+def test_a_fork_while_other_threads_read_is_no_harm(subjects: list[Subject]) -> None:
+    volume = voxpatch.open(subjects[0]["label"].path)
+    expected = volume[:]
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            volume[0, 3:20, 4:20, 5:20]
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    try:
+        for _ in range(10):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)
+                os._exit(0 if np.array_equal(volume[:], expected) else 1)
+            assert os.waitpid(child, 0)[1] == 0
+    finally:
+        stop.set()
+        for reader in readers:
+            reader.join()
+
+
+def test_an_iterator_of_another_process_says_so(subjects: list[Subject]) -> None:
+    iterator = iter(Queue(subjects, UniformSampler(8), 5))
+    next(iterator)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        try:
+            next(iterator)
+        except RuntimeError as error:
+            del iterator
+            os._exit(0 if "started in another process" in str(error) else 1)
+        os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    next(iterator)
+
+
+def test_nothing_starts_at_import() -> None:
+    program = """
+        import sys, threading, time
+        import numpy
+        before = set(sys.modules)
+        began = time.perf_counter()
+        import voxpatch
+        taken = time.perf_counter() - began
+        import os
+        assert len(os.listdir("/proc/self/task")) == 1, "a thread"
+        heavy = {"torch", "monai", "torchio", "multiprocessing", "nibabel", "zarr"} & (set(sys.modules) - before)
+        assert not heavy, heavy
+        print(taken)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    taken = min(float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout) for _ in range(3))
+    assert taken < 0.1, f"{taken} s beyond numpy's own import"
+
+
+def test_errors_are_pickled() -> None:
+    for error in (voxpatch.errors.NotFoundError(2, "gone", "/x"), voxpatch.errors.UnknownNameError("mr"), voxpatch.errors.PanicError("p")):
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is type(error) and str(again) == str(error)
+
+
+def test_iterators_that_are_dropped_anywhere_leave_no_thread_behind(subjects: list[Subject]) -> None:
+    chosen = random.Random(4)
+    for _ in range(150):
+        queue = Queue(
+            subjects,
+            UniformSampler(8),
+            10,
+            num_workers=chosen.randrange(4),
+            max_length=chosen.choice([1, 2, 64]),
+            batch_size=chosen.choice([None, 1, 4]),
+        )
+        iterator = iter(queue)
+        for _ in range(chosen.randrange(6)):
+            next(iterator)
+        if chosen.randrange(2):
+            del iterator
+        else:
+            del queue
+            del iterator
+    tasks = pathlib.Path("/proc/self/task")
+    if tasks.is_dir():
+        names = [(task / "comm").read_text().strip() for task in tasks.iterdir()]
+        assert not [name for name in names if name.startswith("voxpatch-loader")], names

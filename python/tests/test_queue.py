@@ -1,0 +1,318 @@
+"""Queues: the patches of an epoch, their order, batches, resume, ranks and workers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pathlib
+import pickle
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import voxpatch
+from conftest import key, patch_of
+from voxpatch import LabelSampler, MixtureSampler, Queue, Subject, UniformSampler, WeightedSampler
+
+Subjects = list[Subject]
+
+
+def epoch(queue: Queue) -> list[tuple[Any, ...]]:
+    return [key(sample) for sample in queue]
+
+
+def rows(queue: Queue) -> list[list[int]]:
+    """Subject and place of every patch of the batches of an epoch."""
+    found = []
+    for batch in queue:
+        for one, location in zip(batch["subject"], batch["location"], strict=True):
+            found.append([one["index"], *location.tolist()])
+    return found
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_an_epoch_has_what_is_planned_cut_as_numpy_does(subjects: Subjects, num_workers: int) -> None:
+    queue = Queue(subjects, UniformSampler((8, 9, 10)), [5, 0, 12], num_workers=num_workers, max_length=6)
+    counts: Counter[int] = Counter()
+    for sample in queue:
+        subject = subjects[sample["subject"]["index"]]
+        counts[sample["subject"]["index"]] += 1
+        assert sample["subject"]["age"] == subject["age"]
+        assert sample["location"].dtype == np.int64 and sample["location"].shape == (6,)
+        for name in ("ct", "label"):
+            array = sample[name]
+            assert array.shape == (1, 8, 9, 10)
+            assert np.array_equal(array, patch_of(subject, name, sample["location"]))
+            assert array.flags.c_contiguous and array.flags.writeable and array.flags.aligned
+    assert counts == {0: 5, 2: 12} and len(queue) == 17
+    stats = queue.stats()
+    assert stats["delivered"] == 17 and stats["left_out"] == 0 and stats["waited_seconds"] >= 0
+
+
+def test_the_sequence_is_the_same_for_any_number_of_threads(subjects: Subjects) -> None:
+    expected = epoch(Queue(subjects, UniformSampler(8), 9, num_workers=0, max_length=7))
+    for threads in (1, 4):
+        queue = Queue(subjects, UniformSampler(8), patches_per_volume=9, num_workers=threads, max_length=7)
+        assert epoch(queue) == expected
+        assert epoch(queue) != expected, "the next epoch is another one"
+        queue.set_epoch(0)
+        assert queue.epoch == 0 and epoch(queue) == expected
+    assert epoch(Queue(subjects, UniformSampler(8), 9, seed=1)) != expected
+    ordered = Queue(subjects, UniformSampler(8), 2, shuffle_subjects=False, shuffle_patches=False)
+    assert [sample["subject"]["index"] for sample in ordered] == [0, 0, 1, 1, 2, 2]
+
+
+def test_an_epoch_that_is_left_early_does_not_change_the_next(subjects: Subjects) -> None:
+    plain = Queue(subjects, UniformSampler(8), 5, max_length=4)
+    first, second = epoch(plain), epoch(plain)
+    for taken in range(0, 15, 4):
+        queue = Queue(subjects, UniformSampler(8), 5, max_length=4)
+        iterator = iter(queue)
+        assert [key(next(iterator)) for _ in range(taken)] == first[:taken]
+        np.random.seed(1)  # nobody else's random numbers matter
+        assert len(queue) == 15
+        assert epoch(queue) == second
+
+
+def test_batches_are_the_samples_in_their_order(subjects: Subjects) -> None:
+    same = [Subject(ct=subject.volumes["ct"], label=subject.volumes["label"], age=subject["age"]) for subject in subjects]
+    single = list(Queue(same, UniformSampler(8), 7, max_length=21))
+    queue = Queue(same, UniformSampler(8), 7, max_length=21, batch_size=4)
+    batches = list(queue)
+    assert len(queue) == len(batches) == 6 and [len(batch["ct"]) for batch in batches] == [4, 4, 4, 4, 4, 1]
+    for name in ("ct", "label", "location"):
+        assert np.array_equal(np.concatenate([batch[name] for batch in batches]), np.stack([s[name] for s in single]))
+    assert batches[0]["ct"].shape == (4, 1, 8, 8, 8) and batches[0]["location"].shape == (4, 6)
+    assert [one for batch in batches for one in batch["subject"]] == [sample["subject"] for sample in single]
+    assert all(batch["ct"].flags.writeable and batch["ct"].flags.c_contiguous for batch in batches)
+
+
+def test_a_state_goes_on_at_any_patch_with_other_threads(subjects: Subjects) -> None:
+    for batch_size in (None, 4):
+        def make(threads: int) -> Queue:
+            return Queue(subjects, UniformSampler(8), 5, num_workers=threads, max_length=6, batch_size=batch_size)
+
+        def told(queue: Queue) -> list[list[list[int]]]:
+            return [item["location"].tolist() for item in queue]
+
+        whole = make(2)
+        first, second = told(whole), told(whole)
+        for taken in range(len(first) + 1):
+            queue = make(0)
+            iterator = iter(queue)
+            for _ in range(taken):
+                next(iterator)
+            state = queue.state_dict()
+            assert pickle.loads(pickle.dumps(state)) == state and state["epoch"] == 0
+            resumed = make(3)
+            resumed.load_state_dict(state)
+            assert resumed.epoch == 0 and resumed.state_dict() == state
+            if taken % 2:
+                resumed.set_epoch(0)  # as a training loop does that counts epochs
+            assert told(resumed) == first[taken:], taken
+            assert told(resumed) == second
+        resumed = make(1)
+        resumed.load_state_dict(state)
+        resumed.set_epoch(1)
+        assert told(resumed) == second, "another epoch is not gone on with"
+
+
+def test_a_state_of_other_settings_is_refused(subjects: Subjects) -> None:
+    queue = Queue(subjects, UniformSampler(8), 5)
+    iterator = iter(queue)
+    next(iterator)
+    state = queue.state_dict()
+    for other in (
+        Queue(subjects, UniformSampler(8), 6),
+        Queue(subjects, UniformSampler(8), 5, seed=3),
+        Queue(subjects[::-1], UniformSampler(8), 5),
+    ):
+        other.load_state_dict(state)
+        with pytest.raises(ValueError, match="resume with the settings"):
+            next(iter(other))
+    for wrong in ({**state, "version": 2}, {**state, "loader": "x"}, {**state, "turns": 2}):
+        with pytest.raises(ValueError):
+            queue.load_state_dict(wrong)
+
+
+def test_ranks_share_an_epoch(subjects: Subjects) -> None:
+    expected = sorted(epoch(Queue(subjects, UniformSampler(8), 7)))
+    for world_size in (2, 3):
+        parts = [Queue(subjects, UniformSampler(8), 7, rank=rank, world_size=world_size) for rank in range(world_size)]
+        found = [epoch(part) for part in parts]
+        assert [len(part) for part in parts] == [len(own) for own in found]
+        assert sorted(sum(found, [])) == expected
+        batched = [
+            Queue(subjects, UniformSampler(8), 7, rank=rank, world_size=world_size, batch_size=2) for rank in range(world_size)
+        ]
+        assert len({len(part) for part in batched}) == 1
+        assert len({len(list(part)) for part in batched}) == 1, "equally many batches"
+    for rank, world_size in ((2, 2), (-1, 2), (0, None), (0, 0)):
+        with pytest.raises(ValueError, match="rank"):
+            Queue(subjects, UniformSampler(8), 7, rank=rank, world_size=world_size)
+
+
+def test_labels_are_drawn_by_their_shares(subjects: Subjects) -> None:
+    queue = Queue(subjects, LabelSampler(9, "label", {0: 1, 1: 1, 2: 2, 7: 5}), 200)
+    centres: Counter[int] = Counter()
+    for sample in queue:
+        centres[int(sample["label"][0, 4, 4, 4])] += 1
+    assert sum(centres.values()) == 600 and set(centres) == {0, 1, 2}
+    for label, share in ((0, 0.25), (1, 0.25), (2, 0.5)):
+        assert abs(centres[label] / 600 - share) < 4 * (share * (1 - share) / 600) ** 0.5
+    foreground = Queue(subjects, LabelSampler((9, 9, 9), label_name="label"), 50)
+    assert all(sample["label"][0, 4, 4, 4] > 0 for sample in foreground)
+
+
+def test_weights_and_mixtures(tmp_path: pathlib.Path) -> None:
+    weights = np.zeros((20, 21, 22), np.float32)
+    weights[10, 11, 12] = 1
+    scan = np.random.default_rng(0).random((20, 21, 22), np.float32)
+    subject = Subject(ct=scan, weights=weights)
+    by_weight = WeightedSampler((4, 5, 6), probability_map="weights")
+    for sample in Queue([subject], by_weight, 5):
+        assert sample["location"].tolist() == [8, 9, 9, 12, 14, 15]
+    mixture = MixtureSampler([(1, UniformSampler((4, 5, 6))), (3, by_weight)], batch_size=8)
+    for batch in Queue([subject], mixture, 40, batch_size=8, keep_batches=True):
+        assert sum(location == [8, 9, 9, 12, 14, 15] for location in batch["location"].tolist()) >= 6
+    with pytest.raises(ValueError, match="one patch size"):
+        MixtureSampler([(1, UniformSampler(4)), (1, UniformSampler(5))])
+    empty = Subject(ct=scan, weights=np.zeros_like(weights))
+    with pytest.raises(ValueError, match="every weight is 0"):
+        list(Queue([empty], by_weight, 5))
+    skipping = WeightedSampler((4, 5, 6), "weights", empty="skip")
+    queue = Queue([empty, subject], skipping, 5)
+    assert len(list(queue)) == 5 and queue.stats()["left_out"] == 5 and "left out" in queue.stats()["reasons"][0]
+    one_hot = np.stack([weights == 0, weights == 1]).astype(np.uint8)
+    for sample in Queue([Subject(ct=scan, label=one_hot)], LabelSampler((4, 5, 6), "label"), 5):
+        assert sample["location"].tolist() == [8, 9, 9, 12, 14, 15]
+
+
+def test_patches_that_hang_over_are_padded(tmp_path: pathlib.Path) -> None:
+    scan = np.random.default_rng(0).random((6, 7, 8), np.float32)
+    for padding, mode in ((5.0, {"constant_values": 5.0}), ("edge", {"mode": "edge"}), ("reflect", {"mode": "reflect"})):
+        padded = np.pad(scan, 5, **{"mode": "constant", **mode})  # type: ignore[call-overload]
+        queue = Queue([Subject(ct=scan, padding=padding)], UniformSampler(6, border="pad"), 30)
+        for sample in queue:
+            z, y, x, z1, y1, x1 = (sample["location"] + 5).tolist()
+            assert np.array_equal(sample["ct"][0], padded[z:z1, y:y1, x:x1]), padding
+
+
+def test_a_transform_changes_samples_on_the_caller_s_thread(subjects: Subjects) -> None:
+    import threading
+
+    seen = set()
+
+    def flipped(sample: dict[str, Any]) -> dict[str, Any]:
+        seen.add(threading.get_ident())
+        return {"ct": sample["ct"][..., ::-1], "n": 3, "location": sample["location"]}
+
+    plain = list(Queue(subjects, UniformSampler(8), 3))
+    for batch_size in (None, 4):
+        queue = Queue(subjects, UniformSampler(8), 3, transform=flipped, batch_size=batch_size, num_workers=2)
+        found = [item["ct"].reshape(-1, 1, 8, 8, 8) for item in queue]
+        assert np.array_equal(np.concatenate(found), np.stack([sample["ct"][..., ::-1] for sample in plain]))
+    assert seen == {threading.get_ident()}
+    broken = Queue(subjects, UniformSampler(8), 3, transform=lambda sample: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        next(iter(broken))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_lazy_subjects_are_made_when_they_are_needed(subjects: Subjects, num_workers: int) -> None:
+    import threading
+
+    made = []
+
+    def make(index: int) -> Subject:
+        made.append((index, threading.get_ident()))
+        if index == 5:
+            raise RuntimeError("no such patient")
+        return subjects[index % 3]
+
+    lazy = voxpatch.LazySubjects(5, make)
+    queue = Queue(lazy, UniformSampler(8), [3, 0, 3, 3, 0], num_workers=num_workers)
+    found = Counter(sample["subject"]["index"] for sample in queue)
+    assert found == {0: 3, 2: 3, 3: 3}
+    assert {index for index, _ in made} == {0, 2, 3} and {thread for _, thread in made} == {threading.get_ident()}
+    broken = Queue(voxpatch.LazySubjects(6, make), UniformSampler(8), 3, num_workers=num_workers)
+    with pytest.raises(RuntimeError, match="no such patient"):
+        list(broken)
+
+
+def test_a_subject_that_is_broken_is_named_or_left_out(subjects: Subjects, tmp_path: pathlib.Path) -> None:
+    broken = Subject(ct=tmp_path / "gone.npy", label=tmp_path / "gone.zarr", name="patient 4")
+    with pytest.raises(FileNotFoundError, match="subject 3 .*gone.npy"):
+        list(Queue([*subjects, broken], UniformSampler(8), 3))
+    queue = Queue([*subjects, broken], UniformSampler(8), 3, on_error="skip")
+    assert len(list(queue)) == 9
+    assert queue.stats()["left_out"] == 3 and "gone.npy" in queue.stats()["reasons"][0]
+    with pytest.raises(ValueError, match="does not fit"):
+        list(Queue(subjects, UniformSampler(50), 3))
+    with pytest.raises(ValueError, match="the subject has ct, label"):
+        list(Queue(subjects, LabelSampler(8, "lable"), 3))
+    other = Subject(ct=np.zeros((20, 20, 20), np.int16), label=np.zeros((20, 20, 20), np.uint8))
+    with pytest.raises(ValueError, match="the first gives"):
+        list(Queue([*subjects, other], UniformSampler(8), 3, batch_size=12))
+
+
+def test_subjects_know_volumes_from_metadata(tmp_path: pathlib.Path, subjects: Subjects) -> None:
+    subject = Subject(ct=str(tmp_path / "a.nii.gz"), site="Ulm", affine=np.eye(4), ages=[1, 2])
+    assert list(subject.volumes) == ["ct"] and set(subject.metadata) == {"site", "affine", "ages"}
+    assert subject["site"] == "Ulm" and "site" in subject and len(subject) == 4
+    with pytest.raises(KeyError, match="has no 'mr': it has ct, site"):
+        subject["mr"]
+    with pytest.raises(ValueError, match="one volume at least"):
+        Subject(site="Ulm")
+    again = pickle.loads(pickle.dumps(subjects[0]))
+    assert again["age"] == 60 and np.array_equal(again["ct"][:], subjects[0]["ct"][:])
+    with pytest.raises(ValueError, match="grid"):
+        list(Queue([Subject(a=np.zeros((8, 8, 8)), b=np.zeros((8, 8, 9)))], UniformSampler(4), 1))
+
+
+def test_samplers_give_patches_of_one_subject(subjects: Subjects) -> None:
+    sampler = UniformSampler((8, 9, 10))
+    found = list(sampler(subjects[0], 4))
+    assert len(found) == 4 and found[0]["ct"].shape == (1, 8, 9, 10)
+    endless = sampler(subjects[0])
+    assert [key(next(endless)) for _ in range(4)] == [key(sample) for sample in found]
+    again = pickle.loads(pickle.dumps(sampler))
+    assert again == sampler and again != UniformSampler(8)
+    for size in (0, (1, 2), "a", (1, 2, -3)):
+        with pytest.raises(ValueError, match="patch_size"):
+            UniformSampler(size)  # type: ignore[arg-type]
+
+
+def test_a_pickled_queue_gives_the_same(subjects: Subjects) -> None:
+    queue = Queue(subjects, UniformSampler(8), 5, batch_size=2)
+    rows(queue)
+    again = pickle.loads(pickle.dumps(queue))
+    assert again.epoch == 1 and len(again) == len(queue) and type(again) is type(queue)
+    assert rows(again) == rows(queue)
+
+
+def share(queue: Queue, results: Any) -> None:
+    results.put((os.getpid(), queue.epoch, rows(queue)))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("warm", [True, False])
+def test_other_processes_give_the_same_epoch(subjects: Subjects, method: str, warm: bool) -> None:
+    expected = rows(Queue(subjects, UniformSampler(8), 5, batch_size=2, max_length=4))
+    queue = Queue(subjects, UniformSampler(8), 5, batch_size=2, num_workers=2, max_length=4)
+    held = []
+    if warm:
+        iterator = iter(queue)
+        held = [iterator, next(iterator)]
+        queue.set_epoch(0)
+    context = multiprocessing.get_context(method)
+    results = context.Queue()
+    process = context.Process(target=share, args=(queue, results))
+    process.start()
+    pid, number, found = results.get(timeout=120)
+    process.join(60)
+    assert process.exitcode == 0 and pid == process.pid
+    assert number == 0 and found == expected
+    assert queue.epoch == 1, "the count of epochs is shared with the other process"
+    del held

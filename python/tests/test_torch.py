@@ -1,0 +1,119 @@
+"""With torch: a queue in a DataLoader. scripts/fork_matrix.py tries every way to start its workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import voxpatch
+from voxpatch import Queue, Subject, UniformSampler
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+Loader = torch.utils.data.DataLoader
+
+
+def rows(items: Any) -> list[list[int]]:
+    found = []
+    for item in items:
+        for subject, location in zip(item["subject"], item["location"].tolist(), strict=True):
+            found.append([subject["index"], *location])
+    return found
+
+
+def test_a_queue_is_torch_s_and_its_arrays_become_tensors_without_a_copy(subjects: list[Subject]) -> None:
+    queue = Queue(subjects, UniformSampler(8), 4, batch_size=4)
+    assert isinstance(queue, torch.utils.data.IterableDataset) and isinstance(queue, Queue)
+    batch = next(iter(queue))
+    tensor = torch.from_numpy(batch["ct"])
+    tensor[0, 0, 0, 0, 0] = 7
+    assert batch["ct"][0, 0, 0, 0, 0] == 7 and tensor.is_contiguous()
+    loaded = next(iter(Loader(queue, batch_size=None)))
+    assert isinstance(loaded["ct"], torch.Tensor) and loaded["ct"].shape == (4, 1, 8, 8, 8)
+    assert loaded["location"].dtype == torch.int64 and loaded["subject"][0]["age"] in (60, 61, 62)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_data_loader_gives_the_queue_s_batches_epoch_by_epoch(subjects: list[Subject], num_workers: int) -> None:
+    plain = Queue(subjects, UniformSampler(8), 7, batch_size=2)
+    expected = [rows(plain) for _ in range(3)]
+    queue = Queue(subjects, UniformSampler(8), 7, batch_size=2)
+    loader = Loader(queue, batch_size=None, num_workers=num_workers, multiprocessing_context="fork" if num_workers else None)
+    assert len(loader) == len(queue) == 11
+    assert [rows(loader) for _ in range(2)] == expected[:2]
+    queue.set_epoch(0)
+    assert rows(loader) == expected[0]
+    queue.set_epoch(2)
+    assert rows(loader) == expected[2]
+
+
+def test_workers_that_live_on_hear_of_set_epoch(subjects: list[Subject]) -> None:
+    plain = Queue(subjects, UniformSampler(8), 7, batch_size=2)
+    expected = [rows(plain) for _ in range(3)]
+    queue = Queue(subjects, UniformSampler(8), 7, batch_size=2)
+    loader = Loader(queue, batch_size=None, num_workers=2, persistent_workers=True, multiprocessing_context="fork")
+    assert [rows(loader) for _ in range(3)] == expected
+    queue.set_epoch(1)
+    assert rows(loader) == expected[1]
+    assert rows(loader) == expected[2]
+
+
+def test_samples_are_collated_by_torch(subjects: list[Subject]) -> None:
+    queue = Queue(subjects, UniformSampler(8), 4)
+    expected = sorted(sample["location"].tolist() for sample in queue)
+    queue.set_epoch(0)
+    loader = Loader(queue, batch_size=4, num_workers=2, multiprocessing_context="fork")
+    found = list(loader)
+    assert sorted(location for batch in found for location in batch["location"].tolist()) == expected
+    assert found[0]["ct"].shape[1:] == (1, 8, 8, 8) and len(loader) == 3
+
+
+def test_a_state_loads_into_worker_processes(subjects: list[Subject]) -> None:
+    queue = Queue(subjects, UniformSampler(8), 7, batch_size=2)
+    expected = rows(queue)
+    queue.set_epoch(0)
+    iterator = iter(queue)
+    for _ in range(3):
+        next(iterator)
+    state = queue.state_dict()
+    resumed = Queue(subjects, UniformSampler(8), 7, batch_size=2)
+    resumed.load_state_dict(state)
+    loader = Loader(resumed, batch_size=None, num_workers=2, multiprocessing_context="fork")
+    assert rows(loader) == expected[6:]
+    assert len(rows(loader)) == len(expected), "only the first round goes on from the state"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_torchdata_saves_and_restores_queues(subjects: list[Subject], num_workers: int) -> None:
+    stateful = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
+
+    def make() -> Any:
+        queue = Queue(subjects, UniformSampler(8), 7, batch_size=2)
+        context = "fork" if num_workers else None
+        return stateful.StatefulDataLoader(queue, batch_size=None, num_workers=num_workers, multiprocessing_context=context)
+
+    expected = rows(make())
+    for taken in (0, 1, 4, 7):
+        loader = make()
+        iterator = iter(loader)
+        first = [row for _ in range(taken) for row in rows([next(iterator)])]
+        state = loader.state_dict()
+        del iterator
+        resumed = make()
+        resumed.load_state_dict(state)
+        assert first + rows(resumed) == expected, taken
+
+
+def test_a_queue_made_before_torch_says_so() -> None:
+    queue = object.__new__(Queue)
+    with pytest.raises(TypeError, match="import torch before making the queue"):
+        queue[0]
+
+
+def test_a_transform_may_give_tensors(subjects: list[Subject]) -> None:
+    def transform(sample: dict[str, Any]) -> dict[str, Any]:
+        return {"ct": torch.from_numpy(sample["ct"]) * 2, "name": sample["subject"]["name"]}
+
+    batch = next(iter(Queue(subjects, UniformSampler(8), 4, batch_size=3, transform=transform)))
+    assert batch["ct"].shape == (3, 1, 8, 8, 8) and isinstance(batch["ct"], torch.Tensor) and len(batch["name"]) == 3
+    assert np.isfinite(batch["ct"].numpy()).all() and voxpatch.Queue is Queue

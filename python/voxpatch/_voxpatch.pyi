@@ -1,0 +1,184 @@
+"""The compiled half of the package `voxpatch`."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, SupportsIndex, final
+
+import numpy as np
+import numpy.typing as npt
+
+_Array = np.ndarray[Any, Any]
+_Path = str | os.PathLike[str]
+_Size = int | tuple[int, int, int]
+_Channels = int | slice | range | tuple[int, int]
+_Index = SupportsIndex | slice | Any | tuple[Any, ...]
+_Affine = Sequence[Sequence[float]] | _Array
+
+@final
+class Volume:
+    """A volume that stays where it is, with axes c, z, y, x.
+
+    Slices read the chunks that they touch and nothing else, and give an array of their own.
+    """
+
+    @staticmethod
+    def from_array(
+        array: npt.ArrayLike, *, spacing: tuple[float, float, float] | None = None, affine: _Affine | None = None
+    ) -> Volume:
+        """A volume in memory, of an array with axes z, y, x or c, z, y, x."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Channels, and voxels along z, y, x."""
+
+    @property
+    def ndim(self) -> int:
+        """Four: c, z, y, x."""
+
+    @property
+    def size(self) -> int:
+        """How many values there are."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the values that slices give."""
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distance between voxel centres along z, y, x, in mm."""
+
+    @property
+    def affine(self) -> npt.NDArray[np.float64]:
+        """The matrix that takes voxel indices (x, y, z, 1) to millimetres in RAS+."""
+
+    @property
+    def chunks(self) -> tuple[int, int, int, int] | None:
+        """The unit that is read and decoded at once, c, z, y, x; None where any box is read alone."""
+
+    @property
+    def rescale(self) -> tuple[float, float] | None:
+        """Slope and intercept that make stored values real ones, or None."""
+
+    @property
+    def format(self) -> str:
+        """The file format."""
+
+    @property
+    def path(self) -> os.PathLike[str] | None:
+        """Where it is; None for a volume in memory."""
+
+    def __getitem__(self, key: _Index, /) -> Any:
+        """The box that an index asks for, read and nothing else, as an array of its own."""
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> _Array:
+        """The whole volume in memory."""
+
+    def astype(self, values: npt.DTypeLike | Literal["stored", "real"]) -> Volume:
+        """The same volume with other values: `"stored"`, `"real"` (slope and intercept applied, f32), or a type."""
+
+    def __len__(self) -> int: ...
+    def __reduce__(self) -> tuple[Any, ...]: ...
+    def _repr_html_(self) -> str:
+        """Facts and the three middle slices, for notebooks."""
+
+def open(
+    path: _Path,
+    *,
+    level: int = 0,
+    channels: _Channels | None = None,
+    values: npt.DTypeLike | Literal["stored", "real"] | None = None,
+    missing: Literal["fill", "error"] = "fill",
+    trusted: bool = True,
+) -> Volume:
+    """Opens a volume: a Zarr folder, or a NIfTI, numpy, MetaImage, NRRD or raw file."""
+
+def write(
+    path: _Path,
+    array: npt.ArrayLike | Volume,
+    *,
+    spacing: tuple[float, float, float] | None = None,
+    affine: _Affine | None = None,
+    **options: Any,
+) -> Volume:
+    """Writes an array, (z, y, x) or (c, z, y, x), as a volume, and opens it."""
+
+def convert(source: _Path | Volume, path: _Path, **options: Any) -> Volume:
+    """Copies a volume into another format, voxel type or chunking, box by box, and opens the copy."""
+
+def _reopen(
+    place: Any, affine: _Affine, options: tuple[int, str, bool], channels: tuple[int, int] | None, values: Any
+) -> Volume: ...
+
+_Parts = tuple[str, list[tuple[str, Volume | str, float | str]]]
+
+@final
+class SubjectList:
+    """A list of subjects that loaders share in one process."""
+
+    @staticmethod
+    def known(parts: Sequence[_Parts], text: str) -> SubjectList:
+        """Subjects that are all known: their parts, and a text that tells them from others."""
+
+    @staticmethod
+    def made(length: int, make: Callable[[int], _Parts], text: str) -> SubjectList:
+        """Subjects that a function makes, which is given the number of each and gives its parts."""
+
+    def check(self, index: int) -> None:
+        """Opens a subject: what is wrong with it is an error now."""
+
+@final
+class Epochs:
+    """What every epoch consists of, and who gets which part of it."""
+
+    def __new__(
+        cls,
+        subjects: SubjectList,
+        sampler: dict[str, Any],
+        counts: int | Sequence[int],
+        seed: int,
+        window: int,
+        shuffle: tuple[bool, bool],
+        share: tuple[int, int, int],
+        together: int | None,
+    ) -> Epochs: ...
+    def length(self) -> tuple[int, int]:
+        """Patches and batches that an epoch has for this rank."""
+
+    def start(
+        self,
+        epoch: int,
+        state: str | None,
+        turn: tuple[int, int],
+        threads: int,
+        max_length: int,
+        max_bytes: int,
+        skip_errors: bool,
+    ) -> EpochLoader:
+        """Starts an epoch from its first patch, or from where a state is."""
+
+_Sample = tuple[dict[str, _Array], npt.NDArray[np.int64], int]
+
+@final
+class EpochLoader:
+    """An iterator over one epoch; its threads end with it."""
+
+    def batch(self) -> tuple[dict[str, _Array], npt.NDArray[np.int64], list[int]] | None:
+        """The next batch as (arrays by name, locations (b, 6), numbers of the subjects); None at the end."""
+
+    def samples(self) -> list[_Sample] | None:
+        """The samples of the next batch one by one, each as [`sample`](Self::sample) gives it."""
+
+    def sample(self) -> _Sample | None:
+        """The next patch as (arrays by name, location (6,), number of the subject); None at the end."""
+
+    def state(self) -> str:
+        """Where the epoch is, as a line of text."""
+
+    def remaining(self) -> int:
+        """Patches that are still to come."""
+
+    def stats(self) -> dict[str, Any]:
+        """What was done so far."""
+
+    def close(self) -> None:
+        """Ends its threads."""

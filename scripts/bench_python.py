@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""What Python costs: patches a second of the queue, beside the Rust loader that it drives.
+
+Reads random patches of a made scan of float32, the page cache warm, with two threads and none; all ways
+take turns, and the medians of several rounds are printed. Needs a package that was built with the feature
+`testing`, whose `_drained` takes patches without Python in between.
+
+    python scripts/bench_python.py [--patch 96] [--count 300] [--rounds 9]
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import voxpatch
+from voxpatch import _voxpatch
+
+
+def timed(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--patch", type=int, default=96)
+    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    random = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        # Smooth along x, as a scan is, so that it compresses.
+        scan = np.cumsum(random.integers(-9, 10, (256, 256, 256)), axis=2).astype(np.float32)
+        voxpatch.write(folder / "sharded.zarr", scan)
+        np.save(folder / "mapped.npy", scan)
+        print("| file | threads | Rust loader, patches/s | queue | queue, batches of 1 | queue, batches of 4 |")
+        print("|---|---|---|---|---|---|")
+        for file in ("sharded.zarr", "mapped.npy"):
+            for threads in (2, 0):
+                row(folder / file, threads, arguments)
+
+
+def row(path: pathlib.Path, threads: int, arguments: argparse.Namespace) -> None:
+    subject = voxpatch.Subject(ct=path)
+
+    def queue(batch_size: int | None) -> voxpatch.Queue:
+        sampler = voxpatch.UniformSampler(arguments.patch)
+        return voxpatch.Queue(
+            [subject], sampler, arguments.count, num_workers=threads, max_length=64, batch_size=batch_size
+        )
+
+    def taken(batch_size: int | None) -> Callable[[], Any]:
+        own = queue(batch_size)
+
+        def work() -> None:
+            own.set_epoch(0)
+            for _ in own:
+                pass
+
+        return work
+
+    def rust() -> Callable[[], Any]:
+        own = queue(None)
+
+        def work() -> None:
+            own.set_epoch(0)
+            _voxpatch._drained(iter(own)._loader)  # type: ignore[attr-defined]
+
+        return work
+
+    ways = [rust(), taken(None), taken(1), taken(4)]
+    seconds: list[list[float]] = [[] for _ in ways]
+    for _ in range(arguments.rounds):
+        for way, found in zip(ways, seconds, strict=True):
+            found.append(timed(way))
+    medians = [statistics.median(found) for found in seconds]
+    cells = [f"{arguments.count / medians[0]:.0f}"]
+    # Of each round the ratio, so that what else the machine does matters less.
+    for found in seconds[1:]:
+        ratio = statistics.median(own / rust for own, rust in zip(found, seconds[0], strict=True))
+        cells.append(f"{arguments.count / statistics.median(found):.0f} ({100 * (ratio - 1):+.1f} % time)")
+    print(f"| {path.name} | {threads} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
