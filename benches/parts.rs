@@ -69,7 +69,7 @@ fn store(volume: &MemoryVolume, path: &Path) -> Result<()> {
 /// Draws of 300 places, what a loader's window has.
 fn draws(criterion: &mut Criterion) {
     let [z, y, x] = SHAPE;
-    let labels = |i: u64| u8::from(i / 40 % 3 == 0) + 2 * u8::from(i % 1_000 < 30);
+    let labels = |i: u64| u8::from((i / 40).is_multiple_of(3)) + 2 * u8::from(i % 1_000 < 30);
     let labels: Vec<u8> = (0..z * y * x).map(labels).collect();
     let map: Arc<dyn Volume> = Arc::new(
         MemoryVolume::from_vec(SHAPE, 1, labels)

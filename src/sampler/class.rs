@@ -193,12 +193,12 @@ impl Matcher {
     pub(super) const fn wants_bytes(self, voxels: [u8; 8]) -> u8 {
         const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;
         const EACH: u64 = 0x0101_0101_0101_0101;
-        let differs = u64::from_le_bytes(voxels) ^ (self.value & 0xff) * EACH;
+        let differs = u64::from_le_bytes(voxels) ^ ((self.value & 0xff) * EACH);
         // The high bit of each byte that is not 0.
         let other = ((differs & LOW) + LOW) | differs;
         let wanted = if self.equal { !other } else { other };
         // A bit from each byte, put side by side: that of byte i goes to bit 56 + i.
-        let bits = (wanted >> 7 & EACH).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+        let bits = ((wanted >> 7) & EACH).wrapping_mul(0x0102_0408_1020_4080) >> 56;
         bits.to_le_bytes()[0]
     }
 }
