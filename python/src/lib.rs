@@ -7,9 +7,12 @@ use pyo3::pymodule;
 
 mod arguments;
 mod array;
+mod blending;
 mod errors;
+mod grid;
 mod index;
 mod loader;
+mod predict;
 mod sampler;
 mod subjects;
 #[cfg(feature = "testing")]
@@ -22,7 +25,11 @@ mod write;
 #[pymodule(gil_used = true)]
 mod _voxpatch {
     #[pymodule_export]
+    use crate::grid::{Blender, Grid};
+    #[pymodule_export]
     use crate::loader::{EpochLoader, Epochs};
+    #[pymodule_export]
+    use crate::predict::predict;
     #[pymodule_export]
     use crate::subjects::SubjectList;
     #[cfg(feature = "testing")]

@@ -333,7 +333,8 @@ fn closed() -> PyErr {
 }
 
 /// First voxel along z, y, x, and one past the last.
-fn location(region: Region) -> [i64; 6] {
+/// First voxel along z, y, x and one past the last.
+pub(crate) fn location(region: Region) -> [i64; 6] {
     let ([z, y, x], [dz, dy, dx]) = (region.start, region.end());
     [z, y, x, dz, dy, dx]
 }

@@ -182,3 +182,65 @@ class EpochLoader:
 
     def close(self) -> None:
         """Ends its threads."""
+
+@final
+class Grid:
+    """Where patches lie that cover a volume."""
+
+    def __new__(
+        cls,
+        shape: Sequence[int],
+        patch_size: int | Sequence[int],
+        patch_overlap: int | Sequence[int],
+        placement: str,
+        padding: float | str | None,
+    ) -> Grid: ...
+    def __len__(self) -> int: ...
+    def locations(self) -> npt.NDArray[np.int64]:
+        """First voxel and one past the last of each patch along z, y, x: (n, 6). Negative, or beyond the volume,
+        where patches hang over its faces."""
+
+    def index(self, start: Sequence[int]) -> int:
+        """The number of the patch that begins at a place (z, y, x)."""
+
+    def read(self, volume: Volume, index: int) -> _Array:
+        """The voxels of patch `index` of a volume, (c, z, y, x)."""
+
+@final
+class Blender:
+    """Blends predictions of the patches of a grid into a volume."""
+
+    def __new__(
+        cls,
+        grid: Grid,
+        like: Volume,
+        channels: int,
+        dtype: npt.DTypeLike,
+        overlap_mode: Any,
+        reduce: Any,
+        path: str | os.PathLike[str],
+        *,
+        accumulator: str,
+        non_finite: str,
+        fill: float,
+        options: dict[str, Any] | None,
+    ) -> Blender: ...
+    def add(self, indices: Sequence[int], predictions: Any) -> None:
+        """Adds the predictions, (b, c, z, y, x), of some patches of the grid."""
+
+    def finish(self) -> tuple[dict[str, Any], Volume]:
+        """Finishes the output once every patch is in; what was done, and the output as a volume."""
+
+def predict(
+    model: Callable[[_Array], Sequence[_Array]],
+    volume: Volume,
+    outputs: Sequence[tuple[int, npt.DTypeLike, Sequence[int], int]],
+    paths: Sequence[str | os.PathLike[str]],
+    settings: dict[str, Any],
+    *,
+    model_id: str,
+    progress: Callable[[int, int], None] | None = None,
+    mask: Volume | None = None,
+    storage: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Predicts all of a volume."""
