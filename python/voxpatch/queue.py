@@ -286,15 +286,18 @@ class _Iterator(Iterator[Sample]):
     """An epoch that is being delivered."""
 
     def __init__(self, queue: Queue, loader: EpochLoader) -> None:
+        # No reference to itself: its threads end with the last reference of others.
         self._queue = queue
         self._loader = loader
-        self._next = self._batch if queue.batch_size is not None else self._sample
-        if queue.batch_size is not None and queue.transform is not None:
-            self._next = self._collated
 
     def __next__(self) -> Sample:
         queue = self._queue
-        found = self._next()
+        if queue.batch_size is None:
+            found = self._sample()
+        elif queue.transform is None:
+            found = self._batch()
+        else:
+            found = self._collated()
         queue._state = self._loader.state()
         if found is None:
             self.close()
