@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""What Python costs: patches a second of the queue, beside the Rust loader that it drives.
+"""What Python costs: processor time of a patch from the queue, beside the Rust loader that it drives.
 
 Reads random patches of a made scan of float32, the page cache warm, with two threads and none; all ways
-take turns, and the medians of several rounds are printed. Needs a package that was built with the feature
-`testing`, whose `_drained` takes patches without Python in between.
+take turns, and the medians of several rounds are printed. Processor time is that of all threads, since what
+else the machine does hardly changes it. Needs a package that was built with the feature `testing`, whose
+`_drained` takes patches without Python in between.
 
     python scripts/bench_python.py [--patch 96] [--count 300] [--rounds 9]
 """
@@ -24,9 +25,9 @@ from voxpatch import _voxpatch
 
 
 def timed(work: Callable[[], Any]) -> float:
-    began = time.perf_counter()
+    began = time.process_time()
     work()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def main() -> None:
         scan = np.cumsum(random.integers(-9, 10, (256, 256, 256)), axis=2).astype(np.float32)
         voxpatch.write(folder / "sharded.zarr", scan)
         np.save(folder / "mapped.npy", scan)
-        print("| file | threads | Rust loader, patches/s | queue | queue, batches of 1 | queue, batches of 4 |")
+        print("| file | threads | Rust loader, ms a patch | queue | queue, batches of 1 | queue, batches of 4 |")
         print("|---|---|---|---|---|---|")
         for file in ("sharded.zarr", "mapped.npy"):
             for threads in (2, 0):
@@ -82,12 +83,9 @@ def row(path: pathlib.Path, threads: int, arguments: argparse.Namespace) -> None
     for _ in range(arguments.rounds):
         for way, found in zip(ways, seconds, strict=True):
             found.append(timed(way))
-    medians = [statistics.median(found) for found in seconds]
-    cells = [f"{arguments.count / medians[0]:.0f}"]
-    # Of each round the ratio, so that what else the machine does matters less.
-    for found in seconds[1:]:
-        ratio = statistics.median(own / rust for own, rust in zip(found, seconds[0], strict=True))
-        cells.append(f"{arguments.count / statistics.median(found):.0f} ({100 * (ratio - 1):+.1f} % time)")
+    per_patch = [1000 * statistics.median(found) / arguments.count for found in seconds]
+    cells = [f"{per_patch[0]:.2f}"]
+    cells += [f"{own:.2f} ({100 * (own / per_patch[0] - 1):+.1f} %)" for own in per_patch[1:]]
     print(f"| {path.name} | {threads} | " + " | ".join(cells) + " |", flush=True)
 
 

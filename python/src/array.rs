@@ -1,10 +1,16 @@
 //! Patches as numpy arrays and back.
+//!
+//! The only unsafe code of this package is here: arrays over memory that goes back to where it
+//! came from, which numpy cannot be told safely. Fresh memory for each patch would cost a third of its reading.
+
+use std::sync::{Mutex, PoisonError};
 
 use half::f16;
-use numpy::ndarray::{Array, IxDyn};
+use numpy::ndarray::{Array, ArrayViewMut, IxDyn};
 use numpy::{PyArray, PyArrayDyn, PyArrayMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
+use voxpatch::training::Lent;
 use voxpatch::{DType, Patch, Region, Shape, Voxels};
 
 use crate::errors::{invalid, raised};
@@ -48,14 +54,79 @@ fn owned<'py, T: numpy::Element>(
     values: Vec<T>,
     shape: &[u64],
 ) -> PyResult<Bound<'py, PyAny>> {
-    let lengths: Vec<usize> = shape
-        .iter()
-        .map(|&n| usize::try_from(n))
-        .collect::<Result<_, _>>()
-        .map_err(|_| invalid("an array larger than memory can address"))?;
+    let lengths = in_memory(shape)?;
     let array = Array::from_shape_vec(IxDyn(&lengths), values)
         .map_err(|error| invalid(error.to_string()))?;
     Ok(PyArray::from_owned_array(py, array).into_any())
+}
+
+/// Memory that an array stands on.
+pub(crate) trait Memory: Send {
+    /// The patch that it holds; it never moves and never changes its length.
+    fn patch(&mut self) -> &mut Patch;
+}
+
+impl Memory for Lent {
+    fn patch(&mut self) -> &mut Patch {
+        self
+    }
+}
+
+/// Keeps an array's memory for as long as there is the array, or a tensor or view of it.
+#[pyclass(frozen, module = "voxpatch._voxpatch")]
+struct Keeper(Mutex<Box<dyn Memory>>);
+
+/// An array of this shape on memory that is dropped with the last reference to the array.
+pub(crate) fn on<'py>(
+    py: Python<'py>,
+    mut memory: Box<dyn Memory>,
+    shape: &[u64],
+) -> PyResult<Bound<'py, PyAny>> {
+    let dtype = memory.patch().dtype();
+    let keeper = Bound::new(py, Keeper(Mutex::new(memory)))?;
+    let shape = in_memory(shape)?;
+    match dtype {
+        DType::Bool => borrowed::<u8>(&keeper, &shape)?.call_method1("view", ("bool",)),
+        DType::U8 => borrowed::<u8>(&keeper, &shape),
+        DType::I8 => borrowed::<i8>(&keeper, &shape),
+        DType::U16 => borrowed::<u16>(&keeper, &shape),
+        DType::I16 => borrowed::<i16>(&keeper, &shape),
+        DType::U32 => borrowed::<u32>(&keeper, &shape),
+        DType::I32 => borrowed::<i32>(&keeper, &shape),
+        DType::U64 => borrowed::<u64>(&keeper, &shape),
+        DType::I64 => borrowed::<i64>(&keeper, &shape),
+        DType::F16 => borrowed::<f16>(&keeper, &shape),
+        DType::F32 => borrowed::<f32>(&keeper, &shape),
+        DType::F64 => borrowed::<f64>(&keeper, &shape),
+    }
+}
+
+#[expect(unsafe_code, reason = "numpy has no safe way to borrow memory")]
+fn borrowed<'py, T: numpy::Element + voxpatch::Element>(
+    keeper: &Bound<'py, Keeper>,
+    shape: &[usize],
+) -> PyResult<Bound<'py, PyAny>> {
+    let container = keeper.clone().into_any();
+    let mut memory = keeper
+        .get()
+        .0
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    let values = memory.patch().as_mut_slice::<T>();
+    let values = values.map_err(|error| raised(&error))?;
+    let view = ArrayViewMut::from_shape(IxDyn(shape), values)
+        .map_err(|error| invalid(error.to_string()))?;
+    // SAFETY: the array refers to the keeper, so the memory outlives it. Nobody else reaches the
+    // memory: the keeper is private, is locked here only, and neither moves nor resizes the patch's vector.
+    let array = unsafe { PyArray::borrow_from_array(&view, container) };
+    Ok(array.into_any())
+}
+
+fn in_memory(shape: &[u64]) -> PyResult<Vec<usize>> {
+    let lengths = shape.iter().map(|&n| usize::try_from(n));
+    lengths
+        .collect::<Result<_, _>>()
+        .map_err(|_| invalid("an array larger than memory can address"))
 }
 
 /// numpy's type of the same name.

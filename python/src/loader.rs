@@ -1,7 +1,7 @@
 //! The loader of an epoch, as Python's queue drives it.
 
 use std::process;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
 use numpy::PyArray;
 use numpy::ndarray::Array2;
@@ -13,9 +13,9 @@ use voxpatch::training::{
     Loader, LoaderOptions, LoaderState, LoaderStats, OnError, Plan, Sample, Share, Subjects, Turn,
     Waited,
 };
-use voxpatch::{DType, Error, Patch, Region, Result, Voxels};
+use voxpatch::{DType, Error, Patch, Region, Result};
 
-use crate::array;
+use crate::array::{self, Memory};
 use crate::errors::{invalid, raised};
 use crate::sampler::{Indices, Recipe};
 use crate::subjects::{List, SubjectList};
@@ -43,6 +43,7 @@ pub(crate) struct EpochLoader {
     list: Arc<List>,
     running: Mutex<Option<Loader>>,
     last: Mutex<LoaderStats>,
+    spares: Arc<Spares>,
 }
 
 #[pymethods]
@@ -150,6 +151,7 @@ impl Epochs {
             list,
             running: Mutex::new(Some(loader.map_err(|error| raised(&error))?)),
             last: Mutex::default(),
+            spares: Arc::default(),
         })
     }
 }
@@ -158,16 +160,17 @@ impl Epochs {
 impl EpochLoader {
     /// The next batch as (arrays by name, locations (b, 6), numbers of the subjects); None at the end.
     fn batch<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let spares = &self.spares;
         let found = self.wait(py, |loader, limit| match loader.batch_within(limit) {
-            Waited::Here(Ok(samples)) => Waited::Here(guarded(|| Gathered::new(samples))),
+            Waited::Here(Ok(samples)) => Waited::Here(guarded(|| Gathered::new(samples, spares))),
             Waited::Here(Err(error)) => Waited::Here(Err(error)),
             Waited::NotYet => Waited::NotYet,
             Waited::Over => Waited::Over,
         })?;
         let Some(batch) = found else { return Ok(None) };
         let arrays = PyDict::new(py);
-        for (name, voxels, shape) in batch.images {
-            arrays.set_item(name, array::from_voxels(py, voxels, &shape)?)?;
+        for (name, memory, shape) in batch.images {
+            arrays.set_item(name, array::on(py, memory, &shape)?)?;
         }
         let rows: Vec<i64> = batch
             .places
@@ -344,8 +347,10 @@ fn unpacked(py: Python<'_>, sample: Sample) -> PyResult<Bound<'_, PyAny>> {
     let subject = sample.subject_index;
     let names: Vec<String> = names(&sample).map(str::to_owned).collect();
     let arrays = PyDict::new(py);
-    for (name, patch) in names.into_iter().zip(sample.into_patches()) {
-        arrays.set_item(name, array::from_patch(py, patch)?)?;
+    for (name, patch) in names.into_iter().zip(sample.into_lent()) {
+        let [z, y, x] = patch.shape();
+        let shape = [patch.channels(), z, y, x];
+        arrays.set_item(name, array::on(py, Box::new(patch), &shape)?)?;
     }
     Ok((arrays, place, subject).into_pyobject(py)?.into_any())
 }
@@ -358,15 +363,68 @@ fn names(sample: &Sample) -> impl Iterator<Item = &str> {
         .map(|image| image.name.as_str())
 }
 
+/// Buffers of batches that Python has dropped, for the next ones.
+#[derive(Debug, Default)]
+struct Spares(Mutex<Vec<Patch>>);
+
+/// How many are kept.
+const SPARES: usize = 4;
+
+impl Spares {
+    fn lock(&self) -> MutexGuard<'_, Vec<Patch>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Room for all samples' patches of image `n`, its values any.
+    fn take(&self, like: &Patch, count: u64) -> Result<Patch> {
+        let channels = like.channels() * count;
+        let fits = |spare: &Patch| {
+            (spare.shape(), spare.channels(), spare.dtype())
+                == (like.shape(), channels, like.dtype())
+        };
+        let mut spares = self.lock();
+        match spares.iter().position(fits) {
+            Some(at) => Ok(spares.swap_remove(at)),
+            None => Patch::zeros(Region::whole(like.shape()), channels, like.dtype()),
+        }
+    }
+}
+
+/// A batch of one image: one patch after the other, as channels of one.
+struct Spare {
+    patch: Option<Patch>,
+    home: Weak<Spares>,
+}
+
+impl Memory for Spare {
+    fn patch(&mut self) -> &mut Patch {
+        self.patch
+            .as_mut()
+            .expect("a batch is held until it is dropped")
+    }
+}
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        if let (Some(patch), Some(home)) = (self.patch.take(), self.home.upgrade()) {
+            let mut spares = home.lock();
+            if spares.len() == SPARES {
+                spares.remove(0);
+            }
+            spares.push(patch);
+        }
+    }
+}
+
 /// A batch in one buffer for each image.
 struct Gathered {
-    images: Vec<(String, Voxels, Vec<u64>)>,
+    images: Vec<(String, Box<dyn Memory>, Vec<u64>)>,
     places: Vec<Region>,
     subjects: Vec<u64>,
 }
 
 impl Gathered {
-    fn new(mut samples: Vec<Sample>) -> Result<Self> {
+    fn new(mut samples: Vec<Sample>, spares: &Arc<Spares>) -> Result<Self> {
         let places = samples.iter().map(|sample| sample.region).collect();
         let subjects = samples.iter().map(|sample| sample.subject_index).collect();
         let count = samples.len() as u64;
@@ -379,24 +437,30 @@ impl Gathered {
             let [z, y, x] = patch.shape();
             vec![count, patch.channels(), z, y, x]
         };
-        let images = if samples.len() == 1 {
+        let mut images: Vec<(String, Box<dyn Memory>, Vec<u64>)> = Vec::new();
+        if samples.len() == 1 {
             // The patches as they are.
-            let patches = samples.pop().map(Sample::into_patches).unwrap_or_default();
-            names
-                .into_iter()
-                .zip(patches)
-                .map(|(name, patch)| {
-                    let shape = shape(&patch);
-                    (name, patch.into_voxels(), shape)
-                })
-                .collect()
+            let patches = samples.pop().map(Sample::into_lent).unwrap_or_default();
+            for (name, patch) in names.into_iter().zip(patches) {
+                let shape = shape(&patch);
+                images.push((name, Box::new(patch), shape));
+            }
         } else {
-            let joined = |(n, name)| {
-                let shape = shape(&samples[0].patches()[n]);
-                (name, joined(&samples, n), shape)
-            };
-            names.into_iter().enumerate().map(joined).collect()
-        };
+            for (n, name) in names.into_iter().enumerate() {
+                let like = &samples[0].patches()[n];
+                let mut all = spares.take(like, count)?;
+                let length = like.bytes().len().max(1);
+                let parts = all.bytes_mut().chunks_exact_mut(length);
+                for (part, sample) in parts.zip(&samples) {
+                    part.copy_from_slice(sample.patches()[n].bytes());
+                }
+                let memory = Spare {
+                    patch: Some(all),
+                    home: Arc::downgrade(spares),
+                };
+                images.push((name, Box::new(memory), shape(like)));
+            }
+        }
         Ok(Self {
             images,
             places,
@@ -443,37 +507,5 @@ fn check(samples: &[Sample]) -> Result<()> {
                 told(other)
             ),
         }),
-    }
-}
-
-/// The voxels of image `n` of all samples, one after the other.
-fn joined(samples: &[Sample], n: usize) -> Voxels {
-    let patches = || samples.iter().map(|sample| &sample.patches()[n]);
-    let dtype = samples[0].patches()[n].dtype();
-    let length = patches()
-        .map(|patch| patch.bytes().len() / dtype.size())
-        .sum();
-    macro_rules! join {
-        ($variant:ident, $type:ty) => {{
-            let mut all: Vec<$type> = Vec::with_capacity(length);
-            for patch in patches() {
-                all.extend_from_slice(patch.as_slice().unwrap_or_default());
-            }
-            Voxels::$variant(all)
-        }};
-    }
-    match dtype {
-        DType::Bool => join!(Bool, u8),
-        DType::U8 => join!(U8, u8),
-        DType::I8 => join!(I8, i8),
-        DType::U16 => join!(U16, u16),
-        DType::I16 => join!(I16, i16),
-        DType::U32 => join!(U32, u32),
-        DType::I32 => join!(I32, i32),
-        DType::U64 => join!(U64, u64),
-        DType::I64 => join!(I64, i64),
-        DType::F16 => join!(F16, half::f16),
-        DType::F32 => join!(F32, f32),
-        DType::F64 => join!(F64, f64),
     }
 }

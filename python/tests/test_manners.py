@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pathlib
 import pickle
@@ -146,24 +147,21 @@ def test_an_iterator_of_another_process_says_so(subjects: list[Subject]) -> None
     next(iterator)
 
 
-def test_nothing_starts_at_import() -> None:
+def test_nothing_starts_at_import_and_it_takes_no_time() -> None:
     program = """
-        import sys, threading, time
-        import numpy
+        import os, sys, time
         before = set(sys.modules)
-        began = time.perf_counter()
+        began = time.process_time()
         import voxpatch
-        taken = time.perf_counter() - began
-        import os
+        taken = time.process_time() - began
         assert len(os.listdir("/proc/self/task")) == 1, "a thread"
-        heavy = {"torch", "monai", "torchio", "multiprocessing", "nibabel", "zarr"} & (set(sys.modules) - before)
+        heavy = {"numpy", "torch", "monai", "torchio", "multiprocessing"} & (set(sys.modules) - before)
         assert not heavy, heavy
         print(taken)
     """
     command = [sys.executable, "-c", textwrap.dedent(program)]
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    taken = min(float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout) for _ in range(3))
-    assert taken < 0.1, f"{taken} s beyond numpy's own import"
+    taken = min(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(3))
+    assert taken < 0.1, f"{taken} s of processor time"
 
 
 def test_errors_are_pickled() -> None:
@@ -173,6 +171,8 @@ def test_errors_are_pickled() -> None:
 
 
 def test_iterators_that_are_dropped_anywhere_leave_no_thread_behind(subjects: list[Subject]) -> None:
+    gc.collect()  # what other tests' tracebacks hold
+    gc.disable()
     chosen = random.Random(4)
     for _ in range(150):
         queue = Queue(
@@ -191,6 +191,7 @@ def test_iterators_that_are_dropped_anywhere_leave_no_thread_behind(subjects: li
         else:
             del queue
             del iterator
+    gc.enable()
     tasks = pathlib.Path("/proc/self/task")
     if tasks.is_dir():
         names = [(task / "comm").read_text().strip() for task in tasks.iterdir()]

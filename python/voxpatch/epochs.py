@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +33,8 @@ class Epochs:
         if descriptor is not None:
             self._descriptor = descriptor
             return
+        import tempfile  # and much with it, which nobody needs who makes no queue
+
         with tempfile.TemporaryFile(prefix="voxpatch-") as file:
             self._descriptor = os.dup(file.fileno())
         self._write(content or {"next": 0, "resume": None, "rounds": []})

@@ -6,9 +6,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Union
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Union
 
 from ._voxpatch import EpochLoader, SubjectList
 from ._voxpatch import Epochs as Plan
@@ -16,6 +14,9 @@ from .epochs import Epochs
 from .errors import InvalidError
 from .samplers import Sampler
 from .subject import Subject
+
+if TYPE_CHECKING:
+    import numpy as np  # whose import takes longer than all of this
 
 Sample = dict[str, Any]
 Transform = Callable[[Sample], Sample]
@@ -286,15 +287,18 @@ class _Iterator(Iterator[Sample]):
     """An epoch that is being delivered."""
 
     def __init__(self, queue: Queue, loader: EpochLoader) -> None:
+        # No reference to itself: its threads end with the last reference of others.
         self._queue = queue
         self._loader = loader
-        self._next = self._batch if queue.batch_size is not None else self._sample
-        if queue.batch_size is not None and queue.transform is not None:
-            self._next = self._collated
 
     def __next__(self) -> Sample:
         queue = self._queue
-        found = self._next()
+        if queue.batch_size is None:
+            found = self._sample()
+        elif queue.transform is None:
+            found = self._batch()
+        else:
+            found = self._collated()
         queue._state = self._loader.state()
         if found is None:
             self.close()
@@ -352,6 +356,8 @@ class _Maker:
 
 def collate(samples: list[Sample]) -> Sample:
     """One batch of samples: arrays and tensors stacked, anything else in a list."""
+    import numpy as np
+
     if not samples:
         return {"location": np.empty((0, 6), np.int64), "subject": []}
     batch: Sample = {}

@@ -23,7 +23,7 @@ mod subject;
 pub use feed::{MakeSampler, subject_seed};
 pub use loader::{Loader, LoaderOptions, LoaderStats, OnError, Waited};
 pub use plan::{Epoch, Plan, Planned};
-pub use sample::Sample;
+pub use sample::{Lent, Sample};
 pub use schedule::Transform;
 pub use share::{Share, Turn};
 pub use state::LoaderState;

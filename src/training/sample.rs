@@ -1,5 +1,6 @@
 //! Samples: what the loader delivers.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Weak};
 
 use super::pool::Pool;
@@ -72,6 +73,19 @@ impl Sample {
         self.patches.get(at)
     }
 
+    /// The patches one by one: each goes back to the loader's buffers when it is dropped.
+    #[must_use]
+    pub fn into_lent(mut self) -> Vec<Lent> {
+        let lent = |patch| Lent {
+            patch: Some(patch),
+            pool: Weak::clone(&self.pool),
+        };
+        std::mem::take(&mut self.patches)
+            .into_iter()
+            .map(lent)
+            .collect()
+    }
+
     /// The patches, for keeps.
     #[must_use]
     pub fn into_patches(mut self) -> Vec<Patch> {
@@ -83,6 +97,38 @@ impl Drop for Sample {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.upgrade() {
             self.patches.drain(..).for_each(|patch| pool.give(patch));
+        }
+    }
+}
+
+/// A patch that goes back to its loader's buffers when it is dropped, if the loader is still there.
+#[derive(Debug)]
+pub struct Lent {
+    /// `None` only while it is dropped.
+    patch: Option<Patch>,
+    pool: Weak<Pool>,
+}
+
+const HELD: &str = "a lent patch is held until it is dropped";
+
+impl Deref for Lent {
+    type Target = Patch;
+
+    fn deref(&self) -> &Patch {
+        self.patch.as_ref().expect(HELD)
+    }
+}
+
+impl DerefMut for Lent {
+    fn deref_mut(&mut self) -> &mut Patch {
+        self.patch.as_mut().expect(HELD)
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let (Some(patch), Some(pool)) = (self.patch.take(), self.pool.upgrade()) {
+            pool.give(patch);
         }
     }
 }

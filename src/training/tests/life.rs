@@ -153,3 +153,38 @@ fn overlapping_samples_that_live_at_once_share_nothing_with_each_other_or_the_ca
     }
     assert!(cached.reads().hits > 0);
 }
+
+#[test]
+fn a_lent_patch_is_its_holder_s_and_then_the_next_one_s() {
+    let plan = Plan::new(1, 40, 1).unwrap();
+    let make = || {
+        let ct = Noted::new(1, Some([1, 8, 8, 8]), Manner::Plain);
+        loader(vec![subject("a", &[&ct])], &plan, &options(0))
+    };
+    let expected = all(make());
+    let mut addresses = BTreeSet::new();
+    let mut held = Vec::new();
+    for (n, sample) in make().enumerate() {
+        let mut lent = sample.unwrap().into_lent();
+        let patch = &mut lent[0];
+        assert_eq!(
+            patch.bytes(),
+            expected[n].3[0],
+            "{n}: nobody else wrote to it"
+        );
+        addresses.insert(patch.bytes().as_ptr().addr());
+        patch.bytes_mut().fill(255);
+        if n % 10 == 0 {
+            held.append(&mut lent);
+        }
+    }
+    assert!(
+        held.iter()
+            .all(|patch| patch.bytes().iter().all(|&byte| byte == 255))
+    );
+    assert!(
+        addresses.len() < 30,
+        "{} buffers for 40 patches",
+        addresses.len()
+    );
+}
