@@ -13,6 +13,7 @@ use super::{ChunkShape, OpenOptions, Volume, zarr};
 use crate::error::{Error, Result};
 use crate::progress::{Progress, report};
 use crate::region::{Region, chunk_region, indices};
+use crate::threads::pool;
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,13 +44,35 @@ pub struct Damaged {
 ///
 /// Damage is found where codecs have a checksum, as the zstd of outputs made here, or where the
 /// bytes are no stream of the codec any more. A chunk that is gone reads as fill value: that
-/// cannot be told from one that never was.
+/// cannot be told from one that never was, unless that is to be an error.
 ///
 /// # Errors
 ///
 /// As [`open`](super::open) if the metadata of a level cannot be read, and [`Error::Stopped`] if
 /// `progress` says so. Damaged chunks are no error, but a finding.
 pub fn verify(path: &Path, threads: usize, progress: Progress<'_>) -> Result<Verified> {
+    OpenOptions::default().verify(path, threads, progress)
+}
+
+impl OpenOptions {
+    /// Verifies the volume at `path`, all levels of it, as [`verify`] does, but reads it as these
+    /// options say: with [`Missing::Error`](super::Missing::Error), a chunk that has no file is
+    /// damaged.
+    ///
+    /// # Errors
+    ///
+    /// As [`verify`].
+    pub fn verify(&self, path: &Path, threads: usize, progress: Progress<'_>) -> Result<Verified> {
+        verify_as(self, path, threads, progress)
+    }
+}
+
+fn verify_as(
+    options: &OpenOptions,
+    path: &Path,
+    threads: usize,
+    progress: Progress<'_>,
+) -> Result<Verified> {
     let levels = if path.is_dir() {
         zarr::level_count(path)?
     } else {
@@ -58,16 +81,12 @@ pub fn verify(path: &Path, threads: usize, progress: Progress<'_>) -> Result<Ver
     let open = |level| {
         let options = OpenOptions {
             level,
-            ..OpenOptions::default()
+            ..options.clone()
         };
         options.open(path)
     };
     let volumes = (0..levels).map(open).collect::<Result<Vec<_>>>()?;
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads.max(1))
-        .thread_name(|n| format!("voxpatch-verify-{n}"))
-        .build()
-        .map_err(|error| Error::io("start threads to read", path)(std::io::Error::other(error)))?;
+    let pool = pool(threads, "verify", path)?;
     let work = Work {
         progress,
         total: volumes.iter().map(|volume| pieces(&**volume)).sum(),
