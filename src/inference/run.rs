@@ -45,7 +45,7 @@ pub struct Seconds {
 }
 
 /// Pieces of work after which the input is looked at again.
-const WATCHED: u32 = 64;
+const WATCHED: u64 = 64;
 
 /// The outputs of a run.
 struct Stores {
@@ -126,7 +126,7 @@ impl Plan {
             };
             let mut queue = Queue::new(batches, self.inference.threads.max(1), self.ahead, work);
             report(progress, before, total)?;
-            for (round, added) in (1_u32..).zip(&mut queue) {
+            for (round, added) in (1_u64..).zip(&mut queue) {
                 before += added?;
                 report(progress, before, total)?;
                 if round.is_multiple_of(WATCHED) {

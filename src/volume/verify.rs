@@ -63,62 +63,53 @@ impl OpenOptions {
     ///
     /// As [`verify`].
     pub fn verify(&self, path: &Path, threads: usize, progress: Progress<'_>) -> Result<Verified> {
-        verify_as(self, path, threads, progress)
-    }
-}
-
-fn verify_as(
-    options: &OpenOptions,
-    path: &Path,
-    threads: usize,
-    progress: Progress<'_>,
-) -> Result<Verified> {
-    let levels = if path.is_dir() {
-        zarr::level_count(path)?
-    } else {
-        1
-    };
-    let open = |level| {
-        let options = OpenOptions {
-            level,
-            ..options.clone()
-        };
-        options.open(path)
-    };
-    let volumes = (0..levels).map(open).collect::<Result<Vec<_>>>()?;
-    let pool = pool(threads, "verify", path)?;
-    let work = Work {
-        progress,
-        total: volumes.iter().map(|volume| pieces(&**volume)).sum(),
-        done: AtomicU64::new(0),
-        empty: AtomicU64::new(0),
-        damaged: Mutex::default(),
-    };
-    for (level, volume) in volumes.iter().enumerate() {
-        if volume.layout().read_chunk.is_some() {
-            pool.install(|| work.chunks(level, &**volume))?;
+        let levels = if path.is_dir() {
+            zarr::level_count(path)?
         } else {
-            work.slabs(&**volume)?;
-        }
-    }
-    let (done, empty) = (work.done.into_inner(), work.empty.into_inner());
-    let damaged = work
-        .damaged
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner);
-    Ok(Verified {
-        levels: volumes.len() as u64,
-        chunks: done - empty,
-        empty,
-        damaged: damaged
-            .into_iter()
-            .map(|((level, chunk), problem)| Damaged {
+            1
+        };
+        let open = |level| {
+            let options = OpenOptions {
                 level,
-                chunk,
-                problem,
-            })
-            .collect(),
-    })
+                ..self.clone()
+            };
+            options.open(path)
+        };
+        let volumes = (0..levels).map(open).collect::<Result<Vec<_>>>()?;
+        let pool = pool(threads, "verify", path)?;
+        let work = Work {
+            progress,
+            total: volumes.iter().map(|volume| pieces(&**volume)).sum(),
+            done: AtomicU64::new(0),
+            empty: AtomicU64::new(0),
+            damaged: Mutex::default(),
+        };
+        for (level, volume) in volumes.iter().enumerate() {
+            if volume.layout().read_chunk.is_some() {
+                pool.install(|| work.chunks(level, &**volume))?;
+            } else {
+                work.slabs(&**volume)?;
+            }
+        }
+        let (done, empty) = (work.done.into_inner(), work.empty.into_inner());
+        let damaged = work
+            .damaged
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        Ok(Verified {
+            levels: volumes.len() as u64,
+            chunks: done - empty,
+            empty,
+            damaged: damaged
+                .into_iter()
+                .map(|((level, chunk), problem)| Damaged {
+                    level,
+                    chunk,
+                    problem,
+                })
+                .collect(),
+        })
+    }
 }
 
 struct Work<'a> {

@@ -77,7 +77,7 @@ fn a_mapped_file_that_is_replaced_stays_what_it_was_but_no_patches_are_drawn_fro
         [3; 1728]
     );
     let mut failed = 0;
-    while let Some(sample) = loader.next() {
+    for sample in &mut loader {
         let Err(Error::Subject { source, .. }) = sample else {
             panic!("{sample:?}");
         };

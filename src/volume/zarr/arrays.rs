@@ -249,7 +249,7 @@ impl LevelArray {
             .filter_map(NonZeroU64::new)
             .collect();
         let codecs = self.array.codecs();
-        let encode = || {
+        let encode = || -> Result<Option<Vec<u8>>, Cause> {
             let encoded = codecs.encode(bytes, &shape, dtype, fill, &codec_options())?;
             Ok(Some(encoded.into_owned()))
         };

@@ -166,7 +166,7 @@ impl ZarrResumable {
             let missing = missing.filter(|&(channel, index)| !array.written.has(channel, index));
             let folder = self.partial.data().join(n.to_string());
             let finer = ZarrVolume::open(&folder, &OpenOptions::default())?;
-            let rebuild = |(channel, index)| {
+            let rebuild = |(channel, index): (u64, [u64; 3])| {
                 let region = array.region(index);
                 let read = |slab: Region| {
                     let bytes = usize::try_from(slab.voxels()).unwrap_or(usize::MAX);

@@ -40,6 +40,8 @@ pub(super) struct Folder {
     path: PathBuf,
     /// None of its files may be written later.
     since: Option<Since>,
+    /// Whether the folder itself must be there.
+    stays: bool,
 }
 
 impl Folder {
@@ -48,6 +50,7 @@ impl Folder {
         Self {
             path: path.to_path_buf(),
             since: None,
+            stays: false,
         }
     }
 
@@ -57,12 +60,13 @@ impl Folder {
         let folder = File::open(path).map_err(Error::io("open", path))?;
         Ok(Self {
             since: (!is_remote(&folder)).then(Since::now),
+            stays: true,
             ..Self::new(path)
         })
     }
 
     /// Checks that there is nothing at `path`, not even a link that leads nowhere, or a folder
-    /// above it that is one.
+    /// above it that is one or is gone.
     fn check_absent(&self, path: &Path) -> Result<()> {
         let inside = path.ancestors().take_while(|&above| above != self.path);
         for above in inside {
@@ -75,6 +79,9 @@ impl Folder {
                 }
                 Ok(_) => return Ok(()),
             }
+        }
+        if self.stays {
+            self.path.metadata().map_err(Error::io("look at", &self.path))?;
         }
         Ok(())
     }
