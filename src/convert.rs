@@ -16,7 +16,8 @@ use crate::error::{Error, Result};
 use crate::patch::{Patch, copy_common};
 use crate::progress::{Progress, report};
 use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
-use crate::volume::{Cached, ChunkShape, Reads, Volume, VolumeMut};
+use crate::threads::{pool, threads};
+use crate::volume::{Cached, ChunkShape, Reads, Volume, VolumeMut, check_output};
 
 /// How a conversion may use the machine.
 #[derive(Clone, Debug)]
@@ -30,7 +31,7 @@ pub struct ConvertOptions {
 impl Default for ConvertOptions {
     fn default() -> Self {
         Self {
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            threads: threads(),
             memory: 256 << 20,
         }
     }
@@ -67,13 +68,10 @@ pub fn convert(
             problem: format!("the source has {} x {:?}", from.channels, from.shape),
         });
     }
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(options.threads.max(1))
-        .thread_name(|n| format!("voxpatch-convert-{n}"))
-        .build()
-        .map_err(|error| {
-            Error::io("start threads to write", &to.path)(std::io::Error::other(error))
-        })?;
+    for file in source.files() {
+        check_output(&to.path, &[&file])?;
+    }
+    let pool = pool(options.threads, "convert", &to.path)?;
     let voxel = (from.dtype.size() + to.dtype.size()) as u64;
     let boxes = if source.is_sequential() {
         Boxes::slabs(&*target, options.memory / voxel)
@@ -110,6 +108,7 @@ pub fn convert(
                 .try_for_each(|(channels, region)| work.copy(channels, region))
         })?;
     }
+    source.unchanged()?;
     let chunks_written = work.written.into_inner();
     target.finish()?;
     Ok(Converted {

@@ -120,6 +120,18 @@ pub enum Error {
         key: String,
     },
 
+    /// A file of an input is not what it was when the input was opened.
+    #[error(
+        "{} changed while it was in use: {what}; leave inputs alone during a run, and begin this one again",
+        path.display()
+    )]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// What is different.
+        what: String,
+    },
+
     /// A chunk of an output was written twice.
     #[error("{}: chunk {key} was written before; each is written once", path.display())]
     ChunkWritten {
@@ -130,7 +142,11 @@ pub enum Error {
     },
 
     /// A codec that is not used on data from strangers.
-    #[error("{}: codec {codec:?} is not safe on untrusted data", path.display())]
+    #[error(
+        "{}: codec {codec:?} is not safe on untrusted data: open the volume as trusted (without --untrusted) \
+         if you trust who made it, or ask for a copy with zstd or gzip",
+        path.display()
+    )]
     UntrustedCodec {
         /// The array.
         path: PathBuf,

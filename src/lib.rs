@@ -67,6 +67,7 @@ pub mod progress;
 pub mod queue;
 pub mod region;
 pub mod sampler;
+mod threads;
 pub mod training;
 pub mod volume;
 
@@ -82,6 +83,7 @@ pub use patch::{Patch, Voxels};
 pub use queue::Queue;
 pub use region::{Region, Shape};
 pub use sampler::Uniform;
+pub use threads::threads;
 pub use volume::{Layout, MemoryVolume, OpenOptions, Volume, VolumeMut, open};
 
 /// The examples of the README, compiled with the others.

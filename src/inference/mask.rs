@@ -9,6 +9,7 @@ use crate::dtype::{Element, with_element};
 use crate::error::Result;
 use crate::grid::Grid;
 use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
+use crate::threads::{pool, threads};
 use crate::volume::Volume;
 
 /// Some of a grid's patches.
@@ -58,8 +59,9 @@ impl Selection {
         let pieces = pieces(mask);
         let all = indices(chunk_range(&Region::whole(mask.layout().shape), pieces));
         let all: Vec<[u64; 3]> = all.collect();
-        all.into_par_iter()
-            .try_for_each(|index| cells.mark(mask, chunk_region(index, pieces)))?;
+        let mark = |index| cells.mark(mask, chunk_region(index, pieces));
+        let pool = pool(threads(), "mask", &mask.layout().path)?;
+        pool.install(|| all.into_par_iter().try_for_each(mark))?;
         Ok(Self::new(grid, |index, _| {
             grid.place(index).is_some_and(|place| cells.any(place))
         }))

@@ -30,6 +30,7 @@ use crate::error::{Error, Result};
 use crate::grid::Placement;
 use crate::pad::Padding;
 use crate::region::Shape;
+use crate::threads::threads;
 use crate::volume::CreateOptions;
 
 #[cfg(feature = "ort")]
@@ -105,7 +106,7 @@ impl Inference {
             padding: None,
             margin: [0; 3],
             memory: 256 << 20,
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            threads: threads(),
             batch: 1,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -15,7 +16,7 @@ use crate::aggregator::{Aggregated, Aggregator};
 use crate::error::Result;
 use crate::progress::{Progress, report};
 use crate::queue::Queue;
-use crate::volume::{Cached, Reads, Volume, VolumeMut, create};
+use crate::volume::{Cached, Reads, Volume, VolumeMut, check_output, create};
 
 /// What a run did.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -43,6 +44,9 @@ pub struct Seconds {
     pub blending: f64,
 }
 
+/// Pieces of work after which the input is looked at again.
+const WATCHED: u64 = 64;
+
 /// The outputs of a run.
 struct Stores {
     outputs: Vec<Box<dyn VolumeMut>>,
@@ -55,7 +59,8 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// The errors of reading, of the model and of writing; [`Error::Stopped`](crate::Error::Stopped) if
+    /// The errors of reading, of the model and of writing; [`Error::Changed`](crate::Error::Changed) if the
+    /// input is written to meanwhile; [`Error::OutputIsInput`](crate::Error::OutputIsInput); [`Error::Stopped`](crate::Error::Stopped) if
     /// `progress` says so. An output takes its name only if all went well.
     ///
     /// # Panics
@@ -76,6 +81,11 @@ impl Plan {
             let mut paths = self.outputs.iter().map(|output| &output.layout.path);
             done.whole = paths.all(|path| path.exists());
             return Ok(done);
+        }
+        let files = volume.files();
+        let inputs: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
+        for output in &self.outputs {
+            check_output(&output.layout.path, &inputs)?;
         }
         let mut stores = self.stores(&*volume, &*model)?;
         let shared = Arc::new(Shared {
@@ -116,9 +126,12 @@ impl Plan {
             };
             let mut queue = Queue::new(batches, self.inference.threads.max(1), self.ahead, work);
             report(progress, before, total)?;
-            for added in &mut queue {
+            for (round, added) in (1_u64..).zip(&mut queue) {
                 before += added?;
                 report(progress, before, total)?;
+                if round.is_multiple_of(WATCHED) {
+                    shared.volume.unchanged()?;
+                }
             }
             drop(queue);
             let run = Arc::into_inner(run).expect("the queue's threads are joined");
@@ -128,6 +141,7 @@ impl Plan {
                 stores.outputs.push(store);
             }
         }
+        shared.volume.unchanged()?;
         for store in stores.outputs {
             store.finish()?;
         }

@@ -2,13 +2,13 @@
 
 use std::fmt::Debug;
 use std::ops::Range;
-use std::thread::available_parallelism;
 
 use super::border::Border;
 use super::near::Neighbourhood;
 use super::uniform::Uniform;
 use crate::error::{Error, Result};
 use crate::region::{Region, Shape};
+use crate::threads::threads;
 
 /// Where patches lie. The n-th draw of an epoch is a function of the sampler's seed, the
 /// epoch and n, and of nothing else.
@@ -100,7 +100,7 @@ impl SamplerOptions {
             seed,
             border: Border::Drop,
             budget: 64 << 20,
-            threads: available_parallelism().map_or(1, usize::from),
+            threads: threads(),
             neighbourhood: None,
         }
     }

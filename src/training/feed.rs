@@ -62,6 +62,15 @@ pub(super) struct Opened {
 }
 
 impl Opened {
+    /// The subject, if all of its images are what they were when they were opened.
+    fn unchanged(opened: Arc<Self>) -> Result<Arc<Self>, Failed> {
+        let mut images = opened.subject.images().iter();
+        match images.try_for_each(|image| image.volume.unchanged()) {
+            Ok(()) => Ok(opened),
+            Err(error) => Err(Failed::of(&opened, error)),
+        }
+    }
+
     /// Bytes read of an image since this was last asked.
     pub(super) fn newly_read(&self, image: usize) -> u64 {
         let now = self.subject.images()[image].volume.reads().bytes;
@@ -181,7 +190,7 @@ impl Feed {
         wanted.sort_unstable();
         let mut found = BTreeMap::new();
         for run in wanted.chunk_by(|a, b| a.subject == b.subject) {
-            let opened = self.opened(run[0].subject);
+            let opened = self.opened(run[0].subject).and_then(Opened::unchanged);
             let draws: Vec<u64> = run.iter().map(|planned| planned.draw).collect();
             let places = opened.and_then(|opened| self.draw(opened, &draws));
             match places {

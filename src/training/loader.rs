@@ -15,6 +15,7 @@ use super::share::{Share, Turn};
 use super::state::LoaderState;
 use super::subject::Subjects;
 use crate::error::{Error, Result};
+use crate::threads::threads;
 
 /// What to read, and with how much of the machine.
 #[derive(Clone)]
@@ -49,7 +50,7 @@ impl Default for LoaderOptions {
     /// All cores, 300 patches or 512 MiB, everything to one rank.
     fn default() -> Self {
         Self {
-            threads: thread::available_parallelism().map_or(1, usize::from),
+            threads: threads(),
             max_length: 300,
             max_bytes: 512 << 20,
             share: Share::whole(1),

@@ -90,6 +90,10 @@ impl Volume for Cached {
         self.inner.files()
     }
 
+    fn unchanged(&self) -> Result<()> {
+        self.inner.unchanged()
+    }
+
     fn stored_bytes(&self) -> Result<u64> {
         self.inner.stored_bytes()
     }

@@ -9,6 +9,7 @@ mod chunk;
 mod create;
 mod flat;
 mod header;
+mod io;
 pub(crate) mod lru;
 mod marks;
 mod memory;
@@ -22,6 +23,7 @@ pub(crate) mod staged;
 pub mod suite;
 mod upsampled;
 mod verify;
+mod watch;
 mod zarr;
 
 use std::fmt::{self, Debug};
@@ -41,6 +43,7 @@ pub(crate) use chunk::intersecting;
 pub use chunk::{Chunk, ChunkVoxels};
 pub use create::{Codec, CreateOptions, ZarrVersion, check_output, create, planned};
 pub use header::raw::RawSpec;
+pub use io::Io;
 pub use memory::MemoryVolume;
 pub use open::{Missing, OpenOptions, open};
 pub use partial::{Durability, Part, discard};
@@ -289,6 +292,17 @@ pub trait Volume: Debug + Send + Sync {
         vec![self.layout().path.clone()]
     }
 
+    /// Checks that the files are those that were opened, and were not written to since, as far as
+    /// that can be told without reading them: by their inode, size and time of change. Of a Zarr array
+    /// these are the metadata; a chunk is looked at when it is read. A wrapper passes the question on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Changed`], which names the file.
+    fn unchanged(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Bytes that the voxels take where they are stored.
     ///
     /// # Errors
@@ -392,6 +406,9 @@ impl<V: Volume + ?Sized> Volume for Arc<V> {
     }
     fn files(&self) -> Vec<PathBuf> {
         (**self).files()
+    }
+    fn unchanged(&self) -> Result<()> {
+        (**self).unchanged()
     }
     fn stored_bytes(&self) -> Result<u64> {
         (**self).stored_bytes()

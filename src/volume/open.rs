@@ -10,7 +10,7 @@ use flate2::bufread::MultiGzDecoder;
 
 use super::flat::{self, GZIP};
 use super::header::{self, Encoding, FlatHeader, Start, metaimage, nifti, npy, nrrd};
-use super::{RawSpec, Volume, zarr};
+use super::{Io, RawSpec, Volume, zarr};
 use crate::error::{Error, Result};
 
 /// What [`open`] may be told.
@@ -26,6 +26,11 @@ pub struct OpenOptions {
     /// Whether the data come from someone who means well. If not, codecs that hostile data
     /// could exploit (blosc above all) are refused; only for Zarr.
     pub trusted: bool,
+    /// How uncompressed flat files are read.
+    pub io: Io,
+    /// Whether a header may name a file of voxels that does not lie in its folder or below. It is a
+    /// regular file in any case.
+    pub allow_external: bool,
 }
 
 impl Default for OpenOptions {
@@ -35,6 +40,8 @@ impl Default for OpenOptions {
             raw: None,
             missing: Missing::Fill,
             trusted: true,
+            io: Io::Auto,
+            allow_external: false,
         }
     }
 }
@@ -89,7 +96,7 @@ impl OpenOptions {
         } else {
             path.to_path_buf()
         };
-        flat::open(path, &from, &header)
+        flat::open(path, &from, &header, self)
     }
 }
 
@@ -99,7 +106,7 @@ impl OpenOptions {
 /// `scan.raw.json` or `scan.json`, with the keys that [`RawSpec::from_json`] tells. Nothing but
 /// headers is read yet.
 ///
-/// An uncompressed flat file is mapped into memory. Do not change or shorten it while the
+/// An uncompressed flat file is mapped into memory, unless it lies on a network (see [`Io`]). Do not change or shorten it while the
 /// volume lives: reads would give changed voxels, and be an error once the file is too short.
 /// A file compressed as a whole is unpacked as it is read as long as reads
 /// go forward, and into a temporary file of its full size (in `TMPDIR`) by the first that does

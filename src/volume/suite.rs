@@ -366,6 +366,10 @@ impl<V: Volume> Volume for Faulty<V> {
         self.inner.reads()
     }
 
+    fn unchanged(&self) -> Result<()> {
+        self.inner.unchanged()
+    }
+
     fn stored_bytes(&self) -> Result<u64> {
         self.inner.stored_bytes()
     }

@@ -265,6 +265,10 @@ impl Volume for Upsampled {
         self.inner.files()
     }
 
+    fn unchanged(&self) -> Result<()> {
+        self.inner.unchanged()
+    }
+
     fn stored_bytes(&self) -> Result<u64> {
         self.inner.stored_bytes()
     }

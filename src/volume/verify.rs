@@ -13,6 +13,7 @@ use super::{ChunkShape, OpenOptions, Volume, zarr};
 use crate::error::{Error, Result};
 use crate::progress::{Progress, report};
 use crate::region::{Region, chunk_region, indices};
+use crate::threads::pool;
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,63 +44,72 @@ pub struct Damaged {
 ///
 /// Damage is found where codecs have a checksum, as the zstd of outputs made here, or where the
 /// bytes are no stream of the codec any more. A chunk that is gone reads as fill value: that
-/// cannot be told from one that never was.
+/// cannot be told from one that never was, unless that is to be an error.
 ///
 /// # Errors
 ///
 /// As [`open`](super::open) if the metadata of a level cannot be read, and [`Error::Stopped`] if
 /// `progress` says so. Damaged chunks are no error, but a finding.
 pub fn verify(path: &Path, threads: usize, progress: Progress<'_>) -> Result<Verified> {
-    let levels = if path.is_dir() {
-        zarr::level_count(path)?
-    } else {
-        1
-    };
-    let open = |level| {
-        let options = OpenOptions {
-            level,
-            ..OpenOptions::default()
-        };
-        options.open(path)
-    };
-    let volumes = (0..levels).map(open).collect::<Result<Vec<_>>>()?;
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads.max(1))
-        .thread_name(|n| format!("voxpatch-verify-{n}"))
-        .build()
-        .map_err(|error| Error::io("start threads to read", path)(std::io::Error::other(error)))?;
-    let work = Work {
-        progress,
-        total: volumes.iter().map(|volume| pieces(&**volume)).sum(),
-        done: AtomicU64::new(0),
-        empty: AtomicU64::new(0),
-        damaged: Mutex::default(),
-    };
-    for (level, volume) in volumes.iter().enumerate() {
-        if volume.layout().read_chunk.is_some() {
-            pool.install(|| work.chunks(level, &**volume))?;
+    OpenOptions::default().verify(path, threads, progress)
+}
+
+impl OpenOptions {
+    /// Verifies the volume at `path`, all levels of it, as [`verify`] does, but reads it as these
+    /// options say: with [`Missing::Error`](super::Missing::Error), a chunk that has no file is
+    /// damaged.
+    ///
+    /// # Errors
+    ///
+    /// As [`verify`].
+    pub fn verify(&self, path: &Path, threads: usize, progress: Progress<'_>) -> Result<Verified> {
+        let levels = if path.is_dir() {
+            zarr::level_count(path)?
         } else {
-            work.slabs(&**volume)?;
-        }
-    }
-    let (done, empty) = (work.done.into_inner(), work.empty.into_inner());
-    let damaged = work
-        .damaged
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner);
-    Ok(Verified {
-        levels: volumes.len() as u64,
-        chunks: done - empty,
-        empty,
-        damaged: damaged
-            .into_iter()
-            .map(|((level, chunk), problem)| Damaged {
+            1
+        };
+        let open = |level| {
+            let options = OpenOptions {
                 level,
-                chunk,
-                problem,
-            })
-            .collect(),
-    })
+                ..self.clone()
+            };
+            options.open(path)
+        };
+        let volumes = (0..levels).map(open).collect::<Result<Vec<_>>>()?;
+        let pool = pool(threads, "verify", path)?;
+        let work = Work {
+            progress,
+            total: volumes.iter().map(|volume| pieces(&**volume)).sum(),
+            done: AtomicU64::new(0),
+            empty: AtomicU64::new(0),
+            damaged: Mutex::default(),
+        };
+        for (level, volume) in volumes.iter().enumerate() {
+            if volume.layout().read_chunk.is_some() {
+                pool.install(|| work.chunks(level, &**volume))?;
+            } else {
+                work.slabs(&**volume)?;
+            }
+        }
+        let (done, empty) = (work.done.into_inner(), work.empty.into_inner());
+        let damaged = work
+            .damaged
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        Ok(Verified {
+            levels: volumes.len() as u64,
+            chunks: done - empty,
+            empty,
+            damaged: damaged
+                .into_iter()
+                .map(|((level, chunk), problem)| Damaged {
+                    level,
+                    chunk,
+                    problem,
+                })
+                .collect(),
+        })
+    }
 }
 
 struct Work<'a> {

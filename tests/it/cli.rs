@@ -913,7 +913,7 @@ fn ctrl_c_ends_a_demo_with_130_and_nothing_that_looks_finished() {
 }
 
 #[test]
-fn sigterm_ends_infer_and_sample_with_130_and_nothing_left() {
+fn sigterm_ends_infer_and_sample_with_143_and_nothing_left() {
     let place = Place::new();
     let source = place.store("in.zarr", [48; 3], 1, vec![1_u8; 48 * 48 * 48]);
     for args in [
@@ -944,7 +944,7 @@ fn sigterm_ends_infer_and_sample_with_130_and_nothing_left() {
             .expect("the command starts");
         assert_eq!(
             interrupt(child, "-TERM", place.path(), ".incomplete"),
-            Some(130),
+            Some(143),
             "{args:?}"
         );
         assert_eq!(names(place.path()), ["in.zarr"], "{args:?}");

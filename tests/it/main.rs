@@ -8,6 +8,7 @@ mod layers;
 #[cfg(feature = "onnx")]
 mod onnx;
 mod outputs;
+mod process;
 mod real;
 mod rigs;
 mod sample;

@@ -21,7 +21,7 @@ const PATCH: Shape = [96; 3];
 const BUDGET: u64 = 512 << 20;
 
 /// Runs `work` in a process of its own, which runs only the test of this name.
-fn alone(test: &str, work: impl FnOnce()) {
+pub(crate) fn alone(test: &str, work: impl FnOnce()) {
     if std::env::var_os(CHILD).is_some() {
         return work();
     }

@@ -8,6 +8,7 @@ use voxpatch::volume::{Codec, CreateOptions, Downsample, Durability, Part, Pyram
 use voxpatch::{DType, Shape};
 
 use crate::blending::Blending;
+use crate::opening::Opening;
 
 /// Patches from huge 3-D volumes: look, convert, sample and predict without loading the volume.
 ///
@@ -42,6 +43,8 @@ pub(crate) struct Info {
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) opening: Opening,
 }
 
 /// Decode every stored chunk of every level, and name those that are damaged.
@@ -57,6 +60,8 @@ pub(crate) struct Verify {
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) opening: Opening,
 }
 
 /// Copy a volume into another format, voxel type or chunking.
@@ -193,6 +198,8 @@ pub(crate) struct Preview {
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) opening: Opening,
 }
 
 /// What commands that write have in common.
@@ -210,6 +217,8 @@ pub(crate) struct Common {
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) opening: Opening,
 }
 
 impl Common {
@@ -225,10 +234,7 @@ impl Common {
 
 /// As many threads as were asked for, or as the machine has.
 pub(crate) fn threads(wanted: Option<u16>) -> usize {
-    wanted.map_or_else(
-        || std::thread::available_parallelism().map_or(1, usize::from),
-        usize::from,
-    )
+    wanted.map_or_else(voxpatch::threads, usize::from)
 }
 
 /// How much memory a command may use.

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use voxpatch::volume::{OpenOptions, check_output, create, open};
+use voxpatch::volume::{check_output, create, open};
 use voxpatch::{ConvertOptions, Layout};
 
 use crate::report::{self, Report};
@@ -12,10 +12,7 @@ use crate::{args, stop};
 pub(crate) fn run(settings: &args::Convert) -> anyhow::Result<()> {
     let began = Instant::now();
     check_output(&settings.target, &[&settings.source])?;
-    let options = OpenOptions {
-        level: settings.common.level,
-        ..OpenOptions::default()
-    };
+    let options = settings.common.opening.options(settings.common.level);
     let source = options.open(&settings.source)?;
     let from = source.layout();
     let layout = Layout {

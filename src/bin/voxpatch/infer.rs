@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use voxpatch::inference::{Ensemble, Flips, Inference, Model, OneOutput, Plan, Selection, builtin};
-use voxpatch::volume::{CreateOptions, OpenOptions, Part, check_output};
-use voxpatch::{Error, Layout, Target, Volume, open};
+use voxpatch::volume::{CreateOptions, Part, check_output};
+use voxpatch::{Error, Layout, Target, Volume};
 
 use crate::args::{RuntimeName, TtaName};
 use crate::memory::{Meter, text};
@@ -20,10 +20,7 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     let inputs: Vec<_> = std::iter::once(&*settings.source).chain(mask).collect();
     check_output(&settings.target, &inputs)?;
     let model = model(settings)?;
-    let options = OpenOptions {
-        level: settings.common.level,
-        ..OpenOptions::default()
-    };
+    let options = settings.common.opening.options(settings.common.level);
     let volume = options.open(&settings.source)?;
     let layout = volume.layout();
     let mut inference =
@@ -47,7 +44,8 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     let stores = settings.storage.choices(settings.common.force);
     let mut plan = plan_within(&inference, fewest, layout, &*model, &target, &stores)?;
     if let Some(mask) = mask {
-        let selection = Selection::from_mask(&plan.grid, &*open(mask)?)?;
+        let mask_options = settings.common.opening.options(0);
+        let selection = Selection::from_mask(&plan.grid, &*mask_options.open(mask)?)?;
         plan = plan.with_selection(selection);
     }
     let resumed = settings.resume || settings.part.is_some();

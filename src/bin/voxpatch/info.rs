@@ -1,17 +1,14 @@
 //! `voxpatch info`: what a volume is.
 
 use serde_json::json;
-use voxpatch::volume::{ChunkShape, OpenOptions};
+use voxpatch::volume::ChunkShape;
 
 use crate::args;
 use crate::report::{self, Report};
 
 /// Opens the volume and tells its layout.
 pub(crate) fn run(settings: &args::Info) -> anyhow::Result<()> {
-    let options = OpenOptions {
-        level: settings.level,
-        ..OpenOptions::default()
-    };
+    let options = settings.opening.options(settings.level);
     let volume = options.open(&settings.path)?;
     let layout = volume.layout();
     let decoded = layout.decoded_bytes()?;

@@ -2,7 +2,7 @@
 //!
 //! Results go to standard output, everything else to standard error. The exit status is 0
 //! if all is done, 1 if something failed (one line says what), 2 if the command line is
-//! wrong, and 130 if the user stopped it. An output appears whole or not at all.
+//! wrong, and 130 or 143 if Ctrl-C or SIGTERM stopped it. An output appears whole or not at all.
 
 mod args;
 mod blending;
@@ -11,6 +11,7 @@ mod demo;
 mod infer;
 mod info;
 mod memory;
+mod opening;
 mod output;
 mod preview;
 mod report;
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
     // Whoever cannot be told, because standard error is closed or full, has the exit status.
     let _ = writeln!(io::stderr(), "voxpatch: {}", one_line(&error));
     if error.chain().any(is_stop) {
-        return ExitCode::from(stop::STATUS);
+        return ExitCode::from(stop::status_now());
     }
     ExitCode::FAILURE
 }

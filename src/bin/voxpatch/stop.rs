@@ -1,29 +1,54 @@
-//! Ctrl-C and SIGTERM.
+//! Ctrl-C, SIGTERM and a terminal that is closed.
 //!
 //! Work that has an output under construction looks at the wish to stop and ends itself, so
-//! that nothing half-written stays; before there is one, the process ends at once.
+//! that nothing half-written stays; before there is one, and at the second signal, the process ends
+//! at once.
 
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::thread;
 
 use anyhow::Context;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
-/// The exit status of what the user stopped, as shells have it: 128 + SIGINT.
-pub(crate) const STATUS: u8 = 130;
-
-static WANTED: AtomicBool = AtomicBool::new(false);
+/// The first signal that came; 0 before.
+static SIGNAL: AtomicI32 = AtomicI32::new(0);
 static HEEDED: AtomicBool = AtomicBool::new(false);
 
 /// Listens for the signals from now on.
 pub(crate) fn listen() -> anyhow::Result<()> {
-    ctrlc::set_handler(|| {
-        WANTED.store(true, Ordering::SeqCst);
-        if !HEEDED.load(Ordering::SeqCst) {
-            eprintln!("voxpatch: stopped on request");
-            std::process::exit(i32::from(STATUS));
-        }
-    })
-    .context("cannot listen for Ctrl-C")
+    let listen = || -> std::io::Result<()> {
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+        let listener = move || signals.forever().for_each(received);
+        thread::Builder::new()
+            .name("voxpatch-signals".to_owned())
+            .spawn(listener)?;
+        Ok(())
+    };
+    listen().context("cannot listen for Ctrl-C")
+}
+
+fn received(signal: i32) {
+    let first = SIGNAL
+        .compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst)
+        .is_ok();
+    if !first || !HEEDED.load(Ordering::SeqCst) {
+        eprintln!("voxpatch: stopped on request");
+        std::process::exit(status(signal).into());
+    }
+}
+
+/// The exit status of what the user stopped, as shells have it: 128 and the signal's number.
+pub(crate) fn status_now() -> u8 {
+    match SIGNAL.load(Ordering::SeqCst) {
+        0 => status(SIGINT),
+        signal => status(signal),
+    }
+}
+
+fn status(signal: i32) -> u8 {
+    u8::try_from(128 + signal).unwrap_or(u8::MAX)
 }
 
 /// From now on the work stops itself: it asks [`check`] or reports through [`flow`].
@@ -33,10 +58,10 @@ pub(crate) fn heed() {
 
 /// Whether work may go on.
 pub(crate) fn flow() -> ControlFlow<()> {
-    if WANTED.load(Ordering::SeqCst) {
-        ControlFlow::Break(())
-    } else {
+    if SIGNAL.load(Ordering::SeqCst) == 0 {
         ControlFlow::Continue(())
+    } else {
+        ControlFlow::Break(())
     }
 }
 

@@ -2,7 +2,6 @@
 
 use anyhow::bail;
 use serde_json::{Value as Json, json};
-use voxpatch::volume::verify;
 
 use crate::report::{self, Report};
 use crate::{args, stop};
@@ -12,7 +11,8 @@ pub(crate) fn run(settings: &args::Verify) -> anyhow::Result<()> {
     stop::heed();
     let threads = args::threads(settings.threads);
     let found = report::with_progress("verifying", |progress| {
-        verify(&settings.path, threads, progress)
+        let options = settings.opening.options(0);
+        options.verify(&settings.path, threads, progress)
     })?;
     let mut told = Report::default();
     told.plain("levels", found.levels);

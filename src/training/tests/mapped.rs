@@ -58,19 +58,36 @@ fn patches_of_mapped_files_equal_those_of_memory() {
 }
 
 #[test]
-fn a_mapped_file_that_is_replaced_while_it_is_open_stays_what_it_was() {
+fn a_mapped_file_that_is_replaced_stays_what_it_was_but_no_patches_are_drawn_from_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("scan.raw");
     let sidecar = r#"{"shape": [12, 12, 12], "dtype": "uint8"}"#;
     fs::write(folder.path().join("scan.raw.json"), sidecar).unwrap();
     fs::write(&path, vec![3; 1728]).unwrap();
-    let subject = of_volumes("s", vec![("ct", open(&path).unwrap())]);
+    let volume = open(&path).unwrap();
+    let subject = of_volumes("s", vec![("ct", Arc::clone(&volume))]);
     let other = folder.path().join("other");
     fs::write(&other, [9; 5]).unwrap();
     fs::rename(&other, &path).unwrap();
     let plan = Plan::new(1, 10, 1).unwrap();
     let make = uniform_of([4; 3], Border::Drop);
     let mut loader = Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options(1)).unwrap();
-    assert!(loader.all(|sample| sample.unwrap().patches()[0].bytes() == [3; 64]));
+    assert_eq!(
+        volume.read(Region::whole([12; 3])).unwrap().bytes(),
+        [3; 1728]
+    );
+    let mut failed = 0;
+    for sample in &mut loader {
+        let error = sample.unwrap_err();
+        let (mut told, mut cause) = (String::new(), Some(&error as &dyn std::error::Error));
+        while let Some(error) = cause {
+            told.push_str(&error.to_string());
+            cause = error.source();
+        }
+        let changed = "scan.raw changed while it was in use: another file has its name";
+        assert!(told.contains(changed), "{told}");
+        failed += 1;
+    }
+    assert_eq!(failed, 10);
     assert!(matches!(open(&path), Err(Error::FileLength { .. })));
 }

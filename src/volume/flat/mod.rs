@@ -1,10 +1,11 @@
 //! Flat files: all voxels in one piece, uncompressed or packed as a whole.
 //!
 //! An uncompressed file is mapped, and voxels are copied out of the map row by row, whatever
-//! the order of its axes and however unaligned they lie; a packed one is a
-//! [`StreamVolume`]. What a header promises and a file does not hold is
+//! the order of its axes and however unaligned they lie, or it is read by system calls; a packed one
+//! is a [`StreamVolume`]. What a header promises and a file does not hold is
 //! an error when the file is opened, as far as that can be known without unpacking.
 
+mod plain;
 mod stream;
 mod strided;
 #[cfg(test)]
@@ -22,7 +23,10 @@ use std::sync::Arc;
 use self::stream::StreamVolume;
 use self::strided::{Strided, to_native};
 use super::header::{Encoding, FlatHeader, Start};
+use super::io::Io;
 use super::mmap::Map;
+use super::open::OpenOptions;
+use super::watch::Watch;
 use super::{ChunkShape, Counter, Layout, Reads, Volume};
 use crate::error::{Error, Result};
 use crate::region::Region;
@@ -38,11 +42,12 @@ const SLAB: u64 = 8 << 20;
 /// faults of a map.
 const LONG: u64 = 64 << 10;
 
-/// An uncompressed file, mapped.
+/// An uncompressed file.
 #[derive(Debug)]
 pub(super) struct FlatVolume {
     layout: Layout,
-    map: Map,
+    /// `None` if the file is read by system calls.
+    map: Option<Map>,
     file: File,
     voxels: Strided,
     big_endian: bool,
@@ -52,6 +57,7 @@ pub(super) struct FlatVolume {
     bytes: Range<u64>,
     /// The file, and its header where that is another.
     files: Vec<PathBuf>,
+    watch: Watch,
     counter: Counter,
 }
 
@@ -67,19 +73,26 @@ struct Source {
     stored: u64,
     /// The data file, and the header where that is another file.
     files: Vec<PathBuf>,
+    watch: Watch,
 }
 
 /// Opens the volume called `path`, which the header in the file `from` describes.
-pub(super) fn open(path: &Path, from: &Path, header: &FlatHeader) -> Result<Arc<dyn Volume>> {
-    let source = Source::open(from, header)?;
+pub(super) fn open(
+    path: &Path,
+    from: &Path,
+    header: &FlatHeader,
+    options: &OpenOptions,
+) -> Result<Arc<dyn Volume>> {
+    let source = Source::open(from, header, options.allow_external)?;
+    let io = options.io;
     Ok(match header.encoding {
-        Encoding::Raw => Arc::new(FlatVolume::new(path, header, source)?),
-        Encoding::Gzip | Encoding::Zlib => Arc::new(StreamVolume::new(path, header, source)?),
+        Encoding::Raw => Arc::new(FlatVolume::new(path, header, source, io)?),
+        Encoding::Gzip | Encoding::Zlib => Arc::new(StreamVolume::new(path, header, source, io)?),
     })
 }
 
 impl FlatVolume {
-    fn new(path: &Path, header: &FlatHeader, source: Source) -> Result<Self> {
+    fn new(path: &Path, header: &FlatHeader, source: Source, io: Io) -> Result<Self> {
         let layout = header.layout(path);
         let bytes = layout.decoded_bytes()?;
         let offset = source.start.saturating_add(header.skip);
@@ -92,13 +105,16 @@ impl FlatVolume {
                 source.length,
             ));
         }
-        let map = Map::new(&source.file).map_err(Error::io("map", &source.path))?;
+        let map = io
+            .map(&source.file)
+            .map_err(Error::io("map", &source.path))?;
         Ok(Self {
             voxels: Strided::new(header, offset),
             big_endian: header.big_endian,
             stored: source.stored,
             bytes: offset..expected,
             files: source.files,
+            watch: source.watch,
             layout,
             map,
             file: source.file,
@@ -114,13 +130,19 @@ impl FlatVolume {
         let run = usize::try_from(run).expect("a piece of a buffer in memory");
         for (target, start) in out.chunks_exact_mut(run).zip(starts) {
             let read = self.file.read_exact_at(target, start);
-            read.map_err(Error::io("read", &self.layout.path))?;
+            read.map_err(|source| self.unread(source))?;
         }
         Ok(())
     }
 }
 
 impl FlatVolume {
+    /// Why the file could not be read.
+    fn unread(&self, source: std::io::Error) -> Error {
+        let short = self.check_length().err();
+        short.unwrap_or_else(|| Error::io("read", &self.files[0])(source))
+    }
+
     /// Checks that the file has not been made shorter: what lies beyond its end in its last
     /// page reads as zeros.
     fn check_length(&self) -> Result<()> {
@@ -143,10 +165,13 @@ impl Volume for FlatVolume {
         self.layout.check_read(&channels, region, out.len())?;
         if self.voxels.is_planar() && self.voxels.runs(&channels, region).0 >= LONG {
             self.read_runs(&channels, region, out)?;
-        } else {
-            let copied = self.voxels.copy_mapped(&self.map, &channels, region, out);
+        } else if let Some(map) = &self.map {
+            let copied = self.voxels.copy_mapped(map, &channels, region, out);
             self.check_length()?;
             copied.map_err(|lost| Error::io("read", &self.files[0])(lost.into()))?;
+        } else {
+            plain::read(&self.file, &self.voxels, (&channels, region), out)
+                .map_err(|source| self.unread(source))?;
         }
         to_native(self.layout.dtype, self.big_endian, out);
         self.counter.add(0, out.len() as u64);
@@ -166,6 +191,10 @@ impl Volume for FlatVolume {
 
     fn files(&self) -> Vec<PathBuf> {
         self.files.clone()
+    }
+
+    fn unchanged(&self) -> Result<()> {
+        self.watch.check()
     }
 
     fn stored_bytes(&self) -> Result<u64> {
@@ -188,17 +217,21 @@ fn too_short(path: &Path, layout: &Layout, needs: (u64, u64), actual: u64) -> Er
 }
 
 impl Source {
-    fn open(header_path: &Path, header: &FlatHeader) -> Result<Self> {
+    fn open(header_path: &Path, header: &FlatHeader, allow_external: bool) -> Result<Self> {
+        let mut watch = Watch::default();
         let (path, also) = match &header.data {
             Some(name) => {
                 let found = std::fs::metadata(header_path);
                 let found = found.map_err(Error::io("open", header_path))?;
-                (beside(header_path, name)?, found.len())
+                watch.add(header_path, &found);
+                (beside(header_path, name, allow_external)?, found.len())
             }
             None => (header_path.to_path_buf(), 0),
         };
         let mut file = File::open(&path).map_err(Error::io("open", &path))?;
-        let length = file.metadata().map_err(Error::io("open", &path))?.len();
+        let found = file.metadata().map_err(Error::io("open", &path))?;
+        let length = found.len();
+        watch.add(&path, &found);
         let start = match header.start {
             Start::At { byte, lines: 0 } => byte,
             Start::At { byte, lines } => after_lines(&path, &mut file, byte, lines)?,
@@ -217,6 +250,7 @@ impl Source {
         Ok(Self {
             stored: length + also,
             files,
+            watch,
             path,
             file,
             length,
@@ -225,12 +259,13 @@ impl Source {
     }
 }
 
-/// The file that a header names, which must be a regular one below the header's folder.
-fn beside(header: &Path, name: &str) -> Result<PathBuf> {
+/// The file that a header names, which must be a regular one, below the header's folder unless
+/// others are allowed.
+fn beside(header: &Path, name: &str, allow_external: bool) -> Result<PathBuf> {
     let refuse = |why: &str| {
         let what = format!(
             "the voxels are said to be in {name:?}, {why}: only a regular file in the header's \
-             folder or below is read"
+             folder or below is read (others only with --allow-external)"
         );
         Error::unsupported(header, what)
     };
@@ -239,7 +274,7 @@ fn beside(header: &Path, name: &str) -> Result<PathBuf> {
     if name.contains("://") {
         return Err(refuse("which is no file"));
     }
-    if name.is_empty() || !relative.components().all(plain) {
+    if name.is_empty() || !(allow_external || relative.components().all(plain)) {
         return Err(refuse("which may lie elsewhere"));
     }
     let folder = match header.parent() {
@@ -249,7 +284,7 @@ fn beside(header: &Path, name: &str) -> Result<PathBuf> {
     let folder = folder.canonicalize().map_err(Error::io("open", folder))?;
     let path = folder.join(relative);
     let path = path.canonicalize().map_err(Error::io("open", &path))?;
-    if !path.starts_with(&folder) {
+    if !(allow_external || path.starts_with(&folder)) {
         return Err(refuse("a link that leads elsewhere"));
     }
     let found = std::fs::metadata(&path).map_err(Error::io("open", &path))?;

@@ -2,20 +2,23 @@
 //!
 //! Reads that go forward through the file unpack it as they go, with no more memory than they
 //! fill, so that going through it slab by slab costs one pass. The first read that goes back
-//! unpacks all of it once into a temporary file without a name, which is mapped from then on.
+//! unpacks all of it once into a temporary file without a name, which is read from then on as an
+//! uncompressed one is.
 
 use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::super::header::FlatHeader;
+use super::super::io::Io;
 use super::super::mmap::Map;
+use super::super::watch::Watch;
 use super::super::{Counter, Layout, Reads, Volume};
 use super::strided::{Strided, to_native};
 use super::unpack::{Failure, Packed, Unpacker};
-use super::{Source, too_short};
+use super::{Source, plain, too_short};
 use crate::error::{Error, Result};
 use crate::region::Region;
 
@@ -34,18 +37,27 @@ pub(super) struct StreamVolume {
     stored: u64,
     /// The packed file, and its header where that is another.
     files: Vec<PathBuf>,
+    watch: Watch,
+    io: Io,
     counter: Counter,
     /// The stream where the last read left it; `None` before the first and after a failure.
     forward: Mutex<Option<Unpacker>>,
     /// Everything, unpacked, once something was read twice.
-    unpacked: OnceLock<Map>,
+    unpacked: OnceLock<Unpacked>,
+}
+
+/// A temporary file.
+#[derive(Debug)]
+enum Unpacked {
+    Map(Map),
+    File(File),
 }
 
 /// Unpacked bytes written to the temporary file at once.
 const BLOCK: usize = 1 << 20;
 
 impl StreamVolume {
-    pub(super) fn new(path: &Path, header: &FlatHeader, source: Source) -> Result<Self> {
+    pub(super) fn new(path: &Path, header: &FlatHeader, source: Source, io: Io) -> Result<Self> {
         let layout = header.layout(path);
         Ok(Self {
             promised: header.skip.saturating_add(layout.decoded_bytes()?),
@@ -56,6 +68,8 @@ impl StreamVolume {
             big_endian: header.big_endian,
             stored: source.stored,
             files: source.files,
+            watch: source.watch,
+            io,
             counter: Counter::default(),
             forward: Mutex::new(None),
             unpacked: OnceLock::new(),
@@ -145,10 +159,12 @@ impl StreamVolume {
         Ok(())
     }
 
-    fn unpack(&self) -> Result<Map> {
+    fn unpack(&self) -> Result<Unpacked> {
         let file = tempfile::tempfile().map_err(Error::io(NO_ROOM, &self.path))?;
         self.unpack_into(&file)?;
-        Map::new(&file).map_err(Error::io("map what was unpacked from", &self.path))
+        let map = self.io.map(&file);
+        let map = map.map_err(Error::io("map what was unpacked from", &self.path))?;
+        Ok(map.map_or(Unpacked::File(file), Unpacked::Map))
     }
 }
 
@@ -182,17 +198,21 @@ impl Volume for StreamVolume {
                     to_native(self.layout.dtype, self.big_endian, out);
                     return Ok(());
                 }
-                let map = self.unpack()?;
-                let _ = self.unpacked.set(map);
+                let _ = self.unpacked.set(self.unpack()?);
             }
         }
-        let map = self
+        let unpacked = self
             .unpacked
             .get()
             .expect("it was unpacked by this thread or another");
-        let copied = self.voxels.copy_mapped(map, &channels, region, out);
-        let error = Error::io("read what was unpacked from", &self.path);
-        copied.map_err(|lost| error(lost.into()))?;
+        match unpacked {
+            Unpacked::Map(map) => self
+                .voxels
+                .copy_mapped(map, &channels, region, out)
+                .map_err(io::Error::from),
+            Unpacked::File(file) => plain::read(file, &self.voxels, (&channels, region), out),
+        }
+        .map_err(Error::io("read what was unpacked from", &self.path))?;
         to_native(self.layout.dtype, self.big_endian, out);
         self.counter.add(0, out.len() as u64);
         Ok(())
@@ -204,6 +224,10 @@ impl Volume for StreamVolume {
 
     fn files(&self) -> Vec<PathBuf> {
         self.files.clone()
+    }
+
+    fn unchanged(&self) -> Result<()> {
+        self.watch.check()
     }
 
     fn stored_bytes(&self) -> Result<u64> {
@@ -235,8 +259,8 @@ mod tests {
             start: Start::byte(0),
             ..FlatHeader::new(Format::Nifti1, [5, 10, 100], DType::U8, 0)
         };
-        let source = Source::open(&path, &header).unwrap();
-        let volume = StreamVolume::new(&path, &header, source).unwrap();
+        let source = Source::open(&path, &header, false).unwrap();
+        let volume = StreamVolume::new(&path, &header, source, Io::Auto).unwrap();
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
         let error = volume.unpack_into(&full).unwrap_err();
         let Error::Io { source, .. } = &error else {

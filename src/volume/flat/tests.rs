@@ -9,7 +9,7 @@ use flate2::write::{GzEncoder, ZlibEncoder};
 
 use super::super::suite::{Random, check};
 use super::super::{
-    CreateOptions, Format, Layout, OpenOptions, RawSpec, Rescale, Volume, create, open,
+    CreateOptions, Format, Io, Layout, OpenOptions, RawSpec, Rescale, Volume, create, open,
 };
 use crate::dtype::{DType, swap_bytes};
 use crate::error::Error;
@@ -183,9 +183,17 @@ impl Desk {
 
     fn check(&self, name: &str, parts: &[&[u8]], expected: &Patch) {
         let path = self.put(name, parts);
-        let volume = open(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert_eq!(volume.layout().path, path);
-        check(&*volume, expected);
+        for io in [Io::Map, Io::Read] {
+            let options = OpenOptions {
+                io,
+                ..OpenOptions::default()
+            };
+            let volume = options.open(&path);
+            let volume = volume.unwrap_or_else(|error| panic!("{name}, {io:?}: {error}"));
+            assert_eq!(volume.layout().path, path);
+            check(&*volume, expected);
+            volume.unchanged().unwrap();
+        }
     }
 }
 
@@ -1040,5 +1048,88 @@ fn a_file_that_is_cut_while_it_is_open_is_an_error_for_every_voxel_from_then_on(
                 "{left}: {error}"
             );
         }
+    }
+}
+
+/// Boxes whose voxels lie so far apart that they are read in parts, along whatever axis.
+#[test]
+fn large_boxes_are_read_by_calls_of_bounded_size() {
+    let desk = Desk::new();
+    let shape = [70, 150, 130];
+    let patch = Random(9).patch(shape, 3, DType::U16);
+    for (order, fortran, text) in [
+        ("xyzc", false, "(3, 70, 150, 130)"),
+        ("czyx", true, "(3, 70, 150, 130)"),
+    ] {
+        let path = desk.put("a.npy", &[&npy(&patch, 1, text, fortran, order, false)]);
+        let [mapped, plain] = [Io::Map, Io::Read].map(|io| {
+            let options = OpenOptions {
+                io,
+                ..OpenOptions::default()
+            };
+            options.open(&path).unwrap()
+        });
+        for region in [
+            Region::whole(shape),
+            Region::new([3, 5, 7], [60, 140, 1]),
+            Region::new([0, 149, 0], [70, 1, 130]),
+            Region::new([69, 2, 3], [1, 100, 100]),
+            Region::new([10, 20, 30], [33, 40, 50]),
+        ] {
+            for channels in [0..3, 1..2] {
+                let voxels = region.voxels() * (channels.end - channels.start) * 2;
+                let [mut a, mut b] = [(); 2].map(|()| vec![0; usize::try_from(voxels).unwrap()]);
+                mapped
+                    .read_channels(channels.clone(), region, &mut a)
+                    .unwrap();
+                plain.read_channels(channels, region, &mut b).unwrap();
+                assert!(a == b, "{order}: [{region}]");
+            }
+        }
+        // Cut short, it is an error as it is under a map.
+        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(2000).unwrap();
+        let error = plain
+            .read(Region::new([69, 140, 100], [1, 2, 3]))
+            .unwrap_err();
+        assert!(
+            matches!(error, Error::FileLength { actual: 2000, .. }),
+            "{error}"
+        );
+        let changed = plain.unchanged().unwrap_err();
+        assert!(changed.to_string().contains("a.npy changed"), "{changed}");
+    }
+}
+
+#[test]
+fn voxels_outside_the_headers_folder_are_read_only_where_that_is_allowed() {
+    let desk = Desk::new();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let data = elsewhere.path().join("voxels.raw");
+    fs::write(&data, [5; 24]).unwrap();
+    std::os::unix::fs::symlink(&data, desk.folder.path().join("link.raw")).unwrap();
+    let allowed = OpenOptions {
+        allow_external: true,
+        ..OpenOptions::default()
+    };
+    for name in [data.to_str().unwrap(), "link.raw"] {
+        let header = format!(
+            "ObjectType = Image\nNDims = 3\nDimSize = 4 3 2\nElementType = MET_UCHAR\nElementDataFile = {name}\n"
+        );
+        let path = desk.put("a.mhd", &[header.as_bytes()]);
+        let refused = open(&path).unwrap_err().to_string();
+        assert!(refused.contains("--allow-external"), "{refused}");
+        let volume = allowed.open(&path).unwrap();
+        assert_eq!(
+            volume.read(Region::whole([2, 3, 4])).unwrap().bytes(),
+            [5; 24]
+        );
+    }
+    for name in ["/dev/zero", "http://host/a.raw", "../none.raw", ""] {
+        let header = format!(
+            "ObjectType = Image\nNDims = 3\nDimSize = 4 3 2\nElementType = MET_UCHAR\nElementDataFile = {name}\n"
+        );
+        let path = desk.put("a.mhd", &[header.as_bytes()]);
+        assert!(allowed.open(&path).is_err(), "{name}");
     }
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::num::NonZeroU64;
 use std::ops::Range;
 
-use zarrs::array::codec::api::{ArrayToBytesCodecTraits, CodecOptions};
+use zarrs::array::codec::api::ArrayToBytesCodecTraits;
 use zarrs::array::{Array, ArrayBytes};
 
 use super::super::Layout;
@@ -12,6 +12,7 @@ use super::super::chunk::check_whole_chunks;
 use super::super::create::CreateOptions;
 use super::super::marks::Marks;
 use super::super::pyramid::{Ladder, Source};
+use super::apart::{apart, codec_options};
 use super::document::{Planned, plan, sizes};
 use super::meta::Facts;
 use super::open_array;
@@ -31,6 +32,7 @@ pub(super) struct Arrays {
 pub(super) struct LevelArray {
     pub(super) layout: Layout,
     array: Array<()>,
+    sharded: bool,
     /// The chunks that were written: those that are all fill value leave no file to tell.
     pub(super) written: Marks,
 }
@@ -197,6 +199,7 @@ impl LevelArray {
             written: Marks::new(layout.channels, layout.shape, chunk),
             layout,
             array,
+            sharded: facts.sharded,
         })
     }
 
@@ -245,10 +248,16 @@ impl LevelArray {
             .into_iter()
             .filter_map(NonZeroU64::new)
             .collect();
-        let options = CodecOptions::default().with_concurrent_target(1);
         let codecs = self.array.codecs();
-        let encoded = codecs.encode(bytes, &shape, dtype, fill, &options)?;
-        Ok(Some(encoded.into_owned()))
+        let encode = || -> Result<Option<Vec<u8>>, Cause> {
+            let encoded = codecs.encode(bytes, &shape, dtype, fill, &codec_options())?;
+            Ok(Some(encoded.into_owned()))
+        };
+        if self.sharded {
+            apart(encode)?
+        } else {
+            encode()
+        }
     }
 
     /// c, z, y, x along the array's own dimensions: without c where there is one channel.

@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use zarrs::array::codec::api::{
     ArrayToArrayCodecTraits, ArrayToBytesCodecTraits, BytesRepresentation, BytesToBytesCodecTraits,
-    Codec, CodecOptions,
+    Codec,
 };
 use zarrs::array::codec::{BytesCodec, TransposeCodec};
 use zarrs::array::{ArrayBytes, DataType, FillValue};
 use zarrs::metadata::v3::MetadataV3;
 
+use super::apart::codec_options;
 use super::guard::{Guard, Size};
 use super::shard::Shards;
 use crate::error::Cause;
@@ -131,9 +132,7 @@ impl Chain {
             encoded = guard.decode(encoded)?;
         }
         self.serialized.check("it holds", encoded.len() as u64)?;
-        let options = CodecOptions::default()
-            .with_concurrent_target(1)
-            .with_validate_checksums(true);
+        let options = codec_options();
         let mut voxels = match &self.serializer {
             Serializer::Shards(shards) => ArrayBytes::new_flen(shards.decode(&encoded)?),
             Serializer::Codec(codec) => {

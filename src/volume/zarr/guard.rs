@@ -12,12 +12,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use zarrs::array::BytesRepresentation;
-use zarrs::array::codec::api::{BytesToBytesCodecTraits, CodecOptions};
+use zarrs::array::codec::api::BytesToBytesCodecTraits;
 use zarrs::array::codec::{
     Adler32Codec, BloscCodec, Bz2Codec, Crc32cCodec, Fletcher32Codec, GzipCodec, ShuffleCodec,
     ZlibCodec, ZstdCodec,
 };
 
+use super::apart::codec_options;
 use crate::error::Cause;
 
 /// One step from bytes to bytes, held to what it may decode to.
@@ -129,9 +130,7 @@ impl Guard {
     }
 
     fn by_codec(&self, encoded: Vec<u8>) -> Result<Vec<u8>, Cause> {
-        let options = CodecOptions::default()
-            .with_concurrent_target(1)
-            .with_validate_checksums(true);
+        let options = codec_options();
         let decoded =
             self.codec
                 .decode(encoded.into(), &self.decoded.representation(), &options)?;

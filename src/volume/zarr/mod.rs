@@ -6,6 +6,7 @@
 //! the metadata promises. Nothing is registered with zarrs: other users of it in the same
 //! process see no difference.
 
+mod apart;
 mod arrays;
 mod chain;
 mod document;
@@ -29,6 +30,7 @@ use zarrs::metadata::v2::ArrayMetadataV2;
 use zarrs::metadata::v3::ArrayMetadataV3;
 use zarrs::plugin::PluginCreateError;
 
+use self::apart::codec_options;
 use self::chain::{Chain, Form, Refusal, place};
 use self::guard::caught;
 use self::meta::Facts;
@@ -37,6 +39,7 @@ use self::store::{Folder, Store, Value};
 use super::chunk::{self, Chunk, ChunkVoxels, read_by_chunks};
 use super::lru::Lru;
 use super::open::{Missing, OpenOptions};
+use super::watch::Watch;
 use super::{ChunkShape, Counter, Format, Layout, Reads, Rescale, Volume};
 use crate::error::{Cause, Error, Result};
 use crate::geometry::Geometry;
@@ -60,6 +63,8 @@ pub(super) struct ZarrVolume {
     array: Array<()>,
     codecs: Codecs,
     missing: Missing,
+    /// The metadata.
+    watch: Watch,
     counter: Counter,
 }
 
@@ -90,9 +95,15 @@ impl ZarrVolume {
     /// Opens an array, the chosen level of an OME-Zarr image, or a group's first array.
     pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
         let found = ome::find_array(path, options.level)?;
-        let folder = Box::new(Folder(found.path.clone()));
+        let folder = Box::new(Folder::unchanging(&found.path)?);
         let mut volume =
             Self::with_store(&found.path, folder, found.format, &found.document, options)?;
+        for name in ["zarr.json", ".zarray"] {
+            let path = found.path.join(name);
+            if let Ok(found) = path.metadata() {
+                volume.watch.add(&path, &found);
+            }
+        }
         let own = found.attributes.get("voxpatch");
         if let Some(geometry) = own
             .and_then(ome::own_geometry)
@@ -164,6 +175,7 @@ impl ZarrVolume {
             array,
             codecs,
             missing: options.missing,
+            watch: Watch::default(),
             counter: Counter::default(),
         })
     }
@@ -271,6 +283,8 @@ fn open_array(facts: &Facts, document: &Json) -> Result<(Array<()>, ArrayMetadat
             error => bad(error.to_string()),
         })?
     };
+    // Before zarrs looks at its configuration itself.
+    codec_options();
     let array = ArrayMetadata::V3(metadata.clone());
     let array =
         Array::new_with_metadata(Arc::new(()), "/", array).map_err(|error| match error {
@@ -331,6 +345,10 @@ impl Volume for ZarrVolume {
 
     fn reads(&self) -> Reads {
         self.counter.reads()
+    }
+
+    fn unchanged(&self) -> Result<()> {
+        self.watch.check()
     }
 
     fn stored_bytes(&self) -> Result<u64> {

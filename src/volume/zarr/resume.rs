@@ -18,6 +18,7 @@ use super::document::{self, Planned, sizes};
 use super::write::{name, text};
 use crate::error::{Error, Result};
 use crate::region::{Region, indices};
+use crate::threads::{pool, threads};
 
 /// An image, or a part of one, under construction.
 #[derive(Debug)]
@@ -156,6 +157,7 @@ impl ZarrResumable {
         let Some(pyramid) = self.options.pyramid else {
             return Ok(());
         };
+        let pool = pool(threads(), "rebuild", &self.layout().path)?;
         let dtype = self.layout().dtype;
         let keep = |place: &Place, encoded: Option<&[u8]>| self.keep(place, encoded);
         for (n, pair) in self.levels.windows(2).enumerate() {
@@ -164,7 +166,7 @@ impl ZarrResumable {
             let missing = missing.filter(|&(channel, index)| !array.written.has(channel, index));
             let folder = self.partial.data().join(n.to_string());
             let finer = ZarrVolume::open(&folder, &OpenOptions::default())?;
-            missing.par_bridge().try_for_each(|(channel, index)| {
+            let rebuild = |(channel, index): (u64, [u64; 3])| {
                 let region = array.region(index);
                 let read = |slab: Region| {
                     let bytes = usize::try_from(slab.voxels()).unwrap_or(usize::MAX);
@@ -180,7 +182,8 @@ impl ZarrResumable {
                 self.arrays
                     .keep_chunk(n + 1, channel, index, source, &keep)
                     .map(|_| ())
-            })?;
+            };
+            pool.install(|| missing.par_bridge().try_for_each(rebuild))?;
         }
         Ok(())
     }

@@ -2,7 +2,8 @@
 //!
 //! Only "there is no such file" means that a chunk is missing; every other failure is an
 //! error. So is a file where the key has a folder (ENOTDIR): the keys of an array are all
-//! equally deep, so nothing sound leaves one there. Ranges are checked against the value's
+//! equally deep, so nothing sound leaves one there; and a link that leads nowhere. A file that was written
+//! after the array was opened is an error, too. Ranges are checked against the value's
 //! size before anything is allocated.
 
 use std::fmt::Debug;
@@ -14,6 +15,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
+use super::super::io::is_remote;
+use super::super::watch::Since;
 use crate::error::{Error, Result};
 
 /// Values under keys, of which parts can be read.
@@ -33,11 +36,60 @@ pub(super) trait Value {
 
 /// A folder of files.
 #[derive(Debug)]
-pub(super) struct Folder(pub(super) PathBuf);
+pub(super) struct Folder {
+    path: PathBuf,
+    /// None of its files may be written later.
+    since: Option<Since>,
+    /// Whether the folder itself must be there.
+    stays: bool,
+}
+
+impl Folder {
+    /// A folder whose files may change.
+    pub(super) fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_path_buf(),
+            since: None,
+            stays: false,
+        }
+    }
+
+    /// A folder whose files may not be written from now on. Of a folder on another machine,
+    /// whose clock is not ours, that cannot be told.
+    pub(super) fn unchanging(path: &Path) -> Result<Self> {
+        let folder = File::open(path).map_err(Error::io("open", path))?;
+        Ok(Self {
+            since: (!is_remote(&folder)).then(Since::now),
+            stays: true,
+            ..Self::new(path)
+        })
+    }
+
+    /// Checks that there is nothing at `path`, not even a link that leads nowhere, or a folder
+    /// above it that is one or is gone.
+    fn check_absent(&self, path: &Path) -> Result<()> {
+        let inside = path.ancestors().take_while(|&above| above != self.path);
+        for above in inside {
+            match above.symlink_metadata() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(Error::io("look at", above)(source)),
+                Ok(found) if found.is_symlink() && !above.exists() => {
+                    let what = "it is a link to something that is not there";
+                    return Err(Error::unsupported(above, what));
+                }
+                Ok(_) => return Ok(()),
+            }
+        }
+        if self.stays {
+            self.path.metadata().map_err(Error::io("look at", &self.path))?;
+        }
+        Ok(())
+    }
+}
 
 impl Store for Folder {
     fn open(&self, key: &str) -> Result<Option<Box<dyn Value>>> {
-        let path = self.0.join(key);
+        let path = self.path.join(key);
         // Without waiting: to open a pipe that nobody writes to would take for ever.
         let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
         let opened = File::options()
@@ -46,7 +98,10 @@ impl Store for Folder {
             .open(&path);
         let file = match opened {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.check_absent(&path)?;
+                return Ok(None);
+            }
             Err(source) => return Err(Error::io("open", &path)(source)),
         };
         let found = file.metadata().map_err(Error::io("look at", &path))?;
@@ -55,6 +110,9 @@ impl Store for Folder {
                 &path,
                 "a chunk or its metadata must be a regular file",
             ));
+        }
+        if let Some(since) = self.since {
+            since.check(&path, &found)?;
         }
         Ok(Some(Box::new(OpenFile {
             file,
@@ -98,7 +156,7 @@ impl Value for OpenFile {
 /// Reads a metadata document of up to 16 MiB and parses it; `None` if there is none.
 pub(super) fn read_json(folder: &Path, name: &str) -> Result<Option<serde_json::Value>> {
     const LIMIT: u64 = 16 << 20;
-    let Some(value) = Folder(folder.to_path_buf()).open(name)? else {
+    let Some(value) = Folder::new(folder).open(name)? else {
         return Ok(None);
     };
     let path = folder.join(name);

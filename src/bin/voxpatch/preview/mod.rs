@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use serde_json::json;
-use voxpatch::volume::{OpenOptions, check_output};
+use voxpatch::volume::check_output;
 use voxpatch::{Error, Region, Shape, Volume};
 
 use self::paint::{Canvas, Panel};
@@ -50,10 +50,7 @@ pub(crate) struct Drawn {
 
 /// Reads the slices and writes the picture.
 pub(crate) fn run(settings: &args::Preview) -> anyhow::Result<()> {
-    let options = OpenOptions {
-        level: settings.level,
-        ..OpenOptions::default()
-    };
+    let options = settings.opening.options(settings.level);
     let mut inputs = vec![settings.source.as_path()];
     inputs.extend(settings.overlay.as_deref());
     check_output(&settings.out, &inputs)?;

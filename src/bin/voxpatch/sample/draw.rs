@@ -10,7 +10,7 @@ use voxpatch::sampler::{
     Weighted, is_index,
 };
 use voxpatch::training::{Image, MakeSampler, Subject, TOLERANCE, subject_seed};
-use voxpatch::volume::{OpenOptions, Upsampled};
+use voxpatch::volume::Upsampled;
 use voxpatch::{Error, Padding, Shape, Volume};
 
 use super::budget::Budget;
@@ -28,6 +28,7 @@ impl Input {
     /// Opens the `n`th input with its maps, all on one grid; maps that are coarser are spread to it.
     pub(super) fn open(settings: &Settings, n: usize) -> anyhow::Result<Self> {
         let path = &settings.sources[n];
+        let open = |path: &Path, level| settings.common.opening.options(level).open(path);
         let volume = open(path, settings.common.level)?;
         let map = |path: Option<&PathBuf>| {
             // A file has one level, whichever the image's is.
@@ -71,14 +72,6 @@ impl Input {
     pub(super) fn maps(&self) -> impl Iterator<Item = &Arc<dyn Volume>> {
         self.labels.iter().chain(&self.weights)
     }
-}
-
-fn open(path: &Path, level: usize) -> voxpatch::Result<Arc<dyn Volume>> {
-    let options = OpenOptions {
-        level,
-        ..OpenOptions::default()
-    };
-    options.open(path)
 }
 
 /// The samplers of all inputs.

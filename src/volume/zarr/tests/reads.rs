@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
+use std::io;
 use std::os::unix::fs::symlink;
 
 use super::*;
@@ -188,6 +189,14 @@ fn only_a_file_that_is_not_there_means_fill_value() {
     assert!(matches!(device, Err(Error::Unsupported { .. })));
     let (circle, _) = damaged("loop", &|chunk| symlink("0", chunk).unwrap());
     assert!(matches!(circle, Err(Error::Io { .. })));
+    let (nowhere, _) = damaged("nowhere", &|chunk| symlink("gone", chunk).unwrap());
+    assert!(matches!(nowhere, Err(Error::Unsupported { .. })));
+    let (above_nowhere, _) = damaged("above nowhere", &|chunk| {
+        let above = chunk.parent().unwrap();
+        fs::remove_dir(above).unwrap();
+        symlink("gone", above).unwrap();
+    });
+    assert!(matches!(above_nowhere, Err(Error::Unsupported { .. })));
     let (file_above, _) = damaged("file above", &|chunk| {
         let above = chunk.parent().unwrap();
         fs::remove_dir(above).unwrap();
@@ -216,4 +225,74 @@ fn there_are_no_chunks_beyond_the_last() {
         let read = volume.read_chunk(index);
         assert!(matches!(read, Err(Error::Unsupported { .. })), "{index:?}");
     }
+}
+
+/// What the system says when it cannot tell, whatever the moment.
+#[test]
+fn every_other_error_of_the_system_is_an_error() {
+    #[derive(Debug)]
+    struct Failing(i32, bool);
+    impl Store for Failing {
+        fn open(&self, key: &str) -> Result<Option<Box<dyn Value>>> {
+            if self.1 {
+                return Ok(Some(Box::new(Self(self.0, false))));
+            }
+            Err(Error::io("open", Path::new(key))(
+                io::Error::from_raw_os_error(self.0),
+            ))
+        }
+    }
+    impl Value for Failing {
+        fn len(&self) -> u64 {
+            40
+        }
+        fn read(&self, _: Range<u64>) -> Result<Vec<u8>> {
+            Err(Error::io("read", Path::new("chunk"))(
+                io::Error::from_raw_os_error(self.0),
+            ))
+        }
+    }
+    let gzip = json!([{"name": "bytes", "configuration": {"endian": "little"}},
+        {"name": "gzip", "configuration": {"level": 1}}]);
+    let document = document(&gzip, [4, 4, 4], DType::U16);
+    // EIO, EACCES, ENOTDIR, EMFILE, ENFILE, ELOOP, ESTALE, ETIMEDOUT.
+    for number in [5, 13, 20, 24, 23, 40, 116, 110] {
+        for opens in [false, true] {
+            let store = Box::new(Failing(number, opens));
+            let options = OpenOptions::default();
+            let path = Path::new("a");
+            let volume =
+                ZarrVolume::with_store(path, store, Format::Zarr3, &document, &options).unwrap();
+            let read = read_all(&volume);
+            let Err(Error::Io { source, .. }) = read else {
+                panic!("{number}: {read:?}");
+            };
+            assert_eq!(source.raw_os_error(), Some(number));
+        }
+    }
+}
+
+#[test]
+fn a_chunk_written_after_the_array_was_opened_is_an_error_that_names_it() {
+    let folder = scratch();
+    let (array, chunk) = copy(folder.path(), "changed");
+    let volume = open(&array).unwrap();
+    read_all(&volume).unwrap();
+    volume.unchanged().unwrap();
+    let bytes = fs::read(&chunk).unwrap();
+    // The clock of a file system may be behind by a tick.
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    fs::write(&chunk, bytes).unwrap();
+    let read = read_all(&volume);
+    if crate::volume::io::is_remote(&fs::File::open(&array).unwrap()) {
+        println!("skipped: of a file on another machine it cannot be told");
+        return;
+    }
+    assert!(
+        matches!(&read, Err(Error::Changed { path, .. }) if *path == chunk),
+        "{read:?}"
+    );
+    read_all(&open(&array).unwrap()).unwrap();
+    fs::write(array.join("zarr.json"), "{}").unwrap();
+    assert!(matches!(volume.unchanged(), Err(Error::Changed { .. })));
 }

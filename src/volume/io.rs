@@ -1,0 +1,72 @@
+//! How the bytes of an uncompressed file are had: through a map, or by system calls.
+
+use std::fs::File;
+use std::io;
+
+use super::mmap::Map;
+
+/// How uncompressed flat files are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Io {
+    /// Mapped, but by system calls where the file lies on a network or in user space (NFS, SMB,
+    /// FUSE, Lustre, Ceph, 9p and the like): there, pages come slowly and files change unseen.
+    #[default]
+    Auto,
+    /// Mapped: the fastest on disks of this machine.
+    Map,
+    /// By system calls, of which each reads up to 4 MiB.
+    Read,
+}
+
+impl Io {
+    /// Maps a file that is to be mapped.
+    pub(super) fn map(self, file: &File) -> io::Result<Option<Map>> {
+        let mapped = match self {
+            Self::Map => true,
+            Self::Read => false,
+            Self::Auto => !is_remote(file),
+        };
+        mapped.then(|| Map::new(file)).transpose()
+    }
+}
+
+/// What `statfs` calls file systems whose files others change, and whose clock is not ours: AFS,
+/// `BeeGFS`, Ceph, SMB (three numbers), FUSE, GPFS, Lustre, NFS, `VirtualBox`, 9p.
+const REMOTE: [u32; 12] = [
+    0x5346_414f,
+    0x1983_0326,
+    0x00c3_6400,
+    0x517b,
+    0xff53_4d42,
+    0xfe53_4d42,
+    0x6573_5546,
+    0x4750_4653,
+    0x0bd0_0bd0,
+    0x6969,
+    0x786f_4256,
+    0x0102_1997,
+];
+
+/// Whether a file lies on another machine, or may.
+pub(super) fn is_remote(file: &File) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|found| {
+        let kind = u32::try_from(found.f_type);
+        kind.is_ok_and(|kind| REMOTE.contains(&kind))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_this_machine_is_mapped_unless_reads_are_asked_for() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), [1, 2, 3]).unwrap();
+        let mapped = |io: Io| io.map(file.as_file()).unwrap().is_some();
+        assert!(mapped(Io::Map) && !mapped(Io::Read));
+        assert_eq!(mapped(Io::Auto), !is_remote(file.as_file()));
+        // procfs is neither remote nor listed.
+        assert!(!is_remote(&File::open("/proc/self/status").unwrap()));
+    }
+}

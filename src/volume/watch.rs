@@ -1,0 +1,165 @@
+//! Whether inputs are still what they were when they were opened.
+
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use crate::error::{Error, Result};
+
+/// Files as they were when they were opened.
+#[derive(Debug, Default)]
+pub(super) struct Watch(Vec<(PathBuf, Seen)>);
+
+/// What of a file is different once it has other content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seen {
+    identity: (u64, u64),
+    length: u64,
+    written: (i64, i64),
+}
+
+impl Seen {
+    fn new(found: &Metadata) -> Self {
+        Self {
+            identity: (found.dev(), found.ino()),
+            length: found.len(),
+            written: (found.mtime(), found.mtime_nsec()),
+        }
+    }
+}
+
+impl Watch {
+    /// Remembers a file.
+    pub(super) fn add(&mut self, path: &Path, found: &Metadata) {
+        self.0.push((path.to_path_buf(), Seen::new(found)));
+    }
+
+    /// Checks that all files are what they were.
+    pub(super) fn check(&self) -> Result<()> {
+        for (path, before) in &self.0 {
+            let what = match fs::metadata(path).map(|found| Seen::new(&found)) {
+                Ok(now) if now == *before => continue,
+                Ok(now) if now.identity != before.identity => {
+                    "another file has its name".to_owned()
+                }
+                Ok(now) if now.length != before.length => {
+                    format!("it had {} bytes and has {}", before.length, now.length)
+                }
+                Ok(_) => WRITTEN.to_owned(),
+                Err(error) => format!("it cannot be found any more ({error})"),
+            };
+            return Err(changed(path, what));
+        }
+        Ok(())
+    }
+}
+
+const WRITTEN: &str = "it was written to";
+
+fn changed(path: &Path, what: String) -> Error {
+    Error::Changed {
+        path: path.to_path_buf(),
+        what,
+    }
+}
+
+/// A moment after which files must not be written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Since(SystemTime);
+
+impl Since {
+    pub(super) fn now() -> Self {
+        Self(SystemTime::now())
+    }
+
+    /// Checks that a file was not written later. Both its times must be later: that of its
+    /// content alone can be set to any, and that of its inode changes when it gets another link.
+    pub(super) fn check(self, path: &Path, found: &Metadata) -> Result<()> {
+        let later = |seconds: i64, nanos: i64| {
+            let parts = (u64::try_from(seconds), u32::try_from(nanos));
+            let (Ok(seconds), Ok(nanos)) = parts else {
+                return false;
+            };
+            let time = SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanos));
+            time.is_some_and(|time| time > self.0)
+        };
+        if later(found.mtime(), found.mtime_nsec()) && later(found.ctime(), found.ctime_nsec()) {
+            return Err(changed(path, WRITTEN.to_owned()));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    fn what(watch: &Watch) -> String {
+        match watch.check() {
+            Err(Error::Changed { path, what }) => {
+                format!("{}: {what}", path.file_name().unwrap().display())
+            }
+            other => format!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_way_to_change_a_file_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("scan");
+        let begin = || {
+            fs::write(&path, b"voxels").unwrap();
+            // As if it had been written long ago.
+            let old = SystemTime::now() - Duration::from_hours(1);
+            File::options()
+                .write(true)
+                .open(&path)
+                .unwrap()
+                .set_modified(old)
+                .unwrap();
+            let mut watch = Watch::default();
+            watch.add(&path, &fs::metadata(&path).unwrap());
+            watch.check().unwrap();
+            watch
+        };
+        let watch = begin();
+        fs::hard_link(&path, dir.path().join("link")).unwrap();
+        watch.check().unwrap();
+        fs::remove_file(dir.path().join("link")).unwrap();
+
+        fs::write(&path, b"VOXELS").unwrap();
+        assert_eq!(what(&watch), "scan: it was written to");
+        let watch = begin();
+        fs::write(&path, b"fewer").unwrap();
+        assert_eq!(what(&watch), "scan: it had 6 bytes and has 5");
+        let watch = begin();
+        fs::write(dir.path().join("other"), b"voxels").unwrap();
+        fs::rename(dir.path().join("other"), &path).unwrap();
+        assert_eq!(what(&watch), "scan: another file has its name");
+        let watch = begin();
+        fs::remove_file(&path).unwrap();
+        assert!(what(&watch).starts_with("scan: it cannot be found any more"));
+    }
+
+    #[test]
+    fn only_what_was_written_later_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chunk");
+        fs::write(&path, b"1").unwrap();
+        let before = Since(SystemTime::now() - Duration::from_hours(1));
+        let check = |since: Since| since.check(&path, &fs::metadata(&path).unwrap());
+        assert!(matches!(check(before), Err(Error::Changed { .. })));
+        check(Since(SystemTime::now() + Duration::from_mins(1))).unwrap();
+        // A time that lies ahead was set by hand; a link changes the inode alone.
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_modified(SystemTime::now() + Duration::from_hours(9))
+            .unwrap();
+        check(Since(SystemTime::now() + Duration::from_mins(1))).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_hours(9))
+            .unwrap();
+        fs::hard_link(&path, dir.path().join("link")).unwrap();
+        check(before).unwrap();
+    }
+}

@@ -1,0 +1,340 @@
+//! Processes: children that are forked, threads that are left, and files that may be open.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use voxpatch::inference::{Selection, builtin};
+use voxpatch::sampler::{Class, Label, LabelIndex, Sampler, SamplerOptions, Shares};
+use voxpatch::training::{Image, Loader, LoaderOptions, Plan, Subject, TOLERANCE};
+use voxpatch::volume::{Codec, CreateOptions, create};
+use voxpatch::{
+    Blend, ConvertOptions, Error, Inference, Layout, MemoryVolume, Reduce, Region, Target, Uniform,
+    Volume, open, progress,
+};
+
+use crate::training::alone;
+
+const SHAPE: [u64; 3] = [24, 28, 20];
+
+/// Where a process does what others wait for: longer than this is for ever.
+const PATIENCE: Duration = Duration::from_secs(100);
+
+/// A volume in every format that is written here, and one packed as a whole.
+fn volumes(folder: &Path) -> Vec<PathBuf> {
+    let voxels: Vec<u8> = (0..24 * 28 * 20_u32)
+        .map(|n| u8::try_from(n.wrapping_mul(2_654_435_761) >> 30).expect("two bits"))
+        .collect();
+    let memory = MemoryVolume::from_vec(SHAPE, 1, voxels).expect("they fit");
+    let source: Arc<dyn Volume> = Arc::new(memory);
+    let sharded = CreateOptions {
+        chunk: [8; 3],
+        shard: Some([16; 3]),
+        ..CreateOptions::default()
+    };
+    let blosc = CreateOptions {
+        codec: Codec::BloscLz4,
+        ..CreateOptions::zarr2()
+    };
+    let kinds = [
+        ("a.zarr", sharded.clone()),
+        ("blosc.zarr", blosc),
+        ("a.npy", sharded.clone()),
+        ("a.nii", sharded.clone()),
+        ("a.nrrd", sharded.clone()),
+        ("a.mhd", sharded),
+    ];
+    let mut paths = Vec::new();
+    for (name, options) in kinds {
+        let path = folder.join(name);
+        let target = create(&path, source.layout(), &options).expect("it is begun");
+        voxpatch::convert(
+            &source,
+            target,
+            &ConvertOptions::default(),
+            &progress::silent,
+        )
+        .expect("it is written");
+        paths.push(path);
+    }
+    let packed = folder.join("b.nii.gz");
+    let file = fs::File::create(&packed).expect("it can be made");
+    let mut packer = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
+    let bytes = fs::read(folder.join("a.nii")).expect("it is there");
+    packer.write_all(&bytes).expect("it is packed");
+    packer.finish().expect("it is packed");
+    paths.push(packed);
+    paths
+}
+
+/// Reads, draws by a label map, loads, selects by a mask, predicts and writes; gives all bytes that came.
+fn everything(path: &Path, out: &Path) -> voxpatch::Result<Vec<u8>> {
+    let volume = open(path)?;
+    let mut bytes = volume.read(Region::whole(SHAPE))?.bytes().to_vec();
+
+    let index = LabelIndex::build(&*volume, 0, 2, &progress::silent)?;
+    let options = SamplerOptions::new([8; 3], 5);
+    let shares = Shares::new([(Class::from(2_u8), 1.0)])?;
+    let sampler = Label::new(Arc::clone(&volume), &index, &shares, &options)?;
+    for region in sampler.draw_many(0, &[0, 1, 2, 3])? {
+        bytes.extend(volume.read(region)?.bytes());
+    }
+
+    let image = Image::new("ct", Arc::clone(&volume));
+    let subject = Subject::new("a", vec![image], TOLERANCE)?;
+    let make = |subject: &Subject, seed| {
+        let sampler = Uniform::new(subject.shape(), [8; 3], seed)?;
+        Ok(Some(Arc::new(sampler) as Arc<dyn Sampler>))
+    };
+    let loading = LoaderOptions {
+        threads: 2,
+        ..LoaderOptions::default()
+    };
+    let plan = Plan::new(1, 20, 3)?;
+    for sample in Loader::new(Arc::new(vec![subject]), Arc::new(make), &plan, 0, &loading)? {
+        bytes.extend(sample?.patches()[0].bytes());
+    }
+
+    let model = builtin("identity")?;
+    let mut target = Target::new(out, Blend::Hann, Reduce::Mean);
+    target.store.replace = true;
+    target.store.chunk = [8; 3];
+    target.store.shard = Some([16; 3]);
+    let inference = Inference {
+        threads: 2,
+        ..Inference::new([12; 3], [4; 3])
+    };
+    let plan = inference.plan(volume.layout(), &*model, &[target])?;
+    let selection = Selection::from_mask(&plan.grid, &*volume)?;
+    plan.with_selection(selection)
+        .run(Arc::clone(&volume), model, &progress::silent)?;
+    bytes.extend(open(out)?.read(Region::whole(SHAPE))?.bytes());
+    Ok(bytes)
+}
+
+/// Threads of this process.
+fn tasks() -> usize {
+    fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
+}
+
+#[test]
+fn a_forked_child_does_all_that_its_parent_did_and_no_thread_is_left_in_either() {
+    alone(
+        "process::a_forked_child_does_all_that_its_parent_did_and_no_thread_is_left_in_either",
+        || {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let before = tasks();
+            let paths = volumes(folder.path());
+            let all = |out: &str| -> Vec<Vec<u8>> {
+                let one = |path: &PathBuf| everything(path, &folder.path().join(out));
+                paths
+                    .iter()
+                    .map(one)
+                    .map(|all| all.expect("all of it"))
+                    .collect()
+            };
+            let expected = all("parent.zarr");
+            let voxels = 24 * 28 * 20;
+            assert!(
+                expected
+                    .iter()
+                    .all(|bytes| bytes[..voxels] == expected[0][..voxels]),
+                "one format differs"
+            );
+            wait_for_threads(before);
+            for _ in 0..2 {
+                let status = in_a_child(|| {
+                    let same = all("child.zarr") == expected;
+                    wait_for_threads(1);
+                    same
+                });
+                assert_eq!(status, Some(0), "None: it took longer than {PATIENCE:?}");
+            }
+        },
+    );
+}
+
+/// A pool's threads end soon after it.
+fn wait_for_threads(most: usize) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while tasks() > most {
+        assert!(
+            Instant::now() < deadline,
+            "{} threads are left of {most}",
+            tasks()
+        );
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Runs `work` in a forked child, and gives its exit status: 0 if it came out true; `None` if it hung
+/// or died.
+#[allow(unsafe_code, reason = "a fork without exec is what is tested")]
+fn in_a_child(work: impl FnOnce() -> bool) -> Option<i32> {
+    // SAFETY: no other thread of this process runs, but for the test runner's, which waits: so no lock
+    // is held by one that the child lacks; and the child leaves by `_exit`.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0, "it can fork");
+    if child == 0 {
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        // SAFETY: it ends the process and runs nothing more of it.
+        unsafe { libc::_exit(i32::from(!matches!(done, Ok(true)))) };
+    }
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` is ours, and the child is nobody else's to wait for.
+        let ended = unsafe { libc::waitpid(child, &raw mut status, libc::WNOHANG) };
+        if ended == child {
+            return libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status));
+        }
+        if Instant::now() > deadline {
+            // SAFETY: it is our child, which we have not waited for yet.
+            unsafe { libc::kill(child, libc::SIGKILL) };
+            return None;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Runs one test of this binary alone, under a limit of the shell's.
+fn limited(test: &str, limit: &str) -> Option<()> {
+    const LIMITED: &str = "VOXPATCH_TEST_LIMITED";
+    if std::env::var_os(LIMITED).is_some() {
+        return Some(());
+    }
+    let this = std::env::current_exe().expect("the test's own path");
+    let output = Command::new("sh")
+        .args(["-c", &format!("ulimit {limit} && exec \"$0\" \"$@\"")])
+        .arg(this)
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(LIMITED, "1")
+        .output()
+        .expect("a shell starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}{errors}"
+    );
+    None
+}
+
+/// Of 1000 volumes under a limit of 64 open files, all that can be read are right, and what cannot is an
+/// error that says so.
+#[test]
+fn too_many_open_files_are_an_error_and_never_voxels() {
+    let name = "process::too_many_open_files_are_an_error_and_never_voxels";
+    if limited(name, "-n 64").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let at = |n: usize, kind: &str| folder.path().join(format!("{n}.{kind}"));
+    let layout = Layout::new([4, 4, 4], 1, voxpatch::DType::U16);
+    let options = CreateOptions {
+        chunk: [4; 3],
+        shard: None,
+        ..CreateOptions::default()
+    };
+    let voxels = |n: usize| vec![u16::try_from(n + 1).expect("small"); 64];
+    let whole = Region::whole([4; 3]);
+    for n in 0..500 {
+        for kind in ["zarr", "npy"] {
+            let target = create(&at(n, kind), &layout, &options).expect("it is begun");
+            target
+                .write(whole, bytemuck::cast_slice(&voxels(n)))
+                .expect("it is written");
+            target.finish().expect("it is finished");
+        }
+    }
+    // Zarr arrays hold no file open; flat files hold one each.
+    let (mut open_volumes, mut refused) = (Vec::new(), 0);
+    for n in 0..500 {
+        for kind in ["zarr", "npy"] {
+            let read = open(at(n, kind)).and_then(|volume| {
+                let patch = volume.read(whole)?;
+                open_volumes.push(volume);
+                Ok(patch)
+            });
+            match read {
+                Ok(patch) => assert_eq!(patch.as_slice::<u16>().expect("u16"), voxels(n)),
+                Err(Error::Io { source, .. }) => {
+                    assert_eq!(source.raw_os_error(), Some(libc::EMFILE), "{source}");
+                    refused += 1;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+    assert!(
+        refused > 0 && open_volumes.len() > 20,
+        "{refused} {}",
+        open_volumes.len()
+    );
+    drop(open_volumes);
+    // One after the other, as a loader opens them, all can be had.
+    for n in 0..500 {
+        for kind in ["zarr", "npy"] {
+            let patch = open(at(n, kind)).and_then(|volume| volume.read(whole));
+            assert_eq!(
+                patch.expect("all of it").as_slice::<u16>().expect("u16"),
+                voxels(n)
+            );
+        }
+    }
+    let kept: Vec<_> = (0..500)
+        .map(|n| open(at(n, "zarr")).expect("it holds no file"))
+        .collect();
+    for (n, volume) in kept.iter().enumerate() {
+        let patch = volume.read(whole).expect("all of it");
+        assert_eq!(patch.as_slice::<u16>().expect("u16"), voxels(n));
+    }
+}
+
+/// Loaders that are made, read from and dropped at any moment, under a watchdog.
+#[test]
+fn loaders_dropped_at_any_moment_join_their_threads_at_once() {
+    alone(
+        "process::loaders_dropped_at_any_moment_join_their_threads_at_once",
+        || {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let path = volumes(folder.path()).remove(0);
+            let subject = Subject::new(
+                "a",
+                vec![Image::new("ct", open(path).expect("a volume"))],
+                TOLERANCE,
+            )
+            .expect("a subject");
+            let subjects = Arc::new(vec![subject]);
+            let make = |subject: &Subject, seed| {
+                let sampler = Uniform::new(subject.shape(), [8; 3], seed)?;
+                Ok(Some(Arc::new(sampler) as Arc<dyn Sampler>))
+            };
+            let make = Arc::new(make);
+            let plan = Plan::new(1, 1000, 3).expect("a plan");
+            let before = tasks();
+            let mut longest = Duration::ZERO;
+            for cycle in 0..1000 {
+                let options = LoaderOptions {
+                    threads: cycle % 9,
+                    max_length: 1 + cycle % 13,
+                    ..LoaderOptions::default()
+                };
+                let mut loader = Loader::new(subjects.clone(), make.clone(), &plan, 0, &options)
+                    .expect("a loader");
+                for sample in (&mut loader).take(cycle % 7) {
+                    sample.expect("a sample");
+                }
+                let began = Instant::now();
+                drop(loader);
+                longest = longest.max(began.elapsed());
+                assert_eq!(tasks(), before, "cycle {cycle}");
+            }
+            assert!(longest < Duration::from_secs(5), "{longest:?}");
+        },
+    );
+}
