@@ -3,10 +3,12 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use flate2::bufread::MultiGzDecoder;
+use rustix::fs::OFlags;
 
 use super::flat::{self, GZIP};
 use super::header::{self, Encoding, FlatHeader, Start, metaimage, nifti, npy, nrrd};
@@ -166,9 +168,20 @@ fn name(path: &Path) -> String {
 
 /// The first bytes of a file, as many as a header may have.
 fn head(path: &Path) -> Result<Vec<u8>> {
+    // Without waiting: to open a pipe that nobody writes to would take for ever.
+    let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+    let file = File::options()
+        .read(true)
+        .custom_flags(nonblocking)
+        .open(path)
+        .map_err(Error::io("read", path))?;
+    let found = file.metadata().map_err(Error::io("look at", path))?;
+    if !found.is_file() {
+        return Err(Error::unsupported(path, "a header must be a regular file"));
+    }
     let mut head = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(header::LIMIT).read_to_end(&mut head))
+    file.take(header::LIMIT)
+        .read_to_end(&mut head)
         .map_err(Error::io("read", path))?;
     Ok(head)
 }

@@ -5,7 +5,8 @@
 use std::path::Path;
 
 use super::{
-    Encoding, FlatHeader, INTERLEAVED, PLANAR, Problems, Start, excerpt, finite, line, numbers,
+    Encoding, FlatHeader, INTERLEAVED, MOST_FIELDS, PLANAR, Problems, Start, excerpt, finite, line,
+    numbers,
 };
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -36,6 +37,9 @@ impl Fields {
                 .ok_or_else(|| format!("{:?} is no field", excerpt(&text)))?;
             let (key, value) = (key.trim().to_owned(), value.trim().to_owned());
             let last = key == "ElementDataFile";
+            if pairs.len() == MOST_FIELDS {
+                return Err(format!("it has more than {MOST_FIELDS} fields"));
+            }
             pairs.push((key, value));
             if last {
                 return Ok(Self {
@@ -79,7 +83,7 @@ pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     if !dims.is_some_and(|n| (2..=4).contains(&n)) {
         problems.add(format!(
             "NDims is {:?}, not 2, 3 or 4",
-            fields.get(&["NDims"]).unwrap_or("missing")
+            excerpt(fields.get(&["NDims"]).unwrap_or("missing"))
         ));
     }
     let dims = dims.filter(|n| (2..=4).contains(n)).unwrap_or(3);

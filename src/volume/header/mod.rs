@@ -11,6 +11,7 @@ pub(super) mod npy;
 pub(super) mod nrrd;
 pub(super) mod raw;
 
+use std::fmt::Write;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -22,6 +23,9 @@ use crate::region::Shape;
 
 /// The longest header that is read, in bytes.
 pub(super) const LIMIT: u64 = 1 << 20;
+
+/// The most fields that a header of text may have.
+const MOST_FIELDS: usize = 1000;
 
 /// What a header says.
 #[derive(Clone, Debug, PartialEq)]
@@ -111,13 +115,20 @@ impl FlatHeader {
 
     /// The same once lengths, product and geometry are known to be possible.
     pub(super) fn checked(self, path: &Path, name: &'static str) -> Result<Self> {
+        let mut problems = Problems::default();
         if self.channels == 0 || self.shape.contains(&0) {
-            let problem = format!(
+            problems.add(format!(
                 "{} x {:?} (channels x z, y, x) holds no voxel",
                 self.channels, self.shape
-            );
-            return Err(Error::header(path, name, problem));
+            ));
         }
+        if !self.geometry.is_sound() {
+            problems.add(format!(
+                "spacing {:?} and affine {:?} must be finite, the spacing above 0",
+                self.geometry.spacing, self.geometry.affine
+            ));
+        }
+        problems.check(path, name)?;
         let start = match self.start {
             Start::At { byte, .. } => byte,
             Start::End => 0,
@@ -132,13 +143,6 @@ impl FlatHeader {
                 shape: self.shape,
                 dtype: self.dtype,
             });
-        }
-        if !self.geometry.is_sound() {
-            let problem = format!(
-                "spacing {:?} and affine {:?} must be finite, the spacing above 0",
-                self.geometry.spacing, self.geometry.affine
-            );
-            return Err(Error::header(path, name, problem));
         }
         Ok(self)
     }
@@ -183,16 +187,20 @@ impl Problems {
         self.0.push(problem.into());
     }
 
-    /// An error that tells of every problem, if there are any.
+    /// The most that a message tells of.
+    const TOLD: usize = 20;
+
+    /// An error that tells of every problem, or of the first [`TOLD`](Self::TOLD), if there are any.
     fn check(&mut self, path: &Path, format: &'static str) -> Result<()> {
         if self.0.is_empty() {
             return Ok(());
         }
-        Err(Error::header(
-            path,
-            format,
-            std::mem::take(&mut self.0).join("; "),
-        ))
+        let all = std::mem::take(&mut self.0);
+        let mut told = all[..all.len().min(Self::TOLD)].join("; ");
+        if all.len() > Self::TOLD {
+            let _ = write!(told, "; and {} more", all.len() - Self::TOLD);
+        }
+        Err(Error::header(path, format, told))
     }
 }
 

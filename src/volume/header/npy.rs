@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use super::{FlatHeader, PLANAR, excerpt};
+use super::{FlatHeader, MOST_FIELDS, PLANAR, Problems, excerpt};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::volume::Format;
@@ -33,22 +33,47 @@ pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
         ));
     }
     let mut entries = dict(text).map_err(bad)?;
+    let mut problems = Problems::default();
     let mut take = |key: &str| {
         let at = entries.iter().position(|(name, _)| name == key);
-        at.map(|at| entries.swap_remove(at).1)
-            .ok_or_else(|| bad(format!("{key} is missing")))
+        let value = at.map(|at| entries.remove(at).1);
+        if value.is_none() {
+            problems.add(format!("{key} is missing"));
+        }
+        value
     };
-    let (descr, fortran, shape) = (take("descr")?, take("fortran_order")?, take("shape")?);
-    if let Some((key, _)) = entries.first() {
-        return Err(bad(format!("key {:?} is unknown", excerpt(key))));
+    let (descr, fortran, shape) = (take("descr"), take("fortran_order"), take("shape"));
+    let (dtype, big_endian) = match &descr {
+        Some(Value::Text(descr)) => dtype(path, descr, &mut problems)?,
+        other => {
+            if other.is_some() {
+                problems.add("descr is no text");
+            }
+            (DType::U8, false)
+        }
+    };
+    let fortran = match fortran {
+        Some(Value::Bool(fortran)) => fortran,
+        other => {
+            if other.is_some() {
+                problems.add("fortran_order is neither True nor False");
+            }
+            false
+        }
+    };
+    let shape = match shape {
+        Some(Value::Tuple(shape)) => shape,
+        other => {
+            if other.is_some() {
+                problems.add("shape is no tuple");
+            }
+            Vec::new()
+        }
+    };
+    for (key, _) in &entries {
+        problems.add(format!("key {:?} is unknown", excerpt(key)));
     }
-    let (Value::Text(descr), Value::Bool(fortran), Value::Tuple(shape)) = (descr, fortran, shape)
-    else {
-        return Err(bad(
-            "descr must be text, fortran_order True or False, shape a tuple".to_owned(),
-        ));
-    };
-    let (dtype, big_endian) = dtype(path, &descr)?;
+    problems.check(path, NAME)?;
     let (channels, space, order) = match *shape.as_slice() {
         [y, x] => (1, [1, y, x], [2, 3, 1, 0]),
         [z, y, x] => (1, [z, y, x], [1, 2, 3, 0]),
@@ -102,7 +127,7 @@ fn text(bytes: &[u8]) -> Result<(&str, usize), String> {
     Ok((text, first + length))
 }
 
-fn dtype(path: &Path, descr: &str) -> Result<(DType, bool)> {
+fn dtype(path: &Path, descr: &str, problems: &mut Problems) -> Result<(DType, bool)> {
     let (order, code) = match descr.as_bytes().first() {
         Some(b'<' | b'>' | b'|' | b'=') => descr.split_at(1),
         _ => ("=", descr),
@@ -127,18 +152,17 @@ fn dtype(path: &Path, descr: &str) -> Result<(DType, bool)> {
                 .next()
                 .is_some_and(|kind| b"OcfSaUVMmiu".contains(&kind));
             let shown = excerpt(descr);
-            return Err(if known {
+            if known {
                 let what =
                     format!("npy arrays of {shown:?} are not read: real numbers and bool are");
-                Error::unsupported(path, what)
-            } else {
-                Error::header(path, NAME, format!("descr {shown:?} is no data type"))
-            });
+                return Err(Error::unsupported(path, what));
+            }
+            problems.add(format!("descr {shown:?} is no data type"));
+            DType::U8
         }
     };
     if order == "|" && dtype.size() > 1 {
-        let problem = format!("descr {descr:?} does not say the byte order");
-        return Err(Error::header(path, NAME, problem));
+        problems.add(format!("descr {descr:?} does not say the byte order"));
     }
     Ok((dtype, big_endian))
 }
@@ -159,6 +183,9 @@ fn dict(text: &str) -> Result<Vec<(String, Value)>, String> {
             .strip_prefix(':')
             .ok_or("a colon is missing")?;
         let (value, after) = value(after.trim_start())?;
+        if entries.len() == MOST_FIELDS {
+            return Err(format!("it has more than {MOST_FIELDS} keys"));
+        }
         if entries.iter().any(|(name, _)| *name == key) {
             return Err(format!("key {:?} is there twice", excerpt(&key)));
         }

@@ -6,7 +6,8 @@
 use std::path::Path;
 
 use super::{
-    Encoding, FlatHeader, INTERLEAVED, PLANAR, Problems, Start, excerpt, finite, line, numbers,
+    Encoding, FlatHeader, INTERLEAVED, MOST_FIELDS, PLANAR, Problems, Start, excerpt, finite, line,
+    numbers,
 };
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -54,6 +55,9 @@ impl Fields {
                 Some((key, value)) => (key.trim().to_lowercase(), value.trim().to_owned()),
                 None => return Err(format!("{:?} is no field", excerpt(&text))),
             };
+            if fields.pairs.len() == MOST_FIELDS {
+                return Err(format!("it has more than {MOST_FIELDS} fields"));
+            }
             if fields.get(&[&key]).is_some() {
                 return Err(format!("field {:?} is there twice", excerpt(&key)));
             }
@@ -74,10 +78,10 @@ impl Fields {
 /// Reads the header at the start of `bytes`.
 pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     let fields = Fields::read(bytes).map_err(|problem| Error::header(path, NAME, problem))?;
-    let encoding = encoding(path, &fields)?;
-    let data = data_file(path, &fields)?;
-    let dtype = dtype(path, &fields)?;
     let mut problems = Problems::default();
+    let encoding = encoding(path, &fields, &mut problems)?;
+    let data = data_file(path, &fields)?;
+    let dtype = dtype(path, &fields, &mut problems)?;
     let sizes = sizes(&fields, &mut problems);
     let big_endian = big_endian(&fields, dtype, &mut problems);
     let skips = skips(&fields, &mut problems);
@@ -126,7 +130,7 @@ pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     header.checked(path, NAME)
 }
 
-fn encoding(path: &Path, fields: &Fields) -> Result<Encoding> {
+fn encoding(path: &Path, fields: &Fields, problems: &mut Problems) -> Result<Encoding> {
     match fields.get(&["encoding"]).map(str::to_lowercase).as_deref() {
         Some("raw") => Ok(Encoding::Raw),
         Some("gzip" | "gz") => Ok(Encoding::Gzip),
@@ -137,7 +141,10 @@ fn encoding(path: &Path, fields: &Fields) -> Result<Encoding> {
                 excerpt(other)
             ),
         )),
-        None => Err(Error::header(path, NAME, "encoding is missing")),
+        None => {
+            problems.add("encoding is missing");
+            Ok(Encoding::Raw)
+        }
     }
 }
 
@@ -154,9 +161,10 @@ fn data_file(path: &Path, fields: &Fields) -> Result<Option<String>> {
     Ok(Some(name.to_owned()))
 }
 
-fn dtype(path: &Path, fields: &Fields) -> Result<DType> {
+fn dtype(path: &Path, fields: &Fields, problems: &mut Problems) -> Result<DType> {
     let Some(name) = fields.get(&["type"]) else {
-        return Err(Error::header(path, NAME, "type is missing"));
+        problems.add("type is missing");
+        return Ok(DType::U8);
     };
     Ok(match name.to_lowercase().as_str() {
         "signed char" | "int8" | "int8_t" => DType::I8,
@@ -184,8 +192,8 @@ fn dtype(path: &Path, fields: &Fields) -> Result<DType> {
             return Err(Error::unsupported(path, what));
         }
         _ => {
-            let problem = format!("type {:?} is unknown", excerpt(name));
-            return Err(Error::header(path, NAME, problem));
+            problems.add(format!("type {:?} is unknown", excerpt(name)));
+            DType::U8
         }
     })
 }

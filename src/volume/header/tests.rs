@@ -538,6 +538,96 @@ fn what_is_no_volume_is_refused_with_the_reason() {
     assert!(matches!(error, Error::UnknownFormat { .. }), "{error:?}");
     let error = open("/dev/zero").unwrap_err();
     assert!(matches!(error, Error::UnknownFormat { .. }), "{error:?}");
+    // Nor is one waited for where the header of an image should be.
+    fs::rename(&fifo, dir.path().join("scan.hdr")).unwrap();
+    fs::write(dir.path().join("scan.img"), [0; 8]).unwrap();
+    let error = open(dir.path().join("scan.img")).unwrap_err();
+    assert!(matches!(error, Error::Unsupported { .. }), "{error:?}");
+}
+
+#[test]
+fn all_that_is_wrong_with_a_header_is_told_at_once() {
+    type Parse = fn(&Path, &[u8]) -> crate::error::Result<FlatHeader>;
+    let sidecar: Parse = |path, text| RawSpec::from_json(path, text)?.header(path);
+    let many: Vec<String> = (0..500).map(|n| format!("\"k{n}\": 0")).collect();
+    let many = format!("{{{}}}", many.join(", "));
+    let cases: [(Parse, Vec<u8>, &[&str]); 6] = [
+        (
+            npy::parse,
+            npy("{'descr': 'nonsense', 'fortran_order': 'no', 'x': 'y'}"),
+            &["nonsense", "fortran_order", "shape is missing", "\"x\""],
+        ),
+        (
+            nrrd::parse,
+            b"NRRD0004\ntype: odd\ndimension: 99\nsizes: 1 -1\nline skip: x\n\n".to_vec(),
+            &["odd", "encoding is missing", "dimension", "sizes", "line skip"],
+        ),
+        (
+            metaimage::parse,
+            b"NDims = 9\nDimSize = 0 1 1\nElementType = MET_ODD\nHeaderSize = x\nElementDataFile = LOCAL\n"
+                .to_vec(),
+            &["NDims", "DimSize", "MET_ODD", "HeaderSize"],
+        ),
+        (
+            nifti::parse,
+            nifti(&[
+                (40, &9_i16.to_le_bytes()),
+                (70, &9999_i16.to_le_bytes()),
+                (108, &f32::NAN.to_le_bytes()),
+            ]),
+            &["dim[0]", "datatype 9999", "vox_offset"],
+        ),
+        (
+            sidecar,
+            br#"{"shape": 3, "dtype": "odd", "offset": -1, "spacing": [0, 1, 1], "x": 1}"#.to_vec(),
+            &["shape", "dtype", "offset", "spacing", "\"x\""],
+        ),
+        (sidecar, many.into_bytes(), &["\"k0\"", "and 482 more"]),
+    ];
+    for (parse, bytes, expected) in cases {
+        let error = parse(Path::new("a"), &bytes).unwrap_err();
+        assert_eq!(kind(&error), "header", "{error}");
+        let message = error.to_string();
+        for problem in expected {
+            assert!(message.contains(problem), "{problem} in {message}");
+        }
+        assert!(message.len() < 5000, "{} bytes", message.len());
+    }
+}
+
+#[test]
+fn headers_of_very_many_fields_are_refused_without_looking_at_each() {
+    let lines = |line: &dyn Fn(u32) -> String| (0..100_000).map(line).collect::<String>();
+    let entries = lines(&|n| format!("'{n}':(),"));
+    let dict = format!("{{{entries}}}");
+    let length = u32::try_from(dict.len()).unwrap().to_le_bytes();
+    let began = std::time::Instant::now();
+    for (parse, bytes) in [
+        (
+            npy::parse as fn(&Path, &[u8]) -> crate::error::Result<FlatHeader>,
+            [b"\x93NUMPY\x02\0", &length[..], dict.as_bytes()].concat(),
+        ),
+        (
+            nrrd::parse,
+            format!("NRRD0004\n{}\n", lines(&|n| format!("{n}:\n"))).into_bytes(),
+        ),
+        (
+            metaimage::parse,
+            format!(
+                "NDims = 3\n{}ElementDataFile = LOCAL\n",
+                lines(&|n| format!("{n}=\n"))
+            )
+            .into_bytes(),
+        ),
+    ] {
+        let error = parse(Path::new("a"), &bytes).unwrap_err();
+        assert!(error.to_string().contains("more than 1000"), "{error}");
+    }
+    let spent = began.elapsed();
+    assert!(
+        spent.as_secs() < 5,
+        "comparing each with each takes minutes: {spent:?}"
+    );
 }
 
 #[test]

@@ -30,6 +30,9 @@ struct Group {
     attributes: Json,
 }
 
+/// The most levels that an image may have: each halves what the one before has.
+const MOST_LEVELS: usize = 64;
+
 /// How deep a group may be nested above its first array.
 const MAX_DEPTH: usize = 4;
 
@@ -59,9 +62,11 @@ pub(in super::super) fn level_count(path: &Path) -> Result<usize> {
         Some(_) => None,
         None => group_at(path)?,
     };
-    let image = group.as_ref().and_then(said_image);
-    let datasets = image.and_then(|image| image.get("datasets")?.as_array());
-    Ok(datasets.map_or(1, Vec::len).max(1))
+    let levels = match group.as_ref().and_then(said_image) {
+        Some(image) => datasets(path, image)?.len(),
+        None => 1,
+    };
+    Ok(levels.max(1))
 }
 
 /// The image that a group says it is.
@@ -115,6 +120,7 @@ fn array_at(path: &Path) -> Result<Option<Found>> {
             }
             Some("group") => Ok(None),
             other => {
+                let other = other.map(excerpt);
                 let problem = format!("node_type is {other:?}, neither \"array\" nor \"group\"");
                 Err(Error::header(&path.join("zarr.json"), "Zarr v3", problem))
             }
@@ -190,12 +196,25 @@ fn first_in_group(path: &Path, group: &Group, level: usize, depth: usize) -> Res
     Ok(None)
 }
 
+/// The levels of an image.
+fn datasets<'a>(path: &Path, image: &'a Json) -> Result<&'a [Json]> {
+    let all = image.get("datasets").and_then(Json::as_array);
+    let all = all.map_or(&[][..], Vec::as_slice);
+    if all.len() > MOST_LEVELS {
+        let problem = format!("it has {} levels, more than {MOST_LEVELS}", all.len());
+        return Err(Error::header(path, "OME-Zarr", problem));
+    }
+    Ok(all)
+}
+
+/// The start of a text for a message.
+fn excerpt(text: &str) -> String {
+    text.chars().take(60).collect()
+}
+
 fn multiscale(path: &Path, image: &Json, level: usize) -> Result<Found> {
     let bad = |problem: String| Error::header(path, "OME-Zarr", problem);
-    let datasets = image
-        .get("datasets")
-        .and_then(Json::as_array)
-        .map_or(&[][..], Vec::as_slice);
+    let datasets = datasets(path, image)?;
     let dataset = datasets
         .get(level)
         .ok_or_else(|| no_level(path, level, datasets.len()))?;
@@ -208,12 +227,14 @@ fn multiscale(path: &Path, image: &Json, level: usize) -> Result<Found> {
     };
     if !name.split('/').all(plain) {
         return Err(bad(format!(
-            "the path {name:?} of level {level} does not stay inside the image"
+            "the path {:?} of level {level} does not stay inside the image",
+            excerpt(name)
         )));
     }
     let mut found = array_at(&path.join(name))?.ok_or_else(|| {
         bad(format!(
-            "level {level} should be at {name:?}, but there is no array"
+            "level {level} should be at {:?}, but there is no array",
+            excerpt(name)
         ))
     })?;
     let axes = axes(image);
@@ -236,7 +257,11 @@ fn check_axes(path: &Path, axes: &[Json]) -> Result<()> {
             .unwrap_or("?")
             .to_lowercase()
     };
-    let names: Vec<String> = axes.iter().map(name).collect();
+    if axes.len() > 8 {
+        let problem = format!("it has {} axes, more than 8", axes.len());
+        return Err(Error::header(path, "OME-Zarr", problem));
+    }
+    let names: Vec<String> = axes.iter().map(|axis| excerpt(&name(axis))).collect();
     let space = names
         .iter()
         .rev()

@@ -340,6 +340,20 @@ fn of_images() -> Vec<Store> {
         ("level that is a number", image(&json!(0)), stays),
         ("level that is not there", image(&json!("1")), "no array"),
         (
+            "image of 65 levels",
+            vec![
+                image(&json!("0")).swap_remove(1),
+                (
+                    "zarr.json",
+                    text(
+                        &json!({"zarr_format": 3, "node_type": "group", "attributes": {"ome": {"multiscales":
+            [{"axes": [], "datasets": vec![json!({"path": "0"}); 65]}]}}}),
+                    ),
+                ),
+            ],
+            "more than 64",
+        ),
+        (
             "image without levels",
             vec![
                 image(&json!("0")).swap_remove(1),
