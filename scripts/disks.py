@@ -12,6 +12,7 @@ must be an error that names the file. Mounting needs root; what cannot be mounte
 import collections
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -137,7 +138,7 @@ def failing(voxpatch, folder):
                 rig.sound(["mount", "-o", "loop,ro", image, place])
                 os.truncate(image, middle)
                 done = rig.run([voxpatch, *[place / "scan.npy" if word == "SCAN" else word for word in command]])
-                if done.returncode != 1 or "scan.npy" not in done.stderr or "input/output" not in done.stderr.lower():
+                if done.returncode != 1 or "scan.npy" not in done.stderr or not re.search("input/output|disk failed", done.stderr, re.IGNORECASE):
                     wrong += 1
                     print(f"  failing disk, {command[0]}: it ended with {done.returncode}: {done.stderr}", flush=True)
         except SystemExit as error:

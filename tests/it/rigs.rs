@@ -37,6 +37,12 @@ fn full_disks_are_errors_and_once_there_is_room_the_work_can_be_done() {
 }
 
 #[test]
+fn mapped_files_that_are_cut_or_cannot_be_read_are_errors() {
+    let args = ["--truncations", "4", "failing", "truncations"];
+    finds_nothing_wrong("disks.py", &args);
+}
+
+#[test]
 fn a_power_cut_damages_no_chunk_that_was_to_survive_it() {
     finds_nothing_wrong("powercut.py", &["--cuts", "2", "--size", "48"]);
 }
