@@ -1,0 +1,155 @@
+"""What this machine can do at best, measured in the same run: the floor under every figure.
+
+Rates are bytes of decoded voxels in a second, all threads together. Chunks are 64^3 of the scan itself.
+"""
+
+import mmap
+import os
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy
+
+COPY = 64 << 20
+REPEATS = 5
+
+
+def best(work, least=0.2):
+    """The least seconds of some calls."""
+    times, began = [], time.perf_counter()
+    while len(times) < REPEATS or time.perf_counter() - began < least:
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def shared(threads, work):
+    """Seconds for `threads` calls at once."""
+    with ThreadPoolExecutor(threads) as pool:
+        return best(lambda: list(pool.map(work, range(threads))))
+
+
+def copy_rate(threads):
+    sources = [numpy.ones(COPY, numpy.uint8) for _ in range(threads)]
+    targets = [numpy.zeros(COPY, numpy.uint8) for _ in range(threads)]
+    return threads * COPY / shared(threads, lambda n: numpy.copyto(targets[n], sources[n]))
+
+
+def fault_seconds():
+    """What it takes to touch a page of a mapped file for the first time, with the page in the cache."""
+    def touch(path):
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+            mapped.madvise(mmap.MADV_RANDOM)
+            view = numpy.frombuffer(mapped, numpy.uint8)
+            started = time.perf_counter()
+            view[:: mmap.PAGESIZE].sum()
+            took = time.perf_counter() - started
+            again = time.perf_counter()
+            view[:: mmap.PAGESIZE].sum()
+            second = time.perf_counter() - again
+            del view
+            return max(took - second, 0) / (len(mapped) / mmap.PAGESIZE)
+
+    return touch
+
+
+def fault_cost(folder):
+    path = Path(folder) / "faults.tmp"
+    path.write_bytes(bytes(32 << 20))
+    try:
+        touch = fault_seconds()
+        return min(touch(path) for _ in range(REPEATS))
+    finally:
+        path.unlink()
+
+
+def write_rate(folder):
+    """To the disk and not only to the page cache."""
+    path = Path(folder) / "write.tmp"
+    block = os.urandom(8 << 20)
+    started = time.perf_counter()
+    with open(path, "wb", buffering=0) as file:
+        for _ in range(16):
+            file.write(block)
+        os.fsync(file.fileno())
+    took = time.perf_counter() - started
+    path.unlink()
+    return 16 * len(block) / took
+
+
+def codecs():
+    import numcodecs
+
+    return {
+        "blosc-lz4": numcodecs.Blosc("lz4", 5, numcodecs.Blosc.SHUFFLE),
+        "blosc-zstd": numcodecs.Blosc("zstd", 5, numcodecs.Blosc.SHUFFLE),
+        "zstd": numcodecs.Zstd(3),
+    }
+
+
+def codec_rates(scan, threads):
+    """Decoding and encoding, of both voxel types, one chunk a thread."""
+    import numcodecs
+
+    numcodecs.blosc.use_threads = False
+    found = {}
+    middle = [max(0, n // 2 - 32) for n in scan.shape[-3:]]
+    chunk = scan[..., middle[0] : middle[0] + 64, middle[1] : middle[1] + 64, middle[2] : middle[2] + 64]
+    for dtype in ("float32", "int16"):
+        voxels = numpy.ascontiguousarray(chunk.astype(dtype))
+        for name, codec in codecs().items():
+            packed = codec.encode(voxels)
+            targets = [numpy.empty_like(voxels) for _ in range(threads)]
+            found[f"decode {name} {dtype}"] = threads * voxels.nbytes / shared(threads, lambda n: codec.decode(packed, targets[n]))
+            found[f"encode {name} {dtype}"] = threads * voxels.nbytes / shared(threads, lambda _: codec.encode(voxels))
+    return found
+
+
+def gunzip_rate(scan):
+    """Of one thread: a gzip stream is one long chain."""
+    voxels = numpy.ascontiguousarray(scan[..., scan.shape[-3] // 2 :, :, :][..., :32, :, :].astype("int16")).tobytes()
+    packed = zlib.compress(voxels, 1)
+    return len(voxels) / best(lambda: zlib.decompress(packed))
+
+
+def measured(folder, scan_path, threads):
+    scan = numpy.load(scan_path, mmap_mode="r")
+    return {
+        "copy": copy_rate(threads),
+        "copy, one thread": copy_rate(1),
+        "fault_seconds": fault_cost(folder),
+        "write": write_rate(folder),
+        "gunzip": gunzip_rate(scan),
+        **codec_rates(scan, threads),
+    }
+
+
+def reading(patch, voxel_bytes, chunk, codec, dtype):
+    """The least seconds for a result: decoding the chunks that it says it decoded, and copying its patches."""
+    def floor(result, limits):
+        seconds = result["patches"] * patch**3 * voxel_bytes / limits["copy"]
+        if chunk and result.get("chunks") is not None:
+            rate = limits.get(f"decode {codec} {dtype}", limits["copy"])
+            seconds += result["chunks"] * chunk**3 * voxel_bytes / rate
+        elif chunk:
+            return None
+        return seconds
+
+    return floor
+
+
+def blending(patches, patch, channels, output_bytes, codec, dtype):
+    """Two passes over each prediction, to read and to add it, and the output once: encoded if it is, and written."""
+    def floor(result, limits):
+        passes = patches * patch**3 * 4 * (1 + channels) / limits["copy"]
+        encode = output_bytes / limits.get(f"encode {codec} {dtype}", limits["copy"])
+        return passes + encode
+
+    return floor
+
+
+def unpacking(decoded_bytes):
+    return lambda _result, limits: decoded_bytes / limits["gunzip"]
