@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import cases, case, install, limits, measure, pictures, report, volumes
+from . import case, cases, install, measure, pictures, report, volumes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,6 +43,7 @@ def arguments():
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=float, help="of each measurement of a rate")
     parser.add_argument("--minutes", type=float, help="for all cases together; rounds are left out to keep to it")
+    parser.add_argument("--limit", type=float, help="the most seconds that one run may take")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--folder", type=Path, default=ROOT / ".bench-data", help="where the volumes are made and kept")
     parser.add_argument("--out", type=Path, help="where the report goes (docs/benchmarks; docs/benchmarks/quick; .bench-data/only)")
@@ -85,7 +86,7 @@ def main():
     minutes = given.minutes or (6.5 if given.quick else 52)
     settings = cases.Settings(
         quick=given.quick, binary=given.voxpatch, volumes=volumes.Volumes(folder, shape, given.voxpatch, say), threads=given.threads,
-        rounds=rounds, seconds=given.seconds or (0.8 if given.quick else 2), limit=45 if given.quick else 150, output=output,
+        rounds=rounds, seconds=given.seconds or (0.8 if given.quick else 2), limit=given.limit or (45 if given.quick else 150), output=output,
     )
     chosen = [one for one in cases.all_cases(settings) if not given.only or any(word in one.title for word in given.only)]
     if given.list:
@@ -106,6 +107,8 @@ def main():
         "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
         "shape": shape, "machine": machine(given.threads), "versions": versions, "left_out": reasons,
     }
+    from . import limits  # needs what has just been installed
+
     say("measuring what the machine can do")
     made["limits"] = limits.measured(folder, settings.volumes.need("f32.npy"), given.threads)
     made["imports"] = imports(versions, given.threads, output)

@@ -1,12 +1,13 @@
 """What a case is, and how its sides take turns."""
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from . import measure, volumes
+from . import install, measure, volumes
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ ALONE = Metric("seconds", "s in memory alone", False)
 STALL = Metric("stall_seconds", "s of stall", False)
 FIRST_BATCH = Metric("first_batch_seconds", "s to the first batch", False)
 EPOCH = Metric("seconds", "s for the epoch", False)
+WHOLE = Metric("whole_seconds", "s from opening to the last patch", False)
 TIME = Metric("seconds", "s", False)
 
 
@@ -30,7 +32,7 @@ TIME = Metric("seconds", "s", False)
 class Side:
     """`command` makes the command line from the last result, or from None in the first round. `budget` is the MiB that
     it is told to stay within: it is compared with peers of the same budget, and with those that have none.
-    `translate` gives figures the names that all sides use; `calibrate` says that a first run only finds a good count."""
+    `translate` gives figures the names that all sides use; `calibrate` says that a first run only finds a good count. `reads` makes a volume that only this side reads."""
 
     name: str
     command: Callable
@@ -39,6 +41,7 @@ class Side:
     budget: int | None = None
     floor: Callable | None = None
     translate: Callable = dict
+    reads: Callable | None = None
     calibrate: bool = False
     runs: list = field(default_factory=list)
     error: str | None = None
@@ -82,6 +85,12 @@ def run_case(case, reasons, folder, until, say):
         if side.package in reasons:
             side.error = f"not installed: {reasons[side.package]}"
     paths = case.reads()
+    for side in case.sides:
+        if side.reads and not side.error:
+            try:
+                paths.append(side.reads())
+            except subprocess.CalledProcessError as failed:
+                side.error = install.last_line(failed.stderr.decode(errors="replace"))
     if not case.cold:
         for path in paths:
             volumes.warm(path)

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import limits, ours
-from .case import ALONE, EPOCH, FIRST, FIRST_BATCH, JOB, RATE, STALL, TIME, Case, Side, peer
+from . import floors, ours
+from .case import ALONE, EPOCH, FIRST, FIRST_BATCH, JOB, RATE, STALL, TIME, WHOLE, Case, Side, peer
 from .peers.inference import thresholds
 from .volumes import LABELS, STORES, Volumes
 
@@ -17,7 +17,9 @@ IN_MEMORY = {"torchio": "TorchIO, in memory", "monai": "MONAI, in memory"}
 
 def sampled(told):
     """Of `voxpatch sample`; what it found in maps beforehand belongs to the first patch."""
-    return {"chunks": told["chunks_decoded"], "first_patch_seconds": told["index_seconds"] + told["first_patch_seconds"]}
+    beforehand = told["index_seconds"]
+    return {"chunks": told["chunks_decoded"], "first_patch_seconds": beforehand + told["first_patch_seconds"],
+            "whole_seconds": beforehand + told["seconds"]}
 
 
 def inferred(told):
@@ -37,7 +39,19 @@ class Settings:
 
     def patch(self, size):
         """Never more than the volume has."""
-        return min(size, *self.volumes.shape)
+        return even(min(size, *self.volumes.shape))
+
+    def planes(self, factor):
+        return max(1, round(self.volumes.shape[0] * factor))
+
+
+def even(n):
+    return n - n % 2
+
+
+def half(size):
+    """The overlap of windows that cover everything about twice along each axis; TorchIO wants it even."""
+    return even(size // 2)
 
 
 def count_of(settings, first=64):
@@ -60,16 +74,15 @@ def reading_sides(settings, name, source, patch, budgets, count=None, threads=No
     """Everybody who can read random patches of this volume. With `count`, so many; else for some seconds."""
     store = STORES.get(name, STORES["i16-blosc-zstd.zarr"])
     threads = threads or settings.threads
-    floor = limits.reading(patch, store.voxel_bytes, store.chunk, store.codec, store.dtype)
+    floor = floors.reading(patch, store.voxel_bytes, store.chunk, store.codec, store.dtype)
     often = (lambda _last: count) if count else count_of(settings)
     sides = [our_sample(settings, source, patch, budget, often, threads=threads, floor=floor, calibrate=not count)
              for budget in budgets]
     common = {"path": source, "patch": patch, "seconds": settings.seconds, "count": count, "threads": threads}
 
     def add(title, package, function, path=None, budget=None):
-        arguments = {**common, **({"path": path} if path else {})}
-        command = peer(f"reading.{function}", **arguments, budget=budget)
-        sides.append(Side(title, command, package=package, budget=budget, floor=floor))
+        command = peer(f"reading.{function}", **{**common, "path": path or source, "budget": budget})
+        sides.append(Side(title, command, package=package, budget=budget, floor=floor, reads=path))
 
     if store.chunk:
         for budget in budgets:
@@ -106,7 +119,7 @@ def cold_reads(settings):
         patch = settings.patch(96)
         source = lambda name=name: settings.volumes.need(name)
         sides = reading_sides(settings, name, source, patch, (256,), count=COLD_PATCHES)
-        yield Case("cold", f"{patch}^3 of {name}", sides, (RATE, FIRST), lambda source=source: [source()],
+        yield Case("cold", f"{COLD_PATCHES} of {patch}^3 of {name}", sides, (WHOLE, FIRST), lambda source=source: [source()],
                    len(sides) * 4, settings.rounds, settings.limit, settings.threads, cold=True)
 
 
@@ -116,7 +129,7 @@ def labels(settings):
     name = "i16-blosc-zstd.zarr"
     shares = ("--labels", lambda: need("labels.zarr"), "--shares", "0:1,1:1,2:1,3:1")
     blocks = math.prod(math.ceil(n / LABELS.chunk) for n in settings.volumes.shape)
-    reading = limits.reading(patch, 2, STORES[name].chunk, STORES[name].codec, "int16")
+    reading = floors.reading(patch, 2, STORES[name].chunk, STORES[name].codec, "int16")
 
     def floor(result, measured):
         return reading(result, measured) + blocks * LABELS.chunk**3 / measured["decode zstd int16"]
@@ -143,7 +156,7 @@ def epochs(settings):
         sides = []
         for name in ("f32-blosc-lz4.zarr", "f32.nii"):
             store = STORES[name]
-            floor = limits.reading(patch, 4, store.chunk, store.codec, "float32")
+            floor = floors.reading(patch, 4, store.chunk, store.codec, "float32")
             command = peer("training.voxpatch_queue", scan=lambda name=name: need(name), **common)
             sides.append(Side(f"voxpatch.Queue, {name}, 256 MiB", command, ours=True, package="voxpatch", floor=floor, budget=256))
         for package, title, function in [("torchio", "TorchIO Queue", "torchio_queue"), ("monai", "MONAI CacheDataset", "monai_cached")]:
@@ -181,13 +194,13 @@ def blending_sides(settings, source, shape, patch, overlap, blend, memory, ways,
         target = settings.output / ("ours.npy" if way == ".npy" else "ours.zarr")
         more = [] if way == ".npy" else ["--codec", way]
         output_bytes = voxels * (1 if classes else 4)
-        floor = limits.blending(count, patch, classes or 1, output_bytes, way, "int16" if classes else "float32")
+        floor = floors.blending(count, patch, classes or 1, output_bytes, way, "int16" if classes else "float32")
         command = lambda _last, target=target, more=more: ours.infer(settings.binary, source(), target, patch, overlap, *flags, *more)
         sides.append(Side(f"voxpatch {blend}, {way}, {memory} MiB", command, ours=True, budget=memory, translate=inferred, floor=floor))
     for title, package, mode in PEERS_BY_BLEND[blend]:
         if peers is not None and package not in peers:
             continue
-        floor = limits.blending(count, patch, classes or 1, voxels * (1 if classes else 4), "none", "float32")
+        floor = floors.blending(count, patch, classes or 1, voxels * (1 if classes else 4), "none", "float32")
         command = peer(f"inference.{package}", source=source, target=str(settings.output / "theirs.npy"), patch=patch,
                        overlap=overlap, mode=mode, classes=classes, threads=threads)
         sides.append(Side(title, command, package=package, floor=floor))
@@ -199,8 +212,8 @@ def identity(settings):
     source = lambda: settings.volumes.need("f32.npy")
     for blend in ("crop", "hann") if settings.quick else ("crop", "average", "hann"):
         ways = ("blosc-lz4", ".npy", "zstd") if blend == "hann" else ("blosc-lz4", ".npy")
-        sides = blending_sides(settings, source, settings.volumes.shape, patch, patch // 2, blend, 350, ways)
-        yield Case("identity", f"{blend}, {patch}^3 over {patch // 2}", sides, (JOB, ALONE), lambda: [source()],
+        sides = blending_sides(settings, source, settings.volumes.shape, patch, half(patch), blend, 350, ways)
+        yield Case("identity", f"{blend}, {patch}^3 over {half(patch)}", sides, (JOB, ALONE), lambda: [source()],
                    len(sides) * 12, settings.rounds, settings.limit, settings.threads)
 
 
@@ -208,10 +221,10 @@ def classes(settings):
     for count, size, part, memory in [(4, 128, 1, 1024), (32, 64, 0.25, 1536)]:
         patch = settings.patch(size)
         source = lambda part=part: settings.volumes.taller(part)[0]
-        shape = (max(1, round(settings.volumes.shape[0] * part)), *settings.volumes.shape[1:])
-        sides = blending_sides(settings, source, shape, patch, patch // 2, "hann", memory, ("zstd",), classes=count,
+        shape = (settings.planes(part), *settings.volumes.shape[1:])
+        sides = blending_sides(settings, source, shape, patch, half(patch), "hann", memory, ("zstd",), classes=count,
                                peers=("torchio", "monai", "konfai"))
-        yield Case("classes", f"{count} classes to argmax, hann, {patch}^3 over {patch // 2}, {shape[0]} planes", sides, (JOB, ALONE),
+        yield Case("classes", f"{count} classes to argmax, hann, {patch}^3 over {half(patch)}, {shape[0]} planes", sides, (JOB, ALONE),
                    lambda source=source: [source()], len(sides) * 20, min(2, settings.rounds), settings.limit, settings.threads)
 
 
@@ -219,7 +232,7 @@ def conversion(settings):
     source = lambda: settings.volumes.need("i16.nii.gz")
     target = settings.output / "converted.zarr"
     flags = ("--chunk", "64", "--shard", "none", "--codec", "zstd", "--threads", settings.threads, "--memory", "256MiB")
-    floor = limits.unpacking(math.prod(settings.volumes.shape) * 2)
+    floor = floors.unpacking(math.prod(settings.volumes.shape) * 2)
     sides = [
         Side("voxpatch convert", lambda _last: ours.convert(settings.binary, source(), target, *flags), ours=True, floor=floor),
         Side("nibabel and zarr-python",
@@ -232,10 +245,12 @@ def conversion(settings):
 
 def scaling(settings):
     patch, tall = settings.patch(96), settings.volumes.taller
+    factor_of_parts = 1 if settings.quick else 0.25
+    part = lambda: tall(factor_of_parts)[0]
     name = "i16-blosc-zstd.zarr"
     for factor in (0.25, 1, 4) if settings.quick else (0.25, 1, 4, 16):
         source = lambda factor=factor: tall(factor)[0]
-        planes = max(1, round(settings.volumes.shape[0] * factor))
+        planes = settings.planes(factor)
         reads = lambda source=source: [source()]
         few = min(settings.rounds, 2 if factor <= 1 else 1)
         if planes >= patch:
@@ -244,26 +259,24 @@ def scaling(settings):
                        settings.limit, settings.threads, curve="random patches by planes", x=planes)
         if settings.quick and factor > 1:
             continue
-        cube = min(128, planes, settings.patch(128))
+        cube = even(min(128, planes, settings.patch(128)))
         shape = (planes, *settings.volumes.shape[1:])
-        sides = blending_sides(settings, source, shape, cube, cube // 2, "hann", 350, ("blosc-lz4",), peers=("torchio", "monai"))
-        yield Case("scaling", f"hann {cube}^3 over {cube // 2}, {planes} planes", sides, (JOB, ALONE), reads, 40 * max(0.5, factor / 2),
+        sides = blending_sides(settings, source, shape, cube, half(cube), "hann", 350, ("blosc-lz4",), peers=("torchio", "monai"))
+        yield Case("scaling", f"hann {cube}^3 over {half(cube)}, {planes} planes", sides, (JOB, ALONE), reads, 40 * max(0.5, factor / 2),
                    few, max(settings.limit, 30 * factor), settings.threads, curve="identity by planes", x=planes)
     for threads in range(1, settings.threads + 1):
         source = lambda: tall(1)[0]
         sides = [side for side in reading_sides(settings, name, source, patch, (256,), threads=threads) if "blosc2" not in side.name]
         yield Case("scaling", f"random {patch}^3, {threads} threads", sides, (RATE,), lambda: [source()], 12,
                    min(2, settings.rounds), settings.limit, threads, curve="random patches by threads", x=threads)
-        part = lambda: tall(0.25)[0]
-        shape = (max(1, round(settings.volumes.shape[0] * 0.25)), *settings.volumes.shape[1:])
-        cube = min(128, *shape)
-        sides = blending_sides(settings, part, shape, cube, cube // 2, "hann", 350, ("blosc-lz4",), threads=threads,
+        shape = (settings.planes(factor_of_parts), *settings.volumes.shape[1:])
+        cube = even(min(128, *shape))
+        sides = blending_sides(settings, part, shape, cube, half(cube), "hann", 350, ("blosc-lz4",), threads=threads,
                                peers=("torchio", "monai"))
-        yield Case("scaling", f"hann {cube}^3 over {cube // 2}, {threads} threads", sides, (JOB, ALONE), lambda: [part()], 15,
+        yield Case("scaling", f"hann {cube}^3 over {half(cube)}, {threads} threads", sides, (JOB, ALONE), lambda: [part()], 15,
                    min(2, settings.rounds), settings.limit, threads, curve="identity by threads", x=threads)
     for size, overlap in [(128, 64)] if settings.quick else [(128, 0), (128, 32), (128, 64), (96, 48), (64, 0), (64, 16), (64, 32)]:
-        part = lambda: tall(0.25)[0]
-        shape = (max(1, round(settings.volumes.shape[0] * 0.25)), *settings.volumes.shape[1:])
+        shape = (settings.planes(factor_of_parts), *settings.volumes.shape[1:])
         if size > min(shape):
             continue
         sides = blending_sides(settings, part, shape, size, overlap, "hann", 350, ("blosc-lz4",), peers=("torchio", "monai"))

@@ -4,6 +4,7 @@ The scan is the chest CT of `voxpatch demo`. `planes` is how many of its planes 
 """
 
 import gzip
+import json
 import os
 import shutil
 import subprocess
@@ -122,8 +123,6 @@ class Volumes:
         planes = max(1, round(self.shape[0] * factor))
         path = self.path(f"i16-blosc-zstd-{planes}.zarr")
         if not path.exists():
-            import json
-
             half = path.with_suffix(".incomplete")
             shutil.rmtree(half, ignore_errors=True)
             (half / "0").mkdir(parents=True)

@@ -58,7 +58,8 @@ def measure(began, shape, patch, seconds, count, begin_read, flying=1, chunk=Non
             waiting.append(begin())
             begun += 1
     took = time.perf_counter() - started
-    told = {"patches": done, "seconds": took, "patches_per_second": done / took, "first_patch_seconds": first}
+    told = {"patches": done, "seconds": took, "patches_per_second": done / took, "first_patch_seconds": first,
+            "whole_seconds": first + took}
     if chunk:  # what is kept between patches is kept by none of those that say this
         told["chunks"], told["bytes_read"] = touched, read_so_far() - read
     return told
