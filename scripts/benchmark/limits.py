@@ -38,32 +38,22 @@ def copy_rate(threads):
     return threads * COPY / shared(threads, lambda n: numpy.copyto(targets[n], sources[n]))
 
 
-def fault_seconds():
-    """What it takes to touch a page of a mapped file for the first time, with the page in the cache."""
-    def touch(path):
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
-            mapped.madvise(mmap.MADV_RANDOM)
-            view = numpy.frombuffer(mapped, numpy.uint8)
-            started = time.perf_counter()
-            view[:: mmap.PAGESIZE].sum()
-            took = time.perf_counter() - started
-            again = time.perf_counter()
-            view[:: mmap.PAGESIZE].sum()
-            second = time.perf_counter() - again
-            del view
-            return max(took - second, 0) / (len(mapped) / mmap.PAGESIZE)
-
-    return touch
-
-
 def fault_cost(folder):
+    """Seconds to touch a page of a mapped file for the first time, with the file in the page cache."""
     path = Path(folder) / "faults.tmp"
-    path.write_bytes(bytes(32 << 20))
-    try:
-        touch = fault_seconds()
-        return min(touch(path) for _ in range(REPEATS))
-    finally:
-        path.unlink()
+    path.write_bytes(bytes(64 << 20))
+    first, again = [], []
+    for _ in range(2 * REPEATS):
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+            view = numpy.frombuffer(mapped, numpy.uint8)[:: mmap.PAGESIZE]
+            for times in (first, again):
+                started = time.perf_counter()
+                view.sum()
+                times.append(time.perf_counter() - started)
+            pages = len(view)
+            del view
+    path.unlink()
+    return max(min(first) - min(again), 0) / pages
 
 
 def write_rate(folder):

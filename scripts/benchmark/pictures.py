@@ -38,7 +38,7 @@ def bars(plot, cases, group, path):
         right.set_title("peak anonymous MiB", fontsize=8, loc="left")
     figure.suptitle(f"{group}, {'more' if cases[0]['metrics'][0]['more_is_better'] else 'less'} is better on the left; green is voxpatch",
                     fontsize=9)
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path)
     plot.close(figure)
 
 
@@ -81,16 +81,15 @@ def curve(plot, cases, name, path):
                 axis.set_yscale("log")
     right.legend(fontsize=7, frameon=False, loc="best")
     figure.suptitle(name, fontsize=10)
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path)
     plot.close(figure)
 
 
-def draw(results, folder):
+def draw(results, folder, kind="svg"):
     """The names of the pictures, by group."""
     import matplotlib
 
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "voxpatch"
+    matplotlib.use("agg")
     import matplotlib.pyplot as plot
 
     drawn = {}
@@ -99,10 +98,10 @@ def draw(results, folder):
         cases = [case for case in done if case["group"] == group]
         for name in dict.fromkeys(case["curve"] for case in cases if case["curve"]):
             points = [case for case in cases if case["curve"] == name]
-            file = name.replace(" ", "-") + ".svg"
+            file = f"{name.replace(' ', '-')}.{kind}"
             curve(plot, points, name, folder / file)
             drawn.setdefault(group, []).append(file)
         if not any(case["curve"] for case in cases):
-            bars(plot, cases, group, folder / f"{group}.svg")
-            drawn.setdefault(group, []).append(f"{group}.svg")
+            bars(plot, cases, group, folder / f"{group}.{kind}")
+            drawn.setdefault(group, []).append(f"{group}.{kind}")
     return drawn

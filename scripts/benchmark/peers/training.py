@@ -33,7 +33,7 @@ def monai_labels(scan, labels, patch, seconds, threads, **_):
     ct, label = (torch.from_numpy(loaded(path)) for path in (scan, labels))
     indices = map_classes_to_indices(label, num_classes=len(LABELS))
     crop = RandCropByLabelClasses((patch,) * 3, ratios=[1] * len(LABELS), num_classes=len(LABELS), num_samples=1)
-    return measure(began, ct.shape[-3:], patch, seconds, None, lambda *_: Now(crop(ct, indices=indices)[0].clone()))
+    return measure(began, ct.shape[-3:], patch, seconds, None, lambda *_: Now(crop(ct, label=label, indices=indices)[0].clone()))
 
 
 def consume(began, batches, delay):
