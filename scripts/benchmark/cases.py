@@ -132,7 +132,8 @@ def labels(settings):
     reading = floors.reading(patch, 2, STORES[name].chunk, STORES[name].codec, "int16")
 
     def floor(result, measured):
-        return reading(result, measured) + blocks * LABELS.chunk**3 / measured["decode zstd int16"]
+        whole_map = blocks * LABELS.chunk**3 / measured["decode zstd int16"]
+        return reading(result, measured) + whole_map
 
     sides = [our_sample(settings, lambda: need(name), patch, 256, count_of(settings), *shares, floor=floor)]
     for package, title, function in [

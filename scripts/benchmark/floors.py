@@ -7,6 +7,8 @@ A result that does not tell what a floor needs has none.
 def reading(patch, voxel_bytes, chunk, codec, dtype):
     """The least seconds for a result: decoding the chunks that it says it decoded, and copying its patches."""
     def floor(result, limits):
+        if "patches" not in result:
+            return None
         seconds = result["patches"] * patch**3 * voxel_bytes / limits["copy"]
         if chunk and result.get("chunks") is not None:
             rate = limits.get(f"decode {codec} {dtype}", limits["copy"])

@@ -74,7 +74,7 @@ def voxpatch_queue(scan, patch, subjects, per_subject, batch, delay, budget, thr
     )
     told = consume(began, queue, delay)
     found = queue.stats()
-    return {**told, **{key: found[name] for key, name in [("chunks", "chunks_decoded"), ("bytes_read", "bytes_read")] if name in found}}
+    return {**told, "patches": told["batches"] * batch, **{key: found[name] for key, name in [("chunks", "chunks_decoded"), ("bytes_read", "bytes_read")] if name in found}}
 
 
 def torchio_queue(scan, patch, subjects, per_subject, batch, delay, threads, **_):
