@@ -25,14 +25,13 @@ def job(source, target, classes, threads, predict):
     """`predict(scan, model)` gives what is blended, (c, z, y, x), of a scan (z, y, x); both are tensors."""
     import numpy
     import torch
+    import zarr
 
     torch.set_num_threads(threads)
     began = time.perf_counter()
     if source.endswith(".npy"):
         voxels = numpy.load(source)
     else:
-        import zarr
-
         voxels = zarr.open_array(f"{source}/0", mode="r")[:]
     scan = torch.from_numpy(voxels.reshape(voxels.shape[-3:])).to(torch.float32)
     del voxels
@@ -47,10 +46,10 @@ def job(source, target, classes, threads, predict):
 
 
 def torchio(source, target, patch, overlap, mode, threads, classes=None, **_):
-    def predict(scan, model):
-        import torch
-        import torchio
+    import torch
+    import torchio
 
+    def predict(scan, model):
         subject = torchio.Subject(ct=torchio.ScalarImage(tensor=scan[None]))
         sampler = torchio.GridSampler(subject, patch, overlap)
         aggregator = torchio.GridAggregator(sampler, overlap_mode=mode)
@@ -62,19 +61,19 @@ def torchio(source, target, patch, overlap, mode, threads, classes=None, **_):
 
 
 def monai(source, target, patch, overlap, mode, threads, classes=None, **_):
-    def predict(scan, model):
-        from monai.inferers import sliding_window_inference
+    from monai.inferers import sliding_window_inference
 
+    def predict(scan, model):
         return sliding_window_inference(scan[None, None], (patch,) * 3, 1, model, overlap=overlap / patch, mode=mode)[0]
 
     return job(source, target, classes, threads, predict)
 
 
 def patchly(source, target, patch, overlap, mode, threads, classes=None, **_):
-    def predict(scan, model):
-        import torch
-        from patchly import Aggregator, GridSampler, SamplingMode
+    import torch
+    from patchly import Aggregator, GridSampler, SamplingMode
 
+    def predict(scan, model):
         size, step = (patch,) * 3, (patch - overlap,) * 3
         sampler = GridSampler(scan[None], tuple(scan.shape), size, step, spatial_first=False, mode=SamplingMode.SAMPLE_EDGE)
         output = torch.zeros((classes or 1, *scan.shape))
@@ -87,10 +86,10 @@ def patchly(source, target, patch, overlap, mode, threads, classes=None, **_):
 
 
 def konfai(source, target, patch, overlap, mode, threads, classes=None, **_):
-    def predict(scan, model):
-        import torch
-        from konfai.data.patching import accumulate, blend, grid
+    import torch
+    from konfai.data.patching import accumulate, blend, grid
 
+    def predict(scan, model):
         size = [patch] * 3
         cut = grid.ModelPatch(size, overlap=overlap)
         cut.load(list(scan.shape))

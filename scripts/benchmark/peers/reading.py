@@ -168,6 +168,7 @@ def torchio(path, patch, seconds, count, threads, **_):
 
 
 def monai(path, patch, seconds, count, threads, **_):
+    import nibabel  # noqa: F401  before the clock
     import torch
     from monai.transforms import RandSpatialCrop
 
