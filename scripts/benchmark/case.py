@@ -1,0 +1,123 @@
+"""What a case is, and how its sides take turns."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from . import install, measure, volumes
+
+
+@dataclass(frozen=True)
+class Metric:
+    key: str
+    unit: str
+    more_is_better: bool
+
+
+RATE = Metric("patches_per_second", "patches/s", True)
+FIRST = Metric("first_patch_seconds", "s to the first patch", False)
+JOB = Metric("job_seconds", "s from file to file", False)
+ALONE = Metric("seconds", "s in memory alone", False)
+STALL = Metric("stall_seconds", "s of stall", False)
+FIRST_BATCH = Metric("first_batch_seconds", "s to the first batch", False)
+EPOCH = Metric("seconds", "s for the epoch", False)
+WHOLE = Metric("whole_seconds", "s from opening to the last patch", False)
+TIME = Metric("seconds", "s", False)
+
+
+@dataclass
+class Side:
+    """`command` makes the command line from the last result, or from None in the first round. `budget` is the MiB that
+    it is told to stay within: it is compared with peers of the same budget, and with those that have none.
+    `translate` gives figures the names that all sides use; `calibrate` says that a first run only finds a good count. `reads` makes a volume that only this side reads."""
+
+    name: str
+    command: Callable
+    ours: bool = False
+    package: str | None = None
+    budget: int | None = None
+    floor: Callable | None = None
+    translate: Callable = dict
+    reads: Callable | None = None
+    calibrate: bool = False
+    runs: list = field(default_factory=list)
+    error: str | None = None
+
+
+@dataclass
+class Case:
+    """`seconds` is the most that one run may take; `weight` its share of the benchmark's time. A case with `curve`
+    is a point of that curve, at `x`."""
+
+    group: str
+    name: str
+    sides: list
+    metrics: tuple
+    reads: Callable
+    weight: float
+    rounds: int
+    seconds: float
+    threads: int
+    cold: bool = False
+    curve: str | None = None
+    x: float | str | None = None
+
+    @property
+    def title(self):
+        return f"{self.group}/{self.name}"
+
+
+def peer(function, **arguments):
+    """The command line of what a peer does; paths may be made when they are needed."""
+    def command(_last):
+        known = {key: str(value()) if callable(value) else value for key, value in arguments.items()}
+        return [sys.executable, "-m", "benchmark.peers", function, json.dumps(known)]
+
+    return command
+
+
+def run_case(case, reasons, folder, until, say):
+    """Rounds until there are enough of them or it is late; the first always takes place."""
+    for side in case.sides:
+        if side.package in reasons:
+            side.error = f"not installed: {reasons[side.package]}"
+    paths = case.reads()
+    for side in case.sides:
+        if side.reads and not side.error:
+            try:
+                paths.append(side.reads())
+            except subprocess.CalledProcessError as failed:
+                side.error = install.last_line(failed.stderr.decode(errors="replace"))
+    if not case.cold:
+        for path in paths:
+            volumes.warm(path)
+
+    def run(side, last):
+        if case.cold:
+            for path in paths:
+                volumes.drop(path)
+        told = measure.run(side.command(last), case.seconds, case.threads, folder)
+        return told if "error" in told else {**told, **side.translate(told)}
+
+    last = {}
+    for side in case.sides:
+        if side.calibrate and not side.error:  # how many patches are worth measuring
+            last[side.name] = run(side, None)
+            side.error = last[side.name].get("error")
+    for number in range(case.rounds):
+        if number and time.monotonic() > until:
+            break
+        for side in case.sides:
+            if side.error:
+                continue
+            told = run(side, last.get(side.name))
+            if "error" in told:
+                side.error = told["error"]
+                say(f"{case.title}: {side.name}: {side.error}")
+                continue
+            side.runs.append(told)
+            key = case.metrics[0]
+            say(f"{case.title}: {side.name}: {told[key.key]:.4g} {key.unit}, {told['peak_anonymous_bytes'] / 2**20:.0f} MiB")
