@@ -11,7 +11,7 @@ use voxpatch::aggregator::{Accumulator, NonFinite};
 use voxpatch::training::Image;
 use voxpatch::volume::create;
 use voxpatch::{
-    Aggregated, Aggregator, AggregatorOptions, Error, GridOptions, Layout, Padding, Region, Result,
+    Aggregated, Aggregator, AggregatorOptions, Error, GridOptions, Layout, Padding, Region,
 };
 
 use crate::array;

@@ -324,8 +324,14 @@ fn loaders_dropped_at_any_moment_join_their_threads_at_once() {
                     max_length: 1 + cycle % 13,
                     ..LoaderOptions::default()
                 };
-                let mut loader = Loader::new(subjects.clone(), make.clone(), &plan, 0, &options)
-                    .expect("a loader");
+                let mut loader = Loader::new(
+                    Arc::clone(&subjects) as _,
+                    Arc::clone(&make) as _,
+                    &plan,
+                    0,
+                    &options,
+                )
+                .expect("a loader");
                 for sample in (&mut loader).take(cycle % 7) {
                     sample.expect("a sample");
                 }

@@ -81,7 +81,9 @@ impl Folder {
             }
         }
         if self.stays {
-            self.path.metadata().map_err(Error::io("look at", &self.path))?;
+            self.path
+                .metadata()
+                .map_err(Error::io("look at", &self.path))?;
         }
         Ok(())
     }

@@ -249,7 +249,7 @@ fn spoilt_metadata_never_panics() {
                 for _ in 0..=dice.below(3) {
                     spoil(&mut document, &mut dice);
                 }
-                let store = Box::new(Folder::new(&path));
+                let store = Box::new(Folder::new(path));
                 let options = OpenOptions::default();
                 let Ok(volume) = ZarrVolume::with_store(path, store, format, &document, &options)
                 else {
