@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 import sys
-import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Union
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Union
 
 from . import _voxpatch
 from ._voxpatch import Blender, Grid, Volume
 from ._voxpatch import open as open_volume
 from .errors import InvalidError
 from .subject import Subject
+
+if TYPE_CHECKING:
+    import numpy as np  # whose import takes longer than all of this
 
 Size = Union[int, Sequence[int]]
 #: How Python libraries call what stands beyond a volume's faces.
@@ -62,7 +60,8 @@ class GridSampler:
         elif isinstance(subject, Mapping):
             self.subject = Subject(**subject)
         else:
-            self.subject = Subject(image=subject if isinstance(subject, (Volume, np.ndarray)) else os.fspath(subject))
+            volume = open_volume(subject) if isinstance(subject, (str, os.PathLike)) else subject
+            self.subject = Subject(image=volume)
         self.patch_size = _three(patch_size)
         self.patch_overlap = _three(patch_overlap)
         self.padding_mode = padding_mode
@@ -149,7 +148,7 @@ class GridAggregator:
         self.overlap_mode = overlap_mode
         self.reduce = reduce
         self._options = options
-        self._settings = {"accumulator": accumulator, "non_finite": non_finite, "fill": fill}
+        self._settings: dict[str, Any] = {"accumulator": accumulator, "non_finite": non_finite, "fill": fill}
         self._blender: Blender | None = None
         self._output = output
         self._temporary: str | None = None
@@ -160,12 +159,17 @@ class GridAggregator:
     def _path(self) -> str:
         if self._output is not None:
             return os.fspath(self._output)
+        import shutil
+        import tempfile
+
         self._temporary = tempfile.mkdtemp(prefix="voxpatch-")
         weakref.finalize(self, shutil.rmtree, self._temporary, ignore_errors=True)
         return os.path.join(self._temporary, "output.zarr")
 
     def add_batch(self, batch: Any, locations: Any) -> None:
         """Adds predictions (b, c, z, y, x), an array or a tensor on any device, of the patches at ``locations`` (b, 6)."""
+        import numpy as np
+
         self._torch |= _is_tensor(batch)
         predictions = _array(batch)
         if predictions.ndim != 5:
@@ -200,6 +204,8 @@ class GridAggregator:
 
     def get_output_tensor(self) -> Any:
         """The whole output in memory, (c, z, y, x): a tensor if tensors were added, an array otherwise."""
+        import numpy as np
+
         found = np.asarray(self.finish())
         return sys.modules["torch"].from_numpy(found) if self._torch else found
 
@@ -342,6 +348,8 @@ def _array(given: Any) -> np.ndarray[Any, Any]:
         if given.dtype == sys.modules["torch"].bfloat16:
             given = given.float()
         return given.numpy()  # type: ignore[no-any-return]
+    import numpy as np
+
     return np.asarray(given)
 
 
@@ -380,6 +388,8 @@ def _outputs(
     called: Callable[[Any], list[np.ndarray[Any, Any]]], channels: int, size: list[int], count: int
 ) -> list[tuple[int, Any, list[int], int]]:
     """What comes out of the model, found out by a patch of zeros."""
+    import numpy as np
+
     found = called(np.zeros((1, channels, *size), np.float32))
     if len(found) != count:
         raise InvalidError(f"the model gives {len(found)} outputs, and there are {count} paths")
@@ -408,6 +418,8 @@ def _geometry(size: list[int], out: list[int]) -> tuple[list[int], int]:
 
 def _identity(model: Any) -> str:
     """What tells a model from others, for a run that is gone on with."""
+    import hashlib
+
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(model, torch.nn.Module):
         digest = hashlib.sha256(repr(model).encode())

@@ -68,6 +68,10 @@ static BEFORE: AtomicPtr<sigaction> = AtomicPtr::new(ptr::null_mut());
 /// The thread that is passing a signal on: one that comes back would go round for ever.
 static PASSING: AtomicUsize = AtomicUsize::new(0);
 
+/// Whether a signal was passed on: handlers that mean to end the process put the one before them
+/// back and send the signal again.
+static PASSED: AtomicBool = AtomicBool::new(false);
+
 /// Bytes of a page.
 static PAGE: AtomicUsize = AtomicUsize::new(4096);
 
@@ -124,7 +128,14 @@ pub(super) fn ensure() -> io::Result<()> {
     if current.sa_sigaction == ours {
         return Ok(());
     }
-    BEFORE.store(Box::into_raw(Box::new(current)), Ordering::Release);
+    // SAFETY: it is null, or was leaked.
+    let before = unsafe { BEFORE.load(Ordering::Acquire).as_ref() };
+    let same = |before: &sigaction| {
+        (before.sa_sigaction, before.sa_flags) == (current.sa_sigaction, current.sa_flags)
+    };
+    if !before.is_some_and(same) {
+        BEFORE.store(Box::into_raw(Box::new(current)), Ordering::Release);
+    }
     // SAFETY: as above.
     let mut action: sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = ours;
@@ -212,21 +223,25 @@ fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     // SAFETY: a question to the system.
     let thread = unsafe { libc::pthread_self() } as usize;
     let action = before.map_or(libc::SIG_DFL, |before| before.sa_sigaction);
-    let circle = PASSING.load(Ordering::Acquire) == thread;
+    // SAFETY: the system hands over a siginfo.
+    let sent = unsafe { (*info).si_code } <= 0;
+    let again = sent && PASSED.load(Ordering::Acquire);
+    let circle = again || PASSING.load(Ordering::Acquire) == thread;
     if circle || action == libc::SIG_DFL || action == libc::SIG_IGN {
         // SAFETY: the default ends the process, as it would have without us. A fault happens again
         // on return; a signal that was sent has to be sent again.
         unsafe {
-            if action == libc::SIG_IGN && (*info).si_code <= 0 {
+            if action == libc::SIG_IGN && sent {
                 return;
             }
             libc::signal(signal, libc::SIG_DFL);
-            if (*info).si_code <= 0 {
+            if sent {
                 libc::raise(signal);
             }
         }
         return;
     }
+    PASSED.store(true, Ordering::Release);
     PASSING.store(thread, Ordering::Release);
     let with_info = before.is_some_and(|before| before.sa_flags & libc::SA_SIGINFO != 0);
     // SAFETY: the address is that of a handler that the system was given, of the kind that its

@@ -95,7 +95,12 @@ fn more_maps_than_a_table_holds_are_watched() {
 /// What a child does; gives its exit code, if it lives that long.
 type Deed = fn() -> i32;
 
-const DEEDS: [(&str, Deed); 6] = [
+const DEEDS: [(&str, Deed); 7] = [
+    ("sent again", || {
+        install(put_back_and_send_again);
+        let _guarded = Map::new(&file()).unwrap();
+        foreign_fault()
+    }),
     ("foreign fault", || {
         let file = file();
         let _guarded = Map::new(&file).unwrap();
@@ -161,6 +166,13 @@ extern "C" fn back_to_us(signal: c_int, info: *mut siginfo_t, context: *mut c_vo
     // SAFETY: the system said that this is a handler.
     let before: Handler = unsafe { std::mem::transmute(THEIRS.load(Ordering::Relaxed)) };
     before(signal, info, context);
+}
+
+/// A handler that ends the process as Python's faulthandler does: it puts what was there before back, which is ours
+/// by now, and sends the signal again.
+extern "C" fn put_back_and_send_again(signal: c_int, _: *mut siginfo_t, _: *mut c_void) {
+    // SAFETY: ends this process, or calls its handler.
+    unsafe { libc::raise(signal) };
 }
 
 fn install(handler: Handler) {
@@ -230,6 +242,7 @@ fn a_signal_that_is_not_ours_does_what_it_did_before() {
     assert_eq!(outcome("foreign fault").signal(), Some(libc::SIGBUS));
     assert_eq!(outcome("sent").signal(), Some(libc::SIGBUS));
     assert_eq!(outcome("handled elsewhere").code(), Some(7));
+    assert_eq!(outcome("sent again").signal(), Some(libc::SIGBUS));
     assert_eq!(outcome("in a circle").signal(), Some(libc::SIGBUS));
 }
 
