@@ -548,7 +548,7 @@ fn what_is_no_volume_is_refused_with_the_reason() {
 #[test]
 fn all_that_is_wrong_with_a_header_is_told_at_once() {
     type Parse = fn(&Path, &[u8]) -> crate::error::Result<FlatHeader>;
-    let sidecar: Parse = |path, text| super::raw::RawSpec::from_json(path, text)?.header(path);
+    let sidecar: Parse = |path, text| RawSpec::from_json(path, text)?.header(path);
     let many: Vec<String> = (0..500).map(|n| format!("\"k{n}\": 0")).collect();
     let many = format!("{{{}}}", many.join(", "));
     let cases: [(Parse, Vec<u8>, &[&str]); 6] = [
