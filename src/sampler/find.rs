@@ -6,13 +6,14 @@
 
 use std::sync::Arc;
 
-use super::blocks::{BlockVoxels, Blocks, read_block};
+use super::blocks::{BlockVoxels, Blocks, read_block, spread};
 use super::border::Placement;
 use super::class::{Matcher, bits_of};
 use super::random::fraction;
 use super::sums::place;
 use super::weights::{GROUP, Sum, groups, to_weights};
 use crate::error::{Error, Result};
+use crate::progress::silent;
 use crate::region::Region;
 use crate::volume::lru::Lru;
 use crate::volume::{Layout, Volume};
@@ -42,7 +43,14 @@ pub(super) struct Finder {
     placement: Placement,
     wanted: Vec<Wanted>,
     ready: Lru<(u64, usize), Arc<Ready>>,
+    threads: usize,
 }
+
+/// A block is made ready for up to so many wanted at once: reading it again costs more.
+const TOGETHER: usize = 8;
+
+/// Blocks that are to be read for many draws, from which on it is done by several threads.
+const MANY: usize = 8;
 
 impl Finder {
     pub(super) fn new(
@@ -51,7 +59,7 @@ impl Finder {
         blocks: Blocks,
         placement: Placement,
         wanted: Vec<Wanted>,
-        budget: u64,
+        (budget, threads): (u64, usize),
     ) -> Self {
         Self {
             volume,
@@ -60,6 +68,7 @@ impl Finder {
             placement,
             wanted,
             ready: Lru::new(budget, |ready: &Arc<Ready>| ready.bytes()),
+            threads,
         }
     }
 
@@ -80,24 +89,40 @@ impl Finder {
 
     /// The block's part, made ready; it is read unless `read` holds it already.
     fn ready(&self, aim: Aim, read: &mut Option<(u64, BlockVoxels)>) -> Result<Arc<Ready>> {
-        let part = self.part(aim.block);
+        let (found, hit) = self.ready_for(aim.block, aim.group, read)?;
+        if !hit && self.wanted.len() <= TOGETHER {
+            for group in (0..self.wanted.len()).filter(|&group| group != aim.group) {
+                self.ready_for(aim.block, group, read)?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The same for one of the wanted, and whether it was ready before.
+    fn ready_for(
+        &self,
+        block: u64,
+        group: usize,
+        read: &mut Option<(u64, BlockVoxels)>,
+    ) -> Result<(Arc<Ready>, bool)> {
+        let part = self.part(block);
         let load = || {
             let voxels = match read {
-                Some((block, voxels)) if *block == aim.block => voxels,
+                Some((held, voxels)) if *held == block => voxels,
                 _ => {
                     let voxels = read_block(&*self.volume, self.channel, part)?;
-                    &read.insert((aim.block, voxels)).1
+                    &read.insert((block, voxels)).1
                 }
             };
             let layout = self.volume.layout();
             Ok(Arc::new(Ready::new(
                 layout,
-                self.wanted[aim.group],
+                self.wanted[group],
                 voxels,
                 part,
             )))
         };
-        Ok(self.ready.get_or_load(&(aim.block, aim.group), load)?.0)
+        self.ready.get_or_load(&(block, group), load)
     }
 
     fn centre(&self, aim: Aim, ready: &Ready) -> Result<[u64; 3]> {
@@ -120,16 +145,28 @@ impl Finder {
     pub(super) fn find_all(&self, aims: &[Aim]) -> Result<Vec<Region>> {
         let mut order: Vec<usize> = (0..aims.len()).collect();
         order.sort_unstable_by_key(|&i| aims[i]);
-        let mut regions = vec![Region::new([0; 3], self.placement.patch()); aims.len()];
-        let mut read = None;
-        let same = |&a: &usize, &b: &usize| {
-            (aims[a].block, aims[a].group) == (aims[b].block, aims[b].group)
+        let blocks: Vec<&[usize]> = order
+            .chunk_by(|&a, &b| aims[a].block == aims[b].block)
+            .collect();
+        let is_new = |draws: &&&[usize]| {
+            let Aim { block, group, .. } = aims[draws[0]];
+            !self.ready.contains(&(block, group))
         };
-        for run in order.chunk_by(same) {
-            let ready = self.ready(aims[run[0]], &mut read)?;
-            for &i in run {
-                regions[i] = self.placement.region(self.centre(aims[i], &ready)?);
+        let many = blocks.iter().filter(is_new).count() >= MANY;
+        let threads = if many { self.threads } else { 1 };
+        let find = |found: &mut Vec<(usize, Region)>, n: u64| {
+            let mut read = None;
+            let draws = usize::try_from(n).ok().and_then(|n| blocks.get(n));
+            for &i in draws.into_iter().copied().flatten() {
+                let ready = self.ready(aims[i], &mut read)?;
+                found.push((i, self.placement.region(self.centre(aims[i], &ready)?)));
             }
+            Ok(())
+        };
+        let found = spread(blocks.len() as u64, threads, &silent, find)?;
+        let mut regions = vec![Region::new([0; 3], self.placement.patch()); aims.len()];
+        for (i, region) in found.into_iter().flatten() {
+            regions[i] = region;
         }
         Ok(regions)
     }

@@ -203,7 +203,14 @@ impl Label {
         }
         let (channel, blocks) = (index.channel, index.blocks);
         Ok(Self {
-            finder: Finder::new(map, channel, blocks, placement, wanted, options.budget),
+            finder: Finder::new(
+                map,
+                channel,
+                blocks,
+                placement,
+                wanted,
+                (options.budget, options.threads),
+            ),
             groups,
             absent,
             neighbourhood: options.neighbourhood,

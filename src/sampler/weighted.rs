@@ -73,7 +73,14 @@ impl Weighted {
         let (channel, blocks) = (index.channel, index.blocks);
         let wanted = vec![Wanted::Weight];
         Ok(Self {
-            finder: Finder::new(map, channel, blocks, placement, wanted, options.budget),
+            finder: Finder::new(
+                map,
+                channel,
+                blocks,
+                placement,
+                wanted,
+                (options.budget, options.threads),
+            ),
             blocks: sums.into_iter().map(|(block, _)| block).collect(),
             ends,
             neighbourhood: options.neighbourhood,

@@ -41,6 +41,11 @@ where
         self.values.weighted_size()
     }
 
+    /// Whether the value for `key` is there.
+    pub(crate) fn contains(&self, key: &K) -> bool {
+        self.values.contains_key(key)
+    }
+
     /// The value for `key`, and whether it was there already.
     pub(crate) fn get_or_load<E>(
         &self,

@@ -338,7 +338,7 @@ fn loaders_dropped_at_any_moment_join_their_threads_at_once() {
                 let began = Instant::now();
                 drop(loader);
                 longest = longest.max(began.elapsed());
-                assert_eq!(tasks(), before, "cycle {cycle}");
+                assert!(tasks() <= before, "cycle {cycle}");
             }
             assert!(longest < Duration::from_secs(5), "{longest:?}");
         },

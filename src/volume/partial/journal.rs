@@ -73,6 +73,7 @@ impl Record {
 pub(super) struct Journal {
     path: PathBuf,
     file: File,
+    durability: Durability,
     /// Where the next record goes.
     end: Mutex<u64>,
 }
@@ -100,13 +101,18 @@ impl Journal {
         Ok(Self {
             path: path.to_path_buf(),
             file,
+            durability,
             end: Mutex::new(start.len() as u64),
         })
     }
 
     /// Opens a journal to go on with it, and drops what a crash left at its end. Every sound
     /// record is given to `each`.
-    pub(super) fn resume(path: &Path, each: &mut dyn FnMut(Record)) -> Result<Self> {
+    pub(super) fn resume(
+        path: &Path,
+        durability: Durability,
+        each: &mut dyn FnMut(Record),
+    ) -> Result<Self> {
         let file = File::options()
             .read(true)
             .write(true)
@@ -117,11 +123,12 @@ impl Journal {
         Ok(Self {
             path: path.to_path_buf(),
             file,
+            durability,
             end: Mutex::new(end),
         })
     }
 
-    /// Adds a record.
+    /// Adds a record, and sees to it that it is as durable as what it tells of.
     pub(super) fn add(&self, record: &Record) -> Result<()> {
         let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
         // Should a part of it be written, the next one is put in its place.
@@ -129,7 +136,7 @@ impl Journal {
             .write_all_at(&record.encode(), *end)
             .map_err(Error::io("write", &self.path))?;
         *end += RECORD as u64;
-        Ok(())
+        self.durability.sync(&self.file, &self.path)
     }
 }
 
@@ -222,7 +229,10 @@ mod tests {
         for cut in 1..=RECORD {
             fs::write(&path, &whole[..whole.len() - cut]).unwrap();
             let mut sound = Vec::new();
-            let journal = Journal::resume(&path, &mut |record| sound.push(record)).unwrap();
+            let journal = Journal::resume(&path, Durability::None, &mut |record| {
+                sound.push(record);
+            })
+            .unwrap();
             assert_eq!(sound, [record(0), record(1)], "{cut} bytes cut");
             journal.add(&record(7)).unwrap();
             assert_eq!(records(&path), [record(0), record(1), record(7)]);

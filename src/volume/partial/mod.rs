@@ -86,7 +86,7 @@ impl Partial {
             let mut differences = Differences::default();
             differences.compare("", &journal::read(&path, &mut |_| {})?, &head);
             differences.check(&folder)?;
-            Journal::resume(&path, each)?
+            Journal::resume(&path, run.durability, each)?
         } else {
             let journal = Journal::create(&path, &head, run.durability)?;
             run.durability.sync_folder(&folder)?;
@@ -131,7 +131,7 @@ impl Partial {
                 missing: "every chunk: no part has begun".to_owned(),
             });
         };
-        let journal = Journal::resume(&first, &mut |_| {})?;
+        let journal = Journal::resume(&first, run.durability, &mut |_| {})?;
         Self::with(run, folder, journal, "tmp.all".to_owned(), locks)
     }
 

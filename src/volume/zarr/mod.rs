@@ -30,7 +30,7 @@ use zarrs::metadata::v2::ArrayMetadataV2;
 use zarrs::metadata::v3::ArrayMetadataV3;
 use zarrs::plugin::PluginCreateError;
 
-use self::apart::codec_options;
+use self::apart::{apart, codec_options};
 use self::chain::{Chain, Form, Refusal, place};
 use self::guard::caught;
 use self::meta::Facts;
@@ -286,13 +286,14 @@ fn open_array(facts: &Facts, document: &Json) -> Result<(Array<()>, ArrayMetadat
     // Before zarrs looks at its configuration itself.
     codec_options();
     let array = ArrayMetadata::V3(metadata.clone());
-    let array =
-        Array::new_with_metadata(Arc::new(()), "/", array).map_err(|error| match error {
-            ArrayCreateError::CodecsCreateError(PluginCreateError::Unsupported(error)) => {
-                Error::unsupported(&facts.path, error.to_string())
-            }
-            error => bad(error.to_string()),
-        })?;
+    let made = apart(|| Array::new_with_metadata(Arc::new(()), "/", array))
+        .map_err(|error| bad(error.to_string()))?;
+    let array = made.map_err(|error| match error {
+        ArrayCreateError::CodecsCreateError(PluginCreateError::Unsupported(error)) => {
+            Error::unsupported(&facts.path, error.to_string())
+        }
+        error => bad(error.to_string()),
+    })?;
     Ok((array, metadata))
 }
 
