@@ -200,11 +200,11 @@ fn killed_at_any_moment_a_run_is_gone_on_with_to_the_same_bytes() {
             child.kill().expect("SIGKILL");
             kills += 1;
         }
-        let ended = child.wait().expect("a child");
-        if ended.success() {
+        child.wait().expect("a child");
+        // It may be killed after it has named the output, which is whole then.
+        if Path::new(&killed).exists() {
             break;
         }
-        assert!(!Path::new(&killed).exists(), "nothing looks finished");
     }
     assert!(kills > 2, "only {kills} runs were killed");
     if !Path::new(&killed).exists() {

@@ -338,7 +338,8 @@ fn loaders_dropped_at_any_moment_join_their_threads_at_once() {
                 let began = Instant::now();
                 drop(loader);
                 longest = longest.max(began.elapsed());
-                assert!(tasks() <= before, "cycle {cycle}");
+                // A thread that was joined is in the list for a moment longer.
+                wait_for_threads(before);
             }
             assert!(longest < Duration::from_secs(5), "{longest:?}");
         },
