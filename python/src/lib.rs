@@ -5,11 +5,16 @@
 
 use pyo3::pymodule;
 
+mod aggregator;
 mod arguments;
 mod array;
+mod blend;
 mod errors;
+mod grid;
 mod index;
 mod loader;
+mod model;
+mod predict;
 mod sampler;
 mod subjects;
 #[cfg(feature = "testing")]
@@ -22,7 +27,13 @@ mod write;
 #[pymodule(gil_used = true)]
 mod _voxpatch {
     #[pymodule_export]
+    use crate::aggregator::Aggregator;
+    #[pymodule_export]
+    use crate::grid::{Grid, read_box};
+    #[pymodule_export]
     use crate::loader::{EpochLoader, Epochs};
+    #[pymodule_export]
+    use crate::predict::predict;
     #[pymodule_export]
     use crate::subjects::SubjectList;
     #[cfg(feature = "testing")]

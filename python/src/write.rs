@@ -55,14 +55,14 @@ pub(crate) fn convert(
 }
 
 /// How an output is stored, as Python says it.
-struct Storage {
-    create: CreateOptions,
+pub(crate) struct Storage {
+    pub(crate) create: CreateOptions,
     convert: ConvertOptions,
     dtype: Option<DType>,
 }
 
 impl Storage {
-    fn new(given: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+    pub(crate) fn new(given: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
         let mut create = CreateOptions::default();
         let mut convert = ConvertOptions::default();
         let mut dtype = None;
