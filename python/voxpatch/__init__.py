@@ -6,6 +6,8 @@ along z, y, x; affines take voxel indices (x, y, z, 1) to mm in RAS+, as nibabel
 
 from ._voxpatch import Volume, convert, open, write
 from .errors import VoxpatchError
+from .inference import GridAggregator, GridSampler
+from .prediction import predict
 from .queue import LazySubjects, Queue
 from .samplers import LabelSampler, MixtureSampler, Sampler, UniformSampler, WeightedSampler
 from .subject import Subject
@@ -13,6 +15,8 @@ from .subject import Subject
 __version__ = "0.1.0"
 
 __all__ = [
+    "GridAggregator",
+    "GridSampler",
     "LabelSampler",
     "LazySubjects",
     "MixtureSampler",
@@ -25,5 +29,6 @@ __all__ = [
     "WeightedSampler",
     "convert",
     "open",
+    "predict",
     "write",
 ]

@@ -1,0 +1,295 @@
+"""Patches of a grid, and their predictions as one volume: for inference loops of one's own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Union
+
+from ._voxpatch import Aggregator, Grid, Volume, _read_box
+from ._voxpatch import open as open_volume
+from .errors import InvalidError
+from .samplers import Size, size
+from .subject import Subject
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: A volume in any form: opened, by its path, or as an array (z, y, x) or (c, z, y, x).
+VolumeLike = Union[Volume, str, "os.PathLike[str]", "np.ndarray[Any, Any]"]
+#: What lies beyond the faces: a number, "constant" (0), "edge", "reflect" or "wrap".
+PaddingMode = Union[float, str]
+
+
+def as_volume(given: VolumeLike) -> Volume:
+    """The volume, opened if it is not."""
+    if isinstance(given, Volume):
+        return given
+    if isinstance(given, (str, os.PathLike)):
+        return open_volume(given)
+    return Volume.from_array(given)
+
+
+class GridSampler:
+    """The patches of a grid that covers a whole volume, as a map-style dataset.
+
+    ``subject`` is a :class:`Subject`, or one volume, which is then called ``"image"``. Item ``i`` is ``{"ct":
+    array (C, Z, Y, X), ..., "location": int64 (6,)}``, read when it is asked for: first voxel along z, y, x and
+    one past the last. A torch ``DataLoader`` takes the sampler as it is, with any number of workers.
+
+    Neighbours share ``patch_overlap`` voxels along z, y, x; the last patch of an axis is moved to the
+    volume's edge. With ``padding_mode`` (a number, ``"constant"``, ``"edge"``, ``"reflect"`` or ``"wrap"``)
+    patches also cover half the overlap beyond each face, which the aggregator cuts off again, and may
+    be larger than the volume. ``placement`` is ``"edge"``, ``"even"`` (spread evenly, as nnU-Net does) or
+    ``"padded"`` (the last hangs over).
+
+    Patches are numbered in the order in which a :class:`GridAggregator` holds least.
+    """
+
+    def __init__(
+        self,
+        subject: Subject | Mapping[str, Any] | VolumeLike,
+        patch_size: Size,
+        patch_overlap: Size = 0,
+        padding_mode: PaddingMode | None = None,
+        *,
+        placement: str = "edge",
+    ) -> None:
+        if isinstance(subject, Mapping) and not isinstance(subject, Subject):
+            subject = Subject(**subject)
+        self.subject: Subject = subject if isinstance(subject, Subject) else Subject(image=as_volume(subject))
+        self.patch_size = size("patch_size", patch_size)
+        self.patch_overlap = size("patch_overlap", patch_overlap, least=0)
+        self.padding_mode = padding_mode
+        self.placement = placement
+        volumes = {name: self._volume(name) for name in self.subject.volumes}
+        #: Voxels along z, y, x.
+        self.spatial_shape: tuple[int, int, int] = next(iter(volumes.values())).shape[1:]
+        for name, volume in volumes.items():
+            if volume.shape[1:] != self.spatial_shape:
+                raise InvalidError(
+                    f"{self.subject.name}: {name!r} has {volume.shape[1:]} voxels along z, y, x, "
+                    f"{next(iter(volumes))!r} {self.spatial_shape}: patches are cut from volumes on one grid"
+                )
+        self._grid: Grid | None = self._make_grid()
+
+    def _volume(self, name: str) -> Volume:
+        volume = self.subject[name]
+        assert isinstance(volume, Volume)
+        return volume
+
+    def _make_grid(self) -> Grid:
+        padded = self.padding_mode is not None
+        margin = tuple(overlap // 2 if padded else 0 for overlap in self.patch_overlap)
+        return Grid(self.spatial_shape, self.patch_size, self.patch_overlap, self.placement, margin, padded)
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of patches."""
+        if self._grid is None:
+            self._grid = self._make_grid()
+        return self._grid
+
+    @property
+    def locations(self) -> np.ndarray[Any, Any]:
+        """Where all patches lie, int64 (N, 6)."""
+        return self.grid.locations()
+
+    def __len__(self) -> int:
+        return len(self.grid)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number = index + len(self) if index < 0 else index
+        if not 0 <= number < len(self):
+            raise IndexError(f"patch {index}: the grid has {len(self)}")
+        location = self.grid.location(number)
+        corners = tuple(location.tolist())
+        padding: PaddingMode = "edge" if self.padding_mode is None else self.padding_mode
+        sample: dict[str, Any] = {
+            name: _read_box(self._volume(name), corners, padding) for name in self.subject.volumes
+        }
+        sample["location"] = location
+        return sample
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_grid": None}
+
+    def __repr__(self) -> str:
+        return (
+            f"<voxpatch.GridSampler of {self.subject.name}: {len(self)} patches of {self.patch_size}, "
+            f"overlap {self.patch_overlap}>"
+        )
+
+
+class GridAggregator:
+    """Predictions of a :class:`GridSampler`'s patches as one volume (C, Z, Y, X).
+
+    ``overlap_mode`` says how overlapping predictions are weighed: ``"crop"`` (each voxel from the patch
+    in which it lies deepest, untouched), ``"average"``, ``"hann"``, ``"gaussian"`` (``"gaussian:0.125"``, the standard
+    deviation as a part of the patch), ``"linear"``, ``"nnunet"``, or an array of weights (z, y, x).
+
+    ``output`` is the path of a volume that is written as it becomes final, so that memory holds what is
+    not final only; ``**storage`` is as in :func:`voxpatch.write`. Without it the output is in memory.
+    ``reduce`` says what becomes of blended channels: ``"mean"``, ``"softmax"``, ``"sigmoid"``, ``"argmax"``
+    (``labels`` maps its classes), ``"threshold:0.5"`` or ``"quantise:0,1"``; ``dtype`` is the type that is stored.
+    ``fill`` is the value where no patch votes. NaN and infinity are an error, unless ``non_finite`` is
+    ``"leave-out"`` or ``"keep"``.
+
+    Predictions may come in any order and from any device, once each; the output is the same to
+    the last bit. They may lack a rim of each patch (``halo``, found by their size), or have voxels
+    that are ``scale`` of the volume's long.
+    """
+
+    def __init__(
+        self,
+        sampler: GridSampler,
+        overlap_mode: str | np.ndarray[Any, Any] = "crop",
+        output: str | os.PathLike[str] | None = None,
+        *,
+        reduce: str = "mean",
+        dtype: Any = None,
+        labels: Sequence[int] | None = None,
+        accumulator: str = "float32",
+        non_finite: str = "refuse",
+        fill: float = 0.0,
+        scale: int | None = None,
+        **storage: Any,
+    ) -> None:
+        self.sampler = sampler
+        self.output = output
+        self.scale = scale
+        self._blending = blending(overlap_mode, reduce, dtype, labels, accumulator, None, non_finite, fill)
+        self._storage = storage
+        self._running: Aggregator | None = None
+        self._came: np.ndarray[Any, Any] | None = None
+        self._finished: Any = None
+        self._stats: dict[str, Any] = {}
+        #: torch, if tensors were added.
+        self._torch: Any = None
+
+    def add_batch(self, batch: Any, locations: Any) -> None:
+        """Adds predictions (B, C, Z, Y, X) of the patches at these locations (B, 6), as numpy arrays or as
+        torch tensors on any device."""
+        import numpy as np
+
+        if is_tensor(batch):
+            self._torch = sys.modules["torch"]
+        values = as_array(batch)
+        places = as_array(locations).reshape(-1, 6).astype(np.int64)
+        if values.ndim != 5 or len(values) != len(places):
+            raise InvalidError(
+                f"a batch of shape {values.shape} with {len(places)} locations: give (B, C, Z, Y, X) and (B, 6)"
+            )
+        if self._finished is not None:
+            raise InvalidError("the output is finished: make another aggregator")
+        running = self._started(values)
+        numbers = self.sampler.grid.find(places.tolist())
+        running.add(numbers, values)
+        assert self._came is not None
+        self._came[numbers] = True
+
+    def _started(self, batch: np.ndarray[Any, Any]) -> Aggregator:
+        if self._running is None:
+            import numpy as np
+
+            halo, scale = geometry(self.sampler.patch_size, batch.shape[2:], self.scale)
+            grid = self.sampler.grid if (halo, scale) == ((0, 0, 0), 1) else self.sampler.grid.output(halo, scale)
+            like = self.sampler._volume(next(iter(self.sampler.subject.volumes)))
+            self._running = Aggregator(
+                grid, batch.shape[1], batch.dtype, self._blending, self.output, like, scale, self._storage or None
+            )
+            self._came = np.zeros(len(grid), bool)
+        return self._running
+
+    def finish(self, *, partial: bool = False) -> Any:
+        """Finishes the output and gives it: the opened :class:`Volume` at ``output``, else the array (C, Z, Y, X).
+
+        Patches that did not come are an error, unless ``partial`` lets the others vote alone.
+        """
+        if self._finished is None:
+            if self._running is None or self._came is None:
+                raise InvalidError("no prediction was added: nothing is known of the output")
+            missing = (~self._came).nonzero()[0]
+            if len(missing) and not partial:
+                raise InvalidError(
+                    f"{len(missing)} of {len(self._came)} patches did not come, the first is number {missing[0]} at "
+                    f"{self.sampler.grid.location(int(missing[0])).tolist()}: add them, or finish(partial=True)"
+                )
+            self._finished, self._stats = self._running.finish(partial)
+        return self._finished
+
+    def get_output_tensor(self) -> Any:
+        """The whole output in memory, (C, Z, Y, X): a torch tensor if tensors were added, else an array."""
+        output = self.finish()
+        array = output[...] if isinstance(output, Volume) else output
+        return array if self._torch is None else self._torch.from_numpy(array)
+
+    def stats(self) -> dict[str, Any]:
+        """What was done, once it is finished: patches, voxels that none covered, bytes held at most."""
+        return dict(self._stats)
+
+
+def blending(
+    overlap_mode: str | np.ndarray[Any, Any],
+    reduce: str,
+    dtype: Any,
+    labels: Sequence[int] | None,
+    accumulator: str,
+    vote: Sequence[float] | None,
+    non_finite: str,
+    fill: float,
+) -> dict[str, Any]:
+    """How predictions become voxels, as the compiled half takes it."""
+    return {
+        "overlap_mode": overlap_mode,
+        "reduce": reduce,
+        "labels": None if labels is None else list(labels),
+        "accumulator": accumulator,
+        "vote": None if vote is None else list(vote),
+        "non_finite": non_finite,
+        "fill": float(fill),
+        "dtype": dtype,
+    }
+
+
+def geometry(
+    patch: Sequence[int], got: Sequence[int], scale: int | None = None
+) -> tuple[tuple[int, int, int], int]:
+    """The halo and scale of predictions of ``got`` voxels for patches of ``patch``, along z, y, x.
+
+    Where nothing is said, predictions half, a third, ... as long along all axes have larger voxels, and
+    others lack a rim.
+    """
+    if scale is None:
+        ratios = {length // max(out, 1) if out and length % out == 0 else 0 for length, out in zip(patch, got)}
+        scale = ratios.pop() if len(ratios) == 1 and 0 not in ratios else 1
+    rims = [length - out * scale for length, out in zip(patch, got)]
+    if len(rims) != 3 or any(rim < 0 or rim % 2 for rim in rims):
+        raise InvalidError(
+            f"predictions of {tuple(got)} voxels for patches of {tuple(patch)}: they have as many voxels along "
+            "z, y, x, or lack as many at one face as at the other"
+        )
+    halo = (rims[0] // 2, rims[1] // 2, rims[2] // 2)
+    return halo, scale
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether it is a torch tensor."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def as_array(value: Any) -> np.ndarray[Any, Any]:
+    """A numpy array of an array or a tensor on any device."""
+    import numpy as np
+
+    if is_tensor(value):
+        value = value.detach()
+        if value.dtype == sys.modules["torch"].bfloat16:
+            value = value.float()  # numpy has no such type
+        return np.asarray(value.cpu().numpy())
+    return np.asarray(value)

@@ -1,0 +1,345 @@
+"""Prediction of a whole volume, blended onto the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Union
+
+from ._voxpatch import Volume, _predict
+from ._voxpatch import open as open_volume
+from .errors import InvalidError
+from .inference import PaddingMode, VolumeLike, as_array, as_volume, blending, geometry
+from .samplers import Size, size
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_log = logging.getLogger("voxpatch")
+
+_Path = Union[str, "os.PathLike[str]"]
+#: Voxels, or a part of the patch from 0 up to 1.
+_Overlap = Union[float, Sequence[float]]
+
+
+def predict(
+    model: Callable[..., Any],
+    volume: VolumeLike,
+    output: _Path | Mapping[str, _Path] | Sequence[_Path],
+    patch_size: Size,
+    patch_overlap: _Overlap | None = None,
+    *,
+    batch_size: int = 1,
+    overlap_mode: Any = None,
+    reduce: Any = "mean",
+    dtype: Any = None,
+    labels: Sequence[int] | None = None,
+    padding_mode: PaddingMode | None = None,
+    placement: str | None = None,
+    preset: str | None = None,
+    mask: VolumeLike | None = None,
+    vote: Sequence[float] | None = None,
+    fill: float = 0.0,
+    non_finite: str = "refuse",
+    accumulator: str = "float32",
+    normalize: str | tuple[float, float] | None = None,
+    tta: str | None = None,
+    memory: int = 1 << 30,
+    num_workers: int | None = None,
+    resume: bool = False,
+    part: int | None = None,
+    num_parts: int = 1,
+    durable: bool = False,
+    model_id: str | None = None,
+    progress: bool | Callable[[int, int], object] = False,
+    device: Any = None,
+    **storage: Any,
+) -> Any:
+    """Predicts every patch of a volume and writes the blended output; gives it opened.
+
+    A ``torch.nn.Module`` gets float32 tensors (B, C, Z, Y, X) on its device, in evaluation mode and
+    without gradients; any other callable gets numpy arrays, or tensors on ``device`` if one is given.
+    It is called on this thread only. Values are real ones: slope and intercept are applied. What comes back
+    are predictions (B, K, Z, Y, X), arrays or tensors, of as many voxels as the patch, fewer (a rim is
+    missing), or larger ones. It is called once with zeros to see which.
+
+    A model that gives several outputs, as a tuple or dictionary, needs as many paths: ``output`` is
+    then a list, or a dictionary by their names; outputs that are not named are left out. ``overlap_mode``,
+    ``reduce`` and ``dtype`` may be dictionaries too.
+
+    ``patch_overlap`` is in voxels (whole numbers) or parts of the patch (a float below 1).
+    ``overlap_mode`` (``"hann"`` if nothing is said), ``reduce``, ``labels``, ``dtype``, ``fill``, ``non_finite`` and
+    ``**storage`` are as in :class:`GridAggregator`; ``padding_mode`` and ``placement`` as in :class:`GridSampler`.
+    ``preset`` places and weighs patches as others do: ``"torchio"``, ``"monai"`` (``sliding_window_inference``
+    with mode gaussian, overlap 0.25) or ``"nnunet"`` (half a patch, Gaussian).
+
+    ``mask`` is a volume of the same space, of any resolution: patches without foreground are not predicted, or
+    ``vote`` for these values. ``normalize`` is ``"zscore"``, or ``(low, high)``, which become 0 and 1.
+    ``tta="flips"`` predicts each patch from all eight sides.
+
+    ``memory`` bounds the bytes of all but the model; ``num_workers`` threads read and blend. The output is
+    the same for any number of them. ``resume=True`` goes on where an earlier call with it was ended;
+    ``part`` of ``num_parts`` writes what that part owns, in a process or on a machine of its own. Either
+    refuses to go on with another model, which ``model_id`` names: the weights of a module, the name of a
+    function if nothing is said. While parts are missing, None comes back.
+
+    ``progress=True`` shows a bar if tqdm is installed; a callable gets ``(done, total)``. Ctrl-C stops the
+    run within a second.
+    """
+    opened = as_volume(volume)
+    patch = size("patch_size", patch_size)
+    settings = _placed(opened.shape[1:], patch, patch_overlap, overlap_mode, padding_mode, placement, preset)
+    mode = settings.pop("overlap_mode")
+    call = _Call(model, device)
+    with call.ready():
+        outputs = []
+        for place, (name, path) in enumerate(call.probe(opened.shape[0], patch, output).items()):
+            halo, scale = geometry(patch, call.shapes[place][1:])
+            outputs.append(
+                {
+                    "name": str(name),
+                    "path": path,
+                    "channels": call.shapes[place][0],
+                    "prediction": call.dtypes[place],
+                    "halo": halo,
+                    "scale": scale,
+                    "blending": blending(
+                        _of(mode, name, "hann"),
+                        _of(reduce, name, "mean"),
+                        _of(dtype, name, None),
+                        labels if _of(reduce, name, "mean") == "argmax" else None,
+                        accumulator,
+                        vote,
+                        non_finite,
+                        fill,
+                    ),
+                    "storage": storage or None,
+                }
+            )
+        settings.update(
+            memory=memory,
+            threads=max(2, _cores()) if num_workers is None else max(1, num_workers),
+            batch=batch_size,
+            normalize=_normalize(normalize),
+            flips=_flips(tta),
+            part=_part(resume, part, num_parts),
+            durable=durable,
+            model_id="",
+        )
+        if settings["part"] is not None:
+            settings["model_id"] = call.name() if model_id is None else model_id
+        with _progress(progress) as tell:
+            chosen = None if mask is None else as_volume(mask)
+            done = _predict(call, opened, outputs, settings, chosen, tell)
+    _log.info("%s predicted: %s", opened.path or "a volume in memory", done)
+    if not done["whole"]:
+        return None
+    paths: dict[Any, Any] = {out["name"]: out["path"] for out in outputs}
+    if isinstance(output, Mapping):
+        return {name: open_volume(path) for name, path in paths.items()}
+    found = [open_volume(path) for path in paths.values()]
+    return found[0] if isinstance(output, (str, os.PathLike)) else found
+
+
+def _placed(
+    volume: Sequence[int],
+    patch: tuple[int, int, int],
+    overlap: _Overlap | None,
+    overlap_mode: Any,
+    padding_mode: PaddingMode | None,
+    placement: str | None,
+    preset: str | None,
+) -> dict[str, Any]:
+    """Where patches lie, and how they are weighed."""
+    fits = {"monai": 0.0, "nnunet": 0.0}
+    if preset not in (None, "torchio", *fits):
+        raise InvalidError(f"preset {preset!r}: it is 'torchio', 'monai' or 'nnunet'")
+    if overlap is None:
+        overlap = {"monai": 0.25, "nnunet": 0.5}.get(preset or "", 0)
+    lengths = [_overlap(given, length) for given, length in zip(_three(overlap), patch)]
+    if preset == "monai":
+        lengths = [0 if p == n else length for length, p, n in zip(lengths, patch, volume)]
+    if overlap_mode is None:
+        overlap_mode = {"monai": "monai:0.125", "nnunet": "nnunet"}.get(preset or "", "hann")
+    return {
+        "patch": patch,
+        "overlap": tuple(lengths),
+        "placement": placement or ("even" if preset == "nnunet" else "edge"),
+        "padding": fits.get(preset or "") if padding_mode is None else padding_mode,
+        "margin": (0, 0, 0) if padding_mode is None else tuple(length // 2 for length in lengths),
+        "overlap_mode": overlap_mode,
+    }
+
+
+def _three(given: _Overlap) -> Sequence[float]:
+    three = [given] * 3 if isinstance(given, (int, float)) else list(given)
+    if len(three) != 3:
+        raise InvalidError(f"patch_overlap {given!r}: give one number, or three for z, y, x")
+    return three
+
+
+def _overlap(given: float, patch: int) -> int:
+    """Voxels of an overlap that may be a part of the patch; the step is rounded down, as others do."""
+    if not isinstance(given, float):
+        return int(given)
+    if not 0 <= given < 1:
+        raise InvalidError(f"patch_overlap {given}: a part of the patch is from 0 up to 1; voxels are whole numbers")
+    return patch - max(1, int(patch * (1 - given)))
+
+
+def _of(setting: Any, name: Any, default: Any) -> Any:
+    """The setting of an output."""
+    return setting.get(name, default) if isinstance(setting, Mapping) else setting
+
+
+def _normalize(given: str | tuple[float, float] | None) -> str:
+    if given is None or isinstance(given, str):
+        return given or "none"
+    low, high = given
+    return f"ct:{low},{high}"
+
+
+def _flips(tta: str | None) -> bool:
+    if tta not in (None, "flips"):
+        raise InvalidError(f"tta {tta!r}: it is 'flips' or None")
+    return tta is not None
+
+
+def _part(resume: bool, part: int | None, num_parts: int) -> tuple[int, int] | None:
+    if part is None and num_parts != 1:
+        raise InvalidError(f"num_parts {num_parts} without part: say which of them this one is, from 0 on")
+    if part is None:
+        return (0, 1) if resume else None
+    return part, num_parts
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+@contextmanager
+def _progress(wanted: bool | Callable[[int, int], object]) -> Iterator[Callable[[int, int], object] | None]:
+    if callable(wanted):
+        yield wanted
+        return
+    tqdm = _tqdm() if wanted else None
+    if tqdm is None:
+        yield None
+        return
+    with tqdm(unit="patch") as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
+
+
+def _tqdm() -> Any:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        return None
+    return tqdm
+
+
+class _Call:
+    """The model as the compiled half calls it: arrays in, a list of arrays out, one for each wanted output."""
+
+    def __init__(self, model: Callable[..., Any], device: Any) -> None:
+        self.model = model
+        self.torch = sys.modules.get("torch")
+        self.is_module = self.torch is not None and isinstance(model, self.torch.nn.Module)
+        if device is None and self.is_module:
+            first = next(iter([*model.parameters(), *model.buffers()]), None)  # type: ignore[attr-defined]
+            device = "cpu" if first is None else first.device
+        if device is not None and self.torch is None:
+            import torch
+
+            self.torch = torch
+        self.device = device
+        #: Which outputs are wanted; all if not said.
+        self.wanted: list[Any] | None = None
+        self.shapes: list[tuple[int, ...]] = []
+        self.dtypes: list[np.dtype[Any]] = []
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """A module is in evaluation mode meanwhile."""
+        training = self.is_module and self.model.training  # type: ignore[attr-defined]
+        if training:
+            self.model.eval()  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            if training:
+                self.model.train()  # type: ignore[attr-defined]
+
+    def outputs(self, batch: np.ndarray[Any, Any]) -> dict[Any, Any]:
+        """All outputs for a batch, by name or number."""
+        if self.device is None:
+            given = self.model(batch)
+        else:
+            assert self.torch is not None
+            with self.torch.no_grad():
+                given = self.model(self.torch.from_numpy(batch).to(self.device))
+        if isinstance(given, Mapping):
+            return dict(given)
+        return dict(enumerate(given if isinstance(given, (list, tuple)) else [given]))
+
+    def probe(self, channels: int, patch: tuple[int, int, int], output: Any) -> dict[Any, _Path]:
+        """Sees what comes out, and says which of it goes where."""
+        import numpy as np
+
+        found = self.outputs(np.zeros((1, channels, *patch), np.float32))
+        if isinstance(output, Mapping):
+            paths: dict[Any, _Path] = dict(output)
+        elif isinstance(output, (str, os.PathLike)):
+            paths = dict.fromkeys(found, output)
+        else:
+            paths = dict(zip(found, output))
+            if len(output) != len(found):
+                paths = {}
+        if not paths or len(set(map(os.fspath, paths.values()))) < len(paths) or not set(paths) <= set(found):
+            raise InvalidError(
+                f"the model gives {len(found)} outputs, {', '.join(map(repr, found))}: give a path for each, as a "
+                "list, or as a dictionary of those that are wanted"
+            )
+        self.wanted = list(paths)
+        for name in paths:
+            array = as_array(found[name])
+            if array.ndim != 5 or len(array) != 1:
+                raise InvalidError(
+                    f"for a batch of shape (1, {channels}, {', '.join(map(str, patch))}) the model gives one of "
+                    f"{array.shape}: predictions have the axes B, C, Z, Y, X"
+                )
+            self.shapes.append(array.shape[1:])
+            self.dtypes.append(array.dtype)
+        return paths
+
+    def __call__(self, batch: np.ndarray[Any, Any], locations: np.ndarray[Any, Any]) -> list[Any]:
+        found = self.outputs(batch)
+        arrays = [as_array(found[name]) for name in self.wanted or found]
+        for array, shape in zip(arrays, self.shapes):
+            if array.shape != (len(batch), *shape):
+                raise InvalidError(
+                    f"the model gives predictions of shape {array.shape} for {len(batch)} patches, {shape} each "
+                    "when it was first called"
+                )
+        return arrays
+
+    def name(self) -> str:
+        """What tells this model from others."""
+        if not self.is_module:
+            return f"{getattr(self.model, '__module__', '')}.{getattr(self.model, '__qualname__', type(self.model))}"
+        digest = hashlib.sha256()
+        state = self.model.state_dict()  # type: ignore[attr-defined]
+        for key, value in state.items():
+            digest.update(key.encode())
+            digest.update(as_array(value).tobytes())
+        return f"{type(self.model).__qualname__} {digest.hexdigest()}"
