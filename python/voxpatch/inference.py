@@ -91,6 +91,10 @@ class GridSampler:
             self._grid = self._make_grid()
         return self._grid
 
+    def first_volume(self) -> Volume:
+        """The volume whose spacing and affine an output gets."""
+        return self._volume(next(iter(self.subject.volumes)))
+
     @property
     def locations(self) -> np.ndarray[Any, Any]:
         """Where all patches lie, int64 (N, 6)."""
@@ -198,9 +202,15 @@ class GridAggregator:
 
             halo, scale = geometry(self.sampler.patch_size, batch.shape[2:], self.scale)
             grid = self.sampler.grid if (halo, scale) == ((0, 0, 0), 1) else self.sampler.grid.output(halo, scale)
-            like = self.sampler._volume(next(iter(self.sampler.subject.volumes)))
             self._running = Aggregator(
-                grid, batch.shape[1], batch.dtype, self._blending, self.output, like, scale, self._storage or None
+                grid,
+                batch.shape[1],
+                batch.dtype,
+                self._blending,
+                self.output,
+                self.sampler.first_volume(),
+                scale,
+                self._storage or None,
             )
             self._came = np.zeros(len(grid), bool)
         return self._running

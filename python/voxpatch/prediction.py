@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Union
@@ -29,7 +30,7 @@ _Overlap = Union[float, Sequence[float]]
 def predict(
     model: Callable[..., Any],
     volume: VolumeLike,
-    output: _Path | Mapping[str, _Path] | Sequence[_Path],
+    output: _Path | Mapping[str, _Path] | Sequence[_Path] | None,
     patch_size: Size,
     patch_overlap: _Overlap | None = None,
     *,
@@ -39,6 +40,7 @@ def predict(
     dtype: Any = None,
     labels: Sequence[int] | None = None,
     padding_mode: PaddingMode | None = None,
+    margin: Size | None = None,
     placement: str | None = None,
     preset: str | None = None,
     mask: VolumeLike | None = None,
@@ -59,7 +61,8 @@ def predict(
     device: Any = None,
     **storage: Any,
 ) -> Any:
-    """Predicts every patch of a volume and writes the blended output; gives it opened.
+    """Predicts every patch of a volume and writes the blended output; gives it opened, or as an array if
+    ``output`` is None.
 
     A ``torch.nn.Module`` gets float32 tensors (B, C, Z, Y, X) on its device, in evaluation mode and
     without gradients; any other callable gets numpy arrays, or tensors on ``device`` if one is given.
@@ -73,7 +76,8 @@ def predict(
 
     ``patch_overlap`` is in voxels (whole numbers) or parts of the patch (a float below 1).
     ``overlap_mode`` (``"hann"`` if nothing is said), ``reduce``, ``labels``, ``dtype``, ``fill``, ``non_finite`` and
-    ``**storage`` are as in :class:`GridAggregator`; ``padding_mode`` and ``placement`` as in :class:`GridSampler`.
+    ``**storage`` are as in :class:`GridAggregator`; ``padding_mode`` and ``placement`` as in :class:`GridSampler`;
+    ``margin`` is what patches cover beyond each face instead of half the overlap.
     ``preset`` places and weighs patches as others do: ``"torchio"``, ``"monai"`` (``sliding_window_inference``
     with mode gaussian, overlap 0.25) or ``"nnunet"`` (half a patch, Gaussian).
 
@@ -92,12 +96,12 @@ def predict(
     """
     opened = as_volume(volume)
     patch = size("patch_size", patch_size)
-    settings = _placed(opened.shape[1:], patch, patch_overlap, overlap_mode, padding_mode, placement, preset)
+    settings = _placed(opened.shape[1:], patch, patch_overlap, overlap_mode, padding_mode, margin, placement, preset)
     mode = settings.pop("overlap_mode")
     call = _Call(model, device)
-    with call.ready():
+    with call.ready(), _place(output) as places:
         outputs = []
-        for place, (name, path) in enumerate(call.probe(opened.shape[0], patch, output).items()):
+        for place, (name, path) in enumerate(call.probe(opened.shape[0], patch, places).items()):
             halo, scale = geometry(patch, call.shapes[place][1:])
             outputs.append(
                 {
@@ -135,14 +139,26 @@ def predict(
         with _progress(progress) as tell:
             chosen = None if mask is None else as_volume(mask)
             done = _predict(call, opened, outputs, settings, chosen, tell)
-    _log.info("%s predicted: %s", opened.path or "a volume in memory", done)
-    if not done["whole"]:
-        return None
-    paths: dict[Any, Any] = {out["name"]: out["path"] for out in outputs}
-    if isinstance(output, Mapping):
-        return {name: open_volume(path) for name, path in paths.items()}
-    found = [open_volume(path) for path in paths.values()]
-    return found[0] if isinstance(output, (str, os.PathLike)) else found
+        _log.info("%s predicted: %s", opened.path or "a volume in memory", done)
+        if not done["whole"]:
+            return None
+        found = {out["name"]: open_volume(out["path"]) for out in outputs}
+        if isinstance(output, Mapping):
+            return found
+        volumes = list(found.values())
+        if output is None:
+            return volumes[0][...]
+        return volumes[0] if isinstance(output, (str, os.PathLike)) else volumes
+
+
+@contextmanager
+def _place(output: Any) -> Iterator[Any]:
+    """Where outputs go: a folder for a while if nobody says."""
+    if output is not None:
+        yield output
+        return
+    with tempfile.TemporaryDirectory(prefix="voxpatch-") as folder:
+        yield os.path.join(folder, "output.npy")
 
 
 def _placed(
@@ -151,6 +167,7 @@ def _placed(
     overlap: _Overlap | None,
     overlap_mode: Any,
     padding_mode: PaddingMode | None,
+    margin: Size | None,
     placement: str | None,
     preset: str | None,
 ) -> dict[str, Any]:
@@ -165,12 +182,13 @@ def _placed(
         lengths = [0 if p == n else length for length, p, n in zip(lengths, patch, volume)]
     if overlap_mode is None:
         overlap_mode = {"monai": "monai:0.125", "nnunet": "nnunet"}.get(preset or "", "hann")
+    beyond = (0, 0, 0) if padding_mode is None else tuple(length // 2 for length in lengths)
     return {
         "patch": patch,
         "overlap": tuple(lengths),
         "placement": placement or ("even" if preset == "nnunet" else "edge"),
         "padding": fits.get(preset or "") if padding_mode is None else padding_mode,
-        "margin": (0, 0, 0) if padding_mode is None else tuple(length // 2 for length in lengths),
+        "margin": beyond if margin is None else size("margin", margin, least=0),
         "overlap_mode": overlap_mode,
     }
 
