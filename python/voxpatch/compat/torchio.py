@@ -32,6 +32,9 @@ import voxpatch
 from voxpatch._voxpatch import Epochs, Grid, SubjectList, _read_box
 from voxpatch.errors import InvalidError, VoxpatchError
 
+if not tio.__version__.startswith("1."):
+    raise ImportError(f"torchio {tio.__version__} has other classes than 1.x: see voxpatch.compat.torchio2")
+
 LOCATION = "location"
 #: Types that torch's tensors had no use for when TorchIO chose.
 _WIDER = {"uint16": np.int32, "uint32": np.int64}
