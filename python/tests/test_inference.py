@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import voxpatch
+from conftest import faulty, needs_faulty
 
 MODES = ["crop", "average", "hann", "gaussian", "linear", "nnunet"]
 
@@ -364,6 +365,40 @@ def test_ctrl_c_stops_within_a_second(tmp_path):
         voxpatch.predict(model, scan((1, 128, 128, 128)), tmp_path / "o.zarr", 8, 4)
     assert time.monotonic() - pressed[0] < 1.0
     assert not (tmp_path / "o.zarr").exists()
+
+
+@needs_faulty
+def test_ctrl_c_stops_while_reading_is_slow_and_panics_are_errors(tmp_path):
+    def press():
+        time.sleep(0.5)
+        pressed.append(time.monotonic())
+        _thread.interrupt_main()
+
+    pressed: list[float] = []
+    threading.Thread(target=press, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        voxpatch.predict(lambda b: b, faulty((64, 64, 64), milliseconds=2000), tmp_path / "o.zarr", 8)
+    assert time.monotonic() - pressed[0] < 1.0
+    with pytest.raises(RuntimeError, match="panics at"):
+        voxpatch.predict(lambda b: b, faulty((16, 16, 16), panics=True), tmp_path / "p.zarr", 8)
+
+
+@needs_faulty
+def test_other_python_threads_go_on_meanwhile(tmp_path):
+    def count(seconds):
+        counted, until = 0, time.monotonic() + seconds
+        while time.monotonic() < until:
+            counted += 1
+            time.sleep(0.0005)
+        return counted
+
+    idle = count(1.0)
+    counted = []
+    thread = threading.Thread(target=lambda: counted.append(count(1.0)))
+    thread.start()
+    while thread.is_alive():
+        voxpatch.predict(lambda b: b, faulty((32, 32, 32), milliseconds=3), None, 8)
+    assert counted[0] > idle / 2
 
 
 def test_a_run_that_was_ended_goes_on_and_other_models_are_refused(tmp_path):

@@ -182,3 +182,73 @@ class EpochLoader:
 
     def close(self) -> None:
         """Ends its threads."""
+
+_Location = tuple[int, int, int, int, int, int]
+_Lengths = Sequence[int]
+
+@final
+class Grid:
+    """Patches of one size that cover a volume, numbered in the order that keeps the fewest voxels waiting."""
+
+    def __new__(
+        cls,
+        volume: _Lengths,
+        patch: _Lengths,
+        overlap: _Lengths,
+        placement: Literal["edge", "even", "padded"] | str = "edge",
+        margin: _Lengths = ...,
+        fit: bool = False,
+    ) -> Grid: ...
+    def __len__(self) -> int: ...
+    def output(self, halo: _Lengths, scale: int) -> Grid:
+        """Where predictions lie that lack `halo` voxels at each face of a patch and whose voxels are `scale`
+        of the volume's long."""
+
+    @property
+    def volume(self) -> tuple[int, int, int]:
+        """The volume that is covered, z, y, x."""
+
+    def location(self, index: int) -> npt.NDArray[np.int64]:
+        """Where patch `index` lies, int64 (6,): first voxel along z, y, x, and one past the last."""
+
+    def locations(self) -> npt.NDArray[np.int64]:
+        """Where all patches lie, int64 (N, 6)."""
+
+    def find(self, locations: Sequence[Sequence[int]]) -> list[int]:
+        """The numbers of the patches that lie at these locations."""
+
+def _read_box(volume: Volume, location: Sequence[int], padding: float | str) -> _Array: ...
+@final
+class Aggregator:
+    """Blends predictions of the patches of a grid into one volume."""
+
+    def __new__(
+        cls,
+        grid: Grid,
+        channels: int,
+        prediction: npt.DTypeLike,
+        blending: dict[str, Any],
+        output: _Path | None,
+        like: Volume | None,
+        scale: float,
+        storage: dict[str, Any] | None,
+    ) -> Aggregator: ...
+    def add(self, numbers: Sequence[int], batch: _Array) -> None:
+        """Adds the predictions (B, C, z, y, x) of the patches with these numbers."""
+
+    @property
+    def channels(self) -> int:
+        """Channels of the predictions."""
+
+    def finish(self, partial: bool) -> tuple[_Array | Volume, dict[str, Any]]:
+        """Finishes the output: the array (c, z, y, x), or the volume at its path, and what was done. Patches
+        that did not come are an error, unless a partial output will do."""
+
+def _predict(
+    call: Callable[[_Array, npt.NDArray[np.int64]], Sequence[_Array]],
+    volume: Volume,
+    outputs: Sequence[dict[str, Any]],
+    settings: dict[str, Any],
+    mask: Volume | None,
+    progress: Callable[[int, int], object] | None,
+) -> dict[str, Any]: ...

@@ -100,7 +100,7 @@ def predict(
     mode = settings.pop("overlap_mode")
     call = _Call(model, device)
     with call.ready(), _place(output) as places:
-        outputs = []
+        outputs: list[dict[str, Any]] = []
         for place, (name, path) in enumerate(call.probe(opened.shape[0], patch, places).items()):
             halo, scale = geometry(patch, call.shapes[place][1:])
             outputs.append(
@@ -323,7 +323,7 @@ class _Call:
             paths = dict(zip(found, output))
             if len(output) != len(found):
                 paths = {}
-        if not paths or len(set(map(os.fspath, paths.values()))) < len(paths) or not set(paths) <= set(found):
+        if not paths or len({os.fspath(path) for path in paths.values()}) < len(paths) or not set(paths) <= set(found):
             raise InvalidError(
                 f"the model gives {len(found)} outputs, {', '.join(map(repr, found))}: give a path for each, as a "
                 "list, or as a dictionary of those that are wanted"

@@ -124,7 +124,7 @@ class VoxpatchMerger(Merger):
         # Patches start at multiples of the step and hang over the far faces, as MONAI's splitter pads there.
         self.grid = Grid(shape, self.patch_size, lengths, "padded", (0, 0, 0), False)
         self.output = output
-        self._aggregator = voxpatch.GridAggregator(self, overlap_mode, output, scale=1, **(options or {}))  # type: ignore[arg-type]
+        self._aggregator = voxpatch.GridAggregator(self, overlap_mode, output, scale=1, **(options or {}))
 
     def first_volume(self) -> None:
         """Nothing is known of spacing and affine."""

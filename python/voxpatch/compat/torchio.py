@@ -18,7 +18,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Union
 
 import numpy as np
 import torch
@@ -42,7 +43,10 @@ _WIDER = {"uint16": np.int32, "uint32": np.int64}
 _LAZY = ("constant", "edge", "reflect", "wrap")
 
 
-def _reversed(values: Sequence[int]) -> tuple[int, int, int]:
+_Three = Union[Sequence[int], "np.ndarray[Any, Any]"]
+
+
+def _reversed(values: _Three) -> tuple[int, int, int]:
     """x, y, z of z, y, x and back."""
     a, b, c = (int(value) for value in values)
     return c, b, a
@@ -61,7 +65,7 @@ def _swapped(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def volume_of(image: Image) -> voxpatch.Volume:
     """The image as a volume (c, z, y, x): its file if that can be read box by box, else a copy of its tensor."""
     path = image.path
-    lazy = not image._loaded and image.reader is read_image and isinstance(path, tio.data.image.Path)
+    lazy = not image._loaded and image.reader is read_image and isinstance(path, Path)
     if lazy and not str(path).endswith(".gz"):
         try:
             volume = voxpatch.open(path)
@@ -87,16 +91,16 @@ class _Source:
 
     def ours(self) -> voxpatch.Subject:
         """The same for our samplers, which know names of images as keywords."""
-        return voxpatch.Subject(name="subject", **self.volumes)
+        return voxpatch.Subject(**{**self.volumes, "name": "subject"})  # type: ignore[arg-type]
 
-    def read(self, location: Sequence[int], padding: Any, shift: Sequence[int] = (0, 0, 0)) -> tio.Subject:
+    def read(self, location: Sequence[int], padding: Any, shift: _Three = (0, 0, 0)) -> tio.Subject:
         """The patch at a location x, y, z, which says that it lies ``shift`` further on."""
         corners = tuple(_turned(location))
         arrays = {name: _read_box(volume, corners, padding) for name, volume in self.volumes.items()}
         return self.patch(arrays, location, shift)
 
     def patch(
-        self, arrays: dict[str, np.ndarray[Any, Any]], location: Sequence[int], shift: Sequence[int] = (0, 0, 0)
+        self, arrays: dict[str, np.ndarray[Any, Any]], location: Sequence[int], shift: _Three = (0, 0, 0)
     ) -> tio.Subject:
         """A patch as TorchIO makes it."""
         start = np.asarray(location[:3])
@@ -136,7 +140,7 @@ class RandomSampler(PatchSampler, _RandomSampler):
     def _generate_patches(self, subject: tio.Subject, num_patches: int | None = None) -> Iterator[tio.Subject]:
         sampler = self.sampler_for(subject)
         if sampler is None:
-            return super()._generate_patches(subject, num_patches)  # type: ignore[misc, no-any-return]
+            return super()._generate_patches(subject, num_patches)
         return self._drawn(subject, sampler, num_patches)
 
     def _drawn(self, subject: tio.Subject, sampler: voxpatch.Sampler, count: int | None) -> Iterator[tio.Subject]:
