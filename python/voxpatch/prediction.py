@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Union
@@ -19,8 +16,6 @@ from .samplers import Size, size
 
 if TYPE_CHECKING:
     import numpy as np
-
-_log = logging.getLogger("voxpatch")
 
 _Path = Union[str, "os.PathLike[str]"]
 #: Voxels, or a part of the patch from 0 up to 1.
@@ -139,7 +134,7 @@ def predict(
         with _progress(progress) as tell:
             chosen = None if mask is None else as_volume(mask)
             done = _predict(call, opened, outputs, settings, chosen, tell)
-        _log.info("%s predicted: %s", opened.path or "a volume in memory", done)
+        _log(opened, done)
         if not done["whole"]:
             return None
         found = {out["name"]: open_volume(out["path"]) for out in outputs}
@@ -151,12 +146,20 @@ def predict(
         return volumes[0] if isinstance(output, (str, os.PathLike)) else volumes
 
 
+def _log(volume: Volume, done: dict[str, Any]) -> None:
+    import logging  # whose import takes longer than that of this package
+
+    logging.getLogger("voxpatch").info("%s predicted: %s", volume.path or "a volume in memory", done)
+
+
 @contextmanager
 def _place(output: Any) -> Iterator[Any]:
     """Where outputs go: a folder for a while if nobody says."""
     if output is not None:
         yield output
         return
+    import tempfile  # and much with it
+
     with tempfile.TemporaryDirectory(prefix="voxpatch-") as folder:
         yield os.path.join(folder, "output.npy")
 
@@ -355,6 +358,8 @@ class _Call:
         """What tells this model from others."""
         if not self.is_module:
             return f"{getattr(self.model, '__module__', '')}.{getattr(self.model, '__qualname__', type(self.model))}"
+        import hashlib
+
         digest = hashlib.sha256()
         state = self.model.state_dict()  # type: ignore[attr-defined]
         for key, value in state.items():
