@@ -15,111 +15,29 @@ different:
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import torch
 import torchio as tio
-from torch.utils.data import get_worker_info
-from torchio.data.image import Image
-from torchio.data.io import read_image
-from torchio.data.sampler.sampler import RandomSampler as _RandomSampler
-
-import voxpatch
-from voxpatch._voxpatch import Epochs, Grid, SubjectList, _read_box
-from voxpatch.errors import InvalidError, VoxpatchError
 
 if not tio.__version__.startswith("1."):
     raise ImportError(f"torchio {tio.__version__} has other classes than 1.x: see voxpatch.compat.torchio2")
 
-LOCATION = "location"
-#: Types that torch's tensors had no use for when TorchIO chose.
-_WIDER = {"uint16": np.int32, "uint32": np.int64}
+from torch.utils.data import get_worker_info
+from torchio.data.image import Image
+from torchio.data.sampler.sampler import RandomSampler as _RandomSampler
+
+import voxpatch
+from voxpatch._voxpatch import Epochs, Grid, SubjectList
+from voxpatch.errors import InvalidError
+
+from ._torchio import Source, reversed_axes, swapped, turned
+
 #: Padding modes that need no whole image.
 _LAZY = ("constant", "edge", "reflect", "wrap")
-
-
-_Three = Union[Sequence[int], "np.ndarray[Any, Any]"]
-
-
-def _reversed(values: _Three) -> tuple[int, int, int]:
-    """x, y, z of z, y, x and back."""
-    a, b, c = (int(value) for value in values)
-    return c, b, a
-
-
-def _turned(location: Sequence[int]) -> list[int]:
-    """A location with its axes in the other order."""
-    return [*_reversed(location[:3]), *_reversed(location[3:])]
-
-
-def _swapped(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The array with its last three axes in the other order, contiguous."""
-    return np.ascontiguousarray(np.swapaxes(array, -1, -3))
-
-
-def volume_of(image: Image) -> voxpatch.Volume:
-    """The image as a volume (c, z, y, x): its file if that can be read box by box, else a copy of its tensor."""
-    path = image.path
-    lazy = not image._loaded and image.reader is read_image and isinstance(path, Path)
-    if lazy and not str(path).endswith(".gz"):
-        try:
-            volume = voxpatch.open(path)
-            if volume.rescale is not None:
-                volume = volume.astype("real")
-        except (VoxpatchError, OSError):
-            pass  # TorchIO may still know how
-        else:
-            channels, *axes = volume.shape
-            if (channels, *_reversed(axes)) == tuple(image.shape):
-                return volume
-    return voxpatch.Volume.from_array(_swapped(image.data.numpy()), affine=image.affine)
-
-
-class _Source:
-    """A TorchIO subject, and its images as volumes."""
-
-    def __init__(self, subject: tio.Subject) -> None:
-        self.subject = subject
-        self.images: dict[str, Image] = subject.get_images_dict(intensity_only=False)
-        self.volumes = {name: volume_of(image) for name, image in self.images.items()}
-        self.affines = {name: np.asarray(image.affine) for name, image in self.images.items()}
-
-    def ours(self) -> voxpatch.Subject:
-        """The same for our samplers, which know names of images as keywords."""
-        return voxpatch.Subject(**{**self.volumes, "name": "subject"})  # type: ignore[arg-type]
-
-    def read(self, location: Sequence[int], padding: Any, shift: _Three = (0, 0, 0)) -> tio.Subject:
-        """The patch at a location x, y, z, which says that it lies ``shift`` further on."""
-        corners = tuple(_turned(location))
-        arrays = {name: _read_box(volume, corners, padding) for name, volume in self.volumes.items()}
-        return self.patch(arrays, location, shift)
-
-    def patch(
-        self, arrays: dict[str, np.ndarray[Any, Any]], location: Sequence[int], shift: _Three = (0, 0, 0)
-    ) -> tio.Subject:
-        """A patch as TorchIO makes it."""
-        start = np.asarray(location[:3])
-        items: dict[str, Any] = {}
-        for name, value in self.subject.items():
-            if name not in self.images:
-                items[name] = copy.deepcopy(value)
-                continue
-            array = arrays[name]
-            tensor = torch.from_numpy(_swapped(array.astype(_WIDER.get(array.dtype.name, array.dtype), copy=False)))
-            affine = self.affines[name].copy()
-            affine[:3, 3] += affine[:3, :3] @ start
-            image = self.images[name]
-            items[name] = type(image)(tensor=tensor, affine=affine, type=image.type, path=image.path)
-        made = tio.Subject(items)
-        made.applied_transforms = list(self.subject.applied_transforms)
-        made[LOCATION] = torch.as_tensor([int(at) + int(by) for at, by in zip(location, [*shift, *shift])])
-        made.update_attributes()
-        return made
 
 
 class PatchSampler(tio.data.PatchSampler):
@@ -127,7 +45,7 @@ class PatchSampler(tio.data.PatchSampler):
 
     def crop(self, subject: tio.Subject, index_ini: Any, patch_size: Any) -> tio.Subject:
         start = [int(n) for n in index_ini]
-        return _Source(subject).read([*start, *(a + int(b) for a, b in zip(start, patch_size))], 0.0)
+        return Source(subject).read([*start, *(a + int(b) for a, b in zip(start, patch_size))], 0.0)
 
 
 class RandomSampler(PatchSampler, _RandomSampler):
@@ -144,7 +62,7 @@ class RandomSampler(PatchSampler, _RandomSampler):
         return self._drawn(subject, sampler, num_patches)
 
     def _drawn(self, subject: tio.Subject, sampler: voxpatch.Sampler, count: int | None) -> Iterator[tio.Subject]:
-        source = _Source(subject)
+        source = Source(subject)
         try:
             subjects = SubjectList.known([source.ours()._parts()], "")
             plan = Epochs(
@@ -153,7 +71,7 @@ class RandomSampler(PatchSampler, _RandomSampler):
             loader = plan.start(0, None, (0, 1), 0, 1, 1 << 30, False)
             while (found := loader.sample()) is not None:
                 arrays, location, _ = found
-                yield source.patch(arrays, _turned(location.tolist()))
+                yield source.patch(arrays, turned(location.tolist()))
         except InvalidError as error:
             raise RuntimeError(str(error)) from error
 
@@ -166,7 +84,7 @@ class UniformSampler(RandomSampler, tio.data.UniformSampler):
     """As ``torchio.UniformSampler``."""
 
     def sampler_for(self, subject: tio.Subject) -> voxpatch.Sampler | None:
-        return voxpatch.UniformSampler(_reversed(self.patch_size))
+        return voxpatch.UniformSampler(reversed_axes(self.patch_size))
 
 
 class WeightedSampler(RandomSampler, tio.data.WeightedSampler):
@@ -174,7 +92,7 @@ class WeightedSampler(RandomSampler, tio.data.WeightedSampler):
 
     def sampler_for(self, subject: tio.Subject) -> voxpatch.Sampler | None:
         image = self.get_probability_map_image(subject)
-        return voxpatch.WeightedSampler(_reversed(self.patch_size), _name_of(image, subject))
+        return voxpatch.WeightedSampler(reversed_axes(self.patch_size), _name_of(image, subject))
 
 
 class LabelSampler(RandomSampler, tio.data.LabelSampler):
@@ -185,7 +103,7 @@ class LabelSampler(RandomSampler, tio.data.LabelSampler):
         shares = self.label_probabilities_dict
         if shares is None and image.shape[0] > 1:
             return None  # TorchIO takes the first channel for the map
-        return voxpatch.LabelSampler(_reversed(self.patch_size), _name_of(image, subject), shares)
+        return voxpatch.LabelSampler(reversed_axes(self.patch_size), _name_of(image, subject), shares)
 
 
 def _name_of(image: Image, subject: tio.Subject) -> str:
@@ -205,7 +123,7 @@ class GridSampler(PatchSampler, tio.data.GridSampler):
         self.subject = subject if is_lazy else self._pad(subject)
         #: Voxels that are padded when a patch is read, at each face, x, y, z.
         self.border = self.patch_overlap // 2 if is_lazy and padding_mode is not None else np.zeros(3, int)
-        self._source: _Source | None = None
+        self._source: Source | None = None
         shape = np.array(self.subject.spatial_shape) + 2 * self.border
         sizes = [tuple(int(n) for n in three) for three in (shape, self.patch_size, self.patch_overlap)]
         self._parse_sizes(*sizes)
@@ -216,7 +134,7 @@ class GridSampler(PatchSampler, tio.data.GridSampler):
 
     def _read(self, location: np.ndarray[Any, Any]) -> tio.Subject:
         if self._source is None:
-            self._source = _Source(self.subject)
+            self._source = Source(self.subject)
         inside = location - np.tile(self.border, 2)
         return self._source.read(inside.tolist(), self.padding_mode if self.border.any() else "edge", self.border)
 
@@ -274,12 +192,12 @@ class GridAggregator(tio.data.GridAggregator):
                 self._places, self.overlap_mode, scale=self._factor, **options  # type: ignore[arg-type]
             )
         places = voxpatch.inference.as_array(locations) - np.tile(self._border, 2)
-        self._ours.add_batch(np.swapaxes(batch, -1, -3), np.array([_turned(at) for at in places.tolist()]))
+        self._ours.add_batch(np.swapaxes(batch, -1, -3), np.array([turned(at) for at in places.tolist()]))
 
     def get_output_tensor(self) -> torch.Tensor:
         if self._ours is None:
             raise RuntimeError("No batch was added: nothing is known of the output")
-        tensor = torch.from_numpy(_swapped(self._ours.get_output_tensor()))
+        tensor = torch.from_numpy(swapped(self._ours.get_output_tensor()))
         if tensor.dtype == torch.int64:
             message = "Medical image frameworks such as ITK do not support int64. Casting to int32..."
             warnings.warn(message, RuntimeWarning, stacklevel=2)
@@ -297,9 +215,9 @@ class _Places:
     """A TorchIO grid as our aggregator sees it, z, y, x."""
 
     def __init__(self, sampler: tio.data.GridSampler, shape: Sequence[int], border: np.ndarray[Any, Any]) -> None:
-        self.patch_size = _reversed(sampler.patch_size)
+        self.patch_size = reversed_axes(sampler.patch_size)
         self.grid = Grid(
-            _reversed(shape), self.patch_size, _reversed(sampler.patch_overlap), "edge", _reversed(border), False
+            reversed_axes(shape), self.patch_size, reversed_axes(sampler.patch_overlap), "edge", reversed_axes(border), False
         )
         image = sampler.subject.get_first_image()
         affine = np.array(image.affine)
@@ -351,7 +269,7 @@ class Queue(tio.data.Queue):
         )
         self._seed = seed
         self._rounds = 0
-        self._sources: dict[int, _Source] = {}
+        self._sources: dict[int, Source] = {}
         self._stream: Iterator[dict[str, Any]] | None = None
 
     def __getitem__(self, index: int) -> tio.Subject:
@@ -367,7 +285,7 @@ class Queue(tio.data.Queue):
             self._stream = self._start(self._drawer)
             sample = next(self._stream)
         source = self._source(sample.pop("subject")["index"])
-        location = _turned(sample.pop("location").tolist())
+        location = turned(sample.pop("location").tolist())
         return source.patch(sample, location)
 
     def _start(self, sampler: voxpatch.Sampler) -> Iterator[dict[str, Any]]:
@@ -391,12 +309,12 @@ class Queue(tio.data.Queue):
         self._rounds += 1
         return iter(queue)
 
-    def _source(self, place: int) -> _Source:
+    def _source(self, place: int) -> Source:
         number = self._order[place]
         if number not in self._sources:
             if len(self._sources) > 64:
                 self._sources.pop(next(iter(self._sources)))
-            self._sources[number] = _Source(self.subjects_dataset.dry_iter()[number])
+            self._sources[number] = Source(self.subjects_dataset.dry_iter()[number])
         return self._sources[number]
 
     def __getstate__(self) -> dict[str, Any]:
