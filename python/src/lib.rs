@@ -5,13 +5,15 @@
 
 use pyo3::pymodule;
 
+mod aggregator;
 mod arguments;
 mod array;
-mod blending;
+mod blend;
 mod errors;
 mod grid;
 mod index;
 mod loader;
+mod model;
 mod predict;
 mod sampler;
 mod subjects;
@@ -25,7 +27,9 @@ mod write;
 #[pymodule(gil_used = true)]
 mod _voxpatch {
     #[pymodule_export]
-    use crate::grid::{Blender, Grid};
+    use crate::aggregator::Aggregator;
+    #[pymodule_export]
+    use crate::grid::{Grid, read_box};
     #[pymodule_export]
     use crate::loader::{EpochLoader, Epochs};
     #[pymodule_export]

@@ -1,340 +1,364 @@
-//! Prediction: the library reads, blends and writes on its threads, Python's model runs on the caller's.
-//!
-//! A thread that has a batch asks for its prediction and waits; the caller, who has the
-//! interpreter, answers one request after the other. So no thread of ours ever waits for the
-//! interpreter, and Ctrl-C is seen between two requests.
+//! Prediction of a whole volume: reading and blending on our threads, the model on the caller's.
 
-use std::fmt;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use numpy::PyArray2;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
-use voxpatch::inference::{Flips, Input, Normalize, Predicted, Prediction, Selection};
-use voxpatch::progress::Progress;
-use voxpatch::volume::{Durability, Part};
-use voxpatch::{AggregatorOptions, Error, Inference, Layout, Model, Patch, Result, Shape, Target};
+use pyo3::types::{PyDict, PyList};
+use voxpatch::inference::{Flips, Normalize, Plan, Prediction, Selection};
+use voxpatch::training::Image;
+use voxpatch::volume::{Durability, Part, check_output};
+use voxpatch::{Error, Inference, Layout, Model, Patch, Region, Result, Shape, Target};
 
-use crate::errors::{invalid, raised};
-use crate::grid::{accumulator_of, facts, non_finite_of};
+use crate::blend::Blending;
+use crate::errors::raised;
+use crate::model::{Asked, Message, Outcome, Request};
 use crate::subjects::padding_of;
 use crate::volume::Volume;
 use crate::wait::{ASK, guarded};
 use crate::write::Storage;
-use crate::{arguments, array, blending};
+use crate::{array, grid};
 
-/// A batch whose prediction somebody waits for.
-struct Request {
-    batch: Vec<Patch>,
-    answer: Sender<Vec<Vec<Patch>>>,
-}
+/// How long a run that was asked to stop may take to do so.
+const STOP: Duration = Duration::from_millis(700);
 
-/// Python's model, as the library sees it.
-struct Asking {
-    requests: Mutex<Sender<Request>>,
-    outputs: Vec<Prediction>,
-    id: String,
-}
-
-impl fmt::Debug for Asking {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Asking")
-            .field("outputs", &self.outputs)
-            .field("id", &self.id)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Model for Asking {
-    fn input(&self) -> Input {
-        Input::Real
-    }
-
-    fn id(&self) -> String {
-        self.id.clone()
-    }
-
-    fn outputs(&self, _input: &Layout, _patch: Shape) -> Result<Vec<Prediction>> {
-        Ok(self.outputs.clone())
-    }
-
-    fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
-        let (answer, answered) = channel();
-        let requests = self
-            .requests
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        // Who does not listen any more has stopped the run.
-        requests
-            .send(Request { batch, answer })
-            .map_err(|_| Error::Stopped)?;
-        answered.recv().map_err(|_| Error::Stopped)
-    }
-}
-
-/// How far the run is, and whether it is to stop.
-#[derive(Debug, Default)]
-struct State {
-    done: AtomicU64,
-    total: AtomicU64,
-    stop: AtomicBool,
-}
-
-/// A run on a thread of its own.
-struct Run {
-    requests: Receiver<Request>,
-    state: Arc<State>,
-    thread: JoinHandle<Result<Predicted>>,
-}
-
-/// Predicts all of a volume.
-///
-/// `model` gets a batch (b, c, z, y, x) of float32 and gives an array (b, c, z, y, x) for each of `outputs`, which
-/// are (channels, dtype, halo, scale) each. `progress` gets the patches done and in all.
-#[pyfunction]
-#[pyo3(signature = (model, volume, outputs, paths, settings, *, model_id, progress = None, mask = None, storage = None))]
-#[expect(clippy::too_many_arguments, reason = "Python's predict names them")]
-pub(crate) fn predict<'py>(
-    py: Python<'py>,
-    model: &Bound<'py, PyAny>,
-    volume: &Volume,
-    outputs: Vec<(u64, Bound<'py, PyAny>, Shape, u64)>,
-    paths: Vec<PathBuf>,
-    settings: &Bound<'py, PyDict>,
+/// Where patches lie, and what the run may take.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+pub(crate) struct Settings<'py> {
+    patch: Shape,
+    overlap: Shape,
+    placement: String,
+    padding: Option<Bound<'py, PyAny>>,
+    margin: Shape,
+    memory: u64,
+    threads: usize,
+    batch: usize,
+    normalize: String,
+    flips: bool,
+    /// Part and parts, if the run can be gone on with.
+    part: Option<(u32, u32)>,
+    durable: bool,
     model_id: String,
-    progress: Option<&Bound<'py, PyAny>>,
-    mask: Option<&Volume>,
-    storage: Option<&Bound<'py, PyDict>>,
-) -> PyResult<Bound<'py, PyDict>> {
-    let image = volume.image(py)?;
-    if image.channels != (0..image.volume.layout().channels) {
-        return Err(invalid(
-            "prediction is of all channels: open the volume without channels, and pick them in the model",
-        ));
-    }
-    let mask = mask.map(|mask| mask.image(py)).transpose()?;
-    let settings = Settings::new(settings)?;
-    let storage = Storage::new(storage)?;
-    let outputs: Vec<Prediction> = outputs
-        .into_iter()
-        .map(|(channels, dtype, halo, scale)| {
-            Ok(Prediction {
-                halo,
-                scale,
-                ..Prediction::new(channels, array::dtype(&dtype)?)
-            })
-        })
-        .collect::<PyResult<_>>()?;
-    let targets: Vec<Target> = paths
-        .into_iter()
-        .map(|path| Target {
-            path,
-            blending: settings.blending.clone(),
-            dtype: storage.dtype,
-            store: storage.create.clone(),
-        })
-        .collect();
-    let (sender, requests) = channel();
-    let asking: Arc<dyn Model> = Arc::new(Asking {
-        requests: Mutex::new(sender),
-        outputs,
-        id: model_id,
-    });
-    let state = Arc::new(State::default());
-    let told = Arc::clone(&state);
-    let work = move || {
-        let stop = |_, _| {
-            if told.stop.load(Ordering::Relaxed) {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        };
-        let model = settings.wrapped(asking, &image.volume, &stop)?;
-        let layout = image.volume.layout();
-        let mut plan = settings.inference.plan(layout, &*model, &targets)?;
-        if let Some(mask) = mask {
-            let selection = Selection::from_mask(&plan.grid, &*mask.volume)?;
-            plan = plan.with_selection(selection);
-        }
-        if let Some(part) = settings.part {
-            plan = plan.of_part(part, settings.durability)?;
-        }
-        let progress = |done, total| {
-            told.done.store(done, Ordering::Relaxed);
-            told.total.store(total, Ordering::Relaxed);
-            stop(done, total)
-        };
-        plan.run(Arc::clone(&image.volume), model, &progress)
-    };
-    let thread = thread::Builder::new()
-        .name("voxpatch-predict".to_owned())
-        .spawn(move || guarded(work))?;
-    let run = Run {
-        requests,
-        state,
-        thread,
-    };
-    let done = run.answer(py, model, progress)?;
-    let told = PyDict::new(py);
-    told.set_item("patches", done.patches)?;
-    told.set_item("whole", done.whole)?;
-    told.set_item("chunks_read", done.reads.chunks)?;
-    told.set_item("bytes_read", done.reads.bytes)?;
-    let outputs = done.outputs.iter().map(|output| facts(py, output));
-    told.set_item("outputs", outputs.collect::<PyResult<Vec<_>>>()?)?;
-    Ok(told)
 }
 
-impl Run {
-    /// Answers requests until the run is over.
-    fn answer(
-        self,
-        py: Python<'_>,
-        model: &Bound<'_, PyAny>,
-        progress: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<Predicted> {
-        let Self {
-            mut requests,
-            state,
-            thread,
-        } = self;
-        let mut shown = None;
-        let failed = loop {
-            let waited;
-            (requests, waited) = py.detach(move || {
-                let waited = requests.recv_timeout(ASK);
-                (requests, waited)
-            });
-            let answered = match waited {
-                Ok(request) => answered(py, model, request),
-                Err(RecvTimeoutError::Timeout) => Ok(()),
-                Err(RecvTimeoutError::Disconnected) => break None,
-            };
-            let now = (
-                state.done.load(Ordering::Relaxed),
-                state.total.load(Ordering::Relaxed),
-            );
-            let told = match progress {
-                Some(progress) if shown != Some(now) && now.1 > 0 => {
-                    shown = Some(now);
-                    progress.call1(now).map(drop)
-                }
-                _ => Ok(()),
-            };
-            if let Err(error) = answered.and(told).and_then(|()| py.check_signals()) {
-                break Some(error);
-            }
-            if thread.is_finished() {
-                break None;
-            }
-        };
-        state.stop.store(failed.is_some(), Ordering::Relaxed);
-        // Nobody listens any more: threads that wait for an answer stop.
-        drop(requests);
-        let done = py.detach(|| thread.join());
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        if let (Some(progress), Ok(Ok(_))) = (progress, &done) {
-            let total = state.total.load(Ordering::Relaxed);
-            progress.call1((total, total))?;
-        }
-        done.unwrap_or_else(|_| {
-            Err(Error::Panicked {
-                message: "the run's thread".to_owned(),
-            })
+/// An output of the model.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+pub(crate) struct Output<'py> {
+    name: String,
+    path: PathBuf,
+    channels: u64,
+    prediction: Bound<'py, PyAny>,
+    halo: Shape,
+    scale: u64,
+    blending: Blending<'py>,
+    storage: Option<Bound<'py, PyDict>>,
+}
+
+impl Output<'_> {
+    /// Where it goes and how.
+    fn target(&self, patch: Shape) -> PyResult<Target> {
+        let shape =
+            std::array::from_fn(|a| patch[a].saturating_sub(2 * self.halo[a]) / self.scale.max(1));
+        Ok(Target {
+            path: self.path.clone(),
+            blending: self.blending.options(shape)?,
+            dtype: self.blending.dtype()?,
+            store: Storage::new(self.storage.as_ref())?.create,
         })
-        .map_err(|error| raised(&error))
+    }
+
+    fn prediction(&self) -> PyResult<Prediction> {
+        Ok(Prediction {
+            name: self.name.clone(),
+            halo: self.halo,
+            scale: self.scale.max(1),
+            ..Prediction::new(self.channels, array::dtype(&self.prediction)?)
+        })
     }
 }
 
-/// Calls the model and sends what it gives.
-fn answered(py: Python<'_>, model: &Bound<'_, PyAny>, request: Request) -> PyResult<()> {
-    let batch = array::from_patches(py, request.batch)?;
-    let predicted: Vec<Bound<'_, PyAny>> = model.call1((batch,))?.extract()?;
-    let outputs = predicted.iter().map(array::patches_of);
-    let outputs = outputs.collect::<PyResult<Vec<_>>>()?;
-    // The run may have ended meanwhile, with an error of its own.
-    let _ = request.answer.send(outputs);
-    Ok(())
-}
-
-/// How patches are placed and blended, and with how much of the machine.
-struct Settings {
+/// A run, ready for a thread of its own.
+struct Job {
     inference: Inference,
-    blending: AggregatorOptions,
+    targets: Vec<Target>,
     normalize: Normalize,
     flips: bool,
     part: Option<Part>,
     durability: Durability,
+    volume: Arc<Image>,
+    mask: Option<Arc<Image>>,
+    model: Asked,
 }
 
-impl Settings {
-    fn new(given: &Bound<'_, PyDict>) -> PyResult<Self> {
-        let item = |name: &str| {
-            given
-                .get_item(name)?
-                .ok_or_else(|| invalid(format!("{name} is missing")))
-        };
-        let text = |name: &str| item(name)?.extract::<String>();
-        let patch = arguments::lengths("patch_size", &item("patch_size")?)?;
-        let overlap = arguments::lengths("patch_overlap", &item("patch_overlap")?)?;
-        let mut inference = Inference::new(patch, overlap);
-        inference.placement = blending::placement(&text("placement")?)?;
-        let padding = item("padding")?;
-        if !padding.is_none() {
-            inference.padding = Some(padding_of(&padding)?);
-            let margin = item("margin")?;
-            inference.margin = arguments::lengths("margin", &margin)?;
-        }
-        inference.memory = item("memory")?.extract()?;
-        inference.batch = item("batch_size")?.extract()?;
-        if let Some(threads) = item("num_workers")?.extract::<Option<usize>>()? {
-            inference.threads = threads;
-        }
-        let blend = blending::blend(&item("overlap_mode")?, patch)?;
-        let reduce = blending::reduce(&item("reduce")?)?;
-        let part = match item("part")?.extract::<Option<(u32, u32)>>()? {
-            Some((index, count)) => Some(Part::new(index, count).map_err(|error| raised(&error))?),
-            None if item("resume")?.extract()? => Some(Part::WHOLE),
-            None => None,
-        };
-        Ok(Self {
-            inference,
-            blending: AggregatorOptions {
-                accumulator: accumulator_of(&text("accumulator")?)?,
-                non_finite: non_finite_of(&text("non_finite")?)?,
-                fill: item("fill")?.extract()?,
-                ..AggregatorOptions::new(blend, reduce)
-            },
-            normalize: text("normalize")?.parse().map_err(|error| raised(&error))?,
-            flips: item("flips")?.extract()?,
-            part,
-            durability: if item("durable")?.extract()? {
-                Durability::Chunk
-            } else {
-                Durability::None
-            },
-        })
+/// Predicts a volume with `call(batch, locations)`, which gives a list with an array for each output. What
+/// was done comes back.
+#[pyfunction]
+#[pyo3(name = "_predict")]
+#[expect(clippy::needless_pass_by_value, reason = "made for this call")]
+pub(crate) fn predict<'py>(
+    py: Python<'py>,
+    call: &Bound<'py, PyAny>,
+    volume: &Volume,
+    outputs: Vec<Output<'py>>,
+    settings: Settings<'py>,
+    mask: Option<&Volume>,
+    progress: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let (caller, messages) = channel();
+    let mut predictions = Vec::new();
+    let mut targets = Vec::new();
+    for output in &outputs {
+        predictions.push(output.prediction()?);
+        targets.push(output.target(settings.patch)?);
     }
+    let text = &settings.normalize;
+    let job = Job {
+        inference: Inference {
+            placement: grid::placement(&settings.placement)?,
+            padding: settings.padding.as_ref().map(padding_of).transpose()?,
+            margin: settings.margin,
+            memory: settings.memory,
+            threads: settings.threads.max(1),
+            batch: settings.batch.max(1),
+            ..Inference::new(settings.patch, settings.overlap)
+        },
+        targets,
+        normalize: text.parse().map_err(|error| raised(&error))?,
+        flips: settings.flips,
+        part: match settings.part {
+            Some((index, count)) => Some(Part::new(index, count).map_err(|e| raised(&e))?),
+            None => None,
+        },
+        durability: if settings.durable {
+            Durability::Chunk
+        } else {
+            Durability::None
+        },
+        volume: volume.image(py)?,
+        mask: mask.map(|mask| mask.image(py)).transpose()?,
+        model: Asked {
+            id: settings.model_id,
+            outputs: predictions,
+            caller: caller.clone(),
+        },
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stop);
+    thread::Builder::new()
+        .name("voxpatch-predict".to_owned())
+        .spawn(move || {
+            let told = caller.clone();
+            let tell = move |done, total| {
+                let heard = told.send(Message::Progress(done, total)).is_ok();
+                if heard && !flag.load(Ordering::Relaxed) {
+                    ControlFlow::Continue(())
+                } else {
+                    ControlFlow::Break(())
+                }
+            };
+            // Nobody listens any more after Ctrl-C.
+            let _ = caller.send(Message::Done(guarded(|| job.run(&tell))));
+        })
+        .map_err(PyErr::from)?;
+    let outcome = serve(py, messages, call, progress, &stop)?;
+    told(py, &outcome)
+}
 
-    /// The model with what is done before and after it.
-    fn wrapped(
-        &self,
-        mut model: Arc<dyn Model>,
-        volume: &Arc<dyn voxpatch::Volume>,
-        progress: Progress<'_>,
-    ) -> Result<Arc<dyn Model>> {
+/// Answers the threads until they are done. Whatever is raised meanwhile stops them first.
+fn serve(
+    py: Python<'_>,
+    mut messages: Receiver<Message>,
+    call: &Bound<'_, PyAny>,
+    progress: Option<&Bound<'_, PyAny>>,
+    stop: &AtomicBool,
+) -> PyResult<Outcome> {
+    loop {
+        let heard;
+        (messages, heard) = py.detach(move || {
+            let heard = messages.recv_timeout(ASK);
+            (messages, heard)
+        });
+        let answered = match heard {
+            Ok(Message::Done(outcome)) => return outcome.map_err(|error| raised(&error)),
+            Ok(Message::Batch(request)) => answer(py, request, call),
+            Ok(Message::Progress(done, total)) => match progress {
+                Some(progress) => progress.call1((done, total)).map(|_| ()),
+                None => Ok(()),
+            },
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            Err(RecvTimeoutError::Disconnected) => Err(raised(&Error::Panicked {
+                message: "a thread ended without a result".to_owned(),
+            })),
+        };
+        if let Err(error) = answered.and_then(|()| py.check_signals()) {
+            stop.store(true, Ordering::Relaxed);
+            py.detach(move || wind_down(&messages));
+            return Err(error);
+        }
+    }
+}
+
+/// Waits for the end of a stopped run, a while; what it asks meanwhile is not answered.
+fn wind_down(messages: &Receiver<Message>) {
+    let until = Instant::now() + STOP;
+    while let Some(left) = until.checked_duration_since(Instant::now()) {
+        match messages.recv_timeout(left) {
+            Ok(Message::Done(_)) | Err(_) => return,
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Calls the function with a batch and hands on what it gives.
+fn answer(py: Python<'_>, mut request: Request, call: &Bound<'_, PyAny>) -> PyResult<()> {
+    let axes = request.axes();
+    let batch = array::from_voxels(py, request.take_voxels(), &axes)?;
+    let places: Vec<Vec<i64>> = request
+        .regions
+        .iter()
+        .map(|&region| grid::location(region).to_vec())
+        .collect();
+    let locations = PyArray2::from_vec2(py, &places)?;
+    let given = call.call1((batch, locations))?;
+    let mut predictions = Vec::new();
+    for output in given.try_iter()? {
+        let output = output?;
+        let mut patches = Vec::with_capacity(request.regions.len());
+        for (place, region) in request.regions.iter().enumerate() {
+            let (channels, shape, voxels) = array::to_voxels(&output.get_item(place)?)?;
+            let patch = Patch::new(Region::new(region.start, shape), channels, voxels);
+            patches.push(patch.map_err(|error| raised(&error))?);
+        }
+        predictions.push(patches);
+    }
+    request.answer(predictions);
+    Ok(())
+}
+
+impl Job {
+    fn run(self, progress: &(dyn Fn(u64, u64) -> ControlFlow<()> + Sync)) -> Result<Outcome> {
+        let volume = chosen(&self.volume);
+        let layout = volume.layout();
+        let mask = self.mask.as_deref().map(chosen);
+        for target in &self.targets {
+            let inputs = [Some(layout), mask.as_ref().map(|mask| mask.layout())];
+            let inputs: Vec<_> = inputs.into_iter().flatten().map(|l| &*l.path).collect();
+            check_output(&target.path, &inputs)?;
+        }
+        let mut model: Arc<dyn Model> = Arc::new(self.model);
         if self.flips {
             model = Arc::new(Flips::new(model)?);
         }
-        self.normalize
-            .wrap(model, volume, self.inference.threads.max(1), progress)
+        let mut plan = plan(&self.inference, layout, &*model, &self.targets)?;
+        if let Some(mask) = mask {
+            let selection = Selection::from_mask(&plan.grid, &*mask)?;
+            plan = plan.with_selection(selection);
+        }
+        if let Some(part) = self.part {
+            plan = plan.of_part(part, self.durability)?;
+        }
+        let stoppable = |_, _| progress(0, 0);
+        let threads = self.inference.threads;
+        let model = self.normalize.wrap(model, &volume, threads, &stoppable)?;
+        let peak_bytes = plan.peak_bytes;
+        let done = plan.run(volume, model, progress)?;
+        Ok(Outcome { done, peak_bytes })
+    }
+}
+
+/// The plan with as many threads as memory is enough for.
+fn plan(
+    inference: &Inference,
+    layout: &Layout,
+    model: &dyn Model,
+    targets: &[Target],
+) -> Result<Plan> {
+    let with = |threads: usize| {
+        let inference = Inference {
+            threads,
+            ..inference.clone()
+        };
+        inference.plan(layout, model, targets)
+    };
+    let mut first = with(inference.threads);
+    for threads in (1..inference.threads).rev() {
+        if !matches!(first, Err(Error::Setting { .. })) {
+            break;
+        }
+        if let Ok(plan) = with(threads) {
+            first = Ok(plan);
+        }
+    }
+    first
+}
+
+fn told<'py>(py: Python<'py>, outcome: &Outcome) -> PyResult<Bound<'py, PyDict>> {
+    let (told, done) = (PyDict::new(py), &outcome.done);
+    told.set_item("patches", done.patches)?;
+    told.set_item("whole", done.whole)?;
+    told.set_item("reading_seconds", done.seconds.reading)?;
+    told.set_item("predicting_seconds", done.seconds.predicting)?;
+    told.set_item("blending_seconds", done.seconds.blending)?;
+    told.set_item("chunks_read", done.reads.chunks)?;
+    told.set_item("planned_bytes", outcome.peak_bytes)?;
+    let outputs = PyList::empty(py);
+    for output in &done.outputs {
+        let of_it = PyDict::new(py);
+        of_it.set_item("skipped", output.skipped)?;
+        of_it.set_item("uncovered_voxels", output.uncovered_voxels)?;
+        of_it.set_item("chunks_written", output.chunks_written)?;
+        of_it.set_item("peak_live_bytes", output.peak_live_bytes)?;
+        outputs.append(of_it)?;
+    }
+    told.set_item("outputs", outputs)?;
+    Ok(told)
+}
+
+/// The channels of an image as a volume.
+fn chosen(image: &Image) -> Arc<dyn voxpatch::Volume> {
+    let layout = image.volume.layout();
+    if image.channels == (0..layout.channels) {
+        return Arc::clone(&image.volume);
+    }
+    let mut layout = layout.clone();
+    layout.channels = image.channels.end - image.channels.start;
+    layout.read_chunk = layout.read_chunk.filter(|chunk| chunk[0] == 1);
+    Arc::new(Chosen {
+        layout,
+        channels: image.channels.clone(),
+        volume: Arc::clone(&image.volume),
+    })
+}
+
+/// Some channels of a volume.
+#[derive(Debug)]
+struct Chosen {
+    layout: Layout,
+    channels: Range<u64>,
+    volume: Arc<dyn voxpatch::Volume>,
+}
+
+impl voxpatch::Volume for Chosen {
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
+        self.layout.check_read(&channels, region, out.len())?;
+        let first = self.channels.start;
+        let channels = first + channels.start..first + channels.end;
+        self.volume.read_channels(channels, region, out)
+    }
+
+    fn is_sequential(&self) -> bool {
+        self.volume.is_sequential()
     }
 }

@@ -1,204 +1,468 @@
-"""Grids, aggregators and prediction, beside plain numpy."""
+"""Grids, aggregators and predictions, against numpy loops that hold everything in memory."""
 
 from __future__ import annotations
 
-import pathlib
+import _thread
+import os
 import pickle
-from typing import Any
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+
 import voxpatch
-from voxpatch import GridAggregator, GridSampler
+from conftest import faulty, needs_faulty
 
-Voxels = np.ndarray[Any, Any]
-
-
-@pytest.fixture(scope="module")
-def scan() -> Voxels:
-    return np.random.default_rng(5).normal(0, 100, (1, 30, 34, 38)).astype(np.float32)
+MODES = ["crop", "average", "hann", "gaussian", "linear", "nnunet"]
 
 
-def test_a_grid_is_a_sequence_of_patches_that_cover_the_volume(scan: Voxels) -> None:
-    sampler = GridSampler(scan, 16, (4, 6, 8))
-    seen = np.zeros(scan.shape, bool)
-    assert len(sampler) == len(sampler.locations) == len(list(sampler))
-    for n, item in enumerate(sampler):
-        z, y, x, z1, y1, x1 = item["location"].tolist()
-        assert item["location"].tolist() == sampler.locations[n].tolist()
-        assert np.array_equal(item["image"], scan[:, z:z1, y:y1, x:x1])
-        seen[:, z:z1, y:y1, x:x1] = True
+def scan(shape=(1, 23, 19, 31), dtype=np.float32, seed=1):
+    return (np.random.default_rng(seed).standard_normal(shape) * 50).astype(dtype)
+
+
+def sampler(array, patch=(8, 9, 10), overlap=(4, 2, 6), **options):
+    return voxpatch.GridSampler(voxpatch.Volume.from_array(array), patch, overlap, **options)
+
+
+def window(mode, length):
+    n = np.arange(length)
+    return {
+        "average": np.ones(length),
+        "hann": np.sin(np.pi * (n + 1) / (length + 1)) ** 2,
+        "gaussian": np.exp(-((n - (length - 1) / 2) ** 2) / (2 * (length / 8) ** 2)),
+        "linear": np.minimum(n + 1, length - n),
+        "nnunet": np.exp(-((n - length // 2) ** 2) / (2 * (length / 8) ** 2)),
+    }[mode]
+
+
+def blended(predictions, locations, shape, mode):
+    """Weighted means in float64, all in memory."""
+    first = predictions[0]
+    weights = np.einsum("i,j,k->ijk", *(window(mode, length) for length in first.shape[1:]))
+    sums, total = np.zeros((first.shape[0], *shape)), np.zeros(shape)
+    for prediction, (z, y, x, z1, y1, x1) in zip(predictions, locations):
+        sums[:, z:z1, y:y1, x:x1] += prediction * weights
+        total[z:z1, y:y1, x:x1] += weights
+    return sums / total
+
+
+def test_a_sampler_is_a_dataset_of_the_patches_that_cover_the_volume():
+    array = scan((2, 10, 20, 31))
+    grid = voxpatch.GridSampler(voxpatch.Subject(ct=array, label=(array[0] > 0).astype(np.uint8)), (5, 20, 12), (2, 4, 6))
+    places = grid.locations
+    assert places.dtype == np.int64 and places.shape == (len(grid), 6)
+    assert sorted(set(places[:, 0])) == [0, 3, 5] and sorted(set(places[:, 2])) == [0, 6, 12, 18, 19]
+    seen = np.zeros(array.shape[1:], bool)
+    for number, sample in enumerate(grid):
+        z, y, x, z1, y1, x1 = sample["location"]
+        assert (sample["location"] == places[number]).all()
+        np.testing.assert_array_equal(sample["ct"], array[:, z:z1, y:y1, x:x1])
+        np.testing.assert_array_equal(sample["label"], (array[:1] > 0)[:, z:z1, y:y1, x:x1])
+        seen[z:z1, y:y1, x:x1] = True
     assert seen.all()
+    np.testing.assert_array_equal(grid[-1]["ct"], grid[len(grid) - 1]["ct"])
     with pytest.raises(IndexError):
-        sampler[len(sampler)]
-    again = pickle.loads(pickle.dumps(sampler))
-    assert np.array_equal(again[3]["image"], sampler[3]["image"])
+        grid[len(grid)]
 
 
-@pytest.mark.parametrize("mode", ["crop", "average", "hann", "gaussian", "linear", "nnunet", "monai"])
-@pytest.mark.parametrize("padding_mode", [None, "reflect", -5.0])
-def test_the_identity_gives_the_scan_back(scan: Voxels, mode: str, padding_mode: Any) -> None:
-    sampler = GridSampler(scan, (16, 12, 20), (4, 6, 8), padding_mode)
-    aggregator = GridAggregator(sampler, mode)
-    order = np.random.default_rng(3).permutation(len(sampler))
-    for some in np.array_split(order, 7):
-        batch = np.stack([sampler[int(n)]["image"] for n in some])
-        aggregator.add_batch(batch, sampler.locations[some])
-    found = aggregator.get_output_tensor()
-    assert found.shape == scan.shape and found.dtype == np.float32
-    assert np.abs(found - scan).max() < 1e-3
-    assert aggregator.stats["patches"] == len(sampler) and aggregator.stats["uncovered_voxels"] == 0
+def test_padding_is_that_of_numpy():
+    array = scan((1, 9, 8, 7))
+    for mode in ["constant", "edge", "reflect", "wrap", 3]:
+        grid = sampler(array, 6, 4, padding_mode=mode)
+        options = {"mode": "constant", "constant_values": 3} if mode == 3 else {"mode": mode}
+        padded = np.pad(array, [(0, 0)] + [(2, 2)] * 3, **options)
+        for sample in grid:
+            z, y, x, z1, y1, x1 = sample["location"] + 2
+            np.testing.assert_array_equal(sample["image"], padded[:, z:z1, y:y1, x:x1])
 
 
-def test_weights_of_one_s_own_are_what_numpy_makes_of_them(scan: Voxels) -> None:
-    weights = np.random.default_rng(8).uniform(0.1, 1, (16, 16, 16)).astype(np.float32)
-    sampler = GridSampler(scan, 16, 8)
-    aggregator = GridAggregator(sampler, weights)
-    sums, total = np.zeros(scan.shape), np.zeros(scan.shape)
-    for n, (z, y, x, z1, y1, x1) in enumerate(sampler.locations.tolist()):
-        patch = sampler[n]["image"] + np.float32(n)
-        aggregator.add_batch(patch[None], sampler.locations[n])
-        sums[:, z:z1, y:y1, x:x1] += patch * weights
-        total[:, z:z1, y:y1, x:x1] += weights
-    assert np.allclose(aggregator.get_output_tensor(), sums / total, atol=1e-3)
+def test_impossible_grids_name_axis_and_sizes():
+    array = scan((1, 10, 20, 30))
+    with pytest.raises(ValueError, match="21 voxels along y .* 20"):
+        sampler(array, (5, 21, 5), 0)
+    with pytest.raises(ValueError, match="overlap"):
+        sampler(array, 5, (2, 4, 6))
+    with pytest.raises(ValueError, match="one grid"):
+        voxpatch.GridSampler(voxpatch.Subject(a=array, b=array[:, :9]), 4)
 
 
-def test_mistakes_with_an_aggregator_are_told(scan: Voxels) -> None:
-    sampler = GridSampler(scan, 16, 8)
-    aggregator = GridAggregator(sampler, "hann")
-    patch = sampler[0]["image"][None]
-    with pytest.raises(ValueError, match="no patch was added"):
+def test_a_pickled_sampler_reads_the_same(tmp_path):
+    voxpatch.write(tmp_path / "a.zarr", scan(), chunk=8, shard=None)
+    grid = voxpatch.GridSampler(tmp_path / "a.zarr", 8, 2, padding_mode="edge")
+    again = pickle.loads(pickle.dumps(grid))
+    assert len(again) == len(grid)
+    for one, other in zip(grid, again):
+        np.testing.assert_array_equal(one["image"], other["image"])
+        np.testing.assert_array_equal(one["location"], other["location"])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("padding", [None, "reflect"])
+def test_identity_gives_the_volume_back_in_any_order(mode, padding):
+    array = scan()
+    grid = sampler(array, padding_mode=padding)
+    order = np.random.default_rng(3).permutation(len(grid))
+    forward = voxpatch.GridAggregator(grid, mode)
+    shuffled = voxpatch.GridAggregator(grid, mode)
+    for index in range(len(grid)):
+        sample = grid[index]
+        forward.add_batch(sample["image"][None], sample["location"][None])
+    for part in np.array_split(order, 5):
+        samples = [grid[int(index)] for index in part]
+        shuffled.add_batch(np.stack([s["image"] for s in samples]), np.stack([s["location"] for s in samples]))
+    np.testing.assert_allclose(forward.get_output_tensor(), array, rtol=1e-6, atol=1e-5)
+    np.testing.assert_array_equal(forward.get_output_tensor(), shuffled.get_output_tensor())
+    assert forward.stats()["patches"] == len(grid)
+
+
+@pytest.mark.parametrize("mode", MODES[1:])
+def test_blending_is_the_weighted_mean(mode):
+    grid = sampler(scan())
+    random = np.random.default_rng(7)
+    predictions = [random.standard_normal((2, 8, 9, 10)).astype(np.float32) for _ in range(len(grid))]
+    aggregator = voxpatch.GridAggregator(grid, mode)
+    aggregator.add_batch(np.stack(predictions), grid.locations)
+    expected = blended(predictions, grid.locations, grid.spatial_shape, mode)
+    np.testing.assert_allclose(aggregator.finish(), expected, atol=2e-6)
+
+
+def test_weights_of_ones_own():
+    grid = sampler(scan())
+    weights = np.random.default_rng(5).uniform(0.1, 1, (8, 9, 10)).astype(np.float32)
+    predictions = np.random.default_rng(6).standard_normal((len(grid), 1, 8, 9, 10)).astype(np.float32)
+    aggregator = voxpatch.GridAggregator(grid, weights)
+    aggregator.add_batch(predictions, grid.locations)
+    sums, total = np.zeros((1, *grid.spatial_shape)), np.zeros(grid.spatial_shape)
+    for prediction, (z, y, x, z1, y1, x1) in zip(predictions, grid.locations):
+        sums[:, z:z1, y:y1, x:x1] += prediction * weights
+        total[z:z1, y:y1, x:x1] += weights
+    np.testing.assert_allclose(aggregator.finish(), sums / total, atol=1e-5)
+
+
+def test_an_output_on_disk_equals_the_one_in_memory(tmp_path):
+    array = scan((1, 40, 33, 35))
+    volume = voxpatch.Volume.from_array(array, spacing=(2.0, 1.0, 0.5))
+    grid = voxpatch.GridSampler(volume, 16, 8)
+    outputs = []
+    for path in [None, tmp_path / "out.zarr", tmp_path / "out.npy"]:
+        aggregator = voxpatch.GridAggregator(grid, "hann", path)
+        for sample in grid:
+            both = np.concatenate([sample["image"], -sample["image"]])
+            aggregator.add_batch(both[None], sample["location"][None])
+        outputs.append(aggregator.finish())
+        np.testing.assert_array_equal(aggregator.get_output_tensor(), outputs[0])
+    assert isinstance(outputs[1], voxpatch.Volume) and outputs[1].shape == (2, 40, 33, 35)
+    assert outputs[1].spacing == (2.0, 1.0, 0.5)
+
+
+def test_labels_pass_through_crop_untouched_and_argmax_gives_bytes():
+    labels = np.random.default_rng(2).integers(-(2**62), 2**62, (1, 14, 15, 16))
+    grid = sampler(labels, 6, 2)
+    aggregator = voxpatch.GridAggregator(grid)
+    for sample in grid:
+        aggregator.add_batch(sample["image"][None], sample["location"][None])
+    out = aggregator.get_output_tensor()
+    assert out.dtype == np.int64
+    np.testing.assert_array_equal(out, labels)
+    scores = scan((3, 14, 15, 16))
+    grid = sampler(scores, 6, 2)
+    for labels, expected in [(None, scores.argmax(0)), ([7, 0, 300], np.array([7, 0, 300])[scores.argmax(0)])]:
+        aggregator = voxpatch.GridAggregator(grid, "hann", reduce="argmax", labels=labels)
+        for sample in grid:
+            aggregator.add_batch(sample["image"][None], sample["location"][None])
+        out = aggregator.get_output_tensor()
+        np.testing.assert_array_equal(out[0], expected)
+        assert out.dtype == (np.uint8 if labels is None else np.uint16)
+
+
+def test_predictions_of_another_size_lie_where_they_belong():
+    array = scan((1, 24, 24, 24))
+    grid = sampler(array, 8, 4)
+    half = voxpatch.GridAggregator(grid, "average")
+    rimless = voxpatch.GridAggregator(grid, "average", fill=-1)
+    for sample in grid:
+        half.add_batch(sample["image"][None, :, ::2, ::2, ::2], sample["location"][None])
+        rimless.add_batch(sample["image"][None, :, 1:-1, 1:-1, 1:-1], sample["location"][None])
+    np.testing.assert_allclose(half.get_output_tensor(), array[:, ::2, ::2, ::2], rtol=1e-6)
+    expected = np.full_like(array, -1)
+    expected[:, 1:-1, 1:-1, 1:-1] = array[:, 1:-1, 1:-1, 1:-1]
+    np.testing.assert_allclose(rimless.get_output_tensor(), expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="predictions of"):
+        voxpatch.GridAggregator(grid).add_batch(sample["image"][None, :, :7], sample["location"][None])
+
+
+def test_what_is_wrong_with_a_batch_is_said():
+    grid = sampler(scan())
+    aggregator = voxpatch.GridAggregator(grid)
+    sample = grid[0]
+    with pytest.raises(ValueError, match="no prediction"):
         aggregator.finish()
-    aggregator.add_batch(patch, sampler.locations[:1])
+    aggregator.add_batch(sample["image"][None], sample["location"][None])
     with pytest.raises(ValueError, match="was added before"):
-        aggregator.add_batch(patch, sampler.locations[:1])
-    with pytest.raises(ValueError, match="begins at"):
-        aggregator.add_batch(patch, [[1, 2, 3, 17, 18, 19]])
-    with pytest.raises(ValueError, match="axes b, c, z, y, x"):
-        aggregator.add_batch(patch[0], sampler.locations[1:2])
-    with pytest.raises(ValueError, match="not finite|NaN"):
-        aggregator.add_batch(patch * np.nan, sampler.locations[1:2])
-    with pytest.raises(ValueError, match="overlap_mode"):
-        GridAggregator(sampler, "triangle").add_batch(patch, sampler.locations[:1])
-    with pytest.raises(ValueError):
-        aggregator.finish()  # patches are missing
+        aggregator.add_batch(sample["image"][None], sample["location"][None])
+    with pytest.raises(ValueError, match="no patch of the grid"):
+        aggregator.add_batch(sample["image"][None], sample["location"][None] + 1)
+    with pytest.raises(ValueError, match=r"\(B, C, Z, Y, X\)"):
+        aggregator.add_batch(sample["image"], sample["location"])
+    with pytest.raises(ValueError, match=f"{len(grid) - 1} of {len(grid)} patches did not come"):
+        aggregator.finish()
+    bad = np.full_like(sample["image"], np.nan)
+    with pytest.raises(ValueError, match="NaN|finite"):
+        aggregator.add_batch(bad[None], grid[1]["location"][None])
+    out = aggregator.finish(partial=True)
+    z, y, x, z1, y1, x1 = sample["location"]
+    assert (out[:, z:6, y:8, x:7] == sample["image"][:, :6, :8, :7]).all() and (out == 0).any()
+    with pytest.raises(ValueError, match="Overlap mode"):
+        voxpatch.GridAggregator(grid, "bad").add_batch(sample["image"][None], sample["location"][None])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_predict_runs_a_function_over_all_of_a_volume(
-    scan: Voxels, tmp_path: pathlib.Path, workers: int, batch_size: int
-) -> None:
-    voxpatch.write(tmp_path / "scan.nii", scan, spacing=(2.0, 1.0, 0.5))
-    told: list[tuple[int, int]] = []
-    shapes = set()
+def smooth(batch):
+    """Something that looks at its neighbourhood and at several channels."""
+    total = batch.sum(1, keepdims=True)
+    return np.concatenate([np.roll(total, 1, -1), total * 2], axis=1)
 
-    def model(batch: Voxels) -> Voxels:
-        shapes.add(batch.shape[0])
-        return np.concatenate([batch, -2 * batch], axis=1)
+
+@pytest.mark.parametrize("mode", ["crop", "average", "hann", "gaussian"])
+def test_predict_equals_a_loop_over_the_patches(tmp_path, mode):
+    array = scan((2, 30, 25, 37))
+    threads = set()
+
+    def model(batch):
+        threads.add(threading.get_ident())
+        assert batch.dtype == np.float32 and batch.shape[0] <= 3
+        return smooth(batch)
 
     out = voxpatch.predict(
-        model,
-        tmp_path / "scan.nii",
-        tmp_path / "out.zarr",
-        16,
-        8,
-        batch_size,
-        num_workers=workers,
-        progress=lambda done, total: told.append((done, total)),
-        chunk=8,
-        shard=16,
+        model, array, tmp_path / "out.zarr", 12, 6, overlap_mode=mode, batch_size=3, num_workers=3, chunk=8, shard=16
     )
-    assert out.shape == (2, 30, 34, 38) and out.spacing == (2.0, 1.0, 0.5)
-    assert np.abs(out[0] - scan[0]).max() < 1e-3 and np.abs(out[1] + 2 * scan[0]).max() < 1e-3
-    assert told[-1][0] == told[-1][1] == len(GridSampler(scan, 16, 8))
-    assert batch_size in shapes
+    grid = voxpatch.GridSampler(array, 12, 6)
+    aggregator = voxpatch.GridAggregator(grid, mode)
+    for sample in grid:
+        aggregator.add_batch(smooth(sample["image"][None]), sample["location"][None])
+    np.testing.assert_array_equal(out[...], aggregator.finish())
+    assert threads == {threading.get_ident()}, "the model is called on the caller's thread only"
 
 
-def test_classes_become_labels_and_several_outputs_go_into_several_files(
-    scan: Voxels, tmp_path: pathlib.Path
-) -> None:
-    def model(batch: Voxels) -> tuple[Voxels, Voxels]:
-        classes = np.concatenate([-batch, batch], axis=1)
-        return classes, classes[:, :, ::2, ::2, ::2]
+def test_real_values_normalised_flipped_and_reduced(tmp_path):
+    nib = pytest.importorskip("nibabel", reason="nibabel makes a file with a slope")
+    stored = (scan((20, 18, 16), seed=4)).astype(np.int16)
+    image = nib.Nifti1Image(stored.T, np.eye(4))
+    image.header.set_slope_inter(2.0, -100.0)
+    nib.save(image, tmp_path / "a.nii")
+    raw = voxpatch.open(tmp_path / "a.nii")
+    real = voxpatch.open(tmp_path / "a.nii", values="real")[...]
+    out = voxpatch.predict(lambda batch: batch, raw, tmp_path / "o.zarr", 8, 0.5)
+    np.testing.assert_allclose(out[...], real, rtol=1e-6)
+    out = voxpatch.predict(lambda batch: batch, raw, tmp_path / "n.zarr", 8, 0.5, normalize=(-150, 50), tta="flips")
+    np.testing.assert_allclose(out[...], np.clip((real + 150) / 200, 0, 1), atol=1e-5)
+    out = voxpatch.predict(lambda batch: batch, raw, tmp_path / "z.zarr", 8, 4, normalize="zscore", reduce="threshold:0")
+    np.testing.assert_array_equal(out[...], real >= real.mean())
+    assert out.dtype == np.uint8
 
-    paths = [tmp_path / "fine.npy", tmp_path / "coarse.npy"]
-    fine, coarse = voxpatch.predict(model, scan, paths, 16, 8, reduce=[10, 20])
-    assert fine.dtype == np.uint8 and fine.shape == (1, 30, 34, 38) and coarse.shape == (1, 15, 17, 19)
-    assert np.array_equal(np.asarray(fine), np.where(scan > 0, 20, 10))
+
+def test_some_channels_of_a_volume_are_predicted(tmp_path):
+    array = scan((3, 16, 17, 18))
+    voxpatch.write(tmp_path / "a.zarr", array, chunk=8, shard=None)
+    two = voxpatch.open(tmp_path / "a.zarr", channels=slice(1, 3))
+    out = voxpatch.predict(lambda batch: batch, two, tmp_path / "o.zarr", 8, 2)
+    np.testing.assert_allclose(out[...], array[1:], rtol=1e-6)
 
 
-def test_an_error_of_the_model_is_the_caller_s_and_leaves_no_output(scan: Voxels, tmp_path: pathlib.Path) -> None:
+def test_several_outputs_have_their_own_files(tmp_path):
+    array = scan((1, 24, 24, 24))
+
+    def both(batch):
+        return {"labels": np.concatenate([-batch, batch], 1), "half": batch[..., ::2, ::2, ::2], "unwanted": batch}
+
+    out = voxpatch.predict(
+        both,
+        array,
+        {"half": tmp_path / "half.zarr", "labels": tmp_path / "labels.zarr"},
+        8,
+        4,
+        reduce={"labels": "argmax"},
+        overlap_mode={"half": "average"},
+    )
+    np.testing.assert_allclose(out["half"][...], array[..., ::2, ::2, ::2], rtol=1e-6)
+    np.testing.assert_array_equal(out["labels"][...], array > 0)
+    pair = voxpatch.predict(lambda b: (b, -b), array, [tmp_path / "a.zarr", tmp_path / "b.zarr"], 8)
+    np.testing.assert_array_equal(pair[1][...], -array)
+    with pytest.raises(ValueError, match="2 outputs"):
+        voxpatch.predict(lambda b: (b, -b), array, tmp_path / "c.zarr", 8)
+
+
+def test_a_mask_leaves_patches_out(tmp_path):
+    array = np.abs(scan((1, 32, 32, 32))) + 1
+    mask = np.zeros((4, 4, 4), np.uint8)
+    mask[0, 0, 0] = 1
     calls = []
 
-    def model(batch: Voxels) -> Voxels:
-        calls.append(1)
-        if len(calls) == 9:
-            raise KeyError("no such organ")
-        return batch
-
-    with pytest.raises(KeyError, match="no such organ"):
-        voxpatch.predict(model, scan, tmp_path / "out.zarr", 16, 8)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_run_is_gone_on_with_and_parts_make_the_same_bytes(scan: Voxels, tmp_path: pathlib.Path) -> None:
-    def run(name: str, model: Any = lambda batch: batch, **more: Any) -> Any:
-        kept = {"chunk": 8, "shard": 8, "model_id": "same"}
-        return voxpatch.predict(model, scan, tmp_path / name, 16, 8, **kept, **more)
-
-    def bytes_of(name: str) -> dict[str, bytes]:
-        folder = tmp_path / name / "0"
-        return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
-
-    run("whole.zarr")
-    assert [run("parts.zarr", part=part, num_parts=3) is not None for part in (2, 0, 1)] == [False, False, True]
-    left = iter(range(44))
-
-    def stopping(batch: Voxels) -> Voxels:
-        if next(left, None) is None:
-            raise InterruptedError
-        return batch
-
-    with pytest.raises(InterruptedError):
-        run("resumed.zarr", stopping, resume=True)
-    again = []
-    run("resumed.zarr", lambda batch: again.append(1) or batch, resume=True)
-    assert bytes_of("whole.zarr") == bytes_of("parts.zarr") == bytes_of("resumed.zarr")
-    assert len(again) < len(GridSampler(scan, 16, 8))
-
-
-def test_a_mask_a_preset_and_flips(scan: Voxels, tmp_path: pathlib.Path) -> None:
-    mask = np.zeros((15, 17, 19), np.uint8)
-    mask[2, 3, 4] = 1
-    calls: list[int] = []
-
-    def model(batch: Voxels) -> Voxels:
+    def model(batch):
         calls.append(len(batch))
         return batch
 
-    out = voxpatch.predict(model, scan, tmp_path / "masked.npy", 16, 8, mask=mask, fill=-7.0)
-    found = np.asarray(out)
-    assert sum(calls) < len(GridSampler(scan, 16, 8)) and (found == -7).any() and np.isclose(found, scan).any()
-    for preset in ("torchio", "monai", "nnunet"):
-        out = voxpatch.predict(lambda b: b, scan, tmp_path / f"{preset}.npy", 16, 8, preset=preset, tta="flips")
-        assert np.abs(np.asarray(out) - scan).max() < 1e-3
-    with pytest.raises(ValueError, match="preset"):
-        voxpatch.predict(model, scan, tmp_path / "x.npy", 16, 8, preset="napari")
+    out = voxpatch.predict(model, array, tmp_path / "o.zarr", 16, 0, mask=mask, fill=-7)
+    assert sum(calls) == 2, "the first look and one patch"
+    np.testing.assert_array_equal(out[:, :16, :16, :16], array[:, :16, :16, :16])
+    assert (out[:, 16:] == -7).all()
+    out = voxpatch.predict(model, array, tmp_path / "v.zarr", 16, 0, mask=mask, vote=[5.0])
+    assert (out[:, 16:] == 5).all()
 
 
-def test_a_network_of_torch_predicts_on_its_device_without_gradients(scan: Voxels, tmp_path: pathlib.Path) -> None:
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    network = torch.nn.Conv3d(1, 3, 3, padding=1)
-    network.train()
-    out = voxpatch.predict(network, scan, tmp_path / "out.zarr", 16, 8, 2, overlap_mode="crop", reduce="argmax")
-    assert network.training
-    with torch.no_grad():
-        whole = network.eval()(torch.from_numpy(scan[None]))[0].argmax(0).numpy()
-    assert (np.asarray(out[0])[4:-4, 4:-4, 4:-4] == whole[4:-4, 4:-4, 4:-4]).mean() > 0.99
-    sampler = GridSampler(scan, 16, 8)
-    aggregator = GridAggregator(sampler, "hann")
-    for batch in torch.utils.data.DataLoader(sampler, batch_size=4):
-        aggregator.add_batch(batch["image"], batch["location"])
-    tensor = aggregator.get_output_tensor()
-    assert isinstance(tensor, torch.Tensor) and torch.allclose(tensor, torch.from_numpy(scan), atol=1e-3)
+def test_what_the_model_raises_arrives_and_leaves_nothing(tmp_path):
+    calls = []
+
+    def broken(batch):
+        calls.append(1)
+        if len(calls) == 4:
+            raise ZeroDivisionError("the fourth")
+        return batch
+
+    with pytest.raises(ZeroDivisionError, match="the fourth"):
+        voxpatch.predict(broken, scan(), tmp_path / "o.zarr", 8, 4)
+    assert not (tmp_path / "o.zarr").exists()
+    with pytest.raises(ValueError, match="when it was first called"):
+        voxpatch.predict(lambda b: b if not b.any() else b[:, :, :4], scan(), tmp_path / "p.zarr", 8, 4)
+    with pytest.raises(OSError, match="out.zarr"):
+        voxpatch.write(tmp_path / "out.zarr", scan())
+        voxpatch.predict(lambda b: b, scan(), tmp_path / "out.zarr", 8, 4)
+
+
+def test_progress_is_told_and_may_stop_the_run(tmp_path):
+    told = []
+    voxpatch.predict(lambda b: b, scan(), tmp_path / "o.zarr", 8, 4, progress=lambda done, total: told.append((done, total)))
+    assert told[0][0] == 0 and told[-1][0] == told[-1][1] and told == sorted(told)
+
+    def stop(done, total):
+        if done > 2:
+            raise KeyError("enough")
+
+    with pytest.raises(KeyError, match="enough"):
+        voxpatch.predict(lambda b: b, scan(), tmp_path / "p.zarr", 8, 4, progress=stop)
+
+
+def test_ctrl_c_stops_within_a_second(tmp_path):
+    slow = threading.Event()
+
+    def model(batch):
+        slow.set()
+        time.sleep(0.02)
+        return batch
+
+    def press():
+        slow.wait()
+        time.sleep(0.3)
+        pressed.append(time.monotonic())
+        _thread.interrupt_main()
+
+    pressed: list[float] = []
+    threading.Thread(target=press, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        voxpatch.predict(model, scan((1, 128, 128, 128)), tmp_path / "o.zarr", 8, 4)
+    assert time.monotonic() - pressed[0] < 1.0
+    assert not (tmp_path / "o.zarr").exists()
+
+
+@needs_faulty
+def test_ctrl_c_stops_while_reading_is_slow_and_panics_are_errors(tmp_path):
+    def press():
+        time.sleep(0.5)
+        pressed.append(time.monotonic())
+        _thread.interrupt_main()
+
+    pressed: list[float] = []
+    threading.Thread(target=press, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        voxpatch.predict(lambda b: b, faulty((64, 64, 64), milliseconds=2000), tmp_path / "o.zarr", 8)
+    assert time.monotonic() - pressed[0] < 1.0
+    with pytest.raises(RuntimeError, match="panics at"):
+        voxpatch.predict(lambda b: b, faulty((16, 16, 16), panics=True), tmp_path / "p.zarr", 8)
+
+
+@needs_faulty
+def test_other_python_threads_go_on_meanwhile(tmp_path):
+    def count(seconds):
+        counted, until = 0, time.monotonic() + seconds
+        while time.monotonic() < until:
+            counted += 1
+            time.sleep(0.0005)
+        return counted
+
+    idle = count(1.0)
+    counted = []
+    thread = threading.Thread(target=lambda: counted.append(count(1.0)))
+    thread.start()
+    while thread.is_alive():
+        voxpatch.predict(lambda b: b, faulty((32, 32, 32), milliseconds=3), None, 8)
+    assert counted[0] > idle / 2
+
+
+def test_a_run_that_was_ended_goes_on_and_other_models_are_refused(tmp_path):
+    array = scan((1, 48, 40, 40))
+    calls = []
+
+    def model(batch):
+        calls.append(1)
+        if len(calls) == 40:
+            raise RuntimeError("a power cut")
+        return batch * 2
+
+    options = dict(chunk=8, shard=None, resume=True, model_id="twice")
+    path = tmp_path / "o.zarr"
+    with pytest.raises(RuntimeError, match="power cut"):
+        voxpatch.predict(model, array, path, 12, 4, **options)
+    with pytest.raises(ValueError, match="twice|model"):
+        voxpatch.predict(lambda b: b, array, path, 12, 4, **{**options, "model_id": "other"})
+    whole = voxpatch.predict(lambda b: b * 2, array, tmp_path / "whole.zarr", 12, 4, chunk=8, shard=None)
+    before = len(calls)
+    out = voxpatch.predict(model, array, path, 12, 4, **options)
+    assert len(calls) - before < len(voxpatch.GridSampler(array, 12, 4)), "what was done is not predicted again"
+    np.testing.assert_array_equal(out[...], whole[...])
+
+
+def test_parts_together_are_the_whole(tmp_path):
+    array = scan((1, 40, 33, 35))
+    options = dict(overlap_mode="hann", chunk=8, shard=None)
+    whole = voxpatch.predict(smooth, array, tmp_path / "whole.zarr", 12, 6, **options)
+    path = tmp_path / "parts.zarr"
+    for part in range(3):
+        out = voxpatch.predict(smooth, array, path, 12, 6, part=part, num_parts=3, **options)
+        assert (out is None) == (part < 2)
+    np.testing.assert_array_equal(out[...], whole[...])
+    with pytest.raises(ValueError, match="num_parts"):
+        voxpatch.predict(smooth, array, path, 12, 6, num_parts=3)
+
+
+def test_settings_that_make_no_sense_are_refused(tmp_path):
+    out = tmp_path / "o.zarr"
+    for wrong in [
+        {"patch_overlap": 1.5},
+        {"preset": "other"},
+        {"tta": "turns"},
+        {"placement": "anywhere"},
+        {"reduce": "median"},
+        {"normalize": "minmax"},
+        {"memory": 1},
+        {"padding_mode": "mirror"},
+    ]:
+        with pytest.raises(ValueError):
+            voxpatch.predict(lambda b: b, scan(), out, 8, **wrong)
+    with pytest.raises(TypeError, match="unexpected argument"):
+        voxpatch.predict(lambda b: b, scan(), out, 8, codek="zstd")
+    with pytest.raises(ValueError, match="axes B, C, Z, Y, X"):
+        voxpatch.predict(lambda b: b[0], scan(), out, 8)
+    assert not out.exists()
+
+
+def test_predict_leaves_torch_alone(tmp_path):
+    code = """
+import sys, numpy as np, voxpatch
+out = voxpatch.predict(lambda b: b, np.ones((9, 9, 9), np.float32), sys.argv[1], 4, 2)
+assert abs(out[...] - 1).max() < 1e-6 and "torch" not in sys.modules and "tqdm" not in sys.modules
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(voxpatch.__file__).parent.parent)}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "o.zarr")], check=True, env=environment)

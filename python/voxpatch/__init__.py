@@ -6,7 +6,8 @@ along z, y, x; affines take voxel indices (x, y, z, 1) to mm in RAS+, as nibabel
 
 from ._voxpatch import Volume, convert, open, write
 from .errors import VoxpatchError
-from .inference import GridAggregator, GridSampler, predict
+from .inference import GridAggregator, GridSampler
+from .prediction import predict
 from .queue import LazySubjects, Queue
 from .samplers import LabelSampler, MixtureSampler, Sampler, UniformSampler, WeightedSampler
 from .subject import Subject

@@ -183,64 +183,72 @@ class EpochLoader:
     def close(self) -> None:
         """Ends its threads."""
 
+_Location = tuple[int, int, int, int, int, int]
+_Lengths = Sequence[int]
+
 @final
 class Grid:
-    """Where patches lie that cover a volume."""
+    """Patches of one size that cover a volume, numbered in the order that keeps the fewest voxels waiting."""
 
     def __new__(
         cls,
-        shape: Sequence[int],
-        patch_size: int | Sequence[int],
-        patch_overlap: int | Sequence[int],
-        placement: str,
-        padding: float | str | None,
+        volume: _Lengths,
+        patch: _Lengths,
+        overlap: _Lengths,
+        placement: Literal["edge", "even", "padded"] | str = "edge",
+        margin: _Lengths = ...,
+        fit: bool = False,
     ) -> Grid: ...
     def __len__(self) -> int: ...
+    def output(self, halo: _Lengths, scale: int) -> Grid:
+        """Where predictions lie that lack `halo` voxels at each face of a patch and whose voxels are `scale`
+        of the volume's long."""
+
+    @property
+    def volume(self) -> tuple[int, int, int]:
+        """The volume that is covered, z, y, x."""
+
+    def location(self, index: int) -> npt.NDArray[np.int64]:
+        """Where patch `index` lies, int64 (6,): first voxel along z, y, x, and one past the last."""
+
     def locations(self) -> npt.NDArray[np.int64]:
-        """First voxel and one past the last of each patch along z, y, x: (n, 6). Negative, or beyond the volume,
-        where patches hang over its faces."""
+        """Where all patches lie, int64 (N, 6)."""
 
-    def index(self, start: Sequence[int]) -> int:
-        """The number of the patch that begins at a place (z, y, x)."""
+    def find(self, locations: Sequence[Sequence[int]]) -> list[int]:
+        """The numbers of the patches that lie at these locations."""
 
-    def read(self, volume: Volume, index: int) -> _Array:
-        """The voxels of patch `index` of a volume, (c, z, y, x)."""
-
+def _read_box(volume: Volume, location: Sequence[int], padding: float | str) -> _Array: ...
 @final
-class Blender:
-    """Blends predictions of the patches of a grid into a volume."""
+class Aggregator:
+    """Blends predictions of the patches of a grid into one volume."""
 
     def __new__(
         cls,
         grid: Grid,
-        like: Volume,
         channels: int,
-        dtype: npt.DTypeLike,
-        overlap_mode: Any,
-        reduce: Any,
-        path: str | os.PathLike[str],
-        *,
-        accumulator: str,
-        non_finite: str,
-        fill: float,
-        options: dict[str, Any] | None,
-    ) -> Blender: ...
-    def add(self, indices: Sequence[int], predictions: Any) -> None:
-        """Adds the predictions, (b, c, z, y, x), of some patches of the grid."""
+        prediction: npt.DTypeLike,
+        blending: dict[str, Any],
+        output: _Path | None,
+        like: Volume | None,
+        scale: float,
+        storage: dict[str, Any] | None,
+    ) -> Aggregator: ...
+    def add(self, numbers: Sequence[int], batch: _Array) -> None:
+        """Adds the predictions (B, C, z, y, x) of the patches with these numbers."""
 
-    def finish(self) -> tuple[dict[str, Any], Volume]:
-        """Finishes the output once every patch is in; what was done, and the output as a volume."""
+    @property
+    def channels(self) -> int:
+        """Channels of the predictions."""
 
-def predict(
-    model: Callable[[_Array], Sequence[_Array]],
+    def finish(self, partial: bool) -> tuple[_Array | Volume, dict[str, Any]]:
+        """Finishes the output: the array (c, z, y, x), or the volume at its path, and what was done. Patches
+        that did not come are an error, unless a partial output will do."""
+
+def _predict(
+    call: Callable[[_Array, npt.NDArray[np.int64]], Sequence[_Array]],
     volume: Volume,
-    outputs: Sequence[tuple[int, npt.DTypeLike, Sequence[int], int]],
-    paths: Sequence[str | os.PathLike[str]],
+    outputs: Sequence[dict[str, Any]],
     settings: dict[str, Any],
-    *,
-    model_id: str,
-    progress: Callable[[int, int], None] | None = None,
-    mask: Volume | None = None,
-    storage: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Predicts all of a volume."""
+    mask: Volume | None,
+    progress: Callable[[int, int], object] | None,
+) -> dict[str, Any]: ...

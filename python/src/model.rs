@@ -1,0 +1,118 @@
+//! A Python function as a model: threads of ours ask, the thread that called `predict` answers.
+//!
+//! So no thread of ours ever waits for the interpreter, and a function that raises, or Ctrl-C,
+//! ends the run where it was called.
+
+use std::sync::mpsc::{Sender, channel};
+
+use voxpatch::inference::Prediction;
+use voxpatch::{DType, Error, Layout, Model, Patch, Region, Result, Shape, Voxels};
+
+use crate::wait::guarded;
+
+/// What the threads tell the caller's.
+pub(crate) enum Message {
+    /// A batch to be predicted.
+    Batch(Request),
+    /// Patches done, and all.
+    Progress(u64, u64),
+    /// The run is over.
+    Done(Result<Outcome>),
+}
+
+/// What a run did.
+pub(crate) struct Outcome {
+    pub(crate) done: voxpatch::inference::Predicted,
+    pub(crate) peak_bytes: u64,
+}
+
+/// A batch to be predicted, and who wants it. Whoever drops it ends the run.
+pub(crate) struct Request {
+    /// The patches' values, all in one.
+    pub(crate) voxels: Voxels,
+    /// Channels, and voxels along z, y, x, of each.
+    pub(crate) channels: u64,
+    pub(crate) shape: Shape,
+    pub(crate) regions: Vec<Region>,
+    reply: Sender<Vec<Vec<Patch>>>,
+}
+
+impl Request {
+    /// The array's shape, b, c, z, y, x.
+    pub(crate) fn axes(&self) -> [u64; 5] {
+        let [z, y, x] = self.shape;
+        [self.regions.len() as u64, self.channels, z, y, x]
+    }
+
+    /// Takes the voxels away; what is left can be answered.
+    pub(crate) fn take_voxels(&mut self) -> Voxels {
+        std::mem::replace(&mut self.voxels, Voxels::zeros(DType::U8, 0))
+    }
+
+    /// Gives the predictions, for each output those of each patch.
+    pub(crate) fn answer(self, predictions: Vec<Vec<Patch>>) {
+        // Whoever asked is gone if the run was stopped.
+        let _ = self.reply.send(predictions);
+    }
+}
+
+/// The model that the threads see.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) id: String,
+    pub(crate) outputs: Vec<Prediction>,
+    pub(crate) caller: Sender<Message>,
+}
+
+impl std::fmt::Debug for Message {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Batch(_) => "Batch",
+            Self::Progress(..) => "Progress",
+            Self::Done(_) => "Done",
+        })
+    }
+}
+
+impl Model for Asked {
+    fn id(&self) -> String {
+        self.id.clone()
+    }
+
+    fn outputs(&self, _input: &Layout, _patch: Shape) -> Result<Vec<Prediction>> {
+        Ok(self.outputs.clone())
+    }
+
+    fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
+        let (reply, answer) = channel();
+        let request = guarded(|| stacked(batch, reply))?;
+        let sent = self.caller.send(Message::Batch(request));
+        sent.map_err(|_| Error::Stopped)?;
+        answer.recv().map_err(|_| Error::Stopped)
+    }
+}
+
+/// All patches of a batch in one array.
+fn stacked(mut batch: Vec<Patch>, reply: Sender<Vec<Vec<Patch>>>) -> Result<Request> {
+    let regions: Vec<Region> = batch.iter().map(Patch::region).collect();
+    let first = batch.first().ok_or(Error::Stopped)?;
+    let (channels, shape, dtype) = (first.channels(), first.shape(), first.dtype());
+    let voxels = if batch.len() == 1 {
+        batch.swap_remove(0).into_voxels()
+    } else {
+        let count = channels.saturating_mul(batch.len() as u64);
+        let mut all = Patch::zeros(Region::whole(shape), count, dtype)?;
+        let length = first.bytes().len().max(1);
+        for (part, patch) in all.bytes_mut().chunks_exact_mut(length).zip(&batch) {
+            part.copy_from_slice(patch.bytes());
+        }
+        all.into_voxels()
+    };
+    Ok(Request {
+        voxels,
+        channels,
+        shape,
+        regions,
+        reply,
+    })
+}

@@ -1,0 +1,1 @@
+"""voxpatch under other packages' names; each module imports its package, and nothing else does."""

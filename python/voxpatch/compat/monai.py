@@ -1,0 +1,151 @@
+"""MONAI's words for prediction: a ``Merger`` that holds what is not final only, and a call shaped like
+``sliding_window_inference`` that reads and writes volumes on disk.
+
+MONAI's spatial axes are taken as they come: first, second and third are our z, y and x.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.inferers import Merger
+
+import voxpatch
+from voxpatch._voxpatch import Grid
+from voxpatch.errors import InvalidError
+from voxpatch.inference import as_array
+
+#: Our names of torch's padding modes.
+_PADDING = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+def sliding_window_inference(
+    inputs: torch.Tensor | voxpatch.Volume | str | os.PathLike[str],
+    roi_size: Sequence[int] | int,
+    sw_batch_size: int,
+    predictor: Callable[..., Any],
+    overlap: Sequence[float] | float = 0.25,
+    mode: str = "constant",
+    sigma_scale: float = 0.125,
+    padding_mode: str = "constant",
+    cval: float = 0.0,
+    sw_device: torch.device | str | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+    roi_weight_map: torch.Tensor | None = None,
+    *args: Any,
+    output: str | os.PathLike[str] | None = None,
+    options: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """As ``monai.inferers.sliding_window_inference``, for a tensor (B, C, D, H, W) or a volume on disk.
+
+    With ``output`` (one item, B = 1) the blended output is written there and comes back as an opened
+    :class:`voxpatch.Volume`; ``options`` are those of :func:`voxpatch.predict`, such as ``reduce``, ``memory`` or
+    ``resume``. Otherwise it is a tensor (B, K, D, H, W) on ``device``. Further arguments go to ``predictor``.
+    """
+    device = device or (inputs.device if isinstance(inputs, torch.Tensor) else "cpu")
+    if isinstance(inputs, torch.Tensor):
+        if inputs.ndim != 5:
+            raise InvalidError(f"a tensor of shape {tuple(inputs.shape)}: volumes in batches have five axes")
+        volumes = [voxpatch.Volume.from_array(as_array(item)) for item in inputs]
+    else:
+        volumes = [voxpatch.inference.as_volume(inputs)]
+    if output is not None and len(volumes) != 1:
+        raise InvalidError(f"{len(volumes)} items into one output: predict them one by one")
+    if sw_device is None and not isinstance(predictor, torch.nn.Module):
+        sw_device = device
+    if mode not in ("constant", "gaussian"):
+        raise InvalidError(f"mode {mode!r}: it is 'constant' or 'gaussian'")
+    blend: Any = f"monai:{float(sigma_scale)}" if mode == "gaussian" else "average"
+    if roi_weight_map is not None:
+        blend = as_array(roi_weight_map).reshape(roi_weight_map.shape[-3:])
+    call = predictor
+    if args or kwargs:
+        call = lambda window: predictor(window, *args, **kwargs)  # noqa: E731
+        sw_device = sw_device or device
+    found = []
+    for volume in volumes:
+        roi = [int(n) for n in ([roi_size] * 3 if isinstance(roi_size, int) else roi_size)]
+        roi = [given if given > 0 else length for given, length in zip(roi, volume.shape[1:])]
+        made = voxpatch.predict(
+            call,
+            volume,
+            output,
+            roi,
+            [float(part) for part in (overlap if isinstance(overlap, Sequence) else [overlap] * 3)],
+            batch_size=sw_batch_size,
+            overlap_mode=blend,
+            padding_mode=_PADDING.get(padding_mode, cval),
+            margin=0,
+            preset="monai",
+            device=sw_device,
+            progress=progress,
+            **(options or {}),
+        )
+        if output is not None:
+            return made
+        found.append(torch.from_numpy(made))
+    return torch.stack(found).to(device)
+
+
+class VoxpatchMerger(Merger):
+    """A ``Merger`` for ``PatchInferer``: ``PatchInferer(SlidingWindowSplitter(roi, overlap), VoxpatchMerger,
+    patch_size=roi, overlap=overlap, output="out.zarr")``.
+
+    ``patch_size`` (of the predictions) and ``overlap`` are the splitter's: a part of the patch, or voxels. Every
+    write chunk of the output is written once, when it is final; the weights take no memory. ``overlap_mode`` and
+    ``options`` are as in :class:`voxpatch.GridAggregator`. ``finalize`` gives a tensor (B, K, D, H, W), or
+    the opened :class:`voxpatch.Volume` at ``output``, with the items of a batch as channels, one after the other.
+    Patches that a filter left out do not vote.
+    """
+
+    def __init__(
+        self,
+        merged_shape: Sequence[int],
+        cropped_shape: Sequence[int] | None = None,
+        device: torch.device | str | None = None,
+        *,
+        patch_size: Sequence[int] | int,
+        overlap: Sequence[float] | float = 0.0,
+        overlap_mode: str = "average",
+        output: str | os.PathLike[str] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(merged_shape=merged_shape, cropped_shape=cropped_shape, device=device or "cpu")
+        self.patch_size = voxpatch.samplers.size("patch_size", patch_size)
+        parts = overlap if isinstance(overlap, Sequence) else [overlap] * 3
+        lengths = [_voxels(part, length) for part, length in zip(parts, self.patch_size)]
+        shape = [int(n) for n in self.cropped_shape[-3:]]
+        # Patches start at multiples of the step and hang over the far faces, as MONAI's splitter pads there.
+        self.grid = Grid(shape, self.patch_size, lengths, "padded", (0, 0, 0), False)
+        self.output = output
+        self._aggregator = voxpatch.GridAggregator(self, overlap_mode, output, scale=1, **(options or {}))
+
+    def first_volume(self) -> None:
+        """Nothing is known of spacing and affine."""
+        return None
+
+    def aggregate(self, values: torch.Tensor, location: Sequence[int]) -> None:
+        if self.is_finalized:
+            raise ValueError("`VoxpatchMerger` is already finalized. Please instantiate a new object to aggregate.")
+        array = as_array(values)
+        start = np.asarray(location, np.int64)
+        place = np.concatenate([start, start + self.patch_size])
+        self._aggregator.add_batch(array.reshape(1, -1, *array.shape[-3:]), place[None])
+
+    def finalize(self) -> Any:
+        self.is_finalized = True
+        found = self._aggregator.finish(partial=True)
+        if self.output is not None:
+            return found
+        return torch.from_numpy(found).reshape(self.cropped_shape[0], -1, *found.shape[-3:]).to(self.device)
+
+
+def _voxels(overlap: float, patch: int) -> int:
+    """The splitter's overlap in voxels: it rounds the step."""
+    return patch - round(patch * (1 - overlap)) if isinstance(overlap, float) else int(overlap)

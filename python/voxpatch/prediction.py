@@ -1,0 +1,265 @@
+"""Prediction of a whole volume, blended onto the disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Union
+
+from ._voxpatch import Volume, _predict
+from ._voxpatch import open as open_volume
+from .calls import Call, Path
+from .errors import InvalidError
+from .inference import PaddingMode, VolumeLike, as_volume, blending, geometry
+from .samplers import Size, size
+
+#: Voxels, or a part of the patch from 0 up to 1.
+_Overlap = Union[float, Sequence[float]]
+
+
+def predict(
+    model: Callable[..., Any],
+    volume: VolumeLike,
+    output: Path | Mapping[str, Path] | Sequence[Path] | None,
+    patch_size: Size,
+    patch_overlap: _Overlap | None = None,
+    *,
+    batch_size: int = 1,
+    overlap_mode: Any = None,
+    reduce: Any = "mean",
+    dtype: Any = None,
+    labels: Sequence[int] | None = None,
+    padding_mode: PaddingMode | None = None,
+    margin: Size | None = None,
+    placement: str | None = None,
+    preset: str | None = None,
+    mask: VolumeLike | None = None,
+    vote: Sequence[float] | None = None,
+    fill: float = 0.0,
+    non_finite: str = "refuse",
+    accumulator: str = "float32",
+    normalize: str | tuple[float, float] | None = None,
+    tta: str | None = None,
+    memory: int = 1 << 30,
+    num_workers: int | None = None,
+    resume: bool = False,
+    part: int | None = None,
+    num_parts: int = 1,
+    durable: bool = False,
+    model_id: str | None = None,
+    progress: bool | Callable[[int, int], object] = False,
+    device: Any = None,
+    **storage: Any,
+) -> Any:
+    """Predicts every patch of a volume and writes the blended output; gives it opened, or as an array if
+    ``output`` is None.
+
+    A ``torch.nn.Module`` gets float32 tensors (B, C, Z, Y, X) on its device, in evaluation mode and
+    without gradients; any other callable gets numpy arrays, or tensors on ``device`` if one is given.
+    It is called on this thread only. Values are real ones: slope and intercept are applied. What comes back
+    are predictions (B, K, Z, Y, X), arrays or tensors, of as many voxels as the patch, fewer (a rim is
+    missing), or larger ones. It is called once with zeros to see which.
+
+    A model that gives several outputs, as a tuple or dictionary, needs as many paths: ``output`` is
+    then a list, or a dictionary by their names; outputs that are not named are left out. ``overlap_mode``,
+    ``reduce`` and ``dtype`` may be dictionaries too.
+
+    ``patch_overlap`` is in voxels (whole numbers) or parts of the patch (a float below 1).
+    ``overlap_mode`` (``"hann"`` if nothing is said), ``reduce``, ``labels``, ``dtype``, ``fill``, ``non_finite`` and
+    ``**storage`` are as in :class:`GridAggregator`; ``padding_mode`` and ``placement`` as in :class:`GridSampler`;
+    ``margin`` is what patches cover beyond each face instead of half the overlap.
+    ``preset`` places and weighs patches as others do: ``"torchio"``, ``"monai"`` (``sliding_window_inference``
+    with mode gaussian, overlap 0.25) or ``"nnunet"`` (half a patch, Gaussian).
+
+    ``mask`` is a volume of the same space, of any resolution: patches without foreground are not predicted, or
+    ``vote`` for these values. ``normalize`` is ``"zscore"``, or ``(low, high)``, which become 0 and 1.
+    ``tta="flips"`` predicts each patch from all eight sides.
+
+    ``memory`` bounds the bytes of all but the model; ``num_workers`` threads read and blend. The output is
+    the same for any number of them. ``resume=True`` goes on where an earlier call with it was ended;
+    ``part`` of ``num_parts`` writes what that part owns, in a process or on a machine of its own. Either
+    refuses to go on with another model, which ``model_id`` names: the weights of a module, the name of a
+    function if nothing is said. While parts are missing, None comes back.
+
+    ``progress=True`` shows a bar if tqdm is installed; a callable gets ``(done, total)``. Ctrl-C stops the
+    run within a second.
+    """
+    opened = as_volume(volume)
+    patch = size("patch_size", patch_size)
+    settings = _placed(opened.shape[1:], patch, patch_overlap, overlap_mode, padding_mode, margin, placement, preset)
+    mode = settings.pop("overlap_mode")
+    call = Call(model, device)
+    with call.ready(), _place(output) as places:
+        outputs: list[dict[str, Any]] = []
+        for place, (name, path) in enumerate(call.probe(opened.shape[0], patch, places).items()):
+            halo, scale = geometry(patch, call.shapes[place][1:])
+            outputs.append(
+                {
+                    "name": str(name),
+                    "path": path,
+                    "channels": call.shapes[place][0],
+                    "prediction": call.dtypes[place],
+                    "halo": halo,
+                    "scale": scale,
+                    "blending": blending(
+                        _of(mode, name, "hann"),
+                        _of(reduce, name, "mean"),
+                        _of(dtype, name, None),
+                        labels if _of(reduce, name, "mean") == "argmax" else None,
+                        accumulator,
+                        vote,
+                        non_finite,
+                        fill,
+                    ),
+                    "storage": storage or None,
+                }
+            )
+        settings.update(
+            memory=memory,
+            threads=max(2, _cores()) if num_workers is None else max(1, num_workers),
+            batch=batch_size,
+            normalize=_normalize(normalize),
+            flips=_flips(tta),
+            part=_part(resume, part, num_parts),
+            durable=durable,
+            model_id="",
+        )
+        if settings["part"] is not None:
+            settings["model_id"] = call.name() if model_id is None else model_id
+        with _progress(progress) as tell:
+            chosen = None if mask is None else as_volume(mask)
+            done = _predict(call, opened, outputs, settings, chosen, tell)
+        _log(opened, done)
+        if not done["whole"]:
+            return None
+        found = {out["name"]: open_volume(out["path"]) for out in outputs}
+        if isinstance(output, Mapping):
+            return found
+        volumes = list(found.values())
+        if output is None:
+            return volumes[0][...]
+        return volumes[0] if isinstance(output, (str, os.PathLike)) else volumes
+
+
+def _log(volume: Volume, done: dict[str, Any]) -> None:
+    import logging  # whose import takes longer than that of this package
+
+    logging.getLogger("voxpatch").info("%s predicted: %s", volume.path or "a volume in memory", done)
+
+
+@contextmanager
+def _place(output: Any) -> Iterator[Any]:
+    """Where outputs go: a folder for a while if nobody says."""
+    if output is not None:
+        yield output
+        return
+    import tempfile  # and much with it
+
+    with tempfile.TemporaryDirectory(prefix="voxpatch-") as folder:
+        yield os.path.join(folder, "output.npy")
+
+
+def _placed(
+    volume: Sequence[int],
+    patch: tuple[int, int, int],
+    overlap: _Overlap | None,
+    overlap_mode: Any,
+    padding_mode: PaddingMode | None,
+    margin: Size | None,
+    placement: str | None,
+    preset: str | None,
+) -> dict[str, Any]:
+    """Where patches lie, and how they are weighed."""
+    fits = {"monai": 0.0, "nnunet": 0.0}
+    if preset not in (None, "torchio", *fits):
+        raise InvalidError(f"preset {preset!r}: it is 'torchio', 'monai' or 'nnunet'")
+    if overlap is None:
+        overlap = {"monai": 0.25, "nnunet": 0.5}.get(preset or "", 0)
+    lengths = [_overlap(given, length) for given, length in zip(_three(overlap), patch)]
+    if preset == "monai":
+        lengths = [0 if p == n else length for length, p, n in zip(lengths, patch, volume)]
+    if overlap_mode is None:
+        overlap_mode = {"monai": "monai:0.125", "nnunet": "nnunet"}.get(preset or "", "hann")
+    beyond = (0, 0, 0) if padding_mode is None else tuple(length // 2 for length in lengths)
+    return {
+        "patch": patch,
+        "overlap": tuple(lengths),
+        "placement": placement or ("even" if preset == "nnunet" else "edge"),
+        "padding": fits.get(preset or "") if padding_mode is None else padding_mode,
+        "margin": beyond if margin is None else size("margin", margin, least=0),
+        "overlap_mode": overlap_mode,
+    }
+
+
+def _three(given: _Overlap) -> Sequence[float]:
+    three = [given] * 3 if isinstance(given, (int, float)) else list(given)
+    if len(three) != 3:
+        raise InvalidError(f"patch_overlap {given!r}: give one number, or three for z, y, x")
+    return three
+
+
+def _overlap(given: float, patch: int) -> int:
+    """Voxels of an overlap that may be a part of the patch; the step is rounded down, as others do."""
+    if not isinstance(given, float):
+        return int(given)
+    if not 0 <= given < 1:
+        raise InvalidError(f"patch_overlap {given}: a part of the patch is from 0 up to 1; voxels are whole numbers")
+    return patch - max(1, int(patch * (1 - given)))
+
+
+def _of(setting: Any, name: Any, default: Any) -> Any:
+    """The setting of an output."""
+    return setting.get(name, default) if isinstance(setting, Mapping) else setting
+
+
+def _normalize(given: str | tuple[float, float] | None) -> str:
+    if given is None or isinstance(given, str):
+        return given or "none"
+    low, high = given
+    return f"ct:{low},{high}"
+
+
+def _flips(tta: str | None) -> bool:
+    if tta not in (None, "flips"):
+        raise InvalidError(f"tta {tta!r}: it is 'flips' or None")
+    return tta is not None
+
+
+def _part(resume: bool, part: int | None, num_parts: int) -> tuple[int, int] | None:
+    if part is None and num_parts != 1:
+        raise InvalidError(f"num_parts {num_parts} without part: say which of them this one is, from 0 on")
+    if part is None:
+        return (0, 1) if resume else None
+    return part, num_parts
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+@contextmanager
+def _progress(wanted: bool | Callable[[int, int], object]) -> Iterator[Callable[[int, int], object] | None]:
+    if callable(wanted):
+        yield wanted
+        return
+    tqdm = _tqdm() if wanted else None
+    if tqdm is None:
+        yield None
+        return
+    with tqdm(unit="patch") as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
+
+
+def _tqdm() -> Any:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        return None
+    return tqdm
