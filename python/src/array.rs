@@ -11,7 +11,7 @@ use numpy::{PyArray, PyArrayDyn, PyArrayMethods, PyUntypedArray, PyUntypedArrayM
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use voxpatch::training::Lent;
-use voxpatch::{DType, Patch, Region, Shape, Voxels};
+use voxpatch::{DType, Patch, Shape, Voxels};
 
 use crate::errors::{invalid, raised};
 
@@ -193,51 +193,4 @@ fn copied(array: &Bound<'_, PyAny>, dtype: DType) -> PyResult<Voxels> {
         DType::F32 => Voxels::F32(values(array)?),
         DType::F64 => Voxels::F64(values(array)?),
     })
-}
-
-/// A batch (b, c, z, y, x) of patches of one kind.
-pub(crate) fn from_patches(py: Python<'_>, mut batch: Vec<Patch>) -> PyResult<Bound<'_, PyAny>> {
-    let count = batch.len() as u64;
-    let Some(first) = batch.pop() else {
-        return Err(invalid("a batch without patches"));
-    };
-    let ([z, y, x], channels, dtype) = (first.shape(), first.channels(), first.dtype());
-    let shape = [count, channels, z, y, x];
-    if batch.is_empty() {
-        return from_voxels(py, first.into_voxels(), &shape);
-    }
-    batch.push(first);
-    let each = batch[0].bytes().len();
-    let mut all = Voxels::zeros(dtype, batch.len() * each / dtype.size());
-    for (to, patch) in all.bytes_mut().chunks_exact_mut(each.max(1)).zip(&batch) {
-        to.copy_from_slice(patch.bytes());
-    }
-    from_voxels(py, all, &shape)
-}
-
-/// The patches of a batch (b, c, z, y, x), each at the origin.
-pub(crate) fn patches_of(batch: &Bound<'_, PyAny>) -> PyResult<Vec<Patch>> {
-    let shape: Vec<u64> = batch.getattr("shape")?.extract()?;
-    let [count, channels, z, y, x] = shape[..] else {
-        return Err(invalid(format!(
-            "an array of shape {shape:?} is no batch of patches: it has axes b, c, z, y, x"
-        )));
-    };
-    let flat = batch.call_method1("reshape", ((count * channels, z, y, x),))?;
-    let (_, _, voxels) = to_voxels(&flat)?;
-    let region = Region::whole([z, y, x]);
-    let made = |patch: voxpatch::Result<Patch>| patch.map_err(|error| raised(&error));
-    if count == 1 {
-        return Ok(vec![made(Patch::new(region, channels, voxels))?]);
-    }
-    let dtype = dtype(&flat.getattr("dtype")?)?;
-    let each = usize::try_from(channels * z * y * x).unwrap_or(usize::MAX) * dtype.size();
-    let parts = voxels.bytes().chunks_exact(each.max(1));
-    parts
-        .map(|part| {
-            let mut patch = made(Patch::zeros(region, channels, dtype))?;
-            patch.bytes_mut().copy_from_slice(part);
-            Ok(patch)
-        })
-        .collect()
 }

@@ -336,8 +336,7 @@ fn closed() -> PyErr {
 }
 
 /// First voxel along z, y, x, and one past the last.
-/// First voxel along z, y, x and one past the last.
-pub(crate) fn location(region: Region) -> [i64; 6] {
+fn location(region: Region) -> [i64; 6] {
     let ([z, y, x], [dz, dy, dx]) = (region.start, region.end());
     [z, y, x, dz, dy, dx]
 }

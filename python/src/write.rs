@@ -58,7 +58,7 @@ pub(crate) fn convert(
 pub(crate) struct Storage {
     pub(crate) create: CreateOptions,
     convert: ConvertOptions,
-    pub(crate) dtype: Option<DType>,
+    dtype: Option<DType>,
 }
 
 impl Storage {
