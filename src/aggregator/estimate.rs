@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use super::live::Cuts;
 use super::options::AggregatorOptions;
+use super::pending::unit;
 use super::window::{Blend, owned};
 use crate::grid::{Axis, Grid};
 use crate::volume::Layout;
@@ -35,10 +36,9 @@ pub fn live_bytes(
     output: &Layout,
     within: Option<&[Range<u64>; 3]>,
 ) -> u64 {
-    let chunk = output.write_chunk.map(|[_, chunk @ ..]| chunk);
     // The voxels along an axis that are output.
-    let kept = |a: usize| match (within, chunk) {
-        (Some(within), Some(chunk)) => within[a].start * chunk[a]..within[a].end * chunk[a],
+    let kept = |a: usize| match (within, output.write_chunk) {
+        (Some(within), Some([_, chunk @ ..])) => within[a].start * chunk[a]..within[a].end * chunk[a],
         _ => 0..output.shape[a],
     };
     let crop = options.blend == Blend::Crop;
@@ -51,7 +51,7 @@ pub fn live_bytes(
             .saturating_mul(options.accumulator.size())
             .saturating_mul(channels)
     };
-    let Some(chunk) = chunk else {
+    let Some(chunk) = unit(grid, output) else {
         return sums;
     };
     let chunks = std::array::from_fn(|a| completed(&grid.axes()[a], chunk[a], crop, &kept(a)));

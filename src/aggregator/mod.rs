@@ -141,7 +141,7 @@ impl Aggregator {
             });
         }
         let fill = with_element!(layout.dtype, T => bytemuck::bytes_of(&T::from_f64(options.fill)).to_vec());
-        let pending = Pending::new(output, fill, wanted);
+        let pending = Pending::new(&grid, output, fill, wanted);
         let count = usize::try_from(channels).unwrap_or(usize::MAX);
         let wants = |region: &Region| pending.wants(region);
         let wanted: Option<&dyn Fn(&Region) -> bool> = pending.is_partial().then_some(&wants);

@@ -3,6 +3,9 @@
 //! Boxes of final voxels come in any order and from any thread; each write chunk is handed
 //! to the output once, when its last voxel is there, by the thread that brought it. Boxes
 //! of nothing but the fill value take no memory until a voxel comes that is something else.
+//!
+//! Flat files have no write chunks, but a call for each short row of a block costs ten times
+//! what its bytes do: their voxels wait for the rest of their rows.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,9 +13,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Meter;
 use crate::error::Result;
+use crate::grid::Grid;
 use crate::patch::copy_common;
 use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
-use crate::volume::VolumeMut;
+use crate::volume::{Layout, VolumeMut};
+
+/// The boxes whose voxels are handed to the output together: its write chunks, or whole rows
+/// of as many lines as a step of the grid is wide; `None` where rows become whole at the end only.
+pub(super) fn unit(grid: &Grid, output: &Layout) -> Option<Shape> {
+    if let Some([_, chunk @ ..]) = output.write_chunk {
+        return Some(chunk);
+    }
+    let [slowest, ..] = grid.order();
+    let step = |a: usize| grid.axes()[a].widest_step().max(1);
+    (slowest != 2).then(|| [step(0), step(1), output.shape[2].max(1)])
+}
 
 /// The write chunks that have some of their voxels.
 #[derive(Debug)]
@@ -41,13 +56,14 @@ struct Waiting {
 impl Pending {
     /// `wanted` says which write chunks (z, y, x) are to be written, where not all are.
     pub(super) fn new(
+        grid: &Grid,
         output: Box<dyn VolumeMut>,
         fill: Vec<u8>,
         wanted: Option<&dyn Fn([u64; 3]) -> bool>,
     ) -> Self {
-        let chunk = output.layout().write_chunk.map(|[_, z, y, x]| [z, y, x]);
         let shape = output.layout().shape;
-        let wanted = wanted.zip(chunk).map(|(wanted, chunk)| {
+        let wanted = wanted.zip(output.layout().write_chunk);
+        let wanted = wanted.map(|(wanted, [_, chunk @ ..])| {
             let count = chunk_range(&Region::whole(shape), chunk);
             let all = indices(count.clone());
             let length = count
@@ -62,8 +78,8 @@ impl Pending {
             bits
         });
         Self {
+            chunk: unit(grid, output.layout()),
             output,
-            chunk,
             wanted,
             fill,
             waiting: Mutex::default(),

@@ -12,14 +12,17 @@ use crate::volume::{Layout, MemoryVolume};
 mod parts;
 mod skips;
 
-/// An output in memory that counts how often each write chunk is written, and may fail.
+/// An output in memory that counts what is written and how often, and may fail.
 #[derive(Debug)]
 struct Output(Arc<Recording>);
 
 #[derive(Debug)]
 struct Recording {
     memory: MemoryVolume,
+    /// How often each write chunk was.
     writes: Mutex<HashMap<[u64; 3], u32>>,
+    /// The boxes of all writes.
+    regions: Mutex<Vec<Region>>,
     writes_until_failure: AtomicUsize,
 }
 
@@ -28,6 +31,7 @@ impl Recording {
         Arc::new(Self {
             memory: MemoryVolume::zeros(layout).unwrap(),
             writes: Mutex::default(),
+            regions: Mutex::default(),
             writes_until_failure: AtomicUsize::new(usize::MAX),
         })
     }
@@ -43,6 +47,7 @@ impl VolumeMut for Output {
         if left == 0 {
             return Err(Error::Stopped);
         }
+        self.0.regions.lock().unwrap().push(region);
         if let Some([_, chunk @ ..]) = VolumeMut::layout(self).write_chunk {
             let mut writes = self.0.writes.lock().unwrap();
             indices(chunk_range(&region, chunk))
@@ -336,6 +341,33 @@ fn every_write_chunk_is_written_once_whatever_its_shape() {
 }
 
 #[test]
+fn flat_outputs_are_written_in_whole_rows_where_these_become_whole_on_the_way() {
+    // The longest axis is swept last, so the rows of the second become whole only at its end.
+    for (volume, in_rows) in [([50, 33, 29], true), ([29, 33, 50], false)] {
+        let grid = Grid::new(volume, [16; 3], [8; 3]).unwrap();
+        let source = noise(Region::whole(volume), 2, 3);
+        for blend in &[Blend::Hann, Blend::Crop] {
+            let output = Recording::new(layout(volume, 2, DType::F32, None));
+            let (out, done) = blend_in_order(&grid, blend, &output, 2, 0..grid.len(), |_, at| {
+                part(&source, at)
+            });
+            let calls = output.regions.lock().unwrap();
+            let voxels: u64 = calls.iter().map(Region::voxels).sum();
+            assert_eq!(voxels, Region::whole(volume).voxels(), "each once");
+            assert_eq!(calls.len() as u64, done.chunks_written);
+            let mut rows = calls.iter().map(|region| region.shape[2]);
+            assert_eq!(rows.all(|row| row == volume[2]), in_rows);
+            let pairs = out.as_slice::<f32>().unwrap().iter();
+            let mut pairs = pairs.zip(source.as_slice::<f32>().unwrap());
+            assert!(pairs.all(|(a, b)| (a - b).abs() <= 1e-6 * b.abs().max(1e-3)));
+            let options = AggregatorOptions::new(blend.clone(), Reduce::Mean);
+            let flat = layout(volume, 2, DType::F32, None);
+            assert!(done.peak_live_bytes <= live_bytes(&grid, 2, &options, &flat, None));
+        }
+    }
+}
+
+#[test]
 fn the_order_of_arrival_and_the_threads_change_no_bit() {
     let grid = Grid::new([30, 31, 20], [12, 12, 12], [7, 5, 6]).unwrap();
     let n = grid.len();
@@ -571,8 +603,7 @@ fn what_a_run_holds_is_known_at_once_and_follows_the_formula() {
         write_chunk: None,
         ..layout
     };
-    assert_eq!(
-        live_bytes(&grid, 1, &options, &flat, None),
-        grid.frontier() * 4
-    );
+    // In a flat file the rows wait that the patches of a row, the last one at most, have begun.
+    let bands = live_bytes(&grid, 1, &options, &flat, None) - grid.frontier() * 4;
+    assert!((1..=128 * 128 * 4096).contains(&bands), "{bands}");
 }
