@@ -36,11 +36,7 @@ pub fn live_bytes(
     output: &Layout,
     within: Option<&[Range<u64>; 3]>,
 ) -> u64 {
-    // The voxels along an axis that are output.
-    let kept = |a: usize| match (within, output.write_chunk) {
-        (Some(within), Some([_, chunk @ ..])) => within[a].start * chunk[a]..within[a].end * chunk[a],
-        _ => 0..output.shape[a],
-    };
+    let kept = |a: usize| kept(output, within, a);
     let crop = options.blend == Blend::Crop;
     let sums = if crop {
         0
@@ -57,6 +53,38 @@ pub fn live_bytes(
     let chunks = std::array::from_fn(|a| completed(&grid.axes()[a], chunk[a], crop, &kept(a)));
     let voxel = output.channels * output.dtype.size() as u64;
     sums.saturating_add(peak(grid, &chunks).saturating_mul(voxel))
+}
+
+/// Which patches along z, y, x are needed for the write chunks `within`: those that
+/// [`Aggregator::needs`](super::Aggregator::needs).
+pub(crate) fn needed(
+    grid: &Grid,
+    blend: &Blend,
+    output: &Layout,
+    within: &[Range<u64>; 3],
+) -> [Range<usize>; 3] {
+    std::array::from_fn(|a| {
+        let axis = &grid.axes()[a];
+        let kept = kept(output, Some(within), a);
+        if *blend == Blend::Crop {
+            let owned = owned(axis);
+            let first = owned.partition_point(|range| range.end <= kept.start);
+            let end = owned.partition_point(|range| range.start < kept.end);
+            first..end.max(first)
+        } else {
+            axis.touching(kept.start, kept.end)
+        }
+    })
+}
+
+/// The voxels along an axis that are output.
+fn kept(output: &Layout, within: Option<&[Range<u64>; 3]>, a: usize) -> Range<u64> {
+    match (within, output.write_chunk) {
+        (Some(within), Some([_, chunk @ ..])) => {
+            within[a].start * chunk[a]..within[a].end * chunk[a]
+        }
+        _ => 0..output.shape[a],
+    }
 }
 
 /// Voxels that the sums of blocks between `cuts` are kept for, from the first patch that

@@ -33,6 +33,7 @@ use crate::region::Region;
 use crate::volume::VolumeMut;
 
 pub use self::estimate::live_bytes;
+pub(crate) use self::estimate::needed;
 pub use self::options::{AggregatorOptions, NonFinite, Skipped};
 pub use self::reduce::{CustomReduce, Reduce, ReduceFn};
 pub use self::sums::Accumulator;

@@ -1,11 +1,13 @@
 //! Plans: what a run will do, and what it takes, worked out before any file is touched.
 
+use std::ops::Range;
+
 use super::columns::{self, Part};
 use super::mask::Selection;
 use super::model::{Input, Model, Prediction};
 use super::resume::Resume;
 use super::{Inference, Target};
-use crate::aggregator::{AggregatorOptions, Reduce, live_bytes};
+use crate::aggregator::{AggregatorOptions, Reduce, live_bytes, needed};
 use crate::error::{Error, Result};
 use crate::grid::{Axis, Grid, GridOptions, Placement};
 use crate::pad::Padding;
@@ -191,7 +193,7 @@ impl PlannedOutput {
     }
 
     /// Bytes of what is not final or waits, if only some write chunks are written.
-    fn live_bytes(&self, within: Option<&[std::ops::Range<u64>; 3]>) -> u64 {
+    fn live_bytes(&self, within: Option<&[Range<u64>; 3]>) -> u64 {
         let channels = self.prediction.channels;
         let levels = waiting_bytes(&self.layout, &self.store, self.grid.order()).unwrap_or(0);
         live_bytes(&self.grid, channels, &self.blending, &self.layout, within)
@@ -205,6 +207,36 @@ impl Plan {
     pub fn patches(&self) -> (u64, u64) {
         let all = self.grid.len();
         (all, self.selection.as_ref().map_or(all, Selection::len))
+    }
+
+    /// How many predictions it takes: patches between two columns count for each.
+    #[must_use]
+    pub fn predictions(&self) -> u64 {
+        if self.columns.is_empty() {
+            return self.patches().1;
+        }
+        let predictions = self.columns.iter().map(|part| self.predictions_of(part));
+        predictions.sum()
+    }
+
+    fn predictions_of(&self, part: &Part) -> u64 {
+        let of_outputs = self.outputs.iter().zip(part).map(|(output, within)| {
+            let blend = &output.blending.blend;
+            needed(&output.grid, blend, &output.layout, within)
+        });
+        let both = |a: [Range<usize>; 3], b: [Range<usize>; 3]| {
+            std::array::from_fn(|i| a[i].start.min(b[i].start)..a[i].end.max(b[i].end))
+        };
+        let needed = of_outputs.reduce(both).unwrap_or_default();
+        let Some(selection) = &self.selection else {
+            return needed.iter().map(|range| range.len() as u64).product();
+        };
+        let is_needed = |index: &u64| {
+            let place = self.grid.place(*index);
+            place.is_some_and(|place| (0..3).all(|a| needed[a].contains(&place[a])))
+                && selection.contains(*index)
+        };
+        (0..self.grid.len()).filter(is_needed).count() as u64
     }
 
     /// How many columns the outputs are written in.
@@ -236,8 +268,7 @@ impl Plan {
             && let Some(all) = owned.or_else(|| columns::whole(&self.outputs))
         {
             let [_, b, c] = self.grid.order();
-            let length =
-                |ranges: &[std::ops::Range<u64>; 3], a: usize| ranges[a].end - ranges[a].start;
+            let length = |ranges: &[Range<u64>; 3], a: usize| ranges[a].end - ranges[a].start;
             let most = |axis: usize| {
                 all.iter()
                     .map(|ranges| length(ranges, axis))

@@ -209,7 +209,7 @@ impl Plan {
         made.collect()
     }
 
-    /// Seconds that a run takes, about: as many times a patch in the middle as there are patches, read and
+    /// Seconds that a run takes, about: as many times a patch in the middle as there are predictions, read and
     /// predicted twice, the second time counting.
     ///
     /// # Errors
@@ -238,7 +238,7 @@ impl Plan {
         let threads = self.inference.threads.max(1);
         let parallel = model.at_once().map_or(threads, |calls| calls.min(threads));
         #[expect(clippy::cast_precision_loss, reason = "a guess")]
-        let patches = self.patches().1 as f64 / parallel as f64;
-        Ok(seconds * patches)
+        let rounds = self.predictions() as f64 / parallel as f64;
+        Ok(seconds * rounds)
     }
 }

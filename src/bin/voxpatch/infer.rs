@@ -118,10 +118,10 @@ fn dry_run(
     model: &dyn Model,
     json: bool,
 ) -> anyhow::Result<()> {
-    let (patches, predicted) = plan.patches();
+    let predicted = plan.predictions();
     let layout = volume.layout();
     let mut told = Report::default();
-    told.plain("patches", patches);
+    told.plain("patches", plan.patches().0);
     told.plain("patches_predicted", predicted);
     told.plain("columns", plan.columns() as u64);
     let bytes = patch_bytes(layout.channels, plan.grid.patch(), layout.dtype)?;
@@ -206,7 +206,7 @@ fn opened(name: &str, settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>
 
 /// The first plan that the memory is enough for: with as many threads as may be, down to
 /// `fewest`, and for each number the stores in the order given. Only if none is enough for all of the output at
-/// once, the first that writes it in columns.
+/// once, the one in columns that takes the fewest predictions for each thread.
 pub(crate) fn plan_within(
     inference: &Inference,
     fewest: usize,
@@ -215,7 +215,7 @@ pub(crate) fn plan_within(
     target: &Target,
     stores: &[CreateOptions],
 ) -> voxpatch::Result<Plan> {
-    let (mut in_columns, mut first_error) = (None, None);
+    let (mut in_columns, mut first_error) = (None::<(u64, Plan)>, None);
     for threads in (fewest..=inference.threads).rev() {
         for store in stores {
             let target = Target {
@@ -229,7 +229,10 @@ pub(crate) fn plan_within(
             match inference.plan(input, model, &[target]) {
                 Ok(plan) if plan.columns() == 1 => return Ok(plan),
                 Ok(plan) => {
-                    in_columns.get_or_insert(plan);
+                    let rounds = plan.predictions().div_ceil(threads as u64);
+                    if in_columns.as_ref().is_none_or(|(least, _)| rounds < *least) {
+                        in_columns = Some((rounds, plan));
+                    }
                 }
                 Err(error @ Error::Setting { .. }) => {
                     first_error.get_or_insert(error);
@@ -239,7 +242,7 @@ pub(crate) fn plan_within(
         }
     }
     match (in_columns, first_error) {
-        (Some(plan), _) => Ok(plan),
+        (Some((_, plan)), _) => Ok(plan),
         (None, Some(error)) => Err(error),
         (None, None) => inference.plan(input, model, std::slice::from_ref(target)),
     }

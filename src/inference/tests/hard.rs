@@ -403,6 +403,7 @@ fn memory_below_the_front_is_kept_in_columns_with_the_same_bytes() {
         let plan = tight.plan(layout, &*model, &[target(&name)]).unwrap();
         assert!(plan.columns() > 1 && plan.peak_bytes <= tight.memory);
         let (announced, columns) = (plan.live_bytes, plan.columns());
+        let predictions = plan.predictions();
         let done = plan
             .run(shared(&source), Arc::clone(&model), &silent)
             .unwrap();
@@ -410,8 +411,9 @@ fn memory_below_the_front_is_kept_in_columns_with_the_same_bytes() {
             done.outputs[0].peak_live_bytes <= announced,
             "{columns} columns"
         );
+        assert_eq!(done.patches, predictions);
         assert!(
-            done.patches > whole_patches(&tight),
+            predictions > whole_patches(&tight),
             "patches between columns are predicted again"
         );
         assert_eq!(
@@ -429,6 +431,39 @@ fn memory_below_the_front_is_kept_in_columns_with_the_same_bytes() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("--memory"), "{error}");
+}
+
+#[test]
+fn predictions_of_a_run_in_columns_are_counted_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = noise([96, 80, 72]);
+    let model = builtin("identity").unwrap();
+    for blend in [Blend::Hann, Blend::Crop] {
+        let target = target(&dir.path().join("out.zarr"), blend, Reduce::Mean);
+        let plan = |memory| {
+            let what = Inference {
+                threads: 1,
+                memory,
+                ..Inference::new([32, 16, 16], [16, 8, 8])
+            };
+            what.plan(
+                Volume::layout(&*source),
+                &*model,
+                std::slice::from_ref(&target),
+            )
+        };
+        let whole = plan(1 << 30).unwrap();
+        let least = whole.peak_bytes - whole.cache_bytes - whole.lead_bytes;
+        let tight = plan(least - whole.live_bytes / 3).unwrap();
+        assert!(tight.columns() > 1);
+        let third = Selection::new(&tight.grid, |index, _| index % 3 == 0);
+        for plan in [tight.clone(), tight.with_selection(third)] {
+            let predictions = plan.predictions();
+            let done = plan.run(shared(&source), Arc::clone(&model), &silent);
+            assert_eq!(done.unwrap().patches, predictions);
+            fs::remove_dir_all(dir.path().join("out.zarr")).unwrap();
+        }
+    }
 }
 
 fn whole_patches(what: &Inference) -> u64 {
