@@ -170,14 +170,31 @@ pub(crate) fn to_voxels(array: &Bound<'_, PyAny>) -> PyResult<(u64, Shape, Voxel
     Ok((channels, shape, copied(&array, dtype)?))
 }
 
+/// A copy, made by several threads if it is large: fresh memory costs more than the copying.
+fn copy_of<T: Copy + Default + Send + Sync>(values: &[T]) -> Vec<T> {
+    const PIECE: usize = 4 << 20;
+    let pieces = (size_of_val(values) / PIECE).min(voxpatch::threads());
+    if pieces < 2 {
+        return values.to_vec();
+    }
+    let mut copy = vec![T::default(); values.len()];
+    let length = values.len().div_ceil(pieces);
+    std::thread::scope(|scope| {
+        for (to, from) in copy.chunks_mut(length).zip(values.chunks(length)) {
+            scope.spawn(move || to.copy_from_slice(from));
+        }
+    });
+    copy
+}
+
 fn copied(array: &Bound<'_, PyAny>, dtype: DType) -> PyResult<Voxels> {
-    fn values<T: numpy::Element + Copy>(array: &Bound<'_, PyAny>) -> PyResult<Vec<T>> {
+    fn values<T: numpy::Element + Copy + Default>(array: &Bound<'_, PyAny>) -> PyResult<Vec<T>> {
         let typed = array.cast::<PyArrayDyn<T>>()?;
         let borrowed = typed.try_readonly()?;
         let slice = borrowed
             .as_slice()
             .map_err(|error| PyTypeError::new_err(error.to_string()))?;
-        Ok(slice.to_vec())
+        Ok(copy_of(slice))
     }
     Ok(match dtype {
         DType::Bool => Voxels::Bool(values::<u8>(&array.call_method1("view", ("uint8",))?)?),

@@ -298,8 +298,13 @@ def as_array(value: Any) -> np.ndarray[Any, Any]:
     import numpy as np
 
     if is_tensor(value):
+        torch = sys.modules["torch"]
         value = value.detach()
-        if value.dtype == sys.modules["torch"].bfloat16:
+        if value.dtype == torch.bfloat16:
             value = value.float()  # numpy has no such type
+        if value.is_cuda:
+            # Into memory that the GPU reaches, which torch keeps for the next one.
+            here = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+            value = here.copy_(value)
         return np.asarray(value.cpu().numpy())
     return np.asarray(value)
