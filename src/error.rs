@@ -154,6 +154,17 @@ pub enum Error {
         codec: String,
     },
 
+    /// A symbolic link in data from strangers, which could lead to any file that the reader may read.
+    #[error(
+        "{} is a symbolic link, and none is followed in untrusted data: open the volume as trusted (without \
+         --untrusted) if you trust who made it, or copy it with what its links lead to (cp -rL)",
+        path.display()
+    )]
+    UntrustedLink {
+        /// The link.
+        path: PathBuf,
+    },
+
     /// A region that has to lie inside a volume does not.
     #[error("region [{region}] reaches outside the volume of shape {shape:?}")]
     OutOfBounds {

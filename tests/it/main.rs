@@ -7,6 +7,7 @@ mod infer;
 mod layers;
 #[cfg(feature = "onnx")]
 mod onnx;
+mod opening;
 mod outputs;
 mod process;
 mod real;
