@@ -247,6 +247,20 @@ pub enum Error {
         path: PathBuf,
     },
 
+    /// An output cannot even be begun on its disk.
+    #[error(
+        "no space for {}: it takes at least {needed} bytes, and {free} are free there: make room, or write it elsewhere",
+        path.display()
+    )]
+    NoSpace {
+        /// The output.
+        path: PathBuf,
+        /// Bytes that it takes at least.
+        needed: u64,
+        /// Bytes that are free where it goes.
+        free: u64,
+    },
+
     /// The output is, or lies inside, the input.
     #[error("{} cannot be written: it is, holds or lies inside the input {}", output.display(), input.display())]
     OutputIsInput {

@@ -218,7 +218,30 @@ pub fn discard(target: &Path) -> Result<()> {
             locks.push(lock(&folder, name, false)?);
         }
     }
-    fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))
+    remove_at_once(&folder)
+}
+
+/// Removes a folder of which other processes may be looking for the locks: they find all of it, or none.
+fn remove_at_once(folder: &Path) -> Result<()> {
+    let mut aside = folder.as_os_str().to_owned();
+    aside.push(".done");
+    let aside = PathBuf::from(aside);
+    // A process that was killed here may have left its own.
+    let renamed = remove_folder(&aside).is_ok() && fs::rename(folder, &aside).is_ok();
+    let folder = if renamed { &aside } else { folder };
+    fs::remove_dir_all(folder).map_err(Error::io("remove", folder))
+}
+
+/// Whether a file was not there.
+fn is_gone(error: &Error) -> bool {
+    matches!(error, Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+}
+
+/// What an unfinished run has stored of an output called `target`, if one has begun it.
+pub(super) fn begun(target: &Path) -> Result<Option<PathBuf>> {
+    let (folder, _) = names(target, true)?;
+    let data = folder.join("data");
+    Ok(data.is_dir().then_some(data))
 }
 
 /// The folder beside `target`, and the one that both lie in.

@@ -46,7 +46,7 @@ use crate::error::{Cause, Error, Result};
 use crate::geometry::Geometry;
 use crate::region::Region;
 
-pub(super) use self::document::levels;
+pub(super) use self::document::{bounds, levels};
 pub(super) use self::ome::level_count;
 pub(super) use self::resume::ZarrResumable;
 pub(super) use self::write::ZarrWriter;
@@ -364,7 +364,7 @@ impl Volume for ZarrVolume {
 }
 
 /// Bytes of all files below a folder.
-fn folder_bytes(path: &Path) -> Result<u64> {
+pub(super) fn folder_bytes(path: &Path) -> Result<u64> {
     let mut bytes = 0;
     let mut folders: Vec<PathBuf> = vec![path.to_path_buf()];
     while let Some(folder) = folders.pop() {
