@@ -122,7 +122,7 @@ pub fn resumable(
 /// # Errors
 ///
 /// [`Error::MissingChunks`] if parts are not complete, [`Error::Locked`] if one is being
-/// written, and otherwise as [`resumable`].
+/// written, [`Error::Exists`] if another process has done it, and otherwise as [`resumable`].
 pub fn finalize(
     path: &Path,
     layout: &Layout,

@@ -13,5 +13,6 @@ mod process;
 mod real;
 mod rigs;
 mod sample;
+mod together;
 mod tool;
 mod training;
