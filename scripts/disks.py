@@ -59,20 +59,26 @@ def leave(place, spare):
     return ballast
 
 
+# Write chunks that fit on the disk, so that the output is begun.
+SMALL = ["--chunk", 16, "--shard", 32]
+
+
 def full(voxpatch, folder):
     scan = folder / "scan.npy"
     rig.write_scan(scan, (96, 96, 96))
     infer = ["infer", scan, "TARGET", "--patch", 32, "--overlap", 8, "--dtype", "float32"]
     runs = [
         ("out.zarr", ["convert", scan, "TARGET"]),
+        ("out.zarr", ["convert", scan, "TARGET", *SMALL]),
         ("out.zarr", ["convert", scan, "TARGET", "--zarr", 2, "--codec", "none"]),
         ("out.npy", ["convert", scan, "TARGET", "--dtype", "float32"]),
         ("out.nii", ["convert", scan, "TARGET", "--dtype", "float32"]),
         ("out.mhd", ["convert", scan, "TARGET", "--dtype", "float32"]),
         ("out.zarr", infer),
+        ("out.zarr", [*infer, *SMALL]),
         ("out.npy", infer),
-        ("out.zarr", [*infer, "--resume"]),
-        ("out.zarr", [*infer, "--resume", "--durability", "chunk"]),
+        ("out.zarr", [*infer, *SMALL, "--resume"]),
+        ("out.zarr", [*infer, *SMALL, "--resume", "--durability", "chunk"]),
     ]
     wrong = 0
     for kind in (tmpfs, ext4):

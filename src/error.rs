@@ -154,6 +154,17 @@ pub enum Error {
         codec: String,
     },
 
+    /// A symbolic link in data from strangers, which could lead to any file that the reader may read.
+    #[error(
+        "{} is a symbolic link, and none is followed in untrusted data: open the volume as trusted (without \
+         --untrusted) if you trust who made it, or copy it with what its links lead to (cp -rL)",
+        path.display()
+    )]
+    UntrustedLink {
+        /// The link.
+        path: PathBuf,
+    },
+
     /// A region that has to lie inside a volume does not.
     #[error("region [{region}] reaches outside the volume of shape {shape:?}")]
     OutOfBounds {
@@ -234,6 +245,20 @@ pub enum Error {
     Exists {
         /// The output.
         path: PathBuf,
+    },
+
+    /// An output cannot even be begun on its disk.
+    #[error(
+        "no space for {}: it takes at least {needed} bytes, and {free} are free there: make room, or write it elsewhere",
+        path.display()
+    )]
+    NoSpace {
+        /// The output.
+        path: PathBuf,
+        /// Bytes that it takes at least.
+        needed: u64,
+        /// Bytes that are free where it goes.
+        free: u64,
     },
 
     /// The output is, or lies inside, the input.

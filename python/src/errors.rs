@@ -22,6 +22,8 @@ pub(crate) fn raised(error: &Error) -> PyErr {
                 };
                 exception(py, class, (source.raw_os_error(), text, path.as_os_str()))
             }
+            // The number is ENOSPC's.
+            Error::NoSpace { path, .. } => exception(py, "FileError", (28, text, path.as_os_str())),
             Error::Exists { path } => exception(py, "ExistsError", (17, text, path.as_os_str())),
             other => exception(py, class_of(other), (text,)),
         };

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::grid::{Axis, Grid, GridOptions, Placement};
 use crate::pad::Padding;
 use crate::region::{Region, Shape};
-use crate::volume::{CreateOptions, Layout, planned, waiting_bytes};
+use crate::volume::{CreateOptions, Layout, Space, planned, space, waiting_bytes};
 
 /// Batches for each thread that may be done before an earlier one that takes longer, as one does that
 /// makes write chunks whole.
@@ -243,6 +243,19 @@ impl Plan {
     #[must_use]
     pub fn columns(&self) -> usize {
         self.columns.len().max(1)
+    }
+
+    /// What the outputs take on their disks, and what is free there: one entry for each file system.
+    ///
+    /// # Errors
+    ///
+    /// As [`space`](crate::volume::space()).
+    pub fn space(&self) -> Result<Vec<Space>> {
+        let outputs = self.outputs.iter();
+        let outputs: Vec<_> = outputs
+            .map(|output| (&output.layout, &output.store))
+            .collect();
+        space(&outputs, self.resume.is_some())
     }
 
     /// Predicts only some patches; what the others mean is an [option](crate::aggregator::Skipped).

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 use std::path::Path;
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value as Json, json};
 
@@ -140,6 +140,8 @@ impl Plan {
             match finalize(path, &output.layout, &output.store, &options, count) {
                 // Others are not done yet, or the last of them is doing this now.
                 Err(Error::MissingChunks { .. } | Error::Locked { .. }) => return Ok(false),
+                // The last of them has done this.
+                Err(Error::Exists { .. }) => {}
                 done => done?,
             }
         }
@@ -217,11 +219,32 @@ fn absolute(path: &Path) -> String {
 
 /// When a volume's files were last changed, as far as they are known one by one.
 fn changed(volume: &dyn Volume) -> Option<String> {
-    let times = volume.files().into_iter().filter_map(|file| {
-        let changed = std::fs::metadata(file).ok()?.modified().ok()?;
-        changed.duration_since(UNIX_EPOCH).ok()
-    });
+    let times = volume.files().into_iter().filter_map(|file| last(&file));
+    let times = times.filter_map(|changed| changed.duration_since(UNIX_EPOCH).ok());
     times
         .max()
         .map(|last| format!("{}.{:09}", last.as_secs(), last.subsec_nanos()))
+}
+
+/// When a file was written, or the last of all files of a folder: chunks can be replaced by others of their length.
+fn last(path: &Path) -> Option<SystemTime> {
+    let (mut folders, mut last) = (vec![path.to_path_buf()], None);
+    while let Some(next) = folders.pop() {
+        let Ok(entries) = std::fs::read_dir(&next) else {
+            last = last.max(
+                std::fs::metadata(&next)
+                    .and_then(|found| found.modified())
+                    .ok(),
+            );
+            continue;
+        };
+        for entry in entries.flatten() {
+            match entry.metadata() {
+                Ok(found) if found.is_dir() => folders.push(entry.path()),
+                Ok(found) => last = last.max(found.modified().ok()),
+                Err(_) => {}
+            }
+        }
+    }
+    last
 }

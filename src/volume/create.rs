@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Format, Layout, Pyramid, VolumeMut, flat, zarr};
+use super::{Format, Layout, Pyramid, VolumeMut, flat, space, staged, zarr};
 use crate::error::{Error, Result};
 use crate::region::Shape;
 
@@ -88,10 +88,14 @@ pub enum Codec {
 /// # Errors
 ///
 /// [`Error::Exists`] if something has that name, [`Error::Setting`] if chunks and shards do
-/// not fit each other, [`Error::Unsupported`] if the format cannot hold the volume, and
+/// not fit each other, [`Error::Unsupported`] if the format cannot hold the volume,
+/// [`Error::NoSpace`] if it cannot even be begun on its disk (see [`space`](super::space())), and
 /// [`Error::Io`] if the folder cannot be written.
 pub fn create(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<Box<dyn VolumeMut>> {
     let layout = planned(path, layout, options)?;
+    // That the name is taken is worth more to know.
+    staged::place(path, options.replace)?;
+    space::check(&layout, options, false)?;
     Ok(match layout.format {
         Format::Zarr2 | Format::Zarr3 => Box::new(zarr::ZarrWriter::create(&layout, options)?),
         _ => Box::new(flat::FlatWriter::create(layout, options)?),

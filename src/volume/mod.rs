@@ -18,6 +18,7 @@ mod open;
 mod partial;
 mod pyramid;
 mod resume;
+mod space;
 pub(crate) mod staged;
 #[cfg(any(test, feature = "testing"))]
 pub mod suite;
@@ -49,6 +50,7 @@ pub use open::{Missing, OpenOptions, open};
 pub use partial::{Durability, Part, discard};
 pub use pyramid::{Downsample, Pyramid, waiting_bytes};
 pub use resume::{Resumable, ResumeOptions, finalize, resumable};
+pub use space::{Space, space};
 pub use staged::{StagedFile, StagedFolder};
 pub use upsampled::Upsampled;
 pub use verify::{Damaged, Verified, verify};

@@ -26,7 +26,7 @@ pub struct OpenOptions {
     /// What it means that a chunk has no file; only for Zarr.
     pub missing: Missing,
     /// Whether the data come from someone who means well. If not, codecs that hostile data
-    /// could exploit (blosc above all) are refused; only for Zarr.
+    /// could exploit (blosc above all) and symbolic links below the folder are refused; only for Zarr.
     pub trusted: bool,
     /// How uncompressed flat files are read.
     pub io: Io,

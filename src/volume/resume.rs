@@ -11,7 +11,9 @@ use std::path::Path;
 use serde_json::{Value as Json, json};
 
 use super::zarr::ZarrResumable;
-use super::{ChunkShape, CreateOptions, Durability, Format, Layout, Part, VolumeMut, planned};
+use super::{
+    ChunkShape, CreateOptions, Durability, Format, Layout, Part, VolumeMut, planned, space, staged,
+};
 use crate::error::{Error, Result};
 use crate::region::Region;
 
@@ -98,7 +100,8 @@ impl VolumeMut for Resumable {
 /// As [`create`](super::create); [`Error::Unsupported`] if the output is no Zarr,
 /// [`Error::Locked`] if another process writes the same part, [`Error::OtherRun`] if it was begun
 /// with other settings, [`Error::PartialChunk`] if a part would own pieces of write chunks, and
-/// [`Error::Setting`] if it would own another's.
+/// [`Error::Setting`] if it would own another's. An output that was begun is gone on with however little
+/// space is left.
 pub fn resumable(
     path: &Path,
     layout: &Layout,
@@ -106,6 +109,8 @@ pub fn resumable(
     resume: &ResumeOptions,
 ) -> Result<Resumable> {
     let layout = resumable_layout(path, layout, options)?;
+    staged::place(path, options.replace)?;
+    space::check(&layout, options, true)?;
     let output = ZarrResumable::open(&layout, options, resume)?;
     Ok(Resumable(Box::new(output)))
 }
@@ -117,7 +122,7 @@ pub fn resumable(
 /// # Errors
 ///
 /// [`Error::MissingChunks`] if parts are not complete, [`Error::Locked`] if one is being
-/// written, and otherwise as [`resumable`].
+/// written, [`Error::Exists`] if another process has done it, and otherwise as [`resumable`].
 pub fn finalize(
     path: &Path,
     layout: &Layout,

@@ -64,7 +64,7 @@ impl OpenOptions {
     /// As [`verify`].
     pub fn verify(&self, path: &Path, threads: usize, progress: Progress<'_>) -> Result<Verified> {
         let levels = if path.is_dir() {
-            zarr::level_count(path)?
+            zarr::level_count(path, self)?
         } else {
             1
         };

@@ -7,10 +7,12 @@ mod infer;
 mod layers;
 #[cfg(feature = "onnx")]
 mod onnx;
+mod opening;
 mod outputs;
 mod process;
 mod real;
 mod rigs;
 mod sample;
+mod together;
 mod tool;
 mod training;

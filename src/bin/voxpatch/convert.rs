@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use voxpatch::volume::{check_output, create, open};
+use voxpatch::volume::{check_output, create, open, planned, space};
 use voxpatch::{ConvertOptions, Layout};
 
 use crate::report::{self, Report};
@@ -23,6 +23,8 @@ pub(crate) fn run(settings: &args::Convert) -> anyhow::Result<()> {
 
     stop::heed();
     let storage = settings.storage.options(settings.common.force);
+    let layout = planned(&settings.target, &layout, &storage)?;
+    report::warn_of_space(&space(&[(&layout, &storage)], false)?);
     let target = create(&settings.target, &layout, &storage)?;
     let options = ConvertOptions {
         threads: settings.common.threads(),

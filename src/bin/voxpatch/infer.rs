@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use voxpatch::inference::{Ensemble, Flips, Inference, Model, OneOutput, Plan, Selection, builtin};
-use voxpatch::volume::{CreateOptions, Part, check_output};
+use voxpatch::volume::{CreateOptions, Part, Space, check_output};
 use voxpatch::{Error, Layout, Target, Volume};
 
 use crate::args::{RuntimeName, TtaName};
@@ -53,8 +53,10 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
         let part = settings.part.unwrap_or(Part::WHOLE);
         plan = plan.of_part(part, settings.durability.into())?;
     }
+    let space = plan.space()?;
+    report::warn_of_space(&space);
     if settings.dry_run {
-        return dry_run(&plan, &volume, &*model, settings.common.json);
+        return dry_run(&plan, &space, &volume, &*model, settings.common.json);
     }
     let patch_bytes = patch_bytes(layout.channels, settings.patch, layout.dtype)?;
 
@@ -114,6 +116,7 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
 /// Says what a plan takes. The time is guessed from one patch in the middle.
 fn dry_run(
     plan: &Plan,
+    space: &[Space],
     volume: &Arc<dyn Volume>,
     model: &dyn Model,
     json: bool,
@@ -156,6 +159,9 @@ fn dry_run(
             bytes,
             format!("{} before compression", report::bytes(bytes)),
         );
+    }
+    if let Some(free) = space.first().and_then(|space| space.free_bytes) {
+        told.add("free_bytes", free, report::bytes(free));
     }
     let seconds = plan.guess(volume, model)?;
     told.add(

@@ -58,11 +58,24 @@ fn is_stop(error: &(dyn std::error::Error + 'static)) -> bool {
     )
 }
 
+/// A message on one line. Names of files and fields may hold what a terminal would obey.
+fn printable(message: &str) -> String {
+    let mut line = String::new();
+    for c in message.chars() {
+        match c {
+            '\n' | '\r' => line.push(' '),
+            c if c.is_control() => line.extend(c.escape_debug()),
+            c => line.push(c),
+        }
+    }
+    line
+}
+
 /// The message and its causes, each said once.
 fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {
-        let cause = cause.to_string().replace(['\n', '\r'], " ");
+        let cause = printable(&cause.to_string());
         if line.contains(&cause) {
             continue;
         }
@@ -86,6 +99,11 @@ mod tests {
         assert_eq!(
             super::one_line(&error),
             "cannot convert: cannot open a: no such file"
+        );
+        let colourful = anyhow::anyhow!("cannot open \u{1b}[31mred\u{7}.npy");
+        assert_eq!(
+            super::one_line(&colourful),
+            "cannot open \\u{1b}[31mred\\u{7}.npy"
         );
         let nested = Err::<(), _>(anyhow::anyhow!("two\nlines")).context("outer");
         assert_eq!(

@@ -13,7 +13,7 @@ pub(crate) struct Opening {
     /// What it means that a Zarr chunk has no file.
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
     missing: MissingName,
-    /// Refuse codecs that data made to do harm could exploit (blosc above all).
+    /// Refuse codecs that data made to do harm could exploit (blosc above all), and links in Zarr folders.
     #[arg(long)]
     untrusted: bool,
     /// Follow a header to voxels that lie outside its folder.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value as Json};
+use voxpatch::volume::Space;
 
 use crate::stop;
 
@@ -81,6 +82,24 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Closed.into()),
         written => written.context("cannot write to standard output"),
+    }
+}
+
+/// Says, in a line each, of which outputs the disk may be too small; of those that cannot even be begun
+/// says the error.
+pub(crate) fn warn_of_space(outputs: &[Space]) {
+    let doubtful = outputs
+        .iter()
+        .filter(|space| space.may_run_out() && space.check().is_ok());
+    for space in doubtful {
+        // Whoever cannot be told has the error when it comes to that.
+        let _ = writeln!(
+            io::stderr(),
+            "voxpatch: {} may not fit: it takes up to {} if it does not compress, and {} are free there",
+            space.output.display(),
+            bytes(space.most_bytes),
+            bytes(space.free_bytes.unwrap_or(0)),
+        );
     }
 }
 

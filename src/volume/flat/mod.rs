@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use self::stream::StreamVolume;
 use self::strided::{Strided, to_native};
-use super::header::{Encoding, FlatHeader, Start};
+use super::header::{Encoding, FlatHeader, Start, excerpt};
 use super::io::Io;
 use super::mmap::Map;
 use super::open::OpenOptions;
@@ -259,13 +259,17 @@ impl Source {
     }
 }
 
+/// The longest name of a file that a header may have, in bytes.
+const MOST_NAME: usize = 1024;
+
 /// The file that a header names, which must be a regular one, below the header's folder unless
 /// others are allowed.
 fn beside(header: &Path, name: &str, allow_external: bool) -> Result<PathBuf> {
     let refuse = |why: &str| {
         let what = format!(
-            "the voxels are said to be in {name:?}, {why}: only a regular file in the header's \
-             folder or below is read (others only with --allow-external)"
+            "the voxels are said to be in {:?}, {why}: only a regular file in the header's \
+             folder or below is read (others only with --allow-external)",
+            excerpt(name)
         );
         Error::unsupported(header, what)
     };
@@ -273,6 +277,9 @@ fn beside(header: &Path, name: &str, allow_external: bool) -> Result<PathBuf> {
     let plain = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
     if name.contains("://") {
         return Err(refuse("which is no file"));
+    }
+    if name.len() > MOST_NAME || name.contains(char::is_control) {
+        return Err(refuse("which is no name for a file"));
     }
     if name.is_empty() || !(allow_external || relative.components().all(plain)) {
         return Err(refuse("which may lie elsewhere"));

@@ -774,16 +774,7 @@ fn a_writer_refuses_what_its_format_or_the_layout_does_not_have() {
     assert!(what.contains("--dtype float32"), "{what}");
     let layout = Layout::new([1 << 20, 1 << 20, 1 << 17], 1, DType::F32);
     let error = create(&path, &layout, &options).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            Error::Io {
-                action: "reserve space for",
-                ..
-            }
-        ),
-        "{error:?}"
-    );
+    assert!(matches!(error, Error::NoSpace { .. }), "{error:?}");
     let layout = Layout::new([2, 3, 4], 1, DType::U8);
     let writer = create(&path, &layout, &options).unwrap();
     let outside = Region::new([0, 0, 1], [2, 3, 4]);
@@ -1131,5 +1122,31 @@ fn voxels_outside_the_headers_folder_are_read_only_where_that_is_allowed() {
         );
         let path = desk.put("a.mhd", &[header.as_bytes()]);
         assert!(allowed.open(&path).is_err(), "{name}");
+    }
+}
+
+#[test]
+fn a_name_of_a_file_is_quoted_short_and_without_what_a_terminal_would_obey() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.mhd");
+    let long = "x".repeat(100_000);
+    for (name, quoted) in [
+        (&*long, &long[..60]),
+        ("red\u{1b}[31m.raw", r"red\u{1b}[31m.raw"),
+        ("bell\u{7}.raw", r"bell\u{7}.raw"),
+    ] {
+        let header = "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\n";
+        fs::write(&path, format!("{header}ElementDataFile = {name}\n")).unwrap();
+        for allow_external in [false, true] {
+            let options = OpenOptions {
+                allow_external,
+                ..OpenOptions::default()
+            };
+            let error = options.open(&path).unwrap_err();
+            assert!(matches!(error, Error::Unsupported { .. }), "{error:?}");
+            let text = error.to_string();
+            assert!(text.contains(&format!("\"{quoted}\"")), "{text}");
+            assert!(text.contains("no name for a file") && !text.contains(char::is_control));
+        }
     }
 }

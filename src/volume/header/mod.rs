@@ -217,7 +217,7 @@ fn finite(text: &str) -> Option<Vec<f64>> {
 }
 
 /// The start of a text for a message.
-fn excerpt(text: &str) -> String {
+pub(super) fn excerpt(text: &str) -> String {
     text.chars().take(60).collect()
 }
 

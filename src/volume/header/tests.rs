@@ -274,7 +274,7 @@ fn bad_metaimage_headers_are_refused_with_the_reason() {
         (data("http://example.org/a.raw"), "unsupported", "no file"),
         (data(""), "unsupported", "elsewhere"),
         (data("missing.raw"), "io", "missing.raw"),
-        (data("nul\0.raw"), "io", "nul"),
+        (data("nul\0.raw"), "unsupported", "nul"),
         (data("LIST"), "unsupported", "LIST"),
         (data("slice%03d.raw 1 10 1"), "unsupported", "pattern"),
         (data("LOCAL"), "length", "cut short"),

@@ -74,9 +74,7 @@ impl Partial {
         owned: Region,
         each: &mut dyn FnMut(Record),
     ) -> Result<Self> {
-        let folder = make_folder(run)?;
-        let own = lock(&folder, &part.name("lock"), false)?;
-        let _all = lock(&folder, "lock", true)?;
+        let (folder, own, _all) = enter(run, part)?;
         drop_published(&folder)?;
         let head = head(run, part, owned);
         check_others(&folder, part, &head, owned)?;
@@ -102,12 +100,24 @@ impl Partial {
         each: &mut dyn FnMut(Record),
     ) -> Result<Self> {
         let (folder, _) = names(run.target, run.replace)?;
-        if !folder.is_dir() {
+        let locked = if folder.is_dir() {
+            lock(&folder, "lock", true)
+        } else {
             let missing = io::Error::from(io::ErrorKind::NotFound);
-            return Err(Error::io("open", &folder)(missing));
-        }
-        let mut locks = vec![lock(&folder, "lock", true)?];
+            Err(Error::io("open", &folder)(missing))
+        };
+        let all = match locked {
+            // The last of the other parts was as late as this one, and has done it.
+            Err(error) if is_gone(&error) && run.target.exists() && !folder.exists() => {
+                return Err(Error::Exists {
+                    path: run.target.to_path_buf(),
+                });
+            }
+            locked => locked?,
+        };
         drop_published(&folder)?;
+        // Given back before that of all, so that whoever waits for that finds them free.
+        let mut locks = Vec::new();
         let mut first = None;
         for index in 0..parts {
             let part = Part::new(index, parts)?;
@@ -132,6 +142,7 @@ impl Partial {
             });
         };
         let journal = Journal::resume(&first, run.durability, &mut |_| {})?;
+        locks.push(all);
         Self::with(run, folder, journal, "tmp.all".to_owned(), locks)
     }
 
@@ -197,7 +208,7 @@ impl Partial {
         let inode = fs::metadata(&data).map_err(Error::io("look at", &data))?;
         fs::write(&marker, inode.ino().to_string()).map_err(Error::io("write", &marker))?;
         publish(&data, &self.target, self.replace)?;
-        fs::remove_dir_all(&self.folder).map_err(Error::io("remove", &self.folder))
+        remove_at_once(&self.folder)
     }
 }
 
@@ -218,7 +229,30 @@ pub fn discard(target: &Path) -> Result<()> {
             locks.push(lock(&folder, name, false)?);
         }
     }
-    fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))
+    remove_at_once(&folder)
+}
+
+/// Removes a folder of which other processes may be looking for the locks: they find all of it, or none.
+fn remove_at_once(folder: &Path) -> Result<()> {
+    let mut aside = folder.as_os_str().to_owned();
+    aside.push(".done");
+    let aside = PathBuf::from(aside);
+    // A process that was killed here may have left its own.
+    let renamed = remove_folder(&aside).is_ok() && fs::rename(folder, &aside).is_ok();
+    let folder = if renamed { &aside } else { folder };
+    fs::remove_dir_all(folder).map_err(Error::io("remove", folder))
+}
+
+/// Whether a file was not there.
+fn is_gone(error: &Error) -> bool {
+    matches!(error, Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+}
+
+/// What an unfinished run has stored of an output called `target`, if one has begun it.
+pub(super) fn begun(target: &Path) -> Result<Option<PathBuf>> {
+    let (folder, _) = names(target, true)?;
+    let data = folder.join("data");
+    Ok(data.is_dir().then_some(data))
 }
 
 /// The folder beside `target`, and the one that both lie in.
@@ -226,6 +260,26 @@ fn names(target: &Path, replace: bool) -> Result<(PathBuf, PathBuf)> {
     let (beside, mut name): (PathBuf, OsString) = place(target, replace)?;
     name.push("partial");
     Ok((beside.join(name), beside))
+}
+
+/// The folder, with the lock of a part and that of all.
+fn enter(run: &Run<'_>, part: Part) -> Result<(PathBuf, Lock, Lock)> {
+    let (folder, own, all) = loop {
+        let folder = make_folder(run)?;
+        // That of all first: who has it may look for a moment whether this part is being written.
+        let all = lock(&folder, "lock", true);
+        match all.and_then(|all| Ok((lock(&folder, &part.name("lock"), false)?, all))) {
+            // Another process has just put the output together, and removed the folder.
+            Err(error) if is_gone(&error) && !folder.exists() => {}
+            locked => break locked.map(|(own, all)| (folder, own, all))?,
+        }
+    };
+    // It may have done so before the folder was made.
+    let free = names(run.target, run.replace);
+    if free.is_err() && !folder.join("data").exists() {
+        remove_at_once(&folder)?;
+    }
+    free.map(|_| (folder, own, all))
 }
 
 fn make_folder(run: &Run<'_>) -> Result<PathBuf> {

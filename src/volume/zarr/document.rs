@@ -7,6 +7,7 @@ use super::super::pyramid::{Level, factors, shapes};
 use super::super::{Format, Layout};
 use super::meta::{Facts, MAX_CHUNK};
 use super::ome;
+use super::write::{name, text};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::region::{AXES, Shape};
@@ -42,6 +43,36 @@ pub(super) fn plan(layout: &Layout, options: &CreateOptions) -> Result<Vec<Plann
 /// The sizes of such levels.
 pub(in super::super) fn levels(layout: &Layout, options: &CreateOptions) -> Result<Vec<Level>> {
     Ok(sizes(&plan(layout, options)?))
+}
+
+/// Bytes that an output takes if no chunk gets smaller, and those of its metadata and one write chunk.
+pub(in super::super) fn bounds(layout: &Layout, options: &CreateOptions) -> Result<(u64, u64)> {
+    let planned = plan(layout, options)?;
+    let documents = files(&planned, &name(&layout.path), options);
+    let metadata = documents
+        .iter()
+        .map(|(_, document)| text(document).len() as u64);
+    let metadata = metadata.fold(0, u64::saturating_add);
+    let size = layout.dtype.size() as u64;
+    let bytes = |lengths: [u64; 4]| lengths.into_iter().fold(size, u64::saturating_mul);
+    let mut most = metadata;
+    for Planned { layout, .. } in &planned {
+        // Chunks at the edges are stored whole.
+        let [_, chunk @ ..] = layout.read_chunk.unwrap_or([1; 4]);
+        let [z, y, x] = std::array::from_fn(|a| layout.shape[a].next_multiple_of(chunk[a]));
+        most = most.saturating_add(bytes([layout.channels, z, y, x]));
+        if options.shard.is_some() {
+            // The index of a shard: where each chunk begins, how long it is, and a checksum.
+            let [_, shard @ ..] = layout.write_chunk.unwrap_or([1; 4]);
+            let of_one = (0..3).fold(1, |all, a| shard[a].div_ceil(chunk[a]).saturating_mul(all));
+            let of_one = of_one.saturating_mul(16).saturating_add(4);
+            let shards = (0..3).map(|a| layout.shape[a].div_ceil(shard[a]));
+            let shards = shards.fold(layout.channels, u64::saturating_mul);
+            most = most.saturating_add(shards.saturating_mul(of_one));
+        }
+    }
+    let chunk = bytes(planned[0].layout.write_chunk.unwrap_or([1; 4]));
+    Ok((most, metadata.saturating_add(chunk).min(most)))
 }
 
 /// The sizes of planned levels.

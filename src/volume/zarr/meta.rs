@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::super::header::excerpt;
 use super::super::{ChunkShape, Format};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -56,7 +57,7 @@ fn check_members(path: &Path, document: &Value) -> Result<()> {
     let members = document.as_object().into_iter().flatten();
     for (name, value) in members.filter(|(name, _)| !MEMBERS.contains(&name.as_str())) {
         if value.get("must_understand") != Some(&Value::Bool(false)) {
-            let what = format!("the array's extension {name:?} is not supported");
+            let what = format!("the array's extension {:?} is not supported", excerpt(name));
             return Err(Error::unsupported(path, what));
         }
     }
@@ -262,7 +263,10 @@ fn regular_grid<'a>(path: &Path, document: &'a Value) -> Result<Option<&'a Value
         Some("regular") => Ok(grid.pointer("/configuration/chunk_shape")),
         other => Err(Error::unsupported(
             path,
-            format!("chunk grid {other:?} is not read, only \"regular\""),
+            format!(
+                "chunk grid {:?} is not read, only \"regular\"",
+                other.map(excerpt)
+            ),
         )),
     }
 }

@@ -35,8 +35,9 @@ use self::chain::{Chain, Form, Refusal, place};
 use self::guard::caught;
 use self::meta::Facts;
 use self::shard::Shards;
-use self::store::{Folder, Store, Value};
+use self::store::{Folder, Links, Store, Value};
 use super::chunk::{self, Chunk, ChunkVoxels, read_by_chunks};
+use super::header::excerpt;
 use super::lru::Lru;
 use super::open::{Missing, OpenOptions};
 use super::watch::Watch;
@@ -45,7 +46,7 @@ use crate::error::{Cause, Error, Result};
 use crate::geometry::Geometry;
 use crate::region::Region;
 
-pub(super) use self::document::levels;
+pub(super) use self::document::{bounds, levels};
 pub(super) use self::ome::level_count;
 pub(super) use self::resume::ZarrResumable;
 pub(super) use self::write::ZarrWriter;
@@ -94,8 +95,9 @@ enum Fetched {
 impl ZarrVolume {
     /// Opens an array, the chosen level of an OME-Zarr image, or a group's first array.
     pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
-        let found = ome::find_array(path, options.level)?;
-        let folder = Box::new(Folder::unchanging(&found.path)?);
+        let links = Links::of(options);
+        let found = ome::find_array(path, options.level, links)?;
+        let folder = Box::new(Folder::unchanging(&found.path, links)?);
         let mut volume =
             Self::with_store(&found.path, folder, found.format, &found.document, options)?;
         for name in ["zarr.json", ".zarray"] {
@@ -145,7 +147,7 @@ impl ZarrVolume {
             .map_err(|refusal| match refusal {
                 Refusal::Untrusted(codec) => Error::UntrustedCodec {
                     path: path.to_path_buf(),
-                    codec,
+                    codec: excerpt(&codec),
                 },
                 Refusal::Broken(problem) => bad(&problem),
             })?;
@@ -261,8 +263,12 @@ impl ZarrVolume {
 /// The array and its metadata, as version 3.
 fn open_array(facts: &Facts, document: &Json) -> Result<(Array<()>, ArrayMetadataV3)> {
     let bad = |problem: String| Error::header(&facts.path, facts.format_name(), problem);
-    let unread =
-        |codec: &str| Error::unsupported(&facts.path, format!("codec {codec} is not supported"));
+    let unread = |codec: &str| {
+        Error::unsupported(
+            &facts.path,
+            format!("codec {} is not supported", excerpt(codec)),
+        )
+    };
     let mut document = document.clone();
     if let Some(object) = document.as_object_mut() {
         // Attributes are read by us; some writers leave consolidated metadata in v3 arrays.
@@ -358,7 +364,7 @@ impl Volume for ZarrVolume {
 }
 
 /// Bytes of all files below a folder.
-fn folder_bytes(path: &Path) -> Result<u64> {
+pub(super) fn folder_bytes(path: &Path) -> Result<u64> {
     let mut bytes = 0;
     let mut folders: Vec<PathBuf> = vec![path.to_path_buf()];
     while let Some(folder) = folders.pop() {

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
 
-use super::super::{Downsample, Format, Layout};
-use super::store::read_json;
+use super::super::header::excerpt;
+use super::super::{Downsample, Format, Layout, OpenOptions};
+use super::store::{Links, read_json};
 use crate::error::{Error, Result};
 use crate::geometry::{Affine, Geometry};
 
@@ -37,30 +38,31 @@ const MOST_LEVELS: usize = 64;
 const MAX_DEPTH: usize = 4;
 
 /// The array at `path`, level `level` of the image there, or the group's first array or image.
-pub(super) fn find_array(path: &Path, level: usize) -> Result<Found> {
-    if let Some(mut array) = array_at(path)? {
+pub(super) fn find_array(path: &Path, level: usize, links: Links) -> Result<Found> {
+    if let Some(mut array) = array_at(path, links)? {
         if level > 0 {
             return Err(no_level(path, level, 1));
         }
-        array.geometry = geometry_by_parent(path);
+        array.geometry = geometry_by_parent(path, links);
         return Ok(array);
     }
-    let Some(group) = group_at(path)? else {
+    let Some(group) = group_at(path, links)? else {
         return Err(Error::UnknownFormat {
             path: path.to_path_buf(),
             problem: "it is a folder without zarr.json, .zarray or .zgroup".to_owned(),
         });
     };
-    first_in_group(path, &group, level, 0)?.ok_or_else(|| {
+    first_in_group(path, &group, level, 0, links)?.ok_or_else(|| {
         Error::unsupported(path, "the Zarr group holds no array of 2 to 8 dimensions")
     })
 }
 
 /// How many levels the image at `path` has; 1 if it is none.
-pub(in super::super) fn level_count(path: &Path) -> Result<usize> {
-    let group = match array_at(path)? {
+pub(in super::super) fn level_count(path: &Path, options: &OpenOptions) -> Result<usize> {
+    let links = Links::of(options);
+    let group = match array_at(path, links)? {
         Some(_) => None,
-        None => group_at(path)?,
+        None => group_at(path, links)?,
     };
     let levels = match group.as_ref().and_then(said_image) {
         Some(image) => datasets(path, image)?.len(),
@@ -76,11 +78,11 @@ fn said_image(group: &Group) -> Option<&Json> {
 }
 
 /// What the image around an array that was opened by its own path says about it.
-fn geometry_by_parent(path: &Path) -> Option<Geometry> {
+fn geometry_by_parent(path: &Path, links: Links) -> Option<Geometry> {
     let path = path.canonicalize().ok()?;
     let (parent, name) = (path.parent()?, path.file_name()?.to_str()?);
     // An array stands for itself: what is wrong with its parent does not matter here.
-    let group = group_at(parent).ok()??;
+    let group = group_at(parent, links).ok()??;
     let image = said_image(&group)?;
     let datasets = image.get("datasets")?.as_array()?;
     let dataset = datasets
@@ -104,8 +106,8 @@ fn no_level(path: &Path, level: usize, levels: usize) -> Error {
     )
 }
 
-fn array_at(path: &Path) -> Result<Option<Found>> {
-    if let Some(document) = read_json(path, "zarr.json")? {
+fn array_at(path: &Path, links: Links) -> Result<Option<Found>> {
+    if let Some(document) = read_json(path, "zarr.json", links)? {
         return match document.get("node_type").and_then(Json::as_str) {
             Some("array") => {
                 let attributes = document.get("attributes").cloned().unwrap_or_default();
@@ -126,10 +128,10 @@ fn array_at(path: &Path) -> Result<Option<Found>> {
             }
         };
     }
-    let Some(document) = read_json(path, ".zarray")? else {
+    let Some(document) = read_json(path, ".zarray", links)? else {
         return Ok(None);
     };
-    let attributes = read_json(path, ".zattrs")?.unwrap_or_default();
+    let attributes = read_json(path, ".zattrs", links)?.unwrap_or_default();
     Ok(Some(Found {
         path: path.to_path_buf(),
         format: Format::Zarr2,
@@ -139,37 +141,44 @@ fn array_at(path: &Path) -> Result<Option<Found>> {
     }))
 }
 
-fn group_at(path: &Path) -> Result<Option<Group>> {
-    if let Some(document) = read_json(path, "zarr.json")? {
+fn group_at(path: &Path, links: Links) -> Result<Option<Group>> {
+    if let Some(document) = read_json(path, "zarr.json", links)? {
         let group = document.get("node_type").and_then(Json::as_str) == Some("group");
         return Ok(group.then(|| Group {
             attributes: document.get("attributes").cloned().unwrap_or_default(),
         }));
     }
-    if read_json(path, ".zgroup")?.is_none() {
+    if read_json(path, ".zgroup", links)?.is_none() {
         return Ok(None);
     }
     Ok(Some(Group {
-        attributes: read_json(path, ".zattrs")?.unwrap_or_default(),
+        attributes: read_json(path, ".zattrs", links)?.unwrap_or_default(),
     }))
 }
 
 /// The level of the image that a group is, or else the first array or image below it by
 /// name, arrays before groups.
-fn first_in_group(path: &Path, group: &Group, level: usize, depth: usize) -> Result<Option<Found>> {
+fn first_in_group(
+    path: &Path,
+    group: &Group,
+    level: usize,
+    depth: usize,
+    links: Links,
+) -> Result<Option<Found>> {
     if let Some(image) = said_image(group) {
-        return multiscale(path, image, level).map(Some);
+        return multiscale(path, image, level, links).map(Some);
     }
     let mut children = Vec::new();
     for entry in fs::read_dir(path).map_err(Error::io("list", path))? {
         let child = entry.map_err(Error::io("list", path))?.path();
         if child.is_dir() {
+            links.check(path, &child)?;
             children.push(child);
         }
     }
     children.sort();
     for child in &children {
-        if let Some(array) = array_at(child)? {
+        if let Some(array) = array_at(child, links)? {
             let rank = array
                 .document
                 .get("shape")
@@ -187,8 +196,8 @@ fn first_in_group(path: &Path, group: &Group, level: usize, depth: usize) -> Res
     for child in children {
         if depth < MAX_DEPTH
             // A folder without metadata may stand between groups, as the rows of a plate do.
-            && let group = group_at(&child)?.unwrap_or_default()
-            && let Some(array) = first_in_group(&child, &group, level, depth + 1)?
+            && let group = group_at(&child, links)?.unwrap_or_default()
+            && let Some(array) = first_in_group(&child, &group, level, depth + 1, links)?
         {
             return Ok(Some(array));
         }
@@ -207,12 +216,7 @@ fn datasets<'a>(path: &Path, image: &'a Json) -> Result<&'a [Json]> {
     Ok(all)
 }
 
-/// The start of a text for a message.
-fn excerpt(text: &str) -> String {
-    text.chars().take(60).collect()
-}
-
-fn multiscale(path: &Path, image: &Json, level: usize) -> Result<Found> {
+fn multiscale(path: &Path, image: &Json, level: usize, links: Links) -> Result<Found> {
     let bad = |problem: String| Error::header(path, "OME-Zarr", problem);
     let datasets = datasets(path, image)?;
     let dataset = datasets
@@ -231,7 +235,9 @@ fn multiscale(path: &Path, image: &Json, level: usize) -> Result<Found> {
             excerpt(name)
         )));
     }
-    let mut found = array_at(&path.join(name))?.ok_or_else(|| {
+    let own = path.join(name);
+    links.check(path, &own)?;
+    let mut found = array_at(&own, links)?.ok_or_else(|| {
         bad(format!(
             "level {level} should be at {:?}, but there is no array",
             excerpt(name)

@@ -1,7 +1,7 @@
 //! Where the bytes of a Zarr array come from: files below a folder.
 //!
 //! Only "there is no such file" means that a chunk is missing; every other failure is an
-//! error. So is a file where the key has a folder (ENOTDIR): the keys of an array are all
+//! error. In a folder that is not trusted, so is a symbolic link. So is a file where the key has a folder (ENOTDIR): the keys of an array are all
 //! equally deep, so nothing sound leaves one there; and a link that leads nowhere. A file that was written
 //! after the array was opened is an error, too. Ranges are checked against the value's
 //! size before anything is allocated.
@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 
 use super::super::io::is_remote;
+use super::super::open::OpenOptions;
 use super::super::watch::Since;
 use crate::error::{Error, Result};
 
@@ -42,26 +43,65 @@ pub(super) struct Folder {
     since: Option<Since>,
     /// Whether the folder itself must be there.
     stays: bool,
+    links: Links,
+}
+
+/// What becomes of symbolic links below a folder. Some tools that version data make a link of every chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Links {
+    Followed,
+    Refused,
+}
+
+impl Links {
+    /// Data from strangers could name any file that the reader may read.
+    pub(super) const fn of(options: &OpenOptions) -> Self {
+        if options.trusted {
+            Self::Followed
+        } else {
+            Self::Refused
+        }
+    }
+
+    /// Checks that no link that is refused is on the way from `folder` to `path`, which lies below it.
+    pub(super) fn check(self, folder: &Path, path: &Path) -> Result<()> {
+        if self == Self::Followed {
+            return Ok(());
+        }
+        let mut below = path.ancestors().take_while(|&above| above != folder);
+        let is_link = |above: &&Path| {
+            above
+                .symlink_metadata()
+                .is_ok_and(|found| found.is_symlink())
+        };
+        match below.find(is_link) {
+            Some(link) => Err(Error::UntrustedLink {
+                path: link.to_path_buf(),
+            }),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Folder {
     /// A folder whose files may change.
-    pub(super) fn new(path: &Path) -> Self {
+    pub(super) fn new(path: &Path, links: Links) -> Self {
         Self {
             path: path.to_path_buf(),
             since: None,
             stays: false,
+            links,
         }
     }
 
     /// A folder whose files may not be written from now on. Of a folder on another machine,
     /// whose clock is not ours, that cannot be told.
-    pub(super) fn unchanging(path: &Path) -> Result<Self> {
+    pub(super) fn unchanging(path: &Path, links: Links) -> Result<Self> {
         let folder = File::open(path).map_err(Error::io("open", path))?;
         Ok(Self {
             since: (!is_remote(&folder)).then(Since::now),
             stays: true,
-            ..Self::new(path)
+            ..Self::new(path, links)
         })
     }
 
@@ -92,6 +132,7 @@ impl Folder {
 impl Store for Folder {
     fn open(&self, key: &str) -> Result<Option<Box<dyn Value>>> {
         let path = self.path.join(key);
+        self.links.check(&self.path, &path)?;
         // Without waiting: to open a pipe that nobody writes to would take for ever.
         let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
         let opened = File::options()
@@ -156,9 +197,13 @@ impl Value for OpenFile {
 }
 
 /// Reads a metadata document of up to 16 MiB and parses it; `None` if there is none.
-pub(super) fn read_json(folder: &Path, name: &str) -> Result<Option<serde_json::Value>> {
+pub(super) fn read_json(
+    folder: &Path,
+    name: &str,
+    links: Links,
+) -> Result<Option<serde_json::Value>> {
     const LIMIT: u64 = 16 << 20;
-    let Some(value) = Folder::new(folder).open(name)? else {
+    let Some(value) = Folder::new(folder, links).open(name)? else {
         return Ok(None);
     };
     let path = folder.join(name);

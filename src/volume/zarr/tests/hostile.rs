@@ -249,7 +249,7 @@ fn spoilt_metadata_never_panics() {
                 for _ in 0..=dice.below(3) {
                     spoil(&mut document, &mut dice);
                 }
-                let store = Box::new(Folder::new(path));
+                let store = Box::new(Folder::new(path, Links::Followed));
                 let options = OpenOptions::default();
                 let Ok(volume) = ZarrVolume::with_store(path, store, format, &document, &options)
                 else {
@@ -268,4 +268,63 @@ fn spoilt_metadata_never_panics() {
         }
     }
     assert!(opened > 200, "most spoilt fields are not used: {opened}");
+}
+
+/// Links lead elsewhere only for those who trust them; the folder itself may be one.
+#[test]
+fn links_in_a_folder_of_strangers_are_refused_wherever_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = Layout::new([16; 3], 1, DType::U8);
+    let options = crate::volume::CreateOptions {
+        chunk: [8; 3],
+        shard: None,
+        ..crate::volume::CreateOptions::default()
+    };
+    let whole = crate::region::Region::whole(layout.shape);
+    let begin = |name: &str| {
+        let path = dir.path().join(name);
+        let output = crate::volume::create(&path, &layout, &options).unwrap();
+        let bytes = vec![7; 16 * 16 * 16];
+        output.write_channels(0..1, whole, &bytes).unwrap();
+        output.finish().unwrap();
+        path
+    };
+    let read = |path: &Path, trusted: bool| {
+        let options = OpenOptions {
+            trusted,
+            ..OpenOptions::default()
+        };
+        options.open(path).and_then(|volume| volume.read(whole))
+    };
+    for (n, moved) in ["zarr.json", "0/zarr.json", "0", "0/c/1", "0/c/1/0/1"]
+        .iter()
+        .enumerate()
+    {
+        let path = begin(&format!("{n}.zarr"));
+        assert!(read(&path, false).is_ok());
+        let link = path.join(moved);
+        let target = dir.path().join(format!("moved {n}"));
+        fs::rename(&link, &target).unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        let trusted = read(&path, true).unwrap();
+        assert_eq!(trusted.as_slice::<u8>().unwrap(), [7; 16 * 16 * 16]);
+        match read(&path, false) {
+            Err(Error::UntrustedLink { path }) => assert_eq!(path, link),
+            other => panic!("{moved}: {other:?}"),
+        }
+    }
+    let verified = OpenOptions {
+        trusted: false,
+        ..OpenOptions::default()
+    };
+    let silent = &crate::progress::silent;
+    let refused = verified.verify(&dir.path().join("0.zarr"), 1, silent);
+    assert!(
+        matches!(refused, Err(Error::UntrustedLink { .. })),
+        "{refused:?}"
+    );
+    let path = begin("whole.zarr");
+    let link = dir.path().join("link.zarr");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    assert!(read(&link, false).is_ok() && read(&link.join("0"), false).is_ok());
 }

@@ -54,7 +54,7 @@ fn noted(path: &Path) -> (ZarrVolume, Notebook) {
             }
         }
     }
-    let found = ome::find_array(path, 0).unwrap();
+    let found = ome::find_array(path, 0, Links::Followed).unwrap();
     let volume = ZarrVolume::with_store(
         path,
         Box::new(store.clone()),

@@ -1,0 +1,256 @@
+//! Whether outputs fit on their disks, as far as that can be told before anything is written.
+//!
+//! How small voxels become is known once they are compressed. Before that there are two bounds: what an
+//! output takes if nothing gets smaller, and what it takes to begin at all. A flat file takes what it takes.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::staged::parent;
+use super::{CreateOptions, Format, Layout, partial, zarr};
+use crate::error::{Error, Result};
+
+/// The disk space of outputs that lie on one file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// The first of the outputs.
+    pub output: PathBuf,
+    /// Bytes that the outputs take if no chunk gets smaller by being compressed, all levels and metadata
+    /// counted; without what an earlier run stored, if it is gone on with.
+    pub most_bytes: u64,
+    /// Bytes without which they cannot be begun: the metadata and one write chunk of each, and all of a
+    /// flat file; 0 if they were begun by an earlier run.
+    pub least_bytes: u64,
+    /// Bytes that the file system has free; `None` where it does not say.
+    pub free_bytes: Option<u64>,
+}
+
+impl Space {
+    /// Whether the disk may be full before the outputs are whole: whether it will be depends on how
+    /// well they compress.
+    #[must_use]
+    pub fn may_run_out(&self) -> bool {
+        self.free_bytes.is_some_and(|free| free < self.most_bytes)
+    }
+
+    /// Checks that the outputs can be begun.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSpace`] if less is free than [`least_bytes`](Self::least_bytes).
+    pub fn check(&self) -> Result<()> {
+        match self.free_bytes {
+            Some(free) if free < self.least_bytes => Err(Error::NoSpace {
+                path: self.output.clone(),
+                needed: self.least_bytes,
+                free,
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What outputs take, and what is free where they go: one entry for each file system. Layouts are
+/// those that [`planned`](super::planned) gives; `resumed` says that the outputs are gone on with if an
+/// earlier run began them. Quotas are not seen.
+///
+/// # Errors
+///
+/// As [`planned`](super::planned).
+pub fn space(outputs: &[(&Layout, &CreateOptions)], resumed: bool) -> Result<Vec<Space>> {
+    let mut found: Vec<(Option<u64>, Space)> = Vec::new();
+    for &(layout, options) in outputs {
+        let (mut most, mut least) = match layout.format {
+            Format::Zarr2 | Format::Zarr3 => zarr::bounds(layout, options)?,
+            _ => layout.decoded_bytes().map(|bytes| (bytes, bytes))?,
+        };
+        if resumed && let Some(data) = partial::begun(&layout.path)? {
+            // It may be given its name at this moment: then nothing is left to store.
+            let stored = zarr::folder_bytes(&data).unwrap_or(0);
+            (most, least) = (most.saturating_sub(stored), 0);
+        }
+        let folder = parent(&layout.path);
+        let device = folder.metadata().ok().map(|found| found.dev());
+        match found
+            .iter_mut()
+            .find(|(other, _)| device.is_some() && *other == device)
+        {
+            Some((_, space)) => {
+                space.most_bytes = space.most_bytes.saturating_add(most);
+                space.least_bytes = space.least_bytes.saturating_add(least);
+            }
+            None => found.push((
+                device,
+                Space {
+                    output: layout.path.clone(),
+                    most_bytes: most,
+                    least_bytes: least,
+                    free_bytes: free(folder),
+                },
+            )),
+        }
+    }
+    Ok(found.into_iter().map(|(_, space)| space).collect())
+}
+
+/// Checks that an output can be begun. One that an earlier run began is gone on with in any case, if it
+/// is to be: what it stores is kept when the disk is full.
+pub(super) fn check(layout: &Layout, options: &CreateOptions, resumed: bool) -> Result<()> {
+    if resumed && partial::begun(&layout.path)?.is_some() {
+        return Ok(());
+    }
+    space(&[(layout, options)], false)?
+        .iter()
+        .try_for_each(Space::check)
+}
+
+/// Bytes that are free where `folder` is. Some file systems in user space say 0 of 0.
+fn free(folder: &Path) -> Option<u64> {
+    let found = rustix::fs::statvfs(folder).ok()?;
+    (found.f_blocks > 0).then(|| found.f_bavail.saturating_mul(found.f_frsize.max(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Codec, Downsample, Pyramid, ZarrVersion, create, planned};
+    use super::*;
+    use crate::dtype::DType;
+    use crate::region::{Region, Shape};
+
+    fn of(path: &Path, shape: Shape, options: &CreateOptions) -> Space {
+        let layout = Layout::new(shape, 2, DType::U16);
+        let layout = planned(path, &layout, options).unwrap();
+        space(&[(&layout, options)], false).unwrap().remove(0)
+    }
+
+    fn stored(path: &Path) -> u64 {
+        let found = path.metadata().unwrap();
+        if !found.is_dir() {
+            return found.len();
+        }
+        let entries = std::fs::read_dir(path).unwrap();
+        entries.map(|entry| stored(&entry.unwrap().path())).sum()
+    }
+
+    /// Noise that no codec makes smaller.
+    fn noise(bytes: u64) -> Vec<u8> {
+        let mut state = 1_u64;
+        let next = || {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            state.to_le_bytes()[7]
+        };
+        std::iter::repeat_with(next)
+            .take(usize::try_from(bytes).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn no_output_takes_more_than_the_most_and_noise_takes_nearly_that() {
+        let dir = tempfile::tempdir().unwrap();
+        let shape = [37, 50, 41];
+        let pyramid = Some(Pyramid {
+            levels: Some(3),
+            method: Downsample::Mode,
+        });
+        let usual = CreateOptions {
+            chunk: [8; 3],
+            shard: Some([16; 3]),
+            codec: Codec::None,
+            ..CreateOptions::default()
+        };
+        let whole_files = CreateOptions {
+            shard: None,
+            ..usual.clone()
+        };
+        let v2 = CreateOptions {
+            format: ZarrVersion::V2,
+            ..whole_files.clone()
+        };
+        for (n, options) in [usual.clone(), whole_files, v2].into_iter().enumerate() {
+            for pyramid in [None, pyramid] {
+                let name = format!("{n}-{}.zarr", pyramid.is_some());
+                let path = dir.path().join(name);
+                let options = CreateOptions {
+                    pyramid,
+                    ..options.clone()
+                };
+                let space = of(&path, shape, &options);
+                let output = create(&path, &Layout::new(shape, 2, DType::U16), &options).unwrap();
+                let bytes = output.layout().decoded_bytes().unwrap();
+                output
+                    .write_channels(0..2, Region::whole(shape), &noise(bytes))
+                    .unwrap();
+                output.finish().unwrap();
+                let stored = stored(&path);
+                #[expect(clippy::cast_precision_loss, reason = "small")]
+                let share = stored as f64 / space.most_bytes as f64;
+                assert!(share > 0.9 && share <= 1.0, "{n}: {space:?}, {stored}");
+                assert!(space.most_bytes > bytes && space.least_bytes < bytes / 2);
+                assert!(!space.may_run_out() && space.check().is_ok(), "{space:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_lies_on_one_file_system_is_added_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = CreateOptions::default();
+        let layout = |name: &str| {
+            let layout = Layout::new([64; 3], 1, DType::F32);
+            planned(&dir.path().join(name), &layout, &options).unwrap()
+        };
+        let (a, b) = (layout("a.zarr"), layout("b.npy"));
+        let alone = |layout: &Layout| space(&[(layout, &options)], false).unwrap().remove(0);
+        let both = space(&[(&a, &options), (&b, &options)], false).unwrap();
+        assert_eq!(both.len(), 1);
+        assert_eq!(both[0].output, a.path);
+        let (a, b) = (alone(&a), alone(&b));
+        assert_eq!(b.most_bytes, 4 << 18);
+        assert_eq!(b.least_bytes, 4 << 18, "a flat file takes what it takes");
+        assert_eq!(both[0].most_bytes, a.most_bytes + b.most_bytes);
+        assert_eq!(both[0].least_bytes, a.least_bytes + b.least_bytes);
+    }
+
+    #[test]
+    fn too_little_is_told_apart_from_perhaps_too_little() {
+        let of = |free_bytes| Space {
+            output: PathBuf::from("out.zarr"),
+            most_bytes: 100,
+            least_bytes: 10,
+            free_bytes,
+        };
+        for (free, begins, may_run_out) in [
+            (Some(9), false, true),
+            (Some(10), true, true),
+            (Some(99), true, true),
+            (Some(100), true, false),
+            (None, true, false),
+        ] {
+            let space = of(free);
+            assert_eq!(space.check().is_ok(), begins, "{free:?}");
+            assert_eq!(space.may_run_out(), may_run_out, "{free:?}");
+        }
+        let error = of(Some(9)).check().unwrap_err();
+        let text = "no space for out.zarr: it takes at least 10 bytes, and 9 are free there: make room, or write it \
+                    elsewhere";
+        assert_eq!(error.to_string(), text);
+    }
+
+    #[test]
+    fn an_output_that_cannot_fit_is_not_begun() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new([1 << 20, 1 << 20, 1 << 10], 1, DType::U8);
+        let refused = create(
+            &dir.path().join("a.npy"),
+            &layout,
+            &CreateOptions::default(),
+        );
+        assert!(matches!(refused, Err(Error::NoSpace { .. })), "{refused:?}");
+        let path = dir.path().join("a.zarr");
+        let space = of(&path, layout.shape, &CreateOptions::default());
+        assert!(space.may_run_out() && space.check().is_ok(), "{space:?}");
+        assert_eq!(dir.path().read_dir().unwrap().count(), 0);
+    }
+}
