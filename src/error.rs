@@ -185,6 +185,31 @@ pub enum Error {
         channels: u64,
     },
 
+    /// Time points were asked for of a volume that has none.
+    #[error(
+        "{}: no axis of it is time, or another varies more slowly than time: take some of its {channels} channels",
+        path.display()
+    )]
+    NoTime {
+        /// The volume.
+        path: PathBuf,
+        /// Channels of the volume.
+        channels: u64,
+    },
+
+    /// Time points were asked for that the volume does not have.
+    #[error("{}: time points {start}..{end} were asked for, but there are {points}", path.display())]
+    NoSuchTime {
+        /// The volume.
+        path: PathBuf,
+        /// First time point asked for.
+        start: u64,
+        /// One past the last.
+        end: u64,
+        /// Time points of the volume.
+        points: u64,
+    },
+
     /// A buffer has another length than its region needs.
     #[error("a buffer of {actual} bytes was given where {expected} are needed")]
     BufferLength {

@@ -22,11 +22,12 @@ pub(crate) fn lengths(name: &str, given: &Bound<'_, PyAny>) -> PyResult<Shape> {
     })
 }
 
-/// Channels: a number, a slice or range of step 1, or a pair (first, end).
-pub(crate) fn channels(given: &Bound<'_, PyAny>, count: u64) -> PyResult<Range<u64>> {
+/// Some of `count` channels, or of what `name` calls: a number, a slice or range of step 1, or a
+/// pair (first, end).
+pub(crate) fn some_of(name: &str, given: &Bound<'_, PyAny>, count: u64) -> PyResult<Range<u64>> {
     let wrong = || {
         invalid(format!(
-            "channels {given}: give a number, or a slice of step 1, of the {count} that there are"
+            "{name} {given}: give a number, or a slice of step 1, of the {count} that there are"
         ))
     };
     let length = isize::try_from(count).map_err(|_| wrong())?;

@@ -100,6 +100,7 @@ impl Source {
 pub(crate) struct Volume {
     source: Source,
     layout: Layout,
+    time_points: Option<u64>,
     /// The process that opened it, and what it opened.
     opened: Mutex<(u32, Arc<Image>)>,
 }
@@ -109,6 +110,7 @@ impl Volume {
         Self {
             source,
             layout: image.volume.layout().clone(),
+            time_points: image.volume.time_points(),
             opened: Mutex::new((process::id(), Arc::new(image))),
         }
     }
@@ -148,12 +150,14 @@ impl Volume {
 
 /// Opens a volume: a Zarr folder, or a NIfTI, numpy, MetaImage, NRRD or raw file.
 #[pyfunction]
-#[pyo3(signature = (path, *, level = 0, channels = None, values = None, missing = "fill", trusted = true))]
+#[pyo3(signature = (path, *, level = 0, channels = None, time = None, values = None, missing = "fill", trusted = true))]
+#[expect(clippy::too_many_arguments, reason = "Python's users name them")]
 pub(crate) fn open(
     py: Python<'_>,
     path: PathBuf,
     level: usize,
     channels: Option<&Bound<'_, PyAny>>,
+    time: Option<&Bound<'_, PyAny>>,
     values: Option<&Bound<'_, PyAny>>,
     missing: &str,
     trusted: bool,
@@ -178,10 +182,23 @@ pub(crate) fn open(
     };
     let wanted = source.clone();
     let mut image = interruptible(py, move |_| wanted.open())?;
-    if let Some(given) = channels {
-        let range = arguments::channels(given, image.volume.layout().channels)?;
-        source.channels = Some((range.start, range.end));
+    if let Some(given) = time {
+        let volume = &image.volume;
+        // Without any, what is asked for makes no difference to the error.
+        let times = match volume.time_points() {
+            Some(points) => arguments::some_of("time", given, points)?,
+            None => 0..0,
+        };
+        let range = volume.channels_at(times).map_err(|error| raised(&error))?;
         image = image.with_channels(range);
+    }
+    if let Some(given) = channels {
+        let all = image.channels.clone();
+        let range = arguments::some_of("channels", given, all.end - all.start)?;
+        image = image.with_channels(all.start + range.start..all.start + range.end);
+    }
+    if channels.is_some() || time.is_some() {
+        source.channels = Some((image.channels.start, image.channels.end));
     }
     Ok(Volume::new(source, image))
 }
@@ -254,6 +271,13 @@ impl Volume {
     #[getter]
     fn ndim(&self) -> usize {
         self.axes().len()
+    }
+
+    /// Time points of what is stored: among the channels all of the first come first. None without
+    /// an axis of time.
+    #[getter]
+    fn time_points(&self) -> Option<u64> {
+        self.time_points
     }
 
     /// How many values there are.

@@ -155,7 +155,7 @@ def test_nothing_starts_at_import_and_it_takes_no_time() -> None:
         import voxpatch
         taken = time.process_time() - began
         assert len(os.listdir("/proc/self/task")) == 1, "a thread"
-        heavy = {"numpy", "torch", "monai", "torchio", "multiprocessing"} & (set(sys.modules) - before)
+        heavy = {"numpy", "torch", "monai", "torchio", "tqdm", "multiprocessing"} & (set(sys.modules) - before)
         assert not heavy, heavy
         print(taken)
     """

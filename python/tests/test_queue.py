@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pathlib
 import pickle
+import random
 from collections import Counter
 from typing import Any
 
@@ -86,6 +87,71 @@ def test_batches_are_the_samples_in_their_order(subjects: Subjects) -> None:
     assert batches[0]["ct"].shape == (4, 1, 8, 8, 8) and batches[0]["location"].shape == (4, 6)
     assert [one for batch in batches for one in batch["subject"]] == [sample["subject"] for sample in single]
     assert all(batch["ct"].flags.writeable and batch["ct"].flags.c_contiguous for batch in batches)
+
+
+def test_batches_hold_what_lies_at_their_places(subjects: Subjects, tmp_path: pathlib.Path) -> None:
+    broken = Subject(ct=tmp_path / "gone.npy", label=tmp_path / "gone.zarr")
+    everyone = [subjects[0], broken, *subjects[1:]]
+
+    def checked(queue: Queue) -> list[tuple[Any, ...]]:
+        found = []
+        for batch in list(queue):  # all at once, so that no buffer is used again
+            count = len(batch["location"])
+            assert all(len(batch[name]) == count for name in ("ct", "label") if count)
+            for n in range(count):
+                index, location = batch["subject"][n]["index"], batch["location"][n]
+                for name in ("ct", "label"):
+                    assert np.array_equal(batch[name][n], patch_of(everyone[index], name, location)), (n, name)
+                found.append((index, *location.tolist()))
+        return found
+
+    plain = Queue(everyone, UniformSampler(8), 7, on_error="skip")
+    expected = [(sample["subject"]["index"], *sample["location"].tolist()) for sample in plain]
+    assert len(expected) == 21
+    chosen = random.Random(1)
+    for _ in range(25):
+        size, world = chosen.choice([2, 3, 4, 5, 30]), chosen.choice([1, 1, 2, 3])
+
+        def queue(rank: int) -> Queue:
+            return Queue(
+                everyone,
+                UniformSampler(8),
+                7,
+                batch_size=size,
+                rank=rank,
+                world_size=world,
+                num_workers=chosen.randrange(4),
+                on_error="skip",
+            )
+
+        found = [checked(queue(rank)) for rank in range(world)]
+        assert sorted(sum(found, [])) == sorted(expected), (size, world)
+        assert world > 1 or found == [expected]
+        # The same, gone on with in the middle.
+        begun, resumed = queue(0), queue(0)
+        iterator = iter(begun)
+        taken = sum(len(next(iterator)["location"]) for _ in range(chosen.randrange(1, len(begun) + 1)))
+        resumed.load_state_dict(begun.state_dict())
+        assert checked(resumed) == found[0][taken:], (size, world)
+
+
+def test_an_error_in_a_batch_leaves_the_others_of_it(subjects: Subjects, tmp_path: pathlib.Path) -> None:
+    broken = Subject(ct=tmp_path / "gone.npy", label=tmp_path / "gone.zarr")
+    errors, found = 0, []
+    iterator = iter(Queue([*subjects, broken], UniformSampler(8), 2, batch_size=8, num_workers=2))
+    while True:
+        try:
+            batch = next(iterator)
+        except FileNotFoundError:
+            errors += 1
+        except StopIteration:
+            break
+        else:
+            found += [
+                np.array_equal(batch["ct"][n], patch_of(subjects[one["index"]], "ct", batch["location"][n]))
+                for n, one in enumerate(batch["subject"])
+            ]
+    assert errors == 2 and found == [True] * 6
 
 
 def test_a_state_goes_on_at_any_patch_with_other_threads(subjects: Subjects) -> None:

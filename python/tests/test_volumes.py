@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import pickle
 from typing import Any
@@ -89,6 +90,78 @@ def test_channels_and_values_are_chosen(files: dict[str, pathlib.Path], voxels: 
     as_float = voxpatch.open(files["c.zarr"], values="float32")
     assert as_float.dtype == np.float32 and np.array_equal(as_float[:], voxels.astype(np.float32))
     assert np.array_equal(as_float.astype("stored")[1], voxels[1])
+
+
+def write_times(folder: pathlib.Path, voxels: Voxels) -> None:
+    """An OME-Zarr image with axes t, c, z, y, x, a chunk for each box of a channel."""
+    axes = [{"name": "t", "type": "time"}, {"name": "c", "type": "channel"}]
+    axes += [{"name": name, "type": "space"} for name in "zyx"]
+    scale = {"type": "scale", "scale": [1.0, 1.0, 2.5, 1.0, 0.5]}
+    image = {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": [scale]}]}
+    group = {"zarr_format": 3, "node_type": "group", "attributes": {"ome": {"version": "0.5", "multiscales": [image]}}}
+    array = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": voxels.shape,
+        "data_type": str(voxels.dtype),
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, 1, *voxels.shape[2:]]}},
+        "chunk_key_encoding": {"name": "default"},
+        "fill_value": 0,
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+    }
+    (folder / "0").mkdir(parents=True)
+    (folder / "zarr.json").write_text(json.dumps(group))
+    (folder / "0" / "zarr.json").write_text(json.dumps(array))
+    for t, c in np.ndindex(*voxels.shape[:2]):
+        chunk = folder / "0" / "c" / f"{t}" / f"{c}" / "0" / "0" / "0"
+        chunk.parent.mkdir(parents=True)
+        chunk.write_bytes(voxels[t, c].tobytes())
+
+
+def test_time_points_of_an_image_are_chosen(tmp_path: pathlib.Path) -> None:
+    times = np.random.default_rng(0).integers(0, 99, (4, 3, 5, 6, 7)).astype("<i2")
+    write_times(tmp_path / "t.zarr", times)
+    whole = voxpatch.open(tmp_path / "t.zarr")
+    assert whole.time_points == 4 and whole.shape == (12, 5, 6, 7)
+    assert np.array_equal(whole[:], times.reshape(12, 5, 6, 7))
+    for t in [0, 2, -1]:
+        volume = voxpatch.open(tmp_path / "t.zarr", time=t)
+        assert volume.shape == (3, 5, 6, 7) and np.array_equal(volume[:], times[t])
+        one = voxpatch.open(tmp_path / "t.zarr", time=t, channels=-1)
+        assert one.shape == (1, 5, 6, 7) and np.array_equal(one[0], times[t, 2])
+        assert np.array_equal(pickle.loads(pickle.dumps(one))[0], times[t, 2])
+    for some in [slice(1, 3), range(1, 3), (1, 3)]:
+        volume = voxpatch.open(tmp_path / "t.zarr", time=some)
+        assert np.array_equal(volume[:], times[1:3].reshape(6, 5, 6, 7))
+    for wrong in [4, -5, slice(None, None, 2), (2, 2), "first"]:
+        with pytest.raises(ValueError, match="time .* of the 4 that there are"):
+            voxpatch.open(tmp_path / "t.zarr", time=wrong)
+    with pytest.raises(ValueError, match="channels 3.* of the 3 that there are"):
+        voxpatch.open(tmp_path / "t.zarr", time=1, channels=3)
+
+
+def test_patches_come_from_the_time_point_that_was_opened(tmp_path: pathlib.Path) -> None:
+    times = np.random.default_rng(0).integers(0, 99, (4, 2, 9, 8, 7)).astype("<i2")
+    write_times(tmp_path / "t.zarr", times)
+    subjects = [voxpatch.Subject(scan=voxpatch.open(tmp_path / "t.zarr", time=t), t=t) for t in range(4)]
+    seen = set()
+    for sample in voxpatch.Queue(subjects, voxpatch.UniformSampler(4), samples_per_volume=2, num_workers=1):
+        t = sample["subject"]["t"]
+        z, y, x, z1, y1, x1 = sample["location"].tolist()
+        assert np.array_equal(sample["scan"], times[t][:, z:z1, y:y1, x:x1])
+        seen.add(t)
+    assert seen == {0, 1, 2, 3}
+
+
+def test_the_fourth_axis_of_nifti_is_time(files: dict[str, pathlib.Path], voxels: Voxels, tmp_path: pathlib.Path) -> None:
+    volume = voxpatch.open(files["c.nii"], time=1)
+    assert volume.time_points == 2 and np.array_equal(volume[:], voxels[1:])
+    voxpatch.write(tmp_path / "flat.nii", voxels[0])
+    for path in [files["c.npy"], files["c.zarr"], tmp_path / "flat.nii"]:
+        assert voxpatch.open(path).time_points is None
+        with pytest.raises(voxpatch.VoxpatchError, match="no axis of it is time") as error:
+            voxpatch.open(path, time=0)
+        assert isinstance(error.value, ValueError) and path.name in str(error.value)
 
 
 def test_slope_and_intercept_are_applied_where_real_values_are_asked_for(tmp_path: pathlib.Path) -> None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 _Array = np.ndarray[Any, Any]
 _Path = str | os.PathLike[str]
 _Size = int | tuple[int, int, int]
-_Channels = int | slice | range | tuple[int, int]
+_Some = int | slice | range | tuple[int, int]
 _Index = SupportsIndex | slice | Any | tuple[Any, ...]
 _Affine = Sequence[Sequence[float]] | _Array
 
@@ -34,6 +34,10 @@ class Volume:
     @property
     def ndim(self) -> int:
         """Four: c, z, y, x."""
+
+    @property
+    def time_points(self) -> int | None:
+        """Time points of what is stored: among the channels all of the first come first. None without an axis of time."""
 
     @property
     def size(self) -> int:
@@ -85,12 +89,17 @@ def open(
     path: _Path,
     *,
     level: int = 0,
-    channels: _Channels | None = None,
+    channels: _Some | None = None,
+    time: _Some | None = None,
     values: npt.DTypeLike | Literal["stored", "real"] | None = None,
     missing: Literal["fill", "error"] = "fill",
     trusted: bool = True,
 ) -> Volume:
-    """Opens a volume: a Zarr folder, or a NIfTI, numpy, MetaImage, NRRD or raw file."""
+    """Opens a volume: a Zarr folder, or a NIfTI, numpy, MetaImage, NRRD or raw file.
+
+    `time` chooses time points where an axis is time, as of OME-Zarr or the fourth of NIfTI; without it all are
+    there, one after the other, as channels. `channels` are counted among those of the time points chosen.
+    """
 
 def write(
     path: _Path,

@@ -71,6 +71,10 @@ impl Volume for Cached {
         Ok((*self.chunk(index)?).clone())
     }
 
+    fn time_points(&self) -> Option<u64> {
+        self.inner.time_points()
+    }
+
     fn is_sequential(&self) -> bool {
         self.inner.is_sequential()
     }

@@ -67,7 +67,7 @@ pub struct Layout {
     pub format: Format,
     /// Voxels along z, y, x.
     pub shape: Shape,
-    /// Channels, or time points, or both flattened; 1 for an ordinary scan.
+    /// Channels, or time points, or both flattened (see [`Volume::channels_at`]); 1 for an ordinary scan.
     pub channels: u64,
     /// The type that is stored.
     pub dtype: DType,
@@ -258,6 +258,36 @@ pub trait Volume: Debug + Send + Sync {
         })
     }
 
+    /// How many time points the channels are of: first all channels of the first, then those of the
+    /// next. `None` if no axis is said to be time, or another one varies more slowly. A wrapper
+    /// passes the question on.
+    fn time_points(&self) -> Option<u64> {
+        None
+    }
+
+    /// The channels that are those of some time points.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoTime`] if the volume has no time points, [`Error::NoSuchTime`] if not so many.
+    fn channels_at(&self, times: Range<u64>) -> Result<Range<u64>> {
+        let layout = self.layout();
+        let points = self.time_points().ok_or_else(|| Error::NoTime {
+            path: layout.path.clone(),
+            channels: layout.channels,
+        })?;
+        if times.start > times.end || times.end > points {
+            return Err(Error::NoSuchTime {
+                path: layout.path.clone(),
+                start: times.start,
+                end: times.end,
+                points,
+            });
+        }
+        let each = layout.channels / points.max(1);
+        Ok(times.start * each..times.end * each)
+    }
+
     /// Whether reading front to back, channel after channel and plane after plane, is far
     /// cheaper than any other order, as in a compressed file.
     fn is_sequential(&self) -> bool {
@@ -392,6 +422,9 @@ impl<V: Volume + ?Sized> Volume for Arc<V> {
     }
     fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
         (**self).read_chunk(index)
+    }
+    fn time_points(&self) -> Option<u64> {
+        (**self).time_points()
     }
     fn is_sequential(&self) -> bool {
         (**self).is_sequential()

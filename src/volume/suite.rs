@@ -362,6 +362,10 @@ impl<V: Volume> Volume for Faulty<V> {
         self.inner.read_chunk(index)
     }
 
+    fn time_points(&self) -> Option<u64> {
+        self.inner.time_points()
+    }
+
     fn reads(&self) -> Reads {
         self.inner.reads()
     }

@@ -253,6 +253,10 @@ impl Volume for Upsampled {
         })
     }
 
+    fn time_points(&self) -> Option<u64> {
+        self.inner.time_points()
+    }
+
     fn is_sequential(&self) -> bool {
         self.inner.is_sequential()
     }

@@ -46,6 +46,7 @@ const LONG: u64 = 64 << 10;
 #[derive(Debug)]
 pub(super) struct FlatVolume {
     layout: Layout,
+    time_points: Option<u64>,
     /// `None` if the file is read by system calls.
     map: Option<Map>,
     file: File,
@@ -110,6 +111,7 @@ impl FlatVolume {
             .map_err(Error::io("map", &source.path))?;
         Ok(Self {
             voxels: Strided::new(header, offset),
+            time_points: header.time_points,
             big_endian: header.big_endian,
             stored: source.stored,
             bytes: offset..expected,
@@ -183,6 +185,10 @@ impl Volume for FlatVolume {
         let plane = y.saturating_mul(x) * self.layout.dtype.size() as u64;
         let planes = (SLAB / plane.max(1)).clamp(1, PLANES);
         self.voxels.is_planar().then_some([1, planes, y, x])
+    }
+
+    fn time_points(&self) -> Option<u64> {
+        self.time_points
     }
 
     fn reads(&self) -> Reads {

@@ -26,6 +26,7 @@ use crate::region::Region;
 #[derive(Debug)]
 pub(super) struct StreamVolume {
     layout: Layout,
+    time_points: Option<u64>,
     /// The file that holds the stream, and where in it the stream begins.
     path: PathBuf,
     start: u64,
@@ -65,6 +66,7 @@ impl StreamVolume {
             layout,
             start: source.start,
             path: source.path,
+            time_points: header.time_points,
             big_endian: header.big_endian,
             stored: source.stored,
             files: source.files,
@@ -216,6 +218,10 @@ impl Volume for StreamVolume {
         to_native(self.layout.dtype, self.big_endian, out);
         self.counter.add(0, out.len() as u64);
         Ok(())
+    }
+
+    fn time_points(&self) -> Option<u64> {
+        self.time_points
     }
 
     fn reads(&self) -> Reads {

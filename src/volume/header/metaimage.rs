@@ -125,6 +125,7 @@ pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     let real = |name| fields.get(&[name]).and_then(|value| value.parse().ok());
     let header = FlatHeader {
         channels: if dims == 4 { t } else { beside },
+        time_points: (dims == 4).then_some(t),
         big_endian: fields.is_true(&["ElementByteOrderMSB", "BinaryDataByteOrderMSB"], false),
         order: if beside > 1 { INTERLEAVED } else { PLANAR },
         encoding: if compressed {

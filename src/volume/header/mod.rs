@@ -36,6 +36,8 @@ pub(super) struct FlatHeader {
     pub(super) shape: Shape,
     /// Channels; further dimensions are flattened into them.
     pub(super) channels: u64,
+    /// Time points, if the channels are those of one after the other.
+    pub(super) time_points: Option<u64>,
     /// The type that is stored.
     pub(super) dtype: DType,
     /// Whether the first byte of a voxel is its highest.
@@ -101,6 +103,7 @@ impl FlatHeader {
             format,
             shape,
             channels: 1,
+            time_points: None,
             dtype,
             big_endian: false,
             order: PLANAR,

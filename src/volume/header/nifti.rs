@@ -84,6 +84,9 @@ pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     let geometry = facts.geometry(&mut problems);
     problems.check(path, facts.name)?;
     let [x, y, z, rest @ ..] = lengths;
+    // The fourth dimension is time; those behind it vary more slowly.
+    let [time, slower @ ..] = rest;
+    let is_time = facts.uses(3) && (time == 1 || slower == [1; 3]);
     let channels = rest
         .iter()
         .try_fold(1_u64, |product, &n| product.checked_mul(n));
@@ -95,6 +98,7 @@ pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     })?;
     let header = FlatHeader {
         channels,
+        time_points: is_time.then_some(time),
         big_endian: facts.big_endian,
         data: facts.pair.then(|| image_name(path)),
         start: Start::byte(offset),

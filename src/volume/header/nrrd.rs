@@ -109,6 +109,10 @@ pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     let space: Vec<u64> = axes.space.iter().map(|&axis| sizes[axis]).collect();
     let header = FlatHeader {
         channels: axes.channels.map_or(1, |axis| sizes[axis]),
+        time_points: axes
+            .channels
+            .filter(|_| axes.is_time)
+            .map(|axis| sizes[axis]),
         big_endian,
         order: if axes.channels == Some(0) {
             INTERLEAVED
@@ -254,6 +258,8 @@ struct Axes {
     /// Axes x, y and, unless the image is flat, z.
     space: Vec<usize>,
     channels: Option<usize>,
+    /// Whether what is read as channels is time.
+    is_time: bool,
 }
 
 impl Axes {
@@ -294,16 +300,21 @@ impl Axes {
                 ));
             }
         };
+        let is_said = |axis: usize| kinds.as_ref().is_some_and(|kinds| kinds[axis] == "time");
         // Four axes of space, the last of them time.
-        let (space, channels) = match (space.len(), channels) {
-            (4, None) => (space[..3].to_vec(), Some(3)),
-            _ => (space, channels),
+        let (space, channels, is_time) = match (space.len(), channels) {
+            (4, None) => (space[..3].to_vec(), Some(3), true),
+            _ => (space, channels, channels.is_some_and(is_said)),
         };
         if !(2..=3).contains(&space.len()) {
             let what = format!("{} axes of space are not read: 2 or 3 are", space.len());
             return Err(Error::unsupported(path, what));
         }
-        Ok(Self { space, channels })
+        Ok(Self {
+            space,
+            channels,
+            is_time,
+        })
     }
 }
 

@@ -809,3 +809,70 @@ fn mutated_headers_never_panic() {
         assert!(kib < 64 << 10, "{kib} KiB");
     }
 }
+
+/// What a file of these bytes, opened, says of time.
+fn time_points(name: &str, bytes: &[u8]) -> Option<u64> {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("near.raw"), [0; 64]).unwrap();
+    fs::write(dir.path().join(name), bytes).unwrap();
+    let volume = open(dir.path().join(name)).unwrap();
+    if let Some(points) = volume.time_points() {
+        let each = volume.layout().channels / points;
+        let last = volume.channels_at(points - 1..points).unwrap();
+        assert_eq!(
+            last,
+            volume.layout().channels - each..volume.layout().channels
+        );
+        let beyond = volume.channels_at(points..points + 1).unwrap_err();
+        assert!(matches!(beyond, Error::NoSuchTime { .. }), "{beyond}");
+    } else {
+        let error = volume.channels_at(0..1).unwrap_err();
+        assert!(matches!(error, Error::NoTime { .. }), "{error}");
+    }
+    volume.time_points()
+}
+
+#[test]
+fn an_axis_is_time_where_the_header_says_so_and_nothing_varies_more_slowly() {
+    let dim = |dim: [i16; 6]| {
+        let bytes: Vec<u8> = dim.iter().flat_map(|n| n.to_le_bytes()).collect();
+        time_points("a.nii", &nifti(&[(40, &bytes)]))
+    };
+    assert_eq!(dim([3, 2, 2, 2, 1, 1]), None);
+    assert_eq!(dim([4, 2, 2, 2, 5, 1]), Some(5));
+    assert_eq!(dim([4, 2, 2, 2, 1, 1]), Some(1));
+    assert_eq!(dim([5, 2, 2, 2, 1, 3]), Some(1));
+    assert_eq!(dim([5, 2, 2, 2, 2, 3]), None);
+    let mhd = |dims: &str, more: &str| {
+        let text = format!(
+            "ObjectType = Image\nNDims = {}\nDimSize = {dims}\n{more}ElementType = MET_UCHAR\nElementDataFile = near.raw\n",
+            dims.split(' ').count()
+        );
+        time_points("a.mhd", text.as_bytes())
+    };
+    assert_eq!(mhd("2 2 2", ""), None);
+    assert_eq!(mhd("2 2 2 3", ""), Some(3));
+    assert_eq!(mhd("2 2 2", "ElementNumberOfChannels = 3\n"), None);
+    let nrrd = |sizes: &str, more: &str| {
+        let text = NRRD
+            .replace(
+                "dimension: 3",
+                &format!("dimension: {}", sizes.split(' ').count()),
+            )
+            .replace("sizes: 2 2 2", &format!("sizes: {sizes}\n{more}"));
+        time_points("a.nhdr", text.replace("\n\n", "\n").as_bytes())
+    };
+    assert_eq!(nrrd("2 2 2", ""), None);
+    assert_eq!(
+        nrrd("2 2 2 3", ""),
+        None,
+        "time, or channels: nothing is said"
+    );
+    assert_eq!(nrrd("2 2 2 3", "kinds: space space space time"), Some(3));
+    assert_eq!(nrrd("3 2 2 2", "kinds: time space space space"), Some(3));
+    assert_eq!(nrrd("3 2 2 2", "kinds: vector space space space"), None);
+    assert_eq!(
+        nrrd("2 2 2 3", "kinds: domain domain domain domain"),
+        Some(3)
+    );
+}

@@ -207,6 +207,20 @@ impl Facts {
         self.dims[..self.leading()].iter().product()
     }
 
+    /// The length of the dimension of time, if one of those that are read as channels is called so
+    /// and no other before it is longer than 1.
+    pub(super) fn time_points(&self, names: &[String]) -> Option<u64> {
+        let leading = self.leading();
+        let named = names
+            .get(..leading)
+            .filter(|_| names.len() == self.dims.len())?;
+        let time = named
+            .iter()
+            .position(|name| name == "t" || name == "time")?;
+        let slower: u64 = self.dims[..time].iter().product();
+        (slower == 1).then(|| self.dims[time])
+    }
+
     /// A shape along the dimensions as c, z, y, x.
     pub(super) fn as_chunk(&self, shape: &[u64]) -> ChunkShape {
         let [z, y, x] = Self::last_three(shape);

@@ -58,6 +58,7 @@ const INDEX_BUDGET: u64 = 64 << 20;
 #[derive(Debug)]
 pub(super) struct ZarrVolume {
     layout: Layout,
+    time_points: Option<u64>,
     facts: Facts,
     store: Box<dyn Store>,
     /// For keys and the fill value; it holds no storage.
@@ -106,6 +107,7 @@ impl ZarrVolume {
                 volume.watch.add(&path, &found);
             }
         }
+        volume.time_points = volume.facts.time_points(&found.axes);
         let own = found.attributes.get("voxpatch");
         if let Some(geometry) = own
             .and_then(ome::own_geometry)
@@ -172,6 +174,7 @@ impl ZarrVolume {
         };
         Ok(Self {
             layout,
+            time_points: None,
             facts,
             store,
             array,
@@ -348,6 +351,10 @@ impl Volume for ZarrVolume {
         let found = self.store.open(self.array.chunk_key(&stored).as_str())?;
         let fill = || self.array.fill_value().as_ne_bytes().to_vec();
         Ok(found.is_none().then(fill))
+    }
+
+    fn time_points(&self) -> Option<u64> {
+        self.time_points
     }
 
     fn reads(&self) -> Reads {

@@ -23,6 +23,8 @@ pub(super) struct Found {
     pub(super) document: Json,
     pub(super) attributes: Json,
     pub(super) geometry: Option<Geometry>,
+    /// The names of the dimensions, as far as anything names them.
+    pub(super) axes: Vec<String>,
 }
 
 /// A group's attributes.
@@ -43,7 +45,10 @@ pub(super) fn find_array(path: &Path, level: usize, links: Links) -> Result<Foun
         if level > 0 {
             return Err(no_level(path, level, 1));
         }
-        array.geometry = geometry_by_parent(path, links);
+        if let Some((geometry, axes)) = by_parent(path, links) {
+            array.geometry = geometry;
+            array.axes = axes;
+        }
         return Ok(array);
     }
     let Some(group) = group_at(path, links)? else {
@@ -78,7 +83,7 @@ fn said_image(group: &Group) -> Option<&Json> {
 }
 
 /// What the image around an array that was opened by its own path says about it.
-fn geometry_by_parent(path: &Path, links: Links) -> Option<Geometry> {
+fn by_parent(path: &Path, links: Links) -> Option<(Option<Geometry>, Vec<String>)> {
     let path = path.canonicalize().ok()?;
     let (parent, name) = (path.parent()?, path.file_name()?.to_str()?);
     // An array stands for itself: what is wrong with its parent does not matter here.
@@ -88,7 +93,8 @@ fn geometry_by_parent(path: &Path, links: Links) -> Option<Geometry> {
     let dataset = datasets
         .iter()
         .find(|dataset| dataset.get("path").and_then(Json::as_str) == Some(name))?;
-    geometry(axes(image), &[dataset, image])
+    let axes = axes(image);
+    Some((geometry(axes, &[dataset, image]), names(axes)))
 }
 
 /// The axes of an image: of its first coordinate system, since OME-Zarr 0.6.
@@ -112,9 +118,11 @@ fn array_at(path: &Path, links: Links) -> Result<Option<Found>> {
             Some("array") => {
                 let attributes = document.get("attributes").cloned().unwrap_or_default();
                 let path = path.to_path_buf();
+                let axes = document.get("dimension_names").map(named);
                 Ok(Some(Found {
                     path,
                     format: Format::Zarr3,
+                    axes: axes.unwrap_or_default(),
                     document,
                     attributes,
                     geometry: None,
@@ -132,9 +140,12 @@ fn array_at(path: &Path, links: Links) -> Result<Option<Found>> {
         return Ok(None);
     };
     let attributes = read_json(path, ".zattrs", links)?.unwrap_or_default();
+    // As xarray names them.
+    let axes = attributes.get("_ARRAY_DIMENSIONS").map(named);
     Ok(Some(Found {
         path: path.to_path_buf(),
         format: Format::Zarr2,
+        axes: axes.unwrap_or_default(),
         document,
         attributes,
         geometry: None,
@@ -245,6 +256,7 @@ fn multiscale(path: &Path, image: &Json, level: usize, links: Links) -> Result<F
     })?;
     let axes = axes(image);
     check_axes(path, axes)?;
+    found.axes = names(axes);
     found.geometry = Some(geometry(axes, &[dataset, image]).ok_or_else(|| {
         bad(format!(
             "level {level} has a scale or translation that is no list of {} numbers",
@@ -254,20 +266,30 @@ fn multiscale(path: &Path, image: &Json, level: usize, links: Links) -> Result<F
     Ok(found)
 }
 
+/// The axes' names, in small letters; an axis of time is `t` whatever it is called.
+fn names(axes: &[Json]) -> Vec<String> {
+    let name = |axis: &Json| {
+        if axis.get("type").and_then(Json::as_str) == Some("time") {
+            return "t".to_owned();
+        }
+        let name = axis.get("name").unwrap_or(axis).as_str().unwrap_or("?");
+        excerpt(&name.to_lowercase())
+    };
+    axes.iter().map(name).collect()
+}
+
+/// As [`names`], of a list of names.
+fn named(list: &Json) -> Vec<String> {
+    names(list.as_array().map_or(&[], Vec::as_slice))
+}
+
 /// Space axes must come last, as z, y, x.
 fn check_axes(path: &Path, axes: &[Json]) -> Result<()> {
-    let name = |axis: &Json| {
-        axis.get("name")
-            .or(Some(axis))
-            .and_then(Json::as_str)
-            .unwrap_or("?")
-            .to_lowercase()
-    };
     if axes.len() > 8 {
         let problem = format!("it has {} axes, more than 8", axes.len());
         return Err(Error::header(path, "OME-Zarr", problem));
     }
-    let names: Vec<String> = axes.iter().map(|axis| excerpt(&name(axis))).collect();
+    let names = names(axes);
     let space = names
         .iter()
         .rev()

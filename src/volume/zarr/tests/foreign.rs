@@ -216,3 +216,107 @@ fn levels_of_images_and_labels_lie_where_ome_zarr_says() {
     assert_eq!(place(&mri, 0).0, [24, 96, 128]);
     assert!((place(&mri, 0).1[0] - 2.2).abs() < 1e-5);
 }
+
+/// An array without chunks, and the image around it if axes are given.
+fn of_axes(
+    format: u8,
+    shape: &[u64],
+    names: &Json,
+    axes: Option<Json>,
+) -> (tempfile::TempDir, PathBuf) {
+    let dir = scratch();
+    let path = dir.path().join("0");
+    fs::create_dir(&path).unwrap();
+    let put = |path: PathBuf, document: &Json| fs::write(path, document.to_string()).unwrap();
+    if format == 3 {
+        let mut document = json!({
+            "zarr_format": 3, "node_type": "array", "shape": shape, "data_type": "uint8", "fill_value": 7,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": vec![1; shape.len()]}},
+            "chunk_key_encoding": {"name": "default"}, "codecs": [{"name": "bytes"}],
+        });
+        if !names.is_null() {
+            document["dimension_names"] = names.clone();
+        }
+        put(path.join("zarr.json"), &document);
+    } else {
+        let document = json!({
+            "zarr_format": 2, "shape": shape, "chunks": vec![1; shape.len()], "dtype": "|u1", "order": "C",
+            "fill_value": 7, "compressor": null, "filters": null,
+        });
+        put(path.join(".zarray"), &document);
+        if !names.is_null() {
+            put(path.join(".zattrs"), &json!({"_ARRAY_DIMENSIONS": names}));
+        }
+    }
+    if let Some(axes) = axes {
+        let scale = json!([{"type": "scale", "scale": vec![1.0; shape.len()]}]);
+        let datasets = json!([{"path": "0", "coordinateTransformations": scale}]);
+        let group = ome::group_document(&json!({"axes": axes, "datasets": datasets}));
+        put(dir.path().join("zarr.json"), &group);
+    }
+    (dir, path)
+}
+
+#[test]
+fn the_axis_of_time_is_the_one_that_is_called_so() {
+    let none = Json::Null;
+    let said = |name: &str, kind: &str| json!({"name": name, "type": kind});
+    let [z, y, x] = ["z", "y", "x"].map(|name| said(name, "space"));
+    let tczyx = json!([said("t", "time"), said("c", "channel"), z, y, x]);
+    let (image, array) = of_axes(3, &[3, 2, 4, 5, 6], &none, Some(tczyx));
+    for path in [image.path(), &array] {
+        let volume = open(path).unwrap();
+        assert_eq!(volume.time_points(), Some(3));
+        assert_eq!(volume.channels_at(1..3).unwrap(), 2..6);
+        assert!(matches!(
+            volume.channels_at(3..4),
+            Err(Error::NoSuchTime { points: 3, .. })
+        ));
+    }
+    let of = |format, shape: &[u64], names: &Json, axes| {
+        let (image, array) = of_axes(format, shape, names, axes);
+        let path = if image.path().join("zarr.json").exists() {
+            image.path()
+        } else {
+            &array
+        };
+        open(path).unwrap().time_points()
+    };
+    let named = |names: &[&str]| json!(names);
+    for (names, shape, expected) in [
+        (&["t", "z", "y", "x"][..], &[5, 2, 2, 2][..], Some(5)),
+        (&["time", "c", "z", "y", "x"], &[5, 2, 2, 2, 2], Some(5)),
+        (&["Time", "z", "y", "x"], &[5, 2, 2, 2], Some(5)),
+        (&["c", "t", "z", "y", "x"], &[2, 5, 2, 2, 2], None),
+        (&["c", "t", "z", "y", "x"], &[1, 5, 2, 2, 2], Some(5)),
+        (&["c", "z", "y", "x"], &[5, 2, 2, 2], None),
+        (&["z", "y", "x"], &[2, 2, 2], None),
+    ] {
+        assert_eq!(
+            of(3, shape, &named(names), None),
+            expected,
+            "{names:?} in version 3"
+        );
+        assert_eq!(
+            of(2, shape, &named(names), None),
+            expected,
+            "{names:?} in version 2"
+        );
+        assert_eq!(
+            of(3, shape, &none, Some(named(names))),
+            expected,
+            "{names:?} as OME-Zarr 0.3 has them"
+        );
+    }
+    assert_eq!(of(3, &[5, 2, 2, 2], &none, None), None);
+    let error = open(&of_axes(2, &[5, 2, 2, 2], &none, None).1)
+        .unwrap()
+        .channels_at(0..1);
+    let Err(error @ Error::NoTime { .. }) = error else {
+        panic!("{error:?}");
+    };
+    assert!(
+        error.to_string().contains("no axis of it is time"),
+        "{error}"
+    );
+}
