@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::kept::{Kept, Room};
 use super::plan::{Epoch, Planned};
 use super::share::{Share, Turn};
 use super::subject::{Image, Subject, Subjects};
@@ -59,6 +60,8 @@ pub(super) struct Opened {
     sampler: Option<Arc<dyn Sampler>>,
     /// What had been read of each image when that was last asked.
     read: Vec<AtomicU64>,
+    /// Its chunks, where they stay.
+    pub(super) kept: Option<Kept>,
 }
 
 impl Opened {
@@ -94,6 +97,8 @@ pub(super) struct Feed {
     window: Option<(u64, Vec<Planned>)>,
     window_length: u64,
     open: VecDeque<Arc<Opened>>,
+    /// For chunks that stay.
+    room: Arc<Room>,
 }
 
 impl fmt::Debug for Feed {
@@ -112,6 +117,7 @@ impl Feed {
         (epoch, window_length): (Epoch, u64),
         (share, turn): (Share, Turn),
         left: Range<u64>,
+        room: Arc<Room>,
     ) -> Self {
         Self {
             subjects,
@@ -126,6 +132,7 @@ impl Feed {
             window: None,
             window_length,
             open: VecDeque::new(),
+            room,
         }
     }
 
@@ -241,6 +248,7 @@ impl Feed {
         let opened = Arc::new(Opened {
             index,
             read: subject.images().iter().map(read).collect(),
+            kept: Kept::all_of(&subject, self.subjects.len(), &self.room),
             subject: Arc::new(subject),
             sampler,
         });

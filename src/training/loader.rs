@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::feed::{Feed, MakeSampler};
+use super::kept::Room;
 use super::plan::Plan;
 use super::pool::Pool;
 use super::sample::Sample;
@@ -24,7 +25,8 @@ pub struct LoaderOptions {
     pub threads: usize,
     /// Patches that the buffer may hold, complete or not.
     pub max_length: usize,
-    /// Bytes that patches in the buffer may take; one is always admitted.
+    /// Bytes that patches in the buffer may take, and decoded chunks beside them: where all chunks of all
+    /// subjects fit into two thirds of it, each is decoded once. One patch is always admitted.
     pub max_bytes: u64,
     /// Which patches are this rank's.
     pub share: Share,
@@ -193,6 +195,7 @@ impl Loader {
         turn.check()?;
         let epoch = plan.epoch(state.epoch);
         let left = state.position..plan.len();
+        let room = Arc::new(Room::within(options.max_bytes));
         let feed = Feed::new(
             subjects,
             make,
@@ -200,12 +203,14 @@ impl Loader {
             (epoch, plan.window()),
             (share, turn),
             left,
+            Arc::clone(&room),
         );
         let limits = Limits {
             patches: options.max_length.max(1),
             bytes: options.max_bytes,
+            room,
         };
-        let pool = Arc::new(Pool::new(options.max_bytes / 4));
+        let pool = Arc::new(Pool::new(options.max_bytes / 16));
         let schedule = Arc::new(Schedule::new(feed, limits, pool, options.transform.clone()));
         let workers = (0..options.threads)
             .map(|n| {

@@ -8,6 +8,7 @@
 
 mod feed;
 mod fingerprint;
+mod kept;
 mod loader;
 mod order;
 mod plan;

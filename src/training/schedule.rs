@@ -14,6 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::feed::{Failed, Feed, Item};
+use super::kept::Room;
 use super::loader::Waited;
 use super::planes::{Planes, Scratch};
 use super::pool::Pool;
@@ -46,10 +47,12 @@ pub(super) struct Schedule {
 }
 
 /// What the buffer may hold.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Limits {
     pub(super) patches: usize,
     pub(super) bytes: u64,
+    /// Of these bytes, those of chunks that stay.
+    pub(super) room: Arc<Room>,
 }
 
 #[derive(Debug, Default)]
@@ -92,7 +95,7 @@ struct Want {
 
 /// What goes to all patches that want it.
 enum Fetched {
-    Chunk(Chunk),
+    Chunk(Arc<Chunk>),
     Planes(Planes),
 }
 
@@ -216,9 +219,10 @@ impl Schedule {
 
     /// Admits planned patches while the buffer has room, one at least.
     fn admit(&self, state: &mut State) {
+        let bytes = self.limits.bytes.saturating_sub(self.limits.room.taken());
         while let Some(slot) = state.planned.pop_front() {
             let fits = state.slots.len() < self.limits.patches
-                && state.bytes.saturating_add(slot.bytes) <= self.limits.bytes;
+                && state.bytes.saturating_add(slot.bytes) <= bytes;
             if !fits && !state.slots.is_empty() {
                 state.planned.push_front(slot);
                 return;
@@ -334,8 +338,16 @@ impl Schedule {
                 Planes::fetch(source, size, index, regions, &self.scratch).map(Fetched::Planes)
             }
             _ => {
+                let kept = first.opened.kept.as_ref();
+                if let Some(chunk) = kept.and_then(|kept| kept.get(image, index)) {
+                    return Ok(Fetched::Chunk(chunk));
+                }
                 self.counters.chunks.fetch_add(1, Ordering::Relaxed);
-                volume.read_chunk(index).map(Fetched::Chunk)
+                let chunk = Arc::new(volume.read_chunk(index)?);
+                if let Some(kept) = kept {
+                    kept.keep(image, index, &chunk);
+                }
+                Ok(Fetched::Chunk(chunk))
             }
         });
         self.count_bytes(first, image);

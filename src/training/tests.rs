@@ -263,13 +263,16 @@ fn a_buffer_reads_each_chunk_once_for_all_its_patches() {
 fn a_small_buffer_reads_no_chunk_twice_for_patches_that_share_it() {
     let ct = Noted::chunked(1);
     let plan = Plan::new(1, 60, 1).unwrap();
+    let subject = subject("a", &[&ct]);
     let options = LoaderOptions {
         threads: 0,
         max_length: 10,
+        // Too little for all chunks to stay.
+        max_bytes: subject.sample_bytes(PATCH) * 10,
         ..LoaderOptions::default()
     };
     let mut regions = Vec::new();
-    for sample in loader(vec![subject("a", &[&ct])], &plan, &options) {
+    for sample in loader(vec![subject], &plan, &options) {
         regions.push(sample.unwrap().region);
     }
     // What the rule says: a patch that comes to the front reads what it still wants, for the
@@ -290,6 +293,45 @@ fn a_small_buffer_reads_no_chunk_twice_for_patches_that_share_it() {
         }
     }
     assert_eq!(ct.chunks.lock().unwrap().len(), expected);
+}
+
+#[test]
+fn where_all_chunks_fit_each_is_decoded_once_an_epoch() {
+    let chunks = |volume: &Noted| {
+        let [c, shape @ ..] = [1, 8, 8, 8];
+        let counts = (0..3).map(|a| volume.layout.shape[a].div_ceil(shape[a]));
+        counts.product::<u64>() * volume.layout.channels.div_ceil(c)
+    };
+    for threads in [0, 4] {
+        let (ct, label) = (Noted::chunked(1), Noted::chunked(2));
+        let size = |volume: &Noted| chunks(volume) * 512 * volume.layout.dtype.size() as u64;
+        let (patch, all) = (
+            subject("a", &[&ct, &label]).sample_bytes(PATCH),
+            size(&ct) + size(&label),
+        );
+        let plan = Plan::new(1, 200, 1).unwrap();
+        for (max_bytes, stay) in [(all * 3 / 2 + 2, true), (all * 3 / 2 - 3, false)] {
+            ct.chunks.lock().unwrap().clear();
+            let options = LoaderOptions {
+                threads,
+                max_length: 1000,
+                max_bytes,
+                ..LoaderOptions::default()
+            };
+            let mut loader = loader(vec![subject("a", &[&ct, &label])], &plan, &options);
+            let mut most = 0;
+            while let Some(sample) = loader.next() {
+                drop(sample.unwrap());
+                let (complete, begun) = loader.stats().fill;
+                most = most.max(complete + begun);
+            }
+            let room = if stay { max_bytes - all } else { max_bytes };
+            assert!(most as u64 <= (room / patch).max(1), "{most} patches");
+            let read = ct.chunks.lock().unwrap();
+            let distinct: BTreeSet<_> = read.iter().collect();
+            assert_eq!(read.len() == distinct.len(), stay, "{threads} threads");
+        }
+    }
 }
 
 #[test]

@@ -48,8 +48,8 @@ impl Budget {
         let mut threads = threads.max(1);
         loop {
             let left = memory - memory / 8 * eighths;
-            // The loader keeps a quarter of its buffer's bytes for reuse, beside the buffer.
-            let buffer = left.saturating_sub(fixed(threads)) / 5 * 4;
+            // The loader keeps a sixteenth of its buffer's bytes for reuse, beside the buffer.
+            let buffer = left.saturating_sub(fixed(threads)) / 17 * 16;
             if buffer >= needs.held.max(1) {
                 return Ok(Self {
                     threads,
@@ -61,10 +61,10 @@ impl Budget {
                 threads -= 1;
                 continue;
             }
-            let least = (needs.held.saturating_add(4) / 4)
-                .saturating_mul(5)
+            let least = (needs.held.saturating_add(16) / 16)
+                .saturating_mul(17)
                 .saturating_add(fixed(threads))
-                .saturating_add(8);
+                .saturating_add(17);
             let least = (least / (8 - eighths)).saturating_add(1).saturating_mul(8);
             return Err(Error::Setting {
                 name: "a memory of",
@@ -105,7 +105,7 @@ mod tests {
                     maps,
                 };
                 let budget = Budget::new(memory, 8, 1, &needs).expect("there is room");
-                let all = budget.buffer + budget.buffer / 4 + budget.maps + 1050;
+                let all = budget.buffer + budget.buffer / 16 + budget.maps + 1050;
                 assert!(all + 200 * budget.threads as u64 <= memory - memory / 8 + 8);
             }
         }
