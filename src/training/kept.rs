@@ -21,10 +21,10 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// Two thirds of what patches and chunks may take together: patches keep a third.
+    /// Three quarters of what patches and chunks may take together.
     pub(super) const fn within(bytes: u64) -> Self {
         Self {
-            most: bytes / 3 * 2,
+            most: bytes / 4 * 3,
             taken: AtomicU64::new(0),
         }
     }

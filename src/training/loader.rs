@@ -26,7 +26,7 @@ pub struct LoaderOptions {
     /// Patches that the buffer may hold, complete or not.
     pub max_length: usize,
     /// Bytes that patches in the buffer may take, and decoded chunks beside them: where all chunks of all
-    /// subjects fit into two thirds of it, each is decoded once. One patch is always admitted.
+    /// subjects fit into three quarters of it, each is decoded once. One patch is always admitted.
     pub max_bytes: u64,
     /// Which patches are this rank's.
     pub share: Share,
@@ -210,7 +210,7 @@ impl Loader {
             bytes: options.max_bytes,
             room,
         };
-        let pool = Arc::new(Pool::new(options.max_bytes / 16));
+        let pool = Arc::new(Pool::new(options.max_bytes));
         let schedule = Arc::new(Schedule::new(feed, limits, pool, options.transform.clone()));
         let workers = (0..options.threads)
             .map(|n| {

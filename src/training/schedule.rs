@@ -253,6 +253,9 @@ impl Schedule {
                 .and_then(|front| lock(&front.slot.done).take());
             if let Some(done) = done {
                 if let Some(front) = state.slots.pop_front() {
+                    if front.slot.begun.load(Ordering::Acquire) {
+                        self.pool.end(front.slot.bytes);
+                    }
                     state.bytes -= front.slot.bytes;
                     state.handed_out = state.handed_out.saturating_sub(1);
                 }
@@ -383,7 +386,7 @@ impl Schedule {
                     Err(TryLockError::WouldBlock) => return false,
                     Err(TryLockError::Poisoned(buffer)) => buffer.into_inner(),
                 };
-                self.buffer(wanted, image, &mut buffer)
+                self.buffer(slot, wanted, image, &mut buffer)
                     .and_then(|patch| match fetched {
                         Fetched::Chunk(chunk) => {
                             let channels = &wanted.images()[image].channels;
@@ -411,7 +414,7 @@ impl Schedule {
             return Ok(());
         };
         let mut buffer = lock(&slot.buffers[image]);
-        let patch = self.buffer(wanted, image, &mut buffer)?;
+        let patch = self.buffer(slot, wanted, image, &mut buffer)?;
         let region = patch.region();
         let source = &wanted.images()[image];
         let channels = source.channels.clone();
@@ -430,11 +433,15 @@ impl Schedule {
     /// The patch that an image's voxels are gathered in.
     fn buffer<'a>(
         &self,
+        slot: &Slot,
         wanted: &Wanted,
         image: usize,
         buffer: &'a mut Option<Patch>,
     ) -> Result<&'a mut Patch> {
         if buffer.is_none() {
+            if !slot.begun.swap(true, Ordering::AcqRel) {
+                self.pool.begin(slot.bytes);
+            }
             let source = &wanted.images()[image];
             let channels = source.channels.end - source.channels.start;
             let dtype = source.volume.layout().dtype;
@@ -473,7 +480,7 @@ impl Schedule {
         let mut patches = Vec::with_capacity(slot.buffers.len());
         for (n, image) in wanted.images().iter().enumerate() {
             let mut buffer = lock(&slot.buffers[n]);
-            self.buffer(wanted, n, &mut buffer)?;
+            self.buffer(slot, wanted, n, &mut buffer)?;
             let read = buffer.take().expect("it was just made");
             let padded = self.padded(image, read, wanted.region)?;
             patches.push(image.values_of(padded)?);

@@ -1,7 +1,7 @@
 //! Slots: patches that are being put together, piece by piece.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::feed::{Failed, Item, Opened};
@@ -24,6 +24,8 @@ pub(super) struct Slot {
     /// Pieces that are not there yet.
     pub(super) missing: AtomicUsize,
     pub(super) buffers: Vec<Mutex<Option<Patch>>>,
+    /// Whether it has taken any buffer.
+    pub(super) begun: AtomicBool,
     /// The first thing that went wrong.
     pub(super) error: Mutex<Option<Error>>,
     /// What is delivered, once all pieces are there.
@@ -97,6 +99,7 @@ impl Slot {
             missing: AtomicUsize::new(pieces.len()),
             pieces,
             buffers: (0..images).map(|_| Mutex::default()).collect(),
+            begun: AtomicBool::new(false),
             error: Mutex::default(),
             done: Mutex::default(),
         }

@@ -310,7 +310,7 @@ fn where_all_chunks_fit_each_is_decoded_once_an_epoch() {
             size(&ct) + size(&label),
         );
         let plan = Plan::new(1, 200, 1).unwrap();
-        for (max_bytes, stay) in [(all * 3 / 2 + 2, true), (all * 3 / 2 - 3, false)] {
+        for (max_bytes, stay) in [(all * 4 / 3 + 4, true), (all * 4 / 3 - 4, false)] {
             ct.chunks.lock().unwrap().clear();
             let options = LoaderOptions {
                 threads,

@@ -31,7 +31,7 @@ pub(crate) struct Budget {
 impl Budget {
     /// The parts of `memory` for as many threads as may be, down to `fewest`: an eighth for what
     /// the allocator cannot use, another for maps, two chunks for each thread, one patch for
-    /// the consumer, and the rest for the buffer and the patches that it keeps for reuse.
+    /// the consumer, and the rest for the buffer.
     pub(crate) fn new(
         memory: u64,
         threads: usize,
@@ -48,8 +48,7 @@ impl Budget {
         let mut threads = threads.max(1);
         loop {
             let left = memory - memory / 8 * eighths;
-            // The loader keeps a sixteenth of its buffer's bytes for reuse, beside the buffer.
-            let buffer = left.saturating_sub(fixed(threads)) / 17 * 16;
+            let buffer = left.saturating_sub(fixed(threads));
             if buffer >= needs.held.max(1) {
                 return Ok(Self {
                     threads,
@@ -61,10 +60,7 @@ impl Budget {
                 threads -= 1;
                 continue;
             }
-            let least = (needs.held.saturating_add(16) / 16)
-                .saturating_mul(17)
-                .saturating_add(fixed(threads))
-                .saturating_add(17);
+            let least = needs.held.max(1).saturating_add(fixed(threads));
             let least = (least / (8 - eighths)).saturating_add(1).saturating_mul(8);
             return Err(Error::Setting {
                 name: "a memory of",
@@ -105,7 +101,7 @@ mod tests {
                     maps,
                 };
                 let budget = Budget::new(memory, 8, 1, &needs).expect("there is room");
-                let all = budget.buffer + budget.buffer / 16 + budget.maps + 1050;
+                let all = budget.buffer + budget.maps + 1050;
                 assert!(all + 200 * budget.threads as u64 <= memory - memory / 8 + 8);
             }
         }
