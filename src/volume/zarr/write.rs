@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::Value as Json;
 
 use super::super::create::CreateOptions;
-use super::super::staged::StagedFolder;
+use super::super::staged::{StagedFolder, write_soon};
 use super::super::{Layout, VolumeMut};
 use super::arrays::{Arrays, Place};
 use super::document;
@@ -48,7 +48,9 @@ impl ZarrWriter {
         let path = self.staged.path().join(&place.key);
         make_parent(&path)?;
         let mut file = File::create_new(&path).map_err(Error::io("write", &path))?;
-        file.write_all(encoded).map_err(Error::io("write", &path))
+        file.write_all(encoded).map_err(Error::io("write", &path))?;
+        write_soon(&file);
+        Ok(())
     }
 }
 
