@@ -60,10 +60,11 @@ def environment(say, install_missing=True):
             sys.exit(f"bench: {requirement} cannot be installed: {problem}")
         else:
             reasons[module] = problem
+    # Ours is built anew: it may have changed since.
     version, problem = looked_up("voxpatch")
-    if version is None and PYTHON_PACKAGE.is_dir() and install_missing:
+    if PYTHON_PACKAGE.is_dir() and install_missing:
         say(f"building {PYTHON_PACKAGE.name}")
-        problem = install(PYTHON_PACKAGE)
+        problem = install("--force-reinstall", "--no-deps", PYTHON_PACKAGE)
         if problem is None:
             version, problem = looked_up("voxpatch")
     if version is not None:
@@ -73,13 +74,19 @@ def environment(say, install_missing=True):
     return versions, reasons
 
 
+def commit():
+    """What our sources are called; nothing outside of a repository."""
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=SCRIPTS, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
 def remembered(path, say, install_missing):
-    """As `environment`, from a file where it knows everything already."""
+    """As `environment`, from a file where it knows everything about this commit already."""
     if path.exists():
         found = json.loads(path.read_text())
-        if not found["reasons"]:
+        if not found["reasons"] and found.get("commit") == commit():
             return found["versions"], found["reasons"]
     versions, reasons = environment(say, install_missing)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"versions": versions, "reasons": reasons}))
+    path.write_text(json.dumps({"versions": versions, "reasons": reasons, "commit": commit()}))
     return versions, reasons
