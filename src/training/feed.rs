@@ -13,6 +13,7 @@ use super::subject::{Image, Subject, Subjects};
 use crate::error::{Error, Result};
 use crate::region::Region;
 use crate::sampler::{Random, Sampler};
+use crate::volume::{Chunk, ChunkShape};
 
 /// Makes the sampler of a subject from the subject and a seed of its own; `None` leaves the
 /// subject out.
@@ -72,6 +73,11 @@ impl Opened {
             Ok(()) => Ok(opened),
             Err(error) => Err(Failed::of(&opened, error)),
         }
+    }
+
+    /// A chunk that stayed.
+    pub(super) fn kept_chunk(&self, image: usize, index: ChunkShape) -> Option<Arc<Chunk>> {
+        self.kept.as_ref()?.get(image, index)
     }
 
     /// Bytes read of an image since this was last asked.

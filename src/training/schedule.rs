@@ -76,6 +76,8 @@ struct State {
     /// How many of them have no work left to hand out, counted from the front.
     handed_out: usize,
     wants: HashMap<Key, Want>,
+    /// Chunks that nobody reads yet, in the order in which they are wanted.
+    coming: VecDeque<(Key, Arc<Slot>)>,
     bytes: u64,
     stop: bool,
 }
@@ -187,7 +189,15 @@ impl Schedule {
                 continue;
             }
             if let Some(job) = state.next_job() {
+                let coming = state.coming();
                 drop(state);
+                for ((_, image, index), slot) in coming.into_iter().flatten() {
+                    if let Ok(wanted) = &slot.item
+                        && wanted.opened.kept_chunk(image, index).is_none()
+                    {
+                        wanted.images()[image].volume.expect(index);
+                    }
+                }
                 self.run(job);
                 return Step::Worked;
             }
@@ -231,12 +241,11 @@ impl Schedule {
             state.bytes = state.bytes.saturating_add(slot.bytes);
             for piece in &slot.pieces {
                 if let Piece::Chunk(key) = piece {
-                    state
-                        .wants
-                        .entry(*key)
-                        .or_default()
-                        .slots
-                        .push(Arc::clone(&slot));
+                    let slots = &mut state.wants.entry(*key).or_default().slots;
+                    slots.push(Arc::clone(&slot));
+                    if slots.len() == 1 {
+                        state.coming.push_back((*key, Arc::clone(&slot)));
+                    }
                 }
             }
             state.slots.push_back(Admitted { slot, next: 0 });
@@ -341,13 +350,12 @@ impl Schedule {
                 Planes::fetch(source, size, index, regions, &self.scratch).map(Fetched::Planes)
             }
             _ => {
-                let kept = first.opened.kept.as_ref();
-                if let Some(chunk) = kept.and_then(|kept| kept.get(image, index)) {
+                if let Some(chunk) = first.opened.kept_chunk(image, index) {
                     return Ok(Fetched::Chunk(chunk));
                 }
                 self.counters.chunks.fetch_add(1, Ordering::Relaxed);
                 let chunk = Arc::new(volume.read_chunk(index)?);
-                if let Some(kept) = kept {
+                if let Some(kept) = &first.opened.kept {
                     kept.keep(image, index, &chunk);
                 }
                 Ok(Fetched::Chunk(chunk))
@@ -518,6 +526,16 @@ impl Schedule {
 }
 
 impl State {
+    /// The next chunks that nobody reads yet, for which a disk may begin: two for each that is read, so that
+    /// it gets ahead.
+    fn coming(&mut self) -> [Option<(Key, Arc<Slot>)>; 2] {
+        let wants = &self.wants;
+        let unclaimed =
+            |(key, _): &(Key, Arc<Slot>)| wants.get(key).is_some_and(|want| !want.claimed);
+        let coming = &mut self.coming;
+        std::array::from_fn(|_| std::iter::from_fn(|| coming.pop_front()).find(unclaimed))
+    }
+
     fn next_job(&mut self) -> Option<Job> {
         while let Some(admitted) = self.slots.get_mut(self.handed_out) {
             if admitted.slot.pieces.is_empty() && admitted.next == 0 {

@@ -45,6 +45,8 @@ struct Noted {
     layout: Layout,
     manner: Manner,
     chunks: Mutex<Vec<ChunkShape>>,
+    /// Chunks that were announced, and how many had been read by then.
+    expected: Mutex<Vec<(ChunkShape, usize)>>,
     reads: AtomicUsize,
 }
 
@@ -64,6 +66,7 @@ impl Noted {
             layout,
             manner,
             chunks: Mutex::default(),
+            expected: Mutex::default(),
             reads: AtomicUsize::new(0),
         })
     }
@@ -106,6 +109,11 @@ impl Volume for Noted {
             region: inside,
             voxels: crate::volume::ChunkVoxels::Stored(patch.bytes().to_vec()),
         })
+    }
+
+    fn expect(&self, index: ChunkShape) {
+        let read = self.chunks.lock().unwrap().len();
+        self.expected.lock().unwrap().push((index, read));
     }
 
     fn reads(&self) -> Reads {
@@ -293,6 +301,34 @@ fn a_small_buffer_reads_no_chunk_twice_for_patches_that_share_it() {
         }
     }
     assert_eq!(ct.chunks.lock().unwrap().len(), expected);
+}
+
+#[test]
+fn chunks_are_announced_before_they_are_read_and_no_others() {
+    for threads in [0, 4] {
+        let ct = Noted::chunked(1);
+        let plan = Plan::new(1, 60, 1).unwrap();
+        let options = LoaderOptions {
+            threads,
+            max_length: 30,
+            ..LoaderOptions::default()
+        };
+        drop(all(loader(vec![subject("a", &[&ct])], &plan, &options)));
+        let (read, expected) = (ct.chunks.lock().unwrap(), ct.expected.lock().unwrap());
+        let first = |index: &ChunkShape| read.iter().position(|read| read == index).unwrap();
+        let early = |(index, by): &&(ChunkShape, usize)| first(index) >= *by;
+        let in_time = expected.iter().filter(early).count();
+        if threads == 0 {
+            assert_eq!(in_time, expected.len());
+        }
+        assert!(
+            in_time * 2 > read.len(),
+            "{in_time} of {} chunks",
+            read.len()
+        );
+        let distinct: BTreeSet<_> = expected.iter().map(|(index, _)| index).collect();
+        assert_eq!(distinct.len(), expected.len(), "each once");
+    }
 }
 
 #[test]

@@ -71,6 +71,12 @@ impl Volume for Cached {
         Ok((*self.chunk(index)?).clone())
     }
 
+    fn expect(&self, index: ChunkShape) {
+        if !self.chunks.contains(&index) {
+            self.inner.expect(index);
+        }
+    }
+
     fn time_points(&self) -> Option<u64> {
         self.inner.time_points()
     }

@@ -258,6 +258,12 @@ pub trait Volume: Debug + Send + Sync {
         })
     }
 
+    /// Says that the chunk at `index` (c, z, y, x) is read soon, so that its file is fetched from the disk
+    /// meanwhile. It returns at once, and nothing depends on it. A wrapper passes it on.
+    fn expect(&self, index: ChunkShape) {
+        let _ = index;
+    }
+
     /// How many time points the channels are of: first all channels of the first, then those of the
     /// next. `None` if no axis is said to be time, or another one varies more slowly. A wrapper
     /// passes the question on.
@@ -432,7 +438,9 @@ impl<V: Volume + ?Sized> Volume for Arc<V> {
     fn together(&self) -> Option<ChunkShape> {
         (**self).together()
     }
-
+    fn expect(&self, index: ChunkShape) {
+        (**self).expect(index);
+    }
     fn unstored(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
         (**self).unstored(index)
     }

@@ -317,6 +317,14 @@ impl Volume for ZarrVolume {
         })
     }
 
+    fn expect(&self, index: ChunkShape) {
+        // Of a shard, only a part is read, and the system reads ahead in the file by itself.
+        if let Codecs::Whole(_) = &self.codecs {
+            let index = self.facts.chunk_index(index);
+            self.store.expect(&self.array.chunk_key(&index).to_string());
+        }
+    }
+
     fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
         let (channels, region) = chunk::whole(&self.layout, index)?;
         let voxels = match self.fetch(&self.facts.chunk_index(index))? {

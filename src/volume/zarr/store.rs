@@ -24,6 +24,11 @@ use crate::error::{Error, Result};
 pub(super) trait Store: Debug + Send + Sync {
     /// Opens the value under `key`, or says that there is none.
     fn open(&self, key: &str) -> Result<Option<Box<dyn Value>>>;
+
+    /// Has the value under `key` fetched, if there is one and that takes time. Nothing depends on it.
+    fn expect(&self, key: &str) {
+        let _ = key;
+    }
 }
 
 /// A value whose bytes can be read.
@@ -133,13 +138,7 @@ impl Store for Folder {
     fn open(&self, key: &str) -> Result<Option<Box<dyn Value>>> {
         let path = self.path.join(key);
         self.links.check(&self.path, &path)?;
-        // Without waiting: to open a pipe that nobody writes to would take for ever.
-        let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
-        let opened = File::options()
-            .read(true)
-            .custom_flags(nonblocking)
-            .open(&path);
-        let file = match opened {
+        let file = match open_at_once(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.check_absent(&path)?;
@@ -163,6 +162,26 @@ impl Store for Folder {
             length: found.len(),
         })))
     }
+
+    #[cfg(not(target_vendor = "apple"))]
+    fn expect(&self, key: &str) {
+        let path = self.path.join(key);
+        if self.links.check(&self.path, &path).is_ok()
+            && let Ok(file) = open_at_once(&path)
+        {
+            // Refused where it makes no sense, as for a pipe.
+            let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::WillNeed);
+        }
+    }
+}
+
+/// Opens a file without waiting: to open a pipe that nobody writes to would take for ever.
+fn open_at_once(path: &Path) -> io::Result<File> {
+    let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+    File::options()
+        .read(true)
+        .custom_flags(nonblocking)
+        .open(path)
 }
 
 struct OpenFile {
