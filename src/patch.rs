@@ -210,7 +210,7 @@ impl Patch {
     ///
     /// [`Error::WrongDType`] if they have another type; `bool` voxels are `u8`.
     pub fn as_slice<T: Element>(&self) -> Result<&[T]> {
-        self.check::<T>()?;
+        check_element::<T>(self.dtype())?;
         Ok(bytemuck::cast_slice(self.bytes()))
     }
 
@@ -220,7 +220,7 @@ impl Patch {
     ///
     /// As [`as_slice`](Self::as_slice).
     pub fn as_mut_slice<T: Element>(&mut self) -> Result<&mut [T]> {
-        self.check::<T>()?;
+        check_element::<T>(self.dtype())?;
         Ok(bytemuck::cast_slice_mut(self.bytes_mut()))
     }
 
@@ -272,25 +272,26 @@ impl Patch {
         self
     }
 
-    fn check<T: Element>(&self) -> Result<()> {
-        let stored = if self.dtype() == DType::Bool {
-            DType::U8
-        } else {
-            self.dtype()
-        };
-        if stored == T::DTYPE {
-            Ok(())
-        } else {
-            Err(Error::WrongDType {
-                expected: T::DTYPE,
-                actual: self.dtype(),
-            })
-        }
-    }
-
     fn array_shape(&self) -> [usize; 4] {
         let [z, y, x] = self.region.shape;
         [self.channels, z, y, x].map(|n| usize::try_from(n).expect("the voxels fit into memory"))
+    }
+}
+
+/// Checks that voxels of a type can be seen as `T`s; `bool` voxels are `u8`.
+pub(crate) fn check_element<T: Element>(actual: DType) -> Result<()> {
+    let stored = if actual == DType::Bool {
+        DType::U8
+    } else {
+        actual
+    };
+    if stored == T::DTYPE {
+        Ok(())
+    } else {
+        Err(Error::WrongDType {
+            expected: T::DTYPE,
+            actual,
+        })
     }
 }
 

@@ -10,10 +10,10 @@ use numpy::ndarray::{Array, ArrayViewMut, IxDyn};
 use numpy::{PyArray, PyArrayDyn, PyArrayMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use voxpatch::training::Lent;
+use voxpatch::training::{BatchImage, Lent};
 use voxpatch::{DType, Patch, Shape, Voxels};
 
-use crate::errors::{invalid, raised};
+use crate::errors::invalid;
 
 /// An array of the patch's voxels, (c, z, y, x), which owns them: nothing is copied.
 pub(crate) fn from_patch(py: Python<'_>, patch: Patch) -> PyResult<Bound<'_, PyAny>> {
@@ -62,13 +62,29 @@ fn owned<'py, T: numpy::Element>(
 
 /// Memory that an array stands on.
 pub(crate) trait Memory: Send {
-    /// The patch that it holds; it never moves and never changes its length.
-    fn patch(&mut self) -> &mut Patch;
+    fn dtype(&self) -> DType;
+
+    /// Its bytes, aligned for any type; they never move, and there are never more or fewer.
+    fn bytes(&mut self) -> &mut [u8];
 }
 
 impl Memory for Lent {
-    fn patch(&mut self) -> &mut Patch {
-        self
+    fn dtype(&self) -> DType {
+        Patch::dtype(self)
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        self.bytes_mut()
+    }
+}
+
+impl Memory for BatchImage {
+    fn dtype(&self) -> DType {
+        Self::dtype(self)
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        self.bytes_mut()
     }
 }
 
@@ -79,10 +95,10 @@ struct Keeper(Mutex<Box<dyn Memory>>);
 /// An array of this shape on memory that is dropped with the last reference to the array.
 pub(crate) fn on<'py>(
     py: Python<'py>,
-    mut memory: Box<dyn Memory>,
+    memory: Box<dyn Memory>,
     shape: &[u64],
 ) -> PyResult<Bound<'py, PyAny>> {
-    let dtype = memory.patch().dtype();
+    let dtype = memory.dtype();
     let keeper = Bound::new(py, Keeper(Mutex::new(memory)))?;
     let shape = in_memory(shape)?;
     match dtype {
@@ -112,12 +128,12 @@ fn borrowed<'py, T: numpy::Element + voxpatch::Element>(
         .0
         .lock()
         .unwrap_or_else(PoisonError::into_inner);
-    let values = memory.patch().as_mut_slice::<T>();
-    let values = values.map_err(|error| raised(&error))?;
+    let values = bytemuck::try_cast_slice_mut::<u8, T>(memory.bytes())
+        .map_err(|error| invalid(error.to_string()))?;
     let view = ArrayViewMut::from_shape(IxDyn(shape), values)
         .map_err(|error| invalid(error.to_string()))?;
     // SAFETY: the array refers to the keeper, so the memory outlives it. Nobody else reaches the
-    // memory: the keeper is private, is locked here only, and neither moves nor resizes the patch's vector.
+    // memory: the keeper is private, is locked here only, and neither moves nor resizes the voxels.
     let array = unsafe { PyArray::borrow_from_array(&view, container) };
     Ok(array.into_any())
 }

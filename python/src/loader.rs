@@ -1,7 +1,7 @@
 //! The loader of an epoch, as Python's queue drives it.
 
 use std::process;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use numpy::PyArray;
 use numpy::ndarray::Array2;
@@ -13,9 +13,9 @@ use voxpatch::training::{
     Loader, LoaderOptions, LoaderState, LoaderStats, OnError, Plan, Sample, Share, Subjects, Turn,
     Waited,
 };
-use voxpatch::{DType, Error, Patch, Region, Result};
+use voxpatch::{Region, Result};
 
-use crate::array::{self, Memory};
+use crate::array;
 use crate::errors::{invalid, raised};
 use crate::sampler::{Indices, Recipe};
 use crate::subjects::{List, SubjectList};
@@ -43,7 +43,6 @@ pub(crate) struct EpochLoader {
     list: Arc<List>,
     running: Mutex<Option<Loader>>,
     last: Mutex<LoaderStats>,
-    spares: Arc<Spares>,
 }
 
 #[pymethods]
@@ -97,8 +96,8 @@ impl Epochs {
         self.share.left(Turn::default(), 0, self.plan.len())
     }
 
-    /// Starts an epoch from its first patch, or from where a state is.
-    #[pyo3(signature = (epoch, state, turn, threads, max_length, max_bytes, skip_errors))]
+    /// Starts an epoch from its first patch, or from where a state is; `gather` if it is taken in batches.
+    #[pyo3(signature = (epoch, state, turn, threads, max_length, max_bytes, skip_errors, gather = false))]
     #[expect(clippy::too_many_arguments, reason = "Python's queue names them")]
     fn start(
         &self,
@@ -110,6 +109,7 @@ impl Epochs {
         max_length: usize,
         max_bytes: u64,
         skip_errors: bool,
+        gather: bool,
     ) -> PyResult<EpochLoader> {
         let options = LoaderOptions {
             threads,
@@ -125,6 +125,7 @@ impl Epochs {
             } else {
                 OnError::Fail
             },
+            gather,
             transform: None,
         };
         let state = state.map(str::parse::<LoaderState>).transpose();
@@ -151,7 +152,6 @@ impl Epochs {
             list,
             running: Mutex::new(Some(loader.map_err(|error| raised(&error))?)),
             last: Mutex::default(),
-            spares: Arc::default(),
         })
     }
 }
@@ -160,31 +160,21 @@ impl Epochs {
 impl EpochLoader {
     /// The next batch as (arrays by name, locations (b, 6), numbers of the subjects); None at the end.
     fn batch<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let spares = &self.spares;
-        let found = self.wait(py, |loader, limit| match loader.batch_within(limit) {
-            Waited::Here(Ok(samples)) => Waited::Here(guarded(|| Gathered::new(samples, spares))),
-            Waited::Here(Err(error)) => Waited::Here(Err(error)),
-            Waited::NotYet => Waited::NotYet,
-            Waited::Over => Waited::Over,
-        })?;
+        let found = self.wait(py, Loader::gathered_within)?;
         let Some(batch) = found else { return Ok(None) };
-        let arrays = PyDict::new(py);
-        for (name, memory, shape) in batch.images {
-            arrays.set_item(name, array::on(py, memory, &shape)?)?;
-        }
-        let rows: Vec<i64> = batch
-            .places
-            .iter()
-            .flat_map(|place| location(*place))
-            .collect();
-        let locations = Array2::from_shape_vec((batch.places.len(), 6), rows)
+        let regions = batch.regions();
+        let rows = regions.iter().copied().flat_map(location).collect();
+        let locations = Array2::from_shape_vec((regions.len(), 6), rows)
             .map_err(|error| invalid(error.to_string()))?;
         let locations = PyArray::from_owned_array(py, locations);
-        Ok(Some(
-            (arrays, locations, PyList::new(py, batch.subjects)?)
-                .into_pyobject(py)?
-                .into_any(),
-        ))
+        let subjects = PyList::new(py, batch.subject_indices())?;
+        let arrays = PyDict::new(py);
+        for image in batch.into_images() {
+            let (name, shape) = (image.name().to_owned(), image.shape());
+            arrays.set_item(name, array::on(py, Box::new(image), &shape)?)?;
+        }
+        let all = (arrays, locations, subjects).into_pyobject(py)?;
+        Ok(Some(all.into_any()))
     }
 
     /// The samples of the next batch one by one, each as [`sample`](Self::sample) gives it.
@@ -360,151 +350,4 @@ fn names(sample: &Sample) -> impl Iterator<Item = &str> {
         .images()
         .iter()
         .map(|image| image.name.as_str())
-}
-
-/// Buffers of batches that Python has dropped, for the next ones.
-#[derive(Debug, Default)]
-struct Spares(Mutex<Vec<Patch>>);
-
-/// How many are kept.
-const SPARES: usize = 4;
-
-impl Spares {
-    fn lock(&self) -> MutexGuard<'_, Vec<Patch>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Room for all samples' patches of image `n`, its values any.
-    fn take(&self, like: &Patch, count: u64) -> Result<Patch> {
-        let channels = like.channels() * count;
-        let fits = |spare: &Patch| {
-            (spare.shape(), spare.channels(), spare.dtype())
-                == (like.shape(), channels, like.dtype())
-        };
-        let mut spares = self.lock();
-        match spares.iter().position(fits) {
-            Some(at) => Ok(spares.swap_remove(at)),
-            None => Patch::zeros(Region::whole(like.shape()), channels, like.dtype()),
-        }
-    }
-}
-
-/// A batch of one image: one patch after the other, as channels of one.
-struct Spare {
-    patch: Option<Patch>,
-    home: Weak<Spares>,
-}
-
-impl Memory for Spare {
-    fn patch(&mut self) -> &mut Patch {
-        self.patch
-            .as_mut()
-            .expect("a batch is held until it is dropped")
-    }
-}
-
-impl Drop for Spare {
-    fn drop(&mut self) {
-        if let (Some(patch), Some(home)) = (self.patch.take(), self.home.upgrade()) {
-            let mut spares = home.lock();
-            if spares.len() == SPARES {
-                spares.remove(0);
-            }
-            spares.push(patch);
-        }
-    }
-}
-
-/// A batch in one buffer for each image.
-struct Gathered {
-    images: Vec<(String, Box<dyn Memory>, Vec<u64>)>,
-    places: Vec<Region>,
-    subjects: Vec<u64>,
-}
-
-impl Gathered {
-    fn new(mut samples: Vec<Sample>, spares: &Arc<Spares>) -> Result<Self> {
-        let places = samples.iter().map(|sample| sample.region).collect();
-        let subjects = samples.iter().map(|sample| sample.subject_index).collect();
-        let count = samples.len() as u64;
-        let names: Vec<String> = samples
-            .first()
-            .map(|first| names(first).map(str::to_owned).collect())
-            .unwrap_or_default();
-        check(&samples)?;
-        let shape = |patch: &Patch| {
-            let [z, y, x] = patch.shape();
-            vec![count, patch.channels(), z, y, x]
-        };
-        let mut images: Vec<(String, Box<dyn Memory>, Vec<u64>)> = Vec::new();
-        if samples.len() == 1 {
-            // The patches as they are.
-            let patches = samples.pop().map(Sample::into_lent).unwrap_or_default();
-            for (name, patch) in names.into_iter().zip(patches) {
-                let shape = shape(&patch);
-                images.push((name, Box::new(patch), shape));
-            }
-        } else {
-            for (n, name) in names.into_iter().enumerate() {
-                let like = &samples[0].patches()[n];
-                let mut all = spares.take(like, count)?;
-                let length = like.bytes().len().max(1);
-                let parts = all.bytes_mut().chunks_exact_mut(length);
-                for (part, sample) in parts.zip(&samples) {
-                    part.copy_from_slice(sample.patches()[n].bytes());
-                }
-                let memory = Spare {
-                    patch: Some(all),
-                    home: Arc::downgrade(spares),
-                };
-                images.push((name, Box::new(memory), shape(like)));
-            }
-        }
-        Ok(Self {
-            images,
-            places,
-            subjects,
-        })
-    }
-}
-
-/// Checks that samples can lie in one array for each image.
-fn check(samples: &[Sample]) -> Result<()> {
-    let Some((first, others)) = samples.split_first() else {
-        return Ok(());
-    };
-    let facts = |sample: &Sample| -> Vec<(String, u64, [u64; 3], DType)> {
-        names(sample)
-            .zip(sample.patches())
-            .map(|(name, patch)| {
-                (
-                    name.to_owned(),
-                    patch.channels(),
-                    patch.shape(),
-                    patch.dtype(),
-                )
-            })
-            .collect()
-    };
-    let expected = facts(first);
-    let told = |sample: &Sample| {
-        let all = facts(sample).into_iter();
-        let one = |(name, channels, [z, y, x], dtype): (String, u64, [u64; 3], DType)| {
-            format!("{name} ({channels}, {z}, {y}, {x}) {dtype}")
-        };
-        all.map(one).collect::<Vec<_>>().join(", ")
-    };
-    match others.iter().find(|sample| facts(sample) != expected) {
-        None => Ok(()),
-        Some(other) => Err(Error::Setting {
-            name: "a batch of",
-            value: format!("{} and {}", first.subject().name(), other.subject().name()),
-            problem: format!(
-                "the first gives {}, the second {}: open the volumes with the same `values` and `channels`, \
-                 or take patches one by one",
-                told(first),
-                told(other)
-            ),
-        }),
-    }
 }

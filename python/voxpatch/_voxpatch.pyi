@@ -162,8 +162,9 @@ class Epochs:
         max_length: int,
         max_bytes: int,
         skip_errors: bool,
+        gather: bool = False,
     ) -> EpochLoader:
-        """Starts an epoch from its first patch, or from where a state is."""
+        """Starts an epoch from its first patch, or from where a state is; `gather` if it is taken in batches."""
 
 _Sample = tuple[dict[str, _Array], npt.NDArray[np.int64], int]
 

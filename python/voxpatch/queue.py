@@ -205,8 +205,10 @@ class Queue:
             turn = (0, turn[1])
         epoch, state = self._epochs.claim(key, own)
         threads = cores if self.num_workers is None else self.num_workers
+        skip = self.on_error == "skip"
+        gather = self.batch_size is not None and self.transform is None
         loader = plan.start(
-            epoch, state, turn, threads, self.max_length, self.max_bytes, self.on_error == "skip"
+            epoch, state, turn, threads, self.max_length, self.max_bytes, skip, gather
         )
         self._turns = turn[1]
         self._state = loader.state()

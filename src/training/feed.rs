@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::batch::Together;
 use super::kept::{Kept, Room};
 use super::plan::{Epoch, Planned};
 use super::share::{Share, Turn};
@@ -32,6 +33,8 @@ const KEPT_OPEN: usize = 16;
 /// A place to read, or why there is none.
 pub(super) struct Item {
     pub(super) place: u64,
+    /// The batch that it goes to, if batches are put together, and which patch of it this is.
+    pub(super) batch: Option<(Arc<Together>, usize)>,
     pub(super) found: Result<(Arc<Opened>, Region), Failed>,
 }
 
@@ -100,6 +103,9 @@ pub(super) struct Feed {
     pub(super) left: Range<u64>,
     /// Places of this rank that are taken and not yet looked up.
     part: Range<u64>,
+    /// Where the part began and what its patches are put together in, if they are.
+    batch: Option<(u64, Arc<Together>)>,
+    gather: bool,
     window: Option<(u64, Vec<Planned>)>,
     window_length: u64,
     open: VecDeque<Arc<Opened>>,
@@ -121,7 +127,7 @@ impl Feed {
         make: Arc<MakeSampler>,
         seed: u64,
         (epoch, window_length): (Epoch, u64),
-        (share, turn): (Share, Turn),
+        (share, turn, gather): (Share, Turn, bool),
         left: Range<u64>,
         room: Arc<Room>,
     ) -> Self {
@@ -135,6 +141,8 @@ impl Feed {
             others: turn.index,
             part: left.start..left.start,
             left,
+            batch: None,
+            gather,
             window: None,
             window_length,
             open: VecDeque::new(),
@@ -155,18 +163,22 @@ impl Feed {
                 let at =
                     usize::try_from(place % self.window_length).expect("a window is in memory");
                 planned.push(held[at]);
-                places.push(place);
+                places.push((place, self.batch_of(place)));
             }
             if (place + 1).is_multiple_of(self.window_length) {
                 break;
             }
         }
         let mut found = self.locate(&planned);
-        let item = |(place, planned): (u64, &Planned)| {
+        let item = |((place, batch), planned): ((u64, _), &Planned)| {
             let found = found
                 .remove(planned)
                 .expect("every planned patch was looked for");
-            Item { place, found }
+            Item {
+                place,
+                batch,
+                found,
+            }
         };
         places.into_iter().zip(&planned).map(item).collect()
     }
@@ -190,8 +202,18 @@ impl Feed {
             }
             self.others = self.turn.of - 1;
             self.part = self.share.part(&step);
+            let count = self.part.end - self.part.start;
+            self.batch = (self.gather && count > 0)
+                .then(|| (self.part.start, Arc::new(Together::new(count))));
         }
         self.part.next()
+    }
+
+    /// The batch of a place that was just taken.
+    fn batch_of(&self, place: u64) -> Option<(Arc<Together>, usize)> {
+        let (start, together) = self.batch.as_ref()?;
+        let n = usize::try_from(place - start).expect("a batch is in memory");
+        Some((Arc::clone(together), n))
     }
 
     /// Draws all that a window wants, subject by subject.

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::batch::Batch;
 use super::feed::{Feed, MakeSampler};
 use super::kept::Room;
 use super::plan::Plan;
@@ -32,6 +33,10 @@ pub struct LoaderOptions {
     pub share: Share,
     /// Which of the rank's batches are this loader's.
     pub turn: Turn,
+    /// Whether the patches of a batch are put together in one buffer for each image, as
+    /// [`Loader::gathered_within`] gives them; patches that are asked for otherwise are then copied. Not
+    /// together with `transform`.
+    pub gather: bool,
     /// What becomes of a subject that cannot be opened, drawn from or read.
     pub on_error: OnError,
     /// Changes each sample on a worker's thread.
@@ -57,6 +62,7 @@ impl Default for LoaderOptions {
             max_bytes: 512 << 20,
             share: Share::whole(1),
             turn: Turn::default(),
+            gather: false,
             on_error: OnError::Fail,
             transform: None,
         }
@@ -71,6 +77,7 @@ impl fmt::Debug for LoaderOptions {
             .field("max_bytes", &self.max_bytes)
             .field("share", &self.share)
             .field("turn", &self.turn)
+            .field("gather", &self.gather)
             .field("on_error", &self.on_error)
             .field("transform", &self.transform.is_some())
             .finish()
@@ -107,6 +114,16 @@ pub enum Waited<T> {
     NotYet,
     /// Nothing comes any more.
     Over,
+}
+
+impl<T> Waited<Result<T>> {
+    fn and_then<U>(self, then: impl FnOnce(T) -> Result<U>) -> Waited<Result<U>> {
+        match self {
+            Self::Here(found) => Waited::Here(found.and_then(then)),
+            Self::NotYet => Waited::NotYet,
+            Self::Over => Waited::Over,
+        }
+    }
 }
 
 /// Reasons that statistics keep.
@@ -196,12 +213,13 @@ impl Loader {
         let epoch = plan.epoch(state.epoch);
         let left = state.position..plan.len();
         let room = Arc::new(Room::within(options.max_bytes));
+        let gather = options.gather && options.transform.is_none();
         let feed = Feed::new(
             subjects,
             make,
             plan.seed(),
             (epoch, plan.window()),
-            (share, turn),
+            (share, turn, gather),
             left,
             Arc::clone(&room),
         );
@@ -289,6 +307,25 @@ impl Loader {
     /// As [`next_batch`](Self::next_batch), but waits no longer than `limit`, or a little more where
     /// the caller's own thread reads: what is there by then is kept for the next call.
     pub fn batch_within(&mut self, limit: Duration) -> Waited<Result<Vec<Sample>>> {
+        let pool = Arc::clone(&self.schedule.pool);
+        self.samples_within(limit).and_then(|mut samples| {
+            let mut all = samples.iter_mut();
+            all.try_for_each(|sample| sample.detach(&pool))?;
+            Ok(samples)
+        })
+    }
+
+    /// As [`batch_within`](Self::batch_within), with the patches of each image in one buffer: without a copy
+    /// where [`LoaderOptions::gather`] is set.
+    ///
+    /// Samples whose images differ in name, shape, channels or type are an [`Error::Setting`].
+    pub fn gathered_within(&mut self, limit: Duration) -> Waited<Result<Batch>> {
+        let pool = Arc::clone(&self.schedule.pool);
+        self.samples_within(limit)
+            .and_then(|samples| Batch::of(samples, &pool))
+    }
+
+    fn samples_within(&mut self, limit: Duration) -> Waited<Result<Vec<Sample>>> {
         if self.gathered.is_none() {
             if self.step_start >= self.end {
                 return Waited::Over;
@@ -327,7 +364,10 @@ impl Loader {
         let until = Instant::now().checked_add(limit);
         loop {
             match self.take(until) {
-                Waited::Here(Ok(Some(sample))) => return Waited::Here(Ok(sample)),
+                Waited::Here(Ok(Some(mut sample))) => {
+                    let detached = sample.detach(&self.schedule.pool);
+                    return Waited::Here(detached.map(|()| sample));
+                }
                 Waited::Here(Ok(None)) => {}
                 Waited::Here(Err(error)) => return Waited::Here(Err(error)),
                 Waited::NotYet => return Waited::NotYet,

@@ -6,6 +6,7 @@
 //! the same for any number of threads and any buffer, can be resumed at any patch, and is
 //! cut between ranks by patch.
 
+mod batch;
 mod feed;
 mod fingerprint;
 mod kept;
@@ -21,6 +22,7 @@ mod slot;
 mod state;
 mod subject;
 
+pub use batch::{Batch, BatchImage};
 pub use feed::{MakeSampler, subject_seed};
 pub use loader::{Loader, LoaderOptions, LoaderStats, OnError, Waited};
 pub use plan::{Epoch, Plan, Planned};

@@ -9,7 +9,6 @@ use std::sync::{Mutex, PoisonError};
 
 use super::subject::Image;
 use crate::error::Result;
-use crate::patch::Patch;
 use crate::region::{Region, chunk_region};
 use crate::volume::{Chunk, ChunkShape, ChunkVoxels};
 
@@ -91,11 +90,11 @@ impl Planes {
         Ok(planes)
     }
 
-    /// Copies what a patch shares with the box into it.
-    pub(super) fn copy_to(&self, image: &Image, patch: &mut Patch) -> Result<()> {
-        let (region, size) = (patch.region(), patch.dtype().size());
+    /// Copies what a patch shares with the box into it: into `out`, its voxels in `region`.
+    pub(super) fn copy_to(&self, image: &Image, region: Region, out: &mut [u8]) -> Result<()> {
+        let size = image.volume.layout().dtype.size();
         if let Some(chunk) = &self.read {
-            chunk.copy_to(&image.channels, region, patch.bytes_mut(), size);
+            chunk.copy_to(&image.channels, region, out, size);
             return Ok(());
         }
         let Some(part) = region.intersection(&self.region) else {
@@ -107,7 +106,7 @@ impl Planes {
             let before = channel - image.channels.start;
             let first = (before * region.shape[0] + skipped) * plane;
             let bytes = place(first)..place(first + part.shape[0] * plane);
-            let out = &mut patch.bytes_mut()[bytes];
+            let out = &mut out[bytes];
             image
                 .volume
                 .read_channels(channel..channel + 1, part, out)?;

@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use bytes::BytesMut;
+
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::patch::{Patch, Voxels};
@@ -21,6 +23,8 @@ pub(super) struct Pool {
 #[derive(Debug, Default)]
 struct Buffers {
     free: HashMap<(DType, usize), Vec<Voxels>>,
+    /// Those of batches, by length.
+    joined: HashMap<usize, Vec<BytesMut>>,
     bytes: usize,
     /// Bytes of patches under way.
     begun: usize,
@@ -78,6 +82,28 @@ impl Pool {
         }
     }
 
+    /// A batch's buffer: `length` bytes of any values, aligned for any type.
+    pub(super) fn take_bytes(&self, length: usize) -> BytesMut {
+        let mut buffers = self.lock();
+        if let Some(found) = buffers.joined.get_mut(&length).and_then(Vec::pop) {
+            buffers.bytes -= found.len();
+            return found;
+        }
+        buffers.shrink_to(self.budget);
+        drop(buffers);
+        aligned(length)
+    }
+
+    /// Takes a batch's buffer back, unless there are enough.
+    pub(super) fn give_bytes(&self, buffer: BytesMut) {
+        let bytes = buffer.len();
+        let mut buffers = self.lock();
+        if bytes > 0 && buffers.begun + buffers.bytes + bytes <= self.budget {
+            buffers.bytes += bytes;
+            buffers.joined.entry(bytes).or_default().push(buffer);
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Buffers> {
         self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -86,10 +112,24 @@ impl Pool {
 impl Buffers {
     /// Lets buffers go until what is begun has room: those of other sizes than are wanted now.
     fn shrink_to(&mut self, budget: usize) {
-        while self.begun + self.bytes > budget
-            && let Some(voxels) = self.free.values_mut().find_map(Vec::pop)
-        {
-            self.bytes -= voxels.bytes().len();
+        while self.begun + self.bytes > budget {
+            if let Some(voxels) = self.free.values_mut().find_map(Vec::pop) {
+                self.bytes -= voxels.bytes().len();
+            } else if let Some(buffer) = self.joined.values_mut().find_map(Vec::pop) {
+                self.bytes -= buffer.len();
+            } else {
+                return;
+            }
         }
     }
+}
+
+/// Zeros at an address that suits voxels of any type.
+fn aligned(length: usize) -> BytesMut {
+    const ALIGN: usize = align_of::<u64>();
+    let mut buffer = BytesMut::zeroed(length + ALIGN);
+    let before = buffer.as_ptr().align_offset(ALIGN).min(ALIGN);
+    drop(buffer.split_to(before));
+    buffer.truncate(length);
+    buffer
 }

@@ -3,8 +3,12 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Weak};
 
+use bytes::BytesMut;
+
+use super::batch::Parts;
 use super::pool::Pool;
 use super::subject::Subject;
+use crate::error::Result;
 use crate::patch::Patch;
 use crate::region::Region;
 
@@ -22,6 +26,8 @@ pub struct Sample {
     pub region: Region,
     subject: Arc<Subject>,
     patches: Vec<Patch>,
+    /// In place of the patches, until the loader delivers it.
+    parts: Option<Parts>,
     pool: Weak<Pool>,
 }
 
@@ -40,8 +46,47 @@ impl Sample {
             region,
             subject,
             patches,
+            parts: None,
             pool: Arc::downgrade(pool),
         }
+    }
+
+    /// The same with parts of a batch's buffers in place of patches.
+    pub(super) fn with_parts(mut self, parts: Parts) -> Self {
+        self.parts = Some(parts);
+        self
+    }
+
+    pub(super) fn parts(&self) -> Option<&Parts> {
+        self.parts.as_ref()
+    }
+
+    /// Takes image `n`'s part of the batch's buffer, if it has one.
+    pub(super) fn take_part(&mut self, n: usize) -> Option<BytesMut> {
+        let part = self.parts.as_mut()?.images.get_mut(n)?;
+        Some(std::mem::take(part))
+    }
+
+    /// The voxels of image `n`, wherever they lie.
+    pub(super) fn voxels(&self, n: usize) -> &[u8] {
+        match &self.parts {
+            Some(parts) => &parts.images[n],
+            None => self.patches[n].bytes(),
+        }
+    }
+
+    /// Has patches of its own in place of parts of a batch's buffers.
+    pub(super) fn detach(&mut self, pool: &Pool) -> Result<()> {
+        let Some(parts) = self.parts.take() else {
+            return Ok(());
+        };
+        for (image, part) in self.subject.images().iter().zip(&parts.images) {
+            let channels = image.channels.end - image.channels.start;
+            let mut patch = pool.take(self.region, channels, image.dtype())?;
+            patch.bytes_mut().copy_from_slice(part);
+            self.patches.push(patch);
+        }
+        Ok(())
     }
 
     /// The subject it was cut from.

@@ -13,13 +13,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
+use super::batch::Parts;
 use super::feed::{Failed, Feed, Item};
 use super::kept::Room;
 use super::loader::Waited;
 use super::planes::{Planes, Scratch};
 use super::pool::Pool;
 use super::sample::Sample;
-use super::slot::{Key, Piece, Slot, Wanted, guarded, lock, panicked};
+use super::slot::{Buffer, Key, Piece, Slot, Wanted, guarded, lock, panicked};
 use super::subject::Image;
 use crate::error::{Error, Result};
 use crate::patch::Patch;
@@ -222,6 +223,7 @@ impl Schedule {
             let error = Failed::Error(Arc::new(panicked(&*panic)));
             vec![Item {
                 place: feed.left.end,
+                batch: None,
                 found: Err(error),
             }]
         })
@@ -231,14 +233,16 @@ impl Schedule {
     fn admit(&self, state: &mut State) {
         let bytes = self.limits.bytes.saturating_sub(self.limits.room.taken());
         while let Some(slot) = state.planned.pop_front() {
+            // What a batch takes is counted with its first patch.
+            let more = slot.bytes.saturating_add(slot.batch_bytes);
             let fits = state.slots.len() < self.limits.patches
-                && state.bytes.saturating_add(slot.bytes) <= bytes;
+                && (more == 0 || state.bytes.saturating_add(more) <= bytes);
             if !fits && !state.slots.is_empty() {
                 state.planned.push_front(slot);
                 return;
             }
             let slot = Arc::new(slot);
-            state.bytes = state.bytes.saturating_add(slot.bytes);
+            state.bytes = state.bytes.saturating_add(more);
             for piece in &slot.pieces {
                 if let Piece::Chunk(key) = piece {
                     let slots = &mut state.wants.entry(*key).or_default().slots;
@@ -266,6 +270,9 @@ impl Schedule {
                         self.pool.end(front.slot.bytes);
                     }
                     state.bytes -= front.slot.bytes;
+                    if let Some(batch) = &front.slot.ends {
+                        state.bytes -= batch.end(&self.pool);
+                    }
                     state.handed_out = state.handed_out.saturating_sub(1);
                 }
                 self.admit(&mut state);
@@ -394,17 +401,17 @@ impl Schedule {
                     Err(TryLockError::WouldBlock) => return false,
                     Err(TryLockError::Poisoned(buffer)) => buffer.into_inner(),
                 };
+                let source = &wanted.images()[image];
+                let region = wanted.sources[image];
                 self.buffer(slot, wanted, image, &mut buffer)
-                    .and_then(|patch| match fetched {
+                    .and_then(|out| match fetched {
                         Fetched::Chunk(chunk) => {
-                            let channels = &wanted.images()[image].channels;
-                            let (region, size) = (patch.region(), patch.dtype().size());
-                            chunk.copy_to(channels, region, patch.bytes_mut(), size);
+                            let size = source.volume.layout().dtype.size();
+                            chunk.copy_to(&source.channels, region, out, size);
                             Ok(())
                         }
                         Fetched::Planes(planes) => {
-                            let source = &wanted.images()[image];
-                            let copied = guarded(|| planes.copy_to(source, patch));
+                            let copied = guarded(|| planes.copy_to(source, region, out));
                             self.count_bytes(wanted, image);
                             copied
                         }
@@ -422,13 +429,10 @@ impl Schedule {
             return Ok(());
         };
         let mut buffer = lock(&slot.buffers[image]);
-        let patch = self.buffer(slot, wanted, image, &mut buffer)?;
-        let region = patch.region();
+        let out = self.buffer(slot, wanted, image, &mut buffer)?;
         let source = &wanted.images()[image];
-        let channels = source.channels.clone();
-        let read = source
-            .volume
-            .read_channels(channels, region, patch.bytes_mut());
+        let (channels, region) = (source.channels.clone(), wanted.sources[image]);
+        let read = source.volume.read_channels(channels, region, out);
         self.count_bytes(wanted, image);
         read
     }
@@ -438,14 +442,20 @@ impl Schedule {
         self.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// The patch that an image's voxels are gathered in.
+    /// What an image's voxels are gathered in.
     fn buffer<'a>(
         &self,
         slot: &Slot,
         wanted: &Wanted,
         image: usize,
-        buffer: &'a mut Option<Patch>,
-    ) -> Result<&'a mut Patch> {
+        buffer: &'a mut Option<Buffer>,
+    ) -> Result<&'a mut [u8]> {
+        if buffer.is_none()
+            && let Some((batch, n)) = &slot.part
+            && wanted.is_as_stored(image)
+        {
+            *buffer = Some(Buffer::Part(batch.part(image, *n, &self.pool)?));
+        }
         if buffer.is_none() {
             if !slot.begun.swap(true, Ordering::AcqRel) {
                 self.pool.begin(slot.bytes);
@@ -453,9 +463,10 @@ impl Schedule {
             let source = &wanted.images()[image];
             let channels = source.channels.end - source.channels.start;
             let dtype = source.volume.layout().dtype;
-            *buffer = Some(self.pool.take(wanted.sources[image], channels, dtype)?);
+            let patch = self.pool.take(wanted.sources[image], channels, dtype)?;
+            *buffer = Some(Buffer::Patch(patch));
         }
-        Ok(buffer.as_mut().expect("it was just made"))
+        Ok(buffer.as_mut().expect("it was just made").bytes_mut())
     }
 
     /// Counts a piece; whoever brings the last one completes the patch.
@@ -485,13 +496,24 @@ impl Schedule {
 
     /// Pads, converts and transforms what was read.
     fn finish(&self, slot: &Slot, wanted: &Wanted) -> Result<Sample> {
-        let mut patches = Vec::with_capacity(slot.buffers.len());
+        let (mut patches, mut parts) = (Vec::new(), Vec::new());
         for (n, image) in wanted.images().iter().enumerate() {
             let mut buffer = lock(&slot.buffers[n]);
             self.buffer(slot, wanted, n, &mut buffer)?;
-            let read = buffer.take().expect("it was just made");
-            let padded = self.padded(image, read, wanted.region)?;
-            patches.push(image.values_of(padded)?);
+            match (buffer.take().expect("it was just made"), &slot.part) {
+                (Buffer::Part(part), _) => parts.push(part),
+                (Buffer::Patch(read), None) => {
+                    let padded = self.padded(image, read, wanted.region)?;
+                    patches.push(image.values_of(padded)?);
+                }
+                (Buffer::Patch(read), Some((batch, at))) => {
+                    let mut part = batch.part(n, *at, &self.pool)?;
+                    let padded = self.padded(image, read, wanted.region)?;
+                    image.values_into(&padded, &mut part);
+                    self.pool.give(padded);
+                    parts.push(part);
+                }
+            }
         }
         let subject = Arc::clone(&wanted.opened.subject);
         let index = wanted.opened.index;
@@ -503,6 +525,13 @@ impl Schedule {
             patches,
             &self.pool,
         );
+        if let Some((together, n)) = &slot.part {
+            sample = sample.with_parts(Parts {
+                together: Arc::clone(together),
+                n: *n,
+                images: parts,
+            });
+        }
         if let Some(transform) = &self.transform {
             transform(&mut sample)?;
         }

@@ -4,6 +4,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::BytesMut;
+
+use super::batch::Together;
 use super::feed::{Failed, Item, Opened};
 use super::sample::Sample;
 use super::subject::Image;
@@ -19,11 +22,18 @@ pub(super) type Key = (u64, usize, ChunkShape);
 pub(super) struct Slot {
     pub(super) item: Result<Wanted, Failed>,
     pub(super) place: u64,
+    /// Bytes that it takes by itself,
     pub(super) bytes: u64,
+    /// and those of the batch that begins with it.
+    pub(super) batch_bytes: u64,
+    /// The batch that it is put together in, and which patch of it it is.
+    pub(super) part: Option<(Arc<Together>, usize)>,
+    /// The batch that ends with it.
+    pub(super) ends: Option<Arc<Together>>,
     pub(super) pieces: Vec<Piece>,
     /// Pieces that are not there yet.
     pub(super) missing: AtomicUsize,
-    pub(super) buffers: Vec<Mutex<Option<Patch>>>,
+    pub(super) buffers: Vec<Mutex<Option<Buffer>>>,
     /// Whether it has taken any buffer.
     pub(super) begun: AtomicBool,
     /// The first thing that went wrong.
@@ -39,6 +49,23 @@ pub(super) struct Wanted {
     pub(super) sources: Vec<Region>,
 }
 
+/// What an image's voxels are gathered in.
+pub(super) enum Buffer {
+    /// A patch of the stored values of the region's source.
+    Patch(Patch),
+    /// The patch's part of its batch, where it takes the stored values as they are.
+    Part(BytesMut),
+}
+
+impl Buffer {
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Patch(patch) => patch.bytes_mut(),
+            Self::Part(part) => part,
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 pub(super) enum Piece {
     Chunk(Key),
@@ -47,62 +74,95 @@ pub(super) enum Piece {
 }
 
 impl Wanted {
+    fn new(opened: Arc<Opened>, region: Region) -> Self {
+        let shape = opened.subject.shape();
+        let images = opened.subject.images().iter();
+        let sources = images
+            .map(|image| image.padding.source(region, shape))
+            .collect();
+        Self {
+            opened,
+            region,
+            sources,
+        }
+    }
+
     pub(super) fn images(&self) -> &[Image] {
         self.opened.subject.images()
+    }
+
+    /// Whether a patch of image `n` is what is stored, at the region itself.
+    pub(super) fn is_as_stored(&self, n: usize) -> bool {
+        self.sources[n] == self.region && self.images()[n].keeps_values()
+    }
+}
+
+impl Wanted {
+    /// Bytes of what is read before it becomes the patches.
+    fn bytes_before(&self) -> u64 {
+        let images = self.images().iter().zip(&self.sources).enumerate();
+        let read = images.filter(|(n, _)| !self.is_as_stored(*n));
+        let bytes = read.map(|(_, (image, source))| image.stored_bytes(source.voxels()));
+        bytes.fold(0, u64::saturating_add)
+    }
+
+    fn pieces(&self) -> Vec<Piece> {
+        let mut pieces = Vec::new();
+        for (n, (image, source)) in self.images().iter().zip(&self.sources).enumerate() {
+            let layout = image.volume.layout();
+            match layout.read_chunk.or_else(|| image.volume.together()) {
+                _ if source.is_empty() => {}
+                None => pieces.push(Piece::Whole(n)),
+                Some(chunk) => {
+                    let all = intersecting(chunk, &image.channels, *source);
+                    pieces.extend(all.map(|at| Piece::Chunk((self.opened.index, n, at))));
+                }
+            }
+        }
+        pieces
     }
 }
 
 impl Slot {
     pub(super) fn new(item: Item) -> Self {
-        let place = item.place;
-        let (item, bytes, pieces) = match item.found {
-            Err(failed) => (Err(failed), 0, Vec::new()),
-            Ok((opened, region)) => {
-                let shape = opened.subject.shape();
-                let images = opened.subject.images();
-                let sources: Vec<Region> = images
-                    .iter()
-                    .map(|image| image.padding.source(region, shape))
-                    .collect();
-                let mut bytes = opened.subject.sample_bytes(region.shape);
-                let mut pieces = Vec::new();
-                for (n, (image, source)) in images.iter().zip(&sources).enumerate() {
-                    let layout = image.volume.layout();
-                    if *source != region || image.dtype() != layout.dtype {
-                        bytes = bytes.saturating_add(image.stored_bytes(source.voxels()));
-                    }
-                    match layout.read_chunk.or_else(|| image.volume.together()) {
-                        _ if source.is_empty() => {}
-                        None => pieces.push(Piece::Whole(n)),
-                        Some(chunk) => {
-                            let all = intersecting(chunk, &image.channels, *source);
-                            pieces.extend(all.map(|index| Piece::Chunk((opened.index, n, index))));
-                        }
-                    }
-                }
-                (
-                    Ok(Wanted {
-                        opened,
-                        region,
-                        sources,
-                    }),
-                    bytes,
-                    pieces,
-                )
-            }
-        };
-        let images = item.as_ref().map_or(0, |wanted| wanted.sources.len());
-        Self {
-            item,
+        let Item {
             place,
-            bytes,
-            missing: AtomicUsize::new(pieces.len()),
-            pieces,
-            buffers: (0..images).map(|_| Mutex::default()).collect(),
+            batch,
+            found,
+        } = item;
+        let ends = batch.as_ref().filter(|(batch, n)| batch.is_last(*n));
+        let mut slot = Self {
+            item: Err(Failed::Error(Arc::new(Error::Stopped))),
+            place,
+            bytes: 0,
+            batch_bytes: 0,
+            ends: ends.map(|(batch, _)| Arc::clone(batch)),
+            part: None,
+            missing: AtomicUsize::new(0),
+            pieces: Vec::new(),
+            buffers: Vec::new(),
             begun: AtomicBool::new(false),
             error: Mutex::default(),
             done: Mutex::default(),
-        }
+        };
+        slot.item = found.map(|(opened, region)| {
+            let wanted = Wanted::new(opened, region);
+            let subject = &wanted.opened.subject;
+            if let Some((batch, n)) = batch
+                && let Some(bytes) = batch.admit(subject, region.shape)
+            {
+                slot.batch_bytes = bytes;
+                slot.part = Some((batch, n));
+            } else {
+                slot.bytes = subject.sample_bytes(region.shape);
+            }
+            slot.bytes = slot.bytes.saturating_add(wanted.bytes_before());
+            slot.pieces = wanted.pieces();
+            slot.missing = AtomicUsize::new(slot.pieces.len());
+            slot.buffers = wanted.sources.iter().map(|_| Mutex::default()).collect();
+            wanted
+        });
+        slot
     }
 
     /// An error of this patch, with its subject's name.

@@ -5,13 +5,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::fingerprint::Fingerprint;
-use crate::dtype::DType;
+use crate::dtype::{DType, convert};
 use crate::error::{Error, Result};
 use crate::pad::Padding;
 use crate::patch::Patch;
 use crate::region::{Region, Shape};
 use crate::sampler::{Border, Placement};
-use crate::volume::{Layout, Volume, real_values};
+use crate::volume::{Layout, Volume, real_values, real_values_into};
 
 /// One scan with what belongs to it: a second modality, labels, weights.
 #[derive(Clone, Debug)]
@@ -115,6 +115,23 @@ impl Image {
             Values::As(dtype) => Ok(stored.converted(dtype)),
             Values::Real => real_values(stored, self.volume.layout().rescale),
         }
+    }
+
+    /// As [`values_of`](Self::values_of), into `out`.
+    pub(super) fn values_into(&self, stored: &Patch, out: &mut [u8]) {
+        let rescale = self.volume.layout().rescale;
+        match (self.values, rescale) {
+            (Values::Real, Some(rescale)) => {
+                real_values_into(stored.dtype(), stored.bytes(), rescale, out);
+            }
+            _ => convert(stored.dtype(), stored.bytes(), self.dtype(), out),
+        }
+    }
+
+    /// Whether patches get the values as they are stored.
+    pub(super) fn keeps_values(&self) -> bool {
+        let layout = self.volume.layout();
+        self.dtype() == layout.dtype && (self.values != Values::Real || layout.rescale.is_none())
     }
 
     /// Bytes of some voxels of its patches, all channels, as they are stored.

@@ -17,6 +17,7 @@ use crate::volume::{
 };
 
 mod channels;
+mod gathered;
 mod hard;
 mod life;
 mod mapped;

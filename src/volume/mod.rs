@@ -36,7 +36,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::dtype::{DType, convert};
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
-use crate::patch::{Patch, Voxels};
+use crate::patch::Patch;
 use crate::region::{Region, Shape};
 
 pub use cached::Cached;
@@ -401,22 +401,24 @@ pub(crate) fn real_values(patch: Patch, rescale: Option<Rescale>) -> Result<Patc
     let Some(rescale) = rescale else {
         return Ok(patch.converted(DType::F32));
     };
-    let mut values = vec![0.0_f64; patch.bytes().len() / patch.dtype().size()];
-    convert(
-        patch.dtype(),
-        patch.bytes(),
-        DType::F64,
-        bytemuck::cast_slice_mut(&mut values),
-    );
-    #[expect(clippy::cast_possible_truncation, reason = "real values are f32 here")]
-    let real = values
-        .iter()
-        .map(|value| (value * rescale.slope + rescale.intercept) as f32);
-    Patch::new(
-        patch.region(),
-        patch.channels(),
-        Voxels::F32(real.collect()),
-    )
+    let mut real = Patch::zeros(patch.region(), patch.channels(), DType::F32)?;
+    real_values_into(patch.dtype(), patch.bytes(), rescale, real.bytes_mut());
+    Ok(real)
+}
+
+/// As [`real_values`], into `out`, which is aligned.
+#[expect(clippy::cast_possible_truncation, reason = "real values are f32 here")]
+pub(crate) fn real_values_into(dtype: DType, stored: &[u8], rescale: Rescale, out: &mut [u8]) {
+    const STEP: usize = 512;
+    let mut values = [0.0_f64; STEP];
+    let out = bytemuck::cast_slice_mut::<u8, f32>(out);
+    for (stored, out) in stored.chunks(STEP * dtype.size()).zip(out.chunks_mut(STEP)) {
+        let values = &mut values[..out.len()];
+        convert(dtype, stored, DType::F64, bytemuck::cast_slice_mut(values));
+        for (out, value) in out.iter_mut().zip(values) {
+            *out = (*value * rescale.slope + rescale.intercept) as f32;
+        }
+    }
 }
 
 impl<V: Volume + ?Sized> Volume for Arc<V> {
