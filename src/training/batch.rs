@@ -97,15 +97,14 @@ impl Together {
     /// The part of patch `n` of image `image`, with anything in it. It is given out once.
     pub(super) fn part(&self, image: usize, n: usize, pool: &Pool) -> Result<BytesMut> {
         let mut state = lock(&self.state);
-        let like = state.like.clone().unwrap_or_default();
-        if !state.begun {
-            state.begun = true;
-            pool.begin(self.bytes_of(&like));
+        let State { like, parts, begun } = &mut *state;
+        let like = like.as_deref().unwrap_or_default();
+        if !*begun {
+            *begun = true;
+            pool.begin(self.bytes_of(like));
+            parts.resize_with(like.len(), Vec::new);
         }
-        if state.parts.is_empty() {
-            state.parts.resize_with(like.len(), Vec::new);
-        }
-        let parts = &mut state.parts[image];
+        let parts = &mut parts[image];
         if parts.is_empty() {
             let length = like[image].bytes();
             let mut whole = pool.take_bytes(joined(length, self.count)?);

@@ -95,9 +95,7 @@ impl Wanted {
     pub(super) fn is_as_stored(&self, n: usize) -> bool {
         self.sources[n] == self.region && self.images()[n].keeps_values()
     }
-}
 
-impl Wanted {
     /// Bytes of what is read before it becomes the patches.
     fn bytes_before(&self) -> u64 {
         let images = self.images().iter().zip(&self.sources).enumerate();

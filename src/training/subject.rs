@@ -11,7 +11,7 @@ use crate::pad::Padding;
 use crate::patch::Patch;
 use crate::region::{Region, Shape};
 use crate::sampler::{Border, Placement};
-use crate::volume::{Layout, Volume, real_values, real_values_into};
+use crate::volume::{Layout, Volume, real_values_into};
 
 /// One scan with what belongs to it: a second modality, labels, weights.
 #[derive(Clone, Debug)]
@@ -110,11 +110,12 @@ impl Image {
 
     /// The values that patches get, of a patch of stored ones.
     pub(super) fn values_of(&self, stored: Patch) -> Result<Patch> {
-        match self.values {
-            Values::Stored => Ok(stored),
-            Values::As(dtype) => Ok(stored.converted(dtype)),
-            Values::Real => real_values(stored, self.volume.layout().rescale),
+        if self.keeps_values() {
+            return Ok(stored);
         }
+        let mut values = Patch::zeros(stored.region(), stored.channels(), self.dtype())?;
+        self.values_into(&stored, values.bytes_mut());
+        Ok(values)
     }
 
     /// As [`values_of`](Self::values_of), into `out`.

@@ -696,11 +696,10 @@ fn samples_own_their_memory_and_give_it_back() {
     }
 }
 
-#[test]
-fn patches_that_hang_over_are_padded_and_values_are_converted() {
-    let shape = [6, 5, 7];
-    let memory = MemoryVolume::from_vec(shape, 2, (0..420_i16).collect::<Vec<i16>>()).unwrap();
-    let whole = memory.to_patch().to_array::<i16>().unwrap();
+/// Images of one volume, padded and converted in different ways.
+fn padded_and_converted() -> Vec<Image> {
+    let voxels = (0..420_i16).collect::<Vec<i16>>();
+    let memory = MemoryVolume::from_vec([6, 5, 7], 2, voxels).unwrap();
     let mut layout = Volume::layout(&memory).clone();
     layout.rescale = Rescale::new(0.5, -1.0);
     let scaled: Arc<dyn Volume> = Arc::new(Scaled(memory.with_chunks([1, 4, 4, 4]), layout));
@@ -709,11 +708,21 @@ fn patches_that_hang_over_are_padded_and_values_are_converted() {
             .with_padding(padding)
             .with_values(values)
     };
-    let images = vec![
+    vec![
         image("stored", Padding::Constant(-9.0), Values::Stored),
         image("real", Padding::Edge, Values::Real),
         image("wide", Padding::Reflect, Values::As(DType::F64)),
-    ];
+        image("truth", Padding::Edge, Values::As(DType::Bool)),
+    ]
+}
+
+#[test]
+fn patches_that_hang_over_are_padded_and_values_are_converted() {
+    let images = padded_and_converted();
+    let stored = &images[0].volume;
+    let shape = stored.layout().shape;
+    let whole = stored.read(Region::whole(shape)).unwrap();
+    let whole = whole.to_array::<i16>().unwrap();
     let subject = Subject::new("s", images, TOLERANCE).unwrap();
     let regions = [
         Region::new([-2, -1, -3], [4, 4, 4]),

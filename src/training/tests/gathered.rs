@@ -82,21 +82,7 @@ fn gathered_batches_hold_what_the_patches_hold() {
 
 #[test]
 fn padded_and_converted_patches_are_gathered_too() {
-    let memory = MemoryVolume::from_vec([6, 5, 7], 2, (0..420_i16).collect::<Vec<_>>()).unwrap();
-    let mut layout = Volume::layout(&memory).clone();
-    layout.rescale = Rescale::new(0.5, -1.0);
-    let scaled: Arc<dyn Volume> = Arc::new(Scaled(memory.with_chunks([1, 4, 4, 4]), layout));
-    let image = |name: &str, padding, values| {
-        Image::new(name, Arc::clone(&scaled))
-            .with_padding(padding)
-            .with_values(values)
-    };
-    let images = vec![
-        image("stored", Padding::Constant(-9.0), Values::Stored),
-        image("real", Padding::Edge, Values::Real),
-        image("wide", Padding::Reflect, Values::As(DType::F64)),
-        image("truth", Padding::Edge, Values::As(DType::Bool)),
-    ];
+    let images = padded_and_converted();
     let subject = Subject::new("s", images, TOLERANCE).unwrap();
     let regions = [
         Region::new([-2, -1, -3], [3, 4, 5]),
