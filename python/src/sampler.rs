@@ -184,7 +184,7 @@ impl Recipe {
             Self::Label(common, map, shares) => {
                 let image = map.of(subject)?;
                 let options = options(common);
-                if image.channels.end - image.channels.start > 1 {
+                if image.channel_count() > 1 {
                     let built = one_hot(map, image, shares.as_deref(), indices, &options);
                     return map.empty.decide(built, shape, &options);
                 }

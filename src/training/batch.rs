@@ -29,7 +29,7 @@ impl Like {
     fn of(subject: &Subject, shape: Shape) -> Vec<Self> {
         let like = |image: &super::subject::Image| Self {
             name: image.name.clone(),
-            channels: image.channels.end - image.channels.start,
+            channels: image.channel_count(),
             shape,
             dtype: image.dtype(),
         };

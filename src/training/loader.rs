@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use super::batch::Batch;
 use super::feed::{Feed, MakeSampler};
+use super::gather::{Gather, Transform};
 use super::kept::Room;
 use super::plan::Plan;
 use super::pool::Pool;
 use super::sample::Sample;
-use super::schedule::{Delivered, Limits, Schedule, Transform};
+use super::schedule::{Delivered, Limits, Schedule};
 use super::share::{Share, Turn};
 use super::state::LoaderState;
 use super::subject::Subjects;
@@ -213,13 +214,13 @@ impl Loader {
         let epoch = plan.epoch(state.epoch);
         let left = state.position..plan.len();
         let room = Arc::new(Room::within(options.max_bytes));
-        let gather = options.gather && options.transform.is_none();
+        let in_batches = options.gather && options.transform.is_none();
         let feed = Feed::new(
             subjects,
             make,
             plan.seed(),
             (epoch, plan.window()),
-            (share, turn, gather),
+            (share, turn, in_batches),
             left,
             Arc::clone(&room),
         );
@@ -229,7 +230,8 @@ impl Loader {
             room,
         };
         let pool = Arc::new(Pool::new(options.max_bytes));
-        let schedule = Arc::new(Schedule::new(feed, limits, pool, options.transform.clone()));
+        let gather = Gather::new(pool, options.transform.clone());
+        let schedule = Arc::new(Schedule::new(feed, limits, gather));
         let workers = (0..options.threads)
             .map(|n| {
                 let schedule = Arc::clone(&schedule);
@@ -307,7 +309,7 @@ impl Loader {
     /// As [`next_batch`](Self::next_batch), but waits no longer than `limit`, or a little more where
     /// the caller's own thread reads: what is there by then is kept for the next call.
     pub fn batch_within(&mut self, limit: Duration) -> Waited<Result<Vec<Sample>>> {
-        let pool = Arc::clone(&self.schedule.pool);
+        let pool = Arc::clone(&self.schedule.gather.pool);
         self.samples_within(limit).and_then(|mut samples| {
             let mut all = samples.iter_mut();
             all.try_for_each(|sample| sample.detach(&pool))?;
@@ -320,7 +322,7 @@ impl Loader {
     ///
     /// Samples whose images differ in name, shape, channels or type are an [`Error::Setting`].
     pub fn gathered_within(&mut self, limit: Duration) -> Waited<Result<Batch>> {
-        let pool = Arc::clone(&self.schedule.pool);
+        let pool = Arc::clone(&self.schedule.gather.pool);
         self.samples_within(limit)
             .and_then(|samples| Batch::of(samples, &pool))
     }
@@ -365,7 +367,7 @@ impl Loader {
         loop {
             match self.take(until) {
                 Waited::Here(Ok(Some(mut sample))) => {
-                    let detached = sample.detach(&self.schedule.pool);
+                    let detached = sample.detach(&self.schedule.gather.pool);
                     return Waited::Here(detached.map(|()| sample));
                 }
                 Waited::Here(Ok(None)) => {}
@@ -379,7 +381,7 @@ impl Loader {
     /// What has been done so far.
     #[must_use]
     pub fn stats(&self) -> LoaderStats {
-        let counters = &self.schedule.counters;
+        let counters = &self.schedule.gather.counters;
         LoaderStats {
             chunks: counters.chunks.load(Ordering::Relaxed),
             bytes: counters.bytes.load(Ordering::Relaxed),

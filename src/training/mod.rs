@@ -9,6 +9,7 @@
 mod batch;
 mod feed;
 mod fingerprint;
+mod gather;
 mod kept;
 mod loader;
 mod order;
@@ -24,10 +25,10 @@ mod subject;
 
 pub use batch::{Batch, BatchImage};
 pub use feed::{MakeSampler, subject_seed};
+pub use gather::Transform;
 pub use loader::{Loader, LoaderOptions, LoaderStats, OnError, Waited};
 pub use plan::{Epoch, Plan, Planned};
 pub use sample::{Lent, Sample};
-pub use schedule::Transform;
 pub use share::{Share, Turn};
 pub use state::LoaderState;
 pub use subject::{Image, Lazy, Subject, Subjects, TOLERANCE, Values};

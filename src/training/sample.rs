@@ -81,8 +81,7 @@ impl Sample {
             return Ok(());
         };
         for (image, part) in self.subject.images().iter().zip(&parts.images) {
-            let channels = image.channels.end - image.channels.start;
-            let mut patch = pool.take(self.region, channels, image.dtype())?;
+            let mut patch = pool.take(self.region, image.channel_count(), image.dtype())?;
             patch.bytes_mut().copy_from_slice(part);
             self.patches.push(patch);
         }

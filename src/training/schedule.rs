@@ -9,26 +9,17 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::batch::Parts;
 use super::feed::{Failed, Feed, Item};
+use super::gather::{Fetched, Gather};
 use super::kept::Room;
 use super::loader::Waited;
-use super::planes::{Planes, Scratch};
-use super::pool::Pool;
 use super::sample::Sample;
-use super::slot::{Buffer, Key, Piece, Slot, Wanted, guarded, lock, panicked};
-use super::subject::Image;
+use super::slot::{Key, Piece, Slot, guarded, lock, panicked};
 use crate::error::{Error, Result};
-use crate::patch::Patch;
-use crate::region::Region;
-use crate::volume::Chunk;
-
-/// Changes a sample on a worker's thread before it is delivered.
-pub type Transform = dyn Fn(&mut Sample) -> Result<()> + Send + Sync;
 
 /// As long as the consumer waits before it looks again.
 const LONG: Duration = Duration::from_hours(1);
@@ -40,11 +31,8 @@ pub(super) struct Schedule {
     /// The front patch is complete, or there is none any more.
     ready: Condvar,
     feed: Mutex<Feed>,
-    pub(super) pool: Arc<Pool>,
-    scratch: Scratch,
-    transform: Option<Arc<Transform>>,
+    pub(super) gather: Gather,
     limits: Limits,
-    pub(super) counters: Counters,
 }
 
 /// What the buffer may hold.
@@ -54,16 +42,6 @@ pub(super) struct Limits {
     pub(super) bytes: u64,
     /// Of these bytes, those of chunks that stay.
     pub(super) room: Arc<Room>,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Counters {
-    /// Chunks fetched and decoded.
-    pub(super) chunks: AtomicU64,
-    /// Patches that chunks were copied to.
-    pub(super) copies: AtomicU64,
-    /// Bytes read of all images, before decoding.
-    pub(super) bytes: AtomicU64,
 }
 
 #[derive(Default)]
@@ -96,12 +74,6 @@ struct Want {
     claimed: bool,
 }
 
-/// What goes to all patches that want it.
-enum Fetched {
-    Chunk(Arc<Chunk>),
-    Planes(Planes),
-}
-
 enum Job {
     Chunk(Key, Vec<Arc<Slot>>),
     Whole(Arc<Slot>, usize),
@@ -127,22 +99,14 @@ pub(super) enum Delivered {
 }
 
 impl Schedule {
-    pub(super) fn new(
-        feed: Feed,
-        limits: Limits,
-        pool: Arc<Pool>,
-        transform: Option<Arc<Transform>>,
-    ) -> Self {
+    pub(super) fn new(feed: Feed, limits: Limits, gather: Gather) -> Self {
         Self {
             state: Mutex::default(),
             work: Condvar::new(),
             ready: Condvar::new(),
             feed: Mutex::new(feed),
-            pool,
-            scratch: Scratch::default(),
-            transform,
+            gather,
             limits,
-            counters: Counters::default(),
         }
     }
 
@@ -267,11 +231,11 @@ impl Schedule {
             if let Some(done) = done {
                 if let Some(front) = state.slots.pop_front() {
                     if front.slot.begun.load(Ordering::Acquire) {
-                        self.pool.end(front.slot.bytes);
+                        self.gather.pool.end(front.slot.bytes);
                     }
                     state.bytes -= front.slot.bytes;
                     if let Some(batch) = &front.slot.ends {
-                        state.bytes -= batch.end(&self.pool);
+                        state.bytes -= batch.end(&self.gather.pool);
                     }
                     state.handed_out = state.handed_out.saturating_sub(1);
                 }
@@ -307,7 +271,7 @@ impl Schedule {
         match job {
             Job::Chunk(key, slots) => self.scatter(key, slots),
             Job::Whole(slot, image) => {
-                let copied = guarded(|| self.copy_whole(&slot, image));
+                let copied = guarded(|| self.gather.copy_whole(&slot, image));
                 self.piece_done(&slot, copied);
             }
             Job::Nothing(slot) => self.complete(&slot),
@@ -319,8 +283,11 @@ impl Schedule {
         let (_, image, _) = key;
         let mut held = None;
         while !slots.is_empty() {
-            let fetched = held.take().unwrap_or_else(|| self.fetch(key, &slots));
-            self.counters
+            let fetched = held
+                .take()
+                .unwrap_or_else(|| self.gather.fetch(key, &slots));
+            self.gather
+                .counters
                 .copies
                 .fetch_add(slots.len() as u64, Ordering::Relaxed);
             self.deal(&fetched, image, slots);
@@ -336,137 +303,27 @@ impl Schedule {
             }
             drop(state);
             match fetched {
-                Ok(Fetched::Planes(planes)) => planes.recycle(&self.scratch),
+                Ok(Fetched::Planes(planes)) => self.gather.recycle(planes),
                 chunk => held = Some(chunk),
             }
         }
-    }
-
-    /// Reads a chunk, or what `slots` want of some planes.
-    fn fetch(&self, (_, image, index): Key, slots: &[Arc<Slot>]) -> Result<Fetched, Arc<Error>> {
-        let wanted = slots.iter().filter_map(|slot| slot.item.as_ref().ok());
-        let first = wanted
-            .clone()
-            .next()
-            .expect("only places that were found want chunks");
-        let source = &first.images()[image];
-        let volume = &*source.volume;
-        let fetched = guarded(|| match volume.together() {
-            Some(size) if volume.layout().read_chunk.is_none() => {
-                let regions = wanted.map(|wanted| wanted.sources[image]);
-                Planes::fetch(source, size, index, regions, &self.scratch).map(Fetched::Planes)
-            }
-            _ => {
-                if let Some(chunk) = first.opened.kept_chunk(image, index) {
-                    return Ok(Fetched::Chunk(chunk));
-                }
-                self.counters.chunks.fetch_add(1, Ordering::Relaxed);
-                let chunk = Arc::new(volume.read_chunk(index)?);
-                if let Some(kept) = &first.opened.kept {
-                    kept.keep(image, index, &chunk);
-                }
-                Ok(Fetched::Chunk(chunk))
-            }
-        });
-        self.count_bytes(first, image);
-        fetched.map_err(Arc::new)
     }
 
     /// Copies what was fetched to each of `slots`, those that nobody else writes to first.
     fn deal(&self, fetched: &Result<Fetched, Arc<Error>>, image: usize, mut slots: Vec<Arc<Slot>>) {
         while !slots.is_empty() {
             let before = slots.len();
-            slots.retain(|slot| !self.copy_part(slot, image, fetched, false));
+            slots.retain(|slot| {
+                let copied = self.gather.copy_part(slot, image, fetched, false);
+                copied.map(|copied| self.piece_done(slot, copied)).is_none()
+            });
             if slots.len() == before
                 && let Some(slot) = slots.pop()
+                && let Some(copied) = self.gather.copy_part(&slot, image, fetched, true)
             {
-                self.copy_part(&slot, image, fetched, true);
+                self.piece_done(&slot, copied);
             }
         }
-    }
-
-    /// Copies what was fetched into a patch; false if somebody else writes to it and `wait` is not set.
-    fn copy_part(
-        &self,
-        slot: &Arc<Slot>,
-        image: usize,
-        fetched: &Result<Fetched, Arc<Error>>,
-        wait: bool,
-    ) -> bool {
-        let copied = match (fetched, &slot.item) {
-            (Ok(fetched), Ok(wanted)) => {
-                let mut buffer = match slot.buffers[image].try_lock() {
-                    Ok(buffer) => buffer,
-                    Err(TryLockError::WouldBlock) if wait => lock(&slot.buffers[image]),
-                    Err(TryLockError::WouldBlock) => return false,
-                    Err(TryLockError::Poisoned(buffer)) => buffer.into_inner(),
-                };
-                let source = &wanted.images()[image];
-                let region = wanted.sources[image];
-                self.buffer(slot, wanted, image, &mut buffer)
-                    .and_then(|out| match fetched {
-                        Fetched::Chunk(chunk) => {
-                            let size = source.volume.layout().dtype.size();
-                            chunk.copy_to(&source.channels, region, out, size);
-                            Ok(())
-                        }
-                        Fetched::Planes(planes) => {
-                            let copied = guarded(|| planes.copy_to(source, region, out));
-                            self.count_bytes(wanted, image);
-                            copied
-                        }
-                    })
-            }
-            (Err(error), _) => Err(Error::Shared(Arc::clone(error))),
-            (Ok(_), Err(_)) => Ok(()),
-        };
-        self.piece_done(slot, copied);
-        true
-    }
-
-    fn copy_whole(&self, slot: &Slot, image: usize) -> Result<()> {
-        let Ok(wanted) = &slot.item else {
-            return Ok(());
-        };
-        let mut buffer = lock(&slot.buffers[image]);
-        let out = self.buffer(slot, wanted, image, &mut buffer)?;
-        let source = &wanted.images()[image];
-        let (channels, region) = (source.channels.clone(), wanted.sources[image]);
-        let read = source.volume.read_channels(channels, region, out);
-        self.count_bytes(wanted, image);
-        read
-    }
-
-    fn count_bytes(&self, wanted: &Wanted, image: usize) {
-        let bytes = wanted.opened.newly_read(image);
-        self.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// What an image's voxels are gathered in.
-    fn buffer<'a>(
-        &self,
-        slot: &Slot,
-        wanted: &Wanted,
-        image: usize,
-        buffer: &'a mut Option<Buffer>,
-    ) -> Result<&'a mut [u8]> {
-        if buffer.is_none()
-            && let Some((batch, n)) = &slot.part
-            && wanted.is_as_stored(image)
-        {
-            *buffer = Some(Buffer::Part(batch.part(image, *n, &self.pool)?));
-        }
-        if buffer.is_none() {
-            if !slot.begun.swap(true, Ordering::AcqRel) {
-                self.pool.begin(slot.bytes);
-            }
-            let source = &wanted.images()[image];
-            let channels = source.channels.end - source.channels.start;
-            let dtype = source.volume.layout().dtype;
-            let patch = self.pool.take(wanted.sources[image], channels, dtype)?;
-            *buffer = Some(Buffer::Patch(patch));
-        }
-        Ok(buffer.as_mut().expect("it was just made").bytes_mut())
     }
 
     /// Counts a piece; whoever brings the last one completes the patch.
@@ -484,7 +341,7 @@ impl Schedule {
         let done = match (error, &slot.item) {
             (Some(error), _) => Err(slot.failed(error)),
             (None, Ok(wanted)) => {
-                guarded(|| self.finish(slot, wanted)).map_err(|error| slot.failed(error))
+                guarded(|| self.gather.finish(slot, wanted)).map_err(|error| slot.failed(error))
             }
             (None, Err(failed)) => Err(failed.clone()),
         };
@@ -492,65 +349,6 @@ impl Schedule {
         // The lock makes sure that a consumer that looked before is waiting by now.
         drop(self.lock());
         self.ready.notify_all();
-    }
-
-    /// Pads, converts and transforms what was read.
-    fn finish(&self, slot: &Slot, wanted: &Wanted) -> Result<Sample> {
-        let (mut patches, mut parts) = (Vec::new(), Vec::new());
-        for (n, image) in wanted.images().iter().enumerate() {
-            let mut buffer = lock(&slot.buffers[n]);
-            self.buffer(slot, wanted, n, &mut buffer)?;
-            match (buffer.take().expect("it was just made"), &slot.part) {
-                (Buffer::Part(part), _) => parts.push(part),
-                (Buffer::Patch(read), None) => {
-                    let padded = self.padded(image, read, wanted.region)?;
-                    patches.push(image.values_of(padded)?);
-                }
-                (Buffer::Patch(read), Some((batch, at))) => {
-                    let mut part = batch.part(n, *at, &self.pool)?;
-                    let padded = self.padded(image, read, wanted.region)?;
-                    image.values_into(&padded, &mut part);
-                    self.pool.give(padded);
-                    parts.push(part);
-                }
-            }
-        }
-        let subject = Arc::clone(&wanted.opened.subject);
-        let index = wanted.opened.index;
-        let mut sample = Sample::new(
-            slot.place,
-            index,
-            wanted.region,
-            subject,
-            patches,
-            &self.pool,
-        );
-        if let Some((together, n)) = &slot.part {
-            sample = sample.with_parts(Parts {
-                together: Arc::clone(together),
-                n: *n,
-                images: parts,
-            });
-        }
-        if let Some(transform) = &self.transform {
-            transform(&mut sample)?;
-        }
-        Ok(sample)
-    }
-
-    fn padded(&self, image: &Image, read: Patch, region: Region) -> Result<Patch> {
-        if read.region() == region {
-            return Ok(read);
-        }
-        let (channels, dtype) = (read.channels(), read.dtype());
-        let mut patch = self.pool.take(region, channels, dtype)?;
-        let shape = image.volume.layout().shape;
-        let source = (read.bytes(), read.region());
-        image
-            .padding
-            .fill(source, (patch.bytes_mut(), region), channels, dtype, shape);
-        self.pool.give(read);
-        Ok(patch)
     }
 }
 

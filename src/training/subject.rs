@@ -83,6 +83,12 @@ impl Image {
         Self { channels, ..self }
     }
 
+    /// How many of its channels patches get.
+    #[must_use]
+    pub fn channel_count(&self) -> u64 {
+        self.channels.end.saturating_sub(self.channels.start)
+    }
+
     /// The patch at a region, which may hang over the faces: what a loader delivers.
     ///
     /// # Errors
@@ -90,7 +96,7 @@ impl Image {
     /// What [`Volume::read_channels`] gives; [`Error::Setting`] if it does not fit into memory.
     pub fn read(&self, region: Region) -> Result<Patch> {
         let layout = self.volume.layout();
-        let channels = self.channels.end.saturating_sub(self.channels.start);
+        let channels = self.channel_count();
         let source = self.padding.source(region, layout.shape);
         let mut patch = Patch::zeros(source, channels, layout.dtype)?;
         if !source.is_empty() {
@@ -138,8 +144,7 @@ impl Image {
     /// Bytes of some voxels of its patches, all channels, as they are stored.
     pub(super) fn stored_bytes(&self, voxels: u64) -> u64 {
         let size = self.volume.layout().dtype.size() as u64;
-        let channels = self.channels.end.saturating_sub(self.channels.start);
-        voxels.saturating_mul(channels.saturating_mul(size))
+        voxels.saturating_mul(self.channel_count().saturating_mul(size))
     }
 
     /// The type of its patches' voxels.
@@ -223,9 +228,8 @@ impl Subject {
     pub fn sample_bytes(&self, patch: Shape) -> u64 {
         let voxels = crate::region::voxels(patch).unwrap_or(u64::MAX);
         let bytes = |image: &Image| {
-            let channels = image.channels.end.saturating_sub(image.channels.start);
             voxels
-                .saturating_mul(channels)
+                .saturating_mul(image.channel_count())
                 .saturating_mul(image.dtype().size() as u64)
         };
         self.images.iter().map(bytes).fold(0, u64::saturating_add)
