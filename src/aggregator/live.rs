@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::Meter;
 use super::sums::Sum;
 use super::window::Weights;
+use crate::dtype::{DType, convert};
 use crate::grid::{Axis, Grid};
 use crate::patch::Patch;
 use crate::region::Region;
@@ -298,12 +299,7 @@ impl<S: Sum> Live<S> {
     ) {
         let (patch, shape) = (self.grid.patch().map(length), block.shape.map(length));
         let common = self.common(block, place);
-        let values: &[f32] = match contribution {
-            Contribution::Values(patch) => patch
-                .as_slice()
-                .expect("predictions are f32 before they are accumulated"),
-            _ => &[],
-        };
+        let mut converted = Vec::new();
         let per_patch: usize = patch.iter().product();
         let channels = sums.chunks_exact_mut(shape.iter().product());
         for (c, sums) in channels.enumerate().take(self.channels) {
@@ -311,9 +307,10 @@ impl<S: Sum> Live<S> {
                 let (weight, weights) = self.weights.row(place, row, common.shape[2]);
                 let sums = &mut sums[target..target + weights.len()];
                 match contribution {
-                    Contribution::Values(_) => {
+                    Contribution::Values(prediction) => {
                         let source = c * per_patch + at(patch, row);
-                        let values = &values[source..source + weights.len()];
+                        let source = source..source + weights.len();
+                        let values = as_f32(prediction, source, &mut converted);
                         if store {
                             S::set(sums, values, weight, weights);
                         } else {
@@ -465,6 +462,23 @@ fn product(ranges: [Range<usize>; 3]) -> impl Iterator<Item = [usize; 3]> {
         y.clone()
             .flat_map(move |y| x.clone().map(move |x| [z, y, x]))
     })
+}
+
+/// Some of a patch's values as f32, by way of `converted` if they are not.
+fn as_f32<'a>(patch: &'a Patch, range: Range<usize>, converted: &'a mut Vec<f32>) -> &'a [f32] {
+    if patch.dtype() == DType::F32 {
+        return &bytemuck::cast_slice(patch.bytes())[range];
+    }
+    converted.resize(range.len(), 0.0);
+    let size = patch.dtype().size();
+    let stored = &patch.bytes()[range.start * size..range.end * size];
+    convert(
+        patch.dtype(),
+        stored,
+        DType::F32,
+        bytemuck::cast_slice_mut(converted),
+    );
+    converted
 }
 
 /// Where a voxel of a box of `shape` lies in its buffer.

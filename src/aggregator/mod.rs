@@ -252,12 +252,7 @@ impl Aggregator {
                 part(owned, place),
             );
         }
-        let values = if prediction.dtype() == DType::F32 {
-            prediction
-        } else {
-            Arc::new(Arc::unwrap_or_clone(prediction).converted(DType::F32))
-        };
-        self.take(place, &Contribution::Values(values))
+        self.take(place, &Contribution::Values(prediction))
     }
 
     /// Notes that patch `index` is not predicted; what that means is an [option](Skipped).

@@ -18,6 +18,10 @@ use crate::volume::{CreateOptions, Layout, Space, planned, space, waiting_bytes}
 /// makes write chunks whole.
 const LEAD: u64 = 3;
 
+/// One part in so many of the memory goes neither to the cache nor to the lead: the system's allocator keeps some of
+/// what was given back.
+const SLACK: u64 = 16;
+
 /// What a run will do, and what it takes.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -321,6 +325,7 @@ impl Plan {
         };
         self.live_bytes = live_bytes;
         self.columns = columns;
+        let left = left.saturating_sub(memory / SLACK);
         self.cache_bytes = left.min(self.useful_cache);
         let lead = (left - self.cache_bytes) / self.prediction_bytes.max(1);
         let lead = lead.min(LEAD * self.inference.threads.max(1) as u64);
