@@ -83,7 +83,7 @@ def main():
     output = folder / "written"
     out = given.out or (given.folder / "only" if given.only else ROOT / "docs" / "benchmarks" / ("quick" if given.quick else ""))
     rounds = given.rounds or (2 if given.quick else 3)
-    minutes = given.minutes or (6.5 if given.quick else 52)
+    minutes = given.minutes or (6.5 if given.quick else 50)
     settings = cases.Settings(
         quick=given.quick, binary=given.voxpatch, volumes=volumes.Volumes(folder, shape, given.voxpatch, say), threads=given.threads,
         rounds=rounds, seconds=given.seconds or (0.8 if given.quick else 2), limit=given.limit or (45 if given.quick else 150), output=output,

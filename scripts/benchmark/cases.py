@@ -213,8 +213,8 @@ def identity(settings):
     source = lambda: settings.volumes.need("f32.npy")
     for blend in ("crop", "hann") if settings.quick else ("crop", "average", "hann"):
         ways = ("blosc-lz4", ".npy", "zstd") if blend == "hann" else ("blosc-lz4", ".npy")
-        # patchly takes as long as all others together.
-        peers = ("torchio", "monai", "konfai") if settings.quick else None
+        # patchly takes longer than all others together; once is enough to say so.
+        peers = None if blend == "average" else ("torchio", "monai", "konfai")
         sides = blending_sides(settings, source, settings.volumes.shape, patch, half(patch), blend, 350, ways, peers=peers)
         yield Case("identity", f"{blend}, {patch}^3 over {half(patch)}", sides, (JOB, ALONE), lambda: [source()],
                    len(sides) * 12, settings.rounds, settings.limit, settings.threads)
@@ -225,13 +225,14 @@ def classes(settings):
     chosen = [(4, 128, 0.5, 1024)] if settings.quick else [(4, 128, 1, 1024), (32, 64, 0.25, 1536)]
     peers = ("monai", "konfai") if settings.quick else ("torchio", "monai", "konfai")
     for count, size, part, memory in chosen:
+        limit = settings.limit if count < 32 else min(settings.limit, 100)
         patch = settings.patch(size)
         source = lambda part=part: settings.volumes.taller(part)[0]
         shape = (settings.planes(part), *settings.volumes.shape[1:])
         sides = blending_sides(settings, source, shape, patch, half(patch), "hann", memory, ("zstd",), classes=count,
                                peers=peers)
         yield Case("classes", f"{count} classes to argmax, hann, {patch}^3 over {half(patch)}, {shape[0]} planes", sides, (JOB, ALONE),
-                   lambda source=source: [source()], len(sides) * 20, min(2, settings.rounds), settings.limit, settings.threads)
+                   lambda source=source: [source()], len(sides) * 20, min(2, settings.rounds), limit, settings.threads)
 
 
 def conversion(settings):

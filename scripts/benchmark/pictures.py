@@ -1,6 +1,6 @@
 """Bars for every group of cases, and curves for what grows."""
 
-from .report import median
+from .report import median, number
 
 OURS = ["#0b6e4f", "#13a578", "#7fd1ae"]
 OTHERS = ["#8a8d91", "#b08968", "#6d7fa8", "#a87d9f", "#c2a83e", "#9fb3b8", "#5d5f63", "#d08c8c", "#4f7f8f"]
@@ -28,7 +28,7 @@ def bars(plot, cases, group, path):
         for axis, key, scale in [(left, metric["key"], 1), (right, "peak_anonymous_bytes", 2**20)]:
             values = [(median(side, key) or 0) / scale for side in sides]
             drawn = axis.barh(range(len(sides)), values, color=[colour[side["name"]] for side in sides], height=0.75)
-            words = [f" {value:.3g}" if side["runs"] else f" {short(side['error'])}" for side, value in zip(sides, values)]
+            words = [f" {number(value)}" if side["runs"] else f" {short(side['error'])}" for side, value in zip(sides, values)]
             axis.bar_label(drawn, words, fontsize=7)
             axis.set_xlim(0, max([*values, 1e-9]) * 1.18)
             axis.set_yticks(range(len(sides)), [side["name"] for side in sides] if axis is left else [], fontsize=7)
@@ -72,13 +72,12 @@ def curve(plot, cases, name, path):
                 axis.set_xscale("log", base=2)
             axis.set_xticks(at, [str(x) for x in at])
             axis.minorticks_off()
-    spread = [value for line in left.lines + right.lines for value in line.get_ydata()]
-    if name.endswith("planes") and min(spread, default=1) > 0:
+    if name.endswith("planes"):
         for axis in (left, right):
             values = [value for line in axis.lines for value in line.get_ydata()]
             if max(values) > 8 * min(values):
-                axis.set_ylim(bottom=None)
                 axis.set_yscale("log")
+                axis.set_ylim(min(values) / 1.5, max(values) * 1.5)
     right.legend(fontsize=7, frameon=False, loc="best")
     figure.suptitle(name, fontsize=10)
     figure.savefig(path)
