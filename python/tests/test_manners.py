@@ -46,12 +46,12 @@ def rate(seconds: float, work: object) -> float:
 @needs_faulty
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_another_thread_runs_while_a_queue_or_a_slice_waits(num_workers: int) -> None:
-    # Reads that only sleep take no core: what the counter loses is the interpreter's lock.
+    # Reads that only sleep take no core: what the counter loses is the interpreter's lock, which would be nearly all of it.
     volume = faulty((64, 64, 64), milliseconds=20)
     queue = iter(Queue([Subject(ct=volume)], UniformSampler(32), 10_000, num_workers=num_workers, max_length=2))
     idle = rate(1.0, lambda: time.sleep(0.02))
-    assert rate(1.0, lambda: next(queue)) > 0.5 * idle
-    assert rate(1.0, lambda: volume[0, :2, :2, :2]) > 0.5 * idle
+    assert rate(1.0, lambda: next(queue)) > 0.2 * idle
+    assert rate(1.0, lambda: volume[0, :2, :2, :2]) > 0.2 * idle
 
 
 @needs_faulty

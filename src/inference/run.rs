@@ -16,7 +16,7 @@ use crate::aggregator::{Aggregated, Aggregator};
 use crate::error::Result;
 use crate::progress::{Progress, report};
 use crate::queue::Queue;
-use crate::volume::{Cached, Reads, Volume, VolumeMut, check_output, create};
+use crate::volume::{Cached, Reads, Volume, VolumeMut, check_output, create, give_back_freed};
 
 /// What a run did.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -72,6 +72,8 @@ impl Plan {
         model: Arc<dyn Model>,
         progress: Progress<'_>,
     ) -> Result<Predicted> {
+        // What earlier work left would be held on top of what the plan says.
+        give_back_freed();
         let mut done = Predicted {
             outputs: vec![Aggregated::default(); self.outputs.len()],
             ..Predicted::default()

@@ -46,6 +46,7 @@ pub use create::{Codec, CreateOptions, ZarrVersion, check_output, create, planne
 pub use header::raw::RawSpec;
 pub use io::Io;
 pub use memory::MemoryVolume;
+pub(crate) use mmap::give_back_freed;
 pub use open::{Missing, OpenOptions, open};
 pub use partial::{Durability, Part, discard};
 pub use pyramid::{Downsample, Pyramid, waiting_bytes};

@@ -14,6 +14,7 @@
 )]
 
 mod guard;
+mod heap;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use memmap2::{Mmap, UncheckedAdvice};
 
 use self::guard::Watch;
+pub(crate) use self::heap::give_back_freed;
 
 /// Bytes that may be mapped before the mapping is emptied.
 pub(super) const KEPT: u64 = 256 << 20;
