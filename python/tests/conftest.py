@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pathlib
+import signal
 from typing import Any
 
 import numpy as np
 import pytest
 import voxpatch
 from voxpatch import _voxpatch
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, which some of them press.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Voxels = np.ndarray[Any, Any]
 
