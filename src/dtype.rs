@@ -9,6 +9,7 @@ use std::fmt;
 
 use bytemuck::Pod;
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 /// The type of a voxel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -301,6 +302,17 @@ pub(crate) fn convert(from: DType, source: &[u8], to: DType, target: &mut [u8]) 
         }
         return;
     }
+    // Several at once, where the processor can.
+    if (from, to) == (DType::F16, DType::F32)
+        && let Ok(halves) = bytemuck::try_cast_slice::<u8, f16>(source)
+    {
+        return halves.convert_to_f32_slice(bytemuck::cast_slice_mut(target));
+    }
+    if (from, to) == (DType::F32, DType::F16)
+        && let Ok(singles) = bytemuck::try_cast_slice::<u8, f32>(source)
+    {
+        return bytemuck::cast_slice_mut::<u8, f16>(target).convert_from_f32_slice(singles);
+    }
     with_element!(from, From => with_element!(to, To => {
         let out = bytemuck::cast_slice_mut::<u8, To>(target).iter_mut();
         let source = source.chunks_exact(size_of::<From>()).map(bytemuck::pod_read_unaligned::<From>);
@@ -376,6 +388,46 @@ mod tests {
             one::<_, f16>(1e9_f32).is_infinite(),
             "a float that is too large stays a float"
         );
+    }
+
+    #[test]
+    fn half_floats_in_a_row_are_what_they_are_one_by_one() {
+        let halves: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+        let mut singles = vec![0.0_f32; halves.len()];
+        let bytes = bytemuck::cast_slice(&halves);
+        convert(
+            DType::F16,
+            bytes,
+            DType::F32,
+            bytemuck::cast_slice_mut(&mut singles),
+        );
+        for (half, single) in halves.iter().zip(&singles) {
+            let expected = half.to_f32();
+            assert!(*single == expected || single.is_nan() && expected.is_nan());
+        }
+        // Around every half float, and in the middle between two.
+        let between = singles
+            .windows(2)
+            .map(|pair| f32::midpoint(pair[0], pair[1]));
+        let near = |single: f32| [single, single.next_up(), single.next_down()];
+        let singles: Vec<f32> = singles
+            .iter()
+            .copied()
+            .chain(between)
+            .flat_map(near)
+            .collect();
+        let mut halves = vec![f16::ZERO; singles.len()];
+        let bytes = bytemuck::cast_slice(&singles);
+        convert(
+            DType::F32,
+            bytes,
+            DType::F16,
+            bytemuck::cast_slice_mut(&mut halves),
+        );
+        for (single, half) in singles.iter().zip(&halves) {
+            let expected = f16::from_f32(*single);
+            assert!(*half == expected || half.is_nan() && expected.is_nan());
+        }
     }
 
     #[test]
