@@ -18,8 +18,7 @@ use crate::volume::{CreateOptions, Layout, Space, planned, space, waiting_bytes}
 /// makes write chunks whole.
 const LEAD: u64 = 3;
 
-/// One part in so many of the memory goes neither to the cache nor to the lead: the system's allocator keeps some of
-/// what was given back.
+/// One part in so many of the memory is not planned with: the system's allocator keeps some of what was given back.
 const SLACK: u64 = 16;
 
 /// What a run will do, and what it takes.
@@ -126,6 +125,49 @@ impl Inference {
         Ok(plan)
     }
 
+    /// The first plan that the memory is enough for, of those with these targets: with as many threads as may
+    /// be, down to `fewest`; in columns only if it has to be, and then with the least to predict for each thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`plan`](Self::plan), of the first choice with all threads.
+    pub fn plan_within(
+        &self,
+        fewest: usize,
+        input: &Layout,
+        model: &dyn Model,
+        choices: &[Vec<Target>],
+    ) -> Result<Plan> {
+        let (mut in_columns, mut first_error) = (None::<(u64, Plan)>, None);
+        let most = self.threads.max(1);
+        for threads in (fewest.clamp(1, most)..=most).rev() {
+            let inference = Self {
+                threads,
+                ..self.clone()
+            };
+            for targets in choices {
+                match inference.plan(input, model, targets) {
+                    Ok(plan) if plan.columns() == 1 => return Ok(plan),
+                    Ok(plan) => {
+                        let rounds = plan.predictions().div_ceil(threads as u64);
+                        if in_columns.as_ref().is_none_or(|(least, _)| rounds < *least) {
+                            in_columns = Some((rounds, plan));
+                        }
+                    }
+                    Err(error @ Error::Setting { .. }) => {
+                        first_error.get_or_insert(error);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        match (in_columns, first_error) {
+            (Some((_, plan)), _) => Ok(plan),
+            (None, Some(error)) => Err(error),
+            (None, None) => self.plan(input, model, &[]),
+        }
+    }
+
     /// Bytes of patches under way and of write chunks that are being encoded, at most.
     fn working_bytes(&self, input: &Layout, real: bool, outputs: &[PlannedOutput]) -> u64 {
         let voxels = Region::whole(self.patch).voxels();
@@ -151,7 +193,7 @@ impl Inference {
     fn prediction_bytes(&self, outputs: &[PlannedOutput]) -> u64 {
         let bytes = outputs.iter().map(|output| {
             let prediction = &output.prediction;
-            let voxel = prediction.channels * (prediction.dtype.size() as u64).max(4);
+            let voxel = prediction.channels * prediction.dtype.size() as u64;
             let voxels = Region::whole(output.grid.patch()).voxels();
             voxels.saturating_mul(voxel * self.batch.max(1) as u64)
         });
@@ -273,6 +315,7 @@ impl Plan {
     /// it takes to stay within the memory.
     pub(super) fn fit(&mut self, owned: Option<Part>) -> Result<()> {
         let (memory, working) = (self.inference.memory, self.working_bytes);
+        let memory = memory - memory / SLACK;
         let live = |part: Option<&Part>| -> u64 {
             let outputs = self.outputs.iter().enumerate();
             let bytes = outputs.map(|(n, output)| output.live_bytes(part.map(|part| &part[n])));
@@ -312,20 +355,21 @@ impl Plan {
         let Some(left) = memory.checked_sub(needed) else {
             return Err(Error::Setting {
                 name: "a memory limit of",
-                value: format!("{} MiB", memory >> 20),
+                value: format!("{} MiB", self.inference.memory >> 20),
                 problem: format!(
                     "patches of {:?} with an overlap of {:?} need {} MiB for unfinished voxels and {} MiB for \
-                     patches under way: allow more (--memory), or take smaller patches or less overlap",
+                     patches under way in {} threads, and a {SLACK}th of the memory is left to the allocator: allow more \
+                     (--memory), or take fewer threads, smaller patches or less overlap",
                     self.inference.patch,
                     self.inference.overlap,
                     live_bytes.div_ceil(1 << 20),
                     working.div_ceil(1 << 20),
+                    self.inference.threads.max(1),
                 ),
             });
         };
         self.live_bytes = live_bytes;
         self.columns = columns;
-        let left = left.saturating_sub(memory / SLACK);
         self.cache_bytes = left.min(self.useful_cache);
         let lead = (left - self.cache_bytes) / self.prediction_bytes.max(1);
         let lead = lead.min(LEAD * self.inference.threads.max(1) as u64);

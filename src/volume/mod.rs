@@ -47,6 +47,7 @@ pub use header::raw::RawSpec;
 pub use io::Io;
 pub use memory::MemoryVolume;
 pub(crate) use mmap::give_back_freed;
+pub use mmap::share_heaps;
 pub use open::{Missing, OpenOptions, open};
 pub use partial::{Durability, Part, discard};
 pub use pyramid::{Downsample, Pyramid, waiting_bytes};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use voxpatch::inference::Normalize;
 use voxpatch::volume::{Codec, CreateOptions, Downsample, Durability, Part, Pyramid};
-use voxpatch::{DType, Shape};
+use voxpatch::{DType, Shape, Target};
 
 use crate::blending::Blending;
 use crate::opening::Opening;
@@ -297,9 +297,18 @@ impl Storage {
         }
     }
 
-    /// The options, and, if no shard was asked for, the same with smaller ones, of which fewer
+    /// An output stored as the options say, and, if no shard was asked for, with smaller ones, of which fewer
     /// voxels wait to be written.
-    pub(crate) fn choices(&self, replace: bool) -> Vec<CreateOptions> {
+    pub(crate) fn targets(&self, replace: bool, target: &Target) -> Vec<Vec<Target>> {
+        let choices = self.choices(replace).into_iter();
+        let stored = |store| Target {
+            store,
+            ..target.clone()
+        };
+        choices.map(|store| vec![stored(store)]).collect()
+    }
+
+    fn choices(&self, replace: bool) -> Vec<CreateOptions> {
         let options = self.options(replace);
         let smaller = match (self.shard, options.shard) {
             (None, Some(_)) => &[64, 32][..],

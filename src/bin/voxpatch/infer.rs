@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use voxpatch::inference::{Ensemble, Flips, Inference, Model, OneOutput, Plan, Selection, builtin};
+use voxpatch::inference::{Ensemble, Flips, Model, OneOutput, Plan, Selection, builtin};
 use voxpatch::volume::{CreateOptions, Part, Space, check_output};
-use voxpatch::{Error, Layout, Target, Volume};
+use voxpatch::{Error, Target, Volume};
 
 use crate::args::{RuntimeName, TtaName};
 use crate::memory::{Meter, text};
@@ -41,8 +41,8 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
         dtype: settings.dtype,
         store: CreateOptions::default(),
     };
-    let stores = settings.storage.choices(settings.common.force);
-    let mut plan = plan_within(&inference, fewest, layout, &*model, &target, &stores)?;
+    let choices = settings.storage.targets(settings.common.force, &target);
+    let mut plan = inference.plan_within(fewest, layout, &*model, &choices)?;
     if let Some(mask) = mask {
         let mask_options = settings.common.opening.options(0);
         let selection = Selection::from_mask(&plan.grid, &*mask_options.open(mask)?)?;
@@ -207,49 +207,5 @@ fn opened(name: &str, settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>
             problem: "this command was built without the feature `onnx`, so nothing here runs it"
                 .to_owned(),
         }),
-    }
-}
-
-/// The first plan that the memory is enough for: with as many threads as may be, down to
-/// `fewest`, and for each number the stores in the order given. Only if none is enough for all of the output at
-/// once, the one in columns that takes the fewest predictions for each thread.
-pub(crate) fn plan_within(
-    inference: &Inference,
-    fewest: usize,
-    input: &Layout,
-    model: &dyn Model,
-    target: &Target,
-    stores: &[CreateOptions],
-) -> voxpatch::Result<Plan> {
-    let (mut in_columns, mut first_error) = (None::<(u64, Plan)>, None);
-    for threads in (fewest..=inference.threads).rev() {
-        for store in stores {
-            let target = Target {
-                store: store.clone(),
-                ..target.clone()
-            };
-            let inference = Inference {
-                threads,
-                ..inference.clone()
-            };
-            match inference.plan(input, model, &[target]) {
-                Ok(plan) if plan.columns() == 1 => return Ok(plan),
-                Ok(plan) => {
-                    let rounds = plan.predictions().div_ceil(threads as u64);
-                    if in_columns.as_ref().is_none_or(|(least, _)| rounds < *least) {
-                        in_columns = Some((rounds, plan));
-                    }
-                }
-                Err(error @ Error::Setting { .. }) => {
-                    first_error.get_or_insert(error);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-    match (in_columns, first_error) {
-        (Some((_, plan)), _) => Ok(plan),
-        (None, Some(error)) => Err(error),
-        (None, None) => inference.plan(input, model, std::slice::from_ref(target)),
     }
 }

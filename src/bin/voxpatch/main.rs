@@ -25,8 +25,10 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use args::{Args, Command};
+use voxpatch::volume::share_heaps;
 
 fn main() -> ExitCode {
+    share_heaps();
     let args = Args::parse();
     let done = stop::listen().and_then(|()| match &args.command {
         Command::Info(settings) => info::run(settings),

@@ -27,6 +27,7 @@ use memmap2::{Mmap, UncheckedAdvice};
 
 use self::guard::Watch;
 pub(crate) use self::heap::give_back_freed;
+pub use self::heap::share_heaps;
 
 /// Bytes that may be mapped before the mapping is emptied.
 pub(super) const KEPT: u64 = 256 << 20;

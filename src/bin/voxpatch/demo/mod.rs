@@ -24,7 +24,6 @@ use voxpatch::{Blend, ConvertOptions, Error, Reduce, Shape, Target, Uniform, Vol
 
 use self::phantom::Phantom;
 use self::stage::{Stage, Work};
-use crate::infer::plan_within;
 use crate::memory::text;
 use crate::preview::Scene;
 use crate::report::{self, Report, print};
@@ -240,9 +239,9 @@ impl Demo<'_> {
             ..Inference::new(patch, patch.map(|n| n / 2))
         };
         let model = builtin("identity")?;
-        let stores = args::Storage::default().choices(false);
         let target = Target::new(output, Blend::Hann, Reduce::Mean);
-        let plan = plan_within(&inference, 1, volume.layout(), &*model, &target, &stores)?;
+        let choices = args::Storage::default().targets(false, &target);
+        let plan = inference.plan_within(1, volume.layout(), &*model, &choices)?;
         let bytes = patch_bytes(1, patch, volume.layout().dtype)?;
         let done =
             report::with_progress("predicting", |progress| plan.run(volume, model, progress))?;
