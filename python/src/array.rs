@@ -1,17 +1,20 @@
 //! Patches as numpy arrays and back.
 //!
 //! The only unsafe code of this package is here: arrays over memory that goes back to where it
-//! came from, which numpy cannot be told safely. Fresh memory for each patch would cost a third of its reading.
+//! came from, which numpy cannot be told safely, as fresh memory for each patch would cost a third of its reading;
+//! and arrays that are read without the interpreter.
 
 use std::sync::{Mutex, PoisonError};
 
 use half::f16;
 use numpy::ndarray::{Array, ArrayViewMut, IxDyn};
-use numpy::{PyArray, PyArrayDyn, PyArrayMethods, PyUntypedArray, PyUntypedArrayMethods};
+use numpy::{
+    PyArray, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyUntypedArray, PyUntypedArrayMethods,
+};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use voxpatch::training::{BatchImage, Lent};
-use voxpatch::{DType, Patch, Shape, Voxels};
+use voxpatch::{DType, Patch, Region, Shape, Voxels};
 
 use crate::errors::invalid;
 
@@ -162,6 +165,63 @@ pub(crate) fn dtype(given: &Bound<'_, PyAny>) -> PyResult<DType> {
             "voxels of type {name}: possible are bool, integers of 8 to 64 bits and floats of 16 to 64"
         ))
     })
+}
+
+/// A prediction in an array that nobody else knows: it can be read without the interpreter.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// Keeps the memory; the interpreter drops it when it next has the time.
+    _array: Py<PyAny>,
+    start: *const u8,
+    dtype: DType,
+    channels: u64,
+    shape: Shape,
+}
+
+#[expect(unsafe_code, reason = "a pointer says nothing of who else has it")]
+// SAFETY: it points into the array that it keeps, which nobody writes to.
+unsafe impl Send for Held {}
+
+impl Held {
+    /// An array (c, z, y, x) that nobody writes to any more; `None` unless its voxels lie one after the
+    /// other, as they are here.
+    pub(crate) fn of(array: &Bound<'_, PyAny>) -> PyResult<Option<Self>> {
+        let dtype = dtype(&array.getattr("dtype")?)?;
+        let untyped = array.cast::<PyUntypedArray>()?;
+        let native = untyped
+            .dtype()
+            .is_equiv_to(&descriptor(array.py(), dtype)?.cast_into()?);
+        let lengths: Vec<u64> = untyped.shape().iter().map(|&n| n as u64).collect();
+        let [channels, z, y, x] = lengths[..] else {
+            return Ok(None);
+        };
+        if !native || !untyped.is_c_contiguous() {
+            return Ok(None);
+        }
+        let start: usize = array.getattr("ctypes")?.getattr("data")?.extract()?;
+        Ok(Some(Self {
+            _array: array.clone().unbind(),
+            start: std::ptr::with_exposed_provenance(start),
+            dtype,
+            channels,
+            shape: [z, y, x],
+        }))
+    }
+
+    /// A copy of its voxels.
+    pub(crate) fn to_patch(&self, start: [i64; 3]) -> voxpatch::Result<Patch> {
+        let region = Region::new(start, self.shape);
+        let mut patch = Patch::zeros(region, self.channels, self.dtype)?;
+        let bytes = patch.bytes_mut();
+        #[expect(
+            unsafe_code,
+            reason = "numpy lends slices only to whoever has the interpreter"
+        )]
+        // SAFETY: the array has as many voxels of this type, one after the other; it is kept, and not written to.
+        let voxels = unsafe { std::slice::from_raw_parts(self.start, bytes.len()) };
+        bytes.copy_from_slice(voxels);
+        Ok(patch)
+    }
 }
 
 /// A copy of an array's voxels: its shape (c, z, y, x) and them. Three axes are z, y, x.

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Sender, channel};
 use voxpatch::inference::Prediction;
 use voxpatch::{DType, Error, Layout, Model, Patch, Region, Result, Shape, Voxels};
 
+use crate::array::Held;
 use crate::wait::guarded;
 
 /// What the threads tell the caller's.
@@ -34,7 +35,14 @@ pub(crate) struct Request {
     pub(crate) channels: u64,
     pub(crate) shape: Shape,
     pub(crate) regions: Vec<Region>,
-    reply: Sender<Vec<Vec<Patch>>>,
+    reply: Sender<Vec<Vec<Predicted>>>,
+}
+
+/// A prediction.
+pub(crate) enum Predicted {
+    Copied(Patch),
+    /// To be copied by whoever asked, while the next batch is predicted.
+    Held(Held),
 }
 
 impl Request {
@@ -50,7 +58,7 @@ impl Request {
     }
 
     /// Gives the predictions, for each output those of each patch.
-    pub(crate) fn answer(self, predictions: Vec<Vec<Patch>>) {
+    pub(crate) fn answer(self, predictions: Vec<Vec<Predicted>>) {
         // Whoever asked is gone if the run was stopped.
         let _ = self.reply.send(predictions);
     }
@@ -85,16 +93,28 @@ impl Model for Asked {
 
     fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
         let (reply, answer) = channel();
-        let request = guarded(|| stacked(batch, reply))?;
+        let regions: Vec<Region> = batch.iter().map(Patch::region).collect();
+        let request = guarded(|| stacked(batch, regions.clone(), reply))?;
         let sent = self.caller.send(Message::Batch(request));
         sent.map_err(|_| Error::Stopped)?;
-        answer.recv().map_err(|_| Error::Stopped)
+        let answered = answer.recv().map_err(|_| Error::Stopped)?;
+        let copied = |(predicted, region): (Predicted, &Region)| match predicted {
+            Predicted::Copied(patch) => Ok(patch),
+            Predicted::Held(held) => held.to_patch(region.start),
+        };
+        let outputs = answered.into_iter();
+        outputs
+            .map(|output| output.into_iter().zip(&regions).map(copied).collect())
+            .collect()
     }
 }
 
 /// All patches of a batch in one array.
-fn stacked(mut batch: Vec<Patch>, reply: Sender<Vec<Vec<Patch>>>) -> Result<Request> {
-    let regions: Vec<Region> = batch.iter().map(Patch::region).collect();
+fn stacked(
+    mut batch: Vec<Patch>,
+    regions: Vec<Region>,
+    reply: Sender<Vec<Vec<Predicted>>>,
+) -> Result<Request> {
     let first = batch.first().ok_or(Error::Stopped)?;
     let (channels, shape, dtype) = (first.channels(), first.shape(), first.dtype());
     let voxels = if batch.len() == 1 {

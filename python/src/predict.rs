@@ -11,14 +11,15 @@ use std::time::{Duration, Instant};
 use numpy::PyArray2;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
-use voxpatch::inference::{Flips, Normalize, Plan, Prediction, Selection};
+use voxpatch::inference::{Flips, Normalize, Prediction, Selection};
 use voxpatch::training::Image;
 use voxpatch::volume::{Durability, Part, check_output};
 use voxpatch::{Error, Inference, Layout, Model, Patch, Region, Result, Shape, Target};
 
+use crate::array::Held;
 use crate::blend::Blending;
 use crate::errors::raised;
-use crate::model::{Asked, Message, Outcome, Request};
+use crate::model::{Asked, Message, Outcome, Predicted, Request};
 use crate::subjects::padding_of;
 use crate::volume::Volume;
 use crate::wait::{ASK, guarded};
@@ -98,8 +99,8 @@ struct Job {
     model: Asked,
 }
 
-/// Predicts a volume with `call(batch, locations)`, which gives a list with an array for each output. What
-/// was done comes back.
+/// Predicts a volume with `call(batch, locations)`, which gives a list with an array for each output, and
+/// whether nobody else has it. What was done comes back.
 #[pyfunction]
 #[pyo3(name = "_predict")]
 #[expect(clippy::needless_pass_by_value, reason = "made for this call")]
@@ -230,14 +231,19 @@ fn answer(py: Python<'_>, mut request: Request, call: &Bound<'_, PyAny>) -> PyRe
     let given = call.call1((batch, locations))?;
     let mut predictions = Vec::new();
     for output in given.try_iter()? {
-        let output = output?;
-        let mut patches = Vec::with_capacity(request.regions.len());
-        for (place, region) in request.regions.iter().enumerate() {
-            let (channels, shape, voxels) = array::to_voxels(&output.get_item(place)?)?;
+        let (output, ours): (Bound<'_, PyAny>, bool) = output?.extract()?;
+        let predicted = |(place, region): (usize, &Region)| {
+            let one = output.get_item(place)?;
+            if ours && let Some(held) = Held::of(&one)? {
+                return Ok(Predicted::Held(held));
+            }
+            // Whoever made it may write to it when it is called next.
+            let (channels, shape, voxels) = array::to_voxels(&one)?;
             let patch = Patch::new(Region::new(region.start, shape), channels, voxels);
-            patches.push(patch.map_err(|error| raised(&error))?);
-        }
-        predictions.push(patches);
+            patch.map(Predicted::Copied).map_err(|error| raised(&error))
+        };
+        let places = request.regions.iter().enumerate();
+        predictions.push(places.map(predicted).collect::<PyResult<_>>()?);
     }
     request.answer(predictions);
     Ok(())
@@ -257,7 +263,8 @@ impl Job {
         if self.flips {
             model = Arc::new(Flips::new(model)?);
         }
-        let mut plan = plan(&self.inference, layout, &*model, &self.targets)?;
+        let choices = [self.targets];
+        let mut plan = self.inference.plan_within(1, layout, &*model, &choices)?;
         if let Some(mask) = mask {
             let selection = Selection::from_mask(&plan.grid, &*mask)?;
             plan = plan.with_selection(selection);
@@ -272,32 +279,6 @@ impl Job {
         let done = plan.run(volume, model, progress)?;
         Ok(Outcome { done, peak_bytes })
     }
-}
-
-/// The plan with as many threads as memory is enough for.
-fn plan(
-    inference: &Inference,
-    layout: &Layout,
-    model: &dyn Model,
-    targets: &[Target],
-) -> Result<Plan> {
-    let with = |threads: usize| {
-        let inference = Inference {
-            threads,
-            ..inference.clone()
-        };
-        inference.plan(layout, model, targets)
-    };
-    let mut first = with(inference.threads);
-    for threads in (1..inference.threads).rev() {
-        if !matches!(first, Err(Error::Setting { .. })) {
-            break;
-        }
-        if let Ok(plan) = with(threads) {
-            first = Ok(plan);
-        }
-    }
-    first
 }
 
 fn told<'py>(py: Python<'py>, outcome: &Outcome) -> PyResult<Bound<'py, PyDict>> {

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import voxpatch
+from voxpatch import calls
 from conftest import faulty, needs_faulty
 
 MODES = ["crop", "average", "hann", "gaussian", "linear", "nnunet"]
@@ -343,6 +344,17 @@ def test_progress_is_told_and_may_stop_the_run(tmp_path):
 
     with pytest.raises(KeyError, match="enough"):
         voxpatch.predict(lambda b: b, scan(), tmp_path / "p.zarr", 8, 4, progress=stop)
+
+
+@pytest.mark.parametrize("laid_out", [np.ascontiguousarray, np.asfortranarray, lambda a: a.astype(a.dtype.newbyteorder())])
+@pytest.mark.parametrize("ours", [False, True])
+def test_predictions_of_any_memory_order_are_the_same(laid_out, ours, monkeypatch):
+    # `ours` is said of what came from a GPU.
+    given = calls.Call.__call__
+    monkeypatch.setattr(calls.Call, "__call__", lambda *all: [(laid_out(array), ours) for array, _ in given(*all)])
+    array = scan((2, 24, 17, 20))
+    halves = voxpatch.predict(lambda b: b.astype(np.float16), array, None, 8, 4, batch_size=3, overlap_mode="crop")
+    assert np.array_equal(halves, array.astype(np.float16))
 
 
 def test_ctrl_c_stops_within_a_second(tmp_path):

@@ -255,7 +255,7 @@ class Aggregator:
         that did not come are an error, unless a partial output will do."""
 
 def _predict(
-    call: Callable[[_Array, npt.NDArray[np.int64]], Sequence[_Array]],
+    call: Callable[[_Array, npt.NDArray[np.int64]], Sequence[tuple[_Array, bool]]],
     volume: Volume,
     outputs: Sequence[dict[str, Any]],
     settings: dict[str, Any],

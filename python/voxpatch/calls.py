@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Union
 
 from .errors import InvalidError
-from .inference import as_array
+from .inference import as_array, is_tensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,16 +98,19 @@ class Call:
             self.dtypes.append(array.dtype)
         return paths
 
-    def __call__(self, batch: np.ndarray[Any, Any], locations: np.ndarray[Any, Any]) -> list[Any]:
+    def __call__(self, batch: np.ndarray[Any, Any], locations: np.ndarray[Any, Any]) -> list[tuple[Any, bool]]:
+        """Arrays, and whether nobody else has them."""
         found = self.outputs(batch)
-        arrays = [as_array(found[name]) for name in self.wanted or found]
+        wanted = [found[name] for name in self.wanted or found]
+        arrays = [as_array(value) for value in wanted]
         for array, shape in zip(arrays, self.shapes):
             if array.shape != (len(batch), *shape):
                 raise InvalidError(
                     f"the model gives predictions of shape {array.shape} for {len(batch)} patches, {shape} each "
                     "when it was first called"
                 )
-        return arrays
+        # What was on a GPU came here as a copy.
+        return [(array, is_tensor(value) and value.is_cuda) for array, value in zip(arrays, wanted)]
 
     def name(self) -> str:
         """What tells this model from others."""
