@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use pyo3::prelude::*;
 use pyo3::types::PySlice;
-use voxpatch::Shape;
 use voxpatch::training::Values;
+use voxpatch::volume::{Io, Missing};
+use voxpatch::{OpenOptions, Shape};
 
 use crate::array;
 use crate::errors::invalid;
@@ -67,4 +68,55 @@ pub(crate) fn values_name(values: Values) -> &'static str {
         Values::Real => "real",
         Values::As(dtype) => dtype.name(),
     }
+}
+
+const MISSING: [(&str, Missing); 2] = [("fill", Missing::Fill), ("error", Missing::Error)];
+const IO: [(&str, Io); 4] = [
+    ("auto", Io::Auto),
+    ("map", Io::Map),
+    ("keep", Io::Keep),
+    ("read", Io::Read),
+];
+
+/// How a volume is opened.
+pub(crate) fn opening(
+    level: usize,
+    missing: &str,
+    trusted: bool,
+    io: &str,
+) -> PyResult<OpenOptions> {
+    Ok(OpenOptions {
+        level,
+        missing: chosen("missing", missing, &MISSING)?,
+        trusted,
+        io: chosen("io", io, &IO)?,
+        ..OpenOptions::default()
+    })
+}
+
+/// The arguments of [`opening`] again.
+pub(crate) fn opening_names(options: &OpenOptions) -> (usize, &'static str, bool, &'static str) {
+    let missing = name(options.missing, &MISSING);
+    (
+        options.level,
+        missing,
+        options.trusted,
+        name(options.io, &IO),
+    )
+}
+
+fn chosen<T: Copy>(what: &str, given: &str, all: &[(&str, T)]) -> PyResult<T> {
+    let found = all.iter().find(|(name, _)| *name == given);
+    found.map(|&(_, value)| value).ok_or_else(|| {
+        let names: Vec<String> = all.iter().map(|(name, _)| format!("{name:?}")).collect();
+        invalid(format!(
+            "{what} {given:?}: it is one of {}",
+            names.join(", ")
+        ))
+    })
+}
+
+fn name<T: Copy + PartialEq>(value: T, all: &[(&'static str, T)]) -> &'static str {
+    let found = all.iter().find(|(_, one)| *one == value);
+    found.map_or("", |&(name, _)| name)
 }

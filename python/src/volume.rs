@@ -8,7 +8,7 @@ use numpy::PyArray2;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use voxpatch::training::{Image, Values};
-use voxpatch::volume::{Layout, Missing};
+use voxpatch::volume::Layout;
 use voxpatch::{MemoryVolume, OpenOptions, Padding, Patch, Region, Volume as _};
 
 use crate::errors::raised;
@@ -32,28 +32,22 @@ pub(crate) struct Source {
 pub(crate) enum Place {
     Path {
         path: PathBuf,
-        level: usize,
-        missing_is_error: bool,
-        trusted: bool,
+        options: Box<OpenOptions>,
     },
     Memory(Arc<dyn voxpatch::Volume>),
 }
 
 impl Place {
     /// A path, opened in the usual way.
-    pub(crate) const fn at(path: PathBuf) -> Self {
-        Self::Path {
-            path,
-            level: 0,
-            missing_is_error: false,
-            trusted: true,
-        }
+    pub(crate) fn at(path: PathBuf) -> Self {
+        let options = Box::default();
+        Self::Path { path, options }
     }
 }
 
 impl Source {
     /// All of what is at a path, as it is stored.
-    pub(crate) const fn at(path: PathBuf) -> Self {
+    pub(crate) fn at(path: PathBuf) -> Self {
         Self {
             place: Place::at(path),
             channels: None,
@@ -65,24 +59,7 @@ impl Source {
     pub(crate) fn open(&self) -> voxpatch::Result<Image> {
         let volume: Arc<dyn voxpatch::Volume> = match &self.place {
             Place::Memory(volume) => Arc::clone(volume),
-            Place::Path {
-                path,
-                level,
-                missing_is_error,
-                trusted,
-            } => {
-                let options = OpenOptions {
-                    level: *level,
-                    missing: if *missing_is_error {
-                        Missing::Error
-                    } else {
-                        Missing::Fill
-                    },
-                    trusted: *trusted,
-                    ..OpenOptions::default()
-                };
-                options.open(path)?
-            }
+            Place::Path { path, options } => options.open(path)?,
         };
         let image = Image::new("", volume).with_values(self.values);
         Ok(match self.channels {
@@ -150,7 +127,7 @@ impl Volume {
 
 /// Opens a volume: a Zarr folder, or a NIfTI, numpy, MetaImage, NRRD or raw file.
 #[pyfunction]
-#[pyo3(signature = (path, *, level = 0, channels = None, time = None, values = None, missing = "fill", trusted = true))]
+#[pyo3(signature = (path, *, level = 0, channels = None, time = None, values = None, missing = "fill", trusted = true, io = "auto"))]
 #[expect(clippy::too_many_arguments, reason = "Python's users name them")]
 pub(crate) fn open(
     py: Python<'_>,
@@ -161,22 +138,11 @@ pub(crate) fn open(
     values: Option<&Bound<'_, PyAny>>,
     missing: &str,
     trusted: bool,
+    io: &str,
 ) -> PyResult<Volume> {
+    let options = Box::new(arguments::opening(level, missing, trusted, io)?);
     let mut source = Source {
-        place: Place::Path {
-            path,
-            level,
-            missing_is_error: match missing {
-                "fill" => false,
-                "error" => true,
-                other => {
-                    return Err(crate::errors::invalid(format!(
-                        "missing {other:?}: it is 'fill' or 'error'"
-                    )));
-                }
-            },
-            trusted,
-        },
+        place: Place::Path { path, options },
         channels: None,
         values: values.map_or(Ok(Values::Stored), arguments::values)?,
     };
@@ -210,17 +176,15 @@ pub(crate) fn reopen(
     py: Python<'_>,
     place: &Bound<'_, PyAny>,
     affine: [[f64; 4]; 4],
-    options: (usize, String, bool),
+    options: (usize, String, bool, String),
     channels: Option<(u64, u64)>,
     values: &Bound<'_, PyAny>,
 ) -> PyResult<Volume> {
-    let (level, missing, trusted) = options;
+    let (level, missing, trusted, io) = options;
     let place = match place.extract::<PathBuf>() {
         Ok(path) => Place::Path {
             path,
-            level,
-            missing_is_error: missing == "error",
-            trusted,
+            options: Box::new(arguments::opening(level, &missing, trusted, &io)?),
         },
         Err(_) => Volume::from_array(place, None, Some(affine))?.source.place,
     };
@@ -406,23 +370,15 @@ impl Volume {
         let (py, this) = (slf.py(), slf.get());
         let affine = this.layout.geometry.affine;
         let (place, options) = match &this.source.place {
-            Place::Path {
-                path,
-                level,
-                missing_is_error,
-                trusted,
-            } => {
-                let missing = if *missing_is_error { "error" } else { "fill" };
-                (
-                    path.into_pyobject(py)?.into_any(),
-                    (*level, missing, *trusted),
-                )
-            }
+            Place::Path { path, options } => (
+                path.into_pyobject(py)?.into_any(),
+                arguments::opening_names(options),
+            ),
             Place::Memory(volume) => {
                 let all = Image::new("", Arc::clone(volume));
                 let patch = detached(py, || all.read(Region::whole(all.volume.layout().shape)))?;
                 let array = array::from_patch(py, patch)?;
-                (array, (0, "fill", true))
+                (array, arguments::opening_names(&OpenOptions::default()))
             }
         };
         let rebuild = py.import("voxpatch._voxpatch")?.getattr("_reopen")?;

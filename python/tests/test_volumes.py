@@ -204,12 +204,18 @@ def test_conversions_keep_voxels_and_geometry(files: dict[str, pathlib.Path], vo
 
 @pytest.mark.parametrize("name", ["c.npy", "c.zarr"])
 def test_volumes_are_pickled_by_what_they_are_opened_by(name: str, files: dict[str, pathlib.Path], voxels: Voxels) -> None:
-    volume = voxpatch.open(files[name], channels=1, values="float64")
+    volume = voxpatch.open(files[name], channels=1, values="float64", io="keep")
     text = pickle.dumps(volume)
     assert len(text) < 1000, "no voxels in it"
     again = pickle.loads(text)
     assert repr(again) == repr(volume) and again.dtype == np.float64
     assert np.array_equal(again[0], voxels[1])
+
+
+@pytest.mark.parametrize("io", ["auto", "map", "keep", "read"])
+def test_files_are_read_as_asked(io: Any, files: dict[str, pathlib.Path], voxels: Voxels) -> None:
+    again = pickle.loads(pickle.dumps(voxpatch.open(files["c.npy"], io=io)))
+    assert np.array_equal(again[:, 3:9, :, 5:7], voxels[:, 3:9, :, 5:7])
 
 
 def test_a_volume_in_memory_takes_its_voxels_along(voxels: Voxels) -> None:
@@ -254,6 +260,8 @@ def test_errors_are_those_that_python_users_catch(tmp_path: pathlib.Path, files:
         voxpatch.open(files["c.npy"], level=1)
     with pytest.raises(ValueError, match="missing"):
         voxpatch.open(files["c.npy"], missing="maybe")
+    with pytest.raises(ValueError, match="io \"both\": it is one of"):
+        voxpatch.open(files["c.npy"], io="both")
     with pytest.raises(ValueError, match="z, y, x or c, z, y, x"):
         voxpatch.Volume.from_array(np.zeros((3, 3)))
     with pytest.raises(ValueError, match="complex128"):

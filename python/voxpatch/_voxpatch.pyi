@@ -94,11 +94,15 @@ def open(
     values: npt.DTypeLike | Literal["stored", "real"] | None = None,
     missing: Literal["fill", "error"] = "fill",
     trusted: bool = True,
+    io: Literal["auto", "map", "keep", "read"] = "auto",
 ) -> Volume:
     """Opens a volume: a Zarr folder, or a NIfTI, numpy, MetaImage, NRRD or raw file.
 
     `time` chooses time points where an axis is time, as of OME-Zarr or the fourth of NIfTI; without it all are
     there, one after the other, as channels. `channels` are counted among those of the time points chosen.
+
+    `io` is for uncompressed files: `"map"` maps them and lets go of what was touched, `"keep"` leaves it mapped, which
+    is faster for files that fit into memory, `"read"` uses system calls, as `"auto"` does on network file systems.
     """
 
 def write(
@@ -115,7 +119,7 @@ def convert(source: _Path | Volume, path: _Path, **options: Any) -> Volume:
     """Copies a volume into another format, voxel type or chunking, box by box, and opens the copy."""
 
 def _reopen(
-    place: Any, affine: _Affine, options: tuple[int, str, bool], channels: tuple[int, int] | None, values: Any
+    place: Any, affine: _Affine, options: tuple[int, str, bool, str], channels: tuple[int, int] | None, values: Any
 ) -> Volume: ...
 
 _Parts = tuple[str, list[tuple[str, Volume | str, float | str]]]

@@ -12,8 +12,12 @@ pub enum Io {
     /// FUSE, Lustre, Ceph, 9p and the like): there, pages come slowly and files change unseen.
     #[default]
     Auto,
-    /// Mapped: the fastest on disks of this machine.
+    /// Mapped: the fastest on disks of this machine. What was touched is let go of again and again, so that
+    /// little of a file is resident.
     Map,
+    /// Mapped, and what was touched stays mapped: faster from the second touch on, for files that fit into memory
+    /// beside all else. The whole file may come to count as resident; the system takes back what it needs.
+    Keep,
     /// By system calls, of which each reads up to 4 MiB.
     Read,
 }
@@ -22,11 +26,15 @@ impl Io {
     /// Maps a file that is to be mapped.
     pub(super) fn map(self, file: &File) -> io::Result<Option<Map>> {
         let mapped = match self {
-            Self::Map => true,
+            Self::Map | Self::Keep => true,
             Self::Read => false,
             Self::Auto => !is_remote(file),
         };
-        mapped.then(|| Map::new(file)).transpose()
+        let map = mapped.then(|| Map::new(file)).transpose()?;
+        Ok(match self {
+            Self::Keep => map.map(Map::keeping),
+            _ => map,
+        })
     }
 }
 
@@ -64,7 +72,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), [1, 2, 3]).unwrap();
         let mapped = |io: Io| io.map(file.as_file()).unwrap().is_some();
-        assert!(mapped(Io::Map) && !mapped(Io::Read));
+        assert!(mapped(Io::Map) && mapped(Io::Keep) && !mapped(Io::Read));
         assert_eq!(mapped(Io::Auto), !is_remote(file.as_file()));
         // procfs is neither remote nor listed.
         assert!(!is_remote(&File::open("/proc/self/status").unwrap()));

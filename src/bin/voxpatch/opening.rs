@@ -29,6 +29,7 @@ impl Opening {
             io: match self.io {
                 IoName::Auto => Io::Auto,
                 IoName::Map => Io::Map,
+                IoName::Keep => Io::Keep,
                 IoName::Read => Io::Read,
             },
             missing: match self.missing {
@@ -47,8 +48,10 @@ enum IoName {
     /// Mapped, but by system calls on network file systems.
     #[default]
     Auto,
-    /// Mapped.
+    /// Mapped, and what was touched is let go of again.
     Map,
+    /// Mapped, and left mapped: fastest for files that fit into memory beside all else.
+    Keep,
     /// By system calls.
     Read,
 }

@@ -183,7 +183,7 @@ impl Desk {
 
     fn check(&self, name: &str, parts: &[&[u8]], expected: &Patch) {
         let path = self.put(name, parts);
-        for io in [Io::Map, Io::Read] {
+        for io in [Io::Map, Io::Keep, Io::Read] {
             let options = OpenOptions {
                 io,
                 ..OpenOptions::default()

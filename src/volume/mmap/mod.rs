@@ -3,7 +3,7 @@
 //! A page that was touched stays mapped, and counts as resident, long after anybody needs it:
 //! an epoch over a large file would end with all of it resident. So what was touched is noted,
 //! and when it comes to [`KEPT`] bytes the mapping is emptied. The pages stay in the system's
-//! cache, from where they come back at the price of a fault.
+//! cache, from where they come back at the price of a fault. A map that is [kept](Map::keeping) is not emptied.
 //!
 //! A file that is made shorter while it is mapped, or a disk that fails, would end the process
 //! with SIGBUS; a [`guard`] makes that an error of the read.
@@ -57,6 +57,8 @@ pub(super) struct Map {
     touched: Box<[AtomicU64]>,
     /// How many are set.
     set: AtomicU64,
+    /// Whether what was touched stays mapped.
+    keeps: bool,
 }
 
 impl Map {
@@ -74,8 +76,19 @@ impl Map {
                 .map(|_| AtomicU64::new(0))
                 .collect(),
             set: AtomicU64::new(0),
+            keeps: false,
             file,
         })
+    }
+
+    /// The same, with all that is touched left mapped.
+    pub(super) fn keeping(mut self) -> Self {
+        self.keeps = true;
+        self
+    }
+
+    pub(super) const fn keeps(&self) -> bool {
+        self.keeps
     }
 
     /// Copies what `copy` wants out of the file's bytes. All that is read from a mapping goes
@@ -98,6 +111,9 @@ impl Map {
 
     /// Notes that some bytes were touched.
     pub(super) fn touch(&self, bytes: Range<u64>) {
+        if self.keeps {
+            return;
+        }
         for fault in bytes.start / FAULT..bytes.end.div_ceil(FAULT) {
             let Some(word) = usize::try_from(fault / 64)
                 .ok()
