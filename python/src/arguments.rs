@@ -105,14 +105,14 @@ pub(crate) fn opening_names(options: &OpenOptions) -> (usize, &'static str, bool
     )
 }
 
-fn chosen<T: Copy>(what: &str, given: &str, all: &[(&str, T)]) -> PyResult<T> {
+/// What a word stands for, of all that argument `what` may be.
+pub(crate) fn chosen<T: Copy>(what: &str, given: &str, all: &[(&str, T)]) -> PyResult<T> {
     let found = all.iter().find(|(name, _)| *name == given);
     found.map(|&(_, value)| value).ok_or_else(|| {
-        let names: Vec<String> = all.iter().map(|(name, _)| format!("{name:?}")).collect();
-        invalid(format!(
-            "{what} {given:?}: it is one of {}",
-            names.join(", ")
-        ))
+        let names: Vec<String> = all.iter().map(|(name, _)| format!("'{name}'")).collect();
+        let (last, others) = names.split_last().expect("there is a choice");
+        let others = others.join(", ");
+        invalid(format!("{what} {given:?}: it is {others} or {last}"))
     })
 }
 

@@ -7,8 +7,20 @@ use pyo3::prelude::*;
 use voxpatch::aggregator::{Accumulator, NonFinite, Skipped, Window};
 use voxpatch::{AggregatorOptions, Blend, DType, Reduce, Shape};
 
+use crate::arguments::chosen;
 use crate::array;
 use crate::errors::{invalid, raised};
+
+const ACCUMULATORS: [(&str, Accumulator); 3] = [
+    ("float32", Accumulator::F32),
+    ("float16", Accumulator::F16),
+    ("bfloat16", Accumulator::BF16),
+];
+const NON_FINITE: [(&str, NonFinite); 3] = [
+    ("refuse", NonFinite::Refuse),
+    ("leave-out", NonFinite::LeaveOut),
+    ("keep", NonFinite::Keep),
+];
 
 /// How predictions of one output become voxels.
 #[derive(FromPyObject)]
@@ -32,30 +44,12 @@ impl Blending<'_> {
             (reduce, _) => reduce,
         };
         Ok(AggregatorOptions {
-            accumulator: match &*self.accumulator {
-                "float32" => Accumulator::F32,
-                "float16" => Accumulator::F16,
-                "bfloat16" => Accumulator::BF16,
-                other => {
-                    return Err(invalid(format!(
-                        "accumulator {other:?}: it is 'float32', 'float16' or 'bfloat16'"
-                    )));
-                }
-            },
+            accumulator: chosen("accumulator", &self.accumulator, &ACCUMULATORS)?,
             skipped: match &self.vote {
                 None => Skipped::Renormalise,
                 Some(values) => Skipped::Vote(values.clone()),
             },
-            non_finite: match &*self.non_finite {
-                "refuse" => NonFinite::Refuse,
-                "leave-out" => NonFinite::LeaveOut,
-                "keep" => NonFinite::Keep,
-                other => {
-                    return Err(invalid(format!(
-                        "non_finite {other:?}: it is 'refuse', 'leave-out' or 'keep'"
-                    )));
-                }
-            },
+            non_finite: chosen("non_finite", &self.non_finite, &NON_FINITE)?,
             fill: self.fill,
             ..AggregatorOptions::new(blend(&self.overlap_mode, patch)?, reduce)
         })

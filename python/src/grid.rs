@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 use voxpatch::training::Image;
 use voxpatch::{GridOptions, Placement, Region, Shape};
 
+use crate::arguments::chosen;
 use crate::array;
 use crate::errors::{invalid, raised};
 use crate::subjects::padding_of;
@@ -19,16 +20,12 @@ pub(crate) struct Grid(pub(crate) voxpatch::Grid);
 
 /// Where patches start along an axis, by its name.
 pub(crate) fn placement(name: &str) -> PyResult<Placement> {
-    Ok(match name {
-        "edge" => Placement::Edge,
-        "even" => Placement::Even,
-        "padded" => Placement::Padded,
-        _ => {
-            return Err(invalid(format!(
-                "placement {name:?}: it is 'edge', 'even' or 'padded'"
-            )));
-        }
-    })
+    let all = [
+        ("edge", Placement::Edge),
+        ("even", Placement::Even),
+        ("padded", Placement::Padded),
+    ];
+    chosen("placement", name, &all)
 }
 
 /// A location: first voxel along z, y, x, and one past the last.

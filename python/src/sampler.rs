@@ -101,29 +101,21 @@ fn classes(shares: &Bound<'_, PyDict>) -> PyResult<Vec<(Class, f64)>> {
 }
 
 fn border(name: &str) -> PyResult<Border> {
-    Ok(match name {
-        "drop" => Border::Drop,
-        "shift" => Border::Shift,
-        "pad" => Border::Pad,
-        _ => {
-            return Err(invalid(format!(
-                "border {name:?}: it is 'drop', 'shift' or 'pad'"
-            )));
-        }
-    })
+    let all = [
+        ("drop", Border::Drop),
+        ("shift", Border::Shift),
+        ("pad", Border::Pad),
+    ];
+    arguments::chosen("border", name, &all)
 }
 
 fn empty(name: &str) -> PyResult<Empty> {
-    Ok(match name {
-        "error" => Empty::Error,
-        "skip" => Empty::Skip,
-        "uniform" => Empty::Uniform,
-        _ => {
-            return Err(invalid(format!(
-                "empty {name:?}: it is 'error', 'skip' or 'uniform'"
-            )));
-        }
-    })
+    let all = [
+        ("error", Empty::Error),
+        ("skip", Empty::Skip),
+        ("uniform", Empty::Uniform),
+    ];
+    arguments::chosen("empty", name, &all)
 }
 
 /// What maps hold, found once and kept for the next epochs.

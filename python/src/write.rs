@@ -115,34 +115,23 @@ impl Storage {
 }
 
 fn codec(name: &str) -> PyResult<Codec> {
-    Ok(match name {
-        "zstd" => Codec::Zstd,
-        "blosc-zstd" => Codec::BloscZstd,
-        "blosc-lz4" => Codec::BloscLz4,
-        "gzip" => Codec::Gzip,
-        "zlib" => Codec::Zlib,
-        "none" => Codec::None,
-        _ => {
-            return Err(invalid(format!(
-                "codec {name:?}: it is 'zstd', 'blosc-zstd', 'blosc-lz4', 'gzip', 'zlib' or 'none'"
-            )));
-        }
-    })
+    let all = [
+        ("zstd", Codec::Zstd),
+        ("blosc-zstd", Codec::BloscZstd),
+        ("blosc-lz4", Codec::BloscLz4),
+        ("gzip", Codec::Gzip),
+        ("zlib", Codec::Zlib),
+        ("none", Codec::None),
+    ];
+    arguments::chosen("codec", name, &all)
 }
 
 fn pyramid(given: &Bound<'_, PyAny>) -> PyResult<Option<Pyramid>> {
     if given.is_none() {
         return Ok(None);
     }
-    let method = match given.extract::<String>()?.as_str() {
-        "mean" => Downsample::Mean,
-        "mode" => Downsample::Mode,
-        other => {
-            return Err(invalid(format!(
-                "pyramid {other:?}: it is 'mean' or 'mode'"
-            )));
-        }
-    };
+    let all = [("mean", Downsample::Mean), ("mode", Downsample::Mode)];
+    let method = arguments::chosen("pyramid", &given.extract::<String>()?, &all)?;
     Ok(Some(Pyramid {
         levels: None,
         method,
