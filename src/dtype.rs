@@ -344,15 +344,19 @@ fn swap<const N: usize>(voxels: &mut [u8]) {
 mod tests {
     use super::*;
 
-    fn one<A: Element, B: Element>(value: A) -> B {
-        let mut out = [B::default()];
+    fn row<A: Element, B: Element>(values: &[A]) -> Vec<B> {
+        let mut out = vec![B::default(); values.len()];
         convert(
             A::DTYPE,
-            bytemuck::bytes_of(&value),
+            bytemuck::cast_slice(values),
             B::DTYPE,
             bytemuck::cast_slice_mut(&mut out),
         );
-        out[0]
+        out
+    }
+
+    fn one<A: Element, B: Element>(value: A) -> B {
+        row(&[value])[0]
     }
 
     #[test]
@@ -393,14 +397,7 @@ mod tests {
     #[test]
     fn half_floats_in_a_row_are_what_they_are_one_by_one() {
         let halves: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
-        let mut singles = vec![0.0_f32; halves.len()];
-        let bytes = bytemuck::cast_slice(&halves);
-        convert(
-            DType::F16,
-            bytes,
-            DType::F32,
-            bytemuck::cast_slice_mut(&mut singles),
-        );
+        let singles: Vec<f32> = row(&halves);
         for (half, single) in halves.iter().zip(&singles) {
             let expected = half.to_f32();
             assert!(*single == expected || single.is_nan() && expected.is_nan());
@@ -409,21 +406,11 @@ mod tests {
         let between = singles
             .windows(2)
             .map(|pair| f32::midpoint(pair[0], pair[1]));
-        let near = |single: f32| [single, single.next_up(), single.next_down()];
-        let singles: Vec<f32> = singles
-            .iter()
-            .copied()
-            .chain(between)
-            .flat_map(near)
+        let all = singles.iter().copied().chain(between);
+        let singles: Vec<f32> = all
+            .flat_map(|single| [single, single.next_up(), single.next_down()])
             .collect();
-        let mut halves = vec![f16::ZERO; singles.len()];
-        let bytes = bytemuck::cast_slice(&singles);
-        convert(
-            DType::F32,
-            bytes,
-            DType::F16,
-            bytemuck::cast_slice_mut(&mut halves),
-        );
+        let halves: Vec<f16> = row(&singles);
         for (single, half) in singles.iter().zip(&halves) {
             let expected = f16::from_f32(*single);
             assert!(*half == expected || half.is_nan() && expected.is_nan());

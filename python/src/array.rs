@@ -172,10 +172,10 @@ pub(crate) fn dtype(given: &Bound<'_, PyAny>) -> PyResult<DType> {
 pub(crate) struct Held {
     /// Keeps the memory; the interpreter drops it when it next has the time.
     _array: Py<PyAny>,
-    start: *const u8,
+    voxels: *const u8,
     dtype: DType,
     channels: u64,
-    shape: Shape,
+    region: Region,
 }
 
 #[expect(unsafe_code, reason = "a pointer says nothing of who else has it")]
@@ -183,9 +183,9 @@ pub(crate) struct Held {
 unsafe impl Send for Held {}
 
 impl Held {
-    /// An array (c, z, y, x) that nobody writes to any more; `None` unless its voxels lie one after the
-    /// other, as they are here.
-    pub(crate) fn of(array: &Bound<'_, PyAny>) -> PyResult<Option<Self>> {
+    /// An array (c, z, y, x) that nobody writes to any more, of a patch that begins at `start`; `None` unless
+    /// its voxels lie one after the other, as they are here.
+    pub(crate) fn of(array: &Bound<'_, PyAny>, start: [i64; 3]) -> PyResult<Option<Self>> {
         let dtype = dtype(&array.getattr("dtype")?)?;
         let untyped = array.cast::<PyUntypedArray>()?;
         let native = untyped
@@ -198,27 +198,26 @@ impl Held {
         if !native || !untyped.is_c_contiguous() {
             return Ok(None);
         }
-        let start: usize = array.getattr("ctypes")?.getattr("data")?.extract()?;
+        let address: usize = array.getattr("ctypes")?.getattr("data")?.extract()?;
         Ok(Some(Self {
             _array: array.clone().unbind(),
-            start: std::ptr::with_exposed_provenance(start),
+            voxels: std::ptr::with_exposed_provenance(address),
             dtype,
             channels,
-            shape: [z, y, x],
+            region: Region::new(start, [z, y, x]),
         }))
     }
 
     /// A copy of its voxels.
-    pub(crate) fn to_patch(&self, start: [i64; 3]) -> voxpatch::Result<Patch> {
-        let region = Region::new(start, self.shape);
-        let mut patch = Patch::zeros(region, self.channels, self.dtype)?;
+    pub(crate) fn to_patch(&self) -> voxpatch::Result<Patch> {
+        let mut patch = Patch::zeros(self.region, self.channels, self.dtype)?;
         let bytes = patch.bytes_mut();
         #[expect(
             unsafe_code,
             reason = "numpy lends slices only to whoever has the interpreter"
         )]
         // SAFETY: the array has as many voxels of this type, one after the other; it is kept, and not written to.
-        let voxels = unsafe { std::slice::from_raw_parts(self.start, bytes.len()) };
+        let voxels = unsafe { std::slice::from_raw_parts(self.voxels, bytes.len()) };
         bytes.copy_from_slice(voxels);
         Ok(patch)
     }

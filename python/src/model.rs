@@ -93,28 +93,24 @@ impl Model for Asked {
 
     fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
         let (reply, answer) = channel();
-        let regions: Vec<Region> = batch.iter().map(Patch::region).collect();
-        let request = guarded(|| stacked(batch, regions.clone(), reply))?;
+        let request = guarded(|| stacked(batch, reply))?;
         let sent = self.caller.send(Message::Batch(request));
         sent.map_err(|_| Error::Stopped)?;
         let answered = answer.recv().map_err(|_| Error::Stopped)?;
-        let copied = |(predicted, region): (Predicted, &Region)| match predicted {
+        let copied = |predicted: Predicted| match predicted {
             Predicted::Copied(patch) => Ok(patch),
-            Predicted::Held(held) => held.to_patch(region.start),
+            Predicted::Held(held) => held.to_patch(),
         };
         let outputs = answered.into_iter();
         outputs
-            .map(|output| output.into_iter().zip(&regions).map(copied).collect())
+            .map(|output| output.into_iter().map(copied).collect())
             .collect()
     }
 }
 
 /// All patches of a batch in one array.
-fn stacked(
-    mut batch: Vec<Patch>,
-    regions: Vec<Region>,
-    reply: Sender<Vec<Vec<Predicted>>>,
-) -> Result<Request> {
+fn stacked(mut batch: Vec<Patch>, reply: Sender<Vec<Vec<Predicted>>>) -> Result<Request> {
+    let regions: Vec<Region> = batch.iter().map(Patch::region).collect();
     let first = batch.first().ok_or(Error::Stopped)?;
     let (channels, shape, dtype) = (first.channels(), first.shape(), first.dtype());
     let voxels = if batch.len() == 1 {

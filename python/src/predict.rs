@@ -234,7 +234,7 @@ fn answer(py: Python<'_>, mut request: Request, call: &Bound<'_, PyAny>) -> PyRe
         let (output, ours): (Bound<'_, PyAny>, bool) = output?.extract()?;
         let predicted = |(place, region): (usize, &Region)| {
             let one = output.get_item(place)?;
-            if ours && let Some(held) = Held::of(&one)? {
+            if ours && let Some(held) = Held::of(&one, region.start)? {
                 return Ok(Predicted::Held(held));
             }
             // Whoever made it may write to it when it is called next.

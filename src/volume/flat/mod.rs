@@ -139,9 +139,9 @@ impl FlatVolume {
 }
 
 impl FlatVolume {
-    /// Whether what was read once is at hand.
-    fn keeps(&self) -> bool {
-        self.map.as_ref().is_some_and(Map::keeps)
+    /// Whether long pieces are read by system calls: not where a map keeps them at hand.
+    fn reads_pieces(&self) -> bool {
+        self.voxels.is_planar() && !self.map.as_ref().is_some_and(Map::keeps)
     }
 
     /// Why the file could not be read.
@@ -170,8 +170,7 @@ impl Volume for FlatVolume {
 
     fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
         self.layout.check_read(&channels, region, out.len())?;
-        if self.voxels.is_planar() && !self.keeps() && self.voxels.runs(&channels, region).0 >= LONG
-        {
+        if self.reads_pieces() && self.voxels.runs(&channels, region).0 >= LONG {
             self.read_runs(&channels, region, out)?;
         } else if let Some(map) = &self.map {
             let copied = self.voxels.copy_mapped(map, &channels, region, out);
@@ -190,7 +189,7 @@ impl Volume for FlatVolume {
         let [_, y, x] = self.layout.shape;
         let plane = y.saturating_mul(x) * self.layout.dtype.size() as u64;
         let planes = (SLAB / plane.max(1)).clamp(1, PLANES);
-        (self.voxels.is_planar() && !self.keeps()).then_some([1, planes, y, x])
+        self.reads_pieces().then_some([1, planes, y, x])
     }
 
     fn time_points(&self) -> Option<u64> {
