@@ -204,8 +204,9 @@ fn opened(name: &str, settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>
         RuntimeName::Tract => Err(Error::Setting {
             name: "the model",
             value: name.to_owned(),
-            problem: "this command was built without the feature `onnx`, so nothing here runs it"
-                .to_owned(),
+            problem:
+                "this build has no ONNX runtime: install or run it with `cargo ... --features onnx`"
+                    .to_owned(),
         }),
     }
 }
