@@ -86,7 +86,15 @@ pub use sampler::Uniform;
 pub use threads::threads;
 pub use volume::{Layout, MemoryVolume, OpenOptions, Volume, VolumeMut, open};
 
-/// The examples of the README, compiled with the others.
+/// The examples of the README and the guides, compiled with the others.
 #[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;
+mod documents {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/guide/training.md")]
+    struct Training;
+    #[doc = include_str!("../docs/guide/prediction.md")]
+    struct Prediction;
+    #[doc = include_str!("../docs/guide/resume.md")]
+    struct Resume;
+}
