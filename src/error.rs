@@ -254,6 +254,17 @@ pub enum Error {
         problem: String,
     },
 
+    /// Predictions of which it is not known where they lie in their patch.
+    #[error("predictions of {shape:?} voxels for patches of {patch:?}: {problem}")]
+    OutputPlace {
+        /// Voxels of a patch, z, y, x.
+        patch: Shape,
+        /// Voxels of its prediction, z, y, x.
+        shape: Shape,
+        /// Why they fit nowhere, or the ways in which they could lie.
+        problem: String,
+    },
+
     /// The overlap leaves no step.
     #[error("an overlap of {overlap} along {axis} must be smaller than the patch of {patch}")]
     Overlap {

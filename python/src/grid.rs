@@ -3,6 +3,7 @@
 use numpy::{PyArray1, PyArray2};
 use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
+use voxpatch::inference::OutputPlace;
 use voxpatch::training::Image;
 use voxpatch::{GridOptions, Placement, Region, Shape};
 
@@ -120,6 +121,22 @@ impl Grid {
         }
         Ok(number)
     }
+}
+
+/// The halo and the scale of predictions of `channels` and `shape` for patches of `patch` voxels, of which
+/// some may be said.
+#[pyfunction]
+#[pyo3(name = "_output_place")]
+pub(crate) fn output_place(
+    patch: Shape,
+    channels: u64,
+    shape: Shape,
+    halo: Option<Shape>,
+    scale: Option<u64>,
+) -> PyResult<(Shape, u64)> {
+    let place = OutputPlace { halo, scale };
+    let found = place.find(patch, (channels, shape), None);
+    found.map_err(|error| raised(&error))
 }
 
 /// The box at a location, (c, z, y, x), padded where it hangs over the volume.

@@ -29,7 +29,7 @@ mod _voxpatch {
     #[pymodule_export]
     use crate::aggregator::Aggregator;
     #[pymodule_export]
-    use crate::grid::{Grid, read_box};
+    use crate::grid::{Grid, output_place, read_box};
     #[pymodule_export]
     use crate::loader::{EpochLoader, Epochs};
     #[pymodule_export]

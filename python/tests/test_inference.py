@@ -183,7 +183,7 @@ def test_labels_pass_through_crop_untouched_and_argmax_gives_bytes():
 def test_predictions_of_another_size_lie_where_they_belong():
     array = scan((1, 24, 24, 24))
     grid = sampler(array, 8, 4)
-    half = voxpatch.GridAggregator(grid, "average")
+    half = voxpatch.GridAggregator(grid, "average", scale=2)
     rimless = voxpatch.GridAggregator(grid, "average", fill=-1)
     for sample in grid:
         half.add_batch(sample["image"][None, :, ::2, ::2, ::2], sample["location"][None])
@@ -194,6 +194,57 @@ def test_predictions_of_another_size_lie_where_they_belong():
     np.testing.assert_allclose(rimless.get_output_tensor(), expected, rtol=1e-6)
     with pytest.raises(ValueError, match="predictions of"):
         voxpatch.GridAggregator(grid).add_batch(sample["image"][None, :, :7], sample["location"][None])
+
+
+def rim(batch, z, y, x):
+    return batch[..., z : batch.shape[-3] - z, y : batch.shape[-2] - y, x : batch.shape[-1] - x]
+
+
+@pytest.mark.parametrize("patch", [8, 16])
+@pytest.mark.parametrize("through", ["predict", "aggregator"])
+def test_halo_and_scale_are_said_where_the_size_could_mean_either(through, patch):
+    array = np.arange(24 * 28 * 32, dtype=np.float32).reshape(1, 24, 28, 32)
+
+    def run(model, **said):
+        if through == "predict":
+            return voxpatch.predict(model, array, None, patch, patch - 4, overlap_mode="average", fill=-1, **said)
+        grid = sampler(array, patch, patch - 4)
+        aggregator = voxpatch.GridAggregator(grid, "average", fill=-1, **said)
+        for sample in grid:
+            aggregator.add_batch(model(sample["image"][None]), sample["location"][None])
+        return aggregator.get_output_tensor()
+
+    q, h = patch // 4, patch // 2 - 2
+    # Half the patch, or a quarter of it: a rim is missing, or the voxels are larger.
+    for halo, wanted in [((q, q, q), 2), ((q, 0, 0), None), ((0, q, q), None), ((h, h, h), patch // 4)]:
+        model = lambda batch: rim(batch, *halo)  # noqa: B023, E731
+        with pytest.raises(ValueError, match="two ways") as raised:
+            run(model)
+        assert f"halo of {', '.join(map(str, halo))}" in str(raised.value)
+        assert (f"scale of {wanted}" if wanted else "scales that differ by axis") in str(raised.value)
+        out = run(model, halo=halo)
+        inner = tuple(slice(n, length - n) for n, length in zip(halo, array.shape[1:]))
+        np.testing.assert_allclose(out[0][inner], array[0][inner], rtol=1e-6)
+        assert out.shape == array.shape
+        with pytest.raises(ValueError, match="scale of 1, not 2"):
+            run(model, halo=halo, scale=2)
+    for scale in (2, 4):
+        model = lambda batch: batch[..., ::scale, ::scale, ::scale]  # noqa: B023, E731
+        with pytest.raises(ValueError, match=f"two ways.*scale of {scale}"):
+            run(model)
+        for said in ({"scale": scale}, {"halo": 0}, {"halo": 0, "scale": scale}):
+            np.testing.assert_allclose(run(model, **said), array[..., ::scale, ::scale, ::scale], rtol=1e-6)
+    # Where only one fits, nothing need be said.
+    out = run(lambda batch: rim(batch, 1, 2, 0))
+    np.testing.assert_allclose(out[0][1:-1, 2:-2], array[0][1:-1, 2:-2], rtol=1e-6)
+    for model, problem in [
+        (lambda batch: batch[..., ::2, ::2], "differ by axis"),
+        (lambda batch: np.repeat(np.moveaxis(batch, 1, -1), 5, -1), "channels seem to come last"),
+        (lambda batch: batch.repeat(2, 2).repeat(2, 3).repeat(2, 4), "longer than the patch along z"),
+        (lambda batch: batch[..., 1:], "lacks 1 voxels along x"),
+    ]:
+        with pytest.raises(ValueError, match=problem):
+            run(model)
 
 
 def test_what_is_wrong_with_a_batch_is_said():
@@ -287,6 +338,7 @@ def test_several_outputs_have_their_own_files(tmp_path):
         4,
         reduce={"labels": "argmax"},
         overlap_mode={"half": "average"},
+        scale={"half": 2},
     )
     np.testing.assert_allclose(out["half"][...], array[..., ::2, ::2, ::2], rtol=1e-6)
     np.testing.assert_array_equal(out["labels"][...], array > 0)

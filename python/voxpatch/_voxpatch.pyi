@@ -231,6 +231,9 @@ class Grid:
     def find(self, locations: Sequence[Sequence[int]]) -> list[int]:
         """The numbers of the patches that lie at these locations."""
 
+def _output_place(
+    patch: _Lengths, channels: int, shape: _Lengths, halo: _Lengths | None, scale: int | None
+) -> tuple[tuple[int, int, int], int]: ...
 def _read_box(volume: Volume, location: Sequence[int], padding: float | str) -> _Array: ...
 @final
 class Aggregator:

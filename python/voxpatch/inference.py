@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Union
 
-from ._voxpatch import Aggregator, Grid, Volume, _read_box
+from ._voxpatch import Aggregator, Grid, Volume, _output_place, _read_box
 from ._voxpatch import open as open_volume
 from .errors import InvalidError
 from .samplers import Size, size
@@ -144,8 +144,9 @@ class GridAggregator:
     ``"leave-out"`` or ``"keep"``.
 
     Predictions may come in any order and from any device, once each; the output is the same to
-    the last bit. They may lack a rim of each patch (``halo``, found by their size), or have voxels
-    that are ``scale`` of the volume's long.
+    the last bit. They may lack a rim of each patch, as after convolutions without padding, or have larger
+    voxels. Their size shows which, unless both are possible (8 voxels for patches of 16): then say ``halo``, the
+    voxels missing at each face (one number, or three for z, y, x), or ``scale``, the volume's voxels along one of theirs.
     """
 
     def __init__(
@@ -160,11 +161,13 @@ class GridAggregator:
         accumulator: str = "float32",
         non_finite: str = "refuse",
         fill: float = 0.0,
+        halo: Size | None = None,
         scale: int | None = None,
         **storage: Any,
     ) -> None:
         self.sampler = sampler
         self.output = output
+        self.halo = halo
         self.scale = scale
         self._blending = blending(overlap_mode, reduce, dtype, labels, accumulator, None, non_finite, fill)
         self._storage = storage
@@ -200,7 +203,7 @@ class GridAggregator:
         if self._running is None:
             import numpy as np
 
-            halo, scale = geometry(self.sampler.patch_size, batch.shape[2:], self.scale)
+            halo, scale = output_place(self.sampler.patch_size, batch.shape[1:], self.halo, self.scale)
             grid = self.sampler.grid if (halo, scale) == ((0, 0, 0), 1) else self.sampler.grid.output(halo, scale)
             self._running = Aggregator(
                 grid,
@@ -266,25 +269,19 @@ def blending(
     }
 
 
-def geometry(
-    patch: Sequence[int], got: Sequence[int], scale: int | None = None
+def output_place(
+    patch: Sequence[int], predicted: Sequence[int], halo: Size | None = None, scale: int | None = None
 ) -> tuple[tuple[int, int, int], int]:
-    """The halo and scale of predictions of ``got`` voxels for patches of ``patch``, along z, y, x.
+    """The halo and scale of predictions (C, Z, Y, X) of these lengths for patches of ``patch`` voxels.
 
-    Where nothing is said, predictions half, a third, ... as long along all axes have larger voxels, and
-    others lack a rim.
+    What is not said follows from the lengths; an error where they can be read in two ways.
     """
-    if scale is None:
-        ratios = {length // max(out, 1) if out and length % out == 0 else 0 for length, out in zip(patch, got)}
-        scale = ratios.pop() if len(ratios) == 1 and 0 not in ratios else 1
-    rims = [length - out * scale for length, out in zip(patch, got)]
-    if len(rims) != 3 or any(rim < 0 or rim % 2 for rim in rims):
-        raise InvalidError(
-            f"predictions of {tuple(got)} voxels for patches of {tuple(patch)}: they have as many voxels along "
-            "z, y, x, or lack as many at one face as at the other"
-        )
-    halo = (rims[0] // 2, rims[1] // 2, rims[2] // 2)
-    return halo, scale
+    channels, *lengths = (int(n) for n in predicted)
+    rim = None if halo is None else size("halo", halo, least=0)
+    if scale is not None and scale < 1:
+        raise InvalidError(f"scale {scale!r}: give a whole number from 1 on, the patch's voxels along one of the output's")
+    found, factor = _output_place(patch, channels, lengths, rim, scale)
+    return (found[0], found[1], found[2]), factor
 
 
 def is_tensor(value: Any) -> bool:

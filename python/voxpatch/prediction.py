@@ -11,7 +11,7 @@ from ._voxpatch import Volume, _predict
 from ._voxpatch import open as open_volume
 from .calls import Call, Path
 from .errors import InvalidError
-from .inference import PaddingMode, VolumeLike, as_volume, blending, geometry
+from .inference import PaddingMode, VolumeLike, as_volume, blending, output_place
 from .samplers import Size, size
 
 #: Voxels, or a part of the patch from 0 up to 1.
@@ -29,6 +29,8 @@ def predict(
     overlap_mode: Any = None,
     reduce: Any = "mean",
     dtype: Any = None,
+    halo: Size | Mapping[Any, Size] | None = None,
+    scale: int | Mapping[Any, int] | None = None,
     labels: Sequence[int] | None = None,
     padding_mode: PaddingMode | None = None,
     margin: Size | None = None,
@@ -59,11 +61,12 @@ def predict(
     without gradients; any other callable gets numpy arrays, or tensors on ``device`` if one is given.
     It is called on this thread only. Values are real ones: slope and intercept are applied. What comes back
     are predictions (B, K, Z, Y, X), arrays or tensors, of as many voxels as the patch, fewer (a rim is
-    missing), or larger ones. It is called once with zeros to see which.
+    missing), or larger ones. It is called once with zeros to see which. Where their size could mean either,
+    as 8 voxels for patches of 16, say ``halo`` or ``scale``, as in :class:`GridAggregator`.
 
     A model that gives several outputs, as a tuple or dictionary, needs as many paths: ``output`` is
     then a list, or a dictionary by their names; outputs that are not named are left out. ``overlap_mode``,
-    ``reduce`` and ``dtype`` may be dictionaries too.
+    ``reduce``, ``dtype``, ``halo`` and ``scale`` may be dictionaries too.
 
     ``patch_overlap`` is in voxels (whole numbers) or parts of the patch (a float below 1).
     ``overlap_mode`` (``"hann"`` if nothing is said), ``reduce``, ``labels``, ``dtype``, ``fill``, ``non_finite`` and
@@ -93,15 +96,15 @@ def predict(
     with call.ready(), _place(output) as places:
         outputs: list[dict[str, Any]] = []
         for place, (name, path) in enumerate(call.probe(opened.shape[0], patch, places).items()):
-            halo, scale = geometry(patch, call.shapes[place][1:])
+            rim, factor = output_place(patch, call.shapes[place], _of(halo, name, None), _of(scale, name, None))
             outputs.append(
                 {
                     "name": str(name),
                     "path": path,
                     "channels": call.shapes[place][0],
                     "prediction": call.dtypes[place],
-                    "halo": halo,
-                    "scale": scale,
+                    "halo": rim,
+                    "scale": factor,
                     "blending": blending(
                         _of(mode, name, "hann"),
                         _of(reduce, name, "mean"),

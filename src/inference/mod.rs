@@ -16,6 +16,7 @@ mod normalize;
 mod onnx;
 #[cfg(feature = "ort")]
 mod ort;
+mod place;
 mod plan;
 mod resume;
 mod run;
@@ -42,6 +43,7 @@ pub use model::{FnModel, Input, Model, OneOutput, Prediction};
 pub use normalize::Normalize;
 #[cfg(feature = "onnx")]
 pub use onnx::Onnx;
+pub use place::OutputPlace;
 pub use plan::{Plan, PlannedOutput};
 pub use run::{Predicted, Seconds};
 pub use tta::Flips;

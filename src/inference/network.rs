@@ -1,5 +1,5 @@
 //! What networks from files have in common, whatever runs them: one input (n, c, z, y, x),
-//! and outputs of which each voxel covers 1, 2 or 4 of the input's, in the middle of the patch.
+//! and outputs that lie in the middle of the patch, with voxels as long as the input's or longer.
 //!
 //! A network is made ready once for each shape of patch, and all threads share what was made.
 
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::model::{Model, Prediction};
+use super::place::OutputPlace;
 use crate::dtype::DType;
 use crate::error::{Cause, Error, Result};
 use crate::patch::{Patch, Voxels};
@@ -53,6 +54,10 @@ pub(super) struct Network<R: Runtime> {
     pub(super) axes: InputAxes,
     /// The outputs' names.
     pub(super) names: Vec<String>,
+    /// The only output that is given, by its place among `names`; all if not set.
+    pub(super) only: Option<usize>,
+    /// What is said about where the outputs lie.
+    pub(super) place: OutputPlace,
     pub(super) ready: Mutex<Vec<Arc<Ready<R::Ready>>>>,
 }
 
@@ -65,6 +70,25 @@ pub(super) struct Ready<T> {
 }
 
 impl<R: Runtime> Network<R> {
+    /// Gives one output only: the one called `name`, or the first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if there is no such output.
+    pub(super) fn only(&mut self, name: Option<&str>) -> Result<()> {
+        let found = match name {
+            Some(name) => self.names.iter().position(|own| own == name),
+            None => Some(0),
+        };
+        let missing = || Error::Setting {
+            name: "an output called",
+            value: name.unwrap_or_default().to_owned(),
+            problem: format!("the model gives {}", self.names.join(", ")),
+        };
+        self.only = Some(found.ok_or_else(missing)?);
+        Ok(())
+    }
+
     /// What comes out for patches of `patch` voxels of such a volume.
     pub(super) fn planned(&self, input: &Layout, patch: Shape) -> Result<Vec<Output>> {
         self.axes.check_channels(&self.path, input)?;
@@ -73,7 +97,8 @@ impl<R: Runtime> Network<R> {
 
     /// All outputs of a batch of f32, each with the patches in their order.
     pub(super) fn predict_all(&self, batch: &[Patch]) -> Result<Vec<Vec<Patch>>> {
-        let mut all = vec![Vec::with_capacity(batch.len()); self.names.len()];
+        let outputs = self.only.map_or(self.names.len(), |_| 1);
+        let mut all = vec![Vec::with_capacity(batch.len()); outputs];
         let alike = |a: &Patch, b: &Patch| a.shape() == b.shape() && a.channels() == b.channels();
         let groups = batch.chunk_by(alike);
         for group in groups.flat_map(|group| group.chunks(self.axes.batch())) {
@@ -90,7 +115,9 @@ impl<R: Runtime> Network<R> {
                 .runtime
                 .run(&ready.network, input, values)
                 .map_err(|cause| self.failed("run", channels, patch, cause))?;
-            for ((out, output), voxels) in all.iter_mut().zip(&ready.outputs).zip(outputs) {
+            let wanted = outputs.into_iter().enumerate();
+            let wanted = wanted.filter(|(n, _)| self.gives(*n));
+            for ((out, output), (_, voxels)) in all.iter_mut().zip(&ready.outputs).zip(wanted) {
                 for (patch, voxels) in group.iter().zip(parts(voxels, input[0])) {
                     out.push(output.patch(patch.region(), voxels)?);
                 }
@@ -124,11 +151,18 @@ impl<R: Runtime> Network<R> {
             Some((longer, grown.ok()?))
         });
         let outputs = self.names.iter().zip(kinds).enumerate();
+        let outputs = outputs.filter(|(n, _)| self.gives(*n));
         let outputs = outputs.map(|(n, (name, (dtype, axes)))| {
             let longer = longer
                 .as_ref()
                 .map(|(longer, grown)| (*longer, &*grown[n].1));
-            Output::new(&self.path, name.clone(), dtype, (patch, &axes), longer)
+            Output::new(
+                &self.path,
+                (name.clone(), self.place),
+                dtype,
+                (patch, &axes),
+                longer,
+            )
         });
         let made = Arc::new(Ready {
             channels,
@@ -141,6 +175,11 @@ impl<R: Runtime> Network<R> {
         }
         kept.push(Arc::clone(&made));
         Ok(made)
+    }
+
+    /// Whether output `n` is wanted.
+    fn gives(&self, n: usize) -> bool {
+        self.only.is_none_or(|only| only == n)
     }
 
     fn failed(&self, action: &'static str, channels: u64, patch: Shape, source: Cause) -> Error {
@@ -281,7 +320,7 @@ pub(super) struct Output {
     pub(super) shape: Shape,
     /// Voxels of the patch that are missing at each of its faces, z, y, x.
     pub(super) halo: Shape,
-    /// Voxels of the patch along each axis of an output voxel: 1, 2 or 4.
+    /// Voxels of the patch along each axis of an output voxel.
     pub(super) scale: u64,
 }
 
@@ -294,7 +333,7 @@ impl Output {
     /// [`Error::ModelFile`] if it does not lie in the middle of the patch.
     fn new(
         path: &Path,
-        name: String,
+        (name, place): (String, OutputPlace),
         dtype: DType,
         (patch, axes): (Shape, &[u64]),
         longer: Option<(Shape, &[u64])>,
@@ -306,13 +345,9 @@ impl Output {
             return Err(no_network(path, problem));
         };
         let longer = longer.and_then(|(patch, axes)| Some((patch, split(axes)?.1)));
-        let Some((halo, scale)) = placed((patch, shape), longer) else {
-            let problem = format!(
-                "its output {name:?} has {shape:?} voxels for patches of {patch:?}, which is neither the \
-                 patch, nor its middle, nor a half or a quarter of it"
-            );
-            return Err(no_network(path, problem));
-        };
+        let found = place.find(patch, (channels, shape), longer);
+        let (halo, scale) =
+            found.map_err(|error| no_network(path, format!("its output {name:?}: {error}")))?;
         Ok(Self {
             name,
             channels,
@@ -329,7 +364,7 @@ impl Output {
     ///
     /// [`Error::BufferLength`] if they are not as many as was announced.
     fn patch(&self, input: Region, voxels: Voxels) -> Result<Patch> {
-        let scale = i64::try_from(self.scale).expect("a scale is 1, 2 or 4");
+        let scale = i64::try_from(self.scale).expect("a scale is at most a patch's length");
         let start = std::array::from_fn(|a| {
             let first = input.start[a].saturating_add_unsigned(self.halo[a]);
             first.div_euclid(scale)
@@ -355,57 +390,9 @@ fn split(axes: &[u64]) -> Option<(u64, Shape)> {
     }
 }
 
-/// The halo and the scale of an output of some lengths for a patch; where two patches are known,
-/// by how much more output there is for the longer one.
-fn placed((patch, out): (Shape, Shape), longer: Option<(Shape, Shape)>) -> Option<(Shape, u64)> {
-    let halo = |scale: u64| -> Option<Shape> {
-        let mut halo = [0; 3];
-        for a in 0..3 {
-            let missing = patch[a].checked_sub(out[a].checked_mul(scale)?)?;
-            halo[a] = missing.is_multiple_of(2).then_some(missing / 2)?;
-        }
-        out.iter().all(|&n| n > 0).then_some(halo)
-    };
-    let grows_by = |scale: u64| {
-        longer.is_some_and(|(more, grown)| {
-            (0..3).all(|a| more[a] - patch[a] == grown[a].saturating_sub(out[a]) * scale)
-        })
-    };
-    let exact = |scale: u64| halo(scale).is_some_and(|halo| halo == [0; 3]);
-    let scale = match [1, 2, 4].into_iter().find(|&scale| grows_by(scale)) {
-        Some(scale) => scale,
-        None => [2, 4].into_iter().find(|&scale| exact(scale)).unwrap_or(1),
-    };
-    Some((halo(scale)?, scale))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn halo_and_scale_follow_from_one_patch_or_two() {
-        let more = |shape: Shape, by: u64| Some((shape.map(|n| n + 64), by));
-        let cases = [
-            // patch, output, growth of the output for 64 voxels more; halo, scale
-            ([32; 3], [32; 3], Some(64), Some(([0; 3], 1))),
-            ([32; 3], [28, 30, 32], Some(64), Some(([2, 1, 0], 1))),
-            ([32; 3], [16; 3], Some(32), Some(([0; 3], 2))),
-            ([32; 3], [16; 3], Some(64), Some(([8; 3], 1))),
-            ([32; 3], [6; 3], Some(16), Some(([4; 3], 4))),
-            ([32; 3], [16; 3], None, Some(([0; 3], 2))),
-            ([32; 3], [8; 3], None, Some(([0; 3], 4))),
-            ([32; 3], [30; 3], None, Some(([1; 3], 1))),
-            ([32; 3], [31; 3], None, None),
-            ([32; 3], [64; 3], Some(128), None),
-            ([32; 3], [0; 3], None, None),
-        ];
-        for (patch, out, growth, expected) in cases {
-            let longer = growth.and_then(|by| more(patch, by));
-            let longer = longer.map(|(longer, by)| (longer, out.map(|n| n + by)));
-            assert_eq!(placed((patch, out), longer), expected, "{patch:?} {out:?}");
-        }
-    }
 
     #[test]
     fn lengths_that_the_file_fixes_are_asked_for() {
@@ -428,15 +415,18 @@ mod tests {
 
     #[test]
     fn a_prediction_lies_where_its_voxels_do() {
-        let out = |axes: &[u64]| {
-            let patch = ([32; 3], axes);
-            Output::new(Path::new("n"), "y".into(), DType::F32, patch, None).unwrap()
+        let read = |scale: Option<u64>, axes: &[u64]| {
+            let place = OutputPlace { halo: None, scale };
+            let (named, patch) = (("y".to_owned(), place), ([32; 3], axes));
+            Output::new(Path::new("n"), named, DType::F32, patch, None)
         };
+        let out = |axes: &[u64]| read(None, axes).unwrap();
         let region = Region::new([8, 16, 24], [32; 3]);
         for (output, start) in [
             (out(&[1, 2, 32, 32, 32]), [8, 16, 24]),
             (out(&[1, 2, 30, 30, 30]), [9, 17, 25]),
-            (out(&[1, 2, 16, 16, 16]), [4, 8, 12]),
+            (read(Some(2), &[1, 2, 16, 16, 16]).unwrap(), [4, 8, 12]),
+            (read(Some(1), &[1, 2, 16, 16, 16]).unwrap(), [16, 24, 32]),
             (out(&[1, 32, 32, 32]), [8, 16, 24]),
         ] {
             let count = output.channels * Region::whole(output.shape).voxels();
@@ -444,5 +434,10 @@ mod tests {
             let patch = output.patch(region, voxels).unwrap();
             assert_eq!(patch.region(), Region::new(start, output.shape));
         }
+        let error = read(None, &[1, 2, 16, 16, 16]).unwrap_err().to_string();
+        assert!(
+            error.contains("output \"y\"") && error.contains("two ways"),
+            "{error}"
+        );
     }
 }

@@ -19,6 +19,7 @@ use tract_onnx::tract_hir::infer::{Factoid, InferenceOp};
 
 use super::model::{Model, Prediction};
 use super::network::{InputAxes, Kind, Network, Runtime, no_network};
+use super::place::OutputPlace;
 use crate::dtype::DType;
 use crate::error::{Cause, Error, Result};
 use crate::patch::{Patch, Voxels};
@@ -96,8 +97,29 @@ impl Onnx {
             runtime: Tract { model, input },
             axes,
             names: graph.output.iter().map(|out| out.name.clone()).collect(),
+            only: None,
+            place: OutputPlace::default(),
             ready: Mutex::default(),
         }))
+    }
+}
+
+impl Onnx {
+    /// Gives one output only: the one called `name`, or the first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if there is no such output.
+    pub fn only(mut self, name: Option<&str>) -> Result<Self> {
+        self.0.only(name)?;
+        Ok(self)
+    }
+
+    /// Takes outputs to lie in their patch as `place` says, where their lengths alone would not say.
+    #[must_use]
+    pub fn with_place(mut self, place: OutputPlace) -> Self {
+        self.0.place = place;
+        self
     }
 }
 

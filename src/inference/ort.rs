@@ -16,6 +16,7 @@ use ort::value::{DynTensor, DynValue, Tensor, TensorElementType};
 
 use super::model::{Model, Prediction};
 use super::network::{InputAxes, Kind, Network, Runtime, no_network};
+use super::place::OutputPlace;
 use crate::error::{Cause, Error, Result};
 use crate::patch::{Patch, Voxels};
 use crate::region::Shape;
@@ -62,6 +63,8 @@ impl OnnxRuntime {
             crc,
             axes,
             names: names.collect(),
+            only: None,
+            place: OutputPlace::default(),
             ready: Mutex::default(),
             runtime: Sessions {
                 path: path.to_path_buf(),
@@ -69,6 +72,25 @@ impl OnnxRuntime {
                 idle: Mutex::new(vec![session]),
             },
         }))
+    }
+}
+
+impl OnnxRuntime {
+    /// Gives one output only: the one called `name`, or the first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if there is no such output.
+    pub fn only(mut self, name: Option<&str>) -> Result<Self> {
+        self.0.only(name)?;
+        Ok(self)
+    }
+
+    /// Takes outputs to lie in their patch as `place` says, where their lengths alone would not say.
+    #[must_use]
+    pub fn with_place(mut self, place: OutputPlace) -> Self {
+        self.0.place = place;
+        self
     }
 }
 

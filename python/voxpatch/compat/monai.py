@@ -85,7 +85,8 @@ def sliding_window_inference(
             preset="monai",
             device=sw_device,
             progress=progress,
-            **(options or {}),
+            # A smaller output is a coarser one there, never one without its rim.
+            **{"halo": 0, **(options or {})},
         )
         if output is not None:
             return made

@@ -108,6 +108,14 @@ pub(crate) struct Infer {
     /// Which of a model's outputs; the first if not given.
     #[arg(long, value_name = "NAME")]
     pub(crate) output: Option<String>,
+    /// Voxels that the output of a NAME.onnx lacks at each face of a patch, as after convolutions that are not
+    /// padded, where its size could also mean larger voxels.
+    #[arg(long, value_parser = size, value_name = "SIZE")]
+    pub(crate) halo: Option<Shape>,
+    /// Voxels of the input along each axis of a voxel of the output of a NAME.onnx (2: half the size), where
+    /// its size could also mean a halo.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..), value_name = "N")]
+    pub(crate) scale: Option<u64>,
     /// What runs a file NAME.onnx.
     #[arg(long, value_enum, default_value_t = RuntimeName::Tract)]
     pub(crate) runtime: RuntimeName,

@@ -4,7 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use voxpatch::inference::{Ensemble, Flips, Model, OneOutput, Plan, Selection, builtin};
+use voxpatch::inference::{
+    Ensemble, Flips, Model, OneOutput, OutputPlace, Plan, Selection, builtin,
+};
 use voxpatch::volume::{CreateOptions, Part, Space, check_output};
 use voxpatch::{Error, Target, Volume};
 
@@ -192,14 +194,34 @@ fn model(settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>> {
 /// One model: a file by its extension, else a built-in one.
 fn opened(name: &str, settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>> {
     let extension = Path::new(name).extension();
+    let place = OutputPlace {
+        halo: settings.halo,
+        scale: settings.scale,
+    };
     if !extension.is_some_and(|extension| extension.eq_ignore_ascii_case("onnx")) {
+        if place != OutputPlace::default() {
+            return Err(Error::Setting {
+                name: "a halo or a scale of",
+                value: name.to_owned(),
+                problem: "a built-in model predicts every voxel of a patch; only outputs of a NAME.onnx may lack some"
+                    .to_owned(),
+            });
+        }
         return builtin(name);
     }
+    #[cfg(any(feature = "onnx", feature = "ort"))]
+    let output = settings.output.as_deref();
     match settings.runtime {
         #[cfg(feature = "ort")]
-        RuntimeName::Ort => Ok(Arc::new(voxpatch::inference::OnnxRuntime::open(name)?)),
+        RuntimeName::Ort => {
+            let model = voxpatch::inference::OnnxRuntime::open(name)?;
+            Ok(Arc::new(model.only(output)?.with_place(place)))
+        }
         #[cfg(feature = "onnx")]
-        RuntimeName::Tract => Ok(Arc::new(voxpatch::inference::Onnx::open(name)?)),
+        RuntimeName::Tract => {
+            let model = voxpatch::inference::Onnx::open(name)?;
+            Ok(Arc::new(model.only(output)?.with_place(place)))
+        }
         #[cfg(not(feature = "onnx"))]
         RuntimeName::Tract => Err(Error::Setting {
             name: "the model",

@@ -256,7 +256,7 @@ fn volumes_and_patches_that_do_not_fit_are_refused() {
     let model = Onnx::open(file("wrong_output")).unwrap();
     let error = model.outputs(&volume(1), [8; 3]).unwrap_err().to_string();
     assert!(
-        error.contains("has [1, 1, 1] voxels for patches of [8, 8, 8]"),
+        error.contains("predictions of [1, 1, 1] voxels for patches of [8, 8, 8]"),
         "{error}"
     );
     for (name, halo, scale) in [("max_pool", [0; 3], 2), ("conv_valid", [2; 3], 1)] {
@@ -264,6 +264,27 @@ fn volumes_and_patches_that_do_not_fit_are_refused() {
         let outputs = model.outputs(&volume(2), [8; 3]).unwrap();
         assert_eq!((outputs[0].halo, outputs[0].scale), (halo, scale), "{name}");
     }
+    let said = |halo, scale| {
+        let model = Onnx::open(file("max_pool")).unwrap();
+        let outputs = model
+            .with_place(OutputPlace { halo, scale })
+            .outputs(&volume(2), [8; 3]);
+        outputs.map(|outputs| (outputs[0].halo, outputs[0].scale))
+    };
+    assert_eq!(said(None, Some(2)).unwrap(), ([0; 3], 2));
+    assert_eq!(said(None, Some(1)).unwrap(), ([2; 3], 1));
+    assert_eq!(said(Some([2; 3]), None).unwrap(), ([2; 3], 1));
+    let error = said(Some([1; 3]), None).unwrap_err().to_string();
+    assert!(error.contains("no whole part"), "{error}");
+    let (two, input) = network("unet");
+    let name = two.outputs(&volume(1), input.shape()).unwrap()[1]
+        .name
+        .clone();
+    let both = two.predict(vec![input.clone()]).unwrap();
+    let second = Onnx::open(file("unet")).unwrap().only(Some(&name)).unwrap();
+    assert_eq!(second.predict(vec![input]).unwrap(), both[1..]);
+    let only = two.only(Some("missing")).unwrap_err().to_string();
+    assert!(only.contains("the model gives"), "{only}");
     // Odd patches do not survive being halved, added and doubled.
     let model = Onnx::open(file("unet")).unwrap();
     let error = model.outputs(&volume(1), [7; 3]).unwrap_err();
