@@ -1,26 +1,26 @@
-//! Voxels beyond a volume's faces: which voxel stands there, and filling a patch with them.
+//! Padding: the values of voxels beyond a volume's faces.
 //!
-//! A patch that hangs over is made from the part of the volume that it needs, its *source*,
-//! so nothing is ever padded but patches.
+//! A patch that extends beyond the volume is made from the part of the volume that it needs,
+//! its *source*. Only patches are padded, never volumes.
 
 use crate::dtype::{DType, Element, with_element};
 use crate::region::{Region, Shape};
 
-/// What is beyond the faces of a volume.
+/// The values of voxels beyond the faces of a volume.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Padding {
     /// One value, converted to the voxels' type.
     Constant(f64),
     /// The nearest voxel.
     Edge,
-    /// The volume mirrored at its outermost voxels, which are not repeated.
+    /// The volume mirrored at its outermost voxels, which are not repeated (numpy's `reflect`).
     Reflect,
-    /// The volume once more.
+    /// The volume repeated periodically.
     Wrap,
 }
 
 impl Padding {
-    /// The coordinate inside `0..length` that stands for `at`; `None` where the constant does.
+    /// Returns the coordinate in `0..length` whose voxel is used at `at`; `None` for the constant.
     fn inside(self, at: i64, length: u64) -> Option<u64> {
         let last = i64::try_from(length).unwrap_or(i64::MAX) - 1;
         if (0..=last).contains(&at) {
@@ -39,8 +39,8 @@ impl Padding {
         Some(found.unsigned_abs())
     }
 
-    /// The voxels of a volume of `shape` that a patch at `region` is made of, as one box;
-    /// an empty one at the origin if it is made of none.
+    /// Returns the box of a volume of `shape` that a patch at `region` needs; an empty box at
+    /// the origin if it needs none.
     #[must_use]
     pub fn source(self, region: Region, shape: Shape) -> Region {
         if region.is_inside(shape) {

@@ -1,8 +1,7 @@
-//! A patch: the voxels of a region, in memory of its own.
+//! A patch: the voxels of a region, in owned memory.
 //!
-//! Voxels lie in row-major order c, z, y, x, typed and aligned, so that an array library
-//! takes them without a copy. A patch never refers to the volume it was read from: changing
-//! one changes nothing else.
+//! Voxels are typed, aligned and in row-major order c, z, y, x, so that an array library
+//! takes them without a copy. A patch does not refer to the volume that it was read from.
 
 use half::f16;
 use ndarray::{Array4, ArrayView4};
@@ -19,7 +18,7 @@ pub struct Patch {
     voxels: Voxels,
 }
 
-/// A vector of voxels of one of the types.
+/// A vector of voxels of one of the voxel types.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Voxels {
@@ -96,25 +95,25 @@ impl Voxels {
         }
     }
 
-    /// How many voxels there are.
+    /// Returns the number of voxels.
     #[must_use]
     pub fn len(&self) -> usize {
         each!(self, voxels => voxels.len())
     }
 
-    /// Whether there are none.
+    /// Returns `true` if there are no voxels.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Their bytes, in native order.
+    /// The bytes of the voxels, in native order.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         each!(self, voxels => bytemuck::cast_slice(voxels))
     }
 
-    /// Their bytes, to be written.
+    /// The bytes of the voxels, mutable.
     #[must_use]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         each!(self, voxels => bytemuck::cast_slice_mut(voxels))
@@ -132,7 +131,7 @@ from_vec!(u8 => U8, i8 => I8, u16 => U16, i16 => I16, u32 => U32, i32 => I32, u6
           f16 => F16, f32 => F32, f64 => F64);
 
 impl Patch {
-    /// A patch of zeros.
+    /// Creates a patch of zeros.
     ///
     /// # Errors
     ///
@@ -146,7 +145,7 @@ impl Patch {
         })
     }
 
-    /// The patch whose voxels, (c, z, y, x), are given.
+    /// Creates a patch from its voxels (c, z, y, x).
     ///
     /// # Errors
     ///
@@ -168,7 +167,7 @@ impl Patch {
         })
     }
 
-    /// Where the patch lies in its volume.
+    /// The region of the volume that the patch covers.
     #[must_use]
     pub const fn region(&self) -> Region {
         self.region
@@ -180,7 +179,7 @@ impl Patch {
         self.region.shape
     }
 
-    /// How many channels it has.
+    /// The number of channels.
     #[must_use]
     pub const fn channels(&self) -> u64 {
         self.channels
@@ -198,7 +197,7 @@ impl Patch {
         self.voxels.bytes()
     }
 
-    /// The voxels as bytes, to be written.
+    /// The voxels as mutable bytes.
     #[must_use]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         self.voxels.bytes_mut()
@@ -214,7 +213,7 @@ impl Patch {
         Ok(bytemuck::cast_slice(self.bytes()))
     }
 
-    /// The voxels as a slice, to be changed.
+    /// The voxels as a mutable slice.
     ///
     /// # Errors
     ///
@@ -254,7 +253,7 @@ impl Patch {
         self.voxels
     }
 
-    /// The same patch with voxels of another type, as [`dtype`](crate::dtype) converts them.
+    /// Converts the voxels to another type, by the rules of [`dtype`](crate::dtype).
     #[must_use]
     pub fn converted(self, dtype: DType) -> Self {
         if dtype == self.dtype() {
@@ -265,7 +264,7 @@ impl Patch {
         Self { voxels, ..self }
     }
 
-    /// The same voxels, said to lie elsewhere.
+    /// The same voxels at another region.
     #[must_use]
     pub const fn moved_to(mut self, start: [i64; 3]) -> Self {
         self.region.start = start;
@@ -278,7 +277,7 @@ impl Patch {
     }
 }
 
-/// Checks that voxels of a type can be seen as `T`s; `bool` voxels are `u8`.
+/// Checks that voxels of a type can be viewed as `T`; `bool` voxels are `u8`.
 pub(crate) fn check_element<T: Element>(actual: DType) -> Result<()> {
     let stored = if actual == DType::Bool {
         DType::U8
@@ -295,7 +294,7 @@ pub(crate) fn check_element<T: Element>(actual: DType) -> Result<()> {
     }
 }
 
-/// Voxels of a buffer, checked so that its bytes fit into memory's address space.
+/// The voxels of a buffer, checked so that its bytes fit into the address space.
 fn length(shape: Shape, channels: u64, dtype: DType) -> Result<usize> {
     crate::region::voxels(shape)
         .and_then(|n| n.checked_mul(channels))
@@ -311,7 +310,7 @@ fn length(shape: Shape, channels: u64, dtype: DType) -> Result<usize> {
         })
 }
 
-/// Copies the voxels that two buffers have in common.
+/// Copies the voxels that two buffers share.
 ///
 /// Both hold `channels` channels of row-major voxels of `size` bytes; `from` and `to` say
 /// which box each buffer holds. Rows are merged into longer runs where both sides allow.

@@ -1,10 +1,9 @@
-//! Work done ahead of its consumer, on other threads, delivered in order.
+//! A bounded queue that prefetches results on worker threads and delivers them in order.
 //!
-//! A queue knows nothing of volumes: it maps items to results. The n-th result belongs to
-//! the n-th item whatever the number of workers, no more than `ahead` items are begun that
-//! the consumer has not taken, and nothing is lost: a worker's panic, or the item
-//! iterator's, becomes the consumer's panic. Dropping a queue stops and joins its threads;
-//! they finish the item they are at.
+//! A queue does not know volumes: it maps items to results. The n-th result belongs to the
+//! n-th item for any number of workers. At most `ahead` items are started that the consumer
+//! has not taken. A panic of a worker or of the item iterator becomes the consumer's panic.
+//! Dropping a queue stops and joins its threads, which finish their current item.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,13 +11,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-/// An iterator over the results of work that is done ahead.
+/// An iterator over prefetched results.
 pub struct Queue<T> {
     mode: Mode<T>,
 }
 
 enum Mode<T> {
-    /// No threads: an item is worked on when its result is asked for.
+    /// No threads: each item is processed when its result is requested.
     Inline(Box<dyn FnMut() -> Option<T> + Send>),
     Threads {
         shared: Arc<Shared<T>>,
@@ -28,21 +27,21 @@ enum Mode<T> {
 
 struct Shared<T> {
     state: Mutex<State<T>>,
-    /// A result came, or the end.
+    /// Signals a new result, or the end.
     ready: Condvar,
-    /// A result was taken, or the queue is being dropped.
+    /// Signals that a result was taken, or that the queue is being dropped.
     room: Condvar,
     ahead: u64,
 }
 
 struct State<T> {
-    /// Results that nobody has taken yet, by item.
+    /// Results that are not yet taken, by item.
     results: BTreeMap<u64, thread::Result<T>>,
-    /// Items begun.
+    /// The number of items started.
     begun: u64,
-    /// Results taken.
+    /// The number of results taken.
     taken: u64,
-    /// How many items there are, once that is known.
+    /// The number of items, once it is known.
     end: Option<u64>,
     stop: bool,
 }
@@ -50,7 +49,7 @@ struct State<T> {
 impl<T: Send + 'static> Queue<T> {
     /// Maps `items` with `work` on `workers` threads, up to `ahead` items beyond the consumer.
     ///
-    /// With no workers, the work is done on the consumer's thread when it asks.
+    /// With 0 workers, the consumer's thread does the work when it requests a result.
     ///
     /// # Panics
     ///
@@ -102,9 +101,9 @@ impl<T> Shared<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Works on one item; false when there is nothing more to do.
+    /// Processes one item. Returns `false` if there are no more.
     fn step<I: Iterator>(&self, items: &Mutex<I>, work: &impl Fn(I::Item) -> T) -> bool {
-        // The items' lock is held until the item has its number, so that numbers follow items.
+        // The lock of the items is held until the item has its number, so that numbers follow items.
         let mut items = items.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
         while !state.stop
@@ -185,7 +184,7 @@ impl<T> Drop for Queue<T> {
             shared.lock().stop = true;
             shared.room.notify_all();
             for worker in workers.drain(..) {
-                // Its panics were caught and are the consumer's, who no longer wants to know.
+                // Panics of workers were caught for the consumer, who is gone.
                 let _ = worker.join();
             }
         }

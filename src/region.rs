@@ -1,7 +1,7 @@
-//! Boxes of voxels: arithmetic in z, y, x, and nothing else.
+//! Box arithmetic in z, y, x.
 //!
-//! Lengths are `u64`, starts are `i64`, and nothing is ever narrowed: a volume may be
-//! longer than 65 535 voxels along an axis and larger than 2^53 bytes in all.
+//! Lengths are `u64` and starts are `i64`. Nothing is narrowed: a volume may be longer than
+//! 65 535 voxels along an axis and larger than 2^53 bytes in all.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ pub type Shape = [u64; 3];
 /// The axes' names, in the order of every shape here.
 pub const AXES: [char; 3] = ['z', 'y', 'x'];
 
-/// A box of voxels. `start` may be negative: such a region hangs over the edge.
+/// A box of voxels. `start` may be negative: such a region extends beyond the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Region {
     /// First voxel, z, y, x.
@@ -27,7 +27,7 @@ impl Region {
         Self { start, shape }
     }
 
-    /// All of a volume of `shape`.
+    /// The region of a whole volume of `shape`.
     #[must_use]
     pub const fn whole(shape: Shape) -> Self {
         Self {
@@ -42,32 +42,32 @@ impl Region {
         std::array::from_fn(|a| self.start[a].saturating_add_unsigned(self.shape[a]))
     }
 
-    /// How many voxels the box holds; `u64::MAX` if that is more than fits.
+    /// The number of voxels in the box; `u64::MAX` if there are more.
     #[must_use]
     pub fn voxels(&self) -> u64 {
         voxels(self.shape).unwrap_or(u64::MAX)
     }
 
-    /// Whether the box holds no voxel.
+    /// Returns `true` if the box has no voxel.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.shape.contains(&0)
     }
 
-    /// Whether every voxel of the box lies in a volume of `shape`.
+    /// Returns `true` if every voxel of the box is inside a volume of `shape`.
     #[must_use]
     pub fn is_inside(&self, shape: Shape) -> bool {
         Self::whole(shape).contains(self)
     }
 
-    /// Whether every voxel of `other` lies in this box.
+    /// Returns `true` if this box contains every voxel of `other`.
     #[must_use]
     pub fn contains(&self, other: &Self) -> bool {
         let (end, other_end) = (self.end(), other.end());
         (0..3).all(|a| self.start[a] <= other.start[a] && other_end[a] <= end[a])
     }
 
-    /// The voxels that both boxes hold, or `None` if there are none.
+    /// The intersection of two boxes, or `None` if it is empty.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Option<Self> {
         let (end, other_end) = (self.end(), other.end());
@@ -80,7 +80,7 @@ impl Region {
         Some(Self { start, shape })
     }
 
-    /// The same box seen from `origin`: `start` becomes the distance from there.
+    /// The same box with coordinates relative to `origin`.
     #[must_use]
     pub fn relative_to(&self, origin: [i64; 3]) -> Self {
         Self {
@@ -125,7 +125,7 @@ pub fn indices(ranges: [std::ops::Range<u64>; 3]) -> impl Iterator<Item = [u64; 
     })
 }
 
-/// The box that chunk `index` of a regular chunking covers; it may hang over the far edge.
+/// The box that chunk `index` of a regular chunking covers; it may extend beyond the volume.
 ///
 /// # Panics
 ///

@@ -1,7 +1,7 @@
-//! How many threads there are to use, and pools of them.
+//! The number of usable threads, and thread pools.
 //!
 //! Nothing here uses rayon's global pool: threads do not survive a fork, and a child whose parent
-//! had started that pool would wait for it for ever. A pool belongs to the call that made it.
+//! had started that pool would wait for it forever. A pool belongs to the call that made it.
 
 use std::io;
 use std::path::Path;
@@ -10,15 +10,14 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::{Error, Result};
 
-/// As many threads as this process may run at once: the processors that it may use (its
-/// affinity), and no more than its control group's quota of processor time, of version 1 or 2.
-/// 1 if the system does not tell.
+/// Returns the number of threads that this process may run at once: the processors in its
+/// affinity mask, at most its control group's CPU quota (version 1 or 2), at least 1.
 #[must_use]
 pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// So many threads, one at least, for work on `path`; they end with the pool.
+/// Starts a pool of `threads` threads (at least one) for work on `path`. They end with the pool.
 pub(crate) fn pool(count: usize, name: &'static str, path: &Path) -> Result<ThreadPool> {
     ThreadPoolBuilder::new()
         .num_threads(count.max(1))

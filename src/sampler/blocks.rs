@@ -1,10 +1,10 @@
-//! Blocks: what a map is cut into, so that no more than one of them need be in memory.
+//! Blocks: the parts of a map, of which only one must be in memory at a time.
 //!
 //! A block is a read chunk, so that a draw decodes one chunk, or 64^3 voxels where there are
-//! no chunks. Chunks smaller than 32^3 are taken together until there are as many voxels, and
-//! chunks of any size while there would be more than 4 Mi blocks: an entry of the index costs 16
-//! bytes, and so its size is bounded whatever the volume's. A large chunk is not cut: it has
-//! to be decoded as a whole for any part of it.
+//! no chunks. Chunks smaller than 32^3 are combined up to that size, and chunks of any size are
+//! combined while there would be more than 4 Mi blocks: an index entry takes 16 bytes, so the
+//! size of the index is bounded for any volume. A large chunk is not cut: any part of it must be
+//! decoded as a whole.
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -17,13 +17,13 @@ use crate::progress::{Progress, report};
 use crate::region::{Region, Shape, chunk_range, chunk_region, indices, voxels};
 use crate::volume::{Chunk, ChunkVoxels, Layout, Volume, intersecting};
 
-/// Voxels of a block where nothing asks for others, and the least where chunks are small.
+/// The default voxels of a block, and the minimum where chunks are small.
 const USUAL: Shape = [64; 3];
 const LEAST: u64 = 32 * 32 * 32;
-/// As many blocks as an index holds, unless blocks had to be larger than `LARGEST` voxels.
+/// The maximum number of blocks in an index, unless blocks would exceed `LARGEST` voxels.
 const MOST: u64 = 1 << 22;
 const LARGEST: u64 = 1 << 24;
-/// Shards from which on threads take shards rather than blocks.
+/// The minimum number of shards for threads to take shards instead of blocks.
 const MANY_SHARDS: u64 = 256;
 
 /// A volume cut into blocks, numbered in row-major order.
@@ -34,7 +34,7 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    /// The blocks that suit how a volume is stored.
+    /// Chooses blocks that match the chunks of a volume.
     pub(super) fn of(layout: &Layout) -> Self {
         let block = layout.read_chunk.map_or(USUAL, |[_, z, y, x]| [z, y, x]);
         let mut blocks = Self {
@@ -62,8 +62,8 @@ impl Blocks {
         std::array::from_fn(|a| self.volume[a].div_ceil(self.block[a]))
     }
 
-    /// The write chunks as blocks of their own, if they are made of several blocks, and there are
-    /// enough of them to share out.
+    /// The write chunks as larger blocks, if each has several blocks and there are enough of them
+    /// to distribute among threads.
     pub(super) fn shards(&self, layout: &Layout) -> Option<Self> {
         let [_, shard @ ..] = layout.write_chunk?;
         let whole = (0..3).all(|a| shard[a] > 0 && shard[a].is_multiple_of(self.block[a]));
@@ -74,25 +74,25 @@ impl Blocks {
         (whole && shard != self.block && shards.count() >= MANY_SHARDS).then_some(shards)
     }
 
-    /// The blocks of which a region, one of [`shards`](Self::shards), is made.
+    /// The blocks of a region that is one of [`shards`](Self::shards).
     pub(super) fn inside(&self, region: &Region) -> impl Iterator<Item = u64> + use<> {
         let [_, y, x] = self.counts();
         indices(chunk_range(region, self.block)).map(move |[bz, by, bx]| (bz * y + by) * x + bx)
     }
 
-    /// How many blocks there are; `u64::MAX` if that is more than fits.
+    /// The number of blocks; `u64::MAX` if there are more.
     pub(super) fn count(&self) -> u64 {
         voxels(self.counts()).unwrap_or(u64::MAX)
     }
 
-    /// Where block `id` stands among the blocks, z, y, x.
+    /// The position of block `id` among the blocks, z, y, x.
     pub(super) fn index(&self, id: u64) -> [u64; 3] {
         let [_, y, x] = self.counts();
         let (layer, row) = (y.saturating_mul(x).max(1), x.max(1));
         [id / layer, id % layer / row, id % row]
     }
 
-    /// The voxels of block `id`, cut at the volume's edge.
+    /// The region of block `id`, clipped to the volume.
     pub(super) fn region(&self, id: u64) -> Region {
         let mut region = chunk_region(self.index(id), self.block);
         for a in 0..3 {
@@ -106,7 +106,7 @@ impl Blocks {
 /// The voxels of a block or of a part of it, one channel, in native byte order.
 #[derive(Debug)]
 pub(super) enum BlockVoxels {
-    /// All alike: the bytes of one.
+    /// The bytes of one voxel; all voxels are equal.
     Fill(Vec<u8>),
     /// Row-major z, y, x.
     Stored(Vec<u8>),
@@ -174,7 +174,7 @@ fn start(
     }
 }
 
-/// The region's voxels out of the one chunk that holds them all, without a copy if they are all it holds.
+/// Returns the region's voxels from the one chunk that contains it, without a copy if they are equal.
 fn alone(
     chunk: Chunk,
     bytes: usize,
@@ -188,9 +188,9 @@ fn alone(
     }
 }
 
-/// Calls `work` once for each of `jobs` numbers, on up to `threads` threads, in about their order;
-/// every thread has a state of its own, and these come back. If any job fails, the error is the
-/// one of the lowest job that fails, whatever the number of threads.
+/// Calls `work` once for each of `jobs` numbers, on up to `threads` threads, roughly in order.
+/// Each thread has its own state, which is returned. If jobs fail, the error is that of the lowest
+/// failed job, for any number of threads.
 pub(super) fn spread<S: Default + Send>(
     jobs: u64,
     threads: usize,
@@ -210,7 +210,7 @@ pub(super) fn spread<S: Default + Send>(
     let run = || {
         let mut state = S::default();
         while !stop.load(Ordering::Relaxed) {
-            // A job that was taken is done, so that all below one that fails have been.
+            // A job that was taken is finished, so all jobs below a failed one are finished too.
             let job = next.fetch_add(1, Ordering::Relaxed);
             if job >= jobs {
                 break;

@@ -1,4 +1,4 @@
-//! What happens at the volume's border: where centres may lie, and where their patches go.
+//! Border policies: the legal patch centers, and the patch for each.
 //!
 //! A patch of P voxels with first voxel k has its centre at k + P/2, rounded down. Nothing
 //! here is random.
@@ -9,19 +9,19 @@ use crate::error::{Error, Result};
 use crate::grid::check_patch;
 use crate::region::{AXES, Region, Shape};
 
-/// Which centres are drawn, and what becomes of a patch that does not fit around its centre.
+/// The policy for patches that do not fit around their center.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Border {
-    /// Only centres whose patch fits (`TorchIO`).
+    /// Draw only centers whose patch fits (`TorchIO`).
     #[default]
     Drop,
-    /// Any voxel; the patch is moved inside, so that edges come up more often (MONAI).
+    /// Draw any voxel and move the patch inside, so that edges are sampled more often (MONAI).
     Shift,
-    /// Any voxel; the patch hangs over the edge, for the reader to pad (nnU-Net).
+    /// Draw any voxel; the patch may extend beyond the volume and is padded (nnU-Net).
     Pad,
 }
 
-/// Where patches of one size can lie in one volume.
+/// The legal places of patches of one size in one volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placement {
     volume: Shape,
@@ -30,7 +30,7 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// Patches of `patch` voxels (z, y, x) in a volume of `volume`.
+    /// Places patches of `patch` voxels (z, y, x) in a volume of `volume`.
     ///
     /// # Errors
     ///
@@ -39,7 +39,7 @@ impl Placement {
     pub fn new(volume: Shape, patch: Shape, border: Border) -> Result<Self> {
         let fitting = match border {
             Border::Drop | Border::Shift => patch,
-            // Only that there are voxels on both sides, and that starts stay within i64.
+            // Checks only that both have voxels, and that starts stay within i64.
             Border::Pad => std::array::from_fn(|a| match (patch[a], volume[a]) {
                 (0, _) => 0,
                 (patch, volume) if i64::try_from(patch).is_ok() => patch.min(volume.max(1)),
@@ -73,7 +73,7 @@ impl Placement {
         self.patch
     }
 
-    /// The voxels that may be a patch's centre.
+    /// The voxels that may be the center of a patch.
     #[must_use]
     pub fn centres(&self) -> Region {
         let axes = [0, 1, 2].map(|a| self.axis(a));
@@ -83,8 +83,8 @@ impl Placement {
         Region::new(start, axes.map(|axis| axis.end - axis.start))
     }
 
-    /// How many voxels may be a patch's centre, rounded as an f64 is: the volume's weight where
-    /// every place is to come up as often in a small volume as in a large one.
+    /// The number of legal centers, rounded to f64: the volume's weight where every place should
+    /// be drawn equally often in small and large volumes.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a weight")]
     pub fn places(&self) -> f64 {
@@ -102,7 +102,7 @@ impl Placement {
         }
     }
 
-    /// The patch around a centre (z, y, x), which must be one of [`centres`](Self::centres).
+    /// Returns the patch around a center (z, y, x), which must be one of [`centres`](Self::centres).
     #[must_use]
     pub fn region(&self, centre: [u64; 3]) -> Region {
         let start = std::array::from_fn(|a| {

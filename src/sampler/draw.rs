@@ -1,4 +1,4 @@
-//! What all samplers have in common: a draw that can fail, and the wishes that draws follow.
+//! The `Sampler` trait and the options that all samplers share.
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -10,26 +10,27 @@ use crate::error::{Error, Result};
 use crate::region::{Region, Shape};
 use crate::threads::threads;
 
-/// Where patches lie. The n-th draw of an epoch is a function of the sampler's seed, the
-/// epoch and n, and of nothing else.
+/// A source of patch locations. The n-th draw of an epoch depends only on the sampler's seed,
+/// the epoch and n.
 pub trait Sampler: Debug + Send + Sync {
     /// Voxels of a patch, z, y, x.
     fn patch(&self) -> Shape;
 
-    /// How many draws there are, if there is an end to them.
+    /// The number of draws; `None` if they are endless.
     fn end(&self) -> Option<u64> {
         None
     }
 
-    /// Draw `n` of an epoch.
+    /// Returns draw `n` of an epoch.
     ///
     /// # Errors
     ///
-    /// What reading the map gives; [`Error::Unsupported`] if the map is not what it was when its
-    /// index was built; [`Error::Setting`] past the end.
+    /// Errors of reading the map; [`Error::Unsupported`] if the map changed since its index was
+    /// built; [`Error::Setting`] past the end.
     fn draw(&self, epoch: u64, n: u64) -> Result<Region>;
 
-    /// Many draws, in their order: the same as one by one, with each block of the map read once.
+    /// Returns many draws in their order. The result is the same as drawing one by one, but each
+    /// block of the map is read once.
     ///
     /// # Errors
     ///
@@ -39,7 +40,7 @@ pub trait Sampler: Debug + Send + Sync {
     }
 }
 
-/// Draws one after another, some of an epoch: an iterator that skips at no cost.
+/// Returns an iterator over the draws of an epoch. Skipping is free.
 pub fn draws(sampler: &dyn Sampler, epoch: u64, ns: Range<u64>) -> Draws<'_> {
     let end = sampler.end().map_or(ns.end, |end| ns.end.min(end));
     Draws {
@@ -74,25 +75,25 @@ impl Iterator for Draws<'_> {
     }
 }
 
-/// What draws by a map follow.
+/// Options for sampling by a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SamplerOptions {
     /// Voxels of a patch, z, y, x.
     pub patch: Shape,
-    /// Decides all draws, with the epoch.
+    /// The random seed. Together with the epoch it decides all draws.
     pub seed: u64,
-    /// What happens at the volume's border.
+    /// The policy at the volume's border.
     pub border: Border,
-    /// Bytes of blocks that are kept ready for the next draws.
+    /// Bytes of blocks that are cached for the next draws.
     pub budget: u64,
-    /// Threads that read the blocks which the border cuts, once.
+    /// Threads that read the blocks that the border cuts, once.
     pub threads: usize,
-    /// Whether draws come in groups that lie near each other.
+    /// Draws in groups of nearby patches, if set.
     pub neighbourhood: Option<Neighbourhood>,
 }
 
 impl SamplerOptions {
-    /// Patches that fit, 64 MiB of blocks, as many threads as there are processors.
+    /// Creates the defaults: patches that fit, 64 MiB of blocks, all processors.
     #[must_use]
     pub fn new(patch: Shape, seed: u64) -> Self {
         Self {
@@ -105,28 +106,28 @@ impl SamplerOptions {
         }
     }
 
-    /// The same with draws in groups that lie near each other.
+    /// Sets draws in groups of nearby patches.
     #[must_use]
     pub const fn with_neighbourhood(mut self, neighbourhood: Neighbourhood) -> Self {
         self.neighbourhood = Some(neighbourhood);
         self
     }
 
-    /// The same with another border policy.
+    /// Sets the border policy.
     #[must_use]
     pub const fn with_border(mut self, border: Border) -> Self {
         self.border = border;
         self
     }
 
-    /// The same with another budget of bytes.
+    /// Sets the byte budget of cached blocks.
     #[must_use]
     pub const fn with_budget(mut self, budget: u64) -> Self {
         self.budget = budget;
         self
     }
 
-    /// The same with another number of threads.
+    /// Sets the number of threads.
     #[must_use]
     pub const fn with_threads(mut self, threads: usize) -> Self {
         self.threads = threads;
@@ -134,25 +135,25 @@ impl SamplerOptions {
     }
 }
 
-/// What becomes of a volume whose map leaves no centre to draw.
+/// The policy for a volume whose map has no valid patch center.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Empty {
-    /// It is an error that names the file.
+    /// Fail with an error that names the file.
     #[default]
     Error,
-    /// It is left out.
+    /// Leave the volume out.
     Skip,
-    /// Its patches are drawn from anywhere.
+    /// Draw its patches uniformly.
     Uniform,
 }
 
 impl Empty {
-    /// The sampler that was built; or, if there was no centre for it, what the policy says:
-    /// `None` where the volume is to be left out.
+    /// Returns the sampler that was built, or applies the policy if it has no valid center:
+    /// `None` if the volume is left out.
     ///
     /// # Errors
     ///
-    /// The one that building gave, but for [`Error::NoCentre`] under the other two policies;
+    /// The error of building, except [`Error::NoCentre`] under the other two policies;
     /// and [`Error::PatchSize`] if no patch fits.
     pub fn decide<S: Sampler + 'static>(
         self,

@@ -1,8 +1,8 @@
-//! The second step of a draw: a voxel inside a block.
+//! The second step of a draw: finding a voxel inside a block.
 //!
-//! A block is read once and made ready, so that its k-th voxel of a label, or the voxel at
-//! some fraction of its weight, is found by a short search. What was made ready is kept within
-//! a budget: of a label the runs of voxels that have it, or a bit a voxel if that takes less.
+//! A block is read once and indexed, so that a short search finds its k-th voxel of a label, or
+//! the voxel at some fraction of its weight. Indexed blocks are cached within a byte budget: for a
+//! label as runs of voxels, or as one bit per voxel if that is smaller.
 
 use std::sync::Arc;
 
@@ -18,23 +18,23 @@ use crate::region::Region;
 use crate::volume::lru::Lru;
 use crate::volume::{Layout, Volume};
 
-/// What is looked for in a block.
+/// The target of a search in a block.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Wanted {
     Weight,
     Label(Matcher),
 }
 
-/// A draw half done: `rest` finds the voxel, the k-th of a label or a number that takes any value.
+/// A draw whose block is chosen. `rest` selects the voxel: the k-th of a label, or a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Aim {
     pub(super) block: u64,
-    /// Which of the finder's wanted.
+    /// The index into the finder's targets.
     pub(super) group: usize,
     pub(super) rest: u64,
 }
 
-/// Finds voxels inside the blocks of one channel of a volume.
+/// A search for voxels inside the blocks of one channel of a volume.
 #[derive(Debug)]
 pub(super) struct Finder {
     volume: Arc<dyn Volume>,
@@ -46,10 +46,10 @@ pub(super) struct Finder {
     threads: usize,
 }
 
-/// A block is made ready for up to so many wanted at once: reading it again costs more.
+/// The maximum number of targets for which a block is indexed at once.
 const TOGETHER: usize = 8;
 
-/// Blocks that are to be read for many draws, from which on it is done by several threads.
+/// The minimum number of blocks to read on several threads.
 const MANY: usize = 8;
 
 impl Finder {
@@ -76,7 +76,7 @@ impl Finder {
         &self.placement
     }
 
-    /// The part of a block that holds centres.
+    /// The part of a block that contains legal centers.
     fn part(&self, block: u64) -> Region {
         let block = self.blocks.region(block);
         block
@@ -87,7 +87,7 @@ impl Finder {
             })
     }
 
-    /// The block's part, made ready; it is read unless `read` holds it already.
+    /// Returns the indexed part of the block. It is read unless `read` has it.
     fn ready(&self, aim: Aim, read: &mut Option<(u64, BlockVoxels)>) -> Result<Arc<Ready>> {
         let (found, hit) = self.ready_for(aim.block, aim.group, read)?;
         if !hit && self.wanted.len() <= TOGETHER {
@@ -98,7 +98,7 @@ impl Finder {
         Ok(found)
     }
 
-    /// The same for one of the wanted, and whether it was ready before.
+    /// Returns the same for one target, and `true` if it was cached.
     fn ready_for(
         &self,
         block: u64,
@@ -136,12 +136,12 @@ impl Finder {
         Ok(place(self.part(aim.block), voxel))
     }
 
-    /// The centre that a draw leads to.
+    /// Returns the center of a draw.
     pub(super) fn find(&self, aim: Aim) -> Result<[u64; 3]> {
         self.centre(aim, &*self.ready(aim, &mut None)?)
     }
 
-    /// The patches that many draws lead to, in their order; each block is read at most once.
+    /// Returns the patches of many draws, in their order. Each block is read at most once.
     pub(super) fn find_all(&self, aims: &[Aim]) -> Result<Vec<Region>> {
         let mut order: Vec<usize> = (0..aims.len()).collect();
         order.sort_unstable_by_key(|&i| aims[i]);
@@ -187,23 +187,22 @@ impl Finder {
     }
 }
 
-/// A block's part that is ready for its voxels to be found.
+/// The indexed part of a block.
 #[derive(Debug)]
 enum Ready {
-    /// Every voxel counts alike: how many there are.
+    /// All voxels count equally: their number.
     Same(u64),
-    /// The runs of voxels one after the other, row-major: where each begins, and how many voxels
-    /// there are up to its end.
+    /// The runs of voxels, row-major: the start of each, and the number of voxels up to its end.
     Runs { starts: Vec<u32>, ends: Vec<u32> },
-    /// A bit a voxel, and the bits set before each [`STRIDE`] words.
+    /// One bit per voxel, and the number of set bits before each [`STRIDE`] words.
     Many { words: Vec<u64>, before: Vec<u64> },
-    /// The voxels, and the weight up to the end of each [`GROUP`] of them.
+    /// The voxels, and the cumulative weight at the end of each [`GROUP`].
     Weights { voxels: Vec<u8>, ends: Vec<f64> },
     /// As `Same`, for a number of any value.
     SameWeight(u64),
 }
 
-/// Words of bits that are counted when a voxel is looked for.
+/// The number of words that a search counts.
 const STRIDE: usize = 8;
 
 impl Ready {
@@ -231,7 +230,7 @@ impl Ready {
                     end = end.max(sum.value());
                     end
                 };
-                // A value that is no weight was none when the index was built: it has none now.
+                // A value that is not a valid weight has weight 0, as when the index was built.
                 let groups = groups(layout, voxels).map(|(_, group)| add(group.unwrap_or(0.0)));
                 Self::Weights {
                     ends: groups.collect(),
@@ -249,7 +248,7 @@ impl Ready {
             })
         };
         let words: Vec<u64> = match size {
-            // The same eight at a time, for speed.
+            // The same, eight at a time, for speed.
             1 => voxels
                 .chunks(64)
                 .map(|voxels| {
@@ -268,7 +267,7 @@ impl Ready {
         if count == (voxels.len() / size) as u64 {
             return Self::Same(count);
         }
-        // Two numbers a run, against two a word and one a stride.
+        // A run takes two numbers; bits take two per word and one per stride.
         let most = words.len() + words.len().div_ceil(STRIDE);
         if u32::try_from(voxels.len() / size).is_ok() && run_count(&words) <= most {
             return Self::runs(&words);
@@ -284,7 +283,7 @@ impl Ready {
         }
     }
 
-    /// The runs of bits that are set, of which there must be fewer than 2^32.
+    /// Returns the runs of set bits, of which there must be fewer than 2^32.
     fn runs(words: &[u64]) -> Self {
         let count = run_count(words);
         let (mut starts, mut ends) = (Vec::with_capacity(count), Vec::with_capacity(count));
@@ -296,7 +295,7 @@ impl Ready {
                 let length = (left >> start).trailing_ones();
                 total += length;
                 match ends.last_mut() {
-                    // It goes on from the word before.
+                    // It continues from the previous word.
                     Some(end) if start == 0 && before >> 63 == 1 => *end = total,
                     _ => {
                         starts.push(first + start);
@@ -319,7 +318,7 @@ impl Ready {
         }
     }
 
-    /// The voxel's place in the part, row-major; `None` if there is no such voxel.
+    /// Returns the voxel's position in the part, row-major; `None` if there is none.
     fn find(&self, layout: &Layout, rest: u64) -> Option<u64> {
         match self {
             Self::Same(count) => (rest < *count).then_some(rest),
@@ -371,7 +370,7 @@ impl Ready {
     }
 }
 
-/// How many runs of bits are set.
+/// The number of runs of set bits.
 fn run_count(words: &[u64]) -> usize {
     let begun = |&(before, word): &(u64, u64)| (word & !(word << 1 | before >> 63)).count_ones();
     let before = std::iter::once(0).chain(words.iter().copied());
@@ -379,7 +378,7 @@ fn run_count(words: &[u64]) -> usize {
     pairs.map(|pair| begun(&pair) as usize).sum()
 }
 
-/// The place of the set bit that `rest` set bits precede.
+/// Returns the position of the set bit that follows `rest` set bits.
 fn find_bit(words: &[u64], before: &[u64], rest: u64) -> Option<u64> {
     let stride = before
         .partition_point(|&count| count <= rest)
@@ -397,14 +396,14 @@ fn find_bit(words: &[u64], before: &[u64], rest: u64) -> Option<u64> {
     None
 }
 
-/// The first voxel at whose end there is more weight than `at`; never one without weight.
+/// Returns the first voxel whose cumulative weight exceeds `at`; its own weight is never 0.
 fn find_weight(weights: &[f64], at: f64) -> Option<u64> {
     let mut end = 0.0;
     let reached = (0..).zip(weights).find(|&(_, &weight)| {
         end += weight;
         weight > 0.0 && end > at
     });
-    // Sums are rounded: past the end of the last, it is the last.
+    // Sums are rounded: a weight past the end selects the last voxel.
     let last = || {
         (0..)
             .zip(weights)

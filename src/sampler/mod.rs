@@ -1,15 +1,16 @@
-//! Where training patches lie: endless draws of regions.
+//! Samplers: endless sequences of patch locations for training.
 //!
-//! The n-th draw is a pure function of the seed, the epoch and n, so the standard words do
-//! the rest: `skip(n)` resumes, `step_by(world)` shares between ranks, `take(n)` ends an
-//! epoch. Skipping costs nothing.
+//! The n-th draw is a pure function of the seed, the epoch and n, so the standard iterator
+//! methods do the rest: `skip(n)` resumes, `step_by(world)` splits between ranks, `take(n)`
+//! ends an epoch. Skipping is free.
 //!
 //! [`Uniform`] needs no map. [`Weighted`] and [`Label`] draw by a map of any size, exactly and
-//! without loading it: a [`BlockIndex`] tells what each of its blocks holds, and a draw reads one
-//! block. [`Channels`] draws by a map with a channel for each label. [`Mixture`] combines
-//! samplers, [`Fixed`] is a list, and [`Containing`] keeps the patches that hold enough of something. What a sampler gives lies inside the volume unless the [`Border`]
-//! is [`Border::Pad`]. In volumes far larger than a loader's buffer a [`Neighbourhood`] makes draws
-//! share chunks, and changes no draw's distribution.
+//! without loading it: a [`BlockIndex`] stores the sum of each block, and a draw reads one
+//! block. [`Channels`] draws by a map with one channel per label. [`Mixture`] combines samplers,
+//! [`Fixed`] is a list of locations, and [`Containing`] keeps only patches with enough of a label.
+//! Patches are inside the volume unless the [`Border`] is [`Border::Pad`]. In volumes far larger
+//! than a loader's buffer, a [`Neighbourhood`] makes draws share chunks without changing the
+//! distribution of any draw.
 
 mod blocks;
 mod border;

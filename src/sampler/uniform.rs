@@ -1,4 +1,4 @@
-//! Patches from anywhere in a volume, each place as likely as the next.
+//! Uniform sampling: every legal place is equally likely.
 
 use super::border::{Border, Placement};
 use super::draw::{Sampler, SamplerOptions};
@@ -7,14 +7,14 @@ use super::random::Random;
 use crate::error::Result;
 use crate::region::{Region, Shape};
 
-/// Patches from anywhere in a volume: an endless iterator of regions.
+/// A uniform sampler: an endless iterator of regions.
 ///
-/// Along an axis of N voxels a patch of P has N - P + 1 places, all alike; the axes are
-/// independent. Under another border policy all N centres are alike.
+/// Along an axis of N voxels a patch of P has N - P + 1 equally likely places; the axes are
+/// independent. Under the other border policies all N centers are equally likely.
 #[derive(Clone, Debug)]
 pub struct Uniform {
     placement: Placement,
-    /// The centres, whose number is that of the places.
+    /// The legal centers; there are as many as places.
     centres: Region,
     neighbourhood: Option<Neighbourhood>,
     seed: u64,
@@ -23,7 +23,7 @@ pub struct Uniform {
 }
 
 impl Uniform {
-    /// Patches of `patch` voxels (z, y, x) inside a volume of `volume`.
+    /// Samples patches of `patch` voxels (z, y, x) inside a volume of `volume`.
     ///
     /// # Errors
     ///
@@ -32,7 +32,7 @@ impl Uniform {
         Self::with_border(volume, patch, Border::Drop, seed)
     }
 
-    /// The same with a border policy; under [`Border::Pad`] patches hang over the edge.
+    /// Samples with a border policy; under [`Border::Pad`] patches may extend beyond the volume.
     ///
     /// # Errors
     ///
@@ -42,7 +42,7 @@ impl Uniform {
         Self::with_options(volume, &options)
     }
 
-    /// The same as options have it: patch, seed, border and neighbourhood.
+    /// Samples with the patch, seed, border and neighborhood of `options`.
     ///
     /// # Errors
     ///
@@ -59,7 +59,7 @@ impl Uniform {
         })
     }
 
-    /// The draws of another epoch, from its first.
+    /// Returns the sampler of another epoch, at its first draw.
     #[must_use]
     pub fn with_epoch(self, epoch: u64) -> Self {
         Self {
@@ -69,7 +69,7 @@ impl Uniform {
         }
     }
 
-    /// Draw `index`.
+    /// Returns draw `index`.
     #[must_use]
     pub fn region(&self, index: u64) -> Region {
         self.region_of(self.epoch, index)
