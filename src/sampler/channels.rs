@@ -1,4 +1,4 @@
-//! Patches whose centres are drawn by the channels of a one-hot or soft label map.
+//! Sampling by the channels of a one-hot or soft label map.
 
 use std::sync::Arc;
 
@@ -11,11 +11,11 @@ use crate::error::{Error, Result};
 use crate::region::{Region, Shape};
 use crate::volume::Volume;
 
-/// Patches whose centres are drawn by the channels of a label map, a channel for each label.
+/// A sampler that draws patch centers by a label map with one channel per label.
 ///
-/// A channel is drawn by its share among those that have any weight at a centre, then a
-/// centre by the channel's weights: `w = sum of p_c m_c / sum(m_c)` over the channels, as
-/// `TorchIO` has it. Values may be soft, and channels may overlap.
+/// First a channel is drawn by its share among the channels that have weight at any center, then
+/// a center by the channel's weights: `w = sum of p_c m_c / sum(m_c)` over the channels, as in
+/// `TorchIO`. Values may be soft, and channels may overlap.
 #[derive(Debug)]
 pub struct Channels {
     mixture: Mixture,
@@ -72,7 +72,7 @@ impl Channels {
         }
     }
 
-    /// The channels with a share that are 0 at every centre: they are left out, and the others' shares grow.
+    /// The channels with a share that are 0 at every center. They are left out, and their share goes to the others.
     #[must_use]
     pub fn absent(&self) -> &[u64] {
         &self.absent

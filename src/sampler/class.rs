@@ -1,7 +1,7 @@
-//! Label values, and finding the voxels that have one.
+//! Label values, and the search for voxels that have one.
 //!
-//! Labels are compared as they are stored: whole numbers as whole numbers, however large,
-//! floats by their exact value. Nothing is converted on the way.
+//! Labels are compared as they are stored: integers exactly, however large, and floats by their
+//! exact value, without conversion.
 
 use std::fmt;
 
@@ -9,10 +9,10 @@ use half::f16;
 
 use crate::dtype::DType;
 
-/// The value of a label: any number that a voxel can hold.
+/// A label value: any number that a voxel can hold.
 ///
-/// A whole number is the same label whatever the voxels' type; `Class::from(1)` finds the
-/// voxels of value 1 in a `u8`, an `i64` and an `f32` map alike.
+/// An integer is the same label for every voxel type: `Class::from(1)` matches voxels of
+/// value 1 in `u8`, `i64` and `f32` maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Class(Number);
 
@@ -36,10 +36,10 @@ whole!(bool u8 i8 u16 i16 u32 i32 u64 i64);
 const HUGE: f64 = 85_070_591_730_234_615_865_843_651_857_942_052_864.0;
 
 impl Class {
-    /// Background: the label that is left out where none is named.
+    /// The background label, which is ignored unless it is named.
     pub const ZERO: Self = Self(Number::Whole(0));
 
-    /// The label of a float-typed map, or `None` if the value is not finite.
+    /// Returns the label of a float value, or `None` if it is not finite.
     #[must_use]
     pub fn real(value: f64) -> Option<Self> {
         if !value.is_finite() {
@@ -54,7 +54,7 @@ impl Class {
         Some(Self(number))
     }
 
-    /// The label of a stored voxel, or `None` if it is not finite.
+    /// Returns the label of a stored voxel, or `None` if it is not finite.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_possible_wrap,
@@ -72,7 +72,7 @@ impl Class {
         })
     }
 
-    /// What finds this label's voxels in a map of `dtype`; `None` if the type has no such value.
+    /// Returns the bit pattern test for this label in a map of `dtype`; `None` if the type has no such value.
     pub(super) fn matcher(self, dtype: DType) -> Option<Matcher> {
         let whole = match self.0 {
             Number::Whole(value) if dtype.is_integer() => Some(value),
@@ -142,7 +142,7 @@ impl Class {
         bytes
     }
 
-    /// Back from a file.
+    /// Parses the form used in files.
     pub(super) fn from_bytes(bytes: [u8; 17]) -> Option<Self> {
         let [tag, value @ ..] = bytes;
         match tag {
@@ -157,7 +157,7 @@ impl Class {
     }
 }
 
-/// Whether a voxel's bits are wanted: `(bits & mask == value) == equal`.
+/// A test of a voxel's bits: `(bits & mask == value) == equal`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Matcher {
     mask: u64,
@@ -188,7 +188,7 @@ impl Matcher {
         (bits & self.mask == self.value) == self.equal
     }
 
-    /// The same for eight voxels of one byte at once: a bit for each, the first the lowest.
+    /// Tests eight one-byte voxels at once; returns one bit for each, the first the lowest.
     #[inline]
     pub(super) const fn wants_bytes(self, voxels: [u8; 8]) -> u8 {
         const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;
@@ -203,7 +203,7 @@ impl Matcher {
     }
 }
 
-/// The bit that tells -0.0 from 0.0; nothing for whole numbers.
+/// The bit that distinguishes -0.0 from 0.0; 0 for integers.
 const fn sign(dtype: DType) -> u64 {
     match dtype {
         DType::F16 => 1 << 15,

@@ -1,4 +1,4 @@
-//! Patches that hold enough of something: a condition on top of any sampler.
+//! Rejection sampling: patches with enough of a label, from any sampler.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use crate::volume::Volume;
 /// Draws of one epoch: try t of draw n is draw `n + t * MOST_DRAWS` of the sampler beneath.
 const MOST_DRAWS: u64 = 1 << 40;
 
-/// Tries of one draw that are drawn together once the first has failed.
+/// The number of tries that are drawn together once the first has failed.
 const TOGETHER: u64 = 16;
 
-/// What a patch is to hold.
+/// The voxels that a patch must contain.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Content {
     /// Voxels of one label.
@@ -24,16 +24,16 @@ pub enum Content {
     NonZero,
 }
 
-/// The patches of another sampler that hold enough of a label, or of what is not 0.
+/// A sampler that keeps the patches of another sampler that contain enough of a label.
 ///
-/// A draw is tried until a patch holds enough, so that its distribution is exactly the other
-/// sampler's under that condition. Tries of one draw have nothing in common, whatever the
-/// sampler beneath: its n-th draw is the first, and if that holds enough, it is this one's n-th as well.
-/// Voxels beyond the volume's faces count as patch, and never as content.
+/// Each draw is repeated until a patch contains enough, so the distribution is exactly that of
+/// the other sampler under this condition. The tries of one draw are independent. The first try
+/// is the n-th draw of the other sampler. Voxels beyond the volume's faces belong to the patch but
+/// never count as content.
 ///
-/// Of a [`Mixture::exact`](super::Mixture::exact), batches would no longer hold the shares: put
-/// the condition on the mixture's parts. Each try reads the map where the patch lies; give a
-/// [`Cached`](crate::volume::Cached) one if its chunks are wanted again.
+/// With a [`Mixture::exact`](super::Mixture::exact) inside, batches would no longer have the exact
+/// shares: filter the parts of the mixture instead. Each try reads the map at the patch; use a
+/// [`Cached`](crate::volume::Cached) map if its chunks are read again.
 #[derive(Debug)]
 pub struct Containing {
     inner: Box<dyn Sampler>,
@@ -46,8 +46,8 @@ pub struct Containing {
 }
 
 impl Containing {
-    /// Patches of `inner` of whose voxels at least `fraction` (above 0, up to 1) are `content` in
-    /// a channel of `map`, which lies on the volume's grid.
+    /// Keeps patches of `inner` in which at least `fraction` (above 0, up to 1) of the voxels are
+    /// `content` in a channel of `map`, which must be on the volume's grid.
     ///
     /// # Errors
     ///
@@ -98,14 +98,14 @@ impl Containing {
         })
     }
 
-    /// The same with another number of tries, 1 to 2^20, before a draw gives up; 1000 otherwise.
+    /// Sets the number of tries, 1 to 2^20, before a draw fails; the default is 1000.
     #[must_use]
     pub fn with_tries(self, tries: u64) -> Self {
         let tries = tries.clamp(1, 1 << 20);
         Self { tries, ..self }
     }
 
-    /// Which part of a patch is content.
+    /// Returns the fraction of a patch that is content.
     fn found(&self, region: Region) -> Result<f64> {
         let layout = self.map.layout();
         let whole = Region::whole(layout.shape);
@@ -122,7 +122,7 @@ impl Containing {
         Ok(part(count as u64, region.voxels()))
     }
 
-    /// The first try of a draw from `first` on that holds enough.
+    /// Returns the first try of a draw, from `first` on, that contains enough.
     fn search(&self, epoch: u64, n: u64, first: u64, mut best: f64) -> Result<Region> {
         let mut next = first;
         while next < self.tries {
@@ -176,7 +176,7 @@ impl Sampler for Containing {
         }
         let mut regions = self.inner.draw_many(epoch, ns)?;
         let mut order: Vec<usize> = (0..ns.len()).collect();
-        // Patches that lie near each other want the same chunks of the map.
+        // Nearby patches share chunks of the map.
         order.sort_unstable_by_key(|&i| regions[i].start);
         let mut refused = BTreeMap::new();
         for i in order {

@@ -1,4 +1,4 @@
-//! How often each label occurs in each block.
+//! The voxel count of each label in each block.
 //!
 //! Any finite number is a label; NaN and infinity are errors before the first draw.
 
@@ -11,10 +11,10 @@ use crate::dtype::{DType, Element, with_element};
 use crate::error::{Error, Result};
 use crate::region::Region;
 
-/// Pairs of label and block that an index holds at most: 512 MiB of them.
+/// The maximum number of (label, block) pairs in an index: 512 MiB.
 const MOST_PAIRS: usize = 1 << 25;
 
-/// How often each label occurs in each block that has it. A block that is not listed is all 0.
+/// The voxel count of each label in each block that has it. A block that is not listed is all 0.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LabelCounts {
     pub(super) classes: BTreeMap<Class, Entries<u64>>,
@@ -35,7 +35,7 @@ impl Sealed for LabelCounts {
         };
         let mut classes: BTreeMap<Class, u64> = BTreeMap::new();
         for (bits, count) in counts {
-            // Not finite: some voxel is not, and the first of those is named.
+            // Some voxel is not finite; the error names the first.
             let class = Class::of_voxel(dtype, bits).ok_or_else(|| bad_label(block))?;
             *classes.entry(class).or_default() += count;
         }
@@ -134,7 +134,7 @@ impl Sealed for LabelCounts {
 }
 
 impl LabelCounts {
-    /// Every block that holds more than background, by increasing number.
+    /// Every block with more than background, by increasing number.
     fn listed(&self) -> Vec<u64> {
         let all = self.classes.values().flatten();
         let mut listed: Vec<u64> = all.map(|&(id, _)| id).collect();
@@ -143,7 +143,7 @@ impl LabelCounts {
         listed
     }
 
-    /// How often each label occurs in a volume of `voxels` voxels.
+    /// The count of each label in a volume of `voxels` voxels.
     pub(super) fn totals(&self, voxels: u64) -> BTreeMap<Class, u64> {
         let total = |entries: &Entries<u64>| entries.iter().map(|&(_, count)| count).sum::<u64>();
         let classes = self.classes.iter();
@@ -159,7 +159,7 @@ impl LabelCounts {
     }
 }
 
-/// How often each pattern of bits occurs.
+/// The count of each bit pattern.
 fn count(dtype: DType, voxels: &[u8]) -> HashMap<u64, u64> {
     if dtype.size() == 1 {
         let mut counts = [0_u64; 256];
@@ -171,7 +171,7 @@ fn count(dtype: DType, voxels: &[u8]) -> HashMap<u64, u64> {
     }
     let mut counts = HashMap::new();
     let (mut last, mut run) = (0, 0);
-    // Labels come in runs: the map is asked once for each.
+    // Labels come in runs: one lookup for each run.
     for voxel in voxels.chunks_exact(dtype.size()) {
         let bits = bits_of(voxel);
         if bits != last && run > 0 {

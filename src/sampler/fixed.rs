@@ -1,4 +1,4 @@
-//! Patches at places that are given: for validation, or to see a training patch again.
+//! Patches at given locations: for validation, or to inspect a training patch again.
 //!
 //! As a file they are rows `z0,y0,x0,z1,y1,x1`: first voxels, and one past the last.
 
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::region::{Region, Shape};
 use crate::volume::staged::StagedFile;
 
-/// Patches at given places, the same in every epoch.
+/// A list of patch locations, the same in every epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fixed {
     regions: Vec<Region>,
@@ -23,7 +23,7 @@ const HEADER: &str = "z0,y0,x0,z1,y1,x1";
 const LONGEST: u64 = 4096;
 
 impl Fixed {
-    /// Patches at these places, in this order.
+    /// Creates the list from regions, in this order.
     ///
     /// # Errors
     ///
@@ -110,7 +110,7 @@ impl Fixed {
         staged.finish()
     }
 
-    /// The places, in order.
+    /// The locations, in order.
     #[must_use]
     pub fn regions(&self) -> &[Region] {
         &self.regions

@@ -1,4 +1,4 @@
-//! The block-sum index: what a map holds, block by block, found in one pass.
+//! The block-sum index of a map, built in one pass.
 //!
 //! With it, a voxel is drawn in two steps: a block by its sum, then a voxel inside the block.
 //! The map itself is never in memory, nor a table of its voxels; the pass decodes each chunk
@@ -19,14 +19,14 @@ use crate::progress::{Progress, silent};
 use crate::region::Region;
 use crate::volume::{Layout, Volume};
 
-/// What one channel of a volume holds, block by block.
+/// The sums of each block of one channel of a volume.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BlockIndex<T> {
     pub(super) layout: Layout,
     pub(super) channel: u64,
     pub(super) blocks: Blocks,
     pub(super) tally: T,
-    /// Of the volume before it was read; `None` if it has no files.
+    /// The stamp of the volume before it was read; `None` if it has no files.
     pub(super) stamp: Option<u128>,
     loaded: bool,
 }
@@ -34,7 +34,7 @@ pub struct BlockIndex<T> {
 /// The sum of the weights of each block, for [`Weighted`](super::Weighted).
 pub type WeightIndex = BlockIndex<WeightSums>;
 
-/// How often each label occurs in each block, for [`Label`](super::Label).
+/// The count of each label in each block, for [`Label`](super::Label).
 pub type LabelIndex = BlockIndex<LabelCounts>;
 
 impl<T: Tally> BlockIndex<T> {
@@ -114,8 +114,8 @@ impl<T: Tally> BlockIndex<T> {
         sidecar::write(path, self)
     }
 
-    /// Reads the index from where it was saved; if it is not there, or stale, cut short,
-    /// damaged or another volume's, builds it and saves it there.
+    /// Loads a saved index. If it is missing, stale, truncated, damaged or of another volume,
+    /// builds it and saves it there.
     ///
     /// # Errors
     ///
@@ -135,7 +135,7 @@ impl<T: Tally> BlockIndex<T> {
         Ok(index)
     }
 
-    /// Whether it was read from a file, rather than from the volume.
+    /// Returns `true` if the index was loaded from a file and not built from the volume.
     #[must_use]
     pub const fn was_loaded(&self) -> bool {
         self.loaded
@@ -188,7 +188,7 @@ impl<T: Tally> BlockIndex<T> {
 }
 
 impl LabelIndex {
-    /// How often each label occurs in the whole volume, by increasing label.
+    /// The count of each label in the whole volume, by increasing label.
     #[must_use]
     pub fn counts(&self) -> BTreeMap<Class, u64> {
         self.tally
@@ -196,7 +196,7 @@ impl LabelIndex {
     }
 }
 
-/// Adds up all blocks. Shards are asked first whether they are there: in a sparse volume most are not.
+/// Sums up all blocks. Missing shards are skipped first: in a sparse volume most are missing.
 fn add_up_all<T: Tally>(
     volume: &dyn Volume,
     channel: u64,

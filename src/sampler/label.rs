@@ -1,4 +1,4 @@
-//! Patches whose centres are drawn by label.
+//! Sampling by label.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,19 +16,19 @@ use crate::error::{Error, Result};
 use crate::region::{Region, Shape};
 use crate::volume::Volume;
 
-/// How often each label is to be at a patch's centre.
+/// The share of each label among patch centers.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Shares(Option<BTreeMap<Class, f64>>);
 
 impl Shares {
-    /// All voxels but those of value 0 alike: large labels come up more often than small ones.
+    /// All non-zero voxels are equally likely: large labels are drawn more often than small ones.
     #[must_use]
     pub const fn foreground() -> Self {
         Self(None)
     }
 
-    /// A share for each label, in proportion to their sum. Labels that are not named, or have
-    /// a share of 0, are never at a centre.
+    /// Sets a share for each label, relative to their sum. Labels that are not named or have a
+    /// share of 0 are never drawn.
     ///
     /// # Errors
     ///
@@ -46,7 +46,7 @@ impl Shares {
         Ok(Self(Some(all)))
     }
 
-    /// The labels that are to be drawn, by increasing label; empty for all but 0.
+    /// The labels with a share, by increasing label; empty for all non-zero labels.
     pub fn classes(&self) -> impl Iterator<Item = Class> + '_ {
         let named = self.0.iter().flatten();
         named
@@ -55,7 +55,7 @@ impl Shares {
     }
 }
 
-/// Checks that a share is a number that a share can be.
+/// Checks that a share is finite and not negative.
 pub(super) fn check_share(what: &dyn std::fmt::Display, share: f64) -> Result<()> {
     if share.is_finite() && share >= 0.0 {
         return Ok(());
@@ -66,7 +66,7 @@ pub(super) fn check_share(what: &dyn std::fmt::Display, share: f64) -> Result<()
     ))
 }
 
-/// Checks that shares have a sum that they can be divided by.
+/// Checks that the sum of the shares is positive and finite.
 pub(super) fn check_sum<'a>(shares: impl Iterator<Item = &'a f64> + Clone) -> Result<()> {
     let sum: f64 = shares.clone().sum();
     let list = || {
@@ -90,10 +90,10 @@ fn bad(value: String, problem: &str) -> Error {
     }
 }
 
-/// Patches whose centres are drawn by label.
+/// A sampler that draws patch centers by label.
 ///
-/// A label is drawn by its share among the labels that any centre has, then one of its
-/// voxels among the centres, all alike.
+/// First a label is drawn by its share among the labels that occur at any legal center, then one
+/// of its voxels among the legal centers, uniformly.
 #[derive(Debug)]
 pub struct Label {
     finder: Finder,
@@ -104,7 +104,7 @@ pub struct Label {
     seed: u64,
 }
 
-/// Voxels that are drawn alike.
+/// A group of equally likely voxels.
 #[derive(Debug)]
 struct Group {
     /// The shares up to the end of this one.
@@ -132,7 +132,7 @@ impl Group {
         self.ends.last().copied().unwrap_or(0)
     }
 
-    /// The block that holds voxel `k` of the group, and the voxel's number there.
+    /// Returns the block that contains voxel `k` of the group, and the voxel's number in the block.
     fn block(&self, group: usize, k: u64) -> Aim {
         let entry = self.ends.partition_point(|&end| end <= k);
         let before = entry.checked_sub(1).map_or(0, |i| self.ends[i]);
@@ -145,8 +145,8 @@ impl Group {
 }
 
 impl Label {
-    /// Draws by the channel of `map` that `index` describes. The map is read through again and
-    /// again: give a [`Cached`](crate::volume::Cached) one if its chunks are wanted elsewhere too.
+    /// Samples by the channel of `map` that `index` describes. The map is read repeatedly: use a
+    /// [`Cached`](crate::volume::Cached) map if its chunks are read elsewhere too.
     ///
     /// Blocks that the border cuts are read now, so that shares are exact.
     ///
@@ -218,7 +218,7 @@ impl Label {
         })
     }
 
-    /// The labels with a share that no centre has: they are left out, and the others' shares grow.
+    /// The labels with a share that occur at no legal center. They are left out, and their share goes to the others.
     #[must_use]
     pub fn absent(&self) -> &[Class] {
         &self.absent
@@ -242,7 +242,7 @@ impl Label {
         self.groups[group].block(group, k)
     }
 
-    /// Every centre that can be drawn, with its probability: all that a draw chooses from.
+    /// Returns every center that can be drawn, with its probability.
     #[cfg(test)]
     pub(super) fn probabilities(&self) -> std::collections::HashMap<[u64; 3], f64> {
         let (mut all, mut before) = (std::collections::HashMap::new(), 0.0);
@@ -259,7 +259,7 @@ impl Label {
     }
 }
 
-/// How many voxels of each block are not 0.
+/// The number of non-zero voxels of each block.
 fn foreground(counts: LabelCounts) -> Entries<u64> {
     let mut blocks: BTreeMap<u64, u64> = BTreeMap::new();
     let classes = counts.classes.into_iter();

@@ -1,4 +1,4 @@
-//! Several samplers in given shares.
+//! Mixtures of samplers.
 
 use super::draw::Sampler;
 use super::label::{check_share, check_sum};
@@ -6,10 +6,10 @@ use super::random::Random;
 use crate::error::{Error, Result};
 use crate::region::{Region, Shape};
 
-/// Several samplers in given shares: a third by label and the rest from anywhere, say.
+/// A mixture of samplers with given shares, such as one third by label and the rest uniform.
 ///
-/// Draw n of the mixture is draw n of the sampler that it falls to. A mixture has seeded choices
-/// of its own, so that it may have the seed of one of its samplers.
+/// Draw n of the mixture is draw n of the chosen sampler. The mixture's own choices are
+/// independent of its samplers even if they share the seed.
 #[derive(Debug)]
 pub struct Mixture {
     samplers: Vec<Box<dyn Sampler>>,
@@ -19,7 +19,7 @@ pub struct Mixture {
     seed: u64,
 }
 
-/// How closely draws follow the shares.
+/// The way in which draws follow the shares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Counted {
     OnAverage,
@@ -32,7 +32,7 @@ const LARGEST: u64 = 1 << 16;
 const SAME: f64 = 1e-9;
 
 impl Mixture {
-    /// Each draw falls to a sampler by its share, whatever the others do.
+    /// Chooses a sampler for each draw independently, by the shares.
     ///
     /// # Errors
     ///
@@ -105,7 +105,7 @@ impl Mixture {
         })
     }
 
-    /// The sampler that a draw falls to.
+    /// Returns the sampler of a draw.
     fn choice(&self, epoch: u64, n: u64) -> usize {
         match self.counted {
             Counted::OnAverage => {
@@ -166,7 +166,7 @@ impl Mixture {
     }
 }
 
-/// Fisher and Yates.
+/// A Fisher-Yates shuffle.
 fn shuffle<T>(items: &mut [T], random: &mut Random) {
     for end in (1..items.len()).rev() {
         let other = random.below(end as u64 + 1);

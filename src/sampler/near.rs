@@ -1,8 +1,8 @@
-//! Neighbourhoods: draws near each other that are each distributed as if alone.
+//! Neighborhoods: groups of nearby draws, each distributed as if it were alone.
 //!
-//! In a volume far larger than the buffer hardly two of a window's patches share a chunk. With a
-//! [`Neighbourhood`] draws come in groups: those of a group fall into one part of the volume, and
-//! the plan's windows mix several groups with each other, so that a batch still sees many places.
+//! In a volume far larger than the buffer, few patches share a chunk. With a [`Neighbourhood`],
+//! draws come in groups: those of one group are in one part of the volume. The plan's windows mix
+//! several groups, so that a batch still sees many places.
 //!
 //! **Each draw alone has exactly the distribution that it has without a neighbourhood.** All
 //! outcomes are put on a circle, in an order in which neighbours on the circle lie near each
@@ -20,8 +20,8 @@
 //! - [`Weighted`](super::Weighted): the 2^64 numbers by which a block is drawn are the circle, blocks
 //!   along the curve.
 //!
-//! A group that reaches over the circle's end goes on at its beginning, so that it may lie in two
-//! places (a box in up to eight): no place is favoured for that.
+//! A group that reaches over the circle's end continues at its beginning, so it may be in two
+//! places (a box in up to eight). This favors no place.
 
 use std::cmp::Ordering;
 
@@ -29,7 +29,7 @@ use super::random::Random;
 use crate::error::{Error, Result};
 use crate::region::Shape;
 
-/// Draws in groups that lie near each other, each of them distributed as if it were alone.
+/// Groups of nearby draws, each distributed as if it were alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Neighbourhood {
     draws: u64,
@@ -69,7 +69,7 @@ impl Neighbourhood {
         Ok(Self { draws, span })
     }
 
-    /// The numbers of the group to which a draw belongs: all of its draws get the same.
+    /// Returns the random numbers of a draw's group; all draws of the group share them.
     pub(super) fn anchor(&self, seed: u64, epoch: u64, n: u64) -> Random {
         Random::of_domain(*b"voxpatch near v1", seed, epoch, n / self.draws)
     }
@@ -80,12 +80,12 @@ impl Neighbourhood {
         u64::try_from(part).unwrap_or(length).max(1)
     }
 
-    /// Any number below `length`, each as likely, near the others of its group.
+    /// Returns a uniform number below `length`, near the others of its group.
     pub(super) fn below(&self, anchor: &mut Random, own: &mut Random, length: u64) -> u64 {
         around(anchor, own, length, self.part(length))
     }
 
-    /// Any of the 2^64 numbers, each as likely, near the others of its group.
+    /// Returns a uniform 64-bit number, near the others of its group.
     pub(super) fn number(&self, anchor: &mut Random, own: &mut Random) -> u64 {
         let offset = match self.span.checked_add(1) {
             Some(span) => own.below(span),
@@ -94,7 +94,7 @@ impl Neighbourhood {
         anchor.number().wrapping_add(offset)
     }
 
-    /// Any place in a box of `shape`, each as likely, near the others of its group.
+    /// Returns a uniform place in a box of `shape`, near the others of its group.
     pub(super) fn place(&self, anchor: &mut Random, own: &mut Random, shape: Shape) -> Shape {
         let parts = self.parts(shape);
         std::array::from_fn(|a| around(anchor, own, shape[a], parts[a]))

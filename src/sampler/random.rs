@@ -1,4 +1,4 @@
-//! Random numbers that are a function of (seed, epoch, n), for ever.
+//! Counter-based random numbers: a fixed function of (seed, epoch, n).
 //!
 //! The stream is `ChaCha8` (D. J. Bernstein): the key is seed and epoch, little-endian,
 //! followed by 16 bytes of domain; the nonce is n; the block counter starts at 0. Numbers
@@ -8,18 +8,18 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-/// The random numbers of one draw.
+/// The random number stream of one draw.
 #[derive(Clone, Debug)]
 pub struct Random(ChaCha8Rng);
 
 impl Random {
-    /// The numbers of draw `n` of an epoch.
+    /// Returns the stream of draw `n` of an epoch.
     #[must_use]
     pub fn new(seed: u64, epoch: u64, n: u64) -> Self {
         Self::of_domain(*b"voxpatch draw v1", seed, epoch, n)
     }
 
-    /// The same for another purpose, so that two uses of one seed have nothing in common.
+    /// Returns the stream for another purpose, independent of all others with the same seed.
     pub(crate) fn of_domain(domain: [u8; 16], seed: u64, epoch: u64, n: u64) -> Self {
         let mut key = [0; 32];
         key[16..].copy_from_slice(&domain);
@@ -30,17 +30,17 @@ impl Random {
         Self(numbers)
     }
 
-    /// Any of the 2^64 numbers, each as likely.
+    /// Returns a uniform 64-bit number.
     pub fn number(&mut self) -> u64 {
         self.0.next_u64()
     }
 
-    /// A number from 0 to 1, without 1: a multiple of 2^-53.
+    /// Returns a uniform number in [0, 1), a multiple of 2^-53.
     pub fn fraction(&mut self) -> f64 {
         fraction(self.number())
     }
 
-    /// Any number below `bound`, each as likely.
+    /// Returns a uniform number below `bound`.
     ///
     /// # Panics
     ///
@@ -62,7 +62,7 @@ impl Random {
     }
 }
 
-/// The upper 53 bits of a number as a fraction, from 0 to 1 without 1.
+/// Converts the upper 53 bits of a number to a fraction in [0, 1).
 #[expect(clippy::cast_precision_loss, reason = "53 bits are exact")]
 pub(super) fn fraction(number: u64) -> f64 {
     (number >> 11) as f64 * 2.0_f64.powi(-53)

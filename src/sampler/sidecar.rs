@@ -1,8 +1,8 @@
-//! An index on disk, beside its volume.
+//! Block-sum indexes saved in files.
 //!
-//! The file says what it is of: kind, channel, block shape, and the stamp of the volume's
-//! files. It is trusted only if all of that is as it is now, its checksum is right, and every number
-//! in it is possible; else it is built anew. Writers fill a file of their own and rename it.
+//! The file records its kind, channel, block shape, and the stamp of the volume's files. It is
+//! used only if all of these match, its checksum is right, and every number in it is possible;
+//! otherwise the index is rebuilt. Writers write a temporary file and rename it.
 //!
 //! Little-endian: magic `VOXBLOCK`, version u32, CRC-32 u32 of all that follows, then purpose (its
 //! length u64, its bytes), stamp u128, and the sums.

@@ -1,4 +1,4 @@
-//! The stamp of a volume: a number that changes when its files do.
+//! The stamp of a volume: a number that changes when its files change.
 //!
 //! It covers the layout and, for every file, its name below the volume's folder, its inode,
 //! size, and the times of its last change to content and to inode. The latter cannot be set back by a
@@ -18,9 +18,9 @@ use std::time::{Duration, SystemTime};
 use crate::error::{Error, Result};
 use crate::volume::{Layout, Volume};
 
-/// No file system's clock ticks more slowly: 10 ms at 100 Hz, and as much to spare.
+/// An upper bound of the clock tick of file systems: 10 ms at 100 Hz, doubled.
 const TICK: Duration = Duration::from_millis(20);
-/// Folders within folders that are looked into.
+/// The maximum depth of folders.
 const DEEPEST: usize = 16;
 
 /// The stamp of a volume for an index that `purpose` describes, or `None` if the volume has no files.

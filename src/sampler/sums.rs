@@ -1,4 +1,4 @@
-//! What an index knows of each block, whether that is a sum of weights or counts of labels.
+//! The data that an index keeps for each block: a sum of weights, or counts of labels.
 //!
 //! Only blocks with something in them take memory. In a file, numbers are little-endian, and
 //! what no index can have is refused.
@@ -10,10 +10,10 @@ use crate::error::Result;
 use crate::region::Region;
 use crate::volume::Layout;
 
-/// Blocks with a number each, by increasing block.
+/// Pairs of a block and a number, by increasing block.
 pub(super) type Entries<N> = Vec<(u64, N)>;
 
-/// A block whose voxels are to be added up.
+/// A block whose voxels will be summed.
 #[derive(Debug)]
 pub(super) struct Block<'a> {
     pub(super) layout: &'a Layout,
@@ -25,21 +25,21 @@ pub(super) struct Block<'a> {
     pub(super) listed: bool,
 }
 
-/// What is known of all blocks; a part of it on each thread until they are merged.
+/// The data of all blocks, collected per thread and merged.
 pub trait Tally: Debug + Default + Send + Sync + sealed::Sealed {}
 
 mod sealed {
     use super::super::blocks::Blocks;
     use super::{Block, Region, Result};
 
-    /// What a [`Tally`](super::Tally) does, for this room only.
+    /// The private half of [`Tally`](super::Tally).
     pub trait Sealed: Sized {
-        /// Tells the kinds apart in a file.
+        /// Identifies the kind in a file.
         const KIND: u8;
-        /// Adds one block up.
+        /// Adds one block.
         #[expect(private_interfaces, reason = "called in this room only")]
         fn add(&mut self, block: &Block<'_>) -> Result<()>;
-        /// Takes over what another thread added up.
+        /// Merges the data of another thread.
         fn merge(&mut self, other: Self);
         /// Puts the blocks in order.
         fn sort(&mut self);
@@ -49,13 +49,13 @@ mod sealed {
         fn clip(&self, blocks: &Blocks, part: &Region, background: bool) -> (Self, Vec<u64>);
         /// For a file.
         fn encode(&self, out: &mut Vec<u8>);
-        /// Back from a file: `None` unless it can be of `blocks` blocks of up to `voxels` voxels.
+        /// Parses the form used in files: `None` unless it fits `blocks` blocks of up to `voxels` voxels.
         fn decode(bytes: &[u8], blocks: u64, voxels: u64) -> Option<Self>;
     }
 }
 pub(super) use sealed::Sealed;
 
-/// Where voxel `i` of a region lies, row-major.
+/// Returns the coordinates of voxel `i` of a region, row-major.
 pub(super) fn place(region: Region, i: u64) -> [u64; 3] {
     let [_, y, x] = region.shape.map(|n| n.max(1));
     let within = [i / (y * x), i / x % y, i % x];

@@ -1,4 +1,4 @@
-//! Patches whose centres are drawn by a map of weights.
+//! Sampling by a weight map.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::region::{Region, Shape};
 use crate::volume::Volume;
 
-/// Patches whose centres are drawn by a map of weights, one value for each voxel.
+/// A sampler that draws patch centers by a weight map with one value per voxel.
 ///
 /// A centre's probability is its weight over the sum of all centres' weights. Weights are the
 /// map's real values (slope and intercept applied); they need not add up to anything, and a voxel whose weight is 0
@@ -29,8 +29,8 @@ pub struct Weighted {
 }
 
 impl Weighted {
-    /// Draws by the channel of `map` that `index` describes. The map is read through again and
-    /// again: give a [`Cached`](crate::volume::Cached) one if its chunks are wanted elsewhere too.
+    /// Samples by the channel of `map` that `index` describes. The map is read repeatedly: use a
+    /// [`Cached`](crate::volume::Cached) map if its chunks are read elsewhere too.
     ///
     /// Blocks that the border cuts are read now, so that shares are exact.
     ///
@@ -88,7 +88,7 @@ impl Weighted {
         })
     }
 
-    /// Which block, and a number for the voxel inside it.
+    /// Returns the block, and a number for the voxel inside it.
     fn aim(&self, epoch: u64, n: u64) -> Aim {
         let mut random = Random::new(self.seed, epoch, n);
         let total = self.ends.last().copied().unwrap_or(0.0);
@@ -97,7 +97,7 @@ impl Weighted {
             Some(near) => near.number(&mut near.anchor(self.seed, epoch, n), &mut random),
         };
         let at = fraction(number) * total;
-        // A block whose weight is lost beside the others' ends where it begins, and is passed by.
+        // A block whose weight is lost in rounding is empty, and is skipped.
         let entry = self.ends.partition_point(|&end| end <= at);
         let last = self.ends.partition_point(|&end| end < total);
         Aim {

@@ -1,6 +1,6 @@
-//! The sum of the weights in each block, added up so that small ones are not lost.
+//! The sum of the weights in each block, with compensated summation.
 //!
-//! What no weight can be is an error before the first draw: NaN, infinity, and less than 0.
+//! NaN, infinity and negative weights are errors before the first draw.
 
 use std::path::Path;
 
@@ -86,7 +86,7 @@ impl Sealed for WeightSums {
     }
 }
 
-/// A sum that does not lose small numbers beside large ones (A. Neumaier, 1974).
+/// A compensated sum (A. Neumaier, 1974), which keeps small numbers next to large ones.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Sum {
     sum: f64,
@@ -114,7 +114,7 @@ impl Sum {
     }
 }
 
-/// Voxels that are added up plainly before their sum is added to the others.
+/// The number of voxels that are summed without compensation before their sum is added.
 pub(super) const GROUP: usize = 64;
 
 /// The sums of groups of [`GROUP`] weights, each with its first voxel; or, in place of a sum,
