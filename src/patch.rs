@@ -4,7 +4,7 @@
 //! takes them without a copy. A patch does not refer to the volume that it was read from.
 
 use half::f16;
-use ndarray::{Array4, ArrayView4};
+use ndarray::{Array4, ArrayView4, ArrayViewMut4};
 
 use crate::dtype::{DType, Element, convert};
 use crate::error::{Error, Result};
@@ -238,6 +238,76 @@ impl Patch {
             .expect("a patch holds as many voxels as its shape says"))
     }
 
+    /// The voxels as a mutable array with axes c, z, y, x.
+    ///
+    /// # Errors
+    ///
+    /// As [`as_slice`](Self::as_slice).
+    ///
+    /// # Panics
+    ///
+    /// Never: a patch holds as many voxels as its shape says.
+    pub fn view_mut<T: Element>(&mut self) -> Result<ArrayViewMut4<'_, T>> {
+        let shape = self.array_shape();
+        let voxels = self.as_mut_slice()?;
+        Ok(ArrayViewMut4::from_shape(shape, voxels)
+            .expect("a patch holds as many voxels as its shape says"))
+    }
+
+    /// Converts the patch into an array with axes c, z, y, x, without a copy.
+    ///
+    /// ```
+    /// use voxpatch::{Patch, Region};
+    ///
+    /// # fn main() -> voxpatch::Result<()> {
+    /// let patch = Patch::new(Region::new([8, 0, 0], [2, 3, 4]), 1, vec![5_i16; 24])?;
+    /// let array = patch.into_array::<i16>()?;
+    /// assert_eq!(array.shape(), [1, 2, 3, 4]);
+    /// let patch = Patch::from_array([8, 0, 0], array)?;
+    /// assert_eq!(patch.region(), Region::new([8, 0, 0], [2, 3, 4]));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`as_slice`](Self::as_slice).
+    ///
+    /// # Panics
+    ///
+    /// Never: a patch holds as many voxels as its shape says.
+    pub fn into_array<T: Element>(self) -> Result<Array4<T>> {
+        check_element::<T>(self.dtype())?;
+        let shape = self.array_shape();
+        let voxels = each!(self.voxels, voxels => cast_vec(voxels));
+        Ok(Array4::from_shape_vec(shape, voxels)
+            .expect("a patch holds as many voxels as its shape says"))
+    }
+
+    /// Creates a patch from an array with axes c, z, y, x. The array is copied only if it is not
+    /// contiguous in row-major order.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new); never for an array that fits into memory.
+    pub fn from_array<T: Element>(start: [i64; 3], array: Array4<T>) -> Result<Self>
+    where
+        Vec<T>: Into<Voxels>,
+    {
+        let [channels, z, y, x] = array.dim().into();
+        let region = Region::new(start, [z as u64, y as u64, x as u64]);
+        let voxels = if array.is_standard_layout() {
+            let (mut voxels, offset) = array.into_raw_vec_and_offset();
+            // A slice of a larger array keeps that array's vector.
+            voxels.drain(..offset.unwrap_or(0));
+            voxels.truncate(channels * z * y * x);
+            voxels
+        } else {
+            array.iter().copied().collect()
+        };
+        Self::new(region, channels as u64, voxels)
+    }
+
     /// The voxels as an owned array with axes c, z, y, x.
     ///
     /// # Errors
@@ -275,6 +345,11 @@ impl Patch {
         let [z, y, x] = self.region.shape;
         [self.channels, z, y, x].map(|n| usize::try_from(n).expect("the voxels fit into memory"))
     }
+}
+
+/// The same vector, whose elements were checked to be of type `T`.
+fn cast_vec<A: Element, T: Element>(voxels: Vec<A>) -> Vec<T> {
+    bytemuck::allocation::cast_vec(voxels)
 }
 
 /// Checks that voxels of a type can be viewed as `T`; `bool` voxels are `u8`.
@@ -377,6 +452,37 @@ mod tests {
             Err(Error::WrongDType { .. })
         ));
         assert!(Patch::zeros(Region::whole([1 << 40, 1 << 20, 1 << 10]), 1, DType::U8).is_err());
+    }
+
+    #[test]
+    fn arrays_and_patches_share_their_memory() {
+        let patch = Patch::new(
+            Region::new([4, 5, 6], [2, 3, 4]),
+            2,
+            (0_i16..48).collect::<Vec<_>>(),
+        );
+        let mut patch = patch.unwrap();
+        patch.view_mut::<i16>().unwrap()[[1, 1, 2, 3]] = -1;
+        let before = patch.bytes().as_ptr();
+        let array = patch.into_array::<i16>().unwrap();
+        assert_eq!(array.as_ptr().cast::<u8>(), before);
+        assert_eq!(array[[1, 1, 2, 3]], -1);
+        assert_eq!(array[[0, 1, 2, 3]], 23);
+        let patch = Patch::from_array([4, 5, 6], array.clone()).unwrap();
+        assert_eq!(patch.view::<i16>().unwrap(), array.view());
+
+        // Parts of arrays, and arrays in another order, have the same voxels.
+        let part = array.clone().slice_move(ndarray::s![1.., 1.., .., 1..3]);
+        let patch = Patch::from_array([0; 3], part.clone()).unwrap();
+        assert_eq!(patch.region().shape, [1, 3, 2]);
+        assert_eq!(patch.view::<i16>().unwrap(), part.view());
+        let last = array.clone().slice_move(ndarray::s![1.., .., .., ..]);
+        let patch = Patch::from_array([0; 3], last.clone()).unwrap();
+        assert_eq!(patch.view::<i16>().unwrap(), last.view());
+        let turned = array.reversed_axes();
+        let patch = Patch::from_array([0; 3], turned.clone()).unwrap();
+        assert_eq!(patch.view::<i16>().unwrap(), turned.view());
+        assert!(patch.into_array::<u16>().is_err());
     }
 
     #[test]

@@ -3,8 +3,11 @@
 use std::fmt::Debug;
 use std::ops::Range;
 
+use rand::Rng;
+
 use super::border::Border;
 use super::near::Neighbourhood;
+use super::random::below;
 use super::uniform::Uniform;
 use crate::error::{Error, Result};
 use crate::region::{Region, Shape};
@@ -39,6 +42,28 @@ pub trait Sampler: Debug + Send + Sync {
         ns.iter().map(|&n| self.draw(epoch, n)).collect()
     }
 }
+
+/// Draws with a generator of the `rand` crate, for every [`Sampler`].
+pub trait SamplerExt: Sampler {
+    /// Draws one region with any generator.
+    ///
+    /// The generator chooses an epoch and a draw of it. Each draw has the sampler's distribution,
+    /// and so has this one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sampler::draw`]; [`Error::Setting`] if the sampler is an empty list.
+    fn sample_with<R: Rng + ?Sized>(&self, rng: &mut R) -> Result<Region> {
+        let epoch = rng.next_u64();
+        let draws = self.end().unwrap_or(1 << 32);
+        if draws == 0 {
+            return self.draw(epoch, 0);
+        }
+        self.draw(epoch, below(rng, draws))
+    }
+}
+
+impl<S: Sampler + ?Sized> SamplerExt for S {}
 
 /// Returns an iterator over the draws of an epoch. Skipping is free.
 pub fn draws(sampler: &dyn Sampler, epoch: u64, ns: Range<u64>) -> Draws<'_> {

@@ -40,7 +40,7 @@ pub use channels::Channels;
 pub use class::Class;
 pub use content::{Containing, Content};
 pub use counts::LabelCounts;
-pub use draw::{Draws, Empty, Sampler, SamplerOptions, draws};
+pub use draw::{Draws, Empty, Sampler, SamplerExt, SamplerOptions, draws};
 pub use fixed::Fixed;
 pub use index::{BlockIndex, LabelIndex, WeightIndex};
 pub use label::{Label, Shares};

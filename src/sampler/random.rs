@@ -5,10 +5,22 @@
 //! below a bound are taken by multiplication with rejection (D. Lemire, "Fast random integer
 //! generation in an interval", 2019), which has no bias. Golden values in the tests pin both.
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
+use std::convert::Infallible;
 
-/// The random number stream of one draw.
+use rand::{Rng, SeedableRng, TryRng};
+use rand_chacha::ChaCha8Rng;
+
+/// The random number stream of one draw: a generator for everything that takes `rand`'s
+/// [`Rng`](rand::Rng).
+///
+/// ```
+/// use rand::RngExt;
+/// use voxpatch::sampler::Random;
+///
+/// let (seed, epoch, draw) = (7, 0, 41);
+/// let angle = Random::new(seed, epoch, draw).random_range(-10.0..10.0);
+/// assert_eq!(angle, Random::new(seed, epoch, draw).random_range(-10.0..10.0));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Random(ChaCha8Rng);
 
@@ -46,18 +58,43 @@ impl Random {
     ///
     /// If `bound` is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        assert!(bound > 0, "there is no number below 0");
-        let threshold = bound.wrapping_neg() % bound;
-        loop {
-            let wide = u128::from(self.number()) * u128::from(bound);
-            #[expect(
-                clippy::cast_possible_truncation,
-                reason = "the two halves of the product"
-            )]
-            let (high, low) = ((wide >> 64) as u64, wide as u64);
-            if low >= threshold {
-                return high;
-            }
+        below(&mut self.0, bound)
+    }
+}
+
+impl TryRng for Random {
+    type Error = Infallible;
+
+    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
+        self.0.try_next_u32()
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
+        self.0.try_next_u64()
+    }
+
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Infallible> {
+        self.0.try_fill_bytes(bytes)
+    }
+}
+
+/// Returns a uniform number below `bound` from any generator.
+///
+/// # Panics
+///
+/// If `bound` is 0.
+pub(super) fn below<R: Rng + ?Sized>(numbers: &mut R, bound: u64) -> u64 {
+    assert!(bound > 0, "there is no number below 0");
+    let threshold = bound.wrapping_neg() % bound;
+    loop {
+        let wide = u128::from(numbers.next_u64()) * u128::from(bound);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "the two halves of the product"
+        )]
+        let (high, low) = ((wide >> 64) as u64, wide as u64);
+        if low >= threshold {
+            return high;
         }
     }
 }

@@ -1,9 +1,12 @@
 //! Uniform sampling: every legal place is equally likely.
 
+use rand::Rng;
+use rand::distr::Distribution;
+
 use super::border::{Border, Placement};
 use super::draw::{Sampler, SamplerOptions};
 use super::near::Neighbourhood;
-use super::random::Random;
+use super::random::{Random, below};
 use crate::error::Result;
 use crate::region::{Region, Shape};
 
@@ -90,6 +93,28 @@ impl Uniform {
     }
 }
 
+/// Draws with any generator, independently of the sampler's seed and neighborhood.
+///
+/// ```
+/// use rand::distr::Distribution;
+/// use voxpatch::Uniform;
+/// use voxpatch::sampler::Random;
+///
+/// # fn main() -> voxpatch::Result<()> {
+/// let mut rng = Random::new(1, 2, 3); // or any other generator of `rand`
+/// let region = Uniform::new([100; 3], [32; 3], 0)?.sample(&mut rng);
+/// assert!(region.is_inside([100; 3]));
+/// # Ok(())
+/// # }
+/// ```
+impl Distribution<Region> for Uniform {
+    fn sample<R: Rng + ?Sized>(&self, rng: &mut R) -> Region {
+        let Region { start, shape } = self.centres;
+        let centre = std::array::from_fn(|a| start[a].unsigned_abs() + below(rng, shape[a]));
+        self.placement.region(centre)
+    }
+}
+
 impl Sampler for Uniform {
     fn patch(&self) -> Shape {
         self.placement.patch()
@@ -117,6 +142,7 @@ impl Iterator for Uniform {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sampler::SamplerExt;
     use crate::sampler::tests::deviate;
 
     #[test]
@@ -164,6 +190,29 @@ mod tests {
                 assert_eq!(places, [volume - patch + 1, 6, volume]);
             }
         }
+    }
+
+    #[test]
+    fn any_generator_draws_uniformly() {
+        let mut rng = Random::new(11, 0, 0);
+        let near = Neighbourhood::new(10, 0.01).unwrap();
+        let options = SamplerOptions::new([7; 3], 3).with_neighbourhood(near);
+        let sampler = Uniform::with_options([10, 11, 12], &options).unwrap();
+        let (mut direct, mut by_draw) = (vec![0_u64; 4 * 5 * 6], vec![0_u64; 4 * 5 * 6]);
+        for _ in 0..60_000 {
+            for (counts, region) in [
+                (&mut direct, sampler.sample(&mut rng)),
+                (&mut by_draw, sampler.sample_with(&mut rng).unwrap()),
+            ] {
+                let [z, y, x] = region.start.map(|s| usize::try_from(s).unwrap());
+                counts[(z * 5 + y) * 6 + x] += 1;
+            }
+        }
+        for counts in [direct, by_draw] {
+            assert!(deviate(&counts).abs() < 4.75, "{}", deviate(&counts));
+        }
+        let list = crate::sampler::Fixed::new(vec![Region::new([1; 3], [2; 3])]).unwrap();
+        assert_eq!(list.sample_with(&mut rng).unwrap().start, [1; 3]);
     }
 
     #[test]
