@@ -11,7 +11,7 @@ use std::time::Instant;
 use voxpatch::progress::silent;
 use voxpatch::sampler::{Label, LabelIndex, Sampler, SamplerOptions, Shares};
 use voxpatch::volume::{Codec, CreateOptions, create};
-use voxpatch::{DType, Layout, Region, Result, Shape, open};
+use voxpatch::{DType, Layout, Region, Result, Shape, VolumeExt, open};
 
 const SHAPE: Shape = [1069, 512, 512];
 const PATCH: Shape = [96; 3];

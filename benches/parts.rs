@@ -16,7 +16,7 @@ use voxpatch::sampler::{
 use voxpatch::volume::{Cached, CreateOptions, create};
 use voxpatch::{
     Aggregator, AggregatorOptions, Blend, DType, Grid, Layout, MemoryVolume, Patch, Reduce, Region,
-    Result, Shape, Uniform, Volume, open,
+    Result, Shape, Uniform, Volume, VolumeExt, open,
 };
 
 const SHAPE: Shape = [160, 192, 224];
@@ -60,7 +60,7 @@ fn boxes(criterion: &mut Criterion) {
 }
 
 fn store(volume: &MemoryVolume, path: &Path) -> Result<()> {
-    let all = Volume::read(volume, Region::whole(SHAPE))?;
+    let all = volume.read(Region::whole(SHAPE))?;
     let target = create(path, Volume::layout(volume), &CreateOptions::default())?;
     target.write(all.region(), all.bytes())?;
     target.finish()

@@ -13,7 +13,9 @@ use voxpatch::progress::silent;
 use voxpatch::sampler::Sampler;
 use voxpatch::training::{Image, Loader, LoaderOptions, Plan, Subject, TOLERANCE};
 use voxpatch::volume::{Codec, CreateOptions, create};
-use voxpatch::{ConvertOptions, DType, Layout, Queue, Result, Uniform, Volume, convert, open};
+use voxpatch::{
+    ConvertOptions, DType, Layout, Queue, Result, Uniform, Volume, VolumeExt, convert, open,
+};
 
 const ROUNDS: usize = 3;
 
@@ -233,8 +235,8 @@ fn one_by_one(path: &Path, patch: u64) -> Result<(Figures, f64)> {
         &*volume,
         COUNT,
         began.elapsed().as_secs_f64(),
-        volume.reads().chunks,
-        volume.reads().bytes,
+        volume.read_stats().chunks,
+        volume.read_stats().bytes,
     )
 }
 

@@ -17,7 +17,7 @@ use crate::patch::{Patch, copy_common};
 use crate::progress::{Progress, report};
 use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
 use crate::threads::{pool, threads};
-use crate::volume::{Cached, ChunkShape, Reads, Volume, VolumeMut, check_output};
+use crate::volume::{Cached, ChunkShape, ReadStats, Volume, VolumeMut, check_output};
 
 /// How a conversion may use the machine.
 #[derive(Clone, Debug)]
@@ -43,7 +43,7 @@ pub struct Converted {
     /// Boxes handed to the output: its write chunks, or slabs of a flat file.
     pub chunks_written: u64,
     /// What was read of the source.
-    pub reads: Reads,
+    pub reads: ReadStats,
 }
 
 /// Copies all of `source` into `target`, which must have its shape and channels.
@@ -68,7 +68,7 @@ pub fn convert(
             problem: format!("the source has {} x {:?}", from.channels, from.shape),
         });
     }
-    for file in source.files() {
+    for file in source.source_files() {
         check_output(&to.path, &[&file])?;
     }
     let pool = pool(options.threads, "convert", &to.path)?;
@@ -108,12 +108,12 @@ pub fn convert(
                 .try_for_each(|(channels, region)| work.copy(channels, region))
         })?;
     }
-    source.unchanged()?;
+    source.check_unchanged()?;
     let chunks_written = work.written.into_inner();
     target.finish()?;
     Ok(Converted {
         chunks_written,
-        reads: cached.reads(),
+        reads: cached.read_stats(),
     })
 }
 
@@ -271,7 +271,8 @@ mod tests {
     use crate::dtype::DType;
     use crate::progress::silent;
     use crate::volume::{
-        CreateOptions, Downsample, Layout, MemoryVolume, OpenOptions, Pyramid, create, open,
+        CreateOptions, Downsample, Layout, MemoryVolume, OpenOptions, Pyramid, VolumeExt, create,
+        open,
     };
 
     const SHAPE: Shape = [21, 18, 25];
@@ -290,6 +291,9 @@ mod tests {
         }
         fn is_sequential(&self) -> bool {
             self.sequential
+        }
+        fn inner(&self) -> Option<&dyn Volume> {
+            Some(&self.inner)
         }
         fn read_channels(
             &self,

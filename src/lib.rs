@@ -35,7 +35,9 @@
 //!
 //! ```
 //! use std::sync::Arc;
-//! use voxpatch::{Blend, Inference, MemoryVolume, Reduce, Region, Target, builtin, open, progress};
+//! use voxpatch::{
+//!     Blend, Inference, MemoryVolume, Reduce, Region, Target, VolumeExt, builtin, open, progress,
+//! };
 //!
 //! # fn main() -> voxpatch::Result<()> {
 //! # let folder = tempfile::tempdir().unwrap();
@@ -84,7 +86,7 @@ pub use queue::Queue;
 pub use region::{Region, Shape};
 pub use sampler::Uniform;
 pub use threads::threads;
-pub use volume::{Layout, MemoryVolume, OpenOptions, Volume, VolumeMut, open};
+pub use volume::{Layout, MemoryVolume, OpenOptions, Volume, VolumeExt, VolumeMut, open};
 
 /// The examples of the README and the guides, compiled with the others.
 #[cfg(doctest)]

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Once, OnceLock};
 
 use tempfile::TempDir;
-use voxpatch::{Region, Volume};
+use voxpatch::{Region, Volume, VolumeExt};
 
 /// No read here is larger: what a header promises is not what memory is for.
 const MOST: u64 = 1 << 20;

@@ -1,6 +1,6 @@
 //! Prediction of a whole volume: reading and blending on our threads, the model on the caller's.
 
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,8 +13,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use voxpatch::inference::{Flips, Normalize, Prediction, Selection};
 use voxpatch::training::Image;
-use voxpatch::volume::{Durability, Part, check_output};
-use voxpatch::{Error, Inference, Layout, Model, Patch, Region, Result, Shape, Target};
+use voxpatch::volume::{ChannelRange, Durability, Part, check_output};
+use voxpatch::{Error, Inference, Model, Patch, Region, Result, Shape, Target};
 
 use crate::array::Held;
 use crate::blend::Blending;
@@ -251,9 +251,9 @@ fn answer(py: Python<'_>, mut request: Request, call: &Bound<'_, PyAny>) -> PyRe
 
 impl Job {
     fn run(self, progress: &(dyn Fn(u64, u64) -> ControlFlow<()> + Sync)) -> Result<Outcome> {
-        let volume = chosen(&self.volume);
+        let volume = chosen(&self.volume)?;
         let layout = volume.layout();
-        let mask = self.mask.as_deref().map(chosen);
+        let mask = self.mask.as_deref().map(chosen).transpose()?;
         for target in &self.targets {
             let inputs = [Some(layout), mask.as_ref().map(|mask| mask.layout())];
             let inputs: Vec<_> = inputs.into_iter().flatten().map(|l| &*l.path).collect();
@@ -304,42 +304,10 @@ fn told<'py>(py: Python<'py>, outcome: &Outcome) -> PyResult<Bound<'py, PyDict>>
 }
 
 /// The channels of an image as a volume.
-fn chosen(image: &Image) -> Arc<dyn voxpatch::Volume> {
-    let layout = image.volume.layout();
-    if image.channels == (0..layout.channels) {
-        return Arc::clone(&image.volume);
+fn chosen(image: &Image) -> Result<Arc<dyn voxpatch::Volume>> {
+    let volume = Arc::clone(&image.volume);
+    if image.channels == (0..volume.layout().channels) {
+        return Ok(volume);
     }
-    let mut layout = layout.clone();
-    layout.channels = image.channels.end - image.channels.start;
-    layout.read_chunk = layout.read_chunk.filter(|chunk| chunk[0] == 1);
-    Arc::new(Chosen {
-        layout,
-        channels: image.channels.clone(),
-        volume: Arc::clone(&image.volume),
-    })
-}
-
-/// Some channels of a volume.
-#[derive(Debug)]
-struct Chosen {
-    layout: Layout,
-    channels: Range<u64>,
-    volume: Arc<dyn voxpatch::Volume>,
-}
-
-impl voxpatch::Volume for Chosen {
-    fn layout(&self) -> &Layout {
-        &self.layout
-    }
-
-    fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
-        self.layout.check_read(&channels, region, out.len())?;
-        let first = self.channels.start;
-        let channels = first + channels.start..first + channels.end;
-        self.volume.read_channels(channels, region, out)
-    }
-
-    fn is_sequential(&self) -> bool {
-        self.volume.is_sequential()
-    }
+    Ok(Arc::new(ChannelRange::new(volume, image.channels.clone())?))
 }

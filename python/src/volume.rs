@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use voxpatch::training::{Image, Values};
 use voxpatch::volume::Layout;
-use voxpatch::{MemoryVolume, OpenOptions, Padding, Patch, Region, Volume as _};
+use voxpatch::{MemoryVolume, OpenOptions, Padding, Patch, Region, Volume as _, VolumeExt as _};
 
 use crate::errors::raised;
 use crate::index::Selection;

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::grid::Grid;
 use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
 use crate::threads::{pool, threads};
-use crate::volume::Volume;
+use crate::volume::{Volume, VolumeExt};
 
 /// Some of a grid's patches.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -365,7 +365,7 @@ mod tests {
     use super::*;
     use crate::inference::builtin;
     use crate::progress::silent;
-    use crate::volume::MemoryVolume;
+    use crate::volume::{MemoryVolume, VolumeExt};
 
     /// Channels of 5 x 6 x 7 voxels, the second ten times the first and far from 0.
     fn values() -> Vec<f64> {

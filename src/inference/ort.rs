@@ -250,7 +250,7 @@ mod tests {
     use super::*;
     use crate::dtype::DType;
     use crate::region::Region;
-    use crate::volume::open;
+    use crate::volume::{VolumeExt, open};
 
     fn file(name: &str) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -219,7 +219,10 @@ fn absolute(path: &Path) -> String {
 
 /// When a volume's files were last changed, as far as they are known one by one.
 fn changed(volume: &dyn Volume) -> Option<String> {
-    let times = volume.files().into_iter().filter_map(|file| last(&file));
+    let times = volume
+        .source_files()
+        .into_iter()
+        .filter_map(|file| last(&file));
     let times = times.filter_map(|changed| changed.duration_since(UNIX_EPOCH).ok());
     times
         .max()

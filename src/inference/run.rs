@@ -16,7 +16,7 @@ use crate::aggregator::{Aggregated, Aggregator};
 use crate::error::Result;
 use crate::progress::{Progress, report};
 use crate::queue::Queue;
-use crate::volume::{Cached, Reads, Volume, VolumeMut, check_output, create, give_back_freed};
+use crate::volume::{Cached, ReadStats, Volume, VolumeMut, check_output, create, give_back_freed};
 
 /// What a run did.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -26,7 +26,7 @@ pub struct Predicted {
     /// What became of them, for each output.
     pub outputs: Vec<Aggregated>,
     /// What was read of the input.
-    pub reads: Reads,
+    pub reads: ReadStats,
     /// Where the time went.
     pub seconds: Seconds,
     /// Whether the outputs are whole; not before the last of several parts is done.
@@ -84,7 +84,7 @@ impl Plan {
             done.whole = paths.all(|path| path.exists());
             return Ok(done);
         }
-        let files = volume.files();
+        let files = volume.source_files();
         let inputs: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
         for output in &self.outputs {
             check_output(&output.layout.path, &inputs)?;
@@ -132,7 +132,7 @@ impl Plan {
                 before += added?;
                 report(progress, before, total)?;
                 if round.is_multiple_of(WATCHED) {
-                    shared.volume.unchanged()?;
+                    shared.volume.check_unchanged()?;
                 }
             }
             drop(queue);
@@ -143,7 +143,7 @@ impl Plan {
                 stores.outputs.push(store);
             }
         }
-        shared.volume.unchanged()?;
+        shared.volume.check_unchanged()?;
         for store in stores.outputs {
             store.finish()?;
         }
@@ -154,7 +154,7 @@ impl Plan {
             _ => true,
         };
         done.patches = shared.predicted.load(Ordering::Relaxed);
-        done.reads = shared.volume.reads();
+        done.reads = shared.volume.read_stats();
         done.seconds = shared.clock.seconds();
         Ok(done)
     }

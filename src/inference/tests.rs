@@ -8,7 +8,7 @@ use super::*;
 use crate::patch::Patch;
 use crate::progress::silent;
 use crate::region::Region;
-use crate::volume::{Layout, MemoryVolume, Rescale, Volume, open};
+use crate::volume::{Layout, MemoryVolume, Rescale, Volume, VolumeExt, open};
 
 mod hard;
 mod resume;
@@ -134,6 +134,9 @@ struct Scaled(MemoryVolume, Layout);
 impl Volume for Scaled {
     fn layout(&self) -> &Layout {
         &self.1
+    }
+    fn inner(&self) -> Option<&dyn Volume> {
+        Some(&self.0)
     }
     fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
         self.0.read_channels(channels, region, out)

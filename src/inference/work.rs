@@ -14,7 +14,7 @@ use crate::grid::Grid;
 use crate::pad::Padding;
 use crate::patch::Patch;
 use crate::region::Region;
-use crate::volume::{Cached, Volume, real_values};
+use crate::volume::{Cached, Volume, VolumeExt, real_values};
 
 /// What the threads of a run share.
 #[derive(Debug)]

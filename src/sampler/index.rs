@@ -216,10 +216,10 @@ fn add_up_all<T: Tally>(
     let work = |tally: &mut T, shard| {
         let shard = shards.region(shard);
         let first = |a: usize| shard.start[a].unsigned_abs() / chunk[a];
-        let unstored = volume.unstored([channel / c, first(0), first(1), first(2)])?;
+        let fill = volume.fill_chunk([channel / c, first(0), first(1), first(2)])?;
         for id in blocks.inside(&shard) {
             let region = blocks.region(id);
-            let voxels = match &unstored {
+            let voxels = match &fill {
                 Some(voxel) => BlockVoxels::Fill(voxel.clone()),
                 None => read_block(volume, channel, region)?,
             };

@@ -36,7 +36,7 @@ pub(super) fn stamp(volume: &dyn Volume, purpose: &[u8]) -> Result<Option<u128>>
     let mut newest = SystemTime::UNIX_EPOCH;
     // Files are listed in any order, so that their hashes are added up.
     let mut files: u128 = 0;
-    for root in volume.files() {
+    for root in volume.source_files() {
         let mut folders: Vec<(PathBuf, usize)> = Vec::new();
         match fs::metadata(&root) {
             Ok(found) if found.is_dir() => folders.push((root.clone(), 0)),

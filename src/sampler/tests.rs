@@ -669,6 +669,9 @@ impl Volume for Counting {
     fn layout(&self) -> &Layout {
         Volume::layout(&self.0)
     }
+    fn inner(&self) -> Option<&dyn Volume> {
+        Some(&self.0)
+    }
     fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
         self.1.fetch_add(1, Ordering::Relaxed);
         self.0.read_channels(channels, region, out)

@@ -72,7 +72,7 @@ impl Opened {
     /// The subject, if all of its images are what they were when they were opened.
     fn unchanged(opened: Arc<Self>) -> Result<Arc<Self>, Failed> {
         let mut images = opened.subject.images().iter();
-        match images.try_for_each(|image| image.volume.unchanged()) {
+        match images.try_for_each(|image| image.volume.check_unchanged()) {
             Ok(()) => Ok(opened),
             Err(error) => Err(Failed::of(&opened, error)),
         }
@@ -85,7 +85,7 @@ impl Opened {
 
     /// Bytes read of an image since this was last asked.
     pub(super) fn newly_read(&self, image: usize) -> u64 {
-        let now = self.subject.images()[image].volume.reads().bytes;
+        let now = self.subject.images()[image].volume.read_stats().bytes;
         now.saturating_sub(self.read[image].fetch_max(now, Ordering::Relaxed))
     }
 }
@@ -272,7 +272,7 @@ impl Feed {
         let own_seed = subject_seed(self.seed, index);
         let sampler = (self.make)(&subject, own_seed)
             .map_err(|error| failed(index, subject.name(), error))?;
-        let read = |image: &Image| AtomicU64::new(image.volume.reads().bytes);
+        let read = |image: &Image| AtomicU64::new(image.volume.read_stats().bytes);
         let opened = Arc::new(Opened {
             index,
             read: subject.images().iter().map(read).collect(),

@@ -64,7 +64,7 @@ impl Gather {
             .expect("only places that were found want chunks");
         let source = &first.images()[image];
         let volume = &*source.volume;
-        let fetched = guarded(|| match volume.together() {
+        let fetched = guarded(|| match volume.read_granularity() {
             Some(size) if volume.layout().read_chunk.is_none() => {
                 let regions = wanted.map(|wanted| wanted.sources[image]);
                 Planes::fetch(source, size, index, regions, &self.scratch).map(Fetched::Planes)

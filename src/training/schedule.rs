@@ -160,7 +160,7 @@ impl Schedule {
                     if let Ok(wanted) = &slot.item
                         && wanted.opened.kept_chunk(image, index).is_none()
                     {
-                        wanted.images()[image].volume.expect(index);
+                        wanted.images()[image].volume.prefetch(index);
                     }
                 }
                 self.run(job);

@@ -108,7 +108,10 @@ impl Wanted {
         let mut pieces = Vec::new();
         for (n, (image, source)) in self.images().iter().zip(&self.sources).enumerate() {
             let layout = image.volume.layout();
-            match layout.read_chunk.or_else(|| image.volume.together()) {
+            match layout
+                .read_chunk
+                .or_else(|| image.volume.read_granularity())
+            {
                 _ if source.is_empty() => {}
                 None => pieces.push(Piece::Whole(n)),
                 Some(chunk) => {

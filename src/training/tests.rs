@@ -13,7 +13,7 @@ use crate::patch::Patch;
 use crate::region::{Region, Shape};
 use crate::sampler::{Sampler, Uniform};
 use crate::volume::{
-    Chunk, ChunkShape, Layout, MemoryVolume, Reads, Rescale, Volume, intersecting,
+    Chunk, ChunkShape, Layout, MemoryVolume, Rescale, Volume, VolumeExt, intersecting,
 };
 
 mod channels;
@@ -82,6 +82,9 @@ impl Volume for Noted {
         &self.layout
     }
 
+    fn inner(&self) -> Option<&dyn Volume> {
+        Some(&self.inner)
+    }
     fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
         let n = self.reads.fetch_add(1, Ordering::SeqCst);
         if self.manner == Manner::Slow {
@@ -112,13 +115,9 @@ impl Volume for Noted {
         })
     }
 
-    fn expect(&self, index: ChunkShape) {
+    fn prefetch(&self, index: ChunkShape) {
         let read = self.chunks.lock().unwrap().len();
         self.expected.lock().unwrap().push((index, read));
-    }
-
-    fn reads(&self) -> Reads {
-        Reads::default()
     }
 }
 
@@ -806,6 +805,9 @@ struct Scaled(MemoryVolume, Layout);
 impl Volume for Scaled {
     fn layout(&self) -> &Layout {
         &self.1
+    }
+    fn inner(&self) -> Option<&dyn Volume> {
+        Some(&self.0)
     }
     fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
         self.0.read_channels(channels, region, out)

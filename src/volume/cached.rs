@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::chunk::{Chunk, read_by_chunks};
 use super::lru::Lru;
-use super::{ChunkShape, Layout, Reads, Volume};
+use super::{ChunkShape, Layout, ReadStats, Volume};
 use crate::error::Result;
 use crate::region::Region;
 
@@ -53,6 +53,7 @@ impl Cached {
     }
 }
 
+#[deny(clippy::missing_trait_methods)]
 impl Volume for Cached {
     fn layout(&self) -> &Layout {
         self.inner.layout()
@@ -71,9 +72,13 @@ impl Volume for Cached {
         Ok((*self.chunk(index)?).clone())
     }
 
-    fn expect(&self, index: ChunkShape) {
+    fn inner(&self) -> Option<&dyn Volume> {
+        Some(&*self.inner)
+    }
+
+    fn prefetch(&self, index: ChunkShape) {
         if !self.chunks.contains(&index) {
-            self.inner.expect(index);
+            self.inner.prefetch(index);
         }
     }
 
@@ -85,23 +90,28 @@ impl Volume for Cached {
         self.inner.is_sequential()
     }
 
-    fn unstored(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
-        self.inner.unstored(index)
+    fn read_granularity(&self) -> Option<ChunkShape> {
+        self.inner.read_granularity()
     }
 
-    fn reads(&self) -> Reads {
-        Reads {
-            hits: self.hits.load(Ordering::Relaxed),
-            ..self.inner.reads()
+    fn fill_chunk(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
+        self.inner.fill_chunk(index)
+    }
+
+    fn read_stats(&self) -> ReadStats {
+        let inner = self.inner.read_stats();
+        ReadStats {
+            hits: inner.hits + self.hits.load(Ordering::Relaxed),
+            ..inner
         }
     }
 
-    fn files(&self) -> Vec<PathBuf> {
-        self.inner.files()
+    fn source_files(&self) -> Vec<PathBuf> {
+        self.inner.source_files()
     }
 
-    fn unchanged(&self) -> Result<()> {
-        self.inner.unchanged()
+    fn check_unchanged(&self) -> Result<()> {
+        self.inner.check_unchanged()
     }
 
     fn stored_bytes(&self) -> Result<u64> {
@@ -117,7 +127,7 @@ mod tests {
 
     use super::*;
     use crate::error::Error;
-    use crate::volume::MemoryVolume;
+    use crate::volume::{MemoryVolume, VolumeExt};
 
     /// Counts reads, and fails while it is told to.
     #[derive(Debug)]
@@ -130,6 +140,9 @@ mod tests {
     impl Volume for Counting {
         fn layout(&self) -> &Layout {
             Volume::layout(&self.inner)
+        }
+        fn inner(&self) -> Option<&dyn Volume> {
+            Some(&self.inner)
         }
         fn read_channels(
             &self,
@@ -176,7 +189,7 @@ mod tests {
             }
         });
         assert_eq!(volume.reads.load(Ordering::SeqCst), 2 * 3 * 3 * 3);
-        assert_eq!(cached.reads().hits, 7 * 54);
+        assert_eq!(cached.read_stats().hits, 7 * 54);
     }
 
     #[test]

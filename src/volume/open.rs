@@ -12,52 +12,8 @@ use rustix::fs::OFlags;
 
 use super::flat::{self, GZIP};
 use super::header::{self, Encoding, FlatHeader, Start, metaimage, nifti, npy, nrrd};
-use super::{Io, RawSpec, Volume, zarr};
+use super::{OpenOptions, RawSpec, Volume, zarr};
 use crate::error::{Error, Result};
-
-/// What [`open`] may be told.
-#[derive(Clone, Debug)]
-pub struct OpenOptions {
-    /// Which level of a multiscale image; 0 is the finest.
-    pub level: usize,
-    /// How a headerless file is laid out; else its JSON sidecar says. Such a file is taken to
-    /// be headerless whatever it begins with.
-    pub raw: Option<RawSpec>,
-    /// What it means that a chunk has no file; only for Zarr.
-    pub missing: Missing,
-    /// Whether the data come from someone who means well. If not, codecs that hostile data
-    /// could exploit (blosc above all) and symbolic links below the folder are refused; only for Zarr.
-    pub trusted: bool,
-    /// How uncompressed flat files are read.
-    pub io: Io,
-    /// Whether a header may name a file of voxels that does not lie in its folder or below. It is a
-    /// regular file in any case.
-    pub allow_external: bool,
-}
-
-impl Default for OpenOptions {
-    fn default() -> Self {
-        Self {
-            level: 0,
-            raw: None,
-            missing: Missing::Fill,
-            trusted: true,
-            io: Io::Auto,
-            allow_external: false,
-        }
-    }
-}
-
-/// What it means that a chunk has no file. (A chunk that its shard's index calls empty is
-/// never missing.)
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Missing {
-    /// Its voxels are the fill value, as Zarr says.
-    #[default]
-    Fill,
-    /// It was lost: reading it is an error.
-    Error,
-}
 
 impl OpenOptions {
     /// Opens the volume at `path`, as [`open`] does, but as these options say.

@@ -6,11 +6,12 @@
 
 use std::io;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::{Chunk, ChunkShape, ChunkVoxels, Layout, Reads, Volume};
+use super::{Chunk, ChunkShape, ChunkVoxels, Layout, ReadStats, Volume, VolumeExt};
 use crate::error::{Error, Result};
 use crate::patch::Patch;
 use crate::region::Region;
@@ -347,6 +348,7 @@ impl<V: Volume> Faulty<V> {
     }
 }
 
+#[deny(clippy::missing_trait_methods)]
 impl<V: Volume> Volume for Faulty<V> {
     fn layout(&self) -> &Layout {
         self.inner.layout()
@@ -357,21 +359,45 @@ impl<V: Volume> Volume for Faulty<V> {
         self.inner.read_channels(channels, region, out)
     }
 
+    fn inner(&self) -> Option<&dyn Volume> {
+        Some(&self.inner)
+    }
+
     fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
         self.trip()?;
         self.inner.read_chunk(index)
+    }
+
+    fn prefetch(&self, index: ChunkShape) {
+        self.inner.prefetch(index);
     }
 
     fn time_points(&self) -> Option<u64> {
         self.inner.time_points()
     }
 
-    fn reads(&self) -> Reads {
-        self.inner.reads()
+    fn is_sequential(&self) -> bool {
+        self.inner.is_sequential()
     }
 
-    fn unchanged(&self) -> Result<()> {
-        self.inner.unchanged()
+    fn read_granularity(&self) -> Option<ChunkShape> {
+        self.inner.read_granularity()
+    }
+
+    fn fill_chunk(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
+        self.inner.fill_chunk(index)
+    }
+
+    fn read_stats(&self) -> ReadStats {
+        self.inner.read_stats()
+    }
+
+    fn source_files(&self) -> Vec<PathBuf> {
+        self.inner.source_files()
+    }
+
+    fn check_unchanged(&self) -> Result<()> {
+        self.inner.check_unchanged()
     }
 
     fn stored_bytes(&self) -> Result<u64> {
@@ -432,6 +458,9 @@ mod tests {
     impl Volume for Shifted {
         fn layout(&self) -> &Layout {
             Volume::layout(&self.0)
+        }
+        fn inner(&self) -> Option<&dyn Volume> {
+            Some(&self.0)
         }
         fn read_channels(
             &self,

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{Chunk, ChunkShape, ChunkVoxels, Layout, Reads, Volume, chunk};
+use super::{Chunk, ChunkShape, ChunkVoxels, Layout, ReadStats, Volume, chunk};
 use crate::error::{Error, Result};
 use crate::geometry::Affine;
 use crate::region::{AXES, Region, Shape};
@@ -129,6 +129,21 @@ impl Upsampled {
         Region::new(start, ends.map(|[first, last]| last - first + 1))
     }
 
+    /// The channels and region of a chunk, and the coarse chunks that it needs.
+    fn coarse_chunks(
+        &self,
+        index: ChunkShape,
+    ) -> Result<(Range<u64>, Region, impl Iterator<Item = ChunkShape> + use<>)> {
+        let (channels, region) = chunk::clipped(&self.layout, index)?;
+        let coarse = self.inner.layout().read_chunk;
+        let needed = self.needed(region);
+        let own = channels.clone();
+        let all = coarse
+            .into_iter()
+            .flat_map(move |chunk| chunk::intersecting(chunk, &own, needed));
+        Ok((channels, region, all))
+    }
+
     /// Spreads coarse voxels over a region of fine ones.
     fn spread(&self, source: (&[u8], Region), (out, region): (&mut [u8], Region), channels: usize) {
         let (voxels, needed) = source;
@@ -193,6 +208,7 @@ fn place(n: u64) -> usize {
     usize::try_from(n).expect("a place inside a buffer in memory")
 }
 
+#[deny(clippy::missing_trait_methods)]
 impl Volume for Upsampled {
     fn layout(&self) -> &Layout {
         &self.layout
@@ -214,12 +230,8 @@ impl Volume for Upsampled {
 
     /// A chunk that needs one coarse chunk that is not stored is not stored either.
     fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
-        let (channels, region) = chunk::clipped(&self.layout, index)?;
+        let (channels, region, mut all) = self.coarse_chunks(index)?;
         let needed = self.needed(region);
-        let coarse = self.inner.layout().read_chunk;
-        let mut all = coarse
-            .into_iter()
-            .flat_map(|chunk| chunk::intersecting(chunk, &channels, needed));
         if let (Some(only), None) = (all.next(), all.next()) {
             let found = self.inner.read_chunk(only)?;
             if let ChunkVoxels::Fill(voxel) = found.voxels {
@@ -253,6 +265,17 @@ impl Volume for Upsampled {
         })
     }
 
+    fn inner(&self) -> Option<&dyn Volume> {
+        Some(&*self.inner)
+    }
+
+    /// Prefetches the coarse chunks that the chunk needs.
+    fn prefetch(&self, index: ChunkShape) {
+        if let Ok((_, _, all)) = self.coarse_chunks(index) {
+            all.for_each(|index| self.inner.prefetch(index));
+        }
+    }
+
     fn time_points(&self) -> Option<u64> {
         self.inner.time_points()
     }
@@ -261,16 +284,38 @@ impl Volume for Upsampled {
         self.inner.is_sequential()
     }
 
-    fn reads(&self) -> Reads {
-        self.inner.reads()
+    /// Fine voxels along each axis of what is best read together of the coarse volume.
+    fn read_granularity(&self) -> Option<ChunkShape> {
+        let coarse = self.inner.read_granularity()?;
+        Some(fine_chunk(coarse, self.scale))
     }
 
-    fn files(&self) -> Vec<PathBuf> {
-        self.inner.files()
+    /// Returns a value if none of the coarse chunks that the chunk needs is stored, and all have the
+    /// same value. There are no write chunks here: only the chunk itself is meant.
+    fn fill_chunk(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
+        let (_, _, all) = self.coarse_chunks(index)?;
+        let mut common = None;
+        for coarse in all {
+            let Some(voxel) = self.inner.fill_chunk(coarse)? else {
+                return Ok(None);
+            };
+            if *common.get_or_insert_with(|| voxel.clone()) != voxel {
+                return Ok(None);
+            }
+        }
+        Ok(common)
     }
 
-    fn unchanged(&self) -> Result<()> {
-        self.inner.unchanged()
+    fn read_stats(&self) -> ReadStats {
+        self.inner.read_stats()
+    }
+
+    fn source_files(&self) -> Vec<PathBuf> {
+        self.inner.source_files()
+    }
+
+    fn check_unchanged(&self) -> Result<()> {
+        self.inner.check_unchanged()
     }
 
     fn stored_bytes(&self) -> Result<u64> {
@@ -283,7 +328,7 @@ mod tests {
     use super::*;
     use crate::dtype::DType;
     use crate::geometry::Geometry;
-    use crate::volume::{MemoryVolume, VolumeMut, suite};
+    use crate::volume::{MemoryVolume, VolumeExt, VolumeMut, suite};
 
     /// Numbers 0, 1, 2, ... with the geometry of a grid `ratio` times coarser that begins at the same face.
     fn coarse(shape: Shape, ratio: [f64; 3], chunk: Option<ChunkShape>) -> MemoryVolume {

@@ -137,8 +137,8 @@ impl Work<'_> {
             let region = chunk_region(index, write).intersection(&whole);
             let region = region.expect("a chunk that starts inside");
             let inner: Vec<ChunkShape> = intersecting(read, &channels, region).collect();
-            let stored = match volume.unstored(inner[0]) {
-                Ok(unstored) => unstored.is_none(),
+            let stored = match volume.fill_chunk(inner[0]) {
+                Ok(fill) => fill.is_none(),
                 // Reading them tells what is wrong.
                 Err(_) => true,
             };

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use voxpatch::VolumeExt;
 
 use crate::tool::{Place, command, fails, is_refused, json, names, ramp, succeeds, voxels};
 

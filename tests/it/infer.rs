@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Instant;
 
-use voxpatch::{OpenOptions, Region, Volume};
+use voxpatch::{OpenOptions, Region, Volume, VolumeExt};
 
 use crate::tool::{Place, command, fails, is_refused, json, names, ramp, succeeds, voxels};
 

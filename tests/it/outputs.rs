@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::json;
-use voxpatch::{OpenOptions, Region, open};
+use voxpatch::{OpenOptions, Region, VolumeExt, open};
 
 use crate::tool::{Place, command, fails, is_refused, json, names, succeeds, voxels};
 

@@ -14,7 +14,7 @@ use voxpatch::training::{Image, Loader, LoaderOptions, Plan, Subject, TOLERANCE}
 use voxpatch::volume::{Codec, CreateOptions, create};
 use voxpatch::{
     Blend, ConvertOptions, Error, Inference, Layout, MemoryVolume, Reduce, Region, Target, Uniform,
-    Volume, open, progress,
+    Volume, VolumeExt, open, progress,
 };
 
 use crate::training::alone;

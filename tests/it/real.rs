@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde_json::{Value as Json, json};
+use voxpatch::VolumeExt;
 
 use crate::tool::{Place, json, scans, voxels};
 

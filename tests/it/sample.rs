@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value as Json, json};
 use voxpatch::volume::{Codec, CreateOptions, Rescale, create};
-use voxpatch::{DType, Geometry, Layout, Patch, Region};
+use voxpatch::{DType, Geometry, Layout, Patch, Region, VolumeExt};
 
 use crate::tool::{Place, command, fails, is_refused, json, names, ramp, scans, succeeds, voxels};
 

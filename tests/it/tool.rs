@@ -7,7 +7,8 @@ use std::sync::Arc;
 use serde_json::Value as Json;
 use voxpatch::volume::{CreateOptions, create};
 use voxpatch::{
-    ConvertOptions, Element, Geometry, Layout, MemoryVolume, Region, Shape, Volume, Voxels,
+    ConvertOptions, Element, Geometry, Layout, MemoryVolume, Region, Shape, Volume, VolumeExt,
+    Voxels,
 };
 
 /// The command, with these arguments and nothing to read.

@@ -7,7 +7,7 @@ use super::super::network::READY;
 use super::*;
 use crate::inference::builtin;
 use crate::region::Region;
-use crate::volume::open;
+use crate::volume::{VolumeExt, open};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/onnx")

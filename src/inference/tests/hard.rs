@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::geometry::Geometry;
 use crate::patch::copy_common;
 use crate::region::{chunk_range, indices};
-use crate::volume::Reads;
+use crate::volume::ReadStats;
 
 /// A volume of `f32` noise that counts its chunks' reads.
 #[derive(Debug)]
@@ -35,16 +35,19 @@ impl Volume for Counted {
         Volume::layout(&self.inner)
     }
 
+    fn inner(&self) -> Option<&dyn Volume> {
+        Some(&self.inner)
+    }
     fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
         let chunks = indices(chunk_range(&region, [8; 3])).count() as u64;
         self.chunks.fetch_add(chunks, Ordering::Relaxed);
         self.inner.read_channels(channels, region, out)
     }
 
-    fn reads(&self) -> Reads {
-        Reads {
+    fn read_stats(&self) -> ReadStats {
+        ReadStats {
             chunks: self.chunks.load(Ordering::Relaxed),
-            ..Reads::default()
+            ..ReadStats::default()
         }
     }
 }

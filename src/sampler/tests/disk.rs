@@ -260,6 +260,9 @@ impl Volume for Shardless {
     fn layout(&self) -> &Layout {
         &self.1
     }
+    fn inner(&self) -> Option<&dyn Volume> {
+        Some(&*self.0)
+    }
     fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
         self.0.read_channels(channels, region, out)
     }
@@ -322,7 +325,7 @@ fn a_data_file_that_is_rewritten_behind_its_header_is_noticed() {
         let path = dir.path().join("labels.index");
         let open = || open(dir.path().join(header)).unwrap();
         let listed: BTreeSet<_> = open()
-            .files()
+            .source_files()
             .iter()
             .map(|file| file.file_name().unwrap().to_owned())
             .collect();

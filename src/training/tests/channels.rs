@@ -5,7 +5,7 @@ use std::fs;
 use super::hard::uniform_of;
 use super::*;
 use crate::sampler::Border;
-use crate::volume::{Reads, open};
+use crate::volume::open;
 
 const SHAPE: Shape = [9, 8, 10];
 
@@ -21,6 +21,9 @@ impl Volume for Channelled {
     fn layout(&self) -> &Layout {
         Volume::layout(&self.inner)
     }
+    fn inner(&self) -> Option<&dyn Volume> {
+        Some(&self.inner)
+    }
     fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
         self.channels.lock().unwrap().extend(channels.clone());
         self.inner.read_channels(channels, region, out)
@@ -28,9 +31,6 @@ impl Volume for Channelled {
     fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
         self.chunks.lock().unwrap().insert(index[0]);
         self.inner.read_chunk(index)
-    }
-    fn reads(&self) -> Reads {
-        Reads::default()
     }
 }
 
@@ -106,7 +106,7 @@ fn channels_of_mapped_files_can_be_chosen_too() {
     let sidecar = r#"{"channels": 5, "shape": [9, 8, 10], "dtype": "uint16"}"#;
     fs::write(folder.path().join("mr.raw.json"), sidecar).unwrap();
     let volume = open(&path).unwrap();
-    assert!(volume.together().is_some());
+    assert!(volume.read_granularity().is_some());
     for border in [Border::Drop, Border::Pad] {
         for channels in [0..5, 1..3, 4..5] {
             let image = Image::new("mr", Arc::clone(&volume)).with_channels(channels.clone());

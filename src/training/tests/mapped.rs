@@ -33,7 +33,7 @@ fn patches_of_mapped_files_equal_those_of_memory() {
         fs::write(folder.path().join(format!("{n}.raw.json")), sidecar).unwrap();
         let memory = MemoryVolume::from_vec(shape, channels, voxels).unwrap();
         let mapped = open(&path).unwrap();
-        assert!(mapped.together().is_some());
+        assert!(mapped.read_granularity().is_some());
         let volumes: [Arc<dyn Volume>; 2] = [mapped, Arc::new(memory)];
         for threads in [0, 1, 4] {
             let [mapped, memory] = volumes.clone().map(|volume| {

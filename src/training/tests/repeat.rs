@@ -18,6 +18,9 @@ impl Volume for Delayed {
     fn layout(&self) -> &Layout {
         Volume::layout(&self.inner)
     }
+    fn inner(&self) -> Option<&dyn Volume> {
+        Some(&self.inner)
+    }
     fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
         let n = self.reads.fetch_add(1, Ordering::Relaxed);
         match n % 11 {

@@ -25,9 +25,9 @@ use self::strided::{Strided, to_native};
 use super::header::{Encoding, FlatHeader, Start, excerpt};
 use super::io::Io;
 use super::mmap::Map;
-use super::open::OpenOptions;
+use super::options::OpenOptions;
 use super::watch::Watch;
-use super::{ChunkShape, Counter, Layout, Reads, Volume};
+use super::{ChunkShape, Counter, Layout, ReadStats, Volume};
 use crate::error::{Error, Result};
 use crate::region::Region;
 
@@ -185,7 +185,7 @@ impl Volume for FlatVolume {
         Ok(())
     }
 
-    fn together(&self) -> Option<ChunkShape> {
+    fn read_granularity(&self) -> Option<ChunkShape> {
         let [_, y, x] = self.layout.shape;
         let plane = y.saturating_mul(x) * self.layout.dtype.size() as u64;
         let planes = (SLAB / plane.max(1)).clamp(1, PLANES);
@@ -196,15 +196,15 @@ impl Volume for FlatVolume {
         self.time_points
     }
 
-    fn reads(&self) -> Reads {
-        self.counter.reads()
+    fn read_stats(&self) -> ReadStats {
+        self.counter.stats()
     }
 
-    fn files(&self) -> Vec<PathBuf> {
+    fn source_files(&self) -> Vec<PathBuf> {
         self.files.clone()
     }
 
-    fn unchanged(&self) -> Result<()> {
+    fn check_unchanged(&self) -> Result<()> {
         self.watch.check()
     }
 

@@ -15,7 +15,7 @@ use super::super::header::FlatHeader;
 use super::super::io::Io;
 use super::super::mmap::Map;
 use super::super::watch::Watch;
-use super::super::{Counter, Layout, Reads, Volume};
+use super::super::{Counter, Layout, ReadStats, Volume};
 use super::strided::{Strided, to_native};
 use super::unpack::{Failure, Packed, Unpacker};
 use super::{Source, plain, too_short};
@@ -224,15 +224,15 @@ impl Volume for StreamVolume {
         self.time_points
     }
 
-    fn reads(&self) -> Reads {
-        self.counter.reads()
+    fn read_stats(&self) -> ReadStats {
+        self.counter.stats()
     }
 
-    fn files(&self) -> Vec<PathBuf> {
+    fn source_files(&self) -> Vec<PathBuf> {
         self.files.clone()
     }
 
-    fn unchanged(&self) -> Result<()> {
+    fn check_unchanged(&self) -> Result<()> {
         self.watch.check()
     }
 
@@ -251,7 +251,7 @@ mod tests {
     use super::super::super::header::{Encoding, Start};
     use super::*;
     use crate::dtype::DType;
-    use crate::volume::Format;
+    use crate::volume::{Format, VolumeExt};
 
     #[test]
     fn a_full_disk_is_an_error_that_names_the_file_and_tmpdir() {

@@ -9,7 +9,8 @@ use flate2::write::{GzEncoder, ZlibEncoder};
 
 use super::super::suite::{Random, check};
 use super::super::{
-    CreateOptions, Format, Io, Layout, OpenOptions, RawSpec, Rescale, Volume, create, open,
+    CreateOptions, Format, Io, Layout, OpenOptions, RawSpec, Rescale, Volume, VolumeExt, create,
+    open,
 };
 use crate::dtype::{DType, swap_bytes};
 use crate::error::Error;
@@ -192,7 +193,7 @@ impl Desk {
             let volume = volume.unwrap_or_else(|error| panic!("{name}, {io:?}: {error}"));
             assert_eq!(volume.layout().path, path);
             check(&*volume, expected);
-            volume.unchanged().unwrap();
+            volume.check_unchanged().unwrap();
         }
     }
 }
@@ -338,7 +339,7 @@ fn nifti_files_pass_plain_and_compressed_with_extensions_and_in_pairs() {
     for name in ["c.hdr", "c.img"] {
         let volume = open(desk.folder.path().join(name)).unwrap();
         assert_eq!(volume.stored_bytes().unwrap(), sizes.iter().sum::<u64>());
-        let mut files = volume.files();
+        let mut files = volume.source_files();
         files.sort();
         let names = files.iter().filter_map(|file| file.file_name());
         assert!(names.eq(["c.hdr", "c.img"]));
@@ -493,19 +494,26 @@ fn a_compressed_file_that_is_read_forward_is_unpacked_once_and_never_whole() {
     let volume = open(desk.put("a.nii.gz", &[&packed])).unwrap();
     assert_eq!(volume.layout().codecs, ["gzip"]);
     assert_eq!(volume.stored_bytes().unwrap(), packed.len() as u64);
-    assert_eq!(volume.reads().bytes, 0, "opening reads the header only");
+    assert_eq!(
+        volume.read_stats().bytes,
+        0,
+        "opening reads the header only"
+    );
     for z in (0..16).step_by(4) {
         let (region, voxels) = slab(&patch, z, 4);
         assert!(volume.read(region).unwrap().bytes() == voxels);
     }
-    assert!(volume.reads().bytes <= packed.len() as u64, "in one pass");
+    assert!(
+        volume.read_stats().bytes <= packed.len() as u64,
+        "in one pass"
+    );
     // Going back unpacks it again, once; from then on bytes come from the map.
     let (region, voxels) = slab(&patch, 2, 1);
     assert!(volume.read(region).unwrap().bytes() == voxels);
-    let after = volume.reads().bytes;
+    let after = volume.read_stats().bytes;
     assert!(after > packed.len() as u64);
     assert!(volume.read(region).unwrap().bytes() == voxels);
-    assert_eq!(volume.reads().bytes - after, voxels.len() as u64);
+    assert_eq!(volume.read_stats().bytes - after, voxels.len() as u64);
 }
 
 #[test]
@@ -633,7 +641,7 @@ fn a_flat_file_that_is_too_short_is_refused_when_it_is_opened() {
     let volume = open(desk.put("a.nii", &[&bytes, b"more"])).unwrap();
     assert_eq!(volume.stored_bytes().unwrap(), bytes.len() as u64 + 4);
     volume.read(Region::new([0; 3], [2, 3, 4])).unwrap();
-    assert_eq!(volume.reads().bytes, 48, "just the voxels are read");
+    assert_eq!(volume.read_stats().bytes, 48, "just the voxels are read");
 }
 
 /// Writes a patch in boxes from four threads, reads it back and checks it.
@@ -1087,7 +1095,7 @@ fn large_boxes_are_read_by_calls_of_bounded_size() {
             matches!(error, Error::FileLength { actual: 2000, .. }),
             "{error}"
         );
-        let changed = plain.unchanged().unwrap_err();
+        let changed = plain.check_unchanged().unwrap_err();
         assert!(changed.to_string().contains("a.npy changed"), "{changed}");
     }
 }

@@ -2,7 +2,7 @@ use std::fs;
 use std::path::Path;
 
 use super::*;
-use crate::volume::{RawSpec, open};
+use crate::volume::{RawSpec, VolumeExt, open};
 
 /// An error's kind, as the tables below call it.
 fn kind(error: &Error) -> &'static str {

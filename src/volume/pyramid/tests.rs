@@ -10,7 +10,7 @@ use super::*;
 use crate::dtype::{DType, convert};
 use crate::patch::copy_common;
 use crate::region::{chunk_region, indices};
-use crate::volume::{MemoryVolume, OpenOptions, Volume, create, open, planned};
+use crate::volume::{MemoryVolume, OpenOptions, Volume, VolumeExt, create, open, planned};
 
 /// A box of voxels as f64, or as i128 where the type is an integer.
 fn exact(dtype: DType, voxel: &[u8]) -> i128 {

@@ -39,9 +39,9 @@ use self::store::{Folder, Links, Store, Value};
 use super::chunk::{self, Chunk, ChunkVoxels, read_by_chunks};
 use super::header::excerpt;
 use super::lru::Lru;
-use super::open::{Missing, OpenOptions};
+use super::options::{Missing, OpenOptions};
 use super::watch::Watch;
-use super::{ChunkShape, Counter, Format, Layout, Reads, Rescale, Volume};
+use super::{ChunkShape, Counter, Format, Layout, ReadStats, Rescale, Volume};
 use crate::error::{Cause, Error, Result};
 use crate::geometry::Geometry;
 use crate::region::Region;
@@ -317,11 +317,12 @@ impl Volume for ZarrVolume {
         })
     }
 
-    fn expect(&self, index: ChunkShape) {
+    fn prefetch(&self, index: ChunkShape) {
         // Of a shard, only a part is read, and the system reads ahead in the file by itself.
         if let Codecs::Whole(_) = &self.codecs {
             let index = self.facts.chunk_index(index);
-            self.store.expect(&self.array.chunk_key(&index).to_string());
+            self.store
+                .prefetch(&self.array.chunk_key(&index).to_string());
         }
     }
 
@@ -346,7 +347,7 @@ impl Volume for ZarrVolume {
         })
     }
 
-    fn unstored(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
+    fn fill_chunk(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
         chunk::clipped(&self.layout, index)?;
         let own = self.facts.chunk_index(index);
         if self.missing == Missing::Error {
@@ -365,11 +366,11 @@ impl Volume for ZarrVolume {
         self.time_points
     }
 
-    fn reads(&self) -> Reads {
-        self.counter.reads()
+    fn read_stats(&self) -> ReadStats {
+        self.counter.stats()
     }
 
-    fn unchanged(&self) -> Result<()> {
+    fn check_unchanged(&self) -> Result<()> {
         self.watch.check()
     }
 

@@ -7,7 +7,7 @@ use rayon::iter::{ParallelBridge, ParallelIterator};
 use super::super::chunk::check_whole_chunks;
 use super::super::create::CreateOptions;
 use super::super::marks::Marks;
-use super::super::open::OpenOptions;
+use super::super::options::OpenOptions;
 use super::super::partial::{Partial, Record, Run};
 use super::super::pyramid::{Level, Source, inputs, rebuilt};
 use super::super::resume::ResumeOptions;

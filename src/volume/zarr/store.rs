@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 
 use super::super::io::is_remote;
-use super::super::open::OpenOptions;
+use super::super::options::OpenOptions;
 use super::super::watch::Since;
 use crate::error::{Error, Result};
 
@@ -26,7 +26,7 @@ pub(super) trait Store: Debug + Send + Sync {
     fn open(&self, key: &str) -> Result<Option<Box<dyn Value>>>;
 
     /// Has the value under `key` fetched, if there is one and that takes time. Nothing depends on it.
-    fn expect(&self, key: &str) {
+    fn prefetch(&self, key: &str) {
         let _ = key;
     }
 }
@@ -164,7 +164,7 @@ impl Store for Folder {
     }
 
     #[cfg(not(target_vendor = "apple"))]
-    fn expect(&self, key: &str) {
+    fn prefetch(&self, key: &str) {
         let path = self.path.join(key);
         if self.links.check(&self.path, &path).is_ok()
             && let Ok(file) = open_at_once(&path)

@@ -17,7 +17,7 @@ use zarrs::array::codec::api::{ArrayToBytesCodecTraits, CodecOptions};
 
 use super::*;
 use crate::dtype::DType;
-use crate::volume::Volume;
+use crate::volume::VolumeExt;
 
 /// The folder of real scans, if this machine has it.
 fn shared(path: &str) -> Option<PathBuf> {

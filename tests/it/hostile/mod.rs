@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
-use voxpatch::Region;
+use voxpatch::{Region, VolumeExt};
 
 /// How long a refusal may take. It takes a millisecond where nothing else runs.
 const AT_ONCE: Duration = Duration::from_secs(5);

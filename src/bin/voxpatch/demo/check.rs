@@ -5,7 +5,7 @@ use std::thread;
 
 use anyhow::Context;
 use voxpatch::region::{chunk_range, chunk_region, indices};
-use voxpatch::{Error, Region, Volume};
+use voxpatch::{Error, Region, Volume, VolumeExt};
 
 use super::stage::Work;
 use crate::report;
@@ -18,7 +18,7 @@ pub(super) fn compare(
 ) -> anyhow::Result<(Work, f64)> {
     let shape = a.layout().shape;
     let [_, chunk @ ..] = b.layout().write_chunk.context("a Zarr array has chunks")?;
-    let before = a.reads().chunks + b.reads().chunks;
+    let before = a.read_stats().chunks + b.read_stats().chunks;
     let whole = Region::whole(shape);
     let parts = indices(chunk_range(&whole, chunk))
         .filter_map(|index| chunk_region(index, chunk).intersection(&whole));
@@ -60,7 +60,7 @@ pub(super) fn compare(
     let work = Work {
         bytes: a.layout().decoded_bytes()? + b.layout().decoded_bytes()?,
         patches: None,
-        chunks_read: a.reads().chunks + b.reads().chunks - before,
+        chunks_read: a.read_stats().chunks + b.read_stats().chunks - before,
     };
     Ok((work, difference))
 }

@@ -292,7 +292,7 @@ impl Demo<'_> {
 }
 
 fn preview(volume: &Arc<dyn Volume>, path: &Path) -> anyhow::Result<(Work, ())> {
-    let before = volume.reads().chunks;
+    let before = volume.read_stats().chunks;
     let scene = Scene {
         volume: Arc::clone(volume),
         overlay: None,
@@ -305,7 +305,7 @@ fn preview(volume: &Arc<dyn Volume>, path: &Path) -> anyhow::Result<(Work, ())> 
     let work = Work {
         bytes: (z * y + z * x + y * x) * volume.layout().dtype.size() as u64,
         patches: None,
-        chunks_read: volume.reads().chunks - before,
+        chunks_read: volume.read_stats().chunks - before,
     };
     Ok((work, ()))
 }

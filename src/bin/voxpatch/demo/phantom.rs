@@ -173,6 +173,7 @@ fn offset(n: i64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use voxpatch::VolumeExt;
 
     #[test]
     fn a_voxel_does_not_depend_on_what_is_read_with_it() {

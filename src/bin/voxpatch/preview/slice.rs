@@ -248,7 +248,7 @@ pub(super) fn index(n: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use voxpatch::MemoryVolume;
+    use voxpatch::{MemoryVolume, VolumeExt};
 
     #[test]
     fn shares_of_every_pixel_add_up_to_one() {

@@ -136,7 +136,7 @@ fn a_read_touches_just_the_chunks_that_it_needs_each_of_them_once() {
                 .iter()
                 .map(|(_, range)| range.end - range.start)
                 .sum();
-            assert_eq!(volume.reads().bytes, bytes);
+            assert_eq!(volume.read_stats().bytes, bytes);
         }
     }
 }
@@ -174,7 +174,7 @@ fn only_a_file_that_is_not_there_means_fill_value() {
         damage(&chunk);
         let volume = open(&array).unwrap();
         let read = read_all(&volume);
-        (read, volume.reads())
+        (read, volume.read_stats())
     };
     let (absent, _) = damaged("absent", &|_| ());
     assert!(absent.unwrap()[..2 * 60].iter().all(|&byte| byte == 0));
@@ -278,7 +278,7 @@ fn a_chunk_written_after_the_array_was_opened_is_an_error_that_names_it() {
     let (array, chunk) = copy(folder.path(), "changed");
     let volume = open(&array).unwrap();
     read_all(&volume).unwrap();
-    volume.unchanged().unwrap();
+    volume.check_unchanged().unwrap();
     let bytes = fs::read(&chunk).unwrap();
     // The clock of a file system may be behind by a tick.
     std::thread::sleep(std::time::Duration::from_millis(30));
@@ -294,5 +294,8 @@ fn a_chunk_written_after_the_array_was_opened_is_an_error_that_names_it() {
     );
     read_all(&open(&array).unwrap()).unwrap();
     fs::write(array.join("zarr.json"), "{}").unwrap();
-    assert!(matches!(volume.unchanged(), Err(Error::Changed { .. })));
+    assert!(matches!(
+        volume.check_unchanged(),
+        Err(Error::Changed { .. })
+    ));
 }

@@ -174,7 +174,7 @@ fn chunks_that_are_all_fill_value_leave_no_file() {
         assert!(!path.join("0/c").exists(), "{name}");
         let volume = open(&path).unwrap();
         assert_eq!(read_all(&volume).unwrap(), [0; 512]);
-        assert_eq!(volume.reads().bytes, 0);
+        assert_eq!(volume.read_stats().bytes, 0);
     }
 }
 

@@ -1,0 +1,168 @@
+//! The static facts of a volume: shape, voxel type, chunks, format, geometry.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::geometry::Geometry;
+use crate::region::{Region, Shape};
+
+/// Chunk sizes and chunk indices along c, z, y, x.
+pub type ChunkShape = [u64; 4];
+
+/// The shape, voxel type, chunking and geometry of a volume.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layout {
+    /// The path of the volume, for messages.
+    pub path: PathBuf,
+    /// The file format.
+    pub format: Format,
+    /// Voxels along z, y, x.
+    pub shape: Shape,
+    /// Channels, or time points, or both flattened (see
+    /// [`VolumeExt::channels_at`](super::VolumeExt::channels_at)); 1 for an ordinary scan.
+    pub channels: u64,
+    /// The stored voxel type.
+    pub dtype: DType,
+    /// The unit that is read and decoded at once, c, z, y, x; `None` where any box is read alone.
+    pub read_chunk: Option<ChunkShape>,
+    /// The unit that is encoded and written at once, c, z, y, x (the shard, where there are shards).
+    pub write_chunk: Option<ChunkShape>,
+    /// The names of the codecs, outermost last.
+    pub codecs: Vec<String>,
+    /// Spacing and affine.
+    pub geometry: Geometry,
+    /// Converts stored values to real values; `None` if they are the same.
+    pub rescale: Option<Rescale>,
+}
+
+impl Layout {
+    /// Creates the layout of a volume in memory, spacing 1 mm.
+    #[must_use]
+    pub fn new(shape: Shape, channels: u64, dtype: DType) -> Self {
+        Self {
+            path: PathBuf::from("memory"),
+            format: Format::Memory,
+            shape,
+            channels,
+            dtype,
+            read_chunk: None,
+            write_chunk: None,
+            codecs: Vec::new(),
+            geometry: Geometry::default(),
+            rescale: None,
+        }
+    }
+
+    /// Returns the layout with a different geometry.
+    #[must_use]
+    pub fn with_geometry(mut self, geometry: Geometry) -> Self {
+        self.geometry = geometry;
+        self
+    }
+
+    /// Returns the size of all voxels in bytes, once decoded.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooLarge`] if they are more than 2^63.
+    pub fn decoded_bytes(&self) -> Result<u64> {
+        crate::region::voxels(self.shape)
+            .and_then(|n| {
+                n.checked_mul(self.channels)?
+                    .checked_mul(self.dtype.size() as u64)
+            })
+            .filter(|&bytes| i64::try_from(bytes).is_ok())
+            .ok_or_else(|| Error::TooLarge {
+                path: self.path.clone(),
+                channels: self.channels,
+                shape: self.shape,
+                dtype: self.dtype,
+            })
+    }
+
+    /// Checks that a read of `channels` and `region` into `length` bytes is possible.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfBounds`], [`Error::NoSuchChannel`] or [`Error::BufferLength`].
+    pub fn check_read(&self, channels: &Range<u64>, region: Region, length: usize) -> Result<()> {
+        if !region.is_inside(self.shape) {
+            return Err(Error::OutOfBounds {
+                region,
+                shape: self.shape,
+            });
+        }
+        if channels.start > channels.end || channels.end > self.channels {
+            return Err(Error::NoSuchChannel {
+                start: channels.start,
+                end: channels.end,
+                channels: self.channels,
+            });
+        }
+        let count = channels.end - channels.start;
+        let expected = region
+            .voxels()
+            .saturating_mul(count)
+            .saturating_mul(self.dtype.size() as u64);
+        if expected == length as u64 {
+            return Ok(());
+        }
+        Err(Error::BufferLength {
+            expected,
+            actual: length as u64,
+        })
+    }
+}
+
+/// A file format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Format {
+    Memory,
+    Raw,
+    Npy,
+    Nifti1,
+    Nifti2,
+    MetaImage,
+    Nrrd,
+    Zarr2,
+    Zarr3,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Memory => "memory",
+            Self::Raw => "raw",
+            Self::Npy => "npy",
+            Self::Nifti1 => "nifti-1",
+            Self::Nifti2 => "nifti-2",
+            Self::MetaImage => "metaimage",
+            Self::Nrrd => "nrrd",
+            Self::Zarr2 => "zarr-v2",
+            Self::Zarr3 => "zarr-v3",
+        })
+    }
+}
+
+/// Real value = slope * stored value + intercept.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rescale {
+    /// Factor, never 0.
+    pub slope: f64,
+    /// Summand, in the real value's unit.
+    pub intercept: f64,
+}
+
+impl Rescale {
+    /// The rescale, unless it changes nothing or is not set (slope 0, NaN or infinite).
+    #[must_use]
+    pub fn new(slope: f64, intercept: f64) -> Option<Self> {
+        let set = slope.is_finite() && slope != 0.0 && intercept.is_finite();
+        let identity = (slope - 1.0).abs() < f64::EPSILON && intercept == 0.0;
+        (set && !identity).then_some(Self { slope, intercept })
+    }
+}

@@ -1,0 +1,47 @@
+//! Options of opening a volume.
+
+use super::{Io, RawSpec};
+
+/// Options of [`open`](super::open).
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// Which level of a multiscale image; 0 is the finest.
+    pub level: usize,
+    /// The layout of a headerless file; without it, its JSON sidecar is read. The file is then
+    /// taken to be headerless even if it begins with a known header.
+    pub raw: Option<RawSpec>,
+    /// How to treat chunks that have no file; only for Zarr.
+    pub missing: Missing,
+    /// Whether the data are trusted. If not, codecs that hostile data could exploit (blosc above
+    /// all) and symbolic links below the folder are refused; only for Zarr.
+    pub trusted: bool,
+    /// How uncompressed flat files are read.
+    pub io: Io,
+    /// Whether a header may name a file of voxels outside its own folder. It must be a regular
+    /// file in any case.
+    pub allow_external: bool,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            level: 0,
+            raw: None,
+            missing: Missing::Fill,
+            trusted: true,
+            io: Io::Auto,
+            allow_external: false,
+        }
+    }
+}
+
+/// How to treat chunks that have no file. (A chunk that its shard's index calls empty is
+/// never missing.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Missing {
+    /// Its voxels are the fill value, as Zarr says.
+    #[default]
+    Fill,
+    /// It was lost: reading it is an error.
+    Error,
+}

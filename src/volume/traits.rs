@@ -1,0 +1,323 @@
+//! The traits that every volume implements, and the conveniences that come with them.
+//!
+//! [`Volume`] is small, so that wrappers can forward all of it; [`VolumeExt`] is implemented once
+//! for every volume, so that no wrapper can get its methods wrong.
+
+use std::fmt::Debug;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::chunk::{self, Chunk, ChunkVoxels};
+use super::real::real_values;
+use super::{ChunkShape, Layout, ReadStats};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::patch::Patch;
+use crate::region::Region;
+
+/// A volume that any number of threads can read at once.
+///
+/// # Wrappers
+///
+/// A wrapper implements [`inner`](Self::inner). The other default methods then ask the inner
+/// volume, except where an answer depends on the voxels: `read_chunk` and `fill_chunk` never do.
+/// Methods that take or describe chunks ask it only while both volumes have the same channels,
+/// shape and read chunks. Put `#[deny(clippy::missing_trait_methods)]` on the `impl` to have
+/// the compiler report a method that was not considered.
+pub trait Volume: Debug + Send + Sync {
+    /// Returns the shape, voxel type, chunks and geometry.
+    fn layout(&self) -> &Layout;
+
+    /// Fills `out` with the stored voxels of some channels of a region, row-major c, z, y, x,
+    /// in native byte order.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfBounds`], [`Error::NoSuchChannel`] and [`Error::BufferLength`] if the
+    /// three do not fit the volume and each other; [`Error::Io`] and [`Error::Chunk`] if the
+    /// store cannot be read.
+    fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()>;
+
+    /// Returns the volume that this one wraps; `None` if it reads its voxels itself.
+    fn inner(&self) -> Option<&dyn Volume> {
+        None
+    }
+
+    /// Reads and decodes the read chunk at `index` (c, z, y, x).
+    ///
+    /// # Errors
+    ///
+    /// As [`read_channels`](Self::read_channels); [`Error::Unsupported`] if the volume has no chunks.
+    fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
+        let layout = self.layout();
+        let (channels, region) = chunk::clipped(layout, index)?;
+        let voxels = region.voxels() * (channels.end - channels.start);
+        let bytes =
+            usize::try_from(voxels).map_or(usize::MAX, |n| n.saturating_mul(layout.dtype.size()));
+        let mut out = vec![0; bytes];
+        self.read_channels(channels.clone(), region, &mut out)?;
+        Ok(Chunk {
+            channels,
+            region,
+            voxels: ChunkVoxels::Stored(out),
+        })
+    }
+
+    /// Prefetches the read chunk at `index` (c, z, y, x): asks the system to fetch its file from
+    /// the disk. Returns at once; it is only a hint.
+    fn prefetch(&self, index: ChunkShape) {
+        if let Some(inner) = same_chunks(self) {
+            inner.prefetch(index);
+        }
+    }
+
+    /// Returns the number of time points that the channels consist of: first all channels of the
+    /// first time point, then those of the next. `None` if no axis is known to be time, or if another
+    /// axis varies more slowly.
+    fn time_points(&self) -> Option<u64> {
+        let inner = self.inner()?;
+        let same = inner.layout().channels == self.layout().channels;
+        same.then(|| inner.time_points())?
+    }
+
+    /// Returns `true` if reading front to back, channel after channel and plane after plane, is far
+    /// cheaper than any other order, as in a compressed file.
+    fn is_sequential(&self) -> bool {
+        self.inner().is_some_and(Volume::is_sequential)
+    }
+
+    /// Returns the preferred size of a read, c, z, y, x, of a volume without chunks: planes of a
+    /// mapped file, whose pages are read together anyway. `None` if the size makes no difference.
+    fn read_granularity(&self) -> Option<ChunkShape> {
+        same_chunks(self)?.read_granularity()
+    }
+
+    /// Returns the bytes of one voxel of the write chunk that contains the read chunk `index` (c, z,
+    /// y, x), if that chunk is known not to be stored. `None` if it is stored, or if only a read could
+    /// say. Much cheaper than a read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the store cannot be asked.
+    fn fill_chunk(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
+        let _ = index;
+        Ok(None)
+    }
+
+    /// Returns what was read since the volume was opened; zeros where nothing is counted.
+    fn read_stats(&self) -> ReadStats {
+        self.inner().map(Volume::read_stats).unwrap_or_default()
+    }
+
+    /// Returns every file, or folder of files, whose bytes decide what a read returns.
+    fn source_files(&self) -> Vec<PathBuf> {
+        match self.inner() {
+            Some(inner) => inner.source_files(),
+            None => vec![self.layout().path.clone()],
+        }
+    }
+
+    /// Checks that the files are still those that were opened and were not written to since, as far as
+    /// inode, size and time of change show it. For a Zarr array, only the metadata are
+    /// checked here; a chunk is checked when it is read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Changed`], which names the file.
+    fn check_unchanged(&self) -> Result<()> {
+        self.inner().map_or(Ok(()), Volume::check_unchanged)
+    }
+
+    /// Returns the bytes that the voxels take where they are stored.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the store cannot be listed.
+    fn stored_bytes(&self) -> Result<u64> {
+        match self.inner() {
+            Some(inner) => inner.stored_bytes(),
+            None => self.layout().decoded_bytes(),
+        }
+    }
+}
+
+/// The inner volume of a wrapper, if chunk indices mean the same in both.
+fn same_chunks<V: Volume + ?Sized>(volume: &V) -> Option<&dyn Volume> {
+    let inner = volume.inner()?;
+    let grid = |layout: &Layout| (layout.channels, layout.shape, layout.read_chunk);
+    (grid(inner.layout()) == grid(volume.layout())).then_some(inner)
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl<V: Volume + ?Sized> Volume for Arc<V> {
+    fn layout(&self) -> &Layout {
+        (**self).layout()
+    }
+    fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
+        (**self).read_channels(channels, region, out)
+    }
+    fn inner(&self) -> Option<&dyn Volume> {
+        (**self).inner()
+    }
+    fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
+        (**self).read_chunk(index)
+    }
+    fn prefetch(&self, index: ChunkShape) {
+        (**self).prefetch(index);
+    }
+    fn time_points(&self) -> Option<u64> {
+        (**self).time_points()
+    }
+    fn is_sequential(&self) -> bool {
+        (**self).is_sequential()
+    }
+    fn read_granularity(&self) -> Option<ChunkShape> {
+        (**self).read_granularity()
+    }
+    fn fill_chunk(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
+        (**self).fill_chunk(index)
+    }
+    fn read_stats(&self) -> ReadStats {
+        (**self).read_stats()
+    }
+    fn source_files(&self) -> Vec<PathBuf> {
+        (**self).source_files()
+    }
+    fn check_unchanged(&self) -> Result<()> {
+        (**self).check_unchanged()
+    }
+    fn stored_bytes(&self) -> Result<u64> {
+        (**self).stored_bytes()
+    }
+}
+
+/// Conveniences that every [`Volume`] has.
+///
+/// They are implemented once, for every type that implements [`Volume`], and cannot be overridden.
+///
+/// ```
+/// use voxpatch::{MemoryVolume, Region, VolumeExt};
+///
+/// # fn main() -> voxpatch::Result<()> {
+/// let volume = MemoryVolume::from_vec([2, 2, 3], 1, (0..12_u8).collect())?;
+/// let patch = volume.read(Region::new([1, 0, 1], [1, 2, 2]))?;
+/// assert_eq!(patch.as_slice::<u8>()?, [7, 8, 10, 11]);
+/// # Ok(())
+/// # }
+/// ```
+pub trait VolumeExt: Volume {
+    /// Fills `out` with all channels of a region.
+    ///
+    /// # Errors
+    ///
+    /// As [`read_channels`](Volume::read_channels).
+    fn read_into(&self, region: Region, out: &mut [u8]) -> Result<()> {
+        self.read_channels(0..self.layout().channels, region, out)
+    }
+
+    /// Reads all channels of a region into a new patch, voxels as they are stored.
+    ///
+    /// # Errors
+    ///
+    /// As [`read_channels`](Volume::read_channels).
+    fn read(&self, region: Region) -> Result<Patch> {
+        let layout = self.layout();
+        if !region.is_inside(layout.shape) {
+            return Err(Error::OutOfBounds {
+                region,
+                shape: layout.shape,
+            });
+        }
+        let mut patch = Patch::zeros(region, layout.channels, layout.dtype)?;
+        self.read_into(region, patch.bytes_mut())?;
+        Ok(patch)
+    }
+
+    /// Reads a region and converts its stored values, as [`dtype`](crate::dtype) describes.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    fn read_as(&self, region: Region, dtype: DType) -> Result<Patch> {
+        Ok(self.read(region)?.converted(dtype))
+    }
+
+    /// Reads a region's real values, slope and intercept applied, as f32.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    fn read_real(&self, region: Region) -> Result<Patch> {
+        real_values(self.read(region)?, self.layout().rescale)
+    }
+
+    /// Returns the channels that belong to some time points.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoTime`] if the volume has no time points, [`Error::NoSuchTime`] if it has fewer.
+    fn channels_at(&self, times: Range<u64>) -> Result<Range<u64>> {
+        let layout = self.layout();
+        let points = self.time_points().ok_or_else(|| Error::NoTime {
+            path: layout.path.clone(),
+            channels: layout.channels,
+        })?;
+        if times.start > times.end || times.end > points {
+            return Err(Error::NoSuchTime {
+                path: layout.path.clone(),
+                start: times.start,
+                end: times.end,
+                points,
+            });
+        }
+        let each = layout.channels / points.max(1);
+        Ok(times.start * each..times.end * each)
+    }
+}
+
+impl<V: Volume + ?Sized> VolumeExt for V {}
+
+/// A volume under construction.
+///
+/// Nothing can be seen under the output's name until [`finish`](Self::finish): until then the
+/// voxels gather beside it under a name that ends in `.incomplete`, which is removed when the
+/// volume is dropped unfinished.
+pub trait VolumeMut: Debug + Send + Sync {
+    /// What will be stored.
+    fn layout(&self) -> &Layout;
+
+    /// Writes the voxels of some channels of a region, row-major c, z, y, x, in native byte order.
+    ///
+    /// Writes may run at once as long as no two touch the same write chunk.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PartialChunk`] if channels and region are not made of whole write chunks (cut at
+    /// the volume's edge), [`Error::BufferLength`], and [`Error::Io`] if the disk refuses.
+    fn write_channels(&self, channels: Range<u64>, region: Region, voxels: &[u8]) -> Result<()>;
+
+    /// Writes all channels of a region.
+    ///
+    /// # Errors
+    ///
+    /// As [`write_channels`](Self::write_channels).
+    fn write(&self, region: Region, voxels: &[u8]) -> Result<()> {
+        self.write_channels(0..self.layout().channels, region, voxels)
+    }
+
+    /// Bytes that voxels of coarser levels may take at most while they wait for others, if the
+    /// write chunks come one after another, all channels of each together, the axes in `order`
+    /// (0 to 2 for z, y, x, the slowest first). 0 where there are no such levels.
+    fn waiting_bytes(&self, order: [usize; 3]) -> u64 {
+        let _ = order;
+        0
+    }
+
+    /// Makes the output durable and gives it its name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the disk refuses, [`Error::Exists`] if something took the name meanwhile.
+    fn finish(self: Box<Self>) -> Result<()>;
+}
