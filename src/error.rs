@@ -402,12 +402,29 @@ pub enum Error {
         other: String,
     },
 
+    /// Two subjects of a list give patches that do not fit into one batch.
+    #[error(
+        "{} and {} do not fit into one batch: the first gives {one}, the second {other}; \
+         give all subjects the same images, channels and types",
+        first.display(), second.display()
+    )]
+    NotAlike {
+        /// A file of the first subject.
+        first: PathBuf,
+        /// A file of the subject that differs.
+        second: PathBuf,
+        /// The image of the first, its channels and type.
+        one: String,
+        /// That of the second.
+        other: String,
+    },
+
     /// A subject could not be opened, drawn from or read.
-    #[error("subject {index} ({name}) failed")]
+    #[error("subject {index}{} failed", in_brackets(name))]
     Subject {
         /// Its place in the list of subjects.
         index: u64,
-        /// What it is called; empty if it could not be opened.
+        /// Its name; empty if it is not known without opening it.
         name: String,
         /// Why.
         source: Arc<Self>,
@@ -634,6 +651,14 @@ pub struct Difference {
     pub saved: String,
     /// Its value now, as JSON.
     pub here: String,
+}
+
+fn in_brackets(name: &str) -> String {
+    if name.is_empty() {
+        String::new()
+    } else {
+        format!(" ({name})")
+    }
 }
 
 fn listed(differences: &[Difference]) -> String {

@@ -12,7 +12,7 @@ use voxpatch::Error;
 pub(crate) fn raised(error: &Error) -> PyErr {
     Python::attach(|py| {
         let root = root(error);
-        let text = chain(error);
+        let text = chain(error) + hint(root);
         let made = match root {
             Error::Io { path, source, .. } => {
                 let class = match source.kind() {
@@ -45,6 +45,16 @@ fn class_of(error: &Error) -> &'static str {
         Error::Panicked { .. } => "PanicError",
         Error::Stopped => "StoppedError",
         _ => "InvalidError",
+    }
+}
+
+/// What to do about an error, in Python's words; the library's messages name no arguments.
+fn hint(error: &Error) -> &'static str {
+    match error {
+        Error::NotAlike { .. } => {
+            " (dtype= converts images to one type; allow_mixed=True allows such subjects)"
+        }
+        _ => "",
     }
 }
 

@@ -35,7 +35,7 @@ mod _voxpatch {
     #[pymodule_export]
     use crate::predict::predict;
     #[pymodule_export]
-    use crate::subjects::SubjectList;
+    use crate::subjects::{SubjectList, survey};
     #[cfg(feature = "testing")]
     #[pymodule_export]
     use crate::testing::{drained, faulty};

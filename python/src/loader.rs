@@ -11,15 +11,21 @@ use pyo3::types::{PyDict, PyList};
 use voxpatch::sampler::Sampler;
 use voxpatch::training::{
     Loader, LoaderOptions, LoaderState, LoaderStats, OnError, Plan, Sample, Share, Subjects, Turn,
-    Waited,
+    Uneven, Waited,
 };
 use voxpatch::{Region, Result};
 
-use crate::array;
 use crate::errors::{invalid, raised};
 use crate::sampler::{Indices, Recipe};
 use crate::subjects::{List, SubjectList};
 use crate::wait::{ASK, guarded};
+use crate::{arguments, array};
+
+const UNEVEN: [(&str, Uneven); 3] = [
+    ("repeat", Uneven::Repeat),
+    ("drop", Uneven::Drop),
+    ("exact", Uneven::Exact),
+];
 
 /// How often a consumer that has to make subjects looks whether one is wanted.
 const ANSWER: std::time::Duration = std::time::Duration::from_millis(2);
@@ -42,7 +48,14 @@ pub(crate) struct EpochLoader {
     process: u32,
     list: Arc<List>,
     running: Mutex<Option<Loader>>,
-    last: Mutex<LoaderStats>,
+    last: Mutex<Last>,
+}
+
+/// What is known of a loader after it was closed.
+#[derive(Debug, Default)]
+struct Last {
+    stats: LoaderStats,
+    state: String,
 }
 
 #[pymethods]
@@ -56,7 +69,7 @@ impl Epochs {
         seed: u64,
         window: u64,
         shuffle: (bool, bool),
-        share: (u64, u64, u64),
+        share: (u64, u64, u64, &str),
         together: Option<u64>,
     ) -> PyResult<Self> {
         let list = Arc::clone(&subjects.list);
@@ -77,18 +90,21 @@ impl Epochs {
                 list.len()
             )));
         }
-        let (rank, world_size, batch) = share;
+        let (rank, world_size, batch, uneven) = share;
+        let uneven = arguments::chosen("uneven", uneven, &UNEVEN)?;
         Ok(Self {
             list,
             recipe: Arc::new(sampler),
             indices: Arc::default(),
             plan,
-            share: Share {
-                rank,
-                world_size,
-                batch,
-            },
+            share: Share::of(rank, world_size, batch).with_uneven(uneven),
         })
+    }
+
+    /// A state; the start of the next epoch for one at the end of its own.
+    fn settled(&self, state: &str) -> PyResult<String> {
+        let state: LoaderState = state.parse().map_err(|error| raised(&error))?;
+        Ok(state.settled(&self.plan, self.share).to_string())
     }
 
     /// Patches and batches that an epoch has for this rank.
@@ -97,8 +113,12 @@ impl Epochs {
     }
 
     /// Starts an epoch from its first patch, or from where a state is; `gather` if it is taken in batches.
-    #[pyo3(signature = (epoch, state, turn, threads, max_length, max_bytes, skip_errors, gather = false))]
-    #[expect(clippy::too_many_arguments, reason = "Python's queue names them")]
+    #[pyo3(signature = (epoch, state, turn, threads, max_length, max_bytes, skip_errors, gather = false, alike = false, stay = false))]
+    #[expect(
+        clippy::too_many_arguments,
+        clippy::fn_params_excessive_bools,
+        reason = "Python's queue names them"
+    )]
     fn start(
         &self,
         py: Python<'_>,
@@ -110,6 +130,8 @@ impl Epochs {
         max_bytes: u64,
         skip_errors: bool,
         gather: bool,
+        alike: bool,
+        stay: bool,
     ) -> PyResult<EpochLoader> {
         let options = LoaderOptions {
             threads,
@@ -125,7 +147,9 @@ impl Epochs {
             } else {
                 OnError::Fail
             },
+            stay,
             gather,
+            alike,
             transform: None,
         };
         let state = state.map(str::parse::<LoaderState>).transpose();
@@ -199,9 +223,10 @@ impl EpochLoader {
 
     /// Where the epoch is, as a line of text.
     fn state(&self) -> PyResult<String> {
-        let running = self.running()?;
-        let loader = running.as_ref().ok_or_else(closed)?;
-        Ok(loader.state().to_string())
+        Ok(match self.running()?.as_ref() {
+            Some(loader) => loader.state().to_string(),
+            None => self.last().state.clone(),
+        })
     }
 
     /// Patches that are still to come.
@@ -211,7 +236,7 @@ impl EpochLoader {
 
     /// What was done so far.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = &mut self.last().stats;
         if let Ok(running) = self.running.try_lock()
             && let Some(loader) = running.as_ref()
         {
@@ -230,11 +255,14 @@ impl EpochLoader {
         Ok(all)
     }
 
-    /// Ends its threads.
+    /// Ends its threads. Nothing comes any more, as after the last patch.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         let ended = self.running()?.take();
         if let Some(loader) = ended {
-            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = loader.stats();
+            *self.last() = Last {
+                stats: loader.stats(),
+                state: loader.state().to_string(),
+            };
             self.end(py, loader);
         }
         Ok(())
@@ -242,6 +270,10 @@ impl EpochLoader {
 }
 
 impl EpochLoader {
+    fn last(&self) -> MutexGuard<'_, Last> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn running(&self) -> PyResult<MutexGuard<'_, Option<Loader>>> {
         match self.running.try_lock() {
             Ok(running) => Ok(running),
@@ -258,13 +290,15 @@ impl EpochLoader {
         py: Python<'_>,
         mut ask: impl FnMut(&mut Loader, std::time::Duration) -> Waited<Result<T>> + Send,
     ) -> PyResult<Option<T>> {
+        let mut running = self.running()?;
+        let Some(loader) = running.as_mut() else {
+            return Ok(None);
+        };
         if self.process != process::id() {
             return Err(PyRuntimeError::new_err(
                 "this iterator was started in another process: iterate over the queue anew",
             ));
         }
-        let mut running = self.running()?;
-        let loader = running.as_mut().ok_or_else(closed)?;
         let asked = self.list.asked();
         let limit = if asked.is_some() { ANSWER } else { ASK };
         if let Some(asked) = asked {
@@ -291,7 +325,9 @@ impl EpochLoader {
     #[cfg(feature = "testing")]
     pub(crate) fn drain(&self, py: Python<'_>) -> PyResult<usize> {
         let mut running = self.running()?;
-        let loader = running.as_mut().ok_or_else(closed)?;
+        let Some(loader) = running.as_mut() else {
+            return Ok(0);
+        };
         let all = py.detach(|| loader.try_fold(0, |n, sample| sample.map(|_| n + 1)));
         all.map_err(|error| raised(&error))
     }
@@ -319,10 +355,6 @@ impl Drop for EpochLoader {
             Python::attach(|py| self.end(py, loader));
         }
     }
-}
-
-fn closed() -> PyErr {
-    PyRuntimeError::new_err("this iterator was closed")
 }
 
 /// First voxel along z, y, x, and one past the last.

@@ -8,11 +8,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
 use pyo3::prelude::*;
-use voxpatch::training::{Image, Subject, Subjects, TOLERANCE};
-use voxpatch::{Error, Padding, Result};
+use voxpatch::training::{Cohort, Image, Subject, Subjects, TOLERANCE, Values};
+use voxpatch::{DType, Error, Padding, Result};
 
+use crate::array;
 use crate::errors::{invalid, raised};
 use crate::volume::{Source, Volume};
+use crate::wait::interruptible;
 
 /// Subjects that are kept open for the next epoch.
 const KEPT: usize = 64;
@@ -31,6 +33,8 @@ struct Part {
     /// The volume, if this process has it open already.
     open: Option<Arc<Image>>,
     padding: Padding,
+    /// The type that its values are converted to.
+    dtype: Option<DType>,
 }
 
 impl Parts {
@@ -40,10 +44,14 @@ impl Parts {
                 Some(image) => (**image).clone(),
                 None => part.source.open()?,
             };
-            Ok(Image {
+            let image = Image {
                 name: part.name.clone(),
                 padding: part.padding,
                 ..image
+            };
+            Ok(match part.dtype {
+                Some(dtype) if dtype != image.dtype() => image.with_values(Values::As(dtype)),
+                _ => image,
             })
         };
         let images: Result<Vec<Image>> = self.images.iter().map(image).collect();
@@ -51,18 +59,24 @@ impl Parts {
     }
 }
 
-/// An image's name, its volume or path, and its padding.
-type Told<'py> = (String, Bound<'py, PyAny>, Bound<'py, PyAny>);
+/// An image's name, its volume or path, its padding, and a type or None.
+type Told<'py> = (
+    String,
+    Bound<'py, PyAny>,
+    Bound<'py, PyAny>,
+    Option<Bound<'py, PyAny>>,
+);
 
-/// What a Python subject's `_parts()` gives: its name, and (name, volume or path, padding) of each image.
+/// What a Python subject's `_parts()` gives: its name, and (name, volume or path, padding, type) of each image.
 impl<'py> FromPyObject<'_, 'py> for Parts {
     type Error = PyErr;
 
     fn extract(given: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
         let py = given.py();
         let (name, images): (String, Vec<Told<'py>>) = given.extract()?;
-        let part = |(name, volume, padding): Told<'py>| {
+        let part = |(name, volume, padding, dtype): Told<'py>| {
             let padding = padding_of(&padding)?;
+            let dtype = dtype.as_ref().map(array::dtype).transpose()?;
             if let Ok(volume) = volume.cast::<Volume>() {
                 let volume = volume.get();
                 return Ok(Part {
@@ -70,6 +84,7 @@ impl<'py> FromPyObject<'_, 'py> for Parts {
                     source: volume.source().clone(),
                     open: Some(volume.image(py)?),
                     padding,
+                    dtype,
                 });
             }
             Ok(Part {
@@ -77,6 +92,7 @@ impl<'py> FromPyObject<'_, 'py> for Parts {
                 source: Source::at(volume.extract::<PathBuf>()?),
                 open: None,
                 padding,
+                dtype,
             })
         };
         Ok(Self {
@@ -163,9 +179,54 @@ impl Subjects for List {
         Ok(subject)
     }
 
+    fn name(&self, index: u64) -> String {
+        let Kind::Known(all) = &self.kind else {
+            return String::new();
+        };
+        let at = usize::try_from(index).ok();
+        let parts = at.and_then(|at| all.get(at));
+        parts.map_or_else(String::new, |parts| parts.name.clone())
+    }
+
     fn fingerprint(&self) -> u64 {
         self.fingerprint
     }
+}
+
+/// Subjects that are opened to see what they are like, and not kept open.
+struct Headers(Vec<Parts>);
+
+impl Subjects for Headers {
+    fn len(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn open(&self, index: u64) -> Result<Subject> {
+        let at = usize::try_from(index).ok();
+        at.and_then(|at| self.0.get(at))
+            .ok_or(Error::Stopped)?
+            .open()
+    }
+}
+
+/// A number that differs between lists of subjects whose images differ in name, shape, channels or
+/// type; with `alike`, images that do not fit into one batch are an error. Subjects that cannot be
+/// opened are left to the loader.
+#[pyfunction]
+#[pyo3(name = "_survey")]
+pub(crate) fn survey(
+    py: Python<'_>,
+    parts: Vec<Parts>,
+    threads: usize,
+    alike: bool,
+) -> PyResult<u64> {
+    interruptible(py, move |stop| {
+        let cohort = Cohort::survey(&Headers(parts), threads, stop)?;
+        if alike {
+            cohort.check()?;
+        }
+        Ok(cohort.fingerprint())
+    })
 }
 
 /// Subjects that a function of Python's makes.

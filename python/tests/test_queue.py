@@ -7,6 +7,7 @@ import os
 import pathlib
 import pickle
 import random
+import re
 from collections import Counter
 from typing import Any
 
@@ -130,7 +131,7 @@ def test_batches_hold_what_lies_at_their_places(subjects: Subjects, tmp_path: pa
         # The same, gone on with in the middle.
         begun, resumed = queue(0), queue(0)
         iterator = iter(begun)
-        taken = sum(len(next(iterator)["location"]) for _ in range(chosen.randrange(1, len(begun) + 1)))
+        taken = sum(len(next(iterator)["location"]) for _ in range(chosen.randrange(len(begun))))
         resumed.load_state_dict(begun.state_dict())
         assert checked(resumed) == found[0][taken:], (size, world)
 
@@ -164,7 +165,7 @@ def test_a_state_goes_on_at_any_patch_with_other_threads(subjects: Subjects) -> 
 
         whole = make(2)
         first, second = told(whole), told(whole)
-        for taken in range(len(first) + 1):
+        for taken in range(len(first)):
             queue = make(0)
             iterator = iter(queue)
             for _ in range(taken):
@@ -182,6 +183,165 @@ def test_a_state_goes_on_at_any_patch_with_other_threads(subjects: Subjects) -> 
         resumed.load_state_dict(state)
         resumed.set_epoch(1)
         assert told(resumed) == second, "another epoch is not gone on with"
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_state_at_the_end_of_an_epoch_resumes_with_the_next(
+    subjects: Subjects, batch_size: int | None, world_size: int, ended: bool
+) -> None:
+    def make(rank: int = 0) -> Queue:
+        return Queue(subjects, UniformSampler(8), 5, batch_size=batch_size, rank=rank, world_size=world_size)
+
+    def told(queue: Queue) -> list[Any]:
+        return [item["location"].tolist() for item in queue]
+
+    for rank in range(world_size):
+        whole = make(rank)
+        epochs = [told(whole) for _ in range(3)]
+        queue = make(rank)
+        iterator = iter(queue)
+        for _ in range(len(queue)):
+            next(iterator)
+        if ended:
+            assert next(iterator, None) is None
+        state = queue.state_dict()
+        assert state["epoch"] == queue.epoch == 1
+        resumed = make(rank)
+        resumed.load_state_dict(state)
+        assert resumed.epoch == 1 and resumed.state_dict() == state
+        assert told(resumed) == epochs[1] and told(resumed) == epochs[2]
+        again = make(rank)
+        again.load_state_dict(state)
+        assert told(pickle.loads(pickle.dumps(again))) == epochs[1]
+        old = {**state, "epoch": 0, "loader": state["loader"].replace("epoch=1 position=0", "epoch=0 position=15")}
+        for asked in (None, 0, 2):
+            resumed.load_state_dict(old)  # as earlier versions saved it
+            if asked is not None:
+                resumed.set_epoch(asked)
+            assert told(resumed) == epochs[1 if asked is None else asked], "an epoch that is asked for is whole"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_iterators_that_ended_stay_so(subjects: Subjects, num_workers: int) -> None:
+    settings: list[dict[str, Any]] = [{}, {"batch_size": 2}, {"batch_size": 2, "transform": dict}, {"transform": dict}]
+    for options in settings:
+        queue = Queue(subjects, UniformSampler(8), 2, num_workers=num_workers, **options)
+        exhausted, closed = iter(queue), iter(queue)
+        assert len(list(exhausted)) == len(queue)
+        next(closed)
+        closed.close()  # type: ignore[attr-defined]
+        state = queue.state_dict()
+        for iterator in (exhausted, closed):
+            for _ in range(3):
+                with pytest.raises(StopIteration):
+                    next(iterator)
+            assert list(iterator) == [] and next(iterator, "default") == "default"
+        assert queue.state_dict() == state and queue.stats()["delivered"] > 0
+    few = UniformSampler(8)(subjects[0], 2)
+    assert len(list(few)) == 2 and list(few) == [] and next(few, None) is None
+    empty = iter(Queue(subjects, UniformSampler(8), 0, num_workers=num_workers))
+    assert [next(empty, None) for _ in range(3)] == [None] * 3
+    grid = iter(voxpatch.GridSampler(subjects[0], 16))
+    assert len(list(grid)) > 1 and list(grid) == [] and next(grid, None) is None
+
+
+def test_subjects_with_names_may_move(subjects: Subjects, tmp_path: pathlib.Path) -> None:
+    import shutil
+
+    def make(folder: pathlib.Path, names: list[str | None], **options: Any) -> Queue:
+        made = []
+        for n, name in enumerate(names):
+            folder.mkdir(exist_ok=True)
+            for image in ("ct", "label"):
+                source = pathlib.Path(str(subjects[n][image].path))
+                target = folder / source.name
+                if not target.exists():
+                    (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+            made.append(Subject(ct=folder / f"ct{n}.npy", label=folder / f"label{n}.zarr", name=name))
+        return Queue(made, UniformSampler(8), 5, **options)
+
+    def resumed(first: Queue, second: Queue) -> bool:
+        iterator = iter(first)
+        next(iterator)
+        second.load_state_dict(first.state_dict())
+        try:
+            return [key(s)[:7] for s in second] == [key(s)[:7] for s in iterator]
+        except ValueError as error:
+            assert "resume with" in str(error)
+            return False
+
+    a, b, names = tmp_path / "a", tmp_path / "b", ["p0", "p1", "p2"]
+    assert resumed(make(a, names), make(b, names))
+    assert resumed(make(a, [None] * 3), make(a, [None] * 3)) and not resumed(make(a, [None] * 3), make(b, [None] * 3))
+    assert not resumed(make(a, names), make(b, ["p0", "p2", "p1"])), "another order"
+    assert not resumed(make(a, names), make(a, names, dtype="float64")), "other types"
+    assert not resumed(make(a, ["p", "p", "q"]), make(b, ["p", "p", "q"])), "one name for two tells nothing"
+    np.save(b / "ct1.npy", np.zeros((30, 34, 38), np.float32))
+    voxpatch.write(b / "label1.zarr", np.zeros((30, 34, 38), np.uint8), overwrite=True)
+    assert not resumed(make(a, names), make(b, names)), "another shape"
+
+
+def test_cohorts_that_do_not_fit_are_refused_when_the_queue_is_made(tmp_path: pathlib.Path) -> None:
+    shape = (12, 12, 12)
+
+    def saved(name: str, dtype: str, channels: int = 1) -> pathlib.Path:
+        path = tmp_path / f"{name}.npy"
+        np.save(path, np.full((channels, *shape), 7, dtype))
+        return path
+
+    fine = [Subject(ct=saved(f"ct{n}", "int16"), label=saved(f"l{n}", "uint8")) for n in range(4)]
+    odd = {
+        "of int16.*of float32": Subject(ct=saved("real", "float32"), label=saved("l", "uint8")),
+        "with 1 channel of.*with 2 channels of": Subject(ct=saved("two", "int16", 2), label=saved("l", "uint8")),
+        "no image called label": Subject(ct=saved("only", "int16")),
+        "no image called t2": Subject(ct=saved("x", "int16"), label=saved("l", "uint8"), t2=saved("t2", "int16")),
+    }
+    draw: Any = dict(sampler=UniformSampler(4), samples_per_volume=3)
+    gone = Subject(ct=tmp_path / "gone.npy", label=tmp_path / "gone.npy")
+    for problem, subject in odd.items():
+        name = pathlib.Path(str(subject.volumes["ct"])).name
+        for place in range(5):
+            cohort: list[Any] = [*fine[:place], subject, *fine[place:], gone]
+            for options in ({}, {"batch_size": 4}, {"on_error": "skip"}, {"batch_size": 3, "keep_batches": True}):
+                with pytest.raises(ValueError, match="do not fit into one batch") as found:
+                    Queue(cohort, **draw, **options)
+                text = str(found.value)
+                assert (name in text or "t2.npy" in text) and "dtype=" in text and "--" not in text, text
+                assert place == 0 or re.search(problem, text), text
+        cohort = [*fine, subject]
+        found_shapes = {s["ct"].dtype.name for s in Queue(cohort, **draw, allow_mixed=True)}
+        assert "int16" in found_shapes
+        lazy = voxpatch.LazySubjects(len(cohort), cohort.__getitem__)
+        errors = []
+        for on_error in ("fail", "skip"):
+            iterator = iter(Queue(lazy, **draw, on_error=on_error, shuffle_subjects=False))
+            while True:
+                try:
+                    if next(iterator, None) is None:
+                        break
+                except ValueError as error:
+                    errors.append(str(error))
+        assert len(errors) == 6 and all("do not fit into one batch" in text for text in errors), "never skipped"
+    # A type for all of them, or for some.
+    mixed = [*fine, odd["of int16.*of float32"]]
+    for given in ("float32", np.float32, np.dtype("float32"), {"ct": "float32"}):
+        for batch in Queue(mixed, **draw, batch_size=5, dtype=given):
+            assert batch["ct"].dtype == np.float32 and (batch["ct"] == 7).all()
+            assert batch["label"].dtype == (np.uint8 if isinstance(given, dict) else np.float32)
+    with pytest.raises(ValueError, match="dtype for cd: the subjects have ct, label"):
+        Queue(mixed, **draw, dtype={"cd": "float32"})
+    with pytest.raises((ValueError, TypeError)):
+        Queue(mixed, **draw, dtype="complex64")
+    # Images in another order are the same images.
+    turned = Subject(label=saved("l", "uint8"), ct=saved("y", "int16"))
+    assert sum(len(batch["ct"]) for batch in Queue([*fine, turned], **draw, batch_size=4)) == 15
+    # What a transform makes alike is alike, and what it does not is said.
+    cast = Queue(mixed, **draw, batch_size=4, transform=lambda s: {"ct": s["ct"].astype("f4"), "subject": s["subject"]})
+    assert all(batch["ct"].dtype == np.float32 for batch in cast)
+    with pytest.raises(ValueError, match="do not fit into one batch: 'ct' of the first"):
+        list(Queue(mixed, **draw, batch_size=4, transform=dict))
 
 
 def test_a_state_of_other_settings_is_refused(subjects: Subjects) -> None:
@@ -205,15 +365,30 @@ def test_a_state_of_other_settings_is_refused(subjects: Subjects) -> None:
 def test_ranks_share_an_epoch(subjects: Subjects) -> None:
     expected = sorted(epoch(Queue(subjects, UniformSampler(8), 7)))
     for world_size in (2, 3):
-        parts = [Queue(subjects, UniformSampler(8), 7, rank=rank, world_size=world_size) for rank in range(world_size)]
-        found = [epoch(part) for part in parts]
-        assert [len(part) for part in parts] == [len(own) for own in found]
-        assert sorted(sum(found, [])) == expected
+        for uneven in ("repeat", "drop", "exact"):
+            parts = [
+                Queue(subjects, UniformSampler(8), 7, rank=rank, world_size=world_size, uneven=uneven)
+                for rank in range(world_size)
+            ]
+            found = [epoch(part) for part in parts]
+            counts = [len(own) for own in found]
+            assert [len(part) for part in parts] == counts
+            together = sorted(sum(found, []))
+            assert uneven == "exact" or len(set(counts)) == 1, "as torch's DistributedSampler has it"
+            if uneven == "drop":
+                assert len(together) == 21 // world_size * world_size and set(together) <= set(expected)
+            else:
+                assert sorted(set(together)) == expected and len(together) - 21 < world_size
+                assert uneven == "repeat" or together == expected
         batched = [
             Queue(subjects, UniformSampler(8), 7, rank=rank, world_size=world_size, batch_size=2) for rank in range(world_size)
         ]
         assert len({len(part) for part in batched}) == 1
         assert len({len(list(part)) for part in batched}) == 1, "equally many batches"
+    few = [Queue(subjects[:1], UniformSampler(8), 3, rank=rank, world_size=5) for rank in range(5)]
+    assert [len(list(queue)) for queue in few] == [1] * 5, "some come twice"
+    with pytest.raises(ValueError, match='uneven "pad"'):
+        Queue(subjects, UniformSampler(8), 7, uneven="pad")
     for rank, world_size in ((2, 2), (-1, 2), (0, None), (0, 0)):
         with pytest.raises(ValueError, match="rank"):
             Queue(subjects, UniformSampler(8), 7, rank=rank, world_size=world_size)

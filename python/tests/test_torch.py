@@ -104,6 +104,55 @@ def test_torchdata_saves_and_restores_queues(subjects: list[Subject], num_worker
         assert first + rows(resumed) == expected, taken
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_torchdata_goes_on_with_the_next_epoch(subjects: list[Subject], ended: bool) -> None:
+    stateful = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
+
+    def make() -> Any:
+        return stateful.StatefulDataLoader(Queue(subjects, UniformSampler(8), 7, batch_size=2), batch_size=None)
+
+    whole = make()
+    epochs = [rows(whole) for _ in range(3)]
+    loader = make()
+    iterator = iter(loader)
+    for _ in range(11):
+        next(iterator)
+    if ended:
+        assert next(iterator, None) is None
+    resumed = make()
+    resumed.load_state_dict(loader.state_dict())
+    assert [rows(resumed), rows(resumed)] == epochs[1:]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_torchdata_with_workers_goes_on_after_an_epoch(subjects: list[Subject], num_workers: int) -> None:
+    stateful = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
+
+    def make() -> Any:
+        queue = Queue(subjects, UniformSampler(8), 7, batch_size=2)
+        return stateful.StatefulDataLoader(queue, batch_size=None, num_workers=num_workers, multiprocessing_context="fork")
+
+    whole = make()
+    epochs = [rows(whole) for _ in range(3)]
+    loader = make()
+    assert rows(loader) == epochs[0]
+    resumed = make()
+    resumed.load_state_dict(loader.state_dict())
+    assert [rows(resumed), rows(resumed)] == epochs[1:]
+
+
+def test_ranks_that_wait_for_each_other_never_wait_in_vain(subjects: list[Subject]) -> None:
+    for world_size in (2, 4, 5):
+        for workers in (0, 2):
+            counts = set()
+            for rank in range(world_size):
+                queue = Queue(subjects, UniformSampler(8), 7, rank=rank, world_size=world_size)
+                context = "fork" if workers else None
+                loader = Loader(queue, batch_size=2, num_workers=workers, multiprocessing_context=context)
+                counts.add(tuple(len(batch["location"]) for batch in loader))
+            assert len(counts) == 1, (world_size, workers, counts)
+
+
 def test_a_queue_made_before_torch_says_so() -> None:
     queue = object.__new__(Queue)
     with pytest.raises(TypeError, match="import torch before making the queue"):

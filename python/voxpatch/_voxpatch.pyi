@@ -122,7 +122,7 @@ def _reopen(
     place: Any, affine: _Affine, options: tuple[int, str, bool, str], channels: tuple[int, int] | None, values: Any
 ) -> Volume: ...
 
-_Parts = tuple[str, list[tuple[str, Volume | str, float | str]]]
+_Parts = tuple[str, list[tuple[str, Volume | str, float | str, Any]]]
 
 @final
 class SubjectList:
@@ -139,6 +139,9 @@ class SubjectList:
     def check(self, index: int) -> None:
         """Opens a subject: what is wrong with it is an error now."""
 
+def _survey(parts: Sequence[_Parts], threads: int, alike: bool) -> int:
+    """A number that differs between lists of subjects whose images differ in name, shape, channels or type."""
+
 @final
 class Epochs:
     """What every epoch consists of, and who gets which part of it."""
@@ -151,11 +154,14 @@ class Epochs:
         seed: int,
         window: int,
         shuffle: tuple[bool, bool],
-        share: tuple[int, int, int],
+        share: tuple[int, int, int, str],
         together: int | None,
     ) -> Epochs: ...
     def length(self) -> tuple[int, int]:
         """Patches and batches that an epoch has for this rank."""
+
+    def settled(self, state: str) -> str:
+        """A state; the start of the next epoch for one at the end of its own."""
 
     def start(
         self,
@@ -167,6 +173,8 @@ class Epochs:
         max_bytes: int,
         skip_errors: bool,
         gather: bool = False,
+        alike: bool = False,
+        stay: bool = False,
     ) -> EpochLoader:
         """Starts an epoch from its first patch, or from where a state is; `gather` if it is taken in batches."""
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Union
 
-from ._voxpatch import EpochLoader, SubjectList
+from ._voxpatch import EpochLoader, SubjectList, _survey
 from ._voxpatch import Epochs as Plan
 from .epochs import Epochs
 from .errors import InvalidError
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 Sample = dict[str, Any]
 Transform = Callable[[Sample], Sample]
 Subjects = Union[Sequence[Any], "LazySubjects"]
+#: A type for all images, or one for each of some.
+DTypes = Union[str, "np.dtype[Any]", type, Mapping[str, Any]]
 
 #: What a forked process inherits and must neither use nor free: locks in it may never open.
 _inherited: list[Any] = []
@@ -66,10 +69,21 @@ class Queue:
     within windows of ``max_length``. The sequence is a function of ``seed`` and the epoch, the same
     for any number of threads and workers. ``transform`` changes each sample on the caller's thread.
 
-    The ranks of a distributed run get disjoint patches and equally many batches of an epoch; ``rank`` and
-    ``world_size`` are those of ``torch.distributed`` if nothing is said.
+    The ranks of a distributed run get equally many batches of an epoch, or samples without ``batch_size``, so
+    that none waits for the others in vain; ``rank`` and ``world_size`` are those of ``torch.distributed`` by
+    default. Patches that cannot be shared evenly are handled as by torch's ``DistributedSampler``:
+    ``uneven="repeat"`` repeats the first patches of the epoch, fewer than there are ranks;
+    ``uneven="drop"`` leaves out the last ones (``drop_last=True``); with ``uneven="exact"`` each patch comes
+    once, and some ranks get one sample more than others.
 
-    Each iteration is the next epoch, unless :meth:`set_epoch` says which. In a torch ``DataLoader`` use
+    Subjects with other images than the first, or with images of another type or number of channels, are
+    refused when the queue is made (:class:`LazySubjects`: at the first patch of such a subject), since their
+    patches do not fit into one batch. ``dtype`` converts all images of a type (``"float32"``), or those of a
+    dictionary (``{"ct": "float32"}``). ``allow_mixed=True`` allows any; it is the default with a
+    ``transform``, which may make samples alike.
+
+    Each iteration is the next epoch, unless :meth:`set_epoch` says which. An iterator that was exhausted or
+    closed stays so. In a torch ``DataLoader`` use
     ``batch_size=None`` if the queue makes batches, and ``num_workers=0``: the queue's threads read in
     the same process, and nothing is copied between processes. With worker processes each takes its own
     share of the epoch; with ``batch_size`` here, batches even come in the same order.
@@ -105,6 +119,9 @@ class Queue:
         batch_size: int | None = None,
         keep_batches: bool = False,
         on_error: str = "fail",
+        uneven: str = "repeat",
+        dtype: DTypes | None = None,
+        allow_mixed: bool | None = None,
     ) -> None:
         counts = samples_per_volume if samples_per_volume is not None else patches_per_volume
         if counts is None or None not in (samples_per_volume, patches_per_volume):
@@ -133,7 +150,12 @@ class Queue:
         self.batch_size = batch_size
         self.keep_batches = keep_batches
         self.on_error = on_error
+        self.uneven = uneven
+        self.dtype = dtype
+        self.allow_mixed = transform is not None if allow_mixed is None else allow_mixed
         self._start()
+        #: A number that differs between cohorts, found in the headers of all subjects.
+        self._cohort: int | None = None
         self._length = self._opened().length()
 
     def _start(self) -> None:
@@ -142,6 +164,8 @@ class Queue:
         #: The process that made the plan, and the plan.
         self._plan: tuple[int, Plan] | None = None
         self._metadata: dict[int, dict[str, Any]] = {}
+        #: The images of all subjects in the order in which they were first seen.
+        self._order: dict[str, int] = {}
         self._current: weakref.ref[_Iterator] | None = None
         self._stats: dict[str, Any] = {}
         #: Where the running epoch is, or the last one was left, and whose turn it was.
@@ -151,6 +175,8 @@ class Queue:
         self._own: tuple[int, str] | None = None
         #: Iterations that a worker process has begun.
         self._begun = 0
+        #: The epoch and state of an iterator that resumed and of which nothing was taken.
+        self._untouched: tuple[int, str] | None = None
 
     def _opened(self) -> Plan:
         """The plan, made anew in a forked process."""
@@ -166,7 +192,7 @@ class Queue:
             self.seed,
             self.max_length,
             (self.shuffle_subjects, self.shuffle_patches),
-            (self.rank, self.world_size, self.batch_size or 1),
+            (self.rank, self.world_size, self.batch_size or 1, self.uneven),
             self.batch_size if self.keep_batches else None,
         )
         self._plan = (os.getpid(), plan)
@@ -177,14 +203,27 @@ class Queue:
             return SubjectList.made(len(self.subjects), _Maker(weakref.ref(self)), self.subjects.key)
         all_of_them = [_subject(given) for given in self.subjects]
         self._metadata = {index: _metadata(index, subject) for index, subject in enumerate(all_of_them)}
-        parts = [subject._parts() for subject in all_of_them]
-        names = [(name, [(image, str(getattr(at, "path", at))) for image, at, _ in images]) for name, images in parts]
-        return SubjectList.known(parts, repr(names))
+        parts = [self._parts(subject) for subject in all_of_them]
+        unknown = sorted(set(self.dtype) - set(self._order)) if isinstance(self.dtype, Mapping) else []
+        if unknown and all_of_them:
+            raise InvalidError(f"dtype for {', '.join(unknown)}: the subjects have {', '.join(self._order)}")
+        if self._cohort is None:
+            self._cohort = _survey(parts, _cores(), not self.allow_mixed)
+        names = Counter(subject.name for subject in all_of_them)
+        known_by = [_identity(subject, names[subject.name] == 1) for subject in all_of_them]
+        return SubjectList.known(parts, repr([self._cohort, known_by]))
 
     def _make(self, index: int) -> Any:
         subject = _subject(self.subjects[index])
         self._metadata[index] = _metadata(index, subject)
-        return subject._parts()
+        return self._parts(subject)
+
+    def _parts(self, subject: Subject) -> Any:
+        """The subject as the compiled half opens it, its images in the order of the first subject's."""
+        name, images = subject._parts(self.dtype)
+        for image in images:
+            self._order.setdefault(image[0], len(self._order))
+        return name, sorted(images, key=lambda image: self._order[image[0]])
 
     def __len__(self) -> int:
         """Samples, or batches if there is ``batch_size``, that an epoch has for this rank."""
@@ -203,12 +242,25 @@ class Queue:
         own, self._own = self._own, None
         if own is not None:
             turn = (0, turn[1])
+        if worker is None and self._untouched is not None:
+            # torchdata makes an iterator of the state first, and then another one if the epoch had ended.
+            self._epochs.load(*self._untouched)
         epoch, state = self._epochs.claim(key, own)
+        self._untouched = (epoch, state) if worker is None and state is not None else None
         threads = cores if self.num_workers is None else self.num_workers
         skip = self.on_error == "skip"
         gather = self.batch_size is not None and self.transform is None
         loader = plan.start(
-            epoch, state, turn, threads, self.max_length, self.max_bytes, skip, gather
+            epoch,
+            state,
+            turn,
+            threads,
+            self.max_length,
+            self.max_bytes,
+            skip,
+            gather,
+            alike=not self.allow_mixed,
+            stay=worker is not None,
         )
         self._turns = turn[1]
         self._state = loader.state()
@@ -224,6 +276,7 @@ class Queue:
     def set_epoch(self, epoch: int) -> None:
         """The next iteration has this epoch, in the DataLoader's worker processes too. A state that was
         loaded and is of this epoch stays."""
+        self._untouched = None
         self._epochs.set(epoch)
 
     def state_dict(self) -> dict[str, Any]:
@@ -235,13 +288,19 @@ class Queue:
         """
         pending = self._own[1] if self._own is not None else self._epochs.resume
         state = pending if pending is not None else self._state
+        if state is not None and _worker() is None and self._turns == 1:
+            state = self._opened().settled(state)
         epoch = self.epoch if state is None else _epoch_of(state)
         return {"version": 1, "epoch": epoch, "loader": state, "turns": self._turns}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The next iteration goes on where the state was saved, with the same subjects, seed and plan;
-        the numbers of threads and ranks may be others. The rest of an epoch that was at its end is
-        empty."""
+        """The next iteration resumes where the state was saved, with the same subjects, seed and plan;
+        the numbers of threads and ranks may differ. After the last item of an epoch that is the next
+        epoch.
+
+        Subjects are the same if their names, images, shapes, channels and types are: give each
+        :class:`Subject` a ``name``, and their files may have moved. Without a name their paths count.
+        """
         if state.get("version") != 1:
             raise InvalidError(f"a state of version {state.get('version')!r}: 1 is known here")
         loader = state["loader"]
@@ -255,6 +314,10 @@ class Queue:
             raise InvalidError(
                 f"the state was saved by one of {turns} worker processes: load it with as many of them"
             )
+        self._untouched = None
+        if worker is None:
+            loader = self._opened().settled(loader)
+            epoch = _epoch_of(loader)
         if worker is not None:
             self._own, self._turns = (epoch, loader), turns
         else:
@@ -276,7 +339,7 @@ class Queue:
 
     def __reduce__(self) -> tuple[Any, ...]:
         own = {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
-        return _rebuild, (isinstance(self, _torch_queue()), own, self._epochs, self._length)
+        return _rebuild, (isinstance(self, _torch_queue()), own, self._epochs, self._length, self._cohort)
 
     def __repr__(self) -> str:
         return (
@@ -295,6 +358,7 @@ class _Iterator(Iterator[Sample]):
 
     def __next__(self) -> Sample:
         queue = self._queue
+        queue._untouched = None
         if queue.batch_size is None:
             found = self._sample()
         elif queue.transform is None:
@@ -303,7 +367,7 @@ class _Iterator(Iterator[Sample]):
             found = self._collated()
         queue._state = self._loader.state()
         if found is None:
-            self.close()
+            self.close()  # from now on the loader has nothing more
             raise StopIteration
         return found
 
@@ -366,12 +430,37 @@ def collate(samples: list[Sample]) -> Sample:
     for key, first in samples[0].items():
         values = [sample[key] for sample in samples]
         if isinstance(first, np.ndarray):
-            batch[key] = np.stack(values)
+            batch[key] = np.stack(_alike(key, values, samples))
         elif "torch" in sys.modules and isinstance(first, sys.modules["torch"].Tensor):
             batch[key] = sys.modules["torch"].stack(values)
         else:
             batch[key] = values
     return batch
+
+
+def _alike(key: str, values: list[Any], samples: list[Sample]) -> list[Any]:
+    """The arrays, if they have one shape and type: numpy would find a type for all without a word."""
+    described = [(getattr(value, "shape", None), str(getattr(value, "dtype", type(value)))) for value in values]
+    for sample, other in zip(samples, described):
+        if other != described[0]:
+            first, second = (_name_of(own) for own in (samples[0], sample))
+            raise InvalidError(
+                f"{first} and {second} do not fit into one batch: {key!r} of the first is {described[0]}, of the "
+                f"second {other}: have the transform make them alike"
+            )
+    return values
+
+
+def _name_of(sample: Sample) -> str:
+    subject = sample.get("subject")
+    return str(subject["name"]) if isinstance(subject, Mapping) and "name" in subject else "a sample"
+
+
+def _identity(subject: Subject, unique: bool) -> Any:
+    """What a subject is known by when a state is loaded: its own name, or the places of its volumes."""
+    if unique and "name" in subject.metadata:
+        return subject.name
+    return [(name, str(getattr(at, "path", at))) for name, at in subject.volumes.items()]
 
 
 def _subject(given: Any) -> Subject:
@@ -423,7 +512,9 @@ def _torch_queue() -> Any:
     return () if module is None else module.TorchQueue
 
 
-def _rebuild(torch: bool, own: dict[str, Any], epochs: Epochs, length: tuple[int, int]) -> Queue:
+def _rebuild(
+    torch: bool, own: dict[str, Any], epochs: Epochs, length: tuple[int, int], cohort: int | None
+) -> Queue:
     if torch:
         from ._torch import TorchQueue
 
@@ -434,4 +525,5 @@ def _rebuild(torch: bool, own: dict[str, Any], epochs: Epochs, length: tuple[int
     queue._start()
     queue._epochs = epochs
     queue._length = length
+    queue._cohort = cohort
     return queue

@@ -33,7 +33,8 @@ class Subject(Mapping[str, Any]):
     spacing and affine; patches are cut from all of them at the same places. Nothing is opened
     until it is needed. Everything else is metadata, and comes back with every patch.
 
-    ``name`` is the name that errors use, the first path if it is not given. ``padding`` says what
+    ``name`` is the name that errors use, the first path if it is not given. A queue's state is loaded
+    for subjects of the same names, wherever their files are. ``padding`` says what
     stands beyond the faces of each volume: a number (0 if nothing is said), ``"edge"``,
     ``"reflect"`` or ``"wrap"``, or a dictionary of these by the volumes' names.
 
@@ -72,11 +73,13 @@ class Subject(Mapping[str, Any]):
         path = first.path if isinstance(first, Volume) else first
         return str(path) if path is not None else "memory"
 
-    def _parts(self) -> tuple[str, list[tuple[str, Volume | str, float | str]]]:
+    def _parts(self, dtype: Any = None) -> tuple[str, list[tuple[str, Volume | str, float | str, Any]]]:
+        """The name, and each image with its padding and the type that it is converted to, if any."""
+        types = dtype if isinstance(dtype, Mapping) else dict.fromkeys(self.volumes, dtype)
         padding = self._padding
         by_name = padding if isinstance(padding, Mapping) else {}
         default = 0.0 if isinstance(padding, Mapping) else padding
-        images = [(key, value, by_name.get(key, default)) for key, value in self.volumes.items()]
+        images = [(key, value, by_name.get(key, default), types.get(key)) for key, value in self.volumes.items()]
         return self.name, images
 
     def __getitem__(self, key: str) -> Any:

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use bytes::BytesMut;
 
+use super::cohort::Kind;
 use super::pool::Pool;
 use super::sample::Sample;
 use super::slot::lock;
@@ -246,34 +247,29 @@ fn alike(samples: &[Sample]) -> Result<Vec<Like>> {
         return Ok(Vec::new());
     };
     let like = |sample: &Sample| Like::of(sample.subject(), sample.region.shape);
-    let told = |sample: &Sample| {
-        let one = |like: Like| {
-            let [z, y, x] = like.shape;
-            format!(
-                "{} ({}, {z}, {y}, {x}) {}",
-                like.name, like.channels, like.dtype
-            )
-        };
+    let expected = like(first);
+    let Some(other) = others.iter().find(|sample| like(sample) != expected) else {
+        return Ok(expected);
+    };
+    Kind::of(first.subject()).check(&Kind::of(other.subject()))?;
+    // The images are alike, but their order or the shapes of the patches are not.
+    let described = |sample: &Sample| {
+        let one = |like: Like| format!("{} {:?}", like.name, like.shape);
         like(sample)
             .into_iter()
             .map(one)
             .collect::<Vec<_>>()
             .join(", ")
     };
-    let expected = like(first);
-    match others.iter().find(|sample| like(sample) != expected) {
-        None => Ok(expected),
-        Some(other) => Err(Error::Setting {
-            name: "a batch of",
-            value: format!("{} and {}", first.subject().name(), other.subject().name()),
-            problem: format!(
-                "the first gives {}, the second {}: open the volumes with the same `values` and `channels`, \
-                 or take patches one by one",
-                told(first),
-                told(other)
-            ),
-        }),
-    }
+    Err(Error::Setting {
+        name: "a batch of",
+        value: format!("{} and {}", first.subject().name(), other.subject().name()),
+        problem: format!(
+            "the first gives {}, the second {}",
+            described(first),
+            described(other)
+        ),
+    })
 }
 
 impl BatchImage {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::batch::Together;
+use super::cohort::Kind;
 use super::kept::{Kept, Room};
 use super::plan::{Epoch, Planned};
 use super::share::{Share, Turn};
@@ -111,6 +112,9 @@ pub(super) struct Feed {
     open: VecDeque<Arc<Opened>>,
     /// For chunks that stay.
     room: Arc<Room>,
+    /// Whether all subjects have to be alike, and what the first was like.
+    alike: bool,
+    kind: Option<Kind>,
 }
 
 impl fmt::Debug for Feed {
@@ -147,14 +151,23 @@ impl Feed {
             window_length,
             open: VecDeque::new(),
             room,
+            alike: false,
+            kind: None,
         }
+    }
+
+    /// The same, with an error for subjects that are unlike the first.
+    pub(super) fn alike(self, alike: bool) -> Self {
+        Self { alike, ..self }
     }
 
     /// The next places of this rank, up to the end of a window; none at the end of the epoch.
     pub(super) fn next(&mut self) -> Vec<Item> {
         let mut places = Vec::new();
         let mut planned = Vec::new();
-        while let Some(place) = self.next_place() {
+        while let Some(taken) = self.next_place() {
+            // Places beyond the last are the first ones again.
+            let place = taken % self.epoch.patches();
             let window = place / self.window_length;
             if self.window.as_ref().is_none_or(|(held, _)| *held != window) {
                 self.window = Some((window, self.epoch.window(window)));
@@ -163,16 +176,17 @@ impl Feed {
                 let at =
                     usize::try_from(place % self.window_length).expect("a window is in memory");
                 planned.push(held[at]);
-                places.push((place, self.batch_of(place)));
+                places.push((place, self.batch_of(taken)));
             }
             if (place + 1).is_multiple_of(self.window_length) {
                 break;
             }
         }
-        let mut found = self.locate(&planned);
+        let found = self.locate(&planned);
         let item = |((place, batch), planned): ((u64, _), &Planned)| {
             let found = found
-                .remove(planned)
+                .get(planned)
+                .cloned()
                 .expect("every planned patch was looked for");
             Item {
                 place,
@@ -268,7 +282,9 @@ impl Feed {
         let subject = self
             .subjects
             .open(index)
-            .map_err(|error| failed(index, "", error))?;
+            .map_err(|error| failed(index, &self.subjects.name(index), error))?;
+        self.check_kind(&subject)
+            .map_err(|error| failed(index, subject.name(), error))?;
         let own_seed = subject_seed(self.seed, index);
         let sampler = (self.make)(&subject, own_seed)
             .map_err(|error| failed(index, subject.name(), error))?;
@@ -285,6 +301,15 @@ impl Feed {
             self.open.pop_front();
         }
         Ok(opened)
+    }
+
+    /// Checks that a subject's patches fit into one batch with those of the first.
+    fn check_kind(&mut self, subject: &Subject) -> Result<()> {
+        if !self.alike {
+            return Ok(());
+        }
+        let kind = Kind::of(subject);
+        self.kind.get_or_insert_with(|| kind.clone()).check(&kind)
     }
 }
 

@@ -34,10 +34,18 @@ pub struct LoaderOptions {
     pub share: Share,
     /// Which of the rank's batches are this loader's.
     pub turn: Turn,
+    /// Stay in the epoch of a state that was saved at its end, although nothing is left of it, in
+    /// place of beginning the next. Always so for loaders that take turns, of which some may not
+    /// have reached the end.
+    pub stay: bool,
     /// Whether the patches of a batch are put together in one buffer for each image, as
     /// [`Loader::gathered_within`] gives them; patches that are asked for otherwise are then copied. Not
     /// together with `transform`.
     pub gather: bool,
+    /// Refuse subjects whose images differ in name, channels or type from those of the first subject
+    /// of the epoch: [`Error::NotAlike`], whatever [`on_error`](Self::on_error) is. A
+    /// [`Cohort`](super::Cohort) checks all subjects before the first patch.
+    pub alike: bool,
     /// What becomes of a subject that cannot be opened, drawn from or read.
     pub on_error: OnError,
     /// Changes each sample on a worker's thread.
@@ -63,7 +71,9 @@ impl Default for LoaderOptions {
             max_bytes: 512 << 20,
             share: Share::whole(1),
             turn: Turn::default(),
+            stay: false,
             gather: false,
+            alike: false,
             on_error: OnError::Fail,
             transform: None,
         }
@@ -78,7 +88,9 @@ impl fmt::Debug for LoaderOptions {
             .field("max_bytes", &self.max_bytes)
             .field("share", &self.share)
             .field("turn", &self.turn)
+            .field("stay", &self.stay)
             .field("gather", &self.gather)
+            .field("alike", &self.alike)
             .field("on_error", &self.on_error)
             .field("transform", &self.transform.is_some())
             .finish()
@@ -148,7 +160,9 @@ pub struct Loader {
     epoch: u64,
     share: Share,
     turn: Turn,
-    /// The steps that are delivered in part or not at all, by the places where they begin.
+    /// Patches of the epoch.
+    patches: u64,
+    /// The place at which the last step ends, for all ranks together.
     end: u64,
     /// Where the step begins that is being delivered.
     step_start: u64,
@@ -186,7 +200,8 @@ impl Loader {
     }
 
     /// An epoch from where a saved state was, with the same plan; threads, buffer and ranks
-    /// may differ.
+    /// may differ. A state at the end of an epoch is resumed with the next epoch, unless
+    /// [`LoaderOptions::stay`] is set.
     ///
     /// # Errors
     ///
@@ -211,8 +226,14 @@ impl Loader {
         let turn = options.turn;
         share.check(plan.len())?;
         turn.check()?;
+        let state = if turn.of > 1 || options.stay {
+            state
+        } else {
+            state.settled(plan, share)
+        };
         let epoch = plan.epoch(state.epoch);
-        let left = state.position..plan.len();
+        let end = share.end(state.position, plan.len());
+        let left = state.position..end;
         let room = Arc::new(Room::within(options.max_bytes));
         let in_batches = options.gather && options.transform.is_none();
         let feed = Feed::new(
@@ -223,7 +244,8 @@ impl Loader {
             (share, turn, in_batches),
             left,
             Arc::clone(&room),
-        );
+        )
+        .alike(options.alike);
         let limits = Limits {
             patches: options.max_length.max(1),
             bytes: options.max_bytes,
@@ -253,7 +275,8 @@ impl Loader {
             epoch: state.epoch,
             share,
             turn,
-            end: plan.len(),
+            patches: plan.len(),
+            end,
             step_start: state.position,
             taken: 0,
             gathered: None,
@@ -281,7 +304,11 @@ impl Loader {
         };
         LoaderState {
             epoch: self.epoch,
-            position: step + inside,
+            position: if step < self.end {
+                step + inside
+            } else {
+                self.patches
+            },
             plan: self.plan,
             subjects: self.subjects,
         }
@@ -291,9 +318,10 @@ impl Loader {
     /// end of the epoch.
     ///
     /// Every rank is given equally many batches, so that ranks which wait for each other after
-    /// each of them never wait in vain. For that a batch may be empty: where its patches were
-    /// left out, and at the end of an epoch that was resumed with fewer patches left than there are
-    /// ranks. A rank with an empty batch has nothing to add to that step.
+    /// each of them never wait in vain; see [`Uneven`](super::Uneven). A batch may be empty where
+    /// its patches were left out, and with [`Uneven::Exact`](super::Uneven::Exact) at the end of an
+    /// epoch that was resumed with fewer patches left than there are ranks. A rank with an empty
+    /// batch has nothing to add to that step.
     ///
     /// An error comes in the place of a patch; the next call goes on with the same batch.
     pub fn next_batch(&mut self) -> Option<Result<Vec<Sample>>> {
@@ -430,7 +458,7 @@ impl Loader {
                 ));
                 Ok(None)
             }
-            Delivered::Error(error) if self.on_error == OnError::Skip => {
+            Delivered::Error(error) if self.on_error == OnError::Skip && !is_mixed(&error) => {
                 self.leave_out(chain(&error));
                 Ok(None)
             }
@@ -472,6 +500,14 @@ impl Loader {
         for _ in 0..steps {
             self.step_start = self.share.step(self.step_start, self.end).end;
         }
+    }
+}
+
+/// Whether the error is about the whole list of subjects, which skipping some would hide.
+fn is_mixed(error: &Error) -> bool {
+    match error {
+        Error::Subject { source, .. } | Error::Shared(source) => is_mixed(source),
+        other => matches!(other, Error::NotAlike { .. }),
     }
 }
 

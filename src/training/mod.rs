@@ -7,6 +7,7 @@
 //! cut between ranks by patch.
 
 mod batch;
+mod cohort;
 mod feed;
 mod fingerprint;
 mod gather;
@@ -24,12 +25,13 @@ mod state;
 mod subject;
 
 pub use batch::{Batch, BatchImage};
+pub use cohort::Cohort;
 pub use feed::{MakeSampler, subject_seed};
 pub use gather::Transform;
 pub use loader::{Loader, LoaderOptions, LoaderStats, OnError, Waited};
 pub use plan::{Epoch, Plan, Planned};
 pub use sample::{Lent, Sample};
-pub use share::{Share, Turn};
+pub use share::{Share, Turn, Uneven};
 pub use state::LoaderState;
 pub use subject::{Image, Lazy, Subject, Subjects, TOLERANCE, Values};
 

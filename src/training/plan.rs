@@ -337,6 +337,12 @@ impl Epoch {
         self.number
     }
 
+    /// How many patches it has.
+    #[must_use]
+    pub fn patches(&self) -> u64 {
+        self.plan.len()
+    }
+
     /// How many windows it has; the last may be shorter.
     #[must_use]
     pub fn windows(&self) -> u64 {

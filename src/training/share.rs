@@ -7,9 +7,10 @@ use crate::error::{Error, Result};
 /// Which patches of an epoch a rank gets, batch by batch.
 ///
 /// At each step all ranks together take `world_size` batches that follow each other, so one
-/// volume feeds all of them. The last steps share what is left evenly: every rank has the
-/// same number of batches, no patch is lost and none comes twice. An epoch has a patch for
-/// every rank at least; one that is resumed with fewer left gives some ranks an empty last batch.
+/// volume feeds all of them. The last steps share the rest evenly: every rank has the same
+/// number of batches. [`Uneven`] decides what happens where that is not possible: with batches
+/// of one patch, if the patches cannot be divided by the ranks; with larger ones, if there are
+/// fewer patches than ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
     /// This rank, from 0.
@@ -18,6 +19,24 @@ pub struct Share {
     pub world_size: u64,
     /// Patches of a batch of one rank.
     pub batch: u64,
+    /// What happens to patches that would give some ranks one batch more than others.
+    pub uneven: Uneven,
+}
+
+/// What happens to the last patches of an epoch if some ranks would get one batch more than others.
+///
+/// Ranks that wait for each other after every batch, as torch's `DistributedDataParallel` does,
+/// hang with [`Exact`](Self::Exact).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Uneven {
+    /// The first patches of the epoch are repeated at its end, fewer than there are ranks, as
+    /// torch's `DistributedSampler` does it.
+    #[default]
+    Repeat,
+    /// The last patches are left out, fewer than there are ranks, as with `drop_last=True`.
+    Drop,
+    /// Every patch comes once, and some ranks have one batch more than others, or an empty one.
+    Exact,
 }
 
 impl Share {
@@ -28,13 +47,49 @@ impl Share {
             rank: 0,
             world_size: 1,
             batch,
+            uneven: Uneven::Repeat,
         }
     }
 
-    /// The patches, and the batches, that the loader whose turn this is delivers of an epoch's places
-    /// from `from` on, of `end` in all.
+    /// One of `world_size` ranks, `batch` patches at a time, equally many batches for each.
     #[must_use]
-    pub fn left(&self, turn: Turn, from: u64, end: u64) -> (u64, u64) {
+    pub const fn of(rank: u64, world_size: u64, batch: u64) -> Self {
+        Self {
+            rank,
+            world_size,
+            batch,
+            uneven: Uneven::Repeat,
+        }
+    }
+
+    /// The same with another rule for patches that cannot be shared evenly.
+    #[must_use]
+    pub const fn with_uneven(self, uneven: Uneven) -> Self {
+        Self { uneven, ..self }
+    }
+
+    /// The places that all ranks deliver together, from `from` on, of an epoch of `patches`: up to
+    /// which place. Places from `patches` on are those from the epoch's start again.
+    pub(super) fn end(&self, from: u64, patches: u64) -> u64 {
+        let left = patches.saturating_sub(from);
+        let ranks = self.world_size.max(1);
+        let even = match self.batch {
+            1 => left.is_multiple_of(ranks),
+            _ => left == 0 || left >= ranks,
+        };
+        match self.uneven {
+            _ if even => patches,
+            Uneven::Exact => patches,
+            Uneven::Repeat => from.saturating_add(left.next_multiple_of(ranks)),
+            Uneven::Drop => patches - left % ranks,
+        }
+    }
+
+    /// The patches, and the batches, that the loader whose turn this is delivers of an epoch of
+    /// `patches`, from the place `from` on.
+    #[must_use]
+    pub fn left(&self, turn: Turn, from: u64, patches: u64) -> (u64, u64) {
+        let end = self.end(from, patches);
         let (mut from, mut others) = (from, turn.index);
         // All steps but the last three are of one size: whole rounds of turns are counted at once.
         let full = self.world_size.saturating_mul(self.batch);
@@ -71,14 +126,14 @@ impl Share {
         if self.batch == 0 {
             return bad("a batch of", 0, "it must have a patch".to_owned());
         }
-        if patches > 0 && patches < self.world_size {
+        if patches > 0 && patches < self.world_size && self.uneven != Uneven::Repeat {
             let problem = format!("an epoch of {patches} patches leaves some of them with none");
             return bad("a world size of", self.world_size, problem);
         }
         Ok(())
     }
 
-    /// The places of all ranks' next batches, when `left` patches start at `from`.
+    /// The places of all ranks' next batches from `from` on, when all end at `end`.
     pub(super) fn step(&self, from: u64, end: u64) -> Range<u64> {
         let left = end - from;
         let full = self.world_size.saturating_mul(self.batch);
@@ -148,11 +203,8 @@ mod tests {
         for total in 1..60_u64 {
             for world_size in [1, 2, 3, 5, 8] {
                 for batch in 1..=5 {
-                    let share = |rank| Share {
-                        rank,
-                        world_size,
-                        batch,
-                    };
+                    let share =
+                        |rank| Share::of(rank, world_size, batch).with_uneven(Uneven::Exact);
                     if total < world_size {
                         assert!(share(0).check(total).is_err());
                         continue;

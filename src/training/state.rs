@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::plan::Plan;
+use super::share::Share;
 use super::subject::Subjects;
 use crate::error::{Error, Result};
 
@@ -24,7 +25,7 @@ use crate::error::{Error, Result};
 pub struct LoaderState {
     /// The epoch.
     pub epoch: u64,
-    /// Patches that all ranks have taken together.
+    /// Patches that all ranks have taken together, as many as the epoch has at its end.
     pub position: u64,
     /// [`Plan::fingerprint`]: what the position counts in.
     pub plan: u64,
@@ -35,6 +36,20 @@ pub struct LoaderState {
 const NAME: &str = "voxpatch-loader-1";
 
 impl LoaderState {
+    /// The same, or the start of the next epoch if nothing is left of this one for `share`.
+    #[must_use]
+    pub fn settled(self, plan: &Plan, share: Share) -> Self {
+        let is_over = self.position > 0 && share.end(self.position, plan.len()) <= self.position;
+        if !is_over {
+            return self;
+        }
+        Self {
+            epoch: self.epoch.saturating_add(1),
+            position: 0,
+            ..self
+        }
+    }
+
     /// Checks that the state is of this plan and these subjects, and inside the epoch.
     pub(super) fn check(&self, plan: &Plan, subjects: &dyn Subjects) -> Result<()> {
         let other = |what, saved, here| Err(Error::OtherState { what, saved, here });

@@ -302,6 +302,11 @@ pub trait Subjects: Send + Sync {
     /// Whatever keeps it from being opened.
     fn open(&self, index: u64) -> Result<Subject>;
 
+    /// What a subject is called, if that is known without opening it; for messages.
+    fn name(&self, _index: u64) -> String {
+        String::new()
+    }
+
     /// Whether there are none.
     fn is_empty(&self) -> bool {
         self.len() == 0
@@ -323,6 +328,12 @@ impl Subjects for Vec<Subject> {
     fn open(&self, index: u64) -> Result<Subject> {
         let at = usize::try_from(index).expect("an index below the list's length");
         Ok(self[at].clone())
+    }
+
+    fn name(&self, index: u64) -> String {
+        let at = usize::try_from(index).ok();
+        let subject = at.and_then(|at| self.get(at));
+        subject.map_or_else(String::new, |subject| subject.name().to_owned())
     }
 
     /// Of names and shapes, in their order.

@@ -129,7 +129,7 @@ fn seeds_and_epochs_decide_the_draws_and_ranks_share_them() {
         let at = places(&csv).into_iter().map(|region| region.start);
         at.zip(patches).collect::<Vec<_>>()
     };
-    let mut whole = draw("whole", &[]);
+    let whole = draw("whole", &[]);
     assert_eq!(whole.len(), 50);
     let uniform = voxpatch::Uniform::new([20, 24, 28], [4; 3], 0).expect("it fits");
     let expected: Vec<_> = uniform.take(50).map(|region| region.start).collect();
@@ -139,15 +139,36 @@ fn seeds_and_epochs_decide_the_draws_and_ranks_share_them() {
     );
     assert_ne!(whole, draw("seed", &["--seed", "1"]));
     assert_ne!(whole, draw("epoch", &["--epoch", "1"]));
-    let mut union = Vec::new();
-    for rank in ["0", "1", "2"] {
-        let own = draw(rank, &["--rank", rank, "--world-size", "3"]);
-        assert!((16..=17).contains(&own.len()), "{}", own.len());
-        union.extend(own);
+    // 50 patches on three ranks: the first comes twice, two are left out, or one rank has less.
+    for (uneven, counts) in [
+        ("repeat", [17, 17, 17]),
+        ("drop", [16, 16, 16]),
+        ("exact", [16, 17, 17]),
+    ] {
+        let mut expected = whole.clone();
+        match uneven {
+            "repeat" => expected.push(whole[0].clone()),
+            "drop" => expected.truncate(48),
+            _ => {}
+        }
+        let mut union = Vec::new();
+        let mut found = Vec::new();
+        for rank in ["0", "1", "2"] {
+            let name = format!("{uneven}{rank}");
+            let mut ranks = vec!["--rank", rank, "--world-size", "3"];
+            if uneven != "repeat" {
+                ranks.extend(["--uneven", uneven]);
+            }
+            let own = draw(&name, &ranks);
+            found.push(own.len());
+            union.extend(own);
+        }
+        found.sort_unstable();
+        assert_eq!(found, counts, "{uneven}");
+        expected.sort();
+        union.sort();
+        assert!(expected == union, "{uneven}");
     }
-    whole.sort();
-    union.sort();
-    assert_eq!(whole, union);
 }
 
 #[test]

@@ -66,7 +66,7 @@ class RandomSampler(PatchSampler, _RandomSampler):
         try:
             subjects = SubjectList.known([source.ours()._parts()], "")
             plan = Epochs(
-                subjects, sampler._recipe(), 2**40 if count is None else count, _seed(), 1, (False, False), (0, 1, 1), None
+                subjects, sampler._recipe(), 2**40 if count is None else count, _seed(), 1, (False, False), (0, 1, 1, "exact"), None
             )
             loader = plan.start(0, None, (0, 1), 0, 1, 1 << 30, False)
             while (found := loader.sample()) is not None:
@@ -304,6 +304,7 @@ class Queue(tio.data.Queue):
             seed=seed,
             rank=0,
             world_size=1,
+            allow_mixed=True,  # as TorchIO
         )
         queue.set_epoch(self._rounds)
         self._rounds += 1

@@ -1,13 +1,11 @@
 //! Batches whose patches are put together in one buffer.
 
+use std::sync::atomic::AtomicBool;
+
 use super::*;
 use crate::training::Batch;
 
-const SHARE: Share = Share {
-    rank: 1,
-    world_size: 2,
-    batch: 4,
-};
+const SHARE: Share = Share::of(1, 2, 4);
 
 /// Subject, region and voxels of each patch of a batch.
 type Row = (u64, Region, Vec<Vec<u8>>);
@@ -212,12 +210,7 @@ fn unlike_patches_are_no_batch_but_patches_all_the_same() {
     };
     let error = next(&mut loader(subjects(), &plan, &options)).unwrap();
     let text = error.unwrap_err().to_string();
-    for part in [
-        "a and b",
-        "ct (1, 12, 10, 14) uint32",
-        "float32",
-        "one by one",
-    ] {
+    for part in ["the first gives", "of uint32", "of float32"] {
         assert!(text.contains(part), "{part}: {text}");
     }
     let one_by_one = all(loader(subjects(), &plan, &options));
@@ -226,6 +219,66 @@ fn unlike_patches_are_no_batch_but_patches_all_the_same() {
         ..options
     };
     assert_eq!(one_by_one, all(loader(subjects(), &plan, &apart)));
+}
+
+#[test]
+fn subjects_that_have_to_be_alike_are_errors_where_they_are_not() {
+    let image = |name: &str, values| Image::new(name, Noted::chunked(1) as _).with_values(values);
+    let of = |images: Vec<Image>| Subject::new("s", images, TOLERANCE).unwrap();
+    let (stored, real) = (Values::Stored, Values::As(DType::F32));
+    let first = || of(vec![image("ct", stored), image("label", stored)]);
+    for (other, told) in [
+        (
+            vec![image("ct", real), image("label", stored)],
+            "of float32",
+        ),
+        (vec![image("ct", stored)], "no image called label"),
+        (
+            vec![
+                image("ct", stored),
+                image("label", stored),
+                image("t2", real),
+            ],
+            "no image called t2",
+        ),
+    ] {
+        let subjects = || vec![first(), of(other.clone()), first()];
+        let cohort = Cohort::survey(&subjects(), 2, &AtomicBool::new(false)).unwrap();
+        let error = cohort.check().unwrap_err();
+        assert!(matches!(error, Error::NotAlike { .. }), "{error}");
+        assert!(error.to_string().contains(told), "{error}");
+        let plan = Plan::new(3, 4, 3).unwrap().with_shuffle(false, false);
+        // Whatever else is left out, this is not.
+        for on_error in [OnError::Fail, OnError::Skip] {
+            let options = LoaderOptions {
+                alike: true,
+                on_error,
+                ..options(2)
+            };
+            let found: Vec<_> = loader(subjects(), &plan, &options).collect();
+            let errors = found.iter().filter(|found| found.is_err()).count();
+            assert_eq!((found.len(), errors), (12, 4));
+            assert!(
+                found[4]
+                    .as_ref()
+                    .unwrap_err()
+                    .to_string()
+                    .starts_with("subject 1 (s)")
+            );
+        }
+    }
+    // Their order is not compared, nor what cannot be opened.
+    let turned = of(vec![image("label", stored), image("ct", stored)]);
+    let open = move |n| match n {
+        0 => Ok(first()),
+        1 => Err(Error::Stopped),
+        _ => Ok(turned.clone()),
+    };
+    let lazy = Lazy::new(3, open);
+    let cohort = Cohort::survey(&lazy, 3, &AtomicBool::new(false)).unwrap();
+    assert!(cohort.check().is_ok());
+    let stopped = Cohort::survey(&lazy, 3, &AtomicBool::new(true));
+    assert!(matches!(stopped, Err(Error::Stopped)));
 }
 
 #[test]

@@ -185,7 +185,7 @@ fn resuming_reads_no_chunk_that_only_the_head_wants() {
     let plan = Plan::new(1, 14, 6).unwrap().with_window(6);
     let ct = Noted::chunked(1);
     let expected = all(loader(vec![subject("a", &[&ct])], &plan, &options(0)));
-    for k in 0..=expected.len() {
+    for k in 0..expected.len() {
         let ct = Noted::chunked(1);
         let subjects = Arc::new(vec![subject("a", &[&ct])]);
         let state = LoaderState {
@@ -220,11 +220,7 @@ fn one_subject_keeps_eight_ranks_busy() {
     let plan = Plan::new(1, 8 * 3 * 4, 6).unwrap();
     let mut places = Vec::new();
     for rank in 0..8 {
-        let share = Share {
-            rank,
-            world_size: 8,
-            batch: 3,
-        };
+        let share = Share::of(rank, 8, 3);
         let options = LoaderOptions {
             share,
             ..options(1)

@@ -22,16 +22,12 @@ fn resumed(plan: &Plan, position: u64, share: Share) -> Loader {
 #[test]
 fn fewer_patches_than_ranks_are_one_batch_for_all_and_an_empty_one_for_some() {
     let plan = Plan::new(3, 4, 2).unwrap().with_window(5);
-    for left in 0..=7 {
+    for left in 1..=7 {
         for by_batch in [true, false] {
             let position = plan.len() - left;
             let mut places = Vec::new();
             for rank in 0..8 {
-                let share = Share {
-                    rank,
-                    world_size: 8,
-                    batch: 2,
-                };
+                let share = Share::of(rank, 8, 2).with_uneven(Uneven::Exact);
                 let mut own = resumed(&plan, position, share);
                 let before = own.remaining();
                 let mut seen = Vec::new();
@@ -54,6 +50,124 @@ fn fewer_patches_than_ranks_are_one_batch_for_all_and_an_empty_one_for_some() {
             );
         }
     }
+}
+
+/// Places that each rank delivers of an epoch from `position` on, batch by batch.
+fn delivered(plan: &Plan, position: u64, share: Share) -> Vec<Vec<Vec<u64>>> {
+    let of_rank = |rank| {
+        let mut own = resumed(plan, position, Share { rank, ..share });
+        let announced = own.remaining();
+        let batches = std::iter::from_fn(|| own.next_batch());
+        let places = |batch: Result<Vec<Sample>>| batch.unwrap().iter().map(|s| s.place).collect();
+        let batches: Vec<Vec<u64>> = batches.map(places).collect();
+        assert_eq!(
+            batches.iter().map(Vec::len).sum::<usize>() as u64,
+            announced
+        );
+        batches
+    };
+    (0..share.world_size).map(of_rank).collect()
+}
+
+#[test]
+fn ranks_get_equally_many_batches_whatever_is_left_and_few_patches_twice_or_not_at_all() {
+    for (plan, positions) in [
+        (Plan::new(3, 4, 2).unwrap().with_window(5), 0..12),
+        (Plan::new(3, 1, 2).unwrap(), 0..3),
+    ] {
+        for position in positions {
+            for world_size in [1, 2, 3, 5, 8] {
+                for (batch, uneven) in [1, 2, 3]
+                    .into_iter()
+                    .flat_map(|batch| [(batch, Uneven::Repeat), (batch, Uneven::Drop)])
+                {
+                    let share = Share::of(0, world_size, batch).with_uneven(uneven);
+                    let left = plan.len() - position;
+                    if uneven == Uneven::Drop && left < world_size {
+                        continue; // Refused at the start of an epoch, the next one later on.
+                    }
+                    let ranks = delivered(&plan, position, share);
+                    let case = format!("{position} {world_size} {batch} {uneven:?}");
+                    let counts = |of: &[Vec<u64>]| of.iter().map(Vec::len).collect::<Vec<_>>();
+                    for own in &ranks {
+                        assert_eq!(own.len(), ranks[0].len(), "{case}: as many batches");
+                        assert!(counts(own).into_iter().all(|n| n > 0), "{case}: none empty");
+                        if batch == 1 {
+                            assert_eq!(counts(own), counts(&ranks[0]), "{case}: as many patches");
+                        }
+                    }
+                    let mut all = ranks.concat().concat();
+                    all.sort_unstable();
+                    let total = all.len() as u64;
+                    all.dedup();
+                    let distinct = all.len() as u64;
+                    if uneven == Uneven::Repeat {
+                        assert!(total < left + world_size, "{case}: {total}");
+                        let every = (position..plan.len()).all(|place| all.contains(&place));
+                        assert!(every, "{case}: {all:?}");
+                    } else {
+                        assert!(total + world_size > left && total <= left, "{case}");
+                        assert!(all.into_iter().eq(position..position + distinct), "{case}");
+                        assert_eq!(total, distinct, "{case}: none twice");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_state_at_the_end_of_an_epoch_is_the_start_of_the_next() {
+    let plan = Plan::new(3, 4, 2).unwrap().with_window(5);
+    let start = resumed(&plan, 0, Share::whole(1)).state();
+    let next = LoaderState { epoch: 4, ..start };
+    let end = LoaderState {
+        position: 12,
+        ..start
+    };
+    for (world_size, batch, uneven) in [
+        (1, 1, Uneven::Repeat),
+        (1, 5, Uneven::Repeat),
+        (3, 2, Uneven::Repeat),
+        (5, 1, Uneven::Repeat),
+        (5, 1, Uneven::Drop),
+        (5, 1, Uneven::Exact),
+    ] {
+        for rank in 0..world_size {
+            let share = Share::of(rank, world_size, batch).with_uneven(uneven);
+            let mut own = resumed(&plan, 0, share);
+            let mut before = own.state();
+            while let Some(batch) = own.next_batch() {
+                assert_eq!((before.epoch, before.position < 12), (3, true));
+                batch.unwrap();
+                before = own.state();
+            }
+            assert_eq!((before, own.state()), (end, end), "{share:?}");
+            assert_eq!(end.settled(&plan, share), next);
+            let mut again = resumed(&plan, plan.len(), share);
+            assert_eq!(again.state().epoch, 4);
+            let subjects = Arc::new(three(Manner::Plain));
+            let options = LoaderOptions {
+                share,
+                ..options(0)
+            };
+            let stay = LoaderOptions {
+                stay: true,
+                ..options.clone()
+            };
+            let same = Arc::clone(&subjects);
+            let mut rest = Loader::resume(same, uniform(), &plan, end, &stay).unwrap();
+            assert!(rest.next().is_none() && rest.state() == end);
+            let mut fresh = Loader::resume(subjects, uniform(), &plan, next, &options).unwrap();
+            let places = |own: &mut Loader| own.map(|s| told(&s.unwrap())).collect::<Vec<_>>();
+            let (again, fresh) = (places(&mut again), places(&mut fresh));
+            assert!(!again.is_empty() && again == fresh, "{share:?}");
+        }
+    }
+    // Too few for all ranks to be shared out: what is left is dropped, and the next epoch begun.
+    let share = Share::of(1, 5, 1).with_uneven(Uneven::Drop);
+    let own = resumed(&plan, 10, share);
+    assert_eq!((own.state().epoch, own.remaining()), (4, 2));
 }
 
 #[test]
@@ -81,11 +195,7 @@ fn an_exact_mixture_stays_exact_in_every_batch_where_the_plan_keeps_batches() {
         let mut counts = Vec::new();
         for rank in 0..world_size {
             let options = LoaderOptions {
-                share: Share {
-                    rank,
-                    world_size,
-                    batch: 6,
-                },
+                share: Share::of(rank, world_size, 6),
                 ..options(2)
             };
             let subjects = Arc::clone(&subjects);
@@ -150,7 +260,7 @@ fn whole_batches_are_mixed_and_their_length_must_fit() {
 fn states_are_text_that_is_read_back_and_other_runs_are_refused() {
     let plan = Plan::new(3, 4, 9).unwrap().with_window(5);
     let expected = all(loader(three(Manner::Plain), &plan, &options(1)));
-    for k in 0..=expected.len() {
+    for k in 0..expected.len() {
         let mut first = loader(three(Manner::Plain), &plan, &options(k % 3));
         assert_eq!(all((&mut first).take(k)), expected[..k]);
         let text = first.state().to_string();

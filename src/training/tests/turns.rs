@@ -6,11 +6,7 @@ const WORLD: u64 = 2;
 
 fn own(plan: &Plan, rank: u64, turn: Turn, state: Option<LoaderState>, threads: usize) -> Loader {
     let subjects = Arc::new(three(Manner::Plain));
-    let share = Share {
-        rank,
-        world_size: WORLD,
-        batch: 3,
-    };
+    let share = Share::of(rank, WORLD, 3);
     let options = LoaderOptions {
         share,
         turn,

@@ -203,11 +203,7 @@ fn loader(
         threads: budget.threads,
         max_length: MOST_AHEAD,
         max_bytes: budget.buffer,
-        share: Share {
-            rank: settings.rank,
-            world_size: settings.world_size,
-            batch: 1,
-        },
+        share: Share::of(settings.rank, settings.world_size, 1).with_uneven(settings.uneven.into()),
         on_error: OnError::Fail,
         ..LoaderOptions::default()
     };

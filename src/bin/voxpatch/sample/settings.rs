@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, ValueEnum};
 use voxpatch::Shape;
 use voxpatch::sampler::{Border, Class, Empty, Shares};
+use voxpatch::training::Uneven;
 
 use crate::args::{Common, Memory, size};
 
@@ -36,6 +37,9 @@ pub(crate) struct Settings {
     /// How many ranks share the epoch.
     #[arg(long, default_value_t = 1, value_name = "W")]
     pub(super) world_size: u64,
+    /// How to share patches that the number of ranks does not divide.
+    #[arg(long, value_enum, default_value_t = UnevenName::Repeat)]
+    pub(super) uneven: UnevenName,
     /// Label maps, one for each input, on its grid or a coarser one of its extent: centres are
     /// drawn by their first channel.
     #[arg(long, num_args = 1.., value_name = "FILE")]
@@ -194,6 +198,26 @@ impl From<BorderName> for Border {
             BorderName::Drop => Self::Drop,
             BorderName::Shift => Self::Shift,
             BorderName::Pad => Self::Pad,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum UnevenName {
+    /// Repeat the first patches at the end, so that all ranks draw equally many.
+    Repeat,
+    /// Leave out the last patches, so that all ranks draw equally many.
+    Drop,
+    /// Draw each patch once: some ranks draw one more than others.
+    Exact,
+}
+
+impl From<UnevenName> for Uneven {
+    fn from(name: UnevenName) -> Self {
+        match name {
+            UnevenName::Repeat => Self::Repeat,
+            UnevenName::Drop => Self::Drop,
+            UnevenName::Exact => Self::Exact,
         }
     }
 }
