@@ -1,4 +1,4 @@
-"""TorchIO's classes beside ours, on files and tensors. scripts/torchio_tests.py runs TorchIO's own tests."""
+"""TorchIO's classes beside ours, on files and tensors. scripts/peer_tests.py runs TorchIO's own tests."""
 
 from __future__ import annotations
 

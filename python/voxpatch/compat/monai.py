@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.inferers import Merger
+from monai.inferers import sliding_window_inference as _monai
 
 import voxpatch
 from voxpatch._voxpatch import Grid
@@ -30,24 +31,62 @@ def sliding_window_inference(
     predictor: Callable[..., Any],
     overlap: Sequence[float] | float = 0.25,
     mode: str = "constant",
-    sigma_scale: float = 0.125,
+    sigma_scale: Sequence[float] | float = 0.125,
     padding_mode: str = "constant",
     cval: float = 0.0,
     sw_device: torch.device | str | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
     roi_weight_map: torch.Tensor | None = None,
+    process_fn: Callable[..., Any] | None = None,
+    buffer_steps: int | None = None,
+    buffer_dim: int = -1,
+    with_coord: bool = False,
     *args: Any,
     output: str | os.PathLike[str] | None = None,
     options: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """As ``monai.inferers.sliding_window_inference``, for a tensor (B, C, D, H, W) or a volume on disk.
+    """Predict as ``monai.inferers.sliding_window_inference`` does, for a tensor or a volume on disk.
 
-    With ``output`` (one item, B = 1) the blended output is written there and comes back as an opened
-    :class:`voxpatch.Volume`; ``options`` are those of :func:`voxpatch.predict`, such as ``reduce``, ``memory`` or
-    ``resume``. Otherwise it is a tensor (B, K, D, H, W) on ``device``. Further arguments go to ``predictor``.
+    Parameters
+    ----------
+    inputs : torch.Tensor, voxpatch.Volume or path
+        A tensor (B, C, D, H, W), or a volume.
+    roi_size, sw_batch_size, predictor, overlap, mode, sigma_scale, padding_mode, cval, sw_device, device, progress, \
+    roi_weight_map, *args, **kwargs
+        As in MONAI, in the same order.
+    process_fn, with_coord
+        As in MONAI, for tensors only: weights that depend on the prediction, and windows that are passed with
+        their coordinates, need all sums in memory, so MONAI's own function runs.
+    buffer_steps, buffer_dim
+        As in MONAI; checked, and without effect: sums are held only where they are not final.
+    output : path, optional
+        Write the blended output of one item (B = 1) here.
+    options : dict, optional
+        Further arguments of :func:`voxpatch.predict`, such as ``reduce``, ``memory`` or ``resume``.
+
+    Returns
+    -------
+    torch.Tensor or voxpatch.Volume
+        A tensor (B, K, D, H, W) on ``device``, or the opened volume at ``output``.
+
+    Notes
+    -----
+    MONAI's own function also runs for tensors that are not 5-D and for tensors that require a gradient: a gradient
+    needs every window in memory.
     """
+    if buffer_steps is not None and buffer_steps > 0 and not -3 <= buffer_dim <= 3:
+        raise InvalidError(f"buffer_dim={buffer_dim}: it is from -3 to 3")
+    if isinstance(inputs, torch.Tensor) and output is None and not options:
+        gradient = inputs.requires_grad and torch.is_grad_enabled()
+        if process_fn or with_coord or gradient or inputs.ndim != 5 or "condition" in kwargs:
+            given = (overlap, mode, sigma_scale, padding_mode, cval, sw_device, device, progress, roi_weight_map)
+            more = (process_fn, buffer_steps, buffer_dim, with_coord, *args)
+            return _monai(inputs, roi_size, sw_batch_size, predictor, *given, *more, **kwargs)
+    for name, value in (("process_fn", process_fn), ("with_coord", with_coord), ("condition", kwargs.get("condition") is not None)):
+        if value:
+            raise InvalidError(f"{name}: only for tensors in memory, without output= and options=")
     device = device or (inputs.device if isinstance(inputs, torch.Tensor) else "cpu")
     if isinstance(inputs, torch.Tensor):
         if inputs.ndim != 5:
@@ -61,7 +100,12 @@ def sliding_window_inference(
         sw_device = device
     if mode not in ("constant", "gaussian"):
         raise InvalidError(f"mode {mode!r}: it is 'constant' or 'gaussian'")
-    blend: Any = f"monai:{float(sigma_scale)}" if mode == "gaussian" else "average"
+    scales = set(sigma_scale) if isinstance(sigma_scale, Sequence) else {sigma_scale}
+    blend: Any = "average"
+    if mode == "gaussian" and len(scales) == 1:
+        blend = f"monai:{float(scales.pop())}"
+    elif mode == "gaussian" and roi_weight_map is None:
+        raise InvalidError(f"sigma_scale={sigma_scale}: one for all axes, or give roi_weight_map")
     if roi_weight_map is not None:
         blend = as_array(roi_weight_map).reshape(roi_weight_map.shape[-3:])
     call = predictor
