@@ -139,3 +139,29 @@ def test_the_preset_of_predict_is_nnunet_s(tmp_path: Any) -> None:
     out = voxpatch.predict(net, inputs[0].numpy(), tmp_path / "o.zarr", 16, preset="nnunet")
     # Its Gaussian is cut off at four standard deviations, ours is not.
     torch.testing.assert_close(torch.from_numpy(out[...]), sums / total, atol=2e-3, rtol=1e-3)
+
+
+def test_windows_with_coordinates_and_weights_that_depend_on_them_are_monais() -> None:
+    net, inputs = Net().eval(), scan(1, 2, 20, 18, 22)
+
+    def weighted(outputs: Any, window: Any, importance: Any) -> Any:
+        return outputs, importance * (window.mean() > 0) + 0.5
+
+    def placed(window: Any, places: Any) -> Any:
+        return net(window) + float(places[0][2].start)
+
+    for call, options in ((net, {"process_fn": weighted}), (placed, {"with_coord": True}), (net, {"buffer_steps": 2})):
+        with torch.no_grad():
+            expected = inferers.sliding_window_inference(inputs, 8, 2, call, 0.5, **options)
+            found = ours.sliding_window_inference(inputs, 8, 2, call, 0.5, **options)
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="with_coord"):
+        ours.sliding_window_inference(inputs, 8, 2, placed, with_coord=True, output="never.zarr")
+    with pytest.raises(ValueError, match="buffer_dim"):
+        ours.sliding_window_inference(inputs, 8, 2, net, buffer_steps=1, buffer_dim=4)
+
+
+def test_a_gradient_flows_through_tensors_in_memory() -> None:
+    inputs = scan(1, 2, 12, 12, 12).requires_grad_()
+    ours.sliding_window_inference(inputs, 8, 2, Net().eval()).sum().backward()
+    assert inputs.grad is not None and bool((inputs.grad != 0).any())

@@ -36,6 +36,9 @@ from voxpatch.errors import InvalidError
 
 from ._torchio import Source, reversed_axes, swapped, turned
 
+#: Overlap modes of :class:`voxpatch.GridAggregator`.
+_OVERLAP_MODES = ("crop", "average", "hann", "gaussian", "linear", "nnunet", "monai")
+
 #: Padding modes that need no whole image.
 _LAZY = ("constant", "edge", "reflect", "wrap")
 
@@ -73,6 +76,8 @@ class RandomSampler(PatchSampler, _RandomSampler):
                 arrays, location, _ = found
                 yield source.patch(arrays, turned(location.tolist()))
         except InvalidError as error:
+            if "has the weight -" in str(error):
+                raise ValueError(f"Negative values in the probability map: {error}") from error
             raise RuntimeError(str(error)) from error
 
 
@@ -161,6 +166,8 @@ class GridAggregator(tio.data.GridAggregator):
     def __init__(
         self, sampler: tio.data.GridSampler, overlap_mode: str = "crop", downsampling_factor: int = 1, **options: Any
     ) -> None:
+        if isinstance(overlap_mode, str) and overlap_mode.partition(":")[0] not in _OVERLAP_MODES:
+            raise InvalidError(f"Overlap mode {overlap_mode!r}: it is one of {', '.join(_OVERLAP_MODES)}")
         self.overlap_mode = overlap_mode
         self._factor = downsampling_factor
         self._options = options
@@ -186,7 +193,8 @@ class GridAggregator(tio.data.GridAggregator):
         if self._ours is None:
             self._type = batch_tensor.dtype
             options = dict(self._options)
-            if self.overlap_mode != "crop" and not batch_tensor.is_floating_point():
+            # TorchIO sums whole numbers in float32, and Hann windows of anything.
+            if self.overlap_mode == "hann" or (self.overlap_mode != "crop" and not batch_tensor.is_floating_point()):
                 options.setdefault("dtype", "float32")
             self._ours = voxpatch.GridAggregator(
                 self._places, self.overlap_mode, scale=self._factor, **options  # type: ignore[arg-type]
