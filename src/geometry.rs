@@ -104,14 +104,30 @@ impl Geometry {
         coarse
     }
 
-    /// Whether every number is finite and no spacing is 0 or negative.
+    /// Whether every number is finite, no spacing is 0 or negative, and the axes point in three
+    /// directions.
     #[must_use]
     pub fn is_sound(&self) -> bool {
         self.affine.iter().flatten().all(|value| value.is_finite())
+            && self.is_solid()
             && self
                 .spacing
                 .iter()
                 .all(|&length| length.is_finite() && length > 0.0)
+    }
+
+    /// Whether the affine's columns for x, y and z span space.
+    fn is_solid(&self) -> bool {
+        let columns: [[f64; 3]; 3] = std::array::from_fn(|column| {
+            let values: [f64; 3] = std::array::from_fn(|row| self.affine[row][column]);
+            let length = values.iter().map(|n| n * n).sum::<f64>().sqrt();
+            values.map(|value| value / length)
+        });
+        let [x, y, z] = columns;
+        let cross = cross(x, y);
+        let volume: f64 = (0..3).map(|row| cross[row] * z[row]).sum();
+        // Not a number, either, where a column is 0.
+        volume.abs() > 1e-9
     }
 
     /// Whether the affine is the spacing along the world's axes and an origin: all that
@@ -134,6 +150,15 @@ impl Geometry {
     pub const fn origin(&self) -> [f64; 3] {
         [self.affine[2][3], self.affine[1][3], self.affine[0][3]]
     }
+}
+
+/// The vector at right angles to two others, as long as the area between them.
+pub(crate) fn cross(a: [f64; 3], b: [f64; 3]) -> [f64; 3] {
+    [
+        a[1] * b[2] - a[2] * b[1],
+        a[2] * b[0] - a[0] * b[2],
+        a[0] * b[1] - a[1] * b[0],
+    ]
 }
 
 fn without_negative_zero(value: f64) -> f64 {
@@ -184,5 +209,12 @@ mod tests {
         assert!(!Geometry::from_spacing([0.0, 1.0, 1.0]).is_sound());
         assert!(!Geometry::from_spacing([f64::NAN, 1.0, 1.0]).is_sound());
         assert!(Geometry::default().is_sound());
+        let mut flat = Geometry::default();
+        flat.affine[2][2] = 0.0;
+        assert!(!flat.is_sound(), "no direction");
+        flat.affine[0][2] = 1.0;
+        assert!(!flat.is_sound(), "two axes along one line");
+        flat.affine[2][2] = 0.5;
+        assert!(flat.is_sound(), "sheared");
     }
 }

@@ -16,11 +16,19 @@ pub(crate) fn lengths(name: &str, given: &Bound<'_, PyAny>) -> PyResult<Shape> {
     if let Ok(one) = given.extract::<u64>() {
         return Ok([one; 3]);
     }
-    given.extract::<[u64; 3]>().map_err(|_| {
-        invalid(format!(
-            "{name} {given}: give one whole number, or three for z, y, x"
-        ))
-    })
+    // Of whatever can be gone through: arrays are no sequences to Python.
+    let three = || -> PyResult<Vec<u64>> {
+        let numbers = given.try_iter()?.take(4);
+        numbers.map(|number| number?.extract()).collect()
+    };
+    three()
+        .ok()
+        .and_then(|three| three.try_into().ok())
+        .ok_or_else(|| {
+            invalid(format!(
+                "{name} {given}: give one whole number, or three for z, y, x"
+            ))
+        })
 }
 
 /// Some of `count` channels, or of what `name` calls: a number, a slice or range of step 1, or a

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import index
 from typing import Any, Union
 
 from ._voxpatch import Volume, _predict
@@ -196,7 +197,8 @@ def _placed(
 
 
 def _three(given: _Overlap) -> Sequence[float]:
-    three = [given] * 3 if isinstance(given, (int, float)) else list(given)
+    single = getattr(given, "ndim", None) == 0 or not hasattr(given, "__iter__")
+    three = [given] * 3 if single else list(given)  # type: ignore[arg-type, list-item]
     if len(three) != 3:
         raise InvalidError(f"patch_overlap {given!r}: give one number, or three for z, y, x")
     return three
@@ -204,8 +206,10 @@ def _three(given: _Overlap) -> Sequence[float]:
 
 def _overlap(given: float, patch: int) -> int:
     """Voxels of an overlap that may be a part of the patch; the step is rounded down, as others do."""
-    if not isinstance(given, float):
-        return int(given)
+    try:
+        return index(given)  # type: ignore[arg-type]
+    except TypeError:
+        given = float(given)
     if not 0 <= given < 1:
         raise InvalidError(f"patch_overlap {given}: a part of the patch is from 0 up to 1; voxels are whole numbers")
     return patch - max(1, int(patch * (1 - given)))

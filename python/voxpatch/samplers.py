@@ -8,7 +8,9 @@ workers and ranks. Sizes are voxels along z, y, x: one number for all three, or 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex, Union
+from itertools import islice
+from operator import index
+from typing import TYPE_CHECKING, Any, Union
 
 from .errors import InvalidError
 
@@ -20,9 +22,11 @@ Size = Union[int, Sequence[int]]
 
 
 def size(name: str, given: Size, least: int = 1) -> tuple[int, int, int]:
-    """Voxels along z, y, x of one number or three."""
+    """Voxels along z, y, x of one number or three, in any form: lists, arrays, tensors, ``torch.Size``."""
+    # An array has an __index__, too, but only one number is an index.
+    single = getattr(given, "ndim", None) == 0 or not hasattr(given, "__iter__")
     try:
-        lengths = (int(given),) * 3 if isinstance(given, SupportsIndex) else tuple(int(n) for n in given)
+        lengths = (index(given),) * 3 if single else tuple(index(n) for n in islice(iter(given), 4))  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise InvalidError(f"{name} {given!r}: give a whole number, or three for z, y, x") from error
     if len(lengths) != 3 or min(lengths) < least:

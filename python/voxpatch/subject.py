@@ -9,19 +9,52 @@ from typing import Any
 from ._voxpatch import Volume, open as open_volume
 from .errors import InvalidError, UnknownNameError
 
-#: A string that ends like this is a path; any other string is metadata.
+#: A string that ends like this is the path of a volume.
 VOLUME_NAMES = (
     ".zarr", ".npy", ".nii", ".nii.gz", ".hdr", ".img", ".mhd", ".mha", ".nrrd", ".nhdr", ".raw",
 )  # fmt: skip
 
+#: A string that ends like this is the path of a file that is not read, or a slip of the pen: no metadata.
+FILE_NAMES = (
+    ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".7z", ".dcm", ".dicom", ".ima", ".tif", ".tiff", ".btf", ".png",
+    ".jpg", ".jpeg", ".bmp", ".h5", ".hdf5", ".hdf", ".n5", ".ims", ".mgz", ".mgh", ".npz", ".b2nd", ".vtk", ".vti",
+    ".mnc", ".czi", ".nd2", ".lif", ".mat", ".bin", ".dat", ".pt", ".pth", ".csv", ".json", ".txt", ".xml",
+)  # fmt: skip
 
-def is_volume(value: object) -> bool:
-    """Whether a value of a subject is one of its volumes: a :class:`Volume`, a path object, a string
-    that ends like a volume's name, or an array with three or four axes."""
+#: Files that make a folder a Zarr array or group.
+ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
+
+
+def is_path(key: str, text: str) -> bool:
+    """Whether a string is the path of a volume: by its end, since it leads into a Zarr store, is an address,
+    or since something is there. One that looks like a path to nothing is an error."""
+    plain = text.rstrip("/").lower()
+    if plain.endswith(VOLUME_NAMES) or ".zarr/" in plain or "://" in plain:
+        return True
+    # A word may happen to be the name of a folder next to the script: it is a volume if the folder is one.
+    is_word = "/" not in text and os.sep not in text and "." not in text
+    if os.path.isdir(text) and is_word:
+        return any(os.path.exists(os.path.join(text, name)) for name in ZARR_FILES)
+    if not text or "\0" in text or len(text) > 4096 or "\n" in text:
+        return False
+    if os.path.exists(text):
+        return True
+    above = os.path.dirname(text)
+    starts = text.startswith(("/", "./", "../", "~/"))
+    if starts or plain.endswith(FILE_NAMES) or (above and os.path.isdir(above)):
+        raise InvalidError(
+            f"{key}={text!r} looks like a path, but nothing is there; if it is none, give it in metadata={{{key!r}: ...}}"
+        )
+    return False
+
+
+def is_volume(key: str, value: object) -> bool:
+    """Whether a value of a subject is one of its volumes: a :class:`Volume`, a path object, a string that
+    is a path, or an array with three or four axes."""
     if isinstance(value, (Volume, os.PathLike)):
         return True
     if isinstance(value, str):
-        return value.rstrip("/").lower().endswith(VOLUME_NAMES)
+        return is_path(key, value)
     return hasattr(value, "__array__") and getattr(value, "ndim", 0) in (3, 4)
 
 
@@ -32,6 +65,11 @@ class Subject(Mapping[str, Any]):
     path, or as an array (z, y, x) or (c, z, y, x), which is copied. All of them have one shape,
     spacing and affine; patches are cut from all of them at the same places. Nothing is opened
     until it is needed. Everything else is metadata, and comes back with every patch.
+
+    A string is a path if it ends like a volume's name, leads into a Zarr store (``"c.zarr/volumes/label"``), or
+    if something is there; one that looks like a path where nothing is, is an error. Where that is not what you
+    mean, ``Subject(images={"ct": ...}, metadata={"site": ...})`` says which is which; both can be mixed with
+    the short form.
 
     ``name`` is the name that errors use, the first path if it is not given. A queue's state is loaded
     for subjects of the same names, wherever their files are. ``padding`` says what
@@ -50,15 +88,19 @@ class Subject(Mapping[str, Any]):
     ) -> None:
         self.volumes: dict[str, Volume | str] = {}
         self.metadata: dict[str, Any] = {}
+        images = values.pop("images") if isinstance(values.get("images"), Mapping) else {}
+        metadata = values.pop("metadata") if isinstance(values.get("metadata"), Mapping) else {}
+        twice = [key for key in (*values, *images) if key in metadata] + [key for key in values if key in images]
+        if twice:
+            raise InvalidError(f"a subject has {twice[0]!r} twice")
+        self.metadata.update(metadata)
         for key, value in values.items():
-            if not is_volume(value):
-                self.metadata[key] = value
-            elif isinstance(value, Volume):
-                self.volumes[key] = value
-            elif isinstance(value, (str, os.PathLike)):
-                self.volumes[key] = os.path.abspath(os.fspath(value))
+            if is_volume(key, value):
+                self._add(key, value)
             else:
-                self.volumes[key] = Volume.from_array(value)
+                self.metadata[key] = value
+        for key, value in images.items():
+            self._add(key, value)
         if not self.volumes:
             raise InvalidError(
                 "a subject has one volume at least: a Volume, a path, or an array with three or four axes"
@@ -67,6 +109,20 @@ class Subject(Mapping[str, Any]):
             self.metadata["name"] = name
         self.name: str = str(self.metadata.get("name", self._first_path()))
         self._padding = padding
+
+    def _add(self, key: str, value: Any) -> None:
+        """Takes a value as a volume."""
+        if isinstance(value, Volume):
+            self.volumes[key] = value
+        elif isinstance(value, (str, os.PathLike)):
+            path = os.fspath(value)
+            self.volumes[key] = path if "://" in path else os.path.abspath(path)
+        elif hasattr(value, "__array__") and getattr(value, "ndim", 0) in (3, 4):
+            self.volumes[key] = Volume.from_array(value)
+        else:
+            raise InvalidError(
+                f"{key} is no volume: it is a {type(value).__name__}, not a Volume, a path, or an array with three or four axes"
+            )
 
     def _first_path(self) -> str:
         first = next(iter(self.volumes.values()))

@@ -1,7 +1,8 @@
-//! Creating outputs: the format by the name's extension, Zarr where it says nothing else.
+//! Creating outputs: the format by the name's extension, Zarr for folders.
 
 use std::path::Path;
 
+use super::header::excerpt;
 use super::{Format, Layout, Pyramid, VolumeMut, flat, space, staged, zarr};
 use crate::error::{Error, Result};
 use crate::region::Shape;
@@ -80,8 +81,8 @@ pub enum Codec {
 }
 
 /// Starts an output at `path`: `.npy`, `.nii`, `.nrrd` and `.mha` make flat files, `.mhd`
-/// a header with a file `.raw` beside it, anything else a Zarr
-/// image: sharded Zarr v3 with OME-Zarr 0.5 metadata, unless the options say otherwise.
+/// a header with a file `.raw` beside it, and `.zarr`, a name inside a `.zarr` folder or one without
+/// an extension a Zarr image: sharded Zarr v3 with OME-Zarr 0.5 metadata, unless the options say otherwise.
 ///
 /// Of `layout`, the shape, channels, voxel type, geometry and rescale are taken.
 ///
@@ -116,20 +117,22 @@ pub fn planned(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<
         ..layout.clone()
     };
     layout.decoded_bytes()?;
-    let lower = path.to_string_lossy().to_lowercase();
-    for gone in [".nii.gz", ".nhdr", ".raw", ".hdr", ".img"] {
-        if lower.ends_with(gone) {
-            let what =
-                format!("{gone} files are not written: use .zarr, .npy, .nii, .nrrd, .mha or .mhd");
-            return Err(Error::unsupported(path, what));
-        }
-    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let lower = name.to_lowercase();
     layout.format = match lower.rsplit_once('.') {
         Some((_, "npy")) => Format::Npy,
         Some((_, "nii")) => Format::Nifti1,
         Some((_, "nrrd")) => Format::Nrrd,
         Some((_, "mha" | "mhd")) => Format::MetaImage,
-        _ => return zarr::ZarrWriter::describe(&layout, options),
+        Some((_, "zarr")) | None => return zarr::ZarrWriter::describe(&layout, options),
+        _ if is_inside_zarr(path) => return zarr::ZarrWriter::describe(&layout, options),
+        Some(_) => {
+            let what = format!(
+                "files called {:?} are not written: use .zarr, .npy, .nii, .nrrd, .mha or .mhd",
+                excerpt(&name)
+            );
+            return Err(Error::unsupported(path, what));
+        }
     };
     if options.pyramid.is_some() {
         return Err(Error::unsupported(
@@ -138,6 +141,14 @@ pub fn planned(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<
         ));
     }
     Ok(layout)
+}
+
+/// Whether a folder above `path` is called like a Zarr store: groups in it may have any name.
+fn is_inside_zarr(path: &Path) -> bool {
+    let above = path.ancestors().skip(1);
+    above
+        .filter_map(Path::extension)
+        .any(|end| end.eq_ignore_ascii_case("zarr"))
 }
 
 /// Checks that an output neither is an input, nor lies inside one, nor holds one.

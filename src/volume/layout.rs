@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use super::Axes;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
@@ -36,6 +37,8 @@ pub struct Layout {
     pub geometry: Geometry,
     /// Converts stored values to real values; `None` if they are the same.
     pub rescale: Option<Rescale>,
+    /// What is known of the axes besides their lengths.
+    pub axes: Axes,
 }
 
 impl Layout {
@@ -53,6 +56,7 @@ impl Layout {
             codecs: Vec::new(),
             geometry: Geometry::default(),
             rescale: None,
+            axes: Axes::default(),
         }
     }
 
@@ -126,6 +130,7 @@ pub enum Format {
     Npy,
     Nifti1,
     Nifti2,
+    Analyze,
     MetaImage,
     Nrrd,
     Zarr2,
@@ -140,6 +145,7 @@ impl fmt::Display for Format {
             Self::Npy => "npy",
             Self::Nifti1 => "nifti-1",
             Self::Nifti2 => "nifti-2",
+            Self::Analyze => "analyze-7.5",
             Self::MetaImage => "metaimage",
             Self::Nrrd => "nrrd",
             Self::Zarr2 => "zarr-v2",

@@ -4,11 +4,13 @@
 //! them. Both are c, z, y, x in memory. A volume's static facts are in its [`Layout`]; its chunks
 //! decide which bytes a read touches.
 
+mod axes;
 mod cached;
 mod channels;
 mod chunk;
 mod create;
 mod flat;
+mod foreign;
 mod header;
 mod io;
 mod layout;
@@ -28,11 +30,13 @@ mod stats;
 #[cfg(any(test, feature = "testing"))]
 pub mod suite;
 mod traits;
+mod units;
 mod upsampled;
 mod verify;
 mod watch;
 mod zarr;
 
+pub use axes::{Axes, AxisKind, LeadingAxis};
 pub use cached::Cached;
 pub use channels::ChannelRange;
 pub(crate) use chunk::intersecting;

@@ -12,7 +12,7 @@ use rustix::fs::OFlags;
 
 use super::flat::{self, GZIP};
 use super::header::{self, Encoding, FlatHeader, Start, metaimage, nifti, npy, nrrd};
-use super::{OpenOptions, RawSpec, Volume, zarr};
+use super::{OpenOptions, RawSpec, Volume, foreign, zarr};
 use crate::error::{Error, Result};
 
 impl OpenOptions {
@@ -23,7 +23,10 @@ impl OpenOptions {
     /// As [`open`].
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Arc<dyn Volume>> {
         let path = path.as_ref();
-        let found = fs::metadata(path).map_err(Error::io("open", path))?;
+        let found = match fs::metadata(path) {
+            Err(error) => return Err(not_there(path, error)),
+            Ok(found) => found,
+        };
         if found.is_dir() {
             return Ok(Arc::new(zarr::ZarrVolume::open(path, self)?));
         }
@@ -79,11 +82,29 @@ pub fn open(path: impl AsRef<Path>) -> Result<Arc<dyn Volume>> {
     OpenOptions::default().open(path)
 }
 
+/// Why there is nothing at `path`.
+fn not_there(path: &Path, error: std::io::Error) -> Error {
+    match foreign::remote(path) {
+        Some(address) => Error::unsupported(
+            Path::new(&address),
+            "volumes on other machines are not read: copy it to this one first, or mount it",
+        ),
+        None => Error::io("open", path)(error),
+    }
+}
+
 /// The header of the flat file at `path`.
 fn find_header(path: &Path) -> Result<FlatHeader> {
     let name = name(path).to_lowercase();
     let ends = |extensions: &[&str]| extensions.iter().any(|end| name.ends_with(end));
     let head = head(path)?;
+    let unknown = |problem: &str| Error::UnknownFormat {
+        path: path.to_path_buf(),
+        problem: problem.to_owned(),
+    };
+    if let Some(hint) = foreign::pointer(&head) {
+        return Err(unknown(hint));
+    }
     if head.starts_with(&GZIP) {
         return packed_header(path, &head);
     }
@@ -94,6 +115,9 @@ fn find_header(path: &Path) -> Result<FlatHeader> {
     } else if nifti::recognise(&head) {
         nifti::parse(path, &head)
     } else if metaimage::recognise(&head) {
+        if head.len() as u64 == header::LIMIT && !metaimage::is_whole(&head) {
+            return metaimage::parse(path, &head_of(path, header::LONG_LIMIT)?);
+        }
         metaimage::parse(path, &head)
     // Nothing is known by its content: the format that the name promises says what is wrong.
     } else if ends(&[".npy"]) {
@@ -109,11 +133,9 @@ fn find_header(path: &Path) -> Result<FlatHeader> {
     } else if ends(&[".raw"]) {
         sidecar(path)
     } else {
-        Err(Error::UnknownFormat {
-            path: path.to_path_buf(),
-            problem: "neither its first bytes nor its extension belong to a known format"
-                .to_owned(),
-        })
+        Err(unknown(foreign::hint(path, &head).unwrap_or(
+            "neither its first bytes nor its extension belong to a known format",
+        )))
     }
 }
 
@@ -124,6 +146,11 @@ fn name(path: &Path) -> String {
 
 /// The first bytes of a file, as many as a header may have.
 fn head(path: &Path) -> Result<Vec<u8>> {
+    head_of(path, header::LIMIT)
+}
+
+/// The first bytes of a file, at most so many.
+fn head_of(path: &Path, limit: u64) -> Result<Vec<u8>> {
     // Without waiting: to open a pipe that nobody writes to would take for ever.
     let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
     let file = File::options()
@@ -136,7 +163,7 @@ fn head(path: &Path) -> Result<Vec<u8>> {
         return Err(Error::unsupported(path, "a header must be a regular file"));
     }
     let mut head = Vec::new();
-    file.take(header::LIMIT)
+    file.take(limit)
         .read_to_end(&mut head)
         .map_err(Error::io("read", path))?;
     Ok(head)
@@ -149,6 +176,12 @@ fn packed_header(path: &Path, head: &[u8]) -> Result<FlatHeader> {
         .take(header::LIMIT)
         .read_to_end(&mut inside);
     if !nifti::recognise(&inside) {
+        if let Some(hint) = foreign::by_name(path) {
+            return Err(Error::UnknownFormat {
+                path: path.to_path_buf(),
+                problem: hint.to_owned(),
+            });
+        }
         // With nothing unpacked, the stream itself is the fault.
         if let (Err(source), true) = (unpacked, inside.is_empty()) {
             return Err(Error::io("unpack", path)(source));

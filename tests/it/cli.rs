@@ -525,7 +525,23 @@ fn outputs_that_cannot_be_are_named_and_leave_nothing() {
         ),
         (
             &["convert", &source, &place.at("out.nii.gz")],
-            ".nii.gz files are not written",
+            "\"out.nii.gz\" are not written",
+        ),
+        (
+            &["convert", &source, &place.at("out.mha.gz")],
+            "\"out.mha.gz\" are not written",
+        ),
+        (
+            &["convert", &source, &place.at("out.tif")],
+            "\"out.tif\" are not written",
+        ),
+        (
+            &["convert", &source, &place.at("o.h5")],
+            "\"o.h5\" are not written",
+        ),
+        (
+            &["convert", &source, &place.at("o.dcm")],
+            "\"o.dcm\" are not written",
         ),
     ] {
         is_named(&place, args, named);

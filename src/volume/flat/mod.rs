@@ -5,6 +5,7 @@
 //! is a [`StreamVolume`]. What a header promises and a file does not hold is
 //! an error when the file is opened, as far as that can be known without unpacking.
 
+mod pieces;
 mod plain;
 mod stream;
 mod strided;
@@ -20,6 +21,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+use self::pieces::PiecesVolume;
 use self::stream::StreamVolume;
 use self::strided::{Strided, to_native};
 use super::header::{Encoding, FlatHeader, Start, excerpt};
@@ -27,7 +29,7 @@ use super::io::Io;
 use super::mmap::Map;
 use super::options::OpenOptions;
 use super::watch::Watch;
-use super::{ChunkShape, Counter, Layout, ReadStats, Volume};
+use super::{ChunkShape, Counter, Layout, ReadStats, Volume, foreign};
 use crate::error::{Error, Result};
 use crate::region::Region;
 
@@ -84,6 +86,9 @@ pub(super) fn open(
     header: &FlatHeader,
     options: &OpenOptions,
 ) -> Result<Arc<dyn Volume>> {
+    if !header.pieces.is_empty() {
+        return Ok(Arc::new(PiecesVolume::new(path, from, header, options)?));
+    }
     let source = Source::open(from, header, options.allow_external)?;
     let io = options.io;
     Ok(match header.encoding {
@@ -242,6 +247,7 @@ impl Source {
         let mut file = File::open(&path).map_err(Error::io("open", &path))?;
         let found = file.metadata().map_err(Error::io("open", &path))?;
         let length = found.len();
+        check_pointer(&path, &file, length)?;
         watch.add(&path, &found);
         let start = match header.start {
             Start::At { byte, lines: 0 } => byte,
@@ -267,6 +273,25 @@ impl Source {
             length,
             start,
         })
+    }
+}
+
+/// Checks that a short file is not a note of where its bytes are.
+fn check_pointer(path: &Path, file: &File, length: u64) -> Result<()> {
+    const LONGEST: usize = 1024;
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    if length > LONGEST {
+        return Ok(());
+    }
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, 0)
+        .map_err(Error::io("read", path))?;
+    match foreign::pointer(&bytes) {
+        Some(hint) => Err(Error::UnknownFormat {
+            path: path.to_path_buf(),
+            problem: hint.to_owned(),
+        }),
+        None => Ok(()),
     }
 }
 

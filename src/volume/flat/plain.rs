@@ -23,6 +23,17 @@ type Part = (Range<u64>, Region);
 pub(super) fn read(
     file: &File,
     voxels: &Strided,
+    box_: (&Range<u64>, Region),
+    out: &mut [u8],
+) -> io::Result<()> {
+    let mut read = |out: &mut [u8], at: u64| file.read_exact_at(out, at);
+    read_by(&mut read, voxels, box_, out)
+}
+
+/// As [`read`], where `read_at` fills a buffer from a byte on.
+pub(super) fn read_by(
+    read_at: &mut dyn FnMut(&mut [u8], u64) -> io::Result<()>,
+    voxels: &Strided,
     (channels, region): (&Range<u64>, Region),
     out: &mut [u8],
 ) -> io::Result<()> {
@@ -46,7 +57,7 @@ pub(super) fn read(
         }
         bytes.resize(length(spanned), 0);
         part.resize(length(wanted), 0);
-        file.read_exact_at(&mut bytes, span.start)?;
+        read_at(&mut bytes, span.start)?;
         voxels.copy(&bytes, span.start, &own, box_, &mut part);
         let at = length(own.start - channels.start) * per_channel;
         copy_common((&part, box_), (&mut out[at..], region), count, size);

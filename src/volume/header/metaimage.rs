@@ -6,12 +6,12 @@ use std::path::Path;
 
 use super::{
     Encoding, FlatHeader, INTERLEAVED, MOST_FIELDS, PLANAR, Problems, Start, excerpt, finite, line,
-    numbers,
+    numbers, pieces,
 };
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
-use crate::volume::{Format, Rescale};
+use crate::volume::{Format, Rescale, units};
 
 const NAME: &str = "MetaImage";
 
@@ -36,6 +36,10 @@ impl Fields {
                 .split_once('=')
                 .ok_or_else(|| format!("{:?} is no field", excerpt(&text)))?;
             let (key, value) = (key.trim().to_owned(), value.trim().to_owned());
+            // A sequence of an ultrasound probe has several of each of its frames.
+            if key.starts_with("Seq_Frame") {
+                continue;
+            }
             let last = key == "ElementDataFile";
             if pairs.len() == MOST_FIELDS {
                 return Err(format!("it has more than {MOST_FIELDS} fields"));
@@ -61,6 +65,12 @@ impl Fields {
         self.get(names)
             .map_or(default, |value| value.starts_with(['T', 't', '1']))
     }
+}
+
+/// Whether the field that ends a header is there.
+pub(in super::super) fn is_whole(bytes: &[u8]) -> bool {
+    let mut lines = bytes.split(|&byte| byte == b'\n');
+    lines.any(|line| line.trim_ascii_start().starts_with(b"ElementDataFile"))
 }
 
 /// Whether `bytes` begin as a MetaImage does.
@@ -105,6 +115,16 @@ pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     let compressed = fields.is_true(&["CompressedData"], false);
     let file = fields.get(&["ElementDataFile"]).unwrap_or_default();
     let local = file.eq_ignore_ascii_case("local");
+    let several = if pieces::is_several(file) {
+        let lines = bytes.get(usize::try_from(fields.end).unwrap_or(0)..);
+        let slices = [x, y, z, t][dims - 1];
+        pieces::names(file, lines.unwrap_or_default(), slices).unwrap_or_else(|problem| {
+            problems.add(problem);
+            Vec::new()
+        })
+    } else {
+        Vec::new()
+    };
     let start = match (start, u64::try_from(start)) {
         (0, _) => Start::byte(if local { fields.end } else { 0 }),
         (_, Ok(bytes)) => Start::byte(bytes),
@@ -118,6 +138,10 @@ pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
         problems.add("ElementNumberOfChannels and a fourth dimension cannot both be");
     }
     problems.check(path, NAME)?;
+    if compressed && !several.is_empty() {
+        let what = "compressed voxels in several files are not read";
+        return Err(Error::unsupported(path, what));
+    }
     if compressed && start == Start::End {
         let what = "HeaderSize = -1 of compressed data is not read";
         return Err(Error::unsupported(path, what));
@@ -133,7 +157,8 @@ pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
         } else {
             Encoding::Raw
         },
-        data: (!local).then(|| file.to_owned()),
+        data: (!local).then(|| several.first().map_or(file, String::as_str).to_owned()),
+        pieces: several,
         start,
         geometry,
         rescale: Rescale::new(
@@ -147,12 +172,6 @@ pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
 
 /// Refuses what is sound but not read here.
 fn supported(path: &Path, fields: &Fields) -> Result<()> {
-    let file = fields.get(&["ElementDataFile"]).unwrap_or_default();
-    if file.starts_with("LIST") || file.contains('%') {
-        let what = "one file for each slice (ElementDataFile = LIST or a pattern) is not read: \
-                    write one file with the program that made it";
-        return Err(Error::unsupported(path, what));
-    }
     if !fields.is_true(&["BinaryData"], true) {
         return Err(Error::unsupported(
             path,
@@ -240,5 +259,10 @@ fn geometry(fields: &Fields, dims: usize, problems: &mut Problems) -> Geometry {
     let mut geometry = Geometry::from_lps(columns, first);
     // Exact, where the columns' lengths are rounded; a spacing of 0 is refused by the check.
     geometry.spacing = [lengths[2], lengths[1], lengths[0]];
-    geometry
+    let word = fields.get(&["DistanceUnits"]).unwrap_or_default();
+    let unit = units::unit(word);
+    if unit.is_none() {
+        problems.add(units::unknown(word));
+    }
+    geometry.scaled(unit.map_or(1.0, units::Unit::factor))
 }

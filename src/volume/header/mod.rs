@@ -1,6 +1,6 @@
 //! Headers of flat files: what each says about the voxels, checked, in one plain struct.
 //!
-//! A parser takes the first bytes of a file, no more than [`LIMIT`], and touches no file
+//! A parser takes the first bytes of a file, no more than [`LIMIT`] or [`LONG_LIMIT`], and touches no file
 //! itself. No number of a header is used before it is checked, and nothing is allocated by a
 //! size that a header claims. Opening what a header names is [`flat`](super::flat)'s work.
 
@@ -9,6 +9,7 @@ pub(super) mod metaimage;
 pub(super) mod nifti;
 pub(super) mod npy;
 pub(super) mod nrrd;
+mod pieces;
 pub(super) mod raw;
 
 use std::fmt::Write;
@@ -23,6 +24,9 @@ use crate::region::Shape;
 
 /// The longest header that is read, in bytes.
 pub(super) const LIMIT: u64 = 1 << 20;
+
+/// The same for a MetaImage, which may have fields for every one of thousands of frames.
+pub(super) const LONG_LIMIT: u64 = 64 << 20;
 
 /// The most fields that a header of text may have.
 const MOST_FIELDS: usize = 1000;
@@ -48,6 +52,8 @@ pub(super) struct FlatHeader {
     pub(super) encoding: Encoding,
     /// The file that holds the voxels, as the header names it; `None` if it is the header's own.
     pub(super) data: Option<String>,
+    /// The files that hold the voxels one after the other, equally many each; empty if there is one.
+    pub(super) pieces: Vec<String>,
     /// Where in that file the voxels, or the packed stream, begin.
     pub(super) start: Start,
     /// Bytes between there and the first voxel, counted once unpacked.
@@ -109,6 +115,7 @@ impl FlatHeader {
             order: PLANAR,
             encoding: Encoding::Raw,
             data: None,
+            pieces: Vec::new(),
             start: Start::byte(byte),
             skip: 0,
             geometry: Geometry::default(),
@@ -127,7 +134,7 @@ impl FlatHeader {
         }
         if !self.geometry.is_sound() {
             problems.add(format!(
-                "spacing {:?} and affine {:?} must be finite, the spacing above 0",
+                "spacing {:?} and affine {:?} must be finite, the spacing above 0 and no axis along others",
                 self.geometry.spacing, self.geometry.affine
             ));
         }

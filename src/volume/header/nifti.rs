@@ -1,15 +1,16 @@
-//! The header of a NIfTI-1 or NIfTI-2 file, in either byte order.
+//! The header of a NIfTI-1 or NIfTI-2 file, or of an Analyze 7.5 pair, in either byte order.
 //!
 //! Dimensions beyond the third are flattened into channels. The affine is nibabel's: sform,
-//! else qform, else the spacing around the volume's middle; the units field changes nothing.
+//! else qform, else the spacing around the volume's middle; a form that is all zeros or flat is
+//! passed over. Lengths become millimetres. `bitpix` is not looked at: `datatype` says it, too.
 
 use std::path::Path;
 
 use super::{FlatHeader, Problems, Start};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::geometry::{Affine, Geometry};
-use crate::volume::{Format, Rescale};
+use crate::geometry::{Affine, Geometry, cross};
+use crate::volume::{Format, Rescale, units};
 
 /// Bytes of a NIfTI-1 and of a NIfTI-2 header.
 const SIZES: [usize; 2] = [348, 540];
@@ -64,7 +65,8 @@ struct Facts {
     pair: bool,
     dim: [i64; 8],
     datatype: i64,
-    bitpix: i64,
+    /// Millimetres in the unit of its lengths, or the problem with that unit.
+    unit: Result<f64, String>,
     pixdim: [f64; 8],
     vox_offset: f64,
     rescale: [f64; 2],
@@ -72,11 +74,14 @@ struct Facts {
     quatern: [f64; 3],
     qoffset: [f64; 3],
     srow: [[f64; 4]; 3],
+    /// The voxel (x, y, z, from 1 on) at the world's origin, as SPM leaves it in Analyze files.
+    center: Option<[f64; 3]>,
 }
 
 /// Reads the header at the start of `bytes`.
 pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
-    let facts = Facts::read(bytes).map_err(|problem| Error::header(path, "NIfTI", problem))?;
+    let facts = Facts::read(path, bytes);
+    let facts = facts.map_err(|problem| Error::header(path, "NIfTI", problem))?;
     let mut problems = Problems::default();
     let dtype = facts.dtype(path, &mut problems)?;
     let lengths = facts.lengths(&mut problems);
@@ -109,6 +114,35 @@ pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     header.checked(path, facts.name)
 }
 
+/// Millimetres in the unit of length that `xyzt_units` says; none is taken for millimetres.
+fn unit(code: i64) -> Result<f64, String> {
+    match code & 7 {
+        0 | 2 => Ok(1.0),
+        1 => Ok(1e3),
+        3 => Ok(1e-3),
+        unknown => Err(format!(
+            "xyzt_units {code} says that lengths are in unit {unknown}, which is not one of 0 to 3"
+        )),
+    }
+}
+
+/// Whether the columns for x, y and z do not span space.
+fn is_flat(rows: &[[f64; 4]; 3]) -> bool {
+    let mut affine: Affine = [[0.0, 0.0, 0.0, 1.0]; 4];
+    affine[..3].copy_from_slice(rows);
+    let geometry = Geometry {
+        affine,
+        ..Geometry::default()
+    };
+    affine.iter().flatten().all(|value| value.is_finite()) && !geometry.is_sound()
+}
+
+/// Whether a file is called like the header, or the voxels, of a pair.
+fn is_pair_name(path: &Path) -> bool {
+    let end = path.extension().unwrap_or_default();
+    end.eq_ignore_ascii_case("hdr") || end.eq_ignore_ascii_case("img")
+}
+
 /// The name of the .img file beside a .hdr file.
 pub(in super::super) fn image_name(path: &Path) -> String {
     let image = path.with_extension("img");
@@ -119,7 +153,7 @@ pub(in super::super) fn image_name(path: &Path) -> String {
 }
 
 impl Facts {
-    fn read(bytes: &[u8]) -> Result<Self, String> {
+    fn read(path: &Path, bytes: &[u8]) -> Result<Self, String> {
         let first = bytes.first_chunk::<4>().ok_or("the file ends inside it")?;
         let sizes = [i32::from_le_bytes(*first), i32::from_be_bytes(*first)];
         let (second, big_endian) = match sizes {
@@ -150,8 +184,10 @@ impl Facts {
                 pair: true,
                 ..facts
             }),
+            // Analyze files have no magic bytes, only a name.
+            (false, _) if is_pair_name(path) => Ok(facts.into_analyze(&fields)),
             (false, _) => Err(format!(
-                "magic {:?} is neither n+1 nor ni1 (Analyze files are not read)",
+                "magic {:?} is neither n+1 nor ni1 (an Analyze header is called .hdr)",
                 magic.escape_ascii().to_string()
             )),
             (true, _) => Err(format!(
@@ -170,7 +206,7 @@ impl Facts {
             pair: false,
             dim: std::array::from_fn(|i| fields.i16(40 + 2 * i)),
             datatype: fields.i16(70),
-            bitpix: fields.i16(72),
+            unit: unit(i64::from(fields.bytes[123])),
             pixdim: std::array::from_fn(|i| fields.f32(76 + 4 * i)),
             vox_offset: fields.f32(108),
             rescale: [fields.f32(112), fields.f32(116)],
@@ -180,6 +216,35 @@ impl Facts {
             srow: std::array::from_fn(|row| {
                 std::array::from_fn(|i| fields.f32(280 + 16 * row + 4 * i))
             }),
+            center: None,
+        }
+    }
+
+    /// The same fields as Analyze 7.5 has them: no forms, a word for the unit, and SPM's origin.
+    fn into_analyze(self, fields: &Fields<'_>) -> Self {
+        let word = String::from_utf8_lossy(&fields.bytes[56..60]);
+        let word = word.split('\0').next().unwrap_or_default();
+        let center = std::array::from_fn(|axis| {
+            let at = i16::from_le_bytes(fields.get(253 + 2 * axis));
+            f64::from(at)
+        });
+        // As nibabel has it: other programs leave other things there.
+        let near = (0..3).all(|axis| {
+            #[expect(clippy::cast_precision_loss, reason = "i16")]
+            let length = self.dim[axis + 1] as f64;
+            center[axis] > -length && center[axis] < 2.0 * length
+        });
+        let said = near && center.iter().any(|&n| n != 0.0);
+        Self {
+            name: "Analyze 7.5",
+            format: Format::Analyze,
+            pair: true,
+            unit: units::unit(word)
+                .map(units::Unit::factor)
+                .ok_or_else(|| units::unknown(word)),
+            codes: [0; 2],
+            center: said.then_some(center),
+            ..self
         }
     }
 
@@ -197,7 +262,7 @@ impl Facts {
             pair: false,
             dim: std::array::from_fn(|i| fields.i64(16 + 8 * i)),
             datatype: fields.i16(12),
-            bitpix: fields.i16(14),
+            unit: unit(fields.i32(500)),
             pixdim: std::array::from_fn(|i| fields.f64(104 + 8 * i)),
             vox_offset,
             rescale: [fields.f64(176), fields.f64(184)],
@@ -207,6 +272,7 @@ impl Facts {
             srow: std::array::from_fn(|row| {
                 std::array::from_fn(|i| fields.f64(400 + 32 * row + 8 * i))
             }),
+            center: None,
         }
     }
 
@@ -225,7 +291,7 @@ impl Facts {
             );
             return Err(Error::unsupported(path, what));
         }
-        let dtype = match self.datatype {
+        Ok(match self.datatype {
             2 => DType::U8,
             4 => DType::I16,
             8 => DType::I32,
@@ -238,17 +304,9 @@ impl Facts {
             1280 => DType::U64,
             code => {
                 problems.add(format!("datatype {code} is unknown"));
-                return Ok(DType::U8);
+                DType::U8
             }
-        };
-        if i64::try_from(dtype.size() * 8) != Ok(self.bitpix) {
-            problems.add(format!(
-                "bitpix {} does not fit {dtype}, which has {}",
-                self.bitpix,
-                dtype.size() * 8
-            ));
-        }
-        Ok(dtype)
+        })
     }
 
     /// All seven lengths, x first; those that the header does not use are 1.
@@ -265,6 +323,8 @@ impl Facts {
             let length = self.dim[axis + 1];
             match u64::try_from(length) {
                 Ok(length) if length > 0 => *target = length,
+                // Some writers count an axis that they then leave empty.
+                Ok(0) if axis >= 3 => {}
                 _ => problems.add(format!("dim[{}] is {length}, not above 0", axis + 1)),
             }
         }
@@ -294,18 +354,13 @@ impl Facts {
     }
 
     fn geometry(&self, problems: &mut Problems) -> Geometry {
-        let [qform, sform] = self.codes;
+        let factor = self.unit.clone().unwrap_or_else(|problem| {
+            problems.add(problem);
+            1.0
+        });
+        let (name, rows) = self.form();
         let mut affine: Affine = [[0.0, 0.0, 0.0, 1.0]; 4];
-        let name = if sform > 0 {
-            affine[..3].copy_from_slice(&self.srow);
-            "sform"
-        } else if qform > 0 {
-            affine[..3].copy_from_slice(&self.qform());
-            "qform"
-        } else {
-            affine[..3].copy_from_slice(&self.middle());
-            "pixdim"
-        };
+        affine[..3].copy_from_slice(&rows);
         if !affine.iter().flatten().all(|value| value.is_finite()) {
             problems.add(format!("{name} is not finite"));
             return Geometry::default();
@@ -322,7 +377,39 @@ impl Facts {
                 *measured = 1.0;
             }
         }
-        geometry
+        geometry.scaled(factor)
+    }
+
+    /// The rows of the affine that counts, and what it is called.
+    fn form(&self) -> (&'static str, [[f64; 4]; 3]) {
+        let [qform, sform] = self.codes;
+        let srow = self.with_normal(self.srow);
+        let says = |rows: &[[f64; 4]; 3]| rows.iter().any(|row| row[..3].iter().any(|&n| n != 0.0));
+        if sform > 0 && says(&srow) && (qform <= 0 || !is_flat(&srow)) {
+            ("sform", srow)
+        } else if qform > 0 {
+            ("qform", self.qform())
+        } else {
+            ("pixdim", self.middle())
+        }
+    }
+
+    /// The third column at right angles to the others where the image is flat and the column empty.
+    fn with_normal(&self, mut rows: [[f64; 4]; 3]) -> [[f64; 4]; 3] {
+        let column = |rows: &[[f64; 4]; 3], column: usize| rows.map(|row| row[column]);
+        let single = !self.uses(2) || self.dim[3] == 1;
+        if !single || column(&rows, 2).iter().any(|&n| n != 0.0) {
+            return rows;
+        }
+        let normal = cross(column(&rows, 0), column(&rows, 1));
+        let length = normal.iter().map(|n| n * n).sum::<f64>().sqrt();
+        if length > 0.0 {
+            let zoom = self.zoom(2);
+            for (row, value) in rows.iter_mut().zip(normal) {
+                row[2] = value / length * zoom;
+            }
+        }
+        rows
     }
 
     /// The rows of the affine that the quaternion gives.
@@ -375,9 +462,10 @@ impl Facts {
             };
             let sign = if axis == 0 { -1.0 } else { 1.0 };
             let zoom = sign * if used { self.zoom(axis) } else { 1.0 };
+            let middle = self.center.map_or(last / 2.0, |center| center[axis] - 1.0);
             let mut row = [0.0; 4];
             row[axis] = zoom;
-            row[3] = 0.0 - last / 2.0 * zoom;
+            row[3] = 0.0 - middle * zoom;
             row
         })
     }

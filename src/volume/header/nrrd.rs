@@ -7,12 +7,12 @@ use std::path::Path;
 
 use super::{
     Encoding, FlatHeader, INTERLEAVED, MOST_FIELDS, PLANAR, Problems, Start, excerpt, finite, line,
-    numbers,
+    numbers, pieces,
 };
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
-use crate::volume::Format;
+use crate::volume::{Format, units};
 
 const NAME: &str = "NRRD";
 
@@ -61,7 +61,14 @@ impl Fields {
             if fields.get(&[&key]).is_some() {
                 return Err(format!("field {:?} is there twice", excerpt(&key)));
             }
+            // The lines behind a list of files are their names.
+            let ends =
+                matches!(key.as_str(), "data file" | "datafile") && value.starts_with("LIST");
             fields.pairs.push((key, value));
+            if ends {
+                fields.end = Some(next as u64);
+                break;
+            }
         }
         Ok(fields)
     }
@@ -80,7 +87,7 @@ pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     let fields = Fields::read(bytes).map_err(|problem| Error::header(path, NAME, problem))?;
     let mut problems = Problems::default();
     let encoding = encoding(path, &fields, &mut problems)?;
-    let data = data_file(path, &fields)?;
+    let data = fields.get(&["data file", "datafile"]).map(str::to_owned);
     let dtype = dtype(path, &fields, &mut problems)?;
     let sizes = sizes(&fields, &mut problems);
     let big_endian = big_endian(&fields, dtype, &mut problems);
@@ -97,6 +104,22 @@ pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     let axes = Axes::find(path, &fields, &sizes)?;
     let geometry = geometry(&fields, &axes, sizes.len(), &mut problems);
     problems.check(path, NAME)?;
+    let several = data.as_deref().filter(|name| pieces::is_several(name));
+    let several = several.map(|name| {
+        let lines = fields
+            .end
+            .and_then(|end| bytes.get(usize::try_from(end).ok()?..));
+        pieces::names(name, lines.unwrap_or_default(), sizes[sizes.len() - 1])
+    });
+    let several = several.transpose();
+    let several = several
+        .map_err(|problem| Error::header(path, NAME, problem))?
+        .unwrap_or_default();
+    if encoding != Encoding::Raw && !several.is_empty() {
+        let what =
+            "compressed voxels in several files are not read: unpack them, and write encoding: raw";
+        return Err(Error::unsupported(path, what));
+    }
     let (lines, bytes) = skips;
     let (start, skip) = match u64::try_from(bytes) {
         Ok(bytes) => (Start::At { byte: from, lines }, bytes),
@@ -120,7 +143,8 @@ pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
             PLANAR
         },
         encoding,
-        data,
+        data: several.first().cloned().or(data),
+        pieces: several,
         start,
         skip,
         geometry,
@@ -150,19 +174,6 @@ fn encoding(path: &Path, fields: &Fields, problems: &mut Problems) -> Result<Enc
             Ok(Encoding::Raw)
         }
     }
-}
-
-/// The name of a detached file.
-fn data_file(path: &Path, fields: &Fields) -> Result<Option<String>> {
-    let Some(name) = fields.get(&["data file", "datafile"]) else {
-        return Ok(None);
-    };
-    if name.starts_with("LIST") || name.contains('%') {
-        let what = "one file for each slice (data file: LIST or a pattern) is not read: \
-                    write one file with the program that made it";
-        return Err(Error::unsupported(path, what));
-    }
-    Ok(Some(name.to_owned()))
 }
 
 fn dtype(path: &Path, fields: &Fields, problems: &mut Problems) -> Result<DType> {
@@ -363,8 +374,45 @@ fn geometry(fields: &Fields, axes: &Axes, count: usize, problems: &mut Problems)
         "left-anterior-superior" | "las" | "last" => [1.0, -1.0, 1.0],
         _ => [1.0; 3],
     };
-    let turn = |vector: [f64; 3]| std::array::from_fn(|i| signs[i] * vector[i]);
-    Geometry::from_lps(columns.map(turn), turn(origin))
+    // Directions and the origin are vectors of the world; spacings are lengths along the image's axes.
+    let across = factors(&quoted(fields.get(&["space units"])), problems);
+    let turn = |vector: [f64; 3]| std::array::from_fn(|i| signs[i] * across[i] * vector[i]);
+    if fields.get(&["space directions"]).is_some() {
+        return Geometry::from_lps(columns.map(turn), turn(origin));
+    }
+    let words = quoted(fields.get(&["units"]));
+    let along = if words.len() == count {
+        let own: Vec<String> = axes.space.iter().map(|&axis| words[axis].clone()).collect();
+        factors(&own, problems)
+    } else {
+        across
+    };
+    for (column, factor) in columns.iter_mut().zip(along) {
+        *column = std::array::from_fn(|i| signs[i] * factor * column[i]);
+    }
+    Geometry::from_lps(columns, turn(origin))
+}
+
+/// Millimetres in the units that these words mean, 1 where there is none.
+fn factors(words: &[String], problems: &mut Problems) -> [f64; 3] {
+    let mut factors = [1.0; 3];
+    for (target, word) in factors.iter_mut().zip(words) {
+        match units::unit(word) {
+            Some(unit) => *target = unit.factor(),
+            None => problems.add(units::unknown(word)),
+        }
+    }
+    factors
+}
+
+/// Words in quotation marks, or between spaces where there are none.
+fn quoted(text: Option<&str>) -> Vec<String> {
+    let text = text.unwrap_or_default();
+    if !text.contains('"') {
+        return text.split_whitespace().map(str::to_owned).collect();
+    }
+    let inside = |(at, word): (usize, &str)| (at % 2 == 1).then(|| word.to_owned());
+    text.split('"').enumerate().filter_map(inside).collect()
 }
 
 /// Vectors like `(1,0,0) none (0,0,1)`, their first three numbers; flat ones get a 0.

@@ -1,3 +1,5 @@
+mod lengths;
+
 use std::fs;
 use std::path::Path;
 
@@ -178,16 +180,16 @@ fn bad_nifti_headers_are_refused_with_the_reason() {
         (nifti(&[(42, &short(0))]), "header", "dim[1] is 0"),
         (nifti(&[(44, &short(-4))]), "header", "dim[2] is -4"),
         (
-            nifti(&[(40, &short(5)), (50, &short(0))]),
+            nifti(&[(40, &short(5)), (50, &short(-1))]),
             "header",
-            "dim[5] is 0",
+            "dim[5] is -1",
         ),
         (
-            nifti(&[(42, &short(-1)), (46, &short(-2)), (72, &short(9))]),
+            nifti(&[(42, &short(-1)), (46, &short(-2)), (70, &short(9))]),
             "header",
-            "bitpix 9 does not fit uint8, which has 8; dim[1] is -1, not above 0; dim[3] is -2",
+            "datatype 9 is unknown; dim[1] is -1, not above 0; dim[3] is -2",
         ),
-        (nifti(&[(72, &short(16))]), "header", "bitpix 16"),
+        (nifti(&[(123, &[4])]), "header", "xyzt_units 4"),
         (nifti(&[(70, &short(3))]), "header", "datatype 3"),
         (nifti(&[(70, &short(0))]), "header", "datatype 0"),
         (
@@ -275,8 +277,22 @@ fn bad_metaimage_headers_are_refused_with_the_reason() {
         (data(""), "unsupported", "elsewhere"),
         (data("missing.raw"), "io", "missing.raw"),
         (data("nul\0.raw"), "unsupported", "nul"),
-        (data("LIST"), "unsupported", "LIST"),
-        (data("slice%03d.raw 1 10 1"), "unsupported", "pattern"),
+        (data("LIST"), "header", "list of files is empty"),
+        (data("LIST\n../secret.raw"), "unsupported", "elsewhere"),
+        (
+            data("LIST\nnear.raw\nlink.raw"),
+            "unsupported",
+            "leads elsewhere",
+        ),
+        (data("LIST\nnear.raw\nmissing.raw"), "io", "missing.raw"),
+        (
+            data("slice%03d.raw 1 10 1"),
+            "header",
+            "10 files, which cannot hold equal parts",
+        ),
+        (data("../s%d.raw 1 2 1"), "unsupported", "elsewhere"),
+        (data("slice%s.raw 1 2 1"), "header", "has no %d"),
+        (more("DistanceUnits = furlong"), "header", "furlong"),
         (data("LOCAL"), "length", "cut short"),
         (
             change("DimSize = 2 2 2", "DimSize = 9 9 9"),
@@ -358,8 +374,6 @@ fn bad_nrrd_headers_are_refused_with_the_reason() {
         (data("/dev/zero"), "unsupported", "/dev/zero"),
         (data("link.raw"), "unsupported", "leads elsewhere"),
         (data("missing.raw"), "io", "missing.raw"),
-        (data("LIST"), "unsupported", "LIST"),
-        (data("a%d.raw 0 9 1"), "unsupported", "pattern"),
         (change("data file: near.raw\n", ""), "header", "blank line"),
         (change("data file: near.raw\n", "\n"), "length", "cut short"),
         (change("NRRD0004", "NRRD0009"), "header", "NRRD0001"),
@@ -428,6 +442,44 @@ fn bad_nrrd_headers_are_refused_with_the_reason() {
             "byte skip",
         ),
         (more("nonsense"), "header", "nonsense"),
+    ] {
+        refused("a.nhdr", &bytes, expected, hint);
+    }
+}
+
+#[test]
+fn bad_lists_of_files_and_units_in_nrrd_are_refused_with_the_reason() {
+    let change = |from: &str, to: &str| NRRD.replace(from, to).into_bytes();
+    let data = |name: &str| change("near.raw", name);
+    let more = |line: &str| change("encoding", &format!("{line}\nencoding"));
+    for (bytes, expected, hint) in [
+        (data("LIST"), "header", "list of files is empty"),
+        (
+            data("LIST\n/etc/passwd\nnear.raw"),
+            "unsupported",
+            "/etc/passwd",
+        ),
+        (data("LIST 2\nnear.raw\nmissing.raw"), "io", "missing.raw"),
+        (
+            data("a%d.raw 0 9 1"),
+            "header",
+            "10 files, which cannot hold equal parts",
+        ),
+        (data("a%d.raw 0 900000 1"), "header", "more than"),
+        (
+            change(
+                "raw\ndata file: near.raw",
+                "gzip\ndata file: LIST\nnear.raw",
+            ),
+            "unsupported",
+            "several files",
+        ),
+        (
+            more("space units: \"mm\" \"mm\" \"league\""),
+            "header",
+            "league",
+        ),
+        (more("units: \"mm\" \"mm\" \"league\""), "header", "league"),
     ] {
         refused("a.nhdr", &bytes, expected, hint);
     }
@@ -516,7 +568,30 @@ fn bad_sidecars_are_refused_with_the_reason() {
 #[test]
 fn what_is_no_volume_is_refused_with_the_reason() {
     refused("a.nii", b"", "unknown", "empty");
-    refused("a.tif", b"II*\0", "unknown", "neither");
+    refused("a.xyz", b"II-\0", "unknown", "neither");
+    refused("a.tif", b"II*\0", "unknown", "tifffile");
+    refused(
+        "IM001",
+        &[&[0; 128][..], b"DICM"].concat(),
+        "unknown",
+        "dcm2niix",
+    );
+    refused("a.h5", b"\x89HDF\r\n\x1a\n", "unknown", "h5py");
+    refused("a.mgz", b"\x1f\x8b\x08 damaged", "unknown", "mri_convert");
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n";
+    for name in ["a.nii", "a.nii.gz", "a.nrrd", "a.mha", "a.npy", "a"] {
+        refused(name, pointer, "unknown", "git lfs pull");
+    }
+    for address in [
+        "s3://bucket/a.zarr",
+        "https://example.org/a.nii.gz?token=secret",
+    ] {
+        let error = open(address).unwrap_err().to_string();
+        assert!(
+            error.contains("other machines") && !error.contains("secret"),
+            "{error}"
+        );
+    }
     refused("a.raw", &[0; 8], "unknown", "sidecar");
     refused("a.gz", b"\x1f\x8b\x08 damaged", "io", "unpack");
     let dir = tempfile::tempdir().unwrap();

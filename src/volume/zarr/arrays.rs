@@ -192,7 +192,7 @@ impl Arrays {
 impl LevelArray {
     fn new(planned: &Planned) -> Result<Self> {
         let layout = planned.layout.clone();
-        let facts = Facts::parse(&layout.path, layout.format, &planned.document)?;
+        let facts = Facts::parse(&layout.path, layout.format, &planned.document, &[])?;
         let (array, _) = open_array(&facts, &planned.document)?;
         let [_, chunk @ ..] = layout.write_chunk.expect("a Zarr array has chunks");
         Ok(Self {

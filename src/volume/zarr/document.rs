@@ -130,7 +130,7 @@ fn level(mut layout: Layout, options: &CreateOptions) -> Result<Planned> {
         ZarrVersion::V3 => Format::Zarr3,
         ZarrVersion::V2 => Format::Zarr2,
     };
-    let facts = Facts::parse(&layout.path, layout.format, &document)?;
+    let facts = Facts::parse(&layout.path, layout.format, &document, &[])?;
     layout.read_chunk = Some(facts.as_chunk(&facts.read_chunk));
     layout.write_chunk = Some(facts.as_chunk(&facts.write_chunk));
     layout.codecs = facts.codecs;

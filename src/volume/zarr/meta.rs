@@ -1,7 +1,7 @@
 //! What an array's metadata says, checked before any of it is used.
 //!
-//! The last three dimensions are z, y, x; those before them are flattened, row-major, into
-//! channels. Shapes, chunk shapes and their products are checked here, since a product that
+//! Which dimensions are z, y and x is what their names say, or else they are the last three; the
+//! others are flattened, row-major, into channels. Shapes, chunk shapes and their products are checked here, since a product that
 //! wraps would make a small buffer for a large chunk.
 
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::super::header::excerpt;
 use super::super::{ChunkShape, Format};
+use super::axes::{Axis, Order};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::region::Shape;
@@ -35,21 +36,35 @@ const MEMBERS: [&str; 12] = [
 pub(super) const MAX_CHUNK: u64 = 2 << 30;
 
 /// The facts of an array, in its own dimensions and as a volume.
+///
+/// The dimensions of the volume are those that are read as channels, the slowest first, then z, y, x.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Facts {
     pub(super) path: PathBuf,
     pub(super) format: Format,
     pub(super) dtype: DType,
-    /// Lengths of the dimensions.
+    /// Lengths of the volume's dimensions.
     pub(super) dims: Vec<u64>,
-    /// What one file holds, along the dimensions.
+    /// What one file holds, along the volume's dimensions.
     pub(super) write_chunk: Vec<u64>,
-    /// What is decoded at once, along the dimensions: the inner chunk of a sharded array.
+    /// What is decoded at once, along the volume's dimensions: the inner chunk of a sharded array.
     pub(super) read_chunk: Vec<u64>,
+    /// Which of the array's dimensions each of the volume's is.
+    pub(super) order: Order,
+    /// Lengths, and both chunks, along the array's own dimensions.
+    pub(super) stored: Stored,
     /// Whether chunks lie in shards that are read in parts.
     pub(super) sharded: bool,
     /// Names of the codecs, innermost last.
     pub(super) codecs: Vec<String>,
+}
+
+/// Lengths along an array's dimensions, as its document has them.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Stored {
+    pub(super) dims: Vec<u64>,
+    pub(super) write_chunk: Vec<u64>,
+    pub(super) read_chunk: Vec<u64>,
 }
 
 /// Refuses extensions: an array that has one may mean something else by its chunks.
@@ -65,8 +80,14 @@ fn check_members(path: &Path, document: &Value) -> Result<()> {
 }
 
 impl Facts {
-    /// The facts that a `zarr.json` or `.zarray` document gives.
-    pub(super) fn parse(path: &Path, format: Format, document: &Value) -> Result<Self> {
+    /// The facts that a `zarr.json` or `.zarray` document gives of an array whose dimensions have
+    /// these names, if any.
+    pub(super) fn parse(
+        path: &Path,
+        format: Format,
+        document: &Value,
+        axes: &[Axis],
+    ) -> Result<Self> {
         let bad = |problem: String| Error::header(path, name(format), problem);
         if format == Format::Zarr3 {
             check_members(path, document)?;
@@ -93,18 +114,50 @@ impl Facts {
             }
             None => write_chunk.clone(),
         };
+        let order = Order::by_name(axes, &dims).map_err(|what| Error::unsupported(path, what))?;
+        let stored = Stored {
+            dims,
+            write_chunk,
+            read_chunk,
+        };
         let facts = Self {
             path: path.to_path_buf(),
             format,
             dtype,
-            dims,
-            write_chunk,
-            read_chunk,
+            dims: Vec::new(),
+            write_chunk: Vec::new(),
+            read_chunk: Vec::new(),
+            order: order.clone(),
+            stored,
             sharded: sharding.is_some(),
             codecs,
         };
         facts.check()?;
+        let stored_first = order.stored_first();
+        let facts = facts.ordered(order);
+        // Time first, unless chunks then mix what is read as one axis.
+        let facts = if facts.flattens() {
+            facts
+        } else {
+            facts.ordered(stored_first)
+        };
+        facts.check_size()?;
         Ok(facts)
+    }
+
+    /// The same with the volume's dimensions in another order.
+    fn ordered(mut self, order: Order) -> Self {
+        let along = |lengths: &[u64]| {
+            order
+                .all()
+                .map(|own| own.map_or(1, |own| lengths[own]))
+                .collect()
+        };
+        self.dims = along(&self.stored.dims);
+        self.write_chunk = along(&self.stored.write_chunk);
+        self.read_chunk = along(&self.stored.read_chunk);
+        self.order = order;
+        self
     }
 
     /// The format, as users call it.
@@ -115,13 +168,13 @@ impl Facts {
     fn check(&self) -> Result<()> {
         let bad = |problem: String| Error::header(&self.path, self.format_name(), problem);
         for (what, chunk) in [
-            ("chunk", &self.write_chunk),
-            ("inner chunk", &self.read_chunk),
+            ("chunk", &self.stored.write_chunk),
+            ("inner chunk", &self.stored.read_chunk),
         ] {
-            if chunk.len() != self.dims.len() {
+            if chunk.len() != self.stored.dims.len() {
                 return Err(bad(format!(
                     "{what} {chunk:?} has another rank than shape {:?}",
-                    self.dims
+                    self.stored.dims
                 )));
             }
             // A shard may be larger than memory: only its chunks are ever decoded.
@@ -139,12 +192,20 @@ impl Facts {
             }
         }
         let whole = |(shard, chunk): (&u64, &u64)| shard.is_multiple_of(*chunk);
-        if !self.write_chunk.iter().zip(&self.read_chunk).all(whole) {
+        let Stored {
+            write_chunk,
+            read_chunk,
+            ..
+        } = &self.stored;
+        if !write_chunk.iter().zip(read_chunk).all(whole) {
             return Err(bad(format!(
-                "shard {:?} is no multiple of its chunks {:?}",
-                self.write_chunk, self.read_chunk
+                "shard {write_chunk:?} is no multiple of its chunks {read_chunk:?}"
             )));
         }
+        Ok(())
+    }
+
+    fn check_size(&self) -> Result<()> {
         let bytes = product(&self.dims).and_then(|n| n.checked_mul(self.dtype.size() as u64));
         if bytes.is_none_or(|bytes| i64::try_from(bytes).is_err()) {
             let (channels, shape) = (
@@ -172,7 +233,7 @@ impl Facts {
 
     /// How many dimensions come before z, y, x.
     fn leading(&self) -> usize {
-        self.dims.len().saturating_sub(3)
+        self.dims.len() - 3
     }
 
     /// Whether the channels of each chunk are consecutive once the leading dimensions are one.
@@ -207,43 +268,39 @@ impl Facts {
         self.dims[..self.leading()].iter().product()
     }
 
-    /// The length of the dimension of time, if one of those that are read as channels is called so
-    /// and no other before it is longer than 1.
-    pub(super) fn time_points(&self, names: &[String]) -> Option<u64> {
-        let leading = self.leading();
-        let named = names
-            .get(..leading)
-            .filter(|_| names.len() == self.dims.len())?;
-        let time = named
-            .iter()
-            .position(|name| name == "t" || name == "time")?;
-        let slower: u64 = self.dims[..time].iter().product();
-        (slower == 1).then(|| self.dims[time])
-    }
-
-    /// A shape along the dimensions as c, z, y, x.
+    /// A shape along the volume's dimensions as c, z, y, x.
     pub(super) fn as_chunk(&self, shape: &[u64]) -> ChunkShape {
         let [z, y, x] = Self::last_three(shape);
         [shape[..self.leading()].iter().product(), z, y, x]
     }
 
     fn last_three(lengths: &[u64]) -> Shape {
-        let from_end = |n: usize| lengths.len().checked_sub(n).map_or(1, |i| lengths[i]);
-        [from_end(3), from_end(2), from_end(1)]
+        std::array::from_fn(|axis| lengths[lengths.len() - 3 + axis])
     }
 
     /// The index of a read chunk along the array's own dimensions.
     pub(super) fn chunk_index(&self, index: ChunkShape) -> Vec<u64> {
         let [mut c, space @ ..] = index;
-        let leading = self.leading();
-        let mut own = vec![0; leading];
-        for i in (0..leading).rev() {
+        let mut own = vec![0; self.stored.dims.len()];
+        for (i, &dimension) in self.order.leading.iter().enumerate().rev() {
             let count = self.dims[i].div_ceil(self.read_chunk[i]).max(1);
-            own[i] = c % count;
+            own[dimension] = c % count;
             c /= count;
         }
-        own.extend(&space[3 - (self.dims.len() - leading)..]);
+        for (dimension, at) in self.order.space.into_iter().zip(space) {
+            if let Some(dimension) = dimension {
+                own[dimension] = at;
+            }
+        }
         own
+    }
+
+    /// How many voxels of a decoded chunk lie between neighbours along each of the volume's
+    /// dimensions.
+    pub(super) fn steps(&self) -> Vec<u64> {
+        let chunk = &self.stored.read_chunk;
+        let step = |own: usize| chunk[own + 1..].iter().product();
+        self.order.all().map(|own| own.map_or(0, step)).collect()
     }
 }
 
@@ -275,6 +332,13 @@ fn regular_grid<'a>(path: &Path, document: &'a Value) -> Result<Option<&'a Value
     let grid = document.get("chunk_grid").unwrap_or(&Value::Null);
     match grid.get("name").and_then(Value::as_str) {
         Some("regular") => Ok(grid.pointer("/configuration/chunk_shape")),
+        Some(other @ ("rectilinear" | "rectangular")) => Err(Error::unsupported(
+            path,
+            format!(
+                "its chunks have unequal sizes (chunk grid {other:?}), which is not read: write it again with equal \
+                 chunks, as zarr-python does by default"
+            ),
+        )),
         other => Err(Error::unsupported(
             path,
             format!(
@@ -398,8 +462,20 @@ pub(super) fn fill_value(document: &Value, dtype: DType) -> Value {
         dtype if dtype.is_float() => Value::from(0.0),
         _ => Value::from(0),
     };
-    match document.get("fill_value") {
+    let fill = document.get("fill_value");
+    // Some writers put every number into a string.
+    let text = fill.and_then(Value::as_str).map(str::trim);
+    let number = text.and_then(|text| serde_json::from_str::<serde_json::Number>(text).ok());
+    let number = number.map(Value::Number);
+    match number.as_ref().or(fill) {
         None | Some(Value::Null) => zero,
+        Some(Value::String(text)) if text.is_empty() => zero,
+        Some(Value::String(text)) if dtype == DType::Bool && text.eq_ignore_ascii_case("false") => {
+            Value::Bool(false)
+        }
+        Some(Value::String(text)) if dtype == DType::Bool && text.eq_ignore_ascii_case("true") => {
+            Value::Bool(true)
+        }
         Some(fill) if dtype == DType::Bool => match fill.as_f64() {
             Some(number) => Value::Bool(number != 0.0),
             None => fill.clone(),
@@ -447,7 +523,7 @@ mod tests {
         let grid = json!({"name": "regular", "configuration": {"chunk_shape": chunk}});
         let document = json!({"shape": shape, "data_type": "int16", "chunk_grid": grid,
             "codecs": [{"name": "bytes"}, {"name": "blosc", "configuration": {"cname": "lz4"}}]});
-        Facts::parse(Path::new("x.zarr"), Format::Zarr3, &document)
+        Facts::parse(Path::new("x.zarr"), Format::Zarr3, &document, &[])
     }
 
     #[test]
@@ -457,6 +533,7 @@ mod tests {
         assert_eq!(facts.as_chunk(&facts.read_chunk), [2, 5, 5, 5]);
         assert_eq!(facts.chunk_index([3, 1, 2, 0]), [1, 1, 1, 2, 0]);
         assert_eq!(facts.codecs, ["bytes", "blosc-lz4"]);
+        assert_eq!(facts.steps(), [250, 125, 25, 5, 1]);
         let flat = parse(&json!([11, 12]), &json!([5, 5])).unwrap();
         assert_eq!(
             (

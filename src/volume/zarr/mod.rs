@@ -8,11 +8,15 @@
 
 mod apart;
 mod arrays;
+mod axes;
 mod chain;
 mod document;
+mod find;
 mod guard;
+mod json;
 mod meta;
 mod ome;
+mod place;
 mod resume;
 mod shard;
 mod store;
@@ -31,7 +35,8 @@ use zarrs::metadata::v3::ArrayMetadataV3;
 use zarrs::plugin::PluginCreateError;
 
 use self::apart::{apart, codec_options};
-use self::chain::{Chain, Form, Refusal, place};
+use self::axes::Axis;
+use self::chain::{Chain, Form, Refusal};
 use self::guard::caught;
 use self::meta::Facts;
 use self::shard::Shards;
@@ -41,13 +46,13 @@ use super::header::excerpt;
 use super::lru::Lru;
 use super::options::{Missing, OpenOptions};
 use super::watch::Watch;
-use super::{ChunkShape, Counter, Format, Layout, ReadStats, Rescale, Volume};
+use super::{Axes, ChunkShape, Counter, Format, Layout, ReadStats, Rescale, Volume};
 use crate::error::{Cause, Error, Result};
 use crate::geometry::Geometry;
 use crate::region::Region;
 
 pub(super) use self::document::{bounds, levels};
-pub(super) use self::ome::level_count;
+pub(super) use self::find::level_count;
 pub(super) use self::resume::ZarrResumable;
 pub(super) use self::write::ZarrWriter;
 
@@ -58,7 +63,6 @@ const INDEX_BUDGET: u64 = 64 << 20;
 #[derive(Debug)]
 pub(super) struct ZarrVolume {
     layout: Layout,
-    time_points: Option<u64>,
     facts: Facts,
     store: Box<dyn Store>,
     /// For keys and the fill value; it holds no storage.
@@ -97,24 +101,35 @@ impl ZarrVolume {
     /// Opens an array, the chosen level of an OME-Zarr image, or a group's first array.
     pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
         let links = Links::of(options);
-        let found = ome::find_array(path, options.level, links)?;
+        let found = find::find_array(path, options.level, links)?;
         let folder = Box::new(Folder::unchanging(&found.path, links)?);
-        let mut volume =
-            Self::with_store(&found.path, folder, found.format, &found.document, options)?;
+        let mut volume = Self::with_store(
+            (&found.path, found.format, &found.axes),
+            folder,
+            &found.document,
+            options,
+        )?;
         for name in ["zarr.json", ".zarray"] {
             let path = found.path.join(name);
             if let Ok(found) = path.metadata() {
                 volume.watch.add(&path, &found);
             }
         }
-        volume.time_points = volume.facts.time_points(&found.axes);
+        let facts = &volume.facts;
+        volume.layout.axes = match &found.image {
+            Some(image) => image.axes(facts),
+            None => Axes {
+                leading: ome::leading(&found.axes, facts, |_| 1.0),
+                ..Axes::default()
+            },
+        };
         let own = found.attributes.get("voxpatch");
-        if let Some(geometry) = own
-            .and_then(ome::own_geometry)
-            .or(found.geometry)
-            .filter(Geometry::is_sound)
-        {
+        if let Some(geometry) = own.and_then(ome::own_geometry).filter(Geometry::is_sound) {
             volume.layout.geometry = geometry;
+        } else if let Some(image) = &found.image {
+            let geometry = image.geometry(&facts.order);
+            volume.layout.geometry =
+                geometry.map_err(|problem| Error::unsupported(&found.path, problem))?;
         }
         let number = |name: &str| own.and_then(|own| own.get(name)).and_then(Json::as_f64);
         volume.layout.rescale = Rescale::new(
@@ -125,18 +140,18 @@ impl ZarrVolume {
     }
 
     fn with_store(
-        path: &Path,
+        (path, format, axes): (&Path, Format, &[Axis]),
         store: Box<dyn Store>,
-        format: Format,
         document: &Json,
         options: &OpenOptions,
     ) -> Result<Self> {
-        let facts = Facts::parse(path, format, document)?;
+        let facts = Facts::parse(path, format, document, axes)?;
         let bad = |problem: &Cause| Error::header(path, facts.format_name(), problem.to_string());
         let opened = caught(|| open_array(&facts, document));
         let (array, metadata) = opened.map_err(|problem| bad(&problem))??;
         let form = Form {
             shape: facts
+                .stored
                 .write_chunk
                 .iter()
                 .filter_map(|&n| NonZeroU64::new(n))
@@ -174,7 +189,6 @@ impl ZarrVolume {
         };
         Ok(Self {
             layout,
-            time_points: None,
             facts,
             store,
             array,
@@ -238,19 +252,20 @@ impl ZarrVolume {
         let voxels = caught(|| chain.decode(encoded))
             .flatten()
             .map_err(|problem| self.broken(key, problem))?;
-        let (decoded, kept) = (&self.facts.read_chunk, self.facts.cut_chunk());
-        if *decoded == kept {
+        let kept = self.facts.cut_chunk();
+        let (order, stored) = (&self.facts.order, &self.facts.stored.read_chunk);
+        let own = order.all().zip(&kept).filter(|(own, _)| own.is_some());
+        if order.is_stored() && own.map(|(_, length)| length).eq(stored) {
             return Ok(voxels);
         }
         let usizes = |lengths: &[u64]| -> Vec<usize> {
             let length = |&n| usize::try_from(n).expect("lengths of a chunk in memory");
             lengths.iter().map(length).collect()
         };
-        let (decoded, kept) = (usizes(decoded), usizes(&kept));
         let size = self.layout.dtype.size();
+        let (kept, steps) = (usizes(&kept), usizes(&self.facts.steps()));
         let mut cut = vec![0; kept.iter().product::<usize>() * size];
-        let origin = vec![0; kept.len()];
-        place((&voxels, &decoded), (&mut cut, &kept), &origin, size);
+        gather(&voxels, (&kept, &steps), &mut cut, size);
         Ok(cut)
     }
 
@@ -363,7 +378,7 @@ impl Volume for ZarrVolume {
     }
 
     fn time_points(&self) -> Option<u64> {
-        self.time_points
+        self.layout.axes.time_points(self.layout.channels)
     }
 
     fn read_stats(&self) -> ReadStats {
@@ -376,6 +391,28 @@ impl Volume for ZarrVolume {
 
     fn stored_bytes(&self) -> Result<u64> {
         folder_bytes(&self.layout.path)
+    }
+}
+
+/// Copies a box out of an array into rows: `lengths` in voxels of `size` bytes, of which neighbours
+/// are `steps` voxels apart.
+fn gather(from: &[u8], (lengths, steps): (&[usize], &[usize]), out: &mut [u8], size: usize) {
+    let (&[length, ref lengths @ ..], &[step, ref steps @ ..]) = (lengths, steps) else {
+        out.copy_from_slice(&from[..size]);
+        return;
+    };
+    if !lengths.is_empty() {
+        let part = out.len() / length;
+        for (i, out) in out.chunks_exact_mut(part).enumerate() {
+            gather(&from[i * step * size..], (lengths, steps), out, size);
+        }
+    } else if step == 1 {
+        out.copy_from_slice(&from[..out.len()]);
+    } else {
+        for (i, out) in out.chunks_exact_mut(size).enumerate() {
+            let at = i * step * size;
+            out.copy_from_slice(&from[at..at + size]);
+        }
     }
 }
 

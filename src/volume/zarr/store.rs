@@ -15,9 +15,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
+use super::super::foreign;
 use super::super::io::is_remote;
 use super::super::options::OpenOptions;
 use super::super::watch::Since;
+use super::json;
 use crate::error::{Error, Result};
 
 /// Values under keys, of which parts can be read.
@@ -234,7 +236,8 @@ pub(super) fn read_json(
         ));
     }
     let bytes = value.read(0..value.len())?;
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|error| Error::header(&path, "Zarr", error.to_string()))
+    json::parse(&bytes).map(Some).map_err(|error| {
+        let problem = foreign::pointer(&bytes).map_or_else(|| error.to_string(), str::to_owned);
+        Error::header(&path, "Zarr", problem)
+    })
 }

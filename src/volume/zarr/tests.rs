@@ -1,6 +1,7 @@
 //! What the arrays of other software, of ours and of villains decode to.
 
 mod damage;
+mod dimensions;
 mod foreign;
 mod golden;
 mod hostile;
@@ -134,9 +135,10 @@ fn document(codecs: &Json, shape: [u64; 3], dtype: DType) -> Json {
 
 /// The only chunk of such an array, encoded by zarrs.
 fn encoded(document: &Json, voxels: Vec<u8>) -> Vec<u8> {
-    let facts = Facts::parse(Path::new("x"), Format::Zarr3, document).unwrap();
+    let facts = Facts::parse(Path::new("x"), Format::Zarr3, document, &[]).unwrap();
     let (array, _) = open_array(&facts, document).unwrap();
     let shape: Vec<NonZeroU64> = facts
+        .stored
         .dims
         .iter()
         .filter_map(|&n| NonZeroU64::new(n))
@@ -158,9 +160,8 @@ fn with_chunk(document: &Json, chunk: Vec<u8>) -> Result<ZarrVolume> {
     store.values.insert("c/0/0/0".to_owned(), Arc::new(chunk));
     let options = OpenOptions::default();
     ZarrVolume::with_store(
-        Path::new("x"),
+        (Path::new("x"), Format::Zarr3, &[]),
         Box::new(store),
-        Format::Zarr3,
         document,
         &options,
     )

@@ -251,7 +251,8 @@ fn spoilt_metadata_never_panics() {
                 }
                 let store = Box::new(Folder::new(path, Links::Followed));
                 let options = OpenOptions::default();
-                let Ok(volume) = ZarrVolume::with_store(path, store, format, &document, &options)
+                let Ok(volume) =
+                    ZarrVolume::with_store((path, format, &[]), store, &document, &options)
                 else {
                     continue;
                 };

@@ -54,11 +54,10 @@ fn noted(path: &Path) -> (ZarrVolume, Notebook) {
             }
         }
     }
-    let found = ome::find_array(path, 0, Links::Followed).unwrap();
+    let found = find::find_array(path, 0, Links::Followed).unwrap();
     let volume = ZarrVolume::with_store(
-        path,
+        (path, found.format, &found.axes),
         Box::new(store.clone()),
-        found.format,
         &found.document,
         &OpenOptions::default(),
     );
@@ -262,7 +261,8 @@ fn every_other_error_of_the_system_is_an_error() {
             let options = OpenOptions::default();
             let path = Path::new("a");
             let volume =
-                ZarrVolume::with_store(path, store, Format::Zarr3, &document, &options).unwrap();
+                ZarrVolume::with_store((path, Format::Zarr3, &[]), store, &document, &options)
+                    .unwrap();
             let read = read_all(&volume);
             let Err(Error::Io { source, .. }) = read else {
                 panic!("{number}: {read:?}");

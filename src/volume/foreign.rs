@@ -1,0 +1,153 @@
+//! Files that are known but not read: what each is, and which program makes a volume of it.
+
+use std::path::Path;
+
+/// The first bytes of a file that is kept elsewhere, and what fetches it.
+const POINTERS: [(&[u8], &str); 2] = [
+    (
+        b"version https://git-lfs",
+        "it is a git-LFS pointer, not the file itself: fetch it with `git lfs pull`",
+    ),
+    (
+        b"/annex/objects/",
+        "it is a git-annex pointer, not the file itself: fetch it with `git annex get` or `datalad get`",
+    ),
+];
+
+const DICOM: &str = "it is DICOM, which is not read: make .nii.gz of the series with dcm2niix, or .nrrd with 3D Slicer";
+const TIFF: &str =
+    "it is TIFF, which is not read: make OME-Zarr of it with bioformats2raw, or .npy with tifffile";
+const HDF5: &str = "it is HDF5, which is not read: copy the dataset into .zarr or .npy with h5py";
+const MGH: &str =
+    "it is a FreeSurfer volume, which is not read: make .nii.gz of it with mri_convert or nibabel";
+const ARCHIVE: &str =
+    "it is a zip archive, which is not read: unpack it (an .npz holds .npy files)";
+const BLOSC2: &str =
+    "it is a Blosc2 array, which is not read: copy it into .zarr or .npy with python-blosc2";
+const PICTURE: &str =
+    "it is a picture of one slice, which is not read: stack the slices into .npy or .zarr";
+const PACKED: &str =
+    "it is compressed as a whole in a way that is not read: unpack it first (.nii.gz is read)";
+
+/// First bytes that tell what a file is.
+const MAGIC: [(&[u8], &str); 13] = [
+    (b"II*\0", TIFF),
+    (b"MM\0*", TIFF),
+    (b"II+\0", TIFF),
+    (b"MM\0+", TIFF),
+    (b"\x89HDF\r\n\x1a\n", HDF5),
+    (b"PK\x03\x04", ARCHIVE),
+    (b"\x89PNG\r\n", PICTURE),
+    (b"\xff\xd8\xff", PICTURE),
+    (b"BZh", PACKED),
+    (b"\xfd7zXZ\0", PACKED),
+    (b"\x28\xb5\x2f\xfd", PACKED),
+    (b"\x04\"M\x18", PACKED),
+    (b"\x9e\xa8b2frame\0", BLOSC2),
+];
+
+/// Ends of names.
+const NAMES: [(&[&str], &str); 7] = [
+    (&["dcm", "dicom", "ima"], DICOM),
+    (&["tif", "tiff", "btf", "lsm"], TIFF),
+    (&["h5", "hdf5", "hdf", "ims", "n5"], HDF5),
+    (&["mgh", "mgz"], MGH),
+    (&["npz", "zip", "ozx"], ARCHIVE),
+    (&["b2nd"], BLOSC2),
+    (&["bz2", "xz", "zst", "lz4", "7z"], PACKED),
+];
+
+/// What fetches a file whose bytes are elsewhere, if it is one.
+pub(super) fn pointer(head: &[u8]) -> Option<&'static str> {
+    let found = POINTERS.iter().find(|(magic, _)| head.starts_with(magic));
+    found.map(|&(_, hint)| hint)
+}
+
+/// What a file with these first bytes and this name is, if it is known.
+pub(super) fn hint(path: &Path, head: &[u8]) -> Option<&'static str> {
+    if head.get(128..132) == Some(b"DICM") {
+        return Some(DICOM);
+    }
+    let by_bytes = MAGIC.iter().find(|(magic, _)| head.starts_with(magic));
+    pointer(head)
+        .or_else(|| by_bytes.map(|&(_, hint)| hint))
+        .or_else(|| by_name(path))
+}
+
+/// What a name promises, if it is known.
+pub(super) fn by_name(path: &Path) -> Option<&'static str> {
+    let end = path.extension()?.to_string_lossy().to_lowercase();
+    let found = NAMES.iter().find(|(ends, _)| ends.contains(&end.as_str()));
+    found.map(|&(_, hint)| hint)
+}
+
+/// What the files in a folder that is no volume are, as far as a few names tell.
+pub(super) fn in_folder(path: &Path) -> Option<&'static str> {
+    let entries = std::fs::read_dir(path).ok()?;
+    let names = entries
+        .take(64)
+        .filter_map(|entry| Some(entry.ok()?.path()));
+    names
+        .filter(|path| path.is_file())
+        .find_map(|path| by_name(&path))
+}
+
+/// The scheme and host of a path that is an address on a network.
+pub(super) fn remote(path: &Path) -> Option<String> {
+    const SCHEMES: [&str; 9] = [
+        "s3", "gs", "gcs", "az", "abfs", "http", "https", "ftp", "sftp",
+    ];
+    let text = path.to_str()?;
+    let (scheme, rest) = text.split_once(':')?;
+    // A path that went through `Path` may have lost one of its slashes.
+    let rest = rest.strip_prefix('/')?;
+    let known = SCHEMES.contains(&scheme.to_lowercase().as_str());
+    // No user, password or signature goes into a message.
+    let host = rest.trim_start_matches('/').split(['/', '?', '#']).next()?;
+    let host = host.rsplit('@').next()?;
+    known.then(|| format!("{scheme}://{host}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_known_and_their_secrets_left_out() {
+        let of = |text: &str| remote(Path::new(text));
+        assert_eq!(of("s3://bucket/a.zarr?sig=1").unwrap(), "s3://bucket");
+        assert_eq!(
+            of("https://me:secret@example.org/a.zarr").unwrap(),
+            "https://example.org"
+        );
+        assert_eq!(of("https:/example.org/a").unwrap(), "https://example.org");
+        assert_eq!(of("C:/scan.nii"), None);
+        assert_eq!(of("a/b.nii"), None);
+    }
+
+    #[test]
+    fn foreign_files_are_told_by_their_bytes_and_names() {
+        let mut dicom = [0; 132];
+        dicom[128..].copy_from_slice(b"DICM");
+        for (name, head, word) in [
+            ("IM0001", &dicom[..], "dcm2niix"),
+            ("a.bin", b"\x89HDF\r\n\x1a\n", "h5py"),
+            ("a.dcm", b"", "dcm2niix"),
+            ("a.TIF", b"", "tifffile"),
+            ("a", b"MM\0*", "tifffile"),
+            ("a.mgz", b"\x1f\x8b", "mri_convert"),
+            ("a.npz", b"", "npy"),
+            (
+                "a.nii",
+                b"version https://git-lfs.github.com/spec/v1\noid",
+                "git lfs pull",
+            ),
+            ("a.nii", b"/annex/objects/MD5E-s1--x", "git annex get"),
+            ("a.nii.bz2", b"BZh9", "unpack"),
+        ] {
+            let found = hint(Path::new(name), head).unwrap();
+            assert!(found.contains(word), "{name}: {found}");
+        }
+        assert_eq!(hint(Path::new("a.nii"), b"\0\0"), None);
+    }
+}

@@ -1,0 +1,226 @@
+//! Units of length, by the names that files give them.
+//!
+//! Every reader asks here, so that one word means one length in every format. A word that is not
+//! in the table is an error of the reader that found it: it is never taken for millimetres.
+
+/// A unit that a file may name.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Unit {
+    /// Of this many millimetres.
+    Millimetres(f64),
+    /// A word that says that lengths were not measured, like `pixel`: they are taken as they are.
+    None,
+}
+
+impl Unit {
+    /// The factor that makes millimetres of lengths in this unit.
+    pub(super) const fn factor(self) -> f64 {
+        match self {
+            Self::Millimetres(factor) => factor,
+            Self::None => 1.0,
+        }
+    }
+}
+
+/// Symbols, which are compared as they are, or in small letters if they have capitals only.
+const SYMBOLS: [(&str, f64); 21] = [
+    ("fm", 1e-12),
+    ("pm", 1e-9),
+    ("nm", 1e-6),
+    ("um", 1e-3),
+    ("µm", 1e-3),
+    ("\\u00b5m", 1e-3),
+    ("\\u03bcm", 1e-3),
+    ("Âµm", 1e-3),
+    ("mm", 1.0),
+    ("cm", 10.0),
+    ("dm", 100.0),
+    ("m", 1e3),
+    ("hm", 1e5),
+    ("km", 1e6),
+    ("å", 1e-7),
+    ("in", 25.4),
+    ("\"", 25.4),
+    ("ft", 304.8),
+    ("yd", 914.4),
+    ("mi", 1_609_344.0),
+    ("µ", 1e-3),
+];
+
+/// Words, in small letters and without the s of a plural.
+const WORDS: [(&str, f64); 11] = [
+    ("micron", 1e-3),
+    ("angstrom", 1e-7),
+    ("angstroem", 1e-7),
+    ("ångström", 1e-7),
+    ("ångstrom", 1e-7),
+    ("inch", 25.4),
+    ("foot", 304.8),
+    ("feet", 304.8),
+    ("yard", 914.4),
+    ("mile", 1_609_344.0),
+    ("parsec", 3.085_677_581_491_367e19),
+];
+
+/// What stands before `meter`, and the power of ten that it means.
+const PREFIXES: [(&str, i32); 21] = [
+    ("yocto", -24),
+    ("zepto", -21),
+    ("atto", -18),
+    ("femto", -15),
+    ("pico", -12),
+    ("nano", -9),
+    ("micro", -6),
+    ("milli", -3),
+    ("centi", -2),
+    ("deci", -1),
+    ("", 0),
+    ("deca", 1),
+    ("hecto", 2),
+    ("kilo", 3),
+    ("mega", 6),
+    ("giga", 9),
+    ("tera", 12),
+    ("peta", 15),
+    ("exa", 18),
+    ("zetta", 21),
+    ("yotta", 24),
+];
+
+/// Words for lengths that were not measured.
+const NOT_MEASURED: [&str; 9] = [
+    "", "?", "???", "none", "pixel", "px", "voxel", "index", "unitless",
+];
+
+/// The unit that `name` means; `None` if the word is not known.
+pub(super) fn unit(name: &str) -> Option<Unit> {
+    let name = name.trim().trim_end_matches('\0');
+    // Both letters that look like a mu are one, and so are both that look like an angstrom.
+    let same = |c: char| match c {
+        'μ' => 'µ',
+        '\u{212b}' => 'Å',
+        c => c,
+    };
+    let name: String = name.chars().take(40).map(same).collect();
+    let lower = name.to_lowercase().replace('μ', "µ");
+    let symbol = |text: &str| SYMBOLS.iter().find(|(symbol, _)| *symbol == text);
+    // "Mm" would be a thousand kilometres, and "Nm" no length: of symbols, letters of both kinds
+    // are not taken for small ones.
+    let one_case =
+        name.starts_with('\\') || name.chars().count() == 1 || name == name.to_uppercase();
+    let found = symbol(&name).or_else(|| symbol(&lower).filter(|_| one_case && name != "M"));
+    if let Some(&(_, factor)) = found {
+        return Some(Unit::Millimetres(factor));
+    }
+    let singular = lower
+        .strip_suffix("es")
+        .filter(|word| word.ends_with("inch"));
+    let singular = singular
+        .or_else(|| lower.strip_suffix('s').filter(|word| !word.is_empty()))
+        .unwrap_or(&lower);
+    if [lower.as_str(), singular]
+        .iter()
+        .any(|word| NOT_MEASURED.contains(word) && (*word == lower || !word.is_empty()))
+    {
+        return Some(Unit::None);
+    }
+    if let Some((_, factor)) = WORDS.iter().find(|(word, _)| *word == singular) {
+        return Some(Unit::Millimetres(*factor));
+    }
+    let stem = ["meter", "metre"]
+        .iter()
+        .find_map(|end| singular.strip_suffix(end))?;
+    let stem = stem.trim_end_matches(['-', ' ', '_']);
+    let (_, power) = PREFIXES.iter().find(|(prefix, _)| *prefix == stem)?;
+    // By its digits, which gives the nearest number; a power that is computed may not be.
+    let factor = format!("1e{}", power + 3).parse().ok()?;
+    Some(Unit::Millimetres(factor))
+}
+
+/// Says that a word is not a unit, for an error.
+pub(super) fn unknown(word: &str) -> String {
+    format!(
+        "the unit {:?} is not a length that is known (write mm, um, nm, angstrom or another of the \
+         metre's, or none)",
+        super::header::excerpt(word)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_length_is_the_same_by_every_name() {
+        let of_a_metre = |factor: f64, names: &[&str]| {
+            for name in names {
+                assert_eq!(unit(name), Some(Unit::Millimetres(factor)), "{name}");
+            }
+        };
+        of_a_metre(
+            1e-3,
+            &[
+                "micrometer",
+                "micrometre",
+                "Micrometer",
+                "MICROMETERS",
+                "micron",
+                "microns",
+                "Microns",
+                "um",
+                "UM",
+                "\u{b5}m",
+                "\u{3bc}m",
+                "\\u00B5m",
+                "\u{b5}",
+                " um ",
+                "micro-meter",
+            ],
+        );
+        of_a_metre(1e-6, &["nanometer", "nanometers", "Nanometre", "nm", "NM"]);
+        of_a_metre(
+            1e-7,
+            &[
+                "angstrom",
+                "Angstroms",
+                "\u{c5}",
+                "\u{212b}",
+                "\u{c5}ngstr\u{f6}m",
+            ],
+        );
+        of_a_metre(
+            1.0,
+            &[
+                "millimeter",
+                "millimetre",
+                "Millimeters",
+                "mm",
+                "MM",
+                "mm\0\0",
+            ],
+        );
+        of_a_metre(10.0, &["centimeter", "cm", "CM"]);
+        of_a_metre(100.0, &["decimeter"]);
+        of_a_metre(1e3, &["meter", "metre", "Meters", "m"]);
+        of_a_metre(1e6, &["kilometer", "km"]);
+        of_a_metre(25.4, &["inch", "inches", "Inch", "in"]);
+        of_a_metre(304.8, &["foot", "feet"]);
+        of_a_metre(1e-9, &["picometer", "pm"]);
+    }
+
+    #[test]
+    fn words_without_a_measure_are_no_unit_and_others_are_unknown() {
+        for name in [
+            "", " ", "pixel", "Pixels", "voxel", "px", "???", "?", "none",
+        ] {
+            assert_eq!(unit(name), Some(Unit::None), "{name}");
+        }
+        for name in [
+            "Mm", "Nm", "Pm", "M", "mM", "second", "s", "furlong", "mmm", "parrot", "micro", "m2",
+            "mm^2", "meterr", "xmeter", "A", "uM",
+        ] {
+            assert_eq!(unit(name), None, "{name}");
+        }
+        assert!(unknown("furlong").contains("\"furlong\""));
+    }
+}

@@ -1,0 +1,290 @@
+//! Finding the array that a path means, and what is said of it on the way.
+//!
+//! A path is an array's, an image's (of which a level is taken), or that of a group that holds one
+//! array or image. Of several, none is picked: the error names them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value as Json;
+
+use super::super::header::excerpt;
+use super::super::{Format, OpenOptions, foreign};
+use super::axes::Axis;
+use super::ome::{self, Placed};
+use super::store::{Links, read_json};
+use crate::error::{Error, Result};
+
+/// An array, and what lay on the way to it.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) path: PathBuf,
+    pub(super) format: Format,
+    pub(super) document: Json,
+    pub(super) attributes: Json,
+    /// What the image says of this level, if the array is one of an image's.
+    pub(super) image: Option<Placed>,
+    /// The axes of the dimensions, as far as anything names them.
+    pub(super) axes: Vec<Axis>,
+    /// How many levels there are.
+    pub(super) levels: usize,
+}
+
+/// A group's attributes.
+#[derive(Default)]
+struct Group {
+    attributes: Json,
+}
+
+/// How deep a group may be nested above its first array.
+const MAX_DEPTH: usize = 4;
+
+/// How far above an array the image may be that it belongs to.
+const MOST_ABOVE: usize = 3;
+
+/// So many arrays of a group are looked for, and named if there are several.
+const MOST_NAMED: usize = 12;
+
+/// The array at `path`, level `level` of the image there, or the only array or image in the group.
+pub(super) fn find_array(path: &Path, level: usize, links: Links) -> Result<Found> {
+    if let Some(mut array) = array_at(path, links)? {
+        if level > 0 {
+            return Err(no_level(path, level, 1));
+        }
+        if let Some((image, dataset)) = image_around(path, links) {
+            take(&mut array, &image, &dataset)?;
+        }
+        return Ok(array);
+    }
+    let Some(group) = group_at(path, links)? else {
+        let problem = match foreign::in_folder(path) {
+            Some(hint) => format!("it is a folder of other files: {hint}"),
+            None => "it is a folder without zarr.json, .zarray or .zgroup".to_owned(),
+        };
+        return Err(Error::UnknownFormat {
+            path: path.to_path_buf(),
+            problem,
+        });
+    };
+    if let Some(image) = said_image(&group) {
+        return multiscale(path, image, level, links);
+    }
+    let mut candidates = Vec::new();
+    collect(path, 0, links, &mut candidates)?;
+    let only = match candidates.as_slice() {
+        [] => {
+            let what = "the Zarr group holds no array of 2 to 8 dimensions";
+            return Err(Error::unsupported(path, what));
+        }
+        [only] => only,
+        several => return Err(ambiguous(path, several)),
+    };
+    if let Some(array) = array_at(only, links)? {
+        return if level == 0 {
+            Ok(array)
+        } else {
+            Err(no_level(path, level, 1))
+        };
+    }
+    let group = group_at(only, links)?.unwrap_or_default();
+    match said_image(&group) {
+        Some(image) => multiscale(only, image, level, links),
+        None => Err(Error::unsupported(only, "it is no image any more")),
+    }
+}
+
+/// How many levels the image at `path` has; 1 if it is none.
+pub(in super::super) fn level_count(path: &Path, options: &OpenOptions) -> Result<usize> {
+    Ok(find_array(path, 0, Links::of(options))?.levels)
+}
+
+/// The image that a group says it is.
+fn said_image(group: &Group) -> Option<&Json> {
+    ome::said_image(&group.attributes)
+}
+
+/// The error for a group of several arrays or images.
+fn ambiguous(path: &Path, several: &[PathBuf]) -> Error {
+    let name = |found: &PathBuf| {
+        let inside = found.strip_prefix(path).unwrap_or(found);
+        excerpt(&inside.display().to_string())
+    };
+    let mut names: Vec<String> = several.iter().map(name).collect();
+    if names.len() == MOST_NAMED {
+        names.truncate(MOST_NAMED - 1);
+        names.push("...".to_owned());
+    }
+    let what = format!(
+        "the Zarr group holds several arrays or images: {} (open one of them by its path, like {})",
+        names.join(", "),
+        several[0].display()
+    );
+    Error::unsupported(path, what)
+}
+
+/// The image that an array at `path` is a level of, and its dataset there.
+fn image_around(path: &Path, links: Links) -> Option<((Json, Json), Json)> {
+    let path = path.canonicalize().ok()?;
+    for above in path.ancestors().skip(1).take(MOST_ABOVE) {
+        // An array stands for itself: where no image can be read above it, there is none.
+        let Ok(Some(group)) = group_at(above, links) else {
+            continue;
+        };
+        let Some(image) = said_image(&group) else {
+            continue;
+        };
+        let inside = path.strip_prefix(above).ok()?.to_str()?;
+        let datasets = image.get("datasets").and_then(Json::as_array)?;
+        let mut datasets = datasets.iter();
+        let own =
+            datasets.find(|dataset| dataset.get("path").and_then(Json::as_str) == Some(inside))?;
+        return Some(((image.clone(), group.attributes.clone()), own.clone()));
+    }
+    None
+}
+
+/// Gives an array what its image says of it.
+fn take(array: &mut Found, (image, attributes): &(Json, Json), dataset: &Json) -> Result<()> {
+    let rank = array
+        .document
+        .get("shape")
+        .and_then(Json::as_array)
+        .map_or(0, Vec::len);
+    let placed = Placed::read(image, attributes, dataset, rank)
+        .map_err(|problem| Error::unsupported(&array.path, problem))?;
+    array.axes.clone_from(&placed.axes);
+    array.image = Some(placed);
+    Ok(())
+}
+
+fn no_level(path: &Path, level: usize, levels: usize) -> Error {
+    Error::unsupported(
+        path,
+        format!("there is no level {level}: the image has {levels}, counted from 0"),
+    )
+}
+
+fn array_at(path: &Path, links: Links) -> Result<Option<Found>> {
+    let (document, format) = if let Some(document) = read_json(path, "zarr.json", links)? {
+        match document.get("node_type").and_then(Json::as_str) {
+            Some("array") => (document, Format::Zarr3),
+            Some("group") => return Ok(None),
+            other => {
+                let other = other.map(excerpt);
+                let problem = format!("node_type is {other:?}, neither \"array\" nor \"group\"");
+                return Err(Error::header(&path.join("zarr.json"), "Zarr v3", problem));
+            }
+        }
+    } else if let Some(document) = read_json(path, ".zarray", links)? {
+        (document, Format::Zarr2)
+    } else {
+        return Ok(None);
+    };
+    let attributes = match format {
+        Format::Zarr3 => document.get("attributes").cloned().unwrap_or_default(),
+        _ => read_json(path, ".zattrs", links)?.unwrap_or_default(),
+    };
+    // In version 2, as xarray names them.
+    let names = document
+        .get("dimension_names")
+        .filter(|names| format == Format::Zarr3 && names.is_array())
+        .or_else(|| attributes.get("_ARRAY_DIMENSIONS"));
+    Ok(Some(Found {
+        path: path.to_path_buf(),
+        format,
+        axes: names.map(Axis::list).unwrap_or_default(),
+        document,
+        attributes,
+        image: None,
+        levels: 1,
+    }))
+}
+
+fn group_at(path: &Path, links: Links) -> Result<Option<Group>> {
+    if let Some(document) = read_json(path, "zarr.json", links)? {
+        let group = document.get("node_type").and_then(Json::as_str) == Some("group");
+        return Ok(group.then(|| Group {
+            attributes: document.get("attributes").cloned().unwrap_or_default(),
+        }));
+    }
+    if read_json(path, ".zgroup", links)?.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(Group {
+        attributes: read_json(path, ".zattrs", links)?.unwrap_or_default(),
+    }))
+}
+
+/// The arrays and images below a group, by name, up to [`MOST_NAMED`].
+fn collect(path: &Path, depth: usize, links: Links, found: &mut Vec<PathBuf>) -> Result<()> {
+    let mut children = Vec::new();
+    for entry in fs::read_dir(path).map_err(Error::io("list", path))? {
+        let child = entry.map_err(Error::io("list", path))?.path();
+        if child.is_dir() {
+            links.check(path, &child)?;
+            children.push(child);
+        }
+    }
+    children.sort();
+    let mut deeper = Vec::new();
+    for child in children {
+        if found.len() >= MOST_NAMED {
+            return Ok(());
+        }
+        if let Some(array) = array_at(&child, links)? {
+            let rank = array
+                .document
+                .get("shape")
+                .and_then(Json::as_array)
+                .map_or(0, Vec::len);
+            if (2..=8).contains(&rank) {
+                found.push(child);
+            }
+            continue;
+        }
+        // A folder without metadata may be between groups, as the rows of a plate are.
+        let group = group_at(&child, links)?.unwrap_or_default();
+        if said_image(&group).is_some() {
+            found.push(child);
+        } else if depth < MAX_DEPTH {
+            deeper.push(child);
+        }
+    }
+    for child in deeper {
+        collect(&child, depth + 1, links, found)?;
+    }
+    Ok(())
+}
+
+fn multiscale(path: &Path, image: &Json, level: usize, links: Links) -> Result<Found> {
+    let bad = |problem: String| Error::header(path, "OME-Zarr", problem);
+    let datasets = ome::datasets(path, image)?;
+    let dataset = datasets
+        .get(level)
+        .ok_or_else(|| no_level(path, level, datasets.len()))?;
+    let name = dataset
+        .get("path")
+        .and_then(Json::as_str)
+        .unwrap_or_default();
+    let plain = |part: &str| {
+        !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', '\0'])
+    };
+    if !name.split('/').all(plain) {
+        return Err(bad(format!(
+            "the path {:?} of level {level} does not stay inside the image",
+            excerpt(name)
+        )));
+    }
+    let own = path.join(name);
+    links.check(path, &own)?;
+    let mut found = array_at(&own, links)?.ok_or_else(|| {
+        bad(format!(
+            "level {level} should be at {:?}, but there is no array",
+            excerpt(name)
+        ))
+    })?;
+    let group = group_at(path, links)?.unwrap_or_default();
+    take(&mut found, &(image.clone(), group.attributes), dataset)?;
+    found.levels = datasets.len();
+    Ok(found)
+}
