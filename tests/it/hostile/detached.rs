@@ -39,8 +39,8 @@ const NAMES: [(&str, &str); 30] = [
     ("nul\0.raw", "nul"),
     ("http://127.0.0.1:9/a.raw", "no file"),
     ("file:///etc/passwd", "no file"),
-    ("LIST", "LIST"),
-    ("slice%07d.raw 1 1000000 1", "pattern"),
+    ("LIST", "list of files is empty"),
+    ("slice%07d.raw 1 1000000 1", "more than 65536 files"),
 ];
 
 /// A folder of traps.
