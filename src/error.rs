@@ -64,6 +64,34 @@ pub enum Error {
         what: String,
     },
 
+    /// A header says that the voxels are in a file that is not read.
+    #[error(
+        "{}: the voxels are said to be in {file:?}, {problem}: only a regular file in the header's folder or \
+         below is read, unless others are allowed",
+        path.display()
+    )]
+    External {
+        /// The header's file.
+        path: PathBuf,
+        /// The file that it names.
+        file: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+
+    /// A format has no voxels of this type.
+    #[error("{}: {format} has no {dtype}: convert to {instead}", path.display())]
+    NoSuchType {
+        /// The output.
+        path: PathBuf,
+        /// The format, as users call it.
+        format: &'static str,
+        /// The type.
+        dtype: DType,
+        /// A type that it has.
+        instead: DType,
+    },
+
     /// A flat file is shorter than its header promises.
     #[error(
         "{} holds {actual} bytes, but {channels} x {shape:?} of {dtype} from byte {offset} needs {expected}: \
@@ -143,8 +171,8 @@ pub enum Error {
 
     /// A codec that is not used on data from strangers.
     #[error(
-        "{}: codec {codec:?} is not safe on untrusted data: open the volume as trusted (without --untrusted) \
-         if you trust who made it, or ask for a copy with zstd or gzip",
+        "{}: codec {codec:?} is not safe on untrusted data: open the volume as trusted if you trust \
+         who made it, or ask for a copy with zstd or gzip",
         path.display()
     )]
     UntrustedCodec {
@@ -156,8 +184,8 @@ pub enum Error {
 
     /// A symbolic link in data from strangers, which could lead to any file that the reader may read.
     #[error(
-        "{} is a symbolic link, and none is followed in untrusted data: open the volume as trusted (without \
-         --untrusted) if you trust who made it, or copy it with what its links lead to (cp -rL)",
+        "{} is a symbolic link, and none is followed in untrusted data: open the volume as trusted if you trust \
+         who made it, or copy it with what its links lead to (cp -rL)",
         path.display()
     )]
     UntrustedLink {
@@ -277,7 +305,7 @@ pub enum Error {
     },
 
     /// An output is there already.
-    #[error("{} exists already: choose another name, or allow it to be replaced (--force)", path.display())]
+    #[error("{} exists already: choose another name, or allow it to be replaced", path.display())]
     Exists {
         /// The output.
         path: PathBuf,
@@ -689,6 +717,16 @@ impl Error {
             path: path.to_path_buf(),
             format,
             problem: problem.into(),
+        }
+    }
+
+    /// An [`Error::NoSuchType`] of a format without f16.
+    pub(crate) fn no_float16(path: &Path, format: &'static str) -> Self {
+        Self::NoSuchType {
+            path: path.to_path_buf(),
+            format,
+            dtype: DType::F16,
+            instead: DType::F32,
         }
     }
 

@@ -54,6 +54,10 @@ fn hint(error: &Error) -> &'static str {
         Error::NotAlike { .. } => {
             " (dtype= converts images to one type; allow_mixed=True allows such subjects)"
         }
+        Error::Exists { .. } => " (overwrite=True)",
+        Error::UntrustedCodec { .. } | Error::UntrustedLink { .. } => " (trusted=True)",
+        Error::NoSuchType { .. } => " (dtype=)",
+        Error::Setting { name, .. } if name.starts_with("a memory ") => " (memory=)",
         _ => "",
     }
 }

@@ -358,8 +358,8 @@ impl Plan {
                 value: format!("{} MiB", self.inference.memory >> 20),
                 problem: format!(
                     "patches of {:?} with an overlap of {:?} need {} MiB for unfinished voxels and {} MiB for \
-                     patches under way in {} threads, and a {SLACK}th of the memory is left to the allocator: allow more \
-                     (--memory), or take fewer threads, smaller patches or less overlap",
+                     patches under way in {} threads, and a {SLACK}th of the memory is left to the allocator: allow more, \
+                     or take fewer threads, smaller patches or less overlap",
                     self.inference.patch,
                     self.inference.overlap,
                     live_bytes.div_ceil(1 << 20),

@@ -222,7 +222,10 @@ fn with_memory_for_the_front_each_input_chunk_is_read_once() {
     assert!(reads(least) > chunks);
     assert_eq!(plan(least - 1).unwrap().columns(), 2);
     let error = plan(200_000).unwrap_err().to_string();
-    assert!(error.contains("allow more (--memory)"), "{error}");
+    assert!(
+        error.contains("allow more, or take fewer threads"),
+        "{error}"
+    );
 }
 
 #[test]

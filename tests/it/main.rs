@@ -16,3 +16,4 @@ mod sample;
 mod together;
 mod tool;
 mod training;
+mod words;

@@ -46,7 +46,12 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     // Whoever cannot be told, because standard error is closed or full, has the exit status.
-    let _ = writeln!(io::stderr(), "voxpatch: {}", one_line(&error));
+    let _ = writeln!(
+        io::stderr(),
+        "voxpatch: {}{}",
+        one_line(&error),
+        hint(&error)
+    );
     if error.chain().any(is_stop) {
         return ExitCode::from(stop::status_now());
     }
@@ -58,6 +63,31 @@ fn is_stop(error: &(dyn std::error::Error + 'static)) -> bool {
         error.downcast_ref::<voxpatch::Error>(),
         Some(voxpatch::Error::Stopped)
     )
+}
+
+/// The flag that helps, where the library can only say what is the matter.
+fn hint(error: &anyhow::Error) -> &'static str {
+    let found = error.chain().find_map(|cause| {
+        let shared = cause.downcast_ref::<std::sync::Arc<voxpatch::Error>>();
+        let own = cause.downcast_ref().or(shared.map(|shared| &**shared));
+        own.and_then(flag)
+    });
+    found.unwrap_or_default()
+}
+
+fn flag(error: &voxpatch::Error) -> Option<&'static str> {
+    use voxpatch::Error;
+    match error {
+        Error::Shared(inner) | Error::Subject { source: inner, .. } => flag(inner),
+        Error::Exists { .. } => Some(" (--force)"),
+        Error::UntrustedCodec { .. } | Error::UntrustedLink { .. } => {
+            Some(" (leave out --untrusted)")
+        }
+        Error::External { .. } => Some(" (--allow-external)"),
+        Error::NoSuchType { .. } => Some(" (--dtype)"),
+        Error::Setting { name, .. } if name.starts_with("a memory ") => Some(" (--memory)"),
+        _ => None,
+    }
 }
 
 /// A message on one line. Names of files and fields may hold what a terminal would obey.

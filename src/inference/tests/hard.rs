@@ -433,7 +433,7 @@ fn memory_below_the_front_is_kept_in_columns_with_the_same_bytes() {
         .plan(layout, &*model, &[flat])
         .unwrap_err()
         .to_string();
-    assert!(error.contains("--memory"), "{error}");
+    assert!(error.contains("allow more"), "{error}");
 }
 
 #[test]

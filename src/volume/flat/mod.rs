@@ -301,13 +301,10 @@ const MOST_NAME: usize = 1024;
 /// The file that a header names, which must be a regular one, below the header's folder unless
 /// others are allowed.
 fn beside(header: &Path, name: &str, allow_external: bool) -> Result<PathBuf> {
-    let refuse = |why: &str| {
-        let what = format!(
-            "the voxels are said to be in {:?}, {why}: only a regular file in the header's \
-             folder or below is read (others only with --allow-external)",
-            excerpt(name)
-        );
-        Error::unsupported(header, what)
+    let refuse = |why: &str| Error::External {
+        path: header.to_path_buf(),
+        file: excerpt(name),
+        problem: why.to_owned(),
     };
     let relative = Path::new(name);
     let plain = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);

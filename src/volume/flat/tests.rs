@@ -776,10 +776,8 @@ fn a_writer_refuses_what_its_format_or_the_layout_does_not_have() {
     let path = desk.folder.path().join("a.nii");
     let options = CreateOptions::default();
     let layout = Layout::new([2, 3, 4], 1, DType::F16);
-    let Err(Error::Unsupported { what, .. }) = create(&path, &layout, &options) else {
-        panic!("NIfTI has no f16");
-    };
-    assert!(what.contains("--dtype float32"), "{what}");
+    let refused = create(&path, &layout, &options).unwrap_err();
+    assert!(matches!(refused, Error::NoSuchType { .. }), "{refused}");
     let layout = Layout::new([1 << 20, 1 << 20, 1 << 17], 1, DType::F32);
     let error = create(&path, &layout, &options).unwrap_err();
     assert!(matches!(error, Error::NoSpace { .. }), "{error:?}");
@@ -1116,8 +1114,8 @@ fn voxels_outside_the_headers_folder_are_read_only_where_that_is_allowed() {
             "ObjectType = Image\nNDims = 3\nDimSize = 4 3 2\nElementType = MET_UCHAR\nElementDataFile = {name}\n"
         );
         let path = desk.put("a.mhd", &[header.as_bytes()]);
-        let refused = open(&path).unwrap_err().to_string();
-        assert!(refused.contains("--allow-external"), "{refused}");
+        let refused = open(&path).unwrap_err();
+        assert!(matches!(refused, Error::External { .. }), "{refused}");
         let volume = allowed.open(&path).unwrap();
         assert_eq!(
             volume.read(Region::whole([2, 3, 4])).unwrap().bytes(),
@@ -1151,7 +1149,7 @@ fn a_name_of_a_file_is_quoted_short_and_without_what_a_terminal_would_obey() {
                 ..OpenOptions::default()
             };
             let error = options.open(&path).unwrap_err();
-            assert!(matches!(error, Error::Unsupported { .. }), "{error:?}");
+            assert!(matches!(error, Error::External { .. }), "{error:?}");
             let text = error.to_string();
             assert!(text.contains(&format!("\"{quoted}\"")), "{text}");
             assert!(text.contains("no name for a file") && !text.contains(char::is_control));

@@ -64,10 +64,7 @@ pub(in super::super) fn nifti(layout: &Layout) -> Result<Vec<u8>> {
         DType::U32 => 768,
         DType::I64 => 1024,
         DType::U64 => 1280,
-        DType::F16 => {
-            let what = "NIfTI has no float16: convert with --dtype float32";
-            return Err(Error::unsupported(&layout.path, what));
-        }
+        DType::F16 => return Err(Error::no_float16(&layout.path, "NIfTI")),
     };
     if !layout.geometry.is_sound() {
         let what = "NIfTI needs a spacing above 0 and a finite affine";

@@ -32,8 +32,7 @@ fn nrrd_and_metaimage_keep_voxels_and_geometry() {
                             ..CreateOptions::default()
                         };
                         let error = create(&path, &layout, &options).unwrap_err();
-                        let message = error.to_string();
-                        assert!(message.contains("float32 and float64"), "{message}");
+                        assert!(matches!(error, Error::NoSuchType { .. }), "{error}");
                         continue;
                     }
                     let found = round_trip(&desk, name, &layout, &patch);

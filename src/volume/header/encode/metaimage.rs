@@ -25,11 +25,7 @@ pub(in super::super::super) fn metaimage(layout: &Layout, data: Option<&str>) ->
         DType::I64 => "MET_LONG_LONG",
         DType::F32 => "MET_FLOAT",
         DType::F64 => "MET_DOUBLE",
-        DType::F16 => {
-            let what = "MetaImage has no float16, but integers of 8 to 64 bits, float32 and float64: \
-                        convert with --dtype float32";
-            return Err(Error::unsupported(&layout.path, what));
-        }
+        DType::F16 => return Err(Error::no_float16(&layout.path, "MetaImage")),
     };
     let (columns, origin) = lps(layout, "MetaImage")?;
     let [z, y, x] = layout.shape;

@@ -15,11 +15,7 @@ pub(in super::super::super) fn nrrd(layout: &Layout) -> Result<Vec<u8>> {
         DType::Bool | DType::U8 => "uint8",
         DType::F32 => "float",
         DType::F64 => "double",
-        DType::F16 => {
-            let what = "NRRD has no float16, but integers of 8 to 64 bits, float32 and float64: \
-                        convert with --dtype float32";
-            return Err(Error::unsupported(&layout.path, what));
-        }
+        DType::F16 => return Err(Error::no_float16(&layout.path, "NRRD")),
         dtype => dtype.name(),
     };
     if layout.rescale.is_some() {
