@@ -1,12 +1,15 @@
-//! Any volume into any output, box by box in bounded memory.
+//! Converts any volume into any output, box by box in bounded memory.
 //!
-//! Voxels are converted to the output's type as [`dtype`](crate::dtype) says; slope and
-//! intercept travel in the layout and are not applied. Every write chunk is written once.
-//! A source that is read front to back (a compressed file) is read just so, in slabs of
-//! whole planes as long as one fits; any other is read one write chunk at a time by as many
-//! threads as there are.
+//! Voxels are converted to the output's type as [`dtype`](crate::dtype) describes; slope and
+//! intercept are copied to the layout and not applied. Every write chunk is written once.
+//!
+//! A sequential source (a file compressed as a whole) is read once from front to back by one thread
+//! at a time, in slabs made of whole write chunks, while other threads convert and encode the slab
+//! before. If two slabs do not fit into memory, and for any other source, each write chunk is read on its
+//! own, by all threads.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,7 +20,10 @@ use crate::patch::{Patch, copy_common};
 use crate::progress::{Progress, report};
 use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
 use crate::threads::{pool, threads};
-use crate::volume::{Cached, ChunkShape, ReadStats, Volume, VolumeMut, check_output};
+use crate::volume::{
+    Cached, ChunkShape, CreateOptions, Layout, ReadStats, Slabs, Volume, VolumeMut, check_output,
+    planned, waiting_bytes,
+};
 
 /// How a conversion may use the machine.
 #[derive(Clone, Debug)]
@@ -71,54 +77,103 @@ pub fn convert(
     for file in source.source_files() {
         check_output(&to.path, &[&file])?;
     }
-    let pool = pool(options.threads, "convert", &to.path)?;
-    let voxel = (from.dtype.size() + to.dtype.size()) as u64;
-    let boxes = if source.is_sequential() {
-        Boxes::slabs(&*target, options.memory / voxel)
-    } else {
-        Boxes::chunks(&*target)
-    };
-    let under_way = boxes
-        .largest()
-        .saturating_mul(voxel * options.threads.max(1) as u64);
-    let cached: Arc<dyn Volume> = match from.read_chunk {
-        Some(_) => Arc::new(Cached::new(
-            Arc::clone(source),
-            options
-                .memory
-                .saturating_sub(under_way)
-                .saturating_sub(target.waiting_bytes([0, 1, 2])),
-        )),
-        None => Arc::clone(source),
-    };
     let work = Work {
-        source: &*cached,
         target: &*target,
         progress,
         done: AtomicU64::new(0),
         total: from.channels * Region::whole(from.shape).voxels(),
         written: AtomicU64::new(0),
     };
-    let mut all = boxes.iter();
-    if source.is_sequential() {
-        all.try_for_each(|(channels, region)| work.slab(&pool, channels, region))?;
-    } else {
-        pool.install(|| {
-            all.par_bridge()
-                .try_for_each(|(channels, region)| work.copy(channels, region))
-        })?;
-    }
+    let waiting = |order| target.waiting_bytes(order);
+    let reads = match OnePass::new(&**source, to, waiting, options) {
+        Some(pass) => {
+            let pool = pool(pass.threads, "convert", &to.path)?;
+            pool.install(|| work.one_pass(&**source, &pass.slabs))?;
+            source.read_stats()
+        }
+        None => work.anywhere(source, options)?,
+    };
     source.check_unchanged()?;
     let chunks_written = work.written.into_inner();
     target.finish()?;
     Ok(Converted {
         chunks_written,
-        reads: cached.read_stats(),
+        reads,
     })
 }
 
+impl ConvertOptions {
+    /// Chooses how to store the output at `path`: the first of `choices` with which a sequential source
+    /// (see [`Volume::sequential_order`]) is read once from front to back, because its slabs fit into
+    /// memory; else the first. `layout` is that of the source, with the output's voxel type.
+    ///
+    /// # Errors
+    ///
+    /// As [`planned`] for the first choice; [`Error::Setting`] if there is none.
+    pub fn choose<'a>(
+        &self,
+        source: &dyn Volume,
+        path: &Path,
+        layout: &Layout,
+        choices: &'a [CreateOptions],
+    ) -> Result<&'a CreateOptions> {
+        let first = choices.first().ok_or_else(|| Error::Setting {
+            name: "a choice of",
+            value: "no options".to_owned(),
+            problem: "there must be at least one".to_owned(),
+        })?;
+        let reads_once = |choice: &&CreateOptions| {
+            let target = planned(path, layout, choice);
+            target.is_ok_and(|target| {
+                let waiting = |order| waiting_bytes(&target, choice, order).unwrap_or(u64::MAX);
+                OnePass::new(source, &target, waiting, self).is_some()
+            })
+        };
+        planned(path, layout, first)?;
+        Ok(choices.iter().find(reads_once).unwrap_or(first))
+    }
+}
+
+/// How a sequential volume is converted in one pass.
+struct OnePass {
+    /// What is read at once. Two of them are in memory: one is read while the other is written.
+    slabs: Slabs,
+    /// Threads that convert and encode; one of them reads meanwhile.
+    threads: usize,
+}
+
+impl OnePass {
+    /// `None` if the source is not sequential, or if its slabs do not fit into memory.
+    fn new(
+        source: &dyn Volume,
+        target: &Layout,
+        waiting: impl FnOnce([usize; 3]) -> u64,
+        options: &ConvertOptions,
+    ) -> Option<Self> {
+        let order = source.sequential_order()?;
+        let from = source.layout();
+        let unit = target.write_chunk.unwrap_or([1; 4]);
+        let mut slabs = Slabs::smallest(from, order, unit);
+        let spatial: Vec<usize> = order.iter().filter_map(|axis| axis.checked_sub(1)).collect();
+        let waiting = waiting(spatial.try_into().ok()?);
+        let voxel = (from.dtype.size() + target.dtype.size()) as u64;
+        let piece = Boxes::chunks(target).largest().saturating_mul(voxel);
+        let most = options.memory / 4 / piece.max(1);
+        let threads = usize::try_from(most).unwrap_or(usize::MAX);
+        let threads = threads.clamp(1, options.threads.max(1));
+        let left = options
+            .memory
+            .checked_sub(waiting)?
+            .checked_sub(piece.saturating_mul(threads as u64))?;
+        let slab = left / 2 / from.dtype.size() as u64;
+        if target.write_chunk.is_none() {
+            slabs = Slabs::up_to(from, order, slab.min(FLAT_SLABS));
+        }
+        (slabs.largest() <= slab).then_some(Self { slabs, threads })
+    }
+}
+
 struct Work<'a> {
-    source: &'a dyn Volume,
     target: &'a dyn VolumeMut,
     progress: Progress<'a>,
     done: AtomicU64,
@@ -127,52 +182,84 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Reads a box, converts it and writes it.
-    fn copy(&self, channels: Range<u64>, region: Region) -> Result<()> {
-        let box_ = self.read(&channels, region)?;
-        self.write(channels, region, box_.bytes())
+    /// Converts the write chunks of the output in parallel, each read on its own.
+    fn anywhere(&self, source: &Arc<dyn Volume>, options: &ConvertOptions) -> Result<ReadStats> {
+        let (from, to) = (source.layout(), self.target.layout());
+        let boxes = Boxes::chunks(to);
+        let voxel = (from.dtype.size() + to.dtype.size()) as u64;
+        let under_way = boxes
+            .largest()
+            .saturating_mul(voxel * options.threads.max(1) as u64);
+        let cached: Arc<dyn Volume> = match from.read_chunk {
+            Some(_) => Arc::new(Cached::new(
+                Arc::clone(source),
+                options
+                    .memory
+                    .saturating_sub(under_way)
+                    .saturating_sub(self.target.waiting_bytes([0, 1, 2])),
+            )),
+            None => Arc::clone(source),
+        };
+        pool(options.threads, "convert", &to.path)?.install(|| {
+            let boxes = boxes.iter().par_bridge();
+            boxes.try_for_each(|(channels, region)| {
+                let voxels = self.read(&*cached, &channels, region)?;
+                self.write(channels, voxels)
+            })
+        })?;
+        Ok(cached.read_stats())
     }
 
-    /// Reads a slab on this thread and writes its write chunks on the pool's.
-    fn slab(&self, pool: &rayon::ThreadPool, channels: Range<u64>, region: Region) -> Result<()> {
-        let slab = self.read(&channels, region)?;
-        let Some([c, chunk @ ..]) = self.target.layout().write_chunk else {
-            return self.write(channels, region, slab.bytes());
+    /// Reads slab after slab, and writes each while the next is read.
+    fn one_pass(&self, source: &dyn Volume, slabs: &Slabs) -> Result<()> {
+        let mut all = slabs.iter();
+        let mut read_next = || {
+            let (channels, region) = all.next()?;
+            let slab = self.read(source, &channels, region);
+            Some(slab.map(|slab| (channels, slab)))
         };
-        let parts = Boxes {
+        let mut next = read_next().transpose()?;
+        while let Some((channels, slab)) = next {
+            let (read, written) = rayon::join(&mut read_next, || self.write_slab(channels, &slab));
+            written?;
+            next = read.transpose()?;
+        }
+        Ok(())
+    }
+
+    /// Writes the pieces of a slab in parallel.
+    fn write_slab(&self, channels: Range<u64>, slab: &Patch) -> Result<()> {
+        let pieces = Boxes {
             channels: channels.clone(),
-            region,
-            chunk: [c, chunk[0], chunk[1], chunk[2]],
+            region: slab.region(),
+            ..Boxes::chunks(self.target.layout())
         };
         let per_channel = slab.bytes().len() / usize::try_from(slab.channels()).unwrap_or(1);
-        pool.install(|| {
-            parts.iter().par_bridge().try_for_each(|(own, part)| {
-                let mut voxels = Patch::zeros(part, own.end - own.start, slab.dtype())?;
-                let skip = usize::try_from(own.start - channels.start).unwrap_or(0) * per_channel;
-                let (count, size) = (own.end - own.start, slab.dtype().size());
-                copy_common(
-                    (&slab.bytes()[skip..], region),
-                    (voxels.bytes_mut(), part),
-                    count,
-                    size,
-                );
-                self.write(own, part, voxels.bytes())
-            })
+        pieces.iter().par_bridge().try_for_each(|(own, part)| {
+            let count = own.end - own.start;
+            let mut piece = Patch::zeros(part, count, slab.dtype())?;
+            let skip = usize::try_from(own.start - channels.start).unwrap_or(0) * per_channel;
+            let (from, to) = (&slab.bytes()[skip..], piece.bytes_mut());
+            copy_common((from, slab.region()), (to, part), count, slab.dtype().size());
+            self.write(own, piece)
         })
     }
 
-    fn read(&self, channels: &Range<u64>, region: Region) -> Result<Patch> {
+    fn read(&self, source: &dyn Volume, channels: &Range<u64>, region: Region) -> Result<Patch> {
         report(self.progress, self.done.load(Ordering::Relaxed), self.total)?;
-        let dtype = self.source.layout().dtype;
-        let mut box_ = Patch::zeros(region, channels.end - channels.start, dtype)?;
-        self.source
-            .read_channels(channels.clone(), region, box_.bytes_mut())?;
-        Ok(box_.converted(self.target.layout().dtype))
+        let count = channels.end - channels.start;
+        let mut voxels = Patch::zeros(region, count, source.layout().dtype)?;
+        source.read_channels(channels.clone(), region, voxels.bytes_mut())?;
+        Ok(voxels)
     }
 
-    fn write(&self, channels: Range<u64>, region: Region, voxels: &[u8]) -> Result<()> {
+    /// Converts voxels to the output's type and writes them.
+    fn write(&self, channels: Range<u64>, voxels: Patch) -> Result<()> {
+        let region = voxels.region();
         let count = region.voxels() * (channels.end - channels.start);
-        self.target.write_channels(channels, region, voxels)?;
+        let voxels = voxels.converted(self.target.layout().dtype);
+        self.target
+            .write_channels(channels, region, voxels.bytes())?;
         self.written.fetch_add(1, Ordering::Relaxed);
         let done = self.done.fetch_add(count, Ordering::Relaxed) + count;
         report(self.progress, done, self.total)
@@ -187,39 +274,22 @@ struct Boxes {
     chunk: ChunkShape,
 }
 
-/// Voxels of a slab of a flat file: enough for long writes, little enough to hold several.
-const FLAT_SLAB: u64 = 1 << 20;
+/// Voxels of a piece of a flat file: enough for long writes, little enough to hold several.
+const FLAT_PIECE: u64 = 1 << 20;
+/// Voxels of a slab for a flat file: pieces for all threads.
+const FLAT_SLABS: u64 = 16 * FLAT_PIECE;
 
 impl Boxes {
-    /// The output's write chunks; slabs of planes, rows or less if it has none.
-    fn chunks(target: &dyn VolumeMut) -> Self {
-        let layout = target.layout();
-        let chunk = layout
+    /// The output's write chunks; pieces of planes, rows or less if it has none.
+    fn chunks(target: &Layout) -> Self {
+        let chunk = target
             .write_chunk
-            .unwrap_or_else(|| flat_slab([1, 1, 1, 1], layout.shape, FLAT_SLAB));
+            .unwrap_or_else(|| flat_slab([1; 4], target.shape, FLAT_PIECE));
         Self {
-            channels: 0..layout.channels,
-            region: Region::whole(layout.shape),
+            channels: 0..target.channels,
+            region: Region::whole(target.shape),
             chunk,
         }
-    }
-
-    /// Boxes made of whole write chunks, grown along x, then y, then z up to `voxels`.
-    fn slabs(target: &dyn VolumeMut, voxels: u64) -> Self {
-        let layout = target.layout();
-        let unit = layout.write_chunk.unwrap_or([1, 1, 1, 1]);
-        let most = if layout.write_chunk.is_some() {
-            voxels
-        } else {
-            voxels.min(32 * FLAT_SLAB)
-        };
-        let mut boxes = Self::chunks(target);
-        boxes.chunk = flat_slab(unit, layout.shape, most);
-        if layout.write_chunk.is_some() {
-            // Whole planes are enough: more of them would only wait longer.
-            boxes.chunk[1] = boxes.chunk[1].min(unit[1]);
-        }
-        boxes
     }
 
     /// Voxels of the largest box.
@@ -289,8 +359,8 @@ mod tests {
         fn layout(&self) -> &Layout {
             Volume::layout(&self.inner)
         }
-        fn is_sequential(&self) -> bool {
-            self.sequential
+        fn sequential_order(&self) -> Option<[usize; 4]> {
+            self.sequential.then_some([0, 1, 2, 3])
         }
         fn inner(&self) -> Option<&dyn Volume> {
             Some(&self.inner)

@@ -59,6 +59,8 @@ pub(crate) struct Storage {
     pub(crate) create: CreateOptions,
     convert: ConvertOptions,
     dtype: Option<DType>,
+    /// Whether the shard is not to be chosen here.
+    shard_given: bool,
 }
 
 impl Storage {
@@ -71,6 +73,7 @@ impl Storage {
                 create,
                 convert,
                 dtype,
+                shard_given: false,
             });
         };
         if let Some(version) = given.get_item("zarr")? {
@@ -110,7 +113,21 @@ impl Storage {
             create,
             convert,
             dtype,
+            shard_given: given.contains("shard")?,
         })
+    }
+
+    /// The options, and, unless a shard was given, the same with smaller shards.
+    fn choices(&self) -> Vec<CreateOptions> {
+        let mut choices = vec![self.create.clone()];
+        if self.create.shard.is_some() && !self.shard_given {
+            let fits = |voxels: &u64| self.create.chunk.iter().all(|n| voxels.is_multiple_of(*n));
+            choices.extend([64, 32].into_iter().filter(fits).map(|voxels| CreateOptions {
+                shard: Some([voxels; 3]),
+                ..self.create.clone()
+            }));
+        }
+        choices
     }
 }
 
@@ -169,7 +186,11 @@ fn copy(image: &Image, path: &Path, storage: &Storage, stop: &AtomicBool) -> Res
         dtype: storage.dtype.unwrap_or(from.dtype),
         ..from.clone()
     };
-    let target = create(path, &layout, &storage.create)?;
+    let choices = storage.choices();
+    let chosen = storage
+        .convert
+        .choose(&*image.volume, path, &layout, &choices)?;
+    let target = create(path, &layout, chosen)?;
     let progress = |_, _| {
         if stop.load(Ordering::Relaxed) {
             ControlFlow::Break(())

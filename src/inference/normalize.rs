@@ -12,7 +12,7 @@ use crate::patch::Patch;
 use crate::progress::{Progress, report};
 use crate::queue::Queue;
 use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
-use crate::volume::{ChunkShape, Layout, Rescale, Volume};
+use crate::volume::{ChunkShape, Layout, Rescale, Slabs, Volume, VolumeExt};
 
 /// Voxels that are read and counted at once where there are no chunks.
 const PIECE: u64 = 1 << 18;
@@ -231,13 +231,13 @@ fn moments(
     } else {
         threads.max(1)
     };
-    let (total, mut done) = (parts(layout).count() as u64, 0);
+    let (total, mut done) = (parts(&**volume).count() as u64, 0);
     let work = {
         let volume = Arc::clone(volume);
         move |part: Part| part.moments(&*volume)
     };
     report(progress, done, total)?;
-    for found in Queue::new(parts(layout), threads, 2 * threads, work) {
+    for found in Queue::new(parts(&**volume), threads, 2 * threads, work) {
         for (channel, moments) in found? {
             let sum = &mut all[length(channel)];
             *sum = sum.with(moments);
@@ -249,14 +249,22 @@ fn moments(
 }
 
 /// What is read at once.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Part {
     Chunk(ChunkShape),
-    Piece(u64, Region),
+    Piece(Range<u64>, Region),
 }
 
 /// All voxels of a volume, as they are stored one after the other.
-fn parts(layout: &Layout) -> impl Iterator<Item = Part> + Send + use<> {
+fn parts(volume: &dyn Volume) -> Box<dyn Iterator<Item = Part> + Send> {
+    let layout = volume.layout();
+    let order = volume.sequential_order();
+    // Channels that lie next to each other in storage are read together.
+    if let Some(order) = order.filter(|order| order[0] != 0) {
+        let slabs = Slabs::up_to(layout, order, PIECE);
+        let parts = slabs.iter().map(|(channels, region)| Part::Piece(channels, region));
+        return Box::new(parts);
+    }
     let (channels, whole) = (0..layout.channels, Region::whole(layout.shape));
     let chunks = layout.read_chunk.map(|chunk| {
         let boxes = chunk_range(&whole, [chunk[1], chunk[2], chunk[3]]);
@@ -265,9 +273,9 @@ fn parts(layout: &Layout) -> impl Iterator<Item = Part> + Send + use<> {
     });
     let flat = layout.read_chunk.is_none();
     let pieces = flat
-        .then(|| channels.flat_map(move |c| pieces(whole).map(move |piece| Part::Piece(c, piece))));
+        .then(|| channels.flat_map(move |c| pieces(whole).map(move |piece| Part::Piece(c..c + 1, piece))));
     let chunks = chunks.into_iter().flatten().map(Part::Chunk);
-    chunks.chain(pieces.into_iter().flatten())
+    Box::new(chunks.chain(pieces.into_iter().flatten()))
 }
 
 /// A region cut into boxes of at most [`PIECE`] voxels, rows whole if they are not longer.
@@ -292,10 +300,15 @@ impl Part {
         let layout = volume.layout();
         let mut values = Values::new(layout);
         match self {
-            Self::Piece(channel, region) => {
-                let stored = values.room(region);
-                volume.read_channels(channel..channel + 1, region, stored)?;
-                Ok(vec![(channel, values.moments())])
+            Self::Piece(channels, region) => {
+                let each = length(region.voxels()) * layout.dtype.size();
+                let mut stored = vec![0; each * length(channels.end - channels.start)];
+                volume.read_channels(channels.clone(), region, &mut stored)?;
+                let of = |(channel, stored)| {
+                    values.room(region).copy_from_slice(stored);
+                    (channel, values.moments())
+                };
+                Ok(channels.zip(stored.chunks_exact(each)).map(of).collect())
             }
             Self::Chunk(index) => {
                 let chunk = volume.read_chunk(index)?;
@@ -365,7 +378,7 @@ mod tests {
     use super::*;
     use crate::inference::builtin;
     use crate::progress::silent;
-    use crate::volume::{MemoryVolume, VolumeExt};
+    use crate::volume::MemoryVolume;
 
     /// Channels of 5 x 6 x 7 voxels, the second ten times the first and far from 0.
     fn values() -> Vec<f64> {

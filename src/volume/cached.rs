@@ -86,8 +86,8 @@ impl Volume for Cached {
         self.inner.time_points()
     }
 
-    fn is_sequential(&self) -> bool {
-        self.inner.is_sequential()
+    fn sequential_order(&self) -> Option<[usize; 4]> {
+        self.inner.sequential_order()
     }
 
     fn read_granularity(&self) -> Option<ChunkShape> {

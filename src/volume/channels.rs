@@ -115,8 +115,8 @@ impl Volume for ChannelRange {
         whole.then(|| (end - start) / each)
     }
 
-    fn is_sequential(&self) -> bool {
-        self.inner.is_sequential()
+    fn sequential_order(&self) -> Option<[usize; 4]> {
+        self.inner.sequential_order()
     }
 
     fn read_granularity(&self) -> Option<ChunkShape> {

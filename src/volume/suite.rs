@@ -376,8 +376,8 @@ impl<V: Volume> Volume for Faulty<V> {
         self.inner.time_points()
     }
 
-    fn is_sequential(&self) -> bool {
-        self.inner.is_sequential()
+    fn sequential_order(&self) -> Option<[usize; 4]> {
+        self.inner.sequential_order()
     }
 
     fn read_granularity(&self) -> Option<ChunkShape> {

@@ -81,10 +81,11 @@ pub trait Volume: Debug + Send + Sync {
         same.then(|| inner.time_points())?
     }
 
-    /// Returns `true` if reading front to back, channel after channel and plane after plane, is far
-    /// cheaper than any other order, as in a compressed file.
-    fn is_sequential(&self) -> bool {
-        self.inner().is_some_and(Volume::is_sequential)
+    /// Returns the axes in the order of storage, slowest first, 0 to 3 for c, z, y, x, if reading
+    /// the voxels in that order is far cheaper than any other, as in a compressed file. `None`
+    /// if all orders cost about the same.
+    fn sequential_order(&self) -> Option<[usize; 4]> {
+        same_chunks(self)?.sequential_order()
     }
 
     /// Returns the preferred size of a read, c, z, y, x, of a volume without chunks: planes of a
@@ -169,8 +170,8 @@ impl<V: Volume + ?Sized> Volume for Arc<V> {
     fn time_points(&self) -> Option<u64> {
         (**self).time_points()
     }
-    fn is_sequential(&self) -> bool {
-        (**self).is_sequential()
+    fn sequential_order(&self) -> Option<[usize; 4]> {
+        (**self).sequential_order()
     }
     fn read_granularity(&self) -> Option<ChunkShape> {
         (**self).read_granularity()
@@ -232,6 +233,12 @@ pub trait VolumeExt: Volume {
         let mut patch = Patch::zeros(region, layout.channels, layout.dtype)?;
         self.read_into(region, patch.bytes_mut())?;
         Ok(patch)
+    }
+
+    /// Returns `true` if reading front to back is far cheaper than any other order (see
+    /// [`sequential_order`](Volume::sequential_order)).
+    fn is_sequential(&self) -> bool {
+        self.sequential_order().is_some()
     }
 
     /// Reads a region and converts its stored values, as [`dtype`](crate::dtype) describes.

@@ -280,8 +280,10 @@ impl Volume for Upsampled {
         self.inner.time_points()
     }
 
-    fn is_sequential(&self) -> bool {
-        self.inner.is_sequential()
+    /// Always `None`: neighbouring slabs need the same coarse plane, so going through them goes back
+    /// in the coarse volume.
+    fn sequential_order(&self) -> Option<[usize; 4]> {
+        None
     }
 
     /// Fine voxels along each axis of what is best read together of the coarse volume.

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use rayon::iter::{ParallelBridge, ParallelIterator};
 
 use super::chunk::intersecting;
-use super::{ChunkShape, OpenOptions, Volume, zarr};
+use super::{ChunkShape, OpenOptions, ROW_MAJOR, Slabs, Volume, VolumeExt, zarr};
 use crate::error::{Error, Result};
 use crate::progress::{Progress, report};
 use crate::region::{Region, chunk_region, indices};
@@ -160,20 +160,23 @@ impl Work<'_> {
     fn slabs(&self, volume: &dyn Volume) -> Result<()> {
         let layout = volume.layout();
         let mut voxels = Vec::new();
-        for channel in 0..layout.channels {
-            for region in slabs(volume) {
-                let bytes = usize::try_from(region.voxels()).unwrap_or(usize::MAX);
-                voxels.resize(bytes.saturating_mul(layout.dtype.size()), 0);
-                let read = volume.read_channels(channel..channel + 1, region, &mut voxels);
-                if let Err(error) = read {
-                    self.note(0, format!("channel {channel}, [{region}]"), &error);
-                    if volume.is_sequential() {
-                        // What comes after a fault in a stream cannot be reached.
-                        return Ok(());
-                    }
+        for (channels, region) in slabs(volume).iter() {
+            let count = region.voxels() * (channels.end - channels.start);
+            let bytes = usize::try_from(count).unwrap_or(usize::MAX);
+            voxels.resize(bytes.saturating_mul(layout.dtype.size()), 0);
+            let read = volume.read_channels(channels.clone(), region, &mut voxels);
+            if let Err(error) = read {
+                let place = match channels.end - channels.start {
+                    1 => format!("channel {}, [{region}]", channels.start),
+                    _ => format!("channels {channels:?}, [{region}]"),
+                };
+                self.note(0, place, &error);
+                if volume.is_sequential() {
+                    // What comes after a fault in a stream cannot be reached.
+                    return Ok(());
                 }
-                self.tell(1)?;
             }
+            self.tell(1)?;
         }
         Ok(())
     }
@@ -211,15 +214,10 @@ impl Work<'_> {
 /// Voxels of a piece of a flat file.
 const PIECE: u64 = 1 << 20;
 
-/// Boxes of whole planes, or of one at least, that a volume without chunks is read in.
-fn slabs(volume: &dyn Volume) -> impl Iterator<Item = Region> + use<> {
-    let shape = volume.layout().shape;
-    let plane = Region::whole([1, shape[1], shape[2]]).voxels();
-    let depth = (PIECE / plane.max(1)).clamp(1, shape[0].max(1));
-    let chunk = [depth, shape[1].max(1), shape[2].max(1)];
-    let counts = [0..shape[0].div_ceil(depth), 0..1, 0..1];
-    indices(counts)
-        .filter_map(move |index| chunk_region(index, chunk).intersection(&Region::whole(shape)))
+/// The boxes that a volume without chunks is read in.
+fn slabs(volume: &dyn Volume) -> Slabs {
+    let order = volume.sequential_order().unwrap_or(ROW_MAJOR);
+    Slabs::up_to(volume.layout(), order, PIECE)
 }
 
 /// How many chunks or pieces a volume has.
@@ -230,7 +228,7 @@ fn pieces(volume: &dyn Volume) -> u64 {
             let boxes: u64 = (0..3).map(|a| layout.shape[a].div_ceil(chunk[a])).product();
             boxes * layout.channels.div_ceil(c)
         }
-        None => slabs(volume).count() as u64 * layout.channels,
+        None => slabs(volume).count(),
     }
 }
 

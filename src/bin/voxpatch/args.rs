@@ -316,7 +316,8 @@ impl Storage {
         choices.map(|store| vec![stored(store)]).collect()
     }
 
-    fn choices(&self, replace: bool) -> Vec<CreateOptions> {
+    /// The options, and, if no shard was asked for, the same with smaller shards.
+    pub(crate) fn choices(&self, replace: bool) -> Vec<CreateOptions> {
         let options = self.options(replace);
         let smaller = match (self.shard, options.shard) {
             (None, Some(_)) => &[64, 32][..],

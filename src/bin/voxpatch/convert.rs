@@ -22,14 +22,15 @@ pub(crate) fn run(settings: &args::Convert) -> anyhow::Result<()> {
     let decoded = from.decoded_bytes()?;
 
     stop::heed();
-    let storage = settings.storage.options(settings.common.force);
-    let layout = planned(&settings.target, &layout, &storage)?;
-    report::warn_of_space(&space(&[(&layout, &storage)], false)?);
-    let target = create(&settings.target, &layout, &storage)?;
     let options = ConvertOptions {
         threads: settings.common.threads(),
         memory: settings.memory.memory,
     };
+    let choices = settings.storage.choices(settings.common.force);
+    let storage = options.choose(&*source, &settings.target, &layout, &choices)?;
+    let layout = planned(&settings.target, &layout, storage)?;
+    report::warn_of_space(&space(&[(&layout, storage)], false)?);
+    let target = create(&settings.target, &layout, storage)?;
     let done = report::with_progress("converting", |progress| {
         voxpatch::convert(&source, target, &options, progress)
     })?;

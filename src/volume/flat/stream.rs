@@ -1,9 +1,9 @@
 //! A file that is packed as a whole: it can be unpacked only from its beginning.
 //!
-//! Reads that go forward through the file unpack it as they go, with no more memory than they
-//! fill, so that going through it slab by slab costs one pass. The first read that goes back
-//! unpacks all of it once into a temporary file without a name, which is read from then on as an
-//! uncompressed one is.
+//! Reads that go forward through the file unpack it as they go, in bounded memory, so that reading
+//! it slab by slab costs one pass. A read of the first voxels after a complete pass begins the
+//! next pass. Any other read that goes back unpacks the whole file once into a temporary file
+//! without a name, which is then read like an uncompressed file.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
@@ -20,6 +20,7 @@ use super::strided::{Strided, to_native};
 use super::unpack::{Failure, Packed, Unpacker};
 use super::{Source, plain, too_short};
 use crate::error::{Error, Result};
+use crate::patch::copy_common;
 use crate::region::Region;
 
 /// A packed file, unpacked as it is read.
@@ -43,7 +44,7 @@ pub(super) struct StreamVolume {
     counter: Counter,
     /// The stream where the last read left it; `None` before the first and after a failure.
     forward: Mutex<Option<Unpacker>>,
-    /// Everything, unpacked, once something was read twice.
+    /// Everything, unpacked, once a read went back.
     unpacked: OnceLock<Unpacked>,
 }
 
@@ -54,7 +55,7 @@ enum Unpacked {
     File(File),
 }
 
-/// Unpacked bytes written to the temporary file at once.
+/// Unpacked bytes held at once, besides what a read fills.
 const BLOCK: usize = 1 << 20;
 
 impl StreamVolume {
@@ -112,39 +113,64 @@ impl StreamVolume {
         done
     }
 
-    /// Fills `out` from a stream that has not passed the box yet, or tells that this would
-    /// need much more memory than `out`.
+    /// Fills `out` from a stream that has not passed the box yet.
     fn read_forward(
         &self,
         stream: &mut Unpacker,
         channels: &Range<u64>,
         region: Region,
         out: &mut [u8],
-    ) -> Result<bool> {
-        if self.voxels.is_planar() {
-            let (run, starts) = self.voxels.runs(channels, region);
-            let run = usize::try_from(run).expect("a piece of a buffer");
-            self.counted(stream, |stream| {
-                for (target, start) in out.chunks_exact_mut(run).zip(starts) {
-                    stream.skip_to(start)?;
-                    stream.read(target)?;
-                }
-                Ok(())
-            })?;
-            return Ok(true);
+    ) -> Result<()> {
+        if !self.voxels.is_planar() {
+            return self.turn_forward(stream, channels, region, out);
         }
-        let span = self.voxels.span(channels, region);
-        let length = usize::try_from(span.end - span.start).unwrap_or(usize::MAX);
-        if length / 2 > out.len() {
-            return Ok(false);
-        }
-        let mut bytes = vec![0; length];
+        let (run, starts) = self.voxels.runs(channels, region);
+        let run = usize::try_from(run).expect("a piece of a buffer");
         self.counted(stream, |stream| {
-            stream.skip_to(span.start)?;
-            stream.read(&mut bytes)
-        })?;
-        self.voxels.copy(&bytes, span.start, channels, region, out);
-        Ok(true)
+            for (target, start) in out.chunks_exact_mut(run).zip(starts) {
+                stream.skip_to(start)?;
+                stream.read(target)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The same where axes have another order in the file: a few steps along the slowest axis at a
+    /// time.
+    fn turn_forward(
+        &self,
+        stream: &mut Unpacker,
+        channels: &Range<u64>,
+        region: Region,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let count = channels.end - channels.start;
+        let [z, y, x] = region.shape;
+        let size = self.layout.dtype.size();
+        let (mut packed, mut turned) = (Vec::new(), Vec::new());
+        for (own, part) in self.voxels.steps([count, z, y, x], BLOCK as u64).iter() {
+            let place = std::array::from_fn(|a| region.start[a] + part.start[a]);
+            let place = Region::new(place, part.shape);
+            let from = channels.start + own.start..channels.start + own.end;
+            let span = self.voxels.span(&from, place);
+            packed.resize(length(span.end - span.start), 0);
+            self.counted(stream, |stream| {
+                stream.skip_to(span.start)?;
+                stream.read(&mut packed)
+            })?;
+            let count = own.end - own.start;
+            turned.resize(length(part.voxels() * count) * size, 0);
+            self.voxels.copy(&packed, span.start, &from, place, &mut turned);
+            let skip = length(region.voxels() * own.start) * size;
+            copy_common((&turned, place), (&mut out[skip..], region), count, size);
+        }
+        Ok(())
+    }
+
+    /// Whether a stream that has passed a read's first voxel is read once more from its beginning: after
+    /// a complete pass, if the read begins with the volume's first voxel.
+    fn is_next_pass(&self, stream: &Unpacker, first: u64) -> bool {
+        first == self.voxels.start && stream.position() >= self.promised
     }
 
     /// Unpacks everything into `file`.
@@ -173,6 +199,10 @@ impl StreamVolume {
 /// What could not be done when the temporary folder has no room.
 const NO_ROOM: &str = "find room in the temporary folder (TMPDIR chooses another) to unpack";
 
+fn length(n: u64) -> usize {
+    usize::try_from(n).expect("a length inside a buffer in memory")
+}
+
 impl Volume for StreamVolume {
     fn layout(&self) -> &Layout {
         &self.layout
@@ -192,9 +222,11 @@ impl Volume for StreamVolume {
                     None => self.begin()?,
                 };
                 let first = self.voxels.span(&channels, region).start;
-                if stream.position() <= first
-                    && self.read_forward(&mut stream, &channels, region, out)?
-                {
+                if self.is_next_pass(&stream, first) {
+                    stream = self.begin()?;
+                }
+                if stream.position() <= first {
+                    self.read_forward(&mut stream, &channels, region, out)?;
                     *forward = Some(stream);
                     drop(forward);
                     to_native(self.layout.dtype, self.big_endian, out);
@@ -222,6 +254,11 @@ impl Volume for StreamVolume {
 
     fn time_points(&self) -> Option<u64> {
         self.time_points
+    }
+
+    fn sequential_order(&self) -> Option<[usize; 4]> {
+        let packed = self.unpacked.get().is_none();
+        packed.then(|| self.voxels.order())
     }
 
     fn read_stats(&self) -> ReadStats {

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::super::header::FlatHeader;
 use super::super::mmap::{FAULT, Lost, Map};
+use super::super::slabs::Slabs;
 use crate::dtype::{DType, swap_bytes};
 use crate::region::{Region, indices};
 
@@ -39,6 +40,19 @@ impl Strided {
     /// Whether going through a box row by row goes forward through the file.
     pub(super) fn is_planar(&self) -> bool {
         self.has_rows() && self.strides.is_sorted_by(|a, b| a >= b)
+    }
+
+    /// The axes of the file, slowest first, 0 to 3 for c, z, y, x.
+    pub(super) fn order(&self) -> [usize; 4] {
+        let mut order = [0, 1, 2, 3];
+        order.sort_by_key(|&axis| std::cmp::Reverse(self.strides[axis]));
+        order
+    }
+
+    /// Boxes of a region with these lengths, in the order of the file, each spanning up to `bytes`
+    /// of it.
+    pub(super) fn steps(&self, lengths: [u64; 4], bytes: u64) -> Slabs {
+        Slabs::spanning(lengths, self.strides, self.order(), bytes)
     }
 
     /// The bytes from the first to the last voxel of a box that is not empty.
