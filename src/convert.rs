@@ -88,7 +88,7 @@ pub fn convert(
     let reads = match OnePass::new(&**source, to, waiting, options) {
         Some(pass) => {
             let pool = pool(pass.threads, "convert", &to.path)?;
-            pool.install(|| work.one_pass(&**source, &pass.slabs))?;
+            pool.install(|| work.one_pass(&**source, &pass))?;
             source.read_stats()
         }
         None => work.anywhere(source, options)?,
@@ -138,6 +138,8 @@ impl ConvertOptions {
 struct OnePass {
     /// What is read at once. Two of them are in memory: one is read while the other is written.
     slabs: Slabs,
+    /// Voxels of what is converted and written at once, if the output has no chunks.
+    piece: u64,
     /// Threads that convert and encode; one of them reads meanwhile.
     threads: usize,
 }
@@ -154,22 +156,30 @@ impl OnePass {
         let from = source.layout();
         let unit = target.write_chunk.unwrap_or([1; 4]);
         let mut slabs = Slabs::smallest(from, order, unit);
-        let spatial: Vec<usize> = order.iter().filter_map(|axis| axis.checked_sub(1)).collect();
+        let spatial: Vec<usize> = order
+            .iter()
+            .filter_map(|axis| axis.checked_sub(1))
+            .collect();
         let waiting = waiting(spatial.try_into().ok()?);
         let voxel = (from.dtype.size() + target.dtype.size()) as u64;
-        let piece = Boxes::chunks(target).largest().saturating_mul(voxel);
-        let most = options.memory / 4 / piece.max(1);
+        let piece = FLAT_PIECE.min(options.memory / 8 / voxel).max(1);
+        let held = Boxes::chunks(target, piece).largest().saturating_mul(voxel);
+        let most = options.memory / 4 / held.max(1);
         let threads = usize::try_from(most).unwrap_or(usize::MAX);
         let threads = threads.clamp(1, options.threads.max(1));
         let left = options
             .memory
             .checked_sub(waiting)?
-            .checked_sub(piece.saturating_mul(threads as u64))?;
+            .checked_sub(held.saturating_mul(threads as u64))?;
         let slab = left / 2 / from.dtype.size() as u64;
         if target.write_chunk.is_none() {
             slabs = Slabs::up_to(from, order, slab.min(FLAT_SLABS));
         }
-        (slabs.largest() <= slab).then_some(Self { slabs, threads })
+        (slabs.largest() <= slab).then_some(Self {
+            slabs,
+            piece,
+            threads,
+        })
     }
 }
 
@@ -185,7 +195,7 @@ impl Work<'_> {
     /// Converts the write chunks of the output in parallel, each read on its own.
     fn anywhere(&self, source: &Arc<dyn Volume>, options: &ConvertOptions) -> Result<ReadStats> {
         let (from, to) = (source.layout(), self.target.layout());
-        let boxes = Boxes::chunks(to);
+        let boxes = Boxes::chunks(to, FLAT_PIECE);
         let voxel = (from.dtype.size() + to.dtype.size()) as u64;
         let under_way = boxes
             .largest()
@@ -211,8 +221,8 @@ impl Work<'_> {
     }
 
     /// Reads slab after slab, and writes each while the next is read.
-    fn one_pass(&self, source: &dyn Volume, slabs: &Slabs) -> Result<()> {
-        let mut all = slabs.iter();
+    fn one_pass(&self, source: &dyn Volume, pass: &OnePass) -> Result<()> {
+        let mut all = pass.slabs.iter();
         let mut read_next = || {
             let (channels, region) = all.next()?;
             let slab = self.read(source, &channels, region);
@@ -220,7 +230,9 @@ impl Work<'_> {
         };
         let mut next = read_next().transpose()?;
         while let Some((channels, slab)) = next {
-            let (read, written) = rayon::join(&mut read_next, || self.write_slab(channels, &slab));
+            let (read, written) = rayon::join(&mut read_next, || {
+                self.write_slab(channels, &slab, pass.piece)
+            });
             written?;
             next = read.transpose()?;
         }
@@ -228,11 +240,11 @@ impl Work<'_> {
     }
 
     /// Writes the pieces of a slab in parallel.
-    fn write_slab(&self, channels: Range<u64>, slab: &Patch) -> Result<()> {
+    fn write_slab(&self, channels: Range<u64>, slab: &Patch, piece: u64) -> Result<()> {
         let pieces = Boxes {
             channels: channels.clone(),
             region: slab.region(),
-            ..Boxes::chunks(self.target.layout())
+            ..Boxes::chunks(self.target.layout(), piece)
         };
         let per_channel = slab.bytes().len() / usize::try_from(slab.channels()).unwrap_or(1);
         pieces.iter().par_bridge().try_for_each(|(own, part)| {
@@ -240,7 +252,12 @@ impl Work<'_> {
             let mut piece = Patch::zeros(part, count, slab.dtype())?;
             let skip = usize::try_from(own.start - channels.start).unwrap_or(0) * per_channel;
             let (from, to) = (&slab.bytes()[skip..], piece.bytes_mut());
-            copy_common((from, slab.region()), (to, part), count, slab.dtype().size());
+            copy_common(
+                (from, slab.region()),
+                (to, part),
+                count,
+                slab.dtype().size(),
+            );
             self.write(own, piece)
         })
     }
@@ -280,11 +297,11 @@ const FLAT_PIECE: u64 = 1 << 20;
 const FLAT_SLABS: u64 = 16 * FLAT_PIECE;
 
 impl Boxes {
-    /// The output's write chunks; pieces of planes, rows or less if it has none.
-    fn chunks(target: &Layout) -> Self {
+    /// The output's write chunks; pieces of planes, rows or less, of up to `voxels`, if it has none.
+    fn chunks(target: &Layout, voxels: u64) -> Self {
         let chunk = target
             .write_chunk
-            .unwrap_or_else(|| flat_slab([1; 4], target.shape, FLAT_PIECE));
+            .unwrap_or_else(|| flat_slab([1; 4], target.shape, voxels));
         Self {
             channels: 0..target.channels,
             region: Region::whole(target.shape),
@@ -421,6 +438,89 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A gzip file of these voxels, and how many bytes it has.
+    fn packed(dir: &Path) -> (Arc<dyn Volume>, u64) {
+        use std::io::Write;
+        let plain = dir.join("plain.nii");
+        let source = source(false);
+        let options = CreateOptions {
+            replace: true,
+            ..CreateOptions::default()
+        };
+        let target = create(&plain, source.layout(), &options).unwrap();
+        let volume: Arc<dyn Volume> = source;
+        convert(&volume, target, &ConvertOptions::default(), &silent).unwrap();
+        let file = std::fs::File::create(dir.join("packed.nii.gz")).unwrap();
+        let mut gzip = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
+        gzip.write_all(&std::fs::read(&plain).unwrap()).unwrap();
+        let bytes = gzip.finish().unwrap().metadata().unwrap().len();
+        (open(dir.join("packed.nii.gz")).unwrap(), bytes)
+    }
+
+    #[test]
+    fn a_compressed_file_is_read_once_whatever_the_output() {
+        let dir = tempfile::tempdir().unwrap();
+        let expected = source(false).inner.to_patch();
+        let pyramid = Some(Pyramid {
+            levels: None,
+            method: Downsample::Mean,
+        });
+        for (n, name) in ["a.zarr", "b.npy", "c.nii", "d.nrrd", "e.mha", "f.mhd"]
+            .iter()
+            .enumerate()
+        {
+            for (dtype, threads) in [(DType::U16, 1), (DType::U16, 4), (DType::F32, 3)] {
+                let (volume, bytes) = packed(dir.path());
+                let path = dir.path().join(format!("{threads}{dtype}{name}"));
+                let layout = Layout {
+                    dtype,
+                    ..volume.layout().clone()
+                };
+                let options = CreateOptions {
+                    chunk: [4, 5, 8],
+                    shard: None,
+                    pyramid: pyramid.filter(|_| n == 0),
+                    ..CreateOptions::default()
+                };
+                let memory = 100_000;
+                let how = ConvertOptions { threads, memory };
+                let target = create(&path, &layout, &options).unwrap();
+                let done = convert(&volume, target, &how, &silent).unwrap();
+                assert!(done.reads.bytes <= bytes, "{name}: one pass");
+                assert!(volume.is_sequential(), "{name}: nothing is unpacked");
+                let out = open(&path).unwrap().read(Region::whole(SHAPE)).unwrap();
+                assert_eq!(out, expected.clone().converted(dtype), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn shards_are_made_smaller_if_only_then_slabs_fit_into_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.zarr");
+        let choices = [16, 8, 4].map(|shard| CreateOptions {
+            chunk: [4; 3],
+            shard: Some([shard; 3]),
+            ..CreateOptions::default()
+        });
+        let chosen = |sequential, memory| {
+            let source = source(sequential);
+            let options = ConvertOptions { threads: 1, memory };
+            let chosen = options
+                .choose(&*source, &path, source.layout(), &choices)
+                .unwrap();
+            chosen.shard.unwrap()[0]
+        };
+        // A slab of 16 planes of 18 x 25 voxels of 2 bytes takes 14 400 bytes, and there are two.
+        assert_eq!(chosen(true, 1 << 20), 16);
+        assert_eq!(chosen(true, 46_000), 16);
+        assert_eq!(chosen(true, 44_000), 8);
+        assert_eq!(chosen(true, 10_000), 4);
+        // Where nothing helps, and for other sources, the first will do.
+        assert_eq!(chosen(true, 5_000), 16);
+        assert_eq!(chosen(false, 10_000), 16);
     }
 
     #[test]

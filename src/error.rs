@@ -569,6 +569,23 @@ pub enum Error {
         differences: Vec<Difference>,
     },
 
+    /// An index was built from other voxels than the volume has now.
+    #[error("the index of {} was built before its voxels changed: build it anew", path.display())]
+    StaleIndex {
+        /// The volume.
+        path: PathBuf,
+    },
+
+    /// A run must recognize its input again, and the input cannot be identified.
+    #[error(
+        "{} cannot be identified, so a run on it cannot be resumed or split into parts: save it to a \
+         file and open that, or give it an identity (Volume::identity)", path.display()
+    )]
+    NoIdentity {
+        /// The volume.
+        path: PathBuf,
+    },
+
     /// An output was to be finished before all of its chunks were there.
     #[error("{} lacks {missing}: run what is missing, then finish it", path.display())]
     MissingChunks {

@@ -1,7 +1,7 @@
 //! Prediction of a whole volume: reading and blending on our threads, the model on the caller's.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -255,9 +255,10 @@ impl Job {
         let layout = volume.layout();
         let mask = self.mask.as_deref().map(chosen).transpose()?;
         for target in &self.targets {
-            let inputs = [Some(layout), mask.as_ref().map(|mask| mask.layout())];
-            let inputs: Vec<_> = inputs.into_iter().flatten().map(|l| &*l.path).collect();
-            check_output(&target.path, &inputs)?;
+            let inputs = [Some(&volume), mask.as_ref()].into_iter().flatten();
+            let files: Vec<_> = inputs.flat_map(|input| input.source_files()).collect();
+            let files: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
+            check_output(&target.path, &files)?;
         }
         let mut model: Arc<dyn Model> = Arc::new(self.model);
         if self.flips {

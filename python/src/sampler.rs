@@ -134,8 +134,11 @@ impl Indices {
     ) -> Result<Arc<BlockIndex<T>>> {
         let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let found = lock().get(&key).cloned();
-        if let Some(index) = found.and_then(|found| found.downcast().ok()) {
-            return Ok(index);
+        if let Some(index) = found.and_then(|found| found.downcast::<BlockIndex<T>>().ok()) {
+            // The subject may have been opened anew since, with another map or a changed one.
+            if index.check_belongs(&image.volume).is_ok() {
+                return Ok(index);
+            }
         }
         let built = BlockIndex::build(&*image.volume, key.2, threads, &progress::silent)?;
         let built = Arc::new(built);

@@ -294,6 +294,13 @@ impl Volume {
         self.layout.format.to_string()
     }
 
+    /// The channels that were chosen, and the values: what a saved state compares.
+    #[getter(_selection)]
+    fn selection<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let values = arguments::values_name(self.source.values);
+        (self.source.channels, values).into_pyobject(py)
+    }
+
     /// Where it is; None for a volume in memory.
     #[getter]
     fn path(&self) -> Option<PathBuf> {

@@ -122,10 +122,15 @@ impl Storage {
         let mut choices = vec![self.create.clone()];
         if self.create.shard.is_some() && !self.shard_given {
             let fits = |voxels: &u64| self.create.chunk.iter().all(|n| voxels.is_multiple_of(*n));
-            choices.extend([64, 32].into_iter().filter(fits).map(|voxels| CreateOptions {
-                shard: Some([voxels; 3]),
-                ..self.create.clone()
-            }));
+            choices.extend(
+                [64, 32]
+                    .into_iter()
+                    .filter(fits)
+                    .map(|voxels| CreateOptions {
+                        shard: Some([voxels; 3]),
+                        ..self.create.clone()
+                    }),
+            );
         }
         choices
     }
@@ -181,7 +186,9 @@ fn copy(image: &Image, path: &Path, storage: &Storage, stop: &AtomicBool) -> Res
             problem: "open the volume as it is, and give the type as dtype".to_owned(),
         });
     }
-    check_output(path, &[&from.path])?;
+    for file in image.volume.source_files() {
+        check_output(path, &[&file])?;
+    }
     let layout = Layout {
         dtype: storage.dtype.unwrap_or(from.dtype),
         ..from.clone()

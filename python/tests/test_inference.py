@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -530,3 +531,48 @@ assert abs(out[...] - 1).max() < 1e-6 and "torch" not in sys.modules and "tqdm" 
 """
     environment = {**os.environ, "PYTHONPATH": str(Path(voxpatch.__file__).parent.parent)}
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "o.zarr")], check=True, env=environment)
+
+
+def test_parts_of_different_inputs_are_never_mixed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    stored = rng.integers(0, 99, (4, 16, 16, 16)).astype(np.int16)
+    voxpatch.write(tmp_path / "four.zarr", stored, chunk=8, shard=None)
+    voxpatch.write(tmp_path / "four.npy", stored)
+    array = stored[0].astype(np.float32)
+    inputs = {
+        "zarr 0": lambda: voxpatch.open(tmp_path / "four.zarr", channels=0),
+        "zarr 1": lambda: voxpatch.open(tmp_path / "four.zarr", channels=1),
+        "npy 0": lambda: voxpatch.open(tmp_path / "four.npy", channels=0),
+        "npy 3": lambda: voxpatch.open(tmp_path / "four.npy", channels=3),
+        "array": lambda: array.copy(),
+        "another array": lambda: array + 1,
+    }
+    options: Any = dict(num_parts=2, chunk=8, shard=None)
+    for n, (name, first) in enumerate(inputs.items()):
+        for m, (other, second) in enumerate(inputs.items()):
+            path = tmp_path / f"{n}-{m}.zarr"
+            assert voxpatch.predict(smooth, first(), path, 8, 4, part=0, **options) is None
+            if name == other:
+                assert voxpatch.predict(smooth, second(), path, 8, 4, part=1, **options) is not None
+            else:
+                with pytest.raises(ValueError, match="input"):
+                    voxpatch.predict(smooth, second(), path, 8, 4, part=1, **options)
+                assert not path.exists()
+
+
+def test_inputs_of_which_some_channels_are_read_are_watched(tmp_path: Path) -> None:
+    for name in ("a.npy", "a.zarr", "a.nii"):
+        stored = np.zeros((2, 16, 16, 16), np.int16)
+        voxpatch.write(tmp_path / name, stored)
+        written = []
+
+        def model(batch: np.ndarray, name: str = name, written: list[int] = written) -> np.ndarray:
+            if not written:
+                time.sleep(0.02)
+                voxpatch.write(tmp_path / name, np.ones((2, 16, 16, 16), np.int16), overwrite=True)
+                written.append(1)
+            return batch
+
+        with pytest.raises(ValueError, match=name):
+            voxpatch.predict(model, voxpatch.open(tmp_path / name, channels=1), tmp_path / "o.zarr", 8, 4)
+        assert not (tmp_path / "o.zarr").exists()

@@ -557,3 +557,54 @@ def test_other_processes_give_the_same_epoch(subjects: Subjects, method: str, wa
     assert number == 0 and found == expected
     assert queue.epoch == 1, "the count of epochs is shared with the other process"
     del held
+
+
+@pytest.mark.parametrize("sampler", ["label", "weighted"])
+@pytest.mark.parametrize("kept", ["files", "arrays"])
+def test_maps_that_change_between_epochs_are_drawn_by_as_they_are_now(
+    tmp_path: pathlib.Path, sampler: str, kept: str
+) -> None:
+    length, now = 70, 0  # More than are kept open.
+
+    def where(index: int) -> int:
+        return (3 * index + 40_000 * now) % 98_304  # In another of three blocks each time.
+
+    def make(index: int) -> Subject:
+        label = np.zeros((1, 1, 98_304), np.uint8)
+        label[..., where(index)] = 1
+        if kept == "arrays":
+            return Subject(ct=label.astype(np.int16), label=label)
+        path = tmp_path / f"{index}.npy"
+        np.save(path, label)
+        return Subject(ct=label.astype(np.int16), label=path)
+
+    draw = LabelSampler(1, "label") if sampler == "label" else WeightedSampler(1, "label")
+    queue = Queue(voxpatch.LazySubjects(length, make), draw, 2, num_workers=2, shuffle_subjects=False)
+    for now in range(3):
+        found = [(sample["subject"]["index"], int(sample["location"][2])) for sample in queue]
+        assert len(found) == 2 * length
+        wrong = [(index, x) for index, x in found if x != where(index)]
+        assert not wrong
+
+
+def test_a_state_is_of_the_channels_and_values_that_were_chosen(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "four.npy"
+    np.save(path, np.arange(4 * 16**3, dtype=np.int16).reshape(4, 16, 16, 16))
+
+    def queue(**how: Any) -> Queue:
+        volume = voxpatch.open(path, **how)
+        return Queue([Subject(ct=volume, name="a")], UniformSampler(8), 6)
+
+    choices: list[dict[str, Any]] = [{"channels": 0}, {"channels": 1}, {"channels": (0, 2)}, {"channels": 0, "values": "real"}]
+    for choice in choices:
+        first = queue(**choice)
+        next(iter(first))
+        state = first.state_dict()
+        for other in choices:
+            second = queue(**other)
+            second.load_state_dict(state)
+            if other == choice:
+                assert len(list(second)) == 5
+            else:
+                with pytest.raises(ValueError):
+                    list(second)

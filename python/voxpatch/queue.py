@@ -457,10 +457,11 @@ def _name_of(sample: Sample) -> str:
 
 
 def _identity(subject: Subject, unique: bool) -> Any:
-    """What a subject is known by when a state is loaded: its own name, or the places of its volumes."""
+    """Identifies a subject when a state is loaded: by its own name, or by the places of its volumes."""
+    chosen = [(name, getattr(at, "_selection", None)) for name, at in subject.volumes.items()]
     if unique and "name" in subject.metadata:
-        return subject.name
-    return [(name, str(getattr(at, "path", at))) for name, at in subject.volumes.items()]
+        return subject.name, chosen
+    return [str(getattr(at, "path", at)) for at in subject.volumes.values()], chosen
 
 
 def _subject(given: Any) -> Subject:

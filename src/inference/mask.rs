@@ -53,7 +53,8 @@ impl Selection {
     ///
     /// # Errors
     ///
-    /// Those of reading the mask.
+    /// Those of reading the mask; [`Error::Changed`](crate::Error::Changed) if it is written to
+    /// during that.
     pub fn from_mask(grid: &Grid, mask: &dyn Volume) -> Result<Self> {
         let cells = Cells::new(grid, mask.layout().shape);
         let pieces = pieces(mask);
@@ -62,6 +63,7 @@ impl Selection {
         let mark = |index| cells.mark(mask, chunk_region(index, pieces));
         let pool = pool(threads(), "mask", &mask.layout().path)?;
         pool.install(|| all.into_par_iter().try_for_each(mark))?;
+        mask.check_unchanged()?;
         Ok(Self::new(grid, |index, _| {
             grid.place(index).is_some_and(|place| cells.any(place))
         }))
@@ -225,8 +227,10 @@ fn is_set<T: Element>(value: &T) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
     use crate::grid::GridOptions;
     use crate::volume::MemoryVolume;
+    use crate::volume::suite::Probe;
 
     #[test]
     fn patches_that_any_foreground_reaches_are_selected_whatever_the_mask_s_resolution() {
@@ -275,5 +279,15 @@ mod tests {
         }
         let empty = MemoryVolume::from_vec([2; 3], 1, vec![0_u8; 8]).unwrap();
         assert!(Selection::from_mask(&grid, &empty).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_mask_that_is_written_to_while_it_is_read_is_refused() {
+        let grid = Grid::new([18, 20, 22], [6; 3], [2; 3]).unwrap();
+        let mask = Probe::new("mask", None);
+        assert!(!Selection::from_mask(&grid, &mask).unwrap().is_empty());
+        mask.change();
+        let refused = Selection::from_mask(&grid, &mask);
+        assert!(matches!(refused, Err(Error::Changed { .. })), "{refused:?}");
     }
 }

@@ -1,6 +1,7 @@
 //! Normalisation: what is done to a volume's real values before a model sees them.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -262,7 +263,9 @@ fn parts(volume: &dyn Volume) -> Box<dyn Iterator<Item = Part> + Send> {
     // Channels that lie next to each other in storage are read together.
     if let Some(order) = order.filter(|order| order[0] != 0) {
         let slabs = Slabs::up_to(layout, order, PIECE);
-        let parts = slabs.iter().map(|(channels, region)| Part::Piece(channels, region));
+        let parts = slabs
+            .iter()
+            .map(|(channels, region)| Part::Piece(channels, region));
         return Box::new(parts);
     }
     let (channels, whole) = (0..layout.channels, Region::whole(layout.shape));
@@ -272,8 +275,9 @@ fn parts(volume: &dyn Volume) -> Box<dyn Iterator<Item = Part> + Send> {
         groups.flat_map(move |c| indices(boxes.clone()).map(move |[z, y, x]| [c, z, y, x]))
     });
     let flat = layout.read_chunk.is_none();
-    let pieces = flat
-        .then(|| channels.flat_map(move |c| pieces(whole).map(move |piece| Part::Piece(c..c + 1, piece))));
+    let pieces = flat.then(|| {
+        channels.flat_map(move |c| pieces(whole).map(move |piece| Part::Piece(c..c + 1, piece)))
+    });
     let chunks = chunks.into_iter().flatten().map(Part::Chunk);
     Box::new(chunks.chain(pieces.into_iter().flatten()))
 }

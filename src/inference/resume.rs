@@ -6,8 +6,6 @@
 //! them, so all parts together give the bytes of one run.
 
 use std::ops::Range;
-use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value as Json, json};
 
@@ -19,7 +17,8 @@ use crate::aggregator::Blend;
 use crate::error::{Error, Result};
 use crate::region::{Region, chunk_range, indices};
 use crate::volume::{
-    Durability, Layout, Part, Resumable, ResumeOptions, Volume, VolumeMut, finalize, resumable,
+    Durability, Layout, Part, Resumable, ResumeOptions, Volume, VolumeMut, finalize,
+    input_fingerprint, resumable,
 };
 
 /// How a run is gone on with.
@@ -119,7 +118,7 @@ impl Plan {
         model: &dyn Model,
     ) -> Result<Vec<Unfinished>> {
         let begun = self.outputs.iter().map(|output| {
-            let options = self.resume_options(resume, output, volume, model);
+            let options = self.resume_options(resume, output, volume, model)?;
             let opened = resumable(&output.layout.path, &output.layout, &output.store, &options);
             opened.map(Unfinished)
         });
@@ -134,7 +133,7 @@ impl Plan {
         model: &dyn Model,
     ) -> Result<bool> {
         for output in &self.outputs {
-            let options = self.resume_options(resume, output, volume, model);
+            let options = self.resume_options(resume, output, volume, model)?;
             let path = &output.layout.path;
             let count = resume.part.count();
             match finalize(path, &output.layout, &output.store, &options, count) {
@@ -154,18 +153,22 @@ impl Plan {
         output: &PlannedOutput,
         volume: &dyn Volume,
         model: &dyn Model,
-    ) -> ResumeOptions {
-        ResumeOptions {
-            fingerprint: self.fingerprint(output, volume, model),
+    ) -> Result<ResumeOptions> {
+        Ok(ResumeOptions {
+            fingerprint: self.fingerprint(output, volume, model)?,
             part: resume.part,
             owned: Some(resume.part.region(&output.layout, self.grid.order()[0])),
             durability: resume.durability,
-        }
+        })
     }
 
     /// All that an output's voxels depend on.
-    fn fingerprint(&self, output: &PlannedOutput, volume: &dyn Volume, model: &dyn Model) -> Json {
-        let layout = volume.layout();
+    fn fingerprint(
+        &self,
+        output: &PlannedOutput,
+        volume: &dyn Volume,
+        model: &dyn Model,
+    ) -> Result<Json> {
         let blending = &output.blending;
         let blend = match &blending.blend {
             Blend::Custom(window) => {
@@ -176,15 +179,8 @@ impl Plan {
             }
             blend => format!("{blend:?}"),
         };
-        json!({
-            "input": {
-                "path": absolute(&layout.path),
-                "shape": layout.shape,
-                "channels": layout.channels,
-                "dtype": layout.dtype.to_string(),
-                "stored bytes": volume.stored_bytes().ok(),
-                "changed": changed(volume),
-            },
+        Ok(json!({
+            "input": input_fingerprint(volume)?,
             "model": model.id(),
             "output": output.prediction.name,
             "patch": self.grid.patch(),
@@ -198,7 +194,7 @@ impl Plan {
             "not finite": format!("{:?}", blending.non_finite),
             "fill": blending.fill,
             "selection": self.selection.as_ref().map(Selection::crc),
-        })
+        }))
     }
 }
 
@@ -210,44 +206,4 @@ impl Selection {
 
 fn crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes)
-}
-
-fn absolute(path: &Path) -> String {
-    let absolute = path.canonicalize();
-    absolute.as_deref().unwrap_or(path).display().to_string()
-}
-
-/// When a volume's files were last changed, as far as they are known one by one.
-fn changed(volume: &dyn Volume) -> Option<String> {
-    let times = volume
-        .source_files()
-        .into_iter()
-        .filter_map(|file| last(&file));
-    let times = times.filter_map(|changed| changed.duration_since(UNIX_EPOCH).ok());
-    times
-        .max()
-        .map(|last| format!("{}.{:09}", last.as_secs(), last.subsec_nanos()))
-}
-
-/// When a file was written, or the last of all files of a folder: chunks can be replaced by others of their length.
-fn last(path: &Path) -> Option<SystemTime> {
-    let (mut folders, mut last) = (vec![path.to_path_buf()], None);
-    while let Some(next) = folders.pop() {
-        let Ok(entries) = std::fs::read_dir(&next) else {
-            last = last.max(
-                std::fs::metadata(&next)
-                    .and_then(|found| found.modified())
-                    .ok(),
-            );
-            continue;
-        };
-        for entry in entries.flatten() {
-            match entry.metadata() {
-                Ok(found) if found.is_dir() => folders.push(entry.path()),
-                Ok(found) => last = last.max(found.modified().ok()),
-                Err(_) => {}
-            }
-        }
-    }
-    last
 }

@@ -11,6 +11,7 @@ use crate::region::Region;
 use crate::volume::{Layout, MemoryVolume, Rescale, Volume, VolumeExt, open};
 
 mod hard;
+mod inputs;
 mod resume;
 
 const SHAPE: Shape = [50, 37, 41];

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::blocks::{BlockVoxels, Blocks, read_block, spread};
 use super::class::Class;
@@ -26,9 +27,40 @@ pub struct BlockIndex<T> {
     pub(super) channel: u64,
     pub(super) blocks: Blocks,
     pub(super) tally: T,
-    /// The stamp of the volume before it was read; `None` if it has no files.
+    /// The stamp of the volume before it was read; `None` if it has no identity.
     pub(super) stamp: Option<u128>,
     loaded: bool,
+    checked: Checked,
+}
+
+/// The open volume whose stamp was last compared with an index's.
+#[derive(Debug, Default)]
+struct Checked(Mutex<Option<Weak<dyn Volume>>>);
+
+impl Checked {
+    fn is(&self, volume: &Arc<dyn Volume>) -> bool {
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref()
+            .is_some_and(|last| Weak::ptr_eq(last, &Arc::downgrade(volume)))
+    }
+
+    fn set(&self, volume: &Arc<dyn Volume>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::downgrade(volume));
+    }
+}
+
+impl Clone for Checked {
+    fn clone(&self) -> Self {
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Self(Mutex::new(last.clone()))
+    }
+}
+
+/// What was checked is no part of an index.
+impl PartialEq for Checked {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 /// The sum of the weights of each block, for [`Weighted`](super::Weighted).
@@ -64,7 +96,7 @@ impl<T: Tally> BlockIndex<T> {
     ) -> Result<Self> {
         let layout = volume.layout();
         layout.decoded_bytes()?;
-        let stamp = sidecar::stamp_of::<T>(volume, channel, &blocks)?;
+        let stamp = sidecar::stamp_of::<T>(volume, channel, &blocks, true)?;
         if channel >= layout.channels {
             return Err(Error::NoSuchChannel {
                 start: channel,
@@ -80,6 +112,7 @@ impl<T: Tally> BlockIndex<T> {
             tally,
             stamp,
             loaded: false,
+            checked: Checked::default(),
         })
     }
 
@@ -91,7 +124,7 @@ impl<T: Tally> BlockIndex<T> {
     /// damaged, or if it is not the index of this channel of this volume as its files are now.
     pub fn load(path: &Path, volume: &dyn Volume, channel: u64) -> Result<Self> {
         let blocks = Blocks::of(volume.layout());
-        let stamp = sidecar::stamp_of::<T>(volume, channel, &blocks)?;
+        let stamp = sidecar::stamp_of::<T>(volume, channel, &blocks, true)?;
         let tally = sidecar::read(path, channel, &blocks, stamp)?;
         Ok(Self {
             layout: volume.layout().clone(),
@@ -100,6 +133,7 @@ impl<T: Tally> BlockIndex<T> {
             tally,
             stamp,
             loaded: true,
+            checked: Checked::default(),
         })
     }
 
@@ -150,12 +184,13 @@ impl<T: Tally> BlockIndex<T> {
     /// The same for the centres only: exact, since blocks cut by their box are read again.
     pub(super) fn within(
         &self,
-        volume: &dyn Volume,
+        volume: &Arc<dyn Volume>,
         centres: Region,
         threads: usize,
         background: bool,
     ) -> Result<T> {
-        self.check_belongs(volume.layout())?;
+        self.check_belongs(volume)?;
+        let volume = &**volume;
         let (mut known, cut) = self.tally.clip(&self.blocks, &centres, background);
         let work = |tally: &mut T, i: u64| {
             let id = usize::try_from(i).map_or(0, |i| cut[i]);
@@ -170,20 +205,37 @@ impl<T: Tally> BlockIndex<T> {
         Ok(known)
     }
 
-    fn check_belongs(&self, layout: &Layout) -> Result<()> {
-        let own = &self.layout;
+    /// Checks that the index describes this volume and its voxels as they are now. Samplers do that
+    /// when they are made; files are looked at once for each open volume, and not read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if the index is of a different volume, [`Error::StaleIndex`] if the voxels have
+    /// changed, [`Error::Changed`] if they changed since the volume was opened, and [`Error::Io`].
+    pub fn check_belongs(&self, volume: &Arc<dyn Volume>) -> Result<()> {
+        let (own, layout) = (&self.layout, volume.layout());
         let same = own.path == layout.path
             && (own.shape, own.channels, own.dtype)
                 == (layout.shape, layout.channels, layout.dtype)
             && own.rescale == layout.rescale;
-        if same {
-            return Ok(());
+        if !same {
+            return Err(Error::Setting {
+                name: "an index of",
+                value: own.path.display().to_string(),
+                problem: format!("the volume is {}", layout.path.display()),
+            });
         }
-        Err(Error::Setting {
-            name: "an index of",
-            value: own.path.display().to_string(),
-            problem: format!("the volume is {}", layout.path.display()),
-        })
+        let has_files = !volume.source_files().is_empty();
+        if has_files && self.checked.is(volume) {
+            return volume.check_unchanged();
+        }
+        let now = sidecar::stamp_of::<T>(&**volume, self.channel, &self.blocks, false)?;
+        if now != self.stamp {
+            let path = layout.path.clone();
+            return Err(Error::StaleIndex { path });
+        }
+        self.checked.set(volume);
+        Ok(())
     }
 }
 

@@ -164,7 +164,7 @@ impl Label {
         let placement = Placement::new(layout.shape, options.patch, options.border)?;
         let centres = placement.centres();
         let background = shares.classes().any(|class| class == Class::ZERO);
-        let counts = index.within(&*map, centres, options.threads, background)?;
+        let counts = index.within(&map, centres, options.threads, background)?;
         let ordered = |mut entries: Entries<u64>| {
             if options.neighbourhood.is_some() {
                 let place = |id| index.blocks.index(id);

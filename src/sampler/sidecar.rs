@@ -39,13 +39,14 @@ fn purpose<T: Tally>(channel: u64, blocks: &Blocks) -> Vec<u8> {
     purpose
 }
 
-/// The stamp that an index of this volume has now; `None` if the volume has no files.
+/// The stamp that an index of this volume has now; `None` if there can be none. See [`stamp`].
 pub(super) fn stamp_of<T: Tally>(
     volume: &dyn Volume,
     channel: u64,
     blocks: &Blocks,
+    settle: bool,
 ) -> Result<Option<u128>> {
-    stamp(volume, &purpose::<T>(channel, blocks))
+    stamp(volume, &purpose::<T>(channel, blocks), settle)
 }
 
 /// Whether a file begins as a saved [`BlockIndex`] does, of whatever volume.
@@ -99,7 +100,7 @@ pub(super) fn write<T: Tally>(path: &Path, index: &BlockIndex<T>) -> Result<()> 
     let Some(stamp) = index.stamp else {
         return Err(Error::unsupported(
             &index.layout.path,
-            "an index is saved only of a volume that has files, which it is checked against",
+            "an index is saved only of a volume that has an identity, which it is checked against",
         ));
     };
     refuse_inside(path, &index.layout.path)?;

@@ -47,7 +47,7 @@ impl Weighted {
         let shape = map.layout().shape;
         let placement = Placement::new(shape, options.patch, options.border)?;
         let centres = placement.centres();
-        let mut sums = index.within(&*map, centres, options.threads, false)?.0;
+        let mut sums = index.within(&map, centres, options.threads, false)?.0;
         if sums.is_empty() {
             return Err(Error::NoCentre {
                 path: map.layout().path.clone(),

@@ -336,13 +336,23 @@ impl Subjects for Vec<Subject> {
         subject.map_or_else(String::new, |subject| subject.name().to_owned())
     }
 
-    /// Of names and shapes, in their order.
+    /// Of names and shapes, and of each image's name, channels, voxel type, values and padding, in their
+    /// order.
     fn fingerprint(&self) -> u64 {
         let mut all = Fingerprint::new();
+        let mut text = |text: &str| {
+            all.number(text.len() as u64);
+            all.bytes(text.as_bytes());
+        };
         for subject in self {
-            all.number(subject.name.len() as u64);
-            all.bytes(subject.name.as_bytes());
-            subject.shape().into_iter().for_each(|n| all.number(n));
+            text(&subject.name);
+            text(&format!("{:?}", subject.shape()));
+            for image in &subject.images {
+                let stored = image.volume.layout().dtype;
+                let of_patches = (&image.channels, stored, image.values, image.padding);
+                text(&image.name);
+                text(&format!("{of_patches:?}"));
+            }
         }
         all.finish()
     }

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde_json::Value as Json;
+
 use super::chunk::{Chunk, read_by_chunks};
 use super::lru::Lru;
 use super::{ChunkShape, Layout, ReadStats, Volume};
@@ -112,6 +114,10 @@ impl Volume for Cached {
 
     fn check_unchanged(&self) -> Result<()> {
         self.inner.check_unchanged()
+    }
+
+    fn identity(&self) -> Result<Json> {
+        self.inner.identity()
     }
 
     fn stored_bytes(&self) -> Result<u64> {

@@ -4,6 +4,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde_json::{Value as Json, json};
+
 use super::chunk::{self, Chunk, ChunkVoxels};
 use super::{ChunkShape, Layout, ReadStats, Volume};
 use crate::error::{Error, Result};
@@ -16,6 +18,10 @@ pub struct ChannelRange {
     channels: Range<u64>,
     layout: Layout,
 }
+
+/// Keys of the identity of a range of channels.
+const CHANNELS: &str = "some channels";
+const OF: &str = "channels of";
 
 impl ChannelRange {
     /// Selects channels of `volume`.
@@ -139,6 +145,19 @@ impl Volume for ChannelRange {
 
     fn check_unchanged(&self) -> Result<()> {
         self.inner.check_unchanged()
+    }
+
+    fn identity(&self) -> Result<Json> {
+        let inner = self.inner.identity()?;
+        if self.layout.channels == self.inner.layout().channels {
+            return Ok(inner);
+        }
+        // A range of a range is a range of the volume.
+        let before = inner[CHANNELS][0].as_u64();
+        let of = before.map_or(&inner, |_| &inner[OF]);
+        let [start, end] =
+            [self.channels.start, self.channels.end].map(|channel| before.unwrap_or(0) + channel);
+        Ok(json!({CHANNELS: [start, end], OF: of}))
     }
 
     fn stored_bytes(&self) -> Result<u64> {

@@ -1,9 +1,13 @@
 //! A volume in memory: the reference that all others are tested against.
 
 use std::ops::Range;
-use std::sync::{PoisonError, RwLock};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+
+use serde_json::{Value as Json, json};
 
 use super::chunk::check_whole_chunks;
+use super::files::identity;
 use super::{ChunkShape, Layout, Volume, VolumeMut};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
@@ -15,6 +19,8 @@ use crate::region::{Region, Shape};
 pub struct MemoryVolume {
     layout: Layout,
     voxels: RwLock<Patch>,
+    /// A checksum of the voxels, once it was asked for; forgotten when they change.
+    checksum: Mutex<Option<u128>>,
 }
 
 impl MemoryVolume {
@@ -28,6 +34,7 @@ impl MemoryVolume {
         Ok(Self {
             layout,
             voxels: RwLock::new(voxels),
+            checksum: Mutex::default(),
         })
     }
 
@@ -44,6 +51,7 @@ impl MemoryVolume {
         Ok(Self {
             layout: Layout::new(shape, channels, T::DTYPE),
             voxels: RwLock::new(voxels),
+            checksum: Mutex::default(),
         })
     }
 
@@ -68,6 +76,7 @@ impl MemoryVolume {
         Ok(Self {
             layout,
             voxels: RwLock::new(voxels),
+            checksum: Mutex::default(),
         })
     }
 
@@ -83,6 +92,18 @@ impl MemoryVolume {
     fn offset(&self, voxels: &Patch, channel: u64) -> usize {
         let channels = usize::try_from(self.layout.channels.max(1)).unwrap_or(1);
         usize::try_from(channel).map_or(0, |n| n * (voxels.bytes().len() / channels))
+    }
+
+    fn known_checksum(&self) -> MutexGuard<'_, Option<u128>> {
+        self.checksum.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A checksum of all voxels.
+    fn checksum(&self) -> u128 {
+        let voxels = self.voxels.read().unwrap_or_else(PoisonError::into_inner);
+        *self
+            .known_checksum()
+            .get_or_insert_with(|| checksum(voxels.bytes()))
     }
 
     /// All voxels as a patch.
@@ -109,6 +130,31 @@ impl Volume for MemoryVolume {
         copy_common(source, (out, region), channels.end - channels.start, size);
         Ok(())
     }
+
+    /// None: the voxels are in memory.
+    fn source_files(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
+    /// Includes a checksum of the voxels.
+    fn identity(&self) -> Result<Json> {
+        let kind = json!({"checksum": format!("{:032x}", self.checksum())});
+        Ok(identity(&self.layout, &kind))
+    }
+}
+
+/// Two checksums of different kinds: CRC-32C, and a sum of words of 8 bytes times odd numbers.
+fn checksum(bytes: &[u8]) -> u128 {
+    let words = bytes.chunks_exact(8);
+    let mut last = [0; 8];
+    last[..words.remainder().len()].copy_from_slice(words.remainder());
+    let words = words.map(|word| u64::from_ne_bytes(word.try_into().expect("8 bytes")));
+    let words = words.chain([u64::from_ne_bytes(last)]);
+    let sum = (0_u64..).zip(words).fold(0_u64, |sum, (n, word)| {
+        let odd = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        sum.wrapping_add(word.wrapping_mul(odd))
+    });
+    (u128::from(crc32c::crc32c(bytes)) << 64) | u128::from(sum)
 }
 
 impl VolumeMut for MemoryVolume {
@@ -120,6 +166,7 @@ impl VolumeMut for MemoryVolume {
         self.layout.check_read(&channels, region, voxels.len())?;
         check_whole_chunks(&self.layout, &channels, region)?;
         let mut target = self.voxels.write().unwrap_or_else(PoisonError::into_inner);
+        *self.known_checksum() = None;
         let whole = target.region();
         let skip = self.offset(&target, channels.start);
         copy_common(
@@ -133,5 +180,40 @@ impl VolumeMut for MemoryVolume {
 
     fn finish(self: Box<Self>) -> Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::volume::suite::Random;
+
+    #[test]
+    fn checksums_differ_where_any_bit_does_and_follow_what_is_written() {
+        let mut bytes: Vec<u8> = (0..100_u8).collect();
+        let mut seen = HashSet::from([checksum(&bytes)]);
+        for at in 0..100 {
+            for bit in 0..8 {
+                bytes[at] ^= 1 << bit;
+                assert!(seen.insert(checksum(&bytes)), "byte {at}, bit {bit}");
+                bytes[at] ^= 1 << bit;
+            }
+        }
+        for length in 0..100 {
+            seen.insert(checksum(&vec![0; length]));
+            seen.insert(checksum(&bytes[..length]));
+        }
+        // Zeros differ in their number by the last word only, and the shape is compared as well.
+        assert!(seen.len() > 900, "{}", seen.len());
+        let patch = Random(3).patch([4, 5, 6], 2, crate::DType::F32);
+        let volume = MemoryVolume::zeros(Layout::new([4, 5, 6], 2, patch.dtype())).unwrap();
+        let empty = volume.identity().unwrap();
+        volume.write(patch.region(), patch.bytes()).unwrap();
+        let written = volume.identity().unwrap();
+        assert_ne!(empty, written);
+        let twin = MemoryVolume::from_patch(Volume::layout(&volume).clone(), patch).unwrap();
+        assert_eq!(twin.identity().unwrap(), written);
     }
 }

@@ -69,7 +69,9 @@ impl Slabs {
         let cut = order.iter().position(|&axis| strides[axis] <= bytes);
         if let Some((&axis, whole)) = order[cut.unwrap_or(3)..].split_first() {
             size[axis] = (bytes / strides[axis].max(1)).clamp(1, lengths[axis].max(1));
-            whole.iter().for_each(|&axis| size[axis] = lengths[axis].max(1));
+            for &axis in whole {
+                size[axis] = lengths[axis].max(1);
+            }
         }
         Self {
             lengths,
@@ -81,7 +83,12 @@ impl Slabs {
     /// Whether each box begins in storage where the one before it ends, or behind that.
     fn goes_forward(&self) -> bool {
         let cut = |&&axis: &&usize| self.size[axis] < self.lengths[axis];
-        let slower = self.order.iter().rev().skip_while(|axis| !cut(axis)).skip(1);
+        let slower = self
+            .order
+            .iter()
+            .rev()
+            .skip_while(|axis| !cut(axis))
+            .skip(1);
         slower.into_iter().all(|&axis| self.size[axis] <= 1)
     }
 
@@ -132,8 +139,20 @@ mod tests {
 
     #[test]
     fn every_voxel_comes_once_and_in_the_order_of_storage() {
-        let orders = [ROW_MAJOR, [1, 2, 3, 0], [1, 0, 2, 3], [3, 2, 1, 0], [0, 2, 1, 3]];
-        let units = [[1; 4], [1, 2, 3, 2], [2, 4, 1, 7], [1, 9, 9, 9], [9, 1, 1, 1]];
+        let orders = [
+            ROW_MAJOR,
+            [1, 2, 3, 0],
+            [1, 0, 2, 3],
+            [3, 2, 1, 0],
+            [0, 2, 1, 3],
+        ];
+        let units = [
+            [1; 4],
+            [1, 2, 3, 2],
+            [2, 4, 1, 7],
+            [1, 9, 9, 9],
+            [9, 1, 1, 1],
+        ];
         for lengths in [[1, 5, 4, 6], [3, 5, 4, 6], [4, 1, 1, 1], [2, 3, 1, 9]] {
             let [channels, shape @ ..] = lengths;
             let layout = Layout::new(shape, channels, DType::U8);
@@ -158,7 +177,11 @@ mod tests {
                         end = to + 1;
                         count += region.voxels() * (channels.end - channels.start);
                     }
-                    assert_eq!((count, end), (number_of_voxels, number_of_voxels), "{slabs:?}");
+                    assert_eq!(
+                        (count, end),
+                        (number_of_voxels, number_of_voxels),
+                        "{slabs:?}"
+                    );
                     assert_eq!(boxes, slabs.count());
                 }
                 for (unit, slabs) in units.into_iter().zip(smallest) {

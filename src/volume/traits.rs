@@ -8,6 +8,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde_json::Value as Json;
+
 use super::chunk::{self, Chunk, ChunkVoxels};
 use super::real::real_values;
 use super::{ChunkShape, Layout, ReadStats};
@@ -21,7 +23,8 @@ use crate::region::Region;
 /// # Wrappers
 ///
 /// A wrapper implements [`inner`](Self::inner). The other default methods then ask the inner
-/// volume, except where an answer depends on the voxels: `read_chunk` and `fill_chunk` never do.
+/// volume, except where an answer depends on the voxels: `read_chunk`, `fill_chunk` and `identity`
+/// never do.
 /// Methods that take or describe chunks ask it only while both volumes have the same channels,
 /// shape and read chunks. Put `#[deny(clippy::missing_trait_methods)]` on the `impl` to have
 /// the compiler report a method that was not considered.
@@ -130,6 +133,21 @@ pub trait Volume: Debug + Send + Sync {
         self.inner().map_or(Ok(()), Volume::check_unchanged)
     }
 
+    /// Identifies the voxels and the rescale among all volumes with the same source files. It
+    /// includes whatever the files do not say, such as the channels that were selected, or a checksum of
+    /// voxels in memory, but no path.
+    ///
+    /// The default refuses, for a wrapper too: only the volume knows what it does to the voxels.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoIdentity`] if the volume cannot identify its voxels.
+    fn identity(&self) -> Result<Json> {
+        Err(Error::NoIdentity {
+            path: self.layout().path.clone(),
+        })
+    }
+
     /// Returns the bytes that the voxels take where they are stored.
     ///
     /// # Errors
@@ -187,6 +205,9 @@ impl<V: Volume + ?Sized> Volume for Arc<V> {
     }
     fn check_unchanged(&self) -> Result<()> {
         (**self).check_unchanged()
+    }
+    fn identity(&self) -> Result<Json> {
+        (**self).identity()
     }
     fn stored_bytes(&self) -> Result<u64> {
         (**self).stored_bytes()

@@ -8,6 +8,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde_json::{Value as Json, json};
+
 use super::{Chunk, ChunkShape, ChunkVoxels, Layout, ReadStats, Volume, chunk};
 use crate::error::{Error, Result};
 use crate::geometry::Affine;
@@ -318,6 +320,15 @@ impl Volume for Upsampled {
 
     fn check_unchanged(&self) -> Result<()> {
         self.inner.check_unchanged()
+    }
+
+    fn identity(&self) -> Result<Json> {
+        Ok(json!({
+            "upsampled to": self.layout.shape,
+            "scale": self.scale,
+            "shift": self.shift,
+            "of": self.inner.identity()?,
+        }))
     }
 
     fn stored_bytes(&self) -> Result<u64> {

@@ -9,6 +9,7 @@ mod layers;
 mod onnx;
 mod opening;
 mod outputs;
+mod packed;
 mod process;
 mod real;
 mod rigs;

@@ -44,6 +44,10 @@ impl Volume for Counted {
         self.inner.read_channels(channels, region, out)
     }
 
+    fn identity(&self) -> Result<serde_json::Value> {
+        self.inner.identity()
+    }
+
     fn read_stats(&self) -> ReadStats {
         ReadStats {
             chunks: self.chunks.load(Ordering::Relaxed),

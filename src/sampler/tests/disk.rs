@@ -4,7 +4,7 @@ use std::fs::{self, File, FileTimes};
 use std::path::{Path, PathBuf};
 
 use super::*;
-use crate::volume::{CreateOptions, create, open};
+use crate::volume::{ChannelRange, CreateOptions, VolumeMut, create, open};
 
 fn write_zarr(path: &Path, labels: &[u8], chunk: u64) {
     let options = CreateOptions {
@@ -192,7 +192,7 @@ fn builders_at_the_same_time_leave_one_whole_file() {
 }
 
 #[test]
-fn an_index_is_not_saved_into_the_volume_nor_for_one_without_files() {
+fn an_index_is_not_saved_into_the_volume_nor_for_one_without_an_identity() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("labels.zarr");
     write_zarr(&data, &labels(3), 8);
@@ -205,11 +205,11 @@ fn an_index_is_not_saved_into_the_volume_nor_for_one_without_files() {
             Err(Error::OutputIsInput { .. })
         ));
     }
-    let map = memory([1, 1, 3], vec![1_u8; 3]);
-    let index = LabelIndex::build(&*map, 0, 1, &silent).unwrap();
+    let map = Shardless(Arc::clone(&volume), volume.layout().clone());
+    let index = LabelIndex::build(&map, 0, 1, &silent).unwrap();
     let path = dir.path().join("labels.index");
     assert!(matches!(index.save(&path), Err(Error::Unsupported { .. })));
-    assert!(LabelIndex::load(&path, &*map, 0).is_err());
+    assert!(LabelIndex::load(&path, &map, 0).is_err());
 }
 
 #[test]
@@ -340,4 +340,125 @@ fn a_data_file_that_is_rewritten_behind_its_header_is_noticed() {
         put(header, &text);
         assert!(!load(&path, &*open()).was_loaded(), "and so is the header");
     }
+}
+
+/// All voxels of one label, stored under a name.
+fn map_of(path: &Path, label: u8) {
+    let layout = Layout::new([4, 4, 4], 1, DType::U8);
+    let options = CreateOptions {
+        chunk: [2; 3],
+        shard: None,
+        replace: true,
+        ..CreateOptions::default()
+    };
+    let output = create(path, &layout, &options).unwrap();
+    output
+        .write(Region::whole([4, 4, 4]), &[label; 64])
+        .unwrap();
+    output.finish().unwrap();
+}
+
+/// Whether samplers take the indexes for this map; if not, because they are stale.
+fn taken(map: &Arc<dyn Volume>, labels: &LabelIndex, weights: &WeightIndex) -> bool {
+    let by_label = Label::new(
+        Arc::clone(map),
+        labels,
+        &shares([(1, 1.0)]),
+        &options([1; 3]),
+    );
+    let by_weight = Weighted::new(Arc::clone(map), weights, &options([1; 3]));
+    let found = [by_label.map(drop), by_weight.map(drop)];
+    for refused in found.iter().filter_map(|found| found.as_ref().err()) {
+        let stale = matches!(refused, Error::StaleIndex { .. } | Error::Changed { .. });
+        assert!(stale, "{refused}");
+    }
+    assert_eq!(found[0].is_ok(), found[1].is_ok());
+    found[0].is_ok()
+}
+
+#[test]
+fn an_index_is_used_only_for_the_voxels_that_it_was_built_from() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["a.zarr", "a.npy", "a.nii", "a.nrrd", "a.mha", "a.mhd"] {
+        let path = dir.path().join(name);
+        map_of(&path, 1);
+        let map = open(&path).unwrap();
+        let labels = LabelIndex::build(&*map, 0, 1, &silent).unwrap();
+        let weights = WeightIndex::build(&*map, 0, 1, &silent).unwrap();
+        let cached: Arc<dyn Volume> = Arc::new(Cached::new(Arc::clone(&map), 999));
+        for _ in 0..2 {
+            assert!(taken(&map, &labels, &weights), "{name}: the same");
+            assert!(
+                taken(&cached, &labels, &weights),
+                "{name}: the same, cached"
+            );
+            assert!(
+                taken(&open(&path).unwrap(), &labels, &weights),
+                "{name}: opened again"
+            );
+        }
+        map_of(&path, 2);
+        assert!(
+            !taken(&open(&path).unwrap(), &labels, &weights),
+            "{name}: written again"
+        );
+        assert!(
+            !taken(&map, &labels, &weights),
+            "{name}: written again while it is open"
+        );
+    }
+    // Channels of one file, and arrays in memory.
+    let layout = Layout::new([4, 4, 4], 2, DType::U8);
+    let path = dir.path().join("two.npy");
+    let output = create(&path, &layout, &CreateOptions::default()).unwrap();
+    let voxels = [[1; 64], [2; 64]].concat();
+    output.write(Region::whole([4, 4, 4]), &voxels).unwrap();
+    output.finish().unwrap();
+    let channel = |n| -> Arc<dyn Volume> {
+        Arc::new(ChannelRange::new(open(&path).unwrap(), n..n + 1).unwrap())
+    };
+    let array = |label: u8| -> Arc<dyn Volume> { memory([4, 4, 4], vec![label; 64]) };
+    for (own, other) in [(channel(0), channel(1)), (array(1), array(2))] {
+        let labels = LabelIndex::build(&*own, 0, 1, &silent).unwrap();
+        let weights = WeightIndex::build(&*own, 0, 1, &silent).unwrap();
+        assert!(taken(&own, &labels, &weights));
+        assert!(!taken(&other, &labels, &weights));
+        assert!(taken(&own, &labels, &weights));
+    }
+    assert_eq!(
+        array(1).identity().unwrap(),
+        array(1).identity().unwrap(),
+        "an array is known by its voxels"
+    );
+    let written = Arc::new(MemoryVolume::from_vec([4, 4, 4], 1, vec![1_u8; 64]).unwrap());
+    let map: Arc<dyn Volume> = Arc::clone(&written) as _;
+    let labels = LabelIndex::build(&*map, 0, 1, &silent).unwrap();
+    let weights = WeightIndex::build(&*map, 0, 1, &silent).unwrap();
+    assert!(taken(&map, &labels, &weights));
+    written.write(Region::whole([4, 4, 4]), &[2; 64]).unwrap();
+    assert!(!taken(&map, &labels, &weights), "written to in memory");
+}
+
+#[test]
+fn a_saved_index_is_of_one_channel_or_array_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("index");
+    let array = |label: u8| memory([4, 4, 4], vec![label; 64]);
+    LabelIndex::build(&*array(1), 0, 1, &silent)
+        .unwrap()
+        .save(&path)
+        .unwrap();
+    assert!(LabelIndex::load(&path, &*array(1), 0).is_ok());
+    assert!(LabelIndex::load(&path, &*array(2), 0).is_err());
+    let data = dir.path().join("two.nii");
+    let layout = Layout::new([4, 4, 4], 3, DType::U8);
+    let output = create(&data, &layout, &CreateOptions::default()).unwrap();
+    output.write(Region::whole([4, 4, 4]), &[7; 192]).unwrap();
+    output.finish().unwrap();
+    let channels = |range| ChannelRange::new(open(&data).unwrap(), range).unwrap();
+    let index = load(&path, &channels(0..1));
+    assert!(!index.was_loaded());
+    assert!(load(&path, &channels(0..1)).was_loaded());
+    assert!(LabelIndex::load(&path, &channels(1..2), 0).is_err());
+    assert!(LabelIndex::load(&path, &*open(&data).unwrap(), 0).is_err());
 }

@@ -21,6 +21,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+use serde_json::Value as Json;
+
 use self::pieces::PiecesVolume;
 use self::stream::StreamVolume;
 use self::strided::{Strided, to_native};
@@ -211,6 +213,10 @@ impl Volume for FlatVolume {
 
     fn check_unchanged(&self) -> Result<()> {
         self.watch.check()
+    }
+
+    fn identity(&self) -> Result<Json> {
+        Ok(self.voxels.identity(&self.layout, self.big_endian))
     }
 
     fn stored_bytes(&self) -> Result<u64> {

@@ -11,6 +11,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use serde_json::Value as Json;
+
 use super::super::header::FlatHeader;
 use super::super::io::Io;
 use super::super::mmap::Map;
@@ -160,7 +162,8 @@ impl StreamVolume {
             })?;
             let count = own.end - own.start;
             turned.resize(length(part.voxels() * count) * size, 0);
-            self.voxels.copy(&packed, span.start, &from, place, &mut turned);
+            self.voxels
+                .copy(&packed, span.start, &from, place, &mut turned);
             let skip = length(region.voxels() * own.start) * size;
             copy_common((&turned, place), (&mut out[skip..], region), count, size);
         }
@@ -271,6 +274,10 @@ impl Volume for StreamVolume {
 
     fn check_unchanged(&self) -> Result<()> {
         self.watch.check()
+    }
+
+    fn identity(&self) -> Result<Json> {
+        Ok(self.voxels.identity(&self.layout, self.big_endian))
     }
 
     fn stored_bytes(&self) -> Result<u64> {

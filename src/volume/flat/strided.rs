@@ -2,6 +2,10 @@
 
 use std::ops::Range;
 
+use serde_json::{Value as Json, json};
+
+use super::super::Layout;
+use super::super::files::identity;
 use super::super::header::FlatHeader;
 use super::super::mmap::{FAULT, Lost, Map};
 use super::super::slabs::Slabs;
@@ -30,6 +34,17 @@ impl Strided {
             strides: header.strides(),
             size: header.dtype.size() as u64,
         }
+    }
+
+    /// Identifies the voxels in their file.
+    pub(super) fn identity(&self, layout: &Layout, big_endian: bool) -> Json {
+        let kind = json!({
+            "first byte": self.start,
+            "strides": self.strides,
+            "big endian": big_endian,
+            "codecs": layout.codecs,
+        });
+        identity(layout, &kind)
     }
 
     /// Whether rows along x are stored in one piece.

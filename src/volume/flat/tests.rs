@@ -15,7 +15,7 @@ use super::super::{
 use crate::dtype::{DType, swap_bytes};
 use crate::error::Error;
 use crate::geometry::Geometry;
-use crate::patch::Patch;
+use crate::patch::{Patch, copy_common};
 use crate::region::Region;
 
 /// The voxels of a patch as a file has them: axes in the given order, the fastest first.
@@ -514,6 +514,61 @@ fn a_compressed_file_that_is_read_forward_is_unpacked_once_and_never_whole() {
     assert!(after > packed.len() as u64);
     assert!(volume.read(region).unwrap().bytes() == voxels);
     assert_eq!(volume.read_stats().bytes - after, voxels.len() as u64);
+}
+
+#[test]
+fn a_compressed_file_can_be_passed_through_again_and_again_without_a_temporary_file() {
+    let desk = Desk::new();
+    let (bytes, patch) = noise();
+    let packed = gzip(&bytes);
+    let volume = open(desk.put("a.nii.gz", &[&packed])).unwrap();
+    for pass in 1..4 {
+        for z in 0..16 {
+            let (region, voxels) = slab(&patch, z, 1);
+            assert!(volume.read(region).unwrap().bytes() == voxels, "{pass} {z}");
+        }
+        assert!(volume.is_sequential(), "it was not unpacked");
+        assert!(volume.read_stats().bytes <= pass * packed.len() as u64);
+    }
+    // A pass that is begun anew before its end goes back.
+    volume.read(slab(&patch, 3, 1).0).unwrap();
+    let (region, voxels) = slab(&patch, 0, 1);
+    assert!(volume.read(region).unwrap().bytes() == voxels);
+    assert!(
+        !volume.is_sequential(),
+        "it was unpacked, and any order will do"
+    );
+}
+
+#[test]
+fn interleaved_channels_of_a_compressed_file_are_read_forward_in_any_boxes() {
+    let desk = Desk::new();
+    let patch = Random(5).patch([7, 9, 11], 3, DType::U16);
+    let head = "NRRD0005\ntype: ushort\ndimension: 4\nsizes: 3 11 9 7\n\
+                kinds: vector domain domain domain\nendian: little\nencoding: gzip\n\n";
+    let packed = gzip(&stored(&patch, "cxyz", false));
+    let path = desk.put("a.nrrd", &[head.as_bytes(), &packed]);
+    let volume = open(&path).unwrap();
+    assert_eq!(volume.sequential_order(), Some([1, 2, 3, 0]));
+    for region in [
+        Region::whole([7, 9, 11]),
+        Region::new([1, 2, 3], [5, 1, 2]),
+        Region::new([2, 0, 0], [1, 9, 11]),
+        Region::new([6, 8, 10], [1, 1, 1]),
+    ] {
+        for channels in [0..3, 0..1, 1..3] {
+            let volume = open(&path).unwrap();
+            let (count, size) = (channels.end - channels.start, 2);
+            let mut twin = Patch::zeros(region, count, DType::U16).unwrap();
+            let skip = usize::try_from(channels.start * 7 * 9 * 11 * size).unwrap();
+            let whole = (&patch.bytes()[skip..], patch.region());
+            copy_common(whole, (twin.bytes_mut(), region), count, 2);
+            let mut out = vec![0; twin.bytes().len()];
+            volume.read_channels(channels, region, &mut out).unwrap();
+            assert!(out == twin.bytes(), "[{region}]");
+            assert!(volume.is_sequential(), "nothing was unpacked");
+        }
+    }
 }
 
 #[test]

@@ -27,7 +27,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 use zarrs::array::{Array, ArrayCreateError, ArrayMetadata};
 use zarrs::convert::{ArrayMetadataV2ToV3Error, array_metadata_v2_to_v3};
 use zarrs::metadata::v2::ArrayMetadataV2;
@@ -42,6 +42,7 @@ use self::meta::Facts;
 use self::shard::Shards;
 use self::store::{Folder, Links, Store, Value};
 use super::chunk::{self, Chunk, ChunkVoxels, read_by_chunks};
+use super::files::identity;
 use super::header::excerpt;
 use super::lru::Lru;
 use super::options::{Missing, OpenOptions};
@@ -387,6 +388,15 @@ impl Volume for ZarrVolume {
 
     fn check_unchanged(&self) -> Result<()> {
         self.watch.check()
+    }
+
+    fn identity(&self) -> Result<Json> {
+        let kind = json!({
+            "dimensions": self.facts.dims,
+            "time points": self.time_points,
+            "codecs": self.facts.codecs,
+        });
+        Ok(identity(&self.layout, &kind))
     }
 
     fn stored_bytes(&self) -> Result<u64> {

@@ -1,0 +1,117 @@
+//! The state of a volume's files, without reading them: names, sizes and times.
+
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value as Json, json};
+
+use super::{Layout, Volume};
+use crate::error::{Error, Result};
+
+/// Folders within folders that are looked into.
+const DEEPEST: usize = 16;
+
+/// Calls `found` with every file at or below `root`: its name below `root` and its metadata. Links
+/// are followed. Returns `false` if there is nothing at `root`.
+///
+/// # Errors
+///
+/// [`Error::Io`] if a folder cannot be listed or a file cannot be looked at.
+pub(crate) fn walk(root: &Path, mut found: impl FnMut(&Path, &Metadata)) -> Result<bool> {
+    let mut folders: Vec<(PathBuf, usize)> = Vec::new();
+    match fs::metadata(root) {
+        Ok(metadata) if metadata.is_dir() => folders.push((root.to_path_buf(), 0)),
+        Ok(metadata) => found(Path::new(""), &metadata),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(source) => return Err(Error::io("look at", root)(source)),
+    }
+    while let Some((folder, depth)) = folders.pop() {
+        for entry in fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
+            let path = entry.map_err(Error::io("list", &folder))?.path();
+            let metadata = match fs::metadata(&path) {
+                // Removed since it was listed, or a link to nothing: no chunk either.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                metadata => metadata.map_err(Error::io("look at", &path))?,
+            };
+            if metadata.is_dir() && depth < DEEPEST {
+                folders.push((path, depth + 1));
+            } else {
+                found(path.strip_prefix(root).unwrap_or(&path), &metadata);
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// FNV-1a (Fowler, Noll, Vo), 128 bits, of parts with their lengths.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hash(pub(crate) u128);
+
+impl Default for Hash {
+    fn default() -> Self {
+        Self(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d)
+    }
+}
+
+impl Hash {
+    /// Adds a part.
+    pub(crate) fn add(&mut self, part: &[u8]) {
+        let length = (part.len() as u64).to_le_bytes();
+        for &byte in length.iter().chain(part) {
+            self.0 =
+                (self.0 ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
+        }
+    }
+}
+
+/// What the result of a run on a volume depends on: where the volume is, which voxels of its files it
+/// has, and the names, sizes and times of the files. Two runs may share an output only if these
+/// are equal.
+///
+/// # Errors
+///
+/// [`Error::NoIdentity`] if the volume cannot identify its voxels, and [`Error::Io`] if its files cannot be
+/// looked at.
+pub(crate) fn input_fingerprint(volume: &dyn Volume) -> Result<Json> {
+    let voxels = volume.identity()?;
+    let (mut files, mut bytes) = (Vec::new(), 0_u64);
+    // Files are listed in any order, so their hashes are added up.
+    let mut state = 0_u128;
+    for root in volume.source_files() {
+        walk(&root, |name, found| {
+            let mut hash = Hash::default();
+            hash.add(name.as_os_str().as_encoded_bytes());
+            for number in [
+                found.size().cast_signed(),
+                found.mtime(),
+                found.mtime_nsec(),
+            ] {
+                hash.add(&number.to_le_bytes());
+            }
+            state = state.wrapping_add(hash.0);
+            bytes += found.size();
+        })?;
+        let absolute = root.canonicalize().unwrap_or(root);
+        files.push(absolute.display().to_string());
+    }
+    files.sort_unstable();
+    Ok(json!({
+        "files": files,
+        "bytes": bytes,
+        "state of the files": format!("{state:032x}"),
+        "voxels": voxels,
+    }))
+}
+
+/// The part of an identity that every volume has; `kind` is what else decides its voxels.
+pub(super) fn identity(layout: &Layout, kind: &Json) -> Json {
+    json!({
+        "shape": layout.shape,
+        "channels": layout.channels,
+        "dtype": layout.dtype.to_string(),
+        "rescale": layout.rescale.map(|rescale| [rescale.slope, rescale.intercept]),
+        "stored as": kind,
+    })
+}
