@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::{Value as Json, json};
 
 use super::chunk::{self, Chunk, ChunkVoxels};
-use super::{ChunkShape, Layout, ReadStats, Volume};
+use super::{Axes, ChunkShape, Layout, ReadStats, Volume};
 use crate::error::{Error, Result};
 use crate::region::Region;
 
@@ -42,6 +42,7 @@ impl ChannelRange {
             channels: channels.end - channels.start,
             read_chunk: all.read_chunk.and_then(|chunk| cut(chunk, &channels)),
             write_chunk: all.write_chunk.and_then(|chunk| cut(chunk, &channels)),
+            axes: axes_of(all, &channels),
             ..all.clone()
         };
         Ok(Self {
@@ -66,6 +67,38 @@ fn cut([c, z, y, x]: ChunkShape, channels: &Range<u64>) -> Option<ChunkShape> {
     }
     let within_one = channels.start / c == (channels.end - 1) / c;
     within_one.then_some([channels.end - channels.start, z, y, x])
+}
+
+/// What is known of the axes of a range of channels: the slowest is cut, if the range consists of whole
+/// steps of it.
+fn axes_of(all: &Layout, channels: &Range<u64>) -> Axes {
+    let mut axes = all.axes.clone();
+    if *channels == (0..all.channels) {
+        return axes;
+    }
+    axes.omero = None;
+    let names = usize::try_from(channels.start)
+        .ok()
+        .zip(usize::try_from(channels.end).ok())
+        .filter(|_| axes.channel_names.len() as u64 == all.channels);
+    if let Some((start, end)) = names {
+        axes.channel_names = axes.channel_names[start..end].to_vec();
+    }
+    let each = match axes.leading.first() {
+        Some(slowest) => all.channels / slowest.length.max(1),
+        None => 1,
+    };
+    if each > 0 && channels.start.is_multiple_of(each) && channels.end.is_multiple_of(each) {
+        if let Some(slowest) = axes.leading.first_mut() {
+            slowest.length = (channels.end - channels.start) / each;
+        }
+    } else {
+        axes.leading.clear();
+        if names.is_none() {
+            axes.channel_names.clear();
+        }
+    }
+    axes
 }
 
 #[deny(clippy::missing_trait_methods)]
@@ -168,7 +201,7 @@ impl Volume for ChannelRange {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volume::{MemoryVolume, VolumeExt, suite};
+    use crate::volume::{AxisKind, LeadingAxis, MemoryVolume, VolumeExt, suite};
 
     #[test]
     fn any_range_of_channels_reads_as_a_volume_of_its_own() {
@@ -208,6 +241,29 @@ mod tests {
             assert!(matches!(refused, Error::NoSuchChannel { .. }), "{range:?}");
         }
         assert!(ChannelRange::new(volume(), 0..3).is_ok());
+    }
+
+    #[test]
+    fn axes_and_names_are_those_of_the_range() {
+        let axis = LeadingAxis::new;
+        let with = |leading, names: &[&str], range| {
+            let mut layout = Layout::new([1; 3], 6, crate::DType::U8);
+            layout.axes.leading = leading;
+            layout.axes.channel_names = names.iter().map(ToString::to_string).collect();
+            let volume = Arc::new(MemoryVolume::zeros(layout).unwrap());
+            let axes = ChannelRange::new(volume, range).unwrap().layout.axes;
+            let lengths: Vec<u64> = axes.leading.iter().map(|axis| axis.length).collect();
+            (lengths, axes.channel_names.concat())
+        };
+        let both = || vec![axis(AxisKind::Time, 3), axis(AxisKind::Channel, 2)];
+        let found = |lengths: &[u64], names: &str| (lengths.to_vec(), names.to_owned());
+        assert_eq!(with(both(), &["a", "b"], 2..6), found(&[2, 2], "ab"));
+        assert_eq!(with(both(), &["a", "b"], 1..6), found(&[], ""));
+        assert_eq!(with(both(), &["a", "b"], 0..6), found(&[3, 2], "ab"));
+        let six = ["a", "b", "c", "d", "e", "f"];
+        let one = || vec![axis(AxisKind::Channel, 6)];
+        assert_eq!(with(one(), &six, 1..4), found(&[3], "bcd"));
+        assert_eq!(with(Vec::new(), &six, 5..6), found(&[], "f"));
     }
 
     #[test]

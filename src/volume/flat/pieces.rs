@@ -7,6 +7,8 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value as Json;
+
 use super::super::header::{FlatHeader, Start};
 use super::super::options::OpenOptions;
 use super::super::watch::Watch;
@@ -164,6 +166,10 @@ impl Volume for PiecesVolume {
 
     fn check_unchanged(&self) -> Result<()> {
         self.watch.check()
+    }
+
+    fn identity(&self) -> Result<Json> {
+        Ok(self.voxels.identity(&self.layout, self.big_endian))
     }
 
     fn stored_bytes(&self) -> Result<u64> {

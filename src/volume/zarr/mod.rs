@@ -393,7 +393,8 @@ impl Volume for ZarrVolume {
     fn identity(&self) -> Result<Json> {
         let kind = json!({
             "dimensions": self.facts.dims,
-            "time points": self.time_points,
+            "order": format!("{:?}", self.facts.order),
+            "time points": self.time_points(),
             "codecs": self.facts.codecs,
         });
         Ok(identity(&self.layout, &kind))
