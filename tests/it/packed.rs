@@ -105,7 +105,7 @@ fn compressed_files_are_converted_and_verified_without_a_temporary_file() {
         for target in [
             "a.zarr", "b.zarr", "c.npy", "d.nii", "e.nrrd", "f.mha", "g.mhd",
         ] {
-            for (threads, dtype) in [("1", "uint16"), ("4", "uint16"), ("3", "float32")] {
+            for (threads, dtype) in [("4", "uint16"), ("1", "float32")] {
                 let out = place.at(target);
                 let mut args = vec!["convert", &source, &out, "--force", "--threads", threads];
                 args.extend(["--dtype", dtype, "--memory", "8MiB"]);
