@@ -11,6 +11,8 @@ use bytemuck::Pod;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
+use crate::error::{Error, Result};
+
 /// The type of a voxel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the names say it")]
@@ -100,6 +102,60 @@ impl DType {
     pub const fn is_float(self) -> bool {
         matches!(self, Self::F16 | Self::F32 | Self::F64)
     }
+
+    /// The smallest and the largest finite value, as `f64`; of 64-bit integers the nearest to it.
+    #[must_use]
+    pub fn range(self) -> (f64, f64) {
+        if self == Self::Bool {
+            return (0.0, 1.0);
+        }
+        match self {
+            Self::F16 => (f16::MIN.into(), f16::MAX.into()),
+            Self::F32 => (f32::MIN.into(), f32::MAX.into()),
+            _ => {
+                with_element!(self, T => (T::from_f64(f64::MIN).to_f64(), T::from_f64(f64::MAX).to_f64()))
+            }
+        }
+    }
+
+    /// Returns `true` if a constant can be stored: as a whole number in range of an integer type (0 or 1 for `bool`),
+    /// or rounded to the nearest float without becoming infinite.
+    #[must_use]
+    pub fn holds_value(self, value: f64) -> bool {
+        if self.is_float() {
+            let stored = with_element!(self, T => T::from_f64(value).to_f64());
+            return stored.is_finite() || !value.is_finite();
+        }
+        let (least, most) = self.range();
+        // The largest 64-bit integers have no f64 of their own: their f64 is the first number beyond.
+        let below = match self {
+            Self::U64 | Self::I64 => value < most,
+            _ => value <= most,
+        };
+        value.fract() == 0.0 && least <= value && below
+    }
+
+    /// Checks that [a constant can be stored](Self::holds_value); `name` says what it is, as in "a fill of".
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`](crate::Error::Setting) if it cannot.
+    pub fn check_constant(self, name: &'static str, value: f64) -> Result<()> {
+        if self.holds_value(value) {
+            return Ok(());
+        }
+        let (least, most) = self.range();
+        let problem = match self {
+            Self::Bool => "voxels of type bool are 0 or 1".to_owned(),
+            dtype if dtype.is_float() => format!("voxels of type {dtype} go up to {most}"),
+            dtype => format!("voxels of type {dtype} are whole numbers from {least} to {most}"),
+        };
+        Err(Error::Setting {
+            name,
+            value: value.to_string(),
+            problem,
+        })
+    }
 }
 
 impl fmt::Display for DType {
@@ -132,6 +188,33 @@ trait Nearest<To> {
     fn nearest(self) -> To;
 }
 
+/// The nearest f16, rounded once.
+///
+/// `f16::from_f64` goes by way of the nearest f32 where the processor converts, and drops the lower half of the
+/// mantissa where it does not: both take some values just off the middle between two halves for the middle itself.
+/// An f32 whose last bit says that something was cut off keeps them apart.
+#[inline]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "what is cut off is noted in the last bit"
+)]
+fn half_of(value: f64) -> f16 {
+    let near = value as f32;
+    let back = f64::from(near);
+    let bits = near.to_bits();
+    let is_exact = back.to_bits() == value.to_bits();
+    if is_exact || !near.is_finite() || bits & 1 == 1 {
+        return f16::from_f32(near);
+    }
+    // Beyond the value: the neighbour towards zero is odd. Short of it: the one away from zero is.
+    let odd = if back.abs() > value.abs() {
+        bits - 1
+    } else {
+        bits + 1
+    };
+    f16::from_f32(f32::from_bits(odd))
+}
+
 macro_rules! integers {
     ($($from:ty)*) => { $(integer!($from => u8 i8 u16 i16 u32 i32 u64 i64);)* };
 }
@@ -156,8 +239,8 @@ macro_rules! integer {
         }
         impl Nearest<f16> for $from {
             #[inline]
-            #[allow(clippy::cast_precision_loss, clippy::cast_lossless, reason = "half rounds from f64")]
-            fn nearest(self) -> f16 { f16::from_f64(self as f64) }
+            #[allow(clippy::cast_precision_loss, clippy::cast_lossless, reason = "exact where it is finite in f16")]
+            fn nearest(self) -> f16 { half_of(self as f64) }
         }
     };
 }
@@ -196,7 +279,7 @@ impl Nearest<f16> for f32 {
 impl Nearest<f16> for f64 {
     #[inline]
     fn nearest(self) -> f16 {
-        f16::from_f64(self)
+        half_of(self)
     }
 }
 impl<T> Nearest<T> for f16
@@ -415,6 +498,103 @@ mod tests {
             let expected = f16::from_f32(*single);
             assert!(*half == expected || half.is_nan() && expected.is_nan());
         }
+    }
+
+    /// The nearest of all finite halves, ties to the even one, by looking at the two around the value.
+    fn nearest_half(value: f64, halves: &[f64]) -> f64 {
+        // From the middle between the largest and what would come next, values are infinite.
+        if value.abs() >= 65_520.0 {
+            return f64::INFINITY.copysign(value);
+        }
+        let above = halves
+            .partition_point(|&half| half < value)
+            .min(halves.len() - 1);
+        let below = above.saturating_sub(1);
+        let (under, over) = (value - halves[below], halves[above] - value);
+        // The list holds every half once, so even and odd ones take turns from zero on.
+        let zero = halves.len() / 2;
+        let is_even = below.abs_diff(zero).is_multiple_of(2);
+        let nearer = under.total_cmp(&over);
+        if nearer.is_lt() || (nearer.is_eq() && is_even) {
+            halves[below]
+        } else {
+            halves[above]
+        }
+    }
+
+    #[test]
+    fn doubles_are_rounded_once_to_the_nearest_half() {
+        let mut halves: Vec<f64> = (0..=u16::MAX)
+            .map(|bits| f64::from(f16::from_bits(bits)))
+            .filter(|half| half.is_finite())
+            .collect();
+        halves.sort_by(f64::total_cmp);
+        halves.dedup();
+        assert_eq!(halves.len(), 2 * 31 * 1024 - 1);
+        // Every half, the middles between two, the f32 next to them, and the doubles next to all.
+        let middles = halves
+            .windows(2)
+            .map(|pair| f64::midpoint(pair[0], pair[1]));
+        let ends = [
+            65_519.999,
+            65_520.0,
+            1e300,
+            2.98e-8,
+            2.980_232_238_769_531_2e-8,
+            1e-300,
+        ];
+        let around = halves.iter().copied().chain(middles).chain(ends);
+        for value in around {
+            let single = one::<f64, f32>(value);
+            for near in [single, single.next_up(), single.next_down()].map(f64::from) {
+                for value in [
+                    value,
+                    value.next_up(),
+                    value.next_down(),
+                    near,
+                    near.next_up(),
+                    near.next_down(),
+                ] {
+                    let expected = nearest_half(value, &halves);
+                    let found = f64::from(one::<f64, f16>(value));
+                    assert_eq!(
+                        found.abs().to_bits(),
+                        expected.abs().to_bits(),
+                        "{value:e}: {found} for {expected}"
+                    );
+                    let negative = f64::from(one::<f64, f16>(-value));
+                    assert_eq!(negative.to_bits(), (-found).to_bits(), "{value:e}");
+                }
+            }
+        }
+        assert!(one::<f64, f16>(f64::NAN).is_nan());
+        // Random bits, of which most exponents are within reach of a half.
+        let mut state = 1_u64;
+        for _ in 0..200_000 {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let exponent = 995 + (state >> 40) % 46;
+            let value = f64::from_bits((exponent << 52) | (state & ((1 << 52) - 1)));
+            let found = f64::from(one::<f64, f16>(value));
+            let expected = nearest_half(value, &halves).abs();
+            assert_eq!(found.to_bits(), expected.to_bits(), "{value:e}");
+        }
+    }
+
+    #[test]
+    fn integers_are_rounded_once_to_the_nearest_half_and_single() {
+        for value in (0..70_000_u32).chain([u32::MAX, 16_777_217, 16_777_219]) {
+            assert_eq!(one::<_, f16>(value), one::<_, f16>(f64::from(value)));
+            assert_eq!(
+                one::<_, f32>(value).to_bits(),
+                one::<_, f32>(f64::from(value)).to_bits()
+            );
+        }
+        // By way of a double, this one would become 2^60.
+        let value = (1_i64 << 60) + (1 << 36) + 1;
+        let below = one::<_, f32>(1_i64 << 60);
+        assert_eq!(one::<_, f32>(value).to_bits(), below.to_bits() + 1);
     }
 
     #[test]
