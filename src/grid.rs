@@ -40,6 +40,9 @@ pub enum Placement {
     Even,
     /// On multiples of S, the last hanging over the far edge: starts meet chunks.
     Padded,
+    /// As many along z, y, x as given, spread evenly as under `Even`, whatever S is: steps need not be whole numbers
+    /// of voxels.
+    Spread(Shape),
 }
 
 /// How a grid is laid out, apart from patch and overlap.
@@ -53,6 +56,13 @@ pub struct GridOptions {
     /// error otherwise.
     pub fit: bool,
 }
+
+/// The most patches along an axis: their starts are in memory.
+const MOST_STARTS: u64 = 1 << 24;
+/// The most patches of a grid: there is a bit for each in memory.
+const MOST_PATCHES: u64 = 1 << 38;
+/// The most voxels of a patch along an axis.
+const LONGEST: u64 = 1 << 40;
 
 impl Axis {
     fn new(
@@ -180,6 +190,11 @@ impl Axis {
 }
 
 impl Placement {
+    /// How many starts there are, at most, on an axis that patches can move `last` voxels along.
+    const fn most_starts(last: u64, step: u64) -> u64 {
+        last.div_ceil(step).saturating_add(1)
+    }
+
     /// Starts from 0 to `last` or, if patches may hang over, beyond.
     fn offsets(self, last: u64, step: u64) -> Vec<u64> {
         let count = last.div_ceil(step);
@@ -189,12 +204,36 @@ impl Placement {
             Self::Even => (0..=count)
                 .map(|i| rounded(i, last, count.max(1)))
                 .collect(),
+            Self::Spread([count, ..]) => {
+                let gaps = count.saturating_sub(1).max(1);
+                let mut all: Vec<u64> = (0..count).map(|i| rounded(i, last, gaps)).collect();
+                // Those that fall on one voxel count once.
+                all.dedup();
+                all
+            }
+        }
+    }
+
+    /// The same for an axis alone.
+    const fn along(self, axis: usize) -> Self {
+        match self {
+            Self::Spread(counts) => Self::Spread([counts[axis]; 3]),
+            other => other,
         }
     }
 }
 
-/// `i * last / count`, halves to even.
+/// `i * last / count`, halves to even, as nnU-Net computes it where `f64` does.
 fn rounded(i: u64, last: u64, count: u64) -> u64 {
+    if last < 1 << 52 {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "all are below 2^53"
+        )]
+        return ((last as f64 / count as f64 * i as f64).round_ties_even() as u64).min(last);
+    }
     let product = u128::from(i) * u128::from(last);
     let (whole, rest) = (product / u128::from(count), product % u128::from(count));
     let up = match (2 * rest).cmp(&u128::from(count)) {
@@ -212,7 +251,7 @@ impl Grid {
     /// # Errors
     ///
     /// [`Error::PatchSize`] if a patch is empty or does not fit, [`Error::Overlap`] if the
-    /// overlap leaves no step.
+    /// overlap leaves no step, [`Error::Setting`] if there are more patches than can be counted in memory.
     pub fn new(volume: Shape, patch: Shape, overlap: Shape) -> Result<Self> {
         Self::with_options(volume, patch, overlap, &GridOptions::default())
     }
@@ -246,8 +285,13 @@ impl Grid {
                 });
             }
         }
+        check_counts(volume, patch, overlap, options)?;
         let axis = |a: usize| {
-            let axis = Axis::new(volume[a], patch[a], overlap[a], options.margin[a], options);
+            let options = GridOptions {
+                placement: options.placement.along(a),
+                ..*options
+            };
+            let axis = Axis::new(volume[a], patch[a], overlap[a], options.margin[a], &options);
             axis.ok_or(Error::PatchSize {
                 axis: AXES[a],
                 patch: patch[a],
@@ -385,6 +429,59 @@ impl Grid {
     }
 }
 
+/// Checks that patches and their number are not too large for memory, before any is asked for.
+fn check_counts(volume: Shape, patch: Shape, overlap: Shape, options: &GridOptions) -> Result<()> {
+    let refuse = |name, value: String, problem: String| {
+        Err(Error::Setting {
+            name,
+            value,
+            problem,
+        })
+    };
+    let mut all = 1_u64;
+    for a in 0..3 {
+        if patch[a] > LONGEST {
+            let problem = format!("patches have at most {LONGEST} voxels along an axis");
+            return refuse("a patch of", format!("{patch:?}"), problem);
+        }
+        let room = volume[a].saturating_add(options.margin[a].saturating_mul(2));
+        let step = patch[a] - overlap[a];
+        let last = room.saturating_sub(patch[a]);
+        let count = match options.placement {
+            Placement::Spread(counts) => counts[a],
+            _ => Placement::most_starts(last, step),
+        };
+        if let Placement::Spread(_) = options.placement
+            && (count == 0
+                || (last > 0 && last.div_ceil(count.saturating_sub(1).max(1)) > patch[a])
+                || (last > 0 && count == 1))
+        {
+            let problem = format!(
+                "patches of {} voxels leave gaps along {} of {room}",
+                patch[a], AXES[a]
+            );
+            return refuse("a number of patches of", count.to_string(), problem);
+        }
+        if count > MOST_STARTS || options.margin[a] > i64::MAX.unsigned_abs() / 4 {
+            let problem = format!(
+                "a step of {step} makes {count} patches along {} of {} voxels with a margin of {} at each face, and \
+                 there are at most {MOST_STARTS}: take larger patches, less overlap or a smaller margin",
+                AXES[a], volume[a], options.margin[a]
+            );
+            return refuse("an overlap of", format!("{overlap:?}"), problem);
+        }
+        all = all.saturating_mul(count);
+    }
+    if all > MOST_PATCHES {
+        let problem = format!(
+            "they make {all} patches, and there are at most {MOST_PATCHES}: take larger patches or less overlap"
+        );
+        let value = format!("{patch:?} with an overlap of {overlap:?}");
+        return refuse("patches of", value, problem);
+    }
+    Ok(())
+}
+
 /// Checks that a patch has voxels and fits into a volume.
 ///
 /// # Errors
@@ -472,6 +569,49 @@ mod tests {
     }
 
     #[test]
+    fn sizes_beyond_memory_are_refused_before_anything_is_asked_for() {
+        let sizes = [0, 1, 7, 1 << 31, 1 << 40, 1 << 62, 1 << 63, u64::MAX];
+        let mut made = 0;
+        let patches = [0, 1, 7, 1 << 31, 1 << 62, u64::MAX];
+        for (patch, overlap) in patches.iter().flat_map(|&p| sizes.map(|o| (p, o))) {
+            for (length, margin) in sizes.iter().flat_map(|&n| sizes.map(|m| (n, m))) {
+                for placement in [
+                    Placement::Edge,
+                    Placement::Even,
+                    Placement::Padded,
+                    Placement::Spread([overlap; 3]),
+                ] {
+                    for fit in [false, true] {
+                        let options = GridOptions {
+                            placement,
+                            margin: [margin, 0, 1],
+                            fit,
+                        };
+                        let (volume, patch) = ([length, 7, 9], [patch, 3, 3]);
+                        let grid = Grid::with_options(volume, patch, [overlap, 1, 2], &options);
+                        made += u64::from(grid.is_ok_and(|grid| grid.len() <= MOST_PATCHES));
+                    }
+                }
+            }
+        }
+        assert!(made > 100, "{made}");
+        let error = Grid::new([1 << 13; 3], [1; 3], [0; 3]).unwrap_err();
+        assert!(
+            error.to_string().contains("549755813888 patches"),
+            "{error}"
+        );
+        let options = GridOptions {
+            margin: [1_000_000_000_000, 0, 0],
+            ..GridOptions::default()
+        };
+        let error = Grid::with_options([20; 3], [8; 3], [4; 3], &options).unwrap_err();
+        assert!(
+            error.to_string().contains("a margin of 1000000000000"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn touching_agrees_with_looking_at_every_patch() {
         for (length, patch, overlap) in [(10, 5, 2), (97, 16, 5), (30, 7, 6), (12, 12, 3)] {
             let options = GridOptions {
@@ -515,6 +655,28 @@ mod tests {
         // 2.5 and 7.5 round to the even neighbour.
         assert_eq!(placed(20, 10, 7, even), [0, 2, 5, 8, 10]);
         assert_eq!(placed(64, 64, 32, even), [0]);
+    }
+
+    #[test]
+    fn a_number_of_patches_is_spread_without_gaps_or_refused() {
+        let spread = |length, patch, count| {
+            let options = GridOptions {
+                placement: Placement::Spread([1, 1, count]),
+                ..GridOptions::default()
+            };
+            Grid::with_options([1, 1, length], [1, 1, patch], [0; 3], &options)
+                .map(|grid| grid.axes()[2].starts.clone())
+        };
+        assert_eq!(spread(110, 64, 3).unwrap(), [0, 23, 46]);
+        assert_eq!(spread(64, 64, 1).unwrap(), [0]);
+        // nnU-Net's for patches of 5 and half a patch: a step of 2.5 voxels.
+        assert_eq!(spread(15, 5, 5).unwrap(), [0, 2, 5, 8, 10]);
+        assert_eq!(spread(6, 5, 9).unwrap(), [0, 1], "no place twice");
+        for (length, patch, count) in [(64, 8, 0), (64, 8, 1), (64, 8, 7), (64, 8, 1 << 62)] {
+            let error = spread(length, patch, count).unwrap_err();
+            assert!(matches!(error, Error::Setting { .. }), "{error}");
+        }
+        assert_eq!(spread(64, 8, 8).unwrap().len(), 8);
     }
 
     #[test]

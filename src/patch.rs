@@ -138,6 +138,14 @@ impl Patch {
     /// [`Error::Setting`] if the patch is larger than memory can address.
     pub fn zeros(region: Region, channels: u64, dtype: DType) -> Result<Self> {
         let length = length(region.shape, channels, dtype)?;
+        // A vector of zeros ends the process if there is no memory for it. Small ones are not asked for twice.
+        if length * dtype.size() >= LARGE
+            && Vec::<u8>::new()
+                .try_reserve_exact(length * dtype.size())
+                .is_err()
+        {
+            return Err(too_large(region.shape, channels, dtype));
+        }
         Ok(Self {
             region,
             channels,
@@ -370,6 +378,9 @@ pub(crate) fn check_element<T: Element>(actual: DType) -> Result<()> {
 }
 
 /// The voxels of a buffer, checked so that its bytes fit into the address space.
+/// Bytes from which on the system is asked whether it has them.
+const LARGE: usize = 64 << 20;
+
 fn length(shape: Shape, channels: u64, dtype: DType) -> Result<usize> {
     crate::region::voxels(shape)
         .and_then(|n| n.checked_mul(channels))
@@ -378,11 +389,15 @@ fn length(shape: Shape, channels: u64, dtype: DType) -> Result<usize> {
                 .is_some_and(|bytes| isize::try_from(bytes).is_ok())
         })
         .and_then(|n| usize::try_from(n).ok())
-        .ok_or_else(|| Error::Setting {
-            name: "a patch of",
-            value: format!("{channels} x {shape:?}"),
-            problem: format!("its {dtype} voxels do not fit into memory"),
-        })
+        .ok_or_else(|| too_large(shape, channels, dtype))
+}
+
+fn too_large(shape: Shape, channels: u64, dtype: DType) -> Error {
+    Error::Setting {
+        name: "a patch of",
+        value: format!("{channels} x {shape:?}"),
+        problem: format!("its {dtype} voxels do not fit into memory"),
+    }
 }
 
 /// Copies the voxels that two buffers share.

@@ -19,8 +19,17 @@ use crate::wait::detached;
 #[derive(Debug)]
 pub(crate) struct Grid(pub(crate) voxpatch::Grid);
 
-/// Where patches start along an axis, by its name.
+/// Where patches start along an axis, by its name; `even:Z,Y,X` says how many along each axis.
 pub(crate) fn placement(name: &str) -> PyResult<Placement> {
+    if let Some(counts) = name.strip_prefix("even:") {
+        let counts: Option<Vec<u64>> = counts.split(',').map(|n| n.trim().parse().ok()).collect();
+        return match counts.as_deref() {
+            Some(&[z, y, x]) => Ok(Placement::Spread([z, y, x])),
+            _ => Err(invalid(format!(
+                "placement {name:?}: give three numbers, as even:4,8,8"
+            ))),
+        };
+    }
     let all = [
         ("edge", Placement::Edge),
         ("even", Placement::Even),

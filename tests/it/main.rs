@@ -14,6 +14,7 @@ mod process;
 mod real;
 mod rigs;
 mod sample;
+mod sizes;
 mod together;
 mod tool;
 mod training;

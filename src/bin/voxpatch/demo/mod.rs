@@ -47,6 +47,13 @@ const BEYOND: (u64, u64) = (44 << 20, 144 << 20);
 /// Runs all stages in a folder.
 pub(crate) fn run(settings: &args::Demo) -> anyhow::Result<()> {
     stop::heed();
+    let possible = 1..=1_u64 << 40;
+    if let Some(length) = settings.size.iter().find(|&n| !possible.contains(n)) {
+        anyhow::bail!(
+            "a CT of {length} voxels along an axis is not possible: give 1 to {}",
+            possible.end()
+        );
+    }
     let temporary;
     let folder = if let Some(folder) = &settings.keep {
         std::fs::create_dir_all(folder)
