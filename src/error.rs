@@ -383,11 +383,16 @@ pub enum Error {
         expected_shape: Shape,
     },
 
-    /// A prediction with NaN or infinity in it.
+    /// A prediction with a value in it that is not finite in the type of the sums or of the output.
     #[error(
         "the prediction for patch {index} at {region} is {value} at channel {}, voxel z {}, y {}, x {} of the \
-         patch: no value can be blended with it",
-        at[0], at[1], at[2], at[3]
+         patch: {}",
+        at[0], at[1], at[2], at[3],
+        if value.is_finite() {
+            "it is too large for the type of the sums or of the output: choose wider types"
+        } else {
+            "no value can be blended with it"
+        }
     )]
     NotFinite {
         /// The patch's place in the grid's order.

@@ -9,9 +9,10 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::live::Cuts;
+use super::live::{Cuts, TOP};
 use super::options::AggregatorOptions;
 use super::pending::unit;
+use super::substitutes::{TAG, touching};
 use super::window::{Blend, owned};
 use crate::grid::{Axis, Grid};
 use crate::volume::Layout;
@@ -37,43 +38,92 @@ pub fn live_bytes(
     within: Option<&[Range<u64>; 3]>,
 ) -> u64 {
     let kept = |a: usize| kept(output, within, a);
-    let crop = options.blend == Blend::Crop;
-    let sums = if crop {
-        0
-    } else {
-        let cuts = Cuts::new(grid);
-        let blocks = std::array::from_fn(|a| touched(&grid.axes()[a], cuts.along(a), &kept(a)));
-        peak(grid, &blocks)
-            .saturating_mul(options.accumulator.size())
-            .saturating_mul(channels)
+    let settling = Settling::of(options);
+    let voxel = output.channels * output.dtype.size() as u64;
+    let cuts: Option<[Vec<u64>; 3]> = match settling {
+        Settling::Owner => None,
+        Settling::Last => {
+            let cuts = Cuts::new(grid);
+            Some(std::array::from_fn(|a| cuts.along(a).to_vec()))
+        }
+        Settling::OwnerOrLast => Some(std::array::from_fn(|a| boxes(&grid.axes()[a]))),
     };
+    let kept_for_voxel = match settling {
+        Settling::Owner => 0,
+        Settling::Last => {
+            let tops = if options.adds_by_logs(grid) { TOP } else { 0 };
+            options.sums().size().saturating_mul(channels) + tops
+        }
+        Settling::OwnerOrLast => voxel + TAG,
+    };
+    let cuts_along = |a: usize| cuts.as_ref().map_or(&[][..], |cuts| &cuts[a]);
+    let along = |a: usize| touched(&grid.axes()[a], cuts_along(a), &kept(a));
+    let sums = peak(grid, &std::array::from_fn(along)).saturating_mul(kept_for_voxel);
     let Some(chunk) = unit(grid, output) else {
         return sums;
     };
-    let chunks = std::array::from_fn(|a| completed(&grid.axes()[a], chunk[a], crop, &kept(a)));
-    let voxel = output.channels * output.dtype.size() as u64;
-    sums.saturating_add(peak(grid, &chunks).saturating_mul(voxel))
+    let along = |a: usize| {
+        let settled = (settling, cuts_along(a));
+        completed(&grid.axes()[a], chunk[a], settled, &kept(a))
+    };
+    let chunks = std::array::from_fn(along);
+    // One that no patch covers is there while it is written.
+    let one = (0..3).map(|a| chunk[a].min(output.shape[a]));
+    let voxels = peak(grid, &chunks).max(one.fold(1, u64::saturating_mul));
+    sums.saturating_add(voxels.saturating_mul(voxel))
+}
+
+/// When the voxels of an output are final.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Settling {
+    /// With the patch that owns them, under crop.
+    Owner,
+    /// With that patch, or, if it does not vote, with the last of those that touch its box.
+    OwnerOrLast,
+    /// With the last patch that touches their block.
+    Last,
+}
+
+impl Settling {
+    fn of(options: &AggregatorOptions) -> Self {
+        match options.blend {
+            Blend::Crop if options.all_vote() => Self::Owner,
+            Blend::Crop => Self::OwnerOrLast,
+            _ => Self::Last,
+        }
+    }
+}
+
+/// Where the boxes that patches own begin and end along an axis.
+fn boxes(axis: &Axis) -> Vec<u64> {
+    let owned = owned(axis);
+    let mut cuts: Vec<u64> = owned.iter().map(|range| range.start).collect();
+    cuts.extend(owned.last().map(|range| range.end));
+    cuts.dedup();
+    cuts
 }
 
 /// Which patches along z, y, x are needed for the write chunks `within`: those that
 /// [`Aggregator::needs`](super::Aggregator::needs).
 pub(crate) fn needed(
     grid: &Grid,
-    blend: &Blend,
+    options: &AggregatorOptions,
     output: &Layout,
     within: &[Range<u64>; 3],
 ) -> [Range<usize>; 3] {
     std::array::from_fn(|a| {
         let axis = &grid.axes()[a];
         let kept = kept(output, Some(within), a);
-        if *blend == Blend::Crop {
-            let owned = owned(axis);
-            let first = owned.partition_point(|range| range.end <= kept.start);
-            let end = owned.partition_point(|range| range.start < kept.end);
-            first..end.max(first)
-        } else {
-            axis.touching(kept.start, kept.end)
+        let settling = Settling::of(options);
+        if settling == Settling::Last {
+            return axis.touching(kept.start, kept.end);
         }
+        let owned = owned(axis);
+        let owners = touching(&owned, &kept);
+        if settling == Settling::Owner || owners.is_empty() {
+            return owners;
+        }
+        axis.touching(owned[owners.start].start, owned[owners.end - 1].end)
     })
 }
 
@@ -105,25 +155,40 @@ fn touched(axis: &Axis, cuts: &[u64], kept: &Range<u64>) -> Vec<Span> {
 }
 
 /// Voxels of write chunks of `chunk` voxels that begin in `kept`, from the patch that makes
-/// their first voxel final to the one that makes their last.
-fn completed(axis: &Axis, chunk: u64, crop: bool, kept: &Range<u64>) -> Vec<Span> {
+/// their first voxel final to the one that makes their last. `cuts` are where the blocks, or the boxes of owners, begin
+/// and end.
+fn completed(
+    axis: &Axis,
+    chunk: u64,
+    (settling, cuts): (Settling, &[u64]),
+    kept: &Range<u64>,
+) -> Vec<Span> {
     let owned = owned(axis);
     let covered = axis.covered();
+    if covered.is_empty() {
+        return Vec::new();
+    }
+    // From which patch to which it may be that a voxel becomes final.
     let settles = |voxel: u64| {
         // What no patch covers takes no memory until another voxel of its chunk is there.
         let voxel = voxel.clamp(covered.start, covered.end - 1);
-        if crop {
-            owned.partition_point(|range| range.end <= voxel)
-        } else {
-            axis.touching(voxel, voxel + 1).end - 1
+        let owner = || owned.partition_point(|range| range.end <= voxel);
+        let last = || {
+            let end = cuts.partition_point(|&cut| cut <= voxel);
+            axis.touching(cuts[end - 1], cuts[end]).end - 1
+        };
+        match settling {
+            Settling::Owner => owner()..=owner(),
+            Settling::OwnerOrLast => owner()..=last(),
+            Settling::Last => last()..=last(),
         }
     };
     let span = |n: u64| {
         let (from, to) = (n * chunk, ((n + 1) * chunk).min(axis.length));
         Span {
             length: to - from,
-            first: settles(from),
-            last: settles(to - 1),
+            first: *settles(from).start(),
+            last: *settles(to - 1).end(),
         }
     };
     (0..axis.length.div_ceil(chunk))

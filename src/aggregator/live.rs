@@ -6,6 +6,7 @@
 //! one that comes early waits in the block, so the sums are the same to the last bit for any
 //! number of threads. Where every patch votes and the weights are shares, the sums are the
 //! result; elsewhere the weights of those that voted are added up once the block is final.
+//! Weights that `f32` cannot hold are taken relative to the largest of those that voted so far.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -13,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Meter;
 use super::sums::Sum;
-use super::window::Weights;
+use super::window::{Logs, Weights};
 use crate::dtype::{DType, convert};
 use crate::grid::{Axis, Grid};
 use crate::patch::Patch;
@@ -22,11 +23,16 @@ use crate::region::Region;
 /// Shorter blocks than this are merged with their neighbours: bookkeeping would outweigh them.
 const SHORTEST: u64 = 16;
 
+/// Bytes of each voxel of a block where weights are added up by their logarithms, next to its sums.
+pub(super) const TOP: u64 = size_of::<f64>() as u64;
+
 /// All live blocks.
 #[derive(Debug)]
 pub(super) struct Live<S> {
     grid: Grid,
     weights: Weights,
+    /// Instead of the weights, where these may be too small.
+    logs: Option<Logs>,
     channels: usize,
     cuts: Cuts,
     /// A bit for each block that is output; all are if there is none.
@@ -46,6 +52,8 @@ pub(super) struct Cuts([Vec<u64>; 3]);
 #[derive(Debug)]
 struct Block<S> {
     sums: Vec<S>,
+    /// Of each voxel, the logarithm of the largest weight so far, where logarithms are used.
+    tops: Vec<f64>,
     /// Contributions whose turn it was.
     turn: usize,
     /// Where the patches lie that are in the sums.
@@ -77,7 +85,7 @@ impl<S: Sum> Live<S> {
     /// `wanted` says which blocks are output, where not all are.
     pub(super) fn new(
         grid: &Grid,
-        weights: Weights,
+        (weights, logs): (Weights, Option<Logs>),
         channels: usize,
         wanted: Option<&dyn Fn(&Region) -> bool>,
     ) -> Self {
@@ -92,6 +100,7 @@ impl<S: Sum> Live<S> {
         Self {
             grid: grid.clone(),
             weights,
+            logs,
             channels,
             wanted: wanted.map(bits),
             cuts,
@@ -194,11 +203,15 @@ impl<S: Sum> Live<S> {
         }
         let complete = block.voted.len() == total;
         let voted = std::mem::take(&mut block.voted);
+        let tops = std::mem::take(&mut block.tops);
         S::with_f32(&mut block.sums, |values| {
-            let holes = self.normalise(&region, &voted, complete, values);
+            let holes = match &self.logs {
+                Some(logs) => self.normalise_by(logs, &region, &voted, &tops, values),
+                None => self.normalise(&region, &voted, complete, values),
+            };
             finished(region, Final::Values(values, &holes))
         })?;
-        meter.shrink(size_of_val(&block.sums[..]) as u64);
+        meter.shrink((size_of_val(&block.sums[..]) + size_of_val(&tops[..])) as u64);
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         spare.push(std::mem::take(&mut block.sums));
         Ok(())
@@ -224,11 +237,22 @@ impl<S: Sum> Live<S> {
         });
         // A patch that covers all of a fresh block is stored, others are added to zeros.
         let fresh = block.voted.is_empty();
-        let store = fresh && covers && matches!(contribution, Contribution::Values(_));
+        let store = fresh
+            && covers
+            && self.logs.is_none()
+            && matches!(contribution, Contribution::Values(_));
         if fresh {
             block.sums = self.buffer(region, !store, meter);
         }
-        self.accumulate(region, contribution, place, store, &mut block.sums);
+        if let Some(logs) = &self.logs {
+            if fresh {
+                block.tops = vec![f64::NEG_INFINITY; length(region.voxels())];
+                meter.grow(size_of_val(&block.tops[..]) as u64);
+            }
+            self.accumulate_by(logs, region, contribution, place, block);
+        } else {
+            self.accumulate(region, contribution, place, store, &mut block.sums);
+        }
         block.voted.push(place);
     }
 
@@ -326,8 +350,58 @@ impl<S: Sum> Live<S> {
         }
     }
 
+    /// As [`accumulate`](Self::accumulate), with weights relative to the largest so far.
+    fn accumulate_by(
+        &self,
+        logs: &Logs,
+        region: &Region,
+        contribution: &Contribution,
+        place: [usize; 3],
+        block: &mut Block<S>,
+    ) {
+        let (patch, shape) = (self.grid.patch().map(length), region.shape.map(length));
+        let common = self.common(region, place);
+        let (per_patch, per_block): (usize, usize) =
+            (patch.iter().product(), shape.iter().product());
+        let mut converted = Vec::new();
+        let (mut factors, mut weights) = (Vec::new(), Vec::new());
+        common.each_row(shape, |row, target| {
+            let (first, along) = logs.row(row, common.shape[2]);
+            let tops = &mut block.tops[target..target + along.len()];
+            factors.clear();
+            weights.clear();
+            for (top, log) in tops.iter_mut().zip(along) {
+                let log = first + log;
+                let most = top.max(log);
+                factors.push(single((*top - most).exp()));
+                weights.push(single((log - most).exp()));
+                *top = most;
+            }
+            for c in 0..self.channels {
+                let sums = &mut block.sums[c * per_block + target..][..along.len()];
+                S::scale(sums, &factors);
+                match contribution {
+                    Contribution::Values(prediction) => {
+                        let source = c * per_patch + at(patch, row);
+                        let source = source..source + along.len();
+                        S::add(
+                            sums,
+                            as_f32(prediction, source, &mut converted),
+                            1.0,
+                            &weights,
+                        );
+                    }
+                    Contribution::Constant(constant) => {
+                        S::add_constant(sums, constant[c], 1.0, &weights);
+                    }
+                    Contribution::Nothing => {}
+                }
+            }
+        });
+    }
+
     /// Divides a block's sums by the weights that went into them, where these do not add up to 1
-    /// anyway, and says which voxels have none.
+    /// anyway, and says which voxels no patch covers.
     fn normalise(
         &self,
         block: &Region,
@@ -346,32 +420,79 @@ impl<S: Sum> Live<S> {
         }
         let shape = block.shape.map(length);
         let mut sums = vec![0.0; shape.iter().product()];
+        let holes = self.holes(block, voted, |place, row, target, length| {
+            if !shares {
+                let (weight, weights) = self.weights.row(place, row, length);
+                f32::add_constant(&mut sums[target..target + length], 1.0, weight, weights);
+            }
+        });
+        if !shares {
+            divide(values, &sums);
+        }
+        holes
+    }
+
+    /// As [`normalise`](Self::normalise), of weights relative to the largest.
+    fn normalise_by(
+        &self,
+        logs: &Logs,
+        block: &Region,
+        voted: &[[usize; 3]],
+        tops: &[f64],
+        values: &mut [f32],
+    ) -> Vec<bool> {
+        let mut sums = vec![0.0; tops.len()];
+        let holes = self.holes(block, voted, |_, row, target, length| {
+            let (first, along) = logs.row(row, length);
+            let there = sums[target..].iter_mut().zip(&tops[target..]);
+            for ((sum, top), log) in there.zip(along) {
+                *sum += single((first + log - top).exp());
+            }
+        });
+        divide(values, &sums);
+        holes
+    }
+
+    /// Which voxels of a block no patch covers of those that voted; none, if empty. Calls `then` for each row of each
+    /// patch with the patch's place, the row's first voxel in the patch, its place in the block, and its length.
+    fn holes(
+        &self,
+        block: &Region,
+        voted: &[[usize; 3]],
+        mut then: impl FnMut([usize; 3], [usize; 3], usize, usize),
+    ) -> Vec<bool> {
+        let shape = block.shape.map(length);
+        let mut holes = vec![true; shape.iter().product()];
         for &place in voted {
             let common = self.common(block, place);
+            let length = common.shape[2];
             common.each_row(shape, |row, target| {
-                let (weight, weights) = self.weights.row(place, row, common.shape[2]);
-                f32::add_constant(
-                    &mut sums[target..target + weights.len()],
-                    1.0,
-                    weight,
-                    weights,
-                );
+                holes[target..target + length].fill(false);
+                then(place, row, target, length);
             });
         }
-        if !shares {
-            for channel in values.chunks_exact_mut(sums.len()) {
-                for (value, sum) in channel.iter_mut().zip(&sums) {
-                    *value /= if *sum > 0.0 { *sum } else { 1.0 };
-                }
-            }
+        if !holes.contains(&true) {
+            holes.clear();
         }
-        let holes: Vec<bool> = sums.iter().map(|&sum| sum <= 0.0).collect();
-        if holes.contains(&true) {
-            holes
-        } else {
-            Vec::new()
+        holes
+    }
+}
+
+/// Divides each channel by the sums of its voxels' weights, where there are any.
+fn divide(values: &mut [f32], sums: &[f32]) {
+    for channel in values.chunks_exact_mut(sums.len()) {
+        for (value, sum) in channel.iter_mut().zip(sums) {
+            *value /= if *sum > 0.0 { *sum } else { 1.0 };
         }
     }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a part of a weight, from 0 to 1"
+)]
+fn single(value: f64) -> f32 {
+    value as f32
 }
 
 /// What a block and a patch share.
@@ -398,6 +519,7 @@ impl<S> Default for Block<S> {
     fn default() -> Self {
         Self {
             sums: Vec::new(),
+            tops: Vec::new(),
             turn: 0,
             voted: Vec::new(),
             early: Vec::new(),
@@ -455,7 +577,7 @@ fn cuts(axis: &Axis) -> Vec<u64> {
     cuts
 }
 
-fn product(ranges: [Range<usize>; 3]) -> impl Iterator<Item = [usize; 3]> {
+pub(super) fn product(ranges: [Range<usize>; 3]) -> impl Iterator<Item = [usize; 3]> {
     let [z, y, x] = ranges;
     z.flat_map(move |z| {
         let x = x.clone();

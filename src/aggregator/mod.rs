@@ -12,6 +12,7 @@ mod live;
 mod options;
 mod pending;
 mod reduce;
+mod substitutes;
 mod sums;
 mod window;
 
@@ -23,7 +24,8 @@ use half::{bf16, f16};
 
 use self::live::{Contribution, Final, Live};
 use self::pending::Pending;
-use self::sums::Sum;
+use self::substitutes::Substitutes;
+use self::sums::{Sum, TOO_LARGE_FOR_F16};
 use self::window::{Weights, owned};
 use crate::dtype::{DType, Element, with_element};
 use crate::error::{Error, Result};
@@ -50,12 +52,15 @@ pub struct Aggregator {
     seen: Mutex<Vec<u64>>,
     counts: Counts,
     meter: Meter,
+    /// Values of this size or more are not finite in the sums or the output.
+    too_large: f64,
 }
 
 #[derive(Debug)]
 enum Mode {
-    /// Each voxel from one patch: the part of each axis that each start owns.
-    Crop([Vec<Range<u64>>; 3]),
+    /// Each voxel from one patch: the part of each axis that each start owns, and what stands in for patches that
+    /// may not vote.
+    Crop([Vec<Range<u64>>; 3], Option<Box<Substitutes>>),
     /// Weighted sums.
     F32(Box<Live<f32>>),
     F16(Box<Live<f16>>),
@@ -125,7 +130,7 @@ impl Aggregator {
         output: Box<dyn VolumeMut>,
         wanted: Option<&dyn Fn([u64; 3]) -> bool>,
     ) -> Result<Self> {
-        let layout = output.layout();
+        let layout = output.layout().clone();
         options.check(&grid, channels, layout.dtype)?;
         if layout.shape != grid.volume()
             || layout.channels != options.reduce.channels(channels)
@@ -146,9 +151,14 @@ impl Aggregator {
         let count = usize::try_from(channels).unwrap_or(usize::MAX);
         let wants = |region: &Region| pending.wants(region);
         let wanted: Option<&dyn Fn(&Region) -> bool> = pending.is_partial().then_some(&wants);
-        let weights = || Weights::new(&grid, &options.blend);
-        let mode = match (&options.blend, options.accumulator) {
-            (Blend::Crop, _) => Mode::Crop(std::array::from_fn(|a| owned(&grid.axes()[a]))),
+        let weights = || Weights::new(&grid, &options.blend, options.adds_by_logs(&grid));
+        let mode = match (&options.blend, options.sums()) {
+            (Blend::Crop, _) => {
+                let (channels, size) = (layout.channels, layout.dtype.size());
+                let substitutes = || Box::new(Substitutes::new(&grid, channels, size));
+                let owned = std::array::from_fn(|a| owned(&grid.axes()[a]));
+                Mode::Crop(owned, (!options.all_vote()).then(substitutes))
+            }
             (_, Accumulator::F32) => {
                 Mode::F32(Box::new(Live::new(&grid, weights(), count, wanted)))
             }
@@ -161,6 +171,7 @@ impl Aggregator {
         };
         let words = usize::try_from(grid.len().div_ceil(64)).unwrap_or(usize::MAX);
         let made = Self {
+            too_large: options.too_large(layout.dtype),
             channels,
             options,
             mode,
@@ -177,7 +188,7 @@ impl Aggregator {
     /// Gives the fill value to what lies beyond all patches.
     fn fill_rim(&self) -> Result<()> {
         let untouched: Box<dyn Iterator<Item = Region> + '_> = match &self.mode {
-            Mode::Crop(_) => Box::new(rim(&self.grid)),
+            Mode::Crop(..) => Box::new(rim(&self.grid)),
             Mode::F32(live) => Box::new(live.untouched()),
             Mode::F16(live) => Box::new(live.untouched()),
             Mode::BF16(live) => Box::new(live.untouched()),
@@ -201,8 +212,11 @@ impl Aggregator {
             return false;
         };
         match &self.mode {
-            Mode::Crop(owned) => {
-                !self.pending.is_partial() || self.pending.wants(&part(owned, place))
+            Mode::Crop(..) if !self.pending.is_partial() => true,
+            Mode::Crop(owned, None) => self.pending.wants(&part(owned, place)),
+            Mode::Crop(owned, Some(substitutes)) => {
+                let mut boxes = substitutes.touched(place).map(|owner| part(owned, owner));
+                boxes.any(|region| !region.is_empty() && self.pending.wants(&region))
             }
             Mode::F32(live) => live.needs(place),
             Mode::F16(live) => live.needs(place),
@@ -217,8 +231,37 @@ impl Aggregator {
     /// [`Error::PredictionShape`], [`Error::DuplicatePatch`] and [`Error::NotFinite`] if it is not
     /// what was expected, and the output's errors if a chunk became whole and could not be written.
     pub fn add(&self, index: u64, prediction: impl Into<Arc<Patch>>) -> Result<()> {
-        let prediction = prediction.into();
-        let (place, region) = self.expected(index)?;
+        self.add_batch(vec![(index, prediction.into())])
+    }
+
+    /// Adds predictions, each with the index of its patch in the grid, or none of them: all are checked first.
+    ///
+    /// # Errors
+    ///
+    /// As [`add`](Self::add). After an error of the output, the aggregator cannot be used.
+    pub fn add_batch(&self, batch: Vec<(u64, Arc<Patch>)>) -> Result<()> {
+        let mut places = Vec::with_capacity(batch.len());
+        for (index, prediction) in &batch {
+            let (place, region) = self.expected(*index)?;
+            let votes = self.check(*index, region, prediction)?;
+            places.push((place, region, votes));
+        }
+        let regions = places.iter().map(|&(_, region, _)| region);
+        self.mark(batch.iter().map(|&(index, _)| index).zip(regions))?;
+        for ((place, _, votes), (_, prediction)) in places.into_iter().zip(batch) {
+            if votes {
+                self.counts.patches.fetch_add(1, Ordering::Relaxed);
+                self.take(place, &Contribution::Values(prediction))?;
+            } else {
+                self.counts.skipped.fetch_add(1, Ordering::Relaxed);
+                self.take(place, &Contribution::Nothing)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks the prediction for patch `index`. Returns `true` if it votes.
+    fn check(&self, index: u64, region: Region, prediction: &Patch) -> Result<bool> {
         if prediction.shape() != region.shape || prediction.channels() != self.channels {
             return Err(Error::PredictionShape {
                 index,
@@ -228,40 +271,37 @@ impl Aggregator {
                 expected_shape: region.shape,
             });
         }
-        if self.options.non_finite != NonFinite::Keep
-            && let Some((at, value)) = first_non_finite(&prediction)
-        {
-            if self.options.non_finite == NonFinite::Refuse {
-                return Err(Error::NotFinite {
+        if self.options.non_finite == NonFinite::Keep {
+            return Ok(true);
+        }
+        match first_non_finite(prediction, self.too_large) {
+            Some((at, value)) if self.options.non_finite == NonFinite::Refuse => {
+                Err(Error::NotFinite {
                     index,
                     region,
                     value,
                     at,
-                });
+                })
             }
-            self.mark(index, region)?;
-            self.counts.skipped.fetch_add(1, Ordering::Relaxed);
-            return self.take(place, &Contribution::Nothing);
+            found => Ok(found.is_none()),
         }
-        self.mark(index, region)?;
-        self.counts.patches.fetch_add(1, Ordering::Relaxed);
-        if let Mode::Crop(owned) = &self.mode {
-            return self.add_owned(
-                (prediction.bytes(), region),
-                prediction.dtype(),
-                part(owned, place),
-            );
-        }
-        self.take(place, &Contribution::Values(prediction))
     }
 
     /// Notes that patch `index` is not predicted; what that means is an [option](Skipped).
     ///
     /// # Errors
     ///
-    /// [`Error::DuplicatePatch`] if it came before, and the output's errors.
+    /// [`Error::DuplicatePatch`] if it came before, [`Error::Setting`] if it was promised that every patch votes and
+    /// this one does not, and the output's errors.
     pub fn skip(&self, index: u64) -> Result<()> {
         let contribution = match &self.options.skipped {
+            Skipped::Renormalise if self.options.all_vote() => {
+                return Err(Error::Setting {
+                    name: "a skip of patch",
+                    value: index.to_string(),
+                    problem: "the options promise that every patch votes (all_vote)".to_owned(),
+                });
+            }
             Skipped::Renormalise => Contribution::Nothing,
             Skipped::Vote(values) => Contribution::Constant(values.clone().into()),
         };
@@ -270,7 +310,7 @@ impl Aggregator {
 
     fn leave_out(&self, index: u64, contribution: &Contribution) -> Result<()> {
         let (place, region) = self.expected(index)?;
-        self.mark(index, region)?;
+        self.mark(std::iter::once((index, region)))?;
         self.counts.skipped.fetch_add(1, Ordering::Relaxed);
         self.take(place, contribution)
     }
@@ -287,41 +327,111 @@ impl Aggregator {
             })
     }
 
-    /// Notes that a patch came; each may come once.
-    fn mark(&self, index: u64, region: Region) -> Result<()> {
+    /// Notes that patches came, or none of them; each may come once.
+    fn mark(&self, patches: impl Iterator<Item = (u64, Region)>) -> Result<()> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let word = &mut seen[usize::try_from(index / 64).expect("the grid's bits are in memory")];
-        let bit = 1 << (index % 64);
-        if *word & bit != 0 {
-            return Err(Error::DuplicatePatch { index, region });
+        let bit = |index: u64| {
+            let word = usize::try_from(index / 64).expect("the grid's bits are in memory");
+            (word, 1 << (index % 64))
+        };
+        let mut marked: Vec<(usize, u64)> = Vec::new();
+        for (index, region) in patches {
+            let (word, bit) = bit(index);
+            if seen[word] & bit != 0 {
+                for (word, bit) in marked {
+                    seen[word] &= !bit;
+                }
+                return Err(Error::DuplicatePatch { index, region });
+            }
+            seen[word] |= bit;
+            marked.push((word, bit));
         }
-        *word |= bit;
         Ok(())
     }
 
     /// Takes what the patch at `place` says, and passes on what became final.
     fn take(&self, place: [usize; 3], contribution: &Contribution) -> Result<()> {
         match &self.mode {
-            Mode::Crop(owned) => {
-                let region = part(owned, place);
-                match contribution {
-                    Contribution::Values(patch) => {
-                        let (bytes, at) = (patch.bytes(), patch.region());
-                        self.add_owned((bytes, at), patch.dtype(), region)
-                    }
-                    Contribution::Nothing => self.uncovered(region),
-                    Contribution::Constant(values) => {
-                        let voxels = usize::try_from(region.voxels()).unwrap_or(usize::MAX);
-                        let constant = |&value: &f32| std::iter::repeat_n(value, voxels);
-                        let all: Vec<f32> = values.iter().flat_map(constant).collect();
-                        self.reduced(region, DType::F32, bytemuck::cast_slice(&all), &[])
-                    }
+            Mode::Crop(owned, substitutes) => {
+                let own = part(owned, place);
+                if !own.is_empty()
+                    && let Some(values) = self.supplied(own, contribution)?
+                {
+                    self.pending.add(own, Some(values.bytes()), &self.meter)?;
+                }
+                match substitutes {
+                    Some(substitutes) => self.substitute(substitutes, place, contribution),
+                    None => Ok(()),
                 }
             }
             Mode::F32(live) => self.blend(live, place, contribution),
             Mode::F16(live) => self.blend(live, place, contribution),
             Mode::BF16(live) => self.blend(live, place, contribution),
         }
+    }
+
+    /// Under crop, offers what the patch at `place` says to the boxes of patches that have not voted.
+    fn substitute(
+        &self,
+        substitutes: &Substitutes,
+        place: [usize; 3],
+        contribution: &Contribution,
+    ) -> Result<()> {
+        let values = |region: Region| {
+            let supplied = self.supplied(region, contribution)?;
+            Ok(supplied.map_or_else(Vec::new, |patch| patch.bytes().to_vec()))
+        };
+        let values: Option<&dyn Fn(Region) -> Result<Vec<u8>>> = match contribution {
+            Contribution::Nothing => None,
+            _ => Some(&values),
+        };
+        if values.is_some() {
+            substitutes.settle(place, &self.meter);
+        }
+        let wants = |region: &Region| !self.pending.is_partial() || self.pending.wants(region);
+        substitutes.arrive(place, values, &wants, &self.meter, |region, settled| {
+            let Some((values, holes)) = settled else {
+                return self.uncovered(region);
+            };
+            if holes.is_empty() {
+                return self.pending.add(region, Some(values), &self.meter);
+            }
+            let mut values = values.to_vec();
+            self.fill_holes(&mut values, holes);
+            self.pending.add(region, Some(&values), &self.meter)
+        })
+    }
+
+    /// The output values of a part of a patch, as what it says alone makes them; `None` if it says nothing.
+    fn supplied(&self, region: Region, contribution: &Contribution) -> Result<Option<Patch>> {
+        let part = match contribution {
+            Contribution::Nothing => return Ok(None),
+            Contribution::Values(patch) => {
+                let dtype = patch.dtype();
+                let mut part = Patch::zeros(region, self.channels, dtype)?;
+                let target = (part.bytes_mut(), region);
+                copy_common(
+                    (patch.bytes(), patch.region()),
+                    target,
+                    self.channels,
+                    dtype.size(),
+                );
+                part
+            }
+            Contribution::Constant(values) => {
+                let voxels = usize::try_from(region.voxels()).unwrap_or(usize::MAX);
+                let constant = |&value: &f32| std::iter::repeat_n(value, voxels);
+                Patch::new(
+                    region,
+                    self.channels,
+                    values.iter().flat_map(constant).collect::<Vec<f32>>(),
+                )?
+            }
+        };
+        if self.is_output(part.dtype()) {
+            return Ok(Some(part));
+        }
+        self.reduced(region, part.dtype(), part.bytes()).map(Some)
     }
 
     fn blend<S: Sum>(
@@ -336,26 +446,9 @@ impl Aggregator {
             &self.meter,
             |region, block| match block {
                 Final::Nothing => self.uncovered(region),
-                Final::Values(values, holes) => {
-                    self.reduced(region, DType::F32, bytemuck::cast_slice(values), holes)
-                }
+                Final::Values(values, holes) => self.blended(region, values, holes),
             },
         )
-    }
-
-    /// Hands on those voxels of a patch, given with where it lies, that it alone supplies.
-    fn add_owned(&self, patch: (&[u8], Region), dtype: DType, region: Region) -> Result<()> {
-        if region.is_empty() {
-            return Ok(());
-        }
-        let mut part = Patch::zeros(region, self.channels, dtype)?;
-        copy_common(
-            patch,
-            (part.bytes_mut(), region),
-            self.channels,
-            dtype.size(),
-        );
-        self.reduced(region, dtype, part.bytes(), &[])
     }
 
     /// Passes a box that nobody voted on to its write chunks.
@@ -369,31 +462,58 @@ impl Aggregator {
         self.pending.add(region, None, &self.meter)
     }
 
-    /// Reduces the final values of a box and passes them to their write chunks; voxels in `holes`, if
+    /// Whether values of a type are the output's as they are.
+    fn is_output(&self, dtype: DType) -> bool {
+        self.options.reduce == Reduce::Mean && dtype == self.pending.output().layout().dtype
+    }
+
+    /// Reduces the blended values of a box and passes them to their write chunks; voxels in `holes`, if
     /// there are any, get the fill value.
-    fn reduced(&self, region: Region, dtype: DType, values: &[u8], holes: &[bool]) -> Result<()> {
-        let layout = self.pending.output().layout();
-        if self.options.reduce == Reduce::Mean && dtype == layout.dtype && holes.is_empty() {
-            return self.pending.add(region, Some(values), &self.meter);
+    fn blended(&self, region: Region, values: &mut [f32], holes: &[bool]) -> Result<()> {
+        if self.options.non_finite != NonFinite::Keep {
+            // Rounding may take a mean of finite values beyond the largest of them.
+            let most = match self.options.too_large(self.pending.output().layout().dtype) {
+                TOO_LARGE_FOR_F16 => f16::MAX.to_f32(),
+                _ => f32::MAX,
+            };
+            for value in &mut *values {
+                *value = value.clamp(-most, most);
+            }
         }
+        let bytes = bytemuck::cast_slice(values);
+        if self.is_output(DType::F32) && holes.is_empty() {
+            return self.pending.add(region, Some(bytes), &self.meter);
+        }
+        let mut out = self.reduced(region, DType::F32, bytes)?;
+        self.fill_holes(out.bytes_mut(), holes);
+        self.pending.add(region, Some(out.bytes()), &self.meter)
+    }
+
+    /// The output values of a box, of final values of a type.
+    fn reduced(&self, region: Region, dtype: DType, values: &[u8]) -> Result<Patch> {
+        let layout = self.pending.output().layout();
         let mut out = Patch::zeros(region, layout.channels, layout.dtype)?;
         let channels = usize::try_from(self.channels).unwrap_or(usize::MAX);
-        self.options
-            .reduce
-            .apply(dtype, values, channels, layout.dtype, out.bytes_mut());
-        if !holes.is_empty() {
-            let count = holes.iter().filter(|&&hole| hole).count() as u64;
-            self.counts.uncovered.fetch_add(count, Ordering::Relaxed);
-            let fill = self.pending.fill();
-            for channel in out.bytes_mut().chunks_exact_mut(holes.len() * fill.len()) {
-                for (voxel, &hole) in channel.chunks_exact_mut(fill.len()).zip(holes) {
-                    if hole {
-                        voxel.copy_from_slice(fill);
-                    }
+        let reduce = &self.options.reduce;
+        reduce.apply(dtype, values, channels, layout.dtype, out.bytes_mut());
+        Ok(out)
+    }
+
+    /// Puts the fill value into the voxels of a box that are in `holes`, and counts them.
+    fn fill_holes(&self, values: &mut [u8], holes: &[bool]) {
+        if holes.is_empty() {
+            return;
+        }
+        let count = holes.iter().filter(|&&hole| hole).count() as u64;
+        self.counts.uncovered.fetch_add(count, Ordering::Relaxed);
+        let fill = self.pending.fill();
+        for channel in values.chunks_exact_mut(holes.len() * fill.len()) {
+            for (voxel, &hole) in channel.chunks_exact_mut(fill.len()).zip(holes) {
+                if hole {
+                    voxel.copy_from_slice(fill);
                 }
             }
         }
-        self.pending.add(region, Some(out.bytes()), &self.meter)
     }
 
     /// Checks that every patch that is needed came, and finishes the output.
@@ -437,8 +557,11 @@ impl Aggregator {
     ///
     /// # Errors
     ///
-    /// The output's errors.
+    /// [`Error::MissingPatches`] if some are missing and it was promised that every patch votes; the output's errors.
     pub fn finish_partial(self) -> Result<Aggregated> {
+        if self.options.all_vote() {
+            return self.finish();
+        }
         let missing: Vec<u64> = self.missing().collect();
         for index in missing {
             self.leave_out(index, &Contribution::Nothing)?;
@@ -501,8 +624,8 @@ fn rim(grid: &Grid) -> impl Iterator<Item = Region> {
     slabs.into_iter().filter(|slab| !slab.is_empty())
 }
 
-/// The first value of a patch that is NaN or infinite, and its channel and voxel (c, z, y, x).
-fn first_non_finite(patch: &Patch) -> Option<([u64; 4], f64)> {
+/// The first value of a patch that is NaN, infinite or `too_large`, and its channel and voxel (c, z, y, x).
+fn first_non_finite(patch: &Patch, too_large: f64) -> Option<([u64; 4], f64)> {
     /// Set in a half float that is NaN or infinite; its own test cannot take several at once.
     const EXPONENT: u16 = 0x7c00;
     fn find<T: bytemuck::Pod>(patch: &Patch, bad: impl Fn(&T) -> bool) -> Option<usize> {
@@ -514,13 +637,25 @@ fn first_non_finite(patch: &Patch) -> Option<([u64; 4], f64)> {
         let (piece, values) = found.next()?;
         Some((piece << 12) + values.iter().position(bad)?)
     }
-    let at = match patch.dtype() {
+    let dtype = patch.dtype();
+    let (least, most) = dtype.range();
+    let at = match dtype {
+        // Of these, all that are finite are small enough.
         DType::F16 => find(patch, |bits: &u16| bits & EXPONENT == EXPONENT),
-        DType::F32 => find(patch, |value: &f32| !value.is_finite()),
-        DType::F64 => find(patch, |value: &f64| !value.is_finite()),
-        _ => None,
+        DType::F32 if too_large > most => find(patch, |value: &f32| !value.is_finite()),
+        DType::F32 => find(patch, |value: &f32| {
+            value.is_nan() || f64::from(value.abs()) >= too_large
+        }),
+        DType::F64 => find(patch, |value: &f64| {
+            !(value.is_finite() && value.abs() < too_large)
+        }),
+        _ if most.max(-least) < too_large => None,
+        dtype => {
+            with_element!(dtype, T => find(patch, |value: &T| value.to_f64().abs() >= too_large))
+        }
     }?;
-    let value = with_element!(patch.dtype(), T => bytemuck::cast_slice::<u8, T>(patch.bytes())[at].to_f64());
+    let value =
+        with_element!(dtype, T => bytemuck::cast_slice::<u8, T>(patch.bytes())[at].to_f64());
     let [nz, ny, nx] = patch.shape();
     let n = at as u64;
     Some((
@@ -549,3 +684,5 @@ impl Meter {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) mod twin;

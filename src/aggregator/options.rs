@@ -1,8 +1,8 @@
 //! What an aggregator does with predictions, and with those it does not get.
 
 use super::reduce::Reduce;
-use super::sums::Accumulator;
-use super::window::{Blend, Weights};
+use super::sums::{Accumulator, TOO_LARGE_FOR_F16, too_large_for_f32};
+use super::window::Blend;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::grid::Grid;
@@ -20,8 +20,14 @@ pub struct AggregatorOptions {
     pub skipped: Skipped,
     /// What a prediction with NaN or infinity means.
     pub non_finite: NonFinite,
-    /// The output's value, converted to its type, where no patch votes.
+    /// The output's value where no patch votes. It must exist in the output's type; a float is rounded to it.
     pub fill: f64,
+    /// A promise that every patch votes: none is skipped without a vote, and none is missing in the end.
+    ///
+    /// Without it, sums are in `f32` whatever the accumulator, because a patch that votes alone may have tiny shares;
+    /// and [`Blend::Crop`] keeps what stands in for patches that have not come yet. A
+    /// [plan](crate::inference::Plan) sets it.
+    pub all_vote: bool,
 }
 
 impl AggregatorOptions {
@@ -35,31 +41,98 @@ impl AggregatorOptions {
             skipped: Skipped::Renormalise,
             non_finite: NonFinite::Refuse,
             fill: 0.0,
+            all_vote: false,
         }
     }
 }
 
 impl AggregatorOptions {
+    /// Whether every patch votes, those included that are not finite.
+    pub(super) fn all_vote(&self) -> bool {
+        self.all_vote && self.non_finite != NonFinite::LeaveOut
+    }
+
+    /// The type of sums.
+    pub(super) fn sums(&self) -> Accumulator {
+        if self.all_vote() {
+            self.accumulator
+        } else {
+            Accumulator::F32
+        }
+    }
+
+    /// Whether weights are added up by their logarithms.
+    pub(super) fn adds_by_logs(&self, grid: &Grid) -> bool {
+        !self.all_vote() && self.blend.is_uneven(grid.patch())
+    }
+
+    /// Values of this size or more become infinite on the way to an output of type `output`, although they are
+    /// finite; infinity if none do.
+    pub(super) fn too_large(&self, output: DType) -> f64 {
+        let sums = match (&self.blend, &self.reduce) {
+            (Blend::Crop, Reduce::Mean | Reduce::Argmax | Reduce::Labels(_)) => f64::INFINITY,
+            (Blend::Crop, _) => too_large_for_f32(),
+            _ => self.sums().too_large(),
+        };
+        match output {
+            DType::F16 if self.reduce == Reduce::Mean => sums.min(TOO_LARGE_FOR_F16),
+            DType::F32 if self.reduce == Reduce::Mean => sums.min(too_large_for_f32()),
+            _ => sums,
+        }
+    }
+
     /// Checks that predictions of `channels` on a grid can become voxels of type `output`.
-    pub(super) fn check(&self, grid: &Grid, channels: u64, output: DType) -> Result<()> {
+    pub(crate) fn check(&self, grid: &Grid, channels: u64, output: DType) -> Result<()> {
         self.reduce.check(channels, output)?;
         self.blend.check(grid.patch())?;
-        let narrow = self.accumulator != Accumulator::F32 && self.blend != Blend::Crop;
-        if narrow && !Weights::new(grid, &self.blend).are_shares() {
+        if self.accumulator != Accumulator::F32 && !self.blend.is_product() {
             return Err(Error::Setting {
                 name: "an accumulator of",
                 value: format!("{:?}", self.accumulator),
-                problem: "the window is no product of 1-D windows, so its sums need F32".to_owned(),
+                problem: "the window is not a product of 1-D windows, so its sums need F32"
+                    .to_owned(),
             });
         }
+        output.check_constant("a fill of", self.fill)?;
         match &self.skipped {
-            Skipped::Vote(values) if values.len() as u64 != channels => Err(Error::Setting {
-                name: "a vote of",
-                value: format!("{} values", values.len()),
-                problem: format!("predictions have {channels} channels"),
-            }),
-            _ => Ok(()),
+            Skipped::Vote(values) => self.check_vote(values, channels, output),
+            Skipped::Renormalise => Ok(()),
         }
+    }
+
+    fn check_vote(&self, values: &[f32], channels: u64, output: DType) -> Result<()> {
+        let refuse = |value: String, problem: String| {
+            Err(Error::Setting {
+                name: "a vote of",
+                value,
+                problem,
+            })
+        };
+        if values.len() as u64 != channels {
+            let problem = format!("predictions have {channels} channels");
+            return refuse(format!("{} values", values.len()), problem);
+        }
+        let too_large = self.too_large(output);
+        for &value in values {
+            if !value.is_finite() || f64::from(value.abs()) >= too_large {
+                let problem =
+                    "a vote is a finite number that sums and the output can hold".to_owned();
+                return refuse(value.to_string(), problem);
+            }
+            // A mean of votes may lie between two whole numbers, but not beyond the first or the last.
+            let (least, most) = output.range();
+            let whole = self.blend != Blend::Crop || value.fract() == 0.0;
+            if self.reduce == Reduce::Mean
+                && output.is_integer()
+                && !(whole && (least..=most).contains(&value.into()))
+            {
+                let problem = format!(
+                    "the output of type {output} holds whole numbers from {least} to {most}"
+                );
+                return refuse(value.to_string(), problem);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -69,11 +142,13 @@ pub enum Skipped {
     /// The others vote alone; voxels that only skipped patches cover get the fill value.
     #[default]
     Renormalise,
-    /// It votes for these values, one for each channel of the prediction.
+    /// It votes for these values, one for each channel of the prediction. Of an output of whole numbers, they must
+    /// lie in its range, and be whole themselves under [`Blend::Crop`].
     Vote(Vec<f32>),
 }
 
-/// What a prediction with NaN or infinity in it means.
+/// What a prediction means that has NaN or infinity in it, or a number that becomes infinite in the type of the
+/// sums or of the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NonFinite {
     /// An error that names the patch and the voxel.

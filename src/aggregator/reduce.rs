@@ -155,6 +155,11 @@ impl Reduce {
                 threshold.to_string(),
                 "nothing is above or below it".to_owned(),
             ),
+            Self::Quantise { .. } if most < 255 => refuse(
+                "an output of type",
+                output.to_string(),
+                "quantised values go up to 255".to_owned(),
+            ),
             // Not `low >= high`: NaN must not pass.
             Self::Quantise { low, high } if !(low < high && (high - low).is_finite()) => refuse(
                 "quantising from",
@@ -185,6 +190,14 @@ impl Reduce {
                     }
                 }
                 convert(DType::U32, bytemuck::cast_slice(&classes), to, out);
+            }
+            // By way of f32, values just below could reach it.
+            Self::Threshold(threshold) if from != DType::F32 => {
+                let reached = with_element!(from, T => bytemuck::cast_slice::<u8, T>(values)
+                    .iter()
+                    .map(|value| u8::from(value.to_f64() >= f64::from(*threshold)))
+                    .collect::<Vec<u8>>());
+                convert(DType::U8, &reached, to, out);
             }
             _ => {
                 let mut wide = vec![0.0_f32; values.len() / from.size()];

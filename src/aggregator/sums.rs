@@ -11,9 +11,10 @@ pub enum Accumulator {
     /// Four bytes a voxel and channel.
     #[default]
     F32,
-    /// Two bytes, 11 bits of precision, up to 65 504. Only for windows that are products of 1-D windows.
+    /// Two bytes, 11 bits of precision, up to 65 504: larger predictions count as not finite. Only for windows that
+    /// are products of 1-D windows. Sums are `F32` unless [every patch votes](super::AggregatorOptions::all_vote).
     F16,
-    /// Two bytes, 8 bits of precision, the range of `f32`. Only for windows that are products of 1-D windows.
+    /// Two bytes, 8 bits of precision, the range of `f32`. Otherwise as `F16`.
     BF16,
 }
 
@@ -26,6 +27,23 @@ impl Accumulator {
             Self::F16 | Self::BF16 => 2,
         }
     }
+
+    /// The first number that becomes infinite in a sum: the largest and half of its last digit.
+    pub(super) fn too_large(self) -> f64 {
+        match self {
+            Self::F32 => too_large_for_f32(),
+            Self::F16 => TOO_LARGE_FOR_F16,
+            Self::BF16 => f64::from(bf16::MAX) + 2_f64.powi(119),
+        }
+    }
+}
+
+/// The first number that becomes infinite in `f16`.
+pub(super) const TOO_LARGE_FOR_F16: f64 = 65_520.0;
+
+/// The first number that becomes infinite in `f32`.
+pub(super) fn too_large_for_f32() -> f64 {
+    f64::from(f32::MAX) + 2_f64.powi(103)
 }
 
 /// A number that values are summed up in. All arithmetic is in `f32`.
@@ -38,6 +56,9 @@ pub(super) trait Sum: Copy + Default + Debug + Send + Sync + 'static {
 
     /// Adds `value * weight * weights`, voxel by voxel.
     fn add_constant(sums: &mut [Self], value: f32, weight: f32, weights: &[f32]);
+
+    /// Multiplies each sum by a factor of its own.
+    fn scale(sums: &mut [Self], factors: &[f32]);
 
     /// Hands the sums, as `f32`, to `then`.
     fn with_f32<R>(sums: &mut [Self], then: impl FnOnce(&mut [f32]) -> R) -> R;
@@ -62,6 +83,12 @@ impl Sum for f32 {
         }
     }
 
+    fn scale(sums: &mut [Self], factors: &[f32]) {
+        for (sum, factor) in sums.iter_mut().zip(factors) {
+            *sum *= factor;
+        }
+    }
+
     fn with_f32<R>(sums: &mut [Self], then: impl FnOnce(&mut [f32]) -> R) -> R {
         then(sums)
     }
@@ -70,16 +97,22 @@ impl Sum for f32 {
 /// Voxels that are widened at a time.
 const RUN: usize = 128;
 
-/// Widens a few sums at a time, works on them, and narrows them again.
-fn widened<T>(sums: &mut [T], mut work: impl FnMut(usize, &mut [f32]))
+/// Widens a few sums at a time, works on them, and narrows them again. A sum that rounding took a little beyond
+/// the largest number stays at that number.
+fn widened<T>(sums: &mut [T], largest: f32, mut work: impl FnMut(usize, &mut [f32]))
 where
     [T]: HalfFloatSliceExt,
 {
     let mut row = [0.0; RUN];
+    let rounded = (largest * 1.06).min(f32::MAX);
     for (n, sums) in sums.chunks_mut(RUN).enumerate() {
         let row = &mut row[..sums.len()];
         sums.convert_to_f32_slice(row);
         work(n * RUN, row);
+        for sum in &mut *row {
+            let near = sum.clamp(-largest, largest);
+            *sum = if sum.abs() <= rounded { near } else { *sum };
+        }
         sums.convert_from_f32_slice(row);
     }
 }
@@ -88,20 +121,26 @@ macro_rules! half_sums {
     ($type:ty) => {
         impl Sum for $type {
             fn add(sums: &mut [Self], values: &[f32], weight: f32, weights: &[f32]) {
-                widened(sums, |at, row| {
+                widened(sums, <$type>::MAX.to_f32(), |at, row| {
                     f32::add(row, &values[at..], weight, &weights[at..]);
                 });
             }
 
             fn set(sums: &mut [Self], values: &[f32], weight: f32, weights: &[f32]) {
-                widened(sums, |at, row| {
+                widened(sums, <$type>::MAX.to_f32(), |at, row| {
                     f32::set(row, &values[at..], weight, &weights[at..]);
                 });
             }
 
             fn add_constant(sums: &mut [Self], value: f32, weight: f32, weights: &[f32]) {
-                widened(sums, |at, row| {
+                widened(sums, <$type>::MAX.to_f32(), |at, row| {
                     f32::add_constant(row, value, weight, &weights[at..]);
+                });
+            }
+
+            fn scale(sums: &mut [Self], factors: &[f32]) {
+                widened(sums, <$type>::MAX.to_f32(), |at, row| {
+                    f32::scale(row, &factors[at..]);
                 });
             }
 

@@ -9,6 +9,8 @@ use super::*;
 use crate::region::{Shape, chunk_range, indices};
 use crate::volume::{Layout, MemoryVolume};
 
+mod constants;
+mod many;
 mod parts;
 mod skips;
 

@@ -21,7 +21,8 @@ pub enum Blend {
     Average,
     /// `sin^2(pi (n+1) / (P+1))`: `TorchIO`'s Hann window, which has no zeros.
     Hann,
-    /// `exp(-(n - (P-1)/2)^2 / (2 (sigma P)^2))`: MONAI's, without its floor.
+    /// `exp(-(n - (P-1)/2)^2 / (2 (sigma P)^2))`: MONAI's, without its floor. However narrow it is, it weighs every
+    /// voxel of a patch.
     Gaussian {
         /// Standard deviation as a part of the patch.
         sigma: f64,
@@ -34,6 +35,10 @@ pub enum Blend {
     Custom(Window),
     /// Each voxel from the patch in which it lies deepest, untouched: patches that follow
     /// each other are cut at `floor((start_i + P + start_(i+1)) / 2)`.
+    ///
+    /// Only patches that vote count. In the place of one that does not, a voxel comes from the patch that covers it
+    /// and votes with the smallest sum of `|2 v + 1 - 2 start - P| / P` over the axes: the same cut between two
+    /// patches that differ along one axis. Of equal ones it is the last (z before y before x), as it is at the cut.
     Crop,
 }
 
@@ -79,6 +84,28 @@ impl Window {
     #[must_use]
     pub fn weights(&self) -> &[f32] {
         &self.weights
+    }
+
+    /// The smallest and the largest weight.
+    fn ends(&self) -> (f32, f32) {
+        let weights = || self.weights.iter().copied();
+        (
+            weights().fold(f32::INFINITY, f32::min),
+            weights().fold(0.0, f32::max),
+        )
+    }
+
+    /// The same, 1 where it is largest if sums would be far from the values otherwise.
+    fn even(&self) -> Self {
+        let (_, most) = self.ends();
+        if (1e-6..=1e6).contains(&most) {
+            return self.clone();
+        }
+        let part = |&weight: &f32| single(f64::from(weight) / f64::from(most));
+        Self {
+            weights: self.weights.iter().map(part).collect(),
+            ..self.clone()
+        }
     }
 
     /// MONAI's Gaussian (`sigma` 1/8 there), with its floor of 1/1000, below which no weight falls.
@@ -153,35 +180,78 @@ impl Blend {
         }
     }
 
-    /// The 1-D window of a patch of `patch` voxels, where the blend has one. The peak's value
-    /// makes no difference.
-    fn window(&self, patch: u64) -> Vec<f64> {
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "patches are far below 2^53 voxels long"
-        )]
-        let (length, n) = (patch as f64, (0..patch).map(|n| n as f64));
-        // Where a bell underflows, a lone patch must still count.
-        let bell = |distance: f64, sigma: f64| {
-            (-distance.powi(2) / (2.0 * sigma.powi(2)))
-                .exp()
-                .max(f64::MIN_POSITIVE)
+    /// Whether the weights are a product of three 1-D windows.
+    pub(super) fn is_product(&self) -> bool {
+        !matches!(self, Self::Custom(window) if window.factors.is_none())
+    }
+
+    /// Whether some voxels of a patch weigh so little next to others that `f32` could lose them.
+    pub(super) fn is_uneven(&self, patch: Shape) -> bool {
+        let down: f64 = match self {
+            Self::Custom(window) => {
+                let (least, most) = window.ends();
+                (f64::from(most) / f64::from(least)).ln()
+            }
+            // Windows fall from the middle to the faces.
+            blend => patch
+                .map(|length| {
+                    let at = |n: u64| blend.log(n, length);
+                    at(length / 2).max(at((length - 1) / 2)) - at(0).min(at(length - 1))
+                })
+                .iter()
+                .sum(),
         };
+        down > MOST_UNEVEN
+    }
+
+    /// The logarithms of the 1-D windows along z, y, x, or the window that is not their product.
+    fn factor_logs(&self, patch: Shape) -> std::result::Result<[Vec<f64>; 3], &Window> {
         match self {
-            Self::Average | Self::Crop | Self::Custom(_) => n.map(|_| 1.0).collect(),
-            Self::Hann => n
-                .map(|n| (PI * (n + 1.0) / (length + 1.0)).sin().powi(2))
-                .collect(),
-            Self::Gaussian { sigma } => n
-                .map(|n| bell(n - (length - 1.0) / 2.0, sigma * length))
-                .collect(),
-            Self::NnUnet => n
-                .map(|n| bell(n - (length / 2.0).floor(), length / 8.0))
-                .collect(),
-            Self::Linear => n.map(|n| (n + 1.0).min(length - n)).collect(),
+            Self::Custom(window) => {
+                let factors = window.factors.as_ref().ok_or(window)?;
+                Ok(std::array::from_fn(|a| {
+                    factors[a].iter().map(|w| w.ln()).collect()
+                }))
+            }
+            blend => Ok(patch.map(|length| blend.logs(length))),
         }
     }
+
+    /// The logarithms of the 1-D window of a patch of `patch` voxels, where the blend has one.
+    fn logs(&self, patch: u64) -> Vec<f64> {
+        (0..patch).map(|n| self.log(n, patch)).collect()
+    }
+
+    /// The logarithm of the weight of voxel `n` along an axis of a patch of `patch` voxels: a logarithm, because a
+    /// narrow bell falls below every number that an `f64` can hold. The peak's value makes no difference.
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "patches are far below 2^53 voxels long"
+    )]
+    fn log(&self, n: u64, patch: u64) -> f64 {
+        let (length, n) = (patch as f64, n as f64);
+        let bell = |distance: f64, sigma: f64| (-(distance / sigma).powi(2) / 2.0).max(LEAST_LOG);
+        match self {
+            Self::Average | Self::Crop | Self::Custom(_) => 0.0,
+            Self::Hann => (PI * (n + 1.0) / (length + 1.0)).sin().powi(2).ln(),
+            Self::Gaussian { sigma } => bell(n - (length - 1.0) / 2.0, sigma * length),
+            Self::NnUnet => bell(n - (length / 2.0).floor(), length / 8.0),
+            Self::Linear => (n + 1.0).min(length - n).ln(),
+        }
+    }
+
+    /// As [`logs`](Self::logs), the weights themselves.
+    fn window(&self, patch: u64) -> Vec<f64> {
+        self.logs(patch).into_iter().map(f64::exp).collect()
+    }
 }
+
+/// The logarithm below which no weight falls: sums of three stay exact to a thousandth.
+const LEAST_LOG: f64 = -1e12;
+
+/// Where some patches do not vote and the logarithms of a window differ by more than this, weights are added up by
+/// their logarithms: parts of 1e-20 and less would cost `f32` digits of what they weigh, or be lost.
+const MOST_UNEVEN: f64 = 46.0;
 
 /// What the voxels of each patch weigh.
 #[derive(Debug)]
@@ -194,17 +264,19 @@ pub(super) enum Weights {
 }
 
 impl Weights {
-    pub(super) fn new(grid: &Grid, blend: &Blend) -> Self {
-        let window: [Vec<f64>; 3] = match blend {
-            Blend::Custom(window) => match &window.factors {
-                Some(factors) => factors.as_ref().clone(),
-                None => return Self::Solid(window.clone()),
-            },
-            blend => grid.patch().map(|length| blend.window(length)),
-        };
-        Self::Shares(std::array::from_fn(|a| {
-            axis_shares(&grid.axes()[a], &window[a])
-        }))
+    /// The weights, and their logarithms if these are to be added up.
+    pub(super) fn new(grid: &Grid, blend: &Blend, by_logs: bool) -> (Self, Option<Logs>) {
+        match blend.factor_logs(grid.patch()) {
+            Ok(logs) => {
+                let shares = std::array::from_fn(|a| axis_shares(&grid.axes()[a], &logs[a]));
+                (Self::Shares(shares), by_logs.then_some(Logs::Product(logs)))
+            }
+            Err(window) => {
+                let all = || window.weights.iter().map(|&w| f64::from(w).ln()).collect();
+                let logs = by_logs.then(|| Logs::Solid(window.shape, all()));
+                (Self::Solid(window.even()), logs)
+            }
+        }
     }
 
     /// Whether those of all patches add up to 1.
@@ -229,27 +301,51 @@ impl Weights {
     }
 }
 
-fn axis_shares(axis: &Axis, window: &[f64]) -> Vec<Vec<f32>> {
+/// The logarithms of what the voxels of every patch weigh.
+#[derive(Debug)]
+pub(super) enum Logs {
+    /// Along z, y, x: they add up.
+    Product([Vec<f64>; 3]),
+    /// Row-major, for patches of a shape.
+    Solid(Shape, Vec<f64>),
+}
+
+impl Logs {
+    /// Those of a row, from voxel `from` (z, y, x) of a patch on: a summand, and one for each voxel.
+    pub(super) fn row(&self, from: [usize; 3], length: usize) -> (f64, &[f64]) {
+        let [z, y, x] = from;
+        match self {
+            Self::Product(along) => (along[0][z] + along[1][y], &along[2][x..x + length]),
+            Self::Solid([_, ny, nx], logs) => {
+                let first = (z * offset(*ny) + y) * offset(*nx) + x;
+                (0.0, &logs[first..first + length])
+            }
+        }
+    }
+}
+
+/// For each start along an axis, the shares of its patch, 0 outside of the volume.
+fn axis_shares(axis: &Axis, logs: &[f64]) -> Vec<Vec<f32>> {
     // A patch's n-th voxel, if it lies inside the volume.
     let voxel = |i: usize, n: usize| {
         let at = i128::from(axis.starts[i]) + i128::try_from(n).ok()?;
         u64::try_from(at).ok().filter(|&at| at < axis.length)
     };
-    let sum_at = |voxel: u64| -> f64 {
-        let weight = |i: usize| {
-            window[offset(
-                i64::try_from(voxel)
-                    .unwrap_or(i64::MAX)
-                    .abs_diff(axis.starts[i]),
-            )]
-        };
-        axis.touching(voxel, voxel + 1).map(weight).sum()
+    let log_at = |i: usize, voxel: u64| {
+        let voxel = i64::try_from(voxel).unwrap_or(i64::MAX);
+        logs[offset(voxel.abs_diff(axis.starts[i]))]
     };
-    let share = |i: usize| {
-        let at = |n: usize| voxel(i, n).map_or(0.0, |voxel| single(window[n] / sum_at(voxel)));
-        (0..window.len()).map(at).collect()
+    let share_at = |i: usize, voxel: u64| {
+        let own = log_at(i, voxel);
+        let all = axis.touching(voxel, voxel + 1);
+        let sum: f64 = all.map(|other| (log_at(other, voxel) - own).exp()).sum();
+        single(1.0 / sum)
     };
-    (0..axis.starts.len()).map(share).collect()
+    let shares = |i: usize| {
+        let at = |n: usize| voxel(i, n).map_or(0.0, |voxel| share_at(i, voxel));
+        (0..logs.len()).map(at).collect()
+    };
+    (0..axis.starts.len()).map(shares).collect()
 }
 
 /// For each start, the voxels of the axis that its patch alone supplies under `Crop`.
@@ -289,7 +385,7 @@ mod tests {
     ];
 
     fn shares(grid: &Grid, blend: &Blend) -> [Vec<Vec<f32>>; 3] {
-        match Weights::new(grid, blend) {
+        match Weights::new(grid, blend, false).0 {
             Weights::Shares(shares) => shares,
             Weights::Solid(_) => panic!("a separable window"),
         }

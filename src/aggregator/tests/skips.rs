@@ -329,6 +329,7 @@ fn narrow_sums_stay_close_and_do_not_overflow() {
             let sink = Box::new(Output(Arc::clone(&output)));
             let options = AggregatorOptions {
                 accumulator,
+                all_vote: true,
                 ..options(&Blend::Hann)
             };
             let aggregator = Aggregator::new(grid.clone(), 1, options, sink).unwrap();
