@@ -129,6 +129,7 @@ pub(crate) fn predict<'py>(
             memory: settings.memory,
             threads: settings.threads.max(1),
             batch: settings.batch.max(1),
+            masked: mask.is_some(),
             ..Inference::new(settings.patch, settings.overlap)
         },
         targets,
@@ -268,7 +269,7 @@ impl Job {
         let mut plan = self.inference.plan_within(1, layout, &*model, &choices)?;
         if let Some(mask) = mask {
             let selection = Selection::from_mask(&plan.grid, &*mask)?;
-            plan = plan.with_selection(selection);
+            plan = plan.with_selection(selection)?;
         }
         if let Some(part) = self.part {
             plan = plan.of_part(part, self.durability)?;

@@ -123,9 +123,10 @@ def test_the_preset_of_predict_is_monai_s(tmp_path: Any) -> None:
     torch.testing.assert_close(torch.from_numpy(out[...]), expected[0], atol=2e-5, rtol=1e-4)
 
 
-def test_the_preset_of_predict_is_nnunet_s(tmp_path: Any) -> None:
+@pytest.mark.parametrize("patch", [(16, 16, 16), (15, 9, 13), (7, 5, 17)])
+def test_the_preset_of_predict_is_nnunet_s(tmp_path: Any, patch: tuple[int, int, int]) -> None:
     sliding = pytest.importorskip("nnunetv2.inference.sliding_window_prediction", reason="nnunetv2 is not installed")
-    net, inputs, patch = Net().eval(), scan(1, 2, 33, 29, 40), (16, 16, 16)
+    net, inputs = Net().eval(), scan(1, 2, 33, 29, 40)
     steps = sliding.compute_steps_for_sliding_window((33, 29, 40), patch, 0.5)
     weights = sliding.compute_gaussian(patch, sigma_scale=1 / 8, value_scaling_factor=10, dtype=torch.float32, device=torch.device("cpu"))
     sums, total = torch.zeros(3, 33, 29, 40), torch.zeros(33, 29, 40)
@@ -133,10 +134,10 @@ def test_the_preset_of_predict_is_nnunet_s(tmp_path: Any) -> None:
         for z in steps[0]:
             for y in steps[1]:
                 for x in steps[2]:
-                    box = (..., slice(z, z + 16), slice(y, y + 16), slice(x, x + 16))
+                    box = (..., slice(z, z + patch[0]), slice(y, y + patch[1]), slice(x, x + patch[2]))
                     sums[box] += net(inputs[box])[0] * weights
                     total[box] += weights
-    out = voxpatch.predict(net, inputs[0].numpy(), tmp_path / "o.zarr", 16, preset="nnunet")
+    out = voxpatch.predict(net, inputs[0].numpy(), tmp_path / "o.zarr", patch, preset="nnunet")
     # Its Gaussian is cut off at four standard deviations, ours is not.
     torch.testing.assert_close(torch.from_numpy(out[...]), sums / total, atol=2e-3, rtol=1e-3)
 
@@ -165,3 +166,20 @@ def test_a_gradient_flows_through_tensors_in_memory() -> None:
     inputs = scan(1, 2, 12, 12, 12).requires_grad_()
     ours.sliding_window_inference(inputs, 8, 2, Net().eval()).sum().backward()
     assert inputs.grad is not None and bool((inputs.grad != 0).any())
+
+
+@pytest.mark.parametrize("patch", [(64, 63, 5), (15, 9, 13)])
+@pytest.mark.parametrize("part", [0.5, 0.3, 0.0])
+def test_the_preset_places_as_many_patches_as_nnunet(patch: tuple[int, int, int], part: float) -> None:
+    from voxpatch._voxpatch import Grid
+    from voxpatch.prediction import _placed
+
+    volume = (1071, 64, 1000)
+    placed = _placed(volume, patch, part, None, None, None, None, "nnunet")
+    grid = Grid(volume, patch, placed["overlap"], placed["placement"], placed["margin"], True)
+    starts = grid.locations()[:, :3]
+    for axis, (length, voxels) in enumerate(zip(volume, patch)):
+        room = max(0, length - voxels)
+        count = int(np.ceil(room / (voxels * (1 - part)))) + 1
+        expected = [int(np.round(room / max(1, count - 1) * n)) for n in range(count)]
+        assert np.unique(starts[:, axis]).tolist() == sorted(set(expected))

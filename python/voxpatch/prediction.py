@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -186,14 +187,26 @@ def _placed(
     if overlap_mode is None:
         overlap_mode = {"monai": "monai:0.125", "nnunet": "nnunet"}.get(preset or "", "hann")
     beyond = (0, 0, 0) if padding_mode is None else tuple(length // 2 for length in lengths)
+    margins = beyond if margin is None else size("margin", margin, least=0)
+    if placement is None:
+        placement = _even(volume, patch, margins, _three(overlap)) if preset == "nnunet" else "edge"
     return {
         "patch": patch,
         "overlap": tuple(lengths),
-        "placement": placement or ("even" if preset == "nnunet" else "edge"),
+        "placement": placement,
         "padding": fits.get(preset or "") if padding_mode is None else padding_mode,
-        "margin": beyond if margin is None else size("margin", margin, least=0),
+        "margin": margins,
         "overlap_mode": overlap_mode,
     }
+
+
+def _even(volume: Sequence[int], patch: Sequence[int], margins: Sequence[int], overlaps: Sequence[float]) -> str:
+    """As many patches as nnU-Net places: its step is a part of the patch, and need not be a whole number of voxels."""
+    if not all(isinstance(overlap, float) for overlap in overlaps):
+        return "even"
+    rooms = [max(0, n + 2 * margin - p) for n, p, margin in zip(volume, patch, margins)]
+    counts = [math.ceil(room / (p * (1 - overlap))) + 1 for room, p, overlap in zip(rooms, patch, overlaps)]
+    return "even:" + ",".join(map(str, counts))
 
 
 def _three(given: _Overlap) -> Sequence[float]:

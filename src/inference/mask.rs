@@ -1,14 +1,14 @@
 //! Masks: which patches of a grid hold any foreground.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
 use crate::dtype::{Element, with_element};
 use crate::error::Result;
 use crate::grid::Grid;
-use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
+use crate::region::{Region, Shape, chunk_range, chunk_region};
 use crate::threads::{pool, threads};
 use crate::volume::{Volume, VolumeExt};
 
@@ -49,24 +49,40 @@ impl Selection {
     ///
     /// The mask covers the same space as the grid's volume in voxels of any size: along an axis of
     /// `N` voxels of which it has `M`, its voxel `m` covers `m N / M` to `(m + 1) N / M`. It is
-    /// read once, in pieces.
+    /// read once, in pieces. In memory are a bit for each patch and, for each thread, a piece and a bit for each patch
+    /// of a layer.
     ///
     /// # Errors
     ///
     /// Those of reading the mask; [`Error::Changed`](crate::Error::Changed) if it is written to
     /// during that.
     pub fn from_mask(grid: &Grid, mask: &dyn Volume) -> Result<Self> {
-        let cells = Cells::new(grid, mask.layout().shape);
+        let shape = mask.layout().shape;
         let pieces = pieces(mask);
-        let all = indices(chunk_range(&Region::whole(mask.layout().shape), pieces));
-        let all: Vec<[u64; 3]> = all.collect();
-        let mark = |index| cells.mark(mask, chunk_region(index, pieces));
+        let counts = chunk_range(&Region::whole(shape), pieces).map(|range| range.end);
+        let words = usize::try_from(grid.len().div_ceil(64)).unwrap_or(usize::MAX);
+        let marks = Marks {
+            grid,
+            mask: shape,
+            bits: std::iter::repeat_with(AtomicU64::default)
+                .take(words)
+                .collect(),
+        };
+        let mark = |n: u64| {
+            let index = [
+                n / counts[2] / counts[1],
+                n / counts[2] % counts[1],
+                n % counts[2],
+            ];
+            marks.mark(mask, chunk_region(index, pieces))
+        };
         let pool = pool(threads(), "mask", &mask.layout().path)?;
+        let all = 0..counts.iter().product::<u64>();
         pool.install(|| all.into_par_iter().try_for_each(mark))?;
         mask.check_unchanged()?;
-        Ok(Self::new(grid, |index, _| {
-            grid.place(index).is_some_and(|place| cells.any(place))
-        }))
+        let bits: Vec<u64> = marks.bits.into_iter().map(AtomicU64::into_inner).collect();
+        let count = bits.iter().map(|bits| u64::from(bits.count_ones())).sum();
+        Ok(Self { bits, count })
     }
 
     /// Whether patch `index` is among them.
@@ -112,111 +128,148 @@ fn pieces(mask: &dyn Volume) -> Shape {
     piece
 }
 
-/// The boxes that patches' faces cut the volume into, and which of them hold foreground.
-struct Cells {
-    /// For each axis and mask voxel, the cells it reaches.
-    reached: [Vec<Range<usize>>; 3],
-    /// For each axis and place of a patch, the cells it is made of.
-    held: [Vec<Range<usize>>; 3],
-    counts: [usize; 3],
-    marked: Vec<AtomicBool>,
+/// Which patches of a grid foreground was found in.
+struct Marks<'a> {
+    grid: &'a Grid,
+    mask: Shape,
+    /// A bit for each patch, in the grid's order.
+    bits: Vec<AtomicU64>,
 }
 
-impl Cells {
-    fn new(grid: &Grid, mask: Shape) -> Self {
-        let cuts: [Vec<u64>; 3] = std::array::from_fn(|a| {
-            let axis = &grid.axes()[a];
-            let ends = |place| [axis.inside(place).start, axis.inside(place).end];
-            let mut cuts: Vec<u64> = (0..axis.starts.len()).flat_map(ends).collect();
-            cuts.extend([0, axis.length]);
-            cuts.sort_unstable();
-            cuts.dedup();
-            cuts
-        });
-        // The cells that `from..to` reaches into.
-        let cells = |a: usize, from: u64, to: u64| {
-            let first = cuts[a].partition_point(|&cut| cut <= from).max(1) - 1;
-            first..cuts[a].partition_point(|&cut| cut < to).max(first)
-        };
-        let volume = grid.volume();
-        let reached = std::array::from_fn(|a| {
-            let place = |m: u64, up: u128| {
-                let (n, count) = (u128::from(m) * u128::from(volume[a]), u128::from(mask[a]));
-                u64::try_from((n + up * (count - 1)) / count).unwrap_or(u64::MAX)
-            };
-            (0..mask[a])
-                .map(|m| cells(a, place(m, 0), place(m + 1, 1)))
-                .collect()
-        });
-        let held = std::array::from_fn(|a| {
-            let axis = &grid.axes()[a];
-            let inside = |place| axis.inside(place);
-            (0..axis.starts.len())
-                .map(inside)
-                .map(|inside| cells(a, inside.start, inside.end))
-                .collect()
-        });
-        let counts = [0, 1, 2].map(|a: usize| cuts[a].len() - 1);
-        let total = counts.iter().product();
-        Self {
-            reached,
-            held,
-            counts,
-            marked: std::iter::repeat_with(AtomicBool::default)
-                .take(total)
-                .collect(),
-        }
+impl Marks<'_> {
+    /// The places along an axis of the patches that a voxel of the mask reaches.
+    fn reached(&self, a: usize, voxel: u64) -> Range<usize> {
+        let axis = &self.grid.axes()[a];
+        let (length, count) = (u128::from(axis.length), u128::from(self.mask[a]));
+        let from = u128::from(voxel) * length / count;
+        let to = ((u128::from(voxel) + 1) * length).div_ceil(count);
+        let near = |n: u128| u64::try_from(n).unwrap_or(u64::MAX);
+        axis.touching(near(from), near(to))
     }
 
-    /// Marks the cells that the foreground in a piece of the mask reaches.
+    /// Marks the patches that the foreground in a piece of the mask reaches.
     fn mark(&self, mask: &dyn Volume, piece: Region) -> Result<()> {
-        let Some(piece) = piece.intersection(&Region::whole(mask.layout().shape)) else {
+        let Some(piece) = piece.intersection(&Region::whole(self.mask)) else {
             return Ok(());
         };
         let patch = mask.read(piece)?;
-        let size = usize::try_from(piece.shape[2]).unwrap_or(usize::MAX);
-        let [z0, y0, x0] = piece.start.map(|n| usize::try_from(n).unwrap_or(0));
-        let [nz, ny, _] = piece.shape.map(|n| usize::try_from(n).unwrap_or(0));
-        let mut reached = vec![false; self.counts[2]];
-        with_element!(patch.dtype(), T => {
-            let rows = bytemuck::cast_slice::<u8, T>(patch.bytes()).chunks_exact(size.max(1));
-            for (n, row) in rows.enumerate() {
-                if !row.iter().any(is_set) {
-                    continue;
+        let along = |a: usize| -> Vec<Range<usize>> {
+            let first = piece.start[a].unsigned_abs();
+            (first..first + piece.shape[a])
+                .map(|voxel| self.reached(a, voxel))
+                .collect()
+        };
+        let [z, y, x] = [along(0), along(1), along(2)];
+        let mut layer = Layer::new(&y, &x);
+        let channels = usize::try_from(patch.channels()).unwrap_or(usize::MAX);
+        // Planes that reach the same patches are marked together.
+        for (n, reached) in z.iter().enumerate() {
+            with_element!(patch.dtype(), T => {
+                let values = bytemuck::cast_slice::<u8, T>(patch.bytes());
+                for c in 0..channels {
+                    for (row, reached) in y.iter().enumerate() {
+                        let first = ((c * z.len() + n) * y.len() + row) * x.len();
+                        layer.add(reached, &values[first..first + x.len()], &x);
+                    }
                 }
-                reached.fill(false);
-                for (x, _) in row.iter().enumerate().filter(|(_, value)| is_set(*value)) {
-                    reached[self.reached[2][x0 + x].clone()].fill(true);
-                }
-                let (z, y) = (z0 + n / ny % nz, y0 + n % ny);
-                self.mark_row(z, y, &reached);
+            });
+            if z.get(n + 1) != Some(reached) {
+                self.put(reached, &layer);
+                layer.clear();
             }
-        });
+        }
         Ok(())
     }
 
-    fn mark_row(&self, z: usize, y: usize, reached: &[bool]) {
-        for cz in self.reached[0][z].clone() {
-            for cy in self.reached[1][y].clone() {
-                let first = (cz * self.counts[1] + cy) * self.counts[2];
-                let cells = self.marked[first..].iter().zip(reached);
-                for (cell, _) in cells.filter(|(_, reached)| **reached) {
-                    cell.store(true, Ordering::Relaxed);
+    /// Marks the patches of a layer at all of these places along z.
+    fn put(&self, z: &Range<usize>, layer: &Layer) {
+        if !layer.any {
+            return;
+        }
+        let counts = self.grid.axes().each_ref().map(|axis| axis.starts.len());
+        for z in z.clone() {
+            for (y, x) in layer.places() {
+                let place = [z, y, x];
+                let index = self
+                    .grid
+                    .order()
+                    .iter()
+                    .fold(0, |n, &a| n * counts[a] + place[a]);
+                let (bits, bit) = (&self.bits[index / 64], 1 << (index % 64));
+                if bits.load(Ordering::Relaxed) & bit == 0 {
+                    bits.fetch_or(bit, Ordering::Relaxed);
                 }
             }
         }
     }
+}
 
-    /// Whether any cell of the patch at `place` is marked.
-    fn any(&self, place: [usize; 3]) -> bool {
-        let [z, y, x] = [0, 1, 2].map(|a: usize| self.held[a][place[a]].clone());
-        z.into_iter().any(|z| {
-            y.clone().any(|y| {
-                let first = (z * self.counts[1] + y) * self.counts[2];
-                let cells = &self.marked[first + x.start..first + x.end];
-                cells.iter().any(|cell| cell.load(Ordering::Relaxed))
-            })
-        })
+/// Places of patches along y and x that some planes of a mask reach.
+struct Layer {
+    y: Range<usize>,
+    x: Range<usize>,
+    /// Row-major.
+    reached: Vec<bool>,
+    any: bool,
+    row: Vec<bool>,
+}
+
+impl Layer {
+    /// For rows and columns that reach these places.
+    fn new(y: &[Range<usize>], x: &[Range<usize>]) -> Self {
+        let all = |ranges: &[Range<usize>]| {
+            let start = ranges.iter().map(|range| range.start).min().unwrap_or(0);
+            start
+                ..ranges
+                    .iter()
+                    .map(|range| range.end)
+                    .max()
+                    .unwrap_or(0)
+                    .max(start)
+        };
+        let (y, x) = (all(y), all(x));
+        Self {
+            reached: vec![false; y.len() * x.len()],
+            row: vec![false; x.len()],
+            any: false,
+            y,
+            x,
+        }
+    }
+
+    fn clear(&mut self) {
+        self.reached.fill(false);
+        self.any = false;
+    }
+
+    /// Adds a row of mask voxels: the places along y that it reaches, its values, and what each reaches along x.
+    fn add<T: Element>(&mut self, y: &Range<usize>, values: &[T], x: &[Range<usize>]) {
+        if !values.iter().any(is_set) {
+            return;
+        }
+        self.row.fill(false);
+        for (_, reached) in values.iter().zip(x).filter(|(value, _)| is_set(*value)) {
+            self.row[reached.start - self.x.start..reached.end - self.x.start].fill(true);
+        }
+        self.any = true;
+        for y in y.clone() {
+            let first = (y - self.y.start) * self.row.len();
+            let there = &mut self.reached[first..first + self.row.len()];
+            for (there, row) in there.iter_mut().zip(&self.row) {
+                *there |= row;
+            }
+        }
+    }
+
+    /// The places that were reached.
+    fn places(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let width = self.row.len().max(1);
+        let reached = self
+            .reached
+            .iter()
+            .enumerate()
+            .filter(|(_, reached)| **reached);
+        reached.map(move |(n, _)| (self.y.start + n / width, self.x.start + n % width))
     }
 }
 
@@ -228,27 +281,41 @@ fn is_set<T: Element>(value: &T) -> bool {
 mod tests {
     use super::*;
     use crate::error::Error;
-    use crate::grid::GridOptions;
+    use crate::grid::{GridOptions, Placement};
     use crate::volume::MemoryVolume;
     use crate::volume::suite::Probe;
 
     #[test]
     fn patches_that_any_foreground_reaches_are_selected_whatever_the_mask_s_resolution() {
-        let volume = [20, 17, 23];
-        let options = GridOptions {
-            margin: [1, 0, 2],
-            ..GridOptions::default()
+        let volume = [11, 13, 9];
+        let options = |margin, placement| GridOptions {
+            margin,
+            placement,
+            fit: true,
         };
-        let grid = Grid::with_options(volume, [6, 5, 7], [2, 1, 3], &options).unwrap();
-        for (n, shape) in [
-            [20, 17, 23],
-            [5, 5, 5],
-            [40, 34, 46],
-            [1, 17, 2],
-            [7, 3, 23],
-        ]
-        .into_iter()
-        .enumerate()
+        let grid =
+            |patch, overlap, options| Grid::with_options(volume, patch, overlap, &options).unwrap();
+        let (edge, padded) = (Placement::Edge, Placement::Padded);
+        for grid in [
+            grid([6, 5, 7], [2, 1, 3], options([1, 0, 2], edge)),
+            grid([6, 5, 7], [5, 0, 6], options([0; 3], edge)),
+            grid([4, 17, 9], [2, 16, 1], options([0, 3, 1], padded)),
+            grid([1, 1, 1], [0; 3], options([0; 3], edge)),
+            grid(
+                [30, 30, 30],
+                [29, 3, 1],
+                options([5, 6, 7], Placement::Even),
+            ),
+        ] {
+            selects_like_brute_force(&grid);
+        }
+    }
+
+    fn selects_like_brute_force(grid: &Grid) {
+        let volume = grid.volume();
+        for (n, shape) in [[11, 13, 9], [5, 5, 5], [22, 26, 18], [1, 17, 2], [7, 3, 23]]
+            .into_iter()
+            .enumerate()
         {
             let count = Region::whole(shape).voxels();
             let voxels: Vec<u8> = (0..count)
@@ -258,7 +325,7 @@ mod tests {
                 .unwrap()
                 .with_chunks([1, 3, 4, 5]);
             let whole = mask.to_patch().to_array::<u8>().unwrap();
-            let selection = Selection::from_mask(&grid, &mask).unwrap();
+            let selection = Selection::from_mask(grid, &mask).unwrap();
             let mut selected = 0;
             let foreground = whole.iter().any(|&value| value != 0);
             for (index, region) in (0..).zip(grid.iter()) {
@@ -278,7 +345,7 @@ mod tests {
             assert_eq!(selected > 0, foreground);
         }
         let empty = MemoryVolume::from_vec([2; 3], 1, vec![0_u8; 8]).unwrap();
-        assert!(Selection::from_mask(&grid, &empty).unwrap().is_empty());
+        assert!(Selection::from_mask(grid, &empty).unwrap().is_empty());
     }
 
     #[test]

@@ -68,6 +68,9 @@ pub struct Inference {
     pub threads: usize,
     /// Patches that the model gets at once.
     pub batch: usize,
+    /// Whether only some patches will be predicted, [by a selection](Plan::with_selection): patches that do not vote
+    /// take memory, which a plan that knows of them counts when it chooses threads and outputs.
+    pub masked: bool,
 }
 
 /// Where an output of the model goes, and how.
@@ -110,6 +113,7 @@ impl Inference {
             memory: 256 << 20,
             threads: threads(),
             batch: 1,
+            masked: false,
         }
     }
 
@@ -148,22 +152,35 @@ impl Inference {
         Ok((inference, Blend::Custom(Window::monai(patch, 0.125)?)))
     }
 
-    /// Patches placed and weighed as nnU-Net places and weighs them; `step` is a part of the patch,
-    /// 0.5 there.
+    /// Patches of a volume placed and weighed as nnU-Net places and weighs them; `step` is a part of the patch,
+    /// 0.5 there, and need not be a whole number of voxels.
     ///
     /// # Errors
     ///
     /// [`Error::Setting`] if the step is not above 0 and up to 1.
-    pub fn nnunet(patch: Shape, step: f64) -> Result<(Self, Blend)> {
+    pub fn nnunet(volume: Shape, patch: Shape, step: f64) -> Result<(Self, Blend)> {
         check_part("a step of", 1.0 - step, 0.0..1.0)?;
         let overlap = patch.map(|length| length - part(length, step).clamp(1, length.max(1)));
+        let counts = std::array::from_fn(|a| count(volume[a], patch[a], step));
         let inference = Self {
-            placement: Placement::Even,
+            placement: Placement::Spread(counts),
             padding: Some(Padding::Constant(0.0)),
             ..Self::new(patch, overlap)
         };
         Ok((inference, Blend::NnUnet))
     }
+}
+
+/// How many patches nnU-Net places along an axis.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "as nnU-Net computes it; what is beyond is refused with the grid"
+)]
+fn count(length: u64, patch: u64, step: f64) -> u64 {
+    let room = length.saturating_sub(patch) as f64;
+    (room / (patch.max(1) as f64 * step)).ceil() as u64 + 1
 }
 
 fn check_part(name: &'static str, value: f64, range: std::ops::Range<f64>) -> Result<()> {

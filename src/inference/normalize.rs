@@ -27,8 +27,8 @@ pub enum Normalize {
     #[default]
     None,
     /// The volume's mean is taken away and its standard deviation divided by, channel by channel.
-    /// Both are of the whole volume; voxels that are NaN or infinite do not count. A channel
-    /// that is the same everywhere becomes 0.
+    /// Both are of the whole volume's real values as f32, which is what a model is given; voxels that are NaN or
+    /// infinite do not count. A channel that is the same everywhere becomes 0.
     ZScore,
     /// Values are cut to `low..=high` and become 0 to 1.
     Ct {
@@ -119,19 +119,18 @@ enum Scales {
 
 impl Scales {
     /// Normalises the values of one channel.
-    #[expect(clippy::cast_possible_truncation, reason = "models take f32")]
     fn apply(&self, channel: usize, values: &mut [f32]) {
         match self {
             Self::Cut { low, high } => {
                 for value in values {
-                    *value = ((f64::from(*value).clamp(*low, *high) - low) / (high - low)) as f32;
+                    *value = single((f64::from(*value).clamp(*low, *high) - low) / (high - low));
                 }
             }
             Self::Channels(moments) => {
                 let (mean, deviation) = (moments[channel].mean, moments[channel].deviation());
                 let divisor = if deviation > 0.0 { deviation } else { 1.0 };
                 for value in values {
-                    *value = ((f64::from(*value) - mean) / divisor) as f32;
+                    *value = single((f64::from(*value) - mean) / divisor);
                 }
             }
         }
@@ -188,10 +187,11 @@ impl Moments {
             values.chunks(RUN).map(of_run).sum()
         };
         let count = values.iter().filter(|v| v.is_finite()).count() as u64;
-        if count == 0 {
+        let Some(&first) = values.iter().find(|v| v.is_finite()) else {
             return Self::default();
-        }
-        let mean = sum(&|v| v) / count as f64;
+        };
+        // Distances from a value: sums of equal values would not be that value times their number, to the last bit.
+        let mean = first + sum(&|v| v - first) / count as f64;
         Self {
             count,
             mean,
@@ -369,8 +369,18 @@ impl Values {
                 .iter_mut()
                 .for_each(|value| *value = *value * slope + intercept);
         }
+        // Moments of other values than a model is given would turn what they differ by, however small, into as many
+        // deviations as a nearly constant volume has few.
+        self.real
+            .iter_mut()
+            .for_each(|value| *value = f64::from(single(*value)));
         Moments::of(&self.real)
     }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "models take f32")]
+fn single(value: f64) -> f32 {
+    value as f32
 }
 
 fn length(n: u64) -> usize {
@@ -379,7 +389,10 @@ fn length(n: u64) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
+    use crate::dtype::Element;
     use crate::inference::builtin;
     use crate::progress::silent;
     use crate::volume::MemoryVolume;
@@ -516,8 +529,77 @@ mod tests {
             .map(f64::from)
             .collect();
         assert_eq!(plain, all);
-        let flat = MemoryVolume::from_vec([1, 1, 3], 1, vec![7_u8; 3]).unwrap();
-        assert_eq!(given(Normalize::ZScore, flat), [0.0; 3]);
+    }
+
+    /// What a volume of values that are all the same becomes, in two chunks and a piece of another.
+    fn flat<T: Element>(value: T) -> Vec<f32>
+    where
+        Vec<T>: Into<crate::patch::Voxels>,
+    {
+        let volume = MemoryVolume::from_vec([3, 5, 70], 1, vec![value; 1050]).unwrap();
+        given(Normalize::ZScore, volume.with_chunks([1, 2, 5, 70]))
+    }
+
+    #[test]
+    fn a_constant_volume_of_any_type_becomes_zero() {
+        let numbers = [
+            0.1,
+            1e6 + 0.1,
+            -1.0 / 3.0,
+            1e-30,
+            1e30,
+            7.0,
+            16_777_217.0,
+            1e308,
+            0.0,
+        ];
+        for number in numbers {
+            let zeros = [
+                flat(u8::from_f64(number)),
+                flat(i16::from_f64(number)),
+                flat(u32::from_f64(number)),
+                flat(i64::from_f64(number)),
+                flat(f16::from_f64(number)),
+                flat(f32::from_f64(number)),
+                flat(f64::from_f64(number)),
+            ];
+            for (n, zeros) in zeros.iter().enumerate() {
+                let infinite = number.abs() > 3e38 || (n == 4 && number.abs() > 65_519.0);
+                assert!(
+                    infinite || zeros.iter().all(|value| *value == 0.0),
+                    "{number} {n}"
+                );
+            }
+        }
+        // Differences that f32 does not see are none.
+        let nearly: Vec<f64> = (0..1050_u32)
+            .map(|n| 0.1 + 1e-12 * f64::from(n % 7))
+            .collect();
+        let volume = MemoryVolume::from_vec([3, 5, 70], 1, nearly).unwrap();
+        assert!(
+            given(Normalize::ZScore, volume)
+                .iter()
+                .all(|value| *value == 0.0)
+        );
+        // Slope and intercept, too.
+        let rescale = Rescale {
+            slope: 0.1,
+            intercept: -1.0 / 3.0,
+        };
+        let layout = Layout {
+            rescale: Some(rescale),
+            ..Layout::new([3, 5, 70], 1, DType::I16)
+        };
+        let patch = Patch::new(Region::whole([3, 5, 70]), 1, vec![7_i16; 1050]).unwrap();
+        let scaled = MemoryVolume::from_patch(layout, patch).unwrap();
+        assert!(
+            given(Normalize::ZScore, scaled)
+                .iter()
+                .all(|value| *value == 0.0)
+        );
+        let deviation = |values: &[f64]| Moments::of(values).deviation();
+        assert_eq!(deviation(&[1e300; 9]), 0.0);
+        assert!(close(deviation(&[1e9, 1e9 + 1.0]), 0.5));
     }
 
     #[test]

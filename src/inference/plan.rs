@@ -7,7 +7,7 @@ use super::mask::Selection;
 use super::model::{Input, Model, Prediction};
 use super::resume::Resume;
 use super::{Inference, Target};
-use crate::aggregator::{AggregatorOptions, Reduce, live_bytes, needed};
+use crate::aggregator::{AggregatorOptions, Reduce, Skipped, live_bytes, needed};
 use crate::error::{Error, Result};
 use crate::grid::{Axis, Grid, GridOptions, Placement};
 use crate::pad::Padding;
@@ -100,7 +100,7 @@ impl Inference {
             .into_iter()
             .zip(targets)
             .map(|(prediction, target)| {
-                PlannedOutput::new(input, &grid, prediction, target, rescale)
+                PlannedOutput::new((input, rescale), &grid, prediction, target, self.masked)
             });
         let outputs: Vec<PlannedOutput> = outputs.collect::<Result<_>>()?;
         let real = model.input() == Input::Real;
@@ -208,11 +208,11 @@ impl Inference {
 
 impl PlannedOutput {
     fn new(
-        input: &Layout,
+        (input, rescale): (&Layout, Option<crate::volume::Rescale>),
         grid: &Grid,
         prediction: Prediction,
         target: &Target,
-        rescale: Option<crate::volume::Rescale>,
+        masked: bool,
     ) -> Result<Self> {
         let reduce = &target.blending.reduce;
         let grid = grid.output(prediction.halo, prediction.scale)?;
@@ -229,11 +229,16 @@ impl PlannedOutput {
         let mut store = target.store.clone();
         store.shard = store.shard.map(|shard| aligned(&grid, shard, store.chunk));
         let layout = planned(&target.path, &layout, &store)?;
+        let blending = AggregatorOptions {
+            all_vote: !masked || target.blending.skipped != Skipped::Renormalise,
+            ..target.blending.clone()
+        };
+        blending.check(&grid, prediction.channels, layout.dtype)?;
         Ok(Self {
             layout,
             grid,
             prediction,
-            blending: target.blending.clone(),
+            blending,
             store,
         })
     }
@@ -266,10 +271,10 @@ impl Plan {
     }
 
     fn predictions_of(&self, part: &Part) -> u64 {
-        let of_outputs = self.outputs.iter().zip(part).map(|(output, within)| {
-            let blend = &output.blending.blend;
-            needed(&output.grid, blend, &output.layout, within)
-        });
+        let of_outputs =
+            self.outputs.iter().zip(part).map(|(output, within)| {
+                needed(&output.grid, &output.blending, &output.layout, within)
+            });
         let both = |a: [Range<usize>; 3], b: [Range<usize>; 3]| {
             std::array::from_fn(|i| a[i].start.min(b[i].start)..a[i].end.max(b[i].end))
         };
@@ -304,11 +309,22 @@ impl Plan {
         space(&outputs, self.resume.is_some())
     }
 
-    /// Predicts only some patches; what the others mean is an [option](crate::aggregator::Skipped).
-    #[must_use]
-    pub fn with_selection(mut self, selection: Selection) -> Self {
+    /// Predicts only some patches; what the others mean is an [option](Skipped).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if patches that do not vote take more memory than the run may have, which
+    /// [`Inference::masked`] tells a plan beforehand.
+    pub fn with_selection(mut self, selection: Selection) -> Result<Self> {
         self.selection = Some(selection);
-        self
+        if !self.inference.masked {
+            self.inference.masked = true;
+            for output in &mut self.outputs {
+                output.blending.all_vote &= output.blending.skipped != Skipped::Renormalise;
+            }
+            self.fit(self.owned_part())?;
+        }
+        Ok(self)
     }
 
     /// Cuts the outputs, or those of their write chunks that are to be written, into as many columns as
@@ -386,7 +402,8 @@ fn aligned(grid: &Grid, mut shard: Shape, chunk: Shape) -> Shape {
     let step = grid.axes()[slow].widest_step();
     let meets =
         |length: &u64| length.is_multiple_of(chunk[slow].max(1)) && step.is_multiple_of(*length);
-    if let Some(length) = (1..=shard[slow]).rev().find(meets) {
+    // A length that meets them is no longer than the step.
+    if let Some(length) = (1..=shard[slow].min(step)).rev().find(meets) {
         shard[slow] = length;
     }
     shard

@@ -92,15 +92,18 @@ impl Plan {
             ));
         }
         self.resume = Some(Resume { part, durability });
-        if part.count() > 1 {
-            let owned: Ranges = self
-                .outputs
-                .iter()
-                .map(|output| self.owned(output, part))
-                .collect();
-            self.fit(Some(owned))?;
+        let owned = self.owned_part();
+        if owned.is_some() {
+            self.fit(owned)?;
         }
         Ok(self)
+    }
+
+    /// The write chunks that this run's part owns, if it is one of several.
+    pub(super) fn owned_part(&self) -> Option<Ranges> {
+        let part = self.resume?.part;
+        let owned = self.outputs.iter().map(|output| self.owned(output, part));
+        (part.count() > 1).then(|| owned.collect())
     }
 
     /// The write chunks of an output that a part owns.

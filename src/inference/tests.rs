@@ -13,6 +13,7 @@ use crate::volume::{Layout, MemoryVolume, Rescale, Volume, VolumeExt, open};
 mod hard;
 mod inputs;
 mod resume;
+mod twin;
 
 const SHAPE: Shape = [50, 37, 41];
 

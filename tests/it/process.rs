@@ -110,7 +110,7 @@ fn everything(path: &Path, out: &Path) -> voxpatch::Result<Vec<u8>> {
     };
     let plan = inference.plan(volume.layout(), &*model, &[target])?;
     let selection = Selection::from_mask(&plan.grid, &*volume)?;
-    plan.with_selection(selection)
+    plan.with_selection(selection)?
         .run(Arc::clone(&volume), model, &progress::silent)?;
     bytes.extend(open(out)?.read(Region::whole(SHAPE))?.bytes());
     Ok(bytes)

@@ -116,7 +116,8 @@ impl Blending {
             Some(Preset::Nnunet) => {
                 inference = Inference {
                     overlap,
-                    ..Inference::nnunet(patch, 1.0)?.0
+                    placement: Placement::Even,
+                    ..Inference::nnunet(volume, patch, 1.0)?.0
                 };
             }
             Some(Preset::Torchio) | None => {}

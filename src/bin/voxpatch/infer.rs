@@ -32,6 +32,7 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     inference.memory = settings.memory.memory;
     inference.threads = settings.common.threads();
     inference.batch = settings.batch.into();
+    inference.masked = mask.is_some();
     let fewest = if settings.common.threads_given() {
         inference.threads
     } else {
@@ -48,7 +49,7 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     if let Some(mask) = mask {
         let mask_options = settings.common.opening.options(0);
         let selection = Selection::from_mask(&plan.grid, &*mask_options.open(mask)?)?;
-        plan = plan.with_selection(selection);
+        plan = plan.with_selection(selection)?;
     }
     let resumed = settings.resume || settings.part.is_some();
     if resumed {

@@ -445,12 +445,18 @@ fn predictions_of_a_run_in_columns_are_counted_before_it() {
     let dir = tempfile::tempdir().unwrap();
     let source = noise([96, 80, 72]);
     let model = builtin("identity").unwrap();
-    for blend in [Blend::Hann, Blend::Crop] {
+    for (blend, masked) in [
+        (Blend::Hann, false),
+        (Blend::Hann, true),
+        (Blend::Crop, false),
+        (Blend::Crop, true),
+    ] {
         let target = target(&dir.path().join("out.zarr"), blend, Reduce::Mean);
         let plan = |memory| {
             let what = Inference {
                 threads: 1,
                 memory,
+                masked,
                 ..Inference::new([32, 16, 16], [16, 8, 8])
             };
             what.plan(
@@ -461,15 +467,54 @@ fn predictions_of_a_run_in_columns_are_counted_before_it() {
         };
         let whole = plan(1 << 30).unwrap();
         let least = whole.peak_bytes - whole.cache_bytes - whole.lead_bytes;
-        let tight = plan(least - whole.live_bytes / 3).unwrap();
+        let mut tight = plan(least - whole.live_bytes / 3).unwrap();
         assert!(tight.columns() > 1);
-        let third = Selection::new(&tight.grid, |index, _| index % 3 == 0);
-        for plan in [tight.clone(), tight.with_selection(third)] {
-            let predictions = plan.predictions();
-            let done = plan.run(shared(&source), Arc::clone(&model), &silent);
-            assert_eq!(done.unwrap().patches, predictions);
-            fs::remove_dir_all(dir.path().join("out.zarr")).unwrap();
+        if masked {
+            let third = Selection::new(&tight.grid, |index, _| index % 3 == 0);
+            tight = tight.with_selection(third).unwrap();
         }
+        let (predictions, announced) = (tight.predictions(), tight.live_bytes);
+        let done = tight.run(shared(&source), Arc::clone(&model), &silent);
+        let done = done.unwrap();
+        assert_eq!(done.patches, predictions);
+        assert!(done.outputs[0].peak_live_bytes <= announced);
+        fs::remove_dir_all(dir.path().join("out.zarr")).unwrap();
+    }
+}
+
+#[test]
+fn a_selection_that_comes_after_the_plan_is_planned_for_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = noise([96, 80, 72]);
+    let model = builtin("identity").unwrap();
+    let target = target(&dir.path().join("out.zarr"), Blend::Crop, Reduce::Mean);
+    let plan = |memory, masked| {
+        let what = Inference {
+            threads: 1,
+            memory,
+            masked,
+            ..Inference::new([32, 16, 16], [16, 8, 8])
+        };
+        what.plan(
+            Volume::layout(&*source),
+            &*model,
+            std::slice::from_ref(&target),
+        )
+    };
+    let (all, some) = (plan(1 << 30, false).unwrap(), plan(1 << 30, true).unwrap());
+    assert!(
+        all.live_bytes < some.live_bytes,
+        "what stands in takes memory"
+    );
+    let third = || Selection::new(&all.grid, |index, _| index % 3 == 0);
+    let late = all.clone().with_selection(third()).unwrap();
+    assert_eq!((late.live_bytes, late.columns()), (some.live_bytes, 1));
+    let least = all.peak_bytes - all.cache_bytes - all.lead_bytes;
+    let tight = plan(least + least / 10, false).unwrap();
+    assert_eq!(tight.columns(), 1);
+    match tight.with_selection(third()) {
+        Ok(late) => assert!(late.columns() > 1),
+        Err(error) => assert!(matches!(error, Error::Setting { .. }), "{error}"),
     }
 }
 
@@ -517,7 +562,7 @@ fn a_mask_skips_patches_and_what_they_mean_is_a_choice() {
         let selection = Selection::from_mask(&plan.grid, &mask).unwrap();
         let (all, selected) = (plan.grid.len(), selection.len());
         assert!(selected < all);
-        let plan = plan.with_selection(selection);
+        let plan = plan.with_selection(selection).unwrap();
         assert_eq!(plan.patches(), (all, selected));
         calls.store(0, Ordering::Relaxed);
         let model: Arc<dyn Model> = Arc::clone(&model) as _;
@@ -675,13 +720,16 @@ fn a_prediction_that_is_not_finite_ends_the_run_and_names_the_patch() {
 fn peers_place_patches_as_they_do() {
     let (monai, _) = Inference::monai([100, 64, 10], [64, 64, 10], 0.3).unwrap();
     assert_eq!(monai.overlap, [64 - 44, 0, 0], "int(64 * 0.7) is the step");
-    let (nnunet, blend) = Inference::nnunet([64, 64, 64], 0.5).unwrap();
+    let (nnunet, blend) = Inference::nnunet([110, 64, 30], [64, 64, 64], 0.5).unwrap();
     assert_eq!((nnunet.overlap, blend), ([32; 3], Blend::NnUnet));
-    assert_eq!(nnunet.placement, Placement::Even);
+    assert_eq!(nnunet.placement, Placement::Spread([3, 1, 1]));
+    // 63 / 2 = 31.5 voxels: a step of 31 would make 33 gaps.
+    let (odd, _) = Inference::nnunet([63 + 1008, 64, 80], [63; 3], 0.5).unwrap();
+    assert_eq!(odd.placement, Placement::Spread([33, 2, 2]));
     assert_eq!(
         Inference::padded([8; 3], [5; 3], Padding::Edge).margin,
         [2; 3]
     );
     assert!(Inference::monai([9; 3], [4; 3], 1.0).is_err());
-    assert!(Inference::nnunet([4; 3], 0.0).is_err());
+    assert!(Inference::nnunet([9; 3], [4; 3], 0.0).is_err());
 }
