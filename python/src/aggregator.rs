@@ -112,7 +112,7 @@ impl Aggregator {
         })
     }
 
-    /// Adds the predictions (B, C, z, y, x) of the patches with these numbers.
+    /// Adds the predictions (B, C, z, y, x) of the patches with these numbers, or none of them.
     #[expect(clippy::needless_pass_by_value, reason = "made for this call")]
     fn add(&self, py: Python<'_>, numbers: Vec<u64>, batch: &Bound<'_, PyAny>) -> PyResult<()> {
         let running = self.running()?;
@@ -121,13 +121,9 @@ impl Aggregator {
             let (channels, shape, voxels) = array::to_voxels(&batch.get_item(place)?)?;
             let start = self.grid.get(number).map_or([0; 3], |region| region.start);
             let patch = Patch::new(Region::new(start, shape), channels, voxels);
-            patches.push((number, patch.map_err(|error| raised(&error))?));
+            patches.push((number, Arc::new(patch.map_err(|error| raised(&error))?)));
         }
-        detached(py, || {
-            patches
-                .into_iter()
-                .try_for_each(|(number, patch)| running.add(number, patch))
-        })
+        detached(py, || running.add_batch(patches))
     }
 
     /// Channels of the predictions.

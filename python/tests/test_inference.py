@@ -576,3 +576,46 @@ def test_inputs_of_which_some_channels_are_read_are_watched(tmp_path: Path) -> N
         with pytest.raises(ValueError, match=name):
             voxpatch.predict(model, voxpatch.open(tmp_path / name, channels=1), tmp_path / "o.zarr", 8, 4)
         assert not (tmp_path / "o.zarr").exists()
+
+
+@pytest.mark.parametrize("mode", ["crop", "hann"])
+def test_a_batch_is_added_whole_or_not_at_all(mode):
+    array = scan()
+    grid = sampler(array)
+    values = np.stack([sample["image"] for sample in grid])
+    aggregator = voxpatch.GridAggregator(grid, mode)
+    spoilt = values[2:6].copy()
+    spoilt[2, 0, 1, 1, 1] = np.nan
+    aggregator.add_batch(values[:2], grid.locations[:2])
+    with pytest.raises(voxpatch.VoxpatchError):
+        aggregator.add_batch(spoilt, grid.locations[2:6])
+    with pytest.raises(voxpatch.VoxpatchError):
+        aggregator.add_batch(values[[4, 5, 1, 6]], grid.locations[[4, 5, 1, 6]])
+    with pytest.raises(voxpatch.VoxpatchError):
+        aggregator.add_batch(values[[4, 5, 4]], grid.locations[[4, 5, 4]])
+    aggregator.add_batch(values[2:], grid.locations[2:])
+    np.testing.assert_allclose(aggregator.get_output_tensor(), array, atol=1e-3)
+
+
+def test_crop_without_some_patches_leaves_no_hole_where_others_cover():
+    array = scan()
+    grid = sampler(array)
+    came = [number for number in range(len(grid)) if number % 3]
+    aggregator = voxpatch.GridAggregator(grid, "crop", fill=-7)
+    covered = np.zeros(array.shape[1:], bool)
+    for number in reversed(came):
+        z, y, x, z1, y1, x1 = grid.locations[number]
+        covered[z:z1, y:y1, x:x1] = True
+        aggregator.add_batch(grid[number]["image"][None], grid.locations[number][None])
+    out = aggregator.finish(partial=True)
+    assert 0 < covered.sum() < covered.size
+    np.testing.assert_array_equal(out, np.where(covered, array, np.float32(-7)))
+    assert aggregator.stats()["uncovered_voxels"] == (~covered).sum()
+
+
+@pytest.mark.parametrize("options", [{"dtype": "bool", "fill": 7}, {"dtype": "uint8", "fill": -1}, {"dtype": "int16", "fill": 0.5}])
+def test_a_fill_that_the_output_cannot_hold_is_refused(options):
+    grid = sampler(scan())
+    aggregator = voxpatch.GridAggregator(grid, "average", **options)
+    with pytest.raises(voxpatch.VoxpatchError, match="fill"):
+        aggregator.add_batch(grid[0]["image"][None], grid.locations[:1])

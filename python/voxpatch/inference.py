@@ -140,8 +140,10 @@ class GridAggregator:
     not final only; ``**storage`` is as in :func:`voxpatch.write`. Without it the output is in memory.
     ``reduce`` says what becomes of blended channels: ``"mean"``, ``"softmax"``, ``"sigmoid"``, ``"argmax"``
     (``labels`` maps its classes), ``"threshold:0.5"`` or ``"quantise:0,1"``; ``dtype`` is the type that is stored.
-    ``fill`` is the value where no patch votes. NaN and infinity are an error, unless ``non_finite`` is
-    ``"leave-out"`` or ``"keep"``.
+    ``fill`` is the value where no patch votes; the stored type must hold it. NaN, infinity and values that the
+    stored type or the sums cannot hold are an error, unless ``non_finite`` is ``"leave-out"`` or ``"keep"``.
+    Sums are float32 here whatever ``accumulator`` says, because patches may be missing in the end. In the place of
+    a patch that is missing or left out, ``"crop"`` takes each voxel from the patch in which it lies deepest.
 
     Predictions may come in any order and from any device, once each; the output is the same to
     the last bit. They may lack a rim of each patch, as after convolutions without padding, or have larger
@@ -180,7 +182,7 @@ class GridAggregator:
 
     def add_batch(self, batch: Any, locations: Any) -> None:
         """Adds predictions (B, C, Z, Y, X) of the patches at these locations (B, 6), as numpy arrays or as
-        torch tensors on any device."""
+        torch tensors on any device: all of them, or, if one is wrong, none."""
         import numpy as np
 
         if is_tensor(batch):
