@@ -77,7 +77,7 @@ pub use aggregator::{Aggregated, Aggregator, AggregatorOptions, Blend, Reduce};
 pub use convert::{ConvertOptions, Converted, convert};
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
-pub use geometry::{Affine, Geometry};
+pub use geometry::{Affine, Geometry, SignedAxes};
 pub use grid::{Grid, GridOptions, Placement};
 pub use inference::{Inference, Model, Target, builtin};
 pub use pad::Padding;

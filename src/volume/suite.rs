@@ -279,6 +279,53 @@ impl Random {
     }
 }
 
+/// A volume of which no chunk is stored: every voxel has the same low byte 7.
+#[derive(Debug)]
+pub struct Unstored(Layout);
+
+impl Unstored {
+    /// Of this layout, which has read chunks.
+    #[must_use]
+    pub const fn new(layout: Layout) -> Self {
+        Self(layout)
+    }
+
+    fn voxel(&self) -> Vec<u8> {
+        let mut voxel = vec![0; self.0.dtype.size()];
+        voxel[0] = 7;
+        voxel
+    }
+}
+
+impl Volume for Unstored {
+    fn layout(&self) -> &Layout {
+        &self.0
+    }
+
+    fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
+        self.0.check_read(&channels, region, out.len())?;
+        for out in out.chunks_exact_mut(self.0.dtype.size()) {
+            out.copy_from_slice(&self.voxel());
+        }
+        Ok(())
+    }
+
+    fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
+        let (channels, region) = super::chunk::whole(&self.0, index)?;
+        let voxels = ChunkVoxels::Fill(self.voxel());
+        Ok(Chunk {
+            channels,
+            region,
+            voxels,
+        })
+    }
+
+    fn fill_chunk(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
+        super::chunk::whole(&self.0, index)?;
+        Ok(Some(self.voxel()))
+    }
+}
+
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {

@@ -2,6 +2,7 @@
 
 mod cli;
 mod dependencies;
+mod grids;
 mod hostile;
 mod infer;
 mod layers;

@@ -8,7 +8,7 @@ use voxpatch::volume::{Codec, CreateOptions, Downsample, Durability, Part, Pyram
 use voxpatch::{DType, Shape, Target};
 
 use crate::blending::Blending;
-use crate::opening::Opening;
+use crate::opening::{Chosen, Opening, Together};
 
 /// Patches from huge 3-D volumes: look, convert, sample and predict without loading the volume.
 ///
@@ -44,6 +44,8 @@ pub(crate) struct Info {
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
+    pub(crate) chosen: Chosen,
+    #[command(flatten)]
     pub(crate) opening: Opening,
 }
 
@@ -78,6 +80,8 @@ pub(crate) struct Convert {
     /// The output's voxel type, as numpy names it; the source's if not given.
     #[arg(long, value_parser = dtype, value_name = "T")]
     pub(crate) dtype: Option<DType>,
+    #[command(flatten)]
+    pub(crate) chosen: Chosen,
     #[command(flatten)]
     pub(crate) storage: Storage,
     #[command(flatten)]
@@ -147,6 +151,10 @@ pub(crate) struct Infer {
     #[arg(long)]
     pub(crate) dry_run: bool,
     #[command(flatten)]
+    pub(crate) chosen: Chosen,
+    #[command(flatten)]
+    pub(crate) together: Together,
+    #[command(flatten)]
     pub(crate) blending: Blending,
     #[command(flatten)]
     pub(crate) storage: Storage,
@@ -188,7 +196,8 @@ pub(crate) struct Preview {
     /// The picture to write.
     #[arg(value_name = "OUT.png")]
     pub(crate) out: PathBuf,
-    /// A label map on the same grid, drawn over the picture; 0 is transparent.
+    /// A label map of the same extent, drawn over the picture; 0 is transparent. Its axes may be stored in another
+    /// order or direction, and its voxels may be coarser.
     #[arg(long, value_name = "LABELS")]
     pub(crate) overlay: Option<PathBuf>,
     /// Real values that are black and white; else -1000,400 for CT, and the middle 99 % for others.
@@ -206,6 +215,10 @@ pub(crate) struct Preview {
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) chosen: Chosen,
+    #[command(flatten)]
+    pub(crate) together: Together,
     #[command(flatten)]
     pub(crate) opening: Opening,
 }

@@ -8,7 +8,7 @@ use voxpatch::inference::{
     Ensemble, Flips, Model, OneOutput, OutputPlace, Plan, Selection, builtin,
 };
 use voxpatch::volume::{CreateOptions, Part, Space, check_output};
-use voxpatch::{Error, Target, Volume};
+use voxpatch::{Error, Layout, Target, Volume};
 
 use crate::args::{RuntimeName, TtaName};
 use crate::memory::{Meter, text};
@@ -23,7 +23,8 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     check_output(&settings.target, &inputs)?;
     let model = model(settings)?;
     let options = settings.common.opening.options(settings.common.level);
-    let volume = options.open(&settings.source)?;
+    let whole = options.open(&settings.source)?;
+    let volume = settings.chosen.of(&whole)?;
     let layout = volume.layout();
     let mut inference =
         settings
@@ -46,8 +47,8 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     let choices = settings.storage.targets(settings.common.force, &target);
     let mut plan = inference.plan_within(fewest, layout, &*model, &choices)?;
     if let Some(mask) = mask {
-        let mask_options = settings.common.opening.options(0);
-        let selection = Selection::from_mask(&plan.grid, &*mask_options.open(mask)?)?;
+        let mask = opened_mask(settings, mask, &whole, layout)?;
+        let selection = Selection::from_mask(&plan.grid, &*mask)?;
         plan = plan.with_selection(selection);
     }
     let resumed = settings.resume || settings.part.is_some();
@@ -113,6 +114,25 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     told.add("peak_resident_bytes", peak.resident, text(peak.resident));
     told.add("peak_anonymous_bytes", peak.anonymous, text(peak.anonymous));
     told.print(settings.common.json)
+}
+
+/// The mask with its axes along the volume's.
+fn opened_mask(
+    settings: &args::Infer,
+    mask: &Path,
+    whole: &Arc<dyn Volume>,
+    chosen: &Layout,
+) -> voxpatch::Result<Arc<dyn Volume>> {
+    let mask = settings.common.opening.options(0).open(mask)?;
+    let matching = settings.together.matching();
+    let bring = |to: &Layout, mask| {
+        if to.shape == whole.layout().shape && to.shape != chosen.shape {
+            // A box of it is taken, voxel by voxel.
+            return matching.on_grid_of(to, mask);
+        }
+        matching.over_extent_of(to, mask)
+    };
+    settings.chosen.with(whole.layout(), chosen, &mask, bring)
 }
 
 /// Says what a plan takes. The time is guessed from one patch in the middle.

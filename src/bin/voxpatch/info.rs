@@ -9,7 +9,7 @@ use crate::report::{self, Report};
 /// Opens the volume and tells its layout.
 pub(crate) fn run(settings: &args::Info) -> anyhow::Result<()> {
     let options = settings.opening.options(settings.level);
-    let volume = options.open(&settings.path)?;
+    let volume = settings.chosen.of(&options.open(&settings.path)?)?;
     let layout = volume.layout();
     let decoded = layout.decoded_bytes()?;
     let stored = volume.stored_bytes()?;

@@ -85,6 +85,7 @@ fn flag(error: &voxpatch::Error) -> Option<&'static str> {
         }
         Error::External { .. } => Some(" (--allow-external)"),
         Error::NoSuchType { .. } => Some(" (--dtype)"),
+        Error::NoGeometry { .. } => Some(" (--same-grid)"),
         Error::Setting { name, .. } if name.starts_with("a memory ") => Some(" (--memory)"),
         _ => None,
     }

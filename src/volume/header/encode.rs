@@ -196,7 +196,9 @@ impl Parts {
     fn new(layout: &Layout) -> Self {
         let [z, y, x] = layout.shape;
         let dims = if layout.channels > 1 { 4 } else { 3 };
-        let Geometry { spacing, affine } = layout.geometry;
+        let Geometry {
+            spacing, affine, ..
+        } = layout.geometry;
         let turn = quaternion(&layout.geometry);
         let (qfac, quatern) = turn.unwrap_or((1.0, [0.0; 3]));
         let rescale = layout.rescale.unwrap_or(Rescale {

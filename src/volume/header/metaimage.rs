@@ -259,6 +259,7 @@ fn geometry(fields: &Fields, dims: usize, problems: &mut Problems) -> Geometry {
     let mut geometry = Geometry::from_lps(columns, first);
     // Exact, where the columns' lengths are rounded; a spacing of 0 is refused by the check.
     geometry.spacing = [lengths[2], lengths[1], lengths[0]];
+    geometry.is_known = spacing.is_some() || origin.is_some() || matrix.is_some();
     let word = fields.get(&["DistanceUnits"]).unwrap_or_default();
     let unit = units::unit(word);
     if unit.is_none() {

@@ -390,7 +390,11 @@ fn geometry(fields: &Fields, axes: &Axes, count: usize, problems: &mut Problems)
     for (column, factor) in columns.iter_mut().zip(along) {
         *column = std::array::from_fn(|i| signs[i] * factor * column[i]);
     }
-    Geometry::from_lps(columns, turn(origin))
+    let said = ["spacings", "space origin"];
+    Geometry {
+        is_known: said.iter().any(|name| fields.get(&[*name]).is_some()),
+        ..Geometry::from_lps(columns, turn(origin))
+    }
 }
 
 /// Millimetres in the units that these words mean, 1 where there is none.

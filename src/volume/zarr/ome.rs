@@ -218,7 +218,11 @@ fn follow(
 pub(super) fn own_geometry(own: &Json) -> Option<Geometry> {
     let affine: Affine = serde_json::from_value(own.get("affine")?.clone()).ok()?;
     let spacing = serde_json::from_value(own.get("spacing")?.clone()).ok()?;
-    Some(Geometry { spacing, affine })
+    Some(Geometry {
+        spacing,
+        affine,
+        is_known: true,
+    })
 }
 
 /// The attributes of an array that is written: what OME-Zarr has no place for.
