@@ -685,7 +685,10 @@ pub enum Error {
     },
 
     /// What runs a model could not do so.
-    #[error("{} cannot be {action} for {channels} channels of {patch:?} voxels", path.display())]
+    #[error(
+        "{} cannot be {action} for {channels} channels of {patch:?} voxels{}",
+        path.display(), works_with(*multiple)
+    )]
     ModelRun {
         /// The model's file.
         path: PathBuf,
@@ -695,6 +698,8 @@ pub enum Error {
         channels: u64,
         /// Voxels of the patch, z, y, x.
         patch: Shape,
+        /// A number of voxels such that patches of its multiples work, if one was found.
+        multiple: Option<u64>,
         /// What it said.
         source: Cause,
     },
@@ -732,6 +737,13 @@ pub struct Difference {
     pub saved: String,
     /// Its value now, as JSON.
     pub here: String,
+}
+
+/// Which patches work, as the end of a message.
+pub(crate) fn works_with(multiple: Option<u64>) -> String {
+    multiple.map_or_else(String::new, |n| {
+        format!("; it works with patches whose lengths are multiples of {n}")
+    })
 }
 
 fn in_brackets(name: &str) -> String {
