@@ -5,12 +5,14 @@ mod dependencies;
 mod hostile;
 mod infer;
 mod layers;
+mod manners;
 #[cfg(feature = "onnx")]
 mod onnx;
 mod opening;
 mod outputs;
 mod packed;
 mod process;
+mod promises;
 mod real;
 mod rigs;
 mod sample;
