@@ -1,9 +1,9 @@
 //! Masks: which patches of a grid hold any foreground.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use rayon::prelude::*;
+use rayon::iter::{ParallelBridge, ParallelIterator};
 
 use crate::dtype::{Element, with_element};
 use crate::error::Result;
@@ -18,6 +18,8 @@ pub struct Selection {
     /// A bit for each patch, in the grid's order.
     bits: Vec<u64>,
     count: u64,
+    /// Bytes that it took to make it, at most.
+    reading_bytes: u64,
 }
 
 /// Bytes of a mask that are read at a time by a thread, about.
@@ -30,6 +32,7 @@ impl Selection {
         let mut selection = Self {
             bits: Vec::new(),
             count: 0,
+            reading_bytes: 0,
         };
         for (index, region) in (0..).zip(grid.iter()) {
             if index % 64 == 0 {
@@ -56,17 +59,44 @@ impl Selection {
     /// Those of reading the mask; [`Error::Changed`](crate::Error::Changed) if it is written to
     /// during that.
     pub fn from_mask(grid: &Grid, mask: &dyn Volume) -> Result<Self> {
-        let cells = Cells::new(grid, mask.layout().shape);
+        Self::from_mask_within(grid, mask, threads(), 256 << 20)
+    }
+
+    /// As [`from_mask`](Self::from_mask), on up to `threads` threads, as many as `memory` bytes are enough
+    /// for; one reads in any case.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the mask.
+    pub fn from_mask_within(
+        grid: &Grid,
+        mask: &dyn Volume,
+        threads: usize,
+        memory: u64,
+    ) -> Result<Self> {
+        let layout = mask.layout();
+        let cells = Cells::new(grid, layout.shape);
         let pieces = pieces(mask);
-        let all = indices(chunk_range(&Region::whole(mask.layout().shape), pieces));
-        let all: Vec<[u64; 3]> = all.collect();
+        let each = bytes_of(mask, pieces).saturating_add(chunk_bytes(mask).saturating_mul(2));
+        let kept = cells.bytes().saturating_add(grid.len() / 8);
+        let fitting = memory.saturating_sub(kept) / each.max(1);
+        let threads = threads.min(usize::try_from(fitting).unwrap_or(usize::MAX));
+        let all = indices(chunk_range(&Region::whole(layout.shape), pieces));
         let mark = |index| cells.mark(mask, chunk_region(index, pieces));
-        let pool = pool(threads(), "mask", &mask.layout().path)?;
-        pool.install(|| all.into_par_iter().try_for_each(mark))?;
+        let pool = pool(threads, "mask", &layout.path)?;
+        pool.install(|| all.par_bridge().try_for_each(mark))?;
         mask.check_unchanged()?;
-        Ok(Self::new(grid, |index, _| {
+        let mut selection = Self::new(grid, |index, _| {
             grid.place(index).is_some_and(|place| cells.any(place))
-        }))
+        });
+        let reading = each.saturating_mul(threads.max(1) as u64);
+        selection.reading_bytes = kept.saturating_add(reading);
+        Ok(selection)
+    }
+
+    /// Bytes that it took to make it, at most.
+    pub(super) const fn reading_bytes(&self) -> u64 {
+        self.reading_bytes
     }
 
     /// Whether patch `index` is among them.
@@ -102,14 +132,28 @@ fn pieces(mask: &dyn Volume) -> Shape {
         layout
             .read_chunk
             .unwrap_or([1, 1, layout.shape[1].max(1), layout.shape[2].max(1)]);
-    let voxel = layout.channels * layout.dtype.size() as u64;
-    let bytes = |piece: &Shape| Region::whole(*piece).voxels().saturating_mul(voxel);
     for a in [2, 1, 0] {
-        while piece[a] < layout.shape[a] && bytes(&piece) < PIECE {
+        while piece[a] < layout.shape[a] && bytes_of(mask, piece) < PIECE {
             piece[a] = piece[a].saturating_mul(2);
         }
     }
     piece
+}
+
+/// Bytes of a box of a mask.
+fn bytes_of(mask: &dyn Volume, box_: Shape) -> u64 {
+    let layout = mask.layout();
+    let voxel = layout.channels * layout.dtype.size() as u64;
+    let inside = std::array::from_fn(|a| box_[a].min(layout.shape[a]));
+    Region::whole(inside).voxels().saturating_mul(voxel)
+}
+
+/// Bytes of a decoded chunk of a mask.
+fn chunk_bytes(mask: &dyn Volume) -> u64 {
+    let layout = mask.layout();
+    let chunk = layout.read_chunk.unwrap_or_default();
+    let size = layout.dtype.size() as u64;
+    chunk.into_iter().fold(size, u64::saturating_mul)
 }
 
 /// The boxes that patches' faces cut the volume into, and which of them hold foreground.
@@ -119,7 +163,8 @@ struct Cells {
     /// For each axis and place of a patch, the cells it is made of.
     held: [Vec<Range<usize>>; 3],
     counts: [usize; 3],
-    marked: Vec<AtomicBool>,
+    /// A bit for each cell.
+    marked: Vec<AtomicU64>,
 }
 
 impl Cells {
@@ -157,15 +202,21 @@ impl Cells {
                 .collect()
         });
         let counts = [0, 1, 2].map(|a: usize| cuts[a].len() - 1);
-        let total = counts.iter().product();
+        let total = counts.iter().product::<usize>().div_ceil(64);
         Self {
             reached,
             held,
             counts,
-            marked: std::iter::repeat_with(AtomicBool::default)
+            marked: std::iter::repeat_with(AtomicU64::default)
                 .take(total)
                 .collect(),
         }
+    }
+
+    fn bytes(&self) -> u64 {
+        let along = |ranges: &Vec<Range<usize>>| size_of_val(&ranges[..]);
+        let lists = self.reached.iter().chain(&self.held).map(along);
+        (lists.sum::<usize>() + size_of_val(&self.marked[..])) as u64
     }
 
     /// Marks the cells that the foreground in a piece of the mask reaches.
@@ -199,9 +250,9 @@ impl Cells {
         for cz in self.reached[0][z].clone() {
             for cy in self.reached[1][y].clone() {
                 let first = (cz * self.counts[1] + cy) * self.counts[2];
-                let cells = self.marked[first..].iter().zip(reached);
-                for (cell, _) in cells.filter(|(_, reached)| **reached) {
-                    cell.store(true, Ordering::Relaxed);
+                for cell in (first..).zip(reached).filter(|(_, reached)| **reached) {
+                    let (word, bit) = (cell.0 / 64, cell.0 % 64);
+                    self.marked[word].fetch_or(1 << bit, Ordering::Relaxed);
                 }
             }
         }
@@ -213,8 +264,9 @@ impl Cells {
         z.into_iter().any(|z| {
             y.clone().any(|y| {
                 let first = (z * self.counts[1] + y) * self.counts[2];
-                let cells = &self.marked[first + x.start..first + x.end];
-                cells.iter().any(|cell| cell.load(Ordering::Relaxed))
+                (first + x.start..first + x.end).any(|cell| {
+                    self.marked[cell / 64].load(Ordering::Relaxed) >> (cell % 64) & 1 == 1
+                })
             })
         })
     }

@@ -7,7 +7,6 @@ mod cast;
 mod checks;
 mod parts;
 
-use std::fs;
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -27,6 +26,7 @@ use super::network::{InputAxes, Kind, Network, Runtime, no_network};
 use super::place::OutputPlace;
 use crate::dtype::DType;
 use crate::error::{Cause, Error, Result};
+use crate::files::read_up_to;
 use crate::patch::{Patch, Voxels};
 use crate::region::Shape;
 use crate::volume::Layout;
@@ -71,7 +71,7 @@ impl Onnx {
     /// input that a volume fits, and [`Error::ModelOperator`] if it has a node that cannot be run.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let bytes = fs::read(path).map_err(Error::io("read", path))?;
+        let bytes = read_up_to(path, u64::MAX)?;
         let crc = crc32c::crc32c(&bytes);
         let runtime = runtime();
         let mut proto = runtime

@@ -92,14 +92,13 @@ impl Plan {
             ));
         }
         self.resume = Some(Resume { part, durability });
-        if part.count() > 1 {
-            let owned: Ranges = self
-                .outputs
-                .iter()
+        let owned = (part.count() > 1).then(|| {
+            let outputs = self.outputs.iter();
+            outputs
                 .map(|output| self.owned(output, part))
-                .collect();
-            self.fit(Some(owned))?;
-        }
+                .collect::<Ranges>()
+        });
+        self.fit(owned)?;
         Ok(self)
     }
 
@@ -159,6 +158,8 @@ impl Plan {
             part: resume.part,
             owned: Some(resume.part.region(&output.layout, self.grid.order()[0])),
             durability: resume.durability,
+            threads: self.inference.threads,
+            memory: self.memory(),
         })
     }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// From the bottom to the top; what shares a line may use each other if it is one room.
 const LAYERS: [&[&str]; 5] = [
     &[
-        "error", "region", "dtype", "geometry", "queue", "progress", "threads",
+        "error", "files", "region", "dtype", "geometry", "meter", "queue", "progress", "threads",
     ],
     &["patch", "pad", "grid"],
     &["volume"],

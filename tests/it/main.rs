@@ -6,12 +6,14 @@ mod grids;
 mod hostile;
 mod infer;
 mod layers;
+mod manners;
 #[cfg(feature = "onnx")]
 mod onnx;
 mod opening;
 mod outputs;
 mod packed;
 mod process;
+mod promises;
 mod real;
 mod rigs;
 mod sample;

@@ -10,12 +10,16 @@ use voxpatch::{DType, Shape, Target};
 use crate::blending::Blending;
 use crate::opening::{Chosen, Opening, Together};
 
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed (one line on standard error says why), 2 wrong usage,
+128 + N stopped by signal N (130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1, 152 SIGXCPU, ...). A stopped command
+leaves nothing half-written; a second signal ends it at once.";
+
 /// Patches from huge 3-D volumes: look, convert, sample and predict without loading the volume.
 ///
 /// A volume is a Zarr or OME-Zarr folder, or a .npy, .nii, .nii.gz, .mhd, .mha, .nrrd, .nhdr
 /// or .raw file. Sizes are voxels along z, y, x: one number for all three, or `z,y,x`.
 #[derive(Debug, Parser)]
-#[command(name = "voxpatch", version, max_term_width = 100)]
+#[command(name = "voxpatch", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -147,7 +151,8 @@ pub(crate) struct Infer {
     /// With --resume or --part: what finished chunks survive.
     #[arg(long, value_enum, default_value_t = DurabilityName::None, value_name = "WHAT")]
     pub(crate) durability: DurabilityName,
-    /// Say what the run takes (patches, memory, time) and write nothing.
+    /// Report what the run takes (patches, memory of the whole process, time) and write nothing. One batch is
+    /// predicted, so that the model's own memory counts.
     #[arg(long)]
     pub(crate) dry_run: bool,
     #[command(flatten)]

@@ -33,6 +33,7 @@ use super::options::OpenOptions;
 use super::watch::Watch;
 use super::{ChunkShape, Counter, Layout, ReadStats, Volume, foreign};
 use crate::error::{Error, Result};
+use crate::files::open_regular;
 use crate::region::Region;
 
 pub(super) use self::unpack::GZIP;
@@ -250,7 +251,7 @@ impl Source {
             }
             None => (header_path.to_path_buf(), 0),
         };
-        let mut file = File::open(&path).map_err(Error::io("open", &path))?;
+        let mut file = open_regular(&path)?;
         let found = file.metadata().map_err(Error::io("open", &path))?;
         let length = found.len();
         check_pointer(&path, &file, length)?;

@@ -13,11 +13,12 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
-use super::super::header::{FlatHeader, encode, metaimage};
+use super::super::header::{self, FlatHeader, encode, metaimage};
 use super::super::staged::StagedFile;
 use super::super::{CreateOptions, Format, Layout, VolumeMut};
 use super::strided::Strided;
 use crate::error::{Error, Result};
+use crate::files::read_up_to;
 use crate::region::Region;
 
 /// A flat file under construction.
@@ -153,7 +154,7 @@ fn named(path: &Path, stem: &str) -> Option<PathBuf> {
 
 /// What the header at `path` calls the file of its voxels.
 fn data_of(path: &Path) -> Option<String> {
-    let head = fs::read(path).ok()?;
+    let head = read_up_to(path, header::LIMIT).ok()?;
     metaimage::parse(path, &head).ok()?.data
 }
 

@@ -110,6 +110,9 @@ pub(crate) struct Settings {
     /// for one input only.
     #[arg(long, value_name = "FILE.png")]
     pub(super) plot: Option<PathBuf>,
+    /// Report what sampling takes (threads, memory of the whole process) and write nothing.
+    #[arg(long)]
+    pub(super) dry_run: bool,
     #[command(flatten)]
     pub(super) chosen: Chosen,
     #[command(flatten)]
