@@ -60,6 +60,22 @@ impl OpenOptions {
     }
 }
 
+impl OpenOptions {
+    /// Returns how many levels the image at `path` has; 1 for anything that is not a multiscale image.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`].
+    pub fn levels(&self, path: impl AsRef<Path>) -> Result<usize> {
+        let path = path.as_ref();
+        if path.is_dir() {
+            zarr::level_count(path, self)
+        } else {
+            Ok(1)
+        }
+    }
+}
+
 /// Opens a volume: a Zarr folder, or a NIfTI, numpy, MetaImage, NRRD or headerless file.
 ///
 /// The content decides first (magic bytes), the name second; a `.raw` file needs a sidecar,

@@ -1,5 +1,6 @@
 //! One binary for all integration tests.
 
+mod axes;
 mod cli;
 mod dependencies;
 mod grids;

@@ -72,7 +72,7 @@ pub(crate) struct Verify {
 
 /// Copy a volume into another format, voxel type or chunking.
 ///
-/// A target called .npy, .nii, .nrrd, .mha or .mhd becomes such a file, any other an OME-Zarr folder.
+/// A target called .npy, .nii, .nii.gz, .nrrd, .mha or .mhd becomes such a file, .zarr an OME-Zarr folder.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Convert {
     /// The volume.

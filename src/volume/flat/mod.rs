@@ -5,6 +5,7 @@
 //! is a [`StreamVolume`]. What a header promises and a file does not hold is
 //! an error when the file is opened, as far as that can be known without unpacking.
 
+mod gzip;
 mod pieces;
 mod plain;
 mod stream;
