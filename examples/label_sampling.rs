@@ -25,7 +25,7 @@ fn main() -> voxpatch::Result<()> {
     let index = LabelIndex::build(&*map, 0, threads(), &progress::silent)?;
     let shares = Shares::new([(Class::from(1), 1.0), (Class::from(2), 3.0)])?;
     let options = SamplerOptions::new([16; 3], 7);
-    let sampler = Label::new(map.clone(), &index, &shares, &options)?;
+    let sampler = Label::new(Arc::clone(&map), &index, &shares, &options)?;
 
     let mut counts = BTreeMap::<u8, u32>::new();
     for region in draws(&sampler, 0, 0..400) {

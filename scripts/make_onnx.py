@@ -179,6 +179,21 @@ def operators():
     net = Net("argmax")  # integers, and no channel axis
     x = net.add("ArgMax", net.conv("volume", 2, 4), axis=1, keepdims=0)
     net.save(x, small, types=[TensorProto.INT64], rank=4)
+    net = Net("cast_int64")  # labels by a threshold, with and without a channel axis
+    x = net.add("Cast", net.add("Greater", net.conv("volume", 2, 3), net.const(0)), to=TensorProto.INT64)
+    y = net.add("Cast", net.add("ReduceMax", "volume", axes=[1], keepdims=1), to=TensorProto.INT64)
+    y = net.add("Transpose", y, perm=[0, 1, 2, 3, 4])
+    z = net.add("Add", y, net.const(3, np.int64))  # an output by way of arithmetic
+    net.save([x, y, z], small, opset=13, types=[TensorProto.INT64] * 3, values=net.random.normal(0, 9, small).astype("f4"))
+    net = Net("types")
+    kinds = ["BOOL", "UINT8", "INT8", "UINT16", "INT16", "UINT32", "INT32", "UINT64", "INT64", "FLOAT16", "FLOAT", "DOUBLE"]
+    kinds = [getattr(TensorProto, kind) for kind in kinds]
+    x = net.add("Abs", net.conv("volume", 2, 3))
+    net.save([net.add("Cast", x, to=kind) for kind in kinds], small, types=kinds)
+    net = Net("double")
+    values = net.random.normal(0, 1, small)
+    x = net.add("Add", net.add("Mul", "volume", "volume"), net.const(1 + 2.0**-40, np.float64))
+    net.save(x, small, values=values, types=[TensorProto.DOUBLE], input_type=TensorProto.DOUBLE)
     net = Net("half")
     x = net.add("Cast", net.conv(net.add("Cast", "volume", to=TensorProto.FLOAT), 2, 3), to=TensorProto.FLOAT16)
     values = net.random.normal(0, 1, small).astype(np.float16)
@@ -224,6 +239,41 @@ def wrong():
     )
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("example.org", 1)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), FOLDER / f"{net.name}.onnx")
+    dims = ["n", 1, "z", "y", "x"]
+    for name, domain, opset in [("wrong_domain", "example.org", 18), ("wrong_new", "", 99), ("wrong_old", "", 6)]:
+        value = [helper.make_tensor_value_info(v, TensorProto.FLOAT, dims) for v in ("volume", "out")]
+        node = helper.make_node("Sigmoid", ["volume"], ["out"], name="node_7", domain=domain)
+        opsets = [helper.make_opsetid("", opset), helper.make_opsetid("example.org", 1)]
+        graph = helper.make_graph([node], name, [value[0]], [value[1]])
+        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), FOLDER / f"{name}.onnx")
+    volume = helper.make_tensor_value_info("volume", TensorProto.FLOAT, dims)
+    short = helper.make_tensor_value_info("volume", TensorProto.INT16, dims)
+    second = helper.make_tensor_value_info("second", TensorProto.FLOAT, dims)
+    shapeless = helper.make_tensor_value_info("volume", TensorProto.FLOAT, None)
+    brain = helper.make_tensor_value_info("volume", TensorProto.BFLOAT16, dims)
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, dims)
+    sigmoid = helper.make_node("Sigmoid", ["volume"], ["out"])
+    relu = helper.make_node("Relu", ["volume"], ["out"])
+    outside = onnx.TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    gone = onnx.TensorProto()
+    gone.CopyFrom(outside)
+    outside.external_data.add(key="location", value="../../../Cargo.toml")
+    gone.external_data.add(key="location", value="gone.bin")
+    add = helper.make_node("Add", ["volume", "w"], ["out"])
+    for name, nodes, inputs, outputs, weights in [
+        ("wrong_output_twice", [sigmoid], [volume], [out, out], []),
+        ("wrong_value_twice", [sigmoid, relu], [volume], [out], []),
+        ("wrong_nothing", [helper.make_node("Relu", ["volume"], ["other"])], [volume], [out], []),
+        ("wrong_type", [sigmoid], [short], [out], []),
+        ("wrong_bfloat", [sigmoid], [brain], [out], []),
+        ("wrong_shapeless", [sigmoid], [shapeless], [out], []),
+        ("wrong_inputs", [helper.make_node("Add", ["volume", "second"], ["out"])], [volume, second], [out], []),
+        ("wrong_outside", [add], [volume], [out], [outside]),
+        ("wrong_gone", [add], [volume], [out], [gone]),
+    ]:
+        graph = helper.make_graph(nodes, name, inputs, outputs, weights)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+        (FOLDER / f"{name}.onnx").write_bytes(model.SerializeToString())
     net = Net("wrong_output")  # one number for each channel
     net.save(net.add("GlobalAveragePool", "volume"), (1,), dims=["n", 1, "z", "y", "x"], check=False)
 

@@ -213,6 +213,25 @@ pub enum Error {
         channels: u64,
     },
 
+    /// A box was asked for that the volume does not have.
+    #[error(
+        "{}: voxels {start}..{end} along {axis} were asked for, but there are {length}: give the first and one past \
+         the last, counted from 0",
+        path.display()
+    )]
+    NoSuchBox {
+        /// The volume.
+        path: PathBuf,
+        /// The axis: `z`, `y` or `x`.
+        axis: char,
+        /// First voxel asked for.
+        start: u64,
+        /// One past the last.
+        end: u64,
+        /// Voxels of the volume along the axis.
+        length: u64,
+    },
+
     /// Time points were asked for of a volume that has none.
     #[error(
         "{}: no axis of it is time, or another varies more slowly than time: take some of its {channels} channels",
@@ -416,18 +435,17 @@ pub enum Error {
         first: Vec<u64>,
     },
 
-    /// Two volumes of a subject do not lie on one grid.
+    /// Two volumes that belong together do not lie on one grid.
     #[error(
-        "{} and {} do not lie on one grid: {what} {one} and {other}; resample one of them; \
-         a coarser map of the same extent can be drawn by as an `Upsampled` volume",
+        "{} and {} do not lie on one grid: {what} {one} and {other}; resample one of them to the grid of the other",
         first.display(), second.display()
     )]
     OtherGrid {
-        /// The subject's first volume.
+        /// The volume whose grid is wanted.
         first: PathBuf,
         /// The one that differs.
         second: PathBuf,
-        /// `shape`, `spacing`, `affine`, `direction` or `extent`.
+        /// `shape`, `spacing`, `direction`, `position`, `extent` or `affine`.
         what: &'static str,
         /// What it is of the first.
         one: String,
@@ -450,6 +468,24 @@ pub enum Error {
         one: String,
         /// That of the second.
         other: String,
+    },
+
+    /// A volume does not say where its voxels lie, so that it cannot be matched with another that does,
+    /// or that has another shape.
+    #[error(
+        "{} ({shape:?} voxels) does not say where it lies in the world, so that it cannot be matched with {} \
+         ({other_shape:?}): say that both are the same grid if they are, or give it spacing and affine",
+        path.display(), other.display()
+    )]
+    NoGeometry {
+        /// The volume that does not say it.
+        path: PathBuf,
+        /// Its voxels along z, y, x.
+        shape: Shape,
+        /// The other.
+        other: PathBuf,
+        /// Its voxels along z, y, x.
+        other_shape: Shape,
     },
 
     /// A subject could not be opened, drawn from or read.
@@ -654,7 +690,10 @@ pub enum Error {
     },
 
     /// What runs a model could not do so.
-    #[error("{} cannot be {action} for {channels} channels of {patch:?} voxels", path.display())]
+    #[error(
+        "{} cannot be {action} for {channels} channels of {patch:?} voxels{}",
+        path.display(), works_with(*multiple)
+    )]
     ModelRun {
         /// The model's file.
         path: PathBuf,
@@ -664,6 +703,8 @@ pub enum Error {
         channels: u64,
         /// Voxels of the patch, z, y, x.
         patch: Shape,
+        /// A number of voxels such that patches of its multiples work, if one was found.
+        multiple: Option<u64>,
         /// What it said.
         source: Cause,
     },
@@ -701,6 +742,13 @@ pub struct Difference {
     pub saved: String,
     /// Its value now, as JSON.
     pub here: String,
+}
+
+/// Which patches work, as the end of a message.
+pub(crate) fn works_with(multiple: Option<u64>) -> String {
+    multiple.map_or_else(String::new, |n| {
+        format!("; it works with patches whose lengths are multiples of {n}")
+    })
 }
 
 fn in_brackets(name: &str) -> String {

@@ -4,21 +4,37 @@
 //! (x, y, z, 1) to millimetres in RAS+ (right, anterior, superior positive), as NIfTI and
 //! nibabel have it; formats in LPS (MetaImage, NRRD, DICOM) are turned on the way in and out.
 
+use crate::region::Shape;
+
 /// A 4 x 4 matrix, row by row.
 pub type Affine = [[f64; 4]; 4];
 
 /// Spacing and affine of a volume.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Geometry {
     /// Distance between voxel centres along z, y, x, in mm.
     pub spacing: [f64; 3],
     /// Voxel indices (x, y, z, 1) to mm in RAS+.
     pub affine: Affine,
+    /// `true` if the file or the caller says so; otherwise 1 mm along the world's axes is
+    /// assumed, as of a `.npy` file.
+    pub is_known: bool,
 }
 
+/// The same spacing and the same affine, whether known or assumed.
+impl PartialEq for Geometry {
+    fn eq(&self, other: &Self) -> bool {
+        self.spacing == other.spacing && self.affine == other.affine
+    }
+}
+
+/// What is assumed where nothing is known: 1 mm along the world's axes, the first voxel at the origin.
 impl Default for Geometry {
     fn default() -> Self {
-        Self::from_spacing([1.0; 3])
+        Self {
+            is_known: false,
+            ..Self::from_spacing([1.0; 3])
+        }
     }
 }
 
@@ -38,7 +54,11 @@ impl Geometry {
             affine[axis][3] = origin[2 - axis];
         }
         affine[3][3] = 1.0;
-        Self { spacing, affine }
+        Self {
+            spacing,
+            affine,
+            is_known: true,
+        }
     }
 
     /// The geometry of an affine; the spacing is the length of its columns.
@@ -53,6 +73,7 @@ impl Geometry {
         Self {
             spacing: [length(2), length(1), length(0)],
             affine,
+            is_known: true,
         }
     }
 
@@ -145,6 +166,42 @@ impl Geometry {
             .all(|(&a, &b)| near(a, b))
     }
 
+    /// The same on other axes of a volume of this shape (z, y, x).
+    #[must_use]
+    pub fn turned(&self, axes: SignedAxes, shape: Shape) -> Self {
+        let mut affine = self.affine;
+        for axis in 0..3 {
+            let (from, flipped) = (axes.from[axis], axes.flipped[axis]);
+            for (row, own) in affine.iter_mut().zip(&self.affine).take(3) {
+                let step = own[2 - from];
+                row[2 - axis] = if flipped { -step } else { step } + 0.0;
+                if flipped {
+                    row[3] += step * float(shape[from].saturating_sub(1));
+                }
+            }
+        }
+        Self {
+            spacing: axes.from.map(|from| self.spacing[from]),
+            affine,
+            is_known: self.is_known,
+        }
+    }
+
+    /// The matrix that takes voxel indices (x, y, z, 1) of `other` to those of this; `None` if this has a
+    /// direction that is a combination of the others.
+    #[must_use]
+    pub fn indices_of(&self, other: &Self) -> Option<Affine> {
+        let inverse = inverse(&self.affine)?;
+        let mut indices = [[0.0; 4]; 4];
+        for (row, from) in indices.iter_mut().zip(&inverse) {
+            for (column, value) in row.iter_mut().enumerate() {
+                *value = (0..4).map(|n| from[n] * other.affine[n][column]).sum();
+            }
+        }
+        let finite = indices.iter().flatten().all(|value| value.is_finite());
+        finite.then_some(indices)
+    }
+
     /// Where the first voxel lies, z, y, x, in mm, RAS+.
     #[must_use]
     pub const fn origin(&self) -> [f64; 3] {
@@ -159,6 +216,114 @@ pub(crate) fn cross(a: [f64; 3], b: [f64; 3]) -> [f64; 3] {
         a[2] * b[0] - a[0] * b[2],
         a[0] * b[1] - a[1] * b[0],
     ]
+}
+
+/// A signed permutation of the axes z, y, x (0, 1, 2): how one volume's axes run along another's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SignedAxes {
+    /// For each new axis, the old one that it runs along.
+    pub(crate) from: [usize; 3],
+    /// For each new axis, `true` if it runs backwards.
+    pub(crate) flipped: [bool; 3],
+}
+
+const ORDERS: [[usize; 3]; 6] = [
+    [0, 1, 2],
+    [0, 2, 1],
+    [1, 0, 2],
+    [1, 2, 0],
+    [2, 0, 1],
+    [2, 1, 0],
+];
+
+impl SignedAxes {
+    /// All axes as they are.
+    pub const SAME: Self = Self {
+        from: ORDERS[0],
+        flipped: [false; 3],
+    };
+
+    /// New axes that run along the old axes `from`, backwards where `flipped`. `None` unless `from` has each
+    /// of 0, 1, 2 once.
+    #[must_use]
+    pub fn new(from: [usize; 3], flipped: [bool; 3]) -> Option<Self> {
+        ORDERS.contains(&from).then_some(Self { from, flipped })
+    }
+
+    /// All 48.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let flips = (0..8).map(|n| [n & 4 != 0, n & 2 != 0, n & 1 != 0]);
+        ORDERS
+            .into_iter()
+            .flat_map(move |from| flips.clone().map(move |flipped| Self { from, flipped }))
+    }
+
+    /// The axes of `other` that run along those of `reference`, each the nearest; of orders that fit
+    /// equally well, the first.
+    #[must_use]
+    pub fn nearest(reference: &Geometry, other: &Geometry) -> Self {
+        let Some(indices) = reference.indices_of(other) else {
+            return Self::SAME;
+        };
+        // The share of one of the other's axes in one of the reference's: 1 or -1 along it.
+        let share = |axis: usize, from: usize| {
+            indices[2 - axis][2 - from] * reference.spacing[axis] / other.spacing[from]
+        };
+        let fit =
+            |order: &[usize; 3]| -> f64 { (0..3).map(|axis| share(axis, order[axis]).abs()).sum() };
+        let mut best = ORDERS[0];
+        for order in ORDERS {
+            if fit(&order) > fit(&best) + 1e-9 {
+                best = order;
+            }
+        }
+        Self {
+            from: best,
+            flipped: std::array::from_fn(|axis| share(axis, best[axis]) < 0.0),
+        }
+    }
+
+    /// The lengths along the new axes.
+    #[must_use]
+    pub fn shape(&self, old: Shape) -> Shape {
+        self.from.map(|from| old[from])
+    }
+}
+
+/// The inverse of an affine, unless its directions lie in one plane.
+fn inverse(affine: &Affine) -> Option<Affine> {
+    let minor = |row: usize, column: usize| {
+        let [r, s] = [(row + 1) % 3, (row + 2) % 3];
+        let [c, d] = [(column + 1) % 3, (column + 2) % 3];
+        affine[r][c] * affine[s][d] - affine[r][d] * affine[s][c]
+    };
+    let determinant: f64 = (0..3)
+        .map(|column| affine[0][column] * minor(0, column))
+        .sum();
+    let lengths: f64 = (0..3)
+        .map(|column| {
+            let squares = affine[..3].iter().map(|row| row[column].powi(2));
+            squares.sum::<f64>().sqrt()
+        })
+        .product();
+    if determinant.is_nan() || determinant.abs() <= 1e-9 * lengths {
+        return None;
+    }
+    let mut inverse = [[0.0; 4]; 4];
+    for (row, values) in inverse.iter_mut().enumerate().take(3) {
+        for (column, value) in values.iter_mut().enumerate().take(3) {
+            *value = minor(column, row) / determinant;
+        }
+        let moved: f64 = (0..3).map(|n| values[n] * affine[n][3]).sum();
+        values[3] = -moved;
+    }
+    inverse[3][3] = 1.0;
+    Some(inverse)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "axes are far below 2^53")]
+fn float(n: u64) -> f64 {
+    n as f64
 }
 
 fn without_negative_zero(value: f64) -> f64 {
@@ -202,6 +367,75 @@ mod tests {
             [0.0; 3],
         );
         assert_eq!(turned.coarsened([2.0; 3]).origin(), [2.5, -0.25, -0.25]);
+    }
+
+    /// x runs along -y, y along z, z along x, oblique, with unlike spacings and sheared.
+    fn oblique() -> Geometry {
+        Geometry::from_affine([
+            [0.01, 0.05, 2.0, -7.0],
+            [-0.5, 0.02, 0.1, 11.0],
+            [0.0, 1.5, -0.2, 3.0],
+            [0.0, 0.0, 0.0, 1.0],
+        ])
+    }
+
+    #[test]
+    fn indices_go_there_and_back() {
+        let geometry = oblique();
+        for other in [Geometry::default(), oblique().moved_to([3.0, -2.0, 5.5])] {
+            let indices = geometry.indices_of(&other).unwrap();
+            for at in [[0.0, 0.0, 0.0, 1.0], [3.0, 4.0, 5.0, 1.0]] {
+                let times = |matrix: &Affine, at: [f64; 4]| -> [f64; 4] {
+                    std::array::from_fn(|row| (0..4).map(|n| matrix[row][n] * at[n]).sum())
+                };
+                let (one, two) = (
+                    times(&geometry.affine, times(&indices, at)),
+                    times(&other.affine, at),
+                );
+                let apart = one.iter().zip(two).map(|(a, b)| (a - b).abs());
+                assert!(apart.fold(0.0, f64::max) < 1e-9, "{one:?} {two:?}");
+            }
+        }
+        let mut flat = Geometry::default();
+        flat.affine[2] = flat.affine[1];
+        assert_eq!(flat.indices_of(&geometry), None);
+    }
+
+    #[test]
+    fn turned_axes_are_found_again_and_keep_every_voxel_in_its_place() {
+        let shape = [4, 5, 7];
+        let mut seen = std::collections::HashSet::new();
+        for geometry in [
+            oblique(),
+            Geometry::from_parts([3.0, 2.0, 1.0], [9.0, 8.0, 7.0]),
+        ] {
+            for axes in SignedAxes::all() {
+                seen.insert(axes);
+                let turned = geometry.turned(axes, shape);
+                assert_eq!(SignedAxes::nearest(&turned, &geometry), axes);
+                assert_eq!(SignedAxes::new(axes.from, axes.flipped), Some(axes));
+                let indices = turned.indices_of(&geometry).unwrap();
+                for at in [[0, 0, 0], [1, 2, 3], [3, 4, 6]] {
+                    let new: [f64; 3] = std::array::from_fn(|axis| {
+                        let from = axes.from[axis];
+                        let n = if axes.flipped[axis] {
+                            shape[from] - 1 - at[from]
+                        } else {
+                            at[from]
+                        };
+                        float(n)
+                    });
+                    for axis in 0..3 {
+                        let row = indices[2 - axis];
+                        let found: f64 =
+                            row[3] + (0..3).map(|old| row[2 - old] * float(at[old])).sum::<f64>();
+                        assert!((found - new[axis]).abs() < 1e-9, "{axes:?} {at:?}");
+                    }
+                }
+            }
+        }
+        assert_eq!(seen.len(), 48);
+        assert_eq!(SignedAxes::new([0, 0, 1], [false; 3]), None);
     }
 
     #[test]

@@ -317,7 +317,7 @@ impl Grid {
         ];
         let best = orders
             .into_iter()
-            .min_by_key(|&order| grid.clone().ordered(order).frontier());
+            .min_by_key(|&order| grid.frontier_in(order));
         grid.ordered(best.unwrap_or([0, 1, 2]))
     }
 
@@ -404,6 +404,23 @@ impl Grid {
         Some(Region::new(std::array::from_fn(start), self.patch()))
     }
 
+    /// The indices of all patches whose places along z, y, x are in these ranges, in order.
+    pub(crate) fn indices(&self, places: &[Range<usize>; 3]) -> impl Iterator<Item = u64> + use<> {
+        let [a, b, c] = self.order;
+        let [_, nb, nc] = self.order.map(|axis| self.axes[axis].starts.len() as u64);
+        let [slow, middle, fast] = [a, b, c].map(|axis| {
+            let Range { start, end } = places[axis].clone();
+            start as u64..end as u64
+        });
+        slow.flat_map(move |i| {
+            let fast = fast.clone();
+            middle.clone().flat_map(move |j| {
+                let row = (i * nb + j) * nc;
+                fast.clone().map(move |k| row + k)
+            })
+        })
+    }
+
     /// All patches in order.
     pub fn iter(&self) -> impl Iterator<Item = Region> + '_ {
         (0..self.len()).filter_map(|index| self.get(index))
@@ -416,7 +433,11 @@ impl Grid {
     /// largest (P0-G0) N1 N2 + G0 ((P1-G1) N2 + G1 P2) over the gaps of the two slower axes.
     #[must_use]
     pub fn frontier(&self) -> u64 {
-        let [a, b, c] = self.order.map(|axis| &self.axes[axis]);
+        self.frontier_in(self.order)
+    }
+
+    fn frontier_in(&self, order: [usize; 3]) -> u64 {
+        let [a, b, c] = order.map(|axis| &self.axes[axis]);
         let row = b.widest(|gap| {
             let lines = b.held(gap).saturating_mul(c.length);
             lines.saturating_add(gap.saturating_mul(c.patch.min(c.length)))

@@ -60,6 +60,27 @@ pub(crate) fn some_of(name: &str, given: &Bound<'_, PyAny>, count: u64) -> PyRes
         .ok_or_else(wrong)
 }
 
+/// A box of a volume of `shape` voxels: what [`some_of`] takes for each of z, y, x.
+pub(crate) fn box_of(given: &Bound<'_, PyAny>, shape: Shape) -> PyResult<[Range<u64>; 3]> {
+    let wrong = || {
+        invalid(format!(
+            "box {given}: give three slices or pairs (first, end) for z, y, x"
+        ))
+    };
+    let axes: Vec<Bound<'_, PyAny>> = given.extract().map_err(|_| wrong())?;
+    let [z, y, x] = &axes[..] else {
+        return Err(wrong());
+    };
+    let axis = |n: usize, axis| {
+        some_of(
+            ["box along z", "box along y", "box along x"][n],
+            axis,
+            shape[n],
+        )
+    };
+    Ok([axis(0, z)?, axis(1, y)?, axis(2, x)?])
+}
+
 /// Which values are wanted: `"stored"`, `"real"`, or a numpy type.
 pub(crate) fn values(given: &Bound<'_, PyAny>) -> PyResult<Values> {
     match given.extract::<String>().as_deref() {

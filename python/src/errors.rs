@@ -58,6 +58,7 @@ fn hint(error: &Error) -> &'static str {
         Error::UntrustedCodec { .. } | Error::UntrustedLink { .. } => " (trusted=True)",
         Error::NoSuchType { .. } => " (dtype=)",
         Error::Setting { name, .. } if name.starts_with("a memory ") => " (memory=)",
+        Error::NoGeometry { .. } => " (same_grid=True)",
         _ => "",
     }
 }

@@ -40,7 +40,7 @@ mod _voxpatch {
     #[pymodule_export]
     use crate::testing::{drained, faulty};
     #[pymodule_export]
-    use crate::volume::{Volume, open, reopen};
+    use crate::volume::{Volume, on_grid, open, reopen};
     #[pymodule_export]
     use crate::write::{convert, write};
 }

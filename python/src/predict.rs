@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use voxpatch::inference::{Flips, Normalize, Prediction, Selection};
 use voxpatch::training::Image;
-use voxpatch::volume::{ChannelRange, Durability, Part, check_output};
+use voxpatch::volume::{ChannelRange, Durability, Matching, Part, check_output};
 use voxpatch::{Error, Inference, Model, Patch, Region, Result, Shape, Target};
 
 use crate::array::Held;
@@ -47,6 +47,9 @@ pub(crate) struct Settings<'py> {
     part: Option<(u32, u32)>,
     durable: bool,
     model_id: String,
+    /// How the mask is matched.
+    tolerance: f64,
+    same_grid: bool,
 }
 
 /// An output of the model.
@@ -96,6 +99,7 @@ struct Job {
     durability: Durability,
     volume: Arc<Image>,
     mask: Option<Arc<Image>>,
+    matching: Matching,
     model: Asked,
 }
 
@@ -146,6 +150,10 @@ pub(crate) fn predict<'py>(
         },
         volume: volume.image(py)?,
         mask: mask.map(|mask| mask.image(py)).transpose()?,
+        matching: Matching {
+            tolerance: settings.tolerance,
+            same_grid: settings.same_grid,
+        },
         model: Asked {
             id: settings.model_id,
             outputs: predictions,
@@ -268,6 +276,7 @@ impl Job {
         let choices = [self.targets];
         let mut plan = self.inference.plan_within(1, layout, &*model, &choices)?;
         if let Some(mask) = mask {
+            let mask = self.matching.over_extent_of(layout, mask)?;
             let selection = Selection::from_mask(&plan.grid, &*mask)?;
             plan = plan.with_selection(selection)?;
         }

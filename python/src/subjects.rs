@@ -8,7 +8,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
 use pyo3::prelude::*;
-use voxpatch::training::{Cohort, Image, Subject, Subjects, TOLERANCE, Values};
+use voxpatch::training::{Cohort, Image, Subject, Subjects, Values};
+use voxpatch::volume::Matching;
 use voxpatch::{DType, Error, Padding, Result};
 
 use crate::array;
@@ -24,6 +25,7 @@ const KEPT: usize = 64;
 pub(crate) struct Parts {
     name: String,
     images: Vec<Part>,
+    matching: Matching,
 }
 
 #[derive(Clone)]
@@ -55,7 +57,7 @@ impl Parts {
             })
         };
         let images: Result<Vec<Image>> = self.images.iter().map(image).collect();
-        Subject::new(self.name.clone(), images?, TOLERANCE)
+        Subject::matched(self.name.clone(), images?, &self.matching)
     }
 }
 
@@ -67,13 +69,17 @@ type Told<'py> = (
     Option<Bound<'py, PyAny>>,
 );
 
-/// What a Python subject's `_parts()` gives: its name, and (name, volume or path, padding, type) of each image.
+/// A subject's name, its images, and how they are matched.
+type All<'py> = (String, Vec<Told<'py>>, (f64, bool));
+
+/// What a Python subject's `_parts()` gives: its name, (name, volume or path, padding, type) of each image, and
+/// (`tolerance`, `same_grid`).
 impl<'py> FromPyObject<'_, 'py> for Parts {
     type Error = PyErr;
 
     fn extract(given: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
         let py = given.py();
-        let (name, images): (String, Vec<Told<'py>>) = given.extract()?;
+        let (name, images, (tolerance, same_grid)): All<'py> = given.extract()?;
         let part = |(name, volume, padding, dtype): Told<'py>| {
             let padding = padding_of(&padding)?;
             let dtype = dtype.as_ref().map(array::dtype).transpose()?;
@@ -98,6 +104,10 @@ impl<'py> FromPyObject<'_, 'py> for Parts {
         Ok(Self {
             name,
             images: images.into_iter().map(part).collect::<PyResult<_>>()?,
+            matching: Matching {
+                tolerance,
+                same_grid,
+            },
         })
     }
 }

@@ -8,8 +8,11 @@ use numpy::PyArray2;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use voxpatch::training::{Image, Values};
-use voxpatch::volume::Layout;
-use voxpatch::{MemoryVolume, OpenOptions, Padding, Patch, Region, Volume as _, VolumeExt as _};
+use voxpatch::volume::{Choice, Layout, Matching, TOLERANCE};
+use voxpatch::{
+    DType, Geometry, MemoryVolume, OpenOptions, Padding, Patch, Region, Shape, Volume as _,
+    VolumeExt as _,
+};
 
 use crate::errors::raised;
 use crate::index::Selection;
@@ -23,8 +26,22 @@ const LONG: u64 = 32 << 20;
 #[derive(Clone, Debug)]
 pub(crate) struct Source {
     pub(crate) place: Place,
+    /// The box, z, y, x, if not all.
+    pub(crate) region: Option<Corners>,
+    /// The grid that it is brought to, if another.
+    pub(crate) onto: Option<Arc<Onto>>,
     pub(crate) channels: Option<(u64, u64)>,
     pub(crate) values: Values,
+}
+
+/// First voxel and one past the last along z, y, x.
+type Corners = [(u64, u64); 3];
+
+/// The grid of another volume, and how it is matched.
+#[derive(Clone, Debug)]
+pub(crate) struct Onto {
+    layout: Layout,
+    matching: Matching,
 }
 
 /// Where voxels are.
@@ -48,8 +65,15 @@ impl Place {
 impl Source {
     /// All of what is at a path, as it is stored.
     pub(crate) fn at(path: PathBuf) -> Self {
+        Self::of(Place::at(path))
+    }
+
+    /// All of a place, as it is stored.
+    fn of(place: Place) -> Self {
         Self {
-            place: Place::at(path),
+            place,
+            region: None,
+            onto: None,
             channels: None,
             values: Values::Stored,
         }
@@ -60,6 +84,15 @@ impl Source {
         let volume: Arc<dyn voxpatch::Volume> = match &self.place {
             Place::Memory(volume) => Arc::clone(volume),
             Place::Path { path, options } => options.open(path)?,
+        };
+        let choice = Choice {
+            region: self.region.map(|axes| axes.map(|(a, b)| (a..b).into())),
+            ..Choice::default()
+        };
+        let volume = choice.cropped(volume)?;
+        let volume = match &self.onto {
+            Some(onto) => onto.matching.on_grid_of(&onto.layout, volume)?,
+            None => volume,
         };
         let image = Image::new("", volume).with_values(self.values);
         Ok(match self.channels {
@@ -127,7 +160,7 @@ impl Volume {
 
 /// Opens a volume: a Zarr folder, or a NIfTI, numpy, MetaImage, NRRD or raw file.
 #[pyfunction]
-#[pyo3(signature = (path, *, level = 0, channels = None, time = None, values = None, missing = "fill", trusted = true, io = "auto"))]
+#[pyo3(signature = (path, *, level = 0, channels = None, time = None, r#box = None, values = None, missing = "fill", trusted = true, io = "auto"))]
 #[expect(clippy::too_many_arguments, reason = "Python's users name them")]
 pub(crate) fn open(
     py: Python<'_>,
@@ -135,6 +168,7 @@ pub(crate) fn open(
     level: usize,
     channels: Option<&Bound<'_, PyAny>>,
     time: Option<&Bound<'_, PyAny>>,
+    r#box: Option<&Bound<'_, PyAny>>,
     values: Option<&Bound<'_, PyAny>>,
     missing: &str,
     trusted: bool,
@@ -142,12 +176,22 @@ pub(crate) fn open(
 ) -> PyResult<Volume> {
     let options = Box::new(arguments::opening(level, missing, trusted, io)?);
     let mut source = Source {
-        place: Place::Path { path, options },
-        channels: None,
         values: values.map_or(Ok(Values::Stored), arguments::values)?,
+        ..Source::of(Place::Path { path, options })
     };
     let wanted = source.clone();
     let mut image = interruptible(py, move |_| wanted.open())?;
+    if let Some(given) = r#box {
+        let region = arguments::box_of(given, image.volume.layout().shape)?;
+        source.region = Some(region.clone().map(|axis| (axis.start, axis.end)));
+        let choice = Choice {
+            region: Some(region.map(Into::into)),
+            ..Choice::default()
+        };
+        image.volume = choice
+            .cropped(image.volume)
+            .map_err(|error| raised(&error))?;
+    }
     if let Some(given) = time {
         let volume = &image.volume;
         // Without any, what is asked for makes no difference to the error.
@@ -171,12 +215,13 @@ pub(crate) fn open(
 
 /// What a pickled volume is opened by.
 #[pyfunction]
-#[pyo3(name = "_reopen", signature = (place, affine, options, channels, values))]
+#[pyo3(name = "_reopen", signature = (place, affine, options, region, channels, values))]
 pub(crate) fn reopen(
     py: Python<'_>,
     place: &Bound<'_, PyAny>,
-    affine: [[f64; 4]; 4],
+    affine: Option<[[f64; 4]; 4]>,
     options: (usize, String, bool, String),
+    region: Option<Corners>,
     channels: Option<(u64, u64)>,
     values: &Bound<'_, PyAny>,
 ) -> PyResult<Volume> {
@@ -186,16 +231,64 @@ pub(crate) fn reopen(
             path,
             options: Box::new(arguments::opening(level, &missing, trusted, &io)?),
         },
-        Err(_) => Volume::from_array(place, None, Some(affine))?.source.place,
+        Err(_) => Volume::from_array(place, None, affine)?.source.place,
     };
     let source = Source {
-        place,
+        region,
         channels,
         values: arguments::values(values)?,
+        ..Source::of(place)
     };
     let wanted = source.clone();
     let image = interruptible(py, move |_| wanted.open())?;
     Ok(Volume::new(source, image))
+}
+
+impl Volume {
+    /// How to bring it to the grid of another volume again.
+    fn reduced_onto<'py>(&self, py: Python<'py>, onto: &Onto) -> PyResult<Bound<'py, PyAny>> {
+        let source = Source {
+            onto: None,
+            ..self.source.clone()
+        };
+        let before = Bound::new(py, Self::of(source)?)?;
+        let grid = &onto.layout;
+        let affine = grid.geometry.is_known.then_some(grid.geometry.affine);
+        let Matching {
+            tolerance,
+            same_grid,
+        } = onto.matching;
+        let rebuild = py.import("voxpatch._voxpatch")?.getattr("_on_grid")?;
+        let path = grid.path.clone();
+        let arguments = (before, path, grid.shape, affine, tolerance, same_grid);
+        Ok((rebuild, arguments).into_pyobject(py)?.into_any())
+    }
+}
+
+/// What a pickled volume on another's grid is made by.
+#[pyfunction]
+#[pyo3(name = "_on_grid", signature = (volume, path, shape, affine, tolerance, same_grid))]
+pub(crate) fn on_grid(
+    py: Python<'_>,
+    volume: &Volume,
+    path: PathBuf,
+    shape: Shape,
+    affine: Option<[[f64; 4]; 4]>,
+    tolerance: f64,
+    same_grid: bool,
+) -> PyResult<Volume> {
+    let geometry = affine.map(Geometry::from_affine).unwrap_or_default();
+    let layout = Layout {
+        path,
+        ..Layout::new(shape, 1, DType::U8).with_geometry(geometry)
+    };
+    let reference = Volume {
+        source: volume.source.clone(),
+        layout,
+        time_points: None,
+        opened: Mutex::new((process::id(), volume.image(py)?)),
+    };
+    volume.on_grid_of(py, &reference, tolerance, same_grid)
 }
 
 #[pymethods]
@@ -217,12 +310,7 @@ impl Volume {
         let patch = Patch::new(Region::whole(shape), channels, voxels).map_err(|e| raised(&e))?;
         let layout = Layout::new(shape, channels, patch.dtype()).with_geometry(geometry);
         let volume = MemoryVolume::from_patch(layout, patch).map_err(|e| raised(&e))?;
-        let source = Source {
-            place: Place::Memory(Arc::new(volume)),
-            channels: None,
-            values: Values::Stored,
-        };
-        Self::of(source)
+        Self::of(Source::of(Place::Memory(Arc::new(volume))))
     }
 
     /// Channels, and voxels along z, y, x.
@@ -372,16 +460,46 @@ impl Volume {
         Ok(Self::new(source, image))
     }
 
+    /// The same voxels on the grid of another volume that covers the same: flipped and permuted axes are turned, and
+    /// larger voxels spread, all when it is read. `tolerance` is in voxels. With `same_grid` a volume that does not
+    /// say where it lies, such as a `.npy` file or an array, matches by its shape.
+    #[pyo3(signature = (reference, *, tolerance = TOLERANCE, same_grid = false))]
+    fn on_grid_of(
+        &self,
+        py: Python<'_>,
+        reference: &Self,
+        tolerance: f64,
+        same_grid: bool,
+    ) -> PyResult<Self> {
+        let matching = Matching {
+            tolerance,
+            same_grid,
+        };
+        let layout = reference.layout.clone();
+        let source = Source {
+            onto: Some(Arc::new(Onto { layout, matching })),
+            ..self.source.clone()
+        };
+        let wanted = source.clone();
+        let image = interruptible(py, move |_| wanted.open())?;
+        Ok(Self::new(source, image))
+    }
+
     /// How to open it again; a volume in memory takes its voxels along.
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         let (py, this) = (slf.py(), slf.get());
-        let affine = this.layout.geometry.affine;
+        if let Some(onto) = &this.source.onto {
+            return this.reduced_onto(py, onto);
+        }
+        let mut affine = None;
         let (place, options) = match &this.source.place {
             Place::Path { path, options } => (
                 path.into_pyobject(py)?.into_any(),
                 arguments::opening_names(options),
             ),
             Place::Memory(volume) => {
+                let geometry = volume.layout().geometry;
+                affine = geometry.is_known.then_some(geometry.affine);
                 let all = Image::new("", Arc::clone(volume));
                 let patch = detached(py, || all.read(Region::whole(all.volume.layout().shape)))?;
                 let array = array::from_patch(py, patch)?;
@@ -390,7 +508,8 @@ impl Volume {
         };
         let rebuild = py.import("voxpatch._voxpatch")?.getattr("_reopen")?;
         let values = arguments::values_name(this.source.values);
-        let arguments = (place, affine, options, this.source.channels, values);
+        let (region, channels) = (this.source.region, this.source.channels);
+        let arguments = (place, affine, options, region, channels, values);
         Ok((rebuild, arguments).into_pyobject(py)?.into_any())
     }
 

@@ -88,7 +88,7 @@ def test_impossible_grids_name_axis_and_sizes():
         sampler(array, (5, 21, 5), 0)
     with pytest.raises(ValueError, match="overlap"):
         sampler(array, 5, (2, 4, 6))
-    with pytest.raises(ValueError, match="one grid"):
+    with pytest.raises(ValueError, match="same grid"):
         voxpatch.GridSampler(voxpatch.Subject(a=array, b=array[:, :9]), 4)
 
 
@@ -359,11 +359,14 @@ def test_a_mask_leaves_patches_out(tmp_path):
         calls.append(len(batch))
         return batch
 
-    out = voxpatch.predict(model, array, tmp_path / "o.zarr", 16, 0, mask=mask, fill=-7)
+    with pytest.raises(ValueError, match="same_grid=True"):
+        voxpatch.predict(model, array, tmp_path / "o.zarr", 16, 0, mask=mask, fill=-7)
+    calls.clear()
+    out = voxpatch.predict(model, array, tmp_path / "o.zarr", 16, 0, mask=mask, same_grid=True, fill=-7)
     assert sum(calls) == 2, "the first look and one patch"
     np.testing.assert_array_equal(out[:, :16, :16, :16], array[:, :16, :16, :16])
     assert (out[:, 16:] == -7).all()
-    out = voxpatch.predict(model, array, tmp_path / "v.zarr", 16, 0, mask=mask, vote=[5.0])
+    out = voxpatch.predict(model, array, tmp_path / "v.zarr", 16, 0, mask=mask, same_grid=True, vote=[5.0])
     assert (out[:, 16:] == 5).all()
 
 

@@ -154,8 +154,15 @@ def test_patches_come_from_the_time_point_that_was_opened(tmp_path: pathlib.Path
 
 
 def test_the_fourth_axis_of_nifti_is_time(files: dict[str, pathlib.Path], voxels: Voxels, tmp_path: pathlib.Path) -> None:
-    volume = voxpatch.open(files["c.nii"], time=1)
+    nibabel = pytest.importorskip("nibabel", reason="nibabel writes the file with four axes")
+    image = nibabel.Nifti1Image(voxels.transpose(3, 2, 1, 0), np.eye(4))
+    nibabel.save(image, tmp_path / "times.nii")
+    volume = voxpatch.open(tmp_path / "times.nii", time=1)
     assert volume.time_points == 2 and np.array_equal(volume[:], voxels[1:])
+    # Channels are the fifth axis, behind a single time point.
+    assert nibabel.load(files["c.nii"]).shape == (*voxels.shape[:0:-1], 1, 2)
+    with pytest.raises(voxpatch.VoxpatchError, match="time"):
+        voxpatch.open(files["c.nii"], time=1)
     voxpatch.write(tmp_path / "flat.nii", voxels[0])
     for path in [files["c.npy"], files["c.zarr"], tmp_path / "flat.nii"]:
         assert voxpatch.open(path).time_points is None
@@ -272,3 +279,17 @@ def test_errors_are_those_that_python_users_catch(tmp_path: pathlib.Path, files:
     chunk.write_bytes(chunk.read_bytes()[:-9] + b"123456789")
     with pytest.raises(OSError, match="cannot be decoded"):
         voxpatch.open(damaged)[:]
+
+
+def test_compressed_nifti_is_read_by_others(voxels: Voxels, tmp_path: pathlib.Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    sitk = pytest.importorskip("SimpleITK")
+    volume = voxpatch.write(tmp_path / "a.nii.gz", voxels[0], spacing=(3.0, 2.0, 1.0))
+    assert np.array_equal(volume[0], voxels[0])
+    path = tmp_path / "a.nii.gz"
+    assert path.stat().st_size < voxels[0].nbytes
+    assert np.array_equal(np.asarray(nibabel.load(path).dataobj).T, voxels[0])
+    image = sitk.ReadImage(str(path))
+    assert np.array_equal(sitk.GetArrayFromImage(image), voxels[0]) and image.GetSpacing() == (1.0, 2.0, 3.0)
+    voxpatch.convert(path, tmp_path / "b.nii.gz")
+    assert np.array_equal(voxpatch.open(tmp_path / "b.nii.gz")[0], voxels[0])

@@ -80,6 +80,11 @@ class Volume:
     def astype(self, values: npt.DTypeLike | Literal["stored", "real"]) -> Volume:
         """The same volume with other values: `"stored"`, `"real"` (slope and intercept applied, f32), or a type."""
 
+    def on_grid_of(self, reference: Volume, *, tolerance: float = 0.1, same_grid: bool = False) -> Volume:
+        """The same voxels on the grid of another volume that covers the same: flipped and permuted axes are turned, and
+        larger voxels spread, all when it is read. `tolerance` is in voxels. With `same_grid` a volume that does not
+        say where it lies, such as a `.npy` file or an array, matches by its shape."""
+
     def __len__(self) -> int: ...
     def __reduce__(self) -> tuple[Any, ...]: ...
     def _repr_html_(self) -> str:
@@ -91,6 +96,7 @@ def open(
     level: int = 0,
     channels: _Some | None = None,
     time: _Some | None = None,
+    box: Sequence[_Some] | None = None,
     values: npt.DTypeLike | Literal["stored", "real"] | None = None,
     missing: Literal["fill", "error"] = "fill",
     trusted: bool = True,
@@ -99,7 +105,8 @@ def open(
     """Opens a volume: a Zarr folder, or a NIfTI, numpy, MetaImage, NRRD or raw file.
 
     `time` chooses time points where an axis is time, as of OME-Zarr or the fourth of NIfTI; without it all are
-    there, one after the other, as channels. `channels` are counted among those of the time points chosen.
+    there, one after the other, as channels. `channels` are counted among those of the time points chosen. `box` is
+    three slices or pairs for z, y, x; the voxels of a box keep their place in the world.
 
     `io` is for uncompressed files: `"map"` maps them and lets go of what was touched, `"keep"` leaves it mapped, which
     is faster for files that fit into memory, `"read"` uses system calls, as `"auto"` does on network file systems.
@@ -119,10 +126,18 @@ def convert(source: _Path | Volume, path: _Path, **options: Any) -> Volume:
     """Copies a volume into another format, voxel type or chunking, box by box, and opens the copy."""
 
 def _reopen(
-    place: Any, affine: _Affine, options: tuple[int, str, bool, str], channels: tuple[int, int] | None, values: Any
+    place: Any,
+    affine: _Affine | None,
+    options: tuple[int, str, bool, str],
+    region: tuple[tuple[int, int], ...] | None,
+    channels: tuple[int, int] | None,
+    values: Any,
+) -> Volume: ...
+def _on_grid(
+    volume: Volume, path: _Path, shape: _Lengths, affine: _Affine | None, tolerance: float, same_grid: bool
 ) -> Volume: ...
 
-_Parts = tuple[str, list[tuple[str, Volume | str, float | str, Any]]]
+_Parts = tuple[str, list[tuple[str, Volume | str, float | str, Any]], tuple[float, bool]]
 
 @final
 class SubjectList:

@@ -34,7 +34,8 @@ def as_volume(given: VolumeLike) -> Volume:
 class GridSampler:
     """The patches of a grid that covers a whole volume, as a map-style dataset.
 
-    ``subject`` is a :class:`Subject`, or one volume, which is then called ``"image"``. Item ``i`` is ``{"ct":
+    ``subject`` is a :class:`Subject`, whose volumes are brought to the first one's grid, or one volume, which is then
+    called ``"image"``. Item ``i`` is ``{"ct":
     array (C, Z, Y, X), ..., "location": int64 (6,)}``, read when it is asked for: first voxel along z, y, x and
     one past the last. A torch ``DataLoader`` takes the sampler as it is, with any number of workers.
 
@@ -63,21 +64,24 @@ class GridSampler:
         self.patch_overlap = size("patch_overlap", patch_overlap, least=0)
         self.padding_mode = padding_mode
         self.placement = placement
-        volumes = {name: self._volume(name) for name in self.subject.volumes}
+        #: The volumes on the first one's grid, once they are needed.
+        self._matched: dict[str, Volume] = {}
         #: Voxels along z, y, x.
-        self.spatial_shape: tuple[int, int, int] = next(iter(volumes.values())).shape[1:]
-        for name, volume in volumes.items():
-            if volume.shape[1:] != self.spatial_shape:
-                raise InvalidError(
-                    f"{self.subject.name}: {name!r} has {volume.shape[1:]} voxels along z, y, x, "
-                    f"{next(iter(volumes))!r} {self.spatial_shape}: patches are cut from volumes on one grid"
-                )
+        self.spatial_shape: tuple[int, int, int] = self.first_volume().shape[1:]
+        for name in self.subject.volumes:
+            self._volume(name)
         self._grid: Grid | None = self._make_grid()
 
     def _volume(self, name: str) -> Volume:
-        volume = self.subject[name]
-        assert isinstance(volume, Volume)
-        return volume
+        """A volume on the first one's grid."""
+        if name not in self._matched:
+            volume = self.subject[name]
+            assert isinstance(volume, Volume)
+            if name != next(iter(self.subject.volumes)):
+                tolerance, same_grid = self.subject.tolerance, self.subject.same_grid
+                volume = volume.on_grid_of(self.first_volume(), tolerance=tolerance, same_grid=same_grid)
+            self._matched[name] = volume
+        return self._matched[name]
 
     def _make_grid(self) -> Grid:
         padded = self.padding_mode is not None
@@ -120,7 +124,7 @@ class GridSampler:
         return (self[index] for index in range(len(self)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_grid": None}
+        return {**self.__dict__, "_grid": None, "_matched": {}}
 
     def __repr__(self) -> str:
         return (

@@ -39,6 +39,8 @@ def predict(
     placement: str | None = None,
     preset: str | None = None,
     mask: VolumeLike | None = None,
+    tolerance: float = 0.1,
+    same_grid: bool = False,
     vote: Sequence[float] | None = None,
     fill: float = 0.0,
     non_finite: str = "refuse",
@@ -77,8 +79,10 @@ def predict(
     ``preset`` places and weighs patches as others do: ``"torchio"``, ``"monai"`` (``sliding_window_inference``
     with mode gaussian, overlap 0.25) or ``"nnunet"`` (half a patch, Gaussian).
 
-    ``mask`` is a volume of the same space, of any resolution: patches without foreground are not predicted, or
-    ``vote`` for these values. ``normalize`` is ``"zscore"``, or ``(low, high)``, which become 0 and 1.
+    ``mask`` is a volume of the same space, of any resolution, its axes stored in any order and direction: patches
+    without foreground are not predicted, or ``vote`` for these values. ``tolerance`` is how far, in voxels, its corners
+    may lie from the volume's; with ``same_grid`` a mask that does not say where it lies, such as an array, matches by
+    its shape. ``normalize`` is ``"zscore"``, or ``(low, high)``, which become 0 and 1.
     ``tta="flips"`` predicts each patch from all eight sides.
 
     ``memory`` bounds the bytes of all but the model; ``num_workers`` threads read and blend. The output is
@@ -129,6 +133,8 @@ def predict(
             part=_part(resume, part, num_parts),
             durable=durable,
             model_id="",
+            tolerance=float(tolerance),
+            same_grid=bool(same_grid),
         )
         if settings["part"] is not None:
             settings["model_id"] = call.name() if model_id is None else model_id

@@ -220,10 +220,10 @@ class Queue:
 
     def _parts(self, subject: Subject) -> Any:
         """The subject as the compiled half opens it, its images in the order of the first subject's."""
-        name, images = subject._parts(self.dtype)
+        name, images, matching = subject._parts(self.dtype)
         for image in images:
             self._order.setdefault(image[0], len(self._order))
-        return name, sorted(images, key=lambda image: self._order[image[0]])
+        return name, sorted(images, key=lambda image: self._order[image[0]]), matching
 
     def __len__(self) -> int:
         """Samples, or batches if there is ``batch_size``, that an epoch has for this rank."""

@@ -62,8 +62,9 @@ class Subject(Mapping[str, Any]):
     """One scan with what belongs to it: a second modality, labels, weights, and metadata.
 
     ``Subject(ct="scan.zarr", label="label.nii", age=63)``: volumes are given as :class:`Volume`, as a
-    path, or as an array (z, y, x) or (c, z, y, x), which is copied. All of them have one shape,
-    spacing and affine; patches are cut from all of them at the same places. Nothing is opened
+    path, or as an array (z, y, x) or (c, z, y, x), which is copied. All of them cover the same part of the
+    world, and patches are cut from all of them at the same places of the first one's grid: flipped and permuted
+    axes are turned, coarser voxels spread, anything else is an error. Nothing is opened
     until it is needed. Everything else is metadata, and comes back with every patch.
 
     A string is a path if it ends like a volume's name, leads into a Zarr store (``"c.zarr/volumes/label"``), or
@@ -76,6 +77,10 @@ class Subject(Mapping[str, Any]):
     stands beyond the faces of each volume: a number (0 if nothing is said), ``"edge"``,
     ``"reflect"`` or ``"wrap"``, or a dictionary of these by the volumes' names.
 
+    ``tolerance`` is how far, in voxels, the corners of two volumes on one grid may lie apart. A volume that does not
+    say where it lies, such as a ``.npy`` file or an array, goes with one that does only with ``same_grid=True``, and
+    then by its shape; without it only volumes that all do not say it, and have one shape.
+
     ``subject["ct"]`` is the open volume, ``subject["age"]`` the metadata.
     """
 
@@ -84,6 +89,8 @@ class Subject(Mapping[str, Any]):
         *,
         name: str | None = None,
         padding: float | str | Mapping[str, float | str] = 0.0,
+        tolerance: float = 0.1,
+        same_grid: bool = False,
         **values: Any,
     ) -> None:
         self.volumes: dict[str, Volume | str] = {}
@@ -109,6 +116,9 @@ class Subject(Mapping[str, Any]):
             self.metadata["name"] = name
         self.name: str = str(self.metadata.get("name", self._first_path()))
         self._padding = padding
+        #: How volumes are matched with the first.
+        self.tolerance = float(tolerance)
+        self.same_grid = bool(same_grid)
 
     def _add(self, key: str, value: Any) -> None:
         """Takes a value as a volume."""
@@ -129,14 +139,15 @@ class Subject(Mapping[str, Any]):
         path = first.path if isinstance(first, Volume) else first
         return str(path) if path is not None else "memory"
 
-    def _parts(self, dtype: Any = None) -> tuple[str, list[tuple[str, Volume | str, float | str, Any]]]:
-        """The name, and each image with its padding and the type that it is converted to, if any."""
+    def _parts(self, dtype: Any = None) -> tuple[str, list[tuple[str, Volume | str, float | str, Any]], tuple[float, bool]]:
+        """The name, each image with its padding and the type that it is converted to, if any, and how they are
+        matched."""
         types = dtype if isinstance(dtype, Mapping) else dict.fromkeys(self.volumes, dtype)
         padding = self._padding
         by_name = padding if isinstance(padding, Mapping) else {}
         default = 0.0 if isinstance(padding, Mapping) else padding
         images = [(key, value, by_name.get(key, default), types.get(key)) for key, value in self.volumes.items()]
-        return self.name, images
+        return self.name, images, (self.tolerance, self.same_grid)
 
     def __getitem__(self, key: str) -> Any:
         if key in self.volumes:

@@ -4,10 +4,16 @@
 //! another. With patches in the grid's order, a box whose intervals along the axes (slowest
 //! first) are held from patches `(f0, f1, f2)` to `(l0, l1, l2)` is there at patch
 //! `(i, j, k)` exactly if `(f0, f1, f2) <= (i, j, k) <= (l0, l1, l2)`, compared like words.
-//! So the count at a moment is built axis by axis, and equal prefixes are counted once.
+//! So the count at a moment is built axis by axis.
+//!
+//! The most over all moments takes about the sum of the axes, not their product. Along the fastest axis, a
+//! count is linear in two numbers (the voxels begun and the voxels not ended), so only the corners of
+//! their convex hull can be the most. Along the slower two, a bound from the same hull leaves out nearly
+//! all moments.
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::rc::Rc;
 
 use super::live::{Cuts, TOP};
 use super::options::AggregatorOptions;
@@ -15,15 +21,8 @@ use super::pending::unit;
 use super::substitutes::{TAG, touching};
 use super::window::{Blend, owned};
 use crate::grid::{Axis, Grid};
+use crate::region::Shape;
 use crate::volume::Layout;
-
-/// An interval along an axis: how long it is, and from which patch to which it is held.
-#[derive(Clone, Copy, Debug)]
-struct Span {
-    length: u64,
-    first: usize,
-    last: usize,
-}
 
 /// Bytes that a run in order keeps in live blocks and unfinished write chunks, at most.
 ///
@@ -37,40 +36,103 @@ pub fn live_bytes(
     output: &Layout,
     within: Option<&[Range<u64>; 3]>,
 ) -> u64 {
-    let kept = |a: usize| kept(output, within, a);
-    let settling = Settling::of(options);
-    let voxel = output.channels * output.dtype.size() as u64;
-    let cuts: Option<[Vec<u64>; 3]> = match settling {
-        Settling::Owner => None,
-        Settling::Last => {
-            let cuts = Cuts::new(grid);
-            Some(std::array::from_fn(|a| cuts.along(a).to_vec()))
+    Estimate::new(grid, channels, options, output).live_bytes(within)
+}
+
+/// The live bytes of one output for any box of its write chunks. What is the same for several boxes is
+/// worked out once.
+#[derive(Debug)]
+pub(crate) struct Estimate {
+    /// The blocks whose sums are kept, or the boxes that patches own and may not vote for; `None` if nothing is kept.
+    blocks: Option<Boxes>,
+    /// The write chunks, or whatever is handed to the output together.
+    chunks: Option<Boxes>,
+    /// Bytes of one of those: one that no patch covers is there while it is written.
+    one: u64,
+    shape: Shape,
+    write_chunk: Option<Shape>,
+    thread_bytes: u64,
+}
+
+impl Estimate {
+    pub(crate) fn new(
+        grid: &Grid,
+        channels: u64,
+        options: &AggregatorOptions,
+        output: &Layout,
+    ) -> Self {
+        let settling = Settling::of(options);
+        let order = grid.order();
+        let written = output.channels * output.dtype.size() as u64;
+        let cuts = settling.cuts(grid);
+        let kept_bytes = match settling {
+            Settling::Last => {
+                let tops = if options.adds_by_logs(grid) { TOP } else { 0 };
+                options.sums().size().saturating_mul(channels) + tops
+            }
+            Settling::Owner | Settling::OwnerOrLast => written + TAG,
+        };
+        let blocks = cuts.as_ref().map(|cuts| {
+            let along = |a: usize| touched(&grid.axes()[a], &cuts[a]);
+            Boxes::new(std::array::from_fn(along), order, kept_bytes)
+        });
+        let unit = unit(grid, output);
+        let chunks = unit.map(|chunk| {
+            let along = |a: usize| {
+                let cuts = cuts.as_ref().map_or(&[][..], |cuts| &cuts[a]);
+                completed(&grid.axes()[a], chunk[a], (settling, cuts))
+            };
+            Boxes::new(std::array::from_fn(along), order, written)
+        });
+        let one = unit.map_or(0, |chunk| {
+            let inside = (0..3).map(|a| chunk[a].min(output.shape[a]));
+            inside.fold(written, u64::saturating_mul)
+        });
+        let thread_bytes = match &blocks {
+            // Values as they are output, as f32 if they are not, weights, and where there are none.
+            Some(boxes) if settling == Settling::Last => {
+                boxes.largest().saturating_mul(written + 4 * channels + 5)
+            }
+            _ => {
+                // What a patch owns, as it was predicted and as it is output.
+                let voxels = grid.patch().into_iter().fold(1, u64::saturating_mul);
+                voxels.saturating_mul(written + 4 * channels)
+            }
+        };
+        Self {
+            blocks,
+            chunks,
+            one,
+            shape: output.shape,
+            write_chunk: output.write_chunk.map(|[_, chunk @ ..]| chunk),
+            thread_bytes,
         }
-        Settling::OwnerOrLast => Some(std::array::from_fn(|a| boxes(&grid.axes()[a]))),
-    };
-    let kept_for_voxel = match settling {
-        Settling::Owner => 0,
-        Settling::Last => {
-            let tops = if options.adds_by_logs(grid) { TOP } else { 0 };
-            options.sums().size().saturating_mul(channels) + tops
-        }
-        Settling::OwnerOrLast => voxel + TAG,
-    };
-    let cuts_along = |a: usize| cuts.as_ref().map_or(&[][..], |cuts| &cuts[a]);
-    let along = |a: usize| touched(&grid.axes()[a], cuts_along(a), &kept(a));
-    let sums = peak(grid, &std::array::from_fn(along)).saturating_mul(kept_for_voxel);
-    let Some(chunk) = unit(grid, output) else {
-        return sums;
-    };
-    let along = |a: usize| {
-        let settled = (settling, cuts_along(a));
-        completed(&grid.axes()[a], chunk[a], settled, &kept(a))
-    };
-    let chunks = std::array::from_fn(along);
-    // One that no patch covers is there while it is written.
-    let one = (0..3).map(|a| chunk[a].min(output.shape[a]));
-    let voxels = peak(grid, &chunks).max(one.fold(1, u64::saturating_mul));
-    sums.saturating_add(voxels.saturating_mul(voxel))
+    }
+
+    /// Bytes that a thread takes while it makes final voxels of a block, at most.
+    pub(crate) const fn thread_bytes(&self) -> u64 {
+        self.thread_bytes
+    }
+
+    /// The most bytes if only the write chunks `within` are written.
+    pub(crate) fn live_bytes(&mut self, within: Option<&[Range<u64>; 3]>) -> u64 {
+        let kept = std::array::from_fn(|a| kept(self.shape, self.write_chunk, within, a));
+        let blocks = self.blocks.as_mut().map(|boxes| {
+            let touching = |spans: &[Span], kept: &Range<u64>| {
+                let from = spans.partition_point(|span| span.end <= kept.start);
+                from..spans.partition_point(|span| span.start < kept.end)
+            };
+            boxes.most_bytes(&kept, touching)
+        });
+        let chunks = self.chunks.as_mut().map(|boxes| {
+            let beginning = |spans: &[Span], kept: &Range<u64>| {
+                let from = spans.partition_point(|span| span.start < kept.start);
+                from..spans.partition_point(|span| span.start < kept.end)
+            };
+            boxes.most_bytes(&kept, beginning).max(self.one)
+        });
+        blocks.unwrap_or(0).saturating_add(chunks.unwrap_or(0))
+    }
 }
 
 /// When the voxels of an output are final.
@@ -92,6 +154,18 @@ impl Settling {
             _ => Self::Last,
         }
     }
+
+    /// Where the blocks or boxes that are kept begin and end along each axis.
+    fn cuts(self, grid: &Grid) -> Option<[Vec<u64>; 3]> {
+        match self {
+            Self::Owner => None,
+            Self::OwnerOrLast => Some(grid.axes().each_ref().map(boxes)),
+            Self::Last => {
+                let cuts = Cuts::new(grid);
+                Some(std::array::from_fn(|a| cuts.along(a).to_vec()))
+            }
+        }
+    }
 }
 
 /// Where the boxes that patches own begin and end along an axis.
@@ -103,67 +177,97 @@ fn boxes(axis: &Axis) -> Vec<u64> {
     cuts
 }
 
-/// Which patches along z, y, x are needed for the write chunks `within`: those that
-/// [`Aggregator::needs`](super::Aggregator::needs).
-pub(crate) fn needed(
-    grid: &Grid,
-    options: &AggregatorOptions,
-    output: &Layout,
-    within: &[Range<u64>; 3],
-) -> [Range<usize>; 3] {
-    std::array::from_fn(|a| {
-        let axis = &grid.axes()[a];
-        let kept = kept(output, Some(within), a);
-        let settling = Settling::of(options);
-        if settling == Settling::Last {
-            return axis.touching(kept.start, kept.end);
-        }
-        let owned = owned(axis);
-        let owners = touching(&owned, &kept);
-        if settling == Settling::Owner || owners.is_empty() {
-            return owners;
-        }
-        axis.touching(owned[owners.start].start, owned[owners.end - 1].end)
-    })
+/// Which patches of a grid an output needs: those that [`Aggregator::needs`](super::Aggregator::needs).
+#[derive(Debug)]
+pub(crate) struct Needed {
+    cuts: Cuts,
+    /// Under `crop`, the voxels that each patch owns along each axis.
+    owned: Option<[Vec<Range<u64>>; 3]>,
+    settling: Settling,
 }
 
-/// The voxels along an axis that are output.
-fn kept(output: &Layout, within: Option<&[Range<u64>; 3]>, a: usize) -> Range<u64> {
-    match (within, output.write_chunk) {
-        (Some(within), Some([_, chunk @ ..])) => {
-            within[a].start * chunk[a]..within[a].end * chunk[a]
+impl Needed {
+    pub(crate) fn new(grid: &Grid, options: &AggregatorOptions) -> Self {
+        let crop = options.blend == Blend::Crop;
+        Self {
+            settling: Settling::of(options),
+            cuts: Cuts::new(grid),
+            owned: crop.then(|| grid.axes().each_ref().map(owned)),
         }
-        _ => 0..output.shape[a],
+    }
+
+    /// The patches along z, y, x that are needed for the write chunks `within`.
+    pub(crate) fn patches(
+        &self,
+        grid: &Grid,
+        output: &Layout,
+        within: &[Range<u64>; 3],
+    ) -> [Range<usize>; 3] {
+        let chunk = output.write_chunk.map(|[_, chunk @ ..]| chunk);
+        std::array::from_fn(|a| {
+            let kept = kept(output.shape, chunk, Some(within), a);
+            if let Some(owned) = &self.owned {
+                let owners = touching(&owned[a], &kept);
+                if self.settling == Settling::Owner || owners.is_empty() {
+                    return owners;
+                }
+                let (first, last) = (&owned[a][owners.start], &owned[a][owners.end - 1]);
+                return grid.axes()[a].touching(first.start, last.end);
+            }
+            // Blocks are summed whole, also those that reach beyond.
+            let cuts = self.cuts.along(a);
+            let first = cuts.partition_point(|&cut| cut <= kept.start).max(1) - 1;
+            let last = cuts.partition_point(|&cut| cut < kept.end);
+            grid.axes()[a].touching(cuts[first], cuts[last.min(cuts.len() - 1)])
+        })
     }
 }
 
+/// The voxels along an axis that are output.
+fn kept(
+    shape: Shape,
+    chunk: Option<Shape>,
+    within: Option<&[Range<u64>; 3]>,
+    a: usize,
+) -> Range<u64> {
+    match (within, chunk) {
+        (Some(within), Some(chunk)) => within[a].start * chunk[a]..within[a].end * chunk[a],
+        _ => 0..shape[a],
+    }
+}
+
+/// An interval of voxels along an axis, and from which patch to which it is held.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    start: u64,
+    end: u64,
+    first: usize,
+    last: usize,
+}
+
 /// Voxels that the sums of blocks between `cuts` are kept for, from the first patch that
-/// touches a block to the last, of those blocks that have any voxel of `kept`.
-fn touched(axis: &Axis, cuts: &[u64], kept: &Range<u64>) -> Vec<Span> {
+/// touches a block to the last.
+fn touched(axis: &Axis, cuts: &[u64]) -> Vec<Span> {
     let span = |pair: &[u64]| {
         let patches = axis.touching(pair[0], pair[1]);
         (!patches.is_empty()).then(|| Span {
-            length: pair[1] - pair[0],
+            start: pair[0],
+            end: pair[1],
             first: patches.start,
             last: patches.end - 1,
         })
     };
-    cuts.windows(2)
-        .filter(|pair| pair[0] < kept.end && kept.start < pair[1])
-        .filter_map(span)
-        .collect()
+    cuts.windows(2).filter_map(span).collect()
 }
 
-/// Voxels of write chunks of `chunk` voxels that begin in `kept`, from the patch that makes
-/// their first voxel final to the one that makes their last. `cuts` are where the blocks, or the boxes of owners, begin
-/// and end.
-fn completed(
-    axis: &Axis,
-    chunk: u64,
-    (settling, cuts): (Settling, &[u64]),
-    kept: &Range<u64>,
-) -> Vec<Span> {
-    let owned = owned(axis);
+/// Voxels of write chunks of `chunk` voxels, from the patch that makes their first voxel final to the
+/// one that makes their last.
+fn completed(axis: &Axis, chunk: u64, (settling, cuts): (Settling, &[u64])) -> Vec<Span> {
+    let owned = if settling == Settling::Last {
+        Vec::new()
+    } else {
+        owned(axis)
+    };
     let covered = axis.covered();
     if covered.is_empty() {
         return Vec::new();
@@ -184,35 +288,73 @@ fn completed(
         }
     };
     let span = |n: u64| {
-        let (from, to) = (n * chunk, ((n + 1) * chunk).min(axis.length));
+        let (start, end) = (n * chunk, ((n + 1) * chunk).min(axis.length));
         Span {
-            length: to - from,
-            first: *settles(from).start(),
-            last: *settles(to - 1).end(),
+            start,
+            end,
+            first: *settles(start).start(),
+            last: *settles(end - 1).end(),
         }
     };
-    (0..axis.length.div_ceil(chunk))
-        .filter(|n| kept.contains(&(n * chunk)))
-        .map(span)
-        .collect()
+    (0..axis.length.div_ceil(chunk)).map(span).collect()
 }
 
-/// The most voxels held at once; `spans` along z, y, x.
-fn peak(grid: &Grid, spans: &[Vec<Span>; 3]) -> u64 {
-    let levels = grid
-        .order()
-        .map(|a| Level::new(&spans[a], grid.axes()[a].starts.len()));
-    let mut known = [HashMap::new(), HashMap::new(), HashMap::new()];
-    let start = Weights {
-        both: 1,
-        ..Weights::default()
-    };
-    u64::try_from(most(&levels, &mut known, start)).unwrap_or(u64::MAX)
+/// Boxes that are products of spans along z, y, x.
+#[derive(Debug)]
+struct Boxes {
+    spans: [Vec<Span>; 3],
+    order: [usize; 3],
+    /// Bytes of a voxel.
+    bytes: u64,
+    /// Along each axis, what is known of runs of spans.
+    known: [HashMap<Range<usize>, Rc<Level>>; 3],
+}
+
+impl Boxes {
+    fn new(spans: [Vec<Span>; 3], order: [usize; 3], bytes: u64) -> Self {
+        Self {
+            spans,
+            order,
+            bytes,
+            known: Default::default(),
+        }
+    }
+
+    /// Voxels of the largest box.
+    fn largest(&self) -> u64 {
+        let longest = self.spans.iter().map(|spans| {
+            let lengths = spans.iter().map(|span| span.end - span.start);
+            lengths.max().unwrap_or(0)
+        });
+        longest.fold(1, u64::saturating_mul)
+    }
+
+    /// The most bytes of the boxes of those spans that `choose` takes for the voxels `kept` along an axis.
+    fn most_bytes(
+        &mut self,
+        kept: &[Range<u64>; 3],
+        choose: impl Fn(&[Span], &Range<u64>) -> Range<usize>,
+    ) -> u64 {
+        let levels = self.order.map(|a| {
+            let spans = &self.spans[a];
+            let chosen = choose(spans, &kept[a]);
+            let new = || {
+                Rc::new(Level::new(
+                    &spans[chosen.start..chosen.end.max(chosen.start)],
+                ))
+            };
+            Rc::clone(self.known[a].entry(chosen.clone()).or_insert_with(new))
+        });
+        let voxels = most(&levels);
+        u64::try_from(voxels)
+            .unwrap_or(u64::MAX)
+            .saturating_mul(self.bytes)
+    }
 }
 
 /// Voxels of the slower axes, by what decides whether a box is held: nothing more, whether
 /// it has begun, whether it has not ended, or both.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Weights {
     always: u128,
     begun: u128,
@@ -220,13 +362,20 @@ struct Weights {
     both: u128,
 }
 
-/// Along one axis, for each patch, the lengths of the spans that begin or end there or elsewhere.
+/// Along one axis, for each patch where a span begins or ends, the lengths of the spans that begin or end
+/// there or elsewhere. At the other patches no more is held than at the one before.
+#[derive(Debug)]
 struct Level {
     total: u128,
     steps: Vec<Step>,
+    /// What each patch makes of boxes of which nothing is known yet; each once.
+    weights: Vec<Weights>,
+    /// The corners of the convex hull of what has begun and what has not ended, patch by patch: these
+    /// two, weighted by any two numbers, are the most at one of them.
+    corners: Vec<[u128; 2]>,
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Step {
     begun: u128,
     begins: u128,
@@ -240,11 +389,19 @@ struct Step {
 }
 
 impl Level {
-    fn new(spans: &[Span], patches: usize) -> Self {
-        let mut steps = vec![Step::default(); patches];
+    fn new(spans: &[Span]) -> Self {
+        work::add(spans.len());
+        let mut patches: Vec<usize> = spans
+            .iter()
+            .flat_map(|span| [span.first, span.last])
+            .collect();
+        patches.sort_unstable();
+        patches.dedup();
+        let mut steps = vec![Step::default(); patches.len()];
+        let at = |patch: usize| patches.partition_point(|&other| other < patch);
         for span in spans {
-            let length = u128::from(span.length);
-            let (first, last) = (span.first, span.last);
+            let length = u128::from(span.end - span.start);
+            let (first, last) = (at(span.first), at(span.last));
             steps[first].begins += length;
             steps[last].ends += length;
             if first == last {
@@ -254,7 +411,7 @@ impl Level {
                 steps[last].ends_only += length;
             }
         }
-        let total: u128 = spans.iter().map(|span| u128::from(span.length)).sum();
+        let total: u128 = steps.iter().map(|step| step.begins).sum();
         let (mut begun, mut ended, mut open) = (0, 0, 0);
         for step in &mut steps {
             step.begun = begun;
@@ -265,10 +422,56 @@ impl Level {
             open += step.begins_only;
             open -= step.ends_only;
         }
-        Self { total, steps }
+        let weights = |step: &Step| Weights {
+            always: step.inside,
+            begun: step.begins_only,
+            unended: step.ends_only,
+            both: step.begins_and_ends,
+        };
+        let mut weights: Vec<Weights> = steps.iter().map(weights).collect();
+        weights.sort_unstable();
+        weights.dedup();
+        let corners = corners(steps.iter().map(Step::with_its_own));
+        Self {
+            total,
+            steps,
+            weights,
+            corners,
+        }
     }
 
-    fn at(&self, step: &Step, weights: Weights) -> Weights {
+    /// The most over all patches, if nothing but this axis decides any more.
+    fn most(&self, weights: Weights) -> u128 {
+        let Weights {
+            always,
+            begun,
+            unended,
+            both,
+        } = weights;
+        // What both has begun and not ended is that which begun and that which not ended, less all.
+        let value = |[begins, ends]: [u128; 2]| (begun + both) * begins + (unended + both) * ends;
+        let (mut low, mut high) = (0, self.corners.len().saturating_sub(1));
+        while low < high {
+            let middle = usize::midpoint(low, high);
+            if value(self.corners[middle]) < value(self.corners[middle + 1]) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        let most = self.corners.get(low).map_or(0, |&corner| value(corner));
+        always * self.total + most.saturating_sub(both * self.total)
+    }
+}
+
+impl Step {
+    /// What has begun and what has not ended, with what does so here.
+    const fn with_its_own(&self) -> [u128; 2] {
+        [self.begun + self.begins, self.unended + self.ends]
+    }
+
+    /// What is left open after this patch of an axis with `total` voxels was chosen.
+    const fn after(&self, total: u128, weights: Weights) -> Weights {
         let Weights {
             always,
             begun,
@@ -276,31 +479,85 @@ impl Level {
             both,
         } = weights;
         Weights {
-            always: always * self.total
-                + begun * step.begun
-                + unended * step.unended
-                + both * step.inside,
-            begun: begun * step.begins + both * step.begins_only,
-            unended: unended * step.ends + both * step.ends_only,
-            both: both * step.begins_and_ends,
+            always: always * total
+                + begun * self.begun
+                + unended * self.unended
+                + both * self.inside,
+            begun: begun * self.begins + both * self.begins_only,
+            unended: unended * self.ends + both * self.ends_only,
+            both: both * self.begins_and_ends,
         }
     }
 }
 
-fn most(levels: &[Level], known: &mut [HashMap<Weights, u128>], weights: Weights) -> u128 {
-    let (Some((level, levels)), Some((here, below))) =
-        (levels.split_first(), known.split_first_mut())
-    else {
-        return weights.always + weights.begun + weights.unended + weights.both;
-    };
-    if let Some(&count) = here.get(&weights) {
-        return count;
+/// The upper convex hull of points whose first number never falls and whose second never rises.
+fn corners(points: impl Iterator<Item = [u128; 2]>) -> Vec<[u128; 2]> {
+    let mut hull: Vec<[u128; 2]> = Vec::new();
+    for point in points {
+        if hull.last().is_some_and(|last| last[0] == point[0]) {
+            continue;
+        }
+        while let [.., a, b] = hull[..]
+            && (b[0] - a[0]) * (a[1] - point[1]) <= (point[0] - a[0]) * (a[1] - b[1])
+        {
+            hull.pop();
+        }
+        hull.push(point);
     }
-    let counts = level
-        .steps
-        .iter()
-        .map(|step| most(levels, below, level.at(step, weights)));
-    let count = counts.max().unwrap_or(0);
-    here.insert(weights, count);
-    count
+    hull
 }
+
+/// The most voxels held at once; levels from the slowest axis to the fastest.
+fn most([slow, middle, fast]: &[Rc<Level>; 3]) -> u128 {
+    // As if the fastest axis did not decide anything.
+    let bound = |weights: Weights| fast.total * middle.most(weights);
+    work::add(slow.weights.len());
+    let bounds: Vec<u128> = slow.weights.iter().copied().map(bound).collect();
+    let within = |weights: Weights, mut most: u128| {
+        work::add(middle.steps.len());
+        for step in &middle.steps {
+            let after = step.after(middle.total, weights);
+            let bound = after.always + after.begun + after.unended + after.both;
+            if bound * fast.total > most {
+                work::add(1);
+                most = most.max(fast.most(after));
+            }
+        }
+        most
+    };
+    let Some(likely) = (0..bounds.len()).max_by_key(|&n| bounds[n]) else {
+        return 0;
+    };
+    let mut most = within(slow.weights[likely], 0);
+    for (&weights, &bound) in slow.weights.iter().zip(&bounds) {
+        if bound > most {
+            most = within(weights, most);
+        }
+    }
+    most
+}
+
+/// Steps that were taken, counted in tests.
+mod work {
+    #[cfg(test)]
+    thread_local! {
+        pub(super) static DONE: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+    }
+
+    #[cfg(test)]
+    pub(super) fn add(steps: usize) {
+        DONE.with(|done| done.set(done.get() + steps as u64));
+    }
+
+    #[cfg(not(test))]
+    pub(super) const fn add(_steps: usize) {}
+}
+
+/// Steps that estimates of this thread took so far.
+#[cfg(test)]
+pub(crate) fn steps_taken() -> u64 {
+    work::DONE.with(std::cell::Cell::get)
+}
+
+#[cfg(test)]
+mod tests;

@@ -35,7 +35,9 @@ use crate::region::Region;
 use crate::volume::VolumeMut;
 
 pub use self::estimate::live_bytes;
-pub(crate) use self::estimate::needed;
+#[cfg(test)]
+pub(crate) use self::estimate::steps_taken;
+pub(crate) use self::estimate::{Estimate, Needed};
 pub use self::options::{AggregatorOptions, NonFinite, Skipped};
 pub use self::reduce::{CustomReduce, Reduce, ReduceFn};
 pub use self::sums::Accumulator;

@@ -3,12 +3,12 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rayon::prelude::*;
+use rayon::iter::{ParallelBridge, ParallelIterator};
 
 use crate::dtype::{Element, with_element};
 use crate::error::Result;
 use crate::grid::Grid;
-use crate::region::{Region, Shape, chunk_range, chunk_region};
+use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
 use crate::threads::{pool, threads};
 use crate::volume::{Volume, VolumeExt};
 
@@ -18,6 +18,8 @@ pub struct Selection {
     /// A bit for each patch, in the grid's order.
     bits: Vec<u64>,
     count: u64,
+    /// Bytes that it took to make it, at most.
+    reading_bytes: u64,
 }
 
 /// Bytes of a mask that are read at a time by a thread, about.
@@ -30,6 +32,7 @@ impl Selection {
         let mut selection = Self {
             bits: Vec::new(),
             count: 0,
+            reading_bytes: 0,
         };
         for (index, region) in (0..).zip(grid.iter()) {
             if index % 64 == 0 {
@@ -57,9 +60,23 @@ impl Selection {
     /// Those of reading the mask; [`Error::Changed`](crate::Error::Changed) if it is written to
     /// during that.
     pub fn from_mask(grid: &Grid, mask: &dyn Volume) -> Result<Self> {
-        let shape = mask.layout().shape;
-        let pieces = pieces(mask);
-        let counts = chunk_range(&Region::whole(shape), pieces).map(|range| range.end);
+        Self::from_mask_within(grid, mask, threads(), 256 << 20)
+    }
+
+    /// As [`from_mask`](Self::from_mask), on up to `threads` threads, as many as `memory` bytes are enough
+    /// for; one reads in any case.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the mask.
+    pub fn from_mask_within(
+        grid: &Grid,
+        mask: &dyn Volume,
+        threads: usize,
+        memory: u64,
+    ) -> Result<Self> {
+        let layout = mask.layout();
+        let (shape, pieces) = (layout.shape, pieces(mask));
         let words = usize::try_from(grid.len().div_ceil(64)).unwrap_or(usize::MAX);
         let marks = Marks {
             grid,
@@ -68,21 +85,31 @@ impl Selection {
                 .take(words)
                 .collect(),
         };
-        let mark = |n: u64| {
-            let index = [
-                n / counts[2] / counts[1],
-                n / counts[2] % counts[1],
-                n % counts[2],
-            ];
-            marks.mark(mask, chunk_region(index, pieces))
-        };
-        let pool = pool(threads(), "mask", &mask.layout().path)?;
-        let all = 0..counts.iter().product::<u64>();
-        pool.install(|| all.into_par_iter().try_for_each(mark))?;
+        let [_, rows, columns] = grid.axes().each_ref().map(|axis| axis.starts.len() as u64);
+        let each = bytes_of(mask, pieces)
+            .saturating_add(chunk_bytes(mask).saturating_mul(2))
+            .saturating_add(rows.saturating_mul(columns));
+        let kept = grid.len() / 4;
+        let fitting = memory.saturating_sub(kept) / each.max(1);
+        let threads = threads.min(usize::try_from(fitting).unwrap_or(usize::MAX));
+        let all = indices(chunk_range(&Region::whole(shape), pieces));
+        let mark = |index| marks.mark(mask, chunk_region(index, pieces));
+        let pool = pool(threads, "mask", &layout.path)?;
+        pool.install(|| all.par_bridge().try_for_each(mark))?;
         mask.check_unchanged()?;
         let bits: Vec<u64> = marks.bits.into_iter().map(AtomicU64::into_inner).collect();
         let count = bits.iter().map(|bits| u64::from(bits.count_ones())).sum();
-        Ok(Self { bits, count })
+        let reading = each.saturating_mul(threads.max(1) as u64);
+        Ok(Self {
+            bits,
+            count,
+            reading_bytes: kept.saturating_add(reading),
+        })
+    }
+
+    /// Bytes that it took to make it, at most.
+    pub(super) const fn reading_bytes(&self) -> u64 {
+        self.reading_bytes
     }
 
     /// Whether patch `index` is among them.
@@ -118,14 +145,28 @@ fn pieces(mask: &dyn Volume) -> Shape {
         layout
             .read_chunk
             .unwrap_or([1, 1, layout.shape[1].max(1), layout.shape[2].max(1)]);
-    let voxel = layout.channels * layout.dtype.size() as u64;
-    let bytes = |piece: &Shape| Region::whole(*piece).voxels().saturating_mul(voxel);
     for a in [2, 1, 0] {
-        while piece[a] < layout.shape[a] && bytes(&piece) < PIECE {
+        while piece[a] < layout.shape[a] && bytes_of(mask, piece) < PIECE {
             piece[a] = piece[a].saturating_mul(2);
         }
     }
     piece
+}
+
+/// Bytes of a box of a mask.
+fn bytes_of(mask: &dyn Volume, box_: Shape) -> u64 {
+    let layout = mask.layout();
+    let voxel = layout.channels * layout.dtype.size() as u64;
+    let inside = std::array::from_fn(|a| box_[a].min(layout.shape[a]));
+    Region::whole(inside).voxels().saturating_mul(voxel)
+}
+
+/// Bytes of a decoded chunk of a mask.
+fn chunk_bytes(mask: &dyn Volume) -> u64 {
+    let layout = mask.layout();
+    let chunk = layout.read_chunk.unwrap_or_default();
+    let size = layout.dtype.size() as u64;
+    chunk.into_iter().fold(size, u64::saturating_mul)
 }
 
 /// Which patches of a grid foreground was found in.

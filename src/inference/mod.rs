@@ -7,8 +7,10 @@
 mod builtin;
 mod columns;
 mod ensemble;
+mod fit;
 mod mask;
 mod model;
+mod needs;
 #[cfg(any(feature = "onnx", feature = "ort"))]
 mod network;
 mod normalize;
@@ -18,6 +20,7 @@ mod onnx;
 mod ort;
 mod place;
 mod plan;
+mod probe;
 mod resume;
 mod run;
 mod tta;
@@ -40,11 +43,12 @@ pub use builtin::builtin;
 pub use ensemble::Ensemble;
 pub use mask::Selection;
 pub use model::{FnModel, Input, Model, OneOutput, Prediction};
-pub use normalize::Normalize;
+pub use normalize::{Normalize, measuring_threads};
 #[cfg(feature = "onnx")]
 pub use onnx::Onnx;
 pub use place::OutputPlace;
 pub use plan::{Plan, PlannedOutput};
+pub use probe::Probe;
 pub use run::{Predicted, Seconds};
 pub use tta::Flips;
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::model::{Model, Prediction};
 use super::place::OutputPlace;
 use crate::dtype::DType;
-use crate::error::{Cause, Error, Result};
+use crate::error::{Cause, Error, Result, works_with};
 use crate::patch::{Patch, Voxels};
 use crate::region::{AXES, Region, Shape};
 use crate::volume::Layout;
@@ -21,6 +21,9 @@ pub(super) const READY: usize = 4;
 /// Voxels that a patch is made longer by, to see how the output follows; networks that halve
 /// up to six times take it.
 const LONGER: u64 = 64;
+
+/// How often networks halve a patch at most, where multiples of its length are tried.
+const MOST_HALVINGS: u32 = 6;
 
 /// The type and the lengths of an output.
 pub(super) type Kind = (DType, Vec<u64>);
@@ -136,11 +139,31 @@ impl<R: Runtime> Network<R> {
         if let Some(found) = found {
             return Ok(Arc::clone(found));
         }
+        let made = self.made_ready(channels, patch);
+        let made = Arc::new(made.map_err(|error| self.with_multiple(error, channels, patch))?);
+        if kept.len() == READY {
+            kept.remove(0);
+        }
+        kept.push(Arc::clone(&made));
+        Ok(made)
+    }
+
+    fn made_ready(&self, channels: u64, patch: Shape) -> Result<Ready<R::Ready>> {
         self.axes.check_patch(&self.path, patch)?;
         let (network, kinds) = self
             .runtime
             .prepare(self.axes.filled(channels, patch))
             .map_err(|cause| self.failed("prepared", channels, patch, cause))?;
+        Ok(Ready {
+            channels,
+            patch,
+            network,
+            outputs: self.placed(channels, patch, kinds)?,
+        })
+    }
+
+    /// The outputs for patches of one shape, of these kinds, and where they lie.
+    fn placed(&self, channels: u64, patch: Shape, kinds: Vec<Kind>) -> Result<Vec<Output>> {
         let covers = |(_, axes): &Kind| axes.ends_with(&patch);
         let longer = self
             .axes
@@ -164,17 +187,50 @@ impl<R: Runtime> Network<R> {
                 longer,
             )
         });
-        let made = Arc::new(Ready {
-            channels,
-            patch,
-            network,
-            outputs: outputs.collect::<Result<_>>()?,
-        });
-        if kept.len() == READY {
-            kept.remove(0);
+        outputs.collect()
+    }
+
+    /// An error of a patch's shape, with the multiple of which the lengths have to be, if there is one.
+    fn with_multiple(&self, error: Error, channels: u64, patch: Shape) -> Error {
+        match error {
+            Error::ModelRun {
+                path,
+                action,
+                channels,
+                patch,
+                source,
+                ..
+            } => Error::ModelRun {
+                multiple: self.multiple(channels, patch),
+                path,
+                action,
+                channels,
+                patch,
+                source,
+            },
+            Error::ModelFile { path, problem } if self.axes.fits(patch) => Error::ModelFile {
+                problem: problem + &works_with(self.multiple(channels, patch)),
+                path,
+            },
+            other => other,
         }
-        kept.push(Arc::clone(&made));
-        Ok(made)
+    }
+
+    /// The smallest power of two such that patches work if their lengths are odd multiples of it,
+    /// where some length of `patch` is no multiple.
+    fn multiple(&self, channels: u64, patch: Shape) -> Option<u64> {
+        let works = |&multiple: &u64| {
+            let odd = |a: usize| match self.axes.0[2 + a] {
+                Some(fixed) => fixed,
+                None => (patch[a].div_ceil(multiple) | 1).saturating_mul(multiple),
+            };
+            let shape: Shape = std::array::from_fn(odd);
+            let kinds = self.runtime.outputs(self.axes.filled(channels, shape));
+            kinds.is_ok_and(|kinds| self.placed(channels, shape, kinds).is_ok())
+        };
+        let is_new = |multiple: &u64| !patch.iter().all(|n| n.is_multiple_of(*multiple));
+        let powers = (1..=MOST_HALVINGS).map(|n| 1_u64 << n);
+        powers.filter(is_new).find(works)
     }
 
     /// Whether output `n` is wanted.
@@ -188,6 +244,7 @@ impl<R: Runtime> Network<R> {
             action,
             channels,
             patch,
+            multiple: None,
             source,
         }
     }
@@ -272,6 +329,11 @@ impl InputAxes {
         }
     }
 
+    /// Whether a patch has the size that the network wants.
+    fn fits(&self, patch: Shape) -> bool {
+        (0..3).all(|a| self.0[2 + a].is_none_or(|length| length == patch[a]))
+    }
+
     /// Checks that a patch has the size that the network wants.
     ///
     /// # Errors
@@ -279,8 +341,7 @@ impl InputAxes {
     /// [`Error::ModelFile`].
     fn check_patch(&self, path: &Path, patch: Shape) -> Result<()> {
         let [_, _, wanted @ ..] = self.0;
-        let fits = (0..3).all(|a| wanted[a].is_none_or(|length| length == patch[a]));
-        if fits {
+        if self.fits(patch) {
             return Ok(());
         }
         let wanted: Vec<String> = (0..3)

@@ -66,6 +66,20 @@ impl Normalize {
     }
 }
 
+/// As many of `threads` as `memory` bytes are enough for to [measure](Normalize::wrap) a volume of this layout, one
+/// at least, and the bytes that these take.
+#[must_use]
+pub fn measuring_threads(layout: &Layout, threads: usize, memory: u64) -> (usize, u64) {
+    let voxel = layout.dtype.size() as u64;
+    let chunk = layout.read_chunk.unwrap_or_default();
+    let chunk = chunk.into_iter().fold(2 * voxel, u64::saturating_mul);
+    // A chunk as it is stored and as it comes out, and a piece of it as it is counted.
+    let each = chunk.saturating_add(PIECE.saturating_mul(voxel + 8));
+    let fitting = usize::try_from(memory / each.max(1)).unwrap_or(usize::MAX);
+    let threads = threads.min(fitting).max(1);
+    (threads, each.saturating_mul(threads as u64))
+}
+
 impl fmt::Display for Normalize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

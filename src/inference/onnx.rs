@@ -1,15 +1,18 @@
 //! Networks from ONNX files, run on the CPU by tract, which is compiled in.
 //!
 //! Threads share a network and run it side by side, each on one core. No type of tract's is seen
-//! outside this file.
+//! outside this file and its folder.
 
-use std::fs;
+mod cast;
+mod checks;
+mod parts;
+
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
-use tract_onnx::model::{OnnxOpRegister, ParsingContext};
+use tract_onnx::model::ParsingContext;
 use tract_onnx::pb::attribute_proto::AttributeType;
 use tract_onnx::pb::tensor_shape_proto::dimension::Value as Length;
 use tract_onnx::pb::type_proto::Value as Declared;
@@ -17,11 +20,13 @@ use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto, ValueInf
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::infer::{Factoid, InferenceOp};
 
+use self::parts::Parts;
 use super::model::{Model, Prediction};
 use super::network::{InputAxes, Kind, Network, Runtime, no_network};
 use super::place::OutputPlace;
 use crate::dtype::DType;
 use crate::error::{Cause, Error, Result};
+use crate::files::read_up_to;
 use crate::patch::{Patch, Voxels};
 use crate::region::Shape;
 use crate::volume::Layout;
@@ -33,6 +38,8 @@ const RESIZE: &str = "tract's Resize";
 ///
 /// It has one input of five axes, batch, channel, z, y, x, that takes f32, f16 or f64. Lengths may
 /// be fixed in the file or left open. A batch is run as the file fixes it, else patch by patch.
+/// Outputs keep their type: integers of 64 bits stay such. Operator sets 7 to 22 can be run;
+/// weights may be in other files of its folder.
 ///
 /// ```
 /// use voxpatch::inference::{Model, Onnx};
@@ -64,21 +71,30 @@ impl Onnx {
     /// input that a volume fits, and [`Error::ModelOperator`] if it has a node that cannot be run.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let bytes = fs::read(path).map_err(Error::io("read", path))?;
+        let bytes = read_up_to(path, u64::MAX)?;
         let crc = crc32c::crc32c(&bytes);
         let runtime = runtime();
-        let proto = runtime
+        let mut proto = runtime
             .proto_model_for_read(&mut Cursor::new(bytes))
             .map_err(|_| no_network(path, "it is not an ONNX file"))?;
-        let graph = proto
+        let mut graph = proto
             .graph
-            .as_ref()
+            .take()
             .ok_or_else(|| no_network(path, "it is not an ONNX file, or has no graph"))?;
-        let axes = input_axes(path, graph)?;
-        check_operators(path, graph, &runtime.op_register)?;
+        let axes = input_axes(path, &graph)?;
+        checks::check(path, &proto, &graph, &runtime.op_register)?;
+        let weights = checks::external(path, &graph)?;
+        let crc = weights
+            .iter()
+            .try_fold(crc, |crc, file| checks::checksum(crc, file))?;
+        let names = graph.output.iter().map(|out| out.name.clone()).collect();
+        cast::rename(&mut graph);
+        // What is left of the file, for finding out what is wrong with a node.
+        let rest = proto.clone();
+        proto.graph = Some(graph);
         let folder = path.parent().and_then(Path::to_str);
         let parsed = caught(|| runtime.parse(&proto, folder));
-        let parsed = parsed.map_err(|error| unusable(path, &proto, graph, &runtime, error))?;
+        let parsed = parsed.map_err(|error| unusable(path, (&rest, &proto), &runtime, error))?;
         if !parsed.unresolved_inputs.is_empty() {
             let missing = parsed.unresolved_inputs.join(", ");
             return Err(no_network(path, format!("no node gives {missing}")));
@@ -96,7 +112,7 @@ impl Onnx {
             crc,
             runtime: Tract { model, input },
             axes,
-            names: graph.output.iter().map(|out| out.name.clone()).collect(),
+            names,
             only: None,
             place: OutputPlace::default(),
             ready: Mutex::default(),
@@ -146,13 +162,13 @@ impl Tract {
 }
 
 impl Runtime for Tract {
-    type Ready = Arc<TypedRunnableModel>;
+    type Ready = Parts;
 
     fn prepare(&self, input: [usize; 5]) -> Result<(Self::Ready, Vec<Kind>), Cause> {
         let prepared = caught(|| {
             let typed = self.typed(input)?;
             let kinds = kinds(&typed)?;
-            Ok((typed.into_optimized()?.into_runnable()?, kinds))
+            Ok((Parts::new(typed)?, kinds))
         });
         Ok(prepared?)
     }
@@ -171,7 +187,7 @@ impl Runtime for Tract {
             let tensor = Tensor::from_shape(&input, &values)?;
             drop(values);
             let tensor = tensor.cast_to_dt(self.input)?.into_owned();
-            let outputs = ready.run(tvec![tensor.into()])?;
+            let outputs = ready.run(tensor.into())?;
             outputs.iter().map(|value| voxels(value)).collect()
         });
         Ok(outputs?)
@@ -195,6 +211,7 @@ fn runtime() -> tract_onnx::Onnx {
     runtime.op_register.insert(RESIZE, known);
     runtime.op_register.insert("Resize", resize);
     runtime.op_register.insert("Upsample", resize);
+    runtime.op_register.insert(cast::NAME, cast::build);
     runtime
 }
 
@@ -231,19 +248,21 @@ fn input_axes(path: &Path, graph: &GraphProto) -> Result<InputAxes> {
     if let [Some(axes)] = &axes[..]
         && let Ok(axes) = <[Option<u64>; 5]>::try_from(&axes[..])
     {
+        let kind = checks::element(inputs[0]).unwrap_or_else(|| "an unknown type".to_owned());
+        if !["float", "float16", "double"].contains(&&*kind) {
+            let problem = format!("its input takes {kind}, not float, float16 or double");
+            return Err(no_network(path, problem));
+        }
         if graph.output.is_empty() {
             return Err(no_network(path, "it has no output"));
         }
         return Ok(InputAxes(axes));
     }
-    let told: Vec<String> = inputs
-        .iter()
-        .zip(&axes)
-        .map(|(input, axes)| match axes {
-            Some(axes) => format!("{:?} of {} axes", input.name, axes.len()),
-            None => format!("{:?} of unknown axes", input.name),
-        })
-        .collect();
+    let described = |(input, axes): (&&ValueInfoProto, &Option<Vec<Option<u64>>>)| match axes {
+        Some(axes) => format!("{:?} of {} axes", input.name, axes.len()),
+        None => format!("{:?} of unknown axes", input.name),
+    };
+    let told: Vec<String> = inputs.iter().zip(&axes).map(described).collect();
     let problem = format!(
         "it must have one input of 5 axes, n, c, z, y, x, but has {}",
         if told.is_empty() {
@@ -266,29 +285,21 @@ fn declared(input: &ValueInfoProto) -> Option<Vec<Option<u64>>> {
     Some(axes.map(|axis| length(&axis.value)).collect())
 }
 
-/// Checks that every node has an operator that tract knows.
-fn check_operators(path: &Path, graph: &GraphProto, known: &OnnxOpRegister) -> Result<()> {
-    match graph
-        .node
-        .iter()
-        .find(|n| !known.0.contains_key(&n.op_type))
-    {
-        Some(node) => Err(operator(path, node, None)),
-        None => Ok(()),
-    }
-}
-
 fn operator(path: &Path, node: &NodeProto, source: Option<TractError>) -> Error {
     let first = || node.output.first().cloned().unwrap_or_default();
     let name = Some(node.name.clone()).filter(|name| !name.is_empty());
     let domain = &node.domain;
+    let op_type = match &*node.op_type {
+        cast::NAME => "Cast",
+        other => other,
+    };
     Error::ModelOperator {
         path: path.to_path_buf(),
         node: name.unwrap_or_else(first),
-        operator: if domain.is_empty() || domain == "ai.onnx" {
-            node.op_type.clone()
+        operator: if checks::is_own(domain) {
+            op_type.to_owned()
         } else {
-            format!("{domain}.{}", node.op_type)
+            format!("{domain}.{op_type}")
         },
         source: source.map(Into::into),
     }
@@ -297,20 +308,20 @@ fn operator(path: &Path, node: &NodeProto, source: Option<TractError>) -> Error 
 /// Why a graph could not be taken in: the first node that cannot be built alone, if there is one.
 fn unusable(
     path: &Path,
-    proto: &ModelProto,
-    graph: &GraphProto,
+    (rest, proto): (&ModelProto, &ModelProto),
     runtime: &tract_onnx::Onnx,
     error: TractError,
 ) -> Error {
     let alone = |node: &&NodeProto| {
-        let mut proto = proto.clone();
+        let mut proto = rest.clone();
         proto.graph = Some(GraphProto {
             node: vec![(*node).clone()],
             ..GraphProto::default()
         });
         caught(|| runtime.parse(&proto, None)).is_err()
     };
-    match graph.node.iter().find(alone) {
+    let mut nodes = proto.graph.iter().flat_map(|graph| &graph.node);
+    match nodes.find(alone) {
         Some(node) => operator(path, node, Some(error)),
         None => no_network(path, format!("{error:#}")),
     }
@@ -331,6 +342,11 @@ fn kinds(model: &TypedModel) -> TractResult<Vec<Kind>> {
 
 /// Values of an output as voxels.
 fn voxels(value: &Tensor) -> TractResult<Voxels> {
+    // Lengths, of which an output may be made: numbers once all lengths are known.
+    let value = match value.datum_type() {
+        DatumType::TDim => value.cast_to::<i64>()?,
+        _ => std::borrow::Cow::Borrowed(value),
+    };
     let values = value.try_as_plain_ram()?;
     macro_rules! copied {
         ($($kind:ident),*) => {
@@ -352,6 +368,7 @@ fn voxel_type(kind: DatumType) -> TractResult<DType> {
     macro_rules! named {
         ($($kind:ident),*) => {
             match kind {
+                DatumType::TDim => Ok(DType::I64),
                 $(DatumType::$kind => Ok(DType::$kind),)*
                 other => Err(no_voxels(other)),
             }

@@ -5,7 +5,6 @@
 //! this file.
 
 use std::env;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -18,6 +17,7 @@ use super::model::{Model, Prediction};
 use super::network::{InputAxes, Kind, Network, Runtime, no_network};
 use super::place::OutputPlace;
 use crate::error::{Cause, Error, Result};
+use crate::files::read_up_to;
 use crate::patch::{Patch, Voxels};
 use crate::region::Shape;
 use crate::volume::Layout;
@@ -51,7 +51,7 @@ impl OnnxRuntime {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         load()?;
-        let crc = crc32c::crc32c(&fs::read(path).map_err(Error::io("read", path))?);
+        let crc = crc32c::crc32c(&read_up_to(path, u64::MAX)?);
         let refused = |error: ort::Error| {
             no_network(path, format!("ONNX Runtime cannot take it, since {error}"))
         };

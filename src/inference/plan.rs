@@ -2,17 +2,21 @@
 
 use std::ops::Range;
 
-use super::columns::{self, Part};
+use super::columns::Part;
+use super::fit::{Found, Reach, Ways};
 use super::mask::Selection;
 use super::model::{Input, Model, Prediction};
+use super::needs::{Working, least_ahead};
 use super::resume::Resume;
 use super::{Inference, Target};
-use crate::aggregator::{AggregatorOptions, Reduce, Skipped, live_bytes, needed};
+use crate::aggregator::{AggregatorOptions, Estimate, Reduce, Skipped};
 use crate::error::{Error, Result};
-use crate::grid::{Axis, Grid, GridOptions, Placement};
+use crate::grid::{Axis, Grid, GridOptions};
 use crate::pad::Padding;
-use crate::region::{Region, Shape};
-use crate::volume::{CreateOptions, Layout, Space, planned, space, waiting_bytes};
+use crate::region::Shape;
+use crate::volume::{
+    CreateOptions, Layout, Space, planned, rebuilding_bytes, space, waiting_bytes,
+};
 
 /// Batches for each thread that may be done before an earlier one that takes longer, as one does that
 /// makes write chunks whole.
@@ -43,12 +47,9 @@ pub struct Plan {
     pub(super) columns: Vec<Part>,
     /// How the run is gone on with; it leaves nothing if it is ended, if there is none.
     pub(super) resume: Option<Resume>,
-    /// Bytes of patches under way and of write chunks that are being encoded, at most.
-    working_bytes: u64,
+    pub(super) working: Working,
     /// Bytes of decoded input chunks that are worth keeping.
     useful_cache: u64,
-    /// Bytes of a batch's predictions.
-    prediction_bytes: u64,
     pub(super) inference: Inference,
     pub(super) padding: Padding,
     /// Batches begun and not yet blended, at most.
@@ -80,47 +81,9 @@ impl Inference {
     /// [`Error::PatchSize`], [`Error::Overlap`] or [`Error::OutputGrid`] if there is no such grid,
     /// [`Error::Setting`] if the model cannot take the volume, or if the run needs more memory than it may have.
     pub fn plan(&self, input: &Layout, model: &dyn Model, targets: &[Target]) -> Result<Plan> {
-        let options = GridOptions {
-            placement: self.placement,
-            margin: self.margin,
-            fit: self.padding.is_some(),
-        };
-        let grid = Grid::with_options(input.shape, self.patch, self.overlap, &options)?;
+        let grid = self.grid(input)?;
         let predictions = model.outputs(input, self.patch)?;
-        if predictions.len() != targets.len() || targets.is_empty() {
-            let names: Vec<&str> = predictions.iter().map(|p| p.name.as_str()).collect();
-            return Err(Error::Setting {
-                name: "outputs:",
-                value: targets.len().to_string(),
-                problem: format!("the model gives {}: {}", names.len(), names.join(", ")),
-            });
-        }
-        let rescale = input.rescale.filter(|_| model.input() == Input::Stored);
-        let outputs = predictions
-            .into_iter()
-            .zip(targets)
-            .map(|(prediction, target)| {
-                PlannedOutput::new((input, rescale), &grid, prediction, target, self.masked)
-            });
-        let outputs: Vec<PlannedOutput> = outputs.collect::<Result<_>>()?;
-        let real = model.input() == Input::Real;
-        let mut plan = Plan {
-            live_bytes: 0,
-            cache_bytes: 0,
-            lead_bytes: 0,
-            peak_bytes: 0,
-            selection: None,
-            columns: Vec::new(),
-            resume: None,
-            working_bytes: self.working_bytes(input, real, &outputs),
-            prediction_bytes: self.prediction_bytes(&outputs),
-            useful_cache: useful_cache(&grid, input),
-            inference: self.clone(),
-            padding: self.padding.unwrap_or(Padding::Edge),
-            ahead: self.least_ahead(),
-            grid,
-            outputs,
-        };
+        let mut plan = self.draft(input, model, (&grid, &predictions), targets)?;
         plan.fit(None)?;
         Ok(plan)
     }
@@ -138,71 +101,107 @@ impl Inference {
         model: &dyn Model,
         choices: &[Vec<Target>],
     ) -> Result<Plan> {
-        let (mut in_columns, mut first_error) = (None::<(u64, Plan)>, None);
+        let grid = self.grid(input)?;
+        let predictions = model.outputs(input, self.patch)?;
+        let mut first_error = None;
+        let mut drafts = Vec::new();
+        for targets in choices {
+            match self.draft(input, model, (&grid, &predictions), targets) {
+                Ok(draft) => drafts.push(draft),
+                Err(error @ Error::Setting { .. }) => {
+                    first_error.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let drafts = drafts.iter();
+        let mut drafts: Vec<(&Plan, Ways<'_>)> = drafts
+            .map(|draft| (draft, Ways::new(&draft.outputs, &draft.grid, None)))
+            .collect();
         let most = self.threads.max(1);
+        let mut in_columns = None::<(u64, usize, usize, Found)>;
         for threads in (fewest.clamp(1, most)..=most).rev() {
-            let inference = Self {
-                threads,
-                ..self.clone()
-            };
-            for targets in choices {
-                match inference.plan(input, model, targets) {
-                    Ok(plan) if plan.columns() == 1 => return Ok(plan),
-                    Ok(plan) => {
-                        let rounds = plan.predictions().div_ceil(threads as u64);
-                        if in_columns.as_ref().is_none_or(|(least, _)| rounds < *least) {
-                            in_columns = Some((rounds, plan));
+            for (n, (draft, ways)) in drafts.iter_mut().enumerate() {
+                match draft.find(threads, ways) {
+                    Ok(found) if !found.is_cut() => {
+                        return Ok(draft.settled(threads, found, ways));
+                    }
+                    Ok(found) => {
+                        let rounds = ways.predictions(found).div_ceil(threads as u64);
+                        if in_columns.is_none_or(|(least, ..)| rounds < least) {
+                            in_columns = Some((rounds, n, threads, found));
                         }
                     }
-                    Err(error @ Error::Setting { .. }) => {
+                    Err(error) => {
                         first_error.get_or_insert(error);
                     }
-                    Err(error) => return Err(error),
                 }
             }
         }
         match (in_columns, first_error) {
-            (Some((_, plan)), _) => Ok(plan),
+            (Some((_, n, threads, found)), _) => {
+                let (draft, ways) = &drafts[n];
+                Ok(draft.settled(threads, found, ways))
+            }
             (None, Some(error)) => Err(error),
             (None, None) => self.plan(input, model, &[]),
         }
     }
 
-    /// Bytes of patches under way and of write chunks that are being encoded, at most.
-    fn working_bytes(&self, input: &Layout, real: bool, outputs: &[PlannedOutput]) -> u64 {
-        let voxels = Region::whole(self.patch).voxels();
-        let stored = input.channels * input.dtype.size() as u64;
-        let hangs_over = self.padding.is_some() || self.placement == Placement::Padded;
-        let read = stored * (1 + u64::from(hangs_over)) + if real { 4 * input.channels } else { 0 };
-        let batches = voxels.saturating_mul(read * self.batch.max(1) as u64);
-        let batches = batches.saturating_add(self.prediction_bytes(outputs));
-        let mut encoding = 0_u64;
-        for output in outputs {
-            let [_, z, y, x] = output.layout.write_chunk.unwrap_or_default();
-            let chunk = Region::whole([z, y, x]).voxels();
-            let bytes = chunk.saturating_mul(output.layout.dtype.size() as u64);
-            encoding =
-                encoding.saturating_add(bytes.saturating_mul(2 * self.threads.max(1) as u64));
+    /// Where the patches lie.
+    fn grid(&self, input: &Layout) -> Result<Grid> {
+        let options = GridOptions {
+            placement: self.placement,
+            margin: self.margin,
+            fit: self.padding.is_some(),
+        };
+        Grid::with_options(input.shape, self.patch, self.overlap, &options)
+    }
+
+    /// A plan that is not fitted into the memory yet.
+    fn draft(
+        &self,
+        input: &Layout,
+        model: &dyn Model,
+        (grid, predictions): (&Grid, &[Prediction]),
+        targets: &[Target],
+    ) -> Result<Plan> {
+        if predictions.len() != targets.len() || targets.is_empty() {
+            let names: Vec<&str> = predictions.iter().map(|p| p.name.as_str()).collect();
+            return Err(Error::Setting {
+                name: "outputs:",
+                value: targets.len().to_string(),
+                problem: format!("the model gives {}: {}", names.len(), names.join(", ")),
+            });
         }
-        batches
-            .saturating_mul(self.least_ahead() as u64)
-            .saturating_add(encoding)
-    }
-
-    /// Bytes of the predictions of a batch.
-    fn prediction_bytes(&self, outputs: &[PlannedOutput]) -> u64 {
-        let bytes = outputs.iter().map(|output| {
-            let prediction = &output.prediction;
-            let voxel = prediction.channels * prediction.dtype.size() as u64;
-            let voxels = Region::whole(output.grid.patch()).voxels();
-            voxels.saturating_mul(voxel * self.batch.max(1) as u64)
+        let rescale = input.rescale.filter(|_| model.input() == Input::Stored);
+        let outputs = predictions.iter().zip(targets).map(|(prediction, target)| {
+            PlannedOutput::new(
+                (input, rescale),
+                grid,
+                prediction.clone(),
+                target,
+                self.masked,
+            )
         });
-        bytes.fold(0, u64::saturating_add)
-    }
-
-    /// Batches that are under way when every thread has one and one is done.
-    fn least_ahead(&self) -> usize {
-        self.threads.max(1) + 1
+        let outputs: Vec<PlannedOutput> = outputs.collect::<Result<_>>()?;
+        let real = model.input() == Input::Real;
+        Ok(Plan {
+            live_bytes: 0,
+            cache_bytes: 0,
+            lead_bytes: 0,
+            peak_bytes: 0,
+            selection: None,
+            columns: Vec::new(),
+            resume: None,
+            working: Working::new(self, input, real, grid, &outputs),
+            useful_cache: useful_cache(grid, input),
+            inference: self.clone(),
+            padding: self.padding.unwrap_or(Padding::Edge),
+            ahead: least_ahead(self.threads.max(1)),
+            grid: grid.clone(),
+            outputs,
+        })
     }
 }
 
@@ -243,12 +242,15 @@ impl PlannedOutput {
         })
     }
 
-    /// Bytes of what is not final or waits, if only some write chunks are written.
-    fn live_bytes(&self, within: Option<&[Range<u64>; 3]>) -> u64 {
+    /// What tells how many bytes are not final or wait for their write chunk.
+    pub(super) fn estimate(&self) -> Estimate {
         let channels = self.prediction.channels;
-        let levels = waiting_bytes(&self.layout, &self.store, self.grid.order()).unwrap_or(0);
-        live_bytes(&self.grid, channels, &self.blending, &self.layout, within)
-            .saturating_add(levels)
+        Estimate::new(&self.grid, channels, &self.blending, &self.layout)
+    }
+
+    /// Bytes of unfinished chunks of coarser levels.
+    pub(super) fn waiting_bytes(&self) -> u64 {
+        waiting_bytes(&self.layout, &self.store, self.grid.order()).unwrap_or(0)
     }
 }
 
@@ -266,28 +268,19 @@ impl Plan {
         if self.columns.is_empty() {
             return self.patches().1;
         }
-        let predictions = self.columns.iter().map(|part| self.predictions_of(part));
-        predictions.sum()
+        let reach = Reach::new(&self.outputs);
+        let parts = self.columns.iter();
+        parts
+            .map(|part| self.predictions_within(&reach.of(part)))
+            .sum()
     }
 
-    fn predictions_of(&self, part: &Part) -> u64 {
-        let of_outputs =
-            self.outputs.iter().zip(part).map(|(output, within)| {
-                needed(&output.grid, &output.blending, &output.layout, within)
-            });
-        let both = |a: [Range<usize>; 3], b: [Range<usize>; 3]| {
-            std::array::from_fn(|i| a[i].start.min(b[i].start)..a[i].end.max(b[i].end))
-        };
-        let needed = of_outputs.reduce(both).unwrap_or_default();
+    fn predictions_within(&self, needed: &[Range<usize>; 3]) -> u64 {
         let Some(selection) = &self.selection else {
             return needed.iter().map(|range| range.len() as u64).product();
         };
-        let is_needed = |index: &u64| {
-            let place = self.grid.place(*index);
-            place.is_some_and(|place| (0..3).all(|a| needed[a].contains(&place[a])))
-                && selection.contains(*index)
-        };
-        (0..self.grid.len()).filter(is_needed).count() as u64
+        let places = self.grid.indices(needed);
+        places.filter(|&index| selection.contains(index)).count() as u64
     }
 
     /// How many columns the outputs are written in.
@@ -330,69 +323,76 @@ impl Plan {
     /// Cuts the outputs, or those of their write chunks that are to be written, into as many columns as
     /// it takes to stay within the memory.
     pub(super) fn fit(&mut self, owned: Option<Part>) -> Result<()> {
-        let (memory, working) = (self.inference.memory, self.working_bytes);
-        let memory = memory - memory / SLACK;
-        let live = |part: Option<&Part>| -> u64 {
-            let outputs = self.outputs.iter().enumerate();
-            let bytes = outputs.map(|(n, output)| output.live_bytes(part.map(|part| &part[n])));
-            bytes.fold(0, u64::saturating_add)
+        let mut ways = Ways::new(&self.outputs, &self.grid, owned);
+        let threads = self.inference.threads.max(1);
+        let found = self.find(threads, &mut ways)?;
+        let columns = ways.columns(found);
+        self.settle(threads, found, columns);
+        Ok(())
+    }
+
+    /// The memory that is planned with.
+    pub(super) const fn memory(&self) -> u64 {
+        self.inference.memory - self.inference.memory / SLACK
+    }
+
+    /// The first way to write the outputs that fits into the memory of so many threads.
+    fn find(&self, threads: usize, ways: &mut Ways<'_>) -> Result<Found> {
+        let working = self.working.bytes(threads);
+        let room = self.memory().checked_sub(working);
+        let live_bytes = match ways.find(room.unwrap_or(0)) {
+            Ok(found) if room.is_some() => return Ok(found),
+            Ok(found) => found.live_bytes,
+            Err(at_once) => at_once,
         };
-        let fits = |part: &Part| live(Some(part)).saturating_add(working) <= memory;
-        let at_once = live(owned.as_ref());
-        let mut found = (at_once, owned.iter().cloned().collect());
-        if at_once.saturating_add(working) > memory
-            && let Some(all) = owned.or_else(|| columns::whole(&self.outputs))
-        {
-            let [_, b, c] = self.grid.order();
-            let length = |ranges: &[Range<u64>; 3], a: usize| ranges[a].end - ranges[a].start;
-            let most = |axis: usize| {
-                all.iter()
-                    .map(|ranges| length(ranges, axis))
-                    .min()
-                    .unwrap_or(1)
-            };
-            for counts in columns::ways([most(b), most(c)]) {
-                // Columns in the middle have borders on all sides, and need most.
-                let middle = columns::piece(&all, b, counts[0] / 2, counts[0]);
-                let middle = columns::piece(&middle, c, counts[1] / 2, counts[1]);
-                if !fits(&middle) {
-                    continue;
-                }
-                let pieces = columns::pieces(&all, [b, c], counts);
-                if pieces.iter().all(fits) {
-                    let most = pieces.iter().map(|piece| live(Some(piece))).max();
-                    found = (most.unwrap_or(0), pieces);
-                    break;
-                }
-            }
-        }
-        let (live_bytes, columns) = found;
-        let needed = live_bytes.saturating_add(working);
-        let Some(left) = memory.checked_sub(needed) else {
-            return Err(Error::Setting {
-                name: "a memory limit of",
-                value: format!("{} MiB", self.inference.memory >> 20),
-                problem: format!(
-                    "patches of {:?} with an overlap of {:?} need {} MiB for unfinished voxels and {} MiB for \
-                     patches under way in {} threads, and a {SLACK}th of the memory is left to the allocator: allow more, \
-                     or take fewer threads, smaller patches or less overlap",
-                    self.inference.patch,
-                    self.inference.overlap,
-                    live_bytes.div_ceil(1 << 20),
-                    working.div_ceil(1 << 20),
-                    self.inference.threads.max(1),
-                ),
-            });
-        };
-        self.live_bytes = live_bytes;
+        Err(Error::Setting {
+            name: "a memory limit of",
+            value: format!("{} MiB", self.inference.memory >> 20),
+            problem: format!(
+                "patches of {:?} with an overlap of {:?} need {} MiB for unfinished voxels and {} MiB for \
+                 patches under way in {threads} threads, and a {SLACK}th of the memory is left to the allocator: allow more, \
+                 or take fewer threads, smaller patches or less overlap",
+                self.inference.patch,
+                self.inference.overlap,
+                live_bytes.div_ceil(1 << 20),
+                working.div_ceil(1 << 20),
+            ),
+        })
+    }
+
+    /// This plan for so many threads, written in the way that was found.
+    fn settled(&self, threads: usize, found: Found, ways: &Ways<'_>) -> Self {
+        let mut plan = self.clone();
+        plan.settle(threads, found, ways.columns(found));
+        plan
+    }
+
+    /// Bytes that it takes to put outputs together of what several runs or parts wrote.
+    fn finishing_bytes(&self) -> u64 {
+        let pyramids = self
+            .outputs
+            .iter()
+            .filter(|output| output.store.pyramid.is_some() && self.resume.is_some());
+        let each = pyramids.map(|output| rebuilding_bytes(&output.layout));
+        let each = each.max().unwrap_or(0);
+        let threads = (self.memory() / each.max(1)).clamp(1, self.inference.threads as u64);
+        each.saturating_mul(threads)
+    }
+
+    fn settle(&mut self, threads: usize, found: Found, columns: Vec<Part>) {
+        let needed = found.live_bytes.saturating_add(self.working.bytes(threads));
+        let left = self.memory().saturating_sub(needed);
+        self.inference.threads = threads;
+        self.live_bytes = found.live_bytes;
         self.columns = columns;
         self.cache_bytes = left.min(self.useful_cache);
-        let lead = (left - self.cache_bytes) / self.prediction_bytes.max(1);
-        let lead = lead.min(LEAD * self.inference.threads.max(1) as u64);
-        self.lead_bytes = lead * self.prediction_bytes;
-        self.ahead = self.inference.least_ahead() + usize::try_from(lead).unwrap_or(0);
-        self.peak_bytes = needed + self.cache_bytes + self.lead_bytes;
-        Ok(())
+        let predictions = self.working.predictions;
+        let lead = (left - self.cache_bytes) / predictions.max(1);
+        let lead = lead.min(LEAD * threads as u64);
+        self.lead_bytes = lead * predictions;
+        self.ahead = least_ahead(threads) + usize::try_from(lead).unwrap_or(0);
+        let peak = needed + self.cache_bytes + self.lead_bytes;
+        self.peak_bytes = peak.max(self.finishing_bytes());
     }
 }
 
@@ -400,10 +400,9 @@ impl Plan {
 fn aligned(grid: &Grid, mut shard: Shape, chunk: Shape) -> Shape {
     let slow = grid.order()[0];
     let step = grid.axes()[slow].widest_step();
-    let meets =
-        |length: &u64| length.is_multiple_of(chunk[slow].max(1)) && step.is_multiple_of(*length);
-    // A length that meets them is no longer than the step.
-    if let Some(length) = (1..=shard[slow].min(step)).rev().find(meets) {
+    let chunk = chunk[slow].max(1);
+    let mut lengths = (1..=shard[slow].min(step) / chunk).rev().map(|n| n * chunk);
+    if let Some(length) = lengths.find(|&length| step.is_multiple_of(length)) {
         shard[slow] = length;
     }
     shard

@@ -93,9 +93,7 @@ impl Plan {
         }
         self.resume = Some(Resume { part, durability });
         let owned = self.owned_part();
-        if owned.is_some() {
-            self.fit(owned)?;
-        }
+        self.fit(owned)?;
         Ok(self)
     }
 
@@ -162,6 +160,8 @@ impl Plan {
             part: resume.part,
             owned: Some(resume.part.region(&output.layout, self.grid.order()[0])),
             durability: resume.durability,
+            threads: self.inference.threads,
+            memory: self.memory(),
         })
     }
 

@@ -5,13 +5,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use super::columns::{self, Part};
+use super::fit::Reach;
 use super::model::Model;
 use super::plan::Plan;
 use super::resume::Unfinished;
-use super::work::{Batches, Clock, Gate, Run, Shared, Spare, Work, read};
+use super::work::{Batches, Clock, Gate, Run, Shared, Spare, Work};
 use crate::aggregator::{Aggregated, Aggregator};
 use crate::error::Result;
 use crate::progress::{Progress, report};
@@ -111,16 +111,17 @@ impl Plan {
             let run = Arc::new(Run {
                 shared: Arc::clone(&shared),
                 outputs: self.aggregators(&mut stores, *part)?,
+                places: self.places(*part),
             });
             let total = match before + run.needed() {
                 last if n + 1 == parts.len() => last,
                 so_far => so_far.max(expected),
             };
             let batches = Batches {
+                indices: run.indices().peekable(),
                 run: Arc::clone(&run),
                 selection: selection.clone(),
                 batch: self.inference.batch.max(1),
-                next: 0,
             };
             let work = {
                 let run = Arc::clone(&run);
@@ -144,18 +145,20 @@ impl Plan {
             }
         }
         shared.volume.check_unchanged()?;
+        done.patches = shared.predicted.load(Ordering::Relaxed);
+        done.reads = shared.volume.read_stats();
+        done.seconds = shared.clock.seconds();
+        // Chunks of the input would be held on top of what it takes to put outputs together.
+        let shared = Arc::into_inner(shared).expect("all parts are done");
+        let (volume, model) = (shared.volume.into_inner(), shared.model);
+        give_back_freed();
         for store in stores.outputs {
             store.finish()?;
         }
         done.whole = match self.resume {
-            Some(resume) if resume.part.count() > 1 => {
-                self.assemble(resume, &shared.volume, &*shared.model)?
-            }
+            Some(resume) if resume.part.count() > 1 => self.assemble(resume, &*volume, &*model)?,
             _ => true,
         };
-        done.patches = shared.predicted.load(Ordering::Relaxed);
-        done.reads = shared.volume.read_stats();
-        done.seconds = shared.clock.seconds();
         Ok(done)
     }
 
@@ -179,6 +182,14 @@ impl Plan {
             pending: Some(opened.iter().map(missing).collect()),
             outputs: opened.into_iter().map(boxed).collect(),
         })
+    }
+
+    /// The places of patches that any output needs for a part.
+    fn places(&self, part: Option<&Part>) -> [Range<usize>; 3] {
+        match part {
+            Some(part) => Reach::new(&self.outputs).of(part),
+            None => self.grid.axes().each_ref().map(|axis| 0..axis.starts.len()),
+        }
     }
 
     /// What blends into the outputs, or into a part of them.
@@ -209,38 +220,5 @@ impl Plan {
             )
         });
         made.collect()
-    }
-
-    /// Seconds that a run takes, about: as many times a patch in the middle as there are predictions, read and
-    /// predicted twice, the second time counting.
-    ///
-    /// # Errors
-    ///
-    /// Those of reading and of the model.
-    ///
-    /// # Panics
-    ///
-    /// If the model panics.
-    pub fn guess(&self, volume: &Arc<dyn Volume>, model: &dyn Model) -> Result<f64> {
-        let middle = self.grid.len() / 2;
-        let region = self.grid.get(middle).expect("a grid has a middle");
-        let mut seconds = 0.0;
-        for _ in 0..2 {
-            let began = Instant::now();
-            let patch = read(
-                &**volume,
-                self.padding,
-                model.input(),
-                region,
-                &Spare::default(),
-            )?;
-            model.predict(vec![patch])?;
-            seconds = began.elapsed().as_secs_f64();
-        }
-        let threads = self.inference.threads.max(1);
-        let parallel = model.at_once().map_or(threads, |calls| calls.min(threads));
-        #[expect(clippy::cast_precision_loss, reason = "a guess")]
-        let rounds = self.predictions() as f64 / parallel as f64;
-        Ok(seconds * rounds)
     }
 }

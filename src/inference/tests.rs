@@ -11,6 +11,7 @@ use crate::region::Region;
 use crate::volume::{Layout, MemoryVolume, Rescale, Volume, VolumeExt, open};
 
 mod hard;
+mod huge;
 mod inputs;
 mod resume;
 mod twin;

@@ -1,5 +1,7 @@
 //! What the threads of a run do: read a batch, predict it, blend it.
 
+use std::iter::Peekable;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -34,6 +36,8 @@ pub(super) struct Shared {
 pub(super) struct Run {
     pub(super) shared: Arc<Shared>,
     pub(super) outputs: Vec<Aggregator>,
+    /// The places of patches, along z, y, x, outside of which none is needed.
+    pub(super) places: [Range<usize>; 3],
 }
 
 /// Patches that were blended, whose memory the next ones are read into: fresh memory costs a page
@@ -87,10 +91,13 @@ impl Run {
         self.outputs.iter().any(|output| output.needs(index))
     }
 
+    /// Patches that may be needed, in order.
+    pub(super) fn indices(&self) -> impl Iterator<Item = u64> + Send + use<> {
+        self.shared.grid.indices(&self.places)
+    }
+
     pub(super) fn needed(&self) -> u64 {
-        (0..self.shared.grid.len())
-            .filter(|&index| self.needs(index))
-            .count() as u64
+        self.indices().filter(|&index| self.needs(index)).count() as u64
     }
 
     /// Does a piece of work; gives the number of its patches.
@@ -188,14 +195,14 @@ pub(super) fn read(
 }
 
 /// Batches of the patches that are needed, and of those that are skipped.
-pub(super) struct Batches {
+pub(super) struct Batches<I: Iterator<Item = u64>> {
     pub(super) run: Arc<Run>,
     pub(super) selection: Option<Arc<Selection>>,
     pub(super) batch: usize,
-    pub(super) next: u64,
+    pub(super) indices: Peekable<I>,
 }
 
-impl Iterator for Batches {
+impl<I: Iterator<Item = u64>> Iterator for Batches<I> {
     type Item = Work;
 
     fn next(&mut self) -> Option<Work> {
@@ -206,8 +213,7 @@ impl Iterator for Batches {
         };
         let mut indices = Vec::new();
         let mut kind = None;
-        while self.next < self.run.shared.grid.len() {
-            let index = self.next;
+        while let Some(&index) = self.indices.peek() {
             if self.run.needs(index) {
                 let predicted = selected(index);
                 if *kind.get_or_insert(predicted) != predicted {
@@ -215,7 +221,7 @@ impl Iterator for Batches {
                 }
                 indices.push(index);
             }
-            self.next += 1;
+            self.indices.next();
             let most = if kind == Some(false) {
                 SKIPS
             } else {

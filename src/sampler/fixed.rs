@@ -3,12 +3,12 @@
 //! As a file they are rows `z0,y0,x0,z1,y1,x1`: first voxels, and one past the last.
 
 use std::fmt::Write as _;
-use std::fs::File;
 use std::io::{BufRead, BufReader, Write as _};
 use std::path::Path;
 
 use super::draw::Sampler;
 use crate::error::{Error, Result};
+use crate::files::open_regular;
 use crate::region::{Region, Shape};
 use crate::volume::staged::StagedFile;
 
@@ -57,7 +57,7 @@ impl Fixed {
     /// [`Error::Locations`], with the line, if one is not six whole numbers, is empty, or has
     /// another size than the first; as [`new`](Self::new); [`Error::Io`].
     pub fn read(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io("open", path))?;
+        let file = open_regular(path)?;
         let mut lines = BufReader::new(file);
         let mut regions: Vec<Region> = Vec::new();
         let mut row = Vec::new();

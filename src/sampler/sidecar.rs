@@ -7,7 +7,7 @@
 //! Little-endian: magic `VOXBLOCK`, version u32, CRC-32 u32 of all that follows, then purpose (its
 //! length u64, its bytes), stamp u128, and the sums.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read, Write};
 use std::path::Path;
 
@@ -18,6 +18,7 @@ use super::index::BlockIndex;
 use super::stamp::stamp;
 use super::sums::{Tally, take_u64};
 use crate::error::{Error, Result};
+use crate::files::{open_regular, read_up_to};
 use crate::region::Region;
 use crate::volume::Volume;
 use crate::volume::staged::StagedFile;
@@ -53,8 +54,8 @@ pub(super) fn stamp_of<T: Tally>(
 #[must_use]
 pub fn is_index(path: &Path) -> bool {
     let mut magic = [0; MAGIC.len()];
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
-    read.is_ok() && magic == MAGIC
+    let opened = open_regular(path);
+    opened.is_ok_and(|mut file| file.read_exact(&mut magic).is_ok() && magic == MAGIC)
 }
 
 /// Reads what [`write`] wrote, if it is of this volume.
@@ -65,10 +66,7 @@ pub(super) fn read<T: Tally>(
     stamp: Option<u128>,
 ) -> Result<T> {
     let bad = |problem: &str| Error::header(path, FORMAT, problem);
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    let mut bytes = Vec::new();
-    let taken = file.take(LARGEST + 1).read_to_end(&mut bytes);
-    taken.map_err(Error::io("read", path))?;
+    let bytes = read_up_to(path, LARGEST + 1)?;
     let rest = bytes
         .strip_prefix(&MAGIC)
         .ok_or_else(|| bad("it does not begin with VOXBLOCK"))?;

@@ -24,6 +24,7 @@ mod slot;
 mod state;
 mod subject;
 
+pub use crate::volume::TOLERANCE;
 pub use batch::{Batch, BatchImage};
 pub use cohort::Cohort;
 pub use feed::{MakeSampler, subject_seed};
@@ -33,7 +34,7 @@ pub use plan::{Epoch, Plan, Planned};
 pub use sample::{Lent, Sample};
 pub use share::{Share, Turn, Uneven};
 pub use state::LoaderState;
-pub use subject::{Image, Lazy, Subject, Subjects, TOLERANCE, Values};
+pub use subject::{Image, Lazy, Subject, Subjects, Values};
 
 #[cfg(test)]
 mod tests;

@@ -11,7 +11,7 @@ use crate::pad::Padding;
 use crate::patch::Patch;
 use crate::region::{Region, Shape};
 use crate::sampler::{Border, Placement};
-use crate::volume::{Layout, Volume, real_values_into};
+use crate::volume::{Matching, Volume, real_values_into};
 
 /// One scan with what belongs to it: a second modality, labels, weights.
 #[derive(Clone, Debug)]
@@ -46,10 +46,6 @@ pub enum Values {
     /// Slope and intercept applied, as f32.
     Real,
 }
-
-/// How far two volumes' geometries may differ and still be one grid: relative to the
-/// spacing for affines, relative for spacings.
-pub const TOLERANCE: f64 = 1e-3;
 
 impl Image {
     /// An image whose patches have its stored values, all channels, zeros beyond its faces.
@@ -159,14 +155,31 @@ impl Image {
 }
 
 impl Subject {
-    /// A subject of volumes that lie on one grid.
+    /// A subject of volumes that cover the same, on the grid of the first: see [`Matching::on_grid_of`].
+    /// `tolerance` is in voxels ([`TOLERANCE`](crate::volume::TOLERANCE) is usual).
+    ///
+    /// # Errors
+    ///
+    /// As [`matched`](Self::matched).
+    pub fn new(name: impl Into<String>, images: Vec<Image>, tolerance: f64) -> Result<Self> {
+        let matching = Matching {
+            tolerance,
+            ..Matching::default()
+        };
+        Self::matched(name, images, &matching)
+    }
+
+    /// A subject of volumes that cover the same, on the grid of the first.
     ///
     /// # Errors
     ///
     /// [`Error::Setting`] if there is no image, if two have one name, or if one has not the channels
-    /// that are wanted of it; [`Error::OtherGrid`] if two
-    /// differ in shape, or in spacing or affine by more than `tolerance` ([`TOLERANCE`] is usual).
-    pub fn new(name: impl Into<String>, images: Vec<Image>, tolerance: f64) -> Result<Self> {
+    /// that are wanted of it; those of [`Matching::on_grid_of`].
+    pub fn matched(
+        name: impl Into<String>,
+        mut images: Vec<Image>,
+        matching: &Matching,
+    ) -> Result<Self> {
         let name = name.into();
         let Some(first) = images.first() else {
             return Err(Error::Setting {
@@ -175,6 +188,7 @@ impl Subject {
                 problem: "it has no image".to_owned(),
             });
         };
+        let reference = first.volume.layout().clone();
         for (n, image) in images.iter().enumerate() {
             if images[..n].iter().any(|other| other.name == image.name) {
                 return Err(Error::Setting {
@@ -184,7 +198,9 @@ impl Subject {
                 });
             }
             check_channels(image)?;
-            check_grid(first.volume.layout(), image.volume.layout(), tolerance)?;
+        }
+        for image in &mut images[1..] {
+            image.volume = matching.on_grid_of(&reference, Arc::clone(&image.volume))?;
         }
         Ok(Self { name, images })
     }
@@ -250,44 +266,6 @@ fn check_channels(image: &Image) -> Result<()> {
             layout.channels
         ),
     })
-}
-
-fn check_grid(first: &Layout, second: &Layout, tolerance: f64) -> Result<()> {
-    let differ = |what: &'static str, one: String, other: String| {
-        Err(Error::OtherGrid {
-            first: first.path.clone(),
-            second: second.path.clone(),
-            what,
-            one,
-            other,
-        })
-    };
-    if first.shape != second.shape {
-        return differ(
-            "shape",
-            format!("{:?}", first.shape),
-            format!("{:?}", second.shape),
-        );
-    }
-    let (one, other) = (&first.geometry, &second.geometry);
-    let near = |a: f64, b: f64, unit: f64| (a - b).abs() <= tolerance * unit;
-    if !(0..3).all(|a| near(one.spacing[a], other.spacing[a], one.spacing[a])) {
-        return differ(
-            "spacing",
-            format!("{:?}", one.spacing),
-            format!("{:?}", other.spacing),
-        );
-    }
-    // A direction is off by as much as it moves the far end of the axis, an origin by itself.
-    let finest = one.spacing.iter().copied().fold(f64::INFINITY, f64::min);
-    for (row, (a, b)) in one.affine[..3].iter().zip(&other.affine[..3]).enumerate() {
-        let same = (0..4).all(|column| near(a[column], b[column], finest));
-        if !same {
-            let row = ["x", "y", "z"][row];
-            return differ("affine", format!("{row}: {a:?}"), format!("{b:?}"));
-        }
-    }
-    Ok(())
 }
 
 /// A list of subjects that are opened when they are needed.
@@ -415,7 +393,7 @@ impl<F: Fn(u64) -> Result<Subject> + Send + Sync> Subjects for Lazy<F> {
 mod tests {
     use super::*;
     use crate::geometry::Geometry;
-    use crate::volume::MemoryVolume;
+    use crate::volume::{Layout, MemoryVolume, TOLERANCE};
 
     fn image(name: &str, shape: Shape, geometry: Geometry) -> Image {
         let layout = Layout::new(shape, 1, DType::U8).with_geometry(geometry);
@@ -438,16 +416,33 @@ mod tests {
         assert!(with(image("label", [9, 8, 7], spacing(1.0 + 1e-5)), TOLERANCE).is_ok());
         let off = with(image("label", [9, 8, 6], spacing(1.0)), TOLERANCE).unwrap_err();
         assert!(
-            matches!(off, Error::OtherGrid { what: "shape", .. }),
+            matches!(off, Error::OtherGrid { what: "extent", .. }),
             "{off}"
         );
         let mut flipped = spacing(1.0);
         flipped.affine[0][0] = -1.0;
         let off = with(image("label", [9, 8, 7], flipped), TOLERANCE).unwrap_err();
         assert!(
-            matches!(off, Error::OtherGrid { what: "affine", .. }),
+            matches!(
+                off,
+                Error::OtherGrid {
+                    what: "position",
+                    ..
+                }
+            ),
             "{off}"
         );
+        // What is stored the other way round, and covers the same, is turned; what is coarser is spread.
+        flipped.affine[0][3] = 6.0;
+        let coarse = spacing(1.0).coarsened([3.0, 2.0, 1.0]);
+        for label in [
+            image("label", [9, 8, 7], flipped),
+            image("label", [3, 4, 7], coarse),
+        ] {
+            let subject = with(label, TOLERANCE).unwrap();
+            let label = subject.image("label").unwrap().volume.layout();
+            assert_eq!((label.shape, label.geometry), ([9, 8, 7], spacing(1.0)));
+        }
         assert!(
             with(image("ct", [9, 8, 7], spacing(1.0)), TOLERANCE).is_err(),
             "one name twice"

@@ -64,20 +64,45 @@ impl LeadingAxis {
 
 impl Axes {
     /// The axes in front of z, y and x of a volume of so many channels: those that are named, if
-    /// they have just as many places together, else one of channels unless there is only one.
+    /// they have just as many places together, else one of channels unless there is only one. Their
+    /// names differ from each other and from z, y and x.
     #[must_use]
     pub fn leading_of(&self, channels: u64) -> Vec<LeadingAxis> {
         let places = self
             .leading
             .iter()
             .try_fold(1_u64, |all, axis| all.checked_mul(axis.length));
-        if !self.leading.is_empty() && places == Some(channels) {
-            return self.leading.clone();
+        if self.leading.is_empty() || places != Some(channels) {
+            return (channels > 1)
+                .then(|| LeadingAxis::new(AxisKind::Channel, channels))
+                .into_iter()
+                .collect();
         }
-        (channels > 1)
-            .then(|| LeadingAxis::new(AxisKind::Channel, channels))
-            .into_iter()
-            .collect()
+        let mut named: Vec<LeadingAxis> = Vec::new();
+        for (n, axis) in self.leading.iter().enumerate() {
+            let taken = named.iter().any(|other| other.name == axis.name);
+            let mut axis = axis.clone();
+            if taken || matches!(axis.name.as_str(), "z" | "y" | "x" | "?" | "") {
+                axis.name = format!("{}{n}", LeadingAxis::new(axis.kind, 1).name);
+            }
+            named.push(axis);
+        }
+        named
+    }
+
+    /// The same without axes of one place: what a format without names keeps.
+    pub(super) fn long_of(&self, channels: u64) -> Vec<LeadingAxis> {
+        let mut all = self.leading_of(channels);
+        all.retain(|axis| axis.length > 1);
+        all
+    }
+
+    /// The `omero` document, if it is of as many channels as a volume with so many places has.
+    pub(super) fn omero_of(&self, channels: u64) -> Option<&Json> {
+        let leading = self.leading_of(channels);
+        let own = leading.iter().find(|axis| axis.kind == AxisKind::Channel);
+        let shown = self.omero.as_ref()?.get("channels")?.as_array()?.len();
+        (shown as u64 == own.map_or(1, |axis| axis.length)).then_some(self.omero.as_ref())?
     }
 
     /// How many time points a volume of so many channels has, if time is the slowest axis.
@@ -91,5 +116,42 @@ impl Axes {
             slower = slower.saturating_mul(axis.length);
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn names_count_only_where_they_fit_the_channels() {
+        let axis = |name: &str, kind, length| LeadingAxis {
+            name: name.to_owned(),
+            ..LeadingAxis::new(kind, length)
+        };
+        let axes = Axes {
+            leading: vec![
+                axis("t", AxisKind::Time, 3),
+                axis("x", AxisKind::Other, 1),
+                axis("t", AxisKind::Channel, 2),
+            ],
+            omero: Some(json!({"channels": [{}, {}]})),
+            ..Axes::default()
+        };
+        let names: Vec<String> = axes
+            .leading_of(6)
+            .into_iter()
+            .map(|axis| axis.name)
+            .collect();
+        assert_eq!(names, ["t", "n1", "c2"]);
+        assert_eq!(axes.long_of(6).len(), 2);
+        assert_eq!(axes.time_points(6), Some(3));
+        assert!(axes.omero_of(6).is_some());
+        // As after a prediction of other channels.
+        assert_eq!(axes.leading_of(4), [LeadingAxis::new(AxisKind::Channel, 4)]);
+        assert_eq!((axes.time_points(4), axes.leading_of(1)), (None, vec![]));
+        assert!(axes.omero_of(4).is_none());
     }
 }

@@ -39,6 +39,11 @@ impl Cached {
         }
     }
 
+    /// The volume, without what was kept of it.
+    pub(crate) fn into_inner(self) -> Arc<dyn Volume> {
+        self.inner
+    }
+
     /// The chunk at `index`, from the cache if it is there.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use std::borrow::Borrow;
 use std::ops::Range;
 
-use super::{ChunkShape, Layout};
+use super::{ChunkShape, Layout, Volume};
 use crate::error::{Error, Result};
 use crate::patch::copy_common;
 use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
@@ -132,6 +132,61 @@ pub(crate) fn intersecting(
     };
     (channels.start / size..channels.end.div_ceil(size))
         .flat_map(move |c| indices(boxes.clone()).map(move |[z, y, x]| [c, z, y, x]))
+}
+
+/// Reads some channels of a region, not empty and inside the volume, chunk by chunk; the one voxel that all
+/// of it consists of if no chunk of it is stored. For wrappers whose chunks are other boxes.
+pub(super) fn gather(
+    volume: &dyn Volume,
+    channels: &Range<u64>,
+    region: Region,
+) -> Result<ChunkVoxels> {
+    let layout = volume.layout();
+    let size = layout.dtype.size();
+    let mut out = Vec::new();
+    let mut fill = None;
+    let all = layout.read_chunk.into_iter();
+    for index in all.flat_map(|chunk| intersecting(chunk, channels, region)) {
+        let chunk = volume.read_chunk(index)?;
+        if let (ChunkVoxels::Fill(voxel), true) = (&chunk.voxels, out.is_empty()) {
+            let same = fill.get_or_insert_with(|| voxel.clone()) == voxel;
+            if same {
+                continue;
+            }
+        }
+        if out.is_empty() {
+            let voxels = region.voxels() * (channels.end - channels.start);
+            out = match &fill {
+                Some(voxel) => voxel.repeat(length(voxels)),
+                None => vec![0; length(voxels) * size],
+            };
+        }
+        chunk.copy_to(channels, region, &mut out, size);
+    }
+    match fill {
+        Some(voxel) if out.is_empty() => Ok(ChunkVoxels::Fill(voxel)),
+        _ => Ok(ChunkVoxels::Stored(out)),
+    }
+}
+
+/// The voxel that some channels of a region, not empty and inside the volume, consist of, if no chunk of
+/// it is stored.
+pub(super) fn fill_of(
+    volume: &dyn Volume,
+    channels: &Range<u64>,
+    region: Region,
+) -> Result<Option<Vec<u8>>> {
+    let mut fill = None;
+    let all = volume.layout().read_chunk.into_iter();
+    for index in all.flat_map(|chunk| intersecting(chunk, channels, region)) {
+        let Some(voxel) = volume.fill_chunk(index)? else {
+            return Ok(None);
+        };
+        if *fill.get_or_insert_with(|| voxel.clone()) != voxel {
+            return Ok(None);
+        }
+    }
+    Ok(fill)
 }
 
 /// Reads a box out of the chunks that hold it, each of them asked for once.

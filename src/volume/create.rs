@@ -80,7 +80,8 @@ pub enum Codec {
     None,
 }
 
-/// Starts an output at `path`: `.npy`, `.nii`, `.nrrd` and `.mha` make flat files, `.mhd`
+/// Starts an output at `path`: `.npy`, `.nii`, `.nrrd` and `.mha` make flat files, `.nii.gz` one
+/// that is compressed when it is finished, on all threads, `.mhd`
 /// a header with a file `.raw` beside it, and `.zarr`, a name inside a `.zarr` folder or one without
 /// an extension a Zarr image: sharded Zarr v3 with OME-Zarr 0.5 metadata, unless the options say otherwise.
 ///
@@ -120,6 +121,10 @@ pub fn planned(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let lower = name.to_lowercase();
     layout.format = match lower.rsplit_once('.') {
+        _ if lower.ends_with(".nii.gz") => {
+            layout.codecs.push("gzip".to_owned());
+            Format::Nifti1
+        }
         Some((_, "npy")) => Format::Npy,
         Some((_, "nii")) => Format::Nifti1,
         Some((_, "nrrd")) => Format::Nrrd,
@@ -128,7 +133,7 @@ pub fn planned(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<
         _ if is_inside_zarr(path) => return zarr::ZarrWriter::describe(&layout, options),
         Some(_) => {
             let what = format!(
-                "files called {:?} are not written: use .zarr, .npy, .nii, .nrrd, .mha or .mhd",
+                "files called {:?} are not written: use .zarr, .npy, .nii, .nii.gz, .nrrd, .mha or .mhd",
                 excerpt(&name)
             );
             return Err(Error::unsupported(path, what));

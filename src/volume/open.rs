@@ -1,19 +1,18 @@
 //! Opening: which format a path holds, by its content first and its name second.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use flate2::bufread::MultiGzDecoder;
-use rustix::fs::OFlags;
 
 use super::flat::{self, GZIP};
 use super::header::{self, Encoding, FlatHeader, Start, metaimage, nifti, npy, nrrd};
 use super::{OpenOptions, RawSpec, Volume, foreign, zarr};
 use crate::error::{Error, Result};
+use crate::files::read_up_to;
 
 impl OpenOptions {
     /// Opens the volume at `path`, as [`open`] does, but as these options say.
@@ -58,6 +57,22 @@ impl OpenOptions {
             path.to_path_buf()
         };
         flat::open(path, &from, &header, self)
+    }
+}
+
+impl OpenOptions {
+    /// Returns how many levels the image at `path` has; 1 for anything that is not a multiscale image.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`].
+    pub fn levels(&self, path: impl AsRef<Path>) -> Result<usize> {
+        let path = path.as_ref();
+        if path.is_dir() {
+            zarr::level_count(path, self)
+        } else {
+            Ok(1)
+        }
     }
 }
 
@@ -116,7 +131,7 @@ fn find_header(path: &Path) -> Result<FlatHeader> {
         nifti::parse(path, &head)
     } else if metaimage::recognise(&head) {
         if head.len() as u64 == header::LIMIT && !metaimage::is_whole(&head) {
-            return metaimage::parse(path, &head_of(path, header::LONG_LIMIT)?);
+            return metaimage::parse(path, &read_up_to(path, header::LONG_LIMIT)?);
         }
         metaimage::parse(path, &head)
     // Nothing is known by its content: the format that the name promises says what is wrong.
@@ -146,27 +161,7 @@ fn name(path: &Path) -> String {
 
 /// The first bytes of a file, as many as a header may have.
 fn head(path: &Path) -> Result<Vec<u8>> {
-    head_of(path, header::LIMIT)
-}
-
-/// The first bytes of a file, at most so many.
-fn head_of(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    // Without waiting: to open a pipe that nobody writes to would take for ever.
-    let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
-    let file = File::options()
-        .read(true)
-        .custom_flags(nonblocking)
-        .open(path)
-        .map_err(Error::io("read", path))?;
-    let found = file.metadata().map_err(Error::io("look at", path))?;
-    if !found.is_file() {
-        return Err(Error::unsupported(path, "a header must be a regular file"));
-    }
-    let mut head = Vec::new();
-    file.take(limit)
-        .read_to_end(&mut head)
-        .map_err(Error::io("read", path))?;
-    Ok(head)
+    read_up_to(path, header::LIMIT)
 }
 
 /// The header inside a file that is a gzip stream as a whole.
@@ -226,7 +221,8 @@ fn sidecar(path: &Path) -> Result<FlatHeader> {
     let mut longer = OsString::from(path);
     longer.push(".json");
     let (longer, shorter) = (PathBuf::from(longer), path.with_extension("json"));
-    let Some(found) = [longer, shorter].into_iter().find(|path| path.is_file()) else {
+    let there = |path: &PathBuf| path.exists() && !path.is_dir();
+    let Some(found) = [longer, shorter].into_iter().find(there) else {
         return Err(Error::UnknownFormat {
             path: path.to_path_buf(),
             problem: "a .raw file needs its shape and dtype, given or in a sidecar with .json \

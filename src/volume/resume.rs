@@ -16,6 +16,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::region::Region;
+use crate::threads::threads;
 
 /// What makes a run the same as the one that began the output.
 #[derive(Clone, Debug)]
@@ -30,6 +31,10 @@ pub struct ResumeOptions {
     pub owned: Option<Region>,
     /// What finished chunks survive.
     pub durability: Durability,
+    /// Threads that make coarser levels of what is read back.
+    pub threads: usize,
+    /// Bytes that these may take together; one of them works in any case.
+    pub memory: u64,
 }
 
 impl Default for ResumeOptions {
@@ -39,6 +44,8 @@ impl Default for ResumeOptions {
             part: Part::WHOLE,
             owned: None,
             durability: Durability::None,
+            threads: threads(),
+            memory: 256 << 20,
         }
     }
 }

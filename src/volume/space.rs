@@ -62,7 +62,12 @@ pub fn space(outputs: &[(&Layout, &CreateOptions)], resumed: bool) -> Result<Vec
     for &(layout, options) in outputs {
         let (mut most, mut least) = match layout.format {
             Format::Zarr2 | Format::Zarr3 => zarr::bounds(layout, options)?,
-            _ => layout.decoded_bytes().map(|bytes| (bytes, bytes))?,
+            _ => {
+                // What is compressed in the end takes its own length until then.
+                let bytes = layout.decoded_bytes()?;
+                let packed = if layout.codecs.is_empty() { 0 } else { bytes };
+                (bytes.saturating_add(packed), bytes)
+            }
         };
         if resumed && let Some(data) = partial::begun(&layout.path)? {
             // It may be given its name at this moment: then nothing is left to store.

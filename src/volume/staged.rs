@@ -14,14 +14,15 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
-use tempfile::{Builder, NamedTempFile, TempDir};
+use tempfile::{Builder, NamedTempFile};
 
+use super::sweep::Scratch;
 use crate::error::{Error, Result};
 
 /// A folder that will be called `target`; removed if it is dropped unfinished.
 #[derive(Debug)]
 pub struct StagedFolder {
-    folder: TempDir,
+    folder: Scratch,
     target: PathBuf,
     replace: bool,
 }
@@ -47,6 +48,7 @@ impl StagedFolder {
             .suffix(".incomplete")
             .permissions(Permissions::from_mode(0o777))
             .tempdir_in(&parent)
+            .and_then(Scratch::new)
             .map_err(Error::io("create an output in", &parent))?;
         Ok(Self {
             folder,
@@ -66,13 +68,16 @@ impl StagedFolder {
     /// # Errors
     ///
     /// [`Error::Io`] if the disk refuses, [`Error::Exists`] if something took the name meanwhile.
-    pub fn finish(mut self) -> Result<()> {
-        match publish(self.folder.path(), &self.target, self.replace)? {
-            Taken::Free => self.folder.disable_cleanup(true),
+    pub fn finish(self) -> Result<()> {
+        let staged = self.folder.path().to_path_buf();
+        match publish(&staged, &self.target, self.replace)? {
+            Taken::Free => {
+                self.folder.keep();
+                return Ok(());
+            }
             // What was replaced has our hidden name now, and is removed with it.
             Taken::Exchanged => {}
         }
-        let staged = self.folder.path().to_path_buf();
         drop_any(self.folder).map_err(Error::io("remove what was replaced, now", &staged))
     }
 }
@@ -116,6 +121,7 @@ impl StagedFile {
     ///
     /// [`Error::Io`] if the disk refuses, [`Error::Exists`] if something took the name meanwhile.
     pub fn finish(self) -> Result<()> {
+        let folder = open_parent(&self.target)?;
         self.file
             .as_file()
             .sync_all()
@@ -131,7 +137,7 @@ impl StagedFile {
             },
             _ => Error::io("finish", &self.target)(failed.error),
         })?;
-        sync_parent(&self.target)
+        sync_parent(&folder, &self.target)
     }
 }
 
@@ -142,6 +148,7 @@ pub(super) fn publish(staged: &Path, target: &Path, replace: bool) -> Result<Tak
         path: target.to_path_buf(),
         source,
     };
+    let folder = open_parent(target)?;
     let handle = File::open(staged).map_err(failed)?;
     rustix::fs::syncfs(&handle).map_err(|errno| failed(errno.into()))?;
     let taken = take_name(staged, target, replace).map_err(|error| match error.kind() {
@@ -150,7 +157,7 @@ pub(super) fn publish(staged: &Path, target: &Path, replace: bool) -> Result<Tak
         },
         _ => failed(error),
     })?;
-    sync_parent(target)?;
+    sync_parent(&folder, target)?;
     Ok(taken)
 }
 
@@ -226,11 +233,12 @@ fn take_name(staged: &Path, target: &Path, replace: bool) -> io::Result<Taken> {
 }
 
 /// Removes what has a staged folder's name, which may be a file that the folder replaced.
-fn drop_any(mut folder: TempDir) -> io::Result<()> {
+fn drop_any(folder: Scratch) -> io::Result<()> {
     match fs::symlink_metadata(folder.path()) {
         Ok(found) if !found.is_dir() => {
-            folder.disable_cleanup(true);
-            fs::remove_file(folder.path())
+            let path = folder.path().to_path_buf();
+            folder.keep();
+            fs::remove_file(path)
         }
         Ok(_) => folder.close(),
         Err(_) => Ok(()),
@@ -252,11 +260,15 @@ pub(super) fn write_soon(file: &File) {
     let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
 }
 
-fn sync_parent(target: &Path) -> Result<()> {
+/// The folder that holds the name, opened before the name changes: there may be no descriptor left later.
+fn open_parent(target: &Path) -> Result<File> {
     let parent = parent(target);
-    File::open(parent)
-        .and_then(|folder| folder.sync_all())
-        .map_err(Error::io("make durable", parent))
+    File::open(parent).map_err(Error::io("make durable", parent))
+}
+
+fn sync_parent(folder: &File, target: &Path) -> Result<()> {
+    let synced = folder.sync_all();
+    synced.map_err(Error::io("make durable", parent(target)))
 }
 
 #[cfg(test)]

@@ -137,6 +137,37 @@ pub(super) fn unit(name: &str) -> Option<Unit> {
     Some(Unit::Millimetres(factor))
 }
 
+/// The name that OME-Zarr has for the unit of so many millimetres.
+pub(super) fn name(factor: f64) -> Option<&'static str> {
+    const NAMES: [(f64, &str); 9] = [
+        (1e-9, "picometer"),
+        (1e-7, "angstrom"),
+        (1e-6, "nanometer"),
+        (1e-3, "micrometer"),
+        (1.0, "millimeter"),
+        (10.0, "centimeter"),
+        (25.4, "inch"),
+        (1e3, "meter"),
+        (1e6, "kilometer"),
+    ];
+    let found = NAMES
+        .iter()
+        .find(|(own, _)| own.to_bits() == factor.to_bits());
+    found.map(|&(_, name)| name)
+}
+
+/// How many units of `factor` millimetres a length is: of the numbers that give it again, the one
+/// with the fewest digits.
+pub(super) fn in_units(millimetres: f64, factor: f64) -> f64 {
+    let near = millimetres / factor;
+    let digits = |n: &f64| n.to_string().len();
+    let close = [near, near.next_up(), near.next_down()];
+    let exact = close
+        .into_iter()
+        .filter(|n| (n * factor).to_bits() == millimetres.to_bits());
+    exact.min_by_key(digits).unwrap_or(near)
+}
+
 /// Says that a word is not a unit, for an error.
 pub(super) fn unknown(word: &str) -> String {
     format!(
@@ -206,6 +237,26 @@ mod tests {
         of_a_metre(25.4, &["inch", "inches", "Inch", "in"]);
         of_a_metre(304.8, &["foot", "feet"]);
         of_a_metre(1e-9, &["picometer", "pm"]);
+    }
+
+    #[test]
+    fn lengths_go_through_millimetres_and_back() {
+        for word in [
+            "angstrom",
+            "nanometer",
+            "micrometer",
+            "millimeter",
+            "centimeter",
+            "inch",
+            "meter",
+        ] {
+            let factor = unit(word).unwrap().factor();
+            assert_eq!(name(factor), Some(word));
+            for length in [0.1, 0.3, 5.0, 0.65, 1.25, 3000.0, 0.007, -20.2] {
+                assert_eq!(in_units(length * factor, factor), length, "{length} {word}");
+            }
+        }
+        assert_eq!(name(2.0), None);
     }
 
     #[test]

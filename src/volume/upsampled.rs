@@ -10,16 +10,17 @@ use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
 
+use super::matching::{TOLERANCE, differ};
 use super::{Chunk, ChunkShape, ChunkVoxels, Layout, ReadStats, Volume, chunk};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::geometry::Affine;
 use crate::region::{AXES, Region, Shape};
 
 /// Chunks are cut until they have no more voxels than this, since all of one is made at once.
 const MOST_VOXELS: u64 = 1 << 21;
 
-/// How far directions may differ, relative to their length.
-const DIRECTION: f64 = 1e-3;
+/// Two faces that are a whole voxel apart are so within rounding.
+const ROUNDING: f64 = 1e-3;
 
 /// A coarser volume as if it had the voxels of a finer one, nearest neighbours, any ratio.
 ///
@@ -39,18 +40,21 @@ impl Upsampled {
     /// # Errors
     ///
     /// [`Error::OtherGrid`] if the axes of the two point elsewhere, if `coarse` has more voxels along
-    /// an axis, or if what the two cover differs by a voxel of `coarse` or more at any face.
+    /// an axis, or if what the two cover differs by a voxel of `coarse` or more at any face (by a tenth
+    /// along an axis with as many voxels).
     pub fn new(coarse: Arc<dyn Volume>, fine: &Layout) -> Result<Self> {
+        Self::within(coarse, fine, TOLERANCE)
+    }
+
+    /// As [`new`](Self::new). Directions may differ by `tolerance` voxels of `coarse` at its far end, and an axis
+    /// with as many voxels in both by `tolerance` voxels at each end.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn within(coarse: Arc<dyn Volume>, fine: &Layout, tolerance: f64) -> Result<Self> {
         let own = coarse.layout();
-        let differ = |what, one: String, other: String| {
-            Err(Error::OtherGrid {
-                first: fine.path.clone(),
-                second: own.path.clone(),
-                what,
-                one,
-                other,
-            })
-        };
+        let differ = |what, one, other| Err(differ(fine, own, what, one, other));
         if (0..3).any(|a| own.shape[a] > fine.shape[a]) {
             let shapes = [fine.shape, own.shape].map(|shape| format!("{shape:?}"));
             let [one, other] = shapes;
@@ -58,9 +62,12 @@ impl Upsampled {
         }
         let (a, b) = (&fine.geometry, &own.geometry);
         let directions = [a, b].map(|geometry| unit(&geometry.affine, geometry.spacing));
+        let finest = b.spacing.iter().copied().fold(f64::INFINITY, f64::min);
         let apart = |column: usize| {
+            let length = float(own.shape[2 - column]) * b.spacing[2 - column];
             (0..3).any(|row| {
-                (directions[0][row][column] - directions[1][row][column]).abs() > DIRECTION
+                let turned = directions[0][row][column] - directions[1][row][column];
+                turned.abs() * length > tolerance * finest
             })
         };
         if let Some(column) = (0..3).find(|&column| apart(column)) {
@@ -80,7 +87,12 @@ impl Upsampled {
                 .sum();
             let first = centres - (spacings[1] - spacings[0]) / 2.0;
             let last = first + lengths[1] * spacings[1] - lengths[0] * spacings[0];
-            if first.abs().max(last.abs()) >= spacings[1] * (1.0 - DIRECTION) {
+            let allowed = if own.shape[axis] == fine.shape[axis] {
+                tolerance
+            } else {
+                1.0 - ROUNDING
+            };
+            if first.abs().max(last.abs()) > spacings[1] * allowed {
                 let extent = |n: usize, from: f64| {
                     let end = from + lengths[n] * spacings[n];
                     format!(
@@ -94,6 +106,38 @@ impl Upsampled {
             scale[axis] = spacings[0] / spacings[1];
             shift[axis] = -first / spacings[1];
         }
+        Ok(Self::spread_over(coarse, fine, scale, shift))
+    }
+
+    /// `coarse` on the grid of `fine`, both taken to cover the same extent wherever they say that they lie.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OtherGrid`] unless each axis has one whole number of times fewer voxels, rounded up or down.
+    pub fn stretched(coarse: Arc<dyn Volume>, fine: &Layout) -> Result<Self> {
+        let own = coarse.layout();
+        let whole = |a: usize| {
+            let (long, short) = (fine.shape[a], own.shape[a]);
+            let near = long / short.max(1);
+            [near, near + 1]
+                .iter()
+                .any(|&times| times > 0 && (long / times == short || long.div_ceil(times) == short))
+        };
+        if !(0..3).all(whole) {
+            let [one, other] = [fine.shape, own.shape].map(|shape| format!("{shape:?}"));
+            return Err(differ(fine, own, "shape", one, other));
+        }
+        let scale = std::array::from_fn(|a| float(own.shape[a]) / float(fine.shape[a]));
+        Ok(Self::spread_over(coarse, fine, scale, [0.0; 3]))
+    }
+
+    fn spread_over(
+        coarse: Arc<dyn Volume>,
+        fine: &Layout,
+        scale: [f64; 3],
+        shift: [f64; 3],
+    ) -> Self {
+        let own = coarse.layout();
         let layout = Layout {
             shape: fine.shape,
             geometry: fine.geometry,
@@ -101,12 +145,12 @@ impl Upsampled {
             write_chunk: None,
             ..own.clone()
         };
-        Ok(Self {
+        Self {
             inner: coarse,
             layout,
             scale,
             shift,
-        })
+        }
     }
 
     /// The coarse voxel that a fine one lies in.
@@ -340,6 +384,7 @@ impl Volume for Upsampled {
 mod tests {
     use super::*;
     use crate::dtype::DType;
+    use crate::error::Error;
     use crate::geometry::Geometry;
     use crate::volume::{MemoryVolume, VolumeExt, VolumeMut, suite};
 

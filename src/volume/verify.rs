@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use rayon::iter::{ParallelBridge, ParallelIterator};
 
 use super::chunk::intersecting;
-use super::{ChunkShape, OpenOptions, ROW_MAJOR, Slabs, Volume, VolumeExt, zarr};
+use super::{ChunkShape, OpenOptions, ROW_MAJOR, Slabs, Volume, VolumeExt};
 use crate::error::{Error, Result};
 use crate::progress::{Progress, report};
 use crate::region::{Region, chunk_region, indices};
@@ -63,11 +63,7 @@ impl OpenOptions {
     ///
     /// As [`verify`].
     pub fn verify(&self, path: &Path, threads: usize, progress: Progress<'_>) -> Result<Verified> {
-        let levels = if path.is_dir() {
-            zarr::level_count(path, self)?
-        } else {
-            1
-        };
+        let levels = self.levels(path)?;
         let open = |level| {
             let options = OpenOptions {
                 level,

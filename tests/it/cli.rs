@@ -17,6 +17,7 @@ fn info_tells_the_layout_to_people_and_programs() {
     let path = place.small("in.zarr");
     let told = json(&["info", &path]);
     assert_eq!(told["format"], "zarr-v3");
+    assert_eq!(told["array"], format!("{path}/0"));
     assert_eq!(told["shape"], json!([20, 24, 28]));
     assert_eq!(told["channels"], 1);
     assert_eq!(told["dtype"], "int16");
@@ -32,6 +33,7 @@ fn info_tells_the_layout_to_people_and_programs() {
         keys,
         [
             "format",
+            "array",
             "shape",
             "channels",
             "dtype",
@@ -524,8 +526,8 @@ fn outputs_that_cannot_be_are_named_and_leave_nothing() {
             "compression level of 23",
         ),
         (
-            &["convert", &source, &place.at("out.nii.gz")],
-            "\"out.nii.gz\" are not written",
+            &["convert", &source, &place.at("out.nii.bz2")],
+            "\"out.nii.bz2\" are not written",
         ),
         (
             &["convert", &source, &place.at("out.mha.gz")],

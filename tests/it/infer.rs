@@ -77,6 +77,9 @@ fn a_mask_spares_patches_and_its_complement_gets_the_fill_value_or_the_vote() {
         let target = place.at(&format!("{far}.zarr"));
         let mut words = infer(&source, &target, &["--mask", &mask]);
         words.extend(more);
+        // The mask does not say where it lies, nor the volume that it has voxels of another size.
+        assert!(fails(&words).contains("--same-grid"));
+        words.push("--same-grid");
         let told = json(&words);
         assert_eq!(told["patches"], 1);
         assert_eq!(told["patches_skipped"], 3 * 3 * 5 - 1);

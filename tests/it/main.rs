@@ -1,16 +1,20 @@
 //! One binary for all integration tests.
 
+mod axes;
 mod cli;
 mod dependencies;
+mod grids;
 mod hostile;
 mod infer;
 mod layers;
+mod manners;
 #[cfg(feature = "onnx")]
 mod onnx;
 mod opening;
 mod outputs;
 mod packed;
 mod process;
+mod promises;
 mod real;
 mod rigs;
 mod sample;

@@ -67,6 +67,13 @@ class Source:
         self.images: dict[str, Image] = subject.get_images_dict(intensity_only=False)
         self.volumes = {name: volume_of(image) for name, image in self.images.items()}
         self.affines = {name: np.asarray(image.affine) for name, image in self.images.items()}
+        first, *others = self.volumes
+        for name in others:
+            affines = self.affines[first], self.affines[name]
+            if self.volumes[name].shape[1:] != self.volumes[first].shape[1:] or not np.array_equal(*affines):
+                # Patches of both are then cut on the first one's grid.
+                self.volumes[name] = self.volumes[name].on_grid_of(self.volumes[first])
+                self.affines[name] = self.affines[first]
 
     def ours(self) -> voxpatch.Subject:
         """The same for our samplers, which know names of images as keywords."""

@@ -8,14 +8,18 @@ use voxpatch::volume::{Codec, CreateOptions, Downsample, Durability, Part, Pyram
 use voxpatch::{DType, Shape, Target};
 
 use crate::blending::Blending;
-use crate::opening::Opening;
+use crate::opening::{Chosen, Opening, Together};
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed (one line on standard error says why), 2 wrong usage,
+128 + N stopped by signal N (130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1, 152 SIGXCPU, ...). A stopped command
+leaves nothing half-written; a second signal ends it at once.";
 
 /// Patches from huge 3-D volumes: look, convert, sample and predict without loading the volume.
 ///
 /// A volume is a Zarr or OME-Zarr folder, or a .npy, .nii, .nii.gz, .mhd, .mha, .nrrd, .nhdr
 /// or .raw file. Sizes are voxels along z, y, x: one number for all three, or `z,y,x`.
 #[derive(Debug, Parser)]
-#[command(name = "voxpatch", version, max_term_width = 100)]
+#[command(name = "voxpatch", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -44,6 +48,8 @@ pub(crate) struct Info {
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
+    pub(crate) chosen: Chosen,
+    #[command(flatten)]
     pub(crate) opening: Opening,
 }
 
@@ -66,7 +72,7 @@ pub(crate) struct Verify {
 
 /// Copy a volume into another format, voxel type or chunking.
 ///
-/// A target called .npy, .nii, .nrrd, .mha or .mhd becomes such a file, any other an OME-Zarr folder.
+/// A target called .npy, .nii, .nii.gz, .nrrd, .mha or .mhd becomes such a file, .zarr an OME-Zarr folder.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Convert {
     /// The volume.
@@ -78,6 +84,8 @@ pub(crate) struct Convert {
     /// The output's voxel type, as numpy names it; the source's if not given.
     #[arg(long, value_parser = dtype, value_name = "T")]
     pub(crate) dtype: Option<DType>,
+    #[command(flatten)]
+    pub(crate) chosen: Chosen,
     #[command(flatten)]
     pub(crate) storage: Storage,
     #[command(flatten)]
@@ -143,9 +151,14 @@ pub(crate) struct Infer {
     /// With --resume or --part: what finished chunks survive.
     #[arg(long, value_enum, default_value_t = DurabilityName::None, value_name = "WHAT")]
     pub(crate) durability: DurabilityName,
-    /// Say what the run takes (patches, memory, time) and write nothing.
+    /// Report what the run takes (patches, memory of the whole process, time) and write nothing. One batch is
+    /// predicted, so that the model's own memory counts.
     #[arg(long)]
     pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) chosen: Chosen,
+    #[command(flatten)]
+    pub(crate) together: Together,
     #[command(flatten)]
     pub(crate) blending: Blending,
     #[command(flatten)]
@@ -188,7 +201,8 @@ pub(crate) struct Preview {
     /// The picture to write.
     #[arg(value_name = "OUT.png")]
     pub(crate) out: PathBuf,
-    /// A label map on the same grid, drawn over the picture; 0 is transparent.
+    /// A label map of the same extent, drawn over the picture; 0 is transparent. Its axes may be stored in another
+    /// order or direction, and its voxels may be coarser.
     #[arg(long, value_name = "LABELS")]
     pub(crate) overlay: Option<PathBuf>,
     /// Real values that are black and white; else -1000,400 for CT, and the middle 99 % for others.
@@ -206,6 +220,10 @@ pub(crate) struct Preview {
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) chosen: Chosen,
+    #[command(flatten)]
+    pub(crate) together: Together,
     #[command(flatten)]
     pub(crate) opening: Opening,
 }

@@ -40,7 +40,7 @@ pub(crate) struct Blending {
     #[arg(long, value_enum, default_value_t = AccumulatorName::F32, value_name = "T")]
     accumulator: AccumulatorName,
     /// Predict only patches that hold foreground (not 0) of this volume, which covers the same space with
-    /// voxels of any size.
+    /// voxels of any size, its axes stored in any order and direction.
     #[arg(long, value_name = "FILE")]
     pub(crate) mask: Option<PathBuf>,
     /// What patches without foreground mean: nothing, or a vote for these values, one for each channel.

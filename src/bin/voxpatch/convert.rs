@@ -13,7 +13,7 @@ pub(crate) fn run(settings: &args::Convert) -> anyhow::Result<()> {
     let began = Instant::now();
     check_output(&settings.target, &[&settings.source])?;
     let options = settings.common.opening.options(settings.common.level);
-    let source = options.open(&settings.source)?;
+    let source = settings.chosen.of(&options.open(&settings.source)?)?;
     let from = source.layout();
     let layout = Layout {
         dtype: settings.dtype.unwrap_or(from.dtype),

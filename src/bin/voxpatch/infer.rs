@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use voxpatch::inference::{
-    Ensemble, Flips, Model, OneOutput, OutputPlace, Plan, Selection, builtin,
+    Ensemble, Flips, Model, Normalize, OneOutput, OutputPlace, Plan, Selection, builtin,
+    measuring_threads,
 };
+use voxpatch::meter::{Meter, anonymous_bytes};
 use voxpatch::volume::{CreateOptions, Part, Space, check_output};
-use voxpatch::{Error, Target, Volume};
+use voxpatch::{Error, Layout, Target, Volume};
 
 use crate::args::{RuntimeName, TtaName};
-use crate::memory::{Meter, text};
+use crate::memory::text;
 use crate::report::{self, Report};
 use crate::sample::{patch_bytes, tell_rates};
 use crate::{args, stop};
@@ -23,7 +25,8 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     check_output(&settings.target, &inputs)?;
     let model = model(settings)?;
     let options = settings.common.opening.options(settings.common.level);
-    let volume = options.open(&settings.source)?;
+    let whole = options.open(&settings.source)?;
+    let volume = settings.chosen.of(&whole)?;
     let layout = volume.layout();
     let mut inference =
         settings
@@ -47,8 +50,9 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     let choices = settings.storage.targets(settings.common.force, &target);
     let mut plan = inference.plan_within(fewest, layout, &*model, &choices)?;
     if let Some(mask) = mask {
-        let mask_options = settings.common.opening.options(0);
-        let selection = Selection::from_mask(&plan.grid, &*mask_options.open(mask)?)?;
+        let mask = opened_mask(settings, mask, &whole, layout)?;
+        let (threads, memory) = (settings.common.threads(), settings.memory.memory);
+        let selection = Selection::from_mask_within(&plan.grid, &*mask, threads, memory)?;
         plan = plan.with_selection(selection)?;
     }
     let resumed = settings.resume || settings.part.is_some();
@@ -59,13 +63,13 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     let space = plan.space()?;
     report::warn_of_space(&space);
     if settings.dry_run {
-        return dry_run(&plan, &space, &volume, &*model, settings.common.json);
+        return dry_run(&plan, &space, &volume, model, settings);
     }
     let patch_bytes = patch_bytes(layout.channels, settings.patch, layout.dtype)?;
 
     stop::heed();
     let meter = Meter::start();
-    let threads = settings.common.threads();
+    let (threads, _) = measuring(settings, layout);
     let model = report::with_progress("measuring", |progress| {
         settings.normalize.wrap(model, &volume, threads, progress)
     })?;
@@ -116,13 +120,43 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     told.print(settings.common.json)
 }
 
-/// Says what a plan takes. The time is guessed from one patch in the middle.
+/// The mask with its axes along the volume's.
+fn opened_mask(
+    settings: &args::Infer,
+    mask: &Path,
+    whole: &Arc<dyn Volume>,
+    chosen: &Layout,
+) -> voxpatch::Result<Arc<dyn Volume>> {
+    let mask = settings.common.opening.options(0).open(mask)?;
+    let matching = settings.together.matching();
+    let bring = |to: &Layout, mask| {
+        if to.shape == whole.layout().shape && to.shape != chosen.shape {
+            // A box of it is taken, voxel by voxel.
+            return matching.on_grid_of(to, mask);
+        }
+        matching.over_extent_of(to, mask)
+    };
+    settings.chosen.with(whole.layout(), chosen, &mask, bring)
+}
+
+/// The threads that measure the volume before it is normalised, and the bytes that they take.
+fn measuring(settings: &args::Infer, layout: &Layout) -> (usize, u64) {
+    match settings.normalize {
+        Normalize::ZScore => {
+            let memory = settings.memory.memory;
+            measuring_threads(layout, settings.common.threads(), memory)
+        }
+        _ => (1, 0),
+    }
+}
+
+/// Reports what a plan takes. Time and the model's memory are extrapolated from one batch in the middle.
 fn dry_run(
     plan: &Plan,
     space: &[Space],
     volume: &Arc<dyn Volume>,
-    model: &dyn Model,
-    json: bool,
+    model: Arc<dyn Model>,
+    settings: &args::Infer,
 ) -> anyhow::Result<()> {
     let predicted = plan.predictions();
     let layout = volume.layout();
@@ -166,13 +200,33 @@ fn dry_run(
     if let Some(free) = space.first().and_then(|space| space.free_bytes) {
         told.add("free_bytes", free, report::bytes(free));
     }
-    let seconds = plan.guess(volume, model)?;
+    // Any two numbers take the memory of those that are measured.
+    let stand_in = match settings.normalize {
+        Normalize::ZScore => Normalize::Ct {
+            low: 0.0,
+            high: 1.0,
+        },
+        other => other,
+    };
+    let model = stand_in.wrap(model, volume, 1, &voxpatch::progress::silent)?;
+    let base = anonymous_bytes().unwrap_or(0);
+    let found = plan.probe(volume, &*model)?;
+    let (_, measuring) = measuring(settings, layout);
+    let process = found.process_bytes.max(Some(base + measuring));
+    let process = process.filter(|_| found.process_bytes.is_some());
+    told.add("model_bytes", found.model_bytes, text(found.model_bytes));
+    told.add(
+        "process_bytes",
+        process,
+        format!("{} in all, at most", text(process)),
+    );
+    let seconds = found.seconds;
     told.add(
         "guessed_seconds",
         seconds,
-        format!("{seconds:.0} s, as one patch tells"),
+        format!("about {seconds:.0} s (extrapolated from one batch)"),
     );
-    told.print(json)
+    told.print(settings.common.json)
 }
 
 /// What the command line says is to become of each patch, but for normalising it.

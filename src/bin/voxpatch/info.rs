@@ -1,7 +1,7 @@
 //! `voxpatch info`: what a volume is.
 
 use serde_json::json;
-use voxpatch::volume::ChunkShape;
+use voxpatch::volume::{ChunkShape, OpenOptions, Volume};
 
 use crate::args;
 use crate::report::{self, Report};
@@ -9,7 +9,7 @@ use crate::report::{self, Report};
 /// Opens the volume and tells its layout.
 pub(crate) fn run(settings: &args::Info) -> anyhow::Result<()> {
     let options = settings.opening.options(settings.level);
-    let volume = options.open(&settings.path)?;
+    let volume = settings.chosen.of(&options.open(&settings.path)?)?;
     let layout = volume.layout();
     let decoded = layout.decoded_bytes()?;
     let stored = volume.stored_bytes()?;
@@ -17,8 +17,13 @@ pub(crate) fn run(settings: &args::Info) -> anyhow::Result<()> {
 
     let mut told = Report::default();
     told.plain("format", layout.format.to_string());
+    if layout.path != settings.path {
+        told.plain("array", layout.path.display().to_string());
+    }
     told.add("shape", json!(layout.shape), by(&layout.shape));
     told.plain("channels", layout.channels);
+    add_axes(&mut told, &*volume);
+    add_levels(&mut told, settings, &options)?;
     told.plain("dtype", layout.dtype.name());
     for (key, chunk) in [
         ("read_chunk", layout.read_chunk),
@@ -47,6 +52,53 @@ pub(crate) fn run(settings: &args::Info) -> anyhow::Result<()> {
     let text = format!("{} ({ratio:.2} x stored)", report::bytes(decoded));
     told.add("decoded_bytes", decoded, text);
     told.print(settings.json)
+}
+
+/// Adds the names of the axes, the time points and the names of the channels, where there are any.
+fn add_axes(told: &mut Report, volume: &dyn Volume) {
+    let layout = volume.layout();
+    let leading = layout.axes.leading_of(layout.channels);
+    if !leading.is_empty() {
+        let names = leading.iter().map(|axis| axis.name.as_str());
+        let names: Vec<&str> = names.chain(["z", "y", "x"]).collect();
+        let lengths = leading.iter().map(|axis| axis.length).chain(layout.shape);
+        let text: Vec<String> = names
+            .iter()
+            .zip(lengths)
+            .map(|(name, length)| format!("{name} {length}"))
+            .collect();
+        told.add("axes", json!(names), text.join(", "));
+    }
+    if let Some(points) = volume.time_points() {
+        told.plain("time_points", points);
+    }
+    let names = &layout.axes.channel_names;
+    if names.iter().any(|name| !name.is_empty()) {
+        told.add("channel_names", json!(names), names.join(", "));
+    }
+}
+
+/// Adds the shapes of the levels of an image that has several.
+fn add_levels(
+    told: &mut Report,
+    settings: &args::Info,
+    options: &OpenOptions,
+) -> anyhow::Result<()> {
+    let count = options.levels(&settings.path)?;
+    if count < 2 {
+        return Ok(());
+    }
+    let mut shapes = Vec::with_capacity(count);
+    for level in 0..count {
+        let options = OpenOptions {
+            level,
+            ..options.clone()
+        };
+        shapes.push(options.open(&settings.path)?.layout().shape);
+    }
+    let text: Vec<String> = shapes.iter().map(|shape| by(shape)).collect();
+    told.add("levels", json!(shapes), text.join(", "));
+    Ok(())
 }
 
 /// Lengths with crosses between them.

@@ -2,7 +2,7 @@
 //!
 //! Results go to standard output, everything else to standard error. The exit status is 0
 //! if all is done, 1 if something failed (one line says what), 2 if the command line is
-//! wrong, and 130 or 143 if Ctrl-C or SIGTERM stopped it. An output appears whole or not at all.
+//! wrong, and 128 + N if signal N stopped it. An output appears whole or not at all.
 
 mod args;
 mod blending;
@@ -85,6 +85,7 @@ fn flag(error: &voxpatch::Error) -> Option<&'static str> {
         }
         Error::External { .. } => Some(" (--allow-external)"),
         Error::NoSuchType { .. } => Some(" (--dtype)"),
+        Error::NoGeometry { .. } => Some(" (--same-grid)"),
         Error::Setting { name, .. } if name.starts_with("a memory ") => Some(" (--memory)"),
         _ => None,
     }

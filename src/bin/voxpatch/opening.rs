@@ -1,8 +1,11 @@
 //! How inputs are opened: the same for all commands.
 
+use std::path::Path;
+use std::sync::Arc;
+
 use clap::{Args as ClapArgs, ValueEnum};
-use voxpatch::OpenOptions;
-use voxpatch::volume::{Io, Missing};
+use voxpatch::volume::{Choice, Io, Layout, Matching, Missing, Span, TOLERANCE};
+use voxpatch::{Error, OpenOptions, Volume};
 
 /// What commands that read volumes have in common.
 #[derive(Clone, Debug, Default, ClapArgs)]
@@ -43,6 +46,117 @@ impl Opening {
     }
 }
 
+/// Part of a volume.
+#[derive(Clone, Debug, Default, ClapArgs)]
+pub(crate) struct Chosen {
+    /// Use this channel only, counted from 0, or these: N, or FIRST:END, the end exclusive.
+    #[arg(long, value_parser = span, value_name = "N|A:B")]
+    channel: Option<Span>,
+    /// Use this time point only, counted from 0, or these.
+    #[arg(long, value_parser = span, value_name = "N|A:B")]
+    time: Option<Span>,
+    /// Use this box only: first voxel and one past the last along z, y, x; either may be left out.
+    #[arg(long = "box", value_parser = spans, value_name = "Z0:Z1,Y0:Y1,X0:X1")]
+    region: Option<[Span; 3]>,
+}
+
+impl Chosen {
+    fn choice(&self) -> Choice {
+        Choice {
+            times: self.time,
+            channels: self.channel,
+            region: self.region,
+        }
+    }
+
+    /// The chosen part of a volume.
+    pub(crate) fn of(&self, whole: &Arc<dyn Volume>) -> voxpatch::Result<Arc<dyn Volume>> {
+        self.choice().of(Arc::clone(whole))
+    }
+
+    /// A second volume on the grid of what is chosen of a first: it covers the same as that, or as the
+    /// whole first volume, of which the same box is taken.
+    pub(crate) fn with(
+        &self,
+        whole: &Layout,
+        chosen: &Layout,
+        second: &Arc<dyn Volume>,
+        bring: impl Fn(&Layout, Arc<dyn Volume>) -> voxpatch::Result<Arc<dyn Volume>>,
+    ) -> voxpatch::Result<Arc<dyn Volume>> {
+        let found = bring(chosen, Arc::clone(second));
+        let other = matches!(
+            found,
+            Err(Error::OtherGrid { .. } | Error::NoGeometry { .. })
+        );
+        if other && self.region.is_some() {
+            let cut = Choice {
+                region: self.region,
+                ..Choice::default()
+            };
+            return cut.cropped(bring(whole, Arc::clone(second))?);
+        }
+        found
+    }
+}
+
+/// How a second volume (a mask, map or overlay) is matched with the first.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct Together {
+    /// How far, in voxels, the corners of a second volume may lie from those of the first.
+    #[arg(long, default_value_t = TOLERANCE, value_name = "VOXELS")]
+    tolerance: f64,
+    /// Match volumes by shape where one of them, such as a .npy, does not say where it lies.
+    #[arg(long)]
+    same_grid: bool,
+}
+
+impl Together {
+    pub(crate) const fn matching(&self) -> Matching {
+        Matching {
+            tolerance: self.tolerance,
+            same_grid: self.same_grid,
+        }
+    }
+}
+
+/// The level of a second volume: a file has one, whichever the first's is.
+pub(crate) fn level_of(path: &Path, level: usize) -> usize {
+    if path.is_dir() { level } else { 0 }
+}
+
+/// `3` or `2:5`, of which either end may be left out.
+pub(crate) fn span(text: &str) -> Result<Span, String> {
+    let number = |text: &str| -> Result<u64, String> {
+        let wrong = |_| format!("{text:?}: give a number from 0 on, or FIRST:END, as 2 or 2:5");
+        text.trim().parse().map_err(wrong)
+    };
+    let Some((start, end)) = text.split_once(':') else {
+        return Ok(Span::one(number(text)?));
+    };
+    let end = match end.trim() {
+        "" => None,
+        end => Some(number(end)?),
+    };
+    let start = match start.trim() {
+        "" => 0,
+        start => number(start)?,
+    };
+    if end.is_some_and(|end| end <= start) {
+        return Err(format!(
+            "{text:?} ends before it begins: the end is exclusive"
+        ));
+    }
+    Ok(Span { start, end })
+}
+
+/// `0:10,5:20,:`.
+fn spans(text: &str) -> Result<[Span; 3], String> {
+    let spans: Vec<Span> = text.split(',').map(span).collect::<Result<_, _>>()?;
+    spans
+        .try_into()
+        .map_err(|_| "give a range for each of z,y,x, as 0:10,5:20,:".to_owned())
+}
+
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum IoName {
     /// Mapped, but by system calls on network file systems.
@@ -63,4 +177,26 @@ enum MissingName {
     Fill,
     /// It was lost.
     Error,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_a_number_or_two_of_which_either_may_be_left_out() {
+        let of = |start, end| Ok(Span { start, end });
+        assert_eq!(span("3"), of(3, Some(4)));
+        assert_eq!(span("2:5"), of(2, Some(5)));
+        assert_eq!(span(" 2 : "), of(2, None));
+        assert_eq!(span(":5"), of(0, Some(5)));
+        assert_eq!(span(":"), of(0, None));
+        for wrong in ["", "a", "-1", "1.5", "5:2", "3:3", "1:2:3", "1:b"] {
+            assert!(span(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(spans("1:2,:,3:").map(|found| found[2]), of(3, None));
+        for wrong in ["1:2", "1:2,3:4", "1:2,3:4,5:6,7:8", "1:2,,3:4"] {
+            assert!(spans(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value as Json};
+use voxpatch::meter::anonymous_bytes;
 use voxpatch::volume::Space;
 
 use crate::stop;
@@ -101,6 +102,13 @@ pub(crate) fn warn_of_space(outputs: &[Space]) {
             bytes(space.free_bytes.unwrap_or(0)),
         );
     }
+}
+
+/// Adds what the process takes in all: what it has now, and what its work is going to hold.
+pub(crate) fn add_process(report: &mut Report, held: u64) {
+    let process = anonymous_bytes().map(|now| now.saturating_add(held));
+    let text = process.map_or_else(|| "unknown".to_owned(), bytes);
+    report.add("process_bytes", process, format!("{text} in all, at most"));
 }
 
 /// Runs `work` with a progress bar on a terminal, and stops it when the user wants that.

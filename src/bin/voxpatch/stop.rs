@@ -1,16 +1,22 @@
-//! Ctrl-C, SIGTERM and a terminal that is closed.
+//! Signals that end the command: Ctrl-C, a terminal that is closed, and what batch systems send.
 //!
 //! Work that has an output under construction looks at the wish to stop and ends itself, so
 //! that nothing half-written stays; before there is one, and at the second signal, the process ends
-//! at once.
+//! at once. What was ignored when the command began (`nohup`, background jobs of a script) stays ignored.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::thread;
 
 use anyhow::Context;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU, SIGXFSZ};
+use signal_hook::flag;
 use signal_hook::iterator::Signals;
+use voxpatch::volume::signal_is_ignored;
+
+/// What asks the command to stop.
+const STOPPING: [i32; 7] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGXCPU];
 
 /// The first signal that came; 0 before.
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
@@ -19,7 +25,12 @@ static HEEDED: AtomicBool = AtomicBool::new(false);
 /// Listens for the signals from now on.
 pub(crate) fn listen() -> anyhow::Result<()> {
     let listen = || -> std::io::Result<()> {
-        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+        // A file that grows too large is an error of whoever writes it.
+        flag::register(SIGXFSZ, Arc::default())?;
+        let heard = STOPPING
+            .into_iter()
+            .filter(|&signal| !signal_is_ignored(signal));
+        let mut signals = Signals::new(heard)?;
         let listener = move || signals.forever().for_each(received);
         thread::Builder::new()
             .name("voxpatch-signals".to_owned())
@@ -33,7 +44,9 @@ fn received(signal: i32) {
     let first = SIGNAL
         .compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst)
         .is_ok();
-    if !first || !HEEDED.load(Ordering::SeqCst) {
+    // The system sends this one every second, and nobody insists.
+    let insists = !first && signal != SIGXCPU;
+    if insists || !HEEDED.load(Ordering::SeqCst) {
         eprintln!("voxpatch: stopped on request");
         std::process::exit(status(signal).into());
     }

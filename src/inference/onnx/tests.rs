@@ -1,6 +1,7 @@
 //! Networks of tests/data/onnx, compared with what ONNX Runtime computed (`scripts/make_onnx.py`).
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 
 use super::super::network::READY;
@@ -58,10 +59,11 @@ fn assert_close(name: &str, found: &Patch, expected: &Patch) {
 }
 
 /// Every network, with the halo and the scale of its outputs.
-const NETWORKS: [(&str, &[(u64, u64)]); 32] = [
+const NETWORKS: [(&str, &[(u64, u64)]); 35] = [
     ("argmax", &[(0, 1)]),
     ("average_pool", &[(0, 2)]),
     ("batch_norm", &[(0, 1)]),
+    ("cast_int64", &[(0, 1); 3]),
     ("concat", &[(0, 1)]),
     ("conv", &[(0, 1)]),
     ("conv_dilated_grouped", &[(0, 1)]),
@@ -69,6 +71,7 @@ const NETWORKS: [(&str, &[(u64, u64)]); 32] = [
     ("conv_transpose", &[(0, 1)]),
     ("conv_transpose_padded", &[(0, 1)]),
     ("conv_valid", &[(2, 1)]),
+    ("double", &[(0, 1)]),
     ("fixed", &[(0, 1)]),
     ("fixed_batch_of_3", &[(0, 1)]),
     ("group_norm", &[(0, 1)]),
@@ -88,6 +91,7 @@ const NETWORKS: [(&str, &[(u64, u64)]); 32] = [
     ("sigmoid", &[(0, 1)]),
     ("softmax", &[(0, 1)]),
     ("tissue", &[(0, 1)]),
+    ("types", &[(0, 1); 12]),
     ("unet", &[(0, 1), (0, 2)]),
     ("upsample_9", &[(0, 1)]),
     ("wrong_output", &[]),
@@ -100,7 +104,7 @@ fn every_network_of_the_folder_is_in_the_table() {
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|e| e == "onnx"))
         .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
-        .filter(|name| name != "wrong_rank" && name != "wrong_operator")
+        .filter(|name| !name.starts_with("wrong_") || name == "wrong_output")
         .collect();
     names.sort();
     assert_eq!(names, NETWORKS.map(|(name, _)| name.to_owned()));
@@ -231,6 +235,203 @@ fn files_that_are_no_network_for_volumes_say_why() {
     };
     assert_eq!(*path, file("wrong_operator"));
     assert_eq!((&**node, &**operator), ("node_7", "example.org.Frobnicate"));
+}
+
+#[test]
+fn what_would_be_computed_otherwise_is_refused_by_name() {
+    for (name, told) in [
+        (
+            "wrong_domain",
+            "node \"node_7\" has the operator example.org.Sigmoid",
+        ),
+        ("wrong_new", "operator set 99, and sets 7 to 22 can be run"),
+        ("wrong_old", "operator set 6, and sets 7 to 22 can be run"),
+        ("wrong_output_twice", "its output \"out\" is given twice"),
+        ("wrong_value_twice", "its value \"out\" is given twice"),
+        ("wrong_nothing", "no node gives its output \"out\""),
+        (
+            "wrong_type",
+            "its input takes int16, not float, float16 or double",
+        ),
+        (
+            "wrong_bfloat",
+            "its input takes bfloat16, not float, float16 or double",
+        ),
+        ("wrong_shapeless", "has \"volume\" of unknown axes"),
+        (
+            "wrong_inputs",
+            "\"volume\" of 5 axes and \"second\" of 5 axes",
+        ),
+        (
+            "wrong_outside",
+            "weights in \"../../../Cargo.toml\", which is not in its folder",
+        ),
+    ] {
+        let error = Onnx::open(file(name)).unwrap_err();
+        let typed = matches!(error, Error::ModelFile { .. } | Error::ModelOperator { .. });
+        let error = error.to_string();
+        assert!(typed && error.contains(told), "{name}: {error}");
+        assert!(error.contains(&format!("{name}.onnx")), "{error}");
+    }
+    let error = Onnx::open(file("wrong_gone")).unwrap_err();
+    let gone = folder().join("gone.bin");
+    assert!(
+        matches!(&error, Error::Io { path, .. } if *path == gone),
+        "{error}"
+    );
+}
+
+#[test]
+fn weights_in_other_files_are_part_of_what_a_model_is_known_by() {
+    let dir = tempfile::tempdir().unwrap();
+    let (network, weights) = (dir.path().join("net.onnx"), dir.path().join("gone.bin"));
+    fs::copy(file("wrong_gone"), &network).unwrap();
+    let mut ids = Vec::new();
+    for value in [2.0_f32, 3.0] {
+        fs::write(&weights, value.to_le_bytes()).unwrap();
+        let model = Onnx::open(&network).unwrap();
+        let patch = Patch::zeros(Region::whole([2; 3]), 1, DType::F32).unwrap();
+        let out = model.predict(vec![patch]).unwrap().remove(0).remove(0);
+        assert_eq!(out.as_slice::<f32>().unwrap(), [value; 8]);
+        ids.push(model.id());
+    }
+    assert_ne!(ids[0], ids[1]);
+    fs::write(&weights, [0; 2]).unwrap();
+    assert!(Onnx::open(&network).is_err(), "cut short");
+    fs::remove_file(&weights).unwrap();
+    std::os::unix::fs::symlink(file("unet"), &weights).unwrap();
+    let error = Onnx::open(&network).unwrap_err().to_string();
+    assert!(error.contains("not in its folder"), "{error}");
+}
+
+#[test]
+fn every_type_of_output_is_the_volume_s_and_labels_stay_whole_numbers() {
+    let types = |name: &str| -> Vec<DType> {
+        let (model, input) = network(name);
+        let outputs = model.0.outputs(&layout(&input), input.shape()).unwrap();
+        outputs.iter().map(|output| output.dtype).collect()
+    };
+    assert_eq!(types("cast_int64"), [DType::I64; 3]);
+    assert_eq!(types("argmax"), [DType::I64]);
+    assert_eq!(types("double"), [DType::F64]);
+    let all = [
+        DType::Bool,
+        DType::U8,
+        DType::I8,
+        DType::U16,
+        DType::I16,
+        DType::U32,
+        DType::I32,
+        DType::U64,
+        DType::I64,
+        DType::F16,
+        DType::F32,
+        DType::F64,
+    ];
+    assert_eq!(types("types"), all);
+}
+
+#[test]
+fn a_patch_that_does_not_work_says_of_what_its_lengths_must_be_multiples() {
+    let volume = Layout::new([32; 3], 1, DType::I16);
+    let model = Onnx::open(file("unet")).unwrap();
+    for patch in [[7; 3], [8, 7, 8], [5, 8, 12]] {
+        let error = model.outputs(&volume, patch).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::ModelRun {
+                    multiple: Some(2),
+                    ..
+                }
+            ),
+            "{patch:?}: {error}"
+        );
+        let text = error.to_string();
+        assert!(
+            text.ends_with("it works with patches whose lengths are multiples of 2"),
+            "{text}"
+        );
+    }
+    // No multiple makes one number for each channel a prediction.
+    let model = Onnx::open(file("wrong_output")).unwrap();
+    let error = model.outputs(&volume, [7; 3]).unwrap_err().to_string();
+    assert!(!error.contains("multiples"), "{error}");
+    // An odd patch has no middle that is half as long.
+    let two = Layout::new([32; 3], 2, DType::I16);
+    let model = Onnx::open(file("max_pool")).unwrap();
+    let error = model.outputs(&two, [7, 8, 8]).unwrap_err().to_string();
+    assert!(error.contains("multiples of 2"), "{error}");
+}
+
+/// A field of bytes as protocol buffers have it.
+fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    let (mut out, mut length) = (vec![number << 3 | 2], bytes.len());
+    while length >= 0x80 {
+        out.push(u8::try_from(length & 0x7f).unwrap() | 0x80);
+        length >>= 7;
+    }
+    out.push(u8::try_from(length).unwrap());
+    out.extend(bytes);
+    out
+}
+
+/// An ONNX file of `count` pairs of nodes, each of which adds the one before the last.
+fn long_network(count: usize) -> Vec<u8> {
+    let node = |operator: &str, inputs: &[&str], output: &str| {
+        let inputs = inputs.iter().flat_map(|name| field(1, name.as_bytes()));
+        let mut node: Vec<u8> = inputs.collect();
+        node.extend(field(2, output.as_bytes()));
+        node.extend(field(4, operator.as_bytes()));
+        field(1, &node)
+    };
+    let value = |name: &str| {
+        let axes = ["n", "c", "z", "y", "x"].map(|axis| field(1, &field(2, axis.as_bytes())));
+        let tensor = [vec![8, 1], field(2, &axes.concat())].concat();
+        [field(1, name.as_bytes()), field(2, &field(1, &tensor))].concat()
+    };
+    let mut graph = field(2, b"long");
+    let mut names = ["volume".to_owned(), "volume".to_owned()];
+    for n in 0..count {
+        let [before, last] = &names;
+        let (half, next) = (format!("h{n}"), format!("v{n}"));
+        graph.extend(node("Softsign", &[last], &half));
+        graph.extend(node("Add", &[&half, before], &next));
+        names = [names[1].clone(), next];
+    }
+    graph.extend(field(11, &value("volume")));
+    graph.extend(field(12, &value(&names[1])));
+    let opset = field(8, &[16, 18]);
+    [vec![8, 8], field(7, &graph), opset].concat()
+}
+
+#[test]
+fn a_network_of_many_nodes_is_made_ready_in_parts_and_computes_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    for pairs in [3, 250, 2500] {
+        let path = dir.path().join(format!("{pairs}.onnx"));
+        fs::write(&path, long_network(pairs)).unwrap();
+        let began = std::time::Instant::now();
+        let model = Onnx::open(&path).unwrap();
+        let values = vec![0.5_f32, -2.0, 0.0, 1e-3, 7.0, -0.1, 3.0, 1.0];
+        let patch = Patch::new(Region::whole([2; 3]), 1, values.clone()).unwrap();
+        let outputs = model.outputs(&layout(&patch), patch.shape()).unwrap();
+        println!("{} nodes are ready after {:?}", 2 * pairs, began.elapsed());
+        assert_eq!(outputs[0].dtype, DType::F32);
+        let found = model.predict(vec![patch]).unwrap().remove(0).remove(0);
+        for (found, value) in found.as_slice::<f32>().unwrap().iter().zip(values) {
+            let mut last = [value, value];
+            for _ in 0..pairs {
+                last = [last[1], last[1] / (1.0 + last[1].abs()) + last[0]];
+            }
+            let error = (found - last[1]).abs();
+            assert!(
+                error <= 1e-3 * last[1].abs().max(1.0),
+                "{pairs}: {found} {}",
+                last[1]
+            );
+        }
+    }
 }
 
 #[test]

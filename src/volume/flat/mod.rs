@@ -5,6 +5,7 @@
 //! is a [`StreamVolume`]. What a header promises and a file does not hold is
 //! an error when the file is opened, as far as that can be known without unpacking.
 
+mod gzip;
 mod pieces;
 mod plain;
 mod stream;
@@ -33,6 +34,7 @@ use super::options::OpenOptions;
 use super::watch::Watch;
 use super::{ChunkShape, Counter, Layout, ReadStats, Volume, foreign};
 use crate::error::{Error, Result};
+use crate::files::open_regular;
 use crate::region::Region;
 
 pub(super) use self::unpack::GZIP;
@@ -250,7 +252,7 @@ impl Source {
             }
             None => (header_path.to_path_buf(), 0),
         };
-        let mut file = File::open(&path).map_err(Error::io("open", &path))?;
+        let mut file = open_regular(&path)?;
         let found = file.metadata().map_err(Error::io("open", &path))?;
         let length = found.len();
         check_pointer(&path, &file, length)?;

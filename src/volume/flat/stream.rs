@@ -22,6 +22,7 @@ use super::strided::{Strided, to_native};
 use super::unpack::{Failure, Packed, Unpacker};
 use super::{Source, plain, too_short};
 use crate::error::{Error, Result};
+use crate::files::open_regular;
 use crate::patch::copy_common;
 use crate::region::Region;
 
@@ -83,12 +84,12 @@ impl StreamVolume {
 
     /// The stream, from its beginning.
     fn begin(&self) -> Result<Unpacker> {
-        let open = || {
-            let mut file = File::open(&self.path)?;
+        let mut file = open_regular(&self.path)?;
+        let begin = || {
             file.seek(SeekFrom::Start(self.start))?;
             Unpacker::new(Packed::new(file), self.promised)
         };
-        let stream = open().map_err(Error::io("open", &self.path))?;
+        let stream = begin().map_err(Error::io("open", &self.path))?;
         self.counter.add(0, stream.fetched());
         Ok(stream)
     }

@@ -1,5 +1,6 @@
 //! Writing flat files, whole or in any boxes and from any threads: `.npy`, `.nii`, `.nrrd`, `.mha`,
-//! and `.mhd` with a file of voxels beside it.
+//! and `.mhd` with a file of voxels beside it; `.nii.gz` by way of a file without a name, which is
+//! compressed in the end.
 //!
 //! The space is reserved when the file is begun, so that a disk that is too small is noticed
 //! before any work, and voxels are written where they belong; the file is never mapped.
@@ -13,11 +14,13 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
-use super::super::header::{FlatHeader, encode, metaimage};
-use super::super::staged::StagedFile;
-use super::super::{CreateOptions, Format, Layout, VolumeMut};
+use super::super::header::{self, FlatHeader, encode, metaimage};
+use super::super::staged::{StagedFile, parent};
+use super::super::{Codec, CreateOptions, Format, Layout, VolumeMut};
+use super::gzip;
 use super::strided::Strided;
 use crate::error::{Error, Result};
+use crate::files::read_up_to;
 use crate::region::Region;
 
 /// A flat file under construction.
@@ -29,6 +32,18 @@ pub(in super::super) struct FlatWriter {
     /// The file of the header, if it is another.
     header: Option<Detached>,
     voxels: Strided,
+    /// The voxels until they are compressed, if they will be.
+    plain: Option<Plain>,
+    /// Time points and channels of each, where the file has all times of a channel together.
+    turned: Option<[u64; 2]>,
+}
+
+/// A file without a name that becomes a compressed one.
+#[derive(Debug)]
+struct Plain {
+    file: File,
+    length: u64,
+    level: u8,
 }
 
 /// A header with the voxels in another file. The header that has the name points at all of its
@@ -79,19 +94,67 @@ impl FlatWriter {
                 (data, Some(Detached { staged, old }))
             }
         };
-        reserve(staged.file(), start.saturating_add(bytes))
-            .map_err(Error::io("reserve space for", &layout.path))?;
-        let holder = detached.as_ref().map_or(&staged, |header| &header.staged);
+        let length = start.saturating_add(bytes);
+        let plain = if layout.codecs.is_empty() {
+            None
+        } else {
+            Some(Plain::new(&layout, length, options)?)
+        };
+        let data = plain.as_ref().map_or(staged.file(), |plain| &plain.file);
+        reserve(data, length).map_err(Error::io("reserve space for", &layout.path))?;
+        let holder = detached
+            .as_ref()
+            .map_or(data, |header| header.staged.file());
         holder
-            .file()
             .write_all_at(&header, 0)
             .map_err(Error::io("write", &layout.path))?;
+        let more = encode::FourthAndFifth::of(&layout).unwrap_or_default();
+        let is_nifti = matches!(layout.format, Format::Nifti1 | Format::Nifti2);
         Ok(Self {
             voxels: Strided::new(&facts, start),
+            turned: (is_nifti && more.time_first).then_some([more.times, more.others]),
             layout,
             staged,
             header: detached,
+            plain,
         })
+    }
+
+    /// The file into which voxels are written.
+    fn data(&self) -> &File {
+        let plain = self.plain.as_ref();
+        plain.map_or(self.staged.file(), |plain| &plain.file)
+    }
+}
+
+impl Plain {
+    /// A file next to the output, on the same disk.
+    fn new(layout: &Layout, length: u64, options: &CreateOptions) -> Result<Self> {
+        let folder = parent(&layout.path);
+        let level = match options.codec {
+            Codec::Gzip => options.level.unwrap_or(gzip::LEVEL).min(9),
+            _ => gzip::LEVEL,
+        };
+        let file = tempfile::tempfile_in(folder);
+        Ok(Self {
+            file: file.map_err(Error::io("create an output in", folder))?,
+            length,
+            level,
+        })
+    }
+}
+
+impl FlatWriter {
+    /// Writes channels by their number in the file.
+    fn write_as_stored(&self, channels: &Range<u64>, region: Region, voxels: &[u8]) -> Result<()> {
+        let (run, starts) = self.voxels.runs(channels, region);
+        let run = usize::try_from(run).expect("a piece of a buffer");
+        for (piece, start) in voxels.chunks_exact(run).zip(starts) {
+            self.data()
+                .write_all_at(piece, start)
+                .map_err(Error::io("write", &self.layout.path))?;
+        }
+        Ok(())
     }
 }
 
@@ -153,7 +216,7 @@ fn named(path: &Path, stem: &str) -> Option<PathBuf> {
 
 /// What the header at `path` calls the file of its voxels.
 fn data_of(path: &Path) -> Option<String> {
-    let head = fs::read(path).ok()?;
+    let head = read_up_to(path, header::LIMIT).ok()?;
     metaimage::parse(path, &head).ok()?.data
 }
 
@@ -175,19 +238,27 @@ impl VolumeMut for FlatWriter {
         if voxels.is_empty() {
             return Ok(());
         }
-        let (run, starts) = self.voxels.runs(&channels, region);
-        let run = usize::try_from(run).expect("a piece of a buffer");
-        for (piece, start) in voxels.chunks_exact(run).zip(starts) {
-            self.staged
-                .file()
-                .write_all_at(piece, start)
-                .map_err(Error::io("write", &self.layout.path))?;
+        let Some([times, others]) = self.turned else {
+            return self.write_as_stored(&channels, region, voxels);
+        };
+        let count = usize::try_from(channels.end - channels.start).unwrap_or(1);
+        for (channel, voxels) in channels.zip(voxels.chunks_exact(voxels.len() / count)) {
+            let place = channel % others * times + channel / others;
+            self.write_as_stored(&(place..place + 1), region, voxels)?;
         }
         Ok(())
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
         let data = self.staged.target().to_path_buf();
+        if let Some(Plain {
+            file,
+            length,
+            level,
+        }) = &self.plain
+        {
+            gzip::pack(file, *length, self.staged.file(), *level, &data)?;
+        }
         let Some(header) = self.header else {
             return self.staged.finish();
         };

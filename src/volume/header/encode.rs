@@ -7,11 +7,12 @@ mod nrrd;
 pub(in super::super) use metaimage::metaimage;
 pub(in super::super) use nrrd::nrrd;
 
+use super::nifti::CLOCKS;
 use super::npy::MAGIC;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::geometry::{Affine, Geometry};
-use crate::volume::{Layout, Rescale};
+use crate::volume::{AxisKind, Layout, LeadingAxis, Rescale};
 
 /// The bytes before the first voxel of a numpy file of axes z, y, x or c, z, y, x.
 pub(in super::super) fn npy(layout: &Layout) -> Vec<u8> {
@@ -70,6 +71,10 @@ pub(in super::super) fn nifti(layout: &Layout) -> Result<Vec<u8>> {
         let what = "NIfTI needs a spacing above 0 and a finite affine";
         return Err(Error::unsupported(&layout.path, what));
     }
+    if FourthAndFifth::of(layout).is_none() {
+        let what = "time is between other axes, which NIfTI cannot have: write .zarr";
+        return Err(Error::unsupported(&layout.path, what));
+    }
     Ok(if is_nifti2(layout) {
         second(layout, code)
     } else {
@@ -93,6 +98,23 @@ fn lps(layout: &Layout, format: &str) -> Result<([[f64; 3]; 3], [f64; 3])> {
     Ok(([column(0), column(1), column(2)], column(3)))
 }
 
+/// The axis besides space, of which a format has one only.
+///
+/// # Errors
+///
+/// [`Error::Unsupported`] if there are more.
+fn fourth(layout: &Layout, format: &str) -> Result<Option<LeadingAxis>> {
+    let mut leading = layout.axes.long_of(layout.channels);
+    if leading.len() > 1 {
+        let names: Vec<&str> = leading.iter().map(|axis| axis.name.as_str()).collect();
+        let what = format!(
+            "{format} has one axis besides z, y, x, and these voxels have {names:?}: write .zarr or .nii, or one of them only"
+        );
+        return Err(Error::unsupported(&layout.path, what));
+    }
+    Ok(leading.pop())
+}
+
 const fn native_is_big() -> bool {
     cfg!(target_endian = "big")
 }
@@ -100,9 +122,39 @@ const fn native_is_big() -> bool {
 /// Whether a length is beyond NIfTI-1.
 pub(in super::super) fn is_nifti2(layout: &Layout) -> bool {
     let [z, y, x] = layout.shape;
-    [x, y, z, layout.channels]
+    let FourthAndFifth { times, others, .. } = FourthAndFifth::of(layout).unwrap_or_default();
+    [x, y, z, times, others]
         .iter()
         .any(|&n| i16::try_from(n).is_err())
+}
+
+/// What NIfTI keeps in its fourth dimension, time, and in its fifth, everything else.
+#[derive(Clone, Debug, Default)]
+pub(in super::super) struct FourthAndFifth {
+    pub(in super::super) times: u64,
+    pub(in super::super) others: u64,
+    /// Whether the volume's channels are those of one time point after the other. In NIfTI, time
+    /// varies faster.
+    pub(in super::super) time_first: bool,
+    /// The axis of time, if there is one.
+    time: Option<LeadingAxis>,
+}
+
+impl FourthAndFifth {
+    /// Those of a volume; `None` if time is between other axes.
+    pub(in super::super) fn of(layout: &Layout) -> Option<Self> {
+        let leading = layout.axes.long_of(layout.channels);
+        let place = leading.iter().position(|axis| axis.kind == AxisKind::Time);
+        let time = place.map(|place| leading[place].clone());
+        let times = time.as_ref().map_or(1, |axis| axis.length);
+        let at_an_end = place.is_none_or(|place| place == 0 || place + 1 == leading.len());
+        at_an_end.then(|| Self {
+            times,
+            others: layout.channels / times,
+            time_first: place == Some(0) && leading.len() > 1,
+            time,
+        })
+    }
 }
 
 /// Puts values of a header where they belong.
@@ -138,10 +190,11 @@ fn first(layout: &Layout, code: i16) -> Vec<u8> {
         .dim
         .map(|n| i16::try_from(n).unwrap_or(i16::MAX).to_ne_bytes());
     header.put(40, dim);
+    header.put(68, [parts.intent.to_ne_bytes()]);
     header.put(70, [code.to_ne_bytes(), parts.bits.to_ne_bytes()]);
     header.f32s(76, parts.pixdim);
     header.f32s(108, [352.0, parts.rescale[0], parts.rescale[1]]);
-    header.put(123, [[MILLIMETRES]]);
+    header.put(123, [[parts.units]]);
     header.put(148, [*b"voxpatch"]);
     header.put(252, [parts.qform.to_ne_bytes(), 1_i16.to_ne_bytes()]);
     header.f32s(256, parts.quatern);
@@ -172,16 +225,23 @@ fn second(layout: &Layout, code: i16) -> Vec<u8> {
     header.f64s(352, parts.quatern);
     header.f64s(376, parts.origin);
     header.f64s(400, parts.affine[..3].iter().flatten().copied());
-    header.put(500, [i32::from(MILLIMETRES).to_ne_bytes()]);
+    header.put(500, [i32::from(parts.units).to_ne_bytes()]);
+    header.put(504, [i32::from(parts.intent).to_ne_bytes()]);
     header.0
 }
 
 /// The code of `xyzt_units` for millimetres.
 const MILLIMETRES: u8 = 2;
 
+/// The intent of a fifth dimension: `NIFTI_INTENT_VECTOR`, which ITK reads as channels.
+const VECTOR: i16 = 1007;
+
 /// What both versions store.
 struct Parts {
     dim: [u64; 8],
+    intent: i16,
+    /// The code of `xyzt_units`.
+    units: u8,
     bits: i16,
     pixdim: [f64; 8],
     rescale: [f64; 2],
@@ -195,8 +255,20 @@ struct Parts {
 impl Parts {
     fn new(layout: &Layout) -> Self {
         let [z, y, x] = layout.shape;
-        let dims = if layout.channels > 1 { 4 } else { 3 };
-        let Geometry { spacing, affine } = layout.geometry;
+        let more = FourthAndFifth::of(layout).unwrap_or_default();
+        let dims = match (more.times, more.others) {
+            (_, 2..) => 5,
+            (2.., _) => 4,
+            _ => 3,
+        };
+        let (step, clock) = more.time.map_or((1.0, None), |time| (time.step, time.unit));
+        let clock = CLOCKS
+            .iter()
+            .find(|(_, name)| Some(*name) == clock.as_deref());
+        let clock = clock.map_or(0, |&(code, _)| u8::try_from(code).unwrap_or(0));
+        let Geometry {
+            spacing, affine, ..
+        } = layout.geometry;
         let turn = quaternion(&layout.geometry);
         let (qfac, quatern) = turn.unwrap_or((1.0, [0.0; 3]));
         let rescale = layout.rescale.unwrap_or(Rescale {
@@ -204,9 +276,13 @@ impl Parts {
             intercept: 0.0,
         });
         Self {
-            dim: [dims, x, y, z, layout.channels, 1, 1, 1],
+            dim: [dims, x, y, z, more.times, more.others, 1, 1],
+            intent: if dims == 5 { VECTOR } else { 0 },
+            units: MILLIMETRES | clock,
             bits: i16::try_from(8 * layout.dtype.size()).expect("a voxel has up to 64 bits"),
-            pixdim: [qfac, spacing[2], spacing[1], spacing[0], 1.0, 1.0, 1.0, 1.0],
+            pixdim: [
+                qfac, spacing[2], spacing[1], spacing[0], step, 1.0, 1.0, 1.0,
+            ],
             rescale: [rescale.slope, rescale.intercept],
             qform: i16::from(turn.is_some()),
             quatern,

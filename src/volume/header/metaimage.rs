@@ -11,9 +11,12 @@ use super::{
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
-use crate::volume::{Format, Rescale, units};
+use crate::volume::{Axes, AxisKind, Format, LeadingAxis, Rescale, units};
 
 const NAME: &str = "MetaImage";
+
+/// The comment by which files from here say that their fourth dimension is not time.
+pub(super) const FOURTH_IS_CHANNELS: &str = "the fourth dimension is channels";
 
 /// The fields up to the last, in the order of the file.
 struct Fields {
@@ -146,10 +149,12 @@ pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
         let what = "HeaderSize = -1 of compressed data is not read";
         return Err(Error::unsupported(path, what));
     }
+    let channels = if dims == 4 { t } else { beside };
+    let leading = leading(&fields, dims, channels);
     let real = |name| fields.get(&[name]).and_then(|value| value.parse().ok());
     let header = FlatHeader {
-        channels: if dims == 4 { t } else { beside },
-        time_points: (dims == 4).then_some(t),
+        channels,
+        time_points: (leading.kind == AxisKind::Time).then_some(t),
         big_endian: fields.is_true(&["ElementByteOrderMSB", "BinaryDataByteOrderMSB"], false),
         order: if beside > 1 { INTERLEAVED } else { PLANAR },
         encoding: if compressed {
@@ -165,9 +170,32 @@ pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
             real("ElementToIntensityFunctionSlope").unwrap_or(1.0),
             real("ElementToIntensityFunctionOffset").unwrap_or(0.0),
         ),
+        axes: Axes {
+            leading: (channels > 1).then_some(leading).into_iter().collect(),
+            ..Axes::default()
+        },
         ..FlatHeader::new(Format::MetaImage, [z, y, x], dtype, 0)
     };
     header.checked(path, NAME)
+}
+
+/// The axis besides space: the fourth dimension, which is time unless the file says that it is
+/// channels, or the channels of each voxel.
+fn leading(fields: &Fields, dims: usize, length: u64) -> LeadingAxis {
+    let is_time = dims == 4 && fields.get(&["Comment"]) != Some(FOURTH_IS_CHANNELS);
+    let kind = if is_time {
+        AxisKind::Time
+    } else {
+        AxisKind::Channel
+    };
+    let steps = fields
+        .get(&["ElementSpacing", "ElementSize"])
+        .and_then(finite);
+    let step = steps.and_then(|steps| steps.get(3).copied());
+    LeadingAxis {
+        step: step.filter(|&step| step > 0.0).unwrap_or(1.0),
+        ..LeadingAxis::new(kind, length)
+    }
 }
 
 /// Refuses what is sound but not read here.
@@ -259,6 +287,7 @@ fn geometry(fields: &Fields, dims: usize, problems: &mut Problems) -> Geometry {
     let mut geometry = Geometry::from_lps(columns, first);
     // Exact, where the columns' lengths are rounded; a spacing of 0 is refused by the check.
     geometry.spacing = [lengths[2], lengths[1], lengths[0]];
+    geometry.is_known = spacing.is_some() || origin.is_some() || matrix.is_some();
     let word = fields.get(&["DistanceUnits"]).unwrap_or_default();
     let unit = units::unit(word);
     if unit.is_none() {

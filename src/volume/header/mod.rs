@@ -16,7 +16,7 @@ use std::fmt::Write;
 use std::path::Path;
 use std::str::FromStr;
 
-use super::{Format, Layout, Rescale};
+use super::{Axes, Format, Layout, Rescale};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
@@ -62,6 +62,8 @@ pub(super) struct FlatHeader {
     pub(super) geometry: Geometry,
     /// How stored values become real ones.
     pub(super) rescale: Option<Rescale>,
+    /// What is said of the axes.
+    pub(super) axes: Axes,
 }
 
 /// x fastest, channels slowest: as voxels lie in memory here.
@@ -120,6 +122,7 @@ impl FlatHeader {
             skip: 0,
             geometry: Geometry::default(),
             rescale: None,
+            axes: Axes::default(),
         }
     }
 
@@ -170,6 +173,7 @@ impl FlatHeader {
             codecs: codec.into_iter().collect(),
             geometry: self.geometry,
             rescale: self.rescale,
+            axes: self.axes.clone(),
             ..Layout::new(self.shape, self.channels, self.dtype)
         }
     }

@@ -10,7 +10,7 @@ use super::{FlatHeader, Problems, Start};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::geometry::{Affine, Geometry, cross};
-use crate::volume::{Format, Rescale, units};
+use crate::volume::{Axes, AxisKind, Format, LeadingAxis, Rescale, units};
 
 /// Bytes of a NIfTI-1 and of a NIfTI-2 header.
 const SIZES: [usize; 2] = [348, 540];
@@ -67,6 +67,8 @@ struct Facts {
     datatype: i64,
     /// Millimetres in the unit of its lengths, or the problem with that unit.
     unit: Result<f64, String>,
+    /// The unit of time, if the header has one.
+    clock: Option<&'static str>,
     pixdim: [f64; 8],
     vox_offset: f64,
     rescale: [f64; 2],
@@ -109,6 +111,7 @@ pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
         start: Start::byte(offset),
         geometry,
         rescale: Rescale::new(facts.rescale[0], facts.rescale[1]),
+        axes: facts.axes(rest),
         ..FlatHeader::new(facts.format, [z, y, x], dtype, 0)
     };
     header.checked(path, facts.name)
@@ -124,6 +127,15 @@ fn unit(code: i64) -> Result<f64, String> {
             "xyzt_units {code} says that lengths are in unit {unknown}, which is not one of 0 to 3"
         )),
     }
+}
+
+/// The units of time that `xyzt_units` has, as OME-Zarr calls them.
+pub(super) const CLOCKS: [(i64, &str); 3] =
+    [(8, "second"), (16, "millisecond"), (24, "microsecond")];
+
+fn clock(code: i64) -> Option<&'static str> {
+    let found = CLOCKS.iter().find(|(own, _)| *own == code & 0x38);
+    found.map(|&(_, name)| name)
 }
 
 /// Whether the columns for x, y and z do not span space.
@@ -207,6 +219,7 @@ impl Facts {
             dim: std::array::from_fn(|i| fields.i16(40 + 2 * i)),
             datatype: fields.i16(70),
             unit: unit(i64::from(fields.bytes[123])),
+            clock: clock(i64::from(fields.bytes[123])),
             pixdim: std::array::from_fn(|i| fields.f32(76 + 4 * i)),
             vox_offset: fields.f32(108),
             rescale: [fields.f32(112), fields.f32(116)],
@@ -242,6 +255,7 @@ impl Facts {
             unit: units::unit(word)
                 .map(units::Unit::factor)
                 .ok_or_else(|| units::unknown(word)),
+            clock: None,
             codes: [0; 2],
             center: said.then_some(center),
             ..self
@@ -263,6 +277,7 @@ impl Facts {
             dim: std::array::from_fn(|i| fields.i64(16 + 8 * i)),
             datatype: fields.i16(12),
             unit: unit(fields.i32(500)),
+            clock: clock(fields.i32(500)),
             pixdim: std::array::from_fn(|i| fields.f64(104 + 8 * i)),
             vox_offset,
             rescale: [fields.f64(176), fields.f64(184)],
@@ -329,6 +344,38 @@ impl Facts {
             }
         }
         lengths
+    }
+
+    /// The fourth dimension is time, the fifth channels; each varies faster than the next.
+    fn axes(&self, [time, channels, more @ ..]: [u64; 4]) -> Axes {
+        let mut leading: Vec<LeadingAxis> = Vec::new();
+        for (n, length) in more.into_iter().enumerate().rev() {
+            leading.push(LeadingAxis {
+                name: format!("n{}", n + 6),
+                ..LeadingAxis::new(AxisKind::Other, length)
+            });
+        }
+        leading.push(LeadingAxis::new(AxisKind::Channel, channels));
+        let step = self.pixdim[4];
+        leading.push(LeadingAxis {
+            step: if step.is_finite() && step > 0.0 {
+                step
+            } else {
+                1.0
+            },
+            unit: self.clock.map(str::to_owned),
+            ..LeadingAxis::new(AxisKind::Time, time)
+        });
+        leading.retain(|axis| axis.length > 1);
+        let unit = self.unit.as_ref().ok().and_then(|&factor| {
+            let name = units::name(factor)?.to_owned();
+            Some((name, factor))
+        });
+        Axes {
+            leading,
+            unit,
+            ..Axes::default()
+        }
     }
 
     fn offset(&self, problems: &mut Problems) -> u64 {

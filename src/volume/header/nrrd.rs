@@ -12,7 +12,7 @@ use super::{
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
-use crate::volume::{Format, units};
+use crate::volume::{AxisKind, Format, LeadingAxis, units};
 
 const NAME: &str = "NRRD";
 
@@ -148,6 +148,10 @@ pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
         start,
         skip,
         geometry,
+        axes: crate::volume::Axes {
+            leading: axes.leading(&sizes),
+            ..Default::default()
+        },
         ..FlatHeader::new(
             Format::Nrrd,
             [space.get(2).copied().unwrap_or(1), space[1], space[0]],
@@ -274,6 +278,19 @@ struct Axes {
 }
 
 impl Axes {
+    /// The axis that is not space, unless it has one place only.
+    fn leading(&self, sizes: &[u64]) -> Vec<LeadingAxis> {
+        let kind = if self.is_time {
+            AxisKind::Time
+        } else {
+            AxisKind::Channel
+        };
+        let axis = self
+            .channels
+            .map(|axis| LeadingAxis::new(kind, sizes[axis]));
+        axis.into_iter().filter(|axis| axis.length > 1).collect()
+    }
+
     fn find(path: &Path, fields: &Fields, sizes: &[u64]) -> Result<Self> {
         let count = sizes.len();
         let directions = fields
@@ -390,7 +407,11 @@ fn geometry(fields: &Fields, axes: &Axes, count: usize, problems: &mut Problems)
     for (column, factor) in columns.iter_mut().zip(along) {
         *column = std::array::from_fn(|i| signs[i] * factor * column[i]);
     }
-    Geometry::from_lps(columns, turn(origin))
+    let said = ["spacings", "space origin"];
+    Geometry {
+        is_known: said.iter().any(|name| fields.get(&[*name]).is_some()),
+        ..Geometry::from_lps(columns, turn(origin))
+    }
 }
 
 /// Millimetres in the units that these words mean, 1 where there is none.

@@ -138,8 +138,11 @@ fn geometry(keys: &Map<String, Json>, problems: &mut Problems) -> Geometry {
     if affine == Some(None) {
         problems.add("affine must be four rows of four numbers");
     }
-    let spacing = spacing.flatten();
-    let mut geometry = affine.flatten().map_or_else(
+    let (spacing, affine) = (spacing.flatten(), affine.flatten());
+    if spacing.is_none() && affine.is_none() {
+        return Geometry::default();
+    }
+    let mut geometry = affine.map_or_else(
         || Geometry::from_spacing(spacing.unwrap_or([1.0; 3])),
         Geometry::from_affine,
     );

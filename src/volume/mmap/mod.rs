@@ -15,6 +15,7 @@
 
 mod guard;
 mod heap;
+mod signal;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,7 @@ use memmap2::{Mmap, UncheckedAdvice};
 use self::guard::Watch;
 pub(crate) use self::heap::give_back_freed;
 pub use self::heap::share_heaps;
+pub use self::signal::signal_is_ignored;
 
 /// Bytes that may be mapped before the mapping is emptied.
 pub(super) const KEPT: u64 = 256 << 20;

@@ -143,5 +143,23 @@ pub fn waiting_bytes(layout: &Layout, options: &CreateOptions, order: [usize; 3]
     ))
 }
 
+/// Bytes that a thread takes while it makes a chunk of a coarser level of what is read back, at most.
+pub(crate) fn rebuilding_bytes(layout: &Layout) -> u64 {
+    let (Some([_, chunk @ ..]), Some([_, inner @ ..])) = (layout.write_chunk, layout.read_chunk)
+    else {
+        return 0;
+    };
+    let [z, y, x] = chunk;
+    let size = layout.dtype.size() as u64;
+    let whole = Region::whole(chunk).voxels();
+    // A slab of the finer level, what is made of it, and a chunk that is decoded for it.
+    let slab = Region::whole([z.min(rebuild::PLANES), y, x]).voxels();
+    let reading = slab
+        .saturating_mul(9)
+        .saturating_add(Region::whole(inner).voxels().saturating_mul(2));
+    let voxels = whole.saturating_add(reading.max(whole.saturating_mul(2)));
+    voxels.saturating_mul(size)
+}
+
 #[cfg(test)]
 mod tests;

@@ -32,7 +32,7 @@ pub(in super::super) fn rebuilt(
     let mut layer = region;
     while layer.start[0] < end {
         let left = (end - layer.start[0]).unsigned_abs();
-        layer.shape[0] = REBUILT.min(left);
+        layer.shape[0] = PLANES.min(left);
         let slab = step.voxels(layer);
         let source = read(slab)?;
         voxels.extend(halve(method, dtype, (&source, slab), slab, step.factors));
@@ -42,4 +42,4 @@ pub(in super::super) fn rebuilt(
 }
 
 /// Planes of a chunk that are made at once when it is made of what was read back.
-const REBUILT: u64 = 16;
+pub(super) const PLANES: u64 = 16;

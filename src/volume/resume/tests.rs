@@ -43,6 +43,7 @@ fn settings(part: Part, owned: Option<Region>) -> ResumeOptions {
         part,
         owned,
         durability: Durability::None,
+        ..ResumeOptions::default()
     }
 }
 

@@ -31,6 +31,8 @@ pub(super) struct Arrays {
 #[derive(Debug)]
 pub(super) struct LevelArray {
     pub(super) layout: Layout,
+    /// Lengths of the axes in front of z, y, x.
+    leading: Vec<u64>,
     array: Array<()>,
     sharded: bool,
     /// The chunks that were written: those that are all fill value leave no file to tell.
@@ -197,6 +199,12 @@ impl LevelArray {
         let [_, chunk @ ..] = layout.write_chunk.expect("a Zarr array has chunks");
         Ok(Self {
             written: Marks::new(layout.channels, layout.shape, chunk),
+            leading: layout
+                .axes
+                .leading_of(layout.channels)
+                .iter()
+                .map(|axis| axis.length)
+                .collect(),
             layout,
             array,
             sharded: facts.sharded,
@@ -243,9 +251,9 @@ impl LevelArray {
         if bytes.is_fill_value(fill) {
             return Ok(None);
         }
-        let shape: Vec<NonZeroU64> = self
-            .own_index(1, self.chunk())
-            .into_iter()
+        let ones = self.leading.iter().map(|_| 1);
+        let shape: Vec<NonZeroU64> = ones
+            .chain(self.chunk())
             .filter_map(NonZeroU64::new)
             .collect();
         let codecs = self.array.codecs();
@@ -260,9 +268,14 @@ impl LevelArray {
         }
     }
 
-    /// c, z, y, x along the array's own dimensions: without c where there is one channel.
-    fn own_index(&self, channel: u64, space: [u64; 3]) -> Vec<u64> {
-        let c = (self.layout.channels > 1).then_some(channel);
-        c.into_iter().chain(space).collect()
+    /// The index of a channel's chunk along the array's own dimensions.
+    fn own_index(&self, mut channel: u64, space: [u64; 3]) -> Vec<u64> {
+        let mut index = vec![0; self.leading.len()];
+        for (own, &length) in index.iter_mut().zip(&self.leading).rev() {
+            *own = channel % length;
+            channel /= length;
+        }
+        index.extend(space);
+        index
     }
 }

@@ -182,10 +182,17 @@ fn fit(layout: &Layout, options: &CreateOptions) -> Result<(Shape, Shape)> {
     })
 }
 
-/// A length along c, if there is more than one channel, and lengths along z, y, x.
-fn with_channel(layout: &Layout, n: u64, space: Shape) -> Vec<u64> {
-    let c = (layout.channels > 1).then_some(n);
-    c.into_iter().chain(space).collect()
+/// Lengths along the axes in front of z, y, x, and along these.
+fn all_lengths(layout: &Layout) -> Vec<u64> {
+    let leading = layout.axes.leading_of(layout.channels);
+    let lengths = leading.iter().map(|axis| axis.length);
+    lengths.chain(layout.shape).collect()
+}
+
+/// One place along each axis in front, and lengths along z, y, x.
+fn with_ones(layout: &Layout, space: Shape) -> Vec<u64> {
+    let leading = layout.axes.leading_of(layout.channels);
+    leading.iter().map(|_| 1).chain(space).collect()
 }
 
 fn zero(dtype: DType) -> Json {
@@ -205,7 +212,7 @@ fn array_document(
     let codecs = codecs(layout.dtype, options)?;
     let codecs = if options.shard.is_some() {
         json!([{"name": "sharding_indexed", "configuration": {
-            "chunk_shape": with_channel(layout, 1, chunk),
+            "chunk_shape": with_ones(layout, chunk),
             "codecs": codecs,
             "index_codecs": [bytes_codec(DType::U64), {"name": "crc32c"}],
             "index_location": "end",
@@ -218,17 +225,15 @@ fn array_document(
     } else {
         chunk
     };
-    let names = if layout.channels > 1 {
-        json!(["c", "z", "y", "x"])
-    } else {
-        json!(["z", "y", "x"])
-    };
+    let leading = layout.axes.leading_of(layout.channels);
+    let leading = leading.into_iter().map(|axis| axis.name);
+    let names: Vec<String> = leading.chain(["z", "y", "x"].map(str::to_owned)).collect();
     Ok(json!({
         "zarr_format": 3,
         "node_type": "array",
-        "shape": with_channel(layout, layout.channels, layout.shape),
+        "shape": all_lengths(layout),
         "data_type": layout.dtype.name(),
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": with_channel(layout, 1, file)}},
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": with_ones(layout, file)}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": zero(layout.dtype),
         "codecs": codecs,
@@ -257,8 +262,8 @@ fn array_document_v2(layout: &Layout, chunk: Shape, options: &CreateOptions) -> 
     };
     Ok(json!({
         "zarr_format": 2,
-        "shape": with_channel(layout, layout.channels, layout.shape),
-        "chunks": with_channel(layout, 1, chunk),
+        "shape": all_lengths(layout),
+        "chunks": with_ones(layout, chunk),
         "dtype": format!("{order}{kind}{}", layout.dtype.size()),
         "fill_value": zero(layout.dtype),
         "order": "C",

@@ -45,6 +45,7 @@ use super::chunk::{self, Chunk, ChunkVoxels, read_by_chunks};
 use super::files::identity;
 use super::header::excerpt;
 use super::lru::Lru;
+use super::needs::INDEX_BUDGET;
 use super::options::{Missing, OpenOptions};
 use super::watch::Watch;
 use super::{Axes, ChunkShape, Counter, Format, Layout, ReadStats, Rescale, Volume};
@@ -56,9 +57,6 @@ pub(super) use self::document::{bounds, levels};
 pub(super) use self::find::level_count;
 pub(super) use self::resume::ZarrResumable;
 pub(super) use self::write::ZarrWriter;
-
-/// Bytes of shard indexes that are kept.
-const INDEX_BUDGET: u64 = 64 << 20;
 
 /// An array in a folder, opened for reading.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use serde_json::{Value as Json, json};
 
 use super::super::header::excerpt;
 use super::super::units::{self, Unit};
-use super::super::{Axes, Downsample, Layout, LeadingAxis};
+use super::super::{Axes, AxisKind, Downsample, Layout, LeadingAxis};
 use super::axes::{Axis, Order};
 use super::meta::Facts;
 use super::place::Map;
@@ -218,7 +218,11 @@ fn follow(
 pub(super) fn own_geometry(own: &Json) -> Option<Geometry> {
     let affine: Affine = serde_json::from_value(own.get("affine")?.clone()).ok()?;
     let spacing = serde_json::from_value(own.get("spacing")?.clone()).ok()?;
-    Some(Geometry { spacing, affine })
+    Some(Geometry {
+        spacing,
+        affine,
+        is_known: true,
+    })
 }
 
 /// The attributes of an array that is written: what OME-Zarr has no place for.
@@ -232,20 +236,25 @@ pub(super) fn own_attributes(layout: &Layout) -> Json {
 }
 
 /// What OME-Zarr says of an image whose levels lie at `0`, `1` and so on, the finest first: the
-/// entry of `multiscales`, without a version.
+/// entry of `multiscales`, without a version, and with the group's `omero` in it.
 ///
 /// The centre of a level's first voxel lies half of what it is longer than one of the finest
 /// level further in.
 pub(super) fn image(levels: &[&Layout], name: &str, method: Option<Downsample>) -> Json {
     let finest = &levels[0].geometry;
-    let space = |name: &str| json!({"name": name, "type": "space", "unit": "millimeter"});
-    let mut axes = vec![space("z"), space("y"), space("x")];
-    if levels[0].channels > 1 {
-        axes.insert(0, json!({"name": "c", "type": "channel"}));
-    }
-    let with_channel = |n: f64, space: [f64; 3]| -> Vec<f64> {
-        let c = (levels[0].channels > 1).then_some(n);
-        c.into_iter().chain(space).collect()
+    let leading = levels[0].axes.leading_of(levels[0].channels);
+    let unit = levels[0].axes.unit.as_ref();
+    let unit = unit.and_then(|&(_, factor)| Some((units::name(factor)?, factor)));
+    let (unit, factor) = unit.unwrap_or(("millimeter", 1.0));
+    let space = |name: &str| json!({"name": name, "type": "space", "unit": unit});
+    let axes = leading
+        .iter()
+        .map(written)
+        .chain(["z", "y", "x"].map(space));
+    let axes: Vec<Json> = axes.collect();
+    let all = |own: &dyn Fn(&LeadingAxis) -> f64, space: [f64; 3]| -> Vec<f64> {
+        let space = space.map(|length| units::in_units(length, factor));
+        leading.iter().map(own).chain(space).collect()
     };
     let dataset = |(n, layout): (usize, &&Layout)| {
         let spacing = layout.geometry.spacing;
@@ -255,9 +264,10 @@ pub(super) fn image(levels: &[&Layout], name: &str, method: Option<Downsample>) 
         } else {
             std::array::from_fn(|a| (spacing[a] - finest.spacing[a]) / 2.0)
         };
-        let mut steps = vec![json!({"type": "scale", "scale": with_channel(1.0, spacing)})];
+        let scale = all(&|axis| axis.step, spacing);
+        let mut steps = vec![json!({"type": "scale", "scale": scale})];
         if origin.iter().any(|&n| n != 0.0) {
-            let translation = with_channel(0.0, origin);
+            let translation = all(&|_| 0.0, origin);
             steps.push(json!({"type": "translation", "translation": translation}));
         }
         json!({"path": n.to_string(), "coordinateTransformations": steps})
@@ -267,21 +277,52 @@ pub(super) fn image(levels: &[&Layout], name: &str, method: Option<Downsample>) 
     if let Some(method) = method {
         image["type"] = json!(method.name());
     }
+    if let Some(omero) = levels[0].axes.omero_of(levels[0].channels) {
+        image["omero"] = omero.clone();
+    }
     image
+}
+
+/// An axis in front of z, y and x as it is written.
+fn written(axis: &LeadingAxis) -> Json {
+    let mut document = json!({"name": axis.name});
+    match axis.kind {
+        AxisKind::Time => document["type"] = json!("time"),
+        AxisKind::Channel => document["type"] = json!("channel"),
+        AxisKind::Other => {}
+    }
+    if let Some(unit) = &axis.unit {
+        document["unit"] = json!(unit);
+    }
+    document
+}
+
+/// An image without what belongs to its group, which is `omero`.
+fn apart(image: &Json) -> (Json, Option<Json>) {
+    let mut image = image.clone();
+    let omero = image
+        .as_object_mut()
+        .and_then(|image| image.remove("omero"));
+    (image, omero)
 }
 
 /// The document of a Zarr v3 group that is an image: OME-Zarr 0.5.
 pub(super) fn group_document(image: &Json) -> Json {
-    json!({
-        "zarr_format": 3,
-        "node_type": "group",
-        "attributes": {"ome": {"version": "0.5", "multiscales": [image]}},
-    })
+    let (image, omero) = apart(image);
+    let mut ome = json!({"version": "0.5", "multiscales": [image]});
+    if let Some(omero) = omero {
+        ome["omero"] = omero;
+    }
+    json!({"zarr_format": 3, "node_type": "group", "attributes": {"ome": ome}})
 }
 
 /// The attributes of a Zarr v2 group that is an image: OME-Zarr 0.4.
 pub(super) fn group_attributes_v2(image: &Json) -> Json {
-    let mut image = image.clone();
+    let (mut image, omero) = apart(image);
     image["version"] = json!("0.4");
-    json!({"multiscales": [image]})
+    let mut attributes = json!({"multiscales": [image]});
+    if let Some(omero) = omero {
+        attributes["omero"] = omero;
+    }
+    attributes
 }

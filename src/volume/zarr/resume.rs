@@ -9,7 +9,7 @@ use super::super::create::CreateOptions;
 use super::super::marks::Marks;
 use super::super::options::OpenOptions;
 use super::super::partial::{Partial, Record, Run};
-use super::super::pyramid::{Level, Source, inputs, rebuilt};
+use super::super::pyramid::{Level, Source, inputs, rebuilding_bytes, rebuilt};
 use super::super::resume::ResumeOptions;
 use super::super::{ChunkShape, Layout, Volume, VolumeMut};
 use super::ZarrVolume;
@@ -18,7 +18,7 @@ use super::document::{self, Planned, sizes};
 use super::write::{name, text};
 use crate::error::{Error, Result};
 use crate::region::{Region, indices};
-use crate::threads::{pool, threads};
+use crate::threads::pool;
 
 /// An image, or a part of one, under construction.
 #[derive(Debug)]
@@ -30,6 +30,8 @@ pub(in super::super) struct ZarrResumable {
     owned: Region,
     /// Whether there is no other part.
     whole: bool,
+    /// Threads that make coarser levels.
+    threads: usize,
 }
 
 impl ZarrResumable {
@@ -63,6 +65,7 @@ impl ZarrResumable {
             partial,
             owned,
             whole,
+            threads: rebuilding_threads(layout, resume),
         };
         if options.pyramid.is_some() && (resumed || !whole) {
             let made = output.made_in_passing();
@@ -90,6 +93,7 @@ impl ZarrResumable {
             partial,
             owned: Region::whole(layout.shape),
             whole: true,
+            threads: rebuilding_threads(layout, resume),
         };
         Box::new(output).finish()
     }
@@ -151,13 +155,12 @@ impl ZarrResumable {
         })
     }
 
-    /// Makes the chunks of coarser levels that are not there, of the level before each, on as many
-    /// threads as the machine has.
+    /// Makes the chunks of coarser levels that are not there, of the level before each.
     fn rebuild(&self) -> Result<()> {
         let Some(pyramid) = self.options.pyramid else {
             return Ok(());
         };
-        let pool = pool(threads(), "rebuild", &self.layout().path)?;
+        let pool = pool(self.threads, "rebuild", &self.layout().path)?;
         let dtype = self.layout().dtype;
         let keep = |place: &Place, encoded: Option<&[u8]>| self.keep(place, encoded);
         for (n, pair) in self.levels.windows(2).enumerate() {
@@ -228,6 +231,13 @@ impl VolumeMut for ZarrResumable {
         self.rebuild()?;
         self.partial.publish()
     }
+}
+
+/// As many threads as the memory is enough for, one at least.
+fn rebuilding_threads(layout: &Layout, resume: &ResumeOptions) -> usize {
+    let fitting = resume.memory / rebuilding_bytes(layout).max(1);
+    let fitting = usize::try_from(fitting).unwrap_or(usize::MAX);
+    fitting.min(resume.threads).max(1)
 }
 
 fn run<'a>(

@@ -7,13 +7,11 @@
 //! size before anything is allocated.
 
 use std::fmt::Debug;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-
-use rustix::fs::OFlags;
 
 use super::super::foreign;
 use super::super::io::is_remote;
@@ -21,6 +19,7 @@ use super::super::options::OpenOptions;
 use super::super::watch::Since;
 use super::json;
 use crate::error::{Error, Result};
+use crate::files::open_at_once;
 
 /// Values under keys, of which parts can be read.
 pub(super) trait Store: Debug + Send + Sync {
@@ -140,21 +139,26 @@ impl Store for Folder {
     fn open(&self, key: &str) -> Result<Option<Box<dyn Value>>> {
         let path = self.path.join(key);
         self.links.check(&self.path, &path)?;
-        let file = match open_at_once(&path) {
-            Ok(file) => file,
+        let opened = path.metadata().and_then(|found| {
+            // A device must not even be opened.
+            let file = found.is_file().then(|| open_at_once(&path)).transpose()?;
+            let found = file.as_ref().map(File::metadata).transpose()?;
+            Ok(file.zip(found.filter(Metadata::is_file)))
+        });
+        let (file, found) = match opened {
+            Ok(Some(opened)) => opened,
+            Ok(None) => {
+                return Err(Error::unsupported(
+                    &path,
+                    "a chunk or its metadata must be a regular file",
+                ));
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.check_absent(&path)?;
                 return Ok(None);
             }
             Err(source) => return Err(Error::io("open", &path)(source)),
         };
-        let found = file.metadata().map_err(Error::io("look at", &path))?;
-        if !found.is_file() {
-            return Err(Error::unsupported(
-                &path,
-                "a chunk or its metadata must be a regular file",
-            ));
-        }
         if let Some(since) = self.since {
             since.check(&path, &found)?;
         }
@@ -169,21 +173,13 @@ impl Store for Folder {
     fn prefetch(&self, key: &str) {
         let path = self.path.join(key);
         if self.links.check(&self.path, &path).is_ok()
+            && path.is_file()
             && let Ok(file) = open_at_once(&path)
         {
             // Refused where it makes no sense, as for a pipe.
             let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::WillNeed);
         }
     }
-}
-
-/// Opens a file without waiting: to open a pipe that nobody writes to would take for ever.
-fn open_at_once(path: &Path) -> io::Result<File> {
-    let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
-    File::options()
-        .read(true)
-        .custom_flags(nonblocking)
-        .open(path)
 }
 
 struct OpenFile {

@@ -4,7 +4,9 @@ use std::time::Instant;
 
 use serde_json::Value as Json;
 
-use crate::memory::{Meter, Peak, text};
+use voxpatch::meter::{Meter, Peak};
+
+use crate::memory::text;
 use crate::report::{self, Report};
 
 /// What a stage's work was.

@@ -14,13 +14,14 @@ use std::sync::Arc;
 use anyhow::Context;
 use serde_json::json;
 use voxpatch::volume::check_output;
-use voxpatch::{Error, Region, Shape, Volume};
+use voxpatch::{Error, Layout, Region, Shape, Volume};
 
 use self::paint::{Canvas, Panel};
 pub(crate) use self::project::Projection;
 use self::slice::{Plane, Values};
 use self::view::{View, panel_sizes, views};
 use crate::args;
+use crate::opening::level_of;
 use crate::output::Output;
 use crate::report::Report;
 use crate::stop;
@@ -32,6 +33,7 @@ const GAP: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Scene {
     pub(crate) volume: Arc<dyn Volume>,
+    /// On the volume's grid.
     pub(crate) overlay: Option<Arc<dyn Volume>>,
     /// Real values that are black and white.
     pub(crate) window: Option<(f64, f64)>,
@@ -54,12 +56,25 @@ pub(crate) fn run(settings: &args::Preview) -> anyhow::Result<()> {
     let mut inputs = vec![settings.source.as_path()];
     inputs.extend(settings.overlay.as_deref());
     check_output(&settings.out, &inputs)?;
+    let whole = options.open(&settings.source)?;
+    let volume = settings.chosen.of(&whole)?;
+    let overlay = match &settings.overlay {
+        Some(path) => {
+            let options = settings.opening.options(level_of(path, settings.level));
+            let matching = settings.together.matching();
+            let bring = |to: &Layout, overlay| matching.on_grid_of(to, overlay);
+            let (all, own) = (whole.layout(), volume.layout());
+            Some(
+                settings
+                    .chosen
+                    .with(all, own, &options.open(path)?, bring)?,
+            )
+        }
+        None => None,
+    };
     let scene = Scene {
-        volume: options.open(&settings.source)?,
-        overlay: match &settings.overlay {
-            Some(path) => Some(options.open(path)?),
-            None => None,
-        },
+        volume,
+        overlay,
         window: settings.window,
         at: settings.at,
     };
@@ -96,9 +111,6 @@ impl Scene {
     pub(crate) fn draw(&self) -> anyhow::Result<Drawn> {
         let layout = self.volume.layout();
         let shape = layout.shape;
-        if let Some(overlay) = &self.overlay {
-            same_grid(&**overlay, shape)?;
-        }
         let at = self.at.unwrap_or_else(|| shape.map(|n| n / 2));
         let middle = Region::new(at.map(|n| i64::try_from(n).unwrap_or(i64::MAX)), [1; 3]);
         if !middle.is_inside(shape) {
@@ -184,18 +196,6 @@ fn panel(
     }
     panel.mark(view.left);
     panel
-}
-
-fn same_grid(overlay: &dyn Volume, shape: Shape) -> voxpatch::Result<()> {
-    let found = overlay.layout().shape;
-    if found == shape {
-        return Ok(());
-    }
-    Err(Error::Setting {
-        name: "an overlay of shape",
-        value: format!("{found:?} ({})", overlay.layout().path.display()),
-        problem: format!("the volume's is {shape:?}"),
-    })
 }
 
 #[expect(

@@ -2,6 +2,7 @@
 
 use voxpatch::{Error, Layout};
 
+use super::MOST_AHEAD;
 use crate::report;
 
 /// What sampling has to hold at once.
@@ -26,11 +27,13 @@ pub(crate) struct Budget {
     pub(crate) buffer: u64,
     /// Bytes that maps' blocks may take.
     pub(crate) maps: u64,
+    /// Bytes of all of it at most: patches under way, chunks, the buffer and maps.
+    pub(crate) peak: u64,
 }
 
 impl Budget {
     /// The parts of `memory` for as many threads as may be, down to `fewest`: an eighth for what
-    /// the allocator cannot use, another for maps, two chunks for each thread, one patch for
+    /// the allocator cannot use, another for maps, three chunks for each thread, two patches for
     /// the consumer, and the rest for the buffer.
     pub(crate) fn new(
         memory: u64,
@@ -40,9 +43,13 @@ impl Budget {
     ) -> voxpatch::Result<Self> {
         let eighths = 1 + u64::from(needs.maps);
         let fixed = |threads: usize| {
-            let chunks = needs.chunk.saturating_mul(2).saturating_mul(threads as u64);
-            chunks
-                .saturating_add(needs.patch)
+            // A chunk as it is stored and as it comes out, one that was copied, and a patch being filled up.
+            let chunks = needs.chunk.saturating_mul(3);
+            let copies = needs.held.saturating_sub(needs.patch);
+            let working = chunks.saturating_add(copies).saturating_mul(threads as u64);
+            // A patch that was delivered, and the one before it.
+            working
+                .saturating_add(needs.patch.saturating_mul(2))
                 .saturating_add(needs.write)
         };
         let mut threads = threads.max(1);
@@ -50,10 +57,15 @@ impl Budget {
             let left = memory - memory / 8 * eighths;
             let buffer = left.saturating_sub(fixed(threads));
             if buffer >= needs.held.max(1) {
+                let maps = if needs.maps { memory / 8 } else { 0 };
+                let held = needs.held.saturating_mul(MOST_AHEAD as u64);
                 return Ok(Self {
                     threads,
                     buffer,
-                    maps: if needs.maps { memory / 8 } else { 0 },
+                    maps,
+                    peak: fixed(threads)
+                        .saturating_add(buffer.min(held))
+                        .saturating_add(maps),
                 });
             }
             if threads > fewest.max(1) {

@@ -10,11 +10,12 @@ use voxpatch::sampler::{
     Weighted, is_index,
 };
 use voxpatch::training::{Image, MakeSampler, Subject, TOLERANCE, subject_seed};
-use voxpatch::volume::Upsampled;
-use voxpatch::{Error, Padding, Shape, Volume};
+use voxpatch::volume::{Choice, Span};
+use voxpatch::{Error, Layout, Padding, Shape, Volume};
 
 use super::budget::Budget;
 use super::settings::{BorderName, Settings, Way};
+use crate::opening::level_of;
 use crate::report;
 
 /// A volume with its maps.
@@ -29,36 +30,29 @@ impl Input {
     pub(super) fn open(settings: &Settings, n: usize) -> anyhow::Result<Self> {
         let path = &settings.sources[n];
         let open = |path: &Path, level| settings.common.opening.options(level).open(path);
-        let volume = open(path, settings.common.level)?;
-        let map = |path: Option<&PathBuf>| {
-            // A file has one level, whichever the image's is.
+        let whole = open(path, settings.common.level)?;
+        let volume = settings.chosen.of(&whole)?;
+        let matching = settings.together.matching();
+        let map = |path: Option<&PathBuf>, channel: u64| {
             path.map(|path| {
-                let level = if path.is_dir() {
-                    settings.common.level
-                } else {
-                    0
+                let map = open(path, level_of(path, settings.common.level))?;
+                let one = Choice {
+                    channels: Some(Span::one(channel)),
+                    ..Choice::default()
                 };
-                let map = open(path, level)?;
-                if map.layout().shape == volume.layout().shape {
-                    return Ok(map);
-                }
-                let map = Upsampled::new(map, volume.layout())?;
-                Ok::<_, Error>(Arc::new(map) as Arc<dyn Volume>)
+                let bring = |to: &Layout, map| matching.on_grid_of(to, map);
+                let (all, own) = (whole.layout(), volume.layout());
+                settings.chosen.with(all, own, &one.of(map)?, bring)
             })
             .transpose()
         };
-        let labels = map(settings.labels.get(n))?;
-        let weights = map(settings.weights.get(n))?;
-        let image = |name: &str, volume: &Arc<dyn Volume>| Image::new(name, Arc::clone(volume));
-        let mut all = vec![image("image", &volume)];
-        all.extend(labels.iter().map(|map| image("labels", map)));
-        all.extend(weights.iter().map(|map| image("weights", map)));
+        let labels = map(settings.labels.get(n), settings.label_channel)?;
+        let weights = map(settings.weights.get(n), settings.weight_channel)?;
+        let fill = Padding::Constant(settings.fill);
+        let image = Image::new("image", volume).with_padding(fill);
         let name = path.display().to_string();
-        // All together only for the check: patches are cut from the image alone.
-        Subject::new(name.clone(), all, TOLERANCE)?;
-        let padded = image("image", &volume).with_padding(Padding::Constant(settings.fill));
         Ok(Self {
-            subject: Subject::new(name, vec![padded], TOLERANCE)?,
+            subject: Subject::new(name, vec![image], TOLERANCE)?,
             labels,
             weights,
         })

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use voxpatch::meter::Meter;
 use voxpatch::sampler::{Fixed, Placement};
 use voxpatch::training::{Loader, LoaderOptions, OnError, Plan, Share, Subject};
 use voxpatch::volume::check_output;
@@ -22,7 +23,6 @@ pub(crate) use self::settings::Settings;
 use self::sink::{Form, Sink};
 use self::tell::Done;
 pub(crate) use self::tell::tell_rates;
-use crate::memory::Meter;
 use crate::output::Output;
 use crate::preview::Projection;
 use crate::report::{self, Report};
@@ -50,6 +50,9 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         check_alike(settings, &inputs)?;
     }
     let budget = budget(settings, &inputs, patch)?;
+    if settings.dry_run {
+        return dry_run(&budget, settings.common.json);
+    }
 
     stop::heed();
     let meter = Meter::start();
@@ -97,6 +100,16 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     }
     files.finish(settings, &told)?;
     told.print(settings.common.json)
+}
+
+/// Reports what sampling takes.
+fn dry_run(budget: &Budget, json: bool) -> anyhow::Result<()> {
+    let mut told = Report::default();
+    told.plain("threads", budget.threads as u64);
+    told.add("buffer_bytes", budget.buffer, report::bytes(budget.buffer));
+    told.add("peak_bytes", budget.peak, report::bytes(budget.peak));
+    report::add_process(&mut told, budget.peak);
+    told.print(json)
 }
 
 /// Checks that no output is an input or another output, and that its name is free.

@@ -8,6 +8,7 @@ use voxpatch::sampler::{Border, Class, Empty, Shares};
 use voxpatch::training::Uneven;
 
 use crate::args::{Common, Memory, size};
+use crate::opening::{Chosen, Together};
 
 /// Draw training patches, as the loader does, and store them, or only read them.
 ///
@@ -40,10 +41,19 @@ pub(crate) struct Settings {
     /// How to share patches that the number of ranks does not divide.
     #[arg(long, value_enum, default_value_t = UnevenName::Repeat)]
     pub(super) uneven: UnevenName,
-    /// Label maps, one for each input, on its grid or a coarser one of its extent: centres are
-    /// drawn by their first channel.
+    /// Label maps, one for each input, on its grid or a coarser one of its extent, their axes stored in any order
+    /// and direction: centres are drawn by their first channel.
     #[arg(long, num_args = 1.., value_name = "FILE")]
     pub(super) labels: Vec<PathBuf>,
+    /// Draw by this channel of the label maps, counted from 0.
+    #[arg(
+        long,
+        default_value_t = 0,
+        value_name = "N",
+        requires = "labels",
+        hide_default_value = true
+    )]
+    pub(super) label_channel: u64,
     /// The labels of centres and their shares, as 0:1,1:3; any voxel but 0 if not given.
     #[arg(long, value_parser = shares, value_name = "LABEL:SHARE,...", requires = "labels", allow_hyphen_values = true)]
     pub(super) shares: Option<Shares>,
@@ -51,6 +61,15 @@ pub(crate) struct Settings {
     /// likely as their weight.
     #[arg(long, num_args = 1.., value_name = "FILE")]
     pub(super) weights: Vec<PathBuf>,
+    /// Draw by this channel of the weight maps, counted from 0.
+    #[arg(
+        long,
+        default_value_t = 0,
+        value_name = "N",
+        requires = "weights",
+        hide_default_value = true
+    )]
+    pub(super) weight_channel: u64,
     /// How many of all patches are drawn uniformly, by labels and by weights, as uniform:1,labels:2.
     #[arg(long, value_parser = mix, value_name = "WAY:SHARE,...")]
     pub(super) mix: Option<Mix>,
@@ -91,6 +110,13 @@ pub(crate) struct Settings {
     /// for one input only.
     #[arg(long, value_name = "FILE.png")]
     pub(super) plot: Option<PathBuf>,
+    /// Report what sampling takes (threads, memory of the whole process) and write nothing.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    #[command(flatten)]
+    pub(super) chosen: Chosen,
+    #[command(flatten)]
+    pub(super) together: Together,
     #[command(flatten)]
     pub(super) common: Common,
     #[command(flatten)]

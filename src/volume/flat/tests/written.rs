@@ -143,3 +143,58 @@ fn voxels_whose_header_cannot_be_finished_do_not_stay() {
     let left: Vec<_> = std::fs::read_dir(desk.folder.path()).unwrap().collect();
     assert_eq!(left.len(), 1, "{left:?}");
 }
+
+#[test]
+fn a_compressed_nifti_is_one_stream_of_members_that_any_reader_takes() {
+    use std::io::Read;
+    let desk = Desk::new();
+    // Several members, the last one short, and a file of less than one.
+    for shape in [[70, 200, 111], [5, 6, 7]] {
+        let layout = Layout::new(shape, 2, DType::I16);
+        let patch = Random(14).patch(shape, 2, DType::I16);
+        let plain = round_trip(&desk, "a.nii", &layout, &patch);
+        let packed = round_trip(&desk, "a.nii.gz", &layout, &patch);
+        assert_eq!(packed.codecs, ["gzip"]);
+        assert_eq!(
+            (packed.format, packed.geometry),
+            (plain.format, plain.geometry)
+        );
+        let [plain, packed] =
+            ["a.nii", "a.nii.gz"].map(|name| fs::read(desk.folder.path().join(name)).unwrap());
+        let mut unpacked = Vec::new();
+        flate2::read::MultiGzDecoder::new(&packed[..])
+            .read_to_end(&mut unpacked)
+            .unwrap();
+        assert_eq!(unpacked, plain);
+        let mut first = Vec::new();
+        let mut decoder = flate2::read::GzDecoder::new(&packed[..]);
+        decoder.read_to_end(&mut first).unwrap();
+        assert_eq!(first.len(), plain.len().min(1 << 20), "the first member");
+    }
+    let tested = std::process::Command::new("gzip")
+        .arg("-t")
+        .arg(desk.folder.path().join("a.nii.gz"))
+        .status();
+    assert!(tested.is_err() || tested.unwrap().success(), "gzip -t");
+}
+
+#[test]
+fn a_compressed_output_takes_its_length_twice_at_most_and_leaves_nothing_unfinished() {
+    let desk = Desk::new();
+    let path = desk.folder.path().join("a.nii.gz");
+    let layout = Layout::new([5, 6, 7], 1, DType::I16);
+    let options = CreateOptions::default();
+    let layout = crate::volume::planned(&path, &layout, &options).unwrap();
+    let space = crate::volume::space(&[(&layout, &options)], false).unwrap();
+    assert_eq!((space[0].least_bytes, space[0].most_bytes), (420, 840));
+    let target = create(&path, &layout, &options).unwrap();
+    target.write(Region::whole([5, 6, 7]), &[1; 420]).unwrap();
+    let files = || fs::read_dir(desk.folder.path()).unwrap().count();
+    assert_eq!(
+        files(),
+        1,
+        "the file under construction, and one without a name"
+    );
+    drop(target);
+    assert_eq!(files(), 0);
+}

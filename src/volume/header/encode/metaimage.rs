@@ -1,12 +1,14 @@
-//! The header of a MetaImage that is written: voxels not packed, channels as a fourth dimension.
+//! The header of a MetaImage that is written: voxels not packed, time or channels as a fourth
+//! dimension, of which a comment says that it is channels.
 //!
 //! `ElementNumberOfChannels` would put the channels of a voxel beside each other; outputs here are
 //! written channel by channel.
 
-use super::{lps, native_is_big};
+use super::super::metaimage::FOURTH_IS_CHANNELS;
+use super::{fourth, lps, native_is_big};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::volume::Layout;
+use crate::volume::{AxisKind, Layout};
 
 /// The header of a MetaImage whose voxels follow it, or lie in the file `data` beside it.
 ///
@@ -36,9 +38,14 @@ pub(in super::super::super) fn metaimage(layout: &Layout, data: Option<&str>) ->
         .zip([dx, dy, dz])
         .map(|(column, length)| column.map(|value| quotient(value, length)).to_vec())
         .collect();
-    if layout.channels > 1 {
+    let fourth = fourth(layout, "MetaImage")?;
+    let mut comment = String::new();
+    if let Some(axis) = &fourth {
+        if axis.kind != AxisKind::Time {
+            comment = format!("Comment = {FOURTH_IS_CHANNELS}\n");
+        }
         sizes.push(layout.channels);
-        spacing.push(1.0);
+        spacing.push(axis.step);
         offset.push(0.0);
         for row in &mut rows {
             row.push(0.0);
@@ -52,7 +59,7 @@ pub(in super::super::super) fn metaimage(layout: &Layout, data: Option<&str>) ->
         )
     });
     let text = format!(
-        "ObjectType = Image\nNDims = {}\nBinaryData = True\nBinaryDataByteOrderMSB = {}\n\
+        "{comment}ObjectType = Image\nNDims = {}\nBinaryData = True\nBinaryDataByteOrderMSB = {}\n\
          CompressedData = False\nTransformMatrix = {}\nOffset = {}\nElementSpacing = {}\n\
          DimSize = {}\n{rescale}ElementType = {name}\nElementDataFile = {}\n",
         sizes.len(),

@@ -1,9 +1,9 @@
 //! The header of a NRRD file that is written: voxels attached, not packed, channels slowest.
 
-use super::{lps, native_is_big};
+use super::{fourth, lps, native_is_big};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::volume::Layout;
+use crate::volume::{AxisKind, Layout};
 
 /// The bytes before the first voxel of a NRRD file.
 ///
@@ -29,10 +29,14 @@ pub(in super::super::super) fn nrrd(layout: &Layout) -> Result<Vec<u8>> {
     let mut directions: Vec<String> = columns.into_iter().map(vector).collect();
     let mut sizes = vec![x, y, z];
     let mut kinds = vec!["domain"; 3];
-    if layout.channels > 1 {
+    if let Some(axis) = fourth(layout, "NRRD")? {
         directions.push("none".to_owned());
         sizes.push(layout.channels);
-        kinds.push("list");
+        kinds.push(if axis.kind == AxisKind::Time {
+            "time"
+        } else {
+            "list"
+        });
     }
     let sizes: Vec<String> = sizes.iter().map(u64::to_string).collect();
     let endian = match layout.dtype.size() {

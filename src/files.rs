@@ -1,0 +1,113 @@
+//! Opening files that are read: regular files only.
+//!
+//! To open a pipe waits for a writer, and to open a device may do something (rewind a tape, start a watchdog).
+//! Neither holds a volume, so both are refused before they are opened.
+
+use std::fs::{File, FileType, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::OFlags;
+
+use crate::error::{Error, Result};
+
+/// Opens a regular file for reading. Never waits.
+///
+/// # Errors
+///
+/// [`Error::Io`] if it cannot be opened, [`Error::Unsupported`] if it is not a regular file.
+pub(crate) fn open_regular(path: &Path) -> Result<File> {
+    let found = path.metadata().map_err(Error::io("open", path))?;
+    check_regular(path, &found)?;
+    let file = open_at_once(path).map_err(Error::io("open", path))?;
+    // Something else may have got the name.
+    let found = file.metadata().map_err(Error::io("look at", path))?;
+    check_regular(path, &found)?;
+    Ok(file)
+}
+
+/// Reads the first bytes of a regular file, up to `limit`.
+///
+/// # Errors
+///
+/// As [`open_regular`].
+pub(crate) fn read_up_to(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular(path)?
+        .take(limit)
+        .read_to_end(&mut bytes)
+        .map_err(Error::io("read", path))?;
+    Ok(bytes)
+}
+
+/// Checks that a path leads to a regular file.
+pub(crate) fn check_regular(path: &Path, found: &Metadata) -> Result<()> {
+    if found.is_file() {
+        return Ok(());
+    }
+    let kind = kind(found.file_type());
+    Err(Error::unsupported(
+        path,
+        format!("it is {kind}, and only regular files are read"),
+    ))
+}
+
+/// Opens a file without waiting for anyone, whatever it is.
+pub(crate) fn open_at_once(path: &Path) -> io::Result<File> {
+    let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+    File::options()
+        .read(true)
+        .custom_flags(nonblocking)
+        .open(path)
+}
+
+fn kind(of: FileType) -> &'static str {
+    if of.is_dir() {
+        "a folder"
+    } else if of.is_fifo() {
+        "a pipe"
+    } else if of.is_socket() {
+        "a socket"
+    } else if of.is_block_device() || of.is_char_device() {
+        "a device"
+    } else {
+        "not a file"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, pipe) = (dir.path().join("file"), dir.path().join("pipe"));
+        std::fs::write(&file, b"voxels").unwrap();
+        assert_eq!(read_up_to(&file, 3).unwrap(), b"vox");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        let socket = dir.path().join("socket");
+        let _listener = UnixListener::bind(&socket).unwrap();
+        for (path, kind) in [
+            (pipe.as_path(), "a pipe"),
+            (&socket, "a socket"),
+            (dir.path(), "a folder"),
+            (Path::new("/dev/null"), "a device"),
+            (Path::new("/dev/zero"), "a device"),
+        ] {
+            let refused = open_regular(path).unwrap_err();
+            assert!(matches!(refused, Error::Unsupported { .. }), "{refused:?}");
+            let text = refused.to_string();
+            assert!(
+                text.contains(kind) && text.contains(path.to_str().unwrap()),
+                "{text}"
+            );
+        }
+        let missing = open_regular(&dir.path().join("missing")).unwrap_err();
+        assert!(matches!(missing, Error::Io { .. }), "{missing:?}");
+    }
+}

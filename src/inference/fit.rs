@@ -1,0 +1,238 @@
+//! Finding the columns in which outputs fit into the memory.
+//!
+//! How much the outputs keep depends on how they are cut, not on how many threads work: so each way to cut
+//! them is looked at once, and only if no simpler one fits.
+
+use std::ops::Range;
+
+use super::columns::{self, Part};
+use super::plan::PlannedOutput;
+use crate::aggregator::{Estimate, Needed};
+use crate::grid::Grid;
+
+/// The ways in which outputs, or a part of them, can be written, and what is known of each.
+pub(super) struct Ways<'a> {
+    outputs: &'a [PlannedOutput],
+    estimates: Vec<Estimate>,
+    /// Bytes of unfinished chunks of coarser levels, however the outputs are cut.
+    waiting: u64,
+    grid: &'a Grid,
+    /// What is written; everything if there is none.
+    owned: Option<Part>,
+    /// What is cut, if the outputs can be.
+    all: Option<Part>,
+    at_once: Option<u64>,
+    /// How many pieces along the middle axis and along the fastest, fewest first.
+    counts: Vec<[u64; 2]>,
+    known: Vec<Known>,
+    /// Which piece, of how many, was too large.
+    large: (u64, u64),
+}
+
+/// What is known of a way to cut the outputs.
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    /// Bytes that a large piece keeps.
+    one: Option<u64>,
+    /// Bytes that any piece keeps, at most.
+    all: Option<u64>,
+    /// Bytes that some piece keeps, where not all were looked at.
+    some: u64,
+    predictions: Option<u64>,
+}
+
+/// A way that fits: the outputs at once, or cut in one of the ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    way: Option<usize>,
+    pub(super) live_bytes: u64,
+}
+
+impl Found {
+    pub(super) const fn is_cut(&self) -> bool {
+        self.way.is_some()
+    }
+}
+
+impl<'a> Ways<'a> {
+    pub(super) fn new(outputs: &'a [PlannedOutput], grid: &'a Grid, owned: Option<Part>) -> Self {
+        let estimates = outputs.iter().map(PlannedOutput::estimate).collect();
+        let waiting = outputs.iter().map(PlannedOutput::waiting_bytes);
+        let all = owned.clone().or_else(|| columns::whole(outputs));
+        let [_, b, c] = grid.order();
+        let most = |axis: usize| {
+            let lengths = all.iter().flatten().map(|ranges| length(&ranges[axis]));
+            lengths.min().unwrap_or(1)
+        };
+        let counts = match &all {
+            Some(_) => columns::ways([most(b), most(c)]),
+            None => Vec::new(),
+        };
+        Self {
+            outputs,
+            estimates,
+            waiting: waiting.fold(0, u64::saturating_add),
+            grid,
+            owned,
+            all,
+            at_once: None,
+            known: vec![Known::default(); counts.len()],
+            large: (0, 1),
+            counts,
+        }
+    }
+
+    /// The first way that keeps no more than `room` bytes; else the bytes that the outputs keep at once.
+    pub(super) fn find(&mut self, room: u64) -> Result<Found, u64> {
+        let at_once = self.at_once.unwrap_or_else(|| {
+            let bytes = live_bytes(&mut self.estimates, self.owned.as_ref());
+            bytes.saturating_add(self.waiting)
+        });
+        self.at_once = Some(at_once);
+        if at_once <= room {
+            return Ok(Found {
+                way: None,
+                live_bytes: at_once,
+            });
+        }
+        for way in 0..self.counts.len() {
+            if self.one(way) <= room
+                && let Some(live_bytes) = self.most_within(way, room)
+            {
+                return Ok(Found {
+                    way: Some(way),
+                    live_bytes,
+                });
+            }
+        }
+        Err(at_once)
+    }
+
+    /// What is written one after the other.
+    pub(super) fn columns(&self, found: Found) -> Vec<Part> {
+        match (found.way, &self.all) {
+            (Some(way), Some(all)) => {
+                let [_, b, c] = self.grid.order();
+                columns::pieces(all, [b, c], self.counts[way])
+            }
+            _ => self.owned.iter().cloned().collect(),
+        }
+    }
+
+    /// Bytes that a piece in the middle keeps: it has borders on all sides.
+    fn one(&mut self, way: usize) -> u64 {
+        if let Some(bytes) = self.known[way].one {
+            return bytes;
+        }
+        let counts = self.counts[way];
+        let [_, b, c] = self.grid.order();
+        let mut piece = self.all.clone().unwrap_or_default();
+        for (axis, count) in [b, c].into_iter().zip(counts) {
+            let long = |&n: &u64| {
+                let cut = columns::piece(&piece, axis, n, count);
+                let long = cut.first().map_or(0, |ranges| length(&ranges[axis]));
+                (long, u64::MAX - n.abs_diff(count / 2))
+            };
+            let longest = (0..count).max_by_key(long).unwrap_or(0);
+            piece = columns::piece(&piece, axis, longest, count);
+        }
+        let bytes = live_bytes(&mut self.estimates, Some(&piece)).saturating_add(self.waiting);
+        self.known[way].one = Some(bytes);
+        bytes
+    }
+
+    /// Bytes that any piece keeps, at most; `None` if one keeps more than `room`. The piece that was too large in
+    /// the way before is looked at first.
+    fn most_within(&mut self, way: usize, room: u64) -> Option<u64> {
+        if let Some(bytes) = self.known[way].all {
+            return (bytes <= room).then_some(bytes);
+        }
+        if self.known[way].some > room {
+            return None;
+        }
+        let all = self.all.clone()?;
+        let [_, b, c] = self.grid.order();
+        let [rows, columns] = self.counts[way];
+        let count = rows * columns;
+        let first = count * self.large.0 / self.large.1.max(1);
+        let mut most = 0;
+        for n in 0..count {
+            let at = (first + n) % count;
+            let row = columns::piece(&all, b, at / columns, rows);
+            let piece = columns::piece(&row, c, at % columns, columns);
+            let bytes = live_bytes(&mut self.estimates, Some(&piece)).saturating_add(self.waiting);
+            most = most.max(bytes);
+            if most > room {
+                self.known[way].some = most;
+                self.large = (at, count);
+                return None;
+            }
+        }
+        self.known[way].all = Some(most);
+        Some(most)
+    }
+
+    /// How many predictions a cut takes: patches between two pieces count for each.
+    pub(super) fn predictions(&mut self, found: Found) -> u64 {
+        let Some(way) = found.way else {
+            return self.grid.len();
+        };
+        if let Some(count) = self.known[way].predictions {
+            return count;
+        }
+        let all = self.all.clone().unwrap_or_default();
+        let order = self.grid.order();
+        let counts = [1, self.counts[way][0], self.counts[way][1]];
+        let reach = Reach::new(self.outputs);
+        // A patch is needed for a piece if it is needed along each axis.
+        let along = |axis: usize, count: u64| -> u64 {
+            let piece = |n: u64| columns::piece(&all, axis, n, count);
+            let needed = |part: Part| reach.of(&part)[axis].len() as u64;
+            (0..count).map(piece).map(needed).sum()
+        };
+        let count = (0..3)
+            .map(|n| along(order[n], counts[n]))
+            .fold(1, u64::saturating_mul);
+        self.known[way].predictions = Some(count);
+        count
+    }
+}
+
+fn length(range: &Range<u64>) -> u64 {
+    range.end.saturating_sub(range.start)
+}
+
+/// Bytes that outputs, or a part of them, keep together.
+fn live_bytes(estimates: &mut [Estimate], part: Option<&Part>) -> u64 {
+    let outputs = estimates.iter_mut().enumerate();
+    let bytes = outputs.map(|(n, estimate)| estimate.live_bytes(part.map(|part| &part[n])));
+    bytes.fold(0, u64::saturating_add)
+}
+
+/// Which patches outputs need.
+pub(super) struct Reach<'a> {
+    outputs: &'a [PlannedOutput],
+    needed: Vec<Needed>,
+}
+
+impl<'a> Reach<'a> {
+    pub(super) fn new(outputs: &'a [PlannedOutput]) -> Self {
+        let needed = |output: &PlannedOutput| Needed::new(&output.grid, &output.blending);
+        Self {
+            needed: outputs.iter().map(needed).collect(),
+            outputs,
+        }
+    }
+
+    /// The places, along z, y, x, of all patches that any output needs for a part.
+    pub(super) fn of(&self, part: &Part) -> [Range<usize>; 3] {
+        let outputs = self.outputs.iter().zip(&self.needed).zip(part);
+        let some = outputs.filter(|(_, within)| within.iter().all(|range| !range.is_empty()));
+        let of_outputs = some
+            .map(|((output, needed), within)| needed.patches(&output.grid, &output.layout, within));
+        let both = |a: [Range<usize>; 3], b: [Range<usize>; 3]| {
+            std::array::from_fn(|i| a[i].start.min(b[i].start)..a[i].end.max(b[i].end))
+        };
+        of_outputs.reduce(both).unwrap_or_default()
+    }
+}

@@ -1,0 +1,67 @@
+//! How much memory the work of a run takes, apart from what waits.
+
+use super::Inference;
+use super::plan::PlannedOutput;
+use crate::grid::{Grid, Placement};
+use crate::region::Region;
+use crate::volume::{Layout, decoding_bytes, encoding_bytes, index_bytes};
+
+/// Bytes that work takes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Working {
+    /// Of a batch under way: what is read, what the model is given, and what it predicts.
+    pub(super) batch: u64,
+    /// Of a batch's predictions alone.
+    pub(super) predictions: u64,
+    /// Of a thread, which decodes a chunk, or makes write chunks whole and encodes them.
+    pub(super) thread: u64,
+    /// Of all together, however many threads there are.
+    pub(super) fixed: u64,
+}
+
+impl Working {
+    /// The bytes of all threads, every one of which has a batch while one more is done.
+    pub(super) const fn bytes(&self, threads: usize) -> u64 {
+        let batches = self.batch.saturating_mul(least_ahead(threads) as u64);
+        let threads = self.thread.saturating_mul(threads as u64);
+        batches.saturating_add(threads).saturating_add(self.fixed)
+    }
+
+    pub(super) fn new(
+        inference: &Inference,
+        input: &Layout,
+        real: bool,
+        grid: &Grid,
+        outputs: &[PlannedOutput],
+    ) -> Self {
+        let batch = inference.batch.max(1) as u64;
+        let voxels = Region::whole(inference.patch).voxels();
+        let stored = input.channels * input.dtype.size() as u64;
+        let hangs_over = inference.padding.is_some() || inference.placement == Placement::Padded;
+        let read = stored * (1 + u64::from(hangs_over)) + if real { 4 * input.channels } else { 0 };
+        let read = voxels.saturating_mul(read.saturating_mul(batch));
+        let predictions = outputs.iter().map(|output| {
+            let prediction = &output.prediction;
+            let voxel = prediction.channels * prediction.dtype.size() as u64;
+            let voxels = Region::whole(output.grid.patch()).voxels();
+            voxels.saturating_mul(voxel.saturating_mul(batch))
+        });
+        let predictions = predictions.fold(0, u64::saturating_add);
+        // One output after the other.
+        let written = outputs.iter().map(|output| {
+            let encoding = encoding_bytes(&output.layout, output.store.pyramid.is_some());
+            encoding.saturating_add(output.estimate().thread_bytes())
+        });
+        Self {
+            batch: read.saturating_add(predictions),
+            predictions,
+            thread: written.max().unwrap_or(0).max(decoding_bytes(input)),
+            fixed: index_bytes(input).saturating_add(grid.len().div_ceil(8)),
+        }
+    }
+}
+
+/// Batches that are under way when every thread has one and one is done.
+pub(super) const fn least_ahead(threads: usize) -> usize {
+    threads + 1
+}

@@ -1,0 +1,148 @@
+//! Networks of many nodes, made ready part by part.
+//!
+//! tract's time for optimizing a network grows with the square of its nodes: 5000 of them take
+//! minutes. So a long one is cut into parts in the order in which its nodes run, each of which is
+//! optimized alone, and a run hands the values from part to part.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use tract_onnx::prelude::*;
+
+/// Nodes that are optimized together.
+const TOGETHER: usize = 200;
+
+/// Networks up to this many nodes stay whole.
+const MOST_WHOLE: usize = 600;
+
+/// A network that is ready to run.
+pub(super) struct Parts {
+    input: OutletId,
+    outputs: Vec<OutletId>,
+    parts: Vec<Part>,
+}
+
+/// Some of a network's nodes, with the values that they take and give by their place in it.
+struct Part {
+    network: Arc<TypedRunnableModel>,
+    inputs: Vec<OutletId>,
+    outputs: Vec<OutletId>,
+    /// Values that no later part takes.
+    done: Vec<OutletId>,
+}
+
+impl Parts {
+    /// Optimizes a network whose lengths are all known.
+    pub(super) fn new(model: TypedModel) -> TractResult<Self> {
+        let input = model.input_outlets()?[0];
+        let outputs = model.output_outlets()?.to_vec();
+        let parts = match cut(&model)? {
+            Some(parts) => parts,
+            None => vec![Part {
+                network: model.into_optimized()?.into_runnable()?,
+                inputs: vec![input],
+                outputs: outputs.clone(),
+                done: Vec::new(),
+            }],
+        };
+        Ok(Self {
+            input,
+            outputs,
+            parts,
+        })
+    }
+
+    /// All outputs for an input.
+    pub(super) fn run(&self, input: TValue) -> TractResult<Vec<TValue>> {
+        let mut values = HashMap::from([(self.input, input)]);
+        let missing = |place: &OutletId| TractError::msg(format!("no part gives {place:?}"));
+        for part in &self.parts {
+            let taken = part.inputs.iter();
+            let taken = taken.map(|at| values.get(at).cloned().ok_or_else(|| missing(at)));
+            let taken = taken.collect::<TractResult<TVec<_>>>()?;
+            for at in &part.done {
+                values.remove(at);
+            }
+            let given = part.network.run(taken)?;
+            values.extend(part.outputs.iter().copied().zip(given));
+        }
+        let outputs = self.outputs.iter();
+        outputs
+            .map(|at| values.get(at).cloned().ok_or_else(|| missing(at)))
+            .collect()
+    }
+}
+
+/// The parts of a long network; `None` for one that stays whole.
+fn cut(model: &TypedModel) -> TractResult<Option<Vec<Part>>> {
+    let inputs: HashSet<usize> = model.input_outlets()?.iter().map(|at| at.node).collect();
+    let is_known = |node: usize| {
+        let outputs = &model.node(node).outputs;
+        outputs.iter().all(|output| output.fact.konst.is_some())
+    };
+    let mut nodes = model.eval_order()?;
+    nodes.retain(|node| !inputs.contains(node) && !is_known(*node));
+    let computed: HashSet<usize> = nodes.iter().copied().collect();
+    let outputs = model.output_outlets()?;
+    if nodes.len() <= MOST_WHOLE || !outputs.iter().all(|at| computed.contains(&at.node)) {
+        return Ok(None);
+    }
+    let mut parts = Vec::new();
+    for part in nodes.chunks(TOGETHER) {
+        parts.push(optimized(model, part)?);
+    }
+    // A value is kept until the last part that takes it, and outputs to the end.
+    let mut wanted: HashSet<OutletId> = outputs.iter().copied().collect();
+    for part in parts.iter_mut().rev() {
+        let inputs = part.inputs.iter().copied();
+        part.done = inputs.filter(|at| wanted.insert(*at)).collect();
+    }
+    Ok(Some(parts))
+}
+
+/// Some nodes of a network, in the order in which they run, as a network of their own.
+fn optimized(model: &TypedModel, nodes: &[usize]) -> TractResult<Part> {
+    let own: HashSet<usize> = nodes.iter().copied().collect();
+    let mut part = TypedModel {
+        symbols: model.symbols.clone(),
+        ..TypedModel::default()
+    };
+    let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+    let mut places: HashMap<OutletId, OutletId> = HashMap::new();
+    for &n in nodes {
+        let node = model.node(n);
+        for at in &node.inputs {
+            if places.contains_key(at) {
+                continue;
+            }
+            let fact = model.outlet_fact(*at)?;
+            let name = format!("value {}.{} of the network", at.node, at.slot);
+            let place = if let Some(value) = &fact.konst {
+                part.add_const(name, Arc::clone(value))?
+            } else {
+                inputs.push(*at);
+                part.add_source(name, fact.clone())?
+            };
+            places.insert(*at, place);
+        }
+        let taken: TVec<OutletId> = node.inputs.iter().map(|at| places[at]).collect();
+        let given = part.wire_node(node.name.clone(), node.op.clone(), &taken)?;
+        for (slot, place) in given.into_iter().enumerate() {
+            let at = OutletId::new(n, slot);
+            places.insert(at, place);
+            let takers = &node.outputs[slot].successors;
+            let is_taken = takers.iter().any(|taker| !own.contains(&taker.node));
+            if is_taken || model.output_outlets()?.contains(&at) {
+                outputs.push(at);
+            }
+        }
+    }
+    let given: Vec<OutletId> = outputs.iter().map(|at| places[at]).collect();
+    part.select_output_outlets(&given)?;
+    Ok(Part {
+        network: part.into_optimized()?.into_runnable()?,
+        inputs,
+        outputs,
+        done: Vec::new(),
+    })
+}

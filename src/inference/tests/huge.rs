@@ -1,0 +1,106 @@
+//! Plans of the largest volumes: what it takes to make them.
+
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::aggregator::steps_taken;
+use crate::dtype::DType;
+
+/// A choice of targets for each shard, as the command has it.
+fn choices(dir: &Path, outputs: usize, pyramid: bool, blend: &Blend) -> Vec<Vec<Target>> {
+    let shards = [[256; 3], [64; 3], [32; 3]];
+    let stored = |shard| CreateOptions {
+        chunk: [32; 3],
+        shard: Some(shard),
+        pyramid: pyramid.then_some(crate::volume::Pyramid {
+            levels: None,
+            method: crate::volume::Downsample::Mean,
+        }),
+        ..CreateOptions::default()
+    };
+    let all = shards.map(|shard| {
+        let target = |n: usize| Target {
+            store: stored(shard),
+            ..Target::new(dir.join(format!("{n}.zarr")), blend.clone(), Reduce::Mean)
+        };
+        (0..outputs).map(target).collect()
+    });
+    all.into()
+}
+
+/// Of any shape, with any patch, in any memory: a plan, or the reason why there is none, takes time that grows
+/// with the sum of the axes.
+#[test]
+fn plans_of_huge_volumes_take_no_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let volumes: [Shape; 5] = [
+        [34_427, 39_725, 41_394],
+        [41_394, 34_427, 39_725],
+        [200_000, 5_000, 5_000],
+        [3_000, 3_000, 300_000],
+        [60_000, 60_000, 60_000],
+    ];
+    let patches: [(Shape, Shape); 4] = [
+        ([128; 3], [64; 3]),
+        ([96, 160, 64], [16, 0, 32]),
+        ([62, 66, 54], [14, 6, 28]),
+        ([32, 64, 256], [30, 2, 128]),
+    ];
+    let outputs = |count: usize| {
+        let mut all = vec![Prediction::new(2, DType::F32)];
+        all.push(Prediction {
+            scale: 2,
+            ..Prediction::new(1, DType::U8)
+        });
+        all.truncate(count);
+        FnModel::new(all, |batch| Ok(vec![batch]))
+    };
+    let (mut cut, mut at_once, mut refused) = (0, 0, 0);
+    for (n, volume) in volumes.into_iter().enumerate() {
+        for (patch, overlap) in patches {
+            for memory in [256 << 20, 4 << 30, 64 << 30, 1 << 40] {
+                let count = 1 + n % 2;
+                let blend = if n == 3 { Blend::Crop } else { Blend::Hann };
+                let choices = choices(dir.path(), count, n != 1, &blend);
+                let what = Inference {
+                    threads: 64,
+                    memory,
+                    placement: if count == 2 {
+                        Placement::Padded
+                    } else {
+                        Placement::Edge
+                    },
+                    ..Inference::new(patch, overlap)
+                };
+                let mut layout = Layout::new(volume, 1, DType::U8);
+                layout.read_chunk = Some([1, 64, 64, 64]);
+                let (before, began) = (steps_taken(), Instant::now());
+                let planned = what.plan_within(1, &layout, &outputs(count), &choices);
+                let (taken, time) = (steps_taken() - before, began.elapsed());
+                match planned {
+                    Ok(plan) if plan.columns() > 1 => {
+                        assert!(plan.predictions() >= plan.patches().0);
+                        cut += 1;
+                    }
+                    Ok(_) => at_once += 1,
+                    Err(error) => {
+                        assert!(matches!(error, crate::Error::Setting { .. }), "{error:?}");
+                        refused += 1;
+                    }
+                }
+                let starts: u64 = (0..3)
+                    .map(|a| volume[a] / (patch[a] - overlap[a]) + volume[a] / 32)
+                    .sum();
+                let most = 4_000 * starts;
+                let case = format!("{volume:?} {patch:?} {overlap:?} {memory}");
+                println!("{case}: {taken} steps of {most}, {time:?}");
+                assert!(taken < most, "{case}: {taken} steps of {most}");
+                assert!(time < Duration::from_mins(1), "{case}: {time:?}");
+            }
+        }
+    }
+    assert!(
+        cut > 10 && at_once > 10 && refused > 5,
+        "{cut} {at_once} {refused}"
+    );
+}

@@ -1,0 +1,496 @@
+//! Brings a second volume (a mask, labels, weights, another modality) to the grid of a first.
+//!
+//! The one check of everything that uses two volumes together. Where voxels lie in the world decides, not
+//! their number: axes that are flipped or permuted are turned, a coarser volume of the same extent is spread,
+//! and anything else is an error with the numbers that differ.
+
+use std::sync::Arc;
+
+use super::{Layout, Reoriented, Upsampled, Volume};
+use crate::error::{Error, Result};
+use crate::geometry::{Affine, SignedAxes};
+use crate::region::{AXES, Shape};
+
+/// How two volumes are matched.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Matching {
+    /// How far, in voxels, any corner of two grids may be apart along each axis if the grids are the same.
+    pub tolerance: f64,
+    /// Match by shape where one of the volumes does not say where it lies, as a `.npy` file does not: the
+    /// caller knows that both are the same grid, or cover the same extent.
+    pub same_grid: bool,
+}
+
+/// The usual tolerance, in voxels: far more than what rounding in headers amounts to, and far less than half
+/// a voxel, as where one program means a voxel's corner and another its centre.
+pub const TOLERANCE: f64 = 0.1;
+
+impl Default for Matching {
+    fn default() -> Self {
+        Self {
+            tolerance: TOLERANCE,
+            same_grid: false,
+        }
+    }
+}
+
+impl Matching {
+    /// Brings `other` to the grid of `reference`: as it is if it lies on it already, [`Reoriented`] if its axes
+    /// are flipped or permuted, [`Upsampled`] if it is coarser and covers the same.
+    ///
+    /// Two volumes that both do not say where they lie match if their shapes are the same.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OtherGrid`] if they do not cover the same, [`Error::NoGeometry`] if one of them does not say
+    /// what it covers and [`same_grid`](Self::same_grid) is not set, [`Error::Setting`] if the tolerance is not
+    /// a number from 0 to below 0.5.
+    pub fn on_grid_of(
+        &self,
+        reference: &Layout,
+        other: Arc<dyn Volume>,
+    ) -> Result<Arc<dyn Volume>> {
+        if !self.is_sound() {
+            return Err(Error::Setting {
+                name: "a tolerance of",
+                value: self.tolerance.to_string(),
+                problem: "it is in voxels, from 0 to below 0.5".to_owned(),
+            });
+        }
+        let own = other.layout();
+        // To the last bit, or what is assumed of the one is what the other says.
+        if (own.shape, own.geometry) == (reference.shape, reference.geometry) {
+            return Ok(other);
+        }
+        let known = [reference, own].map(|layout| layout.geometry.is_known);
+        if known == [true; 2] {
+            return self.by_geometry(reference, other);
+        }
+        let same_shape = own.shape == reference.shape;
+        if same_shape && (self.same_grid || known == [false; 2]) {
+            return Ok(other);
+        }
+        if self.same_grid {
+            return Ok(Arc::new(Upsampled::stretched(other, reference)?));
+        }
+        Err(no_geometry(reference, own, known))
+    }
+
+    /// Brings `other` to the axes and the extent of `reference`, with voxels of any size: for what is read by
+    /// the part of the extent that a voxel covers. Where a coarser volume covers not exactly the same, it is
+    /// brought to the grid.
+    ///
+    /// # Errors
+    ///
+    /// As [`on_grid_of`](Self::on_grid_of).
+    pub fn over_extent_of(
+        &self,
+        reference: &Layout,
+        other: Arc<dyn Volume>,
+    ) -> Result<Arc<dyn Volume>> {
+        let own = other.layout();
+        if reference.geometry.is_known && own.geometry.is_known && self.is_sound() {
+            let turned = turned_to(reference, Arc::clone(&other));
+            if turned.layout().shape != reference.shape
+                && covers_same(reference, turned.layout(), self.tolerance)
+            {
+                return Ok(turned);
+            }
+        }
+        self.on_grid_of(reference, other)
+    }
+
+    fn is_sound(&self) -> bool {
+        (0.0..0.5).contains(&self.tolerance)
+    }
+
+    fn by_geometry(&self, reference: &Layout, other: Arc<dyn Volume>) -> Result<Arc<dyn Volume>> {
+        let turned = turned_to(reference, other);
+        if turned.layout().shape == reference.shape {
+            check_same(reference, turned.layout(), self.tolerance)?;
+            return Ok(turned);
+        }
+        Ok(Arc::new(Upsampled::within(
+            turned,
+            reference,
+            self.tolerance,
+        )?))
+    }
+}
+
+/// The volume with axes along those of the reference.
+fn turned_to(reference: &Layout, other: Arc<dyn Volume>) -> Arc<dyn Volume> {
+    let axes = SignedAxes::nearest(&reference.geometry, &other.layout().geometry);
+    if axes == SignedAxes::SAME {
+        return other;
+    }
+    Arc::new(Reoriented::new(other, axes))
+}
+
+/// Whether two volumes with the same axes have the same outer faces, within `tolerance` of the larger voxel.
+fn covers_same(reference: &Layout, other: &Layout, tolerance: f64) -> bool {
+    let Some(indices) = reference.geometry.indices_of(&other.geometry) else {
+        return false;
+    };
+    (0..8_u8).all(|n| {
+        let ends = |shape: Shape| -> [f64; 3] {
+            std::array::from_fn(|column| {
+                if n & (1 << column) == 0 {
+                    -0.5
+                } else {
+                    float(shape[2 - column]) - 0.5
+                }
+            })
+        };
+        let (there, here) = (ends(other.shape), ends(reference.shape));
+        (0..3).all(|row| {
+            let moved: f64 = (0..3).map(|n| indices[row][n] * there[n]).sum();
+            let apart = (moved + indices[row][3] - here[row]).abs();
+            apart <= tolerance * indices[row][row].max(1.0)
+        })
+    })
+}
+
+fn no_geometry(reference: &Layout, own: &Layout, known: [bool; 2]) -> Error {
+    let (without, with) = if known[0] {
+        (own, reference)
+    } else {
+        (reference, own)
+    };
+    Error::NoGeometry {
+        path: without.path.clone(),
+        shape: without.shape,
+        other: with.path.clone(),
+        other_shape: with.shape,
+    }
+}
+
+/// Checks that two grids of one shape are the same.
+fn check_same(reference: &Layout, other: &Layout, tolerance: f64) -> Result<()> {
+    let (one, two) = (&reference.geometry, &other.geometry);
+    let Some(indices) = one.indices_of(two) else {
+        return if one.affine == two.affine {
+            Ok(())
+        } else {
+            let rows = [one, two].map(|geometry| format!("{:?}", &geometry.affine[..3]));
+            let [first, second] = rows;
+            Err(differ(reference, other, "affine", first, second))
+        };
+    };
+    let (corner, axis, apart) = furthest(&indices, reference.shape);
+    if apart <= tolerance {
+        return Ok(());
+    }
+    // Where spacings differ, or directions, the numbers of these say more than where a corner lies.
+    for a in 0..3 {
+        let [s, t] = [one.spacing[a], two.spacing[a]];
+        let extent = float(reference.shape[a]) / 2.0;
+        if (s - t).abs() * extent > tolerance * s {
+            let text = |spacing: [f64; 3]| format!("{spacing:?} mm");
+            let (s, t) = (text(one.spacing), text(two.spacing));
+            return Err(differ(reference, other, "spacing", s, t));
+        }
+    }
+    let far: f64 = (0..3)
+        .map(|row| {
+            let rest = (0..3).map(|column| {
+                let turned = indices[row][column] - if row == column { 1.0 } else { 0.0 };
+                (turned * float(reference.shape[2 - column])).abs()
+            });
+            rest.sum()
+        })
+        .fold(0.0, f64::max);
+    if far > tolerance {
+        let [first, second] =
+            [one, two].map(|geometry| directions(&geometry.affine, geometry.spacing));
+        return Err(differ(reference, other, "direction", first, second));
+    }
+    let place = |affine: &Affine| {
+        let at: [f64; 3] = std::array::from_fn(|row| {
+            (0..3).map(|n| affine[row][n] * corner[n]).sum::<f64>() + affine[row][3]
+        });
+        format!("{:.4}, {:.4}, {:.4} mm", at[0], at[1], at[2])
+    };
+    let second = format!(
+        "{} ({apart:.3} voxels along {}, {tolerance} allowed)",
+        place(&two.affine),
+        AXES[axis]
+    );
+    Err(differ(
+        reference,
+        other,
+        "position",
+        place(&one.affine),
+        second,
+    ))
+}
+
+/// The corner (x, y, z) of the outermost voxels whose place in the first grid is furthest from that in the second,
+/// the axis along which it is, and how far in voxels.
+fn furthest(indices: &Affine, shape: Shape) -> ([f64; 3], usize, f64) {
+    let mut found = ([0.0; 3], 0, 0.0);
+    for n in 0..8_u8 {
+        let corner: [f64; 3] = std::array::from_fn(|column| {
+            if n & (1 << column) == 0 {
+                -0.5
+            } else {
+                float(shape[2 - column]) - 0.5
+            }
+        });
+        for row in 0..3 {
+            let there: f64 = (0..3).map(|n| indices[row][n] * corner[n]).sum();
+            let apart = (there + indices[row][3] - corner[row]).abs();
+            if apart.is_nan() || apart > found.2 {
+                found = (corner, 2 - row, apart);
+            }
+        }
+    }
+    found
+}
+
+pub(super) fn differ(
+    first: &Layout,
+    second: &Layout,
+    what: &'static str,
+    one: String,
+    other: String,
+) -> Error {
+    Error::OtherGrid {
+        first: first.path.clone(),
+        second: second.path.clone(),
+        what,
+        one,
+        other,
+    }
+}
+
+/// The directions of x, y and z.
+fn directions(affine: &Affine, spacing: [f64; 3]) -> String {
+    let one = |column: usize| {
+        let along = |row: usize| affine[row][column] / spacing[2 - column];
+        format!("({:.4}, {:.4}, {:.4})", along(0), along(1), along(2))
+    };
+    format!("x {}, y {}, z {}", one(0), one(1), one(2))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "axes are far below 2^53")]
+fn float(n: u64) -> f64 {
+    n as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::DType;
+    use crate::geometry::Geometry;
+    use crate::region::Region;
+    use crate::volume::{MemoryVolume, VolumeExt, VolumeMut};
+
+    const SHAPE: Shape = [4, 5, 6];
+
+    /// Numbers 0, 1, 2, ...
+    fn volume(shape: Shape, geometry: Geometry) -> Arc<dyn Volume> {
+        let layout = Layout::new(shape, 1, DType::U16).with_geometry(geometry);
+        let volume = MemoryVolume::zeros(layout).unwrap();
+        let whole = Region::whole(shape);
+        let count = u16::try_from(whole.voxels()).unwrap();
+        let voxels: Vec<u16> = (0..count).collect();
+        volume.write(whole, bytemuck::cast_slice(&voxels)).unwrap();
+        Arc::new(volume)
+    }
+
+    fn all(volume: &dyn Volume) -> Vec<u8> {
+        let whole = Region::whole(volume.layout().shape);
+        volume.read(whole).unwrap().bytes().to_vec()
+    }
+
+    /// Oblique, with unlike spacings.
+    fn placed() -> Geometry {
+        Geometry::from_affine([
+            [0.6, 0.05, 0.4, -7.0],
+            [-0.06, 0.7, 0.0, 11.0],
+            [-0.1, 0.0, 2.5, 3.0],
+            [0.0, 0.0, 0.0, 1.0],
+        ])
+    }
+
+    fn what(result: Result<Arc<dyn Volume>>) -> &'static str {
+        match result {
+            Ok(_) => "the same",
+            Err(Error::OtherGrid { what, .. }) => what,
+            Err(Error::NoGeometry { .. }) => "unknown",
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn every_orientation_of_one_is_brought_to_every_orientation_of_the_other() {
+        let matching = Matching::default();
+        let plain = volume(SHAPE, placed());
+        let turned: Vec<Arc<dyn Volume>> = SignedAxes::all()
+            .map(|axes| Arc::new(Reoriented::new(Arc::clone(&plain), axes)) as Arc<dyn Volume>)
+            .collect();
+        assert_eq!(turned.len(), 48);
+        for first in &turned {
+            let expected = all(&**first);
+            for second in &turned {
+                let found = matching.on_grid_of(first.layout(), Arc::clone(second));
+                let found = found.unwrap();
+                assert_eq!(found.layout().shape, first.layout().shape);
+                assert!(all(&*found) == expected, "mirrored or exchanged");
+            }
+        }
+    }
+
+    #[test]
+    fn coarser_maps_are_turned_as_well() {
+        let matching = Matching::default();
+        let coarse = volume([2, 5, 3], placed().coarsened([2.0, 1.0, 2.0]));
+        let fine = Layout::new(SHAPE, 1, DType::U8).with_geometry(placed());
+        let expected = matching.on_grid_of(&fine, Arc::clone(&coarse)).unwrap();
+        for axes in SignedAxes::all() {
+            let turned: Arc<dyn Volume> = Arc::new(Reoriented::new(Arc::clone(&coarse), axes));
+            let found = matching.on_grid_of(&fine, turned).unwrap();
+            assert!(all(&*found) == all(&*expected), "{axes:?}");
+        }
+    }
+
+    #[test]
+    fn over_an_extent_voxels_may_have_any_size() {
+        let matching = Matching::default();
+        let fine = Layout::new(SHAPE, 1, DType::U8).with_geometry(placed());
+        for (shape, factors) in [
+            ([2, 5, 3], [2.0, 1.0, 2.0]),
+            ([8, 5, 18], [0.5, 1.0, 1.0 / 3.0]),
+            (SHAPE, [1.0; 3]),
+        ] {
+            let other = volume(shape, placed().coarsened(factors));
+            for axes in SignedAxes::all() {
+                let turned: Arc<dyn Volume> = Arc::new(Reoriented::new(Arc::clone(&other), axes));
+                let found = matching.over_extent_of(&fine, turned).unwrap();
+                assert_eq!(found.layout().shape, shape);
+                assert!(all(&*found) == all(&*other), "{axes:?}");
+            }
+        }
+        // A level of a pyramid that lost the last voxel is brought to the grid.
+        let floored = volume([2, 2, 3], placed().coarsened([2.0; 3]));
+        let found = matching.over_extent_of(&fine, floored).unwrap();
+        assert_eq!(found.layout().shape, SHAPE);
+        let far = volume([8, 5, 6], placed().moved_to([9.0; 3]));
+        assert_eq!(what(matching.over_extent_of(&fine, far)), "shape");
+    }
+
+    #[test]
+    fn the_tolerance_is_in_voxels_at_the_worst_corner() {
+        let reference = Layout::new([40, 50, 60], 1, DType::U8).with_geometry(placed());
+        let with = |matching: Matching, change: &dyn Fn(&mut Geometry)| {
+            let mut geometry = placed();
+            change(&mut geometry);
+            let geometry = Geometry::from_affine(geometry.affine);
+            let layout = Layout::new([40, 50, 60], 1, DType::U8).with_geometry(geometry);
+            let other = Arc::new(MemoryVolume::zeros(layout).unwrap());
+            what(matching.on_grid_of(&reference, other))
+        };
+        let usual = |change: &dyn Fn(&mut Geometry)| with(Matching::default(), change);
+        assert_eq!(usual(&|g| g.affine[0][3] += 0.002), "the same");
+        assert_eq!(usual(&|g| g.affine[1][3] += 0.05), "the same");
+        assert_eq!(usual(&|g| g.affine[1][3] += 0.1), "position");
+        assert_eq!(usual(&|g| g.affine[2][3] += 500.0), "position");
+        assert_eq!(usual(&|g| g.affine[2][3] += 1.25), "position");
+        assert_eq!(usual(&|g| g.affine[0][0] *= 1.0001), "the same");
+        assert_eq!(usual(&|g| *g = g.scaled(1.01)), "spacing");
+        assert_eq!(usual(&|g| *g = g.scaled(3.0)), "spacing");
+        assert_eq!(usual(&|g| g.affine[0][2] += 0.05), "direction");
+        assert_eq!(usual(&|g| g.affine[0][3] = f64::NAN), "affine");
+        let strict = Matching {
+            tolerance: 1e-4,
+            ..Matching::default()
+        };
+        assert_eq!(with(strict, &|g| g.affine[0][3] += 0.002), "position");
+        assert_eq!(with(strict, &|_| ()), "the same");
+        let loose = Matching {
+            tolerance: 0.4,
+            ..Matching::default()
+        };
+        assert_eq!(with(loose, &|g| g.affine[1][3] += 0.1), "the same");
+        for tolerance in [-1.0, 0.5, f64::NAN, f64::INFINITY] {
+            let matching = Matching {
+                tolerance,
+                ..Matching::default()
+            };
+            let refused = matching.on_grid_of(&reference, volume(SHAPE, placed()));
+            assert!(matches!(refused, Err(Error::Setting { .. })), "{tolerance}");
+        }
+    }
+
+    #[test]
+    fn what_covers_something_else_is_refused() {
+        let reference = Layout::new(SHAPE, 1, DType::U8).with_geometry(placed());
+        for (shape, geometry, expected) in [
+            ([3, 5, 6], placed(), "extent"),
+            ([2, 3, 3], placed(), "extent"),
+            ([5, 5, 6], placed(), "shape"),
+            (
+                [2, 5, 6],
+                placed()
+                    .coarsened([2.0, 1.0, 1.0])
+                    .moved_to([0.0, 0.3, 0.0]),
+                "extent",
+            ),
+            (
+                [2, 5, 3],
+                placed()
+                    .coarsened([2.0, 1.0, 2.0])
+                    .moved_to([0.0, 0.0, 9.0]),
+                "extent",
+            ),
+        ] {
+            let found = Matching::default().on_grid_of(&reference, volume(shape, geometry));
+            assert_eq!(what(found), expected, "{shape:?}");
+        }
+    }
+
+    #[test]
+    fn without_geometry_shapes_are_enough_only_if_nothing_is_known_or_it_is_said() {
+        let said = Matching {
+            same_grid: true,
+            ..Matching::default()
+        };
+        let unknown = Geometry::default();
+        let plain = Geometry::from_spacing([1.0; 3]);
+        for (one, other, shape, asked, expected) in [
+            (unknown, unknown, SHAPE, false, "the same"),
+            (unknown, unknown, [2, 5, 3], false, "unknown"),
+            (unknown, unknown, [2, 5, 3], true, "the same"),
+            (placed(), unknown, SHAPE, false, "unknown"),
+            (unknown, placed(), SHAPE, false, "unknown"),
+            (placed(), unknown, SHAPE, true, "the same"),
+            (unknown, placed(), SHAPE, true, "the same"),
+            (placed(), unknown, [2, 3, 3], true, "the same"),
+            (placed(), unknown, [5, 4, 6], true, "shape"),
+            (placed(), unknown, [3, 4, 6], true, "shape"),
+            // Exactly what is assumed.
+            (plain, unknown, SHAPE, false, "the same"),
+            (unknown, plain, SHAPE, false, "the same"),
+            (plain, unknown, [2, 5, 3], false, "unknown"),
+            // Where both are known, saying so changes nothing.
+            (placed(), plain, SHAPE, true, "spacing"),
+        ] {
+            let reference = Layout::new(SHAPE, 1, DType::U8).with_geometry(one);
+            let matching = if asked { said } else { Matching::default() };
+            let found = matching.on_grid_of(&reference, volume(shape, other));
+            if let Ok(found) = &found {
+                assert_eq!(found.layout().shape, SHAPE);
+            }
+            assert_eq!(what(found), expected, "{shape:?} {asked}");
+        }
+        let reference = Layout::new(SHAPE, 1, DType::U8).with_geometry(placed());
+        let spread = said
+            .on_grid_of(&reference, volume([2, 5, 3], unknown))
+            .unwrap();
+        let patch = spread.read(Region::whole(SHAPE)).unwrap();
+        let voxels = patch.as_slice::<u16>().unwrap();
+        assert_eq!(voxels[..8], [0, 0, 1, 1, 2, 2, 3, 3]);
+        assert_eq!(voxels[voxels.len() - 3..], [28, 29, 29]);
+    }
+}

@@ -1,0 +1,16 @@
+//! What signals do.
+
+use std::mem::MaybeUninit;
+use std::ptr;
+
+/// Returns `true` if this process ignores a signal, as one that `nohup` started ignores SIGHUP.
+#[must_use]
+pub fn signal_is_ignored(signal: i32) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: it asks, and changes nothing; zeros are a value of `sigaction`, which is plain data.
+    let action = unsafe {
+        libc::sigaction(signal, ptr::null(), action.as_mut_ptr());
+        action.assume_init()
+    };
+    action.sa_sigaction == libc::SIG_IGN
+}

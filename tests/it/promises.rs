@@ -1,0 +1,148 @@
+//! What `--dry-run` reports against what the command takes.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use serde_json::Value as Json;
+
+use crate::tool::{Place, command, json, succeeds};
+
+/// Bytes that a command may take above what was reported.
+const ALLOWED: u64 = 16 << 20;
+
+/// Voxels of a volume that does not compress well.
+fn noise(count: u32) -> Vec<i16> {
+    let value = |n: u32| (n.wrapping_mul(2_654_435_761) >> 20) & 0xfff;
+    (0..count)
+        .map(|n| i16::try_from(value(n)).expect("twelve bits"))
+        .collect()
+}
+
+/// Runs words with and without `--dry-run`.
+fn keeps(words: &[&str]) {
+    let told = json(&[words, &["--dry-run"]].concat());
+    let done = json(words);
+    let promised = told["process_bytes"].as_u64().expect("Linux reports it");
+    let taken = done["peak_anonymous_bytes"]
+        .as_u64()
+        .expect("Linux reports it");
+    assert!(
+        taken <= promised + ALLOWED,
+        "{words:?}: {} MiB of {} MiB",
+        taken >> 20,
+        promised >> 20
+    );
+    let peak = told["peak_bytes"].as_u64().expect("a number");
+    assert!(promised >= peak && peak > 0, "{words:?}: {told}");
+}
+
+/// The short form of `scripts/memory_promise.py`.
+#[test]
+#[cfg(target_os = "linux")]
+fn no_command_takes_more_memory_than_its_dry_run_reports() {
+    let place = Place::new();
+    let shape = [150, 160, 170];
+    let source = place.store("in.npy", shape, 1, noise(150 * 160 * 170));
+    let zarr = place.at("in.zarr");
+    let lz4 = ["--codec", "blosc-lz4", "--chunk", "64", "--shard", "none"];
+    succeeds(&[&["convert", &source, &zarr, "--dtype", "float32"], &lz4[..]].concat());
+    let out = |n: u32, kind: &str| place.at(&format!("{n}.{kind}"));
+    let infer = ["--patch", "64", "--overlap", "16", "--threads", "3"];
+    let small = ["--memory", "64MiB", "--threads", "2"];
+    let pyramid = ["--pyramid", "mean"];
+    for words in [
+        [&["infer", &zarr, &out(3, "zarr")][..], &infer, &lz4].concat(),
+        [&["infer", &zarr, &out(4, "npy")][..], &infer].concat(),
+        [
+            &["infer", &zarr, &out(5, "zarr")][..],
+            &infer,
+            &lz4,
+            &["--memory", "100MiB", "--model", "gaussian:2"],
+        ]
+        .concat(),
+        [
+            &["infer", &zarr, &out(6, "zarr"), "--mask", &zarr][..],
+            &infer,
+            &pyramid,
+        ]
+        .concat(),
+        [
+            &["infer", &source, &out(7, "zarr"), "--normalize", "zscore"][..],
+            &["--model", "threshold:0", "--batch", "2"],
+            &infer,
+        ]
+        .concat(),
+        [
+            &["sample", &zarr, "--patch", "96", "--count", "40"][..],
+            &["--border", "pad", "--out", &out(8, "npy")],
+            &small,
+        ]
+        .concat(),
+        [
+            &["sample", &source, "--patch", "64", "--count", "60"][..],
+            &[
+                "--labels",
+                &source,
+                "--shares",
+                "5:1",
+                "--out",
+                &out(9, "zarr"),
+            ],
+            &small,
+        ]
+        .concat(),
+    ] {
+        keeps(&words);
+    }
+    let target = out(10, "zarr");
+    for part in ["0/2", "1/2"] {
+        let own = ["infer", &zarr, &target, "--part", part];
+        keeps(&[&own[..], &infer, &pyramid].concat());
+    }
+}
+
+/// The largest volume that is public: a Zarr of which no chunk is stored.
+#[test]
+fn a_dry_run_over_the_largest_volume_takes_no_time() {
+    let place = Place::new();
+    let path = place.at("flyem.zarr");
+    fs::create_dir(&path).expect("it is ours");
+    let metadata = r#"{"zarr_format": 2, "shape": [34427, 39725, 41394], "chunks": [64, 64, 64], "dtype": "|u1",
+        "compressor": null, "fill_value": 0, "order": "C", "filters": null}"#;
+    fs::write(place.at("flyem.zarr/.zarray"), metadata).expect("it is ours");
+    let out = place.at("out.zarr");
+    let mut in_columns = 0;
+    for (patch, overlap) in [
+        ("128", "64"),
+        ("96,160,64", "16,0,32"),
+        ("61,67,53", "13,7,29"),
+    ] {
+        for memory in ["4GiB", "64GiB"] {
+            let words = [
+                "infer",
+                &path,
+                &out,
+                "--patch",
+                patch,
+                "--overlap",
+                overlap,
+                "--memory",
+                memory,
+                "--dry-run",
+                "--json",
+            ];
+            let began = Instant::now();
+            // It warns that the disk may be too small.
+            let output = command(&words).output().expect("the command starts");
+            let took = began.elapsed();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{words:?}: {said}");
+            let told: Json = serde_json::from_slice(&output.stdout).expect("one object");
+            in_columns += u32::from(told["columns"].as_u64().expect("a number") > 1);
+            println!("{patch} {overlap} {memory}: {took:?}");
+            // Two seconds on a quiet machine; before, this took minutes on any.
+            assert!(took < Duration::from_secs(30), "{words:?}: {took:?}");
+        }
+    }
+    assert!(in_columns > 0);
+}
