@@ -217,7 +217,7 @@ def _even(volume: Sequence[int], patch: Sequence[int], margins: Sequence[int], o
 
 def _three(given: _Overlap) -> Sequence[float]:
     single = getattr(given, "ndim", None) == 0 or not hasattr(given, "__iter__")
-    three = [given] * 3 if single else list(given)  # type: ignore[arg-type, list-item]
+    three: list[Any] = [given] * 3 if single else list(given)  # type: ignore[arg-type]
     if len(three) != 3:
         raise InvalidError(f"patch_overlap {given!r}: give one number, or three for z, y, x")
     return three
