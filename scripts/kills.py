@@ -3,9 +3,10 @@
 
     scripts/kills.py --voxpatch target/release/voxpatch --kills 200
 
-Half of the kills (SIGKILL) go to runs of infer into one output, until one gets to the end; then the next output is
+A third of the kills (SIGKILL) go to runs of infer into one output, until one gets to the end; then the next output is
 begun. Every output must have the files of the unbroken run, byte for byte, pass `voxpatch verify`, and leave nothing
-beside it; parts 1, 2, 3 and 8 are compared alike. The other half go to convert, to Zarr and to flat files by turns:
+beside it; parts 1, 2, 3 and 8 are compared alike. Another third goes to parts in any order, with other threads and
+memory each time: the bytes are those of an unbroken run of whoever began. The last third go to convert, to Zarr and to flat files by turns:
 its output is there and whole or not there at all, and the same command makes it.
 """
 
@@ -60,8 +61,10 @@ def infers(voxpatch, folder, kills, draw):
             done += was_killed
         same = rig.digest(target) == expected
         verified = rig.run([voxpatch, "verify", target]).returncode == 0
-        # Killed between naming the output and tidying up, a run leaves its notes behind.
-        left = [] if was_killed else rig.left(target.parent)
+        if was_killed and rig.left(target.parent):
+            # Killed between naming the output and tidying up: the same command does the rest.
+            rig.sound(command(target, "--resume", "--durability", durability))
+        left = rig.left(target.parent)
         failed += not (same and verified and not left)
         print(f"output {outputs}, {done} kills so far: same {same}, verified {verified}, left {left}", flush=True)
     for parts in (1, 2, 3, 8):
@@ -72,6 +75,47 @@ def infers(voxpatch, folder, kills, draw):
         same = rig.digest(target) == expected
         failed += not same
         print(f"{parts} parts: same {same}", flush=True)
+    return done, outputs, failed
+
+
+def parts(voxpatch, folder, kills, draw):
+    """Kills parts that come in any order; the number of outputs that are not as they should be."""
+    scan, whole = folder / "scan.npy", folder / "whole parts" / "out.zarr"
+    means = [["--threads", threads, "--memory", memory] for threads in (1, 3) for memory in ("9MiB", "20MiB", "256MiB")]
+
+    def command(target, *more):
+        return [voxpatch, "infer", scan, target, "--patch", 48, "--overlap", 24, "--model", "gaussian:1", "--chunk", 8,
+                "--pyramid", "mean", *more]
+
+    expected, took = set(), 0
+    for n, mean in enumerate(means):
+        target = folder / f"whole parts {n}" / whole.name
+        target.parent.mkdir()
+        took = max(took, timed(command(target, *mean)))
+        expected.add(rig.digest(target))
+    done = outputs = failed = 0
+    while done < kills:
+        target = folder / f"any parts {outputs}" / "out.zarr"
+        target.parent.mkdir()
+        outputs += 1
+        count, runs = draw.choice([1, 2, 3, 5]), 0
+        while not target.exists() and runs < 500:
+            runs += 1
+            part = f"{draw.randrange(count)}/{count}"
+            words = command(target, "--part", part, *draw.choice(means))
+            if draw.random() < 0.5:
+                done += killed(words, draw.uniform(0, took / count))
+            else:
+                rig.sound(words)
+        for part in draw.sample(range(count), count):
+            # Whoever comes late is told that all is done, and tidies up.
+            late = rig.run(command(target, "--part", f"{part}/{count}", "--json", *draw.choice(means)))
+            told = '"whole": true' in late.stdout or (count == 1 and "exists already" in late.stderr)
+            failed += not told
+        same, left = rig.digest(target) in expected, rig.left(target.parent)
+        failed += not same or bool(left)
+        print(f"{count} parts, {runs} runs, {done} kills so far: same {same}, left {left}", flush=True)
+    print(f"{len(expected)} ways to store it", flush=True)
     return done, outputs, failed
 
 
@@ -109,10 +153,13 @@ def main():
     draw = random.Random(asked.seed)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        done, outputs, failed = infers(asked.voxpatch, folder, asked.kills - asked.kills // 2, draw)
-        more, wrong = converts(asked.voxpatch, folder, asked.kills // 2, draw)
-    print(f"{done + more} kills, {outputs} outputs of infer, {failed + wrong} failed")
-    return int(failed + wrong > 0)
+        third = asked.kills // 3
+        done, outputs, failed = infers(asked.voxpatch, folder, asked.kills - 2 * third, draw)
+        of_parts, more_outputs, stuck = parts(asked.voxpatch, folder, third, draw)
+        more, wrong = converts(asked.voxpatch, folder, third, draw)
+    failed += stuck + wrong
+    print(f"{done + of_parts + more} kills, {outputs + more_outputs} outputs of infer, {failed} failed")
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

@@ -330,6 +330,15 @@ pub enum Error {
         path: PathBuf,
     },
 
+    /// Something that is not an output of this kind has the output's name, and is kept.
+    #[error("{} is not replaced, as it is {what}: move it away, or choose another name", path.display())]
+    NotReplaceable {
+        /// The output.
+        path: PathBuf,
+        /// What has its name.
+        what: String,
+    },
+
     /// An output cannot even be begun on its disk.
     #[error(
         "no space for {}: it takes at least {needed} bytes, and {free} are free there: make room, or write it elsewhere",
@@ -351,6 +360,15 @@ pub enum Error {
         output: PathBuf,
         /// The input.
         input: PathBuf,
+    },
+
+    /// Two outputs of one run are the same, or one lies inside the other.
+    #[error("{} and {} cannot both be written: they are one, or one lies inside the other", other.display(), output.display())]
+    SameOutput {
+        /// The output.
+        output: PathBuf,
+        /// The one before it.
+        other: PathBuf,
     },
 
     /// A setting has a value that makes no sense.

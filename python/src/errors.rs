@@ -24,7 +24,9 @@ pub(crate) fn raised(error: &Error) -> PyErr {
             }
             // The number is ENOSPC's.
             Error::NoSpace { path, .. } => exception(py, "FileError", (28, text, path.as_os_str())),
-            Error::Exists { path } => exception(py, "ExistsError", (17, text, path.as_os_str())),
+            Error::Exists { path } | Error::NotReplaceable { path, .. } => {
+                exception(py, "ExistsError", (17, text, path.as_os_str()))
+            }
             other => exception(py, class_of(other), (text,)),
         };
         made.unwrap_or_else(|error| error)
@@ -40,7 +42,8 @@ fn class_of(error: &Error) -> &'static str {
         | Error::ChunkWritten { .. }
         | Error::Locked { .. }
         | Error::MissingChunks { .. }
-        | Error::OutputIsInput { .. } => "FileError",
+        | Error::OutputIsInput { .. }
+        | Error::SameOutput { .. } => "FileError",
         Error::OutOfBounds { .. } | Error::NoSuchChannel { .. } => "BoundsError",
         Error::Panicked { .. } => "PanicError",
         Error::Stopped => "StoppedError",

@@ -71,11 +71,13 @@ impl Output<'_> {
     fn target(&self, patch: Shape) -> PyResult<Target> {
         let shape =
             std::array::from_fn(|a| patch[a].saturating_sub(2 * self.halo[a]) / self.scale.max(1));
+        let storage = Storage::new(self.storage.as_ref())?;
         Ok(Target {
             path: self.path.clone(),
             blending: self.blending.options(shape)?,
             dtype: self.blending.dtype()?,
-            store: Storage::new(self.storage.as_ref())?.create,
+            store: storage.create,
+            unasked: storage.unasked,
         })
     }
 
@@ -274,7 +276,11 @@ impl Job {
             model = Arc::new(Flips::new(model)?);
         }
         let choices = [self.targets];
-        let mut plan = self.inference.plan_within(1, layout, &*model, &choices)?;
+        let mut plan = if self.part.is_some() {
+            self.inference.plan_begun(1, layout, &*model, &choices)?
+        } else {
+            self.inference.plan_within(1, layout, &*model, &choices)?
+        };
         if let Some(mask) = mask {
             let mask = self.matching.over_extent_of(layout, mask)?;
             let selection = Selection::from_mask(&plan.grid, &*mask)?;
@@ -283,6 +289,7 @@ impl Job {
         if let Some(part) = self.part {
             plan = plan.of_part(part, self.durability)?;
         }
+        plan.check_names()?;
         let stoppable = |_, _| progress(0, 0);
         let threads = self.inference.threads;
         let model = self.normalize.wrap(model, &volume, threads, &stoppable)?;

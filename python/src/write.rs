@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use voxpatch::inference::StoreOption;
 use voxpatch::training::{Image, Values};
 use voxpatch::volume::{
     Codec, CreateOptions, Downsample, Pyramid, ZarrVersion, check_output, create,
@@ -61,6 +62,8 @@ pub(crate) struct Storage {
     dtype: Option<DType>,
     /// Whether the shard is not to be chosen here.
     shard_given: bool,
+    /// What nobody asked for.
+    pub(crate) unasked: Vec<StoreOption>,
 }
 
 impl Storage {
@@ -68,12 +71,14 @@ impl Storage {
         let mut create = CreateOptions::default();
         let mut convert = ConvertOptions::default();
         let mut dtype = None;
+        let mut unasked = StoreOption::ALL.to_vec();
         let Some(given) = given else {
             return Ok(Self {
                 create,
                 convert,
                 dtype,
                 shard_given: false,
+                unasked,
             });
         };
         if let Some(version) = given.get_item("zarr")? {
@@ -85,6 +90,7 @@ impl Storage {
         }
         for (name, value) in given {
             let name: String = name.extract()?;
+            unasked.retain(|option| named(*option) != name);
             match name.as_str() {
                 "zarr" => {}
                 "dtype" if value.is_none() => dtype = None,
@@ -114,6 +120,7 @@ impl Storage {
             convert,
             dtype,
             shard_given: given.contains("shard")?,
+            unasked,
         })
     }
 
@@ -133,6 +140,18 @@ impl Storage {
             );
         }
         choices
+    }
+}
+
+/// The argument that asks for an option.
+const fn named(option: StoreOption) -> &'static str {
+    match option {
+        StoreOption::Format => "zarr",
+        StoreOption::Chunk => "chunk",
+        StoreOption::Shard => "shard",
+        StoreOption::Codec => "codec",
+        StoreOption::Level => "level",
+        StoreOption::Pyramid => "pyramid",
     }
 }
 

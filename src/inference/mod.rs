@@ -4,6 +4,7 @@
 //! does it: patches are read, predicted and added on several threads, no further ahead of
 //! the slowest than memory allows. The output is the same for any number of threads.
 
+mod begun;
 mod builtin;
 mod columns;
 mod ensemble;
@@ -89,6 +90,38 @@ pub struct Target {
     /// How it is stored. Its shards are made to end where patches begin along the axis that is
     /// swept last, so that few wait unfinished.
     pub store: CreateOptions,
+    /// What of `store` nobody asked for: a run that continues what another process began (see
+    /// [`Inference::plan_begun`]) stores it as that one does.
+    pub unasked: Vec<StoreOption>,
+}
+
+/// An option of [`CreateOptions`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreOption {
+    /// [`CreateOptions::format`].
+    Format,
+    /// [`CreateOptions::chunk`].
+    Chunk,
+    /// [`CreateOptions::shard`].
+    Shard,
+    /// [`CreateOptions::codec`].
+    Codec,
+    /// [`CreateOptions::level`].
+    Level,
+    /// [`CreateOptions::pyramid`].
+    Pyramid,
+}
+
+impl StoreOption {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Format,
+        Self::Chunk,
+        Self::Shard,
+        Self::Codec,
+        Self::Level,
+        Self::Pyramid,
+    ];
 }
 
 impl Target {
@@ -100,6 +133,7 @@ impl Target {
             blending: AggregatorOptions::new(blend, reduce),
             dtype: None,
             store: CreateOptions::default(),
+            unasked: Vec::new(),
         }
     }
 }

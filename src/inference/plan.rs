@@ -1,7 +1,9 @@
 //! Plans: what a run will do, and what it takes, worked out before any file is touched.
 
 use std::ops::Range;
+use std::sync::Arc;
 
+use super::begun::{Choices, followed};
 use super::columns::Part;
 use super::fit::{Found, Reach, Ways};
 use super::mask::Selection;
@@ -15,7 +17,7 @@ use crate::grid::{Axis, Grid, GridOptions};
 use crate::pad::Padding;
 use crate::region::Shape;
 use crate::volume::{
-    CreateOptions, Layout, Space, planned, rebuilding_bytes, space, waiting_bytes,
+    CreateOptions, Layout, Space, check_name, planned, rebuilding_bytes, space, waiting_bytes,
 };
 
 /// Batches for each thread that may be done before an earlier one that takes longer, as one does that
@@ -47,6 +49,10 @@ pub struct Plan {
     pub(super) columns: Vec<Part>,
     /// How the run is gone on with; it leaves nothing if it is ended, if there is none.
     pub(super) resume: Option<Resume>,
+    /// What it was chosen from, if it follows what other processes began.
+    pub(super) choices: Option<Arc<Choices>>,
+    /// How each output was stored that had been begun when this was planned.
+    pub(super) begun: Vec<Option<CreateOptions>>,
     pub(super) working: Working,
     /// Bytes of decoded input chunks that are worth keeping.
     useful_cache: u64,
@@ -83,7 +89,7 @@ impl Inference {
     pub fn plan(&self, input: &Layout, model: &dyn Model, targets: &[Target]) -> Result<Plan> {
         let grid = self.grid(input)?;
         let predictions = model.outputs(input, self.patch)?;
-        let mut plan = self.draft(input, model, (&grid, &predictions), targets)?;
+        let mut plan = self.draft(input, model, (&grid, &predictions), targets, &[])?;
         plan.fit(None)?;
         Ok(plan)
     }
@@ -101,12 +107,24 @@ impl Inference {
         model: &dyn Model,
         choices: &[Vec<Target>],
     ) -> Result<Plan> {
+        self.within(fewest, input, model, choices, &[])
+    }
+
+    /// The same, with outputs stored as they were begun, if they were.
+    pub(super) fn within(
+        &self,
+        fewest: usize,
+        input: &Layout,
+        model: &dyn Model,
+        choices: &[Vec<Target>],
+        begun: &[Option<CreateOptions>],
+    ) -> Result<Plan> {
         let grid = self.grid(input)?;
         let predictions = model.outputs(input, self.patch)?;
         let mut first_error = None;
         let mut drafts = Vec::new();
         for targets in choices {
-            match self.draft(input, model, (&grid, &predictions), targets) {
+            match self.draft(input, model, (&grid, &predictions), targets, begun) {
                 Ok(draft) => drafts.push(draft),
                 Err(error @ Error::Setting { .. }) => {
                     first_error.get_or_insert(error);
@@ -165,6 +183,7 @@ impl Inference {
         model: &dyn Model,
         (grid, predictions): (&Grid, &[Prediction]),
         targets: &[Target],
+        begun: &[Option<CreateOptions>],
     ) -> Result<Plan> {
         if predictions.len() != targets.len() || targets.is_empty() {
             let names: Vec<&str> = predictions.iter().map(|p| p.name.as_str()).collect();
@@ -175,12 +194,14 @@ impl Inference {
             });
         }
         let rescale = input.rescale.filter(|_| model.input() == Input::Stored);
-        let outputs = predictions.iter().zip(targets).map(|(prediction, target)| {
+        let outputs = predictions.iter().zip(targets).enumerate();
+        let outputs = outputs.map(|(n, (prediction, target))| {
+            let begun = begun.get(n).and_then(Option::as_ref);
             PlannedOutput::new(
                 (input, rescale),
                 grid,
                 prediction.clone(),
-                target,
+                (target, begun),
                 self.masked,
             )
         });
@@ -194,6 +215,8 @@ impl Inference {
             selection: None,
             columns: Vec::new(),
             resume: None,
+            choices: None,
+            begun: begun.to_vec(),
             working: Working::new(self, input, real, grid, &outputs),
             useful_cache: useful_cache(grid, input),
             inference: self.clone(),
@@ -210,7 +233,7 @@ impl PlannedOutput {
         (input, rescale): (&Layout, Option<crate::volume::Rescale>),
         grid: &Grid,
         prediction: Prediction,
-        target: &Target,
+        (target, begun): (&Target, Option<&CreateOptions>),
         masked: bool,
     ) -> Result<Self> {
         let reduce = &target.blending.reduce;
@@ -227,14 +250,18 @@ impl PlannedOutput {
         }
         let mut store = target.store.clone();
         store.shard = store.shard.map(|shard| aligned(&grid, shard, store.chunk));
-        let layout = planned(&target.path, &layout, &store)?;
+        let mut stored = planned(&target.path, &layout, &store)?;
+        if let Some(begun) = begun {
+            store = followed(&store, &stored, begun, &target.unasked);
+            stored = planned(&target.path, &layout, &store)?;
+        }
         let blending = AggregatorOptions {
             all_vote: !masked || target.blending.skipped != Skipped::Renormalise,
             ..target.blending.clone()
         };
-        blending.check(&grid, prediction.channels, layout.dtype)?;
+        blending.check(&grid, prediction.channels, stored.dtype)?;
         Ok(Self {
-            layout,
+            layout: stored,
             grid,
             prediction,
             blending,
@@ -300,6 +327,22 @@ impl Plan {
             .map(|output| (&output.layout, &output.store))
             .collect();
         space(&outputs, self.resume.is_some())
+    }
+
+    /// Checks that the outputs may have their names, before anything is read. Of a run that is
+    /// resumed, what has the name may be what it has finished.
+    ///
+    /// # Errors
+    ///
+    /// As [`create`](crate::volume::create), if something has the name.
+    pub fn check_names(&self) -> Result<()> {
+        for output in &self.outputs {
+            match check_name(&output.layout, &output.store) {
+                Err(Error::Exists { .. }) if self.resume.is_some() => {}
+                checked => checked?,
+            }
+        }
+        Ok(())
     }
 
     /// Predicts only some patches; what the others mean is an [option](Skipped).

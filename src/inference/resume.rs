@@ -6,6 +6,8 @@
 //! them, so all parts together give the bytes of one run.
 
 use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
 
@@ -17,8 +19,8 @@ use crate::aggregator::Blend;
 use crate::error::{Error, Result};
 use crate::region::{Region, chunk_range, indices};
 use crate::volume::{
-    Durability, Layout, Part, Resumable, ResumeOptions, Volume, VolumeMut, finalize,
-    input_fingerprint, resumable,
+    Durability, Layout, Part, Resumable, ResumeOptions, Together, Volume, VolumeMut, Whole,
+    finalize_together, input_fingerprint, resumable,
 };
 
 /// How a run is gone on with.
@@ -28,9 +30,10 @@ pub(super) struct Resume {
     pub(super) durability: Durability,
 }
 
-/// An output of which some write chunks are done.
-#[derive(Debug)]
-pub(super) struct Unfinished(pub(super) Resumable);
+/// An output of which some write chunks are done, as an aggregator writes it. The run finishes it, with
+/// its other outputs.
+#[derive(Clone, Debug)]
+pub(super) struct Unfinished(pub(super) Arc<Resumable>);
 
 impl VolumeMut for Unfinished {
     fn layout(&self) -> &Layout {
@@ -57,7 +60,7 @@ impl VolumeMut for Unfinished {
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
-        Box::new(self.0).finish()
+        Ok(())
     }
 }
 
@@ -121,31 +124,38 @@ impl Plan {
         let begun = self.outputs.iter().map(|output| {
             let options = self.resume_options(resume, output, volume, model)?;
             let opened = resumable(&output.layout.path, &output.layout, &output.store, &options);
-            opened.map(Unfinished)
+            opened.map(|opened| Unfinished(Arc::new(opened)))
         });
         begun.collect()
     }
 
-    /// Puts outputs of several parts together, if all are complete; false if some are not.
+    /// Puts outputs of several parts together, if all are complete; false if some are not. `begun`
+    /// says that this process has written its part.
     pub(super) fn assemble(
         &self,
         resume: Resume,
         volume: &dyn Volume,
         model: &dyn Model,
+        begun: bool,
     ) -> Result<bool> {
-        for output in &self.outputs {
-            let options = self.resume_options(resume, output, volume, model)?;
-            let path = &output.layout.path;
-            let count = resume.part.count();
-            match finalize(path, &output.layout, &output.store, &options, count) {
-                // Others are not done yet, or the last of them is doing this now.
-                Err(Error::MissingChunks { .. } | Error::Locked { .. }) => return Ok(false),
-                // The last of them has done this.
-                Err(Error::Exists { .. }) => {}
-                done => done?,
-            }
+        let options = |output| self.resume_options(resume, output, volume, model);
+        let options: Vec<ResumeOptions> =
+            self.outputs.iter().map(options).collect::<Result<_>>()?;
+        let outputs = self.outputs.iter().zip(&options);
+        let outputs: Vec<Whole<'_>> = outputs
+            .map(|(output, resume)| Whole {
+                path: &output.layout.path,
+                layout: &output.layout,
+                options: &output.store,
+                resume,
+            })
+            .collect();
+        let parts = resume.part.count();
+        match finalize_together(&outputs, Together { parts, begun }) {
+            // Others are not done yet, or the last of them is doing this now.
+            Err(Error::MissingChunks { .. } | Error::Locked { .. }) => Ok(false),
+            done => done.map(|()| true),
         }
-        Ok(true)
     }
 
     fn resume_options(
@@ -162,7 +172,14 @@ impl Plan {
             durability: resume.durability,
             threads: self.inference.threads,
             memory: self.memory(),
+            together: self.paths(),
         })
+    }
+
+    /// Where the outputs go.
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
+        let outputs = self.outputs.iter();
+        outputs.map(|output| output.layout.path.clone()).collect()
     }
 
     /// All that an output's voxels depend on.

@@ -13,10 +13,13 @@ use super::plan::Plan;
 use super::resume::Unfinished;
 use super::work::{Batches, Clock, Gate, Run, Shared, Spare, Work};
 use crate::aggregator::{Aggregated, Aggregator};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::progress::{Progress, report};
 use crate::queue::Queue;
-use crate::volume::{Cached, ReadStats, Volume, VolumeMut, check_output, create, give_back_freed};
+use crate::volume::{
+    Cached, ReadStats, Volume, VolumeMut, check_apart, check_output, create, finish_together,
+    give_back_freed,
+};
 
 /// What a run did.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -50,6 +53,8 @@ const WATCHED: u64 = 64;
 /// The outputs of a run.
 struct Stores {
     outputs: Vec<Box<dyn VolumeMut>>,
+    /// The same, if they are gone on with.
+    resumed: Vec<Unfinished>,
     /// For each, the write chunks (z, y, x) that have to be made; all have to be if there is none.
     pending: Option<Vec<HashSet<[u64; 3]>>>,
 }
@@ -67,29 +72,50 @@ impl Plan {
     ///
     /// If the model panics, once all threads have stopped.
     pub fn run(
-        self,
+        mut self,
         volume: Arc<dyn Volume>,
         model: Arc<dyn Model>,
         progress: Progress<'_>,
     ) -> Result<Predicted> {
         // What earlier work left would be held on top of what the plan says.
         give_back_freed();
-        let mut done = Predicted {
-            outputs: vec![Aggregated::default(); self.outputs.len()],
-            ..Predicted::default()
-        };
-        if !self.columns.is_empty() && self.columns.iter().all(columns::is_empty) {
-            // More parts than there is to share: the others do it all.
-            let mut paths = self.outputs.iter().map(|output| &output.layout.path);
-            done.whole = paths.all(|path| path.exists());
-            return Ok(done);
-        }
         let files = volume.source_files();
         let inputs: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
         for output in &self.outputs {
             check_output(&output.layout.path, &inputs)?;
         }
-        let mut stores = self.stores(&*volume, &*model)?;
+        check_apart(
+            &self
+                .paths()
+                .iter()
+                .map(PathBuf::as_path)
+                .collect::<Vec<_>>(),
+        )?;
+        if let Some(plan) = self.followed(volume.layout(), &*model)? {
+            self = plan;
+        }
+        let mut done = Predicted {
+            outputs: vec![Aggregated::default(); self.outputs.len()],
+            ..Predicted::default()
+        };
+        if let Some(resume) = self.resume
+            && !self.columns.is_empty()
+            && self.columns.iter().all(columns::is_empty)
+        {
+            // More parts than there is to share: the others do it all.
+            done.whole = self.assemble(resume, &*volume, &*model, false)?;
+            return Ok(done);
+        }
+        let mut stores = loop {
+            match self.stores(&*volume, &*model) {
+                // Another process may have begun the outputs just now.
+                Err(error @ Error::OtherRun { .. }) => {
+                    let followed = self.followed(volume.layout(), &*model)?;
+                    self = followed.ok_or(error)?;
+                }
+                stores => break stores?,
+            }
+        };
         let shared = Arc::new(Shared {
             volume: Cached::new(volume, self.cache_bytes),
             gate: model.at_once().map(Gate::new),
@@ -152,14 +178,26 @@ impl Plan {
         let shared = Arc::into_inner(shared).expect("all parts are done");
         let (volume, model) = (shared.volume.into_inner(), shared.model);
         give_back_freed();
-        for store in stores.outputs {
-            store.finish()?;
-        }
-        done.whole = match self.resume {
-            Some(resume) if resume.part.count() > 1 => self.assemble(resume, &*volume, &*model)?,
-            _ => true,
-        };
+        done.whole = self.finish(stores, &*volume, &*model)?;
         Ok(done)
+    }
+
+    /// Gives the outputs their names, if all are complete; false if other parts are missing.
+    fn finish(&self, stores: Stores, volume: &dyn Volume, model: &dyn Model) -> Result<bool> {
+        let Some(resume) = self.resume else {
+            for store in stores.outputs {
+                store.finish()?;
+            }
+            return Ok(true);
+        };
+        drop(stores.outputs);
+        let all = stores.resumed.into_iter();
+        let all = all.filter_map(|output| Arc::into_inner(output.0));
+        finish_together(all.collect())?;
+        if resume.part.count() == 1 {
+            return Ok(true);
+        }
+        self.assemble(resume, volume, model, true)
     }
 
     /// Starts the outputs, or opens those of an earlier run, of which some write chunks are done.
@@ -171,6 +209,7 @@ impl Plan {
                 .map(|output| create(&output.layout.path, &output.layout, &output.store));
             return Ok(Stores {
                 outputs: started.collect::<Result<_>>()?,
+                resumed: Vec::new(),
                 pending: None,
             });
         };
@@ -180,7 +219,8 @@ impl Plan {
         let boxed = |store| Box::new(store) as Box<dyn VolumeMut>;
         Ok(Stores {
             pending: Some(opened.iter().map(missing).collect()),
-            outputs: opened.into_iter().map(boxed).collect(),
+            outputs: opened.iter().cloned().map(boxed).collect(),
+            resumed: opened,
         })
     }
 

@@ -14,6 +14,7 @@ mod hard;
 mod huge;
 mod inputs;
 mod resume;
+mod schedules;
 mod twin;
 
 const SHAPE: Shape = [50, 37, 41];

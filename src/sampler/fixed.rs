@@ -10,7 +10,7 @@ use super::draw::Sampler;
 use crate::error::{Error, Result};
 use crate::files::open_regular;
 use crate::region::{Region, Shape};
-use crate::volume::staged::StagedFile;
+use crate::volume::{FileKind, Replace, StagedFile};
 
 /// A list of patch locations, the same in every epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,24 @@ pub struct Fixed {
 const HEADER: &str = "z0,y0,x0,z1,y1,x1";
 /// No row with six numbers is longer.
 const LONGEST: u64 = 4096;
+
+/// Lists of locations.
+pub const LOCATIONS: FileKind = FileKind {
+    name: "a list of locations",
+    recognises: is_list,
+};
+
+/// Whether a file that begins like this is a list of locations.
+fn is_list(head: &[u8]) -> bool {
+    // The last line may be cut.
+    let whole = head.iter().rposition(|&byte| byte == b'\n');
+    let Ok(text) = str::from_utf8(&head[..whole.unwrap_or(head.len())]) else {
+        return false;
+    };
+    let lines = text.trim_start_matches('\u{feff}').lines().enumerate();
+    let mut lines = lines.map(|(n, line)| (n, line.trim()));
+    lines.all(|(n, line)| line.is_empty() || n == 0 && is_header(line) || parse(line).is_ok())
+}
 
 impl Fixed {
     /// Creates the list from regions, in this order.
@@ -91,11 +109,11 @@ impl Fixed {
         Self::new(regions)
     }
 
-    /// Writes what [`read`](Self::read) reads, with the line at the top. A file that has the name is replaced.
+    /// Writes what [`read`](Self::read) reads, with the line at the top. A list that has the name is replaced.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] if the disk refuses.
+    /// [`Error::NotReplaceable`] if something else has the name, [`Error::Io`] if the disk refuses.
     pub fn write(&self, path: &Path) -> Result<()> {
         let mut text = format!("{HEADER}\n");
         for region in &self.regions {
@@ -103,7 +121,7 @@ impl Fixed {
             // Writing to a string does not fail.
             let _ = writeln!(text, "{z0},{y0},{x0},{z1},{y1},{x1}");
         }
-        let staged = StagedFile::new(path, true)?;
+        let staged = StagedFile::new(path, Replace::File(LOCATIONS))?;
         let mut file = staged.file();
         file.write_all(text.as_bytes())
             .map_err(Error::io("write", path))?;

@@ -18,7 +18,7 @@ use super::weights::WeightSums;
 use crate::error::{Error, Result};
 use crate::progress::{Progress, silent};
 use crate::region::Region;
-use crate::volume::{Layout, Volume};
+use crate::volume::{Layout, Replace, Volume};
 
 /// The sums of each block of one channel of a volume.
 #[derive(Clone, Debug, PartialEq)]
@@ -137,11 +137,12 @@ impl<T: Tally> BlockIndex<T> {
         })
     }
 
-    /// Saves the index, for example beside the volume. What had the name is replaced at once: who
+    /// Saves the index, for example beside the volume. An index that had the name is replaced at once: who
     /// reads it meanwhile gets the old file or the new one.
     ///
     /// # Errors
     ///
+    /// [`Error::NotReplaceable`] if something that is not an index has the name,
     /// [`Error::Unsupported`] if the volume has no files that the index could be checked against,
     /// [`Error::OutputIsInput`] if `path` lies inside the volume, [`Error::Io`].
     pub fn save(&self, path: &Path) -> Result<()> {
@@ -164,6 +165,7 @@ impl<T: Tally> BlockIndex<T> {
         if let Ok(index) = Self::load(path, volume, channel) {
             return Ok(index);
         }
+        Replace::File(sidecar::INDEX).check(path)?;
         let index = Self::build(volume, channel, threads, progress)?;
         index.save(path)?;
         Ok(index)

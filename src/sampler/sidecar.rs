@@ -20,8 +20,7 @@ use super::sums::{Tally, take_u64};
 use crate::error::{Error, Result};
 use crate::files::{open_regular, read_up_to};
 use crate::region::Region;
-use crate::volume::Volume;
-use crate::volume::staged::StagedFile;
+use crate::volume::{FileKind, Replace, StagedFile, Volume};
 
 const MAGIC: [u8; 8] = *b"VOXBLOCK";
 const VERSION: u32 = 1;
@@ -49,6 +48,12 @@ pub(super) fn stamp_of<T: Tally>(
 ) -> Result<Option<u128>> {
     stamp(volume, &purpose::<T>(channel, blocks), settle)
 }
+
+/// Saved indexes, of whatever volume.
+pub const INDEX: FileKind = FileKind {
+    name: "a saved index",
+    recognises: |head| head.starts_with(&MAGIC),
+};
 
 /// Whether a file begins as a saved [`BlockIndex`] does, of whatever volume.
 #[must_use]
@@ -108,7 +113,7 @@ pub(super) fn write<T: Tally>(path: &Path, index: &BlockIndex<T>) -> Result<()> 
     body.extend(purpose);
     body.extend(stamp.to_le_bytes());
     index.tally.encode(&mut body);
-    let staged = StagedFile::new(path, true)?;
+    let staged = StagedFile::new(path, Replace::File(INDEX))?;
     let mut head = MAGIC.to_vec();
     head.extend(VERSION.to_le_bytes());
     head.extend(checksum(&body).to_le_bytes());

@@ -1,14 +1,15 @@
 //! Creating outputs: the format by the name's extension, Zarr for folders.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::header::excerpt;
-use super::{Format, Layout, Pyramid, VolumeMut, flat, space, staged, zarr};
+use super::replace::Replace;
+use super::{Format, Layout, Pyramid, VolumeMut, flat, partial, space, staged, zarr};
 use crate::error::{Error, Result};
 use crate::region::Shape;
 
 /// How an output is to be stored.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CreateOptions {
     /// Voxels of a read chunk along z, y, x; only for Zarr.
     pub chunk: Shape,
@@ -22,7 +23,8 @@ pub struct CreateOptions {
     pub format: ZarrVersion,
     /// The coarser levels that are written beside the volume; only for Zarr.
     pub pyramid: Option<Pyramid>,
-    /// Whether an output of this name may be replaced.
+    /// Whether an output of this name may be replaced: a file by a file of its format, a Zarr array
+    /// or group by Zarr. Nothing else ever is.
     pub replace: bool,
 }
 
@@ -89,19 +91,31 @@ pub enum Codec {
 ///
 /// # Errors
 ///
-/// [`Error::Exists`] if something has that name, [`Error::Setting`] if chunks and shards do
-/// not fit each other, [`Error::Unsupported`] if the format cannot hold the volume,
+/// [`Error::Exists`] if something has that name, [`Error::NotReplaceable`] if it may not be
+/// replaced, [`Error::Setting`] if chunks and shards do not fit each other, [`Error::Unsupported`] if the format cannot hold the volume,
 /// [`Error::NoSpace`] if it cannot even be begun on its disk (see [`space`](super::space())), and
 /// [`Error::Io`] if the folder cannot be written.
 pub fn create(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<Box<dyn VolumeMut>> {
     let layout = planned(path, layout, options)?;
-    // That the name is taken is worth more to know.
-    staged::place(path, options.replace)?;
+    if let Format::Zarr2 | Format::Zarr3 = layout.format {
+        partial::tidy(&layout.path)?;
+    }
+    // That the name is taken is worth more to know than that there is no space.
+    check_name(&layout, options)?;
     space::check(&layout, options, false)?;
     Ok(match layout.format {
         Format::Zarr2 | Format::Zarr3 => Box::new(zarr::ZarrWriter::create(&layout, options)?),
         _ => Box::new(flat::FlatWriter::create(layout, options)?),
     })
+}
+
+/// Checks that an output may have its name; `layout` is what [`planned`] gives.
+///
+/// # Errors
+///
+/// As [`create`], if something has the name.
+pub fn check_name(layout: &Layout, options: &CreateOptions) -> Result<()> {
+    Replace::by(layout.format, options.replace).check(&layout.path)
 }
 
 /// The layout of the output that [`create`] would start: format, codecs and chunks.
@@ -162,18 +176,14 @@ fn is_inside_zarr(path: &Path) -> bool {
 ///
 /// [`Error::OutputIsInput`], naming both.
 pub fn check_output(output: &Path, inputs: &[&Path]) -> Result<()> {
-    let real = |path: &Path| std::fs::canonicalize(path).ok();
-    // An output that is not there yet is found through its folder.
-    let place = real(output).or_else(|| {
-        let parent = output
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty());
-        Some(real(parent.unwrap_or(Path::new(".")))?.join(output.file_name()?))
-    });
-    let Some(place) = place else { return Ok(()) };
+    let Some(place) = place_of(output) else {
+        return Ok(());
+    };
     for input in inputs {
-        let Some(found) = real(input) else { continue };
-        if place.starts_with(&found) || found.starts_with(&place) || same_file(&place, &found) {
+        let Ok(found) = std::fs::canonicalize(input) else {
+            continue;
+        };
+        if overlap(&place, &found) {
             return Err(Error::OutputIsInput {
                 output: output.to_path_buf(),
                 input: input.to_path_buf(),
@@ -181,6 +191,39 @@ pub fn check_output(output: &Path, inputs: &[&Path]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Checks that no output is another, or lies inside another.
+///
+/// # Errors
+///
+/// [`Error::SameOutput`], naming both.
+pub fn check_apart(outputs: &[&Path]) -> Result<()> {
+    for (n, output) in outputs.iter().enumerate() {
+        for other in &outputs[..n] {
+            let both = place_of(output).zip(place_of(other));
+            if both.is_some_and(|(a, b)| overlap(&a, &b)) {
+                return Err(Error::SameOutput {
+                    output: output.to_path_buf(),
+                    other: other.to_path_buf(),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where an output is or will be, without links.
+fn place_of(output: &Path) -> Option<PathBuf> {
+    // An output that is not there yet is found through its folder.
+    std::fs::canonicalize(output)
+        .ok()
+        .or_else(|| Some(place_of(staged::parent(output))?.join(output.file_name()?)))
+}
+
+/// Whether two places are one, or one lies inside the other.
+fn overlap(a: &Path, b: &Path) -> bool {
+    a.starts_with(b) || b.starts_with(a) || same_file(a, b)
 }
 
 /// Whether two names are links to one file.
@@ -217,5 +260,25 @@ mod tests {
         assert!(!refused("out.npy", "in.npy"));
         assert!(!refused("in.zarr2", "in.zarr"));
         assert!(!refused("nowhere/out.npy", "in.npy"));
+    }
+
+    #[test]
+    fn outputs_are_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir(at("folder")).unwrap();
+        std::os::unix::fs::symlink(at("folder"), at("link")).unwrap();
+        let refused = |a: &str, b: &str| {
+            let (a, b) = (at(a), at(b));
+            let [there, back] = [[&*a, &*b], [&*b, &*a]].map(|both| check_apart(&both));
+            assert_eq!(there.is_err(), back.is_err());
+            there.is_err()
+        };
+        assert!(refused("a.zarr", "a.zarr") && refused("./a.zarr", "a.zarr"));
+        assert!(refused("folder/a.npy", "link/a.npy"));
+        assert!(refused("folder", "folder/list.csv") && refused("link", "folder/list.csv"));
+        assert!(refused("new.zarr", "new.zarr/below/list.csv"));
+        assert!(!refused("a.zarr", "b.zarr") && !refused("folder/a", "a"));
+        assert!(check_apart(&[]).is_ok() && check_apart(&[&at("a")]).is_ok());
     }
 }

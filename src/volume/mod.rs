@@ -29,6 +29,7 @@ mod partial;
 mod pyramid;
 mod real;
 mod reoriented;
+mod replace;
 mod resume;
 mod slabs;
 mod space;
@@ -50,7 +51,9 @@ pub use channels::ChannelRange;
 pub use choice::{Choice, Span};
 pub(crate) use chunk::intersecting;
 pub use chunk::{Chunk, ChunkVoxels};
-pub use create::{Codec, CreateOptions, ZarrVersion, check_output, create, planned};
+pub use create::{
+    Codec, CreateOptions, ZarrVersion, check_apart, check_name, check_output, create, planned,
+};
 pub use cropped::Cropped;
 pub(crate) use files::{Hash, input_fingerprint, walk};
 pub use header::raw::RawSpec;
@@ -63,12 +66,16 @@ pub use mmap::{share_heaps, signal_is_ignored};
 pub(crate) use needs::{decoding_bytes, encoding_bytes, index_bytes};
 pub use open::open;
 pub use options::{Missing, OpenOptions};
+#[cfg(test)]
+pub(crate) use partial::steps;
 pub use partial::{Durability, Part, discard};
 pub(crate) use pyramid::rebuilding_bytes;
 pub use pyramid::{Downsample, Pyramid, waiting_bytes};
 pub(crate) use real::{real_values, real_values_into};
 pub use reoriented::Reoriented;
-pub use resume::{Resumable, ResumeOptions, finalize, resumable};
+pub use replace::{FileKind, FolderKind, Foreign, Replace};
+pub use resume::{Resumable, ResumeOptions, begun, finalize, finish_together, resumable};
+pub(crate) use resume::{Together, Whole, finalize_together};
 pub(crate) use slabs::{ROW_MAJOR, Slabs};
 pub use space::{Space, space};
 pub use staged::{StagedFile, StagedFolder};

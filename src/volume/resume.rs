@@ -3,16 +3,17 @@
 //! [`create`](super::create) makes an output in one go; [`resumable`] makes one that may take
 //! several runs, or several processes that each own some of its write chunks. Until it is whole it
 //! grows in a folder `.NAME.partial` beside its name. Which chunks are done is asked of the output:
-//! only the others have to be made.
+//! only the others have to be made. Outputs of one run get their names together.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
 
 use super::zarr::ZarrResumable;
 use super::{
-    ChunkShape, CreateOptions, Durability, Format, Layout, Part, VolumeMut, planned, space, staged,
+    ChunkShape, CreateOptions, Durability, Format, Layout, Part, VolumeMut, partial, planned,
+    space, zarr,
 };
 use crate::error::{Error, Result};
 use crate::region::Region;
@@ -35,6 +36,9 @@ pub struct ResumeOptions {
     pub threads: usize,
     /// Bytes that these may take together; one of them works in any case.
     pub memory: u64,
+    /// The paths of all outputs of the run, this one's among them, in the same order in every process:
+    /// none gets its name before all are complete. Empty if this is the only one.
+    pub together: Vec<PathBuf>,
 }
 
 impl Default for ResumeOptions {
@@ -46,6 +50,7 @@ impl Default for ResumeOptions {
             durability: Durability::None,
             threads: threads(),
             memory: 256 << 20,
+            together: Vec::new(),
         }
     }
 }
@@ -59,44 +64,96 @@ impl Default for ResumeOptions {
 /// gives the output its name; of one of several it only checks that the part is complete, and
 /// [`finalize`] does the rest. A coarser chunk is made in passing as long as all that it is made of
 /// is written by one run of one part; others are made at the end, of what is read back.
+///
+/// If the run has given the output its name already, which happens when its process was killed right after
+/// that, or when a part comes late, all chunks are done, and there is nothing to finish.
 #[derive(Debug)]
-pub struct Resumable(Box<ZarrResumable>);
+pub struct Resumable(State);
+
+#[derive(Debug)]
+enum State {
+    Growing(Box<ZarrResumable>),
+    /// It has its name.
+    Finished(Box<Layout>),
+}
 
 impl Resumable {
     /// What this part owns.
     #[must_use]
     pub fn owned(&self) -> Region {
-        self.0.owned()
+        match &self.0 {
+            State::Growing(output) => output.owned(),
+            State::Finished(layout) => Region::whole(layout.shape),
+        }
     }
 
     /// Whether the write chunk at `index` (c, z, y, x) is done; false if there is no such chunk.
     #[must_use]
     pub fn is_done(&self, index: ChunkShape) -> bool {
-        self.0.is_done(index)
+        match &self.0 {
+            State::Growing(output) => output.is_done(index),
+            State::Finished(layout) => {
+                let [_, chunk @ ..] = layout.write_chunk.unwrap_or([1; 4]);
+                let [c, space @ ..] = index;
+                let inside = |a: usize| space[a] < layout.shape[a].div_ceil(chunk[a]);
+                c < layout.channels && (0..3).all(inside)
+            }
+        }
     }
 
     /// The write chunks (c, z, y, x) of this part that are not done, channels slowest, x fastest.
     pub fn pending(&self) -> impl Iterator<Item = ChunkShape> {
-        self.0.pending()
+        let growing = match &self.0 {
+            State::Growing(output) => Some(output.pending()),
+            State::Finished(_) => None,
+        };
+        growing.into_iter().flatten()
     }
 }
 
 impl VolumeMut for Resumable {
     fn layout(&self) -> &Layout {
-        self.0.layout()
+        match &self.0 {
+            State::Growing(output) => output.layout(),
+            State::Finished(layout) => layout,
+        }
     }
 
     fn write_channels(&self, channels: Range<u64>, region: Region, voxels: &[u8]) -> Result<()> {
-        self.0.write_channels(channels, region, voxels)
+        match &self.0 {
+            State::Growing(output) => output.write_channels(channels, region, voxels),
+            State::Finished(layout) => Err(Error::ChunkWritten {
+                path: layout.path.clone(),
+                key: format!("at [{region}]"),
+            }),
+        }
     }
 
     fn waiting_bytes(&self, order: [usize; 3]) -> u64 {
-        self.0.waiting_bytes(order)
+        match &self.0 {
+            State::Growing(output) => output.waiting_bytes(order),
+            State::Finished(_) => 0,
+        }
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
-        self.0.finish()
+        finish_together(vec![*self])
     }
+}
+
+/// Finishes the outputs of a run, as [`VolumeMut::finish`] does one: none gets its name before all
+/// are complete.
+///
+/// # Errors
+///
+/// [`Error::MissingChunks`] if one is not complete, [`Error::Exists`] or [`Error::NotReplaceable`] if
+/// something took its name meanwhile, [`Error::Io`] if the disk refuses.
+pub fn finish_together(outputs: Vec<Resumable>) -> Result<()> {
+    let growing = outputs.into_iter().filter_map(|output| match output.0 {
+        State::Growing(output) => Some(*output),
+        State::Finished(_) => None,
+    });
+    ZarrResumable::finish_all(growing.collect())
 }
 
 /// Begins an output at `path`, or goes on with it; `layout` and `options` as for
@@ -104,7 +161,7 @@ impl VolumeMut for Resumable {
 ///
 /// # Errors
 ///
-/// As [`create`](super::create); [`Error::Unsupported`] if the output is no Zarr,
+/// As [`create`](super::create); [`Error::Unsupported`] if the output is not Zarr,
 /// [`Error::Locked`] if another process writes the same part, [`Error::OtherRun`] if it was begun
 /// with other settings, [`Error::PartialChunk`] if a part would own pieces of write chunks, and
 /// [`Error::Setting`] if it would own another's. An output that was begun is gone on with however little
@@ -116,20 +173,34 @@ pub fn resumable(
     resume: &ResumeOptions,
 ) -> Result<Resumable> {
     let layout = resumable_layout(path, layout, options)?;
-    staged::place(path, options.replace)?;
     space::check(&layout, options, true)?;
     let output = ZarrResumable::open(&layout, options, resume)?;
-    Ok(Resumable(Box::new(output)))
+    Ok(Resumable(match output {
+        Some(output) => State::Growing(Box::new(output)),
+        None => State::Finished(Box::new(layout)),
+    }))
+}
+
+/// How an output that an earlier process began at `path` is stored; `None` if none was begun, or its
+/// metadata are not complete yet. With these options it can be gone on with.
+///
+/// # Errors
+///
+/// [`Error::Setting`] if the path has no file name.
+pub fn begun(path: &Path) -> Result<Option<CreateOptions>> {
+    Ok(partial::begun(path)?.and_then(|data| zarr::begun(&data)))
 }
 
 /// Puts an output together of `parts` parts that are all complete: makes the chunks of coarser
 /// levels that no part could make alone, and gives the output its name. The other arguments are
-/// those of every part, of which [`ResumeOptions::part`] and `owned` are not looked at.
+/// those of every part, of which [`ResumeOptions::part`] and `owned` are not looked at. It is no
+/// error if another process of the run has done it, as far as that can be told.
 ///
 /// # Errors
 ///
 /// [`Error::MissingChunks`] if parts are not complete, [`Error::Locked`] if one is being
-/// written, [`Error::Exists`] if another process has done it, and otherwise as [`resumable`].
+/// written, [`Error::Exists`] if something that is not known to be this run's has the name, and
+/// otherwise as [`resumable`].
 pub fn finalize(
     path: &Path,
     layout: &Layout,
@@ -137,8 +208,47 @@ pub fn finalize(
     resume: &ResumeOptions,
     parts: u32,
 ) -> Result<()> {
-    let layout = resumable_layout(path, layout, options)?;
-    ZarrResumable::finalize(&layout, options, resume, parts)
+    let output = Whole {
+        path,
+        layout,
+        options,
+        resume,
+    };
+    let together = Together {
+        parts,
+        begun: false,
+    };
+    finalize_together(&[output], together)
+}
+
+/// An output that is put together of its parts: what [`finalize`] takes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Whole<'a> {
+    pub(crate) path: &'a Path,
+    pub(crate) layout: &'a Layout,
+    pub(crate) options: &'a CreateOptions,
+    pub(crate) resume: &'a ResumeOptions,
+}
+
+/// What all outputs of a run are put together of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Together {
+    /// How many parts there are.
+    pub(crate) parts: u32,
+    /// Whether this process has written one of them.
+    pub(crate) begun: bool,
+}
+
+/// Puts all outputs of a run together, as [`finalize`] does one: none gets its name before all are
+/// complete.
+pub(crate) fn finalize_together(outputs: &[Whole<'_>], together: Together) -> Result<()> {
+    let mut growing = Vec::new();
+    for output in outputs {
+        let layout = resumable_layout(output.path, output.layout, output.options)?;
+        let opened = ZarrResumable::open_all(&layout, output.options, output.resume, together)?;
+        growing.extend(opened);
+    }
+    ZarrResumable::finish_all(growing)
 }
 
 fn resumable_layout(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<Layout> {

@@ -5,17 +5,21 @@
 //! name still and stands in nobody's way. First what they hold is made durable, then they are
 //! renamed, then the folder that holds the name is made durable: after a power cut the name
 //! belongs to all of the new output or to what had it before.
+//!
+//! What had the name before is removed only if it is an output of the same kind
+//! (see [`replace`](super::replace)); anything else keeps its name.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use tempfile::{Builder, NamedTempFile};
 
+use super::replace::{Replace, bare};
 use super::sweep::Scratch;
 use crate::error::{Error, Result};
 
@@ -24,7 +28,7 @@ use crate::error::{Error, Result};
 pub struct StagedFolder {
     folder: Scratch,
     target: PathBuf,
-    replace: bool,
+    replace: Replace,
 }
 
 /// A file that will be called `target`; removed if it is dropped unfinished.
@@ -32,7 +36,7 @@ pub struct StagedFolder {
 pub struct StagedFile {
     file: NamedTempFile,
     target: PathBuf,
-    replace: bool,
+    replace: Replace,
 }
 
 impl StagedFolder {
@@ -41,8 +45,9 @@ impl StagedFolder {
     /// # Errors
     ///
     /// As [`StagedFile::new`].
-    pub fn new(target: &Path, replace: bool) -> Result<Self> {
-        let (parent, prefix) = place(target, replace)?;
+    pub fn new(target: &Path, replace: Replace) -> Result<Self> {
+        replace.check(target)?;
+        let (parent, prefix) = place(target)?;
         let folder = Builder::new()
             .prefix(&prefix)
             .suffix(".incomplete")
@@ -52,7 +57,7 @@ impl StagedFolder {
             .map_err(Error::io("create an output in", &parent))?;
         Ok(Self {
             folder,
-            target: target.to_path_buf(),
+            target: bare(target),
             replace,
         })
     }
@@ -67,18 +72,31 @@ impl StagedFolder {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] if the disk refuses, [`Error::Exists`] if something took the name meanwhile.
+    /// [`Error::Io`] if the disk refuses, [`Error::Exists`] or [`Error::NotReplaceable`] if
+    /// something took the name meanwhile.
     pub fn finish(self) -> Result<()> {
         let staged = self.folder.path().to_path_buf();
-        match publish(&staged, &self.target, self.replace)? {
-            Taken::Free => {
+        let parent = open_parent(&self.target)?;
+        sync_folder(&staged, &self.target)?;
+        let own = inode(&staged);
+        match take_name(&staged, &self.target, self.replace) {
+            Err(error) => {
+                if inode(&staged) != own {
+                    // What has the hidden name is neither ours nor may be removed.
+                    self.folder.keep();
+                }
+                Err(error)
+            }
+            Ok(Taken::Free) => {
                 self.folder.keep();
-                return Ok(());
+                sync_parent(&parent, &self.target)
             }
             // What was replaced has our hidden name now, and is removed with it.
-            Taken::Exchanged => {}
+            Ok(Taken::Exchanged) => {
+                sync_parent(&parent, &self.target)?;
+                drop_any(self.folder).map_err(Error::io("remove what was replaced, now", &staged))
+            }
         }
-        drop_any(self.folder).map_err(Error::io("remove what was replaced, now", &staged))
     }
 }
 
@@ -87,10 +105,12 @@ impl StagedFile {
     ///
     /// # Errors
     ///
-    /// [`Error::Exists`] if something has that name, [`Error::Unsupported`] if it is a symbolic
-    /// link, and [`Error::Io`] if the folder cannot be written.
-    pub fn new(target: &Path, replace: bool) -> Result<Self> {
-        let (parent, prefix) = place(target, replace)?;
+    /// [`Error::Exists`] if something has that name and may not be replaced,
+    /// [`Error::NotReplaceable`] if it is not what `replace` allows, and [`Error::Io`] if the
+    /// folder cannot be written.
+    pub fn new(target: &Path, replace: Replace) -> Result<Self> {
+        replace.check(target)?;
+        let (parent, prefix) = place(target)?;
         let file = Builder::new()
             .prefix(&prefix)
             .suffix(".incomplete")
@@ -99,7 +119,7 @@ impl StagedFile {
             .map_err(Error::io("create an output in", &parent))?;
         Ok(Self {
             file,
-            target: target.to_path_buf(),
+            target: bare(target),
             replace,
         })
     }
@@ -119,50 +139,50 @@ impl StagedFile {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] if the disk refuses, [`Error::Exists`] if something took the name meanwhile.
+    /// [`Error::Io`] if the disk refuses, [`Error::Exists`] or [`Error::NotReplaceable`] if
+    /// something took the name meanwhile.
     pub fn finish(self) -> Result<()> {
         let folder = open_parent(&self.target)?;
         self.file
             .as_file()
             .sync_all()
             .map_err(Error::io("finish", &self.target))?;
-        let kept = if self.replace {
-            self.file.persist(&self.target)
-        } else {
-            self.file.persist_noclobber(&self.target)
-        };
-        kept.map_err(|failed| match failed.error.kind() {
-            io::ErrorKind::AlreadyExists => Error::Exists {
-                path: self.target.clone(),
-            },
-            _ => Error::io("finish", &self.target)(failed.error),
-        })?;
-        sync_parent(&folder, &self.target)
+        let mut staged = self.file.into_temp_path();
+        let (own, hidden) = (inode(&staged), staged.to_path_buf());
+        staged.disable_cleanup(true);
+        let taken = take_name(&staged, &self.target, self.replace);
+        staged.disable_cleanup(taken.is_err() && inode(&staged) != own);
+        let taken = taken?;
+        if let Taken::Free = taken {
+            staged.disable_cleanup(true);
+        }
+        sync_parent(&folder, &self.target)?;
+        match taken {
+            Taken::Free => Ok(()),
+            Taken::Exchanged => staged
+                .close()
+                .map_err(Error::io("remove what was replaced, now", &hidden)),
+        }
     }
 }
 
 /// Makes what the folder `staged` holds durable and renames it to `target`.
-pub(super) fn publish(staged: &Path, target: &Path, replace: bool) -> Result<Taken> {
-    let failed = |source| Error::Io {
-        action: "finish",
-        path: target.to_path_buf(),
-        source,
-    };
+pub(super) fn publish(staged: &Path, target: &Path, replace: Replace) -> Result<Taken> {
     let folder = open_parent(target)?;
-    let handle = File::open(staged).map_err(failed)?;
-    rustix::fs::syncfs(&handle).map_err(|errno| failed(errno.into()))?;
-    let taken = take_name(staged, target, replace).map_err(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => Error::Exists {
-            path: target.to_path_buf(),
-        },
-        _ => failed(error),
-    })?;
+    sync_folder(staged, target)?;
+    let taken = take_name(staged, target, replace)?;
     sync_parent(&folder, target)?;
     Ok(taken)
 }
 
+/// Makes what the folder `staged` holds durable; errors call it `target`.
+fn sync_folder(staged: &Path, target: &Path) -> Result<()> {
+    let handle = File::open(staged).map_err(Error::io("finish", target))?;
+    rustix::fs::syncfs(&handle).map_err(|errno| Error::io("finish", target)(errno.into()))
+}
+
 /// The folder to work in and the hidden prefix to use there.
-pub(super) fn place(target: &Path, replace: bool) -> Result<(PathBuf, OsString)> {
+pub(super) fn place(target: &Path) -> Result<(PathBuf, OsString)> {
     let Some(name) = target.file_name() else {
         return Err(Error::Setting {
             name: "an output called",
@@ -170,66 +190,96 @@ pub(super) fn place(target: &Path, replace: bool) -> Result<(PathBuf, OsString)>
             problem: "it has no file name".to_owned(),
         });
     };
-    match fs::symlink_metadata(target) {
-        Ok(found) if found.is_symlink() => {
-            return Err(Error::unsupported(
-                target,
-                "an output is never written through a symbolic link",
-            ));
-        }
-        Ok(_) if !replace => {
-            return Err(Error::Exists {
-                path: target.to_path_buf(),
-            });
-        }
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(source) => return Err(Error::io("look at", target)(source)),
-    }
     let mut prefix = OsString::from(".");
     prefix.push(name);
     prefix.push(".");
     Ok((parent(target).to_path_buf(), prefix))
 }
 
-/// How a folder came to its name.
+/// How an output came to its name.
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Taken {
-    /// Nobody had it.
+    /// Nothing has the hidden name any more.
     Free,
-    /// What had it got the folder's old name.
+    /// What had the output's name has its hidden one, and may be removed.
     Exchanged,
 }
 
-/// Renames `staged` to `target`, in one step: at every moment one of the two has the name.
-fn take_name(staged: &Path, target: &Path, replace: bool) -> io::Result<Taken> {
-    let rename = |flags| renameat_with(CWD, staged, CWD, target, flags);
-    match rename(RenameFlags::NOREPLACE) {
-        Ok(()) => Ok(Taken::Free),
-        Err(Errno::EXIST) if replace => {
-            rename(RenameFlags::EXCHANGE)?;
-            Ok(Taken::Exchanged)
+/// Renames `staged` to `target`, in one step where the file system can: at every moment one of the
+/// two has the name. Only what `replace` allows loses it.
+fn take_name(staged: &Path, target: &Path, replace: Replace) -> Result<Taken> {
+    let failed = || Error::io("finish", target);
+    let mut tries = 3;
+    loop {
+        match take_free(staged, target) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && tries > 0 => tries -= 1,
+            taken => return taken.map(|()| Taken::Free).map_err(failed()),
         }
-        // A file system that cannot rename like that: as well as it can be done without.
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            if fs::symlink_metadata(target).is_err() {
-                fs::rename(staged, target)?;
-                return Ok(Taken::Free);
-            }
-            if !replace {
-                return Err(io::ErrorKind::AlreadyExists.into());
-            }
-            let mut aside = staged.as_os_str().to_owned();
-            aside.push(".replaced");
-            fs::rename(target, &aside)?;
-            fs::rename(staged, target).inspect_err(|_| {
-                // The old output is worth more than a tidy folder: give it its name back.
-                let _ = fs::rename(&aside, target);
-            })?;
-            fs::rename(&aside, staged)?;
-            Ok(Taken::Exchanged)
+        replace.check_at(target, target)?;
+        match exchange(staged, target) {
+            // What had the name has lost it just now: then it is free.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Ok(Taken::Exchanged) => {}
+            taken => return taken.map_err(failed()),
         }
-        Err(errno) => Err(errno.into()),
+        // Something else may have had the name by then.
+        return match replace.check_at(staged, target) {
+            Ok(()) => Ok(Taken::Exchanged),
+            Err(error) => {
+                exchange(staged, target).map_err(Error::io("give its name back to", target))?;
+                Err(error)
+            }
+        };
     }
+}
+
+/// Renames `staged` to `target` unless something has that name.
+fn take_free(staged: &Path, target: &Path) -> io::Result<()> {
+    match renameat_with(CWD, staged, CWD, target, RenameFlags::NOREPLACE) {
+        // A file system that cannot rename like that: as well as it can be done without.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
+        taken => return Ok(taken?),
+    }
+    if fs::symlink_metadata(target).is_ok() {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    if fs::symlink_metadata(staged)?.is_file() {
+        match fs::hard_link(staged, target) {
+            Ok(()) => return fs::remove_file(staged),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
+            // Nor can it link.
+            Err(_) => {}
+        }
+    }
+    fs::rename(staged, target)
+}
+
+/// Exchanges the names of `staged` and `target`, which exists.
+fn exchange(staged: &Path, target: &Path) -> io::Result<Taken> {
+    match renameat_with(CWD, staged, CWD, target, RenameFlags::EXCHANGE) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
+        exchanged => return Ok(exchanged.map(|()| Taken::Exchanged)?),
+    }
+    if fs::symlink_metadata(staged)?.is_file() && fs::symlink_metadata(target)?.is_file() {
+        return fs::rename(staged, target).map(|()| Taken::Free);
+    }
+    let mut aside = staged.as_os_str().to_owned();
+    aside.push(REPLACED);
+    fs::rename(target, &aside)?;
+    fs::rename(staged, target).inspect_err(|_| {
+        // The old output is worth more than a tidy folder: give it its name back.
+        let _ = fs::rename(&aside, target);
+    })?;
+    fs::rename(&aside, staged)?;
+    Ok(Taken::Exchanged)
+}
+
+/// What is behind the hidden name of an output that is replaced, for a moment, where names cannot be exchanged.
+pub(super) const REPLACED: &str = ".replaced";
+
+/// What tells a file or folder from others of its file system, if it is there.
+pub(super) fn inode(path: &Path) -> Option<u64> {
+    fs::symlink_metadata(path).ok().map(|found| found.ino())
 }
 
 /// Removes what has a staged folder's name, which may be a file that the folder replaced.
@@ -275,6 +325,20 @@ fn sync_parent(folder: &File, target: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
+    use super::super::replace::{FileKind, FolderKind};
+
+    const NEVER: Replace = Replace::Nothing;
+
+    /// Folders that hold nothing but `old` and `new`.
+    const OURS: Replace = Replace::Folder(FolderKind {
+        name: "a folder of ours",
+        foreign: |folder| {
+            let mut all = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+            let other = all.find(|entry| entry.file_name() != "old" && entry.file_name() != "new");
+            Ok(other.map(|entry| super::super::replace::Foreign::new(entry.path())))
+        },
+    });
+
     fn names(folder: &Path) -> Vec<String> {
         fs::read_dir(folder)
             .unwrap()
@@ -285,8 +349,8 @@ mod tests {
     #[test]
     fn what_is_dropped_unfinished_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let file = StagedFile::new(&dir.path().join("a.npy"), false).unwrap();
-        let folder = StagedFolder::new(&dir.path().join("b.zarr"), false).unwrap();
+        let file = StagedFile::new(&dir.path().join("a.npy"), NEVER).unwrap();
+        let folder = StagedFolder::new(&dir.path().join("b.zarr"), NEVER).unwrap();
         fs::write(folder.path().join("chunk"), b"x").unwrap();
         assert_eq!(names(dir.path()).len(), 2);
         assert!(
@@ -305,10 +369,10 @@ mod tests {
         fs::create_dir(&target).unwrap();
         fs::write(target.join("old"), b"old").unwrap();
         assert!(matches!(
-            StagedFolder::new(&target, false),
+            StagedFolder::new(&target, NEVER),
             Err(Error::Exists { .. })
         ));
-        let staged = StagedFolder::new(&target, true).unwrap();
+        let staged = StagedFolder::new(&target, OURS).unwrap();
         fs::write(staged.path().join("new"), b"new").unwrap();
         assert_eq!(names(&target), ["old"], "nothing changes before the end");
         staged.finish().unwrap();
@@ -319,12 +383,12 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_may_replace_a_file_and_leftovers_of_others_stay() {
+    fn leftovers_of_others_stay() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out.zarr");
-        fs::write(&target, b"old").unwrap();
+        fs::create_dir(&target).unwrap();
         fs::create_dir(dir.path().join(".out.zarr.x1y2z3.incomplete")).unwrap();
-        let staged = StagedFolder::new(&target, true).unwrap();
+        let staged = StagedFolder::new(&target, OURS).unwrap();
         fs::write(staged.path().join("new"), b"new").unwrap();
         staged.finish().unwrap();
         assert_eq!(names(&target), ["new"]);
@@ -334,10 +398,61 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_into_an_output_while_its_successor_is_made_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out.zarr");
+        fs::create_dir(&target).unwrap();
+        let staged = StagedFolder::new(&target, OURS).unwrap();
+        fs::write(target.join("notes.txt"), b"theirs").unwrap();
+        let refused = staged.finish();
+        assert!(
+            matches!(refused, Err(Error::NotReplaceable { .. })),
+            "{refused:?}"
+        );
+        assert_eq!(names(&target), ["notes.txt"]);
+        assert_eq!(names(dir.path()), ["out.zarr"]);
+    }
+
+    #[test]
+    fn what_has_the_name_only_when_names_are_exchanged_gets_it_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out.npy");
+        let file = FileKind {
+            name: "a file of ours",
+            // Another file takes the name after the first look.
+            recognises: |head| head != b"theirs",
+        };
+        fs::write(&target, b"ours").unwrap();
+        let staged = StagedFile::new(&target, Replace::File(file)).unwrap();
+        fs::write(&target, b"theirs").unwrap();
+        let path = staged.file.path().to_path_buf();
+        // As if it had been exchanged already: it is looked at where it is now.
+        assert!(matches!(exchange(&path, &target), Ok(Taken::Exchanged)));
+        let refused = Replace::File(file).check_at(&path, &target).unwrap_err();
+        assert!(refused.to_string().starts_with(target.to_str().unwrap()));
+        assert!(matches!(exchange(&path, &target), Ok(Taken::Exchanged)));
+        assert!(matches!(staged.finish(), Err(Error::NotReplaceable { .. })));
+        assert_eq!(fs::read(&target).unwrap(), b"theirs");
+        assert_eq!(names(dir.path()), ["out.npy"]);
+    }
+
+    #[test]
+    fn a_slash_at_the_end_does_not_follow_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("theirs")).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("theirs"), dir.path().join("link")).unwrap();
+        let refused = StagedFolder::new(&dir.path().join("link/"), FolderKind::ZARR.replaced(true));
+        assert!(
+            matches!(refused, Err(Error::NotReplaceable { .. })),
+            "{refused:?}"
+        );
+    }
+
+    #[test]
     fn a_folder_that_took_the_name_meanwhile_is_kept_even_if_it_is_empty() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out.zarr");
-        let staged = StagedFolder::new(&target, false).unwrap();
+        let staged = StagedFolder::new(&target, NEVER).unwrap();
         fs::create_dir(&target).unwrap();
         assert!(matches!(staged.finish(), Err(Error::Exists { .. })));
         assert_eq!(names(dir.path()), ["out.zarr"]);
@@ -347,7 +462,7 @@ mod tests {
     fn a_name_taken_meanwhile_is_not_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out.npy");
-        let staged = StagedFile::new(&target, false).unwrap();
+        let staged = StagedFile::new(&target, NEVER).unwrap();
         fs::write(&target, b"theirs").unwrap();
         assert!(matches!(staged.finish(), Err(Error::Exists { .. })));
         assert_eq!(fs::read(&target).unwrap(), b"theirs");
@@ -359,11 +474,11 @@ mod tests {
         let link = dir.path().join("link.npy");
         std::os::unix::fs::symlink(dir.path().join("elsewhere"), &link).unwrap();
         assert!(matches!(
-            StagedFile::new(&link, true),
-            Err(Error::Unsupported { .. })
+            StagedFile::new(&link, NEVER),
+            Err(Error::NotReplaceable { .. })
         ));
         assert!(matches!(
-            StagedFile::new(&dir.path().join("no/out.npy"), false),
+            StagedFile::new(&dir.path().join("no/out.npy"), NEVER),
             Err(Error::Io { .. })
         ));
     }

@@ -16,6 +16,7 @@ mod packed;
 mod process;
 mod promises;
 mod real;
+mod replacing;
 mod rigs;
 mod sample;
 mod sizes;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use voxpatch::inference::Normalize;
+use voxpatch::inference::{Normalize, StoreOption};
 use voxpatch::volume::{Codec, CreateOptions, Downsample, Durability, Part, Pyramid};
 use voxpatch::{DType, Shape, Target};
 
@@ -272,11 +272,11 @@ pub(crate) struct Memory {
 }
 
 /// How a Zarr output is stored.
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Default, ClapArgs)]
 pub(crate) struct Storage {
-    /// The version of Zarr: 3 with OME-Zarr 0.5, or 2 with OME-Zarr 0.4 and without shards.
-    #[arg(long, value_enum, default_value_t = ZarrName::V3, value_name = "2|3")]
-    zarr: ZarrName,
+    /// The version of Zarr: 3 with OME-Zarr 0.5 if not given, or 2 with OME-Zarr 0.4 and without shards.
+    #[arg(long, value_enum, value_name = "2|3")]
+    zarr: Option<ZarrName>,
     /// Voxels of a chunk; 32 if not given, or 64 in Zarr v2.
     #[arg(long, value_parser = size, value_name = "SIZE")]
     chunk: Option<Shape>,
@@ -284,9 +284,9 @@ pub(crate) struct Storage {
     /// about 128 if not given, or less where memory asks for it.
     #[arg(long, value_parser = shard, value_name = "SIZE|none")]
     shard: Option<Shard>,
-    /// How chunks are compressed.
-    #[arg(long, value_enum, default_value_t = CodecName::Zstd)]
-    codec: CodecName,
+    /// How chunks are compressed; by zstd if not given.
+    #[arg(long, value_enum)]
+    codec: Option<CodecName>,
     /// The codec's effort.
     #[arg(long, value_name = "N")]
     clevel: Option<u8>,
@@ -303,8 +303,8 @@ impl Storage {
     /// The library's options; a shard that was not given is the multiple of the chunk nearest to 128.
     pub(crate) fn options(&self, replace: bool) -> CreateOptions {
         let usual = match self.zarr {
-            ZarrName::V3 => CreateOptions::default(),
-            ZarrName::V2 => CreateOptions::zarr2(),
+            None | Some(ZarrName::V3) => CreateOptions::default(),
+            Some(ZarrName::V2) => CreateOptions::zarr2(),
         };
         let chunk = self.chunk.unwrap_or(usual.chunk);
         let shard = match self.shard {
@@ -315,12 +315,26 @@ impl Storage {
         CreateOptions {
             chunk,
             shard,
-            codec: self.codec.into(),
+            codec: self.codec.map_or(usual.codec, Codec::from),
             level: self.clevel,
             pyramid: self.pyramid(),
             replace,
             ..usual
         }
+    }
+
+    /// The options that were not given.
+    pub(crate) fn unasked(&self) -> Vec<StoreOption> {
+        let all = [
+            (StoreOption::Format, self.zarr.is_none()),
+            (StoreOption::Chunk, self.chunk.is_none()),
+            (StoreOption::Shard, self.shard.is_none()),
+            (StoreOption::Codec, self.codec.is_none()),
+            (StoreOption::Level, self.clevel.is_none()),
+            (StoreOption::Pyramid, self.pyramid.is_none()),
+        ];
+        let unasked = all.into_iter().filter(|(_, unasked)| *unasked);
+        unasked.map(|(option, _)| option).collect()
     }
 
     /// An output stored as the options say, and, if no shard was asked for, with smaller ones, of which fewer
@@ -362,20 +376,6 @@ fn chunks_in(chunk: Shape, voxels: u64) -> Shape {
         0 => 0,
         _ => chunk.saturating_mul((voxels / chunk).max(1)),
     })
-}
-
-impl Default for Storage {
-    fn default() -> Self {
-        Self {
-            zarr: ZarrName::V3,
-            chunk: None,
-            shard: None,
-            codec: CodecName::Zstd,
-            clevel: None,
-            pyramid: None,
-            levels: None,
-        }
-    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -576,7 +576,7 @@ mod tests {
     #[test]
     fn zarr_2_has_no_shards_unless_they_are_asked_for_and_refused() {
         let storage = Storage {
-            zarr: ZarrName::V2,
+            zarr: Some(ZarrName::V2),
             ..Storage::default()
         };
         let options = storage.options(false);

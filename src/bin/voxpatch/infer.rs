@@ -21,8 +21,7 @@ use crate::{args, stop};
 /// Predicts the volume.
 pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     let mask = settings.blending.mask.as_deref();
-    let inputs: Vec<_> = std::iter::once(&*settings.source).chain(mask).collect();
-    check_output(&settings.target, &inputs)?;
+    check_inputs(settings)?;
     let model = model(settings)?;
     let options = settings.common.opening.options(settings.common.level);
     let whole = options.open(&settings.source)?;
@@ -46,16 +45,21 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
         blending: settings.blending.options(settings.patch)?,
         dtype: settings.dtype,
         store: CreateOptions::default(),
+        unasked: settings.storage.unasked(),
     };
     let choices = settings.storage.targets(settings.common.force, &target);
-    let mut plan = inference.plan_within(fewest, layout, &*model, &choices)?;
+    let resumed = settings.resume || settings.part.is_some();
+    let mut plan = if resumed {
+        inference.plan_begun(fewest, layout, &*model, &choices)?
+    } else {
+        inference.plan_within(fewest, layout, &*model, &choices)?
+    };
     if let Some(mask) = mask {
         let mask = opened_mask(settings, mask, &whole, layout)?;
         let (threads, memory) = (settings.common.threads(), settings.memory.memory);
         let selection = Selection::from_mask_within(&plan.grid, &*mask, threads, memory)?;
         plan = plan.with_selection(selection)?;
     }
-    let resumed = settings.resume || settings.part.is_some();
     if resumed {
         let part = settings.part.unwrap_or(Part::WHOLE);
         plan = plan.of_part(part, settings.durability.into())?;
@@ -67,6 +71,7 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     }
     let patch_bytes = patch_bytes(layout.channels, settings.patch, layout.dtype)?;
 
+    plan.check_names()?;
     stop::heed();
     let meter = Meter::start();
     let (threads, _) = measuring(settings, layout);
@@ -246,14 +251,28 @@ fn model(settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>> {
     }
 }
 
+/// Checks that the output is not an input: a volume or the file of a model.
+fn check_inputs(settings: &args::Infer) -> voxpatch::Result<()> {
+    let mask = settings.blending.mask.as_deref();
+    let models = settings.model.iter().map(Path::new);
+    let inputs = std::iter::once(&*settings.source).chain(mask);
+    let inputs: Vec<_> = inputs.chain(models.filter(|name| is_onnx(name))).collect();
+    check_output(&settings.target, &inputs)
+}
+
+/// Whether a model of this name is a file.
+fn is_onnx(name: &Path) -> bool {
+    name.extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("onnx"))
+}
+
 /// One model: a file by its extension, else a built-in one.
 fn opened(name: &str, settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>> {
-    let extension = Path::new(name).extension();
     let place = OutputPlace {
         halo: settings.halo,
         scale: settings.scale,
     };
-    if !extension.is_some_and(|extension| extension.eq_ignore_ascii_case("onnx")) {
+    if !is_onnx(Path::new(name)) {
         if place != OutputPlace::default() {
             return Err(Error::Setting {
                 name: "a halo or a scale of",

@@ -5,7 +5,24 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use voxpatch::volume::StagedFile;
+use serde_json::Value as Json;
+use voxpatch::volume::{FileKind, Replace, StagedFile};
+
+/// Pictures.
+pub(crate) const PICTURE: FileKind = FileKind {
+    name: "a PNG picture",
+    recognises: |head| head.starts_with(b"\x89PNG\r\n\x1a\n"),
+};
+
+/// What `--stats` writes.
+pub(crate) const STATISTICS: FileKind = FileKind {
+    name: "statistics of sampling",
+    recognises: |head| {
+        let found: Option<Json> = serde_json::from_slice(head).ok();
+        let has = |key| found.as_ref().is_some_and(|found| found.get(key).is_some());
+        has("patches") && has("patches_per_second") && has("index_seconds")
+    },
+};
 
 /// A file under construction, written through a buffer.
 #[derive(Debug)]
@@ -17,7 +34,7 @@ pub(crate) struct Output {
 
 impl Output {
     /// Starts a file beside `path`, which must not exist unless it may be replaced.
-    pub(crate) fn create(path: &Path, replace: bool) -> anyhow::Result<Self> {
+    pub(crate) fn create(path: &Path, replace: Replace) -> anyhow::Result<Self> {
         let file = StagedFile::new(path, replace)?;
         let twin = file.file().try_clone();
         let twin = twin.with_context(|| format!("cannot write {}", path.display()))?;

@@ -15,6 +15,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
 use super::super::header::{self, FlatHeader, encode, metaimage};
+use super::super::replace::{FileKind, Replace};
 use super::super::staged::{StagedFile, parent};
 use super::super::{Codec, CreateOptions, Format, Layout, VolumeMut};
 use super::gzip;
@@ -58,7 +59,8 @@ struct Detached {
 impl FlatWriter {
     /// Starts the file that `layout` asks for; NIfTI becomes the version that fits.
     pub(in super::super) fn create(mut layout: Layout, options: &CreateOptions) -> Result<Self> {
-        let staged = StagedFile::new(&layout.path, options.replace)?;
+        let replace = Replace::by(layout.format, options.replace);
+        let staged = StagedFile::new(&layout.path, replace)?;
         let beside = is_detached(&layout.path)
             .then(|| Beside::find(&layout.path, options.replace))
             .transpose()?;
@@ -90,7 +92,7 @@ impl FlatWriter {
         let (staged, detached) = match beside {
             None => (staged, None),
             Some(Beside { name, old }) => {
-                let data = StagedFile::new(&layout.path.with_file_name(name), false)?;
+                let data = StagedFile::new(&layout.path.with_file_name(name), Replace::Nothing)?;
                 (data, Some(Detached { staged, old }))
             }
         };
@@ -184,26 +186,38 @@ impl Beside {
             path.symlink_metadata().is_ok().then_some(path)
         };
         let Some(path) = taken(&first) else {
-            return Ok(Self {
-                name: first,
-                old: named(header, stem),
-            });
+            let old = named(header, stem);
+            old.as_deref().map_or(Ok(()), check_old)?;
+            return Ok(Self { name: first, old });
         };
         match named(header, stem) {
             // Voxels of another file are nobody's to replace.
-            old if replace && old.is_some() => {
+            Some(old) if replace => {
+                check_old(&old)?;
                 let name = (1..).map(|n| format!("{stem}.{n}.raw"));
                 let free = name.into_iter().find(|name| taken(name).is_none());
                 let name = free.unwrap_or(first);
-                Ok(Self { name, old })
+                Ok(Self {
+                    name,
+                    old: Some(old),
+                })
             }
-            _ if replace => {
-                let what = "it is there already, and no .mhd of this name holds it: move it away";
-                Err(Error::unsupported(&path, what))
-            }
+            _ if replace => Err(Error::NotReplaceable {
+                path,
+                what: "there already, and no .mhd of this name holds it".to_owned(),
+            }),
             _ => Err(Error::Exists { path }),
         }
     }
+}
+
+/// Checks that the voxels of a header that is replaced may be removed with it.
+fn check_old(path: &Path) -> Result<()> {
+    let voxels = FileKind {
+        name: "voxels",
+        recognises: |_| true,
+    };
+    Replace::File(voxels).check(path)
 }
 
 /// The file of voxels that the header at `path` names, if it is one that we would have made.
@@ -274,8 +288,12 @@ impl VolumeMut for FlatWriter {
             }
             return Err(error);
         }
-        match header.old.map(|old| (fs::remove_file(&old), old)) {
-            Some((Err(error), old)) if error.kind() != io::ErrorKind::NotFound => {
+        let Some(old) = header.old else {
+            return Ok(());
+        };
+        check_old(&old)?;
+        match fs::remove_file(&old) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(Error::io("remove what was replaced,", &old)(error))
             }
             _ => Ok(()),

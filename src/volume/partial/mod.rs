@@ -8,7 +8,7 @@
 //! lock.I-of-N      held by the process that writes part I
 //! lock             held while a part begins, and while the output is put together
 //! tmp.I-of-N/      files of part I that are not whole yet
-//! publishing       which folder data was when it was about to get its name
+//! publishing       the outputs of the run, and which folders they were when they were about to get their names
 //! ```
 //!
 //! A chunk is written under a temporary name, renamed, and then noted. A process that is killed
@@ -19,12 +19,15 @@
 mod compare;
 mod files;
 mod journal;
+mod leftover;
+mod metadata;
 mod part;
+mod publish;
+#[cfg(test)]
+pub(crate) mod steps;
 
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -33,95 +36,105 @@ use serde_json::{Value as Json, json};
 use self::compare::Differences;
 use self::files::{Lock, lock, make_parents, remove_file, remove_folder};
 use self::journal::Journal;
-use super::staged::{parent, place, publish};
+use self::leftover::{Places, is_published, remove_at_once, settle};
+use self::metadata::write_metadata;
+use self::publish::is_finished;
+use super::replace::Replace;
+use super::staged::parent;
 use crate::error::{Error, Result};
 use crate::region::Region;
 
 pub(super) use self::journal::Record;
+pub use self::leftover::discard;
+pub(super) use self::leftover::{foreign, is_partial, tidy};
 pub use self::part::{Durability, Part};
+pub(super) use self::publish::{id, publish};
 
 /// What a run says of itself when it begins or goes on.
 #[derive(Debug)]
 pub(super) struct Run<'a> {
     pub(super) target: &'a Path,
-    pub(super) replace: bool,
+    pub(super) replace: Replace,
     /// Named values that must be the same whenever the output is gone on with.
     pub(super) fingerprint: &'a Json,
     pub(super) durability: Durability,
     /// The files of metadata, with their paths in the output.
     pub(super) files: Vec<(String, Vec<u8>)>,
+    /// The outputs that get their names together, in the same order in every process; none if this
+    /// is the only one.
+    pub(super) together: &'a [PathBuf],
+    /// Identifies the run in an output that has its name.
+    pub(super) id: String,
 }
 
 /// A folder in which an output grows, held by this process.
 #[derive(Debug)]
 pub(super) struct Partial {
-    folder: PathBuf,
-    target: PathBuf,
-    replace: bool,
+    places: Places,
+    replace: Replace,
     durability: Durability,
     journal: Journal,
     temporary: PathBuf,
     next: AtomicU64,
+    together: Vec<PathBuf>,
+    id: String,
     /// Held until this is dropped.
     _locks: Vec<Lock>,
 }
 
 impl Partial {
-    /// Begins part `part`, or goes on with it; `each` gets every chunk that it has finished.
+    /// Begins part `part`, or goes on with it; `each` gets every chunk that it has finished. `None`
+    /// if the run has finished the output, and it has its name.
     pub(super) fn open(
         run: &Run<'_>,
         part: Part,
         owned: Region,
         each: &mut dyn FnMut(Record),
-    ) -> Result<Self> {
-        let (folder, own, _all) = enter(run, part)?;
-        drop_published(&folder)?;
+    ) -> Result<Option<Self>> {
+        let places = Places::of(run.target)?;
+        let entered = enter(run, &places, part);
+        if let Err(Error::Exists { .. }) = entered {
+            // Whoever named it may have been killed before all of the run was tidied up.
+            run.together.iter().try_for_each(|other| tidy(other))?;
+        }
+        let Some((own, _all)) = entered? else {
+            return Ok(None);
+        };
+        let folder = &places.folder;
         let head = head(run, part, owned);
-        check_others(&folder, part, &head, owned)?;
-        write_metadata(run, &folder)?;
+        check_others(folder, part, &head, owned)?;
+        write_metadata(run, folder)?;
         let path = folder.join(part.name("journal"));
         let journal = if path.exists() {
             let mut differences = Differences::default();
             differences.compare("", &journal::read(&path, &mut |_| {})?, &head);
-            differences.check(&folder)?;
+            differences.check(folder)?;
             Journal::resume(&path, run.durability, each)?
         } else {
             let journal = Journal::create(&path, &head, run.durability)?;
-            run.durability.sync_folder(&folder)?;
+            run.durability.sync_folder(folder)?;
             journal
         };
-        Self::with(run, folder, journal, part.name("tmp"), vec![own])
+        Self::with(run, places, journal, &part.name("tmp"), vec![own]).map(Some)
     }
 
-    /// Takes all parts at once; `each` gets every chunk that any of them has finished.
+    /// Takes all parts at once; `each` gets every chunk that any of them has finished. `None` if the
+    /// run has finished the output, and it has its name; `begun` says that this process has
+    /// written a part, so that whatever has the name by now is that output.
     pub(super) fn open_all(
         run: &Run<'_>,
         parts: u32,
+        begun: bool,
         each: &mut dyn FnMut(Record),
-    ) -> Result<Self> {
-        let (folder, _) = names(run.target, run.replace)?;
-        let locked = if folder.is_dir() {
-            lock(&folder, "lock", true)
-        } else {
-            let missing = io::Error::from(io::ErrorKind::NotFound);
-            Err(Error::io("open", &folder)(missing))
+    ) -> Result<Option<Self>> {
+        let places = Places::of(run.target)?;
+        let Some(mut locks) = enter_all(run, &places, parts, begun)? else {
+            return Ok(None);
         };
-        let all = match locked {
-            // The last of the other parts was as late as this one, and has done it.
-            Err(error) if is_gone(&error) && run.target.exists() && !folder.exists() => {
-                return Err(Error::Exists {
-                    path: run.target.to_path_buf(),
-                });
-            }
-            locked => locked?,
-        };
-        drop_published(&folder)?;
-        // Given back before that of all, so that whoever waits for that finds them free.
-        let mut locks = Vec::new();
+        let folder = &places.folder;
         let mut first = None;
         for index in 0..parts {
             let part = Part::new(index, parts)?;
-            locks.push(lock(&folder, &part.name("lock"), false)?);
             let path = folder.join(part.name("journal"));
             if !path.exists() {
                 continue;
@@ -130,57 +143,56 @@ impl Partial {
             let mut differences = Differences::default();
             let found = journal::read(&path, each)?;
             differences.compare_without("", &found, &head, "owned");
-            differences.check(&folder)?;
+            differences.check(folder)?;
             first.get_or_insert(path);
         }
-        journals(&folder, parts)?;
-        write_metadata(run, &folder)?;
+        journals(folder, parts)?;
         let Some(first) = first else {
-            return Err(Error::MissingChunks {
-                path: folder,
-                missing: "every chunk: no part has begun".to_owned(),
-            });
+            return Err(nothing_begun(&places));
         };
+        write_metadata(run, folder)?;
         let journal = Journal::resume(&first, run.durability, &mut |_| {})?;
-        locks.push(all);
-        Self::with(run, folder, journal, "tmp.all".to_owned(), locks)
+        // Given back before that of all, so that whoever waits for that finds them free.
+        locks.rotate_left(1);
+        Self::with(run, places, journal, "tmp.all", locks).map(Some)
     }
 
     fn with(
         run: &Run<'_>,
-        folder: PathBuf,
+        places: Places,
         journal: Journal,
-        temporary: String,
+        temporary: &str,
         locks: Vec<Lock>,
     ) -> Result<Self> {
-        let temporary = folder.join(temporary);
+        let temporary = places.folder.join(temporary);
         remove_folder(&temporary)?;
         fs::create_dir(&temporary).map_err(Error::io("create", &temporary))?;
         Ok(Self {
-            target: run.target.to_path_buf(),
+            places,
             replace: run.replace,
             durability: run.durability,
-            folder,
             journal,
             temporary,
             next: AtomicU64::new(0),
+            together: run.together.to_vec(),
+            id: run.id.clone(),
             _locks: locks,
         })
     }
 
     /// Where the output grows.
     pub(super) fn data(&self) -> PathBuf {
-        self.folder.join("data")
+        self.places.data()
     }
 
     /// The folder as a whole.
     pub(super) fn folder(&self) -> &Path {
-        &self.folder
+        &self.places.folder
     }
 
     /// Stores a chunk's bytes under `key`, if it has any, and notes that it is done.
     pub(super) fn keep(&self, key: &str, record: &Record, encoded: Option<&[u8]>) -> Result<()> {
-        let path = self.folder.join("data").join(key);
+        let path = self.data().join(key);
         match encoded {
             Some(bytes) => self.store(&path, bytes)?,
             // An earlier run may have got as far as the file, but not as far as the note.
@@ -200,47 +212,6 @@ impl Partial {
         fs::rename(&temporary, path).map_err(Error::io("write", path))?;
         self.durability.sync_folder(parent(path))
     }
-
-    /// Gives the output its name and removes all that helped to make it.
-    pub(super) fn publish(self) -> Result<()> {
-        // Once the names are exchanged, data is what was replaced.
-        let (data, marker) = (self.data(), self.folder.join(PUBLISHING));
-        let inode = fs::metadata(&data).map_err(Error::io("look at", &data))?;
-        fs::write(&marker, inode.ino().to_string()).map_err(Error::io("write", &marker))?;
-        publish(&data, &self.target, self.replace)?;
-        remove_at_once(&self.folder)
-    }
-}
-
-/// Removes what unfinished runs left of an output called `target`; nothing if there is nothing.
-///
-/// # Errors
-///
-/// [`Error::Locked`] if a process still writes it, [`Error::Io`] if it cannot be removed.
-pub fn discard(target: &Path) -> Result<()> {
-    let (folder, _) = names(target, true)?;
-    let Ok(entries) = fs::read_dir(&folder) else {
-        return Ok(());
-    };
-    let mut locks = vec![lock(&folder, "lock", true)?];
-    for entry in entries {
-        let name = entry.map_err(Error::io("list", &folder))?.file_name();
-        if let Some(name) = name.to_str().filter(|name| name.starts_with("lock.")) {
-            locks.push(lock(&folder, name, false)?);
-        }
-    }
-    remove_at_once(&folder)
-}
-
-/// Removes a folder of which other processes may be looking for the locks: they find all of it, or none.
-fn remove_at_once(folder: &Path) -> Result<()> {
-    let mut aside = folder.as_os_str().to_owned();
-    aside.push(".done");
-    let aside = PathBuf::from(aside);
-    // A process that was killed here may have left its own.
-    let renamed = remove_folder(&aside).is_ok() && fs::rename(folder, &aside).is_ok();
-    let folder = if renamed { &aside } else { folder };
-    fs::remove_dir_all(folder).map_err(Error::io("remove", folder))
 }
 
 /// Whether a file was not there.
@@ -248,72 +219,102 @@ fn is_gone(error: &Error) -> bool {
     matches!(error, Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
 }
 
+fn nothing_begun(places: &Places) -> Error {
+    Error::MissingChunks {
+        path: places.folder.clone(),
+        missing: "every chunk: no part has begun".to_owned(),
+    }
+}
+
 /// What an unfinished run has stored of an output called `target`, if one has begun it.
 pub(super) fn begun(target: &Path) -> Result<Option<PathBuf>> {
-    let (folder, _) = names(target, true)?;
-    let data = folder.join("data");
-    Ok(data.is_dir().then_some(data))
+    let places = Places::of(target)?;
+    let grows = places.data().is_dir() && !is_published(&places);
+    Ok(grows.then(|| places.data()))
 }
 
-/// The folder beside `target`, and the one that both lie in.
-fn names(target: &Path, replace: bool) -> Result<(PathBuf, PathBuf)> {
-    let (beside, mut name): (PathBuf, OsString) = place(target, replace)?;
-    name.push("partial");
-    Ok((beside.join(name), beside))
-}
-
-/// The folder, with the lock of a part and that of all.
-fn enter(run: &Run<'_>, part: Part) -> Result<(PathBuf, Lock, Lock)> {
-    let (folder, own, all) = loop {
-        let folder = make_folder(run)?;
+/// The locks of a part and of all, in the folder where the output grows; `None` if it is finished.
+fn enter(run: &Run<'_>, places: &Places, part: Part) -> Result<Option<(Lock, Lock)>> {
+    let folder = &places.folder;
+    loop {
+        if settle(places)?.is_some_and(|id| id == run.id) {
+            return Ok(None);
+        }
+        if !folder.is_dir() {
+            if is_finished(run, part.count > 1) {
+                return Ok(None);
+            }
+            run.replace.check(run.target)?;
+            make_folder(run, places)?;
+        }
         // That of all first: who has it may look for a moment whether this part is being written.
-        let all = lock(&folder, "lock", true);
-        match all.and_then(|all| Ok((lock(&folder, &part.name("lock"), false)?, all))) {
-            // Another process has just put the output together, and removed the folder.
-            Err(error) if is_gone(&error) && !folder.exists() => {}
-            locked => break locked.map(|(own, all)| (folder, own, all))?,
+        let all = lock(folder, "lock", true);
+        let (own, all) =
+            match all.and_then(|all| Ok((lock(folder, &part.name("lock"), false)?, all))) {
+                // Another process has just put the output together, and removed the folder.
+                Err(error) if is_gone(&error) && !folder.exists() => continue,
+                locked => locked?,
+            };
+        if is_published(places) {
+            // Its process was killed just now.
+            continue;
         }
-    };
-    // It may have done so before the folder was made.
-    let free = names(run.target, run.replace);
-    if free.is_err() && !folder.join("data").exists() {
-        remove_at_once(&folder)?;
+        let finished = is_finished(run, part.count > 1);
+        let free = run.replace.check(run.target);
+        if !finished && free.is_ok() {
+            return Ok(Some((own, all)));
+        }
+        // It had got its name before the folder was made.
+        if !places.data().exists() {
+            remove_at_once(places)?;
+        }
+        return if finished {
+            Ok(None)
+        } else {
+            free.map(|()| None)
+        };
     }
-    free.map(|_| (folder, own, all))
 }
 
-fn make_folder(run: &Run<'_>) -> Result<PathBuf> {
-    let (folder, beside) = names(run.target, run.replace)?;
-    match fs::create_dir(&folder) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
+/// The locks of all parts, that of all first; `None` if the output is finished.
+fn enter_all(run: &Run<'_>, places: &Places, parts: u32, begun: bool) -> Result<Option<Vec<Lock>>> {
+    let folder = &places.folder;
+    loop {
+        if settle(places)?.is_some_and(|id| id == run.id) {
+            return Ok(None);
+        }
+        if !folder.is_dir() {
+            // The last of the other parts may have been as late as this one, and have done it.
+            if is_finished(run, true) || begun && places.target.exists() {
+                return Ok(None);
+            }
+            run.replace.check(run.target)?;
+            return Err(nothing_begun(places));
+        }
+        let all = match lock(folder, "lock", true) {
+            Err(error) if is_gone(&error) && !folder.exists() => continue,
+            locked => locked?,
+        };
+        let mut locks = vec![all];
+        for index in 0..parts {
+            let part = Part::new(index, parts)?;
+            locks.push(lock(folder, &part.name("lock"), false)?);
+        }
+        if !is_published(places) {
+            return Ok(Some(locks));
+        }
+    }
+}
+
+fn make_folder(run: &Run<'_>, places: &Places) -> Result<()> {
+    let folder = &places.folder;
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
         made => {
-            made.map_err(Error::io("create an output in", &beside))?;
-            run.durability.sync_folder(&beside)?;
+            made.map_err(Error::io("create an output in", &places.beside))?;
+            run.durability.sync_folder(&places.beside)
         }
     }
-    Ok(folder)
-}
-
-/// The file that is there while an output gets its name.
-const PUBLISHING: &str = "publishing";
-
-/// Forgets an output that got its name, but whose process was killed before it tidied up.
-fn drop_published(folder: &Path) -> Result<()> {
-    let Ok(inode) = fs::read_to_string(folder.join(PUBLISHING)) else {
-        return Ok(());
-    };
-    let data = folder.join("data");
-    if fs::metadata(&data).is_ok_and(|found| found.ino().to_string() == inode) {
-        return Ok(());
-    }
-    for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
-        let entry = entry.map_err(Error::io("list", folder))?;
-        if entry.file_name().to_string_lossy().starts_with("journal.") {
-            remove_file(&entry.path())?;
-        }
-    }
-    remove_folder(&data)?;
-    remove_file(&folder.join(PUBLISHING))
 }
 
 fn head(run: &Run<'_>, part: Part, owned: Region) -> Json {
@@ -368,29 +369,4 @@ fn check_others(folder: &Path, part: Part, head: &Json, owned: Region) -> Result
         }
     }
     Ok(())
-}
-
-/// Writes the metadata, or checks that they are those of this run.
-fn write_metadata(run: &Run<'_>, folder: &Path) -> Result<()> {
-    let mut differences = Differences::default();
-    for (key, text) in &run.files {
-        let path = folder.join("data").join(key);
-        let found = match fs::read(&path) {
-            Ok(found) => found,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                make_parents(&path, run.durability)?;
-                let begun = folder.join("metadata.begun");
-                let mut file = File::create(&begun).map_err(Error::io("write", &begun))?;
-                file.write_all(text).map_err(Error::io("write", &begun))?;
-                run.durability.sync(&file, &begun)?;
-                fs::rename(&begun, &path).map_err(Error::io("write", &path))?;
-                run.durability.sync_folder(parent(&path))?;
-                continue;
-            }
-            Err(error) => return Err(Error::io("read", &path)(error)),
-        };
-        let parsed = |text: &[u8]| serde_json::from_slice(text).unwrap_or(Json::Null);
-        differences.compare(key, &parsed(&found), &parsed(text));
-    }
-    differences.check(folder)
 }

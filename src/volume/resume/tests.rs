@@ -11,6 +11,7 @@ use super::*;
 use crate::dtype::DType;
 use crate::geometry::Geometry;
 use crate::region::chunk_region;
+use crate::volume::partial::steps;
 use crate::volume::{Downsample, Pyramid, ZarrVersion, create, discard, open};
 
 const SHAPE: [u64; 3] = [13, 9, 11];
@@ -367,8 +368,11 @@ fn parts_keep_to_what_they_own() {
 fn an_output_that_exists_is_replaced_only_if_it_may_be() {
     let dir = scratch();
     let path = dir.path().join("out.zarr");
-    fs::create_dir(&path).unwrap();
-    fs::write(path.join("old"), b"old").unwrap();
+    let old = Layout::new([2, 3, 4], 1, DType::U8);
+    create(&path, &old, &options(None))
+        .unwrap()
+        .finish()
+        .unwrap();
     let begin = |replace| {
         let options = CreateOptions {
             replace,
@@ -377,11 +381,30 @@ fn an_output_that_exists_is_replaced_only_if_it_may_be() {
         resumable(&path, &layout(), &options, &whole())
     };
     assert!(matches!(begin(false), Err(Error::Exists { .. })));
+    fs::write(path.join("notes"), b"theirs").unwrap();
+    assert!(matches!(begin(true), Err(Error::NotReplaceable { .. })));
+    assert_eq!(
+        fs::read_dir(dir.path()).unwrap().count(),
+        1,
+        "nothing was begun"
+    );
+    fs::remove_file(path.join("notes")).unwrap();
     let output = begin(true).unwrap();
     write_some(&output, 1000);
-    assert!(path.join("old").exists());
+    assert_eq!(open(&path).unwrap().layout().shape, [2, 3, 4]);
+    // What comes into the old output while the new one grows is kept, and so is what was done.
+    fs::write(path.join("notes"), b"theirs").unwrap();
+    let refused = Box::new(output).finish();
+    assert!(
+        matches!(refused, Err(Error::NotReplaceable { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(fs::read(path.join("notes")).unwrap(), b"theirs");
+    fs::remove_file(path.join("notes")).unwrap();
+    let output = begin(true).unwrap();
+    assert_eq!(output.pending().count(), 0);
     Box::new(output).finish().unwrap();
-    assert!(!path.join("old").exists() && open(&path).is_ok());
+    assert_eq!(open(&path).unwrap().layout().shape, SHAPE);
     let flat = resumable(
         &dir.path().join("a.npy"),
         &layout(),
@@ -391,36 +414,253 @@ fn an_output_that_exists_is_replaced_only_if_it_may_be() {
     assert!(matches!(flat, Err(Error::Unsupported { .. })));
 }
 
+/// The names in a folder.
+fn listed(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// The outputs of one run, which get their names together.
+struct Group {
+    dir: tempfile::TempDir,
+    paths: Vec<PathBuf>,
+    options: CreateOptions,
+}
+
+impl Group {
+    /// `old` has the first of them replace another image.
+    fn new(count: usize, old: bool) -> Self {
+        let dir = scratch();
+        let paths: Vec<PathBuf> = (0..count)
+            .map(|n| dir.path().join(format!("{n}.zarr")))
+            .collect();
+        let options = CreateOptions {
+            replace: old,
+            ..options(None)
+        };
+        if old {
+            // Chunk for chunk as the new one.
+            let output = create(&paths[0], &layout(), &options).unwrap();
+            output.finish().unwrap();
+        }
+        Self {
+            dir,
+            paths,
+            options,
+        }
+    }
+
+    fn settings(&self, n: usize, part: Part) -> ResumeOptions {
+        let written = planned(&self.paths[n], &layout(), &self.options).unwrap();
+        ResumeOptions {
+            together: self.paths.clone(),
+            ..settings(part, Some(part.region(&written, 0)))
+        }
+    }
+
+    fn open(&self, part: Part) -> Result<Vec<Resumable>> {
+        let open = |n: usize| {
+            let settings = self.settings(n, part);
+            resumable(&self.paths[n], &layout(), &self.options, &settings)
+        };
+        (0..self.paths.len()).map(open).collect()
+    }
+
+    /// Does what is left of a part, and of the whole if that was the last; true if all have their names.
+    fn run(&self, part: Part) -> Result<bool> {
+        let outputs = self.open(part)?;
+        for output in &outputs {
+            write_some(output, 1000);
+        }
+        finish_together(outputs)?;
+        if part.count() == 1 {
+            return Ok(true);
+        }
+        let all = 0..self.paths.len();
+        let settings: Vec<_> = all.map(|n| self.settings(n, part)).collect();
+        let whole = self.paths.iter().zip(&settings);
+        let layout = layout();
+        let whole: Vec<_> = whole
+            .map(|(path, resume)| Whole {
+                path,
+                layout: &layout,
+                options: &self.options,
+                resume,
+            })
+            .collect();
+        let together = Together {
+            parts: part.count(),
+            begun: true,
+        };
+        match finalize_together(&whole, together) {
+            Err(Error::MissingChunks { .. }) => Ok(false),
+            done => done.map(|()| true),
+        }
+    }
+
+    /// Which outputs have their names; those that have are whole.
+    fn named(&self, expected: &BTreeMap<PathBuf, Vec<u8>>) -> Vec<bool> {
+        let group = Path::new("zarr.json");
+        let of = |path: &PathBuf| {
+            let mut found = if path.exists() {
+                tree(path)
+            } else {
+                return false;
+            };
+            found.remove(group);
+            found == *expected
+        };
+        self.paths.iter().map(of).collect()
+    }
+
+    fn check(&self, expected: &BTreeMap<PathBuf, Vec<u8>>, what: &str) {
+        assert!(self.named(expected).iter().all(|named| *named), "{what}");
+        let names: Vec<String> = (0..self.paths.len()).map(|n| format!("{n}.zarr")).collect();
+        assert_eq!(listed(self.dir.path()), names, "{what}");
+    }
+}
+
+/// Breaks work off at every step in turn, and gives what it came to; `None` once it is done before that.
+fn broken_off<T>(step: u32, work: impl FnOnce() -> Result<T>) -> Option<Error> {
+    steps::break_off_at(Some(step));
+    let done = work();
+    let whole = steps::is_on_its_way();
+    steps::break_off_at(None);
+    let error = done.err();
+    let broken = error
+        .as_ref()
+        .is_some_and(|error| error.to_string().contains("broken off"));
+    assert!(whole != broken, "step {step}: {error:?}");
+    error
+}
+
 #[test]
-fn what_was_replaced_is_never_taken_for_what_was_written() {
+fn broken_off_at_any_step_to_their_names_outputs_get_them_in_the_next_run() {
+    let mut expected = unbroken(&options(None));
+    expected.remove(Path::new("zarr.json"));
+    for (count, parts, old) in [
+        (1, 1, false),
+        (1, 1, true),
+        (3, 1, false),
+        (2, 1, true),
+        (1, 2, false),
+        (2, 3, true),
+    ] {
+        let part = |n| Part::new(n, parts).unwrap();
+        let mut steps = 0;
+        for step in 0.. {
+            let what =
+                format!("{count} outputs, {parts} parts, over an old one: {old}, step {step}");
+            let group = Group::new(count, old);
+            for n in 1..parts {
+                assert!(!group.run(part(n)).unwrap());
+            }
+            let Some(error) = broken_off(step, || group.run(part(0))) else {
+                group.check(&expected, &what);
+                break;
+            };
+            assert!(matches!(error, Error::Panicked { .. }), "{what}: {error}");
+            steps += 1;
+            let began = group.named(&expected);
+            // And once more: a run that tidies up is killed, too.
+            let twice = step % 3;
+            let again = broken_off(twice, || group.run(part(0)));
+            let whole = group.named(&expected).iter().all(|named| *named);
+            match group.run(part(parts - 1)) {
+                Ok(done) => assert!(done, "{what}"),
+                // All of them have their names, and no note is left: nothing but that can be said.
+                Err(Error::Exists { .. }) => {
+                    assert!(whole && parts == 1, "{what}: {began:?} {again:?}");
+                }
+                Err(error) => panic!("{what}: {error}"),
+            }
+            group.check(&expected, &what);
+        }
+        assert!(steps > 8, "{steps}");
+    }
+}
+
+#[test]
+fn none_of_several_outputs_gets_its_name_before_all_are_complete() {
+    let mut expected = unbroken(&options(None));
+    expected.remove(Path::new("zarr.json"));
+    let group = Group::new(2, false);
+    let part = |n| Part::new(n, 2).unwrap();
+    assert!(!group.run(part(1)).unwrap());
+    // Part 0 is ended when its first output is complete, and its second is not.
+    let outputs = group.open(part(0)).unwrap();
+    write_some(&outputs[0], 1000);
+    write_some(&outputs[1], 1);
+    drop(outputs);
+    assert!(!group.run(part(1)).unwrap());
+    assert_eq!(
+        listed(group.dir.path()),
+        [".0.zarr.partial", ".1.zarr.partial"]
+    );
+    assert!(group.run(part(0)).unwrap());
+    group.check(&expected, "at the end");
+    // Parts that come late are told that all is done; another run is not.
+    for n in 0..2 {
+        assert!(group.run(part(n)).unwrap());
+    }
+    let other = ResumeOptions {
+        fingerprint: json!({"model": "another"}),
+        ..group.settings(0, part(0))
+    };
+    let refused = resumable(&group.paths[0], &layout(), &group.options, &other);
+    assert!(matches!(refused, Err(Error::Exists { .. })), "{refused:?}");
+    group.check(&expected, "afterwards");
+}
+
+#[test]
+fn another_run_does_not_take_over_what_a_killed_one_named() {
+    let group = Group::new(1, false);
+    let named = broken_off(3, || group.run(Part::WHOLE));
+    assert!(named.unwrap().to_string().contains("set aside"));
+    assert_eq!(listed(group.dir.path()), [".0.zarr.partial", "0.zarr"]);
+    let other = ResumeOptions {
+        fingerprint: json!({"model": "another"}),
+        ..group.settings(0, Part::WHOLE)
+    };
+    let refused = resumable(&group.paths[0], &layout(), &group.options, &other);
+    assert!(matches!(refused, Err(Error::Exists { .. })), "{refused:?}");
+    assert_eq!(
+        listed(group.dir.path()),
+        ["0.zarr"],
+        "it is tidied up all the same"
+    );
+    // So it is by an output that is made in one go.
+    let group = Group::new(1, true);
+    assert!(broken_off(3, || group.run(Part::WHOLE)).is_some());
+    create(&group.paths[0], &layout(), &group.options).unwrap();
+    assert_eq!(listed(group.dir.path()), ["0.zarr"]);
+}
+
+#[test]
+fn a_format_that_another_run_began_is_not_mixed_with_this_one() {
     let dir = scratch();
     let path = dir.path().join("out.zarr");
-    let old = dir.path().join("old");
-    let partial = dir.path().join(".out.zarr.partial");
-    let replacing = CreateOptions {
-        replace: true,
+    let v2 = CreateOptions {
+        format: ZarrVersion::V2,
         ..options(None)
     };
-    let begin = || resumable(&path, &layout(), &replacing, &whole()).unwrap();
-    let output = begin();
-    let total = chunks(&output);
-    write_some(&output, total);
-    Box::new(output).finish().unwrap();
-    write_some(&begin(), total);
-    let data = partial.join("data");
-    let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&data).unwrap());
-    fs::write(partial.join("publishing"), inode.to_string()).unwrap();
-    // Killed before the names are exchanged: all is there.
-    assert_eq!(begin().pending().count(), 0);
-    // Killed after that: data is the old output, chunk for chunk as long as the new one.
-    fs::rename(&path, &old).unwrap();
-    fs::rename(&data, &path).unwrap();
-    fs::rename(&old, &data).unwrap();
-    let output = begin();
-    assert_eq!(output.pending().count(), total);
-    write_some(&output, total);
-    Box::new(output).finish().unwrap();
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    for (first, second) in [(&v2, &options(None)), (&options(None), &v2)] {
+        drop(resumable(&path, &layout(), first, &whole()).unwrap());
+        let before = tree(dir.path());
+        let refused = resumable(&path, &layout(), second, &whole());
+        assert!(
+            matches!(refused, Err(Error::OtherRun { .. })),
+            "{refused:?}"
+        );
+        assert_eq!(tree(dir.path()), before);
+        assert_eq!(begun(&path).unwrap().unwrap().format, first.format);
+        discard(&path).unwrap();
+        assert_eq!(begun(&path).unwrap(), None);
+    }
 }
 
 /// Set for the process that [`killed_at_random_moments`] starts and kills.

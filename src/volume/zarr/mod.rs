@@ -9,6 +9,8 @@
 mod apart;
 mod arrays;
 mod axes;
+mod begun;
+mod belongs;
 mod chain;
 mod document;
 mod find;
@@ -53,6 +55,8 @@ use crate::error::{Cause, Error, Result};
 use crate::geometry::Geometry;
 use crate::region::Region;
 
+pub(super) use self::begun::begun;
+pub(super) use self::belongs::foreign;
 pub(super) use self::document::{bounds, levels};
 pub(super) use self::find::level_count;
 pub(super) use self::resume::ZarrResumable;

@@ -3,14 +3,16 @@
 use std::ops::Range;
 
 use rayon::iter::{ParallelBridge, ParallelIterator};
+use serde_json::json;
 
 use super::super::chunk::check_whole_chunks;
 use super::super::create::CreateOptions;
 use super::super::marks::Marks;
 use super::super::options::OpenOptions;
-use super::super::partial::{Partial, Record, Run};
+use super::super::partial::{self, Partial, Record, Run};
 use super::super::pyramid::{Level, Source, inputs, rebuilding_bytes, rebuilt};
-use super::super::resume::ResumeOptions;
+use super::super::replace::FolderKind;
+use super::super::resume::{ResumeOptions, Together};
 use super::super::{ChunkShape, Layout, Volume, VolumeMut};
 use super::ZarrVolume;
 use super::arrays::{Arrays, Place};
@@ -35,12 +37,12 @@ pub(in super::super) struct ZarrResumable {
 }
 
 impl ZarrResumable {
-    /// Begins the image or goes on with it.
+    /// Begins the image or goes on with it; `None` if it is finished and has its name.
     pub(in super::super) fn open(
         layout: &Layout,
         options: &CreateOptions,
         resume: &ResumeOptions,
-    ) -> Result<Self> {
+    ) -> Result<Option<Self>> {
         let owned = resume.owned.unwrap_or(Region::whole(layout.shape));
         if !owned.is_inside(layout.shape) {
             return Err(Error::OutOfBounds {
@@ -54,7 +56,10 @@ impl ZarrResumable {
         let (arrays, planned) = Arrays::planned(layout, options)?;
         let run = run(layout, options, resume, &planned)?;
         let mut found = Vec::new();
-        let partial = Partial::open(&run, resume.part, owned, &mut |record| found.push(record))?;
+        let opened = Partial::open(&run, resume.part, owned, &mut |record| found.push(record))?;
+        let Some(partial) = opened else {
+            return Ok(None);
+        };
         let resumed = !found.is_empty();
         mark(&arrays, &partial, found);
         let whole = resume.part.count() == 1;
@@ -71,22 +76,26 @@ impl ZarrResumable {
             let made = output.made_in_passing();
             output.arrays = output.arrays.only(made);
         }
-        Ok(output)
+        Ok(Some(output))
     }
 
-    /// Puts complete parts together.
-    pub(in super::super) fn finalize(
+    /// Takes all parts of the image; `None` if it is finished and has its name.
+    pub(in super::super) fn open_all(
         layout: &Layout,
         options: &CreateOptions,
         resume: &ResumeOptions,
-        parts: u32,
-    ) -> Result<()> {
+        together: Together,
+    ) -> Result<Option<Self>> {
         let (arrays, planned) = Arrays::planned(layout, options)?;
         let run = run(layout, options, resume, &planned)?;
         let mut found = Vec::new();
-        let partial = Partial::open_all(&run, parts, &mut |record| found.push(record))?;
+        let Together { parts, begun } = together;
+        let opened = Partial::open_all(&run, parts, begun, &mut |record| found.push(record))?;
+        let Some(partial) = opened else {
+            return Ok(None);
+        };
         mark(&arrays, &partial, found);
-        let output = Self {
+        Ok(Some(Self {
             arrays,
             levels: sizes(&planned),
             options: options.clone(),
@@ -94,8 +103,23 @@ impl ZarrResumable {
             owned: Region::whole(layout.shape),
             whole: true,
             threads: rebuilding_threads(layout, resume),
-        };
-        Box::new(output).finish()
+        }))
+    }
+
+    /// Finishes images of one run: gives them their names, unless they are of one of several parts.
+    /// None gets its name before all are complete.
+    pub(in super::super) fn finish_all(images: Vec<Self>) -> Result<()> {
+        for image in &images {
+            image.check_complete()?;
+        }
+        if !images.iter().all(|image| image.whole) {
+            return Ok(());
+        }
+        for image in &images {
+            image.rebuild()?;
+        }
+        let partials: Vec<Partial> = images.into_iter().map(|image| image.partial).collect();
+        partial::publish(&partials)
     }
 
     pub(in super::super) fn owned(&self) -> Region {
@@ -224,12 +248,7 @@ impl VolumeMut for ZarrResumable {
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
-        self.check_complete()?;
-        if !self.whole {
-            return Ok(());
-        }
-        self.rebuild()?;
-        self.partial.publish()
+        Self::finish_all(vec![*self])
     }
 }
 
@@ -254,9 +273,23 @@ fn run<'a>(
         });
     }
     let files = document::files(planned, &name(&layout.path), options);
+    let Layout {
+        shape,
+        channels,
+        dtype,
+        geometry,
+        rescale,
+        ..
+    } = layout;
+    let depends = json!({
+        "fingerprint": resume.fingerprint,
+        "layout": format!("{shape:?} {channels} {dtype} {geometry:?} {rescale:?}"),
+    });
     Ok(Run {
         target: &layout.path,
-        replace: options.replace,
+        replace: FolderKind::ZARR.replaced(options.replace),
+        together: &resume.together,
+        id: partial::id(&depends),
         fingerprint: &resume.fingerprint,
         durability: resume.durability,
         files: files

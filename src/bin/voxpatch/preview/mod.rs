@@ -22,7 +22,7 @@ use self::slice::{Plane, Values};
 use self::view::{View, panel_sizes, views};
 use crate::args;
 use crate::opening::level_of;
-use crate::output::Output;
+use crate::output::{Output, PICTURE};
 use crate::report::Report;
 use crate::stop;
 
@@ -56,6 +56,7 @@ pub(crate) fn run(settings: &args::Preview) -> anyhow::Result<()> {
     let mut inputs = vec![settings.source.as_path()];
     inputs.extend(settings.overlay.as_deref());
     check_output(&settings.out, &inputs)?;
+    PICTURE.replaced(settings.force).check(&settings.out)?;
     let whole = options.open(&settings.source)?;
     let volume = settings.chosen.of(&whole)?;
     let overlay = match &settings.overlay {
@@ -156,7 +157,7 @@ impl Drawn {
     pub(crate) fn save(&self, path: &Path, replace: bool) -> anyhow::Result<()> {
         stop::heed();
         let side = |n: usize| u32::try_from(n).expect("panels are limited to hundreds of pixels");
-        let mut out = Output::create(path, replace)?;
+        let mut out = Output::create(path, PICTURE.replaced(replace))?;
         let mut encoder =
             png::Encoder::new(&mut out, side(self.canvas.width), side(self.canvas.height));
         encoder.set_color(png::ColorType::Rgb);

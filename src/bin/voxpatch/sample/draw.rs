@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use voxpatch::sampler::{
     BlockIndex, Empty, Fixed, Label, Mixture, Sampler, SamplerOptions, Shares, Tally, Uniform,
-    Weighted, is_index,
+    Weighted,
 };
 use voxpatch::training::{Image, MakeSampler, Subject, TOLERANCE, subject_seed};
 use voxpatch::volume::{Choice, Span};
@@ -239,17 +239,6 @@ fn index<T: Tally>(
     threads: usize,
 ) -> voxpatch::Result<BlockIndex<T>> {
     let path = settings.index.get(n);
-    if let Some(path) = path
-        && path.exists()
-        && !is_index(path)
-    {
-        // Somebody's file, which is none of ours to replace.
-        return Err(Error::Setting {
-            name: "an index in",
-            value: path.display().to_string(),
-            problem: "there is a file that is no index: choose another name".to_owned(),
-        });
-    }
     report::with_progress("reading the map", |progress| match path {
         Some(path) => BlockIndex::load_or_build(path, map, 0, threads, progress),
         None => BlockIndex::build(map, 0, threads, progress),

@@ -10,10 +10,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use anyhow::Context;
 use voxpatch::meter::Meter;
-use voxpatch::sampler::{Fixed, Placement};
+use voxpatch::sampler::{Fixed, INDEX, LOCATIONS, Placement, is_index};
 use voxpatch::training::{Loader, LoaderOptions, OnError, Plan, Share, Subject};
-use voxpatch::volume::check_output;
+use voxpatch::volume::{FileKind, Replace, check_apart, check_output};
 use voxpatch::{DType, Error, Region, Shape};
 
 pub(crate) use self::budget::{Budget, Needs, chunk_bytes};
@@ -23,7 +24,7 @@ pub(crate) use self::settings::Settings;
 use self::sink::{Form, Sink};
 use self::tell::Done;
 pub(crate) use self::tell::tell_rates;
-use crate::output::Output;
+use crate::output::{Output, PICTURE, STATISTICS};
 use crate::preview::Projection;
 use crate::report::{self, Report};
 use crate::stop;
@@ -125,25 +126,34 @@ fn check_outputs(settings: &Settings) -> anyhow::Result<()> {
     let outputs: Vec<_> = settings.outputs().collect();
     for (n, &(name, path)) in outputs.iter().enumerate() {
         check_output(path, &inputs)?;
-        if let Some((other, _)) = outputs[..n].iter().find(|(_, other)| *other == path) {
-            anyhow::bail!(
-                "{other} and {name} cannot both be written to {}",
-                path.display()
-            );
+        for &(other, before) in &outputs[..n] {
+            check_apart(&[before, path])
+                .with_context(|| format!("{other} and {name} cannot both be written"))?;
         }
-        if !settings.common.force && path.symlink_metadata().is_ok() {
-            return Err(Error::Exists { path: path.clone() }.into());
+    }
+    let replace = settings.common.force;
+    if let Some(path) = &settings.out {
+        Form::of(path)?.check(path, replace)?;
+    }
+    for (path, kind) in [
+        (&settings.locations, LOCATIONS),
+        (&settings.stats, STATISTICS),
+        (&settings.plot, PICTURE),
+    ] {
+        if let Some(path) = path {
+            kind.replaced(replace).check(path)?;
         }
     }
     let volumes = inputs.len() - settings.index.len() - usize::from(settings.at.is_some());
     for (n, path) in settings.index.iter().enumerate() {
         check_output(path, &inputs[..volumes])?;
+        if !is_index(path) {
+            // Somebody's file, which is none of ours to replace.
+            Replace::File(INDEX).check(path)?;
+        }
         if settings.index[..n].contains(path) {
             anyhow::bail!("two indexes cannot both be written to {}", path.display());
         }
-    }
-    if let Some(path) = &settings.out {
-        Form::of(path)?;
     }
     Ok(())
 }
@@ -259,11 +269,12 @@ impl Files {
         let volume = inputs[0].volume();
         if let Some(path) = &settings.plot {
             // It is drawn at the end; that it cannot be written is better known now.
-            drop(Output::create(path, replace)?);
+            drop(Output::create(path, PICTURE.replaced(replace))?);
         }
-        let file = |path: &Option<PathBuf>| {
+        let file = |path: &Option<PathBuf>, kind: FileKind| {
             let path = path.as_ref();
-            path.map(|path| Output::create(path, replace)).transpose()
+            path.map(|path| Output::create(path, kind.replaced(replace)))
+                .transpose()
         };
         Ok(Self {
             out: match &settings.out {
@@ -276,8 +287,8 @@ impl Files {
                 )?,
                 None => Sink::Nothing,
             },
-            locations: file(&settings.locations)?,
-            stats: file(&settings.stats)?,
+            locations: file(&settings.locations, LOCATIONS)?,
+            stats: file(&settings.stats, STATISTICS)?,
             picture: settings
                 .plot
                 .as_ref()

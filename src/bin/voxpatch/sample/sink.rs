@@ -5,10 +5,16 @@ use std::path::Path;
 
 use anyhow::Context;
 use voxpatch::training::Sample;
-use voxpatch::volume::{Codec, CreateOptions, StagedFolder, create};
+use voxpatch::volume::{Codec, CreateOptions, FileKind, FolderKind, Foreign, StagedFolder, create};
 use voxpatch::{DType, Error, Geometry, Layout, Region, Shape, VolumeMut};
 
 use crate::output::Output;
+
+/// Folders of patches, as this command writes them.
+const PATCHES: FolderKind = FolderKind {
+    name: "a folder of patches",
+    foreign: foreign_to_patches,
+};
 
 /// A form of output, told by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,9 +28,10 @@ impl Form {
     /// The form that a name asks for.
     pub(super) fn of(path: &Path) -> voxpatch::Result<Self> {
         let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
-        let is_folder = path.as_os_str().to_string_lossy().ends_with('/') || path.is_dir();
+        let is_named_folder = path.as_os_str().to_string_lossy().ends_with('/');
+        let is_folder = is_named_folder || path.is_dir();
         match extension.as_deref() {
-            Some("npy") if !is_folder => Ok(Self::Npy),
+            Some("npy") if !is_named_folder => Ok(Self::Npy),
             Some("zarr") => Ok(Self::Zarr),
             None => Ok(Self::Folder),
             _ if is_folder => Ok(Self::Folder),
@@ -35,6 +42,18 @@ impl Form {
                     .to_owned(),
             }),
         }
+    }
+}
+
+impl Form {
+    /// Checks that patches in this form may be called so.
+    pub(super) fn check(self, path: &Path, replace: bool) -> voxpatch::Result<()> {
+        let rule = match self {
+            Self::Npy => FileKind::NPY.replaced(replace),
+            Self::Zarr => FolderKind::ZARR.replaced(replace),
+            Self::Folder => PATCHES.replaced(replace),
+        };
+        rule.check(path)
     }
 }
 
@@ -69,7 +88,7 @@ impl Sink {
         match Form::of(path)? {
             Form::Npy => {
                 let [z, y, x] = patch;
-                let mut out = Output::create(path, replace)?;
+                let mut out = Output::create(path, FileKind::NPY.replaced(replace))?;
                 out.append(&npy_header(layout.dtype, [count, layout.channels, z, y, x]))?;
                 Ok(Self::Npy(out))
             }
@@ -92,16 +111,11 @@ impl Sink {
                 let target = create(path, &whole, &options)?;
                 Ok(Self::Zarr { target, next: 0 })
             }
-            Form::Folder => {
-                if replace {
-                    is_ours(path)?;
-                }
-                Ok(Self::Folder {
-                    folder: StagedFolder::new(path, replace)?,
-                    next: 0,
-                    several,
-                })
-            }
+            Form::Folder => Ok(Self::Folder {
+                folder: StagedFolder::new(path, PATCHES.replaced(replace))?,
+                next: 0,
+                several,
+            }),
         }
     }
 
@@ -156,22 +170,23 @@ impl Sink {
     }
 }
 
-/// Checks that a folder that is to be replaced holds nothing but patches.
-fn is_ours(folder: &Path) -> anyhow::Result<()> {
-    if !folder.is_dir() {
-        return Ok(());
-    }
-    let cannot = || format!("cannot list {}", folder.display());
-    for entry in fs::read_dir(folder).with_context(cannot)? {
-        let name = entry.with_context(cannot)?.file_name();
+/// The first thing in a folder that is not a patch.
+fn foreign_to_patches(folder: &Path) -> voxpatch::Result<Option<Foreign>> {
+    let failed = |source| Error::Io {
+        action: "list",
+        path: folder.to_path_buf(),
+        source,
+    };
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
         let name = name.to_string_lossy();
-        anyhow::ensure!(
-            name.starts_with("patch_") && name.ends_with(".nii"),
-            "{} is not replaced: it holds {name}, which is no patch",
-            folder.display()
-        );
+        let is_patch = name.starts_with("patch_") && name.ends_with(".nii");
+        if !is_patch || !entry.file_type().map_err(failed)?.is_file() {
+            return Ok(Some(Foreign::new(entry.path())));
+        }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// The head of a .npy (version 1.0) of this type and shape.

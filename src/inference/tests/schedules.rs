@@ -1,0 +1,426 @@
+//! Runs of several outputs by processes that come in any order, with any threads and memory, and are
+//! ended at any moment: the bytes are those of one process, and none is ever stuck.
+
+use super::*;
+use crate::error::Error;
+use crate::volume::{Downsample, Durability, Part, Pyramid, steps};
+
+/// A folder in memory where there is one: outputs are flushed to the disk before they get their names.
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
+}
+
+/// A generator of numbers that only differ.
+struct Draw(u64);
+
+impl Draw {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n
+    }
+
+    fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
+        let at = self.below(all.len() as u64);
+        all[usize::try_from(at).unwrap()]
+    }
+}
+
+const SMALL: Shape = [24, 17, 19];
+
+/// A volume of two channels, the same in every call.
+fn two_channels() -> Arc<MemoryVolume> {
+    let count = 2 * u32::try_from(Region::whole(SMALL).voxels()).unwrap();
+    let value = |n: u32| f32::from(u16::try_from(n.wrapping_mul(2_654_435_761) >> 16).unwrap());
+    let volume = MemoryVolume::from_vec(SMALL, 2, (0..count).map(value).collect::<Vec<f32>>());
+    Arc::new(volume.unwrap().with_chunks([1, 8, 8, 8]))
+}
+
+/// Both channels, one of them at half the size, and a class.
+fn three_outputs() -> Arc<dyn Model> {
+    let named = |name: &str, channels, scale| Prediction {
+        name: name.to_owned(),
+        scale,
+        ..Prediction::new(channels, DType::F32)
+    };
+    let outputs = vec![
+        named("both", 2, 1),
+        named("half", 1, 2),
+        named("class", 2, 1),
+    ];
+    Arc::new(FnModel::new(outputs, |batch: Vec<Patch>| {
+        let half = batch.iter().map(halved).collect();
+        Ok(vec![batch.clone(), half, batch])
+    }))
+}
+
+/// Every other voxel of the first channel.
+fn halved(patch: &Patch) -> Patch {
+    let view = patch.view::<f32>().unwrap();
+    let shape = patch.shape().map(|n| n / 2);
+    let mut values = Vec::new();
+    for place in crate::region::indices(shape.map(|n| 0..n)) {
+        let [z, y, x] = place.map(|n| usize::try_from(2 * n).unwrap());
+        values.push(view[[0, z, y, x]]);
+    }
+    let region = Region::new(patch.region().start.map(|n| n / 2), shape);
+    Patch::new(region, 1, values).unwrap()
+}
+
+fn three_targets(folder: &Path, replace: bool) -> Vec<Target> {
+    let reduces = [Reduce::Mean, Reduce::Mean, Reduce::Argmax];
+    let target = |(n, reduce): (usize, Reduce)| {
+        let path = folder.join(format!("{n}.zarr"));
+        let mut target = Target::new(path, Blend::Hann, reduce);
+        target.store.chunk = [4; 3];
+        target.store.pyramid = (n == 0).then_some(Pyramid {
+            levels: Some(3),
+            method: Downsample::Mean,
+        });
+        target.store.replace = replace;
+        target.unasked = vec![StoreOption::Shard];
+        target
+    };
+    reduces.into_iter().enumerate().map(target).collect()
+}
+
+/// What a process is given: its shards follow from that, if it is the first.
+fn choices(targets: &[Target]) -> Vec<Vec<Target>> {
+    let with = |voxels: u64| {
+        let all = targets.iter().cloned().map(|mut target| {
+            target.store.shard = Some([voxels; 3]);
+            target
+        });
+        all.collect()
+    };
+    [16, 8, 4].into_iter().map(with).collect()
+}
+
+fn placed(threads: usize, memory: u64) -> Inference {
+    Inference {
+        threads,
+        memory,
+        placement: Placement::Padded,
+        ..Inference::new([8; 3], [4; 3])
+    }
+}
+
+/// Files of all outputs, without the documents that hold their names.
+fn stored(folder: &Path) -> Vec<Vec<(std::path::PathBuf, Vec<u8>)>> {
+    let of = |n: usize| {
+        let all = files(&folder.join(format!("{n}.zarr"))).into_iter();
+        all.filter(|(path, _)| path != Path::new("zarr.json"))
+            .collect()
+    };
+    (0..3).map(of).collect()
+}
+
+/// An output as it is stored: its shards, and its files.
+type Stored = (Shape, Vec<(std::path::PathBuf, Vec<u8>)>);
+
+/// All three.
+fn outputs(folder: &Path) -> Vec<Stored> {
+    let all = stored(folder).into_iter().enumerate();
+    all.map(|(n, files)| {
+        let volume = open(folder.join(format!("{n}.zarr"))).unwrap();
+        let [_, shard @ ..] = volume.layout().write_chunk.unwrap();
+        (shard, files)
+    })
+    .collect()
+}
+
+/// What one process writes, for each choice of shards.
+fn unbroken() -> Vec<Vec<Stored>> {
+    let all = choices(&three_targets(Path::new("nowhere"), false)).into_iter();
+    all.map(|mut targets| {
+        let dir = scratch();
+        let (volume, model) = (two_channels(), three_outputs());
+        for target in &mut targets {
+            target.path = dir.path().join(target.path.file_name().unwrap());
+        }
+        let plan = placed(2, 64 << 20).plan(Volume::layout(&*volume), &*model, &targets);
+        plan.unwrap().run(volume, model, &silent).unwrap();
+        outputs(dir.path())
+    })
+    .collect()
+}
+
+/// Checks that every output is as one process writes it, with the shards that whoever began it chose;
+/// gives those of the first.
+fn check(folder: &Path, expected: &[Vec<Stored>], what: &str) -> Shape {
+    let found = outputs(folder);
+    for (n, output) in found.iter().enumerate() {
+        let mut same = expected.iter().map(|all| &all[n]);
+        let same = same.find(|expected| expected.0 == output.0);
+        assert!(
+            same.is_some_and(|same| same.1 == output.1),
+            "{what}: other bytes in {n}"
+        );
+    }
+    found[0].0
+}
+
+/// The least memory that one thread needs with the largest shards, which is short enough to take smaller ones; more,
+/// and plenty.
+fn memories() -> [u64; 3] {
+    let (volume, model) = (two_channels(), three_outputs());
+    let largest = choices(&three_targets(Path::new("nowhere"), false)).remove(0);
+    let fits = |memory: &u64| {
+        let plan = placed(1, *memory).plan(Volume::layout(&*volume), &*model, &largest);
+        plan.is_ok()
+    };
+    let least = (1..1 << 16).map(|n| n << 14).find(fits).unwrap();
+    [least, least * 5 / 4, 64 << 20]
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    Whole,
+    Part,
+    Killed,
+    /// All have their names: nothing else is left to do.
+    Exists,
+}
+
+/// One process: a part with some threads and memory, ended at a patch or at a step if it is to be.
+fn process(
+    folder: &Path,
+    replace: bool,
+    part: Part,
+    (threads, memory): (usize, u64),
+    (patch, step): (Option<u64>, Option<u32>),
+) -> Ended {
+    let (volume, model) = (two_channels(), three_outputs());
+    let targets = choices(&three_targets(folder, replace));
+    let inference = placed(threads, memory);
+    let layout = Volume::layout(&*volume).clone();
+    let plan = inference.plan_begun(1, &layout, &*model, &targets);
+    let plan = plan.and_then(|plan| plan.of_part(part, Durability::None));
+    let plan = plan.unwrap_or_else(|error| panic!("{threads} threads, {memory} bytes: {error}"));
+    let stop = |done, _| match patch {
+        Some(patch) if done >= patch => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    };
+    steps::break_off_at(step);
+    let done = plan.run(volume, model, &stop);
+    steps::break_off_at(None);
+    match done {
+        Ok(done) if done.whole => Ended::Whole,
+        Ok(_) => Ended::Part,
+        Err(Error::Stopped | Error::Panicked { .. }) => Ended::Killed,
+        Err(Error::Exists { .. }) => Ended::Exists,
+        Err(error) => panic!("{part:?}: {error}"),
+    }
+}
+
+#[test]
+fn any_schedule_of_processes_ends_with_the_bytes_of_one() {
+    let schedules: u64 = std::env::var("VOXPATCH_SCHEDULES").map_or(60, |n| n.parse().unwrap());
+    let memories = memories();
+    let expected = unbroken();
+    let mut known = std::collections::BTreeSet::new();
+    let mut counts = [0_u64; 5];
+    for seed in 0..schedules {
+        let mut draw = Draw(seed);
+        let dir = scratch();
+        let folder = dir.path();
+        let parts = draw.one_of(&[1, 1, 2, 3, 5, 9]);
+        let replace = draw.below(4) == 0;
+        if replace {
+            let (volume, model) = (two_channels(), three_outputs());
+            let old = three_targets(folder, false);
+            let plan = placed(1, 64 << 20).plan(Volume::layout(&*volume), &*model, &old);
+            plan.unwrap().run(volume, model, &silent).unwrap();
+        }
+        let mut whole = false;
+        let mut processes = 0;
+        while !whole {
+            processes += 1;
+            assert!(processes < 400, "schedule {seed} of {parts} parts is stuck");
+            let part = Part::new(
+                u32::try_from(draw.below(parts)).unwrap(),
+                u32::try_from(parts).unwrap(),
+            );
+            let means = (draw.one_of(&[1, 2, 3]), draw.one_of(&memories));
+            let kill = match draw.below(5) {
+                0 => (Some(draw.below(150)), None),
+                1 => (None, Some(u32::try_from(draw.below(30)).unwrap())),
+                _ => (None, None),
+            };
+            let ended = process(folder, replace, part.unwrap(), means, kill);
+            counts[ended as usize] += 1;
+            whole = matches!(ended, Ended::Whole | Ended::Exists);
+            let there = (0..3)
+                .filter(|n| folder.join(format!("{n}.zarr")).exists())
+                .count();
+            assert!(
+                replace || there == 0 || there == 3 || ended == Ended::Killed,
+                "schedule {seed}: {there}"
+            );
+        }
+        known.insert(check(folder, &expected, &format!("schedule {seed}")));
+        let left = fs::read_dir(folder).unwrap().count();
+        if left != 3 {
+            // Killed between the last name and the last note: whoever comes next tidies up.
+            counts[4] += 1;
+            let late = process(folder, false, Part::WHOLE, (1, 64 << 20), (None, None));
+            assert!(matches!(late, Ended::Whole | Ended::Exists), "{late:?}");
+            let left = fs::read_dir(folder).unwrap().count();
+            assert_eq!(left, 3, "schedule {seed}");
+        }
+        if parts > 1 && !replace {
+            for n in 0..parts {
+                let part = Part::new(u32::try_from(n).unwrap(), u32::try_from(parts).unwrap());
+                let late = process(folder, false, part.unwrap(), (2, memories[0]), (None, None));
+                assert_eq!(late, Ended::Whole, "schedule {seed}: a late part {n}");
+            }
+            check(folder, &expected, &format!("schedule {seed}, late parts"));
+        }
+    }
+    let [done, part, killed, exists, tidied] = counts;
+    println!(
+        "{schedules} schedules: {killed} processes killed, {part} parts done before others, {done} that ended the \
+         run, {exists} that came late, {tidied} tidied up; shards of {known:?}"
+    );
+    assert!(killed > schedules / 4 && known.len() > 1);
+}
+
+#[test]
+fn threads_and_memory_of_those_who_come_later_do_not_matter() {
+    let (memories, expected) = (memories(), unbroken());
+    for parts in [1, 2] {
+        for [first, then] in [[0, 2], [2, 0], [1, 2], [2, 1]] {
+            let dir = scratch();
+            let begun = process(
+                dir.path(),
+                false,
+                Part::new(parts - 1, parts).unwrap(),
+                (1, memories[first]),
+                (Some(20), None),
+            );
+            assert_eq!(begun, Ended::Killed);
+            for n in 0..parts {
+                let part = Part::new(n, parts).unwrap();
+                let ended = process(dir.path(), false, part, (3, memories[then]), (None, None));
+                let last = n + 1 == parts;
+                assert_eq!(ended, if last { Ended::Whole } else { Ended::Part });
+            }
+            check(
+                dir.path(),
+                &expected,
+                &format!("{parts} parts, {first} {then}"),
+            );
+        }
+    }
+}
+
+/// What a user asks for.
+type Change = fn(&mut Target);
+
+#[test]
+fn what_was_asked_for_is_not_given_up_for_what_was_begun() {
+    let dir = scratch();
+    let begun = process(
+        dir.path(),
+        false,
+        Part::WHOLE,
+        (1, 64 << 20),
+        (Some(20), None),
+    );
+    assert_eq!(begun, Ended::Killed);
+    let (volume, model) = (two_channels(), three_outputs());
+    let layout = Volume::layout(&*volume).clone();
+    let run = |change: &dyn Fn(&mut Target)| {
+        let mut targets = three_targets(dir.path(), false);
+        for target in &mut targets {
+            target.store.shard = Some([16; 3]);
+            change(target);
+        }
+        let plan = placed(2, 64 << 20).plan_begun(1, &layout, &*model, &[targets])?;
+        let plan = plan.of_part(Part::WHOLE, Durability::None)?;
+        plan.run(two_channels(), three_outputs(), &|_, _| {
+            ControlFlow::Break(())
+        })
+    };
+    let conflicts: [(&str, Change); 5] = [
+        ("chunk", |target| target.store.chunk = [8; 3]),
+        ("shard", |target| {
+            target.store.shard = Some([8; 3]);
+            target.unasked.clear();
+        }),
+        ("codec", |target| {
+            target.store.codec = crate::volume::Codec::Gzip;
+        }),
+        ("level", |target| target.store.level = Some(7)),
+        ("pyramid", |target| target.store.pyramid = None),
+    ];
+    for (what, change) in conflicts {
+        let refused = run(&change);
+        assert!(
+            matches!(refused, Err(Error::OtherRun { .. })),
+            "{what}: {refused:?}"
+        );
+        let followed = run(&|target| {
+            change(target);
+            target.unasked = StoreOption::ALL.to_vec();
+        });
+        assert!(
+            matches!(followed, Err(Error::Stopped)),
+            "{what}: {followed:?}"
+        );
+    }
+}
+
+#[test]
+fn outputs_of_one_run_are_apart() {
+    let dir = scratch();
+    let (volume, model) = (two_channels(), three_outputs());
+    let mut targets = three_targets(dir.path(), false);
+    for same in ["0.zarr", "./0.zarr", "0.zarr/below"] {
+        targets[2].path = dir.path().join(same);
+        let plan = placed(1, 64 << 20).plan(Volume::layout(&*volume), &*model, &targets);
+        let refused = plan.unwrap().run(two_channels(), three_outputs(), &silent);
+        assert!(
+            matches!(refused, Err(Error::SameOutput { .. })),
+            "{refused:?}"
+        );
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_part_without_work_says_whole_of_its_own_run_only() {
+    let dir = scratch();
+    let part = |n| Part::new(n, 9).unwrap();
+    let means = (1, 64 << 20);
+    let alone = |n| process(dir.path(), false, part(n), means, (None, None));
+    // Nine parts share three layers of shards or fewer: the first has nothing to do.
+    assert_eq!(alone(0), Ended::Part);
+    assert_eq!(
+        fs::read_dir(dir.path()).unwrap().count(),
+        0,
+        "and begins nothing"
+    );
+    let (volume, model) = (two_channels(), three_outputs());
+    let mut others = three_targets(dir.path(), false);
+    for target in &mut others {
+        target.blending.fill = 3.0;
+    }
+    let plan = placed(1, 64 << 20).plan(Volume::layout(&*volume), &*model, &others);
+    plan.unwrap().run(volume, model, &silent).unwrap();
+    let before = stored(dir.path());
+    assert_eq!(alone(0), Ended::Exists, "it is another run's");
+    assert_eq!(
+        process(dir.path(), true, part(0), means, (None, None)),
+        Ended::Part
+    );
+    for n in 1..9 {
+        let ended = process(dir.path(), true, part(n), means, (None, None));
+        assert_eq!(ended == Ended::Whole, n == 8, "{n}");
+        assert_eq!(stored(dir.path()) == before, n < 8, "{n}");
+    }
+    assert_eq!(alone(0), Ended::Whole, "it is that of the run");
+}

@@ -1,0 +1,257 @@
+//! What an unfinished or killed run leaves beside an output, and how it is removed.
+//!
+//! A folder is renamed to `.NAME.partial.done` before it is removed, so that other processes find all of it
+//! or none. Only what a run puts there is removed from it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::super::replace::{FolderKind, Foreign, bare};
+use super::super::staged::{REPLACED, inode, place};
+use super::super::zarr;
+use super::files::{Lock, lock, remove_file, remove_folder};
+use super::is_gone;
+use super::publish::{Marker, PUBLISHING, step};
+use crate::error::{Error, Result};
+
+/// Where an output is, and where it grows.
+#[derive(Clone, Debug)]
+pub(super) struct Places {
+    /// The output.
+    pub(super) target: PathBuf,
+    /// The folder in which it grows.
+    pub(super) folder: PathBuf,
+    /// That folder while it is removed.
+    pub(super) done: PathBuf,
+    /// The folder in which both are.
+    pub(super) beside: PathBuf,
+}
+
+impl Places {
+    pub(super) fn of(target: &Path) -> Result<Self> {
+        let (beside, mut name) = place(target)?;
+        name.push("partial");
+        let folder = beside.join(&name);
+        name.push(".done");
+        Ok(Self {
+            target: bare(target),
+            folder,
+            done: beside.join(name),
+            beside,
+        })
+    }
+
+    /// What will be called `target`.
+    pub(super) fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+}
+
+/// Whether the output has got its name from the folder where it grew.
+pub(super) fn is_published(places: &Places) -> bool {
+    let marker = Marker::read(&places.folder);
+    marker.is_some_and(|marker| inode(&places.data()) != Some(marker.own().inode))
+}
+
+/// Removes what is left of an output that has got its name, if its process was killed before it
+/// could. Gives the id of that output's run if the output still has its name.
+pub(super) fn settle(places: &Places) -> Result<Option<String>> {
+    let mut found = None;
+    let mut note = |marker: &Marker| {
+        let own = marker.own();
+        if inode(&places.target) == Some(own.inode) {
+            found = Some(own.run.clone());
+        }
+    };
+    // Where a lock is held, its process does it.
+    if is_left(&places.done)
+        && let Ok(_locks) = lock_all(&places.done, false)
+    {
+        Marker::read(&places.done).iter().for_each(&mut note);
+        remove_own(&places.done)?;
+    }
+    if is_published(places) {
+        let locks = match lock_all(&places.folder, true) {
+            Err(error) if is_gone(&error) => Vec::new(),
+            locked => locked?,
+        };
+        if is_published(places)
+            && let Some(marker) = Marker::read(&places.folder)
+        {
+            note(&marker);
+            check_replaced(&places.folder)?;
+            remove_at_once(places)?;
+        }
+        drop(locks);
+    }
+    Ok(found)
+}
+
+/// Removes what is left of an output called `target` that has got its name. Nothing depends on it.
+pub(in super::super) fn tidy(target: &Path) -> Result<()> {
+    match settle(&Places::of(target)?) {
+        Err(Error::Locked { .. }) => Ok(()),
+        settled => settled.map(|_| ()),
+    }
+}
+
+/// Removes what unfinished runs left of an output called `target`; nothing if there is nothing.
+///
+/// # Errors
+///
+/// [`Error::Locked`] if a process still writes it, [`Error::NotReplaceable`] if its folder holds
+/// what was to be replaced, and that is no output; [`Error::Io`] if it cannot be removed.
+pub fn discard(target: &Path) -> Result<()> {
+    let places = Places::of(target)?;
+    if !places.folder.is_dir() {
+        return Ok(());
+    }
+    let _locks = lock_all(&places.folder, true)?;
+    check_replaced(&places.folder)?;
+    remove_at_once(&places)
+}
+
+/// Takes every lock that a folder has; for that of all it waits, if it is to.
+fn lock_all(folder: &Path, wait: bool) -> Result<Vec<Lock>> {
+    let mut names = vec!["lock".to_owned()];
+    for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
+        let name = entry.map_err(Error::io("list", folder))?.file_name();
+        let own = name
+            .to_str()
+            .filter(|name| is_lock(name) && *name != "lock");
+        names.extend(own.map(str::to_owned));
+    }
+    let held = names
+        .iter()
+        .map(|name| lock(folder, name, wait && name == "lock"));
+    held.collect()
+}
+
+/// Whether a process left this folder when it was killed while it removed it.
+fn is_left(folder: &Path) -> bool {
+    folder.is_dir() && matches!(foreign_below(folder), Ok(None))
+}
+
+/// Removes the folder in which an output grew.
+pub(super) fn remove_at_once(places: &Places) -> Result<()> {
+    if is_left(&places.done) {
+        remove_own(&places.done)?;
+    }
+    step("set aside")?;
+    let aside =
+        places.done.symlink_metadata().is_err() && fs::rename(&places.folder, &places.done).is_ok();
+    step("remove")?;
+    remove_own(if aside { &places.done } else { &places.folder })
+}
+
+/// Checks that what was replaced, if it is in the folder, may be removed with it.
+fn check_replaced(folder: &Path) -> Result<()> {
+    let data = folder.join("data");
+    let mut aside = data.clone().into_os_string();
+    aside.push(REPLACED);
+    let rule = FolderKind::ZARR.replaced(true);
+    if let Some(marker) = Marker::read(folder)
+        && inode(&data) != Some(marker.own().inode)
+    {
+        rule.check_at(&data, &data)?;
+    }
+    rule.check_at(Path::new(&aside), Path::new(&aside))
+}
+
+/// Removes what runs put into a folder, what others look for last; then the folder, if that was all.
+fn remove_own(folder: &Path) -> Result<()> {
+    let mut names = Vec::new();
+    match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => {
+            for entry in entries.map_err(Error::io("list", folder))? {
+                let name = entry.map_err(Error::io("list", folder))?.file_name();
+                names.extend(name.to_str().filter(|name| is_own(name)).map(str::to_owned));
+            }
+        }
+    }
+    names.sort_by_key(|name| (is_lock(name), name == PUBLISHING));
+    for name in names {
+        let path = folder.join(&name);
+        match path.symlink_metadata() {
+            Ok(found) if found.is_dir() => remove_folder(&path)?,
+            _ => remove_file(&path)?,
+        }
+        step("removed one")?;
+    }
+    match fs::remove_dir(folder) {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
+            ) =>
+        {
+            Err(Error::io("remove", folder)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a folder is one in which an output grows, and not an output.
+pub(in super::super) fn is_partial(folder: &Path) -> bool {
+    let is_file = |name: &str| {
+        let found = folder.join(name).symlink_metadata();
+        found.is_ok_and(|found| found.is_file())
+    };
+    is_file("lock") && folder.join("data").is_dir()
+}
+
+/// The first thing in such a folder that no run puts there.
+///
+/// # Errors
+///
+/// [`Error::Locked`] if a process writes it.
+pub(in super::super) fn foreign(folder: &Path) -> Result<Option<Foreign>> {
+    if let Some(found) = foreign_below(folder)? {
+        return Ok(Some(found));
+    }
+    lock_all(folder, false)?;
+    zarr::foreign(&folder.join("data"))
+}
+
+/// The same, but for what is in the output itself, which need not be whole.
+fn foreign_below(folder: &Path) -> Result<Option<Foreign>> {
+    for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
+        let entry = entry.map_err(Error::io("list", folder))?;
+        let kind = entry.file_type().map_err(Error::io("look at", folder))?;
+        let name = entry.file_name();
+        let name = name.to_str().unwrap_or_default();
+        let is_folder = name.starts_with("data") || name.starts_with("tmp.");
+        if !is_own(name) || is_folder != kind.is_dir() || is_folder == kind.is_file() {
+            return Ok(Some(Foreign::new(entry.path())));
+        }
+    }
+    Ok(None)
+}
+
+fn is_lock(name: &str) -> bool {
+    name == "lock" || name.strip_prefix("lock.").is_some_and(is_part)
+}
+
+/// Whether a run gives this name to something in the folder in which its output grows.
+fn is_own(name: &str) -> bool {
+    let of_part = |what: &str| name.strip_prefix(what).is_some_and(is_part);
+    let fixed = [
+        "data",
+        "data.replaced",
+        "journal.begun",
+        "metadata.begun",
+        PUBLISHING,
+        "publishing.begun",
+        "tmp.all",
+    ];
+    fixed.contains(&name) || is_lock(name) || of_part("journal.") || of_part("tmp.")
+}
+
+/// Whether a name ends as that of a part does: `3-of-8`.
+fn is_part(end: &str) -> bool {
+    let is_number = |text: &str| text.parse::<u32>().is_ok();
+    end.split_once("-of-")
+        .is_some_and(|(index, count)| is_number(index) && is_number(count))
+}

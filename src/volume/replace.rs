@@ -1,0 +1,296 @@
+//! What an output may replace: an output of its own kind, and nothing else.
+//!
+//! It is looked at when an output is begun, and again right before and right after names are
+//! exchanged (see [`staged`](super::staged)), so that nothing is removed that is not an output.
+
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use flate2::bufread::MultiGzDecoder;
+use rustix::fs::OFlags;
+
+use super::flat::GZIP;
+use super::header::{LIMIT, metaimage, nifti, npy, nrrd};
+use super::staged::parent;
+use super::{Format, partial, zarr};
+use crate::error::{Error, Result};
+
+/// What an output may replace.
+#[derive(Clone, Copy, Debug)]
+pub enum Replace {
+    /// Nothing: its name must be free.
+    Nothing,
+    /// A regular file of this kind, or an empty one.
+    File(FileKind),
+    /// A folder of this kind, or an empty one.
+    Folder(FolderKind),
+}
+
+/// A kind of file.
+#[derive(Clone, Copy, Debug)]
+pub struct FileKind {
+    /// The name of such a file in messages, as in `a PNG picture`.
+    pub name: &'static str,
+    /// Returns `true` if a file is of this kind, given its first MiB, or all of it if it is shorter.
+    pub recognises: fn(&[u8]) -> bool,
+}
+
+/// A kind of folder.
+#[derive(Clone, Copy, Debug)]
+pub struct FolderKind {
+    /// The name of such a folder in messages, as in `a Zarr array or group`.
+    pub name: &'static str,
+    /// Returns the first thing found in a folder that a folder of this kind does not have: its path
+    /// and, where it is not the name that is wrong, what it is. `None` if there is no such thing.
+    pub foreign: fn(&Path) -> Result<Option<Foreign>>,
+}
+
+/// Something in a folder that does not belong there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Foreign {
+    /// Its path.
+    pub path: PathBuf,
+    /// What it is, as in `a mount point`; `None` if only its name or type is wrong.
+    pub what: Option<&'static str>,
+}
+
+impl Foreign {
+    /// Something of a wrong name or type.
+    #[must_use]
+    pub const fn new(path: PathBuf) -> Self {
+        Self { path, what: None }
+    }
+}
+
+const NIFTI: FileKind = FileKind {
+    name: "a NIfTI file",
+    recognises: is_nifti,
+};
+
+const NRRD: FileKind = FileKind {
+    name: "an NRRD file",
+    recognises: |head| head.starts_with(nrrd::MAGIC),
+};
+
+const METAIMAGE: FileKind = FileKind {
+    name: "a MetaImage file",
+    recognises: metaimage::recognise,
+};
+
+/// Whether a file that begins like this is NIfTI, plain or compressed.
+fn is_nifti(head: &[u8]) -> bool {
+    if !head.starts_with(&GZIP) {
+        return nifti::recognise(head);
+    }
+    let mut inside = Vec::new();
+    // What is cut at the end does not matter.
+    let _ = MultiGzDecoder::new(head)
+        .take(4096)
+        .read_to_end(&mut inside);
+    nifti::recognise(&inside)
+}
+
+impl FileKind {
+    /// Files in the format of numpy, for outputs that hold something other than a volume.
+    pub const NPY: Self = Self {
+        name: "an .npy file",
+        recognises: |head| head.starts_with(npy::MAGIC),
+    };
+
+    /// What an output of this kind may replace, if it may replace anything.
+    #[must_use]
+    pub const fn replaced(self, allowed: bool) -> Replace {
+        if allowed {
+            Replace::File(self)
+        } else {
+            Replace::Nothing
+        }
+    }
+}
+
+impl FolderKind {
+    /// Zarr arrays and groups, and those that are not complete yet.
+    pub const ZARR: Self = Self {
+        name: "a Zarr array or group",
+        foreign: foreign_to_zarr,
+    };
+
+    /// What an output of this kind may replace, if it may replace anything.
+    #[must_use]
+    pub const fn replaced(self, allowed: bool) -> Replace {
+        if allowed {
+            Replace::Folder(self)
+        } else {
+            Replace::Nothing
+        }
+    }
+}
+
+impl Replace {
+    /// What a volume in this format may replace, if it may replace anything.
+    pub(super) const fn by(format: Format, allowed: bool) -> Self {
+        match format {
+            Format::Zarr2 | Format::Zarr3 => FolderKind::ZARR.replaced(allowed),
+            Format::Npy => FileKind::NPY.replaced(allowed),
+            Format::Nrrd => NRRD.replaced(allowed),
+            Format::MetaImage => METAIMAGE.replaced(allowed),
+            _ => NIFTI.replaced(allowed),
+        }
+    }
+
+    /// Checks that an output may be called `target`: that nothing has the name, or something that
+    /// may be replaced.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Exists`] if something has the name and nothing may be replaced,
+    /// [`Error::NotReplaceable`] if it is not an output of this kind: never a symbolic link, a
+    /// device, a FIFO, a socket, a mount point, something that is write-protected, or a folder
+    /// with anything in it that does not belong to an output; [`Error::Io`] if it cannot be
+    /// looked at.
+    pub fn check(&self, target: &Path) -> Result<()> {
+        let target = bare(target);
+        self.check_at(&target, &target)
+    }
+
+    /// Checks what is at `place`, which errors call `target`.
+    pub(super) fn check_at(&self, place: &Path, target: &Path) -> Result<()> {
+        let found = match fs::symlink_metadata(place) {
+            Ok(found) => found,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(Error::io("look at", target)(source)),
+        };
+        let what = if found.is_symlink() {
+            Some("a symbolic link".to_owned())
+        } else if let Self::Nothing = self {
+            return Err(Error::Exists {
+                path: target.to_path_buf(),
+            });
+        } else {
+            self.obstacle(place, &found)?
+        };
+        match what {
+            None => Ok(()),
+            Some(what) => Err(Error::NotReplaceable {
+                path: target.to_path_buf(),
+                what,
+            }),
+        }
+    }
+
+    /// What is at `place`, if it may not be replaced.
+    fn obstacle(&self, place: &Path, found: &Metadata) -> Result<Option<String>> {
+        if let Some(what) = special(found).or_else(|| guarded(place, found)) {
+            return Ok(Some(what.to_owned()));
+        }
+        match self {
+            Self::File(_) if found.is_dir() => {
+                Ok(Some("a folder, and the output is a file".to_owned()))
+            }
+            Self::Folder(_) if found.is_file() => {
+                Ok(Some("a file, and the output is a folder".to_owned()))
+            }
+            Self::File(kind) => kind.mismatch(place, found),
+            Self::Folder(kind) => kind.mismatch(place),
+            Self::Nothing => Ok(None),
+        }
+    }
+}
+
+impl FileKind {
+    /// What a file is, if it is not of this kind.
+    fn mismatch(&self, place: &Path, found: &Metadata) -> Result<Option<String>> {
+        if found.len() == 0 {
+            return Ok(None);
+        }
+        // Another file may have the name by now: to open a pipe could take for ever.
+        let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;
+        let file = File::options()
+            .read(true)
+            .custom_flags(i32::try_from(flags.bits()).unwrap_or(0))
+            .open(place)
+            .map_err(Error::io("open", place))?;
+        let mut head = Vec::new();
+        file.take(LIMIT)
+            .read_to_end(&mut head)
+            .map_err(Error::io("read", place))?;
+        let what = || format!("a file, but not {}", self.name);
+        Ok((!(self.recognises)(&head)).then(what))
+    }
+}
+
+impl FolderKind {
+    /// What a folder is, if it is not of this kind.
+    fn mismatch(&self, place: &Path) -> Result<Option<String>> {
+        let Some(Foreign { path, what }) = (self.foreign)(place)? else {
+            return Ok(None);
+        };
+        let name = path.strip_prefix(place).unwrap_or(&path).display();
+        Ok(Some(match what {
+            Some(what) => format!("a folder that holds {name}, which is {what}"),
+            None => format!(
+                "a folder that holds {name}, which does not belong to {}",
+                self.name
+            ),
+        }))
+    }
+}
+
+/// What a file is that is neither a regular file nor a folder.
+fn special(found: &Metadata) -> Option<&'static str> {
+    let kind = found.file_type();
+    if kind.is_file() || kind.is_dir() {
+        None
+    } else if kind.is_fifo() {
+        Some("a FIFO")
+    } else if kind.is_socket() {
+        Some("a socket")
+    } else {
+        Some("a device")
+    }
+}
+
+/// What protects a file or folder, if anything does: it is mounted, or nobody may write to it.
+pub(super) fn guarded(path: &Path, found: &Metadata) -> Option<&'static str> {
+    if is_mount_point(path, found) {
+        Some("a mount point")
+    } else if found.mode() & 0o222 == 0 {
+        Some("write-protected")
+    } else {
+        None
+    }
+}
+
+fn is_mount_point(path: &Path, found: &Metadata) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+        let mounted = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE)
+            .is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
+        if mounted {
+            return true;
+        }
+    }
+    // Files of one folder may have other device numbers than the folder, in an overlay.
+    let above = fs::metadata(parent(path)).ok();
+    found.is_dir() && above.is_some_and(|above| above.dev() != found.dev())
+}
+
+fn foreign_to_zarr(folder: &Path) -> Result<Option<Foreign>> {
+    if partial::is_partial(folder) {
+        partial::foreign(folder)
+    } else {
+        zarr::foreign(folder)
+    }
+}
+
+/// A path without a slash at its end, which would mean what a link leads to.
+pub(super) fn bare(path: &Path) -> PathBuf {
+    path.file_name()
+        .map_or_else(|| path.to_path_buf(), |name| path.with_file_name(name))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! What belongs to a Zarr array or group: metadata, chunks, and arrays and groups below.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value as Json;
+
+use super::super::replace::{Foreign, guarded};
+use super::store::{Links, read_json};
+use crate::error::{Error, Result};
+
+/// What a folder of a store is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Array,
+    Group,
+    /// Below an array: its name is the start of a chunk's key.
+    Chunks,
+}
+
+/// The first thing found in a folder that no Zarr array or group has; `None` if the folder is one
+/// from top to bottom, or is empty.
+pub(in super::super) fn foreign(folder: &Path) -> Result<Option<Foreign>> {
+    let Some(first) = entries(folder)?.next() else {
+        return Ok(None);
+    };
+    let Some(role) = role(folder) else {
+        return Ok(Some(Foreign::new(first?.path())));
+    };
+    let mut folders = vec![(folder.to_path_buf(), role)];
+    while let Some((folder, role)) = folders.pop() {
+        for entry in entries(&folder)? {
+            let entry = entry?;
+            match sort(&entry, role)? {
+                Sorted::Own => {}
+                Sorted::Below(role) => folders.push((entry.path(), role)),
+                Sorted::Foreign(foreign) => return Ok(Some(foreign)),
+            }
+        }
+    }
+    Ok(None)
+}
+
+enum Sorted {
+    Own,
+    Below(Role),
+    Foreign(Foreign),
+}
+
+/// What an entry of a folder of this role is.
+fn sort(entry: &fs::DirEntry, above: Role) -> Result<Sorted> {
+    let path = entry.path();
+    let failed = Error::io("look at", &path);
+    let (name, kind) = (entry.file_name(), entry.file_type().map_err(failed)?);
+    let name = name.to_str().unwrap_or_default();
+    let foreign = |path: PathBuf| Ok(Sorted::Foreign(Foreign::new(path)));
+    if kind.is_file() {
+        let own = match above {
+            Role::Array => is_document(name) || is_key(name),
+            Role::Group => is_document(name),
+            Role::Chunks => is_key(name),
+        };
+        return if own { Ok(Sorted::Own) } else { foreign(path) };
+    }
+    if !kind.is_dir() {
+        return foreign(path);
+    }
+    let role = match above {
+        Role::Group => role(&path),
+        Role::Array | Role::Chunks => is_key(name).then_some(Role::Chunks),
+    };
+    let Some(role) = role else {
+        return foreign(path);
+    };
+    let found = entry.metadata().map_err(Error::io("look at", &path))?;
+    Ok(match guarded(&path, &found) {
+        Some(what) => Sorted::Foreign(Foreign {
+            path,
+            what: Some(what),
+        }),
+        None => Sorted::Below(role),
+    })
+}
+
+fn entries(folder: &Path) -> Result<impl Iterator<Item = Result<fs::DirEntry>>> {
+    let listed = fs::read_dir(folder).map_err(Error::io("list", folder))?;
+    Ok(listed.map(move |entry| entry.map_err(Error::io("list", folder))))
+}
+
+/// What a folder's own metadata say that it is. Those that cannot be read say nothing.
+fn role(folder: &Path) -> Option<Role> {
+    let document = |name: &str| read_json(folder, name, Links::Refused).ok().flatten();
+    let version = |document: &Json| document.get("zarr_format").and_then(Json::as_u64);
+    if let Some(found) = document("zarr.json") {
+        return match found.get("node_type").and_then(Json::as_str) {
+            Some("array") if version(&found) == Some(3) => Some(Role::Array),
+            Some("group") if version(&found) == Some(3) => Some(Role::Group),
+            _ => None,
+        };
+    }
+    let is_v2 = |name| document(name).is_some_and(|found| version(&found) == Some(2));
+    if is_v2(".zarray") {
+        Some(Role::Array)
+    } else {
+        is_v2(".zgroup").then_some(Role::Group)
+    }
+}
+
+/// Whether a file of this name holds metadata.
+fn is_document(name: &str) -> bool {
+    matches!(
+        name,
+        "zarr.json" | ".zarray" | ".zgroup" | ".zattrs" | ".zmetadata"
+    )
+}
+
+/// Whether a name is a chunk's key or a part of one: `c`, `17`, `0.1.2`, `c.0.1.2`.
+fn is_key(name: &str) -> bool {
+    let numbers = match name.strip_prefix('c') {
+        Some("") => return true,
+        Some(rest) => rest.strip_prefix('.'),
+        None => Some(name),
+    };
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    numbers.is_some_and(|numbers| numbers.split('.').all(is_number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_chunks_are_told_from_other_names() {
+        for own in ["c", "0", "17", "0.1.2", "c.0.1.2"] {
+            assert!(is_key(own), "{own}");
+        }
+        for other in [
+            "", "C", "c.", "c0", "0.", ".0", "0..1", "1a", "-1", "0 1", "٣",
+        ] {
+            assert!(!is_key(other), "{other}");
+        }
+    }
+}
