@@ -4,6 +4,11 @@
 //! cargo run --release --example train
 //! ```
 
+#![allow(
+    clippy::clone_on_ref_ptr,
+    reason = "the closure becomes a trait object"
+)]
+
 use std::sync::Arc;
 
 use voxpatch::sampler::Sampler;

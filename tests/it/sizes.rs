@@ -29,15 +29,12 @@ fn bounded(args: &[String]) -> Output {
     limited.output().expect("a shell")
 }
 
-#[test]
-fn sizes_of_every_flag_are_checked_before_anything_is_asked_for() {
-    let place = Place::new();
-    let source = place.small("small.zarr");
-    let out = |name: &str| place.at(name);
+/// Commands, and the sizes that each takes in place of N.
+fn tables(source: &str, picture: &str) -> Vec<(String, &'static [&'static str])> {
     let infer = format!("infer {source} OUT --patch 8 --overlap 4 --force");
     let sample = format!("sample {source} --out OUT.npy --force");
     let convert = format!("convert {source} OUT --force");
-    let tables: Vec<(String, &[&str])> = vec![
+    vec![
         (
             infer.replace("--patch 8 --overlap 4", "--overlap 0"),
             &[
@@ -96,7 +93,7 @@ fn sizes_of_every_flag_are_checked_before_anything_is_asked_for() {
             ],
         ),
         (
-            format!("preview {source} {} --force", out("p.png")),
+            format!("preview {source} {picture} --force"),
             &["--at N", "--at 1,N,1", "--level N"],
         ),
         (format!("info {source}"), &["--level N"]),
@@ -110,9 +107,16 @@ fn sizes_of_every_flag_are_checked_before_anything_is_asked_for() {
                 "--size 8 --threads N",
             ],
         ),
-    ];
+    ]
+}
+
+#[test]
+fn sizes_of_every_flag_are_checked_before_anything_is_asked_for() {
+    let place = Place::new();
+    let source = place.small("small.zarr");
+    let out = |name: &str| place.at(name);
     let mut runs = Vec::new();
-    for (first, flags) in tables {
+    for (first, flags) in tables(&source, &out("p.png")) {
         for (flag, number) in flags.iter().flat_map(|flag| NUMBERS.map(|n| (flag, n))) {
             let args = format!("{first} {}", flag.replace('N', number));
             let args = args.replace("OUT", &out(&format!("out{}.zarr", runs.len())));

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use voxpatch::inference::{
-    Ensemble, Flips, Model, Normalize, OneOutput, OutputPlace, Plan, Selection, builtin,
+    Ensemble, Flips, Model, Normalize, OneOutput, OutputPlace, Plan, Predicted, Selection, builtin,
     measuring_threads,
 };
-use voxpatch::meter::{Meter, anonymous_bytes};
+use voxpatch::meter::{Meter, Peak, anonymous_bytes};
 use voxpatch::volume::{CreateOptions, Part, Space, check_output};
 use voxpatch::{Error, Layout, Target, Volume};
 
@@ -84,14 +84,22 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
         let stopped = matches!(error, Error::Stopped);
         let error = anyhow::Error::new(error);
         if stopped && resumed {
-            error.context("the same command goes on from here")
+            error.context("interrupted: run the same command again to resume")
         } else {
             error
         }
     })?;
     let seconds = began.elapsed().as_secs_f64();
-    let peak = meter.stop();
+    summary(settings, &done, (seconds, patch_bytes), &meter.stop())
+}
 
+/// Prints what was done in so many seconds, with patches of so many bytes.
+fn summary(
+    settings: &args::Infer,
+    done: &Predicted,
+    (seconds, patch_bytes): (f64, u64),
+    peak: &Peak,
+) -> anyhow::Result<()> {
     let output = done.outputs.first().copied().unwrap_or_default();
     let mut told = Report::default();
     told.plain("out", settings.target.display().to_string());
@@ -100,7 +108,7 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
         told.plain("whole", done.whole);
     }
     told.plain("patches", done.patches);
-    if mask.is_some() {
+    if settings.blending.mask.is_some() {
         told.plain("patches_skipped", output.skipped);
     }
     tell_rates(&mut told, done.patches, patch_bytes, seconds);
