@@ -1,7 +1,11 @@
 //! Converts any volume into any output, box by box in bounded memory.
 //!
-//! Voxels are converted to the output's type as [`dtype`](crate::dtype) describes; slope and
-//! intercept are copied to the layout and not applied. Every write chunk is written once.
+//! Voxels are converted to the output's type as [`dtype`](crate::dtype) describes, and values that the
+//! type does not have are counted. Those beyond its range are an error unless [`ConvertOptions::clip`]
+//! allows them. Every write chunk is written once.
+//!
+//! The voxels copied are those that the source gives: real values, or stored ones if it was opened
+//! for those. An output whose layout has a slope and intercept needs stored ones.
 //!
 //! A sequential source (a file compressed as a whole) is read once from front to back by one thread
 //! at a time, in slabs made of whole write chunks, while other threads convert and encode the slab
@@ -10,11 +14,12 @@
 
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::iter::{ParallelBridge, ParallelIterator};
 
+use crate::dtype::{Count, DType, Loss, loss, text};
 use crate::error::{Error, Result};
 use crate::patch::{Patch, copy_common};
 use crate::progress::{Progress, report};
@@ -32,6 +37,8 @@ pub struct ConvertOptions {
     pub threads: usize,
     /// Bytes that boxes under way and decoded chunks may take together.
     pub memory: u64,
+    /// Whether values beyond the range of the output's type may become its nearest value.
+    pub clip: bool,
 }
 
 impl Default for ConvertOptions {
@@ -39,6 +46,7 @@ impl Default for ConvertOptions {
         Self {
             threads: threads(),
             memory: 256 << 20,
+            clip: false,
         }
     }
 }
@@ -48,6 +56,10 @@ impl Default for ConvertOptions {
 pub struct Converted {
     /// Boxes handed to the output: its write chunks, or slabs of a flat file.
     pub chunks_written: u64,
+    /// Values beyond the range of the output's type, which became its nearest; NaN became 0.
+    pub clipped: u64,
+    /// Values with a fraction, or more digits than the output's type has, which became the nearest.
+    pub rounded: u64,
     /// What was read of the source.
     pub reads: ReadStats,
 }
@@ -58,8 +70,8 @@ pub struct Converted {
 ///
 /// # Errors
 ///
-/// [`Error::Setting`] if the shapes differ, [`Error::Stopped`] if `progress` says so, and the
-/// errors of reading and writing. The output is finished only if all went well.
+/// [`Error::Setting`] if the shapes differ, [`Error::Lossy`] if values do not fit the output's type,
+/// [`Error::Stopped`] if `progress` says so, and the errors of reading and writing. The output is finished only if all went well.
 pub fn convert(
     source: &Arc<dyn Volume>,
     target: Box<dyn VolumeMut>,
@@ -83,6 +95,7 @@ pub fn convert(
         done: AtomicU64::new(0),
         total: from.channels * Region::whole(from.shape).voxels(),
         written: AtomicU64::new(0),
+        lost: Mutex::default(),
     };
     let waiting = |order| target.waiting_bytes(order);
     let reads = match OnePass::new(&**source, to, waiting, options) {
@@ -94,10 +107,17 @@ pub fn convert(
         None => work.anywhere(source, options)?,
     };
     source.check_unchanged()?;
+    let lost = work.lost.into_inner();
+    let lost = lost.unwrap_or_else(PoisonError::into_inner);
+    if !options.clip {
+        lost.check(&from.path, to.dtype, work.total)?;
+    }
     let chunks_written = work.written.into_inner();
     target.finish()?;
     Ok(Converted {
         chunks_written,
+        clipped: lost.clipped,
+        rounded: lost.rounded,
         reads,
     })
 }
@@ -189,6 +209,33 @@ struct Work<'a> {
     done: AtomicU64,
     total: u64,
     written: AtomicU64,
+    lost: Mutex<Lost>,
+}
+
+/// What was lost so far.
+#[derive(Debug, Default)]
+struct Lost {
+    clipped: u64,
+    rounded: u64,
+    /// The place (c, z, y, x) and value of the first clipped voxel in that order.
+    first: Option<([u64; 4], String)>,
+}
+
+impl Lost {
+    fn check(&self, path: &Path, dtype: DType, total: u64) -> Result<()> {
+        let Some(([channel, voxel @ ..], value)) = &self.first else {
+            return Ok(());
+        };
+        Err(Error::Lossy {
+            path: path.to_path_buf(),
+            dtype,
+            clipped: self.clipped,
+            total,
+            channel: *channel,
+            voxel: *voxel,
+            value: value.clone(),
+        })
+    }
 }
 
 impl Work<'_> {
@@ -270,11 +317,32 @@ impl Work<'_> {
         Ok(voxels)
     }
 
+    /// Counts what the conversion of a box loses.
+    fn count(&self, box_: &Patch, first_channel: u64, to: DType) {
+        let found = loss(box_.dtype(), box_.bytes(), to);
+        if found == Loss::default() {
+            return;
+        }
+        let first = |count: Count| {
+            let (channel, [z, y, x]) = box_.region().place(count.first?);
+            let [z, y, x] = [z, y, x].map(i64::unsigned_abs);
+            let value = text(box_.dtype(), box_.bytes(), count.first?);
+            Some(([first_channel + channel, z, y, x], value))
+        };
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.clipped += found.clipped.number;
+        lost.rounded += found.rounded.number;
+        let both = [lost.first.take(), first(found.clipped)];
+        lost.first = both.into_iter().flatten().min_by_key(|(at, _)| *at);
+    }
+
     /// Converts voxels to the output's type and writes them.
     fn write(&self, channels: Range<u64>, voxels: Patch) -> Result<()> {
         let region = voxels.region();
         let count = region.voxels() * (channels.end - channels.start);
-        let voxels = voxels.converted(self.target.layout().dtype);
+        let dtype = self.target.layout().dtype;
+        self.count(&voxels, channels.start, dtype);
+        let voxels = voxels.converted(dtype);
         self.target
             .write_channels(channels, region, voxels.bytes())?;
         self.written.fetch_add(1, Ordering::Relaxed);
@@ -423,7 +491,11 @@ mod tests {
                     };
                     let target = create(&path, source.layout(), &options).unwrap();
                     let volume: Arc<dyn Volume> = Arc::clone(&source) as _;
-                    let how = ConvertOptions { threads: 3, memory };
+                    let how = ConvertOptions {
+                        threads: 3,
+                        memory,
+                        ..ConvertOptions::default()
+                    };
                     convert(&volume, target, &how, &silent).unwrap();
                     let out = open(&path).unwrap().read(Region::whole(SHAPE)).unwrap();
                     assert_eq!(out, source.inner.to_patch());
@@ -485,7 +557,11 @@ mod tests {
                     ..CreateOptions::default()
                 };
                 let memory = 100_000;
-                let how = ConvertOptions { threads, memory };
+                let how = ConvertOptions {
+                    threads,
+                    memory,
+                    ..ConvertOptions::default()
+                };
                 let target = create(&path, &layout, &options).unwrap();
                 let done = convert(&volume, target, &how, &silent).unwrap();
                 assert!(done.reads.bytes <= bytes, "{name}: one pass");
@@ -507,7 +583,11 @@ mod tests {
         });
         let chosen = |sequential, memory| {
             let source = source(sequential);
-            let options = ConvertOptions { threads: 1, memory };
+            let options = ConvertOptions {
+                threads: 1,
+                memory,
+                ..ConvertOptions::default()
+            };
             let chosen = options
                 .choose(&*source, &path, source.layout(), &choices)
                 .unwrap();
@@ -545,7 +625,11 @@ mod tests {
             convert(
                 &(source as _),
                 target,
-                &ConvertOptions { threads, memory },
+                &ConvertOptions {
+                    threads,
+                    memory,
+                    ..ConvertOptions::default()
+                },
                 &silent,
             )
             .unwrap();
@@ -564,24 +648,68 @@ mod tests {
     }
 
     #[test]
-    fn voxels_take_the_output_s_type() {
+    fn voxels_that_do_not_fit_are_counted_named_and_refused_unless_they_may_be_clipped() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("bytes.zarr");
-        let source = source(false);
+        for (n, sequential) in [false, true].into_iter().enumerate() {
+            let path = dir.path().join(format!("{n}.zarr"));
+            let source = source(sequential);
+            let layout = Layout {
+                dtype: DType::U8,
+                ..source.layout().clone()
+            };
+            let store = CreateOptions {
+                chunk: [4, 8, 8],
+                shard: None,
+                ..CreateOptions::default()
+            };
+            let converted = |clip| {
+                let options = ConvertOptions {
+                    threads: 3,
+                    clip,
+                    ..ConvertOptions::default()
+                };
+                let target = create(&path, &layout, &store)?;
+                convert(&(Arc::clone(&source) as _), target, &options, &silent)
+            };
+            let all: u64 = 2 * 21 * 18 * 25;
+            match converted(false).unwrap_err() {
+                Error::Lossy {
+                    clipped,
+                    total,
+                    channel,
+                    voxel,
+                    value,
+                    ..
+                } => {
+                    assert_eq!((clipped, total), (all - 256, all));
+                    assert_eq!((channel, voxel, &*value), (0, [0, 10, 6], "256"));
+                }
+                other => panic!("{other}"),
+            }
+            assert!(!path.exists());
+            let done = converted(true).unwrap();
+            assert_eq!((done.clipped, done.rounded), (all - 256, 0));
+            let out = open(&path).unwrap().read(Region::whole(SHAPE)).unwrap();
+            assert_eq!(out, source.inner.to_patch().converted(DType::U8));
+        }
+    }
+
+    #[test]
+    fn fractions_are_rounded_and_counted_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rounded.zarr");
+        let values = vec![0.5_f32, 1.0, -3.0, 2.75];
+        let source = MemoryVolume::from_vec([1, 2, 2], 1, values).unwrap();
         let layout = Layout {
-            dtype: DType::U8,
-            ..source.layout().clone()
+            dtype: DType::I16,
+            ..Volume::layout(&source).clone()
         };
         let target = create(&path, &layout, &CreateOptions::default()).unwrap();
-        convert(
-            &(Arc::clone(&source) as _),
-            target,
-            &ConvertOptions::default(),
-            &silent,
-        )
-        .unwrap();
-        let out = open(&path).unwrap().read(Region::whole(SHAPE)).unwrap();
-        assert_eq!(out, source.inner.to_patch().converted(DType::U8));
+        let source: Arc<dyn Volume> = Arc::new(source);
+        let done = convert(&source, target, &ConvertOptions::default(), &silent).unwrap();
+        assert_eq!((done.clipped, done.rounded), (0, 2));
+        let out = open(&path).unwrap().read(Region::whole([1, 2, 2])).unwrap();
+        assert_eq!(out.as_slice::<i16>().unwrap(), [0, 1, -3, 3]);
     }
 
     #[test]

@@ -5,6 +5,8 @@
 //! saturate, and NaN becomes 0 in an integer. A `bool` is stored as one byte; any non-zero
 //! value is true and converts to 1.
 
+mod loss;
+
 use std::fmt;
 
 use bytemuck::Pod;
@@ -12,6 +14,8 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use crate::error::{Error, Result};
+
+pub(crate) use loss::{Count, Loss, loss, text};
 
 /// The type of a voxel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -155,6 +159,42 @@ impl DType {
             value: value.to_string(),
             problem,
         })
+    }
+
+    /// Returns `true` if every value of `other` exists in this type.
+    #[must_use]
+    pub fn holds(self, other: Self) -> bool {
+        // Bits of whole numbers that are exact, and whether they may be negative.
+        let bits = |dtype: Self| match dtype {
+            Self::Bool => 1,
+            Self::I8 => 7,
+            Self::F16 => 11,
+            Self::I16 => 15,
+            Self::F32 => 24,
+            Self::I32 => 31,
+            Self::F64 => 53,
+            Self::I64 => 63,
+            _ => 8 * dtype.size(),
+        };
+        let signed = |dtype: Self| {
+            !matches!(
+                dtype,
+                Self::Bool | Self::U8 | Self::U16 | Self::U32 | Self::U64
+            )
+        };
+        bits(self) >= bits(other)
+            && (signed(self) || !signed(other))
+            && (self.is_float() || !other.is_float())
+    }
+
+    /// The smallest type that holds every value of both; `None` if no type does.
+    #[must_use]
+    pub fn common(self, other: Self) -> Option<Self> {
+        let both = |dtype: &Self| dtype.holds(self) && dtype.holds(other);
+        Self::ALL
+            .into_iter()
+            .filter(both)
+            .min_by_key(|dtype| dtype.size())
     }
 }
 

@@ -742,6 +742,49 @@ pub enum Error {
         other: String,
     },
 
+    /// A voxel's value does not fit the type that was asked for.
+    #[error(
+        "{}: the value {value} of channel {channel} at voxel [{}, {}, {}] (z, y, x) does not fit {dtype}: {remedy}",
+        path.display(), voxel[0], voxel[1], voxel[2]
+    )]
+    ValueRange {
+        /// The volume.
+        path: PathBuf,
+        /// The channel.
+        channel: u64,
+        /// The voxel, z, y, x.
+        voxel: [u64; 3],
+        /// The value, as a number is printed.
+        value: String,
+        /// The type.
+        dtype: DType,
+        /// How to read it.
+        remedy: &'static str,
+    },
+
+    /// A conversion would lose values.
+    #[error(
+        "{}: {clipped} of {total} values do not fit {dtype}, the first of them {value} of channel {channel} at voxel \
+         [{}, {}, {}] (z, y, x): choose a type that holds them, or allow them to become the nearest value",
+        path.display(), voxel[0], voxel[1], voxel[2]
+    )]
+    Lossy {
+        /// The volume.
+        path: PathBuf,
+        /// The type of the output.
+        dtype: DType,
+        /// How many values do not fit.
+        clipped: u64,
+        /// How many values there are.
+        total: u64,
+        /// The channel of the first, in the order c, z, y, x.
+        channel: u64,
+        /// Its voxel, z, y, x.
+        voxel: [u64; 3],
+        /// Its value, as a number is printed.
+        value: String,
+    },
+
     /// The caller asked to stop.
     #[error("stopped on request")]
     Stopped,

@@ -4,12 +4,14 @@
 //! its *source*. Only patches are padded, never volumes.
 
 use crate::dtype::{DType, Element, with_element};
+use crate::error::{Error, Result};
 use crate::region::{Region, Shape};
 
 /// The values of voxels beyond the faces of a volume.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Padding {
-    /// One value, converted to the voxels' type.
+    /// One value, in the units of the voxels that patches get: of real values after slope and intercept, of
+    /// normalised values after that. Their type must have it.
     Constant(f64),
     /// The nearest voxel.
     Edge,
@@ -19,7 +21,31 @@ pub enum Padding {
     Wrap,
 }
 
+/// Returns `true` if voxels of a type can have a value; floats may round it.
+pub(crate) fn has_value(dtype: DType, value: f64) -> bool {
+    dtype.holds_value(value)
+}
+
 impl Padding {
+    /// Checks that voxels of type `dtype` can have the constant; `name` is whose voxels they are.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if they cannot.
+    pub(crate) fn check(self, dtype: DType, name: &str) -> Result<()> {
+        let Self::Constant(value) = self else {
+            return Ok(());
+        };
+        if has_value(dtype, value) {
+            return Ok(());
+        }
+        Err(Error::Setting {
+            name: "a padding of",
+            value: value.to_string(),
+            problem: format!("voxels of {name} are {dtype}, which does not have that value"),
+        })
+    }
+
     /// Returns the coordinate in `0..length` whose voxel is used at `at`; `None` for the constant.
     fn inside(self, at: i64, length: u64) -> Option<u64> {
         let last = i64::try_from(length).unwrap_or(i64::MAX) - 1;

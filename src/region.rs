@@ -80,6 +80,15 @@ impl Region {
         Some(Self { start, shape })
     }
 
+    /// The channel and the voxel (z, y, x) of place `n` in a row-major buffer of this box, channels first.
+    pub(crate) fn place(&self, n: usize) -> (u64, [i64; 3]) {
+        let [z, y, x] = self.shape.map(|length| length.max(1));
+        let n = n as u64;
+        let within = [n / (y * x) % z, n / x % y, n % x];
+        let voxel = std::array::from_fn(|a| self.start[a].saturating_add_unsigned(within[a]));
+        (n / (z * y * x), voxel)
+    }
+
     /// The same box with coordinates relative to `origin`.
     #[must_use]
     pub fn relative_to(&self, origin: [i64; 3]) -> Self {

@@ -76,6 +76,9 @@ impl Aggregator {
         let grid = grid.0.clone();
         let options = blending.options(grid.patch())?;
         let prediction = array::dtype(prediction)?;
+        options
+            .check_type(&grid, prediction)
+            .map_err(|error| raised(&error))?;
         let dtype = match blending.dtype()? {
             Some(dtype) => dtype,
             None => options.reduce.dtype(prediction, channels),
@@ -154,6 +157,7 @@ impl Aggregator {
         told.set_item("patches", done.patches)?;
         told.set_item("skipped", done.skipped)?;
         told.set_item("uncovered_voxels", done.uncovered_voxels)?;
+        told.set_item("clipped_values", done.clipped_values)?;
         told.set_item("chunks_written", done.chunks_written)?;
         told.set_item("peak_live_bytes", done.peak_live_bytes)?;
         let output = match &self.goal {

@@ -4,9 +4,8 @@ use std::ops::Range;
 
 use pyo3::prelude::*;
 use pyo3::types::PySlice;
-use voxpatch::training::Values;
 use voxpatch::volume::{Io, Missing};
-use voxpatch::{OpenOptions, Shape};
+use voxpatch::{DType, OpenOptions, Shape};
 
 use crate::array;
 use crate::errors::invalid;
@@ -81,7 +80,18 @@ pub(crate) fn box_of(given: &Bound<'_, PyAny>, shape: Shape) -> PyResult<[Range<
     Ok([axis(0, z)?, axis(1, y)?, axis(2, x)?])
 }
 
-/// Which values are wanted: `"stored"`, `"real"`, or a numpy type.
+/// Which values are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Values {
+    /// Real ones: slope and intercept are applied.
+    Real,
+    /// Those in the file.
+    Stored,
+    /// Real ones of a type.
+    As(DType),
+}
+
+/// Which values are wanted: `"real"`, `"stored"`, or a numpy type.
 pub(crate) fn values(given: &Bound<'_, PyAny>) -> PyResult<Values> {
     match given.extract::<String>().as_deref() {
         Ok("stored") => Ok(Values::Stored),

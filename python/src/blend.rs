@@ -33,6 +33,7 @@ pub(crate) struct Blending<'py> {
     vote: Option<Vec<f32>>,
     non_finite: String,
     fill: f64,
+    average_integers: bool,
     dtype: Option<Bound<'py, PyAny>>,
 }
 
@@ -51,6 +52,7 @@ impl Blending<'_> {
             },
             non_finite: chosen("non_finite", &self.non_finite, &NON_FINITE)?,
             fill: self.fill,
+            average_integers: self.average_integers,
             ..AggregatorOptions::new(blend(&self.overlap_mode, patch)?, reduce)
         })
     }

@@ -60,6 +60,8 @@ fn hint(error: &Error) -> &'static str {
         Error::Exists { .. } => " (overwrite=True)",
         Error::UntrustedCodec { .. } | Error::UntrustedLink { .. } => " (trusted=True)",
         Error::NoSuchType { .. } => " (dtype=)",
+        Error::Lossy { .. } => " (clip=True)",
+        Error::ValueRange { .. } => " (values=)",
         Error::Setting { name, .. } if name.starts_with("a memory ") => " (memory=)",
         Error::NoGeometry { .. } => " (same_grid=True)",
         _ => "",

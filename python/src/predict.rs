@@ -292,7 +292,7 @@ impl Job {
         plan.check_names()?;
         let stoppable = |_, _| progress(0, 0);
         let threads = self.inference.threads;
-        let model = self.normalize.wrap(model, &volume, threads, &stoppable)?;
+        let plan = plan.normalized(self.normalize, &volume, threads, &stoppable)?;
         let peak_bytes = plan.peak_bytes;
         let done = plan.run(volume, model, progress)?;
         Ok(Outcome { done, peak_bytes })
@@ -313,6 +313,7 @@ fn told<'py>(py: Python<'py>, outcome: &Outcome) -> PyResult<Bound<'py, PyDict>>
         let of_it = PyDict::new(py);
         of_it.set_item("skipped", output.skipped)?;
         of_it.set_item("uncovered_voxels", output.uncovered_voxels)?;
+        of_it.set_item("clipped_values", output.clipped_values)?;
         of_it.set_item("chunks_written", output.chunks_written)?;
         of_it.set_item("peak_live_bytes", output.peak_live_bytes)?;
         outputs.append(of_it)?;

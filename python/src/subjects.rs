@@ -8,10 +8,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
 use pyo3::prelude::*;
-use voxpatch::training::{Cohort, Image, Subject, Subjects, Values};
+use voxpatch::training::{Cohort, Image, Subject, Subjects};
 use voxpatch::volume::Matching;
 use voxpatch::{DType, Error, Padding, Result};
 
+use crate::arguments::{self, Values};
 use crate::array;
 use crate::errors::{invalid, raised};
 use crate::volume::{Source, Volume};
@@ -52,8 +53,8 @@ impl Parts {
                 ..image
             };
             Ok(match part.dtype {
-                Some(dtype) if dtype != image.dtype() => image.with_values(Values::As(dtype)),
-                _ => image,
+                Some(dtype) => image.with_dtype(dtype),
+                None => image,
             })
         };
         let images: Result<Vec<Image>> = self.images.iter().map(image).collect();
@@ -61,18 +62,19 @@ impl Parts {
     }
 }
 
-/// An image's name, its volume or path, its padding, and a type or None.
+/// An image's name, its volume or path, its padding, a type or None, and which values a path is opened for.
 type Told<'py> = (
     String,
     Bound<'py, PyAny>,
     Bound<'py, PyAny>,
     Option<Bound<'py, PyAny>>,
+    Bound<'py, PyAny>,
 );
 
 /// A subject's name, its images, and how they are matched.
 type All<'py> = (String, Vec<Told<'py>>, (f64, bool));
 
-/// What a Python subject's `_parts()` gives: its name, (name, volume or path, padding, type) of each image, and
+/// What a Python subject's `_parts()` gives: its name, (name, volume or path, padding, type, values) of each image, and
 /// (`tolerance`, `same_grid`).
 impl<'py> FromPyObject<'_, 'py> for Parts {
     type Error = PyErr;
@@ -80,7 +82,7 @@ impl<'py> FromPyObject<'_, 'py> for Parts {
     fn extract(given: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
         let py = given.py();
         let (name, images, (tolerance, same_grid)): All<'py> = given.extract()?;
-        let part = |(name, volume, padding, dtype): Told<'py>| {
+        let part = |(name, volume, padding, dtype, values): Told<'py>| {
             let padding = padding_of(&padding)?;
             let dtype = dtype.as_ref().map(array::dtype).transpose()?;
             if let Ok(volume) = volume.cast::<Volume>() {
@@ -95,7 +97,13 @@ impl<'py> FromPyObject<'_, 'py> for Parts {
             }
             Ok(Part {
                 name,
-                source: Source::at(volume.extract::<PathBuf>()?),
+                source: Source {
+                    values: match (arguments::values(&values)?, dtype) {
+                        (Values::Real, Some(dtype)) => Values::As(dtype),
+                        (values, _) => values,
+                    },
+                    ..Source::at(volume.extract::<PathBuf>()?)
+                },
                 open: None,
                 padding,
                 dtype,

@@ -6,7 +6,6 @@ use std::thread;
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use voxpatch::training::Values;
 use voxpatch::volume::{ChunkShape, Layout};
 use voxpatch::{DType, Region, Result, Shape};
 
@@ -53,7 +52,7 @@ pub(crate) fn faulty(
             panics,
         })),
         channels: None,
-        values: Values::Stored,
+        values: crate::arguments::Values::Real,
     })
 }
 

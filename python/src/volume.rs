@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use numpy::PyArray2;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
-use voxpatch::training::{Image, Values};
-use voxpatch::volume::{Choice, Layout, Matching, TOLERANCE};
+use voxpatch::training::Image;
+use voxpatch::volume::{self, Choice, Layout, Matching, RealValues, TOLERANCE};
 use voxpatch::{
     DType, Geometry, MemoryVolume, OpenOptions, Padding, Patch, Region, Shape, Volume as _,
     VolumeExt as _,
 };
 
+use crate::arguments::Values;
 use crate::errors::raised;
 use crate::index::Selection;
 use crate::wait::{detached, interruptible};
@@ -55,6 +56,14 @@ pub(crate) enum Place {
 }
 
 impl Place {
+    /// The path, for messages.
+    pub(crate) fn text(&self) -> String {
+        match self {
+            Self::Path { path, .. } => path.display().to_string(),
+            Self::Memory(volume) => volume.layout().path.display().to_string(),
+        }
+    }
+
     /// A path, opened in the usual way.
     pub(crate) fn at(path: PathBuf) -> Self {
         let options = Box::default();
@@ -63,7 +72,7 @@ impl Place {
 }
 
 impl Source {
-    /// All of what is at a path, as it is stored.
+    /// The real values of all that is at a path.
     pub(crate) fn at(path: PathBuf) -> Self {
         Self::of(Place::at(path))
     }
@@ -75,7 +84,7 @@ impl Source {
             region: None,
             onto: None,
             channels: None,
-            values: Values::Stored,
+            values: Values::Real,
         }
     }
 
@@ -83,7 +92,18 @@ impl Source {
     pub(crate) fn open(&self) -> voxpatch::Result<Image> {
         let volume: Arc<dyn voxpatch::Volume> = match &self.place {
             Place::Memory(volume) => Arc::clone(volume),
-            Place::Path { path, options } => options.open(path)?,
+            Place::Path { path, options } => {
+                let stored = OpenOptions {
+                    values: volume::Values::Stored,
+                    ..(**options).clone()
+                };
+                let stored = stored.open(path)?;
+                match self.values {
+                    Values::Stored => stored,
+                    Values::Real => RealValues::of(stored),
+                    Values::As(dtype) => RealValues::with_dtype(stored, dtype),
+                }
+            }
         };
         let choice = Choice {
             region: self.region.map(|axes| axes.map(|(a, b)| (a..b).into())),
@@ -94,7 +114,10 @@ impl Source {
             Some(onto) => onto.matching.on_grid_of(&onto.layout, volume)?,
             None => volume,
         };
-        let image = Image::new("", volume).with_values(self.values);
+        let mut image = Image::new("", volume);
+        if let Values::As(dtype) = self.values {
+            image = image.with_dtype(dtype);
+        }
         Ok(match self.channels {
             Some((start, end)) => image.with_channels(start..end),
             None => image,
@@ -150,6 +173,14 @@ impl Volume {
         Ok(Arc::clone(&opened.1))
     }
 
+    /// The type of the values that slices give.
+    fn own_dtype(&self) -> voxpatch::DType {
+        match self.source.values {
+            Values::As(dtype) => dtype,
+            Values::Real | Values::Stored => self.layout.dtype,
+        }
+    }
+
     /// Channels, and voxels along z, y, x.
     fn axes(&self) -> [u64; 4] {
         let [z, y, x] = self.layout.shape;
@@ -176,7 +207,7 @@ pub(crate) fn open(
 ) -> PyResult<Volume> {
     let options = Box::new(arguments::opening(level, missing, trusted, io)?);
     let mut source = Source {
-        values: values.map_or(Ok(Values::Stored), arguments::values)?,
+        values: values.map_or(Ok(Values::Real), arguments::values)?,
         ..Source::of(Place::Path { path, options })
     };
     let wanted = source.clone();
@@ -341,12 +372,7 @@ impl Volume {
     /// The type of the values that slices give.
     #[getter]
     fn dtype<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let dtype = match self.source.values {
-            Values::Stored => self.layout.dtype,
-            Values::As(dtype) => dtype,
-            Values::Real => voxpatch::DType::F32,
-        };
-        array::descriptor(py, dtype)
+        array::descriptor(py, self.own_dtype())
     }
 
     /// Distance between voxel centres along z, y, x, in mm.
@@ -371,9 +397,16 @@ impl Volume {
     /// Slope and intercept that make stored values real ones, or None.
     #[getter]
     fn rescale(&self) -> Option<(f64, f64)> {
-        self.layout
-            .rescale
+        let applied = self.layout.applied.map(|applied| applied.rescale);
+        applied
+            .or(self.layout.rescale)
             .map(|rescale| (rescale.slope, rescale.intercept))
+    }
+
+    /// Which values slices give: `"real"`, `"stored"`, or the name of the type that real ones are cast to.
+    #[getter]
+    fn values(&self) -> &'static str {
+        arguments::values_name(self.source.values)
     }
 
     /// The file format.
@@ -414,8 +447,8 @@ impl Volume {
             padding: Padding::Constant(0.0),
             ..(*image).clone()
         };
-        let stored = wanted.volume.layout().dtype.size() as u64;
-        let bytes = region.voxels() * (wanted.channels.end - wanted.channels.start) * stored;
+        let size = wanted.volume.layout().dtype.size() as u64;
+        let bytes = region.voxels() * (wanted.channels.end - wanted.channels.start) * size;
         let is_long = bytes > LONG || wanted.volume.is_sequential();
         let patch = if is_long {
             interruptible(py, move |_| wanted.read(region))?
@@ -449,14 +482,25 @@ impl Volume {
         }
     }
 
-    /// The same volume with other values: `"stored"`, `"real"` (slope and intercept applied, f32), or a type.
+    /// The same volume with other values: `"real"` (slope and intercept applied), `"stored"`, or real ones of a type.
     fn astype(&self, py: Python<'_>, values: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let values = arguments::values(values)?;
         let source = Source {
-            values,
+            values: arguments::values(values)?,
             ..self.source.clone()
         };
-        let image = (*self.image(py)?).clone().with_values(values);
+        let image = if self.rescale().is_some() {
+            let wanted = source.clone();
+            interruptible(py, move |_| wanted.open())?
+        } else {
+            let cast = match source.values {
+                Values::As(dtype) => Some(dtype),
+                Values::Real | Values::Stored => None,
+            };
+            Image {
+                cast,
+                ..(*self.image(py)?).clone()
+            }
+        };
         Ok(Self::new(source, image))
     }
 
@@ -536,7 +580,7 @@ impl Volume {
             "<voxpatch.Volume {:?} ({}): ({c}, {z}, {y}, {x}) {}{chunks}, spacing ({sz}, {sy}, {sx}) mm>",
             layout.path.display().to_string(),
             layout.format,
-            layout.dtype
+            self.own_dtype()
         )
     }
 }

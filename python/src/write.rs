@@ -1,18 +1,20 @@
 //! Writing volumes, and turning one format into another.
 
+use std::ffi::CString;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use pyo3::exceptions::PyUserWarning;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use voxpatch::inference::StoreOption;
-use voxpatch::training::{Image, Values};
+use voxpatch::training::Image;
 use voxpatch::volume::{
-    Codec, CreateOptions, Downsample, Pyramid, ZarrVersion, check_output, create,
+    ChannelRange, Codec, CreateOptions, Downsample, Pyramid, ZarrVersion, check_output, create,
 };
-use voxpatch::{ConvertOptions, DType, Error, Layout, Result};
+use voxpatch::{ConvertOptions, Converted, DType, Layout, Result, Volume as _};
 
 use crate::errors::invalid;
 use crate::volume::{Source, Volume};
@@ -104,10 +106,11 @@ impl Storage {
                 "overwrite" => create.replace = value.extract()?,
                 "threads" => convert.threads = value.extract()?,
                 "max_bytes" => convert.memory = value.extract()?,
+                "clip" => convert.clip = value.extract()?,
                 other => {
                     return Err(pyo3::exceptions::PyTypeError::new_err(format!(
                         "unexpected argument '{other}': possible are dtype, zarr, chunk, shard, codec, level, \
-                         pyramid, overwrite, threads and max_bytes"
+                         pyramid, overwrite, threads, max_bytes and clip"
                     )));
                 }
             }
@@ -188,34 +191,37 @@ fn stored(
     let storage = Storage::new(options)?;
     let source = Source::at(path.clone());
     let reader = source.clone();
-    let written = interruptible(py, move |stop| {
-        copy(&image, &path, &storage, stop)?;
-        reader.open()
+    let (written, lost) = interruptible(py, move |stop| {
+        let done = copy(&image, &path, &storage, stop)?;
+        Ok((reader.open()?, done))
     })?;
+    for (count, what) in [(lost.clipped, "clipped"), (lost.rounded, "rounded")] {
+        if count > 0 {
+            let path = source.place.text();
+            let text = format!(
+                "{path}: {count} values were {what} to those of the type that was asked for"
+            );
+            let text = CString::new(text).unwrap_or_default();
+            PyErr::warn(py, &py.get_type::<PyUserWarning>(), &text, 1)?;
+        }
+    }
     Ok(Volume::new(source, written))
 }
 
-fn copy(image: &Image, path: &Path, storage: &Storage, stop: &AtomicBool) -> Result<()> {
-    let from = image.volume.layout();
-    let all = image.channels == (0..from.channels);
-    if !all || image.values != Values::Stored {
-        return Err(Error::Setting {
-            name: "storing",
-            value: "some channels, or values that are not the stored ones".to_owned(),
-            problem: "open the volume as it is, and give the type as dtype".to_owned(),
-        });
-    }
-    for file in image.volume.source_files() {
+/// Copies the values of an image, as slices give them: the copy has no slope and intercept of its own.
+fn copy(image: &Image, path: &Path, storage: &Storage, stop: &AtomicBool) -> Result<Converted> {
+    let volume = ChannelRange::new(Arc::clone(&image.volume), image.channels.clone())?;
+    let from = volume.layout();
+    for file in volume.source_files() {
         check_output(path, &[&file])?;
     }
     let layout = Layout {
-        dtype: storage.dtype.unwrap_or(from.dtype),
+        dtype: storage.dtype.unwrap_or(image.dtype()),
+        rescale: None,
         ..from.clone()
     };
     let choices = storage.choices();
-    let chosen = storage
-        .convert
-        .choose(&*image.volume, path, &layout, &choices)?;
+    let chosen = storage.convert.choose(&volume, path, &layout, &choices)?;
     let target = create(path, &layout, chosen)?;
     let progress = |_, _| {
         if stop.load(Ordering::Relaxed) {
@@ -224,6 +230,6 @@ fn copy(image: &Image, path: &Path, storage: &Storage, stop: &AtomicBool) -> Res
             ControlFlow::Continue(())
         }
     };
-    voxpatch::convert(&image.volume, target, &storage.convert, &progress)?;
-    Ok(())
+    let volume: Arc<dyn voxpatch::Volume> = Arc::new(volume);
+    voxpatch::convert(&volume, target, &storage.convert, &progress)
 }

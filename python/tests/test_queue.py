@@ -567,10 +567,10 @@ def test_maps_that_change_between_epochs_are_drawn_by_as_they_are_now(
     length, now = 70, 0  # More than are kept open.
 
     def where(index: int) -> int:
-        return (3 * index + 40_000 * now) % 98_304  # In another of three blocks each time.
+        return (3 * index + 5 * now) % 16
 
     def make(index: int) -> Subject:
-        label = np.zeros((1, 1, 98_304), np.uint8)
+        label = np.zeros((1, 1, 16), np.uint8)
         label[..., where(index)] = 1
         if kept == "arrays":
             return Subject(ct=label.astype(np.int16), label=label)
@@ -595,7 +595,7 @@ def test_a_state_is_of_the_channels_and_values_that_were_chosen(tmp_path: pathli
         volume = voxpatch.open(path, **how)
         return Queue([Subject(ct=volume, name="a")], UniformSampler(8), 6)
 
-    choices: list[dict[str, Any]] = [{"channels": 0}, {"channels": 1}, {"channels": (0, 2)}, {"channels": 0, "values": "real"}]
+    choices: list[dict[str, Any]] = [{"channels": 0}, {"channels": 1}, {"channels": (0, 2)}, {"channels": 0, "values": "stored"}]
     for choice in choices:
         first = queue(**choice)
         next(iter(first))

@@ -171,17 +171,17 @@ def test_the_fourth_axis_of_nifti_is_time(files: dict[str, pathlib.Path], voxels
         assert isinstance(error.value, ValueError) and path.name in str(error.value)
 
 
-def test_slope_and_intercept_are_applied_where_real_values_are_asked_for(tmp_path: pathlib.Path) -> None:
+def test_slope_and_intercept_are_applied_unless_stored_values_are_asked_for(tmp_path: pathlib.Path) -> None:
     nibabel = pytest.importorskip("nibabel", reason="nibabel writes the file with a slope")
     values = np.random.default_rng(0).integers(0, 200, (5, 6, 7)).astype(np.int16)
     image = nibabel.Nifti1Image(values, np.diag([0.5, 0.7, 2.0, 1.0]))
     image.header.set_slope_inter(2.0, -1024.0)
     nibabel.save(image, tmp_path / "scaled.nii")
-    volume = voxpatch.open(tmp_path / "scaled.nii", values="real")
+    volume = voxpatch.open(tmp_path / "scaled.nii")
     expected = nibabel.load(tmp_path / "scaled.nii").get_fdata().T.astype(np.float32)
     assert volume.rescale == (2.0, -1024.0) and volume.dtype == np.float32
     assert np.array_equal(volume[0], expected)
-    assert np.array_equal(voxpatch.open(tmp_path / "scaled.nii")[0], values.T)
+    assert np.array_equal(voxpatch.open(tmp_path / "scaled.nii", values="stored")[0], values.T)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,10 @@ class Volume:
         """Slope and intercept that make stored values real ones, or None."""
 
     @property
+    def values(self) -> str:
+        """Which values slices give: `"real"`, `"stored"`, or the name of the type that real ones are cast to."""
+
+    @property
     def format(self) -> str:
         """The file format."""
 
@@ -78,7 +82,7 @@ class Volume:
         """The whole volume in memory."""
 
     def astype(self, values: npt.DTypeLike | Literal["stored", "real"]) -> Volume:
-        """The same volume with other values: `"stored"`, `"real"` (slope and intercept applied, f32), or a type."""
+        """The same volume with other values: `"real"` (slope and intercept applied), `"stored"`, or real ones of a type."""
 
     def on_grid_of(self, reference: Volume, *, tolerance: float = 0.1, same_grid: bool = False) -> Volume:
         """The same voxels on the grid of another volume that covers the same: flipped and permuted axes are turned, and
@@ -104,6 +108,11 @@ def open(
 ) -> Volume:
     """Opens a volume: a Zarr folder, or a NIfTI, numpy, MetaImage, NRRD or raw file.
 
+    `values` are `"real"` if nothing is said: slope and intercept are applied. They have the stored type where there are
+    none, the smallest integer type that holds them where the slope is 1 and the intercept whole (a CT is int16 HU), and
+    float32 otherwise. `"stored"` gives what lies in the file; a type casts real values to it: fractions become the
+    nearest value, and values beyond its range are an error.
+
     `time` chooses time points where an axis is time, as of OME-Zarr or the fourth of NIfTI; without it all are
     there, one after the other, as channels. `channels` are counted among those of the time points chosen. `box` is
     three slices or pairs for z, y, x; the voxels of a box keep their place in the world.
@@ -123,7 +132,11 @@ def write(
     """Writes an array, (z, y, x) or (c, z, y, x), as a volume, and opens it."""
 
 def convert(source: _Path | Volume, path: _Path, **options: Any) -> Volume:
-    """Copies a volume into another format, voxel type or chunking, box by box, and opens the copy."""
+    """Copies the values of a volume into another format, voxel type or chunking, box by box, and opens the copy.
+
+    Values beyond the range of a `dtype` are an error, or become its nearest with `clip=True`; both that and fractions
+    that were rounded are counted in a warning.
+    """
 
 def _reopen(
     place: Any,

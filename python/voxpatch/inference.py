@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Union
 
@@ -22,13 +23,14 @@ VolumeLike = Union[Volume, str, "os.PathLike[str]", "np.ndarray[Any, Any]"]
 PaddingMode = Union[float, str]
 
 
-def as_volume(given: VolumeLike) -> Volume:
-    """The volume, opened if it is not."""
+def as_volume(given: VolumeLike, values: Any = None) -> Volume:
+    """The volume, opened if it is not, with the values that are asked for."""
     if isinstance(given, Volume):
-        return given
+        return given if values is None else given.astype(values)
     if isinstance(given, (str, os.PathLike)):
-        return open_volume(given)
-    return Volume.from_array(given)
+        return open_volume(given, values=values)
+    volume = Volume.from_array(given)
+    return volume if values is None else volume.astype(values)
 
 
 class GridSampler:
@@ -43,7 +45,7 @@ class GridSampler:
     volume's edge. With ``padding_mode`` (a number, ``"constant"``, ``"edge"``, ``"reflect"`` or ``"wrap"``)
     patches also cover half the overlap beyond each face, which the aggregator cuts off again, and may
     be larger than the volume. ``placement`` is ``"edge"``, ``"even"`` (spread evenly, as nnU-Net does) or
-    ``"padded"`` (the last hangs over).
+    ``"padded"`` (the last hangs over). ``values`` is as in :class:`Subject`, for volumes that are not one.
 
     Patches are numbered in the order in which a :class:`GridAggregator` holds least.
     """
@@ -56,10 +58,16 @@ class GridSampler:
         padding_mode: PaddingMode | None = None,
         *,
         placement: str = "edge",
+        values: Any = None,
     ) -> None:
-        if isinstance(subject, Mapping) and not isinstance(subject, Subject):
-            subject = Subject(**subject)
-        self.subject: Subject = subject if isinstance(subject, Subject) else Subject(image=as_volume(subject))
+        if isinstance(subject, Subject):
+            if values is not None:
+                raise InvalidError("values: a Subject has its own, give them to that")
+        elif isinstance(subject, Mapping):
+            subject = Subject(values=values, **subject)
+        else:
+            subject = Subject(image=as_volume(subject, values))
+        self.subject: Subject = subject
         self.patch_size = size("patch_size", patch_size)
         self.patch_overlap = size("patch_overlap", patch_overlap, least=0)
         self.padding_mode = padding_mode
@@ -149,6 +157,9 @@ class GridAggregator:
     Sums are float32 here whatever ``accumulator`` says, because patches may be missing in the end. In the place of
     a patch that is missing or left out, ``"crop"`` takes each voxel from the patch in which it lies deepest.
 
+    Integer predictions are class numbers, which are never averaged: take ``"crop"``, or predict a float channel for
+    each class and ``reduce="argmax"``. ``average_integers=True`` says that they are quantities.
+
     Predictions may come in any order and from any device, once each; the output is the same to
     the last bit. They may lack a rim of each patch, as after convolutions without padding, or have larger
     voxels. Their size shows which, unless both are possible (8 voxels for patches of 16): then say ``halo``, the
@@ -168,6 +179,7 @@ class GridAggregator:
         non_finite: str = "refuse",
         fill: float = 0.0,
         halo: Size | None = None,
+        average_integers: bool = False,
         scale: int | None = None,
         **storage: Any,
     ) -> None:
@@ -175,7 +187,9 @@ class GridAggregator:
         self.output = output
         self.halo = halo
         self.scale = scale
-        self._blending = blending(overlap_mode, reduce, dtype, labels, accumulator, None, non_finite, fill)
+        self._blending = blending(
+            overlap_mode, reduce, dtype, labels, accumulator, None, non_finite, fill, average_integers
+        )
         self._storage = storage
         self._running: Aggregator | None = None
         self._came: np.ndarray[Any, Any] | None = None
@@ -239,6 +253,7 @@ class GridAggregator:
                     f"{self.sampler.grid.location(int(missing[0])).tolist()}: add them, or finish(partial=True)"
                 )
             self._finished, self._stats = self._running.finish(partial)
+            warn_of_clipped(self._stats, stacklevel=3)
         return self._finished
 
     def get_output_tensor(self) -> Any:
@@ -261,6 +276,7 @@ def blending(
     vote: Sequence[float] | None,
     non_finite: str,
     fill: float,
+    average_integers: bool,
 ) -> dict[str, Any]:
     """How predictions become voxels, as the compiled half takes it."""
     return {
@@ -271,8 +287,16 @@ def blending(
         "vote": None if vote is None else list(vote),
         "non_finite": non_finite,
         "fill": float(fill),
+        "average_integers": average_integers,
         "dtype": dtype,
     }
+
+
+def warn_of_clipped(stats: Mapping[str, Any], stacklevel: int) -> None:
+    """Warns if an output's type does not have all values."""
+    if clipped := stats["clipped_values"]:
+        message = f"{clipped} values do not fit the output's type and became its nearest: take a wider dtype"
+        warnings.warn(message, stacklevel=stacklevel + 1)
 
 
 def output_place(

@@ -13,7 +13,7 @@ from ._voxpatch import Volume, _predict
 from ._voxpatch import open as open_volume
 from .calls import Call, Path
 from .errors import InvalidError
-from .inference import PaddingMode, VolumeLike, as_volume, blending, output_place
+from .inference import PaddingMode, VolumeLike, as_volume, blending, output_place, warn_of_clipped
 from .samplers import Size, size
 
 #: Voxels, or a part of the patch from 0 up to 1.
@@ -43,6 +43,7 @@ def predict(
     same_grid: bool = False,
     vote: Sequence[float] | None = None,
     fill: float = 0.0,
+    average_integers: bool = False,
     non_finite: str = "refuse",
     accumulator: str = "float32",
     normalize: str | tuple[float, float] | None = None,
@@ -54,6 +55,7 @@ def predict(
     num_parts: int = 1,
     durable: bool = False,
     model_id: str | None = None,
+    values: Any = None,
     progress: bool | Callable[[int, int], object] = False,
     device: Any = None,
     **storage: Any,
@@ -63,7 +65,8 @@ def predict(
 
     A ``torch.nn.Module`` gets float32 tensors (B, C, Z, Y, X) on its device, in evaluation mode and
     without gradients; any other callable gets numpy arrays, or tensors on ``device`` if one is given.
-    It is called on this thread only. Values are real ones: slope and intercept are applied. What comes back
+    It is called on this thread only. Values are real ones: slope and intercept are applied, unless ``values`` is
+    ``"stored"``. What comes back
     are predictions (B, K, Z, Y, X), arrays or tensors, of as many voxels as the patch, fewer (a rim is
     missing), or larger ones. It is called once with zeros to see which. Where their size could mean either,
     as 8 voxels for patches of 16, say ``halo`` or ``scale``, as in :class:`GridAggregator`.
@@ -73,9 +76,10 @@ def predict(
     ``reduce``, ``dtype``, ``halo`` and ``scale`` may be dictionaries too.
 
     ``patch_overlap`` is in voxels (whole numbers) or parts of the patch (a float below 1).
-    ``overlap_mode`` (``"hann"`` if nothing is said), ``reduce``, ``labels``, ``dtype``, ``fill``, ``non_finite`` and
-    ``**storage`` are as in :class:`GridAggregator`; ``padding_mode`` and ``placement`` as in :class:`GridSampler`;
-    ``margin`` is what patches cover beyond each face instead of half the overlap.
+    ``overlap_mode`` (``"hann"`` if nothing is said), ``reduce``, ``labels``, ``dtype``, ``fill``, ``non_finite``,
+    ``average_integers`` and ``**storage`` are as in :class:`GridAggregator`; ``padding_mode`` and ``placement`` as in
+    :class:`GridSampler`; ``margin`` is what patches cover beyond each face instead of half the overlap. A number as ``padding_mode`` is in
+    the units of what the model gets, normalised ones if there is a ``normalize``.
     ``preset`` places and weighs patches as others do: ``"torchio"``, ``"monai"`` (``sliding_window_inference``
     with mode gaussian, overlap 0.25) or ``"nnunet"`` (half a patch, Gaussian).
 
@@ -94,7 +98,7 @@ def predict(
     ``progress=True`` shows a bar if tqdm is installed; a callable gets ``(done, total)``. Ctrl-C stops the
     run within a second.
     """
-    opened = as_volume(volume)
+    opened = as_volume(volume, values)
     patch = size("patch_size", patch_size)
     settings = _placed(opened.shape[1:], patch, patch_overlap, overlap_mode, padding_mode, margin, placement, preset)
     mode = settings.pop("overlap_mode")
@@ -120,6 +124,7 @@ def predict(
                         vote,
                         non_finite,
                         fill,
+                        average_integers,
                     ),
                     "storage": storage or None,
                 }
@@ -142,6 +147,8 @@ def predict(
             chosen = None if mask is None else as_volume(mask)
             done = _predict(call, opened, outputs, settings, chosen, tell)
         _log(opened, done)
+        for stats in done["outputs"]:
+            warn_of_clipped(stats, stacklevel=2)
         if not done["whole"]:
             return None
         found = {out["name"]: open_volume(out["path"]) for out in outputs}

@@ -458,7 +458,10 @@ def _name_of(sample: Sample) -> str:
 
 def _identity(subject: Subject, unique: bool) -> Any:
     """Identifies a subject when a state is loaded: by its own name, or by the places of its volumes."""
-    chosen = [(name, getattr(at, "_selection", None)) for name, at in subject.volumes.items()]
+    chosen = [
+        (name, getattr(at, "_selection", None), str(getattr(at, "values", subject._values_of(name))))
+        for name, at in subject.volumes.items()
+    ]
     if unique and "name" in subject.metadata:
         return subject.name, chosen
     return [str(getattr(at, "path", at)) for at in subject.volumes.values()], chosen

@@ -75,7 +75,11 @@ class Subject(Mapping[str, Any]):
     ``name`` is the name that errors use, the first path if it is not given. A queue's state is loaded
     for subjects of the same names, wherever their files are. ``padding`` says what
     stands beyond the faces of each volume: a number (0 if nothing is said), ``"edge"``,
-    ``"reflect"`` or ``"wrap"``, or a dictionary of these by the volumes' names.
+    ``"reflect"`` or ``"wrap"``, or a dictionary of these by the volumes' names. Numbers are in the values that
+    patches have: -1000 is air of a CT.
+
+    ``values`` says which values the volumes have, for all or as a dictionary by name: ``"real"`` (slope and
+    intercept are applied), ``"stored"``, or a type, which real values are cast to.
 
     ``tolerance`` is how far, in voxels, the corners of two volumes on one grid may lie apart. A volume that does not
     say where it lies, such as a ``.npy`` file or an array, goes with one that does only with ``same_grid=True``, and
@@ -91,17 +95,19 @@ class Subject(Mapping[str, Any]):
         padding: float | str | Mapping[str, float | str] = 0.0,
         tolerance: float = 0.1,
         same_grid: bool = False,
-        **values: Any,
+        values: Any = None,
+        **given: Any,
     ) -> None:
         self.volumes: dict[str, Volume | str] = {}
         self.metadata: dict[str, Any] = {}
-        images = values.pop("images") if isinstance(values.get("images"), Mapping) else {}
-        metadata = values.pop("metadata") if isinstance(values.get("metadata"), Mapping) else {}
-        twice = [key for key in (*values, *images) if key in metadata] + [key for key in values if key in images]
+        self._values = values
+        images = given.pop("images") if isinstance(given.get("images"), Mapping) else {}
+        metadata = given.pop("metadata") if isinstance(given.get("metadata"), Mapping) else {}
+        twice = [key for key in (*given, *images) if key in metadata] + [key for key in given if key in images]
         if twice:
             raise InvalidError(f"a subject has {twice[0]!r} twice")
         self.metadata.update(metadata)
-        for key, value in values.items():
+        for key, value in given.items():
             if is_volume(key, value):
                 self._add(key, value)
             else:
@@ -123,7 +129,8 @@ class Subject(Mapping[str, Any]):
     def _add(self, key: str, value: Any) -> None:
         """Takes a value as a volume."""
         if isinstance(value, Volume):
-            self.volumes[key] = value
+            values = self._values_of(key)
+            self.volumes[key] = value if values is None else value.astype(values)
         elif isinstance(value, (str, os.PathLike)):
             path = os.fspath(value)
             self.volumes[key] = path if "://" in path else os.path.abspath(path)
@@ -139,21 +146,29 @@ class Subject(Mapping[str, Any]):
         path = first.path if isinstance(first, Volume) else first
         return str(path) if path is not None else "memory"
 
-    def _parts(self, dtype: Any = None) -> tuple[str, list[tuple[str, Volume | str, float | str, Any]], tuple[float, bool]]:
-        """The name, each image with its padding and the type that it is converted to, if any, and how they are
-        matched."""
+    def _values_of(self, key: str) -> Any:
+        return self._values.get(key) if isinstance(self._values, Mapping) else self._values
+
+    def _parts(
+        self, dtype: Any = None
+    ) -> tuple[str, list[tuple[str, Volume | str, float | str, Any, Any]], tuple[float, bool]]:
+        """The name, each image with its padding, the type that it is cast to, if any, and which values it has, and how
+        they are matched."""
         types = dtype if isinstance(dtype, Mapping) else dict.fromkeys(self.volumes, dtype)
         padding = self._padding
         by_name = padding if isinstance(padding, Mapping) else {}
         default = 0.0 if isinstance(padding, Mapping) else padding
-        images = [(key, value, by_name.get(key, default), types.get(key)) for key, value in self.volumes.items()]
+        images = []
+        for key, value in self.volumes.items():
+            values = self._values_of(key)
+            images.append((key, value, by_name.get(key, default), types.get(key), "real" if values is None else values))
         return self.name, images, (self.tolerance, self.same_grid)
 
     def __getitem__(self, key: str) -> Any:
         if key in self.volumes:
             value = self.volumes[key]
             if isinstance(value, str):
-                value = self.volumes[key] = open_volume(value)
+                value = self.volumes[key] = open_volume(value, values=self._values_of(key))
             return value
         if key in self.metadata:
             return self.metadata[key]

@@ -74,6 +74,7 @@ struct Counts {
     patches: AtomicU64,
     skipped: AtomicU64,
     uncovered: AtomicU64,
+    clipped: AtomicU64,
 }
 
 /// What an aggregation did.
@@ -85,6 +86,8 @@ pub struct Aggregated {
     pub skipped: u64,
     /// Voxels that no patch voted on: they have the fill value.
     pub uncovered_voxels: u64,
+    /// Values that the output's type does not reach, and that became its nearest.
+    pub clipped_values: u64,
     /// Write chunks handed to the output.
     pub chunks_written: u64,
     /// The most bytes that live blocks and unfinished write chunks took at once.
@@ -97,6 +100,7 @@ impl std::ops::AddAssign for Aggregated {
         self.patches += other.patches;
         self.skipped += other.skipped;
         self.uncovered_voxels += other.uncovered_voxels;
+        self.clipped_values += other.clipped_values;
         self.chunks_written += other.chunks_written;
         self.peak_live_bytes = self.peak_live_bytes.max(other.peak_live_bytes);
     }
@@ -231,7 +235,8 @@ impl Aggregator {
     /// # Errors
     ///
     /// [`Error::PredictionShape`], [`Error::DuplicatePatch`] and [`Error::NotFinite`] if it is not
-    /// what was expected, and the output's errors if a chunk became whole and could not be written.
+    /// what was expected, [`Error::Setting`] if it is of integers that would be averaged, and the output's errors if a
+    /// chunk became whole and could not be written.
     pub fn add(&self, index: u64, prediction: impl Into<Arc<Patch>>) -> Result<()> {
         self.add_batch(vec![(index, prediction.into())])
     }
@@ -273,6 +278,8 @@ impl Aggregator {
                 expected_shape: region.shape,
             });
         }
+        self.options.check_type(&self.grid, prediction.dtype())?;
+        self.options.check_values(prediction)?;
         if self.options.non_finite == NonFinite::Keep {
             return Ok(true);
         }
@@ -497,7 +504,8 @@ impl Aggregator {
         let mut out = Patch::zeros(region, layout.channels, layout.dtype)?;
         let channels = usize::try_from(self.channels).unwrap_or(usize::MAX);
         let reduce = &self.options.reduce;
-        reduce.apply(dtype, values, channels, layout.dtype, out.bytes_mut());
+        let clipped = reduce.apply(dtype, values, channels, layout.dtype, out.bytes_mut());
+        self.counts.clipped.fetch_add(clipped, Ordering::Relaxed);
         Ok(out)
     }
 
@@ -548,6 +556,7 @@ impl Aggregator {
             patches: self.counts.patches.load(Ordering::Relaxed),
             skipped: self.counts.skipped.load(Ordering::Relaxed),
             uncovered_voxels: self.counts.uncovered.load(Ordering::Relaxed),
+            clipped_values: self.counts.clipped.load(Ordering::Relaxed),
             chunks_written: self.pending.written(),
             peak_live_bytes: self.meter.peak.load(Ordering::Relaxed),
         };

@@ -3,9 +3,10 @@
 use super::reduce::Reduce;
 use super::sums::{Accumulator, TOO_LARGE_FOR_F16, too_large_for_f32};
 use super::window::Blend;
-use crate::dtype::DType;
+use crate::dtype::{DType, loss, text};
 use crate::error::{Error, Result};
-use crate::grid::Grid;
+use crate::grid::{Axis, Grid};
+use crate::patch::Patch;
 
 /// How predictions become an output.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +29,9 @@ pub struct AggregatorOptions {
     /// and [`Blend::Crop`] keeps what stands in for patches that have not come yet. A
     /// [plan](crate::inference::Plan) sets it.
     pub all_vote: bool,
+    /// Whether integer predictions are quantities, such as HU, that may be averaged. If not, they are
+    /// class numbers, and patches that overlap need [`Blend::Crop`] or a reduction.
+    pub average_integers: bool,
 }
 
 impl AggregatorOptions {
@@ -42,6 +46,7 @@ impl AggregatorOptions {
             non_finite: NonFinite::Refuse,
             fill: 0.0,
             all_vote: false,
+            average_integers: false,
         }
     }
 }
@@ -133,6 +138,53 @@ impl AggregatorOptions {
             }
         }
         Ok(())
+    }
+}
+
+impl AggregatorOptions {
+    /// Checks that the mean of predictions of a type has a meaning.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if integers, which are taken for class numbers, would be averaged.
+    pub fn check_type(&self, grid: &Grid, prediction: DType) -> Result<()> {
+        let overlap = |axis: &Axis| {
+            let mut pairs = axis.starts.windows(2);
+            pairs.any(|pair| pair[0].saturating_add_unsigned(axis.patch) > pair[1])
+        };
+        let averaged = self.blend != Blend::Crop && self.reduce == Reduce::Mean;
+        if prediction.is_float()
+            || self.average_integers
+            || !averaged
+            || !grid.axes().iter().any(overlap)
+        {
+            return Ok(());
+        }
+        Err(Error::Setting {
+            name: "blending",
+            value: format!("{prediction} predictions of patches that overlap"),
+            problem: "integers are taken for class numbers, and a mean of those is another class: blend by `crop`, or \
+                      predict a float channel for each class and reduce by argmax"
+                .to_owned(),
+        })
+    }
+
+    /// Checks that a prediction's values can be summed up in f32.
+    pub(super) fn check_values(&self, prediction: &Patch) -> Result<()> {
+        let (dtype, voxels) = (prediction.dtype(), prediction.bytes());
+        if self.blend == Blend::Crop || dtype.is_float() {
+            return Ok(());
+        }
+        let Some(first) = loss(dtype, voxels, DType::F32).rounded.first else {
+            return Ok(());
+        };
+        Err(Error::Setting {
+            name: "blending",
+            value: format!("a {dtype} prediction of {}", text(dtype, voxels, first)),
+            problem:
+                "sums are float32, which does not have that number: blend by `crop`, which keeps it"
+                    .to_owned(),
+        })
     }
 }
 

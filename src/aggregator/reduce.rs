@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::dtype::{DType, Element, convert, with_element};
+use crate::dtype::{DType, Element, convert, loss, with_element};
 use crate::error::{Error, Result};
 
 /// How blended predictions become output voxels.
@@ -170,7 +170,8 @@ impl Reduce {
         }
     }
 
-    /// Reduces voxels of `channels` channels, channel after channel, to output bytes.
+    /// Reduces voxels of `channels` channels, channel after channel, to output bytes; returns how many values the
+    /// output's type does not reach.
     pub(super) fn apply(
         &self,
         from: DType,
@@ -178,9 +179,12 @@ impl Reduce {
         channels: usize,
         to: DType,
         out: &mut [u8],
-    ) {
+    ) -> u64 {
         match self {
-            Self::Mean => convert(from, values, to, out),
+            Self::Mean => {
+                convert(from, values, to, out);
+                loss(from, values, to).clipped.number
+            }
             Self::Argmax | Self::Labels(_) => {
                 let mut classes = vec![0_u32; out.len() / to.size()];
                 with_element!(from, T => argmax::<T>(bytemuck::cast_slice(values), channels, &mut classes));
@@ -190,6 +194,7 @@ impl Reduce {
                     }
                 }
                 convert(DType::U32, bytemuck::cast_slice(&classes), to, out);
+                0
             }
             // By way of f32, values just below could reach it.
             Self::Threshold(threshold) if from != DType::F32 => {
@@ -198,6 +203,7 @@ impl Reduce {
                     .map(|value| u8::from(value.to_f64() >= f64::from(*threshold)))
                     .collect::<Vec<u8>>());
                 convert(DType::U8, &reached, to, out);
+                0
             }
             _ => {
                 let mut wide = vec![0.0_f32; values.len() / from.size()];
@@ -208,7 +214,9 @@ impl Reduce {
                     bytemuck::cast_slice_mut(&mut wide),
                 );
                 let reduced = self.reduced(wide, channels, out.len() / to.size());
-                convert(DType::F32, bytemuck::cast_slice(&reduced), to, out);
+                let reduced = bytemuck::cast_slice(&reduced);
+                convert(DType::F32, reduced, to, out);
+                loss(DType::F32, reduced, to).clipped.number
             }
         }
     }

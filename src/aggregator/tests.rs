@@ -6,6 +6,7 @@ use std::thread;
 use proptest::prelude::*;
 
 use super::*;
+use crate::patch::Voxels;
 use crate::region::{Shape, chunk_range, indices};
 use crate::volume::{Layout, MemoryVolume};
 
@@ -116,7 +117,10 @@ fn blend_in_order(
     predict: impl Fn(u64, Region) -> Patch,
 ) -> (Patch, Aggregated) {
     let sink = Box::new(Output(Arc::clone(output)));
-    let options = AggregatorOptions::new(blend.clone(), Reduce::Mean);
+    let options = AggregatorOptions {
+        average_integers: true,
+        ..AggregatorOptions::new(blend.clone(), Reduce::Mean)
+    };
     let aggregator = Aggregator::new(grid.clone(), channels, options, sink).unwrap();
     for index in order {
         aggregator
@@ -531,6 +535,103 @@ fn integers_average_without_wrapping_and_pass_through_crop_untouched() {
         part(&source, region)
     });
     assert_eq!(out, source);
+}
+
+#[test]
+fn class_numbers_are_averaged_only_on_request_or_where_nothing_overlaps() {
+    let apart = Grid::new([8, 6, 6], [4, 6, 6], [0, 0, 0]).unwrap();
+    let lapping = Grid::new([8, 6, 6], [4, 6, 6], [2, 0, 0]).unwrap();
+    let add = |grid: &Grid, blend: &Blend, reduce: Reduce, average_integers, voxels: Voxels| {
+        let output = Recording::new(layout(grid.volume(), 1, DType::I64, None));
+        let options = AggregatorOptions {
+            average_integers,
+            ..AggregatorOptions::new(blend.clone(), reduce)
+        };
+        let sink = Box::new(Output(output));
+        let aggregator = Aggregator::new(grid.clone(), 1, options, sink).unwrap();
+        let region = grid.get(0).unwrap();
+        aggregator.add(0, Patch::new(region, 1, voxels).unwrap())
+    };
+    let ones = |dtype| {
+        let patch = Patch::new(Region::whole([4, 6, 6]), 1, vec![1_u8; 144]).unwrap();
+        patch.converted(dtype).into_voxels()
+    };
+    for dtype in DType::ALL {
+        for blend in &BLENDS {
+            let is_class = dtype.is_integer() && *blend != Blend::Crop;
+            let refused = add(&lapping, blend, Reduce::Mean, false, ones(dtype));
+            assert_eq!(refused.is_err(), is_class, "{dtype} {blend:?}");
+            if let Err(error) = refused {
+                let text = error.to_string();
+                assert!(
+                    text.contains("crop") && text.contains(dtype.name()),
+                    "{text}"
+                );
+            }
+            add(&lapping, blend, Reduce::Mean, true, ones(dtype)).unwrap();
+            add(&lapping, blend, Reduce::Argmax, false, ones(dtype)).unwrap();
+            add(&apart, blend, Reduce::Mean, false, ones(dtype)).unwrap();
+        }
+    }
+    // No f32 has this number, so no sum has.
+    let large = |n: i64| Voxels::from(vec![n; 144]);
+    let refused = add(
+        &apart,
+        &Blend::Hann,
+        Reduce::Mean,
+        false,
+        large((1 << 24) + 1),
+    );
+    let text = refused.unwrap_err().to_string();
+    assert!(text.contains("16777217") && text.contains("crop"), "{text}");
+    add(&apart, &Blend::Hann, Reduce::Mean, false, large(1 << 24)).unwrap();
+    add(
+        &apart,
+        &Blend::Crop,
+        Reduce::Mean,
+        false,
+        large((1 << 24) + 1),
+    )
+    .unwrap();
+}
+
+#[test]
+fn a_fill_that_the_output_does_not_have_is_refused() {
+    let grid = Grid::new([8, 6, 6], [4, 6, 6], [0, 0, 0]).unwrap();
+    let made = |fill, dtype| {
+        let output = Recording::new(layout(grid.volume(), 1, dtype, None));
+        let options = AggregatorOptions {
+            fill,
+            ..AggregatorOptions::new(Blend::Crop, Reduce::Mean)
+        };
+        Aggregator::new(grid.clone(), 1, options, Box::new(Output(output))).map(drop)
+    };
+    for (fill, dtype) in [(-1.0, DType::U8), (0.5, DType::I16), (f64::NAN, DType::I32)] {
+        let text = made(fill, dtype).unwrap_err().to_string();
+        assert!(
+            text.contains("fill") && text.contains(dtype.name()),
+            "{text}"
+        );
+    }
+    for (fill, dtype) in [(-1.0, DType::I8), (0.1, DType::F32), (f64::NAN, DType::F16)] {
+        made(fill, dtype).unwrap();
+    }
+}
+
+#[test]
+fn values_that_the_output_does_not_reach_are_counted() {
+    let grid = Grid::new([8, 6, 6], [4, 6, 6], [2, 0, 0]).unwrap();
+    for (blend, expected) in [(Blend::Crop, 3 * 36), (Blend::Average, 3 * 36)] {
+        let output = Recording::new(layout(grid.volume(), 1, DType::U8, None));
+        let values = |_, region: Region| {
+            let all = [-1.0, 300.0, 255.4, 0.2, 7.0, 8.0, -0.6, 9.0];
+            let plane = |z: i64| all[usize::try_from(z).unwrap()];
+            let planes = (region.start[0]..region.end()[0]).flat_map(|z| vec![plane(z); 36]);
+            Patch::new(region, 1, planes.collect::<Vec<f32>>()).unwrap()
+        };
+        let (_, done) = blend_in_order(&grid, &blend, &output, 1, 0..grid.len(), values);
+        assert_eq!(done.clipped_values, expected, "{blend:?}");
+    }
 }
 
 #[test]

@@ -21,7 +21,7 @@ impl Ensemble {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if there is no model, or if one takes voxels as they are stored.
+    /// [`Error::Setting`] if there is no model, or if one takes voxels in the volume's own type.
     pub fn new(models: Vec<(String, Arc<dyn Model>)>) -> Result<Self> {
         if models.is_empty() {
             return Err(Error::Setting {
@@ -31,20 +31,20 @@ impl Ensemble {
             });
         }
         for (name, model) in &models {
-            check_real("a mean of models with", name, &**model)?;
+            check_f32("a mean of models with", name, model.input())?;
         }
         Ok(Self { models })
     }
 }
 
-/// Checks that a model takes real values.
-pub(super) fn check_real(what: &'static str, name: &str, model: &dyn Model) -> Result<()> {
-    match model.input() {
-        Input::Real => Ok(()),
-        Input::Stored => Err(Error::Setting {
+/// Checks that a model takes floats.
+pub(super) fn check_f32(what: &'static str, name: &str, input: Input) -> Result<()> {
+    match input {
+        Input::F32 => Ok(()),
+        Input::Native => Err(Error::Setting {
             name: what,
             value: name.to_owned(),
-            problem: "that model takes voxels as they are stored, not their real values".to_owned(),
+            problem: "that model takes voxels in the volume's own type, not float32".to_owned(),
         }),
     }
 }

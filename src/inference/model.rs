@@ -11,9 +11,9 @@ use crate::volume::Layout;
 
 /// What becomes of a patch.
 pub trait Model: fmt::Debug + Send + Sync {
-    /// Which values the model wants.
+    /// Returns the type of the patches that the model takes.
     fn input(&self) -> Input {
-        Input::Real
+        Input::F32
     }
 
     /// What tells this model from any other, so that a run is not gone on with by another model.
@@ -42,13 +42,14 @@ pub trait Model: fmt::Debug + Send + Sync {
     fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>>;
 }
 
-/// The values that a model wants.
+/// The type of the patches that a model takes. Their values are those of the volume: real ones, unless it was
+/// opened for stored ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
-    /// As they are stored, in the stored type; the output keeps slope and intercept.
-    Stored,
-    /// Real values (slope and intercept applied) as f32.
-    Real,
+    /// The volume's own type.
+    Native,
+    /// `float32`.
+    F32,
 }
 
 /// An output of a model.
@@ -60,6 +61,9 @@ pub struct Prediction {
     pub channels: u64,
     /// The values' type.
     pub dtype: DType,
+    /// Whether integers are quantities, such as HU, that may be averaged. If not, they are class
+    /// numbers, whose mean has no meaning.
+    pub average_integers: bool,
     /// Voxels of the input (z, y, x) that it lacks at each face of a patch, as where convolutions are not padded.
     pub halo: Shape,
     /// How many voxels of the input one of the output is long along each axis: 1, 2, 4...
@@ -74,6 +78,7 @@ impl Prediction {
             name: "prediction".to_owned(),
             channels,
             dtype,
+            average_integers: false,
             halo: [0; 3],
             scale: 1,
         }

@@ -1,6 +1,7 @@
 //! How much memory the work of a run takes, apart from what waits.
 
 use super::Inference;
+use super::model::Input;
 use super::plan::PlannedOutput;
 use crate::grid::{Grid, Placement};
 use crate::region::Region;
@@ -30,15 +31,19 @@ impl Working {
     pub(super) fn new(
         inference: &Inference,
         input: &Layout,
-        real: bool,
+        wanted: Input,
         grid: &Grid,
         outputs: &[PlannedOutput],
     ) -> Self {
         let batch = inference.batch.max(1) as u64;
         let voxels = Region::whole(inference.patch).voxels();
-        let stored = input.channels * input.dtype.size() as u64;
+        let read = input.channels * input.dtype.size() as u64;
+        let (cast, taken) = match wanted {
+            Input::Native => (0, read),
+            Input::F32 => (4 * input.channels, 4 * input.channels),
+        };
         let hangs_over = inference.padding.is_some() || inference.placement == Placement::Padded;
-        let read = stored * (1 + u64::from(hangs_over)) + if real { 4 * input.channels } else { 0 };
+        let read = read + cast + if hangs_over { taken } else { 0 };
         let read = voxels.saturating_mul(read.saturating_mul(batch));
         let predictions = outputs.iter().map(|output| {
             let prediction = &output.prediction;

@@ -1,26 +1,26 @@
-//! Normalisation: what is done to a volume's real values before a model sees them.
+//! Normalisation: what is done to a volume's values before a model sees them.
 
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::ensemble::check_real;
-use super::model::{Model, Prediction};
+use super::ensemble::check_f32;
+use super::plan::Plan;
 use crate::dtype::{DType, convert};
 use crate::error::{Error, Result};
 use crate::patch::Patch;
 use crate::progress::{Progress, report};
 use crate::queue::Queue;
 use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
-use crate::volume::{ChunkShape, Layout, Rescale, Slabs, Volume, VolumeExt};
+use crate::volume::{ChunkShape, Layout, Slabs, Volume, VolumeExt};
 
 /// Voxels that are read and counted at once where there are no chunks.
 const PIECE: u64 = 1 << 18;
 /// Values that are added up before their sum joins the others.
 const RUN: usize = 1024;
 
-/// What is done to real values before a model sees them.
+/// What is done to a volume's values before a model sees them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Normalize {
     /// Nothing.
@@ -39,30 +39,31 @@ pub enum Normalize {
     },
 }
 
-impl Normalize {
-    /// The model, given normalised values of the volume, which is read once for [`Self::ZScore`],
-    /// a chunk or 2 MiB for each of `threads` at a time. `progress` counts these.
+impl Plan {
+    /// Normalises what the model gets. For [`Normalize::ZScore`] the volume is read once, a chunk or 2 MiB for
+    /// each of `threads` at a time; `progress` counts these.
+    ///
+    /// Voxels beyond the volume's faces are added afterwards: a padding of 0 is 0 for the model.
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if the model takes voxels as they are stored; the errors of reading.
-    pub fn wrap(
-        self,
-        model: Arc<dyn Model>,
+    /// [`Error::Setting`] if the model takes voxels in the volume's own type; the errors of reading.
+    pub fn normalized(
+        mut self,
+        normalize: Normalize,
         volume: &Arc<dyn Volume>,
         threads: usize,
         progress: Progress<'_>,
-    ) -> Result<Arc<dyn Model>> {
-        if self == Self::None {
-            return Ok(model);
+    ) -> Result<Self> {
+        if normalize != Normalize::None {
+            check_f32("normalising for", "the model", self.input)?;
         }
-        check_real("normalising for", "the model", &*model)?;
-        let scales = match self {
-            Self::None => return Ok(model),
-            Self::Ct { low, high } => Scales::Cut { low, high },
-            Self::ZScore => Scales::Channels(moments(volume, threads, progress)?),
+        self.scales = match normalize {
+            Normalize::None => None,
+            Normalize::Ct { low, high } => Some(Scales::Cut { low, high }),
+            Normalize::ZScore => Some(Scales::Channels(moments(volume, threads, progress)?)),
         };
-        Ok(Arc::new(Normalized { model, scales }))
+        Ok(self)
     }
 }
 
@@ -118,22 +119,24 @@ impl FromStr for Normalize {
     }
 }
 
-/// A model that is given normalised values.
-#[derive(Debug)]
-struct Normalized {
-    model: Arc<dyn Model>,
-    scales: Scales,
-}
-
-#[derive(Debug)]
-enum Scales {
+/// How values become normalised ones.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Scales {
     Cut { low: f64, high: f64 },
     Channels(Vec<Moments>),
 }
 
 impl Scales {
+    /// Normalises a patch of f32.
+    pub(super) fn apply(&self, patch: &mut Patch) -> Result<()> {
+        let each = patch.bytes().len() / 4 / length(patch.channels().max(1));
+        let channels = patch.as_mut_slice()?.chunks_mut(each.max(1)).enumerate();
+        channels.for_each(|(channel, values)| self.apply_to(channel, values));
+        Ok(())
+    }
+
     /// Normalises the values of one channel.
-    fn apply(&self, channel: usize, values: &mut [f32]) {
+    fn apply_to(&self, channel: usize, values: &mut [f32]) {
         match self {
             Self::Cut { low, high } => {
                 for value in values {
@@ -151,39 +154,9 @@ impl Scales {
     }
 }
 
-impl Model for Normalized {
-    fn id(&self) -> String {
-        format!(
-            "{} of values normalised by {:?}",
-            self.model.id(),
-            self.scales
-        )
-    }
-
-    fn at_once(&self) -> Option<usize> {
-        self.model.at_once()
-    }
-
-    fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<Prediction>> {
-        self.model.outputs(input, patch)
-    }
-
-    fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
-        let normalised = |patch: Patch| -> Result<Patch> {
-            let mut patch = patch.converted(DType::F32);
-            let each = patch.bytes().len() / 4 / length(patch.channels().max(1));
-            let channels = patch.as_mut_slice()?.chunks_mut(each.max(1)).enumerate();
-            channels.for_each(|(channel, values)| self.scales.apply(channel, values));
-            Ok(patch)
-        };
-        let batch = batch.into_iter().map(normalised).collect::<Result<_>>()?;
-        self.model.predict(batch)
-    }
-}
-
 /// How many values there are, their mean, and the sum of squared distances from it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Moments {
+pub(super) struct Moments {
     count: u64,
     mean: f64,
     squares: f64,
@@ -349,46 +322,39 @@ impl Part {
     }
 }
 
-/// Room for the voxels of a piece, stored and real.
+/// Room for the voxels of a piece, as they are read and as f64.
 struct Values {
     dtype: DType,
-    rescale: Option<Rescale>,
-    stored: Vec<u8>,
-    real: Vec<f64>,
+    voxels: Vec<u8>,
+    wide: Vec<f64>,
 }
 
 impl Values {
     fn new(layout: &Layout) -> Self {
         Self {
             dtype: layout.dtype,
-            rescale: layout.rescale,
-            stored: Vec::new(),
-            real: Vec::new(),
+            voxels: Vec::new(),
+            wide: Vec::new(),
         }
     }
 
-    /// Room for the stored voxels of a region.
+    /// Room for the voxels of a region.
     fn room(&mut self, region: Region) -> &mut [u8] {
         let count = length(region.voxels());
-        self.stored.resize(count * self.dtype.size(), 0);
-        self.real.resize(count, 0.0);
-        &mut self.stored
+        self.voxels.resize(count * self.dtype.size(), 0);
+        self.wide.resize(count, 0.0);
+        &mut self.voxels
     }
 
     fn moments(&mut self) -> Moments {
-        let real = bytemuck::cast_slice_mut(&mut self.real);
-        convert(self.dtype, &self.stored, DType::F64, real);
-        if let Some(Rescale { slope, intercept }) = self.rescale {
-            self.real
-                .iter_mut()
-                .for_each(|value| *value = *value * slope + intercept);
-        }
+        let wide = bytemuck::cast_slice_mut(&mut self.wide);
+        convert(self.dtype, &self.voxels, DType::F64, wide);
         // Moments of other values than a model is given would turn what they differ by, however small, into as many
         // deviations as a nearly constant volume has few.
-        self.real
+        self.wide
             .iter_mut()
             .for_each(|value| *value = f64::from(single(*value)));
-        Moments::of(&self.real)
+        Moments::of(&self.wide)
     }
 }
 
@@ -406,10 +372,13 @@ mod tests {
     use half::f16;
 
     use super::*;
+    use crate::aggregator::{Blend, Reduce};
     use crate::dtype::Element;
-    use crate::inference::builtin;
+    use crate::inference::work::{Reading, Spare};
+    use crate::inference::{Inference, Model, Prediction, Target, builtin};
+    use crate::pad::Padding;
     use crate::progress::silent;
-    use crate::volume::MemoryVolume;
+    use crate::volume::{MemoryVolume, RealValues, Rescale};
 
     /// Channels of 5 x 6 x 7 voxels, the second ten times the first and far from 0.
     fn values() -> Vec<f64> {
@@ -508,14 +477,49 @@ mod tests {
         }
     }
 
-    fn given(normalize: Normalize, volume: MemoryVolume) -> Vec<f32> {
+    fn plan(volume: &Arc<dyn Volume>, model: &dyn Model) -> Plan {
+        let dir = tempfile::tempdir().unwrap();
+        let target = Target::new(dir.path().join("out.npy"), Blend::Crop, Reduce::Mean);
+        let layout = volume.layout();
+        let inference = Inference::new(layout.shape, [0; 3]);
+        inference.plan(layout, model, &[target]).unwrap()
+    }
+
+    /// What a model is given at a region, padded with -7.
+    fn given_at(normalize: Normalize, volume: impl Volume + 'static, region: Region) -> Vec<f32> {
         let volume: Arc<dyn Volume> = Arc::new(volume);
-        let patch = volume
-            .read_real(Region::whole(volume.layout().shape))
-            .unwrap();
-        let model = normalize.wrap(Arc::new(Echo), &volume, 2, &silent).unwrap();
-        let given = model.predict(vec![patch]).unwrap().remove(0).remove(0);
+        let plan = plan(&volume, &Echo);
+        let plan = plan.normalized(normalize, &volume, 2, &silent).unwrap();
+        let reading = Reading {
+            padding: Padding::Constant(-7.0),
+            input: plan.input,
+            scales: plan.scales,
+        };
+        let given = reading.read(&*volume, region, &Spare::default()).unwrap();
         given.as_slice::<f32>().unwrap().to_vec()
+    }
+
+    fn given(normalize: Normalize, volume: impl Volume + 'static) -> Vec<f32> {
+        let whole = Region::whole(Volume::layout(&volume).shape);
+        given_at(normalize, volume, whole)
+    }
+
+    #[test]
+    fn padding_is_in_normalised_units() {
+        let volume = || MemoryVolume::from_vec([1, 1, 4], 1, vec![0_i16, 10, 20, 30]).unwrap();
+        let region = Region::new([0, 0, -1], [1, 1, 6]);
+        let ct = Normalize::Ct {
+            low: 0.0,
+            high: 20.0,
+        };
+        let cut = given_at(ct, volume(), region);
+        assert_eq!(cut, [-7.0, 0.0, 0.5, 1.0, 1.0, -7.0]);
+        let scored = given_at(Normalize::ZScore, volume(), region);
+        let inside = [-15.0, -5.0, 5.0, 15.0].map(|v| v / 125_f32.sqrt());
+        for (found, expected) in scored[1..5].iter().zip(inside) {
+            assert!((found - expected).abs() < 1e-6, "{scored:?}");
+        }
+        assert_eq!([scored[0], scored[5]], [-7.0; 2]);
     }
 
     #[test]
@@ -607,7 +611,7 @@ mod tests {
         let patch = Patch::new(Region::whole([3, 5, 70]), 1, vec![7_i16; 1050]).unwrap();
         let scaled = MemoryVolume::from_patch(layout, patch).unwrap();
         assert!(
-            given(Normalize::ZScore, scaled)
+            given(Normalize::ZScore, RealValues::of(Arc::new(scaled)))
                 .iter()
                 .all(|value| *value == 0.0)
         );
@@ -631,20 +635,15 @@ mod tests {
     }
 
     #[test]
-    fn stored_values_cannot_be_normalised() {
+    fn voxels_in_the_volume_s_own_type_cannot_be_normalised() {
         let volume: Arc<dyn Volume> =
             Arc::new(MemoryVolume::from_vec([1; 3], 1, vec![7_u8]).unwrap());
-        let identity = || builtin("identity").unwrap();
-        let error = Normalize::ZScore.wrap(identity(), &volume, 1, &silent);
+        let plan = || plan(&volume, &*builtin("identity").unwrap());
+        let error = plan().normalized(Normalize::ZScore, &volume, 1, &silent);
+        assert!(error.unwrap_err().to_string().contains("own type"));
         assert!(
-            error
-                .unwrap_err()
-                .to_string()
-                .contains("as they are stored")
-        );
-        assert!(
-            Normalize::None
-                .wrap(identity(), &volume, 1, &silent)
+            plan()
+                .normalized(Normalize::None, &volume, 1, &silent)
                 .is_ok()
         );
     }

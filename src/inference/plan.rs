@@ -9,9 +9,10 @@ use super::fit::{Found, Reach, Ways};
 use super::mask::Selection;
 use super::model::{Input, Model, Prediction};
 use super::needs::{Working, least_ahead};
+use super::normalize::Scales;
 use super::resume::Resume;
 use super::{Inference, Target};
-use crate::aggregator::{AggregatorOptions, Estimate, Reduce, Skipped};
+use crate::aggregator::{AggregatorOptions, Estimate, Skipped};
 use crate::error::{Error, Result};
 use crate::grid::{Axis, Grid, GridOptions};
 use crate::pad::Padding;
@@ -58,6 +59,10 @@ pub struct Plan {
     useful_cache: u64,
     pub(super) inference: Inference,
     pub(super) padding: Padding,
+    /// The type of the patches that the model takes.
+    pub(super) input: Input,
+    /// How values are normalised; they are not if there is none.
+    pub(super) scales: Option<Scales>,
     /// Batches begun and not yet blended, at most.
     pub(super) ahead: usize,
 }
@@ -193,20 +198,17 @@ impl Inference {
                 problem: format!("the model gives {}: {}", names.len(), names.join(", ")),
             });
         }
-        let rescale = input.rescale.filter(|_| model.input() == Input::Stored);
         let outputs = predictions.iter().zip(targets).enumerate();
         let outputs = outputs.map(|(n, (prediction, target))| {
             let begun = begun.get(n).and_then(Option::as_ref);
-            PlannedOutput::new(
-                (input, rescale),
-                grid,
-                prediction.clone(),
-                (target, begun),
-                self.masked,
-            )
+            let target = (target, begun);
+            PlannedOutput::new(input, grid, prediction.clone(), target, self.masked)
         });
         let outputs: Vec<PlannedOutput> = outputs.collect::<Result<_>>()?;
-        let real = model.input() == Input::Real;
+        let padding = self.padding.unwrap_or(Padding::Edge);
+        if model.input() == Input::Native {
+            padding.check(input.dtype, &input.path.display().to_string())?;
+        }
         Ok(Plan {
             live_bytes: 0,
             cache_bytes: 0,
@@ -217,10 +219,12 @@ impl Inference {
             resume: None,
             choices: None,
             begun: begun.to_vec(),
-            working: Working::new(self, input, real, grid, &outputs),
+            working: Working::new(self, input, model.input(), grid, &outputs),
             useful_cache: useful_cache(grid, input),
             inference: self.clone(),
-            padding: self.padding.unwrap_or(Padding::Edge),
+            padding,
+            input: model.input(),
+            scales: None,
             ahead: least_ahead(self.threads.max(1)),
             grid: grid.clone(),
             outputs,
@@ -230,7 +234,7 @@ impl Inference {
 
 impl PlannedOutput {
     fn new(
-        (input, rescale): (&Layout, Option<crate::volume::Rescale>),
+        input: &Layout,
         grid: &Grid,
         prediction: Prediction,
         (target, begun): (&Target, Option<&CreateOptions>),
@@ -243,11 +247,11 @@ impl PlannedOutput {
             .unwrap_or_else(|| reduce.dtype(prediction.dtype, prediction.channels));
         #[expect(clippy::cast_precision_loss, reason = "scales are small")]
         let factor = prediction.scale.max(1) as f64;
-        let mut layout = Layout::new(grid.volume(), reduce.channels(prediction.channels), dtype)
+        let layout = Layout::new(grid.volume(), reduce.channels(prediction.channels), dtype)
             .with_geometry(input.geometry.coarsened([factor; 3]));
-        if *reduce == Reduce::Mean {
-            layout.rescale = rescale;
-        }
+        let mut blending = target.blending.clone();
+        blending.average_integers |= prediction.average_integers;
+        blending.check_type(&grid, prediction.dtype)?;
         let mut store = target.store.clone();
         store.shard = store.shard.map(|shard| aligned(&grid, shard, store.chunk));
         let mut stored = planned(&target.path, &layout, &store)?;
@@ -257,7 +261,7 @@ impl PlannedOutput {
         }
         let blending = AggregatorOptions {
             all_vote: !masked || target.blending.skipped != Skipped::Renormalise,
-            ..target.blending.clone()
+            ..blending
         };
         blending.check(&grid, prediction.channels, stored.dtype)?;
         Ok(Self {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::model::Model;
 use super::plan::Plan;
-use super::work::{Spare, read};
+use super::work::Spare;
 use crate::error::Result;
 use crate::meter::{Meter, anonymous_bytes};
 use crate::volume::{Volume, give_back_freed};
@@ -45,7 +45,7 @@ impl Plan {
         for _ in 0..2 {
             let began = Instant::now();
             let spare = Spare::default();
-            let read = || read(&**volume, self.padding, model.input(), region, &spare);
+            let read = || self.reading().read(&**volume, region, &spare);
             let patches = (0..batch).map(|_| read()).collect::<Result<Vec<_>>>()?;
             let held = anonymous_bytes();
             let meter = Meter::start();

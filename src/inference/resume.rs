@@ -206,6 +206,7 @@ impl Plan {
             "patch": self.grid.patch(),
             "starts": self.grid.axes().each_ref().map(|axis| axis.starts.clone()),
             "order": self.grid.order(),
+            "normalized": self.scales.as_ref().map(|scales| format!("{scales:?}")),
             "padding": format!("{:?}", self.padding),
             "blend": blend,
             "reduce": format!("{:?}", blending.reduce),

@@ -11,7 +11,7 @@ use super::fit::Reach;
 use super::model::Model;
 use super::plan::Plan;
 use super::resume::Unfinished;
-use super::work::{Batches, Clock, Gate, Run, Shared, Spare, Work};
+use super::work::{Batches, Clock, Gate, Reading, Run, Shared, Spare, Work};
 use crate::aggregator::{Aggregated, Aggregator};
 use crate::error::{Error, Result};
 use crate::progress::{Progress, report};
@@ -121,7 +121,7 @@ impl Plan {
             gate: model.at_once().map(Gate::new),
             model,
             grid: self.grid.clone(),
-            padding: self.padding,
+            reading: self.reading(),
             spare: Spare::default(),
             predicted: AtomicU64::new(0),
             clock: Clock::default(),
@@ -198,6 +198,14 @@ impl Plan {
             return Ok(true);
         }
         self.assemble(resume, volume, model, true)
+    }
+
+    pub(super) fn reading(&self) -> Reading {
+        Reading {
+            padding: self.padding,
+            input: self.input,
+            scales: self.scales.clone(),
+        }
     }
 
     /// Starts the outputs, or opens those of an earlier run, of which some write chunks are done.

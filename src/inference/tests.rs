@@ -8,7 +8,7 @@ use super::*;
 use crate::patch::Patch;
 use crate::progress::silent;
 use crate::region::Region;
-use crate::volume::{Layout, MemoryVolume, Rescale, Volume, VolumeExt, open};
+use crate::volume::{Layout, MemoryVolume, RealValues, Rescale, Volume, VolumeExt, open};
 
 mod hard;
 mod huge;
@@ -148,7 +148,7 @@ impl Volume for Scaled {
 }
 
 #[test]
-fn models_of_real_values_get_them_and_the_identity_keeps_the_scale() {
+fn models_get_real_values_and_the_identity_gives_them() {
     let dir = tempfile::tempdir().unwrap();
     let memory = MemoryVolume::from_vec(
         [16; 3],
@@ -158,13 +158,18 @@ fn models_of_real_values_get_them_and_the_identity_keeps_the_scale() {
     .unwrap();
     let mut layout = Volume::layout(&memory).clone();
     layout.rescale = Rescale::new(2.0, -10.0);
-    let volume: Arc<dyn Volume> = Arc::new(Scaled(memory, layout));
+    let volume = RealValues::of(Arc::new(Scaled(memory, layout)));
     let same = dir.path().join("same.zarr");
     let means = target(&same, Blend::Hann, Reduce::Mean);
     run(&inference(), Arc::clone(&volume), "identity", &means).unwrap();
     let same = open(&same).unwrap();
-    assert_eq!(same.layout().rescale, Rescale::new(2.0, -10.0));
-    assert_eq!(same.layout().dtype, DType::U8);
+    assert_eq!((same.layout().rescale, same.layout().applied), (None, None));
+    let same = same.read(Region::whole([16; 3])).unwrap();
+    let expected = volume.read(Region::whole([16; 3])).unwrap();
+    let pairs = same.as_slice::<f32>().unwrap().iter();
+    for (found, expected) in pairs.zip(expected.as_slice::<f32>().unwrap()) {
+        assert!((found - expected).abs() < 1e-3, "{found} {expected}");
+    }
     let classes = dir.path().join("classes.zarr");
     let argmax = target(&classes, Blend::Hann, Reduce::Argmax);
     run(&inference(), volume, "threshold:90", &argmax).unwrap();
@@ -290,8 +295,8 @@ enum Fault {
 struct Broken(Fault);
 
 impl Model for Broken {
-    fn outputs(&self, input: &Layout, _patch: Shape) -> Result<Vec<Prediction>> {
-        Ok(vec![Prediction::new(1, input.dtype)])
+    fn outputs(&self, _input: &Layout, _patch: Shape) -> Result<Vec<Prediction>> {
+        Ok(vec![Prediction::new(1, DType::F32)])
     }
 
     fn predict(&self, mut batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {

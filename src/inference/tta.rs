@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::ensemble::{Mean, check_real};
+use super::ensemble::{Mean, check_f32};
 use super::model::{Model, Prediction};
 use crate::dtype::{DType, Element};
 use crate::error::Result;
@@ -22,9 +22,9 @@ impl Flips {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`](crate::Error::Setting) if the model takes voxels as they are stored.
+    /// [`Error::Setting`](crate::Error::Setting) if the model takes voxels in the volume's own type.
     pub fn new(model: Arc<dyn Model>) -> Result<Self> {
-        check_real("test-time augmentation of", "the model", &*model)?;
+        check_f32("test-time augmentation of", "the model", model.input())?;
         Ok(Self { model })
     }
 }

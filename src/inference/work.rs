@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::mask::Selection;
 use super::model::{Input, Model};
+use super::normalize::Scales;
 use super::run::Seconds;
 use crate::aggregator::Aggregator;
 use crate::dtype::DType;
@@ -16,7 +17,7 @@ use crate::grid::Grid;
 use crate::pad::Padding;
 use crate::patch::Patch;
 use crate::region::Region;
-use crate::volume::{Cached, Volume, VolumeExt, real_values};
+use crate::volume::{Cached, Volume, VolumeExt};
 
 /// What the threads of a run share.
 #[derive(Debug)]
@@ -25,7 +26,7 @@ pub(super) struct Shared {
     pub(super) model: Arc<dyn Model>,
     pub(super) gate: Option<Gate>,
     pub(super) grid: Grid,
-    pub(super) padding: Padding,
+    pub(super) reading: Reading,
     pub(super) spare: Spare,
     pub(super) predicted: AtomicU64,
     pub(super) clock: Clock,
@@ -128,8 +129,7 @@ impl Run {
             .iter()
             .filter_map(|&index| self.shared.grid.get(index));
         let batch = timed(&clock.reading, || {
-            let padding = self.shared.padding;
-            let read = |region| read(volume, padding, model.input(), region, spare);
+            let read = |region| self.shared.reading.read(volume, region, spare);
             regions.map(read).collect::<Result<Vec<_>>>()
         })?;
         let count = batch.len();
@@ -168,29 +168,38 @@ impl Run {
     }
 }
 
-/// Reads a patch as the model wants it, padded where it hangs over.
-pub(super) fn read(
-    volume: &dyn Volume,
-    padding: Padding,
-    input: Input,
-    region: Region,
-    spare: &Spare,
-) -> Result<Patch> {
-    let layout = volume.layout();
-    let source = padding.source(region, layout.shape);
-    let mut patch = spare.take(source, layout.channels, layout.dtype)?;
-    volume.read_into(source, patch.bytes_mut())?;
-    if source != region {
+/// How a patch becomes what the model takes.
+#[derive(Clone, Debug)]
+pub(super) struct Reading {
+    pub(super) padding: Padding,
+    pub(super) input: Input,
+    pub(super) scales: Option<Scales>,
+}
+
+impl Reading {
+    /// Reads a patch: its type is the model's and its values are normalised before voxels beyond the volume's
+    /// faces are added.
+    pub(super) fn read(&self, volume: &dyn Volume, region: Region, spare: &Spare) -> Result<Patch> {
+        let layout = volume.layout();
+        let source = self.padding.source(region, layout.shape);
+        let mut patch = spare.take(source, layout.channels, layout.dtype)?;
+        volume.read_into(source, patch.bytes_mut())?;
+        if self.input == Input::F32 {
+            patch = patch.converted(DType::F32);
+        }
+        if let Some(scales) = &self.scales {
+            scales.apply(&mut patch)?;
+        }
+        if source == region {
+            return Ok(patch);
+        }
         let (channels, dtype) = (patch.channels(), patch.dtype());
         let mut padded = Patch::zeros(region, channels, dtype)?;
         let target = (padded.bytes_mut(), region);
         let filled = (patch.bytes(), source);
-        padding.fill(filled, target, channels, dtype, layout.shape);
-        patch = padded;
-    }
-    match input {
-        Input::Stored => Ok(patch),
-        Input::Real => real_values(patch, layout.rescale),
+        self.padding
+            .fill(filled, target, channels, dtype, layout.shape);
+        Ok(padded)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Label values, and the search for voxels that have one.
 //!
-//! Labels are compared as they are stored: integers exactly, however large, and floats by their
+//! Labels are compared as they are read: integers exactly, however large, and floats by their
 //! exact value, without conversion.
 
 use std::fmt;
@@ -8,6 +8,7 @@ use std::fmt;
 use half::f16;
 
 use crate::dtype::DType;
+use crate::volume::Layout;
 
 /// A label value: any number that a voxel can hold.
 ///
@@ -70,6 +71,20 @@ impl Class {
             DType::I64 => (bits as i64).into(),
             DType::F16 | DType::F32 | DType::F64 => return Self::real(float(dtype, bits)),
         })
+    }
+
+    /// The label of a voxel of a map, or `None` if the map may not have it.
+    ///
+    /// Any finite value is a label, but real values that a slope or intercept made must be whole numbers. As floats they
+    /// are told apart below 2^24.
+    pub(super) fn of_map(layout: &Layout, bits: u64) -> Option<Self> {
+        let class = Self::of_voxel(layout.dtype, bits)?;
+        let whole = match class.0 {
+            Number::Whole(value) => value.abs() < 1 << 24,
+            Number::Real(_) => false,
+        };
+        let made = layout.applied.is_some() && layout.dtype.is_float();
+        (whole || !made).then_some(class)
     }
 
     /// Returns the bit pattern test for this label in a map of `dtype`; `None` if the type has no such value.

@@ -1,6 +1,6 @@
 //! The voxel count of each label in each block.
 //!
-//! Any finite number is a label; NaN and infinity are errors before the first draw.
+//! Any finite number is a label, if no slope made it; other values are errors before the first draw.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -35,8 +35,8 @@ impl Sealed for LabelCounts {
         };
         let mut classes: BTreeMap<Class, u64> = BTreeMap::new();
         for (bits, count) in counts {
-            // Some voxel is not finite; the error names the first.
-            let class = Class::of_voxel(dtype, bits).ok_or_else(|| bad_label(block))?;
+            // Some voxel is not a label; the error names the first.
+            let class = Class::of_map(block.layout, bits).ok_or_else(|| bad_label(block))?;
             *classes.entry(class).or_default() += count;
         }
         if !block.listed && classes.len() == 1 && classes.contains_key(&Class::ZERO) {
@@ -193,7 +193,7 @@ fn bad_label(block: &Block<'_>) -> Error {
     let (BlockVoxels::Fill(voxels) | BlockVoxels::Stored(voxels)) = &block.voxels;
     let mut all = voxels.chunks_exact(layout.dtype.size());
     let i = all
-        .position(|voxel| Class::of_voxel(layout.dtype, bits_of(voxel)).is_none())
+        .position(|voxel| Class::of_map(layout, bits_of(voxel)).is_none())
         .unwrap_or(0);
     let size = layout.dtype.size();
     let voxel = &voxels[i * size..(i + 1) * size];
@@ -206,7 +206,11 @@ fn bad_label(block: &Block<'_>) -> Error {
         voxel: place(block.region, i as u64),
         what: "label",
         value: value.to_string(),
-        allowed: "labels must be finite",
+        allowed: if value.is_finite() {
+            "labels that a slope or intercept makes must be whole numbers below 2^24"
+        } else {
+            "labels must be finite"
+        },
     }
 }
 

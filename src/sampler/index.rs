@@ -219,7 +219,7 @@ impl<T: Tally> BlockIndex<T> {
         let same = own.path == layout.path
             && (own.shape, own.channels, own.dtype)
                 == (layout.shape, layout.channels, layout.dtype)
-            && own.rescale == layout.rescale;
+            && (own.rescale, own.applied) == (layout.rescale, layout.applied);
         if !same {
             return Err(Error::Setting {
                 name: "an index of",

@@ -14,7 +14,9 @@ use crate::error::{Error, Result};
 use crate::patch::Voxels;
 use crate::progress::silent;
 use crate::region::{Region, Shape, indices};
-use crate::volume::{Cached, Chunk, ChunkVoxels, Layout, MemoryVolume, Rescale, Volume};
+use crate::volume::{
+    Cached, Chunk, ChunkVoxels, Layout, MemoryVolume, RealValues, Rescale, Volume,
+};
 
 mod disk;
 mod huge;
@@ -539,17 +541,46 @@ fn minus_zero_is_zero_and_labels_may_be_negative_but_not_nan() {
 }
 
 #[test]
-fn weights_are_real_values_and_labels_are_stored_ones() {
-    let mut layout = Layout::new([1, 1, 2], 1, DType::U8);
-    layout.rescale = Rescale::new(0.5, -1.0);
-    let map = Arc::new(MemoryVolume::zeros(layout).unwrap());
-    crate::volume::VolumeMut::write(&*map, Region::whole([1, 1, 2]), &[4, 8]).unwrap();
-    let sampler = weighted(&map, &options([1; 3])).unwrap();
+fn weights_and_labels_are_real_values_and_labels_must_be_whole() {
+    let real = |slope, intercept, voxels: [u8; 2]| {
+        let mut layout = Layout::new([1, 1, 2], 1, DType::U8);
+        layout.rescale = Rescale::new(slope, intercept);
+        let map = Arc::new(MemoryVolume::zeros(layout).unwrap());
+        crate::volume::VolumeMut::write(&*map, Region::whole([1, 1, 2]), &voxels).unwrap();
+        let stored: Arc<dyn Volume> = map;
+        (RealValues::of(Arc::clone(&stored)), stored)
+    };
+    let weights = |volume: &Arc<dyn Volume>| {
+        let index = WeightIndex::build(&**volume, 0, 1, &silent)?;
+        Weighted::new(Arc::clone(volume), &index, &options([1; 3]))
+    };
+    let counts = |volume: &Arc<dyn Volume>| {
+        LabelIndex::build(&**volume, 0, 1, &silent).map(|index| index.counts())
+    };
+    let two = |a: i32, b: i32| Some([(Class::from(a), 1), (Class::from(b), 1)].into());
+    let (map, stored) = real(0.5, -1.0, [4, 8]);
+    let sampler = weights(&map).unwrap();
     assert_near(sampler.probability([0, 0, 0]), 0.25, &"1 : 3");
-    assert!(label(&map, &shares([(4, 1.0)]), &options([1; 3])).is_ok());
-    crate::volume::VolumeMut::write(&*map, Region::whole([1, 1, 2]), &[4, 1]).unwrap();
-    let error = weighted(&map, &options([1; 3])).unwrap_err();
+    let sampler = weights(&stored).unwrap();
+    assert_near(sampler.probability([0, 0, 0]), 1.0 / 3.0, &"4 : 8");
+    assert_eq!(counts(&map).ok(), two(1, 3));
+    assert_eq!(counts(&stored).ok(), two(4, 8));
+    let (map, _) = real(0.5, -1.0, [4, 1]);
+    let error = weights(&map).unwrap_err();
     assert!(matches!(error, Error::MapValue { ref value, .. } if value == "-0.5"));
+    let error = counts(&map).unwrap_err().to_string();
+    for part in ["label -0.5", "[0, 0, 1]", "whole numbers"] {
+        assert!(error.contains(part), "{error}");
+    }
+    let (map, _) = real(1.0, 300.0, [4, 1]);
+    assert_eq!(counts(&map).ok(), two(301, 304));
+    let (map, _) = real(f64::from(1 << 20), 1.0, [4, 16]);
+    let error = counts(&map).unwrap_err().to_string();
+    assert!(error.contains("below 2^24"), "{error}");
+    // What is stored as a float may be any number.
+    let plain = memory([1, 1, 2], vec![0.5_f32, 2.0]);
+    let index = LabelIndex::build(&*plain, 0, 1, &silent).unwrap();
+    assert_eq!(index.counts().len(), 2);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::volume::Volume;
 /// A sampler that draws patch centers by a weight map with one value per voxel.
 ///
 /// A centre's probability is its weight over the sum of all centres' weights. Weights are the
-/// map's real values (slope and intercept applied); they need not add up to anything, and a voxel whose weight is 0
+/// map's values; they need not add up to anything, and a voxel whose weight is 0
 /// is never drawn.
 #[derive(Debug)]
 pub struct Weighted {

@@ -9,7 +9,7 @@ use super::sums::{Block, Entries, Sealed, Tally, decode_entries, encode_entries,
 use crate::dtype::{DType, Element, with_element};
 use crate::error::{Error, Result};
 use crate::region::Region;
-use crate::volume::{Layout, Rescale};
+use crate::volume::Layout;
 
 /// The sum of the weights in each block that has any.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -131,7 +131,6 @@ pub(super) fn groups<'a>(
 fn add_up(layout: &Layout, group: &[u8]) -> Result<f64, usize> {
     let mut weights = [0.0; GROUP];
     let count = to_weights(layout, group, &mut weights);
-    // Whole numbers of an unscaled unsigned map are what a weight must be.
     match weights[..count].iter().position(|w| !is_weight(*w)) {
         Some(bad) => Err(bad),
         None => Ok(weights[..count].iter().sum()),
@@ -142,19 +141,14 @@ fn is_weight(weight: f64) -> bool {
     (0.0..f64::INFINITY).contains(&weight)
 }
 
-/// The real values of a group of voxels; gives how many there are.
+/// The weights of a group of voxels; returns how many there are.
 pub(super) fn to_weights(layout: &Layout, group: &[u8], weights: &mut [f64; GROUP]) -> usize {
-    let Rescale { slope, intercept } = layout.rescale.unwrap_or(Rescale {
-        slope: 1.0,
-        intercept: 0.0,
-    });
     let is_bool = layout.dtype == DType::Bool;
     with_element!(layout.dtype, T => {
         let values = group.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned::<T>);
         let mut count = 0;
         for (weight, value) in weights.iter_mut().zip(values) {
-            let value = if is_bool { f64::from(value > T::default()) } else { value.to_f64() };
-            *weight = value * slope + intercept;
+            *weight = if is_bool { f64::from(value > T::default()) } else { value.to_f64() };
             count += 1;
         }
         count

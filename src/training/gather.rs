@@ -156,7 +156,7 @@ impl Gather {
     ) -> Result<&'a mut [u8]> {
         if buffer.is_none() {
             *buffer = Some(match &slot.part {
-                Some((batch, n)) if wanted.is_as_stored(image) => {
+                Some((batch, n)) if wanted.is_as_read(image) => {
                     Buffer::Part(batch.part(image, *n, &self.pool)?)
                 }
                 _ => self.patch(slot, wanted, image)?,
@@ -175,7 +175,7 @@ impl Gather {
         Ok(Buffer::Patch(patch))
     }
 
-    /// Pads, converts and transforms what was read.
+    /// Casts, pads and transforms what was read.
     pub(super) fn finish(&self, slot: &Slot, wanted: &Wanted) -> Result<Sample> {
         let (mut patches, mut parts) = (Vec::new(), Vec::new());
         for (n, image) in wanted.images().iter().enumerate() {
@@ -183,15 +183,16 @@ impl Gather {
             self.buffer(slot, wanted, n, &mut buffer)?;
             match (buffer.take().expect("it was just made"), &slot.part) {
                 (Buffer::Part(part), _) => parts.push(part),
+                (Buffer::Patch(read), None) if wanted.is_as_read(n) => patches.push(read),
                 (Buffer::Patch(read), None) => {
-                    let padded = self.padded(image, read, wanted.region)?;
-                    patches.push(image.values_of(padded)?);
+                    let (channels, dtype) = (image.channel_count(), image.dtype());
+                    let mut patch = self.pool.take(wanted.region, channels, dtype)?;
+                    self.made(image, read, (patch.bytes_mut(), wanted.region))?;
+                    patches.push(patch);
                 }
                 (Buffer::Patch(read), Some((batch, at))) => {
                     let mut part = batch.part(n, *at, &self.pool)?;
-                    let padded = self.padded(image, read, wanted.region)?;
-                    image.values_into(&padded, &mut part);
-                    self.pool.give(padded);
+                    self.made(image, read, (&mut part, wanted.region))?;
                     parts.push(part);
                 }
             }
@@ -219,18 +220,33 @@ impl Gather {
         Ok(sample)
     }
 
-    fn padded(&self, image: &Image, read: Patch, region: Region) -> Result<Patch> {
-        if read.region() == region {
-            return Ok(read);
+    /// Makes what was read of an image into the voxels of a region: cast first, then padded, so that
+    /// padding is in the values that patches get.
+    fn made(
+        &self,
+        image: &Image,
+        mut read: Patch,
+        (out, region): (&mut [u8], Region),
+    ) -> Result<()> {
+        let (source, channels, dtype) = (read.region(), read.channels(), image.dtype());
+        let is_padded = source != region;
+        if !image.keeps_type() {
+            if is_padded {
+                let mut cast = self.pool.take(source, channels, dtype)?;
+                image.cast_into(&read, cast.bytes_mut())?;
+                self.pool.give(std::mem::replace(&mut read, cast));
+            } else {
+                image.cast_into(&read, out)?;
+            }
         }
-        let (channels, dtype) = (read.channels(), read.dtype());
-        let mut patch = self.pool.take(region, channels, dtype)?;
-        let shape = image.volume.layout().shape;
-        let source = (read.bytes(), read.region());
-        image
-            .padding
-            .fill(source, (patch.bytes_mut(), region), channels, dtype, shape);
+        if is_padded {
+            let shape = image.volume.layout().shape;
+            let from = (read.bytes(), source);
+            image
+                .padding
+                .fill(from, (out, region), channels, dtype, shape);
+        }
         self.pool.give(read);
-        Ok(patch)
+        Ok(())
     }
 }

@@ -34,7 +34,7 @@ pub use plan::{Epoch, Plan, Planned};
 pub use sample::{Lent, Sample};
 pub use share::{Share, Turn, Uneven};
 pub use state::LoaderState;
-pub use subject::{Image, Lazy, Subject, Subjects, Values};
+pub use subject::{Image, Lazy, Subject, Subjects};
 
 #[cfg(test)]
 mod tests;

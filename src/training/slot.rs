@@ -51,9 +51,9 @@ pub(super) struct Wanted {
 
 /// What an image's voxels are gathered in.
 pub(super) enum Buffer {
-    /// A patch of the stored values of the region's source.
+    /// A patch of the volume's voxels in the region's source.
     Patch(Patch),
-    /// The patch's part of its batch, where it takes the stored values as they are.
+    /// The patch's part of its batch, where it takes the volume's voxels without a cast or padding.
     Part(BytesMut),
 }
 
@@ -91,16 +91,16 @@ impl Wanted {
         self.opened.subject.images()
     }
 
-    /// Whether a patch of image `n` is what is stored, at the region itself.
-    pub(super) fn is_as_stored(&self, n: usize) -> bool {
-        self.sources[n] == self.region && self.images()[n].keeps_values()
+    /// Returns `true` if a patch of image `n` is what the volume has at the region itself.
+    pub(super) fn is_as_read(&self, n: usize) -> bool {
+        self.sources[n] == self.region && self.images()[n].keeps_type()
     }
 
     /// Bytes of what is read before it becomes the patches.
     fn bytes_before(&self) -> u64 {
         let images = self.images().iter().zip(&self.sources).enumerate();
-        let read = images.filter(|(n, _)| !self.is_as_stored(*n));
-        let bytes = read.map(|(_, (image, source))| image.stored_bytes(source.voxels()));
+        let read = images.filter(|(n, _)| !self.is_as_read(*n));
+        let bytes = read.map(|(_, (image, source))| image.read_bytes(source.voxels()));
         bytes.fold(0, u64::saturating_add)
     }
 

@@ -5,13 +5,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::fingerprint::Fingerprint;
-use crate::dtype::{DType, convert};
+use crate::dtype::{DType, convert, loss, text};
 use crate::error::{Error, Result};
 use crate::pad::Padding;
 use crate::patch::Patch;
 use crate::region::{Region, Shape};
 use crate::sampler::{Border, Placement};
-use crate::volume::{Matching, Volume, real_values_into};
+use crate::volume::{Matching, Volume};
 
 /// One scan with what belongs to it: a second modality, labels, weights.
 #[derive(Clone, Debug)]
@@ -29,26 +29,15 @@ pub struct Image {
     pub volume: Arc<dyn Volume>,
     /// What stands beyond its faces; zeros if nothing else is said.
     pub padding: Padding,
-    /// Which values patches get.
-    pub values: Values,
+    /// The type that its values are cast to; the volume's own type if `None`. Fractions become the nearest value;
+    /// a value beyond the type's range is an error.
+    pub cast: Option<DType>,
     /// Which of its channels patches get, and are read.
     pub channels: Range<u64>,
 }
 
-/// The values of patches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Values {
-    /// As they are stored.
-    #[default]
-    Stored,
-    /// As they are stored, converted.
-    As(DType),
-    /// Slope and intercept applied, as f32.
-    Real,
-}
-
 impl Image {
-    /// An image whose patches have its stored values, all channels, zeros beyond its faces.
+    /// An image whose patches have the volume's values, all channels, zeros beyond its faces.
     #[must_use]
     pub fn new(name: impl Into<String>, volume: Arc<dyn Volume>) -> Self {
         Self {
@@ -56,7 +45,7 @@ impl Image {
             channels: 0..volume.layout().channels,
             volume,
             padding: Padding::Constant(0.0),
-            values: Values::Stored,
+            cast: None,
         }
     }
 
@@ -66,10 +55,13 @@ impl Image {
         Self { padding, ..self }
     }
 
-    /// The same with other values.
+    /// Returns the image with its values cast to `dtype`.
     #[must_use]
-    pub fn with_values(self, values: Values) -> Self {
-        Self { values, ..self }
+    pub fn with_dtype(self, dtype: DType) -> Self {
+        Self {
+            cast: Some(dtype),
+            ..self
+        }
     }
 
     /// The same with some of the channels only, time points among them: no chunk that holds only
@@ -89,7 +81,8 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// What [`Volume::read_channels`] gives; [`Error::Setting`] if it does not fit into memory.
+    /// What [`Volume::read_channels`] gives; [`Error::ValueRange`] if a value does not fit the type that it is
+    /// cast to; [`Error::Setting`] if the patch does not fit into memory.
     pub fn read(&self, region: Region) -> Result<Patch> {
         let layout = self.volume.layout();
         let channels = self.channel_count();
@@ -100,45 +93,50 @@ impl Image {
             self.volume
                 .read_channels(self.channels.clone(), source, out)?;
         }
+        if !self.keeps_type() {
+            let mut cast = Patch::zeros(source, channels, self.dtype())?;
+            self.cast_into(&patch, cast.bytes_mut())?;
+            patch = cast;
+        }
         if source != region {
-            let mut padded = Patch::zeros(region, channels, layout.dtype)?;
+            let mut padded = Patch::zeros(region, channels, self.dtype())?;
             let (from, to) = ((patch.bytes(), source), (padded.bytes_mut(), region));
             self.padding
-                .fill(from, to, channels, layout.dtype, layout.shape);
+                .fill(from, to, channels, self.dtype(), layout.shape);
             patch = padded;
         }
-        self.values_of(patch)
+        Ok(patch)
     }
 
-    /// The values that patches get, of a patch of stored ones.
-    pub(super) fn values_of(&self, stored: Patch) -> Result<Patch> {
-        if self.keeps_values() {
-            return Ok(stored);
-        }
-        let mut values = Patch::zeros(stored.region(), stored.channels(), self.dtype())?;
-        self.values_into(&stored, values.bytes_mut());
-        Ok(values)
+    /// Casts a patch of the volume's voxels to the type that patches get, into `out`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ValueRange`] if a value does not fit.
+    pub(super) fn cast_into(&self, patch: &Patch, out: &mut [u8]) -> Result<()> {
+        let (from, to) = (patch.dtype(), self.dtype());
+        convert(from, patch.bytes(), to, out);
+        let Some(first) = loss(from, patch.bytes(), to).clipped.first else {
+            return Ok(());
+        };
+        let (channel, voxel) = patch.region().place(first);
+        Err(Error::ValueRange {
+            path: self.volume.layout().path.clone(),
+            channel: self.channels.start + channel,
+            voxel: voxel.map(i64::unsigned_abs),
+            value: text(from, patch.bytes(), first),
+            dtype: to,
+            remedy: "cast to a type that holds it, or not at all",
+        })
     }
 
-    /// As [`values_of`](Self::values_of), into `out`.
-    pub(super) fn values_into(&self, stored: &Patch, out: &mut [u8]) {
-        let rescale = self.volume.layout().rescale;
-        match (self.values, rescale) {
-            (Values::Real, Some(rescale)) => {
-                real_values_into(stored.dtype(), stored.bytes(), rescale, out);
-            }
-            _ => convert(stored.dtype(), stored.bytes(), self.dtype(), out),
-        }
+    /// Returns `true` if patches get the volume's voxels without a cast.
+    pub(super) fn keeps_type(&self) -> bool {
+        self.dtype() == self.volume.layout().dtype
     }
 
-    /// Whether patches get the values as they are stored.
-    pub(super) fn keeps_values(&self) -> bool {
-        let layout = self.volume.layout();
-        self.dtype() == layout.dtype && (self.values != Values::Real || layout.rescale.is_none())
-    }
-
-    /// Bytes of some voxels of its patches, all channels, as they are stored.
-    pub(super) fn stored_bytes(&self, voxels: u64) -> u64 {
+    /// Bytes of some voxels of its patches, all channels, before the cast.
+    pub(super) fn read_bytes(&self, voxels: u64) -> u64 {
         let size = self.volume.layout().dtype.size() as u64;
         voxels.saturating_mul(self.channel_count().saturating_mul(size))
     }
@@ -146,11 +144,7 @@ impl Image {
     /// The type of its patches' voxels.
     #[must_use]
     pub fn dtype(&self) -> DType {
-        match self.values {
-            Values::Stored => self.volume.layout().dtype,
-            Values::As(dtype) => dtype,
-            Values::Real => DType::F32,
-        }
+        self.cast.unwrap_or(self.volume.layout().dtype)
     }
 }
 
@@ -174,7 +168,7 @@ impl Subject {
     /// # Errors
     ///
     /// [`Error::Setting`] if there is no image, if two have one name, or if one has not the channels
-    /// that are wanted of it; those of [`Matching::on_grid_of`].
+    /// that are wanted of it or is padded with a value that its type does not have; those of [`Matching::on_grid_of`].
     pub fn matched(
         name: impl Into<String>,
         mut images: Vec<Image>,
@@ -198,6 +192,7 @@ impl Subject {
                 });
             }
             check_channels(image)?;
+            image.padding.check(image.dtype(), &image.name)?;
         }
         for image in &mut images[1..] {
             image.volume = matching.on_grid_of(&reference, Arc::clone(&image.volume))?;
@@ -326,8 +321,9 @@ impl Subjects for Vec<Subject> {
             text(&subject.name);
             text(&format!("{:?}", subject.shape()));
             for image in &subject.images {
-                let stored = image.volume.layout().dtype;
-                let of_patches = (&image.channels, stored, image.values, image.padding);
+                let layout = image.volume.layout();
+                let values = (layout.dtype, layout.rescale, layout.applied);
+                let of_patches = (&image.channels, values, image.cast, image.padding);
                 text(&image.name);
                 text(&format!("{of_patches:?}"));
             }

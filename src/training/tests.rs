@@ -13,7 +13,7 @@ use crate::patch::Patch;
 use crate::region::{Region, Shape};
 use crate::sampler::{Sampler, Uniform};
 use crate::volume::{
-    Chunk, ChunkShape, Layout, MemoryVolume, Rescale, Volume, VolumeExt, intersecting,
+    Chunk, ChunkShape, Layout, MemoryVolume, RealValues, Rescale, Volume, VolumeExt, intersecting,
 };
 
 mod channels;
@@ -694,16 +694,15 @@ fn padded_and_converted() -> Vec<Image> {
     let mut layout = Volume::layout(&memory).clone();
     layout.rescale = Rescale::new(0.5, -1.0);
     let scaled: Arc<dyn Volume> = Arc::new(Scaled(memory.with_chunks([1, 4, 4, 4]), layout));
-    let image = |name: &str, padding, values| {
-        Image::new(name, Arc::clone(&scaled))
-            .with_padding(padding)
-            .with_values(values)
+    let real = RealValues::of(Arc::clone(&scaled));
+    let image = |name: &str, volume: &Arc<dyn Volume>, padding| {
+        Image::new(name, Arc::clone(volume)).with_padding(padding)
     };
     vec![
-        image("stored", Padding::Constant(-9.0), Values::Stored),
-        image("real", Padding::Edge, Values::Real),
-        image("wide", Padding::Reflect, Values::As(DType::F64)),
-        image("truth", Padding::Edge, Values::As(DType::Bool)),
+        image("stored", &scaled, Padding::Constant(-9.0)),
+        image("real", &real, Padding::Constant(-1.25)),
+        image("wide", &scaled, Padding::Reflect).with_dtype(DType::F64),
+        image("half", &scaled, Padding::Constant(-0.5)).with_dtype(DType::F32),
     ]
 }
 
@@ -762,8 +761,19 @@ fn patches_that_hang_over_are_padded_and_values_are_converted() {
             .indexed_iter()
         {
             assert!(
-                (f64::from(value) - (at(Padding::Edge, c, [z, y, x]) * 0.5 - 1.0)).abs() < 1e-6
+                (f64::from(value) - at(Padding::Constant(-0.5), c, [z, y, x]) * 0.5 + 1.0).abs()
+                    < 1e-6
             );
+        }
+        for ((c, z, y, x), &value) in sample
+            .patch("half")
+            .unwrap()
+            .view::<f32>()
+            .unwrap()
+            .indexed_iter()
+        {
+            let expected = at(Padding::Constant(-0.5), c, [z, y, x]);
+            assert!((f64::from(value) - expected).abs() < 1e-12);
         }
         for ((c, z, y, x), &value) in sample
             .patch("wide")
@@ -775,6 +785,58 @@ fn patches_that_hang_over_are_padded_and_values_are_converted() {
             assert!((value - at(Padding::Reflect, c, [z, y, x])).abs() < 1e-12);
         }
     }
+}
+
+#[test]
+fn a_value_that_a_cast_cannot_hold_is_named_and_so_is_such_a_padding() {
+    let volume = || {
+        let voxels: Vec<i16> = (0..210).map(|n| if n == 136 { 300 } else { 7 }).collect();
+        Arc::new(MemoryVolume::from_vec([5, 6, 7], 1, voxels).unwrap())
+    };
+    let image = Image::new("ct", volume()).with_dtype(DType::U8);
+    match image.read(Region::new([2, 1, 2], [3, 4, 5])).unwrap_err() {
+        Error::ValueRange {
+            channel,
+            voxel,
+            value,
+            dtype,
+            ..
+        } => assert_eq!(
+            (channel, voxel, &*value, dtype),
+            (0, [3, 1, 3], "300", DType::U8)
+        ),
+        other => panic!("{other}"),
+    }
+    assert!(image.read(Region::new([0, 0, 0], [3, 6, 7])).is_ok());
+    let subject = Subject::new("s", vec![image], TOLERANCE).unwrap();
+    let make: Arc<MakeSampler> = Arc::new(move |_, _| {
+        let region = Region::new([1, 1, 1], [3, 4, 5]);
+        Ok(Some(Arc::new(At(vec![region])) as Arc<dyn Sampler>))
+    });
+    let plan = Plan::new(1, 1, 0).unwrap();
+    let mut loader = Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options(1)).unwrap();
+    let error = loader.next().unwrap().unwrap_err();
+    assert!(
+        std::error::Error::source(&error).is_some_and(|e| e.to_string().contains("300")),
+        "{error}"
+    );
+
+    for (dtype, value) in [
+        (DType::U8, -1.0),
+        (DType::I16, 0.5),
+        (DType::I16, f64::NAN),
+        (DType::Bool, 2.0),
+        (DType::F32, 1e300),
+    ] {
+        let image = Image::new("ct", volume())
+            .with_dtype(dtype)
+            .with_padding(Padding::Constant(value));
+        let error = Subject::new("s", vec![image], TOLERANCE).unwrap_err();
+        assert!(matches!(error, Error::Setting { .. }), "{error}");
+    }
+    let image = Image::new("ct", volume()).with_dtype(DType::F32);
+    let image = image.with_padding(Padding::Constant(0.1));
+    assert!(Subject::new("s", vec![image], TOLERANCE).is_ok());
 }
 
 /// Patches at given places.

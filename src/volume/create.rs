@@ -129,6 +129,7 @@ pub fn planned(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<
         read_chunk: None,
         write_chunk: None,
         codecs: Vec::new(),
+        applied: None,
         ..layout.clone()
     };
     layout.decoded_bytes()?;
@@ -138,6 +139,11 @@ pub fn planned(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<
         _ if lower.ends_with(".nii.gz") => {
             layout.codecs.push("gzip".to_owned());
             Format::Nifti1
+        }
+        Some((_, "npy")) if layout.rescale.is_some() => {
+            let what = "numpy files have no slope and intercept, which these voxels need: write real values, \
+                        or .nii, .mha or .zarr";
+            return Err(Error::unsupported(path, what));
         }
         Some((_, "npy")) => Format::Npy,
         Some((_, "nii")) => Format::Nifti1,

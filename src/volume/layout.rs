@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use super::Axes;
+use super::{Applied, Axes};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
@@ -25,7 +25,7 @@ pub struct Layout {
     /// Channels, or time points, or both flattened (see
     /// [`VolumeExt::channels_at`](super::VolumeExt::channels_at)); 1 for an ordinary scan.
     pub channels: u64,
-    /// The stored voxel type.
+    /// The type of the voxels that are read.
     pub dtype: DType,
     /// The unit that is read and decoded at once, c, z, y, x; `None` where any box is read alone.
     pub read_chunk: Option<ChunkShape>,
@@ -35,8 +35,10 @@ pub struct Layout {
     pub codecs: Vec<String>,
     /// Spacing and affine.
     pub geometry: Geometry,
-    /// Converts stored values to real values; `None` if they are the same.
+    /// Converts the voxels that are read to real values; `None` if they are the same.
     pub rescale: Option<Rescale>,
+    /// How the voxels that are read were made of stored ones; `None` if they are the same.
+    pub applied: Option<Applied>,
     /// What is known of the axes besides their lengths.
     pub axes: Axes,
 }
@@ -56,6 +58,7 @@ impl Layout {
             codecs: Vec::new(),
             geometry: Geometry::default(),
             rescale: None,
+            applied: None,
             axes: Axes::default(),
         }
     }

@@ -65,13 +65,13 @@ pub(crate) use mmap::give_back_freed;
 pub use mmap::{share_heaps, signal_is_ignored};
 pub(crate) use needs::{decoding_bytes, encoding_bytes, index_bytes};
 pub use open::open;
-pub use options::{Missing, OpenOptions};
+pub use options::{Missing, OpenOptions, Values};
 #[cfg(test)]
 pub(crate) use partial::steps;
 pub use partial::{Durability, Part, discard};
 pub(crate) use pyramid::rebuilding_bytes;
 pub use pyramid::{Downsample, Pyramid, waiting_bytes};
-pub(crate) use real::{real_values, real_values_into};
+pub use real::{Applied, RealValues};
 pub use reoriented::Reoriented;
 pub use replace::{FileKind, FolderKind, Foreign, Replace};
 pub use resume::{Resumable, ResumeOptions, begun, finalize, finish_together, resumable};

@@ -10,7 +10,7 @@ use flate2::bufread::MultiGzDecoder;
 
 use super::flat::{self, GZIP};
 use super::header::{self, Encoding, FlatHeader, Start, metaimage, nifti, npy, nrrd};
-use super::{OpenOptions, RawSpec, Volume, foreign, zarr};
+use super::{OpenOptions, RawSpec, RealValues, Values, Volume, foreign, zarr};
 use crate::error::{Error, Result};
 use crate::files::read_up_to;
 
@@ -21,7 +21,14 @@ impl OpenOptions {
     ///
     /// As [`open`].
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Arc<dyn Volume>> {
-        let path = path.as_ref();
+        let stored = self.open_stored(path.as_ref())?;
+        Ok(match self.values {
+            Values::Real => RealValues::of(stored),
+            Values::Stored => stored,
+        })
+    }
+
+    fn open_stored(&self, path: &Path) -> Result<Arc<dyn Volume>> {
         let found = match fs::metadata(path) {
             Err(error) => return Err(not_there(path, error)),
             Ok(found) => found,
@@ -81,6 +88,8 @@ impl OpenOptions {
 /// The content decides first (magic bytes), the name second; a `.raw` file needs a sidecar,
 /// `scan.raw.json` or `scan.json`, with the keys that [`RawSpec::from_json`] tells. Nothing but
 /// headers is read yet.
+///
+/// Voxels have their real values: slope and intercept are applied as they are read, see [`Values`].
 ///
 /// An uncompressed flat file is mapped into memory, unless it lies on a network (see [`Io`]). Do not change or shorten it while the
 /// volume lives: reads would give changed voxels, and be an error once the file is too short.

@@ -20,6 +20,8 @@ pub struct OpenOptions {
     /// Whether a header may name a file of voxels outside its own folder. It must be a regular
     /// file in any case.
     pub allow_external: bool,
+    /// Which values the voxels have.
+    pub values: Values,
 }
 
 impl Default for OpenOptions {
@@ -31,8 +33,20 @@ impl Default for OpenOptions {
             trusted: true,
             io: Io::Auto,
             allow_external: false,
+            values: Values::Real,
         }
     }
+}
+
+/// Which values the voxels of a volume have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Values {
+    /// Real values: slope and intercept are applied, and give the type that
+    /// [`Rescale::dtype`](super::Rescale::dtype) chooses. Volumes without them keep the stored type.
+    #[default]
+    Real,
+    /// The values in the file. Slope and intercept are in the layout.
+    Stored,
 }
 
 /// How to treat chunks that have no file. (A chunk that its shard's index calls empty is

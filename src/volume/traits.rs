@@ -11,7 +11,6 @@ use std::sync::Arc;
 use serde_json::Value as Json;
 
 use super::chunk::{self, Chunk, ChunkVoxels};
-use super::real::real_values;
 use super::{ChunkShape, Layout, ReadStats};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -32,7 +31,7 @@ pub trait Volume: Debug + Send + Sync {
     /// Returns the shape, voxel type, chunks and geometry.
     fn layout(&self) -> &Layout;
 
-    /// Fills `out` with the stored voxels of some channels of a region, row-major c, z, y, x,
+    /// Fills `out` with the voxels of some channels of a region, row-major c, z, y, x,
     /// in native byte order.
     ///
     /// # Errors
@@ -238,7 +237,7 @@ pub trait VolumeExt: Volume {
         self.read_channels(0..self.layout().channels, region, out)
     }
 
-    /// Reads all channels of a region into a new patch, voxels as they are stored.
+    /// Reads all channels of a region into a new patch.
     ///
     /// # Errors
     ///
@@ -262,22 +261,13 @@ pub trait VolumeExt: Volume {
         self.sequential_order().is_some()
     }
 
-    /// Reads a region and converts its stored values, as [`dtype`](crate::dtype) describes.
+    /// Reads a region and converts its voxels, as [`dtype`](crate::dtype) describes.
     ///
     /// # Errors
     ///
     /// As [`read`](Self::read).
     fn read_as(&self, region: Region, dtype: DType) -> Result<Patch> {
         Ok(self.read(region)?.converted(dtype))
-    }
-
-    /// Reads a region's real values, slope and intercept applied, as f32.
-    ///
-    /// # Errors
-    ///
-    /// As [`read`](Self::read).
-    fn read_real(&self, region: Region) -> Result<Patch> {
-        real_values(self.read(region)?, self.layout().rescale)
     }
 
     /// Returns the channels that belong to some time points.

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use rayon::iter::{ParallelBridge, ParallelIterator};
 
 use super::chunk::intersecting;
-use super::{ChunkShape, OpenOptions, ROW_MAJOR, Slabs, Volume, VolumeExt};
+use super::{ChunkShape, OpenOptions, ROW_MAJOR, Slabs, Values, Volume, VolumeExt};
 use crate::error::{Error, Result};
 use crate::progress::{Progress, report};
 use crate::region::{Region, chunk_region, indices};
@@ -67,6 +67,7 @@ impl OpenOptions {
         let open = |level| {
             let options = OpenOptions {
                 level,
+                values: Values::Stored,
                 ..self.clone()
             };
             options.open(path)

@@ -37,6 +37,7 @@ fn info_tells_the_layout_to_people_and_programs() {
             "shape",
             "channels",
             "dtype",
+            "stored_dtype",
             "read_chunk",
             "write_chunk",
             "codecs",

@@ -23,4 +23,5 @@ mod sizes;
 mod together;
 mod tool;
 mod training;
+mod values;
 mod words;

@@ -465,7 +465,12 @@ fn several_inputs_are_mixed_and_an_empty_one_can_be_left_out() {
         (&json!(40), &json!(0))
     );
 
-    let floats = place.store("floats.zarr", [20, 24, 28], 1, vec![0_f32; 20 * 24 * 28]);
+    let floats = place.store(
+        "floats.zarr",
+        [20, 24, 28],
+        2,
+        vec![0_f32; 2 * 20 * 24 * 28],
+    );
     let line = fails(
         &[
             &["sample", &a, &floats],
@@ -794,7 +799,7 @@ fn a_coarser_map_of_the_same_extent_is_drawn_by() {
 }
 
 #[test]
-fn a_folder_s_files_keep_an_oblique_affine_and_the_slope() {
+fn a_folder_s_files_keep_an_oblique_affine_and_have_real_values() {
     let place = Place::new();
     let affine = [
         [0.9, -0.35, 0.12, -71.5],
@@ -813,7 +818,8 @@ fn a_folder_s_files_keep_an_oblique_affine_and_the_slope() {
         .expect("it is written");
     target.finish().expect("it is finished");
     let volume = voxpatch::open(&source).expect("it opens");
-    assert_eq!(volume.layout().rescale, Rescale::new(0.5, -3.0));
+    let applied = volume.layout().applied.map(|applied| applied.rescale);
+    assert_eq!(applied, Rescale::new(0.5, -3.0));
     let (folder, csv) = (place.at("patches/"), place.at("a.csv"));
     let own = [
         "--patch",
@@ -841,9 +847,9 @@ fn a_folder_s_files_keep_an_oblique_affine_and_the_slope() {
                 );
             }
         }
-        assert_eq!(found.layout().rescale, Rescale::new(0.5, -3.0));
-        let real = found.read_real(Region::whole([3, 4, 5])).expect("it reads");
-        let expected = volume.read_real(region).expect("it reads");
+        assert_eq!(found.layout().applied, None);
+        let real = found.read(Region::whole([3, 4, 5])).expect("it reads");
+        let expected = volume.read(region).expect("it reads");
         assert_eq!(real.bytes(), expected.bytes());
     }
 }

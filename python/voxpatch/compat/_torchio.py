@@ -49,7 +49,7 @@ def volume_of(image: Image) -> voxpatch.Volume:
         try:
             volume = voxpatch.open(path)
             if volume.rescale is not None:
-                volume = volume.astype("real")
+                volume = volume.astype("float32")  # as TorchIO has them
         except (VoxpatchError, OSError):
             pass  # TorchIO may still know how
         else:

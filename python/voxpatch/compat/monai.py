@@ -129,8 +129,8 @@ def sliding_window_inference(
             preset="monai",
             device=sw_device,
             progress=progress,
-            # A smaller output is a coarser one there, never one without its rim.
-            **{"halo": 0, **(options or {})},
+            # A smaller output is a coarser one there, never one without its rim; integers are averaged.
+            **{"halo": 0, "average_integers": True, **(options or {})},
         )
         if output is not None:
             return made
@@ -169,7 +169,8 @@ class VoxpatchMerger(Merger):
         # Patches start at multiples of the step and hang over the far faces, as MONAI's splitter pads there.
         self.grid = Grid(shape, self.patch_size, lengths, "padded", (0, 0, 0), False)
         self.output = output
-        self._aggregator = voxpatch.GridAggregator(self, overlap_mode, output, scale=1, **(options or {}))
+        options = {"average_integers": True, **(options or {})}  # as MONAI does
+        self._aggregator = voxpatch.GridAggregator(self, overlap_mode, output, scale=1, **options)
 
     def first_volume(self) -> None:
         """Nothing is known of spacing and affine."""

@@ -196,6 +196,7 @@ class GridAggregator(tio.data.GridAggregator):
             # TorchIO sums whole numbers in float32, and Hann windows of anything.
             if self.overlap_mode == "hann" or (self.overlap_mode != "crop" and not batch_tensor.is_floating_point()):
                 options.setdefault("dtype", "float32")
+                options.setdefault("average_integers", True)  # as TorchIO does
             self._ours = voxpatch.GridAggregator(
                 self._places, self.overlap_mode, scale=self._factor, **options  # type: ignore[arg-type]
             )

@@ -66,7 +66,7 @@ def register(suffixes: Sequence[str] = SUFFIXES) -> None:
 
     def make(request: Any) -> VoxpatchBackend:
         volume = voxpatch.open(request.path)
-        return VoxpatchBackend(volume if volume.rescale is None else volume.astype("real"), request.affine)
+        return VoxpatchBackend(volume if volume.rescale is None else volume.astype("float32"), request.affine)
 
     register_backend(_NAME, matches, make)
 

@@ -81,9 +81,13 @@ pub(crate) struct Convert {
     /// The output.
     #[arg(value_name = "DST")]
     pub(crate) target: PathBuf,
-    /// The output's voxel type, as numpy names it; the source's if not given.
+    /// The output's voxel type, as numpy names it; if not given, the source's, or the smallest that holds its
+    /// real values. Values beyond the type's range are an error.
     #[arg(long, value_parser = dtype, value_name = "T")]
     pub(crate) dtype: Option<DType>,
+    /// Let values beyond the range of --dtype become its nearest value.
+    #[arg(long, requires = "dtype")]
+    pub(crate) clip: bool,
     #[command(flatten)]
     pub(crate) chosen: Chosen,
     #[command(flatten)]

@@ -1,10 +1,15 @@
 //! `voxpatch convert`: a volume into another format, voxel type or chunking.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
-use voxpatch::volume::{check_output, create, open, planned, space};
-use voxpatch::{ConvertOptions, Layout};
+use voxpatch::volume::{
+    CreateOptions, Format, RealValues, Rescale, Values, check_output, create, open, planned, space,
+};
+use voxpatch::{ConvertOptions, DType, Layout, OpenOptions, Volume};
 
+use crate::opening::ValuesName;
 use crate::report::{self, Report};
 use crate::{args, stop};
 
@@ -12,11 +17,12 @@ use crate::{args, stop};
 pub(crate) fn run(settings: &args::Convert) -> anyhow::Result<()> {
     let began = Instant::now();
     check_output(&settings.target, &[&settings.source])?;
-    let options = settings.common.opening.options(settings.common.level);
-    let source = settings.chosen.of(&options.open(&settings.source)?)?;
+    let storage = settings.storage.options(settings.common.force);
+    let (source, kept) = source(settings, &storage)?;
     let from = source.layout();
     let layout = Layout {
         dtype: settings.dtype.unwrap_or(from.dtype),
+        rescale: kept,
         ..from.clone()
     };
     let decoded = from.decoded_bytes()?;
@@ -25,6 +31,7 @@ pub(crate) fn run(settings: &args::Convert) -> anyhow::Result<()> {
     let options = ConvertOptions {
         threads: settings.common.threads(),
         memory: settings.memory.memory,
+        clip: settings.clip,
     };
     let choices = settings.storage.choices(settings.common.force);
     let storage = options.choose(&*source, &settings.target, &layout, &choices)?;
@@ -50,9 +57,68 @@ pub(crate) fn run(settings: &args::Convert) -> anyhow::Result<()> {
         report::rounded(rate, 1),
         format!("{rate:.1}"),
     );
+    let values = match (settings.common.opening.values, kept) {
+        (ValuesName::Stored, _) => "stored",
+        (ValuesName::Real, Some(_)) => "stored, with slope and intercept",
+        (ValuesName::Real, None) => "real",
+    };
+    told.plain("values", values);
+    told.plain("dtype", layout.dtype.name());
+    told.plain("clipped_values", done.clipped);
+    told.plain("rounded_values", done.rounded);
     told.plain("chunks_read", done.reads.chunks);
     told.plain("chunks_written", done.chunks_written);
     told.add("decoded_bytes", decoded, report::bytes(decoded));
     told.add("stored_bytes", stored, report::bytes(stored));
     told.print(settings.common.json)
+}
+
+/// Opens the source, and returns the slope and intercept that the output keeps beside stored values.
+///
+/// Only NIfTI has both for every reader. Other outputs get real values: of MetaImage and Zarr, others would
+/// read the stored ones.
+fn source(
+    settings: &args::Convert,
+    storage: &CreateOptions,
+) -> anyhow::Result<(Arc<dyn Volume>, Option<Rescale>)> {
+    let opening = &settings.common.opening;
+    let options = OpenOptions {
+        values: Values::Stored,
+        ..opening.options(settings.common.level)
+    };
+    let stored = options.open(&settings.source)?;
+    let stored = settings.chosen.of(&stored)?;
+    if opening.values == ValuesName::Stored {
+        return Ok((stored, None));
+    }
+    let Some(dtype) = settings.dtype else {
+        let kept = kept(&settings.target, stored.layout(), storage)?;
+        let source = match kept {
+            Some(_) => stored,
+            None => RealValues::of(stored),
+        };
+        return Ok((source, kept));
+    };
+    Ok((RealValues::with_dtype(stored, dtype), None))
+}
+
+/// The slope and intercept of stored voxels, if the target is a NIfTI file that has both exactly.
+fn kept(
+    target: &Path,
+    stored: &Layout,
+    storage: &CreateOptions,
+) -> anyhow::Result<Option<Rescale>> {
+    let plain = Layout {
+        rescale: None,
+        ..stored.clone()
+    };
+    let format = planned(target, &plain, storage)?.format;
+    #[expect(clippy::cast_possible_truncation, reason = "that is what is asked")]
+    let is_f32 = |value: f64| f64::from(value as f32).to_bits() == value.to_bits();
+    let exact = |rescale: &Rescale| match format {
+        Format::Nifti1 => is_f32(rescale.slope) && is_f32(rescale.intercept),
+        format => format == Format::Nifti2,
+    };
+    let has_type = stored.dtype != DType::F16;
+    Ok(stored.rescale.filter(|rescale| has_type && exact(rescale)))
 }

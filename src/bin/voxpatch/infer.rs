@@ -75,8 +75,8 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     stop::heed();
     let meter = Meter::start();
     let (threads, _) = measuring(settings, layout);
-    let model = report::with_progress("measuring", |progress| {
-        settings.normalize.wrap(model, &volume, threads, progress)
+    let plan = report::with_progress("measuring", |progress| {
+        plan.normalized(settings.normalize, &volume, threads, progress)
     })?;
     let began = Instant::now();
     let done = report::with_progress("predicting", |progress| plan.run(volume, model, progress));
@@ -123,6 +123,7 @@ fn summary(
     told.plain("chunks_read", done.reads.chunks);
     told.plain("chunks_written", output.chunks_written);
     told.plain("uncovered_voxels", output.uncovered_voxels);
+    told.plain("clipped_values", output.clipped_values);
     told.add(
         "peak_live_bytes",
         output.peak_live_bytes,
@@ -221,7 +222,8 @@ fn dry_run(
         },
         other => other,
     };
-    let model = stand_in.wrap(model, volume, 1, &voxpatch::progress::silent)?;
+    let silent = &voxpatch::progress::silent;
+    let plan = plan.clone().normalized(stand_in, volume, 1, silent)?;
     let base = anonymous_bytes().unwrap_or(0);
     let found = plan.probe(volume, &*model)?;
     let (_, measuring) = measuring(settings, layout);

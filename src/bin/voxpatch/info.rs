@@ -25,6 +25,10 @@ pub(crate) fn run(settings: &args::Info) -> anyhow::Result<()> {
     add_axes(&mut told, &*volume);
     add_levels(&mut told, settings, &options)?;
     told.plain("dtype", layout.dtype.name());
+    let stored_dtype = layout
+        .applied
+        .map_or(layout.dtype, |applied| applied.stored);
+    told.plain("stored_dtype", stored_dtype.name());
     for (key, chunk) in [
         ("read_chunk", layout.read_chunk),
         ("write_chunk", layout.write_chunk),
@@ -43,7 +47,8 @@ pub(crate) fn run(settings: &args::Info) -> anyhow::Result<()> {
         format!("{} mm", by(&geometry.spacing.map(short))),
     );
     told.add("affine", json!(geometry.affine), matrix(&geometry.affine));
-    if let Some(rescale) = layout.rescale {
+    let applied = layout.applied.map(|applied| applied.rescale);
+    if let Some(rescale) = applied.or(layout.rescale) {
         told.plain("slope", rescale.slope);
         told.plain("intercept", rescale.intercept);
     }

@@ -86,6 +86,8 @@ fn flag(error: &voxpatch::Error) -> Option<&'static str> {
         Error::External { .. } => Some(" (--allow-external)"),
         Error::NoSuchType { .. } => Some(" (--dtype)"),
         Error::NoGeometry { .. } => Some(" (--same-grid)"),
+        Error::Lossy { .. } => Some(" (--clip)"),
+        Error::ValueRange { .. } => Some(" (--values stored)"),
         Error::Setting { name, .. } if name.starts_with("a memory ") => Some(" (--memory)"),
         _ => None,
     }

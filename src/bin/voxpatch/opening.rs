@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use clap::{Args as ClapArgs, ValueEnum};
-use voxpatch::volume::{Choice, Io, Layout, Matching, Missing, Span, TOLERANCE};
+use voxpatch::volume::{Choice, Io, Layout, Matching, Missing, Span, TOLERANCE, Values};
 use voxpatch::{Error, OpenOptions, Volume};
 
 /// What commands that read volumes have in common.
@@ -22,6 +22,9 @@ pub(crate) struct Opening {
     /// Follow a header to voxels that lie outside its folder.
     #[arg(long)]
     allow_external: bool,
+    /// Which values voxels have.
+    #[arg(long, value_enum, default_value_t, value_name = "WHICH")]
+    pub(crate) values: ValuesName,
 }
 
 impl Opening {
@@ -41,6 +44,10 @@ impl Opening {
             },
             trusted: !self.untrusted,
             allow_external: self.allow_external,
+            values: match self.values {
+                ValuesName::Real => Values::Real,
+                ValuesName::Stored => Values::Stored,
+            },
             ..OpenOptions::default()
         }
     }
@@ -168,6 +175,15 @@ enum IoName {
     Keep,
     /// By system calls.
     Read,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ValuesName {
+    /// Real values, such as HU: slope and intercept are applied.
+    #[default]
+    Real,
+    /// The numbers in the file.
+    Stored,
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]

@@ -202,7 +202,12 @@ fn patches_are_padded_as_the_whole_volume_would_be_and_read_only_what_they_need(
     let region = Region::new([-4, -4, 2], [8, 8, 4]);
     let volume: Arc<dyn Volume> = shared(&source);
     let spare = super::super::work::Spare::default();
-    super::super::work::read(&*volume, padding, Input::Stored, region, &spare).unwrap();
+    let reading = super::super::work::Reading {
+        padding,
+        input: Input::Native,
+        scales: None,
+    };
+    reading.read(&*volume, region, &spare).unwrap();
     assert_eq!(source.chunks.load(Ordering::Relaxed), 1);
 }
 

@@ -192,16 +192,11 @@ fn a_batch_with_a_gap_is_joined_without_it() {
 
 #[test]
 fn unlike_patches_are_no_batch_but_patches_all_the_same() {
-    let typed = |name: &str, values| {
-        let image = Image::new("ct", Noted::chunked(1) as _).with_values(values);
+    let typed = |name: &str, dtype| {
+        let image = Image::new("ct", Noted::chunked(1) as _).with_dtype(dtype);
         Subject::new(name, vec![image], TOLERANCE).unwrap()
     };
-    let subjects = || {
-        vec![
-            typed("a", Values::Stored),
-            typed("b", Values::As(DType::F32)),
-        ]
-    };
+    let subjects = || vec![typed("a", DType::U32), typed("b", DType::F32)];
     let plan = Plan::new(2, 4, 3).unwrap().with_shuffle(false, true);
     let options = LoaderOptions {
         share: Share::whole(8),
@@ -223,9 +218,9 @@ fn unlike_patches_are_no_batch_but_patches_all_the_same() {
 
 #[test]
 fn subjects_that_have_to_be_alike_are_errors_where_they_are_not() {
-    let image = |name: &str, values| Image::new(name, Noted::chunked(1) as _).with_values(values);
+    let image = |name: &str, dtype| Image::new(name, Noted::chunked(1) as _).with_dtype(dtype);
     let of = |images: Vec<Image>| Subject::new("s", images, TOLERANCE).unwrap();
-    let (stored, real) = (Values::Stored, Values::As(DType::F32));
+    let (stored, real) = (DType::U32, DType::F32);
     let first = || of(vec![image("ct", stored), image("label", stored)]);
     for (other, told) in [
         (

@@ -174,6 +174,7 @@ impl FlatHeader {
             geometry: self.geometry,
             rescale: self.rescale,
             axes: self.axes.clone(),
+            applied: None,
             ..Layout::new(self.shape, self.channels, self.dtype)
         }
     }

@@ -183,6 +183,7 @@ impl Demo<'_> {
         let options = ConvertOptions {
             threads: fit.clamp(1, self.threads),
             memory: self.memory,
+            ..ConvertOptions::default()
         };
         report::with_progress("making the CT", |progress| {
             voxpatch::convert(&phantom, target, &options, progress)

@@ -9,7 +9,7 @@ use voxpatch::progress::Progress;
 use voxpatch::{Error, Patch, Region, Shape, Volume};
 
 use super::paint::{self, Canvas, Panel};
-use super::slice::{Values, index, real_values, signed};
+use super::slice::{Values, as_f32, index, signed};
 use super::view::{View, panel_sizes, views};
 use super::{Drawn, GAP};
 
@@ -161,11 +161,11 @@ impl Projection {
         let across = largest.across(x0, region.shape[2]);
         let bytes = height * width * dtype.size();
         for (z, stored) in (z0..).zip(whole.bytes().chunks_exact(bytes.max(1))) {
-            // A plane at a time: real values take more room than stored ones.
+            // A plane at a time: f32 may take more room.
             let flat = Region::new([0; 3], [1, region.shape[1], region.shape[2]]);
             let mut plane = Patch::zeros(flat, 1, dtype)?;
             plane.bytes_mut().copy_from_slice(stored);
-            let values = real_values(&*self.volume, plane);
+            let values = as_f32(plane);
             for (y, row) in (y0..).zip(values.chunks_exact(width.max(1))) {
                 largest.add_row(z, y, &across, row);
             }

@@ -69,7 +69,7 @@ impl Plane {
         let mut line = vec![0.0; columns];
         let mut seen = 0_u64;
         self.bands(volume, |first, band| {
-            let real = real_values(volume, band);
+            let real = as_f32(band);
             for (row, voxels) in (first..).zip(real.chunks_exact(across.len())) {
                 line.fill(0.0);
                 for (&value, pixels) in voxels.iter().zip(&across) {
@@ -198,15 +198,13 @@ fn shares(voxel: u64, voxels: u64, pixels: usize) -> Vec<(usize, f32)> {
         .collect()
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "real values are f32 here")]
-pub(super) fn real_values(volume: &dyn Volume, band: Patch) -> Vec<f32> {
-    let real = |value: f64| match volume.layout().rescale {
-        Some(rescale) => value * rescale.slope + rescale.intercept,
-        None => value,
-    };
-    let values = band.converted(DType::F64);
-    let values = values.as_slice::<f64>().expect("they were just converted");
-    values.iter().map(|&value| real(value) as f32).collect()
+/// The values of a band as f32.
+pub(super) fn as_f32(band: Patch) -> Vec<f32> {
+    let values = band.converted(DType::F32);
+    values
+        .as_slice()
+        .expect("they were just converted")
+        .to_vec()
 }
 
 /// Labels as bits that are equal when the labels are; 0 is no label.

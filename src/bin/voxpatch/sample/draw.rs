@@ -11,7 +11,7 @@ use voxpatch::sampler::{
 };
 use voxpatch::training::{Image, MakeSampler, Subject, TOLERANCE, subject_seed};
 use voxpatch::volume::{Choice, Span};
-use voxpatch::{Error, Layout, Padding, Shape, Volume};
+use voxpatch::{DType, Error, Layout, Padding, Shape, Volume};
 
 use super::budget::Budget;
 use super::settings::{BorderName, Settings, Way};
@@ -60,6 +60,13 @@ impl Input {
 
     pub(super) fn volume(&self) -> &Arc<dyn Volume> {
         &self.subject.images()[0].volume
+    }
+
+    /// Casts the patches to a type.
+    pub(super) fn cast(&mut self, dtype: DType) -> voxpatch::Result<()> {
+        let image = self.subject.images()[0].clone().with_dtype(dtype);
+        self.subject = Subject::new(self.subject.name(), vec![image], TOLERANCE)?;
+        Ok(())
     }
 
     /// The maps that patches are drawn by.

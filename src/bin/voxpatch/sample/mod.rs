@@ -14,8 +14,8 @@ use anyhow::Context;
 use voxpatch::meter::Meter;
 use voxpatch::sampler::{Fixed, INDEX, LOCATIONS, Placement, is_index};
 use voxpatch::training::{Loader, LoaderOptions, OnError, Plan, Share, Subject};
-use voxpatch::volume::{FileKind, Replace, check_apart, check_output};
-use voxpatch::{DType, Error, Region, Shape};
+use voxpatch::volume::{FileKind, Replace, TOLERANCE, check_apart, check_output};
+use voxpatch::{DType, Error, Layout, Region, Shape};
 
 pub(crate) use self::budget::{Budget, Needs, chunk_bytes};
 use self::draw::{Input, Samplers};
@@ -37,7 +37,8 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     settings.check()?;
     check_outputs(settings)?;
     let inputs = (0..settings.sources.len()).map(|n| Input::open(settings, n));
-    let inputs: Vec<Input> = inputs.collect::<anyhow::Result<_>>()?;
+    let mut inputs: Vec<Input> = inputs.collect::<anyhow::Result<_>>()?;
+    make_alike(settings, &mut inputs)?;
     let fixed = settings.at.as_ref().map(|path| Fixed::read(path));
     let fixed = fixed.transpose()?;
     let listed = fixed.as_ref().map(|fixed| fixed.regions()[0].shape);
@@ -46,9 +47,6 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         for input in &inputs {
             Placement::new(input.subject.shape(), patch, settings.border.into())?;
         }
-    }
-    if settings.out.is_some() {
-        check_alike(settings, &inputs)?;
     }
     let budget = budget(settings, &inputs, patch)?;
     if settings.dry_run {
@@ -158,27 +156,43 @@ fn check_outputs(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Checks that patches of all inputs fit into one array, if they are to.
-fn check_alike(settings: &Settings, inputs: &[Input]) -> anyhow::Result<()> {
-    if let Some(path) = &settings.out
-        && Form::of(path)? == Form::Folder
-    {
+/// Makes patches of all inputs fit into one array, if they go to one: they get one type that has all their
+/// values. Other differences are errors.
+fn make_alike(settings: &Settings, inputs: &mut [Input]) -> anyhow::Result<()> {
+    let form = settings.out.as_deref().map(Form::of).transpose()?;
+    let Some(form @ (Form::Npy | Form::Zarr)) = form else {
         return Ok(());
-    }
+    };
     let first = inputs[0].volume().layout();
-    for input in inputs {
+    let mut dtype = first.dtype;
+    for input in &*inputs {
         let layout = input.volume().layout();
-        anyhow::ensure!(
-            (layout.channels, layout.dtype) == (first.channels, first.dtype),
-            "patches of {} x {} ({}) and of {} x {} ({}) do not fit into one array: write them to a folder",
-            first.channels,
-            first.dtype,
-            first.path.display(),
-            layout.channels,
-            layout.dtype,
-            layout.path.display()
-        );
+        let differ = |what: &str, one: String, other: String| {
+            anyhow::anyhow!(
+                "patches of {} and of {} do not fit into one array: {what} {one} and {other}; write them to a folder",
+                first.path.display(),
+                layout.path.display()
+            )
+        };
+        if layout.channels != first.channels {
+            let counts = [first.channels, layout.channels].map(|n| n.to_string());
+            let [one, other] = counts;
+            return Err(differ("their channels are", one, other));
+        }
+        // A .npy has no spacing that could be wrong.
+        let spacings = [first.geometry.spacing, layout.geometry.spacing];
+        let near =
+            |a: usize| (spacings[0][a] - spacings[1][a]).abs() <= TOLERANCE * spacings[0][a].abs();
+        if form == Form::Zarr && !(0..3).all(near) {
+            let [one, other] = spacings.map(|spacing| format!("{spacing:?}"));
+            return Err(differ("their spacings (z, y, x, mm) are", one, other));
+        }
+        dtype = dtype.common(layout.dtype).ok_or_else(|| {
+            let [one, other] = [dtype, layout.dtype].map(|dtype| dtype.to_string());
+            differ("no type holds", one, other)
+        })?;
     }
+    inputs.iter_mut().try_for_each(|input| input.cast(dtype))?;
     Ok(())
 }
 
@@ -267,6 +281,10 @@ impl Files {
     ) -> anyhow::Result<Self> {
         let replace = settings.common.force;
         let volume = inputs[0].volume();
+        let layout = Layout {
+            dtype: inputs[0].subject.images()[0].dtype(),
+            ..volume.layout().clone()
+        };
         if let Some(path) = &settings.plot {
             // It is drawn at the end; that it cannot be written is better known now.
             drop(Output::create(path, PICTURE.replaced(replace))?);
@@ -278,13 +296,9 @@ impl Files {
         };
         Ok(Self {
             out: match &settings.out {
-                Some(path) => Sink::create(
-                    path,
-                    replace,
-                    volume.layout(),
-                    (patch, count),
-                    inputs.len() > 1,
-                )?,
+                Some(path) => {
+                    Sink::create(path, replace, &layout, (patch, count), inputs.len() > 1)?
+                }
                 None => Sink::Nothing,
             },
             locations: file(&settings.locations, LOCATIONS)?,

@@ -83,7 +83,7 @@ pub(crate) struct Settings {
     /// What happens at the volume's border.
     #[arg(long, value_enum, default_value_t = BorderName::Drop)]
     pub(super) border: BorderName,
-    /// The stored value beyond the volume's faces.
+    /// The value beyond the volume's faces, a real one such as -1000 HU unless --values is stored.
     #[arg(
         long,
         default_value_t = 0.0,

@@ -96,11 +96,8 @@ impl Sink {
                 let channels = count.checked_mul(layout.channels).filter(|&n| n > 0);
                 let channels = channels
                     .with_context(|| format!("{count} patches cannot be channels of a Zarr"))?;
-                let whole = Layout {
-                    rescale: layout.rescale,
-                    ..Layout::new(patch, channels, layout.dtype)
-                }
-                .with_geometry(Geometry::from_spacing(layout.geometry.spacing));
+                let whole = Layout::new(patch, channels, layout.dtype)
+                    .with_geometry(Geometry::from_spacing(layout.geometry.spacing));
                 let options = CreateOptions {
                     chunk: patch,
                     shard: None,
@@ -145,11 +142,8 @@ impl Sink {
                 let source = sample.subject().images()[0].volume.layout();
                 #[expect(clippy::cast_precision_loss, reason = "geometry is in floats")]
                 let start = sample.region.start.map(|n| n as f64);
-                let layout = Layout {
-                    rescale: source.rescale,
-                    ..Layout::new(sample.region.shape, patch.channels(), patch.dtype())
-                }
-                .with_geometry(source.geometry.moved_to(start));
+                let layout = Layout::new(sample.region.shape, patch.channels(), patch.dtype())
+                    .with_geometry(source.geometry.moved_to(start));
                 let file = folder.path().join(name);
                 let target = create(&file, &layout, &CreateOptions::default())?;
                 target.write(Region::whole(layout.shape), patch.bytes())?;
