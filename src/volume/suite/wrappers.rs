@@ -268,8 +268,9 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     use super::*;
+    use crate::geometry::SignedAxes;
     use crate::volume::suite::{Fault, Faulty};
-    use crate::volume::{Cached, ChannelRange, Upsampled};
+    use crate::volume::{Cached, ChannelRange, Cropped, Reoriented, Upsampled};
 
     #[test]
     fn every_wrapper_forwards_what_is_asked_of_its_volume() {
@@ -284,6 +285,15 @@ mod tests {
             let fine = Layout::new(shape, 1, DType::U8);
             check_wrapper(|inner| Arc::new(Upsampled::new(inner, &fine).unwrap()));
         }
+        // Of planes that stay planes in their order, and of chunks that the flips cut in two.
+        for flipped in [[false; 3], [false, true, false], [false, true, true]] {
+            let axes = SignedAxes::new([0, 1, 2], flipped).unwrap();
+            check_wrapper(|inner| Arc::new(Reoriented::new(inner, axes)));
+        }
+        check_wrapper(|inner| {
+            let whole = Region::whole(inner.layout().shape);
+            Arc::new(Cropped::new(inner, whole).unwrap())
+        });
         check_wrapper(|inner| Arc::new(Faulty::new(inner, Fault::Fail, 0..0)));
         check_forwarding(&|inner: Arc<dyn Volume>| Arc::new(inner) as Arc<dyn Volume>);
         // One in front of the other.
