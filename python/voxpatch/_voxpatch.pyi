@@ -150,7 +150,7 @@ def _on_grid(
     volume: Volume, path: _Path, shape: _Lengths, affine: _Affine | None, tolerance: float, same_grid: bool
 ) -> Volume: ...
 
-_Parts = tuple[str, list[tuple[str, Volume | str, float | str, Any]], tuple[float, bool]]
+_Parts = tuple[str, list[tuple[str, Volume | str, float | str, Any, Any]], tuple[float, bool]]
 
 @final
 class SubjectList:
