@@ -76,7 +76,10 @@ const NRRD: FileKind = FileKind {
 
 const METAIMAGE: FileKind = FileKind {
     name: "a MetaImage file",
-    recognises: metaimage::recognise,
+    // The first field may be a comment.
+    recognises: |head| {
+        metaimage::recognise(head) || metaimage::parse(Path::new("output"), head).is_ok()
+    },
 };
 
 /// Whether a file that begins like this is NIfTI, plain or compressed.

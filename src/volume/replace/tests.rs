@@ -54,6 +54,8 @@ fn a_file_is_replaced_by_one_of_its_format() {
         stored(&at(name), &small());
         assert_eq!(takers(&at(name)), [&name[2..]]);
     }
+    stored(&at("a.nii.gz"), &small());
+    assert_eq!(takers(&at("a.nii.gz")), ["nii"]);
     fs::write(at("empty"), b"").unwrap();
     assert_eq!(takers(&at("empty")), ["npy", "nii", "nrrd", "mha"]);
     for (name, text) in [("a.txt", "notes"), ("b.npy", "notes"), ("c.json", "{}")] {
