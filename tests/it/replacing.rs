@@ -130,6 +130,12 @@ fn ways(place: &Place) -> Vec<Way> {
         way("convert to Zarr", "out.zarr", &convert, FOLDERS),
         way("convert to npy", "out.npy", &convert, &[EmptyFile, Npy]),
         way("convert to nii", "out.nii", &convert, &[EmptyFile, Nifti]),
+        way(
+            "convert to nii.gz",
+            "out.nii.gz",
+            &convert,
+            &[EmptyFile, Nifti],
+        ),
         way("convert to nrrd", "out.nrrd", &convert, &[EmptyFile]),
         way("convert to mha", "out.mha", &convert, &[EmptyFile]),
         way("convert to mhd", "out.mhd", &convert, &[EmptyFile]),

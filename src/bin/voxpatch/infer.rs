@@ -67,7 +67,7 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     let space = plan.space()?;
     report::warn_of_space(&space);
     if settings.dry_run {
-        return dry_run(&plan, &space, &volume, model, settings);
+        return dry_run(&plan, &space, &volume, &*model, settings);
     }
     let patch_bytes = patch_bytes(layout.channels, settings.patch, layout.dtype)?;
 
@@ -169,7 +169,7 @@ fn dry_run(
     plan: &Plan,
     space: &[Space],
     volume: &Arc<dyn Volume>,
-    model: Arc<dyn Model>,
+    model: &dyn Model,
     settings: &args::Infer,
 ) -> anyhow::Result<()> {
     let predicted = plan.predictions();
@@ -225,7 +225,7 @@ fn dry_run(
     let silent = &voxpatch::progress::silent;
     let plan = plan.clone().normalized(stand_in, volume, 1, silent)?;
     let base = anonymous_bytes().unwrap_or(0);
-    let found = plan.probe(volume, &*model)?;
+    let found = plan.probe(volume, model)?;
     let (_, measuring) = measuring(settings, layout);
     let process = found.process_bytes.max(Some(base + measuring));
     let process = process.filter(|_| found.process_bytes.is_some());
