@@ -589,7 +589,6 @@ fn what_cannot_be_sampled_is_one_line_and_leaves_nothing() {
             &["lies inside the input"],
         ),
         (&["--rank", "3", "--world-size", "3"], &["rank 3"]),
-        (&["--world-size", "6"], &["world size of 6"]),
         (
             &["--memory", "5000", "--threads", "8"],
             &["memory of 4.88 KiB", "at least"],
