@@ -12,6 +12,10 @@ fn made(
     output: DType,
 ) -> Result<(Aggregator, Arc<Recording>)> {
     let stored = options.reduce.channels(channels);
+    let options = AggregatorOptions {
+        average_integers: true,
+        ..options
+    };
     let recording = Recording::new(layout(grid().volume(), stored, output, Some([8; 3])));
     let sink = Box::new(Output(Arc::clone(&recording)));
     Ok((Aggregator::new(grid(), channels, options, sink)?, recording))
