@@ -51,8 +51,10 @@ pub(crate) fn faulty(
             sleep: Duration::from_millis(milliseconds),
             panics,
         })),
+        region: None,
         channels: None,
         values: crate::arguments::Values::Real,
+        onto: None,
     })
 }
 
