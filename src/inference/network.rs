@@ -263,6 +263,7 @@ impl<R: Runtime> Model for Network<R> {
             dtype: output.dtype,
             halo: output.halo,
             scale: output.scale,
+            average_integers: false,
         });
         Ok(predictions.collect())
     }
