@@ -81,7 +81,7 @@ def infers(voxpatch, folder, kills, draw):
 def parts(voxpatch, folder, kills, draw):
     """Kills parts that come in any order; the number of outputs that are not as they should be."""
     scan, whole = folder / "scan.npy", folder / "whole parts" / "out.zarr"
-    means = [["--threads", threads, "--memory", memory] for threads in (1, 3) for memory in ("9MiB", "20MiB", "256MiB")]
+    means = [["--threads", threads, "--memory", memory] for threads in (1, 3) for memory in ("28MiB", "40MiB", "256MiB")]
 
     def command(target, *more):
         return [voxpatch, "infer", scan, target, "--patch", 48, "--overlap", 24, "--model", "gaussian:1", "--chunk", 8,

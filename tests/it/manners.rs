@@ -132,7 +132,18 @@ fn a_file_that_grows_too_large_is_an_error_that_names_it() {
         ("out.npy", &["convert"][..]),
         ("out.nii", &["convert"]),
         ("out.zarr", &["convert", "--chunk", "40", "--shard", "none"]),
-        ("out.zarr", &["infer", "--patch", "40", "--overlap", "0"]),
+        (
+            "out.zarr",
+            &[
+                "infer",
+                "--patch",
+                "40",
+                "--overlap",
+                "0",
+                "--blend",
+                "crop",
+            ],
+        ),
     ] {
         let target = place.at(name);
         let words = [&words[..1], &[&source, &target], &words[1..]].concat();

@@ -162,24 +162,17 @@ fn check(folder: &Path, expected: &[Vec<Stored>], what: &str) -> Shape {
     found[0].0
 }
 
-/// The least memory that one thread needs with the largest shards; one that is short enough for a process to
-/// begin with smaller ones; and plenty.
+/// The least memory that one thread needs with the largest shards, which is short enough to take smaller ones; more,
+/// and plenty.
 fn memories() -> [u64; 3] {
     let (volume, model) = (two_channels(), three_outputs());
-    let layout = Volume::layout(&*volume);
-    let all = choices(&three_targets(Path::new("nowhere"), false));
-    let fits = |memory: &u64| placed(1, *memory).plan(layout, &*model, &all[0]).is_ok();
-    let takes_smaller = |memory: &u64| {
-        let plan = |choices| placed(1, *memory).plan_within(1, layout, &*model, choices);
-        let (Ok(own), Ok(largest)) = (plan(&all[..]), plan(&all[..1])) else {
-            return false;
-        };
-        own.outputs[0].layout.write_chunk != largest.outputs[0].layout.write_chunk
+    let largest = choices(&three_targets(Path::new("nowhere"), false)).remove(0);
+    let fits = |memory: &u64| {
+        let plan = placed(1, *memory).plan(Volume::layout(&*volume), &*model, &largest);
+        plan.is_ok()
     };
-    let steps = || (1..1 << 13).map(|n| n << 9);
-    let least = steps().find(fits).unwrap();
-    let short = steps().find(takes_smaller);
-    [least, short.expect("smaller shards take less"), 64 << 20]
+    let least = (1..1 << 16).map(|n| n << 14).find(fits).unwrap();
+    [least, least * 5 / 4, 64 << 20]
 }
 
 /// How a process ended.
@@ -201,7 +194,9 @@ fn process(
     (patch, step): (Option<u64>, Option<u32>),
 ) -> Ended {
     let (volume, model) = (two_channels(), three_outputs());
-    let targets = choices(&three_targets(folder, replace));
+    let mut targets = choices(&three_targets(folder, replace));
+    // Processes with other threads would choose other shards.
+    targets.rotate_left(threads % targets.len());
     let inference = placed(threads, memory);
     let layout = Volume::layout(&*volume).clone();
     let plan = inference.plan_begun(1, &layout, &*model, &targets);
