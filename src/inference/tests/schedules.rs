@@ -196,7 +196,8 @@ fn process(
     let (volume, model) = (two_channels(), three_outputs());
     let mut targets = choices(&three_targets(folder, replace));
     // Processes with other threads would choose other shards.
-    targets.rotate_left(threads % targets.len());
+    let other = threads % targets.len();
+    targets.rotate_left(other);
     let inference = placed(threads, memory);
     let layout = Volume::layout(&*volume).clone();
     let plan = inference.plan_begun(1, &layout, &*model, &targets);

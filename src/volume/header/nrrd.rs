@@ -328,7 +328,12 @@ impl Axes {
                 ));
             }
         };
-        let is_said = |axis: usize| kinds.as_ref().is_some_and(|kinds| kinds[axis] == "time");
+        let labels = fields.get(&["labels"]).unwrap_or_default();
+        let labels: Vec<&str> = labels.split('"').skip(1).step_by(2).collect();
+        let is_said = |axis: usize| {
+            let kind = kinds.as_ref().map(|kinds| kinds[axis].as_str());
+            kind == Some("time") || matches!(labels.get(axis), Some(&("t" | "time")))
+        };
         // Four axes of space, the last of them time.
         let (space, channels, is_time) = match (space.len(), channels) {
             (4, None) => (space[..3].to_vec(), Some(3), true),

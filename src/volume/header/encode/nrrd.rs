@@ -29,14 +29,15 @@ pub(in super::super::super) fn nrrd(layout: &Layout) -> Result<Vec<u8>> {
     let mut directions: Vec<String> = columns.into_iter().map(vector).collect();
     let mut sizes = vec![x, y, z];
     let mut kinds = vec!["domain"; 3];
+    let mut labels = "";
     if let Some(axis) = fourth(layout, "NRRD")? {
         directions.push("none".to_owned());
         sizes.push(layout.channels);
-        kinds.push(if axis.kind == AxisKind::Time {
-            "time"
-        } else {
-            "list"
-        });
+        // ITK takes the kind `time` for an axis of space.
+        kinds.push("list");
+        if axis.kind == AxisKind::Time {
+            labels = "labels: \"x\" \"y\" \"z\" \"t\"\n";
+        }
     }
     let sizes: Vec<String> = sizes.iter().map(u64::to_string).collect();
     let endian = match layout.dtype.size() {
@@ -46,7 +47,7 @@ pub(in super::super::super) fn nrrd(layout: &Layout) -> Result<Vec<u8>> {
     };
     let text = format!(
         "NRRD0005\ntype: {name}\ndimension: {}\nspace: left-posterior-superior\nsizes: {}\n\
-         space directions: {}\nkinds: {}\n{endian}encoding: raw\nspace origin: {}\n\n",
+         space directions: {}\nkinds: {}\n{labels}{endian}encoding: raw\nspace origin: {}\n\n",
         sizes.len(),
         sizes.join(" "),
         directions.join(" "),
