@@ -143,7 +143,7 @@ impl DType {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`](crate::Error::Setting) if it cannot.
+    /// [`Error::Setting`] if it cannot.
     pub fn check_constant(self, name: &'static str, value: f64) -> Result<()> {
         if self.holds_value(value) {
             return Ok(());

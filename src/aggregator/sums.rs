@@ -12,7 +12,7 @@ pub enum Accumulator {
     #[default]
     F32,
     /// Two bytes, 11 bits of precision, up to 65 504: larger predictions count as not finite. Only for windows that
-    /// are products of 1-D windows. Sums are `F32` unless [every patch votes](super::AggregatorOptions::all_vote).
+    /// are products of 1-D windows. Sums are `F32` unless every patch votes.
     F16,
     /// Two bytes, 8 bits of precision, the range of `f32`. Otherwise as `F16`.
     BF16,

@@ -67,7 +67,7 @@ impl Plan {
     }
 }
 
-/// As many of `threads` as `memory` bytes are enough for to [measure](Normalize::wrap) a volume of this layout, one
+/// As many of `threads` as `memory` bytes are enough for to measure a volume of this layout, one
 /// at least, and the bytes that these take.
 #[must_use]
 pub fn measuring_threads(layout: &Layout, threads: usize, memory: u64) -> (usize, u64) {

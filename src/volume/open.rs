@@ -91,7 +91,7 @@ impl OpenOptions {
 ///
 /// Voxels have their real values: slope and intercept are applied as they are read, see [`Values`].
 ///
-/// An uncompressed flat file is mapped into memory, unless it lies on a network (see [`Io`]). Do not change or shorten it while the
+/// An uncompressed flat file is mapped into memory, unless it lies on a network (see [`Io`](super::Io)). Do not change or shorten it while the
 /// volume lives: reads would give changed voxels, and be an error once the file is too short.
 /// A file compressed as a whole is unpacked as it is read as long as reads
 /// go forward, and into a temporary file of its full size (in `TMPDIR`) by the first that does

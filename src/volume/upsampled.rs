@@ -39,7 +39,7 @@ impl Upsampled {
     ///
     /// # Errors
     ///
-    /// [`Error::OtherGrid`] if the axes of the two point elsewhere, if `coarse` has more voxels along
+    /// [`Error::OtherGrid`](crate::Error::OtherGrid) if the axes of the two point elsewhere, if `coarse` has more voxels along
     /// an axis, or if what the two cover differs by a voxel of `coarse` or more at any face (by a tenth
     /// along an axis with as many voxels).
     pub fn new(coarse: Arc<dyn Volume>, fine: &Layout) -> Result<Self> {
@@ -113,7 +113,7 @@ impl Upsampled {
     ///
     /// # Errors
     ///
-    /// [`Error::OtherGrid`] unless each axis has one whole number of times fewer voxels, rounded up or down.
+    /// [`Error::OtherGrid`](crate::Error::OtherGrid) unless each axis has one whole number of times fewer voxels, rounded up or down.
     pub fn stretched(coarse: Arc<dyn Volume>, fine: &Layout) -> Result<Self> {
         let own = coarse.layout();
         let whole = |a: usize| {
