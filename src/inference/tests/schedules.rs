@@ -330,7 +330,7 @@ fn what_was_asked_for_is_not_given_up_for_what_was_begun() {
         dir.path(),
         false,
         Part::WHOLE,
-        (1, 64 << 20),
+        (3, 64 << 20), // with the largest shards
         (Some(20), None),
     );
     assert_eq!(begun, Ended::Killed);
