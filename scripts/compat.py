@@ -426,11 +426,12 @@ def check_dtypes(tally, voxpatch, work):
                 out = work / "out.nii"
                 problem = voxpatch.convert(source, out, "--force")
                 if name == "float16":
-                    tally.check(f"{label} -> nii refused", "--dtype float32" in problem, problem or "it was written")
+                    tally.check(f"{label} -> nii refused", "float32 (--dtype)" in problem, problem or "it was written")
                     problem = voxpatch.convert(source, out, "--force", "--dtype", "float32")
                     array = array.astype("f4")
                 if tally.check(f"{label} -> nii", not problem, problem):
-                    found = np.asarray(nibabel.load(out).dataobj).transpose(3, 2, 1, 0)
+                    found = np.asarray(nibabel.load(out).dataobj)
+                    found = found.reshape(found.shape[:3] + (-1,)).transpose(3, 2, 1, 0)
                     same = np.array_equal(found, array, equal_nan=name.startswith("float"))
                     tally.check(f"{label} nii voxels", same)
                 check_zarr_output(tally, voxpatch, label, source, work)
