@@ -1,5 +1,6 @@
 //! Networks of tests/data/onnx, compared with what ONNX Runtime computed (`scripts/make_onnx.py`).
 
+use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
