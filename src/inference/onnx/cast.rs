@@ -9,7 +9,7 @@ use tract_onnx::model::ParsingContext;
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::{GraphProto, NodeProto};
 use tract_onnx::tract_core::ops::cast::cast;
-#[expect(clippy::wildcard_imports, reason = "what tract asks of an operator")]
+#[allow(clippy::wildcard_imports, reason = "what tract asks of an operator")]
 use tract_onnx::tract_hir::internal::*;
 
 /// What such a cast is registered as; no operator has such a name.
@@ -68,7 +68,7 @@ fn is_cast(node: &NodeProto) -> bool {
 }
 
 /// The operator of such a node.
-#[expect(clippy::unnecessary_wraps, reason = "tract asks for a result")]
+#[allow(clippy::unnecessary_wraps, reason = "tract asks for a result")]
 pub(super) fn build(
     _context: &ParsingContext,
     _node: &NodeProto,

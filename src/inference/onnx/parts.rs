@@ -19,7 +19,7 @@ const MOST_WHOLE: usize = 600;
 pub(super) struct Parts {
     input: OutletId,
     outputs: Vec<OutletId>,
-    #[expect(clippy::struct_field_names, reason = "it is made of nothing else")]
+    #[allow(clippy::struct_field_names, reason = "it is made of nothing else")]
     parts: Vec<Part>,
 }
 
