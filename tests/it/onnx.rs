@@ -196,7 +196,7 @@ fn models_that_do_not_fit_fail_with_one_line_and_leave_nothing() {
     let (unet, two) = (file("unet"), file("conv"));
     let (tissue, operator) = (file("tissue"), file("wrong_operator"));
     for (args, told) in [
-        (&["--model", &missing][..], "cannot read"),
+        (&["--model", &missing][..], "cannot open"),
         (&["--model", &text], "text.onnx is no model"),
         (&["--model", &two], "takes volumes of 2 channels, but"),
         (
