@@ -6,10 +6,10 @@
 
 use std::sync::Arc;
 
-use voxpatch::inference::{FnModel, Prediction};
+use voxpatch::inference::{FnModel, OutputSpec};
 use voxpatch::{
-    Blend, DType, Inference, MemoryVolume, Patch, Reduce, Region, Target, Volume, VolumeExt, open,
-    progress,
+    Blend, DType, Inference, MemoryVolume, OutputTarget, Patch, Reduce, Region, Volume, VolumeExt,
+    open, progress,
 };
 
 /// Gives each voxel a score for air (below -500 HU) and one for tissue.
@@ -31,10 +31,10 @@ fn main() -> voxpatch::Result<()> {
     let scan = Arc::new(MemoryVolume::from_vec([32; 3], 1, voxels.collect())?);
 
     let model = Arc::new(FnModel::new(
-        vec![Prediction::new(2, DType::F32)],
+        vec![OutputSpec::new(2, DType::F32)],
         |batch: Vec<Patch>| Ok(vec![batch.iter().map(scores).collect::<Result<_, _>>()?]),
     ));
-    let target = Target::new(&out, Blend::Hann, Reduce::Argmax);
+    let target = OutputTarget::new(&out, Blend::Hann, Reduce::Argmax);
     let settings = Inference::new([16; 3], [8; 3]);
     let plan = settings.plan(scan.layout(), &*model, &[target])?;
     plan.run(scan, model, &progress::silent)?;

@@ -9,7 +9,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use voxpatch::{Blend, Inference, MemoryVolume, Reduce, Target, Volume, builtin, open, progress};
+use voxpatch::{
+    Blend, Inference, MemoryVolume, OutputTarget, Reduce, Volume, builtin_model, open, progress,
+};
 
 fn main() -> voxpatch::Result<()> {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -24,10 +26,10 @@ fn main() -> voxpatch::Result<()> {
             (Arc::new(scan), folder.path().join("out.zarr"))
         };
 
-    let model = builtin("gaussian:1")?;
+    let model = builtin_model("gaussian:1")?;
     let patch = scan.layout().shape.map(|length| length.min(32));
     let overlap = patch.map(|length| length / 2);
-    let target = Target::new(&out, Blend::Hann, Reduce::Mean);
+    let target = OutputTarget::new(&out, Blend::Hann, Reduce::Mean);
     let plan = Inference::new(patch, overlap).plan(scan.layout(), &*model, &[target])?;
     println!(
         "{} patches of {patch:?}, at most {} MiB",

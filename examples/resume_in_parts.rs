@@ -8,7 +8,9 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use voxpatch::volume::{CreateOptions, Durability, Part};
-use voxpatch::{Blend, Error, Inference, Reduce, Target, Volume, builtin, open, progress};
+use voxpatch::{
+    Blend, Error, Inference, OutputTarget, Reduce, Volume, builtin_model, open, progress,
+};
 use voxpatch::{DType, Layout, Region, volume};
 
 fn main() -> voxpatch::Result<()> {
@@ -28,12 +30,12 @@ fn main() -> voxpatch::Result<()> {
 
     let run = |part: u32, progress: voxpatch::progress::Progress<'_>| {
         let scan: Arc<dyn Volume> = open(&scan)?;
-        let model = builtin("identity")?;
-        let mut target = Target::new(&out, Blend::Hann, Reduce::Mean);
+        let model = builtin_model("identity")?;
+        let mut target = OutputTarget::new(&out, Blend::Hann, Reduce::Mean);
         (target.store.chunk, target.store.shard) = ([16; 3], None);
         let plan = Inference::new([32; 3], [16; 3]).plan(scan.layout(), &*model, &[target])?;
         let part = Part::new(part, 2)?;
-        plan.of_part(part, Durability::None)?
+        plan.with_part(part, Durability::None)?
             .run(scan, model, progress)
     };
 

@@ -53,7 +53,7 @@ impl Default for ConvertOptions {
 
 /// What a conversion did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Converted {
+pub struct ConvertStats {
     /// Boxes handed to the output: its write chunks, or slabs of a flat file.
     pub chunks_written: u64,
     /// Values beyond the range of the output's type, which became its nearest; NaN became 0.
@@ -77,7 +77,7 @@ pub fn convert(
     target: Box<dyn VolumeMut>,
     options: &ConvertOptions,
     progress: Progress<'_>,
-) -> Result<Converted> {
+) -> Result<ConvertStats> {
     let (from, to) = (source.layout(), target.layout());
     if (from.shape, from.channels) != (to.shape, to.channels) {
         return Err(Error::Setting {
@@ -114,7 +114,7 @@ pub fn convert(
     }
     let chunks_written = work.written.into_inner();
     target.finish()?;
-    Ok(Converted {
+    Ok(ConvertStats {
         chunks_written,
         clipped: lost.clipped,
         rounded: lost.rounded,

@@ -32,7 +32,7 @@ pub struct Axis {
 /// Where patches start along an axis of `N` voxels, for patches of `P` and a step `S` of patch
 /// minus overlap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Placement {
+pub enum GridPlacement {
     /// 0, S, 2S, ... while they fit, and one at the far edge (`TorchIO`, MONAI).
     #[default]
     Edge,
@@ -49,7 +49,7 @@ pub enum Placement {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GridOptions {
     /// Where patches start.
-    pub placement: Placement,
+    pub placement: GridPlacement,
     /// Voxels beyond each face that patches cover as well, z, y, x.
     pub margin: Shape,
     /// Whether a volume smaller than a patch is padded to its size, alike at both faces; an
@@ -76,7 +76,7 @@ impl Axis {
         let step = patch - overlap;
         let first = -i64::try_from(margin).ok()?;
         let (first, offsets) = match whole.checked_sub(patch) {
-            None if options.placement == Placement::Padded => (first, vec![0]),
+            None if options.placement == GridPlacement::Padded => (first, vec![0]),
             None => (first - i64::try_from((patch - whole) / 2).ok()?, vec![0]),
             Some(last) => (first, options.placement.offsets(last, step)),
         };
@@ -189,7 +189,7 @@ impl Axis {
     }
 }
 
-impl Placement {
+impl GridPlacement {
     /// How many starts there are, at most, on an axis that patches can move `last` voxels along.
     const fn most_starts(last: u64, step: u64) -> u64 {
         last.div_ceil(step).saturating_add(1)
@@ -267,7 +267,7 @@ impl Grid {
         overlap: Shape,
         options: &GridOptions,
     ) -> Result<Self> {
-        let hangs_over = options.fit || options.placement == Placement::Padded;
+        let hangs_over = options.fit || options.placement == GridPlacement::Padded;
         for a in 0..3 {
             let room = volume[a].saturating_add(options.margin[a].saturating_mul(2));
             if patch[a] == 0 || volume[a] == 0 || (patch[a] > room && !hangs_over) {
@@ -469,10 +469,10 @@ fn check_counts(volume: Shape, patch: Shape, overlap: Shape, options: &GridOptio
         let step = patch[a] - overlap[a];
         let last = room.saturating_sub(patch[a]);
         let count = match options.placement {
-            Placement::Spread(counts) => counts[a],
-            _ => Placement::most_starts(last, step),
+            GridPlacement::Spread(counts) => counts[a],
+            _ => GridPlacement::most_starts(last, step),
         };
-        if let Placement::Spread(_) = options.placement
+        if let GridPlacement::Spread(_) = options.placement
             && (count == 0
                 || (last > 0 && last.div_ceil(count.saturating_sub(1).max(1)) > patch[a])
                 || (last > 0 && count == 1))
@@ -597,10 +597,10 @@ mod tests {
         for (patch, overlap) in patches.iter().flat_map(|&p| sizes.map(|o| (p, o))) {
             for (length, margin) in sizes.iter().flat_map(|&n| sizes.map(|m| (n, m))) {
                 for placement in [
-                    Placement::Edge,
-                    Placement::Even,
-                    Placement::Padded,
-                    Placement::Spread([overlap; 3]),
+                    GridPlacement::Edge,
+                    GridPlacement::Even,
+                    GridPlacement::Padded,
+                    GridPlacement::Spread([overlap; 3]),
                 ] {
                     for fit in [false, true] {
                         let options = GridOptions {
@@ -662,7 +662,7 @@ mod tests {
     #[test]
     fn even_starts_are_nnu_net_s() {
         let even = GridOptions {
-            placement: Placement::Even,
+            placement: GridPlacement::Even,
             ..GridOptions::default()
         };
         assert_eq!(placed(110, 64, 32, even), [0, 23, 46]);
@@ -682,7 +682,7 @@ mod tests {
     fn a_number_of_patches_is_spread_without_gaps_or_refused() {
         let spread = |length, patch, count| {
             let options = GridOptions {
-                placement: Placement::Spread([1, 1, count]),
+                placement: GridPlacement::Spread([1, 1, count]),
                 ..GridOptions::default()
             };
             Grid::with_options([1, 1, length], [1, 1, patch], [0; 3], &options)
@@ -703,7 +703,7 @@ mod tests {
     #[test]
     fn padded_starts_stay_on_multiples_of_the_step() {
         let padded = GridOptions {
-            placement: Placement::Padded,
+            placement: GridPlacement::Padded,
             ..GridOptions::default()
         };
         assert_eq!(placed(10, 5, 2, padded), [0, 3, 6]);
@@ -738,7 +738,7 @@ mod tests {
     #[test]
     fn outputs_of_other_scale_or_without_halo_meet_the_volume_s_voxels_or_are_refused() {
         let padded = GridOptions {
-            placement: Placement::Padded,
+            placement: GridPlacement::Padded,
             ..GridOptions::default()
         };
         let grid = Grid::with_options([70, 33, 32], [32; 3], [16; 3], &padded).unwrap();

@@ -36,15 +36,15 @@
 //! ```
 //! use std::sync::Arc;
 //! use voxpatch::{
-//!     Blend, Inference, MemoryVolume, Reduce, Region, Target, VolumeExt, builtin, open, progress,
+//!     Blend, Inference, MemoryVolume, Reduce, Region, OutputTarget, VolumeExt, builtin_model, open, progress,
 //! };
 //!
 //! # fn main() -> voxpatch::Result<()> {
 //! # let folder = tempfile::tempdir().unwrap();
 //! let scan = Arc::new(MemoryVolume::from_vec([40, 30, 20], 1, vec![0.5_f32; 24_000])?);
 //! let out = folder.path().join("out.zarr");
-//! let model = builtin("identity")?;
-//! let target = Target::new(&out, Blend::Hann, Reduce::Mean);
+//! let model = builtin_model("identity")?;
+//! let target = OutputTarget::new(&out, Blend::Hann, Reduce::Mean);
 //! let layout = voxpatch::Volume::layout(&*scan);
 //! let plan = Inference::new([16; 3], [8; 3]).plan(layout, &*model, &[target])?;
 //! plan.run(scan, model, &progress::silent)?;
@@ -75,13 +75,13 @@ mod threads;
 pub mod training;
 pub mod volume;
 
-pub use aggregator::{Aggregated, Aggregator, AggregatorOptions, Blend, Reduce};
-pub use convert::{ConvertOptions, Converted, convert};
+pub use aggregator::{AggregationStats, Aggregator, AggregatorOptions, Blend, Reduce};
+pub use convert::{ConvertOptions, ConvertStats, convert};
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
 pub use geometry::{Affine, Geometry, SignedAxes};
-pub use grid::{Grid, GridOptions, Placement};
-pub use inference::{Inference, Model, Target, builtin};
+pub use grid::{Grid, GridOptions, GridPlacement};
+pub use inference::{Inference, Model, OutputTarget, builtin_model};
 pub use pad::Padding;
 pub use patch::{Patch, Voxels};
 pub use queue::Queue;

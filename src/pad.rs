@@ -11,7 +11,7 @@ use crate::region::{Region, Shape};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Padding {
     /// One value, in the units of the voxels that patches get: of real values after slope and intercept, of
-    /// normalised values after that. Their type must have it.
+    /// normalized values after that. Their type must have it.
     Constant(f64),
     /// The nearest voxel.
     Edge,

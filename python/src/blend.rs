@@ -47,7 +47,7 @@ impl Blending<'_> {
         Ok(AggregatorOptions {
             accumulator: chosen("accumulator", &self.accumulator, &ACCUMULATORS)?,
             skipped: match &self.vote {
-                None => Skipped::Renormalise,
+                None => Skipped::Renormalize,
                 Some(values) => Skipped::Vote(values.clone()),
             },
             non_finite: chosen("non_finite", &self.non_finite, &NON_FINITE)?,
@@ -127,8 +127,8 @@ fn reduce(name: &str) -> PyResult<Reduce> {
             Some(&[value]) => Some(Reduce::Threshold(value)),
             _ => None,
         },
-        Some(("quantise", range)) => match numbers(range).as_deref() {
-            Some(&[low, high]) => Some(Reduce::Quantise { low, high }),
+        Some(("quantize", range)) => match numbers(range).as_deref() {
+            Some(&[low, high]) => Some(Reduce::Quantize { low, high }),
             _ => None,
         },
         Some(_) => None,
@@ -136,7 +136,7 @@ fn reduce(name: &str) -> PyResult<Reduce> {
     found.ok_or_else(|| {
         invalid(format!(
             "reduce {name:?}: it is 'mean', 'softmax', 'sigmoid', 'argmax', 'threshold:VALUE' or \
-             'quantise:LOW,HIGH'"
+             'quantize:LOW,HIGH'"
         ))
     })
 }

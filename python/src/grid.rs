@@ -5,7 +5,7 @@ use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
 use voxpatch::inference::OutputPlace;
 use voxpatch::training::Image;
-use voxpatch::{GridOptions, Placement, Region, Shape};
+use voxpatch::{GridOptions, GridPlacement, Region, Shape};
 
 use crate::arguments::chosen;
 use crate::array;
@@ -20,20 +20,20 @@ use crate::wait::detached;
 pub(crate) struct Grid(pub(crate) voxpatch::Grid);
 
 /// Where patches start along an axis, by its name; `even:Z,Y,X` says how many along each axis.
-pub(crate) fn placement(name: &str) -> PyResult<Placement> {
+pub(crate) fn placement(name: &str) -> PyResult<GridPlacement> {
     if let Some(counts) = name.strip_prefix("even:") {
         let counts: Option<Vec<u64>> = counts.split(',').map(|n| n.trim().parse().ok()).collect();
         return match counts.as_deref() {
-            Some(&[z, y, x]) => Ok(Placement::Spread([z, y, x])),
+            Some(&[z, y, x]) => Ok(GridPlacement::Spread([z, y, x])),
             _ => Err(invalid(format!(
                 "placement {name:?}: give three numbers, as even:4,8,8"
             ))),
         };
     }
     let all = [
-        ("edge", Placement::Edge),
-        ("even", Placement::Even),
-        ("padded", Placement::Padded),
+        ("edge", GridPlacement::Edge),
+        ("even", GridPlacement::Even),
+        ("padded", GridPlacement::Padded),
     ];
     chosen("placement", name, &all)
 }

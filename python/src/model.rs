@@ -5,7 +5,7 @@
 
 use std::sync::mpsc::{Sender, channel};
 
-use voxpatch::inference::Prediction;
+use voxpatch::inference::OutputSpec;
 use voxpatch::{DType, Error, Layout, Model, Patch, Region, Result, Shape, Voxels};
 
 use crate::array::Held;
@@ -23,7 +23,7 @@ pub(crate) enum Message {
 
 /// What a run did.
 pub(crate) struct Outcome {
-    pub(crate) done: voxpatch::inference::Predicted,
+    pub(crate) done: voxpatch::inference::InferenceStats,
     pub(crate) peak_bytes: u64,
 }
 
@@ -35,11 +35,11 @@ pub(crate) struct Request {
     pub(crate) channels: u64,
     pub(crate) shape: Shape,
     pub(crate) regions: Vec<Region>,
-    reply: Sender<Vec<Vec<Predicted>>>,
+    reply: Sender<Vec<Vec<InferenceStats>>>,
 }
 
 /// A prediction.
-pub(crate) enum Predicted {
+pub(crate) enum InferenceStats {
     Copied(Patch),
     /// To be copied by whoever asked, while the next batch is predicted.
     Held(Held),
@@ -58,7 +58,7 @@ impl Request {
     }
 
     /// Gives the predictions, for each output those of each patch.
-    pub(crate) fn answer(self, predictions: Vec<Vec<Predicted>>) {
+    pub(crate) fn answer(self, predictions: Vec<Vec<InferenceStats>>) {
         // Whoever asked is gone if the run was stopped.
         let _ = self.reply.send(predictions);
     }
@@ -68,7 +68,7 @@ impl Request {
 #[derive(Debug)]
 pub(crate) struct Asked {
     pub(crate) id: String,
-    pub(crate) outputs: Vec<Prediction>,
+    pub(crate) outputs: Vec<OutputSpec>,
     pub(crate) caller: Sender<Message>,
 }
 
@@ -87,7 +87,7 @@ impl Model for Asked {
         self.id.clone()
     }
 
-    fn outputs(&self, _input: &Layout, _patch: Shape) -> Result<Vec<Prediction>> {
+    fn outputs(&self, _input: &Layout, _patch: Shape) -> Result<Vec<OutputSpec>> {
         Ok(self.outputs.clone())
     }
 
@@ -97,9 +97,9 @@ impl Model for Asked {
         let sent = self.caller.send(Message::Batch(request));
         sent.map_err(|_| Error::Stopped)?;
         let answered = answer.recv().map_err(|_| Error::Stopped)?;
-        let copied = |predicted: Predicted| match predicted {
-            Predicted::Copied(patch) => Ok(patch),
-            Predicted::Held(held) => held.to_patch(),
+        let copied = |predicted: InferenceStats| match predicted {
+            InferenceStats::Copied(patch) => Ok(patch),
+            InferenceStats::Held(held) => held.to_patch(),
         };
         let outputs = answered.into_iter();
         outputs
@@ -109,7 +109,7 @@ impl Model for Asked {
 }
 
 /// All patches of a batch in one array.
-fn stacked(mut batch: Vec<Patch>, reply: Sender<Vec<Vec<Predicted>>>) -> Result<Request> {
+fn stacked(mut batch: Vec<Patch>, reply: Sender<Vec<Vec<InferenceStats>>>) -> Result<Request> {
     let regions: Vec<Region> = batch.iter().map(Patch::region).collect();
     let first = batch.first().ok_or(Error::Stopped)?;
     let (channels, shape, dtype) = (first.channels(), first.shape(), first.dtype());

@@ -1,4 +1,4 @@
-//! Prediction of a whole volume: reading and blending on our threads, the model on the caller's.
+//! OutputSpec of a whole volume: reading and blending on our threads, the model on the caller's.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -11,15 +11,15 @@ use std::time::{Duration, Instant};
 use numpy::PyArray2;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
-use voxpatch::inference::{Flips, Normalize, Prediction, Selection};
+use voxpatch::inference::{FlipTta, Normalize, OutputSpec, PatchMask};
 use voxpatch::training::Image;
 use voxpatch::volume::{ChannelRange, Durability, Matching, Part, check_output};
-use voxpatch::{Error, Inference, Model, Patch, Region, Result, Shape, Target};
+use voxpatch::{Error, Inference, Model, OutputTarget, Patch, Region, Result, Shape};
 
 use crate::array::Held;
 use crate::blend::Blending;
 use crate::errors::raised;
-use crate::model::{Asked, Message, Outcome, Predicted, Request};
+use crate::model::{Asked, InferenceStats, Message, Outcome, Request};
 use crate::subjects::padding_of;
 use crate::volume::Volume;
 use crate::wait::{ASK, guarded};
@@ -68,11 +68,11 @@ pub(crate) struct Output<'py> {
 
 impl Output<'_> {
     /// Where it goes and how.
-    fn target(&self, patch: Shape) -> PyResult<Target> {
+    fn target(&self, patch: Shape) -> PyResult<OutputTarget> {
         let shape =
             std::array::from_fn(|a| patch[a].saturating_sub(2 * self.halo[a]) / self.scale.max(1));
         let storage = Storage::new(self.storage.as_ref())?;
-        Ok(Target {
+        Ok(OutputTarget {
             path: self.path.clone(),
             blending: self.blending.options(shape)?,
             dtype: self.blending.dtype()?,
@@ -81,12 +81,12 @@ impl Output<'_> {
         })
     }
 
-    fn prediction(&self) -> PyResult<Prediction> {
-        Ok(Prediction {
+    fn prediction(&self) -> PyResult<OutputSpec> {
+        Ok(OutputSpec {
             name: self.name.clone(),
             halo: self.halo,
             scale: self.scale.max(1),
-            ..Prediction::new(self.channels, array::dtype(&self.prediction)?)
+            ..OutputSpec::new(self.channels, array::dtype(&self.prediction)?)
         })
     }
 }
@@ -94,7 +94,7 @@ impl Output<'_> {
 /// A run, ready for a thread of its own.
 struct Job {
     inference: Inference,
-    targets: Vec<Target>,
+    targets: Vec<OutputTarget>,
     normalize: Normalize,
     flips: bool,
     part: Option<Part>,
@@ -246,12 +246,14 @@ fn answer(py: Python<'_>, mut request: Request, call: &Bound<'_, PyAny>) -> PyRe
         let predicted = |(place, region): (usize, &Region)| {
             let one = output.get_item(place)?;
             if ours && let Some(held) = Held::of(&one, region.start)? {
-                return Ok(Predicted::Held(held));
+                return Ok(InferenceStats::Held(held));
             }
             // Whoever made it may write to it when it is called next.
             let (channels, shape, voxels) = array::to_voxels(&one)?;
             let patch = Patch::new(Region::new(region.start, shape), channels, voxels);
-            patch.map(Predicted::Copied).map_err(|error| raised(&error))
+            patch
+                .map(InferenceStats::Copied)
+                .map_err(|error| raised(&error))
         };
         let places = request.regions.iter().enumerate();
         predictions.push(places.map(predicted).collect::<PyResult<_>>()?);
@@ -273,7 +275,7 @@ impl Job {
         }
         let mut model: Arc<dyn Model> = Arc::new(self.model);
         if self.flips {
-            model = Arc::new(Flips::new(model)?);
+            model = Arc::new(FlipTta::new(model)?);
         }
         let choices = [self.targets];
         let mut plan = if self.part.is_some() {
@@ -283,11 +285,11 @@ impl Job {
         };
         if let Some(mask) = mask {
             let mask = self.matching.over_extent_of(layout, mask)?;
-            let selection = Selection::from_mask(&plan.grid, &*mask)?;
-            plan = plan.with_selection(selection)?;
+            let selection = PatchMask::from_volume(&plan.grid, &*mask)?;
+            plan = plan.with_patch_mask(selection)?;
         }
         if let Some(part) = self.part {
-            plan = plan.of_part(part, self.durability)?;
+            plan = plan.with_part(part, self.durability)?;
         }
         plan.check_names()?;
         let stoppable = |_, _| progress(0, 0);
@@ -303,9 +305,9 @@ fn told<'py>(py: Python<'py>, outcome: &Outcome) -> PyResult<Bound<'py, PyDict>>
     let (told, done) = (PyDict::new(py), &outcome.done);
     told.set_item("patches", done.patches)?;
     told.set_item("whole", done.whole)?;
-    told.set_item("reading_seconds", done.seconds.reading)?;
-    told.set_item("predicting_seconds", done.seconds.predicting)?;
-    told.set_item("blending_seconds", done.seconds.blending)?;
+    told.set_item("reading_seconds", done.timings.reading)?;
+    told.set_item("predicting_seconds", done.timings.predicting)?;
+    told.set_item("blending_seconds", done.timings.blending)?;
     told.set_item("chunks_read", done.reads.chunks)?;
     told.set_item("planned_bytes", outcome.peak_bytes)?;
     let outputs = PyList::empty(py);

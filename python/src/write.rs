@@ -14,7 +14,7 @@ use voxpatch::training::Image;
 use voxpatch::volume::{
     ChannelRange, Codec, CreateOptions, Downsample, Pyramid, ZarrVersion, check_output, create,
 };
-use voxpatch::{ConvertOptions, Converted, DType, Layout, Result, Volume as _};
+use voxpatch::{ConvertOptions, ConvertStats, DType, Layout, Result, Volume as _};
 
 use crate::errors::invalid;
 use crate::volume::{Source, Volume};
@@ -209,7 +209,7 @@ fn stored(
 }
 
 /// Copies the values of an image, as slices give them: the copy has no slope and intercept of its own.
-fn copy(image: &Image, path: &Path, storage: &Storage, stop: &AtomicBool) -> Result<Converted> {
+fn copy(image: &Image, path: &Path, storage: &Storage, stop: &AtomicBool) -> Result<ConvertStats> {
     let volume = ChannelRange::new(Arc::clone(&image.volume), image.channels.clone())?;
     let from = volume.layout();
     for file in volume.source_files() {

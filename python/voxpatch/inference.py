@@ -151,7 +151,7 @@ class GridAggregator:
     ``output`` is the path of a volume that is written as it becomes final, so that memory holds what is
     not final only; ``**storage`` is as in :func:`voxpatch.write`. Without it the output is in memory.
     ``reduce`` says what becomes of blended channels: ``"mean"``, ``"softmax"``, ``"sigmoid"``, ``"argmax"``
-    (``labels`` maps its classes), ``"threshold:0.5"`` or ``"quantise:0,1"``; ``dtype`` is the type that is stored.
+    (``labels`` maps its classes), ``"threshold:0.5"`` or ``"quantize:0,1"``; ``dtype`` is the type that is stored.
     ``fill`` is the value where no patch votes; the stored type must hold it. NaN, infinity and values that the
     stored type or the sums cannot hold are an error, unless ``non_finite`` is ``"leave-out"`` or ``"keep"``.
     Sums are float32 here whatever ``accumulator`` says, because patches may be missing in the end. In the place of

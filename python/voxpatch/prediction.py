@@ -79,7 +79,7 @@ def predict(
     ``overlap_mode`` (``"hann"`` if nothing is said), ``reduce``, ``labels``, ``dtype``, ``fill``, ``non_finite``,
     ``average_integers`` and ``**storage`` are as in :class:`GridAggregator`; ``padding_mode`` and ``placement`` as in
     :class:`GridSampler`; ``margin`` is what patches cover beyond each face instead of half the overlap. A number as ``padding_mode`` is in
-    the units of what the model gets, normalised ones if there is a ``normalize``.
+    the units of what the model gets, normalized ones if there is a ``normalize``.
     ``preset`` places and weighs patches as others do: ``"torchio"``, ``"monai"`` (``sliding_window_inference``
     with mode gaussian, overlap 0.25) or ``"nnunet"`` (half a patch, Gaussian).
 

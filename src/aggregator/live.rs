@@ -21,7 +21,7 @@ use crate::patch::Patch;
 use crate::region::Region;
 
 /// Shorter blocks than this are merged with their neighbours: bookkeeping would outweigh them.
-const SHORTEST: u64 = 16;
+const MIN_BLOCK_LENGTH: u64 = 16;
 
 /// Bytes of each voxel of a block where weights are added up by their logarithms, next to its sums.
 pub(super) const TOP: u64 = size_of::<f64>() as u64;
@@ -183,14 +183,14 @@ impl<S: Sum> Live<S> {
             block.early.push((turn, contribution.clone(), place));
             return Ok(());
         }
-        self.take(&mut block, &region, contribution, place, meter);
+        self.apply(&mut block, &region, contribution, place, meter);
         while let Some(next) = block
             .early
             .iter()
             .position(|&(turn, ..)| turn == block.turn)
         {
             let (_, contribution, place) = block.early.swap_remove(next);
-            self.take(&mut block, &region, &contribution, place, meter);
+            self.apply(&mut block, &region, &contribution, place, meter);
         }
         if block.turn < total {
             return Ok(());
@@ -206,8 +206,8 @@ impl<S: Sum> Live<S> {
         let tops = std::mem::take(&mut block.tops);
         S::with_f32(&mut block.sums, |values| {
             let holes = match &self.logs {
-                Some(logs) => self.normalise_by(logs, &region, &voted, &tops, values),
-                None => self.normalise(&region, &voted, complete, values),
+                Some(logs) => self.normalize_by(logs, &region, &voted, &tops, values),
+                None => self.normalize(&region, &voted, complete, values),
             };
             finished(region, Final::Values(values, &holes))
         })?;
@@ -218,7 +218,7 @@ impl<S: Sum> Live<S> {
     }
 
     /// Takes a contribution whose turn it is.
-    fn take(
+    fn apply(
         &self,
         block: &mut Block<S>,
         region: &Region,
@@ -402,7 +402,7 @@ impl<S: Sum> Live<S> {
 
     /// Divides a block's sums by the weights that went into them, where these do not add up to 1
     /// anyway, and says which voxels no patch covers.
-    fn normalise(
+    fn normalize(
         &self,
         block: &Region,
         voted: &[[usize; 3]],
@@ -432,8 +432,8 @@ impl<S: Sum> Live<S> {
         holes
     }
 
-    /// As [`normalise`](Self::normalise), of weights relative to the largest.
-    fn normalise_by(
+    /// As [`normalize`](Self::normalize), of weights relative to the largest.
+    fn normalize_by(
         &self,
         logs: &Logs,
         block: &Region,
@@ -569,7 +569,7 @@ fn cuts(axis: &Axis) -> Vec<u64> {
     let mut cuts = vec![0];
     for cut in all {
         let last = cuts.last().copied().unwrap_or(0);
-        if cut >= last + SHORTEST && cut + SHORTEST <= axis.length {
+        if cut >= last + MIN_BLOCK_LENGTH && cut + MIN_BLOCK_LENGTH <= axis.length {
             cuts.push(cut);
         }
     }

@@ -79,7 +79,7 @@ struct Counts {
 
 /// What an aggregation did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Aggregated {
+pub struct AggregationStats {
     /// Patches added.
     pub patches: u64,
     /// Patches that were skipped, or left out because they were not finite or did not come.
@@ -94,7 +94,7 @@ pub struct Aggregated {
     pub peak_live_bytes: u64,
 }
 
-impl std::ops::AddAssign for Aggregated {
+impl std::ops::AddAssign for AggregationStats {
     /// The sum of two runs one after the other into one output.
     fn add_assign(&mut self, other: Self) {
         self.patches += other.patches;
@@ -254,14 +254,14 @@ impl Aggregator {
             places.push((place, region, votes));
         }
         let regions = places.iter().map(|&(_, region, _)| region);
-        self.mark(batch.iter().map(|&(index, _)| index).zip(regions))?;
+        self.mark_seen(batch.iter().map(|&(index, _)| index).zip(regions))?;
         for ((place, _, votes), (_, prediction)) in places.into_iter().zip(batch) {
             if votes {
                 self.counts.patches.fetch_add(1, Ordering::Relaxed);
-                self.take(place, &Contribution::Values(prediction))?;
+                self.contribute(place, &Contribution::Values(prediction))?;
             } else {
                 self.counts.skipped.fetch_add(1, Ordering::Relaxed);
-                self.take(place, &Contribution::Nothing)?;
+                self.contribute(place, &Contribution::Nothing)?;
             }
         }
         Ok(())
@@ -304,24 +304,24 @@ impl Aggregator {
     /// this one does not, and the output's errors.
     pub fn skip(&self, index: u64) -> Result<()> {
         let contribution = match &self.options.skipped {
-            Skipped::Renormalise if self.options.all_vote() => {
+            Skipped::Renormalize if self.options.all_vote() => {
                 return Err(Error::Setting {
                     name: "a skip of patch",
                     value: index.to_string(),
                     problem: "the options promise that every patch votes (all_vote)".to_owned(),
                 });
             }
-            Skipped::Renormalise => Contribution::Nothing,
+            Skipped::Renormalize => Contribution::Nothing,
             Skipped::Vote(values) => Contribution::Constant(values.clone().into()),
         };
-        self.leave_out(index, &contribution)
+        self.skip_with(index, &contribution)
     }
 
-    fn leave_out(&self, index: u64, contribution: &Contribution) -> Result<()> {
+    fn skip_with(&self, index: u64, contribution: &Contribution) -> Result<()> {
         let (place, region) = self.expected(index)?;
-        self.mark(std::iter::once((index, region)))?;
+        self.mark_seen(std::iter::once((index, region)))?;
         self.counts.skipped.fetch_add(1, Ordering::Relaxed);
-        self.take(place, contribution)
+        self.contribute(place, contribution)
     }
 
     /// Where patch `index` lies.
@@ -337,7 +337,7 @@ impl Aggregator {
     }
 
     /// Notes that patches came, or none of them; each may come once.
-    fn mark(&self, patches: impl Iterator<Item = (u64, Region)>) -> Result<()> {
+    fn mark_seen(&self, patches: impl Iterator<Item = (u64, Region)>) -> Result<()> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let bit = |index: u64| {
             let word = usize::try_from(index / 64).expect("the grid's bits are in memory");
@@ -359,7 +359,7 @@ impl Aggregator {
     }
 
     /// Takes what the patch at `place` says, and passes on what became final.
-    fn take(&self, place: [usize; 3], contribution: &Contribution) -> Result<()> {
+    fn contribute(&self, place: [usize; 3], contribution: &Contribution) -> Result<()> {
         match &self.mode {
             Mode::Crop(owned, substitutes) => {
                 let own = part(owned, place);
@@ -531,7 +531,7 @@ impl Aggregator {
     /// # Errors
     ///
     /// [`Error::MissingPatches`] if some did not, and the output's errors.
-    pub fn finish(self) -> Result<Aggregated> {
+    pub fn finish(self) -> Result<AggregationStats> {
         let (done, output) = self.close()?;
         output.finish()?;
         Ok(done)
@@ -543,7 +543,7 @@ impl Aggregator {
     /// # Errors
     ///
     /// [`Error::MissingPatches`] if some did not.
-    pub fn close(self) -> Result<(Aggregated, Box<dyn VolumeMut>)> {
+    pub fn close(self) -> Result<(AggregationStats, Box<dyn VolumeMut>)> {
         let missing: Vec<u64> = self.missing().collect();
         if !missing.is_empty() {
             return Err(Error::MissingPatches {
@@ -552,7 +552,7 @@ impl Aggregator {
                 first: missing.into_iter().take(8).collect(),
             });
         }
-        let done = Aggregated {
+        let done = AggregationStats {
             patches: self.counts.patches.load(Ordering::Relaxed),
             skipped: self.counts.skipped.load(Ordering::Relaxed),
             uncovered_voxels: self.counts.uncovered.load(Ordering::Relaxed),
@@ -569,13 +569,13 @@ impl Aggregator {
     /// # Errors
     ///
     /// [`Error::MissingPatches`] if some are missing and it was promised that every patch votes; the output's errors.
-    pub fn finish_partial(self) -> Result<Aggregated> {
+    pub fn finish_partial(self) -> Result<AggregationStats> {
         if self.options.all_vote() {
             return self.finish();
         }
         let missing: Vec<u64> = self.missing().collect();
         for index in missing {
-            self.leave_out(index, &Contribution::Nothing)?;
+            self.skip_with(index, &Contribution::Nothing)?;
         }
         self.finish()
     }

@@ -42,7 +42,7 @@ impl AggregatorOptions {
             blend,
             reduce,
             accumulator: Accumulator::F32,
-            skipped: Skipped::Renormalise,
+            skipped: Skipped::Renormalize,
             non_finite: NonFinite::Refuse,
             fill: 0.0,
             all_vote: false,
@@ -101,7 +101,7 @@ impl AggregatorOptions {
         output.check_constant("a fill of", self.fill)?;
         match &self.skipped {
             Skipped::Vote(values) => self.check_vote(values, channels, output),
-            Skipped::Renormalise => Ok(()),
+            Skipped::Renormalize => Ok(()),
         }
     }
 
@@ -193,7 +193,7 @@ impl AggregatorOptions {
 pub enum Skipped {
     /// The others vote alone; voxels that only skipped patches cover get the fill value.
     #[default]
-    Renormalise,
+    Renormalize,
     /// It votes for these values, one for each channel of the prediction. Of an output of whole numbers, they must
     /// lie in its range, and be whole themselves under [`Blend::Crop`].
     Vote(Vec<f32>),

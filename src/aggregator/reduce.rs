@@ -23,7 +23,7 @@ pub enum Reduce {
     /// 1 where a value is this or more, otherwise 0.
     Threshold(f32),
     /// From `low` to `high` evenly to 0 to 255, beyond them 0 and 255.
-    Quantise {
+    Quantize {
         /// What becomes 0.
         low: f32,
         /// What becomes 255.
@@ -106,7 +106,7 @@ impl Reduce {
             Self::Softmax | Self::Sigmoid => DType::F32,
             Self::Argmax => holding(channels.saturating_sub(1)),
             Self::Labels(table) => holding(table.iter().copied().max().unwrap_or(0).into()),
-            Self::Threshold(_) | Self::Quantise { .. } => DType::U8,
+            Self::Threshold(_) | Self::Quantize { .. } => DType::U8,
             Self::Custom(custom) => custom.dtype,
         }
     }
@@ -155,13 +155,13 @@ impl Reduce {
                 threshold.to_string(),
                 "nothing is above or below it".to_owned(),
             ),
-            Self::Quantise { .. } if most < 255 => refuse(
+            Self::Quantize { .. } if most < 255 => refuse(
                 "an output of type",
                 output.to_string(),
                 "quantised values go up to 255".to_owned(),
             ),
             // Not `low >= high`: NaN must not pass.
-            Self::Quantise { low, high } if !(low < high && (high - low).is_finite()) => refuse(
+            Self::Quantize { low, high } if !(low < high && (high - low).is_finite()) => refuse(
                 "quantising from",
                 format!("{low} to {high}"),
                 "the first must be below the second, and both finite".to_owned(),
@@ -227,7 +227,7 @@ impl Reduce {
             Self::Softmax => softmax(&mut values, channels),
             Self::Sigmoid => each(&mut values, |v| 1.0 / (1.0 + (-v).exp())),
             Self::Threshold(threshold) => each(&mut values, |v| f32::from(v >= *threshold)),
-            Self::Quantise { low, high } => {
+            Self::Quantize { low, high } => {
                 let step = 255.0 / (high - low);
                 each(&mut values, |v| ((v - low) * step).clamp(0.0, 255.0));
             }
@@ -382,12 +382,12 @@ mod tests {
             reduced(&threshold, &[0.4, 0.5, f32::NAN, 9.0], 2, DType::U8),
             [0.0, 1.0, 0.0, 1.0]
         );
-        let quantise = Reduce::Quantise {
+        let quantize = Reduce::Quantize {
             low: -1.0,
             high: 1.0,
         };
         assert_eq!(
-            reduced(&quantise, &[-7.0, -1.0, 0.0, 0.5, 1.0, 3.0], 1, DType::U8),
+            reduced(&quantize, &[-7.0, -1.0, 0.0, 0.5, 1.0, 3.0], 1, DType::U8),
             [0.0, 0.0, 128.0, 191.0, 255.0, 255.0]
         );
         let labels = Reduce::Labels([7, 300].into());
@@ -398,7 +398,7 @@ mod tests {
         );
         assert!(labels.check(3, DType::U16).is_err() && labels.check(2, DType::U8).is_err());
         assert!(
-            Reduce::Quantise {
+            Reduce::Quantize {
                 low: 1.0,
                 high: 1.0
             }

@@ -115,7 +115,7 @@ fn blend_in_order(
     channels: u64,
     order: impl IntoIterator<Item = u64>,
     predict: impl Fn(u64, Region) -> Patch,
-) -> (Patch, Aggregated) {
+) -> (Patch, AggregationStats) {
     let sink = Box::new(Output(Arc::clone(output)));
     let options = AggregatorOptions {
         average_integers: true,

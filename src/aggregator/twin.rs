@@ -235,7 +235,7 @@ fn is_reduced(
             &|value| f64::from(u8::from(value >= f64::from(*threshold))),
             0.0,
         ),
-        Reduce::Quantise { low, high } => {
+        Reduce::Quantize { low, high } => {
             let (low, high) = (f64::from(*low), f64::from(*high));
             each(
                 &|value| ((value - low) / (high - low) * 255.0).clamp(0.0, 255.0),

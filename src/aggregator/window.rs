@@ -373,7 +373,7 @@ fn offset(n: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grid::{GridOptions, Placement};
+    use crate::grid::{GridOptions, GridPlacement};
 
     const ALL: [Blend; 6] = [
         Blend::Average,
@@ -466,7 +466,7 @@ mod tests {
     #[test]
     fn shares_add_up_to_one_inside_a_volume_that_patches_hang_over() {
         let options = GridOptions {
-            placement: Placement::Padded,
+            placement: GridPlacement::Padded,
             margin: [3, 0, 0],
             fit: true,
         };

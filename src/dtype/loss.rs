@@ -93,7 +93,7 @@ fn fate<S: Element + Nearest<T>, T: Element + Nearest<S>>(value: S) -> Fate {
             kept_or(!overflows, Fate::Clipped)
         }
         (false, true) if near.to_f64().is_infinite() => Fate::Clipped,
-        // Converted back, the largest of 64 bits saturates to itself although it was rounded up.
+        // ConvertStats back, the largest of 64 bits saturates to itself although it was rounded up.
         (false, true) => kept_or(
             back == value && near.to_f64() < limits::<S>().1,
             Fate::Rounded,

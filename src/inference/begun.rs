@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use super::model::Model;
-use super::plan::Plan;
-use super::{Inference, StoreOption, Target};
+use super::plan::InferencePlan;
+use super::{Inference, OutputTarget, StoreOption};
 use crate::error::Result;
 use crate::volume::{self, ChunkShape, CreateOptions, Layout};
 
@@ -14,7 +14,7 @@ use crate::volume::{self, ChunkShape, CreateOptions, Layout};
 pub(super) struct Choices {
     inference: Inference,
     fewest: usize,
-    targets: Vec<Vec<Target>>,
+    targets: Vec<Vec<OutputTarget>>,
 }
 
 impl Choices {
@@ -24,7 +24,7 @@ impl Choices {
         targets.map(|target| volume::begun(&target.path)).collect()
     }
 
-    fn plan(self: Arc<Self>, input: &Layout, model: &dyn Model) -> Result<Plan> {
+    fn plan(self: Arc<Self>, input: &Layout, model: &dyn Model) -> Result<InferencePlan> {
         let begun = self.begun()?;
         let (fewest, targets) = (self.fewest, &self.targets);
         let mut plan = self
@@ -38,7 +38,7 @@ impl Choices {
 impl Inference {
     /// As [`plan_within`](Self::plan_within), for a run that is resumed, or written in parts. Where another
     /// process has begun an output, those of its storage options that nobody asked for
-    /// ([`Target::unasked`]) are that one's, so that processes with other threads and memory go on with it. So
+    /// ([`OutputTarget::unasked`]) are that one's, so that processes with other threads and memory go on with it. So
     /// they are if it is begun between now and the run.
     ///
     /// # Errors
@@ -49,8 +49,8 @@ impl Inference {
         fewest: usize,
         input: &Layout,
         model: &dyn Model,
-        choices: &[Vec<Target>],
-    ) -> Result<Plan> {
+        choices: &[Vec<OutputTarget>],
+    ) -> Result<InferencePlan> {
         let choices = Choices {
             inference: self.clone(),
             fewest,
@@ -60,7 +60,7 @@ impl Inference {
     }
 }
 
-impl Plan {
+impl InferencePlan {
     /// The plan that follows what was begun since this one was made; `None` if nothing was.
     pub(super) fn followed(&self, input: &Layout, model: &dyn Model) -> Result<Option<Self>> {
         let (Some(choices), Some(resume)) = (&self.choices, self.resume) else {
@@ -70,10 +70,10 @@ impl Plan {
             return Ok(None);
         }
         let mut plan = Arc::clone(choices).plan(input, model)?;
-        if let Some(selection) = &self.selection {
-            plan = plan.with_selection(selection.clone())?;
+        if let Some(patch_mask) = &self.patch_mask {
+            plan = plan.with_patch_mask(patch_mask.clone())?;
         }
-        plan.of_part(resume.part, resume.durability).map(Some)
+        plan.with_part(resume.part, resume.durability).map(Some)
     }
 }
 

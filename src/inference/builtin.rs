@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::model::{Input, Model, Prediction};
+use super::model::{InputValues, Model, OutputSpec};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::patch::Patch;
@@ -15,7 +15,7 @@ use crate::volume::Layout;
 /// # Errors
 ///
 /// [`Error::Setting`] if there is no such model, or its numbers make no sense.
-pub fn builtin(spec: &str) -> Result<Arc<dyn Model>> {
+pub fn builtin_model(spec: &str) -> Result<Arc<dyn Model>> {
     let bad = |problem: &str| Error::Setting {
         name: "a model called",
         value: spec.to_owned(),
@@ -51,15 +51,15 @@ pub fn builtin(spec: &str) -> Result<Arc<dyn Model>> {
 struct Identity;
 
 impl Model for Identity {
-    fn input(&self) -> Input {
-        Input::Native
+    fn input(&self) -> InputValues {
+        InputValues::Native
     }
 
     /// Sums of shares of one number are that number again, but of 32 bits or more they are rounded.
-    fn outputs(&self, input: &Layout, _patch: Shape) -> Result<Vec<Prediction>> {
-        Ok(vec![Prediction {
+    fn outputs(&self, input: &Layout, _patch: Shape) -> Result<Vec<OutputSpec>> {
+        Ok(vec![OutputSpec {
             average_integers: input.dtype.size() <= 2,
-            ..Prediction::new(input.channels, input.dtype)
+            ..OutputSpec::new(input.channels, input.dtype)
         }])
     }
 
@@ -119,8 +119,8 @@ impl Gaussian {
 }
 
 impl Model for Gaussian {
-    fn outputs(&self, input: &Layout, _patch: Shape) -> Result<Vec<Prediction>> {
-        Ok(vec![Prediction::new(input.channels, DType::F32)])
+    fn outputs(&self, input: &Layout, _patch: Shape) -> Result<Vec<OutputSpec>> {
+        Ok(vec![OutputSpec::new(input.channels, DType::F32)])
     }
 
     fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
@@ -147,7 +147,7 @@ struct Threshold {
 }
 
 impl Model for Threshold {
-    fn outputs(&self, input: &Layout, _patch: Shape) -> Result<Vec<Prediction>> {
+    fn outputs(&self, input: &Layout, _patch: Shape) -> Result<Vec<OutputSpec>> {
         if input.channels != 1 {
             return Err(Error::Setting {
                 name: "the model",
@@ -156,7 +156,7 @@ impl Model for Threshold {
             });
         }
         let classes = self.thresholds.len() as u64 + 1;
-        Ok(vec![Prediction::new(classes, DType::F32)])
+        Ok(vec![OutputSpec::new(classes, DType::F32)])
     }
 
     fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
@@ -189,7 +189,7 @@ mod tests {
     use crate::region::Region;
 
     fn predict(model: &str, patch: Patch) -> Patch {
-        builtin(model)
+        builtin_model(model)
             .unwrap()
             .predict(vec![patch])
             .unwrap()
@@ -213,7 +213,7 @@ mod tests {
             "threshold:1,x",
             "net.onnx",
         ] {
-            let error = builtin(spec).unwrap_err();
+            let error = builtin_model(spec).unwrap_err();
             assert!(matches!(error, Error::Setting { .. }), "{spec}");
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::model::{Input, Model, Prediction};
+use super::model::{InputValues, Model, OutputSpec};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::patch::Patch;
@@ -38,10 +38,10 @@ impl Ensemble {
 }
 
 /// Checks that a model takes floats.
-pub(super) fn check_f32(what: &'static str, name: &str, input: Input) -> Result<()> {
+pub(super) fn check_f32(what: &'static str, name: &str, input: InputValues) -> Result<()> {
     match input {
-        Input::F32 => Ok(()),
-        Input::Native => Err(Error::Setting {
+        InputValues::F32 => Ok(()),
+        InputValues::Native => Err(Error::Setting {
             name: what,
             value: name.to_owned(),
             problem: "that model takes voxels in the volume's own type, not float32".to_owned(),
@@ -62,10 +62,10 @@ impl Model for Ensemble {
             .min()
     }
 
-    fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<Prediction>> {
+    fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<OutputSpec>> {
         let (first, model) = &self.models[0];
         let mut announced = model.outputs(input, patch)?;
-        let kinds = |outputs: &[Prediction]| -> Vec<(u64, Shape, u64)> {
+        let kinds = |outputs: &[OutputSpec]| -> Vec<(u64, Shape, u64)> {
             outputs
                 .iter()
                 .map(|out| (out.channels, out.halo, out.scale))
@@ -156,11 +156,11 @@ impl Mean {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inference::builtin;
+    use crate::inference::builtin_model;
     use crate::region::Region;
 
     fn ensemble(specs: &[&str]) -> Result<Ensemble> {
-        let named = |spec: &&str| Ok(((*spec).to_owned(), builtin(spec)?));
+        let named = |spec: &&str| Ok(((*spec).to_owned(), builtin_model(spec)?));
         Ensemble::new(specs.iter().map(named).collect::<Result<_>>()?)
     }
 

@@ -1,11 +1,11 @@
-//! Finding the columns in which outputs fit into the memory.
+//! Finding the passes in which outputs fit into the memory.
 //!
 //! How much the outputs keep depends on how they are cut, not on how many threads work: so each way to cut
 //! them is looked at once, and only if no simpler one fits.
 
 use std::ops::Range;
 
-use super::columns::{self, Part};
+use super::passes::{self, ChunkRanges};
 use super::plan::PlannedOutput;
 use crate::aggregator::{Estimate, Needed};
 use crate::grid::Grid;
@@ -18,9 +18,9 @@ pub(super) struct Ways<'a> {
     waiting: u64,
     grid: &'a Grid,
     /// What is written; everything if there is none.
-    owned: Option<Part>,
+    owned: Option<ChunkRanges>,
     /// What is cut, if the outputs can be.
-    all: Option<Part>,
+    all: Option<ChunkRanges>,
     at_once: Option<u64>,
     /// How many pieces along the middle axis and along the fastest, fewest first.
     counts: Vec<[u64; 2]>,
@@ -55,17 +55,21 @@ impl Found {
 }
 
 impl<'a> Ways<'a> {
-    pub(super) fn new(outputs: &'a [PlannedOutput], grid: &'a Grid, owned: Option<Part>) -> Self {
+    pub(super) fn new(
+        outputs: &'a [PlannedOutput],
+        grid: &'a Grid,
+        owned: Option<ChunkRanges>,
+    ) -> Self {
         let estimates = outputs.iter().map(PlannedOutput::estimate).collect();
         let waiting = outputs.iter().map(PlannedOutput::waiting_bytes);
-        let all = owned.clone().or_else(|| columns::whole(outputs));
+        let all = owned.clone().or_else(|| passes::whole(outputs));
         let [_, b, c] = grid.order();
         let most = |axis: usize| {
             let lengths = all.iter().flatten().map(|ranges| length(&ranges[axis]));
             lengths.min().unwrap_or(1)
         };
         let counts = match &all {
-            Some(_) => columns::ways([most(b), most(c)]),
+            Some(_) => passes::ways([most(b), most(c)]),
             None => Vec::new(),
         };
         Self {
@@ -109,11 +113,11 @@ impl<'a> Ways<'a> {
     }
 
     /// What is written one after the other.
-    pub(super) fn columns(&self, found: Found) -> Vec<Part> {
+    pub(super) fn passes(&self, found: Found) -> Vec<ChunkRanges> {
         match (found.way, &self.all) {
             (Some(way), Some(all)) => {
                 let [_, b, c] = self.grid.order();
-                columns::pieces(all, [b, c], self.counts[way])
+                passes::pieces(all, [b, c], self.counts[way])
             }
             _ => self.owned.iter().cloned().collect(),
         }
@@ -129,12 +133,12 @@ impl<'a> Ways<'a> {
         let mut piece = self.all.clone().unwrap_or_default();
         for (axis, count) in [b, c].into_iter().zip(counts) {
             let long = |&n: &u64| {
-                let cut = columns::piece(&piece, axis, n, count);
+                let cut = passes::piece(&piece, axis, n, count);
                 let long = cut.first().map_or(0, |ranges| length(&ranges[axis]));
                 (long, u64::MAX - n.abs_diff(count / 2))
             };
             let longest = (0..count).max_by_key(long).unwrap_or(0);
-            piece = columns::piece(&piece, axis, longest, count);
+            piece = passes::piece(&piece, axis, longest, count);
         }
         let bytes = live_bytes(&mut self.estimates, Some(&piece)).saturating_add(self.waiting);
         self.known[way].one = Some(bytes);
@@ -158,8 +162,8 @@ impl<'a> Ways<'a> {
         let mut most = 0;
         for n in 0..count {
             let at = (first + n) % count;
-            let row = columns::piece(&all, b, at / columns, rows);
-            let piece = columns::piece(&row, c, at % columns, columns);
+            let row = passes::piece(&all, b, at / columns, rows);
+            let piece = passes::piece(&row, c, at % columns, columns);
             let bytes = live_bytes(&mut self.estimates, Some(&piece)).saturating_add(self.waiting);
             most = most.max(bytes);
             if most > room {
@@ -186,8 +190,8 @@ impl<'a> Ways<'a> {
         let reach = Reach::new(self.outputs);
         // A patch is needed for a piece if it is needed along each axis.
         let along = |axis: usize, count: u64| -> u64 {
-            let piece = |n: u64| columns::piece(&all, axis, n, count);
-            let needed = |part: Part| reach.of(&part)[axis].len() as u64;
+            let piece = |n: u64| passes::piece(&all, axis, n, count);
+            let needed = |part: ChunkRanges| reach.of(&part)[axis].len() as u64;
             (0..count).map(piece).map(needed).sum()
         };
         let count = (0..3)
@@ -203,7 +207,7 @@ fn length(range: &Range<u64>) -> u64 {
 }
 
 /// Bytes that outputs, or a part of them, keep together.
-fn live_bytes(estimates: &mut [Estimate], part: Option<&Part>) -> u64 {
+fn live_bytes(estimates: &mut [Estimate], part: Option<&ChunkRanges>) -> u64 {
     let outputs = estimates.iter_mut().enumerate();
     let bytes = outputs.map(|(n, estimate)| estimate.live_bytes(part.map(|part| &part[n])));
     bytes.fold(0, u64::saturating_add)
@@ -225,7 +229,7 @@ impl<'a> Reach<'a> {
     }
 
     /// The places, along z, y, x, of all patches that any output needs for a part.
-    pub(super) fn of(&self, part: &Part) -> [Range<usize>; 3] {
+    pub(super) fn of(&self, part: &ChunkRanges) -> [Range<usize>; 3] {
         let outputs = self.outputs.iter().zip(&self.needed).zip(part);
         let some = outputs.filter(|(_, within)| within.iter().all(|range| !range.is_empty()));
         let of_outputs = some

@@ -14,7 +14,7 @@ use crate::volume::{Volume, VolumeExt};
 
 /// Some of a grid's patches.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Selection {
+pub struct PatchMask {
     /// A bit for each patch, in the grid's order.
     bits: Vec<u64>,
     count: u64,
@@ -25,27 +25,27 @@ pub struct Selection {
 /// Bytes of a mask that are read at a time by a thread, about.
 const PIECE: u64 = 4 << 20;
 
-impl Selection {
+impl PatchMask {
     /// Those patches for which `keep` says so.
     #[must_use]
     pub fn new(grid: &Grid, keep: impl Fn(u64, Region) -> bool) -> Self {
-        let mut selection = Self {
+        let mut patch_mask = Self {
             bits: Vec::new(),
             count: 0,
             reading_bytes: 0,
         };
         for (index, region) in (0..).zip(grid.iter()) {
             if index % 64 == 0 {
-                selection.bits.push(0);
+                patch_mask.bits.push(0);
             }
             if keep(index, region)
-                && let Some(bits) = selection.bits.last_mut()
+                && let Some(bits) = patch_mask.bits.last_mut()
             {
                 *bits |= 1 << (index % 64);
-                selection.count += 1;
+                patch_mask.count += 1;
             }
         }
-        selection
+        patch_mask
     }
 
     /// Those patches that hold any part of a voxel of `mask` that is not 0, in any channel.
@@ -59,17 +59,17 @@ impl Selection {
     ///
     /// Those of reading the mask; [`Error::Changed`](crate::Error::Changed) if it is written to
     /// during that.
-    pub fn from_mask(grid: &Grid, mask: &dyn Volume) -> Result<Self> {
-        Self::from_mask_within(grid, mask, threads(), 256 << 20)
+    pub fn from_volume(grid: &Grid, mask: &dyn Volume) -> Result<Self> {
+        Self::from_volume_within(grid, mask, threads(), 256 << 20)
     }
 
-    /// As [`from_mask`](Self::from_mask), on up to `threads` threads, as many as `memory` bytes are enough
+    /// As [`from_volume`](Self::from_volume), on up to `threads` threads, as many as `memory` bytes are enough
     /// for; one reads in any case.
     ///
     /// # Errors
     ///
     /// Those of reading the mask.
-    pub fn from_mask_within(
+    pub fn from_volume_within(
         grid: &Grid,
         mask: &dyn Volume,
         threads: usize,
@@ -322,7 +322,7 @@ fn is_set<T: Element>(value: &T) -> bool {
 mod tests {
     use super::*;
     use crate::error::Error;
-    use crate::grid::{GridOptions, Placement};
+    use crate::grid::{GridOptions, GridPlacement};
     use crate::volume::MemoryVolume;
     use crate::volume::suite::Probe;
 
@@ -336,7 +336,7 @@ mod tests {
         };
         let grid =
             |patch, overlap, options| Grid::with_options(volume, patch, overlap, &options).unwrap();
-        let (edge, padded) = (Placement::Edge, Placement::Padded);
+        let (edge, padded) = (GridPlacement::Edge, GridPlacement::Padded);
         for grid in [
             grid([6, 5, 7], [2, 1, 3], options([1, 0, 2], edge)),
             grid([6, 5, 7], [5, 0, 6], options([0; 3], edge)),
@@ -345,7 +345,7 @@ mod tests {
             grid(
                 [30, 30, 30],
                 [29, 3, 1],
-                options([5, 6, 7], Placement::Even),
+                options([5, 6, 7], GridPlacement::Even),
             ),
         ] {
             selects_like_brute_force(&grid);
@@ -366,7 +366,7 @@ mod tests {
                 .unwrap()
                 .with_chunks([1, 3, 4, 5]);
             let whole = mask.to_patch().to_array::<u8>().unwrap();
-            let selection = Selection::from_mask(grid, &mask).unwrap();
+            let patch_mask = PatchMask::from_volume(grid, &mask).unwrap();
             let mut selected = 0;
             let foreground = whole.iter().any(|&value| value != 0);
             for (index, region) in (0..).zip(grid.iter()) {
@@ -379,23 +379,23 @@ mod tests {
                 let any = whole.indexed_iter().any(|((_, z, y, x), &value)| {
                     value != 0 && meets(0, z) && meets(1, y) && meets(2, x)
                 });
-                assert_eq!(selection.contains(index), any, "{shape:?} {region}");
+                assert_eq!(patch_mask.contains(index), any, "{shape:?} {region}");
                 selected += u64::from(any);
             }
-            assert_eq!(selection.len(), selected);
+            assert_eq!(patch_mask.len(), selected);
             assert_eq!(selected > 0, foreground);
         }
         let empty = MemoryVolume::from_vec([2; 3], 1, vec![0_u8; 8]).unwrap();
-        assert!(Selection::from_mask(grid, &empty).unwrap().is_empty());
+        assert!(PatchMask::from_volume(grid, &empty).unwrap().is_empty());
     }
 
     #[test]
     fn a_mask_that_is_written_to_while_it_is_read_is_refused() {
         let grid = Grid::new([18, 20, 22], [6; 3], [2; 3]).unwrap();
         let mask = Probe::new("mask", None);
-        assert!(!Selection::from_mask(&grid, &mask).unwrap().is_empty());
+        assert!(!PatchMask::from_volume(&grid, &mask).unwrap().is_empty());
         mask.change();
-        let refused = Selection::from_mask(&grid, &mask);
+        let refused = PatchMask::from_volume(&grid, &mask);
         assert!(matches!(refused, Err(Error::Changed { .. })), "{refused:?}");
     }
 }

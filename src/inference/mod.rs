@@ -1,12 +1,11 @@
 //! Inference: a grid of patches through a model into blended outputs on disk.
 //!
-//! [`Inference`] says what is wanted, [`Inference::plan`] what that takes, [`Plan::run`]
+//! [`Inference`] says what is wanted, [`Inference::plan`] what that takes, [`InferencePlan::run`]
 //! does it: patches are read, predicted and added on several threads, no further ahead of
 //! the slowest than memory allows. The output is the same for any number of threads.
 
 mod begun;
 mod builtin;
-mod columns;
 mod ensemble;
 mod fit;
 mod mask;
@@ -19,6 +18,7 @@ mod normalize;
 mod onnx;
 #[cfg(feature = "ort")]
 mod ort;
+mod passes;
 mod place;
 mod plan;
 mod probe;
@@ -32,7 +32,7 @@ use std::path::PathBuf;
 use crate::aggregator::{AggregatorOptions, Blend, Reduce, Window};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::grid::Placement;
+use crate::grid::GridPlacement;
 use crate::pad::Padding;
 use crate::region::Shape;
 use crate::threads::threads;
@@ -40,18 +40,18 @@ use crate::volume::CreateOptions;
 
 #[cfg(feature = "ort")]
 pub use self::ort::OnnxRuntime;
-pub use builtin::builtin;
+pub use builtin::builtin_model;
 pub use ensemble::Ensemble;
-pub use mask::Selection;
-pub use model::{FnModel, Input, Model, OneOutput, Prediction};
+pub use mask::PatchMask;
+pub use model::{FnModel, InputValues, Model, OutputSpec, SelectOutput};
 pub use normalize::{Normalize, measuring_threads};
 #[cfg(feature = "onnx")]
 pub use onnx::Onnx;
 pub use place::OutputPlace;
-pub use plan::{Plan, PlannedOutput};
+pub use plan::{InferencePlan, PlannedOutput};
 pub use probe::Probe;
-pub use run::{Predicted, Seconds};
-pub use tta::Flips;
+pub use run::{InferenceStats, Timings};
+pub use tta::FlipTta;
 
 /// What is to be predicted, and with what.
 #[derive(Clone, Debug)]
@@ -61,9 +61,9 @@ pub struct Inference {
     /// Voxels that neighbouring patches share along z, y, x.
     pub overlap: Shape,
     /// Where patches start.
-    pub placement: Placement,
+    pub placement: GridPlacement,
     /// What lies beyond the volume's faces, where patches hang over. `None`: patches larger than the
-    /// volume are refused, and under [`Placement::Padded`] the outermost voxels are repeated.
+    /// volume are refused, and under [`GridPlacement::Padded`] the outermost voxels are repeated.
     pub padding: Option<Padding>,
     /// Voxels beyond each face, z, y, x, that patches cover as well.
     pub margin: Shape,
@@ -73,14 +73,14 @@ pub struct Inference {
     pub threads: usize,
     /// Patches that the model gets at once.
     pub batch: usize,
-    /// Whether only some patches will be predicted, [by a selection](Plan::with_selection): patches that do not vote
+    /// Whether only some patches will be predicted, [by a patch mask](InferencePlan::with_patch_mask): patches that do not vote
     /// take memory, which a plan that knows of them counts when it chooses threads and outputs.
     pub masked: bool,
 }
 
 /// Where an output of the model goes, and how.
 #[derive(Clone, Debug)]
-pub struct Target {
+pub struct OutputTarget {
     /// Its name.
     pub path: PathBuf,
     /// How overlapping predictions become voxels.
@@ -124,7 +124,7 @@ impl StoreOption {
     ];
 }
 
-impl Target {
+impl OutputTarget {
     /// An output of the usual form.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>, blend: Blend, reduce: Reduce) -> Self {
@@ -145,7 +145,7 @@ impl Inference {
         Self {
             patch,
             overlap,
-            placement: Placement::Edge,
+            placement: GridPlacement::Edge,
             padding: None,
             margin: [0; 3],
             memory: 256 << 20,
@@ -201,7 +201,7 @@ impl Inference {
         let overlap = patch.map(|length| length - part(length, step).clamp(1, length.max(1)));
         let counts = std::array::from_fn(|a| count(volume[a], patch[a], step));
         let inference = Self {
-            placement: Placement::Spread(counts),
+            placement: GridPlacement::Spread(counts),
             padding: Some(Padding::Constant(0.0)),
             ..Self::new(patch, overlap)
         };

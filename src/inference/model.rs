@@ -12,8 +12,8 @@ use crate::volume::Layout;
 /// What becomes of a patch.
 pub trait Model: fmt::Debug + Send + Sync {
     /// Returns the type of the patches that the model takes.
-    fn input(&self) -> Input {
-        Input::F32
+    fn input(&self) -> InputValues {
+        InputValues::F32
     }
 
     /// What tells this model from any other, so that a run is not gone on with by another model.
@@ -32,7 +32,7 @@ pub trait Model: fmt::Debug + Send + Sync {
     /// # Errors
     ///
     /// [`Error::Setting`](crate::Error::Setting) if the model cannot work on such patches.
-    fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<Prediction>>;
+    fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<OutputSpec>>;
 
     /// Predicts a batch of patches: for each output, a prediction of each patch, in order.
     ///
@@ -45,7 +45,7 @@ pub trait Model: fmt::Debug + Send + Sync {
 /// The type of the patches that a model takes. Their values are those of the volume: real ones, unless it was
 /// opened for stored ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Input {
+pub enum InputValues {
     /// The volume's own type.
     Native,
     /// `float32`.
@@ -54,7 +54,7 @@ pub enum Input {
 
 /// An output of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Prediction {
+pub struct OutputSpec {
     /// What the model calls it.
     pub name: String,
     /// Channels.
@@ -70,7 +70,7 @@ pub struct Prediction {
     pub scale: u64,
 }
 
-impl Prediction {
+impl OutputSpec {
     /// An output with a voxel for each voxel of the patch.
     #[must_use]
     pub fn new(channels: u64, dtype: DType) -> Self {
@@ -87,7 +87,7 @@ impl Prediction {
 
 /// A function as a model.
 pub struct FnModel<F> {
-    outputs: Vec<Prediction>,
+    outputs: Vec<OutputSpec>,
     at_once: Option<usize>,
     predict: F,
 }
@@ -98,7 +98,7 @@ where
 {
     /// A function that gets real values and gives `outputs`, for each a prediction of each patch.
     /// It is called from several threads at once, unless [`at_once`](Self::at_once) says otherwise.
-    pub const fn new(outputs: Vec<Prediction>, predict: F) -> Self {
+    pub const fn new(outputs: Vec<OutputSpec>, predict: F) -> Self {
         Self {
             outputs,
             at_once: None,
@@ -130,7 +130,7 @@ where
         self.at_once
     }
 
-    fn outputs(&self, _input: &Layout, _patch: Shape) -> Result<Vec<Prediction>> {
+    fn outputs(&self, _input: &Layout, _patch: Shape) -> Result<Vec<OutputSpec>> {
         Ok(self.outputs.clone())
     }
 
@@ -141,13 +141,13 @@ where
 
 /// One output of a model that may have several.
 #[derive(Debug)]
-pub struct OneOutput {
+pub struct SelectOutput {
     model: Arc<dyn Model>,
     /// Its name; the first if not given.
     name: Option<String>,
 }
 
-impl OneOutput {
+impl SelectOutput {
     /// The output called `name`, or the first.
     #[must_use]
     pub fn new(model: Arc<dyn Model>, name: Option<String>) -> Self {
@@ -155,7 +155,7 @@ impl OneOutput {
     }
 
     /// Its place among `outputs`.
-    fn place(&self, outputs: &[Prediction]) -> Result<usize> {
+    fn place(&self, outputs: &[OutputSpec]) -> Result<usize> {
         let Some(name) = &self.name else {
             return Ok(0);
         };
@@ -171,8 +171,8 @@ impl OneOutput {
     }
 }
 
-impl Model for OneOutput {
-    fn input(&self) -> Input {
+impl Model for SelectOutput {
+    fn input(&self) -> InputValues {
         self.model.input()
     }
 
@@ -184,7 +184,7 @@ impl Model for OneOutput {
         self.model.at_once()
     }
 
-    fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<Prediction>> {
+    fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<OutputSpec>> {
         let mut outputs = self.model.outputs(input, patch)?;
         let place = self.place(&outputs)?;
         Ok(vec![outputs.swap_remove(place)])

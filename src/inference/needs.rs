@@ -1,9 +1,9 @@
 //! How much memory the work of a run takes, apart from what waits.
 
 use super::Inference;
-use super::model::Input;
+use super::model::InputValues;
 use super::plan::PlannedOutput;
-use crate::grid::{Grid, Placement};
+use crate::grid::{Grid, GridPlacement};
 use crate::region::Region;
 use crate::volume::{Layout, decoding_bytes, encoding_bytes, index_bytes};
 
@@ -31,7 +31,7 @@ impl Working {
     pub(super) fn new(
         inference: &Inference,
         input: &Layout,
-        wanted: Input,
+        wanted: InputValues,
         grid: &Grid,
         outputs: &[PlannedOutput],
     ) -> Self {
@@ -39,14 +39,15 @@ impl Working {
         let voxels = Region::whole(inference.patch).voxels();
         let read = input.channels * input.dtype.size() as u64;
         let (cast, taken) = match wanted {
-            Input::Native => (0, read),
-            Input::F32 => (4 * input.channels, 4 * input.channels),
+            InputValues::Native => (0, read),
+            InputValues::F32 => (4 * input.channels, 4 * input.channels),
         };
-        let hangs_over = inference.padding.is_some() || inference.placement == Placement::Padded;
+        let hangs_over =
+            inference.padding.is_some() || inference.placement == GridPlacement::Padded;
         let read = read + cast + if hangs_over { taken } else { 0 };
         let read = voxels.saturating_mul(read.saturating_mul(batch));
         let predictions = outputs.iter().map(|output| {
-            let prediction = &output.prediction;
+            let prediction = &output.spec;
             let voxel = prediction.channels * prediction.dtype.size() as u64;
             let voxels = Region::whole(output.grid.patch()).voxels();
             voxels.saturating_mul(voxel.saturating_mul(batch))

@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::model::{Model, Prediction};
+use super::model::{Model, OutputSpec};
 use super::place::OutputPlace;
 use crate::dtype::DType;
 use crate::error::{Cause, Error, Result, works_with};
@@ -16,11 +16,11 @@ use crate::region::{AXES, Region, Shape};
 use crate::volume::Layout;
 
 /// Shapes of patches for which a network is kept ready.
-pub(super) const READY: usize = 4;
+pub(super) const PREPARED_SHAPES: usize = 4;
 
 /// Voxels that a patch is made longer by, to see how the output follows; networks that halve
 /// up to six times take it.
-const LONGER: u64 = 64;
+const PROBE_EXTENSION: u64 = 64;
 
 /// How often networks halve a patch at most, where multiples of its length are tried.
 const MOST_HALVINGS: u32 = 6;
@@ -141,7 +141,7 @@ impl<R: Runtime> Network<R> {
         }
         let made = self.made_ready(channels, patch);
         let made = Arc::new(made.map_err(|error| self.with_multiple(error, channels, patch))?);
-        if kept.len() == READY {
+        if kept.len() == PREPARED_SHAPES {
             kept.remove(0);
         }
         kept.push(Arc::clone(&made));
@@ -255,9 +255,9 @@ impl<R: Runtime> Model for Network<R> {
         format!("{} with crc32c {:08x}", self.path.display(), self.crc)
     }
 
-    fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<Prediction>> {
+    fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<OutputSpec>> {
         let planned = self.planned(input, patch)?;
-        let predictions = planned.into_iter().map(|output| Prediction {
+        let predictions = planned.into_iter().map(|output| OutputSpec {
             name: output.name,
             channels: output.channels,
             dtype: output.dtype,
@@ -365,7 +365,7 @@ impl InputAxes {
     /// A longer patch, if the network leaves all lengths open.
     fn longer(&self, patch: Shape) -> Option<Shape> {
         let open = self.0[2..].iter().all(Option::is_none);
-        open.then(|| patch.map(|length| length.saturating_add(LONGER)))
+        open.then(|| patch.map(|length| length.saturating_add(PROBE_EXTENSION)))
     }
 }
 

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::ensemble::check_f32;
-use super::plan::Plan;
+use super::plan::InferencePlan;
 use crate::dtype::{DType, convert};
 use crate::error::{Error, Result};
 use crate::patch::Patch;
@@ -39,7 +39,7 @@ pub enum Normalize {
     },
 }
 
-impl Plan {
+impl InferencePlan {
     /// Normalises what the model gets. For [`Normalize::ZScore`] the volume is read once, a chunk or 2 MiB for
     /// each of `threads` at a time; `progress` counts these.
     ///
@@ -119,7 +119,7 @@ impl FromStr for Normalize {
     }
 }
 
-/// How values become normalised ones.
+/// How values become normalized ones.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Scales {
     Cut { low: f64, high: f64 },
@@ -374,8 +374,8 @@ mod tests {
     use super::*;
     use crate::aggregator::{Blend, Reduce};
     use crate::dtype::Element;
-    use crate::inference::work::{Reading, Spare};
-    use crate::inference::{Inference, Model, Prediction, Target, builtin};
+    use crate::inference::work::{Reading, PatchPool};
+    use crate::inference::{Inference, Model, OutputSpec, OutputTarget, builtin_model};
     use crate::pad::Padding;
     use crate::progress::silent;
     use crate::volume::{MemoryVolume, RealValues, Rescale};
@@ -469,17 +469,17 @@ mod tests {
     struct Echo;
 
     impl Model for Echo {
-        fn outputs(&self, input: &Layout, _patch: Shape) -> Result<Vec<Prediction>> {
-            Ok(vec![Prediction::new(input.channels, DType::F32)])
+        fn outputs(&self, input: &Layout, _patch: Shape) -> Result<Vec<OutputSpec>> {
+            Ok(vec![OutputSpec::new(input.channels, DType::F32)])
         }
         fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
             Ok(vec![batch])
         }
     }
 
-    fn plan(volume: &Arc<dyn Volume>, model: &dyn Model) -> Plan {
+    fn plan(volume: &Arc<dyn Volume>, model: &dyn Model) -> InferencePlan {
         let dir = tempfile::tempdir().unwrap();
-        let target = Target::new(dir.path().join("out.npy"), Blend::Crop, Reduce::Mean);
+        let target = OutputTarget::new(dir.path().join("out.npy"), Blend::Crop, Reduce::Mean);
         let layout = volume.layout();
         let inference = Inference::new(layout.shape, [0; 3]);
         inference.plan(layout, model, &[target]).unwrap()
@@ -495,7 +495,7 @@ mod tests {
             input: plan.input,
             scales: plan.scales,
         };
-        let given = reading.read(&*volume, region, &Spare::default()).unwrap();
+        let given = reading.read(&*volume, region, &PatchPool::default()).unwrap();
         given.as_slice::<f32>().unwrap().to_vec()
     }
 
@@ -635,10 +635,10 @@ mod tests {
     }
 
     #[test]
-    fn voxels_in_the_volume_s_own_type_cannot_be_normalised() {
+    fn voxels_in_the_volume_s_own_type_cannot_be_normalized() {
         let volume: Arc<dyn Volume> =
             Arc::new(MemoryVolume::from_vec([1; 3], 1, vec![7_u8]).unwrap());
-        let plan = || plan(&volume, &*builtin("identity").unwrap());
+        let plan = || plan(&volume, &*builtin_model("identity").unwrap());
         let error = plan().normalized(Normalize::ZScore, &volume, 1, &silent);
         assert!(error.unwrap_err().to_string().contains("own type"));
         assert!(

@@ -21,7 +21,7 @@ use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::infer::{Factoid, InferenceOp};
 
 use self::parts::Parts;
-use super::model::{Model, Prediction};
+use super::model::{Model, OutputSpec};
 use super::network::{InputAxes, Kind, Network, Runtime, no_network};
 use super::place::OutputPlace;
 use crate::dtype::DType;
@@ -144,7 +144,7 @@ impl Model for Onnx {
         self.0.id()
     }
 
-    fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<Prediction>> {
+    fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<OutputSpec>> {
         self.0.outputs(input, patch)
     }
 

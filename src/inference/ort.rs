@@ -13,7 +13,7 @@ use half::f16;
 use ort::session::Session;
 use ort::value::{DynTensor, DynValue, Tensor, TensorElementType};
 
-use super::model::{Model, Prediction};
+use super::model::{Model, OutputSpec};
 use super::network::{InputAxes, Kind, Network, Runtime, no_network};
 use super::place::OutputPlace;
 use crate::error::{Cause, Error, Result};
@@ -99,7 +99,7 @@ impl Model for OnnxRuntime {
         self.0.id()
     }
 
-    fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<Prediction>> {
+    fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<OutputSpec>> {
         self.0.outputs(input, patch)
     }
 

@@ -4,14 +4,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::begun::{Choices, followed};
-use super::columns::Part;
 use super::fit::{Found, Reach, Ways};
-use super::mask::Selection;
-use super::model::{Input, Model, Prediction};
+use super::mask::PatchMask;
+use super::model::{InputValues, Model, OutputSpec};
 use super::needs::{Working, least_ahead};
 use super::normalize::Scales;
+use super::passes::ChunkRanges;
 use super::resume::Resume;
-use super::{Inference, Target};
+use super::{Inference, OutputTarget};
 use crate::aggregator::{AggregatorOptions, Estimate, Skipped};
 use crate::error::{Error, Result};
 use crate::grid::{Axis, Grid, GridOptions};
@@ -23,14 +23,14 @@ use crate::volume::{
 
 /// Batches for each thread that may be done before an earlier one that takes longer, as one does that
 /// makes write chunks whole.
-const LEAD: u64 = 3;
+const REORDER_BATCHES_PER_THREAD: u64 = 3;
 
 /// One part in so many of the memory is not planned with: the system's allocator keeps some of what was given back.
-const SLACK: u64 = 16;
+const ALLOCATOR_RESERVE_FRACTION: u64 = 16;
 
 /// What a run will do, and what it takes.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct InferencePlan {
     /// Where the patches lie in the volume, in the order in which they are predicted.
     pub grid: Grid,
     /// What is written.
@@ -45,9 +45,9 @@ pub struct Plan {
     /// Bytes of all that the run holds, at most.
     pub peak_bytes: u64,
     /// Which patches are predicted; all are if there is none.
-    pub(super) selection: Option<Selection>,
+    pub(super) patch_mask: Option<PatchMask>,
     /// What is written one after the other; everything at once if there is no part.
-    pub(super) columns: Vec<Part>,
+    pub(super) passes: Vec<ChunkRanges>,
     /// How the run is gone on with; it leaves nothing if it is ended, if there is none.
     pub(super) resume: Option<Resume>,
     /// What it was chosen from, if it follows what other processes began.
@@ -60,8 +60,8 @@ pub struct Plan {
     pub(super) inference: Inference,
     pub(super) padding: Padding,
     /// The type of the patches that the model takes.
-    pub(super) input: Input,
-    /// How values are normalised; they are not if there is none.
+    pub(super) input: InputValues,
+    /// How values are normalized; they are not if there is none.
     pub(super) scales: Option<Scales>,
     /// Batches begun and not yet blended, at most.
     pub(super) ahead: usize,
@@ -75,7 +75,7 @@ pub struct PlannedOutput {
     /// Where predictions lie in it.
     pub grid: Grid,
     /// What the model gives.
-    pub prediction: Prediction,
+    pub spec: OutputSpec,
     pub(super) blending: AggregatorOptions,
     pub(super) store: CreateOptions,
 }
@@ -84,14 +84,19 @@ impl Inference {
     /// Works out the grid, the outputs and the memory, and touches no file. There is a target for each
     /// output of the model, in its order.
     ///
-    /// Where memory is too short for all of the outputs at once, they are written in columns along the
-    /// axis that is swept last, and patches between two columns are predicted for both.
+    /// Where memory is too short for all of the outputs at once, they are written in passes along the
+    /// axis that is swept last, and patches between two passes are predicted for both.
     ///
     /// # Errors
     ///
     /// [`Error::PatchSize`], [`Error::Overlap`] or [`Error::OutputGrid`] if there is no such grid,
     /// [`Error::Setting`] if the model cannot take the volume, or if the run needs more memory than it may have.
-    pub fn plan(&self, input: &Layout, model: &dyn Model, targets: &[Target]) -> Result<Plan> {
+    pub fn plan(
+        &self,
+        input: &Layout,
+        model: &dyn Model,
+        targets: &[OutputTarget],
+    ) -> Result<InferencePlan> {
         let grid = self.grid(input)?;
         let predictions = model.outputs(input, self.patch)?;
         let mut plan = self.draft(input, model, (&grid, &predictions), targets, &[])?;
@@ -100,7 +105,7 @@ impl Inference {
     }
 
     /// The first plan that the memory is enough for, of those with these targets: with as many threads as may
-    /// be, down to `fewest`; in columns only if it has to be, and then with the least to predict for each thread.
+    /// be, down to `fewest`; in passes only if it has to be, and then with the least to predict for each thread.
     ///
     /// # Errors
     ///
@@ -110,8 +115,8 @@ impl Inference {
         fewest: usize,
         input: &Layout,
         model: &dyn Model,
-        choices: &[Vec<Target>],
-    ) -> Result<Plan> {
+        choices: &[Vec<OutputTarget>],
+    ) -> Result<InferencePlan> {
         self.within(fewest, input, model, choices, &[])
     }
 
@@ -121,9 +126,9 @@ impl Inference {
         fewest: usize,
         input: &Layout,
         model: &dyn Model,
-        choices: &[Vec<Target>],
+        choices: &[Vec<OutputTarget>],
         begun: &[Option<CreateOptions>],
-    ) -> Result<Plan> {
+    ) -> Result<InferencePlan> {
         let grid = self.grid(input)?;
         let predictions = model.outputs(input, self.patch)?;
         let mut first_error = None;
@@ -138,11 +143,11 @@ impl Inference {
             }
         }
         let drafts = drafts.iter();
-        let mut drafts: Vec<(&Plan, Ways<'_>)> = drafts
+        let mut drafts: Vec<(&InferencePlan, Ways<'_>)> = drafts
             .map(|draft| (draft, Ways::new(&draft.outputs, &draft.grid, None)))
             .collect();
         let most = self.threads.max(1);
-        let mut in_columns = None::<(u64, usize, usize, Found)>;
+        let mut in_passes = None::<(u64, usize, usize, Found)>;
         for threads in (fewest.clamp(1, most)..=most).rev() {
             for (n, (draft, ways)) in drafts.iter_mut().enumerate() {
                 match draft.find(threads, ways) {
@@ -151,8 +156,8 @@ impl Inference {
                     }
                     Ok(found) => {
                         let rounds = ways.predictions(found).div_ceil(threads as u64);
-                        if in_columns.is_none_or(|(least, ..)| rounds < least) {
-                            in_columns = Some((rounds, n, threads, found));
+                        if in_passes.is_none_or(|(least, ..)| rounds < least) {
+                            in_passes = Some((rounds, n, threads, found));
                         }
                     }
                     Err(error) => {
@@ -161,7 +166,7 @@ impl Inference {
                 }
             }
         }
-        match (in_columns, first_error) {
+        match (in_passes, first_error) {
             (Some((_, n, threads, found)), _) => {
                 let (draft, ways) = &drafts[n];
                 Ok(draft.settled(threads, found, ways))
@@ -186,10 +191,10 @@ impl Inference {
         &self,
         input: &Layout,
         model: &dyn Model,
-        (grid, predictions): (&Grid, &[Prediction]),
-        targets: &[Target],
+        (grid, predictions): (&Grid, &[OutputSpec]),
+        targets: &[OutputTarget],
         begun: &[Option<CreateOptions>],
-    ) -> Result<Plan> {
+    ) -> Result<InferencePlan> {
         if predictions.len() != targets.len() || targets.is_empty() {
             let names: Vec<&str> = predictions.iter().map(|p| p.name.as_str()).collect();
             return Err(Error::Setting {
@@ -206,16 +211,16 @@ impl Inference {
         });
         let outputs: Vec<PlannedOutput> = outputs.collect::<Result<_>>()?;
         let padding = self.padding.unwrap_or(Padding::Edge);
-        if model.input() == Input::Native {
+        if model.input() == InputValues::Native {
             padding.check(input.dtype, &input.path.display().to_string())?;
         }
-        Ok(Plan {
+        Ok(InferencePlan {
             live_bytes: 0,
             cache_bytes: 0,
             lead_bytes: 0,
             peak_bytes: 0,
-            selection: None,
-            columns: Vec::new(),
+            patch_mask: None,
+            passes: Vec::new(),
             resume: None,
             choices: None,
             begun: begun.to_vec(),
@@ -236,22 +241,22 @@ impl PlannedOutput {
     fn new(
         input: &Layout,
         grid: &Grid,
-        prediction: Prediction,
-        (target, begun): (&Target, Option<&CreateOptions>),
+        spec: OutputSpec,
+        (target, begun): (&OutputTarget, Option<&CreateOptions>),
         masked: bool,
     ) -> Result<Self> {
         let reduce = &target.blending.reduce;
-        let grid = grid.output(prediction.halo, prediction.scale)?;
+        let grid = grid.output(spec.halo, spec.scale)?;
         let dtype = target
             .dtype
-            .unwrap_or_else(|| reduce.dtype(prediction.dtype, prediction.channels));
+            .unwrap_or_else(|| reduce.dtype(spec.dtype, spec.channels));
         #[expect(clippy::cast_precision_loss, reason = "scales are small")]
-        let factor = prediction.scale.max(1) as f64;
-        let layout = Layout::new(grid.volume(), reduce.channels(prediction.channels), dtype)
+        let factor = spec.scale.max(1) as f64;
+        let layout = Layout::new(grid.volume(), reduce.channels(spec.channels), dtype)
             .with_geometry(input.geometry.coarsened([factor; 3]));
         let mut blending = target.blending.clone();
-        blending.average_integers |= prediction.average_integers;
-        blending.check_type(&grid, prediction.dtype)?;
+        blending.average_integers |= spec.average_integers;
+        blending.check_type(&grid, spec.dtype)?;
         let mut store = target.store.clone();
         store.shard = store.shard.map(|shard| aligned(&grid, shard, store.chunk));
         let mut stored = planned(&target.path, &layout, &store)?;
@@ -260,14 +265,14 @@ impl PlannedOutput {
             stored = planned(&target.path, &layout, &store)?;
         }
         let blending = AggregatorOptions {
-            all_vote: !masked || target.blending.skipped != Skipped::Renormalise,
+            all_vote: !masked || target.blending.skipped != Skipped::Renormalize,
             ..blending
         };
-        blending.check(&grid, prediction.channels, stored.dtype)?;
+        blending.check(&grid, spec.channels, stored.dtype)?;
         Ok(Self {
             layout: stored,
             grid,
-            prediction,
+            spec,
             blending,
             store,
         })
@@ -275,7 +280,7 @@ impl PlannedOutput {
 
     /// What tells how many bytes are not final or wait for their write chunk.
     pub(super) fn estimate(&self) -> Estimate {
-        let channels = self.prediction.channels;
+        let channels = self.spec.channels;
         Estimate::new(&self.grid, channels, &self.blending, &self.layout)
     }
 
@@ -285,39 +290,39 @@ impl PlannedOutput {
     }
 }
 
-impl Plan {
+impl InferencePlan {
     /// How many patches there are, and how many of them are predicted at least once.
     #[must_use]
     pub fn patches(&self) -> (u64, u64) {
         let all = self.grid.len();
-        (all, self.selection.as_ref().map_or(all, Selection::len))
+        (all, self.patch_mask.as_ref().map_or(all, PatchMask::len))
     }
 
-    /// How many predictions it takes: patches between two columns count for each.
+    /// How many predictions it takes: patches between two passes count for each.
     #[must_use]
     pub fn predictions(&self) -> u64 {
-        if self.columns.is_empty() {
+        if self.passes.is_empty() {
             return self.patches().1;
         }
         let reach = Reach::new(&self.outputs);
-        let parts = self.columns.iter();
+        let parts = self.passes.iter();
         parts
             .map(|part| self.predictions_within(&reach.of(part)))
             .sum()
     }
 
     fn predictions_within(&self, needed: &[Range<usize>; 3]) -> u64 {
-        let Some(selection) = &self.selection else {
+        let Some(patch_mask) = &self.patch_mask else {
             return needed.iter().map(|range| range.len() as u64).product();
         };
         let places = self.grid.indices(needed);
-        places.filter(|&index| selection.contains(index)).count() as u64
+        places.filter(|&index| patch_mask.contains(index)).count() as u64
     }
 
-    /// How many columns the outputs are written in.
+    /// How many passes the outputs are written in.
     #[must_use]
-    pub fn columns(&self) -> usize {
-        self.columns.len().max(1)
+    pub fn passes(&self) -> usize {
+        self.passes.len().max(1)
     }
 
     /// What the outputs take on their disks, and what is free there: one entry for each file system.
@@ -355,32 +360,32 @@ impl Plan {
     ///
     /// [`Error::Setting`] if patches that do not vote take more memory than the run may have, which
     /// [`Inference::masked`] tells a plan beforehand.
-    pub fn with_selection(mut self, selection: Selection) -> Result<Self> {
-        self.selection = Some(selection);
+    pub fn with_patch_mask(mut self, patch_mask: PatchMask) -> Result<Self> {
+        self.patch_mask = Some(patch_mask);
         if !self.inference.masked {
             self.inference.masked = true;
             for output in &mut self.outputs {
-                output.blending.all_vote &= output.blending.skipped != Skipped::Renormalise;
+                output.blending.all_vote &= output.blending.skipped != Skipped::Renormalize;
             }
             self.fit(self.owned_part())?;
         }
         Ok(self)
     }
 
-    /// Cuts the outputs, or those of their write chunks that are to be written, into as many columns as
+    /// Cuts the outputs, or those of their write chunks that are to be written, into as many passes as
     /// it takes to stay within the memory.
-    pub(super) fn fit(&mut self, owned: Option<Part>) -> Result<()> {
+    pub(super) fn fit(&mut self, owned: Option<ChunkRanges>) -> Result<()> {
         let mut ways = Ways::new(&self.outputs, &self.grid, owned);
         let threads = self.inference.threads.max(1);
         let found = self.find(threads, &mut ways)?;
-        let columns = ways.columns(found);
-        self.settle(threads, found, columns);
+        let passes = ways.passes(found);
+        self.settle(threads, found, passes);
         Ok(())
     }
 
     /// The memory that is planned with.
     pub(super) const fn memory(&self) -> u64 {
-        self.inference.memory - self.inference.memory / SLACK
+        self.inference.memory - self.inference.memory / ALLOCATOR_RESERVE_FRACTION
     }
 
     /// The first way to write the outputs that fits into the memory of so many threads.
@@ -397,7 +402,7 @@ impl Plan {
             value: format!("{} MiB", self.inference.memory >> 20),
             problem: format!(
                 "patches of {:?} with an overlap of {:?} need {} MiB for unfinished voxels and {} MiB for \
-                 patches under way in {threads} threads, and a {SLACK}th of the memory is left to the allocator: allow more, \
+                 patches under way in {threads} threads, and a {ALLOCATOR_RESERVE_FRACTION}th of the memory is left to the allocator: allow more, \
                  or take fewer threads, smaller patches or less overlap",
                 self.inference.patch,
                 self.inference.overlap,
@@ -410,7 +415,7 @@ impl Plan {
     /// This plan for so many threads, written in the way that was found.
     fn settled(&self, threads: usize, found: Found, ways: &Ways<'_>) -> Self {
         let mut plan = self.clone();
-        plan.settle(threads, found, ways.columns(found));
+        plan.settle(threads, found, ways.passes(found));
         plan
     }
 
@@ -426,16 +431,16 @@ impl Plan {
         each.saturating_mul(threads)
     }
 
-    fn settle(&mut self, threads: usize, found: Found, columns: Vec<Part>) {
+    fn settle(&mut self, threads: usize, found: Found, passes: Vec<ChunkRanges>) {
         let needed = found.live_bytes.saturating_add(self.working.bytes(threads));
         let left = self.memory().saturating_sub(needed);
         self.inference.threads = threads;
         self.live_bytes = found.live_bytes;
-        self.columns = columns;
+        self.passes = passes;
         self.cache_bytes = left.min(self.useful_cache);
         let predictions = self.working.predictions;
         let lead = (left - self.cache_bytes) / predictions.max(1);
-        let lead = lead.min(LEAD * threads as u64);
+        let lead = lead.min(REORDER_BATCHES_PER_THREAD * threads as u64);
         self.lead_bytes = lead * predictions;
         self.ahead = least_ahead(threads) + usize::try_from(lead).unwrap_or(0);
         let peak = needed + self.cache_bytes + self.lead_bytes;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::model::Model;
-use super::plan::Plan;
-use super::work::Spare;
+use super::plan::InferencePlan;
+use super::work::PatchPool;
 use crate::error::Result;
 use crate::meter::{Meter, anonymous_bytes};
 use crate::volume::{Volume, give_back_freed};
@@ -24,7 +24,7 @@ pub struct Probe {
     pub process_bytes: Option<u64>,
 }
 
-impl Plan {
+impl InferencePlan {
     /// Reads a batch from the middle of the volume and predicts it, twice; the second time is
     /// extrapolated to the whole run.
     ///
@@ -44,8 +44,8 @@ impl Plan {
         let (mut seconds, mut share) = (0.0, None::<u64>);
         for _ in 0..2 {
             let began = Instant::now();
-            let spare = Spare::default();
-            let read = || self.reading().read(&**volume, region, &spare);
+            let pool = PatchPool::default();
+            let read = || self.reading().read(&**volume, region, &pool);
             let patches = (0..batch).map(|_| read()).collect::<Result<Vec<_>>>()?;
             let held = anonymous_bytes();
             let meter = Meter::start();
@@ -79,11 +79,11 @@ impl Plan {
 
     /// Bytes that the run holds at most, with what it read before.
     fn most_bytes(&self) -> u64 {
-        let Some(selection) = &self.selection else {
+        let Some(patch_mask) = &self.patch_mask else {
             return self.peak_bytes;
         };
-        let kept = selection.bits().len() as u64 * 8;
+        let kept = patch_mask.bits().len() as u64 * 8;
         let peak = self.peak_bytes.saturating_add(kept);
-        peak.max(selection.reading_bytes())
+        peak.max(patch_mask.reading_bytes())
     }
 }

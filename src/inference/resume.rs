@@ -11,10 +11,10 @@ use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
 
-use super::columns::Part as Ranges;
-use super::mask::Selection;
+use super::mask::PatchMask;
 use super::model::Model;
-use super::plan::{Plan, PlannedOutput};
+use super::passes::ChunkRanges;
+use super::plan::{InferencePlan, PlannedOutput};
 use crate::aggregator::Blend;
 use crate::error::{Error, Result};
 use crate::region::{Region, chunk_range, indices};
@@ -64,15 +64,15 @@ impl VolumeMut for Unfinished {
     }
 }
 
-impl Plan {
+impl InferencePlan {
     /// Goes on with what an earlier run of the same plan left, if any did, and leaves it for the next if it
     /// is ended. Outputs must be Zarr.
     ///
     /// # Errors
     ///
     /// [`Error::Unsupported`] if an output is a flat file.
-    pub fn resumed(self, durability: Durability) -> Result<Self> {
-        self.of_part(Part::WHOLE, durability)
+    pub fn with_resume(self, durability: Durability) -> Result<Self> {
+        self.with_part(Part::WHOLE, durability)
     }
 
     /// Writes only the write chunks that one of several processes owns: as many as any other, along the
@@ -83,7 +83,7 @@ impl Plan {
     ///
     /// [`Error::Unsupported`] if an output is a flat file, and [`Error::Setting`] if the part needs
     /// more memory than it may have.
-    pub fn of_part(mut self, part: Part, durability: Durability) -> Result<Self> {
+    pub fn with_part(mut self, part: Part, durability: Durability) -> Result<Self> {
         if let Some(output) = self
             .outputs
             .iter()
@@ -101,7 +101,7 @@ impl Plan {
     }
 
     /// The write chunks that this run's part owns, if it is one of several.
-    pub(super) fn owned_part(&self) -> Option<Ranges> {
+    pub(super) fn owned_part(&self) -> Option<ChunkRanges> {
         let part = self.resume?.part;
         let owned = self.outputs.iter().map(|output| self.owned(output, part));
         (part.count() > 1).then(|| owned.collect())
@@ -202,7 +202,7 @@ impl Plan {
         Ok(json!({
             "input": input_fingerprint(volume)?,
             "model": model.id(),
-            "output": output.prediction.name,
+            "output": output.spec.name,
             "patch": self.grid.patch(),
             "starts": self.grid.axes().each_ref().map(|axis| axis.starts.clone()),
             "order": self.grid.order(),
@@ -214,12 +214,12 @@ impl Plan {
             "skipped": format!("{:?}", blending.skipped),
             "not finite": format!("{:?}", blending.non_finite),
             "fill": blending.fill,
-            "selection": self.selection.as_ref().map(Selection::crc),
+            "mask": self.patch_mask.as_ref().map(PatchMask::crc),
         }))
     }
 }
 
-impl Selection {
+impl PatchMask {
     fn crc(&self) -> u32 {
         crc(bytemuck::cast_slice(self.bits()))
     }

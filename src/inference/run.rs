@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::columns::{self, Part};
 use super::fit::Reach;
 use super::model::Model;
-use super::plan::Plan;
+use super::passes::{self, ChunkRanges};
+use super::plan::InferencePlan;
 use super::resume::Unfinished;
-use super::work::{Batches, Clock, Gate, Reading, Run, Shared, Spare, Work};
-use crate::aggregator::{Aggregated, Aggregator};
+use super::work::{Batches, Clock, PatchPool, Reading, Run, Semaphore, Shared, Work};
+use crate::aggregator::{AggregationStats, Aggregator};
 use crate::error::{Error, Result};
 use crate::progress::{Progress, report};
 use crate::queue::Queue;
@@ -23,22 +23,22 @@ use crate::volume::{
 
 /// What a run did.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Predicted {
-    /// Patches predicted; those between two columns count for each.
+pub struct InferenceStats {
+    /// Patches predicted; those between two passes count for each.
     pub patches: u64,
     /// What became of them, for each output.
-    pub outputs: Vec<Aggregated>,
+    pub outputs: Vec<AggregationStats>,
     /// What was read of the input.
     pub reads: ReadStats,
     /// Where the time went.
-    pub seconds: Seconds,
+    pub timings: Timings,
     /// Whether the outputs are whole; not before the last of several parts is done.
     pub whole: bool,
 }
 
-/// Seconds of all threads together.
+/// Timings of all threads together.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Seconds {
+pub struct Timings {
     /// Reading and decoding.
     pub reading: f64,
     /// In the model, or waiting for it.
@@ -48,7 +48,7 @@ pub struct Seconds {
 }
 
 /// Pieces of work after which the input is looked at again.
-const WATCHED: u64 = 64;
+const INPUT_CHECK_INTERVAL: u64 = 64;
 
 /// The outputs of a run.
 struct Stores {
@@ -59,7 +59,7 @@ struct Stores {
     pending: Option<Vec<HashSet<[u64; 3]>>>,
 }
 
-impl Plan {
+impl InferencePlan {
     /// Predicts every patch and writes the outputs. `progress` counts patches.
     ///
     /// # Errors
@@ -76,7 +76,7 @@ impl Plan {
         volume: Arc<dyn Volume>,
         model: Arc<dyn Model>,
         progress: Progress<'_>,
-    ) -> Result<Predicted> {
+    ) -> Result<InferenceStats> {
         // What earlier work left would be held on top of what the plan says.
         give_back_freed();
         let files = volume.source_files();
@@ -94,13 +94,13 @@ impl Plan {
         if let Some(plan) = self.followed(volume.layout(), &*model)? {
             self = plan;
         }
-        let mut done = Predicted {
-            outputs: vec![Aggregated::default(); self.outputs.len()],
-            ..Predicted::default()
+        let mut done = InferenceStats {
+            outputs: vec![AggregationStats::default(); self.outputs.len()],
+            ..InferenceStats::default()
         };
         if let Some(resume) = self.resume
-            && !self.columns.is_empty()
-            && self.columns.iter().all(columns::is_empty)
+            && !self.passes.is_empty()
+            && self.passes.iter().all(passes::is_empty)
         {
             // More parts than there is to share: the others do it all.
             done.whole = self.assemble(resume, &*volume, &*model, false)?;
@@ -118,21 +118,21 @@ impl Plan {
         };
         let shared = Arc::new(Shared {
             volume: Cached::new(volume, self.cache_bytes),
-            gate: model.at_once().map(Gate::new),
+            semaphore: model.at_once().map(Semaphore::new),
             model,
             grid: self.grid.clone(),
             reading: self.reading(),
-            spare: Spare::default(),
+            pool: PatchPool::default(),
             predicted: AtomicU64::new(0),
             clock: Clock::default(),
         });
-        let parts: Vec<Option<&Part>> = match &self.columns[..] {
+        let parts: Vec<Option<&ChunkRanges>> = match &self.passes[..] {
             [] => vec![None],
-            columns => columns.iter().map(Some).collect(),
+            passes => passes.iter().map(Some).collect(),
         };
         // How many patches each part needs is only known once it is begun.
         let (mut before, expected) = (0, self.grid.len() * parts.len() as u64);
-        let selection = self.selection.clone().map(Arc::new);
+        let patch_mask = self.patch_mask.clone().map(Arc::new);
         for (n, part) in parts.iter().enumerate() {
             let run = Arc::new(Run {
                 shared: Arc::clone(&shared),
@@ -146,7 +146,7 @@ impl Plan {
             let batches = Batches {
                 indices: run.indices().peekable(),
                 run: Arc::clone(&run),
-                selection: selection.clone(),
+                patch_mask: patch_mask.clone(),
                 batch: self.inference.batch.max(1),
             };
             let work = {
@@ -158,7 +158,7 @@ impl Plan {
             for (round, added) in (1_u64..).zip(&mut queue) {
                 before += added?;
                 report(progress, before, total)?;
-                if round.is_multiple_of(WATCHED) {
+                if round.is_multiple_of(INPUT_CHECK_INTERVAL) {
                     shared.volume.check_unchanged()?;
                 }
             }
@@ -173,7 +173,7 @@ impl Plan {
         shared.volume.check_unchanged()?;
         done.patches = shared.predicted.load(Ordering::Relaxed);
         done.reads = shared.volume.read_stats();
-        done.seconds = shared.clock.seconds();
+        done.timings = shared.clock.seconds();
         // Chunks of the input would be held on top of what it takes to put outputs together.
         let shared = Arc::into_inner(shared).expect("all parts are done");
         let (volume, model) = (shared.volume.into_inner(), shared.model);
@@ -233,7 +233,7 @@ impl Plan {
     }
 
     /// The places of patches that any output needs for a part.
-    fn places(&self, part: Option<&Part>) -> [Range<usize>; 3] {
+    fn places(&self, part: Option<&ChunkRanges>) -> [Range<usize>; 3] {
         match part {
             Some(part) => Reach::new(&self.outputs).of(part),
             None => self.grid.axes().each_ref().map(|axis| 0..axis.starts.len()),
@@ -241,7 +241,11 @@ impl Plan {
     }
 
     /// What blends into the outputs, or into a part of them.
-    fn aggregators(&self, stores: &mut Stores, part: Option<&Part>) -> Result<Vec<Aggregator>> {
+    fn aggregators(
+        &self,
+        stores: &mut Stores,
+        part: Option<&ChunkRanges>,
+    ) -> Result<Vec<Aggregator>> {
         let outputs = self
             .outputs
             .iter()
@@ -261,7 +265,7 @@ impl Plan {
             let some_only = part.is_some() || stores.pending.is_some();
             Aggregator::of_chunks(
                 output.grid.clone(),
-                output.prediction.channels,
+                output.spec.channels,
                 output.blending.clone(),
                 store,
                 some_only.then_some(&wanted),

@@ -42,10 +42,10 @@ fn inference() -> Inference {
     }
 }
 
-fn target(path: &Path, blend: Blend, reduce: Reduce) -> Target {
-    Target {
+fn target(path: &Path, blend: Blend, reduce: Reduce) -> OutputTarget {
+    OutputTarget {
         store: options(),
-        ..Target::new(path, blend, reduce)
+        ..OutputTarget::new(path, blend, reduce)
     }
 }
 
@@ -53,9 +53,9 @@ fn run(
     what: &Inference,
     volume: Arc<dyn Volume>,
     model: &str,
-    target: &Target,
-) -> Result<Predicted> {
-    let model = builtin(model)?;
+    target: &OutputTarget,
+) -> Result<InferenceStats> {
+    let model = builtin_model(model)?;
     let plan = what.plan(volume.layout(), &*model, std::slice::from_ref(target))?;
     plan.run(volume, model, &silent)
 }
@@ -216,7 +216,7 @@ fn with_memory_for_the_front_each_input_chunk_is_read_once() {
     };
     let chunks = 12 * 8 * 8;
     assert_eq!(reads(64 << 20), chunks);
-    let model = builtin("identity").unwrap();
+    let model = builtin_model("identity").unwrap();
     let volume = open(&source).unwrap();
     let plan = |memory| {
         let what = Inference {
@@ -229,7 +229,7 @@ fn with_memory_for_the_front_each_input_chunk_is_read_once() {
     let least = plan(64 << 20).unwrap();
     let least = least.peak_bytes - least.cache_bytes - least.lead_bytes;
     assert!(reads(least) > chunks);
-    assert_eq!(plan(least - 1).unwrap().columns(), 2);
+    assert_eq!(plan(least - 1).unwrap().passes(), 2);
     let error = plan(200_000).unwrap_err().to_string();
     assert!(
         error.contains("allow more, or take fewer threads"),
@@ -250,7 +250,7 @@ fn a_run_that_is_stopped_or_fails_leaves_nothing() {
             )
             .unwrap()
     };
-    let identity = builtin("identity").unwrap();
+    let identity = builtin_model("identity").unwrap();
     for stop_at in [0, 1, 20, 59] {
         let stop = |done, _| {
             if done < stop_at {
@@ -295,8 +295,8 @@ enum Fault {
 struct Broken(Fault);
 
 impl Model for Broken {
-    fn outputs(&self, _input: &Layout, _patch: Shape) -> Result<Vec<Prediction>> {
-        Ok(vec![Prediction::new(1, DType::F32)])
+    fn outputs(&self, _input: &Layout, _patch: Shape) -> Result<Vec<OutputSpec>> {
+        Ok(vec![OutputSpec::new(1, DType::F32)])
     }
 
     fn predict(&self, mut batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {

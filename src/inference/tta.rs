@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::ensemble::{Mean, check_f32};
-use super::model::{Model, Prediction};
+use super::model::{Model, OutputSpec};
 use crate::dtype::{DType, Element};
 use crate::error::Result;
 use crate::patch::{Patch, Voxels};
@@ -13,11 +13,11 @@ use crate::volume::Layout;
 /// The mean of a model's predictions of a patch and of its mirror images along z, y and x, in all
 /// eight combinations, each mirrored back. It takes eight times as long.
 #[derive(Debug)]
-pub struct Flips {
+pub struct FlipTta {
     model: Arc<dyn Model>,
 }
 
-impl Flips {
+impl FlipTta {
     /// The model, asked from all sides.
     ///
     /// # Errors
@@ -29,7 +29,7 @@ impl Flips {
     }
 }
 
-impl Model for Flips {
+impl Model for FlipTta {
     fn id(&self) -> String {
         format!("the flips of {}", self.model.id())
     }
@@ -38,7 +38,7 @@ impl Model for Flips {
         self.model.at_once()
     }
 
-    fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<Prediction>> {
+    fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<OutputSpec>> {
         let mut outputs = self.model.outputs(input, patch)?;
         for output in &mut outputs {
             output.dtype = DType::F32;
@@ -111,7 +111,7 @@ fn mirror<T: Element>(values: &mut [T], [z, y, x]: [usize; 3], [dz, dy, dx]: [bo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inference::builtin;
+    use crate::inference::builtin_model;
     use crate::region::Region;
 
     /// What comes out at a voxel is what lies before it along z, y and x, and nothing at the faces.
@@ -128,8 +128,8 @@ mod tests {
     }
 
     impl Model for Behind {
-        fn outputs(&self, input: &Layout, _patch: Shape) -> Result<Vec<Prediction>> {
-            Ok(vec![Prediction::new(input.channels, DType::F32)])
+        fn outputs(&self, input: &Layout, _patch: Shape) -> Result<Vec<OutputSpec>> {
+            Ok(vec![OutputSpec::new(input.channels, DType::F32)])
         }
 
         fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
@@ -170,7 +170,7 @@ mod tests {
                 expected += &ndarray::Array4::from_shape_fn(dim, |v| out[at(v)]);
             }
             expected /= 8.0;
-            let model = Flips::new(Arc::new(Behind)).unwrap();
+            let model = FlipTta::new(Arc::new(Behind)).unwrap();
             let batch = vec![patch.clone(), patch.clone()];
             let batch = model.predict(batch).unwrap().remove(0);
             assert_eq!(batch.len(), 2);
@@ -194,8 +194,8 @@ mod tests {
 
     #[test]
     fn stored_voxels_are_not_averaged() {
-        assert!(Flips::new(builtin("identity").unwrap()).is_err());
-        let model = Flips::new(builtin("threshold:5").unwrap()).unwrap();
+        assert!(FlipTta::new(builtin_model("identity").unwrap()).is_err());
+        let model = FlipTta::new(builtin_model("threshold:5").unwrap()).unwrap();
         let outputs = model.outputs(&Layout::new([9; 3], 1, DType::U8), [9; 3]);
         assert_eq!(outputs.unwrap()[0].channels, 2);
     }

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::mask::Selection;
-use super::model::{Input, Model};
+use super::mask::PatchMask;
+use super::model::{InputValues, Model};
 use super::normalize::Scales;
-use super::run::Seconds;
+use super::run::Timings;
 use crate::aggregator::Aggregator;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -24,10 +24,10 @@ use crate::volume::{Cached, Volume, VolumeExt};
 pub(super) struct Shared {
     pub(super) volume: Cached,
     pub(super) model: Arc<dyn Model>,
-    pub(super) gate: Option<Gate>,
+    pub(super) semaphore: Option<Semaphore>,
     pub(super) grid: Grid,
     pub(super) reading: Reading,
-    pub(super) spare: Spare,
+    pub(super) pool: PatchPool,
     pub(super) predicted: AtomicU64,
     pub(super) clock: Clock,
 }
@@ -44,28 +44,28 @@ pub(super) struct Run {
 /// Patches that were blended, whose memory the next ones are read into: fresh memory costs a page
 /// fault a page.
 #[derive(Debug, Default)]
-pub(super) struct Spare(Mutex<Vec<Patch>>);
+pub(super) struct PatchPool(Mutex<Vec<Patch>>);
 
-impl Spare {
+impl PatchPool {
     /// A patch with anything in it.
     fn take(&self, region: Region, channels: u64, dtype: DType) -> Result<Patch> {
-        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = |patch: &Patch| {
             (patch.shape(), patch.channels(), patch.dtype()) == (region.shape, channels, dtype)
         };
-        if let Some(at) = spare.iter().position(fits) {
-            return Ok(spare.swap_remove(at).moved_to(region.start));
+        if let Some(at) = pool.iter().position(fits) {
+            return Ok(pool.swap_remove(at).moved_to(region.start));
         }
         // Patches of another kind would only pile up.
-        spare.clear();
-        drop(spare);
+        pool.clear();
+        drop(pool);
         Patch::zeros(region, channels, dtype)
     }
 
     fn give(&self, patch: Arc<Patch>) {
         if let Ok(patch) = Arc::try_unwrap(patch) {
-            let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            spare.push(patch);
+            let mut pool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            pool.push(patch);
         }
     }
 }
@@ -84,7 +84,7 @@ pub(super) enum Work {
 }
 
 /// Skipped patches that are worked off at a time.
-const SKIPS: usize = 64;
+const MAX_SKIPS_PER_TASK: usize = 64;
 
 impl Run {
     /// Whether any output needs patch `index`.
@@ -122,19 +122,19 @@ impl Run {
             volume,
             model,
             clock,
-            spare,
+            pool,
             ..
         } = &*self.shared;
         let regions = indices
             .iter()
             .filter_map(|&index| self.shared.grid.get(index));
         let batch = timed(&clock.reading, || {
-            let read = |region| self.shared.reading.read(volume, region, spare);
+            let read = |region| self.shared.reading.read(volume, region, pool);
             regions.map(read).collect::<Result<Vec<_>>>()
         })?;
         let count = batch.len();
         let predictions = timed(&clock.predicting, || {
-            let _pass = self.shared.gate.as_ref().map(Gate::enter);
+            let _permit = self.shared.semaphore.as_ref().map(Semaphore::acquire);
             model.predict(batch)
         })?;
         let complete = predictions.len() == self.outputs.len()
@@ -159,7 +159,7 @@ impl Run {
                     if output.needs(index) {
                         let prediction = Arc::new(prediction);
                         output.add(index, Arc::clone(&prediction))?;
-                        spare.give(prediction);
+                        pool.give(prediction);
                     }
                 }
             }
@@ -172,19 +172,24 @@ impl Run {
 #[derive(Clone, Debug)]
 pub(super) struct Reading {
     pub(super) padding: Padding,
-    pub(super) input: Input,
+    pub(super) input: InputValues,
     pub(super) scales: Option<Scales>,
 }
 
 impl Reading {
-    /// Reads a patch: its type is the model's and its values are normalised before voxels beyond the volume's
+    /// Reads a patch: its type is the model's and its values are normalized before voxels beyond the volume's
     /// faces are added.
-    pub(super) fn read(&self, volume: &dyn Volume, region: Region, spare: &Spare) -> Result<Patch> {
+    pub(super) fn read(
+        &self,
+        volume: &dyn Volume,
+        region: Region,
+        pool: &PatchPool,
+    ) -> Result<Patch> {
         let layout = volume.layout();
         let source = self.padding.source(region, layout.shape);
-        let mut patch = spare.take(source, layout.channels, layout.dtype)?;
+        let mut patch = pool.take(source, layout.channels, layout.dtype)?;
         volume.read_into(source, patch.bytes_mut())?;
-        if self.input == Input::F32 {
+        if self.input == InputValues::F32 {
             patch = patch.converted(DType::F32);
         }
         if let Some(scales) = &self.scales {
@@ -206,7 +211,7 @@ impl Reading {
 /// Batches of the patches that are needed, and of those that are skipped.
 pub(super) struct Batches<I: Iterator<Item = u64>> {
     pub(super) run: Arc<Run>,
-    pub(super) selection: Option<Arc<Selection>>,
+    pub(super) patch_mask: Option<Arc<PatchMask>>,
     pub(super) batch: usize,
     pub(super) indices: Peekable<I>,
 }
@@ -216,7 +221,7 @@ impl<I: Iterator<Item = u64>> Iterator for Batches<I> {
 
     fn next(&mut self) -> Option<Work> {
         let selected = |index| {
-            self.selection
+            self.patch_mask
                 .as_ref()
                 .is_none_or(|some| some.contains(index))
         };
@@ -232,7 +237,7 @@ impl<I: Iterator<Item = u64>> Iterator for Batches<I> {
             }
             self.indices.next();
             let most = if kind == Some(false) {
-                SKIPS
+                MAX_SKIPS_PER_TASK
             } else {
                 self.batch
             };
@@ -258,10 +263,10 @@ fn timed<T>(sum: &AtomicU64, work: impl FnOnce() -> T) -> T {
 }
 
 impl Clock {
-    pub(super) fn seconds(&self) -> Seconds {
+    pub(super) fn seconds(&self) -> Timings {
         let seconds =
             |sum: &AtomicU64| Duration::from_nanos(sum.load(Ordering::Relaxed)).as_secs_f64();
-        Seconds {
+        Timings {
             reading: seconds(&self.reading),
             predicting: seconds(&self.predicting),
             blending: seconds(&self.blending),
@@ -271,33 +276,33 @@ impl Clock {
 
 /// Lets so many threads through at once.
 #[derive(Debug)]
-pub(super) struct Gate {
+pub(super) struct Semaphore {
     free: Mutex<usize>,
     left: Condvar,
 }
 
-struct Pass<'a>(&'a Gate);
+struct Permit<'a>(&'a Semaphore);
 
-impl Gate {
-    pub(super) fn new(passes: usize) -> Self {
+impl Semaphore {
+    pub(super) fn new(permits: usize) -> Self {
         Self {
-            free: Mutex::new(passes.max(1)),
+            free: Mutex::new(permits.max(1)),
             left: Condvar::new(),
         }
     }
 
-    fn enter(&self) -> Pass<'_> {
+    fn acquire(&self) -> Permit<'_> {
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let mut free = self
             .left
             .wait_while(free, |free| *free == 0)
             .unwrap_or_else(PoisonError::into_inner);
         *free -= 1;
-        Pass(self)
+        Permit(self)
     }
 }
 
-impl Drop for Pass<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
         *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         self.0.left.notify_one();

@@ -114,7 +114,7 @@ fn reductions_have_their_own_types_and_labels() {
         assert_eq!(table[usize::from(*class)], *label);
     }
     assert!([0, 1, 2].iter().all(|class| argmax.contains(class)));
-    let bytes = classes("bytes.zarr", &["--reduce", "quantise:0,1"]);
+    let bytes = classes("bytes.zarr", &["--reduce", "quantize:0,1"]);
     let softmax = classes("softmax.zarr", &["--reduce", "softmax"]);
     let above = classes("above.zarr", &["--reduce", "threshold:0.5"]);
     assert_eq!(
@@ -137,12 +137,12 @@ fn a_dry_run_says_what_it_takes_and_writes_nothing() {
     let (source, target) = (place.small("in.zarr"), place.at("out.zarr"));
     let told = json(&infer(&source, &target, &["--dry-run"]));
     assert_eq!(told["patches"], 3 * 3 * 5);
-    assert_eq!(told["columns"], 1);
+    assert_eq!(told["passes"], 1);
     assert_eq!(told["output_bytes"], 20 * 24 * 28 * 2);
     for key in [
         "live_bytes",
         "peak_bytes",
-        "guessed_seconds",
+        "estimated_seconds",
         "stored_input_bytes",
     ] {
         assert!(told[key].as_f64() > Some(0.0), "{key}: {told}");
@@ -288,7 +288,7 @@ fn flags_that_make_no_sense_are_refused() {
         &["--padding", "edge:3"],
         &["--margin", "3"],
         &["--vote", "1"],
-        &["--reduce", "quantise:1"],
+        &["--reduce", "quantize:1"],
         &["--reduce", "median"],
         &["--preset", "caffe"],
         &["--batch", "0"],
@@ -297,7 +297,7 @@ fn flags_that_make_no_sense_are_refused() {
     }
     for (more, named) in [
         (&["--blend", "gaussian:0"][..], "sigma"),
-        (&["--reduce", "quantise:2,1"], "quantising from"),
+        (&["--reduce", "quantize:2,1"], "quantising from"),
         (&["--reduce", "argmax", "--labels", "1,2"], "2 labels"),
         (&["--mask", "nowhere.nii"], "nowhere.nii"),
         (

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use ndarray::{Array3, Array4, Axis, Slice, s};
 use voxpatch::inference::Onnx;
-use voxpatch::{DType, Model, Patch, Region, Shape, builtin};
+use voxpatch::{DType, Model, Patch, Region, Shape, builtin_model};
 
 use crate::tool::{Place, fails, is_refused, json, names, succeeds, voxels};
 
@@ -150,7 +150,7 @@ fn normalising_flipping_and_averaging_equal_the_same_by_hand() {
     let (mean, deviation) = (scan.mean().expect("values"), scan.std(0.0));
     let scan = scan.mapv(|hu| (hu - mean) / deviation);
     let models: [Box<dyn Model>; 1] = [Box::new(Onnx::open(&unet).expect("it opens"))];
-    let threshold = builtin("threshold:-0.5,0.5").expect("it is one");
+    let threshold = builtin_model("threshold:-0.5,0.5").expect("it is one");
     let flip = |values: &Array4<f32>, sides: u8| {
         let mut values = values.clone();
         for axis in (0..3).filter(|axis| sides >> axis & 1 == 1) {

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use voxpatch::inference::{Selection, builtin};
+use voxpatch::inference::{PatchMask, builtin_model};
 use voxpatch::sampler::{Class, Label, LabelIndex, Sampler, SamplerOptions, Shares};
 use voxpatch::training::{Image, Loader, LoaderOptions, Plan, Subject, TOLERANCE};
 use voxpatch::volume::{Codec, CreateOptions, create};
 use voxpatch::{
-    Blend, ConvertOptions, Error, Inference, Layout, MemoryVolume, Reduce, Region, Target, Uniform,
-    Volume, VolumeExt, open, progress,
+    Blend, ConvertOptions, Error, Inference, Layout, MemoryVolume, OutputTarget, Reduce, Region,
+    Uniform, Volume, VolumeExt, open, progress,
 };
 
 use crate::training::alone;
@@ -99,8 +99,8 @@ fn everything(path: &Path, out: &Path) -> voxpatch::Result<Vec<u8>> {
         bytes.extend(sample?.patches()[0].bytes());
     }
 
-    let model = builtin("identity")?;
-    let mut target = Target::new(out, Blend::Hann, Reduce::Mean);
+    let model = builtin_model("identity")?;
+    let mut target = OutputTarget::new(out, Blend::Hann, Reduce::Mean);
     target.store.replace = true;
     target.store.chunk = [8; 3];
     target.store.shard = Some([16; 3]);
@@ -109,8 +109,8 @@ fn everything(path: &Path, out: &Path) -> voxpatch::Result<Vec<u8>> {
         ..Inference::new([12; 3], [4; 3])
     };
     let plan = inference.plan(volume.layout(), &*model, &[target])?;
-    let selection = Selection::from_mask(&plan.grid, &*volume)?;
-    plan.with_selection(selection)?
+    let selection = PatchMask::from_volume(&plan.grid, &*volume)?;
+    plan.with_patch_mask(selection)?
         .run(Arc::clone(&volume), model, &progress::silent)?;
     bytes.extend(open(out)?.read(Region::whole(SHAPE))?.bytes());
     Ok(bytes)

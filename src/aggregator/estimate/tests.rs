@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use super::*;
 use crate::aggregator::Reduce;
 use crate::dtype::DType;
-use crate::grid::{GridOptions, Placement};
+use crate::grid::{GridOptions, GridPlacement};
 
 /// The same count without bounds or hulls: every moment, axis by axis, equal beginnings once.
 fn every_moment(
@@ -107,7 +107,11 @@ fn bytes_are_those_of_counting_each_box_at_each_patch() {
         let overlap = patch.map(|length| next(&mut state) % length.div_ceil(2));
         let chunk: Shape = std::array::from_fn(|_| 5 + next(&mut state) % 20);
         let options = GridOptions {
-            placement: [Placement::Edge, Placement::Even, Placement::Padded][n % 3],
+            placement: [
+                GridPlacement::Edge,
+                GridPlacement::Even,
+                GridPlacement::Padded,
+            ][n % 3],
             ..GridOptions::default()
         };
         let grid = Grid::with_options(volume, patch, overlap, &options).unwrap();

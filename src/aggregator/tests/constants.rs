@@ -133,14 +133,14 @@ fn votes_and_reduced_values_that_the_output_cannot_hold_are_refused() {
             "a vote of {value} in {dtype}, {blend:?}"
         );
     }
-    let quantise = || Reduce::Quantise {
+    let quantize = || Reduce::Quantize {
         low: 0.0,
         high: 1.0,
     };
     for (reduce, dtype, is_right) in [
-        (quantise(), DType::U8, true),
-        (quantise(), DType::I8, false),
-        (quantise(), DType::Bool, false),
+        (quantize(), DType::U8, true),
+        (quantize(), DType::I8, false),
+        (quantize(), DType::Bool, false),
         (Reduce::Labels([0, 300].into()), DType::U8, false),
         (Reduce::Labels([0, 1].into()), DType::Bool, true),
         (Reduce::Labels([0, 7].into()), DType::Bool, false),

@@ -2,7 +2,7 @@
 
 use super::super::twin::{Random, Said, cases, compare};
 use super::*;
-use crate::grid::{GridOptions, Placement};
+use crate::grid::{GridOptions, GridPlacement};
 
 const TYPES: [DType; 9] = [
     DType::Bool,
@@ -56,7 +56,11 @@ fn grid(random: &mut Random) -> Option<Grid> {
         _ => random.below(length),
     });
     let options = GridOptions {
-        placement: random.pick(&[Placement::Edge, Placement::Even, Placement::Padded]),
+        placement: random.pick(&[
+            GridPlacement::Edge,
+            GridPlacement::Even,
+            GridPlacement::Padded,
+        ]),
         margin: if random.one_in(3) {
             std::array::from_fn(|_| random.below(4))
         } else {
@@ -106,7 +110,7 @@ fn reduce(random: &mut Random, channels: u64) -> Reduce {
                 .collect(),
         ),
         2 => Reduce::Threshold(0.5),
-        3 => Reduce::Quantise {
+        3 => Reduce::Quantize {
             low: -100.0,
             high: 90.0,
         },
@@ -228,7 +232,7 @@ impl Case {
             Arrival::Comes => self.predicted(index).1,
             Arrival::Skipped => match &self.options.skipped {
                 Skipped::Vote(values) => Said::Constant(values.iter().map(|&v| v.into()).collect()),
-                Skipped::Renormalise => Said::Nothing,
+                Skipped::Renormalize => Said::Nothing,
             },
             Arrival::ComesNotFinite | Arrival::Missing => Said::Nothing,
         };
@@ -236,7 +240,7 @@ impl Case {
     }
 
     /// Runs the aggregator: the output, and what was done; `None` if the options are refused.
-    fn run(&self, order: &[u64], threads: usize) -> Option<(Patch, Aggregated)> {
+    fn run(&self, order: &[u64], threads: usize) -> Option<(Patch, AggregationStats)> {
         let channels = self.options.reduce.channels(self.channels);
         let output = Recording::new(layout(
             self.grid.volume(),

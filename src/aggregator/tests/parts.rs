@@ -3,12 +3,12 @@
 use std::collections::HashSet;
 
 use super::*;
-use crate::grid::{GridOptions, Placement};
+use crate::grid::{GridOptions, GridPlacement};
 
 #[test]
 fn parts_need_only_the_patches_that_touch_them_and_write_the_same_bits() {
     let hanging = GridOptions {
-        placement: Placement::Padded,
+        placement: GridPlacement::Padded,
         margin: [3, 3, 3],
         fit: true,
     };

@@ -87,7 +87,7 @@ fn compare(out: &Patch, expected: &[Option<f64>], what: &str) -> u64 {
 fn grids() -> Vec<Grid> {
     let hanging = GridOptions {
         margin: [2, 0, 1],
-        placement: crate::grid::Placement::Padded,
+        placement: crate::grid::GridPlacement::Padded,
         fit: true,
     };
     vec![
@@ -102,7 +102,7 @@ fn run(
     options: AggregatorOptions,
     chunk: Option<Shape>,
     skipped: &dyn Fn(u64) -> bool,
-) -> (Patch, Aggregated) {
+) -> (Patch, AggregationStats) {
     let output = Recording::new(layout(grid.volume(), 1, DType::F32, chunk));
     let sink = Box::new(Output(Arc::clone(&output)));
     let aggregator = Aggregator::new(grid.clone(), 1, options, sink).unwrap();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use voxpatch::inference::{Normalize, StoreOption};
 use voxpatch::volume::{Codec, CreateOptions, Downsample, Durability, Part, Pyramid};
-use voxpatch::{DType, Shape, Target};
+use voxpatch::{DType, OutputTarget, Shape};
 
 use crate::blending::Blending;
 use crate::opening::{Chosen, Opening, Together};
@@ -29,7 +29,7 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     Info(Info),
     Convert(Convert),
-    Sample(Box<crate::sample::Settings>),
+    Sample(Box<crate::sample::SampleArgs>),
     Infer(Box<Infer>),
     Preview(Preview),
     Verify(Verify),
@@ -343,9 +343,9 @@ impl Storage {
 
     /// An output stored as the options say, and, if no shard was asked for, with smaller ones, of which fewer
     /// voxels wait to be written.
-    pub(crate) fn targets(&self, replace: bool, target: &Target) -> Vec<Vec<Target>> {
+    pub(crate) fn targets(&self, replace: bool, target: &OutputTarget) -> Vec<Vec<OutputTarget>> {
         let choices = self.choices(replace).into_iter();
-        let stored = |store| Target {
+        let stored = |store| OutputTarget {
             store,
             ..target.clone()
         };

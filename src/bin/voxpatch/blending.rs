@@ -5,11 +5,11 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use voxpatch::aggregator::{Accumulator, NonFinite, Skipped};
-use voxpatch::{AggregatorOptions, Blend, Inference, Padding, Placement, Reduce, Shape};
+use voxpatch::{AggregatorOptions, Blend, GridPlacement, Inference, Padding, Reduce, Shape};
 
 use crate::args::size;
 
-/// Placement, blending and reduction.
+/// GridPlacement, blending and reduction.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Blending {
     /// Place and weigh patches as a peer does; the flags below go before it.
@@ -22,7 +22,7 @@ pub(crate) struct Blending {
     /// Where patches start: edge (the last moved to the edge), even, or padded (the last hangs over);
     /// edge if not given.
     #[arg(long, value_parser = placement, value_name = "HOW")]
-    placement: Option<Placement>,
+    placement: Option<GridPlacement>,
     /// What lies beyond the faces, where patches hang over: edge, reflect, wrap, or constant[:VALUE]. The
     /// volume is padded by half the overlap, and the output cropped by as much.
     #[arg(long, value_parser = padding, value_name = "MODE", allow_hyphen_values = true)]
@@ -30,7 +30,7 @@ pub(crate) struct Blending {
     /// Voxels beyond each face that patches cover as well, instead of half the overlap.
     #[arg(long, value_parser = size, value_name = "SIZE", requires = "padding")]
     margin: Option<Shape>,
-    /// What becomes of the blended channels: mean, softmax, sigmoid, argmax, threshold:VALUE, or quantise:LOW,HIGH.
+    /// What becomes of the blended channels: mean, softmax, sigmoid, argmax, threshold:VALUE, or quantize:LOW,HIGH.
     #[arg(long, value_parser = reduce, default_value = "mean", value_name = "HOW", allow_hyphen_values = true)]
     reduce: Reduce,
     /// The labels that the classes of --reduce argmax stand for, one for each channel.
@@ -116,7 +116,7 @@ impl Blending {
             Some(Preset::Nnunet) => {
                 inference = Inference {
                     overlap,
-                    placement: Placement::Even,
+                    placement: GridPlacement::Even,
                     ..Inference::nnunet(volume, patch, 1.0)?.0
                 };
             }
@@ -153,7 +153,7 @@ impl Blending {
                 AccumulatorName::Bf16 => Accumulator::BF16,
             },
             skipped: match &self.vote[..] {
-                [] => Skipped::Renormalise,
+                [] => Skipped::Renormalize,
                 values => Skipped::Vote(values.to_vec()),
             },
             non_finite: match self.non_finite {
@@ -193,11 +193,11 @@ fn blend(word: &str) -> Result<Blend, String> {
     }
 }
 
-fn placement(word: &str) -> Result<Placement, String> {
+fn placement(word: &str) -> Result<GridPlacement, String> {
     match word {
-        "edge" => Ok(Placement::Edge),
-        "even" => Ok(Placement::Even),
-        "padded" => Ok(Placement::Padded),
+        "edge" => Ok(GridPlacement::Edge),
+        "even" => Ok(GridPlacement::Even),
+        "padded" => Ok(GridPlacement::Padded),
         _ => Err("there are edge, even and padded".to_owned()),
     }
 }
@@ -224,20 +224,20 @@ fn reduce(word: &str) -> Result<Reduce, String> {
             "sigmoid" => Ok(Reduce::Sigmoid),
             "argmax" => Ok(Reduce::Argmax),
             _ => Err(
-                "there are mean, softmax, sigmoid, argmax, threshold:VALUE and quantise:LOW,HIGH"
+                "there are mean, softmax, sigmoid, argmax, threshold:VALUE and quantize:LOW,HIGH"
                     .to_owned(),
             ),
         },
         Some(("threshold", value)) => Ok(Reduce::Threshold(number(value)?)),
-        Some(("quantise", range)) => {
+        Some(("quantize", range)) => {
             let (low, high) = range
                 .split_once(',')
-                .ok_or("quantise takes two numbers: quantise:LOW,HIGH")?;
-            Ok(Reduce::Quantise {
+                .ok_or("quantize takes two numbers: quantize:LOW,HIGH")?;
+            Ok(Reduce::Quantize {
                 low: number(low)?,
                 high: number(high)?,
             })
         }
-        Some(_) => Err("only threshold and quantise take numbers".to_owned()),
+        Some(_) => Err("only threshold and quantize take numbers".to_owned()),
     }
 }

@@ -27,7 +27,7 @@ pub(crate) fn run(settings: &args::Convert) -> anyhow::Result<()> {
     };
     let decoded = from.decoded_bytes()?;
 
-    stop::heed();
+    stop::stop_gracefully();
     let options = ConvertOptions {
         threads: settings.common.threads(),
         memory: settings.memory.memory,
@@ -45,14 +45,14 @@ pub(crate) fn run(settings: &args::Convert) -> anyhow::Result<()> {
     let seconds = began.elapsed().as_secs_f64();
     let stored = open(&settings.target)?.stored_bytes()?;
     let rate = report::float(decoded) / 1e6 / seconds.max(1e-9);
-    let mut told = Report::default();
-    told.plain("out", settings.target.display().to_string());
-    told.add(
+    let mut report = Report::default();
+    report.plain("out", settings.target.display().to_string());
+    report.add(
         "seconds",
         report::rounded(seconds, 3),
         format!("{seconds:.2}"),
     );
-    told.add(
+    report.add(
         "megabytes_per_second",
         report::rounded(rate, 1),
         format!("{rate:.1}"),
@@ -62,15 +62,15 @@ pub(crate) fn run(settings: &args::Convert) -> anyhow::Result<()> {
         (ValuesName::Real, Some(_)) => "stored, with slope and intercept",
         (ValuesName::Real, None) => "real",
     };
-    told.plain("values", values);
-    told.plain("dtype", layout.dtype.name());
-    told.plain("clipped_values", done.clipped);
-    told.plain("rounded_values", done.rounded);
-    told.plain("chunks_read", done.reads.chunks);
-    told.plain("chunks_written", done.chunks_written);
-    told.add("decoded_bytes", decoded, report::bytes(decoded));
-    told.add("stored_bytes", stored, report::bytes(stored));
-    told.print(settings.common.json)
+    report.plain("values", values);
+    report.plain("dtype", layout.dtype.name());
+    report.plain("clipped_values", done.clipped);
+    report.plain("rounded_values", done.rounded);
+    report.plain("chunks_read", done.reads.chunks);
+    report.plain("chunks_written", done.chunks_written);
+    report.add("decoded_bytes", decoded, report::bytes(decoded));
+    report.add("stored_bytes", stored, report::bytes(stored));
+    report.print(settings.common.json)
 }
 
 /// Opens the source, and returns the slope and intercept that the output keeps beside stored values.

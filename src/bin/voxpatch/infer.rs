@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use voxpatch::inference::{
-    Ensemble, Flips, Model, Normalize, OneOutput, OutputPlace, Plan, Predicted, Selection, builtin,
-    measuring_threads,
+    Ensemble, FlipTta, InferencePlan, InferenceStats, Model, Normalize, OutputPlace, PatchMask,
+    SelectOutput, builtin_model, measuring_threads,
 };
 use voxpatch::meter::{Meter, Peak, anonymous_bytes};
 use voxpatch::volume::{CreateOptions, Part, Space, check_output};
-use voxpatch::{Error, Layout, Target, Volume};
+use voxpatch::{Error, Layout, OutputTarget, Volume};
 
 use crate::args::{RuntimeName, TtaName};
 use crate::memory::text;
 use crate::report::{self, Report};
-use crate::sample::{patch_bytes, tell_rates};
+use crate::sample::{add_rates, patch_bytes};
 use crate::{args, stop};
 
 /// Predicts the volume.
@@ -40,7 +40,7 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     } else {
         1
     };
-    let target = Target {
+    let target = OutputTarget {
         path: settings.target.clone(),
         blending: settings.blending.options(settings.patch)?,
         dtype: settings.dtype,
@@ -57,12 +57,12 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     if let Some(mask) = mask {
         let mask = opened_mask(settings, mask, &whole, layout)?;
         let (threads, memory) = (settings.common.threads(), settings.memory.memory);
-        let selection = Selection::from_mask_within(&plan.grid, &*mask, threads, memory)?;
-        plan = plan.with_selection(selection)?;
+        let selection = PatchMask::from_volume_within(&plan.grid, &*mask, threads, memory)?;
+        plan = plan.with_patch_mask(selection)?;
     }
     if resumed {
         let part = settings.part.unwrap_or(Part::WHOLE);
-        plan = plan.of_part(part, settings.durability.into())?;
+        plan = plan.with_part(part, settings.durability.into())?;
     }
     let space = plan.space()?;
     report::warn_of_space(&space);
@@ -72,7 +72,7 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     let patch_bytes = patch_bytes(layout.channels, settings.patch, layout.dtype)?;
 
     plan.check_names()?;
-    stop::heed();
+    stop::stop_gracefully();
     let meter = Meter::start();
     let (threads, _) = measuring(settings, layout);
     let plan = report::with_progress("measuring", |progress| {
@@ -96,42 +96,42 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
 /// Prints what was done in so many seconds, with patches of so many bytes.
 fn summary(
     settings: &args::Infer,
-    done: &Predicted,
+    done: &InferenceStats,
     (seconds, patch_bytes): (f64, u64),
     peak: &Peak,
 ) -> anyhow::Result<()> {
     let output = done.outputs.first().copied().unwrap_or_default();
-    let mut told = Report::default();
-    told.plain("out", settings.target.display().to_string());
+    let mut report = Report::default();
+    report.plain("out", settings.target.display().to_string());
     if let Some(part) = settings.part {
-        told.plain("part", format!("{}/{}", part.index(), part.count()));
-        told.plain("whole", done.whole);
+        report.plain("part", format!("{}/{}", part.index(), part.count()));
+        report.plain("whole", done.whole);
     }
-    told.plain("patches", done.patches);
+    report.plain("patches", done.patches);
     if settings.blending.mask.is_some() {
-        told.plain("patches_skipped", output.skipped);
+        report.plain("patches_skipped", output.skipped);
     }
-    tell_rates(&mut told, done.patches, patch_bytes, seconds);
-    let spent = done.seconds;
+    add_rates(&mut report, done.patches, patch_bytes, seconds);
+    let spent = done.timings;
     for (name, seconds) in [
         ("reading_seconds", spent.reading),
         ("predicting_seconds", spent.predicting),
         ("blending_seconds", spent.blending),
     ] {
-        told.add(name, seconds, format!("{seconds:.1} s of all threads"));
+        report.add(name, seconds, format!("{seconds:.1} s of all threads"));
     }
-    told.plain("chunks_read", done.reads.chunks);
-    told.plain("chunks_written", output.chunks_written);
-    told.plain("uncovered_voxels", output.uncovered_voxels);
-    told.plain("clipped_values", output.clipped_values);
-    told.add(
+    report.plain("chunks_read", done.reads.chunks);
+    report.plain("chunks_written", output.chunks_written);
+    report.plain("uncovered_voxels", output.uncovered_voxels);
+    report.plain("clipped_values", output.clipped_values);
+    report.add(
         "peak_live_bytes",
         output.peak_live_bytes,
         report::bytes(output.peak_live_bytes),
     );
-    told.add("peak_resident_bytes", peak.resident, text(peak.resident));
-    told.add("peak_anonymous_bytes", peak.anonymous, text(peak.anonymous));
-    told.print(settings.common.json)
+    report.add("peak_resident_bytes", peak.resident, text(peak.resident));
+    report.add("peak_anonymous_bytes", peak.anonymous, text(peak.anonymous));
+    report.print(settings.common.json)
 }
 
 /// The mask with its axes along the volume's.
@@ -153,7 +153,7 @@ fn opened_mask(
     settings.chosen.with(whole.layout(), chosen, &mask, bring)
 }
 
-/// The threads that measure the volume before it is normalised, and the bytes that they take.
+/// The threads that measure the volume before it is normalized, and the bytes that they take.
 fn measuring(settings: &args::Infer, layout: &Layout) -> (usize, u64) {
     match settings.normalize {
         Normalize::ZScore => {
@@ -166,7 +166,7 @@ fn measuring(settings: &args::Infer, layout: &Layout) -> (usize, u64) {
 
 /// Reports what a plan takes. Time and the model's memory are extrapolated from one batch in the middle.
 fn dry_run(
-    plan: &Plan,
+    plan: &InferencePlan,
     space: &[Space],
     volume: &Arc<dyn Volume>,
     model: &dyn Model,
@@ -174,45 +174,45 @@ fn dry_run(
 ) -> anyhow::Result<()> {
     let predicted = plan.predictions();
     let layout = volume.layout();
-    let mut told = Report::default();
-    told.plain("patches", plan.patches().0);
-    told.plain("patches_predicted", predicted);
-    told.plain("columns", plan.columns() as u64);
+    let mut report = Report::default();
+    report.plain("patches", plan.patches().0);
+    report.plain("patches_predicted", predicted);
+    report.plain("passes", plan.passes() as u64);
     let bytes = patch_bytes(layout.channels, plan.grid.patch(), layout.dtype)?;
     let read = bytes.saturating_mul(predicted);
-    told.add("bytes_of_patches", read, report::bytes(read));
+    report.add("bytes_of_patches", read, report::bytes(read));
     let stored = volume.stored_bytes()?;
-    told.add("stored_input_bytes", stored, report::bytes(stored));
-    told.add(
+    report.add("stored_input_bytes", stored, report::bytes(stored));
+    report.add(
         "live_bytes",
         plan.live_bytes,
         report::bytes(plan.live_bytes),
     );
-    told.add(
+    report.add(
         "cache_bytes",
         plan.cache_bytes,
         report::bytes(plan.cache_bytes),
     );
-    told.add(
+    report.add(
         "lead_bytes",
         plan.lead_bytes,
         report::bytes(plan.lead_bytes),
     );
-    told.add(
+    report.add(
         "peak_bytes",
         plan.peak_bytes,
         report::bytes(plan.peak_bytes),
     );
     for output in &plan.outputs {
         let bytes = output.layout.decoded_bytes()?;
-        told.add(
+        report.add(
             "output_bytes",
             bytes,
             format!("{} before compression", report::bytes(bytes)),
         );
     }
     if let Some(free) = space.first().and_then(|space| space.free_bytes) {
-        told.add("free_bytes", free, report::bytes(free));
+        report.add("free_bytes", free, report::bytes(free));
     }
     // Any two numbers take the memory of those that are measured.
     let stand_in = match settings.normalize {
@@ -229,25 +229,25 @@ fn dry_run(
     let (_, measuring) = measuring(settings, layout);
     let process = found.process_bytes.max(Some(base + measuring));
     let process = process.filter(|_| found.process_bytes.is_some());
-    told.add("model_bytes", found.model_bytes, text(found.model_bytes));
-    told.add(
+    report.add("model_bytes", found.model_bytes, text(found.model_bytes));
+    report.add(
         "process_bytes",
         process,
         format!("{} in all, at most", text(process)),
     );
     let seconds = found.seconds;
-    told.add(
-        "guessed_seconds",
+    report.add(
+        "estimated_seconds",
         seconds,
         format!("about {seconds:.0} s (extrapolated from one batch)"),
     );
-    told.print(settings.common.json)
+    report.print(settings.common.json)
 }
 
 /// What the command line says is to become of each patch, but for normalising it.
 fn model(settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>> {
     let named = settings.model.iter().map(|name| {
-        let model = OneOutput::new(opened(name, settings)?, settings.output.clone());
+        let model = SelectOutput::new(opened(name, settings)?, settings.output.clone());
         Ok((name.clone(), Arc::new(model) as Arc<dyn Model>))
     });
     let mut models: Vec<_> = named.collect::<voxpatch::Result<_>>()?;
@@ -256,7 +256,7 @@ fn model(settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>> {
         _ => Arc::new(Ensemble::new(models)?),
     };
     match settings.tta {
-        Some(TtaName::Flips) => Ok(Arc::new(Flips::new(model)?)),
+        Some(TtaName::Flips) => Ok(Arc::new(FlipTta::new(model)?)),
         None => Ok(model),
     }
 }
@@ -291,7 +291,7 @@ fn opened(name: &str, settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>
                     .to_owned(),
             });
         }
-        return builtin(name);
+        return builtin_model(name);
     }
     #[cfg(any(feature = "onnx", feature = "ort"))]
     let output = settings.output.as_deref();

@@ -15,52 +15,52 @@ pub(crate) fn run(settings: &args::Info) -> anyhow::Result<()> {
     let stored = volume.stored_bytes()?;
     let geometry = layout.geometry;
 
-    let mut told = Report::default();
-    told.plain("format", layout.format.to_string());
+    let mut report = Report::default();
+    report.plain("format", layout.format.to_string());
     if layout.path != settings.path {
-        told.plain("array", layout.path.display().to_string());
+        report.plain("array", layout.path.display().to_string());
     }
-    told.add("shape", json!(layout.shape), by(&layout.shape));
-    told.plain("channels", layout.channels);
-    add_axes(&mut told, &*volume);
-    add_levels(&mut told, settings, &options)?;
-    told.plain("dtype", layout.dtype.name());
+    report.add("shape", json!(layout.shape), by(&layout.shape));
+    report.plain("channels", layout.channels);
+    add_axes(&mut report, &*volume);
+    add_levels(&mut report, settings, &options)?;
+    report.plain("dtype", layout.dtype.name());
     let stored_dtype = layout
         .applied
         .map_or(layout.dtype, |applied| applied.stored);
-    told.plain("stored_dtype", stored_dtype.name());
+    report.plain("stored_dtype", stored_dtype.name());
     for (key, chunk) in [
         ("read_chunk", layout.read_chunk),
         ("write_chunk", layout.write_chunk),
     ] {
-        told.add(key, json!(chunk.map(in_space)), chunk_text(chunk));
+        report.add(key, json!(chunk.map(in_space)), chunk_text(chunk));
     }
     let codecs = if layout.codecs.is_empty() {
         "none".to_owned()
     } else {
         layout.codecs.join(", ")
     };
-    told.add("codecs", json!(layout.codecs), codecs);
-    told.add(
+    report.add("codecs", json!(layout.codecs), codecs);
+    report.add(
         "spacing",
         json!(geometry.spacing),
         format!("{} mm", by(&geometry.spacing.map(short))),
     );
-    told.add("affine", json!(geometry.affine), matrix(&geometry.affine));
+    report.add("affine", json!(geometry.affine), matrix(&geometry.affine));
     let applied = layout.applied.map(|applied| applied.rescale);
     if let Some(rescale) = applied.or(layout.rescale) {
-        told.plain("slope", rescale.slope);
-        told.plain("intercept", rescale.intercept);
+        report.plain("slope", rescale.slope);
+        report.plain("intercept", rescale.intercept);
     }
-    told.add("stored_bytes", stored, report::bytes(stored));
+    report.add("stored_bytes", stored, report::bytes(stored));
     let ratio = report::float(decoded) / report::float(stored.max(1));
     let text = format!("{} ({ratio:.2} x stored)", report::bytes(decoded));
-    told.add("decoded_bytes", decoded, text);
-    told.print(settings.json)
+    report.add("decoded_bytes", decoded, text);
+    report.print(settings.json)
 }
 
 /// Adds the names of the axes, the time points and the names of the channels, where there are any.
-fn add_axes(told: &mut Report, volume: &dyn Volume) {
+fn add_axes(report: &mut Report, volume: &dyn Volume) {
     let layout = volume.layout();
     let leading = layout.axes.leading_of(layout.channels);
     if !leading.is_empty() {
@@ -72,20 +72,20 @@ fn add_axes(told: &mut Report, volume: &dyn Volume) {
             .zip(lengths)
             .map(|(name, length)| format!("{name} {length}"))
             .collect();
-        told.add("axes", json!(names), text.join(", "));
+        report.add("axes", json!(names), text.join(", "));
     }
     if let Some(points) = volume.time_points() {
-        told.plain("time_points", points);
+        report.plain("time_points", points);
     }
     let names = &layout.axes.channel_names;
     if names.iter().any(|name| !name.is_empty()) {
-        told.add("channel_names", json!(names), names.join(", "));
+        report.add("channel_names", json!(names), names.join(", "));
     }
 }
 
 /// Adds the shapes of the levels of an image that has several.
 fn add_levels(
-    told: &mut Report,
+    report: &mut Report,
     settings: &args::Info,
     options: &OpenOptions,
 ) -> anyhow::Result<()> {
@@ -102,7 +102,7 @@ fn add_levels(
         shapes.push(options.open(&settings.path)?.layout().shape);
     }
     let text: Vec<String> = shapes.iter().map(|shape| by(shape)).collect();
-    told.add("levels", json!(shapes), text.join(", "));
+    report.add("levels", json!(shapes), text.join(", "));
     Ok(())
 }
 

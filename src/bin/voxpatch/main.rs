@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     if error.is::<report::Closed>() {
         return ExitCode::SUCCESS;
     }
-    // Whoever cannot be told, because standard error is closed or full, has the exit status.
+    // If standard error is closed or full, the exit status still reports the failure.
     let _ = writeln!(
         io::stderr(),
         "voxpatch: {}{}",

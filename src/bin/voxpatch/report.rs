@@ -13,7 +13,7 @@ use voxpatch::volume::Space;
 
 use crate::stop;
 
-/// Named results in the order in which they are told.
+/// Named results, in the order in which they are printed.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     rows: Vec<(String, String)>,
@@ -33,7 +33,7 @@ impl Report {
         self.add(key, value, text);
     }
 
-    /// Adds what only programs are told.
+    /// Adds a result that only the JSON object has.
     pub(crate) fn only_json(&mut self, key: &str, value: impl Into<Json>) {
         self.json.insert(key.to_owned(), value.into());
     }
@@ -93,7 +93,7 @@ pub(crate) fn warn_of_space(outputs: &[Space]) {
         .iter()
         .filter(|space| space.may_run_out() && space.check().is_ok());
     for space in doubtful {
-        // Whoever cannot be told has the error when it comes to that.
+        // If standard error is closed, writing fails with the same error later.
         let _ = writeln!(
             io::stderr(),
             "voxpatch: {} may not fit: it takes up to {} if it does not compress, and {} are free there",

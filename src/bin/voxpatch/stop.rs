@@ -20,7 +20,7 @@ const STOPPING: [i32; 7] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, 
 
 /// The first signal that came; 0 before.
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
-static HEEDED: AtomicBool = AtomicBool::new(false);
+static GRACEFUL: AtomicBool = AtomicBool::new(false);
 
 /// Listens for the signals from now on.
 pub(crate) fn listen() -> anyhow::Result<()> {
@@ -46,7 +46,7 @@ fn received(signal: i32) {
         .is_ok();
     // The system sends this one every second, and nobody insists.
     let insists = !first && signal != SIGXCPU;
-    if insists || !HEEDED.load(Ordering::SeqCst) {
+    if insists || !GRACEFUL.load(Ordering::SeqCst) {
         eprintln!("voxpatch: stopped on request");
         std::process::exit(status(signal).into());
     }
@@ -65,8 +65,8 @@ fn status(signal: i32) -> u8 {
 }
 
 /// From now on the work stops itself: it asks [`check`] or reports through [`flow`].
-pub(crate) fn heed() {
-    HEEDED.store(true, Ordering::SeqCst);
+pub(crate) fn stop_gracefully() {
+    GRACEFUL.store(true, Ordering::SeqCst);
 }
 
 /// Whether work may go on.

@@ -8,16 +8,16 @@ use crate::{args, stop};
 
 /// Decodes every chunk of every level and tells what is damaged.
 pub(crate) fn run(settings: &args::Verify) -> anyhow::Result<()> {
-    stop::heed();
+    stop::stop_gracefully();
     let threads = args::threads(settings.threads);
     let found = report::with_progress("verifying", |progress| {
         let options = settings.opening.options(0);
         options.verify(&settings.path, threads, progress)
     })?;
-    let mut told = Report::default();
-    told.plain("levels", found.levels);
-    told.plain("chunks", found.chunks);
-    told.plain("empty", found.empty);
+    let mut report = Report::default();
+    report.plain("levels", found.levels);
+    report.plain("chunks", found.chunks);
+    report.plain("empty", found.empty);
     let one = |damaged: &voxpatch::volume::Damaged| {
         format!(
             "level {}, {}: {}",
@@ -35,8 +35,8 @@ pub(crate) fn run(settings: &args::Verify) -> anyhow::Result<()> {
     } else {
         lines.join("\n")
     };
-    told.add("damaged", objects, text);
-    told.print(settings.json)?;
+    report.add("damaged", objects, text);
+    report.print(settings.json)?;
     if lines.is_empty() {
         return Ok(());
     }

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use tract_onnx::prelude::*;
 
 /// Nodes that are optimized together.
-const TOGETHER: usize = 200;
+const NODES_PER_PART: usize = 200;
 
 /// Networks up to this many nodes stay whole.
-const MOST_WHOLE: usize = 600;
+const MAX_NODES_UNSPLIT: usize = 600;
 
 /// A network that is ready to run.
 pub(super) struct Parts {
@@ -85,11 +85,11 @@ fn cut(model: &TypedModel) -> TractResult<Option<Vec<Part>>> {
     nodes.retain(|node| !inputs.contains(node) && !is_known(*node));
     let computed: HashSet<usize> = nodes.iter().copied().collect();
     let outputs = model.output_outlets()?;
-    if nodes.len() <= MOST_WHOLE || !outputs.iter().all(|at| computed.contains(&at.node)) {
+    if nodes.len() <= MAX_NODES_UNSPLIT || !outputs.iter().all(|at| computed.contains(&at.node)) {
         return Ok(None);
     }
     let mut parts = Vec::new();
-    for part in nodes.chunks(TOGETHER) {
+    for part in nodes.chunks(NODES_PER_PART) {
         parts.push(optimized(model, part)?);
     }
     // A value is kept until the last part that takes it, and outputs to the end.

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
-use super::super::network::READY;
+use super::super::network::PREPARED_SHAPES;
 use super::*;
-use crate::inference::builtin;
+use crate::inference::builtin_model;
 use crate::region::Region;
 use crate::volume::{VolumeExt, open};
 
@@ -178,7 +178,7 @@ fn open_lengths_take_any_patch_and_few_are_kept_ready() {
         let out = model.predict(vec![patch]).unwrap().remove(0).remove(0);
         assert_eq!((out.region(), out.channels()), (region, 3));
     }
-    assert_eq!(model.0.ready.lock().unwrap().len(), READY);
+    assert_eq!(model.0.ready.lock().unwrap().len(), PREPARED_SHAPES);
 }
 
 #[test]
@@ -534,7 +534,7 @@ fn models_of_files_and_built_in_ones_can_be_averaged() {
     let names = ["unet", "threshold:0.3,0.6"];
     let models: [Arc<dyn Model>; 2] = [
         Arc::new(Onnx::open(file(names[0])).unwrap()),
-        builtin(names[1]).unwrap(),
+        builtin_model(names[1]).unwrap(),
     ];
     let (_, input) = network("unet");
     let each = models

@@ -85,7 +85,11 @@ fn every_placement_padding_and_margin_gives_the_volume_back() {
     let source = noise([37, 20, 9]);
     let expected = source.inner.to_patch();
     let mut n = 0;
-    for placement in [Placement::Edge, Placement::Even, Placement::Padded] {
+    for placement in [
+        GridPlacement::Edge,
+        GridPlacement::Even,
+        GridPlacement::Padded,
+    ] {
         for (padding, margin) in [
             (None, [0; 3]),
             (Some(Padding::Constant(-5.0)), [4, 3, 0]),
@@ -147,7 +151,7 @@ fn given(what: &Inference, source: &Arc<Counted>) -> Vec<Patch> {
     let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
     let note = Arc::clone(&seen);
     let model = Arc::new(FnModel::new(
-        vec![Prediction::new(1, DType::F32)],
+        vec![OutputSpec::new(1, DType::F32)],
         move |batch| {
             note.lock().unwrap().extend(batch.iter().cloned());
             Ok(vec![batch])
@@ -201,10 +205,10 @@ fn patches_are_padded_as_the_whole_volume_would_be_and_read_only_what_they_need(
     let padding = Padding::Edge;
     let region = Region::new([-4, -4, 2], [8, 8, 4]);
     let volume: Arc<dyn Volume> = shared(&source);
-    let spare = super::super::work::Spare::default();
+    let spare = super::super::work::PatchPool::default();
     let reading = super::super::work::Reading {
         padding,
-        input: Input::Native,
+        input: InputValues::Native,
         scales: None,
     };
     reading.read(&*volume, region, &spare).unwrap();
@@ -212,22 +216,22 @@ fn patches_are_padded_as_the_whole_volume_would_be_and_read_only_what_they_need(
 }
 
 /// The coarse ones come first.
-fn four_outputs() -> Vec<Prediction> {
-    let output = |name: &str, channels, dtype| Prediction {
+fn four_outputs() -> Vec<OutputSpec> {
+    let output = |name: &str, channels, dtype| OutputSpec {
         name: name.to_owned(),
-        ..Prediction::new(channels, dtype)
+        ..OutputSpec::new(channels, dtype)
     };
     vec![
-        Prediction {
+        OutputSpec {
             scale: 4,
             ..output("quarter", 2, DType::F16)
         },
-        Prediction {
+        OutputSpec {
             scale: 2,
             ..output("half", 1, DType::F32)
         },
         output("scores", 3, DType::F32),
-        Prediction {
+        OutputSpec {
             halo: [2, 1, 3],
             ..output("valid", 1, DType::F32)
         },
@@ -296,7 +300,7 @@ fn outputs_of_several_scales_types_and_reductions_come_from_one_pass() {
         target(&path("valid.zarr"), Blend::Hann, Reduce::Mean),
     ];
     let what = Inference {
-        placement: Placement::Padded,
+        placement: GridPlacement::Padded,
         threads: 3,
         batch: 2,
         ..Inference::new([16, 16, 16], [8, 8, 8])
@@ -361,10 +365,10 @@ fn outputs_that_do_not_fit_the_grid_or_the_targets_are_refused_before_anything_i
     let source = noise([40, 30, 26]);
     let target = |name: &str| target(&dir.path().join(name), Blend::Hann, Reduce::Mean);
     let scaled = |scale, halo| {
-        let output = Prediction {
+        let output = OutputSpec {
             halo,
             scale,
-            ..Prediction::new(1, DType::F32)
+            ..OutputSpec::new(1, DType::F32)
         };
         FnModel::new(vec![output], |batch| Ok(vec![batch]))
     };
@@ -385,10 +389,10 @@ fn outputs_that_do_not_fit_the_grid_or_the_targets_are_refused_before_anything_i
 }
 
 #[test]
-fn memory_below_the_front_is_kept_in_columns_with_the_same_bytes() {
+fn memory_below_the_front_is_kept_in_passes_with_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let source = noise([96, 80, 72]);
-    let model = builtin("identity").unwrap();
+    let model = builtin_model("identity").unwrap();
     let path = |name: &str| dir.path().join(name);
     let what = Inference {
         threads: 2,
@@ -397,7 +401,7 @@ fn memory_below_the_front_is_kept_in_columns_with_the_same_bytes() {
     let layout = Volume::layout(&*source);
     let target = |name: &str| target(&path(name), Blend::Hann, Reduce::Mean);
     let whole = what.plan(layout, &*model, &[target("whole.zarr")]).unwrap();
-    assert_eq!(whole.columns(), 1);
+    assert_eq!(whole.passes(), 1);
     let at_once = whole.live_bytes;
     let least = whole.peak_bytes - whole.cache_bytes - whole.lead_bytes;
     whole
@@ -413,20 +417,20 @@ fn memory_below_the_front_is_kept_in_columns_with_the_same_bytes() {
         };
         let name = format!("{n}.zarr");
         let plan = tight.plan(layout, &*model, &[target(&name)]).unwrap();
-        assert!(plan.columns() > 1 && plan.peak_bytes <= tight.memory);
-        let (announced, columns) = (plan.live_bytes, plan.columns());
+        assert!(plan.passes() > 1 && plan.peak_bytes <= tight.memory);
+        let (announced, passes) = (plan.live_bytes, plan.passes());
         let predictions = plan.predictions();
         let done = plan
             .run(shared(&source), Arc::clone(&model), &silent)
             .unwrap();
         assert!(
             done.outputs[0].peak_live_bytes <= announced,
-            "{columns} columns"
+            "{passes} passes"
         );
         assert_eq!(done.patches, predictions);
         assert!(
             predictions > whole_patches(&tight),
-            "patches between columns are predicted again"
+            "patches between passes are predicted again"
         );
         assert_eq!(
             files(&path("whole.zarr").join("0")),
@@ -446,10 +450,10 @@ fn memory_below_the_front_is_kept_in_columns_with_the_same_bytes() {
 }
 
 #[test]
-fn predictions_of_a_run_in_columns_are_counted_before_it() {
+fn predictions_of_a_run_in_passes_are_counted_before_it() {
     let dir = tempfile::tempdir().unwrap();
     let source = noise([96, 80, 72]);
-    let model = builtin("identity").unwrap();
+    let model = builtin_model("identity").unwrap();
     for (blend, masked) in [
         (Blend::Hann, false),
         (Blend::Hann, true),
@@ -473,10 +477,10 @@ fn predictions_of_a_run_in_columns_are_counted_before_it() {
         let whole = plan(1 << 30).unwrap();
         let least = whole.peak_bytes - whole.cache_bytes - whole.lead_bytes;
         let mut tight = plan(least - whole.live_bytes / 3).unwrap();
-        assert!(tight.columns() > 1);
+        assert!(tight.passes() > 1);
         if masked {
-            let third = Selection::new(&tight.grid, |index, _| index % 3 == 0);
-            tight = tight.with_selection(third).unwrap();
+            let third = PatchMask::new(&tight.grid, |index, _| index % 3 == 0);
+            tight = tight.with_patch_mask(third).unwrap();
         }
         let (predictions, announced) = (tight.predictions(), tight.live_bytes);
         let done = tight.run(shared(&source), Arc::clone(&model), &silent);
@@ -491,7 +495,7 @@ fn predictions_of_a_run_in_columns_are_counted_before_it() {
 fn a_selection_that_comes_after_the_plan_is_planned_for_or_refused() {
     let dir = tempfile::tempdir().unwrap();
     let source = noise([96, 80, 72]);
-    let model = builtin("identity").unwrap();
+    let model = builtin_model("identity").unwrap();
     let target = target(&dir.path().join("out.zarr"), Blend::Crop, Reduce::Mean);
     let plan = |memory, masked| {
         let what = Inference {
@@ -511,14 +515,14 @@ fn a_selection_that_comes_after_the_plan_is_planned_for_or_refused() {
         all.live_bytes < some.live_bytes,
         "what stands in takes memory"
     );
-    let third = || Selection::new(&all.grid, |index, _| index % 3 == 0);
-    let late = all.clone().with_selection(third()).unwrap();
-    assert_eq!((late.live_bytes, late.columns()), (some.live_bytes, 1));
+    let third = || PatchMask::new(&all.grid, |index, _| index % 3 == 0);
+    let late = all.clone().with_patch_mask(third()).unwrap();
+    assert_eq!((late.live_bytes, late.passes()), (some.live_bytes, 1));
     let least = all.peak_bytes - all.cache_bytes - all.lead_bytes;
     let tight = plan(least + least / 10, false).unwrap();
-    assert_eq!(tight.columns(), 1);
-    match tight.with_selection(third()) {
-        Ok(late) => assert!(late.columns() > 1),
+    assert_eq!(tight.passes(), 1);
+    match tight.with_patch_mask(third()) {
+        Ok(late) => assert!(late.passes() > 1),
         Err(error) => assert!(matches!(error, Error::Setting { .. }), "{error}"),
     }
 }
@@ -542,7 +546,7 @@ fn a_mask_skips_patches_and_what_they_mean_is_a_choice() {
     let calls = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&calls);
     let model = Arc::new(FnModel::new(
-        vec![Prediction::new(1, DType::F32)],
+        vec![OutputSpec::new(1, DType::F32)],
         move |batch| {
             count.fetch_add(batch.len(), Ordering::Relaxed);
             Ok(vec![batch])
@@ -554,7 +558,7 @@ fn a_mask_skips_patches_and_what_they_mean_is_a_choice() {
         ..Inference::new([16; 3], [8; 3])
     };
     for (skipped, elsewhere) in [
-        (Skipped::Renormalise, -1.0),
+        (Skipped::Renormalize, -1.0),
         (Skipped::Vote(vec![-1024.0]), -1024.0),
     ] {
         let path = dir.path().join(format!("{elsewhere}.zarr"));
@@ -564,10 +568,10 @@ fn a_mask_skips_patches_and_what_they_mean_is_a_choice() {
         let plan = what
             .plan(Volume::layout(&*source), &*model, &[target])
             .unwrap();
-        let selection = Selection::from_mask(&plan.grid, &mask).unwrap();
-        let (all, selected) = (plan.grid.len(), selection.len());
+        let patch_mask = PatchMask::from_volume(&plan.grid, &mask).unwrap();
+        let (all, selected) = (plan.grid.len(), patch_mask.len());
         assert!(selected < all);
-        let plan = plan.with_selection(selection).unwrap();
+        let plan = plan.with_patch_mask(patch_mask).unwrap();
         assert_eq!(plan.patches(), (all, selected));
         calls.store(0, Ordering::Relaxed);
         let model: Arc<dyn Model> = Arc::clone(&model) as _;
@@ -581,7 +585,7 @@ fn a_mask_skips_patches_and_what_they_mean_is_a_choice() {
         let expected = source.inner.to_patch().to_array::<f32>().unwrap();
         assert!((out[[0, 5, 5, 5]] - expected[[0, 5, 5, 5]]).abs() < 1e-2);
         assert!((out[[0, 47, 39, 39]] - elsewhere).abs() < 1e-2);
-        let covered = skipped != Skipped::Renormalise;
+        let covered = skipped != Skipped::Renormalize;
         assert_eq!(done.outputs[0].uncovered_voxels == 0, covered);
     }
 }
@@ -608,7 +612,7 @@ fn models_get_patches_of_their_own_and_no_more_calls_than_they_take() {
             running.fetch_sub(1, Ordering::SeqCst);
             Ok(vec![batch])
         };
-        let model = FnModel::new(vec![Prediction::new(1, DType::F32)], spoil).at_once(limit);
+        let model = FnModel::new(vec![OutputSpec::new(1, DType::F32)], spoil).at_once(limit);
         let what = Inference {
             threads: 5,
             ..Inference::new([16; 3], [8; 3])
@@ -653,7 +657,7 @@ fn equal_scores_are_the_lowest_class_for_every_batch_and_slices_are_patches() {
     };
     let mut stored = Vec::new();
     for batch in [1, 3, 7] {
-        let model = FnModel::new(vec![Prediction::new(2, DType::F32)], predict);
+        let model = FnModel::new(vec![OutputSpec::new(2, DType::F32)], predict);
         let what = Inference {
             threads: 3,
             batch,
@@ -689,7 +693,7 @@ fn a_prediction_that_is_not_finite_ends_the_run_and_names_the_patch() {
         }
         Ok(vec![batch])
     };
-    let model = Arc::new(FnModel::new(vec![Prediction::new(1, DType::F32)], spoil));
+    let model = Arc::new(FnModel::new(vec![OutputSpec::new(1, DType::F32)], spoil));
     let path = dir.path().join("out.zarr");
     let mut target = target(&path, Blend::Hann, Reduce::Mean);
     let what = Inference::new([16; 3], [8; 3]);
@@ -727,10 +731,10 @@ fn peers_place_patches_as_they_do() {
     assert_eq!(monai.overlap, [64 - 44, 0, 0], "int(64 * 0.7) is the step");
     let (nnunet, blend) = Inference::nnunet([110, 64, 30], [64, 64, 64], 0.5).unwrap();
     assert_eq!((nnunet.overlap, blend), ([32; 3], Blend::NnUnet));
-    assert_eq!(nnunet.placement, Placement::Spread([3, 1, 1]));
+    assert_eq!(nnunet.placement, GridPlacement::Spread([3, 1, 1]));
     // 63 / 2 = 31.5 voxels: a step of 31 would make 33 gaps.
     let (odd, _) = Inference::nnunet([63 + 1008, 64, 80], [63; 3], 0.5).unwrap();
-    assert_eq!(odd.placement, Placement::Spread([33, 2, 2]));
+    assert_eq!(odd.placement, GridPlacement::Spread([33, 2, 2]));
     assert_eq!(
         Inference::padded([8; 3], [5; 3], Padding::Edge).margin,
         [2; 3]

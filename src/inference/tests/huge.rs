@@ -7,7 +7,7 @@ use crate::aggregator::steps_taken;
 use crate::dtype::DType;
 
 /// A choice of targets for each shard, as the command has it.
-fn choices(dir: &Path, outputs: usize, pyramid: bool, blend: &Blend) -> Vec<Vec<Target>> {
+fn choices(dir: &Path, outputs: usize, pyramid: bool, blend: &Blend) -> Vec<Vec<OutputTarget>> {
     let shards = [[256; 3], [64; 3], [32; 3]];
     let stored = |shard| CreateOptions {
         chunk: [32; 3],
@@ -19,9 +19,9 @@ fn choices(dir: &Path, outputs: usize, pyramid: bool, blend: &Blend) -> Vec<Vec<
         ..CreateOptions::default()
     };
     let all = shards.map(|shard| {
-        let target = |n: usize| Target {
+        let target = |n: usize| OutputTarget {
             store: stored(shard),
-            ..Target::new(dir.join(format!("{n}.zarr")), blend.clone(), Reduce::Mean)
+            ..OutputTarget::new(dir.join(format!("{n}.zarr")), blend.clone(), Reduce::Mean)
         };
         (0..outputs).map(target).collect()
     });
@@ -47,10 +47,10 @@ fn plans_of_huge_volumes_take_no_time() {
         ([32, 64, 256], [30, 2, 128]),
     ];
     let outputs = |count: usize| {
-        let mut all = vec![Prediction::new(2, DType::F32)];
-        all.push(Prediction {
+        let mut all = vec![OutputSpec::new(2, DType::F32)];
+        all.push(OutputSpec {
             scale: 2,
-            ..Prediction::new(1, DType::U8)
+            ..OutputSpec::new(1, DType::U8)
         });
         all.truncate(count);
         FnModel::new(all, |batch| Ok(vec![batch]))
@@ -66,9 +66,9 @@ fn plans_of_huge_volumes_take_no_time() {
                     threads: 64,
                     memory,
                     placement: if count == 2 {
-                        Placement::Padded
+                        GridPlacement::Padded
                     } else {
-                        Placement::Edge
+                        GridPlacement::Edge
                     },
                     ..Inference::new(patch, overlap)
                 };
@@ -78,7 +78,7 @@ fn plans_of_huge_volumes_take_no_time() {
                 let planned = what.plan_within(1, &layout, &outputs(count), &choices);
                 let (taken, time) = (steps_taken() - before, began.elapsed());
                 match planned {
-                    Ok(plan) if plan.columns() > 1 => {
+                    Ok(plan) if plan.passes() > 1 => {
                         assert!(plan.predictions() >= plan.patches().0);
                         cut += 1;
                     }

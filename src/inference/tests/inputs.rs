@@ -152,8 +152,8 @@ fn inputs(folder: &Path) -> Vec<(&'static str, Arc<dyn Volume>)> {
 }
 
 /// One of two parts of a prediction.
-fn half(volume: &Arc<dyn Volume>, path: &Path, part: u32) -> Result<Predicted> {
-    let model = builtin("identity").unwrap();
+fn half(volume: &Arc<dyn Volume>, path: &Path, part: u32) -> Result<InferenceStats> {
+    let model = builtin_model("identity").unwrap();
     let mut target = target(path, Blend::Hann, Reduce::Mean);
     target.store.chunk = [4; 3];
     target.store.shard = None;
@@ -162,7 +162,7 @@ fn half(volume: &Arc<dyn Volume>, path: &Path, part: u32) -> Result<Predicted> {
         ..Inference::new([4; 3], [2; 3])
     };
     let plan = inference.plan(volume.layout(), &*model, std::slice::from_ref(&target))?;
-    let plan = plan.of_part(Part::new(part, 2)?, Durability::None)?;
+    let plan = plan.with_part(Part::new(part, 2)?, Durability::None)?;
     plan.run(Arc::clone(volume), model, &silent)
 }
 
@@ -296,7 +296,7 @@ fn an_input_that_changes_during_the_run_is_noticed_through_every_wrapper() {
                 }
                 Ok(vec![batch])
             };
-            let specs = vec![Prediction::new(count, DType::F32)];
+            let specs = vec![OutputSpec::new(count, DType::F32)];
             let model: Arc<dyn Model> = Arc::new(FnModel::new(specs, predict));
             let out = dir.path().join("out.zarr");
             let means = target(&out, Blend::Hann, Reduce::Mean);

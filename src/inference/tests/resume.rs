@@ -6,7 +6,7 @@ use super::*;
 use crate::error::Error;
 use crate::volume::{Downsample, Durability, Part, Pyramid};
 
-fn pyramid_target(path: &Path) -> Target {
+fn pyramid_target(path: &Path) -> OutputTarget {
     let mut target = target(path, Blend::Hann, Reduce::Mean);
     target.store.pyramid = Some(Pyramid {
         levels: Some(3),
@@ -23,11 +23,11 @@ fn counting() -> (Arc<AtomicUsize>, Arc<dyn Model>) {
         count.fetch_add(batch.len(), Ordering::Relaxed);
         Ok(vec![batch])
     };
-    let model = FnModel::new(vec![Prediction::new(1, DType::F32)], predict);
+    let model = FnModel::new(vec![OutputSpec::new(1, DType::F32)], predict);
     (calls, Arc::new(model))
 }
 
-fn plan(what: &Inference, model: &dyn Model, target: &Target) -> Plan {
+fn plan(what: &Inference, model: &dyn Model, target: &OutputTarget) -> InferencePlan {
     let layout = Volume::layout(&*source()).clone();
     what.plan(&layout, model, std::slice::from_ref(target))
         .unwrap()
@@ -48,9 +48,9 @@ fn a_run_ended_at_any_patch_is_gone_on_with_to_the_same_bytes() {
     for stop_at in [0, 1, 7, 30, 59, 60, 61, total - 1] {
         let path = dir.path().join(format!("{stop_at}.zarr"));
         let target = pyramid_target(&path);
-        let resumed = || {
+        let with_resume = || {
             plan(&inference(), &*model, &target)
-                .resumed(Durability::None)
+                .with_resume(Durability::None)
                 .unwrap()
         };
         let stop = |done, _| {
@@ -60,11 +60,11 @@ fn a_run_ended_at_any_patch_is_gone_on_with_to_the_same_bytes() {
                 ControlFlow::Break(())
             }
         };
-        let stopped = resumed().run(source(), Arc::clone(&model), &stop);
+        let stopped = with_resume().run(source(), Arc::clone(&model), &stop);
         assert!(matches!(stopped, Err(Error::Stopped)));
         assert!(!path.exists(), "nothing looks finished");
         calls.store(0, Ordering::Relaxed);
-        let done = resumed()
+        let done = with_resume()
             .run(source(), Arc::clone(&model), &silent)
             .unwrap();
         assert!(done.whole);
@@ -120,7 +120,7 @@ fn parts_together_are_one_run_whatever_their_number_and_order() {
         for n in (0..count).rev() {
             let part = Part::new(n, count).unwrap();
             let plan = plan(&inference(), &*model, &target)
-                .of_part(part, Durability::None)
+                .with_part(part, Durability::None)
                 .unwrap();
             let done = plan.run(source(), Arc::clone(&model), &silent).unwrap();
             assert_eq!(done.whole, path.exists(), "{n} of {count}");
@@ -141,10 +141,10 @@ fn parts_together_are_one_run_whatever_their_number_and_order() {
 fn another_run_is_refused_and_says_what_differs() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out.zarr");
-    let identity = builtin("identity").unwrap();
-    let begun = |what: &Inference, model: &Arc<dyn Model>, target: &Target| {
+    let identity = builtin_model("identity").unwrap();
+    let begun = |what: &Inference, model: &Arc<dyn Model>, target: &OutputTarget| {
         let plan = plan(what, &**model, target)
-            .resumed(Durability::Chunk)
+            .with_resume(Durability::Chunk)
             .unwrap();
         plan.run(source(), Arc::clone(model), &|done, _| {
             if done < 12 {
@@ -166,7 +166,7 @@ fn another_run_is_refused_and_says_what_differs() {
         begun(&inference(), &identity, &means),
         Err(Error::Stopped)
     ));
-    let differs = |what: &Inference, model: &Arc<dyn Model>, target: &Target, named: &str| {
+    let differs = |what: &Inference, model: &Arc<dyn Model>, target: &OutputTarget, named: &str| {
         let error = begun(what, model, target).unwrap_err();
         assert!(matches!(error, Error::OtherRun { .. }), "{error}");
         assert!(error.to_string().contains(named), "{error}");
@@ -182,7 +182,7 @@ fn another_run_is_refused_and_says_what_differs() {
     );
     differs(
         &inference(),
-        &builtin("gaussian:1").unwrap(),
+        &builtin_model("gaussian:1").unwrap(),
         &means,
         "model",
     );
@@ -190,6 +190,6 @@ fn another_run_is_refused_and_says_what_differs() {
     filled.blending.fill = 3.0;
     differs(&inference(), &identity, &filled, "fill");
     let flat = target(&dir.path().join("out.npy"), Blend::Hann, Reduce::Mean);
-    let refused = plan(&inference(), &*identity, &flat).resumed(Durability::None);
+    let refused = plan(&inference(), &*identity, &flat).with_resume(Durability::None);
     assert!(matches!(refused, Err(Error::Unsupported { .. })));
 }

@@ -40,10 +40,10 @@ fn two_channels() -> Arc<MemoryVolume> {
 
 /// Both channels, one of them at half the size, and a class.
 fn three_outputs() -> Arc<dyn Model> {
-    let named = |name: &str, channels, scale| Prediction {
+    let named = |name: &str, channels, scale| OutputSpec {
         name: name.to_owned(),
         scale,
-        ..Prediction::new(channels, DType::F32)
+        ..OutputSpec::new(channels, DType::F32)
     };
     let outputs = vec![
         named("both", 2, 1),
@@ -69,11 +69,11 @@ fn halved(patch: &Patch) -> Patch {
     Patch::new(region, 1, values).unwrap()
 }
 
-fn three_targets(folder: &Path, replace: bool) -> Vec<Target> {
+fn three_targets(folder: &Path, replace: bool) -> Vec<OutputTarget> {
     let reduces = [Reduce::Mean, Reduce::Mean, Reduce::Argmax];
     let target = |(n, reduce): (usize, Reduce)| {
         let path = folder.join(format!("{n}.zarr"));
-        let mut target = Target::new(path, Blend::Hann, reduce);
+        let mut target = OutputTarget::new(path, Blend::Hann, reduce);
         target.store.chunk = [4; 3];
         target.store.pyramid = (n == 0).then_some(Pyramid {
             levels: Some(3),
@@ -87,7 +87,7 @@ fn three_targets(folder: &Path, replace: bool) -> Vec<Target> {
 }
 
 /// What a process is given: its shards follow from that, if it is the first.
-fn choices(targets: &[Target]) -> Vec<Vec<Target>> {
+fn choices(targets: &[OutputTarget]) -> Vec<Vec<OutputTarget>> {
     let with = |voxels: u64| {
         let all = targets.iter().cloned().map(|mut target| {
             target.store.shard = Some([voxels; 3]);
@@ -102,7 +102,7 @@ fn placed(threads: usize, memory: u64) -> Inference {
     Inference {
         threads,
         memory,
-        placement: Placement::Padded,
+        placement: GridPlacement::Padded,
         ..Inference::new([8; 3], [4; 3])
     }
 }
@@ -201,7 +201,7 @@ fn process(
     let inference = placed(threads, memory);
     let layout = Volume::layout(&*volume).clone();
     let plan = inference.plan_begun(1, &layout, &*model, &targets);
-    let plan = plan.and_then(|plan| plan.of_part(part, Durability::None));
+    let plan = plan.and_then(|plan| plan.with_part(part, Durability::None));
     let plan = plan.unwrap_or_else(|error| panic!("{threads} threads, {memory} bytes: {error}"));
     let stop = |done, _| match patch {
         Some(patch) if done >= patch => ControlFlow::Break(()),
@@ -321,7 +321,7 @@ fn threads_and_memory_of_those_who_come_later_do_not_matter() {
 }
 
 /// What a user asks for.
-type Change = fn(&mut Target);
+type Change = fn(&mut OutputTarget);
 
 #[test]
 fn what_was_asked_for_is_not_given_up_for_what_was_begun() {
@@ -336,14 +336,14 @@ fn what_was_asked_for_is_not_given_up_for_what_was_begun() {
     assert_eq!(begun, Ended::Killed);
     let (volume, model) = (two_channels(), three_outputs());
     let layout = Volume::layout(&*volume).clone();
-    let run = |change: &dyn Fn(&mut Target)| {
+    let run = |change: &dyn Fn(&mut OutputTarget)| {
         let mut targets = three_targets(dir.path(), false);
         for target in &mut targets {
             target.store.shard = Some([16; 3]);
             change(target);
         }
         let plan = placed(2, 64 << 20).plan_begun(1, &layout, &*model, &[targets])?;
-        let plan = plan.of_part(Part::WHOLE, Durability::None)?;
+        let plan = plan.with_part(Part::WHOLE, Durability::None)?;
         plan.run(two_channels(), three_outputs(), &|_, _| {
             ControlFlow::Break(())
         })

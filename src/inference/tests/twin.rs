@@ -96,7 +96,7 @@ impl Dense {
 /// A model whose predictions of a voxel differ from patch to patch, and may not be finite.
 #[derive(Clone, Debug)]
 struct Odd {
-    prediction: Prediction,
+    spec: OutputSpec,
     spoils: bool,
 }
 
@@ -111,10 +111,10 @@ impl Odd {
             ([2; 3], 2),
         ]);
         Self {
-            prediction: Prediction {
+            spec: OutputSpec {
                 halo,
                 scale,
-                ..Prediction::new(1 + random.below(3), dtype)
+                ..OutputSpec::new(1 + random.below(3), dtype)
             },
             spoils: random.one_in(2) && dtype.is_float(),
         }
@@ -122,12 +122,12 @@ impl Odd {
 
     /// Channels of the prediction at a region whose input is `at`: (channel 0 of a voxel).
     fn values(&self, region: Region, at: &dyn Fn([i64; 3]) -> f64) -> (Region, Vec<f64>) {
-        let Prediction {
+        let OutputSpec {
             halo,
             scale,
             channels,
             ..
-        } = self.prediction;
+        } = self.spec;
         let scale = i64::try_from(scale).unwrap();
         let start: [i64; 3] = std::array::from_fn(|a| {
             (region.start[a] + i64::try_from(halo[a]).unwrap()).div_euclid(scale)
@@ -146,8 +146,7 @@ impl Odd {
                 values.push(at(voxel) * part + f64::from(u8::try_from(salt % 11).unwrap()));
             }
         }
-        let stored =
-            |value: f64| with_element!(self.prediction.dtype, T => T::from_f64(value).to_f64());
+        let stored = |value: f64| with_element!(self.spec.dtype, T => T::from_f64(value).to_f64());
         (
             Region::new(start, shape),
             values.into_iter().map(stored).collect(),
@@ -179,12 +178,12 @@ impl Odd {
                 if odd.is_spoilt(region) {
                     values[0] = f64::NAN;
                 }
-                let out = Patch::new(place, odd.prediction.channels, values).unwrap();
-                out.converted(odd.prediction.dtype)
+                let out = Patch::new(place, odd.spec.channels, values).unwrap();
+                out.converted(odd.spec.dtype)
             };
             Ok(vec![batch.iter().map(one).collect()])
         };
-        Arc::new(FnModel::new(vec![self.prediction.clone()], predict))
+        Arc::new(FnModel::new(vec![self.spec.clone()], predict))
     }
 }
 
@@ -210,11 +209,11 @@ fn settings(random: &mut Random) -> Inference {
     let spread = std::array::from_fn(|_| 2 + random.below(8));
     Inference {
         placement: random.pick(&[
-            Placement::Edge,
-            Placement::Even,
-            Placement::Padded,
-            Placement::Padded,
-            Placement::Spread(spread),
+            GridPlacement::Edge,
+            GridPlacement::Even,
+            GridPlacement::Padded,
+            GridPlacement::Padded,
+            GridPlacement::Spread(spread),
         ]),
         padding,
         margin: if padding.is_some() {
@@ -229,7 +228,7 @@ fn settings(random: &mut Random) -> Inference {
     }
 }
 
-fn target(random: &mut Random, path: &Path, odd: &Odd) -> Target {
+fn target(random: &mut Random, path: &Path, odd: &Odd) -> OutputTarget {
     let blend = random.pick(&[
         Blend::Average,
         Blend::Hann,
@@ -246,7 +245,7 @@ fn target(random: &mut Random, path: &Path, odd: &Odd) -> Target {
         Reduce::Argmax,
         Reduce::Threshold(40.0),
     ]);
-    let mut target = Target::new(path, blend, reduce);
+    let mut target = OutputTarget::new(path, blend, reduce);
     target.blending.accumulator =
         random.pick(&[Accumulator::F32, Accumulator::F16, Accumulator::BF16]);
     if odd.spoils {
@@ -255,21 +254,21 @@ fn target(random: &mut Random, path: &Path, odd: &Odd) -> Target {
     target.blending.fill = random.pick(&[0.0, 1.0, 99.0]);
     if random.one_in(3) {
         target.blending.skipped =
-            Skipped::Vote(vec![5.0; usize::try_from(odd.prediction.channels).unwrap()]);
+            Skipped::Vote(vec![5.0; usize::try_from(odd.spec.channels).unwrap()]);
     }
     target.store.chunk = [4; 3];
     target.store.shard = random.pick(&[None, Some([8; 3])]);
     target
 }
 
-/// The plan, in columns if it can be and `tight`.
+/// The plan, in passes if it can be and `tight`.
 fn planned(
     what: &Inference,
     layout: &Layout,
     model: &dyn Model,
-    target: &Target,
+    target: &OutputTarget,
     tight: bool,
-) -> Option<Plan> {
+) -> Option<InferencePlan> {
     let plan = |what: &Inference| what.plan(layout, model, std::slice::from_ref(target)).ok();
     let whole = plan(what)?;
     if !tight {
@@ -287,7 +286,7 @@ fn planned(
 #[test]
 fn every_run_equals_its_brute_force_twin() {
     let wanted = cases(60);
-    let (mut tried, mut in_columns, mut in_parts, mut masked, mut compared) = (0, 0, 0, 0, 0);
+    let (mut tried, mut in_passes, mut in_parts, mut masked, mut compared) = (0, 0, 0, 0, 0);
     for seed in 0.. {
         if tried >= wanted {
             break;
@@ -315,8 +314,8 @@ fn every_run_equals_its_brute_force_twin() {
             .iter_mut()
             .for_each(|value| *value = f64::from(u8::from(random.one_in(rare))));
         if has_mask {
-            let selection = Selection::from_mask(&plan.grid, &*mask.volume(random)).unwrap();
-            let Ok(chosen) = plan.with_selection(selection) else {
+            let patch_mask = PatchMask::from_volume(&plan.grid, &*mask.volume(random)).unwrap();
+            let Ok(chosen) = plan.with_patch_mask(patch_mask) else {
                 continue;
             };
             plan = chosen;
@@ -328,7 +327,7 @@ fn every_run_equals_its_brute_force_twin() {
             dense.shape
         );
         let (grid, outputs) = (plan.grid.clone(), plan.outputs.clone());
-        in_columns += u64::from(plan.columns() > 1);
+        in_passes += u64::from(plan.passes() > 1);
         let parts = if random.one_in(4) {
             u32::try_from(2 + random.below(2)).unwrap()
         } else {
@@ -339,10 +338,10 @@ fn every_run_equals_its_brute_force_twin() {
             let mut plan = plan.clone();
             if parts > 1 {
                 let part = Part::new(u32::try_from(part).unwrap(), parts).unwrap();
-                let Ok(of_part) = plan.of_part(part, Durability::None) else {
+                let Ok(with_part) = plan.with_part(part, Durability::None) else {
                     break;
                 };
-                plan = of_part;
+                plan = with_part;
             }
             plan.run(Arc::clone(&volume), Arc::clone(&model), &silent)
                 .unwrap_or_else(|error| panic!("{error}: {case}"));
@@ -356,7 +355,7 @@ fn every_run_equals_its_brute_force_twin() {
                     Skipped::Vote(values) => {
                         Said::Constant(values.iter().map(|&v| v.into()).collect())
                     }
-                    Skipped::Renormalise => Said::Nothing,
+                    Skipped::Renormalize => Said::Nothing,
                 };
             }
             if odd.is_spoilt(region) {
@@ -365,7 +364,7 @@ fn every_run_equals_its_brute_force_twin() {
             Said::Values(odd.values(region, &|voxel| dense.at(0, voxel, padding)).1)
         };
         let said: Vec<Said> = grid.iter().map(said).collect();
-        let channels = usize::try_from(odd.prediction.channels).unwrap();
+        let channels = usize::try_from(odd.spec.channels).unwrap();
         let verdict = compare(
             (&outputs[0].grid, &outputs[0].blending),
             &said,
@@ -378,8 +377,8 @@ fn every_run_equals_its_brute_force_twin() {
         }
         compared += verdict.compared;
     }
-    assert!(wanted < 60 || (in_columns > 0 && in_parts > 0 && masked > 0));
+    assert!(wanted < 60 || (in_passes > 0 && in_parts > 0 && masked > 0));
     println!(
-        "{tried} runs, {in_columns} in columns, {in_parts} in parts, {masked} with a mask: {compared} voxels compared"
+        "{tried} runs, {in_passes} in passes, {in_parts} in parts, {masked} with a mask: {compared} voxels compared"
     );
 }

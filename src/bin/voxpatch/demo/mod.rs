@@ -14,13 +14,13 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use serde_json::json;
-use voxpatch::inference::{Inference, builtin};
+use voxpatch::inference::{Inference, builtin_model};
 use voxpatch::sampler::Sampler;
 use voxpatch::training::{
     Image, Loader, LoaderOptions, MakeSampler, Plan, Subject, TOLERANCE as GRID_TOLERANCE,
 };
 use voxpatch::volume::{CreateOptions, create, open};
-use voxpatch::{Blend, ConvertOptions, Error, Reduce, Shape, Target, Uniform, Volume};
+use voxpatch::{Blend, ConvertOptions, Error, OutputTarget, Reduce, Shape, Uniform, Volume};
 
 use self::phantom::Phantom;
 use self::stage::{Stage, Work};
@@ -46,7 +46,7 @@ const BEYOND: (u64, u64) = (44 << 20, 144 << 20);
 
 /// Runs all stages in a folder.
 pub(crate) fn run(settings: &args::Demo) -> anyhow::Result<()> {
-    stop::heed();
+    stop::stop_gracefully();
     let possible = 1..=1_u64 << 40;
     if let Some(length) = settings.size.iter().find(|&n| !possible.contains(n)) {
         anyhow::bail!(
@@ -91,7 +91,7 @@ impl Demo<'_> {
             self.folder.join("identity.zarr"),
             self.folder.join("preview.png"),
         );
-        let mut told = Report::default();
+        let mut report = Report::default();
         let mut stages = Vec::new();
         let size = self.size.map(|n| n.to_string()).join(" x ");
         self.say(&format!(
@@ -116,32 +116,32 @@ impl Demo<'_> {
         self.done(&mut stages, stage)?;
 
         let (decoded, stored) = (volume.layout().decoded_bytes()?, volume.stored_bytes()?);
-        told.only_json("shape", json!(self.size));
-        told.only_json("spacing", json!(volume.layout().geometry.spacing));
-        told.only_json("threads", self.threads);
-        told.only_json("memory_bytes", self.memory);
-        told.only_json("stages", stages.iter().map(Stage::json).collect::<Vec<_>>());
-        told.add("decoded_bytes", decoded, report::bytes(decoded));
-        told.add("stored_bytes", stored, report::bytes(stored));
-        told.add(
+        report.only_json("shape", json!(self.size));
+        report.only_json("spacing", json!(volume.layout().geometry.spacing));
+        report.only_json("threads", self.threads);
+        report.only_json("memory_bytes", self.memory);
+        report.only_json("stages", stages.iter().map(Stage::json).collect::<Vec<_>>());
+        report.add("decoded_bytes", decoded, report::bytes(decoded));
+        report.add("stored_bytes", stored, report::bytes(stored));
+        report.add(
             "max_relative_error",
             difference,
             format!(
                 "{difference:.1e} between the prediction and the CT (allowed: {TOLERANCE:.0e})"
             ),
         );
-        let ceilings = self.ceilings(&stages, &mut told);
+        let ceilings = self.ceilings(&stages, &mut report);
         if kept {
             for (key, path) in [
                 ("ct", &input),
                 ("prediction", &output),
                 ("preview", &picture),
             ] {
-                told.plain(key, path.display().to_string());
+                report.plain(key, path.display().to_string());
             }
         }
         self.say("\n")?;
-        told.print(self.json)?;
+        report.print(self.json)?;
         if difference > TOLERANCE {
             anyhow::bail!(
                 "the identity prediction differs from the CT by {difference:.1e} of its values, allowed is {TOLERANCE:.0e}"
@@ -246,8 +246,8 @@ impl Demo<'_> {
             threads: self.threads,
             ..Inference::new(patch, patch.map(|n| n / 2))
         };
-        let model = builtin("identity")?;
-        let target = Target::new(output, Blend::Hann, Reduce::Mean);
+        let model = builtin_model("identity")?;
+        let target = OutputTarget::new(output, Blend::Hann, Reduce::Mean);
         let choices = args::Storage::default().targets(false, &target);
         let plan = inference.plan_within(1, volume.layout(), &*model, &choices)?;
         let bytes = patch_bytes(1, patch, volume.layout().dtype)?;
@@ -262,7 +262,7 @@ impl Demo<'_> {
     }
 
     /// Tells the peaks, and whether they stayed below what was promised.
-    fn ceilings(&self, stages: &[Stage], told: &mut Report) -> anyhow::Result<()> {
+    fn ceilings(&self, stages: &[Stage], report: &mut Report) -> anyhow::Result<()> {
         let mut kept = Ok(());
         let peaks = |of: fn(&Stage) -> Option<u64>| stages.iter().filter_map(of).max();
         for (name, key, peak, beyond) in [
@@ -289,7 +289,7 @@ impl Demo<'_> {
                     "{name} peaked at {text}, above the ceiling of {limit}"
                 ));
             }
-            told.add(
+            report.add(
                 key,
                 peak,
                 format!("{text}, {verdict} the ceiling of {limit}"),

@@ -71,20 +71,20 @@ impl Stage {
 
     /// The stage for programs.
     pub(super) fn json(&self) -> Json {
-        let mut told = Report::default();
-        told.plain("stage", self.name);
-        told.plain("seconds", report::rounded(self.seconds, 3));
+        let mut report = Report::default();
+        report.plain("stage", self.name);
+        report.plain("seconds", report::rounded(self.seconds, 3));
         let rate = self.per_second(self.work.bytes) / 1e6;
-        told.plain("megabytes_per_second", report::rounded(rate, 1));
+        report.plain("megabytes_per_second", report::rounded(rate, 1));
         if let Some(patches) = self.work.patches {
-            told.plain("patches", patches);
+            report.plain("patches", patches);
             let rate = report::rounded(self.per_second(patches), 1);
-            told.plain("patches_per_second", rate);
+            report.plain("patches_per_second", rate);
         }
-        told.plain("chunks_read", self.work.chunks_read);
-        told.only_json("peak_resident_bytes", self.peak.resident);
-        told.only_json("peak_anonymous_bytes", self.peak.anonymous);
-        told.into_json()
+        report.plain("chunks_read", self.work.chunks_read);
+        report.only_json("peak_resident_bytes", self.peak.resident);
+        report.only_json("peak_anonymous_bytes", self.peak.anonymous);
+        report.into_json()
     }
 
     fn per_second(&self, count: u64) -> f64 {

@@ -82,29 +82,29 @@ pub(crate) fn run(settings: &args::Preview) -> anyhow::Result<()> {
     let drawn = scene.draw()?;
     drawn.save(&settings.out, settings.force)?;
 
-    let mut told = Report::default();
+    let mut report = Report::default();
     let Drawn {
         canvas,
         window,
         at,
         labels,
     } = drawn;
-    told.plain("out", settings.out.display().to_string());
-    told.add(
+    report.plain("out", settings.out.display().to_string());
+    report.add(
         "size",
         json!([canvas.width, canvas.height]),
         format!("{} x {} pixels", canvas.width, canvas.height),
     );
-    told.add("at", json!(at), at.map(|n| n.to_string()).join(","));
-    told.add(
+    report.add("at", json!(at), at.map(|n| n.to_string()).join(","));
+    report.add(
         "window",
         json!([window.0, window.1]),
         format!("{} to {}", window.0, window.1),
     );
     if scene.overlay.is_some() {
-        told.plain("labels_shown", labels);
+        report.plain("labels_shown", labels);
     }
-    told.print(settings.json)
+    report.print(settings.json)
 }
 
 impl Scene {
@@ -155,7 +155,7 @@ impl Scene {
 impl Drawn {
     /// Writes the picture as a PNG.
     pub(crate) fn save(&self, path: &Path, replace: bool) -> anyhow::Result<()> {
-        stop::heed();
+        stop::stop_gracefully();
         let side = |n: usize| u32::try_from(n).expect("panels are limited to hundreds of pixels");
         let mut out = Output::create(path, PICTURE.replaced(replace))?;
         let mut encoder =

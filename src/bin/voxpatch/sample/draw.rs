@@ -14,7 +14,7 @@ use voxpatch::volume::{Choice, Span};
 use voxpatch::{DType, Error, Layout, Padding, Shape, Volume};
 
 use super::budget::Budget;
-use super::settings::{BorderName, Settings, Way};
+use super::settings::{BorderName, SampleArgs, SamplerKind};
 use crate::opening::level_of;
 use crate::report;
 
@@ -27,7 +27,7 @@ pub(super) struct Input {
 
 impl Input {
     /// Opens the `n`th input with its maps, all on one grid; maps that are coarser are spread to it.
-    pub(super) fn open(settings: &Settings, n: usize) -> anyhow::Result<Self> {
+    pub(super) fn open(settings: &SampleArgs, n: usize) -> anyhow::Result<Self> {
         let path = &settings.sources[n];
         let open = |path: &Path, level| settings.common.opening.options(level).open(path);
         let whole = open(path, settings.common.level)?;
@@ -94,7 +94,7 @@ pub(super) struct Samplers {
 impl Samplers {
     /// Reads the maps and makes a sampler for each input.
     pub(super) fn new(
-        settings: &Settings,
+        settings: &SampleArgs,
         inputs: &[Input],
         patch: Shape,
         fixed: Option<&Fixed>,
@@ -156,7 +156,7 @@ impl Samplers {
     /// The sampler of an input, or `None` if it is left out.
     fn sampler(
         &mut self,
-        settings: &Settings,
+        settings: &SampleArgs,
         (n, input): (usize, &Input),
         options: &SamplerOptions,
     ) -> anyhow::Result<Option<Arc<dyn Sampler>>> {
@@ -165,7 +165,7 @@ impl Samplers {
         let mut parts: Vec<(f64, Box<dyn Sampler>)> = Vec::new();
         for (way, share) in settings.ways()? {
             let sampler = match (way, &input.labels, &input.weights) {
-                (Way::Labels, Some(map), _) => {
+                (SamplerKind::Labels, Some(map), _) => {
                     let index = index(settings, n, &**map, options.threads)?;
                     let foreground = Shares::foreground();
                     let shares = settings.shares.as_ref().unwrap_or(&foreground);
@@ -183,7 +183,7 @@ impl Samplers {
                     }
                     empty.decide(built, shape, options)?
                 }
-                (Way::Weights, _, Some(map)) => {
+                (SamplerKind::Weights, _, Some(map)) => {
                     let own = settings.labels.len() + n;
                     let index = index(settings, own, &**map, options.threads)?;
                     let built = Weighted::new(Arc::clone(map), &index, options);
@@ -215,7 +215,7 @@ impl Samplers {
 }
 
 /// How many patches a list of places gives, all of which must be where the input can be read.
-fn listed(settings: &Settings, fixed: &Fixed, input: &Input) -> voxpatch::Result<u64> {
+fn listed(settings: &SampleArgs, fixed: &Fixed, input: &Input) -> voxpatch::Result<u64> {
     let all = fixed.regions().len() as u64;
     let count = settings.count.unwrap_or(all);
     if count > all {
@@ -240,7 +240,7 @@ fn listed(settings: &Settings, fixed: &Fixed, input: &Input) -> voxpatch::Result
 
 /// What a map holds: found now, or by an earlier run that kept it.
 fn index<T: Tally>(
-    settings: &Settings,
+    settings: &SampleArgs,
     n: usize,
     map: &dyn Volume,
     threads: usize,

@@ -4,7 +4,7 @@ mod budget;
 mod draw;
 mod settings;
 mod sink;
-mod tell;
+mod summary;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,10 +20,10 @@ use voxpatch::{DType, Error, Layout, Region, Shape};
 pub(crate) use self::budget::{Budget, Needs, chunk_bytes};
 use self::draw::{Input, Samplers};
 use self::settings::BorderName;
-pub(crate) use self::settings::Settings;
+pub(crate) use self::settings::SampleArgs;
 use self::sink::{Form, Sink};
-use self::tell::Done;
-pub(crate) use self::tell::tell_rates;
+use self::summary::SampleSummary;
+pub(crate) use self::summary::add_rates;
 use crate::output::{Output, PICTURE, STATISTICS};
 use crate::preview::Projection;
 use crate::report::{self, Report};
@@ -33,7 +33,7 @@ use crate::stop;
 pub(crate) const MOST_AHEAD: usize = 1024;
 
 /// Draws the patches and writes them as they come.
-pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
+pub(crate) fn run(settings: &SampleArgs) -> anyhow::Result<()> {
     settings.check()?;
     check_outputs(settings)?;
     let inputs = (0..settings.sources.len()).map(|n| Input::open(settings, n));
@@ -53,16 +53,16 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         return dry_run(&budget, settings.common.json);
     }
 
-    stop::heed();
+    stop::stop_gracefully();
     let meter = Meter::start();
     let samplers = Samplers::new(settings, &inputs, patch, fixed.as_ref(), &budget)?;
     stop::check()?;
-    let mut done = Done {
+    let mut done = SampleSummary {
         index_seconds: samplers.index_seconds,
         absent: samplers.absent.clone(),
         nowhere: samplers.nowhere.clone(),
         left_out: samplers.left_out,
-        ..Done::default()
+        ..SampleSummary::default()
     };
     let began = Instant::now();
     let mut loader = loader(settings, &inputs, samplers, &budget)?;
@@ -93,26 +93,26 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         None => None,
     };
     done.peak_anonymous = meter.stop().anonymous;
-    let told = done.report(settings);
+    let report = done.report(settings);
     if let (Some(picture), Some(path)) = (picture, &settings.plot) {
         picture.save(path, settings.common.force)?;
     }
-    files.finish(settings, &told)?;
-    told.print(settings.common.json)
+    files.finish(settings, &report)?;
+    report.print(settings.common.json)
 }
 
 /// Reports what sampling takes.
 fn dry_run(budget: &Budget, json: bool) -> anyhow::Result<()> {
-    let mut told = Report::default();
-    told.plain("threads", budget.threads as u64);
-    told.add("buffer_bytes", budget.buffer, report::bytes(budget.buffer));
-    told.add("peak_bytes", budget.peak, report::bytes(budget.peak));
-    report::add_process(&mut told, budget.peak);
-    told.print(json)
+    let mut report = Report::default();
+    report.plain("threads", budget.threads as u64);
+    report.add("buffer_bytes", budget.buffer, report::bytes(budget.buffer));
+    report.add("peak_bytes", budget.peak, report::bytes(budget.peak));
+    report::add_process(&mut report, budget.peak);
+    report.print(json)
 }
 
 /// Checks that no output is an input or another output, and that its name is free.
-fn check_outputs(settings: &Settings) -> anyhow::Result<()> {
+fn check_outputs(settings: &SampleArgs) -> anyhow::Result<()> {
     let inputs = [
         &settings.sources,
         &settings.labels,
@@ -158,7 +158,7 @@ fn check_outputs(settings: &Settings) -> anyhow::Result<()> {
 
 /// Makes patches of all inputs fit into one array, if they go to one: they get one type that has all their
 /// values. Other differences are errors.
-fn make_alike(settings: &Settings, inputs: &mut [Input]) -> anyhow::Result<()> {
+fn make_alike(settings: &SampleArgs, inputs: &mut [Input]) -> anyhow::Result<()> {
     let form = settings.out.as_deref().map(Form::of).transpose()?;
     let Some(form @ (Form::Npy | Form::Zarr)) = form else {
         return Ok(());
@@ -196,7 +196,7 @@ fn make_alike(settings: &Settings, inputs: &mut [Input]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn budget(settings: &Settings, inputs: &[Input], patch: Shape) -> voxpatch::Result<Budget> {
+fn budget(settings: &SampleArgs, inputs: &[Input], patch: Shape) -> voxpatch::Result<Budget> {
     let mut needs = Needs::default();
     for input in inputs {
         let bytes = input.subject.sample_bytes(patch);
@@ -229,7 +229,7 @@ fn budget(settings: &Settings, inputs: &[Input], patch: Shape) -> voxpatch::Resu
 }
 
 fn loader(
-    settings: &Settings,
+    settings: &SampleArgs,
     inputs: &[Input],
     samplers: Samplers,
     budget: &Budget,
@@ -274,7 +274,7 @@ struct Files {
 
 impl Files {
     fn create(
-        settings: &Settings,
+        settings: &SampleArgs,
         inputs: &[Input],
         patch: Shape,
         count: u64,
@@ -322,13 +322,13 @@ impl Files {
     }
 
     /// Gives all but the picture their names.
-    fn finish(self, settings: &Settings, told: &Report) -> anyhow::Result<()> {
+    fn finish(self, settings: &SampleArgs, report: &Report) -> anyhow::Result<()> {
         self.out.finish()?;
         if let Some(file) = self.locations {
             file.finish()?;
         }
         if let (Some(mut file), Some(_)) = (self.stats, &settings.stats) {
-            file.append(told.object().as_bytes())?;
+            file.append(report.object().as_bytes())?;
             file.finish()?;
         }
         Ok(())

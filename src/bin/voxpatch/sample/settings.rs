@@ -1,4 +1,4 @@
-//! What `voxpatch sample` can be told.
+//! The arguments of `voxpatch sample`.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ use crate::opening::{Chosen, Together};
 /// memory. Patches of one input come in the order in which they were drawn; those of several
 /// are mixed with each other, as in a training epoch.
 #[derive(Debug, ClapArgs)]
-pub(crate) struct Settings {
+pub(crate) struct SampleArgs {
     /// The volumes.
     #[arg(value_name = "SRC", required = true)]
     pub(super) sources: Vec<PathBuf>,
@@ -71,7 +71,7 @@ pub(crate) struct Settings {
     )]
     pub(super) weight_channel: u64,
     /// How many of all patches are drawn uniformly, by labels and by weights, as uniform:1,labels:2.
-    #[arg(long, value_parser = mix, value_name = "WAY:SHARE,...")]
+    #[arg(long, value_parser = mix, value_name = "SAMPLER:SHARE,...")]
     pub(super) mix: Option<Mix>,
     /// Where what was found in the maps is kept for the next run, one file for each map, those of
     /// the labels first.
@@ -123,7 +123,7 @@ pub(crate) struct Settings {
     pub(super) memory: Memory,
 }
 
-impl Settings {
+impl SampleArgs {
     /// Checks what the settings ask of each other.
     pub(super) fn check(&self) -> anyhow::Result<()> {
         let inputs = self.sources.len();
@@ -151,8 +151,8 @@ impl Settings {
         }
         let mix = self.ways()?;
         for (way, name, given) in [
-            (Way::Labels, "labels", !self.labels.is_empty()),
-            (Way::Weights, "weights", !self.weights.is_empty()),
+            (SamplerKind::Labels, "labels", !self.labels.is_empty()),
+            (SamplerKind::Weights, "weights", !self.weights.is_empty()),
         ] {
             let wanted = mix.iter().any(|&(own, _)| own == way);
             anyhow::ensure!(
@@ -169,14 +169,14 @@ impl Settings {
     }
 
     /// The ways in which patches are drawn, and their shares.
-    pub(super) fn ways(&self) -> anyhow::Result<Vec<(Way, f64)>> {
+    pub(super) fn ways(&self) -> anyhow::Result<Vec<(SamplerKind, f64)>> {
         if let Some(Mix(ways)) = &self.mix {
             return Ok(ways.clone());
         }
         match (self.labels.is_empty(), self.weights.is_empty()) {
-            (true, true) => Ok(vec![(Way::Uniform, 1.0)]),
-            (false, true) => Ok(vec![(Way::Labels, 1.0)]),
-            (true, false) => Ok(vec![(Way::Weights, 1.0)]),
+            (true, true) => Ok(vec![(SamplerKind::Uniform, 1.0)]),
+            (false, true) => Ok(vec![(SamplerKind::Labels, 1.0)]),
+            (true, false) => Ok(vec![(SamplerKind::Weights, 1.0)]),
             (false, false) => anyhow::bail!(
                 "there are labels and weights: say how many patches are drawn by each, as --mix labels:1,weights:1"
             ),
@@ -198,7 +198,7 @@ impl Settings {
 
 /// A way to draw patches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum SamplerKind {
     Uniform,
     Labels,
     Weights,
@@ -206,7 +206,7 @@ pub(super) enum Way {
 
 /// Ways and their shares.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Mix(Vec<(Way, f64)>);
+pub(super) struct Mix(Vec<(SamplerKind, f64)>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum BorderName {
@@ -293,13 +293,13 @@ fn class(text: &str) -> Option<Class> {
 /// `uniform:1,labels:2`.
 fn mix(text: &str) -> Result<Mix, String> {
     let usage = "give ways and their shares, as uniform:1,labels:2,weights:1";
-    let mut ways: Vec<(Way, f64)> = Vec::new();
+    let mut ways: Vec<(SamplerKind, f64)> = Vec::new();
     for pair in text.split(',') {
         let (name, share) = pair.split_once(':').ok_or(usage)?;
         let way = match name.trim() {
-            "uniform" => Way::Uniform,
-            "labels" => Way::Labels,
-            "weights" => Way::Weights,
+            "uniform" => SamplerKind::Uniform,
+            "labels" => SamplerKind::Labels,
+            "weights" => SamplerKind::Weights,
             _ => return Err(usage.to_owned()),
         };
         let share: f64 = share.trim().parse().map_err(|_| usage)?;
@@ -339,7 +339,10 @@ mod tests {
     fn a_mix_names_each_way_once() {
         assert_eq!(
             mix("uniform:1, labels:2.5"),
-            Ok(Mix(vec![(Way::Uniform, 1.0), (Way::Labels, 2.5)]))
+            Ok(Mix(vec![
+                (SamplerKind::Uniform, 1.0),
+                (SamplerKind::Labels, 2.5)
+            ]))
         );
         for wrong in [
             "",

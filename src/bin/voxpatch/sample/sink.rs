@@ -16,7 +16,7 @@ const PATCHES: FolderKind = FolderKind {
     foreign: foreign_to_patches,
 };
 
-/// A form of output, told by its name.
+/// The form of an output, chosen by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     Npy,

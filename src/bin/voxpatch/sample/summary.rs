@@ -3,13 +3,13 @@
 use serde_json::json;
 use voxpatch::training::LoaderStats;
 
-use super::settings::Settings;
+use super::settings::SampleArgs;
 use crate::memory::text;
 use crate::report::{self, Report};
 
 /// What was done.
 #[derive(Default)]
-pub(super) struct Done {
+pub(super) struct SampleSummary {
     pub(super) patches: u64,
     pub(super) bytes: u64,
     pub(super) seconds: f64,
@@ -22,42 +22,46 @@ pub(super) struct Done {
     pub(super) peak_anonymous: Option<u64>,
 }
 
-impl Done {
-    /// The results in the order in which they are told.
-    pub(super) fn report(&self, settings: &Settings) -> Report {
-        let mut told = Report::default();
-        let seconds = |told: &mut Report, key: &str, value: f64| {
-            told.add(key, report::rounded(value, 6), format!("{value:.3}"));
+impl SampleSummary {
+    /// The results, in the order in which they are printed.
+    pub(super) fn report(&self, settings: &SampleArgs) -> Report {
+        let mut report = Report::default();
+        let seconds = |report: &mut Report, key: &str, value: f64| {
+            report.add(key, report::rounded(value, 6), format!("{value:.3}"));
         };
-        told.plain("patches", self.patches);
+        report.plain("patches", self.patches);
         let patch_bytes = self.bytes.checked_div(self.patches).unwrap_or(0);
-        tell_rates(&mut told, self.patches, patch_bytes, self.seconds);
-        told.plain("chunks_decoded", self.loaded.chunks);
-        told.add(
+        add_rates(&mut report, self.patches, patch_bytes, self.seconds);
+        report.plain("chunks_decoded", self.loaded.chunks);
+        report.add(
             "bytes_read",
             self.loaded.bytes,
             report::bytes(self.loaded.bytes),
         );
-        seconds(&mut told, "wait_seconds", self.loaded.waited.as_secs_f64());
-        seconds(&mut told, "first_patch_seconds", self.first_patch_seconds);
-        seconds(&mut told, "index_seconds", self.index_seconds);
-        told.add(
+        seconds(
+            &mut report,
+            "wait_seconds",
+            self.loaded.waited.as_secs_f64(),
+        );
+        seconds(&mut report, "first_patch_seconds", self.first_patch_seconds);
+        seconds(&mut report, "index_seconds", self.index_seconds);
+        report.add(
             "peak_anonymous_bytes",
             self.peak_anonymous,
             text(self.peak_anonymous),
         );
-        told.plain("left_out", self.left_out + self.loaded.left_out);
+        report.plain("left_out", self.left_out + self.loaded.left_out);
         let absent: Vec<_> = self
             .absent
             .iter()
             .map(|(input, labels)| json!({"input": input, "labels": labels}))
             .collect();
         if absent.is_empty() {
-            told.only_json("absent_labels", absent);
+            report.only_json("absent_labels", absent);
         } else {
             let lines = self.absent.iter();
             let lines = lines.map(|(input, labels)| format!("{} in {input}", labels.join(", ")));
-            told.add(
+            report.add(
                 "absent_labels",
                 absent,
                 lines.collect::<Vec<_>>().join("\n"),
@@ -65,7 +69,7 @@ impl Done {
         }
         if !self.nowhere.is_empty() {
             let text = self.nowhere.join(", ");
-            told.add("labels_in_no_input", self.nowhere.clone(), text);
+            report.add("labels_in_no_input", self.nowhere.clone(), text);
         }
         for (name, path) in [
             ("out", &settings.out),
@@ -73,28 +77,28 @@ impl Done {
             ("plot", &settings.plot),
         ] {
             if let Some(path) = path {
-                told.plain(name, path.display().to_string());
+                report.plain(name, path.display().to_string());
             }
         }
-        told
+        report
     }
 }
 
 /// Adds seconds and rates.
-pub(crate) fn tell_rates(told: &mut Report, patches: u64, patch_bytes: u64, seconds: f64) {
+pub(crate) fn add_rates(report: &mut Report, patches: u64, patch_bytes: u64, seconds: f64) {
     let rate = report::float(patches) / seconds.max(1e-9);
     let megabytes = rate * report::float(patch_bytes) / 1e6;
-    told.add(
+    report.add(
         "seconds",
         report::rounded(seconds, 3),
         format!("{seconds:.2}"),
     );
-    told.add(
+    report.add(
         "patches_per_second",
         report::rounded(rate, 1),
         format!("{rate:.1}"),
     );
-    told.add(
+    report.add(
         "megabytes_per_second",
         report::rounded(megabytes, 1),
         format!("{megabytes:.1}"),

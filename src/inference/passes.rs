@@ -10,10 +10,10 @@ use std::ops::Range;
 use super::plan::PlannedOutput;
 
 /// Of each output, the write chunks (z, y, x) that are written.
-pub(super) type Part = Vec<[Range<u64>; 3]>;
+pub(super) type ChunkRanges = Vec<[Range<u64>; 3]>;
 
 /// How many write chunks each output has along z, y, x; `None` for one without write chunks.
-pub(super) fn whole(outputs: &[PlannedOutput]) -> Option<Part> {
+pub(super) fn whole(outputs: &[PlannedOutput]) -> Option<ChunkRanges> {
     let count = |output: &PlannedOutput| {
         let [_, chunk @ ..] = output.layout.write_chunk?;
         let count = |a: usize| 0..output.layout.shape[a].div_ceil(chunk[a]);
@@ -23,7 +23,7 @@ pub(super) fn whole(outputs: &[PlannedOutput]) -> Option<Part> {
 }
 
 /// Piece `index` of `count` equal ones along an axis, cut between write chunks.
-pub(super) fn piece(part: &Part, axis: usize, index: u64, count: u64) -> Part {
+pub(super) fn piece(part: &ChunkRanges, axis: usize, index: u64, count: u64) -> ChunkRanges {
     let cut = |range: &Range<u64>, n: u64| {
         let length = u128::from(range.end - range.start);
         let offset = length * u128::from(n) / u128::from(count);
@@ -37,7 +37,7 @@ pub(super) fn piece(part: &Part, axis: usize, index: u64, count: u64) -> Part {
 }
 
 /// All `counts[0] x counts[1]` pieces along two axes.
-pub(super) fn pieces(part: &Part, axes: [usize; 2], counts: [u64; 2]) -> Vec<Part> {
+pub(super) fn pieces(part: &ChunkRanges, axes: [usize; 2], counts: [u64; 2]) -> Vec<ChunkRanges> {
     let rows = (0..counts[0]).map(|i| piece(part, axes[0], i, counts[0]));
     rows.flat_map(|row| (0..counts[1]).map(move |j| piece(&row, axes[1], j, counts[1])))
         .filter(|piece| !is_empty(piece))
@@ -45,7 +45,7 @@ pub(super) fn pieces(part: &Part, axes: [usize; 2], counts: [u64; 2]) -> Vec<Par
 }
 
 /// Whether there is nothing to write.
-pub(super) fn is_empty(part: &Part) -> bool {
+pub(super) fn is_empty(part: &ChunkRanges) -> bool {
     part.iter()
         .all(|ranges| ranges.iter().any(std::ops::Range::is_empty))
 }
