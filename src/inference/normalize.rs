@@ -374,7 +374,7 @@ mod tests {
     use super::*;
     use crate::aggregator::{Blend, Reduce};
     use crate::dtype::Element;
-    use crate::inference::work::{Reading, PatchPool};
+    use crate::inference::work::{PatchPool, Reading};
     use crate::inference::{Inference, Model, OutputSpec, OutputTarget, builtin_model};
     use crate::pad::Padding;
     use crate::progress::silent;
@@ -495,7 +495,9 @@ mod tests {
             input: plan.input,
             scales: plan.scales,
         };
-        let given = reading.read(&*volume, region, &PatchPool::default()).unwrap();
+        let given = reading
+            .read(&*volume, region, &PatchPool::default())
+            .unwrap();
         given.as_slice::<f32>().unwrap().to_vec()
     }
 
