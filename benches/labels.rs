@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use voxpatch::progress::silent;
-use voxpatch::sampler::{Label, LabelIndex, Sampler, SamplerOptions, Shares};
+use voxpatch::sampler::{Label, LabelIndex, LabelWeights, Sampler, SamplerOptions};
 use voxpatch::volume::{Codec, CreateOptions, create};
 use voxpatch::{DType, Layout, Region, Result, Shape, VolumeExt, open};
 
@@ -66,7 +66,7 @@ fn measure(path: &Path, threads: usize, at_once: u64, before: u64) -> Result<Fig
     let began = Instant::now();
     let map = open(path)?;
     let index = LabelIndex::build(&*map, 0, threads, &silent)?;
-    let shares = Shares::new([0, 1, 2, 3].map(|label| (label.into(), 1.0)))?;
+    let shares = LabelWeights::new([0, 1, 2, 3].map(|label| (label.into(), 1.0)))?;
     let options = SamplerOptions::new(PATCH, 7).with_budget(32 << 20);
     let sampler = Label::new(Arc::clone(&map), &index, &shares, &options)?;
     let first = map.read(sampler.draw(0, 0)?)?;

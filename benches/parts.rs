@@ -11,7 +11,7 @@ use std::sync::Arc;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use voxpatch::progress::silent;
 use voxpatch::sampler::{
-    Label, LabelIndex, Sampler, SamplerOptions, Shares, WeightIndex, Weighted,
+    Label, LabelIndex, LabelWeights, Sampler, SamplerOptions, WeightIndex, Weighted,
 };
 use voxpatch::volume::{Cached, CreateOptions, create};
 use voxpatch::{
@@ -79,7 +79,7 @@ fn draws(criterion: &mut Criterion) {
     let options = SamplerOptions::new(PATCH, 7);
     let uniform = Uniform::new(SHAPE, PATCH, 7).expect("the patch fits");
     let index = LabelIndex::build(&*map, 0, 1, &silent).expect("labels can be counted");
-    let shares = Shares::foreground();
+    let shares = LabelWeights::foreground();
     let label = Label::new(Arc::clone(&map), &index, &shares, &options).expect("there are labels");
     let index = WeightIndex::build(&*map, 0, 1, &silent).expect("weights can be added up");
     let weighted = Weighted::new(map, &index, &options).expect("there are weights");

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use voxpatch::progress::silent;
 use voxpatch::sampler::Sampler;
-use voxpatch::training::{Image, Loader, LoaderOptions, Plan, Subject, TOLERANCE};
+use voxpatch::training::{EpochPlan, Image, Loader, LoaderOptions, Subject, TOLERANCE};
 use voxpatch::volume::{Codec, CreateOptions, create};
 use voxpatch::{
     ConvertOptions, DType, Layout, Queue, Result, Uniform, Volume, VolumeExt, convert, open,
@@ -254,7 +254,7 @@ fn through_the_loader(path: &Path, memory: u64) -> Result<(Figures, f64)> {
             Arc::new(Uniform::new(subject.shape(), [96; 3], seed)?) as Arc<dyn Sampler>,
         ))
     };
-    let plan = Plan::new(1, COUNT, 1)?;
+    let plan = EpochPlan::new(1, COUNT, 1)?;
     // Some is for chunks under way and for the patch in the consumer's hands.
     let options = LoaderOptions {
         max_length: 2_000,

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use voxpatch::sampler::{Class, Label, LabelIndex, SamplerOptions, Shares, draws};
+use voxpatch::sampler::{Label, LabelIndex, LabelValue, LabelWeights, SamplerOptions, draws};
 use voxpatch::{MemoryVolume, Region, Volume, VolumeExt, progress, threads};
 
 fn main() -> voxpatch::Result<()> {
@@ -23,7 +23,7 @@ fn main() -> voxpatch::Result<()> {
     let map: Arc<dyn Volume> = Arc::new(MemoryVolume::from_vec([48; 3], 1, voxels)?);
 
     let index = LabelIndex::build(&*map, 0, threads(), &progress::silent)?;
-    let shares = Shares::new([(Class::from(1), 1.0), (Class::from(2), 3.0)])?;
+    let shares = LabelWeights::new([(LabelValue::from(1), 1.0), (LabelValue::from(2), 3.0)])?;
     let options = SamplerOptions::new([16; 3], 7);
     let sampler = Label::new(Arc::clone(&map), &index, &shares, &options)?;
 

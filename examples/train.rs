@@ -12,7 +12,7 @@
 use std::sync::Arc;
 
 use voxpatch::sampler::Sampler;
-use voxpatch::training::{Image, Loader, LoaderOptions, Plan, Subject, TOLERANCE};
+use voxpatch::training::{EpochPlan, Image, Loader, LoaderOptions, Subject, TOLERANCE};
 use voxpatch::{MemoryVolume, Uniform};
 
 fn main() -> voxpatch::Result<()> {
@@ -28,7 +28,7 @@ fn main() -> voxpatch::Result<()> {
         let sampler = Uniform::new(subject.shape(), [32; 3], seed)?;
         Ok(Some(Arc::new(sampler) as Arc<dyn Sampler>))
     });
-    let plan = Plan::new(1, 40, 7)?; // 40 patches of one subject, seed 7
+    let plan = EpochPlan::new(1, 40, 7)?; // 40 patches of one subject, seed 7
     let options = LoaderOptions::default();
 
     let mut state = None;

@@ -3,13 +3,13 @@
 //! A volume stays on disk ([`open`], [`volume::create`]); what is read is the chunks that a
 //! [`Region`] touches, and what comes back is a [`Patch`], c, z, y, x, that owns its memory.
 //!
-//! Training: a [`sampler`] says where patches lie, a [`training::Plan`] which of them an epoch
+//! Training: a [`sampler`] says where patches lie, a [`training::EpochPlan`] which of them an epoch
 //! has, and a [`training::Loader`] reads them ahead, each chunk once for its whole buffer.
 //!
 //! ```
 //! use std::sync::Arc;
 //! use voxpatch::sampler::Sampler;
-//! use voxpatch::training::{Image, Loader, LoaderOptions, Plan, Subject, TOLERANCE};
+//! use voxpatch::training::{EpochPlan, Image, Loader, LoaderOptions, Subject, TOLERANCE};
 //! use voxpatch::{MemoryVolume, Uniform};
 //!
 //! # fn main() -> voxpatch::Result<()> {
@@ -18,7 +18,7 @@
 //! let make = |subject: &Subject, seed| {
 //!     Ok(Some(Arc::new(Uniform::new(subject.shape(), [16; 3], seed)?) as Arc<dyn Sampler>))
 //! };
-//! let plan = Plan::new(1, 25, 42)?; // 25 patches of one subject, seed 42
+//! let plan = EpochPlan::new(1, 25, 42)?; // 25 patches of one subject, seed 42
 //! let options = LoaderOptions::default();
 //! let loader = Loader::new(Arc::new(vec![subject]), Arc::new(make), &plan, 0, &options)?;
 //! let mut voxels = 0;

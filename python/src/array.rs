@@ -13,7 +13,7 @@ use numpy::{
 };
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use voxpatch::training::{BatchImage, Lent};
+use voxpatch::training::{BatchImage, PooledPatch};
 use voxpatch::{DType, Patch, Region, Shape, Voxels};
 
 use crate::errors::invalid;
@@ -71,7 +71,7 @@ pub(crate) trait Memory: Send {
     fn bytes(&mut self) -> &mut [u8];
 }
 
-impl Memory for Lent {
+impl Memory for PooledPatch {
     fn dtype(&self) -> DType {
         Patch::dtype(self)
     }

@@ -10,8 +10,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use voxpatch::sampler::Sampler;
 use voxpatch::training::{
-    Loader, LoaderOptions, LoaderState, LoaderStats, OnError, Plan, Sample, Share, Subjects, Turn,
-    Uneven, Waited,
+    EpochPlan, Loader, LoaderOptions, LoaderState, LoaderStats, OnError, RankShard, Sample,
+    Subjects, TryNext, Uneven, WorkerShard,
 };
 use voxpatch::{Region, Result};
 
@@ -37,8 +37,8 @@ pub(crate) struct Epochs {
     list: Arc<List>,
     recipe: Arc<Recipe>,
     indices: Arc<Indices>,
-    plan: Plan,
-    share: Share,
+    plan: EpochPlan,
+    shard: RankShard,
 }
 
 /// An iterator over one epoch; its threads end with it.
@@ -69,13 +69,13 @@ impl Epochs {
         seed: u64,
         window: u64,
         shuffle: (bool, bool),
-        share: (u64, u64, u64, &str),
+        shard: (u64, u64, u64, &str),
         together: Option<u64>,
     ) -> PyResult<Self> {
         let list = Arc::clone(&subjects.list);
         let plan = match counts.extract::<u64>() {
-            Ok(each) => Plan::new(list.len(), each, seed),
-            Err(_) => Plan::with_counts(&counts.extract::<Vec<u64>>()?, seed),
+            Ok(each) => EpochPlan::new(list.len(), each, seed),
+            Err(_) => EpochPlan::with_counts(&counts.extract::<Vec<u64>>()?, seed),
         };
         let plan = plan.map(|plan| plan.with_window(window).with_shuffle(shuffle.0, shuffle.1));
         let plan = match together {
@@ -90,30 +90,30 @@ impl Epochs {
                 list.len()
             )));
         }
-        let (rank, world_size, batch, uneven) = share;
+        let (rank, world_size, batch, uneven) = shard;
         let uneven = arguments::chosen("uneven", uneven, &UNEVEN)?;
         Ok(Self {
             list,
             recipe: Arc::new(sampler),
             indices: Arc::default(),
             plan,
-            share: Share::of(rank, world_size, batch).with_uneven(uneven),
+            shard: RankShard::of(rank, world_size, batch).with_uneven(uneven),
         })
     }
 
     /// A state; the start of the next epoch for one at the end of its own.
     fn settled(&self, state: &str) -> PyResult<String> {
         let state: LoaderState = state.parse().map_err(|error| raised(&error))?;
-        Ok(state.settled(&self.plan, self.share).to_string())
+        Ok(state.settled(&self.plan, self.shard).to_string())
     }
 
     /// Patches and batches that an epoch has for this rank.
     fn length(&self) -> (u64, u64) {
-        self.share.left(Turn::default(), 0, self.plan.len())
+        self.shard.left(WorkerShard::default(), 0, self.plan.len())
     }
 
     /// Starts an epoch from its first patch, or from where a state is; `gather` if it is taken in batches.
-    #[pyo3(signature = (epoch, state, turn, threads, max_length, max_bytes, skip_errors, gather = false, alike = false, stay = false))]
+    #[pyo3(signature = (epoch, state, worker, threads, max_length, max_bytes, skip_errors, gather = false, alike = false, stay = false))]
     #[expect(
         clippy::too_many_arguments,
         clippy::fn_params_excessive_bools,
@@ -124,7 +124,7 @@ impl Epochs {
         py: Python<'_>,
         epoch: u64,
         state: Option<&str>,
-        turn: (u64, u64),
+        worker: (u64, u64),
         threads: usize,
         max_length: usize,
         max_bytes: u64,
@@ -137,18 +137,18 @@ impl Epochs {
             threads,
             max_length,
             max_bytes,
-            share: self.share,
-            turn: Turn {
-                index: turn.0,
-                of: turn.1,
+            shard: self.shard,
+            worker: WorkerShard {
+                index: worker.0,
+                count: worker.1,
             },
             on_error: if skip_errors {
                 OnError::Skip
             } else {
                 OnError::Fail
             },
-            stay,
-            gather,
+            stay_in_epoch: stay,
+            contiguous_batches: gather,
             alike,
             transform: None,
         };
@@ -184,7 +184,7 @@ impl Epochs {
 impl EpochLoader {
     /// The next batch as (arrays by name, locations (b, 6), numbers of the subjects); None at the end.
     fn batch<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let found = self.wait(py, Loader::gathered_within)?;
+        let found = self.wait(py, Loader::next_contiguous_batch_timeout)?;
         let Some(batch) = found else { return Ok(None) };
         let regions = batch.regions();
         let rows = regions.iter().copied().flat_map(location).collect();
@@ -203,7 +203,7 @@ impl EpochLoader {
 
     /// The samples of the next batch one by one, each as [`sample`](Self::sample) gives it.
     fn samples<'py>(&self, py: Python<'py>) -> PyResult<Option<Vec<Bound<'py, PyAny>>>> {
-        let found = self.wait(py, Loader::batch_within)?;
+        let found = self.wait(py, Loader::next_batch_timeout)?;
         let Some(samples) = found else {
             return Ok(None);
         };
@@ -217,7 +217,7 @@ impl EpochLoader {
 
     /// The next patch as (arrays by name, location (6,), number of the subject); None at the end.
     fn sample<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let found = self.wait(py, Loader::next_within)?;
+        let found = self.wait(py, Loader::next_timeout)?;
         found.map(|sample| unpacked(py, sample)).transpose()
     }
 
@@ -288,7 +288,7 @@ impl EpochLoader {
     fn wait<T: Send>(
         &self,
         py: Python<'_>,
-        mut ask: impl FnMut(&mut Loader, std::time::Duration) -> Waited<Result<T>> + Send,
+        mut ask: impl FnMut(&mut Loader, std::time::Duration) -> TryNext<Result<T>> + Send,
     ) -> PyResult<Option<T>> {
         let mut running = self.running()?;
         let Some(loader) = running.as_mut() else {
@@ -310,13 +310,13 @@ impl EpochLoader {
             }
             let waited = py.detach(|| guarded(|| Ok(ask(loader, limit))));
             match waited.map_err(|error| raised(&error))? {
-                Waited::Here(Ok(found)) => return Ok(Some(found)),
-                Waited::Here(Err(error)) => {
+                TryNext::Ready(Ok(found)) => return Ok(Some(found)),
+                TryNext::Ready(Err(error)) => {
                     let own = asked.and_then(crate::subjects::Asked::raised);
                     return Err(own.unwrap_or_else(|| raised(&error)));
                 }
-                Waited::Over => return Ok(None),
-                Waited::NotYet => py.check_signals()?,
+                TryNext::Finished => return Ok(None),
+                TryNext::TimedOut => py.check_signals()?,
             }
         }
     }
@@ -368,7 +368,7 @@ fn unpacked(py: Python<'_>, sample: Sample) -> PyResult<Bound<'_, PyAny>> {
     let subject = sample.subject_index;
     let names: Vec<String> = names(&sample).map(str::to_owned).collect();
     let arrays = PyDict::new(py);
-    for (name, patch) in names.into_iter().zip(sample.into_lent()) {
+    for (name, patch) in names.into_iter().zip(sample.into_pooled()) {
         let [z, y, x] = patch.shape();
         let shape = [patch.channels(), z, y, x];
         arrays.set_item(name, array::on(py, Box::new(patch), &shape)?)?;

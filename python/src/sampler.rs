@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use voxpatch::sampler::{
-    BlockIndex, Border, Channels, Class, Empty, Label, Mixture, Sampler, SamplerOptions, Shares,
-    Tally, Uniform, Weighted,
+    BlockIndex, BlockStats, Border, Channels, Label, LabelValue, LabelWeights, Mixture, OnEmpty,
+    Sampler, SamplerOptions, Uniform, Weighted,
 };
 use voxpatch::training::{Image, Subject};
 use voxpatch::{Error, Result, Shape, progress};
@@ -24,7 +24,7 @@ const BLOCKS: u64 = 16 << 20;
 pub(crate) enum Recipe {
     Uniform(Common),
     Weighted(Common, Map),
-    Label(Common, Map, Option<Vec<(Class, f64)>>),
+    Label(Common, Map, Option<Vec<(LabelValue, f64)>>),
     Mixture(Vec<(f64, Self)>, Option<u64>),
 }
 
@@ -39,7 +39,7 @@ pub(crate) struct Common {
 #[derive(Clone, Debug)]
 pub(crate) struct Map {
     image: String,
-    empty: Empty,
+    empty: OnEmpty,
 }
 
 /// The dictionary that a Python sampler's `_recipe()` gives.
@@ -85,14 +85,14 @@ impl<'py> FromPyObject<'_, 'py> for Recipe {
     }
 }
 
-fn classes(shares: &Bound<'_, PyDict>) -> PyResult<Vec<(Class, f64)>> {
+fn classes(shares: &Bound<'_, PyDict>) -> PyResult<Vec<(LabelValue, f64)>> {
     let one = |(label, share): (Bound<'_, PyAny>, Bound<'_, PyAny>)| {
         let class = match label.call_method0("__index__") {
             Ok(whole) => whole.extract::<i128>().ok().and_then(|whole| {
-                let signed = i64::try_from(whole).map(Class::from).ok();
-                signed.or_else(|| u64::try_from(whole).map(Class::from).ok())
+                let signed = i64::try_from(whole).map(LabelValue::from).ok();
+                signed.or_else(|| u64::try_from(whole).map(LabelValue::from).ok())
             }),
-            Err(_) => Class::real(label.extract()?),
+            Err(_) => LabelValue::real(label.extract()?),
         };
         let class = class.ok_or_else(|| invalid(format!("{label} is no voxel's value")))?;
         Ok((class, share.extract()?))
@@ -109,11 +109,11 @@ fn border(name: &str) -> PyResult<Border> {
     arguments::chosen("border", name, &all)
 }
 
-fn empty(name: &str) -> PyResult<Empty> {
+fn empty(name: &str) -> PyResult<OnEmpty> {
     let all = [
-        ("error", Empty::Error),
-        ("skip", Empty::Skip),
-        ("uniform", Empty::Uniform),
+        ("error", OnEmpty::Error),
+        ("skip", OnEmpty::Skip),
+        ("uniform", OnEmpty::Uniform),
     ];
     arguments::chosen("empty", name, &all)
 }
@@ -126,7 +126,7 @@ pub(crate) struct Indices(Mutex<HashMap<Key, Arc<dyn Any + Send + Sync>>>);
 type Key = (u64, String, u64, bool);
 
 impl Indices {
-    fn get<T: Tally + Any + Send + Sync>(
+    fn get<T: BlockStats + Any + Send + Sync>(
         &self,
         key: Key,
         image: &Image,
@@ -174,23 +174,23 @@ impl Recipe {
                 let index = indices.get(key, image, threads)?;
                 let options = options(common);
                 let built = Weighted::new(Arc::clone(&image.volume), &index, &options);
-                map.empty.decide(built, shape, &options)
+                map.empty.apply(built, shape, &options)
             }
             Self::Label(common, map, shares) => {
                 let image = map.of(subject)?;
                 let options = options(common);
                 if image.channel_count() > 1 {
                     let built = one_hot(map, image, shares.as_deref(), indices, &options);
-                    return map.empty.decide(built, shape, &options);
+                    return map.empty.apply(built, shape, &options);
                 }
                 let key = (seed, map.image.clone(), image.channels.start, true);
                 let index = indices.get(key, image, threads)?;
                 let shares = match shares {
-                    Some(shares) => Shares::new(shares.iter().copied())?,
-                    None => Shares::foreground(),
+                    Some(shares) => LabelWeights::new(shares.iter().copied())?,
+                    None => LabelWeights::foreground(),
                 };
                 let built = Label::new(Arc::clone(&image.volume), &index, &shares, &options);
-                map.empty.decide(built, shape, &options)
+                map.empty.apply(built, shape, &options)
             }
             Self::Mixture(parts, batch) => {
                 let mut samplers = Vec::with_capacity(parts.len());
@@ -213,7 +213,7 @@ impl Recipe {
 fn one_hot(
     map: &Map,
     image: &Image,
-    shares: Option<&[(Class, f64)]>,
+    shares: Option<&[(LabelValue, f64)]>,
     indices: &Indices,
     options: &SamplerOptions,
 ) -> Result<Channels> {
@@ -223,11 +223,11 @@ fn one_hot(
             .map(|channel| (channel, 1.0))
             .collect(),
         Some(shares) => {
-            let channel = |label: Class| {
+            let channel = |label: LabelValue| {
                 image
                     .channels
                     .clone()
-                    .find(|channel| Class::from(channel - image.channels.start) == label)
+                    .find(|channel| LabelValue::from(channel - image.channels.start) == label)
             };
             let found = shares.iter().map(|&(label, share)| match channel(label) {
                 Some(channel) => Ok((channel, share)),

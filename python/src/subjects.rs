@@ -380,7 +380,8 @@ impl SubjectList {
 impl SubjectList {
     fn new(length: u64, text: &str, kind: Kind) -> Self {
         // The fingerprint of a list that is known by this text.
-        let known = voxpatch::training::Lazy::new(length, |_| Err(Error::Stopped)).known_by(text);
+        let known =
+            voxpatch::training::LazySubjects::new(length, |_| Err(Error::Stopped)).with_key(text);
         let list = List {
             length,
             fingerprint: known.fingerprint(),

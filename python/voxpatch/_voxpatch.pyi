@@ -182,7 +182,7 @@ class Epochs:
         seed: int,
         window: int,
         shuffle: tuple[bool, bool],
-        share: tuple[int, int, int, str],
+        shard: tuple[int, int, int, str],
         together: int | None,
     ) -> Epochs: ...
     def length(self) -> tuple[int, int]:
@@ -195,7 +195,7 @@ class Epochs:
         self,
         epoch: int,
         state: str | None,
-        turn: tuple[int, int],
+        worker: tuple[int, int],
         threads: int,
         max_length: int,
         max_bytes: int,

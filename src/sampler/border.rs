@@ -23,13 +23,13 @@ pub enum Border {
 
 /// The legal places of patches of one size in one volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Placement {
+pub struct CenterBox {
     volume: Shape,
     patch: Shape,
     border: Border,
 }
 
-impl Placement {
+impl CenterBox {
     /// Places patches of `patch` voxels (z, y, x) in a volume of `volume`.
     ///
     /// # Errors
@@ -127,8 +127,8 @@ fn signed(n: u64) -> i64 {
 mod tests {
     use super::*;
 
-    fn along_x(volume: u64, patch: u64, border: Border) -> Result<Placement> {
-        Placement::new([9, 9, volume], [3, 3, patch], border)
+    fn along_x(volume: u64, patch: u64, border: Border) -> Result<CenterBox> {
+        CenterBox::new([9, 9, volume], [3, 3, patch], border)
     }
 
     #[test]
@@ -205,7 +205,7 @@ mod tests {
     fn axes_beyond_31_bits_reach_their_far_end() {
         let volume = [70_001, 65_537, (1 << 31) + 1];
         let patch = [70_000, 65_536, 1 << 31];
-        let placement = Placement::new(volume, patch, Border::Drop).unwrap();
+        let placement = CenterBox::new(volume, patch, Border::Drop).unwrap();
         let centres = placement.centres();
         assert_eq!(centres.shape, [2, 2, 2]);
         let last = centres.end().map(|end| end.unsigned_abs() - 1);

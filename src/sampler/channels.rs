@@ -122,7 +122,7 @@ mod tests {
         let sampler = Channels::new(&map, &shares, &options).unwrap();
         let first = at_the_first(&sampler);
         assert!((1806..2194).contains(&first), "5 sigma of 2000: {first}");
-        // Shares of 3 to 1: 3/8 of the draws.
+        // LabelWeights of 3 to 1: 3/8 of the draws.
         let shares = [(3.0, &indexes[0]), (1.0, &indexes[1])];
         let first = at_the_first(&Channels::new(&map, &shares, &options).unwrap());
         assert!((2783..3217).contains(&first), "5 sigma of 3000: {first}");

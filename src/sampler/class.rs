@@ -12,10 +12,10 @@ use crate::volume::Layout;
 
 /// A label value: any number that a voxel can hold.
 ///
-/// An integer is the same label for every voxel type: `Class::from(1)` matches voxels of
+/// An integer is the same label for every voxel type: `LabelValue::from(1)` matches voxels of
 /// value 1 in `u8`, `i64` and `f32` maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Class(Number);
+pub struct LabelValue(Number);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Number {
@@ -26,7 +26,7 @@ enum Number {
 
 macro_rules! whole {
     ($($ty:ty)*) => {
-        $(impl From<$ty> for Class {
+        $(impl From<$ty> for LabelValue {
             fn from(value: $ty) -> Self { Self(Number::Whole(i128::from(value))) }
         })*
     };
@@ -36,7 +36,7 @@ whole!(bool u8 i8 u16 i16 u32 i32 u64 i64);
 /// From here on floats are not looked at as whole numbers: 2^126.
 const HUGE: f64 = 85_070_591_730_234_615_865_843_651_857_942_052_864.0;
 
-impl Class {
+impl LabelValue {
     /// The background label, which is ignored unless it is named.
     pub const ZERO: Self = Self(Number::Whole(0));
 
@@ -136,7 +136,7 @@ impl Class {
     }
 }
 
-impl fmt::Display for Class {
+impl fmt::Display for LabelValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Number::Whole(value) => value.fmt(f),
@@ -145,7 +145,7 @@ impl fmt::Display for Class {
     }
 }
 
-impl Class {
+impl LabelValue {
     /// For a file: a tag and 16 bytes.
     pub(super) fn to_bytes(self) -> [u8; 17] {
         let (tag, value) = match self.0 {
@@ -269,7 +269,7 @@ mod tests {
             (DType::I64, bits(i64::MAX), bits(i64::MAX - 1)),
         ];
         for (dtype, a, b) in pairs {
-            let class = Class::of_voxel(dtype, a).unwrap();
+            let class = LabelValue::of_voxel(dtype, a).unwrap();
             let matcher = class.matcher(dtype).unwrap();
             assert!(matcher.wants(a) && !matcher.wants(b), "{class}");
         }
@@ -277,27 +277,30 @@ mod tests {
 
     #[test]
     fn a_label_is_the_same_number_in_every_type_that_has_it() {
-        let one = Class::from(1);
-        assert_eq!(Class::of_voxel(DType::F32, bits(1.0_f32)), Some(one));
-        assert_eq!(Class::of_voxel(DType::Bool, 7), Some(one));
+        let one = LabelValue::from(1);
+        assert_eq!(LabelValue::of_voxel(DType::F32, bits(1.0_f32)), Some(one));
+        assert_eq!(LabelValue::of_voxel(DType::Bool, 7), Some(one));
         assert!(one.matcher(DType::Bool).unwrap().wants(7));
         assert!(
-            !Class::ZERO.matcher(DType::Bool).unwrap().wants(7),
+            !LabelValue::ZERO.matcher(DType::Bool).unwrap().wants(7),
             "any byte but 0 is true"
         );
         assert_eq!(
-            Class::of_voxel(DType::I16, bits(-1_i16)),
-            Some(Class::from(-1))
+            LabelValue::of_voxel(DType::I16, bits(-1_i16)),
+            Some(LabelValue::from(-1))
         );
-        assert_eq!(Class::from(-1).matcher(DType::U16), None);
-        assert_eq!(Class::from(300).matcher(DType::U8), None);
+        assert_eq!(LabelValue::from(-1).matcher(DType::U16), None);
+        assert_eq!(LabelValue::from(300).matcher(DType::U8), None);
         assert_eq!(
-            Class::from((1_u64 << 53) + 1).matcher(DType::F64),
+            LabelValue::from((1_u64 << 53) + 1).matcher(DType::F64),
             None,
             "no f64 has this value"
         );
-        assert_eq!(Class::from((1_i32 << 24) + 1).matcher(DType::F32), None);
-        assert_eq!(Class::from(100_000).matcher(DType::F16), None);
+        assert_eq!(
+            LabelValue::from((1_i32 << 24) + 1).matcher(DType::F32),
+            None
+        );
+        assert_eq!(LabelValue::from(100_000).matcher(DType::F16), None);
     }
 
     #[test]
@@ -307,8 +310,8 @@ mod tests {
             (DType::F64, bits(-0.0_f64)),
             (DType::F16, 1 << 15),
         ] {
-            assert_eq!(Class::of_voxel(dtype, minus), Some(Class::ZERO));
-            let zero = Class::ZERO.matcher(dtype).unwrap();
+            assert_eq!(LabelValue::of_voxel(dtype, minus), Some(LabelValue::ZERO));
+            let zero = LabelValue::ZERO.matcher(dtype).unwrap();
             assert!(zero.wants(minus) && zero.wants(0));
             assert!(!Matcher::non_zero(dtype).wants(minus));
         }
@@ -317,37 +320,37 @@ mod tests {
 
     #[test]
     fn fractions_are_labels_and_what_is_not_finite_is_none() {
-        let half = Class::real(0.5).unwrap();
+        let half = LabelValue::real(0.5).unwrap();
         assert!(
             half.matcher(DType::F16)
                 .unwrap()
                 .wants(bits(f16::from_f32(0.5)))
         );
         assert_eq!(half.matcher(DType::U8), None);
-        let tenth = Class::real(0.1).unwrap();
+        let tenth = LabelValue::real(0.1).unwrap();
         assert_eq!(tenth.matcher(DType::F32), None, "no f32 is this tenth");
         assert!(tenth.matcher(DType::F64).unwrap().wants(bits(0.1_f64)));
-        assert_eq!(Class::of_voxel(DType::F32, bits(f32::NAN)), None);
-        assert_eq!(Class::real(f64::INFINITY), None);
+        assert_eq!(LabelValue::of_voxel(DType::F32, bits(f32::NAN)), None);
+        assert_eq!(LabelValue::real(f64::INFINITY), None);
     }
 
     #[test]
     fn labels_go_to_bytes_and_back() {
         for class in [
-            Class::ZERO,
-            Class::from(-3),
-            Class::from(u64::MAX),
-            Class::real(0.25).unwrap(),
-            Class::real(-1e300).unwrap(),
+            LabelValue::ZERO,
+            LabelValue::from(-3),
+            LabelValue::from(u64::MAX),
+            LabelValue::real(0.25).unwrap(),
+            LabelValue::real(-1e300).unwrap(),
         ] {
-            assert_eq!(Class::from_bytes(class.to_bytes()), Some(class));
+            assert_eq!(LabelValue::from_bytes(class.to_bytes()), Some(class));
         }
-        assert_eq!(Class::from_bytes([9; 17]), None);
+        assert_eq!(LabelValue::from_bytes([9; 17]), None);
     }
 
     #[test]
     fn eight_voxels_at_once_are_matched_as_one_after_the_other() {
-        let classes = [0, 1, 127, 128, 255, -1, -128].map(Class::from);
+        let classes = [0, 1, 127, 128, 255, -1, -128].map(LabelValue::from);
         for dtype in [DType::U8, DType::I8, DType::Bool] {
             let of_classes = classes.iter().filter_map(|class| class.matcher(dtype));
             for matcher in of_classes.chain([Matcher::non_zero(dtype)]) {

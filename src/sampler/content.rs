@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::class::{Class, Matcher, bits_of};
+use super::class::{LabelValue, Matcher, bits_of};
 use super::draw::Sampler;
 use crate::error::{Error, Result};
 use crate::region::{Region, Shape};
@@ -17,9 +17,9 @@ const TOGETHER: u64 = 16;
 
 /// The voxels that a patch must contain.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Content {
+pub enum Criterion {
     /// Voxels of one label.
-    Label(Class),
+    Label(LabelValue),
     /// Voxels that are not 0.
     NonZero,
 }
@@ -35,17 +35,17 @@ pub enum Content {
 /// shares: filter the parts of the mixture instead. Each try reads the map at the patch; use a
 /// [`Cached`](crate::volume::Cached) map if its chunks are read again.
 #[derive(Debug)]
-pub struct Containing {
+pub struct MinContent {
     inner: Box<dyn Sampler>,
     map: Arc<dyn Volume>,
     channel: u64,
-    content: Content,
+    content: Criterion,
     matcher: Option<Matcher>,
     fraction: f64,
     tries: u64,
 }
 
-impl Containing {
+impl MinContent {
     /// Keeps patches of `inner` in which at least `fraction` (above 0, up to 1) of the voxels are
     /// `content` in a channel of `map`, which must be on the volume's grid.
     ///
@@ -57,7 +57,7 @@ impl Containing {
         inner: Box<dyn Sampler>,
         map: Arc<dyn Volume>,
         channel: u64,
-        content: Content,
+        content: Criterion,
         fraction: f64,
     ) -> Result<Self> {
         let bad = |name, value: String, problem: &str| {
@@ -71,7 +71,7 @@ impl Containing {
             let problem = "it is a part of the patch: above 0 and up to 1";
             return bad("a least fraction of", fraction.to_string(), problem);
         }
-        if let Some(end) = inner.end() {
+        if let Some(end) = inner.draw_count() {
             let problem = "only of a sampler without an end can patches be tried again";
             return bad("a condition on", format!("{end} draws"), problem);
         }
@@ -84,8 +84,8 @@ impl Containing {
             });
         }
         let matcher = match content {
-            Content::Label(class) => class.matcher(layout.dtype),
-            Content::NonZero => Some(Matcher::non_zero(layout.dtype)),
+            Criterion::Label(class) => class.matcher(layout.dtype),
+            Criterion::NonZero => Some(Matcher::non_zero(layout.dtype)),
         };
         Ok(Self {
             inner,
@@ -141,8 +141,8 @@ impl Containing {
             path: self.map.layout().path.clone(),
             channel: self.channel,
             content: match self.content {
-                Content::Label(class) => format!("label {class}"),
-                Content::NonZero => "what is not 0".to_owned(),
+                Criterion::Label(class) => format!("label {class}"),
+                Criterion::NonZero => "what is not 0".to_owned(),
             },
             fraction: self.fraction,
             best,
@@ -156,7 +156,7 @@ fn part(count: u64, of: u64) -> f64 {
     count as f64 / of as f64
 }
 
-impl Sampler for Containing {
+impl Sampler for MinContent {
     fn patch(&self) -> Shape {
         self.inner.patch()
     }
@@ -197,7 +197,7 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
-    use crate::sampler::{Border, Neighbourhood, SamplerOptions, Uniform};
+    use crate::sampler::{Border, Neighborhood, SamplerOptions, Uniform};
     use crate::volume::MemoryVolume;
 
     const SHAPE: Shape = [1, 6, 8];
@@ -211,14 +211,14 @@ mod tests {
         Arc::new(MemoryVolume::from_vec(SHAPE, 1, voxels).unwrap())
     }
 
-    fn uniform(border: Border, near: Option<Neighbourhood>) -> Box<dyn Sampler> {
+    fn uniform(border: Border, near: Option<Neighborhood>) -> Box<dyn Sampler> {
         let mut options = SamplerOptions::new(PATCH, 5).with_border(border);
-        options.neighbourhood = near;
+        options.neighborhood = near;
         Box::new(Uniform::with_options(SHAPE, &options).unwrap())
     }
 
-    fn containing(content: Content, fraction: f64, border: Border) -> Result<Containing> {
-        Containing::new(uniform(border, None), map(), 0, content, fraction)
+    fn containing(content: Criterion, fraction: f64, border: Border) -> Result<MinContent> {
+        MinContent::new(uniform(border, None), map(), 0, content, fraction)
     }
 
     /// Of the voxels of a patch, those that count, in a plain loop.
@@ -241,8 +241,8 @@ mod tests {
     #[test]
     fn patches_that_hold_enough_are_as_likely_as_each_other_and_no_other_comes() {
         for (content, is) in [
-            (Content::Label(2.into()), (|v| v == 2) as fn(u8) -> bool),
-            (Content::NonZero, |v| v != 0),
+            (Criterion::Label(2.into()), (|v| v == 2) as fn(u8) -> bool),
+            (Criterion::NonZero, |v| v != 0),
         ] {
             for border in [Border::Drop, Border::Pad] {
                 for least in [1, 2, 3] {
@@ -283,12 +283,12 @@ mod tests {
 
     #[test]
     fn a_draw_is_a_function_of_its_number_and_what_holds_enough_at_once_is_kept() {
-        let near = Neighbourhood::new(8, 0.1).unwrap();
+        let near = Neighborhood::new(8, 0.1).unwrap();
         for near in [None, Some(near)] {
             let inner = uniform(Border::Drop, near);
             let make = || uniform(Border::Drop, near);
-            let content = Content::Label(2.into());
-            let sampler = Containing::new(make(), map(), 0, content, part(2, 6)).unwrap();
+            let content = Criterion::Label(2.into());
+            let sampler = MinContent::new(make(), map(), 0, content, part(2, 6)).unwrap();
             let ns: Vec<u64> = (0..200).rev().collect();
             let many = sampler.draw_many(3, &ns).unwrap();
             let mut kept = 0;
@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_condition_that_cannot_be_met_says_what_there_is() {
-        let sampler = containing(Content::Label(2.into()), 1.0, Border::Drop).unwrap();
+        let sampler = containing(Criterion::Label(2.into()), 1.0, Border::Drop).unwrap();
         let best = (0..4)
             .flat_map(|y| (0..7).map(move |x| counted([0, y, x], |v| v == 2)))
             .max()
@@ -330,7 +330,7 @@ mod tests {
         assert!((found - part(best, 6)).abs() < 1e-12, "{error}");
         assert!(error.to_string().contains("label 2"), "{error}");
         // A label that the type cannot even hold.
-        let never = containing(Content::Label(300.into()), 0.1, Border::Drop).unwrap();
+        let never = containing(Criterion::Label(300.into()), 0.1, Border::Drop).unwrap();
         let error = never.with_tries(3).draw(0, 0).unwrap_err();
         assert!(matches!(error, Error::Content { tries: 3, best, .. } if best.abs() < 1e-12));
     }
@@ -338,13 +338,13 @@ mod tests {
     #[test]
     fn conditions_that_make_no_sense_are_refused() {
         for fraction in [0.0, -0.5, 1.1, f64::NAN, f64::INFINITY] {
-            let refused = containing(Content::NonZero, fraction, Border::Drop);
+            let refused = containing(Criterion::NonZero, fraction, Border::Drop);
             assert!(matches!(refused, Err(Error::Setting { .. })), "{fraction}");
         }
         let inner = uniform(Border::Drop, None);
-        let refused = Containing::new(inner, map(), 1, Content::NonZero, 0.5);
+        let refused = MinContent::new(inner, map(), 1, Criterion::NonZero, 0.5);
         assert!(matches!(refused, Err(Error::NoSuchChannel { .. })));
-        let sampler = containing(Content::NonZero, 0.1, Border::Drop).unwrap();
+        let sampler = containing(Criterion::NonZero, 0.1, Border::Drop).unwrap();
         assert!(sampler.draw(0, MOST_DRAWS - 1).is_ok());
         assert!(sampler.draw(0, MOST_DRAWS).is_err());
     }

@@ -5,8 +5,10 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::blocks::{BlockVoxels, Blocks};
-use super::class::{Class, bits_of};
-use super::sums::{Block, Entries, Sealed, Tally, decode_entries, encode_entries, place, take_u64};
+use super::class::{LabelValue, bits_of};
+use super::sums::{
+    Block, BlockStats, Entries, Sealed, decode_entries, encode_entries, place, take_u64,
+};
 use crate::dtype::{DType, Element, with_element};
 use crate::error::{Error, Result};
 use crate::region::Region;
@@ -17,11 +19,11 @@ const MOST_PAIRS: usize = 1 << 25;
 /// The voxel count of each label in each block that has it. A block that is not listed is all 0.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LabelCounts {
-    pub(super) classes: BTreeMap<Class, Entries<u64>>,
+    pub(super) classes: BTreeMap<LabelValue, Entries<u64>>,
     pub(super) pairs: usize,
 }
 
-impl Tally for LabelCounts {}
+impl BlockStats for LabelCounts {}
 
 impl Sealed for LabelCounts {
     const KIND: u8 = 2;
@@ -33,13 +35,13 @@ impl Sealed for LabelCounts {
             BlockVoxels::Fill(voxel) => HashMap::from([(bits_of(voxel), block.region.voxels())]),
             BlockVoxels::Stored(voxels) => count(dtype, voxels),
         };
-        let mut classes: BTreeMap<Class, u64> = BTreeMap::new();
+        let mut classes: BTreeMap<LabelValue, u64> = BTreeMap::new();
         for (bits, count) in counts {
             // Some voxel is not a label; the error names the first.
-            let class = Class::of_map(block.layout, bits).ok_or_else(|| bad_label(block))?;
+            let class = LabelValue::of_map(block.layout, bits).ok_or_else(|| bad_label(block))?;
             *classes.entry(class).or_default() += count;
         }
-        if !block.listed && classes.len() == 1 && classes.contains_key(&Class::ZERO) {
+        if !block.listed && classes.len() == 1 && classes.contains_key(&LabelValue::ZERO) {
             return Ok(());
         }
         self.pairs += classes.len();
@@ -92,7 +94,7 @@ impl Sealed for LabelCounts {
         cut.sort_unstable();
         cut.dedup();
         if background {
-            let zeros = known.classes.entry(Class::ZERO).or_default();
+            let zeros = known.classes.entry(LabelValue::ZERO).or_default();
             let mut listed = self.listed().into_iter().peekable();
             for id in 0..blocks.count() {
                 if listed.next_if_eq(&id).is_some() {
@@ -119,7 +121,7 @@ impl Sealed for LabelCounts {
         let mut counts = Self::default();
         for _ in 0..take_u64(&mut bytes)? {
             let (class, rest) = bytes.split_first_chunk()?;
-            let class = Class::from_bytes(*class)?;
+            let class = LabelValue::from_bytes(*class)?;
             bytes = rest;
             let entries = decode_entries(&mut bytes, blocks, |count| {
                 (count > 0 && count <= voxels).then_some(count)
@@ -144,16 +146,16 @@ impl LabelCounts {
     }
 
     /// The count of each label in a volume of `voxels` voxels.
-    pub(super) fn totals(&self, voxels: u64) -> BTreeMap<Class, u64> {
+    pub(super) fn totals(&self, voxels: u64) -> BTreeMap<LabelValue, u64> {
         let total = |entries: &Entries<u64>| entries.iter().map(|&(_, count)| count).sum::<u64>();
         let classes = self.classes.iter();
-        let mut totals: BTreeMap<Class, u64> = classes
+        let mut totals: BTreeMap<LabelValue, u64> = classes
             .map(|(&class, entries)| (class, total(entries)))
             .collect();
-        totals.remove(&Class::ZERO);
+        totals.remove(&LabelValue::ZERO);
         let zeros = voxels.saturating_sub(totals.values().sum());
         if zeros > 0 {
-            totals.insert(Class::ZERO, zeros);
+            totals.insert(LabelValue::ZERO, zeros);
         }
         totals
     }
@@ -193,7 +195,7 @@ fn bad_label(block: &Block<'_>) -> Error {
     let (BlockVoxels::Fill(voxels) | BlockVoxels::Stored(voxels)) = &block.voxels;
     let mut all = voxels.chunks_exact(layout.dtype.size());
     let i = all
-        .position(|voxel| Class::of_map(layout, bits_of(voxel)).is_none())
+        .position(|voxel| LabelValue::of_map(layout, bits_of(voxel)).is_none())
         .unwrap_or(0);
     let size = layout.dtype.size();
     let voxel = &voxels[i * size..(i + 1) * size];

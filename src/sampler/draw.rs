@@ -6,7 +6,7 @@ use std::ops::Range;
 use rand::Rng;
 
 use super::border::Border;
-use super::near::Neighbourhood;
+use super::near::Neighborhood;
 use super::random::below;
 use super::uniform::Uniform;
 use crate::error::{Error, Result};
@@ -20,7 +20,7 @@ pub trait Sampler: Debug + Send + Sync {
     fn patch(&self) -> Shape;
 
     /// The number of draws; `None` if they are endless.
-    fn end(&self) -> Option<u64> {
+    fn draw_count(&self) -> Option<u64> {
         None
     }
 
@@ -55,7 +55,7 @@ pub trait SamplerExt: Sampler {
     /// As [`Sampler::draw`]; [`Error::Setting`] if the sampler is an empty list.
     fn sample_with<R: Rng + ?Sized>(&self, rng: &mut R) -> Result<Region> {
         let epoch = rng.next_u64();
-        let draws = self.end().unwrap_or(1 << 32);
+        let draws = self.draw_count().unwrap_or(1 << 32);
         if draws == 0 {
             return self.draw(epoch, 0);
         }
@@ -67,7 +67,7 @@ impl<S: Sampler + ?Sized> SamplerExt for S {}
 
 /// Returns an iterator over the draws of an epoch. Skipping is free.
 pub fn draws(sampler: &dyn Sampler, epoch: u64, ns: Range<u64>) -> Draws<'_> {
-    let end = sampler.end().map_or(ns.end, |end| ns.end.min(end));
+    let end = sampler.draw_count().map_or(ns.end, |end| ns.end.min(end));
     Draws {
         sampler,
         epoch,
@@ -114,7 +114,7 @@ pub struct SamplerOptions {
     /// Threads that read the blocks that the border cuts, once.
     pub threads: usize,
     /// Draws in groups of nearby patches, if set.
-    pub neighbourhood: Option<Neighbourhood>,
+    pub neighborhood: Option<Neighborhood>,
 }
 
 impl SamplerOptions {
@@ -127,14 +127,14 @@ impl SamplerOptions {
             border: Border::Drop,
             budget: 64 << 20,
             threads: threads(),
-            neighbourhood: None,
+            neighborhood: None,
         }
     }
 
     /// Sets draws in groups of nearby patches.
     #[must_use]
-    pub const fn with_neighbourhood(mut self, neighbourhood: Neighbourhood) -> Self {
-        self.neighbourhood = Some(neighbourhood);
+    pub const fn with_neighborhood(mut self, neighborhood: Neighborhood) -> Self {
+        self.neighborhood = Some(neighborhood);
         self
     }
 
@@ -162,7 +162,7 @@ impl SamplerOptions {
 
 /// The policy for a volume whose map has no valid patch center.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Empty {
+pub enum OnEmpty {
     /// Fail with an error that names the file.
     #[default]
     Error,
@@ -172,7 +172,7 @@ pub enum Empty {
     Uniform,
 }
 
-impl Empty {
+impl OnEmpty {
     /// Returns the sampler that was built, or applies the policy if it has no valid center:
     /// `None` if the volume is left out.
     ///
@@ -180,7 +180,7 @@ impl Empty {
     ///
     /// The error of building, except [`Error::NoCentre`] under the other two policies;
     /// and [`Error::PatchSize`] if no patch fits.
-    pub fn decide<S: Sampler + 'static>(
+    pub fn apply<S: Sampler + 'static>(
         self,
         built: Result<S>,
         volume: Shape,

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::blocks::{BlockVoxels, Blocks, read_block, spread};
-use super::border::Placement;
+use super::border::CenterBox;
 use super::class::{Matcher, bits_of};
 use super::random::fraction;
 use super::sums::place;
@@ -40,7 +40,7 @@ pub(super) struct Finder {
     volume: Arc<dyn Volume>,
     channel: u64,
     blocks: Blocks,
-    placement: Placement,
+    placement: CenterBox,
     wanted: Vec<Wanted>,
     ready: Lru<(u64, usize), Arc<Ready>>,
     threads: usize,
@@ -57,7 +57,7 @@ impl Finder {
         volume: Arc<dyn Volume>,
         channel: u64,
         blocks: Blocks,
-        placement: Placement,
+        placement: CenterBox,
         wanted: Vec<Wanted>,
         (budget, threads): (u64, usize),
     ) -> Self {
@@ -72,7 +72,7 @@ impl Finder {
         }
     }
 
-    pub(super) const fn placement(&self) -> &Placement {
+    pub(super) const fn placement(&self) -> &CenterBox {
         &self.placement
     }
 
@@ -424,7 +424,9 @@ mod tests {
 
     #[test]
     fn the_kth_voxel_of_a_label_is_the_one_that_counting_finds() {
-        let matcher = crate::sampler::Class::from(1).matcher(DType::U16).unwrap();
+        let matcher = crate::sampler::LabelValue::from(1)
+            .matcher(DType::U16)
+            .unwrap();
         for length in [1_u16, 63, 64, 65, 511, 512, 513, 1500] {
             for every in [1_u16, 2, 3, 61, 100, 5000] {
                 let voxels: Vec<u16> = (0..length).map(|i| u16::from(i % every == 0)).collect();
@@ -440,7 +442,9 @@ mod tests {
 
     #[test]
     fn a_label_is_kept_as_runs_or_as_bits_whichever_is_less() {
-        let matcher = crate::sampler::Class::from(1).matcher(DType::U8).unwrap();
+        let matcher = crate::sampler::LabelValue::from(1)
+            .matcher(DType::U8)
+            .unwrap();
         for run in [1_usize, 2, 3, 31, 63, 64, 65, 127, 128, 200] {
             for gap in [1_usize, 2, 5, 64, 100] {
                 let voxel = |i: usize| u8::from(i % (run + gap) >= gap);

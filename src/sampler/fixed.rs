@@ -14,7 +14,7 @@ use crate::volume::{FileKind, Replace, StagedFile};
 
 /// A list of patch locations, the same in every epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fixed {
+pub struct FixedLocations {
     regions: Vec<Region>,
 }
 
@@ -40,7 +40,7 @@ fn is_list(head: &[u8]) -> bool {
     lines.all(|(n, line)| line.is_empty() || n == 0 && is_header(line) || parse(line).is_ok())
 }
 
-impl Fixed {
+impl FixedLocations {
     /// Creates the list from regions, in this order.
     ///
     /// # Errors
@@ -158,12 +158,12 @@ fn parse(text: &str) -> Result<Region, String> {
     Ok(Region::new(start, shape))
 }
 
-impl Sampler for Fixed {
+impl Sampler for FixedLocations {
     fn patch(&self) -> Shape {
         self.regions[0].shape
     }
 
-    fn end(&self) -> Option<u64> {
+    fn draw_count(&self) -> Option<u64> {
         Some(self.regions.len() as u64)
     }
 
@@ -182,11 +182,11 @@ mod tests {
     use super::*;
     use crate::sampler::draws;
 
-    fn read(text: &str) -> Result<Fixed> {
+    fn read(text: &str) -> Result<FixedLocations> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("list.csv");
         std::fs::write(&path, text).unwrap();
-        Fixed::read(&path)
+        FixedLocations::read(&path)
     }
 
     #[test]
@@ -198,12 +198,12 @@ mod tests {
             Region::new([-3, 0, far], [8, 9, 10]),
             Region::new([4, 5, 6], [8, 9, 10]),
         ];
-        let fixed = Fixed::new(regions.clone()).unwrap();
+        let fixed = FixedLocations::new(regions.clone()).unwrap();
         fixed.write(&path).unwrap();
         fixed.write(&path).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.starts_with("z0,y0,x0,z1,y1,x1\n-3,0,2147483653,5,9,2147483663\n"));
-        let read = Fixed::read(&path).unwrap();
+        let read = FixedLocations::read(&path).unwrap();
         assert_eq!((read.regions(), read.patch()), (&regions[..], [8, 9, 10]));
         let all: Result<Vec<_>> = draws(&read, 4, 0..u64::MAX).collect();
         assert_eq!(all.unwrap(), regions, "the list ends where it ends");
@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn the_line_at_the_top_spaces_and_line_ends_do_not_matter() {
-        let expected = Fixed::new(vec![Region::new([1, 2, 3], [2, 2, 2])]).unwrap();
+        let expected = FixedLocations::new(vec![Region::new([1, 2, 3], [2, 2, 2])]).unwrap();
         for text in [
             "1,2,3,3,4,5",
             "z0,y0,x0,z1,y1,x1\n1,2,3,3,4,5\n",

@@ -10,10 +10,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::blocks::{BlockVoxels, Blocks, read_block, spread};
-use super::class::Class;
+use super::class::LabelValue;
 use super::counts::LabelCounts;
 use super::sidecar;
-use super::sums::{Block, Tally};
+use super::sums::{Block, BlockStats};
 use super::weights::WeightSums;
 use crate::error::{Error, Result};
 use crate::progress::{Progress, silent};
@@ -69,7 +69,7 @@ pub type WeightIndex = BlockIndex<WeightSums>;
 /// The count of each label in each block, for [`Label`](super::Label).
 pub type LabelIndex = BlockIndex<LabelCounts>;
 
-impl<T: Tally> BlockIndex<T> {
+impl<T: BlockStats> BlockIndex<T> {
     /// Reads a channel of a volume once, on `threads` threads.
     ///
     /// # Errors
@@ -244,14 +244,14 @@ impl<T: Tally> BlockIndex<T> {
 impl LabelIndex {
     /// The count of each label in the whole volume, by increasing label.
     #[must_use]
-    pub fn counts(&self) -> BTreeMap<Class, u64> {
+    pub fn counts(&self) -> BTreeMap<LabelValue, u64> {
         self.tally
             .totals(Region::whole(self.blocks.volume).voxels())
     }
 }
 
 /// Sums up all blocks. Missing shards are skipped first: in a sparse volume most are missing.
-fn add_up_all<T: Tally>(
+fn add_up_all<T: BlockStats>(
     volume: &dyn Volume,
     channel: u64,
     blocks: &Blocks,
@@ -284,7 +284,7 @@ fn add_up_all<T: Tally>(
     spread(shards.count(), threads, progress, work).map(merged)
 }
 
-fn add<T: Tally>(
+fn add<T: BlockStats>(
     tally: &mut T,
     (layout, channel): (&Layout, u64),
     (id, region): (u64, Region),
@@ -301,7 +301,7 @@ fn add<T: Tally>(
     })
 }
 
-fn merged<T: Tally>(parts: Vec<T>) -> T {
+fn merged<T: BlockStats>(parts: Vec<T>) -> T {
     let mut all = T::default();
     for part in parts {
         all.merge(part);

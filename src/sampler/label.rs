@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::border::Placement;
-use super::class::{Class, Matcher};
+use super::border::CenterBox;
+use super::class::{LabelValue, Matcher};
 use super::counts::LabelCounts;
 use super::draw::{Sampler, SamplerOptions};
 use super::find::{Aim, Finder, Wanted};
 use super::index::LabelIndex;
-use super::near::{Neighbourhood, along_the_curve};
-use super::random::Random;
+use super::near::{Neighborhood, along_the_curve};
+use super::random::CounterRng;
 use super::sums::Entries;
 use crate::error::{Error, Result};
 use crate::region::{Region, Shape};
@@ -18,9 +18,9 @@ use crate::volume::Volume;
 
 /// The share of each label among patch centers.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Shares(Option<BTreeMap<Class, f64>>);
+pub struct LabelWeights(Option<BTreeMap<LabelValue, f64>>);
 
-impl Shares {
+impl LabelWeights {
     /// All non-zero voxels are equally likely: large labels are drawn more often than small ones.
     #[must_use]
     pub const fn foreground() -> Self {
@@ -34,7 +34,7 @@ impl Shares {
     ///
     /// [`Error::Setting`] if there is no label or one comes twice, if a share is negative or
     /// not finite, or if all are 0.
-    pub fn new(shares: impl IntoIterator<Item = (Class, f64)>) -> Result<Self> {
+    pub fn new(shares: impl IntoIterator<Item = (LabelValue, f64)>) -> Result<Self> {
         let mut all = BTreeMap::new();
         for (class, share) in shares {
             check_share(&format_args!("of label {class}: {share}"), share)?;
@@ -47,7 +47,7 @@ impl Shares {
     }
 
     /// The labels with a share, by increasing label; empty for all non-zero labels.
-    pub fn classes(&self) -> impl Iterator<Item = Class> + '_ {
+    pub fn classes(&self) -> impl Iterator<Item = LabelValue> + '_ {
         let named = self.0.iter().flatten();
         named
             .filter(|&(_, &share)| share > 0.0)
@@ -99,8 +99,8 @@ pub struct Label {
     finder: Finder,
     /// As many as the finder's wanted.
     groups: Vec<Group>,
-    absent: Vec<Class>,
-    neighbourhood: Option<Neighbourhood>,
+    absent: Vec<LabelValue>,
+    neighborhood: Option<Neighborhood>,
     seed: u64,
 }
 
@@ -157,16 +157,16 @@ impl Label {
     pub fn new(
         map: Arc<dyn Volume>,
         index: &LabelIndex,
-        shares: &Shares,
+        shares: &LabelWeights,
         options: &SamplerOptions,
     ) -> Result<Self> {
         let layout = map.layout();
-        let placement = Placement::new(layout.shape, options.patch, options.border)?;
+        let placement = CenterBox::new(layout.shape, options.patch, options.border)?;
         let centres = placement.centres();
-        let background = shares.classes().any(|class| class == Class::ZERO);
+        let background = shares.classes().any(|class| class == LabelValue::ZERO);
         let counts = index.within(&map, centres, options.threads, background)?;
         let ordered = |mut entries: Entries<u64>| {
-            if options.neighbourhood.is_some() {
+            if options.neighborhood.is_some() {
                 let place = |id| index.blocks.index(id);
                 entries.sort_unstable_by(|a, b| along_the_curve(place(a.0), place(b.0)));
             }
@@ -213,26 +213,26 @@ impl Label {
             ),
             groups,
             absent,
-            neighbourhood: options.neighbourhood,
+            neighborhood: options.neighborhood,
             seed: options.seed,
         })
     }
 
     /// The labels with a share that occur at no legal center. They are left out, and their share goes to the others.
     #[must_use]
-    pub fn absent(&self) -> &[Class] {
+    pub fn absent(&self) -> &[LabelValue] {
         &self.absent
     }
 
     fn aim(&self, epoch: u64, n: u64) -> Aim {
-        let mut random = Random::new(self.seed, epoch, n);
+        let mut random = CounterRng::new(self.seed, epoch, n);
         let total = self.groups.last().map_or(0.0, |group| group.end);
         let at = random.fraction() * total;
         let group = self.groups.partition_point(|group| group.end <= at);
         let last = self.groups.partition_point(|group| group.end < total);
         let group = group.min(last);
         let count = self.groups[group].count();
-        let k = match &self.neighbourhood {
+        let k = match &self.neighborhood {
             None => random.below(count),
             Some(near) => {
                 let mut anchor = near.anchor(self.seed, epoch, n);
@@ -264,7 +264,7 @@ fn foreground(counts: LabelCounts) -> Entries<u64> {
     let mut blocks: BTreeMap<u64, u64> = BTreeMap::new();
     let classes = counts.classes.into_iter();
     for (block, count) in classes
-        .filter(|&(class, _)| class != Class::ZERO)
+        .filter(|&(class, _)| class != LabelValue::ZERO)
         .flat_map(|(_, entries)| entries)
     {
         *blocks.entry(block).or_default() += count;
@@ -272,12 +272,12 @@ fn foreground(counts: LabelCounts) -> Entries<u64> {
     blocks.into_iter().collect()
 }
 
-fn nothing(absent: &[Class]) -> String {
+fn nothing(absent: &[LabelValue]) -> String {
     match absent {
         [] => "there is no label but 0".to_owned(),
         [class] => format!("there is no label {class}"),
         classes => {
-            let all: Vec<_> = classes.iter().map(Class::to_string).collect();
+            let all: Vec<_> = classes.iter().map(LabelValue::to_string).collect();
             format!("there is none of the labels {}", all.join(", "))
         }
     }

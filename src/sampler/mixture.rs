@@ -2,7 +2,7 @@
 
 use super::draw::Sampler;
 use super::label::{check_share, check_sum};
-use super::random::Random;
+use super::random::CounterRng;
 use crate::error::{Error, Result};
 use crate::region::{Region, Shape};
 
@@ -86,9 +86,9 @@ impl Mixture {
                 let both = format!("patches of {:?} and {:?}", first.patch(), sampler.patch());
                 return Err(bad(both, "all must have one size"));
             }
-            if sampler.end().is_some() {
+            if sampler.draw_count().is_some() {
                 return Err(bad(
-                    format!("{} draws", sampler.end().unwrap_or(0)),
+                    format!("{} draws", sampler.draw_count().unwrap_or(0)),
                     "only samplers without an end can be mixed",
                 ));
             }
@@ -119,11 +119,11 @@ impl Mixture {
         }
     }
 
-    fn random(&self, epoch: u64, n: u64) -> Random {
-        Random::of_domain(*b"voxpatch mix  v1", self.seed, epoch, n)
+    fn random(&self, epoch: u64, n: u64) -> CounterRng {
+        CounterRng::of_domain(*b"voxpatch mix  v1", self.seed, epoch, n)
     }
 
-    fn pick(&self, random: &mut Random) -> usize {
+    fn pick(&self, random: &mut CounterRng) -> usize {
         let at = random.fraction();
         let mut end = 0.0;
         let reached = self.shares.iter().position(|share| {
@@ -167,7 +167,7 @@ impl Mixture {
 }
 
 /// A Fisher-Yates shuffle.
-fn shuffle<T>(items: &mut [T], random: &mut Random) {
+fn shuffle<T>(items: &mut [T], random: &mut CounterRng) {
     for end in (1..items.len()).rev() {
         let other = random.below(end as u64 + 1);
         items.swap(end, usize::try_from(other).unwrap_or(end));

@@ -7,9 +7,9 @@
 //! [`Uniform`] needs no map. [`Weighted`] and [`Label`] draw by a map of any size, exactly and
 //! without loading it: a [`BlockIndex`] stores the sum of each block, and a draw reads one
 //! block. [`Channels`] draws by a map with one channel per label. [`Mixture`] combines samplers,
-//! [`Fixed`] is a list of locations, and [`Containing`] keeps only patches with enough of a label.
+//! [`FixedLocations`] is a list of locations, and [`MinContent`] keeps only patches with enough of a label.
 //! Patches are inside the volume unless the [`Border`] is [`Border::Pad`]. In volumes far larger
-//! than a loader's buffer, a [`Neighbourhood`] makes draws share chunks without changing the
+//! than a loader's buffer, a [`Neighborhood`] makes draws share chunks without changing the
 //! distribution of any draw.
 
 mod blocks;
@@ -35,20 +35,20 @@ mod uniform;
 mod weighted;
 mod weights;
 
-pub use border::{Border, Placement};
+pub use border::{Border, CenterBox};
 pub use channels::Channels;
-pub use class::Class;
-pub use content::{Containing, Content};
+pub use class::LabelValue;
+pub use content::{Criterion, MinContent};
 pub use counts::LabelCounts;
-pub use draw::{Draws, Empty, Sampler, SamplerExt, SamplerOptions, draws};
-pub use fixed::{Fixed, LOCATIONS};
+pub use draw::{Draws, OnEmpty, Sampler, SamplerExt, SamplerOptions, draws};
+pub use fixed::{FixedLocations, LOCATIONS};
 pub use index::{BlockIndex, LabelIndex, WeightIndex};
-pub use label::{Label, Shares};
+pub use label::{Label, LabelWeights};
 pub use mixture::Mixture;
-pub use near::Neighbourhood;
-pub use random::Random;
-pub use sidecar::{INDEX, is_index};
-pub use sums::Tally;
+pub use near::Neighborhood;
+pub use random::CounterRng;
+pub use sidecar::{INDEX, is_index_file};
+pub use sums::BlockStats;
 pub use uniform::Uniform;
 pub use weighted::Weighted;
 pub use weights::WeightSums;

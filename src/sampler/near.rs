@@ -1,10 +1,10 @@
 //! Neighborhoods: groups of nearby draws, each distributed as if it were alone.
 //!
-//! In a volume far larger than the buffer, few patches share a chunk. With a [`Neighbourhood`],
+//! In a volume far larger than the buffer, few patches share a chunk. With a [`Neighborhood`],
 //! draws come in groups: those of one group are in one part of the volume. The plan's windows mix
 //! several groups, so that a batch still sees many places.
 //!
-//! **Each draw alone has exactly the distribution that it has without a neighbourhood.** All
+//! **Each draw alone has exactly the distribution that it has without a neighborhood.** All
 //! outcomes are put on a circle, in an order in which neighbours on the circle lie near each
 //! other in space. A group has an *anchor*, uniform on the circle, and a draw is the anchor plus
 //! an *offset* of its own, modulo the circle's length L. For any offset d and any outcome k,
@@ -25,22 +25,22 @@
 
 use std::cmp::Ordering;
 
-use super::random::Random;
+use super::random::CounterRng;
 use crate::error::{Error, Result};
 use crate::region::Shape;
 
 /// Groups of nearby draws, each distributed as if it were alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Neighbourhood {
+pub struct Neighborhood {
     draws: u64,
     /// The part of the circle that offsets fill, in 2^-64 of it, less one of these.
     span: u64,
 }
 
-impl Neighbourhood {
+impl Neighborhood {
     /// Draws `0..draws`, `draws..2 * draws` and so on each fall into `width` of all that can be
     /// drawn: a thousandth is a box of a tenth of each axis for [`Uniform`](super::Uniform), and a
-    /// thousandth of a label's voxels for [`Label`](super::Label). 1 is no neighbourhood.
+    /// thousandth of a label's voxels for [`Label`](super::Label). 1 is no neighborhood.
     ///
     /// # Errors
     ///
@@ -48,7 +48,7 @@ impl Neighbourhood {
     pub fn new(draws: u64, width: f64) -> Result<Self> {
         let bad = |value: String, problem: &str| {
             Err(Error::Setting {
-                name: "a neighbourhood of",
+                name: "a neighborhood of",
                 value,
                 problem: problem.to_owned(),
             })
@@ -70,8 +70,8 @@ impl Neighbourhood {
     }
 
     /// Returns the random numbers of a draw's group; all draws of the group share them.
-    pub(super) fn anchor(&self, seed: u64, epoch: u64, n: u64) -> Random {
-        Random::of_domain(*b"voxpatch near v1", seed, epoch, n / self.draws)
+    pub(super) fn anchor(&self, seed: u64, epoch: u64, n: u64) -> CounterRng {
+        CounterRng::of_domain(*b"voxpatch near v1", seed, epoch, n / self.draws)
     }
 
     /// The part of `length` that offsets fill, 1 at least.
@@ -81,12 +81,12 @@ impl Neighbourhood {
     }
 
     /// Returns a uniform number below `length`, near the others of its group.
-    pub(super) fn below(&self, anchor: &mut Random, own: &mut Random, length: u64) -> u64 {
+    pub(super) fn below(&self, anchor: &mut CounterRng, own: &mut CounterRng, length: u64) -> u64 {
         around(anchor, own, length, self.part(length))
     }
 
     /// Returns a uniform 64-bit number, near the others of its group.
-    pub(super) fn number(&self, anchor: &mut Random, own: &mut Random) -> u64 {
+    pub(super) fn number(&self, anchor: &mut CounterRng, own: &mut CounterRng) -> u64 {
         let offset = match self.span.checked_add(1) {
             Some(span) => own.below(span),
             None => own.number(),
@@ -95,7 +95,12 @@ impl Neighbourhood {
     }
 
     /// Returns a uniform place in a box of `shape`, near the others of its group.
-    pub(super) fn place(&self, anchor: &mut Random, own: &mut Random, shape: Shape) -> Shape {
+    pub(super) fn place(
+        &self,
+        anchor: &mut CounterRng,
+        own: &mut CounterRng,
+        shape: Shape,
+    ) -> Shape {
         let parts = self.parts(shape);
         std::array::from_fn(|a| around(anchor, own, shape[a], parts[a]))
     }
@@ -126,7 +131,7 @@ impl Neighbourhood {
     }
 }
 
-fn around(anchor: &mut Random, own: &mut Random, length: u64, part: u64) -> u64 {
+fn around(anchor: &mut CounterRng, own: &mut CounterRng, length: u64, part: u64) -> u64 {
     turned(anchor.below(length), own.below(part), length)
 }
 

@@ -15,16 +15,16 @@ use rand_chacha::ChaCha8Rng;
 ///
 /// ```
 /// use rand::RngExt;
-/// use voxpatch::sampler::Random;
+/// use voxpatch::sampler::CounterRng;
 ///
 /// let (seed, epoch, draw) = (7, 0, 41);
-/// let angle = Random::new(seed, epoch, draw).random_range(-10.0..10.0);
-/// assert_eq!(angle, Random::new(seed, epoch, draw).random_range(-10.0..10.0));
+/// let angle = CounterRng::new(seed, epoch, draw).random_range(-10.0..10.0);
+/// assert_eq!(angle, CounterRng::new(seed, epoch, draw).random_range(-10.0..10.0));
 /// ```
 #[derive(Clone, Debug)]
-pub struct Random(ChaCha8Rng);
+pub struct CounterRng(ChaCha8Rng);
 
-impl Random {
+impl CounterRng {
     /// Returns the stream of draw `n` of an epoch.
     #[must_use]
     pub fn new(seed: u64, epoch: u64, n: u64) -> Self {
@@ -62,7 +62,7 @@ impl Random {
     }
 }
 
-impl TryRng for Random {
+impl TryRng for CounterRng {
     type Error = Infallible;
 
     fn try_next_u32(&mut self) -> Result<u32, Infallible> {
@@ -111,10 +111,10 @@ mod tests {
 
     #[test]
     fn the_stream_is_the_one_of_every_release() {
-        let mut random = Random::new(7, 3, 11);
+        let mut random = CounterRng::new(7, 3, 11);
         assert_eq!([random.number(), random.number()], GOLDEN);
         assert_eq!(
-            [0, 1, 2, 3].map(|n| Random::new(7, 3, n).below(1000)),
+            [0, 1, 2, 3].map(|n| CounterRng::new(7, 3, n).below(1000)),
             GOLDEN_BELOW
         );
     }
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn seed_epoch_and_number_all_matter() {
-        let first = |seed, epoch, n| Random::new(seed, epoch, n).number();
+        let first = |seed, epoch, n| CounterRng::new(seed, epoch, n).number();
         let all = [
             first(0, 0, 0),
             first(1, 0, 0),
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn another_purpose_has_other_numbers() {
-        let mut other = Random::of_domain(*b"voxpatch mix  v1", 7, 3, 11);
+        let mut other = CounterRng::of_domain(*b"voxpatch mix  v1", 7, 3, 11);
         assert_ne!(other.number(), GOLDEN[0]);
     }
 
@@ -157,7 +157,7 @@ mod tests {
         // With a plain remainder, numbers below 2^62 would come up half as often again.
         let bound = 3_u64 << 62;
         let low = (0..30_000)
-            .filter(|&n| Random::new(5, 0, n).below(bound) < 1 << 62)
+            .filter(|&n| CounterRng::new(5, 0, n).below(bound) < 1 << 62)
             .count();
         assert!(
             (9_600..10_400).contains(&low),

@@ -16,7 +16,7 @@ use flate2::Crc;
 use super::blocks::Blocks;
 use super::index::BlockIndex;
 use super::stamp::stamp;
-use super::sums::{Tally, take_u64};
+use super::sums::{BlockStats, take_u64};
 use crate::error::{Error, Result};
 use crate::files::{open_regular, read_up_to};
 use crate::region::Region;
@@ -29,7 +29,7 @@ const FORMAT: &str = "block index";
 const LARGEST: u64 = 2 << 30;
 
 /// What the index is of, but for the volume.
-fn purpose<T: Tally>(channel: u64, blocks: &Blocks) -> Vec<u8> {
+fn purpose<T: BlockStats>(channel: u64, blocks: &Blocks) -> Vec<u8> {
     let mut purpose = vec![T::KIND];
     let numbers = [channel]
         .into_iter()
@@ -40,7 +40,7 @@ fn purpose<T: Tally>(channel: u64, blocks: &Blocks) -> Vec<u8> {
 }
 
 /// The stamp that an index of this volume has now; `None` if there can be none. See [`stamp`].
-pub(super) fn stamp_of<T: Tally>(
+pub(super) fn stamp_of<T: BlockStats>(
     volume: &dyn Volume,
     channel: u64,
     blocks: &Blocks,
@@ -57,14 +57,14 @@ pub const INDEX: FileKind = FileKind {
 
 /// Whether a file begins as a saved [`BlockIndex`] does, of whatever volume.
 #[must_use]
-pub fn is_index(path: &Path) -> bool {
+pub fn is_index_file(path: &Path) -> bool {
     let mut magic = [0; MAGIC.len()];
     let opened = open_regular(path);
     opened.is_ok_and(|mut file| file.read_exact(&mut magic).is_ok() && magic == MAGIC)
 }
 
 /// Reads what [`write`] wrote, if it is of this volume.
-pub(super) fn read<T: Tally>(
+pub(super) fn read<T: BlockStats>(
     path: &Path,
     channel: u64,
     blocks: &Blocks,
@@ -99,7 +99,7 @@ pub(super) fn read<T: Tally>(
 }
 
 /// Writes an index and gives it its name once it is whole.
-pub(super) fn write<T: Tally>(path: &Path, index: &BlockIndex<T>) -> Result<()> {
+pub(super) fn write<T: BlockStats>(path: &Path, index: &BlockIndex<T>) -> Result<()> {
     let Some(stamp) = index.stamp else {
         return Err(Error::unsupported(
             &index.layout.path,

@@ -26,7 +26,7 @@ pub(super) struct Block<'a> {
 }
 
 /// The data of all blocks, collected per thread and merged.
-pub trait Tally: Debug + Default + Send + Sync + sealed::Sealed {}
+pub trait BlockStats: Debug + Default + Send + Sync + sealed::Sealed {}
 
 mod sealed {
     use super::super::blocks::Blocks;
@@ -103,13 +103,13 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::sampler::{Class, LabelCounts, WeightSums};
+    use crate::sampler::{LabelCounts, LabelValue, WeightSums};
 
     fn some_counts() -> LabelCounts {
         LabelCounts {
             classes: BTreeMap::from([
-                (Class::from(-1), vec![(0, 5), (7, 1)]),
-                (Class::real(0.5).unwrap(), vec![(3, 9)]),
+                (LabelValue::from(-1), vec![(0, 5), (7, 1)]),
+                (LabelValue::real(0.5).unwrap(), vec![(3, 9)]),
             ]),
             pairs: 3,
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::blocks::Blocks;
-use super::sums::Tally;
+use super::sums::BlockStats;
 use super::*;
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
@@ -54,7 +54,7 @@ fn options(patch: Shape) -> SamplerOptions {
     SamplerOptions::new(patch, 7).with_threads(1)
 }
 
-fn index<T: Tally>(map: &dyn Volume, block: Shape) -> BlockIndex<T> {
+fn index<T: BlockStats>(map: &dyn Volume, block: Shape) -> BlockIndex<T> {
     let blocks = Blocks {
         volume: map.layout().shape,
         block,
@@ -67,17 +67,21 @@ fn weighted(map: &Arc<MemoryVolume>, options: &SamplerOptions) -> Result<Weighte
     Weighted::new(Arc::clone(map) as Arc<dyn Volume>, &index, options)
 }
 
-fn label(map: &Arc<MemoryVolume>, shares: &Shares, options: &SamplerOptions) -> Result<Label> {
+fn label(
+    map: &Arc<MemoryVolume>,
+    shares: &LabelWeights,
+    options: &SamplerOptions,
+) -> Result<Label> {
     let index = LabelIndex::build(&**map, 0, 1, &silent)?;
     Label::new(Arc::clone(map) as Arc<dyn Volume>, &index, shares, options)
 }
 
-fn shares<const N: usize>(shares: [(i32, f64); N]) -> Shares {
-    Shares::new(shares.map(|(label, share)| (label.into(), share))).unwrap()
+fn shares<const N: usize>(shares: [(i32, f64); N]) -> LabelWeights {
+    LabelWeights::new(shares.map(|(label, share)| (label.into(), share))).unwrap()
 }
 
 /// Every centre of `map` that may be drawn, and its weight by `weight`.
-fn reference(placement: &Placement, weight: impl Fn(usize) -> f64) -> HashMap<[u64; 3], f64> {
+fn reference(placement: &CenterBox, weight: impl Fn(usize) -> f64) -> HashMap<[u64; 3], f64> {
     let [_, y, x] = placement.volume();
     let centres = placement.centres();
     let ranges =
@@ -93,7 +97,7 @@ fn assert_near(a: f64, b: f64, what: &dyn std::fmt::Debug) {
 
 /// Numbers that look random, the same each time.
 fn numbers(seed: u64) -> impl Iterator<Item = u64> {
-    let mut random = Random::new(seed, 0, 0);
+    let mut random = CounterRng::new(seed, 0, 0);
     std::iter::repeat_with(move || random.number())
 }
 
@@ -128,7 +132,7 @@ fn weights_are_drawn_as_the_flat_reference_says_for_all_blocks_patches_and_borde
             let border = BORDERS[usize::try_from(patch[2] % 3).unwrap()];
             let options = options(patch).with_border(border);
             let sampler = Weighted::new(Arc::clone(&map) as Arc<dyn Volume>, &index, &options);
-            let placement = Placement::new(shape, patch, border).unwrap();
+            let placement = CenterBox::new(shape, patch, border).unwrap();
             let expected = reference(&placement, |i| weights[i].into());
             if expected.is_empty() {
                 assert!(matches!(sampler, Err(Error::NoCentre { .. })));
@@ -160,12 +164,12 @@ fn labels_are_drawn_as_the_flat_reference_says_for_all_blocks_patches_and_border
         for patch in indices([1..6, 1..7, 1..8]).step_by(usize::try_from(block % 4 + 3).unwrap()) {
             let border = BORDERS[usize::try_from(patch[0] % 3).unwrap()];
             let (options, map) = (options(patch).with_border(border), Arc::clone(&map));
-            let placement = Placement::new(shape, patch, border).unwrap();
+            let placement = CenterBox::new(shape, patch, border).unwrap();
             for named in [true, false] {
                 let shares = if named {
                     shares(wanted)
                 } else {
-                    Shares::foreground()
+                    LabelWeights::foreground()
                 };
                 let count =
                     |l: u16| reference(&placement, |i| f64::from(u8::from(labels[i] == l))).len();
@@ -215,7 +219,7 @@ fn every_legal_place_is_drawn_and_no_other_by_weight_and_by_label() {
             let map = memory(shape, vec![1_u8; count]);
             let options = options(own);
             let by_weight = weighted(&map, &options).unwrap();
-            let by_label = label(&map, &Shares::foreground(), &options).unwrap();
+            let by_label = label(&map, &LabelWeights::foreground(), &options).unwrap();
             for sampler in [&by_weight as &dyn Sampler, &by_label] {
                 let places: BTreeSet<_> = starts(sampler, 400).into_iter().collect();
                 let last = i64::try_from(volume - patch).unwrap();
@@ -240,7 +244,7 @@ fn a_single_voxel_is_always_the_centre_or_the_border_policy_decides() {
         for patch in (1..=7).map(|p| [p; 3]).chain([shape]) {
             for border in BORDERS {
                 let options = options(patch).with_border(border);
-                let placement = Placement::new(shape, patch, border).unwrap();
+                let placement = CenterBox::new(shape, patch, border).unwrap();
                 let at = Region::new(voxel.map(u64::cast_signed), [1; 3]);
                 let drawn = weighted(&map, &options).and_then(|sampler| sampler.draw(3, 5));
                 let label = label(&map, &shares([(3, 1.0)]), &options);
@@ -327,7 +331,7 @@ fn mass_that_lies_only_in_blocks_cut_by_the_border_is_drawn_exactly() {
     let index: LabelIndex = index(&*map, [1, 1, 4]);
     let map = map as Arc<dyn Volume>;
     let options = options([1, 1, 5]);
-    let sampler = Label::new(map, &index, &Shares::foreground(), &options).unwrap();
+    let sampler = Label::new(map, &index, &LabelWeights::foreground(), &options).unwrap();
     let mut found: Vec<_> = sampler.probabilities().into_iter().collect();
     found.sort_by_key(|&(centre, _)| centre);
     assert_eq!(found, [([0, 0, 2], 0.5), ([0, 0, 7], 0.5)]);
@@ -377,7 +381,7 @@ fn a_label_that_only_the_dropped_rim_has_is_absent_and_the_rest_grows() {
     let map = memory([1, 1, 9], labels);
     let wanted = shares([(-1, 2.0), (1, 1.0), (2, 1.0)]);
     let sampler = label(&map, &wanted, &options([1, 1, 3])).unwrap();
-    assert_eq!(sampler.absent(), [Class::from(-1)]);
+    assert_eq!(sampler.absent(), [LabelValue::from(-1)]);
     assert_near(sampler.probabilities()[&[0, 0, 4]], 0.5, &"renormalised");
     let shift = options([1, 1, 3]).with_border(Border::Shift);
     let sampler = label(&map, &wanted, &shift).unwrap();
@@ -386,13 +390,13 @@ fn a_label_that_only_the_dropped_rim_has_is_absent_and_the_rest_grows() {
 }
 
 /// The label of this number is found in this map at voxel 1 of 3, and nowhere else.
-fn finds<T: Element>(label_value: impl Into<Class>, voxels: [T; 3])
+fn finds<T: Element>(label_value: impl Into<LabelValue>, voxels: [T; 3])
 where
     Vec<T>: Into<Voxels>,
 {
     let map = memory([1, 1, 3], voxels.to_vec());
     let class = label_value.into();
-    let wanted = Shares::new([(class, 1.0)]).unwrap();
+    let wanted = LabelWeights::new([(class, 1.0)]).unwrap();
     let sampler = label(&map, &wanted, &options([1; 3])).unwrap();
     let found: Vec<_> = sampler.probabilities().into_iter().collect();
     assert_eq!(found, [([0, 0, 1], 1.0)], "{class} in {voxels:?}");
@@ -413,7 +417,10 @@ fn labels_are_compared_as_they_are_stored() {
     finds(i64::MIN, [0, i64::MIN, i64::MAX]);
     finds(1, [0.0_f32, 1.0, 1.000_000_1]);
     finds(0, [1.0_f64, -0.0, 5e-324]);
-    finds(Class::real(0.1).unwrap(), [0.1_f32.into(), 0.1_f64, 0.0]);
+    finds(
+        LabelValue::real(0.1).unwrap(),
+        [0.1_f32.into(), 0.1_f64, 0.0],
+    );
     finds(
         2,
         [half::f16::ONE, half::f16::from_f32(2.0), half::f16::ZERO],
@@ -422,7 +429,7 @@ fn labels_are_compared_as_they_are_stored() {
     layout.read_chunk = None;
     let map = Arc::new(MemoryVolume::zeros(layout).unwrap());
     crate::volume::VolumeMut::write(&*map, Region::whole([1, 1, 3]), &[0, 1, 0]).unwrap();
-    for wanted in [shares([(1, 1.0)]), Shares::foreground()] {
+    for wanted in [shares([(1, 1.0)]), LabelWeights::foreground()] {
         let sampler = label(&map, &wanted, &options([1; 3])).unwrap();
         assert_eq!(sampler.probabilities().len(), 1);
     }
@@ -430,7 +437,9 @@ fn labels_are_compared_as_they_are_stored() {
 
 #[test]
 fn shares_that_make_no_sense_are_refused_before_anything_is_read() {
-    let new = |shares: &[f64]| Shares::new((0_i32..).map(Class::from).zip(shares.iter().copied()));
+    let new = |shares: &[f64]| {
+        LabelWeights::new((0_i32..).map(LabelValue::from).zip(shares.iter().copied()))
+    };
     for bad in [
         &[][..],
         &[0.0, 0.0],
@@ -441,7 +450,7 @@ fn shares_that_make_no_sense_are_refused_before_anything_is_read() {
     ] {
         assert!(matches!(new(bad), Err(Error::Setting { .. })), "{bad:?}");
     }
-    let twice = Shares::new([(1.into(), 1.0), (Class::real(1.0).unwrap(), 1.0)]);
+    let twice = LabelWeights::new([(1.into(), 1.0), (LabelValue::real(1.0).unwrap(), 1.0)]);
     assert!(twice.unwrap_err().to_string().contains("twice"));
     let order: Vec<_> = new(&[0.0, 2.0, 1.0]).unwrap().classes().collect();
     assert_eq!(order, [1.into(), 2.into()]);
@@ -457,21 +466,28 @@ fn an_empty_map_is_an_error_or_skipped_or_drawn_from_uniformly() {
         text.contains("memory") && text.contains("labels 1, 3") && text.contains("1..4"),
         "{text}"
     );
-    let decide = |empty: Empty| empty.decide(built(), [4; 3], &options);
-    assert!(matches!(decide(Empty::Error), Err(Error::NoCentre { .. })));
-    assert!(decide(Empty::Skip).unwrap().is_none());
-    let uniform = decide(Empty::Uniform).unwrap().unwrap();
+    let decide = |empty: OnEmpty| empty.apply(built(), [4; 3], &options);
+    assert!(matches!(
+        decide(OnEmpty::Error),
+        Err(Error::NoCentre { .. })
+    ));
+    assert!(decide(OnEmpty::Skip).unwrap().is_none());
+    let uniform = decide(OnEmpty::Uniform).unwrap().unwrap();
     let same = Uniform::new([4; 3], [2; 3], 7).unwrap();
     assert!(
         same.take(9)
             .eq(draws(&*uniform, 0, 0..9).map(Result::unwrap))
     );
-    for empty in [Empty::Skip, Empty::Uniform] {
-        let large = label(&map, &Shares::foreground(), &SamplerOptions::new([5; 3], 0));
-        let error = empty.decide(large, [4; 3], &options).unwrap_err();
+    for empty in [OnEmpty::Skip, OnEmpty::Uniform] {
+        let large = label(
+            &map,
+            &LabelWeights::foreground(),
+            &SamplerOptions::new([5; 3], 0),
+        );
+        let error = empty.apply(large, [4; 3], &options).unwrap_err();
         assert!(matches!(error, Error::PatchSize { .. }), "not an empty map");
         let full = weighted(&memory([1; 3], vec![1_u8]), &SamplerOptions::new([1; 3], 0));
-        assert!(empty.decide(full, [1; 3], &options).unwrap().is_some());
+        assert!(empty.apply(full, [1; 3], &options).unwrap().is_some());
     }
 }
 
@@ -528,7 +544,7 @@ fn minus_zero_is_zero_and_labels_may_be_negative_but_not_nan() {
     let below = LabelIndex::build(&*memory([1, 1, 3], vec![-3_i32, -3, 0]), 0, 1, &silent).unwrap();
     assert_eq!(
         below.counts(),
-        [(Class::from(-3), 2), (Class::ZERO, 1)].into()
+        [(LabelValue::from(-3), 2), (LabelValue::ZERO, 1)].into()
     );
     let negative = WeightIndex::build(&*memory([1, 1, 2], vec![0_i8, -1]), 0, 1, &silent);
     assert!(matches!(
@@ -557,7 +573,7 @@ fn weights_and_labels_are_real_values_and_labels_must_be_whole() {
     let counts = |volume: &Arc<dyn Volume>| {
         LabelIndex::build(&**volume, 0, 1, &silent).map(|index| index.counts())
     };
-    let two = |a: i32, b: i32| Some([(Class::from(a), 1), (Class::from(b), 1)].into());
+    let two = |a: i32, b: i32| Some([(LabelValue::from(a), 1), (LabelValue::from(b), 1)].into());
     let (map, stored) = real(0.5, -1.0, [4, 8]);
     let sampler = weights(&map).unwrap();
     assert_near(sampler.probability([0, 0, 0]), 0.25, &"1 : 3");
@@ -593,7 +609,7 @@ fn the_channel_is_chosen_and_a_missing_one_is_an_error() {
         let volume = || Arc::clone(&map) as Arc<dyn Volume>;
         let sampler = Weighted::new(volume(), &index, &options([1; 3])).unwrap();
         assert_eq!(sampler.draw(0, 0).unwrap().start, [0, 0, x]);
-        let all = Shares::foreground();
+        let all = LabelWeights::foreground();
         let sampler = Label::new(volume(), &by_label, &all, &options([1; 3])).unwrap();
         assert_eq!(sampler.draw(0, 0).unwrap().start, [0, 0, x]);
     }
@@ -614,7 +630,7 @@ fn an_index_of_another_map_is_refused_and_a_changed_map_is_noticed() {
     assert!(matches!(refused, Err(Error::Setting { .. })));
     let volume = || Arc::clone(&map) as Arc<dyn Volume>;
     let by_weight = Weighted::new(volume(), &weights, &options([1; 3])).unwrap();
-    let shares = Shares::foreground();
+    let shares = LabelWeights::foreground();
     let by_label = Label::new(volume(), &labels, &shares, &options([1; 3])).unwrap();
     crate::volume::VolumeMut::write(&*map, Region::whole([1, 1, 4]), &[0; 4]).unwrap();
     for sampler in [&by_weight as &dyn Sampler, &by_label] {
@@ -747,10 +763,10 @@ fn the_draws_are_those_of_every_release() {
     assert_eq!(first(&by_weight), GOLDEN_WEIGHTED);
     let by_label = label(&map, &shares([(1, 1.0), (2, 2.0)]), &options([3; 3])).unwrap();
     assert_eq!(first(&by_label), GOLDEN_LABEL);
-    let by_all = label(&map, &Shares::foreground(), &options([3; 3])).unwrap();
+    let by_all = label(&map, &LabelWeights::foreground(), &options([3; 3])).unwrap();
     assert_eq!(first(&by_all), GOLDEN_FOREGROUND);
-    let near = Neighbourhood::new(2, 0.01).unwrap();
-    let near = options([3; 3]).with_neighbourhood(near);
+    let near = Neighborhood::new(2, 0.01).unwrap();
+    let near = options([3; 3]).with_neighborhood(near);
     let uniform = Uniform::with_options([10, 10, 10], &near).unwrap();
     let by_label = label(&map, &shares([(1, 1.0), (2, 2.0)]), &near).unwrap();
     let soft: Vec<f32> = (0..2000_u16).map(|i| f32::from(i * 7 % 5)).collect();
@@ -760,8 +776,8 @@ fn the_draws_are_those_of_every_release() {
     let soft: Arc<dyn Volume> = soft;
     let by_channel = Channels::new(&soft, &wanted, &options([3; 3])).unwrap();
     let inner = Uniform::with_options([10, 10, 10], &options([3; 3])).unwrap();
-    let content = Content::Label(2.into());
-    let enough = Containing::new(Box::new(inner), map, 0, content, 0.2).unwrap();
+    let content = Criterion::Label(2.into());
+    let enough = MinContent::new(Box::new(inner), map, 0, content, 0.2).unwrap();
     let all: [&dyn Sampler; 4] = [&uniform, &by_label, &by_channel, &enough];
     assert_eq!(all.map(first), GOLDEN_OTHERS);
 }

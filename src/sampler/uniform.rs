@@ -3,10 +3,10 @@
 use rand::Rng;
 use rand::distr::Distribution;
 
-use super::border::{Border, Placement};
+use super::border::{Border, CenterBox};
 use super::draw::{Sampler, SamplerOptions};
-use super::near::Neighbourhood;
-use super::random::{Random, below};
+use super::near::Neighborhood;
+use super::random::{CounterRng, below};
 use crate::error::Result;
 use crate::region::{Region, Shape};
 
@@ -16,10 +16,10 @@ use crate::region::{Region, Shape};
 /// independent. Under the other border policies all N centers are equally likely.
 #[derive(Clone, Debug)]
 pub struct Uniform {
-    placement: Placement,
+    placement: CenterBox,
     /// The legal centers; there are as many as places.
     centres: Region,
-    neighbourhood: Option<Neighbourhood>,
+    neighborhood: Option<Neighborhood>,
     seed: u64,
     epoch: u64,
     index: u64,
@@ -39,7 +39,7 @@ impl Uniform {
     ///
     /// # Errors
     ///
-    /// As [`Placement::new`].
+    /// As [`CenterBox::new`].
     pub fn with_border(volume: Shape, patch: Shape, border: Border, seed: u64) -> Result<Self> {
         let options = SamplerOptions::new(patch, seed).with_border(border);
         Self::with_options(volume, &options)
@@ -49,13 +49,13 @@ impl Uniform {
     ///
     /// # Errors
     ///
-    /// As [`Placement::new`].
+    /// As [`CenterBox::new`].
     pub fn with_options(volume: Shape, options: &SamplerOptions) -> Result<Self> {
-        let placement = Placement::new(volume, options.patch, options.border)?;
+        let placement = CenterBox::new(volume, options.patch, options.border)?;
         Ok(Self {
             centres: placement.centres(),
             placement,
-            neighbourhood: options.neighbourhood,
+            neighborhood: options.neighborhood,
             seed: options.seed,
             epoch: 0,
             index: 0,
@@ -79,9 +79,9 @@ impl Uniform {
     }
 
     fn region_of(&self, epoch: u64, index: u64) -> Region {
-        let mut random = Random::new(self.seed, epoch, index);
+        let mut random = CounterRng::new(self.seed, epoch, index);
         let Region { start, shape } = self.centres;
-        let place = match &self.neighbourhood {
+        let place = match &self.neighborhood {
             None => shape.map(|n| random.below(n)),
             Some(near) => {
                 let mut anchor = near.anchor(self.seed, epoch, index);
@@ -98,10 +98,10 @@ impl Uniform {
 /// ```
 /// use rand::distr::Distribution;
 /// use voxpatch::Uniform;
-/// use voxpatch::sampler::Random;
+/// use voxpatch::sampler::CounterRng;
 ///
 /// # fn main() -> voxpatch::Result<()> {
-/// let mut rng = Random::new(1, 2, 3); // or any other generator of `rand`
+/// let mut rng = CounterRng::new(1, 2, 3); // or any other generator of `rand`
 /// let region = Uniform::new([100; 3], [32; 3], 0)?.sample(&mut rng);
 /// assert!(region.is_inside([100; 3]));
 /// # Ok(())
@@ -194,9 +194,9 @@ mod tests {
 
     #[test]
     fn any_generator_draws_uniformly() {
-        let mut rng = Random::new(11, 0, 0);
-        let near = Neighbourhood::new(10, 0.01).unwrap();
-        let options = SamplerOptions::new([7; 3], 3).with_neighbourhood(near);
+        let mut rng = CounterRng::new(11, 0, 0);
+        let near = Neighborhood::new(10, 0.01).unwrap();
+        let options = SamplerOptions::new([7; 3], 3).with_neighborhood(near);
         let sampler = Uniform::with_options([10, 11, 12], &options).unwrap();
         let (mut direct, mut by_draw) = (vec![0_u64; 4 * 5 * 6], vec![0_u64; 4 * 5 * 6]);
         for _ in 0..60_000 {
@@ -211,7 +211,7 @@ mod tests {
         for counts in [direct, by_draw] {
             assert!(deviate(&counts).abs() < 4.75, "{}", deviate(&counts));
         }
-        let list = crate::sampler::Fixed::new(vec![Region::new([1; 3], [2; 3])]).unwrap();
+        let list = crate::sampler::FixedLocations::new(vec![Region::new([1; 3], [2; 3])]).unwrap();
         assert_eq!(list.sample_with(&mut rng).unwrap().start, [1; 3]);
     }
 

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::border::Placement;
+use super::border::CenterBox;
 use super::draw::{Sampler, SamplerOptions};
 use super::find::{Aim, Finder, Wanted};
 use super::index::WeightIndex;
-use super::near::{Neighbourhood, along_the_curve};
-use super::random::{Random, fraction};
+use super::near::{Neighborhood, along_the_curve};
+use super::random::{CounterRng, fraction};
 use super::weights::{Sum, too_large};
 use crate::error::{Error, Result};
 use crate::region::{Region, Shape};
@@ -24,7 +24,7 @@ pub struct Weighted {
     blocks: Vec<u64>,
     /// The weight up to the end of each block.
     ends: Vec<f64>,
-    neighbourhood: Option<Neighbourhood>,
+    neighborhood: Option<Neighborhood>,
     seed: u64,
 }
 
@@ -45,7 +45,7 @@ impl Weighted {
         options: &SamplerOptions,
     ) -> Result<Self> {
         let shape = map.layout().shape;
-        let placement = Placement::new(shape, options.patch, options.border)?;
+        let placement = CenterBox::new(shape, options.patch, options.border)?;
         let centres = placement.centres();
         let mut sums = index.within(&map, centres, options.threads, false)?.0;
         if sums.is_empty() {
@@ -56,7 +56,7 @@ impl Weighted {
                 problem: "every weight is 0".to_owned(),
             });
         }
-        if options.neighbourhood.is_some() {
+        if options.neighborhood.is_some() {
             let place = |id| index.blocks.index(id);
             sums.sort_unstable_by(|a, b| along_the_curve(place(a.0), place(b.0)));
         }
@@ -83,16 +83,16 @@ impl Weighted {
             ),
             blocks: sums.into_iter().map(|(block, _)| block).collect(),
             ends,
-            neighbourhood: options.neighbourhood,
+            neighborhood: options.neighborhood,
             seed: options.seed,
         })
     }
 
     /// Returns the block, and a number for the voxel inside it.
     fn aim(&self, epoch: u64, n: u64) -> Aim {
-        let mut random = Random::new(self.seed, epoch, n);
+        let mut random = CounterRng::new(self.seed, epoch, n);
         let total = self.ends.last().copied().unwrap_or(0.0);
-        let number = match &self.neighbourhood {
+        let number = match &self.neighborhood {
             None => random.number(),
             Some(near) => near.number(&mut near.anchor(self.seed, epoch, n), &mut random),
         };

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use super::blocks::{BlockVoxels, Blocks};
-use super::sums::{Block, Entries, Sealed, Tally, decode_entries, encode_entries, place};
+use super::sums::{Block, BlockStats, Entries, Sealed, decode_entries, encode_entries, place};
 use crate::dtype::{DType, Element, with_element};
 use crate::error::{Error, Result};
 use crate::region::Region;
@@ -15,7 +15,7 @@ use crate::volume::Layout;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct WeightSums(pub(super) Entries<f64>);
 
-impl Tally for WeightSums {}
+impl BlockStats for WeightSums {}
 
 impl Sealed for WeightSums {
     const KIND: u8 = 1;

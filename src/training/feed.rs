@@ -9,23 +9,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::batch::Together;
 use super::cohort::Kind;
 use super::kept::{Kept, Room};
-use super::plan::{Epoch, Planned};
-use super::share::{Share, Turn};
+use super::plan::{Epoch, PlannedPatch};
+use super::shard::{RankShard, WorkerShard};
 use super::subject::{Image, Subject, Subjects};
 use crate::error::{Error, Result};
 use crate::region::Region;
-use crate::sampler::{Random, Sampler};
+use crate::sampler::{CounterRng, Sampler};
 use crate::volume::{Chunk, ChunkShape};
 
 /// Makes the sampler of a subject from the subject and a seed of its own; `None` leaves the
 /// subject out.
-pub type MakeSampler = dyn Fn(&Subject, u64) -> Result<Option<Arc<dyn Sampler>>> + Send + Sync;
+pub type SamplerFactory = dyn Fn(&Subject, u64) -> Result<Option<Arc<dyn Sampler>>> + Send + Sync;
 
 /// The seed that the sampler of a plan's subject gets: the plan's seed, and the subject's place
 /// in the list, decide it.
 #[must_use]
 pub fn subject_seed(seed: u64, subject: u64) -> u64 {
-    Random::of_domain(*b"voxpatch seed v1", seed, subject, 0).number()
+    CounterRng::of_domain(*b"voxpatch seed v1", seed, subject, 0).number()
 }
 
 /// Subjects that are kept open although no patch of theirs is planned any more.
@@ -93,11 +93,11 @@ impl Opened {
 
 pub(super) struct Feed {
     pub(super) subjects: Arc<dyn Subjects>,
-    pub(super) make: Arc<MakeSampler>,
+    pub(super) make: Arc<SamplerFactory>,
     pub(super) seed: u64,
     pub(super) epoch: Epoch,
-    pub(super) share: Share,
-    turn: Turn,
+    pub(super) shard: RankShard,
+    worker: WorkerShard,
     /// Steps that others take before the next of ours.
     others: u64,
     /// Places of the epoch that no step has taken yet.
@@ -107,7 +107,7 @@ pub(super) struct Feed {
     /// Where the part began and what its patches are put together in, if they are.
     batch: Option<(u64, Arc<Together>)>,
     gather: bool,
-    window: Option<(u64, Vec<Planned>)>,
+    window: Option<(u64, Vec<PlannedPatch>)>,
     window_length: u64,
     open: VecDeque<Arc<Opened>>,
     /// For chunks that stay.
@@ -128,10 +128,10 @@ impl fmt::Debug for Feed {
 impl Feed {
     pub(super) fn new(
         subjects: Arc<dyn Subjects>,
-        make: Arc<MakeSampler>,
+        make: Arc<SamplerFactory>,
         seed: u64,
         (epoch, window_length): (Epoch, u64),
-        (share, turn, gather): (Share, Turn, bool),
+        (shard, worker, gather): (RankShard, WorkerShard, bool),
         left: Range<u64>,
         room: Arc<Room>,
     ) -> Self {
@@ -140,9 +140,9 @@ impl Feed {
             make,
             seed,
             epoch,
-            share,
-            turn,
-            others: turn.index,
+            shard,
+            worker,
+            others: worker.index,
             part: left.start..left.start,
             left,
             batch: None,
@@ -183,7 +183,7 @@ impl Feed {
             }
         }
         let found = self.locate(&planned);
-        let item = |((place, batch), planned): ((u64, _), &Planned)| {
+        let item = |((place, batch), planned): ((u64, _), &PlannedPatch)| {
             let found = found
                 .get(planned)
                 .cloned()
@@ -208,14 +208,14 @@ impl Feed {
             if self.left.is_empty() {
                 return None;
             }
-            let step = self.share.step(self.left.start, self.left.end);
+            let step = self.shard.step(self.left.start, self.left.end);
             self.left.start = step.end;
             if self.others > 0 {
                 self.others -= 1;
                 continue;
             }
-            self.others = self.turn.of - 1;
-            self.part = self.share.part(&step);
+            self.others = self.worker.count - 1;
+            self.part = self.shard.part(&step);
             let count = self.part.end - self.part.start;
             self.batch = (self.gather && count > 0)
                 .then(|| (self.part.start, Arc::new(Together::new(count))));
@@ -233,9 +233,9 @@ impl Feed {
     /// Draws all that a window wants, subject by subject.
     fn locate(
         &mut self,
-        planned: &[Planned],
-    ) -> BTreeMap<Planned, Result<(Arc<Opened>, Region), Failed>> {
-        let mut wanted: Vec<Planned> = planned.to_vec();
+        planned: &[PlannedPatch],
+    ) -> BTreeMap<PlannedPatch, Result<(Arc<Opened>, Region), Failed>> {
+        let mut wanted: Vec<PlannedPatch> = planned.to_vec();
         wanted.sort_unstable();
         let mut found = BTreeMap::new();
         for run in wanted.chunk_by(|a, b| a.subject == b.subject) {

@@ -7,14 +7,14 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::batch::Batch;
-use super::feed::{Feed, MakeSampler};
+use super::feed::{Feed, SamplerFactory};
 use super::gather::{Gather, Transform};
 use super::kept::Room;
-use super::plan::Plan;
+use super::plan::EpochPlan;
 use super::pool::Pool;
 use super::sample::Sample;
 use super::schedule::{Delivered, Limits, Schedule};
-use super::share::{Share, Turn};
+use super::shard::{RankShard, WorkerShard};
 use super::state::LoaderState;
 use super::subject::Subjects;
 use crate::error::{Error, Result};
@@ -31,17 +31,17 @@ pub struct LoaderOptions {
     /// subjects fit into three quarters of it, each is decoded once. One patch is always admitted.
     pub max_bytes: u64,
     /// Which patches are this rank's.
-    pub share: Share,
+    pub shard: RankShard,
     /// Which of the rank's batches are this loader's.
-    pub turn: Turn,
+    pub worker: WorkerShard,
     /// Stay in the epoch of a state that was saved at its end, although nothing is left of it, in
     /// place of beginning the next. Always so for loaders that take turns, of which some may not
     /// have reached the end.
-    pub stay: bool,
+    pub stay_in_epoch: bool,
     /// Whether the patches of a batch are put together in one buffer for each image, as
-    /// [`Loader::gathered_within`] gives them; patches that are asked for otherwise are then copied. Not
+    /// [`Loader::next_contiguous_batch_timeout`] gives them; patches that are asked for otherwise are then copied. Not
     /// together with `transform`.
-    pub gather: bool,
+    pub contiguous_batches: bool,
     /// Refuse subjects whose images differ in name, channels or type from those of the first subject
     /// of the epoch: [`Error::NotAlike`], whatever [`on_error`](Self::on_error) is. A
     /// [`Cohort`](super::Cohort) checks all subjects before the first patch.
@@ -69,10 +69,10 @@ impl Default for LoaderOptions {
             threads: threads(),
             max_length: 300,
             max_bytes: 512 << 20,
-            share: Share::whole(1),
-            turn: Turn::default(),
-            stay: false,
-            gather: false,
+            shard: RankShard::whole(1),
+            worker: WorkerShard::default(),
+            stay_in_epoch: false,
+            contiguous_batches: false,
             alike: false,
             on_error: OnError::Fail,
             transform: None,
@@ -86,10 +86,10 @@ impl fmt::Debug for LoaderOptions {
             .field("threads", &self.threads)
             .field("max_length", &self.max_length)
             .field("max_bytes", &self.max_bytes)
-            .field("share", &self.share)
-            .field("turn", &self.turn)
-            .field("stay", &self.stay)
-            .field("gather", &self.gather)
+            .field("shard", &self.shard)
+            .field("worker", &self.worker)
+            .field("stay_in_epoch", &self.stay_in_epoch)
+            .field("contiguous_batches", &self.contiguous_batches)
             .field("alike", &self.alike)
             .field("on_error", &self.on_error)
             .field("transform", &self.transform.is_some())
@@ -118,23 +118,23 @@ pub struct LoaderStats {
     pub fill: (usize, usize),
 }
 
-/// What comes of a wait for something.
+/// The outcome of a timed wait.
 #[derive(Debug)]
-pub enum Waited<T> {
-    /// It is here.
-    Here(T),
-    /// The time is over and it is not here yet: ask again.
-    NotYet,
-    /// Nothing comes any more.
-    Over,
+pub enum TryNext<T> {
+    /// The next item.
+    Ready(T),
+    /// Timed out; try again.
+    TimedOut,
+    /// The end of the epoch.
+    Finished,
 }
 
-impl<T> Waited<Result<T>> {
-    fn and_then<U>(self, then: impl FnOnce(T) -> Result<U>) -> Waited<Result<U>> {
+impl<T> TryNext<Result<T>> {
+    fn and_then<U>(self, then: impl FnOnce(T) -> Result<U>) -> TryNext<Result<U>> {
         match self {
-            Self::Here(found) => Waited::Here(found.and_then(then)),
-            Self::NotYet => Waited::NotYet,
-            Self::Over => Waited::Over,
+            Self::Ready(found) => TryNext::Ready(found.and_then(then)),
+            Self::TimedOut => TryNext::TimedOut,
+            Self::Finished => TryNext::Finished,
         }
     }
 }
@@ -158,8 +158,8 @@ pub struct Loader {
     plan: u64,
     subjects: u64,
     epoch: u64,
-    share: Share,
-    turn: Turn,
+    shard: RankShard,
+    worker: WorkerShard,
     /// Patches of the epoch.
     patches: u64,
     /// The place at which the last step ends, for all ranks together.
@@ -185,8 +185,8 @@ impl Loader {
     /// [`Error::Setting`] if the plan, the subjects and the options do not fit each other.
     pub fn new(
         subjects: Arc<dyn Subjects>,
-        make: Arc<MakeSampler>,
-        plan: &Plan,
+        make: Arc<SamplerFactory>,
+        plan: &EpochPlan,
         epoch: u64,
         options: &LoaderOptions,
     ) -> Result<Self> {
@@ -201,7 +201,7 @@ impl Loader {
 
     /// An epoch from where a saved state was, with the same plan; threads, buffer and ranks
     /// may differ. A state at the end of an epoch is resumed with the next epoch, unless
-    /// [`LoaderOptions::stay`] is set.
+    /// [`LoaderOptions::stay_in_epoch`] is set.
     ///
     /// # Errors
     ///
@@ -209,8 +209,8 @@ impl Loader {
     /// subjects'; [`Error::Setting`] if it is beyond the epoch's end.
     pub fn resume(
         subjects: Arc<dyn Subjects>,
-        make: Arc<MakeSampler>,
-        plan: &Plan,
+        make: Arc<SamplerFactory>,
+        plan: &EpochPlan,
         state: LoaderState,
         options: &LoaderOptions,
     ) -> Result<Self> {
@@ -222,26 +222,26 @@ impl Loader {
                 problem: format!("there are {}", subjects.len()),
             });
         }
-        let share = options.share;
-        let turn = options.turn;
-        share.check(plan.len())?;
-        turn.check()?;
-        let state = if turn.of > 1 || options.stay {
+        let shard = options.shard;
+        let worker = options.worker;
+        shard.check(plan.len())?;
+        worker.check()?;
+        let state = if worker.count > 1 || options.stay_in_epoch {
             state
         } else {
-            state.settled(plan, share)
+            state.settled(plan, shard)
         };
         let epoch = plan.epoch(state.epoch);
-        let end = share.end(state.position, plan.len());
+        let end = shard.end(state.position, plan.len());
         let left = state.position..end;
         let room = Arc::new(Room::within(options.max_bytes));
-        let in_batches = options.gather && options.transform.is_none();
+        let in_batches = options.contiguous_batches && options.transform.is_none();
         let feed = Feed::new(
             subjects,
             make,
             plan.seed(),
             (epoch, plan.window()),
-            (share, turn, in_batches),
+            (shard, worker, in_batches),
             left,
             Arc::clone(&room),
         )
@@ -273,8 +273,8 @@ impl Loader {
             plan: state.plan,
             subjects: state.subjects,
             epoch: state.epoch,
-            share,
-            turn,
+            shard,
+            worker,
             patches: plan.len(),
             end,
             step_start: state.position,
@@ -285,7 +285,7 @@ impl Loader {
             over: false,
         };
         loader.workers = workers?;
-        loader.skip_steps(turn.index);
+        loader.skip_steps(worker.index);
         Ok(loader)
     }
 
@@ -297,7 +297,7 @@ impl Loader {
             Some(batch) => (batch.step, batch.before),
             None => (self.step_start, self.taken),
         };
-        let inside = if self.share.world_size == 1 && self.turn.of == 1 {
+        let inside = if self.shard.world_size == 1 && self.worker.count == 1 {
             taken
         } else {
             0
@@ -314,7 +314,7 @@ impl Loader {
         }
     }
 
-    /// The rest of this rank's current batch, at most [`Share::batch`] patches; `None` at the
+    /// The rest of this rank's current batch, at most [`RankShard::batch_size`] patches; `None` at the
     /// end of the epoch.
     ///
     /// Every rank is given equally many batches, so that ranks which wait for each other after
@@ -326,17 +326,17 @@ impl Loader {
     /// An error comes in the place of a patch; the next call goes on with the same batch.
     pub fn next_batch(&mut self) -> Option<Result<Vec<Sample>>> {
         loop {
-            match self.batch_within(Duration::MAX) {
-                Waited::Here(batch) => return Some(batch),
-                Waited::NotYet => {}
-                Waited::Over => return None,
+            match self.next_batch_timeout(Duration::MAX) {
+                TryNext::Ready(batch) => return Some(batch),
+                TryNext::TimedOut => {}
+                TryNext::Finished => return None,
             }
         }
     }
 
     /// As [`next_batch`](Self::next_batch), but waits no longer than `limit`, or a little more where
     /// the caller's own thread reads: what is there by then is kept for the next call.
-    pub fn batch_within(&mut self, limit: Duration) -> Waited<Result<Vec<Sample>>> {
+    pub fn next_batch_timeout(&mut self, limit: Duration) -> TryNext<Result<Vec<Sample>>> {
         let pool = Arc::clone(&self.schedule.gather.pool);
         self.samples_within(limit).and_then(|mut samples| {
             let mut all = samples.iter_mut();
@@ -345,20 +345,20 @@ impl Loader {
         })
     }
 
-    /// As [`batch_within`](Self::batch_within), with the patches of each image in one buffer: without a copy
-    /// where [`LoaderOptions::gather`] is set.
+    /// As [`next_batch_timeout`](Self::next_batch_timeout), with the patches of each image in one buffer: without a copy
+    /// where [`LoaderOptions::contiguous_batches`] is set.
     ///
     /// Samples whose images differ in name, shape, channels or type are an [`Error::Setting`].
-    pub fn gathered_within(&mut self, limit: Duration) -> Waited<Result<Batch>> {
+    pub fn next_contiguous_batch_timeout(&mut self, limit: Duration) -> TryNext<Result<Batch>> {
         let pool = Arc::clone(&self.schedule.gather.pool);
         self.samples_within(limit)
             .and_then(|samples| Batch::of(samples, &pool))
     }
 
-    fn samples_within(&mut self, limit: Duration) -> Waited<Result<Vec<Sample>>> {
+    fn samples_within(&mut self, limit: Duration) -> TryNext<Result<Vec<Sample>>> {
         if self.gathered.is_none() {
             if self.step_start >= self.end {
-                return Waited::Over;
+                return TryNext::Finished;
             }
             self.gathered = Some(Gathered {
                 step: self.step_start,
@@ -372,36 +372,36 @@ impl Loader {
             && batch.step == self.step_start
         {
             match self.take(until) {
-                Waited::Here(Ok(Some(sample))) => {
+                TryNext::Ready(Ok(Some(sample))) => {
                     if let Some(batch) = &mut self.gathered {
                         batch.samples.push(sample);
                     }
                 }
-                Waited::Here(Ok(None)) => {}
-                Waited::Here(Err(error)) => return Waited::Here(Err(error)),
-                Waited::NotYet => return Waited::NotYet,
+                TryNext::Ready(Ok(None)) => {}
+                TryNext::Ready(Err(error)) => return TryNext::Ready(Err(error)),
+                TryNext::TimedOut => return TryNext::TimedOut,
                 // Only after a panic of the feed, which was told of in the place of a patch.
-                Waited::Over => return Waited::Over,
+                TryNext::Finished => return TryNext::Finished,
             }
         }
         let samples = self.gathered.take().map(|batch| batch.samples);
-        Waited::Here(Ok(samples.unwrap_or_default()))
+        TryNext::Ready(Ok(samples.unwrap_or_default()))
     }
 
     /// As the iterator's `next`, but waits no longer than `limit`, or a little more where the
     /// caller's own thread reads.
-    pub fn next_within(&mut self, limit: Duration) -> Waited<Result<Sample>> {
+    pub fn next_timeout(&mut self, limit: Duration) -> TryNext<Result<Sample>> {
         let until = Instant::now().checked_add(limit);
         loop {
             match self.take(until) {
-                Waited::Here(Ok(Some(mut sample))) => {
+                TryNext::Ready(Ok(Some(mut sample))) => {
                     let detached = sample.detach(&self.schedule.gather.pool);
-                    return Waited::Here(detached.map(|()| sample));
+                    return TryNext::Ready(detached.map(|()| sample));
                 }
-                Waited::Here(Ok(None)) => {}
-                Waited::Here(Err(error)) => return Waited::Here(Err(error)),
-                Waited::NotYet => return Waited::NotYet,
-                Waited::Over => return Waited::Over,
+                TryNext::Ready(Ok(None)) => {}
+                TryNext::Ready(Err(error)) => return TryNext::Ready(Err(error)),
+                TryNext::TimedOut => return TryNext::TimedOut,
+                TryNext::Finished => return TryNext::Finished,
             }
         }
     }
@@ -422,32 +422,32 @@ impl Loader {
     /// Patches of this loader that are still to come.
     #[must_use]
     pub fn remaining(&self) -> u64 {
-        let own = Turn {
+        let own = WorkerShard {
             index: 0,
-            of: self.turn.of,
+            count: self.worker.count,
         };
-        self.share.left(own, self.step_start, self.end).0 - self.taken
+        self.shard.left(own, self.step_start, self.end).0 - self.taken
     }
 
     /// The next patch in order, `None` in it if it was left out.
-    fn take(&mut self, until: Option<Instant>) -> Waited<Result<Option<Sample>>> {
+    fn take(&mut self, until: Option<Instant>) -> TryNext<Result<Option<Sample>>> {
         if self.over {
-            return Waited::Over;
+            return TryNext::Finished;
         }
         let began = Instant::now();
         let delivered = self.schedule.next(self.workers.is_empty(), until);
         self.stats.waited += began.elapsed();
         let delivered = match delivered {
-            Waited::Here(delivered) => delivered,
-            Waited::NotYet => return Waited::NotYet,
-            Waited::Over => {
+            TryNext::Ready(delivered) => delivered,
+            TryNext::TimedOut => return TryNext::TimedOut,
+            TryNext::Finished => {
                 self.over = true;
                 self.pass_empty_step();
-                return Waited::Over;
+                return TryNext::Finished;
             }
         };
         self.advance();
-        Waited::Here(match delivered {
+        TryNext::Ready(match delivered {
             Delivered::Sample(sample) => {
                 self.stats.delivered += 1;
                 Ok(Some(*sample))
@@ -475,16 +475,16 @@ impl Loader {
 
     /// Goes on if the step has no patch for this rank, as the last of a resumed epoch may.
     fn pass_empty_step(&mut self) {
-        let step = self.share.step(self.step_start, self.end);
-        if self.share.part(&step).is_empty() {
+        let step = self.shard.step(self.step_start, self.end);
+        if self.shard.part(&step).is_empty() {
             self.step_done(step.end);
         }
     }
 
     fn advance(&mut self) {
         self.taken += 1;
-        let step = self.share.step(self.step_start, self.end);
-        let part = self.share.part(&step);
+        let step = self.shard.step(self.step_start, self.end);
+        let part = self.shard.part(&step);
         if self.taken >= part.end - part.start {
             self.step_done(step.end);
         }
@@ -493,12 +493,12 @@ impl Loader {
     /// Goes to this loader's next step; the last one ended at `end`.
     fn step_done(&mut self, end: u64) {
         (self.step_start, self.taken) = (end, 0);
-        self.skip_steps(self.turn.of - 1);
+        self.skip_steps(self.worker.count - 1);
     }
 
     fn skip_steps(&mut self, steps: u64) {
         for _ in 0..steps {
-            self.step_start = self.share.step(self.step_start, self.end).end;
+            self.step_start = self.shard.step(self.step_start, self.end).end;
         }
     }
 }
@@ -528,10 +528,10 @@ impl Iterator for Loader {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            match self.next_within(Duration::MAX) {
-                Waited::Here(sample) => return Some(sample),
-                Waited::NotYet => {}
-                Waited::Over => return None,
+            match self.next_timeout(Duration::MAX) {
+                TryNext::Ready(sample) => return Some(sample),
+                TryNext::TimedOut => {}
+                TryNext::Finished => return None,
             }
         }
     }

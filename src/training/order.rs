@@ -6,7 +6,7 @@
 //! are sent through it again until they are inside (J. Black and P. Rogaway, "Ciphers with
 //! arbitrary finite domains", 2002).
 
-use crate::sampler::Random;
+use crate::sampler::CounterRng;
 
 /// Orders up to this length are tables.
 const LONGEST_TABLE: u64 = 1 << 12;
@@ -29,7 +29,7 @@ pub(super) enum Order {
 
 impl Order {
     /// The order of `0..length` that `random` gives.
-    pub(super) fn new(length: u64, mut random: Random) -> Self {
+    pub(super) fn new(length: u64, mut random: CounterRng) -> Self {
         if length <= LONGEST_TABLE {
             let mut table: Vec<u64> = (0..length).collect();
             for n in (1..length).rev() {
@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn every_number_comes_once() {
         for length in [0, 1, 2, 3, 5, 100, 4096, 4097, 5000, 65_537, 100_000] {
-            let order = Order::new(length, Random::new(3, 1, length));
+            let order = Order::new(length, CounterRng::new(3, 1, length));
             let mut seen: Vec<u64> = (0..length).map(|n| order.at(n)).collect();
             assert!(length < 50 || seen.iter().enumerate().any(|(n, &m)| n as u64 != m));
             seen.sort_unstable();
@@ -106,7 +106,7 @@ mod tests {
     fn orders_are_as_likely_as_each_other() {
         let mut counts = std::collections::HashMap::new();
         for n in 0..24_000 {
-            let order = Order::new(4, Random::new(8, 0, n));
+            let order = Order::new(4, CounterRng::new(8, 0, n));
             *counts
                 .entry([0, 1, 2, 3].map(|n| order.at(n)))
                 .or_insert(0_u32) += 1;
@@ -124,7 +124,7 @@ mod tests {
         // Of 40 000 draws of where the first number goes, a tenth falls into each tenth.
         let mut tenths = [0_u32; 10];
         for n in 0..40_000 {
-            let at = Order::new(1 << 40, Random::new(8, 0, n)).at(0);
+            let at = Order::new(1 << 40, CounterRng::new(8, 0, n)).at(0);
             tenths[usize::try_from((at * 10) >> 40).unwrap()] += 1;
         }
         assert!(
@@ -135,9 +135,9 @@ mod tests {
 
     #[test]
     fn the_order_is_the_one_of_every_release() {
-        let short = Order::new(10, Random::new(1, 2, 3));
+        let short = Order::new(10, CounterRng::new(1, 2, 3));
         assert_eq!((0..10).map(|n| short.at(n)).collect::<Vec<_>>(), SHORT);
-        let long = Order::new(1_000_000, Random::new(1, 2, 3));
+        let long = Order::new(1_000_000, CounterRng::new(1, 2, 3));
         assert_eq!([0, 1, 999_999].map(|n| long.at(n)), LONG);
     }
     const SHORT: [u64; 10] = [0, 4, 3, 5, 2, 7, 6, 8, 9, 1];

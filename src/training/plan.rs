@@ -10,11 +10,11 @@ use std::sync::Arc;
 use super::fingerprint::Fingerprint;
 use super::order::Order;
 use crate::error::{Error, Result};
-use crate::sampler::Random;
+use crate::sampler::CounterRng;
 
 /// What every epoch consists of.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct EpochPlan {
     subjects: u64,
     counts: Counts,
     seed: u64,
@@ -36,14 +36,14 @@ enum Counts {
 
 /// One patch of an epoch: a subject, and the number of a draw from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Planned {
+pub struct PlannedPatch {
     /// The subject's place in the list.
     pub subject: u64,
     /// Which of the subject's draws in this epoch.
     pub draw: u64,
 }
 
-impl Plan {
+impl EpochPlan {
     /// `samples_per_volume` patches of each of `subjects` subjects; subjects and patches
     /// shuffled, patches within windows of 300.
     ///
@@ -128,7 +128,7 @@ impl Plan {
     ///
     /// Without this, patches are mixed within windows one by one, and a batch of the loader has the
     /// shares of [`Mixture::exact`](crate::sampler::Mixture::exact) only on average. With it, give
-    /// that mixture, this plan and [`Share::batch`](super::Share::batch) one number; the price is that a batch has patches
+    /// that mixture, this plan and [`RankShard::batch_size`](super::RankShard::batch_size) one number; the price is that a batch has patches
     /// of one subject only. On several ranks the last batches may still be cut elsewhere, unless the
     /// epoch is a multiple of `batch` times the number of ranks. Windows are rounded up to a
     /// multiple of `batch`.
@@ -205,7 +205,7 @@ impl Plan {
         let subjects = if self.shuffle_subjects {
             Order::new(
                 self.subjects,
-                Random::of_domain(*b"voxpatch subj v1", self.seed, epoch, 0),
+                CounterRng::of_domain(*b"voxpatch subj v1", self.seed, epoch, 0),
             )
         } else {
             Order::Same
@@ -323,7 +323,7 @@ fn too_many() -> Error {
 /// The sequence of one epoch.
 #[derive(Clone, Debug)]
 pub struct Epoch {
-    plan: Plan,
+    plan: EpochPlan,
     number: u64,
     subjects: Order,
     /// Patches before each subject in this epoch's order, where the numbers differ.
@@ -351,7 +351,7 @@ impl Epoch {
 
     /// The patches of a window, in the order of delivery.
     #[must_use]
-    pub fn window(&self, window: u64) -> Vec<Planned> {
+    pub fn window(&self, window: u64) -> Vec<PlannedPatch> {
         let first = window.saturating_mul(self.plan.window());
         let end = first
             .saturating_add(self.plan.window())
@@ -360,7 +360,7 @@ impl Epoch {
         let batch = self.plan.batch;
         let order = if self.plan.shuffle_patches {
             let random =
-                Random::of_domain(*b"voxpatch wind v1", self.plan.seed, self.number, window);
+                CounterRng::of_domain(*b"voxpatch wind v1", self.plan.seed, self.number, window);
             Order::new(count / batch, random)
         } else {
             Order::Same
@@ -371,7 +371,7 @@ impl Epoch {
     }
 
     /// What stands at place `n` before patches are mixed.
-    fn undisturbed(&self, n: u64) -> Planned {
+    fn undisturbed(&self, n: u64) -> PlannedPatch {
         let (place, draw) = match (&self.before, &self.plan.counts) {
             (Some(before), _) => {
                 let place = before.partition_point(|&start| start <= n) - 1;
@@ -380,7 +380,7 @@ impl Epoch {
             (None, Counts::Each(count)) => (n / count, n % count),
             (None, Counts::Before(_)) => unreachable!("an epoch of unequal numbers sums them"),
         };
-        Planned {
+        PlannedPatch {
             subject: self.subjects.at(place),
             draw,
         }
@@ -392,7 +392,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    fn sequence(plan: &Plan, epoch: u64) -> Vec<Planned> {
+    fn sequence(plan: &EpochPlan, epoch: u64) -> Vec<PlannedPatch> {
         let epoch = plan.epoch(epoch);
         (0..epoch.windows()).flat_map(|n| epoch.window(n)).collect()
     }
@@ -402,7 +402,7 @@ mod tests {
         for subjects in 1..=5_u64 {
             for window in [1, 2, 5, 6, 20, 25] {
                 let counts: Vec<u64> = (0..subjects).map(|n| (n * 5 + 3) % 8).collect();
-                let plan = Plan::with_counts(&counts, window)
+                let plan = EpochPlan::with_counts(&counts, window)
                     .unwrap()
                     .with_window(window);
                 for epoch in 0..2 {
@@ -419,14 +419,17 @@ mod tests {
             }
         }
         assert_eq!(
-            sequence(&Plan::new(3, 4, 0).unwrap().with_window(5), 0).len(),
+            sequence(&EpochPlan::new(3, 4, 0).unwrap().with_window(5), 0).len(),
             12
         );
         assert_eq!(
-            sequence(&Plan::new(3, 20, 0).unwrap().with_window(6), 0).len(),
+            sequence(&EpochPlan::new(3, 20, 0).unwrap().with_window(6), 0).len(),
             60
         );
-        assert!(Plan::new(4, 0, 0).unwrap().is_empty() && Plan::new(0, 9, 0).unwrap().is_empty());
+        assert!(
+            EpochPlan::new(4, 0, 0).unwrap().is_empty()
+                && EpochPlan::new(0, 9, 0).unwrap().is_empty()
+        );
     }
 
     #[test]
@@ -446,7 +449,7 @@ mod tests {
         let halves = counts(&[3.0, 3.0], most);
         assert_eq!((halves[0] - halves[1], halves[0] + halves[1]), (1, most));
         assert_eq!(counts(&[2.0, 1.0], 0), [0, 0]);
-        let mut random = Random::new(1, 0, 0);
+        let mut random = CounterRng::new(1, 0, 0);
         for total in (0..500).chain([most, most / 3]) {
             let weights: Vec<f64> = (0..=total % 17)
                 .map(|_| random.fraction().powi(30))
@@ -467,12 +470,12 @@ mod tests {
             (&[f64::NAN, 1.0], "subject 0: NaN"),
             (&[1.0, 2.0, f64::INFINITY], "subject 2: inf"),
         ] {
-            let error = Plan::proportional(bad, 9, 0).unwrap_err();
+            let error = EpochPlan::proportional(bad, 9, 0).unwrap_err();
             assert!(matches!(error, Error::Setting { .. }));
             assert!(error.to_string().contains(says), "{error}");
         }
-        assert!(Plan::proportional(&[1.0], 1 << 63, 0).is_err());
-        let plan = Plan::proportional(&[1.0, 0.0, 3.0], 400, 5).unwrap();
+        assert!(EpochPlan::proportional(&[1.0], 1 << 63, 0).is_err());
+        let plan = EpochPlan::proportional(&[1.0, 0.0, 3.0], 400, 5).unwrap();
         let all = sequence(&plan, 1);
         let of = |subject| all.iter().filter(|p| p.subject == subject).count();
         assert_eq!([of(0), of(1), of(2)], [100, 0, 300]);
@@ -480,7 +483,7 @@ mod tests {
 
     #[test]
     fn patches_are_mixed_within_windows_and_subjects_between_epochs() {
-        let plan = Plan::new(40, 3, 7).unwrap().with_window(12);
+        let plan = EpochPlan::new(40, 3, 7).unwrap().with_window(12);
         let (first, second) = (sequence(&plan, 0), sequence(&plan, 1));
         assert_ne!(first, second);
         assert_eq!(first, sequence(&plan, 0));
@@ -500,12 +503,14 @@ mod tests {
 
     #[test]
     fn epochs_and_seeds_are_those_of_every_release() {
-        let told = |plan: &Plan| -> Vec<(u64, u64)> {
+        let told = |plan: &EpochPlan| -> Vec<(u64, u64)> {
             let all = sequence(plan, 2).into_iter();
             all.map(|planned| (planned.subject, planned.draw)).collect()
         };
-        let plan = Plan::new(4, 3, 7).unwrap().with_window(5);
-        let uneven = Plan::with_counts(&[2, 0, 4, 2], 7).unwrap().with_window(8);
+        let plan = EpochPlan::new(4, 3, 7).unwrap().with_window(5);
+        let uneven = EpochPlan::with_counts(&[2, 0, 4, 2], 7)
+            .unwrap()
+            .with_window(8);
         let batches = uneven.clone().with_batches(2).unwrap();
         assert_eq!(
             [&plan, &uneven, &batches].map(told),
@@ -560,10 +565,10 @@ mod tests {
 
     #[test]
     fn a_million_subjects_cost_nothing() {
-        let plan = Plan::new(1_000_000, 8, 1).unwrap();
+        let plan = EpochPlan::new(1_000_000, 8, 1).unwrap();
         let window = plan.epoch(5).window(plan.epoch(5).windows() - 1);
         assert_eq!(window.len(), 200);
         assert!(window.iter().all(|p| p.subject < 1_000_000 && p.draw < 8));
-        assert!(Plan::new(1 << 40, 1 << 40, 0).is_err());
+        assert!(EpochPlan::new(1 << 40, 1 << 40, 0).is_err());
     }
 }

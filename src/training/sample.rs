@@ -119,8 +119,8 @@ impl Sample {
 
     /// The patches one by one: each goes back to the loader's buffers when it is dropped.
     #[must_use]
-    pub fn into_lent(mut self) -> Vec<Lent> {
-        let lent = |patch| Lent {
+    pub fn into_pooled(mut self) -> Vec<PooledPatch> {
+        let lent = |patch| PooledPatch {
             patch: Some(patch),
             pool: Weak::clone(&self.pool),
         };
@@ -147,7 +147,7 @@ impl Drop for Sample {
 
 /// A patch that goes back to its loader's buffers when it is dropped, if the loader is still there.
 #[derive(Debug)]
-pub struct Lent {
+pub struct PooledPatch {
     /// `None` only while it is dropped.
     patch: Option<Patch>,
     pool: Weak<Pool>,
@@ -155,7 +155,7 @@ pub struct Lent {
 
 const HELD: &str = "a lent patch is held until it is dropped";
 
-impl Deref for Lent {
+impl Deref for PooledPatch {
     type Target = Patch;
 
     fn deref(&self) -> &Patch {
@@ -163,13 +163,13 @@ impl Deref for Lent {
     }
 }
 
-impl DerefMut for Lent {
+impl DerefMut for PooledPatch {
     fn deref_mut(&mut self) -> &mut Patch {
         self.patch.as_mut().expect(HELD)
     }
 }
 
-impl Drop for Lent {
+impl Drop for PooledPatch {
     fn drop(&mut self) {
         if let (Some(patch), Some(pool)) = (self.patch.take(), self.pool.upgrade()) {
             pool.give(patch);

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use super::feed::{Failed, Feed, Item};
 use super::gather::{Fetched, Gather};
 use super::kept::Room;
-use super::loader::Waited;
+use super::loader::TryNext;
 use super::sample::Sample;
 use super::slot::{Key, Piece, Slot, guarded, lock, panicked};
 use crate::error::{Error, Result};
@@ -221,7 +221,7 @@ impl Schedule {
     }
 
     /// The next patch in order, waited for until a time. Works itself meanwhile if `inline`.
-    pub(super) fn next(&self, inline: bool, until: Option<Instant>) -> Waited<Delivered> {
+    pub(super) fn next(&self, inline: bool, until: Option<Instant>) -> TryNext<Delivered> {
         let mut state = self.lock();
         loop {
             let done = state
@@ -242,18 +242,18 @@ impl Schedule {
                 self.admit(&mut state);
                 drop(state);
                 self.work.notify_all();
-                return Waited::Here(match done {
+                return TryNext::Ready(match done {
                     Ok(sample) => Delivered::Sample(Box::new(sample)),
                     Err(Failed::LeftOut { index, name }) => Delivered::LeftOut { index, name },
                     Err(Failed::Error(error)) => Delivered::Error(error),
                 });
             }
             if state.stop || (state.slots.is_empty() && state.planned.is_empty() && state.fed) {
-                return Waited::Over;
+                return TryNext::Finished;
             }
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
-                return Waited::NotYet;
+                return TryNext::TimedOut;
             }
             if inline {
                 drop(state);

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::plan::Plan;
-use super::share::Share;
+use super::plan::EpochPlan;
+use super::shard::RankShard;
 use super::subject::Subjects;
 use crate::error::{Error, Result};
 
@@ -27,7 +27,7 @@ pub struct LoaderState {
     pub epoch: u64,
     /// Patches that all ranks have taken together, as many as the epoch has at its end.
     pub position: u64,
-    /// [`Plan::fingerprint`]: what the position counts in.
+    /// [`EpochPlan::fingerprint`]: what the position counts in.
     pub plan: u64,
     /// [`Subjects::fingerprint`]: what the plan's subjects are.
     pub subjects: u64,
@@ -38,8 +38,8 @@ const NAME: &str = "voxpatch-loader-1";
 impl LoaderState {
     /// The same, or the start of the next epoch if nothing is left of this one for `share`.
     #[must_use]
-    pub fn settled(self, plan: &Plan, share: Share) -> Self {
-        let is_over = self.position > 0 && share.end(self.position, plan.len()) <= self.position;
+    pub fn settled(self, plan: &EpochPlan, shard: RankShard) -> Self {
+        let is_over = self.position > 0 && shard.end(self.position, plan.len()) <= self.position;
         if !is_over {
             return self;
         }
@@ -51,7 +51,7 @@ impl LoaderState {
     }
 
     /// Checks that the state is of this plan and these subjects, and inside the epoch.
-    pub(super) fn check(&self, plan: &Plan, subjects: &dyn Subjects) -> Result<()> {
+    pub(super) fn check(&self, plan: &EpochPlan, subjects: &dyn Subjects) -> Result<()> {
         let other = |what, saved, here| Err(Error::OtherState { what, saved, here });
         let (of_plan, of_subjects) = (plan.fingerprint(), subjects.fingerprint());
         if self.plan != of_plan {

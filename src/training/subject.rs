@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::pad::Padding;
 use crate::patch::Patch;
 use crate::region::{Region, Shape};
-use crate::sampler::{Border, Placement};
+use crate::sampler::{Border, CenterBox};
 use crate::volume::{Matching, Volume};
 
 /// One scan with what belongs to it: a second modality, labels, weights.
@@ -225,13 +225,13 @@ impl Subject {
     }
 
     /// In how many places a patch can lie, rounded as an f64 is: a weight for
-    /// [`Plan::proportional`](super::Plan::proportional).
+    /// [`EpochPlan::proportional`](super::EpochPlan::proportional).
     ///
     /// # Errors
     ///
-    /// [`Error::PatchSize`] if there is none; see [`Placement::new`].
+    /// [`Error::PatchSize`] if there is none; see [`CenterBox::new`].
     pub fn places(&self, patch: Shape, border: Border) -> Result<f64> {
-        Ok(Placement::new(self.shape(), patch, border)?.places())
+        Ok(CenterBox::new(self.shape(), patch, border)?.places())
     }
 
     /// Bytes of the patches that one sample of this patch size has, as they are delivered.
@@ -333,13 +333,13 @@ impl Subjects for Vec<Subject> {
 }
 
 /// Subjects that a function opens: a list of a million costs nothing.
-pub struct Lazy<F> {
+pub struct LazySubjects<F> {
     length: u64,
     open: F,
     fingerprint: u64,
 }
 
-impl<F: Fn(u64) -> Result<Subject> + Send + Sync> Lazy<F> {
+impl<F: Fn(u64) -> Result<Subject> + Send + Sync> LazySubjects<F> {
     /// `length` subjects, each opened by `open`.
     pub const fn new(length: u64, open: F) -> Self {
         Self {
@@ -352,7 +352,7 @@ impl<F: Fn(u64) -> Result<Subject> + Send + Sync> Lazy<F> {
     /// The same, known by a text of the caller's, say all paths: a run whose subjects were known by
     /// another text is not resumed with these.
     #[must_use]
-    pub fn known_by(self, text: &str) -> Self {
+    pub fn with_key(self, text: &str) -> Self {
         let mut all = Fingerprint::new();
         all.number(self.length);
         all.bytes(text.as_bytes());
@@ -363,15 +363,15 @@ impl<F: Fn(u64) -> Result<Subject> + Send + Sync> Lazy<F> {
     }
 }
 
-impl<F> Debug for Lazy<F> {
+impl<F> Debug for LazySubjects<F> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Lazy")
+        f.debug_struct("LazySubjects")
             .field("length", &self.length)
             .finish_non_exhaustive()
     }
 }
 
-impl<F: Fn(u64) -> Result<Subject> + Send + Sync> Subjects for Lazy<F> {
+impl<F: Fn(u64) -> Result<Subject> + Send + Sync> Subjects for LazySubjects<F> {
     fn len(&self) -> u64 {
         self.length
     }

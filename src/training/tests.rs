@@ -121,7 +121,7 @@ impl Volume for Noted {
     }
 }
 
-fn uniform() -> Arc<MakeSampler> {
+fn uniform() -> Arc<SamplerFactory> {
     Arc::new(|subject, seed| {
         Ok(Some(
             Arc::new(Uniform::new(subject.shape(), PATCH, seed)?) as Arc<dyn Sampler>
@@ -164,7 +164,7 @@ fn options(threads: usize) -> LoaderOptions {
     }
 }
 
-fn loader(subjects: Vec<Subject>, plan: &Plan, options: &LoaderOptions) -> Loader {
+fn loader(subjects: Vec<Subject>, plan: &EpochPlan, options: &LoaderOptions) -> Loader {
     Loader::new(Arc::new(subjects), uniform(), plan, 3, options).unwrap()
 }
 
@@ -187,9 +187,9 @@ fn all(loader: impl Iterator<Item = Result<Sample>>) -> Vec<Told> {
 #[test]
 fn samples_are_what_the_volumes_hold_in_the_plan_s_order() {
     let subjects = three(Manner::Plain);
-    let plan = Plan::new(3, 9, 5).unwrap().with_window(7);
+    let plan = EpochPlan::new(3, 9, 5).unwrap().with_window(7);
     let epoch = plan.epoch(3);
-    let planned: Vec<Planned> = (0..epoch.windows()).flat_map(|n| epoch.window(n)).collect();
+    let planned: Vec<PlannedPatch> = (0..epoch.windows()).flat_map(|n| epoch.window(n)).collect();
     let samples: Vec<Sample> = loader(subjects.clone(), &plan, &options(2))
         .map(Result::unwrap)
         .collect();
@@ -212,7 +212,7 @@ fn samples_are_what_the_volumes_hold_in_the_plan_s_order() {
 
 #[test]
 fn the_sequence_is_the_same_for_any_threads_buffer_and_speed() {
-    let plan = Plan::new(3, 9, 5).unwrap().with_window(7);
+    let plan = EpochPlan::new(3, 9, 5).unwrap().with_window(7);
     let expected = all(loader(three(Manner::Plain), &plan, &options(0)));
     for threads in [0, 1, 2, 8] {
         for (max_length, max_bytes) in [
@@ -240,7 +240,7 @@ fn the_sequence_is_the_same_for_any_threads_buffer_and_speed() {
 fn a_buffer_reads_each_chunk_once_for_all_its_patches() {
     for threads in [0, 1, 4] {
         let (ct, label) = (Noted::chunked(1), Noted::chunked(2));
-        let plan = Plan::new(1, 30, 1).unwrap();
+        let plan = EpochPlan::new(1, 30, 1).unwrap();
         let options = LoaderOptions {
             threads,
             max_length: 30,
@@ -270,7 +270,7 @@ fn a_buffer_reads_each_chunk_once_for_all_its_patches() {
 #[test]
 fn a_small_buffer_reads_no_chunk_twice_for_patches_that_share_it() {
     let ct = Noted::chunked(1);
-    let plan = Plan::new(1, 60, 1).unwrap();
+    let plan = EpochPlan::new(1, 60, 1).unwrap();
     let subject = subject("a", &[&ct]);
     let options = LoaderOptions {
         threads: 0,
@@ -307,7 +307,7 @@ fn a_small_buffer_reads_no_chunk_twice_for_patches_that_share_it() {
 fn chunks_are_announced_before_they_are_read_and_no_others() {
     for threads in [0, 4] {
         let ct = Noted::chunked(1);
-        let plan = Plan::new(1, 60, 1).unwrap();
+        let plan = EpochPlan::new(1, 60, 1).unwrap();
         let options = LoaderOptions {
             threads,
             max_length: 30,
@@ -345,7 +345,7 @@ fn where_all_chunks_fit_each_is_decoded_once_an_epoch() {
             subject("a", &[&ct, &label]).sample_bytes(PATCH),
             size(&ct) + size(&label),
         );
-        let plan = Plan::new(1, 200, 1).unwrap();
+        let plan = EpochPlan::new(1, 200, 1).unwrap();
         for (max_bytes, stay) in [(all * 4 / 3 + 4, true), (all * 4 / 3 - 4, false)] {
             ct.chunks.lock().unwrap().clear();
             let options = LoaderOptions {
@@ -372,7 +372,7 @@ fn where_all_chunks_fit_each_is_decoded_once_an_epoch() {
 
 #[test]
 fn an_epoch_resumes_at_every_patch_with_any_threads() {
-    let plan = Plan::new(3, 4, 9).unwrap().with_window(5);
+    let plan = EpochPlan::new(3, 4, 9).unwrap().with_window(5);
     let expected = all(loader(three(Manner::Plain), &plan, &options(1)));
     for k in 0..expected.len() {
         let mut first = loader(three(Manner::Plain), &plan, &options(k % 3));
@@ -395,7 +395,7 @@ fn an_epoch_resumes_at_every_patch_with_any_threads() {
         plan: plan.fingerprint(),
         subjects: three(Manner::Plain).fingerprint(),
     };
-    let other = Plan::new(3, 4, 10).unwrap().with_window(5);
+    let other = EpochPlan::new(3, 4, 10).unwrap().with_window(5);
     let subjects = Arc::new(three(Manner::Plain));
     let refused = Loader::resume(subjects, uniform(), &other, state, &options(1));
     assert!(matches!(refused, Err(Error::OtherState { .. })));
@@ -403,12 +403,12 @@ fn an_epoch_resumes_at_every_patch_with_any_threads() {
 
 #[test]
 fn ranks_together_yield_the_epoch_and_may_change_in_number() {
-    let plan = Plan::new(3, 7, 2).unwrap().with_window(6);
+    let plan = EpochPlan::new(3, 7, 2).unwrap().with_window(6);
     let mut expected = all(loader(three(Manner::Plain), &plan, &options(1)));
     expected.sort_unstable_by_key(|told| told.0);
-    let batches = |state: LoaderState, share: Share, most: usize| {
+    let batches = |state: LoaderState, shard: RankShard, most: usize| {
         let options = LoaderOptions {
-            share,
+            shard,
             ..options(1)
         };
         let mut own = Loader::resume(
@@ -435,9 +435,9 @@ fn ranks_together_yield_the_epoch_and_may_change_in_number() {
     };
     for world_size in [1, 2, 3, 5, 8] {
         for batch in [1, 2, 3] {
-            let share = |rank| Share::of(rank, world_size, batch).with_uneven(Uneven::Exact);
+            let shard = |rank| RankShard::of(rank, world_size, batch).with_uneven(Uneven::Exact);
             let ranks: Vec<_> = (0..world_size)
-                .map(|rank| batches(start, share(rank), usize::MAX).0)
+                .map(|rank| batches(start, shard(rank), usize::MAX).0)
                 .collect();
             assert!(
                 ranks.iter().all(|own| own.len() == ranks[0].len()),
@@ -449,14 +449,14 @@ fn ranks_together_yield_the_epoch_and_may_change_in_number() {
         }
     }
     // Two batches on four ranks, the rest on two or six.
-    let share = |rank, world_size| Share::of(rank, world_size, 2).with_uneven(Uneven::Exact);
+    let shard = |rank, world_size| RankShard::of(rank, world_size, 2).with_uneven(Uneven::Exact);
     let head: Vec<_> = (0..4)
-        .map(|rank| batches(start, share(rank, 4), 2))
+        .map(|rank| batches(start, shard(rank, 4), 2))
         .collect();
     assert!(head.iter().all(|(_, state)| *state == head[0].1));
     for world_size in [2, 5, 6] {
         let rest =
-            (0..world_size).map(|rank| batches(head[0].1, share(rank, world_size), usize::MAX).0);
+            (0..world_size).map(|rank| batches(head[0].1, shard(rank, world_size), usize::MAX).0);
         let mut union: Vec<Told> = head
             .iter()
             .map(|(own, _)| own.clone())
@@ -481,7 +481,7 @@ fn a_chunk_that_cannot_be_read_spoils_only_the_patches_that_want_it() {
                     subject("bad", &[&volume()]),
                 ]
             };
-            let plan = Plan::new(2, 40, 3)
+            let plan = EpochPlan::new(2, 40, 3)
                 .unwrap()
                 .with_shuffle(false, true)
                 .with_window(20);
@@ -537,7 +537,7 @@ fn unshared(error: &Error) -> &Error {
 
 #[test]
 fn code_that_panics_and_subjects_that_do_not_open_are_errors() {
-    let plan = Plan::new(3, 2, 3)
+    let plan = EpochPlan::new(3, 2, 3)
         .unwrap()
         .with_shuffle(false, false)
         .with_window(1);
@@ -549,7 +549,7 @@ fn code_that_panics_and_subjects_that_do_not_open_are_errors() {
         }
     };
     for threads in [0, 2] {
-        let lazy = Arc::new(Lazy::new(3, open));
+        let lazy = Arc::new(LazySubjects::new(3, open));
         let outcomes = Loader::new(lazy, uniform(), &plan, 0, &options(threads))
             .unwrap()
             .map(|sample| sample.is_ok());
@@ -588,14 +588,14 @@ fn code_that_panics_and_subjects_that_do_not_open_are_errors() {
             }
         }
 
-        let broken: Arc<MakeSampler> = Arc::new(|_, _| panic!("no sampler"));
+        let broken: Arc<SamplerFactory> = Arc::new(|_, _| panic!("no sampler"));
         let subjects = Arc::new(vec![subject("a", &[&ct]); 3]);
         let outcomes: Vec<_> = Loader::new(subjects, broken, &plan, 0, &options)
             .unwrap()
             .collect();
         assert!(outcomes.len() == 1 && outcomes[0].is_err());
 
-        let leaves_out: Arc<MakeSampler> = Arc::new(|_, _| Ok(None));
+        let leaves_out: Arc<SamplerFactory> = Arc::new(|_, _| Ok(None));
         let subjects = Arc::new(vec![subject("empty", &[&ct]); 3]);
         let mut nothing = Loader::new(subjects, leaves_out, &plan, 0, &options).unwrap();
         assert!(nothing.next().is_none());
@@ -608,7 +608,7 @@ fn code_that_panics_and_subjects_that_do_not_open_are_errors() {
 
 #[test]
 fn the_buffer_never_holds_more_than_it_may() {
-    let plan = Plan::new(3, 40, 1).unwrap().with_window(50);
+    let plan = EpochPlan::new(3, 40, 1).unwrap().with_window(50);
     let options = LoaderOptions {
         threads: 3,
         max_length: 6,
@@ -648,7 +648,7 @@ fn dropping_at_any_moment_joins_the_threads_and_frees_the_volumes() {
                 Manner::Slow
             },
         );
-        let plan = Plan::new(1, 50, k).unwrap();
+        let plan = EpochPlan::new(1, 50, k).unwrap();
         let threads = usize::try_from(k % 5).unwrap();
         let options = LoaderOptions {
             max_length: 1 + threads * 7,
@@ -667,7 +667,7 @@ fn dropping_at_any_moment_joins_the_threads_and_frees_the_volumes() {
 #[test]
 fn samples_own_their_memory_and_give_it_back() {
     let ct = Noted::chunked(1);
-    let plan = Plan::new(1, 20, 1).unwrap().with_shuffle(false, false);
+    let plan = EpochPlan::new(1, 20, 1).unwrap().with_shuffle(false, false);
     let mut loader = loader(vec![subject("a", &[&ct])], &plan, &options(1));
     let mut first = loader.next().unwrap().unwrap();
     let region = first.region;
@@ -720,9 +720,9 @@ fn patches_that_hang_over_are_padded_and_values_are_converted() {
         Region::new([-20, 0, 0], [4, 4, 4]),
         Region::new([1, 1, 1], [4, 4, 4]),
     ];
-    let make: Arc<MakeSampler> =
+    let make: Arc<SamplerFactory> =
         Arc::new(move |_, _| Ok(Some(Arc::new(At(regions.to_vec())) as Arc<dyn Sampler>)));
-    let plan = Plan::new(1, 4, 0).unwrap().with_shuffle(false, false);
+    let plan = EpochPlan::new(1, 4, 0).unwrap().with_shuffle(false, false);
     let samples = Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options(2)).unwrap();
     for (sample, region) in samples.zip(regions) {
         let sample = sample.unwrap();
@@ -809,11 +809,11 @@ fn a_value_that_a_cast_cannot_hold_is_named_and_so_is_such_a_padding() {
     }
     assert!(image.read(Region::new([0, 0, 0], [3, 6, 7])).is_ok());
     let subject = Subject::new("s", vec![image], TOLERANCE).unwrap();
-    let make: Arc<MakeSampler> = Arc::new(move |_, _| {
+    let make: Arc<SamplerFactory> = Arc::new(move |_, _| {
         let region = Region::new([1, 1, 1], [3, 4, 5]);
         Ok(Some(Arc::new(At(vec![region])) as Arc<dyn Sampler>))
     });
-    let plan = Plan::new(1, 1, 0).unwrap();
+    let plan = EpochPlan::new(1, 1, 0).unwrap();
     let mut loader = Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options(1)).unwrap();
     let error = loader.next().unwrap().unwrap_err();
     assert!(
@@ -876,8 +876,8 @@ fn of_a_million_subjects_only_those_that_are_needed_are_opened() {
         counter.fetch_add(1, Ordering::SeqCst);
         Ok(subject("a", &[&Noted::chunked(1)]))
     };
-    let plan = Plan::new(1_000_000, 2, 1).unwrap().with_window(6);
-    let lazy = Arc::new(Lazy::new(1_000_000, open));
+    let plan = EpochPlan::new(1_000_000, 2, 1).unwrap().with_window(6);
+    let lazy = Arc::new(LazySubjects::new(1_000_000, open));
     let loader = Loader::new(lazy, uniform(), &plan, 0, &options(0)).unwrap();
     assert_eq!(all(loader.take(18)).len(), 18);
     assert!(opened.load(Ordering::SeqCst) <= 9 + 6, "{opened:?}");
@@ -886,26 +886,29 @@ fn of_a_million_subjects_only_those_that_are_needed_are_opened() {
 #[test]
 fn settings_that_do_not_fit_are_refused() {
     let subjects = || Arc::new(three(Manner::Plain));
-    let with = |plan: &Plan, share| {
+    let with = |plan: &EpochPlan, shard| {
         Loader::new(
             subjects(),
             uniform(),
             plan,
             0,
             &LoaderOptions {
-                share,
+                shard,
                 ..options(1)
             },
         )
         .map(|_| ())
     };
-    let plan = Plan::new(3, 2, 0).unwrap();
-    assert!(with(&plan, Share::whole(1)).is_ok());
-    assert!(with(&Plan::new(4, 2, 0).unwrap(), Share::whole(1)).is_err());
-    assert!(with(&plan, Share::whole(0)).is_err());
-    assert!(with(&plan, Share::of(2, 2, 1)).is_err());
-    assert!(with(&plan, Share::of(0, 7, 1).with_uneven(Uneven::Drop)).is_err());
-    assert!(with(&plan, Share::of(0, 7, 1)).is_ok(), "some come twice");
-    let empty = Plan::new(3, 0, 0).unwrap();
+    let plan = EpochPlan::new(3, 2, 0).unwrap();
+    assert!(with(&plan, RankShard::whole(1)).is_ok());
+    assert!(with(&EpochPlan::new(4, 2, 0).unwrap(), RankShard::whole(1)).is_err());
+    assert!(with(&plan, RankShard::whole(0)).is_err());
+    assert!(with(&plan, RankShard::of(2, 2, 1)).is_err());
+    assert!(with(&plan, RankShard::of(0, 7, 1).with_uneven(Uneven::Drop)).is_err());
+    assert!(
+        with(&plan, RankShard::of(0, 7, 1)).is_ok(),
+        "some come twice"
+    );
+    let empty = EpochPlan::new(3, 0, 0).unwrap();
     assert_eq!(loader(three(Manner::Plain), &empty, &options(2)).count(), 0);
 }

@@ -9,8 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use voxpatch::inference::{PatchMask, builtin_model};
-use voxpatch::sampler::{Class, Label, LabelIndex, Sampler, SamplerOptions, Shares};
-use voxpatch::training::{Image, Loader, LoaderOptions, Plan, Subject, TOLERANCE};
+use voxpatch::sampler::{Label, LabelIndex, LabelValue, LabelWeights, Sampler, SamplerOptions};
+use voxpatch::training::{EpochPlan, Image, Loader, LoaderOptions, Subject, TOLERANCE};
 use voxpatch::volume::{Codec, CreateOptions, create};
 use voxpatch::{
     Blend, ConvertOptions, Error, Inference, Layout, MemoryVolume, OutputTarget, Reduce, Region,
@@ -78,7 +78,7 @@ fn everything(path: &Path, out: &Path) -> voxpatch::Result<Vec<u8>> {
 
     let index = LabelIndex::build(&*volume, 0, 2, &progress::silent)?;
     let options = SamplerOptions::new([8; 3], 5);
-    let shares = Shares::new([(Class::from(2_u8), 1.0)])?;
+    let shares = LabelWeights::new([(LabelValue::from(2_u8), 1.0)])?;
     let sampler = Label::new(Arc::clone(&volume), &index, &shares, &options)?;
     for region in sampler.draw_many(0, &[0, 1, 2, 3])? {
         bytes.extend(volume.read(region)?.bytes());
@@ -94,7 +94,7 @@ fn everything(path: &Path, out: &Path) -> voxpatch::Result<Vec<u8>> {
         threads: 2,
         ..LoaderOptions::default()
     };
-    let plan = Plan::new(1, 20, 3)?;
+    let plan = EpochPlan::new(1, 20, 3)?;
     for sample in Loader::new(Arc::new(vec![subject]), Arc::new(make), &plan, 0, &loading)? {
         bytes.extend(sample?.patches()[0].bytes());
     }
@@ -315,7 +315,7 @@ fn loaders_dropped_at_any_moment_join_their_threads_at_once() {
                 Ok(Some(Arc::new(sampler) as Arc<dyn Sampler>))
             };
             let make = Arc::new(make);
-            let plan = Plan::new(1, 1000, 3).expect("a plan");
+            let plan = EpochPlan::new(1, 1000, 3).expect("a plan");
             let before = tasks();
             let mut longest = Duration::ZERO;
             for cycle in 0..1000 {

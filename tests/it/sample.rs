@@ -320,9 +320,9 @@ fn centres_have_the_labels_in_their_shares_and_missing_labels_are_told() {
     };
     // 4.9 standard deviations are a p of 1e-6. A patch at a face is moved by a voxel, whose label
     // is the same there.
-    let near = |found: u32, share: f64| {
-        let deviation = (4000.0 * share * (1.0 - share)).sqrt();
-        (f64::from(found) - 4000.0 * share).abs() < 4.9 * deviation
+    let near = |found: u32, shard: f64| {
+        let deviation = (4000.0 * shard * (1.0 - shard)).sqrt();
+        (f64::from(found) - 4000.0 * shard).abs() < 4.9 * deviation
     };
     let (told, counts) = drawn(&["--shares", "1:1,2:3,9:5"]);
     assert_eq!(
@@ -965,11 +965,11 @@ fn regions_of_a_real_atlas_are_drawn_in_their_shares() {
         *counts.entry(view[[0, z, y, x]]).or_default() += 1;
     }
     assert_eq!(counts.keys().copied().collect::<Vec<_>>(), [0, 37, 116]);
-    for (label, share) in [(0, 1.0 / 6.0), (37, 2.0 / 6.0), (116, 0.5)] {
+    for (label, shard) in [(0, 1.0 / 6.0), (37, 2.0 / 6.0), (116, 0.5)] {
         // 4.9 standard deviations are a p of 1e-6.
-        let far = f64::from(counts[&label]) - 3000.0 * share;
+        let far = f64::from(counts[&label]) - 3000.0 * shard;
         assert!(
-            far.abs() < 4.9 * (3000.0 * share * (1.0 - share)).sqrt(),
+            far.abs() < 4.9 * (3000.0 * shard * (1.0 - shard)).sqrt(),
             "{counts:?}"
         );
     }

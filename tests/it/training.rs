@@ -8,8 +8,10 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use voxpatch::sampler::{Label, LabelIndex, Sampler, SamplerOptions, Shares};
-use voxpatch::training::{Image, Loader, LoaderOptions, MakeSampler, Plan, Subject, TOLERANCE};
+use voxpatch::sampler::{Label, LabelIndex, LabelWeights, Sampler, SamplerOptions};
+use voxpatch::training::{
+    EpochPlan, Image, Loader, LoaderOptions, SamplerFactory, Subject, TOLERANCE,
+};
 use voxpatch::volume::{CreateOptions, RawSpec, create, open};
 use voxpatch::{DType, Layout, OpenOptions, Region, Shape, Uniform};
 
@@ -124,15 +126,15 @@ fn a_tebibyte() {
     let subject =
         Subject::new("huge", images, TOLERANCE).expect("the test's own volumes are sound");
     // Labels are those of the stored shards, in thirds with all of the background.
-    let make: Arc<MakeSampler> = Arc::new(|subject, seed| {
+    let make: Arc<SamplerFactory> = Arc::new(|subject, seed| {
         let map = Arc::clone(&subject.images()[1].volume);
         let index = LabelIndex::build(&*map, 0, 2, &voxpatch::progress::silent)?;
-        let shares = Shares::new([(0.into(), 1.0), (1.into(), 1.0), (5.into(), 1.0)])?;
+        let shares = LabelWeights::new([(0.into(), 1.0), (1.into(), 1.0), (5.into(), 1.0)])?;
         let options = SamplerOptions::new(PATCH, seed);
         let sampler = Label::new(map, &index, &shares, &options)?;
         Ok(Some(Arc::new(sampler) as Arc<dyn Sampler>))
     });
-    let plan = Plan::new(1, patches(), 11).expect("the test's own volumes are sound");
+    let plan = EpochPlan::new(1, patches(), 11).expect("the test's own volumes are sound");
     let options = LoaderOptions {
         threads: 2,
         max_bytes: 128 << 20,
@@ -155,7 +157,7 @@ fn a_tebibyte() {
             0 => 0,
             1 => 1,
             other => {
-                assert_eq!(other, 5, "no other label has a share");
+                assert_eq!(other, 5, "no other label has a shard");
                 2
             }
         }] += 1;
@@ -236,7 +238,7 @@ fn a_mapped_file() {
             .expect("the test's own volumes are sound"),
     )];
     let subject = Subject::new("raw", images, TOLERANCE).expect("the test's own volumes are sound");
-    let make: Arc<MakeSampler> = Arc::new(move |_, seed| {
+    let make: Arc<SamplerFactory> = Arc::new(move |_, seed| {
         Ok(Some(
             Arc::new(Uniform::new(shape, [64; 3], seed)?) as Arc<dyn Sampler>
         ))
@@ -247,7 +249,8 @@ fn a_mapped_file() {
         ..LoaderOptions::default()
     };
     // A row a page: each patch costs four thousand faults.
-    let plan = Plan::new(1, patches().div_ceil(8), 3).expect("the test's own volumes are sound");
+    let plan =
+        EpochPlan::new(1, patches().div_ceil(8), 3).expect("the test's own volumes are sound");
     let (mut early, mut mapped) = (0, 0);
     let loader = Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options)
         .expect("the test's own volumes are sound");

@@ -58,7 +58,7 @@ fn an_index_that_was_saved_is_loaded_and_draws_the_same() {
     assert_eq!(built.tally, loaded.tally);
     assert_eq!(
         loaded.counts(),
-        [(Class::ZERO, 2730), (3.into(), 1366)].into()
+        [(LabelValue::ZERO, 2730), (3.into(), 1366)].into()
     );
     let again = open(&data).unwrap();
     assert!(load(&path, &*again).was_loaded(), "opened again");
@@ -119,7 +119,7 @@ fn chunks_that_come_or_go_are_noticed() {
     let index = load(&path, &*volume);
     assert!(!index.was_loaded());
     assert!(
-        index.counts()[&Class::ZERO] > 2730,
+        index.counts()[&LabelValue::ZERO] > 2730,
         "a missing chunk is background"
     );
     fs::rename(&aside, &chunk).unwrap();

@@ -39,7 +39,7 @@ impl Volume for Constant {
 
 pub(super) fn samplers(
     map: &Arc<dyn Volume>,
-    wanted: &Shares,
+    wanted: &LabelWeights,
     options: &SamplerOptions,
 ) -> [Box<dyn Sampler>; 2] {
     let weights = WeightIndex::build(&**map, 0, 2, &silent).unwrap();
@@ -100,7 +100,7 @@ fn check_spread_of(sampler: &dyn Sampler, shape: Shape, ns: &[u64]) {
 fn all_of_2_to_26_voxels_are_within_reach() {
     let shape = [64, 1024, 1024];
     let map = Constant::of(shape, [64; 3], 1_u8);
-    for sampler in samplers(&map, &Shares::foreground(), &options([1; 3])) {
+    for sampler in samplers(&map, &LabelWeights::foreground(), &options([1; 3])) {
         check_spread(&*sampler, shape, 60_000);
     }
 }
@@ -109,7 +109,7 @@ fn all_of_2_to_26_voxels_are_within_reach() {
 fn all_of_2_to_33_voxels_are_within_reach() {
     let shape = [2048, 2048, 2048];
     let map = Constant::of(shape, [64; 3], 1_u8);
-    for sampler in samplers(&map, &Shares::foreground(), &options([1; 3])) {
+    for sampler in samplers(&map, &LabelWeights::foreground(), &options([1; 3])) {
         check_spread(&*sampler, shape, 60_000);
     }
 }
@@ -144,7 +144,7 @@ fn stored_voxels_of_2_to_26_are_within_reach_too() {
     layout.read_chunk = Some([1, 64, 64, 64]);
     let voxels = vec![1; 64 * 64 * 64];
     let map: Arc<dyn Volume> = Arc::new(Stored { layout, voxels });
-    for sampler in samplers(&map, &Shares::foreground(), &options([1; 3])) {
+    for sampler in samplers(&map, &LabelWeights::foreground(), &options([1; 3])) {
         check_spread(&*sampler, shape, 60_000);
     }
 }
@@ -153,10 +153,10 @@ fn stored_voxels_of_2_to_26_are_within_reach_too() {
 fn neighbourhoods_reach_everywhere_just_as_well() {
     for shape in [[64, 1024, 1024], [2048, 2048, 2048]] {
         let map = Constant::of(shape, [64; 3], 1_u8);
-        let near = Neighbourhood::new(8, 1e-3).unwrap();
-        let options = options([1; 3]).with_neighbourhood(near);
+        let near = Neighborhood::new(8, 1e-3).unwrap();
+        let options = options([1; 3]).with_neighborhood(near);
         let uniform = Uniform::with_options(shape, &options).unwrap();
-        let by_map = samplers(&map, &Shares::foreground(), &options);
+        let by_map = samplers(&map, &LabelWeights::foreground(), &options);
         let all = by_map.iter().map(|sampler| &**sampler);
         // One draw of each group: groups have nothing in common.
         let ns: Vec<u64> = (0..40_000).map(|group| group * 8 + group % 8).collect();
@@ -170,7 +170,7 @@ fn neighbourhoods_reach_everywhere_just_as_well() {
 fn more_than_2_to_50_voxels_are_within_reach() {
     let shape = [1 << 17; 3];
     let map = Constant::of(shape, [1 << 12; 3], 1_u8);
-    for sampler in samplers(&map, &Shares::foreground(), &options([1; 3])) {
+    for sampler in samplers(&map, &LabelWeights::foreground(), &options([1; 3])) {
         check_spread(&*sampler, shape, 40_000);
     }
 }
@@ -179,8 +179,8 @@ fn more_than_2_to_50_voxels_are_within_reach() {
 fn tiny_weights_of_2_to_40_voxels_add_up_to_one() {
     let shape = [1 << 10, 1 << 15, 1 << 15];
     let map = Constant::of(shape, [256; 3], 2.0_f64.powi(-40));
-    let half = Class::real(2.0_f64.powi(-40)).unwrap();
-    let wanted = Shares::new([(half, 1.0)]).unwrap();
+    let half = LabelValue::real(2.0_f64.powi(-40)).unwrap();
+    let wanted = LabelWeights::new([(half, 1.0)]).unwrap();
     for sampler in samplers(&map, &wanted, &options([1; 3])) {
         check_spread(&*sampler, shape, 40_000);
     }
@@ -217,7 +217,7 @@ fn long_axes_are_drawn_from_to_their_far_end() {
 #[test]
 fn a_patch_of_nearly_the_whole_axis_has_two_places_by_map_too() {
     let map = Constant::of([1, 1, 70_001], [1, 1, 1000], 1.0_f32);
-    for sampler in samplers(&map, &Shares::foreground(), &options([1, 1, 70_000])) {
+    for sampler in samplers(&map, &LabelWeights::foreground(), &options([1, 1, 70_000])) {
         let places: BTreeSet<_> = starts(&*sampler, 60).into_iter().collect();
         assert!(places.into_iter().eq([[0, 0, 0], [0, 0, 1]]));
     }
@@ -228,7 +228,7 @@ fn unstored_background_takes_no_memory_until_it_is_asked_for() {
     let map = Constant::of([1 << 12, 1 << 12, 1 << 12], [64; 3], 0_u8);
     let labels = LabelIndex::build(&*map, 0, 2, &silent).unwrap();
     assert!(labels.tally.classes.is_empty());
-    assert_eq!(labels.counts(), [(Class::ZERO, 1 << 36)].into());
+    assert_eq!(labels.counts(), [(LabelValue::ZERO, 1 << 36)].into());
     let options = options([96; 3]);
     let background = Label::new(Arc::clone(&map), &labels, &shares([(0, 1.0)]), &options);
     let starts = starts(&background.unwrap(), 2000);
@@ -238,6 +238,6 @@ fn unstored_background_takes_no_memory_until_it_is_asked_for() {
             .all(|start| start.iter().all(|s| (0..=4000).contains(s)))
     );
     assert!(starts.iter().any(|start| start[0] > 3900));
-    let nothing = Label::new(map, &labels, &Shares::foreground(), &options);
+    let nothing = Label::new(map, &labels, &LabelWeights::foreground(), &options);
     assert!(matches!(nothing, Err(Error::NoCentre { .. })));
 }

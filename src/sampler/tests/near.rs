@@ -14,7 +14,7 @@ fn all_samplers(options: &SamplerOptions) -> [Box<dyn Sampler>; 4] {
     let sums: WeightIndex = index(&*map, [4; 3]);
     let volume = || Arc::clone(&map) as Arc<dyn Volume>;
     let wanted = shares([(1, 3.0), (2, 1.0)]);
-    let foreground = Shares::foreground();
+    let foreground = LabelWeights::foreground();
     [
         Box::new(Uniform::with_options([12, 10, 14], options).unwrap()),
         Box::new(Weighted::new(volume(), &sums, options).unwrap()),
@@ -29,7 +29,7 @@ fn expected(sampler: usize, patch: Shape) -> HashMap<[u64; 3], f64> {
         .take(12 * 10 * 14)
         .map(|n| (n % 4) as u8)
         .collect();
-    let placement = Placement::new([12, 10, 14], patch, Border::Drop).unwrap();
+    let placement = CenterBox::new([12, 10, 14], patch, Border::Drop).unwrap();
     let mut all = reference(&placement, |i| {
         let label = f64::from(labels[i]);
         match sampler {
@@ -55,8 +55,8 @@ fn expected(sampler: usize, patch: Shape) -> HashMap<[u64; 3], f64> {
 #[test]
 fn every_draw_of_a_group_has_the_distribution_that_it_has_alone() {
     let patch = [3, 4, 2];
-    let near = Neighbourhood::new(6, 0.02).unwrap();
-    let samplers = all_samplers(&options(patch).with_neighbourhood(near));
+    let near = Neighborhood::new(6, 0.02).unwrap();
+    let samplers = all_samplers(&options(patch).with_neighborhood(near));
     for (i, sampler) in samplers.iter().enumerate() {
         let expected = expected(i, patch);
         // One draw of each group: these are independent of each other.
@@ -84,8 +84,8 @@ fn every_draw_of_a_group_has_the_distribution_that_it_has_alone() {
 
 #[test]
 fn draws_of_a_group_are_the_same_alone_and_together_in_any_order() {
-    let near = Neighbourhood::new(6, 0.05).unwrap();
-    let samplers = all_samplers(&options([3; 3]).with_neighbourhood(near).with_budget(0));
+    let near = Neighborhood::new(6, 0.05).unwrap();
+    let samplers = all_samplers(&options([3; 3]).with_neighborhood(near).with_budget(0));
     for sampler in &samplers {
         let all: Vec<Region> = draws(&**sampler, 2, 0..60).map(Result::unwrap).collect();
         let backwards: Vec<u64> = (0..60).rev().collect();
@@ -105,7 +105,7 @@ fn draws_of_a_group_are_the_same_alone_and_together_in_any_order() {
 fn a_window_touches_several_times_fewer_chunks() {
     let (shape, patch) = ([2048; 3], [96; 3]);
     let map = Constant::of(shape, [64; 3], 1_u8);
-    let near = Neighbourhood::new(16, 1e-5).unwrap();
+    let near = Neighborhood::new(16, 1e-5).unwrap();
     let touched = |sampler: &dyn Sampler| {
         let ns: Vec<u64> = (0..256).collect();
         let regions = sampler.draw_many(0, &ns).unwrap();
@@ -115,12 +115,12 @@ fn a_window_touches_several_times_fewer_chunks() {
         chunks.collect::<BTreeSet<_>>().len()
     };
     let all = |options: SamplerOptions| {
-        let [weighted, label] = samplers(&map, &Shares::foreground(), &options);
+        let [weighted, label] = samplers(&map, &LabelWeights::foreground(), &options);
         let uniform = Uniform::with_options(shape, &options).unwrap();
         [touched(&uniform), touched(&*weighted), touched(&*label)]
     };
     let plain = all(options(patch));
-    let near = all(options(patch).with_neighbourhood(near));
+    let near = all(options(patch).with_neighborhood(near));
     for (plain, near) in plain.into_iter().zip(near) {
         assert!(near * 4 < plain, "{near} instead of {plain}");
     }

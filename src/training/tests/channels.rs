@@ -41,7 +41,7 @@ fn memory() -> MemoryVolume {
 
 fn load(image: Image, border: Border) -> Loader {
     let subject = Subject::new("s", vec![image], TOLERANCE).unwrap();
-    let plan = Plan::new(1, 40, 3).unwrap();
+    let plan = EpochPlan::new(1, 40, 3).unwrap();
     let make = uniform_of([4, 3, 5], border);
     Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options(2)).unwrap()
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use super::*;
 use crate::training::Batch;
 
-const SHARE: Share = Share::of(1, 2, 4);
+const SHARE: RankShard = RankShard::of(1, 2, 4);
 
 /// Subject, region and voxels of each patch of a batch.
 type Row = (u64, Region, Vec<Vec<u8>>);
@@ -24,10 +24,10 @@ fn rows(batch: &Batch) -> Vec<Row> {
 
 fn next(loader: &mut Loader) -> Option<Result<Batch>> {
     loop {
-        match loader.gathered_within(Duration::MAX) {
-            Waited::Here(batch) => return Some(batch),
-            Waited::NotYet => {}
-            Waited::Over => return None,
+        match loader.next_contiguous_batch_timeout(Duration::MAX) {
+            TryNext::Ready(batch) => return Some(batch),
+            TryNext::TimedOut => {}
+            TryNext::Finished => return None,
         }
     }
 }
@@ -51,10 +51,10 @@ fn collected(loader: &mut Loader) -> Vec<Vec<Row>> {
 
 #[test]
 fn gathered_batches_hold_what_the_patches_hold() {
-    let plan = Plan::new(3, 9, 5).unwrap().with_window(7);
-    for share in [Share::whole(5), Share::whole(1), SHARE] {
+    let plan = EpochPlan::new(3, 9, 5).unwrap().with_window(7);
+    for shard in [RankShard::whole(5), RankShard::whole(1), SHARE] {
         let alone = LoaderOptions {
-            share,
+            shard,
             ..options(0)
         };
         let expected = collected(&mut loader(three(Manner::Plain), &plan, &alone));
@@ -65,8 +65,8 @@ fn gathered_batches_hold_what_the_patches_hold() {
                         threads,
                         max_length,
                         max_bytes,
-                        share,
-                        gather,
+                        shard,
+                        contiguous_batches: gather,
                         ..LoaderOptions::default()
                     };
                     let load = || loader(three(Manner::Slow), &plan, &options);
@@ -89,13 +89,13 @@ fn padded_and_converted_patches_are_gathered_too() {
         Region::new([4, 3, 5], [3, 4, 5]),
         Region::new([0, 0, 0], [3, 4, 5]),
     ];
-    let make: Arc<MakeSampler> =
+    let make: Arc<SamplerFactory> =
         Arc::new(move |_, _| Ok(Some(Arc::new(At(regions.to_vec())) as Arc<dyn Sampler>)));
-    let plan = Plan::new(1, 5, 0).unwrap().with_shuffle(false, false);
+    let plan = EpochPlan::new(1, 5, 0).unwrap().with_shuffle(false, false);
     for threads in [0, 3] {
         let options = LoaderOptions {
-            share: Share::whole(3),
-            gather: true,
+            shard: RankShard::whole(3),
+            contiguous_batches: true,
             ..options(threads)
         };
         let subjects = Arc::new(vec![subject.clone()]);
@@ -122,10 +122,10 @@ fn padded_and_converted_patches_are_gathered_too() {
 
 #[test]
 fn a_batch_says_its_shape_and_can_be_kept() {
-    let plan = Plan::new(1, 6, 1).unwrap();
+    let plan = EpochPlan::new(1, 6, 1).unwrap();
     let options = LoaderOptions {
-        share: Share::whole(3),
-        gather: true,
+        shard: RankShard::whole(3),
+        contiguous_batches: true,
         ..options(2)
     };
     let ct = Noted::chunked(1);
@@ -154,7 +154,7 @@ fn a_batch_says_its_shape_and_can_be_kept() {
 #[test]
 fn a_batch_with_a_gap_is_joined_without_it() {
     let bad = [0, 2, 2, 2];
-    let plan = Plan::new(2, 40, 3).unwrap().with_window(20);
+    let plan = EpochPlan::new(2, 40, 3).unwrap().with_window(20);
     for threads in [0, 3] {
         let load = |gather, on_error| {
             let volume = Noted::new(1, Some([1, 8, 8, 8]), Manner::FailsAt(bad));
@@ -163,8 +163,8 @@ fn a_batch_with_a_gap_is_joined_without_it() {
                 subject("bad", &[&volume]),
             ];
             let options = LoaderOptions {
-                share: Share::whole(8),
-                gather,
+                shard: RankShard::whole(8),
+                contiguous_batches: gather,
                 on_error,
                 ..options(threads)
             };
@@ -197,10 +197,10 @@ fn unlike_patches_are_no_batch_but_patches_all_the_same() {
         Subject::new(name, vec![image], TOLERANCE).unwrap()
     };
     let subjects = || vec![typed("a", DType::U32), typed("b", DType::F32)];
-    let plan = Plan::new(2, 4, 3).unwrap().with_shuffle(false, true);
+    let plan = EpochPlan::new(2, 4, 3).unwrap().with_shuffle(false, true);
     let options = LoaderOptions {
-        share: Share::whole(8),
-        gather: true,
+        shard: RankShard::whole(8),
+        contiguous_batches: true,
         ..options(2)
     };
     let error = next(&mut loader(subjects(), &plan, &options)).unwrap();
@@ -210,7 +210,7 @@ fn unlike_patches_are_no_batch_but_patches_all_the_same() {
     }
     let one_by_one = all(loader(subjects(), &plan, &options));
     let apart = LoaderOptions {
-        gather: false,
+        contiguous_batches: false,
         ..options
     };
     assert_eq!(one_by_one, all(loader(subjects(), &plan, &apart)));
@@ -242,7 +242,7 @@ fn subjects_that_have_to_be_alike_are_errors_where_they_are_not() {
         let error = cohort.check().unwrap_err();
         assert!(matches!(error, Error::NotAlike { .. }), "{error}");
         assert!(error.to_string().contains(told), "{error}");
-        let plan = Plan::new(3, 4, 3).unwrap().with_shuffle(false, false);
+        let plan = EpochPlan::new(3, 4, 3).unwrap().with_shuffle(false, false);
         // Whatever else is left out, this is not.
         for on_error in [OnError::Fail, OnError::Skip] {
             let options = LoaderOptions {
@@ -269,7 +269,7 @@ fn subjects_that_have_to_be_alike_are_errors_where_they_are_not() {
         1 => Err(Error::Stopped),
         _ => Ok(turned.clone()),
     };
-    let lazy = Lazy::new(3, open);
+    let lazy = LazySubjects::new(3, open);
     let cohort = Cohort::survey(&lazy, 3, &AtomicBool::new(false)).unwrap();
     assert!(cohort.check().is_ok());
     let stopped = Cohort::survey(&lazy, 3, &AtomicBool::new(true));
@@ -278,7 +278,7 @@ fn subjects_that_have_to_be_alike_are_errors_where_they_are_not() {
 
 #[test]
 fn the_buffer_holds_whole_batches_and_no_more_than_it_may() {
-    let plan = Plan::new(1, 40, 1).unwrap();
+    let plan = EpochPlan::new(1, 40, 1).unwrap();
     let ct = Noted::new(1, None, Manner::Slow);
     let patch = 4 * Region::whole(PATCH).voxels();
     for (max_bytes, most) in [(9 * patch, 8), (3 * patch, 4), (0, 4)] {
@@ -286,8 +286,8 @@ fn the_buffer_holds_whole_batches_and_no_more_than_it_may() {
             threads: 3,
             max_length: 100,
             max_bytes,
-            share: Share::whole(4),
-            gather: true,
+            shard: RankShard::whole(4),
+            contiguous_batches: true,
             ..LoaderOptions::default()
         };
         let mut loader = loader(vec![subject("a", &[&ct])], &plan, &options);
@@ -304,12 +304,12 @@ fn the_buffer_holds_whole_batches_and_no_more_than_it_may() {
 
 #[test]
 fn gathered_batches_are_resumed_and_shared_as_patches_are() {
-    let plan = Plan::new(3, 9, 5).unwrap().with_window(7);
+    let plan = EpochPlan::new(3, 9, 5).unwrap().with_window(7);
     let load = |state: Option<LoaderState>, gather| {
         let subjects = Arc::new(three(Manner::Plain));
         let options = LoaderOptions {
-            share: Share::whole(4),
-            gather,
+            shard: RankShard::whole(4),
+            contiguous_batches: gather,
             ..options(2)
         };
         let state = state.unwrap_or_else(|| loader(three(Manner::Plain), &plan, &options).state());

@@ -8,7 +8,7 @@ use super::*;
 use crate::geometry::Geometry;
 use crate::progress::silent;
 use crate::sampler::{
-    Border, Class, Empty, Label, LabelIndex, Neighbourhood, SamplerOptions, Shares,
+    Border, Label, LabelIndex, LabelValue, LabelWeights, Neighborhood, OnEmpty, SamplerOptions,
 };
 use crate::volume::{Codec, CreateOptions, create, open};
 
@@ -24,7 +24,7 @@ pub(super) fn of_volumes(name: &str, volumes: Vec<(&str, Arc<dyn Volume>)>) -> S
     Subject::new(name, images.collect(), TOLERANCE).unwrap()
 }
 
-pub(super) fn uniform_of(patch: Shape, border: Border) -> Arc<MakeSampler> {
+pub(super) fn uniform_of(patch: Shape, border: Border) -> Arc<SamplerFactory> {
     Arc::new(move |subject, seed| {
         let uniform = Uniform::with_border(subject.shape(), patch, border, seed)?;
         Ok(Some(Arc::new(uniform) as Arc<dyn Sampler>))
@@ -43,14 +43,14 @@ fn whole(error: &Error) -> String {
 }
 
 /// Patches around voxels of one label; what is done without any is the policy's.
-pub(super) fn by_label(label: i32, empty: Empty) -> Arc<MakeSampler> {
+pub(super) fn by_label(label: i32, empty: OnEmpty) -> Arc<SamplerFactory> {
     Arc::new(move |subject, seed| {
         let map = &subject.image("label").unwrap().volume;
         let options = SamplerOptions::new([4; 3], seed).with_threads(1);
-        let shares = Shares::new([(Class::from(label), 1.0)])?;
+        let shares = LabelWeights::new([(LabelValue::from(label), 1.0)])?;
         let index = LabelIndex::build(&**map, 0, 1, &silent)?;
         let built = Label::new(Arc::clone(map), &index, &shares, &options);
-        let decided = empty.decide(built, subject.shape(), &options)?;
+        let decided = empty.apply(built, subject.shape(), &options)?;
         Ok(decided.map(Arc::from))
     })
 }
@@ -69,7 +69,7 @@ fn a_label_that_one_subject_lacks_is_an_error_a_gap_or_anywhere() {
             subject("c", true),
         ]
     };
-    let plan = Plan::new(3, 10, 1).unwrap().with_window(7);
+    let plan = EpochPlan::new(3, 10, 1).unwrap().with_window(7);
     let load = |empty, on_error| {
         let options = LoaderOptions {
             on_error,
@@ -78,7 +78,7 @@ fn a_label_that_one_subject_lacks_is_an_error_a_gap_or_anywhere() {
         let subjects = Arc::new(subjects());
         Loader::new(subjects, by_label(1, empty), &plan, 0, &options).unwrap()
     };
-    let outcomes: Vec<_> = load(Empty::Error, OnError::Fail).collect();
+    let outcomes: Vec<_> = load(OnEmpty::Error, OnError::Fail).collect();
     assert_eq!(outcomes.len(), 30);
     let failed: Vec<_> = outcomes.iter().filter_map(|s| s.as_ref().err()).collect();
     assert_eq!(failed.len(), 10);
@@ -88,7 +88,10 @@ fn a_label_that_one_subject_lacks_is_an_error_a_gap_or_anywhere() {
             assert!(text.contains(part), "{part}: {text}");
         }
     }
-    for (empty, on_error) in [(Empty::Error, OnError::Skip), (Empty::Skip, OnError::Fail)] {
+    for (empty, on_error) in [
+        (OnEmpty::Error, OnError::Skip),
+        (OnEmpty::Skip, OnError::Fail),
+    ] {
         let mut loader = load(empty, on_error);
         let samples: Vec<_> = (&mut loader).map(Result::unwrap).collect();
         assert!(samples.len() == 20 && samples.iter().all(|s| s.subject_index != 1));
@@ -97,7 +100,7 @@ fn a_label_that_one_subject_lacks_is_an_error_a_gap_or_anywhere() {
         assert_eq!(stats.reasons.len(), 1, "{stats:?}");
         assert!(stats.reasons[0].contains("subject 1 (bare)"), "{stats:?}");
     }
-    let samples: Vec<_> = load(Empty::Uniform, OnError::Fail)
+    let samples: Vec<_> = load(OnEmpty::Uniform, OnError::Fail)
         .map(Result::unwrap)
         .collect();
     assert_eq!(samples.len(), 30);
@@ -117,8 +120,8 @@ fn a_map_need_not_be_chunked_as_its_image() {
         let images: Vec<(&str, Arc<dyn Volume>)> =
             vec![("ct", Arc::clone(&ct)), ("label", Arc::new(map))];
         let subjects = Arc::new(vec![of_volumes("s", images)]);
-        let plan = Plan::new(1, 40, 1).unwrap();
-        let make = by_label(2, Empty::Error);
+        let plan = EpochPlan::new(1, 40, 1).unwrap();
+        let make = by_label(2, OnEmpty::Error);
         for sample in Loader::new(subjects, make, &plan, 0, &options(2)).unwrap() {
             let sample = sample.unwrap();
             let [ct, label] = [0, 1].map(|i| sample.patches()[i].view::<u8>().unwrap());
@@ -139,11 +142,11 @@ fn every_small_epoch_has_the_planned_counts_within_its_buffer() {
         let all: Arc<dyn Subjects> = Arc::new(all);
         for samples in 1..=20 {
             for max_length in 1..=25_usize {
-                let even = Plan::new(subjects, samples, 1).unwrap();
+                let even = EpochPlan::new(subjects, samples, 1).unwrap();
                 // Unequal numbers, 0 among them, every now and then.
                 let uneven: Vec<u64> = (0..subjects).map(|n| (n * 5 + samples) % 8).collect();
                 let (plan, counts) = if (samples + max_length as u64).is_multiple_of(5) {
-                    (Plan::with_counts(&uneven, 1).unwrap(), uneven)
+                    (EpochPlan::with_counts(&uneven, 1).unwrap(), uneven)
                 } else {
                     (even, vec![samples; usize::try_from(subjects).unwrap()])
                 };
@@ -168,7 +171,7 @@ fn every_small_epoch_has_the_planned_counts_within_its_buffer() {
 
 #[test]
 fn an_epoch_that_is_broken_off_does_not_change_the_next() {
-    let plan = Plan::new(3, 4, 9).unwrap().with_window(5);
+    let plan = EpochPlan::new(3, 4, 9).unwrap().with_window(5);
     let of_epoch = |epoch| {
         let subjects = Arc::new(three(Manner::Plain));
         Loader::new(subjects, uniform(), &plan, epoch, &options(2)).unwrap()
@@ -182,7 +185,7 @@ fn an_epoch_that_is_broken_off_does_not_change_the_next() {
 
 #[test]
 fn resuming_reads_no_chunk_that_only_the_head_wants() {
-    let plan = Plan::new(1, 14, 6).unwrap().with_window(6);
+    let plan = EpochPlan::new(1, 14, 6).unwrap().with_window(6);
     let ct = Noted::chunked(1);
     let expected = all(loader(vec![subject("a", &[&ct])], &plan, &options(0)));
     for k in 0..expected.len() {
@@ -217,12 +220,12 @@ fn resuming_reads_no_chunk_that_only_the_head_wants() {
 
 #[test]
 fn one_subject_keeps_eight_ranks_busy() {
-    let plan = Plan::new(1, 8 * 3 * 4, 6).unwrap();
+    let plan = EpochPlan::new(1, 8 * 3 * 4, 6).unwrap();
     let mut places = Vec::new();
     for rank in 0..8 {
-        let share = Share::of(rank, 8, 3);
+        let shard = RankShard::of(rank, 8, 3);
         let options = LoaderOptions {
-            share,
+            shard,
             ..options(1)
         };
         let mut own = loader(vec![subject("a", &[&Noted::chunked(1)])], &plan, &options);
@@ -258,7 +261,7 @@ fn batches_are_nearly_as_mixed_as_those_of_an_ideal_shuffle() {
     // 60 subjects of 10 patches: a window of 300 holds 30 of them. Of 16 patches, an ideal shuffle
     // of everything has 14.2 subjects, one of a window 12.8; the same subject twice in a row
     // has 1.5 % against 3 %.
-    let plan = Plan::new(60, 10, 4).unwrap().with_window(300);
+    let plan = EpochPlan::new(60, 10, 4).unwrap().with_window(300);
     let sequence: Vec<u64> = (0..40)
         .flat_map(|n| {
             let epoch = plan.epoch(n);
@@ -270,7 +273,7 @@ fn batches_are_nearly_as_mixed_as_those_of_an_ideal_shuffle() {
     assert!((12.5..13.1).contains(&distinct), "{distinct}");
     assert!((0.026..0.034).contains(&repeats), "{repeats}");
     // One subject with draws in neighbourhoods of 8: a window holds 37 of these.
-    let plan = Plan::new(1, 6000, 4).unwrap().with_window(300);
+    let plan = EpochPlan::new(1, 6000, 4).unwrap().with_window(300);
     let epoch = plan.epoch(0);
     let groups: Vec<u64> = (0..20)
         .flat_map(|window| epoch.window(window))
@@ -286,16 +289,16 @@ fn neighbourhoods_let_a_window_s_patches_share_chunks() {
     let shape = [160; 3];
     let volume =
         Arc::new(memory(shape, |n| u8::try_from(n % 251).unwrap()).with_chunks([1, 16, 16, 16]));
-    let run = |near: Option<Neighbourhood>| {
+    let run = |near: Option<Neighborhood>| {
         let volume = Arc::clone(&volume) as Arc<dyn Volume>;
         let subjects = Arc::new(vec![of_volumes("s", vec![("ct", volume)])]);
-        let make: Arc<MakeSampler> = Arc::new(move |subject, seed| {
+        let make: Arc<SamplerFactory> = Arc::new(move |subject, seed| {
             let mut options = SamplerOptions::new([16; 3], seed);
-            options.neighbourhood = near;
+            options.neighborhood = near;
             let uniform = Uniform::with_options(subject.shape(), &options)?;
             Ok(Some(Arc::new(uniform) as Arc<dyn Sampler>))
         });
-        let plan = Plan::new(1, 192, 1).unwrap().with_window(64);
+        let plan = EpochPlan::new(1, 192, 1).unwrap().with_window(64);
         let options = LoaderOptions {
             max_length: 64,
             ..options(0)
@@ -310,7 +313,7 @@ fn neighbourhoods_let_a_window_s_patches_share_chunks() {
         }
         loader.stats()
     };
-    let (plain, near) = (run(None), run(Some(Neighbourhood::new(16, 1e-4).unwrap())));
+    let (plain, near) = (run(None), run(Some(Neighborhood::new(16, 1e-4).unwrap())));
     assert!(
         near.chunks * 4 < plain.chunks,
         "{} {}",
@@ -329,7 +332,7 @@ fn volume_patch(volume: &Arc<dyn Volume>, sample: &Sample) -> Patch {
 
 #[test]
 fn the_buffer_is_filled_again_after_every_patch_and_not_in_bursts() {
-    let plan = Plan::new(3, 20, 1).unwrap().with_window(10);
+    let plan = EpochPlan::new(3, 20, 1).unwrap().with_window(10);
     let mut loader = loader(three(Manner::Slow), &plan, &options(2));
     let began = std::time::Instant::now();
     for left in (0..60).rev() {
@@ -351,12 +354,16 @@ fn the_buffer_is_filled_again_after_every_patch_and_not_in_bursts() {
 #[test]
 fn lists_of_no_subject_one_or_the_same_twice_are_lists() {
     let none: Arc<dyn Subjects> = Arc::new(Vec::new());
-    let plan = Plan::new(0, 9, 1).unwrap();
+    let plan = EpochPlan::new(0, 9, 1).unwrap();
     let mut nothing = Loader::new(none, uniform(), &plan, 0, &options(2)).unwrap();
     assert!(nothing.next().is_none() && nothing.remaining() == 0);
     let ct = Noted::chunked(1);
     let twice = vec![subject("a", &[&ct]), subject("a", &[&ct])];
-    let told = all(loader(twice, &Plan::new(2, 6, 1).unwrap(), &options(2)));
+    let told = all(loader(
+        twice,
+        &EpochPlan::new(2, 6, 1).unwrap(),
+        &options(2),
+    ));
     let of = |subject| -> BTreeSet<_> {
         let own = told.iter().filter(|told| told.1 == subject);
         own.map(|told| told.2.start).collect()
@@ -371,7 +378,7 @@ fn a_patch_larger_than_a_subject_is_an_error_that_names_it_or_is_padded() {
         let of = |name, shape| of_volumes(name, vec![("ct", Arc::new(memory(shape, |_| 7)) as _)]);
         Arc::new(vec![of("small", [9, 5, 9]), of("large", [9, 9, 9])])
     };
-    let plan = Plan::new(2, 5, 1).unwrap();
+    let plan = EpochPlan::new(2, 5, 1).unwrap();
     let make = uniform_of([4, 6, 9], Border::Drop);
     let outcomes: Vec<_> = Loader::new(subjects(), make, &plan, 0, &options(1))
         .unwrap()
@@ -423,7 +430,7 @@ fn images_of_other_types_chunks_and_byte_orders_are_aligned_voxel_by_voxel() {
         ("u16", Arc::new(shorts.with_chunks([1, 9, 1, 13]))),
     ];
     let subject = of_volumes("coordinates", images);
-    let plan = Plan::new(1, 60, 1).unwrap();
+    let plan = EpochPlan::new(1, 60, 1).unwrap();
     let make = uniform_of([4, 3, 5], Border::Drop);
     for sample in Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options(2)).unwrap() {
         let sample = sample.unwrap();
@@ -497,7 +504,7 @@ fn flat_volumes_and_flat_patches_are_volumes_and_patches() {
         let volume: Arc<dyn Volume> =
             Arc::new(memory(shape, |n| u8::try_from(n % 253).unwrap()).with_chunks([1, 7, 7, 7]));
         let subject = of_volumes("flat", vec![("ct", Arc::clone(&volume))]);
-        let plan = Plan::new(1, 40, 1).unwrap();
+        let plan = EpochPlan::new(1, 40, 1).unwrap();
         let make = uniform_of(patch, Border::Drop);
         let loader = Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options(2)).unwrap();
         let mut seen = 0;
@@ -520,8 +527,8 @@ fn weights_of_12_orders_of_magnitude_hold_and_a_subject_of_weight_0_is_never_ope
         Ok(subject("a", &[&Noted::chunked(1)]))
     };
     let weights = [0.0, 1e12, 0.0, 1.0, 5e11, 0.0];
-    let plan = Plan::proportional(&weights, 30, 1).unwrap();
-    let lazy = Arc::new(Lazy::new(6, open));
+    let plan = EpochPlan::proportional(&weights, 30, 1).unwrap();
+    let lazy = Arc::new(LazySubjects::new(6, open));
     let told = all(Loader::new(lazy, uniform(), &plan, 0, &options(1)).unwrap());
     let of = |subject| told.iter().filter(|told| told.1 == subject).count();
     assert_eq!([0, 1, 2, 3, 4, 5].map(of), [0, 20, 0, 0, 10, 0]);
@@ -572,8 +579,8 @@ fn damage_on_disk_is_an_error_that_names_subject_array_and_chunk_and_the_rest_go
         let name = ["good", "bad", "gone", "short"][usize::try_from(index).unwrap()];
         Ok(of_volumes(name, vec![("ct", volume)]))
     };
-    let lazy = Arc::new(Lazy::new(4, open));
-    let plan = Plan::new(4, 40, 2).unwrap().with_window(13);
+    let lazy = Arc::new(LazySubjects::new(4, open));
+    let plan = EpochPlan::new(4, 40, 2).unwrap().with_window(13);
     for threads in [0, 3] {
         let subjects = Arc::clone(&lazy) as Arc<dyn Subjects>;
         let make = uniform_of([4; 3], Border::Drop);

@@ -39,7 +39,7 @@ fn a_slow_consumer_hardly_waits_and_a_fast_one_waits_for_slow_volumes() {
         );
         let image = Image::new("ct", Arc::new(volume));
         let subject = Subject::new("a", vec![image], TOLERANCE).unwrap();
-        let plan = Plan::new(1, 30, 1).unwrap();
+        let plan = EpochPlan::new(1, 30, 1).unwrap();
         let mut loader = loader(vec![subject], &plan, &options(2));
         // Once the buffer has filled, what was waited for before does not count.
         loader.next().unwrap().unwrap();
@@ -83,7 +83,7 @@ fn a_consumer_that_panics_or_stops_leaves_no_thread_and_no_volume_behind() {
                 transform: Some(transform),
                 ..options(threads)
             };
-            let plan = Plan::new(1, 200, 1).unwrap();
+            let plan = EpochPlan::new(1, 200, 1).unwrap();
             let loader = loader(vec![subject("a", &[&ct])], &plan, &options);
             drop(options);
             let panicked = catch_unwind(AssertUnwindSafe(move || {
@@ -126,9 +126,9 @@ fn overlapping_samples_that_live_at_once_share_nothing_with_each_other_or_the_ca
     let image = Image::new("ct", Arc::clone(&cached));
     let subject = Subject::new("a", vec![image], TOLERANCE).unwrap();
     let regions = [[3, 4, 5], [4, 4, 6], [3, 4, 5]].map(|start| Region::new(start, PATCH));
-    let make: Arc<MakeSampler> =
+    let make: Arc<SamplerFactory> =
         Arc::new(move |_, _| Ok(Some(Arc::new(At(regions.to_vec())) as Arc<dyn Sampler>)));
-    let plan = Plan::new(1, 3, 0).unwrap().with_shuffle(false, false);
+    let plan = EpochPlan::new(1, 3, 0).unwrap().with_shuffle(false, false);
     for threads in [0, 2] {
         let subjects = Arc::new(vec![subject.clone()]);
         let loader = Loader::new(subjects, Arc::clone(&make), &plan, 0, &options(threads)).unwrap();
@@ -159,7 +159,7 @@ fn overlapping_samples_that_live_at_once_share_nothing_with_each_other_or_the_ca
 
 #[test]
 fn a_lent_patch_is_its_holder_s_and_then_the_next_one_s() {
-    let plan = Plan::new(1, 40, 1).unwrap();
+    let plan = EpochPlan::new(1, 40, 1).unwrap();
     let make = || {
         let ct = Noted::new(1, Some([1, 8, 8, 8]), Manner::Plain);
         loader(vec![subject("a", &[&ct])], &plan, &options(0))
@@ -168,7 +168,7 @@ fn a_lent_patch_is_its_holder_s_and_then_the_next_one_s() {
     let mut addresses = BTreeSet::new();
     let mut held = Vec::new();
     for (n, sample) in make().enumerate() {
-        let mut lent = sample.unwrap().into_lent();
+        let mut lent = sample.unwrap().into_pooled();
         let patch = &mut lent[0];
         assert_eq!(
             patch.bytes(),

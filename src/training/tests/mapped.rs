@@ -39,7 +39,7 @@ fn patches_of_mapped_files_equal_those_of_memory() {
             let [mapped, memory] = volumes.clone().map(|volume| {
                 let image = Image::new("ct", volume).with_padding(Padding::Reflect);
                 let subject = Subject::new("s", vec![image], TOLERANCE).unwrap();
-                let plan = Plan::new(1, 60, 3).unwrap();
+                let plan = EpochPlan::new(1, 60, 3).unwrap();
                 let options = LoaderOptions {
                     max_length: 7,
                     ..options(threads)
@@ -69,7 +69,7 @@ fn a_mapped_file_that_is_replaced_stays_what_it_was_but_no_patches_are_drawn_fro
     let other = folder.path().join("other");
     fs::write(&other, [9; 5]).unwrap();
     fs::rename(&other, &path).unwrap();
-    let plan = Plan::new(1, 10, 1).unwrap();
+    let plan = EpochPlan::new(1, 10, 1).unwrap();
     let make = uniform_of([4; 3], Border::Drop);
     let mut loader = Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options(1)).unwrap();
     assert_eq!(

@@ -4,7 +4,7 @@ use super::hard::of_volumes;
 use super::*;
 use crate::sampler::Mixture;
 
-fn resumed(plan: &Plan, position: u64, share: Share) -> Loader {
+fn resumed(plan: &EpochPlan, position: u64, shard: RankShard) -> Loader {
     let subjects = Arc::new(three(Manner::Plain));
     let state = LoaderState {
         epoch: 3,
@@ -13,7 +13,7 @@ fn resumed(plan: &Plan, position: u64, share: Share) -> Loader {
         subjects: subjects.fingerprint(),
     };
     let options = LoaderOptions {
-        share,
+        shard,
         ..options(1)
     };
     Loader::resume(subjects, uniform(), plan, state, &options).unwrap()
@@ -21,14 +21,14 @@ fn resumed(plan: &Plan, position: u64, share: Share) -> Loader {
 
 #[test]
 fn fewer_patches_than_ranks_are_one_batch_for_all_and_an_empty_one_for_some() {
-    let plan = Plan::new(3, 4, 2).unwrap().with_window(5);
+    let plan = EpochPlan::new(3, 4, 2).unwrap().with_window(5);
     for left in 1..=7 {
         for by_batch in [true, false] {
             let position = plan.len() - left;
             let mut places = Vec::new();
             for rank in 0..8 {
-                let share = Share::of(rank, 8, 2).with_uneven(Uneven::Exact);
-                let mut own = resumed(&plan, position, share);
+                let shard = RankShard::of(rank, 8, 2).with_uneven(Uneven::Exact);
+                let mut own = resumed(&plan, position, shard);
                 let before = own.remaining();
                 let mut seen = Vec::new();
                 if by_batch {
@@ -53,9 +53,9 @@ fn fewer_patches_than_ranks_are_one_batch_for_all_and_an_empty_one_for_some() {
 }
 
 /// Places that each rank delivers of an epoch from `position` on, batch by batch.
-fn delivered(plan: &Plan, position: u64, share: Share) -> Vec<Vec<Vec<u64>>> {
+fn delivered(plan: &EpochPlan, position: u64, shard: RankShard) -> Vec<Vec<Vec<u64>>> {
     let of_rank = |rank| {
-        let mut own = resumed(plan, position, Share { rank, ..share });
+        let mut own = resumed(plan, position, RankShard { rank, ..shard });
         let announced = own.remaining();
         let batches = std::iter::from_fn(|| own.next_batch());
         let places = |batch: Result<Vec<Sample>>| batch.unwrap().iter().map(|s| s.place).collect();
@@ -66,14 +66,14 @@ fn delivered(plan: &Plan, position: u64, share: Share) -> Vec<Vec<Vec<u64>>> {
         );
         batches
     };
-    (0..share.world_size).map(of_rank).collect()
+    (0..shard.world_size).map(of_rank).collect()
 }
 
 #[test]
 fn ranks_get_equally_many_batches_whatever_is_left_and_few_patches_twice_or_not_at_all() {
     for (plan, positions) in [
-        (Plan::new(3, 4, 2).unwrap().with_window(5), 0..12),
-        (Plan::new(3, 1, 2).unwrap(), 0..3),
+        (EpochPlan::new(3, 4, 2).unwrap().with_window(5), 0..12),
+        (EpochPlan::new(3, 1, 2).unwrap(), 0..3),
     ] {
         for position in positions {
             for world_size in [1, 2, 3, 5, 8] {
@@ -81,12 +81,12 @@ fn ranks_get_equally_many_batches_whatever_is_left_and_few_patches_twice_or_not_
                     .into_iter()
                     .flat_map(|batch| [(batch, Uneven::Repeat), (batch, Uneven::Drop)])
                 {
-                    let share = Share::of(0, world_size, batch).with_uneven(uneven);
+                    let shard = RankShard::of(0, world_size, batch).with_uneven(uneven);
                     let left = plan.len() - position;
                     if uneven == Uneven::Drop && left < world_size {
                         continue; // Refused at the start of an epoch, the next one later on.
                     }
-                    let ranks = delivered(&plan, position, share);
+                    let ranks = delivered(&plan, position, shard);
                     let case = format!("{position} {world_size} {batch} {uneven:?}");
                     let counts = |of: &[Vec<u64>]| of.iter().map(Vec::len).collect::<Vec<_>>();
                     for own in &ranks {
@@ -118,8 +118,8 @@ fn ranks_get_equally_many_batches_whatever_is_left_and_few_patches_twice_or_not_
 
 #[test]
 fn a_state_at_the_end_of_an_epoch_is_the_start_of_the_next() {
-    let plan = Plan::new(3, 4, 2).unwrap().with_window(5);
-    let start = resumed(&plan, 0, Share::whole(1)).state();
+    let plan = EpochPlan::new(3, 4, 2).unwrap().with_window(5);
+    let start = resumed(&plan, 0, RankShard::whole(1)).state();
     let next = LoaderState { epoch: 4, ..start };
     let end = LoaderState {
         position: 12,
@@ -134,25 +134,25 @@ fn a_state_at_the_end_of_an_epoch_is_the_start_of_the_next() {
         (5, 1, Uneven::Exact),
     ] {
         for rank in 0..world_size {
-            let share = Share::of(rank, world_size, batch).with_uneven(uneven);
-            let mut own = resumed(&plan, 0, share);
+            let shard = RankShard::of(rank, world_size, batch).with_uneven(uneven);
+            let mut own = resumed(&plan, 0, shard);
             let mut before = own.state();
             while let Some(batch) = own.next_batch() {
                 assert_eq!((before.epoch, before.position < 12), (3, true));
                 batch.unwrap();
                 before = own.state();
             }
-            assert_eq!((before, own.state()), (end, end), "{share:?}");
-            assert_eq!(end.settled(&plan, share), next);
-            let mut again = resumed(&plan, plan.len(), share);
+            assert_eq!((before, own.state()), (end, end), "{shard:?}");
+            assert_eq!(end.settled(&plan, shard), next);
+            let mut again = resumed(&plan, plan.len(), shard);
             assert_eq!(again.state().epoch, 4);
             let subjects = Arc::new(three(Manner::Plain));
             let options = LoaderOptions {
-                share,
+                shard,
                 ..options(0)
             };
             let stay = LoaderOptions {
-                stay: true,
+                stay_in_epoch: true,
                 ..options.clone()
             };
             let same = Arc::clone(&subjects);
@@ -161,19 +161,19 @@ fn a_state_at_the_end_of_an_epoch_is_the_start_of_the_next() {
             let mut fresh = Loader::resume(subjects, uniform(), &plan, next, &options).unwrap();
             let places = |own: &mut Loader| own.map(|s| told(&s.unwrap())).collect::<Vec<_>>();
             let (again, fresh) = (places(&mut again), places(&mut fresh));
-            assert!(!again.is_empty() && again == fresh, "{share:?}");
+            assert!(!again.is_empty() && again == fresh, "{shard:?}");
         }
     }
     // Too few for all ranks to be shared out: what is left is dropped, and the next epoch begun.
-    let share = Share::of(1, 5, 1).with_uneven(Uneven::Drop);
-    let own = resumed(&plan, 10, share);
+    let shard = RankShard::of(1, 5, 1).with_uneven(Uneven::Drop);
+    let own = resumed(&plan, 10, shard);
     assert_eq!((own.state().epoch, own.remaining()), (4, 2));
 }
 
 #[test]
 fn an_exact_mixture_stays_exact_in_every_batch_where_the_plan_keeps_batches() {
     // Volumes are so far apart in size that a place tells its sampler.
-    let make: Arc<MakeSampler> = Arc::new(|subject, seed| {
+    let make: Arc<SamplerFactory> = Arc::new(|subject, seed| {
         let [z, y, x] = subject.shape();
         let part = |first: bool| -> Box<dyn Sampler> {
             let patches = if first { [1, y, 1] } else { [z, 1, x] };
@@ -191,11 +191,11 @@ fn an_exact_mixture_stays_exact_in_every_batch_where_the_plan_keeps_batches() {
         of_volumes("a", vec![("ct", volume())]),
         of_volumes("b", vec![("ct", volume())]),
     ]);
-    let firsts = |plan: &Plan, world_size: u64| -> Vec<usize> {
+    let firsts = |plan: &EpochPlan, world_size: u64| -> Vec<usize> {
         let mut counts = Vec::new();
         for rank in 0..world_size {
             let options = LoaderOptions {
-                share: Share::of(rank, world_size, 6),
+                shard: RankShard::of(rank, world_size, 6),
                 ..options(2)
             };
             let subjects = Arc::clone(&subjects);
@@ -210,7 +210,7 @@ fn an_exact_mixture_stays_exact_in_every_batch_where_the_plan_keeps_batches() {
         }
         counts
     };
-    let plan = Plan::new(2, 60, 4).unwrap().with_window(33);
+    let plan = EpochPlan::new(2, 60, 4).unwrap().with_window(33);
     let mixed = firsts(&plan, 1);
     assert!(mixed.iter().any(|&count| count != 2), "{mixed:?}");
     assert_eq!(mixed.iter().sum::<usize>(), 40, "on average");
@@ -223,7 +223,7 @@ fn an_exact_mixture_stays_exact_in_every_batch_where_the_plan_keeps_batches() {
 
 #[test]
 fn whole_batches_are_mixed_and_their_length_must_fit() {
-    let plan = Plan::new(3, 12, 5).unwrap().with_window(18);
+    let plan = EpochPlan::new(3, 12, 5).unwrap().with_window(18);
     let kept = plan.clone().with_batches(4).unwrap();
     assert_eq!(kept.window(), 20);
     assert_ne!(kept.fingerprint(), plan.fingerprint());
@@ -232,7 +232,7 @@ fn whole_batches_are_mixed_and_their_length_must_fit() {
         plan.fingerprint()
     );
     let epoch = kept.epoch(0);
-    let all: Vec<Planned> = (0..epoch.windows()).flat_map(|n| epoch.window(n)).collect();
+    let all: Vec<PlannedPatch> = (0..epoch.windows()).flat_map(|n| epoch.window(n)).collect();
     for batch in all.chunks(4) {
         assert!(batch.iter().all(|p| p.subject == batch[0].subject));
         let first = batch[0].draw;
@@ -247,7 +247,7 @@ fn whole_batches_are_mixed_and_their_length_must_fit() {
     for bad in [0, 5, 8] {
         assert!(plan.clone().with_batches(bad).is_err(), "{bad}");
     }
-    let uneven = Plan::with_counts(&[4, 0, 6], 1).unwrap();
+    let uneven = EpochPlan::with_counts(&[4, 0, 6], 1).unwrap();
     let refused = uneven.clone().with_batches(4).unwrap_err();
     assert!(
         refused.to_string().contains("subject 2 gives 6"),
@@ -258,7 +258,7 @@ fn whole_batches_are_mixed_and_their_length_must_fit() {
 
 #[test]
 fn states_are_text_that_is_read_back_and_other_runs_are_refused() {
-    let plan = Plan::new(3, 4, 9).unwrap().with_window(5);
+    let plan = EpochPlan::new(3, 4, 9).unwrap().with_window(5);
     let expected = all(loader(three(Manner::Plain), &plan, &options(1)));
     for k in 0..expected.len() {
         let mut first = loader(three(Manner::Plain), &plan, &options(k % 3));
@@ -331,10 +331,10 @@ fn subjects_are_known_by_name_and_shape_or_by_what_the_caller_says() {
     assert_eq!(list(&[("s", a)]), all[1]);
     let open = |_| -> Result<Subject> { panic!("a fingerprint opens nothing") };
     let lazy = |length, text: Option<&str>| {
-        let lazy = Lazy::new(length, open);
+        let lazy = LazySubjects::new(length, open);
         text.map_or_else(
-            || Lazy::new(length, open).fingerprint(),
-            |text| lazy.known_by(text).fingerprint(),
+            || LazySubjects::new(length, open).fingerprint(),
+            |text| lazy.with_key(text).fingerprint(),
         )
     };
     assert_eq!(lazy(7, None), 7);

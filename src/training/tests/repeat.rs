@@ -2,7 +2,7 @@
 
 use super::hard::by_label;
 use super::*;
-use crate::sampler::Empty;
+use crate::sampler::OnEmpty;
 use crate::volume::Cached;
 
 const SMALL: Shape = [12, 10, 14];
@@ -65,7 +65,7 @@ fn subjects(cache: u64, salt: u64) -> Arc<dyn Subjects> {
     Arc::new(vec![subject("a", 1), subject("b", 2), subject("c", 3)])
 }
 
-fn uniform_small() -> Arc<MakeSampler> {
+fn uniform_small() -> Arc<SamplerFactory> {
     Arc::new(|subject, seed| {
         let uniform = Uniform::new(subject.shape(), [4; 3], seed)?;
         Ok(Some(Arc::new(uniform) as Arc<dyn Sampler>))
@@ -74,10 +74,10 @@ fn uniform_small() -> Arc<MakeSampler> {
 
 #[test]
 fn a_thousand_runs_of_one_epoch_are_alike() {
-    let plan = Plan::new(3, 4, 5).unwrap().with_window(7);
+    let plan = EpochPlan::new(3, 4, 5).unwrap().with_window(7);
     let make = |n: u64| match n % 2 {
         0 => uniform_small(),
-        _ => by_label(2, Empty::Error),
+        _ => by_label(2, OnEmpty::Error),
     };
     let run = |n: u64, threads, max_length, cache| {
         let options = LoaderOptions {
@@ -103,8 +103,8 @@ fn a_thousand_runs_of_one_epoch_are_alike() {
 #[test]
 fn loaders_side_by_side_and_questions_in_between_change_nothing() {
     let plans = [
-        Plan::new(3, 9, 5).unwrap().with_window(7),
-        Plan::new(3, 8, 6).unwrap(),
+        EpochPlan::new(3, 9, 5).unwrap().with_window(7),
+        EpochPlan::new(3, 8, 6).unwrap(),
     ];
     let solo = [0, 1].map(|n| all(loader(three(Manner::Plain), &plans[n], &options(1))));
     for threads in [0, 2] {

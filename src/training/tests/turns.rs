@@ -4,12 +4,18 @@ use super::*;
 
 const WORLD: u64 = 2;
 
-fn own(plan: &Plan, rank: u64, turn: Turn, state: Option<LoaderState>, threads: usize) -> Loader {
+fn own(
+    plan: &EpochPlan,
+    rank: u64,
+    worker: WorkerShard,
+    state: Option<LoaderState>,
+    threads: usize,
+) -> Loader {
     let subjects = Arc::new(three(Manner::Plain));
-    let share = Share::of(rank, WORLD, 3);
+    let shard = RankShard::of(rank, WORLD, 3);
     let options = LoaderOptions {
-        share,
-        turn,
+        shard,
+        worker,
         ..options(threads)
     };
     match state {
@@ -27,22 +33,22 @@ fn batches(loader: &mut Loader) -> Vec<Vec<Told>> {
 
 #[test]
 fn batches_taken_in_turn_are_those_of_one_loader_in_its_order() {
-    for (each, of) in [(13, 1), (13, 2), (13, 4), (4, 3), (1, 4)] {
-        let plan = Plan::new(3, each, 2).unwrap().with_window(5);
+    for (each, count) in [(13, 1), (13, 2), (13, 4), (4, 3), (1, 4)] {
+        let plan = EpochPlan::new(3, each, 2).unwrap().with_window(5);
         for rank in 0..WORLD {
-            let alone = batches(&mut own(&plan, rank, Turn::default(), None, 1));
-            let mut loaders: Vec<Loader> = (0..of)
-                .map(|index| own(&plan, rank, Turn { index, of }, None, 1))
+            let alone = batches(&mut own(&plan, rank, WorkerShard::default(), None, 1));
+            let mut loaders: Vec<Loader> = (0..count)
+                .map(|index| own(&plan, rank, WorkerShard { index, count }, None, 1))
                 .collect();
             let left: u64 = loaders.iter().map(Loader::remaining).sum();
             assert_eq!(left, alone.iter().map(Vec::len).sum::<usize>() as u64);
             let each_own: Vec<_> = loaders.iter_mut().map(batches).collect();
             for (n, batch) in alone.iter().enumerate() {
-                let of = usize::try_from(of).unwrap();
+                let count = usize::try_from(count).unwrap();
                 assert_eq!(
-                    &each_own[n % of][n / of],
+                    &each_own[n % count][n / count],
                     batch,
-                    "batch {n} of {of} loaders"
+                    "batch {n} of {count} loaders"
                 );
             }
             let all: usize = each_own.iter().map(Vec::len).sum();
@@ -54,16 +60,16 @@ fn batches_taken_in_turn_are_those_of_one_loader_in_its_order() {
 
 #[test]
 fn a_loader_that_takes_turns_is_resumed_where_its_next_batch_begins() {
-    let plan = Plan::new(3, 13, 2).unwrap().with_window(5);
-    let of = 3;
-    for index in 0..of {
-        let all = batches(&mut own(&plan, 1, Turn { index, of }, None, 1));
+    let plan = EpochPlan::new(3, 13, 2).unwrap().with_window(5);
+    let count = 3;
+    for index in 0..count {
+        let all = batches(&mut own(&plan, 1, WorkerShard { index, count }, None, 1));
         for taken in 0..=all.len() {
-            let mut first = own(&plan, 1, Turn { index, of }, None, 0);
+            let mut first = own(&plan, 1, WorkerShard { index, count }, None, 0);
             for _ in 0..taken {
                 first.next_batch().unwrap().unwrap();
             }
-            let next = Turn { index: 0, of };
+            let next = WorkerShard { index: 0, count };
             let mut resumed = own(&plan, 1, next, Some(first.state()), 1);
             assert_eq!(resumed.remaining(), first.remaining());
             assert_eq!(batches(&mut resumed), all[taken..], "{index} {taken}");
@@ -73,9 +79,15 @@ fn a_loader_that_takes_turns_is_resumed_where_its_next_batch_begins() {
 
 #[test]
 fn a_turn_beyond_the_loaders_is_refused() {
-    let plan = Plan::new(3, 4, 2).unwrap();
-    for turn in [Turn { index: 2, of: 2 }, Turn { index: 0, of: 0 }] {
-        let options = LoaderOptions { turn, ..options(0) };
+    let plan = EpochPlan::new(3, 4, 2).unwrap();
+    for worker in [
+        WorkerShard { index: 2, count: 2 },
+        WorkerShard { index: 0, count: 0 },
+    ] {
+        let options = LoaderOptions {
+            worker,
+            ..options(0)
+        };
         let refused = Loader::new(
             Arc::new(three(Manner::Plain)),
             uniform(),
@@ -89,13 +101,13 @@ fn a_turn_beyond_the_loaders_is_refused() {
 
 #[test]
 fn a_wait_that_is_over_loses_nothing_of_a_batch() {
-    let plan = Plan::new(1, 12, 1).unwrap();
+    let plan = EpochPlan::new(1, 12, 1).unwrap();
     for threads in [0, 2] {
         let make = |manner| {
             let ct = Noted::new(1, Some([1, 8, 8, 8]), manner);
-            let share = Share::whole(5);
+            let shard = RankShard::whole(5);
             let options = LoaderOptions {
-                share,
+                shard,
                 ..options(threads)
             };
             loader(vec![subject("a", &[&ct])], &plan, &options)
@@ -105,16 +117,16 @@ fn a_wait_that_is_over_loses_nothing_of_a_batch() {
         let (mut found, mut waits) = (Vec::new(), 0);
         let mut begun = slow.state();
         loop {
-            match slow.batch_within(Duration::from_micros(200)) {
-                Waited::Here(batch) => {
+            match slow.next_batch_timeout(Duration::from_micros(200)) {
+                TryNext::Ready(batch) => {
                     found.push(batch.unwrap().iter().map(told).collect::<Vec<_>>());
                     begun = slow.state();
                 }
-                Waited::NotYet => {
+                TryNext::TimedOut => {
                     waits += 1;
                     assert_eq!(slow.state(), begun, "a batch in part is not delivered");
                 }
-                Waited::Over => break,
+                TryNext::Finished => break,
             }
         }
         assert_eq!(found, expected);

@@ -17,7 +17,7 @@ use serde_json::json;
 use voxpatch::inference::{Inference, builtin_model};
 use voxpatch::sampler::Sampler;
 use voxpatch::training::{
-    Image, Loader, LoaderOptions, MakeSampler, Plan, Subject, TOLERANCE as GRID_TOLERANCE,
+    EpochPlan, Image, Loader, LoaderOptions, SamplerFactory, Subject, TOLERANCE as GRID_TOLERANCE,
 };
 use voxpatch::volume::{CreateOptions, create, open};
 use voxpatch::{Blend, ConvertOptions, Error, OutputTarget, Reduce, Shape, Uniform, Volume};
@@ -208,7 +208,7 @@ impl Demo<'_> {
         let budget = Budget::new(self.memory, self.threads, 1, &needs)?;
         let image = Image::new("ct", Arc::clone(volume));
         let subject = Subject::new("ct", vec![image], GRID_TOLERANCE)?;
-        let make: Arc<MakeSampler> = Arc::new(move |subject, seed| {
+        let make: Arc<SamplerFactory> = Arc::new(move |subject, seed| {
             let uniform = Uniform::new(subject.shape(), patch, seed)?;
             Ok(Some(Arc::new(uniform) as Arc<dyn Sampler>))
         });
@@ -218,7 +218,7 @@ impl Demo<'_> {
             max_bytes: budget.buffer,
             ..LoaderOptions::default()
         };
-        let plan = Plan::new(1, DRAWS, 0)?;
+        let plan = EpochPlan::new(1, DRAWS, 0)?;
         let mut loader = Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options)?;
         report::with_progress("sampling", |progress| {
             for (done, sample) in (1..).zip(&mut loader) {

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use voxpatch::sampler::{
-    BlockIndex, Empty, Fixed, Label, Mixture, Sampler, SamplerOptions, Shares, Tally, Uniform,
-    Weighted,
+    BlockIndex, BlockStats, FixedLocations, Label, LabelWeights, Mixture, OnEmpty, Sampler,
+    SamplerOptions, Uniform, Weighted,
 };
-use voxpatch::training::{Image, MakeSampler, Subject, TOLERANCE, subject_seed};
+use voxpatch::training::{Image, SamplerFactory, Subject, TOLERANCE, subject_seed};
 use voxpatch::volume::{Choice, Span};
 use voxpatch::{DType, Error, Layout, Padding, Shape, Volume};
 
@@ -97,7 +97,7 @@ impl Samplers {
         settings: &SampleArgs,
         inputs: &[Input],
         patch: Shape,
-        fixed: Option<&Fixed>,
+        fixed: Option<&FixedLocations>,
         budget: &Budget,
     ) -> anyhow::Result<Self> {
         let began = Instant::now();
@@ -161,13 +161,13 @@ impl Samplers {
         options: &SamplerOptions,
     ) -> anyhow::Result<Option<Arc<dyn Sampler>>> {
         let shape = input.subject.shape();
-        let empty: Empty = settings.empty.into();
+        let empty: OnEmpty = settings.empty.into();
         let mut parts: Vec<(f64, Box<dyn Sampler>)> = Vec::new();
         for (way, share) in settings.ways()? {
             let sampler = match (way, &input.labels, &input.weights) {
                 (SamplerKind::Labels, Some(map), _) => {
                     let index = index(settings, n, &**map, options.threads)?;
-                    let foreground = Shares::foreground();
+                    let foreground = LabelWeights::foreground();
                     let shares = settings.shares.as_ref().unwrap_or(&foreground);
                     let built = Label::new(Arc::clone(map), &index, shares, options);
                     let absent: Vec<String> = match &built {
@@ -181,13 +181,13 @@ impl Samplers {
                     if !absent.is_empty() {
                         self.absent.push((input.subject.name().to_owned(), absent));
                     }
-                    empty.decide(built, shape, options)?
+                    empty.apply(built, shape, options)?
                 }
                 (SamplerKind::Weights, _, Some(map)) => {
                     let own = settings.labels.len() + n;
                     let index = index(settings, own, &**map, options.threads)?;
                     let built = Weighted::new(Arc::clone(map), &index, options);
-                    empty.decide(built, shape, options)?
+                    empty.apply(built, shape, options)?
                 }
                 _ => Some(Box::new(Uniform::with_border(
                     shape,
@@ -208,14 +208,14 @@ impl Samplers {
     }
 
     /// What the loader asks for samplers.
-    pub(super) fn maker(self) -> Arc<MakeSampler> {
+    pub(super) fn maker(self) -> Arc<SamplerFactory> {
         let own = self.own;
         Arc::new(move |_, seed| Ok(own.get(&seed).cloned().flatten()))
     }
 }
 
 /// How many patches a list of places gives, all of which must be where the input can be read.
-fn listed(settings: &SampleArgs, fixed: &Fixed, input: &Input) -> voxpatch::Result<u64> {
+fn listed(settings: &SampleArgs, fixed: &FixedLocations, input: &Input) -> voxpatch::Result<u64> {
     let all = fixed.regions().len() as u64;
     let count = settings.count.unwrap_or(all);
     if count > all {
@@ -239,7 +239,7 @@ fn listed(settings: &SampleArgs, fixed: &Fixed, input: &Input) -> voxpatch::Resu
 }
 
 /// What a map holds: found now, or by an earlier run that kept it.
-fn index<T: Tally>(
+fn index<T: BlockStats>(
     settings: &SampleArgs,
     n: usize,
     map: &dyn Volume,

@@ -12,8 +12,8 @@ use std::time::Instant;
 
 use anyhow::Context;
 use voxpatch::meter::Meter;
-use voxpatch::sampler::{Fixed, INDEX, LOCATIONS, Placement, is_index};
-use voxpatch::training::{Loader, LoaderOptions, OnError, Plan, Share, Subject};
+use voxpatch::sampler::{CenterBox, FixedLocations, INDEX, LOCATIONS, is_index_file};
+use voxpatch::training::{EpochPlan, Loader, LoaderOptions, OnError, RankShard, Subject};
 use voxpatch::volume::{FileKind, Replace, TOLERANCE, check_apart, check_output};
 use voxpatch::{DType, Error, Layout, Region, Shape};
 
@@ -39,13 +39,13 @@ pub(crate) fn run(settings: &SampleArgs) -> anyhow::Result<()> {
     let inputs = (0..settings.sources.len()).map(|n| Input::open(settings, n));
     let mut inputs: Vec<Input> = inputs.collect::<anyhow::Result<_>>()?;
     make_alike(settings, &mut inputs)?;
-    let fixed = settings.at.as_ref().map(|path| Fixed::read(path));
+    let fixed = settings.at.as_ref().map(|path| FixedLocations::read(path));
     let fixed = fixed.transpose()?;
     let listed = fixed.as_ref().map(|fixed| fixed.regions()[0].shape);
     let patch = listed.or(settings.patch).unwrap_or_default();
     if fixed.is_none() {
         for input in &inputs {
-            Placement::new(input.subject.shape(), patch, settings.border.into())?;
+            CenterBox::new(input.subject.shape(), patch, settings.border.into())?;
         }
     }
     let budget = budget(settings, &inputs, patch)?;
@@ -145,7 +145,7 @@ fn check_outputs(settings: &SampleArgs) -> anyhow::Result<()> {
     let volumes = inputs.len() - settings.index.len() - usize::from(settings.at.is_some());
     for (n, path) in settings.index.iter().enumerate() {
         check_output(path, &inputs[..volumes])?;
-        if !is_index(path) {
+        if !is_index_file(path) {
             // Somebody's file, which is none of ours to replace.
             Replace::File(INDEX).check(path)?;
         }
@@ -235,12 +235,14 @@ fn loader(
     budget: &Budget,
 ) -> voxpatch::Result<Loader> {
     let several = inputs.len() > 1;
-    let plan = Plan::with_counts(&samplers.counts, settings.seed)?.with_shuffle(several, several);
+    let plan =
+        EpochPlan::with_counts(&samplers.counts, settings.seed)?.with_shuffle(several, several);
     let options = LoaderOptions {
         threads: budget.threads,
         max_length: MOST_AHEAD,
         max_bytes: budget.buffer,
-        share: Share::of(settings.rank, settings.world_size, 1).with_uneven(settings.uneven.into()),
+        shard: RankShard::of(settings.rank, settings.world_size, 1)
+            .with_uneven(settings.uneven.into()),
         on_error: OnError::Fail,
         ..LoaderOptions::default()
     };

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, ValueEnum};
 use voxpatch::Shape;
-use voxpatch::sampler::{Border, Class, Empty, Shares};
+use voxpatch::sampler::{Border, LabelValue, LabelWeights, OnEmpty};
 use voxpatch::training::Uneven;
 
 use crate::args::{Common, Memory, size};
@@ -56,7 +56,7 @@ pub(crate) struct SampleArgs {
     pub(super) label_channel: u64,
     /// The labels of centres and their shares, as 0:1,1:3; any voxel but 0 if not given.
     #[arg(long, value_parser = shares, value_name = "LABEL:SHARE,...", requires = "labels", allow_hyphen_values = true)]
-    pub(super) shares: Option<Shares>,
+    pub(super) shares: Option<LabelWeights>,
     /// Weight maps, one for each input, on its grid or a coarser one of its extent: centres are as
     /// likely as their weight.
     #[arg(long, num_args = 1.., value_name = "FILE")]
@@ -258,7 +258,7 @@ pub(super) enum EmptyName {
     Uniform,
 }
 
-impl From<EmptyName> for Empty {
+impl From<EmptyName> for OnEmpty {
     fn from(name: EmptyName) -> Self {
         match name {
             EmptyName::Error => Self::Error,
@@ -269,25 +269,25 @@ impl From<EmptyName> for Empty {
 }
 
 /// `0:1,1:3`.
-fn shares(text: &str) -> Result<Shares, String> {
+fn shares(text: &str) -> Result<LabelWeights, String> {
     let pair = |pair: &str| {
         let (label, share) = pair.split_once(':')?;
         Some((class(label.trim())?, share.trim().parse().ok()?))
     };
-    let pairs: Option<Vec<(Class, f64)>> = text.split(',').map(pair).collect();
+    let pairs: Option<Vec<(LabelValue, f64)>> = text.split(',').map(pair).collect();
     let pairs = pairs.ok_or("give labels and their shares, as 0:1,1:3")?;
-    Shares::new(pairs).map_err(|error| error.to_string())
+    LabelWeights::new(pairs).map_err(|error| error.to_string())
 }
 
 /// A label's value: a whole number of up to 64 bits, or any other.
-fn class(text: &str) -> Option<Class> {
+fn class(text: &str) -> Option<LabelValue> {
     if let Ok(value) = text.parse::<i64>() {
         return Some(value.into());
     }
     if let Ok(value) = text.parse::<u64>() {
         return Some(value.into());
     }
-    Class::real(text.parse().ok()?)
+    LabelValue::real(text.parse().ok()?)
 }
 
 /// `uniform:1,labels:2`.

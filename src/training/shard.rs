@@ -12,13 +12,13 @@ use crate::error::{Error, Result};
 /// of one patch, if the patches cannot be divided by the ranks; with larger ones, if there are
 /// fewer patches than ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Share {
+pub struct RankShard {
     /// This rank, from 0.
     pub rank: u64,
     /// How many ranks there are.
     pub world_size: u64,
     /// Patches of a batch of one rank.
-    pub batch: u64,
+    pub batch_size: u64,
     /// What happens to patches that would give some ranks one batch more than others.
     pub uneven: Uneven,
 }
@@ -39,25 +39,25 @@ pub enum Uneven {
     Exact,
 }
 
-impl Share {
+impl RankShard {
     /// Everything, `batch` at a time.
     #[must_use]
-    pub const fn whole(batch: u64) -> Self {
+    pub const fn whole(batch_size: u64) -> Self {
         Self {
             rank: 0,
             world_size: 1,
-            batch,
+            batch_size,
             uneven: Uneven::Repeat,
         }
     }
 
     /// One of `world_size` ranks, `batch` patches at a time, equally many batches for each.
     #[must_use]
-    pub const fn of(rank: u64, world_size: u64, batch: u64) -> Self {
+    pub const fn of(rank: u64, world_size: u64, batch_size: u64) -> Self {
         Self {
             rank,
             world_size,
-            batch,
+            batch_size,
             uneven: Uneven::Repeat,
         }
     }
@@ -73,7 +73,7 @@ impl Share {
     pub(super) fn end(&self, from: u64, patches: u64) -> u64 {
         let left = patches.saturating_sub(from);
         let ranks = self.world_size.max(1);
-        let even = match self.batch {
+        let even = match self.batch_size {
             1 => left.is_multiple_of(ranks),
             _ => left == 0 || left >= ranks,
         };
@@ -88,21 +88,21 @@ impl Share {
     /// The patches, and the batches, that the loader whose turn this is delivers of an epoch of
     /// `patches`, from the place `from` on.
     #[must_use]
-    pub fn left(&self, turn: Turn, from: u64, patches: u64) -> (u64, u64) {
+    pub fn left(&self, worker: WorkerShard, from: u64, patches: u64) -> (u64, u64) {
         let end = self.end(from, patches);
-        let (mut from, mut others) = (from, turn.index);
+        let (mut from, mut others) = (from, worker.index);
         // All steps but the last three are of one size: whole rounds of turns are counted at once.
-        let full = self.world_size.saturating_mul(self.batch);
-        let rounds = (end.saturating_sub(from) / full).saturating_sub(3) / turn.of;
-        from += rounds * turn.of * full;
-        let (mut patches, mut batches) = (rounds * self.batch, rounds);
+        let full = self.world_size.saturating_mul(self.batch_size);
+        let rounds = (end.saturating_sub(from) / full).saturating_sub(3) / worker.count;
+        from += rounds * worker.count * full;
+        let (mut patches, mut batches) = (rounds * self.batch_size, rounds);
         while from < end {
             let step = self.step(from, end);
             if others == 0 {
                 let part = self.part(&step);
                 patches += part.end - part.start;
                 batches += 1;
-                others = turn.of;
+                others = worker.count;
             }
             others -= 1;
             from = step.end;
@@ -123,7 +123,7 @@ impl Share {
             let problem = format!("there are {} ranks, counted from 0", self.world_size);
             return bad("rank", self.rank, problem);
         }
-        if self.batch == 0 {
+        if self.batch_size == 0 {
             return bad("a batch of", 0, "it must have a patch".to_owned());
         }
         if patches > 0 && patches < self.world_size && self.uneven != Uneven::Repeat {
@@ -136,7 +136,7 @@ impl Share {
     /// The places of all ranks' next batches from `from` on, when all end at `end`.
     pub(super) fn step(&self, from: u64, end: u64) -> Range<u64> {
         let left = end - from;
-        let full = self.world_size.saturating_mul(self.batch);
+        let full = self.world_size.saturating_mul(self.batch_size);
         let after = left.saturating_sub(full);
         let take = match left {
             _ if left <= full => left,
@@ -167,29 +167,29 @@ impl Share {
 /// The state of such a loader ([`Loader::state`](super::Loader::state)) is where its next batch begins:
 /// it is resumed with an index of 0 and the same `of`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Turn {
+pub struct WorkerShard {
     /// Batches before the first that is delivered.
     pub index: u64,
     /// How many loaders there are.
-    pub of: u64,
+    pub count: u64,
 }
 
-impl Default for Turn {
+impl Default for WorkerShard {
     /// Every batch.
     fn default() -> Self {
-        Self { index: 0, of: 1 }
+        Self { index: 0, count: 1 }
     }
 }
 
-impl Turn {
+impl WorkerShard {
     pub(super) fn check(self) -> Result<()> {
-        if self.index < self.of {
+        if self.index < self.count {
             return Ok(());
         }
         Err(Error::Setting {
-            name: "a turn of",
+            name: "a worker of",
             value: self.index.to_string(),
-            problem: format!("there are {} loaders, counted from 0", self.of),
+            problem: format!("there are {} loaders, counted from 0", self.count),
         })
     }
 }
@@ -203,18 +203,18 @@ mod tests {
         for total in 1..60_u64 {
             for world_size in [1, 2, 3, 5, 8] {
                 for batch in 1..=5 {
-                    let share =
-                        |rank| Share::of(rank, world_size, batch).with_uneven(Uneven::Exact);
+                    let shard =
+                        |rank| RankShard::of(rank, world_size, batch).with_uneven(Uneven::Exact);
                     if total < world_size {
-                        assert!(share(0).check(total).is_err());
+                        assert!(shard(0).check(total).is_err());
                         continue;
                     }
                     let mut seen = Vec::new();
                     let mut from = 0;
                     while from < total {
-                        let step = share(0).step(from, total);
+                        let step = shard(0).step(from, total);
                         for rank in 0..world_size {
-                            let part = share(rank).part(&step);
+                            let part = shard(rank).part(&step);
                             assert!(
                                 !part.is_empty(),
                                 "{total} {world_size} {batch}: rank {rank} has no batch"
@@ -225,28 +225,30 @@ mod tests {
                         from = step.end;
                     }
                     assert!(seen.into_iter().eq(0..total));
-                    assert_left(share(world_size - 1), total);
+                    assert_left(shard(world_size - 1), total);
                 }
             }
         }
     }
 
     /// What is left, as counted step by step.
-    fn assert_left(share: Share, total: u64) {
-        for turn in (1..4).flat_map(|of| (0..of).map(move |index| Turn { index, of })) {
+    fn assert_left(shard: RankShard, total: u64) {
+        for worker in
+            (1..4).flat_map(|count| (0..count).map(move |index| WorkerShard { index, count }))
+        {
             let (mut from, mut n, mut patches, mut batches) = (0, 0, 0, 0);
             while from < total {
-                let step = share.step(from, total);
-                if n % turn.of == turn.index {
-                    patches += share.part(&step).count() as u64;
+                let step = shard.step(from, total);
+                if n % worker.count == worker.index {
+                    patches += shard.part(&step).count() as u64;
                     batches += 1;
                 }
                 (from, n) = (step.end, n + 1);
             }
             assert_eq!(
-                share.left(turn, 0, total),
+                shard.left(worker, 0, total),
                 (patches, batches),
-                "{share:?} {turn:?} {total}"
+                "{shard:?} {worker:?} {total}"
             );
         }
     }
