@@ -7,7 +7,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use voxpatch::volume::{CreateOptions, Durability, Part};
+use voxpatch::volume::{CreateOptions, Durability, OutputPart};
 use voxpatch::{
     Blend, Error, Inference, OutputTarget, Reduce, Volume, builtin_model, open, progress,
 };
@@ -34,7 +34,7 @@ fn main() -> voxpatch::Result<()> {
         let mut target = OutputTarget::new(&out, Blend::Hann, Reduce::Mean);
         (target.store.chunk, target.store.shard) = ([16; 3], None);
         let plan = Inference::new([32; 3], [16; 3]).plan(scan.layout(), &*model, &[target])?;
-        let part = Part::new(part, 2)?;
+        let part = OutputPart::new(part, 2)?;
         plan.with_part(part, Durability::None)?
             .run(scan, model, progress)
     };
@@ -44,7 +44,7 @@ fn main() -> voxpatch::Result<()> {
         10.. => ControlFlow::Break(()),
         _ => ControlFlow::Continue(()),
     };
-    assert!(matches!(run(0, &stop), Err(Error::Stopped)));
+    assert!(matches!(run(0, &stop), Err(Error::Interrupted)));
     println!(
         "part 0 resumed, output whole: {}",
         run(0, &progress::silent)?.whole

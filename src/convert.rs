@@ -27,7 +27,7 @@ use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
 use crate::threads::{pool, threads};
 use crate::volume::{
     Cached, ChunkShape, CreateOptions, Layout, ReadStats, Slabs, Volume, VolumeMut, check_output,
-    planned, waiting_bytes,
+    output_layout, pyramid_buffer_bytes,
 };
 
 /// How a conversion may use the machine.
@@ -71,7 +71,7 @@ pub struct ConvertStats {
 /// # Errors
 ///
 /// [`Error::Setting`] if the shapes differ, [`Error::Lossy`] if values do not fit the output's type,
-/// [`Error::Stopped`] if `progress` says so, and the errors of reading and writing. The output is finished only if all went well.
+/// [`Error::Interrupted`] if `progress` says so, and the errors of reading and writing. The output is finished only if all went well.
 pub fn convert(
     source: &Arc<dyn Volume>,
     target: Box<dyn VolumeMut>,
@@ -97,7 +97,7 @@ pub fn convert(
         written: AtomicU64::new(0),
         lost: Mutex::default(),
     };
-    let waiting = |order| target.waiting_bytes(order);
+    let waiting = |order| target.pyramid_buffer_bytes(order);
     let reads = match OnePass::new(&**source, to, waiting, options) {
         Some(pass) => {
             let pool = pool(pass.threads, "convert", &to.path)?;
@@ -129,7 +129,7 @@ impl ConvertOptions {
     ///
     /// # Errors
     ///
-    /// As [`planned`] for the first choice; [`Error::Setting`] if there is none.
+    /// As [`output_layout`] for the first choice; [`Error::Setting`] if there is none.
     pub fn choose<'a>(
         &self,
         source: &dyn Volume,
@@ -143,13 +143,14 @@ impl ConvertOptions {
             problem: "there must be at least one".to_owned(),
         })?;
         let reads_once = |choice: &&CreateOptions| {
-            let target = planned(path, layout, choice);
+            let target = output_layout(path, layout, choice);
             target.is_ok_and(|target| {
-                let waiting = |order| waiting_bytes(&target, choice, order).unwrap_or(u64::MAX);
+                let waiting =
+                    |order| pyramid_buffer_bytes(&target, choice, order).unwrap_or(u64::MAX);
                 OnePass::new(source, &target, waiting, self).is_some()
             })
         };
-        planned(path, layout, first)?;
+        output_layout(path, layout, first)?;
         Ok(choices.iter().find(reads_once).unwrap_or(first))
     }
 }
@@ -253,7 +254,7 @@ impl Work<'_> {
                 options
                     .memory
                     .saturating_sub(under_way)
-                    .saturating_sub(self.target.waiting_bytes([0, 1, 2])),
+                    .saturating_sub(self.target.pyramid_buffer_bytes([0, 1, 2])),
             )),
             None => Arc::clone(source),
         };
@@ -620,7 +621,7 @@ mod tests {
                 ..CreateOptions::default()
             };
             let target = create(&path, source.layout(), &options).unwrap();
-            assert!(target.waiting_bytes([0, 1, 2]) > 0);
+            assert!(target.pyramid_buffer_bytes([0, 1, 2]) > 0);
             let memory = 20_000;
             convert(
                 &(source as _),
@@ -733,7 +734,7 @@ mod tests {
             }
         };
         let stopped = convert(&source, target(), &ConvertOptions::default(), &stop);
-        assert!(matches!(stopped, Err(Error::Stopped)));
+        assert!(matches!(stopped, Err(Error::Interrupted)));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         let other = Layout {
             shape: [21, 18, 24],

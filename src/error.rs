@@ -40,7 +40,7 @@ pub enum Error {
     UnknownFormat {
         /// The file or folder.
         path: PathBuf,
-        /// Why it was not recognised.
+        /// Why it was not recognized.
         problem: String,
     },
 
@@ -70,7 +70,7 @@ pub enum Error {
          below is read, unless others are allowed",
         path.display()
     )]
-    External {
+    ExternalFile {
         /// The header's file.
         path: PathBuf,
         /// The file that it names.
@@ -81,7 +81,7 @@ pub enum Error {
 
     /// A format has no voxels of this type.
     #[error("{}: {format} has no {dtype}: convert to {instead}", path.display())]
-    NoSuchType {
+    UnsupportedDType {
         /// The output.
         path: PathBuf,
         /// The format, as users call it.
@@ -153,7 +153,7 @@ pub enum Error {
         "{} changed while it was in use: {what}; leave inputs alone during a run, and begin this one again",
         path.display()
     )]
-    Changed {
+    InputModified {
         /// The file.
         path: PathBuf,
         /// What is different.
@@ -458,7 +458,7 @@ pub enum Error {
         "{} and {} do not lie on one grid: {what} {one} and {other}; resample one of them to the grid of the other",
         first.display(), second.display()
     )]
-    OtherGrid {
+    GridMismatch {
         /// The volume whose grid is wanted.
         first: PathBuf,
         /// The one that differs.
@@ -477,7 +477,7 @@ pub enum Error {
          give all subjects the same images, channels and types",
         first.display(), second.display()
     )]
-    NotAlike {
+    SubjectMismatch {
         /// A file of the first subject.
         first: PathBuf,
         /// A file of the subject that differs.
@@ -528,7 +528,7 @@ pub enum Error {
     #[error(
         "the saved state has {what} {saved}, but here it is {here}: resume with the settings of the run that saved it"
     )]
-    OtherState {
+    StateMismatch {
         /// What differs.
         what: &'static str,
         /// What it was when the state was saved.
@@ -542,7 +542,7 @@ pub enum Error {
         "{}: channel {channel} has the {what} {value} at voxel [{}, {}, {}] (z, y, x), but {allowed}",
         path.display(), voxel[0], voxel[1], voxel[2]
     )]
-    MapValue {
+    InvalidMapValue {
         /// The map.
         path: PathBuf,
         /// The channel.
@@ -580,7 +580,7 @@ pub enum Error {
          {best}: ask for less, or draw by that label",
         path.display()
     )]
-    Content {
+    NotEnoughContent {
         /// The map.
         path: PathBuf,
         /// The channel.
@@ -597,7 +597,7 @@ pub enum Error {
 
     /// A list of locations has a row that is none.
     #[error("{}: line {line}: {problem}", path.display())]
-    Locations {
+    InvalidLocation {
         /// The list.
         path: PathBuf,
         /// The line, counted from 1.
@@ -621,7 +621,7 @@ pub enum Error {
         "{} was begun by another run ({}): go on with its settings, or remove the folder to begin anew",
         path.display(), listed(differences)
     )]
-    OtherRun {
+    RunMismatch {
         /// The folder in which the output grows.
         path: PathBuf,
         /// What differs.
@@ -729,7 +729,7 @@ pub enum Error {
 
     /// Models that are to be averaged predict different things.
     #[error("the models {first} and {second} cannot be averaged: {what} {one} and {other}")]
-    OtherModel {
+    ModelMismatch {
         /// The first model.
         first: String,
         /// The one that differs.
@@ -787,7 +787,7 @@ pub enum Error {
 
     /// The caller asked to stop.
     #[error("stopped on request")]
-    Stopped,
+    Interrupted,
 
     /// The same failure met several threads that waited for one result.
     #[error(transparent)]
@@ -851,9 +851,9 @@ impl Error {
         }
     }
 
-    /// An [`Error::NoSuchType`] of a format without f16.
+    /// An [`Error::UnsupportedDType`] of a format without f16.
     pub(crate) fn no_float16(path: &Path, format: &'static str) -> Self {
-        Self::NoSuchType {
+        Self::UnsupportedDType {
             path: path.to_path_buf(),
             format,
             dtype: DType::F16,

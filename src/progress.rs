@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use crate::error::{Error, Result};
 
 /// A callback that receives the finished and the total number of steps. `Break` stops the
-/// work, which then ends with [`Error::Stopped`] and leaves nothing half-written.
+/// work, which then ends with [`Error::Interrupted`] and leaves nothing half-written.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) -> ControlFlow<()> + Sync);
 
 /// A [`Progress`] that reports nothing and never stops the work.
@@ -13,10 +13,10 @@ pub fn silent(_done: u64, _total: u64) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// Reports progress, and returns [`Error::Stopped`] if the callback asks to stop.
+/// Reports progress, and returns [`Error::Interrupted`] if the callback asks to stop.
 pub(crate) fn report(progress: Progress<'_>, done: u64, total: u64) -> Result<()> {
     match progress(done, total) {
         ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(Error::Stopped),
+        ControlFlow::Break(()) => Err(Error::Interrupted),
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use pyo3::prelude::*;
 use pyo3::types::PySlice;
-use voxpatch::volume::{Io, Missing};
+use voxpatch::volume::{MissingChunks, ReadMethod};
 use voxpatch::{DType, OpenOptions, Shape};
 
 use crate::array;
@@ -109,12 +109,15 @@ pub(crate) fn values_name(values: Values) -> &'static str {
     }
 }
 
-const MISSING: [(&str, Missing); 2] = [("fill", Missing::Fill), ("error", Missing::Error)];
-const IO: [(&str, Io); 4] = [
-    ("auto", Io::Auto),
-    ("map", Io::Map),
-    ("keep", Io::Keep),
-    ("read", Io::Read),
+const MISSING: [(&str, MissingChunks); 2] = [
+    ("fill", MissingChunks::Fill),
+    ("error", MissingChunks::Error),
+];
+const IO: [(&str, ReadMethod); 4] = [
+    ("auto", ReadMethod::Auto),
+    ("mmap", ReadMethod::Mmap),
+    ("mmap-resident", ReadMethod::MmapResident),
+    ("pread", ReadMethod::Pread),
 ];
 
 /// How a volume is opened.

@@ -46,7 +46,7 @@ fn class_of(error: &Error) -> &'static str {
         | Error::SameOutput { .. } => "FileError",
         Error::OutOfBounds { .. } | Error::NoSuchChannel { .. } => "BoundsError",
         Error::Panicked { .. } => "PanicError",
-        Error::Stopped => "StoppedError",
+        Error::Interrupted => "StoppedError",
         _ => "InvalidError",
     }
 }
@@ -54,12 +54,12 @@ fn class_of(error: &Error) -> &'static str {
 /// What to do about an error, in Python's words; the library's messages name no arguments.
 fn hint(error: &Error) -> &'static str {
     match error {
-        Error::NotAlike { .. } => {
+        Error::SubjectMismatch { .. } => {
             " (dtype= converts images to one type; allow_mixed=True allows such subjects)"
         }
         Error::Exists { .. } => " (overwrite=True)",
         Error::UntrustedCodec { .. } | Error::UntrustedLink { .. } => " (trusted=True)",
-        Error::NoSuchType { .. } => " (dtype=)",
+        Error::UnsupportedDType { .. } => " (dtype=)",
         Error::Lossy { .. } => " (clip=True)",
         Error::ValueRange { .. } => " (values=)",
         Error::Setting { name, .. } if name.starts_with("a memory ") => " (memory=)",

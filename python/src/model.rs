@@ -95,8 +95,8 @@ impl Model for Asked {
         let (reply, answer) = channel();
         let request = guarded(|| stacked(batch, reply))?;
         let sent = self.caller.send(Message::Batch(request));
-        sent.map_err(|_| Error::Stopped)?;
-        let answered = answer.recv().map_err(|_| Error::Stopped)?;
+        sent.map_err(|_| Error::Interrupted)?;
+        let answered = answer.recv().map_err(|_| Error::Interrupted)?;
         let copied = |predicted: InferenceStats| match predicted {
             InferenceStats::Copied(patch) => Ok(patch),
             InferenceStats::Held(held) => held.to_patch(),
@@ -111,7 +111,7 @@ impl Model for Asked {
 /// All patches of a batch in one array.
 fn stacked(mut batch: Vec<Patch>, reply: Sender<Vec<Vec<InferenceStats>>>) -> Result<Request> {
     let regions: Vec<Region> = batch.iter().map(Patch::region).collect();
-    let first = batch.first().ok_or(Error::Stopped)?;
+    let first = batch.first().ok_or(Error::Interrupted)?;
     let (channels, shape, dtype) = (first.channels(), first.shape(), first.dtype());
     let voxels = if batch.len() == 1 {
         batch.swap_remove(0).into_voxels()

@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use voxpatch::inference::{FlipTta, Normalize, OutputSpec, PatchMask};
 use voxpatch::training::Image;
-use voxpatch::volume::{ChannelRange, Durability, Matching, Part, check_output};
+use voxpatch::volume::{ChannelRange, Durability, Matching, OutputPart, check_output};
 use voxpatch::{Error, Inference, Model, OutputTarget, Patch, Region, Result, Shape};
 
 use crate::array::Held;
@@ -97,7 +97,7 @@ struct Job {
     targets: Vec<OutputTarget>,
     normalize: Normalize,
     flips: bool,
-    part: Option<Part>,
+    part: Option<OutputPart>,
     durability: Durability,
     volume: Arc<Image>,
     mask: Option<Arc<Image>>,
@@ -142,7 +142,7 @@ pub(crate) fn predict<'py>(
         normalize: text.parse().map_err(|error| raised(&error))?,
         flips: settings.flips,
         part: match settings.part {
-            Some((index, count)) => Some(Part::new(index, count).map_err(|e| raised(&e))?),
+            Some((index, count)) => Some(OutputPart::new(index, count).map_err(|e| raised(&e))?),
             None => None,
         },
         durability: if settings.durable {

@@ -185,7 +185,7 @@ impl Subjects for List {
         let subject = match &self.kind {
             Kind::Known(all) => {
                 let at = usize::try_from(index).ok().and_then(|index| all.get(index));
-                at.ok_or(Error::Stopped)?.open()?
+                at.ok_or(Error::Interrupted)?.open()?
             }
             Kind::Asked(asked) => asked.parts(index)?.open()?,
         };
@@ -222,7 +222,7 @@ impl Subjects for Headers {
     fn open(&self, index: u64) -> Result<Subject> {
         let at = usize::try_from(index).ok();
         at.and_then(|at| self.0.get(at))
-            .ok_or(Error::Stopped)?
+            .ok_or(Error::Interrupted)?
             .open()
     }
 }
@@ -320,7 +320,7 @@ impl Asked {
         talk.wanted = Some(index);
         loop {
             if talk.closed {
-                return Err(Error::Stopped);
+                return Err(Error::Interrupted);
             }
             if let Some(answer) = talk.answer.take() {
                 return answer;
@@ -380,8 +380,8 @@ impl SubjectList {
 impl SubjectList {
     fn new(length: u64, text: &str, kind: Kind) -> Self {
         // The fingerprint of a list that is known by this text.
-        let known =
-            voxpatch::training::LazySubjects::new(length, |_| Err(Error::Stopped)).with_key(text);
+        let known = voxpatch::training::LazySubjects::new(length, |_| Err(Error::Interrupted))
+            .with_key(text);
         let list = List {
             length,
             fingerprint: known.fingerprint(),

@@ -8,7 +8,7 @@ use numpy::PyArray2;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use voxpatch::training::Image;
-use voxpatch::volume::{self, Choice, Layout, Matching, RealValues, TOLERANCE};
+use voxpatch::volume::{self, Layout, Matching, RealValues, Subset, TOLERANCE};
 use voxpatch::{
     DType, Geometry, MemoryVolume, OpenOptions, Padding, Patch, Region, Shape, Volume as _,
     VolumeExt as _,
@@ -105,9 +105,9 @@ impl Source {
                 }
             }
         };
-        let choice = Choice {
+        let choice = Subset {
             region: self.region.map(|axes| axes.map(|(a, b)| (a..b).into())),
-            ..Choice::default()
+            ..Subset::default()
         };
         let volume = choice.cropped(volume)?;
         let volume = match &self.onto {
@@ -215,9 +215,9 @@ pub(crate) fn open(
     if let Some(given) = r#box {
         let region = arguments::box_of(given, image.volume.layout().shape)?;
         source.region = Some(region.clone().map(|axis| (axis.start, axis.end)));
-        let choice = Choice {
+        let choice = Subset {
             region: Some(region.map(Into::into)),
-            ..Choice::default()
+            ..Subset::default()
         };
         image.volume = choice
             .cropped(image.volume)

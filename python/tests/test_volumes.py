@@ -211,7 +211,7 @@ def test_conversions_keep_voxels_and_geometry(files: dict[str, pathlib.Path], vo
 
 @pytest.mark.parametrize("name", ["c.npy", "c.zarr"])
 def test_volumes_are_pickled_by_what_they_are_opened_by(name: str, files: dict[str, pathlib.Path], voxels: Voxels) -> None:
-    volume = voxpatch.open(files[name], channels=1, values="float64", io="keep")
+    volume = voxpatch.open(files[name], channels=1, values="float64", io="mmap-resident")
     text = pickle.dumps(volume)
     assert len(text) < 1000, "no voxels in it"
     again = pickle.loads(text)
@@ -219,7 +219,7 @@ def test_volumes_are_pickled_by_what_they_are_opened_by(name: str, files: dict[s
     assert np.array_equal(again[0], voxels[1])
 
 
-@pytest.mark.parametrize("io", ["auto", "map", "keep", "read"])
+@pytest.mark.parametrize("io", ["auto", "mmap", "mmap-resident", "pread"])
 def test_files_are_read_as_asked(io: Any, files: dict[str, pathlib.Path], voxels: Voxels) -> None:
     again = pickle.loads(pickle.dumps(voxpatch.open(files["c.npy"], io=io)))
     assert np.array_equal(again[:, 3:9, :, 5:7], voxels[:, 3:9, :, 5:7])

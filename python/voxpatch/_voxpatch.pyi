@@ -104,7 +104,7 @@ def open(
     values: npt.DTypeLike | Literal["stored", "real"] | None = None,
     missing: Literal["fill", "error"] = "fill",
     trusted: bool = True,
-    io: Literal["auto", "map", "keep", "read"] = "auto",
+    io: Literal["auto", "mmap", "mmap-resident", "pread"] = "auto",
 ) -> Volume:
     """Opens a volume: a Zarr folder, or a NIfTI, numpy, MetaImage, NRRD or raw file.
 
@@ -117,8 +117,8 @@ def open(
     there, one after the other, as channels. `channels` are counted among those of the time points chosen. `box` is
     three slices or pairs for z, y, x; the voxels of a box keep their place in the world.
 
-    `io` is for uncompressed files: `"map"` maps them and lets go of what was touched, `"keep"` leaves it mapped, which
-    is faster for files that fit into memory, `"read"` uses system calls, as `"auto"` does on network file systems.
+    `io` is for uncompressed files: `"mmap"` maps them and unmaps touched pages again, `"mmap-resident"` keeps them mapped, which
+    is faster for files that fit into memory, `"pread"` uses system calls, as `"auto"` does on network file systems.
     """
 
 def write(

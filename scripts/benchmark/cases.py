@@ -80,7 +80,7 @@ def reading_sides(settings, name, source, patch, budgets, count=None, threads=No
              for budget in budgets]
     if not store.chunk and not count:
         kept = f"voxpatch, {budgets[-1]} MiB, kept mapped"
-        sides.append(our_sample(settings, source, patch, budgets[-1], often, "--io", "keep", name=kept, threads=threads, floor=floor))
+        sides.append(our_sample(settings, source, patch, budgets[-1], often, "--io", "mmap-resident", name=kept, threads=threads, floor=floor))
     common = {"path": source, "patch": patch, "seconds": settings.seconds, "count": count, "threads": threads}
 
     def add(title, package, function, path=None, budget=None):

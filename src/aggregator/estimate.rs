@@ -26,7 +26,7 @@ use crate::volume::Layout;
 
 /// Bytes that a run in order keeps in live blocks and unfinished write chunks, at most.
 ///
-/// `output` is the layout that the output will have, [`planned`](crate::volume::planned); of its write
+/// `output` is the layout that the output will have, [`output_layout`](crate::volume::output_layout); of its write
 /// chunks only those `within` (ranges of indices along z, y, x) are written, if that is given.
 #[must_use]
 pub fn live_bytes(

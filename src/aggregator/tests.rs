@@ -48,7 +48,7 @@ impl VolumeMut for Output {
     fn write_channels(&self, channels: Range<u64>, region: Region, voxels: &[u8]) -> Result<()> {
         let left = self.0.writes_until_failure.fetch_sub(1, Ordering::SeqCst);
         if left == 0 {
-            return Err(Error::Stopped);
+            return Err(Error::Interrupted);
         }
         self.0.regions.lock().unwrap().push(region);
         if let Some([_, chunk @ ..]) = VolumeMut::layout(self).write_chunk {

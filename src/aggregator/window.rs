@@ -54,7 +54,7 @@ pub struct Window {
 impl Window {
     /// The weights of a patch of `shape` (z, y, x), row-major, all above 0.
     ///
-    /// A product of three 1-D windows is recognised (to 1e-6 of each weight) and costs no more than a built-in one.
+    /// A product of three 1-D windows is recognized (to 1e-6 of each weight) and costs no more than a built-in one.
     ///
     /// # Errors
     ///
@@ -491,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn products_are_recognised_and_other_windows_are_not() {
+    fn products_are_recognized_and_other_windows_are_not() {
         let hann: Vec<f64> = Blend::Hann.window(5);
         let bell = Blend::GAUSSIAN.window(4);
         let linear = Blend::Linear.window(3);

@@ -21,7 +21,9 @@ impl Choices {
     /// How each output is stored that was begun.
     fn begun(&self) -> Result<Vec<Option<CreateOptions>>> {
         let targets = self.targets.first().into_iter().flatten();
-        targets.map(|target| volume::begun(&target.path)).collect()
+        targets
+            .map(|target| volume::partial_options(&target.path))
+            .collect()
     }
 
     fn plan(self: Arc<Self>, input: &Layout, model: &dyn Model) -> Result<InferencePlan> {

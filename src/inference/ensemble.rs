@@ -74,7 +74,7 @@ impl Model for Ensemble {
         for (name, model) in &self.models[1..] {
             let other = model.outputs(input, patch)?;
             if kinds(&other) != kinds(&announced) {
-                return Err(Error::OtherModel {
+                return Err(Error::ModelMismatch {
                     first: first.clone(),
                     second: name.clone(),
                     what: "their outputs have these channels, halos and scales:",
@@ -185,7 +185,7 @@ mod tests {
         let model = ensemble(&["threshold:0", "threshold:0,1"]).unwrap();
         let layout = Layout::new([4; 3], 1, DType::I16);
         let error = model.outputs(&layout, [4; 3]).unwrap_err();
-        assert!(matches!(error, Error::OtherModel { .. }));
+        assert!(matches!(error, Error::ModelMismatch { .. }));
         let error = error.to_string();
         assert!(error.contains("threshold:0 and threshold:0,1"), "{error}");
         let error = ensemble(&["threshold:0", "identity"]).unwrap_err();

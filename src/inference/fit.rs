@@ -61,7 +61,7 @@ impl<'a> Ways<'a> {
         owned: Option<ChunkRanges>,
     ) -> Self {
         let estimates = outputs.iter().map(PlannedOutput::estimate).collect();
-        let waiting = outputs.iter().map(PlannedOutput::waiting_bytes);
+        let waiting = outputs.iter().map(PlannedOutput::pyramid_buffer_bytes);
         let all = owned.clone().or_else(|| passes::whole(outputs));
         let [_, b, c] = grid.order();
         let most = |axis: usize| {

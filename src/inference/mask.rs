@@ -57,7 +57,7 @@ impl PatchMask {
     ///
     /// # Errors
     ///
-    /// Those of reading the mask; [`Error::Changed`](crate::Error::Changed) if it is written to
+    /// Those of reading the mask; [`Error::InputModified`](crate::Error::InputModified) if it is written to
     /// during that.
     pub fn from_volume(grid: &Grid, mask: &dyn Volume) -> Result<Self> {
         Self::from_volume_within(grid, mask, threads(), 256 << 20)
@@ -396,6 +396,9 @@ mod tests {
         assert!(!PatchMask::from_volume(&grid, &mask).unwrap().is_empty());
         mask.change();
         let refused = PatchMask::from_volume(&grid, &mask);
-        assert!(matches!(refused, Err(Error::Changed { .. })), "{refused:?}");
+        assert!(
+            matches!(refused, Err(Error::InputModified { .. })),
+            "{refused:?}"
+        );
     }
 }

@@ -18,7 +18,8 @@ use crate::grid::{Axis, Grid, GridOptions};
 use crate::pad::Padding;
 use crate::region::Shape;
 use crate::volume::{
-    CreateOptions, Layout, Space, check_name, planned, rebuilding_bytes, space, waiting_bytes,
+    CreateOptions, DiskSpace, Layout, check_name, disk_space, output_layout, pyramid_buffer_bytes,
+    rebuilding_bytes,
 };
 
 /// Batches for each thread that may be done before an earlier one that takes longer, as one does that
@@ -259,10 +260,10 @@ impl PlannedOutput {
         blending.check_type(&grid, spec.dtype)?;
         let mut store = target.store.clone();
         store.shard = store.shard.map(|shard| aligned(&grid, shard, store.chunk));
-        let mut stored = planned(&target.path, &layout, &store)?;
+        let mut stored = output_layout(&target.path, &layout, &store)?;
         if let Some(begun) = begun {
             store = followed(&store, &stored, begun, &target.unasked);
-            stored = planned(&target.path, &layout, &store)?;
+            stored = output_layout(&target.path, &layout, &store)?;
         }
         let blending = AggregatorOptions {
             all_vote: !masked || target.blending.skipped != Skipped::Renormalize,
@@ -285,8 +286,8 @@ impl PlannedOutput {
     }
 
     /// Bytes of unfinished chunks of coarser levels.
-    pub(super) fn waiting_bytes(&self) -> u64 {
-        waiting_bytes(&self.layout, &self.store, self.grid.order()).unwrap_or(0)
+    pub(super) fn pyramid_buffer_bytes(&self) -> u64 {
+        pyramid_buffer_bytes(&self.layout, &self.store, self.grid.order()).unwrap_or(0)
     }
 }
 
@@ -329,13 +330,13 @@ impl InferencePlan {
     ///
     /// # Errors
     ///
-    /// As [`space`](crate::volume::space()).
-    pub fn space(&self) -> Result<Vec<Space>> {
+    /// As [`disk_space`](crate::volume::disk_space).
+    pub fn disk_space(&self) -> Result<Vec<DiskSpace>> {
         let outputs = self.outputs.iter();
         let outputs: Vec<_> = outputs
             .map(|output| (&output.layout, &output.store))
             .collect();
-        space(&outputs, self.resume.is_some())
+        disk_space(&outputs, self.resume.is_some())
     }
 
     /// Checks that the outputs may have their names, before anything is read. Of a run that is

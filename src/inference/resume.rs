@@ -19,14 +19,14 @@ use crate::aggregator::Blend;
 use crate::error::{Error, Result};
 use crate::region::{Region, chunk_range, indices};
 use crate::volume::{
-    Durability, Layout, Part, Resumable, ResumeOptions, Together, Volume, VolumeMut, Whole,
-    finalize_together, input_fingerprint, resumable,
+    Durability, Layout, OutputPart, OutputRequest, Resumable, ResumeOptions, RunParts, Volume,
+    VolumeMut, finalize_all, input_fingerprint, resumable,
 };
 
 /// How a run is gone on with.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Resume {
-    pub(super) part: Part,
+    pub(super) part: OutputPart,
     pub(super) durability: Durability,
 }
 
@@ -55,8 +55,8 @@ impl VolumeMut for Unfinished {
         Ok(())
     }
 
-    fn waiting_bytes(&self, order: [usize; 3]) -> u64 {
-        self.0.waiting_bytes(order)
+    fn pyramid_buffer_bytes(&self, order: [usize; 3]) -> u64 {
+        self.0.pyramid_buffer_bytes(order)
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
@@ -72,7 +72,7 @@ impl InferencePlan {
     ///
     /// [`Error::Unsupported`] if an output is a flat file.
     pub fn with_resume(self, durability: Durability) -> Result<Self> {
-        self.with_part(Part::WHOLE, durability)
+        self.with_part(OutputPart::WHOLE, durability)
     }
 
     /// Writes only the write chunks that one of several processes owns: as many as any other, along the
@@ -83,7 +83,7 @@ impl InferencePlan {
     ///
     /// [`Error::Unsupported`] if an output is a flat file, and [`Error::Setting`] if the part needs
     /// more memory than it may have.
-    pub fn with_part(mut self, part: Part, durability: Durability) -> Result<Self> {
+    pub fn with_part(mut self, part: OutputPart, durability: Durability) -> Result<Self> {
         if let Some(output) = self
             .outputs
             .iter()
@@ -108,7 +108,7 @@ impl InferencePlan {
     }
 
     /// The write chunks of an output that a part owns.
-    fn owned(&self, output: &PlannedOutput, part: Part) -> [Range<u64>; 3] {
+    fn owned(&self, output: &PlannedOutput, part: OutputPart) -> [Range<u64>; 3] {
         let region = part.region(&output.layout, self.grid.order()[0]);
         let [_, chunk @ ..] = output.layout.write_chunk.unwrap_or([1; 4]);
         chunk_range(&region, chunk)
@@ -142,8 +142,8 @@ impl InferencePlan {
         let options: Vec<ResumeOptions> =
             self.outputs.iter().map(options).collect::<Result<_>>()?;
         let outputs = self.outputs.iter().zip(&options);
-        let outputs: Vec<Whole<'_>> = outputs
-            .map(|(output, resume)| Whole {
+        let outputs: Vec<OutputRequest<'_>> = outputs
+            .map(|(output, resume)| OutputRequest {
                 path: &output.layout.path,
                 layout: &output.layout,
                 options: &output.store,
@@ -151,7 +151,13 @@ impl InferencePlan {
             })
             .collect();
         let parts = resume.part.count();
-        match finalize_together(&outputs, Together { parts, begun }) {
+        match finalize_all(
+            &outputs,
+            RunParts {
+                count: parts,
+                wrote_part: begun,
+            },
+        ) {
             // Others are not done yet, or the last of them is doing this now.
             Err(Error::MissingChunks { .. } | Error::Locked { .. }) => Ok(false),
             done => done.map(|()| true),
@@ -172,7 +178,7 @@ impl InferencePlan {
             durability: resume.durability,
             threads: self.inference.threads,
             memory: self.memory(),
-            together: self.paths(),
+            group: self.paths(),
         })
     }
 

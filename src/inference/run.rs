@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::progress::{Progress, report};
 use crate::queue::Queue;
 use crate::volume::{
-    Cached, ReadStats, Volume, VolumeMut, check_apart, check_output, create, finish_together,
+    Cached, ReadStats, Volume, VolumeMut, check_distinct, check_output, create, finish_all,
     give_back_freed,
 };
 
@@ -64,8 +64,8 @@ impl InferencePlan {
     ///
     /// # Errors
     ///
-    /// The errors of reading, of the model and of writing; [`Error::Changed`](crate::Error::Changed) if the
-    /// input is written to meanwhile; [`Error::OutputIsInput`](crate::Error::OutputIsInput); [`Error::Stopped`](crate::Error::Stopped) if
+    /// The errors of reading, of the model and of writing; [`Error::InputModified`](crate::Error::InputModified) if the
+    /// input is written to meanwhile; [`Error::OutputIsInput`](crate::Error::OutputIsInput); [`Error::Interrupted`](crate::Error::Interrupted) if
     /// `progress` says so. An output takes its name only if all went well.
     ///
     /// # Panics
@@ -84,7 +84,7 @@ impl InferencePlan {
         for output in &self.outputs {
             check_output(&output.layout.path, &inputs)?;
         }
-        check_apart(
+        check_distinct(
             &self
                 .paths()
                 .iter()
@@ -109,7 +109,7 @@ impl InferencePlan {
         let mut stores = loop {
             match self.stores(&*volume, &*model) {
                 // Another process may have begun the outputs just now.
-                Err(error @ Error::OtherRun { .. }) => {
+                Err(error @ Error::RunMismatch { .. }) => {
                     let followed = self.followed(volume.layout(), &*model)?;
                     self = followed.ok_or(error)?;
                 }
@@ -193,7 +193,7 @@ impl InferencePlan {
         drop(stores.outputs);
         let all = stores.resumed.into_iter();
         let all = all.filter_map(|output| Arc::into_inner(output.0));
-        finish_together(all.collect())?;
+        finish_all(all.collect())?;
         if resume.part.count() == 1 {
             return Ok(true);
         }

@@ -260,7 +260,7 @@ fn a_run_that_is_stopped_or_fails_leaves_nothing() {
             }
         };
         let stopped = plan(&*identity).run(source(), Arc::clone(&identity), &stop);
-        assert!(matches!(stopped, Err(Error::Stopped)));
+        assert!(matches!(stopped, Err(Error::Interrupted)));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
@@ -302,7 +302,7 @@ impl Model for Broken {
     fn predict(&self, mut batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
         if batch.iter().any(|patch| patch.region().start == [8; 3]) {
             match self.0 {
-                Fault::Fails => return Err(Error::Stopped),
+                Fault::Fails => return Err(Error::Interrupted),
                 Fault::Panics => panic!("the model broke"),
                 Fault::LosesOne => batch.clear(),
                 Fault::WrongShape => {

@@ -369,7 +369,10 @@ mod tests {
             assert_eq!(states.iter().sum::<u64>(), 5050);
         }
         let stop = |_, _| std::ops::ControlFlow::Break(());
-        assert!(matches!(spread(101, 2, &stop, sum), Err(Error::Stopped)));
+        assert!(matches!(
+            spread(101, 2, &stop, sum),
+            Err(Error::Interrupted)
+        ));
         assert_eq!(spread(0, 2, &stop, sum).unwrap().len(), 1);
     }
 }

@@ -137,7 +137,7 @@ impl MinContent {
             }
             next = until;
         }
-        Err(Error::Content {
+        Err(Error::NotEnoughContent {
             path: self.map.layout().path.clone(),
             channel: self.channel,
             content: match self.content {
@@ -319,7 +319,7 @@ mod tests {
             began.elapsed().as_secs() < 5,
             "one draw gives up, and not all do"
         );
-        let Error::Content {
+        let Error::NotEnoughContent {
             best: found,
             tries: 1000,
             ..
@@ -332,7 +332,9 @@ mod tests {
         // A label that the type cannot even hold.
         let never = containing(Criterion::Label(300.into()), 0.1, Border::Drop).unwrap();
         let error = never.with_tries(3).draw(0, 0).unwrap_err();
-        assert!(matches!(error, Error::Content { tries: 3, best, .. } if best.abs() < 1e-12));
+        assert!(
+            matches!(error, Error::NotEnoughContent { tries: 3, best, .. } if best.abs() < 1e-12)
+        );
     }
 
     #[test]

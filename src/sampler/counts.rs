@@ -202,7 +202,7 @@ fn bad_label(block: &Block<'_>) -> Error {
     let value = with_element!(layout.dtype, T => {
         bytemuck::pod_read_unaligned::<T>(voxel).to_f64()
     });
-    Error::MapValue {
+    Error::InvalidMapValue {
         path: layout.path.clone(),
         channel: block.channel,
         voxel: place(block.region, i as u64),

@@ -25,7 +25,7 @@ const LONGEST: u64 = 4096;
 /// Lists of locations.
 pub const LOCATIONS: FileKind = FileKind {
     name: "a list of locations",
-    recognises: is_list,
+    recognizes: is_list,
 };
 
 /// Whether a file that begins like this is a list of locations.
@@ -72,7 +72,7 @@ impl FixedLocations {
     ///
     /// # Errors
     ///
-    /// [`Error::Locations`], with the line, if one is not six whole numbers, is empty, or has
+    /// [`Error::InvalidLocation`], with the line, if one is not six whole numbers, is empty, or has
     /// another size than the first; as [`new`](Self::new); [`Error::Io`].
     pub fn read(path: &Path) -> Result<Self> {
         let file = open_regular(path)?;
@@ -86,7 +86,7 @@ impl FixedLocations {
             if length.map_err(Error::io("read", path))? == 0 {
                 break;
             }
-            let bad = |problem: String| Error::Locations {
+            let bad = |problem: String| Error::InvalidLocation {
                 path: path.to_path_buf(),
                 line,
                 problem,

@@ -74,9 +74,9 @@ impl<T: BlockStats> BlockIndex<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::MapValue`] for the first voxel of the first block that holds a value that is not
+    /// [`Error::InvalidMapValue`] for the first voxel of the first block that holds a value that is not
     /// finite, or a negative weight; [`Error::NoSuchChannel`]; [`Error::Unsupported`] if the map has
-    /// so many labels that it can be none; what reading gives; [`Error::Stopped`].
+    /// so many labels that it can be none; what reading gives; [`Error::Interrupted`].
     pub fn build(
         volume: &dyn Volume,
         channel: u64,
@@ -213,7 +213,7 @@ impl<T: BlockStats> BlockIndex<T> {
     /// # Errors
     ///
     /// [`Error::Setting`] if the index is of a different volume, [`Error::StaleIndex`] if the voxels have
-    /// changed, [`Error::Changed`] if they changed since the volume was opened, and [`Error::Io`].
+    /// changed, [`Error::InputModified`] if they changed since the volume was opened, and [`Error::Io`].
     pub fn check_belongs(&self, volume: &Arc<dyn Volume>) -> Result<()> {
         let (own, layout) = (&self.layout, volume.layout());
         let same = own.path == layout.path

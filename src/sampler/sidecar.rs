@@ -52,7 +52,7 @@ pub(super) fn stamp_of<T: BlockStats>(
 /// Saved indexes, of whatever volume.
 pub const INDEX: FileKind = FileKind {
     name: "a saved index",
-    recognises: |head| head.starts_with(&MAGIC),
+    recognizes: |head| head.starts_with(&MAGIC),
 };
 
 /// Whether a file begins as a saved [`BlockIndex`] does, of whatever volume.

@@ -517,7 +517,7 @@ fn a_weight_that_is_none_is_found_in_the_last_chunk_and_named_by_its_voxel() {
                 );
                 assert!(matches!(
                     error,
-                    Error::MapValue {
+                    Error::InvalidMapValue {
                         channel: 1,
                         voxel: [4, 5, 5],
                         ..
@@ -549,7 +549,7 @@ fn minus_zero_is_zero_and_labels_may_be_negative_but_not_nan() {
     let negative = WeightIndex::build(&*memory([1, 1, 2], vec![0_i8, -1]), 0, 1, &silent);
     assert!(matches!(
         negative,
-        Err(Error::MapValue {
+        Err(Error::InvalidMapValue {
             voxel: [0, 0, 1],
             ..
         })
@@ -583,7 +583,7 @@ fn weights_and_labels_are_real_values_and_labels_must_be_whole() {
     assert_eq!(counts(&stored).ok(), two(4, 8));
     let (map, _) = real(0.5, -1.0, [4, 1]);
     let error = weights(&map).unwrap_err();
-    assert!(matches!(error, Error::MapValue { ref value, .. } if value == "-0.5"));
+    assert!(matches!(error, Error::InvalidMapValue { ref value, .. } if value == "-0.5"));
     let error = counts(&map).unwrap_err().to_string();
     for part in ["label -0.5", "[0, 0, 1]", "whole numbers"] {
         assert!(error.contains(part), "{error}");

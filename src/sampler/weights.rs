@@ -164,7 +164,7 @@ fn bad_weight(block: &Block<'_>, i: usize, voxels: &[u8]) -> Error {
         &voxels[i * size..(i + 1) * size],
         &mut weights,
     );
-    Error::MapValue {
+    Error::InvalidMapValue {
         path: block.layout.path.clone(),
         channel: block.channel,
         voxel: place(block.region, i as u64),

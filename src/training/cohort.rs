@@ -81,7 +81,7 @@ impl Kind {
     ///
     /// # Errors
     ///
-    /// [`Error::NotAlike`].
+    /// [`Error::SubjectMismatch`].
     pub(super) fn check(&self, other: &Self) -> Result<()> {
         for image in &self.0 {
             match other.image(&image.name) {
@@ -89,7 +89,7 @@ impl Kind {
                 Some(own) => {
                     let same = (own.channel_count(), own.dtype);
                     if same != (image.channel_count(), image.dtype) {
-                        return Err(Error::NotAlike {
+                        return Err(Error::SubjectMismatch {
                             first: image.path.clone(),
                             second: own.path.clone(),
                             one: image.described(),
@@ -117,7 +117,7 @@ fn missing(image: &Facts, lacking: &Kind, is_first: bool) -> Error {
         format!("no image called {}", image.name),
     );
     let ((first, one), (second, other)) = if is_first { (lacks, has) } else { (has, lacks) };
-    Error::NotAlike {
+    Error::SubjectMismatch {
         first,
         second,
         one,
@@ -136,7 +136,7 @@ impl Cohort {
     ///
     /// # Errors
     ///
-    /// [`Error::Stopped`] once `stop` is set.
+    /// [`Error::Interrupted`] once `stop` is set.
     pub fn survey(subjects: &dyn Subjects, threads: usize, stop: &AtomicBool) -> Result<Self> {
         let count = usize::try_from(subjects.len()).unwrap_or(usize::MAX);
         let next = AtomicUsize::new(0);
@@ -157,7 +157,7 @@ impl Cohort {
             work();
         });
         if stop.load(Ordering::Relaxed) {
-            return Err(Error::Stopped);
+            return Err(Error::Interrupted);
         }
         Ok(Self(found.into_iter().map(OnceLock::into_inner).collect()))
     }
@@ -167,7 +167,7 @@ impl Cohort {
     ///
     /// # Errors
     ///
-    /// [`Error::NotAlike`], which names two files.
+    /// [`Error::SubjectMismatch`], which names two files.
     pub fn check(&self) -> Result<()> {
         let mut kinds = self.0.iter().flatten();
         let Some(first) = kinds.next() else {

@@ -43,7 +43,7 @@ pub struct LoaderOptions {
     /// together with `transform`.
     pub contiguous_batches: bool,
     /// Refuse subjects whose images differ in name, channels or type from those of the first subject
-    /// of the epoch: [`Error::NotAlike`], whatever [`on_error`](Self::on_error) is. A
+    /// of the epoch: [`Error::SubjectMismatch`], whatever [`on_error`](Self::on_error) is. A
     /// [`Cohort`](super::Cohort) checks all subjects before the first patch.
     pub alike: bool,
     /// What becomes of a subject that cannot be opened, drawn from or read.
@@ -205,7 +205,7 @@ impl Loader {
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new); [`Error::OtherState`] if the state is another plan's or other
+    /// As [`new`](Self::new); [`Error::StateMismatch`] if the state is another plan's or other
     /// subjects'; [`Error::Setting`] if it is beyond the epoch's end.
     pub fn resume(
         subjects: Arc<dyn Subjects>,
@@ -507,7 +507,7 @@ impl Loader {
 fn is_mixed(error: &Error) -> bool {
     match error {
         Error::Subject { source, .. } | Error::Shared(source) => is_mixed(source),
-        other => matches!(other, Error::NotAlike { .. }),
+        other => matches!(other, Error::SubjectMismatch { .. }),
     }
 }
 

@@ -133,7 +133,7 @@ impl Slot {
         } = item;
         let ends = batch.as_ref().filter(|(batch, n)| batch.is_last(*n));
         let mut slot = Self {
-            item: Err(Failed::Error(Arc::new(Error::Stopped))),
+            item: Err(Failed::Error(Arc::new(Error::Interrupted))),
             place,
             bytes: 0,
             batch_bytes: 0,

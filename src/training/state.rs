@@ -52,7 +52,7 @@ impl LoaderState {
 
     /// Checks that the state is of this plan and these subjects, and inside the epoch.
     pub(super) fn check(&self, plan: &EpochPlan, subjects: &dyn Subjects) -> Result<()> {
-        let other = |what, saved, here| Err(Error::OtherState { what, saved, here });
+        let other = |what, saved, here| Err(Error::StateMismatch { what, saved, here });
         let (of_plan, of_subjects) = (plan.fingerprint(), subjects.fingerprint());
         if self.plan != of_plan {
             return other("a plan with the fingerprint", self.plan, of_plan);

@@ -412,7 +412,7 @@ mod tests {
         assert!(with(image("label", [9, 8, 7], spacing(1.0 + 1e-5)), TOLERANCE).is_ok());
         let off = with(image("label", [9, 8, 6], spacing(1.0)), TOLERANCE).unwrap_err();
         assert!(
-            matches!(off, Error::OtherGrid { what: "extent", .. }),
+            matches!(off, Error::GridMismatch { what: "extent", .. }),
             "{off}"
         );
         let mut flipped = spacing(1.0);
@@ -421,7 +421,7 @@ mod tests {
         assert!(
             matches!(
                 off,
-                Error::OtherGrid {
+                Error::GridMismatch {
                     what: "position",
                     ..
                 }

@@ -96,7 +96,7 @@ impl Volume for Noted {
     fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
         self.chunks.lock().unwrap().push(index);
         match self.manner {
-            Manner::FailsAt(at) if at == index => return Err(Error::Stopped),
+            Manner::FailsAt(at) if at == index => return Err(Error::Interrupted),
             Manner::PanicsAt(at) if at == index => panic!("the disk is gone"),
             _ => {}
         }
@@ -398,7 +398,7 @@ fn an_epoch_resumes_at_every_patch_with_any_threads() {
     let other = EpochPlan::new(3, 4, 10).unwrap().with_window(5);
     let subjects = Arc::new(three(Manner::Plain));
     let refused = Loader::resume(subjects, uniform(), &other, state, &options(1));
-    assert!(matches!(refused, Err(Error::OtherState { .. })));
+    assert!(matches!(refused, Err(Error::StateMismatch { .. })));
 }
 
 #[test]
@@ -543,7 +543,7 @@ fn code_that_panics_and_subjects_that_do_not_open_are_errors() {
         .with_window(1);
     let open = |index| {
         if index == 1 {
-            Err(Error::Stopped)
+            Err(Error::Interrupted)
         } else {
             Ok(subject("fine", &[&Noted::chunked(1)]))
         }

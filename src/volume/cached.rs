@@ -166,7 +166,7 @@ mod tests {
                 .failures
                 .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
             if fail.is_ok() {
-                return Err(Error::Stopped);
+                return Err(Error::Interrupted);
             }
             thread::sleep(std::time::Duration::from_millis(2));
             self.inner.read_channels(channels, region, out)
@@ -256,7 +256,7 @@ mod tests {
             let threads: Vec<_> = (0..8).map(|_| scope.spawn(read)).collect();
             let results = threads.into_iter().map(|thread| thread.join().unwrap());
             results
-                .filter(|result| matches!(result, Err(Error::Stopped)))
+                .filter(|result| matches!(result, Err(Error::Interrupted)))
                 .count()
         });
         assert_eq!(failed, 3);
@@ -282,7 +282,7 @@ mod tests {
             results.iter().filter(|result| result.is_err()).count()
         });
         assert_eq!((panics, tries.load(Ordering::SeqCst)), (1, 2));
-        let (value, there) = lru.get_or_load(&1, || Err(Error::Stopped)).unwrap();
+        let (value, there) = lru.get_or_load(&1, || Err(Error::Interrupted)).unwrap();
         assert_eq!((value, there), (7, true));
     }
 

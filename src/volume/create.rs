@@ -93,10 +93,10 @@ pub enum Codec {
 ///
 /// [`Error::Exists`] if something has that name, [`Error::NotReplaceable`] if it may not be
 /// replaced, [`Error::Setting`] if chunks and shards do not fit each other, [`Error::Unsupported`] if the format cannot hold the volume,
-/// [`Error::NoSpace`] if it cannot even be begun on its disk (see [`space`](super::space())), and
+/// [`Error::NoSpace`] if it cannot even be begun on its disk (see [`disk_space`](super::disk_space)), and
 /// [`Error::Io`] if the folder cannot be written.
 pub fn create(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<Box<dyn VolumeMut>> {
-    let layout = planned(path, layout, options)?;
+    let layout = output_layout(path, layout, options)?;
     if let Format::Zarr2 | Format::Zarr3 = layout.format {
         partial::tidy(&layout.path)?;
     }
@@ -109,7 +109,7 @@ pub fn create(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<B
     })
 }
 
-/// Checks that an output may have its name; `layout` is what [`planned`] gives.
+/// Checks that an output may have its name; `layout` is what [`output_layout`] gives.
 ///
 /// # Errors
 ///
@@ -123,7 +123,7 @@ pub fn check_name(layout: &Layout, options: &CreateOptions) -> Result<()> {
 /// # Errors
 ///
 /// As [`create`], but for those of the disk.
-pub fn planned(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<Layout> {
+pub fn output_layout(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<Layout> {
     let mut layout = Layout {
         path: path.to_path_buf(),
         read_chunk: None,
@@ -204,7 +204,7 @@ pub fn check_output(output: &Path, inputs: &[&Path]) -> Result<()> {
 /// # Errors
 ///
 /// [`Error::SameOutput`], naming both.
-pub fn check_apart(outputs: &[&Path]) -> Result<()> {
+pub fn check_distinct(outputs: &[&Path]) -> Result<()> {
     for (n, output) in outputs.iter().enumerate() {
         for other in &outputs[..n] {
             let both = place_of(output).zip(place_of(other));
@@ -276,7 +276,7 @@ mod tests {
         std::os::unix::fs::symlink(at("folder"), at("link")).unwrap();
         let refused = |a: &str, b: &str| {
             let (a, b) = (at(a), at(b));
-            let [there, back] = [[&*a, &*b], [&*b, &*a]].map(|both| check_apart(&both));
+            let [there, back] = [[&*a, &*b], [&*b, &*a]].map(|both| check_distinct(&both));
             assert_eq!(there.is_err(), back.is_err());
             there.is_err()
         };
@@ -285,6 +285,6 @@ mod tests {
         assert!(refused("folder", "folder/list.csv") && refused("link", "folder/list.csv"));
         assert!(refused("new.zarr", "new.zarr/below/list.csv"));
         assert!(!refused("a.zarr", "b.zarr") && !refused("folder/a", "a"));
-        assert!(check_apart(&[]).is_ok() && check_apart(&[&at("a")]).is_ok());
+        assert!(check_distinct(&[]).is_ok() && check_distinct(&[&at("a")]).is_ok());
     }
 }

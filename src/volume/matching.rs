@@ -42,7 +42,7 @@ impl Matching {
     ///
     /// # Errors
     ///
-    /// [`Error::OtherGrid`] if they do not cover the same, [`Error::NoGeometry`] if one of them does not say
+    /// [`Error::GridMismatch`] if they do not cover the same, [`Error::NoGeometry`] if one of them does not say
     /// what it covers and [`same_grid`](Self::same_grid) is not set, [`Error::Setting`] if the tolerance is not
     /// a number from 0 to below 0.5.
     pub fn on_grid_of(
@@ -255,7 +255,7 @@ pub(super) fn differ(
     one: String,
     other: String,
 ) -> Error {
-    Error::OtherGrid {
+    Error::GridMismatch {
         first: first.path.clone(),
         second: second.path.clone(),
         what,
@@ -317,7 +317,7 @@ mod tests {
     fn what(result: Result<Arc<dyn Volume>>) -> &'static str {
         match result {
             Ok(_) => "the same",
-            Err(Error::OtherGrid { what, .. }) => what,
+            Err(Error::GridMismatch { what, .. }) => what,
             Err(Error::NoGeometry { .. }) => "unknown",
             Err(other) => panic!("{other}"),
         }

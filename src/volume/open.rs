@@ -91,7 +91,7 @@ impl OpenOptions {
 ///
 /// Voxels have their real values: slope and intercept are applied as they are read, see [`Values`].
 ///
-/// An uncompressed flat file is mapped into memory, unless it lies on a network (see [`Io`](super::Io)). Do not change or shorten it while the
+/// An uncompressed flat file is mapped into memory, unless it lies on a network (see [`ReadMethod`](super::ReadMethod)). Do not change or shorten it while the
 /// volume lives: reads would give changed voxels, and be an error once the file is too short.
 /// A file compressed as a whole is unpacked as it is read as long as reads
 /// go forward, and into a temporary file of its full size (in `TMPDIR`) by the first that does
@@ -136,9 +136,9 @@ fn find_header(path: &Path) -> Result<FlatHeader> {
         npy::parse(path, &head)
     } else if head.starts_with(nrrd::MAGIC) {
         nrrd::parse(path, &head)
-    } else if nifti::recognise(&head) {
+    } else if nifti::recognize(&head) {
         nifti::parse(path, &head)
-    } else if metaimage::recognise(&head) {
+    } else if metaimage::recognize(&head) {
         if head.len() as u64 == header::LIMIT && !metaimage::is_whole(&head) {
             return metaimage::parse(path, &read_up_to(path, header::LONG_LIMIT)?);
         }
@@ -179,7 +179,7 @@ fn packed_header(path: &Path, head: &[u8]) -> Result<FlatHeader> {
     let unpacked = MultiGzDecoder::new(head)
         .take(header::LIMIT)
         .read_to_end(&mut inside);
-    if !nifti::recognise(&inside) {
+    if !nifti::recognize(&inside) {
         if let Some(hint) = foreign::by_name(path) {
             return Err(Error::UnknownFormat {
                 path: path.to_path_buf(),

@@ -1,6 +1,6 @@
 //! Options of opening a volume.
 
-use super::{Io, RawSpec};
+use super::{RawSpec, ReadMethod};
 
 /// Options of [`open`](super::open).
 #[derive(Clone, Debug)]
@@ -11,12 +11,12 @@ pub struct OpenOptions {
     /// taken to be headerless even if it begins with a known header.
     pub raw: Option<RawSpec>,
     /// How to treat chunks that have no file; only for Zarr.
-    pub missing: Missing,
+    pub missing: MissingChunks,
     /// Whether the data are trusted. If not, codecs that hostile data could exploit (blosc above
     /// all) and symbolic links below the folder are refused; only for Zarr.
     pub trusted: bool,
     /// How uncompressed flat files are read.
-    pub io: Io,
+    pub io: ReadMethod,
     /// Whether a header may name a file of voxels outside its own folder. It must be a regular
     /// file in any case.
     pub allow_external: bool,
@@ -29,9 +29,9 @@ impl Default for OpenOptions {
         Self {
             level: 0,
             raw: None,
-            missing: Missing::Fill,
+            missing: MissingChunks::Fill,
             trusted: true,
-            io: Io::Auto,
+            io: ReadMethod::Auto,
             allow_external: false,
             values: Values::Real,
         }
@@ -52,7 +52,7 @@ pub enum Values {
 /// How to treat chunks that have no file. (A chunk that its shard's index calls empty is
 /// never missing.)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Missing {
+pub enum MissingChunks {
     /// Its voxels are the fill value, as Zarr says.
     #[default]
     Fill,

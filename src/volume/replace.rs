@@ -34,7 +34,7 @@ pub struct FileKind {
     /// The name of such a file in messages, as in `a PNG picture`.
     pub name: &'static str,
     /// Returns `true` if a file is of this kind, given its first MiB, or all of it if it is shorter.
-    pub recognises: fn(&[u8]) -> bool,
+    pub recognizes: fn(&[u8]) -> bool,
 }
 
 /// A kind of folder.
@@ -44,19 +44,19 @@ pub struct FolderKind {
     pub name: &'static str,
     /// Returns the first thing found in a folder that a folder of this kind does not have: its path
     /// and, where it is not the name that is wrong, what it is. `None` if there is no such thing.
-    pub foreign: fn(&Path) -> Result<Option<Foreign>>,
+    pub foreign: fn(&Path) -> Result<Option<UnexpectedEntry>>,
 }
 
 /// Something in a folder that does not belong there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Foreign {
+pub struct UnexpectedEntry {
     /// Its path.
     pub path: PathBuf,
     /// What it is, as in `a mount point`; `None` if only its name or type is wrong.
     pub what: Option<&'static str>,
 }
 
-impl Foreign {
+impl UnexpectedEntry {
     /// Something of a wrong name or type.
     #[must_use]
     pub const fn new(path: PathBuf) -> Self {
@@ -66,40 +66,40 @@ impl Foreign {
 
 const NIFTI: FileKind = FileKind {
     name: "a NIfTI file",
-    recognises: is_nifti,
+    recognizes: is_nifti,
 };
 
 const NRRD: FileKind = FileKind {
     name: "an NRRD file",
-    recognises: |head| head.starts_with(nrrd::MAGIC),
+    recognizes: |head| head.starts_with(nrrd::MAGIC),
 };
 
 const METAIMAGE: FileKind = FileKind {
     name: "a MetaImage file",
     // The first field may be a comment.
-    recognises: |head| {
-        metaimage::recognise(head) || metaimage::parse(Path::new("output"), head).is_ok()
+    recognizes: |head| {
+        metaimage::recognize(head) || metaimage::parse(Path::new("output"), head).is_ok()
     },
 };
 
 /// Whether a file that begins like this is NIfTI, plain or compressed.
 fn is_nifti(head: &[u8]) -> bool {
     if !head.starts_with(&GZIP) {
-        return nifti::recognise(head);
+        return nifti::recognize(head);
     }
     let mut inside = Vec::new();
     // What is cut at the end does not matter.
     let _ = MultiGzDecoder::new(head)
         .take(4096)
         .read_to_end(&mut inside);
-    nifti::recognise(&inside)
+    nifti::recognize(&inside)
 }
 
 impl FileKind {
     /// Files in the format of numpy, for outputs that hold something other than a volume.
     pub const NPY: Self = Self {
         name: "an .npy file",
-        recognises: |head| head.starts_with(npy::MAGIC),
+        recognizes: |head| head.starts_with(npy::MAGIC),
     };
 
     /// What an output of this kind may replace, if it may replace anything.
@@ -220,14 +220,14 @@ impl FileKind {
             .read_to_end(&mut head)
             .map_err(Error::io("read", place))?;
         let what = || format!("a file, but not {}", self.name);
-        Ok((!(self.recognises)(&head)).then(what))
+        Ok((!(self.recognizes)(&head)).then(what))
     }
 }
 
 impl FolderKind {
     /// What a folder is, if it is not of this kind.
     fn mismatch(&self, place: &Path) -> Result<Option<String>> {
-        let Some(Foreign { path, what }) = (self.foreign)(place)? else {
+        let Some(UnexpectedEntry { path, what }) = (self.foreign)(place)? else {
             return Ok(None);
         };
         let name = path.strip_prefix(place).unwrap_or(&path).display();
@@ -281,7 +281,7 @@ fn is_mount_point(path: &Path, found: &Metadata) -> bool {
     found.is_dir() && above.is_some_and(|above| above.dev() != found.dev())
 }
 
-fn foreign_to_zarr(folder: &Path) -> Result<Option<Foreign>> {
+fn foreign_to_zarr(folder: &Path) -> Result<Option<UnexpectedEntry>> {
     if partial::is_partial(folder) {
         partial::foreign(folder)
     } else {

@@ -12,8 +12,8 @@ use serde_json::{Value as Json, json};
 
 use super::zarr::ZarrResumable;
 use super::{
-    ChunkShape, CreateOptions, Durability, Format, Layout, Part, VolumeMut, partial, planned,
-    space, zarr,
+    ChunkShape, CreateOptions, Durability, Format, Layout, OutputPart, VolumeMut, output_layout,
+    partial, space, zarr,
 };
 use crate::error::{Error, Result};
 use crate::region::Region;
@@ -27,7 +27,7 @@ pub struct ResumeOptions {
     /// without being named here.
     pub fingerprint: Json,
     /// Which part of the output this process writes.
-    pub part: Part,
+    pub part: OutputPart,
     /// What this part owns: whole write chunks, no other part's; everything if not given.
     pub owned: Option<Region>,
     /// What finished chunks survive.
@@ -38,19 +38,19 @@ pub struct ResumeOptions {
     pub memory: u64,
     /// The paths of all outputs of the run, this one's among them, in the same order in every process:
     /// none gets its name before all are complete. Empty if this is the only one.
-    pub together: Vec<PathBuf>,
+    pub group: Vec<PathBuf>,
 }
 
 impl Default for ResumeOptions {
     fn default() -> Self {
         Self {
             fingerprint: json!({}),
-            part: Part::WHOLE,
+            part: OutputPart::WHOLE,
             owned: None,
             durability: Durability::None,
             threads: threads(),
             memory: 256 << 20,
-            together: Vec::new(),
+            group: Vec::new(),
         }
     }
 }
@@ -129,15 +129,15 @@ impl VolumeMut for Resumable {
         }
     }
 
-    fn waiting_bytes(&self, order: [usize; 3]) -> u64 {
+    fn pyramid_buffer_bytes(&self, order: [usize; 3]) -> u64 {
         match &self.0 {
-            State::Growing(output) => output.waiting_bytes(order),
+            State::Growing(output) => output.pyramid_buffer_bytes(order),
             State::Finished(_) => 0,
         }
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
-        finish_together(vec![*self])
+        finish_all(vec![*self])
     }
 }
 
@@ -148,7 +148,7 @@ impl VolumeMut for Resumable {
 ///
 /// [`Error::MissingChunks`] if one is not complete, [`Error::Exists`] or [`Error::NotReplaceable`] if
 /// something took its name meanwhile, [`Error::Io`] if the disk refuses.
-pub fn finish_together(outputs: Vec<Resumable>) -> Result<()> {
+pub fn finish_all(outputs: Vec<Resumable>) -> Result<()> {
     let growing = outputs.into_iter().filter_map(|output| match output.0 {
         State::Growing(output) => Some(*output),
         State::Finished(_) => None,
@@ -162,7 +162,7 @@ pub fn finish_together(outputs: Vec<Resumable>) -> Result<()> {
 /// # Errors
 ///
 /// As [`create`](super::create); [`Error::Unsupported`] if the output is not Zarr,
-/// [`Error::Locked`] if another process writes the same part, [`Error::OtherRun`] if it was begun
+/// [`Error::Locked`] if another process writes the same part, [`Error::RunMismatch`] if it was begun
 /// with other settings, [`Error::PartialChunk`] if a part would own pieces of write chunks, and
 /// [`Error::Setting`] if it would own another's. An output that was begun is gone on with however little
 /// space is left.
@@ -187,8 +187,8 @@ pub fn resumable(
 /// # Errors
 ///
 /// [`Error::Setting`] if the path has no file name.
-pub fn begun(path: &Path) -> Result<Option<CreateOptions>> {
-    Ok(partial::begun(path)?.and_then(|data| zarr::begun(&data)))
+pub fn partial_options(path: &Path) -> Result<Option<CreateOptions>> {
+    Ok(partial::data_folder(path)?.and_then(|data| zarr::partial_options(&data)))
 }
 
 /// Puts an output together of `parts` parts that are all complete: makes the chunks of coarser
@@ -208,51 +208,51 @@ pub fn finalize(
     resume: &ResumeOptions,
     parts: u32,
 ) -> Result<()> {
-    let output = Whole {
+    let output = OutputRequest {
         path,
         layout,
         options,
         resume,
     };
-    let together = Together {
-        parts,
-        begun: false,
+    let parts = RunParts {
+        count: parts,
+        wrote_part: false,
     };
-    finalize_together(&[output], together)
+    finalize_all(&[output], parts)
 }
 
 /// An output that is put together of its parts: what [`finalize`] takes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Whole<'a> {
+pub(crate) struct OutputRequest<'a> {
     pub(crate) path: &'a Path,
     pub(crate) layout: &'a Layout,
     pub(crate) options: &'a CreateOptions,
     pub(crate) resume: &'a ResumeOptions,
 }
 
-/// What all outputs of a run are put together of.
+/// The parts of which every output of a run consists.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Together {
-    /// How many parts there are.
-    pub(crate) parts: u32,
+pub(crate) struct RunParts {
+    /// The number of parts.
+    pub(crate) count: u32,
     /// Whether this process has written one of them.
-    pub(crate) begun: bool,
+    pub(crate) wrote_part: bool,
 }
 
 /// Puts all outputs of a run together, as [`finalize`] does one: none gets its name before all are
 /// complete.
-pub(crate) fn finalize_together(outputs: &[Whole<'_>], together: Together) -> Result<()> {
+pub(crate) fn finalize_all(outputs: &[OutputRequest<'_>], parts: RunParts) -> Result<()> {
     let mut growing = Vec::new();
     for output in outputs {
         let layout = resumable_layout(output.path, output.layout, output.options)?;
-        let opened = ZarrResumable::open_all(&layout, output.options, output.resume, together)?;
+        let opened = ZarrResumable::open_all(&layout, output.options, output.resume, parts)?;
         growing.extend(opened);
     }
     ZarrResumable::finish_all(growing)
 }
 
 fn resumable_layout(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<Layout> {
-    let layout = planned(path, layout, options)?;
+    let layout = output_layout(path, layout, options)?;
     match layout.format {
         Format::Zarr2 | Format::Zarr3 => Ok(layout),
         _ => Err(Error::unsupported(

@@ -12,37 +12,37 @@ use crate::error::{Error, Result};
 
 /// The disk space of outputs that lie on one file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Space {
+pub struct DiskSpace {
     /// The first of the outputs.
     pub output: PathBuf,
     /// Bytes that the outputs take if no chunk gets smaller by being compressed, all levels and metadata
     /// counted; without what an earlier run stored, if it is gone on with.
-    pub most_bytes: u64,
+    pub max_bytes: u64,
     /// Bytes without which they cannot be begun: the metadata and one write chunk of each, and all of a
     /// flat file; 0 if they were begun by an earlier run.
-    pub least_bytes: u64,
+    pub min_bytes: u64,
     /// Bytes that the file system has free; `None` where it does not say.
     pub free_bytes: Option<u64>,
 }
 
-impl Space {
+impl DiskSpace {
     /// Whether the disk may be full before the outputs are whole: whether it will be depends on how
     /// well they compress.
     #[must_use]
     pub fn may_run_out(&self) -> bool {
-        self.free_bytes.is_some_and(|free| free < self.most_bytes)
+        self.free_bytes.is_some_and(|free| free < self.max_bytes)
     }
 
     /// Checks that the outputs can be begun.
     ///
     /// # Errors
     ///
-    /// [`Error::NoSpace`] if less is free than [`least_bytes`](Self::least_bytes).
+    /// [`Error::NoSpace`] if less is free than [`min_bytes`](Self::min_bytes).
     pub fn check(&self) -> Result<()> {
         match self.free_bytes {
-            Some(free) if free < self.least_bytes => Err(Error::NoSpace {
+            Some(free) if free < self.min_bytes => Err(Error::NoSpace {
                 path: self.output.clone(),
-                needed: self.least_bytes,
+                needed: self.min_bytes,
                 free,
             }),
             _ => Ok(()),
@@ -51,14 +51,14 @@ impl Space {
 }
 
 /// What outputs take, and what is free where they go: one entry for each file system. Layouts are
-/// those that [`planned`](super::planned) gives; `resumed` says that the outputs are gone on with if an
+/// those that [`output_layout`](super::output_layout) gives; `resumed` says that the outputs are gone on with if an
 /// earlier run began them. Quotas are not seen.
 ///
 /// # Errors
 ///
-/// As [`planned`](super::planned).
-pub fn space(outputs: &[(&Layout, &CreateOptions)], resumed: bool) -> Result<Vec<Space>> {
-    let mut found: Vec<(Option<u64>, Space)> = Vec::new();
+/// As [`output_layout`](super::output_layout).
+pub fn disk_space(outputs: &[(&Layout, &CreateOptions)], resumed: bool) -> Result<Vec<DiskSpace>> {
+    let mut found: Vec<(Option<u64>, DiskSpace)> = Vec::new();
     for &(layout, options) in outputs {
         let (mut most, mut least) = match layout.format {
             Format::Zarr2 | Format::Zarr3 => zarr::bounds(layout, options)?,
@@ -69,7 +69,7 @@ pub fn space(outputs: &[(&Layout, &CreateOptions)], resumed: bool) -> Result<Vec
                 (bytes.saturating_add(packed), bytes)
             }
         };
-        if resumed && let Some(data) = partial::begun(&layout.path)? {
+        if resumed && let Some(data) = partial::data_folder(&layout.path)? {
             // It may be given its name at this moment: then nothing is left to store.
             let stored = zarr::folder_bytes(&data).unwrap_or(0);
             (most, least) = (most.saturating_sub(stored), 0);
@@ -81,15 +81,15 @@ pub fn space(outputs: &[(&Layout, &CreateOptions)], resumed: bool) -> Result<Vec
             .find(|(other, _)| device.is_some() && *other == device)
         {
             Some((_, space)) => {
-                space.most_bytes = space.most_bytes.saturating_add(most);
-                space.least_bytes = space.least_bytes.saturating_add(least);
+                space.max_bytes = space.max_bytes.saturating_add(most);
+                space.min_bytes = space.min_bytes.saturating_add(least);
             }
             None => found.push((
                 device,
-                Space {
+                DiskSpace {
                     output: layout.path.clone(),
-                    most_bytes: most,
-                    least_bytes: least,
+                    max_bytes: most,
+                    min_bytes: least,
                     free_bytes: free(folder),
                 },
             )),
@@ -101,12 +101,12 @@ pub fn space(outputs: &[(&Layout, &CreateOptions)], resumed: bool) -> Result<Vec
 /// Checks that an output can be begun. One that an earlier run began is gone on with in any case, if it
 /// is to be: what it stores is kept when the disk is full.
 pub(super) fn check(layout: &Layout, options: &CreateOptions, resumed: bool) -> Result<()> {
-    if resumed && partial::begun(&layout.path)?.is_some() {
+    if resumed && partial::data_folder(&layout.path)?.is_some() {
         return Ok(());
     }
-    space(&[(layout, options)], false)?
+    disk_space(&[(layout, options)], false)?
         .iter()
-        .try_for_each(Space::check)
+        .try_for_each(DiskSpace::check)
 }
 
 /// Bytes that are free where `folder` is. Some file systems in user space say 0 of 0.
@@ -117,15 +117,15 @@ fn free(folder: &Path) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Codec, Downsample, Pyramid, ZarrVersion, create, planned};
+    use super::super::{Codec, Downsample, Pyramid, ZarrVersion, create, output_layout};
     use super::*;
     use crate::dtype::DType;
     use crate::region::{Region, Shape};
 
-    fn of(path: &Path, shape: Shape, options: &CreateOptions) -> Space {
+    fn of(path: &Path, shape: Shape, options: &CreateOptions) -> DiskSpace {
         let layout = Layout::new(shape, 2, DType::U16);
-        let layout = planned(path, &layout, options).unwrap();
-        space(&[(&layout, options)], false).unwrap().remove(0)
+        let layout = output_layout(path, &layout, options).unwrap();
+        disk_space(&[(&layout, options)], false).unwrap().remove(0)
     }
 
     fn stored(path: &Path) -> u64 {
@@ -190,9 +190,9 @@ mod tests {
                 output.finish().unwrap();
                 let stored = stored(&path);
                 #[expect(clippy::cast_precision_loss, reason = "small")]
-                let share = stored as f64 / space.most_bytes as f64;
+                let share = stored as f64 / space.max_bytes as f64;
                 assert!(share > 0.9 && share <= 1.0, "{n}: {space:?}, {stored}");
-                assert!(space.most_bytes > bytes && space.least_bytes < bytes / 2);
+                assert!(space.max_bytes > bytes && space.min_bytes < bytes / 2);
                 assert!(!space.may_run_out() && space.check().is_ok(), "{space:?}");
             }
         }
@@ -204,26 +204,26 @@ mod tests {
         let options = CreateOptions::default();
         let layout = |name: &str| {
             let layout = Layout::new([64; 3], 1, DType::F32);
-            planned(&dir.path().join(name), &layout, &options).unwrap()
+            output_layout(&dir.path().join(name), &layout, &options).unwrap()
         };
         let (a, b) = (layout("a.zarr"), layout("b.npy"));
-        let alone = |layout: &Layout| space(&[(layout, &options)], false).unwrap().remove(0);
-        let both = space(&[(&a, &options), (&b, &options)], false).unwrap();
+        let alone = |layout: &Layout| disk_space(&[(layout, &options)], false).unwrap().remove(0);
+        let both = disk_space(&[(&a, &options), (&b, &options)], false).unwrap();
         assert_eq!(both.len(), 1);
         assert_eq!(both[0].output, a.path);
         let (a, b) = (alone(&a), alone(&b));
-        assert_eq!(b.most_bytes, 4 << 18);
-        assert_eq!(b.least_bytes, 4 << 18, "a flat file takes what it takes");
-        assert_eq!(both[0].most_bytes, a.most_bytes + b.most_bytes);
-        assert_eq!(both[0].least_bytes, a.least_bytes + b.least_bytes);
+        assert_eq!(b.max_bytes, 4 << 18);
+        assert_eq!(b.min_bytes, 4 << 18, "a flat file takes what it takes");
+        assert_eq!(both[0].max_bytes, a.max_bytes + b.max_bytes);
+        assert_eq!(both[0].min_bytes, a.min_bytes + b.min_bytes);
     }
 
     #[test]
     fn too_little_is_told_apart_from_perhaps_too_little() {
-        let of = |free_bytes| Space {
+        let of = |free_bytes| DiskSpace {
             output: PathBuf::from("out.zarr"),
-            most_bytes: 100,
-            least_bytes: 10,
+            max_bytes: 100,
+            min_bytes: 10,
             free_bytes,
         };
         for (free, begins, may_run_out) in [

@@ -335,7 +335,7 @@ mod tests {
         foreign: |folder| {
             let mut all = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
             let other = all.find(|entry| entry.file_name() != "old" && entry.file_name() != "new");
-            Ok(other.map(|entry| super::super::replace::Foreign::new(entry.path())))
+            Ok(other.map(|entry| super::super::replace::UnexpectedEntry::new(entry.path())))
         },
     });
 
@@ -420,7 +420,7 @@ mod tests {
         let file = FileKind {
             name: "a file of ours",
             // Another file takes the name after the first look.
-            recognises: |head| head != b"theirs",
+            recognizes: |head| head != b"theirs",
         };
         fs::write(&target, b"ours").unwrap();
         let staged = StagedFile::new(&target, Replace::File(file)).unwrap();

@@ -127,7 +127,7 @@ pub trait Volume: Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`Error::Changed`], which names the file.
+    /// [`Error::InputModified`], which names the file.
     fn check_unchanged(&self) -> Result<()> {
         self.inner().map_or(Ok(()), Volume::check_unchanged)
     }
@@ -327,7 +327,7 @@ pub trait VolumeMut: Debug + Send + Sync {
     /// Bytes that voxels of coarser levels may take at most while they wait for others, if the
     /// write chunks come one after another, all channels of each together, the axes in `order`
     /// (0 to 2 for z, y, x, the slowest first). 0 where there are no such levels.
-    fn waiting_bytes(&self, order: [usize; 3]) -> u64 {
+    fn pyramid_buffer_bytes(&self, order: [usize; 3]) -> u64 {
         let _ = order;
         0
     }

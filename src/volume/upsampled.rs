@@ -39,7 +39,7 @@ impl Upsampled {
     ///
     /// # Errors
     ///
-    /// [`Error::OtherGrid`](crate::Error::OtherGrid) if the axes of the two point elsewhere, if `coarse` has more voxels along
+    /// [`Error::GridMismatch`](crate::Error::GridMismatch) if the axes of the two point elsewhere, if `coarse` has more voxels along
     /// an axis, or if what the two cover differs by a voxel of `coarse` or more at any face (by a tenth
     /// along an axis with as many voxels).
     pub fn new(coarse: Arc<dyn Volume>, fine: &Layout) -> Result<Self> {
@@ -113,7 +113,7 @@ impl Upsampled {
     ///
     /// # Errors
     ///
-    /// [`Error::OtherGrid`](crate::Error::OtherGrid) unless each axis has one whole number of times fewer voxels, rounded up or down.
+    /// [`Error::GridMismatch`](crate::Error::GridMismatch) unless each axis has one whole number of times fewer voxels, rounded up or down.
     pub fn stretched(coarse: Arc<dyn Volume>, fine: &Layout) -> Result<Self> {
         let own = coarse.layout();
         let whole = |a: usize| {
@@ -501,7 +501,7 @@ mod tests {
         ] {
             let refused = with(shape, geometry).unwrap_err();
             assert!(
-                matches!(refused, Error::OtherGrid { what, .. } if what == expected),
+                matches!(refused, Error::GridMismatch { what, .. } if what == expected),
                 "{refused}"
             );
         }
@@ -511,7 +511,7 @@ mod tests {
         assert!(
             matches!(
                 refused,
-                Error::OtherGrid {
+                Error::GridMismatch {
                     what: "direction",
                     ..
                 }
@@ -529,7 +529,7 @@ mod tests {
                 &self.0
             }
             fn read_channels(&self, _: Range<u64>, _: Region, _: &mut [u8]) -> Result<()> {
-                Err(Error::Stopped)
+                Err(Error::Interrupted)
             }
             fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
                 let (channels, region) = chunk::whole(&self.0, index)?;

@@ -17,7 +17,7 @@ use crate::threads::pool;
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Verified {
+pub struct VerifyReport {
     /// Levels of the image; 1 for anything else.
     pub levels: u64,
     /// Chunks that are stored and were decoded, or pieces of a flat file that were read.
@@ -25,12 +25,12 @@ pub struct Verified {
     /// Chunks that are not stored, since they are all fill value.
     pub empty: u64,
     /// What could not be read or decoded, by level and name.
-    pub damaged: Vec<Damaged>,
+    pub damaged: Vec<DamagedChunk>,
 }
 
 /// A chunk that could not be read or decoded, or the index of a shard with all that it holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Damaged {
+pub struct DamagedChunk {
     /// Its level; 0 is the finest.
     pub level: usize,
     /// Its key below the level's array, or its box in a flat file.
@@ -48,21 +48,26 @@ pub struct Damaged {
 ///
 /// # Errors
 ///
-/// As [`open`](super::open) if the metadata of a level cannot be read, and [`Error::Stopped`] if
+/// As [`open`](super::open) if the metadata of a level cannot be read, and [`Error::Interrupted`] if
 /// `progress` says so. Damaged chunks are no error, but a finding.
-pub fn verify(path: &Path, threads: usize, progress: Progress<'_>) -> Result<Verified> {
+pub fn verify(path: &Path, threads: usize, progress: Progress<'_>) -> Result<VerifyReport> {
     OpenOptions::default().verify(path, threads, progress)
 }
 
 impl OpenOptions {
     /// Verifies the volume at `path`, all levels of it, as [`verify`] does, but reads it as these
-    /// options say: with [`Missing::Error`](super::Missing::Error), a chunk that has no file is
+    /// options say: with [`MissingChunks::Error`](super::MissingChunks::Error), a chunk that has no file is
     /// damaged.
     ///
     /// # Errors
     ///
     /// As [`verify`].
-    pub fn verify(&self, path: &Path, threads: usize, progress: Progress<'_>) -> Result<Verified> {
+    pub fn verify(
+        &self,
+        path: &Path,
+        threads: usize,
+        progress: Progress<'_>,
+    ) -> Result<VerifyReport> {
         let levels = self.levels(path)?;
         let open = |level| {
             let options = OpenOptions {
@@ -93,13 +98,13 @@ impl OpenOptions {
             .damaged
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner);
-        Ok(Verified {
+        Ok(VerifyReport {
             levels: volumes.len() as u64,
             chunks: done - empty,
             empty,
             damaged: damaged
                 .into_iter()
-                .map(|((level, chunk), problem)| Damaged {
+                .map(|((level, chunk), problem)| DamagedChunk {
                     level,
                     chunk,
                     problem,
@@ -325,6 +330,6 @@ mod tests {
         let found = verify(&path, 1, &silent).unwrap();
         assert_eq!((found.levels, found.chunks, found.empty), (1, 2, 0));
         let stopped = verify(&path, 1, &|_, _| ControlFlow::Break(()));
-        assert!(matches!(stopped, Err(Error::Stopped)));
+        assert!(matches!(stopped, Err(Error::Interrupted)));
     }
 }

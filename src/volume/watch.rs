@@ -58,7 +58,7 @@ impl Watch {
 const WRITTEN: &str = "it was written to";
 
 fn changed(path: &Path, what: String) -> Error {
-    Error::Changed {
+    Error::InputModified {
         path: path.to_path_buf(),
         what,
     }
@@ -98,7 +98,7 @@ mod tests {
 
     fn what(watch: &Watch) -> String {
         match watch.check() {
-            Err(Error::Changed { path, what }) => {
+            Err(Error::InputModified { path, what }) => {
                 format!("{}: {what}", path.file_name().unwrap().display())
             }
             other => format!("{other:?}"),
@@ -150,7 +150,7 @@ mod tests {
         fs::write(&path, b"1").unwrap();
         let before = Since(SystemTime::now() - Duration::from_hours(1));
         let check = |since: Since| since.check(&path, &fs::metadata(&path).unwrap());
-        assert!(matches!(check(before), Err(Error::Changed { .. })));
+        assert!(matches!(check(before), Err(Error::InputModified { .. })));
         check(Since(SystemTime::now() + Duration::from_mins(1))).unwrap();
         // A time that lies ahead was set by hand; a link changes the inode alone.
         let file = File::options().write(true).open(&path).unwrap();

@@ -190,7 +190,10 @@ fn command_ended(child: &mut std::process::Child) -> Option<i32> {
 fn flat_files_are_mapped_or_read_as_asked() {
     let place = Place::new();
     let source = place.small("in.npy");
-    for (n, how) in ["auto", "map", "keep", "read"].into_iter().enumerate() {
+    for (n, how) in ["auto", "mmap", "mmap-resident", "pread"]
+        .into_iter()
+        .enumerate()
+    {
         for words in readers(&place, &source, how) {
             let (status, said) = tried(&words, &["--io", how]);
             assert_eq!(status, Some(0), "{words:?}: {said}");
@@ -202,7 +205,7 @@ fn flat_files_are_mapped_or_read_as_asked() {
     is_refused(&["info", &source, "--missing", "perhaps"]);
     let place = Place::new();
     let source = place.store("in.npy", [48; 3], 1, vec![1_u8; 48 * 48 * 48]);
-    assert!(maps(&place, &source, &["--io", "map"]));
-    assert!(maps(&place, &source, &["--io", "keep"]));
-    assert!(!maps(&place, &source, &["--io", "read"]));
+    assert!(maps(&place, &source, &["--io", "mmap"]));
+    assert!(maps(&place, &source, &["--io", "mmap-resident"]));
+    assert!(!maps(&place, &source, &["--io", "pread"]));
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use voxpatch::inference::{Normalize, StoreOption};
-use voxpatch::volume::{Codec, CreateOptions, Downsample, Durability, Part, Pyramid};
+use voxpatch::volume::{Codec, CreateOptions, Downsample, Durability, OutputPart, Pyramid};
 use voxpatch::{DType, OutputTarget, Shape};
 
 use crate::blending::Blending;
@@ -151,7 +151,7 @@ pub(crate) struct Infer {
     /// Write only part I of N of the output (I from 0), on any machine that sees the same folder; the last
     /// part to be done puts the output together. Implies --resume.
     #[arg(long, value_parser = part, value_name = "I/N")]
-    pub(crate) part: Option<Part>,
+    pub(crate) part: Option<OutputPart>,
     /// With --resume or --part: what finished chunks survive.
     #[arg(long, value_enum, default_value_t = DurabilityName::None, value_name = "WHAT")]
     pub(crate) durability: DurabilityName,
@@ -405,13 +405,13 @@ impl From<DurabilityName> for Durability {
     }
 }
 
-fn part(word: &str) -> Result<Part, String> {
+fn part(word: &str) -> Result<OutputPart, String> {
     let (index, count) = word.split_once('/').ok_or("a part is I/N, as in 0/4")?;
     let number = |word: &str| {
         word.parse::<u32>()
             .map_err(|_| format!("{word:?} is no number"))
     };
-    Part::new(number(index)?, number(count)?).map_err(|error| error.to_string())
+    OutputPart::new(number(index)?, number(count)?).map_err(|error| error.to_string())
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

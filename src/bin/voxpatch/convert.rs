@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use voxpatch::volume::{
-    CreateOptions, Format, RealValues, Rescale, Values, check_output, create, open, planned, space,
+    CreateOptions, Format, RealValues, Rescale, Values, check_output, create, disk_space, open,
+    output_layout,
 };
 use voxpatch::{ConvertOptions, DType, Layout, OpenOptions, Volume};
 
@@ -35,8 +36,8 @@ pub(crate) fn run(settings: &args::Convert) -> anyhow::Result<()> {
     };
     let choices = settings.storage.choices(settings.common.force);
     let storage = options.choose(&*source, &settings.target, &layout, &choices)?;
-    let layout = planned(&settings.target, &layout, storage)?;
-    report::warn_of_space(&space(&[(&layout, storage)], false)?);
+    let layout = output_layout(&settings.target, &layout, storage)?;
+    report::warn_of_space(&disk_space(&[(&layout, storage)], false)?);
     let target = create(&settings.target, &layout, storage)?;
     let done = report::with_progress("converting", |progress| {
         voxpatch::convert(&source, target, &options, progress)
@@ -112,7 +113,7 @@ fn kept(
         rescale: None,
         ..stored.clone()
     };
-    let format = planned(target, &plain, storage)?.format;
+    let format = output_layout(target, &plain, storage)?.format;
     #[expect(clippy::cast_possible_truncation, reason = "that is what is asked")]
     let is_f32 = |value: f64| f64::from(value as f32).to_bits() == value.to_bits();
     let exact = |rescale: &Rescale| match format {

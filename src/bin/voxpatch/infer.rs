@@ -9,7 +9,7 @@ use voxpatch::inference::{
     SelectOutput, builtin_model, measuring_threads,
 };
 use voxpatch::meter::{Meter, Peak, anonymous_bytes};
-use voxpatch::volume::{CreateOptions, Part, Space, check_output};
+use voxpatch::volume::{CreateOptions, DiskSpace, OutputPart, check_output};
 use voxpatch::{Error, Layout, OutputTarget, Volume};
 
 use crate::args::{RuntimeName, TtaName};
@@ -61,10 +61,10 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
         plan = plan.with_patch_mask(selection)?;
     }
     if resumed {
-        let part = settings.part.unwrap_or(Part::WHOLE);
+        let part = settings.part.unwrap_or(OutputPart::WHOLE);
         plan = plan.with_part(part, settings.durability.into())?;
     }
-    let space = plan.space()?;
+    let space = plan.disk_space()?;
     report::warn_of_space(&space);
     if settings.dry_run {
         return dry_run(&plan, &space, &volume, &*model, settings);
@@ -81,7 +81,7 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     let began = Instant::now();
     let done = report::with_progress("predicting", |progress| plan.run(volume, model, progress));
     let done = done.map_err(|error| {
-        let stopped = matches!(error, Error::Stopped);
+        let stopped = matches!(error, Error::Interrupted);
         let error = anyhow::Error::new(error);
         if stopped && resumed {
             error.context("interrupted: run the same command again to resume")
@@ -167,7 +167,7 @@ fn measuring(settings: &args::Infer, layout: &Layout) -> (usize, u64) {
 /// Reports what a plan takes. Time and the model's memory are extrapolated from one batch in the middle.
 fn dry_run(
     plan: &InferencePlan,
-    space: &[Space],
+    space: &[DiskSpace],
     volume: &Arc<dyn Volume>,
     model: &dyn Model,
     settings: &args::Infer,

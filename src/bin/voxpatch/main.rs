@@ -61,7 +61,7 @@ fn main() -> ExitCode {
 fn is_stop(error: &(dyn std::error::Error + 'static)) -> bool {
     matches!(
         error.downcast_ref::<voxpatch::Error>(),
-        Some(voxpatch::Error::Stopped)
+        Some(voxpatch::Error::Interrupted)
     )
 }
 
@@ -83,8 +83,8 @@ fn flag(error: &voxpatch::Error) -> Option<&'static str> {
         Error::UntrustedCodec { .. } | Error::UntrustedLink { .. } => {
             Some(" (leave out --untrusted)")
         }
-        Error::External { .. } => Some(" (--allow-external)"),
-        Error::NoSuchType { .. } => Some(" (--dtype)"),
+        Error::ExternalFile { .. } => Some(" (--allow-external)"),
+        Error::UnsupportedDType { .. } => Some(" (--dtype)"),
         Error::NoGeometry { .. } => Some(" (--same-grid)"),
         Error::Lossy { .. } => Some(" (--clip)"),
         Error::ValueRange { .. } => Some(" (--values stored)"),

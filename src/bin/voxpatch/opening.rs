@@ -4,7 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use clap::{Args as ClapArgs, ValueEnum};
-use voxpatch::volume::{Choice, Io, Layout, Matching, Missing, Span, TOLERANCE, Values};
+use voxpatch::volume::{
+    IndexRange, Layout, Matching, MissingChunks, ReadMethod, Subset, TOLERANCE, Values,
+};
 use voxpatch::{Error, OpenOptions, Volume};
 
 /// What commands that read volumes have in common.
@@ -33,14 +35,14 @@ impl Opening {
         OpenOptions {
             level,
             io: match self.io {
-                IoName::Auto => Io::Auto,
-                IoName::Map => Io::Map,
-                IoName::Keep => Io::Keep,
-                IoName::Read => Io::Read,
+                IoName::Auto => ReadMethod::Auto,
+                IoName::Mmap => ReadMethod::Mmap,
+                IoName::MmapResident => ReadMethod::MmapResident,
+                IoName::Pread => ReadMethod::Pread,
             },
             missing: match self.missing {
-                MissingName::Fill => Missing::Fill,
-                MissingName::Error => Missing::Error,
+                MissingName::Fill => MissingChunks::Fill,
+                MissingName::Error => MissingChunks::Error,
             },
             trusted: !self.untrusted,
             allow_external: self.allow_external,
@@ -58,18 +60,18 @@ impl Opening {
 pub(crate) struct Chosen {
     /// Use this channel only, counted from 0, or these: N, or FIRST:END, the end exclusive.
     #[arg(long, value_parser = span, value_name = "N|A:B")]
-    channel: Option<Span>,
+    channel: Option<IndexRange>,
     /// Use this time point only, counted from 0, or these.
     #[arg(long, value_parser = span, value_name = "N|A:B")]
-    time: Option<Span>,
+    time: Option<IndexRange>,
     /// Use this box only: first voxel and one past the last along z, y, x; either may be left out.
     #[arg(long = "box", value_parser = spans, value_name = "Z0:Z1,Y0:Y1,X0:X1")]
-    region: Option<[Span; 3]>,
+    region: Option<[IndexRange; 3]>,
 }
 
 impl Chosen {
-    fn choice(&self) -> Choice {
-        Choice {
+    fn choice(&self) -> Subset {
+        Subset {
             times: self.time,
             channels: self.channel,
             region: self.region,
@@ -93,12 +95,12 @@ impl Chosen {
         let found = bring(chosen, Arc::clone(second));
         let other = matches!(
             found,
-            Err(Error::OtherGrid { .. } | Error::NoGeometry { .. })
+            Err(Error::GridMismatch { .. } | Error::NoGeometry { .. })
         );
         if other && self.region.is_some() {
-            let cut = Choice {
+            let cut = Subset {
                 region: self.region,
-                ..Choice::default()
+                ..Subset::default()
             };
             return cut.cropped(bring(whole, Arc::clone(second))?);
         }
@@ -132,13 +134,13 @@ pub(crate) fn level_of(path: &Path, level: usize) -> usize {
 }
 
 /// `3` or `2:5`, of which either end may be left out.
-pub(crate) fn span(text: &str) -> Result<Span, String> {
+pub(crate) fn span(text: &str) -> Result<IndexRange, String> {
     let number = |text: &str| -> Result<u64, String> {
         let wrong = |_| format!("{text:?}: give a number from 0 on, or FIRST:END, as 2 or 2:5");
         text.trim().parse().map_err(wrong)
     };
     let Some((start, end)) = text.split_once(':') else {
-        return Ok(Span::one(number(text)?));
+        return Ok(IndexRange::one(number(text)?));
     };
     let end = match end.trim() {
         "" => None,
@@ -153,12 +155,12 @@ pub(crate) fn span(text: &str) -> Result<Span, String> {
             "{text:?} ends before it begins: the end is exclusive"
         ));
     }
-    Ok(Span { start, end })
+    Ok(IndexRange { start, end })
 }
 
 /// `0:10,5:20,:`.
-fn spans(text: &str) -> Result<[Span; 3], String> {
-    let spans: Vec<Span> = text.split(',').map(span).collect::<Result<_, _>>()?;
+fn spans(text: &str) -> Result<[IndexRange; 3], String> {
+    let spans: Vec<IndexRange> = text.split(',').map(span).collect::<Result<_, _>>()?;
     spans
         .try_into()
         .map_err(|_| "give a range for each of z,y,x, as 0:10,5:20,:".to_owned())
@@ -166,15 +168,15 @@ fn spans(text: &str) -> Result<[Span; 3], String> {
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum IoName {
-    /// Mapped, but by system calls on network file systems.
+    /// `mmap`, or `pread` on network file systems.
     #[default]
     Auto,
-    /// Mapped, and what was touched is let go of again.
-    Map,
-    /// Mapped, and left mapped: fastest for files that fit into memory beside all else.
-    Keep,
-    /// By system calls.
-    Read,
+    /// Map the file; touched pages are unmapped again.
+    Mmap,
+    /// Map the file and keep touched pages: fastest for files that fit into memory.
+    MmapResident,
+    /// Read by system calls.
+    Pread,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -201,7 +203,7 @@ mod tests {
 
     #[test]
     fn spans_are_a_number_or_two_of_which_either_may_be_left_out() {
-        let of = |start, end| Ok(Span { start, end });
+        let of = |start, end| Ok(IndexRange { start, end });
         assert_eq!(span("3"), of(3, Some(4)));
         assert_eq!(span("2:5"), of(2, Some(5)));
         assert_eq!(span(" 2 : "), of(2, None));

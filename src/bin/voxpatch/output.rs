@@ -11,13 +11,13 @@ use voxpatch::volume::{FileKind, Replace, StagedFile};
 /// Pictures.
 pub(crate) const PICTURE: FileKind = FileKind {
     name: "a PNG picture",
-    recognises: |head| head.starts_with(b"\x89PNG\r\n\x1a\n"),
+    recognizes: |head| head.starts_with(b"\x89PNG\r\n\x1a\n"),
 };
 
 /// What `--stats` writes.
 pub(crate) const STATISTICS: FileKind = FileKind {
     name: "statistics of sampling",
-    recognises: |head| {
+    recognizes: |head| {
         let found: Option<Json> = serde_json::from_slice(head).ok();
         let has = |key| found.as_ref().is_some_and(|found| found.get(key).is_some());
         has("patches") && has("patches_per_second") && has("index_seconds")

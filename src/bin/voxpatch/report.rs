@@ -9,7 +9,7 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value as Json};
 use voxpatch::meter::anonymous_bytes;
-use voxpatch::volume::Space;
+use voxpatch::volume::DiskSpace;
 
 use crate::stop;
 
@@ -88,7 +88,7 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
 
 /// Says, in a line each, of which outputs the disk may be too small; of those that cannot even be begun
 /// says the error.
-pub(crate) fn warn_of_space(outputs: &[Space]) {
+pub(crate) fn warn_of_space(outputs: &[DiskSpace]) {
     let doubtful = outputs
         .iter()
         .filter(|space| space.may_run_out() && space.check().is_ok());
@@ -98,7 +98,7 @@ pub(crate) fn warn_of_space(outputs: &[Space]) {
             io::stderr(),
             "voxpatch: {} may not fit: it takes up to {} if it does not compress, and {} are free there",
             space.output.display(),
-            bytes(space.most_bytes),
+            bytes(space.max_bytes),
             bytes(space.free_bytes.unwrap_or(0)),
         );
     }

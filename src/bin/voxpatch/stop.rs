@@ -82,6 +82,6 @@ pub(crate) fn flow() -> ControlFlow<()> {
 pub(crate) fn check() -> voxpatch::Result<()> {
     match flow() {
         ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(voxpatch::Error::Stopped),
+        ControlFlow::Break(()) => Err(voxpatch::Error::Interrupted),
     }
 }

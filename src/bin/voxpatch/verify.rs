@@ -18,7 +18,7 @@ pub(crate) fn run(settings: &args::Verify) -> anyhow::Result<()> {
     report.plain("levels", found.levels);
     report.plain("chunks", found.chunks);
     report.plain("empty", found.empty);
-    let one = |damaged: &voxpatch::volume::Damaged| {
+    let one = |damaged: &voxpatch::volume::DamagedChunk| {
         format!(
             "level {}, {}: {}",
             damaged.level, damaged.chunk, damaged.problem

@@ -7,8 +7,8 @@ use super::*;
 use crate::error::Error;
 use crate::geometry::Geometry;
 use crate::volume::{
-    Cached, ChannelRange, ChunkShape, Downsample, Durability, OpenOptions, Part, Pyramid, RawSpec,
-    Upsampled, VolumeMut, create, input_fingerprint,
+    Cached, ChannelRange, ChunkShape, Downsample, Durability, OpenOptions, OutputPart, Pyramid,
+    RawSpec, Upsampled, VolumeMut, create, input_fingerprint,
 };
 
 const SMALL: Shape = [8; 3];
@@ -162,7 +162,7 @@ fn half(volume: &Arc<dyn Volume>, path: &Path, part: u32) -> Result<InferenceSta
         ..Inference::new([4; 3], [2; 3])
     };
     let plan = inference.plan(volume.layout(), &*model, std::slice::from_ref(&target))?;
-    let plan = plan.with_part(Part::new(part, 2)?, Durability::None)?;
+    let plan = plan.with_part(OutputPart::new(part, 2)?, Durability::None)?;
     plan.run(Arc::clone(volume), model, &silent)
 }
 
@@ -188,7 +188,7 @@ fn two_inputs_share_an_output_if_and_only_if_they_are_the_same_voxels_of_the_sam
                 } else {
                     let refused = done.unwrap_err();
                     assert!(
-                        matches!(refused, Error::OtherRun { .. }),
+                        matches!(refused, Error::RunMismatch { .. }),
                         "{one} {two}: {refused}"
                     );
                     assert!(!path.exists());
@@ -309,7 +309,7 @@ fn an_input_that_changes_during_the_run_is_noticed_through_every_wrapper() {
                 .unwrap();
             let error = plan.run(volume, model, &silent).unwrap_err();
             assert!(
-                matches!(error, Error::Changed { .. }),
+                matches!(error, Error::InputModified { .. }),
                 "{kind}, {name}: {error}"
             );
             assert!(!out.exists(), "{kind}, {name}");

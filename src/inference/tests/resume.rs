@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::error::Error;
-use crate::volume::{Downsample, Durability, Part, Pyramid};
+use crate::volume::{Downsample, Durability, OutputPart, Pyramid};
 
 fn pyramid_target(path: &Path) -> OutputTarget {
     let mut target = target(path, Blend::Hann, Reduce::Mean);
@@ -61,7 +61,7 @@ fn a_run_ended_at_any_patch_is_gone_on_with_to_the_same_bytes() {
             }
         };
         let stopped = with_resume().run(source(), Arc::clone(&model), &stop);
-        assert!(matches!(stopped, Err(Error::Stopped)));
+        assert!(matches!(stopped, Err(Error::Interrupted)));
         assert!(!path.exists(), "nothing looks finished");
         calls.store(0, Ordering::Relaxed);
         let done = with_resume()
@@ -118,7 +118,7 @@ fn parts_together_are_one_run_whatever_their_number_and_order() {
         let target = pyramid_target(&path);
         calls.store(0, Ordering::Relaxed);
         for n in (0..count).rev() {
-            let part = Part::new(n, count).unwrap();
+            let part = OutputPart::new(n, count).unwrap();
             let plan = plan(&inference(), &*model, &target)
                 .with_part(part, Durability::None)
                 .unwrap();
@@ -164,11 +164,11 @@ fn another_run_is_refused_and_says_what_differs() {
     let means = target(&path, Blend::Hann, Reduce::Mean);
     assert!(matches!(
         begun(&inference(), &identity, &means),
-        Err(Error::Stopped)
+        Err(Error::Interrupted)
     ));
     let differs = |what: &Inference, model: &Arc<dyn Model>, target: &OutputTarget, named: &str| {
         let error = begun(what, model, target).unwrap_err();
-        assert!(matches!(error, Error::OtherRun { .. }), "{error}");
+        assert!(matches!(error, Error::RunMismatch { .. }), "{error}");
         assert!(error.to_string().contains(named), "{error}");
     };
     let mut other = inference();

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::error::Error;
-use crate::volume::{Downsample, Durability, Part, Pyramid, steps};
+use crate::volume::{Downsample, Durability, OutputPart, Pyramid, steps};
 
 /// A folder in memory where there is one: outputs are flushed to the disk before they get their names.
 fn scratch() -> tempfile::TempDir {
@@ -189,7 +189,7 @@ enum Ended {
 fn process(
     folder: &Path,
     replace: bool,
-    part: Part,
+    part: OutputPart,
     (threads, memory): (usize, u64),
     (patch, step): (Option<u64>, Option<u32>),
 ) -> Ended {
@@ -213,7 +213,7 @@ fn process(
     match done {
         Ok(done) if done.whole => Ended::Whole,
         Ok(_) => Ended::Part,
-        Err(Error::Stopped | Error::Panicked { .. }) => Ended::Killed,
+        Err(Error::Interrupted | Error::Panicked { .. }) => Ended::Killed,
         Err(Error::Exists { .. }) => Ended::Exists,
         Err(error) => panic!("{part:?}: {error}"),
     }
@@ -243,7 +243,7 @@ fn any_schedule_of_processes_ends_with_the_bytes_of_one() {
         while !whole {
             processes += 1;
             assert!(processes < 400, "schedule {seed} of {parts} parts is stuck");
-            let part = Part::new(
+            let part = OutputPart::new(
                 u32::try_from(draw.below(parts)).unwrap(),
                 u32::try_from(parts).unwrap(),
             );
@@ -269,14 +269,21 @@ fn any_schedule_of_processes_ends_with_the_bytes_of_one() {
         if left != 3 {
             // Killed between the last name and the last note: whoever comes next tidies up.
             counts[4] += 1;
-            let late = process(folder, false, Part::WHOLE, (1, 64 << 20), (None, None));
+            let late = process(
+                folder,
+                false,
+                OutputPart::WHOLE,
+                (1, 64 << 20),
+                (None, None),
+            );
             assert!(matches!(late, Ended::Whole | Ended::Exists), "{late:?}");
             let left = fs::read_dir(folder).unwrap().count();
             assert_eq!(left, 3, "schedule {seed}");
         }
         if parts > 1 && !replace {
             for n in 0..parts {
-                let part = Part::new(u32::try_from(n).unwrap(), u32::try_from(parts).unwrap());
+                let part =
+                    OutputPart::new(u32::try_from(n).unwrap(), u32::try_from(parts).unwrap());
                 let late = process(folder, false, part.unwrap(), (2, memories[0]), (None, None));
                 assert_eq!(late, Ended::Whole, "schedule {seed}: a late part {n}");
             }
@@ -300,13 +307,13 @@ fn threads_and_memory_of_those_who_come_later_do_not_matter() {
             let begun = process(
                 dir.path(),
                 false,
-                Part::new(parts - 1, parts).unwrap(),
+                OutputPart::new(parts - 1, parts).unwrap(),
                 (1, memories[first]),
                 (Some(20), None),
             );
             assert_eq!(begun, Ended::Killed);
             for n in 0..parts {
-                let part = Part::new(n, parts).unwrap();
+                let part = OutputPart::new(n, parts).unwrap();
                 let ended = process(dir.path(), false, part, (3, memories[then]), (None, None));
                 let last = n + 1 == parts;
                 assert_eq!(ended, if last { Ended::Whole } else { Ended::Part });
@@ -329,7 +336,7 @@ fn what_was_asked_for_is_not_given_up_for_what_was_begun() {
     let begun = process(
         dir.path(),
         false,
-        Part::WHOLE,
+        OutputPart::WHOLE,
         (3, 64 << 20), // with the largest shards
         (Some(20), None),
     );
@@ -343,7 +350,7 @@ fn what_was_asked_for_is_not_given_up_for_what_was_begun() {
             change(target);
         }
         let plan = placed(2, 64 << 20).plan_begun(1, &layout, &*model, &[targets])?;
-        let plan = plan.with_part(Part::WHOLE, Durability::None)?;
+        let plan = plan.with_part(OutputPart::WHOLE, Durability::None)?;
         plan.run(two_channels(), three_outputs(), &|_, _| {
             ControlFlow::Break(())
         })
@@ -363,7 +370,7 @@ fn what_was_asked_for_is_not_given_up_for_what_was_begun() {
     for (what, change) in conflicts {
         let refused = run(&change);
         assert!(
-            matches!(refused, Err(Error::OtherRun { .. })),
+            matches!(refused, Err(Error::RunMismatch { .. })),
             "{what}: {refused:?}"
         );
         let followed = run(&|target| {
@@ -371,7 +378,7 @@ fn what_was_asked_for_is_not_given_up_for_what_was_begun() {
             target.unasked = StoreOption::ALL.to_vec();
         });
         assert!(
-            matches!(followed, Err(Error::Stopped)),
+            matches!(followed, Err(Error::Interrupted)),
             "{what}: {followed:?}"
         );
     }
@@ -397,7 +404,7 @@ fn outputs_of_one_run_are_apart() {
 #[test]
 fn a_part_without_work_says_whole_of_its_own_run_only() {
     let dir = scratch();
-    let part = |n| Part::new(n, 9).unwrap();
+    let part = |n| OutputPart::new(n, 9).unwrap();
     let means = (1, 64 << 20);
     let alone = |n| process(dir.path(), false, part(n), means, (None, None));
     // Nine parts share three layers of shards or fewer: the first has nothing to do.

@@ -5,7 +5,7 @@ use crate::aggregator::twin::{Random, Said, cases, compare};
 use crate::aggregator::{Accumulator, NonFinite, Skipped};
 use crate::dtype::{Element, with_element};
 use crate::region::indices;
-use crate::volume::{Durability, Part};
+use crate::volume::{Durability, OutputPart};
 
 /// A volume of `f64` in memory: channels, shape and voxels.
 struct Dense {
@@ -337,7 +337,7 @@ fn every_run_equals_its_brute_force_twin() {
         for part in random.shuffled(parts.into()) {
             let mut plan = plan.clone();
             if parts > 1 {
-                let part = Part::new(u32::try_from(part).unwrap(), parts).unwrap();
+                let part = OutputPart::new(u32::try_from(part).unwrap(), parts).unwrap();
                 let Ok(with_part) = plan.with_part(part, Durability::None) else {
                     break;
                 };

@@ -369,7 +369,10 @@ fn taken(map: &Arc<dyn Volume>, labels: &LabelIndex, weights: &WeightIndex) -> b
     let by_weight = Weighted::new(Arc::clone(map), weights, &options([1; 3]));
     let found = [by_label.map(drop), by_weight.map(drop)];
     for refused in found.iter().filter_map(|found| found.as_ref().err()) {
-        let stale = matches!(refused, Error::StaleIndex { .. } | Error::Changed { .. });
+        let stale = matches!(
+            refused,
+            Error::StaleIndex { .. } | Error::InputModified { .. }
+        );
         assert!(stale, "{refused}");
     }
     assert_eq!(found[0].is_ok(), found[1].is_ok());

@@ -240,7 +240,7 @@ fn subjects_that_have_to_be_alike_are_errors_where_they_are_not() {
         let subjects = || vec![first(), of(other.clone()), first()];
         let cohort = Cohort::survey(&subjects(), 2, &AtomicBool::new(false)).unwrap();
         let error = cohort.check().unwrap_err();
-        assert!(matches!(error, Error::NotAlike { .. }), "{error}");
+        assert!(matches!(error, Error::SubjectMismatch { .. }), "{error}");
         assert!(error.to_string().contains(told), "{error}");
         let plan = EpochPlan::new(3, 4, 3).unwrap().with_shuffle(false, false);
         // Whatever else is left out, this is not.
@@ -266,14 +266,14 @@ fn subjects_that_have_to_be_alike_are_errors_where_they_are_not() {
     let turned = of(vec![image("label", stored), image("ct", stored)]);
     let open = move |n| match n {
         0 => Ok(first()),
-        1 => Err(Error::Stopped),
+        1 => Err(Error::Interrupted),
         _ => Ok(turned.clone()),
     };
     let lazy = LazySubjects::new(3, open);
     let cohort = Cohort::survey(&lazy, 3, &AtomicBool::new(false)).unwrap();
     assert!(cohort.check().is_ok());
     let stopped = Cohort::survey(&lazy, 3, &AtomicBool::new(true));
-    assert!(matches!(stopped, Err(Error::Stopped)));
+    assert!(matches!(stopped, Err(Error::Interrupted)));
 }
 
 #[test]

@@ -468,14 +468,14 @@ fn images_off_by_a_voxel_a_spacing_or_a_direction_are_refused() {
             shape[a] = shape[a].checked_add_signed(other).unwrap();
             let refused = with(shape, spacing(0.7), TOLERANCE).unwrap_err();
             let expected = if other < 0 { "extent" } else { "shape" };
-            assert!(matches!(refused, Error::OtherGrid { what, .. } if what == expected));
+            assert!(matches!(refused, Error::GridMismatch { what, .. } if what == expected));
         }
         let mut flipped = spacing(0.7);
         flipped.affine[a][a] *= -1.0;
         let refused = with([9, 8, 7], flipped, TOLERANCE).unwrap_err();
         assert!(matches!(
             refused,
-            Error::OtherGrid {
+            Error::GridMismatch {
                 what: "position",
                 ..
             }

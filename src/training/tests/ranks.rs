@@ -278,7 +278,7 @@ fn states_are_text_that_is_read_back_and_other_runs_are_refused() {
     let mut other = three(Manner::Plain);
     other.swap(0, 2);
     let error = refused(Arc::new(other), state);
-    assert!(matches!(error, Error::OtherState { .. }), "{error}");
+    assert!(matches!(error, Error::StateMismatch { .. }), "{error}");
     let beyond = LoaderState {
         position: 13,
         ..state

@@ -28,9 +28,9 @@ use self::pieces::PiecesVolume;
 use self::stream::StreamVolume;
 use self::strided::{Strided, to_native};
 use super::header::{Encoding, FlatHeader, Start, excerpt};
-use super::io::Io;
 use super::mmap::Map;
 use super::options::OpenOptions;
+use super::read_method::ReadMethod;
 use super::watch::Watch;
 use super::{ChunkShape, Counter, Layout, ReadStats, Volume, foreign};
 use crate::error::{Error, Result};
@@ -102,7 +102,7 @@ pub(super) fn open(
 }
 
 impl FlatVolume {
-    fn new(path: &Path, header: &FlatHeader, source: Source, io: Io) -> Result<Self> {
+    fn new(path: &Path, header: &FlatHeader, source: Source, io: ReadMethod) -> Result<Self> {
         let layout = header.layout(path);
         let bytes = layout.decoded_bytes()?;
         let offset = source.start.saturating_add(header.skip);
@@ -309,7 +309,7 @@ const MOST_NAME: usize = 1024;
 /// The file that a header names, which must be a regular one, below the header's folder unless
 /// others are allowed.
 fn beside(header: &Path, name: &str, allow_external: bool) -> Result<PathBuf> {
-    let refuse = |why: &str| Error::External {
+    let refuse = |why: &str| Error::ExternalFile {
         path: header.to_path_buf(),
         file: excerpt(name),
         problem: why.to_owned(),

@@ -14,8 +14,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use serde_json::Value as Json;
 
 use super::super::header::FlatHeader;
-use super::super::io::Io;
 use super::super::mmap::Map;
+use super::super::read_method::ReadMethod;
 use super::super::watch::Watch;
 use super::super::{Counter, Layout, ReadStats, Volume};
 use super::strided::{Strided, to_native};
@@ -43,7 +43,7 @@ pub(super) struct StreamVolume {
     /// The packed file, and its header where that is another.
     files: Vec<PathBuf>,
     watch: Watch,
-    io: Io,
+    io: ReadMethod,
     counter: Counter,
     /// The stream where the last read left it; `None` before the first and after a failure.
     forward: Mutex<Option<Unpacker>>,
@@ -62,7 +62,12 @@ enum Unpacked {
 const BLOCK: usize = 1 << 20;
 
 impl StreamVolume {
-    pub(super) fn new(path: &Path, header: &FlatHeader, source: Source, io: Io) -> Result<Self> {
+    pub(super) fn new(
+        path: &Path,
+        header: &FlatHeader,
+        source: Source,
+        io: ReadMethod,
+    ) -> Result<Self> {
         let layout = header.layout(path);
         Ok(Self {
             promised: header.skip.saturating_add(layout.decoded_bytes()?),
@@ -311,7 +316,7 @@ mod tests {
             ..FlatHeader::new(Format::Nifti1, [5, 10, 100], DType::U8, 0)
         };
         let source = Source::open(&path, &header, false).unwrap();
-        let volume = StreamVolume::new(&path, &header, source, Io::Auto).unwrap();
+        let volume = StreamVolume::new(&path, &header, source, ReadMethod::Auto).unwrap();
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
         let error = volume.unpack_into(&full).unwrap_err();
         let Error::Io { source, .. } = &error else {

@@ -10,8 +10,8 @@ use flate2::write::{GzEncoder, ZlibEncoder};
 
 use super::super::suite::{Random, check};
 use super::super::{
-    CreateOptions, Format, Io, Layout, OpenOptions, RawSpec, Rescale, Values, Volume, VolumeExt,
-    create, open,
+    CreateOptions, Format, Layout, OpenOptions, RawSpec, ReadMethod, Rescale, Values, Volume,
+    VolumeExt, create, open,
 };
 use crate::dtype::{DType, swap_bytes};
 use crate::error::Error;
@@ -185,7 +185,11 @@ impl Desk {
 
     fn check(&self, name: &str, parts: &[&[u8]], expected: &Patch) {
         let path = self.put(name, parts);
-        for io in [Io::Map, Io::Keep, Io::Read] {
+        for io in [
+            ReadMethod::Mmap,
+            ReadMethod::MmapResident,
+            ReadMethod::Pread,
+        ] {
             let options = OpenOptions {
                 io,
                 ..OpenOptions::default()
@@ -842,7 +846,10 @@ fn a_writer_refuses_what_its_format_or_the_layout_does_not_have() {
     let options = CreateOptions::default();
     let layout = Layout::new([2, 3, 4], 1, DType::F16);
     let refused = create(&path, &layout, &options).unwrap_err();
-    assert!(matches!(refused, Error::NoSuchType { .. }), "{refused}");
+    assert!(
+        matches!(refused, Error::UnsupportedDType { .. }),
+        "{refused}"
+    );
     let layout = Layout::new([1 << 20, 1 << 20, 1 << 17], 1, DType::F32);
     let error = create(&path, &layout, &options).unwrap_err();
     assert!(matches!(error, Error::NoSpace { .. }), "{error:?}");
@@ -1123,7 +1130,7 @@ fn large_boxes_are_read_by_calls_of_bounded_size() {
         ("czyx", true, "(3, 70, 150, 130)"),
     ] {
         let path = desk.put("a.npy", &[&npy(&patch, 1, text, fortran, order, false)]);
-        let [mapped, plain] = [Io::Map, Io::Read].map(|io| {
+        let [mapped, plain] = [ReadMethod::Mmap, ReadMethod::Pread].map(|io| {
             let options = OpenOptions {
                 io,
                 ..OpenOptions::default()
@@ -1179,7 +1186,7 @@ fn voxels_outside_the_headers_folder_are_read_only_where_that_is_allowed() {
         );
         let path = desk.put("a.mhd", &[header.as_bytes()]);
         let refused = open(&path).unwrap_err();
-        assert!(matches!(refused, Error::External { .. }), "{refused}");
+        assert!(matches!(refused, Error::ExternalFile { .. }), "{refused}");
         let volume = allowed.open(&path).unwrap();
         assert_eq!(
             volume.read(Region::whole([2, 3, 4])).unwrap().bytes(),
@@ -1213,7 +1220,7 @@ fn a_name_of_a_file_is_quoted_short_and_without_what_a_terminal_would_obey() {
                 ..OpenOptions::default()
             };
             let error = options.open(&path).unwrap_err();
-            assert!(matches!(error, Error::External { .. }), "{error:?}");
+            assert!(matches!(error, Error::ExternalFile { .. }), "{error:?}");
             let text = error.to_string();
             assert!(text.contains(&format!("\"{quoted}\"")), "{text}");
             assert!(text.contains("no name for a file") && !text.contains(char::is_control));

@@ -215,7 +215,7 @@ impl Beside {
 fn check_old(path: &Path) -> Result<()> {
     let voxels = FileKind {
         name: "voxels",
-        recognises: |_| true,
+        recognizes: |_| true,
     };
     Replace::File(voxels).check(path)
 }

@@ -77,7 +77,7 @@ pub(in super::super) fn is_whole(bytes: &[u8]) -> bool {
 }
 
 /// Whether `bytes` begin as a MetaImage does.
-pub(in super::super) fn recognise(bytes: &[u8]) -> bool {
+pub(in super::super) fn recognize(bytes: &[u8]) -> bool {
     let text = bytes.trim_ascii_start();
     [&b"ObjectType"[..], b"NDims"].iter().any(|key| {
         text.strip_prefix(*key)

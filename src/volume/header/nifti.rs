@@ -16,7 +16,7 @@ use crate::volume::{Axes, AxisKind, Format, LeadingAxis, Rescale, units};
 const SIZES: [usize; 2] = [348, 540];
 
 /// Whether `bytes` begin as a NIfTI file does.
-pub(in super::super) fn recognise(bytes: &[u8]) -> bool {
+pub(in super::super) fn recognize(bytes: &[u8]) -> bool {
     let size = bytes.first_chunk::<4>();
     let is = |n: i32| size == Some(&n.to_le_bytes()) || size == Some(&n.to_be_bytes());
     (is(348) && matches!(bytes.get(344..347), Some(b"n+1" | b"ni1")))

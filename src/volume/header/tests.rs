@@ -12,7 +12,7 @@ fn kind(error: &Error) -> &'static str {
         Error::Io { .. } => "io",
         Error::UnknownFormat { .. } => "unknown",
         Error::Header { .. } => "header",
-        Error::Unsupported { .. } | Error::External { .. } => "unsupported",
+        Error::Unsupported { .. } | Error::ExternalFile { .. } => "unsupported",
         Error::FileLength { .. } => "length",
         Error::TooLarge { .. } => "large",
         _ => "other",

@@ -45,7 +45,7 @@ impl Differences {
         if self.0.is_empty() {
             return Ok(());
         }
-        Err(Error::OtherRun {
+        Err(Error::RunMismatch {
             path: folder.to_path_buf(),
             differences: std::mem::take(&mut self.0),
         })

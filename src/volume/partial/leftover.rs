@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::super::replace::{FolderKind, Foreign, bare};
+use super::super::replace::{FolderKind, UnexpectedEntry, bare};
 use super::super::staged::{REPLACED, inode, place};
 use super::super::zarr;
 use super::files::{Lock, lock, remove_file, remove_folder};
@@ -102,7 +102,7 @@ pub(in super::super) fn tidy(target: &Path) -> Result<()> {
 ///
 /// [`Error::Locked`] if a process still writes it, [`Error::NotReplaceable`] if its folder holds
 /// what was to be replaced, and that is no output; [`Error::Io`] if it cannot be removed.
-pub fn discard(target: &Path) -> Result<()> {
+pub fn discard_partial(target: &Path) -> Result<()> {
     let places = Places::of(target)?;
     if !places.folder.is_dir() {
         return Ok(());
@@ -207,7 +207,7 @@ pub(in super::super) fn is_partial(folder: &Path) -> bool {
 /// # Errors
 ///
 /// [`Error::Locked`] if a process writes it.
-pub(in super::super) fn foreign(folder: &Path) -> Result<Option<Foreign>> {
+pub(in super::super) fn foreign(folder: &Path) -> Result<Option<UnexpectedEntry>> {
     if let Some(found) = foreign_below(folder)? {
         return Ok(Some(found));
     }
@@ -216,7 +216,7 @@ pub(in super::super) fn foreign(folder: &Path) -> Result<Option<Foreign>> {
 }
 
 /// The same, but for what is in the output itself, which need not be whole.
-fn foreign_below(folder: &Path) -> Result<Option<Foreign>> {
+fn foreign_below(folder: &Path) -> Result<Option<UnexpectedEntry>> {
     for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
         let entry = entry.map_err(Error::io("list", folder))?;
         let kind = entry.file_type().map_err(Error::io("look at", folder))?;
@@ -224,7 +224,7 @@ fn foreign_below(folder: &Path) -> Result<Option<Foreign>> {
         let name = name.to_str().unwrap_or_default();
         let is_folder = name.starts_with("data") || name.starts_with("tmp.");
         if !is_own(name) || is_folder != kind.is_dir() || is_folder == kind.is_file() {
-            return Ok(Some(Foreign::new(entry.path())));
+            return Ok(Some(UnexpectedEntry::new(entry.path())));
         }
     }
     Ok(None)

@@ -45,9 +45,9 @@ use crate::error::{Error, Result};
 use crate::region::Region;
 
 pub(super) use self::journal::Record;
-pub use self::leftover::discard;
+pub use self::leftover::discard_partial;
 pub(super) use self::leftover::{foreign, is_partial, tidy};
-pub use self::part::{Durability, Part};
+pub use self::part::{Durability, OutputPart};
 pub(super) use self::publish::{id, publish};
 
 /// What a run says of itself when it begins or goes on.
@@ -62,7 +62,7 @@ pub(super) struct Run<'a> {
     pub(super) files: Vec<(String, Vec<u8>)>,
     /// The outputs that get their names together, in the same order in every process; none if this
     /// is the only one.
-    pub(super) together: &'a [PathBuf],
+    pub(super) group: &'a [PathBuf],
     /// Identifies the run in an output that has its name.
     pub(super) id: String,
 }
@@ -76,7 +76,7 @@ pub(super) struct Partial {
     journal: Journal,
     temporary: PathBuf,
     next: AtomicU64,
-    together: Vec<PathBuf>,
+    group: Vec<PathBuf>,
     id: String,
     /// Held until this is dropped.
     _locks: Vec<Lock>,
@@ -87,7 +87,7 @@ impl Partial {
     /// if the run has finished the output, and it has its name.
     pub(super) fn open(
         run: &Run<'_>,
-        part: Part,
+        part: OutputPart,
         owned: Region,
         each: &mut dyn FnMut(Record),
     ) -> Result<Option<Self>> {
@@ -95,7 +95,7 @@ impl Partial {
         let entered = enter(run, &places, part);
         if let Err(Error::Exists { .. }) = entered {
             // Whoever named it may have been killed before all of the run was tidied up.
-            run.together.iter().try_for_each(|other| tidy(other))?;
+            run.group.iter().try_for_each(|other| tidy(other))?;
         }
         let Some((own, _all)) = entered? else {
             return Ok(None);
@@ -134,7 +134,7 @@ impl Partial {
         let folder = &places.folder;
         let mut first = None;
         for index in 0..parts {
-            let part = Part::new(index, parts)?;
+            let part = OutputPart::new(index, parts)?;
             let path = folder.join(part.name("journal"));
             if !path.exists() {
                 continue;
@@ -174,7 +174,7 @@ impl Partial {
             journal,
             temporary,
             next: AtomicU64::new(0),
-            together: run.together.to_vec(),
+            group: run.group.to_vec(),
             id: run.id.clone(),
             _locks: locks,
         })
@@ -227,14 +227,14 @@ fn nothing_begun(places: &Places) -> Error {
 }
 
 /// What an unfinished run has stored of an output called `target`, if one has begun it.
-pub(super) fn begun(target: &Path) -> Result<Option<PathBuf>> {
+pub(super) fn data_folder(target: &Path) -> Result<Option<PathBuf>> {
     let places = Places::of(target)?;
     let grows = places.data().is_dir() && !is_published(&places);
     Ok(grows.then(|| places.data()))
 }
 
 /// The locks of a part and of all, in the folder where the output grows; `None` if it is finished.
-fn enter(run: &Run<'_>, places: &Places, part: Part) -> Result<Option<(Lock, Lock)>> {
+fn enter(run: &Run<'_>, places: &Places, part: OutputPart) -> Result<Option<(Lock, Lock)>> {
     let folder = &places.folder;
     loop {
         if settle(places)?.is_some_and(|id| id == run.id) {
@@ -297,7 +297,7 @@ fn enter_all(run: &Run<'_>, places: &Places, parts: u32, begun: bool) -> Result<
         };
         let mut locks = vec![all];
         for index in 0..parts {
-            let part = Part::new(index, parts)?;
+            let part = OutputPart::new(index, parts)?;
             locks.push(lock(folder, &part.name("lock"), false)?);
         }
         if !is_published(places) {
@@ -317,7 +317,7 @@ fn make_folder(run: &Run<'_>, places: &Places) -> Result<()> {
     }
 }
 
-fn head(run: &Run<'_>, part: Part, owned: Region) -> Json {
+fn head(run: &Run<'_>, part: OutputPart, owned: Region) -> Json {
     json!({
         "fingerprint": run.fingerprint,
         "part": part.index,
@@ -346,7 +346,7 @@ fn journals(folder: &Path, parts: u32) -> Result<Vec<(String, PathBuf)>> {
 }
 
 /// Checks that all other parts belong to the same run and own other voxels.
-fn check_others(folder: &Path, part: Part, head: &Json, owned: Region) -> Result<()> {
+fn check_others(folder: &Path, part: OutputPart, head: &Json, owned: Region) -> Result<()> {
     for (index, path) in journals(folder, part.count)? {
         if index == part.index.to_string() {
             continue;

@@ -38,12 +38,12 @@ impl Durability {
 
 /// One of several processes that write one output, each of them its own chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct OutputPart {
     pub(super) index: u32,
     pub(super) count: u32,
 }
 
-impl Part {
+impl OutputPart {
     /// The only one.
     pub const WHOLE: Self = Self { index: 0, count: 1 };
 

@@ -99,12 +99,12 @@ impl Marker {
 
 impl Run<'_> {
     fn own(&self) -> usize {
-        place_of(self.target, self.together)
+        place_of(self.target, self.group)
     }
 }
 
-fn place_of(target: &Path, together: &[PathBuf]) -> usize {
-    let found = together.iter().position(|other| other == target);
+fn place_of(target: &Path, group: &[PathBuf]) -> usize {
+    let found = group.iter().position(|other| other == target);
     found.unwrap_or(0)
 }
 
@@ -124,7 +124,7 @@ pub(super) fn is_finished(run: &Run<'_>, parts: bool) -> bool {
         let entry = marker.and_then(|marker| marker.outputs.get(own).cloned());
         entry.is_some_and(|entry| entry.inode == inode && entry.run == run.id)
     };
-    let others = run.together.iter().filter(|other| *other != run.target);
+    let others = run.group.iter().filter(|other| *other != run.target);
     let mut others = others.filter_map(|other| Places::of(other).ok());
     others.any(|other| listed(&other.folder) || listed(&other.done))
         || parts && id_of(&places.target).as_deref() == Some(&*run.id)
@@ -170,13 +170,13 @@ fn marker(own: &Partial, outputs: &[Partial]) -> Marker {
                 run: output.id.clone(),
             };
         }
-        finished(target, place_of(target, &own.together), outputs)
+        finished(target, place_of(target, &own.group), outputs)
     };
     let target = vec![own.places.target.clone()];
-    let together = if own.together.is_empty() {
+    let together = if own.group.is_empty() {
         &target
     } else {
-        &own.together
+        &own.group
     };
     let place = together.iter().position(|other| same(&own.places, other));
     Marker {

@@ -13,7 +13,7 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::patch::copy_common;
 use crate::region::{Region, chunk_range, chunk_region, indices};
-use crate::volume::marks::Marks;
+use crate::volume::chunk_set::ChunkSet;
 
 /// Takes whole chunks of the finest level in any order and makes those of all others.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub(in super::super) struct Ladder {
     /// Unfinished chunks of each level but the first, by channel and index.
     waiting: Vec<Mutex<Unfinished>>,
     /// The chunks of each level that will be made here; all of them if there is no list.
-    made: Option<Vec<Marks>>,
+    made: Option<Vec<ChunkSet>>,
     bytes: AtomicU64,
     peak: AtomicU64,
 }
@@ -61,12 +61,12 @@ impl Ladder {
 
     /// The same, but only chunks that `made` marks at their level are made; what belongs to
     /// others is dropped.
-    pub(in super::super) fn only(mut self, made: Vec<Marks>) -> Self {
+    pub(in super::super) fn only(mut self, made: Vec<ChunkSet>) -> Self {
         self.made = Some(made);
         self
     }
 
-    /// The bytes that wait at most, as [`waiting_bytes`](super::waiting_bytes) says.
+    /// The bytes that wait at most, as [`pyramid_buffer_bytes`](super::pyramid_buffer_bytes) says.
     pub(in super::super) fn most_waiting(&self, channels: u64, order: [usize; 3]) -> u64 {
         most_waiting(&self.levels, channels, self.dtype, order)
     }
@@ -102,7 +102,7 @@ impl Ladder {
         };
         let touched = chunk_range(&step.cells(region), next.chunk);
         for index in indices(touched) {
-            let is_ours = |made: &Vec<Marks>| made[level + 1].has(channel, index);
+            let is_ours = |made: &Vec<ChunkSet>| made[level + 1].has(channel, index);
             if !self.made.as_ref().is_none_or(is_ours) {
                 continue;
             }

@@ -4,7 +4,7 @@
 //! rounded up: a cell at the far edge is made of the voxels that exist, and an axis of one voxel
 //! stays as it is. A chunk of level k is downsampled as soon as it is whole; the result waits for
 //! its chunk of level k + 1, and so on. No level is ever read back for that, and how many bytes
-//! wait follows from the order in which chunks come: [`waiting_bytes`].
+//! wait follows from the order in which chunks come: [`pyramid_buffer_bytes`].
 
 mod halve;
 mod ladder;
@@ -128,12 +128,16 @@ fn full(shape: Shape) -> usize {
 ///
 /// # Errors
 ///
-/// As [`planned`](super::planned).
+/// As [`output_layout`](super::output_layout).
 ///
 /// # Panics
 ///
 /// If `order` does not name each of the three axes.
-pub fn waiting_bytes(layout: &Layout, options: &CreateOptions, order: [usize; 3]) -> Result<u64> {
+pub fn pyramid_buffer_bytes(
+    layout: &Layout,
+    options: &CreateOptions,
+    order: [usize; 3],
+) -> Result<u64> {
     let levels = zarr::levels(layout, options)?;
     Ok(waiting::most_waiting(
         &levels,

@@ -10,7 +10,7 @@ use super::*;
 use crate::dtype::{DType, convert};
 use crate::patch::copy_common;
 use crate::region::{chunk_region, indices};
-use crate::volume::{MemoryVolume, OpenOptions, Volume, VolumeExt, create, open, planned};
+use crate::volume::{MemoryVolume, OpenOptions, Volume, VolumeExt, create, open, output_layout};
 
 /// A box of voxels as f64, or as i128 where the type is an integer.
 fn exact(dtype: DType, voxel: &[u8]) -> i128 {
@@ -279,7 +279,7 @@ fn waited(shape: Shape, chunk: Shape, order: [usize; 3], channels: u64) -> (u64,
                 .unwrap();
         }
     }
-    let bound = waiting_bytes(&layout, &options, order).unwrap();
+    let bound = pyramid_buffer_bytes(&layout, &options, order).unwrap();
     assert_eq!(bound, most_waiting(&levels, channels, DType::U16, order));
     (ladder.peak(), bound)
 }
@@ -420,6 +420,6 @@ fn an_empty_volume_leaves_no_file_at_any_level_and_flat_files_have_none() {
         });
     assert_eq!(held, HashMap::from([(false, 3)]));
     assert_eq!(open(&path).unwrap().layout().shape, [16; 3]);
-    let refused = planned(&dir.path().join("a.npy"), &layout, &options).unwrap_err();
+    let refused = output_layout(&dir.path().join("a.npy"), &layout, &options).unwrap_err();
     assert!(refused.to_string().contains("only Zarr"), "{refused}");
 }

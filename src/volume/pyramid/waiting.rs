@@ -5,7 +5,7 @@ use super::step::{Step, length};
 use crate::dtype::DType;
 use crate::region::{AXES, Region, Shape};
 
-/// The bytes that wait at most, as [`waiting_bytes`](super::waiting_bytes) says.
+/// The bytes that wait at most, as [`pyramid_buffer_bytes`](super::pyramid_buffer_bytes) says.
 pub(super) fn most_waiting(
     levels: &[Level],
     channels: u64,

@@ -5,7 +5,9 @@ use std::os::unix::net::UnixListener;
 
 use super::*;
 use crate::dtype::DType;
-use crate::volume::{CreateOptions, Durability, Layout, Part, ResumeOptions, create, resumable};
+use crate::volume::{
+    CreateOptions, Durability, Layout, OutputPart, ResumeOptions, create, resumable,
+};
 
 const OUTPUTS: [(&str, Replace); 6] = [
     ("zarr", Replace::Folder(FolderKind::ZARR)),
@@ -189,7 +191,7 @@ fn an_output_that_is_not_complete_is_replaced_unless_a_process_writes_it() {
     let partial = dir.path().join(".out.zarr.partial");
     let layout = Layout::new([5, 6, 7], 2, DType::I16);
     let resume = ResumeOptions {
-        part: Part::new(1, 3).unwrap(),
+        part: OutputPart::new(1, 3).unwrap(),
         durability: Durability::None,
         ..ResumeOptions::default()
     };

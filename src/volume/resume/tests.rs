@@ -12,7 +12,7 @@ use crate::dtype::DType;
 use crate::geometry::Geometry;
 use crate::region::chunk_region;
 use crate::volume::partial::steps;
-use crate::volume::{Downsample, Pyramid, ZarrVersion, create, discard, open};
+use crate::volume::{Downsample, Pyramid, ZarrVersion, create, discard_partial, open};
 
 const SHAPE: [u64; 3] = [13, 9, 11];
 const CHUNK: [u64; 3] = [3, 4, 4];
@@ -38,7 +38,7 @@ fn options(shard: Option<[u64; 3]>) -> CreateOptions {
     }
 }
 
-fn settings(part: Part, owned: Option<Region>) -> ResumeOptions {
+fn settings(part: OutputPart, owned: Option<Region>) -> ResumeOptions {
     ResumeOptions {
         fingerprint: json!({"model": "gaussian:2", "grid": {"patch": [8, 8, 8], "overlap": 0.1}}),
         part,
@@ -49,7 +49,7 @@ fn settings(part: Part, owned: Option<Region>) -> ResumeOptions {
 }
 
 fn whole() -> ResumeOptions {
-    settings(Part::WHOLE, None)
+    settings(OutputPart::WHOLE, None)
 }
 
 /// The voxels of one write chunk, cut at the edge; some chunks are empty.
@@ -146,7 +146,7 @@ fn an_output_broken_off_after_any_chunk_is_the_unbroken_one() {
         let begin = || resumable(&path, &layout(), &options, &resume).unwrap();
         let total = chunks(&begin());
         for stop in 0..=total {
-            discard(&path).unwrap();
+            discard_partial(&path).unwrap();
             write_some(&begin(), stop);
             assert!(!path.exists());
             let again = begin();
@@ -273,12 +273,15 @@ fn another_run_is_refused_by_the_names_of_what_differs() {
         .unwrap_err()
         .to_string();
     assert!(message.contains("affine"), "{message}");
-    let halves = settings(Part::new(0, 2).unwrap(), Some(Region::whole([3, 9, 11])));
+    let halves = settings(
+        OutputPart::new(0, 2).unwrap(),
+        Some(Region::whole([3, 9, 11])),
+    );
     let message = begin(&layout(), &options(None), &halves)
         .unwrap_err()
         .to_string();
     assert!(message.contains(r#"parts: then "1", now "2""#), "{message}");
-    discard(&path).unwrap();
+    discard_partial(&path).unwrap();
     begin(&layout(), &options(None), &other).unwrap();
 }
 
@@ -295,7 +298,7 @@ fn a_second_owner_is_sent_away_and_told_what_to_do() {
         message.contains("lock.0-of-1") && message.contains("wait"),
         "{message}"
     );
-    assert!(matches!(discard(&path), Err(Error::Locked { .. })));
+    assert!(matches!(discard_partial(&path), Err(Error::Locked { .. })));
     drop(first);
     begin().unwrap();
 }
@@ -306,10 +309,10 @@ fn parts_in_any_order_broken_off_or_not_make_the_unbroken_output() {
     let expected = unbroken(&options);
     let dir = scratch();
     let path = dir.path().join("out.zarr");
-    let written = planned(&path, &layout(), &options).unwrap();
+    let written = output_layout(&path, &layout(), &options).unwrap();
     for axis in 0..3 {
         let begin = |n: u32| {
-            let part = Part::new(n, 3).unwrap();
+            let part = OutputPart::new(n, 3).unwrap();
             let owned = part.region(&written, axis);
             resumable(&path, &layout(), &options, &settings(part, Some(owned))).unwrap()
         };
@@ -340,7 +343,7 @@ fn parts_keep_to_what_they_own() {
     let dir = scratch();
     let path = dir.path().join("out.zarr");
     let begin = |n, owned| {
-        let part = settings(Part::new(n, 2).unwrap(), Some(owned));
+        let part = settings(OutputPart::new(n, 2).unwrap(), Some(owned));
         resumable(&path, &layout(), &options(None), &part)
     };
     let upper = Region::new([0; 3], [6, 9, 11]);
@@ -354,9 +357,9 @@ fn parts_keep_to_what_they_own() {
     );
     let pieces = begin(1, Region::new([7, 0, 0], [6, 9, 11])).unwrap_err();
     assert!(matches!(pieces, Error::PartialChunk { .. }), "{pieces}");
-    assert!(Part::new(2, 2).is_err());
+    assert!(OutputPart::new(2, 2).is_err());
     let small = Layout::new([2, 1, 1], 1, DType::U8);
-    let shares = (0..7).map(|n| Part::new(n, 7).unwrap().region(&small, 1).voxels());
+    let shares = (0..7).map(|n| OutputPart::new(n, 7).unwrap().region(&small, 1).voxels());
     assert_eq!(
         shares.collect::<Vec<_>>(),
         [0, 0, 0, 0, 0, 0, 2],
@@ -454,15 +457,15 @@ impl Group {
         }
     }
 
-    fn settings(&self, n: usize, part: Part) -> ResumeOptions {
-        let written = planned(&self.paths[n], &layout(), &self.options).unwrap();
+    fn settings(&self, n: usize, part: OutputPart) -> ResumeOptions {
+        let written = output_layout(&self.paths[n], &layout(), &self.options).unwrap();
         ResumeOptions {
-            together: self.paths.clone(),
+            group: self.paths.clone(),
             ..settings(part, Some(part.region(&written, 0)))
         }
     }
 
-    fn open(&self, part: Part) -> Result<Vec<Resumable>> {
+    fn open(&self, part: OutputPart) -> Result<Vec<Resumable>> {
         let open = |n: usize| {
             let settings = self.settings(n, part);
             resumable(&self.paths[n], &layout(), &self.options, &settings)
@@ -471,12 +474,12 @@ impl Group {
     }
 
     /// Does what is left of a part, and of the whole if that was the last; true if all have their names.
-    fn run(&self, part: Part) -> Result<bool> {
+    fn run(&self, part: OutputPart) -> Result<bool> {
         let outputs = self.open(part)?;
         for output in &outputs {
             write_some(output, 1000);
         }
-        finish_together(outputs)?;
+        finish_all(outputs)?;
         if part.count() == 1 {
             return Ok(true);
         }
@@ -485,18 +488,18 @@ impl Group {
         let whole = self.paths.iter().zip(&settings);
         let layout = layout();
         let whole: Vec<_> = whole
-            .map(|(path, resume)| Whole {
+            .map(|(path, resume)| OutputRequest {
                 path,
                 layout: &layout,
                 options: &self.options,
                 resume,
             })
             .collect();
-        let together = Together {
-            parts: part.count(),
-            begun: true,
+        let parts = RunParts {
+            count: part.count(),
+            wrote_part: true,
         };
-        match finalize_together(&whole, together) {
+        match finalize_all(&whole, parts) {
             Err(Error::MissingChunks { .. }) => Ok(false),
             done => done.map(|()| true),
         }
@@ -550,7 +553,7 @@ fn broken_off_at_any_step_to_their_names_outputs_get_them_in_the_next_run() {
         (1, 2, false),
         (2, 3, true),
     ] {
-        let part = |n| Part::new(n, parts).unwrap();
+        let part = |n| OutputPart::new(n, parts).unwrap();
         let mut steps = 0;
         for step in 0.. {
             let what =
@@ -589,7 +592,7 @@ fn none_of_several_outputs_gets_its_name_before_all_are_complete() {
     let mut expected = unbroken(&options(None));
     expected.remove(Path::new("zarr.json"));
     let group = Group::new(2, false);
-    let part = |n| Part::new(n, 2).unwrap();
+    let part = |n| OutputPart::new(n, 2).unwrap();
     assert!(!group.run(part(1)).unwrap());
     // Part 0 is ended when its first output is complete, and its second is not.
     let outputs = group.open(part(0)).unwrap();
@@ -619,12 +622,12 @@ fn none_of_several_outputs_gets_its_name_before_all_are_complete() {
 #[test]
 fn another_run_does_not_take_over_what_a_killed_one_named() {
     let group = Group::new(1, false);
-    let named = broken_off(3, || group.run(Part::WHOLE));
+    let named = broken_off(3, || group.run(OutputPart::WHOLE));
     assert!(named.unwrap().to_string().contains("set aside"));
     assert_eq!(listed(group.dir.path()), [".0.zarr.partial", "0.zarr"]);
     let other = ResumeOptions {
         fingerprint: json!({"model": "another"}),
-        ..group.settings(0, Part::WHOLE)
+        ..group.settings(0, OutputPart::WHOLE)
     };
     let refused = resumable(&group.paths[0], &layout(), &group.options, &other);
     assert!(matches!(refused, Err(Error::Exists { .. })), "{refused:?}");
@@ -635,7 +638,7 @@ fn another_run_does_not_take_over_what_a_killed_one_named() {
     );
     // So it is by an output that is made in one go.
     let group = Group::new(1, true);
-    assert!(broken_off(3, || group.run(Part::WHOLE)).is_some());
+    assert!(broken_off(3, || group.run(OutputPart::WHOLE)).is_some());
     create(&group.paths[0], &layout(), &group.options).unwrap();
     assert_eq!(listed(group.dir.path()), ["0.zarr"]);
 }
@@ -653,13 +656,16 @@ fn a_format_that_another_run_began_is_not_mixed_with_this_one() {
         let before = tree(dir.path());
         let refused = resumable(&path, &layout(), second, &whole());
         assert!(
-            matches!(refused, Err(Error::OtherRun { .. })),
+            matches!(refused, Err(Error::RunMismatch { .. })),
             "{refused:?}"
         );
         assert_eq!(tree(dir.path()), before);
-        assert_eq!(begun(&path).unwrap().unwrap().format, first.format);
-        discard(&path).unwrap();
-        assert_eq!(begun(&path).unwrap(), None);
+        assert_eq!(
+            partial_options(&path).unwrap().unwrap().format,
+            first.format
+        );
+        discard_partial(&path).unwrap();
+        assert_eq!(partial_options(&path).unwrap(), None);
     }
 }
 

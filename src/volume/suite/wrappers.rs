@@ -137,7 +137,7 @@ impl Volume for Probe {
         if !self.changed.load(Ordering::Relaxed) {
             return Ok(());
         }
-        Err(Error::Changed {
+        Err(Error::InputModified {
             path: PathBuf::from(&self.name),
             what: "it was written to".to_owned(),
         })
@@ -192,7 +192,10 @@ pub fn check_forwarding(wrap: &impl Fn(Arc<dyn Volume>) -> Arc<dyn Volume>) {
         wrapper.check_unchanged().expect("nothing changed");
         probe.change();
         let changed = wrapper.check_unchanged();
-        assert!(matches!(changed, Err(Error::Changed { .. })), "{changed:?}");
+        assert!(
+            matches!(changed, Err(Error::InputModified { .. })),
+            "{changed:?}"
+        );
 
         let identity = |name| wrap(Arc::new(Probe::new(name, chunk))).identity();
         let [one, same, other] = ["a", "a", "b"].map(|name| identity(name).expect("it has one"));
@@ -332,7 +335,10 @@ mod tests {
         assert!(matches!(thin.identity(), Err(Error::NoIdentity { .. })));
         thin.check_unchanged().unwrap();
         probe.change();
-        assert!(matches!(thin.check_unchanged(), Err(Error::Changed { .. })));
+        assert!(matches!(
+            thin.check_unchanged(),
+            Err(Error::InputModified { .. })
+        ));
     }
 
     #[test]

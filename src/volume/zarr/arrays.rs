@@ -9,13 +9,13 @@ use zarrs::array::{Array, ArrayBytes};
 
 use super::super::Layout;
 use super::super::chunk::check_whole_chunks;
+use super::super::chunk_set::ChunkSet;
 use super::super::create::CreateOptions;
-use super::super::marks::Marks;
 use super::super::pyramid::{Ladder, Source};
-use super::apart::{apart, codec_options};
 use super::document::{Planned, plan, sizes};
-use super::meta::Facts;
+use super::meta::ArrayInfo;
 use super::open_array;
+use super::pool::{codec_options, outside_global_pool};
 use crate::error::{Cause, Error, Result};
 use crate::patch::copy_common;
 use crate::region::{Region, chunk_range, chunk_region, indices};
@@ -36,7 +36,7 @@ pub(super) struct LevelArray {
     array: Array<()>,
     sharded: bool,
     /// The chunks that were written: those that are all fill value leave no file to tell.
-    pub(super) written: Marks,
+    pub(super) written: ChunkSet,
 }
 
 /// Where a chunk belongs.
@@ -73,7 +73,7 @@ impl Arrays {
     }
 
     /// Only chunks that are marked are made of coarser levels, by level.
-    pub(super) fn only(mut self, made: Vec<Marks>) -> Self {
+    pub(super) fn only(mut self, made: Vec<ChunkSet>) -> Self {
         self.ladder = self.ladder.map(|ladder| ladder.only(made));
         self
     }
@@ -88,7 +88,7 @@ impl Arrays {
     }
 
     /// What waits at most, as [`VolumeMut`](super::super::VolumeMut) says.
-    pub(super) fn waiting_bytes(&self, order: [usize; 3]) -> u64 {
+    pub(super) fn pyramid_buffer_bytes(&self, order: [usize; 3]) -> u64 {
         let ladder = self.ladder.as_ref();
         ladder.map_or(0, |ladder| {
             ladder.most_waiting(self.layout().channels, order)
@@ -194,11 +194,11 @@ impl Arrays {
 impl LevelArray {
     fn new(planned: &Planned) -> Result<Self> {
         let layout = planned.layout.clone();
-        let facts = Facts::parse(&layout.path, layout.format, &planned.document, &[])?;
+        let facts = ArrayInfo::parse(&layout.path, layout.format, &planned.document, &[])?;
         let (array, _) = open_array(&facts, &planned.document)?;
         let [_, chunk @ ..] = layout.write_chunk.expect("a Zarr array has chunks");
         Ok(Self {
-            written: Marks::new(layout.channels, layout.shape, chunk),
+            written: ChunkSet::new(layout.channels, layout.shape, chunk),
             leading: layout
                 .axes
                 .leading_of(layout.channels)
@@ -262,7 +262,7 @@ impl LevelArray {
             Ok(Some(encoded.into_owned()))
         };
         if self.sharded {
-            apart(encode)?
+            outside_global_pool(encode)?
         } else {
             encode()
         }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
-use super::super::replace::{Foreign, guarded};
+use super::super::replace::{UnexpectedEntry, guarded};
 use super::store::{Links, read_json};
 use crate::error::{Error, Result};
 
@@ -20,12 +20,12 @@ enum Role {
 
 /// The first thing found in a folder that no Zarr array or group has; `None` if the folder is one
 /// from top to bottom, or is empty.
-pub(in super::super) fn foreign(folder: &Path) -> Result<Option<Foreign>> {
+pub(in super::super) fn foreign(folder: &Path) -> Result<Option<UnexpectedEntry>> {
     let Some(first) = entries(folder)?.next() else {
         return Ok(None);
     };
     let Some(role) = role(folder) else {
-        return Ok(Some(Foreign::new(first?.path())));
+        return Ok(Some(UnexpectedEntry::new(first?.path())));
     };
     let mut folders = vec![(folder.to_path_buf(), role)];
     while let Some((folder, role)) = folders.pop() {
@@ -34,7 +34,7 @@ pub(in super::super) fn foreign(folder: &Path) -> Result<Option<Foreign>> {
             match sort(&entry, role)? {
                 Sorted::Own => {}
                 Sorted::Below(role) => folders.push((entry.path(), role)),
-                Sorted::Foreign(foreign) => return Ok(Some(foreign)),
+                Sorted::Unexpected(foreign) => return Ok(Some(foreign)),
             }
         }
     }
@@ -44,7 +44,7 @@ pub(in super::super) fn foreign(folder: &Path) -> Result<Option<Foreign>> {
 enum Sorted {
     Own,
     Below(Role),
-    Foreign(Foreign),
+    Unexpected(UnexpectedEntry),
 }
 
 /// What an entry of a folder of this role is.
@@ -53,7 +53,7 @@ fn sort(entry: &fs::DirEntry, above: Role) -> Result<Sorted> {
     let failed = Error::io("look at", &path);
     let (name, kind) = (entry.file_name(), entry.file_type().map_err(failed)?);
     let name = name.to_str().unwrap_or_default();
-    let foreign = |path: PathBuf| Ok(Sorted::Foreign(Foreign::new(path)));
+    let foreign = |path: PathBuf| Ok(Sorted::Unexpected(UnexpectedEntry::new(path)));
     if kind.is_file() {
         let own = match above {
             Role::Array => is_document(name) || is_key(name),
@@ -74,7 +74,7 @@ fn sort(entry: &fs::DirEntry, above: Role) -> Result<Sorted> {
     };
     let found = entry.metadata().map_err(Error::io("look at", &path))?;
     Ok(match guarded(&path, &found) {
-        Some(what) => Sorted::Foreign(Foreign {
+        Some(what) => Sorted::Unexpected(UnexpectedEntry {
             path,
             what: Some(what),
         }),

@@ -5,7 +5,7 @@ use serde_json::{Value as Json, json};
 use super::super::create::{Codec, CreateOptions, ZarrVersion};
 use super::super::pyramid::{Level, factors, shapes};
 use super::super::{Format, Layout};
-use super::meta::{Facts, MAX_CHUNK};
+use super::meta::{ArrayInfo, MAX_CHUNK};
 use super::ome;
 use super::write::{name, text};
 use crate::dtype::DType;
@@ -130,7 +130,7 @@ fn level(mut layout: Layout, options: &CreateOptions) -> Result<Planned> {
         ZarrVersion::V3 => Format::Zarr3,
         ZarrVersion::V2 => Format::Zarr2,
     };
-    let facts = Facts::parse(&layout.path, layout.format, &document, &[])?;
+    let facts = ArrayInfo::parse(&layout.path, layout.format, &document, &[])?;
     layout.read_chunk = Some(facts.as_chunk(&facts.read_chunk));
     layout.write_chunk = Some(facts.as_chunk(&facts.write_chunk));
     layout.codecs = facts.codecs;

@@ -39,7 +39,7 @@ pub(super) const MAX_CHUNK: u64 = 2 << 30;
 ///
 /// The dimensions of the volume are those that are read as channels, the slowest first, then z, y, x.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Facts {
+pub(super) struct ArrayInfo {
     pub(super) path: PathBuf,
     pub(super) format: Format,
     pub(super) dtype: DType,
@@ -79,7 +79,7 @@ fn check_members(path: &Path, document: &Value) -> Result<()> {
     Ok(())
 }
 
-impl Facts {
+impl ArrayInfo {
     /// The facts that a `zarr.json` or `.zarray` document gives of an array whose dimensions have
     /// these names, if any.
     pub(super) fn parse(
@@ -519,11 +519,11 @@ fn v2_dtype(name: &str) -> Option<DType> {
 mod tests {
     use super::*;
 
-    fn parse(shape: &Value, chunk: &Value) -> Result<Facts> {
+    fn parse(shape: &Value, chunk: &Value) -> Result<ArrayInfo> {
         let grid = json!({"name": "regular", "configuration": {"chunk_shape": chunk}});
         let document = json!({"shape": shape, "data_type": "int16", "chunk_grid": grid,
             "codecs": [{"name": "bytes"}, {"name": "blosc", "configuration": {"cname": "lz4"}}]});
-        Facts::parse(Path::new("x.zarr"), Format::Zarr3, &document, &[])
+        ArrayInfo::parse(Path::new("x.zarr"), Format::Zarr3, &document, &[])
     }
 
     #[test]

@@ -6,19 +6,19 @@
 //! the metadata promises. Nothing is registered with zarrs: other users of it in the same
 //! process see no difference.
 
-mod apart;
 mod arrays;
 mod axes;
-mod begun;
 mod belongs;
-mod chain;
+mod bounded;
 mod document;
 mod find;
-mod guard;
 mod json;
 mod meta;
 mod ome;
+mod partial_options;
+mod pipeline;
 mod place;
+mod pool;
 mod resume;
 mod shard;
 mod store;
@@ -36,11 +36,11 @@ use zarrs::metadata::v2::ArrayMetadataV2;
 use zarrs::metadata::v3::ArrayMetadataV3;
 use zarrs::plugin::PluginCreateError;
 
-use self::apart::{apart, codec_options};
 use self::axes::Axis;
-use self::chain::{Chain, Form, Refusal};
-use self::guard::caught;
-use self::meta::Facts;
+use self::bounded::caught;
+use self::meta::ArrayInfo;
+use self::pipeline::{CodecError, CodecPipeline, Form};
+use self::pool::{codec_options, outside_global_pool};
 use self::shard::Shards;
 use self::store::{Folder, Links, Store, Value};
 use super::chunk::{self, Chunk, ChunkVoxels, read_by_chunks};
@@ -48,17 +48,17 @@ use super::files::identity;
 use super::header::excerpt;
 use super::lru::Lru;
 use super::needs::INDEX_BUDGET;
-use super::options::{Missing, OpenOptions};
+use super::options::{MissingChunks, OpenOptions};
 use super::watch::Watch;
 use super::{Axes, ChunkShape, Counter, Format, Layout, ReadStats, Rescale, Volume};
 use crate::error::{Cause, Error, Result};
 use crate::geometry::Geometry;
 use crate::region::Region;
 
-pub(super) use self::begun::begun;
 pub(super) use self::belongs::foreign;
 pub(super) use self::document::{bounds, levels};
 pub(super) use self::find::level_count;
+pub(super) use self::partial_options::partial_options;
 pub(super) use self::resume::ZarrResumable;
 pub(super) use self::write::ZarrWriter;
 
@@ -66,12 +66,12 @@ pub(super) use self::write::ZarrWriter;
 #[derive(Debug)]
 pub(super) struct ZarrVolume {
     layout: Layout,
-    facts: Facts,
+    facts: ArrayInfo,
     store: Box<dyn Store>,
     /// For keys and the fill value; it holds no storage.
     array: Array<()>,
     codecs: Codecs,
-    missing: Missing,
+    missing: MissingChunks,
     /// The metadata.
     watch: Watch,
     counter: Counter,
@@ -81,7 +81,7 @@ pub(super) struct ZarrVolume {
 #[derive(Debug)]
 enum Codecs {
     /// A value is a chunk.
-    Whole(Chain),
+    Whole(CodecPipeline),
     /// A value is a shard, whose chunks are read alone; its index is read once and kept.
     Sharded(Box<Shards>, Lru<Vec<u64>, Arc<[u64]>>),
 }
@@ -148,7 +148,7 @@ impl ZarrVolume {
         document: &Json,
         options: &OpenOptions,
     ) -> Result<Self> {
-        let facts = Facts::parse(path, format, document, axes)?;
+        let facts = ArrayInfo::parse(path, format, document, axes)?;
         let bad = |problem: &Cause| Error::header(path, facts.format_name(), problem.to_string());
         let opened = caught(|| open_array(&facts, document));
         let (array, metadata) = opened.map_err(|problem| bad(&problem))??;
@@ -162,14 +162,14 @@ impl ZarrVolume {
             dtype: array.data_type().clone(),
             fill: array.fill_value().clone(),
         };
-        let chain = caught(|| Chain::new(&metadata.codecs, form, options.trusted))
-            .unwrap_or_else(|problem| Err(Refusal::Broken(problem)))
+        let chain = caught(|| CodecPipeline::new(&metadata.codecs, form, options.trusted))
+            .unwrap_or_else(|problem| Err(CodecError::Broken(problem)))
             .map_err(|refusal| match refusal {
-                Refusal::Untrusted(codec) => Error::UntrustedCodec {
+                CodecError::Untrusted(codec) => Error::UntrustedCodec {
                     path: path.to_path_buf(),
                     codec: excerpt(&codec),
                 },
-                Refusal::Broken(problem) => bad(&problem),
+                CodecError::Broken(problem) => bad(&problem),
             })?;
         let codecs = if facts.sharded {
             let shards = chain
@@ -282,7 +282,7 @@ impl ZarrVolume {
 }
 
 /// The array and its metadata, as version 3.
-fn open_array(facts: &Facts, document: &Json) -> Result<(Array<()>, ArrayMetadataV3)> {
+fn open_array(facts: &ArrayInfo, document: &Json) -> Result<(Array<()>, ArrayMetadataV3)> {
     let bad = |problem: String| Error::header(&facts.path, facts.format_name(), problem);
     let unread = |codec: &str| {
         Error::unsupported(
@@ -313,7 +313,7 @@ fn open_array(facts: &Facts, document: &Json) -> Result<(Array<()>, ArrayMetadat
     // Before zarrs looks at its configuration itself.
     codec_options();
     let array = ArrayMetadata::V3(metadata.clone());
-    let made = apart(|| Array::new_with_metadata(Arc::new(()), "/", array))
+    let made = outside_global_pool(|| Array::new_with_metadata(Arc::new(()), "/", array))
         .map_err(|error| bad(error.to_string()))?;
     let array = made.map_err(|error| match error {
         ArrayCreateError::CodecsCreateError(PluginCreateError::Unsupported(error)) => {
@@ -348,7 +348,7 @@ impl Volume for ZarrVolume {
         let (channels, region) = chunk::whole(&self.layout, index)?;
         let voxels = match self.fetch(&self.facts.chunk_index(index))? {
             Fetched::Encoded { key, bytes } => ChunkVoxels::Stored(self.decode(key, bytes)?),
-            Fetched::Absent { key } if self.missing == Missing::Error => {
+            Fetched::Absent { key } if self.missing == MissingChunks::Error => {
                 return Err(Error::MissingChunk {
                     path: self.layout.path.clone(),
                     key,
@@ -368,7 +368,7 @@ impl Volume for ZarrVolume {
     fn fill_chunk(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
         chunk::clipped(&self.layout, index)?;
         let own = self.facts.chunk_index(index);
-        if self.missing == Missing::Error {
+        if self.missing == MissingChunks::Error {
             return Ok(None);
         }
         let stored = match &self.codecs {

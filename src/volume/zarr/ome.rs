@@ -12,7 +12,7 @@ use super::super::header::excerpt;
 use super::super::units::{self, Unit};
 use super::super::{Axes, AxisKind, Downsample, Layout, LeadingAxis};
 use super::axes::{Axis, Order};
-use super::meta::Facts;
+use super::meta::ArrayInfo;
 use super::place::Map;
 use crate::error::{Error, Result};
 use crate::geometry::{Affine, Geometry};
@@ -110,7 +110,7 @@ impl Placed {
     }
 
     /// What goes with the volume to other formats.
-    pub(super) fn axes(&self, facts: &Facts) -> Axes {
+    pub(super) fn axes(&self, facts: &ArrayInfo) -> Axes {
         let word = self
             .world
             .iter()
@@ -142,7 +142,7 @@ impl Placed {
 /// The axes of an array that are read as channels.
 pub(super) fn leading(
     axes: &[Axis],
-    facts: &Facts,
+    facts: &ArrayInfo,
     step: impl Fn(usize) -> f64,
 ) -> Vec<LeadingAxis> {
     if axes.len() != facts.stored.dims.len() {

@@ -6,13 +6,13 @@ use rayon::iter::{ParallelBridge, ParallelIterator};
 use serde_json::json;
 
 use super::super::chunk::check_whole_chunks;
+use super::super::chunk_set::ChunkSet;
 use super::super::create::CreateOptions;
-use super::super::marks::Marks;
 use super::super::options::OpenOptions;
 use super::super::partial::{self, Partial, Record, Run};
 use super::super::pyramid::{Level, Source, inputs, rebuilding_bytes, rebuilt};
 use super::super::replace::FolderKind;
-use super::super::resume::{ResumeOptions, Together};
+use super::super::resume::{ResumeOptions, RunParts};
 use super::super::{ChunkShape, Layout, Volume, VolumeMut};
 use super::ZarrVolume;
 use super::arrays::{Arrays, Place};
@@ -84,13 +84,13 @@ impl ZarrResumable {
         layout: &Layout,
         options: &CreateOptions,
         resume: &ResumeOptions,
-        together: Together,
+        parts: RunParts,
     ) -> Result<Option<Self>> {
         let (arrays, planned) = Arrays::planned(layout, options)?;
         let run = run(layout, options, resume, &planned)?;
         let mut found = Vec::new();
-        let Together { parts, begun } = together;
-        let opened = Partial::open_all(&run, parts, begun, &mut |record| found.push(record))?;
+        let RunParts { count, wrote_part } = parts;
+        let opened = Partial::open_all(&run, count, wrote_part, &mut |record| found.push(record))?;
         let Some(partial) = opened else {
             return Ok(None);
         };
@@ -142,9 +142,9 @@ impl ZarrResumable {
 
     /// The chunks of each level that will be made while those of the finest come: all that they
     /// are made of is still to come.
-    fn made_in_passing(&self) -> Vec<Marks> {
-        let marks = |level: &Level| Marks::new(self.layout().channels, level.shape, level.chunk);
-        let made: Vec<Marks> = self.levels.iter().map(marks).collect();
+    fn made_in_passing(&self) -> Vec<ChunkSet> {
+        let marks = |level: &Level| ChunkSet::new(self.layout().channels, level.shape, level.chunk);
+        let made: Vec<ChunkSet> = self.levels.iter().map(marks).collect();
         for [c, z, y, x] in self.pending() {
             made[0].set(c, [z, y, x]);
         }
@@ -243,8 +243,8 @@ impl VolumeMut for ZarrResumable {
         self.arrays.write(channels, region, voxels, &keep)
     }
 
-    fn waiting_bytes(&self, order: [usize; 3]) -> u64 {
-        self.arrays.waiting_bytes(order)
+    fn pyramid_buffer_bytes(&self, order: [usize; 3]) -> u64 {
+        self.arrays.pyramid_buffer_bytes(order)
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
@@ -288,7 +288,7 @@ fn run<'a>(
     Ok(Run {
         target: &layout.path,
         replace: FolderKind::ZARR.replaced(options.replace),
-        together: &resume.together,
+        group: &resume.group,
         id: partial::id(&depends),
         fingerprint: &resume.fingerprint,
         durability: resume.durability,
@@ -299,7 +299,7 @@ fn run<'a>(
     })
 }
 
-/// Marks what is noted as done, if its file is there and as long as noted.
+/// ChunkSet what is noted as done, if its file is there and as long as noted.
 fn mark(arrays: &Arrays, partial: &Partial, records: Vec<Record>) {
     let data = partial.data();
     for Record {

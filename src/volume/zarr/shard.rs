@@ -10,8 +10,8 @@ use serde_json::{Map, Value as Json};
 use zarrs::array::{FillValue, data_type};
 use zarrs::metadata::v3::MetadataV3;
 
-use super::chain::{Chain, Form, Refusal, place};
-use super::guard::Size;
+use super::bounded::ByteLimit;
+use super::pipeline::{CodecError, CodecPipeline, Form, place};
 use crate::error::Cause;
 
 /// Chunks that a shard may have: their index is 64 MiB.
@@ -24,10 +24,10 @@ pub(super) struct Shards {
     chunk: Vec<u64>,
     /// Chunks per shard along the dimensions.
     counts: Vec<u64>,
-    index: Chain,
+    index: CodecPipeline,
     index_bytes: u64,
     at_start: bool,
-    inner: Chain,
+    inner: CodecPipeline,
 }
 
 impl Shards {
@@ -36,30 +36,30 @@ impl Shards {
         configuration: Option<&Map<String, Json>>,
         form: &Form,
         trusted: bool,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, CodecError> {
         let configuration =
-            configuration.ok_or_else(|| Refusal::broken("sharding has no configuration"))?;
+            configuration.ok_or_else(|| CodecError::broken("sharding has no configuration"))?;
         let chunk = lengths(configuration.get("chunk_shape"))
-            .ok_or_else(|| Refusal::broken("sharding has no sound chunk_shape"))?;
+            .ok_or_else(|| CodecError::broken("sharding has no sound chunk_shape"))?;
         let counts = counts(form, &chunk)?;
-        let list = |field: &str| -> Result<Vec<MetadataV3>, Refusal> {
+        let list = |field: &str| -> Result<Vec<MetadataV3>, CodecError> {
             let codecs = configuration.get(field).cloned().unwrap_or_default();
-            serde_json::from_value(codecs).map_err(Refusal::broken)
+            serde_json::from_value(codecs).map_err(CodecError::broken)
         };
         let inner = Form {
             shape: chunk.iter().copied().filter_map(NonZeroU64::new).collect(),
             ..form.clone()
         };
-        let inner = Chain::new(&list("codecs")?, inner, trusted)?;
+        let inner = CodecPipeline::new(&list("codecs")?, inner, trusted)?;
         let pairs = counts.iter().chain(&[2]);
         let index = Form {
             shape: pairs.copied().filter_map(NonZeroU64::new).collect(),
             dtype: data_type::uint64(),
             fill: FillValue::from(u64::MAX),
         };
-        let index = Chain::new(&list("index_codecs")?, index, trusted)?;
-        let Size::Exactly(index_bytes) = index.encoded() else {
-            return Err(Refusal::broken(
+        let index = CodecPipeline::new(&list("index_codecs")?, index, trusted)?;
+        let ByteLimit::Exactly(index_bytes) = index.encoded() else {
+            return Err(CodecError::broken(
                 "the shard index has codecs whose size is not fixed",
             ));
         };
@@ -67,7 +67,7 @@ impl Shards {
             None | Some(Some("end")) => false,
             Some(Some("start")) => true,
             _ => {
-                return Err(Refusal::broken(
+                return Err(CodecError::broken(
                     "sharding index_location is neither \"start\" nor \"end\"",
                 ));
             }
@@ -84,15 +84,15 @@ impl Shards {
     }
 
     /// How the chunks are encoded.
-    pub(super) const fn inner(&self) -> &Chain {
+    pub(super) const fn inner(&self) -> &CodecPipeline {
         &self.inner
     }
 
     /// Bytes that a shard can take: its index, and every chunk at its longest.
-    pub(super) fn encoded(&self) -> Size {
+    pub(super) fn encoded(&self) -> ByteLimit {
         let chunks: u64 = self.counts.iter().product();
         let longest = self.inner.encoded().limit().saturating_mul(chunks);
-        Size::AtMost(longest.saturating_add(self.index_bytes))
+        ByteLimit::AtMost(longest.saturating_add(self.index_bytes))
     }
 
     /// The shard that holds a chunk, and the chunk's place in the shard's index.
@@ -185,18 +185,18 @@ impl Shards {
 }
 
 /// Chunks along each dimension; not too many in all.
-fn counts(form: &Form, chunk: &[u64]) -> Result<Vec<u64>, Refusal> {
+fn counts(form: &Form, chunk: &[u64]) -> Result<Vec<u64>, CodecError> {
     let shard = &form.shape;
     let whole = |(shard, chunk): (&NonZeroU64, &u64)| shard.get().is_multiple_of(*chunk);
     if shard.len() != chunk.len() || !shard.iter().zip(chunk).all(whole) {
         let problem = format!("shard {shard:?} is no multiple of its chunks {chunk:?}");
-        return Err(Refusal::broken(problem));
+        return Err(CodecError::broken(problem));
     }
     let counts: Vec<u64> = shard.iter().zip(chunk).map(|(s, c)| s.get() / c).collect();
     let all = counts.iter().try_fold(1_u64, |all, &n| all.checked_mul(n));
     if all.is_none_or(|all| all > MAX_CHUNKS) {
         let problem = format!("{counts:?} chunks in a shard are more than {MAX_CHUNKS}");
-        return Err(Refusal::broken(problem));
+        return Err(CodecError::broken(problem));
     }
     Ok(counts)
 }

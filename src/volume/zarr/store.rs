@@ -14,8 +14,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::super::foreign;
-use super::super::io::is_remote;
 use super::super::options::OpenOptions;
+use super::super::read_method::is_remote;
 use super::super::watch::Since;
 use super::json;
 use crate::error::{Error, Result};

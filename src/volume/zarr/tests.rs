@@ -135,7 +135,7 @@ fn document(codecs: &Json, shape: [u64; 3], dtype: DType) -> Json {
 
 /// The only chunk of such an array, encoded by zarrs.
 fn encoded(document: &Json, voxels: Vec<u8>) -> Vec<u8> {
-    let facts = Facts::parse(Path::new("x"), Format::Zarr3, document, &[]).unwrap();
+    let facts = ArrayInfo::parse(Path::new("x"), Format::Zarr3, document, &[]).unwrap();
     let (array, _) = open_array(&facts, document).unwrap();
     let shape: Vec<NonZeroU64> = facts
         .stored

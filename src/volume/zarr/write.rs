@@ -66,8 +66,8 @@ impl VolumeMut for ZarrWriter {
         self.arrays.write(channels, region, voxels, &keep)
     }
 
-    fn waiting_bytes(&self, order: [usize; 3]) -> u64 {
-        self.arrays.waiting_bytes(order)
+    fn pyramid_buffer_bytes(&self, order: [usize; 3]) -> u64 {
+        self.arrays.pyramid_buffer_bytes(order)
     }
 
     fn finish(self: Box<Self>) -> Result<()> {

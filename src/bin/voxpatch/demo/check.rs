@@ -42,7 +42,7 @@ pub(super) fn compare(
                 let done = state.1;
                 drop(state);
                 if !report::goes_on(progress(done, total)) {
-                    return Err(Error::Stopped);
+                    return Err(Error::Interrupted);
                 }
             }
         };

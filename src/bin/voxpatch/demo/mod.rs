@@ -224,7 +224,7 @@ impl Demo<'_> {
             for (done, sample) in (1..).zip(&mut loader) {
                 sample?;
                 if !report::goes_on(progress(done, DRAWS)) {
-                    return Err(Error::Stopped);
+                    return Err(Error::Interrupted);
                 }
             }
             Ok(())

@@ -146,7 +146,7 @@ impl Projection {
                 }
             }
             if progress(step + 1, steps).is_break() {
-                return Err(Error::Stopped);
+                return Err(Error::Interrupted);
             }
         }
         Ok(())

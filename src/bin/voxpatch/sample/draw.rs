@@ -10,7 +10,7 @@ use voxpatch::sampler::{
     SamplerOptions, Uniform, Weighted,
 };
 use voxpatch::training::{Image, SamplerFactory, Subject, TOLERANCE, subject_seed};
-use voxpatch::volume::{Choice, Span};
+use voxpatch::volume::{IndexRange, Subset};
 use voxpatch::{DType, Error, Layout, Padding, Shape, Volume};
 
 use super::budget::Budget;
@@ -36,9 +36,9 @@ impl Input {
         let map = |path: Option<&PathBuf>, channel: u64| {
             path.map(|path| {
                 let map = open(path, level_of(path, settings.common.level))?;
-                let one = Choice {
-                    channels: Some(Span::one(channel)),
-                    ..Choice::default()
+                let one = Subset {
+                    channels: Some(IndexRange::one(channel)),
+                    ..Subset::default()
                 };
                 let bring = |to: &Layout, map| matching.on_grid_of(to, map);
                 let (all, own) = (whole.layout(), volume.layout());

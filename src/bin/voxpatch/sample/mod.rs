@@ -14,7 +14,7 @@ use anyhow::Context;
 use voxpatch::meter::Meter;
 use voxpatch::sampler::{CenterBox, FixedLocations, INDEX, LOCATIONS, is_index_file};
 use voxpatch::training::{EpochPlan, Loader, LoaderOptions, OnError, RankShard, Subject};
-use voxpatch::volume::{FileKind, Replace, TOLERANCE, check_apart, check_output};
+use voxpatch::volume::{FileKind, Replace, TOLERANCE, check_distinct, check_output};
 use voxpatch::{DType, Error, Layout, Region, Shape};
 
 pub(crate) use self::budget::{Budget, Needs, chunk_bytes};
@@ -78,7 +78,7 @@ pub(crate) fn run(settings: &SampleArgs) -> anyhow::Result<()> {
             done.patches += 1;
             done.bytes += sample.patches()[0].bytes().len() as u64;
             if !report::goes_on(progress(done.patches, count)) {
-                return Err(Error::Stopped.into());
+                return Err(Error::Interrupted.into());
             }
         }
         Ok(())
@@ -125,7 +125,7 @@ fn check_outputs(settings: &SampleArgs) -> anyhow::Result<()> {
     for (n, &(name, path)) in outputs.iter().enumerate() {
         check_output(path, &inputs)?;
         for &(other, before) in &outputs[..n] {
-            check_apart(&[before, path])
+            check_distinct(&[before, path])
                 .with_context(|| format!("{other} and {name} cannot both be written"))?;
         }
     }

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use anyhow::Context;
 use voxpatch::training::Sample;
-use voxpatch::volume::{Codec, CreateOptions, FileKind, FolderKind, Foreign, StagedFolder, create};
+use voxpatch::volume::{
+    Codec, CreateOptions, FileKind, FolderKind, StagedFolder, UnexpectedEntry, create,
+};
 use voxpatch::{DType, Error, Geometry, Layout, Region, Shape, VolumeMut};
 
 use crate::output::Output;
@@ -165,7 +167,7 @@ impl Sink {
 }
 
 /// The first thing in a folder that is not a patch.
-fn foreign_to_patches(folder: &Path) -> voxpatch::Result<Option<Foreign>> {
+fn foreign_to_patches(folder: &Path) -> voxpatch::Result<Option<UnexpectedEntry>> {
     let failed = |source| Error::Io {
         action: "list",
         path: folder.to_path_buf(),
@@ -177,7 +179,7 @@ fn foreign_to_patches(folder: &Path) -> voxpatch::Result<Option<Foreign>> {
         let name = name.to_string_lossy();
         let is_patch = name.starts_with("patch_") && name.ends_with(".nii");
         if !is_patch || !entry.file_type().map_err(failed)?.is_file() {
-            return Ok(Some(Foreign::new(entry.path())));
+            return Ok(Some(UnexpectedEntry::new(entry.path())));
         }
     }
     Ok(None)

@@ -32,7 +32,7 @@ fn nrrd_and_metaimage_keep_voxels_and_geometry() {
                             ..CreateOptions::default()
                         };
                         let error = create(&path, &layout, &options).unwrap_err();
-                        assert!(matches!(error, Error::NoSuchType { .. }), "{error}");
+                        assert!(matches!(error, Error::UnsupportedDType { .. }), "{error}");
                         continue;
                     }
                     let found = round_trip(&desk, name, &layout, &patch);
@@ -184,9 +184,9 @@ fn a_compressed_output_takes_its_length_twice_at_most_and_leaves_nothing_unfinis
     let path = desk.folder.path().join("a.nii.gz");
     let layout = Layout::new([5, 6, 7], 1, DType::I16);
     let options = CreateOptions::default();
-    let layout = crate::volume::planned(&path, &layout, &options).unwrap();
-    let space = crate::volume::space(&[(&layout, &options)], false).unwrap();
-    assert_eq!((space[0].least_bytes, space[0].most_bytes), (420, 840));
+    let layout = crate::volume::output_layout(&path, &layout, &options).unwrap();
+    let space = crate::volume::disk_space(&[(&layout, &options)], false).unwrap();
+    assert_eq!((space[0].min_bytes, space[0].max_bytes), (420, 840));
     let target = create(&path, &layout, &options).unwrap();
     target.write(Region::whole([5, 6, 7]), &[1; 420]).unwrap();
     let files = || fs::read_dir(desk.folder.path()).unwrap().count();

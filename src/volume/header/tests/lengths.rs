@@ -331,7 +331,7 @@ fn voxels_in_a_file_for_each_slice_are_one_volume() {
     fs::write(dir.path().join("s03.raw"), [0; 20]).unwrap();
     assert!(matches!(
         volume.check_unchanged(),
-        Err(Error::Changed { .. })
+        Err(Error::InputModified { .. })
     ));
     let error = volume.read(Region::whole(shape)).unwrap_err().to_string();
     assert!(error.contains("s03.raw"), "{error}");

@@ -284,18 +284,18 @@ fn a_chunk_written_after_the_array_was_opened_is_an_error_that_names_it() {
     std::thread::sleep(std::time::Duration::from_millis(30));
     fs::write(&chunk, bytes).unwrap();
     let read = read_all(&volume);
-    if crate::volume::io::is_remote(&fs::File::open(&array).unwrap()) {
+    if crate::volume::read_method::is_remote(&fs::File::open(&array).unwrap()) {
         println!("skipped: of a file on another machine it cannot be told");
         return;
     }
     assert!(
-        matches!(&read, Err(Error::Changed { path, .. }) if *path == chunk),
+        matches!(&read, Err(Error::InputModified { path, .. }) if *path == chunk),
         "{read:?}"
     );
     read_all(&open(&array).unwrap()).unwrap();
     fs::write(array.join("zarr.json"), "{}").unwrap();
     assert!(matches!(
         volume.check_unchanged(),
-        Err(Error::Changed { .. })
+        Err(Error::InputModified { .. })
     ));
 }

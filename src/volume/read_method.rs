@@ -7,32 +7,32 @@ use super::mmap::Map;
 
 /// How uncompressed flat files are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Io {
+pub enum ReadMethod {
     /// Mapped, but by system calls where the file lies on a network or in user space (NFS, SMB,
     /// FUSE, Lustre, Ceph, 9p and the like): there, pages come slowly and files change unseen.
     #[default]
     Auto,
     /// Mapped: the fastest on disks of this machine. What was touched is let go of again and again, so that
     /// little of a file is resident.
-    Map,
+    Mmap,
     /// Mapped, and what was touched stays mapped: faster from the second touch on, for files that fit into memory
     /// beside all else. The whole file may come to count as resident; the system takes back what it needs.
-    Keep,
+    MmapResident,
     /// By system calls, of which each reads up to 4 MiB.
-    Read,
+    Pread,
 }
 
-impl Io {
+impl ReadMethod {
     /// Maps a file that is to be mapped.
     pub(super) fn map(self, file: &File) -> io::Result<Option<Map>> {
         let mapped = match self {
-            Self::Map | Self::Keep => true,
-            Self::Read => false,
+            Self::Mmap | Self::MmapResident => true,
+            Self::Pread => false,
             Self::Auto => !is_remote(file),
         };
         let map = mapped.then(|| Map::new(file)).transpose()?;
         Ok(match self {
-            Self::Keep => map.map(Map::keeping),
+            Self::MmapResident => map.map(Map::keeping),
             _ => map,
         })
     }
@@ -71,9 +71,13 @@ mod tests {
     fn a_file_of_this_machine_is_mapped_unless_reads_are_asked_for() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), [1, 2, 3]).unwrap();
-        let mapped = |io: Io| io.map(file.as_file()).unwrap().is_some();
-        assert!(mapped(Io::Map) && mapped(Io::Keep) && !mapped(Io::Read));
-        assert_eq!(mapped(Io::Auto), !is_remote(file.as_file()));
+        let mapped = |io: ReadMethod| io.map(file.as_file()).unwrap().is_some();
+        assert!(
+            mapped(ReadMethod::Mmap)
+                && mapped(ReadMethod::MmapResident)
+                && !mapped(ReadMethod::Pread)
+        );
+        assert_eq!(mapped(ReadMethod::Auto), !is_remote(file.as_file()));
         // procfs is neither remote nor listed.
         assert!(!is_remote(&File::open("/proc/self/status").unwrap()));
     }

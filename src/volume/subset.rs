@@ -9,14 +9,14 @@ use crate::region::{AXES, Region};
 
 /// A range of voxels, channels or time points; without an end, up to the last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
+pub struct IndexRange {
     /// The first.
     pub start: u64,
     /// One past the last.
     pub end: Option<u64>,
 }
 
-impl Span {
+impl IndexRange {
     /// One only.
     #[must_use]
     pub const fn one(place: u64) -> Self {
@@ -32,7 +32,7 @@ impl Span {
     }
 }
 
-impl From<Range<u64>> for Span {
+impl From<Range<u64>> for IndexRange {
     fn from(range: Range<u64>) -> Self {
         Self {
             start: range.start,
@@ -43,16 +43,16 @@ impl From<Range<u64>> for Span {
 
 /// What is chosen of a volume: all, if nothing is said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Choice {
+pub struct Subset {
     /// Time points.
-    pub times: Option<Span>,
+    pub times: Option<IndexRange>,
     /// Channels; of the chosen time points, where there are some.
-    pub channels: Option<Span>,
+    pub channels: Option<IndexRange>,
     /// Voxels along z, y, x.
-    pub region: Option<[Span; 3]>,
+    pub region: Option<[IndexRange; 3]>,
 }
 
-impl Choice {
+impl Subset {
     /// The chosen part of `volume`. Nothing is copied; voxels keep their place in the world.
     ///
     /// # Errors
@@ -171,7 +171,7 @@ mod tests {
         }))
     }
 
-    fn span(start: u64, end: u64) -> Span {
+    fn span(start: u64, end: u64) -> IndexRange {
         (start..end).into()
     }
 
@@ -182,10 +182,10 @@ mod tests {
             let whole = volume.read(Region::whole([4, 5, 6])).unwrap();
             for (times, channels, first, count) in [
                 (None, None, 0, 6),
-                (Some(Span::one(1)), None, 2, 2),
-                (Some(Span::one(2)), Some(Span::one(1)), 5, 1),
+                (Some(IndexRange::one(1)), None, 2, 2),
+                (Some(IndexRange::one(2)), Some(IndexRange::one(1)), 5, 1),
                 (
-                    Some(Span {
+                    Some(IndexRange {
                         start: 1,
                         end: None,
                     }),
@@ -196,7 +196,7 @@ mod tests {
                 (None, Some(span(1, 4)), 1, 3),
                 (
                     None,
-                    Some(Span {
+                    Some(IndexRange {
                         start: 5,
                         end: None,
                     }),
@@ -208,7 +208,7 @@ mod tests {
                     None,
                     Some([
                         span(1, 3),
-                        Span {
+                        IndexRange {
                             start: 2,
                             end: None,
                         },
@@ -216,14 +216,14 @@ mod tests {
                     ]),
                     Some([span(3, 4), span(0, 1), span(5, 6)]),
                 ] {
-                    let choice = Choice {
+                    let choice = Subset {
                         times,
                         channels,
                         region,
                     };
                     let found = choice.of(Arc::clone(&volume)).unwrap();
                     let spans = region.unwrap_or(
-                        [Span {
+                        [IndexRange {
                             start: 0,
                             end: None,
                         }; 3],
@@ -256,24 +256,24 @@ mod tests {
     #[test]
     fn what_is_not_there_is_an_error() {
         let volume = timed(None);
-        let of = |choice: Choice| choice.of(Arc::clone(&volume)).map(|_| ());
+        let of = |choice: Subset| choice.of(Arc::clone(&volume)).map(|_| ());
         let times = |times| {
-            of(Choice {
+            of(Subset {
                 times: Some(times),
-                ..Choice::default()
+                ..Subset::default()
             })
         };
         let channels = |channels| {
-            of(Choice {
+            of(Subset {
                 channels: Some(channels),
-                ..Choice::default()
+                ..Subset::default()
             })
         };
         for wrong in [
-            Span::one(3),
+            IndexRange::one(3),
             span(2, 4),
             span(1, 1),
-            Span {
+            IndexRange {
                 start: 3,
                 end: None,
             },
@@ -284,10 +284,10 @@ mod tests {
             );
         }
         for wrong in [
-            Span::one(6),
+            IndexRange::one(6),
             span(5, 7),
             span(2, 1),
-            Span {
+            IndexRange {
                 start: 9,
                 end: None,
             },
@@ -298,9 +298,9 @@ mod tests {
             );
         }
         // Only two channels at one time.
-        let both = Choice {
-            times: Some(Span::one(0)),
-            channels: Some(Span::one(2)),
+        let both = Subset {
+            times: Some(IndexRange::one(0)),
+            channels: Some(IndexRange::one(2)),
             region: None,
         };
         assert!(matches!(
@@ -310,16 +310,16 @@ mod tests {
         for wrong in [
             span(0, 5),
             span(2, 2),
-            Span {
+            IndexRange {
                 start: 4,
                 end: None,
             },
-            Span::one(u64::MAX),
+            IndexRange::one(u64::MAX),
         ] {
             let region = Some([span(0, 1), wrong, span(0, 1)]);
-            let region = of(Choice {
+            let region = of(Subset {
                 region,
-                ..Choice::default()
+                ..Subset::default()
             });
             // The y axis has 5 voxels.
             assert_eq!(
@@ -330,9 +330,9 @@ mod tests {
         }
         let plain: Arc<dyn Volume> =
             Arc::new(MemoryVolume::zeros(Layout::new([2; 3], 2, DType::U8)).unwrap());
-        let times = Choice {
-            times: Some(Span::one(0)),
-            ..Choice::default()
+        let times = Subset {
+            times: Some(IndexRange::one(0)),
+            ..Subset::default()
         };
         assert!(matches!(times.of(plain), Err(Error::NoTime { .. })));
     }

@@ -1,7 +1,7 @@
 //! Decoding a chunk: its codecs, undone one after the other.
 //!
 //! zarrs supplies the codecs; that each gives just what the metadata promises is seen to
-//! here and in [`guard`](super::guard). Chunks are decoded whole and on the caller's thread.
+//! here and in [`bounded`](super::bounded). Chunks are decoded whole and on the caller's thread.
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use zarrs::array::codec::{BytesCodec, TransposeCodec};
 use zarrs::array::{ArrayBytes, DataType, FillValue};
 use zarrs::metadata::v3::MetadataV3;
 
-use super::apart::codec_options;
-use super::guard::{Guard, Size};
+use super::bounded::{BoundedDecoder, ByteLimit};
+use super::pool::codec_options;
 use super::shard::Shards;
 use crate::error::Cause;
 
@@ -29,14 +29,14 @@ pub(super) struct Form {
 
 /// The codecs of a chunk, in the order of encoding.
 #[derive(Debug)]
-pub(super) struct Chain {
+pub(super) struct CodecPipeline {
     /// From array to array, each with what it decodes to.
     arrays: Vec<(Form, Arc<dyn ArrayToArrayCodecTraits>)>,
     /// What the serializer decodes to.
     form: Form,
     serializer: Serializer,
-    serialized: Size,
-    bytes: Vec<Guard>,
+    serialized: ByteLimit,
+    bytes: Vec<BoundedDecoder>,
 }
 
 #[derive(Debug)]
@@ -45,21 +45,21 @@ enum Serializer {
     Shards(Box<Shards>),
 }
 
-impl Chain {
+impl CodecPipeline {
     /// The codecs that `metadata` lists, for chunks of `form`; if they are not `trusted`,
     /// those that hostile data could exploit are refused by name.
     pub(super) fn new(
         metadata: &[MetadataV3],
         mut form: Form,
         trusted: bool,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, CodecError> {
         let (mut arrays, mut to_bytes, mut bytes) = (Vec::new(), None, Vec::new());
         for codec in metadata {
-            let refuse = || Refusal::Untrusted(codec.name().to_owned());
+            let refuse = || CodecError::Untrusted(codec.name().to_owned());
             let made = match Codec::from_metadata(codec) {
                 Ok(made) => made,
                 Err(_) if !codec.must_understand() => continue,
-                Err(error) => return Err(Refusal::broken(error)),
+                Err(error) => return Err(CodecError::broken(error)),
             };
             match made {
                 Codec::ArrayToArray(made) => {
@@ -68,12 +68,12 @@ impl Chain {
                     }
                     let (shape, dtype, fill) = made
                         .encoded_representation(&form.shape, &form.dtype, &form.fill)
-                        .map_err(Refusal::broken)?;
+                        .map_err(CodecError::broken)?;
                     let encoded = Form { shape, dtype, fill };
                     arrays.push((std::mem::replace(&mut form, encoded), made));
                 }
                 Codec::ArrayToBytes(_) if to_bytes.is_some() => {
-                    return Err(Refusal::broken("there are two array-to-bytes codecs"));
+                    return Err(CodecError::broken("there are two array-to-bytes codecs"));
                 }
                 Codec::ArrayToBytes(_) if codec.name() == "sharding_indexed" => {
                     to_bytes = Some(Err(codec));
@@ -88,7 +88,7 @@ impl Chain {
             }
         }
         let to_bytes =
-            to_bytes.ok_or_else(|| Refusal::broken("there is no array-to-bytes codec"))?;
+            to_bytes.ok_or_else(|| CodecError::broken("there is no array-to-bytes codec"))?;
         let (serializer, size) = match to_bytes {
             Ok(codec) => {
                 let size = serialized_size(&*codec, &form)?;
@@ -112,8 +112,10 @@ impl Chain {
     }
 
     /// How long an encoded chunk can be.
-    pub(super) fn encoded(&self) -> Size {
-        self.bytes.last().map_or(self.serialized, Guard::encoded)
+    pub(super) fn encoded(&self) -> ByteLimit {
+        self.bytes
+            .last()
+            .map_or(self.serialized, BoundedDecoder::encoded)
     }
 
     /// The shards, if there is nothing but shards, so that their chunks can be read alone.
@@ -145,7 +147,7 @@ impl Chain {
         }
         let voxels = voxels.into_fixed()?.into_owned();
         let form = self.arrays.first().map_or(&self.form, |(form, _)| form);
-        Size::Exactly(form.bytes().ok_or("its type has no fixed size")?)
+        ByteLimit::Exactly(form.bytes().ok_or("its type has no fixed size")?)
             .check("it decodes to", voxels.len() as u64)?;
         Ok(voxels)
     }
@@ -164,13 +166,13 @@ impl Form {
 /// The codecs from bytes to bytes, innermost first, which gives `decoded` bytes.
 fn guards(
     codecs: Vec<(&str, Arc<dyn BytesToBytesCodecTraits>)>,
-    mut decoded: Size,
+    mut decoded: ByteLimit,
     trusted: bool,
-) -> Result<Vec<Guard>, Refusal> {
+) -> Result<Vec<BoundedDecoder>, CodecError> {
     let guard = |(name, codec): (&str, _)| {
-        let guard = Guard::new(codec, decoded);
+        let guard = BoundedDecoder::new(codec, decoded);
         if !trusted && !guard.is_safe() {
-            return Err(Refusal::Untrusted(name.to_owned()));
+            return Err(CodecError::Untrusted(name.to_owned()));
         }
         decoded = guard.encoded();
         Ok(guard)
@@ -178,14 +180,17 @@ fn guards(
     codecs.into_iter().map(guard).collect()
 }
 
-fn serialized_size(codec: &dyn ArrayToBytesCodecTraits, form: &Form) -> Result<Size, Refusal> {
+fn serialized_size(
+    codec: &dyn ArrayToBytesCodecTraits,
+    form: &Form,
+) -> Result<ByteLimit, CodecError> {
     let size = codec
         .encoded_representation(&form.shape, &form.dtype, &form.fill)
-        .map_err(Refusal::broken)?;
+        .map_err(CodecError::broken)?;
     match size {
-        BytesRepresentation::FixedSize(n) => Ok(Size::Exactly(n)),
-        BytesRepresentation::BoundedSize(n) => Ok(Size::AtMost(n)),
-        BytesRepresentation::UnboundedSize => Err(Refusal::broken(
+        BytesRepresentation::FixedSize(n) => Ok(ByteLimit::Exactly(n)),
+        BytesRepresentation::BoundedSize(n) => Ok(ByteLimit::AtMost(n)),
+        BytesRepresentation::UnboundedSize => Err(CodecError::broken(
             "its array-to-bytes codec has no limit to what it makes",
         )),
     }
@@ -193,14 +198,14 @@ fn serialized_size(codec: &dyn ArrayToBytesCodecTraits, form: &Form) -> Result<S
 
 /// Why codecs are not used.
 #[derive(Debug)]
-pub(super) enum Refusal {
+pub(super) enum CodecError {
     /// This codec could be exploited by hostile data.
     Untrusted(String),
     /// They are unknown, or do not fit each other or the chunk.
     Broken(Cause),
 }
 
-impl Refusal {
+impl CodecError {
     pub(super) fn broken(problem: impl Into<Cause>) -> Self {
         Self::Broken(problem.into())
     }

@@ -5,11 +5,11 @@ use std::path::Path;
 use serde_json::Value as Json;
 
 use super::super::{Codec, CreateOptions, Downsample, Format, Pyramid, ZarrVersion};
-use super::meta::Facts;
+use super::meta::ArrayInfo;
 use super::store::{Links, read_json};
 
 /// The options of the image in a folder, if it is one of ours and its metadata are complete.
-pub(in super::super) fn begun(folder: &Path) -> Option<CreateOptions> {
+pub(in super::super) fn partial_options(folder: &Path) -> Option<CreateOptions> {
     let document = |folder: &Path, name| read_json(folder, name, Links::Refused).ok().flatten();
     let finest = folder.join("0");
     let (version, format, image, array) = if let Some(group) = document(folder, "zarr.json") {
@@ -22,7 +22,7 @@ pub(in super::super) fn begun(folder: &Path) -> Option<CreateOptions> {
         let array = document(&finest, ".zarray")?;
         (ZarrVersion::V2, Format::Zarr2, image, array)
     };
-    let facts = Facts::parse(folder, format, &array, &[]).ok()?;
+    let facts = ArrayInfo::parse(folder, format, &array, &[]).ok()?;
     let [_, chunk @ ..] = facts.as_chunk(&facts.read_chunk);
     let [_, shard @ ..] = facts.as_chunk(&facts.write_chunk);
     let (codec, level) = match version {
@@ -138,7 +138,7 @@ mod tests {
                         };
                         let layout = output.layout().clone();
                         output.finish().unwrap();
-                        let found = begun(&path).unwrap();
+                        let found = partial_options(&path).unwrap();
                         let documents = |options: &CreateOptions| {
                             let planned = plan(&layout, options).unwrap();
                             files(&planned, "name", options)
@@ -150,6 +150,6 @@ mod tests {
             }
         }
         assert!(all > 50, "{all}");
-        assert_eq!(begun(dir.path()), None);
+        assert_eq!(partial_options(dir.path()), None);
     }
 }

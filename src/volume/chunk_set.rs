@@ -7,7 +7,7 @@ use crate::region::{Shape, indices};
 
 /// A bit for each channel and write chunk of an array; only the parts with a bit set take memory.
 #[derive(Debug)]
-pub(super) struct Marks {
+pub(super) struct ChunkSet {
     channels: u64,
     /// Write chunks along z, y, x.
     counts: [u64; 3],
@@ -15,7 +15,7 @@ pub(super) struct Marks {
     bits: Mutex<HashMap<u64, u64>>,
 }
 
-impl Marks {
+impl ChunkSet {
     /// Nothing is marked. Shapes are z, y, x.
     pub(super) fn new(channels: u64, shape: Shape, chunk: Shape) -> Self {
         Self {

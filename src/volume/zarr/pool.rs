@@ -33,7 +33,7 @@ pub(super) fn codec_options() -> CodecOptions {
 }
 
 /// Runs what would enter the global pool in one that ends with it.
-pub(super) fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Cause> {
+pub(super) fn outside_global_pool<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Cause> {
     if rayon::current_thread_index().is_some() {
         return Ok(work());
     }

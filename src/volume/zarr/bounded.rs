@@ -18,27 +18,27 @@ use zarrs::array::codec::{
     ZlibCodec, ZstdCodec,
 };
 
-use super::apart::codec_options;
+use super::pool::codec_options;
 use crate::error::Cause;
 
 /// One step from bytes to bytes, held to what it may decode to.
 #[derive(Debug)]
-pub(super) struct Guard {
+pub(super) struct BoundedDecoder {
     codec: Arc<dyn BytesToBytesCodecTraits>,
-    kind: Kind,
-    decoded: Size,
-    encoded: Size,
+    kind: CodecKind,
+    decoded: ByteLimit,
+    encoded: ByteLimit,
 }
 
 /// A number of bytes, known or only bounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Size {
+pub(super) enum ByteLimit {
     Exactly(u64),
     AtMost(u64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum CodecKind {
     Zstd,
     Gzip,
     Zlib,
@@ -49,7 +49,7 @@ enum Kind {
     Unknown,
 }
 
-impl Size {
+impl ByteLimit {
     /// The largest number that it allows.
     pub(super) const fn limit(self) -> u64 {
         match self {
@@ -78,14 +78,14 @@ impl Size {
     }
 }
 
-impl Guard {
+impl BoundedDecoder {
     /// A codec that decodes to `decoded` bytes.
-    pub(super) fn new(codec: Arc<dyn BytesToBytesCodecTraits>, decoded: Size) -> Self {
+    pub(super) fn new(codec: Arc<dyn BytesToBytesCodecTraits>, decoded: ByteLimit) -> Self {
         let kind = kind(codec.as_any().type_id());
         let encoded = match codec.encoded_representation(&decoded.representation()) {
-            BytesRepresentation::FixedSize(n) => Size::Exactly(n),
+            BytesRepresentation::FixedSize(n) => ByteLimit::Exactly(n),
             // Generous, since other software compresses too; but no bomb fits through it.
-            _ => Size::AtMost(decoded.limit().saturating_mul(2).saturating_add(64 << 10)),
+            _ => ByteLimit::AtMost(decoded.limit().saturating_mul(2).saturating_add(64 << 10)),
         };
         Self {
             codec,
@@ -96,13 +96,13 @@ impl Guard {
     }
 
     /// How long encoded chunks can be.
-    pub(super) const fn encoded(&self) -> Size {
+    pub(super) const fn encoded(&self) -> ByteLimit {
         self.encoded
     }
 
     /// Whether it is safe on data that someone else made to do harm.
     pub(super) fn is_safe(&self) -> bool {
-        !matches!(self.kind, Kind::Blosc | Kind::Unknown)
+        !matches!(self.kind, CodecKind::Blosc | CodecKind::Unknown)
     }
 
     /// Undoes the codec.
@@ -114,16 +114,16 @@ impl Guard {
         let limit = usize::try_from(self.decoded.limit())?;
         let decoded = match self.kind {
             // Straight into a buffer of that size: no window is kept, whatever the frame asks for.
-            Kind::Zstd => zstd::bulk::Decompressor::new()?.decompress(&encoded, limit)?,
-            Kind::Gzip => bounded(flate2::bufread::MultiGzDecoder::new(&encoded[..]), limit)?,
-            Kind::Bz2 => bounded(bzip2::bufread::MultiBzDecoder::new(&encoded[..]), limit)?,
-            Kind::Zlib => zlib(&encoded, limit)?,
-            Kind::Blosc => {
+            CodecKind::Zstd => zstd::bulk::Decompressor::new()?.decompress(&encoded, limit)?,
+            CodecKind::Gzip => bounded(flate2::bufread::MultiGzDecoder::new(&encoded[..]), limit)?,
+            CodecKind::Bz2 => bounded(bzip2::bufread::MultiBzDecoder::new(&encoded[..]), limit)?,
+            CodecKind::Zlib => zlib(&encoded, limit)?,
+            CodecKind::Blosc => {
                 self.decoded
                     .check("its header promises", blosc_length(&encoded)?)?;
                 self.by_codec(encoded)?
             }
-            Kind::Plain | Kind::Unknown => self.by_codec(encoded)?,
+            CodecKind::Plain | CodecKind::Unknown => self.by_codec(encoded)?,
         };
         self.decoded.check("it holds", decoded.len() as u64)?;
         Ok(decoded)
@@ -150,7 +150,7 @@ pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Cause> {
     })
 }
 
-fn kind(codec: TypeId) -> Kind {
+fn kind(codec: TypeId) -> CodecKind {
     let plain = [
         TypeId::of::<Adler32Codec>(),
         TypeId::of::<Crc32cCodec>(),
@@ -158,13 +158,13 @@ fn kind(codec: TypeId) -> Kind {
         TypeId::of::<ShuffleCodec>(),
     ];
     match codec {
-        id if id == TypeId::of::<ZstdCodec>() => Kind::Zstd,
-        id if id == TypeId::of::<GzipCodec>() => Kind::Gzip,
-        id if id == TypeId::of::<ZlibCodec>() => Kind::Zlib,
-        id if id == TypeId::of::<Bz2Codec>() => Kind::Bz2,
-        id if id == TypeId::of::<BloscCodec>() => Kind::Blosc,
-        id if plain.contains(&id) => Kind::Plain,
-        _ => Kind::Unknown,
+        id if id == TypeId::of::<ZstdCodec>() => CodecKind::Zstd,
+        id if id == TypeId::of::<GzipCodec>() => CodecKind::Gzip,
+        id if id == TypeId::of::<ZlibCodec>() => CodecKind::Zlib,
+        id if id == TypeId::of::<Bz2Codec>() => CodecKind::Bz2,
+        id if id == TypeId::of::<BloscCodec>() => CodecKind::Blosc,
+        id if plain.contains(&id) => CodecKind::Plain,
+        _ => CodecKind::Unknown,
     }
 }
 
