@@ -70,7 +70,7 @@ pub struct ConvertStats {
 ///
 /// # Errors
 ///
-/// [`Error::Setting`] if the shapes differ, [`Error::Lossy`] if values do not fit the output's type,
+/// [`Error::InvalidArgument`] if the shapes differ, [`Error::Lossy`] if values do not fit the output's type,
 /// [`Error::Interrupted`] if `progress` says so, and the errors of reading and writing. The output is finished only if all went well.
 pub fn convert(
     source: &Arc<dyn Volume>,
@@ -80,8 +80,8 @@ pub fn convert(
 ) -> Result<ConvertStats> {
     let (from, to) = (source.layout(), target.layout());
     if (from.shape, from.channels) != (to.shape, to.channels) {
-        return Err(Error::Setting {
-            name: "an output of",
+        return Err(Error::InvalidArgument {
+            argument: "output",
             value: format!("{} x {:?}", to.channels, to.shape),
             problem: format!("the source has {} x {:?}", from.channels, from.shape),
         });
@@ -129,7 +129,7 @@ impl ConvertOptions {
     ///
     /// # Errors
     ///
-    /// As [`output_layout`] for the first choice; [`Error::Setting`] if there is none.
+    /// As [`output_layout`] for the first choice; [`Error::InvalidArgument`] if there is none.
     pub fn choose<'a>(
         &self,
         source: &dyn Volume,
@@ -137,10 +137,10 @@ impl ConvertOptions {
         layout: &Layout,
         choices: &'a [CreateOptions],
     ) -> Result<&'a CreateOptions> {
-        let first = choices.first().ok_or_else(|| Error::Setting {
-            name: "a choice of",
-            value: "no options".to_owned(),
-            problem: "there must be at least one".to_owned(),
+        let first = choices.first().ok_or_else(|| Error::InvalidArgument {
+            argument: "list of options",
+            value: "[]".to_owned(),
+            problem: "it needs at least one entry".to_owned(),
         })?;
         let reads_once = |choice: &&CreateOptions| {
             let target = output_layout(path, layout, choice);
@@ -747,6 +747,6 @@ mod tests {
         )
         .unwrap();
         let refused = convert(&source, target, &ConvertOptions::default(), &silent);
-        assert!(matches!(refused, Err(Error::Setting { .. })));
+        assert!(matches!(refused, Err(Error::InvalidArgument { .. })));
     }
 }

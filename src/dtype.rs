@@ -143,7 +143,7 @@ impl DType {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if it cannot.
+    /// [`Error::InvalidArgument`] if it cannot.
     pub fn check_constant(self, name: &'static str, value: f64) -> Result<()> {
         if self.holds_value(value) {
             return Ok(());
@@ -154,8 +154,8 @@ impl DType {
             dtype if dtype.is_float() => format!("voxels of type {dtype} go up to {most}"),
             dtype => format!("voxels of type {dtype} are whole numbers from {least} to {most}"),
         };
-        Err(Error::Setting {
-            name,
+        Err(Error::InvalidArgument {
+            argument: name,
             value: value.to_string(),
             problem,
         })

@@ -251,7 +251,7 @@ impl Grid {
     /// # Errors
     ///
     /// [`Error::PatchSize`] if a patch is empty or does not fit, [`Error::Overlap`] if the
-    /// overlap leaves no step, [`Error::Setting`] if there are more patches than can be counted in memory.
+    /// overlap leaves no step, [`Error::InvalidArgument`] if there are more patches than can be counted in memory.
     pub fn new(volume: Shape, patch: Shape, overlap: Shape) -> Result<Self> {
         Self::with_options(volume, patch, overlap, &GridOptions::default())
     }
@@ -453,8 +453,8 @@ impl Grid {
 /// Checks that patches and their number are not too large for memory, before any is asked for.
 fn check_counts(volume: Shape, patch: Shape, overlap: Shape, options: &GridOptions) -> Result<()> {
     let refuse = |name, value: String, problem: String| {
-        Err(Error::Setting {
-            name,
+        Err(Error::InvalidArgument {
+            argument: name,
             value,
             problem,
         })
@@ -463,7 +463,7 @@ fn check_counts(volume: Shape, patch: Shape, overlap: Shape, options: &GridOptio
     for a in 0..3 {
         if patch[a] > LONGEST {
             let problem = format!("patches have at most {LONGEST} voxels along an axis");
-            return refuse("a patch of", format!("{patch:?}"), problem);
+            return refuse("patch size", format!("{patch:?}"), problem);
         }
         let room = volume[a].saturating_add(options.margin[a].saturating_mul(2));
         let step = patch[a] - overlap[a];
@@ -481,7 +481,7 @@ fn check_counts(volume: Shape, patch: Shape, overlap: Shape, options: &GridOptio
                 "patches of {} voxels leave gaps along {} of {room}",
                 patch[a], AXES[a]
             );
-            return refuse("a number of patches of", count.to_string(), problem);
+            return refuse("number of patches", count.to_string(), problem);
         }
         if count > MOST_STARTS || options.margin[a] > i64::MAX.unsigned_abs() / 4 {
             let problem = format!(
@@ -489,7 +489,7 @@ fn check_counts(volume: Shape, patch: Shape, overlap: Shape, options: &GridOptio
                  there are at most {MOST_STARTS}: take larger patches, less overlap or a smaller margin",
                 AXES[a], volume[a], options.margin[a]
             );
-            return refuse("an overlap of", format!("{overlap:?}"), problem);
+            return refuse("overlap", format!("{overlap:?}"), problem);
         }
         all = all.saturating_mul(count);
     }
@@ -498,7 +498,7 @@ fn check_counts(volume: Shape, patch: Shape, overlap: Shape, options: &GridOptio
             "they make {all} patches, and there are at most {MOST_PATCHES}: take larger patches or less overlap"
         );
         let value = format!("{patch:?} with an overlap of {overlap:?}");
-        return refuse("patches of", value, problem);
+        return refuse("grid", value, problem);
     }
     Ok(())
 }
@@ -695,7 +695,7 @@ mod tests {
         assert_eq!(spread(6, 5, 9).unwrap(), [0, 1], "no place twice");
         for (length, patch, count) in [(64, 8, 0), (64, 8, 1), (64, 8, 7), (64, 8, 1 << 62)] {
             let error = spread(length, patch, count).unwrap_err();
-            assert!(matches!(error, Error::Setting { .. }), "{error}");
+            assert!(matches!(error, Error::InvalidArgument { .. }), "{error}");
         }
         assert_eq!(spread(64, 8, 8).unwrap().len(), 8);
     }

@@ -78,7 +78,7 @@ pub mod volume;
 pub use aggregator::{AggregationStats, Aggregator, AggregatorOptions, Blend, Reduce};
 pub use convert::{ConvertOptions, ConvertStats, convert};
 pub use dtype::{DType, Element};
-pub use error::{Error, Result};
+pub use error::{Error, ErrorKind, Result};
 pub use geometry::{Affine, Geometry, SignedAxes};
 pub use grid::{Grid, GridOptions, GridPlacement};
 pub use inference::{Inference, Model, OutputTarget, builtin_model};

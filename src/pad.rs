@@ -31,7 +31,7 @@ impl Padding {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if they cannot.
+    /// [`Error::InvalidArgument`] if they cannot.
     pub(crate) fn check(self, dtype: DType, name: &str) -> Result<()> {
         let Self::Constant(value) = self else {
             return Ok(());
@@ -39,8 +39,8 @@ impl Padding {
         if has_value(dtype, value) {
             return Ok(());
         }
-        Err(Error::Setting {
-            name: "a padding of",
+        Err(Error::InvalidArgument {
+            argument: "padding",
             value: value.to_string(),
             problem: format!("voxels of {name} are {dtype}, which does not have that value"),
         })

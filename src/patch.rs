@@ -135,7 +135,7 @@ impl Patch {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if the patch is larger than memory can address.
+    /// [`Error::InvalidArgument`] if the patch is larger than memory can address.
     pub fn zeros(region: Region, channels: u64, dtype: DType) -> Result<Self> {
         let length = length(region.shape, channels, dtype)?;
         // A vector of zeros ends the process if there is no memory for it. Small ones are not asked for twice.
@@ -393,10 +393,8 @@ fn length(shape: Shape, channels: u64, dtype: DType) -> Result<usize> {
 }
 
 fn too_large(shape: Shape, channels: u64, dtype: DType) -> Error {
-    Error::Setting {
-        name: "a patch of",
-        value: format!("{channels} x {shape:?}"),
-        problem: format!("its {dtype} voxels do not fit into memory"),
+    Error::OutOfMemory {
+        what: format!("a patch of {channels} x {shape:?} voxels of {dtype}"),
     }
 }
 

@@ -1,12 +1,10 @@
 //! Errors of the library as exceptions that users know how to catch.
 
-use std::io::ErrorKind;
-
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
-use voxpatch::Error;
+use voxpatch::{Error, ErrorKind};
 
 /// The exception of an error, with its causes in the message.
 pub(crate) fn raised(error: &Error) -> PyErr {
@@ -15,7 +13,7 @@ pub(crate) fn raised(error: &Error) -> PyErr {
         let text = chain(error) + hint(root);
         let made = match root {
             Error::Io { path, source, .. } => {
-                let class = match source.kind() {
+                let class = match root.kind() {
                     ErrorKind::NotFound => "NotFoundError",
                     ErrorKind::PermissionDenied => "DeniedError",
                     _ => "FileError",
@@ -33,25 +31,26 @@ pub(crate) fn raised(error: &Error) -> PyErr {
     })
 }
 
-/// The class for everything but refusals of the operating system.
+/// Returns the exception class of every error except those of the operating system.
 fn class_of(error: &Error) -> &'static str {
-    match error {
-        Error::FileLength { .. }
-        | Error::Chunk { .. }
-        | Error::MissingChunk { .. }
-        | Error::ChunkWritten { .. }
-        | Error::Locked { .. }
-        | Error::MissingChunks { .. }
-        | Error::OutputIsInput { .. }
-        | Error::SameOutput { .. } => "FileError",
-        Error::OutOfBounds { .. } | Error::NoSuchChannel { .. } => "BoundsError",
-        Error::Panicked { .. } => "PanicError",
-        Error::Interrupted => "StoppedError",
+    match (error, error.kind()) {
+        (Error::Header { .. } | Error::InvalidLocation { .. }, _) => "InvalidError",
+        (
+            Error::ChunkWritten { .. }
+            | Error::MissingChunks { .. }
+            | Error::OutputIsInput { .. }
+            | Error::SameOutput { .. },
+            _,
+        )
+        | (_, ErrorKind::Corrupt | ErrorKind::Locked) => "FileError",
+        (_, ErrorKind::OutOfRange) => "BoundsError",
+        (_, ErrorKind::Panicked) => "PanicError",
+        (_, ErrorKind::Interrupted) => "StoppedError",
         _ => "InvalidError",
     }
 }
 
-/// What to do about an error, in Python's words; the library's messages name no arguments.
+/// Returns the Python argument that helps with an error; messages of the library name no arguments.
 fn hint(error: &Error) -> &'static str {
     match error {
         Error::SubjectMismatch { .. } => {
@@ -62,7 +61,7 @@ fn hint(error: &Error) -> &'static str {
         Error::UnsupportedDType { .. } => " (dtype=)",
         Error::Lossy { .. } => " (clip=True)",
         Error::ValueRange { .. } => " (values=)",
-        Error::Setting { name, .. } if name.starts_with("a memory ") => " (memory=)",
+        Error::MemoryLimit { .. } => " (memory=)",
         Error::NoGeometry { .. } => " (same_grid=True)",
         _ => "",
     }

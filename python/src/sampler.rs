@@ -231,9 +231,9 @@ fn one_hot(
             };
             let found = shares.iter().map(|&(label, share)| match channel(label) {
                 Some(channel) => Ok((channel, share)),
-                None => Err(Error::Setting {
-                    name: "a share",
-                    value: format!("of label {label}"),
+                None => Err(Error::InvalidArgument {
+                    argument: "weight of label",
+                    value: label.to_string(),
                     problem: format!("{} has no such channel", map.image),
                 }),
             });
@@ -254,18 +254,20 @@ fn one_hot(
 
 impl Map {
     fn of<'a>(&self, subject: &'a Subject) -> Result<&'a Image> {
-        subject.image(&self.image).ok_or_else(|| Error::Setting {
-            name: "drawing by",
-            value: format!("{:?}", self.image),
-            problem: format!(
-                "the subject has {}",
-                subject
-                    .images()
-                    .iter()
-                    .map(|image| image.name.as_str())
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            ),
-        })
+        subject
+            .image(&self.image)
+            .ok_or_else(|| Error::InvalidArgument {
+                argument: "map",
+                value: format!("{:?}", self.image),
+                problem: format!(
+                    "the subject has {}",
+                    subject
+                        .images()
+                        .iter()
+                        .map(|image| image.name.as_str())
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                ),
+            })
     }
 }

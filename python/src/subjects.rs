@@ -302,8 +302,8 @@ impl Asked {
             .map_err(|error| {
                 let text = error.to_string();
                 self.lock().raised = Some(error);
-                Error::Setting {
-                    name: "a subject",
+                Error::InvalidArgument {
+                    argument: "subject",
                     value: index.to_string(),
                     problem: text,
                 }

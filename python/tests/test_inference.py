@@ -255,7 +255,7 @@ def test_what_is_wrong_with_a_batch_is_said():
     with pytest.raises(ValueError, match="no prediction"):
         aggregator.finish()
     aggregator.add_batch(sample["image"][None], sample["location"][None])
-    with pytest.raises(ValueError, match="was added before"):
+    with pytest.raises(ValueError, match="was already added"):
         aggregator.add_batch(sample["image"][None], sample["location"][None])
     with pytest.raises(ValueError, match="no patch of the grid"):
         aggregator.add_batch(sample["image"][None], sample["location"][None] + 1)

@@ -166,7 +166,7 @@ def test_the_fourth_axis_of_nifti_is_time(files: dict[str, pathlib.Path], voxels
     voxpatch.write(tmp_path / "flat.nii", voxels[0])
     for path in [files["c.npy"], files["c.zarr"], tmp_path / "flat.nii"]:
         assert voxpatch.open(path).time_points is None
-        with pytest.raises(voxpatch.VoxpatchError, match="no axis of it is time") as error:
+        with pytest.raises(voxpatch.VoxpatchError, match="has no time axis") as error:
             voxpatch.open(path, time=0)
         assert isinstance(error.value, ValueError) and path.name in str(error.value)
 

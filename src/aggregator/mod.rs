@@ -111,7 +111,7 @@ impl Aggregator {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if the output's shape or channels do not fit, its type cannot
+    /// [`Error::InvalidArgument`] if the output's shape or channels do not fit, its type cannot
     /// count the classes, or an option makes no sense.
     pub fn new(
         grid: Grid,
@@ -142,8 +142,8 @@ impl Aggregator {
             || layout.channels != options.reduce.channels(channels)
             || channels == 0
         {
-            return Err(Error::Setting {
-                name: "an output of",
+            return Err(Error::InvalidArgument {
+                argument: "output",
                 value: format!("{} x {:?}", layout.channels, layout.shape),
                 problem: format!(
                     "the grid covers {:?} and gives {}",
@@ -235,7 +235,7 @@ impl Aggregator {
     /// # Errors
     ///
     /// [`Error::PredictionShape`], [`Error::DuplicatePatch`] and [`Error::NotFinite`] if it is not
-    /// what was expected, [`Error::Setting`] if it is of integers that would be averaged, and the output's errors if a
+    /// what was expected, [`Error::InvalidArgument`] if it is of integers that would be averaged, and the output's errors if a
     /// chunk became whole and could not be written.
     pub fn add(&self, index: u64, prediction: impl Into<Arc<Patch>>) -> Result<()> {
         self.add_batch(vec![(index, prediction.into())])
@@ -300,13 +300,13 @@ impl Aggregator {
     ///
     /// # Errors
     ///
-    /// [`Error::DuplicatePatch`] if it came before, [`Error::Setting`] if it was promised that every patch votes and
+    /// [`Error::DuplicatePatch`] if it came before, [`Error::InvalidArgument`] if it was promised that every patch votes and
     /// this one does not, and the output's errors.
     pub fn skip(&self, index: u64) -> Result<()> {
         let contribution = match &self.options.skipped {
             Skipped::Renormalize if self.options.all_vote() => {
-                return Err(Error::Setting {
-                    name: "a skip of patch",
+                return Err(Error::InvalidArgument {
+                    argument: "skip of patch",
                     value: index.to_string(),
                     problem: "the options promise that every patch votes (all_vote)".to_owned(),
                 });
@@ -329,10 +329,10 @@ impl Aggregator {
         self.grid
             .place(index)
             .zip(self.grid.get(index))
-            .ok_or_else(|| Error::Setting {
-                name: "patch",
-                value: index.to_string(),
-                problem: format!("the grid has {} patches", self.grid.len()),
+            .ok_or_else(|| Error::IndexOutOfRange {
+                what: "patch",
+                index,
+                count: self.grid.len(),
             })
     }
 

@@ -91,14 +91,14 @@ impl AggregatorOptions {
         self.reduce.check(channels, output)?;
         self.blend.check(grid.patch())?;
         if self.accumulator != Accumulator::F32 && !self.blend.is_product() {
-            return Err(Error::Setting {
-                name: "an accumulator of",
+            return Err(Error::InvalidArgument {
+                argument: "accumulator",
                 value: format!("{:?}", self.accumulator),
                 problem: "the window is not a product of 1-D windows, so its sums need F32"
                     .to_owned(),
             });
         }
-        output.check_constant("a fill of", self.fill)?;
+        output.check_constant("fill value", self.fill)?;
         match &self.skipped {
             Skipped::Vote(values) => self.check_vote(values, channels, output),
             Skipped::Renormalize => Ok(()),
@@ -107,21 +107,21 @@ impl AggregatorOptions {
 
     fn check_vote(&self, values: &[f32], channels: u64, output: DType) -> Result<()> {
         let refuse = |value: String, problem: String| {
-            Err(Error::Setting {
-                name: "a vote of",
+            Err(Error::InvalidArgument {
+                argument: "vote",
                 value,
                 problem,
             })
         };
         if values.len() as u64 != channels {
             let problem = format!("predictions have {channels} channels");
-            return refuse(format!("{} values", values.len()), problem);
+            return refuse(format!("of {} values", values.len()), problem);
         }
         let too_large = self.too_large(output);
         for &value in values {
             if !value.is_finite() || f64::from(value.abs()) >= too_large {
                 let problem =
-                    "a vote is a finite number that sums and the output can hold".to_owned();
+                    "it must be finite and fit the type of the sums and of the output".to_owned();
                 return refuse(value.to_string(), problem);
             }
             // A mean of votes may lie between two whole numbers, but not beyond the first or the last.
@@ -146,7 +146,7 @@ impl AggregatorOptions {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if integers, which are taken for class numbers, would be averaged.
+    /// [`Error::InvalidArgument`] if integers, which are taken for class numbers, would be averaged.
     pub fn check_type(&self, grid: &Grid, prediction: DType) -> Result<()> {
         let overlap = |axis: &Axis| {
             let mut pairs = axis.starts.windows(2);
@@ -160,9 +160,9 @@ impl AggregatorOptions {
         {
             return Ok(());
         }
-        Err(Error::Setting {
-            name: "blending",
-            value: format!("{prediction} predictions of patches that overlap"),
+        Err(Error::InvalidArgument {
+            argument: "blend",
+            value: format!("of {prediction} predictions of overlapping patches"),
             problem: "integers are taken for class numbers, and a mean of those is another class: blend by `crop`, or \
                       predict a float channel for each class and reduce by argmax"
                 .to_owned(),
@@ -178,9 +178,9 @@ impl AggregatorOptions {
         let Some(first) = loss(dtype, voxels, DType::F32).rounded.first else {
             return Ok(());
         };
-        Err(Error::Setting {
-            name: "blending",
-            value: format!("a {dtype} prediction of {}", text(dtype, voxels, first)),
+        Err(Error::InvalidArgument {
+            argument: "blend",
+            value: format!("of a {dtype} prediction of {}", text(dtype, voxels, first)),
             problem:
                 "sums are float32, which does not have that number: blend by `crop`, which keeps it"
                     .to_owned(),

@@ -114,8 +114,8 @@ impl Reduce {
     /// Checks that predictions of `channels` can be reduced, and the output's type can hold what comes out.
     pub(super) fn check(&self, channels: u64, output: DType) -> Result<()> {
         let refuse = |name, value: String, problem: String| {
-            Err(Error::Setting {
-                name,
+            Err(Error::InvalidArgument {
+                argument: name,
                 value,
                 problem,
             })
@@ -133,36 +133,36 @@ impl Reduce {
         };
         match self {
             Self::Argmax if channels - 1 > most => refuse(
-                "an output of type",
+                "output type",
                 output.to_string(),
                 format!("it cannot count {channels} classes"),
             ),
             Self::Labels(table) if table.len() as u64 != channels => refuse(
-                "a table of",
-                format!("{} labels", table.len()),
+                "label table",
+                format!("of {} labels", table.len()),
                 format!("the prediction has {channels} channels"),
             ),
             Self::Labels(table) => match table.iter().find(|&&label| u64::from(label) > most) {
                 Some(label) => refuse(
-                    "an output of type",
+                    "output type",
                     output.to_string(),
                     format!("it cannot hold the label {label}"),
                 ),
                 None => Ok(()),
             },
             Self::Threshold(threshold) if threshold.is_nan() => refuse(
-                "a threshold of",
+                "threshold",
                 threshold.to_string(),
-                "nothing is above or below it".to_owned(),
+                "no value is above or below it".to_owned(),
             ),
             Self::Quantize { .. } if most < 255 => refuse(
-                "an output of type",
+                "output type",
                 output.to_string(),
                 "quantised values go up to 255".to_owned(),
             ),
             // Not `low >= high`: NaN must not pass.
             Self::Quantize { low, high } if !(low < high && (high - low).is_finite()) => refuse(
-                "quantising from",
+                "quantization range",
                 format!("{low} to {high}"),
                 "the first must be below the second, and both finite".to_owned(),
             ),

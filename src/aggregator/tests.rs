@@ -444,7 +444,7 @@ fn what_does_not_belong_is_refused() {
     ));
     assert!(matches!(
         aggregator.add(27, patch([4; 3], 1)),
-        Err(Error::Setting { .. })
+        Err(Error::InvalidArgument { .. })
     ));
     let error = aggregator.finish().unwrap_err();
     let Error::MissingPatches {

@@ -58,19 +58,19 @@ impl Window {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if there are not as many weights as voxels, or one is not above 0.
+    /// [`Error::InvalidArgument`] if there are not as many weights as voxels, or one is not above 0.
     pub fn new(shape: Shape, weights: Vec<f32>) -> Result<Self> {
-        let refuse = |value: String, problem: String| Error::Setting {
-            name: "a window of",
+        let refuse = |value: String, problem: String| Error::InvalidArgument {
+            argument: "window",
             value,
             problem,
         };
         if crate::region::voxels(shape) != Some(weights.len() as u64) || weights.is_empty() {
-            let problem = format!("a patch of {shape:?} has another number of voxels");
-            return Err(refuse(format!("{} weights", weights.len()), problem));
+            let problem = format!("a patch of {shape:?} has a different number of voxels");
+            return Err(refuse(format!("of {} weights", weights.len()), problem));
         }
         if let Some(bad) = weights.iter().position(|w| !(w.is_finite() && *w > 0.0)) {
-            let problem = format!("number {bad} is {}: weights are above 0", weights[bad]);
+            let problem = format!("weight {bad} is {}, but all must be above 0", weights[bad]);
             return Err(refuse(format!("{shape:?}"), problem));
         }
         Ok(Self {
@@ -112,7 +112,7 @@ impl Window {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if the patch has no voxels.
+    /// [`Error::InvalidArgument`] if the patch has no voxels.
     pub fn monai(patch: Shape, sigma: f64) -> Result<Self> {
         let [z, y, x] = patch.map(|length| Blend::Gaussian { sigma }.window(length));
         let mut weights = Vec::with_capacity(z.len() * y.len() * x.len());
@@ -164,16 +164,16 @@ impl Blend {
     /// Checks that the blend can be used for patches of `patch`.
     pub(super) fn check(&self, patch: Shape) -> Result<()> {
         match self {
-            Self::Custom(window) if window.shape != patch => Err(Error::Setting {
-                name: "a window of",
+            Self::Custom(window) if window.shape != patch => Err(Error::InvalidArgument {
+                argument: "window",
                 value: format!("{:?}", window.shape),
                 problem: format!("predictions have {patch:?} voxels"),
             }),
             Self::Gaussian { sigma } if !(sigma.is_finite() && *sigma > 0.0) => {
-                Err(Error::Setting {
-                    name: "sigma",
+                Err(Error::InvalidArgument {
+                    argument: "sigma",
                     value: sigma.to_string(),
-                    problem: "it is a part of the patch, above 0".to_owned(),
+                    problem: "it must be a fraction of the patch, above 0".to_owned(),
                 })
             }
             _ => Ok(()),
@@ -525,7 +525,7 @@ mod tests {
         ] {
             assert!(matches!(
                 Window::new([5, 4, 3], bad),
-                Err(Error::Setting { .. })
+                Err(Error::InvalidArgument { .. })
             ));
         }
     }

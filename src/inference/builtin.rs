@@ -14,10 +14,10 @@ use crate::volume::Layout;
 ///
 /// # Errors
 ///
-/// [`Error::Setting`] if there is no such model, or its numbers make no sense.
+/// [`Error::InvalidArgument`] if there is no such model, or its numbers make no sense.
 pub fn builtin_model(spec: &str) -> Result<Arc<dyn Model>> {
-    let bad = |problem: &str| Error::Setting {
-        name: "a model called",
+    let bad = |problem: &str| Error::InvalidArgument {
+        argument: "model",
         value: spec.to_owned(),
         problem: problem.to_owned(),
     };
@@ -149,8 +149,8 @@ struct Threshold {
 impl Model for Threshold {
     fn outputs(&self, input: &Layout, _patch: Shape) -> Result<Vec<OutputSpec>> {
         if input.channels != 1 {
-            return Err(Error::Setting {
-                name: "the model",
+            return Err(Error::InvalidArgument {
+                argument: "model",
                 value: "threshold".to_owned(),
                 problem: format!("it needs a volume of one channel, not {}", input.channels),
             });
@@ -214,7 +214,7 @@ mod tests {
             "net.onnx",
         ] {
             let error = builtin_model(spec).unwrap_err();
-            assert!(matches!(error, Error::Setting { .. }), "{spec}");
+            assert!(matches!(error, Error::InvalidArgument { .. }), "{spec}");
         }
     }
 

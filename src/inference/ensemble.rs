@@ -21,17 +21,17 @@ impl Ensemble {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if there is no model, or if one takes voxels in the volume's own type.
+    /// [`Error::InvalidArgument`] if there is no model, or if one takes voxels in the volume's own type.
     pub fn new(models: Vec<(String, Arc<dyn Model>)>) -> Result<Self> {
         if models.is_empty() {
-            return Err(Error::Setting {
-                name: "a mean of models",
-                value: "of none".to_owned(),
-                problem: "at least one is needed".to_owned(),
+            return Err(Error::InvalidArgument {
+                argument: "list of models",
+                value: "[]".to_owned(),
+                problem: "it needs at least one model".to_owned(),
             });
         }
         for (name, model) in &models {
-            check_f32("a mean of models with", name, model.input())?;
+            check_f32("model", name, model.input())?;
         }
         Ok(Self { models })
     }
@@ -41,10 +41,10 @@ impl Ensemble {
 pub(super) fn check_f32(what: &'static str, name: &str, input: InputValues) -> Result<()> {
     match input {
         InputValues::F32 => Ok(()),
-        InputValues::Native => Err(Error::Setting {
-            name: what,
+        InputValues::Native => Err(Error::InvalidArgument {
+            argument: what,
             value: name.to_owned(),
-            problem: "that model takes voxels in the volume's own type, not float32".to_owned(),
+            problem: "it takes voxels of the volume's type, not float32".to_owned(),
         }),
     }
 }

@@ -171,7 +171,7 @@ impl Inference {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if the overlap is not from 0 up to, not including, 1, or the patch has no voxels.
+    /// [`Error::InvalidArgument`] if the overlap is not from 0 up to, not including, 1, or the patch has no voxels.
     pub fn monai(volume: Shape, patch: Shape, overlap: f64) -> Result<(Self, Blend)> {
         let step = |a: usize| {
             if patch[a] == volume[a] {
@@ -179,7 +179,7 @@ impl Inference {
             }
             part(patch[a], 1.0 - overlap).max(1)
         };
-        check_part("an overlap of", overlap, 0.0..1.0)?;
+        check_part("overlap", overlap, 0.0..1.0)?;
         let inference = Self {
             padding: Some(Padding::Constant(0.0)),
             ..Self::new(
@@ -195,9 +195,9 @@ impl Inference {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if the step is not above 0 and up to 1.
+    /// [`Error::InvalidArgument`] if the step is not above 0 and up to 1.
     pub fn nnunet(volume: Shape, patch: Shape, step: f64) -> Result<(Self, Blend)> {
-        check_part("a step of", 1.0 - step, 0.0..1.0)?;
+        check_part("step", 1.0 - step, 0.0..1.0)?;
         let overlap = patch.map(|length| length - part(length, step).clamp(1, length.max(1)));
         let counts = std::array::from_fn(|a| count(volume[a], patch[a], step));
         let inference = Self {
@@ -225,10 +225,10 @@ fn check_part(name: &'static str, value: f64, range: std::ops::Range<f64>) -> Re
     if range.contains(&value) {
         return Ok(());
     }
-    Err(Error::Setting {
-        name,
+    Err(Error::InvalidArgument {
+        argument: name,
         value: value.to_string(),
-        problem: "it is a part of the patch, from 0 to 1".to_owned(),
+        problem: "it must be a fraction of the patch, from 0 to 1".to_owned(),
     })
 }
 

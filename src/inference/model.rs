@@ -31,7 +31,7 @@ pub trait Model: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`](crate::Error::Setting) if the model cannot work on such patches.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if the model cannot work on such patches.
     fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<OutputSpec>>;
 
     /// Predicts a batch of patches: for each output, a prediction of each patch, in order.
@@ -160,8 +160,8 @@ impl SelectOutput {
             return Ok(0);
         };
         let found = outputs.iter().position(|output| output.name == *name);
-        found.ok_or_else(|| Error::Setting {
-            name: "an output called",
+        found.ok_or_else(|| Error::InvalidArgument {
+            argument: "output",
             value: name.clone(),
             problem: {
                 let names: Vec<&str> = outputs.iter().map(|out| out.name.as_str()).collect();

@@ -77,14 +77,14 @@ impl<R: Runtime> Network<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if there is no such output.
+    /// [`Error::InvalidArgument`] if there is no such output.
     pub(super) fn only(&mut self, name: Option<&str>) -> Result<()> {
         let found = match name {
             Some(name) => self.names.iter().position(|own| own == name),
             None => Some(0),
         };
-        let missing = || Error::Setting {
-            name: "an output called",
+        let missing = || Error::InvalidArgument {
+            argument: "output",
             value: name.unwrap_or_default().to_owned(),
             problem: format!("the model gives {}", self.names.join(", ")),
         };
@@ -472,7 +472,7 @@ mod tests {
         let layout = Layout::new([8; 3], 1, DType::F32);
         assert!(open.check_channels(path, &layout).is_ok());
         let error = fixed.check_channels(path, &layout).unwrap_err().to_string();
-        assert!(error.contains("takes volumes of 2 channels, but memory has 1"));
+        assert!(error.contains("needs volumes of 2 channels, but memory has 1"));
     }
 
     #[test]

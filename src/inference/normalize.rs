@@ -47,7 +47,7 @@ impl InferencePlan {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if the model takes voxels in the volume's own type; the errors of reading.
+    /// [`Error::InvalidArgument`] if the model takes voxels in the volume's own type; the errors of reading.
     pub fn normalized(
         mut self,
         normalize: Normalize,
@@ -56,7 +56,7 @@ impl InferencePlan {
         progress: Progress<'_>,
     ) -> Result<Self> {
         if normalize != Normalize::None {
-            check_f32("normalising for", "the model", self.input)?;
+            check_f32("normalization of", "the model", self.input)?;
         }
         self.scales = match normalize {
             Normalize::None => None,
@@ -96,8 +96,8 @@ impl FromStr for Normalize {
 
     /// `none`, `zscore` or `ct:LOW,HIGH`.
     fn from_str(text: &str) -> Result<Self> {
-        let bad = |problem: &str| Error::Setting {
-            name: "a normalisation called",
+        let bad = |problem: &str| Error::InvalidArgument {
+            argument: "normalization",
             value: text.to_owned(),
             problem: problem.to_owned(),
         };
@@ -632,7 +632,7 @@ mod tests {
             "", "z", "ct", "ct:", "ct:1", "ct:2,1", "ct:1,1", "ct:nan,1", "ct:0,inf", "none:1",
         ] {
             let error = text.parse::<Normalize>().unwrap_err();
-            assert!(matches!(error, Error::Setting { .. }), "{text}");
+            assert!(matches!(error, Error::InvalidArgument { .. }), "{text}");
         }
     }
 

@@ -125,7 +125,7 @@ impl Onnx {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if there is no such output.
+    /// [`Error::InvalidArgument`] if there is no such output.
     pub fn only(mut self, name: Option<&str>) -> Result<Self> {
         self.0.only(name)?;
         Ok(self)

@@ -45,7 +45,7 @@ impl OnnxRuntime {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if `ORT_DYLIB_PATH` is not set, [`Error::Io`] if the library cannot be
+    /// [`Error::InvalidArgument`] if `ORT_DYLIB_PATH` is not set, [`Error::Io`] if the library cannot be
     /// loaded or there is no such file, and [`Error::ModelFile`] if the runtime cannot run it or it
     /// has no input that a volume fits.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
@@ -80,7 +80,7 @@ impl OnnxRuntime {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if there is no such output.
+    /// [`Error::InvalidArgument`] if there is no such output.
     pub fn only(mut self, name: Option<&str>) -> Result<Self> {
         self.0.only(name)?;
         Ok(self)
@@ -153,9 +153,9 @@ impl Sessions {
 /// Loads the library, once.
 fn load() -> Result<()> {
     let Some(library) = env::var_os(LIBRARY).filter(|path| !path.is_empty()) else {
-        return Err(Error::Setting {
-            name: LIBRARY,
-            value: "without a value".to_owned(),
+        return Err(Error::InvalidArgument {
+            argument: LIBRARY,
+            value: "(not set)".to_owned(),
             problem: "it must name the library of ONNX Runtime (libonnxruntime.so)".to_owned(),
         });
     };
@@ -343,7 +343,7 @@ mod tests {
         }
         let error = |name: &str| OnnxRuntime::open(file(name)).unwrap_err().to_string();
         assert!(error("none.onnx").starts_with("cannot read"));
-        assert!(error("unet.in.npy").contains("is no model that can be run"));
+        assert!(error("unet.in.npy").contains("as a model: "));
         assert!(
             error("wrong_rank.onnx").contains("5 axes, n, c, z, y, x, but has \"volume\" of 4")
         );

@@ -91,7 +91,7 @@ impl Inference {
     /// # Errors
     ///
     /// [`Error::PatchSize`], [`Error::Overlap`] or [`Error::OutputGrid`] if there is no such grid,
-    /// [`Error::Setting`] if the model cannot take the volume, or if the run needs more memory than it may have.
+    /// [`Error::InvalidArgument`] if the model cannot take the volume, or if the run needs more memory than it may have.
     pub fn plan(
         &self,
         input: &Layout,
@@ -137,7 +137,7 @@ impl Inference {
         for targets in choices {
             match self.draft(input, model, (&grid, &predictions), targets, begun) {
                 Ok(draft) => drafts.push(draft),
-                Err(error @ Error::Setting { .. }) => {
+                Err(error @ Error::InvalidArgument { .. }) => {
                     first_error.get_or_insert(error);
                 }
                 Err(error) => return Err(error),
@@ -198,8 +198,8 @@ impl Inference {
     ) -> Result<InferencePlan> {
         if predictions.len() != targets.len() || targets.is_empty() {
             let names: Vec<&str> = predictions.iter().map(|p| p.name.as_str()).collect();
-            return Err(Error::Setting {
-                name: "outputs:",
+            return Err(Error::InvalidArgument {
+                argument: "number of outputs",
                 value: targets.len().to_string(),
                 problem: format!("the model gives {}: {}", names.len(), names.join(", ")),
             });
@@ -359,7 +359,7 @@ impl InferencePlan {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if patches that do not vote take more memory than the run may have, which
+    /// [`Error::InvalidArgument`] if patches that do not vote take more memory than the run may have, which
     /// [`Inference::masked`] tells a plan beforehand.
     pub fn with_patch_mask(mut self, patch_mask: PatchMask) -> Result<Self> {
         self.patch_mask = Some(patch_mask);
@@ -398,9 +398,8 @@ impl InferencePlan {
             Ok(found) => found.live_bytes,
             Err(at_once) => at_once,
         };
-        Err(Error::Setting {
-            name: "a memory limit of",
-            value: format!("{} MiB", self.inference.memory >> 20),
+        Err(Error::MemoryLimit {
+            memory: self.inference.memory,
             problem: format!(
                 "patches of {:?} with an overlap of {:?} need {} MiB for unfinished voxels and {} MiB for \
                  patches under way in {threads} threads, and a {ALLOCATOR_RESERVE_FRACTION}th of the memory is left to the allocator: allow more, \

@@ -81,7 +81,7 @@ impl InferencePlan {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] if an output is a flat file, and [`Error::Setting`] if the part needs
+    /// [`Error::Unsupported`] if an output is a flat file, and [`Error::InvalidArgument`] if the part needs
     /// more memory than it may have.
     pub fn with_part(mut self, part: OutputPart, durability: Durability) -> Result<Self> {
         if let Some(output) = self

@@ -22,7 +22,7 @@ impl FlipTta {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`](crate::Error::Setting) if the model takes voxels in the volume's own type.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if the model takes voxels in the volume's own type.
     pub fn new(model: Arc<dyn Model>) -> Result<Self> {
         check_f32("test-time augmentation of", "the model", model.input())?;
         Ok(Self { model })

@@ -141,13 +141,10 @@ impl Run {
             && predictions.iter().all(|output| output.len() == count);
         if !complete {
             let lengths: Vec<usize> = predictions.iter().map(Vec::len).collect();
-            return Err(Error::Setting {
-                name: "a model's predictions of",
-                value: format!("{lengths:?}"),
-                problem: format!(
-                    "{count} patches went in, and it has {} outputs",
-                    self.outputs.len()
-                ),
+            return Err(Error::ModelOutputs {
+                patches: count as u64,
+                outputs: self.outputs.len() as u64,
+                predictions: lengths,
             });
         }
         self.shared

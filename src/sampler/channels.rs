@@ -27,8 +27,8 @@ impl Channels {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if no channel is named or one twice, if a share is negative or not finite, or if all
-    /// are 0; [`Error::NoCentre`] if no channel has any weight at a centre; as [`Weighted::new`].
+    /// [`Error::InvalidArgument`] if no channel is named or one twice, if a share is negative or not finite, or if all
+    /// are 0; [`Error::NoCenter`] if no channel has any weight at a centre; as [`Weighted::new`].
     pub fn new(
         map: &Arc<dyn Volume>,
         shares: &[(f64, &WeightIndex)],
@@ -41,9 +41,9 @@ impl Channels {
                 .iter()
                 .any(|(_, other)| other.channel() == channel)
             {
-                return Err(Error::Setting {
-                    name: "a share",
-                    value: format!("of channel {channel}"),
+                return Err(Error::InvalidArgument {
+                    argument: "weight of",
+                    value: format!("channel {channel}"),
                     problem: "it is given twice".to_owned(),
                 });
             }
@@ -56,7 +56,7 @@ impl Channels {
         for &(share, index) in shares.iter().filter(|(share, _)| *share > 0.0) {
             match Weighted::new(Arc::clone(map), index, &options) {
                 Ok(sampler) => present.push((share, Box::new(sampler))),
-                Err(error @ Error::NoCentre { .. }) => {
+                Err(error @ Error::NoCenter { .. }) => {
                     absent.push(index.channel());
                     empty = Some(error);
                 }
@@ -143,7 +143,7 @@ mod tests {
         assert_eq!(sampler.draw(0, 0).unwrap().start, [0, 0, 0]);
         let none = [(1.0, &indexes[1]), (1.0, &indexes[2]), (0.0, &indexes[0])];
         let error = Channels::new(&map, &none, &options).unwrap_err();
-        assert!(matches!(error, Error::NoCentre { channel: 2, .. }));
+        assert!(matches!(error, Error::NoCenter { channel: 2, .. }));
         for bad in [
             &[][..],
             &[(0.0, &indexes[0])],
@@ -151,7 +151,7 @@ mod tests {
             &[(1.0, &indexes[0]), (1.0, &indexes[0])],
         ] {
             let error = Channels::new(&map, bad, &options).unwrap_err();
-            assert!(matches!(error, Error::Setting { .. }));
+            assert!(matches!(error, Error::InvalidArgument { .. }));
         }
     }
 }

@@ -51,7 +51,7 @@ impl MinContent {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if the fraction is none, or if the sampler has an end;
+    /// [`Error::InvalidArgument`] if the fraction is none, or if the sampler has an end;
     /// [`Error::NoSuchChannel`].
     pub fn new(
         inner: Box<dyn Sampler>,
@@ -61,19 +61,19 @@ impl MinContent {
         fraction: f64,
     ) -> Result<Self> {
         let bad = |name, value: String, problem: &str| {
-            Err(Error::Setting {
-                name,
+            Err(Error::InvalidArgument {
+                argument: name,
                 value,
                 problem: problem.to_owned(),
             })
         };
         if !(fraction > 0.0 && fraction <= 1.0) {
-            let problem = "it is a part of the patch: above 0 and up to 1";
-            return bad("a least fraction of", fraction.to_string(), problem);
+            let problem = "it must be a fraction of the patch, above 0 and at most 1";
+            return bad("fraction", fraction.to_string(), problem);
         }
         if let Some(end) = inner.draw_count() {
-            let problem = "only of a sampler without an end can patches be tried again";
-            return bad("a condition on", format!("{end} draws"), problem);
+            let problem = "patches can only be redrawn from a sampler without an end";
+            return bad("number of draws", end.to_string(), problem);
         }
         let layout = map.layout();
         if channel >= layout.channels {
@@ -168,10 +168,10 @@ impl Sampler for MinContent {
 
     fn draw_many(&self, epoch: u64, ns: &[u64]) -> Result<Vec<Region>> {
         if let Some(n) = ns.iter().find(|&&n| n >= MOST_DRAWS) {
-            return Err(Error::Setting {
-                name: "draw",
-                value: n.to_string(),
-                problem: format!("under a condition an epoch has {MOST_DRAWS} draws"),
+            return Err(Error::IndexOutOfRange {
+                what: "draw",
+                index: *n,
+                count: MOST_DRAWS,
             });
         }
         let mut regions = self.inner.draw_many(epoch, ns)?;
@@ -341,7 +341,10 @@ mod tests {
     fn conditions_that_make_no_sense_are_refused() {
         for fraction in [0.0, -0.5, 1.1, f64::NAN, f64::INFINITY] {
             let refused = containing(Criterion::NonZero, fraction, Border::Drop);
-            assert!(matches!(refused, Err(Error::Setting { .. })), "{fraction}");
+            assert!(
+                matches!(refused, Err(Error::InvalidArgument { .. })),
+                "{fraction}"
+            );
         }
         let inner = uniform(Border::Drop, None);
         let refused = MinContent::new(inner, map(), 1, Criterion::NonZero, 0.5);

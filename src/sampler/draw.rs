@@ -29,7 +29,7 @@ pub trait Sampler: Debug + Send + Sync {
     /// # Errors
     ///
     /// Errors of reading the map; [`Error::Unsupported`] if the map changed since its index was
-    /// built; [`Error::Setting`] past the end.
+    /// built; [`Error::InvalidArgument`] past the end.
     fn draw(&self, epoch: u64, n: u64) -> Result<Region>;
 
     /// Returns many draws in their order. The result is the same as drawing one by one, but each
@@ -52,7 +52,7 @@ pub trait SamplerExt: Sampler {
     ///
     /// # Errors
     ///
-    /// As [`Sampler::draw`]; [`Error::Setting`] if the sampler is an empty list.
+    /// As [`Sampler::draw`]; [`Error::InvalidArgument`] if the sampler is an empty list.
     fn sample_with<R: Rng + ?Sized>(&self, rng: &mut R) -> Result<Region> {
         let epoch = rng.next_u64();
         let draws = self.draw_count().unwrap_or(1 << 32);
@@ -178,7 +178,7 @@ impl OnEmpty {
     ///
     /// # Errors
     ///
-    /// The error of building, except [`Error::NoCentre`] under the other two policies;
+    /// The error of building, except [`Error::NoCenter`] under the other two policies;
     /// and [`Error::PatchSize`] if no patch fits.
     pub fn apply<S: Sampler + 'static>(
         self,
@@ -188,8 +188,8 @@ impl OnEmpty {
     ) -> Result<Option<Box<dyn Sampler>>> {
         match (built, self) {
             (Ok(sampler), _) => Ok(Some(Box::new(sampler))),
-            (Err(Error::NoCentre { .. }), Self::Skip) => Ok(None),
-            (Err(Error::NoCentre { .. }), Self::Uniform) => {
+            (Err(Error::NoCenter { .. }), Self::Skip) => Ok(None),
+            (Err(Error::NoCenter { .. }), Self::Uniform) => {
                 Ok(Some(Box::new(Uniform::with_options(volume, options)?)))
             }
             (Err(error), _) => Err(error),

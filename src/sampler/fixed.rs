@@ -45,23 +45,26 @@ impl FixedLocations {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if there is none, one is empty, or they differ in size.
+    /// [`Error::InvalidArgument`] if there is none, one is empty, or they differ in size.
     pub fn new(regions: Vec<Region>) -> Result<Self> {
-        let bad = |value: String, problem: &str| Error::Setting {
-            name: "a list of",
+        let bad = |value: String, problem: &str| Error::InvalidArgument {
+            argument: "location list",
             value,
             problem: problem.to_owned(),
         };
         let Some(first) = regions.first() else {
-            return Err(bad("no locations".to_owned(), "there must be one"));
+            return Err(bad("[]".to_owned(), "it needs at least one location"));
         };
         if first.is_empty() {
-            return Err(bad(format!("[{first}]"), "a patch must have voxels"));
+            return Err(bad(
+                format!("[{first}]"),
+                "a patch needs at least one voxel",
+            ));
         }
         if let Some(other) = regions.iter().find(|region| region.shape != first.shape) {
             return Err(bad(
                 format!("[{first}] and [{other}]"),
-                "all patches must have one size",
+                "all patches must have the same size",
             ));
         }
         Ok(Self { regions })
@@ -169,10 +172,10 @@ impl Sampler for FixedLocations {
 
     fn draw(&self, _epoch: u64, n: u64) -> Result<Region> {
         let region = usize::try_from(n).ok().and_then(|n| self.regions.get(n));
-        region.copied().ok_or_else(|| Error::Setting {
-            name: "draw",
-            value: n.to_string(),
-            problem: format!("the list has {} locations", self.regions.len()),
+        region.copied().ok_or_else(|| Error::IndexOutOfRange {
+            what: "draw",
+            index: n,
+            count: self.regions.len() as u64,
         })
     }
 }

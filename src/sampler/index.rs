@@ -212,7 +212,7 @@ impl<T: BlockStats> BlockIndex<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if the index is of a different volume, [`Error::StaleIndex`] if the voxels have
+    /// [`Error::InvalidArgument`] if the index is of a different volume, [`Error::StaleIndex`] if the voxels have
     /// changed, [`Error::InputModified`] if they changed since the volume was opened, and [`Error::Io`].
     pub fn check_belongs(&self, volume: &Arc<dyn Volume>) -> Result<()> {
         let (own, layout) = (&self.layout, volume.layout());
@@ -221,8 +221,8 @@ impl<T: BlockStats> BlockIndex<T> {
                 == (layout.shape, layout.channels, layout.dtype)
             && (own.rescale, own.applied) == (layout.rescale, layout.applied);
         if !same {
-            return Err(Error::Setting {
-                name: "an index of",
+            return Err(Error::InvalidArgument {
+                argument: "index of",
                 value: own.path.display().to_string(),
                 problem: format!("the volume is {}", layout.path.display()),
             });

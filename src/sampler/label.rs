@@ -32,7 +32,7 @@ impl LabelWeights {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if there is no label or one comes twice, if a share is negative or
+    /// [`Error::InvalidArgument`] if there is no label or one comes twice, if a share is negative or
     /// not finite, or if all are 0.
     pub fn new(shares: impl IntoIterator<Item = (LabelValue, f64)>) -> Result<Self> {
         let mut all = BTreeMap::new();
@@ -60,10 +60,7 @@ pub(super) fn check_share(what: &dyn std::fmt::Display, share: f64) -> Result<()
     if share.is_finite() && share >= 0.0 {
         return Ok(());
     }
-    Err(bad(
-        what.to_string(),
-        "shares are finite numbers, 0 or larger",
-    ))
+    Err(bad(what.to_string(), "it must be finite and at least 0"))
 }
 
 /// Checks that the sum of the shares is positive and finite.
@@ -79,12 +76,12 @@ pub(super) fn check_sum<'a>(shares: impl Iterator<Item = &'a f64> + Clone) -> Re
     if sum > 0.0 {
         return Ok(());
     }
-    Err(bad(list(), "at least one must be larger than 0"))
+    Err(bad(list(), "at least one must be above 0"))
 }
 
 fn bad(value: String, problem: &str) -> Error {
-    Error::Setting {
-        name: "a share",
+    Error::InvalidArgument {
+        argument: "weight",
         value,
         problem: problem.to_owned(),
     }
@@ -152,8 +149,8 @@ impl Label {
     ///
     /// # Errors
     ///
-    /// [`Error::PatchSize`] if a patch does not fit; [`Error::NoCentre`] if no centre has any of
-    /// the labels; [`Error::Setting`] if the index is another map's; what reading gives.
+    /// [`Error::PatchSize`] if a patch does not fit; [`Error::NoCenter`] if no centre has any of
+    /// the labels; [`Error::InvalidArgument`] if the index is another map's; what reading gives.
     pub fn new(
         map: Arc<dyn Volume>,
         index: &LabelIndex,
@@ -194,7 +191,7 @@ impl Label {
             }
         }
         if groups.is_empty() {
-            return Err(Error::NoCentre {
+            return Err(Error::NoCenter {
                 path: layout.path.clone(),
                 channel: index.channel,
                 centres,

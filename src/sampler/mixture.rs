@@ -36,7 +36,7 @@ impl Mixture {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if there is no sampler, if a share is negative or not finite, if all
+    /// [`Error::InvalidArgument`] if there is no sampler, if a share is negative or not finite, if all
     /// are 0, if patches differ in size, or if a sampler comes to an end.
     pub fn new(samplers: Vec<(f64, Box<dyn Sampler>)>, seed: u64) -> Result<Self> {
         Self::counted(samplers, Counted::OnAverage, seed)
@@ -51,13 +51,13 @@ impl Mixture {
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new), and [`Error::Setting`] for batches of 0 or of more than 65 536.
+    /// As [`new`](Self::new), and [`Error::InvalidArgument`] for batches of 0 or of more than 65 536.
     pub fn exact(samplers: Vec<(f64, Box<dyn Sampler>)>, batch: u64, seed: u64) -> Result<Self> {
         if batch == 0 || batch > LARGEST {
-            return Err(Error::Setting {
-                name: "a batch of",
+            return Err(Error::InvalidArgument {
+                argument: "batch size",
                 value: batch.to_string(),
-                problem: format!("draws are counted out in batches of 1 to {LARGEST}"),
+                problem: format!("it must be from 1 to {LARGEST}"),
             });
         }
         Self::counted(samplers, Counted::InBatches(batch), seed)
@@ -72,8 +72,8 @@ impl Mixture {
             check_share(share, *share)?;
         }
         check_sum(samplers.iter().map(|(share, _)| share))?;
-        let bad = |value: String, problem: &str| Error::Setting {
-            name: "a mixture of",
+        let bad = |value: String, problem: &str| Error::InvalidArgument {
+            argument: "mixture",
             value,
             problem: problem.to_owned(),
         };
@@ -83,12 +83,19 @@ impl Mixture {
             if let Some(first) = kept.first()
                 && first.patch() != sampler.patch()
             {
-                let both = format!("patches of {:?} and {:?}", first.patch(), sampler.patch());
-                return Err(bad(both, "all must have one size"));
+                let both = format!(
+                    "of patches of {:?} and {:?}",
+                    first.patch(),
+                    sampler.patch()
+                );
+                return Err(bad(both, "all must have the same size"));
             }
             if sampler.draw_count().is_some() {
                 return Err(bad(
-                    format!("{} draws", sampler.draw_count().unwrap_or(0)),
+                    format!(
+                        "of a sampler with {} draws",
+                        sampler.draw_count().unwrap_or(0)
+                    ),
                     "only samplers without an end can be mixed",
                 ));
             }
@@ -303,7 +310,10 @@ mod tests {
             (f64::INFINITY, 1.0),
             (f64::MAX, f64::MAX),
         ] {
-            assert!(matches!(two(a, b), Err(Error::Setting { .. })), "{a} {b}");
+            assert!(
+                matches!(two(a, b), Err(Error::InvalidArgument { .. })),
+                "{a} {b}"
+            );
         }
         assert!(Mixture::new(Vec::new(), 0).is_err());
         assert!(Mixture::exact(vec![(1.0, one())], 0, 0).is_err());

@@ -44,21 +44,24 @@ impl Neighborhood {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] for groups of 0 draws, or a width that is not above 0 and up to 1.
+    /// [`Error::InvalidArgument`] for groups of 0 draws, or a width that is not above 0 and up to 1.
     pub fn new(draws: u64, width: f64) -> Result<Self> {
         let bad = |value: String, problem: &str| {
-            Err(Error::Setting {
-                name: "a neighborhood of",
+            Err(Error::InvalidArgument {
+                argument: "neighborhood",
                 value,
                 problem: problem.to_owned(),
             })
         };
         if draws == 0 {
-            return bad("0 draws".to_owned(), "it must have one");
+            return bad("of 0 draws".to_owned(), "it needs at least one");
         }
         if !(width > 0.0 && width <= 1.0) {
-            let value = format!("{width} of the volume");
-            return bad(value, "it is a part of it: above 0 and up to 1");
+            let value = format!("of {width} of the volume");
+            return bad(
+                value,
+                "it must be a fraction of the volume, above 0 and at most 1",
+            );
         }
         #[expect(
             clippy::cast_possible_truncation,

@@ -135,7 +135,7 @@ fn weights_are_drawn_as_the_flat_reference_says_for_all_blocks_patches_and_borde
             let placement = CenterBox::new(shape, patch, border).unwrap();
             let expected = reference(&placement, |i| weights[i].into());
             if expected.is_empty() {
-                assert!(matches!(sampler, Err(Error::NoCentre { .. })));
+                assert!(matches!(sampler, Err(Error::NoCenter { .. })));
                 continue;
             }
             let (sampler, total) = (sampler.unwrap(), expected.values().sum::<f64>());
@@ -190,7 +190,7 @@ fn labels_are_drawn_as_the_flat_reference_says_for_all_blocks_patches_and_border
                     &options,
                 );
                 if expected.is_empty() {
-                    assert!(matches!(sampler, Err(Error::NoCentre { .. })));
+                    assert!(matches!(sampler, Err(Error::NoCenter { .. })));
                     continue;
                 }
                 let (sampler, total) = (sampler.unwrap(), expected.values().sum::<f64>());
@@ -250,8 +250,8 @@ fn a_single_voxel_is_always_the_centre_or_the_border_policy_decides() {
                 let label = label(&map, &shares([(3, 1.0)]), &options);
                 let label = label.and_then(|sampler| sampler.draw(3, 5));
                 if !placement.centres().contains(&at) {
-                    assert!(matches!(drawn, Err(Error::NoCentre { .. })) && border == Border::Drop);
-                    assert!(matches!(label, Err(Error::NoCentre { .. })));
+                    assert!(matches!(drawn, Err(Error::NoCenter { .. })) && border == Border::Drop);
+                    assert!(matches!(label, Err(Error::NoCenter { .. })));
                     continue;
                 }
                 let (region, start) = (drawn.unwrap(), at.start);
@@ -448,7 +448,10 @@ fn shares_that_make_no_sense_are_refused_before_anything_is_read() {
         &[1.0, f64::INFINITY],
         &[f64::MAX, f64::MAX],
     ] {
-        assert!(matches!(new(bad), Err(Error::Setting { .. })), "{bad:?}");
+        assert!(
+            matches!(new(bad), Err(Error::InvalidArgument { .. })),
+            "{bad:?}"
+        );
     }
     let twice = LabelWeights::new([(1.into(), 1.0), (LabelValue::real(1.0).unwrap(), 1.0)]);
     assert!(twice.unwrap_err().to_string().contains("twice"));
@@ -469,7 +472,7 @@ fn an_empty_map_is_an_error_or_skipped_or_drawn_from_uniformly() {
     let decide = |empty: OnEmpty| empty.apply(built(), [4; 3], &options);
     assert!(matches!(
         decide(OnEmpty::Error),
-        Err(Error::NoCentre { .. })
+        Err(Error::NoCenter { .. })
     ));
     assert!(decide(OnEmpty::Skip).unwrap().is_none());
     let uniform = decide(OnEmpty::Uniform).unwrap().unwrap();
@@ -627,7 +630,7 @@ fn an_index_of_another_map_is_refused_and_a_changed_map_is_noticed() {
     let labels: LabelIndex = index(&*map, [1, 1, 4]);
     let other = memory([1, 1, 5], vec![1_u8; 5]) as Arc<dyn Volume>;
     let refused = Weighted::new(other, &weights, &options([1; 3]));
-    assert!(matches!(refused, Err(Error::Setting { .. })));
+    assert!(matches!(refused, Err(Error::InvalidArgument { .. })));
     let volume = || Arc::clone(&map) as Arc<dyn Volume>;
     let by_weight = Weighted::new(volume(), &weights, &options([1; 3])).unwrap();
     let shares = LabelWeights::foreground();

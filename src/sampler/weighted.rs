@@ -36,8 +36,8 @@ impl Weighted {
     ///
     /// # Errors
     ///
-    /// [`Error::PatchSize`] if a patch does not fit; [`Error::NoCentre`] if every weight among the
-    /// centres is 0; [`Error::Setting`] if the index is another map's; [`Error::Unsupported`]
+    /// [`Error::PatchSize`] if a patch does not fit; [`Error::NoCenter`] if every weight among the
+    /// centres is 0; [`Error::InvalidArgument`] if the index is another map's; [`Error::Unsupported`]
     /// if the weights' sum is too large; what reading gives.
     pub fn new(
         map: Arc<dyn Volume>,
@@ -49,7 +49,7 @@ impl Weighted {
         let centres = placement.centres();
         let mut sums = index.within(&map, centres, options.threads, false)?.0;
         if sums.is_empty() {
-            return Err(Error::NoCentre {
+            return Err(Error::NoCenter {
                 path: map.layout().path.clone(),
                 channel: index.channel,
                 centres,

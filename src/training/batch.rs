@@ -128,10 +128,8 @@ impl Together {
 fn joined(length: usize, count: usize) -> Result<usize> {
     let bytes = length.checked_mul(count);
     let bytes = bytes.filter(|&bytes| isize::try_from(bytes).is_ok());
-    bytes.ok_or_else(|| Error::Setting {
-        name: "a batch of",
-        value: count.to_string(),
-        problem: "its voxels do not fit into memory".to_owned(),
+    bytes.ok_or_else(|| Error::OutOfMemory {
+        what: format!("a batch of {count} patches"),
     })
 }
 
@@ -261,8 +259,8 @@ fn alike(samples: &[Sample]) -> Result<Vec<Like>> {
             .collect::<Vec<_>>()
             .join(", ")
     };
-    Err(Error::Setting {
-        name: "a batch of",
+    Err(Error::InvalidArgument {
+        argument: "batch of",
         value: format!("{} and {}", first.subject().name(), other.subject().name()),
         problem: format!(
             "the first gives {}, the second {}",

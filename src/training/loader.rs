@@ -182,7 +182,7 @@ impl Loader {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if the plan, the subjects and the options do not fit each other.
+    /// [`Error::InvalidArgument`] if the plan, the subjects and the options do not fit each other.
     pub fn new(
         subjects: Arc<dyn Subjects>,
         make: Arc<SamplerFactory>,
@@ -206,7 +206,7 @@ impl Loader {
     /// # Errors
     ///
     /// As [`new`](Self::new); [`Error::StateMismatch`] if the state is another plan's or other
-    /// subjects'; [`Error::Setting`] if it is beyond the epoch's end.
+    /// subjects'; [`Error::InvalidArgument`] if it is beyond the epoch's end.
     pub fn resume(
         subjects: Arc<dyn Subjects>,
         make: Arc<SamplerFactory>,
@@ -216,9 +216,9 @@ impl Loader {
     ) -> Result<Self> {
         state.check(plan, &*subjects)?;
         if plan.subjects() != subjects.len() {
-            return Err(Error::Setting {
-                name: "a plan of",
-                value: format!("{} subjects", plan.subjects()),
+            return Err(Error::InvalidArgument {
+                argument: "plan",
+                value: format!("for {} subjects", plan.subjects()),
                 problem: format!("there are {}", subjects.len()),
             });
         }
@@ -348,7 +348,7 @@ impl Loader {
     /// As [`next_batch_timeout`](Self::next_batch_timeout), with the patches of each image in one buffer: without a copy
     /// where [`LoaderOptions::contiguous_batches`] is set.
     ///
-    /// Samples whose images differ in name, shape, channels or type are an [`Error::Setting`].
+    /// Samples whose images differ in name, shape, channels or type are an [`Error::InvalidArgument`].
     pub fn next_contiguous_batch_timeout(&mut self, limit: Duration) -> TryNext<Result<Batch>> {
         let pool = Arc::clone(&self.schedule.gather.pool);
         self.samples_within(limit)

@@ -49,7 +49,7 @@ impl EpochPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if an epoch has more than 2^63 patches.
+    /// [`Error::InvalidArgument`] if an epoch has more than 2^63 patches.
     pub fn new(subjects: u64, samples_per_volume: u64, seed: u64) -> Result<Self> {
         if subjects
             .checked_mul(samples_per_volume)
@@ -102,7 +102,7 @@ impl EpochPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if a weight is negative or not finite, if there is none above 0, or if
+    /// [`Error::InvalidArgument`] if a weight is negative or not finite, if there is none above 0, or if
     /// `total` is more than 2^63.
     pub fn proportional(weights: &[f64], total: u64, seed: u64) -> Result<Self> {
         Self::with_counts(&shared_out(weights, total)?, seed)
@@ -135,17 +135,17 @@ impl EpochPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if `batch` is 0, or a subject's number of patches is no multiple of it.
+    /// [`Error::InvalidArgument`] if `batch` is 0, or a subject's number of patches is no multiple of it.
     pub fn with_batches(self, batch: u64) -> Result<Self> {
         let bad = |problem: String| {
-            Err(Error::Setting {
-                name: "a batch of",
+            Err(Error::InvalidArgument {
+                argument: "batch size",
                 value: batch.to_string(),
                 problem,
             })
         };
         if batch == 0 {
-            return bad("it must have a patch".to_owned());
+            return bad("it must be at least 1".to_owned());
         }
         let whole = |count: &u64| count.is_multiple_of(batch);
         let broken = match &self.counts {
@@ -156,7 +156,7 @@ impl EpochPlan {
         };
         if let Some((subject, count)) = broken {
             return bad(format!(
-                "subject {subject} gives {count} patches, which is no multiple of it"
+                "subject {subject} gives {count} patches, which is not a multiple of it"
             ));
         }
         Ok(Self { batch, ..self })
@@ -259,8 +259,8 @@ impl EpochPlan {
 /// Parts of `total` in proportion to `weights`, by largest remainder.
 fn shared_out(weights: &[f64], total: u64) -> Result<Vec<u64>> {
     let bad = |value: String, problem: &str| {
-        Err(Error::Setting {
-            name: "a weight",
+        Err(Error::InvalidArgument {
+            argument: "weight",
             value,
             problem: problem.to_owned(),
         })
@@ -268,13 +268,13 @@ fn shared_out(weights: &[f64], total: u64) -> Result<Vec<u64>> {
     for (subject, weight) in weights.iter().enumerate() {
         if !(weight.is_finite() && *weight >= 0.0) {
             let value = format!("of subject {subject}: {weight}");
-            return bad(value, "weights are finite numbers, 0 or larger");
+            return bad(value, "it must be finite and at least 0");
         }
     }
     let largest = weights.iter().copied().fold(0.0, f64::max);
     if largest == 0.0 {
         let value = format!("for each of {} subjects", weights.len());
-        return bad(value, "at least one must be larger than 0");
+        return bad(value, "at least one must be above 0");
     }
     if i64::try_from(total).is_err() {
         return Err(too_many());
@@ -313,8 +313,8 @@ fn shared_out(weights: &[f64], total: u64) -> Result<Vec<u64>> {
 }
 
 fn too_many() -> Error {
-    Error::Setting {
-        name: "an epoch of",
+    Error::InvalidArgument {
+        argument: "epoch of",
         value: "more than 2^63 patches".to_owned(),
         problem: "take fewer of each subject".to_owned(),
     }
@@ -471,7 +471,7 @@ mod tests {
             (&[1.0, 2.0, f64::INFINITY], "subject 2: inf"),
         ] {
             let error = EpochPlan::proportional(bad, 9, 0).unwrap_err();
-            assert!(matches!(error, Error::Setting { .. }));
+            assert!(matches!(error, Error::InvalidArgument { .. }));
             assert!(error.to_string().contains(says), "{error}");
         }
         assert!(EpochPlan::proportional(&[1.0], 1 << 63, 0).is_err());

@@ -113,8 +113,8 @@ impl RankShard {
     /// Checks the three against each other and an epoch's `patches`.
     pub(super) fn check(&self, patches: u64) -> Result<()> {
         let bad = |name, value: u64, problem: String| {
-            Err(Error::Setting {
-                name,
+            Err(Error::InvalidArgument {
+                argument: name,
                 value: value.to_string(),
                 problem,
             })
@@ -124,7 +124,7 @@ impl RankShard {
             return bad("rank", self.rank, problem);
         }
         if self.batch_size == 0 {
-            return bad("a batch of", 0, "it must have a patch".to_owned());
+            return bad("batch size", 0, "it must be at least 1".to_owned());
         }
         if patches > 0 && patches < self.world_size && self.uneven != Uneven::Repeat {
             let problem = format!("an epoch of {patches} patches leaves some of them with none");
@@ -186,8 +186,8 @@ impl WorkerShard {
         if self.index < self.count {
             return Ok(());
         }
-        Err(Error::Setting {
-            name: "a worker of",
+        Err(Error::InvalidArgument {
+            argument: "worker",
             value: self.index.to_string(),
             problem: format!("there are {} loaders, counted from 0", self.count),
         })

@@ -62,8 +62,8 @@ impl LoaderState {
             return other(what, self.subjects, of_subjects);
         }
         if self.position > plan.len() {
-            return Err(Error::Setting {
-                name: "a saved position of",
+            return Err(Error::InvalidArgument {
+                argument: "saved position",
                 value: self.position.to_string(),
                 problem: format!("the epoch has {} patches", plan.len()),
             });
@@ -94,10 +94,10 @@ impl FromStr for LoaderState {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] for anything else.
+    /// [`Error::InvalidArgument`] for anything else.
     fn from_str(text: &str) -> Result<Self> {
-        parsed(text).ok_or_else(|| Error::Setting {
-            name: "a loader's state of",
+        parsed(text).ok_or_else(|| Error::InvalidArgument {
+            argument: "loader state",
             value: format!("{text:?}"),
             problem: format!(
                 "it is written as `{NAME} epoch=E position=P plan=HEX subjects=HEX`, numbers below 2^64"

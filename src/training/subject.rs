@@ -82,7 +82,7 @@ impl Image {
     /// # Errors
     ///
     /// What [`Volume::read_channels`] gives; [`Error::ValueRange`] if a value does not fit the type that it is
-    /// cast to; [`Error::Setting`] if the patch does not fit into memory.
+    /// cast to; [`Error::InvalidArgument`] if the patch does not fit into memory.
     pub fn read(&self, region: Region) -> Result<Patch> {
         let layout = self.volume.layout();
         let channels = self.channel_count();
@@ -167,7 +167,7 @@ impl Subject {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if there is no image, if two have one name, or if one has not the channels
+    /// [`Error::InvalidArgument`] if there is no image, if two have one name, or if one has not the channels
     /// that are wanted of it or is padded with a value that its type does not have; those of [`Matching::on_grid_of`].
     pub fn matched(
         name: impl Into<String>,
@@ -176,8 +176,8 @@ impl Subject {
     ) -> Result<Self> {
         let name = name.into();
         let Some(first) = images.first() else {
-            return Err(Error::Setting {
-                name: "a subject called",
+            return Err(Error::InvalidArgument {
+                argument: "subject",
                 value: name,
                 problem: "it has no image".to_owned(),
             });
@@ -185,8 +185,8 @@ impl Subject {
         let reference = first.volume.layout().clone();
         for (n, image) in images.iter().enumerate() {
             if images[..n].iter().any(|other| other.name == image.name) {
-                return Err(Error::Setting {
-                    name: "a subject called",
+                return Err(Error::InvalidArgument {
+                    argument: "subject",
                     value: name,
                     problem: format!("two of its images are called {}", image.name),
                 });
@@ -253,8 +253,8 @@ fn check_channels(image: &Image) -> Result<()> {
     if start < end && end <= layout.channels {
         return Ok(());
     }
-    Err(Error::Setting {
-        name: "a choice of channels",
+    Err(Error::InvalidArgument {
+        argument: "channels",
         value: format!("{start}..{end} of {}", layout.path.display()),
         problem: format!(
             "it has {}, counted from 0; take one at least",

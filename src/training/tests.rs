@@ -832,7 +832,7 @@ fn a_value_that_a_cast_cannot_hold_is_named_and_so_is_such_a_padding() {
             .with_dtype(dtype)
             .with_padding(Padding::Constant(value));
         let error = Subject::new("s", vec![image], TOLERANCE).unwrap_err();
-        assert!(matches!(error, Error::Setting { .. }), "{error}");
+        assert!(matches!(error, Error::InvalidArgument { .. }), "{error}");
     }
     let image = Image::new("ct", volume()).with_dtype(DType::F32);
     let image = image.with_padding(Padding::Constant(0.1));

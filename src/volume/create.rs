@@ -92,7 +92,7 @@ pub enum Codec {
 /// # Errors
 ///
 /// [`Error::Exists`] if something has that name, [`Error::NotReplaceable`] if it may not be
-/// replaced, [`Error::Setting`] if chunks and shards do not fit each other, [`Error::Unsupported`] if the format cannot hold the volume,
+/// replaced, [`Error::InvalidArgument`] if chunks and shards do not fit each other, [`Error::Unsupported`] if the format cannot hold the volume,
 /// [`Error::NoSpace`] if it cannot even be begun on its disk (see [`disk_space`](super::disk_space)), and
 /// [`Error::Io`] if the folder cannot be written.
 pub fn create(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<Box<dyn VolumeMut>> {

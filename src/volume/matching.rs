@@ -43,7 +43,7 @@ impl Matching {
     /// # Errors
     ///
     /// [`Error::GridMismatch`] if they do not cover the same, [`Error::NoGeometry`] if one of them does not say
-    /// what it covers and [`same_grid`](Self::same_grid) is not set, [`Error::Setting`] if the tolerance is not
+    /// what it covers and [`same_grid`](Self::same_grid) is not set, [`Error::InvalidArgument`] if the tolerance is not
     /// a number from 0 to below 0.5.
     pub fn on_grid_of(
         &self,
@@ -51,10 +51,10 @@ impl Matching {
         other: Arc<dyn Volume>,
     ) -> Result<Arc<dyn Volume>> {
         if !self.is_sound() {
-            return Err(Error::Setting {
-                name: "a tolerance of",
+            return Err(Error::InvalidArgument {
+                argument: "tolerance",
                 value: self.tolerance.to_string(),
-                problem: "it is in voxels, from 0 to below 0.5".to_owned(),
+                problem: "it must be at least 0 and below 0.5 voxels".to_owned(),
             });
         }
         let own = other.layout();
@@ -419,7 +419,10 @@ mod tests {
                 ..Matching::default()
             };
             let refused = matching.on_grid_of(&reference, volume(SHAPE, placed()));
-            assert!(matches!(refused, Err(Error::Setting { .. })), "{tolerance}");
+            assert!(
+                matches!(refused, Err(Error::InvalidArgument { .. })),
+                "{tolerance}"
+            );
         }
     }
 

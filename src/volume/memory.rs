@@ -28,7 +28,7 @@ impl MemoryVolume {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`](crate::Error::Setting) if it does not fit into memory.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if it does not fit into memory.
     pub fn zeros(layout: Layout) -> Result<Self> {
         let voxels = Patch::zeros(Region::whole(layout.shape), layout.channels, layout.dtype)?;
         Ok(Self {

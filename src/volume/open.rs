@@ -36,10 +36,7 @@ impl OpenOptions {
         if found.is_dir() {
             return Ok(Arc::new(zarr::ZarrVolume::open(path, self)?));
         }
-        let unknown = |problem: &str| Error::UnknownFormat {
-            path: path.to_path_buf(),
-            problem: problem.to_owned(),
-        };
+        let unknown = |problem: &str| header::unknown(path, problem);
         if !found.is_file() {
             return Err(unknown("it is neither a regular file nor a folder"));
         }
@@ -47,10 +44,10 @@ impl OpenOptions {
             return Err(unknown("the file is empty"));
         }
         if self.level > 0 {
-            return Err(Error::Setting {
-                name: "level",
+            return Err(Error::InvalidArgument {
+                argument: "level",
                 value: self.level.to_string(),
-                problem: format!("{} has level 0 only", path.display()),
+                problem: format!("{} has only level 0", path.display()),
             });
         }
         let header = match &self.raw {
@@ -122,10 +119,7 @@ fn find_header(path: &Path) -> Result<FlatHeader> {
     let name = name(path).to_lowercase();
     let ends = |extensions: &[&str]| extensions.iter().any(|end| name.ends_with(end));
     let head = head(path)?;
-    let unknown = |problem: &str| Error::UnknownFormat {
-        path: path.to_path_buf(),
-        problem: problem.to_owned(),
-    };
+    let unknown = |problem: &str| header::unknown(path, problem);
     if let Some(hint) = foreign::pointer(&head) {
         return Err(unknown(hint));
     }
@@ -181,10 +175,7 @@ fn packed_header(path: &Path, head: &[u8]) -> Result<FlatHeader> {
         .read_to_end(&mut inside);
     if !nifti::recognize(&inside) {
         if let Some(hint) = foreign::by_name(path) {
-            return Err(Error::UnknownFormat {
-                path: path.to_path_buf(),
-                problem: hint.to_owned(),
-            });
+            return Err(header::unknown(path, hint));
         }
         // With nothing unpacked, the stream itself is the fault.
         if let (Err(source), true) = (unpacked, inside.is_empty()) {
@@ -232,12 +223,10 @@ fn sidecar(path: &Path) -> Result<FlatHeader> {
     let (longer, shorter) = (PathBuf::from(longer), path.with_extension("json"));
     let there = |path: &PathBuf| path.exists() && !path.is_dir();
     let Some(found) = [longer, shorter].into_iter().find(there) else {
-        return Err(Error::UnknownFormat {
-            path: path.to_path_buf(),
-            problem: "a .raw file needs its shape and dtype, given or in a sidecar with .json \
-                      in place of or behind .raw"
-                .to_owned(),
-        });
+        return Err(header::unknown(
+            path,
+            "a .raw file needs its shape and dtype, as options or in a JSON sidecar (scan.raw.json or scan.json)",
+        ));
     };
     let text = head(&found)?;
     RawSpec::from_json(&found, &text)?.header(path)

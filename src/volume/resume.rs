@@ -164,7 +164,7 @@ pub fn finish_all(outputs: Vec<Resumable>) -> Result<()> {
 /// As [`create`](super::create); [`Error::Unsupported`] if the output is not Zarr,
 /// [`Error::Locked`] if another process writes the same part, [`Error::RunMismatch`] if it was begun
 /// with other settings, [`Error::PartialChunk`] if a part would own pieces of write chunks, and
-/// [`Error::Setting`] if it would own another's. An output that was begun is gone on with however little
+/// [`Error::InvalidArgument`] if it would own another's. An output that was begun is gone on with however little
 /// space is left.
 pub fn resumable(
     path: &Path,
@@ -186,7 +186,7 @@ pub fn resumable(
 ///
 /// # Errors
 ///
-/// [`Error::Setting`] if the path has no file name.
+/// [`Error::InvalidArgument`] if the path has no file name.
 pub fn partial_options(path: &Path) -> Result<Option<CreateOptions>> {
     Ok(partial::data_folder(path)?.and_then(|data| zarr::partial_options(&data)))
 }

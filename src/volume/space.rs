@@ -238,8 +238,8 @@ mod tests {
             assert_eq!(space.may_run_out(), may_run_out, "{free:?}");
         }
         let error = of(Some(9)).check().unwrap_err();
-        let text = "no space for out.zarr: it takes at least 10 bytes, and 9 are free there: make room, or write it \
-                    elsewhere";
+        let text = "no space for out.zarr: it needs at least 10 bytes, but only 9 are free: free some space, or write \
+                    it elsewhere";
         assert_eq!(error.to_string(), text);
     }
 

@@ -184,8 +184,8 @@ fn sync_folder(staged: &Path, target: &Path) -> Result<()> {
 /// The folder to work in and the hidden prefix to use there.
 pub(super) fn place(target: &Path) -> Result<(PathBuf, OsString)> {
     let Some(name) = target.file_name() else {
-        return Err(Error::Setting {
-            name: "an output called",
+        return Err(Error::InvalidArgument {
+            argument: "output",
             value: format!("{:?}", target.display()),
             problem: "it has no file name".to_owned(),
         });

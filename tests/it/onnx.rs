@@ -197,8 +197,8 @@ fn models_that_do_not_fit_fail_with_one_line_and_leave_nothing() {
     let (tissue, operator) = (file("tissue"), file("wrong_operator"));
     for (args, told) in [
         (&["--model", &missing][..], "cannot open"),
-        (&["--model", &text], "text.onnx is no model"),
-        (&["--model", &two], "takes volumes of 2 channels, but"),
+        (&["--model", &text], "cannot use"),
+        (&["--model", &two], "needs volumes of 2 channels, but"),
         (
             &["--model", &operator],
             "node \"node_7\" has the operator example.org.Frobnicate",

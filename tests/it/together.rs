@@ -116,7 +116,7 @@ fn both(a: &[&str], b: &[&str]) -> [(Option<i32>, String); 2] {
 
 /// Whether a run that failed said that it was another's turn.
 fn is_told(said: &str) -> bool {
-    said.contains("held by another process") || said.contains("exists already")
+    said.contains("locked by another process") || said.contains("exists already")
 }
 
 #[test]

@@ -91,8 +91,8 @@ fn constants_that_the_output_cannot_hold_are_refused() {
                         assert!(
                             matches!(
                                 error,
-                                Error::Setting {
-                                    name: "a fill of",
+                                Error::InvalidArgument {
+                                    argument: "fill value",
                                     ..
                                 }
                             ),
@@ -325,7 +325,10 @@ fn a_promise_that_every_patch_votes_is_held() {
         ..AggregatorOptions::new(Blend::Crop, Reduce::Mean)
     };
     let (aggregator, _) = made(options.clone(), 1, DType::F32).unwrap();
-    assert!(matches!(aggregator.skip(0), Err(Error::Setting { .. })));
+    assert!(matches!(
+        aggregator.skip(0),
+        Err(Error::InvalidArgument { .. })
+    ));
     assert!(matches!(
         aggregator.finish_partial(),
         Err(Error::MissingPatches { .. })

@@ -260,7 +260,7 @@ impl Case {
         );
         let aggregator = match made {
             Ok(aggregator) => aggregator,
-            Err(Error::Setting { .. }) => return None,
+            Err(Error::InvalidArgument { .. }) => return None,
             Err(error) => panic!("{error}"),
         };
         let bring = |index: u64| match self.arrivals[usize::try_from(index).unwrap()] {

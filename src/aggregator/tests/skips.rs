@@ -378,6 +378,6 @@ fn narrow_sums_stay_close_and_do_not_overflow() {
         };
         let output = Recording::new(layout(grid.volume(), 1, DType::F32, None));
         let refused = Aggregator::new(grid.clone(), 1, solid, Box::new(Output(output)));
-        assert!(matches!(refused, Err(Error::Setting { .. })));
+        assert!(matches!(refused, Err(Error::InvalidArgument { .. })));
     }
 }

@@ -284,10 +284,10 @@ fn opened(name: &str, settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>
     };
     if !is_onnx(Path::new(name)) {
         if place != OutputPlace::default() {
-            return Err(Error::Setting {
-                name: "a halo or a scale of",
+            return Err(Error::InvalidArgument {
+                argument: "halo or scale of",
                 value: name.to_owned(),
-                problem: "a built-in model predicts every voxel of a patch; only outputs of a NAME.onnx may lack some"
+                problem: "a built-in model predicts every voxel of a patch; halo and scale are for outputs of a NAME.onnx"
                     .to_owned(),
             });
         }
@@ -307,8 +307,8 @@ fn opened(name: &str, settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>
             Ok(Arc::new(model.only(output)?.with_place(place)))
         }
         #[cfg(not(feature = "onnx"))]
-        RuntimeName::Tract => Err(Error::Setting {
-            name: "the model",
+        RuntimeName::Tract => Err(Error::InvalidArgument {
+            argument: "model",
             value: name.to_owned(),
             problem:
                 "this build has no ONNX runtime: install or run it with `cargo ... --features onnx`"

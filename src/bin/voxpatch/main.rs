@@ -59,10 +59,8 @@ fn main() -> ExitCode {
 }
 
 fn is_stop(error: &(dyn std::error::Error + 'static)) -> bool {
-    matches!(
-        error.downcast_ref::<voxpatch::Error>(),
-        Some(voxpatch::Error::Interrupted)
-    )
+    let error = error.downcast_ref::<voxpatch::Error>();
+    error.is_some_and(|error| error.kind() == voxpatch::ErrorKind::Interrupted)
 }
 
 /// The flag that helps, where the library can only say what is the matter.
@@ -88,7 +86,7 @@ fn flag(error: &voxpatch::Error) -> Option<&'static str> {
         Error::NoGeometry { .. } => Some(" (--same-grid)"),
         Error::Lossy { .. } => Some(" (--clip)"),
         Error::ValueRange { .. } => Some(" (--values stored)"),
-        Error::Setting { name, .. } if name.starts_with("a memory ") => Some(" (--memory)"),
+        Error::MemoryLimit { .. } => Some(" (--memory)"),
         _ => None,
     }
 }

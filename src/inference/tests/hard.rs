@@ -383,7 +383,7 @@ fn outputs_that_do_not_fit_the_grid_or_the_targets_are_refused_before_anything_i
     }
     for targets in [vec![], vec![target("a.zarr"), target("b.zarr")]] {
         let plan = what.plan(layout, &scaled(1, [0; 3]), &targets);
-        assert!(matches!(plan, Err(Error::Setting { .. })));
+        assert!(matches!(plan, Err(Error::InvalidArgument { .. })));
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
@@ -523,7 +523,7 @@ fn a_selection_that_comes_after_the_plan_is_planned_for_or_refused() {
     assert_eq!(tight.passes(), 1);
     match tight.with_patch_mask(third()) {
         Ok(late) => assert!(late.passes() > 1),
-        Err(error) => assert!(matches!(error, Error::Setting { .. }), "{error}"),
+        Err(error) => assert!(matches!(error, Error::InvalidArgument { .. }), "{error}"),
     }
 }
 

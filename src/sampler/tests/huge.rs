@@ -239,5 +239,5 @@ fn unstored_background_takes_no_memory_until_it_is_asked_for() {
     );
     assert!(starts.iter().any(|start| start[0] > 3900));
     let nothing = Label::new(map, &labels, &LabelWeights::foreground(), &options);
-    assert!(matches!(nothing, Err(Error::NoCentre { .. })));
+    assert!(matches!(nothing, Err(Error::NoCenter { .. })));
 }

@@ -301,7 +301,7 @@ fn states_are_text_that_is_read_back_and_other_runs_are_refused() {
         good.rsplit_once(' ').unwrap().0.to_owned(),
     ] {
         let error = bad.parse::<LoaderState>().unwrap_err();
-        assert!(matches!(error, Error::Setting { .. }), "{bad}");
+        assert!(matches!(error, Error::InvalidArgument { .. }), "{bad}");
     }
 }
 

@@ -95,7 +95,7 @@ fn a_turn_beyond_the_loaders_is_refused() {
             0,
             &options,
         );
-        assert!(matches!(refused, Err(Error::Setting { .. })));
+        assert!(matches!(refused, Err(Error::InvalidArgument { .. })));
     }
 }
 

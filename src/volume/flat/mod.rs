@@ -27,7 +27,7 @@ use serde_json::Value as Json;
 use self::pieces::PiecesVolume;
 use self::stream::StreamVolume;
 use self::strided::{Strided, to_native};
-use super::header::{Encoding, FlatHeader, Start, excerpt};
+use super::header::{Encoding, FlatHeader, Start, excerpt, unknown};
 use super::mmap::Map;
 use super::options::OpenOptions;
 use super::read_method::ReadMethod;
@@ -295,10 +295,7 @@ fn check_pointer(path: &Path, file: &File, length: u64) -> Result<()> {
     file.read_exact_at(&mut bytes, 0)
         .map_err(Error::io("read", path))?;
     match foreign::pointer(&bytes) {
-        Some(hint) => Err(Error::UnknownFormat {
-            path: path.to_path_buf(),
-            problem: hint.to_owned(),
-        }),
+        Some(hint) => Err(unknown(path, hint)),
         None => Ok(()),
     }
 }

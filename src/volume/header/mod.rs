@@ -231,6 +231,19 @@ fn finite(text: &str) -> Option<Vec<f64>> {
     numbers(text).filter(|values| values.iter().all(|value: &f64| value.is_finite()))
 }
 
+/// The volumes that can be opened, for a message.
+const SUPPORTED: &str = ".zarr folders, .npy, .nii, .nii.gz, .hdr with .img, .mhd, .mha, .nrrd, .nhdr, and .raw with a \
+                         JSON sidecar";
+
+/// Creates an [`Error::UnknownFormat`].
+pub(super) fn unknown(path: &Path, problem: &str) -> Error {
+    Error::UnknownFormat {
+        path: path.to_path_buf(),
+        problem: problem.to_owned(),
+        supported: SUPPORTED.to_owned(),
+    }
+}
+
 /// The start of a text for a message.
 pub(super) fn excerpt(text: &str) -> String {
     text.chars().take(60).collect()

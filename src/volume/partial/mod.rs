@@ -361,10 +361,10 @@ fn check_others(folder: &Path, part: OutputPart, head: &Json, owned: Region) -> 
             .zip(shape)
             .map(|(start, shape)| Region::new(start, shape));
         if let Some(common) = other.and_then(|other| other.intersection(&owned)) {
-            return Err(Error::Setting {
-                name: "part",
+            return Err(Error::InvalidArgument {
+                argument: "part",
                 value: format!("{} of {}", part.index, part.count),
-                problem: format!("[{common}] belongs to part {index}, too"),
+                problem: format!("[{common}] belongs to part {index} too"),
             });
         }
     }

@@ -51,15 +51,15 @@ impl OutputPart {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if there is no such part.
+    /// [`Error::InvalidArgument`] if there is no such part.
     pub fn new(index: u32, count: u32) -> Result<Self> {
         if index < count {
             return Ok(Self { index, count });
         }
-        Err(Error::Setting {
-            name: "part",
+        Err(Error::InvalidArgument {
+            argument: "part",
             value: format!("{index} of {count}"),
-            problem: "parts are counted from 0 to one less than there are".to_owned(),
+            problem: "parts are numbered from 0 to one less than their count".to_owned(),
         })
     }
 

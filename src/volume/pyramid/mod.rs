@@ -85,7 +85,7 @@ pub(super) fn next_shape(shape: Shape) -> Shape {
 ///
 /// # Errors
 ///
-/// [`Error::Setting`] if there cannot be so many.
+/// [`Error::InvalidArgument`] if there cannot be so many.
 pub(super) fn shapes(shape: Shape, chunk: Shape, pyramid: Option<Pyramid>) -> Result<Vec<Shape>> {
     let mut shapes = vec![shape];
     let Some(Pyramid { levels, .. }) = pyramid else {
@@ -104,9 +104,9 @@ pub(super) fn shapes(shape: Shape, chunk: Shape, pyramid: Option<Pyramid>) -> Re
         shapes.push(next);
     }
     match levels {
-        Some(levels) if levels != shapes.len() => Err(Error::Setting {
-            name: "a pyramid of",
-            value: format!("{levels} levels"),
+        Some(levels) if levels != shapes.len() => Err(Error::InvalidArgument {
+            argument: "pyramid",
+            value: format!("of {levels} levels"),
             problem: format!(
                 "a volume of {shape:?} has 1 to {}",
                 shapes.len().max(full(shape))

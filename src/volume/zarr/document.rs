@@ -141,28 +141,28 @@ fn level(mut layout: Layout, options: &CreateOptions) -> Result<Planned> {
 fn fit(layout: &Layout, options: &CreateOptions) -> Result<(Shape, Shape)> {
     let shape = layout.shape;
     if let (ZarrVersion::V2, Some(shard)) = (options.format, options.shard) {
-        return Err(Error::Setting {
-            name: "a shard of",
+        return Err(Error::InvalidArgument {
+            argument: "shard",
             value: format!("{shard:?}"),
-            problem: "Zarr v2 has no shards: ask for none, or for Zarr v3".to_owned(),
+            problem: "Zarr v2 has no shards: write none, or write Zarr v3".to_owned(),
         });
     }
     let mut chunk = options.chunk;
     let mut shard = options.shard.unwrap_or(options.chunk);
     for a in 0..3 {
         if chunk[a] == 0 {
-            return Err(Error::Setting {
-                name: "a chunk of",
+            return Err(Error::InvalidArgument {
+                argument: "chunk",
                 value: format!("{:?}", options.chunk),
-                problem: format!("it has no voxel along {}", AXES[a]),
+                problem: format!("it must have at least one voxel along {}", AXES[a]),
             });
         }
         if shard[a] == 0 || !shard[a].is_multiple_of(chunk[a]) {
-            return Err(Error::Setting {
-                name: "a shard of",
+            return Err(Error::InvalidArgument {
+                argument: "shard",
                 value: format!("{shard:?}"),
                 problem: format!(
-                    "along {} it is no multiple of the chunk's {} voxels",
+                    "along {} it is not a multiple of the chunk's {} voxels",
                     AXES[a], chunk[a]
                 ),
             });
@@ -175,10 +175,10 @@ fn fit(layout: &Layout, options: &CreateOptions) -> Result<(Shape, Shape)> {
     if bytes.is_ok_and(|bytes| bytes <= MAX_CHUNK) {
         return Ok((chunk, shard));
     }
-    Err(Error::Setting {
-        name: "a shard of",
+    Err(Error::InvalidArgument {
+        argument: "shard",
         value: format!("{shard:?}"),
-        problem: format!("it is encoded at once, and {MAX_CHUNK} bytes are the limit for that"),
+        problem: format!("it is encoded at once, which is limited to {MAX_CHUNK} bytes"),
     })
 }
 
@@ -294,10 +294,10 @@ fn effort(options: &CreateOptions) -> Result<u8> {
     if allowed.contains(&level) {
         return Ok(level);
     }
-    Err(Error::Setting {
-        name: "a compression level of",
+    Err(Error::InvalidArgument {
+        argument: "compression level",
         value: level.to_string(),
-        problem: format!("{name} has {} to {}", allowed.start(), allowed.end()),
+        problem: format!("{name} has levels {} to {}", allowed.start(), allowed.end()),
     })
 }
 
@@ -310,10 +310,10 @@ fn codecs(dtype: DType, options: &CreateOptions) -> Result<Vec<Json>> {
         Codec::BloscLz4 => ("blosc", blosc("lz4")),
         Codec::Gzip => ("gzip", json!({"level": level})),
         Codec::Zlib => {
-            return Err(Error::Setting {
-                name: "the codec",
+            return Err(Error::InvalidArgument {
+                argument: "codec",
                 value: "zlib".to_owned(),
-                problem: "Zarr v3 does not have it: take gzip, or ask for Zarr v2".to_owned(),
+                problem: "Zarr v3 does not have it: use gzip, or write Zarr v2".to_owned(),
             });
         }
         Codec::None => return Ok(vec![bytes_codec(dtype)]),

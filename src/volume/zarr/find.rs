@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
-use super::super::header::excerpt;
+use super::super::header::{excerpt, unknown};
 use super::super::{Format, OpenOptions, foreign};
 use super::axes::Axis;
 use super::ome::{self, Placed};
@@ -61,10 +61,7 @@ pub(super) fn find_array(path: &Path, level: usize, links: Links) -> Result<Foun
             Some(hint) => format!("it is a folder of other files: {hint}"),
             None => "it is a folder without zarr.json, .zarray or .zgroup".to_owned(),
         };
-        return Err(Error::UnknownFormat {
-            path: path.to_path_buf(),
-            problem,
-        });
+        return Err(unknown(path, &problem));
     };
     if let Some(image) = said_image(&group) {
         return multiscale(path, image, level, links);

@@ -266,10 +266,10 @@ fn run<'a>(
     planned: &[Planned],
 ) -> Result<Run<'a>> {
     if !resume.fingerprint.is_object() {
-        return Err(Error::Setting {
-            name: "a fingerprint of",
+        return Err(Error::InvalidArgument {
+            argument: "fingerprint",
             value: resume.fingerprint.to_string(),
-            problem: "it must be a JSON object, so that what differs can be named".to_owned(),
+            problem: "it must be a JSON object, so that differences can be named".to_owned(),
         });
     }
     let files = document::files(planned, &name(&layout.path), options);

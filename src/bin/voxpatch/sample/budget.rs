@@ -74,9 +74,8 @@ impl Budget {
             }
             let least = needs.held.max(1).saturating_add(fixed(threads));
             let least = (least / (8 - eighths)).saturating_add(1).saturating_mul(8);
-            return Err(Error::Setting {
-                name: "a memory of",
-                value: report::bytes(memory),
+            return Err(Error::MemoryLimit {
+                memory,
                 problem: format!(
                     "a patch takes {}, a chunk {}, with {threads} threads: give at least {least} bytes, or make the patch smaller",
                     report::bytes(needs.held),

@@ -173,7 +173,7 @@ impl Samplers {
                     let absent: Vec<String> = match &built {
                         Ok(label) => label.absent().iter().map(ToString::to_string).collect(),
                         // There is no centre with any of them.
-                        Err(Error::NoCentre { .. }) => {
+                        Err(Error::NoCenter { .. }) => {
                             shares.classes().map(|class| class.to_string()).collect()
                         }
                         Err(_) => Vec::new(),
@@ -219,8 +219,8 @@ fn listed(settings: &SampleArgs, fixed: &FixedLocations, input: &Input) -> voxpa
     let all = fixed.regions().len() as u64;
     let count = settings.count.unwrap_or(all);
     if count > all {
-        return Err(Error::Setting {
-            name: "a count of",
+        return Err(Error::InvalidArgument {
+            argument: "count",
             value: count.to_string(),
             problem: format!("the list has {all} locations"),
         });

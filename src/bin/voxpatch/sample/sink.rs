@@ -37,10 +37,10 @@ impl Form {
             Some("zarr") => Ok(Self::Zarr),
             None => Ok(Self::Folder),
             _ if is_folder => Ok(Self::Folder),
-            _ => Err(Error::Setting {
-                name: "an output called",
+            _ => Err(Error::InvalidArgument {
+                argument: "output",
                 value: path.display().to_string(),
-                problem: "patches go to a .npy, a .zarr, or a folder, whose name ends in /"
+                problem: "patches are written to a .npy file, a .zarr store, or a folder, whose name ends in /"
                     .to_owned(),
             }),
         }

@@ -315,8 +315,5 @@ fn the_axis_of_time_is_the_one_that_is_called_so() {
     let Err(error @ Error::NoTime { .. }) = error else {
         panic!("{error:?}");
     };
-    assert!(
-        error.to_string().contains("no axis of it is time"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("has no time axis"), "{error}");
 }

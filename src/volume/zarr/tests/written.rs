@@ -198,7 +198,7 @@ fn settings_that_do_not_fit_are_refused_by_name() {
     let refused = |shape, options: &CreateOptions| {
         let layout = Layout::new(shape, 1, DType::U8);
         let error = create(&folder.path().join("a.zarr"), &layout, options).unwrap_err();
-        assert!(matches!(error, Error::Setting { .. }), "{error}");
+        assert!(matches!(error, Error::InvalidArgument { .. }), "{error}");
         error.to_string()
     };
     let with = |chunk, shard| CreateOptions {

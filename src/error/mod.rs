@@ -1,73 +1,79 @@
-//! Everything that can go wrong, in one enum.
+//! The errors of this crate.
 //!
-//! A message names the fault and the values that caused it and stops there: what lay
-//! beneath is in [`source`](std::error::Error::source), for the caller to print once.
+//! A message names the fault and the values that caused it. Its cause is in
+//! [`source`](std::error::Error::source), for the caller to print once. [`Error::kind`] groups the
+//! variants by what a caller can do about them.
+
+mod kind;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use self::kind::ErrorKind;
+
 use crate::dtype::DType;
 use crate::region::{Region, Shape};
 
-/// The result of anything here that can fail.
+/// The result of a fallible operation of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A cause from a library that is not part of this crate's interface.
+/// An error of a library that is not part of this crate's API.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// What went wrong, with what is needed to mend it.
+/// An error, with the values that are needed to fix it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operating system refused.
+    /// The operating system reported an error.
     #[error("cannot {action} {}", path.display())]
     Io {
-        /// What was tried, as a verb: `open`, `read`, `write`.
+        /// The operation, as a verb: `open`, `read`, `write`.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 
-    /// Neither the content nor the extension belongs to a format that is read here.
+    /// Neither the content nor the extension belongs to a supported format.
     #[error(
-        "{} is no volume that can be read: {problem}; known are .zarr folders, .npy, .nii, .nii.gz, \
-         .mhd, .mha, .nrrd, .nhdr, and .raw with a JSON sidecar",
+        "cannot read {} as a volume: {problem} (supported: {supported})",
         path.display()
     )]
     UnknownFormat {
         /// The file or folder.
         path: PathBuf,
-        /// Why it was not recognized.
+        /// Why the format was not recognized.
         problem: String,
+        /// The formats that are supported.
+        supported: String,
     },
 
-    /// A header or metadata document breaks the rules of its format.
+    /// A header or metadata document violates its format.
     #[error("{}: bad {format} header: {problem}", path.display())]
     Header {
         /// The file that holds the header.
         path: PathBuf,
-        /// The format, as users call it.
+        /// The usual name of the format.
         format: &'static str,
-        /// The field, its value, and what is allowed.
+        /// The field, its value, and the values that are allowed.
         problem: String,
     },
 
-    /// The file is sound, but asks for something that is not read here.
+    /// The file is valid, but uses a feature that is not supported.
     #[error("{}: {what}", path.display())]
     Unsupported {
         /// The file or folder.
         path: PathBuf,
-        /// What is not supported, and what to do instead.
+        /// The unsupported feature, and what to do instead.
         what: String,
     },
 
-    /// A header says that the voxels are in a file that is not read.
+    /// A header names a voxel file that may not be read.
     #[error(
-        "{}: the voxels are said to be in {file:?}, {problem}: only a regular file in the header's folder or \
-         below is read, unless others are allowed",
+        "{}: the header says that the voxels are in {file:?}, {problem}: only regular files in the header's folder \
+         or below are read, unless external files are allowed",
         path.display()
     )]
     ExternalFile {
@@ -75,54 +81,54 @@ pub enum Error {
         path: PathBuf,
         /// The file that it names.
         file: String,
-        /// What is wrong with it.
+        /// Why that file is not read.
         problem: String,
     },
 
-    /// A format has no voxels of this type.
-    #[error("{}: {format} has no {dtype}: convert to {instead}", path.display())]
+    /// A format cannot store voxels of this type.
+    #[error("{}: {format} cannot store {dtype}: convert to {instead}", path.display())]
     UnsupportedDType {
         /// The output.
         path: PathBuf,
-        /// The format, as users call it.
+        /// The usual name of the format.
         format: &'static str,
         /// The type.
         dtype: DType,
-        /// A type that it has.
+        /// A type that the format can store.
         instead: DType,
     },
 
-    /// A flat file is shorter than its header promises.
+    /// A flat file is shorter than its header says.
     #[error(
         "{} holds {actual} bytes, but {channels} x {shape:?} of {dtype} from byte {offset} needs {expected}: \
-         the file was cut short or the header is wrong",
+         the file is truncated or the header is wrong",
         path.display()
     )]
     FileLength {
         /// The file that holds the voxels.
         path: PathBuf,
-        /// Channels that the header promises.
+        /// Channels in the header.
         channels: u64,
-        /// Shape that the header promises, z, y, x.
+        /// Shape in the header, z, y, x.
         shape: Shape,
-        /// Voxel type that the header promises.
+        /// Voxel type in the header.
         dtype: DType,
-        /// Where the voxels start, in bytes.
+        /// The byte at which the voxels start.
         offset: u64,
-        /// Bytes that the file would need.
+        /// Bytes that the file needs.
         expected: u64,
         /// Bytes that it has.
         actual: u64,
     },
 
-    /// The shape multiplies to more bytes than can be addressed.
+    /// The volume has more bytes than can be addressed.
     #[error("{}: {channels} x {shape:?} voxels of {dtype} are more than 2^63 bytes", path.display())]
     TooLarge {
         /// The file or folder.
         path: PathBuf,
-        /// Channels that the header promises.
+        /// Channels in the header.
         channels: u64,
-        /// Shape that the header promises, z, y, x.
+        /// Shape in the header, z, y, x.
         shape: Shape,
         /// Voxel type.
         dtype: DType,
@@ -133,59 +139,59 @@ pub enum Error {
     Chunk {
         /// The array.
         path: PathBuf,
-        /// The chunk's key below the array, with the inner chunk if it lies in a shard.
+        /// The chunk's key in the array, with the inner chunk if it is in a shard.
         key: String,
-        /// What the codec said.
+        /// The codec's error.
         source: Cause,
     },
 
-    /// A chunk has no file, and the fill value was not allowed to stand for it.
+    /// A chunk has no file, and missing chunks are not read as the fill value.
     #[error("{}: chunk {key} is missing", path.display())]
     MissingChunk {
         /// The array.
         path: PathBuf,
-        /// The chunk's key below the array.
+        /// The chunk's key in the array.
         key: String,
     },
 
-    /// A file of an input is not what it was when the input was opened.
+    /// A file of an input was modified after the input was opened.
     #[error(
-        "{} changed while it was in use: {what}; leave inputs alone during a run, and begin this one again",
+        "{} changed while it was in use: {what}; leave inputs unchanged during a run, and start this one again",
         path.display()
     )]
     InputModified {
         /// The file.
         path: PathBuf,
-        /// What is different.
+        /// The difference.
         what: String,
     },
 
     /// A chunk of an output was written twice.
-    #[error("{}: chunk {key} was written before; each is written once", path.display())]
+    #[error("{}: chunk {key} was already written; each chunk is written once", path.display())]
     ChunkWritten {
         /// The output.
         path: PathBuf,
-        /// The chunk's key below the array.
+        /// The chunk's key in the array.
         key: String,
     },
 
-    /// A codec that is not used on data from strangers.
+    /// A codec that is not safe on untrusted data.
     #[error(
-        "{}: codec {codec:?} is not safe on untrusted data: open the volume as trusted if you trust \
-         who made it, or ask for a copy with zstd or gzip",
+        "{}: codec {codec:?} is not safe on untrusted data: open the volume as trusted if you trust its \
+         source, or get a copy compressed with zstd or gzip",
         path.display()
     )]
     UntrustedCodec {
         /// The array.
         path: PathBuf,
-        /// The codec, as the metadata call it.
+        /// The codec's name in the metadata.
         codec: String,
     },
 
-    /// A symbolic link in data from strangers, which could lead to any file that the reader may read.
+    /// A symbolic link in untrusted data, which could point to any file that the process can read.
     #[error(
-        "{} is a symbolic link, and none is followed in untrusted data: open the volume as trusted if you trust \
-         who made it, or copy it with what its links lead to (cp -rL)",
+        "{} is a symbolic link, which is not followed in untrusted data: open the volume as trusted if you trust its \
+         source, or copy it with the files that its links point to (cp -rL)",
         path.display()
     )]
     UntrustedLink {
@@ -193,19 +199,19 @@ pub enum Error {
         path: PathBuf,
     },
 
-    /// A region that has to lie inside a volume does not.
+    /// A region is not inside its volume.
     #[error("region [{region}] reaches outside the volume of shape {shape:?}")]
     OutOfBounds {
-        /// The region asked for.
+        /// The requested region.
         region: Region,
         /// The volume's shape, z, y, x.
         shape: Shape,
     },
 
-    /// Channels were asked for that the volume does not have.
-    #[error("channels {start}..{end} were asked for, but the volume has {channels}")]
+    /// Requested channels do not exist.
+    #[error("channels {start}..{end} are out of range: the volume has {channels}")]
     NoSuchChannel {
-        /// First channel asked for.
+        /// First requested channel.
         start: u64,
         /// One past the last.
         end: u64,
@@ -213,9 +219,9 @@ pub enum Error {
         channels: u64,
     },
 
-    /// A box was asked for that the volume does not have.
+    /// A requested box is not inside the volume.
     #[error(
-        "{}: voxels {start}..{end} along {axis} were asked for, but there are {length}: give the first and one past \
+        "{}: voxels {start}..{end} along {axis} are out of range: there are {length}; give the first and one past \
          the last, counted from 0",
         path.display()
     )]
@@ -224,7 +230,7 @@ pub enum Error {
         path: PathBuf,
         /// The axis: `z`, `y` or `x`.
         axis: char,
-        /// First voxel asked for.
+        /// First requested voxel.
         start: u64,
         /// One past the last.
         end: u64,
@@ -232,9 +238,10 @@ pub enum Error {
         length: u64,
     },
 
-    /// Time points were asked for of a volume that has none.
+    /// Time points were requested of a volume without them.
     #[error(
-        "{}: no axis of it is time, or another varies more slowly than time: take some of its {channels} channels",
+        "{} has no time axis, or another axis varies more slowly than time: select some of its {channels} channels \
+         instead",
         path.display()
     )]
     NoTime {
@@ -244,12 +251,12 @@ pub enum Error {
         channels: u64,
     },
 
-    /// Time points were asked for that the volume does not have.
-    #[error("{}: time points {start}..{end} were asked for, but there are {points}", path.display())]
+    /// Requested time points do not exist.
+    #[error("{}: time points {start}..{end} are out of range: there are {points}", path.display())]
     NoSuchTime {
         /// The volume.
         path: PathBuf,
-        /// First time point asked for.
+        /// First requested time point.
         start: u64,
         /// One past the last.
         end: u64,
@@ -257,8 +264,8 @@ pub enum Error {
         points: u64,
     },
 
-    /// A buffer has another length than its region needs.
-    #[error("a buffer of {actual} bytes was given where {expected} are needed")]
+    /// A buffer does not have the length of its region.
+    #[error("the buffer has {actual} bytes, but {expected} are needed")]
     BufferLength {
         /// Bytes needed.
         expected: u64,
@@ -266,16 +273,16 @@ pub enum Error {
         actual: u64,
     },
 
-    /// Voxels of one type were asked for as another.
+    /// Voxels were requested as a different type.
     #[error("the voxels are {actual}, not {expected}")]
     WrongDType {
-        /// The type asked for.
+        /// The requested type.
         expected: DType,
-        /// The type there is.
+        /// The type of the voxels.
         actual: DType,
     },
 
-    /// A patch with no voxels, or one that does not fit.
+    /// A patch has no voxels, or does not fit into its volume.
     #[error("a patch of {patch} voxels along {axis} does not fit into a volume of {volume}")]
     PatchSize {
         /// The axis: `z`, `y` or `x`.
@@ -286,75 +293,75 @@ pub enum Error {
         volume: u64,
     },
 
-    /// Predictions that do not lie on the voxels of their output.
+    /// Predictions are not aligned with the voxels of their output.
     #[error(
-        "an output of scale 1/{scale} without {halo} voxels at each face of a patch does not fit along {axis}: {problem}"
+        "an output of scale 1/{scale} and a halo of {halo} voxels does not fit along {axis}: {problem}"
     )]
     OutputGrid {
         /// The axis: `z`, `y` or `x`.
         axis: char,
-        /// Voxels that the model leaves out at each face of a patch.
+        /// Voxels that the model crops from each face of a patch.
         halo: u64,
-        /// How many voxels of the input one of the output is long.
+        /// Input voxels per output voxel.
         scale: u64,
-        /// What does not fit, and what would.
+        /// What does not fit, and what to change.
         problem: String,
     },
 
-    /// Predictions of which it is not known where they lie in their patch.
-    #[error("predictions of {shape:?} voxels for patches of {patch:?}: {problem}")]
+    /// The place of predictions in their patch is unknown or ambiguous.
+    #[error("cannot place predictions of {shape:?} voxels in patches of {patch:?}: {problem}")]
     OutputPlace {
         /// Voxels of a patch, z, y, x.
         patch: Shape,
         /// Voxels of its prediction, z, y, x.
         shape: Shape,
-        /// Why they fit nowhere, or the ways in which they could lie.
+        /// Why no place fits, or the places that fit.
         problem: String,
     },
 
-    /// The overlap leaves no step.
+    /// An overlap is as large as the patch or larger.
     #[error("an overlap of {overlap} along {axis} must be smaller than the patch of {patch}")]
     Overlap {
         /// The axis: `z`, `y` or `x`.
         axis: char,
-        /// The overlap asked for, in voxels.
+        /// The overlap, in voxels.
         overlap: u64,
         /// Voxels of the patch along the axis.
         patch: u64,
     },
 
-    /// An output is there already.
+    /// An output exists already.
     #[error("{} exists already: choose another name, or allow it to be replaced", path.display())]
     Exists {
         /// The output.
         path: PathBuf,
     },
 
-    /// Something that is not an output of this kind has the output's name, and is kept.
-    #[error("{} is not replaced, as it is {what}: move it away, or choose another name", path.display())]
+    /// The output's name is taken by something that is not an output of this kind.
+    #[error("{} is not replaced because it is {what}: move it away, or choose another name", path.display())]
     NotReplaceable {
         /// The output.
         path: PathBuf,
-        /// What has its name.
+        /// A description of what has the name.
         what: String,
     },
 
-    /// An output cannot even be begun on its disk.
+    /// The disk has too little space to start an output.
     #[error(
-        "no space for {}: it takes at least {needed} bytes, and {free} are free there: make room, or write it elsewhere",
+        "no space for {}: it needs at least {needed} bytes, but only {free} are free: free some space, or write it elsewhere",
         path.display()
     )]
     NoSpace {
         /// The output.
         path: PathBuf,
-        /// Bytes that it takes at least.
+        /// Bytes that it needs at least.
         needed: u64,
-        /// Bytes that are free where it goes.
+        /// Bytes that are free on its disk.
         free: u64,
     },
 
-    /// The output is, or lies inside, the input.
-    #[error("{} cannot be written: it is, holds or lies inside the input {}", output.display(), input.display())]
+    /// The output is, contains or is inside an input.
+    #[error("cannot write {}: it is, contains or is inside the input {}", output.display(), input.display())]
     OutputIsInput {
         /// The output.
         output: PathBuf,
@@ -362,65 +369,106 @@ pub enum Error {
         input: PathBuf,
     },
 
-    /// Two outputs of one run are the same, or one lies inside the other.
-    #[error("{} and {} cannot both be written: they are one, or one lies inside the other", other.display(), output.display())]
+    /// Two outputs of one run are the same, or one is inside the other.
+    #[error("cannot write both {} and {}: they are the same, or one is inside the other", other.display(), output.display())]
     SameOutput {
         /// The output.
         output: PathBuf,
-        /// The one before it.
+        /// The earlier output.
         other: PathBuf,
     },
 
-    /// A setting has a value that makes no sense.
-    #[error("{name} {value} is not possible: {problem}")]
-    Setting {
-        /// The setting, as the user wrote it.
-        name: &'static str,
-        /// The value given.
+    /// An argument has an invalid value.
+    #[error("invalid {argument} {value}: {problem}")]
+    InvalidArgument {
+        /// The argument, as in `overlap`.
+        argument: &'static str,
+        /// Its value.
         value: String,
-        /// What is allowed.
+        /// Why the value is invalid, or which values are allowed.
         problem: String,
     },
 
-    /// A write that is not made of whole write chunks.
-    #[error("region [{region}] is not made of whole write chunks of {chunk:?} of {}", path.display())]
+    /// An index is too large.
+    #[error("{what} {index} is out of range: there are {count}, counted from 0")]
+    IndexOutOfRange {
+        /// The items that are counted, in the singular: `patch`, `draw`.
+        what: &'static str,
+        /// The index.
+        index: u64,
+        /// The number of items.
+        count: u64,
+    },
+
+    /// A memory limit is too low.
+    #[error("a memory limit of {memory} bytes is too low: {problem}")]
+    MemoryLimit {
+        /// The limit, in bytes.
+        memory: u64,
+        /// The bytes that are needed, and what to change.
+        problem: String,
+    },
+
+    /// An allocation would be larger than the address space.
+    #[error("{what} does not fit into memory")]
+    OutOfMemory {
+        /// What was to be allocated.
+        what: String,
+    },
+
+    /// A model returned a wrong number of outputs or predictions.
+    #[error(
+        "the model returned {predictions:?} predictions, one number for each output, but {patches} are needed for \
+         each of {outputs} outputs"
+    )]
+    ModelOutputs {
+        /// The patches of the batch.
+        patches: u64,
+        /// The outputs that the model declares.
+        outputs: u64,
+        /// The number of predictions of each output that was returned.
+        predictions: Vec<usize>,
+    },
+
+    /// A written region does not consist of whole write chunks.
+    #[error("region [{region}] does not consist of whole write chunks of {chunk:?} of {}", path.display())]
     PartialChunk {
         /// The output.
         path: PathBuf,
-        /// The region that was to be written.
+        /// The region.
         region: Region,
         /// The write chunk, z, y, x.
         chunk: Shape,
     },
 
-    /// A patch was handed in twice.
-    #[error("patch {index} (at [{region}]) was added before")]
+    /// A patch was added twice.
+    #[error("patch {index} (at [{region}]) was already added")]
     DuplicatePatch {
-        /// The patch's place in the grid's order.
+        /// The patch's index in the grid.
         index: u64,
-        /// Where it lies.
+        /// The patch's region.
         region: Region,
     },
 
-    /// A prediction does not have the shape that the aggregator was made for.
+    /// A prediction does not have the shape that the aggregator expects.
     #[error(
         "the prediction for patch {index} has {channels} channels of shape {shape:?}, \
          but {expected_channels} of {expected_shape:?} are needed"
     )]
     PredictionShape {
-        /// The patch's place in the grid's order.
+        /// The patch's index in the grid.
         index: u64,
         /// Channels of the prediction.
         channels: u64,
         /// Its shape, z, y, x.
         shape: Shape,
-        /// Channels that were announced.
+        /// Expected channels.
         expected_channels: u64,
         /// The patch's shape.
         expected_shape: Shape,
     },
 
-    /// A prediction with a value in it that is not finite in the type of the sums or of the output.
+    /// A prediction has a value that is not finite in the type of the sums or of the output.
     #[error(
         "the prediction for patch {index} at {region} is {value} at channel {}, voxel z {}, y {}, x {} of the \
          patch: {}",
@@ -432,46 +480,46 @@ pub enum Error {
         }
     )]
     NotFinite {
-        /// The patch's place in the grid's order.
+        /// The patch's index in the grid.
         index: u64,
-        /// Where the patch lies.
+        /// The patch's region.
         region: Region,
         /// The first such value.
         value: f64,
-        /// Its place in the patch: c, z, y, x.
+        /// Its position in the patch: c, z, y, x.
         at: [u64; 4],
     },
 
-    /// The run ended before every patch was there.
+    /// The run ended before all patches were added.
     #[error("{missing} of {total} patches are missing, the first at index {first:?}")]
     MissingPatches {
-        /// How many are missing.
+        /// The number of missing patches.
         missing: u64,
-        /// How many the grid has.
+        /// The number of patches of the grid.
         total: u64,
         /// The first few of them.
         first: Vec<u64>,
     },
 
-    /// Two volumes that belong together do not lie on one grid.
+    /// Two volumes that are used together are not on the same grid.
     #[error(
-        "{} and {} do not lie on one grid: {what} {one} and {other}; resample one of them to the grid of the other",
+        "{} and {} are not on the same grid: {what} {one} and {other}; resample one of them to the grid of the other",
         first.display(), second.display()
     )]
     GridMismatch {
-        /// The volume whose grid is wanted.
+        /// The volume whose grid is the reference.
         first: PathBuf,
-        /// The one that differs.
+        /// The volume that differs.
         second: PathBuf,
         /// `shape`, `spacing`, `direction`, `position`, `extent` or `affine`.
         what: &'static str,
-        /// What it is of the first.
+        /// Its value in the first volume.
         one: String,
-        /// What it is of the second.
+        /// Its value in the second.
         other: String,
     },
 
-    /// Two subjects of a list give patches that do not fit into one batch.
+    /// Patches of two subjects of a list cannot be in one batch.
     #[error(
         "{} and {} do not fit into one batch: the first gives {one}, the second {other}; \
          give all subjects the same images, channels and types",
@@ -488,19 +536,19 @@ pub enum Error {
         other: String,
     },
 
-    /// A volume does not say where its voxels lie, so that it cannot be matched with another that does,
-    /// or that has another shape.
+    /// A volume has no geometry, so it cannot be matched with a volume that has one, or whose shape
+    /// differs.
     #[error(
-        "{} ({shape:?} voxels) does not say where it lies in the world, so that it cannot be matched with {} \
-         ({other_shape:?}): say that both are the same grid if they are, or give it spacing and affine",
+        "{} ({shape:?} voxels) has no geometry, so it cannot be matched with {} ({other_shape:?}): declare that both \
+         have the same grid if they do, or give it a spacing and an affine",
         path.display(), other.display()
     )]
     NoGeometry {
-        /// The volume that does not say it.
+        /// The volume without geometry.
         path: PathBuf,
         /// Its voxels along z, y, x.
         shape: Shape,
-        /// The other.
+        /// The other volume.
         other: PathBuf,
         /// Its voxels along z, y, x.
         other_shape: Shape,
@@ -509,35 +557,35 @@ pub enum Error {
     /// A subject could not be opened, drawn from or read.
     #[error("subject {index}{} failed", in_brackets(name))]
     Subject {
-        /// Its place in the list of subjects.
+        /// Its index in the list of subjects.
         index: u64,
-        /// Its name; empty if it is not known without opening it.
+        /// Its name; empty if only opening it would give the name.
         name: String,
-        /// Why.
+        /// The cause.
         source: Arc<Self>,
     },
 
-    /// Code that was given to this crate, or this crate itself, panicked on a worker's thread.
+    /// A callback, or this crate itself, panicked on a worker thread.
     #[error("a worker panicked: {message}")]
     Panicked {
-        /// What the panic said.
+        /// The panic's message.
         message: String,
     },
 
-    /// A saved state belongs to other settings.
+    /// A saved state does not match the current settings.
     #[error(
         "the saved state has {what} {saved}, but here it is {here}: resume with the settings of the run that saved it"
     )]
     StateMismatch {
         /// What differs.
         what: &'static str,
-        /// What it was when the state was saved.
+        /// Its value when the state was saved.
         saved: u64,
-        /// What it is now.
+        /// Its current value.
         here: u64,
     },
 
-    /// A voxel of a map that patches are drawn by has a value that a map must not have.
+    /// A voxel of a sampling map has an invalid value.
     #[error(
         "{}: channel {channel} has the {what} {value} at voxel [{}, {}, {}] (z, y, x), but {allowed}",
         path.display(), voxel[0], voxel[1], voxel[2]
@@ -551,33 +599,33 @@ pub enum Error {
         voxel: [u64; 3],
         /// `weight` or `label`.
         what: &'static str,
-        /// The value, as a number is printed.
+        /// The value, as text.
         value: String,
-        /// What is allowed.
+        /// The values that are allowed.
         allowed: &'static str,
     },
 
-    /// No voxel of a map can be the centre of a patch.
+    /// No voxel of a map can be the center of a patch.
     #[error(
-        "{}: no patch can be drawn by channel {channel}, since {problem} among the centres [{centres}]; \
-         take another border policy, or skip such volumes or draw from them uniformly",
+        "{}: no patch can be drawn by channel {channel} because {problem} among the centres [{centres}]; \
+         use another border policy, skip such volumes, or draw from them uniformly",
         path.display()
     )]
-    NoCentre {
+    NoCenter {
         /// The map.
         path: PathBuf,
         /// The channel.
         channel: u64,
-        /// Where a patch's centre may lie.
+        /// The region of possible patch centers.
         centres: Region,
-        /// What is missing there.
+        /// What is missing in that region.
         problem: String,
     },
 
-    /// No patch that was tried holds enough of what it is to hold.
+    /// None of the tried patches has enough of the required content.
     #[error(
-        "{}: of {tries} patches that were tried, none has {fraction} of {content} in channel {channel}, the best \
-         {best}: ask for less, or draw by that label",
+        "{}: none of {tries} tried patches has a fraction of {fraction} of {content} in channel {channel} (the best \
+         has {best}): lower the fraction, or draw by that label",
         path.display()
     )]
     NotEnoughContent {
@@ -585,17 +633,17 @@ pub enum Error {
         path: PathBuf,
         /// The channel.
         channel: u64,
-        /// What was looked for.
+        /// The required content.
         content: String,
-        /// The part of a patch that was asked for.
+        /// The required fraction of a patch.
         fraction: f64,
-        /// The most that a patch had.
+        /// The largest fraction that was found.
         best: f64,
-        /// How many were tried.
+        /// The number of tried patches.
         tries: u64,
     },
 
-    /// A list of locations has a row that is none.
+    /// A row of a location list is invalid.
     #[error("{}: line {line}: {problem}", path.display())]
     InvalidLocation {
         /// The list.
@@ -606,36 +654,36 @@ pub enum Error {
         problem: String,
     },
 
-    /// Another process writes the same output, or the same part of it.
+    /// Another process is writing the same output, or the same part of it.
     #[error(
-        "{} is held by another process that writes this output: wait until it is done, or stop it",
+        "{} is locked by another process that writes this output: wait until it is done, or stop it",
         path.display()
     )]
     Locked {
-        /// The lock.
+        /// The lock file.
         path: PathBuf,
     },
 
-    /// An output was begun by another run.
+    /// An output was started with different settings.
     #[error(
-        "{} was begun by another run ({}): go on with its settings, or remove the folder to begin anew",
+        "{} was started with different settings ({}): use the same settings, or delete the folder to start over",
         path.display(), listed(differences)
     )]
     RunMismatch {
-        /// The folder in which the output grows.
+        /// The folder of the unfinished output.
         path: PathBuf,
-        /// What differs.
+        /// The differences.
         differences: Vec<Difference>,
     },
 
-    /// An index was built from other voxels than the volume has now.
-    #[error("the index of {} was built before its voxels changed: build it anew", path.display())]
+    /// An index is older than the voxels of its volume.
+    #[error("the index of {} was built before its voxels changed: build it again", path.display())]
     StaleIndex {
         /// The volume.
         path: PathBuf,
     },
 
-    /// A run must recognize its input again, and the input cannot be identified.
+    /// An input cannot be identified, which a resumable run needs.
     #[error(
         "{} cannot be identified, so a run on it cannot be resumed or split into parts: save it to a \
          file and open that, or give it an identity (Volume::identity)", path.display()
@@ -645,61 +693,61 @@ pub enum Error {
         path: PathBuf,
     },
 
-    /// An output was to be finished before all of its chunks were there.
-    #[error("{} lacks {missing}: run what is missing, then finish it", path.display())]
+    /// `finish` was called while chunks were missing.
+    #[error("{} lacks {missing}: run the missing parts, then finish it", path.display())]
     MissingChunks {
-        /// The folder in which the output grows.
+        /// The folder of the unfinished output.
         path: PathBuf,
-        /// How many chunks, and which.
+        /// The number of missing chunks, and which.
         missing: String,
     },
 
-    /// A part of an output was to write what belongs to another.
+    /// A region belongs to a different part of the output.
     #[error("{}: region [{region}] does not belong to this part, which has [{owned}]", path.display())]
     NotOwned {
         /// The output.
         path: PathBuf,
-        /// The region that was to be written.
+        /// The region.
         region: Region,
-        /// What the part may write.
+        /// The region of this part.
         owned: Region,
     },
 
-    /// A file holds no model, or one that cannot predict volumes.
-    #[error("{} is no model that can be run on volumes: {problem}", path.display())]
+    /// A file does not contain a model that can predict volumes.
+    #[error("cannot use {} as a model: {problem}", path.display())]
     ModelFile {
         /// The file.
         path: PathBuf,
-        /// What is missing or wrong, and what is needed.
+        /// What is missing or wrong, and what is required.
         problem: String,
     },
 
-    /// A model needs an operator that is not there.
+    /// A model uses an operator that is not supported.
     #[error(
-        "{}: node {node:?} has the operator {operator}, which cannot be run; \
-         export the model without it, in operator set 18 or thereabouts",
+        "{}: node {node:?} has the operator {operator}, which is not supported; export the model without it, for \
+         example in operator set 18",
         path.display()
     )]
     ModelOperator {
         /// The model's file.
         path: PathBuf,
-        /// The node's name, or its first output's if it has none.
+        /// The node's name, or the name of its first output if it has no name.
         node: String,
-        /// The operator, behind its domain if that is not ONNX's own.
+        /// The operator, with its domain if that is not the ONNX domain.
         operator: String,
-        /// Why, if the operator is known and only this use of it is not.
+        /// The cause, if the operator is supported and only this use of it is not.
         source: Option<Cause>,
     },
 
-    /// A model takes another number of channels than the volume has.
+    /// A model needs a different number of channels than the volume has.
     #[error(
-        "{} takes volumes of {expected} channels, but {} has {actual}",
+        "{} needs volumes of {expected} channels, but {} has {actual}",
         path.display(), volume.display()
     )]
     ModelChannels {
         /// The model's file.
         path: PathBuf,
-        /// Channels that it takes.
+        /// Channels that the model needs.
         expected: u64,
         /// The volume.
         volume: PathBuf,
@@ -707,7 +755,7 @@ pub enum Error {
         actual: u64,
     },
 
-    /// What runs a model could not do so.
+    /// The runtime failed to run a model.
     #[error(
         "{} cannot be {action} for {channels} channels of {patch:?} voxels{}",
         path.display(), works_with(*multiple)
@@ -715,34 +763,34 @@ pub enum Error {
     ModelRun {
         /// The model's file.
         path: PathBuf,
-        /// What was tried: `prepared` or `run`.
+        /// The operation, as a participle: `prepared` or `run`.
         action: &'static str,
         /// Channels of the patch.
         channels: u64,
         /// Voxels of the patch, z, y, x.
         patch: Shape,
-        /// A number of voxels such that patches of its multiples work, if one was found.
+        /// A number whose multiples work as patch lengths, if one was found.
         multiple: Option<u64>,
-        /// What it said.
+        /// The runtime's error.
         source: Cause,
     },
 
-    /// Models that are to be averaged predict different things.
+    /// Models cannot be averaged because their outputs differ.
     #[error("the models {first} and {second} cannot be averaged: {what} {one} and {other}")]
     ModelMismatch {
         /// The first model.
         first: String,
-        /// The one that differs.
+        /// The model that differs.
         second: String,
         /// What differs, in the plural.
         what: &'static str,
-        /// What it is of the first.
+        /// Its value in the first model.
         one: String,
-        /// What it is of the second.
+        /// Its value in the second.
         other: String,
     },
 
-    /// A voxel's value does not fit the type that was asked for.
+    /// A voxel's value does not fit the requested type.
     #[error(
         "{}: the value {value} of channel {channel} at voxel [{}, {}, {}] (z, y, x) does not fit {dtype}: {remedy}",
         path.display(), voxel[0], voxel[1], voxel[2]
@@ -754,18 +802,18 @@ pub enum Error {
         channel: u64,
         /// The voxel, z, y, x.
         voxel: [u64; 3],
-        /// The value, as a number is printed.
+        /// The value, as text.
         value: String,
         /// The type.
         dtype: DType,
-        /// How to read it.
+        /// How to read such values.
         remedy: &'static str,
     },
 
     /// A conversion would lose values.
     #[error(
         "{}: {clipped} of {total} values do not fit {dtype}, the first of them {value} of channel {channel} at voxel \
-         [{}, {}, {}] (z, y, x): choose a type that holds them, or allow them to become the nearest value",
+         [{}, {}, {}] (z, y, x): choose a type that holds them, or allow clipping to the nearest value",
         path.display(), voxel[0], voxel[1], voxel[2]
     )]
     Lossy {
@@ -773,39 +821,39 @@ pub enum Error {
         path: PathBuf,
         /// The type of the output.
         dtype: DType,
-        /// How many values do not fit.
+        /// The number of values that do not fit.
         clipped: u64,
-        /// How many values there are.
+        /// The number of values.
         total: u64,
         /// The channel of the first, in the order c, z, y, x.
         channel: u64,
         /// Its voxel, z, y, x.
         voxel: [u64; 3],
-        /// Its value, as a number is printed.
+        /// Its value, as text.
         value: String,
     },
 
     /// The caller asked to stop.
-    #[error("stopped on request")]
+    #[error("interrupted")]
     Interrupted,
 
-    /// The same failure met several threads that waited for one result.
+    /// A failure shared by several threads that waited for one result.
     #[error(transparent)]
     Shared(Arc<Self>),
 }
 
-/// A setting in which two runs differ.
+/// A setting that differs between two runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
     /// The field, with dots between nested names.
     pub field: String,
-    /// Its value when the output was begun, as JSON.
+    /// Its value when the output was started, as JSON.
     pub saved: String,
-    /// Its value now, as JSON.
+    /// Its current value, as JSON.
     pub here: String,
 }
 
-/// Which patches work, as the end of a message.
+/// Returns the end of a message that says which patch lengths work.
 pub(crate) fn works_with(multiple: Option<u64>) -> String {
     multiple.map_or_else(String::new, |n| {
         format!("; it works with patches whose lengths are multiples of {n}")
@@ -827,12 +875,12 @@ fn listed(differences: &[Difference]) -> String {
 }
 
 impl Error {
-    /// The error that several threads wait for, without a wrapper if there was just one.
+    /// Unwraps an error that several threads may share, if this is the only owner.
     pub(crate) fn shared(error: Arc<Self>) -> Self {
         Arc::try_unwrap(error).unwrap_or_else(Self::Shared)
     }
 
-    /// For `map_err`: an [`Error::Io`] that says what was tried on what.
+    /// Creates an [`Error::Io`] from an `io::Error`, for `map_err`.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::Io {
@@ -842,7 +890,7 @@ impl Error {
         }
     }
 
-    /// An [`Error::Header`].
+    /// Creates an [`Error::Header`].
     pub(crate) fn header(path: &Path, format: &'static str, problem: impl Into<String>) -> Self {
         Self::Header {
             path: path.to_path_buf(),
@@ -851,7 +899,7 @@ impl Error {
         }
     }
 
-    /// An [`Error::UnsupportedDType`] of a format without f16.
+    /// Creates an [`Error::UnsupportedDType`] for a format without f16.
     pub(crate) fn no_float16(path: &Path, format: &'static str) -> Self {
         Self::UnsupportedDType {
             path: path.to_path_buf(),
@@ -861,7 +909,7 @@ impl Error {
         }
     }
 
-    /// An [`Error::Unsupported`].
+    /// Creates an [`Error::Unsupported`].
     pub(crate) fn unsupported(path: &Path, what: impl Into<String>) -> Self {
         Self::Unsupported {
             path: path.to_path_buf(),
