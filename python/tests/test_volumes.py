@@ -261,7 +261,7 @@ def test_errors_are_those_that_python_users_catch(tmp_path: pathlib.Path, files:
         voxpatch.open(tmp_path / "text.npy")
     cut = files["c.npy"].read_bytes()[:-100]
     (tmp_path / "cut.npy").write_bytes(cut)
-    with pytest.raises(OSError, match="the file was cut short"):
+    with pytest.raises(OSError, match="the file is truncated"):
         voxpatch.open(tmp_path / "cut.npy")
     with pytest.raises(ValueError, match="level"):
         voxpatch.open(files["c.npy"], level=1)

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::header::excerpt;
+use super::format::{self, Storage, excerpt};
 use super::replace::Replace;
 use super::{Format, Layout, Pyramid, VolumeMut, flat, partial, space, staged, zarr};
 use crate::error::{Error, Result};
@@ -115,7 +115,7 @@ pub fn create(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<B
 ///
 /// As [`create`], if something has the name.
 pub fn check_name(layout: &Layout, options: &CreateOptions) -> Result<()> {
-    Replace::by(layout.format, options.replace).check(&layout.path)
+    Replace::by(layout, options.replace)?.check(&layout.path)
 }
 
 /// The layout of the output that [`create`] would start: format, codecs and chunks.
@@ -135,30 +135,23 @@ pub fn output_layout(path: &Path, layout: &Layout, options: &CreateOptions) -> R
     layout.decoded_bytes()?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let lower = name.to_lowercase();
-    layout.format = match lower.rsplit_once('.') {
-        _ if lower.ends_with(".nii.gz") => {
-            layout.codecs.push("gzip".to_owned());
-            Format::Nifti1
+    let Some((found, storage)) = format::by_output_name(&lower) else {
+        let is_zarr = lower.ends_with(".zarr") || !lower.contains('.') || is_inside_zarr(path);
+        if is_zarr {
+            return zarr::ZarrWriter::describe(&layout, options);
         }
-        Some((_, "npy")) if layout.rescale.is_some() => {
-            let what = "numpy files have no slope and intercept, which these voxels need: write real values, \
-                        or .nii, .mha or .zarr";
-            return Err(Error::unsupported(path, what));
-        }
-        Some((_, "npy")) => Format::Npy,
-        Some((_, "nii")) => Format::Nifti1,
-        Some((_, "nrrd")) => Format::Nrrd,
-        Some((_, "mha" | "mhd")) => Format::MetaImage,
-        Some((_, "zarr")) | None => return zarr::ZarrWriter::describe(&layout, options),
-        _ if is_inside_zarr(path) => return zarr::ZarrWriter::describe(&layout, options),
-        Some(_) => {
-            let what = format!(
-                "files called {:?} are not written: use .zarr, .npy, .nii, .nii.gz, .nrrd, .mha or .mhd",
-                excerpt(&name)
-            );
-            return Err(Error::unsupported(path, what));
-        }
+        let what = format!(
+            "files called {:?} cannot be written: use {}",
+            excerpt(&name),
+            format::writable_extensions().join(", ")
+        );
+        return Err(Error::unsupported(path, what));
     };
+    layout.format = found.formats[0];
+    (found.check)(&layout)?;
+    if storage == Storage::Gzip {
+        layout.codecs.push("gzip".to_owned());
+    }
     if options.pyramid.is_some() {
         return Err(Error::unsupported(
             path,

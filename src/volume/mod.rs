@@ -14,7 +14,7 @@ mod cropped;
 mod files;
 mod flat;
 mod foreign;
-mod header;
+mod format;
 mod layout;
 pub(crate) mod lru;
 mod matching;
@@ -56,7 +56,8 @@ pub use create::{
 };
 pub use cropped::Cropped;
 pub(crate) use files::{Hash, input_fingerprint, walk};
-pub use header::raw::RawSpec;
+pub use format::raw::RawSpec;
+pub use format::{readable_extensions, writable_extensions};
 pub use layout::{ChunkShape, Format, Layout, Rescale};
 pub use matching::{Matching, TOLERANCE};
 pub use memory::MemoryVolume;

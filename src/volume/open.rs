@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use flate2::bufread::MultiGzDecoder;
 
-use super::flat::{self, GZIP};
-use super::header::{self, Encoding, FlatHeader, Start, metaimage, nifti, npy, nrrd};
+use super::flat;
+use super::format::{self, Encoding, FileFormat, FlatHeader, GZIP, Start};
 use super::{OpenOptions, RawSpec, RealValues, Values, Volume, foreign, zarr};
 use crate::error::{Error, Result};
 use crate::files::read_up_to;
@@ -36,7 +36,7 @@ impl OpenOptions {
         if found.is_dir() {
             return Ok(Arc::new(zarr::ZarrVolume::open(path, self)?));
         }
-        let unknown = |problem: &str| header::unknown(path, problem);
+        let unknown = |problem: &str| format::unknown(path, problem);
         if !found.is_file() {
             return Err(unknown("it is neither a regular file nor a folder"));
         }
@@ -54,11 +54,11 @@ impl OpenOptions {
             Some(spec) => spec.header(path)?,
             None => find_header(path)?,
         };
-        let is_image = header.data.is_some() && nifti::image_name(path) == name(path);
-        let from = if is_image {
-            path.with_extension("hdr")
-        } else {
-            path.to_path_buf()
+        // A pair that is opened by its voxels has its header in the other file.
+        let pair = header.data.as_ref().and(format::by_voxel_name(&name(path)));
+        let from = match pair {
+            Some((_, extension)) => path.with_extension(extension.trim_start_matches('.')),
+            None => path.to_path_buf(),
         };
         flat::open(path, &from, &header, self)
     }
@@ -114,47 +114,35 @@ fn not_there(path: &Path, error: std::io::Error) -> Error {
     }
 }
 
-/// The header of the flat file at `path`.
+/// Reads the header of the flat file at `path`: by its content, else by its name.
 fn find_header(path: &Path) -> Result<FlatHeader> {
-    let name = name(path).to_lowercase();
-    let ends = |extensions: &[&str]| extensions.iter().any(|end| name.ends_with(end));
     let head = head(path)?;
-    let unknown = |problem: &str| header::unknown(path, problem);
     if let Some(hint) = foreign::pointer(&head) {
-        return Err(unknown(hint));
+        return Err(format::unknown(path, hint));
     }
     if head.starts_with(&GZIP) {
         return packed_header(path, &head);
     }
-    if head.starts_with(npy::MAGIC) {
-        npy::parse(path, &head)
-    } else if head.starts_with(nrrd::MAGIC) {
-        nrrd::parse(path, &head)
-    } else if nifti::recognize(&head) {
-        nifti::parse(path, &head)
-    } else if metaimage::recognize(&head) {
-        if head.len() as u64 == header::LIMIT && !metaimage::is_whole(&head) {
-            return metaimage::parse(path, &read_up_to(path, header::LONG_LIMIT)?);
+    if let Some(found) = format::by_content(&head) {
+        if head.len() as u64 == format::LIMIT && !(found.is_whole)(&head) {
+            return (found.parse)(path, &read_up_to(path, format::LONG_LIMIT)?);
         }
-        metaimage::parse(path, &head)
-    // Nothing is known by its content: the format that the name promises says what is wrong.
-    } else if ends(&[".npy"]) {
-        npy::parse(path, &head)
-    } else if ends(&[".nrrd", ".nhdr"]) {
-        nrrd::parse(path, &head)
-    } else if ends(&[".nii", ".nii.gz", ".hdr"]) {
-        nifti::parse(path, &head)
-    } else if ends(&[".mhd", ".mha"]) {
-        metaimage::parse(path, &head)
-    } else if ends(&[".img"]) {
-        image_header(path)
-    } else if ends(&[".raw"]) {
-        sidecar(path)
-    } else {
-        Err(unknown(foreign::hint(path, &head).unwrap_or(
-            "neither its first bytes nor its extension belong to a known format",
-        )))
+        return (found.parse)(path, &head);
     }
+    // The parser of the format that the name promises reports what is wrong with the content.
+    let lower = name(path).to_lowercase();
+    if let Some(found) = format::by_name(&lower) {
+        return (found.parse)(path, &head);
+    }
+    if let Some((found, header)) = format::by_voxel_name(&lower) {
+        return header_of_pair(path, found, header);
+    }
+    if lower.ends_with(".raw") {
+        return sidecar(path);
+    }
+    let hint = foreign::hint(path, &head);
+    let unknown = "neither its first bytes nor its extension belong to a known format";
+    Err(format::unknown(path, hint.unwrap_or(unknown)))
 }
 
 fn name(path: &Path) -> String {
@@ -162,20 +150,21 @@ fn name(path: &Path) -> String {
     name.to_string_lossy().into_owned()
 }
 
-/// The first bytes of a file, as many as a header may have.
+/// Reads the first bytes of a file, up to the longest header.
 fn head(path: &Path) -> Result<Vec<u8>> {
-    read_up_to(path, header::LIMIT)
+    read_up_to(path, format::LIMIT)
 }
 
-/// The header inside a file that is a gzip stream as a whole.
+/// Reads the header in a file that is a gzip stream as a whole.
 fn packed_header(path: &Path, head: &[u8]) -> Result<FlatHeader> {
     let mut inside = Vec::new();
     let unpacked = MultiGzDecoder::new(head)
-        .take(header::LIMIT)
+        .take(format::LIMIT)
         .read_to_end(&mut inside);
-    if !nifti::recognize(&inside) {
+    let found = format::by_content(&inside).filter(|found| found.may_be_gzip());
+    let Some(found) = found else {
         if let Some(hint) = foreign::by_name(path) {
-            return Err(header::unknown(path, hint));
+            return Err(format::unknown(path, hint));
         }
         // With nothing unpacked, the stream itself is the fault.
         if let (Err(source), true) = (unpacked, inside.is_empty()) {
@@ -183,13 +172,13 @@ fn packed_header(path: &Path, head: &[u8]) -> Result<FlatHeader> {
         }
         let what = "of files compressed as a whole only .nii.gz is read: unpack it with gunzip";
         return Err(Error::unsupported(path, what));
-    }
-    let found = nifti::parse(path, &inside)?;
-    if found.data.is_some() {
+    };
+    let header = (found.parse)(path, &inside)?;
+    if header.data.is_some() {
         let what = "a compressed .hdr and .img pair is not read: unpack both with gunzip";
         return Err(Error::unsupported(path, what));
     }
-    let skip = match found.start {
+    let skip = match header.start {
         Start::At { byte, .. } => byte,
         Start::End => 0,
     };
@@ -197,22 +186,22 @@ fn packed_header(path: &Path, head: &[u8]) -> Result<FlatHeader> {
         encoding: Encoding::Gzip,
         start: Start::byte(0),
         skip,
-        ..found
+        ..header
     })
 }
 
-/// The header beside an `.img` file.
-fn image_header(path: &Path) -> Result<FlatHeader> {
-    let beside = path.with_extension("hdr");
+/// Reads the header next to a file of voxels.
+fn header_of_pair(path: &Path, found: &FileFormat, extension: &str) -> Result<FlatHeader> {
+    let beside = path.with_extension(extension.trim_start_matches('.'));
     let head = head(&beside)?;
-    let found = nifti::parse(&beside, &head)?;
-    if found.data.is_none() {
-        let problem = "magic is n+1: its voxels are in the .hdr file itself";
-        return Err(Error::header(&beside, "NIfTI", problem));
+    let header = (found.parse)(&beside, &head)?;
+    if header.data.is_none() {
+        let problem = format!("its voxels are in the {extension} file itself (magic n+1)");
+        return Err(Error::header(&beside, found.name, problem));
     }
     Ok(FlatHeader {
         data: Some(name(path)),
-        ..found
+        ..header
     })
 }
 
@@ -223,7 +212,7 @@ fn sidecar(path: &Path) -> Result<FlatHeader> {
     let (longer, shorter) = (PathBuf::from(longer), path.with_extension("json"));
     let there = |path: &PathBuf| path.exists() && !path.is_dir();
     let Some(found) = [longer, shorter].into_iter().find(there) else {
-        return Err(header::unknown(
+        return Err(format::unknown(
             path,
             "a .raw file needs its shape and dtype, as options or in a JSON sidecar (scan.raw.json or scan.json)",
         ));

@@ -8,13 +8,11 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use flate2::bufread::MultiGzDecoder;
 use rustix::fs::OFlags;
 
-use super::flat::GZIP;
-use super::header::{LIMIT, metaimage, nifti, npy, nrrd};
+use super::format::{self, LIMIT};
 use super::staged::parent;
-use super::{Format, partial, zarr};
+use super::{Format, Layout, partial, zarr};
 use crate::error::{Error, Result};
 
 /// What an output may replace.
@@ -64,42 +62,11 @@ impl UnexpectedEntry {
     }
 }
 
-const NIFTI: FileKind = FileKind {
-    name: "a NIfTI file",
-    recognizes: is_nifti,
-};
-
-const NRRD: FileKind = FileKind {
-    name: "an NRRD file",
-    recognizes: |head| head.starts_with(nrrd::MAGIC),
-};
-
-const METAIMAGE: FileKind = FileKind {
-    name: "a MetaImage file",
-    // The first field may be a comment.
-    recognizes: |head| {
-        metaimage::recognize(head) || metaimage::parse(Path::new("output"), head).is_ok()
-    },
-};
-
-/// Whether a file that begins like this is NIfTI, plain or compressed.
-fn is_nifti(head: &[u8]) -> bool {
-    if !head.starts_with(&GZIP) {
-        return nifti::recognize(head);
-    }
-    let mut inside = Vec::new();
-    // What is cut at the end does not matter.
-    let _ = MultiGzDecoder::new(head)
-        .take(4096)
-        .read_to_end(&mut inside);
-    nifti::recognize(&inside)
-}
-
 impl FileKind {
     /// Files in the format of numpy, for outputs that hold something other than a volume.
     pub const NPY: Self = Self {
         name: "an .npy file",
-        recognizes: |head| head.starts_with(npy::MAGIC),
+        recognizes: |head| head.starts_with(b"\x93NUMPY"),
     };
 
     /// What an output of this kind may replace, if it may replace anything.
@@ -133,14 +100,16 @@ impl FolderKind {
 
 impl Replace {
     /// What a volume in this format may replace, if it may replace anything.
-    pub(super) const fn by(format: Format, allowed: bool) -> Self {
-        match format {
-            Format::Zarr2 | Format::Zarr3 => FolderKind::ZARR.replaced(allowed),
-            Format::Npy => FileKind::NPY.replaced(allowed),
-            Format::Nrrd => NRRD.replaced(allowed),
-            Format::MetaImage => METAIMAGE.replaced(allowed),
-            _ => NIFTI.replaced(allowed),
+    pub(super) fn by(layout: &Layout, allowed: bool) -> Result<Self> {
+        if matches!(layout.format, Format::Zarr2 | Format::Zarr3) {
+            return Ok(FolderKind::ZARR.replaced(allowed));
         }
+        let format = format::of(layout)?;
+        let kind = FileKind {
+            name: format.file,
+            recognizes: format.replaces,
+        };
+        Ok(kind.replaced(allowed))
     }
 
     /// Checks that an output may be called `target`: that nothing has the name, or something that

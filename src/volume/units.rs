@@ -173,7 +173,7 @@ pub(super) fn unknown(word: &str) -> String {
     format!(
         "the unit {:?} is not a length that is known (write mm, um, nm, angstrom or another of the \
          metre's, or none)",
-        super::header::excerpt(word)
+        super::format::excerpt(word)
     )
 }
 

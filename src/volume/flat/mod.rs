@@ -27,7 +27,7 @@ use serde_json::Value as Json;
 use self::pieces::PiecesVolume;
 use self::stream::StreamVolume;
 use self::strided::{Strided, to_native};
-use super::header::{Encoding, FlatHeader, Start, excerpt, unknown};
+use super::format::{Encoding, FlatHeader, Start, excerpt, unknown};
 use super::mmap::Map;
 use super::options::OpenOptions;
 use super::read_method::ReadMethod;
@@ -37,7 +37,6 @@ use crate::error::{Error, Result};
 use crate::files::open_regular;
 use crate::region::Region;
 
-pub(super) use self::unpack::GZIP;
 pub(super) use self::write::FlatWriter;
 
 /// Planes of a mapped file that are best read together, if they have no more bytes than a [`SLAB`].

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
-use super::super::header::{FlatHeader, Start};
+use super::super::format::{FlatHeader, Start};
 use super::super::options::OpenOptions;
 use super::super::watch::Watch;
 use super::super::{Counter, Layout, ReadStats, Volume};

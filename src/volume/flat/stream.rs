@@ -13,7 +13,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde_json::Value as Json;
 
-use super::super::header::FlatHeader;
+use super::super::format::FlatHeader;
 use super::super::mmap::Map;
 use super::super::read_method::ReadMethod;
 use super::super::watch::Watch;
@@ -298,7 +298,7 @@ mod tests {
     use flate2::Compression;
     use flate2::write::GzEncoder;
 
-    use super::super::super::header::{Encoding, Start};
+    use super::super::super::format::{Encoding, Start};
     use super::*;
     use crate::dtype::DType;
     use crate::volume::{Format, VolumeExt};

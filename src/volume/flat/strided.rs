@@ -6,7 +6,7 @@ use serde_json::{Value as Json, json};
 
 use super::super::Layout;
 use super::super::files::identity;
-use super::super::header::FlatHeader;
+use super::super::format::FlatHeader;
 use super::super::mmap::{FAULT, Lost, Map};
 use super::super::slabs::Slabs;
 use crate::dtype::{DType, swap_bytes};

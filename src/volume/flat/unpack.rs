@@ -9,8 +9,7 @@ use std::io::{self, BufRead, Read};
 
 use flate2::bufread::{GzDecoder, ZlibDecoder};
 
-/// The first bytes of a gzip member.
-pub(in super::super) const GZIP: [u8; 2] = [0x1f, 0x8b];
+use super::super::format::GZIP;
 
 /// Unpacked bytes behind the last voxel that are gone through to reach the checksum. Damage can
 /// make a stream a little longer than it was; one much longer was made so, and is not followed.

@@ -14,10 +14,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
-use super::super::header::{self, FlatHeader, encode, metaimage};
+use super::super::format::{self, FlatHeader, Storage};
 use super::super::replace::{FileKind, Replace};
 use super::super::staged::{StagedFile, parent};
-use super::super::{Codec, CreateOptions, Format, Layout, VolumeMut};
+use super::super::{Codec, CreateOptions, Layout, VolumeMut};
 use super::gzip;
 use super::strided::Strided;
 use crate::error::{Error, Result};
@@ -59,27 +59,14 @@ struct Detached {
 impl FlatWriter {
     /// Starts the file that `layout` asks for; NIfTI becomes the version that fits.
     pub(in super::super) fn create(mut layout: Layout, options: &CreateOptions) -> Result<Self> {
-        let replace = Replace::by(layout.format, options.replace);
+        let format = format::of(&layout)?;
+        let replace = Replace::by(&layout, options.replace)?;
         let staged = StagedFile::new(&layout.path, replace)?;
         let beside = is_detached(&layout.path)
             .then(|| Beside::find(&layout.path, options.replace))
             .transpose()?;
-        let header = match layout.format {
-            Format::Npy => encode::npy(&layout),
-            Format::Nrrd => encode::nrrd(&layout)?,
-            Format::MetaImage => {
-                let name = beside.as_ref().map(|beside| beside.name.as_str());
-                encode::metaimage(&layout, name)?
-            }
-            _ => {
-                layout.format = if encode::is_nifti2(&layout) {
-                    Format::Nifti2
-                } else {
-                    Format::Nifti1
-                };
-                encode::nifti(&layout)?
-            }
-        };
+        let name = beside.as_ref().map(|beside| beside.name.as_str());
+        let header = (format.encode)(&mut layout, name)?;
         let attached = beside.is_none();
         let start = if attached { header.len() as u64 } else { 0 };
         let bytes = layout.decoded_bytes()?;
@@ -110,11 +97,9 @@ impl FlatWriter {
         holder
             .write_all_at(&header, 0)
             .map_err(Error::io("write", &layout.path))?;
-        let more = encode::FourthAndFifth::of(&layout).unwrap_or_default();
-        let is_nifti = matches!(layout.format, Format::Nifti1 | Format::Nifti2);
         Ok(Self {
             voxels: Strided::new(&facts, start),
-            turned: (is_nifti && more.time_first).then_some([more.times, more.others]),
+            turned: (format.transposed_time)(&layout),
             layout,
             staged,
             header: detached,
@@ -160,10 +145,11 @@ impl FlatWriter {
     }
 }
 
-/// Whether the voxels lie beside the header.
+/// Returns `true` if the voxels are in a file next to the header.
 fn is_detached(path: &Path) -> bool {
-    path.extension()
-        .is_some_and(|extension| extension.eq_ignore_ascii_case("mhd"))
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let found = format::by_output_name(&name.to_lowercase());
+    found.is_some_and(|(_, storage)| storage == Storage::Detached)
 }
 
 /// The file of voxels that a header will name.
@@ -230,8 +216,10 @@ fn named(path: &Path, stem: &str) -> Option<PathBuf> {
 
 /// What the header at `path` calls the file of its voxels.
 fn data_of(path: &Path) -> Option<String> {
-    let head = read_up_to(path, header::LIMIT).ok()?;
-    metaimage::parse(path, &head).ok()?.data
+    let head = read_up_to(path, format::LIMIT).ok()?;
+    let name = path.file_name()?.to_string_lossy().to_lowercase();
+    let (found, _) = format::by_output_name(&name)?;
+    (found.parse)(path, &head).ok()?.data
 }
 
 /// Makes the file so long, on the disk where the file system can.

@@ -9,14 +9,24 @@ use crate::volume::{
     CreateOptions, Durability, Layout, OutputPart, ResumeOptions, create, resumable,
 };
 
-const OUTPUTS: [(&str, Replace); 6] = [
-    ("zarr", Replace::Folder(FolderKind::ZARR)),
-    ("npy", Replace::File(FileKind::NPY)),
-    ("nii", Replace::File(NIFTI)),
-    ("nrrd", Replace::File(NRRD)),
-    ("mha", Replace::File(METAIMAGE)),
-    ("nothing", Replace::Nothing),
-];
+/// The rule of each format, by an extension.
+fn outputs() -> [(&'static str, Replace); 6] {
+    let flat = |format| {
+        let layout = Layout {
+            format,
+            ..Layout::new([1; 3], 1, DType::U8)
+        };
+        Replace::by(&layout, true).unwrap()
+    };
+    [
+        ("zarr", flat(Format::Zarr3)),
+        ("npy", flat(Format::Npy)),
+        ("nii", flat(Format::Nifti1)),
+        ("nrrd", flat(Format::Nrrd)),
+        ("mha", flat(Format::MetaImage)),
+        ("nothing", Replace::Nothing),
+    ]
+}
 
 /// Those that may take the name.
 fn takers(path: &Path) -> Vec<&'static str> {
@@ -25,7 +35,7 @@ fn takers(path: &Path) -> Vec<&'static str> {
         Err(Error::NotReplaceable { .. } | Error::Exists { .. } | Error::Locked { .. }) => None,
         Err(error) => panic!("{error}"),
     };
-    OUTPUTS.into_iter().filter_map(takes).collect()
+    outputs().into_iter().filter_map(takes).collect()
 }
 
 /// A volume in the format that the name asks for.
@@ -150,7 +160,7 @@ fn what_is_neither_file_nor_folder_or_is_protected_is_never_replaced() {
         let link = at(&format!("link to {name}"));
         symlink(at(name), &link).unwrap();
         assert_eq!(takers(&link), names(&[]), "{name}");
-        for (_, rule) in OUTPUTS {
+        for (_, rule) in outputs() {
             let text = rule.check(&link).unwrap_err().to_string();
             assert!(text.contains("is a symbolic link"), "{text}");
         }
@@ -177,7 +187,7 @@ fn what_is_neither_file_nor_folder_or_is_protected_is_never_replaced() {
     }
     assert_eq!(takers(&at("a.zarr")), ["zarr"]);
     if Path::new("/proc").is_dir() {
-        for (_, rule) in OUTPUTS {
+        for (_, rule) in outputs() {
             assert!(rule.check(Path::new("/proc")).is_err());
         }
         let text = Replace::Folder(FolderKind::ZARR).check(Path::new("/proc"));

@@ -352,7 +352,7 @@ fn parts_keep_to_what_they_own() {
     assert!(matches!(refused, Error::NotOwned { .. }), "{refused}");
     let overlapping = begin(1, Region::new([3, 0, 0], [10, 9, 11])).unwrap_err();
     assert!(
-        overlapping.to_string().contains("belongs to part 0, too"),
+        overlapping.to_string().contains("belongs to part 0 too"),
         "{overlapping}"
     );
     let pieces = begin(1, Region::new([7, 0, 0], [6, 9, 11])).unwrap_err();

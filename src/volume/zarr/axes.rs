@@ -2,7 +2,7 @@
 
 use serde_json::Value as Json;
 
-use super::super::header::excerpt;
+use super::super::format::excerpt;
 use super::super::{AxisKind, LeadingAxis};
 
 /// What a file says about one dimension.

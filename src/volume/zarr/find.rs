@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
-use super::super::header::{excerpt, unknown};
+use super::super::format::{excerpt, unknown};
 use super::super::{Format, OpenOptions, foreign};
 use super::axes::Axis;
 use super::ome::{self, Placed};

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::super::header::excerpt;
+use super::super::format::excerpt;
 use super::super::{ChunkShape, Format};
 use super::axes::{Axis, Order};
 use crate::dtype::DType;

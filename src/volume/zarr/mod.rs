@@ -45,7 +45,7 @@ use self::shard::Shards;
 use self::store::{Folder, Links, Store, Value};
 use super::chunk::{self, Chunk, ChunkVoxels, read_by_chunks};
 use super::files::identity;
-use super::header::excerpt;
+use super::format::excerpt;
 use super::lru::Lru;
 use super::needs::INDEX_BUDGET;
 use super::options::{MissingChunks, OpenOptions};

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde_json::{Value as Json, json};
 
-use super::super::header::excerpt;
+use super::super::format::excerpt;
 use super::super::units::{self, Unit};
 use super::super::{Axes, AxisKind, Downsample, Layout, LeadingAxis};
 use super::axes::{Axis, Order};

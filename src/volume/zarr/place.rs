@@ -4,7 +4,7 @@
 
 use serde_json::Value as Json;
 
-use super::super::header::excerpt;
+use super::super::format::excerpt;
 use super::super::units;
 use super::axes::{Axis, Order};
 use crate::geometry::{Affine, Geometry};

@@ -238,7 +238,7 @@ fn of_v3() -> Vec<Store> {
             "zarr.json",
         ),
         (
-            "cut short",
+            "truncated",
             vec![("zarr.json", text(&plain())[..90].to_vec())],
             "zarr.json",
         ),

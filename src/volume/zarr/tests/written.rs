@@ -214,7 +214,7 @@ fn settings_that_do_not_fit_are_refused_by_name() {
         level: Some(23),
         ..CreateOptions::default()
     };
-    assert!(refused([9; 3], &level).contains("zstd has 0 to 22"));
+    assert!(refused([9; 3], &level).contains("zstd has levels 0 to 22"));
     assert_eq!(
         fs::read_dir(folder.path()).unwrap().count(),
         0,

@@ -62,7 +62,7 @@ fn bad_numpy_headers_are_refused_with_the_reason() {
     };
     let good = dict("'<f4'", "False", "(2, 2, 2)");
     for (bytes, expected, hint) in [
-        (dict("'<f4'", "False", "(2, 2, 9)"), "length", "cut short"),
+        (dict("'<f4'", "False", "(2, 2, 9)"), "length", "truncated"),
         (good[..20].to_vec(), "header", "ends inside"),
         (good[..8].to_vec(), "header", "ends inside"),
         (
@@ -293,7 +293,7 @@ fn bad_metaimage_headers_are_refused_with_the_reason() {
         (data("../s%d.raw 1 2 1"), "unsupported", "elsewhere"),
         (data("slice%s.raw 1 2 1"), "header", "has no %d"),
         (more("DistanceUnits = furlong"), "header", "furlong"),
-        (data("LOCAL"), "length", "cut short"),
+        (data("LOCAL"), "length", "truncated"),
         (
             change("DimSize = 2 2 2", "DimSize = 9 9 9"),
             "length",
@@ -375,7 +375,7 @@ fn bad_nrrd_headers_are_refused_with_the_reason() {
         (data("link.raw"), "unsupported", "leads elsewhere"),
         (data("missing.raw"), "io", "missing.raw"),
         (change("data file: near.raw\n", ""), "header", "blank line"),
-        (change("data file: near.raw\n", "\n"), "length", "cut short"),
+        (change("data file: near.raw\n", "\n"), "length", "truncated"),
         (change("NRRD0004", "NRRD0009"), "header", "NRRD0001"),
         (change("raw\ndata", "ascii\ndata"), "unsupported", "ascii"),
         (change("raw\ndata", "hex\ndata"), "unsupported", "hex"),
@@ -747,7 +747,7 @@ fn parsers() -> Vec<(Parser, Vec<u8>)> {
     vec![
         (npy::parse, npy("{'descr': '<f4', 'fortran_order': True, 'shape': (2, 3, 4, 5), }")),
         (nifti::parse, nifti(&[(252, &1_i16.to_le_bytes()), (256, &0.5_f32.to_le_bytes())])),
-        (nifti::parse, encode::nifti(&layout).unwrap()),
+        (nifti::parse, (nifti::FORMAT.encode)(&mut layout.clone(), None).unwrap()),
         (metaimage::parse, MHD.replace("ElementType", mhd).into_bytes()),
         (nrrd::parse, nrrd_vector.replace("encoding: raw", turned).into_bytes()),
         (

@@ -1,6 +1,6 @@
 //! The header of a NRRD file that is written: voxels attached, not packed, channels slowest.
 
-use super::{fourth, lps, native_is_big};
+use super::super::writing::{fourth, lps, native_is_big};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::volume::{AxisKind, Layout};
@@ -10,7 +10,7 @@ use crate::volume::{AxisKind, Layout};
 /// # Errors
 ///
 /// [`Error::Unsupported`] for voxels and geometries that NRRD does not have.
-pub(in super::super::super) fn nrrd(layout: &Layout) -> Result<Vec<u8>> {
+pub(super) fn encode(layout: &mut Layout, _: Option<&str>) -> Result<Vec<u8>> {
     let name = match layout.dtype {
         DType::Bool | DType::U8 => "uint8",
         DType::F32 => "float",

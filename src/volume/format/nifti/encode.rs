@@ -1,59 +1,22 @@
-//! The headers that flat outputs get: npy version 1, NIfTI-1 and NIfTI-2, NRRD and MetaImage, in
-//! native byte order.
+//! Encodes the header of a NIfTI file: NIfTI-1, or NIfTI-2 if a length needs it, in native byte order.
 
-mod metaimage;
-mod nrrd;
-
-pub(in super::super) use metaimage::metaimage;
-pub(in super::super) use nrrd::nrrd;
-
-use super::nifti::CLOCKS;
-use super::npy::MAGIC;
+use super::CLOCKS;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::geometry::{Affine, Geometry};
-use crate::volume::{AxisKind, Layout, LeadingAxis, Rescale};
-
-/// The bytes before the first voxel of a numpy file of axes z, y, x or c, z, y, x.
-pub(in super::super) fn npy(layout: &Layout) -> Vec<u8> {
-    let order = match (layout.dtype.size(), cfg!(target_endian = "big")) {
-        (1, _) => '|',
-        (_, true) => '>',
-        (_, false) => '<',
-    };
-    let name = layout.dtype.name();
-    let code = match layout.dtype {
-        DType::Bool => "b1".to_owned(),
-        dtype => format!("{}{}", &name[..1], dtype.size()),
-    };
-    let channels = (layout.channels > 1).then_some(layout.channels);
-    let lengths: Vec<String> = channels
-        .into_iter()
-        .chain(layout.shape)
-        .map(|n| n.to_string())
-        .collect();
-    let dict = format!(
-        "{{'descr': '{order}{code}', 'fortran_order': False, 'shape': ({}), }}",
-        lengths.join(", ")
-    );
-    // Magic, version and length take 10 bytes, the line's end 1; voxels begin at a multiple of 64.
-    let total = (10 + dict.len() + 1).next_multiple_of(64);
-    let length = u16::try_from(total - 10).expect("five numbers and names stay below 64 KiB");
-    let mut header = MAGIC.to_vec();
-    header.extend([1, 0]);
-    header.extend(length.to_le_bytes());
-    header.extend(dict.bytes());
-    header.resize(total - 1, b' ');
-    header.push(b'\n');
-    header
-}
+use crate::volume::{AxisKind, Format, Layout, LeadingAxis, Rescale};
 
 /// The bytes before the first voxel of a NIfTI file: NIfTI-1, or NIfTI-2 if a length needs it.
 ///
 /// # Errors
 ///
 /// [`Error::Unsupported`] for voxels that NIfTI does not have.
-pub(in super::super) fn nifti(layout: &Layout) -> Result<Vec<u8>> {
+pub(super) fn encode(layout: &mut Layout, _: Option<&str>) -> Result<Vec<u8>> {
+    layout.format = if is_nifti2(layout) {
+        Format::Nifti2
+    } else {
+        Format::Nifti1
+    };
     let code: i16 = match layout.dtype {
         DType::Bool | DType::U8 => 2,
         DType::I16 => 4,
@@ -75,52 +38,15 @@ pub(in super::super) fn nifti(layout: &Layout) -> Result<Vec<u8>> {
         let what = "time is between other axes, which NIfTI cannot have: write .zarr";
         return Err(Error::unsupported(&layout.path, what));
     }
-    Ok(if is_nifti2(layout) {
+    Ok(if layout.format == Format::Nifti2 {
         second(layout, code)
     } else {
         first(layout, code)
     })
 }
 
-/// Columns for x, y, z and an origin, in LPS millimetres.
-fn lps(layout: &Layout, format: &str) -> Result<([[f64; 3]; 3], [f64; 3])> {
-    if !layout.geometry.is_sound() {
-        let what = format!("{format} needs a spacing above 0 and a finite affine");
-        return Err(Error::unsupported(&layout.path, what));
-    }
-    let column = |column: usize| -> [f64; 3] {
-        std::array::from_fn(|row| {
-            let value = layout.geometry.affine[row][column];
-            // Never -0, which would be read as 0.
-            if row < 2 { 0.0 - value } else { value + 0.0 }
-        })
-    };
-    Ok(([column(0), column(1), column(2)], column(3)))
-}
-
-/// The axis besides space, of which a format has one only.
-///
-/// # Errors
-///
-/// [`Error::Unsupported`] if there are more.
-fn fourth(layout: &Layout, format: &str) -> Result<Option<LeadingAxis>> {
-    let mut leading = layout.axes.long_of(layout.channels);
-    if leading.len() > 1 {
-        let names: Vec<&str> = leading.iter().map(|axis| axis.name.as_str()).collect();
-        let what = format!(
-            "{format} has one axis besides z, y, x, and these voxels have {names:?}: write .zarr or .nii, or one of them only"
-        );
-        return Err(Error::unsupported(&layout.path, what));
-    }
-    Ok(leading.pop())
-}
-
-const fn native_is_big() -> bool {
-    cfg!(target_endian = "big")
-}
-
-/// Whether a length is beyond NIfTI-1.
-pub(in super::super) fn is_nifti2(layout: &Layout) -> bool {
+/// Returns `true` if a length is too large for NIfTI-1.
+fn is_nifti2(layout: &Layout) -> bool {
     let [z, y, x] = layout.shape;
     let FourthAndFifth { times, others, .. } = FourthAndFifth::of(layout).unwrap_or_default();
     [x, y, z, times, others]
@@ -128,21 +54,21 @@ pub(in super::super) fn is_nifti2(layout: &Layout) -> bool {
         .any(|&n| i16::try_from(n).is_err())
 }
 
-/// What NIfTI keeps in its fourth dimension, time, and in its fifth, everything else.
+/// The lengths of NIfTI's fourth dimension, time, and of its fifth, all other axes.
 #[derive(Clone, Debug, Default)]
-pub(in super::super) struct FourthAndFifth {
-    pub(in super::super) times: u64,
-    pub(in super::super) others: u64,
-    /// Whether the volume's channels are those of one time point after the other. In NIfTI, time
-    /// varies faster.
-    pub(in super::super) time_first: bool,
+struct FourthAndFifth {
+    times: u64,
+    others: u64,
+    /// `true` if the volume has all channels of a time point together. In NIfTI, time varies
+    /// faster.
+    time_first: bool,
     /// The axis of time, if there is one.
     time: Option<LeadingAxis>,
 }
 
 impl FourthAndFifth {
-    /// Those of a volume; `None` if time is between other axes.
-    pub(in super::super) fn of(layout: &Layout) -> Option<Self> {
+    /// Returns the lengths for a volume; `None` if time is between other axes.
+    fn of(layout: &Layout) -> Option<Self> {
         let leading = layout.axes.long_of(layout.channels);
         let place = leading.iter().position(|axis| axis.kind == AxisKind::Time);
         let time = place.map(|place| leading[place].clone());
@@ -157,7 +83,14 @@ impl FourthAndFifth {
     }
 }
 
-/// Puts values of a header where they belong.
+/// Returns the time points and the channels of each, if the volume has all channels of a time point
+/// together.
+pub(super) fn transposed_time(layout: &Layout) -> Option<[u64; 2]> {
+    let more = FourthAndFifth::of(layout)?;
+    more.time_first.then_some([more.times, more.others])
+}
+
+/// A header under construction, which stores values at byte offsets.
 struct Target(Vec<u8>);
 
 impl Target {
@@ -236,7 +169,7 @@ const MILLIMETRES: u8 = 2;
 /// The intent of a fifth dimension: `NIFTI_INTENT_VECTOR`, which ITK reads as channels.
 const VECTOR: i16 = 1007;
 
-/// What both versions store.
+/// The values that both versions store.
 struct Parts {
     dim: [u64; 8],
     intent: i16,
@@ -245,7 +178,7 @@ struct Parts {
     bits: i16,
     pixdim: [f64; 8],
     rescale: [f64; 2],
-    /// The code of the qform: 0 where a quaternion cannot say what the affine does.
+    /// The code of the qform: 0 if no quaternion gives the affine.
     qform: i16,
     quatern: [f64; 3],
     origin: [f64; 3],
@@ -292,8 +225,8 @@ impl Parts {
     }
 }
 
-/// The sign of z and the quaternion's b, c, d of an affine without shear whose columns are as
-/// long as the spacing says.
+/// Returns the sign of z and the quaternion's b, c, d of an affine; `None` if the affine has shear or
+/// if its columns do not have the lengths of the spacing.
 #[expect(clippy::many_single_char_names, reason = "the standard's names")]
 fn quaternion(geometry: &Geometry) -> Option<(f64, [f64; 3])> {
     let [z, y, x] = geometry.spacing;

@@ -3,8 +3,11 @@
 //! Raw and gzip encodings; two or three axes of space and at most one of channels, which is the
 //! first or the last. The geometry that comes out is RAS+, whatever the file's space.
 
+mod encode;
+
 use std::path::Path;
 
+use super::table::{FileFormat, Output, Storage};
 use super::{
     Encoding, FlatHeader, INTERLEAVED, MOST_FIELDS, PLANAR, Problems, Start, excerpt, finite, line,
     numbers, pieces,
@@ -16,8 +19,22 @@ use crate::volume::{AxisKind, Format, LeadingAxis, units};
 
 const NAME: &str = "NRRD";
 
+/// NRRD files.
+pub(super) const FORMAT: FileFormat = FileFormat {
+    extensions: &[".nrrd", ".nhdr"],
+    outputs: &[Output::new(".nrrd", Storage::Attached)],
+    ..FileFormat::new(
+        NAME,
+        "an NRRD file",
+        &[Format::Nrrd],
+        |head| head.starts_with(MAGIC),
+        parse,
+        encode::encode,
+    )
+};
+
 /// The first bytes of every NRRD file; a version digit follows.
-pub(in super::super) const MAGIC: &[u8] = b"NRRD000";
+const MAGIC: &[u8] = b"NRRD000";
 
 /// The fields, their names in lower case, and where the voxels of an attached header begin.
 struct Fields {
@@ -83,7 +100,7 @@ impl Fields {
 }
 
 /// Reads the header at the start of `bytes`.
-pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
+pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     let fields = Fields::read(bytes).map_err(|problem| Error::header(path, NAME, problem))?;
     let mut problems = Problems::default();
     let encoding = encoding(path, &fields, &mut problems)?;

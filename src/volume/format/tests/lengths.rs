@@ -58,10 +58,13 @@ fn lengths_are_millimetres_whatever_the_unit_of_the_file() {
             "{code}: {found:?}"
         );
     }
-    let second = encode::nifti(&Layout {
-        geometry: Geometry::from_parts([3.0, 2.0, 1.0], [6.0, 5.0, 4.0]),
-        ..Layout::new([2, 40_000, 2], 1, DType::U8)
-    });
+    let second = (nifti::FORMAT.encode)(
+        &mut Layout {
+            geometry: Geometry::from_parts([3.0, 2.0, 1.0], [6.0, 5.0, 4.0]),
+            ..Layout::new([2, 40_000, 2], 1, DType::U8)
+        },
+        None,
+    );
     let mut second = second.unwrap();
     second[500] = 3;
     let parsed = nifti::parse(Path::new("a.nii"), &second).unwrap();
@@ -250,7 +253,7 @@ fn headers_of_thousands_of_frames_are_read() {
         );
     }
     let header = MHD.replace("ElementType", &format!("{more}ElementType"));
-    assert!(header.len() as u64 > crate::volume::header::LIMIT);
+    assert!(header.len() as u64 > crate::volume::format::LIMIT);
     let volume = opened("a.mhd", header.as_bytes()).unwrap();
     assert_eq!(volume.layout().shape, [2; 3]);
     let attached = header.replace("near.raw", "LOCAL") + "\x01\x02\x03\x04\x05\x06\x07\x08";

@@ -4,23 +4,31 @@
 //! itself. No number of a header is used before it is checked, and nothing is allocated by a
 //! size that a header claims. Opening what a header names is [`flat`](super::flat)'s work.
 
-pub(super) mod encode;
-pub(super) mod metaimage;
-pub(super) mod nifti;
-pub(super) mod npy;
-pub(super) mod nrrd;
+mod metaimage;
+mod nifti;
+mod npy;
+mod nrrd;
 mod pieces;
 pub(super) mod raw;
+mod table;
+mod writing;
 
 use std::fmt::Write;
 use std::path::Path;
 use std::str::FromStr;
 
+pub(super) use self::table::{
+    FileFormat, Storage, by_content, by_name, by_output_name, by_voxel_name, of, unknown,
+};
+pub use self::table::{readable_extensions, writable_extensions};
 use super::{Axes, Format, Layout, Rescale};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::region::Shape;
+
+/// The first bytes of a gzip stream.
+pub(super) const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// The longest header that is read, in bytes.
 pub(super) const LIMIT: u64 = 1 << 20;
@@ -231,20 +239,16 @@ fn finite(text: &str) -> Option<Vec<f64>> {
     numbers(text).filter(|values| values.iter().all(|value: &f64| value.is_finite()))
 }
 
-/// The volumes that can be opened, for a message.
-const SUPPORTED: &str = ".zarr folders, .npy, .nii, .nii.gz, .hdr with .img, .mhd, .mha, .nrrd, .nhdr, and .raw with a \
-                         JSON sidecar";
-
-/// Creates an [`Error::UnknownFormat`].
-pub(super) fn unknown(path: &Path, problem: &str) -> Error {
-    Error::UnknownFormat {
-        path: path.to_path_buf(),
-        problem: problem.to_owned(),
-        supported: SUPPORTED.to_owned(),
-    }
+/// Returns the file name of `path` with this extension in place of its own.
+pub(super) fn with_extension(path: &Path, extension: &str) -> String {
+    let path = path.with_extension(extension);
+    let name = path
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned());
+    name.unwrap_or_default()
 }
 
-/// The start of a text for a message.
+/// Returns the start of a text, for a message.
 pub(super) fn excerpt(text: &str) -> String {
     text.chars().take(60).collect()
 }

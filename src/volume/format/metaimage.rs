@@ -4,6 +4,8 @@
 
 use std::path::Path;
 
+use super::table::{FileFormat, Output, Storage};
+use super::writing::{fourth, lps, native_is_big};
 use super::{
     Encoding, FlatHeader, INTERLEAVED, MOST_FIELDS, PLANAR, Problems, Start, excerpt, finite, line,
     numbers, pieces,
@@ -11,12 +13,32 @@ use super::{
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
-use crate::volume::{Axes, AxisKind, Format, LeadingAxis, Rescale, units};
+use crate::volume::{Axes, AxisKind, Format, Layout, LeadingAxis, Rescale, units};
 
 const NAME: &str = "MetaImage";
 
+/// MetaImage files.
+pub(super) const FORMAT: FileFormat = FileFormat {
+    extensions: &[".mhd", ".mha"],
+    outputs: &[
+        Output::new(".mhd", Storage::Detached),
+        Output::new(".mha", Storage::Attached),
+    ],
+    // The first field may be a comment.
+    replaces: |head| recognize(head) || parse(Path::new("output"), head).is_ok(),
+    is_whole,
+    ..FileFormat::new(
+        NAME,
+        "a MetaImage file",
+        &[Format::MetaImage],
+        recognize,
+        parse,
+        encode,
+    )
+};
+
 /// The comment by which files from here say that their fourth dimension is not time.
-pub(super) const FOURTH_IS_CHANNELS: &str = "the fourth dimension is channels";
+const FOURTH_IS_CHANNELS: &str = "the fourth dimension is channels";
 
 /// The fields up to the last, in the order of the file.
 struct Fields {
@@ -71,13 +93,13 @@ impl Fields {
 }
 
 /// Whether the field that ends a header is there.
-pub(in super::super) fn is_whole(bytes: &[u8]) -> bool {
+pub(super) fn is_whole(bytes: &[u8]) -> bool {
     let mut lines = bytes.split(|&byte| byte == b'\n');
     lines.any(|line| line.trim_ascii_start().starts_with(b"ElementDataFile"))
 }
 
 /// Whether `bytes` begin as a MetaImage does.
-pub(in super::super) fn recognize(bytes: &[u8]) -> bool {
+pub(super) fn recognize(bytes: &[u8]) -> bool {
     let text = bytes.trim_ascii_start();
     [&b"ObjectType"[..], b"NDims"].iter().any(|key| {
         text.strip_prefix(*key)
@@ -86,7 +108,7 @@ pub(in super::super) fn recognize(bytes: &[u8]) -> bool {
 }
 
 /// Reads the header at the start of `bytes`.
-pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
+pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     let fields = Fields::read(bytes).map_err(|problem| Error::header(path, NAME, problem))?;
     supported(path, &fields)?;
     let mut problems = Problems::default();
@@ -294,4 +316,81 @@ fn geometry(fields: &Fields, dims: usize, problems: &mut Problems) -> Geometry {
         problems.add(units::unknown(word));
     }
     geometry.scaled(unit.map_or(1.0, units::Unit::factor))
+}
+
+/// The header of a MetaImage whose voxels follow it, or lie in the file `data` beside it.
+///
+/// # Errors
+///
+/// [`Error::Unsupported`] for voxels and geometries that MetaImage does not have.
+fn encode(layout: &mut Layout, data: Option<&str>) -> Result<Vec<u8>> {
+    let name = match layout.dtype {
+        DType::Bool | DType::U8 => "MET_UCHAR",
+        DType::I8 => "MET_CHAR",
+        DType::U16 => "MET_USHORT",
+        DType::I16 => "MET_SHORT",
+        DType::U32 => "MET_UINT",
+        DType::I32 => "MET_INT",
+        DType::U64 => "MET_ULONG_LONG",
+        DType::I64 => "MET_LONG_LONG",
+        DType::F32 => "MET_FLOAT",
+        DType::F64 => "MET_DOUBLE",
+        DType::F16 => return Err(Error::no_float16(&layout.path, "MetaImage")),
+    };
+    let (columns, origin) = lps(layout, "MetaImage")?;
+    let [z, y, x] = layout.shape;
+    let [dz, dy, dx] = layout.geometry.spacing;
+    let (mut sizes, mut spacing, mut offset) = (vec![x, y, z], vec![dx, dy, dz], origin.to_vec());
+    let mut rows: Vec<Vec<f64>> = columns
+        .into_iter()
+        .zip([dx, dy, dz])
+        .map(|(column, length)| column.map(|value| quotient(value, length)).to_vec())
+        .collect();
+    let fourth = fourth(layout, "MetaImage")?;
+    let mut comment = String::new();
+    if let Some(axis) = &fourth {
+        if axis.kind != AxisKind::Time {
+            comment = format!("Comment = {FOURTH_IS_CHANNELS}\n");
+        }
+        sizes.push(layout.channels);
+        spacing.push(axis.step);
+        offset.push(0.0);
+        for row in &mut rows {
+            row.push(0.0);
+        }
+        rows.push(vec![0.0, 0.0, 0.0, 1.0]);
+    }
+    let rescale = layout.rescale.map_or(String::new(), |rescale| {
+        format!(
+            "ElementToIntensityFunctionSlope = {}\nElementToIntensityFunctionOffset = {}\n",
+            rescale.slope, rescale.intercept
+        )
+    });
+    let text = format!(
+        "{comment}ObjectType = Image\nNDims = {}\nBinaryData = True\nBinaryDataByteOrderMSB = {}\n\
+         CompressedData = False\nTransformMatrix = {}\nOffset = {}\nElementSpacing = {}\n\
+         DimSize = {}\n{rescale}ElementType = {name}\nElementDataFile = {}\n",
+        sizes.len(),
+        if native_is_big() { "True" } else { "False" },
+        words(&rows.concat()),
+        words(&offset),
+        words(&spacing),
+        words(&sizes),
+        data.unwrap_or("LOCAL"),
+    );
+    Ok(text.into_bytes())
+}
+
+fn words<T: ToString>(values: &[T]) -> String {
+    let words: Vec<String> = values.iter().map(T::to_string).collect();
+    words.join(" ")
+}
+
+/// What gives `value` again when it is multiplied by `length`, if a number does.
+#[expect(clippy::float_cmp, reason = "to the last bit")]
+fn quotient(value: f64, length: f64) -> f64 {
+    let near = value / length;
+    let candidates = [near, near.next_up(), near.next_down()];
+    let exact = candidates.into_iter().find(|n| n * length == value);
+    exact.unwrap_or(near)
 }

@@ -4,23 +4,62 @@
 //! else qform, else the spacing around the volume's middle; a form that is all zeros or flat is
 //! passed over. Lengths become millimetres. `bitpix` is not looked at: `datatype` says it, too.
 
+mod encode;
+
+use std::io::Read;
 use std::path::Path;
 
-use super::{FlatHeader, Problems, Start};
+use flate2::bufread::MultiGzDecoder;
+
+use super::table::{FileFormat, Output, Storage};
+use super::{FlatHeader, GZIP, Problems, Start};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::geometry::{Affine, Geometry, cross};
 use crate::volume::{Axes, AxisKind, Format, LeadingAxis, Rescale, units};
 
+/// NIfTI files, and Analyze 7.5 for reading.
+pub(super) const FORMAT: FileFormat = FileFormat {
+    extensions: &[".nii", ".nii.gz", ".hdr"],
+    outputs: &[
+        Output::new(".nii.gz", Storage::Gzip),
+        Output::new(".nii", Storage::Attached),
+    ],
+    pair: Some([".img", ".hdr"]),
+    replaces: is_plain_or_gzip,
+    transposed_time: encode::transposed_time,
+    ..FileFormat::new(
+        "NIfTI",
+        "a NIfTI file",
+        &[Format::Nifti1, Format::Nifti2],
+        recognize,
+        parse,
+        encode::encode,
+    )
+};
+
 /// Bytes of a NIfTI-1 and of a NIfTI-2 header.
 const SIZES: [usize; 2] = [348, 540];
 
 /// Whether `bytes` begin as a NIfTI file does.
-pub(in super::super) fn recognize(bytes: &[u8]) -> bool {
+fn recognize(bytes: &[u8]) -> bool {
     let size = bytes.first_chunk::<4>();
     let is = |n: i32| size == Some(&n.to_le_bytes()) || size == Some(&n.to_be_bytes());
     (is(348) && matches!(bytes.get(344..347), Some(b"n+1" | b"ni1")))
         || (is(540) && matches!(bytes.get(4..7), Some(b"n+2" | b"ni2")))
+}
+
+/// Returns `true` for the first bytes of a NIfTI file, plain or compressed.
+fn is_plain_or_gzip(head: &[u8]) -> bool {
+    if !head.starts_with(&GZIP) {
+        return recognize(head);
+    }
+    let mut inside = Vec::new();
+    // A stream that is cut off is fine.
+    let _ = MultiGzDecoder::new(head)
+        .take(4096)
+        .read_to_end(&mut inside);
+    recognize(&inside)
 }
 
 /// Fields by their offset, which must lie inside the header.
@@ -81,7 +120,7 @@ struct Facts {
 }
 
 /// Reads the header at the start of `bytes`.
-pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
+pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     let facts = Facts::read(path, bytes);
     let facts = facts.map_err(|problem| Error::header(path, "NIfTI", problem))?;
     let mut problems = Problems::default();
@@ -107,7 +146,7 @@ pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
         channels,
         time_points: is_time.then_some(time),
         big_endian: facts.big_endian,
-        data: facts.pair.then(|| image_name(path)),
+        data: facts.pair.then(|| super::with_extension(path, "img")),
         start: Start::byte(offset),
         geometry,
         rescale: Rescale::new(facts.rescale[0], facts.rescale[1]),
@@ -153,15 +192,6 @@ fn is_flat(rows: &[[f64; 4]; 3]) -> bool {
 fn is_pair_name(path: &Path) -> bool {
     let end = path.extension().unwrap_or_default();
     end.eq_ignore_ascii_case("hdr") || end.eq_ignore_ascii_case("img")
-}
-
-/// The name of the .img file beside a .hdr file.
-pub(in super::super) fn image_name(path: &Path) -> String {
-    let image = path.with_extension("img");
-    image
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default()
 }
 
 impl Facts {

@@ -4,15 +4,31 @@
 
 use std::path::Path;
 
+use super::table::{FileFormat, Output, Storage};
 use super::{FlatHeader, MOST_FIELDS, PLANAR, Problems, excerpt};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::volume::Format;
+use crate::volume::{Format, Layout};
 
 const NAME: &str = "npy";
 
+/// numpy files.
+pub(super) const FORMAT: FileFormat = FileFormat {
+    extensions: &[".npy"],
+    outputs: &[Output::new(".npy", Storage::Attached)],
+    check,
+    ..FileFormat::new(
+        NAME,
+        "an .npy file",
+        &[Format::Npy],
+        |head| head.starts_with(MAGIC),
+        parse,
+        encode,
+    )
+};
+
 /// The first bytes of every numpy file.
-pub(in super::super) const MAGIC: &[u8] = b"\x93NUMPY";
+const MAGIC: &[u8] = b"\x93NUMPY";
 
 /// A value of the Python dict that the header is.
 #[derive(Debug, PartialEq)]
@@ -23,7 +39,7 @@ enum Value {
 }
 
 /// Reads the header at the start of `bytes`.
-pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
+pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     let bad = |problem: String| Error::header(path, NAME, problem);
     let (text, end) = text(bytes).map_err(bad)?;
     if text.contains("'descr': [") || text.contains("\"descr\": [") {
@@ -230,4 +246,48 @@ fn value(text: &str) -> Result<(Value, &str), String> {
     numbers
         .map(|numbers| (Value::Tuple(numbers), rest))
         .ok_or_else(|| format!("({}) are no lengths", excerpt(inside)))
+}
+
+/// Checks that voxels need no slope and intercept.
+fn check(layout: &Layout) -> Result<()> {
+    if layout.rescale.is_none() {
+        return Ok(());
+    }
+    let what = "numpy files have no slope and intercept, which these voxels need: write real values, \
+                or .nii, .mha or .zarr";
+    Err(Error::unsupported(&layout.path, what))
+}
+
+/// The bytes before the first voxel of a numpy file of axes z, y, x or c, z, y, x.
+fn encode(layout: &mut Layout, _: Option<&str>) -> Result<Vec<u8>> {
+    let order = match (layout.dtype.size(), cfg!(target_endian = "big")) {
+        (1, _) => '|',
+        (_, true) => '>',
+        (_, false) => '<',
+    };
+    let name = layout.dtype.name();
+    let code = match layout.dtype {
+        DType::Bool => "b1".to_owned(),
+        dtype => format!("{}{}", &name[..1], dtype.size()),
+    };
+    let channels = (layout.channels > 1).then_some(layout.channels);
+    let lengths: Vec<String> = channels
+        .into_iter()
+        .chain(layout.shape)
+        .map(|n| n.to_string())
+        .collect();
+    let dict = format!(
+        "{{'descr': '{order}{code}', 'fortran_order': False, 'shape': ({}), }}",
+        lengths.join(", ")
+    );
+    // Magic, version and length take 10 bytes, the line's end 1; voxels begin at a multiple of 64.
+    let total = (10 + dict.len() + 1).next_multiple_of(64);
+    let length = u16::try_from(total - 10).expect("five numbers and names stay below 64 KiB");
+    let mut header = MAGIC.to_vec();
+    header.extend([1, 0]);
+    header.extend(length.to_le_bytes());
+    header.extend(dict.bytes());
+    header.resize(total - 1, b' ');
+    header.push(b'\n');
+    Ok(header)
 }

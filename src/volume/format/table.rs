@@ -1,0 +1,216 @@
+//! The table of flat file formats: one row for each, which everything that opens, creates or
+//! replaces flat files asks.
+
+use std::path::Path;
+
+use super::{FlatHeader, metaimage, nifti, npy, nrrd};
+use crate::error::{Error, Result};
+use crate::volume::{Format, Layout};
+
+/// A flat file format: how it is recognized, parsed and encoded.
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct FileFormat {
+    /// Its name in messages, as in `NIfTI`.
+    pub(in super::super) name: &'static str,
+    /// The noun phrase for a file of this format in messages, as in `a NIfTI file`.
+    pub(in super::super) file: &'static str,
+    /// The values of [`Layout::format`] of such files; outputs start with the first.
+    pub(in super::super) formats: &'static [Format],
+    /// The extensions of files that are opened, in lower case.
+    pub(in super::super) extensions: &'static [&'static str],
+    /// The extensions of files that are created.
+    pub(in super::super) outputs: &'static [Output],
+    /// The extensions of a file of voxels and of its header, for a format of pairs that may be
+    /// opened by either.
+    pub(in super::super) pair: Option<[&'static str; 2]>,
+    /// Returns `true` if a file that begins with these bytes has this format.
+    pub(in super::super) recognizes: fn(&[u8]) -> bool,
+    /// Returns `true` if an output may replace a file that begins with these bytes.
+    pub(in super::super) replaces: fn(&[u8]) -> bool,
+    /// Returns `true` if these bytes contain the whole header. If not, up to
+    /// [`LONG_LIMIT`](super::LONG_LIMIT) bytes are read.
+    pub(in super::super) is_whole: fn(&[u8]) -> bool,
+    /// Parses the header at the start of these bytes.
+    pub(in super::super) parse: fn(&Path, &[u8]) -> Result<FlatHeader>,
+    /// Checks that the format can store a volume; `encode` may find more.
+    pub(in super::super) check: fn(&Layout) -> Result<()>,
+    /// Encodes the header of an output, which names the file of voxels if that is a different one.
+    /// The format of the layout becomes the version that was chosen.
+    pub(in super::super) encode: fn(&mut Layout, Option<&str>) -> Result<Vec<u8>>,
+    /// Returns the time points and the channels of each, if the file stores all times of a channel
+    /// together and the volume all channels of a time point.
+    pub(in super::super) transposed_time: fn(&Layout) -> Option<[u64; 2]>,
+}
+
+/// An extension of created files.
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct Output {
+    /// The extension, in lower case.
+    pub(in super::super) extension: &'static str,
+    /// How the voxels are stored.
+    pub(in super::super) storage: Storage,
+}
+
+/// How the voxels of an output are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Storage {
+    /// Uncompressed, after the header.
+    Attached,
+    /// Uncompressed, in a file next to the header.
+    Detached,
+    /// The whole file is a gzip stream.
+    Gzip,
+}
+
+impl FileFormat {
+    /// The row of a format that needs nothing special.
+    pub(super) const fn new(
+        name: &'static str,
+        file: &'static str,
+        formats: &'static [Format],
+        recognizes: fn(&[u8]) -> bool,
+        parse: fn(&Path, &[u8]) -> Result<FlatHeader>,
+        encode: fn(&mut Layout, Option<&str>) -> Result<Vec<u8>>,
+    ) -> Self {
+        Self {
+            name,
+            file,
+            formats,
+            extensions: &[],
+            outputs: &[],
+            pair: None,
+            recognizes,
+            replaces: recognizes,
+            is_whole: |_| true,
+            parse,
+            check: |_| Ok(()),
+            encode,
+            transposed_time: |_| None,
+        }
+    }
+
+    /// Returns `true` if files of this format may be a gzip stream as a whole.
+    pub(in super::super) fn may_be_gzip(&self) -> bool {
+        self.extensions.iter().any(|end| end.ends_with(".gz"))
+    }
+}
+
+impl Output {
+    /// An extension of outputs.
+    pub(super) const fn new(extension: &'static str, storage: Storage) -> Self {
+        Self { extension, storage }
+    }
+}
+
+/// Every flat file format; the first that recognizes a file opens it.
+pub(in super::super) const FORMATS: [FileFormat; 4] =
+    [npy::FORMAT, nrrd::FORMAT, nifti::FORMAT, metaimage::FORMAT];
+
+/// Returns the format that recognizes these first bytes of a file.
+pub(in super::super) fn by_content(head: &[u8]) -> Option<&'static FileFormat> {
+    FORMATS.iter().find(|format| (format.recognizes)(head))
+}
+
+/// Returns the format of files with this name, in lower case, that are opened.
+pub(in super::super) fn by_name(name: &str) -> Option<&'static FileFormat> {
+    let ends = |format: &&FileFormat| format.extensions.iter().any(|end| name.ends_with(end));
+    FORMATS.iter().find(ends)
+}
+
+/// Returns the format of pairs whose voxels are in a file with this name, and the extension of the
+/// header.
+pub(in super::super) fn by_voxel_name(name: &str) -> Option<(&'static FileFormat, &'static str)> {
+    FORMATS.iter().find_map(|format| {
+        let [voxels, header] = format.pair?;
+        name.ends_with(voxels).then_some((format, header))
+    })
+}
+
+/// Returns the format of a created file with this name, in lower case, and how its voxels are stored.
+pub(in super::super) fn by_output_name(name: &str) -> Option<(&'static FileFormat, Storage)> {
+    FORMATS.iter().find_map(|format| {
+        let output = format
+            .outputs
+            .iter()
+            .find(|output| name.ends_with(output.extension));
+        Some((format, output?.storage))
+    })
+}
+
+/// Returns the row of the format of a flat output.
+pub(in super::super) fn of(layout: &Layout) -> Result<&'static FileFormat> {
+    let found = FORMATS
+        .iter()
+        .find(|format| format.formats.contains(&layout.format));
+    found.ok_or_else(|| {
+        Error::unsupported(
+            &layout.path,
+            format!("{} files cannot be created", layout.format),
+        )
+    })
+}
+
+/// Returns the extensions of volumes that can be opened, with their dots.
+pub fn readable_extensions() -> Vec<&'static str> {
+    let flat = FORMATS.iter().flat_map(|format| format.extensions).copied();
+    let pairs = FORMATS.iter().filter_map(|format| Some(format.pair?[0]));
+    [".zarr"]
+        .into_iter()
+        .chain(flat)
+        .chain(pairs)
+        .chain([".raw"])
+        .collect()
+}
+
+/// Returns the extensions of volumes that can be created, with their dots.
+pub fn writable_extensions() -> Vec<&'static str> {
+    let flat = FORMATS.iter().flat_map(|format| format.outputs);
+    let flat = flat.map(|output| output.extension);
+    [".zarr"].into_iter().chain(flat).collect()
+}
+
+/// Creates an [`Error::UnknownFormat`].
+pub(in super::super) fn unknown(path: &Path, problem: &str) -> Error {
+    Error::UnknownFormat {
+        path: path.to_path_buf(),
+        problem: problem.to_owned(),
+        supported: format!("{} with a JSON sidecar", readable_extensions().join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_extension_belongs_to_one_format() {
+        for (extensions, known) in [
+            (
+                readable_extensions(),
+                ".zarr .npy .nrrd .nhdr .nii .nii.gz .hdr .mhd .mha .img .raw",
+            ),
+            (
+                writable_extensions(),
+                ".zarr .npy .nrrd .nii.gz .nii .mhd .mha",
+            ),
+        ] {
+            assert_eq!(extensions.join(" "), known);
+        }
+        for format in &FORMATS {
+            for end in format.extensions {
+                let found = by_name(&format!("scan{end}")).unwrap();
+                assert_eq!(found.file, format.file, "{end}");
+            }
+            for output in format.outputs {
+                let (found, storage) =
+                    by_output_name(&format!("scan{}", output.extension)).unwrap();
+                assert_eq!((found.file, storage), (format.file, output.storage));
+                assert!(
+                    by_name(output.extension).is_some(),
+                    "what is written can be read"
+                );
+            }
+        }
+        assert!(by_output_name("scan.nhdr").is_none() && by_name("scan.raw").is_none());
+    }
+}

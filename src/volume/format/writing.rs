@@ -1,0 +1,41 @@
+//! Geometry and axes of layouts, as several headers store them.
+
+use crate::error::{Error, Result};
+use crate::volume::{Layout, LeadingAxis};
+
+/// Columns for x, y, z and an origin, in LPS millimetres.
+pub(super) fn lps(layout: &Layout, format: &str) -> Result<([[f64; 3]; 3], [f64; 3])> {
+    if !layout.geometry.is_sound() {
+        let what = format!("{format} needs a spacing above 0 and a finite affine");
+        return Err(Error::unsupported(&layout.path, what));
+    }
+    let column = |column: usize| -> [f64; 3] {
+        std::array::from_fn(|row| {
+            let value = layout.geometry.affine[row][column];
+            // Never -0, which would be read as 0.
+            if row < 2 { 0.0 - value } else { value + 0.0 }
+        })
+    };
+    Ok(([column(0), column(1), column(2)], column(3)))
+}
+
+/// The axis besides space, of which a format has one only.
+///
+/// # Errors
+///
+/// [`Error::Unsupported`] if there are more.
+pub(super) fn fourth(layout: &Layout, format: &str) -> Result<Option<LeadingAxis>> {
+    let mut leading = layout.axes.long_of(layout.channels);
+    if leading.len() > 1 {
+        let names: Vec<&str> = leading.iter().map(|axis| axis.name.as_str()).collect();
+        let what = format!(
+            "{format} has one axis besides z, y, x, and these voxels have {names:?}: write .zarr or .nii, or one of them only"
+        );
+        return Err(Error::unsupported(&layout.path, what));
+    }
+    Ok(leading.pop())
+}
+
+pub(super) const fn native_is_big() -> bool {
+    cfg!(target_endian = "big")
+}
