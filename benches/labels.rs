@@ -94,12 +94,10 @@ fn measure(path: &Path, threads: usize, at_once: u64, before: u64) -> Result<Fig
 
 /// A body of label 1 with organs of labels 2 and 3 in it.
 fn write(path: &Path) -> Result<()> {
-    let options = CreateOptions {
-        chunk: [64; 3],
-        shard: None,
-        codec: Codec::Zstd,
-        ..CreateOptions::default()
-    };
+    let options = CreateOptions::default()
+        .with_chunk([64; 3])
+        .with_shard(None)
+        .with_codec(Codec::Zstd);
     let target = create(path, &Layout::new(SHAPE, 1, DType::U8), &options)?;
     let [depth, height, width] = SHAPE;
     for z0 in (0..depth).step_by(64) {

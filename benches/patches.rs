@@ -154,12 +154,10 @@ fn store(scan: &Arc<dyn Volume>, way: &Way, path: &Path) -> Result<()> {
     if path.exists() {
         return Ok(());
     }
-    let options = CreateOptions {
-        chunk: [way.chunk; 3],
-        shard: way.shard.map(|shard| [shard; 3]),
-        codec: way.codec,
-        ..CreateOptions::default()
-    };
+    let options = CreateOptions::default()
+        .with_chunk([way.chunk; 3])
+        .with_shard(way.shard.map(|shard| [shard; 3]))
+        .with_codec(way.codec);
     let layout = Layout {
         dtype: way.dtype,
         ..scan.layout().clone()

@@ -127,13 +127,11 @@ pub(crate) fn opening(
     trusted: bool,
     io: &str,
 ) -> PyResult<OpenOptions> {
-    Ok(OpenOptions {
-        level,
-        missing: chosen("missing", missing, &MISSING)?,
-        trusted,
-        io: chosen("io", io, &IO)?,
-        ..OpenOptions::default()
-    })
+    Ok(OpenOptions::default()
+        .with_level(level)
+        .with_missing(chosen("missing", missing, &MISSING)?)
+        .with_trusted(trusted)
+        .with_io(chosen("io", io, &IO)?))
 }
 
 /// The arguments of [`opening`] again.

@@ -93,10 +93,7 @@ impl Source {
         let volume: Arc<dyn voxpatch::Volume> = match &self.place {
             Place::Memory(volume) => Arc::clone(volume),
             Place::Path { path, options } => {
-                let stored = OpenOptions {
-                    values: volume::Values::Stored,
-                    ..(**options).clone()
-                };
+                let stored = (**options).clone().with_values(volume::Values::Stored);
                 let stored = stored.open(path)?;
                 match self.values {
                     Values::Stored => stored,

@@ -136,10 +136,7 @@ impl Storage {
                 [64, 32]
                     .into_iter()
                     .filter(fits)
-                    .map(|voxels| CreateOptions {
-                        shard: Some([voxels; 3]),
-                        ..self.create.clone()
-                    }),
+                    .map(|voxels| self.create.clone().with_shard(Some([voxels; 3]))),
             );
         }
         choices

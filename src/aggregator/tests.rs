@@ -444,7 +444,7 @@ fn what_does_not_belong_is_refused() {
     ));
     assert!(matches!(
         aggregator.add(27, patch([4; 3], 1)),
-        Err(Error::InvalidArgument { .. })
+        Err(Error::IndexOutOfRange { .. })
     ));
     let error = aggregator.finish().unwrap_err();
     let Error::MissingPatches {

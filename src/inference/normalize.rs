@@ -642,7 +642,7 @@ mod tests {
             Arc::new(MemoryVolume::from_vec([1; 3], 1, vec![7_u8]).unwrap());
         let plan = || plan(&volume, &*builtin_model("identity").unwrap());
         let error = plan().normalized(Normalize::ZScore, &volume, 1, &silent);
-        assert!(error.unwrap_err().to_string().contains("own type"));
+        assert!(error.unwrap_err().to_string().contains("the volume's type"));
         assert!(
             plan()
                 .normalized(Normalize::None, &volume, 1, &silent)

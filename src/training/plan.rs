@@ -464,8 +464,8 @@ mod tests {
             assert!(total > 500 || counts.iter().zip(&weights).all(|(n, &w)| near(n, w)));
         }
         for (bad, says) in [
-            (&[][..], "larger than 0"),
-            (&[0.0, -0.0], "larger than 0"),
+            (&[][..], "above 0"),
+            (&[0.0, -0.0], "above 0"),
             (&[1.0, -1e-300], "subject 1"),
             (&[f64::NAN, 1.0], "subject 0: NaN"),
             (&[1.0, 2.0, f64::INFINITY], "subject 2: inf"),

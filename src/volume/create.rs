@@ -3,28 +3,40 @@
 use std::path::{Path, PathBuf};
 
 use super::format::{self, Storage, excerpt};
+use super::options::setters;
 use super::replace::Replace;
 use super::{Format, Layout, Pyramid, VolumeMut, flat, partial, space, staged, zarr};
 use crate::error::{Error, Result};
 use crate::region::Shape;
 
-/// How an output is to be stored.
+/// Options for creating a volume.
+///
+/// ```
+/// use voxpatch::volume::{Codec, CreateOptions};
+///
+/// let options = CreateOptions::default()
+///     .with_chunk([64; 3])
+///     .with_shard(None)
+///     .with_codec(Codec::Gzip);
+/// assert_eq!(options.level, None);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CreateOptions {
     /// Voxels of a read chunk along z, y, x; only for Zarr.
     pub chunk: Shape,
-    /// Voxels of a shard along z, y, x, a multiple of the chunk; `None` for one file a chunk.
+    /// Voxels of a shard along z, y, x, a multiple of the chunk; `None` for one file per chunk.
     pub shard: Option<Shape>,
     /// How chunks are compressed; only for Zarr.
     pub codec: Codec,
-    /// The codec's effort; `None` for its usual one.
+    /// The compression level; `None` for the codec's default.
     pub level: Option<u8>,
-    /// Which Zarr the output is.
+    /// The Zarr version.
     pub format: ZarrVersion,
-    /// The coarser levels that are written beside the volume; only for Zarr.
+    /// The coarser levels that are written with the volume; only for Zarr.
     pub pyramid: Option<Pyramid>,
-    /// Whether an output of this name may be replaced: a file by a file of its format, a Zarr array
-    /// or group by Zarr. Nothing else ever is.
+    /// `true` to replace an output of this name: a file by a file of its format, a Zarr array or
+    /// group by Zarr. Nothing else is ever replaced.
     pub replace: bool,
 }
 
@@ -43,7 +55,7 @@ impl Default for CreateOptions {
 }
 
 impl CreateOptions {
-    /// Zarr v2, a file for each chunk of 64^3 voxels, otherwise as usual.
+    /// Returns the defaults for Zarr v2: one file for each chunk of 64^3 voxels.
     #[must_use]
     pub fn zarr2() -> Self {
         Self {
@@ -52,6 +64,23 @@ impl CreateOptions {
             format: ZarrVersion::V2,
             ..Self::default()
         }
+    }
+
+    setters! {
+        /// Sets the voxels of a read chunk along z, y, x.
+        with_chunk(chunk: Shape);
+        /// Sets the voxels of a shard along z, y, x; `None` for one file per chunk.
+        with_shard(shard: Option<Shape>);
+        /// Sets the codec.
+        with_codec(codec: Codec);
+        /// Sets the compression level.
+        with_level(level: Option<u8>);
+        /// Sets the Zarr version.
+        with_format(format: ZarrVersion);
+        /// Sets the coarser levels.
+        with_pyramid(pyramid: Option<Pyramid>);
+        /// Sets if an output of the same name may be replaced.
+        with_replace(replace: bool);
     }
 }
 

@@ -1,26 +1,51 @@
-//! Options of opening a volume.
+//! Options for opening a volume.
 
 use super::{RawSpec, ReadMethod};
 
-/// Options of [`open`](super::open).
+/// Defines `with_*` methods, each of which sets one field.
+macro_rules! setters {
+    ($($(#[$doc:meta])* $name:ident($field:ident: $type:ty);)+) => {$(
+        $(#[$doc])*
+        #[must_use]
+        pub fn $name(mut self, $field: $type) -> Self {
+            self.$field = $field;
+            self
+        }
+    )+};
+}
+
+pub(super) use setters;
+
+/// Options for opening a volume.
+///
+/// ```
+/// use voxpatch::OpenOptions;
+/// use voxpatch::volume::MissingChunks;
+///
+/// let options = OpenOptions::default()
+///     .with_level(1)
+///     .with_missing(MissingChunks::Error);
+/// assert!(options.open("missing.zarr").is_err());
+/// ```
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct OpenOptions {
-    /// Which level of a multiscale image; 0 is the finest.
+    /// Level of a multiscale image; 0 is the finest.
     pub level: usize,
-    /// The layout of a headerless file; without it, its JSON sidecar is read. The file is then
-    /// taken to be headerless even if it begins with a known header.
+    /// Layout of a headerless file. With it, the file is read as headerless even if it begins with a
+    /// known header; without it, a headerless file needs a JSON sidecar.
     pub raw: Option<RawSpec>,
     /// How to treat chunks that have no file; only for Zarr.
     pub missing: MissingChunks,
-    /// Whether the data are trusted. If not, codecs that hostile data could exploit (blosc above
-    /// all) and symbolic links below the folder are refused; only for Zarr.
+    /// `false` to refuse codecs that hostile data could exploit (such as blosc) and symbolic links
+    /// in the folder; only for Zarr.
     pub trusted: bool,
-    /// How uncompressed flat files are read.
+    /// How to read uncompressed flat files.
     pub io: ReadMethod,
-    /// Whether a header may name a file of voxels outside its own folder. It must be a regular
-    /// file in any case.
+    /// `true` to allow headers that name a file of voxels outside their own folder. It must be a
+    /// regular file in any case.
     pub allow_external: bool,
-    /// Which values the voxels have.
+    /// The values that voxels have.
     pub values: Values,
 }
 
@@ -38,7 +63,26 @@ impl Default for OpenOptions {
     }
 }
 
-/// Which values the voxels of a volume have.
+impl OpenOptions {
+    setters! {
+        /// Sets the level of a multiscale image; 0 is the finest.
+        with_level(level: usize);
+        /// Sets the layout of a headerless file.
+        with_raw(raw: Option<RawSpec>);
+        /// Sets how chunks without a file are treated.
+        with_missing(missing: MissingChunks);
+        /// Sets if unsafe codecs and symbolic links are allowed.
+        with_trusted(trusted: bool);
+        /// Sets how uncompressed flat files are read.
+        with_io(io: ReadMethod);
+        /// Sets if headers may name files outside their folder.
+        with_allow_external(allow_external: bool);
+        /// Sets the values that voxels have.
+        with_values(values: Values);
+    }
+}
+
+/// The values that the voxels of a volume have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Values {
     /// Real values: slope and intercept are applied, and give the type that
@@ -49,13 +93,13 @@ pub enum Values {
     Stored,
 }
 
-/// How to treat chunks that have no file. (A chunk that its shard's index calls empty is
-/// never missing.)
+/// How to treat chunks that have no file. (A chunk that is empty in its shard's index is never
+/// missing.)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MissingChunks {
-    /// Its voxels are the fill value, as Zarr says.
+    /// Its voxels are the fill value, as the Zarr specification says.
     #[default]
     Fill,
-    /// It was lost: reading it is an error.
+    /// It is lost, and reading it is an error.
     Error,
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
 
+use super::options::setters;
 use super::zarr::ZarrResumable;
 use super::{
     ChunkShape, CreateOptions, Durability, Format, Layout, OutputPart, VolumeMut, output_layout,
@@ -19,25 +20,27 @@ use crate::error::{Error, Result};
 use crate::region::Region;
 use crate::threads::threads;
 
-/// What makes a run the same as the one that began the output.
+/// Options for a resumable output.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ResumeOptions {
-    /// A JSON object of all that the voxels depend on (grid, window, model, input, ...). A run in
-    /// which any of it differs is refused. Shape, type, chunks, codecs and place are compared
-    /// without being named here.
+    /// A JSON object of everything that the voxels depend on (grid, window, model, input, ...). A run
+    /// with a different object cannot resume the output. Shape, type, chunks, codecs and geometry are
+    /// always compared and need not be in it.
     pub fingerprint: Json,
-    /// Which part of the output this process writes.
+    /// The part of the output that this process writes.
     pub part: OutputPart,
-    /// What this part owns: whole write chunks, no other part's; everything if not given.
+    /// The region that this part owns: whole write chunks that no other part owns. `None` for the
+    /// whole output.
     pub owned: Option<Region>,
-    /// What finished chunks survive.
+    /// The failures that finished chunks survive.
     pub durability: Durability,
-    /// Threads that make coarser levels of what is read back.
+    /// Threads that compute coarser levels from finished chunks.
     pub threads: usize,
-    /// Bytes that these may take together; one of them works in any case.
+    /// Bytes that these threads may use together; one of them always runs.
     pub memory: u64,
-    /// The paths of all outputs of the run, this one's among them, in the same order in every process:
-    /// none gets its name before all are complete. Empty if this is the only one.
+    /// The paths of all outputs of the run, including this one, in the same order in every process:
+    /// they are published together once all are complete. Empty if this is the only output.
     pub group: Vec<PathBuf>,
 }
 
@@ -52,6 +55,25 @@ impl Default for ResumeOptions {
             memory: 256 << 20,
             group: Vec::new(),
         }
+    }
+}
+
+impl ResumeOptions {
+    setters! {
+        /// Sets the object that identifies the run.
+        with_fingerprint(fingerprint: Json);
+        /// Sets the part of the output that this process writes.
+        with_part(part: OutputPart);
+        /// Sets the region that this part owns.
+        with_owned(owned: Option<Region>);
+        /// Sets the failures that finished chunks survive.
+        with_durability(durability: Durability);
+        /// Sets the threads that compute coarser levels.
+        with_threads(threads: usize);
+        /// Sets the bytes that these threads may use together.
+        with_memory(memory: u64);
+        /// Sets the paths of all outputs of the run.
+        with_group(group: Vec<PathBuf>);
     }
 }
 

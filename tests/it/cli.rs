@@ -485,7 +485,7 @@ fn patches_models_and_memory_that_cannot_be_are_named_and_leave_nothing() {
     }
     for (patch, more, named) in [
         ("8,8,29", &[][..], "29 voxels along x"),
-        ("8", &["--memory", "4000"], "memory of 3.91 KiB"),
+        ("8", &["--memory", "4000"], "memory limit of 4000 bytes"),
     ] {
         let mut args = vec![
             "sample", &source, "--patch", patch, "--count", "1", "--out", &out,
@@ -507,16 +507,16 @@ fn outputs_that_cannot_be_are_named_and_leave_nothing() {
     for (args, named) in [
         (
             &[&sample[..], &[&source]].concat()[..],
-            "it is, holds or lies inside",
+            "it is, contains or is inside",
         ),
         (&both, "both"),
         (
             &["convert", &source, &source, "--force"],
-            "it is, holds or lies inside",
+            "it is, contains or is inside",
         ),
         (
             &["convert", &source, &inside],
-            "it is, holds or lies inside",
+            "it is, contains or is inside",
         ),
         (
             &["convert", &source, &out, "--chunk", "8", "--shard", "12"],

@@ -321,7 +321,9 @@ fn shapes_are_enough_only_where_nothing_is_known_or_it_is_said() {
     };
     let line = fails(&words(&run(&source, &unknown, &[])));
     assert!(
-        line.contains("mask.npy") && line.contains("where it lies") && line.contains("--same-grid"),
+        line.contains("mask.npy")
+            && line.contains("has no geometry")
+            && line.contains("--same-grid"),
         "{line}"
     );
     for more in [

@@ -215,10 +215,7 @@ fn killed_at_any_moment_a_run_is_gone_on_with_to_the_same_bytes() {
     }
     for level in 0..3 {
         let read = |path: &str| {
-            let options = OpenOptions {
-                level,
-                ..OpenOptions::default()
-            };
+            let options = OpenOptions::default().with_level(level);
             let volume = options.open(path).expect("a volume");
             volume
                 .read(Region::whole(volume.layout().shape))
@@ -297,7 +294,7 @@ fn flags_that_make_no_sense_are_refused() {
     }
     for (more, named) in [
         (&["--blend", "gaussian:0"][..], "sigma"),
-        (&["--reduce", "quantize:2,1"], "quantising from"),
+        (&["--reduce", "quantize:2,1"], "quantization range"),
         (&["--reduce", "argmax", "--labels", "1,2"], "2 labels"),
         (&["--mask", "nowhere.nii"], "nowhere.nii"),
         (

@@ -34,10 +34,7 @@ fn a_pyramid_is_written_with_the_volume_by_convert_and_infer() {
             "4",
         ];
         succeeds(&[&infer[..], &["--pyramid", "mode", "--levels", "2"], &how].concat());
-        let level = OpenOptions {
-            level: 1,
-            ..OpenOptions::default()
-        };
+        let level = OpenOptions::default().with_level(1);
         let coarse = level.open(&predicted).expect("level 1 is there");
         assert_eq!(coarse.layout().shape, [10, 12, 14]);
         // All voxels differ, so the mode is the smallest, which comes first.
@@ -51,7 +48,7 @@ fn a_pyramid_is_written_with_the_volume_by_convert_and_infer() {
     for (args, named) in [
         (&["--pyramid", "mean", "--levels", "9"][..], "1 to 6"),
         (&["--zarr", "2", "--shard", "64"], "Zarr v2 has no shards"),
-        (&["--codec", "zlib"], "ask for Zarr v2"),
+        (&["--codec", "zlib"], "write Zarr v2"),
     ] {
         let line = fails(&[&["convert", &source, &place.at("x.zarr")][..], args].concat());
         assert!(line.contains(named), "{line}");

@@ -80,10 +80,7 @@ fn without_temporary_files(args: &[&str]) -> std::process::Output {
 }
 
 fn level(path: &str, level: usize) -> Patch {
-    let options = OpenOptions {
-        level,
-        ..OpenOptions::default()
-    };
+    let options = OpenOptions::default().with_level(level);
     let volume = options.open(path).expect("it opens");
     volume
         .read(Region::whole(volume.layout().shape))

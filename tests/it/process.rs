@@ -31,15 +31,10 @@ fn volumes(folder: &Path) -> Vec<PathBuf> {
         .collect();
     let memory = MemoryVolume::from_vec(SHAPE, 1, voxels).expect("they fit");
     let source: Arc<dyn Volume> = Arc::new(memory);
-    let sharded = CreateOptions {
-        chunk: [8; 3],
-        shard: Some([16; 3]),
-        ..CreateOptions::default()
-    };
-    let blosc = CreateOptions {
-        codec: Codec::BloscLz4,
-        ..CreateOptions::zarr2()
-    };
+    let sharded = CreateOptions::default()
+        .with_chunk([8; 3])
+        .with_shard(Some([16; 3]));
+    let blosc = CreateOptions::zarr2().with_codec(Codec::BloscLz4);
     let kinds = [
         ("a.zarr", sharded.clone()),
         ("blosc.zarr", blosc),
@@ -235,11 +230,7 @@ fn too_many_open_files_are_an_error_and_never_voxels() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let at = |n: usize, kind: &str| folder.path().join(format!("{n}.{kind}"));
     let layout = Layout::new([4, 4, 4], 1, voxpatch::DType::U16);
-    let options = CreateOptions {
-        chunk: [4; 3],
-        shard: None,
-        ..CreateOptions::default()
-    };
+    let options = CreateOptions::default().with_chunk([4; 3]).with_shard(None);
     let voxels = |n: usize| vec![u16::try_from(n + 1).expect("small"); 64];
     let whole = Region::whole([4; 3]);
     for n in 0..500 {

@@ -548,7 +548,7 @@ fn a_model_is_an_input() {
         let (status, said) = ended(&[&words[..], &["--force"]].concat());
         assert_eq!(status, Some(1), "{said}");
         assert!(
-            said.contains("is, holds or lies inside the input") && said.contains("net.onnx"),
+            said.contains("is, contains or is inside the input") && said.contains("net.onnx"),
             "{said}"
         );
     }

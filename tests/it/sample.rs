@@ -586,7 +586,7 @@ fn what_cannot_be_sampled_is_one_line_and_leaves_nothing() {
         (&["--index", &out], &["--index has 1 files for 0 maps"]),
         (
             &["--labels", &map, "--index", &source],
-            &["lies inside the input"],
+            &["is inside the input"],
         ),
         (&["--rank", "3", "--world-size", "3"], &["rank 3"]),
         (
@@ -600,11 +600,11 @@ fn what_cannot_be_sampled_is_one_line_and_leaves_nothing() {
         (&["--out", &place.at("out.nii")], &["out.nii", "folder"]),
         (
             &["--out", &place.at("in.zarr/patches/")],
-            &["lies inside the input"],
+            &["is inside the input"],
         ),
         (
             &["--out", &map, "--labels", &map, "--force"],
-            &["it is, holds"],
+            &["it is, contains"],
         ),
         (
             &["--out", &out, "--stats", &out],
@@ -612,7 +612,7 @@ fn what_cannot_be_sampled_is_one_line_and_leaves_nothing() {
         ),
         (&["--plot", "/proc/a.png", "--out", &out], &["/proc"]),
         (&["--stats", "/proc/stats.json", "--out", &out], &["/proc"]),
-        (&["--plot", &source, "--force"], &["it is, holds"]),
+        (&["--plot", &source, "--force"], &["it is, contains"]),
         (&["--stats", &map], &["exists already"]),
         (&["--level", "4"], &["4"]),
     ] {
@@ -859,12 +859,10 @@ fn memory_stays_within_what_was_given() {
     // 64 MiB, four times what is given.
     let shape = [256, 512, 256];
     let layout = Layout::new(shape, 1, DType::U16);
-    let options = CreateOptions {
-        chunk: [32; 3],
-        shard: None,
-        codec: Codec::Zstd,
-        ..CreateOptions::default()
-    };
+    let options = CreateOptions::default()
+        .with_chunk([32; 3])
+        .with_shard(None)
+        .with_codec(Codec::Zstd);
     let source = place.at("large.zarr");
     let target = create(Path::new(&source), &layout, &options).expect("ours");
     let slab = Region::new([0; 3], [32, 512, 256]);

@@ -135,11 +135,9 @@ impl Place {
         let memory =
             MemoryVolume::from_vec(shape, channels, voxels).expect("the voxels fit the shape");
         let layout = Layout::new(shape, channels, T::DTYPE).with_geometry(geometry);
-        let options = CreateOptions {
-            chunk: [8; 3],
-            shard: Some([16; 3]),
-            ..CreateOptions::default()
-        };
+        let options = CreateOptions::default()
+            .with_chunk([8; 3])
+            .with_shard(Some([16; 3]));
         let path = self.at(name);
         let target = create(Path::new(&path), &layout, &options).expect("the folder is ours");
         let source: Arc<dyn Volume> = Arc::new(memory);

@@ -79,11 +79,9 @@ fn is_labelled(z: u64, y: u64, x: u64) -> bool {
 }
 
 fn store(path: &Path, dtype: DType) {
-    let options = CreateOptions {
-        chunk: [64; 3],
-        shard: Some(SHARD),
-        ..CreateOptions::default()
-    };
+    let options = CreateOptions::default()
+        .with_chunk([64; 3])
+        .with_shard(Some(SHARD));
     let output = create(path, &Layout::new(SHAPE, 1, dtype), &options).expect("it is created");
     for (value, region) in (1..).zip(stored()) {
         let mut bytes = Vec::new();
@@ -227,10 +225,7 @@ fn a_mapped_file() {
         println!("skipped: no sparse file of 200 GB here: {error}");
         return;
     }
-    let options = OpenOptions {
-        raw: Some(RawSpec::new(shape, DType::U8)),
-        ..OpenOptions::default()
-    };
+    let options = OpenOptions::default().with_raw(Some(RawSpec::new(shape, DType::U8)));
     let images = vec![Image::new(
         "ct",
         options

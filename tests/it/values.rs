@@ -34,11 +34,9 @@ fn write(path: &str, dtype: DType, rescale: Option<Rescale>) {
         rescale,
         ..Layout::new(SHAPE, 1, dtype)
     };
-    let options = CreateOptions {
-        chunk: [4; 3],
-        shard: Some([4, 8, 8]),
-        ..CreateOptions::default()
-    };
+    let options = CreateOptions::default()
+        .with_chunk([4; 3])
+        .with_shard(Some([4, 8, 8]));
     let target = create(Path::new(path), &layout, &options).expect("it can be created");
     let voxels = stored(dtype);
     let whole = Region::whole(SHAPE);
@@ -66,10 +64,7 @@ fn cut(patch: &Patch, region: Region) -> Patch {
 }
 
 fn read(path: &str, values: Values) -> (Patch, Layout) {
-    let options = OpenOptions {
-        values,
-        ..OpenOptions::default()
-    };
+    let options = OpenOptions::default().with_values(values);
     let volume = options.open(path).expect("it opens");
     let patch = volume.read(Region::whole(volume.layout().shape));
     (patch.expect("it reads"), volume.layout().clone())

@@ -316,15 +316,14 @@ impl Storage {
             Some(Shard::Size(shape)) => Some(shape),
             None => usual.shard.map(|_| chunks_in(chunk, 128)),
         };
-        CreateOptions {
-            chunk,
-            shard,
-            codec: self.codec.map_or(usual.codec, Codec::from),
-            level: self.clevel,
-            pyramid: self.pyramid(),
-            replace,
-            ..usual
-        }
+        let codec = self.codec.map_or(usual.codec, Codec::from);
+        usual
+            .with_chunk(chunk)
+            .with_shard(shard)
+            .with_codec(codec)
+            .with_level(self.clevel)
+            .with_pyramid(self.pyramid())
+            .with_replace(replace)
     }
 
     /// The options that were not given.
@@ -360,9 +359,10 @@ impl Storage {
             _ => &[],
         };
         let mut choices = vec![options.clone()];
-        choices.extend(smaller.iter().map(|&voxels| CreateOptions {
-            shard: Some(chunks_in(options.chunk, voxels)),
-            ..options.clone()
+        choices.extend(smaller.iter().map(|&voxels| {
+            options
+                .clone()
+                .with_shard(Some(chunks_in(options.chunk, voxels)))
         }));
         choices
     }

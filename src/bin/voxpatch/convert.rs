@@ -8,7 +8,7 @@ use voxpatch::volume::{
     CreateOptions, Format, RealValues, Rescale, Values, check_output, create, disk_space, open,
     output_layout,
 };
-use voxpatch::{ConvertOptions, DType, Layout, OpenOptions, Volume};
+use voxpatch::{ConvertOptions, DType, Layout, Volume};
 
 use crate::opening::ValuesName;
 use crate::report::{self, Report};
@@ -83,10 +83,9 @@ fn source(
     storage: &CreateOptions,
 ) -> anyhow::Result<(Arc<dyn Volume>, Option<Rescale>)> {
     let opening = &settings.common.opening;
-    let options = OpenOptions {
-        values: Values::Stored,
-        ..opening.options(settings.common.level)
-    };
+    let options = opening
+        .options(settings.common.level)
+        .with_values(Values::Stored);
     let stored = options.open(&settings.source)?;
     let stored = settings.chosen.of(&stored)?;
     if opening.values == ValuesName::Stored {

@@ -95,10 +95,7 @@ fn add_levels(
     }
     let mut shapes = Vec::with_capacity(count);
     for level in 0..count {
-        let options = OpenOptions {
-            level,
-            ..options.clone()
-        };
+        let options = options.clone().with_level(level);
         shapes.push(options.open(&settings.path)?.layout().shape);
     }
     let text: Vec<String> = shapes.iter().map(|shape| by(shape)).collect();

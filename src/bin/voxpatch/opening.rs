@@ -32,26 +32,24 @@ pub(crate) struct Opening {
 impl Opening {
     /// The library's options for this level of an image.
     pub(crate) fn options(&self, level: usize) -> OpenOptions {
-        OpenOptions {
-            level,
-            io: match self.io {
+        OpenOptions::default()
+            .with_level(level)
+            .with_io(match self.io {
                 IoName::Auto => ReadMethod::Auto,
                 IoName::Mmap => ReadMethod::Mmap,
                 IoName::MmapResident => ReadMethod::MmapResident,
                 IoName::Pread => ReadMethod::Pread,
-            },
-            missing: match self.missing {
+            })
+            .with_missing(match self.missing {
                 MissingName::Fill => MissingChunks::Fill,
                 MissingName::Error => MissingChunks::Error,
-            },
-            trusted: !self.untrusted,
-            allow_external: self.allow_external,
-            values: match self.values {
+            })
+            .with_trusted(!self.untrusted)
+            .with_allow_external(self.allow_external)
+            .with_values(match self.values {
                 ValuesName::Real => Values::Real,
                 ValuesName::Stored => Values::Stored,
-            },
-            ..OpenOptions::default()
-        }
+            })
     }
 }
 

@@ -85,7 +85,11 @@ fn plans_of_huge_volumes_take_no_time() {
                     Ok(_) => at_once += 1,
                     Err(error) => {
                         assert!(
-                            matches!(error, crate::Error::InvalidArgument { .. }),
+                            matches!(
+                                error,
+                                crate::Error::MemoryLimit { .. }
+                                    | crate::Error::InvalidArgument { .. }
+                            ),
                             "{error:?}"
                         );
                         refused += 1;

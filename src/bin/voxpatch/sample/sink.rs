@@ -100,13 +100,11 @@ impl Sink {
                     .with_context(|| format!("{count} patches cannot be channels of a Zarr"))?;
                 let whole = Layout::new(patch, channels, layout.dtype)
                     .with_geometry(Geometry::from_spacing(layout.geometry.spacing));
-                let options = CreateOptions {
-                    chunk: patch,
-                    shard: None,
-                    codec: Codec::Zstd,
-                    replace,
-                    ..CreateOptions::default()
-                };
+                let options = CreateOptions::default()
+                    .with_chunk(patch)
+                    .with_shard(None)
+                    .with_codec(Codec::Zstd)
+                    .with_replace(replace);
                 let target = create(path, &whole, &options)?;
                 Ok(Self::Zarr { target, next: 0 })
             }
