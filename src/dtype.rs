@@ -95,13 +95,13 @@ impl DType {
             .find(|&dtype| dtype.name() == name || (dtype != Self::Bool && short(dtype) == name))
     }
 
-    /// Whether values are whole numbers (`bool` counts).
+    /// Returns `true` if values are whole numbers (`bool` counts).
     #[must_use]
     pub const fn is_integer(self) -> bool {
         !self.is_float()
     }
 
-    /// Whether values are floating point numbers.
+    /// Returns `true` if values are floating point numbers.
     #[must_use]
     pub const fn is_float(self) -> bool {
         matches!(self, Self::F16 | Self::F32 | Self::F64)

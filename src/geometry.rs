@@ -125,7 +125,7 @@ impl Geometry {
         coarse
     }
 
-    /// Whether every number is finite, no spacing is 0 or negative, and the axes point in three
+    /// Returns `true` if every number is finite, no spacing is 0 or negative, and the axes point in three
     /// directions.
     #[must_use]
     pub fn is_sound(&self) -> bool {
@@ -137,7 +137,7 @@ impl Geometry {
                 .all(|&length| length.is_finite() && length > 0.0)
     }
 
-    /// Whether the affine's columns for x, y and z span space.
+    /// Returns `true` if the affine's columns for x, y and z span space.
     fn is_solid(&self) -> bool {
         let columns: [[f64; 3]; 3] = std::array::from_fn(|column| {
             let values: [f64; 3] = std::array::from_fn(|row| self.affine[row][column]);
@@ -151,7 +151,7 @@ impl Geometry {
         volume.abs() > 1e-9
     }
 
-    /// Whether the affine is the spacing along the world's axes and an origin: all that
+    /// Returns `true` if the affine is the spacing along the world's axes and an origin: all that
     /// OME-Zarr can say.
     #[must_use]
     pub fn is_aligned(&self) -> bool {
@@ -202,7 +202,7 @@ impl Geometry {
         finite.then_some(indices)
     }
 
-    /// Where the first voxel lies, z, y, x, in mm, RAS+.
+    /// Returns the position of the first voxel, z, y, x, in mm, RAS+.
     #[must_use]
     pub const fn origin(&self) -> [f64; 3] {
         [self.affine[2][3], self.affine[1][3], self.affine[0][3]]

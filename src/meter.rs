@@ -27,7 +27,7 @@ pub struct Peak {
 pub struct Meter {
     seen: Arc<Seen>,
     watcher: Option<JoinHandle<()>>,
-    /// Whether the system's own peak starts with this meter.
+    /// `true` if the system's own peak starts with this meter.
     reset: bool,
 }
 

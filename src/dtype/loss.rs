@@ -7,12 +7,12 @@
 
 use super::{DType, Element, Nearest, with_element};
 
-/// What a conversion of some voxels loses; places are indices into these voxels.
+/// The values that a conversion of voxels loses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Loss {
-    /// How many values are clipped, and the place of the first.
+    /// The number of clipped values, and the position of the first.
     pub(crate) clipped: Count,
-    /// How many values are rounded, and the place of the first.
+    /// The number of rounded values, and the position of the first.
     pub(crate) rounded: Count,
 }
 
@@ -35,7 +35,7 @@ impl Count {
 /// Values that are counted before the first one is looked for.
 const BLOCK: usize = 4096;
 
-/// What becomes of a value.
+/// The effect of a conversion on a value.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Kept,

@@ -1,4 +1,4 @@
-//! Some channels of a volume, as a volume of their own.
+//! A range of the channels of a volume, as a volume.
 
 use std::ops::Range;
 use std::path::PathBuf;

@@ -44,7 +44,7 @@ impl ChunkSet {
             .and_modify(|word| *word &= !(1 << (place % 64)));
     }
 
-    /// Whether a chunk is marked.
+    /// Returns `true` if a chunk is marked.
     pub(super) fn has(&self, channel: u64, index: [u64; 3]) -> bool {
         let place = self.place(channel, index);
         let bits = self.bits.lock().unwrap_or_else(PoisonError::into_inner);
@@ -60,7 +60,7 @@ impl ChunkSet {
         })
     }
 
-    /// Whether there is such a chunk.
+    /// Returns `true` if there is such a chunk.
     pub(super) fn holds(&self, channel: u64, index: [u64; 3]) -> bool {
         channel < self.channels && (0..3).all(|a| index[a] < self.counts[a])
     }

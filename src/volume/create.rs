@@ -94,7 +94,7 @@ pub enum ZarrVersion {
     V3,
 }
 
-/// How chunks are compressed.
+/// The compression of chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Codec {
     /// zstd with a checksum that catches damage: the default.
@@ -111,12 +111,12 @@ pub enum Codec {
     None,
 }
 
-/// Starts an output at `path`: `.npy`, `.nii`, `.nrrd` and `.mha` make flat files, `.nii.gz` one
-/// that is compressed when it is finished, on all threads, `.mhd`
-/// a header with a file `.raw` beside it, and `.zarr`, a name inside a `.zarr` folder or one without
-/// an extension a Zarr image: sharded Zarr v3 with OME-Zarr 0.5 metadata, unless the options say otherwise.
+/// Creates an output at `path`. `.npy`, `.nii`, `.nrrd` and `.mha` are flat files; `.nii.gz` is
+/// compressed on all threads when it is finished; `.mhd` is a header with a `.raw` file next to it.
+/// `.zarr`, a name in a `.zarr` folder, or a name without extension is a Zarr image: sharded Zarr
+/// v3 with OME-Zarr 0.5 metadata, unless the options differ.
 ///
-/// Of `layout`, the shape, channels, voxel type, geometry and rescale are taken.
+/// `layout` gives the shape, channels, voxel type, geometry and rescale.
 ///
 /// # Errors
 ///
@@ -147,11 +147,11 @@ pub fn check_name(layout: &Layout, options: &CreateOptions) -> Result<()> {
     Replace::by(layout, options.replace)?.check(&layout.path)
 }
 
-/// The layout of the output that [`create`] would start: format, codecs and chunks.
+/// Returns the layout of the output that [`create`] would create: format, codecs and chunks.
 ///
 /// # Errors
 ///
-/// As [`create`], but for those of the disk.
+/// As [`create`], except errors of the disk.
 pub fn output_layout(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<Layout> {
     let mut layout = Layout {
         path: path.to_path_buf(),
@@ -190,7 +190,7 @@ pub fn output_layout(path: &Path, layout: &Layout, options: &CreateOptions) -> R
     Ok(layout)
 }
 
-/// Whether a folder above `path` is called like a Zarr store: groups in it may have any name.
+/// Returns `true` if a folder above `path` is called like a Zarr store: groups in it may have any name.
 fn is_inside_zarr(path: &Path) -> bool {
     let above = path.ancestors().skip(1);
     above
@@ -198,7 +198,7 @@ fn is_inside_zarr(path: &Path) -> bool {
         .any(|end| end.eq_ignore_ascii_case("zarr"))
 }
 
-/// Checks that an output neither is an input, nor lies inside one, nor holds one.
+/// Checks that an output is not an input, and neither is inside the other.
 ///
 /// # Errors
 ///
@@ -221,7 +221,7 @@ pub fn check_output(output: &Path, inputs: &[&Path]) -> Result<()> {
     Ok(())
 }
 
-/// Checks that no output is another, or lies inside another.
+/// Checks that no two outputs are the same, and none is inside another.
 ///
 /// # Errors
 ///
@@ -241,7 +241,7 @@ pub fn check_distinct(outputs: &[&Path]) -> Result<()> {
     Ok(())
 }
 
-/// Where an output is or will be, without links.
+/// Returns the path of an output without symbolic links.
 fn place_of(output: &Path) -> Option<PathBuf> {
     // An output that is not there yet is found through its folder.
     std::fs::canonicalize(output)
@@ -249,12 +249,12 @@ fn place_of(output: &Path) -> Option<PathBuf> {
         .or_else(|| Some(place_of(staged::parent(output))?.join(output.file_name()?)))
 }
 
-/// Whether two places are one, or one lies inside the other.
+/// Returns `true` if two paths are the same, or one is inside the other.
 fn overlap(a: &Path, b: &Path) -> bool {
     a.starts_with(b) || b.starts_with(a) || same_file(a, b)
 }
 
-/// Whether two names are links to one file.
+/// Returns `true` if two names are links to one file.
 fn same_file(a: &Path, b: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let identity = |path: &Path| {

@@ -1,4 +1,4 @@
-//! A box of a volume, as a volume of its own.
+//! A box of a volume, as a volume.
 
 use std::ops::Range;
 use std::path::PathBuf;

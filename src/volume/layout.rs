@@ -39,7 +39,7 @@ pub struct Layout {
     pub rescale: Option<Rescale>,
     /// How the voxels that are read were made of stored ones; `None` if they are the same.
     pub applied: Option<Applied>,
-    /// What is known of the axes besides their lengths.
+    /// The known properties of the axes besides their lengths.
     pub axes: Axes,
 }
 

@@ -41,7 +41,7 @@ where
         self.values.weighted_size()
     }
 
-    /// Whether the value for `key` is there.
+    /// Returns `true` if the value for `key` is there.
     pub(crate) fn contains(&self, key: &K) -> bool {
         self.values.contains_key(key)
     }

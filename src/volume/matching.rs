@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::geometry::{Affine, SignedAxes};
 use crate::region::{AXES, Shape};
 
-/// How two volumes are matched.
+/// Options for matching two volumes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Matching {
     /// How far, in voxels, any corner of two grids may be apart along each axis if the grids are the same.
@@ -127,7 +127,7 @@ fn turned_to(reference: &Layout, other: Arc<dyn Volume>) -> Arc<dyn Volume> {
     Arc::new(Reoriented::new(other, axes))
 }
 
-/// Whether two volumes with the same axes have the same outer faces, within `tolerance` of the larger voxel.
+/// Returns `true` if two volumes with the same axes have the same outer faces, within `tolerance` of the larger voxel.
 fn covers_same(reference: &Layout, other: &Layout, tolerance: f64) -> bool {
     let Some(indices) = reference.geometry.indices_of(&other.geometry) else {
         return false;

@@ -88,7 +88,7 @@ impl MemoryVolume {
         self
     }
 
-    /// Where a channel's voxels begin, in bytes.
+    /// Returns the byte at which the voxels of a channel start.
     fn offset(&self, voxels: &Patch, channel: u64) -> usize {
         let channels = usize::try_from(self.layout.channels.max(1)).unwrap_or(1);
         usize::try_from(channel).map_or(0, |n| n * (voxels.bytes().len() / channels))

@@ -1,4 +1,4 @@
-//! Volumes: opening, reading and writing, whatever the format.
+//! Volumes of any format: opening, reading and writing.
 //!
 //! A [`Volume`] stays where it is and returns the voxels of regions; a [`VolumeMut`] takes
 //! them. Both are c, z, y, x in memory. A volume's static facts are in its [`Layout`]; its chunks

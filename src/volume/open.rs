@@ -82,23 +82,23 @@ impl OpenOptions {
 
 /// Opens a volume: a Zarr folder, or a NIfTI, numpy, MetaImage, NRRD or headerless file.
 ///
-/// The content decides first (magic bytes), the name second; a `.raw` file needs a sidecar,
-/// `scan.raw.json` or `scan.json`, with the keys that [`RawSpec::from_json`] tells. Nothing but
-/// headers is read yet.
+/// The content decides first (magic bytes), the name second. A `.raw` file needs a sidecar,
+/// `scan.raw.json` or `scan.json`, with the keys of [`RawSpec::from_json`]. Only headers are read
+/// now.
 ///
 /// Voxels have their real values: slope and intercept are applied as they are read, see [`Values`].
 ///
-/// An uncompressed flat file is mapped into memory, unless it lies on a network (see [`ReadMethod`](super::ReadMethod)). Do not change or shorten it while the
-/// volume lives: reads would give changed voxels, and be an error once the file is too short.
-/// A file compressed as a whole is unpacked as it is read as long as reads
-/// go forward, and into a temporary file of its full size (in `TMPDIR`) by the first that does
-/// not.
+/// An uncompressed flat file is memory-mapped, unless it is on a network file system (see
+/// [`ReadMethod`](super::ReadMethod)). Do not change or shorten it while the volume is open: reads
+/// would return changed voxels, or fail once the file is too short. A compressed file is
+/// decompressed as it is read as long as reads go forward, and into a temporary file of its full
+/// size (in `TMPDIR`) by the first read that does not.
 ///
 /// # Errors
 ///
-/// [`Error::Io`] if the path cannot be read, [`Error::UnknownFormat`] if it is no volume,
-/// [`Error::Header`], [`Error::Unsupported`] or [`Error::TooLarge`] if its header is bad or asks
-/// too much, and [`Error::FileLength`] if the file is shorter than its header promises.
+/// [`Error::Io`] if the path cannot be read, [`Error::UnknownFormat`] if it is not a volume,
+/// [`Error::Header`], [`Error::Unsupported`] or [`Error::TooLarge`] if its header is invalid or not
+/// supported, and [`Error::FileLength`] if the file is shorter than its header says.
 pub fn open(path: impl AsRef<Path>) -> Result<Arc<dyn Volume>> {
     OpenOptions::default().open(path)
 }
@@ -205,7 +205,7 @@ fn header_of_pair(path: &Path, found: &FileFormat, extension: &str) -> Result<Fl
     })
 }
 
-/// What the sidecar of a headerless file says.
+/// Reads the sidecar of a headerless file.
 fn sidecar(path: &Path) -> Result<FlatHeader> {
     let mut longer = OsString::from(path);
     longer.push(".json");

@@ -1,29 +1,30 @@
-//! How the bytes of an uncompressed file are had: through a map, or by system calls.
+//! How the bytes of uncompressed files are read: by a memory map or by system calls.
 
 use std::fs::File;
 use std::io;
 
 use super::mmap::Map;
 
-/// How uncompressed flat files are read.
+/// The way to read uncompressed flat files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ReadMethod {
-    /// Mapped, but by system calls where the file lies on a network or in user space (NFS, SMB,
-    /// FUSE, Lustre, Ceph, 9p and the like): there, pages come slowly and files change unseen.
+    /// `Mmap`, or `Pread` for files on a network or in user space (NFS, SMB, FUSE, Lustre, Ceph, 9p
+    /// and similar): there, page faults are slow and files change without notice.
     #[default]
     Auto,
-    /// Mapped: the fastest on disks of this machine. What was touched is let go of again and again, so that
-    /// little of a file is resident.
+    /// Memory-mapped: the fastest on local disks. Touched pages are unmapped again, so that little
+    /// of a file is resident.
     Mmap,
-    /// Mapped, and what was touched stays mapped: faster from the second touch on, for files that fit into memory
-    /// beside all else. The whole file may come to count as resident; the system takes back what it needs.
+    /// Memory-mapped, and touched pages stay mapped: faster from the second access on, for files
+    /// that fit into memory. The whole file may count as resident; the system can reclaim its
+    /// pages.
     MmapResident,
     /// By system calls, of which each reads up to 4 MiB.
     Pread,
 }
 
 impl ReadMethod {
-    /// Maps a file that is to be mapped.
+    /// Maps a file, unless it should be read by system calls.
     pub(super) fn map(self, file: &File) -> io::Result<Option<Map>> {
         let mapped = match self {
             Self::Mmap | Self::MmapResident => true,
@@ -55,7 +56,7 @@ const REMOTE: [u32; 12] = [
     0x0102_1997,
 ];
 
-/// Whether a file lies on another machine, or may.
+/// Returns `true` if a file is, or may be, on another machine.
 pub(super) fn is_remote(file: &File) -> bool {
     rustix::fs::fstatfs(file).is_ok_and(|found| {
         let kind = u32::try_from(found.f_type);

@@ -1,4 +1,4 @@
-//! What an output may replace: an output of its own kind, and nothing else.
+//! The rule for replacing existing outputs: only by an output of the same kind.
 //!
 //! It is looked at when an output is begun, and again right before and right after names are
 //! exchanged (see [`staged`](super::staged)), so that nothing is removed that is not an output.
@@ -15,7 +15,7 @@ use super::staged::parent;
 use super::{Format, Layout, partial, zarr};
 use crate::error::{Error, Result};
 
-/// What an output may replace.
+/// A rule for what an output may replace.
 #[derive(Clone, Copy, Debug)]
 pub enum Replace {
     /// Nothing: its name must be free.
@@ -99,7 +99,7 @@ impl FolderKind {
 }
 
 impl Replace {
-    /// What a volume in this format may replace, if it may replace anything.
+    /// Returns the rule for a volume with this layout.
     pub(super) fn by(layout: &Layout, allowed: bool) -> Result<Self> {
         if matches!(layout.format, Format::Zarr2 | Format::Zarr3) {
             return Ok(FolderKind::ZARR.replaced(allowed));
@@ -152,7 +152,7 @@ impl Replace {
         }
     }
 
-    /// What is at `place`, if it may not be replaced.
+    /// Returns a description of what is at `place`, if it may not be replaced.
     fn obstacle(&self, place: &Path, found: &Metadata) -> Result<Option<String>> {
         if let Some(what) = special(found).or_else(|| guarded(place, found)) {
             return Ok(Some(what.to_owned()));
@@ -172,7 +172,7 @@ impl Replace {
 }
 
 impl FileKind {
-    /// What a file is, if it is not of this kind.
+    /// Returns a description of a file that is not of this kind.
     fn mismatch(&self, place: &Path, found: &Metadata) -> Result<Option<String>> {
         if found.len() == 0 {
             return Ok(None);
@@ -194,7 +194,7 @@ impl FileKind {
 }
 
 impl FolderKind {
-    /// What a folder is, if it is not of this kind.
+    /// Returns a description of a folder that is not of this kind.
     fn mismatch(&self, place: &Path) -> Result<Option<String>> {
         let Some(UnexpectedEntry { path, what }) = (self.foreign)(place)? else {
             return Ok(None);

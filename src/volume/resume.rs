@@ -1,9 +1,9 @@
-//! Outputs that survive the end of their process and are gone on with by the next.
+//! Resumable outputs: written over several runs, or by several processes.
 //!
-//! [`create`](super::create) makes an output in one go; [`resumable`] makes one that may take
-//! several runs, or several processes that each own some of its write chunks. Until it is whole it
-//! grows in a folder `.NAME.partial` beside its name. Which chunks are done is asked of the output:
-//! only the others have to be made. Outputs of one run get their names together.
+//! [`create`](super::create) writes an output in one run. [`resumable`] writes one over several
+//! runs, or by several processes that each own some of its write chunks. Until it is complete, the
+//! output is in a folder `.NAME.partial` next to its final name. The output reports which chunks
+//! are done, so only the others need to be computed. Outputs of one run are published together.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -77,15 +77,16 @@ impl ResumeOptions {
     }
 }
 
-/// An output, or a part of one, that can be gone on with.
+/// A resumable output, or a part of one.
 ///
 /// Chunks that an earlier run has finished are done ([`is_done`](Self::is_done)); to write them
 /// again is an error. Dropped unfinished, it stays as it is for the next run.
 ///
-/// [`finish`](VolumeMut::finish) of the only part makes what is missing of the coarser levels and
-/// gives the output its name; of one of several it only checks that the part is complete, and
-/// [`finalize`] does the rest. A coarser chunk is made in passing as long as all that it is made of
-/// is written by one run of one part; others are made at the end, of what is read back.
+/// [`finish`](VolumeMut::finish) of the only part computes the missing chunks of coarser levels and
+/// publishes the output. For one of several parts it only checks that the part is complete, and
+/// [`finalize`] does the rest. A coarser chunk is computed during the run if one run of one part
+/// writes everything that it depends on; other coarser chunks are computed at the end, from the
+/// finished chunks.
 ///
 /// If the run has given the output its name already, which happens when its process was killed right after
 /// that, or when a part comes late, all chunks are done, and there is nothing to finish.
@@ -100,7 +101,7 @@ enum State {
 }
 
 impl Resumable {
-    /// What this part owns.
+    /// Returns the region that this part owns.
     #[must_use]
     pub fn owned(&self) -> Region {
         match &self.0 {
@@ -109,7 +110,7 @@ impl Resumable {
         }
     }
 
-    /// Whether the write chunk at `index` (c, z, y, x) is done; false if there is no such chunk.
+    /// Returns `true` if the write chunk at `index` (c, z, y, x) is done; false if there is no such chunk.
     #[must_use]
     pub fn is_done(&self, index: ChunkShape) -> bool {
         match &self.0 {
@@ -178,7 +179,7 @@ pub fn finish_all(outputs: Vec<Resumable>) -> Result<()> {
     ZarrResumable::finish_all(growing.collect())
 }
 
-/// Begins an output at `path`, or goes on with it; `layout` and `options` as for
+/// Starts or resumes an output at `path`; `layout` and `options` are as for
 /// [`create`](super::create).
 ///
 /// # Errors
@@ -203,8 +204,8 @@ pub fn resumable(
     }))
 }
 
-/// How an output that an earlier process began at `path` is stored; `None` if none was begun, or its
-/// metadata are not complete yet. With these options it can be gone on with.
+/// Returns the options of the unfinished output at `path`, with which it can be resumed. `None` if
+/// there is none, or if its metadata is incomplete.
 ///
 /// # Errors
 ///
@@ -213,10 +214,10 @@ pub fn partial_options(path: &Path) -> Result<Option<CreateOptions>> {
     Ok(partial::data_folder(path)?.and_then(|data| zarr::partial_options(&data)))
 }
 
-/// Puts an output together of `parts` parts that are all complete: makes the chunks of coarser
-/// levels that no part could make alone, and gives the output its name. The other arguments are
-/// those of every part, of which [`ResumeOptions::part`] and `owned` are not looked at. It is no
-/// error if another process of the run has done it, as far as that can be told.
+/// Publishes an output of `parts` complete parts: computes the chunks of coarser levels that no
+/// part could compute alone, and gives the output its name. The other arguments are those of every
+/// part; [`ResumeOptions::part`] and `owned` are ignored. Succeeds if another process of the run is
+/// known to have published it already.
 ///
 /// # Errors
 ///
@@ -243,7 +244,7 @@ pub fn finalize(
     finalize_all(&[output], parts)
 }
 
-/// An output that is put together of its parts: what [`finalize`] takes.
+/// An output to publish: the arguments of [`finalize`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OutputRequest<'a> {
     pub(crate) path: &'a Path,
@@ -257,12 +258,11 @@ pub(crate) struct OutputRequest<'a> {
 pub(crate) struct RunParts {
     /// The number of parts.
     pub(crate) count: u32,
-    /// Whether this process has written one of them.
+    /// `true` if this process has written one of them.
     pub(crate) wrote_part: bool,
 }
 
-/// Puts all outputs of a run together, as [`finalize`] does one: none gets its name before all are
-/// complete.
+/// Publishes all outputs of a run together, as [`finalize`] publishes one, once all are complete.
 pub(crate) fn finalize_all(outputs: &[OutputRequest<'_>], parts: RunParts) -> Result<()> {
     let mut growing = Vec::new();
     for output in outputs {

@@ -80,7 +80,7 @@ impl Slabs {
         }
     }
 
-    /// Whether each box begins in storage where the one before it ends, or behind that.
+    /// Returns `true` if each box begins in storage where the one before it ends, or behind that.
     fn goes_forward(&self) -> bool {
         let cut = |&&axis: &&usize| self.size[axis] < self.lengths[axis];
         let slower = self

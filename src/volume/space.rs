@@ -1,7 +1,7 @@
-//! Whether outputs fit on their disks, as far as that can be told before anything is written.
+//! Estimates of the disk space that outputs need, before anything is written.
 //!
-//! How small voxels become is known once they are compressed. Before that there are two bounds: what an
-//! output takes if nothing gets smaller, and what it takes to begin at all. A flat file takes what it takes.
+//! The compressed size is only known after compression. Before that there are two bounds: the size
+//! without any compression, and the size of the first chunks. The size of a flat file is exact.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -10,30 +10,30 @@ use super::staged::parent;
 use super::{CreateOptions, Format, Layout, partial, zarr};
 use crate::error::{Error, Result};
 
-/// The disk space of outputs that lie on one file system.
+/// The disk space that outputs on one file system need.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskSpace {
     /// The first of the outputs.
     pub output: PathBuf,
-    /// Bytes that the outputs take if no chunk gets smaller by being compressed, all levels and metadata
-    /// counted; without what an earlier run stored, if it is gone on with.
+    /// Bytes that the outputs need if no chunk can be compressed, including all levels and
+    /// metadata, without the chunks that an earlier run stored.
     pub max_bytes: u64,
-    /// Bytes without which they cannot be begun: the metadata and one write chunk of each, and all of a
-    /// flat file; 0 if they were begun by an earlier run.
+    /// Bytes that are needed to start: the metadata and one write chunk of each output, or a whole
+    /// flat file; 0 for outputs that are resumed.
     pub min_bytes: u64,
-    /// Bytes that the file system has free; `None` where it does not say.
+    /// Bytes that are free on the file system; `None` if it does not report them.
     pub free_bytes: Option<u64>,
 }
 
 impl DiskSpace {
-    /// Whether the disk may be full before the outputs are whole: whether it will be depends on how
+    /// Returns `true` if the disk may become full before the outputs are complete, depending on how
     /// well they compress.
     #[must_use]
     pub fn may_run_out(&self) -> bool {
         self.free_bytes.is_some_and(|free| free < self.max_bytes)
     }
 
-    /// Checks that the outputs can be begun.
+    /// Checks that there is enough space to start.
     ///
     /// # Errors
     ///
@@ -50,9 +50,9 @@ impl DiskSpace {
     }
 }
 
-/// What outputs take, and what is free where they go: one entry for each file system. Layouts are
-/// those that [`output_layout`](super::output_layout) gives; `resumed` says that the outputs are gone on with if an
-/// earlier run began them. Quotas are not seen.
+/// Returns the space that outputs need and the space that is free, one entry for each file system.
+/// The layouts are those of [`output_layout`](super::output_layout). With `resumed`, chunks that an
+/// earlier run stored are not counted. Quotas are ignored.
 ///
 /// # Errors
 ///
@@ -98,8 +98,8 @@ pub fn disk_space(outputs: &[(&Layout, &CreateOptions)], resumed: bool) -> Resul
     Ok(found.into_iter().map(|(_, space)| space).collect())
 }
 
-/// Checks that an output can be begun. One that an earlier run began is gone on with in any case, if it
-/// is to be: what it stores is kept when the disk is full.
+/// Checks that there is enough space to start an output. An output that is resumed always passes:
+/// its finished chunks are kept when the disk is full.
 pub(super) fn check(layout: &Layout, options: &CreateOptions, resumed: bool) -> Result<()> {
     if resumed && partial::data_folder(&layout.path)?.is_some() {
         return Ok(());

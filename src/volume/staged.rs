@@ -1,4 +1,4 @@
-//! Outputs that grow beside their name and take it when they are whole.
+//! Outputs that are written under a temporary name and renamed once they are complete.
 //!
 //! Until then they are called `.NAME.XXXXXX.incomplete`, so that nothing half-written looks
 //! finished; what is dropped unfinished is removed, and what a killed process left has that
@@ -62,7 +62,7 @@ impl StagedFolder {
         })
     }
 
-    /// Where it is until it is whole.
+    /// Returns its temporary path.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.folder.path()

@@ -17,7 +17,7 @@ pub struct IndexRange {
 }
 
 impl IndexRange {
-    /// One only.
+    /// Creates a range of one item.
     #[must_use]
     pub const fn one(place: u64) -> Self {
         Self {
@@ -41,7 +41,7 @@ impl From<Range<u64>> for IndexRange {
     }
 }
 
-/// What is chosen of a volume: all, if nothing is said.
+/// A subset of a volume: time points, channels and a box. The default is everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Subset {
     /// Time points.
@@ -53,18 +53,18 @@ pub struct Subset {
 }
 
 impl Subset {
-    /// The chosen part of `volume`. Nothing is copied; voxels keep their place in the world.
+    /// Returns the subset of `volume`. Nothing is copied; voxels keep their world positions.
     ///
     /// # Errors
     ///
-    /// [`Error::NoTime`] or [`Error::NoSuchTime`] if the volume has not these time points,
-    /// [`Error::NoSuchChannel`] if not these channels, and [`Error::NoSuchBox`] if the box is empty or
-    /// does not lie inside.
+    /// [`Error::NoTime`] or [`Error::NoSuchTime`] if the volume does not have these time points,
+    /// [`Error::NoSuchChannel`] if it does not have these channels, and [`Error::NoSuchBox`] if the
+    /// box is empty or not inside.
     pub fn of(&self, volume: Arc<dyn Volume>) -> Result<Arc<dyn Volume>> {
         self.cropped(self.channels_of(volume)?)
     }
 
-    /// The chosen time points and channels of `volume`.
+    /// Returns the chosen time points and channels of `volume`.
     ///
     /// # Errors
     ///
@@ -102,11 +102,11 @@ impl Subset {
         Ok(Arc::new(ChannelRange::new(volume, chosen)?))
     }
 
-    /// The chosen box of `volume`.
+    /// Returns the chosen box of `volume`.
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchBox`] if it is empty or does not lie inside.
+    /// [`Error::NoSuchBox`] if it is empty or not inside the volume.
     pub fn cropped(&self, volume: Arc<dyn Volume>) -> Result<Arc<dyn Volume>> {
         let Some(spans) = self.region else {
             return Ok(volume);

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 #[derive(Debug)]
 pub(super) struct Scratch {
     folder: TempDir,
-    /// Whether it stays when this is dropped.
+    /// `true` if it stays when this is dropped.
     kept: bool,
     /// The descriptor that is given back when the folder is removed.
     reserve: Option<File>,

@@ -302,7 +302,7 @@ impl<V: Volume + ?Sized> VolumeExt for V {}
 /// voxels gather beside it under a name that ends in `.incomplete`, which is removed when the
 /// volume is dropped unfinished.
 pub trait VolumeMut: Debug + Send + Sync {
-    /// What will be stored.
+    /// Returns the layout of the stored volume.
     fn layout(&self) -> &Layout;
 
     /// Writes the voxels of some channels of a region, row-major c, z, y, x, in native byte order.

@@ -1,4 +1,4 @@
-//! Whether every stored chunk of a volume can still be decoded.
+//! Verification that every stored chunk of a volume can be decoded.
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -15,7 +15,7 @@ use crate::progress::{Progress, report};
 use crate::region::{Region, chunk_region, indices};
 use crate::threads::pool;
 
-/// What was found.
+/// The result of [`verify`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VerifyReport {
     /// Levels of the image; 1 for anything else.
@@ -24,7 +24,7 @@ pub struct VerifyReport {
     pub chunks: u64,
     /// Chunks that are not stored, since they are all fill value.
     pub empty: u64,
-    /// What could not be read or decoded, by level and name.
+    /// The chunks that could not be read or decoded, by level and name.
     pub damaged: Vec<DamagedChunk>,
 }
 
@@ -35,16 +35,16 @@ pub struct DamagedChunk {
     pub level: usize,
     /// Its key below the level's array, or its box in a flat file.
     pub chunk: String,
-    /// What is wrong with it.
+    /// The error message.
     pub problem: String,
 }
 
-/// Reads and decodes all of the volume at `path`, every level of an image, on so many threads,
-/// each of which holds one chunk at a time. `progress` counts chunks.
+/// Reads and decodes the volume at `path`, all levels of an image, on `threads` threads that each
+/// hold one chunk at a time. `progress` counts chunks.
 ///
-/// Damage is found where codecs have a checksum, as the zstd of outputs made here, or where the
-/// bytes are no stream of the codec any more. A chunk that is gone reads as fill value: that
-/// cannot be told from one that never was, unless that is to be an error.
+/// Damage is found where codecs have a checksum, as in outputs of this crate, or where the bytes
+/// cannot be decoded. A missing chunk reads as fill value, as if it had never been stored, unless
+/// [`MissingChunks::Error`](super::MissingChunks::Error) is set.
 ///
 /// # Errors
 ///

@@ -524,7 +524,7 @@ fn outputs_that_cannot_be_are_named_and_leave_nothing() {
         ),
         (
             &["convert", &source, &out, "--clevel", "23"],
-            "compression level of 23",
+            "compression level 23",
         ),
         (
             &["convert", &source, &place.at("out.nii.bz2")],

@@ -591,11 +591,11 @@ fn what_cannot_be_sampled_is_one_line_and_leaves_nothing() {
         (&["--rank", "3", "--world-size", "3"], &["rank 3"]),
         (
             &["--memory", "5000", "--threads", "8"],
-            &["memory of 4.88 KiB", "at least"],
+            &["memory limit of 5000 bytes", "at least"],
         ),
         (
             &["--border", "pad", "--memory", "5000"],
-            &["memory of 4.88 KiB"],
+            &["memory limit of 5000 bytes"],
         ),
         (&["--out", &place.at("out.nii")], &["out.nii", "folder"]),
         (

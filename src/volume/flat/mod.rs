@@ -147,7 +147,7 @@ impl FlatVolume {
 }
 
 impl FlatVolume {
-    /// Whether long pieces are read by system calls: not where a map keeps them at hand.
+    /// Returns `true` if long pieces are read by system calls: not where a map keeps them at hand.
     fn reads_pieces(&self) -> bool {
         self.voxels.is_planar() && !self.map.as_ref().is_some_and(Map::keeps)
     }

@@ -176,7 +176,7 @@ impl StreamVolume {
         Ok(())
     }
 
-    /// Whether a stream that has passed a read's first voxel is read once more from its beginning: after
+    /// Returns `true` if a stream that has passed a read's first voxel is read once more from its beginning: after
     /// a complete pass, if the read begins with the volume's first voxel.
     fn is_next_pass(&self, stream: &Unpacker, first: u64) -> bool {
         first == self.voxels.start && stream.position() >= self.promised

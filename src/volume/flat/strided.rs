@@ -47,12 +47,12 @@ impl Strided {
         identity(layout, &kind)
     }
 
-    /// Whether rows along x are stored in one piece.
+    /// Returns `true` if rows along x are stored in one piece.
     const fn has_rows(&self) -> bool {
         self.strides[3] == self.size
     }
 
-    /// Whether going through a box row by row goes forward through the file.
+    /// Returns `true` if going through a box row by row goes forward through the file.
     pub(super) fn is_planar(&self) -> bool {
         self.has_rows() && self.strides.is_sorted_by(|a, b| a >= b)
     }

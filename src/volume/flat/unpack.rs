@@ -38,7 +38,7 @@ impl Packed {
         }
     }
 
-    /// Whether a gzip member begins here.
+    /// Returns `true` if a gzip member begins here.
     fn is_gzip(&mut self) -> io::Result<bool> {
         while self.to - self.from < 2 {
             self.buffer.copy_within(self.from..self.to, 0);

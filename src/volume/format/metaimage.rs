@@ -92,13 +92,13 @@ impl Fields {
     }
 }
 
-/// Whether the field that ends a header is there.
+/// Returns `true` if the field that ends a header is there.
 pub(super) fn is_whole(bytes: &[u8]) -> bool {
     let mut lines = bytes.split(|&byte| byte == b'\n');
     lines.any(|line| line.trim_ascii_start().starts_with(b"ElementDataFile"))
 }
 
-/// Whether `bytes` begin as a MetaImage does.
+/// Returns `true` if `bytes` begin as a MetaImage does.
 pub(super) fn recognize(bytes: &[u8]) -> bool {
     let text = bytes.trim_ascii_start();
     [&b"ObjectType"[..], b"NDims"].iter().any(|key| {

@@ -52,7 +52,7 @@ pub(super) struct FlatHeader {
     pub(super) time_points: Option<u64>,
     /// The type that is stored.
     pub(super) dtype: DType,
-    /// Whether the first byte of a voxel is its highest.
+    /// `true` if the first byte of a voxel is its highest.
     pub(super) big_endian: bool,
     /// The axes c, z, y, x (0 to 3) as they are stored, the fastest first.
     pub(super) order: [usize; 4],

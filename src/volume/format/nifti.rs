@@ -41,7 +41,7 @@ pub(super) const FORMAT: FileFormat = FileFormat {
 /// Bytes of a NIfTI-1 and of a NIfTI-2 header.
 const SIZES: [usize; 2] = [348, 540];
 
-/// Whether `bytes` begin as a NIfTI file does.
+/// Returns `true` if `bytes` begin as a NIfTI file does.
 fn recognize(bytes: &[u8]) -> bool {
     let size = bytes.first_chunk::<4>();
     let is = |n: i32| size == Some(&n.to_le_bytes()) || size == Some(&n.to_be_bytes());
@@ -100,7 +100,7 @@ struct Facts {
     name: &'static str,
     format: Format,
     big_endian: bool,
-    /// Whether the voxels are in an .img file.
+    /// `true` if the voxels are in an .img file.
     pair: bool,
     dim: [i64; 8],
     datatype: i64,
@@ -177,7 +177,7 @@ fn clock(code: i64) -> Option<&'static str> {
     found.map(|&(_, name)| name)
 }
 
-/// Whether the columns for x, y and z do not span space.
+/// Returns `true` if the columns for x, y and z do not span space.
 fn is_flat(rows: &[[f64; 4]; 3]) -> bool {
     let mut affine: Affine = [[0.0, 0.0, 0.0, 1.0]; 4];
     affine[..3].copy_from_slice(rows);
@@ -188,7 +188,7 @@ fn is_flat(rows: &[[f64; 4]; 3]) -> bool {
     affine.iter().flatten().all(|value| value.is_finite()) && !geometry.is_sound()
 }
 
-/// Whether a file is called like the header, or the voxels, of a pair.
+/// Returns `true` if a file is called like the header, or the voxels, of a pair.
 fn is_pair_name(path: &Path) -> bool {
     let end = path.extension().unwrap_or_default();
     end.eq_ignore_ascii_case("hdr") || end.eq_ignore_ascii_case("img")
@@ -547,7 +547,7 @@ impl Facts {
         })
     }
 
-    /// Whether the image has an axis x, y or z: flat ones have no z.
+    /// Returns `true` if the image has an axis x, y or z: flat ones have no z.
     fn uses(&self, axis: usize) -> bool {
         i64::try_from(axis).is_ok_and(|axis| axis < self.dim[0])
     }

@@ -290,7 +290,7 @@ struct Axes {
     /// Axes x, y and, unless the image is flat, z.
     space: Vec<usize>,
     channels: Option<usize>,
-    /// Whether what is read as channels is time.
+    /// `true` if what is read as channels is time.
     is_time: bool,
 }
 

@@ -9,7 +9,7 @@ const MOST: u64 = 65_536;
 /// The widest number of a pattern, in digits.
 const WIDEST: usize = 20;
 
-/// Whether a header's name of a file stands for several.
+/// Returns `true` if a header's name of a file stands for several.
 pub(super) fn is_several(name: &str) -> bool {
     name.split_whitespace().next() == Some("LIST") || name.contains('%')
 }

@@ -22,7 +22,7 @@ pub struct RawSpec {
     pub channels: u64,
     /// The type that is stored.
     pub dtype: DType,
-    /// Whether the first byte of a voxel is its highest.
+    /// `true` if the first byte of a voxel is its highest.
     pub big_endian: bool,
     /// Bytes before the first voxel.
     pub offset: u64,

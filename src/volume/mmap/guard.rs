@@ -98,7 +98,7 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Whether any page of the range could not be had since the watch began.
+    /// Returns `true` if any page of the range could not be had since the watch began.
     pub(super) fn lost(&self) -> bool {
         self.0.lost.load(Ordering::Acquire)
     }

@@ -59,7 +59,7 @@ pub(super) struct Map {
     touched: Box<[AtomicU64]>,
     /// How many are set.
     set: AtomicU64,
-    /// Whether what was touched stays mapped.
+    /// `true` if what was touched stays mapped.
     keeps: bool,
 }
 

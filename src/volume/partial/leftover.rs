@@ -48,7 +48,7 @@ impl Places {
     }
 }
 
-/// Whether the output has got its name from the folder where it grew.
+/// Returns `true` if the output has got its name from the folder where it grew.
 pub(super) fn is_published(places: &Places) -> bool {
     let marker = Marker::read(&places.folder);
     marker.is_some_and(|marker| inode(&places.data()) != Some(marker.own().inode))
@@ -128,7 +128,7 @@ fn lock_all(folder: &Path, wait: bool) -> Result<Vec<Lock>> {
     held.collect()
 }
 
-/// Whether a process left this folder when it was killed while it removed it.
+/// Returns `true` if a process left this folder when it was killed while it removed it.
 fn is_left(folder: &Path) -> bool {
     folder.is_dir() && matches!(foreign_below(folder), Ok(None))
 }
@@ -193,7 +193,7 @@ fn remove_own(folder: &Path) -> Result<()> {
     }
 }
 
-/// Whether a folder is one in which an output grows, and not an output.
+/// Returns `true` if a folder is one in which an output grows, and not an output.
 pub(in super::super) fn is_partial(folder: &Path) -> bool {
     let is_file = |name: &str| {
         let found = folder.join(name).symlink_metadata();
@@ -234,7 +234,7 @@ fn is_lock(name: &str) -> bool {
     name == "lock" || name.strip_prefix("lock.").is_some_and(is_part)
 }
 
-/// Whether a run gives this name to something in the folder in which its output grows.
+/// Returns `true` if a run gives this name to something in the folder in which its output grows.
 fn is_own(name: &str) -> bool {
     let of_part = |what: &str| name.strip_prefix(what).is_some_and(is_part);
     let fixed = [
@@ -249,7 +249,7 @@ fn is_own(name: &str) -> bool {
     fixed.contains(&name) || is_lock(name) || of_part("journal.") || of_part("tmp.")
 }
 
-/// Whether a name ends as that of a part does: `3-of-8`.
+/// Returns `true` if a name ends as that of a part does: `3-of-8`.
 fn is_part(end: &str) -> bool {
     let is_number = |text: &str| text.parse::<u32>().is_ok();
     end.split_once("-of-")

@@ -214,7 +214,7 @@ impl Partial {
     }
 }
 
-/// Whether a file was not there.
+/// Returns `true` if a file was not there.
 fn is_gone(error: &Error) -> bool {
     matches!(error, Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
 }

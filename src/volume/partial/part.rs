@@ -1,4 +1,4 @@
-//! Parts of an output, and what they survive.
+//! Parts of an output, and their durability.
 
 use std::fs::File;
 use std::path::Path;
@@ -7,7 +7,7 @@ use super::super::Layout;
 use crate::error::{Error, Result};
 use crate::region::Region;
 
-/// What a chunk survives once it is noted as done.
+/// The failures that a finished chunk survives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Durability {
     /// That the process is killed. A power cut may lose or damage files: those that are not as
@@ -63,24 +63,24 @@ impl OutputPart {
         })
     }
 
-    /// Its place, counted from 0.
+    /// Returns its index, counted from 0.
     #[must_use]
     pub const fn index(self) -> u32 {
         self.index
     }
 
-    /// How many parts there are.
+    /// Returns the number of parts.
     #[must_use]
     pub const fn count(self) -> u32 {
         self.count
     }
 
-    /// This part's share of a volume that is cut along `axis` (0 to 2 for z, y, x) between write
-    /// chunks, as evenly as that goes; it may be empty.
+    /// Returns this part's region of a volume that is cut along `axis` (0 to 2 for z, y, x) between
+    /// write chunks, as evenly as possible; it may be empty.
     ///
     /// # Panics
     ///
-    /// If there is no such axis.
+    /// If `axis` is larger than 2.
     #[must_use]
     pub fn region(self, layout: &Layout, axis: usize) -> Region {
         let mut region = Region::whole(layout.shape);
@@ -97,7 +97,7 @@ impl OutputPart {
         region
     }
 
-    /// What a file of this part is called.
+    /// Returns the name of a file of this part.
     pub(super) fn name(self, what: &str) -> String {
         format!("{what}.{}-of-{}", self.index, self.count)
     }

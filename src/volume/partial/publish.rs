@@ -108,7 +108,7 @@ fn place_of(target: &Path, group: &[PathBuf]) -> usize {
     found.unwrap_or(0)
 }
 
-/// Whether the output has its name and is this run's: the folder of another output of the run says so, or,
+/// Returns `true` if the output has its name and is this run's: the folder of another output of the run says so, or,
 /// where there are several parts, the output itself.
 pub(super) fn is_finished(run: &Run<'_>, parts: bool) -> bool {
     let Ok(places) = Places::of(run.target) else {

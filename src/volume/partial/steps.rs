@@ -14,7 +14,7 @@ pub(crate) fn break_off_at(step: Option<u32>) {
     LEFT.set(step);
 }
 
-/// Whether it has not broken off yet.
+/// Returns `true` if it has not broken off yet.
 pub(crate) fn is_on_its_way() -> bool {
     LEFT.get().is_some()
 }

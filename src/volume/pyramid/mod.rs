@@ -25,11 +25,11 @@ pub struct Pyramid {
     /// Levels in all, the finest included; `None` for as many as it takes until every axis fits
     /// into one chunk.
     pub levels: Option<usize>,
-    /// How voxels become one.
+    /// The downsampling method.
     pub method: Downsample,
 }
 
-/// How up to eight voxels become one of the next level.
+/// A method that combines up to eight voxels into one of the next level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Downsample {
     /// Their mean, for images: integers are summed exactly and a half goes to the even number,

@@ -23,7 +23,7 @@ use crate::region::Region;
 pub struct Probe {
     voxels: MemoryVolume,
     name: String,
-    /// Whether it refuses to identify itself.
+    /// `true` if it refuses to identify itself.
     nameless: bool,
     changed: AtomicBool,
     bytes: AtomicU64,

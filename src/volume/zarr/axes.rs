@@ -170,7 +170,7 @@ impl Order {
         }
     }
 
-    /// Whether rows of the volume are rows of the array, and planes planes.
+    /// Returns `true` if rows of the volume are rows of the array, and planes planes.
     pub(super) fn is_stored(&self) -> bool {
         self.all().flatten().is_sorted()
     }

@@ -106,7 +106,7 @@ fn role(folder: &Path) -> Option<Role> {
     }
 }
 
-/// Whether a file of this name holds metadata.
+/// Returns `true` if a file of this name holds metadata.
 fn is_document(name: &str) -> bool {
     matches!(
         name,
@@ -114,7 +114,7 @@ fn is_document(name: &str) -> bool {
     )
 }
 
-/// Whether a name is a chunk's key or a part of one: `c`, `17`, `0.1.2`, `c.0.1.2`.
+/// Returns `true` if a name is a chunk's key or a part of one: `c`, `17`, `0.1.2`, `c.0.1.2`.
 fn is_key(name: &str) -> bool {
     let numbers = match name.strip_prefix('c') {
         Some("") => return true,

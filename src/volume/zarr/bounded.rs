@@ -100,7 +100,7 @@ impl BoundedDecoder {
         self.encoded
     }
 
-    /// Whether it is safe on data that someone else made to do harm.
+    /// Returns `true` if it is safe on data that someone else made to do harm.
     pub(super) fn is_safe(&self) -> bool {
         !matches!(self.kind, CodecKind::Blosc | CodecKind::Unknown)
     }

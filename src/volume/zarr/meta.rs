@@ -53,7 +53,7 @@ pub(super) struct ArrayInfo {
     pub(super) order: Order,
     /// Lengths, and both chunks, along the array's own dimensions.
     pub(super) stored: Stored,
-    /// Whether chunks lie in shards that are read in parts.
+    /// `true` if chunks lie in shards that are read in parts.
     pub(super) sharded: bool,
     /// Names of the codecs, innermost last.
     pub(super) codecs: Vec<String>,
@@ -236,7 +236,7 @@ impl ArrayInfo {
         self.dims.len() - 3
     }
 
-    /// Whether the channels of each chunk are consecutive once the leading dimensions are one.
+    /// Returns `true` if the channels of each chunk are consecutive once the leading dimensions are one.
     fn flattens(&self) -> bool {
         let chunk = self.cut_chunk();
         let (dims, chunk) = (&self.dims[..self.leading()], &chunk[..self.leading()]);

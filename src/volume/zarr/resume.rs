@@ -30,7 +30,7 @@ pub(in super::super) struct ZarrResumable {
     options: CreateOptions,
     partial: Partial,
     owned: Region,
-    /// Whether there is no other part.
+    /// `true` if there is no other part.
     whole: bool,
     /// Threads that make coarser levels.
     threads: usize,

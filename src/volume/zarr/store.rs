@@ -47,7 +47,7 @@ pub(super) struct Folder {
     path: PathBuf,
     /// None of its files may be written later.
     since: Option<Since>,
-    /// Whether the folder itself must be there.
+    /// `true` if the folder itself must be there.
     stays: bool,
     links: Links,
 }
