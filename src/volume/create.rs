@@ -165,8 +165,8 @@ pub fn output_layout(path: &Path, layout: &Layout, options: &CreateOptions) -> R
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let lower = name.to_lowercase();
     let Some((found, storage)) = format::by_output_name(&lower) else {
-        let is_zarr = lower.ends_with(".zarr") || !lower.contains('.') || is_inside_zarr(path);
-        if is_zarr {
+        let end = lower.rsplit_once('.').map(|(_, end)| end);
+        if matches!(end, None | Some("zarr")) || is_inside_zarr(path) {
             return zarr::ZarrWriter::describe(&layout, options);
         }
         let what = format!(

@@ -137,7 +137,7 @@ fn find_header(path: &Path) -> Result<FlatHeader> {
     if let Some((found, header)) = format::by_voxel_name(&lower) {
         return header_of_pair(path, found, header);
     }
-    if lower.ends_with(".raw") {
+    if lower.rsplit_once('.').is_some_and(|(_, end)| end == "raw") {
         return sidecar(path);
     }
     let hint = foreign::hint(path, &head);

@@ -528,23 +528,23 @@ fn outputs_that_cannot_be_are_named_and_leave_nothing() {
         ),
         (
             &["convert", &source, &place.at("out.nii.bz2")],
-            "\"out.nii.bz2\" are not written",
+            "\"out.nii.bz2\" cannot be written",
         ),
         (
             &["convert", &source, &place.at("out.mha.gz")],
-            "\"out.mha.gz\" are not written",
+            "\"out.mha.gz\" cannot be written",
         ),
         (
             &["convert", &source, &place.at("out.tif")],
-            "\"out.tif\" are not written",
+            "\"out.tif\" cannot be written",
         ),
         (
             &["convert", &source, &place.at("o.h5")],
-            "\"o.h5\" are not written",
+            "\"o.h5\" cannot be written",
         ),
         (
             &["convert", &source, &place.at("o.dcm")],
-            "\"o.dcm\" are not written",
+            "\"o.dcm\" cannot be written",
         ),
     ] {
         is_named(&place, args, named);

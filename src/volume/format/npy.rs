@@ -258,7 +258,8 @@ fn check(layout: &Layout) -> Result<()> {
     Err(Error::unsupported(&layout.path, what))
 }
 
-/// The bytes before the first voxel of a numpy file of axes z, y, x or c, z, y, x.
+/// Encodes the bytes before the first voxel of a numpy file of axes z, y, x or c, z, y, x.
+#[expect(clippy::unnecessary_wraps, reason = "as in every row of the table")]
 fn encode(layout: &mut Layout, _: Option<&str>) -> Result<Vec<u8>> {
     let order = match (layout.dtype.size(), cfg!(target_endian = "big")) {
         (1, _) => '|',

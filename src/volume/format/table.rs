@@ -91,7 +91,8 @@ impl FileFormat {
 
     /// Returns `true` if files of this format may be a gzip stream as a whole.
     pub(in super::super) fn may_be_gzip(&self) -> bool {
-        self.extensions.iter().any(|end| end.ends_with(".gz"))
+        let is_gzip = |output: &Output| output.storage == Storage::Gzip;
+        self.outputs.iter().any(is_gzip)
     }
 }
 
@@ -151,6 +152,7 @@ pub(in super::super) fn of(layout: &Layout) -> Result<&'static FileFormat> {
 }
 
 /// Returns the extensions of volumes that can be opened, with their dots.
+#[must_use]
 pub fn readable_extensions() -> Vec<&'static str> {
     let flat = FORMATS.iter().flat_map(|format| format.extensions).copied();
     let pairs = FORMATS.iter().filter_map(|format| Some(format.pair?[0]));
@@ -163,6 +165,7 @@ pub fn readable_extensions() -> Vec<&'static str> {
 }
 
 /// Returns the extensions of volumes that can be created, with their dots.
+#[must_use]
 pub fn writable_extensions() -> Vec<&'static str> {
     let flat = FORMATS.iter().flat_map(|format| format.outputs);
     let flat = flat.map(|output| output.extension);

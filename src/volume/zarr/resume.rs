@@ -299,7 +299,7 @@ fn run<'a>(
     })
 }
 
-/// ChunkSet what is noted as done, if its file is there and as long as noted.
+/// Marks the recorded chunks as done whose files exist and have the recorded lengths.
 fn mark(arrays: &Arrays, partial: &Partial, records: Vec<Record>) {
     let data = partial.data();
     for Record {
