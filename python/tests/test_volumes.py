@@ -267,7 +267,7 @@ def test_errors_are_those_that_python_users_catch(tmp_path: pathlib.Path, files:
         voxpatch.open(files["c.npy"], level=1)
     with pytest.raises(ValueError, match="missing"):
         voxpatch.open(files["c.npy"], missing="maybe")
-    with pytest.raises(ValueError, match="io \"both\": it is 'auto', 'map', 'keep' or 'read'"):
+    with pytest.raises(ValueError, match="io \"both\": it is 'auto', 'mmap', 'mmap-resident' or 'pread'"):
         voxpatch.open(files["c.npy"], io="both")
     with pytest.raises(ValueError, match="z, y, x or c, z, y, x"):
         voxpatch.Volume.from_array(np.zeros((3, 3)))
