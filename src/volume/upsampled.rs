@@ -41,7 +41,8 @@ impl Upsampled {
     ///
     /// [`Error::GridMismatch`](crate::Error::GridMismatch) if the axes of the two point elsewhere, if `coarse` has more voxels along
     /// an axis, or if what the two cover differs by a voxel of `coarse` or more at any face (by a tenth
-    /// along an axis with as many voxels).
+    /// along an axis with as many voxels). The last face may differ by more in a level of a pyramid that lost the
+    /// last voxels, if its first voxel has the centre of the first of `fine`, as where levels have a scale only.
     pub fn new(coarse: Arc<dyn Volume>, fine: &Layout) -> Result<Self> {
         Self::within(coarse, fine, TOLERANCE)
     }
@@ -92,7 +93,11 @@ impl Upsampled {
             } else {
                 1.0 - ROUNDING
             };
-            if first.abs().max(last.abs()) > spacings[1] * allowed {
+            let lost = lengths[0] * spacings[0] - lengths[1] * spacings[1];
+            let is_floored = own.shape[axis] < fine.shape[axis]
+                && centres.abs() <= tolerance * spacings[0]
+                && (-ROUNDING..1.0 - ROUNDING).contains(&(lost / spacings[1]));
+            if first.abs().max(last.abs()) > spacings[1] * allowed && !is_floored {
                 let extent = |n: usize, from: f64| {
                     let end = from + lengths[n] * spacings[n];
                     format!(
@@ -518,6 +523,38 @@ mod tests {
             ),
             "{refused}"
         );
+    }
+
+    #[test]
+    fn levels_of_floored_pyramids_match_with_and_without_a_translation() {
+        for n in 1..70_u64 {
+            let fine = Layout::new([n, 1, 1], 1, DType::U8);
+            for level in 0..6 {
+                let step = float(1 << level);
+                let with = |length: u64, origin| {
+                    let geometry = Geometry::from_parts([step, 1.0, 1.0], [origin, 0.0, 0.0]);
+                    let layout =
+                        Layout::new([length.max(1), 1, 1], 1, DType::U8).with_geometry(geometry);
+                    Upsampled::new(Arc::new(MemoryVolume::zeros(layout).unwrap()), &fine).is_ok()
+                };
+                let floored = n >> level;
+                if floored == 0 {
+                    continue;
+                }
+                for origin in [0.0, (step - 1.0) / 2.0] {
+                    assert!(
+                        with(floored, origin),
+                        "{n} voxels, level {level} from {origin}"
+                    );
+                    if floored > 2 {
+                        assert!(
+                            !with(floored - 2, origin),
+                            "{n} voxels, level {level} from {origin}"
+                        );
+                    }
+                }
+            }
+        }
     }
 
     #[test]

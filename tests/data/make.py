@@ -112,6 +112,15 @@ v2("shuffle_zlib", compressor=numcodecs.Zlib(5), filters=[numcodecs.Shuffle(2)])
 v2("adler32", compressor=None, filters=[numcodecs.Adler32()])
 v2("fletcher32", compressor=None, filters=[numcodecs.Fletcher32()])
 
+# Filters that change values, or could: these voxels come out as they went in.
+v3a("numcodecs_bitround", [v3.BitRound(keepbits=10), LITTLE], dtype="f4")
+v3a("numcodecs_quantize", [v3.Quantize(digits=2, dtype="f4"), LITTLE], dtype="f4")
+scaled = dict(offset=-20, scale=2, dtype="f4", astype="i2")
+v3a("numcodecs_fixedscaleoffset", [v3.FixedScaleOffset(**scaled), LITTLE], dtype="f4")
+v2("bitround", dtype="<f4", compressor=None, filters=[numcodecs.BitRound(10)])
+v2("quantize", dtype=">f4", compressor=numcodecs.Zlib(5), filters=[numcodecs.Quantize(2, ">f4")])
+v2("fixedscaleoffset", dtype="<f4", compressor=None, filters=[numcodecs.FixedScaleOffset(**scaled)])
+
 # Orders of axes.
 v2("order_f", order="F", compressor=None, chunks=FINE)
 v2("order_f_big_zlib", order="F", dtype=">f4", chunks=FINE, compressor=numcodecs.Zlib(5))

@@ -124,6 +124,15 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     let facts = Facts::read(path, bytes);
     let facts = facts.map_err(|problem| Error::header(path, "NIfTI", problem))?;
     let mut problems = Problems::default();
+    let placed = path.with_extension("mat");
+    if matches!(facts.format, Format::Analyze) && placed.is_file() {
+        let what = format!(
+            "where it lies in the world is in {}, as SPM has it, which is not read: make .nii of it with SPM or nibabel, \
+             or take the .mat away to have the header's origin",
+            placed.display()
+        );
+        return Err(Error::unsupported(path, what));
+    }
     let dtype = facts.dtype(path, &mut problems)?;
     let lengths = facts.lengths(&mut problems);
     let offset = facts.offset(&mut problems);

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::super::format::excerpt;
 use super::super::{ChunkShape, Format};
@@ -418,6 +418,9 @@ fn dtype(path: &Path, format: Format, document: &Value) -> Result<DType> {
 /// Writes codecs as zarrs knows them: it has no `numcodecs.` name for those that Zarr v3 has
 /// taken over since, and wants settings that matter to nobody who only decodes.
 pub(super) fn plain_codecs(list: &mut Value) {
+    if let Some(list) = list.as_array_mut() {
+        list.retain(|codec| !only_rounds(codec, None));
+    }
     for codec in list.as_array_mut().into_iter().flatten() {
         let Some(codec) = codec.as_object_mut() else {
             continue;
@@ -451,6 +454,29 @@ pub(super) fn plain_codecs(list: &mut Value) {
             }
         }
         codec.insert("name".to_owned(), Value::String(plain));
+    }
+}
+
+/// Leaves out the filters of a Zarr v2 array that have nothing to undo.
+pub(super) fn plain_filters(document: &mut Map<String, Value>) {
+    let dtype = document.get("dtype").cloned();
+    if let Some(Value::Array(filters)) = document.get_mut("filters") {
+        filters.retain(|filter| !only_rounds(filter, dtype.as_ref()));
+    }
+}
+
+/// Whether a codec of numcodecs rounds voxels when they are written and leaves them as they are when they are read:
+/// those that zarrs does not have. In Zarr v2, it must have the array's `dtype`.
+fn only_rounds(codec: &Value, dtype: Option<&Value>) -> bool {
+    let name = |key| codec.get(key).and_then(Value::as_str);
+    let settings = codec.get("configuration").unwrap_or(codec);
+    let own = settings.get("dtype");
+    let is_kept = || settings.get("astype").is_none_or(|to| Some(to) == own);
+    match (name("id"), name("name")) {
+        (Some("bitround"), _) => true,
+        (Some("quantize"), _) => own == dtype && is_kept(),
+        (_, Some("numcodecs.quantize")) => is_kept(),
+        _ => false,
     }
 }
 

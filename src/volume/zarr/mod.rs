@@ -299,6 +299,7 @@ fn open_array(facts: &ArrayInfo, document: &Json) -> Result<(Array<()>, ArrayMet
         if let Some(codecs) = object.get_mut("codecs") {
             meta::plain_codecs(codecs);
         }
+        meta::plain_filters(object);
     }
     let metadata: ArrayMetadataV3 = if facts.format == Format::Zarr3 {
         serde_json::from_value(document).map_err(|error| bad(error.to_string()))?

@@ -341,3 +341,21 @@ fn voxels_in_a_file_for_each_slice_are_one_volume() {
     let error = open(&path).unwrap_err();
     assert!(matches!(error, Error::FileLength { .. }), "{error}");
 }
+
+#[test]
+fn an_analyze_pair_with_its_place_in_another_file_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let header = nifti(&[(344, &[0; 4]), (108, &[0; 4])])[..348].to_vec();
+    fs::write(at("a.hdr"), header).unwrap();
+    fs::write(at("a.img"), [7; 64]).unwrap();
+    assert!(open(at("a.hdr")).is_ok());
+    fs::write(at("a.mat"), [0; 8]).unwrap();
+    for name in ["a.hdr", "a.img"] {
+        let refused = open(at(name)).unwrap_err().to_string();
+        assert!(
+            refused.contains("a.mat") && refused.contains("nibabel"),
+            "{refused}"
+        );
+    }
+}
