@@ -34,6 +34,7 @@ pub(crate) struct Blending<'py> {
     non_finite: String,
     fill: f64,
     average_integers: bool,
+    clip: bool,
     dtype: Option<Bound<'py, PyAny>>,
 }
 
@@ -53,6 +54,7 @@ impl Blending<'_> {
             non_finite: chosen("non_finite", &self.non_finite, &NON_FINITE)?,
             fill: self.fill,
             average_integers: self.average_integers,
+            clip: self.clip,
             ..AggregatorOptions::new(blend(&self.overlap_mode, patch)?, reduce)
         })
     }

@@ -59,10 +59,13 @@ fn hint(error: &Error) -> &'static str {
         Error::Exists { .. } => " (overwrite=True)",
         Error::UntrustedCodec { .. } | Error::UntrustedLink { .. } => " (trusted=True)",
         Error::UnsupportedDType { .. } => " (dtype=)",
-        Error::Lossy { .. } => " (clip=True)",
+        Error::Lossy { .. } | Error::OutputRange { .. } => " (clip=True)",
         Error::ValueRange { .. } => " (values=)",
         Error::MemoryLimit { .. } => " (memory=)",
         Error::NoGeometry { .. } => " (same_grid=True)",
+        Error::PatchSize { patch, volume, .. } if patch > volume => {
+            " (border=\"pad\" of samplers; padding_mode= of GridSampler and predict)"
+        }
         _ => "",
     }
 }

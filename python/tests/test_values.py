@@ -199,6 +199,18 @@ def test_what_a_type_cannot_hold_is_counted(tmp_path: pathlib.Path) -> None:
     with pytest.warns(UserWarning, match="1 values were rounded"):
         rounded = voxpatch.write(tmp_path / "b.npy", np.array([[[0.5, 2.0]]]), dtype="int8")
     assert np.array_equal(rounded[0], [[[0, 2]]])
+    with pytest.raises(voxpatch.VoxpatchError, match=r"value -5 .*\[0, 0, 0\].* uint8.*clip=True"):
+        voxpatch.predict(lambda b: b, array, None, (1, 1, 4), dtype="uint8")
     with pytest.warns(UserWarning, match="2 values do not fit"):
-        found = voxpatch.predict(lambda b: b, array, None, (1, 1, 4), dtype="uint8")
+        found = voxpatch.predict(lambda b: b, array, None, (1, 1, 4), dtype="uint8", clip=True)
     assert np.array_equal(found[0], [[[0, 0, 255, 255]]])
+    grid = voxpatch.GridSampler(array, (1, 1, 4))
+    batch, locations = grid[0]["image"][None], grid.locations
+    strict = voxpatch.GridAggregator(grid, dtype="uint8")
+    with pytest.raises(voxpatch.VoxpatchError, match="clip=True"):
+        strict.add_batch(batch, locations)
+        strict.finish()
+    lenient = voxpatch.GridAggregator(grid, dtype="uint8", clip=True)
+    lenient.add_batch(batch, locations)
+    with pytest.warns(UserWarning, match="2 values do not fit"):
+        assert np.array_equal(lenient.finish()[0], [[[0, 0, 255, 255]]])

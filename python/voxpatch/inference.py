@@ -152,6 +152,7 @@ class GridAggregator:
     not final only; ``**storage`` is as in :func:`voxpatch.write`. Without it the output is in memory.
     ``reduce`` says what becomes of blended channels: ``"mean"``, ``"softmax"``, ``"sigmoid"``, ``"argmax"``
     (``labels`` maps its classes), ``"threshold:0.5"`` or ``"quantize:0,1"``; ``dtype`` is the type that is stored.
+    Values beyond its range are an error, or become its nearest with ``clip=True``, which a warning counts.
     ``fill`` is the value where no patch votes; the stored type must hold it. NaN, infinity and values that the
     stored type or the sums cannot hold are an error, unless ``non_finite`` is ``"leave-out"`` or ``"keep"``.
     Sums are float32 here whatever ``accumulator`` says, because patches may be missing in the end. In the place of
@@ -180,6 +181,7 @@ class GridAggregator:
         fill: float = 0.0,
         halo: Size | None = None,
         average_integers: bool = False,
+        clip: bool = False,
         scale: int | None = None,
         **storage: Any,
     ) -> None:
@@ -188,7 +190,7 @@ class GridAggregator:
         self.halo = halo
         self.scale = scale
         self._blending = blending(
-            overlap_mode, reduce, dtype, labels, accumulator, None, non_finite, fill, average_integers
+            overlap_mode, reduce, dtype, labels, accumulator, None, non_finite, fill, average_integers, clip
         )
         self._storage = storage
         self._running: Aggregator | None = None
@@ -277,6 +279,7 @@ def blending(
     non_finite: str,
     fill: float,
     average_integers: bool,
+    clip: bool,
 ) -> dict[str, Any]:
     """How predictions become voxels, as the compiled half takes it."""
     return {
@@ -288,6 +291,7 @@ def blending(
         "non_finite": non_finite,
         "fill": float(fill),
         "average_integers": average_integers,
+        "clip": clip,
         "dtype": dtype,
     }
 
@@ -295,7 +299,7 @@ def blending(
 def warn_of_clipped(stats: Mapping[str, Any], stacklevel: int) -> None:
     """Warns if an output's type does not have all values."""
     if clipped := stats["clipped_values"]:
-        message = f"{clipped} values do not fit the output's type and became its nearest: take a wider dtype"
+        message = f"{clipped} values do not fit the output's type and became its nearest"
         warnings.warn(message, stacklevel=stacklevel + 1)
 
 

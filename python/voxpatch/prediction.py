@@ -44,6 +44,7 @@ def predict(
     vote: Sequence[float] | None = None,
     fill: float = 0.0,
     average_integers: bool = False,
+    clip: bool = False,
     non_finite: str = "refuse",
     accumulator: str = "float32",
     normalize: str | tuple[float, float] | None = None,
@@ -77,7 +78,7 @@ def predict(
 
     ``patch_overlap`` is in voxels (whole numbers) or parts of the patch (a float below 1).
     ``overlap_mode`` (``"hann"`` if nothing is said), ``reduce``, ``labels``, ``dtype``, ``fill``, ``non_finite``,
-    ``average_integers`` and ``**storage`` are as in :class:`GridAggregator`; ``padding_mode`` and ``placement`` as in
+    ``average_integers``, ``clip`` and ``**storage`` are as in :class:`GridAggregator`; ``padding_mode`` and ``placement`` as in
     :class:`GridSampler`; ``margin`` is what patches cover beyond each face instead of half the overlap. A number as ``padding_mode`` is in
     the units of what the model gets, normalized ones if there is a ``normalize``.
     ``preset`` places and weighs patches as others do: ``"torchio"``, ``"monai"`` (``sliding_window_inference``
@@ -125,6 +126,7 @@ def predict(
                         non_finite,
                         fill,
                         average_integers,
+                        clip,
                     ),
                     "storage": storage or None,
                 }

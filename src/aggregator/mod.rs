@@ -505,7 +505,19 @@ impl Aggregator {
         let channels = usize::try_from(self.channels).unwrap_or(usize::MAX);
         let reduce = &self.options.reduce;
         let clipped = reduce.apply(dtype, values, channels, layout.dtype, out.bytes_mut());
-        self.counts.clipped.fetch_add(clipped, Ordering::Relaxed);
+        if let (false, Some((at, value))) = (self.options.clip, clipped.first) {
+            let (channel, voxel) = out.region().place(at);
+            return Err(Error::OutputRange {
+                path: layout.path.clone(),
+                channel,
+                voxel: voxel.map(i64::unsigned_abs),
+                value,
+                dtype: layout.dtype,
+            });
+        }
+        self.counts
+            .clipped
+            .fetch_add(clipped.number, Ordering::Relaxed);
         Ok(out)
     }
 

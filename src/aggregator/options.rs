@@ -32,6 +32,9 @@ pub struct AggregatorOptions {
     /// Whether integer predictions are quantities, such as HU, that may be averaged. If not, they are
     /// class numbers, and patches that overlap need [`Blend::Crop`] or a reduction.
     pub average_integers: bool,
+    /// Whether values beyond the range of the output's type become its nearest, and are counted. If not, the first one
+    /// is an [`Error::OutputRange`].
+    pub clip: bool,
 }
 
 impl AggregatorOptions {
@@ -47,6 +50,7 @@ impl AggregatorOptions {
             fill: 0.0,
             all_vote: false,
             average_integers: false,
+            clip: false,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::dtype::{DType, Element, convert, loss, with_element};
+use crate::dtype::{DType, Element, convert, loss, text, with_element};
 use crate::error::{Error, Result};
 
 /// How blended predictions become output voxels.
@@ -58,6 +58,24 @@ impl CustomReduce {
             channels,
             dtype,
             apply: Arc::new(apply),
+        }
+    }
+}
+
+/// Values that an output's type does not reach.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Clipped {
+    pub(super) number: u64,
+    /// The index of the first, and the value, as a number is printed.
+    pub(super) first: Option<(usize, String)>,
+}
+
+impl Clipped {
+    fn of(from: DType, values: &[u8], to: DType) -> Self {
+        let clipped = loss(from, values, to).clipped;
+        Self {
+            number: clipped.number,
+            first: clipped.first.map(|at| (at, text(from, values, at))),
         }
     }
 }
@@ -170,7 +188,7 @@ impl Reduce {
         }
     }
 
-    /// Reduces voxels of `channels` channels, channel after channel, to output bytes; returns how many values the
+    /// Reduces voxels of `channels` channels, channel after channel, to output bytes; returns the values that the
     /// output's type does not reach.
     pub(super) fn apply(
         &self,
@@ -179,11 +197,11 @@ impl Reduce {
         channels: usize,
         to: DType,
         out: &mut [u8],
-    ) -> u64 {
+    ) -> Clipped {
         match self {
             Self::Mean => {
                 convert(from, values, to, out);
-                loss(from, values, to).clipped.number
+                Clipped::of(from, values, to)
             }
             Self::Argmax | Self::Labels(_) => {
                 let mut classes = vec![0_u32; out.len() / to.size()];
@@ -194,7 +212,7 @@ impl Reduce {
                     }
                 }
                 convert(DType::U32, bytemuck::cast_slice(&classes), to, out);
-                0
+                Clipped::default()
             }
             // By way of f32, values just below could reach it.
             Self::Threshold(threshold) if from != DType::F32 => {
@@ -203,7 +221,7 @@ impl Reduce {
                     .map(|value| u8::from(value.to_f64() >= f64::from(*threshold)))
                     .collect::<Vec<u8>>());
                 convert(DType::U8, &reached, to, out);
-                0
+                Clipped::default()
             }
             _ => {
                 let mut wide = vec![0.0_f32; values.len() / from.size()];
@@ -216,7 +234,7 @@ impl Reduce {
                 let reduced = self.reduced(wide, channels, out.len() / to.size());
                 let reduced = bytemuck::cast_slice(&reduced);
                 convert(DType::F32, reduced, to, out);
-                loss(DType::F32, reduced, to).clipped.number
+                Clipped::of(DType::F32, reduced, to)
             }
         }
     }

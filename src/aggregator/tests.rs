@@ -619,7 +619,7 @@ fn a_fill_that_the_output_does_not_have_is_refused() {
 }
 
 #[test]
-fn values_that_the_output_does_not_reach_are_counted() {
+fn values_that_the_output_does_not_reach_are_refused_or_counted() {
     let grid = Grid::new([8, 6, 6], [4, 6, 6], [2, 0, 0]).unwrap();
     for (blend, expected) in [(Blend::Crop, 3 * 36), (Blend::Average, 3 * 36)] {
         let output = Recording::new(layout(grid.volume(), 1, DType::U8, None));
@@ -629,7 +629,32 @@ fn values_that_the_output_does_not_reach_are_counted() {
             let planes = (region.start[0]..region.end()[0]).flat_map(|z| vec![plane(z); 36]);
             Patch::new(region, 1, planes.collect::<Vec<f32>>()).unwrap()
         };
-        let (_, done) = blend_in_order(&grid, &blend, &output, 1, 0..grid.len(), values);
+        let made = |clip| {
+            let options = AggregatorOptions {
+                clip,
+                ..AggregatorOptions::new(blend.clone(), Reduce::Mean)
+            };
+            let sink = Box::new(Output(Arc::clone(&output)));
+            let aggregator = Aggregator::new(grid.clone(), 1, options, sink).unwrap();
+            for (index, region) in (0..).zip(grid.iter()) {
+                aggregator.add(index, values(index, region))?;
+            }
+            aggregator.finish()
+        };
+        match made(false).unwrap_err() {
+            Error::OutputRange {
+                channel,
+                voxel,
+                value,
+                dtype,
+                ..
+            } => {
+                assert_eq!((channel, voxel, dtype), (0, [0; 3], DType::U8));
+                assert_eq!(value, "-1");
+            }
+            error => panic!("{error}"),
+        }
+        let done = made(true).unwrap();
         assert_eq!(done.clipped_values, expected, "{blend:?}");
     }
 }

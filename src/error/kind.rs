@@ -96,7 +96,8 @@ impl Error {
             | Self::NoCenter { .. }
             | Self::NotEnoughContent { .. }
             | Self::ValueRange { .. }
-            | Self::Lossy { .. } => ErrorKind::InvalidValue,
+            | Self::Lossy { .. }
+            | Self::OutputRange { .. } => ErrorKind::InvalidValue,
             Self::WrongDType { .. }
             | Self::InputModified { .. }
             | Self::PredictionShape { .. }

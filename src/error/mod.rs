@@ -833,6 +833,25 @@ pub enum Error {
         value: String,
     },
 
+    /// A blended value is beyond the range of the output's type.
+    #[error(
+        "{}: the value {value} of channel {channel} at voxel [{}, {}, {}] (z, y, x) does not fit {dtype}: choose a type \
+         that holds it, or allow values to become the nearest",
+        path.display(), voxel[0], voxel[1], voxel[2]
+    )]
+    OutputRange {
+        /// The output.
+        path: PathBuf,
+        /// The channel of the output.
+        channel: u64,
+        /// The voxel, z, y, x.
+        voxel: [u64; 3],
+        /// The value, as a number is printed.
+        value: String,
+        /// The output's type.
+        dtype: DType,
+    },
+
     /// The caller asked to stop.
     #[error("interrupted")]
     Interrupted,

@@ -291,10 +291,15 @@ fn what_a_type_cannot_hold_is_refused_with_its_count_and_place() {
     );
     assert_eq!(told["clipped_values"], json!(0));
 
-    // A predicted type: counted, not refused.
+    // A predicted type as well.
     let out = place.at("predicted.npy");
     let flags = ["--patch", "4", "--overlap", "2", "--dtype", "uint8"];
-    let told = json(&[&["infer", &ct, &out], &flags[..]].concat());
+    let line = fails(&[&["infer", &ct, &out], &flags[..]].concat());
+    for part in ["(z, y, x)", "uint8", "--clip"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    assert!(!Path::new(&out).exists());
+    let told = json(&[&["infer", &ct, &out, "--clip"], &flags[..]].concat());
     assert_eq!(told["clipped_values"], json!(below));
 }
 

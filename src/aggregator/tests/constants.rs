@@ -14,6 +14,7 @@ fn made(
     let stored = options.reduce.channels(channels);
     let options = AggregatorOptions {
         average_integers: true,
+        clip: true,
         ..options
     };
     let recording = Recording::new(layout(grid().volume(), stored, output, Some([8; 3])));

@@ -137,6 +137,7 @@ fn case(random: &mut Random) -> Option<Case> {
     };
     let mut options = AggregatorOptions::new(blend, reduce);
     options.average_integers = true;
+    options.clip = true;
     if options.blend.is_product() {
         options.accumulator = random.pick(&[Accumulator::F32, Accumulator::F16, Accumulator::BF16]);
     }

@@ -138,9 +138,12 @@ pub(crate) struct Infer {
     /// Predict mirror images of each patch too, and take the mean.
     #[arg(long, value_enum, value_name = "HOW")]
     pub(crate) tta: Option<TtaName>,
-    /// The output's voxel type, as numpy names it; the model's if not given.
+    /// The output's voxel type, as numpy names it; the model's if not given. Values beyond the type's range are an error.
     #[arg(long, value_parser = dtype, value_name = "T")]
     pub(crate) dtype: Option<DType>,
+    /// Let values beyond the range of --dtype become its nearest value.
+    #[arg(long, requires = "dtype")]
+    pub(crate) clip: bool,
     /// Patches that the model gets at once.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4096), default_value_t = 1, value_name = "N")]
     pub(crate) batch: u16,

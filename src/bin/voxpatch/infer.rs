@@ -10,7 +10,7 @@ use voxpatch::inference::{
 };
 use voxpatch::meter::{Meter, Peak, anonymous_bytes};
 use voxpatch::volume::{CreateOptions, DiskSpace, OutputPart, check_output};
-use voxpatch::{Error, Layout, OutputTarget, Volume};
+use voxpatch::{AggregatorOptions, Error, Layout, OutputTarget, Volume};
 
 use crate::args::{RuntimeName, TtaName};
 use crate::memory::text;
@@ -42,7 +42,10 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     };
     let target = OutputTarget {
         path: settings.target.clone(),
-        blending: settings.blending.options(settings.patch)?,
+        blending: AggregatorOptions {
+            clip: settings.clip,
+            ..settings.blending.options(settings.patch)?
+        },
         dtype: settings.dtype,
         store: CreateOptions::default(),
         unasked: settings.storage.unasked(),

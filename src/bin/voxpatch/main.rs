@@ -84,7 +84,10 @@ fn flag(error: &voxpatch::Error) -> Option<&'static str> {
         Error::ExternalFile { .. } => Some(" (--allow-external)"),
         Error::UnsupportedDType { .. } => Some(" (--dtype)"),
         Error::NoGeometry { .. } => Some(" (--same-grid)"),
-        Error::Lossy { .. } => Some(" (--clip)"),
+        Error::PatchSize { patch, volume, .. } if patch > volume => {
+            Some(" (sample: --border pad; infer: --padding)")
+        }
+        Error::Lossy { .. } | Error::OutputRange { .. } => Some(" (--clip)"),
         Error::ValueRange { .. } => Some(" (--values stored)"),
         Error::MemoryLimit { .. } => Some(" (--memory)"),
         _ => None,
