@@ -87,7 +87,9 @@ impl Aggregator {
         let mut layout = Layout::new(grid.volume(), options.reduce.channels(channels), dtype);
         if let Some(like) = like {
             let image = like.image(py)?;
-            layout.geometry = image.volume.layout().geometry.coarsened([scale; 3]);
+            let image = image.volume.layout();
+            layout.geometry = image.geometry.coarsened([scale; 3]);
+            layout.axes.unit.clone_from(&image.axes.unit);
         }
         let (goal, store): (Goal, Box<dyn VolumeMut>) = match output {
             None => {

@@ -185,3 +185,32 @@ def test_a_box_is_what_a_slice_of_the_whole_is(folder: pathlib.Path) -> None:
     for wrong in (1, (1, 2), ((0, z + 1), slice(None), slice(None)), (slice(2, 2), 0, 0), "abcd"):
         with pytest.raises(ValueError, match="box"):
             voxpatch.open(path, box=wrong)
+
+
+def test_a_prediction_has_the_unit_of_its_scan(tmp_path: pathlib.Path) -> None:
+    import json
+
+    affine = np.diag([500.0, 500.0, 2000.0, 1.0])
+    scan = nibabel.Nifti1Image(image(), affine)
+    scan.header.set_xyzt_units("micron")
+    nibabel.save(scan, tmp_path / "scan.nii")
+    grid = voxpatch.GridSampler(tmp_path / "scan.nii", patch_size=2)
+    aggregator = voxpatch.GridAggregator(grid, output=tmp_path / "added.zarr")
+    for patch in grid:
+        aggregator.add_batch(patch["image"][None], patch["location"][None])
+    aggregator.finish()
+    voxpatch.predict(lambda batch: batch, tmp_path / "scan.nii", tmp_path / "predicted.zarr", 2, 0)
+    for name in ("added", "predicted"):
+        document = json.loads((tmp_path / f"{name}.zarr" / "zarr.json").read_text())
+        found = document["attributes"]["ome"]["multiscales"][0]
+        assert {axis["unit"] for axis in found["axes"] if axis["type"] == "space"} == {"micrometer"}
+        scale = found["datasets"][0]["coordinateTransformations"][0]["scale"]
+        np.testing.assert_allclose(scale[-3:], [2000.0, 500.0, 500.0])
+
+
+def test_a_patch_that_does_not_fit_says_what_helps() -> None:
+    scan = np.zeros((4, 5, 6), np.uint8)
+    queue = voxpatch.Queue([voxpatch.Subject(ct=scan)], voxpatch.UniformSampler(5), samples_per_volume=1)
+    for use in (lambda: list(queue), lambda: voxpatch.GridSampler(scan, 5), lambda: voxpatch.predict(abs, scan, None, 5)):
+        with pytest.raises(ValueError, match=r"padding_mode="):
+            use()

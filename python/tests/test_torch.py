@@ -141,6 +141,31 @@ def test_torchdata_with_workers_goes_on_after_an_epoch(subjects: list[Subject], 
     assert [rows(resumed), rows(resumed)] == epochs[1:]
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_torchdata_with_workers_saved_after_the_last_batch_has_nothing_left(
+    subjects: list[Subject], num_workers: int
+) -> None:
+    stateful = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
+
+    def make() -> Any:
+        queue = Queue(subjects, UniformSampler(8), 7, batch_size=2)
+        return stateful.StatefulDataLoader(queue, batch_size=None, num_workers=num_workers, multiprocessing_context="fork")
+
+    whole = make()
+    epochs = [rows(whole) for _ in range(2)]
+    loader = make()
+    iterator = iter(loader)
+    taken = []
+    while len(taken) < len(epochs[0]):
+        taken += rows([next(iterator)])
+    assert taken == epochs[0]
+    # The loader was not asked for a batch beyond the last: the rest of the epoch is empty, then comes the next.
+    state = loader.state_dict()
+    resumed = make()
+    resumed.load_state_dict(state)
+    assert [rows(resumed), rows(resumed)] == [[], epochs[1]]
+
+
 def test_ranks_that_wait_for_each_other_never_wait_in_vain(subjects: list[Subject]) -> None:
     for world_size in (2, 4, 5):
         for workers in (0, 2):

@@ -253,8 +253,9 @@ impl PlannedOutput {
             .unwrap_or_else(|| reduce.dtype(spec.dtype, spec.channels));
         #[expect(clippy::cast_precision_loss, reason = "scales are small")]
         let factor = spec.scale.max(1) as f64;
-        let layout = Layout::new(grid.volume(), reduce.channels(spec.channels), dtype)
+        let mut layout = Layout::new(grid.volume(), reduce.channels(spec.channels), dtype)
             .with_geometry(input.geometry.coarsened([factor; 3]));
+        layout.axes.unit.clone_from(&input.axes.unit);
         let mut blending = target.blending.clone();
         blending.average_integers |= spec.average_integers;
         blending.check_type(&grid, spec.dtype)?;

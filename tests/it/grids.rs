@@ -529,6 +529,55 @@ fn maps_and_masks_of_the_whole_or_of_the_box_go_with_a_box() {
 }
 
 #[test]
+fn a_run_over_a_part_is_resumed_by_the_same_part_only() {
+    let place = Place::new();
+    let source = timed(&place);
+    let run = |out: &str, more: &[&str]| {
+        let fixed = ["infer", &source, out, "--patch", "2", "--overlap", "0"];
+        let all = [&fixed[..], &["--chunk", "2", "--shard", "none"], more].concat();
+        all.into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let of_part = |out: &str, more: &[&str]| chosen(&words(&run(out, more)));
+    let whole = place.at("whole.zarr");
+    succeeds(&words(&of_part(&whole, &[])));
+    let out = place.at("parts.zarr");
+    let first = json(&words(&of_part(&out, &["--part", "0/2"])));
+    assert_eq!(first["whole"], false);
+    for other in [
+        ["--time", "0", "--channel", "1", "--box", "1:4,:5,2:"],
+        ["--time", "1", "--channel", "0", "--box", "1:4,:5,2:"],
+        ["--time", "1", "--channel", "1", "--box", "2:5,:5,2:"],
+        ["--time", "1", "--channel", "1", "--box", "1:4,1:,2:"],
+    ] {
+        let more = [&["--part", "1/2"][..], &other].concat();
+        fails(&words(&run(&out, &more)));
+    }
+    let last = json(&words(&of_part(&out, &["--part", "1/2"])));
+    assert_eq!(last["whole"], true);
+    assert_eq!(voxels(&out).bytes(), voxels(&whole).bytes());
+    let resumed = place.at("resumed.zarr");
+    succeeds(&words(&of_part(&resumed, &["--resume"])));
+    assert_eq!(voxels(&resumed).bytes(), voxels(&whole).bytes());
+}
+
+#[test]
+fn a_patch_that_does_not_fit_says_what_helps() {
+    let place = Place::new();
+    let source = timed(&place);
+    let out = place.at("out.zarr");
+    for words in [
+        &["sample", &source, "--patch", "6", "--count", "1"][..],
+        &["infer", &source, &out, "--patch", "6", "--overlap", "0"],
+    ] {
+        let line = fails(words);
+        assert!(
+            line.contains("--border pad") && line.contains("--padding"),
+            "{line}"
+        );
+    }
+}
+
+#[test]
 fn parts_that_are_not_there_are_refused() {
     let place = Place::new();
     let source = timed(&place);

@@ -820,19 +820,36 @@ fn a_folder_s_files_keep_an_oblique_affine_and_have_real_values() {
     let applied = volume.layout().applied.map(|applied| applied.rescale);
     assert_eq!(applied, Rescale::new(0.5, -3.0));
     let (folder, csv) = (place.at("patches/"), place.at("a.csv"));
-    let own = [
-        "--patch",
-        "3,4,5",
-        "--count",
-        "12",
-        "--out",
-        &folder,
-        "--locations",
-        &csv,
+    let own = ["--patch", "3,4,5", "--count", "12", "--out", &folder];
+    let csv_flags = ["--locations", &csv, "--force"];
+    let packed = place.at("packed/");
+    let gzip = [
+        "--patch", "3,4,5", "--count", "12", "--out", &packed, "--gzip",
     ];
-    sample(&[&source], &own);
-    for (n, region) in places(&csv).into_iter().enumerate() {
-        let file = format!("{folder}patch_{n:06}.nii");
+    sample(&[&source], &[&own[..], &csv_flags].concat());
+    sample(&[&source], &gzip);
+    // Both kinds are patches, which --force replaces.
+    sample(&[&source], &[&gzip[..], &["--force"]].concat());
+    let line = fails(&[
+        "sample",
+        &source,
+        "--patch",
+        "3",
+        "--count",
+        "1",
+        "--gzip",
+        "--out",
+        &place.at("a.npy"),
+    ]);
+    assert!(line.contains("a folder of patches"), "{line}");
+    let both = |(n, region): (usize, Region)| {
+        [
+            format!("{folder}patch_{n:06}.nii"),
+            format!("{packed}patch_{n:06}.nii.gz"),
+        ]
+        .map(|file| (file, region))
+    };
+    for (file, region) in places(&csv).into_iter().enumerate().flat_map(both) {
         let found = voxpatch::open(&file).expect("it opens");
         let [z, y, x] = region
             .start

@@ -21,7 +21,7 @@ pub(crate) use self::budget::{Budget, Needs, chunk_bytes};
 use self::draw::{Input, Samplers};
 use self::settings::BorderName;
 pub(crate) use self::settings::SampleArgs;
-use self::sink::{Form, Sink};
+use self::sink::{Form, Naming, Sink};
 use self::summary::SampleSummary;
 pub(crate) use self::summary::add_rates;
 use crate::output::{Output, PICTURE, STATISTICS};
@@ -131,7 +131,14 @@ fn check_outputs(settings: &SampleArgs) -> anyhow::Result<()> {
     }
     let replace = settings.common.force;
     if let Some(path) = &settings.out {
-        Form::of(path)?.check(path, replace)?;
+        let form = Form::of(path)?;
+        form.check(path, replace)?;
+        if settings.gzip && form != Form::Folder {
+            anyhow::bail!(
+                "--gzip is for a folder of patches, which {} is not",
+                path.display()
+            );
+        }
     }
     for (path, kind) in [
         (&settings.locations, LOCATIONS),
@@ -299,7 +306,11 @@ impl Files {
         Ok(Self {
             out: match &settings.out {
                 Some(path) => {
-                    Sink::create(path, replace, &layout, (patch, count), inputs.len() > 1)?
+                    let naming = Naming {
+                        several: inputs.len() > 1,
+                        extension: if settings.gzip { "nii.gz" } else { "nii" },
+                    };
+                    Sink::create(path, replace, &layout, (patch, count), naming)?
                 }
                 None => Sink::Nothing,
             },

@@ -99,6 +99,9 @@ pub(crate) struct SampleArgs {
     /// If not given, they are read and dropped.
     #[arg(long, value_name = "FILE.npy|FILE.zarr|FOLDER/")]
     pub(super) out: Option<PathBuf>,
+    /// Compress the patches of a folder: .nii.gz instead of .nii.
+    #[arg(long, requires = "out")]
+    pub(super) gzip: bool,
     /// A CSV file to write, one line for each patch: z0,y0,x0,z1,y1,x1, the end exclusive; for one
     /// input only.
     #[arg(long, value_name = "FILE.csv")]

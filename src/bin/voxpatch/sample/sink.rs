@@ -1,4 +1,4 @@
-//! Where patches go: a .npy, a .zarr, a folder of .nii, or nowhere. Each appears when it is whole.
+//! Where patches go: a .npy, a .zarr, a folder of .nii or .nii.gz, or nowhere. Each appears when it is whole.
 
 use std::fs;
 use std::path::Path;
@@ -72,9 +72,17 @@ pub(super) enum Sink {
     Folder {
         folder: StagedFolder,
         next: u64,
-        /// Whether names tell the input.
-        several: bool,
+        naming: Naming,
     },
+}
+
+/// How the files of a folder are called.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Naming {
+    /// Whether names identify the input.
+    pub(super) several: bool,
+    /// `nii` or `nii.gz`.
+    pub(super) extension: &'static str,
 }
 
 impl Sink {
@@ -85,7 +93,7 @@ impl Sink {
         replace: bool,
         layout: &Layout,
         (patch, count): (Shape, u64),
-        several: bool,
+        naming: Naming,
     ) -> anyhow::Result<Self> {
         match Form::of(path)? {
             Form::Npy => {
@@ -111,7 +119,7 @@ impl Sink {
             Form::Folder => Ok(Self::Folder {
                 folder: StagedFolder::new(path, PATCHES.replaced(replace))?,
                 next: 0,
-                several,
+                naming,
             }),
         }
     }
@@ -131,12 +139,12 @@ impl Sink {
             Self::Folder {
                 folder,
                 next,
-                several,
+                naming: Naming { several, extension },
             } => {
                 let name = if *several {
-                    format!("patch_{next:06}_input_{}.nii", sample.subject_index)
+                    format!("patch_{next:06}_input_{}.{extension}", sample.subject_index)
                 } else {
-                    format!("patch_{next:06}.nii")
+                    format!("patch_{next:06}.{extension}")
                 };
                 *next += 1;
                 let source = sample.subject().images()[0].volume.layout();
@@ -175,7 +183,8 @@ fn foreign_to_patches(folder: &Path) -> voxpatch::Result<Option<UnexpectedEntry>
         let entry = entry.map_err(failed)?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        let is_patch = name.starts_with("patch_") && name.ends_with(".nii");
+        let ends = [".nii", ".nii.gz"].iter().any(|end| name.ends_with(end));
+        let is_patch = name.starts_with("patch_") && ends;
         if !is_patch || !entry.file_type().map_err(failed)?.is_file() {
             return Ok(Some(UnexpectedEntry::new(entry.path())));
         }
