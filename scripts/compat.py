@@ -7,7 +7,9 @@ Reading: what `voxpatch info` says of each file and array, and the voxels that
 `voxpatch convert` takes out of it, against the library that its makers use. Writing: what
 `voxpatch convert` makes (.npy, .nii, .nrrd, .mha, .mhd, Zarr v3 and v2 with every codec, sharded
 and not, with coarser levels), read back with numpy, nibabel, SimpleITK, zarr-python and
-ome-zarr-models. One line per check; the last line counts; exit 1 if any failed.
+ome-zarr-models. Headers and filters that are made here, such as Analyze pairs, sequences of
+MetaImage, OME-Zarr 0.6 and the codecs of numcodecs, are read or refused by name. One line per
+check; the last line counts; exit 1 if any failed.
 
 Needs numpy, nibabel, SimpleITK, zarr and ome-zarr-models; nothing is written but in a temporary
 folder.
@@ -16,6 +18,7 @@ folder.
 import argparse
 import json
 import math
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,10 +26,13 @@ import warnings
 from pathlib import Path
 
 import nibabel
+import numcodecs
 import numpy as np
 import SimpleITK as sitk
 import zarr
 from ome_zarr_models import open_ome_zarr
+from zarr.abc.codec import ArrayArrayCodec
+from zarr.codecs import numcodecs as v3
 
 warnings.simplefilter("ignore")
 
@@ -438,11 +444,226 @@ def check_dtypes(tally, voxpatch, work):
                 check_itk_output(tally, voxpatch, label, source, Truth(source), work)
 
 
+def little(shape=(5, 6, 7), dtype="int16"):
+    """A volume whose voxels differ."""
+    return (np.arange(math.prod(shape)) * 7 % 251).reshape(shape).astype(dtype)
+
+
+def check_file(tally, voxpatch, name, path, expected, work, affine=None):
+    """A file that was made here: its voxels (z, y, x), and its place if that is known."""
+    info, problem = voxpatch.info(path)
+    if not tally.check(f"{name} info", info is not None, problem):
+        return
+    if affine is not None:
+        tally.near(f"{name} affine", info["affine"], affine)
+    expected = expected.reshape((-1, *expected.shape[-3:]))
+    check_voxels(tally, voxpatch, name, path, expected, work)
+
+
+def check_refused(tally, voxpatch, name, path, *words):
+    """An error message with these words in it."""
+    info, problem = voxpatch.info(path)
+    ok = info is None and "panicked" not in problem and all(word in problem for word in words)
+    tally.check(f"{name} refused", ok, problem or "it was read")
+
+
+def patch_bytes(source, target, *changes):
+    """A copy of a file with other bytes at some places."""
+    data = bytearray(source.read_bytes())
+    for offset, values in changes:
+        data[offset : offset + len(values)] = values
+    target.write_bytes(data)
+    return target
+
+
+def check_nifti_headers(tally, voxpatch, work):
+    """NIfTI and Analyze headers that are wrong in a way that other programs do not mind."""
+    array = little()
+    place = np.array([[-0.8, 0.1, 0, 3], [0.1, 0.9, 0, 4], [0, 0, 2.5, 5], [0, 0, 0, 1.0]])
+    image = nibabel.Nifti1Image(array.T, place)
+    image.set_qform(place, 1, strip_shears=True)
+    image.set_sform(image.get_qform(), 1)
+    place = image.get_qform()
+    good = work / "good.nii"
+    nibabel.save(image, good)
+    for name, *changes in [
+        ("nothing",),
+        ("bitpix 32", (72, b"\x20\0")),
+        ("bitpix 0", (72, b"\0\0")),
+        ("dim[4] = 0", (40, np.array([4, 7, 6, 5, 0, 0, 0, 0], "<i2").tobytes())),
+        ("dim[4..] = 0 of 7", (40, np.array([7, 7, 6, 5, 0, 0, 0, 0], "<i2").tobytes())),
+        ("dim[4..] = 1 of 7", (40, np.array([7, 7, 6, 5, 1, 1, 1, 1], "<i2").tobytes())),
+        ("an sform of zeros", (280, bytes(48))),
+    ]:
+        check_file(tally, voxpatch, f"nifti with {name}", patch_bytes(good, work / "odd.nii", *changes), array, work, place)
+    for name, image_of in [("analyze", nibabel.AnalyzeImage), ("spm99", nibabel.Spm99AnalyzeImage), ("spm2", nibabel.Spm2AnalyzeImage)]:
+        affine = np.diag([-0.8, 0.9, 2.5, 1.0])
+        path = work / f"{name}.img"
+        nibabel.save(image_of(array.T, affine), path)
+        if name != "analyze":
+            check_refused(tally, voxpatch, f"{name} with a .mat", path, ".mat")
+            path.with_suffix(".mat").unlink()
+        seen = nibabel.load(path).affine
+        for file in (path, path.with_suffix(".hdr")):
+            check_file(tally, voxpatch, f"{name} {file.suffix}", file, array, work, None if name == "analyze" else seen)
+    pointer = work / "pointer.nii"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    check_refused(tally, voxpatch, "git-lfs pointer", pointer, "git lfs pull")
+
+
+def check_text_headers(tally, voxpatch, work):
+    """NRRD in many files, and MetaImage with thousands of fields."""
+    array = little((40, 6, 7))
+    slices = work / "slices"
+    slices.mkdir()
+    for z, values in enumerate(array):
+        (slices / f"z{z:02}.raw").write_bytes(values.tobytes())
+    for name, files in [
+        ("LIST", "LIST\n" + "\n".join(f"z{z:02}.raw" for z in range(40))),
+        ("LIST 2", "LIST 2\n" + "\n".join(f"z{z:02}.raw" for z in range(40))),
+        ("pattern", "z%02d.raw 0 39 1"),
+    ]:
+        path = slices / "scan.nhdr"
+        path.write_text(f"NRRD0004\ntype: short\ndimension: 3\nsizes: 7 6 40\nendian: little\nencoding: raw\ndata file: {files}\n")
+        check_file(tally, voxpatch, f"nhdr {name}", path, array, work)
+    for frames in (26, 1200):
+        array = little((frames, 6, 7), "uint8")
+        fields = ["ObjectType = Image", "NDims = 3", f"DimSize = 7 6 {frames}", "ElementType = MET_UCHAR",
+                  "ElementSpacing = 0.2 0.2 1", "BinaryData = True", "BinaryDataByteOrderMSB = False", "CompressedData = False"]
+        for n in range(frames):
+            fields += [f"Seq_Frame{n:04}_ImageStatus = OK", f"Seq_Frame{n:04}_Timestamp = {n / 10:.3f}",
+                       f"Seq_Frame{n:04}_ProbeToTrackerTransform = 1 0 0 {n} 0 1 0 0 0 0 1 0 0 0 0 1"]
+        path = work / f"sequence{frames}.mha"
+        path.write_bytes("\n".join([*fields, "ElementDataFile = LOCAL\n"]).encode() + array.tobytes())
+        check_file(tally, voxpatch, f"MetaImage of {frames} frames", path, array, work)
+
+
+def check_ome_versions(tally, voxpatch, work):
+    """Axes, units and transforms of OME-Zarr 0.1 to 0.6, and pyramids of floored sizes."""
+    array = little((9, 11, 13), "uint16")
+    axes = [{"name": n, "type": "space", "unit": "micrometer"} for n in "zyx"]
+    scale = {"type": "scale", "scale": [3000.0, 2000.0, 1000.0]}
+    shift = {"type": "translation", "translation": [30000.0, 20000.0, 10000.0]}
+    turn = {"type": "rotation", "rotation": [[0, 1, 0], [1, 0, 0], [0, 0, 1]]}
+    ends = {"input": "0", "output": "world"}
+    placed = np.array([[1, 0, 0, 10], [0, 2, 0, 20], [0, 0, 3, 30], [0, 0, 0, 1.0]])
+    scaled = np.diag([1, 2, 3, 1.0])
+    turned = np.array([[1, 0, 0, 0], [0, 0, 3, 0], [0, 2, 0, 0], [0, 0, 0, 1.0]])
+
+    def image(version, steps, **more):
+        if version == "0.6":
+            more["coordinateSystems"] = [{"name": "world", "axes": axes}]
+        elif version != "0.1":
+            more["axes"] = axes
+        return {"name": "x", "datasets": [{"path": "0", "coordinateTransformations": steps}], **more}
+
+    def sequence(*steps):
+        return [{"type": "sequence", **ends, "transformations": list(steps)}]
+
+    for name, version, steps, affine in [
+        ("0.4", "0.4", [scale, shift], placed),
+        ("0.5", "0.5", [scale, shift], placed),
+        ("0.6 scale", "0.6", [{**scale, **ends}], scaled),
+        ("0.6 sequence", "0.6", sequence(scale, shift), placed),
+        ("0.6 rotation", "0.6", sequence(scale, turn), turned),
+        ("0.6 mapAxis", "0.6", sequence(scale, {"type": "mapAxis", "mapAxis": [1, 0, 2]}), turned),
+        ("0.6 affine", "0.6", [{"type": "affine", "affine": [[3000.0, 0, 0, 30000], [0, 2000, 0, 20000], [0, 0, 1000, 10000]], **ends}], placed),
+    ]:
+        path = work / "ome.zarr"
+        shutil.rmtree(path, ignore_errors=True)
+        group = zarr.open_group(path, mode="w", zarr_format=2 if version == "0.4" else 3)
+        group.create_array("0", shape=array.shape, chunks=(4, 4, 4), dtype=array.dtype)[...] = array
+        if version == "0.4":
+            group.attrs["multiscales"] = [{"version": "0.4", **image(version, steps)}]
+        else:
+            group.attrs["ome"] = {"version": version, "multiscales": [image(version, steps)]}
+        for place in (path, path / "0"):
+            check_file(tally, voxpatch, f"OME-Zarr {name} {'array' if place.name == '0' else 'image'}", place, array, work, affine)
+    group.attrs["ome"] = {"version": "0.6", "multiscales": [image("0.6", [{"type": "displacements", "path": "d", **ends}])]}
+    check_refused(tally, voxpatch, "OME-Zarr 0.6 displacements", path, "displacements")
+
+    # bioformats2raw: sizes are floored, and the levels have a scale only.
+    path = work / "floored.zarr"
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    levels = [array, array[:8:2, :10:2, :12:2], array[:8:4, :8:4, :12:4]]
+    sets = []
+    for n, level in enumerate(levels):
+        group.create_array(str(n), shape=level.shape, chunks=(4, 4, 4), dtype=level.dtype)[...] = level
+        sets.append({"path": str(n), "coordinateTransformations": [{"type": "scale", "scale": [v * 2**n for v in (3000.0, 2000.0, 1000.0)]}]})
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": sets}]
+    for n, level in enumerate(levels):
+        name = f"floored pyramid level {n}"
+        problem = voxpatch.convert(path, work / "level.npy", "--force", "--level", n)
+        if tally.check(name, not problem, problem):
+            tally.voxels(f"{name} voxels", np.load(work / "level.npy"), level)
+
+
+def check_json(tally, voxpatch, work):
+    """Numbers that JSON does not have, as zarr-python writes them, and fill values that are strings."""
+    array = little((6, 7, 8), "float32")
+    for version in (2, 3):
+        path = work / f"nan{version}.zarr"
+        store = zarr.create_array(path, shape=array.shape, chunks=(4, 4, 4), dtype="f4", zarr_format=version,
+                                  fill_value=float("nan"), attributes={"low": float("nan"), "high": float("inf")})
+        store[:4] = array[:4]
+        check_file(tally, voxpatch, f"NaN in zarr {version}", path, np.asarray(store[...]), work)
+    document = work / "nan2.zarr" / ".zarray"
+    document.write_text(document.read_text().replace('"NaN"', "NaN"))
+    check_file(tally, voxpatch, "a bare NaN as fill value", work / "nan2.zarr", np.asarray(store[...]), work)
+    whole = little((6, 7, 8))
+    path = work / "zero.zarr"
+    store = zarr.create_array(path, shape=whole.shape, chunks=(4, 4, 4), dtype="i2", zarr_format=2, fill_value=0)
+    store[...] = whole
+    document = path / ".zarray"
+    document.write_text(document.read_text().replace('"fill_value": 0', '"fill_value": "0"'))
+    check_file(tally, voxpatch, 'fill_value "0"', path, whole, work)
+
+
+#: Codecs that zarr-python has by way of numcodecs, whether voxpatch reads them, and as filters of v2 and codecs of v3.
+FILTERS = [
+    ("bitround", True, "float32", numcodecs.BitRound(10), v3.BitRound(keepbits=10)),
+    ("fixedscaleoffset", True, "float32", numcodecs.FixedScaleOffset(offset=-20, scale=2, dtype="f4", astype="i2"),
+     v3.FixedScaleOffset(offset=-20, scale=2, dtype="f4", astype="i2")),
+    ("shuffle", True, "int16", numcodecs.Shuffle(2), v3.Shuffle(elementsize=2)),
+    ("bz2", True, "int16", numcodecs.BZ2(5), v3.BZ2(level=5)),
+    ("zlib", True, "int16", numcodecs.Zlib(5), v3.Zlib(level=5)),
+    ("adler32", True, "int16", numcodecs.Adler32(), v3.Adler32()),
+    ("fletcher32", True, "int16", numcodecs.Fletcher32(), v3.Fletcher32()),
+    ("delta", False, "int16", numcodecs.Delta("i2"), v3.Delta(dtype="i2")),
+    ("quantize", True, "float32", numcodecs.Quantize(1, "f4"), v3.Quantize(digits=1, dtype="f4")),
+    ("packbits", False, "bool", numcodecs.PackBits(), v3.PackBits()),
+    ("lz4", False, "int16", numcodecs.LZ4(), v3.LZ4()),
+    ("lzma", False, "int16", numcodecs.LZMA(), v3.LZMA()),
+]
+
+
+def check_filters(tally, voxpatch, work):
+    """Each codec of numcodecs is read as zarr-python reads it, or refused by its name."""
+    for name, read, dtype, filter_, codec in FILTERS:
+        array = (little((6, 7, 8)) % 2).astype(bool) if dtype == "bool" else little((6, 7, 8), dtype)
+        for version in (2, 3):
+            path = work / f"{name}{version}.zarr"
+            if version == 2:
+                store = zarr.create(store=str(path), shape=array.shape, chunks=(4, 4, 4), dtype=array.dtype,
+                                    zarr_format=2, filters=[filter_], compressor=None)
+            else:
+                to_bytes = zarr.codecs.BytesCodec()
+                codecs = [codec, to_bytes] if isinstance(codec, ArrayArrayCodec) else [to_bytes, codec]
+                store = zarr.create(store=str(path), shape=array.shape, chunks=(4, 4, 4), dtype=array.dtype,
+                                    zarr_format=3, codecs=codecs)
+            store[...] = array
+            label = f"numcodecs {name} in zarr {version}"
+            if read:
+                check_file(tally, voxpatch, label, path, np.asarray(store[...]), work)
+            else:
+                check_refused(tally, voxpatch, label, path, name)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--voxpatch", required=True, type=Path, help="the binary")
     parser.add_argument("--data", required=True, type=Path, help="the folder of real files")
-    parser.add_argument("--only", default="", help="just files whose path holds this text")
+    parser.add_argument("--only", default="", help="just files whose path holds this text; `made`: just those made here")
     arguments = parser.parse_args()
     data = arguments.data.resolve()
     voxpatch = Voxpatch(arguments.voxpatch.resolve())
@@ -476,6 +697,12 @@ def main():
         if not arguments.only:
             check_dtypes(tally, voxpatch, work)
             check_pyramid(tally, voxpatch, work)
+        if arguments.only in ("", "made"):
+            check_nifti_headers(tally, voxpatch, work)
+            check_text_headers(tally, voxpatch, work)
+            check_ome_versions(tally, voxpatch, work)
+            check_json(tally, voxpatch, work)
+            check_filters(tally, voxpatch, work)
     print(f"{tally.passed} passed, {tally.failed} failed")
     return 1 if tally.failed or not tally.passed else 0
 
