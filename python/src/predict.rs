@@ -1,4 +1,4 @@
-//! OutputSpec of a whole volume: reading and blending on our threads, the model on the caller's.
+//! Prediction of a whole volume: reading and blending on our threads, the model on the caller's.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
