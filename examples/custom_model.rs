@@ -1,4 +1,4 @@
-//! A model of one's own: two classes by a threshold, blended and reduced to labels.
+//! A custom model: two classes by a threshold, blended and reduced to labels.
 //!
 //! ```sh
 //! cargo run --release --example custom_model
@@ -7,21 +7,21 @@
 use std::sync::Arc;
 
 use voxpatch::inference::{FnModel, OutputSpec};
+use voxpatch::ndarray::{Array4, ArrayView4, Axis, concatenate};
 use voxpatch::{
-    Blend, DType, Inference, MemoryVolume, OutputTarget, Patch, Reduce, Region, Volume, VolumeExt,
+    DType, InferenceOptions, MemoryVolume, OutputTarget, Predictor, Reduce, Region, VolumeExt,
     open, progress,
 };
 
-/// Gives each voxel a score for air (below -500 HU) and one for tissue.
-fn scores(patch: &Patch) -> voxpatch::Result<Patch> {
-    let hu = patch.as_slice::<f32>()?;
-    let mut prediction = Patch::zeros(patch.region(), 2, DType::F32)?;
-    let (air, tissue) = prediction.as_mut_slice::<f32>()?.split_at_mut(hu.len());
-    for ((hu, air), tissue) in hu.iter().zip(air).zip(tissue) {
-        *air = f32::from(*hu < -500.0);
-        *tissue = 1.0 - *air;
-    }
-    Ok(prediction)
+/// Returns for each voxel a score for air (below -500 HU) and one for tissue.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "models get a view of a patch"
+)]
+fn scores(hu: ArrayView4<'_, f32>) -> Array4<f32> {
+    let air = hu.mapv(|hu| f32::from(hu < -500.0));
+    let tissue = air.mapv(|air| 1.0 - air);
+    concatenate![Axis(0), air, tissue]
 }
 
 fn main() -> voxpatch::Result<()> {
@@ -30,14 +30,10 @@ fn main() -> voxpatch::Result<()> {
     let voxels = (0..32 * 32 * 32).map(|n| if n % 32 < 16 { -1000_i16 } else { 40 });
     let scan = Arc::new(MemoryVolume::from_vec([32; 3], 1, voxels.collect())?);
 
-    let model = Arc::new(FnModel::new(
-        vec![OutputSpec::new(2, DType::F32)],
-        |batch: Vec<Patch>| Ok(vec![batch.iter().map(scores).collect::<Result<_, _>>()?]),
-    ));
-    let target = OutputTarget::new(&out, Blend::Hann, Reduce::Argmax);
-    let settings = Inference::new([16; 3], [8; 3]);
-    let plan = settings.plan(scan.layout(), &*model, &[target])?;
-    plan.run(scan, model, &progress::silent)?;
+    let model = Arc::new(FnModel::new(OutputSpec::new(2, DType::F32), scores));
+    let predictor = Predictor::new(scan, model, InferenceOptions::new([16; 3]));
+    let target = OutputTarget::new(&out).with_reduce(Reduce::Argmax);
+    predictor.plan(&[target])?.run(&progress::silent)?;
 
     let row = open(&out)?.read(Region::new([8, 8, 0], [1, 1, 32]))?;
     println!("{:?}", row.as_slice::<u8>()?);

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use voxpatch::{
-    Blend, Inference, MemoryVolume, OutputTarget, Reduce, Volume, builtin_model, open, progress,
+    InferenceOptions, MemoryVolume, OutputTarget, Predictor, Volume, builtin_model, open, progress,
 };
 
 fn main() -> voxpatch::Result<()> {
@@ -28,15 +28,14 @@ fn main() -> voxpatch::Result<()> {
 
     let model = builtin_model("gaussian:1")?;
     let patch = scan.layout().shape.map(|length| length.min(32));
-    let overlap = patch.map(|length| length / 2);
-    let target = OutputTarget::new(&out, Blend::Hann, Reduce::Mean);
-    let plan = Inference::new(patch, overlap).plan(scan.layout(), &*model, &[target])?;
+    let predictor = Predictor::new(scan, model, InferenceOptions::new(patch));
+    let plan = predictor.plan(&[OutputTarget::new(&out)])?;
     println!(
         "{} patches of {patch:?}, at most {} MiB",
-        plan.grid.len(),
-        plan.peak_bytes >> 20
+        plan.grid().len(),
+        plan.peak_bytes() >> 20
     );
-    let done = plan.run(scan, model, &progress::silent)?;
+    let done = plan.run(&progress::silent)?;
     println!("{} patches predicted", done.patches);
     println!("{:?}", open(&out)?.layout().shape);
     Ok(())

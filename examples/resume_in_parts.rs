@@ -8,10 +8,10 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use voxpatch::volume::{CreateOptions, Durability, OutputPart};
-use voxpatch::{
-    Blend, Error, Inference, OutputTarget, Reduce, Volume, builtin_model, open, progress,
-};
 use voxpatch::{DType, Layout, Region, volume};
+use voxpatch::{
+    Error, InferenceOptions, OutputTarget, Predictor, Volume, builtin_model, open, progress,
+};
 
 fn main() -> voxpatch::Result<()> {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -31,12 +31,14 @@ fn main() -> voxpatch::Result<()> {
     let run = |part: u32, progress: voxpatch::progress::Progress<'_>| {
         let scan: Arc<dyn Volume> = open(&scan)?;
         let model = builtin_model("identity")?;
-        let mut target = OutputTarget::new(&out, Blend::Hann, Reduce::Mean);
-        (target.store.chunk, target.store.shard) = ([16; 3], None);
-        let plan = Inference::new([32; 3], [16; 3]).plan(scan.layout(), &*model, &[target])?;
-        let part = OutputPart::new(part, 2)?;
-        plan.with_part(part, Durability::None)?
-            .run(scan, model, progress)
+        let store = CreateOptions::default()
+            .with_chunk([16; 3])
+            .with_shard(None);
+        let target = OutputTarget::new(&out).with_store(store);
+        let predictor = Predictor::new(scan, model, InferenceOptions::new([32; 3]));
+        let plan = predictor.plan(&[target])?;
+        plan.with_part(OutputPart::new(part, 2)?, Durability::None)?
+            .run(progress)
     };
 
     // The first part is stopped after 10 patches. Its finished chunks are kept.

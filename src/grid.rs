@@ -5,10 +5,13 @@
 //! product. Patches are numbered in the grid's order, the slowest axis first. They may hang
 //! over the volume's faces where padding is allowed; what lies outside is never output.
 
+use std::fmt;
 use std::ops::Range;
+use std::str::FromStr;
 
 use crate::error::{Error, Result};
 use crate::region::{AXES, Region, Shape};
+use crate::words::Word;
 
 /// Patches of one size that cover a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,6 +188,34 @@ impl Axis {
             length: self.length.div_ceil(scale),
             patch: kept / scale,
             starts,
+        })
+    }
+}
+
+impl fmt::Display for GridPlacement {
+    /// Writes the word that [`FromStr`] reads.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Edge => f.pad("edge"),
+            Self::Even => f.pad("even"),
+            Self::Padded => f.pad("padded"),
+            Self::Spread([z, y, x]) => write!(f, "even:{z},{y},{x}"),
+        }
+    }
+}
+
+impl FromStr for GridPlacement {
+    type Err = Error;
+
+    /// Parses `edge`, `even`, `even:Z,Y,X` (that many patches along each axis) or `padded`.
+    fn from_str(text: &str) -> Result<Self> {
+        let word = Word::new("placement", text, "edge, even[:Z,Y,X] and padded");
+        Ok(match word.split() {
+            ("edge", None) => Self::Edge,
+            ("even", None) => Self::Even,
+            ("even", Some(counts)) => Self::Spread(word.numbers(counts)?),
+            ("padded", None) => Self::Padded,
+            _ => return Err(word.unknown()),
         })
     }
 }

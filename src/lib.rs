@@ -30,24 +30,21 @@
 //! # }
 //! ```
 //!
-//! Inference: a [`Grid`] covers a volume with patches, a [`Model`] predicts them, and an
-//! [`Aggregator`] blends the predictions into an output, each write chunk written once.
+//! Inference: a [`Predictor`] covers a volume with patches, a [`Model`] predicts them, and the predictions are
+//! blended into an output, each write chunk written once.
 //!
 //! ```
 //! use std::sync::Arc;
-//! use voxpatch::{
-//!     Blend, Inference, MemoryVolume, Reduce, Region, OutputTarget, VolumeExt, builtin_model, open, progress,
-//! };
+//! use voxpatch::{InferenceOptions, MemoryVolume, OutputTarget, Predictor, builtin_model, open, progress};
+//! use voxpatch::{Region, VolumeExt};
 //!
 //! # fn main() -> voxpatch::Result<()> {
 //! # let folder = tempfile::tempdir().unwrap();
 //! let scan = Arc::new(MemoryVolume::from_vec([40, 30, 20], 1, vec![0.5_f32; 24_000])?);
 //! let out = folder.path().join("out.zarr");
-//! let model = builtin_model("identity")?;
-//! let target = OutputTarget::new(&out, Blend::Hann, Reduce::Mean);
-//! let layout = voxpatch::Volume::layout(&*scan);
-//! let plan = Inference::new([16; 3], [8; 3]).plan(layout, &*model, &[target])?;
-//! plan.run(scan, model, &progress::silent)?;
+//! let predictor = Predictor::new(scan, builtin_model("identity")?, InferenceOptions::new([16; 3]));
+//! let plan = predictor.plan(&[OutputTarget::new(&out)])?;
+//! plan.run(&progress::silent)?;
 //! let patch = open(&out)?.read(Region::new([4, 4, 4], [2, 2, 2]))?;
 //! assert_eq!(patch.as_slice::<f32>()?, [0.5; 8]);
 //! # Ok(())
@@ -74,6 +71,7 @@ pub mod sampler;
 mod threads;
 pub mod training;
 pub mod volume;
+mod words;
 
 pub use aggregator::{AggregationStats, Aggregator, AggregatorOptions, Blend, Reduce};
 pub use convert::{ConvertOptions, ConvertStats, convert};
@@ -81,7 +79,11 @@ pub use dtype::{DType, Element};
 pub use error::{Error, ErrorKind, Result};
 pub use geometry::{Affine, Geometry, SignedAxes};
 pub use grid::{Grid, GridOptions, GridPlacement};
-pub use inference::{Inference, Model, OutputTarget, builtin_model};
+pub use half;
+pub use inference::{
+    InferenceOptions, InferencePlan, Model, OutputTarget, Predictor, builtin_model,
+};
+pub use ndarray;
 pub use pad::Padding;
 pub use patch::{Patch, Voxels};
 pub use queue::Queue;

@@ -3,9 +3,13 @@
 //! A patch that extends beyond the volume is made from the part of the volume that it needs,
 //! its *source*. Only patches are padded, never volumes.
 
+use std::fmt;
+use std::str::FromStr;
+
 use crate::dtype::{DType, Element, with_element};
 use crate::error::{Error, Result};
 use crate::region::{Region, Shape};
+use crate::words::Word;
 
 /// The values of voxels beyond the faces of a volume.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,6 +28,38 @@ pub enum Padding {
 /// Returns `true` if voxels of a type can have a value; floats may round it.
 pub(crate) fn has_value(dtype: DType, value: f64) -> bool {
     dtype.holds_value(value)
+}
+
+impl fmt::Display for Padding {
+    /// Writes the word that [`FromStr`] reads.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Constant(value) => write!(f, "constant:{value}"),
+            Self::Edge => f.pad("edge"),
+            Self::Reflect => f.pad("reflect"),
+            Self::Wrap => f.pad("wrap"),
+        }
+    }
+}
+
+impl FromStr for Padding {
+    type Err = Error;
+
+    /// Parses `edge`, `reflect`, `wrap`, `constant` (0) or `constant:VALUE`.
+    fn from_str(text: &str) -> Result<Self> {
+        let word = Word::new("padding", text, "edge, reflect, wrap and constant[:VALUE]");
+        Ok(match word.split() {
+            ("edge", None) => Self::Edge,
+            ("reflect", None) => Self::Reflect,
+            ("wrap", None) => Self::Wrap,
+            ("constant", None) => Self::Constant(0.0),
+            ("constant", Some(value)) => {
+                let [value] = word.numbers(value)?;
+                Self::Constant(value)
+            }
+            _ => return Err(word.unknown()),
+        })
+    }
 }
 
 impl Padding {

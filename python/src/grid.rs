@@ -7,7 +7,6 @@ use voxpatch::inference::OutputPlace;
 use voxpatch::training::Image;
 use voxpatch::{GridOptions, GridPlacement, Region, Shape};
 
-use crate::arguments::chosen;
 use crate::array;
 use crate::errors::{invalid, raised};
 use crate::subjects::padding_of;
@@ -21,21 +20,7 @@ pub(crate) struct Grid(pub(crate) voxpatch::Grid);
 
 /// Where patches start along an axis, by its name; `even:Z,Y,X` says how many along each axis.
 pub(crate) fn placement(name: &str) -> PyResult<GridPlacement> {
-    if let Some(counts) = name.strip_prefix("even:") {
-        let counts: Option<Vec<u64>> = counts.split(',').map(|n| n.trim().parse().ok()).collect();
-        return match counts.as_deref() {
-            Some(&[z, y, x]) => Ok(GridPlacement::Spread([z, y, x])),
-            _ => Err(invalid(format!(
-                "placement {name:?}: give three numbers, as even:4,8,8"
-            ))),
-        };
-    }
-    let all = [
-        ("edge", GridPlacement::Edge),
-        ("even", GridPlacement::Even),
-        ("padded", GridPlacement::Padded),
-    ];
-    chosen("placement", name, &all)
+    name.parse().map_err(|error| raised(&error))
 }
 
 /// A location: first voxel along z, y, x, and one past the last.

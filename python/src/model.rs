@@ -35,11 +35,11 @@ pub(crate) struct Request {
     pub(crate) channels: u64,
     pub(crate) shape: Shape,
     pub(crate) regions: Vec<Region>,
-    reply: Sender<Vec<Vec<InferenceStats>>>,
+    reply: Sender<Vec<Vec<Answer>>>,
 }
 
 /// A prediction.
-pub(crate) enum InferenceStats {
+pub(crate) enum Answer {
     Copied(Patch),
     /// To be copied by whoever asked, while the next batch is predicted.
     Held(Held),
@@ -58,7 +58,7 @@ impl Request {
     }
 
     /// Gives the predictions, for each output those of each patch.
-    pub(crate) fn answer(self, predictions: Vec<Vec<InferenceStats>>) {
+    pub(crate) fn answer(self, predictions: Vec<Vec<Answer>>) {
         // Whoever asked is gone if the run was stopped.
         let _ = self.reply.send(predictions);
     }
@@ -97,9 +97,9 @@ impl Model for Asked {
         let sent = self.caller.send(Message::Batch(request));
         sent.map_err(|_| Error::Interrupted)?;
         let answered = answer.recv().map_err(|_| Error::Interrupted)?;
-        let copied = |predicted: InferenceStats| match predicted {
-            InferenceStats::Copied(patch) => Ok(patch),
-            InferenceStats::Held(held) => held.to_patch(),
+        let copied = |predicted: Answer| match predicted {
+            Answer::Copied(patch) => Ok(patch),
+            Answer::Held(held) => held.to_patch(),
         };
         let outputs = answered.into_iter();
         outputs
@@ -109,7 +109,7 @@ impl Model for Asked {
 }
 
 /// All patches of a batch in one array.
-fn stacked(mut batch: Vec<Patch>, reply: Sender<Vec<Vec<InferenceStats>>>) -> Result<Request> {
+fn stacked(mut batch: Vec<Patch>, reply: Sender<Vec<Vec<Answer>>>) -> Result<Request> {
     let regions: Vec<Region> = batch.iter().map(Patch::region).collect();
     let first = batch.first().ok_or(Error::Interrupted)?;
     let (channels, shape, dtype) = (first.channels(), first.shape(), first.dtype());

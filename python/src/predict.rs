@@ -14,12 +14,14 @@ use pyo3::types::{PyDict, PyList};
 use voxpatch::inference::{FlipTta, Normalize, OutputSpec, PatchMask};
 use voxpatch::training::Image;
 use voxpatch::volume::{ChannelRange, Durability, Matching, OutputPart, check_output};
-use voxpatch::{Error, Inference, Model, OutputTarget, Patch, Region, Result, Shape};
+use voxpatch::{
+    Error, InferenceOptions, Model, OutputTarget, Patch, Predictor, Region, Result, Shape,
+};
 
 use crate::array::Held;
 use crate::blend::Blending;
 use crate::errors::raised;
-use crate::model::{Asked, InferenceStats, Message, Outcome, Request};
+use crate::model::{Answer, Asked, Message, Outcome, Request};
 use crate::subjects::padding_of;
 use crate::volume::Volume;
 use crate::wait::{ASK, guarded};
@@ -43,7 +45,7 @@ pub(crate) struct Settings<'py> {
     batch: usize,
     normalize: String,
     flips: bool,
-    /// Part and parts, if the run can be gone on with.
+    /// Part and parts, if the run can be resumed.
     part: Option<(u32, u32)>,
     durable: bool,
     model_id: String,
@@ -72,28 +74,28 @@ impl Output<'_> {
         let shape =
             std::array::from_fn(|a| patch[a].saturating_sub(2 * self.halo[a]) / self.scale.max(1));
         let storage = Storage::new(self.storage.as_ref())?;
-        Ok(OutputTarget {
-            path: self.path.clone(),
-            blending: self.blending.options(shape)?,
-            dtype: self.blending.dtype()?,
-            store: storage.create,
-            unasked: storage.unasked,
+        let target = OutputTarget::new(&self.path)
+            .with_blending(self.blending.options(shape)?)
+            .with_store(storage.create)
+            .with_defaults(storage.defaults);
+        Ok(match self.blending.dtype()? {
+            Some(dtype) => target.with_dtype(dtype),
+            None => target,
         })
     }
 
     fn prediction(&self) -> PyResult<OutputSpec> {
-        Ok(OutputSpec {
-            name: self.name.clone(),
-            halo: self.halo,
-            scale: self.scale.max(1),
-            ..OutputSpec::new(self.channels, array::dtype(&self.prediction)?)
-        })
+        let spec = OutputSpec::new(self.channels, array::dtype(&self.prediction)?);
+        Ok(spec
+            .with_name(self.name.clone())
+            .with_halo(self.halo)
+            .with_scale(self.scale.max(1)))
     }
 }
 
 /// A run, ready for a thread of its own.
 struct Job {
-    inference: Inference,
+    options: InferenceOptions,
     targets: Vec<OutputTarget>,
     normalize: Normalize,
     flips: bool,
@@ -127,17 +129,19 @@ pub(crate) fn predict<'py>(
         targets.push(output.target(settings.patch)?);
     }
     let text = &settings.normalize;
+    let mut options = InferenceOptions::new(settings.patch)
+        .with_overlap(settings.overlap)
+        .with_placement(grid::placement(&settings.placement)?)
+        .with_margin(settings.margin)
+        .with_memory(settings.memory)
+        .with_threads(settings.threads)
+        .with_batch(settings.batch)
+        .with_masked(mask.is_some());
+    if let Some(padding) = &settings.padding {
+        options = options.with_padding(padding_of(padding)?);
+    }
     let job = Job {
-        inference: Inference {
-            placement: grid::placement(&settings.placement)?,
-            padding: settings.padding.as_ref().map(padding_of).transpose()?,
-            margin: settings.margin,
-            memory: settings.memory,
-            threads: settings.threads.max(1),
-            batch: settings.batch.max(1),
-            masked: mask.is_some(),
-            ..Inference::new(settings.patch, settings.overlap)
-        },
+        options,
         targets,
         normalize: text.parse().map_err(|error| raised(&error))?,
         flips: settings.flips,
@@ -246,14 +250,12 @@ fn answer(py: Python<'_>, mut request: Request, call: &Bound<'_, PyAny>) -> PyRe
         let predicted = |(place, region): (usize, &Region)| {
             let one = output.get_item(place)?;
             if ours && let Some(held) = Held::of(&one, region.start)? {
-                return Ok(InferenceStats::Held(held));
+                return Ok(Answer::Held(held));
             }
             // Whoever made it may write to it when it is called next.
             let (channels, shape, voxels) = array::to_voxels(&one)?;
             let patch = Patch::new(Region::new(region.start, shape), channels, voxels);
-            patch
-                .map(InferenceStats::Copied)
-                .map_err(|error| raised(&error))
+            patch.map(Answer::Copied).map_err(|error| raised(&error))
         };
         let places = request.regions.iter().enumerate();
         predictions.push(places.map(predicted).collect::<PyResult<_>>()?);
@@ -277,26 +279,21 @@ impl Job {
         if self.flips {
             model = Arc::new(FlipTta::new(model)?);
         }
-        let choices = [self.targets];
-        let mut plan = if self.part.is_some() {
-            self.inference.plan_begun(1, layout, &*model, &choices)?
-        } else {
-            self.inference.plan_within(1, layout, &*model, &choices)?
-        };
+        let predictor = Predictor::new(Arc::clone(&volume), model, self.options);
+        let mut plan = predictor.plan(&self.targets)?;
         if let Some(mask) = mask {
             let mask = self.matching.over_extent_of(layout, mask)?;
-            let selection = PatchMask::from_volume(&plan.grid, &*mask)?;
-            plan = plan.with_patch_mask(selection)?;
+            let patch_mask = PatchMask::from_volume(plan.grid(), &*mask)?;
+            plan = plan.with_patch_mask(patch_mask)?;
         }
         if let Some(part) = self.part {
             plan = plan.with_part(part, self.durability)?;
         }
         plan.check_names()?;
         let stoppable = |_, _| progress(0, 0);
-        let threads = self.inference.threads;
-        let plan = plan.normalized(self.normalize, &volume, threads, &stoppable)?;
-        let peak_bytes = plan.peak_bytes;
-        let done = plan.run(volume, model, progress)?;
+        let plan = plan.with_normalize(self.normalize, &stoppable)?;
+        let peak_bytes = plan.peak_bytes();
+        let done = plan.run(progress)?;
         Ok(Outcome { done, peak_bytes })
     }
 }

@@ -64,8 +64,8 @@ pub(crate) struct Storage {
     dtype: Option<DType>,
     /// Whether the shard is not to be chosen here.
     shard_given: bool,
-    /// What nobody asked for.
-    pub(crate) unasked: Vec<StoreOption>,
+    /// The options that were not given.
+    pub(crate) defaults: Vec<StoreOption>,
 }
 
 impl Storage {
@@ -73,14 +73,14 @@ impl Storage {
         let mut create = CreateOptions::default();
         let mut convert = ConvertOptions::default();
         let mut dtype = None;
-        let mut unasked = StoreOption::ALL.to_vec();
+        let mut defaults = StoreOption::ALL.to_vec();
         let Some(given) = given else {
             return Ok(Self {
                 create,
                 convert,
                 dtype,
                 shard_given: false,
-                unasked,
+                defaults,
             });
         };
         if let Some(version) = given.get_item("zarr")? {
@@ -92,7 +92,7 @@ impl Storage {
         }
         for (name, value) in given {
             let name: String = name.extract()?;
-            unasked.retain(|option| named(*option) != name);
+            defaults.retain(|option| named(*option) != name);
             match name.as_str() {
                 "zarr" => {}
                 "dtype" if value.is_none() => dtype = None,
@@ -123,7 +123,7 @@ impl Storage {
             convert,
             dtype,
             shard_given: given.contains("shard")?,
-            unasked,
+            defaults,
         })
     }
 

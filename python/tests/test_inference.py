@@ -269,7 +269,7 @@ def test_what_is_wrong_with_a_batch_is_said():
     out = aggregator.finish(partial=True)
     z, y, x, z1, y1, x1 = sample["location"]
     assert (out[:, z:6, y:8, x:7] == sample["image"][:, :6, :8, :7]).all() and (out == 0).any()
-    with pytest.raises(ValueError, match="Overlap mode"):
+    with pytest.raises(ValueError, match="invalid blend"):
         voxpatch.GridAggregator(grid, "bad").add_batch(sample["image"][None], sample["location"][None])
 
 

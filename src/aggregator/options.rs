@@ -1,4 +1,7 @@
-//! What an aggregator does with predictions, and with those it does not get.
+//! The options of an aggregator.
+
+use std::fmt;
+use std::str::FromStr;
 
 use super::reduce::Reduce;
 use super::sums::{Accumulator, TOO_LARGE_FOR_F16, too_large_for_f32};
@@ -7,27 +10,36 @@ use crate::dtype::{DType, loss, text};
 use crate::error::{Error, Result};
 use crate::grid::{Axis, Grid};
 use crate::patch::Patch;
+use crate::words::Word;
 
-/// How predictions become an output.
+/// The options of an aggregator: how predictions become an output.
+///
+/// ```
+/// use voxpatch::{AggregatorOptions, Blend, Reduce};
+///
+/// let options = AggregatorOptions::default().with_blend(Blend::GAUSSIAN).with_reduce(Reduce::Argmax);
+/// assert_eq!(options.fill, 0.0);
+/// ```
+#[non_exhaustive]
 #[derive(Clone, Debug, PartialEq)]
 pub struct AggregatorOptions {
-    /// How overlapping patches are weighed.
+    /// The weights of overlapping patches.
     pub blend: Blend,
-    /// What becomes of blended voxels.
+    /// The reduction of blended channels.
     pub reduce: Reduce,
-    /// The type in which weighted values are summed up.
+    /// The type of the weighted sums.
     pub accumulator: Accumulator,
-    /// What a patch that is skipped means.
+    /// What skipped patches contribute.
     pub skipped: Skipped,
-    /// What a prediction with NaN or infinity means.
+    /// How to treat predictions with NaN or infinity.
     pub non_finite: NonFinite,
     /// The output's value where no patch votes. It must exist in the output's type; a float is rounded to it.
     pub fill: f64,
     /// A promise that every patch votes: none is skipped without a vote, and none is missing in the end.
     ///
-    /// Without it, sums are in `f32` whatever the accumulator, because a patch that votes alone may have tiny shares;
-    /// and [`Blend::Crop`] keeps what stands in for patches that have not come yet. A
-    /// [plan](crate::inference::Plan) sets it.
+    /// Without it, sums are in `f32` whatever the accumulator, because a patch that votes alone may have tiny weights;
+    /// and [`Blend::Crop`] keeps substitutes for patches that have not come yet. An
+    /// [`InferencePlan`](crate::inference::InferencePlan) sets it.
     pub all_vote: bool,
     /// Whether integer predictions are quantities, such as HU, that may be averaged. If not, they are
     /// class numbers, and patches that overlap need [`Blend::Crop`] or a reduction.
@@ -38,7 +50,7 @@ pub struct AggregatorOptions {
 }
 
 impl AggregatorOptions {
-    /// Sums in `f32`; skipped patches do not vote, NaN is an error, and voxels without a vote are 0.
+    /// Returns options with `f32` sums and a fill of 0. Skipped patches do not vote, and NaN is an error.
     #[must_use]
     pub const fn new(blend: Blend, reduce: Reduce) -> Self {
         Self {
@@ -53,15 +65,82 @@ impl AggregatorOptions {
             clip: false,
         }
     }
+
+    /// Sets the weights of overlapping patches.
+    #[must_use]
+    pub fn with_blend(self, blend: Blend) -> Self {
+        Self { blend, ..self }
+    }
+
+    /// Sets the reduction of blended channels.
+    #[must_use]
+    pub fn with_reduce(self, reduce: Reduce) -> Self {
+        Self { reduce, ..self }
+    }
+
+    /// Sets the type of the weighted sums.
+    #[must_use]
+    pub fn with_accumulator(self, accumulator: Accumulator) -> Self {
+        Self {
+            accumulator,
+            ..self
+        }
+    }
+
+    /// Sets what skipped patches contribute.
+    #[must_use]
+    pub fn with_skipped(self, skipped: Skipped) -> Self {
+        Self { skipped, ..self }
+    }
+
+    /// Sets how to treat predictions with NaN or infinity.
+    #[must_use]
+    pub fn with_non_finite(self, non_finite: NonFinite) -> Self {
+        Self { non_finite, ..self }
+    }
+
+    /// Sets the output's value where no patch votes.
+    #[must_use]
+    pub fn with_fill(self, fill: f64) -> Self {
+        Self { fill, ..self }
+    }
+
+    /// Promises that every patch votes.
+    #[must_use]
+    pub fn with_all_vote(self, all_vote: bool) -> Self {
+        Self { all_vote, ..self }
+    }
+
+    /// Declares that integer predictions are quantities, which may be averaged.
+    #[must_use]
+    pub fn with_average_integers(self, average_integers: bool) -> Self {
+        Self {
+            average_integers,
+            ..self
+        }
+    }
+
+    /// Stores the nearest value of the output's type where a prediction is outside of it.
+    #[must_use]
+    pub fn with_clip(self, clip: bool) -> Self {
+        Self { clip, ..self }
+    }
+}
+
+impl Default for AggregatorOptions {
+    /// A Hann window and the mean.
+    fn default() -> Self {
+        Self::new(Blend::Hann, Reduce::Mean)
+    }
 }
 
 impl AggregatorOptions {
-    /// Whether every patch votes, those included that are not finite.
+    /// Returns `true` if every patch votes, including those that are not finite.
     pub(super) fn all_vote(&self) -> bool {
         self.all_vote && self.non_finite != NonFinite::LeaveOut
     }
 
-    /// The type of sums.
+    /// Returns the type of the sums.
     pub(super) fn sums(&self) -> Accumulator {
         if self.all_vote() {
             self.accumulator
@@ -70,13 +149,13 @@ impl AggregatorOptions {
         }
     }
 
-    /// Whether weights are added up by their logarithms.
+    /// Returns `true` if weights are summed by their logarithms.
     pub(super) fn adds_by_logs(&self, grid: &Grid) -> bool {
         !self.all_vote() && self.blend.is_uneven(grid.patch())
     }
 
-    /// Values of this size or more become infinite on the way to an output of type `output`, although they are
-    /// finite; infinity if none do.
+    /// Returns the smallest magnitude that becomes infinite on the way to an output of type `output`; infinity if
+    /// none does.
     pub(super) fn too_large(&self, output: DType) -> f64 {
         let sums = match (&self.blend, &self.reduce) {
             (Blend::Crop, Reduce::Mean | Reduce::Argmax | Reduce::Labels(_)) => f64::INFINITY,
@@ -192,19 +271,19 @@ impl AggregatorOptions {
     }
 }
 
-/// What a patch that is skipped means.
+/// What skipped patches contribute.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Skipped {
     /// The others vote alone; voxels that only skipped patches cover get the fill value.
     #[default]
     Renormalize,
-    /// It votes for these values, one for each channel of the prediction. Of an output of whole numbers, they must
-    /// lie in its range, and be whole themselves under [`Blend::Crop`].
+    /// They vote for these values, one for each channel of the prediction. For an integer output the values must
+    /// be in its range, and integers under [`Blend::Crop`].
     Vote(Vec<f32>),
 }
 
-/// What a prediction means that has NaN or infinity in it, or a number that becomes infinite in the type of the
-/// sums or of the output.
+/// How to treat a prediction with NaN, infinity, or a number that becomes infinite in the type of the sums or of the
+/// output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NonFinite {
     /// An error that names the patch and the voxel.
@@ -214,4 +293,102 @@ pub enum NonFinite {
     LeaveOut,
     /// It is blended like any other value, into the voxels that the patch covers.
     Keep,
+}
+
+impl fmt::Display for NonFinite {
+    /// Writes the word that [`FromStr`] reads.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Refuse => "refuse",
+            Self::LeaveOut => "leave-out",
+            Self::Keep => "keep",
+        })
+    }
+}
+
+impl FromStr for NonFinite {
+    type Err = Error;
+
+    /// Parses `refuse`, `leave-out` or `keep`.
+    fn from_str(text: &str) -> Result<Self> {
+        let word = Word::new("non-finite", text, "refuse, leave-out and keep");
+        Ok(match word.split() {
+            ("refuse", None) => Self::Refuse,
+            ("leave-out", None) => Self::LeaveOut,
+            ("keep", None) => Self::Keep,
+            _ => return Err(word.unknown()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grid::GridPlacement;
+    use crate::pad::Padding;
+
+    /// Checks that the words of an option can be read back, and that other words are refused.
+    fn words<T: FromStr<Err = Error> + fmt::Display>(words: &[&str], wrong: &[&str]) {
+        for word in words {
+            let parsed = word.parse::<T>();
+            let parsed = parsed.unwrap_or_else(|error| panic!("{word}: {error}"));
+            assert_eq!(parsed.to_string(), *word);
+        }
+        for word in wrong
+            .iter()
+            .chain(&["", ":", "nonsense", "mean:", "edge:1"])
+        {
+            let error = word.parse::<T>().map(|value| value.to_string());
+            let error = error.expect_err(word).to_string();
+            assert!(error.contains("possible are"), "{word}: {error}");
+        }
+    }
+
+    #[test]
+    fn options_are_written_as_the_words_that_are_read() {
+        words::<Blend>(
+            &[
+                "average",
+                "hann",
+                "gaussian:0.25",
+                "linear",
+                "nnunet",
+                "crop",
+            ],
+            &[
+                "hann:1",
+                "gaussian:",
+                "gaussian:1,2",
+                "gaussian:x",
+                "custom",
+            ],
+        );
+        words::<Reduce>(
+            &[
+                "mean",
+                "softmax",
+                "sigmoid",
+                "argmax",
+                "threshold:-0.5",
+                "quantize:-1,2.5",
+            ],
+            &[
+                "threshold",
+                "threshold:1,2",
+                "quantize:1",
+                "argmax:1",
+                "labels",
+            ],
+        );
+        words::<Padding>(
+            &["edge", "reflect", "wrap", "constant:-1000"],
+            &["constant:", "constant:x", "wrap:0"],
+        );
+        words::<GridPlacement>(
+            &["edge", "even", "even:4,8,8", "padded"],
+            &["even:1", "even:1,2,3,4", "even:-1,1,1"],
+        );
+        words::<Accumulator>(&["float32", "float16", "bfloat16"], &["float64", "f32:1"]);
+        words::<NonFinite>(&["refuse", "leave-out", "keep"], &["leave_out"]);
+    }
 }

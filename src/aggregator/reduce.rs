@@ -1,10 +1,12 @@
 //! What becomes of blended voxels once they are final.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::dtype::{DType, Element, convert, loss, text, with_element};
 use crate::error::{Error, Result};
+use crate::words::Word;
 
 /// How blended predictions become output voxels.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,6 +91,47 @@ impl fmt::Debug for CustomReduce {
 impl PartialEq for CustomReduce {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.apply, &other.apply)
+    }
+}
+
+impl fmt::Display for Reduce {
+    /// Writes the word that [`FromStr`] reads; `labels` and `custom` have no such word.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mean => f.pad("mean"),
+            Self::Softmax => f.pad("softmax"),
+            Self::Sigmoid => f.pad("sigmoid"),
+            Self::Argmax => f.pad("argmax"),
+            Self::Labels(_) => f.pad("labels"),
+            Self::Threshold(value) => write!(f, "threshold:{value}"),
+            Self::Quantize { low, high } => write!(f, "quantize:{low},{high}"),
+            Self::Custom(_) => f.pad("custom"),
+        }
+    }
+}
+
+impl FromStr for Reduce {
+    type Err = Error;
+
+    /// Parses `mean`, `softmax`, `sigmoid`, `argmax`, `threshold:VALUE` or `quantize:LOW,HIGH`.
+    fn from_str(text: &str) -> Result<Self> {
+        let choices = "mean, softmax, sigmoid, argmax, threshold:VALUE and quantize:LOW,HIGH";
+        let word = Word::new("reduce", text, choices);
+        Ok(match word.split() {
+            ("mean", None) => Self::Mean,
+            ("softmax", None) => Self::Softmax,
+            ("sigmoid", None) => Self::Sigmoid,
+            ("argmax", None) => Self::Argmax,
+            ("threshold", Some(value)) => {
+                let [value] = word.numbers(value)?;
+                Self::Threshold(value)
+            }
+            ("quantize", Some(range)) => {
+                let [low, high] = word.numbers(range)?;
+                Self::Quantize { low, high }
+            }
+            _ => return Err(word.unknown()),
+        })
     }
 }
 

@@ -1,9 +1,13 @@
 //! Accumulators: the type that weighted values are summed up in.
 
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
+use std::str::FromStr;
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+
+use crate::error::{Error, Result};
+use crate::words::Word;
 
 /// The type of the sums of blocks that are not final.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -16,6 +20,32 @@ pub enum Accumulator {
     F16,
     /// Two bytes, 8 bits of precision, the range of `f32`. Otherwise as `F16`.
     BF16,
+}
+
+impl fmt::Display for Accumulator {
+    /// Writes the word that [`FromStr`] reads.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::F32 => "float32",
+            Self::F16 => "float16",
+            Self::BF16 => "bfloat16",
+        })
+    }
+}
+
+impl FromStr for Accumulator {
+    type Err = Error;
+
+    /// Parses `float32`, `float16` or `bfloat16`, or their short forms `f32`, `f16` and `bf16`.
+    fn from_str(text: &str) -> Result<Self> {
+        let word = Word::new("accumulator", text, "float32, float16 and bfloat16");
+        Ok(match word.split() {
+            ("float32" | "f32", None) => Self::F32,
+            ("float16" | "f16", None) => Self::F16,
+            ("bfloat16" | "bf16", None) => Self::BF16,
+            _ => return Err(word.unknown()),
+        })
+    }
 }
 
 impl Accumulator {

@@ -6,12 +6,15 @@
 //! patches add up to 1 everywhere, and no weight volume and no division is needed.
 
 use std::f64::consts::PI;
+use std::fmt;
 use std::ops::Range;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::grid::{Axis, Grid};
 use crate::region::Shape;
+use crate::words::Word;
 
 /// How overlapping patches are blended. `n` counts voxels along an axis of a patch of `P`.
 #[derive(Clone, Debug, PartialEq)]
@@ -155,6 +158,44 @@ fn factors(shape: Shape, weights: &[f32]) -> Option<[Vec<f64>; 3]> {
 )]
 fn single(value: f64) -> f32 {
     value as f32
+}
+
+impl fmt::Display for Blend {
+    /// Writes the word that [`FromStr`] reads; `custom` for a custom window.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Average => f.pad("average"),
+            Self::Hann => f.pad("hann"),
+            Self::Gaussian { sigma } => write!(f, "gaussian:{sigma}"),
+            Self::Linear => f.pad("linear"),
+            Self::NnUnet => f.pad("nnunet"),
+            Self::Crop => f.pad("crop"),
+            Self::Custom(_) => f.pad("custom"),
+        }
+    }
+}
+
+impl FromStr for Blend {
+    type Err = Error;
+
+    /// Parses `average`, `hann`, `gaussian`, `gaussian:SIGMA`, `linear`, `nnunet` or `crop`.
+    fn from_str(text: &str) -> Result<Self> {
+        let choices = "average, hann, gaussian[:SIGMA], linear, nnunet and crop";
+        let word = Word::new("blend", text, choices);
+        Ok(match word.split() {
+            ("average", None) => Self::Average,
+            ("hann", None) => Self::Hann,
+            ("gaussian", None) => Self::GAUSSIAN,
+            ("gaussian", Some(sigma)) => {
+                let [sigma] = word.numbers(sigma)?;
+                Self::Gaussian { sigma }
+            }
+            ("linear", None) => Self::Linear,
+            ("nnunet", None) => Self::NnUnet,
+            ("crop", None) => Self::Crop,
+            _ => return Err(word.unknown()),
+        })
+    }
 }
 
 impl Blend {

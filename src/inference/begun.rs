@@ -1,24 +1,40 @@
-//! Plans that follow what other processes began: one output is stored in one way, whatever the memory and
-//! the threads of those who write it.
+//! Schedules that follow what other processes began: all processes store an output in one way, whatever their
+//! memory and threads.
 
 use std::sync::Arc;
 
 use super::model::Model;
-use super::plan::InferencePlan;
-use super::{Inference, OutputTarget, StoreOption};
+use super::options::{InferenceOptions, OutputTarget, StoreOption};
+use super::schedule::Schedule;
 use crate::error::Result;
 use crate::volume::{self, ChunkShape, CreateOptions, Layout};
 
-/// What a plan is chosen from.
+/// What a schedule is chosen from: the options, and for each output its target with every choice of a shard.
 #[derive(Clone, Debug)]
 pub(super) struct Choices {
-    inference: Inference,
-    fewest: usize,
+    options: InferenceOptions,
     targets: Vec<Vec<OutputTarget>>,
 }
 
 impl Choices {
-    /// How each output is stored that was begun.
+    pub(super) const fn new(options: InferenceOptions, targets: Vec<Vec<OutputTarget>>) -> Self {
+        Self { options, targets }
+    }
+
+    /// Every choice of shards: those asked for, then smaller ones.
+    pub(super) fn of_shards(options: InferenceOptions, targets: &[OutputTarget]) -> Self {
+        let smaller = targets.iter().map(|target| target.smaller_shards.len());
+        let choice = |n| {
+            targets
+                .iter()
+                .map(|target| target.with_shard_choice(n))
+                .collect()
+        };
+        let all = (0..=smaller.max().unwrap_or(0)).map(choice);
+        Self::new(options, all.collect())
+    }
+
+    /// How each output is stored that another process has begun.
     fn begun(&self) -> Result<Vec<Option<CreateOptions>>> {
         let targets = self.targets.first().into_iter().flatten();
         targets
@@ -26,44 +42,27 @@ impl Choices {
             .collect()
     }
 
-    fn plan(self: Arc<Self>, input: &Layout, model: &dyn Model) -> Result<InferencePlan> {
-        let begun = self.begun()?;
-        let (fewest, targets) = (self.fewest, &self.targets);
-        let mut plan = self
-            .inference
-            .within(fewest, input, model, targets, &begun)?;
-        plan.choices = Some(self);
-        Ok(plan)
+    /// The first schedule that the memory is enough for.
+    pub(super) fn schedule(&self, input: &Layout, model: &dyn Model) -> Result<Schedule> {
+        self.options.within(input, model, &self.targets, &[])
     }
-}
 
-impl Inference {
-    /// As [`plan_within`](Self::plan_within), for a run that is resumed, or written in parts. Where another
-    /// process has begun an output, those of its storage options that nobody asked for
-    /// ([`OutputTarget::unasked`]) are that one's, so that processes with other threads and memory go on with it. So
-    /// they are if it is begun between now and the run.
-    ///
-    /// # Errors
-    ///
-    /// As [`plan_within`](Self::plan_within), and [`Error::Io`](crate::Error::Io) if what was begun cannot be read.
-    pub fn plan_begun(
-        &self,
-        fewest: usize,
+    /// The same for a run that is resumed or written in parts. Where another process has begun an output, the
+    /// options of [`OutputTarget::defaults`] are that one's, and again if it is begun between now and the run.
+    pub(super) fn following(
+        self: Arc<Self>,
         input: &Layout,
         model: &dyn Model,
-        choices: &[Vec<OutputTarget>],
-    ) -> Result<InferencePlan> {
-        let choices = Choices {
-            inference: self.clone(),
-            fewest,
-            targets: choices.to_vec(),
-        };
-        Arc::new(choices).plan(input, model)
+    ) -> Result<Schedule> {
+        let begun = self.begun()?;
+        let mut schedule = self.options.within(input, model, &self.targets, &begun)?;
+        schedule.choices = Some(self);
+        Ok(schedule)
     }
 }
 
-impl InferencePlan {
-    /// The plan that follows what was begun since this one was made; `None` if nothing was.
+impl Schedule {
+    /// The schedule that follows what was begun since this one was made; `None` if nothing was.
     pub(super) fn followed(&self, input: &Layout, model: &dyn Model) -> Result<Option<Self>> {
         let (Some(choices), Some(resume)) = (&self.choices, self.resume) else {
             return Ok(None);
@@ -71,23 +70,45 @@ impl InferencePlan {
         if choices.begun()? == self.begun {
             return Ok(None);
         }
-        let mut plan = Arc::clone(choices).plan(input, model)?;
+        let mut schedule = Arc::clone(choices).following(input, model)?;
+        schedule.scales.clone_from(&self.scales);
         if let Some(patch_mask) = &self.patch_mask {
-            plan = plan.with_patch_mask(patch_mask.clone())?;
+            schedule = schedule.with_patch_mask(patch_mask.clone())?;
         }
-        plan.with_part(resume.part, resume.durability).map(Some)
+        schedule.with_part(resume.part, resume.durability).map(Some)
+    }
+
+    /// This schedule, or one that follows what other processes began.
+    pub(super) fn following(
+        mut self,
+        choices: &Arc<Choices>,
+        input: &Layout,
+        model: &dyn Model,
+    ) -> Result<Self> {
+        let begun = choices.begun()?;
+        if begun.iter().all(Option::is_none) {
+            self.begun = begun;
+            self.choices = Some(Arc::clone(choices));
+            return Ok(self);
+        }
+        let mut schedule = Arc::clone(choices).following(input, model)?;
+        schedule.scales = self.scales;
+        match self.patch_mask {
+            Some(patch_mask) => schedule.with_patch_mask(patch_mask),
+            None => Ok(schedule),
+        }
     }
 }
 
-/// How an output is stored whose `store` would give `stored`, and which was begun as `begun` says: what was
-/// asked for stays.
+/// The options of an output that another process began with `begun`. Options that are not in `defaults` stay those of
+/// `store`, with which the output would be `stored`.
 pub(super) fn followed(
     store: &CreateOptions,
     stored: &Layout,
     begun: &CreateOptions,
-    unasked: &[StoreOption],
+    defaults: &[StoreOption],
 ) -> CreateOptions {
-    let free = |option| unasked.contains(&option);
+    let free = |option| defaults.contains(&option);
     if stored.write_chunk.is_none() || (store.format != begun.format && !free(StoreOption::Format))
     {
         return store.clone();

@@ -55,10 +55,10 @@ impl Model for Ensemble {
         format!("the mean of {}", ids.join(" and "))
     }
 
-    fn at_once(&self) -> Option<usize> {
+    fn max_calls(&self) -> Option<usize> {
         self.models
             .iter()
-            .filter_map(|(_, model)| model.at_once())
+            .filter_map(|(_, model)| model.max_calls())
             .min()
     }
 

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::passes::{self, ChunkRanges};
-use super::plan::PlannedOutput;
+use super::schedule::PlannedOutput;
 use crate::aggregator::{Estimate, Needed};
 use crate::grid::Grid;
 

@@ -1,7 +1,9 @@
-//! Models: what turns a batch of patches into predictions.
+//! Models, which turn batches of patches into predictions.
 
 use std::fmt;
 use std::sync::Arc;
+
+use ndarray::{Array4, ArrayView4};
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -9,25 +11,25 @@ use crate::patch::Patch;
 use crate::region::Shape;
 use crate::volume::Layout;
 
-/// What becomes of a patch.
+/// A model that predicts patches.
 pub trait Model: fmt::Debug + Send + Sync {
     /// Returns the type of the patches that the model takes.
     fn input(&self) -> InputValues {
         InputValues::F32
     }
 
-    /// What tells this model from any other, so that a run is not gone on with by another model.
+    /// Identifies the model. A run can only be resumed with the same id.
     fn id(&self) -> String {
         format!("{self:?}")
     }
 
-    /// How many batches may be predicted at once, from as many threads; `None` for any number. A
-    /// model with threads of its own takes 1.
-    fn at_once(&self) -> Option<usize> {
+    /// Returns the most batches that may be predicted at once, each from its own thread; `None` for any number. A
+    /// model that runs its own threads returns 1.
+    fn max_calls(&self) -> Option<usize> {
         None
     }
 
-    /// What comes out for patches of `patch` voxels (z, y, x) of a volume of this layout.
+    /// Returns the outputs for patches of `patch` voxels (z, y, x) of a volume of this layout.
     ///
     /// # Errors
     ///
@@ -38,7 +40,7 @@ pub trait Model: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// Whatever goes wrong in the model.
+    /// Those of the model.
     fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>>;
 }
 
@@ -52,21 +54,22 @@ pub enum InputValues {
     F32,
 }
 
-/// An output of a model.
+/// The description of one output of a model.
+#[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutputSpec {
-    /// What the model calls it.
+    /// Its name in the model.
     pub name: String,
-    /// Channels.
+    /// Number of channels.
     pub channels: u64,
-    /// The values' type.
+    /// Its voxel type.
     pub dtype: DType,
     /// Whether integers are quantities, such as HU, that may be averaged. If not, they are class
     /// numbers, whose mean has no meaning.
     pub average_integers: bool,
-    /// Voxels of the input (z, y, x) that it lacks at each face of a patch, as where convolutions are not padded.
+    /// Input voxels (z, y, x) cropped from each face of a patch, e.g. by unpadded convolutions.
     pub halo: Shape,
-    /// How many voxels of the input one of the output is long along each axis: 1, 2, 4...
+    /// Input voxels per output voxel along each axis: 1, 2, 4, ...
     pub scale: u64,
 }
 
@@ -83,51 +86,136 @@ impl OutputSpec {
             scale: 1,
         }
     }
+
+    /// Sets the name.
+    #[must_use]
+    pub fn with_name(self, name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            ..self
+        }
+    }
+
+    /// Declares that integers are quantities, which may be averaged.
+    #[must_use]
+    pub fn with_average_integers(self, average_integers: bool) -> Self {
+        Self {
+            average_integers,
+            ..self
+        }
+    }
+
+    /// Sets the voxels cropped from each face.
+    #[must_use]
+    pub fn with_halo(self, halo: Shape) -> Self {
+        Self { halo, ..self }
+    }
+
+    /// Sets the input voxels per output voxel along each axis.
+    #[must_use]
+    pub fn with_scale(self, scale: u64) -> Self {
+        Self { scale, ..self }
+    }
 }
 
-/// A function as a model.
+/// A function of arrays as a model with one output.
+///
+/// The function gets the real values of a patch (c, z, y, x) and returns its prediction, with the channels and
+/// shape of the [`OutputSpec`]. It is called from several threads at once.
+///
+/// ```
+/// use voxpatch::inference::{FnModel, OutputSpec};
+/// use voxpatch::ndarray::ArrayView4;
+/// use voxpatch::DType;
+///
+/// let bone = FnModel::new(OutputSpec::new(1, DType::F32), |hu: ArrayView4<'_, f32>| {
+///     hu.mapv(|hu| f32::from(hu > 300.0))
+/// });
+/// ```
 pub struct FnModel<F> {
-    outputs: Vec<OutputSpec>,
-    at_once: Option<usize>,
+    output: OutputSpec,
     predict: F,
 }
 
 impl<F> FnModel<F>
 where
-    F: Fn(Vec<Patch>) -> Result<Vec<Vec<Patch>>> + Send + Sync,
+    F: Fn(ArrayView4<'_, f32>) -> Array4<f32> + Send + Sync,
 {
-    /// A function that gets real values and gives `outputs`, for each a prediction of each patch.
-    /// It is called from several threads at once, unless [`at_once`](Self::at_once) says otherwise.
-    pub const fn new(outputs: Vec<OutputSpec>, predict: F) -> Self {
-        Self {
-            outputs,
-            at_once: None,
-            predict,
-        }
-    }
-
-    /// Called from no more than so many threads at once.
-    #[must_use]
-    pub fn at_once(mut self, calls: usize) -> Self {
-        self.at_once = Some(calls.max(1));
-        self
+    /// Wraps a function that predicts one patch.
+    pub const fn new(output: OutputSpec, predict: F) -> Self {
+        Self { output, predict }
     }
 }
 
 impl<F> fmt::Debug for FnModel<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FnModel")
-            .field("outputs", &self.outputs)
+            .field("output", &self.output)
             .finish_non_exhaustive()
     }
 }
 
 impl<F> Model for FnModel<F>
 where
+    F: Fn(ArrayView4<'_, f32>) -> Array4<f32> + Send + Sync,
+{
+    fn outputs(&self, _input: &Layout, _patch: Shape) -> Result<Vec<OutputSpec>> {
+        Ok(vec![self.output.clone()])
+    }
+
+    fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
+        let predict = |patch: Patch| {
+            let array = (self.predict)(patch.view()?);
+            let prediction = Patch::from_array(patch.region().start, array)?;
+            Ok(prediction.converted(self.output.dtype))
+        };
+        Ok(vec![batch.into_iter().map(predict).collect::<Result<_>>()?])
+    }
+}
+
+/// A function of batches as a model with any number of outputs.
+pub struct BatchModel<F> {
+    outputs: Vec<OutputSpec>,
+    max_calls: Option<usize>,
+    predict: F,
+}
+
+impl<F> BatchModel<F>
+where
     F: Fn(Vec<Patch>) -> Result<Vec<Vec<Patch>>> + Send + Sync,
 {
-    fn at_once(&self) -> Option<usize> {
-        self.at_once
+    /// Wraps a function that gets a batch of real values and returns, for each of `outputs`, a prediction of each
+    /// patch. It is called from several threads at once, unless [`with_max_calls`](Self::with_max_calls) limits that.
+    pub const fn new(outputs: Vec<OutputSpec>, predict: F) -> Self {
+        Self {
+            outputs,
+            max_calls: None,
+            predict,
+        }
+    }
+
+    /// Sets the most calls that may run at once.
+    #[must_use]
+    pub fn with_max_calls(mut self, calls: usize) -> Self {
+        self.max_calls = Some(calls.max(1));
+        self
+    }
+}
+
+impl<F> fmt::Debug for BatchModel<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BatchModel")
+            .field("outputs", &self.outputs)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<F> Model for BatchModel<F>
+where
+    F: Fn(Vec<Patch>) -> Result<Vec<Vec<Patch>>> + Send + Sync,
+{
+    fn max_calls(&self) -> Option<usize> {
+        self.max_calls
     }
 
     fn outputs(&self, _input: &Layout, _patch: Shape) -> Result<Vec<OutputSpec>> {
@@ -139,22 +227,22 @@ where
     }
 }
 
-/// One output of a model that may have several.
+/// A single output of a model.
 #[derive(Debug)]
 pub struct SelectOutput {
     model: Arc<dyn Model>,
-    /// Its name; the first if not given.
+    /// Its name; `None` for the first.
     name: Option<String>,
 }
 
 impl SelectOutput {
-    /// The output called `name`, or the first.
+    /// Selects the output called `name`, or the first.
     #[must_use]
     pub fn new(model: Arc<dyn Model>, name: Option<String>) -> Self {
         Self { model, name }
     }
 
-    /// Its place among `outputs`.
+    /// Returns its index in `outputs`.
     fn place(&self, outputs: &[OutputSpec]) -> Result<usize> {
         let Some(name) = &self.name else {
             return Ok(0);
@@ -180,8 +268,8 @@ impl Model for SelectOutput {
         self.model.id()
     }
 
-    fn at_once(&self) -> Option<usize> {
-        self.model.at_once()
+    fn max_calls(&self) -> Option<usize> {
+        self.model.max_calls()
     }
 
     fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<OutputSpec>> {

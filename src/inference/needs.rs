@@ -1,8 +1,8 @@
 //! How much memory the work of a run takes, apart from what waits.
 
-use super::Inference;
+use super::InferenceOptions;
 use super::model::InputValues;
-use super::plan::PlannedOutput;
+use super::schedule::PlannedOutput;
 use crate::grid::{Grid, GridPlacement};
 use crate::region::Region;
 use crate::volume::{Layout, decoding_bytes, encoding_bytes, index_bytes};
@@ -29,7 +29,7 @@ impl Working {
     }
 
     pub(super) fn new(
-        inference: &Inference,
+        inference: &InferenceOptions,
         input: &Layout,
         wanted: InputValues,
         grid: &Grid,

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::ensemble::check_f32;
-use super::plan::InferencePlan;
+use super::schedule::Schedule;
 use crate::dtype::{DType, convert};
 use crate::error::{Error, Result};
 use crate::patch::Patch;
@@ -39,16 +39,10 @@ pub enum Normalize {
     },
 }
 
-impl InferencePlan {
-    /// Normalises what the model gets. For [`Normalize::ZScore`] the volume is read once, a chunk or 2 MiB for
+impl Schedule {
+    /// Normalizes what the model gets. For [`Normalize::ZScore`] this reads the volume once, a chunk or 2 MiB for
     /// each of `threads` at a time; `progress` counts these.
-    ///
-    /// Voxels beyond the volume's faces are added afterwards: a padding of 0 is 0 for the model.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidArgument`] if the model takes voxels in the volume's own type; the errors of reading.
-    pub fn normalized(
+    pub(super) fn normalized(
         mut self,
         normalize: Normalize,
         volume: &Arc<dyn Volume>,
@@ -67,10 +61,9 @@ impl InferencePlan {
     }
 }
 
-/// As many of `threads` as `memory` bytes are enough for to measure a volume of this layout, one
-/// at least, and the bytes that these take.
-#[must_use]
-pub fn measuring_threads(layout: &Layout, threads: usize, memory: u64) -> (usize, u64) {
+/// Returns how many of `threads` (at least one) can measure a volume of this layout within `memory`, and the bytes
+/// that they take.
+pub(super) fn measuring_threads(layout: &Layout, threads: usize, memory: u64) -> (usize, u64) {
     let voxel = layout.dtype.size() as u64;
     let chunk = layout.read_chunk.unwrap_or_default();
     let chunk = chunk.into_iter().fold(2 * voxel, u64::saturating_mul);
@@ -372,10 +365,10 @@ mod tests {
     use half::f16;
 
     use super::*;
-    use crate::aggregator::{Blend, Reduce};
+    use crate::aggregator::Blend;
     use crate::dtype::Element;
     use crate::inference::work::{PatchPool, Reading};
-    use crate::inference::{Inference, Model, OutputSpec, OutputTarget, builtin_model};
+    use crate::inference::{InferenceOptions, Model, OutputSpec, OutputTarget, builtin_model};
     use crate::pad::Padding;
     use crate::progress::silent;
     use crate::volume::{MemoryVolume, RealValues, Rescale};
@@ -477,11 +470,11 @@ mod tests {
         }
     }
 
-    fn plan(volume: &Arc<dyn Volume>, model: &dyn Model) -> InferencePlan {
+    fn plan(volume: &Arc<dyn Volume>, model: &dyn Model) -> Schedule {
         let dir = tempfile::tempdir().unwrap();
-        let target = OutputTarget::new(dir.path().join("out.npy"), Blend::Crop, Reduce::Mean);
+        let target = OutputTarget::new(dir.path().join("out.npy")).with_blend(Blend::Crop);
         let layout = volume.layout();
-        let inference = Inference::new(layout.shape, [0; 3]);
+        let inference = InferenceOptions::new(layout.shape).with_overlap([0; 3]);
         inference.plan(layout, model, &[target]).unwrap()
     }
 

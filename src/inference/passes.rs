@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::plan::PlannedOutput;
+use super::schedule::PlannedOutput;
 
 /// Of each output, the write chunks (z, y, x) that are written.
 pub(super) type ChunkRanges = Vec<[Range<u64>; 3]>;

@@ -1,41 +1,32 @@
-//! What one batch from the middle of the volume shows before a run: how long it takes, and what memory the
-//! model needs for itself.
+//! Estimates of the time and memory of a run, extrapolated from one batch in the middle of the volume.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::model::Model;
-use super::plan::InferencePlan;
+use super::schedule::Schedule;
 use super::work::PatchPool;
 use crate::error::Result;
 use crate::meter::{Meter, anonymous_bytes};
 use crate::volume::{Volume, give_back_freed};
 
-/// What a run will take, extrapolated from one batch.
+/// An estimate of what a run takes, extrapolated from one batch.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Probe {
-    /// Seconds that the run takes, about.
-    pub seconds: f64,
-    /// Bytes that the model's calls take at once, apart from patches and predictions; `None` where the system
+    /// The time that the run takes.
+    pub duration: Duration,
+    /// Bytes that concurrent calls of the model take, without patches and predictions; `None` where the system
     /// does not report memory.
     pub model_bytes: Option<u64>,
-    /// Bytes of anonymous memory of the whole process at the peak of the run: what it takes now, the plan's
-    /// peak and the model's share. `None` where the system does not report memory.
+    /// Bytes of anonymous memory of the whole process at the peak of the run: its present memory, the plan's
+    /// peak, and the model's. `None` where the system does not report memory.
     pub process_bytes: Option<u64>,
 }
 
-impl InferencePlan {
-    /// Reads a batch from the middle of the volume and predicts it, twice; the second time is
-    /// extrapolated to the whole run.
-    ///
-    /// # Errors
-    ///
-    /// Those of reading and of the model.
-    ///
-    /// # Panics
-    ///
-    /// If the model panics.
-    pub fn probe(&self, volume: &Arc<dyn Volume>, model: &dyn Model) -> Result<Probe> {
+impl Schedule {
+    /// Reads and predicts a batch from the middle of the volume twice, and extrapolates the second time.
+    pub(super) fn probe(&self, volume: &Arc<dyn Volume>, model: &dyn Model) -> Result<Probe> {
         give_back_freed();
         let before = anonymous_bytes();
         let middle = self.grid.len() / 2;
@@ -61,7 +52,9 @@ impl InferencePlan {
             share = share.max(peak.zip(held).map(own));
         }
         let threads = self.inference.threads.max(1);
-        let calls = model.at_once().map_or(threads, |calls| calls.min(threads)) as u64;
+        let calls = model
+            .max_calls()
+            .map_or(threads, |calls| calls.min(threads)) as u64;
         #[expect(clippy::cast_precision_loss, reason = "an extrapolation")]
         let rounds = self.predictions() as f64 / (calls * batch as u64) as f64;
         let model_bytes = share.map(|share| share.saturating_mul(calls));
@@ -71,13 +64,13 @@ impl InferencePlan {
                 .saturating_add(model)
         });
         Ok(Probe {
-            seconds: seconds * rounds,
+            duration: Duration::try_from_secs_f64(seconds * rounds).unwrap_or(Duration::MAX),
             model_bytes,
             process_bytes,
         })
     }
 
-    /// Bytes that the run holds at most, with what it read before.
+    /// The most bytes that the run holds, including those of reading the mask.
     fn most_bytes(&self) -> u64 {
         let Some(patch_mask) = &self.patch_mask else {
             return self.peak_bytes;

@@ -1,9 +1,9 @@
-//! Runs that are gone on with, and runs of several processes.
+//! Resumed runs, and runs of several processes.
 //!
-//! Such a run writes outputs that survive its end (see [`resumable`]); what is done is not predicted
-//! again. What the voxels depend on is kept with them, and a run in which any of it differs is
-//! refused. Each part of a run owns whole write chunks and predicts every patch that touches
-//! them, so all parts together give the bytes of one run.
+//! Outputs survive the end of their process (see [`resumable`]), and finished chunks are not predicted again. A
+//! fingerprint of all that the voxels depend on is stored with them; a run with a different one is refused. Each part
+//! of a run owns whole write chunks and predicts every patch that touches them, so all parts together give the bytes
+//! of one run.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use serde_json::{Value as Json, json};
 use super::mask::PatchMask;
 use super::model::Model;
 use super::passes::ChunkRanges;
-use super::plan::{InferencePlan, PlannedOutput};
+use super::schedule::{PlannedOutput, Schedule};
 use crate::aggregator::Blend;
 use crate::error::{Error, Result};
 use crate::region::{Region, chunk_range, indices};
@@ -23,15 +23,14 @@ use crate::volume::{
     VolumeMut, finalize_all, input_fingerprint, resumable,
 };
 
-/// How a run is gone on with.
+/// How a run is resumed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Resume {
     pub(super) part: OutputPart,
     pub(super) durability: Durability,
 }
 
-/// An output of which some write chunks are done, as an aggregator writes it. The run finishes it, with
-/// its other outputs.
+/// A partly written output, for an aggregator. The run finishes it, together with its other outputs.
 #[derive(Clone, Debug)]
 pub(super) struct Unfinished(pub(super) Arc<Resumable>);
 
@@ -40,7 +39,7 @@ impl VolumeMut for Unfinished {
         self.0.layout()
     }
 
-    /// Writes those chunks that are not done: of a chunk's channels, some may be.
+    /// Skips chunks that are done; channels are skipped one by one.
     fn write_channels(&self, channels: Range<u64>, region: Region, voxels: &[u8]) -> Result<()> {
         let [_, chunk @ ..] = self.layout().write_chunk.unwrap_or([1; 4]);
         let bytes =
@@ -64,26 +63,9 @@ impl VolumeMut for Unfinished {
     }
 }
 
-impl InferencePlan {
-    /// Goes on with what an earlier run of the same plan left, if any did, and leaves it for the next if it
-    /// is ended. Outputs must be Zarr.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Unsupported`] if an output is a flat file.
-    pub fn with_resume(self, durability: Durability) -> Result<Self> {
-        self.with_part(OutputPart::WHOLE, durability)
-    }
-
-    /// Writes only the write chunks that one of several processes owns: as many as any other, along the
-    /// axis that is swept last. Once all are done, whoever is last puts the outputs together. A part
-    /// can be gone on with.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Unsupported`] if an output is a flat file, and [`Error::InvalidArgument`] if the part needs
-    /// more memory than it may have.
-    pub fn with_part(mut self, part: OutputPart, durability: Durability) -> Result<Self> {
+impl Schedule {
+    /// Restricts the schedule to the write chunks of a part, which can be resumed.
+    pub(super) fn with_part(mut self, part: OutputPart, durability: Durability) -> Result<Self> {
         if let Some(output) = self
             .outputs
             .iter()
@@ -91,7 +73,7 @@ impl InferencePlan {
         {
             return Err(Error::unsupported(
                 &output.layout.path,
-                "only Zarr outputs can be gone on with, or written in parts",
+                "only Zarr outputs can be resumed or written in parts",
             ));
         }
         self.resume = Some(Resume { part, durability });
@@ -100,21 +82,21 @@ impl InferencePlan {
         Ok(self)
     }
 
-    /// The write chunks that this run's part owns, if it is one of several.
+    /// Returns the write chunks that this run's part owns, if it is one of several.
     pub(super) fn owned_part(&self) -> Option<ChunkRanges> {
         let part = self.resume?.part;
         let owned = self.outputs.iter().map(|output| self.owned(output, part));
         (part.count() > 1).then(|| owned.collect())
     }
 
-    /// The write chunks of an output that a part owns.
+    /// Returns the write chunks of an output that a part owns.
     fn owned(&self, output: &PlannedOutput, part: OutputPart) -> [Range<u64>; 3] {
         let region = part.region(&output.layout, self.grid.order()[0]);
         let [_, chunk @ ..] = output.layout.write_chunk.unwrap_or([1; 4]);
         chunk_range(&region, chunk)
     }
 
-    /// Opens the outputs and says, for each, which write chunks (z, y, x) have to be made.
+    /// Starts the outputs, or opens those of an earlier run.
     pub(super) fn unfinished(
         &self,
         resume: Resume,
@@ -129,8 +111,8 @@ impl InferencePlan {
         begun.collect()
     }
 
-    /// Puts outputs of several parts together, if all are complete; false if some are not. `begun`
-    /// says that this process has written its part.
+    /// Publishes the outputs of several parts if all are complete; returns `false` if some are not. `begun` is
+    /// `true` if this process has written its part.
     pub(super) fn assemble(
         &self,
         resume: Resume,
@@ -151,14 +133,12 @@ impl InferencePlan {
             })
             .collect();
         let parts = resume.part.count();
-        match finalize_all(
-            &outputs,
-            RunParts {
-                count: parts,
-                wrote_part: begun,
-            },
-        ) {
-            // Others are not done yet, or the last of them is doing this now.
+        let run = RunParts {
+            count: parts,
+            wrote_part: begun,
+        };
+        match finalize_all(&outputs, run) {
+            // Other parts are unfinished, or another process is publishing now.
             Err(Error::MissingChunks { .. } | Error::Locked { .. }) => Ok(false),
             done => done.map(|()| true),
         }
@@ -182,13 +162,13 @@ impl InferencePlan {
         })
     }
 
-    /// Where the outputs go.
+    /// Returns the outputs' paths.
     pub(super) fn paths(&self) -> Vec<PathBuf> {
         let outputs = self.outputs.iter();
         outputs.map(|output| output.layout.path.clone()).collect()
     }
 
-    /// All that an output's voxels depend on.
+    /// Returns all that an output's voxels depend on.
     fn fingerprint(
         &self,
         output: &PlannedOutput,

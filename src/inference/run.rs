@@ -1,4 +1,4 @@
-//! Running a plan, part by part.
+//! Running a schedule, pass by pass.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::fit::Reach;
 use super::model::Model;
 use super::passes::{self, ChunkRanges};
-use super::plan::InferencePlan;
 use super::resume::Unfinished;
+use super::schedule::Schedule;
 use super::work::{Batches, Clock, PatchPool, Reading, Run, Semaphore, Shared, Work};
 use crate::aggregator::{AggregationStats, Aggregator};
 use crate::error::{Error, Result};
@@ -21,22 +21,23 @@ use crate::volume::{
     give_back_freed,
 };
 
-/// What a run did.
+/// The statistics of a run.
+#[non_exhaustive]
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct InferenceStats {
-    /// Patches predicted; those between two passes count for each.
+    /// Patches predicted; those between two passes count in both.
     pub patches: u64,
-    /// What became of them, for each output.
+    /// The statistics of each output.
     pub outputs: Vec<AggregationStats>,
-    /// What was read of the input.
+    /// What was read from the input.
     pub reads: ReadStats,
-    /// Where the time went.
+    /// The time of each step.
     pub timings: Timings,
-    /// Whether the outputs are whole; not before the last of several parts is done.
+    /// Whether the outputs are complete and published: with several parts, only after the last one.
     pub whole: bool,
 }
 
-/// Timings of all threads together.
+/// Seconds of each step, summed over all threads.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Timings {
     /// Reading and decoding.
@@ -47,37 +48,27 @@ pub struct Timings {
     pub blending: f64,
 }
 
-/// Pieces of work after which the input is looked at again.
+/// Batches after which the input is checked for modification.
 const INPUT_CHECK_INTERVAL: u64 = 64;
 
-/// The outputs of a run.
+/// The outputs of a run under construction.
 struct Stores {
     outputs: Vec<Box<dyn VolumeMut>>,
-    /// The same, if they are gone on with.
+    /// The same, if the run can be resumed.
     resumed: Vec<Unfinished>,
-    /// For each, the write chunks (z, y, x) that have to be made; all have to be if there is none.
+    /// The missing write chunks (z, y, x) of each output; `None` if all are missing.
     pending: Option<Vec<HashSet<[u64; 3]>>>,
 }
 
-impl InferencePlan {
+impl Schedule {
     /// Predicts every patch and writes the outputs. `progress` counts patches.
-    ///
-    /// # Errors
-    ///
-    /// The errors of reading, of the model and of writing; [`Error::InputModified`](crate::Error::InputModified) if the
-    /// input is written to meanwhile; [`Error::OutputIsInput`](crate::Error::OutputIsInput); [`Error::Interrupted`](crate::Error::Interrupted) if
-    /// `progress` says so. An output takes its name only if all went well.
-    ///
-    /// # Panics
-    ///
-    /// If the model panics, once all threads have stopped.
-    pub fn run(
+    pub(super) fn run(
         mut self,
         volume: Arc<dyn Volume>,
         model: Arc<dyn Model>,
         progress: Progress<'_>,
     ) -> Result<InferenceStats> {
-        // What earlier work left would be held on top of what the plan says.
+        // Memory that earlier work freed must not count against this run.
         give_back_freed();
         let files = volume.source_files();
         let inputs: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
@@ -102,7 +93,7 @@ impl InferencePlan {
             && !self.passes.is_empty()
             && self.passes.iter().all(passes::is_empty)
         {
-            // More parts than there is to share: the others do it all.
+            // There are more parts than write chunks, and this part owns none.
             done.whole = self.assemble(resume, &*volume, &*model, false)?;
             return Ok(done);
         }
@@ -118,7 +109,7 @@ impl InferencePlan {
         };
         let shared = Arc::new(Shared {
             volume: Cached::new(volume, self.cache_bytes),
-            semaphore: model.at_once().map(Semaphore::new),
+            semaphore: model.max_calls().map(Semaphore::new),
             model,
             grid: self.grid.clone(),
             reading: self.reading(),
@@ -130,7 +121,7 @@ impl InferencePlan {
             [] => vec![None],
             passes => passes.iter().map(Some).collect(),
         };
-        // How many patches each part needs is only known once it is begun.
+        // The number of patches of a pass is only known once the pass begins.
         let (mut before, expected) = (0, self.grid.len() * parts.len() as u64);
         let patch_mask = self.patch_mask.clone().map(Arc::new);
         for (n, part) in parts.iter().enumerate() {
@@ -174,7 +165,7 @@ impl InferencePlan {
         done.patches = shared.predicted.load(Ordering::Relaxed);
         done.reads = shared.volume.read_stats();
         done.timings = shared.clock.seconds();
-        // Chunks of the input would be held on top of what it takes to put outputs together.
+        // The cache must not be held while the outputs are finished.
         let shared = Arc::into_inner(shared).expect("all parts are done");
         let (volume, model) = (shared.volume.into_inner(), shared.model);
         give_back_freed();
@@ -182,7 +173,7 @@ impl InferencePlan {
         Ok(done)
     }
 
-    /// Gives the outputs their names, if all are complete; false if other parts are missing.
+    /// Publishes the outputs if all are complete; returns `false` if other parts are missing.
     fn finish(&self, stores: Stores, volume: &dyn Volume, model: &dyn Model) -> Result<bool> {
         let Some(resume) = self.resume else {
             for store in stores.outputs {
@@ -208,7 +199,7 @@ impl InferencePlan {
         }
     }
 
-    /// Starts the outputs, or opens those of an earlier run, of which some write chunks are done.
+    /// Starts the outputs, or opens those of an earlier run.
     fn stores(&self, volume: &dyn Volume, model: &dyn Model) -> Result<Stores> {
         let Some(resume) = self.resume else {
             let started = self
@@ -232,7 +223,7 @@ impl InferencePlan {
         })
     }
 
-    /// The places of patches that any output needs for a part.
+    /// Returns the places of the patches that any output needs for a pass.
     fn places(&self, part: Option<&ChunkRanges>) -> [Range<usize>; 3] {
         match part {
             Some(part) => Reach::new(&self.outputs).of(part),
@@ -240,7 +231,7 @@ impl InferencePlan {
         }
     }
 
-    /// What blends into the outputs, or into a part of them.
+    /// Returns the aggregators of the outputs, or of a part of them.
     fn aggregators(
         &self,
         stores: &mut Stores,

@@ -4,12 +4,23 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::begun::Choices;
+use super::schedule::Schedule;
 use super::*;
+use crate::aggregator::{Blend, Reduce};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::grid::GridPlacement;
+use crate::pad::Padding;
 use crate::patch::Patch;
 use crate::progress::silent;
 use crate::region::Region;
-use crate::volume::{Layout, MemoryVolume, RealValues, Rescale, Volume, VolumeExt, open};
+use crate::region::Shape;
+use crate::volume::{
+    CreateOptions, Layout, MemoryVolume, RealValues, Rescale, Volume, VolumeExt, open,
+};
 
+mod front;
 mod hard;
 mod huge;
 mod inputs;
@@ -18,6 +29,29 @@ mod schedules;
 mod twin;
 
 const SHAPE: Shape = [50, 37, 41];
+
+impl InferenceOptions {
+    /// The schedule of a run with exactly these threads.
+    pub(super) fn plan(
+        &self,
+        input: &Layout,
+        model: &dyn Model,
+        targets: &[OutputTarget],
+    ) -> Result<Schedule> {
+        let options = self.clone().with_min_threads(self.threads);
+        Choices::new(options, vec![targets.to_vec()]).schedule(input, model)
+    }
+
+    /// The schedule of a run that follows what other processes began.
+    fn following(
+        &self,
+        input: &Layout,
+        model: &dyn Model,
+        choices: &[Vec<OutputTarget>],
+    ) -> Result<Schedule> {
+        Arc::new(Choices::new(self.clone(), choices.to_vec())).following(input, model)
+    }
+}
 
 fn source() -> Arc<MemoryVolume> {
     let value = |n: u32| i16::try_from(n.wrapping_mul(2_654_435_761) >> 19).unwrap() - 4_000;
@@ -35,22 +69,24 @@ fn options() -> CreateOptions {
     }
 }
 
-fn inference() -> Inference {
-    Inference {
+fn inference() -> InferenceOptions {
+    InferenceOptions {
         threads: 2,
-        ..Inference::new([16; 3], [8; 3])
+        ..InferenceOptions::new([16; 3]).with_overlap([8; 3])
     }
 }
 
 fn target(path: &Path, blend: Blend, reduce: Reduce) -> OutputTarget {
     OutputTarget {
         store: options(),
-        ..OutputTarget::new(path, blend, reduce)
+        ..OutputTarget::new(path)
+            .with_blend(blend)
+            .with_reduce(reduce)
     }
 }
 
 fn run(
-    what: &Inference,
+    what: &InferenceOptions,
     volume: Arc<dyn Volume>,
     model: &str,
     target: &OutputTarget,
@@ -92,7 +128,7 @@ fn the_identity_gives_the_volume_back_for_every_blend_and_any_threads() {
         for threads in [1, 2, 5] {
             for batch in [1, 3] {
                 let path = dir.path().join(format!("{n}-{threads}-{batch}.zarr"));
-                let what = Inference {
+                let what = InferenceOptions {
                     threads,
                     batch,
                     ..inference()
@@ -206,9 +242,9 @@ fn with_memory_for_the_front_each_input_chunk_is_read_once() {
     made.finish().unwrap();
     let reads = |memory| {
         let out = dir.path().join(format!("{memory}.zarr"));
-        let what = Inference {
+        let what = InferenceOptions {
             memory,
-            ..Inference::new([32; 3], [16; 3])
+            ..InferenceOptions::new([32; 3]).with_overlap([16; 3])
         };
         let target = target(&out, Blend::Hann, Reduce::Mean);
         let done = run(&what, open(&source).unwrap(), "identity", &target).unwrap();
@@ -219,15 +255,15 @@ fn with_memory_for_the_front_each_input_chunk_is_read_once() {
     let model = builtin_model("identity").unwrap();
     let volume = open(&source).unwrap();
     let plan = |memory| {
-        let what = Inference {
+        let what = InferenceOptions {
             memory,
-            ..Inference::new([32; 3], [16; 3])
+            ..InferenceOptions::new([32; 3]).with_overlap([16; 3])
         };
         let target = target(Path::new("out.zarr"), Blend::Hann, Reduce::Mean);
         what.plan(volume.layout(), &*model, &[target])
     };
     let least = plan(64 << 20).unwrap();
-    let least = least.peak_bytes - least.cache_bytes - least.lead_bytes;
+    let least = least.peak_bytes - least.cache_bytes - least.reorder_bytes;
     assert!(reads(least) > chunks);
     assert_eq!(plan(least - 1).unwrap().passes(), 2);
     let error = plan(200_000).unwrap_err().to_string();

@@ -34,8 +34,8 @@ impl Model for FlipTta {
         format!("the flips of {}", self.model.id())
     }
 
-    fn at_once(&self) -> Option<usize> {
-        self.model.at_once()
+    fn max_calls(&self) -> Option<usize> {
+        self.model.max_calls()
     }
 
     fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<OutputSpec>> {

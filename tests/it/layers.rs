@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [&[&str]; 5] = [
     &[
         "error", "files", "region", "dtype", "geometry", "meter", "queue", "progress", "threads",
+        "words",
     ],
     &["patch", "pad", "grid"],
     &["volume"],
@@ -85,7 +86,10 @@ fn homes() -> HashMap<String, String> {
     let lib = include_str!("../../src/lib.rs").replace(",\n", ",");
     let mut homes = HashMap::new();
     for line in lib.lines().filter_map(|line| line.strip_prefix("pub use ")) {
-        let (room, names) = line.split_once("::").expect("a room's items");
+        // Whole crates, such as `ndarray`, are not rooms.
+        let Some((room, names)) = line.split_once("::") else {
+            continue;
+        };
         for name in names.split(|c: char| !(c.is_alphanumeric() || c == '_')) {
             homes.insert(name.to_owned(), room.to_owned());
         }

@@ -13,7 +13,7 @@ use voxpatch::sampler::{Label, LabelIndex, LabelValue, LabelWeights, Sampler, Sa
 use voxpatch::training::{EpochPlan, Image, Loader, LoaderOptions, Subject, TOLERANCE};
 use voxpatch::volume::{Codec, CreateOptions, create};
 use voxpatch::{
-    Blend, ConvertOptions, Error, Inference, Layout, MemoryVolume, OutputTarget, Reduce, Region,
+    ConvertOptions, Error, InferenceOptions, Layout, MemoryVolume, OutputTarget, Predictor, Region,
     Uniform, Volume, VolumeExt, open, progress,
 };
 
@@ -95,18 +95,16 @@ fn everything(path: &Path, out: &Path) -> voxpatch::Result<Vec<u8>> {
     }
 
     let model = builtin_model("identity")?;
-    let mut target = OutputTarget::new(out, Blend::Hann, Reduce::Mean);
+    let mut target = OutputTarget::new(out);
     target.store.replace = true;
     target.store.chunk = [8; 3];
     target.store.shard = Some([16; 3]);
-    let inference = Inference {
-        threads: 2,
-        ..Inference::new([12; 3], [4; 3])
-    };
-    let plan = inference.plan(volume.layout(), &*model, &[target])?;
-    let selection = PatchMask::from_volume(&plan.grid, &*volume)?;
-    plan.with_patch_mask(selection)?
-        .run(Arc::clone(&volume), model, &progress::silent)?;
+    let options = InferenceOptions::new([12; 3])
+        .with_overlap([4; 3])
+        .with_threads(2);
+    let plan = Predictor::new(Arc::clone(&volume), model, options).plan(&[target])?;
+    let mask = PatchMask::from_volume(plan.grid(), &*volume)?;
+    plan.with_patch_mask(mask)?.run(&progress::silent)?;
     bytes.extend(open(out)?.read(Region::whole(SHAPE))?.bytes());
     Ok(bytes)
 }

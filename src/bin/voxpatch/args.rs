@@ -255,9 +255,9 @@ pub(crate) struct Common {
 }
 
 impl Common {
-    /// Whether a number of threads was asked for.
-    pub(crate) fn threads_given(&self) -> bool {
-        self.threads.is_some()
+    /// Returns the fewest threads to work with: exactly as many as were given, or 1.
+    pub(crate) fn min_threads(&self) -> usize {
+        self.threads.map_or(1, usize::from)
     }
 
     pub(crate) fn threads(&self) -> usize {
@@ -330,7 +330,7 @@ impl Storage {
     }
 
     /// The options that were not given.
-    pub(crate) fn unasked(&self) -> Vec<StoreOption> {
+    pub(crate) fn defaults(&self) -> Vec<StoreOption> {
         let all = [
             (StoreOption::Format, self.zarr.is_none()),
             (StoreOption::Chunk, self.chunk.is_none()),
@@ -339,22 +339,21 @@ impl Storage {
             (StoreOption::Level, self.clevel.is_none()),
             (StoreOption::Pyramid, self.pyramid.is_none()),
         ];
-        let unasked = all.into_iter().filter(|(_, unasked)| *unasked);
-        unasked.map(|(option, _)| option).collect()
+        let default = all.into_iter().filter(|(_, default)| *default);
+        default.map(|(option, _)| option).collect()
     }
 
-    /// An output stored as the options say, and, if no shard was asked for, with smaller ones, of which fewer
-    /// voxels wait to be written.
-    pub(crate) fn targets(&self, replace: bool, target: &OutputTarget) -> Vec<Vec<OutputTarget>> {
-        let choices = self.choices(replace).into_iter();
-        let stored = |store| OutputTarget {
-            store,
-            ..target.clone()
-        };
-        choices.map(|store| vec![stored(store)]).collect()
+    /// Returns the target stored with these options. If no shard was given, smaller ones may be used.
+    pub(crate) fn target(&self, target: OutputTarget, overwrite: bool) -> OutputTarget {
+        let mut choices = self.choices(overwrite).into_iter();
+        let store = choices.next().unwrap_or_default();
+        target
+            .with_store(store)
+            .with_smaller_shards(choices.filter_map(|options| options.shard).collect())
+            .with_defaults(self.defaults())
     }
 
-    /// The options, and, if no shard was asked for, the same with smaller shards.
+    /// Returns the options and, if no shard was given, the same with smaller shards.
     pub(crate) fn choices(&self, replace: bool) -> Vec<CreateOptions> {
         let options = self.options(replace);
         let smaller = match (self.shard, options.shard) {

@@ -1,49 +1,54 @@
-//! Flags of `voxpatch infer` that say where patches lie and how predictions become voxels.
+//! The arguments of `voxpatch infer` for placing, blending and reducing patches.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
-use voxpatch::aggregator::{Accumulator, NonFinite, Skipped};
-use voxpatch::{AggregatorOptions, Blend, GridPlacement, Inference, Padding, Reduce, Shape};
+use voxpatch::aggregator::{Accumulator, NonFinite, Skipped, Window};
+use voxpatch::{AggregatorOptions, Blend, GridPlacement, InferenceOptions, Padding, Reduce, Shape};
 
 use crate::args::size;
 
-/// GridPlacement, blending and reduction.
+/// Placement, blending and reduction.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Patches and blending")]
 pub(crate) struct Blending {
-    /// Place and weigh patches as a peer does; the flags below go before it.
-    #[arg(long, value_enum, value_name = "PEER")]
+    /// Use another tool's patch placement and weights; explicit flags override it.
+    #[arg(long, value_enum, value_name = "TOOL")]
     pub(crate) preset: Option<Preset>,
-    /// How overlapping predictions are weighed: average, hann, gaussian[:SIGMA] (part of the patch),
-    /// linear, nnunet, or crop; hann if not given.
-    #[arg(long, value_parser = blend, value_name = "WINDOW")]
+    /// Weights of overlapping patches: average, hann, gaussian[:SIGMA] (a fraction of the patch), linear, nnunet,
+    /// or crop [default: hann].
+    #[arg(long, value_name = "WINDOW")]
     blend: Option<Blend>,
-    /// Where patches start: edge (the last moved to the edge), even, or padded (the last hangs over);
-    /// edge if not given.
-    #[arg(long, value_parser = placement, value_name = "HOW")]
+    /// Where patches start: edge (the last is moved to the edge), even, or padded (the last hangs over)
+    /// [default: edge].
+    #[arg(long, value_name = "HOW")]
     placement: Option<GridPlacement>,
-    /// What lies beyond the faces, where patches hang over: edge, reflect, wrap, or constant[:VALUE]. The
-    /// volume is padded by half the overlap, and the output cropped by as much.
-    #[arg(long, value_parser = padding, value_name = "MODE", allow_hyphen_values = true)]
+    /// Pad the volume by half the overlap at each face, and crop the output by as much: edge, reflect, wrap, or
+    /// constant[:VALUE].
+    #[arg(long, value_name = "MODE", allow_hyphen_values = true)]
     padding: Option<Padding>,
-    /// Voxels beyond each face that patches cover as well, instead of half the overlap.
+    /// Voxels to pad at each face, instead of half the overlap.
     #[arg(long, value_parser = size, value_name = "SIZE", requires = "padding")]
     margin: Option<Shape>,
-    /// What becomes of the blended channels: mean, softmax, sigmoid, argmax, threshold:VALUE, or quantize:LOW,HIGH.
-    #[arg(long, value_parser = reduce, default_value = "mean", value_name = "HOW", allow_hyphen_values = true)]
+    /// Reduction of the blended channels: mean, softmax, sigmoid, argmax, threshold:VALUE, or quantize:LOW,HIGH.
+    #[arg(
+        long,
+        default_value = "mean",
+        value_name = "HOW",
+        allow_hyphen_values = true
+    )]
     reduce: Reduce,
-    /// The labels that the classes of --reduce argmax stand for, one for each channel.
+    /// Labels of the classes of --reduce argmax, one per channel.
     #[arg(long, value_delimiter = ',', value_name = "L,L...")]
     labels: Vec<u32>,
-    /// The type in which predictions are summed up.
-    #[arg(long, value_enum, default_value_t = AccumulatorName::F32, value_name = "T")]
-    accumulator: AccumulatorName,
-    /// Predict only patches that hold foreground (not 0) of this volume, which covers the same space with
-    /// voxels of any size, its axes stored in any order and direction.
+    /// Type of the weighted sums: float32, or float16 or bfloat16 for half the memory.
+    #[arg(long, default_value_t = Accumulator::F32, value_name = "T")]
+    accumulator: Accumulator,
+    /// Predict only patches that contain foreground (not 0) of this volume. It covers the same space, with voxels of
+    /// any size and axes in any order and direction.
     #[arg(long, value_name = "FILE")]
     pub(crate) mask: Option<PathBuf>,
-    /// What patches without foreground mean: nothing, or a vote for these values, one for each channel.
+    /// Values to blend for patches outside --mask, one per channel [default: leave these patches out].
     #[arg(
         long,
         value_delimiter = ',',
@@ -52,7 +57,7 @@ pub(crate) struct Blending {
         allow_hyphen_values = true
     )]
     vote: Vec<f32>,
-    /// The output's value where no patch votes.
+    /// Value of voxels that no patch covers.
     #[arg(
         long,
         default_value_t = 0.0,
@@ -60,85 +65,61 @@ pub(crate) struct Blending {
         allow_hyphen_values = true
     )]
     fill: f64,
-    /// What a prediction with NaN or infinity means.
-    #[arg(long, value_enum, default_value_t = NonFiniteName::Refuse, value_name = "HOW")]
-    non_finite: NonFiniteName,
+    /// How to treat a prediction with NaN or infinity: refuse (an error), leave-out (the patch does not vote), or
+    /// keep (in the voxels that the patch covers).
+    #[arg(long, default_value_t = NonFinite::Refuse, value_name = "HOW")]
+    non_finite: NonFinite,
 }
 
-/// Whose placement and weights.
+/// A tool whose placement and weights are used.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum Preset {
     /// `GridSampler` and `GridAggregator` with hann.
     Torchio,
     /// `sliding_window_inference` with mode gaussian.
     Monai,
-    /// `nnUNetPredictor` with Gaussian weights; --overlap is the patch less its step.
+    /// `nnUNetPredictor` with Gaussian weights; --overlap is the patch minus its step.
     Nnunet,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum AccumulatorName {
-    F32,
-    /// Half the memory, 11 bits.
-    F16,
-    /// Half the memory, 8 bits.
-    Bf16,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum NonFiniteName {
-    /// An error that names patch and voxel.
-    Refuse,
-    /// The patch does not vote.
-    LeaveOut,
-    /// It goes into the voxels that the patch covers.
-    Keep,
-}
-
 impl Blending {
-    /// Where patches lie, for a volume of a shape.
+    /// Returns the options for a volume of a shape.
     pub(crate) fn inference(
         &self,
         volume: Shape,
         patch: Shape,
         overlap: Shape,
-    ) -> voxpatch::Result<Inference> {
-        let mut inference = Inference::new(patch, overlap);
-        match self.preset {
+    ) -> voxpatch::Result<InferenceOptions> {
+        let mut options = match self.preset {
             Some(Preset::Monai) => {
-                inference = Inference {
-                    overlap: std::array::from_fn(|a| {
-                        if patch[a] == volume[a] { 0 } else { overlap[a] }
-                    }),
-                    ..Inference::monai(volume, patch, 0.0)?.0
-                };
+                let overlap =
+                    std::array::from_fn(|a| if patch[a] == volume[a] { 0 } else { overlap[a] });
+                let (options, _) = InferenceOptions::monai(volume, patch, 0.0)?;
+                options.with_overlap(overlap)
             }
             Some(Preset::Nnunet) => {
-                inference = Inference {
-                    overlap,
-                    placement: GridPlacement::Even,
-                    ..Inference::nnunet(volume, patch, 1.0)?.0
-                };
+                let (options, _) = InferenceOptions::nnunet(volume, patch, 1.0)?;
+                options
+                    .with_overlap(overlap)
+                    .with_placement(GridPlacement::Even)
             }
-            Some(Preset::Torchio) | None => {}
-        }
+            Some(Preset::Torchio) | None => InferenceOptions::new(patch).with_overlap(overlap),
+        };
         if let Some(placement) = self.placement {
-            inference.placement = placement;
+            options = options.with_placement(placement);
         }
         if let Some(padding) = self.padding {
-            inference.padding = Some(padding);
-            inference.margin = self.margin.unwrap_or(overlap.map(|overlap| overlap / 2));
+            let margin = self.margin.unwrap_or(overlap.map(|overlap| overlap / 2));
+            options = options.with_padding(padding).with_margin(margin);
         }
-        Ok(inference)
+        Ok(options)
     }
 
-    /// What becomes of predictions of patches of a size.
+    /// Returns the aggregator's options, for predictions of patches of a size.
     pub(crate) fn options(&self, patch: Shape) -> voxpatch::Result<AggregatorOptions> {
         let blend = match (&self.blend, self.preset) {
             (Some(blend), _) => blend.clone(),
-            (None, Some(Preset::Monai)) => {
-                Blend::Custom(voxpatch::aggregator::Window::monai(patch, 0.125)?)
-            }
+            (None, Some(Preset::Monai)) => Blend::Custom(Window::monai(patch, 0.125)?),
             (None, Some(Preset::Nnunet)) => Blend::NnUnet,
             (None, _) => Blend::Hann,
         };
@@ -146,98 +127,14 @@ impl Blending {
             Reduce::Argmax if !self.labels.is_empty() => Reduce::Labels(self.labels.clone().into()),
             reduce => reduce.clone(),
         };
-        Ok(AggregatorOptions {
-            accumulator: match self.accumulator {
-                AccumulatorName::F32 => Accumulator::F32,
-                AccumulatorName::F16 => Accumulator::F16,
-                AccumulatorName::Bf16 => Accumulator::BF16,
-            },
-            skipped: match &self.vote[..] {
-                [] => Skipped::Renormalize,
-                values => Skipped::Vote(values.to_vec()),
-            },
-            non_finite: match self.non_finite {
-                NonFiniteName::Refuse => NonFinite::Refuse,
-                NonFiniteName::LeaveOut => NonFinite::LeaveOut,
-                NonFiniteName::Keep => NonFinite::Keep,
-            },
-            fill: self.fill,
-            ..AggregatorOptions::new(blend, reduce)
-        })
-    }
-}
-
-fn number<T: FromStr>(word: &str) -> Result<T, String> {
-    word.trim()
-        .parse()
-        .map_err(|_| format!("{word:?} is no number"))
-}
-
-fn blend(word: &str) -> Result<Blend, String> {
-    match word.split_once(':') {
-        None => match word {
-            "average" => Ok(Blend::Average),
-            "hann" => Ok(Blend::Hann),
-            "gaussian" => Ok(Blend::GAUSSIAN),
-            "linear" => Ok(Blend::Linear),
-            "nnunet" => Ok(Blend::NnUnet),
-            "crop" => Ok(Blend::Crop),
-            _ => {
-                Err("there are average, hann, gaussian[:SIGMA], linear, nnunet and crop".to_owned())
-            }
-        },
-        Some(("gaussian", sigma)) => Ok(Blend::Gaussian {
-            sigma: number(sigma)?,
-        }),
-        Some(_) => Err("only gaussian takes a number".to_owned()),
-    }
-}
-
-fn placement(word: &str) -> Result<GridPlacement, String> {
-    match word {
-        "edge" => Ok(GridPlacement::Edge),
-        "even" => Ok(GridPlacement::Even),
-        "padded" => Ok(GridPlacement::Padded),
-        _ => Err("there are edge, even and padded".to_owned()),
-    }
-}
-
-fn padding(word: &str) -> Result<Padding, String> {
-    match word.split_once(':') {
-        None => match word {
-            "constant" => Ok(Padding::Constant(0.0)),
-            "edge" => Ok(Padding::Edge),
-            "reflect" => Ok(Padding::Reflect),
-            "wrap" => Ok(Padding::Wrap),
-            _ => Err("there are edge, reflect, wrap and constant[:VALUE]".to_owned()),
-        },
-        Some(("constant", value)) => Ok(Padding::Constant(number(value)?)),
-        Some(_) => Err("only constant takes a number".to_owned()),
-    }
-}
-
-fn reduce(word: &str) -> Result<Reduce, String> {
-    match word.split_once(':') {
-        None => match word {
-            "mean" => Ok(Reduce::Mean),
-            "softmax" => Ok(Reduce::Softmax),
-            "sigmoid" => Ok(Reduce::Sigmoid),
-            "argmax" => Ok(Reduce::Argmax),
-            _ => Err(
-                "there are mean, softmax, sigmoid, argmax, threshold:VALUE and quantize:LOW,HIGH"
-                    .to_owned(),
-            ),
-        },
-        Some(("threshold", value)) => Ok(Reduce::Threshold(number(value)?)),
-        Some(("quantize", range)) => {
-            let (low, high) = range
-                .split_once(',')
-                .ok_or("quantize takes two numbers: quantize:LOW,HIGH")?;
-            Ok(Reduce::Quantize {
-                low: number(low)?,
-                high: number(high)?,
-            })
-        }
-        Some(_) => Err("only threshold and quantize take numbers".to_owned()),
+        let skipped = match &self.vote[..] {
+            [] => Skipped::Renormalize,
+            values => Skipped::Vote(values.to_vec()),
+        };
+        Ok(AggregatorOptions::new(blend, reduce)
+            .with_accumulator(self.accumulator)
+            .with_skipped(skipped)
+            .with_non_finite(self.non_finite)
+            .with_fill(self.fill))
     }
 }

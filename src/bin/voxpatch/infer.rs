@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use voxpatch::inference::{
-    Ensemble, FlipTta, InferencePlan, InferenceStats, Model, Normalize, OutputPlace, PatchMask,
-    SelectOutput, builtin_model, measuring_threads,
+    Ensemble, FlipTta, InferencePlan, InferenceStats, Model, OutputPlace, PatchMask, SelectOutput,
 };
-use voxpatch::meter::{Meter, Peak, anonymous_bytes};
-use voxpatch::volume::{CreateOptions, DiskSpace, OutputPart, check_output};
-use voxpatch::{AggregatorOptions, Error, Layout, OutputTarget, Volume};
+use voxpatch::meter::{Meter, Peak};
+use voxpatch::volume::{DiskSpace, OutputPart, check_output};
+use voxpatch::{Error, Layout, OutputTarget, Predictor, Volume, builtin_model};
 
 use crate::args::{RuntimeName, TtaName};
 use crate::memory::text;
@@ -27,66 +26,54 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     let whole = options.open(&settings.source)?;
     let volume = settings.chosen.of(&whole)?;
     let layout = volume.layout();
-    let mut inference =
+    let threads = settings.common.threads();
+    let options = settings
+        .blending
+        .inference(layout.shape, settings.patch, settings.overlap)?
+        .with_memory(settings.memory.memory)
+        .with_threads(threads)
+        .with_min_threads(settings.common.min_threads())
+        .with_batch(settings.batch.into())
+        .with_masked(mask.is_some());
+    let mut target = OutputTarget::new(&settings.target).with_blending(
         settings
             .blending
-            .inference(layout.shape, settings.patch, settings.overlap)?;
-    inference.memory = settings.memory.memory;
-    inference.threads = settings.common.threads();
-    inference.batch = settings.batch.into();
-    inference.masked = mask.is_some();
-    let fewest = if settings.common.threads_given() {
-        inference.threads
-    } else {
-        1
-    };
-    let target = OutputTarget {
-        path: settings.target.clone(),
-        blending: AggregatorOptions {
-            clip: settings.clip,
-            ..settings.blending.options(settings.patch)?
-        },
-        dtype: settings.dtype,
-        store: CreateOptions::default(),
-        unasked: settings.storage.unasked(),
-    };
-    let choices = settings.storage.targets(settings.common.force, &target);
-    let resumed = settings.resume || settings.part.is_some();
-    let mut plan = if resumed {
-        inference.plan_begun(fewest, layout, &*model, &choices)?
-    } else {
-        inference.plan_within(fewest, layout, &*model, &choices)?
-    };
+            .options(settings.patch)?
+            .with_clip(settings.clip),
+    );
+    target.dtype = settings.dtype;
+    let target = settings.storage.target(target, settings.common.force);
+    let mut plan = Predictor::new(Arc::clone(&volume), model, options).plan(&[target])?;
     if let Some(mask) = mask {
         let mask = opened_mask(settings, mask, &whole, layout)?;
-        let (threads, memory) = (settings.common.threads(), settings.memory.memory);
-        let selection = PatchMask::from_volume_within(&plan.grid, &*mask, threads, memory)?;
-        plan = plan.with_patch_mask(selection)?;
+        let memory = settings.memory.memory;
+        let mask = PatchMask::from_volume_within(plan.grid(), &*mask, threads, memory)?;
+        plan = plan.with_patch_mask(mask)?;
     }
-    if resumed {
+    let resumable = settings.resume || settings.part.is_some();
+    if resumable {
         let part = settings.part.unwrap_or(OutputPart::WHOLE);
         plan = plan.with_part(part, settings.durability.into())?;
     }
     let space = plan.disk_space()?;
     report::warn_of_space(&space);
     if settings.dry_run {
-        return dry_run(&plan, &space, &volume, &*model, settings);
+        return dry_run(&plan, &space, &*volume, settings);
     }
     let patch_bytes = patch_bytes(layout.channels, settings.patch, layout.dtype)?;
 
     plan.check_names()?;
     stop::stop_gracefully();
     let meter = Meter::start();
-    let (threads, _) = measuring(settings, layout);
     let plan = report::with_progress("measuring", |progress| {
-        plan.normalized(settings.normalize, &volume, threads, progress)
+        plan.with_normalize(settings.normalize, progress)
     })?;
     let began = Instant::now();
-    let done = report::with_progress("predicting", |progress| plan.run(volume, model, progress));
+    let done = report::with_progress("predicting", |progress| plan.run(progress));
     let done = done.map_err(|error| {
         let stopped = matches!(error, Error::Interrupted);
         let error = anyhow::Error::new(error);
-        if stopped && resumed {
+        if stopped && resumable {
             error.context("interrupted: run the same command again to resume")
         } else {
             error
@@ -96,7 +83,7 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     summary(settings, &done, (seconds, patch_bytes), &meter.stop())
 }
 
-/// Prints what was done in so many seconds, with patches of so many bytes.
+/// Prints what was done in this many seconds, with patches of this many bytes.
 fn summary(
     settings: &args::Infer,
     done: &InferenceStats,
@@ -127,11 +114,7 @@ fn summary(
     report.plain("chunks_written", output.chunks_written);
     report.plain("uncovered_voxels", output.uncovered_voxels);
     report.plain("clipped_values", output.clipped_values);
-    report.add(
-        "peak_live_bytes",
-        output.peak_live_bytes,
-        report::bytes(output.peak_live_bytes),
-    );
+    report.bytes("peak_live_bytes", output.peak_live_bytes);
     report.add("peak_resident_bytes", peak.resident, text(peak.resident));
     report.add("peak_anonymous_bytes", peak.anonymous, text(peak.anonymous));
     report.print(settings.common.json)
@@ -156,23 +139,11 @@ fn opened_mask(
     settings.chosen.with(whole.layout(), chosen, &mask, bring)
 }
 
-/// The threads that measure the volume before it is normalized, and the bytes that they take.
-fn measuring(settings: &args::Infer, layout: &Layout) -> (usize, u64) {
-    match settings.normalize {
-        Normalize::ZScore => {
-            let memory = settings.memory.memory;
-            measuring_threads(layout, settings.common.threads(), memory)
-        }
-        _ => (1, 0),
-    }
-}
-
 /// Reports what a plan takes. Time and the model's memory are extrapolated from one batch in the middle.
 fn dry_run(
     plan: &InferencePlan,
     space: &[DiskSpace],
-    volume: &Arc<dyn Volume>,
-    model: &dyn Model,
+    volume: &dyn Volume,
     settings: &args::Infer,
 ) -> anyhow::Result<()> {
     let predicted = plan.predictions();
@@ -181,64 +152,29 @@ fn dry_run(
     report.plain("patches", plan.patches().0);
     report.plain("patches_predicted", predicted);
     report.plain("passes", plan.passes() as u64);
-    let bytes = patch_bytes(layout.channels, plan.grid.patch(), layout.dtype)?;
-    let read = bytes.saturating_mul(predicted);
-    report.add("bytes_of_patches", read, report::bytes(read));
-    let stored = volume.stored_bytes()?;
-    report.add("stored_input_bytes", stored, report::bytes(stored));
-    report.add(
-        "live_bytes",
-        plan.live_bytes,
-        report::bytes(plan.live_bytes),
-    );
-    report.add(
-        "cache_bytes",
-        plan.cache_bytes,
-        report::bytes(plan.cache_bytes),
-    );
-    report.add(
-        "lead_bytes",
-        plan.lead_bytes,
-        report::bytes(plan.lead_bytes),
-    );
-    report.add(
-        "peak_bytes",
-        plan.peak_bytes,
-        report::bytes(plan.peak_bytes),
-    );
-    for output in &plan.outputs {
+    let bytes = patch_bytes(layout.channels, plan.grid().patch(), layout.dtype)?;
+    report.bytes("bytes_of_patches", bytes.saturating_mul(predicted));
+    report.bytes("stored_input_bytes", volume.stored_bytes()?);
+    report.bytes("live_bytes", plan.live_bytes());
+    report.bytes("cache_bytes", plan.cache_bytes());
+    report.bytes("reorder_bytes", plan.reorder_bytes());
+    report.bytes("peak_bytes", plan.peak_bytes());
+    for output in plan.outputs() {
         let bytes = output.layout.decoded_bytes()?;
-        report.add(
-            "output_bytes",
-            bytes,
-            format!("{} before compression", report::bytes(bytes)),
-        );
+        let text = format!("{} before compression", report::bytes(bytes));
+        report.add("output_bytes", bytes, text);
     }
     if let Some(free) = space.first().and_then(|space| space.free_bytes) {
-        report.add("free_bytes", free, report::bytes(free));
+        report.bytes("free_bytes", free);
     }
-    // Any two numbers take the memory of those that are measured.
-    let stand_in = match settings.normalize {
-        Normalize::ZScore => Normalize::Ct {
-            low: 0.0,
-            high: 1.0,
-        },
-        other => other,
-    };
-    let silent = &voxpatch::progress::silent;
-    let plan = plan.clone().normalized(stand_in, volume, 1, silent)?;
-    let base = anonymous_bytes().unwrap_or(0);
-    let found = plan.probe(volume, model)?;
-    let (_, measuring) = measuring(settings, layout);
-    let process = found.process_bytes.max(Some(base + measuring));
-    let process = process.filter(|_| found.process_bytes.is_some());
-    report.add("model_bytes", found.model_bytes, text(found.model_bytes));
+    let probe = plan.probe(settings.normalize)?;
+    report.add("model_bytes", probe.model_bytes, text(probe.model_bytes));
     report.add(
         "process_bytes",
-        process,
-        format!("{} in all, at most", text(process)),
+        probe.process_bytes,
+        format!("{} in all, at most", text(probe.process_bytes)),
     );
-    let seconds = found.seconds;
+    let seconds = probe.duration.as_secs_f64();
     report.add(
         "estimated_seconds",
         seconds,
@@ -247,7 +183,7 @@ fn dry_run(
     report.print(settings.common.json)
 }
 
-/// What the command line says is to become of each patch, but for normalising it.
+/// Returns the model of the command line, without normalization.
 fn model(settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>> {
     let named = settings.model.iter().map(|name| {
         let model = SelectOutput::new(opened(name, settings)?, settings.output.clone());

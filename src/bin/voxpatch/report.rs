@@ -33,6 +33,11 @@ impl Report {
         self.add(key, value, text);
     }
 
+    /// Adds a number of bytes.
+    pub(crate) fn bytes(&mut self, key: &str, count: u64) {
+        self.add(key, count, bytes(count));
+    }
+
     /// Adds a result that only the JSON object has.
     pub(crate) fn only_json(&mut self, key: &str, value: impl Into<Json>) {
         self.json.insert(key.to_owned(), value.into());

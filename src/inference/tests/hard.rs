@@ -97,12 +97,12 @@ fn every_placement_padding_and_margin_gives_the_volume_back() {
             (Some(Padding::Wrap), [1, 1, 1]),
         ] {
             for blend in [Blend::Hann, Blend::Crop, Blend::Linear] {
-                let what = Inference {
+                let what = InferenceOptions {
                     placement,
                     padding,
                     margin,
                     threads: 2,
-                    ..Inference::new([16, 12, 8], [8, 5, 3])
+                    ..InferenceOptions::new([16, 12, 8]).with_overlap([8, 5, 3])
                 };
                 let path = dir.path().join(format!("{n}.zarr"));
                 n += 1;
@@ -133,10 +133,10 @@ fn patches_larger_than_the_volume_are_refused_or_padded() {
         let source = noise(shape);
         let path = dir.path().join(format!("{n}.zarr"));
         let target = target(&path, Blend::Hann, Reduce::Mean);
-        let plain = Inference::new([16; 3], [8; 3]);
+        let plain = InferenceOptions::new([16; 3]).with_overlap([8; 3]);
         let refused = run(&plain, shared(&source), "identity", &target);
         assert!(matches!(refused, Err(Error::PatchSize { axis: 'z', .. })));
-        let padded = Inference {
+        let padded = InferenceOptions {
             padding: Some(Padding::Reflect),
             ..plain
         };
@@ -146,11 +146,11 @@ fn patches_larger_than_the_volume_are_refused_or_padded() {
 }
 
 /// What the model is given, put down by patch.
-fn given(what: &Inference, source: &Arc<Counted>) -> Vec<Patch> {
+fn given(what: &InferenceOptions, source: &Arc<Counted>) -> Vec<Patch> {
     let dir = tempfile::tempdir().unwrap();
     let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
     let note = Arc::clone(&seen);
-    let model = Arc::new(FnModel::new(
+    let model = Arc::new(BatchModel::new(
         vec![OutputSpec::new(1, DType::F32)],
         move |batch| {
             note.lock().unwrap().extend(batch.iter().cloned());
@@ -176,9 +176,9 @@ fn patches_are_padded_as_the_whole_volume_would_be_and_read_only_what_they_need(
         Padding::Reflect,
         Padding::Wrap,
     ] {
-        let what = Inference {
+        let what = InferenceOptions {
             threads: 1,
-            ..Inference::padded([12, 10, 8], [6, 4, 4], padding)
+            ..InferenceOptions::padded([12, 10, 8], [6, 4, 4], padding)
         };
         let patches = given(&what, &source);
         assert!(
@@ -291,7 +291,9 @@ fn outputs_of_several_scales_types_and_reductions_come_from_one_pass() {
     let layout = Layout::new([40, 30, 26], 1, DType::F32).with_geometry(spacing);
     let volume = MemoryVolume::from_vec([40, 30, 26], 1, values).unwrap();
     let source: Arc<dyn Volume> = Arc::new(Scaled(volume, layout.clone()));
-    let model = Arc::new(FnModel::new(four_outputs(), |batch| predict_four(&batch)));
+    let model = Arc::new(BatchModel::new(four_outputs(), |batch| {
+        predict_four(&batch)
+    }));
     let path = |name: &str| dir.path().join(name);
     let targets = [
         target(&path("quarter.zarr"), Blend::Hann, Reduce::Mean),
@@ -299,11 +301,11 @@ fn outputs_of_several_scales_types_and_reductions_come_from_one_pass() {
         target(&path("classes.zarr"), Blend::Hann, Reduce::Argmax),
         target(&path("valid.zarr"), Blend::Hann, Reduce::Mean),
     ];
-    let what = Inference {
+    let what = InferenceOptions {
         placement: GridPlacement::Padded,
         threads: 3,
         batch: 2,
-        ..Inference::new([16, 16, 16], [8, 8, 8])
+        ..InferenceOptions::new([16, 16, 16]).with_overlap([8, 8, 8])
     };
     let plan = what.plan(&layout, &*model, &targets).unwrap();
     let done = plan.run(Arc::clone(&source), model, &silent).unwrap();
@@ -370,9 +372,9 @@ fn outputs_that_do_not_fit_the_grid_or_the_targets_are_refused_before_anything_i
             scale,
             ..OutputSpec::new(1, DType::F32)
         };
-        FnModel::new(vec![output], |batch| Ok(vec![batch]))
+        BatchModel::new(vec![output], |batch| Ok(vec![batch]))
     };
-    let what = Inference::new([16; 3], [8; 3]);
+    let what = InferenceOptions::new([16; 3]).with_overlap([8; 3]);
     let layout = Volume::layout(&*source);
     for (scale, halo) in [(4, [0; 3]), (3, [0; 3]), (1, [5, 0, 0]), (1, [8; 3])] {
         let plan = what.plan(layout, &scaled(scale, halo), &[target("out.zarr")]);
@@ -394,16 +396,16 @@ fn memory_below_the_front_is_kept_in_passes_with_the_same_bytes() {
     let source = noise([96, 80, 72]);
     let model = builtin_model("identity").unwrap();
     let path = |name: &str| dir.path().join(name);
-    let what = Inference {
+    let what = InferenceOptions {
         threads: 2,
-        ..Inference::new([32, 16, 16], [16, 8, 8])
+        ..InferenceOptions::new([32, 16, 16]).with_overlap([16, 8, 8])
     };
     let layout = Volume::layout(&*source);
     let target = |name: &str| target(&path(name), Blend::Hann, Reduce::Mean);
     let whole = what.plan(layout, &*model, &[target("whole.zarr")]).unwrap();
     assert_eq!(whole.passes(), 1);
     let at_once = whole.live_bytes;
-    let least = whole.peak_bytes - whole.cache_bytes - whole.lead_bytes;
+    let least = whole.peak_bytes - whole.cache_bytes - whole.reorder_bytes;
     whole
         .run(shared(&source), Arc::clone(&model), &silent)
         .unwrap();
@@ -411,7 +413,7 @@ fn memory_below_the_front_is_kept_in_passes_with_the_same_bytes() {
         .into_iter()
         .enumerate()
     {
-        let tight = Inference {
+        let tight = InferenceOptions {
             memory: least - saved,
             ..what.clone()
         };
@@ -438,7 +440,7 @@ fn memory_below_the_front_is_kept_in_passes_with_the_same_bytes() {
         );
     }
     let flat = super::target(&path("flat.npy"), Blend::Hann, Reduce::Mean);
-    let tight = Inference {
+    let tight = InferenceOptions {
         memory: 800_000,
         ..what
     };
@@ -462,11 +464,11 @@ fn predictions_of_a_run_in_passes_are_counted_before_it() {
     ] {
         let target = target(&dir.path().join("out.zarr"), blend, Reduce::Mean);
         let plan = |memory| {
-            let what = Inference {
+            let what = InferenceOptions {
                 threads: 1,
                 memory,
                 masked,
-                ..Inference::new([32, 16, 16], [16, 8, 8])
+                ..InferenceOptions::new([32, 16, 16]).with_overlap([16, 8, 8])
             };
             what.plan(
                 Volume::layout(&*source),
@@ -475,7 +477,7 @@ fn predictions_of_a_run_in_passes_are_counted_before_it() {
             )
         };
         let whole = plan(1 << 30).unwrap();
-        let least = whole.peak_bytes - whole.cache_bytes - whole.lead_bytes;
+        let least = whole.peak_bytes - whole.cache_bytes - whole.reorder_bytes;
         let mut tight = plan(least - whole.live_bytes / 3).unwrap();
         assert!(tight.passes() > 1);
         if masked {
@@ -498,11 +500,11 @@ fn a_selection_that_comes_after_the_plan_is_planned_for_or_refused() {
     let model = builtin_model("identity").unwrap();
     let target = target(&dir.path().join("out.zarr"), Blend::Crop, Reduce::Mean);
     let plan = |memory, masked| {
-        let what = Inference {
+        let what = InferenceOptions {
             threads: 1,
             memory,
             masked,
-            ..Inference::new([32, 16, 16], [16, 8, 8])
+            ..InferenceOptions::new([32, 16, 16]).with_overlap([16, 8, 8])
         };
         what.plan(
             Volume::layout(&*source),
@@ -518,7 +520,7 @@ fn a_selection_that_comes_after_the_plan_is_planned_for_or_refused() {
     let third = || PatchMask::new(&all.grid, |index, _| index % 3 == 0);
     let late = all.clone().with_patch_mask(third()).unwrap();
     assert_eq!((late.live_bytes, late.passes()), (some.live_bytes, 1));
-    let least = all.peak_bytes - all.cache_bytes - all.lead_bytes;
+    let least = all.peak_bytes - all.cache_bytes - all.reorder_bytes;
     let tight = plan(least + least / 10, false).unwrap();
     assert_eq!(tight.passes(), 1);
     match tight.with_patch_mask(third()) {
@@ -527,7 +529,7 @@ fn a_selection_that_comes_after_the_plan_is_planned_for_or_refused() {
     }
 }
 
-fn whole_patches(what: &Inference) -> u64 {
+fn whole_patches(what: &InferenceOptions) -> u64 {
     crate::grid::Grid::new([96, 80, 72], what.patch, what.overlap)
         .unwrap()
         .len()
@@ -545,17 +547,17 @@ fn a_mask_skips_patches_and_what_they_mean_is_a_choice() {
     let mask = MemoryVolume::from_vec([6, 5, 5], 1, coarse).unwrap();
     let calls = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&calls);
-    let model = Arc::new(FnModel::new(
+    let model = Arc::new(BatchModel::new(
         vec![OutputSpec::new(1, DType::F32)],
         move |batch| {
             count.fetch_add(batch.len(), Ordering::Relaxed);
             Ok(vec![batch])
         },
     ));
-    let what = Inference {
+    let what = InferenceOptions {
         threads: 2,
         batch: 3,
-        ..Inference::new([16; 3], [8; 3])
+        ..InferenceOptions::new([16; 3]).with_overlap([8; 3])
     };
     for (skipped, elsewhere) in [
         (Skipped::Renormalize, -1.0),
@@ -612,10 +614,11 @@ fn models_get_patches_of_their_own_and_no_more_calls_than_they_take() {
             running.fetch_sub(1, Ordering::SeqCst);
             Ok(vec![batch])
         };
-        let model = FnModel::new(vec![OutputSpec::new(1, DType::F32)], spoil).at_once(limit);
-        let what = Inference {
+        let model =
+            BatchModel::new(vec![OutputSpec::new(1, DType::F32)], spoil).with_max_calls(limit);
+        let what = InferenceOptions {
             threads: 5,
-            ..Inference::new([16; 3], [8; 3])
+            ..InferenceOptions::new([16; 3]).with_overlap([8; 3])
         };
         let path = dir.path().join(format!("{limit}.zarr"));
         let target = target(&path, Blend::Hann, Reduce::Mean);
@@ -657,11 +660,11 @@ fn equal_scores_are_the_lowest_class_for_every_batch_and_slices_are_patches() {
     };
     let mut stored = Vec::new();
     for batch in [1, 3, 7] {
-        let model = FnModel::new(vec![OutputSpec::new(2, DType::F32)], predict);
-        let what = Inference {
+        let model = BatchModel::new(vec![OutputSpec::new(2, DType::F32)], predict);
+        let what = InferenceOptions {
             threads: 3,
             batch,
-            ..Inference::new([1, 16, 16], [0, 8, 8])
+            ..InferenceOptions::new([1, 16, 16]).with_overlap([0, 8, 8])
         };
         let path = dir.path().join(format!("{batch}.zarr"));
         let target = target(&path, Blend::GAUSSIAN, Reduce::Argmax);
@@ -693,10 +696,10 @@ fn a_prediction_that_is_not_finite_ends_the_run_and_names_the_patch() {
         }
         Ok(vec![batch])
     };
-    let model = Arc::new(FnModel::new(vec![OutputSpec::new(1, DType::F32)], spoil));
+    let model = Arc::new(BatchModel::new(vec![OutputSpec::new(1, DType::F32)], spoil));
     let path = dir.path().join("out.zarr");
     let mut target = target(&path, Blend::Hann, Reduce::Mean);
-    let what = Inference::new([16; 3], [8; 3]);
+    let what = InferenceOptions::new([16; 3]).with_overlap([8; 3]);
     let layout = Volume::layout(&*source);
     let plan = what
         .plan(layout, &*model, std::slice::from_ref(&target))
@@ -727,18 +730,18 @@ fn a_prediction_that_is_not_finite_ends_the_run_and_names_the_patch() {
 
 #[test]
 fn peers_place_patches_as_they_do() {
-    let (monai, _) = Inference::monai([100, 64, 10], [64, 64, 10], 0.3).unwrap();
+    let (monai, _) = InferenceOptions::monai([100, 64, 10], [64, 64, 10], 0.3).unwrap();
     assert_eq!(monai.overlap, [64 - 44, 0, 0], "int(64 * 0.7) is the step");
-    let (nnunet, blend) = Inference::nnunet([110, 64, 30], [64, 64, 64], 0.5).unwrap();
+    let (nnunet, blend) = InferenceOptions::nnunet([110, 64, 30], [64, 64, 64], 0.5).unwrap();
     assert_eq!((nnunet.overlap, blend), ([32; 3], Blend::NnUnet));
     assert_eq!(nnunet.placement, GridPlacement::Spread([3, 1, 1]));
     // 63 / 2 = 31.5 voxels: a step of 31 would make 33 gaps.
-    let (odd, _) = Inference::nnunet([63 + 1008, 64, 80], [63; 3], 0.5).unwrap();
+    let (odd, _) = InferenceOptions::nnunet([63 + 1008, 64, 80], [63; 3], 0.5).unwrap();
     assert_eq!(odd.placement, GridPlacement::Spread([33, 2, 2]));
     assert_eq!(
-        Inference::padded([8; 3], [5; 3], Padding::Edge).margin,
+        InferenceOptions::padded([8; 3], [5; 3], Padding::Edge).margin,
         [2; 3]
     );
-    assert!(Inference::monai([9; 3], [4; 3], 1.0).is_err());
-    assert!(Inference::nnunet([9; 3], [4; 3], 0.0).is_err());
+    assert!(InferenceOptions::monai([9; 3], [4; 3], 1.0).is_err());
+    assert!(InferenceOptions::nnunet([9; 3], [4; 3], 0.0).is_err());
 }

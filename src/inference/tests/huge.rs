@@ -21,7 +21,7 @@ fn choices(dir: &Path, outputs: usize, pyramid: bool, blend: &Blend) -> Vec<Vec<
     let all = shards.map(|shard| {
         let target = |n: usize| OutputTarget {
             store: stored(shard),
-            ..OutputTarget::new(dir.join(format!("{n}.zarr")), blend.clone(), Reduce::Mean)
+            ..OutputTarget::new(dir.join(format!("{n}.zarr"))).with_blend(blend.clone())
         };
         (0..outputs).map(target).collect()
     });
@@ -53,7 +53,7 @@ fn plans_of_huge_volumes_take_no_time() {
             ..OutputSpec::new(1, DType::U8)
         });
         all.truncate(count);
-        FnModel::new(all, |batch| Ok(vec![batch]))
+        BatchModel::new(all, |batch| Ok(vec![batch]))
     };
     let (mut cut, mut at_once, mut refused) = (0, 0, 0);
     for (n, volume) in volumes.into_iter().enumerate() {
@@ -62,7 +62,7 @@ fn plans_of_huge_volumes_take_no_time() {
                 let count = 1 + n % 2;
                 let blend = if n == 3 { Blend::Crop } else { Blend::Hann };
                 let choices = choices(dir.path(), count, n != 1, &blend);
-                let what = Inference {
+                let what = InferenceOptions {
                     threads: 64,
                     memory,
                     placement: if count == 2 {
@@ -70,12 +70,12 @@ fn plans_of_huge_volumes_take_no_time() {
                     } else {
                         GridPlacement::Edge
                     },
-                    ..Inference::new(patch, overlap)
+                    ..InferenceOptions::new(patch).with_overlap(overlap)
                 };
                 let mut layout = Layout::new(volume, 1, DType::U8);
                 layout.read_chunk = Some([1, 64, 64, 64]);
                 let (before, began) = (steps_taken(), Instant::now());
-                let planned = what.plan_within(1, &layout, &outputs(count), &choices);
+                let planned = Choices::new(what, choices).schedule(&layout, &outputs(count));
                 let (taken, time) = (steps_taken() - before, began.elapsed());
                 match planned {
                     Ok(plan) if plan.passes() > 1 => {

@@ -157,9 +157,9 @@ fn half(volume: &Arc<dyn Volume>, path: &Path, part: u32) -> Result<InferenceSta
     let mut target = target(path, Blend::Hann, Reduce::Mean);
     target.store.chunk = [4; 3];
     target.store.shard = None;
-    let inference = Inference {
+    let inference = InferenceOptions {
         threads: 1,
-        ..Inference::new([4; 3], [2; 3])
+        ..InferenceOptions::new([4; 3]).with_overlap([2; 3])
     };
     let plan = inference.plan(volume.layout(), &*model, std::slice::from_ref(&target))?;
     let plan = plan.with_part(OutputPart::new(part, 2)?, Durability::None)?;
@@ -258,7 +258,13 @@ fn what_has_no_identity_is_predicted_whole_but_not_in_parts() {
     }
     let volume = channels(nameless(), 1..2);
     let means = target(&path, Blend::Hann, Reduce::Mean);
-    run(&Inference::new([4; 3], [2; 3]), volume, "identity", &means).unwrap();
+    run(
+        &InferenceOptions::new([4; 3]).with_overlap([2; 3]),
+        volume,
+        "identity",
+        &means,
+    )
+    .unwrap();
 }
 
 type Wrap = fn(Arc<dyn Volume>) -> Arc<dyn Volume>;
@@ -297,12 +303,12 @@ fn an_input_that_changes_during_the_run_is_noticed_through_every_wrapper() {
                 Ok(vec![batch])
             };
             let specs = vec![OutputSpec::new(count, DType::F32)];
-            let model: Arc<dyn Model> = Arc::new(FnModel::new(specs, predict));
+            let model: Arc<dyn Model> = Arc::new(BatchModel::new(specs, predict));
             let out = dir.path().join("out.zarr");
             let means = target(&out, Blend::Hann, Reduce::Mean);
-            let what = Inference {
+            let what = InferenceOptions {
                 threads: 1,
-                ..Inference::new([4; 3], [2; 3])
+                ..InferenceOptions::new([4; 3]).with_overlap([2; 3])
             };
             let plan = what
                 .plan(volume.layout(), &*model, std::slice::from_ref(&means))

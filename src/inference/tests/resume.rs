@@ -23,11 +23,11 @@ fn counting() -> (Arc<AtomicUsize>, Arc<dyn Model>) {
         count.fetch_add(batch.len(), Ordering::Relaxed);
         Ok(vec![batch])
     };
-    let model = FnModel::new(vec![OutputSpec::new(1, DType::F32)], predict);
+    let model = BatchModel::new(vec![OutputSpec::new(1, DType::F32)], predict);
     (calls, Arc::new(model))
 }
 
-fn plan(what: &Inference, model: &dyn Model, target: &OutputTarget) -> InferencePlan {
+fn plan(what: &InferenceOptions, model: &dyn Model, target: &OutputTarget) -> Schedule {
     let layout = Volume::layout(&*source()).clone();
     what.plan(&layout, model, std::slice::from_ref(target))
         .unwrap()
@@ -50,7 +50,7 @@ fn a_run_ended_at_any_patch_is_gone_on_with_to_the_same_bytes() {
         let target = pyramid_target(&path);
         let with_resume = || {
             plan(&inference(), &*model, &target)
-                .with_resume(Durability::None)
+                .with_part(OutputPart::WHOLE, Durability::None)
                 .unwrap()
         };
         let stop = |done, _| {
@@ -142,9 +142,9 @@ fn another_run_is_refused_and_says_what_differs() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out.zarr");
     let identity = builtin_model("identity").unwrap();
-    let begun = |what: &Inference, model: &Arc<dyn Model>, target: &OutputTarget| {
+    let begun = |what: &InferenceOptions, model: &Arc<dyn Model>, target: &OutputTarget| {
         let plan = plan(what, &**model, target)
-            .with_resume(Durability::Chunk)
+            .with_part(OutputPart::WHOLE, Durability::Chunk)
             .unwrap();
         plan.run(source(), Arc::clone(model), &|done, _| {
             if done < 12 {
@@ -166,11 +166,12 @@ fn another_run_is_refused_and_says_what_differs() {
         begun(&inference(), &identity, &means),
         Err(Error::Interrupted)
     ));
-    let differs = |what: &Inference, model: &Arc<dyn Model>, target: &OutputTarget, named: &str| {
-        let error = begun(what, model, target).unwrap_err();
-        assert!(matches!(error, Error::RunMismatch { .. }), "{error}");
-        assert!(error.to_string().contains(named), "{error}");
-    };
+    let differs =
+        |what: &InferenceOptions, model: &Arc<dyn Model>, target: &OutputTarget, named: &str| {
+            let error = begun(what, model, target).unwrap_err();
+            assert!(matches!(error, Error::RunMismatch { .. }), "{error}");
+            assert!(error.to_string().contains(named), "{error}");
+        };
     let mut other = inference();
     other.overlap = [8, 8, 7];
     differs(&other, &identity, &means, "starts");
@@ -190,6 +191,7 @@ fn another_run_is_refused_and_says_what_differs() {
     filled.blending.fill = 3.0;
     differs(&inference(), &identity, &filled, "fill");
     let flat = target(&dir.path().join("out.npy"), Blend::Hann, Reduce::Mean);
-    let refused = plan(&inference(), &*identity, &flat).with_resume(Durability::None);
+    let refused =
+        plan(&inference(), &*identity, &flat).with_part(OutputPart::WHOLE, Durability::None);
     assert!(matches!(refused, Err(Error::Unsupported { .. })));
 }

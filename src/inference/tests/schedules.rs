@@ -50,7 +50,7 @@ fn three_outputs() -> Arc<dyn Model> {
         named("half", 1, 2),
         named("class", 2, 1),
     ];
-    Arc::new(FnModel::new(outputs, |batch: Vec<Patch>| {
+    Arc::new(BatchModel::new(outputs, |batch: Vec<Patch>| {
         let half = batch.iter().map(halved).collect();
         Ok(vec![batch.clone(), half, batch])
     }))
@@ -73,14 +73,14 @@ fn three_targets(folder: &Path, replace: bool) -> Vec<OutputTarget> {
     let reduces = [Reduce::Mean, Reduce::Mean, Reduce::Argmax];
     let target = |(n, reduce): (usize, Reduce)| {
         let path = folder.join(format!("{n}.zarr"));
-        let mut target = OutputTarget::new(path, Blend::Hann, reduce);
+        let mut target = OutputTarget::new(path).with_reduce(reduce);
         target.store.chunk = [4; 3];
         target.store.pyramid = (n == 0).then_some(Pyramid {
             levels: Some(3),
             method: Downsample::Mean,
         });
         target.store.replace = replace;
-        target.unasked = vec![StoreOption::Shard];
+        target.defaults = vec![StoreOption::Shard];
         target
     };
     reduces.into_iter().enumerate().map(target).collect()
@@ -98,12 +98,12 @@ fn choices(targets: &[OutputTarget]) -> Vec<Vec<OutputTarget>> {
     [16, 8, 4].into_iter().map(with).collect()
 }
 
-fn placed(threads: usize, memory: u64) -> Inference {
-    Inference {
+fn placed(threads: usize, memory: u64) -> InferenceOptions {
+    InferenceOptions {
         threads,
         memory,
         placement: GridPlacement::Padded,
-        ..Inference::new([8; 3], [4; 3])
+        ..InferenceOptions::new([8; 3]).with_overlap([4; 3])
     }
 }
 
@@ -200,7 +200,7 @@ fn process(
     targets.rotate_left(other);
     let inference = placed(threads, memory);
     let layout = Volume::layout(&*volume).clone();
-    let plan = inference.plan_begun(1, &layout, &*model, &targets);
+    let plan = inference.following(&layout, &*model, &targets);
     let plan = plan.and_then(|plan| plan.with_part(part, Durability::None));
     let plan = plan.unwrap_or_else(|error| panic!("{threads} threads, {memory} bytes: {error}"));
     let stop = |done, _| match patch {
@@ -349,7 +349,7 @@ fn what_was_asked_for_is_not_given_up_for_what_was_begun() {
             target.store.shard = Some([16; 3]);
             change(target);
         }
-        let plan = placed(2, 64 << 20).plan_begun(1, &layout, &*model, &[targets])?;
+        let plan = placed(2, 64 << 20).following(&layout, &*model, &[targets])?;
         let plan = plan.with_part(OutputPart::WHOLE, Durability::None)?;
         plan.run(two_channels(), three_outputs(), &|_, _| {
             ControlFlow::Break(())
@@ -359,7 +359,7 @@ fn what_was_asked_for_is_not_given_up_for_what_was_begun() {
         ("chunk", |target| target.store.chunk = [8; 3]),
         ("shard", |target| {
             target.store.shard = Some([8; 3]);
-            target.unasked.clear();
+            target.defaults.clear();
         }),
         ("codec", |target| {
             target.store.codec = crate::volume::Codec::Gzip;
@@ -375,7 +375,7 @@ fn what_was_asked_for_is_not_given_up_for_what_was_begun() {
         );
         let followed = run(&|target| {
             change(target);
-            target.unasked = StoreOption::ALL.to_vec();
+            target.defaults = StoreOption::ALL.to_vec();
         });
         assert!(
             matches!(followed, Err(Error::Interrupted)),

@@ -183,11 +183,11 @@ impl Odd {
             };
             Ok(vec![batch.iter().map(one).collect()])
         };
-        Arc::new(FnModel::new(vec![self.spec.clone()], predict))
+        Arc::new(BatchModel::new(vec![self.spec.clone()], predict))
     }
 }
 
-fn settings(random: &mut Random) -> Inference {
+fn settings(random: &mut Random) -> InferenceOptions {
     let patch: Shape = std::array::from_fn(|_| 4 + random.below(9));
     let patch = if random.one_in(2) {
         patch.map(|n| n.next_multiple_of(4))
@@ -207,7 +207,7 @@ fn settings(random: &mut Random) -> Inference {
         Some(Padding::Wrap),
     ]);
     let spread = std::array::from_fn(|_| 2 + random.below(8));
-    Inference {
+    InferenceOptions {
         placement: random.pick(&[
             GridPlacement::Edge,
             GridPlacement::Even,
@@ -224,7 +224,7 @@ fn settings(random: &mut Random) -> Inference {
         memory: 1 << 30,
         threads: usize::try_from(1 + random.below(3)).unwrap(),
         batch: usize::try_from(1 + random.below(3)).unwrap(),
-        ..Inference::new(patch, overlap)
+        ..InferenceOptions::new(patch).with_overlap(overlap)
     }
 }
 
@@ -245,7 +245,9 @@ fn target(random: &mut Random, path: &Path, odd: &Odd) -> OutputTarget {
         Reduce::Argmax,
         Reduce::Threshold(40.0),
     ]);
-    let mut target = OutputTarget::new(path, blend, reduce);
+    let mut target = OutputTarget::new(path)
+        .with_blend(blend)
+        .with_reduce(reduce);
     target.blending.accumulator =
         random.pick(&[Accumulator::F32, Accumulator::F16, Accumulator::BF16]);
     if odd.spoils {
@@ -263,20 +265,21 @@ fn target(random: &mut Random, path: &Path, odd: &Odd) -> OutputTarget {
 
 /// The plan, in passes if it can be and `tight`.
 fn planned(
-    what: &Inference,
+    what: &InferenceOptions,
     layout: &Layout,
     model: &dyn Model,
     target: &OutputTarget,
     tight: bool,
-) -> Option<InferencePlan> {
-    let plan = |what: &Inference| what.plan(layout, model, std::slice::from_ref(target)).ok();
+) -> Option<Schedule> {
+    let plan =
+        |what: &InferenceOptions| what.plan(layout, model, std::slice::from_ref(target)).ok();
     let whole = plan(what)?;
     if !tight {
         return Some(whole);
     }
-    let least = whole.peak_bytes - whole.cache_bytes - whole.lead_bytes;
+    let least = whole.peak_bytes - whole.cache_bytes - whole.reorder_bytes;
     let memory = least.saturating_sub(whole.live_bytes / 2) * 16 / 15 + 16;
-    let narrow = Inference {
+    let narrow = InferenceOptions {
         memory,
         ..what.clone()
     };

@@ -14,13 +14,15 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use serde_json::json;
-use voxpatch::inference::{Inference, builtin_model};
 use voxpatch::sampler::Sampler;
 use voxpatch::training::{
     EpochPlan, Image, Loader, LoaderOptions, SamplerFactory, Subject, TOLERANCE as GRID_TOLERANCE,
 };
 use voxpatch::volume::{CreateOptions, create, open};
-use voxpatch::{Blend, ConvertOptions, Error, OutputTarget, Reduce, Shape, Uniform, Volume};
+use voxpatch::{
+    ConvertOptions, Error, InferenceOptions, OutputTarget, Predictor, Shape, Uniform, Volume,
+    builtin_model,
+};
 
 use self::phantom::Phantom;
 use self::stage::{Stage, Work};
@@ -241,18 +243,14 @@ impl Demo<'_> {
         // Opened anew, so that it counts from 0.
         let volume = open(input)?;
         let patch = std::array::from_fn(|a| PATCH[a].min(self.size[a]));
-        let inference = Inference {
-            memory: self.memory,
-            threads: self.threads,
-            ..Inference::new(patch, patch.map(|n| n / 2))
-        };
-        let model = builtin_model("identity")?;
-        let target = OutputTarget::new(output, Blend::Hann, Reduce::Mean);
-        let choices = args::Storage::default().targets(false, &target);
-        let plan = inference.plan_within(1, volume.layout(), &*model, &choices)?;
         let bytes = patch_bytes(1, patch, volume.layout().dtype)?;
-        let done =
-            report::with_progress("predicting", |progress| plan.run(volume, model, progress))?;
+        let options = InferenceOptions::new(patch)
+            .with_memory(self.memory)
+            .with_threads(self.threads);
+        let target = args::Storage::default().target(OutputTarget::new(output), false);
+        let predictor = Predictor::new(volume, builtin_model("identity")?, options);
+        let plan = predictor.plan(&[target])?;
+        let done = report::with_progress("predicting", |progress| plan.run(progress))?;
         let work = Work {
             bytes: bytes * done.patches,
             patches: Some(done.patches),

@@ -227,12 +227,8 @@ fn budget(settings: &SampleArgs, inputs: &[Input], patch: Shape) -> voxpatch::Re
         needs.write = needs.patch;
     }
     let threads = settings.common.threads();
-    let fewest = if settings.common.threads_given() {
-        threads
-    } else {
-        1
-    };
-    Budget::new(settings.memory.memory, threads, fewest, &needs)
+    let min_threads = settings.common.min_threads();
+    Budget::new(settings.memory.memory, threads, min_threads, &needs)
 }
 
 fn loader(

@@ -1,0 +1,109 @@
+//! How the memory of a run is divided between unfinished voxels, work under way, cached chunks and reordering.
+
+use super::fit::{Found, Ways};
+use super::needs::least_ahead;
+use super::passes::ChunkRanges;
+use super::schedule::Schedule;
+use crate::error::{Error, Result};
+use crate::grid::{Axis, Grid};
+use crate::volume::{Layout, rebuilding_bytes};
+
+/// Finished batches for each thread that may wait for an earlier one, such as one that completes write chunks.
+const REORDER_BATCHES_PER_THREAD: u64 = 3;
+
+/// The fraction of the memory that is left unplanned (1 / 16), because the allocator retains some freed memory.
+const ALLOCATOR_RESERVE_FRACTION: u64 = 16;
+
+impl Schedule {
+    /// Cuts the outputs, or the write chunks that are `owned`, into as few passes as fit into the memory.
+    pub(super) fn fit(&mut self, owned: Option<ChunkRanges>) -> Result<()> {
+        let mut ways = Ways::new(&self.outputs, &self.grid, owned);
+        let threads = self.inference.threads.max(1);
+        let found = self.find(threads, &mut ways)?;
+        let passes = ways.passes(found);
+        self.settle(threads, found, passes);
+        Ok(())
+    }
+
+    /// Returns the memory that is planned with.
+    pub(super) const fn memory(&self) -> u64 {
+        self.inference.memory - self.inference.memory / ALLOCATOR_RESERVE_FRACTION
+    }
+
+    /// Returns the first way to write the outputs that fits into the memory with this many threads.
+    pub(super) fn find(&self, threads: usize, ways: &mut Ways<'_>) -> Result<Found> {
+        let working = self.working.bytes(threads);
+        let room = self.memory().checked_sub(working);
+        let live_bytes = match ways.find(room.unwrap_or(0)) {
+            Ok(found) if room.is_some() => return Ok(found),
+            Ok(found) => found.live_bytes,
+            Err(at_once) => at_once,
+        };
+        Err(Error::MemoryLimit {
+            memory: self.inference.memory,
+            problem: format!(
+                "patches of {:?} with an overlap of {:?} need {} MiB for unfinished voxels and {} MiB for \
+                 patches under way in {threads} threads, and a {ALLOCATOR_RESERVE_FRACTION}th of the memory is left to the allocator: allow more, \
+                 or take fewer threads, smaller patches or less overlap",
+                self.inference.patch,
+                self.inference.overlap,
+                live_bytes.div_ceil(1 << 20),
+                working.div_ceil(1 << 20),
+            ),
+        })
+    }
+
+    /// Returns this schedule for this many threads, written in the way that was found.
+    pub(super) fn settled(&self, threads: usize, found: Found, ways: &Ways<'_>) -> Self {
+        let mut plan = self.clone();
+        plan.settle(threads, found, ways.passes(found));
+        plan
+    }
+
+    /// Returns the bytes that it takes to publish outputs that several runs or parts wrote.
+    fn finishing_bytes(&self) -> u64 {
+        let pyramids = self
+            .outputs
+            .iter()
+            .filter(|output| output.store.pyramid.is_some() && self.resume.is_some());
+        let each = pyramids.map(|output| rebuilding_bytes(&output.layout));
+        let each = each.max().unwrap_or(0);
+        let threads = (self.memory() / each.max(1)).clamp(1, self.inference.threads as u64);
+        each.saturating_mul(threads)
+    }
+
+    fn settle(&mut self, threads: usize, found: Found, passes: Vec<ChunkRanges>) {
+        let needed = found.live_bytes.saturating_add(self.working.bytes(threads));
+        let left = self.memory().saturating_sub(needed);
+        self.inference.threads = threads;
+        self.live_bytes = found.live_bytes;
+        self.passes = passes;
+        self.cache_bytes = left.min(self.useful_cache);
+        let predictions = self.working.predictions;
+        let lead = (left - self.cache_bytes) / predictions.max(1);
+        let lead = lead.min(REORDER_BATCHES_PER_THREAD * threads as u64);
+        self.reorder_bytes = lead * predictions;
+        self.ahead = least_ahead(threads) + usize::try_from(lead).unwrap_or(0);
+        let peak = needed + self.cache_bytes + self.reorder_bytes;
+        self.peak_bytes = peak.max(self.finishing_bytes());
+    }
+}
+
+/// Returns the decoded bytes of the chunks that are read again before the sweep has passed them. A larger cache has
+/// no more hits.
+pub(super) fn useful_cache(grid: &Grid, input: &Layout) -> u64 {
+    let Some([c, chunk @ ..]) = input.read_chunk else {
+        return 0;
+    };
+    let [a, b, x] = grid.order();
+    let reach = |axis: usize| {
+        let Axis { length, patch, .. } = grid.axes()[axis];
+        (patch + 2 * chunk[axis]).min(length.next_multiple_of(chunk[axis]))
+    };
+    let whole = |axis: usize| grid.axes()[axis].length.next_multiple_of(chunk[axis]);
+    let layer = reach(a).saturating_mul(whole(b)).saturating_mul(whole(x));
+    let channels = input.channels.next_multiple_of(c);
+    layer
+        .saturating_mul(channels)
+        .saturating_mul(input.dtype.size() as u64)
+}

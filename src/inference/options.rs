@@ -1,0 +1,341 @@
+//! The options of a prediction, and of each of its outputs.
+
+use std::path::PathBuf;
+
+use crate::aggregator::{AggregatorOptions, Blend, Reduce, Window};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::grid::GridPlacement;
+use crate::pad::Padding;
+use crate::region::Shape;
+use crate::threads::threads;
+use crate::volume::CreateOptions;
+
+/// The options of a sliding-window prediction: the patches, and what the run may use.
+///
+/// ```
+/// use voxpatch::InferenceOptions;
+///
+/// let options = InferenceOptions::new([128; 3]).with_overlap([64; 3]).with_memory(1 << 30);
+/// assert_eq!(options.overlap, [64; 3]);
+/// ```
+#[non_exhaustive]
+#[derive(Clone, Debug)]
+pub struct InferenceOptions {
+    /// Voxels of a patch along z, y, x.
+    pub patch: Shape,
+    /// Voxels that neighboring patches share along z, y, x.
+    pub overlap: Shape,
+    /// Where patches start.
+    pub placement: GridPlacement,
+    /// The values beyond the volume's faces, for patches that hang over. `None`: patches larger than the
+    /// volume are refused, and [`GridPlacement::Padded`] repeats the outermost voxels.
+    pub padding: Option<Padding>,
+    /// Voxels beyond each face, z, y, x, that patches cover as well.
+    pub margin: Shape,
+    /// Bytes that the whole run may hold.
+    pub memory: u64,
+    /// Threads that read, predict and blend.
+    pub threads: usize,
+    /// The fewest threads to plan with. Where memory is too short for `threads`, fewer are used, down to this.
+    pub min_threads: usize,
+    /// Patches that the model gets at once.
+    pub batch: usize,
+    /// Whether only some patches will be predicted, [by a mask](super::InferencePlan::with_patch_mask). Patches
+    /// that do not vote take memory; a plan that knows of them counts it when it chooses threads and outputs.
+    pub masked: bool,
+}
+
+impl InferenceOptions {
+    /// Patches that overlap by half, placed as `TorchIO` places them; 256 MiB; one patch at a time on all cores.
+    #[must_use]
+    pub fn new(patch: Shape) -> Self {
+        Self {
+            patch,
+            overlap: patch.map(|length| length / 2),
+            placement: GridPlacement::Edge,
+            padding: None,
+            margin: [0; 3],
+            memory: 256 << 20,
+            threads: threads(),
+            min_threads: 1,
+            batch: 1,
+            masked: false,
+        }
+    }
+
+    /// Sets the voxels that neighboring patches share.
+    #[must_use]
+    pub const fn with_overlap(self, overlap: Shape) -> Self {
+        Self { overlap, ..self }
+    }
+
+    /// Sets where patches start.
+    #[must_use]
+    pub const fn with_placement(self, placement: GridPlacement) -> Self {
+        Self { placement, ..self }
+    }
+
+    /// Sets the values beyond the volume's faces.
+    #[must_use]
+    pub const fn with_padding(self, padding: Padding) -> Self {
+        Self {
+            padding: Some(padding),
+            ..self
+        }
+    }
+
+    /// Sets the voxels beyond each face that patches cover as well.
+    #[must_use]
+    pub const fn with_margin(self, margin: Shape) -> Self {
+        Self { margin, ..self }
+    }
+
+    /// Sets the bytes that the whole run may hold.
+    #[must_use]
+    pub const fn with_memory(self, memory: u64) -> Self {
+        Self { memory, ..self }
+    }
+
+    /// Sets the number of threads; at least 1.
+    #[must_use]
+    pub fn with_threads(self, threads: usize) -> Self {
+        Self {
+            threads: threads.max(1),
+            ..self
+        }
+    }
+
+    /// Sets the fewest threads to plan with.
+    #[must_use]
+    pub const fn with_min_threads(self, min_threads: usize) -> Self {
+        Self {
+            min_threads,
+            ..self
+        }
+    }
+
+    /// Sets the patches that the model gets at once; at least 1.
+    #[must_use]
+    pub fn with_batch(self, batch: usize) -> Self {
+        Self {
+            batch: batch.max(1),
+            ..self
+        }
+    }
+
+    /// Announces that a mask will be set.
+    #[must_use]
+    pub const fn with_masked(self, masked: bool) -> Self {
+        Self { masked, ..self }
+    }
+
+    /// Pads the volume by half the overlap at each face and crops the output by as much: `TorchIO`'s
+    /// `padding_mode`.
+    #[must_use]
+    pub fn padded(patch: Shape, overlap: Shape, padding: Padding) -> Self {
+        Self::new(patch)
+            .with_overlap(overlap)
+            .with_padding(padding)
+            .with_margin(overlap.map(|overlap| overlap / 2))
+    }
+
+    /// Places patches as MONAI's `sliding_window_inference` does, with the blend of its mode `gaussian`;
+    /// [`Blend::Average`] is that of its `constant`. `overlap` is a fraction of the patch, 0.25 in MONAI.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] if the overlap is not from 0 up to, not including, 1, or the patch has no voxels.
+    pub fn monai(volume: Shape, patch: Shape, overlap: f64) -> Result<(Self, Blend)> {
+        let step = |a: usize| {
+            if patch[a] == volume[a] {
+                return patch[a];
+            }
+            part(patch[a], 1.0 - overlap).max(1)
+        };
+        check_part("overlap", overlap, 0.0..1.0)?;
+        let overlap = std::array::from_fn(|a| patch[a] - step(a).min(patch[a]));
+        let options = Self::new(patch)
+            .with_overlap(overlap)
+            .with_padding(Padding::Constant(0.0));
+        Ok((options, Blend::Custom(Window::monai(patch, 0.125)?)))
+    }
+
+    /// Places and weights patches of a volume as nnU-Net does. `step` is a fraction of the patch, 0.5 in nnU-Net; it
+    /// need not be a whole number of voxels.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] if the step is not above 0 and up to 1.
+    pub fn nnunet(volume: Shape, patch: Shape, step: f64) -> Result<(Self, Blend)> {
+        check_part("step", 1.0 - step, 0.0..1.0)?;
+        let overlap = patch.map(|length| length - part(length, step).clamp(1, length.max(1)));
+        let counts = std::array::from_fn(|a| count(volume[a], patch[a], step));
+        let options = Self::new(patch)
+            .with_overlap(overlap)
+            .with_placement(GridPlacement::Spread(counts))
+            .with_padding(Padding::Constant(0.0));
+        Ok((options, Blend::NnUnet))
+    }
+}
+
+/// Where an output of the model goes, and how it is blended and stored.
+#[non_exhaustive]
+#[derive(Clone, Debug)]
+pub struct OutputTarget {
+    /// Its path. The extension decides the format.
+    pub path: PathBuf,
+    /// How overlapping predictions become voxels.
+    pub blending: AggregatorOptions,
+    /// The output's voxel type. `None`: the prediction's own, or the smallest that holds the reduced values.
+    pub dtype: Option<DType>,
+    /// How it is stored. Shards are shortened along the slowest axis so that they end where patches begin and few
+    /// of them wait unfinished; [`PlannedOutput::layout`](super::PlannedOutput::layout) has the result.
+    pub store: CreateOptions,
+    /// Smaller shards to use, in this order, where memory is too short for those of `store`.
+    pub smaller_shards: Vec<Shape>,
+    /// The options of `store` that are only defaults. A run that resumes or joins what another process began takes
+    /// them from there.
+    pub defaults: Vec<StoreOption>,
+}
+
+impl OutputTarget {
+    /// An output blended with a Hann window and stored with default options.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            blending: AggregatorOptions::default(),
+            dtype: None,
+            store: CreateOptions::default(),
+            smaller_shards: Vec::new(),
+            defaults: Vec::new(),
+        }
+    }
+
+    /// Sets the weights of overlapping patches.
+    #[must_use]
+    pub fn with_blend(mut self, blend: Blend) -> Self {
+        self.blending.blend = blend;
+        self
+    }
+
+    /// Sets the reduction of blended channels.
+    #[must_use]
+    pub fn with_reduce(mut self, reduce: Reduce) -> Self {
+        self.blending.reduce = reduce;
+        self
+    }
+
+    /// Sets all options of the aggregator.
+    #[must_use]
+    pub fn with_blending(self, blending: AggregatorOptions) -> Self {
+        Self { blending, ..self }
+    }
+
+    /// Sets the voxel type.
+    #[must_use]
+    pub fn with_dtype(self, dtype: DType) -> Self {
+        Self {
+            dtype: Some(dtype),
+            ..self
+        }
+    }
+
+    /// Sets how the output is stored.
+    #[must_use]
+    pub fn with_store(self, store: CreateOptions) -> Self {
+        Self { store, ..self }
+    }
+
+    /// Sets smaller shards for where memory is short.
+    #[must_use]
+    pub fn with_smaller_shards(self, smaller_shards: Vec<Shape>) -> Self {
+        Self {
+            smaller_shards,
+            ..self
+        }
+    }
+
+    /// Sets which options of `store` are only defaults.
+    #[must_use]
+    pub fn with_defaults(self, defaults: Vec<StoreOption>) -> Self {
+        Self { defaults, ..self }
+    }
+
+    /// The same with its `n`-th smaller shard, or the last; with its own if `n` is 0.
+    pub(super) fn with_shard_choice(&self, n: usize) -> Self {
+        let smaller = &self.smaller_shards;
+        let mut target = self.clone();
+        if let Some(&shard) = n
+            .checked_sub(1)
+            .and_then(|n| smaller.get(n).or(smaller.last()))
+        {
+            target.store.shard = Some(shard);
+        }
+        target
+    }
+}
+
+/// An option of [`CreateOptions`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreOption {
+    /// [`CreateOptions::format`].
+    Format,
+    /// [`CreateOptions::chunk`].
+    Chunk,
+    /// [`CreateOptions::shard`].
+    Shard,
+    /// [`CreateOptions::codec`].
+    Codec,
+    /// [`CreateOptions::level`].
+    Level,
+    /// [`CreateOptions::pyramid`].
+    Pyramid,
+}
+
+impl StoreOption {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Format,
+        Self::Chunk,
+        Self::Shard,
+        Self::Codec,
+        Self::Level,
+        Self::Pyramid,
+    ];
+}
+
+/// How many patches nnU-Net places along an axis.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "as nnU-Net computes it; what is beyond is refused with the grid"
+)]
+fn count(length: u64, patch: u64, step: f64) -> u64 {
+    let room = length.saturating_sub(patch) as f64;
+    (room / (patch.max(1) as f64 * step)).ceil() as u64 + 1
+}
+
+fn check_part(name: &'static str, value: f64, range: std::ops::Range<f64>) -> Result<()> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    Err(Error::InvalidArgument {
+        argument: name,
+        value: value.to_string(),
+        problem: "it must be a fraction of the patch, from 0 to 1".to_owned(),
+    })
+}
+
+/// `length * part`, rounded down.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "patches are far below 2^53 voxels long, and the part is from 0 to 1"
+)]
+fn part(length: u64, part: f64) -> u64 {
+    (length as f64 * part) as u64
+}

@@ -1,0 +1,328 @@
+//! The work of a run and its memory, computed from layouts before any file is touched.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::begun::{Choices, followed};
+use super::fit::{Found, Reach, Ways};
+use super::mask::PatchMask;
+use super::memory::useful_cache;
+use super::model::{InputValues, Model, OutputSpec};
+use super::needs::{Working, least_ahead};
+use super::normalize::Scales;
+use super::options::{InferenceOptions, OutputTarget};
+use super::passes::ChunkRanges;
+use super::resume::Resume;
+use crate::aggregator::{AggregatorOptions, Estimate, Skipped};
+use crate::error::{Error, Result};
+use crate::grid::{Grid, GridOptions};
+use crate::pad::Padding;
+use crate::region::Shape;
+use crate::volume::{
+    CreateOptions, DiskSpace, Layout, check_name, disk_space, output_layout, pyramid_buffer_bytes,
+};
+
+/// The work of a run and the memory that it takes.
+#[derive(Clone, Debug)]
+pub(super) struct Schedule {
+    /// The patches, in the order in which they are predicted.
+    pub(super) grid: Grid,
+    pub(super) outputs: Vec<PlannedOutput>,
+    /// The most bytes of voxels that are not final or wait for their write chunk.
+    pub(super) live_bytes: u64,
+    /// Bytes of decoded input chunks that are cached.
+    pub(super) cache_bytes: u64,
+    /// Bytes of finished predictions that may wait for an earlier, slower patch, so that no thread idles.
+    pub(super) reorder_bytes: u64,
+    /// The most bytes that the run holds.
+    pub(super) peak_bytes: u64,
+    /// The patches that are predicted; `None` for all.
+    pub(super) patch_mask: Option<PatchMask>,
+    /// The passes in which outputs are written; empty for a single pass.
+    pub(super) passes: Vec<ChunkRanges>,
+    /// How to resume the run. `None`: an interrupted run leaves nothing behind.
+    pub(super) resume: Option<Resume>,
+    /// The choices to plan again with, if the run follows what other processes begin.
+    pub(super) choices: Option<Arc<Choices>>,
+    /// How each output is stored that another process had begun at the time of planning.
+    pub(super) begun: Vec<Option<CreateOptions>>,
+    pub(super) working: Working,
+    /// Bytes of decoded input chunks that are worth caching.
+    pub(super) useful_cache: u64,
+    pub(super) inference: InferenceOptions,
+    pub(super) padding: Padding,
+    /// The type of patches that the model takes.
+    pub(super) input: InputValues,
+    /// The normalization of values, if any.
+    pub(super) scales: Option<Scales>,
+    /// The most batches that are begun and not yet blended.
+    pub(super) ahead: usize,
+}
+
+/// An output of a plan.
+#[non_exhaustive]
+#[derive(Clone, Debug)]
+pub struct PlannedOutput {
+    /// Its layout on disk.
+    pub layout: Layout,
+    /// The predictions of all patches on the output's voxels.
+    pub grid: Grid,
+    /// The model's description of it.
+    pub spec: OutputSpec,
+    pub(super) blending: AggregatorOptions,
+    pub(super) store: CreateOptions,
+}
+
+impl InferenceOptions {
+    /// Returns the first schedule that fits into the memory. Tries fewer threads (down to
+    /// [`min_threads`](Self::min_threads)) before it writes the outputs in several passes; of schedules with several
+    /// passes, it takes the one with the fewest predictions per thread. Outputs that were `begun` stay as they are stored.
+    ///
+    /// # Errors
+    ///
+    /// Those of the first choice with all threads.
+    pub(super) fn within(
+        &self,
+        input: &Layout,
+        model: &dyn Model,
+        choices: &[Vec<OutputTarget>],
+        begun: &[Option<CreateOptions>],
+    ) -> Result<Schedule> {
+        let grid = self.grid(input)?;
+        let predictions = model.outputs(input, self.patch)?;
+        let mut first_error = None;
+        let mut drafts = Vec::new();
+        for targets in choices {
+            match self.draft(input, model, (&grid, &predictions), targets, begun) {
+                Ok(draft) => drafts.push(draft),
+                Err(error @ Error::InvalidArgument { .. }) => {
+                    first_error.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let drafts = drafts.iter();
+        let mut drafts: Vec<(&Schedule, Ways<'_>)> = drafts
+            .map(|draft| (draft, Ways::new(&draft.outputs, &draft.grid, None)))
+            .collect();
+        let most = self.threads.max(1);
+        let mut in_passes = None::<(u64, usize, usize, Found)>;
+        for threads in (self.min_threads.clamp(1, most)..=most).rev() {
+            for (n, (draft, ways)) in drafts.iter_mut().enumerate() {
+                match draft.find(threads, ways) {
+                    Ok(found) if !found.is_cut() => {
+                        return Ok(draft.settled(threads, found, ways));
+                    }
+                    Ok(found) => {
+                        let rounds = ways.predictions(found).div_ceil(threads as u64);
+                        if in_passes.is_none_or(|(least, ..)| rounds < least) {
+                            in_passes = Some((rounds, n, threads, found));
+                        }
+                    }
+                    Err(error) => {
+                        first_error.get_or_insert(error);
+                    }
+                }
+            }
+        }
+        match (in_passes, first_error) {
+            (Some((_, n, threads, found)), _) => {
+                let (draft, ways) = &drafts[n];
+                Ok(draft.settled(threads, found, ways))
+            }
+            (None, error) => Err(error.expect("a choice that does not fit has an error")),
+        }
+    }
+
+    /// Returns the patches of a volume.
+    fn grid(&self, input: &Layout) -> Result<Grid> {
+        let options = GridOptions {
+            placement: self.placement,
+            margin: self.margin,
+            fit: self.padding.is_some(),
+        };
+        Grid::with_options(input.shape, self.patch, self.overlap, &options)
+    }
+
+    /// Returns a schedule that is not fitted into the memory yet.
+    fn draft(
+        &self,
+        input: &Layout,
+        model: &dyn Model,
+        (grid, predictions): (&Grid, &[OutputSpec]),
+        targets: &[OutputTarget],
+        begun: &[Option<CreateOptions>],
+    ) -> Result<Schedule> {
+        if predictions.len() != targets.len() || targets.is_empty() {
+            let names: Vec<&str> = predictions.iter().map(|p| p.name.as_str()).collect();
+            return Err(Error::InvalidArgument {
+                argument: "number of outputs",
+                value: targets.len().to_string(),
+                problem: format!("the model gives {}: {}", names.len(), names.join(", ")),
+            });
+        }
+        let outputs = predictions.iter().zip(targets).enumerate();
+        let outputs = outputs.map(|(n, (prediction, target))| {
+            let begun = begun.get(n).and_then(Option::as_ref);
+            let target = (target, begun);
+            PlannedOutput::new(input, grid, prediction.clone(), target, self.masked)
+        });
+        let outputs: Vec<PlannedOutput> = outputs.collect::<Result<_>>()?;
+        let padding = self.padding.unwrap_or(Padding::Edge);
+        if model.input() == InputValues::Native {
+            padding.check(input.dtype, &input.path.display().to_string())?;
+        }
+        Ok(Schedule {
+            live_bytes: 0,
+            cache_bytes: 0,
+            reorder_bytes: 0,
+            peak_bytes: 0,
+            patch_mask: None,
+            passes: Vec::new(),
+            resume: None,
+            choices: None,
+            begun: begun.to_vec(),
+            working: Working::new(self, input, model.input(), grid, &outputs),
+            useful_cache: useful_cache(grid, input),
+            inference: self.clone(),
+            padding,
+            input: model.input(),
+            scales: None,
+            ahead: least_ahead(self.threads.max(1)),
+            grid: grid.clone(),
+            outputs,
+        })
+    }
+}
+
+impl PlannedOutput {
+    fn new(
+        input: &Layout,
+        grid: &Grid,
+        spec: OutputSpec,
+        (target, begun): (&OutputTarget, Option<&CreateOptions>),
+        masked: bool,
+    ) -> Result<Self> {
+        let reduce = &target.blending.reduce;
+        let grid = grid.output(spec.halo, spec.scale)?;
+        let dtype = target
+            .dtype
+            .unwrap_or_else(|| reduce.dtype(spec.dtype, spec.channels));
+        #[expect(clippy::cast_precision_loss, reason = "scales are small")]
+        let factor = spec.scale.max(1) as f64;
+        let mut layout = Layout::new(grid.volume(), reduce.channels(spec.channels), dtype)
+            .with_geometry(input.geometry.coarsened([factor; 3]));
+        layout.axes.unit.clone_from(&input.axes.unit);
+        let mut blending = target.blending.clone();
+        blending.average_integers |= spec.average_integers;
+        blending.check_type(&grid, spec.dtype)?;
+        let mut store = target.store.clone();
+        store.shard = store.shard.map(|shard| aligned(&grid, shard, store.chunk));
+        let mut stored = output_layout(&target.path, &layout, &store)?;
+        if let Some(begun) = begun {
+            store = followed(&store, &stored, begun, &target.defaults);
+            stored = output_layout(&target.path, &layout, &store)?;
+        }
+        let blending = AggregatorOptions {
+            all_vote: !masked || target.blending.skipped != Skipped::Renormalize,
+            ..blending
+        };
+        blending.check(&grid, spec.channels, stored.dtype)?;
+        Ok(Self {
+            layout: stored,
+            grid,
+            spec,
+            blending,
+            store,
+        })
+    }
+
+    /// Returns the estimator of bytes that are not final or wait for their write chunk.
+    pub(super) fn estimate(&self) -> Estimate {
+        let channels = self.spec.channels;
+        Estimate::new(&self.grid, channels, &self.blending, &self.layout)
+    }
+
+    /// Returns the bytes of unfinished chunks of coarser levels.
+    pub(super) fn pyramid_buffer_bytes(&self) -> u64 {
+        pyramid_buffer_bytes(&self.layout, &self.store, self.grid.order()).unwrap_or(0)
+    }
+}
+
+impl Schedule {
+    /// Returns the number of patches, and how many of them are predicted at least once.
+    pub(super) fn patches(&self) -> (u64, u64) {
+        let all = self.grid.len();
+        (all, self.patch_mask.as_ref().map_or(all, PatchMask::len))
+    }
+
+    /// Returns the number of predictions. Patches between two passes count in both.
+    pub(super) fn predictions(&self) -> u64 {
+        if self.passes.is_empty() {
+            return self.patches().1;
+        }
+        let reach = Reach::new(&self.outputs);
+        let parts = self.passes.iter();
+        parts
+            .map(|part| self.predictions_within(&reach.of(part)))
+            .sum()
+    }
+
+    fn predictions_within(&self, needed: &[Range<usize>; 3]) -> u64 {
+        let Some(patch_mask) = &self.patch_mask else {
+            return needed.iter().map(|range| range.len() as u64).product();
+        };
+        let places = self.grid.indices(needed);
+        places.filter(|&index| patch_mask.contains(index)).count() as u64
+    }
+
+    /// Returns the number of passes in which the outputs are written.
+    pub(super) fn passes(&self) -> usize {
+        self.passes.len().max(1)
+    }
+
+    /// Returns the disk space that the outputs need, and what is free.
+    pub(super) fn disk_space(&self) -> Result<Vec<DiskSpace>> {
+        let outputs = self.outputs.iter();
+        let outputs: Vec<_> = outputs
+            .map(|output| (&output.layout, &output.store))
+            .collect();
+        disk_space(&outputs, self.resume.is_some())
+    }
+
+    /// Checks that the outputs may have their names. A resumed run may find its own output under the name.
+    pub(super) fn check_names(&self) -> Result<()> {
+        for output in &self.outputs {
+            match check_name(&output.layout, &output.store) {
+                Err(Error::Exists { .. }) if self.resume.is_some() => {}
+                checked => checked?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Predicts only the patches of a mask.
+    pub(super) fn with_patch_mask(mut self, patch_mask: PatchMask) -> Result<Self> {
+        self.patch_mask = Some(patch_mask);
+        if !self.inference.masked {
+            self.inference.masked = true;
+            for output in &mut self.outputs {
+                output.blending.all_vote &= output.blending.skipped != Skipped::Renormalize;
+            }
+            self.fit(self.owned_part())?;
+        }
+        Ok(self)
+    }
+}
+
+/// Shortens a shard along the slowest axis so that it ends where a patch starts, if any length does.
+fn aligned(grid: &Grid, mut shard: Shape, chunk: Shape) -> Shape {
+    let slow = grid.order()[0];
+    let step = grid.axes()[slow].widest_step();
+    let chunk = chunk[slow].max(1);
+    let mut lengths = (1..=shard[slow].min(step) / chunk).rev().map(|n| n * chunk);
+    if let Some(length) = lengths.find(|&length| step.is_multiple_of(length)) {
+        shard[slow] = length;
+    }
+    shard
+}
