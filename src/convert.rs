@@ -27,7 +27,7 @@ use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
 use crate::threads::{pool, threads};
 use crate::volume::{
     Cached, ChunkShape, CreateOptions, Layout, ReadStats, Slabs, Volume, VolumeMut, check_output,
-    output_layout, pyramid_buffer_bytes,
+    decoding_bytes, encoding_bytes, index_bytes, output_layout, pyramid_buffer_bytes,
 };
 
 /// How a conversion may use the machine.
@@ -98,14 +98,13 @@ pub fn convert(
         lost: Mutex::default(),
     };
     let waiting = |order| target.pyramid_buffer_bytes(order);
-    let reads = match OnePass::new(&**source, to, waiting, options) {
-        Some(pass) => {
-            let pool = pool(pass.threads, "convert", &to.path)?;
-            pool.install(|| work.one_pass(&**source, &pass))?;
-            source.read_stats()
-        }
-        None => work.anywhere(source, options)?,
-    };
+    let plan = ConvertPlan::new(&**source, to, waiting, options);
+    let pool = pool(plan.threads, "convert", &to.path)?;
+    let reads = pool.install(|| match plan.slabs {
+        Some(slabs) => work.one_pass(source, slabs, plan.piece),
+        None => work.anywhere(source, &plan),
+    })?;
+    drop(pool);
     source.check_unchanged()?;
     let lost = work.lost.into_inner();
     let lost = lost.unwrap_or_else(PoisonError::into_inner);
@@ -144,33 +143,58 @@ impl ConvertOptions {
         })?;
         let reads_once = |choice: &&CreateOptions| {
             let target = output_layout(path, layout, choice);
-            target.is_ok_and(|target| {
-                let waiting =
-                    |order| pyramid_buffer_bytes(&target, choice, order).unwrap_or(u64::MAX);
-                OnePass::new(source, &target, waiting, self).is_some()
-            })
+            target.is_ok_and(|target| self.plan(source, &target, choice).reads_once())
         };
         output_layout(path, layout, first)?;
         Ok(choices.iter().find(reads_once).unwrap_or(first))
     }
+
+    /// Plans the conversion of `source` into a new output, and touches no file. `target` and `store` are the
+    /// layout that [`output_layout`] gives and how it is stored.
+    #[must_use]
+    pub fn plan(&self, source: &dyn Volume, target: &Layout, store: &CreateOptions) -> ConvertPlan {
+        let waiting = |order| pyramid_buffer_bytes(target, store, order).unwrap_or(u64::MAX);
+        ConvertPlan::new(source, target, waiting, self)
+    }
 }
 
-/// How a sequential volume is converted in one pass.
-struct OnePass {
-    /// What is read at once. Two of them are in memory: one is read while the other is written.
-    slabs: Slabs,
+/// How a conversion will be done, and the memory that it takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvertPlan {
+    /// Threads that convert and encode: fewer than allowed if memory is short.
+    pub threads: usize,
+    /// Bytes of decoded input chunks that are kept.
+    pub cache_bytes: u64,
+    /// Bytes of all that the conversion holds, at most. More than allowed if one thread alone takes more.
+    pub peak_bytes: u64,
+    /// What is read at once in a single pass. Two of them are in memory: one is read while the other is written.
+    slabs: Option<Slabs>,
     /// Voxels of what is converted and written at once, if the output has no chunks.
     piece: u64,
-    /// Threads that convert and encode; one of them reads meanwhile.
-    threads: usize,
 }
 
-impl OnePass {
-    /// `None` if the source is not sequential, or if its slabs do not fit into memory.
+impl ConvertPlan {
+    /// Returns `true` if the source is read once from front to back.
+    #[must_use]
+    pub const fn reads_once(&self) -> bool {
+        self.slabs.is_some()
+    }
+
     fn new(
         source: &dyn Volume,
         target: &Layout,
-        waiting: impl FnOnce([usize; 3]) -> u64,
+        waiting: impl Fn([usize; 3]) -> u64,
+        options: &ConvertOptions,
+    ) -> Self {
+        Self::one_pass(source, target, &waiting, options)
+            .unwrap_or_else(|| Self::anywhere(source, target, waiting([0, 1, 2]), options))
+    }
+
+    /// `None` if the source is not sequential, or if its slabs do not fit into memory.
+    fn one_pass(
+        source: &dyn Volume,
+        target: &Layout,
+        waiting: impl Fn([usize; 3]) -> u64,
         options: &ConvertOptions,
     ) -> Option<Self> {
         let order = source.sequential_order()?;
@@ -183,25 +207,86 @@ impl OnePass {
             .collect();
         let waiting = waiting(spatial.try_into().ok()?);
         let voxel = (from.dtype.size() + target.dtype.size()) as u64;
-        let piece = FLAT_PIECE.min(options.memory / 8 / voxel).max(1);
-        let held = Boxes::chunks(target, piece).largest().saturating_mul(voxel);
-        let most = options.memory / 4 / held.max(1);
-        let threads = usize::try_from(most).unwrap_or(usize::MAX);
-        let threads = threads.clamp(1, options.threads.max(1));
-        let left = options
-            .memory
-            .checked_sub(waiting)?
-            .checked_sub(held.saturating_mul(threads as u64))?;
-        let slab = left / 2 / from.dtype.size() as u64;
+        let piece = options.piece(voxel);
+        let boxes = Boxes::chunks(target, piece);
+        let each = under_way(from, target, &boxes).saturating_add(encoding(target, waiting));
+        let threads = options.threads_within(options.memory / 4, each);
+        let held = each.saturating_mul(threads as u64).saturating_add(waiting);
+        let left = options.memory.checked_sub(held)?;
+        let size = from.dtype.size() as u64;
+        let slab = left / 2 / size;
         if target.write_chunk.is_none() {
             slabs = Slabs::up_to(from, order, slab.min(FLAT_SLABS));
         }
+        let read = slabs.largest().saturating_mul(2 * size);
         (slabs.largest() <= slab).then_some(Self {
-            slabs,
-            piece,
             threads,
+            cache_bytes: 0,
+            peak_bytes: held.saturating_add(read),
+            slabs: Some(slabs),
+            piece,
         })
     }
+
+    fn anywhere(
+        source: &dyn Volume,
+        target: &Layout,
+        waiting: u64,
+        options: &ConvertOptions,
+    ) -> Self {
+        let from = source.layout();
+        let voxel = (from.dtype.size() + target.dtype.size()) as u64;
+        let piece = options.piece(voxel);
+        let boxes = Boxes::chunks(target, piece);
+        let working = encoding(target, waiting).max(decoding_bytes(from));
+        let each = under_way(from, target, &boxes).saturating_add(working);
+        let fixed = waiting.saturating_add(index_bytes(from));
+        let threads = options.threads_within(options.memory.saturating_sub(fixed), each);
+        let held = each.saturating_mul(threads as u64).saturating_add(fixed);
+        let cache_bytes = options.memory.saturating_sub(held).min(all_chunks(from));
+        Self {
+            threads,
+            cache_bytes,
+            peak_bytes: held.saturating_add(cache_bytes),
+            slabs: None,
+            piece,
+        }
+    }
+}
+
+impl ConvertOptions {
+    /// Voxels of a piece of a flat file, of `voxel` bytes each as they are read and converted.
+    fn piece(&self, voxel: u64) -> u64 {
+        (self.memory / 8 / voxel).clamp(LEAST_PIECE, FLAT_PIECE)
+    }
+
+    /// As many threads as may be and as `bytes` are enough for, at least one.
+    fn threads_within(&self, bytes: u64, each: u64) -> usize {
+        let most = usize::try_from(bytes / each.max(1)).unwrap_or(usize::MAX);
+        most.clamp(1, self.threads.max(1))
+    }
+}
+
+/// Bytes of a box that is read, and converted.
+fn under_way(from: &Layout, target: &Layout, boxes: &Boxes) -> u64 {
+    let voxel = from.dtype.size() + target.dtype.size();
+    boxes.largest().saturating_mul(voxel as u64)
+}
+
+/// Bytes that a thread takes while it encodes a write chunk. Where voxels wait, there are coarser levels.
+fn encoding(target: &Layout, waiting: u64) -> u64 {
+    encoding_bytes(target, waiting > 0)
+}
+
+/// Bytes of all chunks of a volume, decoded; 0 if it has none.
+fn all_chunks(layout: &Layout) -> u64 {
+    let Some(chunk) = layout.read_chunk else {
+        return 0;
+    };
+    let [z, y, x] = layout.shape;
+    let lengths = [layout.channels, z, y, x];
+    let whole = (0..4).map(|a| lengths[a].next_multiple_of(chunk[a].max(1)));
+    whole.fold(layout.dtype.size() as u64, u64::saturating_mul)
 }
 
 struct Work<'a> {
@@ -241,50 +326,38 @@ impl Lost {
 
 impl Work<'_> {
     /// Converts the write chunks of the output in parallel, each read on its own.
-    fn anywhere(&self, source: &Arc<dyn Volume>, options: &ConvertOptions) -> Result<ReadStats> {
-        let (from, to) = (source.layout(), self.target.layout());
-        let boxes = Boxes::chunks(to, FLAT_PIECE);
-        let voxel = (from.dtype.size() + to.dtype.size()) as u64;
-        let under_way = boxes
-            .largest()
-            .saturating_mul(voxel * options.threads.max(1) as u64);
-        let cached: Arc<dyn Volume> = match from.read_chunk {
-            Some(_) => Arc::new(Cached::new(
-                Arc::clone(source),
-                options
-                    .memory
-                    .saturating_sub(under_way)
-                    .saturating_sub(self.target.pyramid_buffer_bytes([0, 1, 2])),
-            )),
+    fn anywhere(&self, source: &Arc<dyn Volume>, plan: &ConvertPlan) -> Result<ReadStats> {
+        let source: Arc<dyn Volume> = match source.layout().read_chunk {
+            Some(_) => Arc::new(Cached::new(Arc::clone(source), plan.cache_bytes)),
             None => Arc::clone(source),
         };
-        pool(options.threads, "convert", &to.path)?.install(|| {
-            let boxes = boxes.iter().par_bridge();
-            boxes.try_for_each(|(channels, region)| {
-                let voxels = self.read(&*cached, &channels, region)?;
+        let boxes = Boxes::chunks(self.target.layout(), plan.piece);
+        boxes
+            .iter()
+            .par_bridge()
+            .try_for_each(|(channels, region)| {
+                let voxels = self.read(&*source, &channels, region)?;
                 self.write(channels, voxels)
-            })
-        })?;
-        Ok(cached.read_stats())
+            })?;
+        Ok(source.read_stats())
     }
 
     /// Reads slab after slab, and writes each while the next is read.
-    fn one_pass(&self, source: &dyn Volume, pass: &OnePass) -> Result<()> {
-        let mut all = pass.slabs.iter();
+    fn one_pass(&self, source: &Arc<dyn Volume>, slabs: Slabs, piece: u64) -> Result<ReadStats> {
+        let mut all = slabs.iter();
         let mut read_next = || {
             let (channels, region) = all.next()?;
-            let slab = self.read(source, &channels, region);
+            let slab = self.read(&**source, &channels, region);
             Some(slab.map(|slab| (channels, slab)))
         };
         let mut next = read_next().transpose()?;
         while let Some((channels, slab)) = next {
-            let (read, written) = rayon::join(&mut read_next, || {
-                self.write_slab(channels, &slab, pass.piece)
-            });
+            let (read, written) =
+                rayon::join(&mut read_next, || self.write_slab(channels, &slab, piece));
             written?;
             next = read.transpose()?;
         }
-        Ok(())
+        Ok(source.read_stats())
     }
 
     /// Writes the pieces of a slab in parallel.
@@ -362,6 +435,7 @@ struct Boxes {
 
 /// Voxels of a piece of a flat file: enough for long writes, little enough to hold several.
 const FLAT_PIECE: u64 = 1 << 20;
+const LEAST_PIECE: u64 = 1 << 12;
 /// Voxels of a slab for a flat file: pieces for all threads.
 const FLAT_SLABS: u64 = 16 * FLAT_PIECE;
 
@@ -594,14 +668,60 @@ mod tests {
                 .unwrap();
             chosen.shard.unwrap()[0]
         };
-        // A slab of 16 planes of 18 x 25 voxels of 2 bytes takes 14 400 bytes, and there are two.
+        // A slab of 16 planes of 18 x 25 voxels of 2 bytes takes 14 400 bytes, and there are two. A shard of
+        // 16 x 16 x 16 takes 16 384 bytes while it is converted, and as many while it is encoded.
         assert_eq!(chosen(true, 1 << 20), 16);
-        assert_eq!(chosen(true, 46_000), 16);
-        assert_eq!(chosen(true, 44_000), 8);
-        assert_eq!(chosen(true, 10_000), 4);
+        assert_eq!(chosen(true, 61_568), 16);
+        assert_eq!(chosen(true, 61_000), 8);
+        assert_eq!(chosen(true, 18_496), 8);
+        assert_eq!(chosen(true, 18_000), 4);
         // Where nothing helps, and for other sources, the first will do.
         assert_eq!(chosen(true, 5_000), 16);
         assert_eq!(chosen(false, 10_000), 16);
+    }
+
+    #[test]
+    fn plans_stay_within_the_memory_where_a_thread_can() {
+        let path = Path::new("out.zarr");
+        let pyramid = Some(Pyramid {
+            levels: None,
+            method: Downsample::Mean,
+        });
+        let (mut within, mut fewer, mut once) = (0, 0, 0);
+        for sequential in [false, true] {
+            for name in ["out.zarr", "out.npy"] {
+                for shard in [8, 16] {
+                    for memory in [1_000, 60_000, 200_000, 1 << 20, 1 << 30] {
+                        let source = source(sequential);
+                        let store = CreateOptions {
+                            chunk: [4, 8, 8],
+                            shard: Some([shard; 3]),
+                            pyramid: pyramid.filter(|_| name == "out.zarr"),
+                            ..CreateOptions::default()
+                        };
+                        let layout =
+                            output_layout(&path.with_file_name(name), source.layout(), &store);
+                        let layout = layout.unwrap();
+                        let options = ConvertOptions {
+                            threads: 8,
+                            memory,
+                            ..ConvertOptions::default()
+                        };
+                        let plan = options.plan(&*source, &layout, &store);
+                        assert!(plan.peak_bytes <= memory || plan.threads == 1, "{plan:?}");
+                        assert!(plan.cache_bytes < plan.peak_bytes);
+                        assert!(sequential || !plan.reads_once());
+                        within += u32::from(plan.peak_bytes <= memory);
+                        fewer += u32::from(plan.threads < 8);
+                        once += u32::from(plan.reads_once());
+                    }
+                }
+            }
+        }
+        assert!(
+            within > 20 && fewer > 5 && once > 5,
+            "{within} {fewer} {once}"
+        );
     }
 
     #[test]

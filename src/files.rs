@@ -41,6 +41,23 @@ pub(crate) fn read_up_to(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Continues a checksum (crc32c) with the bytes of a regular file.
+///
+/// # Errors
+///
+/// As [`open_regular`].
+#[cfg(any(feature = "onnx", feature = "ort"))]
+pub(crate) fn checksum(before: u32, path: &Path) -> Result<u32> {
+    let mut file = open_regular(path)?;
+    let (mut crc, mut buffer) = (before, vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer).map_err(Error::io("read", path))? {
+            0 => return Ok(crc),
+            count => crc = crc32c::crc32c_append(crc, &buffer[..count]),
+        }
+    }
+}
+
 /// Checks that a path leads to a regular file.
 pub(crate) fn check_regular(path: &Path, found: &Metadata) -> Result<()> {
     if found.is_file() {

@@ -74,7 +74,7 @@ pub mod volume;
 mod words;
 
 pub use aggregator::{AggregationStats, Aggregator, AggregatorOptions, Blend, Reduce};
-pub use convert::{ConvertOptions, ConvertStats, convert};
+pub use convert::{ConvertOptions, ConvertPlan, ConvertStats, convert};
 pub use dtype::{DType, Element};
 pub use error::{Error, ErrorKind, Result};
 pub use geometry::{Affine, Geometry, SignedAxes};

@@ -21,10 +21,20 @@ pub(crate) enum Message {
     Done(Result<Outcome>),
 }
 
-/// What a run did.
-pub(crate) struct Outcome {
-    pub(crate) done: voxpatch::inference::InferenceStats,
-    pub(crate) peak_bytes: u64,
+/// What a run did, or what it would take.
+pub(crate) enum Outcome {
+    Done {
+        done: voxpatch::inference::InferenceStats,
+        peak_bytes: u64,
+    },
+    Planned(Box<Planned>),
+}
+
+/// A run that was planned and not begun.
+pub(crate) struct Planned {
+    pub(crate) plan: voxpatch::inference::InferencePlan,
+    pub(crate) probe: voxpatch::inference::Probe,
+    pub(crate) space: Vec<voxpatch::volume::DiskSpace>,
 }
 
 /// A batch to be predicted, and who wants it. Whoever drops it ends the run.
@@ -83,8 +93,8 @@ impl std::fmt::Debug for Message {
 }
 
 impl Model for Asked {
-    fn id(&self) -> String {
-        self.id.clone()
+    fn id(&self) -> Result<String> {
+        Ok(self.id.clone())
     }
 
     fn outputs(&self, _input: &Layout, _patch: Shape) -> Result<Vec<OutputSpec>> {

@@ -21,7 +21,7 @@ use voxpatch::{
 use crate::array::Held;
 use crate::blend::Blending;
 use crate::errors::raised;
-use crate::model::{Answer, Asked, Message, Outcome, Request};
+use crate::model::{Answer, Asked, Message, Outcome, Planned, Request};
 use crate::subjects::padding_of;
 use crate::volume::Volume;
 use crate::wait::{ASK, guarded};
@@ -49,6 +49,8 @@ pub(crate) struct Settings<'py> {
     part: Option<(u32, u32)>,
     durable: bool,
     model_id: String,
+    /// Whether nothing is written, and what it would take comes back.
+    dry_run: bool,
     /// How the mask is matched.
     tolerance: f64,
     same_grid: bool,
@@ -105,6 +107,7 @@ struct Job {
     mask: Option<Arc<Image>>,
     matching: Matching,
     model: Asked,
+    dry_run: bool,
 }
 
 /// Predicts a volume with `call(batch, locations)`, which gives a list with an array for each output, and
@@ -165,6 +168,7 @@ pub(crate) fn predict<'py>(
             outputs: predictions,
             caller: caller.clone(),
         },
+        dry_run: settings.dry_run,
     };
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
@@ -289,24 +293,52 @@ impl Job {
         if let Some(part) = self.part {
             plan = plan.with_part(part, self.durability)?;
         }
+        if self.dry_run {
+            let space = plan.disk_space()?;
+            let probe = plan.probe(self.normalize)?;
+            return Ok(Outcome::Planned(Box::new(Planned { plan, probe, space })));
+        }
         plan.check_names()?;
         let stoppable = |_, _| progress(0, 0);
         let plan = plan.with_normalize(self.normalize, &stoppable)?;
         let peak_bytes = plan.peak_bytes();
         let done = plan.run(progress)?;
-        Ok(Outcome { done, peak_bytes })
+        Ok(Outcome::Done { done, peak_bytes })
     }
 }
 
+/// What a run that was not begun would take.
+fn planned<'py>(py: Python<'py>, planned: &Planned) -> PyResult<Bound<'py, PyDict>> {
+    let (told, Planned { plan, probe, space }) = (PyDict::new(py), planned);
+    told.set_item("patches", plan.patches().0)?;
+    told.set_item("patches_predicted", plan.predictions())?;
+    told.set_item("passes", plan.passes())?;
+    told.set_item("peak_bytes", plan.peak_bytes())?;
+    told.set_item("model_bytes", probe.model_bytes)?;
+    told.set_item("process_bytes", probe.process_bytes)?;
+    told.set_item("guessed_seconds", probe.duration.as_secs_f64())?;
+    let outputs = plan.outputs().iter();
+    let bytes = outputs.map(|output| output.layout.decoded_bytes());
+    let bytes: Vec<u64> = bytes.collect::<Result<_>>().map_err(|e| raised(&e))?;
+    told.set_item("output_bytes", bytes)?;
+    let free = space.first().and_then(|space| space.free_bytes);
+    told.set_item("free_bytes", free)?;
+    Ok(told)
+}
+
 fn told<'py>(py: Python<'py>, outcome: &Outcome) -> PyResult<Bound<'py, PyDict>> {
-    let (told, done) = (PyDict::new(py), &outcome.done);
+    let (done, peak_bytes) = match outcome {
+        Outcome::Done { done, peak_bytes } => (done, *peak_bytes),
+        Outcome::Planned(plan) => return planned(py, plan),
+    };
+    let told = PyDict::new(py);
     told.set_item("patches", done.patches)?;
     told.set_item("whole", done.whole)?;
     told.set_item("reading_seconds", done.timings.reading)?;
     told.set_item("predicting_seconds", done.timings.predicting)?;
     told.set_item("blending_seconds", done.timings.blending)?;
     told.set_item("chunks_read", done.reads.chunks)?;
-    told.set_item("planned_bytes", outcome.peak_bytes)?;
+    told.set_item("planned_bytes", peak_bytes)?;
     let outputs = PyList::empty(py);
     for output in &done.outputs {
         let of_it = PyDict::new(py);

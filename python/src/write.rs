@@ -10,13 +10,15 @@ use pyo3::exceptions::PyUserWarning;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use voxpatch::inference::StoreOption;
+use voxpatch::meter::anonymous_bytes;
 use voxpatch::training::Image;
 use voxpatch::volume::{
     ChannelRange, Codec, CreateOptions, Downsample, Pyramid, ZarrVersion, check_output, create,
+    disk_space, output_layout,
 };
 use voxpatch::{ConvertOptions, ConvertStats, DType, Layout, Result, Volume as _};
 
-use crate::errors::invalid;
+use crate::errors::{invalid, raised};
 use crate::volume::{Source, Volume};
 use crate::wait::interruptible;
 use crate::{arguments, array};
@@ -39,22 +41,62 @@ pub(crate) fn write(
     stored(py, image, path, options)
 }
 
-/// Copies a volume into another format, voxel type or chunking, box by box, and opens the copy.
+/// Copies a volume into another format, voxel type or chunking, box by box, and opens the copy; with `dry_run`
+/// nothing is written, and a dictionary says what it would take.
 #[pyfunction]
-#[pyo3(signature = (source, path, **options))]
-pub(crate) fn convert(
-    py: Python<'_>,
-    source: &Bound<'_, PyAny>,
+#[pyo3(signature = (source, path, *, dry_run = false, **options))]
+pub(crate) fn convert<'py>(
+    py: Python<'py>,
+    source: &Bound<'py, PyAny>,
     path: PathBuf,
-    options: Option<&Bound<'_, PyDict>>,
-) -> PyResult<Volume> {
+    dry_run: bool,
+    options: Option<&Bound<'py, PyDict>>,
+) -> PyResult<Bound<'py, PyAny>> {
     let image = if let Ok(volume) = source.cast::<Volume>() {
         volume.get().image(py)?
     } else {
         let source = Source::at(source.extract::<PathBuf>()?);
         Arc::new(interruptible(py, move |_| source.open())?)
     };
-    stored(py, image, path, options)
+    if dry_run {
+        return Ok(planned(py, &image, &path, options)?.into_any());
+    }
+    let written = stored(py, image, path, options)?;
+    Ok(Bound::new(py, written)?.into_any())
+}
+
+/// What a conversion would take.
+fn planned<'py>(
+    py: Python<'py>,
+    image: &Image,
+    path: &Path,
+    options: Option<&Bound<'py, PyDict>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let storage = Storage::new(options)?;
+    let found = || -> Result<_> {
+        let volume = chosen(image)?;
+        let (layout, choice) = storage.layout(&volume, image.dtype(), path)?;
+        let space = disk_space(&[(&layout, &choice)], false)?;
+        let plan = storage.convert.plan(&volume, &layout, &choice);
+        Ok((plan, layout.decoded_bytes()?, space))
+    };
+    let (plan, bytes, space) = found().map_err(|error| raised(&error))?;
+    let told = PyDict::new(py);
+    told.set_item("threads", plan.threads)?;
+    told.set_item("reads_once", plan.reads_once())?;
+    told.set_item("cache_bytes", plan.cache_bytes)?;
+    told.set_item("peak_bytes", plan.peak_bytes)?;
+    let process = anonymous_bytes().map(|now| now.saturating_add(plan.peak_bytes));
+    told.set_item("process_bytes", process)?;
+    told.set_item("output_bytes", bytes)?;
+    let free = space.first().and_then(|space| space.free_bytes);
+    told.set_item("free_bytes", free)?;
+    Ok(told)
+}
+
+/// The channels of an image as a volume.
+fn chosen(image: &Image) -> Result<ChannelRange> {
+    ChannelRange::new(Arc::clone(&image.volume), image.channels.clone())
 }
 
 /// How an output is stored, as Python says it.
@@ -125,6 +167,23 @@ impl Storage {
             shard_given: given.contains("shard")?,
             defaults,
         })
+    }
+
+    /// The layout of a copy of a volume, with values of `dtype` if no other is asked for, and how it is stored.
+    fn layout(
+        &self,
+        volume: &ChannelRange,
+        dtype: DType,
+        path: &Path,
+    ) -> Result<(Layout, CreateOptions)> {
+        let layout = Layout {
+            dtype: self.dtype.unwrap_or(dtype),
+            rescale: None,
+            ..volume.layout().clone()
+        };
+        let choices = self.choices();
+        let choice = self.convert.choose(volume, path, &layout, &choices)?;
+        Ok((output_layout(path, &layout, choice)?, choice.clone()))
     }
 
     /// The options, and, unless a shard was given, the same with smaller shards.
@@ -207,19 +266,12 @@ fn stored(
 
 /// Copies the values of an image, as slices give them: the copy has no slope and intercept of its own.
 fn copy(image: &Image, path: &Path, storage: &Storage, stop: &AtomicBool) -> Result<ConvertStats> {
-    let volume = ChannelRange::new(Arc::clone(&image.volume), image.channels.clone())?;
-    let from = volume.layout();
+    let volume = chosen(image)?;
     for file in volume.source_files() {
         check_output(path, &[&file])?;
     }
-    let layout = Layout {
-        dtype: storage.dtype.unwrap_or(image.dtype()),
-        rescale: None,
-        ..from.clone()
-    };
-    let choices = storage.choices();
-    let chosen = storage.convert.choose(&volume, path, &layout, &choices)?;
-    let target = create(path, &layout, chosen)?;
+    let (layout, choice) = storage.layout(&volume, image.dtype(), path)?;
+    let target = create(path, &layout, &choice)?;
     let progress = |_, _| {
         if stop.load(Ordering::Relaxed) {
             ControlFlow::Break(())

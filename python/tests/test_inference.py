@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import functools
 import os
 import pickle
 import subprocess
@@ -490,6 +491,52 @@ def test_a_run_that_was_ended_goes_on_and_other_models_are_refused(tmp_path):
     out = voxpatch.predict(model, array, path, 12, 4, **options)
     assert len(calls) - before < len(voxpatch.GridSampler(array, 12, 4)), "what was done is not predicted again"
     np.testing.assert_array_equal(out[...], whole[...])
+
+
+class Doubling:
+    def __call__(self, batch):
+        return batch * 2
+
+
+@pytest.mark.parametrize("how", [dict(resume=True), dict(part=0, num_parts=2)])
+def test_a_model_without_a_name_is_resumed_only_with_an_id(how, tmp_path):
+    array, path = scan((1, 24, 16, 16)), tmp_path / "o.zarr"
+    options = dict(chunk=8, shard=None, **how)
+
+    def inner(batch):
+        return batch * 2
+
+    for model in (lambda b: b * 2, inner, functools.partial(smooth), Doubling(), Doubling().__call__):
+        with pytest.raises(voxpatch.errors.InvalidError, match="model_id"):
+            voxpatch.predict(model, array, path, 8, 4, **options)
+        assert not list(tmp_path.iterdir())
+    whole = how.get("resume", False)
+    assert (voxpatch.predict(inner, array, path, 8, 4, model_id="twice", **options) is not None) == whole
+    again = tmp_path / "again.zarr"
+    assert (voxpatch.predict(smooth, array, again, 8, 4, **options) is not None) == whole
+
+
+def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(tmp_path):
+    array = scan((1, 48, 40, 40))
+    options = dict(chunk=8, shard=None, memory=64 << 20)
+    told = voxpatch.predict(smooth, array, tmp_path / "o.zarr", 16, 8, dry_run=True, **options)
+    assert not list(tmp_path.iterdir())
+    assert told["patches"] == told["patches_predicted"] == len(voxpatch.GridSampler(array, 16, 8))
+    assert told["passes"] == 1 and 0 < told["peak_bytes"] <= 64 << 20 and told["guessed_seconds"] > 0
+    assert told["process_bytes"] >= told["peak_bytes"] + told["model_bytes"]
+    assert told["output_bytes"] == [array.nbytes] and told["free_bytes"] > 0
+    none = np.zeros(array.shape, np.uint8)
+    none[:, :8] = 1
+    masked = voxpatch.predict(smooth, array, tmp_path / "o.npy", 16, 8, dry_run=True, mask=none, same_grid=True)
+    assert masked["patches_predicted"] < told["patches_predicted"]
+    several = voxpatch.predict(lambda b: (b, b), array, [tmp_path / "a.zarr", tmp_path / "b.npy"], 16, dry_run=True)
+    assert several["output_bytes"] == [array.nbytes] * 2
+    with pytest.raises(ValueError, match="memory"):
+        voxpatch.predict(smooth, array, tmp_path / "o.zarr", 16, 8, dry_run=True, memory=1000)
+    copied = voxpatch.convert(voxpatch.Volume.from_array(array), tmp_path / "c.zarr", dry_run=True, max_bytes=32 << 20)
+    assert not list(tmp_path.iterdir())
+    assert 0 < copied["peak_bytes"] <= 32 << 20 and copied["process_bytes"] >= copied["peak_bytes"]
+    assert copied["output_bytes"] == array.nbytes and copied["threads"] >= 1 and copied["reads_once"] is False
 
 
 def test_parts_together_are_the_whole(tmp_path):

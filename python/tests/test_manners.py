@@ -76,6 +76,20 @@ INTERRUPTED = {
     "batches": "for _ in voxpatch.Queue([voxpatch.Subject(ct=slow)], voxpatch.UniformSampler(8), 10**6, batch_size=50): pass",
     "one long read": "voxpatch._voxpatch._faulty((256, 256, 256), milliseconds=60_000)[:]",
     "convert": "voxpatch.convert(slow, folder + '/out.zarr', chunk=32, shard=None)",
+    "convert to a flat file": "voxpatch.convert(slow, folder + '/out.npy')",
+    "convert to a compressed file": "voxpatch.convert(slow, folder + '/out.nii.gz')",
+    "convert with levels": "voxpatch.convert(slow, folder + '/out.zarr', chunk=32, pyramid='mean')",
+    "write": "voxpatch.write(folder + '/out.nrrd', slow)",
+    "predict": "voxpatch.predict(same, slow, folder + '/out.zarr', 64, 32, chunk=32, shard=None)",
+    "predict to a flat file": "voxpatch.predict(same, slow, folder + '/out.npy', 64, 32)",
+    "predict several outputs": "voxpatch.predict(twice, slow, [folder + '/a.zarr', folder + '/b.npy'], 64, 32)",
+    "predict into memory": "voxpatch.predict(same, slow, None, 64)",
+    "measuring for a z-score": "voxpatch.predict(same, slow, folder + '/out.npy', 64, normalize='zscore')",
+    "reading a mask": "voxpatch.predict(same, large, folder + '/out.npy', 64, mask=slow, same_grid=True)",
+    "a slow model": "voxpatch.predict(lambda batch: time.sleep(0.3) or batch, large, folder + '/out.npy', 64)",
+    "a dry run": "voxpatch.predict(lambda batch: time.sleep(60), large, folder + '/out.npy', 64, dry_run=True)",
+    "a label map": "voxpatch.Queue([voxpatch.Subject(ct=large, label=slow)], voxpatch.LabelSampler(8, 'label'), 3).__iter__().__next__()",
+    "a grid": "for _ in voxpatch.GridSampler(slow, 64): pass",
 }
 
 
@@ -86,7 +100,11 @@ def test_ctrl_c_stops_within_a_second(what: str, tmp_path: pathlib.Path) -> None
         f"""
         import sys, time, voxpatch
         folder = {str(tmp_path)!r}
+        import numpy as np
         slow = voxpatch._voxpatch._faulty((512, 512, 512), milliseconds=100)
+        large = np.ones((512, 512, 512), np.uint8)
+        same = lambda batch: batch
+        twice = lambda batch: (batch, batch)
         print("begun", flush=True)
         try:
             {INTERRUPTED[what]}
@@ -104,6 +122,49 @@ def test_ctrl_c_stops_within_a_second(what: str, tmp_path: pathlib.Path) -> None
     assert process.returncode == 0 and out.startswith("stopped"), out
     assert float(out.split()[1]) - sent < 1.0
     assert not [path for path in tmp_path.rglob("*") if path.is_file()], "nothing half-written is left"
+
+
+@pytest.mark.parametrize("part", [None, 1])
+def test_ctrl_c_leaves_what_can_be_resumed(part: int | None, tmp_path: pathlib.Path) -> None:
+    program = textwrap.dedent(
+        f"""
+        import sys, time, numpy as np, voxpatch
+        scan = np.arange(96 * 64 * 64, dtype=np.float32).reshape(96, 64, 64)
+        calls = []
+        def same(batch):
+            time.sleep(int(sys.argv[1]) / 1000)
+            calls.append(1)
+            if len(calls) == 12:
+                print("begun", flush=True)
+            return batch
+        part = {part}
+        how = dict(resume=True) if part is None else dict(part=part, num_parts=2)
+        try:
+            out = voxpatch.predict(same, scan, {str(tmp_path / "out.zarr")!r}, 16, 8, model_id="same", chunk=8, shard=None,
+                                   num_workers=2, **how)
+        except KeyboardInterrupt:
+            print("stopped", flush=True)
+        else:
+            print("done", len(calls), flush=True)
+        """
+    )
+
+    def run(milliseconds: int, interrupt: bool) -> str:
+        command = [sys.executable, "-c", program, str(milliseconds)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        if interrupt:
+            process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, out
+        return out
+
+    assert run(20, interrupt=True) == "stopped\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.zarr.partial"]
+    resumed = run(0, interrupt=False)
+    assert resumed.startswith("done")
+    assert (tmp_path / "out.zarr").exists() == (part is None)
 
 
 def test_a_fork_while_other_threads_read_is_no_harm(subjects: list[Subject]) -> None:

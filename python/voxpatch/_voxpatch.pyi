@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, SupportsIndex, final
+from typing import Any, Literal, SupportsIndex, final, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -131,8 +131,14 @@ def write(
 ) -> Volume:
     """Writes an array, (z, y, x) or (c, z, y, x), as a volume, and opens it."""
 
-def convert(source: _Path | Volume, path: _Path, **options: Any) -> Volume:
+@overload
+def convert(source: _Path | Volume, path: _Path, *, dry_run: Literal[False] = False, **options: Any) -> Volume: ...
+@overload
+def convert(source: _Path | Volume, path: _Path, *, dry_run: Literal[True], **options: Any) -> dict[str, Any]:
     """Copies the values of a volume into another format, voxel type or chunking, box by box, and opens the copy.
+
+    With `dry_run=True` nothing is written, and a dictionary says what it would take: `process_bytes` is the memory of
+    the whole process, `output_bytes` the output before it is compressed, `free_bytes` what its disk has.
 
     Values beyond the range of a `dtype` are an error, or become its nearest with `clip=True`; both that and fractions
     that were rounded are counted in a warning.

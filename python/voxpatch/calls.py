@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Union
 
 from .errors import InvalidError
@@ -112,10 +113,18 @@ class Call:
         # What was on a GPU came here as a copy.
         return [(array, is_tensor(value) and value.is_cuda) for array, value in zip(arrays, wanted)]
 
-    def name(self) -> str:
-        """What tells this model from others."""
+    def identity(self) -> str:
+        """Identifies the model: a module by its weights, a function of a module by its name."""
         if not self.is_module:
-            return f"{getattr(self.model, '__module__', '')}.{getattr(self.model, '__qualname__', type(self.model))}"
+            module, name = (getattr(self.model, key, None) for key in ("__module__", "__qualname__"))
+            # A method of an object depends on that object.
+            is_bound = not isinstance(getattr(self.model, "__self__", sys), ModuleType)
+            if module is None or name is None or "<" in name or is_bound:
+                raise InvalidError(
+                    f"{self.model!r} has no name of its own, so a run of it cannot be resumed or split into parts: "
+                    "give it one with model_id=, which changes with all that its predictions depend on"
+                )
+            return f"{module}.{name}"
         import hashlib
 
         digest = hashlib.sha256()

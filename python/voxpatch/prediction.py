@@ -59,6 +59,7 @@ def predict(
     values: Any = None,
     progress: bool | Callable[[int, int], object] = False,
     device: Any = None,
+    dry_run: bool = False,
     **storage: Any,
 ) -> Any:
     """Predicts every patch of a volume and writes the blended output; gives it opened, or as an array if
@@ -93,8 +94,14 @@ def predict(
     ``memory`` bounds the bytes of all but the model; ``num_workers`` threads read and blend. The output is
     the same for any number of them. ``resume=True`` goes on where an earlier call with it was ended;
     ``part`` of ``num_parts`` writes what that part owns, in a process or on a machine of its own. Either
-    refuses to go on with another model, which ``model_id`` names: the weights of a module, the name of a
-    function if nothing is said. While parts are missing, None comes back.
+    refuses to continue with another model, which ``model_id`` identifies: it changes with everything that predictions
+    depend on. Without it, a module is identified by its weights, and a function of a module by its name; a lambda, a
+    function inside another and any other object must be given one. While parts are missing, None comes back.
+
+    ``dry_run=True`` writes nothing and gives a dictionary of what the run would take: ``patches_predicted``;
+    ``passes``, in how many of them outputs are written; ``peak_bytes``, which ``memory`` bounds; ``process_bytes``,
+    the memory of the whole process with the model's share, measured on one batch; ``output_bytes`` of each
+    output before compression; ``free_bytes`` on the disk; ``guessed_seconds``.
 
     ``progress=True`` shows a bar if tqdm is installed; a callable gets ``(done, total)``. Ctrl-C stops the
     run within a second.
@@ -140,14 +147,17 @@ def predict(
             part=_part(resume, part, num_parts),
             durable=durable,
             model_id="",
+            dry_run=bool(dry_run),
             tolerance=float(tolerance),
             same_grid=bool(same_grid),
         )
         if settings["part"] is not None:
-            settings["model_id"] = call.name() if model_id is None else model_id
+            settings["model_id"] = call.identity() if model_id is None else model_id
         with _progress(progress) as tell:
             chosen = None if mask is None else as_volume(mask)
             done = _predict(call, opened, outputs, settings, chosen, tell)
+        if dry_run:
+            return done
         _log(opened, done)
         for stats in done["outputs"]:
             warn_of_clipped(stats, stacklevel=2)

@@ -52,6 +52,34 @@ pub(crate) struct Estimate {
     shape: Shape,
     write_chunk: Option<Shape>,
     thread_bytes: u64,
+    bits: Bits,
+}
+
+/// Bytes of the bit sets of an aggregator.
+#[derive(Clone, Copy, Debug)]
+struct Bits {
+    /// Which patches came, and which of them voted.
+    patches: u64,
+    /// Which blocks and write chunks are output, where not all are.
+    wanted: u64,
+}
+
+impl Bits {
+    fn new(grid: &Grid, settling: Settling, output: &Layout) -> Self {
+        let sets = 1 + u64::from(settling == Settling::OwnerOrLast);
+        let blocks = match settling {
+            Settling::Last => Cuts::new(grid).count() as u64,
+            Settling::Owner | Settling::OwnerOrLast => 0,
+        };
+        let chunks = output.write_chunk.map_or(0, |[_, chunk @ ..]| {
+            let counts = (0..3).map(|a| output.shape[a].div_ceil(chunk[a].max(1)));
+            counts.fold(1, u64::saturating_mul)
+        });
+        Self {
+            patches: grid.len().div_ceil(8).saturating_mul(sets),
+            wanted: blocks.div_ceil(8).saturating_add(chunks.div_ceil(8)),
+        }
+    }
 }
 
 impl Estimate {
@@ -106,7 +134,18 @@ impl Estimate {
             shape: output.shape,
             write_chunk: output.write_chunk.map(|[_, chunk @ ..]| chunk),
             thread_bytes,
+            bits: Bits::new(grid, settling, output),
         }
+    }
+
+    /// Bytes of what the aggregator notes of each patch.
+    pub(crate) const fn patch_bytes(&self) -> u64 {
+        self.bits.patches
+    }
+
+    /// Bytes of what it notes of each block and write chunk if only some write chunks are written.
+    pub(crate) const fn wanted_bytes(&self) -> u64 {
+        self.bits.wanted
     }
 
     /// Bytes that a thread takes while it makes final voxels of a block, at most.

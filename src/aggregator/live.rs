@@ -542,8 +542,9 @@ impl Cuts {
         product(std::array::from_fn(|a| 0..self.0[a].len() - 1))
     }
 
-    fn count(&self) -> usize {
-        self.0.iter().map(|cuts| cuts.len() - 1).product()
+    pub(super) fn count(&self) -> usize {
+        let counts = self.0.iter().map(|cuts| cuts.len() - 1);
+        counts.fold(1, usize::saturating_mul)
     }
 
     /// A block's place among all.

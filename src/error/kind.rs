@@ -71,7 +71,8 @@ impl Error {
             | Self::Unsupported { .. }
             | Self::UnsupportedDType { .. }
             | Self::TooLarge { .. }
-            | Self::NoIdentity { .. } => ErrorKind::Unsupported,
+            | Self::NoIdentity { .. }
+            | Self::NoModelId { .. } => ErrorKind::Unsupported,
             Self::UntrustedCodec { .. }
             | Self::UntrustedLink { .. }
             | Self::ExternalFile { .. } => ErrorKind::Untrusted,

@@ -693,6 +693,16 @@ pub enum Error {
         path: PathBuf,
     },
 
+    /// A model has no id, which a resumed run and a run in parts need.
+    #[error(
+        "{model} has no id, so a run of it cannot be resumed or split into parts: give it one that changes with its \
+         weights (Model::id, FnModel::with_id)"
+    )]
+    NoModelId {
+        /// The model.
+        model: String,
+    },
+
     /// `finish` was called while chunks were missing.
     #[error("{} lacks {missing}: run the missing parts, then finish it", path.display())]
     MissingChunks {

@@ -51,6 +51,10 @@ pub fn builtin_model(spec: &str) -> Result<Arc<dyn Model>> {
 struct Identity;
 
 impl Model for Identity {
+    fn id(&self) -> Result<String> {
+        Ok(format!("{self:?}"))
+    }
+
     fn input(&self) -> InputValues {
         InputValues::Native
     }
@@ -119,6 +123,10 @@ impl Gaussian {
 }
 
 impl Model for Gaussian {
+    fn id(&self) -> Result<String> {
+        Ok(format!("{self:?}"))
+    }
+
     fn outputs(&self, input: &Layout, _patch: Shape) -> Result<Vec<OutputSpec>> {
         Ok(vec![OutputSpec::new(input.channels, DType::F32)])
     }
@@ -147,6 +155,10 @@ struct Threshold {
 }
 
 impl Model for Threshold {
+    fn id(&self) -> Result<String> {
+        Ok(format!("{self:?}"))
+    }
+
     fn outputs(&self, input: &Layout, _patch: Shape) -> Result<Vec<OutputSpec>> {
         if input.channels != 1 {
             return Err(Error::InvalidArgument {

@@ -50,9 +50,10 @@ pub(super) fn check_f32(what: &'static str, name: &str, input: InputValues) -> R
 }
 
 impl Model for Ensemble {
-    fn id(&self) -> String {
-        let ids: Vec<String> = self.models.iter().map(|(_, model)| model.id()).collect();
-        format!("the mean of {}", ids.join(" and "))
+    fn id(&self) -> Result<String> {
+        let ids = self.models.iter().map(|(_, model)| model.id());
+        let ids: Vec<String> = ids.collect::<Result<_>>()?;
+        Ok(format!("the mean of {}", ids.join(" and ")))
     }
 
     fn max_calls(&self) -> Option<usize> {

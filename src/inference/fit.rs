@@ -9,6 +9,7 @@ use super::passes::{self, ChunkRanges};
 use super::schedule::PlannedOutput;
 use crate::aggregator::{Estimate, Needed};
 use crate::grid::Grid;
+use crate::volume::marked_bytes;
 
 /// The ways in which outputs, or a part of them, can be written, and what is known of each.
 pub(super) struct Ways<'a> {
@@ -16,6 +17,10 @@ pub(super) struct Ways<'a> {
     estimates: Vec<Estimate>,
     /// Bytes of unfinished chunks of coarser levels, however the outputs are cut.
     waiting: u64,
+    /// Bytes that it takes to note which write chunks are written, where not all are.
+    noted: u64,
+    /// Whether that is noted even if the outputs are not cut.
+    resumed: bool,
     grid: &'a Grid,
     /// What is written; everything if there is none.
     owned: Option<ChunkRanges>,
@@ -59,8 +64,19 @@ impl<'a> Ways<'a> {
         outputs: &'a [PlannedOutput],
         grid: &'a Grid,
         owned: Option<ChunkRanges>,
+        resumed: bool,
     ) -> Self {
-        let estimates = outputs.iter().map(PlannedOutput::estimate).collect();
+        let estimates: Vec<Estimate> = outputs.iter().map(PlannedOutput::estimate).collect();
+        let noted = |(output, estimate): (&PlannedOutput, &Estimate)| {
+            let done = if resumed {
+                marked_bytes(&output.layout)
+            } else {
+                0
+            };
+            estimate.wanted_bytes().saturating_add(done)
+        };
+        let noted = outputs.iter().zip(&estimates).map(noted);
+        let noted = noted.fold(0, u64::saturating_add);
         let waiting = outputs.iter().map(PlannedOutput::pyramid_buffer_bytes);
         let all = owned.clone().or_else(|| passes::whole(outputs));
         let [_, b, c] = grid.order();
@@ -76,6 +92,8 @@ impl<'a> Ways<'a> {
             outputs,
             estimates,
             waiting: waiting.fold(0, u64::saturating_add),
+            noted,
+            resumed,
             grid,
             owned,
             all,
@@ -90,7 +108,9 @@ impl<'a> Ways<'a> {
     pub(super) fn find(&mut self, room: u64) -> Result<Found, u64> {
         let at_once = self.at_once.unwrap_or_else(|| {
             let bytes = live_bytes(&mut self.estimates, self.owned.as_ref());
-            bytes.saturating_add(self.waiting)
+            let is_whole = self.owned.is_none() && !self.resumed;
+            let noted = if is_whole { 0 } else { self.noted };
+            bytes.saturating_add(self.waiting).saturating_add(noted)
         });
         self.at_once = Some(at_once);
         if at_once <= room {
@@ -140,9 +160,17 @@ impl<'a> Ways<'a> {
             let longest = (0..count).max_by_key(long).unwrap_or(0);
             piece = passes::piece(&piece, axis, longest, count);
         }
-        let bytes = live_bytes(&mut self.estimates, Some(&piece)).saturating_add(self.waiting);
+        let bytes = self.bytes_of(&piece);
         self.known[way].one = Some(bytes);
         bytes
+    }
+
+    /// Bytes that a piece keeps.
+    fn bytes_of(&mut self, piece: &ChunkRanges) -> u64 {
+        let bytes = live_bytes(&mut self.estimates, Some(piece));
+        bytes
+            .saturating_add(self.waiting)
+            .saturating_add(self.noted)
     }
 
     /// Bytes that any piece keeps, at most; `None` if one keeps more than `room`. The piece that was too large in
@@ -164,7 +192,7 @@ impl<'a> Ways<'a> {
             let at = (first + n) % count;
             let row = passes::piece(&all, b, at / columns, rows);
             let piece = passes::piece(&row, c, at % columns, columns);
-            let bytes = live_bytes(&mut self.estimates, Some(&piece)).saturating_add(self.waiting);
+            let bytes = self.bytes_of(&piece);
             most = most.max(bytes);
             if most > room {
                 self.known[way].some = most;

@@ -17,7 +17,7 @@ const ALLOCATOR_RESERVE_FRACTION: u64 = 16;
 impl Schedule {
     /// Cuts the outputs, or the write chunks that are `owned`, into as few passes as fit into the memory.
     pub(super) fn fit(&mut self, owned: Option<ChunkRanges>) -> Result<()> {
-        let mut ways = Ways::new(&self.outputs, &self.grid, owned);
+        let mut ways = Ways::new(&self.outputs, &self.grid, owned, self.resume.is_some());
         let threads = self.inference.threads.max(1);
         let found = self.find(threads, &mut ways)?;
         let passes = ways.passes(found);

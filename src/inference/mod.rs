@@ -7,6 +7,8 @@
 mod begun;
 mod builtin;
 mod ensemble;
+#[cfg(any(feature = "ort", test))]
+mod external;
 mod fit;
 mod mask;
 mod memory;

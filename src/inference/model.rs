@@ -18,9 +18,20 @@ pub trait Model: fmt::Debug + Send + Sync {
         InputValues::F32
     }
 
-    /// Identifies the model. A run can only be resumed with the same id.
-    fn id(&self) -> String {
-        format!("{self:?}")
+    /// Identifies the model. A resumed run, and every part of a run, must have a model with the same id as the
+    /// run that began the output: otherwise one output would be made by two models.
+    ///
+    /// An id says all that predictions depend on, weights above all: a checksum or a version that changes with
+    /// them. It is the same in every process. A model without one can only be used for runs that are neither
+    /// resumed nor split into parts.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoModelId`] if the model has none, which is the default.
+    fn id(&self) -> Result<String> {
+        Err(Error::NoModelId {
+            model: format!("{self:?}"),
+        })
     }
 
     /// Returns the most batches that may be predicted at once, each from its own thread; `None` for any number. A
@@ -134,6 +145,7 @@ impl OutputSpec {
 /// ```
 pub struct FnModel<F> {
     output: OutputSpec,
+    id: Option<String>,
     predict: F,
 }
 
@@ -141,9 +153,22 @@ impl<F> FnModel<F>
 where
     F: Fn(ArrayView4<'_, f32>) -> Array4<f32> + Send + Sync,
 {
-    /// Wraps a function that predicts one patch.
+    /// Wraps a function that predicts one patch. For runs that are resumed or split into parts it needs an
+    /// [id](Self::with_id).
     pub const fn new(output: OutputSpec, predict: F) -> Self {
-        Self { output, predict }
+        Self {
+            output,
+            id: None,
+            predict,
+        }
+    }
+
+    /// Identifies the function: a name that changes with anything its predictions depend on, see [`Model::id`].
+    /// Nothing else distinguishes it from another function with the same output.
+    #[must_use]
+    pub fn with_id(mut self, id: impl Into<String>) -> Self {
+        self.id = Some(id.into());
+        self
     }
 }
 
@@ -151,6 +176,7 @@ impl<F> fmt::Debug for FnModel<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FnModel")
             .field("output", &self.output)
+            .field("id", &self.id)
             .finish_non_exhaustive()
     }
 }
@@ -159,6 +185,10 @@ impl<F> Model for FnModel<F>
 where
     F: Fn(ArrayView4<'_, f32>) -> Array4<f32> + Send + Sync,
 {
+    fn id(&self) -> Result<String> {
+        self.id.clone().ok_or_else(no_id)
+    }
+
     fn outputs(&self, _input: &Layout, _patch: Shape) -> Result<Vec<OutputSpec>> {
         Ok(vec![self.output.clone()])
     }
@@ -173,9 +203,16 @@ where
     }
 }
 
+fn no_id() -> Error {
+    Error::NoModelId {
+        model: "a function".to_owned(),
+    }
+}
+
 /// A function of batches as a model with any number of outputs.
 pub struct BatchModel<F> {
     outputs: Vec<OutputSpec>,
+    id: Option<String>,
     max_calls: Option<usize>,
     predict: F,
 }
@@ -185,13 +222,22 @@ where
     F: Fn(Vec<Patch>) -> Result<Vec<Vec<Patch>>> + Send + Sync,
 {
     /// Wraps a function that gets a batch of real values and returns, for each of `outputs`, a prediction of each
-    /// patch. It is called from several threads at once, unless [`with_max_calls`](Self::with_max_calls) limits that.
+    /// patch. It is called from several threads at once, unless [`with_max_calls`](Self::with_max_calls) limits that. For runs
+    /// that are resumed or split into parts it needs an [id](Self::with_id).
     pub const fn new(outputs: Vec<OutputSpec>, predict: F) -> Self {
         Self {
             outputs,
+            id: None,
             max_calls: None,
             predict,
         }
+    }
+
+    /// Identifies the function, as [`FnModel::with_id`] does.
+    #[must_use]
+    pub fn with_id(mut self, id: impl Into<String>) -> Self {
+        self.id = Some(id.into());
+        self
     }
 
     /// Sets the most calls that may run at once.
@@ -206,6 +252,7 @@ impl<F> fmt::Debug for BatchModel<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BatchModel")
             .field("outputs", &self.outputs)
+            .field("id", &self.id)
             .finish_non_exhaustive()
     }
 }
@@ -214,6 +261,10 @@ impl<F> Model for BatchModel<F>
 where
     F: Fn(Vec<Patch>) -> Result<Vec<Vec<Patch>>> + Send + Sync,
 {
+    fn id(&self) -> Result<String> {
+        self.id.clone().ok_or_else(no_id)
+    }
+
     fn max_calls(&self) -> Option<usize> {
         self.max_calls
     }
@@ -264,7 +315,7 @@ impl Model for SelectOutput {
         self.model.input()
     }
 
-    fn id(&self) -> String {
+    fn id(&self) -> Result<String> {
         self.model.id()
     }
 

@@ -3,7 +3,7 @@
 use super::InferenceOptions;
 use super::model::InputValues;
 use super::schedule::PlannedOutput;
-use crate::grid::{Grid, GridPlacement};
+use crate::grid::GridPlacement;
 use crate::region::Region;
 use crate::volume::{Layout, decoding_bytes, encoding_bytes, index_bytes};
 
@@ -32,7 +32,6 @@ impl Working {
         inference: &InferenceOptions,
         input: &Layout,
         wanted: InputValues,
-        grid: &Grid,
         outputs: &[PlannedOutput],
     ) -> Self {
         let batch = inference.batch.max(1) as u64;
@@ -53,16 +52,18 @@ impl Working {
             voxels.saturating_mul(voxel.saturating_mul(batch))
         });
         let predictions = predictions.fold(0, u64::saturating_add);
+        let outputs: Vec<_> = outputs.iter().map(|one| (one, one.estimate())).collect();
+        let noted = outputs.iter().map(|(_, estimate)| estimate.patch_bytes());
         // One output after the other.
-        let written = outputs.iter().map(|output| {
+        let written = outputs.iter().map(|(output, estimate)| {
             let encoding = encoding_bytes(&output.layout, output.store.pyramid.is_some());
-            encoding.saturating_add(output.estimate().thread_bytes())
+            encoding.saturating_add(estimate.thread_bytes())
         });
         Self {
             batch: read.saturating_add(predictions),
             predictions,
             thread: written.max().unwrap_or(0).max(decoding_bytes(input)),
-            fixed: index_bytes(input).saturating_add(grid.len().div_ceil(8)),
+            fixed: noted.fold(index_bytes(input), u64::saturating_add),
         }
     }
 }

@@ -51,7 +51,7 @@ pub(super) trait Runtime: Send + Sync {
 /// A network and what runs it.
 pub(super) struct Network<R: Runtime> {
     pub(super) path: PathBuf,
-    /// Of the file, so that another one of its name is told from it.
+    /// Of the file and of the files in which it has weights, which identifies it.
     pub(super) crc: u32,
     pub(super) runtime: R,
     pub(super) axes: InputAxes,
@@ -251,8 +251,9 @@ impl<R: Runtime> Network<R> {
 }
 
 impl<R: Runtime> Model for Network<R> {
-    fn id(&self) -> String {
-        format!("{} with crc32c {:08x}", self.path.display(), self.crc)
+    fn id(&self) -> Result<String> {
+        let path = self.path.display();
+        Ok(format!("{path} with crc32c {:08x}", self.crc))
     }
 
     fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<OutputSpec>> {

@@ -26,7 +26,7 @@ use super::network::{InputAxes, Kind, Network, Runtime, no_network};
 use super::place::OutputPlace;
 use crate::dtype::DType;
 use crate::error::{Cause, Error, Result};
-use crate::files::read_up_to;
+use crate::files::{checksum, read_up_to};
 use crate::patch::{Patch, Voxels};
 use crate::region::Shape;
 use crate::volume::Layout;
@@ -86,7 +86,7 @@ impl Onnx {
         let weights = checks::external(path, &graph)?;
         let crc = weights
             .iter()
-            .try_fold(crc, |crc, file| checks::checksum(crc, file))?;
+            .try_fold(crc, |crc, file| checksum(crc, file))?;
         let names = graph.output.iter().map(|out| out.name.clone()).collect();
         cast::rename(&mut graph);
         // What is left of the file, for finding out what is wrong with a node.
@@ -140,7 +140,7 @@ impl Onnx {
 }
 
 impl Model for Onnx {
-    fn id(&self) -> String {
+    fn id(&self) -> Result<String> {
         self.0.id()
     }
 

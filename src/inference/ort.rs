@@ -13,11 +13,12 @@ use half::f16;
 use ort::session::Session;
 use ort::value::{DynTensor, DynValue, Tensor, TensorElementType};
 
+use super::external::locations;
 use super::model::{Model, OutputSpec};
 use super::network::{InputAxes, Kind, Network, Runtime, no_network};
 use super::place::OutputPlace;
 use crate::error::{Cause, Error, Result};
-use crate::files::read_up_to;
+use crate::files::{checksum, read_up_to};
 use crate::patch::{Patch, Voxels};
 use crate::region::Shape;
 use crate::volume::Layout;
@@ -51,11 +52,17 @@ impl OnnxRuntime {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         load()?;
-        let crc = crc32c::crc32c(&read_up_to(path, u64::MAX)?);
         let refused = |error: ort::Error| {
             no_network(path, format!("ONNX Runtime cannot take it, since {error}"))
         };
         let session = session(path).map_err(refused)?;
+        let bytes = read_up_to(path, u64::MAX)?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let weights = locations(&bytes).into_iter().map(|name| folder.join(name));
+        let mut crc = crc32c::crc32c(&bytes);
+        for file in weights {
+            crc = checksum(crc, &file)?;
+        }
         let (input, axes) = input(path, &session)?;
         let names = session.outputs().iter().map(|out| out.name().to_owned());
         Ok(Self(Network {
@@ -95,7 +102,7 @@ impl OnnxRuntime {
 }
 
 impl Model for OnnxRuntime {
-    fn id(&self) -> String {
+    fn id(&self) -> Result<String> {
         self.0.id()
     }
 

@@ -34,6 +34,14 @@ pub(super) struct Resume {
 #[derive(Clone, Debug)]
 pub(super) struct Unfinished(pub(super) Arc<Resumable>);
 
+impl Unfinished {
+    /// Returns `true` if this run has to make the write chunk at `index` (z, y, x), of any channel.
+    pub(super) fn is_wanted(&self, [z, y, x]: [u64; 3]) -> bool {
+        let mut channels = 0..self.layout().channels;
+        channels.any(|channel| self.0.is_pending([channel, z, y, x]))
+    }
+}
+
 impl VolumeMut for Unfinished {
     fn layout(&self) -> &Layout {
         self.0.layout()
@@ -187,8 +195,10 @@ impl Schedule {
         };
         Ok(json!({
             "input": input_fingerprint(volume)?,
-            "model": model.id(),
+            "model": model.id()?,
             "output": output.spec.name,
+            "halo": output.spec.halo,
+            "scale": output.spec.scale,
             "patch": self.grid.patch(),
             "starts": self.grid.axes().each_ref().map(|axis| axis.starts.clone()),
             "order": self.grid.order(),

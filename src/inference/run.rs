@@ -1,6 +1,5 @@
 //! Running a schedule, pass by pass.
 
-use std::collections::HashSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -56,8 +55,6 @@ struct Stores {
     outputs: Vec<Box<dyn VolumeMut>>,
     /// The same, if the run can be resumed.
     resumed: Vec<Unfinished>,
-    /// The missing write chunks (z, y, x) of each output; `None` if all are missing.
-    pending: Option<Vec<HashSet<[u64; 3]>>>,
 }
 
 impl Schedule {
@@ -209,15 +206,11 @@ impl Schedule {
             return Ok(Stores {
                 outputs: started.collect::<Result<_>>()?,
                 resumed: Vec::new(),
-                pending: None,
             });
         };
         let opened = self.unfinished(resume, volume, model)?;
-        let missing =
-            |store: &Unfinished| store.0.pending().map(|[_, z, y, x]| [z, y, x]).collect();
         let boxed = |store| Box::new(store) as Box<dyn VolumeMut>;
         Ok(Stores {
-            pending: Some(opened.iter().map(missing).collect()),
             outputs: opened.iter().cloned().map(boxed).collect(),
             resumed: opened,
         })
@@ -237,23 +230,17 @@ impl Schedule {
         stores: &mut Stores,
         part: Option<&ChunkRanges>,
     ) -> Result<Vec<Aggregator>> {
-        let outputs = self
-            .outputs
-            .iter()
-            .zip(stores.outputs.drain(..))
-            .enumerate();
+        let (resumed, stores) = (&stores.resumed, stores.outputs.drain(..));
+        let outputs = self.outputs.iter().zip(stores).enumerate();
         let made = outputs.map(|(n, (output, store))| {
             let inside = |ranges: &[Range<u64>; 3], index: &[u64; 3]| {
                 (0..3).all(|a| ranges[a].contains(&index[a]))
             };
             let wanted = |index: [u64; 3]| {
                 part.is_none_or(|part| inside(&part[n], &index))
-                    && stores
-                        .pending
-                        .as_ref()
-                        .is_none_or(|all| all[n].contains(&index))
+                    && resumed.get(n).is_none_or(|store| store.is_wanted(index))
             };
-            let some_only = part.is_some() || stores.pending.is_some();
+            let some_only = part.is_some() || !resumed.is_empty();
             Aggregator::of_chunks(
                 output.grid.clone(),
                 output.spec.channels,

@@ -103,7 +103,7 @@ impl InferenceOptions {
         }
         let drafts = drafts.iter();
         let mut drafts: Vec<(&Schedule, Ways<'_>)> = drafts
-            .map(|draft| (draft, Ways::new(&draft.outputs, &draft.grid, None)))
+            .map(|draft| (draft, Ways::new(&draft.outputs, &draft.grid, None, false)))
             .collect();
         let most = self.threads.max(1);
         let mut in_passes = None::<(u64, usize, usize, Found)>;
@@ -182,7 +182,7 @@ impl InferenceOptions {
             resume: None,
             choices: None,
             begun: begun.to_vec(),
-            working: Working::new(self, input, model.input(), grid, &outputs),
+            working: Working::new(self, input, model.input(), &outputs),
             useful_cache: useful_cache(grid, input),
             inference: self.clone(),
             padding,

@@ -30,8 +30,8 @@ impl FlipTta {
 }
 
 impl Model for FlipTta {
-    fn id(&self) -> String {
-        format!("the flips of {}", self.model.id())
+    fn id(&self) -> Result<String> {
+        Ok(format!("the flips of {}", self.model.id()?))
     }
 
     fn max_calls(&self) -> Option<usize> {

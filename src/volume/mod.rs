@@ -63,7 +63,7 @@ pub use matching::{Matching, TOLERANCE};
 pub use memory::MemoryVolume;
 pub(crate) use mmap::give_back_freed;
 pub use mmap::{share_heaps, signal_is_ignored};
-pub(crate) use needs::{decoding_bytes, encoding_bytes, index_bytes};
+pub(crate) use needs::{decoding_bytes, encoding_bytes, index_bytes, marked_bytes};
 pub use open::open;
 pub use options::{MissingChunks, OpenOptions, Values};
 #[cfg(test)]

@@ -28,6 +28,19 @@ pub(crate) fn index_bytes(input: &Layout) -> u64 {
     chunks.fold(16, u64::saturating_mul).min(INDEX_BUDGET)
 }
 
+/// Bytes that it takes to note which write chunks of a resumable output are done, on all levels.
+pub(crate) fn marked_bytes(output: &Layout) -> u64 {
+    let Some([_, chunk @ ..]) = output.write_chunk else {
+        return 0;
+    };
+    let counts = (0..3).map(|a| output.shape[a].div_ceil(chunk[a].max(1)));
+    // A table of words, which may be half empty, and that of an earlier run while it is made; coarser levels
+    // have a seventh of the chunks.
+    counts
+        .fold(output.channels, u64::saturating_mul)
+        .saturating_mul(2)
+}
+
 /// Bytes that a thread takes while it encodes a write chunk of an output, at most: the chunk filled up at the
 /// edge and encoded, and, with coarser levels, a chunk of each that this one completes.
 pub(crate) fn encoding_bytes(output: &Layout, coarser: bool) -> u64 {

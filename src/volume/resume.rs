@@ -124,6 +124,14 @@ impl Resumable {
         }
     }
 
+    /// Whether the write chunk at `index` (c, z, y, x) is one of this part's and not done.
+    pub(crate) fn is_pending(&self, index: ChunkShape) -> bool {
+        match &self.0 {
+            State::Growing(output) => output.is_pending(index),
+            State::Finished(_) => false,
+        }
+    }
+
     /// The write chunks (c, z, y, x) of this part that are not done, channels slowest, x fastest.
     pub fn pending(&self) -> impl Iterator<Item = ChunkShape> {
         let growing = match &self.0 {

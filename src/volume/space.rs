@@ -26,6 +26,17 @@ pub struct DiskSpace {
 }
 
 impl DiskSpace {
+    /// The space of a file or folder called `output` that takes exactly `bytes`.
+    #[must_use]
+    pub fn exact(output: &Path, bytes: u64) -> Self {
+        Self {
+            output: output.to_path_buf(),
+            max_bytes: bytes,
+            min_bytes: bytes,
+            free_bytes: free(parent(output)),
+        }
+    }
+
     /// Returns `true` if the disk may become full before the outputs are complete, depending on how
     /// well they compress.
     #[must_use]

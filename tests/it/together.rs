@@ -350,3 +350,56 @@ fn an_output_that_may_not_fit_is_warned_of_before_the_work() {
     );
     assert_eq!(names(place.path()), ["enormous.zarr"]);
 }
+
+#[test]
+fn sample_checks_the_disk_before_it_writes() {
+    let place = Place::new();
+    let source = place.store("in.npy", [16; 3], 1, vec![1_u8; 16 * 16 * 16]);
+    let too_many = "1000000000000";
+    for (name, begins) in [("a.npy", false), ("b/", false), ("c.zarr", true)] {
+        let target = place.at(name);
+        let words = |count| {
+            let out = ["--out", &target, "--force"];
+            let drawn = ["sample", &source, "--patch", "8", "--count", count];
+            [&drawn[..], &out].concat().join(" ")
+        };
+        let dry = words(too_many) + " --dry-run --json";
+        let dry: Vec<&str> = dry.split(' ').collect();
+        let done = command(&dry).output().expect("the command starts");
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{name}: {said}");
+        assert_eq!(said.contains("may not fit"), begins, "{name}: {said}");
+        let told: serde_json::Value = serde_json::from_slice(&done.stdout).expect("one object");
+        assert_eq!(told["output_bytes"], 512_000_000_000_000_u64, "{name}");
+        assert!(told["free_bytes"].as_u64() < told["output_bytes"].as_u64());
+
+        let all = words(too_many);
+        let mut child = begun(&all.split(' ').collect::<Vec<_>>());
+        if begins {
+            let mut lines = BufReader::new(child.stderr.take().expect("it is piped")).lines();
+            let first = lines.next().expect("it says something").expect("UTF-8");
+            assert!(first.contains("may not fit"), "{first}");
+            wait_for(&place, ".incomplete");
+            send(&child, "-INT");
+            assert_eq!(child.wait().expect("it ends").code(), Some(130));
+        } else {
+            let (status, said) = ended(child);
+            assert_eq!(status, Some(1), "{name}: {said}");
+            assert!(
+                said.contains("no space") && said.lines().count() == 1,
+                "{name}: {said}"
+            );
+        }
+        assert_eq!(names(place.path()), ["in.npy"], "{name}: nothing is left");
+        let few = words("3");
+        let (status, said) = ended(begun(&few.split(' ').collect::<Vec<_>>()));
+        assert_eq!((status, &*said), (Some(0), ""), "{name}");
+        let made = place.path().join(name.trim_end_matches('/'));
+        let removed = if made.is_dir() {
+            fs::remove_dir_all(made)
+        } else {
+            fs::remove_file(made)
+        };
+        removed.expect("it is ours");
+    }
+}

@@ -88,6 +88,9 @@ pub(crate) struct Convert {
     /// Let values beyond the range of --dtype become its nearest value.
     #[arg(long, requires = "dtype")]
     pub(crate) clip: bool,
+    /// Report what the conversion takes (memory of the whole process, disk space) and write nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
     #[command(flatten)]
     pub(crate) chosen: Chosen,
     #[command(flatten)]

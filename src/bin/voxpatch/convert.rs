@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use voxpatch::volume::{
-    CreateOptions, Format, RealValues, Rescale, Values, check_output, create, disk_space, open,
-    output_layout,
+    CreateOptions, DiskSpace, Format, RealValues, Rescale, Values, check_output, create,
+    disk_space, open, output_layout,
 };
-use voxpatch::{ConvertOptions, DType, Layout, Volume};
+use voxpatch::{ConvertOptions, ConvertPlan, DType, Layout, Volume};
 
 use crate::opening::ValuesName;
 use crate::report::{self, Report};
@@ -37,7 +37,12 @@ pub(crate) fn run(settings: &args::Convert) -> anyhow::Result<()> {
     let choices = settings.storage.choices(settings.common.force);
     let storage = options.choose(&*source, &settings.target, &layout, &choices)?;
     let layout = output_layout(&settings.target, &layout, storage)?;
-    report::warn_of_space(&disk_space(&[(&layout, storage)], false)?);
+    let space = disk_space(&[(&layout, storage)], false)?;
+    report::warn_of_space(&space);
+    if settings.dry_run {
+        let plan = options.plan(&*source, &layout, storage);
+        return dry_run(&plan, &*source, &layout, &space, settings.common.json);
+    }
     let target = create(&settings.target, &layout, storage)?;
     let done = report::with_progress("converting", |progress| {
         voxpatch::convert(&source, target, &options, progress)
@@ -72,6 +77,28 @@ pub(crate) fn run(settings: &args::Convert) -> anyhow::Result<()> {
     report.add("decoded_bytes", decoded, report::bytes(decoded));
     report.add("stored_bytes", stored, report::bytes(stored));
     report.print(settings.common.json)
+}
+
+/// Reports what the conversion takes.
+fn dry_run(
+    plan: &ConvertPlan,
+    source: &dyn Volume,
+    target: &Layout,
+    space: &[DiskSpace],
+    json: bool,
+) -> anyhow::Result<()> {
+    let mut report = Report::default();
+    report.plain("threads", plan.threads as u64);
+    report.plain("reads_once", plan.reads_once());
+    let bytes = |report: &mut Report, key: &str, value: u64| {
+        report.add(key, value, report::bytes(value));
+    };
+    bytes(&mut report, "stored_input_bytes", source.stored_bytes()?);
+    bytes(&mut report, "cache_bytes", plan.cache_bytes);
+    bytes(&mut report, "peak_bytes", plan.peak_bytes);
+    report::add_disk(&mut report, &[target.decoded_bytes()?], space);
+    report::add_process(&mut report, plan.peak_bytes);
+    report.print(json)
 }
 
 /// Opens the source, and returns the slope and intercept that the output keeps beside stored values.

@@ -159,14 +159,10 @@ fn dry_run(
     report.bytes("cache_bytes", plan.cache_bytes());
     report.bytes("reorder_bytes", plan.reorder_bytes());
     report.bytes("peak_bytes", plan.peak_bytes());
-    for output in plan.outputs() {
-        let bytes = output.layout.decoded_bytes()?;
-        let text = format!("{} before compression", report::bytes(bytes));
-        report.add("output_bytes", bytes, text);
-    }
-    if let Some(free) = space.first().and_then(|space| space.free_bytes) {
-        report.bytes("free_bytes", free);
-    }
+    let outputs = plan.outputs().iter();
+    let outputs = outputs.map(|output| output.layout.decoded_bytes());
+    let outputs: Vec<u64> = outputs.collect::<voxpatch::Result<_>>()?;
+    report::add_disk(&mut report, &outputs, space);
     let probe = plan.probe(settings.normalize)?;
     report.add("model_bytes", probe.model_bytes, text(probe.model_bytes));
     report.add(

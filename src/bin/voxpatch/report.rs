@@ -109,6 +109,17 @@ pub(crate) fn warn_of_space(outputs: &[DiskSpace]) {
     }
 }
 
+/// Adds the bytes of outputs, and those that are free where the first one goes.
+pub(crate) fn add_disk(report: &mut Report, outputs: &[u64], space: &[DiskSpace]) {
+    for &output in outputs {
+        let text = format!("{} before compression", bytes(output));
+        report.add("output_bytes", output, text);
+    }
+    if let Some(free) = space.first().and_then(|space| space.free_bytes) {
+        report.add("free_bytes", free, bytes(free));
+    }
+}
+
 /// Adds what the process takes in all: what it has now, and what its work is going to hold.
 pub(crate) fn add_process(report: &mut Report, held: u64) {
     let process = anonymous_bytes().map(|now| now.saturating_add(held));

@@ -223,22 +223,3 @@ fn location(tensor: &TensorProto) -> Option<&str> {
         .find(|entry| entry.key == "location");
     entry.map(|entry| &*entry.value)
 }
-
-/// A checksum that goes on with a file's bytes.
-///
-/// # Errors
-///
-/// [`Error::Io`].
-pub(super) fn checksum(before: u32, path: &Path) -> Result<u32> {
-    let read = || -> io::Result<u32> {
-        let mut file = File::open(path)?;
-        let (mut crc, mut buffer) = (before, vec![0; 1 << 20]);
-        loop {
-            match file.read(&mut buffer)? {
-                0 => return Ok(crc),
-                count => crc = crc32c::crc32c_append(crc, &buffer[..count]),
-            }
-        }
-    };
-    read().map_err(Error::io("read", path))
-}

@@ -294,7 +294,7 @@ fn weights_in_other_files_are_part_of_what_a_model_is_known_by() {
         let patch = Patch::zeros(Region::whole([2; 3]), 1, DType::F32).unwrap();
         let out = model.predict(vec![patch]).unwrap().remove(0).remove(0);
         assert_eq!(out.as_slice::<f32>().unwrap(), [value; 8]);
-        ids.push(model.id());
+        ids.push(model.id().unwrap());
     }
     assert_ne!(ids[0], ids[1]);
     fs::write(&weights, [0; 2]).unwrap();

@@ -24,7 +24,7 @@ fn counting() -> (Arc<AtomicUsize>, Arc<dyn Model>) {
         Ok(vec![batch])
     };
     let model = BatchModel::new(vec![OutputSpec::new(1, DType::F32)], predict);
-    (calls, Arc::new(model))
+    (calls, Arc::new(model.with_id("counting")))
 }
 
 fn plan(what: &InferenceOptions, model: &dyn Model, target: &OutputTarget) -> Schedule {
@@ -194,4 +194,79 @@ fn another_run_is_refused_and_says_what_differs() {
     let refused =
         plan(&inference(), &*identity, &flat).with_part(OutputPart::WHOLE, Durability::None);
     assert!(matches!(refused, Err(Error::Unsupported { .. })));
+}
+
+#[test]
+fn a_function_is_identified_by_its_id_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out.zarr");
+    let means = target(&path, Blend::Hann, Reduce::Mean);
+    let function = |value: f32, id: Option<&str>, halo: u64| {
+        let output = OutputSpec {
+            halo: [halo; 3],
+            ..OutputSpec::new(1, DType::F32)
+        };
+        let predict = move |batch: Vec<Patch>| {
+            let one = |patch: &Patch| {
+                let inside = patch
+                    .region()
+                    .start
+                    .map(|n| n + i64::try_from(halo).unwrap());
+                let region = Region::new(inside, patch.shape().map(|n| n - 2 * halo));
+                let count = usize::try_from(region.voxels()).unwrap();
+                Patch::new(region, 1, vec![value; count])
+            };
+            Ok(vec![batch.iter().map(one).collect::<Result<_>>()?])
+        };
+        let model = BatchModel::new(vec![output], predict);
+        match id {
+            Some(id) => Arc::new(model.with_id(id)) as Arc<dyn Model>,
+            None => Arc::new(model),
+        }
+    };
+    let run = |model: Arc<dyn Model>, part: Option<OutputPart>, stop_at: u64| {
+        let mut plan = plan(&inference(), &*model, &means);
+        if let Some(part) = part {
+            plan = plan.with_part(part, Durability::None)?;
+        }
+        plan.run(source(), model, &move |done, _| {
+            if done < stop_at {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        })
+    };
+    // Without one, no run is begun that another function could continue.
+    let parts = [OutputPart::WHOLE, OutputPart::new(1, 2).unwrap()];
+    let flipped = |model| Arc::new(FlipTta::new(model).unwrap()) as Arc<dyn Model>;
+    for part in parts {
+        for model in [function(1.0, None, 0), flipped(function(1.0, None, 0))] {
+            let refused = run(model, Some(part), u64::MAX).unwrap_err();
+            assert!(matches!(refused, Error::NoModelId { .. }), "{refused}");
+            let text = refused.to_string();
+            assert!(text.starts_with("a function has no id"), "{text}");
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        }
+    }
+    let stopped = run(function(1.0, Some("ones"), 0), Some(OutputPart::WHOLE), 20);
+    assert!(matches!(stopped, Err(Error::Interrupted)));
+    for (model, named) in [
+        (function(2.0, Some("twos"), 0), "model"),
+        (flipped(function(1.0, Some("ones"), 0)), "model"),
+        (function(1.0, Some("ones"), 1), "halo"),
+    ] {
+        let error = run(model, Some(OutputPart::WHOLE), u64::MAX).unwrap_err();
+        assert!(matches!(error, Error::RunMismatch { .. }), "{error}");
+        assert!(error.to_string().contains(named), "{error}");
+    }
+    let done = run(
+        function(1.0, Some("ones"), 0),
+        Some(OutputPart::WHOLE),
+        u64::MAX,
+    );
+    assert!(done.unwrap().whole);
+    fs::remove_dir_all(&path).unwrap();
+    // A run that is neither resumed nor split needs none.
+    assert!(run(function(1.0, None, 0), None, u64::MAX).unwrap().whole);
 }

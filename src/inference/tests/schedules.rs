@@ -3,12 +3,7 @@
 
 use super::*;
 use crate::error::Error;
-use crate::volume::{Downsample, Durability, OutputPart, Pyramid, steps};
-
-/// A folder in memory where there is one: outputs are flushed to the disk before they get their names.
-fn scratch() -> tempfile::TempDir {
-    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
-}
+use crate::volume::{ChannelRange, Downsample, Durability, OutputPart, Pyramid, create, steps};
 
 /// A generator of numbers that only differ.
 struct Draw(u64);
@@ -38,6 +33,65 @@ fn two_channels() -> Arc<MemoryVolume> {
     Arc::new(volume.unwrap().with_chunks([1, 8, 8, 8]))
 }
 
+/// Where a process has its input from. The voxels are always those of [`two_channels`].
+#[derive(Clone, Copy, Debug)]
+enum Origin {
+    /// An array with these channels alone.
+    Array,
+    /// Channels of a larger array: time point `.0` of three.
+    Times(u64),
+    /// The same of a file.
+    File(u64),
+}
+
+/// Three time points of two channels each, of which one has the voxels of [`two_channels`].
+fn time_points(at: u64) -> MemoryVolume {
+    let wanted = two_channels().to_patch();
+    let wanted = wanted.as_slice::<f32>().unwrap();
+    let points = (0..3).flat_map(|time| {
+        let change = if time == at { 0.0 } else { 1000.0 };
+        wanted.iter().map(move |value| value + change)
+    });
+    MemoryVolume::from_vec(SMALL, 6, points.collect::<Vec<f32>>()).unwrap()
+}
+
+impl Origin {
+    /// The volume, of time point `time` if there are several. Files go into `folder`.
+    fn volume(self, folder: &Path, time: u64) -> Arc<dyn Volume> {
+        let chosen = |volume| {
+            let channels = ChannelRange::new(volume, 2 * time..2 * time + 2);
+            Arc::new(channels.unwrap()) as Arc<dyn Volume>
+        };
+        match self {
+            Self::Array => two_channels(),
+            Self::Times(at) => {
+                let volume = time_points(at).with_chunks([1, 8, 8, 8]);
+                chosen(Arc::new(volume))
+            }
+            Self::File(at) => {
+                let path = folder.join("input.npy");
+                if !path.exists() {
+                    let volume = time_points(at);
+                    let layout = Volume::layout(&volume).clone();
+                    let file = create(&path, &layout, &CreateOptions::default()).unwrap();
+                    file.write(Region::whole(SMALL), volume.to_patch().bytes())
+                        .unwrap();
+                    file.finish().unwrap();
+                }
+                chosen(open(&path).unwrap())
+            }
+        }
+    }
+
+    /// The time point with the voxels of [`two_channels`].
+    const fn right(self) -> u64 {
+        match self {
+            Self::Array => 0,
+            Self::Times(at) | Self::File(at) => at,
+        }
+    }
+}
+
 /// Both channels, one of them at half the size, and a class.
 fn three_outputs() -> Arc<dyn Model> {
     let named = |name: &str, channels, scale| OutputSpec {
@@ -50,10 +104,11 @@ fn three_outputs() -> Arc<dyn Model> {
         named("half", 1, 2),
         named("class", 2, 1),
     ];
-    Arc::new(BatchModel::new(outputs, |batch: Vec<Patch>| {
+    let predict = |batch: Vec<Patch>| {
         let half = batch.iter().map(halved).collect();
         Ok(vec![batch.clone(), half, batch])
-    }))
+    };
+    Arc::new(BatchModel::new(outputs, predict).with_id("both, half and class"))
 }
 
 /// Every other voxel of the first channel.
@@ -190,16 +245,31 @@ fn process(
     folder: &Path,
     replace: bool,
     part: OutputPart,
+    means: (usize, u64),
+    kill: (Option<u64>, Option<u32>),
+) -> Ended {
+    match process_of(two_channels(), folder, replace, part, means, kill) {
+        Ok(ended) => ended,
+        Err(error) => panic!("{part:?}: {error}"),
+    }
+}
+
+/// The same with any input.
+fn process_of(
+    volume: Arc<dyn Volume>,
+    folder: &Path,
+    replace: bool,
+    part: OutputPart,
     (threads, memory): (usize, u64),
     (patch, step): (Option<u64>, Option<u32>),
-) -> Ended {
-    let (volume, model) = (two_channels(), three_outputs());
+) -> Result<Ended> {
+    let model = three_outputs();
     let mut targets = choices(&three_targets(folder, replace));
     // Processes with other threads would choose other shards.
     let other = threads % targets.len();
     targets.rotate_left(other);
     let inference = placed(threads, memory);
-    let layout = Volume::layout(&*volume).clone();
+    let layout = volume.layout().clone();
     let plan = inference.following(&layout, &*model, &targets);
     let plan = plan.and_then(|plan| plan.with_part(part, Durability::None));
     let plan = plan.unwrap_or_else(|error| panic!("{threads} threads, {memory} bytes: {error}"));
@@ -211,11 +281,11 @@ fn process(
     let done = plan.run(volume, model, &stop);
     steps::break_off_at(None);
     match done {
-        Ok(done) if done.whole => Ended::Whole,
-        Ok(_) => Ended::Part,
-        Err(Error::Interrupted | Error::Panicked { .. }) => Ended::Killed,
-        Err(Error::Exists { .. }) => Ended::Exists,
-        Err(error) => panic!("{part:?}: {error}"),
+        Ok(done) if done.whole => Ok(Ended::Whole),
+        Ok(_) => Ok(Ended::Part),
+        Err(Error::Interrupted | Error::Panicked { .. }) => Ok(Ended::Killed),
+        Err(Error::Exists { .. }) => Ok(Ended::Exists),
+        Err(error) => Err(error),
     }
 }
 
@@ -226,10 +296,15 @@ fn any_schedule_of_processes_ends_with_the_bytes_of_one() {
     let expected = unbroken();
     let mut known = std::collections::BTreeSet::new();
     let mut counts = [0_u64; 5];
+    let (mut chosen, mut intruders) = (0_u64, 0_u64);
     for seed in 0..schedules {
         let mut draw = Draw(seed);
-        let dir = scratch();
-        let folder = dir.path();
+        let (dir, inputs) = (scratch(), scratch());
+        let (folder, inputs) = (dir.path(), inputs.path());
+        let time = draw.below(3);
+        let origin = draw.one_of(&[Origin::Array, Origin::Times(time), Origin::File(time)]);
+        let is_chosen = !matches!(origin, Origin::Array);
+        chosen += u64::from(is_chosen);
         let parts = draw.one_of(&[1, 1, 2, 3, 5, 9]);
         let replace = draw.below(4) == 0;
         if replace {
@@ -247,14 +322,25 @@ fn any_schedule_of_processes_ends_with_the_bytes_of_one() {
                 u32::try_from(draw.below(parts)).unwrap(),
                 u32::try_from(parts).unwrap(),
             );
-            let means = (draw.one_of(&[1, 2, 3]), draw.one_of(&memories));
+            let part = part.unwrap();
+            let means = (draw.one_of(&[1, 2, 3, 5, 8]), draw.one_of(&memories));
             let kill = match draw.below(5) {
                 0 => (Some(draw.below(150)), None),
                 1 => (None, Some(u32::try_from(draw.below(30)).unwrap())),
                 _ => (None, None),
             };
-            let ended = process(folder, replace, part.unwrap(), means, kill);
+            let volume = origin.volume(inputs, origin.right());
+            let ended = process_of(volume, folder, replace, part, means, kill);
+            let ended = ended.unwrap_or_else(|error| panic!("schedule {seed}: {error}"));
             counts[ended as usize] += 1;
+            if is_chosen && ended == Ended::Part && draw.below(3) == 0 {
+                // Another time point of the same input: it is refused and changes nothing.
+                intruders += 1;
+                let other = origin.volume(inputs, (origin.right() + 1) % 3);
+                let refused = process_of(other, folder, replace, part, means, (None, None));
+                let is_refused = matches!(&refused, Err(Error::RunMismatch { .. }));
+                assert!(is_refused, "schedule {seed}: {refused:?}");
+            }
             whole = matches!(ended, Ended::Whole | Ended::Exists);
             let there = (0..3)
                 .filter(|n| folder.join(format!("{n}.zarr")).exists())
@@ -269,13 +355,17 @@ fn any_schedule_of_processes_ends_with_the_bytes_of_one() {
         if left != 3 {
             // Killed between the last name and the last note: whoever comes next tidies up.
             counts[4] += 1;
-            let late = process(
+            let volume = origin.volume(inputs, origin.right());
+            let means = (1, 64 << 20);
+            let late = process_of(
+                volume,
                 folder,
                 false,
                 OutputPart::WHOLE,
-                (1, 64 << 20),
+                means,
                 (None, None),
-            );
+            )
+            .unwrap();
             assert!(matches!(late, Ended::Whole | Ended::Exists), "{late:?}");
             let left = fs::read_dir(folder).unwrap().count();
             assert_eq!(left, 3, "schedule {seed}");
@@ -284,7 +374,10 @@ fn any_schedule_of_processes_ends_with_the_bytes_of_one() {
             for n in 0..parts {
                 let part =
                     OutputPart::new(u32::try_from(n).unwrap(), u32::try_from(parts).unwrap());
-                let late = process(folder, false, part.unwrap(), (2, memories[0]), (None, None));
+                let volume = origin.volume(inputs, origin.right());
+                let means = (2, memories[0]);
+                let late = process_of(volume, folder, false, part.unwrap(), means, (None, None));
+                let late = late.unwrap_or_else(|error| panic!("schedule {seed}: {error}"));
                 assert_eq!(late, Ended::Whole, "schedule {seed}: a late part {n}");
             }
             check(folder, &expected, &format!("schedule {seed}, late parts"));
@@ -293,7 +386,8 @@ fn any_schedule_of_processes_ends_with_the_bytes_of_one() {
     let [done, part, killed, exists, tidied] = counts;
     println!(
         "{schedules} schedules: {killed} processes killed, {part} parts done before others, {done} that ended the \
-         run, {exists} that came late, {tidied} tidied up; shards of {known:?}"
+         run, {exists} that came late, {tidied} tidied up; {chosen} of a time point of several, {intruders} processes of \
+         another time point refused; shards of {known:?}"
     );
     assert!(killed > schedules / 4 && known.len() > 1);
 }

@@ -183,7 +183,7 @@ impl Odd {
             };
             Ok(vec![batch.iter().map(one).collect()])
         };
-        Arc::new(BatchModel::new(vec![self.spec.clone()], predict))
+        Arc::new(BatchModel::new(vec![self.spec.clone()], predict).with_id("odd"))
     }
 }
 
@@ -296,7 +296,7 @@ fn every_run_equals_its_brute_force_twin() {
         }
         let mut random = Random::new(seed);
         let random = &mut random;
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let path = dir.path().join("out.zarr");
         let (dense, odd) = (Dense::new(random), Odd::new(random));
         let (volume, model) = (dense.volume(random), odd.model());

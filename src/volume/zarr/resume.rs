@@ -134,10 +134,13 @@ impl ZarrResumable {
     pub(in super::super) fn pending(&self) -> impl Iterator<Item = ChunkShape> {
         let finest = &self.arrays.levels()[0];
         let all = finest.written.all();
-        all.filter(|&(channel, index)| {
-            self.owned.contains(&finest.region(index)) && !finest.written.has(channel, index)
-        })
-        .map(|(c, [z, y, x])| [c, z, y, x])
+        all.map(|(c, [z, y, x])| [c, z, y, x])
+            .filter(|&index| self.is_pending(index))
+    }
+
+    pub(in super::super) fn is_pending(&self, [c, z, y, x]: ChunkShape) -> bool {
+        let finest = &self.arrays.levels()[0];
+        self.owned.contains(&finest.region([z, y, x])) && !finest.written.has(c, [z, y, x])
     }
 
     /// The chunks of each level that will be made while those of the finest come: all that they

@@ -50,7 +50,13 @@ pub(crate) fn run(settings: &SampleArgs) -> anyhow::Result<()> {
     }
     let budget = budget(settings, &inputs, patch)?;
     if settings.dry_run {
-        return dry_run(&budget, settings.common.json);
+        let each = match &fixed {
+            Some(fixed) => fixed.regions().len() as u64,
+            None => settings.count.unwrap_or(0),
+        };
+        let count = each.saturating_mul(inputs.len() as u64);
+        let count = count.div_ceil(settings.world_size.max(1));
+        return dry_run(settings, &inputs, &budget, (patch, count));
     }
 
     stop::stop_gracefully();
@@ -101,14 +107,35 @@ pub(crate) fn run(settings: &SampleArgs) -> anyhow::Result<()> {
     report.print(settings.common.json)
 }
 
-/// Reports what sampling takes.
-fn dry_run(budget: &Budget, json: bool) -> anyhow::Result<()> {
+/// Reports what sampling takes, with up to `count` patches.
+fn dry_run(
+    settings: &SampleArgs,
+    inputs: &[Input],
+    budget: &Budget,
+    (patch, count): (Shape, u64),
+) -> anyhow::Result<()> {
     let mut report = Report::default();
     report.plain("threads", budget.threads as u64);
     report.add("buffer_bytes", budget.buffer, report::bytes(budget.buffer));
     report.add("peak_bytes", budget.peak, report::bytes(budget.peak));
+    if let Some(path) = &settings.out {
+        let layout = patches_layout(&inputs[0]);
+        let space = Form::of(path)?.space(path, &layout, (patch, count))?;
+        let space = [space];
+        report::warn_of_space(&space);
+        let one = patch_bytes(layout.channels, patch, layout.dtype)?;
+        report::add_disk(&mut report, &[one.saturating_mul(count)], &space);
+    }
     report::add_process(&mut report, budget.peak);
-    report.print(json)
+    report.print(settings.common.json)
+}
+
+/// The layout of an input, with the type of its patches.
+fn patches_layout(input: &Input) -> Layout {
+    Layout {
+        dtype: input.subject.images()[0].dtype(),
+        ..input.volume().layout().clone()
+    }
 }
 
 /// Checks that no output is an input or another output, and that its name is free.
@@ -286,10 +313,12 @@ impl Files {
     ) -> anyhow::Result<Self> {
         let replace = settings.common.force;
         let volume = inputs[0].volume();
-        let layout = Layout {
-            dtype: inputs[0].subject.images()[0].dtype(),
-            ..volume.layout().clone()
-        };
+        let layout = patches_layout(&inputs[0]);
+        if let Some(path) = &settings.out {
+            let space = Form::of(path)?.space(path, &layout, (patch, count))?;
+            space.check()?;
+            report::warn_of_space(&[space]);
+        }
         if let Some(path) = &settings.plot {
             // It is drawn at the end; that it cannot be written is better known now.
             drop(Output::create(path, PICTURE.replaced(replace))?);

@@ -113,7 +113,7 @@ pub(crate) struct SampleArgs {
     /// for one input only.
     #[arg(long, value_name = "FILE.png")]
     pub(super) plot: Option<PathBuf>,
-    /// Report what sampling takes (threads, memory of the whole process) and write nothing.
+    /// Report what sampling takes (threads, memory of the whole process, disk space) and write nothing.
     #[arg(long)]
     pub(super) dry_run: bool,
     #[command(flatten)]

@@ -6,7 +6,8 @@ use std::path::Path;
 use anyhow::Context;
 use voxpatch::training::Sample;
 use voxpatch::volume::{
-    Codec, CreateOptions, FileKind, FolderKind, StagedFolder, UnexpectedEntry, create,
+    Codec, CreateOptions, DiskSpace, FileKind, FolderKind, StagedFolder, UnexpectedEntry, create,
+    disk_space, output_layout,
 };
 use voxpatch::{DType, Error, Geometry, Layout, Region, Shape, VolumeMut};
 
@@ -17,6 +18,9 @@ const PATCHES: FolderKind = FolderKind {
     name: "a folder of patches",
     foreign: foreign_to_patches,
 };
+
+/// Bytes of a .nii before its voxels, at least.
+const NIFTI_HEADER: u64 = 352;
 
 /// The form of an output, chosen by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +52,37 @@ impl Form {
 }
 
 impl Form {
+    /// The disk space of `count` patches, each of `patch` voxels with the channels and the voxel type of
+    /// `layout`.
+    pub(super) fn space(
+        self,
+        path: &Path,
+        layout: &Layout,
+        (patch, count): (Shape, u64),
+    ) -> anyhow::Result<DiskSpace> {
+        let one = Layout::new(patch, layout.channels, layout.dtype).decoded_bytes()?;
+        match self {
+            Self::Npy => {
+                let header = npy_header(layout.dtype, npy_shape(layout, patch, count)).len();
+                let voxels = one.saturating_mul(count);
+                Ok(DiskSpace::exact(path, voxels.saturating_add(header as u64)))
+            }
+            Self::Zarr => {
+                let (whole, options) = zarr(layout, (patch, count), true)?;
+                let whole = output_layout(path, &whole, &options)?;
+                let space = disk_space(&[(&whole, &options)], false)?;
+                space
+                    .into_iter()
+                    .next()
+                    .context("one output is on one disk")
+            }
+            Self::Folder => {
+                let file = one.saturating_add(NIFTI_HEADER);
+                Ok(DiskSpace::exact(path, file.saturating_mul(count)))
+            }
+        }
+    }
+
     /// Checks that patches in this form may be called so.
     pub(super) fn check(self, path: &Path, replace: bool) -> voxpatch::Result<()> {
         let rule = match self {
@@ -97,22 +132,12 @@ impl Sink {
     ) -> anyhow::Result<Self> {
         match Form::of(path)? {
             Form::Npy => {
-                let [z, y, x] = patch;
                 let mut out = Output::create(path, FileKind::NPY.replaced(replace))?;
-                out.append(&npy_header(layout.dtype, [count, layout.channels, z, y, x]))?;
+                out.append(&npy_header(layout.dtype, npy_shape(layout, patch, count)))?;
                 Ok(Self::Npy(out))
             }
             Form::Zarr => {
-                let channels = count.checked_mul(layout.channels).filter(|&n| n > 0);
-                let channels = channels
-                    .with_context(|| format!("{count} patches cannot be channels of a Zarr"))?;
-                let whole = Layout::new(patch, channels, layout.dtype)
-                    .with_geometry(Geometry::from_spacing(layout.geometry.spacing));
-                let options = CreateOptions::default()
-                    .with_chunk(patch)
-                    .with_shard(None)
-                    .with_codec(Codec::Zstd)
-                    .with_replace(replace);
+                let (whole, options) = zarr(layout, (patch, count), replace)?;
                 let target = create(path, &whole, &options)?;
                 Ok(Self::Zarr { target, next: 0 })
             }
@@ -172,6 +197,25 @@ impl Sink {
     }
 }
 
+/// The Zarr of `count` patches, whose channels are channels of it one after the other.
+fn zarr(
+    layout: &Layout,
+    (patch, count): (Shape, u64),
+    replace: bool,
+) -> anyhow::Result<(Layout, CreateOptions)> {
+    let channels = count.checked_mul(layout.channels).filter(|&n| n > 0);
+    let channels =
+        channels.with_context(|| format!("{count} patches cannot be channels of a Zarr"))?;
+    let whole = Layout::new(patch, channels, layout.dtype)
+        .with_geometry(Geometry::from_spacing(layout.geometry.spacing));
+    let options = CreateOptions::default()
+        .with_chunk(patch)
+        .with_shard(None)
+        .with_codec(Codec::Zstd)
+        .with_replace(replace);
+    Ok((whole, options))
+}
+
 /// The first thing in a folder that is not a patch.
 fn foreign_to_patches(folder: &Path) -> voxpatch::Result<Option<UnexpectedEntry>> {
     let failed = |source| Error::Io {
@@ -190,6 +234,11 @@ fn foreign_to_patches(folder: &Path) -> voxpatch::Result<Option<UnexpectedEntry>
         }
     }
     Ok(None)
+}
+
+/// The axes n, c, z, y, x of a .npy of patches.
+const fn npy_shape(layout: &Layout, [z, y, x]: Shape, count: u64) -> [u64; 5] {
+    [count, layout.channels, z, y, x]
 }
 
 /// The head of a .npy (version 1.0) of this type and shape.
