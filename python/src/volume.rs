@@ -504,7 +504,7 @@ impl Volume {
     /// The same voxels on the grid of another volume that covers the same: flipped and permuted axes are turned, and
     /// larger voxels spread, all when it is read. `tolerance` is in voxels. With `same_grid` a volume that does not
     /// say where it lies, such as a `.npy` file or an array, matches by its shape.
-    #[pyo3(signature = (reference, *, tolerance = TOLERANCE, same_grid = false))]
+    #[pyo3(signature = (reference, *, tolerance = 0.1, same_grid = false))]
     fn on_grid_of(
         &self,
         py: Python<'_>,

@@ -209,10 +209,10 @@ fn models_that_do_not_fit_fail_with_one_line_and_leave_nothing() {
         ),
         (
             &["--model", &unet, "--model", "identity"],
-            "as they are stored",
+            "voxels of the volume's type",
         ),
-        (&["--normalize", "zscore"], "as they are stored"),
-        (&["--tta", "flips"], "as they are stored"),
+        (&["--normalize", "zscore"], "voxels of the volume's type"),
+        (&["--tta", "flips"], "voxels of the volume's type"),
     ] {
         let line = infer(args);
         assert!(line.contains(told), "{args:?}: {line}");

@@ -458,7 +458,7 @@ fn volumes_and_patches_that_do_not_fit_are_refused() {
     let model = Onnx::open(file("wrong_output")).unwrap();
     let error = model.outputs(&volume(1), [8; 3]).unwrap_err().to_string();
     assert!(
-        error.contains("predictions of [1, 1, 1] voxels for patches of [8, 8, 8]"),
+        error.contains("predictions of [1, 1, 1] voxels in patches of [8, 8, 8]"),
         "{error}"
     );
     for (name, halo, scale) in [("max_pool", [0; 3], 2), ("conv_valid", [2; 3], 1)] {

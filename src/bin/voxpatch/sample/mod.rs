@@ -73,7 +73,7 @@ pub(crate) fn run(settings: &SampleArgs) -> anyhow::Result<()> {
     let began = Instant::now();
     let mut loader = loader(settings, &inputs, samplers, &budget)?;
     let mut files = Files::create(settings, &inputs, patch, loader.remaining())?;
-    report::with_progress("sampling", |progress| -> anyhow::Result<()> {
+    let sampled = report::with_progress("sampling", |progress| -> anyhow::Result<()> {
         let count = loader.remaining();
         for sample in &mut loader {
             let sample = sample.map_err(|error| plain(error, inputs.len()))?;
@@ -88,9 +88,11 @@ pub(crate) fn run(settings: &SampleArgs) -> anyhow::Result<()> {
             }
         }
         Ok(())
-    })?;
+    });
     done.loaded = loader.stats();
+    // Its threads end before unfinished outputs are removed, which takes a file descriptor.
     drop(loader);
+    sampled?;
     done.seconds = began.elapsed().as_secs_f64();
     let picture = match &files.picture {
         Some(picture) => Some(report::with_progress("drawing", |progress| {
