@@ -10,6 +10,13 @@ use voxpatch::{DType, OpenOptions, Shape};
 use crate::array;
 use crate::errors::invalid;
 
+/// A whole number that `T` holds, in any form: an int, a numpy integer, an array without axes.
+pub(crate) fn count<T: TryFrom<u64>>(name: &str, given: &Bound<'_, PyAny>) -> PyResult<T> {
+    let wrong = || invalid(format!("{name} {given}: give a whole number from 0 on"));
+    let number = given.extract::<u64>().map_err(|_| wrong())?;
+    T::try_from(number).map_err(|_| wrong())
+}
+
 /// Lengths along z, y, x: one number for all three, or three.
 pub(crate) fn lengths(name: &str, given: &Bound<'_, PyAny>) -> PyResult<Shape> {
     if let Ok(one) = given.extract::<u64>() {

@@ -109,3 +109,12 @@ pub(crate) fn invalid(message: impl Into<String>) -> PyErr {
             .unwrap_or_else(|_| PyRuntimeError::new_err(message))
     })
 }
+
+/// An `IndexError` of ours.
+pub(crate) fn out_of_bounds(message: impl Into<String>) -> PyErr {
+    let message = message.into();
+    Python::attach(|py| {
+        exception(py, "BoundsError", (message.clone(),))
+            .unwrap_or_else(|_| PyRuntimeError::new_err(message))
+    })
+}

@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 
-use pyo3::exceptions::{PyIndexError, PyTypeError};
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyEllipsis, PySlice, PyTuple};
 use voxpatch::Region;
+
+use crate::errors::out_of_bounds;
 
 /// A box, and the indices that make the array that was asked for out of it.
 #[derive(Debug)]
@@ -27,7 +29,7 @@ impl Selection {
         let ellipses = parts.iter().filter(|part| is_ellipsis(part)).count();
         let given = parts.len() - ellipses;
         if ellipses > 1 || given > 4 {
-            return Err(PyIndexError::new_err(format!(
+            return Err(out_of_bounds(format!(
                 "{key}: a volume has four axes, c, z, y, x, and an index one '...' at most"
             )));
         }
@@ -80,8 +82,8 @@ impl Selection {
 /// First voxel, voxels and step of the box along an axis.
 fn axis(part: &Bound<'_, PyAny>, length: u64, axis: usize) -> PyResult<(u64, u64, Option<isize>)> {
     let name = ["c", "z", "y", "x"][axis];
-    let signed = isize::try_from(length)
-        .map_err(|_| PyIndexError::new_err(format!("axis {name} is too long")))?;
+    let signed =
+        isize::try_from(length).map_err(|_| out_of_bounds(format!("axis {name} is too long")))?;
     if let Ok(slice) = part.cast::<PySlice>() {
         let found = slice.indices(signed)?;
         let Some(more) = found.slicelength.checked_sub(1) else {
@@ -98,13 +100,15 @@ fn axis(part: &Bound<'_, PyAny>, length: u64, axis: usize) -> PyResult<(u64, u64
     let is_bool = part.is_instance_of::<pyo3::types::PyBool>();
     match part.call_method0("__index__") {
         Ok(number) if !is_bool => {
-            let number: isize = number.extract()?;
-            let place = if number < 0 { number + signed } else { number };
-            if !(0..signed).contains(&place) {
-                return Err(PyIndexError::new_err(format!(
+            let inside = |number: isize| {
+                let place = if number < 0 { number + signed } else { number };
+                (0..signed).contains(&place).then_some(place)
+            };
+            let place = number.extract().ok().and_then(inside).ok_or_else(|| {
+                out_of_bounds(format!(
                     "index {number} is outside axis {name}, which has {length}"
-                )));
-            }
+                ))
+            })?;
             Ok((place.unsigned_abs() as u64, 1, None))
         }
         _ => Err(PyTypeError::new_err(format!(

@@ -8,7 +8,7 @@ use numpy::PyArray2;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use voxpatch::training::Image;
-use voxpatch::volume::{self, Layout, Matching, RealValues, Subset, TOLERANCE};
+use voxpatch::volume::{self, Layout, Matching, RealValues, Subset};
 use voxpatch::{
     DType, Geometry, MemoryVolume, OpenOptions, Padding, Patch, Region, Shape, Volume as _,
     VolumeExt as _,
@@ -188,12 +188,12 @@ impl Volume {
 
 /// Opens a volume: a Zarr folder, or a NIfTI, numpy, MetaImage, NRRD or raw file.
 #[pyfunction]
-#[pyo3(signature = (path, *, level = 0, channels = None, time = None, r#box = None, values = None, missing = "fill", trusted = true, io = "auto"))]
+#[pyo3(signature = (path, *, level = None, channels = None, time = None, r#box = None, values = None, missing = "fill", trusted = true, io = "auto"))]
 #[expect(clippy::too_many_arguments, reason = "Python's users name them")]
 pub(crate) fn open(
     py: Python<'_>,
     path: PathBuf,
-    level: usize,
+    level: Option<&Bound<'_, PyAny>>,
     channels: Option<&Bound<'_, PyAny>>,
     time: Option<&Bound<'_, PyAny>>,
     r#box: Option<&Bound<'_, PyAny>>,
@@ -202,6 +202,7 @@ pub(crate) fn open(
     trusted: bool,
     io: &str,
 ) -> PyResult<Volume> {
+    let level = level.map_or(Ok(0), |given| arguments::count("level", given))?;
     let options = Box::new(arguments::opening(level, missing, trusted, io)?);
     let mut source = Source {
         values: values.map_or(Ok(Values::Real), arguments::values)?,

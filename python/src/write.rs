@@ -143,11 +143,12 @@ impl Storage {
                 "shard" if value.is_none() => create.shard = None,
                 "shard" => create.shard = Some(arguments::lengths("shard", &value)?),
                 "codec" => create.codec = codec(&value.extract::<String>()?)?,
-                "level" => create.level = value.extract()?,
+                "level" if value.is_none() => create.level = None,
+                "level" => create.level = Some(arguments::count("level", &value)?),
                 "pyramid" => create.pyramid = pyramid(&value)?,
                 "overwrite" => create.replace = value.extract()?,
-                "threads" => convert.threads = value.extract()?,
-                "max_bytes" => convert.memory = value.extract()?,
+                "threads" => convert.threads = arguments::count("threads", &value)?,
+                "max_bytes" => convert.memory = arguments::count("max_bytes", &value)?,
                 "clip" => convert.clip = value.extract()?,
                 other => {
                     return Err(pyo3::exceptions::PyTypeError::new_err(format!(

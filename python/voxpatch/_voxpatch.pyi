@@ -97,7 +97,7 @@ class Volume:
 def open(
     path: _Path,
     *,
-    level: int = 0,
+    level: int | None = None,
     channels: _Some | None = None,
     time: _Some | None = None,
     box: Sequence[_Some] | None = None,

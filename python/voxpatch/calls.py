@@ -73,7 +73,11 @@ class Call:
         """Sees what comes out, and says which of it goes where."""
         import numpy as np
 
-        found = self.outputs(np.zeros((1, channels, *patch), np.float32))
+        try:
+            batch = np.zeros((1, channels, *patch), np.float32)
+        except (MemoryError, ValueError) as error:
+            raise InvalidError(f"patch_size {patch}: a patch of {channels} channels does not fit into memory") from error
+        found = self.outputs(batch)
         if isinstance(output, Mapping):
             paths: dict[Any, Path] = dict(output)
         elif isinstance(output, (str, os.PathLike)):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Union
 from ._voxpatch import Aggregator, Grid, Volume, _output_place, _read_box
 from ._voxpatch import open as open_volume
 from .errors import InvalidError
-from .samplers import Size, size
+from .sizes import Size, count, size
 from .subject import Subject
 
 if TYPE_CHECKING:
@@ -312,9 +312,8 @@ def output_place(
     """
     channels, *lengths = (int(n) for n in predicted)
     rim = None if halo is None else size("halo", halo, least=0)
-    if scale is not None and scale < 1:
-        raise InvalidError(f"scale {scale!r}: give a whole number from 1 on, the patch's voxels along one of the output's")
-    found, factor = _output_place(patch, channels, lengths, rim, scale)
+    factor = None if scale is None else count("scale", scale, least=1)
+    found, factor = _output_place(patch, channels, lengths, rim, factor)
     return (found[0], found[1], found[2]), factor
 
 

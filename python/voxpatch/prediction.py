@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from operator import index
+from itertools import islice
 from typing import Any, Union
 
 from ._voxpatch import Volume, _predict
@@ -14,7 +14,7 @@ from ._voxpatch import open as open_volume
 from .calls import Call, Path
 from .errors import InvalidError
 from .inference import PaddingMode, VolumeLike, as_volume, blending, output_place, warn_of_clipped
-from .samplers import Size, size
+from .sizes import Size, count, size
 
 #: Voxels, or a part of the patch from 0 up to 1.
 _Overlap = Union[float, Sequence[float]]
@@ -139,9 +139,9 @@ def predict(
                 }
             )
         settings.update(
-            memory=memory,
-            threads=max(2, _cores()) if num_workers is None else max(1, num_workers),
-            batch=batch_size,
+            memory=count("memory", memory),
+            threads=max(2, _cores()) if num_workers is None else max(1, count("num_workers", num_workers)),
+            batch=count("batch_size", batch_size, least=1),
             normalize=_normalize(normalize),
             flips=_flips(tta),
             part=_part(resume, part, num_parts),
@@ -236,7 +236,7 @@ def _even(volume: Sequence[int], patch: Sequence[int], margins: Sequence[int], o
 
 def _three(given: _Overlap) -> Sequence[float]:
     single = getattr(given, "ndim", None) == 0 or not hasattr(given, "__iter__")
-    three: list[Any] = [given] * 3 if single else list(given)  # type: ignore[arg-type]
+    three: list[Any] = [given] * 3 if single else list(islice(iter(given), 4))  # type: ignore[arg-type]
     if len(three) != 3:
         raise InvalidError(f"patch_overlap {given!r}: give one number, or three for z, y, x")
     return three
@@ -244,10 +244,12 @@ def _three(given: _Overlap) -> Sequence[float]:
 
 def _overlap(given: float, patch: int) -> int:
     """Voxels of an overlap that may be a part of the patch; the step is rounded down, as others do."""
+    if hasattr(given, "__index__"):
+        return count("patch_overlap", given)
     try:
-        return index(given)  # type: ignore[arg-type]
-    except TypeError:
         given = float(given)
+    except (TypeError, ValueError) as error:
+        raise InvalidError(f"patch_overlap {given!r}: give voxels, or a part of the patch from 0 up to 1") from error
     if not 0 <= given < 1:
         raise InvalidError(f"patch_overlap {given}: a part of the patch is from 0 up to 1; voxels are whole numbers")
     return patch - max(1, int(patch * (1 - given)))
@@ -272,11 +274,12 @@ def _flips(tta: str | None) -> bool:
 
 
 def _part(resume: bool, part: int | None, num_parts: int) -> tuple[int, int] | None:
-    if part is None and num_parts != 1:
+    parts = count("num_parts", num_parts, least=1, most=2**32 - 1)
+    if part is None and parts != 1:
         raise InvalidError(f"num_parts {num_parts} without part: say which of them this one is, from 0 on")
     if part is None:
         return (0, 1) if resume else None
-    return part, num_parts
+    return count("part", part, most=parts - 1), parts
 
 
 def _cores() -> int:

@@ -14,6 +14,7 @@ from ._voxpatch import Epochs as Plan
 from .epochs import Epochs
 from .errors import InvalidError
 from .samplers import Sampler
+from .sizes import count as _count
 from .subject import Subject
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class LazySubjects:
     """
 
     def __init__(self, count: int, make: Callable[[int], Subject | Mapping[str, Any]], *, key: str = "") -> None:
-        self.count = count
+        self.count = _count("count", count, most=sys.maxsize)
         self.make = make
         self.key = key
 
@@ -124,30 +125,24 @@ class Queue:
         allow_mixed: bool | None = None,
     ) -> None:
         counts = samples_per_volume if samples_per_volume is not None else patches_per_volume
-        if counts is None or None not in (samples_per_volume, patches_per_volume):
+        if counts is None or (samples_per_volume is not None and patches_per_volume is not None):
             raise InvalidError("give either samples_per_volume or patches_per_volume, its other name")
-        if max_length < 1 or max_bytes < 1:
-            raise InvalidError(f"max_length {max_length} and max_bytes {max_bytes} must be 1 at least")
-        if batch_size is not None and batch_size < 1:
-            raise InvalidError(f"batch_size {batch_size}: a batch has a patch at least")
         if keep_batches and batch_size is None:
             raise InvalidError("keep_batches keeps batches together: give batch_size")
         if on_error not in ("fail", "skip"):
             raise InvalidError(f"on_error {on_error!r}: it is 'fail' or 'skip'")
-        if num_workers is not None and num_workers < 0:
-            raise InvalidError(f"num_workers {num_workers} must be 0 or more")
         self.subjects = subjects
         self.sampler = sampler
-        self.samples_per_volume = counts
-        self.max_length = max_length
-        self.max_bytes = max_bytes
-        self.num_workers = num_workers
+        self.samples_per_volume = _counts(counts)
+        self.max_length = _count("max_length", max_length, least=1)
+        self.max_bytes = _count("max_bytes", max_bytes, least=1)
+        self.num_workers = None if num_workers is None else _count("num_workers", num_workers)
         self.shuffle_subjects = shuffle_subjects
         self.shuffle_patches = shuffle_patches
-        self.seed = seed
+        self.seed = _count("seed", seed, most=2**64 - 1)
         self.rank, self.world_size = _ranks(rank, world_size)
         self.transform = transform
-        self.batch_size = batch_size
+        self.batch_size = None if batch_size is None else _count("batch_size", batch_size, least=1)
         self.keep_batches = keep_batches
         self.on_error = on_error
         self.uneven = uneven
@@ -276,8 +271,9 @@ class Queue:
     def set_epoch(self, epoch: int) -> None:
         """The next iteration has this epoch, in the DataLoader's worker processes too. A state that was
         loaded and is of this epoch stays."""
+        number = _count("epoch", epoch)
         self._untouched = None
-        self._epochs.set(epoch)
+        self._epochs.set(number)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the running epoch is, after the item that was delivered last: a few numbers.
@@ -479,13 +475,21 @@ def _metadata(index: int, subject: Subject) -> dict[str, Any]:
     return {**subject.metadata, "name": subject.name, "index": index}
 
 
+def _counts(given: Any) -> int | list[int]:
+    """Samples of each subject: one number for all, or a list."""
+    if getattr(given, "ndim", None) == 0 or not hasattr(given, "__iter__"):
+        return _count("samples_per_volume", given)
+    if not hasattr(given, "__len__"):
+        raise InvalidError(f"samples_per_volume {given!r}: give a whole number, or a list with one for each subject")
+    return [_count("samples_per_volume", one) for one in given]
+
+
 def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if (rank is None) != (world_size is None):
         raise InvalidError("give both rank and world_size, or neither")
     if rank is not None and world_size is not None:
-        if not 0 <= rank < world_size:
-            raise InvalidError(f"rank {rank}: there are {world_size} ranks, counted from 0")
-        return rank, world_size
+        ranks = _count("world_size", world_size, least=1)
+        return _count("rank", rank, most=ranks - 1), ranks
     distributed = getattr(sys.modules.get("torch"), "distributed", None)
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()

@@ -8,31 +8,13 @@ workers and ranks. Sizes are voxels along z, y, x: one number for all three, or 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
-from operator import index
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 from .errors import InvalidError
+from .sizes import Size, count, size
 
 if TYPE_CHECKING:
     from .subject import Subject
-
-#: One number for z, y, x alike, or three.
-Size = Union[int, Sequence[int]]
-
-
-def size(name: str, given: Size, least: int = 1) -> tuple[int, int, int]:
-    """Voxels along z, y, x of one number or three, in any form: lists, arrays, tensors, ``torch.Size``."""
-    # An array has an __index__, too, but only one number is an index.
-    single = getattr(given, "ndim", None) == 0 or not hasattr(given, "__iter__")
-    try:
-        lengths = (index(given),) * 3 if single else tuple(index(n) for n in islice(iter(given), 4))  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise InvalidError(f"{name} {given!r}: give a whole number, or three for z, y, x") from error
-    if len(lengths) != 3 or min(lengths) < least:
-        raise InvalidError(f"{name} {given!r}: give a whole number from {least} on, or three for z, y, x")
-    return lengths
-
 
 class Sampler:
     """What all samplers have in common."""
@@ -50,9 +32,9 @@ class Sampler:
         """
         from .queue import Queue
 
-        count = 2**40 if num_patches is None else num_patches
+        patches = 2**40 if num_patches is None else count("num_patches", num_patches)
         return iter(
-            Queue([subject], self, count, num_workers=0, max_length=1, seed=seed, shuffle_patches=False, rank=0, world_size=1)
+            Queue([subject], self, patches, num_workers=0, max_length=1, seed=seed, shuffle_patches=False, rank=0, world_size=1)
         )
 
     def __eq__(self, other: object) -> bool:
