@@ -19,6 +19,7 @@ import voxpatch
 from voxpatch._voxpatch import Grid
 from voxpatch.errors import InvalidError
 from voxpatch.inference import as_array
+from voxpatch.sizes import size
 
 #: Our names of torch's padding modes.
 _PADDING = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -162,7 +163,7 @@ class VoxpatchMerger(Merger):
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(merged_shape=merged_shape, cropped_shape=cropped_shape, device=device or "cpu")
-        self.patch_size = voxpatch.samplers.size("patch_size", patch_size)
+        self.patch_size = size("patch_size", patch_size)
         parts = overlap if isinstance(overlap, Sequence) else [overlap] * 3
         lengths = [_voxels(part, length) for part, length in zip(parts, self.patch_size)]
         shape = [int(n) for n in self.cropped_shape[-3:]]

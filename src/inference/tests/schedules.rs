@@ -321,11 +321,7 @@ fn any_schedule_of_processes_ends_with_the_bytes_of_one() {
         while !whole {
             processes += 1;
             assert!(processes < 400, "schedule {seed} of {parts} parts is stuck");
-            let part = OutputPart::new(
-                u32::try_from(draw.below(parts)).unwrap(),
-                u32::try_from(parts).unwrap(),
-            );
-            let part = part.unwrap();
+            let part = part_of(draw.below(parts), parts);
             let means = (draw.one_of(&[1, 2, 3, 5, 8]), draw.one_of(&memories));
             let kill = match draw.below(5) {
                 0 => (Some(draw.below(150)), None),
@@ -380,11 +376,10 @@ fn any_schedule_of_processes_ends_with_the_bytes_of_one() {
         }
         if parts > 1 && !replace {
             for n in 0..parts {
-                let part =
-                    OutputPart::new(u32::try_from(n).unwrap(), u32::try_from(parts).unwrap());
+                let part = part_of(n, parts);
                 let volume = origin.volume(inputs, origin.right());
                 let means = (2, memories[0]);
-                let late = process_of(volume, folder, false, part.unwrap(), means, (None, None));
+                let late = process_of(volume, folder, false, part, means, (None, None));
                 let late = late.unwrap_or_else(|error| panic!("schedule {seed}: {error}"));
                 assert_eq!(late, Ended::Whole, "schedule {seed}: a late part {n}");
             }
@@ -398,6 +393,10 @@ fn any_schedule_of_processes_ends_with_the_bytes_of_one() {
          another time point refused; shards of {known:?}"
     );
     assert!(killed > schedules / 4 && known.len() > 1 && intruders > schedules / 20);
+}
+
+fn part_of(index: u64, parts: u64) -> OutputPart {
+    OutputPart::new(u32::try_from(index).unwrap(), u32::try_from(parts).unwrap()).unwrap()
 }
 
 /// The bytes of every file in a folder, by path.
