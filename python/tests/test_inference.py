@@ -518,19 +518,20 @@ def test_a_model_without_a_name_is_resumed_only_with_an_id(how, tmp_path):
 
 def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(tmp_path):
     array = scan((1, 48, 40, 40))
-    options = dict(chunk=8, shard=None, memory=64 << 20, dtype="float32")
+    options = dict(chunk=8, shard=None, memory=64 << 20)
     told = voxpatch.predict(smooth, array, tmp_path / "o.zarr", 16, 8, dry_run=True, **options)
     assert not list(tmp_path.iterdir())
     assert told["patches"] == told["patches_predicted"] == len(voxpatch.GridSampler(array, 16, 8))
     assert told["passes"] == 1 and 0 < told["peak_bytes"] <= 64 << 20 and told["guessed_seconds"] > 0
     assert told["process_bytes"] >= told["peak_bytes"] + told["model_bytes"]
-    assert told["output_bytes"] == [array.size * 4] and told["free_bytes"] > 0
+    # smooth gives two channels.
+    assert told["output_bytes"] == [2 * array.nbytes] and told["free_bytes"] > 0
     none = np.zeros(array.shape, np.uint8)
     none[:, :8] = 1
     masked = voxpatch.predict(smooth, array, tmp_path / "o.npy", 16, 8, dry_run=True, mask=none, same_grid=True)
     assert masked["patches_predicted"] < told["patches_predicted"]
-    several = voxpatch.predict(lambda b: (b, b), array, [tmp_path / "a.zarr", tmp_path / "b.npy"], 16, dry_run=True, dtype="float32")
-    assert several["output_bytes"] == [array.size * 4] * 2
+    several = voxpatch.predict(lambda b: (b, b), array, [tmp_path / "a.zarr", tmp_path / "b.npy"], 16, dry_run=True)
+    assert several["output_bytes"] == [array.nbytes] * 2
     with pytest.raises(ValueError, match="memory"):
         voxpatch.predict(smooth, array, tmp_path / "o.zarr", 16, 8, dry_run=True, memory=1000)
     copied = voxpatch.convert(voxpatch.Volume.from_array(array), tmp_path / "c.zarr", dry_run=True, max_bytes=32 << 20)
