@@ -259,11 +259,22 @@ fn copy(from: &Path, to: &Path) {
 
 /// All that is below a folder: what it is, and what it holds or leads to.
 fn census(folder: &Path) -> BTreeMap<PathBuf, (String, Vec<u8>)> {
+    census_of(folder, |_| true)
+}
+
+/// The same of what is not skipped: a command that runs may remove its own files at any moment.
+fn census_of(
+    folder: &Path,
+    is_wanted: impl Fn(&Path) -> bool,
+) -> BTreeMap<PathBuf, (String, Vec<u8>)> {
     let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_path_buf()];
     while let Some(next) = folders.pop() {
         for entry in fs::read_dir(&next).expect("it can be listed") {
             let path = entry.expect("an entry").path();
+            if !is_wanted(path.strip_prefix(folder).expect("below")) {
+                continue;
+            }
             let about = path.symlink_metadata().expect("it is there");
             let kind = about.file_type();
             let (what, bytes) = if kind.is_symlink() {
@@ -497,11 +508,8 @@ fn what_takes_the_name_while_the_output_is_made_is_kept() {
                 std::thread::sleep(Duration::from_millis(1));
             }
             make(had, Path::new(&path), &stock).expect("it needs no rights");
-            let theirs = || -> Vec<_> {
-                let all = census(at.path()).into_iter();
-                all.filter(|(path, _)| !path.to_string_lossy().starts_with('.'))
-                    .collect()
-            };
+            let is_visible = |path: &Path| !path.to_string_lossy().starts_with('.');
+            let theirs = || census_of(at.path(), is_visible);
             let before = theirs();
             let done = child.wait_with_output().expect("it ends");
             let said = String::from_utf8_lossy(&done.stderr);
