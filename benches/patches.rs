@@ -10,8 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use voxpatch::progress::silent;
-use voxpatch::sampler::Sampler;
-use voxpatch::training::{EpochPlan, Image, Loader, LoaderOptions, Subject, TOLERANCE};
+use voxpatch::training::{Dataset, LoaderOptions, Subject, UniformPatches};
 use voxpatch::volume::{Codec, CreateOptions, create};
 use voxpatch::{
     ConvertOptions, DType, Layout, Queue, Result, Uniform, Volume, VolumeExt, convert, open,
@@ -242,25 +241,18 @@ fn one_by_one(path: &Path, patch: u64) -> Result<(Figures, f64)> {
 fn through_the_loader(path: &Path, memory: u64) -> Result<(Figures, f64)> {
     const COUNT: u64 = 1_500;
     let volume = open(path)?;
-    let subject = Subject::new(
-        "scan",
-        vec![Image::new("ct", Arc::clone(&volume))],
-        TOLERANCE,
-    )?;
-    let make = |subject: &Subject, seed| {
-        Ok(Some(
-            Arc::new(Uniform::new(subject.shape(), [96; 3], seed)?) as Arc<dyn Sampler>,
-        ))
-    };
-    let plan = EpochPlan::new(1, COUNT, 1)?;
+    let subject = Subject::builder("scan")
+        .with_image("ct", Arc::clone(&volume))
+        .build()?;
+    let dataset = Dataset::new(vec![subject], UniformPatches::new([96; 3]))
+        .samples_per_subject(COUNT)
+        .seed(1);
     // Some is for chunks under way and for the patch in the consumer's hands.
-    let options = LoaderOptions {
-        max_length: 2_000,
-        max_bytes: (memory - 20) << 20,
-        ..LoaderOptions::default()
-    };
+    let options = LoaderOptions::default()
+        .with_max_length(2_000)
+        .with_max_bytes((memory - 20) << 20);
     let began = Instant::now();
-    let mut loader = Loader::new(Arc::new(vec![subject]), Arc::new(make), &plan, 0, &options)?;
+    let mut loader = dataset.epoch(0).with_options(options).samples()?;
     for sample in &mut loader {
         sample?;
     }

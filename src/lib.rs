@@ -3,29 +3,21 @@
 //! A volume stays on disk ([`open`], [`volume::create`]); what is read is the chunks that a
 //! [`Region`] touches, and what comes back is a [`Patch`], c, z, y, x, that owns its memory.
 //!
-//! Training: a [`sampler`] says where patches lie, a [`training::EpochPlan`] which of them an epoch
-//! has, and a [`training::Loader`] reads them ahead, each chunk once for its whole buffer.
+//! Training: a [`training::Dataset`] ties subjects to a [`sampler`] and the plan of an epoch. Its
+//! loader reads patches ahead, and each chunk once for all buffered patches that need it.
 //!
 //! ```
 //! use std::sync::Arc;
-//! use voxpatch::sampler::Sampler;
-//! use voxpatch::training::{EpochPlan, Image, Loader, LoaderOptions, Subject, TOLERANCE};
-//! use voxpatch::{MemoryVolume, Uniform};
+//! use voxpatch::MemoryVolume;
+//! use voxpatch::training::{Dataset, Subject, UniformPatches};
 //!
 //! # fn main() -> voxpatch::Result<()> {
 //! let scan = Arc::new(MemoryVolume::from_vec([40, 30, 20], 1, vec![7_i16; 24_000])?);
-//! let subject = Subject::new("patient 1", vec![Image::new("ct", scan)], TOLERANCE)?;
-//! let make = |subject: &Subject, seed| {
-//!     Ok(Some(Arc::new(Uniform::new(subject.shape(), [16; 3], seed)?) as Arc<dyn Sampler>))
-//! };
-//! let plan = EpochPlan::new(1, 25, 42)?; // 25 patches of one subject, seed 42
-//! let options = LoaderOptions::default();
-//! let loader = Loader::new(Arc::new(vec![subject]), Arc::new(make), &plan, 0, &options)?;
-//! let mut voxels = 0;
-//! for sample in loader {
-//!     voxels += sample?.patch("ct").map_or(0, |patch| patch.as_slice::<i16>().unwrap().len());
+//! let subject = Subject::builder("patient 1").with_image("ct", scan).build()?;
+//! let dataset = Dataset::new(vec![subject], UniformPatches::new([16; 3])).samples_per_subject(8).seed(42);
+//! for batch in dataset.epoch(0).batches(4)? {
+//!     assert_eq!(batch?.image("ct").unwrap().shape(), [4, 1, 16, 16, 16]);
 //! }
-//! assert_eq!(voxels, 25 * 16 * 16 * 16);
 //! # Ok(())
 //! # }
 //! ```

@@ -8,10 +8,9 @@ use numpy::ndarray::Array2;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
-use voxpatch::sampler::Sampler;
 use voxpatch::training::{
-    EpochPlan, Loader, LoaderOptions, LoaderState, LoaderStats, OnError, RankShard, Sample,
-    Subjects, TryNext, Uneven, WorkerShard,
+    Dataset, EpochPlan, Loader, LoaderOptions, LoaderState, LoaderStats, OnError, RankShard,
+    Sample, Subjects, TryNext, Uneven, WorkerShard,
 };
 use voxpatch::{Region, Result};
 
@@ -109,11 +108,12 @@ impl Epochs {
 
     /// Patches and batches that an epoch has for this rank.
     fn length(&self) -> (u64, u64) {
-        self.shard.left(WorkerShard::default(), 0, self.plan.len())
+        self.shard
+            .remaining(WorkerShard::default(), 0, self.plan.len())
     }
 
-    /// Starts an epoch from its first patch, or from where a state is; `gather` if it is taken in batches.
-    #[pyo3(signature = (epoch, state, worker, threads, max_length, max_bytes, skip_errors, gather = false, alike = false, stay = false))]
+    /// Starts an epoch at its first patch or at a saved state; `contiguous` if it is read in batches.
+    #[pyo3(signature = (epoch, state, worker, threads, max_length, max_bytes, skip_errors, contiguous = false, same_images = false, stay_in_epoch = false))]
     #[expect(
         clippy::too_many_arguments,
         clippy::fn_params_excessive_bools,
@@ -129,29 +129,29 @@ impl Epochs {
         max_length: usize,
         max_bytes: u64,
         skip_errors: bool,
-        gather: bool,
-        alike: bool,
-        stay: bool,
+        contiguous: bool,
+        same_images: bool,
+        stay_in_epoch: bool,
     ) -> PyResult<EpochLoader> {
-        let options = LoaderOptions {
-            threads,
-            max_length,
-            max_bytes,
-            shard: self.shard,
-            worker: WorkerShard {
-                index: worker.0,
-                count: worker.1,
-            },
-            on_error: if skip_errors {
-                OnError::Skip
-            } else {
-                OnError::Fail
-            },
-            stay_in_epoch: stay,
-            contiguous_batches: gather,
-            alike,
-            transform: None,
+        let worker = WorkerShard {
+            index: worker.0,
+            count: worker.1,
         };
+        let on_error = if skip_errors {
+            OnError::Skip
+        } else {
+            OnError::Fail
+        };
+        let options = LoaderOptions::default()
+            .with_threads(threads)
+            .with_max_length(max_length)
+            .with_max_bytes(max_bytes)
+            .with_shard(self.shard)
+            .with_worker(worker)
+            .with_on_error(on_error)
+            .with_stay_in_epoch(stay_in_epoch)
+            .with_contiguous_batches(contiguous)
+            .with_same_images(same_images);
         let state = state.map(str::parse::<LoaderState>).transpose();
         let state = state.map_err(|error| raised(&error))?;
         if let Some(asked) = self.list.asked() {
@@ -159,16 +159,18 @@ impl Epochs {
         }
         let (recipe, indices) = (Arc::clone(&self.recipe), Arc::clone(&self.indices));
         let building = threads.max(1);
-        let make = Arc::new(move |subject: &voxpatch::training::Subject, seed| {
-            let sampler = recipe.sampler(subject, seed, &indices, building)?;
-            Ok(sampler.map(Arc::<dyn Sampler>::from))
-        });
+        let samplers = move |subject: &voxpatch::training::Subject, seed| {
+            recipe.sampler(subject, seed, &indices, building)
+        };
         let list = Arc::clone(&self.list);
-        let subjects: Arc<dyn Subjects> = Arc::clone(&list) as _;
+        let dataset = Dataset::new(Arc::clone(&list), samplers).with_plan(self.plan.clone());
         let loader = py.detach(|| {
-            guarded(|| match state {
-                Some(state) => Loader::resume(subjects, make, &self.plan, state, &options),
-                None => Loader::new(subjects, make, &self.plan, epoch, &options),
+            guarded(|| {
+                let builder = match state {
+                    Some(state) => dataset.resume(state),
+                    None => dataset.epoch(epoch),
+                };
+                builder.with_options(options).samples()
             })
         });
         Ok(EpochLoader {

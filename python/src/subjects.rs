@@ -58,7 +58,10 @@ impl Parts {
             })
         };
         let images: Result<Vec<Image>> = self.images.iter().map(image).collect();
-        Subject::matched(self.name.clone(), images?, &self.matching)
+        Subject::builder(self.name.clone())
+            .with_images(images?)
+            .with_matching(self.matching)
+            .build()
     }
 }
 

@@ -206,11 +206,11 @@ class Epochs:
         max_length: int,
         max_bytes: int,
         skip_errors: bool,
-        gather: bool = False,
-        alike: bool = False,
-        stay: bool = False,
+        contiguous: bool = False,
+        same_images: bool = False,
+        stay_in_epoch: bool = False,
     ) -> EpochLoader:
-        """Starts an epoch from its first patch, or from where a state is; `gather` if it is taken in batches."""
+        """Start an epoch at its first patch or at a saved state; `contiguous` if it is read in batches."""
 
 _Sample = tuple[dict[str, _Array], npt.NDArray[np.int64], int]
 

@@ -244,7 +244,7 @@ class Queue:
         self._untouched = (epoch, state) if worker is None and state is not None else None
         threads = cores if self.num_workers is None else self.num_workers
         skip = self.on_error == "skip"
-        gather = self.batch_size is not None and self.transform is None
+        contiguous = self.batch_size is not None and self.transform is None
         loader = plan.start(
             epoch,
             state,
@@ -253,9 +253,9 @@ class Queue:
             self.max_length,
             self.max_bytes,
             skip,
-            gather,
-            alike=not self.allow_mixed,
-            stay=worker is not None,
+            contiguous,
+            same_images=not self.allow_mixed,
+            stay_in_epoch=worker is not None,
         )
         self._turns = turn[1]
         self._state = loader.state()

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::ops::Range;
+use std::sync::Arc;
 
 use rand::Rng;
 
@@ -42,6 +43,29 @@ pub trait Sampler: Debug + Send + Sync {
         ns.iter().map(|&n| self.draw(epoch, n)).collect()
     }
 }
+
+macro_rules! forward {
+    ($($pointer:ident)*) => {
+        $(impl<S: Sampler + ?Sized> Sampler for $pointer<S> {
+            fn patch(&self) -> Shape {
+                (**self).patch()
+            }
+
+            fn draw_count(&self) -> Option<u64> {
+                (**self).draw_count()
+            }
+
+            fn draw(&self, epoch: u64, n: u64) -> Result<Region> {
+                (**self).draw(epoch, n)
+            }
+
+            fn draw_many(&self, epoch: u64, ns: &[u64]) -> Result<Vec<Region>> {
+                (**self).draw_many(epoch, ns)
+            }
+        })*
+    };
+}
+forward!(Arc Box);
 
 /// Draws with a generator of the `rand` crate, for every [`Sampler`].
 pub trait SamplerExt: Sampler {

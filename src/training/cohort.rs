@@ -1,4 +1,4 @@
-//! Cohorts: subjects whose patches fit into one batch, as their headers say.
+//! Cohorts: the images of all subjects of a list, compared by their headers.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -7,29 +7,31 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use super::fingerprint::Fingerprint;
-use super::slot::guarded;
-use super::subject::{Image, Subject, Subjects};
+use super::subject::{Image, Subject};
+use super::subjects::Subjects;
+use super::sync::guarded;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::region::Shape;
 
-/// The images of a subject: what its patches have in common with those of others, or not.
+/// The images of a subject, to compare with those of other subjects.
 #[derive(Clone, Debug)]
-pub(super) struct Kind(Vec<Facts>);
+pub(super) struct SubjectSpec(Vec<ImageSpec>);
 
-/// An image, as its header and its subject describe it.
+/// The properties of an image.
 #[derive(Clone, Debug)]
-struct Facts {
+struct ImageSpec {
     name: String,
     path: PathBuf,
     shape: Shape,
     channels: Range<u64>,
-    /// The stored type, and that of patches.
+    /// The type of the volume.
     stored: DType,
+    /// The type of the patches.
     dtype: DType,
 }
 
-impl Facts {
+impl ImageSpec {
     fn of(image: &Image) -> Self {
         let layout = image.volume.layout();
         Self {
@@ -58,7 +60,7 @@ impl Facts {
         self.channels.end.saturating_sub(self.channels.start)
     }
 
-    /// The image as a message has it.
+    /// Formats the image for a message.
     fn described(&self) -> String {
         let (count, dtype) = (self.channel_count(), self.dtype);
         let channels = if count == 1 { "channel" } else { "channels" };
@@ -66,9 +68,9 @@ impl Facts {
     }
 }
 
-impl Kind {
+impl SubjectSpec {
     pub(super) fn of(subject: &Subject) -> Self {
-        Self(subject.images().iter().map(Facts::of).collect())
+        Self(subject.images().iter().map(ImageSpec::of).collect())
     }
 
     /// Adds names, shapes, channels and types to a fingerprint.
@@ -103,13 +105,13 @@ impl Kind {
         more.map_or(Ok(()), |more| Err(missing(more, self, true)))
     }
 
-    fn image(&self, name: &str) -> Option<&Facts> {
+    fn image(&self, name: &str) -> Option<&ImageSpec> {
         self.0.iter().find(|image| image.name == name)
     }
 }
 
-/// The error for an image that a subject lacks: the first of the two if `is_first`.
-fn missing(image: &Facts, lacking: &Kind, is_first: bool) -> Error {
+/// Returns the error for an image that a subject lacks; the first of the two if `is_first`.
+fn missing(image: &ImageSpec, lacking: &SubjectSpec, is_first: bool) -> Error {
     let path = lacking.0.first().map(|own| own.path.clone());
     let has = (image.path.clone(), image.described());
     let lacks = (
@@ -125,14 +127,14 @@ fn missing(image: &Facts, lacking: &Kind, is_first: bool) -> Error {
     }
 }
 
-/// What the subjects of a list are like, found by opening each of them once.
+/// The images of all subjects of a list, found by opening each subject once.
 ///
 /// Subjects that cannot be opened are left out: a loader reports them when their patches are due.
 #[derive(Debug)]
-pub struct Cohort(Vec<Option<Kind>>);
+pub struct Cohort(Vec<Option<SubjectSpec>>);
 
 impl Cohort {
-    /// Opens all subjects, on up to `threads` threads. No voxel is read.
+    /// Opens all subjects on at most `threads` threads, without reading voxels.
     ///
     /// # Errors
     ///
@@ -140,13 +142,13 @@ impl Cohort {
     pub fn survey(subjects: &dyn Subjects, threads: usize, stop: &AtomicBool) -> Result<Self> {
         let count = usize::try_from(subjects.len()).unwrap_or(usize::MAX);
         let next = AtomicUsize::new(0);
-        let found: Vec<OnceLock<Kind>> = (0..count).map(|_| OnceLock::new()).collect();
+        let found: Vec<OnceLock<SubjectSpec>> = (0..count).map(|_| OnceLock::new()).collect();
         let work = || {
             while !stop.load(Ordering::Relaxed) {
                 let n = next.fetch_add(1, Ordering::Relaxed);
                 let Some(place) = found.get(n) else { return };
                 if let Ok(subject) = guarded(|| subjects.open(n as u64)) {
-                    place.get_or_init(|| Kind::of(&subject));
+                    place.get_or_init(|| SubjectSpec::of(&subject));
                 }
             }
         };
@@ -162,28 +164,28 @@ impl Cohort {
         Ok(Self(found.into_iter().map(OnceLock::into_inner).collect()))
     }
 
-    /// Checks that patches of all subjects fit into one batch: the same images, each with the same
+    /// Checks that the patches of all subjects fit into one batch: the same images, each with the same
     /// channels and type.
     ///
     /// # Errors
     ///
     /// [`Error::SubjectMismatch`], which names two files.
     pub fn check(&self) -> Result<()> {
-        let mut kinds = self.0.iter().flatten();
-        let Some(first) = kinds.next() else {
+        let mut specs = self.0.iter().flatten();
+        let Some(first) = specs.next() else {
             return Ok(());
         };
-        kinds.try_for_each(|kind| first.check(kind))
+        specs.try_for_each(|spec| first.check(spec))
     }
 
-    /// A number that differs between lists whose images differ in name, shape, channels or type,
-    /// wherever their files are.
+    /// A number that differs between lists whose images differ in name, shape, channels or type. The
+    /// paths of their files do not matter.
     #[must_use]
     pub fn fingerprint(&self) -> u64 {
         let mut all = Fingerprint::new();
-        for kind in &self.0 {
-            match kind {
-                Some(kind) => kind.add_to(&mut all),
+        for spec in &self.0 {
+            match spec {
+                Some(spec) => spec.add_to(&mut all),
                 None => all.number(u64::MAX),
             }
         }

@@ -1,6 +1,6 @@
-//! Fingerprints: numbers that differ where what they stand for differs.
+//! Fingerprints: hashes that differ between different contents.
 
-/// FNV-1a (Fowler, Noll, Vo) of what is added.
+/// The FNV-1a hash (Fowler, Noll, Vo) of the added bytes.
 pub(super) struct Fingerprint(u64);
 
 impl Fingerprint {

@@ -1,40 +1,38 @@
 //! Training: subjects, the plan of an epoch, and a loader that reads ahead.
 //!
-//! A [`EpochPlan`] says which patches an epoch has and in which order, a sampler where each of
-//! them lies, and a [`Loader`] reads them: by the chunk, each chunk once for all patches of
-//! its buffer that want it, whatever the order in which they are delivered. The sequence is
-//! the same for any number of threads and any buffer, can be resumed at any patch, and is
-//! cut between ranks by patch.
+//! A [`Dataset`] ties together [`Subjects`], a [`SamplerFactory`] that decides where patches lie, and
+//! an [`EpochPlan`] that decides how many patches of which subject come in which order. A [`Loader`]
+//! reads them ahead: it reads each chunk once for all buffered patches that need it, in any order, and
+//! delivers the patches in the planned order. The sequence is the same for any number of threads and
+//! any buffer. It can be resumed at any patch and is split between ranks by patch.
 
-mod batch;
 mod cohort;
-mod feed;
+mod dataset;
+mod factory;
 mod fingerprint;
-mod gather;
-mod kept;
 mod loader;
 mod order;
 mod plan;
-mod planes;
-mod pool;
-mod sample;
-mod schedule;
+mod proportional;
 mod shard;
-mod slot;
 mod state;
 mod subject;
+mod subjects;
+mod sync;
 
 pub use crate::volume::TOLERANCE;
-pub use batch::{Batch, BatchImage};
 pub use cohort::Cohort;
-pub use feed::{SamplerFactory, subject_seed};
-pub use gather::Transform;
-pub use loader::{Loader, LoaderOptions, LoaderStats, OnError, TryNext};
+pub use dataset::{Batches, Dataset, LoaderBuilder};
+pub use factory::{IntoSampler, SamplerFactory, UniformPatches, subject_seed};
+pub use loader::{
+    Batch, BatchImage, Loader, LoaderOptions, LoaderStats, OnError, PooledPatch, Sample, Transform,
+    TryNext,
+};
 pub use plan::{Epoch, EpochPlan, PlannedPatch};
-pub use sample::{PooledPatch, Sample};
 pub use shard::{RankShard, Uneven, WorkerShard};
 pub use state::LoaderState;
-pub use subject::{Image, LazySubjects, Subject, Subjects};
+pub use subject::{Image, Subject, SubjectBuilder};
+pub use subjects::{LazySubjects, Subjects};
 
 #[cfg(test)]
 mod tests;

@@ -1,15 +1,15 @@
-//! Orders: a permutation of `0..n` that is a function of a key, asked for one place at a time.
+//! Orders: permutations of `0..n` that are a function of a key, evaluated one place at a time.
 //!
 //! Short ones are shuffled in a table (R. Durstenfeld, "Algorithm 235: Random permutation",
-//! 1964), each of the n! orders as likely. Long ones are never written down: a balanced
+//! 1964), which makes each of the n! orders equally likely. Long ones are never stored: a balanced
 //! Feistel network permutes the numbers below a power of four, and numbers outside `0..n`
 //! are sent through it again until they are inside (J. Black and P. Rogaway, "Ciphers with
 //! arbitrary finite domains", 2002).
 
 use crate::sampler::CounterRng;
 
-/// Orders up to this length are tables.
-const LONGEST_TABLE: u64 = 1 << 12;
+/// The maximum length of an order that is stored as a table.
+const MAX_TABLE: u64 = 1 << 12;
 
 /// Rounds of the network.
 const ROUNDS: usize = 8;
@@ -17,8 +17,8 @@ const ROUNDS: usize = 8;
 /// A permutation of `0..n`.
 #[derive(Clone, Debug)]
 pub(super) enum Order {
-    /// Every number stays where it is.
-    Same,
+    /// The identity.
+    Identity,
     Table(Vec<u64>),
     Network {
         length: u64,
@@ -28,9 +28,9 @@ pub(super) enum Order {
 }
 
 impl Order {
-    /// The order of `0..length` that `random` gives.
+    /// Creates a random order of `0..length`.
     pub(super) fn new(length: u64, mut random: CounterRng) -> Self {
-        if length <= LONGEST_TABLE {
+        if length <= MAX_TABLE {
             let mut table: Vec<u64> = (0..length).collect();
             for n in (1..length).rev() {
                 let other = random.below(n + 1);
@@ -47,10 +47,10 @@ impl Order {
         }
     }
 
-    /// What stands at place `n`.
+    /// Returns the number at place `n`.
     pub(super) fn at(&self, n: u64) -> u64 {
         match self {
-            Self::Same => n,
+            Self::Identity => n,
             Self::Table(table) => table[usize::try_from(n).expect("a table is short")],
             Self::Network {
                 length,
@@ -69,7 +69,7 @@ impl Order {
     }
 }
 
-/// One pass through the network: a permutation of the numbers of `2 * half_bits` bits.
+/// Evaluates the network once: a permutation of the numbers of `2 * half_bits` bits.
 fn network(number: u64, half_bits: u32, keys: &[u64; ROUNDS]) -> u64 {
     let mask = u64::MAX >> (u64::BITS - half_bits);
     let (mut left, mut right) = (number >> half_bits, number & mask);
@@ -79,7 +79,7 @@ fn network(number: u64, half_bits: u32, keys: &[u64; ROUNDS]) -> u64 {
     (left << half_bits) | right
 }
 
-/// The finaliser of `SplitMix64` (G. Steele, D. Lea, C. Flood, "Fast splittable pseudorandom
+/// The finalizer of `SplitMix64` (G. Steele, D. Lea, C. Flood, "Fast splittable pseudorandom
 /// number generators", 2014).
 fn mixed(mut n: u64) -> u64 {
     n = (n ^ (n >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_number_comes_once() {
+    fn orders_contain_every_number_once() {
         for length in [0, 1, 2, 3, 5, 100, 4096, 4097, 5000, 65_537, 100_000] {
             let order = Order::new(length, CounterRng::new(3, 1, length));
             let mut seen: Vec<u64> = (0..length).map(|n| order.at(n)).collect();
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn orders_are_as_likely_as_each_other() {
+    fn short_orders_are_equally_likely() {
         let mut counts = std::collections::HashMap::new();
         for n in 0..24_000 {
             let order = Order::new(4, CounterRng::new(8, 0, n));
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn places_of_a_long_order_are_spread_evenly() {
+    fn long_orders_place_numbers_uniformly() {
         // Of 40 000 draws of where the first number goes, a tenth falls into each tenth.
         let mut tenths = [0_u32; 10];
         for n in 0..40_000 {
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_is_the_one_of_every_release() {
+    fn orders_are_the_same_in_every_release() {
         let short = Order::new(10, CounterRng::new(1, 2, 3));
         assert_eq!((0..10).map(|n| short.at(n)).collect::<Vec<_>>(), SHORT);
         let long = Order::new(1_000_000, CounterRng::new(1, 2, 3));

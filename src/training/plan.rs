@@ -1,65 +1,66 @@
-//! Plans: which patches an epoch has, and in which order.
+//! Epoch plans: the patches of an epoch and their order.
 //!
-//! Everything is a function of (seed, epoch, place): subjects in their order or shuffled,
-//! so many draws of each, and then the patches of every *window* of the sequence mixed with
-//! each other. An epoch yields exactly what is planned, whatever was left unread before, and
-//! nothing of it is kept but one window at a time.
+//! The sequence is a function of (seed, epoch, place). Subjects come in order or shuffled, each with
+//! its number of draws, and then the patches of each *window* of the sequence are shuffled. Every
+//! epoch yields exactly the planned patches, even if the last one was not read to its end. Only one
+//! window is in memory at a time.
 
 use std::sync::Arc;
 
 use super::fingerprint::Fingerprint;
 use super::order::Order;
+use super::proportional::proportional_counts;
 use crate::error::{Error, Result};
 use crate::sampler::CounterRng;
 
-/// What every epoch consists of.
+/// The patches of every epoch and their order.
 #[derive(Clone, Debug)]
 pub struct EpochPlan {
     subjects: u64,
     counts: Counts,
     seed: u64,
     window: u64,
-    /// Draws that stay together.
+    /// The number of consecutive draws that stay together.
     batch: u64,
     shuffle_subjects: bool,
     shuffle_patches: bool,
 }
 
-/// How many patches each subject gives in an epoch.
+/// The number of patches of each subject in an epoch.
 #[derive(Clone, Debug)]
 enum Counts {
-    /// All the same number.
+    /// The same number for all.
     Each(u64),
-    /// Those before each subject, and all of them at the end.
+    /// The number of patches before each subject, and the total at the end.
     Before(Arc<[u64]>),
 }
 
-/// One patch of an epoch: a subject, and the number of a draw from it.
+/// One patch of an epoch: a subject and the number of a draw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PlannedPatch {
-    /// The subject's place in the list.
+    /// The index of the subject.
     pub subject: u64,
-    /// Which of the subject's draws in this epoch.
+    /// The number of the draw from the subject in this epoch.
     pub draw: u64,
 }
 
 impl EpochPlan {
-    /// `samples_per_volume` patches of each of `subjects` subjects; subjects and patches
-    /// shuffled, patches within windows of 300.
+    /// Plans `samples_per_subject` patches of each of `subjects` subjects. Subjects are shuffled, and
+    /// patches are shuffled within windows of 300.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] if an epoch has more than 2^63 patches.
-    pub fn new(subjects: u64, samples_per_volume: u64, seed: u64) -> Result<Self> {
+    pub fn new(subjects: u64, samples_per_subject: u64, seed: u64) -> Result<Self> {
         if subjects
-            .checked_mul(samples_per_volume)
+            .checked_mul(samples_per_subject)
             .is_none_or(|all| i64::try_from(all).is_err())
         {
             return Err(too_many());
         }
         Ok(Self {
             subjects,
-            counts: Counts::Each(samples_per_volume),
+            counts: Counts::Each(samples_per_subject),
             seed,
             window: 300,
             batch: 1,
@@ -68,7 +69,7 @@ impl EpochPlan {
         })
     }
 
-    /// A number of patches for each subject, 0 allowed.
+    /// Plans a number of patches for each subject, which may be 0.
     ///
     /// # Errors
     ///
@@ -91,51 +92,49 @@ impl EpochPlan {
         })
     }
 
-    /// `total` patches shared out between subjects in proportion to `weights`: legal places
-    /// ([`Subject::places`](super::Subject::places)), foreground, or whatever a user thinks of
-    /// each; only their ratios matter.
+    /// Splits `total` patches between subjects in proportion to `weights`, for example legal places
+    /// ([`Subject::places`](super::Subject::places)) or foreground voxels. Only ratios matter.
     ///
-    /// A subject gets its share of `total` rounded down, and what is left goes one by one to
-    /// those with the largest remainders, the first of equal ones. The counts add up to
-    /// `total`, and none is off by as much as 1. A subject of weight 0 gets none and is never
-    /// opened. Weights below 2^-63 of the largest count as 0 beside it.
+    /// A subject gets its share of `total` rounded down. The remaining patches go one by one to the
+    /// subjects with the largest remainders, the first of equal ones. The counts add up to `total`,
+    /// and each differs from its exact share by less than 1. A subject of weight 0 gets no patch and
+    /// is never opened. Weights below 2^-63 of the largest count as 0.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if a weight is negative or not finite, if there is none above 0, or if
-    /// `total` is more than 2^63.
+    /// [`Error::InvalidArgument`] if a weight is negative or not finite, if no weight is above 0, or if
+    /// `total` exceeds 2^63.
     pub fn proportional(weights: &[f64], total: u64, seed: u64) -> Result<Self> {
-        Self::with_counts(&shared_out(weights, total)?, seed)
+        Self::with_counts(&proportional_counts(weights, total)?, seed)
     }
 
-    /// The same with patches mixed within windows of `length` (1 or more).
+    /// Sets the length of the windows (at least 1) within which patches are shuffled.
     #[must_use]
     pub const fn with_window(mut self, length: u64) -> Self {
         self.window = if length == 0 { 1 } else { length };
         self
     }
 
-    /// The same with subjects, and patches within a window, in order or shuffled.
+    /// Sets whether subjects, and patches within a window, are shuffled.
     #[must_use]
     pub const fn with_shuffle(mut self, subjects: bool, patches: bool) -> Self {
         (self.shuffle_subjects, self.shuffle_patches) = (subjects, patches);
         self
     }
 
-    /// The same with draws `0..batch`, `batch..2 * batch` and so on of a subject kept together:
-    /// whole batches are mixed, and what one batch of draws has of each kind, a batch of the
-    /// loader has too.
+    /// Keeps draws `0..batch`, `batch..2 * batch` and so on of a subject together. Whole batches are
+    /// shuffled, so a batch of the loader has the same composition as a batch of draws.
     ///
-    /// Without this, patches are mixed within windows one by one, and a batch of the loader has the
-    /// shares of [`Mixture::exact`](crate::sampler::Mixture::exact) only on average. With it, give
-    /// that mixture, this plan and [`RankShard::batch_size`](super::RankShard::batch_size) one number; the price is that a batch has patches
-    /// of one subject only. On several ranks the last batches may still be cut elsewhere, unless the
-    /// epoch is a multiple of `batch` times the number of ranks. Windows are rounded up to a
-    /// multiple of `batch`.
+    /// Without this, patches are shuffled one by one, and a batch of the loader has the proportions of
+    /// [`Mixture::exact`](crate::sampler::Mixture::exact) only on average. With it, use one number for
+    /// that mixture, this plan and [`RankShard::batch_size`](super::RankShard::batch_size). The price
+    /// is that a batch has patches of one subject only. On several ranks the last batches may still be
+    /// cut elsewhere, unless the epoch is a multiple of `batch` times the number of ranks. Windows are
+    /// rounded up to a multiple of `batch`.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if `batch` is 0, or a subject's number of patches is no multiple of it.
+    /// [`Error::InvalidArgument`] if `batch` is 0, or if a subject's number of patches is not a multiple of it.
     pub fn with_batches(self, batch: u64) -> Result<Self> {
         let bad = |problem: String| {
             Err(Error::InvalidArgument {
@@ -145,7 +144,7 @@ impl EpochPlan {
             })
         };
         if batch == 0 {
-            return bad("it must be at least 1".to_owned());
+            return bad("it must have at least one patch".to_owned());
         }
         let whole = |count: &u64| count.is_multiple_of(batch);
         let broken = match &self.counts {
@@ -162,7 +161,7 @@ impl EpochPlan {
         Ok(Self { batch, ..self })
     }
 
-    /// How many subjects there are.
+    /// The number of subjects.
     #[must_use]
     pub const fn subjects(&self) -> u64 {
         self.subjects
@@ -174,13 +173,13 @@ impl EpochPlan {
         self.seed
     }
 
-    /// Patches that are mixed with each other.
+    /// The number of patches that are shuffled together.
     #[must_use]
     pub const fn window(&self) -> u64 {
         self.window.div_ceil(self.batch).saturating_mul(self.batch)
     }
 
-    /// Patches of an epoch.
+    /// The number of patches in an epoch.
     #[must_use]
     pub fn len(&self) -> u64 {
         match &self.counts {
@@ -189,17 +188,17 @@ impl EpochPlan {
         }
     }
 
-    /// Whether an epoch has no patch.
+    /// Returns `true` if an epoch has no patches.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The sequence of an epoch.
+    /// Returns the sequence of an epoch.
     ///
     /// # Panics
     ///
-    /// If a list of numbers of patches, which is in memory, were not.
+    /// Never: the list of counts is in memory, so its indices fit.
     #[must_use]
     pub fn epoch(&self, epoch: u64) -> Epoch {
         let subjects = if self.shuffle_subjects {
@@ -208,7 +207,7 @@ impl EpochPlan {
                 CounterRng::of_domain(*b"voxpatch subj v1", self.seed, epoch, 0),
             )
         } else {
-            Order::Same
+            Order::Identity
         };
         let before = match &self.counts {
             Counts::Each(_) => None,
@@ -237,7 +236,7 @@ impl EpochPlan {
         }
     }
 
-    /// A number that differs between plans that yield different sequences.
+    /// A number that differs between plans with different sequences.
     #[must_use]
     pub fn fingerprint(&self) -> u64 {
         let mut all = Fingerprint::new();
@@ -256,63 +255,7 @@ impl EpochPlan {
     }
 }
 
-/// Parts of `total` in proportion to `weights`, by largest remainder.
-fn shared_out(weights: &[f64], total: u64) -> Result<Vec<u64>> {
-    let bad = |value: String, problem: &str| {
-        Err(Error::InvalidArgument {
-            argument: "weight",
-            value,
-            problem: problem.to_owned(),
-        })
-    };
-    for (subject, weight) in weights.iter().enumerate() {
-        if !(weight.is_finite() && *weight >= 0.0) {
-            let value = format!("of subject {subject}: {weight}");
-            return bad(value, "it must be finite and at least 0");
-        }
-    }
-    let largest = weights.iter().copied().fold(0.0, f64::max);
-    if largest == 0.0 {
-        let value = format!("for each of {} subjects", weights.len());
-        return bad(value, "at least one must be above 0");
-    }
-    if i64::try_from(total).is_err() {
-        return Err(too_many());
-    }
-    // Whole numbers of up to 2^62, so that from here on nothing is rounded.
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "from 0 to 2^62"
-    )]
-    let parts: Vec<u128> = weights
-        .iter()
-        .map(|weight| (weight / largest * 2.0_f64.powi(62)).round() as u128)
-        .collect();
-    let sum: u128 = parts.iter().sum();
-    let mut counts = Vec::with_capacity(parts.len());
-    let mut remainders = Vec::new();
-    let mut left = total;
-    for (subject, part) in parts.into_iter().enumerate() {
-        let share = part * u128::from(total);
-        let count = u64::try_from(share / sum).expect("no more than all");
-        left -= count;
-        counts.push(count);
-        remainders.push((share % sum, subject));
-    }
-    remainders.sort_by_key(|&(remainder, _)| std::cmp::Reverse(remainder));
-    // There are fewer left than remainders above 0, each of them less than one patch.
-    for (_, subject) in remainders {
-        if left == 0 {
-            break;
-        }
-        counts[subject] += 1;
-        left -= 1;
-    }
-    Ok(counts)
-}
-
-fn too_many() -> Error {
+pub(super) fn too_many() -> Error {
     Error::InvalidArgument {
         argument: "epoch of",
         value: "more than 2^63 patches".to_owned(),
@@ -326,30 +269,30 @@ pub struct Epoch {
     plan: EpochPlan,
     number: u64,
     subjects: Order,
-    /// Patches before each subject in this epoch's order, where the numbers differ.
+    /// The number of patches before each subject in this epoch's order, if the counts differ.
     before: Option<Vec<u64>>,
 }
 
 impl Epoch {
-    /// Which epoch it is.
+    /// The number of the epoch.
     #[must_use]
     pub const fn number(&self) -> u64 {
         self.number
     }
 
-    /// How many patches it has.
+    /// The number of patches.
     #[must_use]
     pub fn patches(&self) -> u64 {
         self.plan.len()
     }
 
-    /// How many windows it has; the last may be shorter.
+    /// The number of windows; the last may be shorter.
     #[must_use]
     pub fn windows(&self) -> u64 {
         self.plan.len().div_ceil(self.plan.window())
     }
 
-    /// The patches of a window, in the order of delivery.
+    /// Returns the patches of a window in delivery order.
     #[must_use]
     pub fn window(&self, window: u64) -> Vec<PlannedPatch> {
         let first = window.saturating_mul(self.plan.window());
@@ -363,22 +306,22 @@ impl Epoch {
                 CounterRng::of_domain(*b"voxpatch wind v1", self.plan.seed, self.number, window);
             Order::new(count / batch, random)
         } else {
-            Order::Same
+            Order::Identity
         };
         (0..count)
-            .map(|n| self.undisturbed(first + order.at(n / batch) * batch + n % batch))
+            .map(|n| self.unshuffled(first + order.at(n / batch) * batch + n % batch))
             .collect()
     }
 
-    /// What stands at place `n` before patches are mixed.
-    fn undisturbed(&self, n: u64) -> PlannedPatch {
+    /// Returns the patch at place `n` before shuffling.
+    fn unshuffled(&self, n: u64) -> PlannedPatch {
         let (place, draw) = match (&self.before, &self.plan.counts) {
             (Some(before), _) => {
                 let place = before.partition_point(|&start| start <= n) - 1;
                 (place as u64, n - before[place])
             }
             (None, Counts::Each(count)) => (n / count, n % count),
-            (None, Counts::Before(_)) => unreachable!("an epoch of unequal numbers sums them"),
+            (None, Counts::Before(_)) => unreachable!("an epoch of unequal counts has their sums"),
         };
         PlannedPatch {
             subject: self.subjects.at(place),
@@ -434,7 +377,7 @@ mod tests {
 
     #[test]
     fn patches_are_shared_out_in_proportion_and_none_is_lost() {
-        let counts = |weights: &[f64], total| shared_out(weights, total).unwrap();
+        let counts = |weights: &[f64], total| proportional_counts(weights, total).unwrap();
         assert_eq!(counts(&[1.0, 2.0, 1.0], 8), [2, 4, 2]);
         assert_eq!(counts(&[1.0, 1.0, 1.0], 10), [4, 3, 3]);
         assert_eq!(counts(&[0.4, 0.0, 0.6], 3), [1, 0, 2]);

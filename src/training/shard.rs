@@ -1,46 +1,46 @@
-//! Shares: which patches of an epoch a rank gets.
+//! Shards: the patches of an epoch that a rank or a worker gets.
 
 use std::ops::Range;
 
 use crate::error::{Error, Result};
 
-/// Which patches of an epoch a rank gets, batch by batch.
+/// The patches of an epoch that one rank gets, batch by batch.
 ///
-/// At each step all ranks together take `world_size` batches that follow each other, so one
-/// volume feeds all of them. The last steps share the rest evenly: every rank has the same
-/// number of batches. [`Uneven`] decides what happens where that is not possible: with batches
-/// of one patch, if the patches cannot be divided by the ranks; with larger ones, if there are
-/// fewer patches than ranks.
+/// At each step all ranks together take `world_size` consecutive batches, so one volume feeds all
+/// ranks. The last steps split the rest evenly: every rank gets the same number of batches.
+/// [`Uneven`] decides what happens if that is impossible: with batches of one patch, if the number of
+/// patches is not a multiple of the number of ranks; with larger batches, if there are fewer patches
+/// than ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RankShard {
-    /// This rank, from 0.
+    /// The rank, from 0.
     pub rank: u64,
-    /// How many ranks there are.
+    /// The number of ranks.
     pub world_size: u64,
-    /// Patches of a batch of one rank.
+    /// The patches in a batch of one rank.
     pub batch_size: u64,
-    /// What happens to patches that would give some ranks one batch more than others.
+    /// The policy for patches that cannot be split evenly.
     pub uneven: Uneven,
 }
 
-/// What happens to the last patches of an epoch if some ranks would get one batch more than others.
+/// The policy for the last patches of an epoch if some ranks would get one batch more than others.
 ///
 /// Ranks that wait for each other after every batch, as torch's `DistributedDataParallel` does,
 /// hang with [`Exact`](Self::Exact).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Uneven {
-    /// The first patches of the epoch are repeated at its end, fewer than there are ranks, as
-    /// torch's `DistributedSampler` does it.
+    /// Repeat the first patches of the epoch at its end, fewer than there are ranks, as torch's
+    /// `DistributedSampler` does.
     #[default]
     Repeat,
-    /// The last patches are left out, fewer than there are ranks, as with `drop_last=True`.
+    /// Leave out the last patches, fewer than there are ranks, as with `drop_last=True`.
     Drop,
-    /// Every patch comes once, and some ranks have one batch more than others, or an empty one.
+    /// Deliver every patch once. Some ranks get one batch more than others, or an empty batch.
     Exact,
 }
 
 impl RankShard {
-    /// Everything, `batch` at a time.
+    /// All patches, `batch_size` at a time.
     #[must_use]
     pub const fn whole(batch_size: u64) -> Self {
         Self {
@@ -51,7 +51,7 @@ impl RankShard {
         }
     }
 
-    /// One of `world_size` ranks, `batch` patches at a time, equally many batches for each.
+    /// The patches of one of `world_size` ranks, `batch_size` at a time.
     #[must_use]
     pub const fn of(rank: u64, world_size: u64, batch_size: u64) -> Self {
         Self {
@@ -62,14 +62,14 @@ impl RankShard {
         }
     }
 
-    /// The same with another rule for patches that cannot be shared evenly.
+    /// Sets the policy for patches that cannot be split evenly.
     #[must_use]
     pub const fn with_uneven(self, uneven: Uneven) -> Self {
         Self { uneven, ..self }
     }
 
-    /// The places that all ranks deliver together, from `from` on, of an epoch of `patches`: up to
-    /// which place. Places from `patches` on are those from the epoch's start again.
+    /// Returns the end of the places, from `from` on, that all ranks deliver together in an epoch of
+    /// `patches`. Places beyond the epoch wrap around to its start.
     pub(super) fn end(&self, from: u64, patches: u64) -> u64 {
         let left = patches.saturating_sub(from);
         let ranks = self.world_size.max(1);
@@ -85,13 +85,13 @@ impl RankShard {
         }
     }
 
-    /// The patches, and the batches, that the loader whose turn this is delivers of an epoch of
-    /// `patches`, from the place `from` on.
+    /// Returns the numbers of patches and batches that a worker delivers from place `from` to the end
+    /// of an epoch of `patches`.
     #[must_use]
-    pub fn left(&self, worker: WorkerShard, from: u64, patches: u64) -> (u64, u64) {
+    pub fn remaining(&self, worker: WorkerShard, from: u64, patches: u64) -> (u64, u64) {
         let end = self.end(from, patches);
         let (mut from, mut others) = (from, worker.index);
-        // All steps but the last three are of one size: whole rounds of turns are counted at once.
+        // All steps except the last three have the same size: whole rounds are counted at once.
         let full = self.world_size.saturating_mul(self.batch_size);
         let rounds = (end.saturating_sub(from) / full).saturating_sub(3) / worker.count;
         from += rounds * worker.count * full;
@@ -110,7 +110,7 @@ impl RankShard {
         (patches, batches)
     }
 
-    /// Checks the three against each other and an epoch's `patches`.
+    /// Checks the values against each other and against an epoch of `patches`.
     pub(super) fn check(&self, patches: u64) -> Result<()> {
         let bad = |name, value: u64, problem: String| {
             Err(Error::InvalidArgument {
@@ -127,20 +127,21 @@ impl RankShard {
             return bad("batch size", 0, "it must be at least 1".to_owned());
         }
         if patches > 0 && patches < self.world_size && self.uneven != Uneven::Repeat {
-            let problem = format!("an epoch of {patches} patches leaves some of them with none");
-            return bad("a world size of", self.world_size, problem);
+            let problem =
+                format!("an epoch of {patches} patches leaves some ranks without a patch");
+            return bad("world size", self.world_size, problem);
         }
         Ok(())
     }
 
-    /// The places of all ranks' next batches from `from` on, when all end at `end`.
+    /// Returns the places of all ranks' next batches from `from` on, if the epoch ends at `end`.
     pub(super) fn step(&self, from: u64, end: u64) -> Range<u64> {
         let left = end - from;
         let full = self.world_size.saturating_mul(self.batch_size);
         let after = left.saturating_sub(full);
         let take = match left {
             _ if left <= full => left,
-            // A rest with too few patches for all ranks is evened out with the step before it.
+            // A rest with too few patches for all ranks is balanced with the step before it.
             _ if after < self.world_size && left >= 2 * self.world_size => left.div_ceil(2),
             _ if after < self.world_size => left,
             _ => full,
@@ -148,7 +149,7 @@ impl RankShard {
         from..from + take
     }
 
-    /// This rank's part of a step.
+    /// Returns this rank's part of a step.
     pub(super) fn part(&self, step: &Range<u64>) -> Range<u64> {
         let take = step.end - step.start;
         let cut = |rank: u64| {
@@ -159,23 +160,23 @@ impl RankShard {
     }
 }
 
-/// Every how many batches of its rank a loader delivers one: for processes that share a rank.
+/// Splits the batches of a rank among several worker processes, round-robin.
 ///
-/// Loader `index` of `of` delivers the rank's batches `index`, `index + of` and so on. Taken in turn
-/// from one loader after the other, they are the batches of a single loader, in its order.
+/// The loader of worker `index` of `count` delivers the rank's batches `index`, `index + count` and so
+/// on. Taken from one worker after the other, they are the batches of a single loader, in order.
 ///
-/// The state of such a loader ([`Loader::state`](super::Loader::state)) is where its next batch begins:
-/// it is resumed with an index of 0 and the same `of`.
+/// The state of such a loader ([`Loader::state`](super::Loader::state)) is the start of its next
+/// batch. Resume it with an index of 0 and the same `count`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WorkerShard {
-    /// Batches before the first that is delivered.
+    /// The number of batches before the first one delivered.
     pub index: u64,
-    /// How many loaders there are.
+    /// The number of workers.
     pub count: u64,
 }
 
 impl Default for WorkerShard {
-    /// Every batch.
+    /// All batches.
     fn default() -> Self {
         Self { index: 0, count: 1 }
     }
@@ -189,7 +190,7 @@ impl WorkerShard {
         Err(Error::InvalidArgument {
             argument: "worker",
             value: self.index.to_string(),
-            problem: format!("there are {} loaders, counted from 0", self.count),
+            problem: format!("there are {} workers, counted from 0", self.count),
         })
     }
 }
@@ -199,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranks_share_every_patch_in_equally_many_batches() {
+    fn ranks_get_every_patch_in_the_same_number_of_batches() {
         for total in 1..60_u64 {
             for world_size in [1, 2, 3, 5, 8] {
                 for batch in 1..=5 {
@@ -225,14 +226,14 @@ mod tests {
                         from = step.end;
                     }
                     assert!(seen.into_iter().eq(0..total));
-                    assert_left(shard(world_size - 1), total);
+                    assert_remaining(shard(world_size - 1), total);
                 }
             }
         }
     }
 
-    /// What is left, as counted step by step.
-    fn assert_left(shard: RankShard, total: u64) {
+    /// Compares with counting step by step.
+    fn assert_remaining(shard: RankShard, total: u64) {
         for worker in
             (1..4).flat_map(|count| (0..count).map(move |index| WorkerShard { index, count }))
         {
@@ -246,7 +247,7 @@ mod tests {
                 (from, n) = (step.end, n + 1);
             }
             assert_eq!(
-                shard.left(worker, 0, total),
+                shard.remaining(worker, 0, total),
                 (patches, batches),
                 "{shard:?} {worker:?} {total}"
             );

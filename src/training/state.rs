@@ -1,16 +1,16 @@
-//! States: where an epoch is, in memory and as a line of text.
+//! Loader states: the position in an epoch, also as a line of text.
 
 use std::fmt;
 use std::str::FromStr;
 
 use super::plan::EpochPlan;
 use super::shard::RankShard;
-use super::subject::Subjects;
+use super::subjects::Subjects;
 use crate::error::{Error, Result};
 
-/// Where an epoch is: enough to go on from there, with other threads or on other ranks.
+/// The position in an epoch. A run can be resumed there, with other threads or on other ranks.
 ///
-/// As text it is one line of ASCII that every later release reads:
+/// As text it is one line of ASCII, which every later release can read:
 ///
 /// ```
 /// use voxpatch::training::LoaderState;
@@ -25,18 +25,18 @@ use crate::error::{Error, Result};
 pub struct LoaderState {
     /// The epoch.
     pub epoch: u64,
-    /// Patches that all ranks have taken together, as many as the epoch has at its end.
+    /// The number of patches that all ranks have taken together.
     pub position: u64,
-    /// [`EpochPlan::fingerprint`]: what the position counts in.
+    /// The [fingerprint](EpochPlan::fingerprint) of the plan.
     pub plan: u64,
-    /// [`Subjects::fingerprint`]: what the plan's subjects are.
+    /// The [fingerprint](Subjects::fingerprint) of the subjects.
     pub subjects: u64,
 }
 
 const NAME: &str = "voxpatch-loader-1";
 
 impl LoaderState {
-    /// The same, or the start of the next epoch if nothing is left of this one for `share`.
+    /// Returns the start of the next epoch if `shard` has no patch left in this one, else `self`.
     #[must_use]
     pub fn settled(self, plan: &EpochPlan, shard: RankShard) -> Self {
         let is_over = self.position > 0 && shard.end(self.position, plan.len()) <= self.position;
@@ -50,7 +50,7 @@ impl LoaderState {
         }
     }
 
-    /// Checks that the state is of this plan and these subjects, and inside the epoch.
+    /// Checks that the state belongs to this plan and these subjects, and lies inside the epoch.
     pub(super) fn check(&self, plan: &EpochPlan, subjects: &dyn Subjects) -> Result<()> {
         let other = |what, saved, here| Err(Error::StateMismatch { what, saved, here });
         let (of_plan, of_subjects) = (plan.fingerprint(), subjects.fingerprint());
@@ -90,17 +90,17 @@ impl fmt::Display for LoaderState {
 impl FromStr for LoaderState {
     type Err = Error;
 
-    /// Reads what [`Display`](fmt::Display) writes, blanks around it ignored.
+    /// Parses the form that [`Display`](fmt::Display) writes, surrounding blanks ignored.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for anything else.
+    /// [`Error::InvalidArgument`] for any other text.
     fn from_str(text: &str) -> Result<Self> {
         parsed(text).ok_or_else(|| Error::InvalidArgument {
             argument: "loader state",
             value: format!("{text:?}"),
             problem: format!(
-                "it is written as `{NAME} epoch=E position=P plan=HEX subjects=HEX`, numbers below 2^64"
+                "the form is `{NAME} epoch=E position=P plan=HEX subjects=HEX`, with numbers below 2^64"
             ),
         })
     }

@@ -1,10 +1,8 @@
-//! Subjects: named volumes on one grid, cut at the same places.
+//! Subjects: named images on one grid, from which patches are cut at the same places.
 
-use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::fingerprint::Fingerprint;
 use crate::dtype::{DType, convert, loss, text};
 use crate::error::{Error, Result};
 use crate::pad::Padding;
@@ -13,31 +11,31 @@ use crate::region::{Region, Shape};
 use crate::sampler::{Border, CenterBox};
 use crate::volume::{Matching, Volume};
 
-/// One scan with what belongs to it: a second modality, labels, weights.
+/// A scan with its other images: a second modality, labels, weights.
 #[derive(Clone, Debug)]
 pub struct Subject {
     name: String,
     images: Vec<Image>,
 }
 
-/// A volume of a subject, and how patches are made of it.
+/// An image of a subject: a volume, and how its patches are made.
 #[derive(Clone, Debug)]
 pub struct Image {
-    /// What it is called in the subject.
+    /// The name of the image in the subject.
     pub name: String,
-    /// Where its voxels are.
+    /// The volume.
     pub volume: Arc<dyn Volume>,
-    /// What stands beyond its faces; zeros if nothing else is said.
+    /// The values beyond the volume's faces; zeros by default.
     pub padding: Padding,
-    /// The type that its values are cast to; the volume's own type if `None`. Fractions become the nearest value;
-    /// a value beyond the type's range is an error.
+    /// The type that values are cast to; the volume's own type if `None`. Fractions are rounded to
+    /// the nearest value; a value beyond the type's range is an error.
     pub cast: Option<DType>,
-    /// Which of its channels patches get, and are read.
+    /// The channels of its patches; no other channel is read.
     pub channels: Range<u64>,
 }
 
 impl Image {
-    /// An image whose patches have the volume's values, all channels, zeros beyond its faces.
+    /// Creates an image with the volume's values, all channels, and zeros beyond its faces.
     #[must_use]
     pub fn new(name: impl Into<String>, volume: Arc<dyn Volume>) -> Self {
         Self {
@@ -49,13 +47,13 @@ impl Image {
         }
     }
 
-    /// The same with something else beyond its faces.
+    /// Sets the values beyond the volume's faces.
     #[must_use]
     pub fn with_padding(self, padding: Padding) -> Self {
         Self { padding, ..self }
     }
 
-    /// Returns the image with its values cast to `dtype`.
+    /// Sets the type that values are cast to.
     #[must_use]
     pub fn with_dtype(self, dtype: DType) -> Self {
         Self {
@@ -64,25 +62,25 @@ impl Image {
         }
     }
 
-    /// The same with some of the channels only, time points among them: no chunk that holds only
-    /// others is read. Checked by [`Subject::new`].
+    /// Sets the channels of its patches, time points included. Chunks with only other channels are not
+    /// read. [`SubjectBuilder::build`] checks the range.
     #[must_use]
     pub fn with_channels(self, channels: Range<u64>) -> Self {
         Self { channels, ..self }
     }
 
-    /// How many of its channels patches get.
+    /// The number of channels of its patches.
     #[must_use]
     pub fn channel_count(&self) -> u64 {
         self.channels.end.saturating_sub(self.channels.start)
     }
 
-    /// The patch at a region, which may hang over the faces: what a loader delivers.
+    /// Reads the patch at a region, which may extend beyond the faces, as a loader delivers it.
     ///
     /// # Errors
     ///
-    /// What [`Volume::read_channels`] gives; [`Error::ValueRange`] if a value does not fit the type that it is
-    /// cast to; [`Error::InvalidArgument`] if the patch does not fit into memory.
+    /// Errors of [`Volume::read_channels`]; [`Error::ValueRange`] if a value does not fit the type that
+    /// it is cast to; [`Error::InvalidArgument`] if the patch does not fit into memory.
     pub fn read(&self, region: Region) -> Result<Patch> {
         let layout = self.volume.layout();
         let channels = self.channel_count();
@@ -108,7 +106,7 @@ impl Image {
         Ok(patch)
     }
 
-    /// Casts a patch of the volume's voxels to the type that patches get, into `out`.
+    /// Casts a patch of the volume's voxels to the type of the patches, into `out`.
     ///
     /// # Errors
     ///
@@ -126,22 +124,22 @@ impl Image {
             voxel: voxel.map(i64::unsigned_abs),
             value: text(from, patch.bytes(), first),
             dtype: to,
-            remedy: "cast to a type that holds it, or not at all",
+            remedy: "cast to a type that holds it, or do not cast",
         })
     }
 
-    /// Returns `true` if patches get the volume's voxels without a cast.
+    /// Returns `true` if patches have the volume's type, without a cast.
     pub(super) fn keeps_type(&self) -> bool {
         self.dtype() == self.volume.layout().dtype
     }
 
-    /// Bytes of some voxels of its patches, all channels, before the cast.
+    /// The bytes of `voxels` voxels of all channels, before a cast.
     pub(super) fn read_bytes(&self, voxels: u64) -> u64 {
         let size = self.volume.layout().dtype.size() as u64;
         voxels.saturating_mul(self.channel_count().saturating_mul(size))
     }
 
-    /// The type of its patches' voxels.
+    /// The type of the voxels of its patches.
     #[must_use]
     pub fn dtype(&self) -> DType {
         self.cast.unwrap_or(self.volume.layout().dtype)
@@ -149,32 +147,33 @@ impl Image {
 }
 
 impl Subject {
-    /// A subject of volumes that cover the same, on the grid of the first: see [`Matching::on_grid_of`].
-    /// `tolerance` is in voxels ([`TOLERANCE`](crate::volume::TOLERANCE) is usual).
+    /// Begins a subject, whose first image decides the grid.
     ///
-    /// # Errors
+    /// ```
+    /// use voxpatch::MemoryVolume;
+    /// use voxpatch::training::Subject;
+    /// # use std::sync::Arc;
     ///
-    /// As [`matched`](Self::matched).
-    pub fn new(name: impl Into<String>, images: Vec<Image>, tolerance: f64) -> Result<Self> {
-        let matching = Matching {
-            tolerance,
-            ..Matching::default()
-        };
-        Self::matched(name, images, &matching)
+    /// # fn main() -> voxpatch::Result<()> {
+    /// # let scan = Arc::new(MemoryVolume::from_vec([4; 3], 1, vec![7_i16; 64])?);
+    /// # let label = Arc::new(MemoryVolume::from_vec([4; 3], 1, vec![1_u8; 64])?);
+    /// let subject = Subject::builder("patient 1")
+    ///     .with_image("ct", scan)
+    ///     .with_image("label", label)
+    ///     .build()?;
+    /// assert_eq!(subject.shape(), [4; 3]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn builder(name: impl Into<String>) -> SubjectBuilder {
+        SubjectBuilder {
+            name: name.into(),
+            images: Vec::new(),
+            matching: Matching::default(),
+        }
     }
 
-    /// A subject of volumes that cover the same, on the grid of the first.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidArgument`] if there is no image, if two have one name, or if one has not the channels
-    /// that are wanted of it or is padded with a value that its type does not have; those of [`Matching::on_grid_of`].
-    pub fn matched(
-        name: impl Into<String>,
-        mut images: Vec<Image>,
-        matching: &Matching,
-    ) -> Result<Self> {
-        let name = name.into();
+    fn new(name: String, mut images: Vec<Image>, matching: &Matching) -> Result<Self> {
         let Some(first) = images.first() else {
             return Err(Error::InvalidArgument {
                 argument: "subject",
@@ -200,19 +199,19 @@ impl Subject {
         Ok(Self { name, images })
     }
 
-    /// What it is called; for messages.
+    /// The name, for messages.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its images, in the order of each sample's patches.
+    /// The images, in the order of the patches of a sample.
     #[must_use]
     pub fn images(&self) -> &[Image] {
         &self.images
     }
 
-    /// The image of this name.
+    /// Returns the image called `name`.
     #[must_use]
     pub fn image(&self, name: &str) -> Option<&Image> {
         self.images.iter().find(|image| image.name == name)
@@ -224,17 +223,17 @@ impl Subject {
         self.images[0].volume.layout().shape
     }
 
-    /// In how many places a patch can lie, rounded as an f64 is: a weight for
+    /// The number of legal places of a patch, rounded to f64: a weight for
     /// [`EpochPlan::proportional`](super::EpochPlan::proportional).
     ///
     /// # Errors
     ///
-    /// [`Error::PatchSize`] if there is none; see [`CenterBox::new`].
+    /// [`Error::PatchSize`] if there are none; see [`CenterBox::new`].
     pub fn places(&self, patch: Shape, border: Border) -> Result<f64> {
         Ok(CenterBox::new(self.shape(), patch, border)?.places())
     }
 
-    /// Bytes of the patches that one sample of this patch size has, as they are delivered.
+    /// The bytes of one delivered sample with patches of this size.
     #[must_use]
     pub fn sample_bytes(&self, patch: Shape) -> u64 {
         let voxels = crate::region::voxels(patch).unwrap_or(u64::MAX);
@@ -244,6 +243,51 @@ impl Subject {
                 .saturating_mul(image.dtype().size() as u64)
         };
         self.images.iter().map(bytes).fold(0, u64::saturating_add)
+    }
+}
+
+/// A subject that is being put together.
+#[derive(Clone, Debug)]
+#[must_use = "`build` makes the subject"]
+pub struct SubjectBuilder {
+    name: String,
+    images: Vec<Image>,
+    matching: Matching,
+}
+
+impl SubjectBuilder {
+    /// Adds an image with default options.
+    pub fn with_image(self, name: impl Into<String>, volume: Arc<dyn Volume>) -> Self {
+        self.with_images([Image::new(name, volume)])
+    }
+
+    /// Adds images.
+    pub fn with_images(mut self, images: impl IntoIterator<Item = Image>) -> Self {
+        self.images.extend(images);
+        self
+    }
+
+    /// Sets the tolerance in voxels when the grids of images are compared; the default is
+    /// [`TOLERANCE`](crate::volume::TOLERANCE).
+    pub fn with_tolerance(mut self, tolerance: f64) -> Self {
+        self.matching.tolerance = tolerance;
+        self
+    }
+
+    /// Sets how images are brought to the grid of the first.
+    pub fn with_matching(self, matching: Matching) -> Self {
+        Self { matching, ..self }
+    }
+
+    /// Builds the subject, with all images on the grid of the first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] if there is no image, if two images have the same name, or if an image does
+    /// not have its channels or is padded with a value that its type cannot hold; errors of
+    /// [`Matching::on_grid_of`].
+    pub fn build(self) -> Result<Subject> {
+        Subject::new(self.name, self.images, &self.matching)
     }
 }
 
@@ -257,132 +301,10 @@ fn check_channels(image: &Image) -> Result<()> {
         argument: "channels",
         value: format!("{start}..{end} of {}", layout.path.display()),
         problem: format!(
-            "it has {}, counted from 0; take one at least",
+            "it has {}, counted from 0; choose at least one",
             layout.channels
         ),
     })
-}
-
-/// A list of subjects that are opened when they are needed.
-pub trait Subjects: Send + Sync {
-    /// How many there are.
-    fn len(&self) -> u64;
-
-    /// Opens one. Called from several threads at once.
-    ///
-    /// # Errors
-    ///
-    /// Whatever keeps it from being opened.
-    fn open(&self, index: u64) -> Result<Subject>;
-
-    /// What a subject is called, if that is known without opening it; for messages.
-    fn name(&self, _index: u64) -> String {
-        String::new()
-    }
-
-    /// Whether there are none.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// A number that differs between lists that give different patches, for
-    /// [`LoaderState`](super::LoaderState): a run is not resumed with other subjects. Nothing is
-    /// opened for it; how many there are, where no more is known.
-    fn fingerprint(&self) -> u64 {
-        self.len()
-    }
-}
-
-impl Subjects for Vec<Subject> {
-    fn len(&self) -> u64 {
-        self[..].len() as u64
-    }
-
-    fn open(&self, index: u64) -> Result<Subject> {
-        let at = usize::try_from(index).expect("an index below the list's length");
-        Ok(self[at].clone())
-    }
-
-    fn name(&self, index: u64) -> String {
-        let at = usize::try_from(index).ok();
-        let subject = at.and_then(|at| self.get(at));
-        subject.map_or_else(String::new, |subject| subject.name().to_owned())
-    }
-
-    /// Of names and shapes, and of each image's name, channels, voxel type, values and padding, in their
-    /// order.
-    fn fingerprint(&self) -> u64 {
-        let mut all = Fingerprint::new();
-        let mut text = |text: &str| {
-            all.number(text.len() as u64);
-            all.bytes(text.as_bytes());
-        };
-        for subject in self {
-            text(&subject.name);
-            text(&format!("{:?}", subject.shape()));
-            for image in &subject.images {
-                let layout = image.volume.layout();
-                let values = (layout.dtype, layout.rescale, layout.applied);
-                let of_patches = (&image.channels, values, image.cast, image.padding);
-                text(&image.name);
-                text(&format!("{of_patches:?}"));
-            }
-        }
-        all.finish()
-    }
-}
-
-/// Subjects that a function opens: a list of a million costs nothing.
-pub struct LazySubjects<F> {
-    length: u64,
-    open: F,
-    fingerprint: u64,
-}
-
-impl<F: Fn(u64) -> Result<Subject> + Send + Sync> LazySubjects<F> {
-    /// `length` subjects, each opened by `open`.
-    pub const fn new(length: u64, open: F) -> Self {
-        Self {
-            length,
-            open,
-            fingerprint: length,
-        }
-    }
-
-    /// The same, known by a text of the caller's, say all paths: a run whose subjects were known by
-    /// another text is not resumed with these.
-    #[must_use]
-    pub fn with_key(self, text: &str) -> Self {
-        let mut all = Fingerprint::new();
-        all.number(self.length);
-        all.bytes(text.as_bytes());
-        Self {
-            fingerprint: all.finish(),
-            ..self
-        }
-    }
-}
-
-impl<F> Debug for LazySubjects<F> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LazySubjects")
-            .field("length", &self.length)
-            .finish_non_exhaustive()
-    }
-}
-
-impl<F: Fn(u64) -> Result<Subject> + Send + Sync> Subjects for LazySubjects<F> {
-    fn len(&self) -> u64 {
-        self.length
-    }
-
-    fn open(&self, index: u64) -> Result<Subject> {
-        (self.open)(index)
-    }
-
-    fn fingerprint(&self) -> u64 {
-        self.fingerprint
-    }
 }
 
 #[cfg(test)]
@@ -400,11 +322,10 @@ mod tests {
     fn images_of_a_subject_lie_on_one_grid() {
         let spacing = |x| Geometry::from_spacing([3.0, 1.0, x]);
         let with = |other: Image, tolerance| {
-            Subject::new(
-                "s",
-                vec![image("ct", [9, 8, 7], spacing(1.0)), other],
-                tolerance,
-            )
+            Subject::builder("s")
+                .with_images([image("ct", [9, 8, 7], spacing(1.0)), other])
+                .with_tolerance(tolerance)
+                .build()
         };
         assert!(with(image("label", [9, 8, 7], spacing(1.0)), 0.0).is_ok());
         assert!(with(image("label", [9, 8, 7], spacing(1.0 + 1e-7)), 1e-6).is_ok());
@@ -443,13 +364,17 @@ mod tests {
             with(image("ct", [9, 8, 7], spacing(1.0)), TOLERANCE).is_err(),
             "one name twice"
         );
-        assert!(Subject::new("s", Vec::new(), TOLERANCE).is_err());
+        assert!(Subject::builder("s").build().is_err());
     }
 
     #[test]
     fn a_subject_counts_the_places_of_a_patch() {
         let geometry = Geometry::from_spacing([1.0; 3]);
-        let subject = Subject::new("s", vec![image("ct", [9, 8, 7], geometry)], 0.0).unwrap();
+        let subject = Subject::builder("s")
+            .with_images([image("ct", [9, 8, 7], geometry)])
+            .with_tolerance(0.0)
+            .build()
+            .unwrap();
         let places = |patch, border| subject.places(patch, border).unwrap();
         assert!((places([9, 2, 3], Border::Drop) - 35.0).abs() < 0.5);
         assert!((places([10, 2, 3], Border::Pad) - 504.0).abs() < 0.5);

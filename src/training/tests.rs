@@ -23,7 +23,7 @@ mod life;
 mod mapped;
 mod ranks;
 mod repeat;
-mod turns;
+mod workers;
 
 const SHAPE: Shape = [40, 36, 44];
 const PATCH: Shape = [12, 10, 14];
@@ -121,24 +121,18 @@ impl Volume for Noted {
     }
 }
 
-fn uniform() -> Arc<SamplerFactory> {
-    Arc::new(|subject, seed| {
-        Ok(Some(
-            Arc::new(Uniform::new(subject.shape(), PATCH, seed)?) as Arc<dyn Sampler>
-        ))
-    })
+fn uniform() -> Arc<dyn SamplerFactory> {
+    Arc::new(|subject: &Subject, seed| Uniform::new(subject.shape(), PATCH, seed))
 }
 
 fn subject(name: &str, volumes: &[&Arc<Noted>]) -> Subject {
     let image = |(n, volume): (usize, &&Arc<Noted>)| {
         Image::new(format!("image{n}"), Arc::clone(volume) as _)
     };
-    Subject::new(
-        name,
-        volumes.iter().enumerate().map(image).collect(),
-        TOLERANCE,
-    )
-    .unwrap()
+    Subject::builder(name)
+        .with_images(volumes.iter().enumerate().map(image))
+        .build()
+        .unwrap()
 }
 
 fn three(manner: Manner) -> Vec<Subject> {
@@ -588,14 +582,15 @@ fn code_that_panics_and_subjects_that_do_not_open_are_errors() {
             }
         }
 
-        let broken: Arc<SamplerFactory> = Arc::new(|_, _| panic!("no sampler"));
+        let broken: Arc<dyn SamplerFactory> =
+            Arc::new(|_: &Subject, _| -> Result<Uniform> { panic!("no sampler") });
         let subjects = Arc::new(vec![subject("a", &[&ct]); 3]);
         let outcomes: Vec<_> = Loader::new(subjects, broken, &plan, 0, &options)
             .unwrap()
             .collect();
         assert!(outcomes.len() == 1 && outcomes[0].is_err());
 
-        let leaves_out: Arc<SamplerFactory> = Arc::new(|_, _| Ok(None));
+        let leaves_out: Arc<dyn SamplerFactory> = Arc::new(|_: &Subject, _| Ok(None::<Uniform>));
         let subjects = Arc::new(vec![subject("empty", &[&ct]); 3]);
         let mut nothing = Loader::new(subjects, leaves_out, &plan, 0, &options).unwrap();
         assert!(nothing.next().is_none());
@@ -713,15 +708,14 @@ fn patches_that_hang_over_are_padded_and_values_are_converted() {
     let shape = stored.layout().shape;
     let whole = stored.read(Region::whole(shape)).unwrap();
     let whole = whole.to_array::<i16>().unwrap();
-    let subject = Subject::new("s", images, TOLERANCE).unwrap();
+    let subject = Subject::builder("s").with_images(images).build().unwrap();
     let regions = [
         Region::new([-2, -1, -3], [4, 4, 4]),
         Region::new([4, 3, 5], [4, 4, 4]),
         Region::new([-20, 0, 0], [4, 4, 4]),
         Region::new([1, 1, 1], [4, 4, 4]),
     ];
-    let make: Arc<SamplerFactory> =
-        Arc::new(move |_, _| Ok(Some(Arc::new(At(regions.to_vec())) as Arc<dyn Sampler>)));
+    let make: Arc<dyn SamplerFactory> = Arc::new(move |_: &Subject, _| Ok(At(regions.to_vec())));
     let plan = EpochPlan::new(1, 4, 0).unwrap().with_shuffle(false, false);
     let samples = Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options(2)).unwrap();
     for (sample, region) in samples.zip(regions) {
@@ -808,10 +802,10 @@ fn a_value_that_a_cast_cannot_hold_is_named_and_so_is_such_a_padding() {
         other => panic!("{other}"),
     }
     assert!(image.read(Region::new([0, 0, 0], [3, 6, 7])).is_ok());
-    let subject = Subject::new("s", vec![image], TOLERANCE).unwrap();
-    let make: Arc<SamplerFactory> = Arc::new(move |_, _| {
+    let subject = Subject::builder("s").with_images([image]).build().unwrap();
+    let make: Arc<dyn SamplerFactory> = Arc::new(move |_: &Subject, _| {
         let region = Region::new([1, 1, 1], [3, 4, 5]);
-        Ok(Some(Arc::new(At(vec![region])) as Arc<dyn Sampler>))
+        Ok(At(vec![region]))
     });
     let plan = EpochPlan::new(1, 1, 0).unwrap();
     let mut loader = Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options(1)).unwrap();
@@ -831,12 +825,15 @@ fn a_value_that_a_cast_cannot_hold_is_named_and_so_is_such_a_padding() {
         let image = Image::new("ct", volume())
             .with_dtype(dtype)
             .with_padding(Padding::Constant(value));
-        let error = Subject::new("s", vec![image], TOLERANCE).unwrap_err();
+        let error = Subject::builder("s")
+            .with_images([image])
+            .build()
+            .unwrap_err();
         assert!(matches!(error, Error::InvalidArgument { .. }), "{error}");
     }
     let image = Image::new("ct", volume()).with_dtype(DType::F32);
     let image = image.with_padding(Padding::Constant(0.1));
-    assert!(Subject::new("s", vec![image], TOLERANCE).is_ok());
+    assert!(Subject::builder("s").with_images([image]).build().is_ok());
 }
 
 /// Patches at given places.

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use voxpatch::inference::{PatchMask, builtin_model};
 use voxpatch::sampler::{Label, LabelIndex, LabelValue, LabelWeights, Sampler, SamplerOptions};
-use voxpatch::training::{EpochPlan, Image, Loader, LoaderOptions, Subject, TOLERANCE};
+use voxpatch::training::{Dataset, LoaderOptions, Subject, UniformPatches};
 use voxpatch::volume::{Codec, CreateOptions, create};
 use voxpatch::{
     ConvertOptions, Error, InferenceOptions, Layout, MemoryVolume, OutputTarget, Predictor, Region,
-    Uniform, Volume, VolumeExt, open, progress,
+    Volume, VolumeExt, open, progress,
 };
 
 use crate::training::alone;
@@ -79,18 +79,13 @@ fn everything(path: &Path, out: &Path) -> voxpatch::Result<Vec<u8>> {
         bytes.extend(volume.read(region)?.bytes());
     }
 
-    let image = Image::new("ct", Arc::clone(&volume));
-    let subject = Subject::new("a", vec![image], TOLERANCE)?;
-    let make = |subject: &Subject, seed| {
-        let sampler = Uniform::new(subject.shape(), [8; 3], seed)?;
-        Ok(Some(Arc::new(sampler) as Arc<dyn Sampler>))
-    };
-    let loading = LoaderOptions {
-        threads: 2,
-        ..LoaderOptions::default()
-    };
-    let plan = EpochPlan::new(1, 20, 3)?;
-    for sample in Loader::new(Arc::new(vec![subject]), Arc::new(make), &plan, 0, &loading)? {
+    let subject = Subject::builder("a")
+        .with_image("ct", Arc::clone(&volume))
+        .build()?;
+    let dataset = Dataset::new(vec![subject], UniformPatches::new([8; 3]))
+        .samples_per_subject(20)
+        .seed(3);
+    for sample in dataset.epoch(0).threads(2).samples()? {
         bytes.extend(sample?.patches()[0].bytes());
     }
 
@@ -292,35 +287,21 @@ fn loaders_dropped_at_any_moment_join_their_threads_at_once() {
         || {
             let folder = tempfile::tempdir().expect("a temporary folder");
             let path = volumes(folder.path()).remove(0);
-            let subject = Subject::new(
-                "a",
-                vec![Image::new("ct", open(path).expect("a volume"))],
-                TOLERANCE,
-            )
-            .expect("a subject");
-            let subjects = Arc::new(vec![subject]);
-            let make = |subject: &Subject, seed| {
-                let sampler = Uniform::new(subject.shape(), [8; 3], seed)?;
-                Ok(Some(Arc::new(sampler) as Arc<dyn Sampler>))
-            };
-            let make = Arc::new(make);
-            let plan = EpochPlan::new(1, 1000, 3).expect("a plan");
+            let subject = Subject::builder("a")
+                .with_image("ct", open(path).expect("a volume"))
+                .build()
+                .expect("a subject");
+            let dataset = Dataset::new(vec![subject], UniformPatches::new([8; 3]))
+                .samples_per_subject(1000)
+                .seed(3);
             let before = tasks();
             let mut longest = Duration::ZERO;
             for cycle in 0..1000 {
-                let options = LoaderOptions {
-                    threads: cycle % 9,
-                    max_length: 1 + cycle % 13,
-                    ..LoaderOptions::default()
-                };
-                let mut loader = Loader::new(
-                    Arc::clone(&subjects) as _,
-                    Arc::clone(&make) as _,
-                    &plan,
-                    0,
-                    &options,
-                )
-                .expect("a loader");
+                let options = LoaderOptions::default()
+                    .with_threads(cycle % 9)
+                    .with_max_length(1 + cycle % 13);
+                let builder = dataset.epoch(0).with_options(options);
+                let mut loader = builder.samples().expect("a loader");
                 for sample in (&mut loader).take(cycle % 7) {
                     sample.expect("a sample");
                 }

@@ -8,12 +8,10 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use voxpatch::sampler::{Label, LabelIndex, LabelWeights, Sampler, SamplerOptions};
-use voxpatch::training::{
-    EpochPlan, Image, Loader, LoaderOptions, SamplerFactory, Subject, TOLERANCE,
-};
+use voxpatch::sampler::{Label, LabelIndex, LabelWeights, SamplerOptions};
+use voxpatch::training::{Dataset, Image, LoaderOptions, Subject, UniformPatches};
 use voxpatch::volume::{CreateOptions, RawSpec, create, open};
-use voxpatch::{DType, Layout, OpenOptions, Region, Shape, Uniform};
+use voxpatch::{DType, Layout, OpenOptions, Region, Shape};
 
 const CHILD: &str = "VOXPATCH_TEST_CHILD";
 /// 2^39 voxels: 1 TiB of u16.
@@ -121,27 +119,25 @@ fn a_tebibyte() {
             .expect("the test's own volumes are sound"),
         1 << 40
     );
-    let subject =
-        Subject::new("huge", images, TOLERANCE).expect("the test's own volumes are sound");
+    let subject = Subject::builder("huge")
+        .with_images(images)
+        .build()
+        .expect("the test's own volumes are sound");
     // Labels are those of the stored shards, in thirds with all of the background.
-    let make: Arc<SamplerFactory> = Arc::new(|subject, seed| {
+    let samplers = |subject: &Subject, seed| {
         let map = Arc::clone(&subject.images()[1].volume);
         let index = LabelIndex::build(&*map, 0, 2, &voxpatch::progress::silent)?;
         let shares = LabelWeights::new([(0.into(), 1.0), (1.into(), 1.0), (5.into(), 1.0)])?;
         let options = SamplerOptions::new(PATCH, seed);
         let sampler = Label::new(map, &index, &shares, &options)?;
-        Ok(Some(Arc::new(sampler) as Arc<dyn Sampler>))
-    });
-    let plan = EpochPlan::new(1, patches(), 11).expect("the test's own volumes are sound");
-    let options = LoaderOptions {
-        threads: 2,
-        max_bytes: 128 << 20,
-        ..LoaderOptions::default()
+        Ok(sampler)
     };
+    let dataset = Dataset::new(vec![subject], samplers)
+        .samples_per_subject(patches())
+        .seed(11);
+    let builder = dataset.epoch(0).threads(2).max_bytes(128 << 20);
     let (mut at, mut total) = ([0_u64; 3], 0);
-    for sample in Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options)
-        .expect("the test's own volumes are sound")
-    {
+    for sample in builder.samples().expect("the test's own volumes are sound") {
         let sample = sample.expect("the test's own volumes are sound");
         assert!(sample.region.is_inside(SHAPE));
         let labels = sample.patches()[1]
@@ -168,7 +164,7 @@ fn a_tebibyte() {
         );
         total += 1;
     }
-    assert_eq!(total, plan.len());
+    assert_eq!(total, patches());
     // Five standard deviations of a third.
     for n in at {
         assert!(
@@ -232,23 +228,18 @@ fn a_mapped_file() {
             .open(&path)
             .expect("the test's own volumes are sound"),
     )];
-    let subject = Subject::new("raw", images, TOLERANCE).expect("the test's own volumes are sound");
-    let make: Arc<SamplerFactory> = Arc::new(move |_, seed| {
-        Ok(Some(
-            Arc::new(Uniform::new(shape, [64; 3], seed)?) as Arc<dyn Sampler>
-        ))
-    });
-    let options = LoaderOptions {
-        threads: 2,
-        max_length: 20,
-        ..LoaderOptions::default()
-    };
-    // A row a page: each patch costs four thousand faults.
-    let plan =
-        EpochPlan::new(1, patches().div_ceil(8), 3).expect("the test's own volumes are sound");
-    let (mut early, mut mapped) = (0, 0);
-    let loader = Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options)
+    let subject = Subject::builder("raw")
+        .with_images(images)
+        .build()
         .expect("the test's own volumes are sound");
+    let dataset = Dataset::new(vec![subject], UniformPatches::new([64; 3]))
+        .samples_per_subject(patches().div_ceil(8))
+        .seed(3);
+    let options = LoaderOptions::default().with_threads(2).with_max_length(20);
+    // A row a page: each patch costs four thousand faults.
+    let (mut early, mut mapped) = (0, 0);
+    let builder = dataset.epoch(0).with_options(options);
+    let loader = builder.samples().expect("the test's own volumes are sound");
     for (n, sample) in loader.enumerate() {
         let sample = sample.expect("the test's own volumes are sound");
         assert!(sample.patches()[0].bytes().iter().all(|&voxel| voxel == 0));

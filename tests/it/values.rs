@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
-use voxpatch::training::{Image, Subject, TOLERANCE};
+use voxpatch::training::{Image, Subject};
 use voxpatch::volume::{CreateOptions, Rescale, Values, create};
 use voxpatch::{DType, Layout, OpenOptions, Padding, Patch, Region, Shape, Volume, VolumeExt as _};
 
@@ -232,7 +232,10 @@ fn thresholds_and_paddings_of_a_ct_are_hounsfield_units() {
 
     let image = Image::new("ct", voxpatch::open(&ct).expect("it opens"))
         .with_padding(Padding::Constant(-1000.0));
-    let subject = Subject::new("s", vec![image], TOLERANCE).expect("one image");
+    let subject = Subject::builder("s")
+        .with_images([image])
+        .build()
+        .expect("one image");
     let patch = subject.images()[0].read(Region::new([0, 0, -3], [1, 1, 4]));
     let patch = patch.expect("it reads");
     assert_eq!(

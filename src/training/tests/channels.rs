@@ -40,7 +40,7 @@ fn memory() -> MemoryVolume {
 }
 
 fn load(image: Image, border: Border) -> Loader {
-    let subject = Subject::new("s", vec![image], TOLERANCE).unwrap();
+    let subject = Subject::builder("s").with_images([image]).build().unwrap();
     let plan = EpochPlan::new(1, 40, 3).unwrap();
     let make = uniform_of([4, 3, 5], border);
     Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options(2)).unwrap()
@@ -118,7 +118,7 @@ fn channels_of_mapped_files_can_be_chosen_too() {
 #[test]
 fn a_choice_counts_in_bytes_and_must_be_there() {
     let image = |channels| Image::new("mr", Arc::new(memory())).with_channels(channels);
-    let subject = |channels| Subject::new("s", vec![image(channels)], TOLERANCE);
+    let subject = |channels| Subject::builder("s").with_images([image(channels)]).build();
     assert_eq!(subject(1..3).unwrap().sample_bytes([4, 3, 5]), 60 * 2 * 2);
     let backwards = Range { start: 3, end: 2 };
     for wrong in [0..6, 5..6, 2..2, backwards] {

@@ -81,7 +81,7 @@ fn gathered_batches_hold_what_the_patches_hold() {
 #[test]
 fn padded_and_converted_patches_are_gathered_too() {
     let images = padded_and_converted();
-    let subject = Subject::new("s", images, TOLERANCE).unwrap();
+    let subject = Subject::builder("s").with_images(images).build().unwrap();
     let regions = [
         Region::new([-2, -1, -3], [3, 4, 5]),
         Region::new([1, 1, 1], [3, 4, 5]),
@@ -89,8 +89,7 @@ fn padded_and_converted_patches_are_gathered_too() {
         Region::new([4, 3, 5], [3, 4, 5]),
         Region::new([0, 0, 0], [3, 4, 5]),
     ];
-    let make: Arc<SamplerFactory> =
-        Arc::new(move |_, _| Ok(Some(Arc::new(At(regions.to_vec())) as Arc<dyn Sampler>)));
+    let make: Arc<dyn SamplerFactory> = Arc::new(move |_: &Subject, _| Ok(At(regions.to_vec())));
     let plan = EpochPlan::new(1, 5, 0).unwrap().with_shuffle(false, false);
     for threads in [0, 3] {
         let options = LoaderOptions {
@@ -194,7 +193,7 @@ fn a_batch_with_a_gap_is_joined_without_it() {
 fn unlike_patches_are_no_batch_but_patches_all_the_same() {
     let typed = |name: &str, dtype| {
         let image = Image::new("ct", Noted::chunked(1) as _).with_dtype(dtype);
-        Subject::new(name, vec![image], TOLERANCE).unwrap()
+        Subject::builder(name).with_images([image]).build().unwrap()
     };
     let subjects = || vec![typed("a", DType::U32), typed("b", DType::F32)];
     let plan = EpochPlan::new(2, 4, 3).unwrap().with_shuffle(false, true);
@@ -219,7 +218,7 @@ fn unlike_patches_are_no_batch_but_patches_all_the_same() {
 #[test]
 fn subjects_that_have_to_be_alike_are_errors_where_they_are_not() {
     let image = |name: &str, dtype| Image::new(name, Noted::chunked(1) as _).with_dtype(dtype);
-    let of = |images: Vec<Image>| Subject::new("s", images, TOLERANCE).unwrap();
+    let of = |images: Vec<Image>| Subject::builder("s").with_images(images).build().unwrap();
     let (stored, real) = (DType::U32, DType::F32);
     let first = || of(vec![image("ct", stored), image("label", stored)]);
     for (other, told) in [
@@ -246,7 +245,7 @@ fn subjects_that_have_to_be_alike_are_errors_where_they_are_not() {
         // Whatever else is left out, this is not.
         for on_error in [OnError::Fail, OnError::Skip] {
             let options = LoaderOptions {
-                alike: true,
+                same_images: true,
                 on_error,
                 ..options(2)
             };

@@ -21,13 +21,13 @@ pub(super) fn of_volumes(name: &str, volumes: Vec<(&str, Arc<dyn Volume>)>) -> S
     let images = volumes
         .into_iter()
         .map(|(name, volume)| Image::new(name, volume));
-    Subject::new(name, images.collect(), TOLERANCE).unwrap()
+    Subject::builder(name).with_images(images).build().unwrap()
 }
 
-pub(super) fn uniform_of(patch: Shape, border: Border) -> Arc<SamplerFactory> {
-    Arc::new(move |subject, seed| {
+pub(super) fn uniform_of(patch: Shape, border: Border) -> Arc<dyn SamplerFactory> {
+    Arc::new(move |subject: &Subject, seed| {
         let uniform = Uniform::with_border(subject.shape(), patch, border, seed)?;
-        Ok(Some(Arc::new(uniform) as Arc<dyn Sampler>))
+        Ok(uniform)
     })
 }
 
@@ -43,15 +43,14 @@ fn whole(error: &Error) -> String {
 }
 
 /// Patches around voxels of one label; what is done without any is the policy's.
-pub(super) fn by_label(label: i32, empty: OnEmpty) -> Arc<SamplerFactory> {
-    Arc::new(move |subject, seed| {
+pub(super) fn by_label(label: i32, empty: OnEmpty) -> Arc<dyn SamplerFactory> {
+    Arc::new(move |subject: &Subject, seed| {
         let map = &subject.image("label").unwrap().volume;
         let options = SamplerOptions::new([4; 3], seed).with_threads(1);
         let shares = LabelWeights::new([(LabelValue::from(label), 1.0)])?;
         let index = LabelIndex::build(&**map, 0, 1, &silent)?;
         let built = Label::new(Arc::clone(map), &index, &shares, &options);
-        let decided = empty.apply(built, subject.shape(), &options)?;
-        Ok(decided.map(Arc::from))
+        empty.apply(built, subject.shape(), &options)
     })
 }
 
@@ -292,11 +291,11 @@ fn neighbourhoods_let_a_window_s_patches_share_chunks() {
     let run = |near: Option<Neighborhood>| {
         let volume = Arc::clone(&volume) as Arc<dyn Volume>;
         let subjects = Arc::new(vec![of_volumes("s", vec![("ct", volume)])]);
-        let make: Arc<SamplerFactory> = Arc::new(move |subject, seed| {
+        let make: Arc<dyn SamplerFactory> = Arc::new(move |subject: &Subject, seed| {
             let mut options = SamplerOptions::new([16; 3], seed);
             options.neighborhood = near;
             let uniform = Uniform::with_options(subject.shape(), &options)?;
-            Ok(Some(Arc::new(uniform) as Arc<dyn Sampler>))
+            Ok(uniform)
         });
         let plan = EpochPlan::new(1, 192, 1).unwrap().with_window(64);
         let options = LoaderOptions {
@@ -460,7 +459,10 @@ fn images_off_by_a_voxel_a_spacing_or_a_direction_are_refused() {
             image("ct", [9, 8, 7], spacing(0.7)),
             image("label", shape, geometry),
         ];
-        Subject::new("s", images, tolerance)
+        Subject::builder("s")
+            .with_images(images)
+            .with_tolerance(tolerance)
+            .build()
     };
     for a in 0..3 {
         for other in [-1, 1] {

@@ -38,7 +38,7 @@ fn a_slow_consumer_hardly_waits_and_a_fast_one_waits_for_slow_volumes() {
             Duration::from_millis(reading),
         );
         let image = Image::new("ct", Arc::new(volume));
-        let subject = Subject::new("a", vec![image], TOLERANCE).unwrap();
+        let subject = Subject::builder("a").with_images([image]).build().unwrap();
         let plan = EpochPlan::new(1, 30, 1).unwrap();
         let mut loader = loader(vec![subject], &plan, &options(2));
         // Once the buffer has filled, what was waited for before does not count.
@@ -124,10 +124,9 @@ fn overlapping_samples_that_live_at_once_share_nothing_with_each_other_or_the_ca
     let ct = Noted::chunked(1);
     let cached: Arc<dyn Volume> = Arc::new(Cached::new(Arc::clone(&ct) as _, 1 << 20));
     let image = Image::new("ct", Arc::clone(&cached));
-    let subject = Subject::new("a", vec![image], TOLERANCE).unwrap();
+    let subject = Subject::builder("a").with_images([image]).build().unwrap();
     let regions = [[3, 4, 5], [4, 4, 6], [3, 4, 5]].map(|start| Region::new(start, PATCH));
-    let make: Arc<SamplerFactory> =
-        Arc::new(move |_, _| Ok(Some(Arc::new(At(regions.to_vec())) as Arc<dyn Sampler>)));
+    let make: Arc<dyn SamplerFactory> = Arc::new(move |_: &Subject, _| Ok(At(regions.to_vec())));
     let plan = EpochPlan::new(1, 3, 0).unwrap().with_shuffle(false, false);
     for threads in [0, 2] {
         let subjects = Arc::new(vec![subject.clone()]);

@@ -38,7 +38,7 @@ fn patches_of_mapped_files_equal_those_of_memory() {
         for threads in [0, 1, 4] {
             let [mapped, memory] = volumes.clone().map(|volume| {
                 let image = Image::new("ct", volume).with_padding(Padding::Reflect);
-                let subject = Subject::new("s", vec![image], TOLERANCE).unwrap();
+                let subject = Subject::builder("s").with_images([image]).build().unwrap();
                 let plan = EpochPlan::new(1, 60, 3).unwrap();
                 let options = LoaderOptions {
                     max_length: 7,

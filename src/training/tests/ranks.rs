@@ -173,7 +173,7 @@ fn a_state_at_the_end_of_an_epoch_is_the_start_of_the_next() {
 #[test]
 fn an_exact_mixture_stays_exact_in_every_batch_where_the_plan_keeps_batches() {
     // Volumes are so far apart in size that a place tells its sampler.
-    let make: Arc<SamplerFactory> = Arc::new(|subject, seed| {
+    let make: Arc<dyn SamplerFactory> = Arc::new(|subject: &Subject, seed| {
         let [z, y, x] = subject.shape();
         let part = |first: bool| -> Box<dyn Sampler> {
             let patches = if first { [1, y, 1] } else { [z, 1, x] };
@@ -181,7 +181,7 @@ fn an_exact_mixture_stays_exact_in_every_batch_where_the_plan_keeps_batches() {
             Box::new(patches)
         };
         let mixture = Mixture::exact(vec![(0.33, part(true)), (0.67, part(false))], 6, seed)?;
-        Ok(Some(Arc::new(mixture) as Arc<dyn Sampler>))
+        Ok(mixture)
     });
     let volume = || -> Arc<dyn Volume> {
         let voxels = vec![0_u8; 40 * 50 * 60];

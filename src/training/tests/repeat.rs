@@ -60,15 +60,15 @@ fn subjects(cache: u64, salt: u64) -> Arc<dyn Subjects> {
                 image.volume.read_channels(0..1, at, &mut one).unwrap();
             }
         }
-        Subject::new(name, images, TOLERANCE).unwrap()
+        Subject::builder(name).with_images(images).build().unwrap()
     };
     Arc::new(vec![subject("a", 1), subject("b", 2), subject("c", 3)])
 }
 
-fn uniform_small() -> Arc<SamplerFactory> {
-    Arc::new(|subject, seed| {
+fn uniform_small() -> Arc<dyn SamplerFactory> {
+    Arc::new(|subject: &Subject, seed| {
         let uniform = Uniform::new(subject.shape(), [4; 3], seed)?;
-        Ok(Some(Arc::new(uniform) as Arc<dyn Sampler>))
+        Ok(uniform)
     })
 }
 

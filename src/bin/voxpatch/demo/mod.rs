@@ -14,14 +14,10 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use serde_json::json;
-use voxpatch::sampler::Sampler;
-use voxpatch::training::{
-    EpochPlan, Image, Loader, LoaderOptions, SamplerFactory, Subject, TOLERANCE as GRID_TOLERANCE,
-};
+use voxpatch::training::{Dataset, Image, LoaderOptions, Subject, UniformPatches};
 use voxpatch::volume::{CreateOptions, create, open};
 use voxpatch::{
-    ConvertOptions, Error, InferenceOptions, OutputTarget, Predictor, Shape, Uniform, Volume,
-    builtin_model,
+    ConvertOptions, Error, InferenceOptions, OutputTarget, Predictor, Shape, Volume, builtin_model,
 };
 
 use self::phantom::Phantom;
@@ -209,19 +205,14 @@ impl Demo<'_> {
         };
         let budget = Budget::new(self.memory, self.threads, 1, &needs)?;
         let image = Image::new("ct", Arc::clone(volume));
-        let subject = Subject::new("ct", vec![image], GRID_TOLERANCE)?;
-        let make: Arc<SamplerFactory> = Arc::new(move |subject, seed| {
-            let uniform = Uniform::new(subject.shape(), patch, seed)?;
-            Ok(Some(Arc::new(uniform) as Arc<dyn Sampler>))
-        });
-        let options = LoaderOptions {
-            threads: budget.threads,
-            max_length: MOST_AHEAD,
-            max_bytes: budget.buffer,
-            ..LoaderOptions::default()
-        };
-        let plan = EpochPlan::new(1, DRAWS, 0)?;
-        let mut loader = Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options)?;
+        let subject = Subject::builder("ct").with_images([image]).build()?;
+        let options = LoaderOptions::default()
+            .with_threads(budget.threads)
+            .with_max_length(MOST_AHEAD)
+            .with_max_bytes(budget.buffer);
+        let dataset =
+            Dataset::new(vec![subject], UniformPatches::new(patch)).samples_per_subject(DRAWS);
+        let mut loader = dataset.epoch(0).with_options(options).samples()?;
         report::with_progress("sampling", |progress| {
             for (done, sample) in (1..).zip(&mut loader) {
                 sample?;

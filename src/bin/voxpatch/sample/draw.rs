@@ -9,7 +9,7 @@ use voxpatch::sampler::{
     BlockIndex, BlockStats, FixedLocations, Label, LabelWeights, Mixture, OnEmpty, Sampler,
     SamplerOptions, Uniform, Weighted,
 };
-use voxpatch::training::{Image, SamplerFactory, Subject, TOLERANCE, subject_seed};
+use voxpatch::training::{Image, SamplerFactory, Subject, subject_seed};
 use voxpatch::volume::{IndexRange, Subset};
 use voxpatch::{DType, Error, Layout, Padding, Shape, Volume};
 
@@ -52,7 +52,7 @@ impl Input {
         let image = Image::new("image", volume).with_padding(fill);
         let name = path.display().to_string();
         Ok(Self {
-            subject: Subject::new(name, vec![image], TOLERANCE)?,
+            subject: Subject::builder(name).with_images([image]).build()?,
             labels,
             weights,
         })
@@ -65,7 +65,9 @@ impl Input {
     /// Casts the patches to a type.
     pub(super) fn cast(&mut self, dtype: DType) -> voxpatch::Result<()> {
         let image = self.subject.images()[0].clone().with_dtype(dtype);
-        self.subject = Subject::new(self.subject.name(), vec![image], TOLERANCE)?;
+        self.subject = Subject::builder(self.subject.name())
+            .with_images([image])
+            .build()?;
         Ok(())
     }
 
@@ -207,10 +209,10 @@ impl Samplers {
         Ok(Some(Arc::new(Mixture::new(parts, options.seed)?)))
     }
 
-    /// What the loader asks for samplers.
-    pub(super) fn maker(self) -> Arc<SamplerFactory> {
+    /// Returns the factory that gives each subject its sampler, by the subject's seed.
+    pub(super) fn into_factory(self) -> impl SamplerFactory {
         let own = self.own;
-        Arc::new(move |_, seed| Ok(own.get(&seed).cloned().flatten()))
+        move |_: &Subject, seed| Ok(own.get(&seed).cloned().flatten())
     }
 }
 

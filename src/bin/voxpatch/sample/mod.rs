@@ -13,7 +13,7 @@ use std::time::Instant;
 use anyhow::Context;
 use voxpatch::meter::Meter;
 use voxpatch::sampler::{CenterBox, FixedLocations, INDEX, LOCATIONS, is_index_file};
-use voxpatch::training::{EpochPlan, Loader, LoaderOptions, OnError, RankShard, Subject};
+use voxpatch::training::{Dataset, EpochPlan, Loader, LoaderOptions, RankShard, Subject};
 use voxpatch::volume::{FileKind, Replace, TOLERANCE, check_distinct, check_output};
 use voxpatch::{DType, Error, Layout, Region, Shape};
 
@@ -269,18 +269,18 @@ fn loader(
     let several = inputs.len() > 1;
     let plan =
         EpochPlan::with_counts(&samplers.counts, settings.seed)?.with_shuffle(several, several);
-    let options = LoaderOptions {
-        threads: budget.threads,
-        max_length: MOST_AHEAD,
-        max_bytes: budget.buffer,
-        shard: RankShard::of(settings.rank, settings.world_size, 1)
-            .with_uneven(settings.uneven.into()),
-        on_error: OnError::Fail,
-        ..LoaderOptions::default()
-    };
+    let shard = RankShard::of(settings.rank, settings.world_size, 1);
+    let options = LoaderOptions::default()
+        .with_threads(budget.threads)
+        .with_max_length(MOST_AHEAD)
+        .with_max_bytes(budget.buffer)
+        .with_shard(shard.with_uneven(settings.uneven.into()));
     let subjects: Vec<Subject> = inputs.iter().map(|input| input.subject.clone()).collect();
-    let subjects = Arc::new(subjects);
-    Loader::new(subjects, samplers.maker(), &plan, settings.epoch, &options)
+    Dataset::new(subjects, samplers.into_factory())
+        .with_plan(plan)
+        .epoch(settings.epoch)
+        .with_options(options)
+        .samples()
 }
 
 /// With one input, an error need not say which.

@@ -1,7 +1,7 @@
-//! Buffers of delivered patches, kept for the next ones: fresh memory costs a page fault a page.
+//! A pool of the buffers of delivered patches. Fresh memory would cost a page fault per page.
 //!
-//! Patches are admitted before they need their buffers, so that what they do not take yet may
-//! be kept; together it is never more than the loader may hold.
+//! Patches are admitted before they take their buffers, so free buffers may fill the rest of the
+//! budget. Buffers in use and free buffers together never exceed it.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,9 +13,9 @@ use crate::error::Result;
 use crate::patch::{Patch, Voxels};
 use crate::region::Region;
 
-/// Buffers by type and length, which with those of patches under way take no more than a number of bytes.
+/// Free buffers by type and length, within a byte budget that includes the buffers in use.
 #[derive(Debug)]
-pub(super) struct Pool {
+pub(super) struct PatchPool {
     buffers: Mutex<Buffers>,
     budget: usize,
 }
@@ -23,14 +23,14 @@ pub(super) struct Pool {
 #[derive(Debug, Default)]
 struct Buffers {
     free: HashMap<(DType, usize), Vec<Voxels>>,
-    /// Those of batches, by length.
+    /// Buffers of contiguous batches, by length.
     joined: HashMap<usize, Vec<BytesMut>>,
     bytes: usize,
-    /// Bytes of patches under way.
+    /// Bytes of patches that have begun.
     begun: usize,
 }
 
-impl Pool {
+impl PatchPool {
     pub(super) fn new(budget: u64) -> Self {
         Self {
             buffers: Mutex::default(),
@@ -38,17 +38,17 @@ impl Pool {
         }
     }
 
-    /// A patch that takes so many bytes is begun.
+    /// Counts the bytes of a patch that begins.
     pub(super) fn begin(&self, bytes: u64) {
         self.lock().begun += usize::try_from(bytes).unwrap_or(usize::MAX);
     }
 
-    /// A patch that was begun is delivered, or given up.
+    /// Stops counting the bytes of a patch that was delivered or given up.
     pub(super) fn end(&self, bytes: u64) {
         self.lock().begun -= usize::try_from(bytes).unwrap_or(usize::MAX);
     }
 
-    /// A patch whose voxels have any values.
+    /// Takes a patch with unspecified voxel values.
     pub(super) fn take(&self, region: Region, channels: u64, dtype: DType) -> Result<Patch> {
         let length = region.voxels().saturating_mul(channels);
         let found = usize::try_from(length).ok().and_then(|length| {
@@ -67,7 +67,7 @@ impl Pool {
         }
     }
 
-    /// Takes a buffer back, unless there are enough.
+    /// Returns a buffer to the pool, or frees it if the budget is used up.
     pub(super) fn give(&self, patch: Patch) {
         let voxels = patch.into_voxels();
         let bytes = voxels.bytes().len();
@@ -82,7 +82,7 @@ impl Pool {
         }
     }
 
-    /// A batch's buffer: `length` bytes of any values, aligned for any type.
+    /// Takes a buffer of `length` unspecified bytes for a batch, aligned for any type.
     pub(super) fn take_bytes(&self, length: usize) -> BytesMut {
         let mut buffers = self.lock();
         if let Some(found) = buffers.joined.get_mut(&length).and_then(Vec::pop) {
@@ -94,7 +94,7 @@ impl Pool {
         aligned(length)
     }
 
-    /// Takes a batch's buffer back, unless there are enough.
+    /// Returns a batch's buffer to the pool, or frees it if the budget is used up.
     pub(super) fn give_bytes(&self, buffer: BytesMut) {
         let bytes = buffer.len();
         let mut buffers = self.lock();
@@ -110,7 +110,7 @@ impl Pool {
 }
 
 impl Buffers {
-    /// Lets buffers go until what is begun has room: those of other sizes than are wanted now.
+    /// Frees buffers, which have other sizes than the requested one, until the budget suffices.
     fn shrink_to(&mut self, budget: usize) {
         while self.begun + self.bytes > budget {
             if let Some(voxels) = self.free.values_mut().find_map(Vec::pop) {
@@ -124,7 +124,7 @@ impl Buffers {
     }
 }
 
-/// Zeros at an address that suits voxels of any type.
+/// Returns zeros at an address that is aligned for any voxel type.
 fn aligned(length: usize) -> BytesMut {
     const ALIGN: usize = align_of::<u64>();
     let mut buffer = BytesMut::zeroed(length + ALIGN);

@@ -1,34 +1,34 @@
-//! Samples: what the loader delivers.
+//! Samples: the patches of all images of a subject at one place.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Weak};
 
 use bytes::BytesMut;
 
-use super::batch::Parts;
-use super::pool::Pool;
-use super::subject::Subject;
+use super::batch_buffer::BatchPart;
+use super::pool::PatchPool;
 use crate::error::Result;
 use crate::patch::Patch;
 use crate::region::Region;
+use crate::training::subject::Subject;
 
 /// The patches of all images of a subject at one place.
 ///
-/// Each owns its memory. A sample that is dropped gives its buffers back to its loader, if
-/// that is still there; [`into_patches`](Self::into_patches) keeps them.
+/// Patches own their memory. Dropping a sample returns its buffers to the loader's pool, if the
+/// loader still exists; [`into_patches`](Self::into_patches) keeps them.
 #[derive(Debug)]
 pub struct Sample {
-    /// Its place in the epoch's sequence.
+    /// The place in the epoch's sequence.
     pub place: u64,
-    /// The subject's place in the list of subjects.
+    /// The index of the subject in the list of subjects.
     pub subject_index: u64,
-    /// Where it was cut; may hang over the subject's faces.
+    /// The region of the patches, which may extend beyond the subject's faces.
     pub region: Region,
     subject: Arc<Subject>,
     patches: Vec<Patch>,
-    /// In place of the patches, until the loader delivers it.
-    parts: Option<Parts>,
-    pool: Weak<Pool>,
+    /// Parts of a contiguous batch, instead of patches, until the sample is delivered.
+    parts: Option<BatchPart>,
+    pool: Weak<PatchPool>,
 }
 
 impl Sample {
@@ -38,7 +38,7 @@ impl Sample {
         region: Region,
         subject: Arc<Subject>,
         patches: Vec<Patch>,
-        pool: &Arc<Pool>,
+        pool: &Arc<PatchPool>,
     ) -> Self {
         Self {
             place,
@@ -51,23 +51,23 @@ impl Sample {
         }
     }
 
-    /// The same with parts of a batch's buffers in place of patches.
-    pub(super) fn with_parts(mut self, parts: Parts) -> Self {
+    /// Sets parts of a contiguous batch instead of patches.
+    pub(super) fn with_parts(mut self, parts: BatchPart) -> Self {
         self.parts = Some(parts);
         self
     }
 
-    pub(super) fn parts(&self) -> Option<&Parts> {
+    pub(super) fn parts(&self) -> Option<&BatchPart> {
         self.parts.as_ref()
     }
 
-    /// Takes image `n`'s part of the batch's buffer, if it has one.
+    /// Takes the part of the batch's buffer of image `n`, if there is one.
     pub(super) fn take_part(&mut self, n: usize) -> Option<BytesMut> {
         let part = self.parts.as_mut()?.images.get_mut(n)?;
         Some(std::mem::take(part))
     }
 
-    /// The voxels of image `n`, wherever they lie.
+    /// The voxels of image `n`, in a patch or in a batch.
     pub(super) fn voxels(&self, n: usize) -> &[u8] {
         match &self.parts {
             Some(parts) => &parts.images[n],
@@ -75,8 +75,8 @@ impl Sample {
         }
     }
 
-    /// Has patches of its own in place of parts of a batch's buffers.
-    pub(super) fn detach(&mut self, pool: &Pool) -> Result<()> {
+    /// Copies parts of a contiguous batch to patches that own their memory.
+    pub(super) fn detach(&mut self, pool: &PatchPool) -> Result<()> {
         let Some(parts) = self.parts.take() else {
             return Ok(());
         };
@@ -88,7 +88,7 @@ impl Sample {
         Ok(())
     }
 
-    /// The subject it was cut from.
+    /// The subject.
     #[must_use]
     pub fn subject(&self) -> &Subject {
         &self.subject
@@ -100,13 +100,13 @@ impl Sample {
         &self.patches
     }
 
-    /// The patches, to be changed: nothing else sees them.
+    /// The patches, mutable; they are not shared.
     #[must_use]
     pub fn patches_mut(&mut self) -> &mut [Patch] {
         &mut self.patches
     }
 
-    /// The patch of the image of this name.
+    /// Returns the patch of the image called `name`.
     #[must_use]
     pub fn patch(&self, name: &str) -> Option<&Patch> {
         let at = self
@@ -117,20 +117,20 @@ impl Sample {
         self.patches.get(at)
     }
 
-    /// The patches one by one: each goes back to the loader's buffers when it is dropped.
+    /// Returns the patches. Dropping one returns its buffer to the loader's pool.
     #[must_use]
     pub fn into_pooled(mut self) -> Vec<PooledPatch> {
-        let lent = |patch| PooledPatch {
+        let pooled = |patch| PooledPatch {
             patch: Some(patch),
             pool: Weak::clone(&self.pool),
         };
         std::mem::take(&mut self.patches)
             .into_iter()
-            .map(lent)
+            .map(pooled)
             .collect()
     }
 
-    /// The patches, for keeps.
+    /// Returns the patches, which are then not returned to the pool.
     #[must_use]
     pub fn into_patches(mut self) -> Vec<Patch> {
         std::mem::take(&mut self.patches)
@@ -145,15 +145,15 @@ impl Drop for Sample {
     }
 }
 
-/// A patch that goes back to its loader's buffers when it is dropped, if the loader is still there.
+/// A patch whose buffer returns to the loader's pool on drop.
 #[derive(Debug)]
 pub struct PooledPatch {
-    /// `None` only while it is dropped.
+    /// `None` only during the drop.
     patch: Option<Patch>,
-    pool: Weak<Pool>,
+    pool: Weak<PatchPool>,
 }
 
-const HELD: &str = "a lent patch is held until it is dropped";
+const HELD: &str = "a pooled patch is held until it is dropped";
 
 impl Deref for PooledPatch {
     type Target = Patch;

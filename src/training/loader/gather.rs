@@ -1,25 +1,26 @@
-//! Gathering: chunks are fetched, copied into the patches that want them, and made into samples.
+//! Gathering: reads chunks, copies them into patches, and turns complete patches into samples.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, TryLockError};
 
-use super::batch::Parts;
-use super::planes::{Planes, Scratch};
-use super::pool::Pool;
+use super::assembly::{Assembly, Buffer, ChunkKey, PatchSource};
+use super::batch_buffer::BatchPart;
+use super::pool::PatchPool;
 use super::sample::Sample;
-use super::slot::{Buffer, Key, Slot, Wanted, guarded, lock};
-use super::subject::Image;
+use super::staging::{Scratch, StagedPlanes};
 use crate::error::{Error, Result};
 use crate::patch::Patch;
 use crate::region::Region;
+use crate::training::subject::Image;
+use crate::training::sync::{guarded, lock};
 use crate::volume::Chunk;
 
-/// Changes a sample on a worker's thread before it is delivered.
+/// A function that changes a sample on a worker thread before it is delivered.
 pub type Transform = dyn Fn(&mut Sample) -> Result<()> + Send + Sync;
 
-/// What turns chunks into samples, whatever the order in which they are wanted.
+/// Reads chunks and turns them into samples, in any order.
 pub(super) struct Gather {
-    pub(super) pool: Arc<Pool>,
+    pub(super) pool: Arc<PatchPool>,
     pub(super) counters: Counters,
     scratch: Scratch,
     transform: Option<Arc<Transform>>,
@@ -27,22 +28,22 @@ pub(super) struct Gather {
 
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    /// Chunks fetched and decoded.
+    /// Chunks read and decoded.
     pub(super) chunks: AtomicU64,
-    /// Patches that chunks were copied to.
+    /// Copies of a chunk into a patch.
     pub(super) copies: AtomicU64,
     /// Bytes read of all images, before decoding.
     pub(super) bytes: AtomicU64,
 }
 
-/// What goes to all patches that want it.
+/// A piece that is copied to every patch that needs it.
 pub(super) enum Fetched {
     Chunk(Arc<Chunk>),
-    Planes(Planes),
+    StagedPlanes(StagedPlanes),
 }
 
 impl Gather {
-    pub(super) fn new(pool: Arc<Pool>, transform: Option<Arc<Transform>>) -> Self {
+    pub(super) fn new(pool: Arc<PatchPool>, transform: Option<Arc<Transform>>) -> Self {
         Self {
             pool,
             counters: Counters::default(),
@@ -51,32 +52,35 @@ impl Gather {
         }
     }
 
-    /// Reads a chunk, or what `slots` want of some planes.
+    /// Reads a chunk, or the part of some planes that the patches need.
     pub(super) fn fetch(
         &self,
-        (_, image, index): Key,
-        slots: &[Arc<Slot>],
+        (_, image, index): ChunkKey,
+        assemblies: &[Arc<Assembly>],
     ) -> Result<Fetched, Arc<Error>> {
-        let wanted = slots.iter().filter_map(|slot| slot.item.as_ref().ok());
-        let first = wanted
+        let sources = assemblies
+            .iter()
+            .filter_map(|assembly| assembly.source.as_ref().ok());
+        let first = sources
             .clone()
             .next()
-            .expect("only places that were found want chunks");
-        let source = &first.images()[image];
-        let volume = &*source.volume;
+            .expect("only patches with a region need chunks");
+        let own = &first.images()[image];
+        let volume = &*own.volume;
         let fetched = guarded(|| match volume.read_granularity() {
             Some(size) if volume.layout().read_chunk.is_none() => {
-                let regions = wanted.map(|wanted| wanted.sources[image]);
-                Planes::fetch(source, size, index, regions, &self.scratch).map(Fetched::Planes)
+                let regions = sources.map(|source| source.sources[image]);
+                StagedPlanes::fetch(own, size, index, regions, &self.scratch)
+                    .map(Fetched::StagedPlanes)
             }
             _ => {
-                if let Some(chunk) = first.opened.kept_chunk(image, index) {
+                if let Some(chunk) = first.opened.cached_chunk(image, index) {
                     return Ok(Fetched::Chunk(chunk));
                 }
                 self.counters.chunks.fetch_add(1, Ordering::Relaxed);
                 let chunk = Arc::new(volume.read_chunk(index)?);
-                if let Some(kept) = &first.opened.kept {
-                    kept.keep(image, index, &chunk);
+                if let Some(chunks) = &first.opened.chunks {
+                    chunks.insert(image, index, &chunk);
                 }
                 Ok(Fetched::Chunk(chunk))
             }
@@ -85,32 +89,33 @@ impl Gather {
         fetched.map_err(Arc::new)
     }
 
-    /// Copies what was fetched into a patch; nothing if somebody else writes to it and `wait` is not set.
+    /// Copies a piece into a patch. Returns `None` if another thread is writing to the patch and `wait`
+    /// is not set.
     pub(super) fn copy_part(
         &self,
-        slot: &Slot,
+        assembly: &Assembly,
         image: usize,
         fetched: &Result<Fetched, Arc<Error>>,
         wait: bool,
     ) -> Option<Result<()>> {
-        Some(match (fetched, &slot.item) {
+        Some(match (fetched, &assembly.source) {
             (Ok(fetched), Ok(wanted)) => {
-                let mut buffer = match slot.buffers[image].try_lock() {
+                let mut buffer = match assembly.buffers[image].try_lock() {
                     Ok(buffer) => buffer,
-                    Err(TryLockError::WouldBlock) if wait => lock(&slot.buffers[image]),
+                    Err(TryLockError::WouldBlock) if wait => lock(&assembly.buffers[image]),
                     Err(TryLockError::WouldBlock) => return None,
                     Err(TryLockError::Poisoned(buffer)) => buffer.into_inner(),
                 };
                 let source = &wanted.images()[image];
                 let region = wanted.sources[image];
-                self.buffer(slot, wanted, image, &mut buffer)
+                self.buffer(assembly, wanted, image, &mut buffer)
                     .and_then(|out| match fetched {
                         Fetched::Chunk(chunk) => {
                             let size = source.volume.layout().dtype.size();
                             chunk.copy_to(&source.channels, region, out, size);
                             Ok(())
                         }
-                        Fetched::Planes(planes) => {
+                        Fetched::StagedPlanes(planes) => {
                             let copied = guarded(|| planes.copy_to(source, region, out));
                             self.count_bytes(wanted, image);
                             copied
@@ -122,18 +127,18 @@ impl Gather {
         })
     }
 
-    /// Keeps the memory of planes for the next ones.
-    pub(super) fn recycle(&self, planes: Planes) {
+    /// Keeps the memory of planes for later ones.
+    pub(super) fn recycle(&self, planes: StagedPlanes) {
         planes.recycle(&self.scratch);
     }
 
-    /// Reads all of an image's region into a patch.
-    pub(super) fn copy_whole(&self, slot: &Slot, image: usize) -> Result<()> {
-        let Ok(wanted) = &slot.item else {
+    /// Reads the whole region of an image into a patch.
+    pub(super) fn copy_whole(&self, assembly: &Assembly, image: usize) -> Result<()> {
+        let Ok(wanted) = &assembly.source else {
             return Ok(());
         };
-        let mut buffer = lock(&slot.buffers[image]);
-        let out = self.buffer(slot, wanted, image, &mut buffer)?;
+        let mut buffer = lock(&assembly.buffers[image]);
+        let out = self.buffer(assembly, wanted, image, &mut buffer)?;
         let source = &wanted.images()[image];
         let (channels, region) = (source.channels.clone(), wanted.sources[image]);
         let read = source.volume.read_channels(channels, region, out);
@@ -141,33 +146,33 @@ impl Gather {
         read
     }
 
-    fn count_bytes(&self, wanted: &Wanted, image: usize) {
+    fn count_bytes(&self, wanted: &PatchSource, image: usize) {
         let bytes = wanted.opened.newly_read(image);
         self.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// What an image's voxels are gathered in.
+    /// Returns the buffer of an image's voxels, creating it if necessary.
     fn buffer<'a>(
         &self,
-        slot: &Slot,
-        wanted: &Wanted,
+        assembly: &Assembly,
+        wanted: &PatchSource,
         image: usize,
         buffer: &'a mut Option<Buffer>,
     ) -> Result<&'a mut [u8]> {
         if buffer.is_none() {
-            *buffer = Some(match &slot.part {
+            *buffer = Some(match &assembly.part {
                 Some((batch, n)) if wanted.is_as_read(image) => {
                     Buffer::Part(batch.part(image, *n, &self.pool)?)
                 }
-                _ => self.patch(slot, wanted, image)?,
+                _ => self.patch(assembly, wanted, image)?,
             });
         }
-        Ok(buffer.as_mut().expect("it was just made").bytes_mut())
+        Ok(buffer.as_mut().expect("it was just created").bytes_mut())
     }
 
-    fn patch(&self, slot: &Slot, wanted: &Wanted, image: usize) -> Result<Buffer> {
-        if !slot.begun.swap(true, Ordering::AcqRel) {
-            self.pool.begin(slot.bytes);
+    fn patch(&self, assembly: &Assembly, wanted: &PatchSource, image: usize) -> Result<Buffer> {
+        if !assembly.begun.swap(true, Ordering::AcqRel) {
+            self.pool.begin(assembly.bytes);
         }
         let (region, image) = (wanted.sources[image], &wanted.images()[image]);
         let dtype = image.volume.layout().dtype;
@@ -175,24 +180,24 @@ impl Gather {
         Ok(Buffer::Patch(patch))
     }
 
-    /// Casts, pads and transforms what was read.
-    pub(super) fn finish(&self, slot: &Slot, wanted: &Wanted) -> Result<Sample> {
+    /// Casts, pads and transforms a complete patch.
+    pub(super) fn finish(&self, assembly: &Assembly, wanted: &PatchSource) -> Result<Sample> {
         let (mut patches, mut parts) = (Vec::new(), Vec::new());
         for (n, image) in wanted.images().iter().enumerate() {
-            let mut buffer = lock(&slot.buffers[n]);
-            self.buffer(slot, wanted, n, &mut buffer)?;
-            match (buffer.take().expect("it was just made"), &slot.part) {
+            let mut buffer = lock(&assembly.buffers[n]);
+            self.buffer(assembly, wanted, n, &mut buffer)?;
+            match (buffer.take().expect("it was just created"), &assembly.part) {
                 (Buffer::Part(part), _) => parts.push(part),
                 (Buffer::Patch(read), None) if wanted.is_as_read(n) => patches.push(read),
                 (Buffer::Patch(read), None) => {
                     let (channels, dtype) = (image.channel_count(), image.dtype());
                     let mut patch = self.pool.take(wanted.region, channels, dtype)?;
-                    self.made(image, read, (patch.bytes_mut(), wanted.region))?;
+                    self.convert(image, read, (patch.bytes_mut(), wanted.region))?;
                     patches.push(patch);
                 }
                 (Buffer::Patch(read), Some((batch, at))) => {
                     let mut part = batch.part(n, *at, &self.pool)?;
-                    self.made(image, read, (&mut part, wanted.region))?;
+                    self.convert(image, read, (&mut part, wanted.region))?;
                     parts.push(part);
                 }
             }
@@ -200,16 +205,16 @@ impl Gather {
         let subject = Arc::clone(&wanted.opened.subject);
         let index = wanted.opened.index;
         let mut sample = Sample::new(
-            slot.place,
+            assembly.place,
             index,
             wanted.region,
             subject,
             patches,
             &self.pool,
         );
-        if let Some((together, n)) = &slot.part {
-            sample = sample.with_parts(Parts {
-                together: Arc::clone(together),
+        if let Some((buffer, n)) = &assembly.part {
+            sample = sample.with_parts(BatchPart {
+                buffer: Arc::clone(buffer),
                 n: *n,
                 images: parts,
             });
@@ -220,9 +225,9 @@ impl Gather {
         Ok(sample)
     }
 
-    /// Makes what was read of an image into the voxels of a region: cast first, then padded, so that
-    /// padding is in the values that patches get.
-    fn made(
+    /// Converts the voxels that were read of an image to those of a region: first cast, then padded,
+    /// so that the padding is in the type of the patch.
+    fn convert(
         &self,
         image: &Image,
         mut read: Patch,

@@ -1,59 +1,59 @@
-//! Slots: patches that are being put together, piece by piece.
+//! Assemblies: admitted patches whose buffers are being filled, piece by piece.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::BytesMut;
 
-use super::batch::Together;
-use super::feed::{Failed, Item, Opened};
+use super::batch_buffer::BatchBuffer;
+use super::feed::{Drawn, Failed, OpenSubject};
 use super::sample::Sample;
-use super::subject::Image;
 use crate::error::{Error, Result};
 use crate::patch::Patch;
 use crate::region::Region;
+use crate::training::subject::Image;
 use crate::volume::{ChunkShape, intersecting};
 
-/// A chunk of an image of a subject, or a box that is best read at a time.
-pub(super) type Key = (u64, usize, ChunkShape);
+/// A chunk of one image of a subject, or a box of planes: subject, image, chunk index.
+pub(super) type ChunkKey = (u64, usize, ChunkShape);
 
-/// A patch that is being put together.
-pub(super) struct Slot {
-    pub(super) item: Result<Wanted, Failed>,
+/// A patch whose buffers are being filled.
+pub(super) struct Assembly {
+    pub(super) source: Result<PatchSource, Failed>,
     pub(super) place: u64,
-    /// Bytes that it takes by itself,
+    /// The bytes of the patch itself.
     pub(super) bytes: u64,
-    /// and those of the batch that begins with it.
+    /// The bytes of the contiguous batch that begins with this patch.
     pub(super) batch_bytes: u64,
-    /// The batch that it is put together in, and which patch of it it is.
-    pub(super) part: Option<(Arc<Together>, usize)>,
-    /// The batch that ends with it.
-    pub(super) ends: Option<Arc<Together>>,
+    /// The contiguous batch, and the number of the patch in it.
+    pub(super) part: Option<(Arc<BatchBuffer>, usize)>,
+    /// The contiguous batch that ends with this patch.
+    pub(super) ends: Option<Arc<BatchBuffer>>,
     pub(super) pieces: Vec<Piece>,
-    /// Pieces that are not there yet.
+    /// The number of pieces that are not copied yet.
     pub(super) missing: AtomicUsize,
     pub(super) buffers: Vec<Mutex<Option<Buffer>>>,
-    /// Whether it has taken any buffer.
+    /// `true` once the patch has taken a buffer.
     pub(super) begun: AtomicBool,
-    /// The first thing that went wrong.
+    /// The first error.
     pub(super) error: Mutex<Option<Error>>,
-    /// What is delivered, once all pieces are there.
+    /// The result, once the patch is complete.
     pub(super) done: Mutex<Option<Result<Sample, Failed>>>,
 }
 
-pub(super) struct Wanted {
-    pub(super) opened: Arc<Opened>,
+/// The subject and region of a patch.
+pub(super) struct PatchSource {
+    pub(super) opened: Arc<OpenSubject>,
     pub(super) region: Region,
-    /// What is read of each image.
+    /// The region that is read of each image; the rest is padding.
     pub(super) sources: Vec<Region>,
 }
 
-/// What an image's voxels are gathered in.
+/// The buffer of one image's voxels.
 pub(super) enum Buffer {
-    /// A patch of the volume's voxels in the region's source.
+    /// A patch of the volume's voxels in the region that is read.
     Patch(Patch),
-    /// The patch's part of its batch, where it takes the volume's voxels without a cast or padding.
+    /// A part of the contiguous batch, if it takes the volume's voxels without a cast or padding.
     Part(BytesMut),
 }
 
@@ -66,15 +66,16 @@ impl Buffer {
     }
 }
 
+/// A unit of reading for one patch.
 #[derive(Clone, Copy)]
 pub(super) enum Piece {
-    Chunk(Key),
-    /// All of an image's region at once, where there are no chunks.
+    Chunk(ChunkKey),
+    /// The whole region of an image, which has no chunks.
     Whole(usize),
 }
 
-impl Wanted {
-    fn new(opened: Arc<Opened>, region: Region) -> Self {
+impl PatchSource {
+    fn new(opened: Arc<OpenSubject>, region: Region) -> Self {
         let shape = opened.subject.shape();
         let images = opened.subject.images().iter();
         let sources = images
@@ -91,13 +92,13 @@ impl Wanted {
         self.opened.subject.images()
     }
 
-    /// Returns `true` if a patch of image `n` is what the volume has at the region itself.
+    /// Returns `true` if the patch of image `n` needs neither a cast nor padding.
     pub(super) fn is_as_read(&self, n: usize) -> bool {
         self.sources[n] == self.region && self.images()[n].keeps_type()
     }
 
-    /// Bytes of what is read before it becomes the patches.
-    fn bytes_before(&self) -> u64 {
+    /// The bytes that are read before a cast or padding.
+    fn unconverted_bytes(&self) -> u64 {
         let images = self.images().iter().zip(&self.sources).enumerate();
         let read = images.filter(|(n, _)| !self.is_as_read(*n));
         let bytes = read.map(|(_, (image, source))| image.read_bytes(source.voxels()));
@@ -124,16 +125,16 @@ impl Wanted {
     }
 }
 
-impl Slot {
-    pub(super) fn new(item: Item) -> Self {
-        let Item {
+impl Assembly {
+    pub(super) fn new(drawn: Drawn) -> Self {
+        let Drawn {
             place,
             batch,
-            found,
-        } = item;
+            outcome,
+        } = drawn;
         let ends = batch.as_ref().filter(|(batch, n)| batch.is_last(*n));
-        let mut slot = Self {
-            item: Err(Failed::Error(Arc::new(Error::Interrupted))),
+        let mut assembly = Self {
+            source: Err(Failed::Error(Arc::new(Error::Interrupted))),
             place,
             bytes: 0,
             batch_bytes: 0,
@@ -146,50 +147,31 @@ impl Slot {
             error: Mutex::default(),
             done: Mutex::default(),
         };
-        slot.item = found.map(|(opened, region)| {
-            let wanted = Wanted::new(opened, region);
-            let subject = &wanted.opened.subject;
+        assembly.source = outcome.map(|(opened, region)| {
+            let source = PatchSource::new(opened, region);
+            let subject = &source.opened.subject;
             if let Some((batch, n)) = batch
                 && let Some(bytes) = batch.admit(subject, region.shape)
             {
-                slot.batch_bytes = bytes;
-                slot.part = Some((batch, n));
+                assembly.batch_bytes = bytes;
+                assembly.part = Some((batch, n));
             } else {
-                slot.bytes = subject.sample_bytes(region.shape);
+                assembly.bytes = subject.sample_bytes(region.shape);
             }
-            slot.bytes = slot.bytes.saturating_add(wanted.bytes_before());
-            slot.pieces = wanted.pieces();
-            slot.missing = AtomicUsize::new(slot.pieces.len());
-            slot.buffers = wanted.sources.iter().map(|_| Mutex::default()).collect();
-            wanted
+            assembly.bytes = assembly.bytes.saturating_add(source.unconverted_bytes());
+            assembly.pieces = source.pieces();
+            assembly.missing = AtomicUsize::new(assembly.pieces.len());
+            assembly.buffers = source.sources.iter().map(|_| Mutex::default()).collect();
+            source
         });
-        slot
+        assembly
     }
 
-    /// An error of this patch, with its subject's name.
+    /// Wraps an error of this patch with its subject's name.
     pub(super) fn failed(&self, error: Error) -> Failed {
-        match &self.item {
-            Ok(wanted) => Failed::of(&wanted.opened, error),
+        match &self.source {
+            Ok(source) => Failed::of(&source.opened, error),
             Err(_) => Failed::Error(Arc::new(error)),
         }
-    }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Runs code that may panic; a panic is an error like any other.
-pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(panicked(&*panic)))
-}
-
-pub(super) fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    let message = text
-        .or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("no message");
-    Error::Panicked {
-        message: message.to_owned(),
     }
 }

@@ -1,36 +1,36 @@
-//! Planes of a mapped file: what several patches want of a few planes is read in one piece.
+//! Staging for flat files: planes that several patches need are read in one piece.
 //!
-//! Rows of a patch lie far apart in a flat file, and each costs a fault or a call; planes read
-//! in one piece cost neither, and the rows are then copied out of memory that is at hand. The
-//! piece is bounded, and where patches share too little of it they copy from the map.
+//! The rows of a patch are far apart in a flat file, and each costs a page fault or a system call.
+//! Planes are read in one piece, and the rows are then copied from memory. The size of the piece is
+//! bounded; if the patches need too little of it, they read their rows directly.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use super::subject::Image;
 use crate::error::Result;
 use crate::region::{Region, chunk_region};
+use crate::training::subject::Image;
 use crate::volume::{Chunk, ChunkShape, ChunkVoxels};
 
-/// A piece is read if it has no more bytes than this,
-const MOST_BYTES: u64 = 8 << 20;
+/// The maximum number of bytes of a piece.
+const MAX_BYTES: u64 = 8 << 20;
 
-/// and no more than so many times what the patches want of it: about where both cost the same.
-const MOST_WASTE: u64 = 6;
+/// The maximum ratio of a piece to the voxels needed; at this ratio both ways cost about the same.
+const MAX_WASTE: u64 = 6;
 
-/// A box of whole planes, and as much of it as was read.
-pub(super) struct Planes {
+/// A box of whole planes, and the part of it that was read.
+pub(super) struct StagedPlanes {
     channels: Range<u64>,
     region: Region,
     read: Option<Chunk>,
 }
 
-/// Buffers for pieces, one for each thread in the end: fresh memory costs a fault a page.
+/// Reusable buffers for pieces, at most one per thread.
 #[derive(Default)]
 pub(super) struct Scratch(Mutex<Vec<Vec<u8>>>);
 
-impl Planes {
-    /// Reads what patches at `wanted` share with box `index` of those of `size`, if that pays.
+impl StagedPlanes {
+    /// Reads the part of box `index` (of boxes of `size`) that patches at `wanted` need, if that pays.
     pub(super) fn fetch(
         image: &Image,
         size: ChunkShape,
@@ -74,7 +74,7 @@ impl Planes {
             .voxels()
             .saturating_mul(planes.channels.end - planes.channels.start)
             .saturating_mul(layout.dtype.size() as u64);
-        if bytes <= MOST_BYTES && piece.voxels() <= voxels.saturating_mul(MOST_WASTE) {
+        if bytes <= MAX_BYTES && piece.voxels() <= voxels.saturating_mul(MAX_WASTE) {
             let length = usize::try_from(bytes).expect("a piece is small");
             let mut buffer = scratch.take(length);
             let channels = planes.channels.clone();
@@ -90,7 +90,7 @@ impl Planes {
         Ok(planes)
     }
 
-    /// Copies what a patch shares with the box into it: into `out`, its voxels in `region`.
+    /// Copies the voxels that a patch shares with the box to `out`, which holds the voxels of `region`.
     pub(super) fn copy_to(&self, image: &Image, region: Region, out: &mut [u8]) -> Result<()> {
         let size = image.volume.layout().dtype.size();
         if let Some(chunk) = &self.read {
@@ -114,7 +114,7 @@ impl Planes {
         Ok(())
     }
 
-    /// Gives the buffer back.
+    /// Returns the buffer for reuse.
     pub(super) fn recycle(self, scratch: &Scratch) {
         if let Some(ChunkVoxels::Stored(buffer)) = self.read.map(|chunk| chunk.voxels) {
             scratch
@@ -127,7 +127,7 @@ impl Planes {
 }
 
 impl Scratch {
-    /// A buffer of `length` bytes or more, with anything in it.
+    /// Takes a buffer of at least `length` bytes, with unspecified contents.
     fn take(&self, length: usize) -> Vec<u8> {
         let mut buffers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut buffer = buffers.pop().unwrap_or_default();

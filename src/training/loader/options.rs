@@ -1,0 +1,183 @@
+//! Options and statistics of a loader.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::gather::Transform;
+use crate::threads::threads;
+use crate::training::shard::{RankShard, WorkerShard};
+
+/// Options of a [`Loader`](super::Loader).
+///
+/// The defaults are all cores, 300 patches or 512 MiB, and all patches for one rank.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct LoaderOptions {
+    /// The number of reading threads. With 0, the consumer's thread reads when it asks.
+    pub threads: usize,
+    /// The maximum number of patches in the buffer, complete or not.
+    pub max_length: usize,
+    /// The maximum number of bytes of buffered patches and cached chunks together. Decoded chunks
+    /// are cached if all chunks of all subjects fit into three quarters of it: each is then decoded
+    /// once. One patch is always admitted.
+    pub max_bytes: u64,
+    /// The patches of this rank.
+    pub shard: RankShard,
+    /// The batches of the rank that this loader delivers.
+    pub worker: WorkerShard,
+    /// Resume a state that was saved at the end of an epoch in that epoch, with nothing left, and
+    /// not in the next one. Always so with several workers, since some may not have reached the end.
+    pub stay_in_epoch: bool,
+    /// Put the patches of each batch into one buffer per image, for
+    /// [`Loader::next_contiguous_batch_timeout`](super::Loader::next_contiguous_batch_timeout).
+    /// Patches that are delivered one by one are then copied. Ignored with a `transform`.
+    pub contiguous_batches: bool,
+    /// Refuse subjects whose images differ in name, channels or type from those of the epoch's first
+    /// subject, with [`Error::SubjectMismatch`](crate::Error::SubjectMismatch), whatever `on_error` says. A
+    /// [`Cohort`](crate::training::Cohort) checks all subjects before the first patch.
+    pub same_images: bool,
+    /// What to do when a patch cannot be read.
+    pub on_error: OnError,
+    /// A function that changes each sample on a worker thread.
+    pub transform: Option<Arc<Transform>>,
+}
+
+/// What to do when a patch cannot be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnError {
+    /// Deliver the error in the place of the patch.
+    #[default]
+    Fail,
+    /// Leave the patch out, and keep the reason in the statistics.
+    Skip,
+}
+
+impl Default for LoaderOptions {
+    fn default() -> Self {
+        Self {
+            threads: threads(),
+            max_length: 300,
+            max_bytes: 512 << 20,
+            shard: RankShard::whole(1),
+            worker: WorkerShard::default(),
+            stay_in_epoch: false,
+            contiguous_batches: false,
+            same_images: false,
+            on_error: OnError::Fail,
+            transform: None,
+        }
+    }
+}
+
+impl LoaderOptions {
+    /// Sets the number of reading threads.
+    #[must_use]
+    pub fn with_threads(self, threads: usize) -> Self {
+        Self { threads, ..self }
+    }
+
+    /// Sets the maximum number of patches in the buffer.
+    #[must_use]
+    pub fn with_max_length(self, max_length: usize) -> Self {
+        Self { max_length, ..self }
+    }
+
+    /// Sets the maximum number of bytes of patches and cached chunks.
+    #[must_use]
+    pub fn with_max_bytes(self, max_bytes: u64) -> Self {
+        Self { max_bytes, ..self }
+    }
+
+    /// Sets the patches of this rank.
+    #[must_use]
+    pub fn with_shard(self, shard: RankShard) -> Self {
+        Self { shard, ..self }
+    }
+
+    /// Sets the batches of the rank that this loader delivers.
+    #[must_use]
+    pub fn with_worker(self, worker: WorkerShard) -> Self {
+        Self { worker, ..self }
+    }
+
+    /// Sets whether a state at the end of an epoch stays in that epoch.
+    #[must_use]
+    pub fn with_stay_in_epoch(self, stay_in_epoch: bool) -> Self {
+        Self {
+            stay_in_epoch,
+            ..self
+        }
+    }
+
+    /// Sets whether the patches of a batch share one buffer per image.
+    #[must_use]
+    pub fn with_contiguous_batches(self, contiguous_batches: bool) -> Self {
+        Self {
+            contiguous_batches,
+            ..self
+        }
+    }
+
+    /// Sets whether subjects with other images than the first are refused.
+    #[must_use]
+    pub fn with_same_images(self, same_images: bool) -> Self {
+        Self {
+            same_images,
+            ..self
+        }
+    }
+
+    /// Sets what to do when a patch cannot be read.
+    #[must_use]
+    pub fn with_on_error(self, on_error: OnError) -> Self {
+        Self { on_error, ..self }
+    }
+
+    /// Sets a function that changes each sample on a worker thread.
+    #[must_use]
+    pub fn with_transform(self, transform: Arc<Transform>) -> Self {
+        Self {
+            transform: Some(transform),
+            ..self
+        }
+    }
+}
+
+impl fmt::Debug for LoaderOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoaderOptions")
+            .field("threads", &self.threads)
+            .field("max_length", &self.max_length)
+            .field("max_bytes", &self.max_bytes)
+            .field("shard", &self.shard)
+            .field("worker", &self.worker)
+            .field("stay_in_epoch", &self.stay_in_epoch)
+            .field("contiguous_batches", &self.contiguous_batches)
+            .field("same_images", &self.same_images)
+            .field("on_error", &self.on_error)
+            .field("transform", &self.transform.is_some())
+            .finish()
+    }
+}
+
+/// Statistics of a loader.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LoaderStats {
+    /// Patches delivered.
+    pub delivered: u64,
+    /// Patches left out, because of errors or because the sampler factory left their subject out.
+    pub left_out: u64,
+    /// The first reasons for patches left out, each once.
+    pub reasons: Vec<String>,
+    /// The time that the consumer waited.
+    pub waited: Duration,
+    /// Chunks read and decoded.
+    pub chunks: u64,
+    /// Bytes read of all images, before decoding.
+    pub bytes: u64,
+    /// Copies of a chunk into a patch. Without sharing, each would need its own decode.
+    pub copies: u64,
+    /// Complete and incomplete patches in the buffer.
+    pub fill: (usize, usize),
+}
