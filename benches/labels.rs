@@ -67,7 +67,7 @@ fn measure(path: &Path, threads: usize, at_once: u64, before: u64) -> Result<Fig
     let map = open(path)?;
     let index = LabelIndex::build(&*map, 0, threads, &silent)?;
     let shares = LabelWeights::new([0, 1, 2, 3].map(|label| (label.into(), 1.0)))?;
-    let options = SamplerOptions::new(PATCH, 7).with_budget(32 << 20);
+    let options = SamplerOptions::new(PATCH, 7).with_memory(32 << 20);
     let sampler = Label::new(Arc::clone(&map), &index, &shares, &options)?;
     let first = map.read(sampler.draw(0, 0)?)?;
     let first_patch = began.elapsed().as_secs_f64();

@@ -250,7 +250,7 @@ fn through_the_loader(path: &Path, memory: u64) -> Result<(Figures, f64)> {
     // Some is for chunks under way and for the patch in the consumer's hands.
     let options = LoaderOptions::default()
         .with_max_length(2_000)
-        .with_max_bytes((memory - 20) << 20);
+        .with_memory((memory - 20) << 20);
     let began = Instant::now();
     let mut loader = dataset.epoch(0).with_options(options).samples()?;
     for sample in &mut loader {

@@ -204,7 +204,7 @@ def check_info(tally, name, info, truth):
 def check_voxels(tally, voxpatch, name, path, expected, work, *options):
     """The voxels by way of a numpy file, which is then also known to be written well."""
     out = work / "out.npy"
-    problem = voxpatch.convert(path, out, "--force", *options)
+    problem = voxpatch.convert(path, out, "--overwrite", *options)
     if not tally.check(f"{name} -> npy", not problem, problem):
         return
     found = np.load(out)
@@ -228,7 +228,7 @@ def check_flat(tally, voxpatch, data, path, work):
 
 def check_nifti_output(tally, voxpatch, name, path, truth, work):
     out = work / "out.nii"
-    problem = voxpatch.convert(path, out, "--force")
+    problem = voxpatch.convert(path, out, "--overwrite")
     if not tally.check(f"{name} -> nii", not problem, problem):
         return
     image = nibabel.load(out)
@@ -250,7 +250,7 @@ def check_itk_output(tally, voxpatch, name, path, truth, work):
     """NRRD and MetaImage, read with SimpleITK."""
     for extension in ("nrrd", "mha", "mhd"):
         out = work / f"out.{extension}"
-        problem = voxpatch.convert(path, out, "--force")
+        problem = voxpatch.convert(path, out, "--overwrite")
         label = f"{name} -> {extension}"
         if truth.real.dtype.name == "float16":
             tally.check(f"{label} refused", "float32" in problem, problem or "it was written")
@@ -298,7 +298,7 @@ def check_pyramid(tally, voxpatch, work):
             out = work / "pyramid.zarr"
             label = f"pyramid {method} of {dtype} in zarr {version}"
             how = ("--pyramid", method, "--zarr", version, "--chunk", "8")
-            problem = voxpatch.convert(source, out, "--force", *how)
+            problem = voxpatch.convert(source, out, "--overwrite", *how)
             if not tally.check(label, not problem, problem):
                 continue
             model = open_ome_zarr(zarr.open_group(out, mode="r"), version={"2": "0.4", "3": "0.5"}[version])
@@ -386,7 +386,7 @@ def check_scale(tally, voxpatch, data, folder):
 def check_zarr_output(tally, voxpatch, name, path, work):
     """Every codec, sharded and not, read with zarr-python."""
     reference = work / "reference.npy"
-    problem = voxpatch.convert(path, reference, "--force")
+    problem = voxpatch.convert(path, reference, "--overwrite")
     if not tally.check(f"{name} reference", not problem, problem):
         return
     expected = np.load(reference)
@@ -395,7 +395,7 @@ def check_zarr_output(tally, voxpatch, name, path, work):
         out = work / "out.zarr"
         label = f"{name} -> zarr {version} {codec} shard {shard}"
         how = ("--zarr", version, "--chunk", 32, "--shard", shard, "--codec", codec)
-        problem = voxpatch.convert(path, out, "--force", *how)
+        problem = voxpatch.convert(path, out, "--overwrite", *how)
         if not tally.check(label, not problem, problem):
             continue
         array = zarr.open_group(out, mode="r")["0"]
@@ -409,7 +409,7 @@ def check_zarr_output(tally, voxpatch, name, path, work):
             tally.near(f"{label} affine", info["affine"], source["affine"])
             tally.near(f"{label} spacing", info["spacing"], source["spacing"])
         again = work / "again.npy"
-        problem = voxpatch.convert(out, again, "--force")
+        problem = voxpatch.convert(out, again, "--overwrite")
         if tally.check(f"{label} -> npy", not problem, problem):
             tally.voxels(f"{label} round trip", np.load(again), expected)
 
@@ -430,10 +430,10 @@ def check_dtypes(tally, voxpatch, work):
                 if (order, memory) != ("<", "C"):
                     continue
                 out = work / "out.nii"
-                problem = voxpatch.convert(source, out, "--force")
+                problem = voxpatch.convert(source, out, "--overwrite")
                 if name == "float16":
                     tally.check(f"{label} -> nii refused", "float32 (--dtype)" in problem, problem or "it was written")
-                    problem = voxpatch.convert(source, out, "--force", "--dtype", "float32")
+                    problem = voxpatch.convert(source, out, "--overwrite", "--dtype", "float32")
                     array = array.astype("f4")
                 if tally.check(f"{label} -> nii", not problem, problem):
                     found = np.asarray(nibabel.load(out).dataobj)
@@ -593,7 +593,7 @@ def check_ome_versions(tally, voxpatch, work):
     group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": sets}]
     for n, level in enumerate(levels):
         name = f"floored pyramid level {n}"
-        problem = voxpatch.convert(path, work / "level.npy", "--force", "--level", n)
+        problem = voxpatch.convert(path, work / "level.npy", "--overwrite", "--level", n)
         if tally.check(name, not problem, problem):
             tally.voxels(f"{name} voxels", np.load(work / "level.npy"), level)
 

@@ -66,7 +66,7 @@ SMALL = ["--chunk", 16, "--shard", 32]
 def full(voxpatch, folder):
     scan = folder / "scan.npy"
     rig.write_scan(scan, (96, 96, 96))
-    infer = ["infer", scan, "TARGET", "--patch", 32, "--overlap", 8, "--dtype", "float32"]
+    infer = ["infer", scan, "TARGET", "--patch-size", 32, "--overlap", 8, "--dtype", "float32"]
     runs = [
         ("out.zarr", ["convert", scan, "TARGET"]),
         ("out.zarr", ["convert", scan, "TARGET", *SMALL]),
@@ -125,9 +125,9 @@ def failing(voxpatch, folder):
     place = folder / "failing"
     place.mkdir()
     words = [["convert", "SCAN", folder / "failed.zarr"], ["convert", "SCAN", folder / "failed.npy"],
-             ["sample", "SCAN", "--patch", 24, "--count", 500, "--threads", 1],
-             ["sample", "SCAN", "--patch", 24, "--count", 500, "--threads", 4],
-             ["infer", "SCAN", folder / "failed.zarr", "--patch", 24, "--overlap", 8]]
+             ["sample", "SCAN", "--patch-size", 24, "--samples-per-subject", 500, "--threads", 1],
+             ["sample", "SCAN", "--patch-size", 24, "--samples-per-subject", 500, "--threads", 4],
+             ["infer", "SCAN", folder / "failed.zarr", "--patch-size", 24, "--overlap", 8]]
     wrong = 0
     for command in words:
         try:
@@ -165,7 +165,7 @@ def truncations(voxpatch, folder, count, draw):
         for _ in range(count):
             scan = folder / "cut.npy"
             shutil.copyfile(sound, scan)
-            words = [voxpatch, "sample", scan, "--patch", 24, "--count", 2_000_000, "--threads", threads]
+            words = [voxpatch, "sample", scan, "--patch-size", 24, "--samples-per-subject", 2_000_000, "--threads", threads]
             child = subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             time.sleep(draw.uniform(0.03, 0.3))
             os.truncate(scan, draw.randrange(0, sound.stat().st_size))

@@ -56,23 +56,23 @@ class Run:
 
 def runs(voxpatch, scan):
     convert = [voxpatch, "convert", scan, "TARGET", "--threads", 1]
-    infer = [voxpatch, "infer", scan, "TARGET", "--patch", 16, "--overlap", 8, "--model", "gaussian:1", "--threads", 1]
+    infer = [voxpatch, "infer", scan, "TARGET", "--patch-size", 16, "--overlap", 8, "--model", "gaussian:1", "--threads", 1]
     small = ["--chunk", 8, "--shard", 16, "--pyramid", "mean"]
     return [
-        Run("convert to Zarr", [*convert, *small], "out.zarr", "--force"),
-        Run("convert to Zarr v2", [*convert, "--zarr", 2, "--chunk", 8], "out.zarr", "--force"),
-        Run("convert to npy", convert, "out.npy", "--force"),
-        Run("convert to mhd", convert, "out.mhd", "--force"),
-        Run("infer to Zarr", [*infer, *small], "out.zarr", "--force"),
-        Run("infer to nii", infer, "out.nii", "--force"),
+        Run("convert to Zarr", [*convert, *small], "out.zarr", "--overwrite"),
+        Run("convert to Zarr v2", [*convert, "--zarr", 2, "--chunk", 8], "out.zarr", "--overwrite"),
+        Run("convert to npy", convert, "out.npy", "--overwrite"),
+        Run("convert to mhd", convert, "out.mhd", "--overwrite"),
+        Run("infer to Zarr", [*infer, *small], "out.zarr", "--overwrite"),
+        Run("infer to nii", infer, "out.nii", "--overwrite"),
         Run("infer, resumable", [*infer, *small, "--resume"], "out.zarr", "--resume"),
         Run("infer, durable", [*infer, *small, "--resume", "--durability", "chunk"], "out.zarr", "--resume"),
         Run("infer, the only part", [*infer, *small, "--part", "0/1"], "out.zarr", "--resume"),
         Run("infer, the last part", [*infer, *small, "--part", "1/2"], "out.zarr", "--resume",
             [*infer, *small, "--part", "0/2"]),
-        Run("convert over a Zarr", [*convert, *small], "out.zarr", "--force", [*convert, "--chunk", 4, "--shard", 4]),
-        Run("convert over an npy", convert, "out.npy", "--force", [*convert, "--dtype", "float32"]),
-        Run("infer over a Zarr", [*infer, *small, "--resume", "--force"], "out.zarr", "--resume",
+        Run("convert over a Zarr", [*convert, *small], "out.zarr", "--overwrite", [*convert, "--chunk", 4, "--shard", 4]),
+        Run("convert over an npy", convert, "out.npy", "--overwrite", [*convert, "--dtype", "float32"]),
+        Run("infer over a Zarr", [*infer, *small, "--resume", "--overwrite"], "out.zarr", "--resume",
             [*convert, "--chunk", 4, "--shard", 4]),
     ]
 
@@ -125,7 +125,7 @@ def judge(this, kind, k, error, text):
         log, work = folder / "log", folder / "work"
         work.mkdir()
         old = prepare(this, work)
-        force = ["--force"] if old is not None and this.again == "--force" else []
+        force = ["--overwrite"] if old is not None and this.again == "--overwrite" else []
         fault = "signal=KILL" if text is None else f"error={error}"
         done = rig.run([*strace(log, ["-e", f"inject={kind}:{fault}:when={k}"]), *words(this, work, *force)])
         hits = re.findall(r"^.*(?:\(INJECTED\)|killed by SIGKILL).*$", log.read_text(errors="replace"), re.MULTILINE)
@@ -157,7 +157,7 @@ def judge(this, kind, k, error, text):
             stays = this.again == "--resume" or kind in TIDYING or len(hits) > 1
             if rig.left(work) and not stays:
                 problems.append(f"it left {rig.left(work)}")
-        again = [this.again] if this.again == "--force" else []
+        again = [this.again] if this.again == "--overwrite" else []
         done = rig.run(words(this, work, *again))
         if text is None and "move it away" in done.stderr and not finished:
             # Killed between its two names: the voxels have theirs, the header has not.
@@ -179,7 +179,7 @@ def sweep(this, every, pool):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder).resolve()
         (folder / "work").mkdir()
-        force = ["--force"] if prepare(this, folder / "work") is not None and this.again == "--force" else []
+        force = ["--overwrite"] if prepare(this, folder / "work") is not None and this.again == "--overwrite" else []
         rig.sound([*strace(folder / "log", []), *words(this, folder / "work", *force)])
         this.expected = outcome(this, folder / "work")
         found = calls(folder / "log", folder / "work")

@@ -45,7 +45,7 @@ def infers(voxpatch, folder, kills, draw):
     whole.parent.mkdir()
 
     def command(target, *more):
-        return [voxpatch, "infer", scan, target, "--patch", 48, "--overlap", 24, "--model", "gaussian:1", "--chunk", 16,
+        return [voxpatch, "infer", scan, target, "--patch-size", 48, "--overlap", 24, "--model", "gaussian:1", "--chunk", 16,
                 "--shard", 32, "--pyramid", "mean", *more]
 
     took, failed, done, outputs = timed(command(whole)), 0, 0, 0
@@ -84,7 +84,7 @@ def parts(voxpatch, folder, kills, draw):
     means = [["--threads", threads, "--memory", memory] for threads in (1, 3) for memory in ("28MiB", "40MiB", "256MiB")]
 
     def command(target, *more):
-        return [voxpatch, "infer", scan, target, "--patch", 48, "--overlap", 24, "--model", "gaussian:1", "--chunk", 8,
+        return [voxpatch, "infer", scan, target, "--patch-size", 48, "--overlap", 24, "--model", "gaussian:1", "--chunk", 8,
                 "--pyramid", "mean", *more]
 
     expected, took = set(), 0

@@ -124,7 +124,7 @@ def settings(draw, names, models):
             words += ["--dtype", draw.choice(["float32", "uint8", "int32"])]
         return ["convert", source, f"out{extension}", *words, *common], 1
     if kind < 0.4:
-        words = ["sample", source, "--patch", draw.choice([32, 64, "96,96,48", 128]), "--count", draw.choice([50, 300])]
+        words = ["sample", source, "--patch-size", draw.choice([32, 64, "96,96,48", 128]), "--samples-per-subject", draw.choice([50, 300])]
         words += ["--seed", draw.randrange(1000)]
         if draw.random() < 0.5:
             words += ["--labels", draw.choice(["labels.npy", "labels.zarr"])]
@@ -135,7 +135,7 @@ def settings(draw, names, models):
         return [*words, *common], 1
     extension, words = storage(draw)
     patch = draw.choice([48, 64, 96, 128, "32,128,128"])
-    words += ["--patch", patch, "--overlap", draw.choice([0, 8, 16])]
+    words += ["--patch-size", patch, "--overlap", draw.choice([0, 8, 16])]
     model = draw.choice(models)
     if model != "identity":
         words += ["--model", model]
@@ -146,7 +146,7 @@ def settings(draw, names, models):
     if draw.random() < 0.3:
         words += ["--mask", draw.choice(["mask.npy", "mask.zarr"])]
     if draw.random() < 0.3:
-        words += ["--batch", draw.choice([2, 4])]
+        words += ["--batch-size", draw.choice([2, 4])]
     if draw.random() < 0.3:
         words += ["--accumulator", draw.choice(["bf16", "f32"])]
     if draw.random() < 0.3:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs the parts of one `voxpatch infer` as tasks of a Dask cluster; a part whose worker dies is run again.
 
-    scripts/parts_on_dask.py --parts 8 -- voxpatch infer scan.zarr out.zarr --patch 128 --overlap 64
+    scripts/parts_on_dask.py --parts 8 -- voxpatch infer scan.zarr out.zarr --patch-size 128 --overlap 64
     scripts/parts_on_dask.py --parts 8 --scheduler tcp://host:8786 -- voxpatch infer ...
     scripts/parts_on_dask.py --parts 8 --kill-one -- voxpatch infer ...
 

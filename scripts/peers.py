@@ -44,7 +44,7 @@ class Ours:
         source, target = (self.folder / f"{self.runs}.{kind}.npy" for kind in ("in", "out"))
         np.save(source, volume)
         size = [",".join(map(str, axes)) for axes in (patch, overlap)]
-        command = [self.binary, "infer", source, target, "--patch", size[0], "--overlap", size[1],
+        command = [self.binary, "infer", source, target, "--patch-size", size[0], "--overlap", size[1],
                    "--model", f"gaussian:{SIGMA}", *flags]
         subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
         return np.load(target)

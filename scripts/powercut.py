@@ -96,7 +96,7 @@ def files(folder):
 
 
 def infer(voxpatch, place, scan, cuts, draw):
-    words = [voxpatch, "infer", scan, "TARGET", "--patch", 32, "--overlap", 16, "--model", "gaussian:1", "--chunk", 16,
+    words = [voxpatch, "infer", scan, "TARGET", "--patch-size", 32, "--overlap", 16, "--model", "gaussian:1", "--chunk", 16,
              "--shard", "none", "--threads", 2, "--resume", "--durability", "chunk"]
 
     def command(target):

@@ -537,7 +537,7 @@ class Bench:
 
         for end in TARGETS:
             written("convert", end, ("convert", source.path))
-        model = ("--patch", "16", "--overlap", "8", "--blend", "crop")
+        model = ("--patch-size", "16", "--overlap", "8", "--blend", "crop")
         for end in TARGETS:
             written("infer", end, ("infer", source.path, *model))
         cut = float(np.median(source.real)) if source.kind == "ct" else 1.0
@@ -547,12 +547,12 @@ class Bench:
             written("infer-threshold", end, ("infer", source.path, *classes), above)
         masked = self.masked(source, label)
         if masked is not None:
-            patches = ("--patch", "4", "--overlap", "0", "--mask", label.path, "--fill", "-2000")
+            patches = ("--patch-size", "4", "--overlap", "0", "--mask", label.path, "--fill", "-2000")
             written("infer-mask", "nii", ("infer", source.path, *patches, *together(source, label)), masked)
         note("preview", "SimpleITK", lambda: self.preview(source, label, folder, command))
 
         places = folder / "places.csv"
-        draw = ("sample", source.path, "--patch", "6", "--count", "4", "--seed", "5")
+        draw = ("sample", source.path, "--patch-size", "6", "--samples-per-subject", "4", "--seed", "5")
 
         def locations() -> list[list[int]]:
             with places.open() as lines:
@@ -568,15 +568,15 @@ class Bench:
             return ""
 
         def sampled_npy() -> str:
-            command(*draw, "--out", folder / "p.npy", "--locations", places, "--force")
+            command(*draw, "--out", folder / "p.npy", "--locations", places, "--overwrite")
             return patches(np.load(folder / "p.npy"))
 
         def sampled_zarr() -> str:
-            command(*draw, "--out", folder / "p.zarr", "--locations", places, "--force")
+            command(*draw, "--out", folder / "p.zarr", "--locations", places, "--overwrite")
             return patches(np.asarray(zarr.open_group(folder / "p.zarr", mode="r")["0"][...]))
 
         def sampled_folder() -> str:
-            command(*draw, "--out", str(folder / "patches") + "/", "--locations", places, "--force")
+            command(*draw, "--out", str(folder / "patches") + "/", "--locations", places, "--overwrite")
             files = sorted((folder / "patches").glob("*.nii"))
             if len(files) != 4:
                 return f"{len(files)} files"
@@ -589,7 +589,7 @@ class Bench:
 
         def sampled_labels() -> str:
             command(*draw, "--labels", label.path, *together(source, label), "--locations", places,
-                    "--out", folder / "l.npy", "--force")
+                    "--out", folder / "l.npy", "--overwrite")
             for at in locations():
                 center = tuple(a + 3 for a in at[:3])
                 if at_place(label, source, center) == 0:

@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::patch::{Patch, copy_common};
 use crate::progress::{Progress, report};
 use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
-use crate::threads::{pool, threads};
+use crate::threads::{DEFAULT_MEMORY, pool, threads};
 use crate::volume::{
     Cached, ChunkShape, CreateOptions, Layout, ReadStats, Slabs, Volume, VolumeMut, check_output,
     decoding_bytes, encoding_bytes, index_bytes, output_layout, pyramid_buffer_bytes,
@@ -45,7 +45,7 @@ impl Default for ConvertOptions {
     fn default() -> Self {
         Self {
             threads: threads(),
-            memory: 256 << 20,
+            memory: DEFAULT_MEMORY,
             clip: false,
         }
     }
@@ -593,7 +593,7 @@ mod tests {
         let plain = dir.join("plain.nii");
         let source = source(false);
         let options = CreateOptions {
-            replace: true,
+            overwrite: true,
             ..CreateOptions::default()
         };
         let target = create(&plain, source.layout(), &options).unwrap();

@@ -81,7 +81,7 @@ pub use patch::{Patch, Voxels};
 pub use queue::Queue;
 pub use region::{Region, Shape};
 pub use sampler::Uniform;
-pub use threads::threads;
+pub use threads::{DEFAULT_MEMORY, threads};
 pub use volume::{Layout, MemoryVolume, OpenOptions, Volume, VolumeExt, VolumeMut, open};
 
 /// The examples of the README and the guides, compiled with the others.

@@ -1,4 +1,4 @@
-//! The number of usable threads, and thread pools.
+//! Defaults of the machine's use: memory, the number of threads, and thread pools.
 //!
 //! Nothing here uses rayon's global pool: threads do not survive a fork, and a child whose parent
 //! had started that pool would wait for it forever. A pool belongs to the call that made it.
@@ -9,6 +9,9 @@ use std::path::Path;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::{Error, Result};
+
+/// The bytes that work may hold if no other budget is set: 256 MiB.
+pub const DEFAULT_MEMORY: u64 = 256 << 20;
 
 /// Returns the number of threads that this process may run at once: the processors in its
 /// affinity mask, at most its control group's CPU quota (version 1 or 2), at least 1.

@@ -136,19 +136,19 @@ pub(crate) fn opening(
 ) -> PyResult<OpenOptions> {
     Ok(OpenOptions::default()
         .with_level(level)
-        .with_missing(chosen("missing", missing, &MISSING)?)
+        .with_missing_chunks(chosen("missing", missing, &MISSING)?)
         .with_trusted(trusted)
-        .with_io(chosen("io", io, &IO)?))
+        .with_read_method(chosen("io", io, &IO)?))
 }
 
 /// The arguments of [`opening`] again.
 pub(crate) fn opening_names(options: &OpenOptions) -> (usize, &'static str, bool, &'static str) {
-    let missing = name(options.missing, &MISSING);
+    let missing = name(options.missing_chunks, &MISSING);
     (
         options.level,
         missing,
         options.trusted,
-        name(options.io, &IO),
+        name(options.read_method, &IO),
     )
 }
 

@@ -22,7 +22,7 @@ pub(crate) fn raised(error: &Error) -> PyErr {
             }
             // The number is ENOSPC's.
             Error::NoSpace { path, .. } => exception(py, "FileError", (28, text, path.as_os_str())),
-            Error::Exists { path } | Error::NotReplaceable { path, .. } => {
+            Error::Exists { path } | Error::NotOverwritable { path, .. } => {
                 exception(py, "ExistsError", (17, text, path.as_os_str()))
             }
             other => exception(py, class_of(other), (text,)),

@@ -145,7 +145,7 @@ impl Epochs {
         let options = LoaderOptions::default()
             .with_threads(threads)
             .with_max_length(max_length)
-            .with_max_bytes(max_bytes)
+            .with_memory(max_bytes)
             .with_shard(self.shard)
             .with_worker(worker)
             .with_on_error(on_error)

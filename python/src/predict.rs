@@ -142,7 +142,7 @@ pub(crate) fn predict<'py>(
         .with_margin(settings.margin)
         .with_memory(settings.memory)
         .with_threads(settings.threads)
-        .with_batch(settings.batch)
+        .with_batch_size(settings.batch)
         .with_masked(mask.is_some());
     if let Some(padding) = &settings.padding {
         options = options.with_padding(padding_of(padding)?);

@@ -159,7 +159,7 @@ impl Recipe {
         let options = |common: &Common| {
             SamplerOptions::new(common.patch, seed)
                 .with_border(common.border)
-                .with_budget(BLOCKS)
+                .with_memory(BLOCKS)
                 .with_threads(threads)
         };
         let shape = subject.shape();

@@ -143,10 +143,10 @@ impl Storage {
                 "shard" if value.is_none() => create.shard = None,
                 "shard" => create.shard = Some(arguments::lengths("shard", &value)?),
                 "codec" => create.codec = codec(&value.extract::<String>()?)?,
-                "level" if value.is_none() => create.level = None,
-                "level" => create.level = Some(arguments::count("level", &value)?),
+                "level" if value.is_none() => create.clevel = None,
+                "level" => create.clevel = Some(arguments::count("level", &value)?),
                 "pyramid" => create.pyramid = pyramid(&value)?,
-                "overwrite" => create.replace = value.extract()?,
+                "overwrite" => create.overwrite = value.extract()?,
                 "threads" => convert.threads = arguments::count("threads", &value)?,
                 "max_bytes" => convert.memory = arguments::count("max_bytes", &value)?,
                 "clip" => convert.clip = value.extract()?,
@@ -158,7 +158,7 @@ impl Storage {
                 }
             }
         }
-        if create.format == ZarrVersion::V2 {
+        if create.zarr == ZarrVersion::V2 {
             create.shard = None;
         }
         Ok(Self {
@@ -206,11 +206,11 @@ impl Storage {
 /// The argument that asks for an option.
 const fn named(option: StoreOption) -> &'static str {
     match option {
-        StoreOption::Format => "zarr",
+        StoreOption::Zarr => "zarr",
         StoreOption::Chunk => "chunk",
         StoreOption::Shard => "shard",
         StoreOption::Codec => "codec",
-        StoreOption::Level => "level",
+        StoreOption::Clevel => "level",
         StoreOption::Pyramid => "pyramid",
     }
 }

@@ -80,7 +80,7 @@ def reading_sides(settings, name, source, patch, budgets, count=None, threads=No
              for budget in budgets]
     if not store.chunk and not count:
         kept = f"voxpatch, {budgets[-1]} MiB, kept mapped"
-        sides.append(our_sample(settings, source, patch, budgets[-1], often, "--io", "mmap-resident", name=kept, threads=threads, floor=floor))
+        sides.append(our_sample(settings, source, patch, budgets[-1], often, "--read-method", "mmap-resident", name=kept, threads=threads, floor=floor))
     common = {"path": source, "patch": patch, "seconds": settings.seconds, "count": count, "threads": threads}
 
     def add(title, package, function, path=None, budget=None):
@@ -130,7 +130,7 @@ def labels(settings):
     patch = settings.patch(96)
     need = settings.volumes.need
     name = "i16-blosc-zstd.zarr"
-    shares = ("--labels", lambda: need("labels.zarr"), "--shares", "0:1,1:1,2:1,3:1")
+    shares = ("--labels", lambda: need("labels.zarr"), "--label-weights", "0:1,1:1,2:1,3:1")
     blocks = math.prod(math.ceil(n / LABELS.chunk) for n in settings.volumes.shape)
     reading = floors.reading(patch, 2, STORES[name].chunk, STORES[name].codec, "int16")
 

@@ -58,7 +58,7 @@ impl Error {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::OutOfSpace,
                 _ => ErrorKind::Io,
             },
-            Self::Exists { .. } | Self::NotReplaceable { .. } => ErrorKind::AlreadyExists,
+            Self::Exists { .. } | Self::NotOverwritable { .. } => ErrorKind::AlreadyExists,
             Self::Locked { .. } => ErrorKind::Locked,
             Self::NoSpace { .. } => ErrorKind::OutOfSpace,
             Self::MemoryLimit { .. } | Self::OutOfMemory { .. } => ErrorKind::OutOfMemory,

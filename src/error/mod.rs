@@ -339,7 +339,7 @@ pub enum Error {
 
     /// The output's name is taken by something that is not an output of this kind.
     #[error("{} is not replaced because it is {what}: move it away, or choose another name", path.display())]
-    NotReplaceable {
+    NotOverwritable {
         /// The output.
         path: PathBuf,
         /// A description of what has the name.

@@ -109,8 +109,7 @@ pub(super) fn followed(
     defaults: &[StoreOption],
 ) -> CreateOptions {
     let free = |option| defaults.contains(&option);
-    if stored.write_chunk.is_none() || (store.format != begun.format && !free(StoreOption::Format))
-    {
+    if stored.write_chunk.is_none() || (store.zarr != begun.zarr && !free(StoreOption::Zarr)) {
         return store.clone();
     }
     let lengths = |chunk: Option<ChunkShape>| {
@@ -118,7 +117,7 @@ pub(super) fn followed(
         lengths
     };
     let mut found = CreateOptions {
-        format: begun.format,
+        zarr: begun.zarr,
         chunk: lengths(stored.read_chunk),
         shard: store.shard.map(|_| lengths(stored.write_chunk)),
         ..store.clone()
@@ -132,8 +131,8 @@ pub(super) fn followed(
     if free(StoreOption::Codec) {
         found.codec = begun.codec;
     }
-    if found.codec == begun.codec && free(StoreOption::Level) {
-        found.level = begun.level;
+    if found.codec == begun.codec && free(StoreOption::Clevel) {
+        found.clevel = begun.clevel;
     }
     if free(StoreOption::Pyramid) {
         found.pyramid = begun.pyramid;

@@ -45,7 +45,7 @@ impl Schedule {
                 "patches of {:?} with an overlap of {:?} need {} MiB for unfinished voxels and {} MiB for \
                  patches under way in {threads} threads, and a {ALLOCATOR_RESERVE_FRACTION}th of the memory is left to the allocator: allow more, \
                  or take fewer threads, smaller patches or less overlap",
-                self.inference.patch,
+                self.inference.patch_size,
                 self.inference.overlap,
                 live_bytes.div_ceil(1 << 20),
                 working.div_ceil(1 << 20),

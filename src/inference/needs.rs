@@ -34,8 +34,8 @@ impl Working {
         wanted: InputValues,
         outputs: &[PlannedOutput],
     ) -> Self {
-        let batch = inference.batch.max(1) as u64;
-        let voxels = Region::whole(inference.patch).voxels();
+        let batch = inference.batch_size.max(1) as u64;
+        let voxels = Region::whole(inference.patch_size).voxels();
         let read = input.channels * input.dtype.size() as u64;
         let (cast, taken) = match wanted {
             InputValues::Native => (0, read),

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::grid::GridPlacement;
 use crate::pad::Padding;
 use crate::region::Shape;
-use crate::threads::threads;
+use crate::threads::{DEFAULT_MEMORY, threads};
 use crate::volume::CreateOptions;
 
 /// The options of a sliding-window prediction: the patches, and what the run may use.
@@ -23,7 +23,7 @@ use crate::volume::CreateOptions;
 #[derive(Clone, Debug)]
 pub struct InferenceOptions {
     /// Voxels of a patch along z, y, x.
-    pub patch: Shape,
+    pub patch_size: Shape,
     /// Voxels that neighboring patches share along z, y, x.
     pub overlap: Shape,
     /// Where patches start.
@@ -40,7 +40,7 @@ pub struct InferenceOptions {
     /// The fewest threads to plan with. Where memory is too short for `threads`, fewer are used, down to this.
     pub min_threads: usize,
     /// Patches that the model gets at once.
-    pub batch: usize,
+    pub batch_size: usize,
     /// Whether only some patches will be predicted, [by a mask](super::InferencePlan::with_patch_mask). Patches
     /// that do not vote take memory; a plan that knows of them counts it when it chooses threads and outputs.
     pub masked: bool,
@@ -49,17 +49,17 @@ pub struct InferenceOptions {
 impl InferenceOptions {
     /// Patches that overlap by half, placed as `TorchIO` places them; 256 MiB; one patch at a time on all cores.
     #[must_use]
-    pub fn new(patch: Shape) -> Self {
+    pub fn new(patch_size: Shape) -> Self {
         Self {
-            patch,
-            overlap: patch.map(|length| length / 2),
+            patch_size,
+            overlap: patch_size.map(|length| length / 2),
             placement: GridPlacement::Edge,
             padding: None,
             margin: [0; 3],
-            memory: 256 << 20,
+            memory: DEFAULT_MEMORY,
             threads: threads(),
             min_threads: 1,
-            batch: 1,
+            batch_size: 1,
             masked: false,
         }
     }
@@ -117,9 +117,9 @@ impl InferenceOptions {
 
     /// Sets the patches that the model gets at once; at least 1.
     #[must_use]
-    pub fn with_batch(self, batch: usize) -> Self {
+    pub fn with_batch_size(self, batch_size: usize) -> Self {
         Self {
-            batch: batch.max(1),
+            batch_size: batch_size.max(1),
             ..self
         }
     }
@@ -280,16 +280,16 @@ impl OutputTarget {
 /// An option of [`CreateOptions`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoreOption {
-    /// [`CreateOptions::format`].
-    Format,
+    /// [`CreateOptions::zarr`].
+    Zarr,
     /// [`CreateOptions::chunk`].
     Chunk,
     /// [`CreateOptions::shard`].
     Shard,
     /// [`CreateOptions::codec`].
     Codec,
-    /// [`CreateOptions::level`].
-    Level,
+    /// [`CreateOptions::clevel`].
+    Clevel,
     /// [`CreateOptions::pyramid`].
     Pyramid,
 }
@@ -297,11 +297,11 @@ pub enum StoreOption {
 impl StoreOption {
     /// All of them.
     pub const ALL: [Self; 6] = [
-        Self::Format,
+        Self::Zarr,
         Self::Chunk,
         Self::Shard,
         Self::Codec,
-        Self::Level,
+        Self::Clevel,
         Self::Pyramid,
     ];
 }

@@ -31,7 +31,7 @@ impl Schedule {
         let before = anonymous_bytes();
         let middle = self.grid.len() / 2;
         let region = self.grid.get(middle).expect("a grid has a middle");
-        let batch = self.inference.batch.max(1);
+        let batch = self.inference.batch_size.max(1);
         let (mut seconds, mut share) = (0.0, None::<u64>);
         for _ in 0..2 {
             let began = Instant::now();

@@ -135,7 +135,7 @@ impl Schedule {
                 indices: run.indices().peekable(),
                 run: Arc::clone(&run),
                 patch_mask: patch_mask.clone(),
-                batch: self.inference.batch.max(1),
+                batch: self.inference.batch_size.max(1),
             };
             let work = {
                 let run = Arc::clone(&run);

@@ -89,7 +89,7 @@ impl InferenceOptions {
         begun: &[Option<CreateOptions>],
     ) -> Result<Schedule> {
         let grid = self.grid(input)?;
-        let predictions = model.outputs(input, self.patch)?;
+        let predictions = model.outputs(input, self.patch_size)?;
         let mut first_error = None;
         let mut drafts = Vec::new();
         for targets in choices {
@@ -141,7 +141,7 @@ impl InferenceOptions {
             margin: self.margin,
             fit: self.padding.is_some(),
         };
-        Grid::with_options(input.shape, self.patch, self.overlap, &options)
+        Grid::with_options(input.shape, self.patch_size, self.overlap, &options)
     }
 
     /// Returns a schedule that is not fitted into the memory yet.

@@ -135,7 +135,7 @@ fn the_identity_gives_the_volume_back_for_every_blend_and_any_threads() {
                 let path = dir.path().join(format!("{n}-{threads}-{batch}.zarr"));
                 let what = InferenceOptions {
                     threads,
-                    batch,
+                    batch_size: batch,
                     ..inference()
                 };
                 let target = target(&path, blend.clone(), Reduce::Mean);

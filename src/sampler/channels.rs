@@ -49,8 +49,8 @@ impl Channels {
             }
         }
         check_sum(shares.iter().map(|(share, _)| share))?;
-        let budget = options.budget / (shares.len() as u64).max(1);
-        let options = options.with_budget(budget);
+        let memory = options.memory / (shares.len() as u64).max(1);
+        let options = options.with_memory(memory);
         let (mut present, mut absent) = (Vec::<(f64, Box<dyn Sampler>)>::new(), Vec::new());
         let mut empty = None;
         for &(share, index) in shares.iter().filter(|(share, _)| *share > 0.0) {

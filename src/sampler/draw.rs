@@ -128,13 +128,13 @@ impl Iterator for Draws<'_> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SamplerOptions {
     /// Voxels of a patch, z, y, x.
-    pub patch: Shape,
+    pub patch_size: Shape,
     /// The random seed. Together with the epoch it decides all draws.
     pub seed: u64,
     /// The policy at the volume's border.
     pub border: Border,
     /// Bytes of blocks that are cached for the next draws.
-    pub budget: u64,
+    pub memory: u64,
     /// Threads that read the blocks that the border cuts, once.
     pub threads: usize,
     /// Draws in groups of nearby patches, if set.
@@ -144,12 +144,12 @@ pub struct SamplerOptions {
 impl SamplerOptions {
     /// Creates the defaults: patches that fit, 64 MiB of blocks, all processors.
     #[must_use]
-    pub fn new(patch: Shape, seed: u64) -> Self {
+    pub fn new(patch_size: Shape, seed: u64) -> Self {
         Self {
-            patch,
+            patch_size,
             seed,
             border: Border::Drop,
-            budget: 64 << 20,
+            memory: 64 << 20,
             threads: threads(),
             neighborhood: None,
         }
@@ -169,10 +169,10 @@ impl SamplerOptions {
         self
     }
 
-    /// Sets the byte budget of cached blocks.
+    /// Sets the bytes of blocks that are cached.
     #[must_use]
-    pub const fn with_budget(mut self, budget: u64) -> Self {
-        self.budget = budget;
+    pub const fn with_memory(mut self, memory: u64) -> Self {
+        self.memory = memory;
         self
     }
 

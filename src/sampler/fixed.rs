@@ -10,7 +10,7 @@ use super::draw::Sampler;
 use crate::error::{Error, Result};
 use crate::files::open_regular;
 use crate::region::{Region, Shape};
-use crate::volume::{FileKind, Replace, StagedFile};
+use crate::volume::{FileKind, Overwrite, StagedFile};
 
 /// A list of patch locations, the same in every epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,7 +116,7 @@ impl FixedLocations {
     ///
     /// # Errors
     ///
-    /// [`Error::NotReplaceable`] if something else has the name, [`Error::Io`] if the disk refuses.
+    /// [`Error::NotOverwritable`] if something else has the name, [`Error::Io`] if the disk refuses.
     pub fn write(&self, path: &Path) -> Result<()> {
         let mut text = format!("{HEADER}\n");
         for region in &self.regions {
@@ -124,7 +124,7 @@ impl FixedLocations {
             // Writing to a string does not fail.
             let _ = writeln!(text, "{z0},{y0},{x0},{z1},{y1},{x1}");
         }
-        let staged = StagedFile::new(path, Replace::File(LOCATIONS))?;
+        let staged = StagedFile::new(path, Overwrite::File(LOCATIONS))?;
         let mut file = staged.file();
         file.write_all(text.as_bytes())
             .map_err(Error::io("write", path))?;

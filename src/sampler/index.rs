@@ -18,7 +18,7 @@ use super::weights::WeightSums;
 use crate::error::{Error, Result};
 use crate::progress::{Progress, silent};
 use crate::region::Region;
-use crate::volume::{Layout, Replace, Volume};
+use crate::volume::{Layout, Overwrite, Volume};
 
 /// The sums of each block of one channel of a volume.
 #[derive(Clone, Debug, PartialEq)]
@@ -142,7 +142,7 @@ impl<T: BlockStats> BlockIndex<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::NotReplaceable`] if something that is not an index has the name,
+    /// [`Error::NotOverwritable`] if something that is not an index has the name,
     /// [`Error::Unsupported`] if the volume has no files that the index could be checked against,
     /// [`Error::OutputIsInput`] if `path` lies inside the volume, [`Error::Io`].
     pub fn save(&self, path: &Path) -> Result<()> {
@@ -165,7 +165,7 @@ impl<T: BlockStats> BlockIndex<T> {
         if let Ok(index) = Self::load(path, volume, channel) {
             return Ok(index);
         }
-        Replace::File(sidecar::INDEX).check(path)?;
+        Overwrite::File(sidecar::INDEX).check(path)?;
         let index = Self::build(volume, channel, threads, progress)?;
         index.save(path)?;
         Ok(index)

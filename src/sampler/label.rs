@@ -27,18 +27,18 @@ impl LabelWeights {
         Self(None)
     }
 
-    /// Sets a share for each label, relative to their sum. Labels that are not named or have a
-    /// share of 0 are never drawn.
+    /// Sets a weight for each label, relative to their sum. Labels that are not named or have a
+    /// weight of 0 are never drawn.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if there is no label or one comes twice, if a share is negative or
+    /// [`Error::InvalidArgument`] if there is no label or one comes twice, if a weight is negative or
     /// not finite, or if all are 0.
-    pub fn new(shares: impl IntoIterator<Item = (LabelValue, f64)>) -> Result<Self> {
+    pub fn new(weights: impl IntoIterator<Item = (LabelValue, f64)>) -> Result<Self> {
         let mut all = BTreeMap::new();
-        for (class, share) in shares {
-            check_share(&format_args!("of label {class}: {share}"), share)?;
-            if all.insert(class, share).is_some() {
+        for (class, weight) in weights {
+            check_share(&format_args!("of label {class}: {weight}"), weight)?;
+            if all.insert(class, weight).is_some() {
                 return Err(bad(format!("of label {class}"), "it is given twice"));
             }
         }
@@ -46,11 +46,11 @@ impl LabelWeights {
         Ok(Self(Some(all)))
     }
 
-    /// The labels with a share, by increasing label; empty for all non-zero labels.
+    /// The labels with a weight above 0, by increasing label; empty for all non-zero labels.
     pub fn classes(&self) -> impl Iterator<Item = LabelValue> + '_ {
         let named = self.0.iter().flatten();
         named
-            .filter(|&(_, &share)| share > 0.0)
+            .filter(|&(_, &weight)| weight > 0.0)
             .map(|(&class, _)| class)
     }
 }
@@ -145,7 +145,7 @@ impl Label {
     /// Samples by the channel of `map` that `index` describes. The map is read repeatedly: use a
     /// [`Cached`](crate::volume::Cached) map if its chunks are read elsewhere too.
     ///
-    /// Blocks that the border cuts are read now, so that shares are exact.
+    /// Blocks that the border cuts are read now, so that weights are exact.
     ///
     /// # Errors
     ///
@@ -154,13 +154,13 @@ impl Label {
     pub fn new(
         map: Arc<dyn Volume>,
         index: &LabelIndex,
-        shares: &LabelWeights,
+        weights: &LabelWeights,
         options: &SamplerOptions,
     ) -> Result<Self> {
         let layout = map.layout();
-        let placement = CenterBox::new(layout.shape, options.patch, options.border)?;
+        let placement = CenterBox::new(layout.shape, options.patch_size, options.border)?;
         let centres = placement.centres();
-        let background = shares.classes().any(|class| class == LabelValue::ZERO);
+        let background = weights.classes().any(|class| class == LabelValue::ZERO);
         let counts = index.within(&map, centres, options.threads, background)?;
         let ordered = |mut entries: Entries<u64>| {
             if options.neighborhood.is_some() {
@@ -170,16 +170,16 @@ impl Label {
             entries
         };
         let (mut groups, mut wanted, mut absent) = (Vec::new(), Vec::new(), Vec::new());
-        if let Some(named) = &shares.0 {
+        if let Some(named) = &weights.0 {
             let mut end = 0.0;
             let mut entries = counts.classes;
-            for (class, share) in named.iter().filter(|&(_, &share)| share > 0.0) {
+            for (class, weight) in named.iter().filter(|&(_, &weight)| weight > 0.0) {
                 let found = entries.remove(class).filter(|found| !found.is_empty());
                 let (Some(found), Some(matcher)) = (found, class.matcher(layout.dtype)) else {
                     absent.push(*class);
                     continue;
                 };
-                end += share;
+                end += weight;
                 groups.push(Group::new(end, ordered(found)));
                 wanted.push(Wanted::Label(matcher));
             }
@@ -206,7 +206,7 @@ impl Label {
                 blocks,
                 placement,
                 wanted,
-                (options.budget, options.threads),
+                (options.memory, options.threads),
             ),
             groups,
             absent,

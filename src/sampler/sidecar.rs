@@ -20,7 +20,7 @@ use super::sums::{BlockStats, take_u64};
 use crate::error::{Error, Result};
 use crate::files::{open_regular, read_up_to};
 use crate::region::Region;
-use crate::volume::{FileKind, Replace, StagedFile, Volume};
+use crate::volume::{FileKind, Overwrite, StagedFile, Volume};
 
 const MAGIC: [u8; 8] = *b"VOXBLOCK";
 const VERSION: u32 = 1;
@@ -113,7 +113,7 @@ pub(super) fn write<T: BlockStats>(path: &Path, index: &BlockIndex<T>) -> Result
     body.extend(purpose);
     body.extend(stamp.to_le_bytes());
     index.tally.encode(&mut body);
-    let staged = StagedFile::new(path, Replace::File(INDEX))?;
+    let staged = StagedFile::new(path, Overwrite::File(INDEX))?;
     let mut head = MAGIC.to_vec();
     head.extend(VERSION.to_le_bytes());
     head.extend(checksum(&body).to_le_bytes());

@@ -652,7 +652,7 @@ fn skipping_stepping_and_many_at_once_give_the_same_draws() {
     let map = Arc::new(Arc::into_inner(map).unwrap().with_chunks([1, 8, 8, 8]));
     let index: LabelIndex = index(&*map, [8; 3]);
     let sums: WeightIndex = self::index(&*map, [8; 3]);
-    let tiny = options([4; 3]).with_budget(0);
+    let tiny = options([4; 3]).with_memory(0);
     let volume = || Arc::clone(&map) as Arc<dyn Volume>;
     let wanted = shares([(1, 3.0), (2, 1.0)]);
     let by_label = Label::new(volume(), &index, &wanted, &tiny).unwrap();
@@ -743,7 +743,7 @@ fn the_index_reads_each_chunk_once_and_so_do_many_draws() {
     let index = LabelIndex::build(&*map, 0, 2, &silent).unwrap();
     assert_eq!(reads(), 2 * 2 * 3);
     let wanted = shares([(0, 1.0), (1, 1.0), (2, 1.0)]);
-    let none = options([1; 3]).with_budget(0);
+    let none = options([1; 3]).with_memory(0);
     let sampler = Label::new(Arc::clone(&map) as Arc<dyn Volume>, &index, &wanted, &none).unwrap();
     assert_eq!(reads(), 0, "no block is cut");
     starts(&sampler, 3000);

@@ -51,7 +51,7 @@ impl Uniform {
     ///
     /// As [`CenterBox::new`].
     pub fn with_options(volume: Shape, options: &SamplerOptions) -> Result<Self> {
-        let placement = CenterBox::new(volume, options.patch, options.border)?;
+        let placement = CenterBox::new(volume, options.patch_size, options.border)?;
         Ok(Self {
             centres: placement.centres(),
             placement,

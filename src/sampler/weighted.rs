@@ -45,7 +45,7 @@ impl Weighted {
         options: &SamplerOptions,
     ) -> Result<Self> {
         let shape = map.layout().shape;
-        let placement = CenterBox::new(shape, options.patch, options.border)?;
+        let placement = CenterBox::new(shape, options.patch_size, options.border)?;
         let centres = placement.centres();
         let mut sums = index.within(&map, centres, options.threads, false)?.0;
         if sums.is_empty() {
@@ -79,7 +79,7 @@ impl Weighted {
                 blocks,
                 placement,
                 wanted,
-                (options.budget, options.threads),
+                (options.memory, options.threads),
             ),
             blocks: sums.into_iter().map(|(block, _)| block).collect(),
             ends,

@@ -151,8 +151,8 @@ impl LoaderBuilder<'_> {
     }
 
     /// Sets the maximum number of bytes of buffered patches and cached chunks.
-    pub fn max_bytes(mut self, max_bytes: u64) -> Self {
-        self.options.max_bytes = max_bytes;
+    pub fn memory(mut self, memory: u64) -> Self {
+        self.options.memory = memory;
         self
     }
 

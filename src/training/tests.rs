@@ -209,7 +209,7 @@ fn the_sequence_is_the_same_for_any_threads_buffer_and_speed() {
     let plan = EpochPlan::new(3, 9, 5).unwrap().with_window(7);
     let expected = all(loader(three(Manner::Plain), &plan, &options(0)));
     for threads in [0, 1, 2, 8] {
-        for (max_length, max_bytes) in [
+        for (max_length, memory) in [
             (1, 1 << 30),
             (3, 1 << 30),
             (50, 1 << 30),
@@ -219,7 +219,7 @@ fn the_sequence_is_the_same_for_any_threads_buffer_and_speed() {
             let options = LoaderOptions {
                 threads,
                 max_length,
-                max_bytes,
+                memory,
                 ..options(threads)
             };
             assert_eq!(all(loader(three(Manner::Slow), &plan, &options)), expected);
@@ -270,7 +270,7 @@ fn a_small_buffer_reads_no_chunk_twice_for_patches_that_share_it() {
         threads: 0,
         max_length: 10,
         // Too little for all chunks to stay.
-        max_bytes: subject.sample_bytes(PATCH) * 10,
+        memory: subject.sample_bytes(PATCH) * 10,
         ..LoaderOptions::default()
     };
     let mut regions = Vec::new();
@@ -340,12 +340,12 @@ fn where_all_chunks_fit_each_is_decoded_once_an_epoch() {
             size(&ct) + size(&label),
         );
         let plan = EpochPlan::new(1, 200, 1).unwrap();
-        for (max_bytes, stay) in [(all * 4 / 3 + 4, true), (all * 4 / 3 - 4, false)] {
+        for (memory, stay) in [(all * 4 / 3 + 4, true), (all * 4 / 3 - 4, false)] {
             ct.chunks.lock().unwrap().clear();
             let options = LoaderOptions {
                 threads,
                 max_length: 1000,
-                max_bytes,
+                memory,
                 ..LoaderOptions::default()
             };
             let mut loader = loader(vec![subject("a", &[&ct, &label])], &plan, &options);
@@ -355,7 +355,7 @@ fn where_all_chunks_fit_each_is_decoded_once_an_epoch() {
                 let (complete, begun) = loader.stats().fill;
                 most = most.max(complete + begun);
             }
-            let room = if stay { max_bytes - all } else { max_bytes };
+            let room = if stay { memory - all } else { memory };
             assert!(most as u64 <= (room / patch).max(1), "{most} patches");
             let read = ct.chunks.lock().unwrap();
             let distinct: BTreeSet<_> = read.iter().collect();
@@ -618,7 +618,7 @@ fn the_buffer_never_holds_more_than_it_may() {
     let bytes = 2 * 4 * Region::whole(PATCH).voxels();
     let options = LoaderOptions {
         max_length: 100,
-        max_bytes: 4 * bytes,
+        memory: 4 * bytes,
         ..options
     };
     let mut small = self::loader(three(Manner::Slow), &plan, &options);

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::format::{self, Storage, excerpt};
 use super::options::setters;
-use super::replace::Replace;
+use super::overwrite::Overwrite;
 use super::{Format, Layout, Pyramid, VolumeMut, flat, partial, space, staged, zarr};
 use crate::error::{Error, Result};
 use crate::region::Shape;
@@ -18,7 +18,7 @@ use crate::region::Shape;
 ///     .with_chunk([64; 3])
 ///     .with_shard(None)
 ///     .with_codec(Codec::Gzip);
-/// assert_eq!(options.level, None);
+/// assert_eq!(options.clevel, None);
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -30,14 +30,14 @@ pub struct CreateOptions {
     /// How chunks are compressed; only for Zarr.
     pub codec: Codec,
     /// The compression level; `None` for the codec's default.
-    pub level: Option<u8>,
+    pub clevel: Option<u8>,
     /// The Zarr version.
-    pub format: ZarrVersion,
+    pub zarr: ZarrVersion,
     /// The coarser levels that are written with the volume; only for Zarr.
     pub pyramid: Option<Pyramid>,
     /// `true` to replace an output of this name: a file by a file of its format, a Zarr array or
     /// group by Zarr. Nothing else is ever replaced.
-    pub replace: bool,
+    pub overwrite: bool,
 }
 
 impl Default for CreateOptions {
@@ -46,10 +46,10 @@ impl Default for CreateOptions {
             chunk: [32; 3],
             shard: Some([128; 3]),
             codec: Codec::Zstd,
-            level: None,
-            format: ZarrVersion::V3,
+            clevel: None,
+            zarr: ZarrVersion::V3,
             pyramid: None,
-            replace: false,
+            overwrite: false,
         }
     }
 }
@@ -61,7 +61,7 @@ impl CreateOptions {
         Self {
             chunk: [64; 3],
             shard: None,
-            format: ZarrVersion::V2,
+            zarr: ZarrVersion::V2,
             ..Self::default()
         }
     }
@@ -74,13 +74,13 @@ impl CreateOptions {
         /// Sets the codec.
         with_codec(codec: Codec);
         /// Sets the compression level.
-        with_level(level: Option<u8>);
+        with_clevel(clevel: Option<u8>);
         /// Sets the Zarr version.
-        with_format(format: ZarrVersion);
+        with_zarr(zarr: ZarrVersion);
         /// Sets the coarser levels.
         with_pyramid(pyramid: Option<Pyramid>);
         /// Sets if an output of the same name may be replaced.
-        with_replace(replace: bool);
+        with_overwrite(overwrite: bool);
     }
 }
 
@@ -120,7 +120,7 @@ pub enum Codec {
 ///
 /// # Errors
 ///
-/// [`Error::Exists`] if something has that name, [`Error::NotReplaceable`] if it may not be
+/// [`Error::Exists`] if something has that name, [`Error::NotOverwritable`] if it may not be
 /// replaced, [`Error::InvalidArgument`] if chunks and shards do not fit each other, [`Error::Unsupported`] if the format cannot hold the volume,
 /// [`Error::NoSpace`] if it cannot even be begun on its disk (see [`disk_space`](super::disk_space)), and
 /// [`Error::Io`] if the folder cannot be written.
@@ -144,7 +144,7 @@ pub fn create(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<B
 ///
 /// As [`create`], if something has the name.
 pub fn check_name(layout: &Layout, options: &CreateOptions) -> Result<()> {
-    Replace::by(layout, options.replace)?.check(&layout.path)
+    Overwrite::by(layout, options.overwrite)?.check(&layout.path)
 }
 
 /// Returns the layout of the output that [`create`] would create: format, codecs and chunks.

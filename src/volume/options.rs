@@ -24,7 +24,7 @@ pub(super) use setters;
 ///
 /// let options = OpenOptions::default()
 ///     .with_level(1)
-///     .with_missing(MissingChunks::Error);
+///     .with_missing_chunks(MissingChunks::Error);
 /// assert!(options.open("missing.zarr").is_err());
 /// ```
 #[derive(Clone, Debug)]
@@ -36,12 +36,12 @@ pub struct OpenOptions {
     /// known header; without it, a headerless file needs a JSON sidecar.
     pub raw: Option<RawSpec>,
     /// How to treat chunks that have no file; only for Zarr.
-    pub missing: MissingChunks,
+    pub missing_chunks: MissingChunks,
     /// `false` to refuse codecs that hostile data could exploit (such as blosc) and symbolic links
     /// in the folder; only for Zarr.
     pub trusted: bool,
     /// How to read uncompressed flat files.
-    pub io: ReadMethod,
+    pub read_method: ReadMethod,
     /// `true` to allow headers that name a file of voxels outside their own folder. It must be a
     /// regular file in any case.
     pub allow_external: bool,
@@ -54,9 +54,9 @@ impl Default for OpenOptions {
         Self {
             level: 0,
             raw: None,
-            missing: MissingChunks::Fill,
+            missing_chunks: MissingChunks::Fill,
             trusted: true,
-            io: ReadMethod::Auto,
+            read_method: ReadMethod::Auto,
             allow_external: false,
             values: Values::Real,
         }
@@ -70,11 +70,11 @@ impl OpenOptions {
         /// Sets the layout of a headerless file.
         with_raw(raw: Option<RawSpec>);
         /// Sets how chunks without a file are treated.
-        with_missing(missing: MissingChunks);
+        with_missing_chunks(missing_chunks: MissingChunks);
         /// Sets if unsafe codecs and symbolic links are allowed.
         with_trusted(trusted: bool);
         /// Sets how uncompressed flat files are read.
-        with_io(io: ReadMethod);
+        with_read_method(read_method: ReadMethod);
         /// Sets if headers may name files outside their folder.
         with_allow_external(allow_external: bool);
         /// Sets the values that voxels have.

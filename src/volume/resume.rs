@@ -18,7 +18,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::region::Region;
-use crate::threads::threads;
+use crate::threads::{DEFAULT_MEMORY, threads};
 
 /// Options for a resumable output.
 #[derive(Clone, Debug)]
@@ -52,7 +52,7 @@ impl Default for ResumeOptions {
             owned: None,
             durability: Durability::None,
             threads: threads(),
-            memory: 256 << 20,
+            memory: DEFAULT_MEMORY,
             group: Vec::new(),
         }
     }
@@ -177,7 +177,7 @@ impl VolumeMut for Resumable {
 ///
 /// # Errors
 ///
-/// [`Error::MissingChunks`] if one is not complete, [`Error::Exists`] or [`Error::NotReplaceable`] if
+/// [`Error::MissingChunks`] if one is not complete, [`Error::Exists`] or [`Error::NotOverwritable`] if
 /// something took its name meanwhile, [`Error::Io`] if the disk refuses.
 pub fn finish_all(outputs: Vec<Resumable>) -> Result<()> {
     let growing = outputs.into_iter().filter_map(|output| match output.0 {

@@ -181,7 +181,7 @@ mod tests {
             ..usual.clone()
         };
         let v2 = CreateOptions {
-            format: ZarrVersion::V2,
+            zarr: ZarrVersion::V2,
             ..whole_files.clone()
         };
         for (n, options) in [usual.clone(), whole_files, v2].into_iter().enumerate() {

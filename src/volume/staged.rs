@@ -7,7 +7,7 @@
 //! belongs to all of the new output or to what had it before.
 //!
 //! What had the name before is removed only if it is an output of the same kind
-//! (see [`replace`](super::replace)); anything else keeps its name.
+//! (see [`overwrite`](super::overwrite)); anything else keeps its name.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
@@ -19,7 +19,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use tempfile::{Builder, NamedTempFile};
 
-use super::replace::{Replace, bare};
+use super::overwrite::{Overwrite, bare};
 use super::sweep::Scratch;
 use crate::error::{Error, Result};
 
@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 pub struct StagedFolder {
     folder: Scratch,
     target: PathBuf,
-    replace: Replace,
+    overwrite: Overwrite,
 }
 
 /// A file that will be called `target`; removed if it is dropped unfinished.
@@ -36,7 +36,7 @@ pub struct StagedFolder {
 pub struct StagedFile {
     file: NamedTempFile,
     target: PathBuf,
-    replace: Replace,
+    overwrite: Overwrite,
 }
 
 impl StagedFolder {
@@ -45,8 +45,8 @@ impl StagedFolder {
     /// # Errors
     ///
     /// As [`StagedFile::new`].
-    pub fn new(target: &Path, replace: Replace) -> Result<Self> {
-        replace.check(target)?;
+    pub fn new(target: &Path, overwrite: Overwrite) -> Result<Self> {
+        overwrite.check(target)?;
         let (parent, prefix) = place(target)?;
         let folder = Builder::new()
             .prefix(&prefix)
@@ -58,7 +58,7 @@ impl StagedFolder {
         Ok(Self {
             folder,
             target: bare(target),
-            replace,
+            overwrite,
         })
     }
 
@@ -72,14 +72,14 @@ impl StagedFolder {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] if the disk refuses, [`Error::Exists`] or [`Error::NotReplaceable`] if
+    /// [`Error::Io`] if the disk refuses, [`Error::Exists`] or [`Error::NotOverwritable`] if
     /// something took the name meanwhile.
     pub fn finish(self) -> Result<()> {
         let staged = self.folder.path().to_path_buf();
         let parent = open_parent(&self.target)?;
         sync_folder(&staged, &self.target)?;
         let own = inode(&staged);
-        match take_name(&staged, &self.target, self.replace) {
+        match take_name(&staged, &self.target, self.overwrite) {
             Err(error) => {
                 if inode(&staged) != own {
                     // What has the hidden name is neither ours nor may be removed.
@@ -106,10 +106,10 @@ impl StagedFile {
     /// # Errors
     ///
     /// [`Error::Exists`] if something has that name and may not be replaced,
-    /// [`Error::NotReplaceable`] if it is not what `replace` allows, and [`Error::Io`] if the
+    /// [`Error::NotOverwritable`] if it is not what `overwrite` allows, and [`Error::Io`] if the
     /// folder cannot be written.
-    pub fn new(target: &Path, replace: Replace) -> Result<Self> {
-        replace.check(target)?;
+    pub fn new(target: &Path, overwrite: Overwrite) -> Result<Self> {
+        overwrite.check(target)?;
         let (parent, prefix) = place(target)?;
         let file = Builder::new()
             .prefix(&prefix)
@@ -120,7 +120,7 @@ impl StagedFile {
         Ok(Self {
             file,
             target: bare(target),
-            replace,
+            overwrite,
         })
     }
 
@@ -139,7 +139,7 @@ impl StagedFile {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] if the disk refuses, [`Error::Exists`] or [`Error::NotReplaceable`] if
+    /// [`Error::Io`] if the disk refuses, [`Error::Exists`] or [`Error::NotOverwritable`] if
     /// something took the name meanwhile.
     pub fn finish(self) -> Result<()> {
         let folder = open_parent(&self.target)?;
@@ -150,7 +150,7 @@ impl StagedFile {
         let mut staged = self.file.into_temp_path();
         let (own, hidden) = (inode(&staged), staged.to_path_buf());
         staged.disable_cleanup(true);
-        let taken = take_name(&staged, &self.target, self.replace);
+        let taken = take_name(&staged, &self.target, self.overwrite);
         staged.disable_cleanup(taken.is_err() && inode(&staged) != own);
         let taken = taken?;
         if let Taken::Free = taken {
@@ -167,10 +167,10 @@ impl StagedFile {
 }
 
 /// Makes what the folder `staged` holds durable and renames it to `target`.
-pub(super) fn publish(staged: &Path, target: &Path, replace: Replace) -> Result<Taken> {
+pub(super) fn publish(staged: &Path, target: &Path, overwrite: Overwrite) -> Result<Taken> {
     let folder = open_parent(target)?;
     sync_folder(staged, target)?;
-    let taken = take_name(staged, target, replace)?;
+    let taken = take_name(staged, target, overwrite)?;
     sync_parent(&folder, target)?;
     Ok(taken)
 }
@@ -206,8 +206,8 @@ pub(super) enum Taken {
 }
 
 /// Renames `staged` to `target`, in one step where the file system can: at every moment one of the
-/// two has the name. Only what `replace` allows loses it.
-fn take_name(staged: &Path, target: &Path, replace: Replace) -> Result<Taken> {
+/// two has the name. Only what `overwrite` allows loses it.
+fn take_name(staged: &Path, target: &Path, overwrite: Overwrite) -> Result<Taken> {
     let failed = || Error::io("finish", target);
     let mut tries = 3;
     loop {
@@ -215,7 +215,7 @@ fn take_name(staged: &Path, target: &Path, replace: Replace) -> Result<Taken> {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && tries > 0 => tries -= 1,
             taken => return taken.map(|()| Taken::Free).map_err(failed()),
         }
-        replace.check_at(target, target)?;
+        overwrite.check_at(target, target)?;
         match exchange(staged, target) {
             // What had the name has lost it just now: then it is free.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -223,7 +223,7 @@ fn take_name(staged: &Path, target: &Path, replace: Replace) -> Result<Taken> {
             taken => return taken.map_err(failed()),
         }
         // Something else may have had the name by then.
-        return match replace.check_at(staged, target) {
+        return match overwrite.check_at(staged, target) {
             Ok(()) => Ok(Taken::Exchanged),
             Err(error) => {
                 exchange(staged, target).map_err(Error::io("give its name back to", target))?;
@@ -325,17 +325,17 @@ fn sync_parent(folder: &File, target: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
-    use super::super::replace::{FileKind, FolderKind};
+    use super::super::overwrite::{FileKind, FolderKind};
 
-    const NEVER: Replace = Replace::Nothing;
+    const NEVER: Overwrite = Overwrite::Nothing;
 
     /// Folders that hold nothing but `old` and `new`.
-    const OURS: Replace = Replace::Folder(FolderKind {
+    const OURS: Overwrite = Overwrite::Folder(FolderKind {
         name: "a folder of ours",
         foreign: |folder| {
             let mut all = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
             let other = all.find(|entry| entry.file_name() != "old" && entry.file_name() != "new");
-            Ok(other.map(|entry| super::super::replace::UnexpectedEntry::new(entry.path())))
+            Ok(other.map(|entry| super::super::overwrite::UnexpectedEntry::new(entry.path())))
         },
     });
 
@@ -406,7 +406,7 @@ mod tests {
         fs::write(target.join("notes.txt"), b"theirs").unwrap();
         let refused = staged.finish();
         assert!(
-            matches!(refused, Err(Error::NotReplaceable { .. })),
+            matches!(refused, Err(Error::NotOverwritable { .. })),
             "{refused:?}"
         );
         assert_eq!(names(&target), ["notes.txt"]);
@@ -423,15 +423,18 @@ mod tests {
             recognizes: |head| head != b"theirs",
         };
         fs::write(&target, b"ours").unwrap();
-        let staged = StagedFile::new(&target, Replace::File(file)).unwrap();
+        let staged = StagedFile::new(&target, Overwrite::File(file)).unwrap();
         fs::write(&target, b"theirs").unwrap();
         let path = staged.file.path().to_path_buf();
         // As if it had been exchanged already: it is looked at where it is now.
         assert!(matches!(exchange(&path, &target), Ok(Taken::Exchanged)));
-        let refused = Replace::File(file).check_at(&path, &target).unwrap_err();
+        let refused = Overwrite::File(file).check_at(&path, &target).unwrap_err();
         assert!(refused.to_string().starts_with(target.to_str().unwrap()));
         assert!(matches!(exchange(&path, &target), Ok(Taken::Exchanged)));
-        assert!(matches!(staged.finish(), Err(Error::NotReplaceable { .. })));
+        assert!(matches!(
+            staged.finish(),
+            Err(Error::NotOverwritable { .. })
+        ));
         assert_eq!(fs::read(&target).unwrap(), b"theirs");
         assert_eq!(names(dir.path()), ["out.npy"]);
     }
@@ -441,9 +444,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("theirs")).unwrap();
         std::os::unix::fs::symlink(dir.path().join("theirs"), dir.path().join("link")).unwrap();
-        let refused = StagedFolder::new(&dir.path().join("link/"), FolderKind::ZARR.replaced(true));
+        let refused =
+            StagedFolder::new(&dir.path().join("link/"), FolderKind::ZARR.overwrite(true));
         assert!(
-            matches!(refused, Err(Error::NotReplaceable { .. })),
+            matches!(refused, Err(Error::NotOverwritable { .. })),
             "{refused:?}"
         );
     }
@@ -475,7 +479,7 @@ mod tests {
         std::os::unix::fs::symlink(dir.path().join("elsewhere"), &link).unwrap();
         assert!(matches!(
             StagedFile::new(&link, NEVER),
-            Err(Error::NotReplaceable { .. })
+            Err(Error::NotOverwritable { .. })
         ));
         assert!(matches!(
             StagedFile::new(&dir.path().join("no/out.npy"), NEVER),

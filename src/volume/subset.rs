@@ -45,7 +45,7 @@ impl From<Range<u64>> for IndexRange {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Subset {
     /// Time points.
-    pub times: Option<IndexRange>,
+    pub time: Option<IndexRange>,
     /// Channels; of the chosen time points, where there are some.
     pub channels: Option<IndexRange>,
     /// Voxels along z, y, x.
@@ -71,7 +71,7 @@ impl Subset {
     /// As [`of`](Self::of).
     pub fn channels_of(&self, volume: Arc<dyn Volume>) -> Result<Arc<dyn Volume>> {
         let mut chosen = 0..volume.layout().channels;
-        if let Some(times) = self.times {
+        if let Some(times) = self.time {
             let points = volume.time_points().unwrap_or(0);
             let times = times.of(points);
             chosen = volume.channels_at(times.clone())?;
@@ -217,7 +217,7 @@ mod tests {
                     Some([span(3, 4), span(0, 1), span(5, 6)]),
                 ] {
                     let choice = Subset {
-                        times,
+                        time: times,
                         channels,
                         region,
                     };
@@ -259,7 +259,7 @@ mod tests {
         let of = |choice: Subset| choice.of(Arc::clone(&volume)).map(|_| ());
         let times = |times| {
             of(Subset {
-                times: Some(times),
+                time: Some(times),
                 ..Subset::default()
             })
         };
@@ -299,7 +299,7 @@ mod tests {
         }
         // Only two channels at one time.
         let both = Subset {
-            times: Some(IndexRange::one(0)),
+            time: Some(IndexRange::one(0)),
             channels: Some(IndexRange::one(2)),
             region: None,
         };
@@ -331,7 +331,7 @@ mod tests {
         let plain: Arc<dyn Volume> =
             Arc::new(MemoryVolume::zeros(Layout::new([2; 3], 2, DType::U8)).unwrap());
         let times = Subset {
-            times: Some(IndexRange::one(0)),
+            time: Some(IndexRange::one(0)),
             ..Subset::default()
         };
         assert!(matches!(times.of(plain), Err(Error::NoTime { .. })));

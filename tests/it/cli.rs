@@ -127,20 +127,35 @@ fn a_target_that_exists_is_kept_unless_it_may_go() {
     );
     for args in [
         &["convert", &source, &target][..],
-        &["infer", &source, &target, "--patch", "8", "--overlap", "4"],
+        &[
+            "infer",
+            &source,
+            &target,
+            "--patch-size",
+            "8",
+            "--overlap",
+            "4",
+        ],
         &["preview", &source, &target],
         &[
-            "sample", &source, "--patch", "8", "--count", "2", "--out", &target,
+            "sample",
+            &source,
+            "--patch-size",
+            "8",
+            "--samples-per-subject",
+            "2",
+            "--out",
+            &target,
         ],
     ] {
         let line = fails(args);
         assert!(
-            line.contains("out.zarr exists already") && line.contains("--force"),
+            line.contains("out.zarr exists already") && line.contains("--overwrite"),
             "{line}"
         );
     }
     assert_eq!(voxels(&target).as_slice::<u8>().expect("u8"), [7; 512]);
-    succeeds(&["convert", &source, &target, "--force"]);
+    succeeds(&["convert", &source, &target, "--overwrite"]);
     assert_eq!(voxels(&target), voxels(&source));
     assert_eq!(names(place.path()), ["in.zarr", "out.zarr"]);
 }
@@ -177,9 +192,9 @@ fn sample_writes_the_same_patches_for_any_number_of_threads() {
         let mut args = vec![
             "sample",
             &source,
-            "--patch",
+            "--patch-size",
             "3,4,5",
-            "--count",
+            "--samples-per-subject",
             "50",
             "--out",
             &out,
@@ -233,7 +248,7 @@ fn infer_gives_the_volume_back_and_says_what_it_did() {
             "infer",
             &source,
             &target,
-            "--patch",
+            "--patch-size",
             "10,12,9",
             "--overlap",
             "4,6,3",
@@ -262,7 +277,7 @@ fn infer_gives_the_volume_back_and_says_what_it_did() {
         "infer",
         &source,
         &labels,
-        "--patch",
+        "--patch-size",
         "8",
         "--overlap",
         "0",
@@ -417,12 +432,12 @@ fn wrong_usage_ends_with_2() {
         &["convert", &source, &out, "--codec", "zip"],
         &["convert", &source, &out, "--dtype", "float33"],
         &["convert", &source, &out, "--threads", "0"],
-        &["infer", &source, &out, "--patch", "8"],
+        &["infer", &source, &out, "--overlap", "4"],
         &[
             "infer",
             &source,
             &out,
-            "--patch",
+            "--patch-size",
             "8",
             "--overlap",
             "4",
@@ -433,7 +448,7 @@ fn wrong_usage_ends_with_2() {
             "infer",
             &source,
             &out,
-            "--patch",
+            "--patch-size",
             "8",
             "--overlap",
             "4",
@@ -475,7 +490,7 @@ fn patches_models_and_memory_that_cannot_be_are_named_and_leave_nothing() {
             "infer",
             &source,
             &out,
-            "--patch",
+            "--patch-size",
             patch,
             "--overlap",
             overlap,
@@ -488,7 +503,14 @@ fn patches_models_and_memory_that_cannot_be_are_named_and_leave_nothing() {
         ("8", &["--memory", "4000"], "memory limit of 4000 bytes"),
     ] {
         let mut args = vec![
-            "sample", &source, "--patch", patch, "--count", "1", "--out", &out,
+            "sample",
+            &source,
+            "--patch-size",
+            patch,
+            "--samples-per-subject",
+            "1",
+            "--out",
+            &out,
         ];
         args.extend(more);
         is_named(&place, &args, named);
@@ -501,7 +523,14 @@ fn outputs_that_cannot_be_are_named_and_leave_nothing() {
     let (source, out) = (place.small("in.zarr"), place.at("out.zarr"));
     let inside = place.at("in.zarr/new.zarr");
     let sample = [
-        "sample", &source, "--patch", "8", "--count", "1", "--force", "--out",
+        "sample",
+        &source,
+        "--patch-size",
+        "8",
+        "--samples-per-subject",
+        "1",
+        "--overwrite",
+        "--out",
     ];
     let both = [&sample[..], &[&out, "--locations", &out]].concat();
     for (args, named) in [
@@ -511,7 +540,7 @@ fn outputs_that_cannot_be_are_named_and_leave_nothing() {
         ),
         (&both, "both"),
         (
-            &["convert", &source, &source, "--force"],
+            &["convert", &source, &source, "--overwrite"],
             "it is, contains or is inside",
         ),
         (
@@ -592,7 +621,7 @@ fn flat_files_that_are_cut_short_or_lie_are_refused() {
                     "infer",
                     &cut,
                     &place.at("out.zarr"),
-                    "--patch",
+                    "--patch-size",
                     "8",
                     "--overlap",
                     "4",
@@ -686,9 +715,9 @@ fn documents_that_lie_are_refused() {
             &[
                 "sample",
                 &path,
-                "--patch",
+                "--patch-size",
                 "4",
-                "--count",
+                "--samples-per-subject",
                 "1",
                 "--out",
                 &place.at("out.npy"),
@@ -718,7 +747,7 @@ fn a_damaged_chunk_is_named_and_stops_everything() {
             "infer",
             &path,
             &place.at("out.zarr"),
-            "--patch",
+            "--patch-size",
             "8",
             "--overlap",
             "4",
@@ -726,9 +755,9 @@ fn a_damaged_chunk_is_named_and_stops_everything() {
         &[
             "sample",
             &path,
-            "--patch",
+            "--patch-size",
             "20,24,28",
-            "--count",
+            "--samples-per-subject",
             "1",
             "--out",
             &place.at("out.npy"),
@@ -752,7 +781,7 @@ fn a_folder_that_cannot_be_written_is_named() {
             "infer",
             &source,
             "/proc/out.zarr",
-            "--patch",
+            "--patch-size",
             "8",
             "--overlap",
             "4",
@@ -760,9 +789,9 @@ fn a_folder_that_cannot_be_written_is_named() {
         &[
             "sample",
             &source,
-            "--patch",
+            "--patch-size",
             "4",
-            "--count",
+            "--samples-per-subject",
             "1",
             "--out",
             "/proc/out.npy",
@@ -780,9 +809,9 @@ fn a_folder_that_cannot_be_written_is_named() {
     fails(&[
         "sample",
         &source,
-        "--patch",
+        "--patch-size",
         "4",
-        "--count",
+        "--samples-per-subject",
         "1",
         "--out",
         &out,
@@ -855,7 +884,7 @@ fn a_full_disk_is_an_error_and_leaves_nothing() {
             "infer",
             &source,
             &at("out.zarr"),
-            "--patch",
+            "--patch-size",
             "32",
             "--overlap",
             "8",
@@ -863,9 +892,9 @@ fn a_full_disk_is_an_error_and_leaves_nothing() {
         &[
             "sample",
             &source,
-            "--patch",
+            "--patch-size",
             "32",
-            "--count",
+            "--samples-per-subject",
             "9",
             "--out",
             &at("out.npy"),
@@ -873,9 +902,9 @@ fn a_full_disk_is_an_error_and_leaves_nothing() {
         &[
             "sample",
             &source,
-            "--patch",
+            "--patch-size",
             "32",
-            "--count",
+            "--samples-per-subject",
             "9",
             "--out",
             &at("out.zarr"),
@@ -883,9 +912,9 @@ fn a_full_disk_is_an_error_and_leaves_nothing() {
         &[
             "sample",
             &source,
-            "--patch",
+            "--patch-size",
             "32",
-            "--count",
+            "--samples-per-subject",
             "9",
             "--out",
             &at("out/"),
@@ -957,7 +986,7 @@ fn sigterm_ends_infer_and_sample_with_143_and_nothing_left() {
             "infer",
             &source,
             &place.at("out.zarr"),
-            "--patch",
+            "--patch-size",
             "24",
             "--overlap",
             "23",
@@ -965,9 +994,9 @@ fn sigterm_ends_infer_and_sample_with_143_and_nothing_left() {
         &[
             "sample",
             &source,
-            "--patch",
+            "--patch-size",
             "40",
-            "--count",
+            "--samples-per-subject",
             "100000",
             "--out",
             &place.at("out.npy"),
@@ -997,7 +1026,7 @@ fn a_run_that_can_be_gone_on_with_is_kept_when_it_is_stopped() {
             "infer",
             &source,
             &target,
-            "--patch",
+            "--patch-size",
             "24",
             "--overlap",
             overlap,

@@ -126,7 +126,7 @@ fn a_mask_on_any_axes_predicts_the_patches_that_it_covers() {
                     "infer",
                     &source,
                     &out,
-                    "--patch",
+                    "--patch-size",
                     "4",
                     "--overlap",
                     "0",
@@ -134,7 +134,7 @@ fn a_mask_on_any_axes_predicts_the_patches_that_it_covers() {
                     &mask,
                     "--fill",
                     "-1",
-                    "--force",
+                    "--overwrite",
                 ]);
                 assert_eq!(told["patches"], 2 * 2, "{n} {k} {mask}");
                 let found = voxels(&out);
@@ -161,13 +161,13 @@ fn labels_on_any_axes_are_drawn_where_they_lie() {
                     &source,
                     way,
                     &labels,
-                    "--patch",
+                    "--patch-size",
                     "1",
-                    "--count",
+                    "--samples-per-subject",
                     "40",
                     "--locations",
                     &csv,
-                    "--force",
+                    "--overwrite",
                 ]);
                 assert_eq!(told["patches"], 40);
                 let lines = fs::read_to_string(&csv).expect("locations");
@@ -196,7 +196,14 @@ fn an_overlay_on_any_axes_gives_the_same_picture() {
     let source = save(&place, "image.nii", number, (SHAPE, AFFINE), PLAIN);
     let picture = |overlay: &str, out: &str| {
         let out = place.at(out);
-        let mut words = vec!["preview", &source, &out, "--overlay", overlay, "--force"];
+        let mut words = vec![
+            "preview",
+            &source,
+            &out,
+            "--overlay",
+            overlay,
+            "--overwrite",
+        ];
         words.extend(at);
         let told = json(&words);
         assert_eq!(told["labels_shown"], 1);
@@ -255,7 +262,7 @@ fn what_lies_elsewhere_is_refused_by_every_command_with_the_numbers() {
                 "infer",
                 &source,
                 &zarr,
-                "--patch",
+                "--patch-size",
                 "4",
                 "--overlap",
                 "0",
@@ -263,14 +270,21 @@ fn what_lies_elsewhere_is_refused_by_every_command_with_the_numbers() {
                 &other,
             ],
             vec![
-                "sample", &source, "--patch", "1", "--count", "1", "--labels", &other,
+                "sample",
+                &source,
+                "--patch-size",
+                "1",
+                "--samples-per-subject",
+                "1",
+                "--labels",
+                &other,
             ],
             vec![
                 "sample",
                 &source,
-                "--patch",
+                "--patch-size",
                 "1",
-                "--count",
+                "--samples-per-subject",
                 "1",
                 "--weights",
                 &other,
@@ -285,7 +299,7 @@ fn what_lies_elsewhere_is_refused_by_every_command_with_the_numbers() {
     for (by, more) in [(0.002, &[][..]), (0.3, &["--tolerance", "0.2"])] {
         let near = save(&place, "near.nii", mask, (SHAPE, moved(by)), PLAIN);
         let out = place.at("near.png");
-        let mut words = vec!["preview", &source, &out, "--overlay", &near, "--force"];
+        let mut words = vec!["preview", &source, &out, "--overlay", &near, "--overwrite"];
         words.extend(more);
         succeeds(&words);
         fs::remove_file(&near).expect("ours");
@@ -305,11 +319,11 @@ fn shapes_are_enough_only_where_nothing_is_known_or_it_is_said() {
             "infer",
             source,
             &out,
-            "--patch",
+            "--patch-size",
             "4",
             "--overlap",
             "0",
-            "--force",
+            "--overwrite",
         ];
         let mut words = words.to_vec();
         words.extend(["--mask", mask]);
@@ -381,7 +395,7 @@ fn value(time: u16, channel: u16, at: [u16; 3]) -> u16 {
 
 /// The words with a time point, a channel and a box.
 fn chosen(words: &[&str]) -> Vec<String> {
-    let flags = ["--time", "1", "--channel", "1", "--box", "1:4,:5,2:"];
+    let flags = ["--time", "1", "--channels", "1", "--box", "1:4,:5,2:"];
     let all = words.iter().chain(&flags);
     all.map(ToString::to_string).collect()
 }
@@ -418,7 +432,7 @@ fn a_time_point_a_channel_and_a_box_are_taken_by_every_command() {
         "infer",
         &source,
         &predicted,
-        "--patch",
+        "--patch-size",
         "3",
         "--overlap",
         "1",
@@ -471,9 +485,9 @@ fn maps_and_masks_of_the_whole_or_of_the_box_go_with_a_box() {
         let run = [
             "sample",
             &source,
-            "--patch",
+            "--patch-size",
             "1",
-            "--count",
+            "--samples-per-subject",
             "4",
             "--out",
             &patches,
@@ -481,7 +495,7 @@ fn maps_and_masks_of_the_whole_or_of_the_box_go_with_a_box() {
             map,
             "--label-channel",
             "1",
-            "--force",
+            "--overwrite",
         ];
         succeeds(&words(&chosen(&run)));
         let found = voxels(&patches);
@@ -492,9 +506,9 @@ fn maps_and_masks_of_the_whole_or_of_the_box_go_with_a_box() {
         let line = fails(&words(&chosen(&[
             "sample",
             &source,
-            "--patch",
+            "--patch-size",
             "1",
-            "--count",
+            "--samples-per-subject",
             "4",
             "--labels",
             map,
@@ -507,18 +521,18 @@ fn maps_and_masks_of_the_whole_or_of_the_box_go_with_a_box() {
     for map in &maps {
         let masked = place.at("masked.nii");
         let mask = map.replace(".nii", "_mask.nii");
-        succeeds(&["convert", map, &mask, "--channel", "1", "--force"]);
+        succeeds(&["convert", map, &mask, "--channels", "1", "--overwrite"]);
         let run = [
             "infer",
             &source,
             &masked,
-            "--patch",
+            "--patch-size",
             "1",
             "--overlap",
             "0",
             "--mask",
             &mask,
-            "--force",
+            "--overwrite",
         ];
         assert_eq!(json(&words(&chosen(&run)))["patches"], 1, "{map}");
         let found = voxels(&masked);
@@ -533,7 +547,7 @@ fn a_run_over_a_part_is_resumed_by_the_same_part_only() {
     let place = Place::new();
     let source = timed(&place);
     let run = |out: &str, more: &[&str]| {
-        let fixed = ["infer", &source, out, "--patch", "2", "--overlap", "0"];
+        let fixed = ["infer", &source, out, "--patch-size", "2", "--overlap", "0"];
         let all = [&fixed[..], &["--chunk", "2", "--shard", "none"], more].concat();
         all.into_iter().map(str::to_owned).collect::<Vec<_>>()
     };
@@ -544,10 +558,10 @@ fn a_run_over_a_part_is_resumed_by_the_same_part_only() {
     let first = json(&words(&of_part(&out, &["--part", "0/2"])));
     assert_eq!(first["whole"], false);
     for other in [
-        ["--time", "0", "--channel", "1", "--box", "1:4,:5,2:"],
-        ["--time", "1", "--channel", "0", "--box", "1:4,:5,2:"],
-        ["--time", "1", "--channel", "1", "--box", "2:5,:5,2:"],
-        ["--time", "1", "--channel", "1", "--box", "1:4,1:,2:"],
+        ["--time", "0", "--channels", "1", "--box", "1:4,:5,2:"],
+        ["--time", "1", "--channels", "0", "--box", "1:4,:5,2:"],
+        ["--time", "1", "--channels", "1", "--box", "2:5,:5,2:"],
+        ["--time", "1", "--channels", "1", "--box", "1:4,1:,2:"],
     ] {
         let more = [&["--part", "1/2"][..], &other].concat();
         fails(&words(&run(&out, &more)));
@@ -566,8 +580,23 @@ fn a_patch_that_does_not_fit_says_what_helps() {
     let source = timed(&place);
     let out = place.at("out.zarr");
     for words in [
-        &["sample", &source, "--patch", "6", "--count", "1"][..],
-        &["infer", &source, &out, "--patch", "6", "--overlap", "0"],
+        &[
+            "sample",
+            &source,
+            "--patch-size",
+            "6",
+            "--samples-per-subject",
+            "1",
+        ][..],
+        &[
+            "infer",
+            &source,
+            &out,
+            "--patch-size",
+            "6",
+            "--overlap",
+            "0",
+        ],
     ] {
         let line = fails(words);
         assert!(
@@ -583,7 +612,7 @@ fn parts_that_are_not_there_are_refused() {
     let source = timed(&place);
     for (flags, said) in [
         (["--time", "3"], "time points 3..4"),
-        (["--channel", "6"], "channels 6..7"),
+        (["--channels", "6"], "channels 6..7"),
         (["--box", "0:6,:,:"], "0..6 along z"),
         (["--box", ":,:,7:"], "7..7 along x"),
     ] {

@@ -15,7 +15,7 @@ fn infer<'a>(source: &'a str, target: &'a str, more: &[&'a str]) -> Vec<&'a str>
         "infer",
         source,
         target,
-        "--patch",
+        "--patch-size",
         "10,12,9",
         "--overlap",
         "4,6,3",
@@ -34,7 +34,7 @@ fn every_placement_and_padding_gives_the_volume_back() {
         &["--padding", "reflect", "--blend", "crop"],
         &["--padding", "constant:-1000", "--margin", "9"],
         &["--preset", "nnunet"],
-        &["--preset", "monai", "--batch", "3"],
+        &["--preset", "monai", "--batch-size", "3"],
         &["--accumulator", "f32", "--blend", "gaussian:0.2"],
     ]
     .into_iter()
@@ -51,7 +51,15 @@ fn every_placement_and_padding_gives_the_volume_back() {
 fn a_volume_smaller_than_a_patch_is_refused_unless_it_is_padded() {
     let place = Place::new();
     let (source, target) = (place.small("in.zarr"), place.at("out.zarr"));
-    let mut words = vec!["infer", &source, &target, "--patch", "32", "--overlap", "8"];
+    let mut words = vec![
+        "infer",
+        &source,
+        &target,
+        "--patch-size",
+        "32",
+        "--overlap",
+        "8",
+    ];
     let told = fails(&words);
     assert!(
         told.contains("32 voxels along z") && told.contains("20"),
@@ -161,7 +169,7 @@ fn killed_at_any_moment_a_run_is_gone_on_with_to_the_same_bytes() {
         .collect();
     place.store("in.npy", [80, 64, 64], 1, voxels);
     let flags = [
-        "--patch",
+        "--patch-size",
         "24",
         "--overlap",
         "12",
@@ -288,7 +296,7 @@ fn flags_that_make_no_sense_are_refused() {
         &["--reduce", "quantize:1"],
         &["--reduce", "median"],
         &["--preset", "caffe"],
-        &["--batch", "0"],
+        &["--batch-size", "0"],
     ] {
         is_refused(&infer(&source, &target, more));
     }

@@ -44,7 +44,15 @@ fn kill(child: &Child, signal: &str) {
 
 /// Words of a run of many patches, of a second or two.
 fn long<'a>(source: &'a str, target: &'a str) -> [&'a str; 7] {
-    ["infer", source, target, "--patch", "24", "--overlap", "22"]
+    [
+        "infer",
+        source,
+        target,
+        "--patch-size",
+        "24",
+        "--overlap",
+        "22",
+    ]
 }
 
 #[test]
@@ -136,7 +144,7 @@ fn a_file_that_grows_too_large_is_an_error_that_names_it() {
             "out.zarr",
             &[
                 "infer",
-                "--patch",
+                "--patch-size",
                 "40",
                 "--overlap",
                 "0",
@@ -161,7 +169,14 @@ fn a_file_that_grows_too_large_is_an_error_that_names_it() {
     }
     let target = place.at("patches.npy");
     let words = [
-        "sample", &source, "--patch", "16", "--count", "64", "--out", &target,
+        "sample",
+        &source,
+        "--patch-size",
+        "16",
+        "--samples-per-subject",
+        "64",
+        "--out",
+        &target,
     ];
     let output = after("ulimit -f 32", &words)
         .output()
@@ -182,8 +197,16 @@ fn too_few_file_descriptors_leave_nothing_half_written() {
     );
     let at = |name: &str| place.at(name);
     let (out, flat, folder) = (at("out.zarr"), at("out.npy"), at("out/"));
-    let infer = ["--patch", "12", "--overlap", "4", "--threads", "3"];
-    let sample = ["--patch", "8", "--count", "20", "--threads", "3", "--out"];
+    let infer = ["--patch-size", "12", "--overlap", "4", "--threads", "3"];
+    let sample = [
+        "--patch-size",
+        "8",
+        "--samples-per-subject",
+        "20",
+        "--threads",
+        "3",
+        "--out",
+    ];
     let mut all: Vec<Vec<&str>> = Vec::new();
     for source in [&zarr, &npy] {
         for target in [&out, &flat] {
@@ -294,9 +317,17 @@ fn pipes_and_devices_are_refused_wherever_a_file_is_read() {
     std::fs::remove_file(&document).expect("it is there");
     fifo(OsStr::new(&document));
     let out = place.at("out.zarr");
-    let patch = ["--patch", "8", "--count", "2"];
+    let patch = ["--patch-size", "8", "--samples-per-subject", "2"];
     let by_labels = [&["sample", &source, "--labels", &labels], &patch[..]].concat();
-    let infer = ["infer", &source, &out, "--patch", "12", "--overlap", "4"];
+    let infer = [
+        "infer",
+        &source,
+        &out,
+        "--patch-size",
+        "12",
+        "--overlap",
+        "4",
+    ];
     let (raw, mhd, nhdr) = (place.at("a.raw"), place.at("a.mhd"), place.at("a.nhdr"));
     for path in [&pipe[..], "/dev/zero", "/dev/null", "/dev/tty"] {
         for words in [
@@ -304,7 +335,7 @@ fn pipes_and_devices_are_refused_wherever_a_file_is_read() {
             &["verify", path],
             &["convert", path, &out],
             &["preview", path, &place.at("out.png")],
-            &["infer", path, &out, "--patch", "4", "--overlap", "0"],
+            &["infer", path, &out, "--patch-size", "4", "--overlap", "0"],
             &[&infer[..], &["--mask", path]].concat(),
             &["sample", &source, "--at", path],
             &[&by_labels[..], &["--index", path]].concat(),

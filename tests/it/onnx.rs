@@ -91,7 +91,7 @@ fn labels_of_a_unet_equal_its_patches_blended_by_hand() {
         "infer",
         &source,
         &target,
-        "--patch",
+        "--patch-size",
         "8",
         "--overlap",
         "4",
@@ -132,7 +132,7 @@ fn normalising_flipping_and_averaging_equal_the_same_by_hand() {
         "infer",
         &source,
         &target,
-        "--patch",
+        "--patch-size",
         "8",
         "--overlap",
         "4",
@@ -188,7 +188,15 @@ fn models_that_do_not_fit_fail_with_one_line_and_leave_nothing() {
     let before = names(place.path());
     let target = place.at("out.zarr");
     let infer = |more: &[&str]| {
-        let mut args = vec!["infer", &source, &target, "--patch", "8", "--overlap", "4"];
+        let mut args = vec![
+            "infer",
+            &source,
+            &target,
+            "--patch-size",
+            "8",
+            "--overlap",
+            "4",
+        ];
         args.extend(more);
         fails(&args)
     };
@@ -218,7 +226,15 @@ fn models_that_do_not_fit_fail_with_one_line_and_leave_nothing() {
         assert!(line.contains(told), "{args:?}: {line}");
         assert_eq!(names(place.path()), before, "{args:?}");
     }
-    let mut args = vec!["infer", &source, &target, "--patch", "8", "--overlap", "4"];
+    let mut args = vec![
+        "infer",
+        &source,
+        &target,
+        "--patch-size",
+        "8",
+        "--overlap",
+        "4",
+    ];
     args.extend(["--normalize", "ct:5,1"]);
     is_refused(&args);
 }
@@ -233,7 +249,7 @@ fn a_network_of_tissues_labels_a_scan() {
         "infer",
         &source,
         &target,
-        "--patch",
+        "--patch-size",
         "8",
         "--overlap",
         "4",

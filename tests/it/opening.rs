@@ -13,14 +13,14 @@ use crate::tool::{Place, command, is_refused, json, names, succeeds, voxels};
 fn readers(place: &Place, source: &str, round: &str) -> Vec<Vec<String>> {
     let out = |name: &str| place.at(&format!("{round}-{name}"));
     let words = |words: &[&str]| -> Vec<String> { words.iter().map(ToString::to_string).collect() };
-    let patches = ["--patch", "16", "--count", "40", "--out"];
+    let patches = ["--patch-size", "16", "--samples-per-subject", "40", "--out"];
     vec![
         words(&["convert", source, &out("converted.zarr")]),
         words(&[
             "infer",
             source,
             &out("predicted.zarr"),
-            "--patch",
+            "--patch-size",
             "8",
             "--overlap",
             "0",
@@ -72,14 +72,14 @@ fn a_chunk_without_a_file_is_fill_value_or_an_error_as_asked() {
     let place = Place::new();
     let source = place.small("in.zarr");
     fs::remove_file(Path::new(&source).join("0/c/0/0/0")).expect("the shard is there");
-    let flags = ["--missing", "error"];
+    let flags = ["--missing-chunks", "error"];
     every_command_needs_it_otherwise(&place, &source, &flags, "c/0/0/0");
     let found = voxels(&place.at("without-converted.zarr"));
     let found = found.as_slice::<i16>().expect("i16");
     assert_eq!(found[..16], [0; 16], "the fill value");
     assert_eq!(found[16], -2000 + 16);
     for words in readers(&place, &source, "fill") {
-        let (status, said) = tried(&words, &["--missing", "fill"]);
+        let (status, said) = tried(&words, &["--missing-chunks", "fill"]);
         assert_eq!(status, Some(0), "{words:?}: {said}");
     }
 }
@@ -133,7 +133,7 @@ fn voxels_outside_of_their_header_s_folder_are_read_only_as_asked() {
         "infer",
         &beside,
         &predicted,
-        "--patch",
+        "--patch-size",
         "8",
         "--overlap",
         "0",
@@ -152,7 +152,7 @@ fn maps(place: &Place, source: &str, how: &[&str]) -> bool {
         "infer",
         source,
         &target,
-        "--patch",
+        "--patch-size",
         "24",
         "--overlap",
         "23",
@@ -195,17 +195,17 @@ fn flat_files_are_mapped_or_read_as_asked() {
         .enumerate()
     {
         for words in readers(&place, &source, how) {
-            let (status, said) = tried(&words, &["--io", how]);
+            let (status, said) = tried(&words, &["--read-method", how]);
             assert_eq!(status, Some(0), "{words:?}: {said}");
         }
         let converted = voxels(&place.at(&format!("{how}-converted.zarr")));
         assert_eq!(converted, voxels(&source), "{n}");
     }
-    is_refused(&["info", &source, "--io", "both"]);
-    is_refused(&["info", &source, "--missing", "perhaps"]);
+    is_refused(&["info", &source, "--read-method", "both"]);
+    is_refused(&["info", &source, "--missing-chunks", "perhaps"]);
     let place = Place::new();
     let source = place.store("in.npy", [48; 3], 1, vec![1_u8; 48 * 48 * 48]);
-    assert!(maps(&place, &source, &["--io", "mmap"]));
-    assert!(maps(&place, &source, &["--io", "mmap-resident"]));
-    assert!(!maps(&place, &source, &["--io", "pread"]));
+    assert!(maps(&place, &source, &["--read-method", "mmap"]));
+    assert!(maps(&place, &source, &["--read-method", "mmap-resident"]));
+    assert!(!maps(&place, &source, &["--read-method", "pread"]));
 }

@@ -28,7 +28,7 @@ fn a_pyramid_is_written_with_the_volume_by_convert_and_infer() {
             "infer",
             &source,
             &predicted,
-            "--patch",
+            "--patch-size",
             "8",
             "--overlap",
             "4",
@@ -83,7 +83,14 @@ fn flat_files_of_other_programs_are_written_too() {
         assert_eq!(found["spacing"], told["spacing"], "{name}");
         let line = fails(&["convert", &source, &out]);
         assert!(line.contains("exists already"), "{line}");
-        succeeds(&["convert", &source, &out, "--force", "--dtype", "float32"]);
+        succeeds(&[
+            "convert",
+            &source,
+            &out,
+            "--overwrite",
+            "--dtype",
+            "float32",
+        ]);
         assert_eq!(json(&["info", &out])["dtype"], "float32");
     }
     assert_eq!(

@@ -104,7 +104,14 @@ fn compressed_files_are_converted_and_verified_without_a_temporary_file() {
         ] {
             for (threads, dtype) in [("4", "uint16"), ("1", "float32")] {
                 let out = place.at(target);
-                let mut args = vec!["convert", &source, &out, "--force", "--threads", threads];
+                let mut args = vec![
+                    "convert",
+                    &source,
+                    &out,
+                    "--overwrite",
+                    "--threads",
+                    threads,
+                ];
                 args.extend(["--dtype", dtype, "--memory", "8MiB"]);
                 if target.ends_with("zarr") {
                     args.extend(["--chunk", "8", "--shard", "16"]);
@@ -125,12 +132,12 @@ fn compressed_files_are_converted_and_verified_without_a_temporary_file() {
         }
         // Coarser levels are those of an uncompressed file.
         let (plain, out) = (place.at("plain.npy"), place.at("plain.zarr"));
-        succeeds(&["convert", &source, &plain, "--force"]);
+        succeeds(&["convert", &source, &plain, "--overwrite"]);
         succeeds(&[
             "convert",
             &plain,
             &out,
-            "--force",
+            "--overwrite",
             "--chunk",
             "8",
             "--shard",
@@ -150,7 +157,14 @@ fn compressed_files_are_converted_and_verified_without_a_temporary_file() {
 fn commands_that_read_at_random_need_a_temporary_file() {
     let place = Place::new();
     let source = &sources(&place)[0];
-    let sample = ["sample", source, "--patch", "8", "--count", "9"];
+    let sample = [
+        "sample",
+        source,
+        "--patch-size",
+        "8",
+        "--samples-per-subject",
+        "9",
+    ];
     let failed = without_temporary_files(&sample);
     let message = String::from_utf8_lossy(&failed.stderr);
     assert!(

@@ -91,7 +91,7 @@ fn everything(path: &Path, out: &Path) -> voxpatch::Result<Vec<u8>> {
 
     let model = builtin_model("identity")?;
     let mut target = OutputTarget::new(out);
-    target.store.replace = true;
+    target.store.overwrite = true;
     target.store.chunk = [8; 3];
     target.store.shard = Some([16; 3]);
     let options = InferenceOptions::new([12; 3])

@@ -47,7 +47,7 @@ fn no_command_takes_more_memory_than_its_dry_run_reports() {
     let lz4 = ["--codec", "blosc-lz4", "--chunk", "64", "--shard", "none"];
     succeeds(&[&["convert", &source, &zarr, "--dtype", "float32"], &lz4[..]].concat());
     let out = |n: u32, kind: &str| place.at(&format!("{n}.{kind}"));
-    let infer = ["--patch", "64", "--overlap", "16", "--threads", "3"];
+    let infer = ["--patch-size", "64", "--overlap", "16", "--threads", "3"];
     let small = ["--memory", "64MiB", "--threads", "2"];
     let pyramid = ["--pyramid", "mean"];
     for words in [
@@ -68,22 +68,36 @@ fn no_command_takes_more_memory_than_its_dry_run_reports() {
         .concat(),
         [
             &["infer", &source, &out(7, "zarr"), "--normalize", "zscore"][..],
-            &["--model", "threshold:0", "--batch", "2"],
+            &["--model", "threshold:0", "--batch-size", "2"],
             &infer,
         ]
         .concat(),
         [
-            &["sample", &zarr, "--patch", "96", "--count", "40"][..],
+            &[
+                "sample",
+                &zarr,
+                "--patch-size",
+                "96",
+                "--samples-per-subject",
+                "40",
+            ][..],
             &["--border", "pad", "--out", &out(8, "npy")],
             &small,
         ]
         .concat(),
         [
-            &["sample", &source, "--patch", "64", "--count", "60"][..],
+            &[
+                "sample",
+                &source,
+                "--patch-size",
+                "64",
+                "--samples-per-subject",
+                "60",
+            ][..],
             &[
                 "--labels",
                 &source,
-                "--shares",
+                "--label-weights",
                 "5:1",
                 "--out",
                 &out(9, "zarr"),
@@ -122,7 +136,7 @@ fn a_dry_run_over_the_largest_volume_takes_no_time() {
                 "infer",
                 &path,
                 &out,
-                "--patch",
+                "--patch-size",
                 patch,
                 "--overlap",
                 overlap,

@@ -170,9 +170,9 @@ fn patches_of_real_scans_are_the_scan_s_own_voxels() {
         json(&[
             "sample",
             &source,
-            "--patch",
+            "--patch-size",
             "16,32,32",
-            "--count",
+            "--samples-per-subject",
             "8",
             "--out",
             &out,
@@ -215,13 +215,13 @@ fn the_identity_gives_real_scans_back() {
             "infer",
             &source,
             &crop,
-            "--patch",
+            "--patch-size",
             "48,88,80",
             "--overlap",
             "20,32,8",
             "--blend",
             "crop",
-            "--force",
+            "--overwrite",
         ]);
         assert!(told["patches"].as_u64() > Some(3));
         let (a, b) = (voxels(&source), voxels(&crop));
@@ -231,7 +231,7 @@ fn the_identity_gives_real_scans_back() {
             "infer",
             &source,
             &hann,
-            "--patch",
+            "--patch-size",
             "48,88,80",
             "--overlap",
             "24,44,40",
@@ -267,7 +267,7 @@ fn previews_of_real_scans_show_their_labels() {
     ] {
         let (image, labels) = (at(&folder, image), at(&folder, labels));
         let out = place.at("out.png");
-        let mut args = vec!["preview", &image, &out, "--overlay", &labels, "--force"];
+        let mut args = vec!["preview", &image, &out, "--overlay", &labels, "--overwrite"];
         args.extend(at_voxel.iter().flat_map(|at| ["--at", at]));
         let told = json(&args);
         assert!(told["labels_shown"].as_u64() >= Some(least), "{told}");

@@ -1,4 +1,4 @@
-//! What had an output's name, and what became of it: every command, with and without `--force`.
+//! What had an output's name, and what became of it: every command, with and without `--overwrite`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -80,13 +80,13 @@ const ALL: [Had; 27] = [
     ProtectedZarr,
 ];
 
-/// A way to write an output: its name, the words before it and what `--force` lets it replace.
+/// A way to write an output: its name, the words before it and what `--overwrite` lets it replace.
 struct Way {
     what: &'static str,
     name: &'static str,
     words: Vec<String>,
     replaces: &'static [Had],
-    /// Without `--force`, too.
+    /// Without `--overwrite`, too.
     always: bool,
 }
 
@@ -103,8 +103,15 @@ fn ways(place: &Place) -> Vec<Way> {
         always: false,
     };
     let convert = ["convert", &scan, "OUT"];
-    let infer = ["infer", &scan, "OUT", "--patch", "4", "--overlap", "2"];
-    let sample = ["sample", &scan, "--patch", "2", "--count", "3"];
+    let infer = ["infer", &scan, "OUT", "--patch-size", "4", "--overlap", "2"];
+    let sample = [
+        "sample",
+        &scan,
+        "--patch-size",
+        "2",
+        "--samples-per-subject",
+        "3",
+    ];
     let with = |words: &[&'static str], more: &str| {
         let mut all: Vec<&str> = sample.to_vec();
         all.extend(words);
@@ -340,7 +347,14 @@ fn stock(place: &Place) -> PathBuf {
     // An index of another map: it is replaced, and not used.
     let other = place.store("other.npy", [6; 3], 1, vec![1_u8; 216]);
     let sample = [
-        "sample", &scan, "--patch", "2", "--count", "3", "--labels", &other,
+        "sample",
+        &scan,
+        "--patch-size",
+        "2",
+        "--samples-per-subject",
+        "3",
+        "--labels",
+        &other,
     ];
     let (csv, json, index, out) = (at("a.csv"), at("a.json"), at("a.index"), at("patches/"));
     let files = [
@@ -371,7 +385,7 @@ fn stock(place: &Place) -> PathBuf {
         "infer",
         &scan,
         &half,
-        "--patch",
+        "--patch-size",
         "4",
         "--overlap",
         "2",
@@ -401,7 +415,7 @@ fn judge(way: &Way, had: Had, force: bool, stock: &Path) -> Result<Came, String>
     let (before, own) = (census(at.path()), path.to_str().expect("UTF-8"));
     let words = way.words.iter();
     let words = words.map(|word| if word == "OUT" { own } else { word });
-    let words: Vec<&str> = words.chain(force.then_some("--force")).collect();
+    let words: Vec<&str> = words.chain(force.then_some("--overwrite")).collect();
     let (status, said) = ended(&words);
     let after = census(at.path());
     let may = had == Nothing || (force || way.always) && way.replaces.contains(&had);
@@ -447,7 +461,7 @@ fn nothing_is_replaced_but_outputs_of_the_same_kind() {
                 match judge(&way, had, force, &stock) {
                     Ok(came) => {
                         counts[came as usize] += 1;
-                        let flag = if force { " --force" } else { "" };
+                        let flag = if force { " --overwrite" } else { "" };
                         let _ = write!(table, " {had:?}{flag}: {came:?};");
                     }
                     Err(why) => drop(skipped.insert(format!("{had:?}"), why)),
@@ -484,14 +498,14 @@ fn what_takes_the_name_while_the_output_is_made_is_kept() {
                 "infer",
                 &scan,
                 &path,
-                "--patch",
+                "--patch-size",
                 "24",
                 "--overlap",
                 "16",
                 "--threads",
                 "1",
             ];
-            let more = [("--force", force), ("--resume", resume)];
+            let more = [("--overwrite", force), ("--resume", resume)];
             let more = more
                 .iter()
                 .filter(|(_, given)| *given)
@@ -546,14 +560,14 @@ fn a_model_is_an_input() {
             "infer",
             &scan,
             &target,
-            "--patch",
+            "--patch-size",
             "4",
             "--overlap",
             "2",
             "--model",
             &net,
         ];
-        let (status, said) = ended(&[&words[..], &["--force"]].concat());
+        let (status, said) = ended(&[&words[..], &["--overwrite"]].concat());
         assert_eq!(status, Some(1), "{said}");
         assert!(
             said.contains("is, contains or is inside the input") && said.contains("net.onnx"),

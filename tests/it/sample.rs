@@ -66,7 +66,7 @@ fn threads_memory_and_repetition_change_nothing_however_patches_are_drawn() {
     let (source, map) = (place.small("in.zarr"), labels(&place, "labels.zarr"));
     for ways in [
         &[][..],
-        &["--labels", &map, "--shares", "0:1,1:2,2:1"],
+        &["--labels", &map, "--label-weights", "0:1,1:2,2:1"],
         &["--weights", &map, "--border", "shift"],
         &[
             "--labels",
@@ -93,8 +93,15 @@ fn threads_memory_and_repetition_change_nothing_however_patches_are_drawn() {
         .enumerate()
         {
             let (out, csv) = (place.at(&format!("{n}.npy")), place.at(&format!("{n}.csv")));
-            let outputs = ["--out", &out, "--locations", &csv, "--force"];
-            let draws = ["--patch", "5,6,7", "--count", "120", "--seed", "3"];
+            let outputs = ["--out", &out, "--locations", &csv, "--overwrite"];
+            let draws = [
+                "--patch-size",
+                "5,6,7",
+                "--samples-per-subject",
+                "120",
+                "--seed",
+                "3",
+            ];
             let told = sample(&[&source], &[ways, load, &outputs, &draws].concat());
             assert_eq!(told["patches"], 120);
             let found = (stored(&out), places(&csv));
@@ -115,9 +122,9 @@ fn seeds_and_epochs_decide_the_draws_and_ranks_share_them() {
             place.at(&format!("{name}.csv")),
         );
         let own = [
-            "--patch",
+            "--patch-size",
             "4",
-            "--count",
+            "--samples-per-subject",
             "50",
             "--out",
             &out,
@@ -175,7 +182,14 @@ fn seeds_and_epochs_decide_the_draws_and_ranks_share_them() {
 fn the_same_patches_come_as_npy_zarr_or_nifti_in_their_place() {
     let place = Place::new();
     let source = place.store("in.zarr", [12, 13, 14], 2, ramp(12 * 13 * 14 * 2));
-    let draws = ["--patch", "3,4,5", "--count", "9", "--border", "pad"];
+    let draws = [
+        "--patch-size",
+        "3,4,5",
+        "--samples-per-subject",
+        "9",
+        "--border",
+        "pad",
+    ];
     let with = |more: &[&str]| sample(&[&source], &[&draws[..], more].concat());
     let [npy, zarr, folder, csv] = ["p.npy", "p.zarr", "p/", "p.csv"].map(|name| place.at(name));
     with(&["--out", &npy, "--locations", &csv]);
@@ -215,14 +229,14 @@ fn the_same_patches_come_as_npy_zarr_or_nifti_in_their_place() {
     // A folder of patches is replaced, any other is not.
     let line = fails(&[&["sample", &source], &draws[..], &["--out", &folder]].concat());
     assert!(line.contains("exists already"), "{line}");
-    with(&["--out", &folder, "--force", "--seed", "4"]);
+    with(&["--out", &folder, "--overwrite", "--seed", "4"]);
     let note = place.at("p/notes.txt");
     fs::write(&note, "mine").expect("it can be written");
     let line = fails(
         &[
             &["sample", &source],
             &draws[..],
-            &["--out", &folder, "--force"],
+            &["--out", &folder, "--overwrite"],
         ]
         .concat(),
     );
@@ -237,9 +251,9 @@ fn a_list_of_places_gives_the_patches_that_it_names() {
     let [npy, csv, again] = ["a.npy", "a.csv", "b.npy"].map(|name| place.at(name));
     let pad = ["--border", "pad", "--fill", "-3"];
     let draws = [
-        "--patch",
+        "--patch-size",
         "6",
-        "--count",
+        "--samples-per-subject",
         "40",
         "--out",
         &npy,
@@ -257,11 +271,18 @@ fn a_list_of_places_gives_the_patches_that_it_names() {
     assert!(outside, "some of 40 hang over");
     let line = fails(&["sample", &source, "--at", &csv]);
     assert!(line.contains("reaches outside"), "{line}");
-    let few = ["--at", &csv, "--count", "3"];
+    let few = ["--at", &csv, "--samples-per-subject", "3"];
     assert_eq!(sample(&[&source], &[&few[..], &pad].concat())["patches"], 3);
     let line = fails(
         &[
-            &["sample", &source, "--at", &csv, "--count", "41"],
+            &[
+                "sample",
+                &source,
+                "--at",
+                &csv,
+                "--samples-per-subject",
+                "41",
+            ],
             &pad[..],
         ]
         .concat(),
@@ -298,11 +319,11 @@ fn centres_have_the_labels_in_their_shares_and_missing_labels_are_told() {
     let csv = place.at("a.csv");
     let drawn = |more: &[&str]| {
         let own = [
-            "--patch",
+            "--patch-size",
             "3",
-            "--count",
+            "--samples-per-subject",
             "4000",
-            "--force",
+            "--overwrite",
             "--locations",
             &csv,
             "--border",
@@ -324,7 +345,7 @@ fn centres_have_the_labels_in_their_shares_and_missing_labels_are_told() {
         let deviation = (4000.0 * shard * (1.0 - shard)).sqrt();
         (f64::from(found) - 4000.0 * shard).abs() < 4.9 * deviation
     };
-    let (told, counts) = drawn(&["--shares", "1:1,2:3,9:5"]);
+    let (told, counts) = drawn(&["--label-weights", "1:1,2:3,9:5"]);
     assert_eq!(
         told["absent_labels"],
         json!([{"input": source, "labels": ["9"]}])
@@ -335,9 +356,9 @@ fn centres_have_the_labels_in_their_shares_and_missing_labels_are_told() {
     );
     let (_, counts) = drawn(&[]);
     assert!(!counts.contains_key(&0), "{counts:?}");
-    let (_, counts) = drawn(&["--shares", "0:1,2:1"]);
+    let (_, counts) = drawn(&["--label-weights", "0:1,2:1"]);
     assert!(near(counts[&2], 0.5) && near(counts[&0], 0.5), "{counts:?}");
-    let (_, counts) = drawn(&["--mix", "uniform:3,labels:1", "--shares", "2:1"]);
+    let (_, counts) = drawn(&["--mix", "uniform:3,labels:1", "--label-weights", "2:1"]);
     assert!(near(counts[&2], 0.25), "{counts:?}");
 }
 
@@ -352,9 +373,9 @@ fn centres_are_as_likely_as_their_weights() {
     let map = place.store("weights.zarr", [20, 24, 28], 1, weights.clone());
     let csv = place.at("a.csv");
     let draws = [
-        "--patch",
+        "--patch-size",
         "4",
-        "--count",
+        "--samples-per-subject",
         "2000",
         "--weights",
         &map,
@@ -377,9 +398,9 @@ fn centres_are_as_likely_as_their_weights() {
     let line = fails(&[
         "sample",
         &source,
-        "--patch",
+        "--patch-size",
         "4",
-        "--count",
+        "--samples-per-subject",
         "2",
         "--weights",
         &map,
@@ -396,9 +417,9 @@ fn an_index_is_kept_for_the_next_run_and_replaces_no_other_file() {
     let (source, map) = (place.small("in.zarr"), labels(&place, "labels.zarr"));
     let (index, csv) = (place.at("labels.index"), place.at("a.csv"));
     let draws = [
-        "--patch",
+        "--patch-size",
         "4",
-        "--count",
+        "--samples-per-subject",
         "30",
         "--labels",
         &map,
@@ -406,7 +427,7 @@ fn an_index_is_kept_for_the_next_run_and_replaces_no_other_file() {
         &index,
         "--locations",
         &csv,
-        "--force",
+        "--overwrite",
     ];
     sample(&[&source], &draws);
     let (first, kept) = (places(&csv), fs::metadata(&index).expect("it was kept"));
@@ -430,7 +451,7 @@ fn several_inputs_are_mixed_and_an_empty_one_can_be_left_out() {
     let (a, b) = (place.small("a.zarr"), place.small("b.zarr"));
     let full = labels(&place, "full.zarr");
     let empty = place.store("empty.zarr", [20, 24, 28], 1, vec![0_u8; 20 * 24 * 28]);
-    let draws = ["--patch", "4", "--count", "20"];
+    let draws = ["--patch-size", "4", "--samples-per-subject", "20"];
     let maps = ["--labels", &full, &empty];
     let folder = place.at("both");
     let told = sample(&[&a, &b], &[&draws[..], &["--out", &folder]].concat());
@@ -496,7 +517,14 @@ fn statistics_are_what_is_printed_and_nothing_need_be_written() {
     let stats = place.at("stats.json");
     let told = sample(
         &[&source],
-        &["--patch", "8", "--count", "30", "--stats", &stats],
+        &[
+            "--patch-size",
+            "8",
+            "--samples-per-subject",
+            "30",
+            "--stats",
+            &stats,
+        ],
     );
     let text = fs::read_to_string(&stats).expect("statistics");
     let kept: Json = serde_json::from_str(&text).expect("JSON");
@@ -520,7 +548,17 @@ fn statistics_are_what_is_printed_and_nothing_need_be_written() {
     assert!((8..=30 * 8).contains(&chunks), "{chunks}");
     assert!(told["bytes_read"].as_u64() > Some(0));
     assert_eq!(names(place.path()), ["in.zarr", "stats.json"]);
-    assert!(succeeds(&["sample", &source, "--patch", "8", "--count", "0"]).contains("patches"));
+    assert!(
+        succeeds(&[
+            "sample",
+            &source,
+            "--patch-size",
+            "8",
+            "--samples-per-subject",
+            "0"
+        ])
+        .contains("patches")
+    );
 }
 
 #[test]
@@ -573,7 +611,7 @@ fn what_cannot_be_sampled_is_one_line_and_leaves_nothing() {
             &["in.zarr", "other.zarr", "[20, 24, 27]"][..],
         ),
         (
-            &["--labels", &map, "--shares", "7:1,8:1"],
+            &["--labels", &map, "--label-weights", "7:1,8:1"],
             &["labels.zarr", "7, 8"],
         ),
         (
@@ -603,7 +641,7 @@ fn what_cannot_be_sampled_is_one_line_and_leaves_nothing() {
             &["is inside the input"],
         ),
         (
-            &["--out", &map, "--labels", &map, "--force"],
+            &["--out", &map, "--labels", &map, "--overwrite"],
             &["it is, contains"],
         ),
         (
@@ -612,37 +650,63 @@ fn what_cannot_be_sampled_is_one_line_and_leaves_nothing() {
         ),
         (&["--plot", "/proc/a.png", "--out", &out], &["/proc"]),
         (&["--stats", "/proc/stats.json", "--out", &out], &["/proc"]),
-        (&["--plot", &source, "--force"], &["it is, contains"]),
+        (&["--plot", &source, "--overwrite"], &["it is, contains"]),
         (&["--stats", &map], &["exists already"]),
         (&["--level", "4"], &["4"]),
     ] {
-        let line = fails(&[&["sample", &source, "--patch", "8", "--count", "5"], more].concat());
+        let line = fails(
+            &[
+                &[
+                    "sample",
+                    &source,
+                    "--patch-size",
+                    "8",
+                    "--samples-per-subject",
+                    "5",
+                ],
+                more,
+            ]
+            .concat(),
+        );
         for named in named {
             assert!(line.contains(named), "{more:?}: {line}");
         }
         assert_eq!(names(place.path()), before, "{more:?}");
     }
-    let large = ["--patch", "8,25,8", "--count", "1"];
+    let large = ["--patch-size", "8,25,8", "--samples-per-subject", "1"];
     let line = fails(&[&["sample", &source, "--out", &out], &large[..]].concat());
     assert!(line.contains("25 voxels along y"), "{line}");
     let told = sample(&[&source], &[&large[..], &["--border", "pad"]].concat());
     assert_eq!(told["patches"], 1, "padding makes room");
     for wrong in [
-        &["--shares", "0:1"][..],
-        &["--labels", &map, "--shares", "0"],
-        &["--labels", &map, "--shares", "0:-1"],
-        &["--labels", &map, "--shares", "0:1,0:2"],
+        &["--label-weights", "0:1"][..],
+        &["--labels", &map, "--label-weights", "0"],
+        &["--labels", &map, "--label-weights", "0:-1"],
+        &["--labels", &map, "--label-weights", "0:1,0:2"],
         &["--mix", "labels"],
         &["--mix", "everything:1"],
         &["--border", "wrap"],
         &["--fill", "white"],
         &["--rank", "1"],
-        &["--at", &out, "--patch", "8"],
+        &["--at", &out, "--patch-size", "8"],
     ] {
-        is_refused(&[&["sample", &source, "--patch", "8", "--count", "5"], wrong].concat());
+        is_refused(
+            &[
+                &[
+                    "sample",
+                    &source,
+                    "--patch-size",
+                    "8",
+                    "--samples-per-subject",
+                    "5",
+                ],
+                wrong,
+            ]
+            .concat(),
+        );
     }
-    is_refused(&["sample", &source, "--count", "5"]);
-    is_refused(&["sample", "--patch", "4", "--count", "5"]);
+    is_refused(&["sample", &source, "--samples-per-subject", "5"]);
+    is_refused(&["sample", "--patch-size", "4", "--samples-per-subject", "5"]);
     assert_eq!(names(place.path()), before);
 }
 
@@ -660,35 +724,45 @@ fn sizes_and_counts_that_are_none_are_refused_with_a_reason() {
     };
     for (patch, count, code, named) in [
         (
-            "--patch=1180591620717411303424",
-            "--count=1",
+            "--patch-size=1180591620717411303424",
+            "--samples-per-subject=1",
             2,
             "1180591620717411303424",
         ),
-        ("--patch=-3", "--count=1", 2, "-3"),
-        ("--patch=1.5", "--count=1", 2, "1.5"),
-        ("--patch=4,4", "--count=1", 2, "z,y,x"),
-        ("--patch=4", "--count=-1", 2, "-1"),
+        ("--patch-size=-3", "--samples-per-subject=1", 2, "-3"),
+        ("--patch-size=1.5", "--samples-per-subject=1", 2, "1.5"),
+        ("--patch-size=4,4", "--samples-per-subject=1", 2, "z,y,x"),
+        ("--patch-size=4", "--samples-per-subject=-1", 2, "-1"),
         (
-            "--patch=4",
-            "--count=18446744073709551616",
+            "--patch-size=4",
+            "--samples-per-subject=18446744073709551616",
             2,
             "18446744073709551616",
         ),
-        ("--patch=0", "--count=1", 1, "a patch of 0 voxels along z"),
         (
-            "--patch=4,4,0",
-            "--count=1",
+            "--patch-size=0",
+            "--samples-per-subject=1",
+            1,
+            "a patch of 0 voxels along z",
+        ),
+        (
+            "--patch-size=4,4,0",
+            "--samples-per-subject=1",
             1,
             "a patch of 0 voxels along x",
         ),
         (
-            "--patch=9223372036854775808",
-            "--count=1",
+            "--patch-size=9223372036854775808",
+            "--samples-per-subject=1",
             1,
             "9223372036854775808",
         ),
-        ("--patch=4", "--count=9223372036854775808", 1, "2^63"),
+        (
+            "--patch-size=4",
+            "--samples-per-subject=9223372036854775808",
+            1,
+            "2^63",
+        ),
     ] {
         for border in ["drop", "shift", "pad"] {
             let (status, text) = said(&[patch, count, "--border", border]);
@@ -698,7 +772,10 @@ fn sizes_and_counts_that_are_none_are_refused_with_a_reason() {
         }
     }
     assert_eq!(names(place.path()), before);
-    let told = sample(&[&source], &["--patch", "4", "--count", "0"]);
+    let told = sample(
+        &[&source],
+        &["--patch-size", "4", "--samples-per-subject", "0"],
+    );
     assert_eq!(told["patches"], 0);
 }
 
@@ -710,8 +787,16 @@ fn labels_that_no_input_has_are_told_once() {
     let ones = place.store("ones.zarr", [20, 24, 28], 1, vec![1_u8; 20 * 24 * 28]);
     let zeros = place.store("zeros.zarr", [20, 24, 28], 1, vec![0_u8; 20 * 24 * 28]);
     let drawn = |map: &str| {
-        let shares = ["--shares", "1:1,2:1,7:1,9:1", "--empty", "skip"];
-        let own = ["--patch", "4", "--count", "3", "--labels", &both, map];
+        let shares = ["--label-weights", "1:1,2:1,7:1,9:1", "--empty", "skip"];
+        let own = [
+            "--patch-size",
+            "4",
+            "--samples-per-subject",
+            "3",
+            "--labels",
+            &both,
+            map,
+        ];
         sample(&[&a, &b], &[&own[..], &shares].concat())
     };
     let told = drawn(&ones);
@@ -727,7 +812,17 @@ fn labels_that_no_input_has_are_told_once() {
         (&json!([{"input": b, "labels": ["1", "2"]}]), &json!(3))
     );
     let text = succeeds(&[
-        "sample", &a, &b, "--patch", "4", "--count", "3", "--labels", &both, &ones, "--shares",
+        "sample",
+        &a,
+        &b,
+        "--patch-size",
+        "4",
+        "--samples-per-subject",
+        "3",
+        "--labels",
+        &both,
+        &ones,
+        "--label-weights",
         "1:1,9:1",
     ]);
     assert_eq!(text.matches("labels in no input").count(), 1, "{text}");
@@ -760,11 +855,11 @@ fn a_coarser_map_of_the_same_extent_is_drawn_by() {
     let csv = place.at("a.csv");
     for way in ["--labels", "--weights"] {
         let own = [
-            "--patch",
+            "--patch-size",
             "1",
-            "--count",
+            "--samples-per-subject",
             "400",
-            "--force",
+            "--overwrite",
             "--locations",
             &csv,
         ];
@@ -789,7 +884,14 @@ fn a_coarser_map_of_the_same_extent_is_drawn_by() {
     let elsewhere = low("elsewhere.zarr", 1.0, [10, 12, 14]);
     let half = low("half.zarr", 2.0, [5, 12, 14]);
     for (map, shape) in [(elsewhere, "[10, 12, 14]"), (half, "[5, 12, 14]")] {
-        let own = ["--patch", "4", "--count", "4", "--labels", &map];
+        let own = [
+            "--patch-size",
+            "4",
+            "--samples-per-subject",
+            "4",
+            "--labels",
+            &map,
+        ];
         let line = fails(&[&["sample", &source], &own[..]].concat());
         for part in ["in.zarr", &map, "[20, 24, 28]", shape, "resample"] {
             assert!(line.contains(part), "{part}: {line}");
@@ -820,22 +922,35 @@ fn a_folder_s_files_keep_an_oblique_affine_and_have_real_values() {
     let applied = volume.layout().applied.map(|applied| applied.rescale);
     assert_eq!(applied, Rescale::new(0.5, -3.0));
     let (folder, csv) = (place.at("patches/"), place.at("a.csv"));
-    let own = ["--patch", "3,4,5", "--count", "12", "--out", &folder];
-    let csv_flags = ["--locations", &csv, "--force"];
+    let own = [
+        "--patch-size",
+        "3,4,5",
+        "--samples-per-subject",
+        "12",
+        "--out",
+        &folder,
+    ];
+    let csv_flags = ["--locations", &csv, "--overwrite"];
     let packed = place.at("packed/");
     let gzip = [
-        "--patch", "3,4,5", "--count", "12", "--out", &packed, "--gzip",
+        "--patch-size",
+        "3,4,5",
+        "--samples-per-subject",
+        "12",
+        "--out",
+        &packed,
+        "--gzip",
     ];
     sample(&[&source], &[&own[..], &csv_flags].concat());
     sample(&[&source], &gzip);
-    // Both kinds are patches, which --force replaces.
-    sample(&[&source], &[&gzip[..], &["--force"]].concat());
+    // Both kinds are patches, which --overwrite replaces.
+    sample(&[&source], &[&gzip[..], &["--overwrite"]].concat());
     let line = fails(&[
         "sample",
         &source,
-        "--patch",
+        "--patch-size",
         "3",
-        "--count",
+        "--samples-per-subject",
         "1",
         "--gzip",
         "--out",
@@ -894,9 +1009,9 @@ fn memory_stays_within_what_was_given() {
     target.finish().expect("it is finished");
     let peak = |count: &str, memory: &str| {
         let own = [
-            "--patch",
+            "--patch-size",
             "64",
-            "--count",
+            "--samples-per-subject",
             count,
             "--memory",
             memory,
@@ -926,9 +1041,9 @@ fn a_stop_leaves_no_output_of_any_form() {
         let child = command(&[
             "sample",
             &source,
-            "--patch",
+            "--patch-size",
             "40",
-            "--count",
+            "--samples-per-subject",
             "100000",
             "--out",
             &place.at(out),
@@ -957,13 +1072,13 @@ fn regions_of_a_real_atlas_are_drawn_in_their_shares() {
     let told = sample(
         &[&brain],
         &[
-            "--patch",
+            "--patch-size",
             "32",
-            "--count",
+            "--samples-per-subject",
             "3000",
             "--labels",
             &atlas,
-            "--shares",
+            "--label-weights",
             "0:1,37:2,116:3,200:9",
             "--locations",
             &csv,

@@ -31,16 +31,16 @@ fn bounded(args: &[String]) -> Output {
 
 /// Commands, and the sizes that each takes in place of N.
 fn tables(source: &str, picture: &str) -> Vec<(String, &'static [&'static str])> {
-    let infer = format!("infer {source} OUT --patch 8 --overlap 4 --force");
-    let sample = format!("sample {source} --out OUT.npy --force");
-    let convert = format!("convert {source} OUT --force");
+    let infer = format!("infer {source} OUT --patch-size 8 --overlap 4 --overwrite");
+    let sample = format!("sample {source} --out OUT.npy --overwrite");
+    let convert = format!("convert {source} OUT --overwrite");
     vec![
         (
-            infer.replace("--patch 8 --overlap 4", "--overlap 0"),
+            infer.replace("--patch-size 8 --overlap 4", "--overlap 0"),
             &[
-                "--patch N",
-                "--patch 2,2,N --padding edge",
-                "--patch N --padding edge --memory 1TiB --dry-run",
+                "--patch-size N",
+                "--patch-size 2,2,N --padding edge",
+                "--patch-size N --padding edge --memory 1TiB --dry-run",
             ],
         ),
         (infer.replace("--overlap 4", ""), &["--overlap N"]),
@@ -53,7 +53,7 @@ fn tables(source: &str, picture: &str) -> Vec<(String, &'static [&'static str])>
                 "--chunk N",
                 "--shard N",
                 "--chunk 8 --shard 8,8,N",
-                "--batch N",
+                "--batch-size N",
                 "--threads N",
                 "--memory N",
                 "--memory NGiB --dry-run",
@@ -80,20 +80,20 @@ fn tables(source: &str, picture: &str) -> Vec<(String, &'static [&'static str])>
         (
             sample,
             &[
-                "--count 2 --patch N",
-                "--count 2 --patch N --border pad",
-                "--count 2 --patch 2,2,N --border pad",
-                "--patch 4 --count 3 --seed N",
-                "--patch 4 --count 3 --epoch N",
-                "--patch 4 --count 3 --world-size N",
-                "--patch 4 --count 3 --world-size 2 --rank N",
-                "--patch 4 --count 3 --memory N",
-                "--patch 4 --count 3 --threads N",
-                "--patch 4 --count 3 --level N",
+                "--samples-per-subject 2 --patch-size N",
+                "--samples-per-subject 2 --patch-size N --border pad",
+                "--samples-per-subject 2 --patch-size 2,2,N --border pad",
+                "--patch-size 4 --samples-per-subject 3 --seed N",
+                "--patch-size 4 --samples-per-subject 3 --epoch N",
+                "--patch-size 4 --samples-per-subject 3 --world-size N",
+                "--patch-size 4 --samples-per-subject 3 --world-size 2 --rank N",
+                "--patch-size 4 --samples-per-subject 3 --memory N",
+                "--patch-size 4 --samples-per-subject 3 --threads N",
+                "--patch-size 4 --samples-per-subject 3 --level N",
             ],
         ),
         (
-            format!("preview {source} {picture} --force"),
+            format!("preview {source} {picture} --overwrite"),
             &["--at N", "--at 1,N,1", "--level N"],
         ),
         (format!("info {source}"), &["--level N"]),

@@ -65,7 +65,7 @@ fn the_second_ctrl_c_ends_a_run_that_has_not_heeded_the_first() {
         "infer",
         &source,
         &target,
-        "--patch",
+        "--patch-size",
         "64,512,512",
         "--overlap",
         "0",
@@ -131,7 +131,7 @@ fn of_two_processes_that_want_one_output_one_gets_it_and_the_other_is_told() {
             "infer",
             &source,
             &target,
-            "--patch",
+            "--patch-size",
             "10,12,9",
             "--overlap",
             "4,6,3",
@@ -189,7 +189,7 @@ fn parts_that_end_at_the_same_moment_put_one_output_together() {
             "infer",
             &source,
             &target,
-            "--patch",
+            "--patch-size",
             "10,12,9",
             "--overlap",
             "4,6,3",
@@ -249,7 +249,7 @@ fn an_input_that_changes_while_it_is_predicted_ends_the_run() {
                 "infer",
                 &source,
                 &target,
-                "--patch",
+                "--patch-size",
                 "24",
                 "--overlap",
                 "22",
@@ -312,7 +312,7 @@ fn an_output_that_may_not_fit_is_warned_of_before_the_work() {
         "infer",
         &source,
         &target,
-        "--patch",
+        "--patch-size",
         "32",
         "--overlap",
         "0",
@@ -359,8 +359,15 @@ fn sample_checks_the_disk_before_it_writes() {
     for (name, begins) in [("a.npy", false), ("b/", false), ("c.zarr", true)] {
         let target = place.at(name);
         let words = |count| {
-            let out = ["--out", &target, "--force"];
-            let drawn = ["sample", &source, "--patch", "8", "--count", count];
+            let out = ["--out", &target, "--overwrite"];
+            let drawn = [
+                "sample",
+                &source,
+                "--patch-size",
+                "8",
+                "--samples-per-subject",
+                count,
+            ];
             [&drawn[..], &out].concat().join(" ")
         };
         let dry = words(too_many) + " --dry-run --json";

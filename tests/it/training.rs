@@ -135,7 +135,7 @@ fn a_tebibyte() {
     let dataset = Dataset::new(vec![subject], samplers)
         .samples_per_subject(patches())
         .seed(11);
-    let builder = dataset.epoch(0).threads(2).max_bytes(128 << 20);
+    let builder = dataset.epoch(0).threads(2).memory(128 << 20);
     let (mut at, mut total) = ([0_u64; 3], 0);
     for sample in builder.samples().expect("the test's own volumes are sound") {
         let sample = sample.expect("the test's own volumes are sound");

@@ -172,7 +172,7 @@ fn every_command_and_format_has_the_same_real_values() {
         );
 
         let out = place.at(&format!("{n}-same.npy"));
-        let flags = ["--patch", "4,4,5", "--overlap", "2", "--blend", "crop"];
+        let flags = ["--patch-size", "4,4,5", "--overlap", "2", "--blend", "crop"];
         succeeds(&[&["infer", &path, &out], &flags[..]].concat());
         same(&read(&out, Values::Stored).0, &expected, &out);
 
@@ -194,7 +194,7 @@ fn thresholds_and_paddings_of_a_ct_are_hounsfield_units() {
     let hu: &[i16] = hu.as_slice().expect("a CT is int16 HU");
     let out = place.at("classes.npy");
     let model = ["--model", "threshold:-1000,-950", "--reduce", "argmax"];
-    let patches = ["--patch", "4", "--overlap", "2"];
+    let patches = ["--patch-size", "4", "--overlap", "2"];
     succeeds(&[&["infer", &ct, &out], &patches[..], &model].concat());
     let (classes, _) = read(&out, Values::Real);
     let classes = classes.as_slice::<u8>().expect("classes");
@@ -296,7 +296,7 @@ fn what_a_type_cannot_hold_is_refused_with_its_count_and_place() {
 
     // A predicted type as well.
     let out = place.at("predicted.npy");
-    let flags = ["--patch", "4", "--overlap", "2", "--dtype", "uint8"];
+    let flags = ["--patch-size", "4", "--overlap", "2", "--dtype", "uint8"];
     let line = fails(&[&["infer", &ct, &out], &flags[..]].concat());
     for part in ["(z, y, x)", "uint8", "--clip"] {
         assert!(line.contains(part), "{part}: {line}");
@@ -346,7 +346,7 @@ fn class_numbers_are_not_averaged() {
     let labels = place.at("labels.zarr");
     write(&labels, DType::I32, None);
     let out = place.at("out.npy");
-    let flags = ["--patch", "4", "--overlap", "2"];
+    let flags = ["--patch-size", "4", "--overlap", "2"];
     let line = fails(&[&["infer", &labels, &out], &flags[..]].concat());
     for part in ["int32", "class numbers", "crop", "argmax"] {
         assert!(line.contains(part), "{part}: {line}");
@@ -430,7 +430,7 @@ fn a_run_is_not_resumed_with_other_values() {
         intercept: -1024.0,
     };
     write(&ct, DType::I16, Some(rescale));
-    let run = ["infer", &ct, &out, "--patch", "4", "--overlap", "0"];
+    let run = ["infer", &ct, &out, "--patch-size", "4", "--overlap", "0"];
     let store = ["--blend", "crop", "--chunk", "4", "--shard", "none"];
     let first = ["--part", "0/2", "--values", "stored"];
     succeeds(&[&run[..], &store, &first].concat());

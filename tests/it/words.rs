@@ -3,6 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use voxpatch::training::LoaderOptions;
+use voxpatch::volume::ResumeOptions;
+use voxpatch::{AggregatorOptions, ConvertOptions, InferenceOptions, OutputTarget};
+
+use crate::tool::{Place, json, succeeds, voxels};
+
 /// Files below a folder with an ending, without tests and what `skipped` names.
 fn sources(folder: &Path, ending: &str, skipped: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -30,7 +36,7 @@ fn code(path: &Path, comment: &str) -> Vec<(usize, String)> {
     lines.map(|(n, line)| (n, line.to_owned())).collect()
 }
 
-/// Whether a line has a flag of a command, such as `--force`.
+/// Whether a line has a flag of a command, such as `--overwrite`.
 fn names_a_flag(line: &str) -> bool {
     line.match_indices("--").any(|(at, _)| {
         let before = line[..at].chars().next_back();
@@ -82,7 +88,113 @@ fn messages_of_the_library_name_neither_flags_nor_arguments_and_those_of_python_
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(
-        names_a_flag("replaced (--force)") && !names_a_flag("a -- b") && !names_a_flag("// -----x")
+        names_a_flag("replaced (--overwrite)")
+            && !names_a_flag("a -- b")
+            && !names_a_flag("// -----x")
     );
     assert!(names_an_argument("\"use overwrite=True\"") && !names_an_argument("let x = 1"));
+}
+
+/// The rows of the guide's table of options: name, default and Rust types.
+fn options() -> Vec<(String, String, Vec<String>)> {
+    let guide = include_str!("../../docs/guide/command-line.md");
+    let (_, rest) = guide.split_once("| option |").expect("the table");
+    let rows = rest
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'));
+    let cells = |row: &str| -> Vec<String> {
+        let cells = row.trim_matches('|').split('|');
+        cells
+            .map(|cell| cell.replace('`', "").trim().to_owned())
+            .collect()
+    };
+    let rows = rows.map(|row| {
+        let row = cells(row);
+        let types = row[2].split(", ").map(str::to_owned).collect();
+        (row[0].clone(), row[1].clone(), types)
+    });
+    rows.collect()
+}
+
+/// The text of all sources of the library.
+fn library() -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let texts = sources(&root, ".rs", "bin").into_iter();
+    texts
+        .map(|path| fs::read_to_string(path).expect("UTF-8"))
+        .collect()
+}
+
+#[test]
+fn an_option_has_the_same_name_in_the_library_and_in_the_command() {
+    let options = options();
+    assert!(options.len() > 25, "{}", options.len());
+    let help: String = ["info", "convert", "sample", "infer"]
+        .map(|command| succeeds(&[command, "--help"]))
+        .concat();
+    let library = library();
+    for (name, _, types) in options {
+        assert!(help.contains(&format!("--{name}")), "--{name}");
+        let word = name.replace('-', "_");
+        for owner in types {
+            let of = format!("pub struct {owner}");
+            let (_, rest) = library.split_once(&of).unwrap_or_else(|| panic!("{owner}"));
+            let end = rest.find("\n}").expect("a struct ends");
+            let field = rest[..end].contains(&format!(" {word}: "));
+            let method = library.contains(&format!("pub fn {word}(self"));
+            assert!(
+                field || method || owner == "LabelWeights",
+                "{owner}::{word}"
+            );
+        }
+    }
+}
+
+#[test]
+fn defaults_are_the_same_in_the_library_and_in_the_command() {
+    let patch = [10, 20, 31];
+    let inference = InferenceOptions::new(patch);
+    assert_eq!(inference.overlap, [5, 10, 15]);
+    assert_eq!(inference.batch_size, 1);
+    assert_eq!(inference.placement.to_string(), "edge");
+    let memory = [
+        inference.memory,
+        LoaderOptions::default().memory,
+        ConvertOptions::default().memory,
+        ResumeOptions::default().memory,
+    ];
+    assert_eq!(memory, [256 << 20; 4]);
+    let blending = AggregatorOptions::default();
+    assert_eq!(
+        (blending.blend.to_string(), blending.fill),
+        ("hann".to_owned(), 0.0)
+    );
+    let target = OutputTarget::new("a.zarr").blending;
+    assert_eq!(
+        (target.blend, target.reduce),
+        (blending.blend, blending.reduce)
+    );
+
+    let place = Place::new();
+    let source = place.small("in.zarr");
+    let words = ["--patch-size", "10,12,9", "--chunk", "8"];
+    let said = [
+        "--overlap",
+        "5,6,4",
+        "--blend",
+        "hann",
+        "--memory",
+        "256MiB",
+        "--batch-size",
+        "1",
+    ];
+    let run = |name: &str, more: &[&str]| {
+        let target = place.at(name);
+        let report = json(&[&["infer", &source, &target][..], &words, more].concat());
+        (report["patches"].clone(), voxels(&target))
+    };
+    assert_eq!(run("a.zarr", &[]), run("b.zarr", &said));
+    let help = succeeds(&["infer", "--help"]) + &succeeds(&["sample", "--help"]);
+    assert_eq!(help.matches("[default: 256MiB]").count(), 2);
 }

@@ -112,10 +112,10 @@ pub(crate) struct Infer {
     pub(crate) target: PathBuf,
     /// Voxels of a patch.
     #[arg(long, value_parser = size, value_name = "SIZE")]
-    pub(crate) patch: Shape,
-    /// Voxels that neighbouring patches share.
+    pub(crate) patch_size: Shape,
+    /// Voxels that neighboring patches share [default: half the patch].
     #[arg(long, value_parser = size, value_name = "SIZE")]
-    pub(crate) overlap: Shape,
+    pub(crate) overlap: Option<Shape>,
     /// The model: a file NAME.onnx, identity, gaussian:SIGMA, or threshold:VALUE[,VALUE...].
     /// Given several times, the mean of all is taken.
     #[arg(long, default_value = "identity", value_name = "M")]
@@ -149,7 +149,7 @@ pub(crate) struct Infer {
     pub(crate) clip: bool,
     /// Patches that the model gets at once.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4096), default_value_t = 1, value_name = "N")]
-    pub(crate) batch: u16,
+    pub(crate) batch_size: u16,
     /// Go on with what an earlier run of the same command left, and leave it for the next if this one ends
     /// early. Only for Zarr.
     #[arg(long)]
@@ -224,9 +224,9 @@ pub(crate) struct Preview {
     /// Which level of a multiscale image; 0 is the finest.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub(crate) level: usize,
-    /// Replace an output that exists.
+    /// Replace an output that exists, if it is of the same kind.
     #[arg(long)]
-    pub(crate) force: bool,
+    pub(crate) overwrite: bool,
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
@@ -247,9 +247,9 @@ pub(crate) struct Common {
     /// Threads; as many as the machine has if not given.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024), value_name = "N")]
     threads: Option<u16>,
-    /// Replace an output that exists.
+    /// Replace an output that exists, if it is of the same kind.
     #[arg(long)]
-    pub(crate) force: bool,
+    pub(crate) overwrite: bool,
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
@@ -311,7 +311,7 @@ pub(crate) struct Storage {
 
 impl Storage {
     /// The library's options; a shard that was not given is the multiple of the chunk nearest to 128.
-    pub(crate) fn options(&self, replace: bool) -> CreateOptions {
+    pub(crate) fn options(&self, overwrite: bool) -> CreateOptions {
         let usual = match self.zarr {
             None | Some(ZarrName::V3) => CreateOptions::default(),
             Some(ZarrName::V2) => CreateOptions::zarr2(),
@@ -327,19 +327,19 @@ impl Storage {
             .with_chunk(chunk)
             .with_shard(shard)
             .with_codec(codec)
-            .with_level(self.clevel)
+            .with_clevel(self.clevel)
             .with_pyramid(self.pyramid())
-            .with_replace(replace)
+            .with_overwrite(overwrite)
     }
 
     /// The options that were not given.
     pub(crate) fn defaults(&self) -> Vec<StoreOption> {
         let all = [
-            (StoreOption::Format, self.zarr.is_none()),
+            (StoreOption::Zarr, self.zarr.is_none()),
             (StoreOption::Chunk, self.chunk.is_none()),
             (StoreOption::Shard, self.shard.is_none()),
             (StoreOption::Codec, self.codec.is_none()),
-            (StoreOption::Level, self.clevel.is_none()),
+            (StoreOption::Clevel, self.clevel.is_none()),
             (StoreOption::Pyramid, self.pyramid.is_none()),
         ];
         let default = all.into_iter().filter(|(_, default)| *default);
@@ -357,8 +357,8 @@ impl Storage {
     }
 
     /// Returns the options and, if no shard was given, the same with smaller shards.
-    pub(crate) fn choices(&self, replace: bool) -> Vec<CreateOptions> {
-        let options = self.options(replace);
+    pub(crate) fn choices(&self, overwrite: bool) -> Vec<CreateOptions> {
+        let options = self.options(overwrite);
         let smaller = match (self.shard, options.shard) {
             (None, Some(_)) => &[64, 32][..],
             _ => &[],

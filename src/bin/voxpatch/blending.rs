@@ -88,8 +88,9 @@ impl Blending {
         &self,
         volume: Shape,
         patch: Shape,
-        overlap: Shape,
+        overlap: Option<Shape>,
     ) -> voxpatch::Result<InferenceOptions> {
+        let overlap = overlap.unwrap_or(InferenceOptions::new(patch).overlap);
         let mut options = match self.preset {
             Some(Preset::Monai) => {
                 let overlap =

@@ -18,7 +18,7 @@ use crate::{args, stop};
 pub(crate) fn run(settings: &args::Convert) -> anyhow::Result<()> {
     let began = Instant::now();
     check_output(&settings.target, &[&settings.source])?;
-    let storage = settings.storage.options(settings.common.force);
+    let storage = settings.storage.options(settings.common.overwrite);
     let (source, kept) = source(settings, &storage)?;
     let from = source.layout();
     let layout = Layout {
@@ -34,7 +34,7 @@ pub(crate) fn run(settings: &args::Convert) -> anyhow::Result<()> {
         memory: settings.memory.memory,
         clip: settings.clip,
     };
-    let choices = settings.storage.choices(settings.common.force);
+    let choices = settings.storage.choices(settings.common.overwrite);
     let storage = options.choose(&*source, &settings.target, &layout, &choices)?;
     let layout = output_layout(&settings.target, &layout, storage)?;
     let space = disk_space(&[(&layout, storage)], false)?;

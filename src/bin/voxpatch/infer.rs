@@ -29,20 +29,20 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     let threads = settings.common.threads();
     let options = settings
         .blending
-        .inference(layout.shape, settings.patch, settings.overlap)?
+        .inference(layout.shape, settings.patch_size, settings.overlap)?
         .with_memory(settings.memory.memory)
         .with_threads(threads)
         .with_min_threads(settings.common.min_threads())
-        .with_batch(settings.batch.into())
+        .with_batch_size(settings.batch_size.into())
         .with_masked(mask.is_some());
     let mut target = OutputTarget::new(&settings.target).with_blending(
         settings
             .blending
-            .options(settings.patch)?
+            .options(settings.patch_size)?
             .with_clip(settings.clip),
     );
     target.dtype = settings.dtype;
-    let target = settings.storage.target(target, settings.common.force);
+    let target = settings.storage.target(target, settings.common.overwrite);
     let mut plan = Predictor::new(Arc::clone(&volume), model, options).plan(&[target])?;
     if let Some(mask) = mask {
         let mask = opened_mask(settings, mask, &whole, layout)?;
@@ -60,7 +60,7 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
     if settings.dry_run {
         return dry_run(&plan, &space, &*volume, settings);
     }
-    let patch_bytes = patch_bytes(layout.channels, settings.patch, layout.dtype)?;
+    let patch_bytes = patch_bytes(layout.channels, settings.patch_size, layout.dtype)?;
 
     plan.check_names()?;
     stop::stop_gracefully();

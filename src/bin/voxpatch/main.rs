@@ -77,7 +77,7 @@ fn flag(error: &voxpatch::Error) -> Option<&'static str> {
     use voxpatch::Error;
     match error {
         Error::Shared(inner) | Error::Subject { source: inner, .. } => flag(inner),
-        Error::Exists { .. } => Some(" (--force)"),
+        Error::Exists { .. } => Some(" (--overwrite)"),
         Error::UntrustedCodec { .. } | Error::UntrustedLink { .. } => {
             Some(" (leave out --untrusted)")
         }

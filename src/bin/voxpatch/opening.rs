@@ -14,10 +14,10 @@ use voxpatch::{Error, OpenOptions, Volume};
 pub(crate) struct Opening {
     /// How uncompressed files are read: mapped, by system calls, or as fits the file system.
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
-    io: IoName,
+    read_method: IoName,
     /// What it means that a Zarr chunk has no file.
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
-    missing: MissingName,
+    missing_chunks: MissingName,
     /// Refuse codecs that data made to do harm could exploit (blosc above all), and links in Zarr folders.
     #[arg(long)]
     untrusted: bool,
@@ -34,13 +34,13 @@ impl Opening {
     pub(crate) fn options(&self, level: usize) -> OpenOptions {
         OpenOptions::default()
             .with_level(level)
-            .with_io(match self.io {
+            .with_read_method(match self.read_method {
                 IoName::Auto => ReadMethod::Auto,
                 IoName::Mmap => ReadMethod::Mmap,
                 IoName::MmapResident => ReadMethod::MmapResident,
                 IoName::Pread => ReadMethod::Pread,
             })
-            .with_missing(match self.missing {
+            .with_missing_chunks(match self.missing_chunks {
                 MissingName::Fill => MissingChunks::Fill,
                 MissingName::Error => MissingChunks::Error,
             })
@@ -58,7 +58,7 @@ impl Opening {
 pub(crate) struct Chosen {
     /// Use this channel only, counted from 0, or these: N, or FIRST:END, the end exclusive.
     #[arg(long, value_parser = span, value_name = "N|A:B")]
-    channel: Option<IndexRange>,
+    channels: Option<IndexRange>,
     /// Use this time point only, counted from 0, or these.
     #[arg(long, value_parser = span, value_name = "N|A:B")]
     time: Option<IndexRange>,
@@ -70,8 +70,8 @@ pub(crate) struct Chosen {
 impl Chosen {
     fn choice(&self) -> Subset {
         Subset {
-            times: self.time,
-            channels: self.channel,
+            time: self.time,
+            channels: self.channels,
             region: self.region,
         }
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde_json::Value as Json;
-use voxpatch::volume::{FileKind, Replace, StagedFile};
+use voxpatch::volume::{FileKind, Overwrite, StagedFile};
 
 /// Pictures.
 pub(crate) const PICTURE: FileKind = FileKind {
@@ -34,8 +34,8 @@ pub(crate) struct Output {
 
 impl Output {
     /// Starts a file beside `path`, which must not exist unless it may be replaced.
-    pub(crate) fn create(path: &Path, replace: Replace) -> anyhow::Result<Self> {
-        let file = StagedFile::new(path, replace)?;
+    pub(crate) fn create(path: &Path, overwrite: Overwrite) -> anyhow::Result<Self> {
+        let file = StagedFile::new(path, overwrite)?;
         let twin = file.file().try_clone();
         let twin = twin.with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Self {

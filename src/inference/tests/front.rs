@@ -28,7 +28,7 @@ fn a_function_of_arrays_predicts_every_voxel_in_the_type_of_its_output() {
     for dtype in [DType::F32, DType::F64] {
         let model = Arc::new(FnModel::new(OutputSpec::new(1, dtype), double));
         let mut target = stored(&path, 16).with_blend(Blend::Crop);
-        target.store.replace = true;
+        target.store.overwrite = true;
         let plan = predictor(model).plan(&[target]).unwrap();
         assert!(plan.run(&silent).unwrap().whole);
         let (out, whole) = (open(&path).unwrap(), Region::whole(SHAPE));

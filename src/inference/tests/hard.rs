@@ -304,7 +304,7 @@ fn outputs_of_several_scales_types_and_reductions_come_from_one_pass() {
     let what = InferenceOptions {
         placement: GridPlacement::Padded,
         threads: 3,
-        batch: 2,
+        batch_size: 2,
         ..InferenceOptions::new([16, 16, 16]).with_overlap([8, 8, 8])
     };
     let plan = what.plan(&layout, &*model, &targets).unwrap();
@@ -530,7 +530,7 @@ fn a_selection_that_comes_after_the_plan_is_planned_for_or_refused() {
 }
 
 fn whole_patches(what: &InferenceOptions) -> u64 {
-    crate::grid::Grid::new([96, 80, 72], what.patch, what.overlap)
+    crate::grid::Grid::new([96, 80, 72], what.patch_size, what.overlap)
         .unwrap()
         .len()
 }
@@ -556,7 +556,7 @@ fn a_mask_skips_patches_and_what_they_mean_is_a_choice() {
     ));
     let what = InferenceOptions {
         threads: 2,
-        batch: 3,
+        batch_size: 3,
         ..InferenceOptions::new([16; 3]).with_overlap([8; 3])
     };
     for (skipped, elsewhere) in [
@@ -663,7 +663,7 @@ fn equal_scores_are_the_lowest_class_for_every_batch_and_slices_are_patches() {
         let model = BatchModel::new(vec![OutputSpec::new(2, DType::F32)], predict);
         let what = InferenceOptions {
             threads: 3,
-            batch,
+            batch_size: batch,
             ..InferenceOptions::new([1, 16, 16]).with_overlap([0, 8, 8])
         };
         let path = dir.path().join(format!("{batch}.zarr"));

@@ -28,7 +28,7 @@ fn store(path: &Path, volume: &MemoryVolume, pyramid: bool) {
             levels: Some(2),
             method: Downsample::Mean,
         }),
-        replace: true,
+        overwrite: true,
         ..CreateOptions::default()
     };
     let layout = Volume::layout(volume);

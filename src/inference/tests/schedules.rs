@@ -127,7 +127,7 @@ fn halved(patch: &Patch) -> Patch {
     Patch::new(region, 1, values).unwrap()
 }
 
-fn three_targets(folder: &Path, replace: bool) -> Vec<OutputTarget> {
+fn three_targets(folder: &Path, overwrite: bool) -> Vec<OutputTarget> {
     let reduces = [Reduce::Mean, Reduce::Mean, Reduce::Argmax];
     let target = |(n, reduce): (usize, Reduce)| {
         let path = folder.join(format!("{n}.zarr"));
@@ -137,7 +137,7 @@ fn three_targets(folder: &Path, replace: bool) -> Vec<OutputTarget> {
             levels: Some(3),
             method: Downsample::Mean,
         });
-        target.store.replace = replace;
+        target.store.overwrite = overwrite;
         target.defaults = vec![StoreOption::Shard];
         target
     };
@@ -246,12 +246,12 @@ enum Ended {
 /// One process: a part with some threads and memory, ended at a patch or at a step if it is to be.
 fn process(
     folder: &Path,
-    replace: bool,
+    overwrite: bool,
     part: OutputPart,
     means: (usize, u64),
     kill: (Option<u64>, Option<u32>),
 ) -> Ended {
-    match process_of(two_channels(), folder, replace, part, means, kill) {
+    match process_of(two_channels(), folder, overwrite, part, means, kill) {
         Ok(ended) => ended,
         Err(error) => panic!("{part:?}: {error}"),
     }
@@ -261,13 +261,13 @@ fn process(
 fn process_of(
     volume: Arc<dyn Volume>,
     folder: &Path,
-    replace: bool,
+    overwrite: bool,
     part: OutputPart,
     (threads, memory): (usize, u64),
     (patch, step): (Option<u64>, Option<u32>),
 ) -> Result<Ended> {
     let model = three_outputs();
-    let mut targets = choices(&three_targets(folder, replace));
+    let mut targets = choices(&three_targets(folder, overwrite));
     // Processes with other threads would choose other shards.
     let other = threads % targets.len();
     targets.rotate_left(other);
@@ -309,8 +309,8 @@ fn any_schedule_of_processes_ends_with_the_bytes_of_one() {
         let is_chosen = !matches!(origin, Origin::Array);
         chosen += u64::from(is_chosen);
         let parts = draw.one_of(&[1, 1, 2, 3, 5, 9]);
-        let replace = draw.below(4) == 0;
-        if replace {
+        let overwrite = draw.below(4) == 0;
+        if overwrite {
             let (volume, model) = (two_channels(), three_outputs());
             let old = three_targets(folder, false);
             let plan = placed(1, 64 << 20).plan(Volume::layout(&*volume), &*model, &old);
@@ -329,7 +329,7 @@ fn any_schedule_of_processes_ends_with_the_bytes_of_one() {
                 _ => (None, None),
             };
             let volume = origin.volume(inputs, origin.right());
-            let ended = process_of(volume, folder, replace, part, means, kill);
+            let ended = process_of(volume, folder, overwrite, part, means, kill);
             let ended = ended.unwrap_or_else(|error| panic!("schedule {seed}: {error}"));
             counts[ended as usize] += 1;
             // A part without chunks begins nothing.
@@ -338,7 +338,7 @@ fn any_schedule_of_processes_ends_with_the_bytes_of_one() {
                 // Another time point of the same input is refused, unless its part has no chunks, and changes nothing.
                 let other = origin.volume(inputs, (origin.right() + 1) % 3);
                 let before = everything(folder);
-                match process_of(other, folder, replace, part, means, (None, None)) {
+                match process_of(other, folder, overwrite, part, means, (None, None)) {
                     Err(Error::RunMismatch { .. }) => intruders += 1,
                     Ok(Ended::Part) => {}
                     other => panic!("schedule {seed}, {origin:?}, {part:?}: {other:?}"),
@@ -350,7 +350,7 @@ fn any_schedule_of_processes_ends_with_the_bytes_of_one() {
                 .filter(|n| folder.join(format!("{n}.zarr")).exists())
                 .count();
             assert!(
-                replace || there == 0 || there == 3 || ended == Ended::Killed,
+                overwrite || there == 0 || there == 3 || ended == Ended::Killed,
                 "schedule {seed}: {there}"
             );
         }
@@ -374,7 +374,7 @@ fn any_schedule_of_processes_ends_with_the_bytes_of_one() {
             let left = fs::read_dir(folder).unwrap().count();
             assert_eq!(left, 3, "schedule {seed}");
         }
-        if parts > 1 && !replace {
+        if parts > 1 && !overwrite {
             for n in 0..parts {
                 let part = part_of(n, parts);
                 let volume = origin.volume(inputs, origin.right());
@@ -483,7 +483,7 @@ fn what_was_asked_for_is_not_given_up_for_what_was_begun() {
         ("codec", |target| {
             target.store.codec = crate::volume::Codec::Gzip;
         }),
-        ("level", |target| target.store.level = Some(7)),
+        ("level", |target| target.store.clevel = Some(7)),
         ("pyramid", |target| target.store.pyramid = None),
     ];
     for (what, change) in conflicts {

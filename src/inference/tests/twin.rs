@@ -223,7 +223,7 @@ fn settings(random: &mut Random) -> InferenceOptions {
         },
         memory: 1 << 30,
         threads: usize::try_from(1 + random.below(3)).unwrap(),
-        batch: usize::try_from(1 + random.below(3)).unwrap(),
+        batch_size: usize::try_from(1 + random.below(3)).unwrap(),
         ..InferenceOptions::new(patch).with_overlap(overlap)
     }
 }

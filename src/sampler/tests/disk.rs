@@ -11,7 +11,7 @@ fn write_zarr(path: &Path, labels: &[u8], chunk: u64) {
         chunk: [chunk; 3],
         shard: None,
         codec: crate::volume::Codec::None,
-        replace: true,
+        overwrite: true,
         ..CreateOptions::default()
     };
     let output = create(path, &Layout::new([16, 16, 16], 1, DType::U8), &options).unwrap();
@@ -348,7 +348,7 @@ fn map_of(path: &Path, label: u8) {
     let options = CreateOptions {
         chunk: [2; 3],
         shard: None,
-        replace: true,
+        overwrite: true,
         ..CreateOptions::default()
     };
     let output = create(path, &layout, &options).unwrap();

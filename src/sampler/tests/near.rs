@@ -85,7 +85,7 @@ fn every_draw_of_a_group_has_the_distribution_that_it_has_alone() {
 #[test]
 fn draws_of_a_group_are_the_same_alone_and_together_in_any_order() {
     let near = Neighborhood::new(6, 0.05).unwrap();
-    let samplers = all_samplers(&options([3; 3]).with_neighborhood(near).with_budget(0));
+    let samplers = all_samplers(&options([3; 3]).with_neighborhood(near).with_memory(0));
     for sampler in &samplers {
         let all: Vec<Region> = draws(&**sampler, 2, 0..60).map(Result::unwrap).collect();
         let backwards: Vec<u64> = (0..60).rev().collect();
@@ -135,7 +135,7 @@ fn channels_that_are_not_wanted_are_not_read() {
     ));
     let index = WeightIndex::build(&*map, 1, 2, &silent).unwrap();
     assert_eq!(map.1.swap(0, Ordering::Relaxed), 8, "chunks of one channel");
-    let none = options([1; 3]).with_budget(0);
+    let none = options([1; 3]).with_memory(0);
     let sampler = Weighted::new(Arc::clone(&map) as Arc<dyn Volume>, &index, &none).unwrap();
     starts(&sampler, 2000);
     assert_eq!(map.1.load(Ordering::Relaxed), 8);

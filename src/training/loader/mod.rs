@@ -138,7 +138,7 @@ impl Loader {
             state.settled(plan, shard)
         };
         let end = shard.end(state.position, plan.len());
-        let chunks = Arc::new(ByteBudget::for_chunks(options.max_bytes));
+        let chunks = Arc::new(ByteBudget::for_chunks(options.memory));
         let feed = FeedOptions {
             places: state.position..end,
             shard,
@@ -150,10 +150,10 @@ impl Loader {
         let feed = Feed::new(subjects, samplers, plan, state.epoch, feed);
         let limits = Limits {
             patches: options.max_length.max(1),
-            bytes: options.max_bytes,
+            bytes: options.memory,
             chunks,
         };
-        let pool = Arc::new(PatchPool::new(options.max_bytes));
+        let pool = Arc::new(PatchPool::new(options.memory));
         let gather = Gather::new(pool, options.transform.clone());
         let mut loader = Self {
             schedule: Arc::new(Schedule::new(feed, limits, gather)),

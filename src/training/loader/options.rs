@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::gather::Transform;
-use crate::threads::threads;
+use crate::threads::{DEFAULT_MEMORY, threads};
 use crate::training::shard::{RankShard, WorkerShard};
 
 /// Options of a [`Loader`](super::Loader).
 ///
-/// The defaults are all cores, 300 patches or 512 MiB, and all patches for one rank.
+/// The defaults are all cores, 300 patches or 256 MiB, and all patches for one rank.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct LoaderOptions {
@@ -21,7 +21,7 @@ pub struct LoaderOptions {
     /// The maximum number of bytes of buffered patches and cached chunks together. Decoded chunks
     /// are cached if all chunks of all subjects fit into three quarters of it: each is then decoded
     /// once. One patch is always admitted.
-    pub max_bytes: u64,
+    pub memory: u64,
     /// The patches of this rank.
     pub shard: RankShard,
     /// The batches of the rank that this loader delivers.
@@ -58,7 +58,7 @@ impl Default for LoaderOptions {
         Self {
             threads: threads(),
             max_length: 300,
-            max_bytes: 512 << 20,
+            memory: DEFAULT_MEMORY,
             shard: RankShard::whole(1),
             worker: WorkerShard::default(),
             stay_in_epoch: false,
@@ -85,8 +85,8 @@ impl LoaderOptions {
 
     /// Sets the maximum number of bytes of patches and cached chunks.
     #[must_use]
-    pub fn with_max_bytes(self, max_bytes: u64) -> Self {
-        Self { max_bytes, ..self }
+    pub fn with_memory(self, memory: u64) -> Self {
+        Self { memory, ..self }
     }
 
     /// Sets the patches of this rank.
@@ -149,7 +149,7 @@ impl fmt::Debug for LoaderOptions {
         f.debug_struct("LoaderOptions")
             .field("threads", &self.threads)
             .field("max_length", &self.max_length)
-            .field("max_bytes", &self.max_bytes)
+            .field("memory", &self.memory)
             .field("shard", &self.shard)
             .field("worker", &self.worker)
             .field("stay_in_epoch", &self.stay_in_epoch)

@@ -59,12 +59,12 @@ fn gathered_batches_hold_what_the_patches_hold() {
         };
         let expected = collected(&mut loader(three(Manner::Plain), &plan, &alone));
         for threads in [0, 1, 2, 8] {
-            for (max_length, max_bytes) in [(1, 1 << 30), (50, 1 << 30), (50, 0), (50, 100_000)] {
+            for (max_length, memory) in [(1, 1 << 30), (50, 1 << 30), (50, 0), (50, 100_000)] {
                 for gather in [true, false] {
                     let options = LoaderOptions {
                         threads,
                         max_length,
-                        max_bytes,
+                        memory,
                         shard,
                         contiguous_batches: gather,
                         ..LoaderOptions::default()
@@ -280,11 +280,11 @@ fn the_buffer_holds_whole_batches_and_no_more_than_it_may() {
     let plan = EpochPlan::new(1, 40, 1).unwrap();
     let ct = Noted::new(1, None, Manner::Slow);
     let patch = 4 * Region::whole(PATCH).voxels();
-    for (max_bytes, most) in [(9 * patch, 8), (3 * patch, 4), (0, 4)] {
+    for (memory, most) in [(9 * patch, 8), (3 * patch, 4), (0, 4)] {
         let options = LoaderOptions {
             threads: 3,
             max_length: 100,
-            max_bytes,
+            memory,
             shard: RankShard::whole(4),
             contiguous_batches: true,
             ..LoaderOptions::default()
@@ -297,7 +297,7 @@ fn the_buffer_holds_whole_batches_and_no_more_than_it_may() {
             let (ready, unready) = loader.stats().fill;
             largest = largest.max(ready + unready);
         }
-        assert_eq!(largest, most, "{max_bytes}");
+        assert_eq!(largest, most, "{memory}");
     }
 }
 

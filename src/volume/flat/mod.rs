@@ -93,7 +93,7 @@ pub(super) fn open(
         return Ok(Arc::new(PiecesVolume::new(path, from, header, options)?));
     }
     let source = Source::open(from, header, options.allow_external)?;
-    let io = options.io;
+    let io = options.read_method;
     Ok(match header.encoding {
         Encoding::Raw => Arc::new(FlatVolume::new(path, header, source, io)?),
         Encoding::Gzip | Encoding::Zlib => Arc::new(StreamVolume::new(path, header, source, io)?),

@@ -191,7 +191,7 @@ impl Desk {
             ReadMethod::Pread,
         ] {
             let options = OpenOptions {
-                io,
+                read_method: io,
                 ..OpenOptions::default()
             };
             let volume = options.open(&path);
@@ -708,7 +708,7 @@ fn a_flat_file_that_is_too_short_is_refused_when_it_is_opened() {
 fn round_trip(desk: &Desk, name: &str, layout: &Layout, patch: &Patch) -> Layout {
     let path = desk.folder.path().join(name);
     let options = CreateOptions {
-        replace: true,
+        overwrite: true,
         ..CreateOptions::default()
     };
     let writer = create(&path, layout, &options).unwrap();
@@ -1132,7 +1132,7 @@ fn large_boxes_are_read_by_calls_of_bounded_size() {
         let path = desk.put("a.npy", &[&npy(&patch, 1, text, fortran, order, false)]);
         let [mapped, plain] = [ReadMethod::Mmap, ReadMethod::Pread].map(|io| {
             let options = OpenOptions {
-                io,
+                read_method: io,
                 ..OpenOptions::default()
             };
             options.open(&path).unwrap()

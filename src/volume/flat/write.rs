@@ -15,7 +15,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
 use super::super::format::{self, FlatHeader, Storage};
-use super::super::replace::{FileKind, Replace};
+use super::super::overwrite::{FileKind, Overwrite};
 use super::super::staged::{StagedFile, parent};
 use super::super::{Codec, CreateOptions, Layout, VolumeMut};
 use super::gzip;
@@ -60,10 +60,10 @@ impl FlatWriter {
     /// Starts the file that `layout` asks for; NIfTI becomes the version that fits.
     pub(in super::super) fn create(mut layout: Layout, options: &CreateOptions) -> Result<Self> {
         let format = format::of(&layout)?;
-        let replace = Replace::by(&layout, options.replace)?;
-        let staged = StagedFile::new(&layout.path, replace)?;
+        let overwrite = Overwrite::by(&layout, options.overwrite)?;
+        let staged = StagedFile::new(&layout.path, overwrite)?;
         let beside = is_detached(&layout.path)
-            .then(|| Beside::find(&layout.path, options.replace))
+            .then(|| Beside::find(&layout.path, options.overwrite))
             .transpose()?;
         let name = beside.as_ref().map(|beside| beside.name.as_str());
         let header = (format.encode)(&mut layout, name)?;
@@ -79,7 +79,7 @@ impl FlatWriter {
         let (staged, detached) = match beside {
             None => (staged, None),
             Some(Beside { name, old }) => {
-                let data = StagedFile::new(&layout.path.with_file_name(name), Replace::Nothing)?;
+                let data = StagedFile::new(&layout.path.with_file_name(name), Overwrite::Nothing)?;
                 (data, Some(Detached { staged, old }))
             }
         };
@@ -119,7 +119,7 @@ impl Plain {
     fn new(layout: &Layout, length: u64, options: &CreateOptions) -> Result<Self> {
         let folder = parent(&layout.path);
         let level = match options.codec {
-            Codec::Gzip => options.level.unwrap_or(gzip::LEVEL).min(9),
+            Codec::Gzip => options.clevel.unwrap_or(gzip::LEVEL).min(9),
             _ => gzip::LEVEL,
         };
         let file = tempfile::tempfile_in(folder);
@@ -161,7 +161,7 @@ struct Beside {
 
 impl Beside {
     /// `NAME.raw`, or `NAME.1.raw` and so on if the header that is replaced has that.
-    fn find(header: &Path, replace: bool) -> Result<Self> {
+    fn find(header: &Path, overwrite: bool) -> Result<Self> {
         let Some(stem) = header.file_stem().and_then(|stem| stem.to_str()) else {
             let what = "a header and the voxels beside it need a name that is UTF-8: write .mha";
             return Err(Error::unsupported(header, what));
@@ -178,7 +178,7 @@ impl Beside {
         };
         match named(header, stem) {
             // Voxels of another file are nobody's to replace.
-            Some(old) if replace => {
+            Some(old) if overwrite => {
                 check_old(&old)?;
                 let name = (1..).map(|n| format!("{stem}.{n}.raw"));
                 let free = name.into_iter().find(|name| taken(name).is_none());
@@ -188,7 +188,7 @@ impl Beside {
                     old: Some(old),
                 })
             }
-            _ if replace => Err(Error::NotReplaceable {
+            _ if overwrite => Err(Error::NotOverwritable {
                 path,
                 what: "there already, and no .mhd of this name holds it".to_owned(),
             }),
@@ -203,7 +203,7 @@ fn check_old(path: &Path) -> Result<()> {
         name: "voxels",
         recognizes: |_| true,
     };
-    Replace::File(voxels).check(path)
+    Overwrite::File(voxels).check(path)
 }
 
 /// The file of voxels that the header at `path` names, if it is one that we would have made.

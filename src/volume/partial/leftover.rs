@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::super::replace::{FolderKind, UnexpectedEntry, bare};
+use super::super::overwrite::{FolderKind, UnexpectedEntry, bare};
 use super::super::staged::{REPLACED, inode, place};
 use super::super::zarr;
 use super::files::{Lock, lock, remove_file, remove_folder};
@@ -100,7 +100,7 @@ pub(in super::super) fn tidy(target: &Path) -> Result<()> {
 ///
 /// # Errors
 ///
-/// [`Error::Locked`] if a process still writes it, [`Error::NotReplaceable`] if its folder holds
+/// [`Error::Locked`] if a process still writes it, [`Error::NotOverwritable`] if its folder holds
 /// what was to be replaced, and that is no output; [`Error::Io`] if it cannot be removed.
 pub fn discard_partial(target: &Path) -> Result<()> {
     let places = Places::of(target)?;
@@ -150,7 +150,7 @@ fn check_replaced(folder: &Path) -> Result<()> {
     let data = folder.join("data");
     let mut aside = data.clone().into_os_string();
     aside.push(REPLACED);
-    let rule = FolderKind::ZARR.replaced(true);
+    let rule = FolderKind::ZARR.overwrite(true);
     if let Some(marker) = Marker::read(folder)
         && inode(&data) != Some(marker.own().inode)
     {

@@ -39,7 +39,7 @@ use self::journal::Journal;
 use self::leftover::{Places, is_published, remove_at_once, settle};
 use self::metadata::write_metadata;
 use self::publish::is_finished;
-use super::replace::Replace;
+use super::overwrite::Overwrite;
 use super::staged::parent;
 use crate::error::{Error, Result};
 use crate::region::Region;
@@ -54,7 +54,7 @@ pub(super) use self::publish::{id, publish};
 #[derive(Debug)]
 pub(super) struct Run<'a> {
     pub(super) target: &'a Path,
-    pub(super) replace: Replace,
+    pub(super) overwrite: Overwrite,
     /// Named values that must be the same whenever the output is gone on with.
     pub(super) fingerprint: &'a Json,
     pub(super) durability: Durability,
@@ -71,7 +71,7 @@ pub(super) struct Run<'a> {
 #[derive(Debug)]
 pub(super) struct Partial {
     places: Places,
-    replace: Replace,
+    overwrite: Overwrite,
     durability: Durability,
     journal: Journal,
     temporary: PathBuf,
@@ -169,7 +169,7 @@ impl Partial {
         fs::create_dir(&temporary).map_err(Error::io("create", &temporary))?;
         Ok(Self {
             places,
-            replace: run.replace,
+            overwrite: run.overwrite,
             durability: run.durability,
             journal,
             temporary,
@@ -244,7 +244,7 @@ fn enter(run: &Run<'_>, places: &Places, part: OutputPart) -> Result<Option<(Loc
             if is_finished(run, part.count > 1) {
                 return Ok(None);
             }
-            run.replace.check(run.target)?;
+            run.overwrite.check(run.target)?;
             make_folder(run, places)?;
         }
         // That of all first: who has it may look for a moment whether this part is being written.
@@ -260,7 +260,7 @@ fn enter(run: &Run<'_>, places: &Places, part: OutputPart) -> Result<Option<(Loc
             continue;
         }
         let finished = is_finished(run, part.count > 1);
-        let free = run.replace.check(run.target);
+        let free = run.overwrite.check(run.target);
         if !finished && free.is_ok() {
             return Ok(Some((own, all)));
         }
@@ -288,7 +288,7 @@ fn enter_all(run: &Run<'_>, places: &Places, parts: u32, begun: bool) -> Result<
             if is_finished(run, true) || begun && places.target.exists() {
                 return Ok(None);
             }
-            run.replace.check(run.target)?;
+            run.overwrite.check(run.target)?;
             return Err(nothing_begun(places));
         }
         let all = match lock(folder, "lock", true) {

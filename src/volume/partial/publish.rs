@@ -133,7 +133,7 @@ pub(super) fn is_finished(run: &Run<'_>, parts: bool) -> bool {
 /// Gives outputs of one run that are complete their names, and removes all that helped to make them.
 pub(in super::super) fn publish(outputs: &[Partial]) -> Result<()> {
     for output in outputs {
-        output.replace.check(&output.places.target)?;
+        output.overwrite.check(&output.places.target)?;
     }
     let markers: Vec<Marker> = outputs.iter().map(|own| marker(own, outputs)).collect();
     step("mark")?;
@@ -150,7 +150,7 @@ pub(in super::super) fn publish(outputs: &[Partial]) -> Result<()> {
     }
     for output in outputs {
         let Places { target, .. } = &output.places;
-        staged::publish(&output.data(), target, output.replace)?;
+        staged::publish(&output.data(), target, output.overwrite)?;
         step("named one")?;
     }
     for output in outputs {

@@ -345,7 +345,7 @@ fn levels_of_a_file_have_their_voxels_and_their_place() {
         let options = CreateOptions {
             chunk: [4, 4, 8],
             shard,
-            format,
+            zarr: format,
             pyramid: Some(Pyramid {
                 levels: Some(4),
                 method: Downsample::Mean,

@@ -132,7 +132,7 @@ fn an_output_broken_off_after_any_chunk_is_the_unbroken_one() {
         (None, Durability::None, ZarrVersion::V2),
     ] {
         let options = CreateOptions {
-            format,
+            zarr: format,
             ..options(shard)
         };
         let expected = unbroken(&options);
@@ -376,16 +376,16 @@ fn an_output_that_exists_is_replaced_only_if_it_may_be() {
         .unwrap()
         .finish()
         .unwrap();
-    let begin = |replace| {
+    let begin = |overwrite| {
         let options = CreateOptions {
-            replace,
+            overwrite,
             ..options(None)
         };
         resumable(&path, &layout(), &options, &whole())
     };
     assert!(matches!(begin(false), Err(Error::Exists { .. })));
     fs::write(path.join("notes"), b"theirs").unwrap();
-    assert!(matches!(begin(true), Err(Error::NotReplaceable { .. })));
+    assert!(matches!(begin(true), Err(Error::NotOverwritable { .. })));
     assert_eq!(
         fs::read_dir(dir.path()).unwrap().count(),
         1,
@@ -399,7 +399,7 @@ fn an_output_that_exists_is_replaced_only_if_it_may_be() {
     fs::write(path.join("notes"), b"theirs").unwrap();
     let refused = Box::new(output).finish();
     assert!(
-        matches!(refused, Err(Error::NotReplaceable { .. })),
+        matches!(refused, Err(Error::NotOverwritable { .. })),
         "{refused:?}"
     );
     assert_eq!(fs::read(path.join("notes")).unwrap(), b"theirs");
@@ -442,7 +442,7 @@ impl Group {
             .map(|n| dir.path().join(format!("{n}.zarr")))
             .collect();
         let options = CreateOptions {
-            replace: old,
+            overwrite: old,
             ..options(None)
         };
         if old {
@@ -648,7 +648,7 @@ fn a_format_that_another_run_began_is_not_mixed_with_this_one() {
     let dir = scratch();
     let path = dir.path().join("out.zarr");
     let v2 = CreateOptions {
-        format: ZarrVersion::V2,
+        zarr: ZarrVersion::V2,
         ..options(None)
     };
     for (first, second) in [(&v2, &options(None)), (&options(None), &v2)] {
@@ -660,10 +660,7 @@ fn a_format_that_another_run_began_is_not_mixed_with_this_one() {
             "{refused:?}"
         );
         assert_eq!(tree(dir.path()), before);
-        assert_eq!(
-            partial_options(&path).unwrap().unwrap().format,
-            first.format
-        );
+        assert_eq!(partial_options(&path).unwrap().unwrap().zarr, first.zarr);
         discard_partial(&path).unwrap();
         assert_eq!(partial_options(&path).unwrap(), None);
     }

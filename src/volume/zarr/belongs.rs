@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
-use super::super::replace::{UnexpectedEntry, guarded};
+use super::super::overwrite::{UnexpectedEntry, guarded};
 use super::store::{Links, read_json};
 use crate::error::{Error, Result};
 

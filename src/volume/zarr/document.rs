@@ -100,7 +100,7 @@ pub(super) fn files(
         options.pyramid.map(|pyramid| pyramid.method),
     );
     let mut files = Vec::new();
-    match options.format {
+    match options.zarr {
         ZarrVersion::V3 => {
             files.push(("zarr.json".to_owned(), ome::group_document(&image)));
             for (n, level) in planned.iter().enumerate() {
@@ -122,11 +122,11 @@ pub(super) fn files(
 
 fn level(mut layout: Layout, options: &CreateOptions) -> Result<Planned> {
     let (chunk, shard) = fit(&layout, options)?;
-    let document = match options.format {
+    let document = match options.zarr {
         ZarrVersion::V3 => array_document(&layout, chunk, shard, options)?,
         ZarrVersion::V2 => array_document_v2(&layout, chunk, options)?,
     };
-    layout.format = match options.format {
+    layout.format = match options.zarr {
         ZarrVersion::V3 => Format::Zarr3,
         ZarrVersion::V2 => Format::Zarr2,
     };
@@ -140,7 +140,7 @@ fn level(mut layout: Layout, options: &CreateOptions) -> Result<Planned> {
 /// Chunk and shard, no larger than the volume asks for.
 fn fit(layout: &Layout, options: &CreateOptions) -> Result<(Shape, Shape)> {
     let shape = layout.shape;
-    if let (ZarrVersion::V2, Some(shard)) = (options.format, options.shard) {
+    if let (ZarrVersion::V2, Some(shard)) = (options.zarr, options.shard) {
         return Err(Error::InvalidArgument {
             argument: "shard",
             value: format!("{shard:?}"),
@@ -290,7 +290,7 @@ fn effort(options: &CreateOptions) -> Result<u8> {
         Codec::Zlib => ("zlib", 5, 0..=9),
         Codec::None => return Ok(0),
     };
-    let level = options.level.unwrap_or(usual);
+    let level = options.clevel.unwrap_or(usual);
     if allowed.contains(&level) {
         return Ok(level);
     }

@@ -71,7 +71,7 @@ pub(super) struct ZarrVolume {
     /// For keys and the fill value; it holds no storage.
     array: Array<()>,
     codecs: Codecs,
-    missing: MissingChunks,
+    missing_chunks: MissingChunks,
     /// The metadata.
     watch: Watch,
     counter: Counter,
@@ -196,7 +196,7 @@ impl ZarrVolume {
             store,
             array,
             codecs,
-            missing: options.missing,
+            missing_chunks: options.missing_chunks,
             watch: Watch::default(),
             counter: Counter::default(),
         })
@@ -349,7 +349,7 @@ impl Volume for ZarrVolume {
         let (channels, region) = chunk::whole(&self.layout, index)?;
         let voxels = match self.fetch(&self.facts.chunk_index(index))? {
             Fetched::Encoded { key, bytes } => ChunkVoxels::Stored(self.decode(key, bytes)?),
-            Fetched::Absent { key } if self.missing == MissingChunks::Error => {
+            Fetched::Absent { key } if self.missing_chunks == MissingChunks::Error => {
                 return Err(Error::MissingChunk {
                     path: self.layout.path.clone(),
                     key,
@@ -369,7 +369,7 @@ impl Volume for ZarrVolume {
     fn fill_chunk(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
         chunk::clipped(&self.layout, index)?;
         let own = self.facts.chunk_index(index);
-        if self.missing == MissingChunks::Error {
+        if self.missing_chunks == MissingChunks::Error {
             return Ok(None);
         }
         let stored = match &self.codecs {

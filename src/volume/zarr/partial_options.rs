@@ -33,10 +33,10 @@ pub(in super::super) fn partial_options(folder: &Path) -> Option<CreateOptions> 
         chunk,
         shard: facts.sharded.then_some(shard),
         codec,
-        level,
-        format: version,
+        clevel: level,
+        zarr: version,
         pyramid: pyramid(&image)?,
-        replace: false,
+        overwrite: false,
     })
 }
 
@@ -123,13 +123,13 @@ mod tests {
                             chunk: [8; 3],
                             shard,
                             codec,
-                            level,
-                            format,
+                            clevel: level,
+                            zarr: format,
                             pyramid: levels.map(|levels| Pyramid {
                                 levels,
                                 method: Downsample::Mode,
                             }),
-                            replace: false,
+                            overwrite: false,
                         };
                         let layout = Layout::new([30, 5, 40], 2, DType::I16);
                         let path = dir.path().join(format!("{all}.zarr"));

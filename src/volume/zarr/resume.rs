@@ -9,9 +9,9 @@ use super::super::chunk::check_whole_chunks;
 use super::super::chunk_set::ChunkSet;
 use super::super::create::CreateOptions;
 use super::super::options::OpenOptions;
+use super::super::overwrite::FolderKind;
 use super::super::partial::{self, Partial, Record, Run};
 use super::super::pyramid::{Level, Source, inputs, rebuilding_bytes, rebuilt};
-use super::super::replace::FolderKind;
 use super::super::resume::{ResumeOptions, RunParts};
 use super::super::{ChunkShape, Layout, Volume, VolumeMut};
 use super::ZarrVolume;
@@ -290,7 +290,7 @@ fn run<'a>(
     });
     Ok(Run {
         target: &layout.path,
-        replace: FolderKind::ZARR.replaced(options.replace),
+        overwrite: FolderKind::ZARR.overwrite(options.overwrite),
         group: &resume.group,
         id: partial::id(&depends),
         fingerprint: &resume.fingerprint,

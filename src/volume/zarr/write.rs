@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::Value as Json;
 
 use super::super::create::CreateOptions;
-use super::super::replace::FolderKind;
+use super::super::overwrite::FolderKind;
 use super::super::staged::{StagedFolder, write_soon};
 use super::super::{Layout, VolumeMut};
 use super::arrays::{Arrays, Place};
@@ -32,8 +32,8 @@ impl ZarrWriter {
     /// Starts the image that `layout` and `options` describe.
     pub(in super::super) fn create(layout: &Layout, options: &CreateOptions) -> Result<Self> {
         let (arrays, planned) = Arrays::planned(layout, options)?;
-        let replace = FolderKind::ZARR.replaced(options.replace);
-        let staged = StagedFolder::new(&layout.path, replace)?;
+        let overwrite = FolderKind::ZARR.overwrite(options.overwrite);
+        let staged = StagedFolder::new(&layout.path, overwrite)?;
         let name = name(&layout.path);
         for (key, document) in document::files(&planned, &name, options) {
             let path = staged.path().join(key);

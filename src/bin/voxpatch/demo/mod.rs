@@ -209,7 +209,7 @@ impl Demo<'_> {
         let options = LoaderOptions::default()
             .with_threads(budget.threads)
             .with_max_length(MOST_AHEAD)
-            .with_max_bytes(budget.buffer);
+            .with_memory(budget.buffer);
         let dataset =
             Dataset::new(vec![subject], UniformPatches::new(patch)).samples_per_subject(DRAWS);
         let mut loader = dataset.epoch(0).with_options(options).samples()?;

@@ -56,7 +56,7 @@ pub(crate) fn run(settings: &args::Preview) -> anyhow::Result<()> {
     let mut inputs = vec![settings.source.as_path()];
     inputs.extend(settings.overlay.as_deref());
     check_output(&settings.out, &inputs)?;
-    PICTURE.replaced(settings.force).check(&settings.out)?;
+    PICTURE.overwrite(settings.overwrite).check(&settings.out)?;
     let whole = options.open(&settings.source)?;
     let volume = settings.chosen.of(&whole)?;
     let overlay = match &settings.overlay {
@@ -80,7 +80,7 @@ pub(crate) fn run(settings: &args::Preview) -> anyhow::Result<()> {
         at: settings.at,
     };
     let drawn = scene.draw()?;
-    drawn.save(&settings.out, settings.force)?;
+    drawn.save(&settings.out, settings.overwrite)?;
 
     let mut report = Report::default();
     let Drawn {
@@ -154,10 +154,10 @@ impl Scene {
 
 impl Drawn {
     /// Writes the picture as a PNG.
-    pub(crate) fn save(&self, path: &Path, replace: bool) -> anyhow::Result<()> {
+    pub(crate) fn save(&self, path: &Path, overwrite: bool) -> anyhow::Result<()> {
         stop::stop_gracefully();
         let side = |n: usize| u32::try_from(n).expect("panels are limited to hundreds of pixels");
-        let mut out = Output::create(path, PICTURE.replaced(replace))?;
+        let mut out = Output::create(path, PICTURE.overwrite(overwrite))?;
         let mut encoder =
             png::Encoder::new(&mut out, side(self.canvas.width), side(self.canvas.height));
         encoder.set_color(png::ColorType::Rgb);

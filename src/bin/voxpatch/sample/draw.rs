@@ -119,10 +119,10 @@ impl Samplers {
                 let maps = inputs.iter().flat_map(Input::maps).count() as u64;
                 let options = SamplerOptions::new(patch, seed)
                     .with_border(settings.border.into())
-                    .with_budget(budget.maps / maps.max(1))
+                    .with_memory(budget.maps / maps.max(1))
                     .with_threads(budget.threads);
                 let sampler = all.sampler(settings, (n, input), &options)?;
-                (sampler, settings.count.unwrap_or(0))
+                (sampler, settings.samples_per_subject.unwrap_or(0))
             };
             if sampler.is_none() {
                 all.left_out = all.left_out.saturating_add(count);
@@ -170,13 +170,13 @@ impl Samplers {
                 (SamplerKind::Labels, Some(map), _) => {
                     let index = index(settings, n, &**map, options.threads)?;
                     let foreground = LabelWeights::foreground();
-                    let shares = settings.shares.as_ref().unwrap_or(&foreground);
-                    let built = Label::new(Arc::clone(map), &index, shares, options);
+                    let weights = settings.label_weights.as_ref().unwrap_or(&foreground);
+                    let built = Label::new(Arc::clone(map), &index, weights, options);
                     let absent: Vec<String> = match &built {
                         Ok(label) => label.absent().iter().map(ToString::to_string).collect(),
                         // There is no centre with any of them.
                         Err(Error::NoCenter { .. }) => {
-                            shares.classes().map(|class| class.to_string()).collect()
+                            weights.classes().map(|class| class.to_string()).collect()
                         }
                         Err(_) => Vec::new(),
                     };
@@ -193,7 +193,7 @@ impl Samplers {
                 }
                 _ => Some(Box::new(Uniform::with_border(
                     shape,
-                    options.patch,
+                    options.patch_size,
                     options.border,
                     options.seed,
                 )?) as Box<dyn Sampler>),
@@ -219,10 +219,10 @@ impl Samplers {
 /// How many patches a list of places gives, all of which must be where the input can be read.
 fn listed(settings: &SampleArgs, fixed: &FixedLocations, input: &Input) -> voxpatch::Result<u64> {
     let all = fixed.regions().len() as u64;
-    let count = settings.count.unwrap_or(all);
+    let count = settings.samples_per_subject.unwrap_or(all);
     if count > all {
         return Err(Error::InvalidArgument {
-            argument: "count",
+            argument: "samples_per_subject",
             value: count.to_string(),
             problem: format!("the list has {all} locations"),
         });

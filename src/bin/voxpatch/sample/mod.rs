@@ -14,7 +14,7 @@ use anyhow::Context;
 use voxpatch::meter::Meter;
 use voxpatch::sampler::{CenterBox, FixedLocations, INDEX, LOCATIONS, is_index_file};
 use voxpatch::training::{Dataset, EpochPlan, Loader, LoaderOptions, RankShard, Subject};
-use voxpatch::volume::{FileKind, Replace, TOLERANCE, check_distinct, check_output};
+use voxpatch::volume::{FileKind, Overwrite, TOLERANCE, check_distinct, check_output};
 use voxpatch::{DType, Error, Layout, Region, Shape};
 
 pub(crate) use self::budget::{Budget, Needs, chunk_bytes};
@@ -42,7 +42,7 @@ pub(crate) fn run(settings: &SampleArgs) -> anyhow::Result<()> {
     let fixed = settings.at.as_ref().map(|path| FixedLocations::read(path));
     let fixed = fixed.transpose()?;
     let listed = fixed.as_ref().map(|fixed| fixed.regions()[0].shape);
-    let patch = listed.or(settings.patch).unwrap_or_default();
+    let patch = listed.or(settings.patch_size).unwrap_or_default();
     if fixed.is_none() {
         for input in &inputs {
             CenterBox::new(input.subject.shape(), patch, settings.border.into())?;
@@ -52,7 +52,7 @@ pub(crate) fn run(settings: &SampleArgs) -> anyhow::Result<()> {
     if settings.dry_run {
         let each = match &fixed {
             Some(fixed) => fixed.regions().len() as u64,
-            None => settings.count.unwrap_or(0),
+            None => settings.samples_per_subject.unwrap_or(0),
         };
         let count = each.saturating_mul(inputs.len() as u64);
         let count = count.div_ceil(settings.world_size.max(1));
@@ -103,7 +103,7 @@ pub(crate) fn run(settings: &SampleArgs) -> anyhow::Result<()> {
     done.peak_anonymous = meter.stop().anonymous;
     let report = done.report(settings);
     if let (Some(picture), Some(path)) = (picture, &settings.plot) {
-        picture.save(path, settings.common.force)?;
+        picture.save(path, settings.common.overwrite)?;
     }
     files.finish(settings, &report)?;
     report.print(settings.common.json)
@@ -158,10 +158,10 @@ fn check_outputs(settings: &SampleArgs) -> anyhow::Result<()> {
                 .with_context(|| format!("{other} and {name} cannot both be written"))?;
         }
     }
-    let replace = settings.common.force;
+    let overwrite = settings.common.overwrite;
     if let Some(path) = &settings.out {
         let form = Form::of(path)?;
-        form.check(path, replace)?;
+        form.check(path, overwrite)?;
         if settings.gzip && form != Form::Folder {
             anyhow::bail!(
                 "--gzip is for a folder of patches, which {} is not",
@@ -175,7 +175,7 @@ fn check_outputs(settings: &SampleArgs) -> anyhow::Result<()> {
         (&settings.plot, PICTURE),
     ] {
         if let Some(path) = path {
-            kind.replaced(replace).check(path)?;
+            kind.overwrite(overwrite).check(path)?;
         }
     }
     let volumes = inputs.len() - settings.index.len() - usize::from(settings.at.is_some());
@@ -183,7 +183,7 @@ fn check_outputs(settings: &SampleArgs) -> anyhow::Result<()> {
         check_output(path, &inputs[..volumes])?;
         if !is_index_file(path) {
             // Somebody's file, which is none of ours to replace.
-            Replace::File(INDEX).check(path)?;
+            Overwrite::File(INDEX).check(path)?;
         }
         if settings.index[..n].contains(path) {
             anyhow::bail!("two indexes cannot both be written to {}", path.display());
@@ -273,7 +273,7 @@ fn loader(
     let options = LoaderOptions::default()
         .with_threads(budget.threads)
         .with_max_length(MOST_AHEAD)
-        .with_max_bytes(budget.buffer)
+        .with_memory(budget.buffer)
         .with_shard(shard.with_uneven(settings.uneven.into()));
     let subjects: Vec<Subject> = inputs.iter().map(|input| input.subject.clone()).collect();
     Dataset::new(subjects, samplers.into_factory())
@@ -313,7 +313,7 @@ impl Files {
         patch: Shape,
         count: u64,
     ) -> anyhow::Result<Self> {
-        let replace = settings.common.force;
+        let overwrite = settings.common.overwrite;
         let volume = inputs[0].volume();
         let layout = patches_layout(&inputs[0]);
         if let Some(path) = &settings.out {
@@ -323,11 +323,11 @@ impl Files {
         }
         if let Some(path) = &settings.plot {
             // It is drawn at the end; that it cannot be written is better known now.
-            drop(Output::create(path, PICTURE.replaced(replace))?);
+            drop(Output::create(path, PICTURE.overwrite(overwrite))?);
         }
         let file = |path: &Option<PathBuf>, kind: FileKind| {
             let path = path.as_ref();
-            path.map(|path| Output::create(path, kind.replaced(replace)))
+            path.map(|path| Output::create(path, kind.overwrite(overwrite)))
                 .transpose()
         };
         Ok(Self {
@@ -337,7 +337,7 @@ impl Files {
                         several: inputs.len() > 1,
                         extension: if settings.gzip { "nii.gz" } else { "nii" },
                     };
-                    Sink::create(path, replace, &layout, (patch, count), naming)?
+                    Sink::create(path, overwrite, &layout, (patch, count), naming)?
                 }
                 None => Sink::Nothing,
             },

@@ -22,10 +22,10 @@ pub(crate) struct SampleArgs {
     pub(super) sources: Vec<PathBuf>,
     /// Voxels of a patch.
     #[arg(long, value_parser = size, value_name = "SIZE", required_unless_present = "at")]
-    pub(super) patch: Option<Shape>,
-    /// How many patches of each input, all ranks together; with --at, all places if not given.
+    pub(super) patch_size: Option<Shape>,
+    /// Patches of each input, of all ranks together [default with --at: all places].
     #[arg(long, value_name = "N", required_unless_present = "at")]
-    pub(super) count: Option<u64>,
+    pub(super) samples_per_subject: Option<u64>,
     /// Which of all random sequences.
     #[arg(long, default_value_t = 0, value_name = "S")]
     pub(super) seed: u64,
@@ -54,9 +54,9 @@ pub(crate) struct SampleArgs {
         hide_default_value = true
     )]
     pub(super) label_channel: u64,
-    /// The labels of centres and their shares, as 0:1,1:3; any voxel but 0 if not given.
-    #[arg(long, value_parser = shares, value_name = "LABEL:SHARE,...", requires = "labels", allow_hyphen_values = true)]
-    pub(super) shares: Option<LabelWeights>,
+    /// How often each label is the center of a patch, as 0:1,1:3 [default: every voxel except 0 is equally likely].
+    #[arg(long, value_parser = label_weights, value_name = "LABEL:WEIGHT,...", requires = "labels", allow_hyphen_values = true)]
+    pub(super) label_weights: Option<LabelWeights>,
     /// Weight maps, one for each input, on its grid or a coarser one of its extent: centres are as
     /// likely as their weight.
     #[arg(long, num_args = 1.., value_name = "FILE")]
@@ -92,7 +92,7 @@ pub(crate) struct SampleArgs {
     )]
     pub(super) fill: f64,
     /// Patches at the places of this list, as --locations writes it, in its order.
-    #[arg(long, value_name = "FILE.csv", conflicts_with_all = ["patch", "labels", "weights", "mix"])]
+    #[arg(long, value_name = "FILE.csv", conflicts_with_all = ["patch_size", "labels", "weights", "mix"])]
     pub(super) at: Option<PathBuf>,
     /// Where patches go: a .npy (n, c, z, y, x); a .zarr with c channels for each patch, a chunk
     /// for each channel; or a folder with a .nii for each patch, in its place in the scan.
@@ -272,13 +272,13 @@ impl From<EmptyName> for OnEmpty {
 }
 
 /// `0:1,1:3`.
-fn shares(text: &str) -> Result<LabelWeights, String> {
+fn label_weights(text: &str) -> Result<LabelWeights, String> {
     let pair = |pair: &str| {
-        let (label, share) = pair.split_once(':')?;
-        Some((class(label.trim())?, share.trim().parse().ok()?))
+        let (label, weight) = pair.split_once(':')?;
+        Some((class(label.trim())?, weight.trim().parse().ok()?))
     };
     let pairs: Option<Vec<(LabelValue, f64)>> = text.split(',').map(pair).collect();
-    let pairs = pairs.ok_or("give labels and their shares, as 0:1,1:3")?;
+    let pairs = pairs.ok_or("give labels and their weights, as 0:1,1:3")?;
     LabelWeights::new(pairs).map_err(|error| error.to_string())
 }
 
@@ -322,19 +322,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_are_pairs_of_a_label_and_a_number() {
+    fn label_weights_are_pairs_of_a_label_and_a_number() {
         for right in [
             "0:1,1:3",
             " 1 : 0.5 ",
             "-3:1,18446744073709551615:2",
             "0.5:1",
         ] {
-            assert!(shares(right).is_ok(), "{right}");
+            assert!(label_weights(right).is_ok(), "{right}");
         }
         for wrong in [
             "", "1", "1:", ":1", "1:x", "x:1", "1:-1", "1:nan", "1:0", "1:1,1:2", "nan:1", "1:1,",
         ] {
-            assert!(shares(wrong).is_err(), "{wrong}");
+            assert!(label_weights(wrong).is_err(), "{wrong}");
         }
     }
 

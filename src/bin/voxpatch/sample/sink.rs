@@ -84,11 +84,11 @@ impl Form {
     }
 
     /// Checks that patches in this form may be called so.
-    pub(super) fn check(self, path: &Path, replace: bool) -> voxpatch::Result<()> {
+    pub(super) fn check(self, path: &Path, overwrite: bool) -> voxpatch::Result<()> {
         let rule = match self {
-            Self::Npy => FileKind::NPY.replaced(replace),
-            Self::Zarr => FolderKind::ZARR.replaced(replace),
-            Self::Folder => PATCHES.replaced(replace),
+            Self::Npy => FileKind::NPY.overwrite(overwrite),
+            Self::Zarr => FolderKind::ZARR.overwrite(overwrite),
+            Self::Folder => PATCHES.overwrite(overwrite),
         };
         rule.check(path)
     }
@@ -125,24 +125,24 @@ impl Sink {
     /// type of `layout`.
     pub(super) fn create(
         path: &Path,
-        replace: bool,
+        overwrite: bool,
         layout: &Layout,
         (patch, count): (Shape, u64),
         naming: Naming,
     ) -> anyhow::Result<Self> {
         match Form::of(path)? {
             Form::Npy => {
-                let mut out = Output::create(path, FileKind::NPY.replaced(replace))?;
+                let mut out = Output::create(path, FileKind::NPY.overwrite(overwrite))?;
                 out.append(&npy_header(layout.dtype, npy_shape(layout, patch, count)))?;
                 Ok(Self::Npy(out))
             }
             Form::Zarr => {
-                let (whole, options) = zarr(layout, (patch, count), replace)?;
+                let (whole, options) = zarr(layout, (patch, count), overwrite)?;
                 let target = create(path, &whole, &options)?;
                 Ok(Self::Zarr { target, next: 0 })
             }
             Form::Folder => Ok(Self::Folder {
-                folder: StagedFolder::new(path, PATCHES.replaced(replace))?,
+                folder: StagedFolder::new(path, PATCHES.overwrite(overwrite))?,
                 next: 0,
                 naming,
             }),
@@ -201,7 +201,7 @@ impl Sink {
 fn zarr(
     layout: &Layout,
     (patch, count): (Shape, u64),
-    replace: bool,
+    overwrite: bool,
 ) -> anyhow::Result<(Layout, CreateOptions)> {
     let channels = count.checked_mul(layout.channels).filter(|&n| n > 0);
     let channels =
@@ -212,7 +212,7 @@ fn zarr(
         .with_chunk(patch)
         .with_shard(None)
         .with_codec(Codec::Zstd)
-        .with_replace(replace);
+        .with_overwrite(overwrite);
     Ok((whole, options))
 }
 

@@ -28,7 +28,7 @@ fn nrrd_and_metaimage_keep_voxels_and_geometry() {
                     if dtype == DType::F16 {
                         let path = desk.folder.path().join(name);
                         let options = CreateOptions {
-                            replace: true,
+                            overwrite: true,
                             ..CreateOptions::default()
                         };
                         let error = create(&path, &layout, &options).unwrap_err();
@@ -91,9 +91,9 @@ fn a_header_and_its_voxels_are_replaced_as_one() {
             .unwrap()
             .bytes()[0]
     };
-    let write = |byte: u8, replace: bool| {
+    let write = |byte: u8, overwrite: bool| {
         let options = CreateOptions {
-            replace,
+            overwrite,
             ..CreateOptions::default()
         };
         let target = create(&path, &layout, &options)?;
@@ -122,8 +122,8 @@ fn a_header_and_its_voxels_are_replaced_as_one() {
     );
     // Voxels that no header of ours names are somebody else's.
     fs::remove_file(&path).unwrap();
-    for replace in [false, true] {
-        let error = write(5, replace).unwrap_err();
+    for overwrite in [false, true] {
+        let error = write(5, overwrite).unwrap_err();
         assert!(error.to_string().contains("a.raw"), "{error}");
     }
     assert_eq!(fs::read(desk.folder.path().join("a.raw")).unwrap(), [4; 24]);

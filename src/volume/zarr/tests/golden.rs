@@ -99,7 +99,7 @@ fn golden_arrays_hold_what_zarr_python_wrote() {
 fn a_missing_chunk_is_fill_value_or_an_error_as_was_asked() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/zarr");
     let strict = OpenOptions {
-        missing: MissingChunks::Error,
+        missing_chunks: MissingChunks::Error,
         ..OpenOptions::default()
     };
     for (name, missing) in [

@@ -49,7 +49,7 @@ fn options() -> impl Strategy<Value = CreateOptions> {
         chunk,
         shard: shard.map(|times| std::array::from_fn(|a| times[a] * chunk[a])),
         codec,
-        level,
+        clevel: level,
         ..CreateOptions::default()
     })
 }
@@ -211,7 +211,7 @@ fn settings_that_do_not_fit_are_refused_by_name() {
     let large = with([64; 3], Some([2048; 3]));
     assert!(refused([4096; 3], &large).contains("limit"));
     let level = CreateOptions {
-        level: Some(23),
+        clevel: Some(23),
         ..CreateOptions::default()
     };
     assert!(refused([9; 3], &level).contains("zstd has levels 0 to 22"));

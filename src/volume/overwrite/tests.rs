@@ -10,13 +10,13 @@ use crate::volume::{
 };
 
 /// The rule of each format, by an extension.
-fn outputs() -> [(&'static str, Replace); 6] {
+fn outputs() -> [(&'static str, Overwrite); 6] {
     let flat = |format| {
         let layout = Layout {
             format,
             ..Layout::new([1; 3], 1, DType::U8)
         };
-        Replace::by(&layout, true).unwrap()
+        Overwrite::by(&layout, true).unwrap()
     };
     [
         ("zarr", flat(Format::Zarr3)),
@@ -24,15 +24,15 @@ fn outputs() -> [(&'static str, Replace); 6] {
         ("nii", flat(Format::Nifti1)),
         ("nrrd", flat(Format::Nrrd)),
         ("mha", flat(Format::MetaImage)),
-        ("nothing", Replace::Nothing),
+        ("nothing", Overwrite::Nothing),
     ]
 }
 
 /// Those that may take the name.
 fn takers(path: &Path) -> Vec<&'static str> {
-    let takes = |(name, rule): (&'static str, Replace)| match rule.check(path) {
+    let takes = |(name, rule): (&'static str, Overwrite)| match rule.check(path) {
         Ok(()) => Some(name),
-        Err(Error::NotReplaceable { .. } | Error::Exists { .. } | Error::Locked { .. }) => None,
+        Err(Error::NotOverwritable { .. } | Error::Exists { .. } | Error::Locked { .. }) => None,
         Err(error) => panic!("{error}"),
     };
     outputs().into_iter().filter_map(takes).collect()
@@ -125,7 +125,9 @@ fn a_folder_is_replaced_by_zarr_if_all_in_it_is_zarr() {
         } else {
             fs::write(&foreign, "mine").unwrap();
         }
-        let error = Replace::Folder(FolderKind::ZARR).check(&other).unwrap_err();
+        let error = Overwrite::Folder(FolderKind::ZARR)
+            .check(&other)
+            .unwrap_err();
         let text = error.to_string();
         assert!(
             text.contains(&format!("holds {name}, which does not belong")),
@@ -173,12 +175,12 @@ fn what_is_neither_file_nor_folder_or_is_protected_is_never_replaced() {
     assert!(fifo.unwrap().success());
     for (name, what) in [("socket", "a socket"), ("fifo", "a FIFO")] {
         assert_eq!(takers(&at(name)), names(&[]), "{name}");
-        let text = Replace::File(FileKind::NPY).check(&at(name)).unwrap_err();
+        let text = Overwrite::File(FileKind::NPY).check(&at(name)).unwrap_err();
         assert!(text.to_string().contains(what), "{text}");
     }
     for folder in ["a.zarr/0", "a.zarr"] {
         fs::set_permissions(at(folder), fs::Permissions::from_mode(0o555)).unwrap();
-        let error = Replace::Folder(FolderKind::ZARR).check(&at("a.zarr"));
+        let error = Overwrite::Folder(FolderKind::ZARR).check(&at("a.zarr"));
         let text = error.unwrap_err().to_string();
         assert!(text.contains("write-protected"), "{text}");
     }
@@ -190,7 +192,7 @@ fn what_is_neither_file_nor_folder_or_is_protected_is_never_replaced() {
         for (_, rule) in outputs() {
             assert!(rule.check(Path::new("/proc")).is_err());
         }
-        let text = Replace::Folder(FolderKind::ZARR).check(Path::new("/proc"));
+        let text = Overwrite::Folder(FolderKind::ZARR).check(Path::new("/proc"));
         assert!(text.unwrap_err().to_string().contains("a mount point"));
     }
 }

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 
 /// A rule for what an output may replace.
 #[derive(Clone, Copy, Debug)]
-pub enum Replace {
+pub enum Overwrite {
     /// Nothing: its name must be free.
     Nothing,
     /// A regular file of this kind, or an empty one.
@@ -71,11 +71,11 @@ impl FileKind {
 
     /// What an output of this kind may replace, if it may replace anything.
     #[must_use]
-    pub const fn replaced(self, allowed: bool) -> Replace {
+    pub const fn overwrite(self, allowed: bool) -> Overwrite {
         if allowed {
-            Replace::File(self)
+            Overwrite::File(self)
         } else {
-            Replace::Nothing
+            Overwrite::Nothing
         }
     }
 }
@@ -89,27 +89,27 @@ impl FolderKind {
 
     /// What an output of this kind may replace, if it may replace anything.
     #[must_use]
-    pub const fn replaced(self, allowed: bool) -> Replace {
+    pub const fn overwrite(self, allowed: bool) -> Overwrite {
         if allowed {
-            Replace::Folder(self)
+            Overwrite::Folder(self)
         } else {
-            Replace::Nothing
+            Overwrite::Nothing
         }
     }
 }
 
-impl Replace {
+impl Overwrite {
     /// Returns the rule for a volume with this layout.
     pub(super) fn by(layout: &Layout, allowed: bool) -> Result<Self> {
         if matches!(layout.format, Format::Zarr2 | Format::Zarr3) {
-            return Ok(FolderKind::ZARR.replaced(allowed));
+            return Ok(FolderKind::ZARR.overwrite(allowed));
         }
         let format = format::of(layout)?;
         let kind = FileKind {
             name: format.file,
             recognizes: format.replaces,
         };
-        Ok(kind.replaced(allowed))
+        Ok(kind.overwrite(allowed))
     }
 
     /// Checks that an output may be called `target`: that nothing has the name, or something that
@@ -118,7 +118,7 @@ impl Replace {
     /// # Errors
     ///
     /// [`Error::Exists`] if something has the name and nothing may be replaced,
-    /// [`Error::NotReplaceable`] if it is not an output of this kind: never a symbolic link, a
+    /// [`Error::NotOverwritable`] if it is not an output of this kind: never a symbolic link, a
     /// device, a FIFO, a socket, a mount point, something that is write-protected, or a folder
     /// with anything in it that does not belong to an output; [`Error::Io`] if it cannot be
     /// looked at.
@@ -145,7 +145,7 @@ impl Replace {
         };
         match what {
             None => Ok(()),
-            Some(what) => Err(Error::NotReplaceable {
+            Some(what) => Err(Error::NotOverwritable {
                 path: target.to_path_buf(),
                 what,
             }),
