@@ -2,6 +2,7 @@
 """The peers' own tests of samplers, grids, aggregators, queues and inferers, run with our classes in place of theirs.
 
     python scripts/peer_tests.py torchio [--tests FOLDER] [--theirs]
+    python scripts/peer_tests.py torchio2 --tests FOLDER [--theirs]
     python scripts/peer_tests.py monai --tests FOLDER [--theirs]
 
 FOLDER is the folder `tests` of a checkout of the peer, best of the version that is installed. Without it, TorchIO's
@@ -82,7 +83,35 @@ monai.inferers.inferer.sliding_window_inference = voxpatch.compat.monai.sliding_
 """,
 )
 
-SUITES = {"torchio": TORCHIO, "monai": MONAI}
+#: TorchIO 2 has no patch classes that ours could replace: it reads all files through our backend.
+TORCHIO2 = Suite(
+    files=(
+        "test_affine.py",
+        "test_axes.py",
+        "test_backends.py",
+        "test_image.py",
+        "test_patches.py",
+        "test_queue.py",
+        "test_subject.py",
+    ),
+    plugin="""import voxpatch.compat.torchio2 as compat
+
+compat.register(compat.SUFFIXES + (".nii", ".nii.gz"))
+""",
+    exceptions={
+        "TestImageWithBackends.test_nifti_uses_nibabel_backend": "asks for TorchIO's own backend",
+        "TestImageWithBackends.test_dataobj_returns_backend": "asks for TorchIO's own backend",
+        "TestZarrBackend.test_zarr_lazy_load": "asks for TorchIO's own backend",
+        "TestBackendResolver.test_resolve_nifti_path": "asks for TorchIO's own backend",
+        "TestReaderWriterKwargs.test_reader_kwargs_passed": "counts the calls of nibabel.load",
+        "TestNibabelReader.test_invalid_ndim_raises": "we read NIfTI with time and channels, as channels",
+        "TestNibabelReader.test_invalid_ndim_shape_from_header": "we read NIfTI with time and channels, as channels",
+        "TestReaderErrors.test_sitk_shape_reader_invalid_ndim": "we read a picture as a volume of one plane",
+    },
+)
+
+#: The suites by name. TorchIO 1 and 2 are one package, so one environment has one of them.
+SUITES = {"torchio": TORCHIO, "torchio2": TORCHIO2, "monai": MONAI}
 
 
 def source(version: str, folder: Path) -> Path | None:
@@ -105,7 +134,10 @@ def main() -> int:
     parser.add_argument("--theirs", action="store_true", help="test the peer's own classes")
     settings = parser.parse_args()
     suite = SUITES[settings.peer]
-    installed = importlib.metadata.version(settings.peer)
+    package = settings.peer.removesuffix("2")
+    installed = importlib.metadata.version(package)
+    if package == "torchio" and (suite is TORCHIO2) != (int(installed.split(".")[0]) >= 2):
+        parser.error(f"torchio {installed} is installed, which does not go with the suite {settings.peer}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tests = settings.tests and settings.tests.resolve()
@@ -119,7 +151,7 @@ def main() -> int:
         if tests is None:
             print("there is no source distribution with tests: give --tests")
             return 2
-        title = f"{title}, {settings.peer} {installed}"
+        title = f"{title}, {package} {installed}"
         return run(suite, tests, folder, title, excepted, ours=not settings.theirs)
 
 

@@ -104,7 +104,7 @@ impl<'a> Ways<'a> {
         }
     }
 
-    /// The first way that keeps no more than `room` bytes; else the bytes that the outputs keep at once.
+    /// The first way that keeps no more than `room` bytes; else the fewest bytes with which another could be possible.
     pub(super) fn find(&mut self, room: u64) -> Result<Found, u64> {
         let at_once = self.at_once.unwrap_or_else(|| {
             let bytes = live_bytes(&mut self.estimates, self.owned.as_ref());
@@ -119,6 +119,7 @@ impl<'a> Ways<'a> {
                 live_bytes: at_once,
             });
         }
+        let mut least = at_once;
         for way in 0..self.counts.len() {
             if self.one(way) <= room
                 && let Some(live_bytes) = self.most_within(way, room)
@@ -128,8 +129,9 @@ impl<'a> Ways<'a> {
                     live_bytes,
                 });
             }
+            least = least.min(self.one(way).max(self.known[way].some));
         }
-        Err(at_once)
+        Err(least)
     }
 
     /// What is written one after the other.

@@ -37,12 +37,12 @@ impl Schedule {
         let live_bytes = match ways.find(room.unwrap_or(0)) {
             Ok(found) if room.is_some() => return Ok(found),
             Ok(found) => found.live_bytes,
-            Err(at_once) => at_once,
+            Err(least) => least,
         };
         Err(Error::MemoryLimit {
             memory: self.inference.memory,
             problem: format!(
-                "patches of {:?} with an overlap of {:?} need {} MiB for unfinished voxels and {} MiB for \
+                "patches of {:?} with an overlap of {:?} need at least {} MiB for unfinished voxels and {} MiB for \
                  patches under way in {threads} threads, and a {ALLOCATOR_RESERVE_FRACTION}th of the memory is left to the allocator: allow more, \
                  or take fewer threads, smaller patches or less overlap",
                 self.inference.patch_size,
