@@ -58,7 +58,7 @@ def row(path: pathlib.Path, threads: int, arguments: argparse.Namespace) -> None
     def queue(batch_size: int | None) -> voxpatch.Queue:
         sampler = voxpatch.UniformSampler(arguments.patch)
         return voxpatch.Queue(
-            [subject], sampler, arguments.count, num_workers=threads, max_length=64, batch_size=batch_size
+            [subject], sampler, arguments.count, threads=threads, max_length=64, batch_size=batch_size
         )
 
     def taken(batch_size: int | None) -> Callable[[], Any]:

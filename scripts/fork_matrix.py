@@ -42,7 +42,7 @@ def queue(folder: pathlib.Path, kind: str, batch: int | None):
     end = {"npy": ".npy", "sharded": ".zarr", "zarr2": "-flat.zarr"}[kind]
     subjects = [voxpatch.Subject(ct=folder / f"{n}{end}", number=n) for n in range(SUBJECTS)]
     return voxpatch.Queue(
-        subjects, voxpatch.UniformSampler(16), SAMPLES, num_workers=2, max_length=20, batch_size=batch
+        subjects, voxpatch.UniformSampler(16), SAMPLES, threads=2, max_length=20, batch_size=batch
     )
 
 

@@ -92,7 +92,7 @@ def train(way: str, given: argparse.Namespace) -> float:
     optimizer = torch.optim.SGD(net.parameters(), 1e-4)
     size, steps = 96, 300
     queue = voxpatch.Queue([voxpatch.Subject(ct=given.scan)], voxpatch.UniformSampler(size), (steps + 10) * given.batch,
-                           max_length=4096, max_bytes=1 << 30, batch_size=given.batch, seed=1)
+                           max_length=4096, memory=1 << 30, batch_size=given.batch, seed=1)
     source = iter(queue)
     same = torch.from_numpy(next(source)["ct"]).cuda()
     began = 0.0

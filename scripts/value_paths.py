@@ -672,7 +672,7 @@ class Bench:
 
         def queued() -> str:
             subject = voxpatch.Subject(image=path, label=label.path, **near)
-            queue = voxpatch.Queue([subject], voxpatch.LabelSampler(5, "label"), samples_per_volume=6, batch_size=2, seed=3)
+            queue = voxpatch.Queue([subject], voxpatch.LabelSampler(5, "label"), samples_per_subject=6, batch_size=2, seed=3)
             seen = 0
             for batch in queue:
                 for image, mask, at in zip(batch["image"], batch["label"], batch["location"], strict=True):
@@ -685,7 +685,7 @@ class Bench:
 
         def gridded() -> str:
             subject = voxpatch.Subject(image=path, label=label.path, **near)
-            grid = voxpatch.GridSampler(subject, patch_size=(12, 10, 14), patch_overlap=2)
+            grid = voxpatch.GridSampler(subject, patch_size=(12, 10, 14), overlap=2)
             for item in grid:
                 at = item["location"]
                 problem = same(np.asarray(item["image"][0], float), source.real[box_of(at)])
@@ -695,7 +695,7 @@ class Bench:
             return "" if len(grid) >= 8 else f"{len(grid)} patches"
 
         def predicted() -> str:
-            out = voxpatch.predict(lambda batch: batch, path, None, 16, 8, overlap_mode="crop")
+            out = voxpatch.predict(lambda batch: batch, path, None, 16, 8, blend="crop")
             return same(np.asarray(out[0], float), source.real)
 
         note("open", "numpy", opened)
@@ -708,7 +708,7 @@ class Bench:
                 out = folder / f"python.{end}"
 
                 def stored(out: Path = out, reader: str = reader) -> str:
-                    voxpatch.predict(lambda batch: batch, path, out, 16, 8, overlap_mode="crop", overwrite=True)
+                    voxpatch.predict(lambda batch: batch, path, out, 16, 8, blend="crop", overwrite=True)
                     return compare(source, READERS[reader](out))
 
                 note(f"predict {end}", reader, stored)

@@ -28,7 +28,7 @@ def network() -> torch.nn.Module:
 def queue(subjects: list[voxpatch.Subject]) -> voxpatch.Queue:
     # As many patches around blobs as around anything else.
     sampler = voxpatch.LabelSampler(PATCH, "label", {0: 1, 1: 1})
-    return voxpatch.Queue(subjects, sampler, samples_per_volume=32, batch_size=4, num_workers=2, seed=1)
+    return voxpatch.Queue(subjects, sampler, samples_per_subject=32, batch_size=4, threads=2, seed=1)
 
 
 class Training:
@@ -83,7 +83,7 @@ def main(folder: Path) -> dict[str, Any]:
         unseen["ct"],
         folder / "segmentation.zarr",
         patch_size=32,
-        patch_overlap=16,
+        overlap=16,
         batch_size=2,
         reduce="argmax",
         pyramid="mode",

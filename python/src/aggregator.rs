@@ -71,7 +71,7 @@ impl Aggregator {
         output: Option<PathBuf>,
         like: Option<&Volume>,
         scale: f64,
-        storage: Option<&Bound<'_, PyDict>>,
+        storage: &Bound<'_, PyDict>,
     ) -> PyResult<Self> {
         let grid = grid.0.clone();
         let options = blending.options(grid.patch())?;

@@ -116,39 +116,41 @@ pub(crate) fn values_name(values: Values) -> &'static str {
     }
 }
 
-const MISSING: [(&str, MissingChunks); 2] = [
+const MISSING_CHUNKS: [(&str, MissingChunks); 2] = [
     ("fill", MissingChunks::Fill),
     ("error", MissingChunks::Error),
 ];
-const IO: [(&str, ReadMethod); 4] = [
+const READ_METHOD: [(&str, ReadMethod); 4] = [
     ("auto", ReadMethod::Auto),
     ("mmap", ReadMethod::Mmap),
     ("mmap-resident", ReadMethod::MmapResident),
     ("pread", ReadMethod::Pread),
 ];
 
-/// How a volume is opened.
-pub(crate) fn opening(
-    level: usize,
-    missing: &str,
-    trusted: bool,
-    io: &str,
+/// The options of `open` that a pickled volume takes along: `level`, `missing_chunks`, `trusted`, `read_method` and
+/// `allow_external`.
+pub(crate) type Opening = (usize, String, bool, String, bool);
+
+/// Returns the library's options for those of `open`.
+pub(crate) fn open_options(
+    (level, missing, trusted, method, allow_external): &Opening,
 ) -> PyResult<OpenOptions> {
     Ok(OpenOptions::default()
-        .with_level(level)
-        .with_missing_chunks(chosen("missing", missing, &MISSING)?)
-        .with_trusted(trusted)
-        .with_read_method(chosen("io", io, &IO)?))
+        .with_level(*level)
+        .with_missing_chunks(chosen("missing_chunks", missing, &MISSING_CHUNKS)?)
+        .with_trusted(*trusted)
+        .with_read_method(chosen("read_method", method, &READ_METHOD)?)
+        .with_allow_external(*allow_external))
 }
 
-/// The arguments of [`opening`] again.
-pub(crate) fn opening_names(options: &OpenOptions) -> (usize, &'static str, bool, &'static str) {
-    let missing = name(options.missing_chunks, &MISSING);
+/// Returns the arguments of [`open_options`].
+pub(crate) fn opening(options: &OpenOptions) -> Opening {
     (
         options.level,
-        missing,
+        name(options.missing_chunks, &MISSING_CHUNKS).to_owned(),
         options.trusted,
-        name(options.read_method, &IO),
+        name(options.read_method, &READ_METHOD).to_owned(),
+        options.allow_external,
     )
 }
 

@@ -14,7 +14,7 @@ use crate::errors::{invalid, raised};
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
 pub(crate) struct Blending<'py> {
-    overlap_mode: Bound<'py, PyAny>,
+    blend: Bound<'py, PyAny>,
     reduce: String,
     labels: Option<Vec<u32>>,
     accumulator: String,
@@ -37,7 +37,7 @@ impl Blending<'_> {
             None => Skipped::Renormalize,
             Some(values) => Skipped::Vote(values.clone()),
         };
-        let blend = blend(&self.overlap_mode, patch)?;
+        let blend = blend(&self.blend, patch)?;
         Ok(AggregatorOptions::new(blend, reduce)
             .with_accumulator(parsed::<Accumulator>(&self.accumulator)?)
             .with_skipped(skipped)

@@ -54,7 +54,7 @@ fn class_of(error: &Error) -> &'static str {
 fn hint(error: &Error) -> &'static str {
     match error {
         Error::SubjectMismatch { .. } => {
-            " (dtype= converts images to one type; allow_mixed=True allows such subjects)"
+            " (dtype= converts images to one type; same_images=False allows such subjects)"
         }
         Error::Exists { .. } => " (overwrite=True)",
         Error::UntrustedCodec { .. } | Error::UntrustedLink { .. } => " (trusted=True)",
@@ -64,7 +64,7 @@ fn hint(error: &Error) -> &'static str {
         Error::MemoryLimit { .. } => " (memory=)",
         Error::NoGeometry { .. } => " (same_grid=True)",
         Error::PatchSize { patch, volume, .. } if patch > volume => {
-            " (border=\"pad\" of samplers; padding_mode= of GridSampler and predict)"
+            " (border=\"pad\" of samplers; padding= of GridSampler and predict)"
         }
         _ => "",
     }

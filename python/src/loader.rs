@@ -113,7 +113,7 @@ impl Epochs {
     }
 
     /// Starts an epoch at its first patch or at a saved state; `contiguous` if it is read in batches.
-    #[pyo3(signature = (epoch, state, worker, threads, max_length, max_bytes, skip_errors, contiguous = false, same_images = false, stay_in_epoch = false))]
+    #[pyo3(signature = (epoch, state, worker, threads, max_length, memory, skip_errors, contiguous = false, same_images = false, stay_in_epoch = false))]
     #[expect(
         clippy::too_many_arguments,
         clippy::fn_params_excessive_bools,
@@ -127,7 +127,7 @@ impl Epochs {
         worker: (u64, u64),
         threads: usize,
         max_length: usize,
-        max_bytes: u64,
+        memory: u64,
         skip_errors: bool,
         contiguous: bool,
         same_images: bool,
@@ -145,7 +145,7 @@ impl Epochs {
         let options = LoaderOptions::default()
             .with_threads(threads)
             .with_max_length(max_length)
-            .with_memory(max_bytes)
+            .with_memory(memory)
             .with_shard(self.shard)
             .with_worker(worker)
             .with_on_error(on_error)

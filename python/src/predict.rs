@@ -26,7 +26,10 @@ use crate::subjects::padding_of;
 use crate::volume::Volume;
 use crate::wait::{ASK, guarded};
 use crate::write::Storage;
-use crate::{array, grid};
+use crate::{arguments, array, grid};
+
+const DURABILITY: [(&str, Durability); 2] =
+    [("none", Durability::None), ("chunk", Durability::Chunk)];
 
 /// How long a run that was asked to stop may take to do so.
 const STOP: Duration = Duration::from_millis(700);
@@ -51,7 +54,7 @@ pub(crate) struct Settings<'py> {
     flips: bool,
     /// Part and parts, if the run can be resumed.
     part: Option<(u32, u32)>,
-    durable: bool,
+    durability: String,
     model_id: String,
     /// Whether nothing is written, and what it would take comes back.
     dry_run: bool,
@@ -71,7 +74,7 @@ pub(crate) struct Output<'py> {
     halo: Shape,
     scale: u64,
     blending: Blending<'py>,
-    storage: Option<Bound<'py, PyDict>>,
+    storage: Bound<'py, PyDict>,
 }
 
 impl Output<'_> {
@@ -79,7 +82,7 @@ impl Output<'_> {
     fn target(&self, patch: Shape) -> PyResult<OutputTarget> {
         let shape =
             std::array::from_fn(|a| patch[a].saturating_sub(2 * self.halo[a]) / self.scale.max(1));
-        let storage = Storage::new(self.storage.as_ref())?;
+        let storage = Storage::new(&self.storage)?;
         let target = OutputTarget::new(&self.path)
             .with_blending(self.blending.options(shape)?)
             .with_store(storage.create)
@@ -156,11 +159,7 @@ pub(crate) fn predict<'py>(
             Some((index, count)) => Some(OutputPart::new(index, count).map_err(|e| raised(&e))?),
             None => None,
         },
-        durability: if settings.durable {
-            Durability::Chunk
-        } else {
-            Durability::None
-        },
+        durability: arguments::chosen("durability", &settings.durability, &DURABILITY)?,
         volume: volume.image(py)?,
         mask: mask.map(|mask| mask.image(py)).transpose()?,
         matching: Matching {

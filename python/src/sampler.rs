@@ -55,8 +55,8 @@ impl<'py> FromPyObject<'_, 'py> for Recipe {
         };
         let kind: String = field("kind")?.extract()?;
         if kind == "mixture" {
-            let parts: Vec<(f64, Self)> = field("parts")?.extract()?;
-            return Ok(Self::Mixture(parts, field("batch")?.extract()?));
+            let parts: Vec<(f64, Self)> = field("samplers")?.extract()?;
+            return Ok(Self::Mixture(parts, field("batch_size")?.extract()?));
         }
         let common = Common {
             patch: arguments::lengths("patch_size", &field("patch_size")?)?,
@@ -65,14 +65,19 @@ impl<'py> FromPyObject<'_, 'py> for Recipe {
         if kind == "uniform" {
             return Ok(Self::Uniform(common));
         }
+        let image = if kind == "label" {
+            "label_name"
+        } else {
+            "weight_name"
+        };
         let map = Map {
-            image: field("map")?.extract()?,
+            image: field(image)?.extract()?,
             empty: empty(&field("empty")?.extract::<String>()?)?,
         };
         match kind.as_str() {
             "weighted" => Ok(Self::Weighted(common, map)),
             "label" => {
-                let shares = field("shares")?;
+                let shares = field("label_weights")?;
                 let shares = if shares.is_none() {
                     None
                 } else {

@@ -14,7 +14,7 @@ use voxpatch::{
     VolumeExt as _,
 };
 
-use crate::arguments::Values;
+use crate::arguments::{Opening, Values};
 use crate::errors::raised;
 use crate::index::Selection;
 use crate::wait::{detached, interruptible};
@@ -186,31 +186,33 @@ impl Volume {
     }
 }
 
-/// Opens a volume: a Zarr folder, or a NIfTI, numpy, MetaImage, NRRD or raw file.
+/// A part of a volume: channels, time points and a box (z, y, x), each as the user gave it.
+type Part<'py> = (
+    Option<Bound<'py, PyAny>>,
+    Option<Bound<'py, PyAny>>,
+    Option<Bound<'py, PyAny>>,
+);
+
+/// Opens a part of the volume at a path, for `voxpatch.open`.
 #[pyfunction]
-#[pyo3(signature = (path, *, level = None, channels = None, time = None, r#box = None, values = None, missing = "fill", trusted = true, io = "auto"))]
-#[expect(clippy::too_many_arguments, reason = "Python's users name them")]
+#[pyo3(name = "_open", signature = (path, options, part, values))]
+#[expect(clippy::needless_pass_by_value, reason = "made for this call")]
 pub(crate) fn open(
     py: Python<'_>,
     path: PathBuf,
-    level: Option<&Bound<'_, PyAny>>,
-    channels: Option<&Bound<'_, PyAny>>,
-    time: Option<&Bound<'_, PyAny>>,
-    r#box: Option<&Bound<'_, PyAny>>,
+    options: Opening,
+    part: Part<'_>,
     values: Option<&Bound<'_, PyAny>>,
-    missing: &str,
-    trusted: bool,
-    io: &str,
 ) -> PyResult<Volume> {
-    let level = level.map_or(Ok(0), |given| arguments::count("level", given))?;
-    let options = Box::new(arguments::opening(level, missing, trusted, io)?);
+    let (channels, time, region) = part;
+    let options = Box::new(arguments::open_options(&options)?);
     let mut source = Source {
         values: values.map_or(Ok(Values::Real), arguments::values)?,
         ..Source::of(Place::Path { path, options })
     };
     let wanted = source.clone();
     let mut image = interruptible(py, move |_| wanted.open())?;
-    if let Some(given) = r#box {
+    if let Some(given) = &region {
         let region = arguments::box_of(given, image.volume.layout().shape)?;
         source.region = Some(region.clone().map(|axis| (axis.start, axis.end)));
         let choice = Subset {
@@ -221,7 +223,7 @@ pub(crate) fn open(
             .cropped(image.volume)
             .map_err(|error| raised(&error))?;
     }
-    if let Some(given) = time {
+    if let Some(given) = &time {
         let volume = &image.volume;
         // Without any, what is asked for makes no difference to the error.
         let times = match volume.time_points() {
@@ -231,7 +233,7 @@ pub(crate) fn open(
         let range = volume.channels_at(times).map_err(|error| raised(&error))?;
         image = image.with_channels(range);
     }
-    if let Some(given) = channels {
+    if let Some(given) = &channels {
         let all = image.channels.clone();
         let range = arguments::some_of("channels", given, all.end - all.start)?;
         image = image.with_channels(all.start + range.start..all.start + range.end);
@@ -242,23 +244,23 @@ pub(crate) fn open(
     Ok(Volume::new(source, image))
 }
 
-/// What a pickled volume is opened by.
+/// Opens a volume that was pickled.
 #[pyfunction]
 #[pyo3(name = "_reopen", signature = (place, affine, options, region, channels, values))]
+#[expect(clippy::needless_pass_by_value, reason = "made for this call")]
 pub(crate) fn reopen(
     py: Python<'_>,
     place: &Bound<'_, PyAny>,
     affine: Option<[[f64; 4]; 4]>,
-    options: (usize, String, bool, String),
+    options: Opening,
     region: Option<Corners>,
     channels: Option<(u64, u64)>,
     values: &Bound<'_, PyAny>,
 ) -> PyResult<Volume> {
-    let (level, missing, trusted, io) = options;
     let place = match place.extract::<PathBuf>() {
         Ok(path) => Place::Path {
             path,
-            options: Box::new(arguments::opening(level, &missing, trusted, &io)?),
+            options: Box::new(arguments::open_options(&options)?),
         },
         Err(_) => Volume::from_array(place, None, affine)?.source.place,
     };
@@ -537,7 +539,7 @@ impl Volume {
         let (place, options) = match &this.source.place {
             Place::Path { path, options } => (
                 path.into_pyobject(py)?.into_any(),
-                arguments::opening_names(options),
+                arguments::opening(options),
             ),
             Place::Memory(volume) => {
                 let geometry = volume.layout().geometry;
@@ -545,7 +547,7 @@ impl Volume {
                 let all = Image::new("", Arc::clone(volume));
                 let patch = detached(py, || all.read(Region::whole(all.volume.layout().shape)))?;
                 let array = array::from_patch(py, patch)?;
-                (array, arguments::opening_names(&OpenOptions::default()))
+                (array, arguments::opening(&OpenOptions::default()))
             }
         };
         let rebuild = py.import("voxpatch._voxpatch")?.getattr("_reopen")?;

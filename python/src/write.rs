@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use pyo3::exceptions::PyUserWarning;
+use pyo3::exceptions::{PyTypeError, PyUserWarning};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use voxpatch::inference::StoreOption;
@@ -25,14 +25,14 @@ use crate::{arguments, array};
 
 /// Writes an array, (z, y, x) or (c, z, y, x), as a volume, and opens it.
 #[pyfunction]
-#[pyo3(signature = (path, array, *, spacing = None, affine = None, **options))]
+#[pyo3(name = "_write", signature = (path, array, spacing, affine, options))]
 pub(crate) fn write(
     py: Python<'_>,
     path: PathBuf,
     array: &Bound<'_, PyAny>,
     spacing: Option<[f64; 3]>,
     affine: Option<[[f64; 4]; 4]>,
-    options: Option<&Bound<'_, PyDict>>,
+    options: &Bound<'_, PyDict>,
 ) -> PyResult<Volume> {
     let image = match array.cast::<Volume>() {
         Ok(volume) => volume.get().image(py)?,
@@ -42,15 +42,15 @@ pub(crate) fn write(
 }
 
 /// Copies a volume into another format, voxel type or chunking, box by box, and opens the copy; with `dry_run`
-/// nothing is written, and a dictionary says what it would take.
+/// nothing is written, and the resources that the copy would need come back as a dictionary.
 #[pyfunction]
-#[pyo3(signature = (source, path, *, dry_run = false, **options))]
+#[pyo3(name = "_convert", signature = (source, path, dry_run, options))]
 pub(crate) fn convert<'py>(
     py: Python<'py>,
     source: &Bound<'py, PyAny>,
     path: PathBuf,
     dry_run: bool,
-    options: Option<&Bound<'py, PyDict>>,
+    options: &Bound<'py, PyDict>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let image = if let Ok(volume) = source.cast::<Volume>() {
         volume.get().image(py)?
@@ -70,7 +70,7 @@ fn planned<'py>(
     py: Python<'py>,
     image: &Image,
     path: &Path,
-    options: Option<&Bound<'py, PyDict>>,
+    options: &Bound<'py, PyDict>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let storage = Storage::new(options)?;
     let found = || -> Result<_> {
@@ -111,20 +111,13 @@ pub(crate) struct Storage {
 }
 
 impl Storage {
-    pub(crate) fn new(given: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+    /// Reads a dictionary of the options that were given, all of which `voxpatch.files` knows.
+    pub(crate) fn new(given: &Bound<'_, PyDict>) -> PyResult<Self> {
         let mut create = CreateOptions::default();
         let mut convert = ConvertOptions::default();
         let mut dtype = None;
+        let mut levels = None;
         let mut defaults = StoreOption::ALL.to_vec();
-        let Some(given) = given else {
-            return Ok(Self {
-                create,
-                convert,
-                dtype,
-                shard_given: false,
-                defaults,
-            });
-        };
         if let Some(version) = given.get_item("zarr")? {
             create = match version.extract::<u8>() {
                 Ok(2) => CreateOptions::zarr2(),
@@ -137,26 +130,33 @@ impl Storage {
             defaults.retain(|option| named(*option) != name);
             match name.as_str() {
                 "zarr" => {}
-                "dtype" if value.is_none() => dtype = None,
                 "dtype" => dtype = Some(array::dtype(&value)?),
                 "chunk" => create.chunk = arguments::lengths("chunk", &value)?,
                 "shard" if value.is_none() => create.shard = None,
                 "shard" => create.shard = Some(arguments::lengths("shard", &value)?),
                 "codec" => create.codec = codec(&value.extract::<String>()?)?,
-                "level" if value.is_none() => create.clevel = None,
-                "level" => create.clevel = Some(arguments::count("level", &value)?),
+                "clevel" => create.clevel = Some(arguments::count("clevel", &value)?),
+                "levels" => levels = Some(arguments::count("levels", &value)?),
                 "pyramid" => create.pyramid = pyramid(&value)?,
                 "overwrite" => create.overwrite = value.extract()?,
                 "threads" => convert.threads = arguments::count("threads", &value)?,
-                "max_bytes" => convert.memory = arguments::count("max_bytes", &value)?,
+                "memory" => convert.memory = arguments::count("memory", &value)?,
                 "clip" => convert.clip = value.extract()?,
                 other => {
-                    return Err(pyo3::exceptions::PyTypeError::new_err(format!(
-                        "unexpected argument '{other}': possible are dtype, zarr, chunk, shard, codec, level, \
-                         pyramid, overwrite, threads, max_bytes and clip"
+                    return Err(PyTypeError::new_err(format!(
+                        "unexpected keyword argument '{other}'"
                     )));
                 }
             }
+        }
+        match (&mut create.pyramid, levels) {
+            (Some(pyramid), levels) => pyramid.levels = levels,
+            (None, Some(levels)) => {
+                return Err(invalid(format!(
+                    "levels {levels}: the output has no pyramid (pyramid='mean' or 'mode')"
+                )));
+            }
+            (None, None) => {}
         }
         if create.zarr == ZarrVersion::V2 {
             create.shard = None;
@@ -210,7 +210,7 @@ const fn named(option: StoreOption) -> &'static str {
         StoreOption::Chunk => "chunk",
         StoreOption::Shard => "shard",
         StoreOption::Codec => "codec",
-        StoreOption::Clevel => "level",
+        StoreOption::Clevel => "clevel",
         StoreOption::Pyramid => "pyramid",
     }
 }
@@ -228,9 +228,6 @@ fn codec(name: &str) -> PyResult<Codec> {
 }
 
 fn pyramid(given: &Bound<'_, PyAny>) -> PyResult<Option<Pyramid>> {
-    if given.is_none() {
-        return Ok(None);
-    }
     let all = [("mean", Downsample::Mean), ("mode", Downsample::Mode)];
     let method = arguments::chosen("pyramid", &given.extract::<String>()?, &all)?;
     Ok(Some(Pyramid {
@@ -243,7 +240,7 @@ fn stored(
     py: Python<'_>,
     image: Arc<Image>,
     path: PathBuf,
-    options: Option<&Bound<'_, PyDict>>,
+    options: &Bound<'_, PyDict>,
 ) -> PyResult<Volume> {
     let storage = Storage::new(options)?;
     let source = Source::at(path.clone());
@@ -259,7 +256,7 @@ fn stored(
                 "{path}: {count} values were {what} to those of the type that was asked for"
             );
             let text = CString::new(text).unwrap_or_default();
-            PyErr::warn(py, &py.get_type::<PyUserWarning>(), &text, 1)?;
+            PyErr::warn(py, &py.get_type::<PyUserWarning>(), &text, 2)?;
         }
     }
     Ok(Volume::new(source, written))

@@ -76,13 +76,13 @@ def test_queues_and_masks_turn_as_well(folder: pathlib.Path, a: int, tmp_path: p
     values = expected(image(), a)
     for b in range(48):
         subject = voxpatch.Subject(ct=scan, label=folder / f"label{b}.nii")
-        queue = voxpatch.Queue([subject], voxpatch.LabelSampler(1, "label"), samples_per_volume=6)
+        queue = voxpatch.Queue([subject], voxpatch.LabelSampler(1, "label"), samples_per_subject=6)
         for sample in queue:
             at = sample["ct"].ravel().tolist()
             assert [wanted[value] for value in at] == sample["label"].ravel().tolist()
             assert sample["label"].item() > 0
         out = voxpatch.predict(
-            lambda batch: batch, scan, None, 1, 0, mask=folder / f"label{b}.nii", fill=-1, overlap_mode="average"
+            lambda batch: batch, scan, None, 1, 0, mask=folder / f"label{b}.nii", fill=-1, blend="average"
         )
         np.testing.assert_array_equal(out[0], np.where(expected(label(), a) > 0, values, -1))
 
@@ -115,7 +115,7 @@ def users(scan: Any, other: Any, **matching: Any) -> list[Any]:
         lambda: voxpatch.GridSampler(voxpatch.Subject(ct=scan, label=other, **matching), patch_size=2),
         lambda: list(
             voxpatch.Queue(
-                [voxpatch.Subject(ct=scan, label=other, **matching)], voxpatch.UniformSampler(2), samples_per_volume=1
+                [voxpatch.Subject(ct=scan, label=other, **matching)], voxpatch.UniformSampler(2), samples_per_subject=1
             )
         ),
         lambda: voxpatch.predict(lambda batch: batch, scan, None, 2, 0, mask=other, **matching),
@@ -210,7 +210,7 @@ def test_a_prediction_has_the_unit_of_its_scan(tmp_path: pathlib.Path) -> None:
 
 def test_a_patch_that_does_not_fit_says_what_helps() -> None:
     scan = np.zeros((4, 5, 6), np.uint8)
-    queue = voxpatch.Queue([voxpatch.Subject(ct=scan)], voxpatch.UniformSampler(5), samples_per_volume=1)
+    queue = voxpatch.Queue([voxpatch.Subject(ct=scan)], voxpatch.UniformSampler(5), samples_per_subject=1)
     for use in (lambda: list(queue), lambda: voxpatch.GridSampler(scan, 5), lambda: voxpatch.predict(abs, scan, None, 5)):
-        with pytest.raises(ValueError, match=r"padding_mode="):
+        with pytest.raises(ValueError, match=r"padding="):
             use()

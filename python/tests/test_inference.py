@@ -75,7 +75,7 @@ def test_a_sampler_is_a_dataset_of_the_patches_that_cover_the_volume():
 def test_padding_is_that_of_numpy():
     array = scan((1, 9, 8, 7))
     for mode in ["constant", "edge", "reflect", "wrap", 3]:
-        grid = sampler(array, 6, 4, padding_mode=mode)
+        grid = sampler(array, 6, 4, padding=mode)
         options = {"mode": "constant", "constant_values": 3} if mode == 3 else {"mode": mode}
         padded = np.pad(array, [(0, 0)] + [(2, 2)] * 3, **options)
         for sample in grid:
@@ -95,7 +95,7 @@ def test_impossible_grids_name_axis_and_sizes():
 
 def test_a_pickled_sampler_reads_the_same(tmp_path):
     voxpatch.write(tmp_path / "a.zarr", scan(), chunk=8, shard=None)
-    grid = voxpatch.GridSampler(tmp_path / "a.zarr", 8, 2, padding_mode="edge")
+    grid = voxpatch.GridSampler(tmp_path / "a.zarr", 8, 2, padding="edge")
     again = pickle.loads(pickle.dumps(grid))
     assert len(again) == len(grid)
     for one, other in zip(grid, again):
@@ -107,7 +107,7 @@ def test_a_pickled_sampler_reads_the_same(tmp_path):
 @pytest.mark.parametrize("padding", [None, "reflect"])
 def test_identity_gives_the_volume_back_in_any_order(mode, padding):
     array = scan()
-    grid = sampler(array, padding_mode=padding)
+    grid = sampler(array, padding=padding)
     order = np.random.default_rng(3).permutation(len(grid))
     forward = voxpatch.GridAggregator(grid, mode)
     shuffled = voxpatch.GridAggregator(grid, mode)
@@ -209,7 +209,7 @@ def test_halo_and_scale_are_said_where_the_size_could_mean_either(through, patch
 
     def run(model, **said):
         if through == "predict":
-            return voxpatch.predict(model, array, None, patch, patch - 4, overlap_mode="average", fill=-1, **said)
+            return voxpatch.predict(model, array, None, patch, patch - 4, blend="average", fill=-1, **said)
         grid = sampler(array, patch, patch - 4)
         aggregator = voxpatch.GridAggregator(grid, "average", fill=-1, **said)
         for sample in grid:
@@ -291,7 +291,7 @@ def test_predict_equals_a_loop_over_the_patches(tmp_path, mode):
         return smooth(batch)
 
     out = voxpatch.predict(
-        model, array, tmp_path / "out.zarr", 12, 6, overlap_mode=mode, batch_size=3, num_workers=3, chunk=8, shard=16
+        model, array, tmp_path / "out.zarr", 12, 6, blend=mode, batch_size=3, threads=3, chunk=8, shard=16
     )
     grid = voxpatch.GridSampler(array, 12, 6)
     aggregator = voxpatch.GridAggregator(grid, mode)
@@ -339,7 +339,7 @@ def test_several_outputs_have_their_own_files(tmp_path):
         8,
         4,
         reduce={"labels": "argmax"},
-        overlap_mode={"half": "average"},
+        blend={"half": "average"},
         scale={"half": 2},
     )
     np.testing.assert_allclose(out["half"][...], array[..., ::2, ::2, ::2], rtol=1e-6)
@@ -410,7 +410,7 @@ def test_predictions_of_any_memory_order_are_the_same(laid_out, ours, monkeypatc
     given = calls.Call.__call__
     monkeypatch.setattr(calls.Call, "__call__", lambda *all: [(laid_out(array), ours) for array, _ in given(*all)])
     array = scan((2, 24, 17, 20))
-    halves = voxpatch.predict(lambda b: b.astype(np.float16), array, None, 8, 4, batch_size=3, overlap_mode="crop")
+    halves = voxpatch.predict(lambda b: b.astype(np.float16), array, None, 8, 4, batch_size=3, blend="crop")
     assert np.array_equal(halves, array.astype(np.float16))
 
 
@@ -534,7 +534,7 @@ def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(tmp_path):
     assert several["output_bytes"] == [array.nbytes] * 2
     with pytest.raises(ValueError, match="memory"):
         voxpatch.predict(smooth, array, tmp_path / "o.zarr", 16, 8, dry_run=True, memory=1000)
-    copied = voxpatch.convert(voxpatch.Volume.from_array(array), tmp_path / "c.zarr", dry_run=True, max_bytes=32 << 20)
+    copied = voxpatch.convert(voxpatch.Volume.from_array(array), tmp_path / "c.zarr", dry_run=True, memory=32 << 20)
     assert not list(tmp_path.iterdir())
     assert 0 < copied["peak_bytes"] <= 32 << 20 and copied["process_bytes"] >= copied["peak_bytes"]
     assert copied["output_bytes"] == array.nbytes and copied["threads"] >= 1 and copied["reads_once"] is False
@@ -542,7 +542,7 @@ def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(tmp_path):
 
 def test_parts_together_are_the_whole(tmp_path):
     array = scan((1, 40, 33, 35))
-    options = dict(overlap_mode="hann", chunk=8, shard=None)
+    options = dict(blend="hann", chunk=8, shard=None)
     whole = voxpatch.predict(smooth, array, tmp_path / "whole.zarr", 12, 6, **options)
     path = tmp_path / "parts.zarr"
     for part in range(3):
@@ -556,18 +556,18 @@ def test_parts_together_are_the_whole(tmp_path):
 def test_settings_that_make_no_sense_are_refused(tmp_path):
     out = tmp_path / "o.zarr"
     for wrong in [
-        {"patch_overlap": 1.5},
+        {"overlap": 1.5},
         {"preset": "other"},
         {"tta": "turns"},
         {"placement": "anywhere"},
         {"reduce": "median"},
         {"normalize": "minmax"},
         {"memory": 1},
-        {"padding_mode": "mirror"},
+        {"padding": "mirror"},
     ]:
         with pytest.raises(ValueError):
             voxpatch.predict(lambda b: b, scan(), out, 8, **wrong)
-    with pytest.raises(TypeError, match="unexpected argument"):
+    with pytest.raises(TypeError, match="predict.. got an unexpected keyword argument .codek"):
         voxpatch.predict(lambda b: b, scan(), out, 8, codek="zstd")
     with pytest.raises(ValueError, match="axes B, C, Z, Y, X"):
         voxpatch.predict(lambda b: b[0], scan(), out, 8)

@@ -44,24 +44,24 @@ def rate(seconds: float, work: object) -> float:
 
 
 @needs_faulty
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_another_thread_runs_while_a_queue_or_a_slice_waits(num_workers: int) -> None:
+@pytest.mark.parametrize("threads", [0, 2])
+def test_another_thread_runs_while_a_queue_or_a_slice_waits(threads: int) -> None:
     # Reads that only sleep take no core: what the counter loses is the interpreter's lock, which would be nearly all of it.
     volume = faulty((64, 64, 64), milliseconds=20)
-    queue = iter(Queue([Subject(ct=volume)], UniformSampler(32), 10_000, num_workers=num_workers, max_length=2))
+    queue = iter(Queue([Subject(ct=volume)], UniformSampler(32), 10_000, threads=threads, max_length=2))
     idle = rate(1.0, lambda: time.sleep(0.02))
     assert rate(1.0, lambda: next(queue)) > 0.2 * idle
     assert rate(1.0, lambda: volume[0, :2, :2, :2]) > 0.2 * idle
 
 
 @needs_faulty
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_panic_is_an_ordinary_exception(num_workers: int) -> None:
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_panic_is_an_ordinary_exception(threads: int) -> None:
     volume = faulty((16, 16, 16), panics=True)
     with pytest.raises(voxpatch.errors.PanicError, match="this volume panics") as found:
         volume[:]
     assert isinstance(found.value, RuntimeError)
-    queue = Queue([Subject(ct=volume)], UniformSampler(8), 3, num_workers=num_workers)
+    queue = Queue([Subject(ct=volume)], UniformSampler(8), 3, threads=threads)
     iterator = iter(queue)
     for _ in range(3):
         with pytest.raises(voxpatch.errors.PanicError, match="this volume panics"):
@@ -71,8 +71,8 @@ def test_a_panic_is_an_ordinary_exception(num_workers: int) -> None:
 
 
 INTERRUPTED = {
-    "queue": "for _ in voxpatch.Queue([voxpatch.Subject(ct=slow)], voxpatch.UniformSampler(8), 10**6, num_workers=2): pass",
-    "queue without threads": "for _ in voxpatch.Queue([voxpatch.Subject(ct=slow)], voxpatch.UniformSampler(8), 10**6, num_workers=0): pass",
+    "queue": "for _ in voxpatch.Queue([voxpatch.Subject(ct=slow)], voxpatch.UniformSampler(8), 10**6, threads=2): pass",
+    "queue without threads": "for _ in voxpatch.Queue([voxpatch.Subject(ct=slow)], voxpatch.UniformSampler(8), 10**6, threads=0): pass",
     "batches": "for _ in voxpatch.Queue([voxpatch.Subject(ct=slow)], voxpatch.UniformSampler(8), 10**6, batch_size=50): pass",
     "one long read": "voxpatch._voxpatch._faulty((256, 256, 256), milliseconds=60_000)[:]",
     "convert": "voxpatch.convert(slow, folder + '/out.zarr', chunk=32, shard=None)",
@@ -141,7 +141,7 @@ def test_ctrl_c_leaves_what_can_be_resumed(part: int | None, tmp_path: pathlib.P
         how = dict(resume=True) if part is None else dict(part=part, num_parts=2)
         try:
             out = voxpatch.predict(same, scan, {str(tmp_path / "out.zarr")!r}, 16, 8, model_id="same", chunk=8, shard=None,
-                                   num_workers=2, **how)
+                                   threads=2, **how)
         except KeyboardInterrupt:
             print("stopped", flush=True)
         else:
@@ -240,7 +240,7 @@ def test_iterators_that_are_dropped_anywhere_leave_no_thread_behind(subjects: li
             subjects,
             UniformSampler(8),
             10,
-            num_workers=chosen.randrange(4),
+            threads=chosen.randrange(4),
             max_length=chosen.choice([1, 2, 64]),
             batch_size=chosen.choice([None, 1, 4]),
         )

@@ -33,9 +33,9 @@ def rows(queue: Queue) -> list[list[int]]:
     return found
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, 3])
-def test_an_epoch_has_what_is_planned_cut_as_numpy_does(subjects: Subjects, num_workers: int) -> None:
-    queue = Queue(subjects, UniformSampler((8, 9, 10)), [5, 0, 12], num_workers=num_workers, max_length=6)
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_an_epoch_has_what_is_planned_cut_as_numpy_does(subjects: Subjects, threads: int) -> None:
+    queue = Queue(subjects, UniformSampler((8, 9, 10)), [5, 0, 12], threads=threads, max_length=6)
     counts: Counter[int] = Counter()
     for sample in queue:
         subject = subjects[sample["subject"]["index"]]
@@ -53,9 +53,9 @@ def test_an_epoch_has_what_is_planned_cut_as_numpy_does(subjects: Subjects, num_
 
 
 def test_the_sequence_is_the_same_for_any_number_of_threads(subjects: Subjects) -> None:
-    expected = epoch(Queue(subjects, UniformSampler(8), 9, num_workers=0, max_length=7))
+    expected = epoch(Queue(subjects, UniformSampler(8), 9, threads=0, max_length=7))
     for threads in (1, 4):
-        queue = Queue(subjects, UniformSampler(8), patches_per_volume=9, num_workers=threads, max_length=7)
+        queue = Queue(subjects, UniformSampler(8), samples_per_subject=9, threads=threads, max_length=7)
         assert epoch(queue) == expected
         assert epoch(queue) != expected, "the next epoch is another one"
         queue.set_epoch(0)
@@ -121,7 +121,7 @@ def test_batches_hold_what_lies_at_their_places(subjects: Subjects, tmp_path: pa
                 batch_size=size,
                 rank=rank,
                 world_size=world,
-                num_workers=chosen.randrange(4),
+                threads=chosen.randrange(4),
                 on_error="skip",
             )
 
@@ -139,7 +139,7 @@ def test_batches_hold_what_lies_at_their_places(subjects: Subjects, tmp_path: pa
 def test_an_error_in_a_batch_leaves_the_others_of_it(subjects: Subjects, tmp_path: pathlib.Path) -> None:
     broken = Subject(ct=tmp_path / "gone.npy", label=tmp_path / "gone.zarr")
     errors, found = 0, []
-    iterator = iter(Queue([*subjects, broken], UniformSampler(8), 2, batch_size=8, num_workers=2))
+    iterator = iter(Queue([*subjects, broken], UniformSampler(8), 2, batch_size=8, threads=2))
     while True:
         try:
             batch = next(iterator)
@@ -158,7 +158,7 @@ def test_an_error_in_a_batch_leaves_the_others_of_it(subjects: Subjects, tmp_pat
 def test_a_state_goes_on_at_any_patch_with_other_threads(subjects: Subjects) -> None:
     for batch_size in (None, 4):
         def make(threads: int) -> Queue:
-            return Queue(subjects, UniformSampler(8), 5, num_workers=threads, max_length=6, batch_size=batch_size)
+            return Queue(subjects, UniformSampler(8), 5, threads=threads, max_length=6, batch_size=batch_size)
 
         def told(queue: Queue) -> list[list[list[int]]]:
             return [item["location"].tolist() for item in queue]
@@ -223,11 +223,11 @@ def test_a_state_at_the_end_of_an_epoch_resumes_with_the_next(
             assert told(resumed) == epochs[1 if asked is None else asked], "an epoch that is asked for is whole"
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_iterators_that_ended_stay_so(subjects: Subjects, num_workers: int) -> None:
+@pytest.mark.parametrize("threads", [0, 2])
+def test_iterators_that_ended_stay_so(subjects: Subjects, threads: int) -> None:
     settings: list[dict[str, Any]] = [{}, {"batch_size": 2}, {"batch_size": 2, "transform": dict}, {"transform": dict}]
     for options in settings:
-        queue = Queue(subjects, UniformSampler(8), 2, num_workers=num_workers, **options)
+        queue = Queue(subjects, UniformSampler(8), 2, threads=threads, **options)
         exhausted, closed = iter(queue), iter(queue)
         assert len(list(exhausted)) == len(queue)
         next(closed)
@@ -241,7 +241,7 @@ def test_iterators_that_ended_stay_so(subjects: Subjects, num_workers: int) -> N
         assert queue.state_dict() == state and queue.stats()["delivered"] > 0
     few = UniformSampler(8)(subjects[0], 2)
     assert len(list(few)) == 2 and list(few) == [] and next(few, None) is None
-    empty = iter(Queue(subjects, UniformSampler(8), 0, num_workers=num_workers))
+    empty = iter(Queue(subjects, UniformSampler(8), 0, threads=threads))
     assert [next(empty, None) for _ in range(3)] == [None] * 3
     grid = iter(voxpatch.GridSampler(subjects[0], 16))
     assert len(list(grid)) > 1 and list(grid) == [] and next(grid, None) is None
@@ -298,7 +298,7 @@ def test_cohorts_that_do_not_fit_are_refused_when_the_queue_is_made(tmp_path: pa
         "no image called label": Subject(ct=saved("only", "int16")),
         "no image called t2": Subject(ct=saved("x", "int16"), label=saved("l", "uint8"), t2=saved("t2", "int16")),
     }
-    draw: Any = dict(sampler=UniformSampler(4), samples_per_volume=3)
+    draw: Any = dict(sampler=UniformSampler(4), samples_per_subject=3)
     gone = Subject(ct=tmp_path / "gone.npy", label=tmp_path / "gone.npy")
     for problem, subject in odd.items():
         name = pathlib.Path(str(subject.volumes["ct"])).name
@@ -311,7 +311,7 @@ def test_cohorts_that_do_not_fit_are_refused_when_the_queue_is_made(tmp_path: pa
                 assert (name in text or "t2.npy" in text) and "dtype=" in text and "--" not in text, text
                 assert place == 0 or re.search(problem, text), text
         cohort = [*fine, subject]
-        found_shapes = {s["ct"].dtype.name for s in Queue(cohort, **draw, allow_mixed=True)}
+        found_shapes = {s["ct"].dtype.name for s in Queue(cohort, **draw, same_images=False)}
         assert "int16" in found_shapes
         lazy = voxpatch.LazySubjects(len(cohort), cohort.__getitem__)
         errors = []
@@ -411,7 +411,7 @@ def test_weights_and_mixtures(tmp_path: pathlib.Path) -> None:
     weights[10, 11, 12] = 1
     scan = np.random.default_rng(0).random((20, 21, 22), np.float32)
     subject = Subject(ct=scan, weights=weights)
-    by_weight = WeightedSampler((4, 5, 6), probability_map="weights")
+    by_weight = WeightedSampler((4, 5, 6), weight_name="weights")
     for sample in Queue([subject], by_weight, 5):
         assert sample["location"].tolist() == [8, 9, 9, 12, 14, 15]
     mixture = MixtureSampler([(1, UniformSampler((4, 5, 6))), (3, by_weight)], batch_size=8)
@@ -451,7 +451,7 @@ def test_a_transform_changes_samples_on_the_caller_s_thread(subjects: Subjects) 
 
     plain = list(Queue(subjects, UniformSampler(8), 3))
     for batch_size in (None, 4):
-        queue = Queue(subjects, UniformSampler(8), 3, transform=flipped, batch_size=batch_size, num_workers=2)
+        queue = Queue(subjects, UniformSampler(8), 3, transform=flipped, batch_size=batch_size, threads=2)
         found = [item["ct"].reshape(-1, 1, 8, 8, 8) for item in queue]
         assert np.array_equal(np.concatenate(found), np.stack([sample["ct"][..., ::-1] for sample in plain]))
     assert seen == {threading.get_ident()}
@@ -460,8 +460,8 @@ def test_a_transform_changes_samples_on_the_caller_s_thread(subjects: Subjects) 
         next(iter(broken))
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_lazy_subjects_are_made_when_they_are_needed(subjects: Subjects, num_workers: int) -> None:
+@pytest.mark.parametrize("threads", [0, 2])
+def test_lazy_subjects_are_made_when_they_are_needed(subjects: Subjects, threads: int) -> None:
     import threading
 
     made = []
@@ -473,11 +473,11 @@ def test_lazy_subjects_are_made_when_they_are_needed(subjects: Subjects, num_wor
         return subjects[index % 3]
 
     lazy = voxpatch.LazySubjects(5, make)
-    queue = Queue(lazy, UniformSampler(8), [3, 0, 3, 3, 0], num_workers=num_workers)
+    queue = Queue(lazy, UniformSampler(8), [3, 0, 3, 3, 0], threads=threads)
     found = Counter(sample["subject"]["index"] for sample in queue)
     assert found == {0: 3, 2: 3, 3: 3}
     assert {index for index, _ in made} == {0, 2, 3} and {thread for _, thread in made} == {threading.get_ident()}
-    broken = Queue(voxpatch.LazySubjects(6, make), UniformSampler(8), 3, num_workers=num_workers)
+    broken = Queue(voxpatch.LazySubjects(6, make), UniformSampler(8), 3, threads=threads)
     with pytest.raises(RuntimeError, match="no such patient"):
         list(broken)
 
@@ -541,7 +541,7 @@ def share(queue: Queue, results: Any) -> None:
 @pytest.mark.parametrize("warm", [True, False])
 def test_other_processes_give_the_same_epoch(subjects: Subjects, method: str, warm: bool) -> None:
     expected = rows(Queue(subjects, UniformSampler(8), 5, batch_size=2, max_length=4))
-    queue = Queue(subjects, UniformSampler(8), 5, batch_size=2, num_workers=2, max_length=4)
+    queue = Queue(subjects, UniformSampler(8), 5, batch_size=2, threads=2, max_length=4)
     held = []
     if warm:
         iterator = iter(queue)
@@ -579,7 +579,7 @@ def test_maps_that_change_between_epochs_are_drawn_by_as_they_are_now(
         return Subject(ct=label.astype(np.int16), label=path)
 
     draw = LabelSampler(1, "label") if sampler == "label" else WeightedSampler(1, "label")
-    queue = Queue(voxpatch.LazySubjects(length, make), draw, 2, num_workers=2, shuffle_subjects=False)
+    queue = Queue(voxpatch.LazySubjects(length, make), draw, 2, threads=2, shuffle_subjects=False)
     for now in range(3):
         found = [(sample["subject"]["index"], int(sample["location"][2])) for sample in queue]
         assert len(found) == 2 * length

@@ -23,13 +23,13 @@ FORMS = "[1, True, np.int8(1), np.uint64(1), np.array(1), np.int64(1)]"
 
 #: What takes a size, given as `v`.
 ARGUMENTS = {
-    "UniformSampler": "first(Queue([subject], UniformSampler(v), 1, num_workers=0))",
-    "samples_per_volume": "len(Queue([subject], UniformSampler(8), v))",
-    "samples_per_volume of each": "len(Queue([subject], UniformSampler(8), [v]))",
-    "max_length": "first(Queue([subject], UniformSampler(8), 3, max_length=v, num_workers=1))",
-    "max_bytes": "first(Queue([subject], UniformSampler(8), 3, max_bytes=v, num_workers=1))",
-    "queue's batch_size": "first(Queue([subject], UniformSampler(8), 3, batch_size=v, num_workers=0))",
-    "seed": "first(Queue([subject], UniformSampler(8), 3, seed=v, num_workers=0))",
+    "UniformSampler": "first(Queue([subject], UniformSampler(v), 1, threads=0))",
+    "samples_per_subject": "len(Queue([subject], UniformSampler(8), v))",
+    "samples_per_subject of each": "len(Queue([subject], UniformSampler(8), [v]))",
+    "max_length": "first(Queue([subject], UniformSampler(8), 3, max_length=v, threads=1))",
+    "queue's memory": "first(Queue([subject], UniformSampler(8), 3, memory=v, threads=1))",
+    "queue's batch_size": "first(Queue([subject], UniformSampler(8), 3, batch_size=v, threads=0))",
+    "seed": "first(Queue([subject], UniformSampler(8), 3, seed=v, threads=0))",
     "world_size": "len(Queue([subject], UniformSampler(8), 3, rank=0, world_size=v))",
     "rank": "len(Queue([subject], UniformSampler(8), 3, rank=v, world_size=2))",
     "epoch": "queue.set_epoch(v) or first(queue)",
@@ -39,18 +39,18 @@ ARGUMENTS = {
     "scale": "added(scale=v)",
     "aggregator's chunk": "added(output=out, chunk=v, shard=None)",
     "predict": "predict(same, array, out, v)",
-    "patch_overlap": "predict(same, array, out, 8, v)",
+    "overlap": "predict(same, array, out, 8, v)",
     "predict's batch_size": "predict(same, array, out, 8, batch_size=v)",
     "predict's halo": "predict(same, array, out, 8, halo=v)",
     "predict's scale": "predict(same, array, out, 8, scale=v)",
-    "margin": "predict(same, array, out, 8, padding_mode='edge', margin=v)",
-    "memory": "predict(same, array, out, 8, memory=v)",
+    "margin": "predict(same, array, out, 8, padding='edge', margin=v)",
+    "predict's memory": "predict(same, array, out, 8, memory=v)",
     "part": "predict(same, array, out, 8, part=v, num_parts=2, model_id='same', chunk=8, shard=None)",
     "num_parts": "predict(same, array, out, 8, part=0, num_parts=v, model_id='same', chunk=8, shard=None)",
     "chunk": "write(out, array, chunk=v, shard=None)",
     "shard": "write(out, array, chunk=1, shard=v)",
-    "write's max_bytes": "write(out, array, max_bytes=v)",
-    "codec's level": "write(out, array, level=v)",
+    "write's memory": "write(out, array, memory=v)",
+    "clevel": "write(out, array, clevel=v)",
     "level": "open(stored, level=v)",
     "channels": "open(stored, channels=v)",
     "box": "open(stored, box=[(0, 8), (0, v), (0, 8)])",
@@ -60,9 +60,9 @@ ARGUMENTS = {
 }
 #: Tried with no more than what a machine has: a thread each.
 THREADS = {
-    "num_workers": "first(Queue([subject], UniformSampler(8), 3, num_workers=v))",
-    "predict's num_workers": "predict(same, array, out, 8, num_workers=v)",
-    "threads": "write(out, array, threads=v)",
+    "queue's threads": "first(Queue([subject], UniformSampler(8), 3, threads=v))",
+    "predict's threads": "predict(same, array, out, 8, threads=v)",
+    "write's threads": "write(out, array, threads=v)",
 }
 
 PROGRAM = """
@@ -78,7 +78,7 @@ out, stored = os.path.join(folder, "out.zarr"), os.path.join(folder, "stored.zar
 array = np.ones((16, 16, 16), np.float32)
 write(stored, array, chunk=8, shard=None)
 subject = Subject(ct=stored)
-queue = Queue([subject], UniformSampler(8), 2, num_workers=0)
+queue = Queue([subject], UniformSampler(8), 2, threads=0)
 same = lambda batch: batch
 
 def first(queue):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -31,6 +34,25 @@ def test_a_queue_is_torch_s_and_its_arrays_become_tensors_without_a_copy(subject
     loaded = next(iter(Loader(queue, batch_size=None)))
     assert isinstance(loaded["ct"], torch.Tensor) and loaded["ct"].shape == (4, 1, 8, 8, 8)
     assert loaded["location"].dtype == torch.int64 and loaded["subject"][0]["age"] in (60, 61, 62)
+
+
+@pytest.mark.parametrize("first", ["torch", "queue"])
+def test_a_queue_is_the_same_whether_torch_was_imported_before_or_after(first: str) -> None:
+    program = """
+    import sys, numpy as np, voxpatch
+    if sys.argv[1] == "torch": import torch
+    queue = voxpatch.Queue([voxpatch.Subject(ct=np.zeros((8, 8, 8)))], voxpatch.UniformSampler(4), 5, batch_size=2)
+    assert ("torch" in sys.modules) == (sys.argv[1] == "torch")
+    import pickle, torch
+    from torch.utils.data import DataLoader, IterableDataset
+    for own in (queue, pickle.loads(pickle.dumps(queue))):
+        assert type(own) is voxpatch.Queue and isinstance(own, voxpatch.Queue) and isinstance(own, IterableDataset)
+        assert [len(batch["ct"]) for batch in DataLoader(own, batch_size=None)] == [2, 2, 1]
+    class Own(voxpatch.Queue): pass
+    own = Own(queue.subjects, queue.sampler, 3)
+    assert isinstance(own, IterableDataset) and type(own) is own.__class__ is Own
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program), first], check=True)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -178,9 +200,9 @@ def test_ranks_that_wait_for_each_other_never_wait_in_vain(subjects: list[Subjec
             assert len(counts) == 1, (world_size, workers, counts)
 
 
-def test_a_queue_made_before_torch_says_so() -> None:
-    queue = object.__new__(Queue)
-    with pytest.raises(TypeError, match="import torch before making the queue"):
+def test_a_queue_has_no_items_to_pick(subjects: list[Subject]) -> None:
+    queue: Any = Queue(subjects, UniformSampler(8), 1)
+    with pytest.raises(TypeError, match="iterate over it"):
         queue[0]
 
 

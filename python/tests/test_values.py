@@ -130,7 +130,7 @@ def test_paddings_are_real_values_and_normalised_ones_after_normalising(tmp_path
 
     for normalize, low in [("zscore", 0.0), ((-1024, 0), 0.0), (None, -2000.0)]:
         edges.clear()
-        voxpatch.predict(model, path, None, 6, 2, padding_mode=low, normalize=normalize)
+        voxpatch.predict(model, path, None, 6, 2, padding=low, normalize=normalize)
         # The first patch begins outside; the call with zeros comes before it.
         assert edges[1][0] == low, normalize
 
@@ -159,7 +159,7 @@ def test_label_maps_must_have_whole_values(tmp_path: pathlib.Path) -> None:
     path, weights = tmp_path / "labels.nii", tmp_path / "weights.nii"
     stored = write(path, "uint8", 2.0, 1.0)
     write(weights, "uint8", 0.5, 0.0)
-    sampler = voxpatch.LabelSampler(1, label_name="label", label_probabilities={2 * int(stored.max()) + 1: 1})
+    sampler = voxpatch.LabelSampler(1, label_name="label", label_weights={2 * int(stored.max()) + 1: 1})
     for batch in voxpatch.Queue([voxpatch.Subject(label=path)], sampler, 5):
         assert (batch["label"] == 2 * stored.max() + 1).all()
     halves = voxpatch.LabelSampler(1, label_name="label")
@@ -173,7 +173,7 @@ def test_class_numbers_are_not_averaged(tmp_path: pathlib.Path) -> None:
         model = lambda b: b.astype(dtype)  # noqa: B023, E731
         with pytest.raises(voxpatch.VoxpatchError, match="crop"):
             voxpatch.predict(model, array.astype(np.float32), None, 8, 4)
-        found = voxpatch.predict(model, array.astype(np.float32), None, 8, 4, overlap_mode="crop")
+        found = voxpatch.predict(model, array.astype(np.float32), None, 8, 4, blend="crop")
         assert found.dtype == dtype and np.array_equal(found[0], array.astype(dtype))
         grid = voxpatch.GridSampler(array.astype(np.float32), 8, 4)
         for mode in ("hann", "average"):

@@ -145,7 +145,7 @@ def test_patches_come_from_the_time_point_that_was_opened(tmp_path: pathlib.Path
     write_times(tmp_path / "t.zarr", times)
     subjects = [voxpatch.Subject(scan=voxpatch.open(tmp_path / "t.zarr", time=t), t=t) for t in range(4)]
     seen = set()
-    for sample in voxpatch.Queue(subjects, voxpatch.UniformSampler(4), samples_per_volume=2, num_workers=1):
+    for sample in voxpatch.Queue(subjects, voxpatch.UniformSampler(4), samples_per_subject=2, threads=1):
         t = sample["subject"]["t"]
         z, y, x, z1, y1, x1 = sample["location"].tolist()
         assert np.array_equal(sample["scan"], times[t][:, z:z1, y:y1, x:x1])
@@ -204,14 +204,14 @@ def test_conversions_keep_voxels_and_geometry(files: dict[str, pathlib.Path], vo
         voxpatch.convert(files["c.nii"], tmp_path / "c.zarr")
     voxpatch.convert(voxpatch.open(files["c.nii"]), tmp_path / "c.zarr", overwrite=True)
     assert voxpatch.open(tmp_path / "c.zarr").dtype == np.int16
-    with pytest.raises(TypeError, match="unexpected argument 'chunks'"):
+    with pytest.raises(TypeError, match="convert.. got an unexpected keyword argument 'chunks'"):
         voxpatch.convert(files["c.nii"], tmp_path / "d.zarr", chunks=16)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.zarr"], "nothing is left of what failed"
 
 
 @pytest.mark.parametrize("name", ["c.npy", "c.zarr"])
 def test_volumes_are_pickled_by_what_they_are_opened_by(name: str, files: dict[str, pathlib.Path], voxels: Voxels) -> None:
-    volume = voxpatch.open(files[name], channels=1, values="float64", io="mmap-resident")
+    volume = voxpatch.open(files[name], channels=1, values="float64", read_method="mmap-resident")
     text = pickle.dumps(volume)
     assert len(text) < 1000, "no voxels in it"
     again = pickle.loads(text)
@@ -219,9 +219,9 @@ def test_volumes_are_pickled_by_what_they_are_opened_by(name: str, files: dict[s
     assert np.array_equal(again[0], voxels[1])
 
 
-@pytest.mark.parametrize("io", ["auto", "mmap", "mmap-resident", "pread"])
-def test_files_are_read_as_asked(io: Any, files: dict[str, pathlib.Path], voxels: Voxels) -> None:
-    again = pickle.loads(pickle.dumps(voxpatch.open(files["c.npy"], io=io)))
+@pytest.mark.parametrize("method", ["auto", "mmap", "mmap-resident", "pread"])
+def test_files_are_read_as_asked(method: Any, files: dict[str, pathlib.Path], voxels: Voxels) -> None:
+    again = pickle.loads(pickle.dumps(voxpatch.open(files["c.npy"], read_method=method)))
     assert np.array_equal(again[:, 3:9, :, 5:7], voxels[:, 3:9, :, 5:7])
 
 
@@ -265,10 +265,10 @@ def test_errors_are_those_that_python_users_catch(tmp_path: pathlib.Path, files:
         voxpatch.open(tmp_path / "cut.npy")
     with pytest.raises(ValueError, match="level"):
         voxpatch.open(files["c.npy"], level=1)
-    with pytest.raises(ValueError, match="missing"):
-        voxpatch.open(files["c.npy"], missing="maybe")
-    with pytest.raises(ValueError, match="io \"both\": it is 'auto', 'mmap', 'mmap-resident' or 'pread'"):
-        voxpatch.open(files["c.npy"], io="both")
+    with pytest.raises(ValueError, match="missing_chunks"):
+        voxpatch.open(files["c.npy"], missing_chunks="maybe")
+    with pytest.raises(ValueError, match="read_method \"both\": it is 'auto', 'mmap', 'mmap-resident' or 'pread'"):
+        voxpatch.open(files["c.npy"], read_method="both")
     with pytest.raises(ValueError, match="z, y, x or c, z, y, x"):
         voxpatch.Volume.from_array(np.zeros((3, 3)))
     with pytest.raises(ValueError, match="complex128"):

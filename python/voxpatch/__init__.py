@@ -4,8 +4,9 @@ Axes are c, z, y, x everywhere: channels, then planes, rows and columns, x faste
 along z, y, x; affines take voxel indices (x, y, z, 1) to mm in RAS+, as nibabel's do.
 """
 
-from ._voxpatch import Volume, convert, open, write
+from ._voxpatch import Volume
 from .errors import VoxpatchError
+from .files import convert, open, write
 from .inference import GridAggregator, GridSampler
 from .prediction import predict
 from .queue import LazySubjects, Queue

@@ -2,15 +2,13 @@
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, SupportsIndex, final, overload
+from typing import Any, Literal, SupportsIndex, final
 
 import numpy as np
 import numpy.typing as npt
 
 _Array = np.ndarray[Any, Any]
 _Path = str | os.PathLike[str]
-_Size = int | tuple[int, int, int]
-_Some = int | slice | range | tuple[int, int]
 _Index = SupportsIndex | slice | Any | tuple[Any, ...]
 _Affine = Sequence[Sequence[float]] | _Array
 
@@ -94,60 +92,21 @@ class Volume:
     def _repr_html_(self) -> str:
         """Facts and the three middle slices, for notebooks."""
 
-def open(
-    path: _Path,
-    *,
-    level: int | None = None,
-    channels: _Some | None = None,
-    time: _Some | None = None,
-    box: Sequence[_Some] | None = None,
-    values: npt.DTypeLike | Literal["stored", "real"] | None = None,
-    missing: Literal["fill", "error"] = "fill",
-    trusted: bool = True,
-    io: Literal["auto", "mmap", "mmap-resident", "pread"] = "auto",
-) -> Volume:
-    """Opens a volume: a Zarr folder, or a NIfTI, numpy, MetaImage, NRRD or raw file.
+_Opening = tuple[int, str, bool, str, bool]
 
-    `values` are `"real"` if nothing is said: slope and intercept are applied. They have the stored type where there are
-    none, the smallest integer type that holds them where the slope is 1 and the intercept whole (a CT is int16 HU), and
-    float32 otherwise. `"stored"` gives what lies in the file; a type casts real values to it: fractions become the
-    nearest value, and values beyond its range are an error.
-
-    `time` chooses time points where an axis is time, as of OME-Zarr or the fourth of NIfTI; without it all are
-    there, one after the other, as channels. `channels` are counted among those of the time points chosen. `box` is
-    three slices or pairs for z, y, x; the voxels of a box keep their place in the world.
-
-    `io` is for uncompressed files: `"mmap"` maps them and unmaps touched pages again, `"mmap-resident"` keeps them mapped, which
-    is faster for files that fit into memory, `"pread"` uses system calls, as `"auto"` does on network file systems.
-    """
-
-def write(
+def _open(path: _Path, options: _Opening, part: tuple[Any, Any, Any], values: Any) -> Volume: ...
+def _write(
     path: _Path,
     array: npt.ArrayLike | Volume,
-    *,
-    spacing: tuple[float, float, float] | None = None,
-    affine: _Affine | None = None,
-    **options: Any,
-) -> Volume:
-    """Writes an array, (z, y, x) or (c, z, y, x), as a volume, and opens it."""
-
-@overload
-def convert(source: _Path | Volume, path: _Path, *, dry_run: Literal[False] = False, **options: Any) -> Volume: ...
-@overload
-def convert(source: _Path | Volume, path: _Path, *, dry_run: Literal[True], **options: Any) -> dict[str, Any]:
-    """Copies the values of a volume into another format, voxel type or chunking, box by box, and opens the copy.
-
-    With `dry_run=True` nothing is written, and a dictionary says what it would take: `process_bytes` is the memory of
-    the whole process, `output_bytes` the output before it is compressed, `free_bytes` what its disk has.
-
-    Values beyond the range of a `dtype` are an error, or become its nearest with `clip=True`; both that and fractions
-    that were rounded are counted in a warning.
-    """
-
+    spacing: Sequence[float] | None,
+    affine: _Affine | None,
+    options: dict[str, Any],
+) -> Volume: ...
+def _convert(source: _Path | Volume, path: _Path, dry_run: bool, options: dict[str, Any]) -> Any: ...
 def _reopen(
     place: Any,
     affine: _Affine | None,
-    options: tuple[int, str, bool, str],
+    options: _Opening,
     region: tuple[tuple[int, int], ...] | None,
     channels: tuple[int, int] | None,
     values: Any,
@@ -204,7 +163,7 @@ class Epochs:
         worker: tuple[int, int],
         threads: int,
         max_length: int,
-        max_bytes: int,
+        memory: int,
         skip_errors: bool,
         contiguous: bool = False,
         same_images: bool = False,
@@ -290,7 +249,7 @@ class Aggregator:
         output: _Path | None,
         like: Volume | None,
         scale: float,
-        storage: dict[str, Any] | None,
+        storage: dict[str, Any],
     ) -> Aggregator: ...
     def add(self, numbers: Sequence[int], batch: _Array) -> None:
         """Adds the predictions (B, C, z, y, x) of the patches with these numbers."""

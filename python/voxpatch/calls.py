@@ -7,15 +7,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 from .errors import InvalidError
+from .files import Path
 from .inference import as_array, is_tensor
 
 if TYPE_CHECKING:
     import numpy as np
-
-Path = Union[str, "os.PathLike[str]"]
 
 
 class Call:

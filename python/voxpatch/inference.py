@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Union
 
 from ._voxpatch import Aggregator, Grid, Volume, _output_place, _read_box
-from ._voxpatch import open as open_volume
 from .errors import InvalidError
+from .files import open as open_volume
+from .files import storage_options
 from .sizes import Size, count, size
 from .subject import Subject
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 #: A volume in any form: opened, by its path, or as an array (z, y, x) or (c, z, y, x).
 VolumeLike = Union[Volume, str, "os.PathLike[str]", "np.ndarray[Any, Any]"]
 #: What lies beyond the faces: a number, "constant" (0), "edge", "reflect" or "wrap".
-PaddingMode = Union[float, str]
+Padding = Union[float, str]
 
 
 def as_volume(given: VolumeLike, values: Any = None) -> Volume:
@@ -28,7 +29,7 @@ def as_volume(given: VolumeLike, values: Any = None) -> Volume:
     if isinstance(given, Volume):
         return given if values is None else given.astype(values)
     if isinstance(given, (str, os.PathLike)):
-        return open_volume(given, values=values)
+        return open_volume(given, values="real" if values is None else values)
     volume = Volume.from_array(given)
     return volume if values is None else volume.astype(values)
 
@@ -41,8 +42,8 @@ class GridSampler:
     array (C, Z, Y, X), ..., "location": int64 (6,)}``, read when it is asked for: first voxel along z, y, x and
     one past the last. A torch ``DataLoader`` takes the sampler as it is, with any number of workers.
 
-    Neighbours share ``patch_overlap`` voxels along z, y, x; the last patch of an axis is moved to the
-    volume's edge. With ``padding_mode`` (a number, ``"constant"``, ``"edge"``, ``"reflect"`` or ``"wrap"``)
+    Neighbours share ``overlap`` voxels along z, y, x; the last patch of an axis is moved to the
+    volume's edge. With ``padding`` (a number, ``"constant"``, ``"edge"``, ``"reflect"`` or ``"wrap"``)
     patches also cover half the overlap beyond each face, which the aggregator cuts off again, and may
     be larger than the volume. ``placement`` is ``"edge"``, ``"even"`` (spread evenly, as nnU-Net does) or
     ``"padded"`` (the last hangs over). ``values`` is as in :class:`Subject`, for volumes that are not one.
@@ -54,8 +55,8 @@ class GridSampler:
         self,
         subject: Subject | Mapping[str, Any] | VolumeLike,
         patch_size: Size,
-        patch_overlap: Size = 0,
-        padding_mode: PaddingMode | None = None,
+        overlap: Size = 0,
+        padding: Padding | None = None,
         *,
         placement: str = "edge",
         values: Any = None,
@@ -69,8 +70,8 @@ class GridSampler:
             subject = Subject(image=as_volume(subject, values))
         self.subject: Subject = subject
         self.patch_size = size("patch_size", patch_size)
-        self.patch_overlap = size("patch_overlap", patch_overlap, least=0)
-        self.padding_mode = padding_mode
+        self.overlap = size("overlap", overlap, least=0)
+        self.padding = padding
         self.placement = placement
         #: The volumes on the first one's grid, once they are needed.
         self._matched: dict[str, Volume] = {}
@@ -92,9 +93,9 @@ class GridSampler:
         return self._matched[name]
 
     def _make_grid(self) -> Grid:
-        padded = self.padding_mode is not None
-        margin = tuple(overlap // 2 if padded else 0 for overlap in self.patch_overlap)
-        return Grid(self.spatial_shape, self.patch_size, self.patch_overlap, self.placement, margin, padded)
+        padded = self.padding is not None
+        margin = tuple(overlap // 2 if padded else 0 for overlap in self.overlap)
+        return Grid(self.spatial_shape, self.patch_size, self.overlap, self.placement, margin, padded)
 
     @property
     def grid(self) -> Grid:
@@ -121,7 +122,7 @@ class GridSampler:
             raise IndexError(f"patch {index}: the grid has {len(self)}")
         location = self.grid.location(number)
         corners = tuple(location.tolist())
-        padding: PaddingMode = "edge" if self.padding_mode is None else self.padding_mode
+        padding: Padding = "edge" if self.padding is None else self.padding
         sample: dict[str, Any] = {
             name: _read_box(self._volume(name), corners, padding) for name in self.subject.volumes
         }
@@ -137,14 +138,14 @@ class GridSampler:
     def __repr__(self) -> str:
         return (
             f"<voxpatch.GridSampler of {self.subject.name}: {len(self)} patches of {self.patch_size}, "
-            f"overlap {self.patch_overlap}>"
+            f"overlap {self.overlap}>"
         )
 
 
 class GridAggregator:
     """Predictions of a :class:`GridSampler`'s patches as one volume (C, Z, Y, X).
 
-    ``overlap_mode`` says how overlapping predictions are weighed: ``"crop"`` (each voxel from the patch
+    ``blend`` says how overlapping predictions are weighed: ``"crop"`` (each voxel from the patch
     in which it lies deepest, untouched), ``"average"``, ``"hann"``, ``"gaussian"`` (``"gaussian:0.125"``, the standard
     deviation as a part of the patch), ``"linear"``, ``"nnunet"``, or an array of weights (z, y, x).
 
@@ -170,7 +171,7 @@ class GridAggregator:
     def __init__(
         self,
         sampler: GridSampler,
-        overlap_mode: str | np.ndarray[Any, Any] = "crop",
+        blend: str | np.ndarray[Any, Any] = "crop",
         output: str | os.PathLike[str] | None = None,
         *,
         reduce: str = "mean",
@@ -190,9 +191,9 @@ class GridAggregator:
         self.halo = halo
         self.scale = scale
         self._blending = blending(
-            overlap_mode, reduce, dtype, labels, accumulator, None, non_finite, fill, average_integers, clip
+            blend, reduce, dtype, labels, accumulator, None, non_finite, fill, average_integers, clip
         )
-        self._storage = storage
+        self._storage = storage_options("GridAggregator", storage)
         self._running: Aggregator | None = None
         self._came: np.ndarray[Any, Any] | None = None
         self._finished: Any = None
@@ -235,7 +236,7 @@ class GridAggregator:
                 self.output,
                 self.sampler.first_volume(),
                 scale,
-                self._storage or None,
+                self._storage,
             )
             self._came = np.zeros(len(grid), bool)
         return self._running
@@ -270,7 +271,7 @@ class GridAggregator:
 
 
 def blending(
-    overlap_mode: str | np.ndarray[Any, Any],
+    blend: str | np.ndarray[Any, Any],
     reduce: str,
     dtype: Any,
     labels: Sequence[int] | None,
@@ -283,7 +284,7 @@ def blending(
 ) -> dict[str, Any]:
     """How predictions become voxels, as the compiled half takes it."""
     return {
-        "overlap_mode": overlap_mode,
+        "blend": blend,
         "reduce": reduce,
         "labels": None if labels is None else list(labels),
         "accumulator": accumulator,

@@ -10,10 +10,11 @@ from itertools import islice
 from typing import Any, Union
 
 from ._voxpatch import Volume, _predict
-from ._voxpatch import open as open_volume
-from .calls import Call, Path
+from .calls import Call
 from .errors import InvalidError
-from .inference import PaddingMode, VolumeLike, as_volume, blending, output_place, warn_of_clipped
+from .files import Path, storage_options
+from .files import open as open_volume
+from .inference import Padding, VolumeLike, as_volume, blending, output_place, warn_of_clipped
 from .sizes import Size, count, size
 
 #: Voxels, or a part of the patch from 0 up to 1.
@@ -25,16 +26,16 @@ def predict(
     volume: VolumeLike,
     output: Path | Mapping[str, Path] | Sequence[Path] | None,
     patch_size: Size,
-    patch_overlap: _Overlap | None = None,
+    overlap: _Overlap | None = None,
     *,
     batch_size: int = 1,
-    overlap_mode: Any = None,
+    blend: Any = None,
     reduce: Any = "mean",
     dtype: Any = None,
     halo: Size | Mapping[Any, Size] | None = None,
     scale: int | Mapping[Any, int] | None = None,
     labels: Sequence[int] | None = None,
-    padding_mode: PaddingMode | None = None,
+    padding: Padding | None = None,
     margin: Size | None = None,
     placement: str | None = None,
     preset: str | None = None,
@@ -50,11 +51,11 @@ def predict(
     normalize: str | tuple[float, float] | None = None,
     tta: str | None = None,
     memory: int = 1 << 30,
-    num_workers: int | None = None,
+    threads: int | None = None,
     resume: bool = False,
     part: int | None = None,
     num_parts: int = 1,
-    durable: bool = False,
+    durability: str = "none",
     model_id: str | None = None,
     values: Any = None,
     progress: bool | Callable[[int, int], object] = False,
@@ -74,13 +75,13 @@ def predict(
     as 8 voxels for patches of 16, say ``halo`` or ``scale``, as in :class:`GridAggregator`.
 
     A model that gives several outputs, as a tuple or dictionary, needs as many paths: ``output`` is
-    then a list, or a dictionary by their names; outputs that are not named are left out. ``overlap_mode``,
+    then a list, or a dictionary by their names; outputs that are not named are left out. ``blend``,
     ``reduce``, ``dtype``, ``halo`` and ``scale`` may be dictionaries too.
 
-    ``patch_overlap`` is in voxels (whole numbers) or parts of the patch (a float below 1).
-    ``overlap_mode`` (``"hann"`` if nothing is said), ``reduce``, ``labels``, ``dtype``, ``fill``, ``non_finite``,
-    ``average_integers``, ``clip`` and ``**storage`` are as in :class:`GridAggregator`; ``padding_mode`` and ``placement`` as in
-    :class:`GridSampler`; ``margin`` is what patches cover beyond each face instead of half the overlap. A number as ``padding_mode`` is in
+    ``overlap`` is in voxels (whole numbers) or parts of the patch (a float below 1).
+    ``blend`` (``"hann"`` if nothing is said), ``reduce``, ``labels``, ``dtype``, ``fill``, ``non_finite``,
+    ``average_integers``, ``clip`` and ``**storage`` are as in :class:`GridAggregator`; ``padding`` and ``placement`` as in
+    :class:`GridSampler`; ``margin`` is what patches cover beyond each face instead of half the overlap. A number as ``padding`` is in
     the units of what the model gets, normalized ones if there is a ``normalize``.
     ``preset`` places and weighs patches as others do: ``"torchio"``, ``"monai"`` (``sliding_window_inference``
     with mode gaussian, overlap 0.25) or ``"nnunet"`` (half a patch, Gaussian).
@@ -91,7 +92,7 @@ def predict(
     its shape. ``normalize`` is ``"zscore"``, or ``(low, high)``, which become 0 and 1.
     ``tta="flips"`` predicts each patch from all eight sides.
 
-    ``memory`` bounds the bytes of all but the model; ``num_workers`` threads read and blend. The output is
+    ``memory`` bounds the bytes of all but the model; ``threads`` threads read and blend. The output is
     the same for any number of them. ``resume=True`` goes on where an earlier call with it was ended;
     ``part`` of ``num_parts`` writes what that part owns, in a process or on a machine of its own. Either
     refuses to continue with another model, which ``model_id`` identifies: it changes with everything that predictions
@@ -106,10 +107,11 @@ def predict(
     ``progress=True`` shows a bar if tqdm is installed; a callable gets ``(done, total)``. Ctrl-C stops the
     run within a second.
     """
+    stored = storage_options("predict", storage)
     opened = as_volume(volume, values)
     patch = size("patch_size", patch_size)
-    settings = _placed(opened.shape[1:], patch, patch_overlap, overlap_mode, padding_mode, margin, placement, preset)
-    mode = settings.pop("overlap_mode")
+    settings = _placed(opened.shape[1:], patch, overlap, blend, padding, margin, placement, preset)
+    mode = settings.pop("blend")
     call = Call(model, device)
     with call.ready(), _place(output) as places:
         outputs: list[dict[str, Any]] = []
@@ -135,17 +137,17 @@ def predict(
                         average_integers,
                         clip,
                     ),
-                    "storage": storage or None,
+                    "storage": stored,
                 }
             )
         settings.update(
             memory=count("memory", memory),
-            threads=max(2, _cores()) if num_workers is None else max(1, count("num_workers", num_workers)),
+            threads=max(2, _cores()) if threads is None else max(1, count("threads", threads)),
             batch=count("batch_size", batch_size, least=1),
             normalize=_normalize(normalize),
             flips=_flips(tta),
             part=_part(resume, part, num_parts),
-            durable=durable,
+            durability=durability,
             model_id="",
             dry_run=bool(dry_run),
             tolerance=float(tolerance),
@@ -194,8 +196,8 @@ def _placed(
     volume: Sequence[int],
     patch: tuple[int, int, int],
     overlap: _Overlap | None,
-    overlap_mode: Any,
-    padding_mode: PaddingMode | None,
+    blend: Any,
+    padding: Padding | None,
     margin: Size | None,
     placement: str | None,
     preset: str | None,
@@ -209,9 +211,9 @@ def _placed(
     lengths = [_overlap(given, length) for given, length in zip(_three(overlap), patch)]
     if preset == "monai":
         lengths = [0 if p == n else length for length, p, n in zip(lengths, patch, volume)]
-    if overlap_mode is None:
-        overlap_mode = {"monai": "monai:0.125", "nnunet": "nnunet"}.get(preset or "", "hann")
-    beyond = (0, 0, 0) if padding_mode is None else tuple(length // 2 for length in lengths)
+    if blend is None:
+        blend = {"monai": "monai:0.125", "nnunet": "nnunet"}.get(preset or "", "hann")
+    beyond = (0, 0, 0) if padding is None else tuple(length // 2 for length in lengths)
     margins = beyond if margin is None else size("margin", margin, least=0)
     if placement is None:
         placement = _even(volume, patch, margins, _three(overlap)) if preset == "nnunet" else "edge"
@@ -219,9 +221,9 @@ def _placed(
         "patch": patch,
         "overlap": tuple(lengths),
         "placement": placement,
-        "padding": fits.get(preset or "") if padding_mode is None else padding_mode,
+        "padding": fits.get(preset or "") if padding is None else padding,
         "margin": margins,
-        "overlap_mode": overlap_mode,
+        "blend": blend,
     }
 
 
@@ -238,20 +240,20 @@ def _three(given: _Overlap) -> Sequence[float]:
     single = getattr(given, "ndim", None) == 0 or not hasattr(given, "__iter__")
     three: list[Any] = [given] * 3 if single else list(islice(iter(given), 4))  # type: ignore[arg-type]
     if len(three) != 3:
-        raise InvalidError(f"patch_overlap {given!r}: give one number, or three for z, y, x")
+        raise InvalidError(f"overlap {given!r}: give one number, or three for z, y, x")
     return three
 
 
 def _overlap(given: float, patch: int) -> int:
     """Voxels of an overlap that may be a part of the patch; the step is rounded down, as others do."""
     if hasattr(given, "__index__"):
-        return count("patch_overlap", given)
+        return count("overlap", given)
     try:
         given = float(given)
     except (TypeError, ValueError) as error:
-        raise InvalidError(f"patch_overlap {given!r}: give voxels, or a part of the patch from 0 up to 1") from error
+        raise InvalidError(f"overlap {given!r}: give voxels, or a part of the patch from 0 up to 1") from error
     if not 0 <= given < 1:
-        raise InvalidError(f"patch_overlap {given}: a part of the patch is from 0 up to 1; voxels are whole numbers")
+        raise InvalidError(f"overlap {given}: a part of the patch is from 0 up to 1; voxels are whole numbers")
     return patch - max(1, int(patch * (1 - given)))
 
 

@@ -56,8 +56,8 @@ class Queue:
     """Patches for training, an epoch for each iteration.
 
     ``subjects`` is a sequence of :class:`Subject` (or of dictionaries that make one), or
-    :class:`LazySubjects`; ``sampler`` says where patches lie, ``samples_per_volume`` how many an epoch has
-    of each subject: a number, or one for each. TorchIO 2's ``patches_per_volume`` is the same.
+    :class:`LazySubjects`; ``sampler`` says where patches lie, ``samples_per_subject`` how many an epoch has
+    of each subject: a number, or one for each.
 
     Without ``batch_size`` each item is one sample, ``{"ct": array (C, Z, Y, X), ..., "location": int64
     (6,), "subject": dict}``; with it a batch, ``{"ct": array (B, C, Z, Y, X), ..., "location": int64
@@ -65,8 +65,8 @@ class Queue:
     ``"subject"`` holds the metadata, with ``"name"`` and ``"index"``. Arrays own their memory;
     ``torch.from_numpy`` takes them as they are.
 
-    ``num_workers`` threads read ahead (as many as there are cores if nothing is said; with 0 the
-    caller's own reads), up to ``max_length`` patches and ``max_bytes`` bytes. Patches are mixed
+    ``threads`` threads read ahead (as many as there are cores if nothing is said; with 0 the
+    caller's own reads), up to ``max_length`` patches and ``memory`` bytes. Patches are mixed
     within windows of ``max_length``. The sequence is a function of ``seed`` and the epoch, the same
     for any number of threads and workers. ``transform`` changes each sample on the caller's thread.
 
@@ -80,37 +80,29 @@ class Queue:
     Subjects with other images than the first, or with images of another type or number of channels, are
     refused when the queue is made (:class:`LazySubjects`: at the first patch of such a subject), since their
     patches do not fit into one batch. ``dtype`` converts all images of a type (``"float32"``), or those of a
-    dictionary (``{"ct": "float32"}``). ``allow_mixed=True`` allows any; it is the default with a
+    dictionary (``{"ct": "float32"}``). ``same_images=False`` allows any; it is the default with a
     ``transform``, which may make samples alike.
 
     Each iteration is the next epoch, unless :meth:`set_epoch` says which. An iterator that was exhausted or
     closed stays so. In a torch ``DataLoader`` use
-    ``batch_size=None`` if the queue makes batches, and ``num_workers=0``: the queue's threads read in
+    ``batch_size=None`` if the queue makes batches, and ``threads=0``: the queue's threads read in
     the same process, and nothing is copied between processes. With worker processes each takes its own
     share of the epoch; with ``batch_size`` here, batches even come in the same order.
 
     ``on_error="skip"`` leaves out what cannot be opened, drawn from or read, and keeps the reasons in
     :meth:`stats`; otherwise it is an exception. ``keep_batches`` keeps draws that belong together in one
-    batch, see :class:`MixtureSampler`; ``samples_per_volume`` is then a multiple of ``batch_size``.
+    batch, see :class:`MixtureSampler`; ``samples_per_subject`` is then a multiple of ``batch_size``.
     """
-
-    def __new__(cls, *_args: Any, **_kwargs: Any) -> Queue:
-        if cls is Queue and "torch" in sys.modules:
-            from ._torch import TorchQueue
-
-            return object.__new__(TorchQueue)
-        return object.__new__(cls)
 
     def __init__(
         self,
         subjects: Subjects,
         sampler: Sampler,
-        samples_per_volume: int | Sequence[int] | None = None,
+        samples_per_subject: int | Sequence[int],
         *,
-        patches_per_volume: int | Sequence[int] | None = None,
         max_length: int = 300,
-        max_bytes: int = 512 << 20,
-        num_workers: int | None = None,
+        memory: int = 512 << 20,
+        threads: int | None = None,
         shuffle_subjects: bool = True,
         shuffle_patches: bool = True,
         seed: int = 0,
@@ -122,21 +114,18 @@ class Queue:
         on_error: str = "fail",
         uneven: str = "repeat",
         dtype: DTypes | None = None,
-        allow_mixed: bool | None = None,
+        same_images: bool | None = None,
     ) -> None:
-        counts = samples_per_volume if samples_per_volume is not None else patches_per_volume
-        if counts is None or (samples_per_volume is not None and patches_per_volume is not None):
-            raise InvalidError("give either samples_per_volume or patches_per_volume, its other name")
         if keep_batches and batch_size is None:
             raise InvalidError("keep_batches keeps batches together: give batch_size")
         if on_error not in ("fail", "skip"):
             raise InvalidError(f"on_error {on_error!r}: it is 'fail' or 'skip'")
         self.subjects = subjects
         self.sampler = sampler
-        self.samples_per_volume = _counts(counts)
+        self.samples_per_subject = _counts(samples_per_subject)
         self.max_length = _count("max_length", max_length, least=1)
-        self.max_bytes = _count("max_bytes", max_bytes, least=1)
-        self.num_workers = None if num_workers is None else _count("num_workers", num_workers)
+        self.memory = _count("memory", memory, least=1)
+        self.threads = None if threads is None else _count("threads", threads)
         self.shuffle_subjects = shuffle_subjects
         self.shuffle_patches = shuffle_patches
         self.seed = _count("seed", seed, most=2**64 - 1)
@@ -147,14 +136,21 @@ class Queue:
         self.on_error = on_error
         self.uneven = uneven
         self.dtype = dtype
-        self.allow_mixed = transform is not None if allow_mixed is None else allow_mixed
+        self.same_images = transform is None if same_images is None else bool(same_images)
         self._start()
         #: A number that differs between cohorts, found in the headers of all subjects.
         self._cohort: int | None = None
         self._length = self._opened().length()
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> type[Queue]:
+        # `isinstance(queue, IterableDataset)`, which a DataLoader asks, comes by here: whether torch was imported
+        # before the queue was made or after makes no difference.
+        _register()
+        return type(self)
+
     def _start(self) -> None:
-        """What is this process's alone."""
+        """Set what belongs to this process alone."""
         self._epochs = Epochs()
         #: The process that made the plan, and the plan.
         self._plan: tuple[int, Plan] | None = None
@@ -183,7 +179,7 @@ class Queue:
         plan = Plan(
             self._list(),
             self.sampler._recipe(),
-            self.samples_per_volume,
+            self.samples_per_subject,
             self.seed,
             self.max_length,
             (self.shuffle_subjects, self.shuffle_patches),
@@ -203,7 +199,7 @@ class Queue:
         if unknown and all_of_them:
             raise InvalidError(f"dtype for {', '.join(unknown)}: the subjects have {', '.join(self._order)}")
         if self._cohort is None:
-            self._cohort = _survey(parts, _cores(), not self.allow_mixed)
+            self._cohort = _survey(parts, _cores(), self.same_images)
         names = Counter(subject.name for subject in all_of_them)
         known_by = [_identity(subject, names[subject.name] == 1) for subject in all_of_them]
         return SubjectList.known(parts, repr([self._cohort, known_by]))
@@ -242,7 +238,7 @@ class Queue:
             self._epochs.load(*self._untouched)
         epoch, state = self._epochs.claim(key, own)
         self._untouched = (epoch, state) if worker is None and state is not None else None
-        threads = cores if self.num_workers is None else self.num_workers
+        threads = cores if self.threads is None else self.threads
         skip = self.on_error == "skip"
         contiguous = self.batch_size is not None and self.transform is None
         loader = plan.start(
@@ -251,10 +247,10 @@ class Queue:
             turn,
             threads,
             self.max_length,
-            self.max_bytes,
+            self.memory,
             skip,
             contiguous,
-            same_images=not self.allow_mixed,
+            same_images=self.same_images,
             stay_in_epoch=worker is not None,
         )
         self._turns = turn[1]
@@ -329,13 +325,11 @@ class Queue:
         return dict(self._stats)
 
     def __getitem__(self, index: Any) -> Any:
-        raise TypeError(
-            "a queue is iterated over, it has no items to be picked; for a torch DataLoader, import torch before making the queue"
-        )
+        raise TypeError("a queue has no items to pick: iterate over it")
 
     def __reduce__(self) -> tuple[Any, ...]:
         own = {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
-        return _rebuild, (isinstance(self, _torch_queue()), own, self._epochs, self._length, self._cohort)
+        return _rebuild, (type(self), own, self._epochs, self._length, self._cohort)
 
     def __repr__(self) -> str:
         return (
@@ -478,10 +472,10 @@ def _metadata(index: int, subject: Subject) -> dict[str, Any]:
 def _counts(given: Any) -> int | list[int]:
     """Samples of each subject: one number for all, or a list."""
     if getattr(given, "ndim", None) == 0 or not hasattr(given, "__iter__"):
-        return _count("samples_per_volume", given)
+        return _count("samples_per_subject", given)
     if not hasattr(given, "__len__"):
-        raise InvalidError(f"samples_per_volume {given!r}: give a whole number, or a list with one for each subject")
-    return [_count("samples_per_volume", one) for one in given]
+        raise InvalidError(f"samples_per_subject {given!r}: give a whole number, or a list with one for each subject")
+    return [_count("samples_per_subject", one) for one in given]
 
 
 def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -515,20 +509,17 @@ def _epoch_of(state: str) -> int:
     raise InvalidError(f"{state!r} is no state of a queue")
 
 
-def _torch_queue() -> Any:
-    module = sys.modules.get(f"{__package__}._torch")
-    return () if module is None else module.TorchQueue
+def _register() -> None:
+    """Make queues iterable datasets for torch, once it is imported."""
+    dataset = getattr(sys.modules.get("torch.utils.data"), "IterableDataset", None)
+    if dataset is not None and not issubclass(Queue, dataset):
+        dataset.register(Queue)
 
 
 def _rebuild(
-    torch: bool, own: dict[str, Any], epochs: Epochs, length: tuple[int, int], cohort: int | None
+    cls: type[Queue], own: dict[str, Any], epochs: Epochs, length: tuple[int, int], cohort: int | None
 ) -> Queue:
-    if torch:
-        from ._torch import TorchQueue
-
-        queue: Queue = object.__new__(TorchQueue)
-    else:
-        queue = object.__new__(Queue)
+    queue = object.__new__(cls)
     queue.__dict__.update(own)
     queue._start()
     queue._epochs = epochs

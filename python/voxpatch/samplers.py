@@ -34,7 +34,7 @@ class Sampler:
 
         patches = 2**40 if num_patches is None else count("num_patches", num_patches)
         return iter(
-            Queue([subject], self, patches, num_workers=0, max_length=1, seed=seed, shuffle_patches=False, rank=0, world_size=1)
+            Queue([subject], self, patches, threads=0, max_length=1, seed=seed, shuffle_patches=False, rank=0, world_size=1)
         )
 
     def __eq__(self, other: object) -> bool:
@@ -65,15 +65,15 @@ class UniformSampler(Sampler):
 class WeightedSampler(Sampler):
     """Patches whose centres are drawn by a map of weights, one value for each voxel.
 
-    ``probability_map`` is the name of that volume in each subject; its values need not add up to
+    ``weight_name`` is the name of that volume in each subject; its values need not add up to
     anything. It is read once for each subject, block by block, and never held in memory. ``empty``
     says what becomes of a subject whose weights are all 0: ``"error"``, ``"skip"``, or
     ``"uniform"``, which draws from anywhere.
     """
 
-    def __init__(self, patch_size: Size, probability_map: str, *, border: str = "drop", empty: str = "error") -> None:
+    def __init__(self, patch_size: Size, weight_name: str, *, border: str = "drop", empty: str = "error") -> None:
         self.patch_size = size("patch_size", patch_size)
-        self.probability_map = probability_map
+        self.weight_name = weight_name
         self.border = border
         self.empty = empty
 
@@ -81,7 +81,7 @@ class WeightedSampler(Sampler):
         return {
             "kind": "weighted",
             "patch_size": self.patch_size,
-            "map": self.probability_map,
+            "weight_name": self.weight_name,
             "border": self.border,
             "empty": self.empty,
         }
@@ -91,7 +91,7 @@ class LabelSampler(Sampler):
     """Patches whose centres are drawn by label: first a label by its share, then one of its voxels,
     each as likely as the next.
 
-    ``label_name`` is the name of the label map in each subject. ``label_probabilities`` gives the
+    ``label_name`` is the name of the label map in each subject. ``label_weights`` gives the
     shares, ``{label: share}``; they need not add up to 1. Without them any voxel but 0 is as likely as
     any other. Labels that a subject has not are left out there, and the others' shares grow. A map
     with several channels has a channel for each label, counted from 0. ``empty`` is as in
@@ -102,14 +102,14 @@ class LabelSampler(Sampler):
         self,
         patch_size: Size,
         label_name: str,
-        label_probabilities: Mapping[int, float] | None = None,
+        label_weights: Mapping[int, float] | None = None,
         *,
         border: str = "drop",
         empty: str = "error",
     ) -> None:
         self.patch_size = size("patch_size", patch_size)
         self.label_name = label_name
-        self.label_probabilities = None if label_probabilities is None else dict(label_probabilities)
+        self.label_weights = None if label_weights is None else dict(label_weights)
         self.border = border
         self.empty = empty
 
@@ -117,8 +117,8 @@ class LabelSampler(Sampler):
         return {
             "kind": "label",
             "patch_size": self.patch_size,
-            "map": self.label_name,
-            "shares": self.label_probabilities,
+            "label_name": self.label_name,
+            "label_weights": self.label_weights,
             "border": self.border,
             "empty": self.empty,
         }
@@ -144,6 +144,6 @@ class MixtureSampler(Sampler):
     def _recipe(self) -> dict[str, Any]:
         return {
             "kind": "mixture",
-            "parts": [(share, sampler._recipe()) for share, sampler in self.samplers],
-            "batch": self.batch_size,
+            "samplers": [(share, sampler._recipe()) for share, sampler in self.samplers],
+            "batch_size": self.batch_size,
         }

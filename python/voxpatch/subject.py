@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ._voxpatch import Volume, open as open_volume
+from ._voxpatch import Volume
 from .errors import InvalidError, UnknownNameError
+from .files import open as open_volume
 
 #: A string that ends like this is the path of a volume.
 VOLUME_NAMES = (
@@ -168,7 +169,8 @@ class Subject(Mapping[str, Any]):
         if key in self.volumes:
             value = self.volumes[key]
             if isinstance(value, str):
-                value = self.volumes[key] = open_volume(value, values=self._values_of(key))
+                values = self._values_of(key)
+                value = self.volumes[key] = open_volume(value, values="real" if values is None else values)
             return value
         if key in self.metadata:
             return self.metadata[key]

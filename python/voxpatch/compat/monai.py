@@ -124,8 +124,8 @@ def sliding_window_inference(
             roi,
             [float(part) for part in (overlap if isinstance(overlap, Sequence) else [overlap] * 3)],
             batch_size=sw_batch_size,
-            overlap_mode=blend,
-            padding_mode=_PADDING.get(padding_mode, cval),
+            blend=blend,
+            padding=_PADDING.get(padding_mode, cval),
             margin=0,
             preset="monai",
             device=sw_device,
@@ -144,7 +144,7 @@ class VoxpatchMerger(Merger):
     patch_size=roi, overlap=overlap, output="out.zarr")``.
 
     ``patch_size`` (of the predictions) and ``overlap`` are the splitter's: a part of the patch, or voxels. Every
-    write chunk of the output is written once, when it is final; the weights take no memory. ``overlap_mode`` and
+    write chunk of the output is written once, when it is final; the weights take no memory. ``blend`` and
     ``options`` are as in :class:`voxpatch.GridAggregator`. ``finalize`` gives a tensor (B, K, D, H, W), or
     the opened :class:`voxpatch.Volume` at ``output``, with the items of a batch as channels, one after the other.
     Patches that a filter left out do not vote.
@@ -158,7 +158,7 @@ class VoxpatchMerger(Merger):
         *,
         patch_size: Sequence[int] | int,
         overlap: Sequence[float] | float = 0.0,
-        overlap_mode: str = "average",
+        blend: str = "average",
         output: str | os.PathLike[str] | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
@@ -171,7 +171,7 @@ class VoxpatchMerger(Merger):
         self.grid = Grid(shape, self.patch_size, lengths, "padded", (0, 0, 0), False)
         self.output = output
         options = {"average_integers": True, **(options or {})}  # as MONAI does
-        self._aggregator = voxpatch.GridAggregator(self, overlap_mode, output, scale=1, **options)
+        self._aggregator = voxpatch.GridAggregator(self, blend, output, scale=1, **options)
 
     def first_volume(self) -> None:
         """Nothing is known of spacing and affine."""

@@ -307,13 +307,13 @@ class Queue(tio.data.Queue):
             sampler,
             [self._get_subject_num_samples(subjects[number]) for number in self._order],
             max_length=self.max_length,
-            num_workers=self.num_workers,
+            threads=self.num_workers,
             shuffle_subjects=self.shuffle_subjects,
             shuffle_patches=self.shuffle_patches,
             seed=seed,
             rank=0,
             world_size=1,
-            allow_mixed=True,  # as TorchIO
+            same_images=False,  # as TorchIO
         )
         queue.set_epoch(self._rounds)
         self._rounds += 1

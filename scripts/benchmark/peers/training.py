@@ -68,9 +68,9 @@ def voxpatch_queue(scan, patch, subjects, per_subject, batch, delay, budget, thr
         voxpatch.UniformSampler(patch),
         per_subject,
         batch_size=batch,
-        max_bytes=budget << 20,
+        memory=budget << 20,
         max_length=64,
-        num_workers=threads,
+        threads=threads,
     )
     told = consume(began, queue, delay)
     found = queue.stats()

@@ -1,0 +1,337 @@
+"""Opening, writing and converting volumes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Union, overload
+
+from ._voxpatch import Volume, _convert, _open, _write
+from .sizes import Size, count
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+#: A path of a file or folder.
+Path = Union[str, "os.PathLike[str]"]
+#: Some channels or time points, or a part of an axis: a number, a slice or range of step 1, or (first, end).
+Part = Union[int, slice, range, "tuple[int, int]"]
+#: The values that a volume gives: real ones, stored ones, or real ones of a type.
+Values = Union["npt.DTypeLike", Literal["stored", "real"]]
+Affine = Union[Sequence[Sequence[float]], "np.ndarray[Any, Any]"]
+ReadMethod = Literal["auto", "mmap", "mmap-resident", "pread"]
+MissingChunks = Literal["fill", "error"]
+Codec = Literal["zstd", "blosc-zstd", "blosc-lz4", "gzip", "zlib", "none"]
+Downsample = Literal["mean", "mode"]
+
+
+class StorageOptions(TypedDict, total=False):
+    """How an output is stored, as keywords of :func:`predict` and :class:`GridAggregator`; see :func:`write`."""
+
+    zarr: Literal[2, 3]
+    chunk: Size
+    shard: Size | Literal["auto"] | None
+    codec: Codec | None
+    clevel: int | None
+    pyramid: Downsample | None
+    levels: int | None
+    overwrite: bool
+
+
+def open(
+    path: Path,
+    *,
+    level: int = 0,
+    channels: Part | None = None,
+    time: Part | None = None,
+    box: Sequence[Part] | None = None,
+    values: Values = "real",
+    missing_chunks: MissingChunks = "fill",
+    trusted: bool = True,
+    read_method: ReadMethod = "auto",
+    allow_external: bool = False,
+) -> Volume:
+    """Open a volume: a Zarr folder, or a NIfTI, numpy, MetaImage, NRRD or raw file.
+
+    Only the header is read.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file, or the folder of a Zarr array or OME-Zarr image.
+    level : int, default 0
+        Level of a multiscale image; 0 is the finest.
+    channels : int, slice, range or (int, int), optional
+        Channels to keep: a number, or first and end, counted among those of the time points that `time` keeps.
+    time : int, slice, range or (int, int), optional
+        Time points to keep, where an axis is time. Without it all time points are there, one after the other, as
+        channels.
+    box : sequence of three slices or (int, int), optional
+        Voxels to keep along z, y, x. They keep their place in the world.
+    values : {"real", "stored"} or dtype, default "real"
+        "real" applies slope and intercept. The type is then the stored one where there are none, the smallest integer
+        type that holds all values where the slope is 1 and the intercept whole (a CT is int16 HU), and float32
+        otherwise. "stored" gives the numbers in the file. A type casts real values to it: fractions become the nearest
+        value, and a value beyond the type's range is an error.
+    missing_chunks : {"fill", "error"}, default "fill"
+        Meaning of a Zarr chunk that has no file: it is all fill value, or it was lost.
+    trusted : bool, default True
+        False refuses codecs that hostile data could exploit (such as blosc) and symbolic links in Zarr folders.
+    read_method : {"auto", "mmap", "mmap-resident", "pread"}, default "auto"
+        How uncompressed files are read: mapped, with touched pages unmapped again; mapped with touched pages kept,
+        which is faster for files that fit into memory; or by system calls, as "auto" does on network file systems.
+    allow_external : bool, default False
+        Follow a header to a file of voxels outside its own folder.
+
+    Returns
+    -------
+    Volume
+        The open volume, with axes c, z, y, x.
+
+    Raises
+    ------
+    FileNotFoundError
+        If nothing is at the path.
+    ValueError
+        If the header makes no sense, or the part does not exist.
+    OSError
+        If the file cannot be read or is damaged.
+
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> np.save("scan.npy", np.zeros((4, 5, 6), np.int16))
+    >>> scan = voxpatch.open("scan.npy")
+    >>> scan.shape
+    (1, 4, 5, 6)
+    >>> voxpatch.open("scan.npy", box=[(0, 2), (0, 5), (3, 6)])[...].shape
+    (1, 2, 5, 3)
+    """
+    options = (count("level", level), missing_chunks, bool(trusted), read_method, bool(allow_external))
+    return _open(path, options, (channels, time, box), values)
+
+
+def write(
+    path: Path,
+    array: npt.ArrayLike | Volume,
+    *,
+    spacing: Sequence[float] | None = None,
+    affine: Affine | None = None,
+    dtype: npt.DTypeLike | None = None,
+    clip: bool = False,
+    zarr: Literal[2, 3] = 3,
+    chunk: Size | None = None,
+    shard: Size | Literal["auto"] | None = "auto",
+    codec: Codec | None = None,
+    clevel: int | None = None,
+    pyramid: Downsample | None = None,
+    levels: int | None = None,
+    overwrite: bool = False,
+    memory: int | None = None,
+    threads: int | None = None,
+) -> Volume:
+    """Write an array as a volume, and open it.
+
+    The end of the path chooses the format: ``.zarr``, ``.npy``, ``.nii``, ``.mha``, ``.mhd``, ``.nrrd`` or ``.nhdr``.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file or folder to write.
+    array : array_like or Volume
+        Values with axes z, y, x or c, z, y, x.
+    spacing : sequence of three floats, optional
+        Distance between voxel centers along z, y, x, in mm.
+    affine : array_like, optional
+        Matrix (4, 4) that takes voxel indices (x, y, z, 1) to mm in RAS+. It replaces `spacing`.
+    dtype : dtype, optional
+        Type of the values written; that of the array if not given.
+    clip : bool, default False
+        Write values beyond the range of `dtype` as its nearest value, with a warning that counts them. Otherwise they
+        are an error.
+    zarr : {2, 3}, default 3
+        Version of Zarr: 3 with OME-Zarr 0.5, or 2 with OME-Zarr 0.4 and without shards.
+    chunk : int or (int, int, int), optional
+        Voxels of a Zarr chunk along z, y, x; 32, or 64 in version 2, if not given.
+    shard : int, (int, int, int), "auto" or None, default "auto"
+        Voxels of a shard along z, y, x, a multiple of the chunk. None writes a file for each chunk.
+    codec : {"zstd", "blosc-zstd", "blosc-lz4", "gzip", "zlib", "none"}, optional
+        Compression of chunks; zstd if not given.
+    clevel : int, optional
+        Effort of the codec.
+    pyramid : {"mean", "mode"}, optional
+        Write coarser levels too, each half the size of the one before: voxels become their mean (for images) or the
+        most frequent value (for labels).
+    levels : int, optional
+        Levels of the pyramid, the finest included. Without it, levels are written until every axis fits one chunk.
+    overwrite : bool, default False
+        Replace what is at the path.
+    memory : int, optional
+        Bytes that boxes under way and decoded chunks may take together; 256 MiB if not given.
+    threads : int, optional
+        Threads that read, convert and encode; one for each core if not given.
+
+    Returns
+    -------
+    Volume
+        The written volume, opened.
+
+    Raises
+    ------
+    FileExistsError
+        If something is at the path, and `overwrite` is False.
+    ValueError
+        If values do not fit the type, or options do not fit each other.
+
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> labels = np.zeros((64, 64, 64), np.uint8)
+    >>> voxpatch.write("labels.zarr", labels, spacing=(2.5, 0.7, 0.7), chunk=32, pyramid="mode").spacing
+    (2.5, 0.7, 0.7)
+    """
+    options = given_options(
+        dtype=dtype, clip=clip, zarr=zarr, chunk=chunk, shard=shard, codec=codec, clevel=clevel, pyramid=pyramid,
+        levels=levels, overwrite=overwrite, memory=memory, threads=threads,
+    )  # fmt: skip
+    return _write(path, array, spacing, affine, options)
+
+
+@overload
+def convert(
+    source: Path | Volume,
+    path: Path,
+    *,
+    dry_run: Literal[False] = False,
+    dtype: npt.DTypeLike | None = None,
+    clip: bool = False,
+    zarr: Literal[2, 3] = 3,
+    chunk: Size | None = None,
+    shard: Size | Literal["auto"] | None = "auto",
+    codec: Codec | None = None,
+    clevel: int | None = None,
+    pyramid: Downsample | None = None,
+    levels: int | None = None,
+    overwrite: bool = False,
+    memory: int | None = None,
+    threads: int | None = None,
+) -> Volume: ...
+@overload
+def convert(
+    source: Path | Volume,
+    path: Path,
+    *,
+    dry_run: Literal[True],
+    dtype: npt.DTypeLike | None = None,
+    clip: bool = False,
+    zarr: Literal[2, 3] = 3,
+    chunk: Size | None = None,
+    shard: Size | Literal["auto"] | None = "auto",
+    codec: Codec | None = None,
+    clevel: int | None = None,
+    pyramid: Downsample | None = None,
+    levels: int | None = None,
+    overwrite: bool = False,
+    memory: int | None = None,
+    threads: int | None = None,
+) -> dict[str, Any]: ...
+def convert(
+    source: Path | Volume,
+    path: Path,
+    *,
+    dry_run: bool = False,
+    dtype: npt.DTypeLike | None = None,
+    clip: bool = False,
+    zarr: Literal[2, 3] = 3,
+    chunk: Size | None = None,
+    shard: Size | Literal["auto"] | None = "auto",
+    codec: Codec | None = None,
+    clevel: int | None = None,
+    pyramid: Downsample | None = None,
+    levels: int | None = None,
+    overwrite: bool = False,
+    memory: int | None = None,
+    threads: int | None = None,
+) -> Volume | dict[str, Any]:
+    """Copy a volume into another format, voxel type or chunking, box by box, and open the copy.
+
+    Parameters
+    ----------
+    source : str, path-like or Volume
+        The volume to copy. A :class:`Volume` gives the values, channels and box that it was opened with.
+    path : str or path-like
+        The file or folder to write; its end chooses the format.
+    dry_run : bool, default False
+        Write nothing, and return what the copy would need.
+    dtype : dtype, optional
+        Type of the values written; that of the source if not given. Fractions that are rounded are counted in a warning.
+    clip : bool, default False
+        Write values beyond the range of `dtype` as its nearest value, with a warning that counts them. Otherwise they
+        are an error.
+    zarr : {2, 3}, default 3
+        Version of Zarr, as in :func:`write`.
+    chunk : int or (int, int, int), optional
+        Voxels of a Zarr chunk along z, y, x, as in :func:`write`.
+    shard : int, (int, int, int), "auto" or None, default "auto"
+        Voxels of a shard along z, y, x, as in :func:`write`.
+    codec : {"zstd", "blosc-zstd", "blosc-lz4", "gzip", "zlib", "none"}, optional
+        Compression of chunks, as in :func:`write`.
+    clevel : int, optional
+        Effort of the codec.
+    pyramid : {"mean", "mode"}, optional
+        Write coarser levels too, as in :func:`write`.
+    levels : int, optional
+        Levels of the pyramid, as in :func:`write`.
+    overwrite : bool, default False
+        Replace what is at the path.
+    memory : int, optional
+        Bytes that boxes under way and decoded chunks may take together; 256 MiB if not given.
+    threads : int, optional
+        Threads that read, convert and encode; one for each core if not given.
+
+    Returns
+    -------
+    Volume or dict
+        The copy, opened. With ``dry_run=True`` a dictionary: ``process_bytes`` is the memory of the whole process,
+        ``output_bytes`` the size of the output before it is compressed, ``free_bytes`` the free space of its disk.
+
+    Raises
+    ------
+    FileExistsError
+        If something is at the path, and `overwrite` is False.
+    ValueError
+        If values do not fit the type, or options do not fit each other.
+
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> np.save("scan.npy", np.ones((40, 50, 60), np.float32))
+    >>> voxpatch.convert("scan.npy", "scan.zarr", dtype="int16", chunk=16, shard=32).dtype
+    dtype('int16')
+    """
+    options = given_options(
+        dtype=dtype, clip=clip, zarr=zarr, chunk=chunk, shard=shard, codec=codec, clevel=clevel, pyramid=pyramid,
+        levels=levels, overwrite=overwrite, memory=memory, threads=threads,
+    )  # fmt: skip
+    found: Volume | dict[str, Any] = _convert(source, path, bool(dry_run), options)
+    return found
+
+
+def given_options(**options: Any) -> dict[str, Any]:
+    """Return the options that were given, as the compiled half takes them."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if "shard" in options:
+        if options["shard"] is None:
+            given["shard"] = None
+        elif isinstance(options["shard"], str) and options["shard"] == "auto":
+            del given["shard"]
+    return given
+
+
+def storage_options(function: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the storage options among the keywords of a function, which has no other ones."""
+    for name in given:
+        if name not in StorageOptions.__annotations__:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+    return given_options(**given)
