@@ -121,7 +121,7 @@ def settings(draw, names, models):
     if kind < 0.2:
         extension, words = storage(draw)
         if draw.random() < 0.3:
-            words += ["--dtype", draw.choice(["float32", "uint8", "int32"])]
+            words += ["--dtype", draw.choice(["float32", "uint8", "int32"]), "--clip"]
         return ["convert", source, f"out{extension}", *words, *common], 1
     if kind < 0.4:
         words = ["sample", source, "--patch-size", draw.choice([32, 64, "96,96,48", 128]), "--samples-per-subject", draw.choice([50, 300])]

@@ -576,3 +576,17 @@ mod tests {
         assert_eq!(done.load(Ordering::SeqCst), 1);
     }
 }
+
+/// The folder of real scans that `VOXPATCH_TEST_DATA` names. Tests that need it are ignored by default, so that they
+/// are counted where it is absent.
+#[cfg(test)]
+pub(crate) fn real_scans() -> PathBuf {
+    let folder = std::env::var_os("VOXPATCH_TEST_DATA");
+    let folder = PathBuf::from(folder.expect("VOXPATCH_TEST_DATA names the folder of real scans"));
+    assert!(
+        folder.is_dir(),
+        "VOXPATCH_TEST_DATA names {}, which is not a folder",
+        folder.display()
+    );
+    folder
+}

@@ -15,7 +15,7 @@ mod outputs;
 mod packed;
 mod process;
 mod promises;
-mod real;
+mod real_scans;
 mod replacing;
 mod rigs;
 mod sample;

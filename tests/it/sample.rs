@@ -1059,10 +1059,9 @@ fn a_stop_leaves_no_output_of_any_form() {
 }
 
 #[test]
-fn regions_of_a_real_atlas_are_drawn_in_their_shares() {
-    let Some(folder) = scans("label sampling of a real brain") else {
-        return;
-    };
+#[ignore = "needs VOXPATCH_TEST_DATA"]
+fn regions_of_real_scans_are_drawn_by_their_label_weights() {
+    let folder = scans();
     let place = Place::new();
     let at = |name: &str| folder.join(name).to_str().expect("UTF-8").to_owned();
     let (brain, atlas) = (place.at("brain.zarr"), place.at("atlas.zarr"));

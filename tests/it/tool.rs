@@ -169,12 +169,16 @@ pub(crate) fn voxels(path: &str) -> voxpatch::Patch {
     volume.read(whole).expect("the volume reads")
 }
 
-/// The folder of real scans, or `None` (and a line that says so) where it is not there.
-pub(crate) fn scans(test: &str) -> Option<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    println!("{test} is skipped: {} is not there", folder.display());
-    None
+/// The folder of real scans that `VOXPATCH_TEST_DATA` names. Tests that need it are ignored by default, so that they
+/// are counted where it is absent.
+pub(crate) fn scans() -> PathBuf {
+    let folder = std::env::var_os("VOXPATCH_TEST_DATA")
+        .expect("VOXPATCH_TEST_DATA names the folder of real scans");
+    let folder = PathBuf::from(folder);
+    assert!(
+        folder.is_dir(),
+        "VOXPATCH_TEST_DATA names {}, which is not a folder",
+        folder.display()
+    );
+    folder
 }

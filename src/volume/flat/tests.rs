@@ -8,7 +8,7 @@ use std::sync::Arc;
 use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
 
-use super::super::suite::{Random, check};
+use super::super::suite::{Random, check, real_scans};
 use super::super::{
     CreateOptions, Format, Layout, OpenOptions, RawSpec, ReadMethod, Rescale, Values, Volume,
     VolumeExt, create, open,
@@ -873,23 +873,14 @@ fn a_writer_refuses_what_its_format_or_the_layout_does_not_have() {
     );
 }
 
-/// The folder of real scans, if it is there.
-fn shared() -> Option<PathBuf> {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
-    if data.is_dir() {
-        return Some(data);
-    }
-    println!("skipped: {} is not there", data.display());
-    None
-}
-
 /// File, shape, channels, type, spacing and whether stored values are scaled.
 type Row = (&'static str, [u64; 3], u64, DType, [f64; 3], bool);
 
 #[test]
+#[ignore = "needs VOXPATCH_TEST_DATA"]
 #[expect(clippy::too_many_lines, reason = "a table")]
 fn the_real_scans_open_as_their_manifest_says() {
-    let Some(data) = shared() else { return };
+    let data = real_scans();
     // Path, shape z, y, x, channels, type, spacing z, y, x, compressed.
     let rows: [Row; 18] = [
         (
@@ -1058,8 +1049,9 @@ fn the_real_scans_open_as_their_manifest_says() {
 }
 
 #[test]
+#[ignore = "needs VOXPATCH_TEST_DATA"]
 fn real_scans_that_hold_the_same_voxels_do_so_here() {
-    let Some(data) = shared() else { return };
+    let data = real_scans();
     let read = |name: &str| {
         let volume = open(data.join(name)).unwrap_or_else(|error| panic!("{error}"));
         let whole = Region::whole(volume.layout().shape);

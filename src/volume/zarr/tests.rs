@@ -20,17 +20,6 @@ use super::*;
 use crate::dtype::DType;
 use crate::volume::VolumeExt;
 
-/// The folder of real scans, if this machine has it.
-fn shared(path: &str) -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
-    let found = root.join(path);
-    if found.exists() {
-        return Some(found);
-    }
-    println!("skipped: there is no {}", found.display());
-    None
-}
-
 /// The folder of an array that `tests/data/make.py` made.
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -3,6 +3,7 @@
 use std::fs;
 
 use super::*;
+use crate::volume::suite::real_scans;
 
 /// Every folder below `root` that holds an array.
 fn arrays(root: &Path) -> Vec<PathBuf> {
@@ -26,10 +27,11 @@ fn arrays(root: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn arrays_of_other_software_are_read_or_refused_with_a_reason() {
+#[ignore = "needs VOXPATCH_TEST_DATA"]
+fn real_scans_of_other_software_are_read_or_refused_with_a_reason() {
     let (mut read, mut refused) = (0, 0);
     for root in ["zarr", "em_fib25_ome_zarr"] {
-        let Some(root) = shared(root) else { return };
+        let root = real_scans().join(root);
         for array in arrays(&root) {
             let name = array.strip_prefix(&root).unwrap().display().to_string();
             match open(&array) {
@@ -62,7 +64,8 @@ fn numbers(path: &Path) -> Vec<f64> {
 }
 
 #[test]
-fn fixtures_that_count_from_a_known_number_do() {
+#[ignore = "needs VOXPATCH_TEST_DATA"]
+fn real_scans_that_count_from_a_known_number_do() {
     let ramps = [
         ("zarrs_tests/v3_zarr_python/array_zlib.zarr", 0, 100),
         ("zarrs_tests/v3_zarr_python/array_adler32.zarr", 0, 100),
@@ -140,16 +143,15 @@ fn fixtures_that_count_from_a_known_number_do() {
         ("zarr_java_sharding_index_location/start", 0, 4096),
     ];
     for (name, first, count) in ramps {
-        let Some(path) = shared(&format!("zarr/{name}")) else {
-            return;
-        };
+        let path = real_scans().join(&format!("zarr/{name}"));
         let ramp: Vec<f64> = (first..first + count).map(f64::from).collect();
         assert_eq!(numbers(&path), ramp, "{name}");
     }
 }
 
 #[test]
-fn real_images_have_the_sums_that_zarr_python_finds() {
+#[ignore = "needs VOXPATCH_TEST_DATA"]
+fn real_scans_have_the_sums_that_zarr_python_finds() {
     let em = "em_fib25_ome_zarr/em_fib25_s2_v05_sharded.ome.zarr";
     for (name, sum) in [
         (format!("{em}/s0"), 637_518_733.0),
@@ -166,7 +168,7 @@ fn real_images_have_the_sums_that_zarr_python_finds() {
         ("zarr/zarr_java_ome/v0.5/labels/nuclei/0".to_owned(), 2010.0),
         ("zarr/zarr_java_v2_sample/bool".to_owned(), 63.0),
     ] {
-        let Some(path) = shared(&name) else { return };
+        let path = real_scans().join(&name);
         let total: f64 = numbers(&path).iter().sum();
         assert!((total - sum).abs() < 0.5, "{name}: {total}");
     }
@@ -187,10 +189,9 @@ fn place(path: &Path, level: usize) -> ([u64; 3], [f64; 3], [f64; 3]) {
 }
 
 #[test]
-fn levels_of_images_and_labels_lie_where_ome_zarr_says() {
-    let Some(em) = shared("em_fib25_ome_zarr/em_fib25_s2_v05_sharded.ome.zarr") else {
-        return;
-    };
+#[ignore = "needs VOXPATCH_TEST_DATA"]
+fn levels_of_real_scans_are_placed_as_ome_zarr_says() {
+    let em = real_scans().join("em_fib25_ome_zarr/em_fib25_s2_v05_sharded.ome.zarr");
     let fine = ([80, 250, 250], [1e-5; 3], [0.0; 3]);
     let coarse = ([80, 125, 125], [1e-5, 2e-5, 2e-5], [0.0, 5e-6, 5e-6]);
     for image in [em.clone(), em.join("labels/neurons"), em.join("labels")] {
@@ -204,7 +205,7 @@ fn levels_of_images_and_labels_lie_where_ome_zarr_says() {
         assert!(refused.contains("no level 2"), "{refused}");
     }
     assert_eq!(place(&em.join("s1"), 0), coarse, "a level by its own path");
-    let java = shared("zarr/zarr_java_ome").unwrap();
+    let java = real_scans().join("zarr/zarr_java_ome");
     let micrometres = |n: f64| vec![n * 1e-3; 3];
     assert_eq!(place(&java.join("v0.4"), 0).1.to_vec(), micrometres(0.5));
     assert_eq!(place(&java.join("v0.4"), 1).1.to_vec(), micrometres(1.0));
@@ -212,7 +213,7 @@ fn levels_of_images_and_labels_lie_where_ome_zarr_says() {
     assert_eq!(well.0, [4, 8, 8], "the first image of a plate");
     let scene = java.join("v0.6_scene/example1_instrument_registration.zarr/sampleA_instrument1");
     assert_eq!(place(&scene, 0).1.to_vec(), micrometres(1.0));
-    let mri = shared("zarr/nifti_zarr_py_example4d.nii.zarr").unwrap();
+    let mri = real_scans().join("zarr/nifti_zarr_py_example4d.nii.zarr");
     assert_eq!(place(&mri, 0).0, [24, 96, 128]);
     assert!((place(&mri, 0).1[0] - 2.2).abs() < 1e-5);
 }

@@ -36,10 +36,9 @@ fn near(found: &Json, expected: &[f64]) {
 }
 
 #[test]
+#[ignore = "needs VOXPATCH_TEST_DATA"]
 fn info_agrees_with_what_is_known_of_each_scan() {
-    let Some(folder) = scans("info on real scans") else {
-        return;
-    };
+    let folder = scans();
     for (name, format, shape, channels, dtype, spacing) in [
         (
             LUNG,
@@ -98,10 +97,9 @@ fn info_agrees_with_what_is_known_of_each_scan() {
 }
 
 #[test]
+#[ignore = "needs VOXPATCH_TEST_DATA"]
 fn the_same_scan_in_two_formats_has_the_same_voxels() {
-    let Some(folder) = scans("twins of real scans") else {
-        return;
-    };
+    let folder = scans();
     for (a, b) in [
         (SERIES, SERIES_ZARR),
         (
@@ -123,10 +121,9 @@ fn the_same_scan_in_two_formats_has_the_same_voxels() {
 }
 
 #[test]
+#[ignore = "needs VOXPATCH_TEST_DATA"]
 fn conversions_there_and_back_keep_values_and_geometry() {
-    let Some(folder) = scans("conversion of real scans") else {
-        return;
-    };
+    let folder = scans();
     let place = Place::new();
     for (n, name) in [LUNG, BRAIN, TOOTH, SLOPED, SERIES].into_iter().enumerate() {
         let source = at(&folder, name);
@@ -159,10 +156,9 @@ fn conversions_there_and_back_keep_values_and_geometry() {
 }
 
 #[test]
+#[ignore = "needs VOXPATCH_TEST_DATA"]
 fn patches_of_real_scans_are_the_scan_s_own_voxels() {
-    let Some(folder) = scans("sampling real scans") else {
-        return;
-    };
+    let folder = scans();
     let place = Place::new();
     for (n, name) in [LUNG, BRAIN, EM, TOOTH, SERIES].into_iter().enumerate() {
         let source = at(&folder, name);
@@ -203,10 +199,9 @@ fn patches_of_real_scans_are_the_scan_s_own_voxels() {
 }
 
 #[test]
+#[ignore = "needs VOXPATCH_TEST_DATA"]
 fn the_identity_gives_real_scans_back() {
-    let Some(folder) = scans("inference on real scans") else {
-        return;
-    };
+    let folder = scans();
     let place = Place::new();
     for (n, name) in [LUNG, BRAIN, EM, TOOTH, SLOPED].into_iter().enumerate() {
         let source = at(&folder, name);
@@ -248,10 +243,9 @@ fn the_identity_gives_real_scans_back() {
 }
 
 #[test]
+#[ignore = "needs VOXPATCH_TEST_DATA"]
 fn previews_of_real_scans_show_their_labels() {
-    let Some(folder) = scans("previews of real scans") else {
-        return;
-    };
+    let folder = scans();
     let place = Place::new();
     // The tumour's middle; the whole brain's and the tissue's.
     for (image, labels, at_voxel, least, window) in [
