@@ -1,30 +1,30 @@
-//! What files say about their axes besides their lengths.
+//! Axis metadata of a file apart from the lengths: names, kinds and units.
 
 use serde_json::Value as Json;
 
-/// The axes that are read as channels, and names and units that go with a volume from format to
-/// format as far as the formats have them.
+/// Metadata of a volume's axes: the axes that are read as channels, and names and units. Formats keep it as far as they
+/// have a place for it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Axes {
     /// The axes in front of z, y and x, the slowest first; empty if nothing names them.
     pub leading: Vec<LeadingAxis>,
-    /// The unit of length in the file, as OME-Zarr calls it, and the millimetres in one. The
-    /// geometry is in millimetres whatever it is.
+    /// The unit of length in the file by its OME-Zarr name, and its length in millimeters. The geometry is always in
+    /// millimeters.
     pub unit: Option<(String, f64)>,
     /// The names of the channels.
     pub channel_names: Vec<String>,
-    /// How OME-Zarr has the channels displayed: its `omero` document.
+    /// The display settings of the channels in OME-Zarr: the `omero` document.
     pub omero: Option<Json>,
 }
 
 /// An axis in front of z, y and x.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LeadingAxis {
-    /// Its name, in small letters.
+    /// The name, in lower case.
     pub name: String,
-    /// What it counts.
+    /// The kind of axis.
     pub kind: AxisKind,
-    /// How long it is.
+    /// The number of places along the axis.
     pub length: u64,
     /// The distance between neighbours in [`unit`](Self::unit).
     pub step: f64,
@@ -32,7 +32,7 @@ pub struct LeadingAxis {
     pub unit: Option<String>,
 }
 
-/// What an axis in front of z, y and x counts.
+/// The kind of an axis in front of z, y and x.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AxisKind {
     /// Time points.
@@ -44,7 +44,7 @@ pub enum AxisKind {
 }
 
 impl LeadingAxis {
-    /// An axis of this kind, with its usual name.
+    /// Creates an axis of this kind, with its usual name, a step of 1 and no unit.
     #[must_use]
     pub fn new(kind: AxisKind, length: u64) -> Self {
         let name = match kind {
@@ -63,9 +63,9 @@ impl LeadingAxis {
 }
 
 impl Axes {
-    /// The axes in front of z, y and x of a volume of so many channels: those that are named, if
-    /// they have just as many places together, else one of channels unless there is only one. Their
-    /// names differ from each other and from z, y and x.
+    /// Returns the axes in front of z, y and x for a volume with `channels` channels. These are the named axes if the
+    /// product of their lengths is `channels`; otherwise a single channel axis, or none for one channel. The names
+    /// differ from each other and from z, y and x.
     #[must_use]
     pub fn leading_of(&self, channels: u64) -> Vec<LeadingAxis> {
         let places = self
@@ -90,14 +90,14 @@ impl Axes {
         named
     }
 
-    /// The same without axes of one place: what a format without names keeps.
+    /// As [`leading_of`](Self::leading_of), without axes of length 1: the axes that a format without names keeps.
     pub(super) fn long_of(&self, channels: u64) -> Vec<LeadingAxis> {
         let mut all = self.leading_of(channels);
         all.retain(|axis| axis.length > 1);
         all
     }
 
-    /// The `omero` document, if it is of as many channels as a volume with so many places has.
+    /// Returns the `omero` document if it describes as many channels as the volume's channel axis has.
     pub(super) fn omero_of(&self, channels: u64) -> Option<&Json> {
         let leading = self.leading_of(channels);
         let own = leading.iter().find(|axis| axis.kind == AxisKind::Channel);
@@ -105,7 +105,7 @@ impl Axes {
         (shown as u64 == own.map_or(1, |axis| axis.length)).then_some(self.omero.as_ref())?
     }
 
-    /// How many time points a volume of so many channels has, if time is the slowest axis.
+    /// Returns the number of time points of a volume with `channels` channels, if time is the slowest axis.
     pub(super) fn time_points(&self, channels: u64) -> Option<u64> {
         let leading = self.leading_of(channels);
         let mut slower = 1_u64;
@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(axes.long_of(6).len(), 2);
         assert_eq!(axes.time_points(6), Some(3));
         assert!(axes.omero_of(6).is_some());
-        // As after a prediction of other channels.
+        // For example, after a prediction with a different number of channels.
         assert_eq!(axes.leading_of(4), [LeadingAxis::new(AxisKind::Channel, 4)]);
         assert_eq!((axes.time_points(4), axes.leading_of(1)), (None, vec![]));
         assert!(axes.omero_of(4).is_none());

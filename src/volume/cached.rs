@@ -1,7 +1,7 @@
-//! Decoded chunks kept within a byte budget, in front of any chunked volume.
+//! A cache of decoded chunks with a byte budget, for any chunked volume.
 //!
-//! The cache is itself a [`Volume`]: reads go through its chunks, each of which is fetched
-//! and decoded by one thread however many want it at once. It may be shared freely.
+//! The cache is itself a [`Volume`] and can be shared between threads. Reads go through its chunks; each chunk is
+//! fetched and decoded by one thread, even if several threads want it at once.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -16,10 +16,9 @@ use super::{ChunkShape, Layout, ReadStats, Volume};
 use crate::error::Result;
 use crate::region::Region;
 
-/// A volume whose decoded chunks are kept for the next read.
+/// A volume with a cache of decoded chunks.
 ///
-/// A volume without chunks (a mapped flat file) is passed through: the system's page cache
-/// keeps it already.
+/// A volume without chunks (a mapped flat file) is passed through: the system's page cache already holds it.
 #[derive(Debug)]
 pub struct Cached {
     inner: Arc<dyn Volume>,
@@ -39,12 +38,12 @@ impl Cached {
         }
     }
 
-    /// The volume, without what was kept of it.
+    /// Returns the volume and drops the cache.
     pub(crate) fn into_inner(self) -> Arc<dyn Volume> {
         self.inner
     }
 
-    /// The chunk at `index`, from the cache if it is there.
+    /// Returns the chunk at `index`, from the cache if it is there.
     ///
     /// # Errors
     ///
@@ -140,7 +139,7 @@ mod tests {
     use crate::error::Error;
     use crate::volume::{MemoryVolume, VolumeExt};
 
-    /// Counts reads, and fails while it is told to.
+    /// Counts reads, and fails the first ones on request.
     #[derive(Debug)]
     struct Counting {
         inner: MemoryVolume,
@@ -234,7 +233,7 @@ mod tests {
                         let region = Region::new([corner(0), corner(1), corner(2)], [1, 2, 3]);
                         let patch = cached.read(region).unwrap();
                         assert_eq!(patch, volume.inner.read(region).unwrap());
-                        // Each thread may hold one chunk more, that it has just loaded.
+                        // Each thread may hold one more chunk: the one that it has just loaded.
                         assert!(cached.chunks.bytes() <= budget + 4 * (64 * 2 + 128));
                     }
                 });

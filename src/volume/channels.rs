@@ -1,4 +1,4 @@
-//! A range of the channels of a volume, as a volume.
+//! A range of a volume's channels, presented as a volume.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -52,15 +52,15 @@ impl ChannelRange {
         })
     }
 
-    /// The index in the inner volume of the read chunk at `index`.
+    /// Returns the index, in the inner volume, of the read chunk at `index`.
     fn inner_index(&self, [c, z, y, x]: ChunkShape) -> ChunkShape {
         let size = self.inner.layout().read_chunk.map_or(1, |chunk| chunk[0]);
         [(self.channels.start / size).saturating_add(c), z, y, x]
     }
 }
 
-/// Chunks of a range of channels, if each is part of one chunk of the volume: the range begins with a
-/// chunk, or lies within one.
+/// Returns the chunk shape for a range of channels, if each of its chunks is part of one chunk of the volume: the range
+/// starts at a chunk boundary or lies within one chunk.
 fn cut([c, z, y, x]: ChunkShape, channels: &Range<u64>) -> Option<ChunkShape> {
     if channels.start.is_multiple_of(c) {
         return Some([c, z, y, x]);
@@ -69,8 +69,8 @@ fn cut([c, z, y, x]: ChunkShape, channels: &Range<u64>) -> Option<ChunkShape> {
     within_one.then_some([channels.end - channels.start, z, y, x])
 }
 
-/// What is known of the axes of a range of channels: the slowest is cut, if the range consists of whole
-/// steps of it.
+/// Returns the axis metadata for a range of channels. The slowest axis is shortened if the range consists of whole
+/// steps along it.
 fn axes_of(all: &Layout, channels: &Range<u64>) -> Axes {
     let mut axes = all.axes.clone();
     if *channels == (0..all.channels) {

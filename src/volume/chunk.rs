@@ -11,15 +11,15 @@ use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
 /// The decoded voxels of one read chunk.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chunk {
-    /// The channels it holds; may reach beyond the volume's last.
+    /// The channels; may extend beyond the volume's last.
     pub channels: Range<u64>,
-    /// The box it holds; may hang over the volume's far edge.
+    /// The box; may extend beyond the volume's far faces.
     pub region: Region,
-    /// Its voxels.
+    /// The voxels.
     pub voxels: ChunkVoxels,
 }
 
-/// Voxels of a chunk, in native byte order.
+/// The voxels of a chunk, in native byte order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ChunkVoxels {
     /// The chunk is not stored: every voxel has this value (the bytes of one voxel).
@@ -29,7 +29,7 @@ pub enum ChunkVoxels {
 }
 
 impl Chunk {
-    /// Bytes that the chunk takes in memory.
+    /// Returns the bytes that the chunk takes in memory.
     #[must_use]
     pub const fn bytes(&self) -> usize {
         match &self.voxels {
@@ -38,8 +38,8 @@ impl Chunk {
         }
     }
 
-    /// Copies the voxels that this chunk shares with `channels` and `region` into `out`, a
-    /// buffer of just those channels and that region, with voxels of `size` bytes.
+    /// Copies the voxels that this chunk shares with `channels` and `region` into `out`, a buffer of exactly those
+    /// channels and that region, with voxels of `size` bytes.
     pub fn copy_to(&self, channels: &Range<u64>, region: Region, out: &mut [u8], size: usize) {
         let first = channels.start.max(self.channels.start);
         let count = channels.end.min(self.channels.end).saturating_sub(first);
@@ -56,7 +56,7 @@ impl Chunk {
     }
 }
 
-/// Writes one voxel all over what `chunk` and `region` share.
+/// Writes one voxel value to everything that `chunk` and `region` share.
 fn fill(voxel: &[u8], chunk: Region, (out, region): (&mut [u8], Region), channels: u64) {
     let Some(common) = chunk.intersection(&region) else {
         return;
@@ -84,7 +84,7 @@ fn fill(voxel: &[u8], chunk: Region, (out, region): (&mut [u8], Region), channel
     }
 }
 
-/// The channels and the box of chunk `index`, cut at the volume's edge.
+/// Returns the channels and the box of chunk `index`, clipped to the volume.
 pub(super) fn clipped(layout: &Layout, index: ChunkShape) -> Result<(Range<u64>, Region)> {
     let (channels, region) = whole(layout, index)?;
     let inside = region.intersection(&Region::whole(layout.shape));
@@ -92,7 +92,7 @@ pub(super) fn clipped(layout: &Layout, index: ChunkShape) -> Result<(Range<u64>,
     Ok((channels, inside.expect("a chunk that starts inside")))
 }
 
-/// The channels and the box of chunk `index`, which may hang over the volume's edge.
+/// Returns the channels and the box of chunk `index`, which may extend beyond the volume.
 pub(super) fn whole(layout: &Layout, index: ChunkShape) -> Result<(Range<u64>, Region)> {
     let [size, chunk @ ..] = layout
         .read_chunk
@@ -114,7 +114,7 @@ pub(super) fn whole(layout: &Layout, index: ChunkShape) -> Result<(Range<u64>, R
     }
 }
 
-/// Indices of all read chunks that hold voxels of some channels of a region.
+/// Iterates over the indices of all read chunks that hold voxels of some channels of a region.
 ///
 /// `chunk` is c, z, y, x; `region` must lie inside the volume.
 pub(crate) fn intersecting(
@@ -134,8 +134,8 @@ pub(crate) fn intersecting(
         .flat_map(move |c| indices(boxes.clone()).map(move |[z, y, x]| [c, z, y, x]))
 }
 
-/// Reads some channels of a region, not empty and inside the volume, chunk by chunk; the one voxel that all
-/// of it consists of if no chunk of it is stored. For wrappers whose chunks are other boxes.
+/// Reads some channels of a region chunk by chunk, for wrappers whose chunks are different boxes. The region must be
+/// inside the volume and not empty. Returns a single fill voxel if all chunks are unstored with the same value.
 pub(super) fn gather(
     volume: &dyn Volume,
     channels: &Range<u64>,
@@ -169,8 +169,8 @@ pub(super) fn gather(
     }
 }
 
-/// The voxel that some channels of a region, not empty and inside the volume, consist of, if no chunk of
-/// it is stored.
+/// Returns the fill voxel of some channels of a region if no chunk of it is stored and all have the same value. The
+/// region must be inside the volume and not empty.
 pub(super) fn fill_of(
     volume: &dyn Volume,
     channels: &Range<u64>,
@@ -189,7 +189,7 @@ pub(super) fn fill_of(
     Ok(fill)
 }
 
-/// Reads a box out of the chunks that hold it, each of them asked for once.
+/// Reads a box from the chunks that hold it, requesting each of them once.
 pub(super) fn read_by_chunks<C: Borrow<Chunk>>(
     layout: &Layout,
     channels: Range<u64>,
@@ -209,7 +209,7 @@ pub(super) fn read_by_chunks<C: Borrow<Chunk>>(
     Ok(())
 }
 
-/// Checks that channels and a region are made of whole write chunks, cut only at the volume's edge.
+/// Checks that channels and a region consist of whole write chunks, clipped only at the volume's edge.
 pub(super) fn check_whole_chunks(
     layout: &Layout,
     channels: &Range<u64>,

@@ -1,22 +1,22 @@
-//! Which write chunks of an array are done: a bit for each, set from any thread.
+//! The set of write chunks that are done: a bit set that any thread can change.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use crate::region::{Shape, indices};
 
-/// A bit for each channel and write chunk of an array; only the parts with a bit set take memory.
+/// A bit set with one bit per channel and write chunk of an array. Only words with a set bit take memory.
 #[derive(Debug)]
 pub(super) struct ChunkSet {
     channels: u64,
     /// Write chunks along z, y, x.
     counts: [u64; 3],
-    /// 64 bits to an entry.
+    /// Words of 64 bits, by the index of the word.
     bits: Mutex<HashMap<u64, u64>>,
 }
 
 impl ChunkSet {
-    /// Nothing is marked. Shapes are z, y, x.
+    /// Creates an empty set. Shapes are z, y, x.
     pub(super) fn new(channels: u64, shape: Shape, chunk: Shape) -> Self {
         Self {
             channels,
@@ -25,7 +25,7 @@ impl ChunkSet {
         }
     }
 
-    /// Marks a chunk; false if it was marked before.
+    /// Marks a chunk. Returns `false` if it was already marked.
     pub(super) fn set(&self, channel: u64, index: [u64; 3]) -> bool {
         let place = self.place(channel, index);
         let mut bits = self.bits.lock().unwrap_or_else(PoisonError::into_inner);
@@ -36,7 +36,7 @@ impl ChunkSet {
         new
     }
 
-    /// Takes a chunk's mark away.
+    /// Removes the mark of a chunk.
     pub(super) fn clear(&self, channel: u64, index: [u64; 3]) {
         let place = self.place(channel, index);
         let mut bits = self.bits.lock().unwrap_or_else(PoisonError::into_inner);
@@ -52,7 +52,7 @@ impl ChunkSet {
             .is_some_and(|word| word & (1 << (place % 64)) != 0)
     }
 
-    /// Every chunk there is, marked or not: its channel and index.
+    /// Iterates over all chunks, marked or not, as channel and index.
     pub(super) fn all(&self) -> impl Iterator<Item = (u64, [u64; 3])> + use<> {
         let counts = self.counts;
         (0..self.channels).flat_map(move |channel| {
@@ -60,7 +60,7 @@ impl ChunkSet {
         })
     }
 
-    /// Returns `true` if there is such a chunk.
+    /// Returns `true` if the array has this chunk.
     pub(super) fn holds(&self, channel: u64, index: [u64; 3]) -> bool {
         channel < self.channels && (0..3).all(|a| index[a] < self.counts[a])
     }

@@ -1,4 +1,4 @@
-//! Creating outputs: the format by the name's extension, Zarr for folders.
+//! Creation of outputs. The extension of the name chooses the format; folders are Zarr.
 
 use std::path::{Path, PathBuf};
 
@@ -27,7 +27,7 @@ pub struct CreateOptions {
     pub chunk: Shape,
     /// Voxels of a shard along z, y, x, a multiple of the chunk; `None` for one file per chunk.
     pub shard: Option<Shape>,
-    /// How chunks are compressed; only for Zarr.
+    /// The compression of chunks; only for Zarr.
     pub codec: Codec,
     /// The compression level; `None` for the codec's default.
     pub clevel: Option<u8>,
@@ -35,7 +35,7 @@ pub struct CreateOptions {
     pub zarr: ZarrVersion,
     /// The coarser levels that are written with the volume; only for Zarr.
     pub pyramid: Option<Pyramid>,
-    /// `true` to replace an output of this name: a file by a file of its format, a Zarr array or
+    /// Whether an existing output of this name may be replaced: a file by a file of the same format, a Zarr array or
     /// group by Zarr. Nothing else is ever replaced.
     pub overwrite: bool,
 }
@@ -79,15 +79,15 @@ impl CreateOptions {
         with_zarr(zarr: ZarrVersion);
         /// Sets the coarser levels.
         with_pyramid(pyramid: Option<Pyramid>);
-        /// Sets if an output of the same name may be replaced.
+        /// Sets whether an output of the same name may be replaced.
         with_overwrite(overwrite: bool);
     }
 }
 
-/// A version of the Zarr format, and of OME-Zarr with it.
+/// A version of the Zarr format, and the OME-Zarr version that goes with it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ZarrVersion {
-    /// Zarr v2 with OME-Zarr 0.4, for programs that know no other. It has no shards.
+    /// Zarr v2 with OME-Zarr 0.4, for programs that read only this version. It has no shards.
     V2,
     /// Zarr v3 with OME-Zarr 0.5.
     #[default]
@@ -107,29 +107,29 @@ pub enum Codec {
     Gzip,
     /// zlib; only in Zarr v2.
     Zlib,
-    /// Not at all.
+    /// No compression.
     None,
 }
 
-/// Creates an output at `path`. `.npy`, `.nii`, `.nrrd` and `.mha` are flat files; `.nii.gz` is
-/// compressed on all threads when it is finished; `.mhd` is a header with a `.raw` file next to it.
-/// `.zarr`, a name in a `.zarr` folder, or a name without extension is a Zarr image: sharded Zarr
-/// v3 with OME-Zarr 0.5 metadata, unless the options differ.
+/// Creates an output at `path`. `.npy`, `.nii`, `.nrrd` and `.mha` are flat files; `.nii.gz` is compressed on all
+/// threads when it is finished; `.mhd` is a header with a `.raw` file next to it. `.zarr`, a name in a `.zarr` folder,
+/// or a name without extension is a Zarr image: sharded Zarr v3 with OME-Zarr 0.5 metadata, unless the options say
+/// otherwise.
 ///
 /// `layout` gives the shape, channels, voxel type, geometry and rescale.
 ///
 /// # Errors
 ///
-/// [`Error::Exists`] if something has that name, [`Error::NotOverwritable`] if it may not be
-/// replaced, [`Error::InvalidArgument`] if chunks and shards do not fit each other, [`Error::Unsupported`] if the format cannot hold the volume,
-/// [`Error::NoSpace`] if it cannot even be begun on its disk (see [`disk_space`](super::disk_space)), and
-/// [`Error::Io`] if the folder cannot be written.
+/// [`Error::Exists`] if the name is taken, [`Error::NotOverwritable`] if the existing file or folder may not be
+/// replaced, [`Error::InvalidArgument`] if chunks and shards do not fit each other, [`Error::Unsupported`] if the
+/// format cannot hold the volume, [`Error::NoSpace`] if the disk has no space even to begin (see
+/// [`disk_space`](super::disk_space)), and [`Error::Io`] if the folder cannot be written.
 pub fn create(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<Box<dyn VolumeMut>> {
     let layout = output_layout(path, layout, options)?;
     if let Format::Zarr2 | Format::Zarr3 = layout.format {
         partial::tidy(&layout.path)?;
     }
-    // That the name is taken is worth more to know than that there is no space.
+    // The name is checked first: a taken name matters more than a lack of space.
     check_name(&layout, options)?;
     space::check(&layout, options, false)?;
     Ok(match layout.format {
@@ -138,11 +138,11 @@ pub fn create(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<B
     })
 }
 
-/// Checks that an output may have its name; `layout` is what [`output_layout`] gives.
+/// Checks that an output may have its name; `layout` comes from [`output_layout`].
 ///
 /// # Errors
 ///
-/// As [`create`], if something has the name.
+/// As [`create`], if the name is taken.
 pub fn check_name(layout: &Layout, options: &CreateOptions) -> Result<()> {
     Overwrite::by(layout, options.overwrite)?.check(&layout.path)
 }
@@ -190,7 +190,7 @@ pub fn output_layout(path: &Path, layout: &Layout, options: &CreateOptions) -> R
     Ok(layout)
 }
 
-/// Returns `true` if a folder above `path` is called like a Zarr store: groups in it may have any name.
+/// Returns `true` if a folder above `path` is named like a Zarr store; groups in it may have any name.
 fn is_inside_zarr(path: &Path) -> bool {
     let above = path.ancestors().skip(1);
     above
@@ -221,7 +221,7 @@ pub fn check_output(output: &Path, inputs: &[&Path]) -> Result<()> {
     Ok(())
 }
 
-/// Checks that no two outputs are the same, and none is inside another.
+/// Checks that no two outputs are the same, and that none is inside another.
 ///
 /// # Errors
 ///
@@ -243,7 +243,7 @@ pub fn check_distinct(outputs: &[&Path]) -> Result<()> {
 
 /// Returns the path of an output without symbolic links.
 fn place_of(output: &Path) -> Option<PathBuf> {
-    // An output that is not there yet is found through its folder.
+    // An output that does not exist yet is found through its folder.
     std::fs::canonicalize(output)
         .ok()
         .or_else(|| Some(place_of(staged::parent(output))?.join(output.file_name()?)))

@@ -1,4 +1,4 @@
-//! A box of a volume, as a volume.
+//! A box of a volume, presented as a volume.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -10,10 +10,10 @@ use super::{Chunk, ChunkShape, Layout, ReadStats, Volume, chunk};
 use crate::error::{Error, Result};
 use crate::region::Region;
 
-/// A box of a volume. Nothing is copied; its voxels keep their place in the world.
+/// A box of a volume. Nothing is copied, and voxels keep their world position.
 ///
-/// Chunks have the size of the volume's: where the box does not begin with a chunk, one needs two along
-/// that axis.
+/// Chunks have the size of the volume's chunks. Along an axis where the box does not start at a chunk boundary, each
+/// chunk reads from two of them.
 #[derive(Debug)]
 pub struct Cropped {
     inner: Arc<dyn Volume>,
@@ -22,11 +22,11 @@ pub struct Cropped {
 }
 
 impl Cropped {
-    /// The box `region` of `volume`.
+    /// Crops `volume` to `region`.
     ///
     /// # Errors
     ///
-    /// [`Error::OutOfBounds`] if it does not lie inside, or has no voxels.
+    /// [`Error::OutOfBounds`] if the box is not inside the volume, or has no voxels.
     pub fn new(volume: Arc<dyn Volume>, region: Region) -> Result<Self> {
         let all = volume.layout();
         if !region.is_inside(all.shape) || region.is_empty() {
@@ -48,7 +48,7 @@ impl Cropped {
         })
     }
 
-    /// The box of the inner volume that a region is.
+    /// Returns a region of the box as a region of the inner volume.
     fn inside(&self, mut region: Region) -> Region {
         for (start, first) in region.start.iter_mut().zip(self.region.start) {
             *start = start.saturating_add(first);
@@ -105,7 +105,7 @@ impl Volume for Cropped {
         self.inner.sequential_order()
     }
 
-    /// Only if its planes are whole planes of the volume.
+    /// Returns the volume's granularity only if the planes of the box are whole planes of the volume.
     fn read_granularity(&self) -> Option<ChunkShape> {
         let all = self.inner.layout().shape;
         let whole = self.region.shape[1..] == all[1..];
@@ -136,7 +136,8 @@ impl Volume for Cropped {
         }))
     }
 
-    /// The volume's share of the box: which of its chunks take how much is not known.
+    /// Returns an estimate: the share of the volume's bytes by voxel count, because the sizes of single chunks are not
+    /// known.
     fn stored_bytes(&self) -> Result<u64> {
         let all = self.inner.stored_bytes()?;
         let voxels = crate::region::voxels(self.inner.layout().shape).unwrap_or(u64::MAX);

@@ -1,4 +1,4 @@
-//! The state of a volume's files, without reading them: names, sizes and times.
+//! The state of a volume's files without reading their content: names, sizes and times.
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -10,15 +10,15 @@ use serde_json::{Value as Json, json};
 use super::{Layout, Volume};
 use crate::error::{Error, Result};
 
-/// Folders within folders that are looked into.
+/// Maximum depth of nested folders that are searched.
 const DEEPEST: usize = 16;
 
-/// Calls `found` with every file at or below `root`: its name below `root` and its metadata. Links
-/// are followed. Returns `false` if there is nothing at `root`.
+/// Calls `found` with every file at or below `root`: its path relative to `root`, and its metadata. Links are followed.
+/// Returns `false` if nothing exists at `root`.
 ///
 /// # Errors
 ///
-/// [`Error::Io`] if a folder cannot be listed or a file cannot be looked at.
+/// [`Error::Io`] if a folder cannot be listed or the metadata of a file cannot be read.
 pub(crate) fn walk(root: &Path, mut found: impl FnMut(&Path, &Metadata)) -> Result<bool> {
     let mut folders: Vec<(PathBuf, usize)> = Vec::new();
     match fs::metadata(root) {
@@ -31,7 +31,7 @@ pub(crate) fn walk(root: &Path, mut found: impl FnMut(&Path, &Metadata)) -> Resu
         for entry in fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
             let path = entry.map_err(Error::io("list", &folder))?.path();
             let metadata = match fs::metadata(&path) {
-                // Removed since it was listed, or a link to nothing: no chunk either.
+                // Removed since the folder was listed, or a dangling link: not a chunk either way.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 metadata => metadata.map_err(Error::io("look at", &path))?,
             };
@@ -45,7 +45,7 @@ pub(crate) fn walk(root: &Path, mut found: impl FnMut(&Path, &Metadata)) -> Resu
     Ok(true)
 }
 
-/// FNV-1a (Fowler, Noll, Vo), 128 bits, of parts with their lengths.
+/// An FNV-1a hash (Fowler, Noll, Vo) of 128 bits over parts, each with its length.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hash(pub(crate) u128);
 
@@ -66,18 +66,18 @@ impl Hash {
     }
 }
 
-/// What the result of a run on a volume depends on: where the volume is, which voxels of its files it
-/// has, and the names, sizes and times of the files. Two runs may share an output only if these
-/// are equal.
+/// Returns everything about an input that the result of a run depends on: the location of the volume, the voxels of its
+/// files that it presents, and the names, sizes and times of the files. Two runs may share an output only if their
+/// fingerprints are equal.
 ///
 /// # Errors
 ///
-/// [`Error::NoIdentity`] if the volume cannot identify its voxels, and [`Error::Io`] if its files cannot be
-/// looked at.
+/// [`Error::NoIdentity`] if the volume cannot identify its voxels, and [`Error::Io`] if the metadata of its files
+/// cannot be read.
 pub(crate) fn input_fingerprint(volume: &dyn Volume) -> Result<Json> {
     let voxels = volume.identity()?;
     let (mut files, mut bytes) = (Vec::new(), 0_u64);
-    // Files are listed in any order, so their hashes are added up.
+    // Files are listed in arbitrary order, so their hashes are added up.
     let mut state = 0_u128;
     for root in volume.source_files() {
         walk(&root, |name, found| {
@@ -105,7 +105,7 @@ pub(crate) fn input_fingerprint(volume: &dyn Volume) -> Result<Json> {
     }))
 }
 
-/// The part of an identity that every volume has; `kind` is what else decides its voxels.
+/// Returns the part of an identity that all volumes share; `kind` holds everything else that determines the voxels.
 pub(super) fn identity(layout: &Layout, kind: &Json) -> Json {
     json!({
         "shape": layout.shape,

@@ -1,8 +1,8 @@
-//! Files that are known but not read: what each is, and which program makes a volume of it.
+//! Files that are recognized but not read, each with a hint on how to convert it to a volume.
 
 use std::path::Path;
 
-/// The first bytes of a file that is kept elsewhere, and what fetches it.
+/// The first bytes of pointers to files stored elsewhere, each with the command that fetches the file.
 const POINTERS: [(&[u8], &str); 2] = [
     (
         b"version https://git-lfs",
@@ -29,7 +29,7 @@ const PICTURE: &str =
 const PACKED: &str =
     "it is compressed as a whole in a way that is not read: unpack it first (.nii.gz is read)";
 
-/// First bytes that tell what a file is.
+/// The first bytes of known file types.
 const MAGIC: [(&[u8], &str); 13] = [
     (b"II*\0", TIFF),
     (b"MM\0*", TIFF),
@@ -46,7 +46,7 @@ const MAGIC: [(&[u8], &str); 13] = [
     (b"\x9e\xa8b2frame\0", BLOSC2),
 ];
 
-/// Ends of names.
+/// File name extensions of known file types.
 const NAMES: [(&[&str], &str); 7] = [
     (&["dcm", "dicom", "ima"], DICOM),
     (&["tif", "tiff", "btf", "lsm"], TIFF),
@@ -57,13 +57,13 @@ const NAMES: [(&[&str], &str); 7] = [
     (&["bz2", "xz", "zst", "lz4", "7z"], PACKED),
 ];
 
-/// What fetches a file whose bytes are elsewhere, if it is one.
+/// Returns how to fetch the file, if these are the first bytes of a pointer to it.
 pub(super) fn pointer(head: &[u8]) -> Option<&'static str> {
     let found = POINTERS.iter().find(|(magic, _)| head.starts_with(magic));
     found.map(|&(_, hint)| hint)
 }
 
-/// What a file with these first bytes and this name is, if it is known.
+/// Returns a description of a known file type, by the first bytes or the name.
 pub(super) fn hint(path: &Path, head: &[u8]) -> Option<&'static str> {
     if head.get(128..132) == Some(b"DICM") {
         return Some(DICOM);
@@ -74,14 +74,14 @@ pub(super) fn hint(path: &Path, head: &[u8]) -> Option<&'static str> {
         .or_else(|| by_name(path))
 }
 
-/// What a name promises, if it is known.
+/// Returns a description of a known file type by the name alone.
 pub(super) fn by_name(path: &Path) -> Option<&'static str> {
     let end = path.extension()?.to_string_lossy().to_lowercase();
     let found = NAMES.iter().find(|(ends, _)| ends.contains(&end.as_str()));
     found.map(|&(_, hint)| hint)
 }
 
-/// What the files in a folder that is no volume are, as far as a few names tell.
+/// Returns a description of the files in a folder that is not a volume, based on up to 64 names.
 pub(super) fn in_folder(path: &Path) -> Option<&'static str> {
     let entries = std::fs::read_dir(path).ok()?;
     let names = entries
@@ -92,7 +92,7 @@ pub(super) fn in_folder(path: &Path) -> Option<&'static str> {
         .find_map(|path| by_name(&path))
 }
 
-/// The scheme and host of a path that is an address on a network.
+/// Returns the scheme and host of a path that is a network address.
 pub(super) fn remote(path: &Path) -> Option<String> {
     const SCHEMES: [&str; 9] = [
         "s3", "gs", "gcs", "az", "abfs", "http", "https", "ftp", "sftp",
@@ -102,7 +102,7 @@ pub(super) fn remote(path: &Path) -> Option<String> {
     // A path that went through `Path` may have lost one of its slashes.
     let rest = rest.strip_prefix('/')?;
     let known = SCHEMES.contains(&scheme.to_lowercase().as_str());
-    // No user, password or signature goes into a message.
+    // User names, passwords and signatures must not appear in messages.
     let host = rest.trim_start_matches('/').split(['/', '?', '#']).next()?;
     let host = host.rsplit('@').next()?;
     known.then(|| format!("{scheme}://{host}"))

@@ -1,4 +1,4 @@
-//! The static facts of a volume: shape, voxel type, chunks, format, geometry.
+//! The static properties of a volume: shape, voxel type, chunks, format, geometry.
 
 use std::fmt;
 use std::ops::Range;
@@ -25,9 +25,9 @@ pub struct Layout {
     /// Channels, or time points, or both flattened (see
     /// [`VolumeExt::channels_at`](super::VolumeExt::channels_at)); 1 for an ordinary scan.
     pub channels: u64,
-    /// The type of the voxels that are read.
+    /// The type of the voxels as they are read.
     pub dtype: DType,
-    /// The unit that is read and decoded at once, c, z, y, x; `None` where any box is read alone.
+    /// The unit that is read and decoded at once, c, z, y, x; `None` if any box can be read on its own.
     pub read_chunk: Option<ChunkShape>,
     /// The unit that is encoded and written at once, c, z, y, x (the shard, where there are shards).
     pub write_chunk: Option<ChunkShape>,
@@ -37,9 +37,9 @@ pub struct Layout {
     pub geometry: Geometry,
     /// Converts the voxels that are read to real values; `None` if they are the same.
     pub rescale: Option<Rescale>,
-    /// How the voxels that are read were made of stored ones; `None` if they are the same.
+    /// The conversion that produced the voxels that are read from stored ones; `None` if they are the same.
     pub applied: Option<Applied>,
-    /// The known properties of the axes besides their lengths.
+    /// Axis metadata apart from the lengths.
     pub axes: Axes,
 }
 
@@ -70,11 +70,11 @@ impl Layout {
         self
     }
 
-    /// Returns the size of all voxels in bytes, once decoded.
+    /// Returns the size of all decoded voxels in bytes.
     ///
     /// # Errors
     ///
-    /// [`Error::TooLarge`] if they are more than 2^63.
+    /// [`Error::TooLarge`] if that is 2^63 or more.
     pub fn decoded_bytes(&self) -> Result<u64> {
         crate::region::voxels(self.shape)
             .and_then(|n| {
@@ -157,17 +157,17 @@ impl fmt::Display for Format {
     }
 }
 
-/// Real value = slope * stored value + intercept.
+/// A linear conversion: real value = slope * stored value + intercept.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rescale {
-    /// Factor, never 0.
+    /// The factor, never 0.
     pub slope: f64,
-    /// Summand, in the real value's unit.
+    /// The offset, in the unit of the real value.
     pub intercept: f64,
 }
 
 impl Rescale {
-    /// The rescale, unless it changes nothing or is not set (slope 0, NaN or infinite).
+    /// Creates a rescale. Returns `None` if it changes nothing or is not set (slope 0, NaN or infinite).
     #[must_use]
     pub fn new(slope: f64, intercept: f64) -> Option<Self> {
         let set = slope.is_finite() && slope != 0.0 && intercept.is_finite();

@@ -1,9 +1,8 @@
 //! A bounded map from keys to loaded values, shared between threads.
 //!
-//! The values' bytes never exceed the budget once a load has returned, the least recently
-//! used goes first, and a key that several threads want at once is loaded by one of them
-//! while the others wait for it. A load that fails or panics is not kept, and its error is
-//! the loader's alone: those who waited try for themselves, one after the other.
+//! Once a load has returned, the values' bytes do not exceed the budget; the least recently used value is evicted
+//! first. If several threads want the same key at once, one loads it while the others wait. A load that fails or panics
+//! is not stored. Its error goes only to the thread that loaded; the waiting threads retry, one after the other.
 
 use std::fmt;
 use std::hash::Hash;
@@ -11,13 +10,13 @@ use std::hash::Hash;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
-/// Values kept by key within a budget of bytes.
+/// A cache of values by key, with a budget in bytes.
 pub(crate) struct Lru<K, V> {
     values: Cache<K, V>,
     budget: u64,
 }
 
-/// Bytes that the bookkeeping of one entry takes, about.
+/// Approximate overhead of one entry, in bytes.
 const ENTRY: usize = 128;
 
 impl<K, V> Lru<K, V>
@@ -25,7 +24,7 @@ where
     K: Hash + Eq + Clone + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// Keeps values whose `bytes` add up to no more than `budget`.
+    /// Creates a cache for values whose `bytes` add up to at most `budget`.
     pub(crate) fn new(budget: u64, bytes: impl Fn(&V) -> usize + Send + Sync + 'static) -> Self {
         let values = Cache::builder()
             .max_capacity(budget)
@@ -35,24 +34,24 @@ where
         Self { values, budget }
     }
 
-    /// Bytes that are kept, with the bookkeeping.
+    /// Returns the bytes in the cache, including the overhead.
     #[cfg(test)]
     pub(super) fn bytes(&self) -> u64 {
         self.values.weighted_size()
     }
 
-    /// Returns `true` if the value for `key` is there.
+    /// Returns `true` if the cache has a value for `key`.
     pub(crate) fn contains(&self, key: &K) -> bool {
         self.values.contains_key(key)
     }
 
-    /// The value for `key`, and whether it was there already.
+    /// Returns the value for `key`, and whether it was already in the cache.
     pub(crate) fn get_or_load<E>(
         &self,
         key: &K,
         load: impl FnOnce() -> Result<V, E>,
     ) -> Result<(V, bool), E> {
-        /// Somebody's load failed.
+        /// The load of some thread failed.
         struct Failed;
         let mut load = Some(load);
         loop {
@@ -68,8 +67,7 @@ where
                 (Ok(value), _) => {
                     let loaded = load.is_none();
                     if loaded {
-                        // Evictions are otherwise left to later calls, and the budget overrun
-                        // until then.
+                        // Otherwise evictions wait for later calls, and the budget is exceeded until then.
                         self.values.run_pending_tasks();
                     }
                     return Ok((value, !loaded));

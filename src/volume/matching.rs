@@ -1,8 +1,8 @@
 //! Brings a second volume (a mask, labels, weights, another modality) to the grid of a first.
 //!
-//! The one check of everything that uses two volumes together. Where voxels lie in the world decides, not
-//! their number: axes that are flipped or permuted are turned, a coarser volume of the same extent is spread,
-//! and anything else is an error with the numbers that differ.
+//! Everything that uses two volumes together uses this check. It compares world positions, not voxel counts. Flipped or
+//! permuted axes are reoriented, and a coarser volume of the same extent is upsampled. Anything else is an error that
+//! gives the differing numbers.
 
 use std::sync::Arc;
 
@@ -14,15 +14,15 @@ use crate::region::{AXES, Shape};
 /// Options for matching two volumes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Matching {
-    /// How far, in voxels, any corner of two grids may be apart along each axis if the grids are the same.
+    /// Maximum distance between corresponding corners of two equal grids, in voxels along each axis.
     pub tolerance: f64,
-    /// Match by shape where one of the volumes does not say where it lies, as a `.npy` file does not: the
-    /// caller knows that both are the same grid, or cover the same extent.
+    /// Whether to match by shape where one of the volumes has no geometry, such as a `.npy` file. The caller asserts
+    /// that both have the same grid or cover the same extent.
     pub same_grid: bool,
 }
 
-/// The usual tolerance, in voxels: far more than what rounding in headers amounts to, and far less than half
-/// a voxel, as where one program means a voxel's corner and another its centre.
+/// The default tolerance, in voxels. It is much larger than rounding errors in headers, and much smaller than half a
+/// voxel, the offset between programs that place a voxel's position at its corner and at its center.
 pub const TOLERANCE: f64 = 0.1;
 
 impl Default for Matching {
@@ -35,16 +35,16 @@ impl Default for Matching {
 }
 
 impl Matching {
-    /// Brings `other` to the grid of `reference`: as it is if it lies on it already, [`Reoriented`] if its axes
-    /// are flipped or permuted, [`Upsampled`] if it is coarser and covers the same.
+    /// Brings `other` to the grid of `reference`: unchanged if it is already on it, [`Reoriented`] if its axes are
+    /// flipped or permuted, [`Upsampled`] if it is coarser and covers the same extent.
     ///
-    /// Two volumes that both do not say where they lie match if their shapes are the same.
+    /// Two volumes without geometry match if their shapes are equal.
     ///
     /// # Errors
     ///
-    /// [`Error::GridMismatch`] if they do not cover the same, [`Error::NoGeometry`] if one of them does not say
-    /// what it covers and [`same_grid`](Self::same_grid) is not set, [`Error::InvalidArgument`] if the tolerance is not
-    /// a number from 0 to below 0.5.
+    /// [`Error::GridMismatch`] if they do not cover the same extent, [`Error::NoGeometry`] if one of them has no
+    /// geometry and [`same_grid`](Self::same_grid) is not set, [`Error::InvalidArgument`] if the tolerance is not a
+    /// number from 0 to below 0.5.
     pub fn on_grid_of(
         &self,
         reference: &Layout,
@@ -58,7 +58,7 @@ impl Matching {
             });
         }
         let own = other.layout();
-        // To the last bit, or what is assumed of the one is what the other says.
+        // Equal to the last bit; an unknown geometry counts with its default values.
         if (own.shape, own.geometry) == (reference.shape, reference.geometry) {
             return Ok(other);
         }
@@ -76,9 +76,9 @@ impl Matching {
         Err(no_geometry(reference, own, known))
     }
 
-    /// Brings `other` to the axes and the extent of `reference`, with voxels of any size: for what is read by
-    /// the part of the extent that a voxel covers. Where a coarser volume covers not exactly the same, it is
-    /// brought to the grid.
+    /// Brings `other` to the axes and the extent of `reference`, and keeps its voxel size. This is for readers that use
+    /// the part of the extent that a voxel covers. A coarser volume that does not cover exactly the same extent is
+    /// brought to the grid instead.
     ///
     /// # Errors
     ///
@@ -118,7 +118,7 @@ impl Matching {
     }
 }
 
-/// The volume with axes along those of the reference.
+/// Reorients a volume to the axes of the reference.
 fn turned_to(reference: &Layout, other: Arc<dyn Volume>) -> Arc<dyn Volume> {
     let axes = SignedAxes::nearest(&reference.geometry, &other.layout().geometry);
     if axes == SignedAxes::SAME {
@@ -165,7 +165,7 @@ fn no_geometry(reference: &Layout, own: &Layout, known: [bool; 2]) -> Error {
     }
 }
 
-/// Checks that two grids of one shape are the same.
+/// Checks that two grids of the same shape are equal.
 fn check_same(reference: &Layout, other: &Layout, tolerance: f64) -> Result<()> {
     let (one, two) = (&reference.geometry, &other.geometry);
     let Some(indices) = one.indices_of(two) else {
@@ -181,7 +181,7 @@ fn check_same(reference: &Layout, other: &Layout, tolerance: f64) -> Result<()> 
     if apart <= tolerance {
         return Ok(());
     }
-    // Where spacings differ, or directions, the numbers of these say more than where a corner lies.
+    // If spacings or directions differ, their numbers say more than the position of a corner.
     for a in 0..3 {
         let [s, t] = [one.spacing[a], two.spacing[a]];
         let extent = float(reference.shape[a]) / 2.0;
@@ -225,8 +225,8 @@ fn check_same(reference: &Layout, other: &Layout, tolerance: f64) -> Result<()> 
     ))
 }
 
-/// The corner (x, y, z) of the outermost voxels whose place in the first grid is furthest from that in the second,
-/// the axis along which it is, and how far in voxels.
+/// Returns the corner (x, y, z) of the outermost voxels that is furthest apart in the two grids, the axis of that
+/// distance, and the distance in voxels.
 fn furthest(indices: &Affine, shape: Shape) -> ([f64; 3], usize, f64) {
     let mut found = ([0.0; 3], 0, 0.0);
     for n in 0..8_u8 {
@@ -264,7 +264,7 @@ pub(super) fn differ(
     }
 }
 
-/// The directions of x, y and z.
+/// Formats the directions of x, y and z.
 fn directions(affine: &Affine, spacing: [f64; 3]) -> String {
     let one = |column: usize| {
         let along = |row: usize| affine[row][column] / spacing[2 - column];
@@ -288,7 +288,7 @@ mod tests {
 
     const SHAPE: Shape = [4, 5, 6];
 
-    /// Numbers 0, 1, 2, ...
+    /// A volume of the numbers 0, 1, 2, ...
     fn volume(shape: Shape, geometry: Geometry) -> Arc<dyn Volume> {
         let layout = Layout::new(shape, 1, DType::U16).with_geometry(geometry);
         let volume = MemoryVolume::zeros(layout).unwrap();
@@ -304,7 +304,7 @@ mod tests {
         volume.read(whole).unwrap().bytes().to_vec()
     }
 
-    /// Oblique, with unlike spacings.
+    /// An oblique geometry with three different spacings.
     fn placed() -> Geometry {
         Geometry::from_affine([
             [0.6, 0.05, 0.4, -7.0],
@@ -372,7 +372,7 @@ mod tests {
                 assert!(all(&*found) == all(&*other), "{axes:?}");
             }
         }
-        // A level of a pyramid that lost the last voxel is brought to the grid.
+        // A pyramid level that lost the last voxel is brought to the grid.
         let floored = volume([2, 2, 3], placed().coarsened([2.0; 3]));
         let found = matching.over_extent_of(&fine, floored).unwrap();
         assert_eq!(found.layout().shape, SHAPE);
@@ -472,11 +472,11 @@ mod tests {
             (placed(), unknown, [2, 3, 3], true, "the same"),
             (placed(), unknown, [5, 4, 6], true, "shape"),
             (placed(), unknown, [3, 4, 6], true, "shape"),
-            // Exactly what is assumed.
+            // Exactly the geometry that is assumed by default.
             (plain, unknown, SHAPE, false, "the same"),
             (unknown, plain, SHAPE, false, "the same"),
             (plain, unknown, [2, 5, 3], false, "unknown"),
-            // Where both are known, saying so changes nothing.
+            // If both geometries are known, `same_grid` changes nothing.
             (placed(), plain, SHAPE, true, "spacing"),
         ] {
             let reference = Layout::new(SHAPE, 1, DType::U8).with_geometry(one);

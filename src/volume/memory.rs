@@ -1,4 +1,4 @@
-//! A volume in memory: the reference that all others are tested against.
+//! A volume in memory: the reference for testing all other volumes.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -14,17 +14,17 @@ use crate::error::{Error, Result};
 use crate::patch::{Patch, copy_common};
 use crate::region::{Region, Shape};
 
-/// A volume whose voxels are in memory, readable and writable.
+/// A readable and writable volume with its voxels in memory.
 #[derive(Debug)]
 pub struct MemoryVolume {
     layout: Layout,
     voxels: RwLock<Patch>,
-    /// A checksum of the voxels, once it was asked for; forgotten when they change.
+    /// A checksum of the voxels, computed on the first request and cleared when they change.
     checksum: Mutex<Option<u128>>,
 }
 
 impl MemoryVolume {
-    /// A volume of zeros.
+    /// Creates a volume of zeros.
     ///
     /// # Errors
     ///
@@ -38,11 +38,11 @@ impl MemoryVolume {
         })
     }
 
-    /// A volume of the given voxels, row-major c, z, y, x.
+    /// Creates a volume from voxels in row-major c, z, y, x order.
     ///
     /// # Errors
     ///
-    /// [`Error::BufferLength`](crate::Error::BufferLength) if there are more or fewer than the shape says.
+    /// [`Error::BufferLength`](crate::Error::BufferLength) if the number of voxels differs from the shape's.
     pub fn from_vec<T: Element>(shape: Shape, channels: u64, voxels: Vec<T>) -> Result<Self>
     where
         Vec<T>: Into<crate::patch::Voxels>,
@@ -55,12 +55,12 @@ impl MemoryVolume {
         })
     }
 
-    /// A volume of a patch's voxels, laid out as `layout` says.
+    /// Creates a volume with the given layout from a patch's voxels.
     ///
     /// # Errors
     ///
-    /// [`Error::BufferLength`](crate::Error::BufferLength) or [`Error::WrongDType`](crate::Error::WrongDType)
-    /// if the voxels are not those of the layout.
+    /// [`Error::BufferLength`](crate::Error::BufferLength) or [`Error::WrongDType`](crate::Error::WrongDType) if the
+    /// voxels do not fit the layout.
     pub fn from_patch(layout: Layout, patch: Patch) -> Result<Self> {
         if layout.dtype != patch.dtype() {
             return Err(Error::WrongDType {
@@ -80,7 +80,7 @@ impl MemoryVolume {
         })
     }
 
-    /// The same, claiming to be chunked: for testing what goes by chunks.
+    /// Makes the volume report chunks of this shape, to test code that works by chunks.
     #[must_use]
     pub fn with_chunks(mut self, chunk: ChunkShape) -> Self {
         self.layout.read_chunk = Some(chunk);
@@ -98,7 +98,7 @@ impl MemoryVolume {
         self.checksum.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A checksum of all voxels.
+    /// Returns a checksum of all voxels.
     fn checksum(&self) -> u128 {
         let voxels = self.voxels.read().unwrap_or_else(PoisonError::into_inner);
         *self
@@ -106,7 +106,7 @@ impl MemoryVolume {
             .get_or_insert_with(|| checksum(voxels.bytes()))
     }
 
-    /// All voxels as a patch.
+    /// Returns all voxels as a patch.
     #[must_use]
     pub fn to_patch(&self) -> Patch {
         self.voxels
@@ -131,7 +131,7 @@ impl Volume for MemoryVolume {
         Ok(())
     }
 
-    /// None: the voxels are in memory.
+    /// Returns an empty list: the voxels are in memory.
     fn source_files(&self) -> Vec<PathBuf> {
         Vec::new()
     }
@@ -143,7 +143,7 @@ impl Volume for MemoryVolume {
     }
 }
 
-/// Two checksums of different kinds: CRC-32C, and FNV-1a of words of 8 bytes.
+/// Combines two different checksums: CRC-32C, and FNV-1a of 8-byte words.
 fn checksum(bytes: &[u8]) -> u128 {
     let mut words = bytes.chunks_exact(8);
     let add = |hash: u64, word: &[u8]| {

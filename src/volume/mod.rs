@@ -1,8 +1,7 @@
 //! Volumes of any format: opening, reading and writing.
 //!
-//! A [`Volume`] stays where it is and returns the voxels of regions; a [`VolumeMut`] takes
-//! them. Both are c, z, y, x in memory. A volume's static facts are in its [`Layout`]; its chunks
-//! decide which bytes a read touches.
+//! A [`Volume`] returns the voxels of regions without loading the rest; a [`VolumeMut`] stores them. Both are c, z, y,
+//! x in memory. A volume's static properties are in its [`Layout`]; its chunks determine which bytes a read touches.
 
 mod axes;
 mod cached;

@@ -1,20 +1,20 @@
-//! How much memory it takes to decode and to encode a chunk.
+//! The memory needed to decode and encode chunks.
 
 use super::Layout;
 use super::pyramid::next_shape;
 use crate::region::Region;
 
-/// Bytes of shard indexes that a Zarr input keeps, at most.
+/// Maximum bytes of shard indexes that a Zarr input caches.
 pub(super) const INDEX_BUDGET: u64 = 64 << 20;
 
-/// Bytes of a chunk of an input while it is decoded: as it is stored, and as it comes out.
+/// Returns the bytes needed to decode a chunk of an input: the stored and the decoded chunk.
 pub(crate) fn decoding_bytes(input: &Layout) -> u64 {
     let chunk = input.read_chunk.unwrap_or_default();
     let voxels = chunk.into_iter().fold(1, u64::saturating_mul);
     voxels.saturating_mul(2 * input.dtype.size() as u64)
 }
 
-/// Bytes of the indexes of an input's shards that are kept: two numbers for each chunk.
+/// Returns the bytes of an input's cached shard indexes: two numbers per chunk, up to the budget.
 pub(crate) fn index_bytes(input: &Layout) -> u64 {
     let (Some(chunk), Some(shard)) = (input.read_chunk, input.write_chunk) else {
         return 0;
@@ -28,21 +28,21 @@ pub(crate) fn index_bytes(input: &Layout) -> u64 {
     chunks.fold(16, u64::saturating_mul).min(INDEX_BUDGET)
 }
 
-/// Bytes that it takes to note which write chunks of a resumable output are done, on all levels.
+/// Returns the bytes needed to mark the finished write chunks of a resumable output, on all levels.
 pub(crate) fn marked_bytes(output: &Layout) -> u64 {
     let Some([_, chunk @ ..]) = output.write_chunk else {
         return 0;
     };
     let counts = (0..3).map(|a| output.shape[a].div_ceil(chunk[a].max(1)));
-    // A table of words, which may be half empty, and that of an earlier run while it is made; coarser levels
-    // have a seventh of the chunks.
+    // A table of words that may be half empty, plus that of an earlier run while it is built. Coarser levels have a
+    // seventh of the chunks.
     counts
         .fold(output.channels, u64::saturating_mul)
         .saturating_mul(2)
 }
 
-/// Bytes that a thread takes while it encodes a write chunk of an output, at most: the chunk filled up at the
-/// edge and encoded, and, with coarser levels, a chunk of each that this one completes.
+/// Returns the maximum bytes that a thread needs to encode a write chunk of an output: the chunk padded at the edge,
+/// its encoded form and, with coarser levels, one chunk on each level that this one completes.
 pub(crate) fn encoding_bytes(output: &Layout, coarser: bool) -> u64 {
     let Some([_, chunk @ ..]) = output.write_chunk else {
         return 0;

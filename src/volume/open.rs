@@ -1,4 +1,4 @@
-//! Opening: which format a path holds, by its content first and its name second.
+//! Opening volumes: the format is detected by content first and by name second.
 
 use std::ffi::OsString;
 use std::fs;
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::files::read_up_to;
 
 impl OpenOptions {
-    /// Opens the volume at `path`, as [`open`] does, but as these options say.
+    /// Opens the volume at `path`, as [`open`] does, with these options.
     ///
     /// # Errors
     ///
@@ -54,7 +54,7 @@ impl OpenOptions {
             Some(spec) => spec.header(path)?,
             None => find_header(path)?,
         };
-        // A pair that is opened by its voxels has its header in the other file.
+        // For a pair that is opened by its voxel file, the header is in the other file.
         let pair = header.data.as_ref().and(format::by_voxel_name(&name(path)));
         let from = match pair {
             Some((_, extension)) => path.with_extension(extension.trim_start_matches('.')),
@@ -65,7 +65,7 @@ impl OpenOptions {
 }
 
 impl OpenOptions {
-    /// Returns how many levels the image at `path` has; 1 for anything that is not a multiscale image.
+    /// Returns the number of levels of the image at `path`; 1 for anything that is not a multiscale image.
     ///
     /// # Errors
     ///
@@ -82,9 +82,8 @@ impl OpenOptions {
 
 /// Opens a volume: a Zarr folder, or a NIfTI, numpy, MetaImage, NRRD or headerless file.
 ///
-/// The content decides first (magic bytes), the name second. A `.raw` file needs a sidecar,
-/// `scan.raw.json` or `scan.json`, with the keys of [`RawSpec::from_json`]. Only headers are read
-/// now.
+/// The content is checked first (magic bytes), the name second. A `.raw` file needs a sidecar, `scan.raw.json` or
+/// `scan.json`, with the keys of [`RawSpec::from_json`]. Opening reads only headers.
 ///
 /// Voxels have their real values: slope and intercept are applied as they are read, see [`Values`].
 ///
@@ -103,7 +102,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<Arc<dyn Volume>> {
     OpenOptions::default().open(path)
 }
 
-/// Why there is nothing at `path`.
+/// Returns the error for a path that cannot be read.
 fn not_there(path: &Path, error: std::io::Error) -> Error {
     match foreign::remote(path) {
         Some(address) => Error::unsupported(
@@ -114,7 +113,7 @@ fn not_there(path: &Path, error: std::io::Error) -> Error {
     }
 }
 
-/// Reads the header of the flat file at `path`: by its content, else by its name.
+/// Reads the header of the flat file at `path`. The format is found by content, else by name.
 fn find_header(path: &Path) -> Result<FlatHeader> {
     let head = head(path)?;
     if let Some(hint) = foreign::pointer(&head) {
@@ -129,7 +128,7 @@ fn find_header(path: &Path) -> Result<FlatHeader> {
         }
         return (found.parse)(path, &head);
     }
-    // The parser of the format that the name promises reports what is wrong with the content.
+    // The parser of the format that the name suggests reports what is wrong with the content.
     let lower = name(path).to_lowercase();
     if let Some(found) = format::by_name(&lower) {
         return (found.parse)(path, &head);
@@ -155,7 +154,7 @@ fn head(path: &Path) -> Result<Vec<u8>> {
     read_up_to(path, format::LIMIT)
 }
 
-/// Reads the header in a file that is a gzip stream as a whole.
+/// Reads the header in a file that is entirely a gzip stream.
 fn packed_header(path: &Path, head: &[u8]) -> Result<FlatHeader> {
     let mut inside = Vec::new();
     let unpacked = MultiGzDecoder::new(head)
@@ -166,7 +165,7 @@ fn packed_header(path: &Path, head: &[u8]) -> Result<FlatHeader> {
         if let Some(hint) = foreign::by_name(path) {
             return Err(format::unknown(path, hint));
         }
-        // With nothing unpacked, the stream itself is the fault.
+        // If nothing could be decompressed, the stream itself is at fault.
         if let (Err(source), true) = (unpacked, inside.is_empty()) {
             return Err(Error::io("unpack", path)(source));
         }

@@ -35,17 +35,16 @@ pub struct OpenOptions {
     /// Layout of a headerless file. With it, the file is read as headerless even if it begins with a
     /// known header; without it, a headerless file needs a JSON sidecar.
     pub raw: Option<RawSpec>,
-    /// How to treat chunks that have no file; only for Zarr.
+    /// The treatment of chunks that have no file; only for Zarr.
     pub missing_chunks: MissingChunks,
-    /// `false` to refuse codecs that hostile data could exploit (such as blosc) and symbolic links
-    /// in the folder; only for Zarr.
+    /// Whether to allow codecs that hostile data could exploit (such as blosc) and symbolic links in the folder; only
+    /// for Zarr.
     pub trusted: bool,
-    /// How to read uncompressed flat files.
+    /// The method for reading uncompressed flat files.
     pub read_method: ReadMethod,
-    /// `true` to allow headers that name a file of voxels outside their own folder. It must be a
-    /// regular file in any case.
+    /// Whether to allow headers that name a voxel file outside their own folder. It must be a regular file in any case.
     pub allow_external: bool,
-    /// The values that voxels have.
+    /// The values of the voxels that are read: real or stored.
     pub values: Values,
 }
 
@@ -71,18 +70,18 @@ impl OpenOptions {
         with_raw(raw: Option<RawSpec>);
         /// Sets how chunks without a file are treated.
         with_missing_chunks(missing_chunks: MissingChunks);
-        /// Sets if unsafe codecs and symbolic links are allowed.
+        /// Sets whether unsafe codecs and symbolic links are allowed.
         with_trusted(trusted: bool);
         /// Sets how uncompressed flat files are read.
         with_read_method(read_method: ReadMethod);
-        /// Sets if headers may name files outside their folder.
+        /// Sets whether headers may name files outside their folder.
         with_allow_external(allow_external: bool);
-        /// Sets the values that voxels have.
+        /// Sets the values of the voxels that are read: real or stored.
         with_values(values: Values);
     }
 }
 
-/// The values that the voxels of a volume have.
+/// The kind of values that a volume's voxels have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Values {
     /// Real values: slope and intercept are applied, and give the type that
@@ -93,13 +92,12 @@ pub enum Values {
     Stored,
 }
 
-/// How to treat chunks that have no file. (A chunk that is empty in its shard's index is never
-/// missing.)
+/// The treatment of chunks that have no file. (A chunk that is empty in its shard's index is never missing.)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MissingChunks {
-    /// Its voxels are the fill value, as the Zarr specification says.
+    /// Voxels of missing chunks have the fill value, as the Zarr specification defines.
     #[default]
     Fill,
-    /// It is lost, and reading it is an error.
+    /// A missing chunk is lost, and reading it is an error.
     Error,
 }

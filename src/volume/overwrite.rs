@@ -1,7 +1,7 @@
 //! The rule for replacing existing outputs: only by an output of the same kind.
 //!
-//! It is looked at when an output is begun, and again right before and right after names are
-//! exchanged (see [`staged`](super::staged)), so that nothing is removed that is not an output.
+//! The rule is checked when an output is created, and again right before and right after names are exchanged (see
+//! [`staged`](super::staged)), so that nothing is removed that is not an output.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
@@ -15,7 +15,7 @@ use super::staged::parent;
 use super::{Format, Layout, partial, zarr};
 use crate::error::{Error, Result};
 
-/// A rule for what an output may replace.
+/// A rule that defines which existing files an output may replace.
 #[derive(Clone, Copy, Debug)]
 pub enum Overwrite {
     /// Nothing: its name must be free.
@@ -40,22 +40,21 @@ pub struct FileKind {
 pub struct FolderKind {
     /// The name of such a folder in messages, as in `a Zarr array or group`.
     pub name: &'static str,
-    /// Returns the first thing found in a folder that a folder of this kind does not have: its path
-    /// and, where it is not the name that is wrong, what it is. `None` if there is no such thing.
+    /// Returns the first entry in a folder that does not belong in a folder of this kind, or `None`.
     pub foreign: fn(&Path) -> Result<Option<UnexpectedEntry>>,
 }
 
-/// Something in a folder that does not belong there.
+/// An entry in a folder that does not belong there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnexpectedEntry {
-    /// Its path.
+    /// The path of the entry.
     pub path: PathBuf,
-    /// What it is, as in `a mount point`; `None` if only its name or type is wrong.
+    /// A description of the entry, as in `a mount point`; `None` if only its name or type is wrong.
     pub what: Option<&'static str>,
 }
 
 impl UnexpectedEntry {
-    /// Something of a wrong name or type.
+    /// Creates an entry with a wrong name or type.
     #[must_use]
     pub const fn new(path: PathBuf) -> Self {
         Self { path, what: None }
@@ -63,13 +62,13 @@ impl UnexpectedEntry {
 }
 
 impl FileKind {
-    /// Files in the format of numpy, for outputs that hold something other than a volume.
+    /// Files in the numpy format, for outputs that are not volumes.
     pub const NPY: Self = Self {
         name: "an .npy file",
         recognizes: |head| head.starts_with(b"\x93NUMPY"),
     };
 
-    /// What an output of this kind may replace, if it may replace anything.
+    /// Returns the rule for an output of this kind; [`Overwrite::Nothing`] if replacing is not allowed.
     #[must_use]
     pub const fn overwrite(self, allowed: bool) -> Overwrite {
         if allowed {
@@ -81,13 +80,13 @@ impl FileKind {
 }
 
 impl FolderKind {
-    /// Zarr arrays and groups, and those that are not complete yet.
+    /// Zarr arrays and groups, and incomplete ones.
     pub const ZARR: Self = Self {
         name: "a Zarr array or group",
         foreign: foreign_to_zarr,
     };
 
-    /// What an output of this kind may replace, if it may replace anything.
+    /// Returns the rule for an output of this kind; [`Overwrite::Nothing`] if replacing is not allowed.
     #[must_use]
     pub const fn overwrite(self, allowed: bool) -> Overwrite {
         if allowed {
@@ -112,22 +111,20 @@ impl Overwrite {
         Ok(kind.overwrite(allowed))
     }
 
-    /// Checks that an output may be called `target`: that nothing has the name, or something that
-    /// may be replaced.
+    /// Checks that an output may have the name `target`: it must be free, or taken by something that may be replaced.
     ///
     /// # Errors
     ///
-    /// [`Error::Exists`] if something has the name and nothing may be replaced,
-    /// [`Error::NotOverwritable`] if it is not an output of this kind: never a symbolic link, a
-    /// device, a FIFO, a socket, a mount point, something that is write-protected, or a folder
-    /// with anything in it that does not belong to an output; [`Error::Io`] if it cannot be
-    /// looked at.
+    /// [`Error::Exists`] if the name is taken and nothing may be replaced. [`Error::NotOverwritable`] if the existing
+    /// entry is not an output of this kind; symbolic links, devices, FIFOs, sockets, mount points, write-protected
+    /// entries, and folders with entries that do not belong to an output are never replaced. [`Error::Io`] if the entry
+    /// cannot be examined.
     pub fn check(&self, target: &Path) -> Result<()> {
         let target = bare(target);
         self.check_at(&target, &target)
     }
 
-    /// Checks what is at `place`, which errors call `target`.
+    /// Checks the entry at `place`; errors name it `target`.
     pub(super) fn check_at(&self, place: &Path, target: &Path) -> Result<()> {
         let found = match fs::symlink_metadata(place) {
             Ok(found) => found,
@@ -152,7 +149,7 @@ impl Overwrite {
         }
     }
 
-    /// Returns a description of what is at `place`, if it may not be replaced.
+    /// Returns a description of the entry at `place` if it may not be replaced.
     fn obstacle(&self, place: &Path, found: &Metadata) -> Result<Option<String>> {
         if let Some(what) = special(found).or_else(|| guarded(place, found)) {
             return Ok(Some(what.to_owned()));
@@ -177,7 +174,7 @@ impl FileKind {
         if found.len() == 0 {
             return Ok(None);
         }
-        // Another file may have the name by now: to open a pipe could take for ever.
+        // Another file may have the name by now, and opening a FIFO could block forever.
         let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;
         let file = File::options()
             .read(true)
@@ -210,7 +207,7 @@ impl FolderKind {
     }
 }
 
-/// What a file is that is neither a regular file nor a folder.
+/// Returns a description of an entry that is neither a regular file nor a folder.
 fn special(found: &Metadata) -> Option<&'static str> {
     let kind = found.file_type();
     if kind.is_file() || kind.is_dir() {
@@ -224,7 +221,7 @@ fn special(found: &Metadata) -> Option<&'static str> {
     }
 }
 
-/// What protects a file or folder, if anything does: it is mounted, or nobody may write to it.
+/// Returns the protection of a file or folder, if any: it is a mount point or write-protected.
 pub(super) fn guarded(path: &Path, found: &Metadata) -> Option<&'static str> {
     if is_mount_point(path, found) {
         Some("a mount point")
@@ -245,7 +242,7 @@ fn is_mount_point(path: &Path, found: &Metadata) -> bool {
             return true;
         }
     }
-    // Files of one folder may have other device numbers than the folder, in an overlay.
+    // In an overlay file system, files in a folder may have a different device number from the folder.
     let above = fs::metadata(parent(path)).ok();
     found.is_dir() && above.is_some_and(|above| above.dev() != found.dev())
 }
@@ -258,7 +255,7 @@ fn foreign_to_zarr(folder: &Path) -> Result<Option<UnexpectedEntry>> {
     }
 }
 
-/// A path without a slash at its end, which would mean what a link leads to.
+/// Returns a path without a trailing slash, which would mean the target of a link.
 pub(super) fn bare(path: &Path) -> PathBuf {
     path.file_name()
         .map_or_else(|| path.to_path_buf(), |name| path.with_file_name(name))

@@ -1,25 +1,24 @@
-//! How the bytes of uncompressed files are read: by a memory map or by system calls.
+//! The methods for reading uncompressed files: memory map or system calls.
 
 use std::fs::File;
 use std::io;
 
 use super::mmap::Map;
 
-/// The way to read uncompressed flat files.
+/// The method for reading uncompressed flat files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ReadMethod {
-    /// `Mmap`, or `Pread` for files on a network or in user space (NFS, SMB, FUSE, Lustre, Ceph, 9p
-    /// and similar): there, page faults are slow and files change without notice.
+    /// `Mmap`, or `Pread` for files on network or user-space file systems (NFS, SMB, FUSE, Lustre, Ceph, 9p and
+    /// similar), where page faults are slow and files change without notice.
     #[default]
     Auto,
-    /// Memory-mapped: the fastest on local disks. Touched pages are unmapped again, so that little
-    /// of a file is resident.
+    /// A memory map, the fastest method on local disks. Touched pages are unmapped again, so that little of a file is
+    /// resident.
     Mmap,
-    /// Memory-mapped, and touched pages stay mapped: faster from the second access on, for files
-    /// that fit into memory. The whole file may count as resident; the system can reclaim its
-    /// pages.
+    /// A memory map whose touched pages stay mapped: faster from the second access on, for files that fit into memory.
+    /// The whole file may count as resident; the system can reclaim its pages.
     MmapResident,
-    /// By system calls, of which each reads up to 4 MiB.
+    /// System calls that read up to 4 MiB each.
     Pread,
 }
 
@@ -39,8 +38,8 @@ impl ReadMethod {
     }
 }
 
-/// What `statfs` calls file systems whose files others change, and whose clock is not ours: AFS,
-/// `BeeGFS`, Ceph, SMB (three numbers), FUSE, GPFS, Lustre, NFS, `VirtualBox`, 9p.
+/// The `statfs` numbers of file systems whose files other machines can change, and whose clock is not this machine's:
+/// AFS, `BeeGFS`, Ceph, SMB (three numbers), FUSE, GPFS, Lustre, NFS, `VirtualBox`, 9p.
 const REMOTE: [u32; 12] = [
     0x5346_414f,
     0x1983_0326,

@@ -1,4 +1,4 @@
-//! Real values: a volume whose stored values have slope and intercept applied as they are read.
+//! Real values: a volume that applies slope and intercept to the stored values as they are read.
 
 mod conversion;
 
@@ -15,7 +15,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::region::Region;
 
-/// The rescale that made a volume's real values, and the type that they are stored in.
+/// The rescale that produced a volume's real values, and the type of the stored values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Applied {
     /// Slope and intercept.
@@ -26,11 +26,11 @@ pub struct Applied {
 
 /// The real values of a volume with slope and intercept.
 ///
-/// They have the type that [`Rescale::dtype`] chooses. Chunks, files and statistics are those of the volume
-/// itself. A value that does not fit the type is an [`Error::ValueRange`] when it is read; it is
-/// never wrapped or clipped.
+/// The voxels have the type that [`Rescale::dtype`] chooses. Chunks, files and statistics are those of the volume
+/// itself. A value that does not fit the type is an [`Error::ValueRange`] when it is read; values are never wrapped or
+/// clipped.
 ///
-/// [`OpenOptions::open`](super::OpenOptions::open) returns real values unless it is asked for stored ones.
+/// [`OpenOptions::open`](super::OpenOptions::open) returns real values unless stored ones are requested.
 #[derive(Debug)]
 pub struct RealValues {
     inner: Arc<dyn Volume>,
@@ -39,14 +39,14 @@ pub struct RealValues {
 }
 
 impl RealValues {
-    /// Returns the real values of `volume`; the volume itself if those are the stored ones.
+    /// Returns the real values of `volume`, or the volume itself if its stored values are the real ones.
     #[must_use]
     pub fn of(volume: Arc<dyn Volume>) -> Arc<dyn Volume> {
         Self::made(volume, Rescale::dtype)
     }
 
-    /// Like [`of`](Self::of), but in the type `dtype` if that has every value of the type that `of` chooses. A volume
-    /// whose real values are the stored ones keeps its type.
+    /// As [`of`](Self::of), but with the type `dtype` if it can hold every value of the type that `of` chooses. A
+    /// volume whose stored values are the real ones keeps its type.
     #[must_use]
     pub fn with_dtype(volume: Arc<dyn Volume>, dtype: DType) -> Arc<dyn Volume> {
         Self::made(volume, |rescale, stored| {
@@ -81,8 +81,8 @@ impl RealValues {
         })
     }
 
-    /// The error of a value that does not fit, by its place in a box of the volume. Voxels of a chunk that lie
-    /// outside the volume have any value: `None`.
+    /// Returns the error for a value that does not fit, by its position in a box of the volume. Returns `None` for
+    /// voxels of a chunk outside the volume, which may have any value.
     fn unfit(
         &self,
         place: usize,
@@ -104,7 +104,7 @@ impl RealValues {
         })
     }
 
-    /// Makes stored voxels of a box real.
+    /// Converts the stored voxels of a box to real values.
     fn converted(&self, stored: Vec<u8>, channels: &Range<u64>, region: Region) -> Result<Vec<u8>> {
         let mut first = None;
         let unfit = |place: usize, voxel: &[u8]| {
@@ -134,7 +134,7 @@ impl Volume for RealValues {
         &self.layout
     }
 
-    /// Stored voxels are read into `out` itself where there is room for them, so that nothing is allocated.
+    /// Stored voxels are read directly into `out` if they fit, so that nothing is allocated.
     fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
         self.layout.check_read(&channels, region, out.len())?;
         let (from, to) = (
@@ -248,7 +248,7 @@ mod tests {
         (1e-3, 1e4),
     ];
 
-    /// Random voxels that fit after any of these rescales, in memory.
+    /// Random voxels in memory that fit after any of these rescales.
     fn memory(dtype: DType, rescale: Rescale) -> (MemoryVolume, Patch) {
         let (shape, channels) = ([5, 9, 7], 3);
         let mut patch = suite::Random(3).patch(shape, channels, dtype);
@@ -267,7 +267,7 @@ mod tests {
         (volume, patch)
     }
 
-    /// Real values by their definition, in loops.
+    /// Returns the real values by their definition, in loops.
     fn twin(stored: &Patch, rescale: Rescale, dtype: DType) -> Patch {
         let values = stored.clone().converted(DType::F64);
         let values: Vec<f64> = values.as_slice::<f64>().unwrap().to_vec();
@@ -374,7 +374,7 @@ mod tests {
         );
     }
 
-    /// Chunks that reach beyond the volume, filled there with what does not fit.
+    /// Chunks that extend beyond the volume and contain unfit values there.
     #[derive(Debug)]
     struct Overhanging(MemoryVolume, bool);
 

@@ -1,8 +1,7 @@
-//! A volume on other axes: flipped and permuted, voxel by voxel the same.
+//! A volume with flipped and permuted axes, and the same voxels.
 //!
-//! Nothing is copied before it is read: a read reads the box that it needs and turns it. Chunks are
-//! those of the volume, turned; where an axis is flipped whose length is not a multiple of the
-//! chunk's, a turned chunk needs two along it.
+//! Nothing is copied in advance: a read reads the box that it needs and reorders it. Chunks are those of the volume on
+//! the new axes. Along a flipped axis whose length is not a multiple of the chunk's, each new chunk needs two old ones.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -15,12 +14,12 @@ use crate::error::Result;
 use crate::geometry::SignedAxes;
 use crate::region::Region;
 
-/// Voxels along each side of the squares in which axes are exchanged, so that both their rows stay in
-/// the processor's cache.
+/// Edge, in voxels, of the squares in which axes are exchanged, so that the rows of both sides fit in the processor's
+/// cache.
 const TILE: usize = 32;
 
-/// A volume on other axes. Shape, chunks and geometry are turned with the voxels, so that each stays in
-/// its place in the world.
+/// A volume on other axes. Shape, chunks and geometry change with the voxels, so that each voxel keeps its world
+/// position.
 #[derive(Debug)]
 pub struct Reoriented {
     inner: Arc<dyn Volume>,
@@ -29,7 +28,7 @@ pub struct Reoriented {
 }
 
 impl Reoriented {
-    /// `volume` on other axes.
+    /// Presents `volume` on other axes.
     #[must_use]
     pub fn new(volume: Arc<dyn Volume>, axes: SignedAxes) -> Self {
         let own = volume.layout();
@@ -51,7 +50,7 @@ impl Reoriented {
         }
     }
 
-    /// The box of the inner volume that a region, inside this one, is.
+    /// Returns the box of the inner volume that corresponds to a region inside this one.
     fn inside(&self, region: Region) -> Region {
         let mut inside = region;
         for (axis, &from) in self.axes.from.iter().enumerate() {
@@ -67,7 +66,7 @@ impl Reoriented {
         inside
     }
 
-    /// Turns voxels of a region of the inner volume into `out`.
+    /// Reorders voxels of a region of the inner volume into `out`.
     fn turn(&self, voxels: &[u8], out: &mut [u8], region: Region) {
         let dims = region.shape.map(place);
         if dims.contains(&0) {
@@ -81,7 +80,7 @@ impl Reoriented {
         }
     }
 
-    /// The inner chunks that a chunk needs.
+    /// Iterates over the inner chunks that a chunk needs.
     fn inner_chunks(&self, index: ChunkShape) -> impl Iterator<Item = ChunkShape> + use<> {
         let found = chunk::clipped(&self.layout, index).ok();
         let inner = found.map(|(channels, region)| (channels, self.inside(region)));
@@ -93,7 +92,7 @@ impl Reoriented {
     }
 }
 
-/// Turns the voxels of all channels; `dims` are the new lengths.
+/// Reorders the voxels of all channels; `dims` are the new lengths.
 fn turn_all<const N: usize>(voxels: &[u8], out: &mut [u8], dims: [usize; 3], axes: SignedAxes) {
     let mut old = [0; 3];
     for (axis, &from) in axes.from.iter().enumerate() {
@@ -113,16 +112,16 @@ fn turn_all<const N: usize>(voxels: &[u8], out: &mut [u8], dims: [usize; 3], axe
     }
 }
 
-/// How to walk through old voxels in the order of the new.
+/// The positions of old voxels in the order of the new ones.
 struct Walk {
     dims: [usize; 3],
-    /// Old voxels from one new voxel to the next, along each new axis.
+    /// The distance in old voxels from one new voxel to the next, along each new axis.
     steps: [usize; 3],
     flipped: [bool; 3],
 }
 
 impl Walk {
-    /// The old place of voxel `n` along a new axis.
+    /// Returns the contribution of voxel `n` along a new axis to the old position.
     const fn along(&self, axis: usize, n: usize) -> usize {
         let n = if self.flipped[axis] {
             self.dims[axis] - 1 - n
@@ -148,7 +147,7 @@ impl Walk {
             }
             return;
         }
-        // Rows of old voxels run along another new axis: both are walked square by square.
+        // Rows of old voxels run along a different new axis: both are processed square by square.
         let near = usize::from(self.steps[0] != 1);
         let (far, lengths) = (1 - near, [depth, height]);
         let strides = [height * width, width];
@@ -222,7 +221,7 @@ impl Volume for Reoriented {
         self.inner.time_points()
     }
 
-    /// The same order on the new axes, unless one runs backwards.
+    /// Returns the same order on the new axes, unless one is flipped.
     fn sequential_order(&self) -> Option<[usize; 4]> {
         let order = self.inner.sequential_order()?;
         let new = |old: usize| match old {
@@ -239,7 +238,7 @@ impl Volume for Reoriented {
         (self.axes.flipped == [false; 3]).then(|| order.map(new))
     }
 
-    /// Only if its rows are rows of the volume.
+    /// Returns the granularity only if rows are rows of the volume.
     fn read_granularity(&self) -> Option<ChunkShape> {
         let [c, size @ ..] = self.inner.read_granularity()?;
         let [z, y, x] = self.axes.shape(size);
@@ -285,7 +284,7 @@ mod tests {
     use crate::region::Shape;
     use crate::volume::{MemoryVolume, VolumeMut, suite};
 
-    /// The voxels on other axes, one by one.
+    /// The voxels on other axes, copied one by one.
     fn twin(patch: &Patch, axes: SignedAxes) -> Patch {
         let old = patch.shape();
         let shape = axes.from.map(|from| old[from]);
@@ -333,7 +332,7 @@ mod tests {
             let dtype = [DType::U8, DType::I16, DType::F32, DType::F64][n % 4];
             let (_, patch) = stored([4, 9, 37], 2, dtype);
             let expected = twin(&patch, axes);
-            // Chunks that end with an axis, and chunks that do not.
+            // Chunk sizes that divide an axis, and chunk sizes that do not.
             for chunk in [None, Some([1, 2, 3, 37]), Some([2, 3, 4, 5])] {
                 let (volume, _) = stored([4, 9, 37], 2, dtype);
                 let volume = match chunk {

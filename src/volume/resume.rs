@@ -24,9 +24,9 @@ use crate::threads::{DEFAULT_MEMORY, threads};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ResumeOptions {
-    /// A JSON object of everything that the voxels depend on (grid, window, model, input, ...). A run
-    /// with a different object cannot resume the output. Shape, type, chunks, codecs and geometry are
-    /// always compared and need not be in it.
+    /// A JSON object with everything that the voxels depend on (grid, window, model, input, ...). A run with a
+    /// different object cannot resume the output. Shape, type, chunks, codecs and geometry are always compared and need
+    /// not be in it.
     pub fingerprint: Json,
     /// The part of the output that this process writes.
     pub part: OutputPart,
@@ -79,24 +79,23 @@ impl ResumeOptions {
 
 /// A resumable output, or a part of one.
 ///
-/// Chunks that an earlier run has finished are done ([`is_done`](Self::is_done)); to write them
-/// again is an error. Dropped unfinished, it stays as it is for the next run.
+/// Chunks that an earlier run has finished are done ([`is_done`](Self::is_done)); writing them again is an error. An
+/// unfinished output that is dropped keeps its data for the next run.
 ///
-/// [`finish`](VolumeMut::finish) of the only part computes the missing chunks of coarser levels and
-/// publishes the output. For one of several parts it only checks that the part is complete, and
-/// [`finalize`] does the rest. A coarser chunk is computed during the run if one run of one part
-/// writes everything that it depends on; other coarser chunks are computed at the end, from the
-/// finished chunks.
+/// [`finish`](VolumeMut::finish) of the only part computes the missing chunks of coarser levels and publishes the
+/// output. For one of several parts it only checks that the part is complete, and [`finalize`] does the rest. A coarser
+/// chunk is computed during the run if a single run of a single part writes everything that it depends on; other
+/// coarser chunks are computed at the end, from the finished chunks.
 ///
-/// If the run has given the output its name already, which happens when its process was killed right after
-/// that, or when a part comes late, all chunks are done, and there is nothing to finish.
+/// If the run has already published the output, all chunks are done and there is nothing to finish. This happens if its
+/// process was killed right after publishing, or if a part comes late.
 #[derive(Debug)]
 pub struct Resumable(State);
 
 #[derive(Debug)]
 enum State {
     Growing(Box<ZarrResumable>),
-    /// It has its name.
+    /// An output that has its final name.
     Finished(Box<Layout>),
 }
 
@@ -110,7 +109,7 @@ impl Resumable {
         }
     }
 
-    /// Returns `true` if the write chunk at `index` (c, z, y, x) is done; false if there is no such chunk.
+    /// Returns `true` if the write chunk at `index` (c, z, y, x) exists and is done.
     #[must_use]
     pub fn is_done(&self, index: ChunkShape) -> bool {
         match &self.0 {
@@ -124,7 +123,7 @@ impl Resumable {
         }
     }
 
-    /// Whether the write chunk at `index` (c, z, y, x) is one of this part's and not done.
+    /// Returns `true` if the write chunk at `index` (c, z, y, x) belongs to this part and is not done.
     pub(crate) fn is_pending(&self, index: ChunkShape) -> bool {
         match &self.0 {
             State::Growing(output) => output.is_pending(index),
@@ -132,7 +131,7 @@ impl Resumable {
         }
     }
 
-    /// The write chunks (c, z, y, x) of this part that are not done, channels slowest, x fastest.
+    /// Iterates over the write chunks (c, z, y, x) of this part that are not done, channels slowest, x fastest.
     pub fn pending(&self) -> impl Iterator<Item = ChunkShape> {
         let growing = match &self.0 {
             State::Growing(output) => Some(output.pending()),
@@ -172,13 +171,12 @@ impl VolumeMut for Resumable {
     }
 }
 
-/// Finishes the outputs of a run, as [`VolumeMut::finish`] does one: none gets its name before all
-/// are complete.
+/// Finishes the outputs of a run as [`VolumeMut::finish`] finishes one. None gets its name before all are complete.
 ///
 /// # Errors
 ///
-/// [`Error::MissingChunks`] if one is not complete, [`Error::Exists`] or [`Error::NotOverwritable`] if
-/// something took its name meanwhile, [`Error::Io`] if the disk refuses.
+/// [`Error::MissingChunks`] if an output is not complete, [`Error::Exists`] or [`Error::NotOverwritable`] if its name
+/// has been taken, [`Error::Io`] if a file cannot be written or renamed.
 pub fn finish_all(outputs: Vec<Resumable>) -> Result<()> {
     let growing = outputs.into_iter().filter_map(|output| match output.0 {
         State::Growing(output) => Some(*output),
@@ -187,16 +185,14 @@ pub fn finish_all(outputs: Vec<Resumable>) -> Result<()> {
     ZarrResumable::finish_all(growing.collect())
 }
 
-/// Starts or resumes an output at `path`; `layout` and `options` are as for
-/// [`create`](super::create).
+/// Starts or resumes an output at `path`; `layout` and `options` are as for [`create`](super::create).
 ///
 /// # Errors
 ///
-/// As [`create`](super::create); [`Error::Unsupported`] if the output is not Zarr,
-/// [`Error::Locked`] if another process writes the same part, [`Error::RunMismatch`] if it was begun
-/// with other settings, [`Error::PartialChunk`] if a part would own pieces of write chunks, and
-/// [`Error::InvalidArgument`] if it would own another's. An output that was begun is gone on with however little
-/// space is left.
+/// As [`create`](super::create); [`Error::Unsupported`] if the output is not Zarr, [`Error::Locked`] if another process
+/// is writing the same part, [`Error::RunMismatch`] if the output was started with different settings,
+/// [`Error::PartialChunk`] if a part would own only a piece of a write chunk, and [`Error::InvalidArgument`] if it
+/// would own voxels of another part. A started output is resumed regardless of the free space.
 pub fn resumable(
     path: &Path,
     layout: &Layout,
@@ -222,16 +218,14 @@ pub fn partial_options(path: &Path) -> Result<Option<CreateOptions>> {
     Ok(partial::data_folder(path)?.and_then(|data| zarr::partial_options(&data)))
 }
 
-/// Publishes an output of `parts` complete parts: computes the chunks of coarser levels that no
-/// part could compute alone, and gives the output its name. The other arguments are those of every
-/// part; [`ResumeOptions::part`] and `owned` are ignored. Succeeds if another process of the run is
-/// known to have published it already.
+/// Publishes an output of `parts` complete parts: computes the chunks of coarser levels that no part could compute
+/// alone, and gives the output its name. The other arguments must be those of every part; [`ResumeOptions::part`] and
+/// `owned` are ignored. Succeeds if another process of the run is known to have published it already.
 ///
 /// # Errors
 ///
-/// [`Error::MissingChunks`] if parts are not complete, [`Error::Locked`] if one is being
-/// written, [`Error::Exists`] if something that is not known to be this run's has the name, and
-/// otherwise as [`resumable`].
+/// [`Error::MissingChunks`] if parts are not complete, [`Error::Locked`] if one is being written, [`Error::Exists`] if
+/// the name is taken by something that is not known to belong to this run, and otherwise as [`resumable`].
 pub fn finalize(
     path: &Path,
     layout: &Layout,
@@ -261,7 +255,7 @@ pub(crate) struct OutputRequest<'a> {
     pub(crate) resume: &'a ResumeOptions,
 }
 
-/// The parts of which every output of a run consists.
+/// The parts of each output of a run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RunParts {
     /// The number of parts.

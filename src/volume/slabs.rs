@@ -1,14 +1,14 @@
-//! Slabs: boxes that cover a volume in the order in which its voxels are stored.
+//! Slabs: boxes that cover a volume in storage order.
 
 use std::ops::Range;
 
 use super::{ChunkShape, Layout};
 use crate::region::Region;
 
-/// The order of axes of most files: c is the slowest, x the fastest.
+/// The axis order of most files: c is the slowest, x the fastest.
 pub(crate) const ROW_MAJOR: [usize; 4] = [0, 1, 2, 3];
 
-/// Boxes of one size that cover a volume, the slowest axis in storage slowest.
+/// Boxes of equal size that cover a volume in storage order, slowest axis first.
 ///
 /// The first box begins at the volume's first voxel; the last along each axis may be smaller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +22,8 @@ pub(crate) struct Slabs {
 }
 
 impl Slabs {
-    /// The smallest boxes, made of whole `unit`s, that can be read one after the other without
-    /// going back. `order` names the axes 0 to 3 for c, z, y, x, the slowest first.
+    /// Creates the smallest boxes of whole `unit`s that can be read one after the other without going back. `order`
+    /// gives the axes (0 to 3 for c, z, y, x), slowest first.
     pub(crate) fn smallest(layout: &Layout, order: [usize; 4], unit: ChunkShape) -> Self {
         let [z, y, x] = layout.shape;
         let lengths = [layout.channels, z, y, x];
@@ -42,8 +42,8 @@ impl Slabs {
         slabs
     }
 
-    /// Boxes of up to `voxels` voxels that are read one after the other without going back; of one
-    /// channel each, if channels are the slowest axis.
+    /// Creates boxes of up to `voxels` voxels that can be read one after the other without going back. If channels are
+    /// the slowest axis, each box has one channel.
     pub(crate) fn up_to(layout: &Layout, order: [usize; 4], voxels: u64) -> Self {
         let mut slabs = Self::smallest(layout, order, [1; 4]);
         let slower = usize::from(order[0] == 0);
@@ -57,8 +57,8 @@ impl Slabs {
         slabs
     }
 
-    /// Boxes of a region with these lengths, each of which spans at most `bytes` of storage, or
-    /// one row of the fastest axis. Neighbours along an axis are `strides` bytes apart.
+    /// Creates boxes of a region with these lengths. Each spans at most `bytes` of storage, or one row of the fastest
+    /// axis. Neighbors along an axis are `strides` bytes apart.
     pub(super) fn spanning(
         lengths: [u64; 4],
         strides: [u64; 4],
@@ -80,7 +80,7 @@ impl Slabs {
         }
     }
 
-    /// Returns `true` if each box begins in storage where the one before it ends, or behind that.
+    /// Returns `true` if each box begins in storage at or after the end of the previous one.
     fn goes_forward(&self) -> bool {
         let cut = |&&axis: &&usize| self.size[axis] < self.lengths[axis];
         let slower = self
@@ -92,12 +92,12 @@ impl Slabs {
         slower.into_iter().all(|&axis| self.size[axis] <= 1)
     }
 
-    /// Voxels of the largest box.
+    /// Returns the number of voxels of the largest box.
     pub(crate) fn largest(&self) -> u64 {
         self.size.into_iter().fold(1, u64::saturating_mul)
     }
 
-    /// How many boxes there are.
+    /// Returns the number of boxes.
     pub(crate) fn count(&self) -> u64 {
         self.counts().into_iter().product()
     }
@@ -106,7 +106,7 @@ impl Slabs {
         std::array::from_fn(|a| self.lengths[a].div_ceil(self.size[a]))
     }
 
-    /// The boxes in the order of storage: channels and region of each.
+    /// Iterates over the boxes in storage order, as channels and region.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Range<u64>, Region)> + Send + use<> {
         let (slabs, counts) = (*self, self.counts());
         (0..self.count()).map(move |number| {
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
     use crate::dtype::DType;
 
-    /// Where each voxel is stored, if axes are stored in `order`; c, z, y, x.
+    /// Returns a function from c, z, y, x to the storage position, if axes are stored in `order`.
     fn places(lengths: [u64; 4], order: [usize; 4]) -> impl Fn([u64; 4]) -> u64 {
         move |at| {
             let place = |sum: u64, axis: usize| sum * lengths[axis] + at[axis];
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_region_is_cut_into_boxes_that_span_little_storage() {
-        // A region of a file of 4 x 10 x 20 x 30 voxels of 2 bytes, c the fastest.
+        // A region of a file of 4 x 10 x 20 x 30 voxels of 2 bytes, with c the fastest axis.
         let (order, strides) = ([1, 2, 3, 0], [2, 20 * 30 * 8, 30 * 8, 8]);
         for lengths in [[4, 10, 20, 30], [1, 10, 1, 1], [2, 3, 20, 7], [4, 1, 1, 30]] {
             for bytes in [1, 2, 8, 100, 240, 1000, 4800, 10_000, 1 << 20] {

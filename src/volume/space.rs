@@ -15,8 +15,8 @@ use crate::error::{Error, Result};
 pub struct DiskSpace {
     /// The first of the outputs.
     pub output: PathBuf,
-    /// Bytes that the outputs need if no chunk can be compressed, including all levels and
-    /// metadata, without the chunks that an earlier run stored.
+    /// Bytes that the outputs need if no chunk can be compressed, including all levels and metadata, but not the chunks
+    /// that an earlier run stored.
     pub max_bytes: u64,
     /// Bytes that are needed to start: the metadata and one write chunk of each output, or a whole
     /// flat file; 0 for outputs that are resumed.
@@ -26,7 +26,7 @@ pub struct DiskSpace {
 }
 
 impl DiskSpace {
-    /// The space of a file or folder called `output` that takes exactly `bytes`.
+    /// Creates the entry of a file or folder `output` that takes exactly `bytes`.
     #[must_use]
     pub fn exact(output: &Path, bytes: u64) -> Self {
         Self {
@@ -61,9 +61,9 @@ impl DiskSpace {
     }
 }
 
-/// Returns the space that outputs need and the space that is free, one entry for each file system.
-/// The layouts are those of [`output_layout`](super::output_layout). With `resumed`, chunks that an
-/// earlier run stored are not counted. Quotas are ignored.
+/// Returns the space that outputs need and the space that is free, with one entry per file system. The layouts are
+/// those of [`output_layout`](super::output_layout). With `resumed`, chunks that an earlier run stored are not counted.
+/// Quotas are ignored.
 ///
 /// # Errors
 ///
@@ -74,14 +74,14 @@ pub fn disk_space(outputs: &[(&Layout, &CreateOptions)], resumed: bool) -> Resul
         let (mut most, mut least) = match layout.format {
             Format::Zarr2 | Format::Zarr3 => zarr::bounds(layout, options)?,
             _ => {
-                // What is compressed in the end takes its own length until then.
+                // An output that is compressed at the end also needs its uncompressed size until then.
                 let bytes = layout.decoded_bytes()?;
                 let packed = if layout.codecs.is_empty() { 0 } else { bytes };
                 (bytes.saturating_add(packed), bytes)
             }
         };
         if resumed && let Some(data) = partial::data_folder(&layout.path)? {
-            // It may be given its name at this moment: then nothing is left to store.
+            // The output may be renamed at this moment; then nothing is left to store.
             let stored = zarr::folder_bytes(&data).unwrap_or(0);
             (most, least) = (most.saturating_sub(stored), 0);
         }
@@ -120,7 +120,8 @@ pub(super) fn check(layout: &Layout, options: &CreateOptions, resumed: bool) -> 
         .try_for_each(DiskSpace::check)
 }
 
-/// Bytes that are free where `folder` is. Some file systems in user space say 0 of 0.
+/// Returns the free bytes of the file system of `folder`. Some user-space file systems report 0 of 0; for them it
+/// returns `None`.
 fn free(folder: &Path) -> Option<u64> {
     let found = rustix::fs::statvfs(folder).ok()?;
     (found.f_blocks > 0).then(|| found.f_bavail.saturating_mul(found.f_frsize.max(1)))
@@ -148,7 +149,7 @@ mod tests {
         entries.map(|entry| stored(&entry.unwrap().path())).sum()
     }
 
-    /// Noise that no codec makes smaller.
+    /// Noise that no codec can compress.
     fn noise(bytes: u64) -> Vec<u8> {
         let mut state = 1_u64;
         let next = || {

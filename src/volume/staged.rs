@@ -1,13 +1,12 @@
 //! Outputs that are written under a temporary name and renamed once they are complete.
 //!
-//! Until then they are called `.NAME.XXXXXX.incomplete`, so that nothing half-written looks
-//! finished; what is dropped unfinished is removed, and what a killed process left has that
-//! name still and stands in nobody's way. First what they hold is made durable, then they are
-//! renamed, then the folder that holds the name is made durable: after a power cut the name
-//! belongs to all of the new output or to what had it before.
+//! Incomplete outputs are named `.NAME.XXXXXX.incomplete`, so that they cannot be mistaken for finished ones. An
+//! unfinished output is removed on drop; one that a killed process left keeps its hidden name and blocks nothing. To
+//! finish an output, its content is flushed to disk, it is renamed, and then the folder that contains the name is
+//! flushed. After a power failure, the name refers either to the complete new output or to the previous one.
 //!
-//! What had the name before is removed only if it is an output of the same kind
-//! (see [`overwrite`](super::overwrite)); anything else keeps its name.
+//! An existing output of that name is removed only if it is of the same kind (see [`overwrite`](super::overwrite));
+//! anything else keeps its name.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
@@ -23,7 +22,7 @@ use super::overwrite::{Overwrite, bare};
 use super::sweep::Scratch;
 use crate::error::{Error, Result};
 
-/// A folder that will be called `target`; removed if it is dropped unfinished.
+/// A folder that will be renamed to `target`; it is removed if it is dropped unfinished.
 #[derive(Debug)]
 pub struct StagedFolder {
     folder: Scratch,
@@ -31,7 +30,7 @@ pub struct StagedFolder {
     overwrite: Overwrite,
 }
 
-/// A file that will be called `target`; removed if it is dropped unfinished.
+/// A file that will be renamed to `target`; it is removed if it is dropped unfinished.
 #[derive(Debug)]
 pub struct StagedFile {
     file: NamedTempFile,
@@ -40,7 +39,7 @@ pub struct StagedFile {
 }
 
 impl StagedFolder {
-    /// Makes the folder beside `target`, which must not exist unless it may be replaced.
+    /// Creates the folder next to `target`, which must not exist unless it may be replaced.
     ///
     /// # Errors
     ///
@@ -62,18 +61,18 @@ impl StagedFolder {
         })
     }
 
-    /// Returns its temporary path.
+    /// Returns the temporary path.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Makes what it holds durable and gives it its name.
+    /// Flushes the content to disk and renames the folder to its final name.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] if the disk refuses, [`Error::Exists`] or [`Error::NotOverwritable`] if
-    /// something took the name meanwhile.
+    /// [`Error::Io`] if the folder cannot be flushed or renamed, [`Error::Exists`] or [`Error::NotOverwritable`] if the
+    /// name has been taken.
     pub fn finish(self) -> Result<()> {
         let staged = self.folder.path().to_path_buf();
         let parent = open_parent(&self.target)?;
@@ -82,7 +81,7 @@ impl StagedFolder {
         match take_name(&staged, &self.target, self.overwrite) {
             Err(error) => {
                 if inode(&staged) != own {
-                    // What has the hidden name is neither ours nor may be removed.
+                    // The entry with the hidden name is not ours and must not be removed.
                     self.folder.keep();
                 }
                 Err(error)
@@ -91,7 +90,7 @@ impl StagedFolder {
                 self.folder.keep();
                 sync_parent(&parent, &self.target)
             }
-            // What was replaced has our hidden name now, and is removed with it.
+            // The replaced output now has our hidden name, and is removed under it.
             Ok(Taken::Exchanged) => {
                 sync_parent(&parent, &self.target)?;
                 drop_any(self.folder).map_err(Error::io("remove what was replaced, now", &staged))
@@ -101,13 +100,12 @@ impl StagedFolder {
 }
 
 impl StagedFile {
-    /// Makes the file beside `target`, which must not exist unless it may be replaced.
+    /// Creates the file next to `target`, which must not exist unless it may be replaced.
     ///
     /// # Errors
     ///
-    /// [`Error::Exists`] if something has that name and may not be replaced,
-    /// [`Error::NotOverwritable`] if it is not what `overwrite` allows, and [`Error::Io`] if the
-    /// folder cannot be written.
+    /// [`Error::Exists`] if the name is taken and may not be replaced, [`Error::NotOverwritable`] if the existing entry
+    /// is not one that `overwrite` allows to replace, and [`Error::Io`] if the folder cannot be written.
     pub fn new(target: &Path, overwrite: Overwrite) -> Result<Self> {
         overwrite.check(target)?;
         let (parent, prefix) = place(target)?;
@@ -124,23 +122,23 @@ impl StagedFile {
         })
     }
 
-    /// The file, open for writing.
+    /// Returns the file, open for writing.
     #[must_use]
     pub fn file(&self) -> &File {
         self.file.as_file()
     }
 
-    /// The name that it will have.
+    /// Returns the final path.
     pub(super) fn target(&self) -> &Path {
         &self.target
     }
 
-    /// Makes what it holds durable and gives it its name.
+    /// Flushes the content to disk and renames the file to its final name.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] if the disk refuses, [`Error::Exists`] or [`Error::NotOverwritable`] if
-    /// something took the name meanwhile.
+    /// [`Error::Io`] if the file cannot be flushed or renamed, [`Error::Exists`] or [`Error::NotOverwritable`] if the
+    /// name has been taken.
     pub fn finish(self) -> Result<()> {
         let folder = open_parent(&self.target)?;
         self.file
@@ -166,7 +164,7 @@ impl StagedFile {
     }
 }
 
-/// Makes what the folder `staged` holds durable and renames it to `target`.
+/// Flushes the content of the folder `staged` to disk and renames it to `target`.
 pub(super) fn publish(staged: &Path, target: &Path, overwrite: Overwrite) -> Result<Taken> {
     let folder = open_parent(target)?;
     sync_folder(staged, target)?;
@@ -175,13 +173,13 @@ pub(super) fn publish(staged: &Path, target: &Path, overwrite: Overwrite) -> Res
     Ok(taken)
 }
 
-/// Makes what the folder `staged` holds durable; errors call it `target`.
+/// Flushes the content of the folder `staged` to disk; errors name it `target`.
 fn sync_folder(staged: &Path, target: &Path) -> Result<()> {
     let handle = File::open(staged).map_err(Error::io("finish", target))?;
     rustix::fs::syncfs(&handle).map_err(|errno| Error::io("finish", target)(errno.into()))
 }
 
-/// The folder to work in and the hidden prefix to use there.
+/// Returns the folder to work in and the prefix of hidden names there.
 pub(super) fn place(target: &Path) -> Result<(PathBuf, OsString)> {
     let Some(name) = target.file_name() else {
         return Err(Error::InvalidArgument {
@@ -196,17 +194,17 @@ pub(super) fn place(target: &Path) -> Result<(PathBuf, OsString)> {
     Ok((parent(target).to_path_buf(), prefix))
 }
 
-/// How an output came to its name.
+/// The result of renaming an output to its final name.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Taken {
-    /// Nothing has the hidden name any more.
+    /// The hidden name is free again.
     Free,
-    /// What had the output's name has its hidden one, and may be removed.
+    /// The previous output now has the hidden name, and may be removed.
     Exchanged,
 }
 
-/// Renames `staged` to `target`, in one step where the file system can: at every moment one of the
-/// two has the name. Only what `overwrite` allows loses it.
+/// Renames `staged` to `target`. Where the file system supports it, this is a single step, so that the name always
+/// refers to one of the two. Only an output that `overwrite` allows to be replaced loses its name.
 fn take_name(staged: &Path, target: &Path, overwrite: Overwrite) -> Result<Taken> {
     let failed = || Error::io("finish", target);
     let mut tries = 3;
@@ -217,12 +215,12 @@ fn take_name(staged: &Path, target: &Path, overwrite: Overwrite) -> Result<Taken
         }
         overwrite.check_at(target, target)?;
         match exchange(staged, target) {
-            // What had the name has lost it just now: then it is free.
+            // The existing entry has just disappeared: the name is free.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Ok(Taken::Exchanged) => {}
             taken => return taken.map_err(failed()),
         }
-        // Something else may have had the name by then.
+        // A different entry may have had the name by then.
         return match overwrite.check_at(staged, target) {
             Ok(()) => Ok(Taken::Exchanged),
             Err(error) => {
@@ -233,10 +231,10 @@ fn take_name(staged: &Path, target: &Path, overwrite: Overwrite) -> Result<Taken
     }
 }
 
-/// Renames `staged` to `target` unless something has that name.
+/// Renames `staged` to `target` unless that name is taken.
 fn take_free(staged: &Path, target: &Path) -> io::Result<()> {
     match renameat_with(CWD, staged, CWD, target, RenameFlags::NOREPLACE) {
-        // A file system that cannot rename like that: as well as it can be done without.
+        // The file system does not support this: use the closest alternative.
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
         taken => return Ok(taken?),
     }
@@ -247,7 +245,7 @@ fn take_free(staged: &Path, target: &Path) -> io::Result<()> {
         match fs::hard_link(staged, target) {
             Ok(()) => return fs::remove_file(staged),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
-            // Nor can it link.
+            // It does not support hard links either.
             Err(_) => {}
         }
     }
@@ -267,22 +265,22 @@ fn exchange(staged: &Path, target: &Path) -> io::Result<Taken> {
     aside.push(REPLACED);
     fs::rename(target, &aside)?;
     fs::rename(staged, target).inspect_err(|_| {
-        // The old output is worth more than a tidy folder: give it its name back.
+        // Keeping the old output is more important than a clean folder: restore its name.
         let _ = fs::rename(&aside, target);
     })?;
     fs::rename(&aside, staged)?;
     Ok(Taken::Exchanged)
 }
 
-/// What is behind the hidden name of an output that is replaced, for a moment, where names cannot be exchanged.
+/// The suffix of the hidden name under which a replaced output is kept briefly where names cannot be exchanged.
 pub(super) const REPLACED: &str = ".replaced";
 
-/// What tells a file or folder from others of its file system, if it is there.
+/// Returns the inode number of a file or folder, if it exists.
 pub(super) fn inode(path: &Path) -> Option<u64> {
     fs::symlink_metadata(path).ok().map(|found| found.ino())
 }
 
-/// Removes what has a staged folder's name, which may be a file that the folder replaced.
+/// Removes the entry with a staged folder's name, which may be a file that the folder replaced.
 fn drop_any(folder: Scratch) -> io::Result<()> {
     match fs::symlink_metadata(folder.path()) {
         Ok(found) if !found.is_dir() => {
@@ -302,15 +300,16 @@ pub(super) fn parent(target: &Path) -> &Path {
     }
 }
 
-/// Has the system begin to write a file to the disk, so that making it durable at the end takes less
-/// time. Nothing depends on it.
+/// Asks the system to start writing a file to disk, so that flushing it at the end takes less time. Nothing depends on
+/// it.
 pub(super) fn write_soon(file: &File) {
-    // Dirty pages are written out; only clean ones would leave the cache.
+    // Dirty pages are written out; only clean ones would be dropped from the cache.
     #[cfg(not(target_vendor = "apple"))]
     let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
 }
 
-/// The folder that holds the name, opened before the name changes: there may be no descriptor left later.
+/// Opens the folder that contains the name. This happens before the rename, because file descriptors may be exhausted
+/// later.
 fn open_parent(target: &Path) -> Result<File> {
     let parent = parent(target);
     File::open(parent).map_err(Error::io("make durable", parent))
@@ -329,7 +328,7 @@ mod tests {
 
     const NEVER: Overwrite = Overwrite::Nothing;
 
-    /// Folders that hold nothing but `old` and `new`.
+    /// A kind of folder that contains only `old` and `new`.
     const OURS: Overwrite = Overwrite::Folder(FolderKind {
         name: "a folder of ours",
         foreign: |folder| {
@@ -419,14 +418,14 @@ mod tests {
         let target = dir.path().join("out.npy");
         let file = FileKind {
             name: "a file of ours",
-            // Another file takes the name after the first look.
+            // A different file takes the name after the first check.
             recognizes: |head| head != b"theirs",
         };
         fs::write(&target, b"ours").unwrap();
         let staged = StagedFile::new(&target, Overwrite::File(file)).unwrap();
         fs::write(&target, b"theirs").unwrap();
         let path = staged.file.path().to_path_buf();
-        // As if it had been exchanged already: it is looked at where it is now.
+        // Simulates a completed exchange: the entry is checked at its present place.
         assert!(matches!(exchange(&path, &target), Ok(Taken::Exchanged)));
         let refused = Overwrite::File(file).check_at(&path, &target).unwrap_err();
         assert!(refused.to_string().starts_with(target.to_str().unwrap()));

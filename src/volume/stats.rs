@@ -1,8 +1,8 @@
-//! Counters of what volumes read.
+//! Counters of volume reads.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counts of what a volume has read since it was opened.
+/// Counts of reads since a volume was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReadStats {
     /// Chunks fetched and decoded.
@@ -13,7 +13,7 @@ pub struct ReadStats {
     pub hits: u64,
 }
 
-/// Counts reads from any number of threads.
+/// A counter of reads, for any number of threads.
 #[derive(Debug, Default)]
 pub(super) struct Counter {
     chunks: AtomicU64,

@@ -1,4 +1,4 @@
-//! Some time points, some channels and a box of a volume.
+//! Subsets of volumes: time points, channels and a box.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,12 +7,12 @@ use super::{ChannelRange, Cropped, Volume, VolumeExt};
 use crate::error::{Error, Result};
 use crate::region::{AXES, Region};
 
-/// A range of voxels, channels or time points; without an end, up to the last.
+/// A range of voxels, channels or time points; without an end, it extends to the last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IndexRange {
-    /// The first.
+    /// The first item.
     pub start: u64,
-    /// One past the last.
+    /// One past the last item.
     pub end: Option<u64>,
 }
 
@@ -26,7 +26,7 @@ impl IndexRange {
         }
     }
 
-    /// The range in a length of `count`, without a check.
+    /// Returns the range within a length of `count`, unchecked.
     fn of(self, count: u64) -> Range<u64> {
         self.start..self.end.unwrap_or(count)
     }
@@ -41,12 +41,12 @@ impl From<Range<u64>> for IndexRange {
     }
 }
 
-/// A subset of a volume: time points, channels and a box. The default is everything.
+/// A subset of a volume: time points, channels and a box. The default is the whole volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Subset {
     /// Time points.
     pub time: Option<IndexRange>,
-    /// Channels; of the chosen time points, where there are some.
+    /// Channels; those of the chosen time points, if there are any.
     pub channels: Option<IndexRange>,
     /// Voxels along z, y, x.
     pub region: Option<[IndexRange; 3]>,
@@ -106,7 +106,7 @@ impl Subset {
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchBox`] if it is empty or not inside the volume.
+    /// [`Error::NoSuchBox`] if the box is empty or not inside the volume.
     pub fn cropped(&self, volume: Arc<dyn Volume>) -> Result<Arc<dyn Volume>> {
         let Some(spans) = self.region else {
             return Ok(volume);
@@ -141,7 +141,7 @@ mod tests {
     use crate::geometry::Geometry;
     use crate::volume::{Layout, MemoryVolume, suite};
 
-    /// Three time points of two channels of 4 x 5 x 6 voxels, numbered.
+    /// A volume of three time points of two channels of 4 x 5 x 6 voxels, numbered.
     #[derive(Debug)]
     struct Timed(MemoryVolume);
 
@@ -297,7 +297,7 @@ mod tests {
                 "{wrong:?}"
             );
         }
-        // Only two channels at one time.
+        // Only two channels at one time point.
         let both = Subset {
             time: Some(IndexRange::one(0)),
             channels: Some(IndexRange::one(2)),

@@ -1,9 +1,8 @@
-//! What every volume must do, and volumes that misbehave; for tests, here and elsewhere.
+//! A conformance suite for volumes, and volumes that misbehave on request, for tests in this crate and elsewhere.
 //!
-//! [`check`] compares a volume with its twin in memory, voxel by voxel and in plain loops, so
-//! that it shares no code with what it tests. It panics with what was wrong. [`Faulty`] is any
-//! volume with one thing going wrong at a chosen read. [`check_wrapper`] checks that a volume that wraps
-//! another forwards all that is asked of it.
+//! [`check`] compares a volume with its twin in memory, voxel by voxel and in plain loops, so that it shares no code
+//! with the code under test. It panics with a description of the problem. [`Faulty`] is any volume with one fault at
+//! chosen reads. [`check_wrapper`] checks that a volume that wraps another forwards all calls to it.
 
 mod wrappers;
 
@@ -23,18 +22,18 @@ use crate::region::Region;
 
 pub use wrappers::{Probe, check_forwarding, check_wrapper};
 
-/// Boxes that are read and compared.
+/// The number of boxes that are read and compared.
 const BOXES: u32 = 200;
 
-/// Chunks that are compared, of volumes that have more.
+/// The maximum number of chunks that are compared.
 const CHUNKS: usize = 100;
 
-/// Checks that `volume` holds just the voxels of `expected`, which is all of it, and keeps
-/// every promise of [`Volume`].
+/// Checks that `volume` has exactly the voxels of `expected`, which covers all of it, and keeps every promise of
+/// [`Volume`].
 ///
 /// # Panics
 ///
-/// If it does not.
+/// Panics if it does not.
 pub fn check(volume: &dyn Volume, expected: &Patch) {
     let layout = volume.layout();
     assert_eq!(layout.shape, expected.shape(), "shape");
@@ -62,7 +61,7 @@ pub fn check(volume: &dyn Volume, expected: &Patch) {
     });
 }
 
-/// Reads everything, twice, and changes the first patch between.
+/// Reads the whole volume twice, and changes the first patch in between.
 fn check_whole(volume: &dyn Volume, expected: &Patch) {
     let whole = Region::whole(expected.shape());
     let mut first = volume.read(whole).expect("the whole volume");
@@ -80,7 +79,7 @@ fn check_whole(volume: &dyn Volume, expected: &Patch) {
     assert_eq!(second.region(), whole);
 }
 
-/// Reads boxes at random, corners and thin ones among them.
+/// Reads random boxes, including corners and thin ones.
 fn check_boxes(volume: &dyn Volume, expected: &Patch, seed: u64) {
     let mut random = Random(seed);
     let shape = expected.shape();
@@ -88,7 +87,7 @@ fn check_boxes(volume: &dyn Volume, expected: &Patch, seed: u64) {
         let mut region = Region::whole(shape);
         for (a, &length) in shape.iter().enumerate() {
             let (start, end) = random.range(length);
-            // Now and then all of an axis or one end of it: those take other paths.
+            // Sometimes an entire axis or one end of it, because those use different code paths.
             let (start, end) = match random.below(6) {
                 0 => (0, length),
                 1 => (0, 1.min(length)),
@@ -109,7 +108,7 @@ fn check_boxes(volume: &dyn Volume, expected: &Patch, seed: u64) {
     }
 }
 
-/// Asks for what cannot be had, and for nothing at all.
+/// Makes invalid requests and empty ones.
 fn check_refusals(volume: &dyn Volume) {
     let layout = volume.layout();
     let size = layout.dtype.size();
@@ -142,7 +141,7 @@ fn check_refusals(volume: &dyn Volume) {
             matches!(refused, Err(Error::OutOfBounds { .. })),
             "[{region}]"
         );
-        // Nothing is nothing, at the far end too.
+        // An empty region is valid, at the far end too.
         let mut nothing = one;
         nothing.start[axis] = end;
         nothing.shape[axis] = 0;
@@ -215,7 +214,7 @@ fn check_chunks(volume: &dyn Volume, expected: &Patch) {
     }
 }
 
-/// The bytes of a box of the twin, in loops.
+/// Returns the bytes of a box of the twin, copied in loops.
 fn cut(expected: &Patch, channels: &Range<u64>, region: Region) -> Vec<u8> {
     let [depth, height, width] = expected.shape();
     let size = expected.dtype().size();
@@ -236,12 +235,12 @@ fn cut(expected: &Patch, channels: &Range<u64>, region: Region) -> Vec<u8> {
     bytes
 }
 
-/// Numbers that are the same on every run (splitmix64).
+/// A generator of numbers that are the same on every run (splitmix64).
 #[derive(Clone, Debug)]
 pub struct Random(pub u64);
 
 impl Random {
-    /// The next 64 bits.
+    /// Returns the next 64 bits.
     pub const fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.0;
@@ -250,22 +249,22 @@ impl Random {
         bits ^ (bits >> 31)
     }
 
-    /// A number below `end`, about as likely as any other; 0 if `end` is 0.
+    /// Returns an approximately uniform number below `end`; 0 if `end` is 0.
     pub const fn below(&mut self, end: u64) -> u64 {
         self.bits() % if end == 0 { 1 } else { end }
     }
 
-    /// A start and an end from 0 to `length`; they may be the same.
+    /// Returns a start and an end from 0 to `length`, which may be equal.
     pub fn range(&mut self, length: u64) -> (u64, u64) {
         let (a, b) = (self.below(length + 1), self.below(length + 1));
         (a.min(b), a.max(b))
     }
 
-    /// A patch of voxels of a type, any bits but for `bool`, which are 0 or 1.
+    /// Returns a patch of random bits; `bool` voxels are 0 or 1.
     ///
     /// # Panics
     ///
-    /// If it does not fit into memory.
+    /// Panics if the patch does not fit into memory.
     pub fn patch(&mut self, shape: [u64; 3], channels: u64, dtype: crate::dtype::DType) -> Patch {
         let patch = Patch::zeros(Region::whole(shape), channels, dtype);
         let mut patch = patch.expect("a small patch");
@@ -279,12 +278,12 @@ impl Random {
     }
 }
 
-/// A volume of which no chunk is stored: every voxel has the same low byte 7.
+/// A volume without any stored chunk. The first byte of every voxel is 7; the others are 0.
 #[derive(Debug)]
 pub struct Unstored(Layout);
 
 impl Unstored {
-    /// Of this layout, which has read chunks.
+    /// Creates a volume with this layout, which must have read chunks.
     #[must_use]
     pub const fn new(layout: Layout) -> Self {
         Self(layout)
@@ -326,25 +325,25 @@ impl Volume for Unstored {
     }
 }
 
-/// What goes wrong.
+/// A fault of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The read is an [`Error::Io`].
     Fail,
     /// The read panics.
     Panic,
-    /// The read takes so much longer.
+    /// The read takes this much longer.
     Sleep(Duration),
     /// The read waits for [`Faulty::release`].
     Stall,
 }
 
-/// A volume whose reads go wrong when they are told to.
+/// A volume with faults at chosen reads.
 #[derive(Debug)]
 pub struct Faulty<V> {
     inner: V,
     fault: Fault,
-    /// The reads that go wrong, counted from 0 in the order in which they begin.
+    /// The reads that fail, counted from 0 in the order in which they start.
     wrong: Range<u64>,
     begun: AtomicU64,
     released: Mutex<bool>,
@@ -352,8 +351,7 @@ pub struct Faulty<V> {
 }
 
 impl<V: Volume> Faulty<V> {
-    /// `inner`, but that the reads numbered `wrong`, from 0, go wrong. A chunk read counts
-    /// as a read.
+    /// Wraps `inner` so that the reads numbered `wrong`, from 0, have the fault. A chunk read counts as a read.
     pub const fn new(inner: V, fault: Fault, wrong: Range<u64>) -> Self {
         Self {
             inner,
@@ -365,12 +363,12 @@ impl<V: Volume> Faulty<V> {
         }
     }
 
-    /// How many reads have begun.
+    /// Returns the number of reads that have started.
     pub fn begun(&self) -> u64 {
         self.begun.load(Ordering::SeqCst)
     }
 
-    /// Lets every read go on that stalls now or would later.
+    /// Lets all stalled reads continue, and later ones pass.
     pub fn release(&self) {
         *self.released.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.release.notify_all();
@@ -510,7 +508,7 @@ mod tests {
         assert!(caught.is_err());
     }
 
-    /// Right when all is read, wrong where a box begins at x = 1.
+    /// A volume that is right as a whole, but wrong in boxes that start at x = 1.
     #[derive(Debug)]
     struct Shifted(MemoryVolume);
 

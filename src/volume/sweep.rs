@@ -1,8 +1,8 @@
-//! Temporary folders that are removed even where no more files can be opened.
+//! Temporary folders that are removed even if no more files can be opened.
 //!
-//! To remove a folder, its entries have to be listed, and to list them takes a file descriptor for each level.
-//! A process that failed because it had no more of them would leave what it began. So one is kept for that,
-//! and one level is listed at a time.
+//! Removing a folder requires listing its entries, which takes a file descriptor per level. A process that failed
+//! because it ran out of descriptors would leave its unfinished files. Therefore one descriptor is reserved for the
+//! removal, and one level is listed at a time.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,21 +10,21 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-/// A temporary folder, removed when it is dropped.
+/// A temporary folder that is removed on drop.
 #[derive(Debug)]
 pub(super) struct Scratch {
     folder: TempDir,
-    /// `true` if it stays when this is dropped.
+    /// `true` if the folder stays on drop.
     kept: bool,
-    /// The descriptor that is given back when the folder is removed.
+    /// The descriptor that is released before the folder is removed.
     reserve: Option<File>,
 }
 
 impl Scratch {
-    /// Keeps a descriptor for the end.
+    /// Reserves a descriptor for the removal.
     pub(super) fn new(folder: TempDir) -> io::Result<Self> {
         let reserve = File::open(folder.path()).inspect_err(|_| {
-            // It is empty: to remove it takes no descriptor.
+            // The folder is empty: removing it takes no descriptor.
             let _ = fs::remove_dir(folder.path());
         })?;
         Ok(Self {
@@ -38,13 +38,13 @@ impl Scratch {
         self.folder.path()
     }
 
-    /// Leaves the folder where it is.
+    /// Keeps the folder.
     pub(super) fn keep(mut self) {
         self.kept = true;
         self.folder.disable_cleanup(true);
     }
 
-    /// Removes the folder, and says if that fails.
+    /// Removes the folder, and returns an error if that fails.
     pub(super) fn close(mut self) -> io::Result<()> {
         self.remove()
     }
@@ -61,15 +61,15 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         if !self.kept {
-            // A second attempt, without a word, is that of the temporary folder itself.
+            // `TempDir` itself makes a second attempt and ignores errors.
             let _ = self.remove();
         }
     }
 }
 
-/// Removes a folder and all that is in it, with one file open at a time.
+/// Removes a folder and everything in it, with one open file at a time.
 pub(super) fn remove_all(folder: &Path) -> io::Result<()> {
-    // Each folder comes before those inside it.
+    // Each folder comes before its subfolders.
     let mut folders = vec![folder.to_path_buf()];
     let mut next = 0;
     while let Some(folder) = folders.get(next).cloned() {
@@ -85,7 +85,7 @@ pub(super) fn remove_all(folder: &Path) -> io::Result<()> {
     folders.iter().rev().try_for_each(fs::remove_dir)
 }
 
-/// What a folder holds, and whether that is a folder itself; links are not followed.
+/// Returns the entries of a folder, and whether each is a folder; links are not followed.
 fn entries(folder: &Path) -> io::Result<Vec<(PathBuf, bool)>> {
     if folder.symlink_metadata()?.is_symlink() {
         return Err(io::Error::other("the folder became a symbolic link"));

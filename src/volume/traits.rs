@@ -1,7 +1,7 @@
-//! The traits that every volume implements, and the conveniences that come with them.
+//! The traits of volumes, and convenience methods for them.
 //!
-//! [`Volume`] is small, so that wrappers can forward all of it; [`VolumeExt`] is implemented once
-//! for every volume, so that no wrapper can get its methods wrong.
+//! [`Volume`] is small, so that wrappers can forward all of it; [`VolumeExt`] is implemented once for every volume, so
+//! that no wrapper can get its methods wrong.
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -21,12 +21,10 @@ use crate::region::Region;
 ///
 /// # Wrappers
 ///
-/// A wrapper implements [`inner`](Self::inner). The other default methods then ask the inner
-/// volume, except where an answer depends on the voxels: `read_chunk`, `fill_chunk` and `identity`
-/// never do.
-/// Methods that take or describe chunks ask it only while both volumes have the same channels,
-/// shape and read chunks. Put `#[deny(clippy::missing_trait_methods)]` on the `impl` to have
-/// the compiler report a method that was not considered.
+/// A wrapper implements [`inner`](Self::inner). The other default methods then forward to the inner volume, except
+/// where an answer depends on the voxels: `read_chunk`, `fill_chunk` and `identity` never do. Methods that take or
+/// describe chunks forward only while both volumes have the same channels, shape and read chunks. Put
+/// `#[deny(clippy::missing_trait_methods)]` on the `impl` to have the compiler report methods that were not considered.
 pub trait Volume: Debug + Send + Sync {
     /// Returns the shape, voxel type, chunks and geometry.
     fn layout(&self) -> &Layout;
@@ -36,9 +34,8 @@ pub trait Volume: Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`Error::OutOfBounds`], [`Error::NoSuchChannel`] and [`Error::BufferLength`] if the
-    /// three do not fit the volume and each other; [`Error::Io`] and [`Error::Chunk`] if the
-    /// store cannot be read.
+    /// [`Error::OutOfBounds`], [`Error::NoSuchChannel`] and [`Error::BufferLength`] if the arguments do not fit the
+    /// volume and each other; [`Error::Io`] and [`Error::Chunk`] if the store cannot be read.
     fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()>;
 
     /// Returns the volume that this one wraps; `None` if it reads its voxels itself.
@@ -74,46 +71,45 @@ pub trait Volume: Debug + Send + Sync {
         }
     }
 
-    /// Returns the number of time points that the channels consist of: first all channels of the
-    /// first time point, then those of the next. `None` if no axis is known to be time, or if another
-    /// axis varies more slowly.
+    /// Returns the number of time points into which the channels are divided: first all channels of the first time
+    /// point, then those of the second, and so on. `None` if no axis is known to be time, or if a different axis varies
+    /// more slowly.
     fn time_points(&self) -> Option<u64> {
         let inner = self.inner()?;
         let same = inner.layout().channels == self.layout().channels;
         same.then(|| inner.time_points())?
     }
 
-    /// Returns the axes in the order of storage, slowest first, 0 to 3 for c, z, y, x, if reading
-    /// the voxels in that order is far cheaper than any other, as in a compressed file. `None`
-    /// if all orders cost about the same.
+    /// Returns the axes in storage order, slowest first (0 to 3 for c, z, y, x), if reading the voxels in that order is
+    /// far cheaper than in any other, as in a compressed file. `None` if all orders cost about the same.
     fn sequential_order(&self) -> Option<[usize; 4]> {
         same_chunks(self)?.sequential_order()
     }
 
-    /// Returns the preferred size of a read, c, z, y, x, of a volume without chunks: planes of a
-    /// mapped file, whose pages are read together anyway. `None` if the size makes no difference.
+    /// Returns the preferred read size (c, z, y, x) of a volume without chunks: planes of a mapped file, whose pages
+    /// are read together anyway. `None` if the size makes no difference.
     fn read_granularity(&self) -> Option<ChunkShape> {
         same_chunks(self)?.read_granularity()
     }
 
-    /// Returns the bytes of one voxel of the write chunk that contains the read chunk `index` (c, z,
-    /// y, x), if that chunk is known not to be stored. `None` if it is stored, or if only a read could
-    /// say. Much cheaper than a read.
+    /// Returns the fill value (the bytes of one voxel) of the write chunk that contains the read chunk `index` (c, z,
+    /// y, x), if that chunk is known not to be stored. `None` if it is stored, or if only a read could determine that.
+    /// Much cheaper than a read.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] if the store cannot be asked.
+    /// [`Error::Io`] if the store cannot be queried.
     fn fill_chunk(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
         let _ = index;
         Ok(None)
     }
 
-    /// Returns what was read since the volume was opened; zeros where nothing is counted.
+    /// Returns counts of reads since the volume was opened; zeros if nothing is counted.
     fn read_stats(&self) -> ReadStats {
         self.inner().map(Volume::read_stats).unwrap_or_default()
     }
 
-    /// Returns every file, or folder of files, whose bytes decide what a read returns.
+    /// Returns every file, or folder of files, whose bytes determine the voxels.
     fn source_files(&self) -> Vec<PathBuf> {
         match self.inner() {
             Some(inner) => inner.source_files(),
@@ -121,9 +117,9 @@ pub trait Volume: Debug + Send + Sync {
         }
     }
 
-    /// Checks that the files are still those that were opened and were not written to since, as far as
-    /// inode, size and time of change show it. For a Zarr array, only the metadata are
-    /// checked here; a chunk is checked when it is read.
+    /// Checks that the files are still those that were opened and have not been written to since, as far as inode, size
+    /// and modification time show. For a Zarr array, only the metadata is checked here; a chunk is checked when it is
+    /// read.
     ///
     /// # Errors
     ///
@@ -132,11 +128,11 @@ pub trait Volume: Debug + Send + Sync {
         self.inner().map_or(Ok(()), Volume::check_unchanged)
     }
 
-    /// Identifies the voxels and the rescale among all volumes with the same source files. It
-    /// includes whatever the files do not say, such as the channels that were selected, or a checksum of
-    /// voxels in memory, but no path.
+    /// Returns a value that identifies the voxels and the rescale among all volumes with the same source files. It
+    /// includes everything that is not in the files, such as the selected channels or a checksum of voxels in memory,
+    /// but no path.
     ///
-    /// The default refuses, for a wrapper too: only the volume knows what it does to the voxels.
+    /// The default implementation returns an error, for a wrapper too: only the volume knows how it changes the voxels.
     ///
     /// # Errors
     ///
@@ -147,7 +143,7 @@ pub trait Volume: Debug + Send + Sync {
         })
     }
 
-    /// Returns the bytes that the voxels take where they are stored.
+    /// Returns the stored size of the voxels in bytes.
     ///
     /// # Errors
     ///
@@ -160,7 +156,7 @@ pub trait Volume: Debug + Send + Sync {
     }
 }
 
-/// The inner volume of a wrapper, if chunk indices mean the same in both.
+/// Returns the inner volume of a wrapper, if chunk indices mean the same in both.
 fn same_chunks<V: Volume + ?Sized>(volume: &V) -> Option<&dyn Volume> {
     let inner = volume.inner()?;
     let grid = |layout: &Layout| (layout.channels, layout.shape, layout.read_chunk);
@@ -213,7 +209,7 @@ impl<V: Volume + ?Sized> Volume for Arc<V> {
     }
 }
 
-/// Conveniences that every [`Volume`] has.
+/// Convenience methods of every [`Volume`].
 ///
 /// They are implemented once, for every type that implements [`Volume`], and cannot be overridden.
 ///
@@ -255,7 +251,7 @@ pub trait VolumeExt: Volume {
         Ok(patch)
     }
 
-    /// Returns `true` if reading front to back is far cheaper than any other order (see
+    /// Returns `true` if reading front to back is far cheaper than in any other order (see
     /// [`sequential_order`](Volume::sequential_order)).
     fn is_sequential(&self) -> bool {
         self.sequential_order().is_some()
@@ -298,21 +294,20 @@ impl<V: Volume + ?Sized> VolumeExt for V {}
 
 /// A volume under construction.
 ///
-/// Nothing can be seen under the output's name until [`finish`](Self::finish): until then the
-/// voxels gather beside it under a name that ends in `.incomplete`, which is removed when the
-/// volume is dropped unfinished.
+/// Nothing appears under the output's name until [`finish`](Self::finish). Until then, the voxels are stored next to it
+/// under a name that ends in `.incomplete`, which is removed when the volume is dropped unfinished.
 pub trait VolumeMut: Debug + Send + Sync {
     /// Returns the layout of the stored volume.
     fn layout(&self) -> &Layout;
 
     /// Writes the voxels of some channels of a region, row-major c, z, y, x, in native byte order.
     ///
-    /// Writes may run at once as long as no two touch the same write chunk.
+    /// Concurrent writes are allowed if no two of them touch the same write chunk.
     ///
     /// # Errors
     ///
-    /// [`Error::PartialChunk`] if channels and region are not made of whole write chunks (cut at
-    /// the volume's edge), [`Error::BufferLength`], and [`Error::Io`] if the disk refuses.
+    /// [`Error::PartialChunk`] if channels and region do not consist of whole write chunks (clipped at the volume's
+    /// edge), [`Error::BufferLength`], and [`Error::Io`] if the voxels cannot be written.
     fn write_channels(&self, channels: Range<u64>, region: Region, voxels: &[u8]) -> Result<()>;
 
     /// Writes all channels of a region.
@@ -324,18 +319,18 @@ pub trait VolumeMut: Debug + Send + Sync {
         self.write_channels(0..self.layout().channels, region, voxels)
     }
 
-    /// Bytes that voxels of coarser levels may take at most while they wait for others, if the
-    /// write chunks come one after another, all channels of each together, the axes in `order`
-    /// (0 to 2 for z, y, x, the slowest first). 0 where there are no such levels.
+    /// Returns the maximum bytes of coarser-level voxels that wait for others, if the write chunks arrive one after
+    /// another, all channels of each together, with the axes in `order` (0 to 2 for z, y, x, slowest first). 0 if there
+    /// are no coarser levels.
     fn pyramid_buffer_bytes(&self, order: [usize; 3]) -> u64 {
         let _ = order;
         0
     }
 
-    /// Makes the output durable and gives it its name.
+    /// Flushes the output to disk and gives it its name.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] if the disk refuses, [`Error::Exists`] if something took the name meanwhile.
+    /// [`Error::Io`] if the output cannot be written or renamed, [`Error::Exists`] if its name has been taken.
     fn finish(self: Box<Self>) -> Result<()>;
 }

@@ -1,19 +1,19 @@
-//! Units of length, by the names that files give them.
+//! Units of length, by their names in files.
 //!
-//! Every reader asks here, so that one word means one length in every format. A word that is not
-//! in the table is an error of the reader that found it: it is never taken for millimetres.
+//! Every reader uses this table, so that one word means one length in every format. A word that is not in the table is
+//! an error of the reader that found it; it is never assumed to mean millimeters.
 
 /// A unit that a file may name.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Unit {
-    /// Of this many millimetres.
+    /// A length in millimeters.
     Millimetres(f64),
-    /// A word that says that lengths were not measured, like `pixel`: they are taken as they are.
+    /// A word for lengths without a unit, like `pixel`: they are used unchanged.
     None,
 }
 
 impl Unit {
-    /// The factor that makes millimetres of lengths in this unit.
+    /// Returns the factor that converts lengths in this unit to millimeters.
     pub(super) const fn factor(self) -> f64 {
         match self {
             Self::Millimetres(factor) => factor,
@@ -22,7 +22,7 @@ impl Unit {
     }
 }
 
-/// Symbols, which are compared as they are, or in small letters if they have capitals only.
+/// Symbols. They are compared exactly, or in lower case if they have only capitals.
 const SYMBOLS: [(&str, f64); 21] = [
     ("fm", 1e-12),
     ("pm", 1e-9),
@@ -47,7 +47,7 @@ const SYMBOLS: [(&str, f64); 21] = [
     ("µ", 1e-3),
 ];
 
-/// Words, in small letters and without the s of a plural.
+/// Words, in lower case and without a plural s.
 const WORDS: [(&str, f64); 11] = [
     ("micron", 1e-3),
     ("angstrom", 1e-7),
@@ -62,7 +62,7 @@ const WORDS: [(&str, f64); 11] = [
     ("parsec", 3.085_677_581_491_367e19),
 ];
 
-/// What stands before `meter`, and the power of ten that it means.
+/// Prefixes of `meter`, with their powers of ten.
 const PREFIXES: [(&str, i32); 21] = [
     ("yocto", -24),
     ("zepto", -21),
@@ -92,10 +92,10 @@ const NOT_MEASURED: [&str; 9] = [
     "", "?", "???", "none", "pixel", "px", "voxel", "index", "unitless",
 ];
 
-/// The unit that `name` means; `None` if the word is not known.
+/// Returns the unit called `name`; `None` if the word is unknown.
 pub(super) fn unit(name: &str) -> Option<Unit> {
     let name = name.trim().trim_end_matches('\0');
-    // Both letters that look like a mu are one, and so are both that look like an angstrom.
+    // Both characters that look like a mu are treated as one, and so are both that look like an angstrom.
     let same = |c: char| match c {
         'μ' => 'µ',
         '\u{212b}' => 'Å',
@@ -104,8 +104,8 @@ pub(super) fn unit(name: &str) -> Option<Unit> {
     let name: String = name.chars().take(40).map(same).collect();
     let lower = name.to_lowercase().replace('μ', "µ");
     let symbol = |text: &str| SYMBOLS.iter().find(|(symbol, _)| *symbol == text);
-    // "Mm" would be a thousand kilometres, and "Nm" no length: of symbols, letters of both kinds
-    // are not taken for small ones.
+    // "Mm" would be a thousand kilometers, and "Nm" is not a length: symbols in mixed case are not converted to lower
+    // case.
     let one_case =
         name.starts_with('\\') || name.chars().count() == 1 || name == name.to_uppercase();
     let found = symbol(&name).or_else(|| symbol(&lower).filter(|_| one_case && name != "M"));
@@ -132,12 +132,12 @@ pub(super) fn unit(name: &str) -> Option<Unit> {
         .find_map(|end| singular.strip_suffix(end))?;
     let stem = stem.trim_end_matches(['-', ' ', '_']);
     let (_, power) = PREFIXES.iter().find(|(prefix, _)| *prefix == stem)?;
-    // By its digits, which gives the nearest number; a power that is computed may not be.
+    // Parsing the digits gives the nearest number; computing a power may not.
     let factor = format!("1e{}", power + 3).parse().ok()?;
     Some(Unit::Millimetres(factor))
 }
 
-/// The name that OME-Zarr has for the unit of so many millimetres.
+/// Returns the OME-Zarr name of the unit of `factor` millimeters.
 pub(super) fn name(factor: f64) -> Option<&'static str> {
     const NAMES: [(f64, &str); 9] = [
         (1e-9, "picometer"),
@@ -156,8 +156,8 @@ pub(super) fn name(factor: f64) -> Option<&'static str> {
     found.map(|&(_, name)| name)
 }
 
-/// How many units of `factor` millimetres a length is: of the numbers that give it again, the one
-/// with the fewest digits.
+/// Converts a length to units of `factor` millimeters. Of the numbers that convert back to exactly the same length,
+/// returns the one with the fewest digits.
 pub(super) fn in_units(millimetres: f64, factor: f64) -> f64 {
     let near = millimetres / factor;
     let digits = |n: &f64| n.to_string().len();
@@ -168,7 +168,7 @@ pub(super) fn in_units(millimetres: f64, factor: f64) -> f64 {
     exact.min_by_key(digits).unwrap_or(near)
 }
 
-/// Says that a word is not a unit, for an error.
+/// Returns the error message for a word that is not a unit.
 pub(super) fn unknown(word: &str) -> String {
     format!(
         "the unit {:?} is not a length that is known (write mm, um, nm, angstrom or another of the \

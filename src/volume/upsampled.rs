@@ -1,8 +1,8 @@
 //! A coarser volume on a finer grid: each voxel is the nearest one of the coarse volume.
 //!
-//! Nothing is made up between voxels, so labels stay labels and weights stay weights; and
-//! nothing is held: a read reads the part of the coarse volume that it needs. Where both volumes lie is
-//! what their geometries say, so that a coarse voxel covers the same millimetres in both.
+//! Values are not interpolated, so labels stay labels and weights stay weights. Nothing is copied in advance: a read
+//! reads the part of the coarse volume that it needs. The geometries determine the positions of both volumes, so that a
+//! coarse voxel covers the same millimeters in both.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -16,39 +16,40 @@ use crate::error::Result;
 use crate::geometry::Affine;
 use crate::region::{AXES, Region, Shape};
 
-/// Chunks are cut until they have no more voxels than this, since all of one is made at once.
+/// Chunks are halved until they have at most this many voxels, because a whole chunk is computed at once.
 const MOST_VOXELS: u64 = 1 << 21;
 
-/// Two faces that are a whole voxel apart are so within rounding.
+/// The rounding error, in voxels, within which two faces count as a whole voxel apart.
 const ROUNDING: f64 = 1e-3;
 
-/// A coarser volume as if it had the voxels of a finer one, nearest neighbours, any ratio.
+/// A coarser volume presented with the voxels of a finer one, by nearest neighbor, for any ratio.
 ///
-/// Put a [`Cached`](super::Cached) beneath it where the same parts are read again and again.
+/// Put a [`Cached`](super::Cached) beneath it if the same parts are read repeatedly.
 #[derive(Debug)]
 pub struct Upsampled {
     inner: Arc<dyn Volume>,
     layout: Layout,
-    /// Along z, y, x: fine voxel i lies in coarse voxel `(i + 1/2) * scale + shift`, rounded down.
+    /// Along z, y, x: fine voxel i is in coarse voxel `(i + 1/2) * scale + shift`, rounded down.
     scale: [f64; 3],
     shift: [f64; 3],
 }
 
 impl Upsampled {
-    /// `coarse` on the grid of `fine`.
+    /// Presents `coarse` on the grid of `fine`.
     ///
     /// # Errors
     ///
-    /// [`Error::GridMismatch`](crate::Error::GridMismatch) if the axes of the two point elsewhere, if `coarse` has more voxels along
-    /// an axis, or if what the two cover differs by a voxel of `coarse` or more at any face (by a tenth
-    /// along an axis with as many voxels). The last face may differ by more in a level of a pyramid that lost the
-    /// last voxels, if its first voxel has the centre of the first of `fine`, as where levels have a scale only.
+    /// [`Error::GridMismatch`](crate::Error::GridMismatch) if the axes of the two have different directions, if
+    /// `coarse` has more voxels along an axis, or if the extents differ by a voxel of `coarse` or more at any face (by
+    /// a tenth of a voxel along an axis with equally many voxels). The last face may differ by more in a pyramid level
+    /// that lost its last voxels, if the centers of both first voxels coincide, as in pyramids whose levels have only a
+    /// scale.
     pub fn new(coarse: Arc<dyn Volume>, fine: &Layout) -> Result<Self> {
         Self::within(coarse, fine, TOLERANCE)
     }
 
-    /// As [`new`](Self::new). Directions may differ by `tolerance` voxels of `coarse` at its far end, and an axis
-    /// with as many voxels in both by `tolerance` voxels at each end.
+    /// As [`new`](Self::new), with a tolerance. Directions may differ by `tolerance` voxels of `coarse` at its far end,
+    /// and an axis with equally many voxels in both by `tolerance` voxels at each end.
     ///
     /// # Errors
     ///
@@ -114,11 +115,12 @@ impl Upsampled {
         Ok(Self::spread_over(coarse, fine, scale, shift))
     }
 
-    /// `coarse` on the grid of `fine`, both taken to cover the same extent wherever they say that they lie.
+    /// Presents `coarse` on the grid of `fine`, assuming that both cover the same extent. Their geometries are ignored.
     ///
     /// # Errors
     ///
-    /// [`Error::GridMismatch`](crate::Error::GridMismatch) unless each axis has one whole number of times fewer voxels, rounded up or down.
+    /// [`Error::GridMismatch`](crate::Error::GridMismatch) unless the length of each axis of `fine`, divided by a whole
+    /// number and rounded up or down, is that of `coarse`.
     pub fn stretched(coarse: Arc<dyn Volume>, fine: &Layout) -> Result<Self> {
         let own = coarse.layout();
         let whole = |a: usize| {
@@ -158,19 +160,19 @@ impl Upsampled {
         }
     }
 
-    /// The coarse voxel that a fine one lies in.
+    /// Returns the coarse voxel that contains a fine one.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "the cast stops at the ends of u64"
     )]
     fn coarse(&self, axis: usize, fine: u64) -> u64 {
-        // What lies on a face, but for rounding, belongs to the voxel beyond it.
+        // A position on a face, within rounding, belongs to the voxel after it.
         let at = (float(fine) + 0.5) * self.scale[axis] + self.shift[axis] + 1e-6;
         (at as u64).min(self.inner.layout().shape[axis] - 1)
     }
 
-    /// The coarse voxels that a region, not empty and inside, needs.
+    /// Returns the coarse voxels that a region needs. The region must be inside the volume and not empty.
     fn needed(&self, region: Region) -> Region {
         let ends: [[u64; 2]; 3] = std::array::from_fn(|a| {
             let start = region.start[a].unsigned_abs();
@@ -180,7 +182,7 @@ impl Upsampled {
         Region::new(start, ends.map(|[first, last]| last - first + 1))
     }
 
-    /// The channels and region of a chunk, and the coarse chunks that it needs.
+    /// Returns the channels and the region of a chunk, and the coarse chunks that it needs.
     fn coarse_chunks(
         &self,
         index: ChunkShape,
@@ -195,7 +197,7 @@ impl Upsampled {
         Ok((channels, region, all))
     }
 
-    /// Spreads coarse voxels over a region of fine ones.
+    /// Copies coarse voxels to a region of fine ones.
     fn spread(&self, source: (&[u8], Region), (out, region): (&mut [u8], Region), channels: usize) {
         let (voxels, needed) = source;
         let size = self.layout.dtype.size();
@@ -224,14 +226,14 @@ impl Upsampled {
     }
 }
 
-/// The directions of x, y and z as columns of length 1.
+/// Returns the directions of x, y and z as columns of length 1.
 fn unit(affine: &Affine, spacing: [f64; 3]) -> [[f64; 3]; 3] {
     std::array::from_fn(|row| {
         std::array::from_fn(|column| affine[row][column] / spacing[2 - column])
     })
 }
 
-/// About what a coarse chunk covers, and no more than may be made at once.
+/// Returns the chunk shape that covers about one coarse chunk, within the limit of [`MOST_VOXELS`].
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -279,7 +281,7 @@ impl Volume for Upsampled {
         Ok(())
     }
 
-    /// A chunk that needs one coarse chunk that is not stored is not stored either.
+    /// Reads a chunk. If it needs only one coarse chunk and that is not stored, it is a fill chunk.
     fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
         let (channels, region, mut all) = self.coarse_chunks(index)?;
         let needed = self.needed(region);
@@ -331,20 +333,20 @@ impl Volume for Upsampled {
         self.inner.time_points()
     }
 
-    /// Always `None`: neighbouring slabs need the same coarse plane, so going through them goes back
-    /// in the coarse volume.
+    /// Returns `None`: neighboring slabs need the same coarse plane, so a pass over them goes back in the coarse
+    /// volume.
     fn sequential_order(&self) -> Option<[usize; 4]> {
         None
     }
 
-    /// Fine voxels along each axis of what is best read together of the coarse volume.
+    /// Returns the fine voxels along each axis of a preferred read of the coarse volume.
     fn read_granularity(&self) -> Option<ChunkShape> {
         let coarse = self.inner.read_granularity()?;
         Some(fine_chunk(coarse, self.scale))
     }
 
-    /// Returns a value if none of the coarse chunks that the chunk needs is stored, and all have the
-    /// same value. There are no write chunks here: only the chunk itself is meant.
+    /// Returns a fill value if none of the coarse chunks that the chunk needs is stored, and all have the same value.
+    /// This volume has no write chunks: the answer is for the chunk itself.
     fn fill_chunk(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
         let (_, _, all) = self.coarse_chunks(index)?;
         let mut common = None;
@@ -393,7 +395,7 @@ mod tests {
     use crate::geometry::Geometry;
     use crate::volume::{MemoryVolume, VolumeExt, VolumeMut, suite};
 
-    /// Numbers 0, 1, 2, ... with the geometry of a grid `ratio` times coarser that begins at the same face.
+    /// Numbers 0, 1, 2, ... with the geometry of a grid `ratio` times coarser that starts at the same face.
     fn coarse(shape: Shape, ratio: [f64; 3], chunk: Option<ChunkShape>) -> MemoryVolume {
         let origin = ratio.map(|ratio| (ratio - 1.0) / 2.0);
         counting(shape, Geometry::from_parts(ratio, origin), chunk)
@@ -419,7 +421,8 @@ mod tests {
             ([9, 12, 3], [6, 8, 2], [1.5; 3]),
             ([8, 6, 4], [4, 3, 2], [2.0; 3]),
             ([9, 6, 12], [3, 2, 4], [3.0; 3]),
-            // Odd sizes: the last coarse voxel hangs over, or what is left has none of its own.
+            // Odd sizes: the last coarse voxel extends beyond the fine grid, or the rest of that grid has no coarse
+            // voxel.
             ([7, 9, 5], [4, 5, 3], [2.0; 3]),
             ([7, 9, 5], [3, 4, 2], [2.0; 3]),
             ([10, 11, 8], [7, 7, 5], [1.5; 3]),
@@ -438,7 +441,7 @@ mod tests {
                         for y in 0..fine[1] {
                             for x in 0..fine[2] {
                                 let at: [usize; 3] = std::array::from_fn(|a| {
-                                    // The centre in mm, and the voxel that holds it.
+                                    // The center in mm, and the voxel that contains it.
                                     let centre = float([z, y, x][a]) + 0.5;
                                     let last = low[a] - 1;
                                     let mut n = 0;
@@ -465,7 +468,7 @@ mod tests {
         let inner = coarse([2, 3, 4], [2.0; 3], None);
         let turned = |spacing: f64, origin: [f64; 3]| {
             let mut affine = [[0.0; 4]; 4];
-            // x runs along -y, y along x, z along z.
+            // x along -y, y along x, z along z.
             affine[1][0] = -spacing;
             affine[0][1] = spacing;
             affine[2][2] = spacing;

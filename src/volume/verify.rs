@@ -18,46 +18,45 @@ use crate::threads::pool;
 /// The result of [`verify`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VerifyReport {
-    /// Levels of the image; 1 for anything else.
+    /// The number of levels of the image; 1 for anything else.
     pub levels: u64,
-    /// Chunks that are stored and were decoded, or pieces of a flat file that were read.
+    /// Stored chunks that were decoded, or pieces of a flat file that were read.
     pub chunks: u64,
-    /// Chunks that are not stored, since they are all fill value.
+    /// Chunks that are not stored because they are all fill value.
     pub empty: u64,
     /// The chunks that could not be read or decoded, by level and name.
     pub damaged: Vec<DamagedChunk>,
 }
 
-/// A chunk that could not be read or decoded, or the index of a shard with all that it holds.
+/// A chunk that could not be read or decoded, or a shard whose index could not be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DamagedChunk {
-    /// Its level; 0 is the finest.
+    /// The level; 0 is the finest.
     pub level: usize,
-    /// Its key below the level's array, or its box in a flat file.
+    /// The key below the level's array, or the box in a flat file.
     pub chunk: String,
     /// The error message.
     pub problem: String,
 }
 
-/// Reads and decodes the volume at `path`, all levels of an image, on `threads` threads that each
-/// hold one chunk at a time. `progress` counts chunks.
+/// Reads and decodes the volume at `path`, including all levels of an image, on `threads` threads that each hold one
+/// chunk at a time. `progress` counts chunks.
 ///
-/// Damage is found where codecs have a checksum, as in outputs of this crate, or where the bytes
-/// cannot be decoded. A missing chunk reads as fill value, as if it had never been stored, unless
+/// Damage is found where codecs have a checksum, as in outputs of this crate, or where the bytes cannot be decoded. A
+/// missing chunk reads as fill value, as if it had never been stored, unless
 /// [`MissingChunks::Error`](super::MissingChunks::Error) is set.
 ///
 /// # Errors
 ///
-/// As [`open`](super::open) if the metadata of a level cannot be read, and [`Error::Interrupted`] if
-/// `progress` says so. Damaged chunks are no error, but a finding.
+/// As [`open`](super::open) if the metadata of a level cannot be read, and [`Error::Interrupted`] if `progress`
+/// requests it. Damaged chunks are not an error, but part of the report.
 pub fn verify(path: &Path, threads: usize, progress: Progress<'_>) -> Result<VerifyReport> {
     OpenOptions::default().verify(path, threads, progress)
 }
 
 impl OpenOptions {
-    /// Verifies the volume at `path`, all levels of it, as [`verify`] does, but reads it as these
-    /// options say: with [`MissingChunks::Error`](super::MissingChunks::Error), a chunk that has no file is
-    /// damaged.
+    /// Verifies all levels of the volume at `path`, as [`verify`] does, with these options. With
+    /// [`MissingChunks::Error`](super::MissingChunks::Error), a chunk that has no file counts as damaged.
     ///
     /// # Errors
     ///
@@ -141,7 +140,7 @@ impl Work<'_> {
             let inner: Vec<ChunkShape> = intersecting(read, &channels, region).collect();
             let stored = match volume.fill_chunk(inner[0]) {
                 Ok(fill) => fill.is_none(),
-                // Reading them tells what is wrong.
+                // Reading the chunks reports the problem.
                 Err(_) => true,
             };
             if !stored {
@@ -174,7 +173,7 @@ impl Work<'_> {
                 };
                 self.note(0, place, &error);
                 if volume.is_sequential() {
-                    // What comes after a fault in a stream cannot be reached.
+                    // Data after a fault in a stream cannot be reached.
                     return Ok(());
                 }
             }
@@ -213,16 +212,16 @@ impl Work<'_> {
     }
 }
 
-/// Voxels of a piece of a flat file.
+/// Voxels per piece of a flat file.
 const PIECE: u64 = 1 << 20;
 
-/// The boxes that a volume without chunks is read in.
+/// Returns the boxes in which a volume without chunks is read.
 fn slabs(volume: &dyn Volume) -> Slabs {
     let order = volume.sequential_order().unwrap_or(ROW_MAJOR);
     Slabs::up_to(volume.layout(), order, PIECE)
 }
 
-/// How many chunks or pieces a volume has.
+/// Returns the number of chunks or pieces of a volume.
 fn pieces(volume: &dyn Volume) -> u64 {
     let layout = volume.layout();
     match layout.read_chunk {
@@ -274,7 +273,7 @@ mod tests {
         let path = dir.path().join("a.zarr");
         image(&path, None);
         let sound = verify(&path, 3, &silent).unwrap();
-        // Level 0 has 4 x 2 x 1 chunks, level 1 of 8 x 8 x 4 voxels 2 x 1 x 1; channel 1 is empty.
+        // Level 0 has 4 x 2 x 1 chunks, level 1 (8 x 8 x 4 voxels) has 2 x 1 x 1; channel 1 is empty.
         assert_eq!((sound.levels, sound.chunks, sound.empty), (2, 10, 10));
         assert_eq!(sound.damaged, []);
         for key in ["0/c/0/2/1/0", "1/c/0/1/0/0"] {

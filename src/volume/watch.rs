@@ -1,4 +1,4 @@
-//! Whether inputs are still what they were when they were opened.
+//! Detection of changes to inputs since they were opened.
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
@@ -7,11 +7,11 @@ use std::time::{Duration, SystemTime};
 
 use crate::error::{Error, Result};
 
-/// Files as they were when they were opened.
+/// The state of files when they were opened.
 #[derive(Debug, Default)]
 pub(super) struct Watch(Vec<(PathBuf, Seen)>);
 
-/// What of a file is different once it has other content.
+/// The properties of a file that differ if it has other content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Seen {
     identity: (u64, u64),
@@ -30,12 +30,12 @@ impl Seen {
 }
 
 impl Watch {
-    /// Remembers a file.
+    /// Records the state of a file.
     pub(super) fn add(&mut self, path: &Path, found: &Metadata) {
         self.0.push((path.to_path_buf(), Seen::new(found)));
     }
 
-    /// Checks that all files are what they were.
+    /// Checks that all files are unchanged.
     pub(super) fn check(&self) -> Result<()> {
         for (path, before) in &self.0 {
             let what = match fs::metadata(path).map(|found| Seen::new(&found)) {
@@ -64,7 +64,7 @@ fn changed(path: &Path, what: String) -> Error {
     }
 }
 
-/// A moment after which files must not be written.
+/// A moment after which files must not have been written.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Since(SystemTime);
 
@@ -73,8 +73,8 @@ impl Since {
         Self(SystemTime::now())
     }
 
-    /// Checks that a file was not written later. Both its times must be later: that of its
-    /// content alone can be set to any, and that of its inode changes when it gets another link.
+    /// Checks that a file was not written later. Only if both times are later does the file count as written: the
+    /// modification time can be set to any value, and the time of the inode also changes when a link is added.
     pub(super) fn check(self, path: &Path, found: &Metadata) -> Result<()> {
         let later = |seconds: i64, nanos: i64| {
             let parts = (u64::try_from(seconds), u32::try_from(nanos));
@@ -111,7 +111,7 @@ mod tests {
         let path = dir.path().join("scan");
         let begin = || {
             fs::write(&path, b"voxels").unwrap();
-            // As if it had been written long ago.
+            // Simulates a file that was written long ago.
             let old = SystemTime::now() - Duration::from_hours(1);
             File::options()
                 .write(true)
@@ -152,7 +152,7 @@ mod tests {
         let check = |since: Since| since.check(&path, &fs::metadata(&path).unwrap());
         assert!(matches!(check(before), Err(Error::InputModified { .. })));
         check(Since(SystemTime::now() + Duration::from_mins(1))).unwrap();
-        // A time that lies ahead was set by hand; a link changes the inode alone.
+        // A modification time in the future was set by hand; a new link changes only the inode.
         let file = File::options().write(true).open(&path).unwrap();
         file.set_modified(SystemTime::now() + Duration::from_hours(9))
             .unwrap();

@@ -1,5 +1,5 @@
-//! Compressing a flat file as a whole, on all threads: independent gzip members, one after the
-//! other, which every reader of gzip takes for one stream.
+//! Compression of a whole flat file on all threads, as independent gzip members in sequence. Every gzip reader treats
+//! them as one stream.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -14,14 +14,14 @@ use rustix::fs::{FallocateFlags, fallocate};
 use crate::error::{Error, Result};
 use crate::threads::{pool, threads};
 
-/// Bytes of each member before it is compressed.
+/// Uncompressed bytes per member.
 pub(super) const MEMBER: u64 = 1 << 20;
 
-/// The usual effort.
+/// The default compression level.
 pub(super) const LEVEL: u8 = 5;
 
-/// Compresses the first `length` bytes of a file into another, which is empty, for an output at
-/// `path`. What was compressed is given back to the disk where the file system can do that.
+/// Compresses the first `length` bytes of `from` into the empty file `to`, for an output at `path`. Compressed ranges
+/// of `from` are released (hole punching) where the file system supports that.
 pub(super) fn pack(from: &File, length: u64, to: &File, level: u8, path: &Path) -> Result<()> {
     let pool = pool(threads(), "compress", path)?;
     let together = 2 * pool.current_num_threads() as u64;
@@ -38,7 +38,7 @@ pub(super) fn pack(from: &File, length: u64, to: &File, level: u8, path: &Path) 
             to.write_all_at(&part, end).map_err(failed)?;
             end += part.len() as u64;
         }
-        // It only saves space: some file systems cannot.
+        // This only saves space, and some file systems do not support it.
         let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let _ = fallocate(from, hole, at * MEMBER, (stop - at) * MEMBER);
         at = stop;
@@ -46,7 +46,7 @@ pub(super) fn pack(from: &File, length: u64, to: &File, level: u8, path: &Path) 
     Ok(())
 }
 
-/// Member `n` of a file.
+/// Compresses member `n` of a file.
 fn member(from: &File, n: u64, length: u64, level: u8) -> io::Result<Vec<u8>> {
     let start = n * MEMBER;
     let bytes = usize::try_from(MEMBER.min(length - start)).map_err(io::Error::other)?;

@@ -1,9 +1,8 @@
-//! Flat files: all voxels in one piece, uncompressed or packed as a whole.
+//! Flat files: all voxels in one piece, uncompressed or compressed as a whole.
 //!
-//! An uncompressed file is mapped, and voxels are copied out of the map row by row, whatever
-//! the order of its axes and however unaligned they lie, or it is read by system calls; a packed one
-//! is a [`StreamVolume`]. What a header promises and a file does not hold is
-//! an error when the file is opened, as far as that can be known without unpacking.
+//! An uncompressed file is memory-mapped and copied row by row, in any axis order and at any alignment, or it is read
+//! by system calls. A compressed file is a [`StreamVolume`]. A file that is shorter than its header promises is an
+//! error on opening, as far as that can be known without decompressing.
 
 mod gzip;
 mod pieces;
@@ -39,12 +38,12 @@ use crate::region::Region;
 
 pub(super) use self::write::FlatWriter;
 
-/// Planes of a mapped file that are best read together, if they have no more bytes than a [`SLAB`].
+/// Planes of a mapped file that are preferably read together, if they fit in a [`SLAB`] (bytes).
 const PLANES: u64 = 2;
 const SLAB: u64 = 8 << 20;
 
-/// Pieces of a file that are this long are read by system calls, which then cost less than the
-/// faults of a map.
+/// Runs of at least this many bytes are read by system calls, which then cost less than the page faults of a memory
+/// map.
 const LONG: u64 = 64 << 10;
 
 /// An uncompressed file.
@@ -57,32 +56,32 @@ pub(super) struct FlatVolume {
     file: File,
     voxels: Strided,
     big_endian: bool,
-    /// Bytes of the file, and of its header where that is another.
+    /// Bytes of the file, plus those of a separate header.
     stored: u64,
-    /// Where in the file the voxels begin and end.
+    /// The byte range of the voxels in the file.
     bytes: Range<u64>,
-    /// The file, and its header where that is another.
+    /// The file, and a separate header if there is one.
     files: Vec<PathBuf>,
     watch: Watch,
     counter: Counter,
 }
 
-/// A data file, open, with what the header says of it made definite.
+/// An open data file, with the values that the header leaves open resolved.
 #[derive(Debug)]
 struct Source {
     path: PathBuf,
     file: File,
     length: u64,
-    /// Where the voxels, or the packed stream, begin.
+    /// The byte where the voxels, or the compressed stream, begin.
     start: u64,
-    /// Bytes of the data file, and of the header where that is another file.
+    /// Bytes of the data file, plus those of a separate header.
     stored: u64,
-    /// The data file, and the header where that is another file.
+    /// The data file, and a separate header if there is one.
     files: Vec<PathBuf>,
     watch: Watch,
 }
 
-/// Opens the volume called `path`, which the header in the file `from` describes.
+/// Opens the volume named `path`, described by the header in the file `from`.
 pub(super) fn open(
     path: &Path,
     from: &Path,
@@ -134,7 +133,7 @@ impl FlatVolume {
 }
 
 impl FlatVolume {
-    /// Reads the pieces of a box that lie together in the file, one by one.
+    /// Reads the contiguous runs of a box one by one.
     fn read_runs(&self, channels: &Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
         let (run, starts) = self.voxels.runs(channels, region);
         let run = usize::try_from(run).expect("a piece of a buffer in memory");
@@ -147,19 +146,19 @@ impl FlatVolume {
 }
 
 impl FlatVolume {
-    /// Returns `true` if long pieces are read by system calls: not where a map keeps them at hand.
+    /// Returns `true` if long runs are read by system calls, which is not the case where a map keeps its pages.
     fn reads_pieces(&self) -> bool {
         self.voxels.is_planar() && !self.map.as_ref().is_some_and(Map::keeps)
     }
 
-    /// Why the file could not be read.
+    /// Returns the error for a failed read: the file is too short, or else the I/O error.
     fn unread(&self, source: std::io::Error) -> Error {
         let short = self.check_length().err();
         short.unwrap_or_else(|| Error::io("read", &self.files[0])(source))
     }
 
-    /// Checks that the file has not been made shorter: what lies beyond its end in its last
-    /// page reads as zeros.
+    /// Checks that the file has not been truncated: the part of the last page that is beyond the end of the file reads
+    /// as zeros.
     fn check_length(&self) -> Result<()> {
         let path = &self.files[0];
         let length = self.file.metadata().map_err(Error::io("read", path))?.len();
@@ -225,8 +224,8 @@ impl Volume for FlatVolume {
     }
 }
 
-/// The error for a file that holds less than its header promises: its voxels begin at the
-/// first of `needs` and end at the second.
+/// Returns the error for a file that is shorter than its header promises. `needs` holds the first byte of the voxels
+/// and the byte after the last.
 fn too_short(path: &Path, layout: &Layout, needs: (u64, u64), actual: u64) -> Error {
     Error::FileLength {
         path: path.to_path_buf(),
@@ -283,7 +282,7 @@ impl Source {
     }
 }
 
-/// Checks that a short file is not a note of where its bytes are.
+/// Checks that a short file is not a pointer to content that is stored elsewhere.
 fn check_pointer(path: &Path, file: &File, length: u64) -> Result<()> {
     const LONGEST: usize = 1024;
     let length = usize::try_from(length).unwrap_or(usize::MAX);
@@ -299,11 +298,11 @@ fn check_pointer(path: &Path, file: &File, length: u64) -> Result<()> {
     }
 }
 
-/// The longest name of a file that a header may have, in bytes.
+/// Maximum length of a file name in a header, in bytes.
 const MOST_NAME: usize = 1024;
 
-/// The file that a header names, which must be a regular one, below the header's folder unless
-/// others are allowed.
+/// Returns the path of the file that a header names. It must be a regular file, and must be below the header's folder
+/// unless external files are allowed.
 fn beside(header: &Path, name: &str, allow_external: bool) -> Result<PathBuf> {
     let refuse = |why: &str| Error::ExternalFile {
         path: header.to_path_buf(),
@@ -338,10 +337,10 @@ fn beside(header: &Path, name: &str, allow_external: bool) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Lines are for text before the voxels; more than this is a mistake.
+/// Maximum bytes of text lines before the voxels; more indicates a mistake.
 const MOST_LINE_BYTES: u64 = 16 << 20;
 
-/// The byte after so many lines from `byte` on.
+/// Returns the byte after `lines` lines from `byte` on.
 fn after_lines(path: &Path, file: &mut File, byte: u64, lines: u64) -> Result<u64> {
     file.seek(SeekFrom::Start(byte))
         .map_err(Error::io("read", path))?;

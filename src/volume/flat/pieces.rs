@@ -1,5 +1,5 @@
-//! Voxels in several uncompressed files, such as one for each slice: one after the other they are
-//! what a single file would hold.
+//! Voxels in several uncompressed files, such as one per slice. Concatenated, they are the content of a single flat
+//! file.
 
 use std::fs::File;
 use std::io;
@@ -18,8 +18,8 @@ use super::{after_lines, beside, plain, too_short};
 use crate::error::{Error, Result};
 use crate::region::Region;
 
-/// A volume of several files, which are opened whenever they are read: there may be more of them
-/// than a process may have open.
+/// A volume stored in several files. They are opened for each read, because there may be more of them than a process
+/// may have open.
 #[derive(Debug)]
 pub(super) struct PiecesVolume {
     layout: Layout,
@@ -28,23 +28,23 @@ pub(super) struct PiecesVolume {
     header: PathBuf,
     voxels: Strided,
     big_endian: bool,
-    /// Bytes of all files, and of the header.
+    /// Bytes of all files and the header.
     stored: u64,
     watch: Watch,
     counter: Counter,
 }
 
-/// Files of which each holds equally many bytes of voxels.
+/// Files that hold equal numbers of voxel bytes.
 #[derive(Debug)]
 struct Files {
-    /// Each with the byte where its voxels begin.
+    /// The path of each file, and the byte where its voxels begin.
     all: Vec<(PathBuf, u64)>,
-    /// Bytes of voxels in each.
+    /// Bytes of voxels per file.
     each: u64,
 }
 
 impl PiecesVolume {
-    /// The volume called `path`, whose header in the file `from` names several files.
+    /// Creates the volume named `path`, whose header in the file `from` names several files.
     pub(super) fn new(
         path: &Path,
         from: &Path,
@@ -102,7 +102,8 @@ impl PiecesVolume {
 }
 
 impl Files {
-    /// Fills `out` with voxels from byte `at` of all of them on; an error comes with its file.
+    /// Fills `out` with voxels, starting at byte `at` of the concatenated files. An error comes with the path of its
+    /// file.
     fn read(
         &self,
         mut out: &mut [u8],

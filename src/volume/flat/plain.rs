@@ -1,4 +1,4 @@
-//! Reading boxes of a flat file by system calls, of bounded size, whatever the order of its axes.
+//! Reading boxes of a flat file by system calls of bounded size, for any axis order.
 
 use std::fs::File;
 use std::io;
@@ -9,17 +9,17 @@ use super::strided::Strided;
 use crate::patch::copy_common;
 use crate::region::Region;
 
-/// Bytes from the first to the last voxel of a part that one call may read.
+/// Maximum bytes from the first to the last voxel of a part that is read in one call.
 const MOST: u64 = 4 << 20;
-/// So few are read whatever lies between the voxels.
+/// Spans of up to this many bytes are read in one call, no matter how few of the bytes are wanted.
 const FEW: u64 = 64 << 10;
-/// Otherwise, how many times the wanted bytes may be read.
+/// Longer spans are read in one call if they have at most this many times the wanted bytes.
 const WASTE: u64 = 4;
 
 /// Some channels of a box.
 type Part = (Range<u64>, Region);
 
-/// Reads a box, which must lie inside the volume, into `out`, row-major, in the file's byte order.
+/// Reads a box inside the volume into `out`, row-major, in the file's byte order.
 pub(super) fn read(
     file: &File,
     voxels: &Strided,
@@ -30,7 +30,7 @@ pub(super) fn read(
     read_by(&mut read, voxels, box_, out)
 }
 
-/// As [`read`], where `read_at` fills a buffer from a byte on.
+/// As [`read`], with a function that fills a buffer from a given byte on.
 pub(super) fn read_by(
     read_at: &mut dyn FnMut(&mut [u8], u64) -> io::Result<()>,
     voxels: &Strided,
@@ -65,8 +65,7 @@ pub(super) fn read_by(
     Ok(())
 }
 
-/// A part cut in two along the axis that brings the voxels of each nearest together; `None` of
-/// a single voxel.
+/// Splits a part in two along the axis that gives the shortest byte spans. Returns `None` for a single voxel.
 fn halves(voxels: &Strided, (channels, region): (&Range<u64>, Region)) -> Option<[Part; 2]> {
     let mut cuts: Vec<[Part; 2]> = Vec::new();
     let count = channels.end - channels.start;

@@ -1,9 +1,8 @@
-//! A file that is packed as a whole: it can be unpacked only from its beginning.
+//! A file that is compressed as a whole, so that it can only be decompressed from its beginning.
 //!
-//! Reads that go forward through the file unpack it as they go, in bounded memory, so that reading
-//! it slab by slab costs one pass. A read of the first voxels after a complete pass begins the
-//! next pass. Any other read that goes back unpacks the whole file once into a temporary file
-//! without a name, which is then read like an uncompressed file.
+//! Reads that go forward through the file decompress it incrementally in bounded memory, so reading it slab by slab
+//! costs one pass. A read of the first voxels after a complete pass begins the next pass. Any other read that goes back
+//! decompresses the whole file once into an unnamed temporary file, which is then read like an uncompressed file.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
@@ -26,39 +25,39 @@ use crate::files::open_regular;
 use crate::patch::copy_common;
 use crate::region::Region;
 
-/// A packed file, unpacked as it is read.
+/// A compressed file that is decompressed as it is read.
 #[derive(Debug)]
 pub(super) struct StreamVolume {
     layout: Layout,
     time_points: Option<u64>,
-    /// The file that holds the stream, and where in it the stream begins.
+    /// The file that holds the stream, and the byte where the stream begins.
     path: PathBuf,
     start: u64,
-    /// Where the voxels lie once unpacked.
+    /// The positions of the voxels in the decompressed stream.
     voxels: Strided,
-    /// Bytes to be unpacked, with what lies before the voxels.
+    /// Bytes to decompress, including those before the voxels.
     promised: u64,
     big_endian: bool,
     stored: u64,
-    /// The packed file, and its header where that is another.
+    /// The compressed file, and a separate header if there is one.
     files: Vec<PathBuf>,
     watch: Watch,
     io: ReadMethod,
     counter: Counter,
-    /// The stream where the last read left it; `None` before the first and after a failure.
+    /// The stream at the position of the last read; `None` before the first and after a failure.
     forward: Mutex<Option<Unpacker>>,
-    /// Everything, unpacked, once a read went back.
+    /// The whole decompressed file, once a read has gone back.
     unpacked: OnceLock<Unpacked>,
 }
 
-/// A temporary file.
+/// A temporary file with the decompressed bytes.
 #[derive(Debug)]
 enum Unpacked {
     Map(Map),
     File(File),
 }
 
-/// Unpacked bytes held at once, besides what a read fills.
+/// Decompressed bytes held at once, apart from the buffer of a read.
 const BLOCK: usize = 1 << 20;
 
 impl StreamVolume {
@@ -87,7 +86,7 @@ impl StreamVolume {
         })
     }
 
-    /// The stream, from its beginning.
+    /// Opens the stream at its beginning.
     fn begin(&self) -> Result<Unpacker> {
         let mut file = open_regular(&self.path)?;
         let begin = || {
@@ -109,7 +108,7 @@ impl StreamVolume {
         }
     }
 
-    /// Runs `work` on a stream and counts what it fetches.
+    /// Runs `work` on a stream and counts the bytes that it fetches.
     fn counted<T>(
         &self,
         stream: &mut Unpacker,
@@ -121,7 +120,7 @@ impl StreamVolume {
         done
     }
 
-    /// Fills `out` from a stream that has not passed the box yet.
+    /// Fills `out` from a stream that has not yet passed the box.
     fn read_forward(
         &self,
         stream: &mut Unpacker,
@@ -143,8 +142,8 @@ impl StreamVolume {
         })
     }
 
-    /// The same where axes have another order in the file: a few steps along the slowest axis at a
-    /// time.
+    /// As [`read_forward`](Self::read_forward) for a different axis order in the file: reads a few steps along the
+    /// slowest axis at a time.
     fn turn_forward(
         &self,
         stream: &mut Unpacker,
@@ -176,13 +175,13 @@ impl StreamVolume {
         Ok(())
     }
 
-    /// Returns `true` if a stream that has passed a read's first voxel is read once more from its beginning: after
-    /// a complete pass, if the read begins with the volume's first voxel.
+    /// Returns `true` if a read starts the next pass: it begins with the volume's first voxel, and the stream has been
+    /// read to its end.
     fn is_next_pass(&self, stream: &Unpacker, first: u64) -> bool {
         first == self.voxels.start && stream.position() >= self.promised
     }
 
-    /// Unpacks everything into `file`.
+    /// Decompresses the whole stream into `file`.
     fn unpack_into(&self, mut file: &File) -> Result<()> {
         let mut stream = self.begin()?;
         let mut block = vec![0; BLOCK];
@@ -205,7 +204,7 @@ impl StreamVolume {
     }
 }
 
-/// What could not be done when the temporary folder has no room.
+/// The action that fails when the temporary folder has no room, as error messages name it.
 const NO_ROOM: &str = "find room in the temporary folder (TMPDIR chooses another) to unpack";
 
 fn length(n: u64) -> usize {
@@ -224,7 +223,7 @@ impl Volume for StreamVolume {
         }
         if self.unpacked.get().is_none() {
             let mut forward = self.forward.lock().unwrap_or_else(PoisonError::into_inner);
-            // While this thread waited, another may have unpacked everything.
+            // While this thread waited, another thread may have decompressed everything.
             if self.unpacked.get().is_none() {
                 let mut stream = match forward.take() {
                     Some(stream) => stream,
@@ -328,7 +327,7 @@ mod tests {
             message.contains("TMPDIR") && message.ends_with("scan.nii.gz"),
             "{message}"
         );
-        // Nothing is lost: the next read goes forward as if nothing had happened.
+        // Nothing is lost: the next read goes forward as usual.
         assert_eq!(
             volume.read(Region::whole([5, 10, 100])).unwrap().bytes(),
             [7; 5000]

@@ -1,4 +1,4 @@
-//! Where the voxels of a box lie in a flat file, and copying them into rows.
+//! The byte positions of a box's voxels in a flat file, and copying the voxels into rows.
 
 use std::ops::Range;
 
@@ -12,22 +12,22 @@ use super::super::slabs::Slabs;
 use crate::dtype::{DType, swap_bytes};
 use crate::region::{Region, indices};
 
-/// Voxels that lie in a file at regular distances, in any order of axes.
+/// Voxels at regular distances in a file, in any axis order.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Strided {
-    /// Where the first voxel lies, in bytes.
+    /// The byte position of the first voxel.
     pub(super) start: u64,
-    /// Distance between neighbours along c, z, y, x, in bytes.
+    /// Distances between neighbors along c, z, y, x, in bytes.
     strides: [u64; 4],
-    /// Bytes of a voxel.
+    /// Bytes per voxel.
     size: u64,
 }
 
-/// A tile's edge, in voxels, when axes are turned: 64 rows of 8-byte voxels fit the cache.
+/// Edge of a tile in voxels, for transposed copies: 64 rows of 8-byte voxels fit in the cache.
 const TILE: usize = 64;
 
 impl Strided {
-    /// The voxels of a checked header, the first at byte `start`.
+    /// Creates the description of a checked header's voxels, with the first at byte `start`.
     pub(super) fn new(header: &FlatHeader, start: u64) -> Self {
         Self {
             start,
@@ -36,7 +36,7 @@ impl Strided {
         }
     }
 
-    /// Identifies the voxels in their file.
+    /// Returns a value that identifies the voxels in their file.
     pub(super) fn identity(&self, layout: &Layout, big_endian: bool) -> Json {
         let kind = json!({
             "first byte": self.start,
@@ -47,30 +47,29 @@ impl Strided {
         identity(layout, &kind)
     }
 
-    /// Returns `true` if rows along x are stored in one piece.
+    /// Returns `true` if rows along x are contiguous.
     const fn has_rows(&self) -> bool {
         self.strides[3] == self.size
     }
 
-    /// Returns `true` if going through a box row by row goes forward through the file.
+    /// Returns `true` if reading a box row by row only moves forward through the file.
     pub(super) fn is_planar(&self) -> bool {
         self.has_rows() && self.strides.is_sorted_by(|a, b| a >= b)
     }
 
-    /// The axes of the file, slowest first, 0 to 3 for c, z, y, x.
+    /// Returns the axes (0 to 3 for c, z, y, x) in the order of the file, slowest first.
     pub(super) fn order(&self) -> [usize; 4] {
         let mut order = [0, 1, 2, 3];
         order.sort_by_key(|&axis| std::cmp::Reverse(self.strides[axis]));
         order
     }
 
-    /// Boxes of a region with these lengths, in the order of the file, each spanning up to `bytes`
-    /// of it.
+    /// Splits a region with these lengths into boxes in file order, each spanning up to `bytes` of the file.
     pub(super) fn steps(&self, lengths: [u64; 4], bytes: u64) -> Slabs {
         Slabs::spanning(lengths, self.strides, self.order(), bytes)
     }
 
-    /// The bytes from the first to the last voxel of a box that is not empty.
+    /// Returns the byte range from the first to the last voxel of a box, which must not be empty.
     pub(super) fn span(&self, channels: &Range<u64>, region: Region) -> Range<u64> {
         let first = self.first(channels, region);
         let lengths = lengths(channels, region);
@@ -78,8 +77,8 @@ impl Strided {
         first..first + reach + self.size
     }
 
-    /// Notes what a read of a box touches: each plane from its first row to its last, or each
-    /// row where rows lie far apart.
+    /// Reports to the map the bytes that a read of a box touches: each plane from its first row to its last, or each
+    /// row separately if rows are far apart.
     fn touch(&self, map: &Map, channels: &Range<u64>, region: Region) {
         if region.is_empty() || channels.is_empty() {
             return;
@@ -98,17 +97,17 @@ impl Strided {
         }
     }
 
-    /// The first byte of a box that lies inside the volume.
+    /// Returns the first byte of a box inside the volume.
     fn first(&self, channels: &Range<u64>, region: Region) -> u64 {
         let [z, y, x] = region.start.map(i64::unsigned_abs);
         let at = [channels.start, z, y, x];
         self.start + (0..4).map(|a| at[a] * self.strides[a]).sum::<u64>()
     }
 
-    /// The bytes of the longest pieces that lie together in the file and in a row-major buffer
-    /// of the box, and how many of them there are along c, z and y.
+    /// Returns the length in bytes of the longest runs that are contiguous both in the file and in a row-major buffer
+    /// of the box, and the number of runs along c, z and y.
     ///
-    /// The box must lie inside the volume, and rows along x be stored in one piece.
+    /// The box must be inside the volume, and rows along x must be contiguous.
     fn pieces(&self, channels: &Range<u64>, region: Region) -> (u64, [u64; 3]) {
         let [c, z, y, x] = lengths(channels, region);
         let mut outer = [c, z, y];
@@ -123,7 +122,7 @@ impl Strided {
         (run, outer)
     }
 
-    /// The bytes of those pieces, and where each begins in the file, in the buffer's order.
+    /// Returns the length of those runs in bytes, and the start of each in the file, in the buffer's order.
     pub(super) fn runs(
         &self,
         channels: &Range<u64>,
@@ -137,7 +136,7 @@ impl Strided {
         (run, starts)
     }
 
-    /// Copies a box out of a mapped file, which is told what that touched.
+    /// Copies a box out of a mapped file and reports the touched bytes to the map.
     pub(super) fn copy_mapped(
         &self,
         map: &Map,
@@ -151,8 +150,8 @@ impl Strided {
         Ok(())
     }
 
-    /// Copies a box into `out`, row-major. `source` holds the file's bytes from `base` on, at
-    /// least those of the box; the box must lie inside the volume and fill `out`.
+    /// Copies a box into `out`, row-major. `source` holds the file's bytes from `base` on, at least those of the box.
+    /// The box must be inside the volume and fill `out`.
     pub(super) fn copy(
         &self,
         source: &[u8],
@@ -188,7 +187,7 @@ impl Strided {
         }
     }
 
-    /// The same where another axis than x is the fastest: tile by tile over the two.
+    /// As [`copy`](Self::copy), for files whose fastest axis is not x: copies tile by tile over that axis and x.
     fn turn<const N: usize>(
         &self,
         source: &[u8],
@@ -205,7 +204,7 @@ impl Strided {
             .filter(|&axis| strides[axis] == N)
             .max_by_key(|&axis| lengths[axis])
             .expect("some axis is the fastest");
-        // The two axes that are neither, the slower one in the file outside.
+        // The two axes other than `fast` and x; the slower one in the file is the outer loop.
         let others = [[1, 2], [0, 2], [0, 1]][fast];
         let [outer, inner] = if strides[others[0]] < strides[others[1]] {
             [others[1], others[0]]
@@ -229,15 +228,15 @@ impl Strided {
     }
 }
 
-/// Two axes that change places: one fast in the file, and x, fast in the buffer.
+/// A transposition of two axes: the file's fastest axis, and x, the buffer's fastest.
 #[derive(Clone, Copy, Debug)]
 struct Plane {
-    /// Voxels along the file's fast axis, and along x.
+    /// Voxels along the file's fastest axis, and along x.
     rows: usize,
     columns: usize,
-    /// Bytes between neighbours along x in the file.
+    /// Bytes between neighbors along x in the file.
     source_step: usize,
-    /// Bytes between neighbours along the file's fast axis in the buffer.
+    /// Bytes between neighbors along the file's fastest axis in the buffer.
     out_step: usize,
 }
 
@@ -261,14 +260,14 @@ impl Plane {
     }
 }
 
-/// Turns voxels as a file has them into the machine's byte order.
+/// Converts voxels from the file's byte order to the machine's.
 pub(super) fn to_native(dtype: DType, big_endian: bool, voxels: &mut [u8]) {
     if big_endian != cfg!(target_endian = "big") {
         swap_bytes(dtype, voxels);
     }
 }
 
-/// Lengths of a box along c, z, y, x.
+/// Returns the lengths of a box along c, z, y, x.
 const fn lengths(channels: &Range<u64>, region: Region) -> [u64; 4] {
     let [z, y, x] = region.shape;
     [channels.end - channels.start, z, y, x]

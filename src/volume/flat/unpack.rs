@@ -1,8 +1,8 @@
-//! Unpacking a gzip or zlib stream, forward only and little further than was promised.
+//! Decompression of a gzip or zlib stream, forward only and limited to little more than the promised length.
 //!
-//! The members of a gzip file follow each other; what follows the last that is no gzip is
-//! ignored. The checksum behind the last voxel is checked when that voxel is reached, and a
-//! stream that ends early or is damaged is an error that names its file.
+//! The members of a gzip file follow each other; anything after the last member that is not gzip is ignored. The
+//! checksum after the last voxel is verified when that voxel is reached. A truncated or damaged stream is an error that
+//! names its file.
 
 use std::fs::File;
 use std::io::{self, BufRead, Read};
@@ -11,16 +11,16 @@ use flate2::bufread::{GzDecoder, ZlibDecoder};
 
 use super::super::format::GZIP;
 
-/// Unpacked bytes behind the last voxel that are gone through to reach the checksum. Damage can
-/// make a stream a little longer than it was; one much longer was made so, and is not followed.
+/// Maximum decompressed bytes after the last voxel that are read to reach the checksum. Damage can make a stream a
+/// little longer; a much longer one was made on purpose and is not read further.
 const MOST_BEHIND: usize = 16 << 20;
 
-/// Packed bytes, buffered; it can look ahead by two.
+/// Buffered compressed bytes, with a look-ahead of two bytes.
 #[derive(Debug)]
 pub(super) struct Packed {
     file: File,
     buffer: Box<[u8]>,
-    /// What of the buffer is filled and not consumed.
+    /// The range of the buffer that is filled and not yet consumed: its start and its end.
     from: usize,
     to: usize,
     /// Bytes read from the file.
@@ -89,36 +89,36 @@ impl Read for Packed {
     }
 }
 
-/// What unpacks.
+/// The state of the decompression.
 #[derive(Debug)]
 enum Decoder {
     Gzip(GzDecoder<Packed>),
     Zlib(ZlibDecoder<Packed>),
-    /// The stream ended, or failed, after so many bytes of its file.
+    /// The stream has ended or failed, after this many bytes of its file.
     Ended(u64),
 }
 
-/// A stream being unpacked.
+/// A stream that is being decompressed.
 #[derive(Debug)]
 pub(super) struct Unpacker {
     decoder: Decoder,
-    /// Bytes unpacked so far.
+    /// Bytes decompressed so far.
     position: u64,
-    /// Bytes that are wanted of it.
+    /// Bytes that are needed from the stream.
     promised: u64,
 }
 
-/// Why a stream could not be unpacked.
+/// The reason why a stream could not be decompressed.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// It ended after so many unpacked bytes.
+    /// The stream ended after this many decompressed bytes.
     Short(u64),
-    /// It is damaged, or the file could not be read.
+    /// The stream is damaged, or the file could not be read.
     Io(io::Error),
 }
 
 impl Unpacker {
-    /// Unpacks up to `promised` bytes of a stream; which kind it is, its first bytes say.
+    /// Creates a decoder for up to `promised` bytes of a stream; the first bytes identify gzip or zlib.
     pub(super) fn new(mut packed: Packed, promised: u64) -> io::Result<Self> {
         let decoder = if packed.is_gzip()? {
             Decoder::Gzip(GzDecoder::new(packed))
@@ -132,12 +132,12 @@ impl Unpacker {
         })
     }
 
-    /// Bytes unpacked so far.
+    /// Returns the bytes decompressed so far.
     pub(super) const fn position(&self) -> u64 {
         self.position
     }
 
-    /// Bytes read from the file so far.
+    /// Returns the bytes read from the file so far.
     pub(super) fn fetched(&self) -> u64 {
         match &self.decoder {
             Decoder::Gzip(decoder) => decoder.get_ref().fetched,
@@ -167,7 +167,7 @@ impl Unpacker {
         Ok(())
     }
 
-    /// Goes on to the checksum of all that was unpacked, unless it is far away.
+    /// Reads on to the checksum of the stream, unless it is too far away.
     fn check_end(&mut self) -> io::Result<()> {
         let mut dropped = [0; 4096];
         let mut left = MOST_BEHIND;
@@ -181,7 +181,7 @@ impl Unpacker {
         Ok(())
     }
 
-    /// Goes on to byte `position`, which is not behind.
+    /// Skips to byte `position`, which must not be behind the current one.
     pub(super) fn skip_to(&mut self, position: u64) -> Result<(), Failure> {
         let mut dropped = [0; 8 << 10];
         while self.position < position {
@@ -192,7 +192,7 @@ impl Unpacker {
         Ok(())
     }
 
-    /// Some of the next bytes, none at the end.
+    /// Reads some of the next bytes; returns 0 at the end.
     fn some(&mut self, out: &mut [u8]) -> io::Result<usize> {
         loop {
             let count = match &mut self.decoder {

@@ -1,9 +1,9 @@
-//! Writing flat files, whole or in any boxes and from any threads: `.npy`, `.nii`, `.nrrd`, `.mha`,
-//! and `.mhd` with a file of voxels beside it; `.nii.gz` by way of a file without a name, which is
-//! compressed in the end.
+//! Writing flat files, whole or in arbitrary boxes and from any thread: `.npy`, `.nii`, `.nrrd`, `.mha`, and `.mhd`
+//! with a separate file of voxels. A `.nii.gz` is first written uncompressed to an unnamed file, which is compressed at
+//! the end.
 //!
-//! The space is reserved when the file is begun, so that a disk that is too small is noticed
-//! before any work, and voxels are written where they belong; the file is never mapped.
+//! Space is reserved when the file is created, so that a disk that is too small is noticed before any work. Voxels are
+//! written to their final positions; the file is never mapped.
 
 use std::fs::{self, File};
 use std::io;
@@ -30,16 +30,16 @@ pub(in super::super) struct FlatWriter {
     layout: Layout,
     /// The file of voxels.
     staged: StagedFile,
-    /// The file of the header, if it is another.
+    /// The header, if it is a separate file.
     header: Option<Detached>,
     voxels: Strided,
-    /// The voxels until they are compressed, if they will be.
+    /// The uncompressed voxels, if they will be compressed.
     plain: Option<Plain>,
-    /// Time points and channels of each, where the file has all times of a channel together.
+    /// The number of time points, and of channels per time point, if the file stores all times of a channel together.
     turned: Option<[u64; 2]>,
 }
 
-/// A file without a name that becomes a compressed one.
+/// An unnamed file that will be compressed into the output.
 #[derive(Debug)]
 struct Plain {
     file: File,
@@ -47,17 +47,17 @@ struct Plain {
     level: u8,
 }
 
-/// A header with the voxels in another file. The header that has the name points at all of its
-/// voxels at every moment: voxels that are replaced keep their name until the new header has its.
+/// A header with the voxels in a separate file. At every moment, the header under the output's name refers to complete
+/// voxels: replaced voxels keep their name until the new header has its own.
 #[derive(Debug)]
 struct Detached {
     staged: StagedFile,
-    /// The voxels of the header that is replaced.
+    /// The voxel file of the header that is replaced.
     old: Option<PathBuf>,
 }
 
 impl FlatWriter {
-    /// Starts the file that `layout` asks for; NIfTI becomes the version that fits.
+    /// Creates the file that `layout` describes; NIfTI-1 or NIfTI-2 is chosen by what fits.
     pub(in super::super) fn create(mut layout: Layout, options: &CreateOptions) -> Result<Self> {
         let format = format::of(&layout)?;
         let overwrite = Overwrite::by(&layout, options.overwrite)?;
@@ -107,7 +107,7 @@ impl FlatWriter {
         })
     }
 
-    /// The file into which voxels are written.
+    /// Returns the file into which voxels are written.
     fn data(&self) -> &File {
         let plain = self.plain.as_ref();
         plain.map_or(self.staged.file(), |plain| &plain.file)
@@ -115,7 +115,7 @@ impl FlatWriter {
 }
 
 impl Plain {
-    /// A file next to the output, on the same disk.
+    /// Creates a file on the output's disk, in the same folder.
     fn new(layout: &Layout, length: u64, options: &CreateOptions) -> Result<Self> {
         let folder = parent(&layout.path);
         let level = match options.codec {
@@ -132,7 +132,7 @@ impl Plain {
 }
 
 impl FlatWriter {
-    /// Writes channels by their number in the file.
+    /// Writes channels by their numbers in the file.
     fn write_as_stored(&self, channels: &Range<u64>, region: Region, voxels: &[u8]) -> Result<()> {
         let (run, starts) = self.voxels.runs(channels, region);
         let run = usize::try_from(run).expect("a piece of a buffer");
@@ -145,22 +145,22 @@ impl FlatWriter {
     }
 }
 
-/// Returns `true` if the voxels are in a file next to the header.
+/// Returns `true` if the voxels are in a separate file next to the header.
 fn is_detached(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let found = format::by_output_name(&name.to_lowercase());
     found.is_some_and(|(_, storage)| storage == Storage::Detached)
 }
 
-/// The file of voxels that a header will name.
+/// The voxel file that a header will name.
 struct Beside {
     name: String,
-    /// The one that the present header names, if its name was the first choice.
+    /// The voxel file of the existing header, if it is one that we would have made.
     old: Option<PathBuf>,
 }
 
 impl Beside {
-    /// `NAME.raw`, or `NAME.1.raw` and so on if the header that is replaced has that.
+    /// Chooses `NAME.raw`, or `NAME.1.raw` and so on if the replaced header uses that name.
     fn find(header: &Path, overwrite: bool) -> Result<Self> {
         let Some(stem) = header.file_stem().and_then(|stem| stem.to_str()) else {
             let what = "a header and the voxels beside it need a name that is UTF-8: write .mha";
@@ -177,7 +177,7 @@ impl Beside {
             return Ok(Self { name: first, old });
         };
         match named(header, stem) {
-            // Voxels of another file are nobody's to replace.
+            // The voxels of another header must not be replaced.
             Some(old) if overwrite => {
                 check_old(&old)?;
                 let name = (1..).map(|n| format!("{stem}.{n}.raw"));
@@ -197,7 +197,7 @@ impl Beside {
     }
 }
 
-/// Checks that the voxels of a header that is replaced may be removed with it.
+/// Checks that the voxel file of a replaced header may be removed with it.
 fn check_old(path: &Path) -> Result<()> {
     let voxels = FileKind {
         name: "voxels",
@@ -206,7 +206,7 @@ fn check_old(path: &Path) -> Result<()> {
     Overwrite::File(voxels).check(path)
 }
 
-/// The file of voxels that the header at `path` names, if it is one that we would have made.
+/// Returns the voxel file that the header at `path` names, if its name is one that we would have chosen.
 fn named(path: &Path, stem: &str) -> Option<PathBuf> {
     let data = data_of(path)?;
     let number = data.strip_prefix(stem)?.strip_suffix("raw")?;
@@ -214,7 +214,7 @@ fn named(path: &Path, stem: &str) -> Option<PathBuf> {
     ours.then(|| path.with_file_name(data))
 }
 
-/// What the header at `path` calls the file of its voxels.
+/// Returns the name of the voxel file in the header at `path`.
 fn data_of(path: &Path) -> Option<String> {
     let head = read_up_to(path, format::LIMIT).ok()?;
     let name = path.file_name()?.to_string_lossy().to_lowercase();
@@ -222,7 +222,7 @@ fn data_of(path: &Path) -> Option<String> {
     (found.parse)(path, &head).ok()?.data
 }
 
-/// Makes the file so long, on the disk where the file system can.
+/// Sets the length of the file, with the space reserved on disk where the file system supports that.
 fn reserve(file: &File, bytes: u64) -> std::io::Result<()> {
     match fallocate(file, FallocateFlags::empty(), 0, bytes) {
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => file.set_len(bytes),
@@ -268,8 +268,8 @@ impl VolumeMut for FlatWriter {
         let ours = inode(self.staged.file().metadata());
         let finished = self.staged.finish();
         if let Err(error) = finished.and_then(|()| header.staged.finish()) {
-            // Voxels without a header would stand in the way of the next attempt; those whose
-            // header has its name by now are whole.
+            // Voxels without a header would block the next attempt. Voxels whose header already has its name are
+            // complete.
             let named = data_of(&self.layout.path).is_some_and(|name| data.ends_with(name));
             if !named && inode(fs::symlink_metadata(&data)) == ours {
                 let _ = fs::remove_file(&data);

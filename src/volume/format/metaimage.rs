@@ -1,6 +1,6 @@
-//! The header of a MetaImage: `.mhd` with a file of voxels beside it, or `.mha` with both.
+//! The header of a MetaImage: `.mhd` with a separate file of voxels, or `.mha` with both in one file.
 //!
-//! Its world is LPS; the geometry that comes out is RAS+, as everywhere here.
+//! MetaImage coordinates are LPS; the resulting geometry is RAS+, as everywhere in this crate.
 
 use std::path::Path;
 
@@ -37,13 +37,13 @@ pub(super) const FORMAT: FileFormat = FileFormat {
     )
 };
 
-/// The comment by which files from here say that their fourth dimension is not time.
+/// The comment in our files that marks the fourth dimension as channels instead of time.
 const FOURTH_IS_CHANNELS: &str = "the fourth dimension is channels";
 
-/// The fields up to the last, in the order of the file.
+/// The fields up to `ElementDataFile`, the last, in file order.
 struct Fields {
     pairs: Vec<(String, String)>,
-    /// Where the line after the last begins.
+    /// The byte after the last field's line.
     end: u64,
 }
 
@@ -61,7 +61,7 @@ impl Fields {
                 .split_once('=')
                 .ok_or_else(|| format!("{:?} is no field", excerpt(&text)))?;
             let (key, value) = (key.trim().to_owned(), value.trim().to_owned());
-            // A sequence of an ultrasound probe has several of each of its frames.
+            // An ultrasound sequence has several such fields for each frame.
             if key.starts_with("Seq_Frame") {
                 continue;
             }
@@ -80,7 +80,7 @@ impl Fields {
         Err("ElementDataFile is missing".to_owned())
     }
 
-    /// The value of the first of these names that is there.
+    /// Returns the value of the first of these names that is present.
     fn get(&self, names: &[&str]) -> Option<&str> {
         let find = |name| self.pairs.iter().rev().find(|(key, _)| key == name);
         names.iter().find_map(find).map(|(_, value)| value.as_str())
@@ -92,13 +92,13 @@ impl Fields {
     }
 }
 
-/// Returns `true` if the field that ends a header is there.
+/// Returns `true` if the header's final field is present.
 pub(super) fn is_whole(bytes: &[u8]) -> bool {
     let mut lines = bytes.split(|&byte| byte == b'\n');
     lines.any(|line| line.trim_ascii_start().starts_with(b"ElementDataFile"))
 }
 
-/// Returns `true` if `bytes` begin as a MetaImage does.
+/// Returns `true` if `bytes` begin like a MetaImage header.
 pub(super) fn recognize(bytes: &[u8]) -> bool {
     let text = bytes.trim_ascii_start();
     [&b"ObjectType"[..], b"NDims"].iter().any(|key| {
@@ -201,8 +201,8 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     header.checked(path, NAME)
 }
 
-/// The axis besides space: the fourth dimension, which is time unless the file says that it is
-/// channels, or the channels of each voxel.
+/// Returns the axis in front of z, y and x: the fourth dimension (time, unless the file marks it as channels), or the
+/// channels of each voxel.
 fn leading(fields: &Fields, dims: usize, length: u64) -> LeadingAxis {
     let is_time = dims == 4 && fields.get(&["Comment"]) != Some(FOURTH_IS_CHANNELS);
     let kind = if is_time {
@@ -220,7 +220,7 @@ fn leading(fields: &Fields, dims: usize, length: u64) -> LeadingAxis {
     }
 }
 
-/// Refuses what is sound but not read here.
+/// Returns an error for valid files that are not supported here.
 fn supported(path: &Path, fields: &Fields) -> Result<()> {
     if !fields.is_true(&["BinaryData"], true) {
         return Err(Error::unsupported(
@@ -237,7 +237,7 @@ fn supported(path: &Path, fields: &Fields) -> Result<()> {
     }
 }
 
-/// The lengths along x, y, z and a fourth dimension, 1 where there is none.
+/// Returns the lengths along x, y, z and the fourth dimension; 1 for absent dimensions.
 fn lengths(fields: &Fields, dims: usize, problems: &mut Problems) -> [u64; 4] {
     let text = fields.get(&["DimSize"]).unwrap_or("missing");
     let mut lengths = [1; 4];
@@ -307,7 +307,7 @@ fn geometry(fields: &Fields, dims: usize, problems: &mut Problems) -> Geometry {
         *column = column.map(|value| value * length);
     }
     let mut geometry = Geometry::from_lps(columns, first);
-    // Exact, where the columns' lengths are rounded; a spacing of 0 is refused by the check.
+    // Exact, whereas the lengths of the columns are rounded. A spacing of 0 is refused by the check.
     geometry.spacing = [lengths[2], lengths[1], lengths[0]];
     geometry.is_known = spacing.is_some() || origin.is_some() || matrix.is_some();
     let word = fields.get(&["DistanceUnits"]).unwrap_or_default();
@@ -318,11 +318,11 @@ fn geometry(fields: &Fields, dims: usize, problems: &mut Problems) -> Geometry {
     geometry.scaled(unit.map_or(1.0, units::Unit::factor))
 }
 
-/// The header of a MetaImage whose voxels follow it, or lie in the file `data` beside it.
+/// Returns the header of a MetaImage whose voxels follow it, or are in the separate file `data`.
 ///
 /// # Errors
 ///
-/// [`Error::Unsupported`] for voxels and geometries that MetaImage does not have.
+/// [`Error::Unsupported`] for voxel types and geometries that MetaImage does not have.
 fn encode(layout: &mut Layout, data: Option<&str>) -> Result<Vec<u8>> {
     let name = match layout.dtype {
         DType::Bool | DType::U8 => "MET_UCHAR",
@@ -386,7 +386,7 @@ fn words<T: ToString>(values: &[T]) -> String {
     words.join(" ")
 }
 
-/// What gives `value` again when it is multiplied by `length`, if a number does.
+/// Returns the number that gives `value` when multiplied by `length`, exactly if such a number exists.
 #[expect(clippy::float_cmp, reason = "to the last bit")]
 fn quotient(value: f64, length: f64) -> f64 {
     let near = value / length;

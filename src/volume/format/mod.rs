@@ -1,8 +1,8 @@
-//! Headers of flat files: what each says about the voxels, checked, in one plain struct.
+//! Headers of flat files: parsed, checked and represented in one plain struct.
 //!
-//! A parser takes the first bytes of a file, no more than [`LIMIT`] or [`LONG_LIMIT`], and touches no file
-//! itself. No number of a header is used before it is checked, and nothing is allocated by a
-//! size that a header claims. Opening what a header names is [`flat`](super::flat)'s work.
+//! A parser takes the first bytes of a file, at most [`LIMIT`] or [`LONG_LIMIT`]. No number of a header is used before
+//! it is checked, and no allocation has a size that a header claims. [`flat`](super::flat) opens the files that a
+//! header names.
 
 mod metaimage;
 mod nifti;
@@ -30,60 +30,60 @@ use crate::region::Shape;
 /// The first bytes of a gzip stream.
 pub(super) const GZIP: [u8; 2] = [0x1f, 0x8b];
 
-/// The longest header that is read, in bytes.
+/// Maximum length of a header, in bytes.
 pub(super) const LIMIT: u64 = 1 << 20;
 
-/// The same for a MetaImage, which may have fields for every one of thousands of frames.
+/// Maximum length of a MetaImage header, which may have fields for each of thousands of frames.
 pub(super) const LONG_LIMIT: u64 = 64 << 20;
 
-/// The most fields that a header of text may have.
+/// Maximum number of fields in a text header.
 const MOST_FIELDS: usize = 1000;
 
-/// What a header says.
+/// The content of a header.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct FlatHeader {
     /// The file format.
     pub(super) format: Format,
     /// Voxels along z, y, x.
     pub(super) shape: Shape,
-    /// Channels; further dimensions are flattened into them.
+    /// The number of channels; further dimensions are flattened into them.
     pub(super) channels: u64,
-    /// Time points, if the channels are those of one after the other.
+    /// The number of time points, if the channels are grouped by time point in order.
     pub(super) time_points: Option<u64>,
-    /// The type that is stored.
+    /// The stored type.
     pub(super) dtype: DType,
-    /// `true` if the first byte of a voxel is its highest.
+    /// `true` if the first byte of a voxel is the most significant.
     pub(super) big_endian: bool,
-    /// The axes c, z, y, x (0 to 3) as they are stored, the fastest first.
+    /// The axes c, z, y, x (0 to 3) in storage order, fastest first.
     pub(super) order: [usize; 4],
-    /// How the voxels are packed.
+    /// The compression of the voxels.
     pub(super) encoding: Encoding,
-    /// The file that holds the voxels, as the header names it; `None` if it is the header's own.
+    /// The name of the voxel file in the header; `None` if the voxels are in the header's own file.
     pub(super) data: Option<String>,
-    /// The files that hold the voxels one after the other, equally many each; empty if there is one.
+    /// The files that hold the voxels in sequence, in equal parts; empty if there is a single file.
     pub(super) pieces: Vec<String>,
-    /// Where in that file the voxels, or the packed stream, begin.
+    /// The position in that file where the voxels, or the compressed stream, begin.
     pub(super) start: Start,
-    /// Bytes between there and the first voxel, counted once unpacked.
+    /// Bytes between there and the first voxel, counted after decompression.
     pub(super) skip: u64,
     /// Spacing and affine.
     pub(super) geometry: Geometry,
-    /// How stored values become real ones.
+    /// The conversion from stored to real values.
     pub(super) rescale: Option<Rescale>,
-    /// What is said of the axes.
+    /// Axis metadata.
     pub(super) axes: Axes,
 }
 
-/// x fastest, channels slowest: as voxels lie in memory here.
+/// x fastest, channels slowest: the order of voxels in memory in this crate.
 pub(super) const PLANAR: [usize; 4] = [3, 2, 1, 0];
 
-/// A voxel's channels beside each other, then x fastest.
+/// The channels of each voxel together, then x fastest.
 pub(super) const INTERLEAVED: [usize; 4] = [0, 3, 2, 1];
 
-/// How voxels are packed.
+/// A compression of voxels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Encoding {
-    /// Not at all.
+    /// No compression.
     Raw,
     /// A gzip stream.
     Gzip,
@@ -91,29 +91,29 @@ pub(super) enum Encoding {
     Zlib,
 }
 
-/// Where data begin in their file.
+/// A position in a file where data begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Start {
-    /// So many lines after a byte.
+    /// A number of lines after a byte.
     At {
         /// Bytes from the start of the file.
         byte: u64,
-        /// Lines to be skipped from there.
+        /// Lines to skip from there.
         lines: u64,
     },
-    /// They are the last bytes of the file.
+    /// The data are the last bytes of the file.
     End,
 }
 
 impl Start {
-    /// A byte of the file.
+    /// Creates a start at a byte of the file.
     pub(super) const fn byte(byte: u64) -> Self {
         Self::At { byte, lines: 0 }
     }
 }
 
 impl FlatHeader {
-    /// An uncompressed file of one channel whose voxels begin at `byte`.
+    /// Creates the header of an uncompressed file of one channel whose voxels begin at `byte`.
     pub(super) fn new(format: Format, shape: Shape, dtype: DType, byte: u64) -> Self {
         Self {
             format,
@@ -134,7 +134,7 @@ impl FlatHeader {
         }
     }
 
-    /// The same once lengths, product and geometry are known to be possible.
+    /// Returns the header after checking its lengths, their product and its geometry.
     pub(super) fn checked(self, path: &Path, name: &'static str) -> Result<Self> {
         let mut problems = Problems::default();
         if self.channels == 0 || self.shape.contains(&0) {
@@ -168,7 +168,7 @@ impl FlatHeader {
         Ok(self)
     }
 
-    /// The volume's facts.
+    /// Returns the volume's layout.
     pub(super) fn layout(&self, path: &Path) -> Layout {
         let codec = match self.encoding {
             Encoding::Raw => None,
@@ -187,7 +187,7 @@ impl FlatHeader {
         }
     }
 
-    /// The distance between neighbours along c, z, y, x, in bytes. The header must be checked.
+    /// Returns the distances between neighbors along c, z, y, x, in bytes. The header must be checked.
     pub(super) fn strides(&self) -> [u64; 4] {
         let [z, y, x] = self.shape;
         let lengths = [self.channels, z, y, x];
@@ -201,7 +201,7 @@ impl FlatHeader {
     }
 }
 
-/// What is wrong with a header, all of it.
+/// All problems of a header.
 #[derive(Debug, Default)]
 struct Problems(Vec<String>);
 
@@ -210,10 +210,10 @@ impl Problems {
         self.0.push(problem.into());
     }
 
-    /// The most that a message tells of.
+    /// Maximum number of problems that a message lists.
     const TOLD: usize = 20;
 
-    /// An error that tells of every problem, or of the first [`TOLD`](Self::TOLD), if there are any.
+    /// Returns an error that lists all problems, or the first [`TOLD`](Self::TOLD), if there are any.
     fn check(&mut self, path: &Path, format: &'static str) -> Result<()> {
         if self.0.is_empty() {
             return Ok(());
@@ -227,14 +227,14 @@ impl Problems {
     }
 }
 
-/// Numbers with spaces between them, or `None` if any is no number of this type.
+/// Parses whitespace-separated numbers; `None` if any is not a number of this type.
 fn numbers<T: FromStr>(text: &str) -> Option<Vec<T>> {
     text.split_whitespace()
         .map(|word| word.parse().ok())
         .collect()
 }
 
-/// Finite numbers with spaces between them.
+/// Parses whitespace-separated finite numbers.
 fn finite(text: &str) -> Option<Vec<f64>> {
     numbers(text).filter(|values| values.iter().all(|value: &f64| value.is_finite()))
 }
@@ -253,8 +253,8 @@ pub(super) fn excerpt(text: &str) -> String {
     text.chars().take(60).collect()
 }
 
-/// The next line from `at` on, without its end, and where the one after it begins; `None` at
-/// the end of `bytes`.
+/// Returns the line that starts at `at`, without its line ending, and the start of the next line; `None` at the end of
+/// `bytes`.
 fn line(bytes: &[u8], at: usize) -> Option<(&[u8], usize)> {
     let rest = bytes.get(at..).filter(|rest| !rest.is_empty())?;
     let length = rest.iter().position(|&byte| byte == b'\n');

@@ -1,8 +1,9 @@
 //! The header of a NIfTI-1 or NIfTI-2 file, or of an Analyze 7.5 pair, in either byte order.
 //!
-//! Dimensions beyond the third are flattened into channels. The affine is nibabel's: sform,
-//! else qform, else the spacing around the volume's middle; a form that is all zeros or flat is
-//! passed over. Lengths become millimetres. `bitpix` is not looked at: `datatype` says it, too.
+//! Dimensions beyond the third are flattened into channels. The affine follows nibabel: the sform, else the qform, else
+//! the spacing with the volume's center at the origin. An sform that is all zeros is ignored, and so is a degenerate
+//! one if there is a qform. Lengths are converted to millimeters. `bitpix` is ignored because `datatype` has the same
+//! information.
 
 mod encode;
 
@@ -41,7 +42,7 @@ pub(super) const FORMAT: FileFormat = FileFormat {
 /// Bytes of a NIfTI-1 and of a NIfTI-2 header.
 const SIZES: [usize; 2] = [348, 540];
 
-/// Returns `true` if `bytes` begin as a NIfTI file does.
+/// Returns `true` if `bytes` begin like a NIfTI file.
 fn recognize(bytes: &[u8]) -> bool {
     let size = bytes.first_chunk::<4>();
     let is = |n: i32| size == Some(&n.to_le_bytes()) || size == Some(&n.to_be_bytes());
@@ -55,14 +56,14 @@ fn is_plain_or_gzip(head: &[u8]) -> bool {
         return recognize(head);
     }
     let mut inside = Vec::new();
-    // A stream that is cut off is fine.
+    // A truncated stream is expected here.
     let _ = MultiGzDecoder::new(head)
         .take(4096)
         .read_to_end(&mut inside);
     recognize(&inside)
 }
 
-/// Fields by their offset, which must lie inside the header.
+/// Header fields by offset; every offset must be inside the header.
 struct Fields<'a> {
     bytes: &'a [u8],
     big_endian: bool,
@@ -94,7 +95,7 @@ impl Fields<'_> {
     }
 }
 
-/// The fields that matter, of either version.
+/// The fields that are used, for either version.
 #[derive(Debug)]
 struct Facts {
     name: &'static str,
@@ -104,7 +105,7 @@ struct Facts {
     pair: bool,
     dim: [i64; 8],
     datatype: i64,
-    /// Millimetres in the unit of its lengths, or the problem with that unit.
+    /// Millimeters per unit of length, or the problem with the unit.
     unit: Result<f64, String>,
     /// The unit of time, if the header has one.
     clock: Option<&'static str>,
@@ -115,7 +116,7 @@ struct Facts {
     quatern: [f64; 3],
     qoffset: [f64; 3],
     srow: [[f64; 4]; 3],
-    /// The voxel (x, y, z, from 1 on) at the world's origin, as SPM leaves it in Analyze files.
+    /// The voxel (x, y, z, counted from 1) at the world's origin, as SPM stores it in Analyze files.
     center: Option<[f64; 3]>,
 }
 
@@ -139,7 +140,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     let geometry = facts.geometry(&mut problems);
     problems.check(path, facts.name)?;
     let [x, y, z, rest @ ..] = lengths;
-    // The fourth dimension is time; those behind it vary more slowly.
+    // The fourth dimension is time; later dimensions vary more slowly.
     let [time, slower @ ..] = rest;
     let is_time = facts.uses(3) && (time == 1 || slower == [1; 3]);
     let channels = rest
@@ -165,7 +166,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     header.checked(path, facts.name)
 }
 
-/// Millimetres in the unit of length that `xyzt_units` says; none is taken for millimetres.
+/// Returns the millimeters per unit of length in `xyzt_units`; an unspecified unit means millimeters.
 fn unit(code: i64) -> Result<f64, String> {
     match code & 7 {
         0 | 2 => Ok(1.0),
@@ -177,7 +178,7 @@ fn unit(code: i64) -> Result<f64, String> {
     }
 }
 
-/// The units of time that `xyzt_units` has, as OME-Zarr calls them.
+/// The codes of time units in `xyzt_units`, with their OME-Zarr names.
 pub(super) const CLOCKS: [(i64, &str); 3] =
     [(8, "second"), (16, "millisecond"), (24, "microsecond")];
 
@@ -186,7 +187,7 @@ fn clock(code: i64) -> Option<&'static str> {
     found.map(|&(_, name)| name)
 }
 
-/// Returns `true` if the columns for x, y and z do not span space.
+/// Returns `true` if the columns for x, y and z do not span 3-D space.
 fn is_flat(rows: &[[f64; 4]; 3]) -> bool {
     let mut affine: Affine = [[0.0, 0.0, 0.0, 1.0]; 4];
     affine[..3].copy_from_slice(rows);
@@ -197,7 +198,7 @@ fn is_flat(rows: &[[f64; 4]; 3]) -> bool {
     affine.iter().flatten().all(|value| value.is_finite()) && !geometry.is_sound()
 }
 
-/// Returns `true` if a file is called like the header, or the voxels, of a pair.
+/// Returns `true` if a file is named like the header or the voxels of a pair.
 fn is_pair_name(path: &Path) -> bool {
     let end = path.extension().unwrap_or_default();
     end.eq_ignore_ascii_case("hdr") || end.eq_ignore_ascii_case("img")
@@ -235,7 +236,7 @@ impl Facts {
                 pair: true,
                 ..facts
             }),
-            // Analyze files have no magic bytes, only a name.
+            // Analyze files are recognized by name only; they have no magic bytes.
             (false, _) if is_pair_name(path) => Ok(facts.into_analyze(&fields)),
             (false, _) => Err(format!(
                 "magic {:?} is neither n+1 nor ni1 (an Analyze header is called .hdr)",
@@ -272,7 +273,7 @@ impl Facts {
         }
     }
 
-    /// The same fields as Analyze 7.5 has them: no forms, a word for the unit, and SPM's origin.
+    /// Reinterprets the fields as Analyze 7.5: no sform or qform, a word for the unit, and SPM's origin.
     fn into_analyze(self, fields: &Fields<'_>) -> Self {
         let word = String::from_utf8_lossy(&fields.bytes[56..60]);
         let word = word.split('\0').next().unwrap_or_default();
@@ -280,7 +281,7 @@ impl Facts {
             let at = i16::from_le_bytes(fields.get(253 + 2 * axis));
             f64::from(at)
         });
-        // As nibabel has it: other programs leave other things there.
+        // The same check as in nibabel: other programs store other values there.
         let near = (0..3).all(|axis| {
             #[expect(clippy::cast_precision_loss, reason = "i16")]
             let length = self.dim[axis + 1] as f64;
@@ -363,7 +364,7 @@ impl Facts {
         })
     }
 
-    /// All seven lengths, x first; those that the header does not use are 1.
+    /// Returns all seven lengths, x first; those that the header does not use are 1.
     fn lengths(&self, problems: &mut Problems) -> [u64; 7] {
         let mut lengths = [1; 7];
         let Some(used) = usize::try_from(self.dim[0])
@@ -377,7 +378,7 @@ impl Facts {
             let length = self.dim[axis + 1];
             match u64::try_from(length) {
                 Ok(length) if length > 0 => *target = length,
-                // Some writers count an axis that they then leave empty.
+                // Some writers count an axis and then leave it empty.
                 Ok(0) if axis >= 3 => {}
                 _ => problems.add(format!("dim[{}] is {length}, not above 0", axis + 1)),
             }
@@ -385,7 +386,8 @@ impl Facts {
         lengths
     }
 
-    /// The fourth dimension is time, the fifth channels; each varies faster than the next.
+    /// Returns the axes in front of z, y and x. The fourth dimension is time, the fifth channels; each varies faster
+    /// than the next.
     fn axes(&self, [time, channels, more @ ..]: [u64; 4]) -> Axes {
         let mut leading: Vec<LeadingAxis> = Vec::new();
         for (n, length) in more.into_iter().enumerate().rev() {
@@ -452,7 +454,7 @@ impl Facts {
             return Geometry::default();
         }
         let mut geometry = Geometry::from_affine(affine);
-        // -0.0 would only look odd.
+        // Adding 0.0 replaces -0.0, which would only look odd.
         geometry.affine = geometry.affine.map(|row| row.map(|value| value + 0.0));
         for axis in 0..3 {
             let spacing = self.pixdim[axis + 1].abs();
@@ -466,7 +468,7 @@ impl Facts {
         geometry.scaled(factor)
     }
 
-    /// The rows of the affine that counts, and what it is called.
+    /// Returns the name and the rows of the affine that applies.
     fn form(&self) -> (&'static str, [[f64; 4]; 3]) {
         let [qform, sform] = self.codes;
         let srow = self.with_normal(self.srow);
@@ -480,7 +482,7 @@ impl Facts {
         }
     }
 
-    /// The third column at right angles to the others where the image is flat and the column empty.
+    /// Fills an empty third column with the normal of the other two if the image has a single slice.
     fn with_normal(&self, mut rows: [[f64; 4]; 3]) -> [[f64; 4]; 3] {
         let column = |rows: &[[f64; 4]; 3], column: usize| rows.map(|row| row[column]);
         let single = !self.uses(2) || self.dim[3] == 1;
@@ -498,7 +500,7 @@ impl Facts {
         rows
     }
 
-    /// The rows of the affine that the quaternion gives.
+    /// Returns the rows of the affine that the quaternion defines.
     #[expect(clippy::many_single_char_names, reason = "the standard's names")]
     fn qform(&self) -> [[f64; 4]; 3] {
         let [b, c, d] = self.quatern;
@@ -509,7 +511,7 @@ impl Facts {
             3.0 * f64::from(f32::EPSILON)
         };
         let a = if rest < threshold { 0.0 } else { rest.sqrt() };
-        // Twice the inverse norm: a quaternion that rounding made too long still turns.
+        // Twice the inverse squared norm, so that a quaternion lengthened by rounding is still a rotation.
         let s = 2.0 / (a * a + b * b + c * c + d * d);
         let turn = [
             [
@@ -536,7 +538,8 @@ impl Facts {
         })
     }
 
-    /// nibabel's affine of last resort: x to the left, the middle at the origin.
+    /// Returns nibabel's fallback affine: x to the left, and the volume's center (or SPM's origin) at the world's
+    /// origin.
     fn middle(&self) -> [[f64; 4]; 3] {
         std::array::from_fn(|axis| {
             let used = self.uses(axis);
@@ -556,12 +559,12 @@ impl Facts {
         })
     }
 
-    /// Returns `true` if the image has an axis x, y or z: flat ones have no z.
+    /// Returns `true` if the image has the axis x, y or z; a 2-D image has no z.
     fn uses(&self, axis: usize) -> bool {
         i64::try_from(axis).is_ok_and(|axis| axis < self.dim[0])
     }
 
-    /// The spacing along x, y or z, 1 where the header has none.
+    /// Returns the spacing along x, y or z, or 1 if the header has none.
     fn zoom(&self, axis: usize) -> f64 {
         let length = self.pixdim[axis + 1].abs();
         if length > 0.0 { length } else { 1.0 }

@@ -1,6 +1,6 @@
 //! The header of a numpy file, versions 1 to 3.
 //!
-//! Arrays of two axes are y, x; of three z, y, x; of four c, z, y, x. Nothing is unpickled.
+//! Arrays with two axes are y, x; with three, z, y, x; with four, c, z, y, x. Pickled data is never loaded.
 
 use std::path::Path;
 
@@ -30,7 +30,7 @@ pub(super) const FORMAT: FileFormat = FileFormat {
 /// The first bytes of every numpy file.
 const MAGIC: &[u8] = b"\x93NUMPY";
 
-/// A value of the Python dict that the header is.
+/// A value in the Python dict of the header.
 #[derive(Debug, PartialEq)]
 enum Value {
     Text(String),
@@ -113,7 +113,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     header.checked(path, NAME)
 }
 
-/// The header's text, and where the voxels begin.
+/// Returns the header's text, and the byte where the voxels begin.
 fn text(bytes: &[u8]) -> Result<(&str, usize), String> {
     if !bytes.starts_with(MAGIC) {
         return Err("the file does not begin with \\x93NUMPY".to_owned());
@@ -183,7 +183,7 @@ fn dtype(path: &Path, descr: &str, problems: &mut Problems) -> Result<(DType, bo
     Ok((dtype, big_endian))
 }
 
-/// The entries of a Python dict literal of texts, truth values and tuples of whole numbers.
+/// Parses a Python dict literal whose values are strings, booleans and tuples of whole numbers.
 fn dict(text: &str) -> Result<Vec<(String, Value)>, String> {
     let mut rest = text.trim();
     rest = rest.strip_prefix('{').ok_or("it is no Python dict")?;
@@ -248,7 +248,7 @@ fn value(text: &str) -> Result<(Value, &str), String> {
         .ok_or_else(|| format!("({}) are no lengths", excerpt(inside)))
 }
 
-/// Checks that voxels need no slope and intercept.
+/// Checks that the voxels need no slope and intercept.
 fn check(layout: &Layout) -> Result<()> {
     if layout.rescale.is_none() {
         return Ok(());
@@ -281,7 +281,7 @@ fn encode(layout: &mut Layout, _: Option<&str>) -> Result<Vec<u8>> {
         "{{'descr': '{order}{code}', 'fortran_order': False, 'shape': ({}), }}",
         lengths.join(", ")
     );
-    // Magic, version and length take 10 bytes, the line's end 1; voxels begin at a multiple of 64.
+    // Magic, version and length take 10 bytes, the line ending 1; voxels begin at a multiple of 64.
     let total = (10 + dict.len() + 1).next_multiple_of(64);
     let length = u16::try_from(total - 10).expect("five numbers and names stay below 64 KiB");
     let mut header = MAGIC.to_vec();

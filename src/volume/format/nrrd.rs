@@ -1,7 +1,7 @@
-//! The header of a NRRD file: `.nrrd` with the voxels, or `.nhdr` with a file of them beside it.
+//! The header of an NRRD file: `.nrrd` with the voxels, or `.nhdr` with separate files of voxels.
 //!
-//! Raw and gzip encodings; two or three axes of space and at most one of channels, which is the
-//! first or the last. The geometry that comes out is RAS+, whatever the file's space.
+//! Supports raw and gzip encodings, two or three spatial axes, and at most one channel axis, which must be the first or
+//! the last. The resulting geometry is RAS+, regardless of the file's space.
 
 mod encode;
 
@@ -36,10 +36,10 @@ pub(super) const FORMAT: FileFormat = FileFormat {
 /// The first bytes of every NRRD file; a version digit follows.
 const MAGIC: &[u8] = b"NRRD000";
 
-/// The fields, their names in lower case, and where the voxels of an attached header begin.
+/// The fields, with names in lower case, and the byte where the voxels of an attached header begin.
 struct Fields {
     pairs: Vec<(String, String)>,
-    /// `None` if no blank line ends the header.
+    /// `None` if the header does not end with a blank line.
     end: Option<u64>,
 }
 
@@ -67,7 +67,7 @@ impl Fields {
                 continue;
             }
             let (key, value) = match text.split_once(':') {
-                // Free keys of the user's, `key:=value`.
+                // Custom key/value pairs, `key:=value`.
                 Some((_, value)) if value.starts_with('=') => continue,
                 Some((key, value)) => (key.trim().to_lowercase(), value.trim().to_owned()),
                 None => return Err(format!("{:?} is no field", excerpt(&text))),
@@ -78,7 +78,7 @@ impl Fields {
             if fields.get(&[&key]).is_some() {
                 return Err(format!("field {:?} is there twice", excerpt(&key)));
             }
-            // The lines behind a list of files are their names.
+            // The lines after a list field are file names.
             let ends =
                 matches!(key.as_str(), "data file" | "datafile") && value.starts_with("LIST");
             fields.pairs.push((key, value));
@@ -270,7 +270,7 @@ fn big_endian(fields: &Fields, dtype: DType, problems: &mut Problems) -> bool {
     }
 }
 
-/// Lines and bytes to be skipped; -1 for bytes that are counted from the file's end.
+/// Returns the lines and bytes to skip. A byte count of -1 means that the voxels are at the end of the file.
 fn skips(fields: &Fields, problems: &mut Problems) -> (u64, i64) {
     let lines = fields.get(&["line skip", "lineskip"]).unwrap_or("0");
     let bytes = fields.get(&["byte skip", "byteskip"]).unwrap_or("0");
@@ -285,17 +285,17 @@ fn skips(fields: &Fields, problems: &mut Problems) -> (u64, i64) {
     (lines, bytes)
 }
 
-/// Which axes are space and which is channels.
+/// The roles of the axes: spatial, or channels.
 struct Axes {
-    /// Axes x, y and, unless the image is flat, z.
+    /// The axes x, y and, unless the image is 2-D, z.
     space: Vec<usize>,
     channels: Option<usize>,
-    /// `true` if what is read as channels is time.
+    /// `true` if the channel axis is time.
     is_time: bool,
 }
 
 impl Axes {
-    /// The axis that is not space, unless it has one place only.
+    /// Returns the axis that is not spatial, unless its length is 1.
     fn leading(&self, sizes: &[u64]) -> Vec<LeadingAxis> {
         let kind = if self.is_time {
             AxisKind::Time
@@ -324,7 +324,7 @@ impl Axes {
                 return directions[axis].is_some();
             }
             let kind = kinds.as_ref().map(|kinds| kinds[axis].as_str());
-            // A fourth axis that nothing is said of is time, or channels.
+            // A fourth axis without a kind is time or channels.
             match kind {
                 Some("domain" | "space") => true,
                 Some("???" | "none") | None => axis < 3,
@@ -351,7 +351,7 @@ impl Axes {
             let kind = kinds.as_ref().map(|kinds| kinds[axis].as_str());
             kind == Some("time") || matches!(labels.get(axis), Some(&("t" | "time")))
         };
-        // Four axes of space, the last of them time.
+        // Four spatial axes: the last one is time.
         let (space, channels, is_time) = match (space.len(), channels) {
             (4, None) => (space[..3].to_vec(), Some(3), true),
             _ => (space, channels, channels.is_some_and(is_said)),
@@ -389,7 +389,7 @@ fn geometry(fields: &Fields, axes: &Axes, count: usize, problems: &mut Problems)
         for (place, &axis) in axes.space.iter().enumerate() {
             let value = words.get(axis).and_then(|word| finite(word));
             match value.as_deref() {
-                // Its sign is the direction of the axis.
+                // The sign is the direction of the axis.
                 Some(&[value]) if words.len() == count && value != 0.0 => {
                     columns[place][place] = value;
                 }
@@ -407,13 +407,13 @@ fn geometry(fields: &Fields, axes: &Axes, count: usize, problems: &mut Problems)
         }
     }
     let space = fields.get(&["space"]).unwrap_or_default().to_lowercase();
-    // What turns the file's space into LPS; one that says nothing of a body is taken for LPS.
+    // The signs that convert the file's space to LPS. A space without anatomical directions is treated as LPS.
     let signs = match space.trim_end_matches("-time") {
         "right-anterior-superior" | "ras" | "rast" => [-1.0, -1.0, 1.0],
         "left-anterior-superior" | "las" | "last" => [1.0, -1.0, 1.0],
         _ => [1.0; 3],
     };
-    // Directions and the origin are vectors of the world; spacings are lengths along the image's axes.
+    // Directions and the origin are vectors in world coordinates; spacings are lengths along the image axes.
     let across = factors(&quoted(fields.get(&["space units"])), problems);
     let turn = |vector: [f64; 3]| std::array::from_fn(|i| signs[i] * across[i] * vector[i]);
     if fields.get(&["space directions"]).is_some() {
@@ -436,7 +436,7 @@ fn geometry(fields: &Fields, axes: &Axes, count: usize, problems: &mut Problems)
     }
 }
 
-/// Millimetres in the units that these words mean, 1 where there is none.
+/// Returns the millimeters per unit for three unit names; 1 where there is none.
 fn factors(words: &[String], problems: &mut Problems) -> [f64; 3] {
     let mut factors = [1.0; 3];
     for (target, word) in factors.iter_mut().zip(words) {
@@ -448,7 +448,7 @@ fn factors(words: &[String], problems: &mut Problems) -> [f64; 3] {
     factors
 }
 
-/// Words in quotation marks, or between spaces where there are none.
+/// Splits a text into its quoted words, or at whitespace if it has no quotation marks.
 fn quoted(text: Option<&str>) -> Vec<String> {
     let text = text.unwrap_or_default();
     if !text.contains('"') {
@@ -458,7 +458,7 @@ fn quoted(text: Option<&str>) -> Vec<String> {
     text.split('"').enumerate().filter_map(inside).collect()
 }
 
-/// Vectors like `(1,0,0) none (0,0,1)`, their first three numbers; flat ones get a 0.
+/// Parses vectors like `(1,0,0) none (0,0,1)`. Returns their first three numbers, with 0 for a missing third.
 fn vectors(text: &str) -> Option<Vec<Option<[f64; 3]>>> {
     let mut found = Vec::new();
     let mut rest = text.trim();

@@ -1,21 +1,21 @@
-//! Voxels in several files, one after the other: named by a list of lines, or by a pattern like
-//! printf's with numbers from, to and by.
+//! The names of several files that hold the voxels in sequence: a list with one name per line, or a printf pattern with
+//! first, last and step numbers.
 
 use super::{excerpt, line};
 
-/// The most files that a header may name.
+/// Maximum number of files that a header may name.
 const MOST: u64 = 65_536;
 
-/// The widest number of a pattern, in digits.
+/// Maximum width of the number in a pattern, in digits.
 const WIDEST: usize = 20;
 
-/// Returns `true` if a header's name of a file stands for several.
+/// Returns `true` if a file name in a header means several files.
 pub(super) fn is_several(name: &str) -> bool {
     name.split_whitespace().next() == Some("LIST") || name.contains('%')
 }
 
-/// The files that `name` stands for; those of a list have a line each in `lines`. `slices` is the
-/// length of the slowest axis, which a pattern without numbers counts from 1 on.
+/// Returns the names of the files that `name` means. The names of a list are in `lines`, one per line. `slices` is the
+/// length of the slowest axis; a pattern without numbers counts from 1 to it.
 pub(super) fn names(name: &str, lines: &[u8], slices: u64) -> Result<Vec<String>, String> {
     if name.contains('%') {
         return pattern(name, slices);
@@ -55,7 +55,7 @@ fn pattern(text: &str, slices: u64) -> Result<Vec<String>, String> {
         .map(|word| word.parse().ok())
         .collect();
     let last = i64::try_from(slices).unwrap_or(i64::MAX);
-    // A fourth number is the dimension of each file, which its length says, too.
+    // A fourth number is the dimension of each file, which is not needed.
     let (from, to, by) = match numbers.as_deref() {
         Some([]) => (1, last, 1),
         Some(&[from, to]) => (from, to, 1),
@@ -85,8 +85,8 @@ fn pattern(text: &str, slices: u64) -> Result<Vec<String>, String> {
     Ok(names)
 }
 
-/// What stands before the one number of a format, whether zeros fill it up, its width, and what
-/// stands after it.
+/// Splits a format at its only conversion. Returns the text before it, whether it is padded with zeros, its width, and
+/// the text after it.
 fn conversion(format: &str) -> Option<(String, bool, usize, String)> {
     let (before, rest) = format.split_once('%')?;
     let digits = rest.find(|c: char| !c.is_ascii_digit())?;

@@ -1,4 +1,4 @@
-//! Headerless files: laid out as the caller or a JSON sidecar says.
+//! Headerless files, with a layout from the caller or a JSON sidecar.
 
 use std::path::Path;
 
@@ -13,16 +13,16 @@ use crate::volume::Format;
 
 const NAME: &str = "raw sidecar";
 
-/// How the voxels of a headerless file lie: row-major c, z, y, x from a byte on.
+/// The layout of a headerless file: row-major c, z, y, x from a byte on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RawSpec {
     /// Voxels along z, y, x.
     pub shape: Shape,
     /// Channels, the slowest axis.
     pub channels: u64,
-    /// The type that is stored.
+    /// The stored type.
     pub dtype: DType,
-    /// `true` if the first byte of a voxel is its highest.
+    /// `true` if the first byte of a voxel is the most significant.
     pub big_endian: bool,
     /// Bytes before the first voxel.
     pub offset: u64,
@@ -31,7 +31,7 @@ pub struct RawSpec {
 }
 
 impl RawSpec {
-    /// Little-endian voxels of one channel from the first byte on, spacing 1 mm.
+    /// Creates a description of little-endian voxels of one channel from the first byte on, with spacing 1 mm.
     #[must_use]
     pub fn new(shape: Shape, dtype: DType) -> Self {
         Self {
@@ -44,15 +44,15 @@ impl RawSpec {
         }
     }
 
-    /// The layout that a sidecar describes. `path` is the sidecar's, for messages.
+    /// Parses the layout in a sidecar. `path` is the sidecar's, for messages.
     ///
-    /// Its keys: `shape` \[z, y, x\] and `dtype` (a numpy name) are needed; `channels`,
-    /// `byte_order` (`little` or `big`), `offset` in bytes, `spacing` \[z, y, x\] in mm and
-    /// `affine` (4 x 4, voxel x, y, z to mm in RAS+) may be there; any other key is refused.
+    /// The keys `shape` \[z, y, x\] and `dtype` (a numpy name) are required. Optional keys are `channels`, `byte_order`
+    /// (`little` or `big`), `offset` in bytes, `spacing` \[z, y, x\] in mm and `affine` (4 x 4, voxel x, y, z to mm in
+    /// RAS+). Any other key is an error.
     ///
     /// # Errors
     ///
-    /// [`Error::Header`] that names every key that is missing, unknown or makes no sense.
+    /// [`Error::Header`] that names every key that is missing, unknown or invalid.
     pub fn from_json(path: &Path, text: &[u8]) -> Result<Self> {
         let document: Json = serde_json::from_slice(text)
             .map_err(|error| Error::header(path, NAME, error.to_string()))?;
@@ -113,7 +113,7 @@ impl RawSpec {
         spec
     }
 
-    /// The same as a header.
+    /// Returns the description as a header.
     pub(in super::super) fn header(&self, path: &Path) -> Result<FlatHeader> {
         let header = FlatHeader::new(Format::Raw, self.shape, self.dtype, self.offset);
         let header = FlatHeader {
@@ -150,7 +150,7 @@ fn geometry(keys: &Map<String, Json>, problems: &mut Problems) -> Geometry {
     geometry
 }
 
-/// A JSON array of just `N` values that `one` takes.
+/// Parses a JSON array of exactly `N` values that `one` accepts.
 fn array<T, const N: usize>(value: &Json, one: impl Fn(&Json) -> Option<T>) -> Option<[T; N]> {
     let values: Vec<T> = value.as_array()?.iter().map(one).collect::<Option<_>>()?;
     values.try_into().ok()

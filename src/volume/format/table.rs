@@ -1,5 +1,4 @@
-//! The table of flat file formats: one row for each, which everything that opens, creates or
-//! replaces flat files asks.
+//! The table of flat file formats. Everything that opens, creates or replaces flat files uses its rows.
 
 use std::path::Path;
 
@@ -7,7 +6,7 @@ use super::{FlatHeader, metaimage, nifti, npy, nrrd};
 use crate::error::{Error, Result};
 use crate::volume::{Format, Layout};
 
-/// A flat file format: how it is recognized, parsed and encoded.
+/// A flat file format, with the functions that recognize, parse and encode its headers.
 #[derive(Clone, Copy, Debug)]
 pub(in super::super) struct FileFormat {
     /// Its name in messages, as in `NIfTI`.
@@ -37,8 +36,8 @@ pub(in super::super) struct FileFormat {
     /// Encodes the header of an output, which names the file of voxels if that is a different one.
     /// The format of the layout becomes the version that was chosen.
     pub(in super::super) encode: fn(&mut Layout, Option<&str>) -> Result<Vec<u8>>,
-    /// Returns the time points and the channels of each, if the file stores all times of a channel
-    /// together and the volume all channels of a time point.
+    /// Returns the number of time points, and of channels per time point, if the file stores all times of a channel
+    /// together and the volume all channels of a time point together.
     pub(in super::super) transposed_time: fn(&Layout) -> Option<[u64; 2]>,
 }
 
@@ -47,23 +46,23 @@ pub(in super::super) struct FileFormat {
 pub(in super::super) struct Output {
     /// The extension, in lower case.
     pub(in super::super) extension: &'static str,
-    /// How the voxels are stored.
+    /// The storage of the voxels.
     pub(in super::super) storage: Storage,
 }
 
-/// How the voxels of an output are stored.
+/// The storage of an output's voxels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) enum Storage {
     /// Uncompressed, after the header.
     Attached,
     /// Uncompressed, in a file next to the header.
     Detached,
-    /// The whole file is a gzip stream.
+    /// Compressed: the whole file is a gzip stream.
     Gzip,
 }
 
 impl FileFormat {
-    /// The row of a format that needs nothing special.
+    /// Creates the row of a format that needs nothing special.
     pub(super) const fn new(
         name: &'static str,
         file: &'static str,

@@ -1,9 +1,9 @@
-//! Geometry and axes of layouts, as several headers store them.
+//! Geometry and axes of a layout in the form that several headers store.
 
 use crate::error::{Error, Result};
 use crate::volume::{Layout, LeadingAxis};
 
-/// Columns for x, y, z and an origin, in LPS millimetres.
+/// Returns the columns for x, y, z and the origin, in LPS millimeters.
 pub(super) fn lps(layout: &Layout, format: &str) -> Result<([[f64; 3]; 3], [f64; 3])> {
     if !layout.geometry.is_sound() {
         let what = format!("{format} needs a spacing above 0 and a finite affine");
@@ -12,18 +12,18 @@ pub(super) fn lps(layout: &Layout, format: &str) -> Result<([[f64; 3]; 3], [f64;
     let column = |column: usize| -> [f64; 3] {
         std::array::from_fn(|row| {
             let value = layout.geometry.affine[row][column];
-            // Never -0, which would be read as 0.
+            // Avoids -0, which would be read as 0.
             if row < 2 { 0.0 - value } else { value + 0.0 }
         })
     };
     Ok(([column(0), column(1), column(2)], column(3)))
 }
 
-/// The axis besides space, of which a format has one only.
+/// Returns the axis in front of z, y and x, for a format with at most one.
 ///
 /// # Errors
 ///
-/// [`Error::Unsupported`] if there are more.
+/// [`Error::Unsupported`] if there are several.
 pub(super) fn fourth(layout: &Layout, format: &str) -> Result<Option<LeadingAxis>> {
     let mut leading = layout.axes.long_of(layout.channels);
     if leading.len() > 1 {

@@ -1,10 +1,9 @@
-//! A guard against SIGBUS: what the system sends when a page of a mapped file cannot be had,
-//! because the file was made shorter or the disk failed.
+//! A guard against SIGBUS. The system sends this signal when a page of a mapped file cannot be read, because the file
+//! was truncated or the disk failed.
 //!
-//! While a range is [`Watch`]ed, a fault in it puts a page of zeros in the place of the one that
-//! cannot be had and raises the range's flag, which whoever copies looks at afterwards. Every other
-//! SIGBUS goes to whoever handled it before. The handler uses nothing but atomics and
-//! calls that are safe in one, so it works on any thread and in a forked child.
+//! While a range is [`Watch`]ed, a fault in it maps a page of zeros in place of the lost page and sets the range's
+//! flag, which is checked after copying. Every other SIGBUS goes to the previous handler. The handler uses only atomics
+//! and async-signal-safe calls, so it works on any thread and in a forked child.
 
 use std::ffi::c_int;
 use std::io;
@@ -14,21 +13,21 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 use libc::{c_void, sigaction, siginfo_t};
 
-/// Ranges of a table; further tables are added when all are taken.
+/// Ranges per table; further tables are added when all are taken.
 const SLOTS: usize = 256;
 
-/// A watched range, if it is taken.
+/// A slot for a watched range.
 #[derive(Debug)]
 struct Slot {
     taken: AtomicBool,
     start: AtomicUsize,
-    /// 0 while nothing is watched.
+    /// The end address; 0 while nothing is watched.
     end: AtomicUsize,
-    /// Whether a page of it could not be had.
+    /// Whether a page of the range was lost.
     lost: AtomicBool,
 }
 
-/// Ranges that are watched; never freed, because a handler may be looking.
+/// A table of watched ranges. It is never freed, because a handler may be reading it.
 #[derive(Debug)]
 struct Table {
     slots: [Slot; SLOTS],
@@ -53,7 +52,7 @@ impl Table {
 
 static FIRST: Table = Table::new();
 
-/// All tables.
+/// Iterates over all tables.
 fn tables() -> impl Iterator<Item = &'static Table> {
     std::iter::successors(Some(&FIRST), |table| {
         let next = table.next.load(Ordering::Acquire);
@@ -62,31 +61,31 @@ fn tables() -> impl Iterator<Item = &'static Table> {
     })
 }
 
-/// Who handled SIGBUS before; leaked, because a handler may be looking.
+/// The previous SIGBUS action; leaked, because a handler may be reading it.
 static BEFORE: AtomicPtr<sigaction> = AtomicPtr::new(ptr::null_mut());
 
-/// The thread that is passing a signal on: one that comes back would go round for ever.
+/// The thread that is forwarding a signal, to detect one that comes back and would loop forever.
 static PASSING: AtomicUsize = AtomicUsize::new(0);
 
-/// Whether a signal was passed on: handlers that mean to end the process put the one before them
-/// back and send the signal again.
+/// Whether a signal was forwarded. A previous handler that wants to end the process restores the handler before it and
+/// sends the signal again.
 static PASSED: AtomicBool = AtomicBool::new(false);
 
-/// Bytes of a page.
+/// Bytes per page.
 static PAGE: AtomicUsize = AtomicUsize::new(4096);
 
-/// A range of addresses that is watched until this is dropped.
+/// A watch on a range of addresses, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Watch(&'static Slot);
 
 impl Watch {
-    /// Watches a range that a file is mapped to.
+    /// Watches a range to which a file is mapped.
     ///
     /// # Errors
     ///
-    /// If the system refuses a handler for SIGBUS.
+    /// Returns an error if the system refuses a handler for SIGBUS.
     pub(super) fn new(range: &Range<*const u8>) -> io::Result<Self> {
-        // SAFETY: a question to the system.
+        // SAFETY: a query without preconditions.
         let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
         PAGE.store(usize::try_from(page).unwrap_or(4096), Ordering::Relaxed);
         let slot = free_slot();
@@ -98,7 +97,7 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Returns `true` if any page of the range could not be had since the watch began.
+    /// Returns `true` if any page of the range was lost since the watch began.
     pub(super) fn lost(&self) -> bool {
         self.0.lost.load(Ordering::Acquire)
     }
@@ -111,16 +110,16 @@ impl Drop for Watch {
     }
 }
 
-/// Sees to it that the handler is ours: others replace it, such as the workers of `PyTorch`'s
-/// `DataLoader` when they start.
+/// Ensures that our handler is installed. Others replace it, such as the workers of `PyTorch`'s `DataLoader` when they
+/// start.
 ///
 /// # Errors
 ///
-/// If the system refuses it.
+/// Returns an error if the system refuses the handler.
 pub(super) fn ensure() -> io::Result<()> {
-    // SAFETY: `sigaction` is plain data, for which zeros are a value.
+    // SAFETY: `sigaction` is plain data, for which all zeros is a valid value.
     let mut current: sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: it asks, and changes nothing.
+    // SAFETY: this only queries the current action.
     if unsafe { libc::sigaction(libc::SIGBUS, ptr::null(), &raw mut current) } != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -140,14 +139,14 @@ pub(super) fn ensure() -> io::Result<()> {
     let mut action: sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = ours;
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-    // SAFETY: the handler keeps to what may be done in one.
+    // SAFETY: the handler does only what is allowed in a signal handler.
     if unsafe { libc::sigaction(libc::SIGBUS, &raw const action, ptr::null_mut()) } != 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
 }
 
-/// A slot that nobody else has.
+/// Returns a slot that no other watch uses, and marks it as taken.
 fn free_slot() -> &'static Slot {
     let free = |slot: &&Slot| {
         let free = slot
@@ -165,15 +164,15 @@ fn free_slot() -> &'static Slot {
             last.next
                 .compare_exchange(ptr::null_mut(), more, Ordering::AcqRel, Ordering::Relaxed);
         if added.is_err() {
-            // SAFETY: another thread was faster, and nobody has seen this one.
+            // SAFETY: another thread was faster, and no other thread has seen this table.
             drop(unsafe { Box::from_raw(more) });
         }
     }
 }
 
-/// What the system calls at a SIGBUS.
+/// Handles a SIGBUS.
 extern "C" fn handler(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
-    // SAFETY: the system hands over a siginfo, of a fault or of whoever sent the signal.
+    // SAFETY: the system passes a valid siginfo, which describes a fault or the sender.
     let (address, code) = unsafe { ((*info).si_addr().addr(), (*info).si_code) };
     let is_fault = code > 0;
     let watched = |slot: &&Slot| {
@@ -182,7 +181,7 @@ extern "C" fn handler(signal: c_int, info: *mut siginfo_t, context: *mut c_void)
     };
     let slot = tables().flat_map(|table| &table.slots).find(watched);
     if let Some(slot) = slot.filter(|_| is_fault) {
-        // First the flag: who sees the zeros must see it too.
+        // The flag comes first: a reader that sees the zeros must see it too.
         slot.lost.store(true, Ordering::Release);
         if zeros_at(address) {
             return;
@@ -196,13 +195,12 @@ use libc::__errno_location as errno_location;
 #[cfg(target_vendor = "apple")]
 use libc::__error as errno_location;
 
-/// Puts a page of zeros where the address lies; whether that could be done.
+/// Maps a page of zeros over the page of an address. Returns `true` on success.
 fn zeros_at(address: usize) -> bool {
     let page = PAGE.load(Ordering::Relaxed);
     let start = ptr::with_exposed_provenance_mut(address & !(page - 1));
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-    // SAFETY: `errno` belongs to this thread; the page lies in a range that is mapped, and that is
-    // only ever copied from.
+    // SAFETY: `errno` belongs to this thread. The page is in a mapped range that is only ever copied from.
     unsafe {
         let errno = *errno_location();
         let mapped = libc::mmap(start, page, libc::PROT_READ, flags, -1, 0);
@@ -211,7 +209,7 @@ fn zeros_at(address: usize) -> bool {
     }
 }
 
-/// Hands a signal that is not ours to whoever handled it before.
+/// Passes a signal that is not ours to the previous handler.
 fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     // SAFETY: it is null, or was leaked.
     let before = unsafe { BEFORE.load(Ordering::Acquire).as_ref() };
@@ -220,16 +218,16 @@ fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
         clippy::unnecessary_cast,
         reason = "an address, or a number of as many bits"
     )]
-    // SAFETY: a question to the system.
+    // SAFETY: a query without preconditions.
     let thread = unsafe { libc::pthread_self() } as usize;
     let action = before.map_or(libc::SIG_DFL, |before| before.sa_sigaction);
-    // SAFETY: the system hands over a siginfo.
+    // SAFETY: the system passes a valid siginfo.
     let sent = unsafe { (*info).si_code } <= 0;
     let again = sent && PASSED.load(Ordering::Acquire);
     let circle = again || PASSING.load(Ordering::Acquire) == thread;
     if circle || action == libc::SIG_DFL || action == libc::SIG_IGN {
-        // SAFETY: the default ends the process, as it would have without us. A fault happens again
-        // on return; a signal that was sent has to be sent again.
+        // SAFETY: the default action ends the process, as it would have without us. A fault recurs on return; a sent
+        // signal must be sent again.
         unsafe {
             if action == libc::SIG_IGN && sent {
                 return;
@@ -244,8 +242,7 @@ fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     PASSED.store(true, Ordering::Release);
     PASSING.store(thread, Ordering::Release);
     let with_info = before.is_some_and(|before| before.sa_flags & libc::SA_SIGINFO != 0);
-    // SAFETY: the address is that of a handler that the system was given, of the kind that its
-    // flags say.
+    // SAFETY: the address is that of an installed handler, of the kind that its flags declare.
     unsafe {
         if with_info {
             let handler: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) =

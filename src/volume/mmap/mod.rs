@@ -1,12 +1,12 @@
-//! Mapping files into memory: the only unsafe code of this crate.
+//! Memory-mapping of files: the only unsafe code of this crate.
 //!
-//! A page that was touched stays mapped, and counts as resident, long after anybody needs it:
-//! an epoch over a large file would end with all of it resident. So what was touched is noted,
-//! and when it comes to [`KEPT`] bytes the mapping is emptied. The pages stay in the system's
-//! cache, from where they come back at the price of a fault. A map that is [kept](Map::keeping) is not emptied.
+//! Touched pages stay mapped and count as resident long after they are needed, so an epoch over a large file would end
+//! with all of it resident. Touched ranges are therefore tracked, and the mapping is emptied when they reach [`KEPT`]
+//! bytes. The pages stay in the system's page cache, from which a page fault brings them back. A
+//! [keeping](Map::keeping) map is not emptied.
 //!
-//! A file that is made shorter while it is mapped, or a disk that fails, would end the process
-//! with SIGBUS; a [`guard`] makes that an error of the read.
+//! If a file is truncated while it is mapped, or its disk fails, the process would end with SIGBUS; a [`guard`] turns
+//! that into a read error.
 
 #![allow(
     unsafe_code,
@@ -31,13 +31,13 @@ pub(crate) use self::heap::give_back_freed;
 pub use self::heap::share_heaps;
 pub use self::signal::signal_is_ignored;
 
-/// Bytes that may be mapped before the mapping is emptied.
+/// Touched bytes after which a mapping is emptied.
 pub(super) const KEPT: u64 = 256 << 20;
 
-/// Bytes that the system maps at a fault, aligned (Linux's `fault_around_bytes`).
+/// Aligned bytes that the system maps per page fault (Linux's `fault_around_bytes`).
 pub(super) const FAULT: u64 = 64 << 10;
 
-/// A page of a mapped file could not be had: the file was made shorter, or could not be read.
+/// The error for a page of a mapped file that was lost: the file was truncated or could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Lost;
 
@@ -49,27 +49,26 @@ impl From<Lost> for io::Error {
     }
 }
 
-/// A file in memory, to be read.
+/// A file mapped for reading.
 #[derive(Debug)]
 pub(super) struct Map {
-    /// Ends before the mapping does.
+    /// Dropped before the mapping: fields are dropped in order.
     watch: Watch,
     file: Mmap,
-    /// A bit for every [`FAULT`] bytes, set once they are touched.
+    /// One bit per [`FAULT`] bytes, set when they are touched.
     touched: Box<[AtomicU64]>,
-    /// How many are set.
+    /// The number of set bits.
     set: AtomicU64,
-    /// `true` if what was touched stays mapped.
+    /// `true` if touched pages stay mapped.
     keeps: bool,
 }
 
 impl Map {
     /// Maps a file, which must not be empty.
     pub(super) fn new(file: &File) -> io::Result<Self> {
-        // SAFETY: the map is read-only, and all that is done with it is copying bytes out: no
-        // reference into it is handed on and no value is trusted for being read twice. A file
-        // that another process changes meanwhile gives other voxels, and one that it shortens an
-        // error, because the range is watched.
+        // SAFETY: the map is read-only and bytes are only copied out of it. No reference into it is handed out, and no
+        // value is trusted to be the same when read twice. A file that another process changes gives different voxels;
+        // one that it truncates gives an error, because the range is watched.
         let file = unsafe { Mmap::map(file)? };
         let faults = (file.len() as u64).div_ceil(FAULT);
         Ok(Self {
@@ -83,7 +82,7 @@ impl Map {
         })
     }
 
-    /// The same, with all that is touched left mapped.
+    /// Makes the map keep all touched pages mapped.
     pub(super) fn keeping(mut self) -> Self {
         self.keeps = true;
         self
@@ -93,16 +92,15 @@ impl Map {
         self.keeps
     }
 
-    /// Copies what `copy` wants out of the file's bytes. All that is read from a mapping goes
-    /// through here.
+    /// Calls `copy` on the file's bytes. All reads of a mapping go through this function.
     ///
     /// # Errors
     ///
-    /// [`Lost`] if a page could not be had, now or earlier; what was copied is then worth nothing.
+    /// [`Lost`] if a page was lost, now or earlier; the copied data is then invalid.
     pub(super) fn read<T>(&self, copy: impl FnOnce(&[u8]) -> T) -> Result<T, Lost> {
         guard::ensure().map_err(|_| Lost)?;
         let copied = copy(&self.file);
-        // The flag is looked at after the bytes, by the compiler and by the processor.
+        // The fence makes the compiler and the processor check the flag after reading the bytes.
         fence(Ordering::Acquire);
         if self.watch.lost() {
             Err(Lost)
@@ -111,7 +109,7 @@ impl Map {
         }
     }
 
-    /// Notes that some bytes were touched.
+    /// Marks bytes as touched.
     pub(super) fn touch(&self, bytes: Range<u64>) {
         if self.keeps {
             return;
@@ -132,11 +130,11 @@ impl Map {
         }
     }
 
-    /// Lets go of all pages if too many were touched; to be called after a read.
+    /// Releases all pages if too many were touched. Call this after a read.
     pub(super) fn trim(&self) {
         let set = self.set.load(Ordering::Relaxed);
         let full = set * FAULT >= KEPT;
-        // Of several threads that see it, one acts.
+        // If several threads get here, only one acts.
         let mine = || {
             self.set
                 .compare_exchange(set, 0, Ordering::Relaxed, Ordering::Relaxed)
@@ -148,10 +146,10 @@ impl Map {
         for word in &self.touched {
             word.store(0, Ordering::Relaxed);
         }
-        // SAFETY: the map is shared and read-only, so its pages hold nothing but the file's bytes,
-        // and a thread that reads one meanwhile faults it in again.
+        // SAFETY: the map is shared and read-only, so its pages hold only the file's bytes, and a concurrent reader of
+        // a page faults it in again.
         let advised = unsafe { self.file.unchecked_advise(UncheckedAdvice::DontNeed) };
-        // Advice that is not taken costs residency, and nothing else.
+        // If the advice is not followed, pages only stay resident.
         drop(advised);
     }
 }

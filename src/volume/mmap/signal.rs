@@ -1,13 +1,13 @@
-//! What signals do.
+//! Queries of signal handling.
 
 use std::mem::MaybeUninit;
 use std::ptr;
 
-/// Returns `true` if this process ignores a signal, as one that `nohup` started ignores SIGHUP.
+/// Returns `true` if this process ignores a signal. A process started by `nohup`, for example, ignores SIGHUP.
 #[must_use]
 pub fn signal_is_ignored(signal: i32) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: it asks, and changes nothing; zeros are a value of `sigaction`, which is plain data.
+    // SAFETY: this only queries the action; all zeros is a valid value of `sigaction`, which is plain data.
     let action = unsafe {
         libc::sigaction(signal, ptr::null(), action.as_mut_ptr());
         action.assume_init()

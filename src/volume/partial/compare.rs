@@ -1,4 +1,4 @@
-//! What two runs say of themselves, and in which fields they differ.
+//! Comparison of the descriptions of two runs, by field.
 
 use std::path::Path;
 
@@ -6,17 +6,17 @@ use serde_json::Value as Json;
 
 use crate::error::{Difference, Error, Result};
 
-/// The fields that differ.
+/// A list of fields that differ.
 #[derive(Debug, Default)]
 pub(super) struct Differences(Vec<Difference>);
 
 impl Differences {
-    /// Compares what was saved with what is here, field by field; `name` is what both are called.
+    /// Compares a saved value with the current one, field by field; `name` is the name of both.
     pub(super) fn compare(&mut self, name: &str, saved: &Json, here: &Json) {
         self.compare_without(name, saved, here, "");
     }
 
-    /// The same, but for one field.
+    /// As [`compare`](Self::compare), without the field `but`.
     pub(super) fn compare_without(&mut self, name: &str, saved: &Json, here: &Json, but: &str) {
         let nothing = Json::Null;
         match (saved, here) {
@@ -40,7 +40,7 @@ impl Differences {
         }
     }
 
-    /// An error that names every difference, if there are any.
+    /// Returns an error that names every difference, if there are any.
     pub(super) fn check(&mut self, folder: &Path) -> Result<()> {
         if self.0.is_empty() {
             return Ok(());
@@ -52,7 +52,7 @@ impl Differences {
     }
 }
 
-/// Equal, if not as numbers then as what was saved and read again.
+/// Returns `true` if two values are equal, or are equal once the current one is saved and read again.
 fn same(saved: &Json, here: &Json) -> bool {
     saved == here || {
         let again = serde_json::from_str::<Json>(&here.to_string());

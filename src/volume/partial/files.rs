@@ -1,4 +1,4 @@
-//! Locks, folders and files of an output that grows.
+//! Locks, folders and files of an output under construction.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -9,18 +9,18 @@ use super::super::staged::parent;
 use super::Durability;
 use crate::error::{Error, Result};
 
-/// A lock that is held until it is dropped.
+/// A file lock that is released on drop.
 #[derive(Debug)]
 pub(super) struct Lock(File);
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Not by closing alone: a process that is being started may have the file, too.
+        // Closing alone is not enough: a child process that is being started may have the file open too.
         let _ = self.0.unlock();
     }
 }
 
-/// Takes a lock, and waits for it if it is held for moments only.
+/// Takes a lock. With `wait`, waits for it; otherwise a lock that is held is an error.
 pub(super) fn lock(folder: &Path, name: &str, wait: bool) -> Result<Lock> {
     let path = folder.join(name);
     loop {
@@ -40,7 +40,7 @@ pub(super) fn lock(folder: &Path, name: &str, wait: bool) -> Result<Lock> {
             Err(TryLockError::WouldBlock) => return Err(Error::Locked { path }),
             Err(TryLockError::Error(source)) => return Err(Error::io("lock", &path)(source)),
         }
-        // Whoever held it may have finished the output and removed the file with it.
+        // The previous holder may have finished the output and removed the file with it.
         let inode = |found: io::Result<fs::Metadata>| found.ok().map(|found| found.ino());
         if inode(file.metadata()) == inode(fs::metadata(&path)) {
             return Ok(Lock(file));
@@ -48,7 +48,7 @@ pub(super) fn lock(folder: &Path, name: &str, wait: bool) -> Result<Lock> {
     }
 }
 
-/// Makes the folder that `path` lies in.
+/// Creates the folder that contains `path`, and its parents.
 pub(super) fn make_parents(path: &Path, durability: Durability) -> Result<()> {
     let folder = parent(path);
     if folder.is_dir() {

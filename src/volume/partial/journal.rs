@@ -1,12 +1,12 @@
-//! A list of finished chunks that only grows, in a file that a crash cannot spoil.
+//! An append-only list of finished chunks, in a file that survives crashes.
 //!
 //! ```text
 //! voxpatch journal 1\n | length: u64 | crc32c of the head: u32 | head: JSON | record | record | ...
 //! record: level u32 | stored u32 | channel u64 | z u64 | y u64 | x u64 | bytes u64 | 0 u32 | crc32c u32
 //! ```
 //!
-//! Numbers are little-endian. A record that is cut short or whose checksum is wrong ends the list:
-//! it and what follows are dropped, and what they tell of is done again.
+//! Numbers are little-endian. A truncated record or one with a wrong checksum ends the list. It and all later records
+//! are dropped, and their chunks are written again.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
@@ -21,22 +21,22 @@ use crate::error::{Error, Result};
 
 const MAGIC: &[u8] = b"voxpatch journal 1\n";
 
-/// Bytes of a record.
+/// Bytes per record.
 pub(super) const RECORD: usize = 56;
 
-/// The longest head that is read, in bytes.
+/// Maximum length of the head, in bytes.
 const HEAD_LIMIT: u64 = 16 << 20;
 
-/// A chunk that is done.
+/// A finished chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) struct Record {
-    /// Its level; 0 is the finest.
+    /// The level; 0 is the finest.
     pub(in super::super) level: u32,
-    /// Its channel.
+    /// The channel.
     pub(in super::super) channel: u64,
-    /// Its index along z, y, x.
+    /// The index along z, y, x.
     pub(in super::super) index: [u64; 3],
-    /// The length of its file; `None` if it is all fill value and has none.
+    /// The length of the chunk's file; `None` if the chunk is all fill value and has no file.
     pub(in super::super) bytes: Option<u64>,
 }
 
@@ -55,7 +55,7 @@ impl Record {
         out
     }
 
-    /// `None` if the checksum is wrong.
+    /// Returns `None` if the checksum is wrong.
     fn decode(bytes: &[u8; RECORD]) -> Option<Self> {
         let short = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
         let long = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
@@ -68,18 +68,18 @@ impl Record {
     }
 }
 
-/// A journal that is being written.
+/// A journal under construction.
 #[derive(Debug)]
 pub(super) struct Journal {
     path: PathBuf,
     file: File,
     durability: Durability,
-    /// Where the next record goes.
+    /// The byte position of the next record.
     end: Mutex<u64>,
 }
 
 impl Journal {
-    /// Starts a journal; it appears with its head or not at all.
+    /// Creates a journal; its file appears either with the complete head or not at all.
     pub(super) fn create(path: &Path, head: &Json, durability: Durability) -> Result<Self> {
         let text = serde_json::to_vec(head).expect("a document of ours has string keys");
         let mut start = MAGIC.to_vec();
@@ -106,8 +106,7 @@ impl Journal {
         })
     }
 
-    /// Opens a journal to go on with it, and drops what a crash left at its end. Every sound
-    /// record is given to `each`.
+    /// Opens a journal to resume it, and drops incomplete data at its end. Calls `each` with every valid record.
     pub(super) fn resume(
         path: &Path,
         durability: Durability,
@@ -128,10 +127,10 @@ impl Journal {
         })
     }
 
-    /// Adds a record, and sees to it that it is as durable as what it tells of.
+    /// Appends a record, with the same durability as the chunk that it records.
     pub(super) fn add(&self, record: &Record) -> Result<()> {
         let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
-        // Should a part of it be written, the next one is put in its place.
+        // If only a part is written, the next record overwrites it.
         self.file
             .write_all_at(&record.encode(), *end)
             .map_err(Error::io("write", &self.path))?;
@@ -140,13 +139,13 @@ impl Journal {
     }
 }
 
-/// The head of a journal; every sound record is given to `each`.
+/// Returns the head of a journal, and calls `each` with every valid record.
 pub(super) fn read(path: &Path, each: &mut dyn FnMut(Record)) -> Result<Json> {
     let file = File::open(path).map_err(Error::io("open", path))?;
     Ok(scan(&file, path, each)?.0)
 }
 
-/// The head, and where the last sound record ends.
+/// Returns the head, and the end of the last valid record. Calls `each` with every valid record.
 fn scan(file: &File, path: &Path, each: &mut dyn FnMut(Record)) -> Result<(Json, u64)> {
     let bad = |problem: &str| {
         let problem = format!("{problem}: remove its folder to begin anew");

@@ -1,7 +1,7 @@
-//! What an unfinished or killed run leaves beside an output, and how it is removed.
+//! Removal of the files that an unfinished or killed run leaves next to an output.
 //!
-//! A folder is renamed to `.NAME.partial.done` before it is removed, so that other processes find all of it
-//! or none. Only what a run puts there is removed from it.
+//! A folder is renamed to `.NAME.partial.done` before it is removed, so that other processes find all or none of it.
+//! Only files that a run creates there are removed from it.
 
 use std::fs;
 use std::io;
@@ -15,16 +15,16 @@ use super::is_gone;
 use super::publish::{Marker, PUBLISHING, step};
 use crate::error::{Error, Result};
 
-/// Where an output is, and where it grows.
+/// The paths of an output and of the folder in which it is built.
 #[derive(Clone, Debug)]
 pub(super) struct Places {
     /// The output.
     pub(super) target: PathBuf,
-    /// The folder in which it grows.
+    /// The folder in which the output is built.
     pub(super) folder: PathBuf,
-    /// That folder while it is removed.
+    /// The name of that folder during its removal.
     pub(super) done: PathBuf,
-    /// The folder in which both are.
+    /// The folder that contains both.
     pub(super) beside: PathBuf,
 }
 
@@ -42,20 +42,20 @@ impl Places {
         })
     }
 
-    /// What will be called `target`.
+    /// Returns the path of the data that will be renamed to `target`.
     pub(super) fn data(&self) -> PathBuf {
         self.folder.join("data")
     }
 }
 
-/// Returns `true` if the output has got its name from the folder where it grew.
+/// Returns `true` if the output has been moved from its folder to its final name.
 pub(super) fn is_published(places: &Places) -> bool {
     let marker = Marker::read(&places.folder);
     marker.is_some_and(|marker| inode(&places.data()) != Some(marker.own().inode))
 }
 
-/// Removes what is left of an output that has got its name, if its process was killed before it
-/// could. Gives the id of that output's run if the output still has its name.
+/// Removes the remaining files of an output that has its final name, if its process was killed before it could. Returns
+/// the run id of that output if it still has the name.
 pub(super) fn settle(places: &Places) -> Result<Option<String>> {
     let mut found = None;
     let mut note = |marker: &Marker| {
@@ -64,7 +64,7 @@ pub(super) fn settle(places: &Places) -> Result<Option<String>> {
             found = Some(own.run.clone());
         }
     };
-    // Where a lock is held, its process does it.
+    // If a lock is held, the process that holds it does this.
     if is_left(&places.done)
         && let Ok(_locks) = lock_all(&places.done, false)
     {
@@ -88,7 +88,7 @@ pub(super) fn settle(places: &Places) -> Result<Option<String>> {
     Ok(found)
 }
 
-/// Removes what is left of an output called `target` that has got its name. Nothing depends on it.
+/// Removes the remaining files of an output `target` that has its final name. Nothing depends on them.
 pub(in super::super) fn tidy(target: &Path) -> Result<()> {
     match settle(&Places::of(target)?) {
         Err(Error::Locked { .. }) => Ok(()),
@@ -96,12 +96,12 @@ pub(in super::super) fn tidy(target: &Path) -> Result<()> {
     }
 }
 
-/// Removes what unfinished runs left of an output called `target`; nothing if there is nothing.
+/// Removes what unfinished runs left of the output `target`; does nothing if there is nothing.
 ///
 /// # Errors
 ///
-/// [`Error::Locked`] if a process still writes it, [`Error::NotOverwritable`] if its folder holds
-/// what was to be replaced, and that is no output; [`Error::Io`] if it cannot be removed.
+/// [`Error::Locked`] if a process is still writing it, [`Error::NotOverwritable`] if its folder holds an entry that was
+/// to be replaced and is not an output, [`Error::Io`] if it cannot be removed.
 pub fn discard_partial(target: &Path) -> Result<()> {
     let places = Places::of(target)?;
     if !places.folder.is_dir() {
@@ -112,7 +112,7 @@ pub fn discard_partial(target: &Path) -> Result<()> {
     remove_at_once(&places)
 }
 
-/// Takes every lock that a folder has; for that of all it waits, if it is to.
+/// Takes all locks of a folder. With `wait`, waits for the main lock, but not for those of parts.
 fn lock_all(folder: &Path, wait: bool) -> Result<Vec<Lock>> {
     let mut names = vec!["lock".to_owned()];
     for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
@@ -128,12 +128,12 @@ fn lock_all(folder: &Path, wait: bool) -> Result<Vec<Lock>> {
     held.collect()
 }
 
-/// Returns `true` if a process left this folder when it was killed while it removed it.
+/// Returns `true` if a process was killed while it removed this folder.
 fn is_left(folder: &Path) -> bool {
     folder.is_dir() && matches!(foreign_below(folder), Ok(None))
 }
 
-/// Removes the folder in which an output grew.
+/// Removes the folder in which an output was built.
 pub(super) fn remove_at_once(places: &Places) -> Result<()> {
     if is_left(&places.done) {
         remove_own(&places.done)?;
@@ -145,7 +145,7 @@ pub(super) fn remove_at_once(places: &Places) -> Result<()> {
     remove_own(if aside { &places.done } else { &places.folder })
 }
 
-/// Checks that what was replaced, if it is in the folder, may be removed with it.
+/// Checks that a replaced output in the folder, if there is one, may be removed with it.
 fn check_replaced(folder: &Path) -> Result<()> {
     let data = folder.join("data");
     let mut aside = data.clone().into_os_string();
@@ -159,7 +159,8 @@ fn check_replaced(folder: &Path) -> Result<()> {
     rule.check_at(Path::new(&aside), Path::new(&aside))
 }
 
-/// Removes what runs put into a folder, what others look for last; then the folder, if that was all.
+/// Removes the files of runs from a folder, and then the folder itself if it is empty. The publishing marker and the
+/// locks go last, because other processes look for them.
 fn remove_own(folder: &Path) -> Result<()> {
     let mut names = Vec::new();
     match fs::read_dir(folder) {
@@ -193,7 +194,7 @@ fn remove_own(folder: &Path) -> Result<()> {
     }
 }
 
-/// Returns `true` if a folder is one in which an output grows, and not an output.
+/// Returns `true` if a folder is one in which an output is built, and not an output.
 pub(in super::super) fn is_partial(folder: &Path) -> bool {
     let is_file = |name: &str| {
         let found = folder.join(name).symlink_metadata();
@@ -202,11 +203,11 @@ pub(in super::super) fn is_partial(folder: &Path) -> bool {
     is_file("lock") && folder.join("data").is_dir()
 }
 
-/// The first thing in such a folder that no run puts there.
+/// Returns the first entry in such a folder that no run creates.
 ///
 /// # Errors
 ///
-/// [`Error::Locked`] if a process writes it.
+/// [`Error::Locked`] if a process is writing it.
 pub(in super::super) fn foreign(folder: &Path) -> Result<Option<UnexpectedEntry>> {
     if let Some(found) = foreign_below(folder)? {
         return Ok(Some(found));
@@ -215,7 +216,7 @@ pub(in super::super) fn foreign(folder: &Path) -> Result<Option<UnexpectedEntry>
     zarr::foreign(&folder.join("data"))
 }
 
-/// The same, but for what is in the output itself, which need not be whole.
+/// As [`foreign`], except for the content of the output itself, which may be incomplete.
 fn foreign_below(folder: &Path) -> Result<Option<UnexpectedEntry>> {
     for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
         let entry = entry.map_err(Error::io("list", folder))?;
@@ -234,7 +235,7 @@ fn is_lock(name: &str) -> bool {
     name == "lock" || name.strip_prefix("lock.").is_some_and(is_part)
 }
 
-/// Returns `true` if a run gives this name to something in the folder in which its output grows.
+/// Returns `true` if runs use this name in the folder in which an output is built.
 fn is_own(name: &str) -> bool {
     let of_part = |what: &str| name.strip_prefix(what).is_some_and(is_part);
     let fixed = [
@@ -249,7 +250,7 @@ fn is_own(name: &str) -> bool {
     fixed.contains(&name) || is_lock(name) || of_part("journal.") || of_part("tmp.")
 }
 
-/// Returns `true` if a name ends as that of a part does: `3-of-8`.
+/// Returns `true` if a name ends like that of a part: `3-of-8`.
 fn is_part(end: &str) -> bool {
     let is_number = |text: &str| text.parse::<u32>().is_ok();
     end.split_once("-of-")

@@ -1,4 +1,4 @@
-//! The metadata of an output that grows: those of the run that began it.
+//! The metadata of an output under construction, written by the run that started it.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -12,10 +12,10 @@ use super::compare::Differences;
 use super::files::make_parents;
 use crate::error::{Error, Result};
 
-/// The documents at the top of an output, one for each version of the format.
+/// The top-level documents of an output, one per format version.
 const TOP: [&str; 2] = ["zarr.json", ".zgroup"];
 
-/// Writes the metadata, or checks that they are those of this run.
+/// Writes the metadata, or checks that existing metadata match this run's.
 pub(super) fn write_metadata(run: &Run<'_>, folder: &Path) -> Result<()> {
     let data = folder.join("data");
     let mut differences = Differences::default();

@@ -1,20 +1,19 @@
-//! Folders in which an output grows over several runs, and on several machines' processes.
+//! Folders in which an output is built over several runs, or by several processes.
 //!
-//! An output called `NAME` grows in `.NAME.partial` beside it:
+//! An output `NAME` is built in `.NAME.partial` next to it:
 //!
 //! ```text
-//! data/            what will be called NAME
-//! journal.I-of-N   which chunks part I has finished, and for which run
+//! data/            becomes NAME
+//! journal.I-of-N   the finished chunks of part I, and the run they belong to
 //! lock.I-of-N      held by the process that writes part I
-//! lock             held while a part begins, and while the output is put together
-//! tmp.I-of-N/      files of part I that are not whole yet
-//! publishing       the outputs of the run, and which folders they were when they were about to get their names
+//! lock             held while a part starts, and while the output is completed
+//! tmp.I-of-N/      incomplete files of part I
+//! publishing       the run's outputs with the inodes of their folders, written before they get their names
 //! ```
 //!
-//! A chunk is written under a temporary name, renamed, and then noted. A process that is killed
-//! at any moment leaves at worst a temporary file, a chunk that is not noted, or half a note; the
-//! next one removes, rewrites or drops it. Locks are the operating system's (flock) and end with
-//! their process.
+//! A chunk is written under a temporary name, renamed, and then recorded. A process that is killed at any moment leaves
+//! at worst a temporary file, an unrecorded chunk, or an incomplete record; the next process removes, rewrites or drops
+//! it. Locks are the operating system's (flock) and end with their process.
 
 mod compare;
 mod files;
@@ -50,24 +49,23 @@ pub(super) use self::leftover::{foreign, is_partial, tidy};
 pub use self::part::{Durability, OutputPart};
 pub(super) use self::publish::{id, publish};
 
-/// What a run says of itself when it begins or goes on.
+/// The description of a run that starts or resumes an output.
 #[derive(Debug)]
 pub(super) struct Run<'a> {
     pub(super) target: &'a Path,
     pub(super) overwrite: Overwrite,
-    /// Named values that must be the same whenever the output is gone on with.
+    /// Named values that must be the same whenever the output is resumed.
     pub(super) fingerprint: &'a Json,
     pub(super) durability: Durability,
-    /// The files of metadata, with their paths in the output.
+    /// The metadata files, with their paths in the output.
     pub(super) files: Vec<(String, Vec<u8>)>,
-    /// The outputs that get their names together, in the same order in every process; none if this
-    /// is the only one.
+    /// The outputs that get their names together, in the same order in every process; empty if this is the only one.
     pub(super) group: &'a [PathBuf],
-    /// Identifies the run in an output that has its name.
+    /// The id of the run, by which an output that has its name is recognized.
     pub(super) id: String,
 }
 
-/// A folder in which an output grows, held by this process.
+/// A folder in which an output is built, locked by this process.
 #[derive(Debug)]
 pub(super) struct Partial {
     places: Places,
@@ -83,8 +81,8 @@ pub(super) struct Partial {
 }
 
 impl Partial {
-    /// Begins part `part`, or goes on with it; `each` gets every chunk that it has finished. `None`
-    /// if the run has finished the output, and it has its name.
+    /// Starts or resumes part `part`, and calls `each` with every chunk that it has finished. Returns `None` if the run
+    /// has finished the output and it has its final name.
     pub(super) fn open(
         run: &Run<'_>,
         part: OutputPart,
@@ -94,7 +92,7 @@ impl Partial {
         let places = Places::of(run.target)?;
         let entered = enter(run, &places, part);
         if let Err(Error::Exists { .. }) = entered {
-            // Whoever named it may have been killed before all of the run was tidied up.
+            // The process that named it may have been killed before everything of the run was removed.
             run.group.iter().try_for_each(|other| tidy(other))?;
         }
         let Some((own, _all)) = entered? else {
@@ -118,9 +116,9 @@ impl Partial {
         Self::with(run, places, journal, &part.name("tmp"), vec![own]).map(Some)
     }
 
-    /// Takes all parts at once; `each` gets every chunk that any of them has finished. `None` if the
-    /// run has finished the output, and it has its name; `begun` says that this process has
-    /// written a part, so that whatever has the name by now is that output.
+    /// Opens all parts at once, and calls `each` with every chunk that any of them has finished. Returns `None` if the
+    /// run has finished the output and it has its final name. With `begun`, this process has written a part, so any
+    /// output with the name is this one.
     pub(super) fn open_all(
         run: &Run<'_>,
         parts: u32,
@@ -152,7 +150,8 @@ impl Partial {
         };
         write_metadata(run, folder)?;
         let journal = Journal::resume(&first, run.durability, &mut |_| {})?;
-        // Given back before that of all, so that whoever waits for that finds them free.
+        // The part locks are released before the main lock, so that a process waiting for the main lock finds them
+        // free.
         locks.rotate_left(1);
         Self::with(run, places, journal, "tmp.all", locks).map(Some)
     }
@@ -180,22 +179,22 @@ impl Partial {
         })
     }
 
-    /// Where the output grows.
+    /// Returns the folder in which the output's data grows.
     pub(super) fn data(&self) -> PathBuf {
         self.places.data()
     }
 
-    /// The folder as a whole.
+    /// Returns the folder of the unfinished output, including its bookkeeping.
     pub(super) fn folder(&self) -> &Path {
         &self.places.folder
     }
 
-    /// Stores a chunk's bytes under `key`, if it has any, and notes that it is done.
+    /// Stores a chunk's bytes, if it has any, under `key`, and records that it is done.
     pub(super) fn keep(&self, key: &str, record: &Record, encoded: Option<&[u8]>) -> Result<()> {
         let path = self.data().join(key);
         match encoded {
             Some(bytes) => self.store(&path, bytes)?,
-            // An earlier run may have got as far as the file, but not as far as the note.
+            // An earlier run may have written the file but not the record.
             None => remove_file(&path)?,
         }
         self.journal.add(record)
@@ -214,7 +213,7 @@ impl Partial {
     }
 }
 
-/// Returns `true` if a file was not there.
+/// Returns `true` if the error is a missing file.
 fn is_gone(error: &Error) -> bool {
     matches!(error, Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
 }
@@ -226,14 +225,14 @@ fn nothing_begun(places: &Places) -> Error {
     }
 }
 
-/// What an unfinished run has stored of an output called `target`, if one has begun it.
+/// Returns the data folder of an unfinished run's output `target`, if a run has started it.
 pub(super) fn data_folder(target: &Path) -> Result<Option<PathBuf>> {
     let places = Places::of(target)?;
     let grows = places.data().is_dir() && !is_published(&places);
     Ok(grows.then(|| places.data()))
 }
 
-/// The locks of a part and of all, in the folder where the output grows; `None` if it is finished.
+/// Takes the lock of a part and the main lock in the folder of the output. Returns `None` if the output is finished.
 fn enter(run: &Run<'_>, places: &Places, part: OutputPart) -> Result<Option<(Lock, Lock)>> {
     let folder = &places.folder;
     loop {
@@ -247,11 +246,12 @@ fn enter(run: &Run<'_>, places: &Places, part: OutputPart) -> Result<Option<(Loc
             run.overwrite.check(run.target)?;
             make_folder(run, places)?;
         }
-        // That of all first: who has it may look for a moment whether this part is being written.
+        // The main lock comes first: its holder may briefly take a part's lock to see whether the part is being
+        // written.
         let all = lock(folder, "lock", true);
         let (own, all) =
             match all.and_then(|all| Ok((lock(folder, &part.name("lock"), false)?, all))) {
-                // Another process has just put the output together, and removed the folder.
+                // Another process has just completed the output and removed the folder.
                 Err(error) if is_gone(&error) && !folder.exists() => continue,
                 locked => locked?,
             };
@@ -264,7 +264,7 @@ fn enter(run: &Run<'_>, places: &Places, part: OutputPart) -> Result<Option<(Loc
         if !finished && free.is_ok() {
             return Ok(Some((own, all)));
         }
-        // It had got its name before the folder was made.
+        // The output got its name before the folder was created.
         if !places.data().exists() {
             remove_at_once(places)?;
         }
@@ -276,7 +276,7 @@ fn enter(run: &Run<'_>, places: &Places, part: OutputPart) -> Result<Option<(Loc
     }
 }
 
-/// The locks of all parts, that of all first; `None` if the output is finished.
+/// Takes the locks of all parts, the main lock first. Returns `None` if the output is finished.
 fn enter_all(run: &Run<'_>, places: &Places, parts: u32, begun: bool) -> Result<Option<Vec<Lock>>> {
     let folder = &places.folder;
     loop {
@@ -284,7 +284,7 @@ fn enter_all(run: &Run<'_>, places: &Places, parts: u32, begun: bool) -> Result<
             return Ok(None);
         }
         if !folder.is_dir() {
-            // The last of the other parts may have been as late as this one, and have done it.
+            // Another part may have finished as late as this one, and may have completed the output.
             if is_finished(run, true) || begun && places.target.exists() {
                 return Ok(None);
             }
@@ -326,7 +326,7 @@ fn head(run: &Run<'_>, part: OutputPart, owned: Region) -> Json {
     })
 }
 
-/// The journals that are there, by part, which must be as many as this run has.
+/// Returns the existing journals by part. Their number of parts must be `parts`.
 fn journals(folder: &Path, parts: u32) -> Result<Vec<(String, PathBuf)>> {
     let mut found = Vec::new();
     let mut differences = Differences::default();
@@ -345,7 +345,7 @@ fn journals(folder: &Path, parts: u32) -> Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
-/// Checks that all other parts belong to the same run and own other voxels.
+/// Checks that all other parts belong to the same run and own different voxels.
 fn check_others(folder: &Path, part: OutputPart, head: &Json, owned: Region) -> Result<()> {
     for (index, path) in journals(folder, part.count)? {
         if index == part.index.to_string() {

@@ -10,11 +10,11 @@ use crate::region::Region;
 /// The failures that a finished chunk survives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Durability {
-    /// That the process is killed. A power cut may lose or damage files: those that are not as
-    /// long as noted are written again, others only [`verify`](crate::volume::verify) finds.
+    /// A killed process. A power failure may lose or damage files. Files whose length differs from the record are
+    /// written again; other damage is only found by [`verify`](crate::volume::verify).
     #[default]
     None,
-    /// A power cut, too: its file and folder are flushed to the disk before it is noted.
+    /// Also a power failure: the chunk's file and folder are flushed to disk before the chunk is recorded.
     Chunk,
 }
 
@@ -36,7 +36,7 @@ impl Durability {
     }
 }
 
-/// One of several processes that write one output, each of them its own chunks.
+/// One of several processes that write one output, each with its own chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutputPart {
     pub(super) index: u32,
@@ -44,10 +44,10 @@ pub struct OutputPart {
 }
 
 impl OutputPart {
-    /// The only one.
+    /// The only part.
     pub const WHOLE: Self = Self { index: 0, count: 1 };
 
-    /// Part `index`, counted from 0, of `count`.
+    /// Creates part `index`, counted from 0, of `count`.
     ///
     /// # Errors
     ///
@@ -63,7 +63,7 @@ impl OutputPart {
         })
     }
 
-    /// Returns its index, counted from 0.
+    /// Returns the index, counted from 0.
     #[must_use]
     pub const fn index(self) -> u32 {
         self.index
@@ -75,12 +75,12 @@ impl OutputPart {
         self.count
     }
 
-    /// Returns this part's region of a volume that is cut along `axis` (0 to 2 for z, y, x) between
-    /// write chunks, as evenly as possible; it may be empty.
+    /// Returns this part's region of a volume, which is split along `axis` (0 to 2 for z, y, x) at write-chunk
+    /// boundaries, as evenly as possible. The region may be empty.
     ///
     /// # Panics
     ///
-    /// If `axis` is larger than 2.
+    /// Panics if `axis` is larger than 2.
     #[must_use]
     pub fn region(self, layout: &Layout, axis: usize) -> Region {
         let mut region = Region::whole(layout.shape);

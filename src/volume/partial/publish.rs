@@ -1,12 +1,12 @@
-//! How outputs that are complete get their names: those of one run together.
+//! Renaming complete outputs to their final names, all outputs of a run together.
 //!
-//! Once all outputs of a run are complete, each folder in which one grew gets a file that lists them all: the
-//! inodes of what will have their names, and the id of the run. Only then are they renamed, and only when all
-//! have their names are the folders removed. Whatever is left by a process that is killed in
-//! between lists the outputs that have got their names, so that the next one can do the rest.
+//! Once all outputs of a run are complete, each of their folders gets a file that lists them all: the inodes of the
+//! data that will get the names, and the id of the run. Only then are they renamed, and only when all have their names
+//! are the folders removed. If a process is killed in between, the remaining files list the outputs that have their
+//! names, so that the next process can do the rest.
 //!
-//! An output of several parts keeps the id of its run in an extended attribute, where the file system
-//! has such: a part that comes late is told from another run by it.
+//! An output of several parts keeps the id of its run in an extended attribute, where the file system supports it. The
+//! id distinguishes a late part of this run from another run.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,14 +22,14 @@ use crate::error::{Error, Result};
 #[cfg(test)]
 pub(super) use super::steps::step;
 
-/// Where tests break off.
+/// Does nothing; in tests, it fails at a chosen step.
 #[cfg(not(test))]
 #[expect(clippy::unnecessary_wraps, reason = "in tests it fails")]
 pub(super) const fn step(_: &str) -> Result<()> {
     Ok(())
 }
 
-/// The file that is there while an output gets its name.
+/// The name of the file that exists while an output gets its name.
 pub(super) const PUBLISHING: &str = "publishing";
 
 /// The extended attribute that holds the id of an output's run.
@@ -38,26 +38,26 @@ const ATTRIBUTE: &str = "user.voxpatch.run";
 /// Bytes of an id.
 const ID: usize = 32;
 
-/// The outputs of a run when they were about to get their names.
+/// A list of a run's outputs that are about to get their names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Marker {
-    /// Which of them the folder belongs to.
+    /// The index of the output to which the folder belongs.
     own: usize,
-    /// At least one.
+    /// The outputs; at least one.
     outputs: Vec<Entry>,
 }
 
-/// An output that was about to get its name.
+/// An output that is about to get its name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Entry {
-    /// That of its folder.
+    /// The inode of its data folder.
     pub(super) inode: u64,
     /// The id of its run.
     pub(super) run: String,
 }
 
 impl Marker {
-    /// What a folder says, if its output was about to get its name.
+    /// Reads the marker of a folder, if its output was about to get its name.
     pub(super) fn read(folder: &Path) -> Option<Self> {
         let text = fs::read(folder.join(PUBLISHING)).ok()?;
         let found: Json = serde_json::from_slice(&text).ok()?;
@@ -91,7 +91,7 @@ impl Marker {
         fs::rename(&begun, &path).map_err(Error::io("write", &path))
     }
 
-    /// What it says of the folder's own output.
+    /// Returns the entry of the folder's own output.
     pub(super) fn own(&self) -> &Entry {
         &self.outputs[self.own]
     }
@@ -108,8 +108,8 @@ fn place_of(target: &Path, group: &[PathBuf]) -> usize {
     found.unwrap_or(0)
 }
 
-/// Returns `true` if the output has its name and is this run's: the folder of another output of the run says so, or,
-/// where there are several parts, the output itself.
+/// Returns `true` if the output has its name and belongs to this run. The evidence is the marker of another output of
+/// the run or, with several parts, the attribute of the output itself.
 pub(super) fn is_finished(run: &Run<'_>, parts: bool) -> bool {
     let Ok(places) = Places::of(run.target) else {
         return false;
@@ -130,7 +130,7 @@ pub(super) fn is_finished(run: &Run<'_>, parts: bool) -> bool {
         || parts && id_of(&places.target).as_deref() == Some(&*run.id)
 }
 
-/// Gives outputs of one run that are complete their names, and removes all that helped to make them.
+/// Renames the complete outputs of one run to their final names, and removes the folders in which they were built.
 pub(in super::super) fn publish(outputs: &[Partial]) -> Result<()> {
     for output in outputs {
         output.overwrite.check(&output.places.target)?;
@@ -138,7 +138,7 @@ pub(in super::super) fn publish(outputs: &[Partial]) -> Result<()> {
     let markers: Vec<Marker> = outputs.iter().map(|own| marker(own, outputs)).collect();
     step("mark")?;
     for (output, marker) in outputs.iter().zip(&markers) {
-        // Where it cannot be kept, a part that comes late is told that the output exists.
+        // Without the attribute, a late part gets the error that the output exists.
         let _ = setxattr(
             output.data(),
             ATTRIBUTE,
@@ -160,7 +160,7 @@ pub(in super::super) fn publish(outputs: &[Partial]) -> Result<()> {
     Ok(())
 }
 
-/// What the folder of an output will say.
+/// Creates the marker for the folder of an output.
 fn marker(own: &Partial, outputs: &[Partial]) -> Marker {
     let entry = |target: &PathBuf| {
         let growing = outputs.iter().find(|output| same(&output.places, target));
@@ -189,7 +189,7 @@ fn same(places: &Places, target: &Path) -> bool {
     Places::of(target).is_ok_and(|other| other.target == places.target)
 }
 
-/// An output of the run that has its name already.
+/// Returns the entry of an output of the run that already has its name.
 fn finished(target: &Path, place: usize, outputs: &[Partial]) -> Entry {
     let inode = inode(target).unwrap_or(0);
     let markers = outputs
@@ -204,14 +204,14 @@ fn finished(target: &Path, place: usize, outputs: &[Partial]) -> Entry {
         })
 }
 
-/// The id that an output keeps.
+/// Returns the run id in the attribute of an output.
 fn id_of(output: &Path) -> Option<String> {
     let mut id = [0; ID];
     let length = getxattr(output, ATTRIBUTE, &mut id).ok()?;
     String::from_utf8(id.get(..length)?.to_vec()).ok()
 }
 
-/// The id of a run: of all that its output depends on.
+/// Returns the id of a run: a hash of everything that its output depends on.
 pub(in super::super) fn id(depends: &Json) -> String {
     // FNV-1a, 128 bits.
     let mut hash: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;

@@ -1,25 +1,25 @@
-//! Steps at which tests break a process off, as a signal would.
+//! Steps at which tests interrupt a process, as a signal would.
 
 use std::cell::Cell;
 
 use crate::error::{Error, Result};
 
 thread_local! {
-    /// Steps of this thread until it breaks off; never if there is no number.
+    /// The steps of this thread before it fails; `None` if it never fails.
     static LEFT: Cell<Option<u32>> = const { Cell::new(None) };
 }
 
-/// Has this thread break off at a step: at the next one for 0, never for `None`.
+/// Makes this thread fail at a step: 0 is the next one, `None` means never.
 pub(crate) fn break_off_at(step: Option<u32>) {
     LEFT.set(step);
 }
 
-/// Returns `true` if it has not broken off yet.
+/// Returns `true` if a failure is set and has not happened yet.
 pub(crate) fn is_on_its_way() -> bool {
     LEFT.get().is_some()
 }
 
-/// A step: an error once it is time.
+/// Counts a step. Returns an error at the chosen one.
 pub(crate) fn step(name: &str) -> Result<()> {
     match LEFT.get() {
         Some(0) => {

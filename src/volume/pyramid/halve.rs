@@ -1,4 +1,4 @@
-//! One voxel out of up to eight: the arithmetic of a coarser level.
+//! Downsampling: one voxel from up to eight.
 
 use std::cmp::Ordering;
 
@@ -8,11 +8,10 @@ use super::Downsample;
 use crate::dtype::{DType, Element, with_element};
 use crate::region::{Region, Shape};
 
-/// The cells of `part`, row-major, each made of `factors` (1 or 2 along each axis) voxels, or of
-/// as many of them as `part` has.
+/// Returns the cells of `part`, row-major. Each is made from `factors` (1 or 2 along each axis) voxels, or from fewer
+/// at the end of `part`.
 ///
-/// `source` holds the voxels of `held`, in which `part` must lie; it must start at multiples of
-/// the factors.
+/// `source` holds the voxels of `held`, which must contain `part`; `part` must start at multiples of the factors.
 pub(super) fn halve(
     method: Downsample,
     dtype: DType,
@@ -22,7 +21,7 @@ pub(super) fn halve(
 ) -> Vec<u8> {
     let cells = Cells::new(held, part, factors);
     if dtype == DType::Bool {
-        // The mean of zeros and ones, a half rounded to even, and the mode are the same.
+        // For zeros and ones, the mean (with halves rounded to even) and the mode are the same.
         return cells.map(source, |values: &mut [u8]| {
             let set = values.iter().filter(|&&value| value != 0).count();
             u8::from(2 * set > values.len())
@@ -34,11 +33,11 @@ pub(super) fn halve(
     })
 }
 
-/// Where the voxels of each cell lie in a buffer.
+/// The positions of each cell's voxels in a buffer.
 struct Cells {
     /// Voxels of the buffer along y and x.
     lengths: [usize; 2],
-    /// The first voxel of the part in the buffer, and its voxels, along z, y, x.
+    /// The first voxel of the part in the buffer, and the part's lengths, along z, y, x.
     first: [usize; 3],
     shape: [usize; 3],
     factors: [usize; 3],
@@ -59,7 +58,7 @@ impl Cells {
         }
     }
 
-    /// One value for each cell, given its values in the order z, y, x.
+    /// Computes one value per cell from its values in the order z, y, x.
     fn map<T: Element>(&self, source: &[u8], one: impl Fn(&mut [T]) -> T) -> Vec<u8> {
         let size = size_of::<T>();
         let counts: [usize; 3] = std::array::from_fn(|a| self.shape[a].div_ceil(self.factors[a]));
@@ -87,7 +86,7 @@ impl Cells {
         out
     }
 
-    /// The places of a cell's voxels along one axis of the buffer.
+    /// Returns the positions of a cell's voxels along one axis of the buffer.
     fn span(&self, axis: usize, cell: usize) -> std::ops::Range<usize> {
         let start = cell * self.factors[axis];
         let end = (start + self.factors[axis]).min(self.shape[axis]);
@@ -139,8 +138,8 @@ macro_rules! float_means {
 }
 float_means!(f16, f32, f64);
 
-/// The value that is there most often, the smallest of those that are; NaN counts as one value,
-/// larger than all others.
+/// Returns the most frequent value; among equally frequent ones, the smallest. NaN counts as one value, larger than all
+/// others.
 fn mode<T: Element>(values: &mut [T]) -> T {
     let first = values[0];
     if values.iter().all(|value| *value == first) {
@@ -156,7 +155,7 @@ fn mode<T: Element>(values: &mut [T]) -> T {
     best
 }
 
-/// The order of numbers, NaN last and equal to itself.
+/// Compares numbers; NaN is last and equal to itself.
 fn order<T: Element>(a: &T, b: &T) -> Ordering {
     let is_nan = |value: &T| value.partial_cmp(value).is_none();
     a.partial_cmp(b)

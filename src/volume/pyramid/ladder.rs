@@ -1,4 +1,4 @@
-//! Chunks of one level on their way to the next.
+//! The conversion of each level's chunks to chunks of the next level.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,7 +15,7 @@ use crate::patch::copy_common;
 use crate::region::{Region, chunk_range, chunk_region, indices};
 use crate::volume::chunk_set::ChunkSet;
 
-/// Takes whole chunks of the finest level in any order and makes those of all others.
+/// A converter that takes whole chunks of the finest level in any order and produces those of all coarser levels.
 #[derive(Debug)]
 pub(in super::super) struct Ladder {
     method: Downsample,
@@ -23,25 +23,25 @@ pub(in super::super) struct Ladder {
     levels: Vec<Level>,
     /// Unfinished chunks of each level but the first, by channel and index.
     waiting: Vec<Mutex<Unfinished>>,
-    /// The chunks of each level that will be made here; all of them if there is no list.
+    /// The chunks of each level to produce here; `None` for all.
     made: Option<Vec<ChunkSet>>,
     bytes: AtomicU64,
     peak: AtomicU64,
 }
 
-/// Called with each finished chunk: level, channel, index, box and voxels.
+/// A callback for each finished chunk: level, channel, index, box and voxels.
 pub(in super::super) type Finished<'a> =
     &'a dyn Fn(usize, u64, [u64; 3], Region, Source<'_>) -> Result<()>;
 
 type Unfinished = HashMap<(u64, [u64; 3]), Waiting>;
 
-/// A chunk that is not complete yet, cut at its level's edge.
+/// An incomplete chunk, clipped to its level.
 #[derive(Debug)]
 struct Waiting {
     region: Region,
-    /// `None` as long as every voxel is 0.
+    /// `None` while every voxel is 0.
     voxels: Option<Vec<u8>>,
-    /// Voxels of the finer level that have not come.
+    /// Voxels of the finer level that have not arrived.
     missing: u64,
     faces: Vec<Face>,
 }
@@ -59,25 +59,24 @@ impl Ladder {
         }
     }
 
-    /// The same, but only chunks that `made` marks at their level are made; what belongs to
-    /// others is dropped.
+    /// Restricts production to the chunks that `made` marks at their level; data for other chunks is dropped.
     pub(in super::super) fn only(mut self, made: Vec<ChunkSet>) -> Self {
         self.made = Some(made);
         self
     }
 
-    /// The bytes that wait at most, as [`pyramid_buffer_bytes`](super::pyramid_buffer_bytes) says.
+    /// Returns the maximum bytes in unfinished chunks; see [`pyramid_buffer_bytes`](super::pyramid_buffer_bytes).
     pub(in super::super) fn most_waiting(&self, channels: u64, order: [usize; 3]) -> u64 {
         most_waiting(&self.levels, channels, self.dtype, order)
     }
 
-    /// The most bytes that waited so far.
+    /// Returns the most bytes in unfinished chunks so far.
     #[cfg(test)]
     pub(super) fn peak(&self) -> u64 {
         self.peak.load(Ordering::Relaxed)
     }
 
-    /// Takes the chunk `region` of `level` and gives those of coarser levels that it completes.
+    /// Adds the chunk `region` of `level`, and calls `finished` with the coarser chunks that it completes.
     pub(in super::super) fn add(
         &self,
         level: usize,
@@ -115,7 +114,7 @@ impl Ladder {
         Ok(())
     }
 
-    /// Gives all that still waits, now that no more will come: what did not is 0.
+    /// Calls `finished` with all incomplete chunks, once no more data will arrive; missing voxels are 0.
     pub(in super::super) fn finish(&self, finished: Finished<'_>) -> Result<()> {
         for (level, waiting) in self.waiting.iter().enumerate() {
             let left = std::mem::take(&mut *waiting.lock().unwrap_or_else(PoisonError::into_inner));
@@ -127,7 +126,7 @@ impl Ladder {
         Ok(())
     }
 
-    /// Gives a chunk of the level after `level`, and takes it on its way to the next.
+    /// Calls `finished` with a chunk of the level after `level`, and adds it to the next level.
     fn give(
         &self,
         step: &Step,
@@ -145,7 +144,7 @@ impl Ladder {
         self.add(level + 1, channel, chunk.region, whole, finished)
     }
 
-    /// Adds what the chunk `region` has of a coarser chunk, and takes that out if it is complete.
+    /// Adds the data of chunk `region` to a coarser chunk. Returns the coarser chunk if it is now complete.
     fn gather(
         &self,
         step: &Step,
@@ -195,7 +194,7 @@ impl Ladder {
         })
     }
 
-    /// Makes the cells whose voxels came with two or more chunks.
+    /// Computes the cells whose voxels came with two or more chunks.
     fn join(&self, step: &Step, chunk: &mut Waiting) {
         let size = self.dtype.size();
         let mut seams: Vec<_> = chunk

@@ -1,10 +1,9 @@
-//! Coarser levels of an output, made while its finest one arrives.
+//! Coarser levels of an output, produced while the finest level arrives.
 //!
-//! Each level has half the voxels of the one before along every axis that has more than one,
-//! rounded up: a cell at the far edge is made of the voxels that exist, and an axis of one voxel
-//! stays as it is. A chunk of level k is downsampled as soon as it is whole; the result waits for
-//! its chunk of level k + 1, and so on. No level is ever read back for that, and how many bytes
-//! wait follows from the order in which chunks come: [`pyramid_buffer_bytes`].
+//! Each level has half the voxels of the previous one along every axis longer than 1, rounded up. A cell at the far
+//! edge is made from the voxels that exist, and an axis of length 1 stays as it is. A chunk of level k is downsampled
+//! as soon as it is complete; the result waits for its chunk of level k + 1, and so on. No level is read back for that.
+//! The bytes in waiting chunks depend on the order in which chunks arrive: see [`pyramid_buffer_bytes`].
 
 mod halve;
 mod ladder;
@@ -19,11 +18,11 @@ use super::{CreateOptions, Layout, zarr};
 use crate::error::{Error, Result};
 use crate::region::{Region, Shape};
 
-/// The coarser levels that a Zarr output gets.
+/// The coarser levels of a Zarr output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pyramid {
-    /// Levels in all, the finest included; `None` for as many as it takes until every axis fits
-    /// into one chunk.
+    /// The number of levels, including the finest; `None` for as many as are needed until every axis fits into one
+    /// chunk.
     pub levels: Option<usize>,
     /// The downsampling method.
     pub method: Downsample,
@@ -32,17 +31,16 @@ pub struct Pyramid {
 /// A method that combines up to eight voxels into one of the next level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Downsample {
-    /// Their mean, for images: integers are summed exactly and a half goes to the even number,
-    /// floats are summed as f64. NaN is left out, unless there is nothing else. A `bool` is true if
-    /// more than half are.
+    /// The mean, for images. Integers are summed exactly and halves are rounded to even; floats are summed as f64. NaN
+    /// is ignored, unless there are no other values. A `bool` is true if more than half of the voxels are.
     Mean,
-    /// The value that is there most often, for labels; the smallest of those that are. NaN counts
-    /// as one value, larger than all others.
+    /// The most frequent value, for labels; among equally frequent ones, the smallest. NaN counts as one value, larger
+    /// than all others.
     Mode,
 }
 
 impl Downsample {
-    /// The name that metadata have for it.
+    /// Returns the name of the method in metadata.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -52,7 +50,7 @@ impl Downsample {
     }
 }
 
-/// The size of a level, and what becomes of it.
+/// The shape and the chunking of a level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Level {
     /// Voxels along z, y, x.
@@ -64,28 +62,28 @@ pub(super) struct Level {
 /// The voxels of one channel of a box; `None` if all are 0.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Source<'a> {
-    /// What the voxels cover, which may be more than what is taken of them.
+    /// The box that the voxels cover, which may be larger than the part that is used.
     pub(super) held: Region,
-    /// Row-major z, y, x.
+    /// The voxels, row-major z, y, x.
     pub(super) voxels: Option<&'a [u8]>,
 }
 
-/// How many voxels of a level become one of the next, along z, y, x.
+/// Returns the number of voxels of a level per voxel of the next, along z, y, x.
 pub(super) fn factors(shape: Shape) -> Shape {
     shape.map(|length| length.min(2))
 }
 
-/// Voxels of the level after one of `shape`.
+/// Returns the shape of the level after one of `shape`.
 pub(super) fn next_shape(shape: Shape) -> Shape {
     let factors = factors(shape);
     std::array::from_fn(|a| shape[a].div_ceil(factors[a]))
 }
 
-/// Voxels of every level, the finest first.
+/// Returns the shapes of all levels, finest first.
 ///
 /// # Errors
 ///
-/// [`Error::InvalidArgument`] if there cannot be so many.
+/// [`Error::InvalidArgument`] if the volume cannot have that number of levels.
 pub(super) fn shapes(shape: Shape, chunk: Shape, pyramid: Option<Pyramid>) -> Result<Vec<Shape>> {
     let mut shapes = vec![shape];
     let Some(Pyramid { levels, .. }) = pyramid else {
@@ -116,15 +114,15 @@ pub(super) fn shapes(shape: Shape, chunk: Shape, pyramid: Option<Pyramid>) -> Re
     }
 }
 
-/// How many levels there are until one has a single voxel.
+/// Returns the number of levels until one has a single voxel.
 fn full(shape: Shape) -> usize {
     let longest = shape.into_iter().max().unwrap_or(1).max(1);
     usize::try_from(longest.next_power_of_two().trailing_zeros()).unwrap_or(0) + 1
 }
 
-/// Bytes of unfinished level chunks that wait at most while the write chunks of an output come
-/// one after another, all channels of each together, the axes in `order` (0 to 2 for z, y, x, the
-/// slowest first). Each thread may add one chunk that is under way.
+/// Returns the maximum bytes in unfinished level chunks, if the write chunks of an output arrive one after another, all
+/// channels of each together, with the axes in `order` (0 to 2 for z, y, x, slowest first). Each thread may add one
+/// chunk in progress.
 ///
 /// # Errors
 ///
@@ -132,7 +130,7 @@ fn full(shape: Shape) -> usize {
 ///
 /// # Panics
 ///
-/// If `order` does not name each of the three axes.
+/// Panics if `order` does not contain each of the three axes.
 pub fn pyramid_buffer_bytes(
     layout: &Layout,
     options: &CreateOptions,
@@ -147,7 +145,7 @@ pub fn pyramid_buffer_bytes(
     ))
 }
 
-/// Bytes that a thread takes while it makes a chunk of a coarser level of what is read back, at most.
+/// Returns the maximum bytes that a thread needs to rebuild a chunk of a coarser level from data that is read back.
 pub(crate) fn rebuilding_bytes(layout: &Layout) -> u64 {
     let (Some([_, chunk @ ..]), Some([_, inner @ ..])) = (layout.write_chunk, layout.read_chunk)
     else {
@@ -156,7 +154,7 @@ pub(crate) fn rebuilding_bytes(layout: &Layout) -> u64 {
     let [z, y, x] = chunk;
     let size = layout.dtype.size() as u64;
     let whole = Region::whole(chunk).voxels();
-    // A slab of the finer level, what is made of it, and a chunk that is decoded for it.
+    // A slab of the finer level, its downsampled result, and a chunk that is decoded for it.
     let slab = Region::whole([z.min(rebuild::PLANES), y, x]).voxels();
     let reading = slab
         .saturating_mul(9)

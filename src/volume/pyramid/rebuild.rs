@@ -1,4 +1,4 @@
-//! Chunks of a level that are made of what was read back.
+//! Rebuilding the chunks of a level from data that is read back.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::region::{Region, chunk_range, chunk_region};
 
-/// The chunks of level `from` that chunk `index` of the next level, `to`, is made of.
+/// Returns the ranges of chunks of level `from` from which chunk `index` of the next level, `to`, is made.
 pub(in super::super) fn inputs(from: Level, to: Level, index: [u64; 3]) -> [Range<u64>; 3] {
     let step = Step::new(from, to);
     let cells = chunk_region(index, to.chunk).intersection(&Region::whole(to.shape));
@@ -18,7 +18,7 @@ pub(in super::super) fn inputs(from: Level, to: Level, index: [u64; 3]) -> [Rang
     })
 }
 
-/// The box `region` of a level, made of the level before it, which `read` reads.
+/// Computes the box `region` of a level from the level before it, which `read` reads.
 pub(in super::super) fn rebuilt(
     method: Downsample,
     dtype: DType,
@@ -41,5 +41,5 @@ pub(in super::super) fn rebuilt(
     Ok(voxels)
 }
 
-/// Planes of a chunk that are made at once when it is made of what was read back.
+/// Planes of a chunk that are rebuilt at once.
 pub(super) const PLANES: u64 = 16;

@@ -1,21 +1,21 @@
-//! From one level to the next: which voxels make which cells, and what neighbours share.
+//! The step from one level to the next: the voxels of each cell, and the planes that neighboring chunks share.
 
 use super::{Level, Source, factors};
 use crate::patch::copy_common;
 use crate::region::{AXES, Region, Shape};
 
-/// A plane of voxels of the finer level that share cells with voxels of a neighbouring chunk,
-/// as there are where chunks have odd lengths.
+/// A plane of finer voxels that share cells with voxels of a neighboring chunk. This occurs where chunks have odd
+/// lengths.
 #[derive(Debug)]
 pub(super) struct Face {
     pub(super) axis: usize,
-    /// The cells' place along the axis.
+    /// The position of the cells along the axis.
     pub(super) cell: u64,
     pub(super) region: Region,
     pub(super) voxels: Vec<u8>,
 }
 
-/// From one level to the next.
+/// The step from one level to the next.
 pub(super) struct Step {
     pub(super) from: Shape,
     pub(super) to: Level,
@@ -31,7 +31,7 @@ impl Step {
         }
     }
 
-    /// The cells that hold voxels of a box.
+    /// Returns the cells that contain voxels of a box.
     pub(super) fn cells(&self, region: Region) -> Region {
         let bounds = |a: usize| {
             let (start, end) = (
@@ -43,7 +43,7 @@ impl Step {
         between(std::array::from_fn(bounds))
     }
 
-    /// The voxels that a box of cells is made of.
+    /// Returns the voxels from which a box of cells is made.
     pub(super) fn voxels(&self, cells: Region) -> Region {
         let bounds = |a: usize| {
             let (start, end) = (cells.start[a].unsigned_abs(), cells.end()[a].unsigned_abs());
@@ -53,7 +53,7 @@ impl Step {
         between(std::array::from_fn(bounds))
     }
 
-    /// The voxels of a box whose cells have no voxel outside; `None` if there are none.
+    /// Returns the voxels of a box whose cells are entirely inside it; `None` if there are none.
     pub(super) fn whole_cells(&self, region: Region) -> Option<Region> {
         let bounds = std::array::from_fn(|a| {
             let factor = self.factors[a];
@@ -72,8 +72,8 @@ impl Step {
         some.then(|| between(bounds))
     }
 
-    /// The planes of `common`, a part of the chunk `region`, that share cells with neighbours; none
-    /// if all voxels are 0, as they are where nothing comes.
+    /// Returns the planes of `common`, a part of the chunk `region`, that share cells with neighbors. Returns none if
+    /// all voxels are 0, because missing data counts as 0 anyway.
     pub(super) fn faces(
         &self,
         common: Region,

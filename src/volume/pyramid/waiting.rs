@@ -1,11 +1,11 @@
-//! How much waits while levels are made.
+//! The memory of chunks that wait while levels are produced.
 
 use super::Level;
 use super::step::{Step, length};
 use crate::dtype::DType;
 use crate::region::{AXES, Region, Shape};
 
-/// The bytes that wait at most, as [`pyramid_buffer_bytes`](super::pyramid_buffer_bytes) says.
+/// Returns the maximum bytes in unfinished chunks; see [`pyramid_buffer_bytes`](super::pyramid_buffer_bytes).
 pub(super) fn most_waiting(
     levels: &[Level],
     channels: u64,
@@ -39,8 +39,8 @@ pub(super) fn most_waiting(
         .saturating_mul(dtype.size() as u64)
 }
 
-/// Along one axis: how many coarser chunks there are, and, for each finer one, how many hold
-/// voxels of it and of others (`shared`), or of it alone (`own`).
+/// The coarser chunks along one axis. `count` is their number. For each finer chunk, `shared` counts the coarser chunks
+/// with voxels of it and of others, and `own` those with voxels of it alone.
 struct Live {
     count: u64,
     shared: Vec<u64>,
@@ -69,8 +69,8 @@ impl Live {
         live
     }
 
-    /// The most that are live at once: a shared one for everything that the faster axes have,
-    /// one of its own for what is live there.
+    /// Returns the maximum number of live chunks. A shared chunk occurs once for each of the `all` chunks along the
+    /// faster axes, an own chunk once for each of the `live` ones.
     fn most(&self, all: u64, live: u64) -> u64 {
         let pairs = self.shared.iter().zip(&self.own);
         pairs

@@ -1,22 +1,22 @@
-//! The arithmetic of real values: the type that they have, and stored voxels made into them.
+//! Conversion to real values: choice of their type, and the arithmetic on stored voxels.
 
 use crate::dtype::{DType, Element, convert, loss, with_element};
 use crate::volume::Rescale;
 
-/// Intercepts of at most this size keep `int16` as it is, if they are negative: those of CT are from -1000 to -10240.
+/// Maximum size of a negative intercept for which `int16` stays `int16`. CT intercepts range from -1000 to -10240.
 const CT_INTERCEPT: i64 = 1 << 14;
 
-/// Voxels that are converted at a time, through buffers that stay in the processor's cache.
+/// Voxels that are converted at a time, with buffers that fit in the processor's cache.
 const STEP: usize = 512;
 
 impl Rescale {
-    /// The type of real values made of stored ones: the smallest integer type that holds them where the slope
-    /// is 1 and both the stored values and the intercept are whole numbers, `float32` otherwise.
+    /// Returns the type of the real values of stored ones. If the slope is 1 and both the stored values and the
+    /// intercept are whole numbers, this is the smallest integer type that holds them; otherwise it is `float32`.
     ///
-    /// The whole range of the stored type counts, so no value has to be looked at: `uint8` and -1024 give `int16`,
-    /// `uint16` and -1024 give `int32`. The one exception is CT: `int16` with a negative intercept of up to 16384 stays
-    /// `int16`, which Hounsfield units fit. A voxel that does not fit is an error when it is read.
-    /// 64 bits stay 64 bits, checked likewise.
+    /// The choice uses the whole range of the stored type, not actual values: `uint8` and -1024 give `int16`, `uint16`
+    /// and -1024 give `int32`. CT is the one exception: `int16` with a negative intercept down to -16384 stays `int16`,
+    /// which is enough for Hounsfield units. A voxel that does not fit is an error when it is read. 64-bit types stay
+    /// 64-bit, with the same check.
     #[must_use]
     pub fn dtype(&self, stored: DType) -> DType {
         let Some(shift) = self.shift(stored) else {
@@ -44,7 +44,7 @@ impl Rescale {
         holding.into_iter().find(fits).unwrap_or(unfit)
     }
 
-    /// The intercept, where it is all there is to add to whole numbers.
+    /// Returns the intercept if the conversion only adds it to whole numbers.
     #[expect(clippy::cast_possible_truncation, reason = "whole, and far below 2^63")]
     fn shift(&self, stored: DType) -> Option<i64> {
         let one = (self.slope - 1.0).abs() < f64::EPSILON;
@@ -53,7 +53,7 @@ impl Rescale {
     }
 }
 
-/// The lowest and the highest value of an integer type.
+/// Returns the lowest and the highest value of an integer type.
 fn range(dtype: DType) -> (i128, i128) {
     match dtype {
         DType::Bool => (0, 1),
@@ -68,14 +68,14 @@ fn range(dtype: DType) -> (i128, i128) {
     }
 }
 
-/// Returns `true` if an integer type holds every value of `stored` with `shift` added.
+/// Returns `true` if an integer type holds every value of `stored` plus `shift`.
 fn holds_all(dtype: DType, stored: DType, shift: i64) -> bool {
     let (low, high) = range(stored);
     let (least, most) = range(dtype);
     low + i128::from(shift) >= least && high + i128::from(shift) <= most
 }
 
-/// Runs `$body` with `$T` standing for the Rust type of an integer type.
+/// Runs `$body` with `$T` as the Rust type of an integer type.
 macro_rules! with_whole {
     ($dtype:expr, $T:ident => $body:expr) => {
         match $dtype {
@@ -116,7 +116,7 @@ macro_rules! with_whole {
     };
 }
 
-/// How stored voxels become real ones.
+/// The conversion from stored to real voxels.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Conversion {
     stored: DType,
@@ -127,18 +127,18 @@ pub(super) struct Conversion {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// Integers that all fit.
+    /// Integers that always fit.
     Shift(i64),
-    /// `int16` that stays so.
+    /// `int16` that stays `int16`, checked.
     Short(i16),
-    /// Integers, each of which is checked.
+    /// Integers that are checked one by one.
     Checked(i64),
-    /// Floats, or integers made of them.
+    /// Arithmetic in f64, with floats or integers as the result.
     Scale,
 }
 
 impl Conversion {
-    /// From stored values to real ones of type `real`.
+    /// Creates the conversion from stored values to real values of type `real`.
     pub(super) fn new(stored: DType, rescale: Rescale, real: DType) -> Self {
         let shift = rescale
             .shift(stored)
@@ -167,9 +167,9 @@ impl Conversion {
         self.real
     }
 
-    /// Converts stored voxels into real ones, as many as `out` has room for. Both are in native byte order and
-    /// may lie at any address. `unfit` is given the place and the stored voxel of each value that does not fit,
-    /// and returns whether to continue; `apply` returns `false` if it did not.
+    /// Converts as many stored voxels to real values as `out` has room for. Both are in native byte order and may have
+    /// any alignment. Calls `unfit` with the position and the stored voxel of each value that does not fit; it returns
+    /// whether to continue. Returns `false` if `unfit` stopped the conversion.
     pub(super) fn apply(
         &self,
         stored: &[u8],
@@ -188,8 +188,8 @@ impl Conversion {
         true
     }
 
-    /// Like [`apply`](Self::apply), but of stored voxels at the end of `buffer`, which their real values then
-    /// fill. Stored voxels must not be larger than real ones.
+    /// As [`apply`](Self::apply), for stored voxels at the end of `buffer`, which is overwritten with their real
+    /// values. Stored voxels must not be larger than real ones.
     pub(super) fn apply_within(
         &self,
         buffer: &mut [u8],
@@ -203,7 +203,7 @@ impl Conversion {
         let block: &mut [u8] = bytemuck::cast_slice_mut(&mut block);
         for first in (0..count).step_by(STEP) {
             let voxels = STEP.min(count - first);
-            // The real voxels up to here end before the stored ones after it begin.
+            // The real voxels up to here end before the remaining stored ones begin.
             let stored = &mut block[..voxels * from];
             stored.copy_from_slice(&buffer[skipped + first * from..][..voxels * from]);
             let out = &mut buffer[first * to..][..voxels * to];
@@ -214,7 +214,7 @@ impl Conversion {
         true
     }
 
-    /// The real value of a stored voxel, as a number is printed, whether or not it fits the type.
+    /// Formats the real value of a stored voxel, whether or not it fits the type.
     pub(super) fn text(&self, voxel: &[u8]) -> String {
         if let Some(shift) = self.rescale.shift(self.stored) {
             let stored = with_whole!(self.stored, T => {
@@ -232,7 +232,7 @@ impl Conversion {
         (value[0] * self.rescale.slope + self.rescale.intercept).to_string()
     }
 
-    /// Converts at most [`STEP`] voxels; `false` if one does not fit.
+    /// Converts at most [`STEP`] voxels. Returns `false` if any does not fit.
     fn block(&self, room: &mut Room, stored: &[u8], out: &mut [u8]) -> bool {
         let aligned = out.as_ptr().addr().is_multiple_of(self.real.size());
         if aligned {
@@ -260,7 +260,7 @@ impl Conversion {
         }
     }
 
-    /// In f64, and rounded to the nearest real value.
+    /// Converts in f64, rounding to the nearest real value.
     #[expect(clippy::cast_possible_truncation, reason = "rounds to the nearest f32")]
     fn scaled(&self, values: &mut [f64], stored: &[u8], out: &mut [u8]) -> bool {
         convert(
@@ -277,7 +277,7 @@ impl Conversion {
                 *out = (*value * slope + intercept) as f32;
                 finite &= out.is_finite();
             }
-            // The others are so where they are stored, or too large for f32.
+            // Other values are not finite in the stored data, or are too large for f32.
             return finite || self.infinite(stored, out);
         }
         for value in values.iter_mut() {
@@ -288,7 +288,7 @@ impl Conversion {
         loss(DType::F64, values, self.real).clipped.number == 0
     }
 
-    /// Returns `true` if all values that are not finite are so where they are stored.
+    /// Returns `true` if all non-finite results come from non-finite stored values.
     fn infinite(&self, stored: &[u8], out: &[f32]) -> bool {
         with_element!(self.stored, T => {
             let stored = stored.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned::<T>);
@@ -297,7 +297,7 @@ impl Conversion {
         })
     }
 
-    /// Calls `unfit` for the voxels of a block that do not fit, as long as it returns `true`.
+    /// Calls `unfit` for the voxels of a block that do not fit, while it returns `true`.
     #[cold]
     fn each_unfit(
         &self,
@@ -313,7 +313,7 @@ impl Conversion {
     }
 }
 
-/// Room for a block of voxels.
+/// Buffers for a block of voxels.
 struct Room {
     values: [f64; STEP],
     out: [u64; STEP],
@@ -328,7 +328,7 @@ impl Default for Room {
     }
 }
 
-/// Integers with what addition modulo their size takes.
+/// An integer type with conversions for wrapping and for exact addition.
 trait Whole: Element {
     fn wide(self) -> i64;
     fn narrow(wide: i64) -> Self;
@@ -350,7 +350,7 @@ macro_rules! whole {
 }
 whole!(u8 i8 u16 i16 u32 i32 u64 i64);
 
-/// The voxels of a type, from any address; a `bool` is 0 or 1.
+/// Iterates over the voxels of a type, at any alignment; a `bool` is 0 or 1.
 fn values<T: Element>(dtype: DType, voxels: &[u8]) -> impl Iterator<Item = T> + '_ {
     let is_bool = dtype == DType::Bool;
     let voxels = voxels.chunks_exact(size_of::<T>());
@@ -374,7 +374,7 @@ fn shifted(from: DType, stored: &[u8], shift: i64, to: DType, out: &mut [u8]) {
     }));
 }
 
-/// In 16 bits, of which the highest tells sums that wrapped.
+/// Adds in 16 bits; the sign bit of `wrapped` marks sums that overflowed.
 fn short(stored: &[u8], shift: i16, out: &mut [u8]) -> bool {
     let mut wrapped = 0;
     let out = bytemuck::cast_slice_mut::<u8, i16>(out).iter_mut();
@@ -418,7 +418,7 @@ mod tests {
             .collect()
     }
 
-    /// Values at every limit of a type, and some between.
+    /// Values at every limit of a type, and some in between.
     fn voxels(dtype: DType) -> Vec<u8> {
         let around = [-1_i128, 0, 1, 1023, 1024, 1025, 4095, 31744, 16384];
         let ends = |(low, high): (i128, i128)| {
@@ -442,13 +442,13 @@ mod tests {
             ];
             return with_element!(dtype, T => all.iter().flat_map(|&v| bytemuck::bytes_of(&T::from_f64(v)).to_vec()).collect());
         }
-        // More than a block of them.
+        // More voxels than a block has.
         let some = || ends(range(dtype)).collect::<Vec<_>>().into_iter();
         let all = std::iter::repeat_with(some).flatten().take(STEP + 77);
         with_whole!(dtype, T => all.flat_map(|n| bytemuck::bytes_of(&T::fitting(n).unwrap()).to_vec()).collect())
     }
 
-    /// The real value of a voxel by its definition: whole where it is so exactly, else a float.
+    /// Returns the real value of a voxel by its definition: a whole number if it is exactly one, else a float.
     fn expected(stored: DType, voxel: &[u8], rescale: Rescale, real: DType) -> Option<Vec<u8>> {
         if let Some(shift) = rescale.shift(stored)
             && real.is_integer()
@@ -485,7 +485,7 @@ mod tests {
         let bad: Vec<usize> = (0..count).filter(|&n| each[n].is_none()).collect();
         let conversion = Conversion::new(stored, rescale, real);
 
-        // From and to an odd address.
+        // From and to unaligned addresses.
         let source: Vec<u8> = std::iter::once(9).chain(voxels.iter().copied()).collect();
         let mut out = vec![0_u8; 1 + count * to];
         let mut found = Vec::new();

@@ -1,4 +1,4 @@
-//! Volumes that wrap others: whatever is asked of a wrapper must reach what it wraps.
+//! Checks of volumes that wrap others: calls to a wrapper must reach the volume that it wraps.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -18,12 +18,12 @@ use crate::geometry::Geometry;
 use crate::patch::Patch;
 use crate::region::Region;
 
-/// A small volume that notes what is asked of it, to be wrapped: see [`check_wrapper`].
+/// A small volume that records the calls to it, for wrapping; see [`check_wrapper`].
 #[derive(Debug)]
 pub struct Probe {
     voxels: MemoryVolume,
     name: String,
-    /// `true` if it refuses to identify itself.
+    /// `true` if the probe refuses to identify itself.
     nameless: bool,
     changed: AtomicBool,
     bytes: AtomicU64,
@@ -32,11 +32,11 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Four channels of 9 x 10 x 11 voxels of 2 mm, zeros from plane 5 on. The name is its identity.
+    /// Creates four channels of 9 x 10 x 11 voxels of 2 mm, with zeros from plane 5 on. The name is the identity.
     ///
     /// # Panics
     ///
-    /// If the few voxels do not fit into memory.
+    /// Panics if the few voxels do not fit into memory.
     #[must_use]
     pub fn new(name: &str, chunk: Option<ChunkShape>) -> Self {
         let shape = [9, 10, 11];
@@ -60,7 +60,7 @@ impl Probe {
         }
     }
 
-    /// From now on its files are not what they were.
+    /// Simulates a change of the probe's files from now on.
     pub fn change(&self) {
         self.changed.store(true, Ordering::Relaxed);
     }
@@ -156,12 +156,12 @@ impl Volume for Probe {
     }
 }
 
-/// Checks that what `wrap` makes of a volume forwards, or adapts, all that is asked of it: identity,
-/// change detection, prefetching, counters, source files, fill values, order and time points.
+/// Checks that the wrapper that `wrap` creates forwards or adapts everything: identity, change detection, prefetching,
+/// counters, source files, fill values, order and time points.
 ///
 /// # Panics
 ///
-/// If it does not.
+/// Panics if it does not.
 pub fn check_wrapper(wrap: impl Fn(Arc<dyn Volume>) -> Arc<dyn Volume>) {
     check_forwarding(&wrap);
     let wrapper = wrap(Arc::new(Probe::new("a", None)));
@@ -169,11 +169,11 @@ pub fn check_wrapper(wrap: impl Fn(Arc<dyn Volume>) -> Arc<dyn Volume>) {
     assert_eq!(inner.stored_bytes().expect("known"), 4242, "inner");
 }
 
-/// Checks the same of a pointer, which stands for its volume.
+/// Performs the checks of [`check_wrapper`] except the one of `inner`, for a pointer that represents its volume.
 ///
 /// # Panics
 ///
-/// If something is not forwarded.
+/// Panics if something is not forwarded.
 pub fn check_forwarding(wrap: &impl Fn(Arc<dyn Volume>) -> Arc<dyn Volume>) {
     for chunk in [None, Some([1, 4, 3, 5]), Some([2, 8, 8, 8])] {
         let probe = Arc::new(Probe::new("a", chunk));
@@ -213,7 +213,7 @@ pub fn check_forwarding(wrap: &impl Fn(Arc<dyn Volume>) -> Arc<dyn Volume>) {
     }
 }
 
-/// Time points, order and preferred reads fit the wrapper's layout; fill values are right.
+/// Checks that time points, order and preferred reads fit the wrapper's layout, and that fill values are right.
 fn check_facts(wrapper: &dyn Volume) {
     let layout = wrapper.layout();
     if let Some(points) = wrapper.time_points() {
@@ -246,7 +246,7 @@ fn check_facts(wrapper: &dyn Volume) {
     assert!(empty > 0, "chunks that are not stored are known");
 }
 
-/// What is prefetched is what a read of the chunk then reads.
+/// Checks that prefetching a chunk prefetches exactly what reading it reads.
 fn check_prefetch(probe: &Probe, wrapper: &dyn Volume) {
     let layout = wrapper.layout();
     let Some(chunk) = layout.read_chunk else {
@@ -261,7 +261,7 @@ fn check_prefetch(probe: &Probe, wrapper: &dyn Volume) {
         Probe::take(&probe.read);
         wrapper.read_chunk(index).expect("a chunk");
         let read = Probe::take(&probe.read);
-        // What lies in a cache is neither fetched nor read.
+        // Cached chunks are neither fetched nor read.
         assert_eq!(prefetched, read, "chunk {index:?}");
     }
 }
@@ -288,7 +288,7 @@ mod tests {
             let fine = Layout::new(shape, 1, DType::U8);
             check_wrapper(|inner| Arc::new(Upsampled::new(inner, &fine).unwrap()));
         }
-        // Of planes that stay planes in their order, and of chunks that the flips cut in two.
+        // A reorientation that keeps planes in their order, and one whose flips cut chunks in two.
         for flipped in [[false; 3], [false, true, false], [false, true, true]] {
             let axes = SignedAxes::new([0, 1, 2], flipped).unwrap();
             check_wrapper(|inner| Arc::new(Reoriented::new(inner, axes)));
@@ -299,12 +299,12 @@ mod tests {
         });
         check_wrapper(|inner| Arc::new(Faulty::new(inner, Fault::Fail, 0..0)));
         check_forwarding(&|inner: Arc<dyn Volume>| Arc::new(inner) as Arc<dyn Volume>);
-        // One in front of the other.
+        // One wrapper around another.
         let both = |inner| ChannelRange::new(Arc::new(Cached::new(inner, 999)), 1..4).unwrap();
         check_wrapper(|inner| Arc::new(Cached::new(Arc::new(both(inner)), 999)));
     }
 
-    /// A wrapper that says no more than it must, and one that forgets to say whom it wraps.
+    /// A wrapper that implements only the required methods, and one that omits `inner`.
     #[derive(Debug)]
     struct Thin(Arc<dyn Volume>, bool);
 

@@ -1,4 +1,4 @@
-//! The arrays of an output: encodes each write chunk of every level, and says under which name.
+//! The arrays of an output: encoding the write chunks of every level, and their keys.
 
 use std::borrow::Cow;
 use std::num::NonZeroU64;
@@ -27,33 +27,33 @@ pub(super) struct Arrays {
     ladder: Option<Ladder>,
 }
 
-/// One level.
+/// One level of an output.
 #[derive(Debug)]
 pub(super) struct LevelArray {
     pub(super) layout: Layout,
-    /// Lengths of the axes in front of z, y, x.
+    /// The lengths of the axes in front of z, y, x.
     leading: Vec<u64>,
     array: Array<()>,
     sharded: bool,
-    /// The chunks that were written: those that are all fill value leave no file to tell.
+    /// The chunks that have been written, including those that are all fill value and have no file.
     pub(super) written: ChunkSet,
 }
 
-/// Where a chunk belongs.
+/// The position of a chunk in an output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) level: usize,
     pub(super) channel: u64,
     pub(super) index: [u64; 3],
-    /// The path of its file in the output's folder.
+    /// The path of the chunk's file in the output's folder.
     pub(super) key: String,
 }
 
-/// Takes an encoded chunk; `None` if it is all fill value.
+/// A function that stores an encoded chunk; `None` if it is all fill value.
 pub(super) type Keep<'a> = &'a dyn Fn(&Place, Option<&[u8]>) -> Result<()>;
 
 impl Arrays {
-    /// The arrays that planned levels ask for.
+    /// Creates the arrays of planned levels.
     pub(super) fn new(planned: &[Planned], options: &CreateOptions) -> Result<Self> {
         let levels: Vec<LevelArray> = planned.iter().map(LevelArray::new).collect::<Result<_>>()?;
         let dtype = levels[0].layout.dtype;
@@ -63,7 +63,7 @@ impl Arrays {
         Ok(Self { levels, ladder })
     }
 
-    /// Those that `layout` and `options` ask for.
+    /// Plans the levels for `layout` and `options`, and creates their arrays.
     pub(super) fn planned(
         layout: &Layout,
         options: &CreateOptions,
@@ -72,7 +72,7 @@ impl Arrays {
         Ok((Self::new(&planned, options)?, planned))
     }
 
-    /// Only chunks that are marked are made of coarser levels, by level.
+    /// Restricts the chunks of coarser levels that are produced to those that are marked, by level.
     pub(super) fn only(mut self, made: Vec<ChunkSet>) -> Self {
         self.ladder = self.ladder.map(|ladder| ladder.only(made));
         self
@@ -82,12 +82,12 @@ impl Arrays {
         &self.levels
     }
 
-    /// The finest level's layout.
+    /// Returns the finest level's layout.
     pub(super) fn layout(&self) -> &Layout {
         &self.levels[0].layout
     }
 
-    /// What waits at most, as [`VolumeMut`](super::super::VolumeMut) says.
+    /// Returns the maximum bytes in waiting chunks; see [`VolumeMut`](super::super::VolumeMut).
     pub(super) fn pyramid_buffer_bytes(&self, order: [usize; 3]) -> u64 {
         let ladder = self.ladder.as_ref();
         ladder.map_or(0, |ladder| {
@@ -95,7 +95,7 @@ impl Arrays {
         })
     }
 
-    /// Takes whole write chunks of the finest level, and keeps them and all that they complete.
+    /// Writes whole write chunks of the finest level, and all coarser chunks that they complete.
     pub(super) fn write(
         &self,
         channels: Range<u64>,
@@ -120,7 +120,7 @@ impl Arrays {
         Ok(())
     }
 
-    /// Keeps what is not complete of coarser levels, since chunks of the finest were left out.
+    /// Writes the incomplete chunks of coarser levels; parts of the finest level may never have been written.
     pub(super) fn finish(&self, keep: Keep<'_>) -> Result<()> {
         let ladder = self.ladder.as_ref();
         ladder.map_or(Ok(()), |ladder| {
@@ -159,7 +159,7 @@ impl Arrays {
         )
     }
 
-    /// Encodes one channel of one write chunk and keeps it; false if it is all fill value.
+    /// Encodes and stores one channel of one write chunk. Returns `false` if it is all fill value.
     pub(super) fn keep_chunk(
         &self,
         level: usize,
@@ -211,13 +211,13 @@ impl LevelArray {
         })
     }
 
-    /// A write chunk's voxels along z, y, x.
+    /// Returns the shape of a write chunk along z, y, x.
     pub(super) fn chunk(&self) -> [u64; 3] {
         let [_, chunk @ ..] = self.layout.write_chunk.expect("a Zarr array has chunks");
         chunk
     }
 
-    /// The box of a write chunk, cut at the edge.
+    /// Returns the box of a write chunk, clipped to the volume.
     pub(super) fn region(&self, index: [u64; 3]) -> Region {
         let whole = chunk_region(index, self.chunk());
         whole
@@ -225,13 +225,13 @@ impl LevelArray {
             .expect("a chunk that starts inside")
     }
 
-    /// The path of a write chunk's file in the output's folder.
+    /// Returns the path of a write chunk's file in the output's folder.
     pub(super) fn key(&self, level: usize, channel: u64, index: [u64; 3]) -> String {
         let key = self.array.chunk_key(&self.own_index(channel, index));
         format!("{level}/{}", key.as_str())
     }
 
-    /// The bytes of a chunk, of which `source` holds the voxels; `None` if it is all fill value.
+    /// Encodes a chunk whose voxels are in `source`; `None` if it is all fill value.
     fn encode(&self, index: [u64; 3], source: Source<'_>) -> Result<Option<Vec<u8>>, Cause> {
         let Some(voxels) = source.voxels else {
             return Ok(None);
@@ -268,7 +268,7 @@ impl LevelArray {
         }
     }
 
-    /// The index of a channel's chunk along the array's own dimensions.
+    /// Returns the index of a channel's chunk along the array's own dimensions.
     fn own_index(&self, mut channel: u64, space: [u64; 3]) -> Vec<u64> {
         let mut index = vec![0; self.leading.len()];
         for (own, &length) in index.iter_mut().zip(&self.leading).rev() {

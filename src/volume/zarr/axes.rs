@@ -1,22 +1,22 @@
-//! Which dimension of an array is which axis of the volume: by name wherever something names them.
+//! The assignment of array dimensions to volume axes: by name if there are names.
 
 use serde_json::Value as Json;
 
 use super::super::format::excerpt;
 use super::super::{AxisKind, LeadingAxis};
 
-/// What a file says about one dimension.
+/// The metadata of one dimension.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Axis {
-    /// In small letters; `None` if it has no name.
+    /// The name in lower case; `None` if the dimension has no name.
     pub(super) name: Option<String>,
     kind: Option<Kind>,
     pub(super) unit: Option<String>,
-    /// Where it leads in a body, as in RFC 4 of OME-Zarr.
+    /// The anatomical orientation, as in RFC 4 of OME-Zarr.
     pub(super) orientation: Option<String>,
 }
 
-/// The type of an axis, as OME-Zarr calls it.
+/// The OME-Zarr type of an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Space,
@@ -25,7 +25,7 @@ enum Kind {
 }
 
 impl Axis {
-    /// From an entry of OME-Zarr's `axes`, or from a name.
+    /// Parses an entry of OME-Zarr's `axes`, or a name.
     pub(super) fn read(entry: &Json) -> Self {
         let word = |key: &str| entry.get(key).and_then(Json::as_str);
         let name = word("name").or(entry.as_str());
@@ -51,18 +51,18 @@ impl Axis {
         }
     }
 
-    /// All of a list.
+    /// Parses all entries of a list.
     pub(super) fn list(entries: &Json) -> Vec<Self> {
         let entries = entries.as_array().map_or(&[][..], Vec::as_slice);
         entries.iter().map(Self::read).collect()
     }
 
-    /// Its name for a message.
+    /// Returns the name for messages.
     pub(super) fn shown(&self) -> &str {
         self.name.as_deref().unwrap_or("?")
     }
 
-    /// Which of z, y and x it is by its name, as 0 to 2.
+    /// Returns the index of z, y or x (0 to 2) if the axis has that name.
     pub(super) fn place(&self) -> Option<usize> {
         if !matches!(self.kind, None | Some(Kind::Space)) {
             return None;
@@ -72,7 +72,7 @@ impl Axis {
             .position(|name| self.name.as_deref() == Some(name))
     }
 
-    /// The axis as one that is read as channels, `length` long.
+    /// Returns the axis as a leading axis (read as channels) of this length.
     pub(super) fn leading(&self, length: u64, step: f64) -> LeadingAxis {
         let kind = match self.kind {
             Some(Kind::Time) => AxisKind::Time,
@@ -88,8 +88,8 @@ impl Axis {
     }
 }
 
-/// The dimensions of an array in the order of a volume's: what is read as channels, the slowest
-/// first, then z, y and x. `None` stands for one of these that the array does not have.
+/// The order of an array's dimensions in a volume: first the dimensions that are read as channels, slowest first, then
+/// z, y and x. `None` means that the array does not have that axis.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Order {
     pub(super) leading: Vec<usize>,
@@ -97,7 +97,7 @@ pub(super) struct Order {
 }
 
 impl Order {
-    /// The last three dimensions are z, y, x.
+    /// Assigns the last three dimensions to z, y, x.
     pub(super) fn positional(rank: usize) -> Self {
         Self {
             leading: (0..rank.saturating_sub(3)).collect(),
@@ -105,8 +105,8 @@ impl Order {
         }
     }
 
-    /// Time first, then everything else that is not space in the order in which it is stored.
-    /// `axes` are as many as there are `lengths`, or none.
+    /// Assigns dimensions by name: time first, then all other non-spatial dimensions in storage order. `axes` has as
+    /// many entries as `lengths`, or none.
     pub(super) fn by_name(axes: &[Axis], lengths: &[u64]) -> Result<Self, String> {
         if axes.is_empty() {
             return Ok(Self::positional(lengths.len()));
@@ -160,7 +160,7 @@ impl Order {
         })
     }
 
-    /// The same with the leading dimensions as they are stored.
+    /// Returns the order with the leading dimensions in storage order.
     pub(super) fn stored_first(&self) -> Self {
         let mut leading = self.leading.clone();
         leading.sort_unstable();
@@ -170,19 +170,19 @@ impl Order {
         }
     }
 
-    /// Returns `true` if rows of the volume are rows of the array, and planes planes.
+    /// Returns `true` if the dimensions have the same order in the volume and in the array.
     pub(super) fn is_stored(&self) -> bool {
         self.all().flatten().is_sorted()
     }
 
-    /// All dimensions.
+    /// Iterates over all dimensions.
     pub(super) fn all(&self) -> impl Iterator<Item = Option<usize>> {
         self.leading.iter().copied().map(Some).chain(self.space)
     }
 }
 
-/// z, y and x where no axis is called so: the axes of space in their order, else the last ones that
-/// are neither time nor channels.
+/// Finds z, y and x if no axis has such a name: the spatial axes in order, else the last ones that are neither time nor
+/// channels.
 fn unnamed(axes: &[Axis]) -> Option<[Option<usize>; 3]> {
     let of_kind = |kind: Option<Kind>| -> Vec<usize> {
         let all = axes.iter().enumerate();
@@ -298,7 +298,7 @@ mod tests {
                 .unwrap_err()
                 .contains("not as many")
         );
-        // An axis with one place is the same wherever it belongs.
+        // An axis of length 1 may have any position.
         assert!(order(&json!(["slice", "y", "x"]), &[1, 4, 4]).is_ok());
     }
 }

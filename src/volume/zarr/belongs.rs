@@ -1,4 +1,4 @@
-//! What belongs to a Zarr array or group: metadata, chunks, and arrays and groups below.
+//! The entries that belong to a Zarr array or group: metadata, chunks, and arrays and groups below.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,17 +9,17 @@ use super::super::overwrite::{UnexpectedEntry, guarded};
 use super::store::{Links, read_json};
 use crate::error::{Error, Result};
 
-/// What a folder of a store is.
+/// The role of a folder in a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     Array,
     Group,
-    /// Below an array: its name is the start of a chunk's key.
+    /// A folder below an array: its name is the start of a chunk's key.
     Chunks,
 }
 
-/// The first thing found in a folder that no Zarr array or group has; `None` if the folder is one
-/// from top to bottom, or is empty.
+/// Returns the first entry in a folder that does not belong to a Zarr array or group. `None` if everything belongs, or
+/// if the folder is empty.
 pub(in super::super) fn foreign(folder: &Path) -> Result<Option<UnexpectedEntry>> {
     let Some(first) = entries(folder)?.next() else {
         return Ok(None);
@@ -47,7 +47,7 @@ enum Sorted {
     Unexpected(UnexpectedEntry),
 }
 
-/// What an entry of a folder of this role is.
+/// Classifies an entry of a folder with this role.
 fn sort(entry: &fs::DirEntry, above: Role) -> Result<Sorted> {
     let path = entry.path();
     let failed = Error::io("look at", &path);
@@ -87,7 +87,7 @@ fn entries(folder: &Path) -> Result<impl Iterator<Item = Result<fs::DirEntry>>> 
     Ok(listed.map(move |entry| entry.map_err(Error::io("list", folder))))
 }
 
-/// What a folder's own metadata say that it is. Those that cannot be read say nothing.
+/// Returns the role of a folder by its own metadata; `None` if they cannot be read.
 fn role(folder: &Path) -> Option<Role> {
     let document = |name: &str| read_json(folder, name, Links::Refused).ok().flatten();
     let version = |document: &Json| document.get("zarr_format").and_then(Json::as_u64);
@@ -106,7 +106,7 @@ fn role(folder: &Path) -> Option<Role> {
     }
 }
 
-/// Returns `true` if a file of this name holds metadata.
+/// Returns `true` if files of this name contain metadata.
 fn is_document(name: &str) -> bool {
     matches!(
         name,

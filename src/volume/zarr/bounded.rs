@@ -1,10 +1,9 @@
-//! Undoing compression without trusting it.
+//! Decompression of untrusted data.
 //!
-//! What a chunk decodes to is known from the metadata before a byte of it is read. Every
-//! decoder here stops there: a chunk that would become larger is an error, and no buffer is
-//! made by a size that the chunk itself claims. Streams must end properly, so that the
-//! checksum at their end has been checked. What is not promised: c-blosc, whose decoders
-//! write out of bounds on some hostile input whatever its header says.
+//! The decoded size of a chunk is known from the metadata before any of its bytes are read, and every decoder here
+//! stops at that size. A chunk that would become larger is an error, and no buffer has a size that the chunk itself
+//! claims. Streams must end properly, which ensures that their final checksum has been verified. Not covered is
+//! c-blosc, whose decoders write out of bounds on some hostile input, regardless of its header.
 
 use std::any::TypeId;
 use std::io::Read;
@@ -21,7 +20,7 @@ use zarrs::array::codec::{
 use super::pool::codec_options;
 use crate::error::Cause;
 
-/// One step from bytes to bytes, held to what it may decode to.
+/// A bytes-to-bytes codec with a limit on its decoded size.
 #[derive(Debug)]
 pub(super) struct BoundedDecoder {
     codec: Arc<dyn BytesToBytesCodecTraits>,
@@ -30,7 +29,7 @@ pub(super) struct BoundedDecoder {
     encoded: ByteLimit,
 }
 
-/// A number of bytes, known or only bounded.
+/// A number of bytes, exact or bounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ByteLimit {
     Exactly(u64),
@@ -44,20 +43,20 @@ enum CodecKind {
     Zlib,
     Bz2,
     Blosc,
-    /// Checksums and the like: what comes out is no longer than what went in.
+    /// Checksums and similar codecs: the decoded data is not longer than the encoded data.
     Plain,
     Unknown,
 }
 
 impl ByteLimit {
-    /// The largest number that it allows.
+    /// Returns the largest number that is allowed.
     pub(super) const fn limit(self) -> u64 {
         match self {
             Self::Exactly(n) | Self::AtMost(n) => n,
         }
     }
 
-    /// Says what is wrong with `length` bytes of `what`.
+    /// Checks that `length` bytes are within the limit; `what` starts the error message.
     pub(super) fn check(self, what: &str, length: u64) -> Result<(), Cause> {
         match self {
             Self::Exactly(n) if length != n => {
@@ -79,12 +78,12 @@ impl ByteLimit {
 }
 
 impl BoundedDecoder {
-    /// A codec that decodes to `decoded` bytes.
+    /// Wraps a codec that decodes to `decoded` bytes.
     pub(super) fn new(codec: Arc<dyn BytesToBytesCodecTraits>, decoded: ByteLimit) -> Self {
         let kind = kind(codec.as_any().type_id());
         let encoded = match codec.encoded_representation(&decoded.representation()) {
             BytesRepresentation::FixedSize(n) => ByteLimit::Exactly(n),
-            // Generous, since other software compresses too; but no bomb fits through it.
+            // Generous, because other software compresses differently, but small enough to stop decompression bombs.
             _ => ByteLimit::AtMost(decoded.limit().saturating_mul(2).saturating_add(64 << 10)),
         };
         Self {
@@ -95,17 +94,17 @@ impl BoundedDecoder {
         }
     }
 
-    /// How long encoded chunks can be.
+    /// Returns the limit on the length of encoded chunks.
     pub(super) const fn encoded(&self) -> ByteLimit {
         self.encoded
     }
 
-    /// Returns `true` if it is safe on data that someone else made to do harm.
+    /// Returns `true` if the codec is safe on hostile data.
     pub(super) fn is_safe(&self) -> bool {
         !matches!(self.kind, CodecKind::Blosc | CodecKind::Unknown)
     }
 
-    /// Undoes the codec.
+    /// Decodes a chunk.
     pub(super) fn decode(&self, encoded: Vec<u8>) -> Result<Vec<u8>, Cause> {
         if encoded.is_empty() {
             return Err("it is empty".into());
@@ -113,7 +112,7 @@ impl BoundedDecoder {
         self.encoded.check("it takes", encoded.len() as u64)?;
         let limit = usize::try_from(self.decoded.limit())?;
         let decoded = match self.kind {
-            // Straight into a buffer of that size: no window is kept, whatever the frame asks for.
+            // Decodes directly into a buffer of that size: no window is allocated, regardless of the frame header.
             CodecKind::Zstd => zstd::bulk::Decompressor::new()?.decompress(&encoded, limit)?,
             CodecKind::Gzip => bounded(flate2::bufread::MultiGzDecoder::new(&encoded[..]), limit)?,
             CodecKind::Bz2 => bounded(bzip2::bufread::MultiBzDecoder::new(&encoded[..]), limit)?,
@@ -138,9 +137,9 @@ impl BoundedDecoder {
     }
 }
 
-/// Runs what foreign code does with foreign data, and makes an error of its panic.
+/// Runs foreign code on foreign data, and converts a panic to an error.
 pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Cause> {
-    // What a panic leaves half done is dropped with the closure: it owns it, or only reads.
+    // Anything that a panic leaves incomplete is dropped with the closure, which owns it or only reads it.
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
         let text = panic
             .downcast_ref::<&str>()
@@ -168,7 +167,7 @@ fn kind(codec: TypeId) -> CodecKind {
     }
 }
 
-/// Reads a stream to its end, but never more than a byte beyond `limit`.
+/// Reads a stream to its end, but at most one byte beyond `limit`.
 fn bounded(stream: impl Read, limit: usize) -> Result<Vec<u8>, Cause> {
     let mut decoded = Vec::with_capacity(limit.saturating_add(1));
     stream
@@ -177,7 +176,8 @@ fn bounded(stream: impl Read, limit: usize) -> Result<Vec<u8>, Cause> {
     Ok(decoded)
 }
 
-/// Undoes zlib; its reader would take a stream without its end, and so without its checksum.
+/// Decodes zlib. The `Read` adapter is not used because it accepts a stream without its end, and so without its
+/// checksum.
 fn zlib(encoded: &[u8], limit: usize) -> Result<Vec<u8>, Cause> {
     let mut decoded = Vec::with_capacity(limit.saturating_add(1));
     let mut stream = flate2::Decompress::new(true);
@@ -189,7 +189,7 @@ fn zlib(encoded: &[u8], limit: usize) -> Result<Vec<u8>, Cause> {
     }
 }
 
-/// The decoded length in a blosc header, once the header's numbers fit each other.
+/// Returns the decoded length in a blosc header, after checking that the header is consistent.
 fn blosc_length(chunk: &[u8]) -> Result<u64, Cause> {
     let (header, _) = chunk
         .split_first_chunk::<16>()
@@ -200,7 +200,7 @@ fn blosc_length(chunk: &[u8]) -> Result<u64, Cause> {
         let actual = chunk.len();
         return Err(format!("its header says {encoded} bytes, but it takes {actual}").into());
     }
-    // A buffer that was only copied may name a block longer than itself.
+    // An uncompressed (copied) buffer may name a block longer than itself.
     let copied = header[2] & 2 != 0;
     if typesize == 0 || block == 0 || (block > decoded && !copied) {
         return Err(format!(

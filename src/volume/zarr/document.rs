@@ -1,4 +1,4 @@
-//! What an output's metadata say: its levels, their chunks and codecs, for Zarr v3 and v2.
+//! The metadata documents of an output: levels, chunks and codecs, for Zarr v3 and v2.
 
 use serde_json::{Value as Json, json};
 
@@ -15,13 +15,13 @@ use crate::region::{AXES, Shape};
 /// One level of an output: an array.
 #[derive(Clone, Debug)]
 pub(super) struct Planned {
-    /// What the array will be.
+    /// The layout of the array.
     pub(super) layout: Layout,
-    /// Its document, `zarr.json` or `.zarray`.
+    /// The array's document, `zarr.json` or `.zarray`.
     pub(super) document: Json,
 }
 
-/// The levels that an output of `layout`'s shape and type gets, the finest first.
+/// Plans the levels of an output with `layout`'s shape and type, finest first.
 pub(super) fn plan(layout: &Layout, options: &CreateOptions) -> Result<Vec<Planned>> {
     let mut geometry = layout.geometry;
     let shapes = shapes(layout.shape, options.chunk, options.pyramid)?;
@@ -40,12 +40,12 @@ pub(super) fn plan(layout: &Layout, options: &CreateOptions) -> Result<Vec<Plann
     Ok(planned)
 }
 
-/// The sizes of such levels.
+/// Returns the sizes of the levels of such an output.
 pub(in super::super) fn levels(layout: &Layout, options: &CreateOptions) -> Result<Vec<Level>> {
     Ok(sizes(&plan(layout, options)?))
 }
 
-/// Bytes that an output takes if no chunk gets smaller, and those of its metadata and one write chunk.
+/// Returns the bytes of an output if no chunk can be compressed, and the bytes of its metadata and one write chunk.
 pub(in super::super) fn bounds(layout: &Layout, options: &CreateOptions) -> Result<(u64, u64)> {
     let planned = plan(layout, options)?;
     let documents = files(&planned, &name(&layout.path), options);
@@ -62,7 +62,7 @@ pub(in super::super) fn bounds(layout: &Layout, options: &CreateOptions) -> Resu
         let [z, y, x] = std::array::from_fn(|a| layout.shape[a].next_multiple_of(chunk[a]));
         most = most.saturating_add(bytes([layout.channels, z, y, x]));
         if options.shard.is_some() {
-            // The index of a shard: where each chunk begins, how long it is, and a checksum.
+            // The index of a shard: the start and length of each chunk, and a checksum.
             let [_, shard @ ..] = layout.write_chunk.unwrap_or([1; 4]);
             let of_one = (0..3).fold(1, |all, a| shard[a].div_ceil(chunk[a]).saturating_mul(all));
             let of_one = of_one.saturating_mul(16).saturating_add(4);
@@ -75,7 +75,7 @@ pub(in super::super) fn bounds(layout: &Layout, options: &CreateOptions) -> Resu
     Ok((most, metadata.saturating_add(chunk).min(most)))
 }
 
-/// The sizes of planned levels.
+/// Returns the sizes of planned levels.
 pub(super) fn sizes(planned: &[Planned]) -> Vec<Level> {
     let size = |planned: &Planned| {
         let [_, chunk @ ..] = planned.layout.write_chunk.expect("a Zarr array has chunks");
@@ -87,7 +87,7 @@ pub(super) fn sizes(planned: &[Planned]) -> Vec<Level> {
     planned.iter().map(size).collect()
 }
 
-/// Every file of metadata that an output has, with its path in the output's folder.
+/// Returns all metadata files of an output, with their paths in the output's folder.
 pub(super) fn files(
     planned: &[Planned],
     name: &str,
@@ -137,7 +137,7 @@ fn level(mut layout: Layout, options: &CreateOptions) -> Result<Planned> {
     Ok(Planned { layout, document })
 }
 
-/// Chunk and shard, no larger than the volume asks for.
+/// Returns the chunk and the shard, reduced to the size of the volume.
 fn fit(layout: &Layout, options: &CreateOptions) -> Result<(Shape, Shape)> {
     let shape = layout.shape;
     if let (ZarrVersion::V2, Some(shard)) = (options.zarr, options.shard) {
@@ -182,14 +182,14 @@ fn fit(layout: &Layout, options: &CreateOptions) -> Result<(Shape, Shape)> {
     })
 }
 
-/// Lengths along the axes in front of z, y, x, and along these.
+/// Returns the lengths along the axes in front of z, y, x, and along these.
 fn all_lengths(layout: &Layout) -> Vec<u64> {
     let leading = layout.axes.leading_of(layout.channels);
     let lengths = leading.iter().map(|axis| axis.length);
     lengths.chain(layout.shape).collect()
 }
 
-/// One place along each axis in front, and lengths along z, y, x.
+/// Returns a length of 1 for each axis in front of z, y, x, and `space` for these.
 fn with_ones(layout: &Layout, space: Shape) -> Vec<u64> {
     let leading = layout.axes.leading_of(layout.channels);
     leading.iter().map(|_| 1).chain(space).collect()
@@ -281,7 +281,7 @@ fn bytes_codec(dtype: DType) -> Json {
     }
 }
 
-/// The codec's effort, checked.
+/// Returns the compression level after checking it.
 fn effort(options: &CreateOptions) -> Result<u8> {
     let (name, usual, allowed) = match options.codec {
         Codec::Zstd => ("zstd", 1, 0..=22),

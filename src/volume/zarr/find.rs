@@ -1,7 +1,7 @@
-//! Finding the array that a path means, and what is said of it on the way.
+//! Finding the array that a path means, and the metadata around it.
 //!
-//! A path is an array's, an image's (of which a level is taken), or that of a group that holds one
-//! array or image. Of several, none is picked: the error names them.
+//! A path names an array, an image (of which a level is read), or a group that contains a single array or image. If
+//! there are several, none is chosen: the error names them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,18 +15,18 @@ use super::ome::{self, Placed};
 use super::store::{Links, read_json};
 use crate::error::{Error, Result};
 
-/// An array, and what lay on the way to it.
+/// An array, with the metadata found on the way to it.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) path: PathBuf,
     pub(super) format: Format,
     pub(super) document: Json,
     pub(super) attributes: Json,
-    /// What the image says of this level, if the array is one of an image's.
+    /// The image's metadata of this level, if the array belongs to an image.
     pub(super) image: Option<Placed>,
-    /// The axes of the dimensions, as far as anything names them.
+    /// The axes of the dimensions, as far as they have names.
     pub(super) axes: Vec<Axis>,
-    /// How many levels there are.
+    /// The number of levels.
     pub(super) levels: usize,
 }
 
@@ -36,16 +36,16 @@ struct Group {
     attributes: Json,
 }
 
-/// How deep a group may be nested above its first array.
+/// Maximum depth of nested groups above their first array.
 const MAX_DEPTH: usize = 4;
 
-/// How far above an array the image may be that it belongs to.
+/// Maximum number of folders between an array and its image.
 const MOST_ABOVE: usize = 3;
 
-/// So many arrays of a group are looked for, and named if there are several.
+/// Maximum number of arrays of a group that are searched for, and named if there are several.
 const MOST_NAMED: usize = 12;
 
-/// The array at `path`, level `level` of the image there, or the only array or image in the group.
+/// Returns the array at `path`, level `level` of the image there, or the only array or image in the group.
 pub(super) fn find_array(path: &Path, level: usize, links: Links) -> Result<Found> {
     if let Some(mut array) = array_at(path, links)? {
         if level > 0 {
@@ -90,17 +90,17 @@ pub(super) fn find_array(path: &Path, level: usize, links: Links) -> Result<Foun
     }
 }
 
-/// How many levels the image at `path` has; 1 if it is none.
+/// Returns the number of levels of the image at `path`; 1 if it is not an image.
 pub(in super::super) fn level_count(path: &Path, options: &OpenOptions) -> Result<usize> {
     Ok(find_array(path, 0, Links::of(options))?.levels)
 }
 
-/// The image that a group says it is.
+/// Returns the image that a group's attributes declare.
 fn said_image(group: &Group) -> Option<&Json> {
     ome::said_image(&group.attributes)
 }
 
-/// The error for a group of several arrays or images.
+/// Returns the error for a group of several arrays or images.
 fn ambiguous(path: &Path, several: &[PathBuf]) -> Error {
     let name = |found: &PathBuf| {
         let inside = found.strip_prefix(path).unwrap_or(found);
@@ -119,11 +119,11 @@ fn ambiguous(path: &Path, several: &[PathBuf]) -> Error {
     Error::unsupported(path, what)
 }
 
-/// The image that an array at `path` is a level of, and its dataset there.
+/// Returns the image of which the array at `path` is a level, and the array's dataset entry there.
 fn image_around(path: &Path, links: Links) -> Option<((Json, Json), Json)> {
     let path = path.canonicalize().ok()?;
     for above in path.ancestors().skip(1).take(MOST_ABOVE) {
-        // An array stands for itself: where no image can be read above it, there is none.
+        // An array can be opened without its image: if no image can be read above it, there is none.
         let Ok(Some(group)) = group_at(above, links) else {
             continue;
         };
@@ -140,7 +140,7 @@ fn image_around(path: &Path, links: Links) -> Option<((Json, Json), Json)> {
     None
 }
 
-/// Gives an array what its image says of it.
+/// Adds the image's metadata to an array.
 fn take(array: &mut Found, (image, attributes): &(Json, Json), dataset: &Json) -> Result<()> {
     let rank = array
         .document
@@ -181,7 +181,7 @@ fn array_at(path: &Path, links: Links) -> Result<Option<Found>> {
         Format::Zarr3 => document.get("attributes").cloned().unwrap_or_default(),
         _ => read_json(path, ".zattrs", links)?.unwrap_or_default(),
     };
-    // In version 2, as xarray names them.
+    // In version 2, the names are those of xarray.
     let names = document
         .get("dimension_names")
         .filter(|names| format == Format::Zarr3 && names.is_array())
@@ -212,7 +212,7 @@ fn group_at(path: &Path, links: Links) -> Result<Option<Group>> {
     }))
 }
 
-/// The arrays and images below a group, by name, up to [`MOST_NAMED`].
+/// Collects the arrays and images below a group, sorted by name, up to [`MOST_NAMED`].
 fn collect(path: &Path, depth: usize, links: Links, found: &mut Vec<PathBuf>) -> Result<()> {
     let mut children = Vec::new();
     for entry in fs::read_dir(path).map_err(Error::io("list", path))? {
@@ -239,7 +239,7 @@ fn collect(path: &Path, depth: usize, links: Links, found: &mut Vec<PathBuf>) ->
             }
             continue;
         }
-        // A folder without metadata may be between groups, as the rows of a plate are.
+        // A folder without metadata may be between groups, such as the rows of a plate.
         let group = group_at(&child, links)?.unwrap_or_default();
         if said_image(&group).is_some() {
             found.push(child);

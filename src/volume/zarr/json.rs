@@ -1,11 +1,11 @@
-//! JSON as Python writes it: the bare words `NaN`, `Infinity` and `-Infinity`, which JSON does not
-//! have, are read as the strings by which Zarr calls these numbers.
+//! JSON as Python writes it. The bare words `NaN`, `Infinity` and `-Infinity`, which JSON does not have, are read as
+//! strings, Zarr's notation for these numbers.
 
 use std::borrow::Cow;
 
 use serde_json::Value;
 
-/// The bare words, the longest first where one begins as another does.
+/// The bare words; a word that is a prefix of another comes after it.
 const WORDS: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
 
 /// Parses a document.
@@ -18,7 +18,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Value, serde_json::Error> {
     }
 }
 
-/// The same document with bare words in quotation marks; at most twice as long.
+/// Returns the document with the bare words quoted; at most twice as long.
 fn quoted(bytes: &[u8]) -> Cow<'_, [u8]> {
     let mut made: Option<Vec<u8>> = None;
     let (mut at, mut in_string) = (0, false);
@@ -35,7 +35,7 @@ fn quoted(bytes: &[u8]) -> Cow<'_, [u8]> {
             at += word.len();
             continue;
         }
-        // What a backslash stands before is part of the string whatever it is.
+        // The byte after a backslash is always part of the string.
         let length = if in_string && byte == b'\\' { 2 } else { 1 };
         if byte == b'"' {
             in_string = !in_string;

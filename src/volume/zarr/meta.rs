@@ -1,8 +1,8 @@
-//! What an array's metadata says, checked before any of it is used.
+//! The metadata of an array, checked before any of it is used.
 //!
-//! Which dimensions are z, y and x is what their names say, or else they are the last three; the
-//! others are flattened, row-major, into channels. Shapes, chunk shapes and their products are checked here, since a product that
-//! wraps would make a small buffer for a large chunk.
+//! The dimensions z, y and x are found by their names, or else are the last three; the others are flattened, row-major,
+//! into channels. Shapes, chunk shapes and their products are checked here, because a product that overflows would give
+//! a small buffer for a large chunk.
 
 use std::path::{Path, PathBuf};
 
@@ -15,13 +15,13 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::region::Shape;
 
-/// What a version 3 array may say; whatever else is there must allow to be ignored.
+/// The known members of a version 3 array; any other member must declare that it may be ignored.
 const MEMBERS: [&str; 12] = [
     "attributes",
     "chunk_grid",
     "chunk_key_encoding",
     "codecs",
-    // Not of an array, but some writers leave it there.
+    // Not defined for arrays, but some writers leave it there.
     "consolidated_metadata",
     "data_type",
     "dimension_names",
@@ -32,12 +32,12 @@ const MEMBERS: [&str; 12] = [
     "zarr_format",
 ];
 
-/// Decoded bytes that one chunk may have.
+/// Maximum decoded size of a chunk, in bytes.
 pub(super) const MAX_CHUNK: u64 = 2 << 30;
 
-/// The facts of an array, in its own dimensions and as a volume.
+/// The checked metadata of an array, along its own dimensions and as a volume.
 ///
-/// The dimensions of the volume are those that are read as channels, the slowest first, then z, y, x.
+/// The dimensions of the volume are those that are read as channels, slowest first, then z, y, x.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct ArrayInfo {
     pub(super) path: PathBuf,
@@ -45,21 +45,21 @@ pub(super) struct ArrayInfo {
     pub(super) dtype: DType,
     /// Lengths of the volume's dimensions.
     pub(super) dims: Vec<u64>,
-    /// What one file holds, along the volume's dimensions.
+    /// The shape of one file's content, along the volume's dimensions.
     pub(super) write_chunk: Vec<u64>,
-    /// What is decoded at once, along the volume's dimensions: the inner chunk of a sharded array.
+    /// The shape that is decoded at once, along the volume's dimensions: the inner chunk of a sharded array.
     pub(super) read_chunk: Vec<u64>,
-    /// Which of the array's dimensions each of the volume's is.
+    /// The array dimension of each of the volume's dimensions.
     pub(super) order: Order,
-    /// Lengths, and both chunks, along the array's own dimensions.
+    /// The lengths and both chunk shapes along the array's own dimensions.
     pub(super) stored: Stored,
-    /// `true` if chunks lie in shards that are read in parts.
+    /// `true` if chunks are in shards that are read in parts.
     pub(super) sharded: bool,
-    /// Names of the codecs, innermost last.
+    /// The names of the codecs, innermost last.
     pub(super) codecs: Vec<String>,
 }
 
-/// Lengths along an array's dimensions, as its document has them.
+/// Lengths along an array's dimensions, as in its document.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Stored {
     pub(super) dims: Vec<u64>,
@@ -67,7 +67,7 @@ pub(super) struct Stored {
     pub(super) read_chunk: Vec<u64>,
 }
 
-/// Refuses extensions: an array that has one may mean something else by its chunks.
+/// Rejects extensions, because they may change the meaning of chunks.
 fn check_members(path: &Path, document: &Value) -> Result<()> {
     let members = document.as_object().into_iter().flatten();
     for (name, value) in members.filter(|(name, _)| !MEMBERS.contains(&name.as_str())) {
@@ -80,8 +80,7 @@ fn check_members(path: &Path, document: &Value) -> Result<()> {
 }
 
 impl ArrayInfo {
-    /// The facts that a `zarr.json` or `.zarray` document gives of an array whose dimensions have
-    /// these names, if any.
+    /// Parses a `zarr.json` or `.zarray` document; `axes` are the dimensions' names, if there are any.
     pub(super) fn parse(
         path: &Path,
         format: Format,
@@ -135,7 +134,7 @@ impl ArrayInfo {
         facts.check()?;
         let stored_first = order.stored_first();
         let facts = facts.ordered(order);
-        // Time first, unless chunks then mix what is read as one axis.
+        // Time is first, unless chunks then mix dimensions that are flattened into one axis.
         let facts = if facts.flattens() {
             facts
         } else {
@@ -145,7 +144,7 @@ impl ArrayInfo {
         Ok(facts)
     }
 
-    /// The same with the volume's dimensions in another order.
+    /// Returns the metadata with the volume's dimensions in a different order.
     fn ordered(mut self, order: Order) -> Self {
         let along = |lengths: &[u64]| {
             order
@@ -160,7 +159,7 @@ impl ArrayInfo {
         self
     }
 
-    /// The format, as users call it.
+    /// Returns the name of the format for users.
     pub(super) fn format_name(&self) -> &'static str {
         name(self.format)
     }
@@ -231,12 +230,12 @@ impl ArrayInfo {
         Ok(())
     }
 
-    /// How many dimensions come before z, y, x.
+    /// Returns the number of dimensions before z, y, x.
     fn leading(&self) -> usize {
         self.dims.len() - 3
     }
 
-    /// Returns `true` if the channels of each chunk are consecutive once the leading dimensions are one.
+    /// Returns `true` if the channels of each chunk are consecutive after flattening the leading dimensions.
     fn flattens(&self) -> bool {
         let chunk = self.cut_chunk();
         let (dims, chunk) = (&self.dims[..self.leading()], &chunk[..self.leading()]);
@@ -248,8 +247,8 @@ impl ArrayInfo {
         rest_whole && (before == 1 || dims[first].is_multiple_of(chunk[first]))
     }
 
-    /// What is kept of a decoded chunk, along the dimensions: chunks may be longer than the
-    /// array, but there are no channels beyond its last.
+    /// Returns the shape of the used part of a decoded chunk, along the volume's dimensions: a chunk may be longer than
+    /// the array, but there are no channels after the last.
     pub(super) fn cut_chunk(&self) -> Vec<u64> {
         let mut chunk = self.read_chunk.clone();
         for (chunk, &length) in chunk.iter_mut().zip(&self.dims[..self.leading()]) {
@@ -258,17 +257,17 @@ impl ArrayInfo {
         chunk
     }
 
-    /// Voxels along z, y, x.
+    /// Returns the voxels along z, y, x.
     pub(super) fn shape(&self) -> Shape {
         Self::last_three(&self.dims)
     }
 
-    /// How many channels there are.
+    /// Returns the number of channels.
     pub(super) fn channels(&self) -> u64 {
         self.dims[..self.leading()].iter().product()
     }
 
-    /// A shape along the volume's dimensions as c, z, y, x.
+    /// Converts a shape along the volume's dimensions to c, z, y, x.
     pub(super) fn as_chunk(&self, shape: &[u64]) -> ChunkShape {
         let [z, y, x] = Self::last_three(shape);
         [shape[..self.leading()].iter().product(), z, y, x]
@@ -278,7 +277,7 @@ impl ArrayInfo {
         std::array::from_fn(|axis| lengths[lengths.len() - 3 + axis])
     }
 
-    /// The index of a read chunk along the array's own dimensions.
+    /// Returns the index of a read chunk along the array's own dimensions.
     pub(super) fn chunk_index(&self, index: ChunkShape) -> Vec<u64> {
         let [mut c, space @ ..] = index;
         let mut own = vec![0; self.stored.dims.len()];
@@ -295,8 +294,7 @@ impl ArrayInfo {
         own
     }
 
-    /// How many voxels of a decoded chunk lie between neighbours along each of the volume's
-    /// dimensions.
+    /// Returns the distances, in voxels of a decoded chunk, between neighbors along each of the volume's dimensions.
     pub(super) fn steps(&self) -> Vec<u64> {
         let chunk = &self.stored.read_chunk;
         let step = |own: usize| chunk[own + 1..].iter().product();
@@ -349,7 +347,7 @@ fn regular_grid<'a>(path: &Path, document: &'a Value) -> Result<Option<&'a Value
     }
 }
 
-/// The codecs' names, and the configuration of sharding if nothing else is around it.
+/// Returns the codecs' names, and the configuration of sharding if it is the outermost codec and the only one.
 fn codecs(format: Format, document: &Value) -> (Vec<String>, Option<&Value>) {
     if format == Format::Zarr2 {
         let filters = document
@@ -415,8 +413,8 @@ fn dtype(path: &Path, format: Format, document: &Value) -> Result<DType> {
     })
 }
 
-/// Writes codecs as zarrs knows them: it has no `numcodecs.` name for those that Zarr v3 has
-/// taken over since, and wants settings that matter to nobody who only decodes.
+/// Rewrites codecs for zarrs. It does not know the `numcodecs.` names of codecs that Zarr v3 has adopted since, and it
+/// requires settings that are irrelevant to decoding.
 pub(super) fn plain_codecs(list: &mut Value) {
     if let Some(list) = list.as_array_mut() {
         list.retain(|codec| !only_rounds(codec, None));
@@ -457,7 +455,7 @@ pub(super) fn plain_codecs(list: &mut Value) {
     }
 }
 
-/// Leaves out the filters of a Zarr v2 array that have nothing to undo.
+/// Removes the filters of a Zarr v2 array that do nothing on decoding.
 pub(super) fn plain_filters(document: &mut Map<String, Value>) {
     let dtype = document.get("dtype").cloned();
     if let Some(Value::Array(filters)) = document.get_mut("filters") {
@@ -465,8 +463,8 @@ pub(super) fn plain_filters(document: &mut Map<String, Value>) {
     }
 }
 
-/// Whether a codec of numcodecs rounds voxels when they are written and leaves them as they are when they are read:
-/// those that zarrs does not have. In Zarr v2, it must have the array's `dtype`.
+/// Returns `true` if a codec of numcodecs rounds voxels on writing and leaves them unchanged on reading. Only codecs
+/// that zarrs does not have are checked. In Zarr v2, the codec must have the array's `dtype`.
 fn only_rounds(codec: &Value, dtype: Option<&Value>) -> bool {
     let name = |key| codec.get(key).and_then(Value::as_str);
     let settings = codec.get("configuration").unwrap_or(codec);
@@ -480,8 +478,8 @@ fn only_rounds(codec: &Value, dtype: Option<&Value>) -> bool {
     }
 }
 
-/// The fill value as zarrs takes it: some writers leave it out, or write a whole number with
-/// a decimal point.
+/// Returns the fill value in the form that zarrs accepts: some writers omit it, or write a whole number with a decimal
+/// point.
 pub(super) fn fill_value(document: &Value, dtype: DType) -> Value {
     let zero = match dtype {
         DType::Bool => Value::Bool(false),
@@ -489,7 +487,7 @@ pub(super) fn fill_value(document: &Value, dtype: DType) -> Value {
         _ => Value::from(0),
     };
     let fill = document.get("fill_value");
-    // Some writers put every number into a string.
+    // Some writers store every number as a string.
     let text = fill.and_then(Value::as_str).map(str::trim);
     let number = text.and_then(|text| serde_json::from_str::<serde_json::Number>(text).ok());
     let number = number.map(Value::Number);
@@ -521,7 +519,7 @@ pub(super) fn fill_value(document: &Value, dtype: DType) -> Value {
     }
 }
 
-/// A numpy type string like `<i2`; the byte order is the codecs' business.
+/// Parses a numpy type string like `<i2`; the codecs handle the byte order.
 fn v2_dtype(name: &str) -> Option<DType> {
     let kind = name.strip_prefix(['<', '>', '|'])?;
     Some(match kind {

@@ -1,10 +1,9 @@
-//! Zarr arrays: the only room that names the zarrs crate.
+//! Zarr arrays. Only this module uses the zarrs crate.
 //!
-//! zarrs supplies metadata and codecs; which bytes are read is decided here. A read fetches
-//! the chunks that intersect its region and nothing else; of a sharded array, the shard's
-//! index and the inner chunks. Chunks are decoded on the caller's thread, never to more than
-//! the metadata promises. Nothing is registered with zarrs: other users of it in the same
-//! process see no difference.
+//! zarrs supplies metadata and codecs; this module decides which bytes are read. A read fetches only the chunks that
+//! intersect its region. For a sharded array, these are the shard's index and the inner chunks. Chunks are decoded on
+//! the caller's thread, never to more than the size in the metadata. Nothing is registered with zarrs: other users of
+//! it in the same process are not affected.
 
 mod arrays;
 mod axes;
@@ -68,31 +67,31 @@ pub(super) struct ZarrVolume {
     layout: Layout,
     facts: ArrayInfo,
     store: Box<dyn Store>,
-    /// For keys and the fill value; it holds no storage.
+    /// The array's keys and fill value; it has no storage.
     array: Array<()>,
     codecs: Codecs,
     missing_chunks: MissingChunks,
-    /// The metadata.
+    /// The state of the metadata files when they were opened.
     watch: Watch,
     counter: Counter,
 }
 
-/// What decodes the chunks.
+/// The decoder of the chunks.
 #[derive(Debug)]
 enum Codecs {
-    /// A value is a chunk.
+    /// One chunk per value.
     Whole(CodecPipeline),
-    /// A value is a shard, whose chunks are read alone; its index is read once and kept.
+    /// One shard per value. Its chunks are read individually, with a cache of shard indexes.
     Sharded(Box<Shards>, Lru<Vec<u64>, Arc<[u64]>>),
 }
 
 /// The encoded bytes of a chunk.
 enum Fetched {
-    /// There is no such value.
+    /// The value does not exist.
     Absent {
         key: String,
     },
-    /// The shard says that the chunk is all fill value.
+    /// The shard's index marks the chunk as all fill value.
     Empty,
     Encoded {
         key: String,
@@ -101,7 +100,7 @@ enum Fetched {
 }
 
 impl ZarrVolume {
-    /// Opens an array, the chosen level of an OME-Zarr image, or a group's first array.
+    /// Opens an array, the chosen level of an OME-Zarr image, or a group's only array or image.
     pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
         let links = Links::of(options);
         let found = find::find_array(path, options.level, links)?;
@@ -202,7 +201,7 @@ impl ZarrVolume {
         })
     }
 
-    /// The encoded bytes of the chunk at `index`, along the array's own dimensions.
+    /// Fetches the encoded bytes of the chunk at `index`, along the array's own dimensions.
     fn fetch(&self, index: &[u64]) -> Result<Fetched> {
         match &self.codecs {
             Codecs::Whole(chain) => {
@@ -281,7 +280,7 @@ impl ZarrVolume {
     }
 }
 
-/// The array and its metadata, as version 3.
+/// Returns the array and its metadata, converted to version 3.
 fn open_array(facts: &ArrayInfo, document: &Json) -> Result<(Array<()>, ArrayMetadataV3)> {
     let bad = |problem: String| Error::header(&facts.path, facts.format_name(), problem);
     let unread = |codec: &str| {
@@ -292,7 +291,7 @@ fn open_array(facts: &ArrayInfo, document: &Json) -> Result<(Array<()>, ArrayMet
     };
     let mut document = document.clone();
     if let Some(object) = document.as_object_mut() {
-        // Attributes are read by us; some writers leave consolidated metadata in v3 arrays.
+        // Attributes are read by this crate; some writers leave consolidated metadata in v3 arrays.
         object.retain(|key, _| key != "attributes" && key != "consolidated_metadata");
         let fill = meta::fill_value(&Json::Object(object.clone()), facts.dtype);
         object.insert("fill_value".to_owned(), fill);
@@ -311,7 +310,7 @@ fn open_array(facts: &ArrayInfo, document: &Json) -> Result<(Array<()>, ArrayMet
             error => bad(error.to_string()),
         })?
     };
-    // Before zarrs looks at its configuration itself.
+    // Called before zarrs reads its configuration itself.
     codec_options();
     let array = ArrayMetadata::V3(metadata.clone());
     let made = outside_global_pool(|| Array::new_with_metadata(Arc::new(()), "/", array))
@@ -337,7 +336,7 @@ impl Volume for ZarrVolume {
     }
 
     fn prefetch(&self, index: ChunkShape) {
-        // Of a shard, only a part is read, and the system reads ahead in the file by itself.
+        // Only a part of a shard is read, and the system reads ahead in the file by itself.
         if let Codecs::Whole(_) = &self.codecs {
             let index = self.facts.chunk_index(index);
             self.store
@@ -408,8 +407,7 @@ impl Volume for ZarrVolume {
     }
 }
 
-/// Copies a box out of an array into rows: `lengths` in voxels of `size` bytes, of which neighbours
-/// are `steps` voxels apart.
+/// Copies a box of an array into rows. `lengths` are in voxels of `size` bytes; neighbors are `steps` voxels apart.
 fn gather(from: &[u8], (lengths, steps): (&[usize], &[usize]), out: &mut [u8], size: usize) {
     let (&[length, ref lengths @ ..], &[step, ref steps @ ..]) = (lengths, steps) else {
         out.copy_from_slice(&from[..size]);
@@ -430,7 +428,7 @@ fn gather(from: &[u8], (lengths, steps): (&[usize], &[usize]), out: &mut [u8], s
     }
 }
 
-/// Bytes of all files below a folder.
+/// Returns the bytes of all files below a folder.
 pub(super) fn folder_bytes(path: &Path) -> Result<u64> {
     let mut bytes = 0;
     let mut folders: Vec<PathBuf> = vec![path.to_path_buf()];

@@ -1,8 +1,7 @@
-//! What OME-Zarr says of an image: its levels, their axes, and their place in the world.
+//! OME-Zarr metadata of images: levels, axes, and world position.
 //!
-//! OME-Zarr up to 0.5, and 0.6 as far as it is an affine, is read, and lengths become
-//! millimetres. What is written is 0.5, or 0.4 where Zarr v2 is asked for, plus a `voxpatch`
-//! attribute with the affine, which OME-Zarr cannot hold.
+//! Reads OME-Zarr up to 0.5, and 0.6 if its transformations form an affine; lengths are converted to millimeters.
+//! Writes 0.5, or 0.4 for Zarr v2, plus a `voxpatch` attribute with the affine, which OME-Zarr cannot store.
 
 use std::path::Path;
 
@@ -17,27 +16,27 @@ use super::place::Map;
 use crate::error::{Error, Result};
 use crate::geometry::{Affine, Geometry};
 
-/// The most levels that an image may have: each halves what the one before has.
+/// Maximum number of levels of an image; each is half as long as the previous one.
 const MOST_LEVELS: usize = 64;
 
-/// What an image says of one of its levels.
+/// The metadata of one level of an image.
 #[derive(Clone, Debug)]
 pub(super) struct Placed {
     /// The axes of the array's dimensions.
     pub(super) axes: Vec<Axis>,
-    /// Those of the world, whose units count.
+    /// The world axes, which have the units.
     world: Vec<Axis>,
     map: Map,
     omero: Option<Json>,
 }
 
-/// The image that a group with these attributes is.
+/// Returns the image that a group's attributes declare.
 pub(super) fn said_image(attributes: &Json) -> Option<&Json> {
     let ome = attributes.get("ome").unwrap_or(attributes);
     ome.pointer("/multiscales/0")
 }
 
-/// The levels of an image.
+/// Returns the levels of an image.
 pub(super) fn datasets<'a>(path: &Path, image: &'a Json) -> Result<&'a [Json]> {
     let all = image.get("datasets").and_then(Json::as_array);
     let all = all.map_or(&[][..], Vec::as_slice);
@@ -49,7 +48,7 @@ pub(super) fn datasets<'a>(path: &Path, image: &'a Json) -> Result<&'a [Json]> {
 }
 
 impl Placed {
-    /// From an image, the attributes of its group, and one of its datasets, whose array has `rank`
+    /// Reads one dataset of an image, given the attributes of the image's group. The dataset's array has `rank`
     /// dimensions.
     pub(super) fn read(
         image: &Json,
@@ -75,14 +74,14 @@ impl Placed {
                     map = map.then(step)?;
                 }
                 let axes = image.get("axes").map(Axis::list).unwrap_or_default();
-                // Images of before 0.3 have five dimensions, always the same.
+                // Images before 0.3 always have the same five dimensions.
                 let axes = match (axes.is_empty(), rank) {
                     (true, 5) => Axis::list(&json!(["t", "c", "z", "y", "x"])),
                     _ => axes,
                 };
                 (axes.clone(), axes)
             }
-            // Since 0.6, transformations lead from one system to the next.
+            // Since 0.6, each transformation leads from one coordinate system to another.
             Some(systems) => {
                 let output = |step: &Json| named_system(step, "output");
                 let first = own.last().and_then(output);
@@ -104,12 +103,12 @@ impl Placed {
         })
     }
 
-    /// Where the array with these dimensions lies.
+    /// Returns the world position of an array with this dimension order.
     pub(super) fn geometry(&self, order: &Order) -> Result<Geometry, String> {
         self.map.geometry(order, &self.world)
     }
 
-    /// What goes with the volume to other formats.
+    /// Returns the axis metadata that the volume keeps in other formats.
     pub(super) fn axes(&self, facts: &ArrayInfo) -> Axes {
         let word = self
             .world
@@ -139,7 +138,7 @@ impl Placed {
     }
 }
 
-/// The axes of an array that are read as channels.
+/// Returns the axes of an array that are read as channels.
 pub(super) fn leading(
     axes: &[Axis],
     facts: &ArrayInfo,
@@ -155,14 +154,14 @@ pub(super) fn leading(
         .collect()
 }
 
-/// The name of the coordinate system that a transformation comes from or leads to.
+/// Returns the name of a transformation's input or output coordinate system.
 fn named_system(step: &Json, key: &str) -> Option<String> {
     let value = step.get(key)?;
     let name = value.get("name").unwrap_or(value);
     name.as_str().map(str::to_owned)
 }
 
-/// The axes of the system of that name; of the first if none is named.
+/// Returns the axes of the coordinate system with this name, or of the first one if there is no name.
 fn system(systems: &[Json], name: Option<&str>) -> Result<Vec<Axis>, String> {
     let found = match name {
         None => systems.first(),
@@ -179,7 +178,7 @@ fn system(systems: &[Json], name: Option<&str>) -> Result<Vec<Axis>, String> {
     Ok(found.get("axes").map(Axis::list).unwrap_or_default())
 }
 
-/// Follows the transformations of an image from the system `from` on to where they end.
+/// Follows the transformations of an image from the system `from` to the last one.
 fn follow(
     systems: &[Json],
     steps: &[Json],
@@ -214,7 +213,7 @@ fn follow(
     Ok((map, world))
 }
 
-/// The geometry that this program left in an array's attributes.
+/// Returns the geometry that this crate stored in an array's attributes.
 pub(super) fn own_geometry(own: &Json) -> Option<Geometry> {
     let affine: Affine = serde_json::from_value(own.get("affine")?.clone()).ok()?;
     let spacing = serde_json::from_value(own.get("spacing")?.clone()).ok()?;
@@ -225,7 +224,7 @@ pub(super) fn own_geometry(own: &Json) -> Option<Geometry> {
     })
 }
 
-/// The attributes of an array that is written: what OME-Zarr has no place for.
+/// Returns our attributes for an array that is written: the values that OME-Zarr cannot store.
 pub(super) fn own_attributes(layout: &Layout) -> Json {
     let mut own = json!({"spacing": layout.geometry.spacing, "affine": layout.geometry.affine});
     if let Some(rescale) = layout.rescale {
@@ -235,11 +234,11 @@ pub(super) fn own_attributes(layout: &Layout) -> Json {
     json!({"voxpatch": own})
 }
 
-/// What OME-Zarr says of an image whose levels lie at `0`, `1` and so on, the finest first: the
-/// entry of `multiscales`, without a version, and with the group's `omero` in it.
+/// Returns the OME-Zarr metadata of an image with levels at `0`, `1` and so on, finest first. This is the entry of
+/// `multiscales`, without a version, and including the group's `omero`.
 ///
-/// The centre of a level's first voxel lies half of what it is longer than one of the finest
-/// level further in.
+/// The center of a level's first voxel is shifted inward, by half the difference between its voxel length and that of
+/// the finest level.
 pub(super) fn image(levels: &[&Layout], name: &str, method: Option<Downsample>) -> Json {
     let finest = &levels[0].geometry;
     let leading = levels[0].axes.leading_of(levels[0].channels);
@@ -258,7 +257,7 @@ pub(super) fn image(levels: &[&Layout], name: &str, method: Option<Downsample>) 
     };
     let dataset = |(n, layout): (usize, &&Layout)| {
         let spacing = layout.geometry.spacing;
-        // What is turned in the world has its place in our own attributes only.
+        // The position of a rotated image is only in our own attributes.
         let origin = if finest.is_aligned() {
             layout.geometry.origin()
         } else {
@@ -283,7 +282,7 @@ pub(super) fn image(levels: &[&Layout], name: &str, method: Option<Downsample>) 
     image
 }
 
-/// An axis in front of z, y and x as it is written.
+/// Returns the document of an axis in front of z, y and x.
 fn written(axis: &LeadingAxis) -> Json {
     let mut document = json!({"name": axis.name});
     match axis.kind {
@@ -297,7 +296,7 @@ fn written(axis: &LeadingAxis) -> Json {
     document
 }
 
-/// An image without what belongs to its group, which is `omero`.
+/// Separates the image from `omero`, which belongs to its group.
 fn apart(image: &Json) -> (Json, Option<Json>) {
     let mut image = image.clone();
     let omero = image
@@ -306,7 +305,7 @@ fn apart(image: &Json) -> (Json, Option<Json>) {
     (image, omero)
 }
 
-/// The document of a Zarr v3 group that is an image: OME-Zarr 0.5.
+/// Returns the document of a Zarr v3 group that is an image: OME-Zarr 0.5.
 pub(super) fn group_document(image: &Json) -> Json {
     let (image, omero) = apart(image);
     let mut ome = json!({"version": "0.5", "multiscales": [image]});
@@ -316,7 +315,7 @@ pub(super) fn group_document(image: &Json) -> Json {
     json!({"zarr_format": 3, "node_type": "group", "attributes": {"ome": ome}})
 }
 
-/// The attributes of a Zarr v2 group that is an image: OME-Zarr 0.4.
+/// Returns the attributes of a Zarr v2 group that is an image: OME-Zarr 0.4.
 pub(super) fn group_attributes_v2(image: &Json) -> Json {
     let (mut image, omero) = apart(image);
     image["version"] = json!("0.4");

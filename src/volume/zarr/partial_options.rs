@@ -1,4 +1,4 @@
-//! How an image is stored that an earlier process began: its options, read back from its metadata.
+//! The options of an unfinished image, read back from its metadata.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use super::super::{Codec, CreateOptions, Downsample, Format, Pyramid, ZarrVersio
 use super::meta::ArrayInfo;
 use super::store::{Links, read_json};
 
-/// The options of the image in a folder, if it is one of ours and its metadata are complete.
+/// Returns the options of the image in a folder, if this crate wrote it and its metadata is complete.
 pub(in super::super) fn partial_options(folder: &Path) -> Option<CreateOptions> {
     let document = |folder: &Path, name| read_json(folder, name, Links::Refused).ok().flatten();
     let finest = folder.join("0");
@@ -40,7 +40,7 @@ pub(in super::super) fn partial_options(folder: &Path) -> Option<CreateOptions> 
     })
 }
 
-/// The levels that an image says it has; `Some(None)` if it was not asked for any.
+/// Returns the levels that an image's metadata declares; `Some(None)` if it was written without a pyramid.
 #[expect(clippy::option_option, reason = "no pyramid is an answer")]
 fn pyramid(image: &Json) -> Option<Option<Pyramid>> {
     let levels = image.get("datasets")?.as_array()?.len();
@@ -57,7 +57,7 @@ fn pyramid(image: &Json) -> Option<Option<Pyramid>> {
     }))
 }
 
-/// The codec and the effort of an array of Zarr v3.
+/// Returns the codec and the compression level of a Zarr v3 array.
 fn codec(array: &Json) -> Option<(Codec, Option<u8>)> {
     let mut list = array.get("codecs")?.as_array()?;
     if let Some(inner) = list[..].first()?.pointer("/configuration/codecs") {
@@ -70,7 +70,7 @@ fn codec(array: &Json) -> Option<(Codec, Option<u8>)> {
     named(name, last.get("configuration")?)
 }
 
-/// Those of an array of Zarr v2.
+/// Returns the codec and the compression level of a Zarr v2 array.
 fn codec_v2(array: &Json) -> Option<(Codec, Option<u8>)> {
     match array.get("compressor")? {
         Json::Null => Some((Codec::None, None)),

@@ -1,7 +1,7 @@
-//! Decoding a chunk: its codecs, undone one after the other.
+//! Decoding a chunk by applying its codecs in reverse order.
 //!
-//! zarrs supplies the codecs; that each gives just what the metadata promises is seen to
-//! here and in [`bounded`](super::bounded). Chunks are decoded whole and on the caller's thread.
+//! zarrs supplies the codecs; this module and [`bounded`](super::bounded) ensure that each produces exactly what the
+//! metadata promises. Chunks are decoded whole and on the caller's thread.
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use super::pool::codec_options;
 use super::shard::Shards;
 use crate::error::Cause;
 
-/// What an encoded array decodes to.
+/// The decoded form of an array: shape, type and fill value.
 #[derive(Clone, Debug)]
 pub(super) struct Form {
     pub(super) shape: Vec<NonZeroU64>,
@@ -27,12 +27,12 @@ pub(super) struct Form {
     pub(super) fill: FillValue,
 }
 
-/// The codecs of a chunk, in the order of encoding.
+/// The codecs of a chunk, in encoding order.
 #[derive(Debug)]
 pub(super) struct CodecPipeline {
-    /// From array to array, each with what it decodes to.
+    /// The array-to-array codecs, each with its decoded form.
     arrays: Vec<(Form, Arc<dyn ArrayToArrayCodecTraits>)>,
-    /// What the serializer decodes to.
+    /// The decoded form of the serializer.
     form: Form,
     serializer: Serializer,
     serialized: ByteLimit,
@@ -46,8 +46,8 @@ enum Serializer {
 }
 
 impl CodecPipeline {
-    /// The codecs that `metadata` lists, for chunks of `form`; if they are not `trusted`,
-    /// those that hostile data could exploit are refused by name.
+    /// Creates the codecs that `metadata` lists, for chunks of `form`. Without `trusted`, returns an error that names
+    /// the first codec that hostile data could exploit.
     pub(super) fn new(
         metadata: &[MetadataV3],
         mut form: Form,
@@ -111,14 +111,14 @@ impl CodecPipeline {
         })
     }
 
-    /// How long an encoded chunk can be.
+    /// Returns the limit on the length of an encoded chunk.
     pub(super) fn encoded(&self) -> ByteLimit {
         self.bytes
             .last()
             .map_or(self.serialized, BoundedDecoder::encoded)
     }
 
-    /// The shards, if there is nothing but shards, so that their chunks can be read alone.
+    /// Returns the shards if sharding is the only codec, so that their chunks can be read individually.
     pub(super) fn into_shards(self) -> Option<Shards> {
         match self.serializer {
             Serializer::Shards(shards) if self.arrays.is_empty() && self.bytes.is_empty() => {
@@ -128,7 +128,7 @@ impl CodecPipeline {
         }
     }
 
-    /// The voxels of a chunk in native byte order.
+    /// Returns the voxels of a chunk in native byte order.
     pub(super) fn decode(&self, mut encoded: Vec<u8>) -> Result<Vec<u8>, Cause> {
         for guard in self.bytes.iter().rev() {
             encoded = guard.decode(encoded)?;
@@ -154,7 +154,7 @@ impl CodecPipeline {
 }
 
 impl Form {
-    /// Bytes of all voxels.
+    /// Returns the bytes of all voxels.
     pub(super) fn bytes(&self) -> Option<u64> {
         let size = self.dtype.fixed_size()? as u64;
         self.shape
@@ -163,7 +163,7 @@ impl Form {
     }
 }
 
-/// The codecs from bytes to bytes, innermost first, which gives `decoded` bytes.
+/// Creates the decoders of the bytes-to-bytes codecs, innermost first. The innermost one decodes to `decoded` bytes.
 fn guards(
     codecs: Vec<(&str, Arc<dyn BytesToBytesCodecTraits>)>,
     mut decoded: ByteLimit,
@@ -196,12 +196,12 @@ fn serialized_size(
     }
 }
 
-/// Why codecs are not used.
+/// The reason why codecs cannot be used.
 #[derive(Debug)]
 pub(super) enum CodecError {
-    /// This codec could be exploited by hostile data.
+    /// A codec that hostile data could exploit.
     Untrusted(String),
-    /// They are unknown, or do not fit each other or the chunk.
+    /// Codecs that are unknown, or do not fit each other or the chunk.
     Broken(Cause),
 }
 
@@ -211,9 +211,9 @@ impl CodecError {
     }
 }
 
-/// Copies an array into another, its first voxel at `at`; what hangs over is left out.
+/// Copies an array into another with its first voxel at `at`; voxels outside the target are dropped.
 ///
-/// The shapes are in voxels of `size` bytes, the last axis fastest; `at` lies inside.
+/// The shapes are in voxels of `size` bytes, the last axis fastest; `at` must be inside the target.
 pub(super) fn place(
     (from, from_shape): (&[u8], &[usize]),
     (to, to_shape): (&mut [u8], &[usize]),

@@ -1,6 +1,5 @@
-//! Where an image lies in the world: OME-Zarr's coordinate transformations, one after the other,
-//! as one affine. A kind of transformation that is not known is an error, and so is one that
-//! mixes space with time or channels.
+//! The world position of an image: OME-Zarr's coordinate transformations, composed into one affine. An unknown type of
+//! transformation is an error, and so is one that mixes space with time or channels.
 
 use serde_json::Value as Json;
 
@@ -9,11 +8,10 @@ use super::super::units;
 use super::axes::{Axis, Order};
 use crate::geometry::{Affine, Geometry};
 
-/// How deep sequences may be nested.
+/// Maximum depth of nested sequences.
 const DEEPEST: usize = 8;
 
-/// What becomes of the indices of an array: each number of a result is a sum of them, each times
-/// a factor, and a shift.
+/// An affine map of array indices: each result is a sum of all indices, each multiplied by a factor, plus a shift.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Map {
     rows: Vec<Row>,
@@ -26,7 +24,7 @@ struct Row {
 }
 
 impl Map {
-    /// Leaves the indices of `rank` dimensions as they are.
+    /// Creates the map that leaves the indices of `rank` dimensions unchanged.
     pub(super) fn identity(rank: usize) -> Self {
         let row = |own: usize| Row {
             factors: (0..rank).map(|n| f64::from(u8::from(n == own))).collect(),
@@ -37,14 +35,14 @@ impl Map {
         }
     }
 
-    /// This map, and then what a transformation says.
+    /// Composes this map with a transformation, which is applied after it.
     pub(super) fn then(self, step: &Json) -> Result<Self, String> {
         self.then_nested(step, 0)
     }
 
     fn then_nested(mut self, step: &Json, depth: usize) -> Result<Self, String> {
         let kind = step.get("type").and_then(Json::as_str);
-        // Before 0.4 the key said it alone.
+        // Before 0.4, the type was given only by the key.
         let by_key = || {
             ["scale", "translation"]
                 .into_iter()
@@ -118,7 +116,7 @@ impl Map {
         }
     }
 
-    /// Each axis of the result is the one of these that a list names by its number.
+    /// Reorders the results: each new axis is the old one whose number is in the list.
     fn permuted(self, list: &Json) -> Result<Self, String> {
         let wrong = || {
             format!(
@@ -143,15 +141,15 @@ impl Map {
         Ok(Self { rows })
     }
 
-    /// How far apart neighbours along a dimension are on the axis of that number.
+    /// Returns the distance between neighbors along a dimension on the axis with this number.
     pub(super) fn step(&self, axis: usize, dimension: usize) -> f64 {
         self.rows
             .get(axis)
             .map_or(1.0, |row| row.factors[dimension])
     }
 
-    /// The place in the world, in millimetres, of an array whose dimensions have this order; the
-    /// results are the world's axes.
+    /// Returns the world position, in millimeters, of an array with this dimension order. The results of the map are
+    /// the world axes.
     pub(super) fn geometry(&self, order: &Order, world: &[Axis]) -> Result<Geometry, String> {
         let positions = Order::by_name(world, &vec![1; self.rank()])?.space;
         let mut affine: Affine = [[0.0; 4]; 4];
@@ -190,7 +188,7 @@ impl Map {
                 ["z", "y", "x"][axis]
             ));
         }
-        // Adding 0 turns -0 into 0.
+        // Adding 0 converts -0 to 0.
         let affine = in_body(affine, world, positions).map(|row| row.map(|value| value + 0.0));
         let geometry = straight(affine).unwrap_or_else(|| Geometry::from_affine(affine));
         if geometry.is_sound() {
@@ -203,7 +201,7 @@ impl Map {
     }
 }
 
-/// The geometry of an affine without turns, whose spacing has no rounding.
+/// Returns the geometry of an affine without rotation, with a spacing that is not rounded.
 fn straight(affine: Affine) -> Option<Geometry> {
     let spacing = [affine[2][2], affine[1][1], affine[0][0]];
     let origin = [affine[2][3], affine[1][3], affine[0][3]];
@@ -211,7 +209,7 @@ fn straight(affine: Affine) -> Option<Geometry> {
     (plain.affine == affine && spacing.iter().all(|&n| n > 0.0)).then_some(plain)
 }
 
-/// Puts the rows for x, y and z to where the axes lead in a body, in RAS+, if all three say it.
+/// Moves the rows for x, y and z to their anatomical directions in RAS+, if all three have an orientation.
 fn in_body(affine: Affine, world: &[Axis], positions: [Option<usize>; 3]) -> Affine {
     let mut turned = affine;
     let mut seen = [false; 3];
@@ -224,7 +222,7 @@ fn in_body(affine: Affine, world: &[Axis], positions: [Option<usize>; 3]) -> Aff
             Some("anterior-to-posterior") => (1, -1.0),
             Some("inferior-to-superior") => (2, 1.0),
             Some("superior-to-inferior") => (2, -1.0),
-            // Of animals: other words, which RAS has no place for.
+            // Other orientations, such as those for animals, have no equivalent in RAS.
             _ => return affine,
         };
         if std::mem::replace(&mut seen[row], true) {
@@ -235,7 +233,7 @@ fn in_body(affine: Affine, world: &[Axis], positions: [Option<usize>; 3]) -> Aff
     turned
 }
 
-/// A number for each of `rank` axes.
+/// Parses a list with one number for each of `rank` axes.
 fn numbers(list: &Json, kind: &str, rank: usize) -> Result<Vec<f64>, String> {
     let numbers: Option<Vec<f64>> = list
         .as_array()
@@ -245,7 +243,7 @@ fn numbers(list: &Json, kind: &str, rank: usize) -> Result<Vec<f64>, String> {
         .ok_or_else(|| format!("the {kind} is no list of {rank} numbers"))
 }
 
-/// The rows of a rotation, or of an affine with its shifts, as nested lists or one after the other.
+/// Parses the rows of a rotation or an affine (with shifts), from nested lists or a flat list.
 fn matrix(list: &Json, kind: &str, rank: usize) -> Result<Vec<Row>, String> {
     let columns = rank + usize::from(kind == "affine");
     let wrong = || format!("the {kind} is no matrix of {rank} rows of {columns} numbers");
@@ -261,7 +259,7 @@ fn matrix(list: &Json, kind: &str, rank: usize) -> Result<Vec<Row>, String> {
     let mut flat = flat.ok_or_else(wrong)?;
     let closed = kind == "affine" && flat.len() == (rank + 1) * columns;
     if closed {
-        // The last row of a homogeneous matrix says nothing, and must.
+        // The last row of a homogeneous matrix carries no information, and must be the unit row.
         let last = flat.split_off(rank * columns);
         let expected = (0..columns).map(|n| f64::from(u8::from(n == rank)));
         if !last.iter().copied().eq(expected) {
@@ -324,7 +322,7 @@ mod tests {
         let turn = json!({"type": "rotation", "rotation": [[0, 1, 0], [1, 0, 0], [0, 0, 1]]});
         let found = place(&zyx, &json!([scale, turn])).unwrap();
         assert_eq!(found.spacing, [3.0, 2.0, 1.0]);
-        // z of the world is y of the array.
+        // The world's z is the array's y.
         assert_eq!(
             found.affine[..3],
             [

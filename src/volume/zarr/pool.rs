@@ -1,8 +1,8 @@
-//! Keeping zarrs away from rayon's global pool.
+//! Keeping zarrs away from rayon's global thread pool.
 //!
-//! zarrs asks that pool how many threads it has, which starts them, and encodes shards on it,
-//! whatever concurrency it is told. In a child that is forked later they do not exist, and it would
-//! wait for them for ever. So both are done in pools of our own.
+//! zarrs asks that pool for its number of threads, which starts them, and encodes shards on it, regardless of the
+//! concurrency in its options. In a child process that is forked later, those threads do not exist, and zarrs would
+//! wait for them forever. Both are therefore done in pools of our own.
 
 use std::io;
 use std::sync::OnceLock;
@@ -13,11 +13,11 @@ use zarrs::config::global_config;
 
 use crate::error::Cause;
 
-/// What codecs are told: one thread, and checksums are checked.
+/// Returns the options for codecs: one thread, with checksum validation.
 pub(super) fn codec_options() -> CodecOptions {
     static OPTIONS: OnceLock<CodecOptions> = OnceLock::new();
     let made = OPTIONS.get_or_init(|| {
-        // The first look at the configuration asks for the number of threads, too.
+        // The first access to the configuration also asks for the number of threads.
         let look = || {
             drop(global_config());
             CodecOptions::default()
@@ -32,7 +32,7 @@ pub(super) fn codec_options() -> CodecOptions {
         .with_validate_checksums(true)
 }
 
-/// Runs what would enter the global pool in one that ends with it.
+/// Runs work that would use the global pool in a temporary pool instead.
 pub(super) fn outside_global_pool<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Cause> {
     if rayon::current_thread_index().is_some() {
         return Ok(work());

@@ -1,4 +1,4 @@
-//! Zarr images that grow over several runs: which chunks are done, and what is made at the end.
+//! Zarr images that are written over several runs: finished chunks, and coarser levels that are produced at the end.
 
 use std::ops::Range;
 
@@ -30,14 +30,14 @@ pub(in super::super) struct ZarrResumable {
     options: CreateOptions,
     partial: Partial,
     owned: Region,
-    /// `true` if there is no other part.
+    /// `true` if this is the only part, or all parts.
     whole: bool,
-    /// Threads that make coarser levels.
+    /// Threads that produce coarser levels.
     threads: usize,
 }
 
 impl ZarrResumable {
-    /// Begins the image or goes on with it; `None` if it is finished and has its name.
+    /// Starts or resumes the image. Returns `None` if it is finished and has its final name.
     pub(in super::super) fn open(
         layout: &Layout,
         options: &CreateOptions,
@@ -79,7 +79,7 @@ impl ZarrResumable {
         Ok(Some(output))
     }
 
-    /// Takes all parts of the image; `None` if it is finished and has its name.
+    /// Opens all parts of the image. Returns `None` if it is finished and has its final name.
     pub(in super::super) fn open_all(
         layout: &Layout,
         options: &CreateOptions,
@@ -106,7 +106,7 @@ impl ZarrResumable {
         }))
     }
 
-    /// Finishes images of one run: gives them their names, unless they are of one of several parts.
+    /// Finishes the images of one run, and renames them to their final names unless they are single parts of several.
     /// None gets its name before all are complete.
     pub(in super::super) fn finish_all(images: Vec<Self>) -> Result<()> {
         for image in &images {
@@ -143,8 +143,8 @@ impl ZarrResumable {
         self.owned.contains(&finest.region([z, y, x])) && !finest.written.has(c, [z, y, x])
     }
 
-    /// The chunks of each level that will be made while those of the finest come: all that they
-    /// are made of is still to come.
+    /// Returns the chunks of each level that will be produced while those of the finest arrive: the chunks whose inputs
+    /// are all still to come.
     fn made_in_passing(&self) -> Vec<ChunkSet> {
         let marks = |level: &Level| ChunkSet::new(self.layout().channels, level.shape, level.chunk);
         let made: Vec<ChunkSet> = self.levels.iter().map(marks).collect();
@@ -162,7 +162,7 @@ impl ZarrResumable {
         made
     }
 
-    /// Checks that every chunk that is owned is done.
+    /// Checks that every owned chunk is done.
     fn check_complete(&self) -> Result<()> {
         let mut missing = 0_u64;
         let mut first = Vec::new();
@@ -182,7 +182,7 @@ impl ZarrResumable {
         })
     }
 
-    /// Makes the chunks of coarser levels that are not there, of the level before each.
+    /// Produces the missing chunks of coarser levels, each from the level before it.
     fn rebuild(&self) -> Result<()> {
         let Some(pyramid) = self.options.pyramid else {
             return Ok(());
@@ -255,7 +255,7 @@ impl VolumeMut for ZarrResumable {
     }
 }
 
-/// As many threads as the memory is enough for, one at least.
+/// Returns the number of threads for which the memory is enough, at least one.
 fn rebuilding_threads(layout: &Layout, resume: &ResumeOptions) -> usize {
     let fitting = resume.memory / rebuilding_bytes(layout).max(1);
     let fitting = usize::try_from(fitting).unwrap_or(usize::MAX);
@@ -302,7 +302,7 @@ fn run<'a>(
     })
 }
 
-/// Marks the recorded chunks as done whose files exist and have the recorded lengths.
+/// Marks a recorded chunk as done if its file exists and has the recorded length.
 fn mark(arrays: &Arrays, partial: &Partial, records: Vec<Record>) {
     let data = partial.data();
     for Record {

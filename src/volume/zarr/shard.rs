@@ -1,7 +1,7 @@
-//! Shards: many chunks in one value, found through an index.
+//! Shards: many chunks in one value, located by an index.
 //!
-//! Every entry of the index is checked against the value's size before it is followed. Inner
-//! chunks are always decoded whole, so that a checksum among their codecs is always checked.
+//! Every entry of the index is checked against the value's size before it is used. Inner chunks are always decoded
+//! whole, so that a checksum among their codecs is always verified.
 
 use std::num::NonZeroU64;
 use std::ops::Range;
@@ -14,15 +14,15 @@ use super::bounded::ByteLimit;
 use super::pipeline::{CodecError, CodecPipeline, Form, place};
 use crate::error::Cause;
 
-/// Chunks that a shard may have: their index is 64 MiB.
+/// Maximum number of chunks in a shard: their index takes 64 MiB.
 const MAX_CHUNKS: u64 = 4 << 20;
 
-/// How the chunks of a shard are found and decoded.
+/// The location and decoding of the chunks of a shard.
 #[derive(Debug)]
 pub(super) struct Shards {
     form: Form,
     chunk: Vec<u64>,
-    /// Chunks per shard along the dimensions.
+    /// Chunks per shard along each dimension.
     counts: Vec<u64>,
     index: CodecPipeline,
     index_bytes: u64,
@@ -31,7 +31,7 @@ pub(super) struct Shards {
 }
 
 impl Shards {
-    /// From the sharding codec's configuration, for shards of `form`.
+    /// Creates the decoder from the sharding codec's configuration, for shards of `form`.
     pub(super) fn new(
         configuration: Option<&Map<String, Json>>,
         form: &Form,
@@ -83,19 +83,19 @@ impl Shards {
         })
     }
 
-    /// How the chunks are encoded.
+    /// Returns the codecs of the inner chunks.
     pub(super) const fn inner(&self) -> &CodecPipeline {
         &self.inner
     }
 
-    /// Bytes that a shard can take: its index, and every chunk at its longest.
+    /// Returns the maximum bytes of a shard: its index, plus every chunk at its maximum length.
     pub(super) fn encoded(&self) -> ByteLimit {
         let chunks: u64 = self.counts.iter().product();
         let longest = self.inner.encoded().limit().saturating_mul(chunks);
         ByteLimit::AtMost(longest.saturating_add(self.index_bytes))
     }
 
-    /// The shard that holds a chunk, and the chunk's place in the shard's index.
+    /// Returns the shard that contains a chunk, and the chunk's position in the shard's index.
     pub(super) fn locate(&self, chunk: &[u64]) -> (Vec<u64>, usize) {
         let both = || chunk.iter().zip(&self.counts);
         let shard = both().map(|(i, n)| i / n).collect();
@@ -104,7 +104,7 @@ impl Shards {
         (shard, inner)
     }
 
-    /// Where the index lies in a shard of `length` bytes.
+    /// Returns the byte range of the index in a shard of `length` bytes.
     pub(super) fn index_range(&self, length: u64) -> Result<Range<u64>, Cause> {
         let rest = length.checked_sub(self.index_bytes).ok_or_else(|| {
             format!(
@@ -119,14 +119,14 @@ impl Shards {
         })
     }
 
-    /// The index: for each chunk where it starts and how long it is.
+    /// Decodes the index: the start and the length of each chunk.
     pub(super) fn decode_index(&self, encoded: Vec<u8>) -> Result<Vec<u64>, Cause> {
         let index = self.index.decode(encoded)?;
         let entries = index.as_chunks().0.iter();
         Ok(entries.map(|&entry| u64::from_ne_bytes(entry)).collect())
     }
 
-    /// Which of a shard's `length` bytes hold the chunk at `inner`; `None` if it is all fill.
+    /// Returns the byte range of the chunk at `inner` in a shard of `length` bytes; `None` if it is all fill value.
     pub(super) fn range(
         &self,
         index: &[u64],
@@ -147,7 +147,7 @@ impl Shards {
         Ok(Some(start..end))
     }
 
-    /// The voxels of a whole shard.
+    /// Decodes the voxels of a whole shard.
     pub(super) fn decode(&self, shard: &[u8]) -> Result<Vec<u8>, Cause> {
         let part = |range: Range<u64>| -> Result<Vec<u8>, Cause> {
             Ok(shard[usize::try_from(range.start)?..usize::try_from(range.end)?].to_vec())
@@ -184,7 +184,7 @@ impl Shards {
     }
 }
 
-/// Chunks along each dimension; not too many in all.
+/// Returns the number of chunks along each dimension, after checking the total.
 fn counts(form: &Form, chunk: &[u64]) -> Result<Vec<u64>, CodecError> {
     let shard = &form.shape;
     let whole = |(shard, chunk): (&NonZeroU64, &u64)| shard.get().is_multiple_of(*chunk);

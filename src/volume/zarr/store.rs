@@ -1,10 +1,9 @@
-//! Where the bytes of a Zarr array come from: files below a folder.
+//! The storage of a Zarr array's bytes: files below a folder.
 //!
-//! Only "there is no such file" means that a chunk is missing; every other failure is an
-//! error. In a folder that is not trusted, so is a symbolic link. So is a file where the key has a folder (ENOTDIR): the keys of an array are all
-//! equally deep, so nothing sound leaves one there; and a link that leads nowhere. A file that was written
-//! after the array was opened is an error, too. Ranges are checked against the value's
-//! size before anything is allocated.
+//! Only a missing file means that a chunk is missing; every other failure is an error. Errors include dangling links,
+//! symbolic links in untrusted folders, and `ENOTDIR`: a file where the key has a folder. (All keys of an array have
+//! the same depth, so a valid array has no file there.) A file that was written after the array was opened is an error,
+//! too. Ranges are checked against the value's size before anything is allocated.
 
 use std::fmt::Debug;
 use std::fs::{File, Metadata};
@@ -21,12 +20,12 @@ use super::json;
 use crate::error::{Error, Result};
 use crate::files::open_at_once;
 
-/// Values under keys, of which parts can be read.
+/// A store of values by key, which can be read in part.
 pub(super) trait Store: Debug + Send + Sync {
-    /// Opens the value under `key`, or says that there is none.
+    /// Opens the value under `key`; `None` if it does not exist.
     fn open(&self, key: &str) -> Result<Option<Box<dyn Value>>>;
 
-    /// Has the value under `key` fetched, if there is one and that takes time. Nothing depends on it.
+    /// Prefetches the value under `key`, if it exists and fetching takes time. Nothing depends on it.
     fn prefetch(&self, key: &str) {
         let _ = key;
     }
@@ -34,10 +33,10 @@ pub(super) trait Store: Debug + Send + Sync {
 
 /// A value whose bytes can be read.
 pub(super) trait Value {
-    /// Its length in bytes.
+    /// Returns the length in bytes.
     fn len(&self) -> u64;
 
-    /// Reads `range`, which must lie inside the value.
+    /// Reads `range`, which must be inside the value.
     fn read(&self, range: Range<u64>) -> Result<Vec<u8>>;
 }
 
@@ -45,14 +44,14 @@ pub(super) trait Value {
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
-    /// None of its files may be written later.
+    /// The moment after which its files must not be written; `None` if they may change.
     since: Option<Since>,
-    /// `true` if the folder itself must be there.
+    /// `true` if the folder itself must continue to exist.
     stays: bool,
     links: Links,
 }
 
-/// What becomes of symbolic links below a folder. Some tools that version data make a link of every chunk.
+/// The treatment of symbolic links below a folder. Some data versioning tools make a link of every chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Links {
     Followed,
@@ -60,7 +59,8 @@ pub(super) enum Links {
 }
 
 impl Links {
-    /// Data from strangers could name any file that the reader may read.
+    /// Returns the treatment for these options. Untrusted data could use links to name any file that the reader may
+    /// read.
     pub(super) const fn of(options: &OpenOptions) -> Self {
         if options.trusted {
             Self::Followed
@@ -69,7 +69,7 @@ impl Links {
         }
     }
 
-    /// Checks that no link that is refused is on the way from `folder` to `path`, which lies below it.
+    /// Checks that there is no refused link between `folder` and `path`, which must be below it.
     pub(super) fn check(self, folder: &Path, path: &Path) -> Result<()> {
         if self == Self::Followed {
             return Ok(());
@@ -90,7 +90,7 @@ impl Links {
 }
 
 impl Folder {
-    /// A folder whose files may change.
+    /// Creates a folder whose files may change.
     pub(super) fn new(path: &Path, links: Links) -> Self {
         Self {
             path: path.to_path_buf(),
@@ -100,8 +100,8 @@ impl Folder {
         }
     }
 
-    /// A folder whose files may not be written from now on. Of a folder on another machine,
-    /// whose clock is not ours, that cannot be told.
+    /// Creates a folder whose files must not be written from now on. This cannot be checked for a folder on another
+    /// machine, whose clock may differ.
     pub(super) fn unchanging(path: &Path, links: Links) -> Result<Self> {
         let folder = File::open(path).map_err(Error::io("open", path))?;
         Ok(Self {
@@ -111,8 +111,8 @@ impl Folder {
         })
     }
 
-    /// Checks that there is nothing at `path`, not even a link that leads nowhere, or a folder
-    /// above it that is one or is gone.
+    /// Checks that `path` really does not exist: that neither it nor a folder above it is a dangling link, and that the
+    /// array's folder still exists if it must.
     fn check_absent(&self, path: &Path) -> Result<()> {
         let inside = path.ancestors().take_while(|&above| above != self.path);
         for above in inside {
@@ -176,7 +176,7 @@ impl Store for Folder {
             && path.is_file()
             && let Ok(file) = open_at_once(&path)
         {
-            // Refused where it makes no sense, as for a pipe.
+            // The call fails where prefetching is not possible, for example for a pipe.
             let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::WillNeed);
         }
     }
@@ -213,7 +213,7 @@ impl Value for OpenFile {
     }
 }
 
-/// Reads a metadata document of up to 16 MiB and parses it; `None` if there is none.
+/// Reads and parses a metadata document of up to 16 MiB; `None` if it does not exist.
 pub(super) fn read_json(
     folder: &Path,
     name: &str,

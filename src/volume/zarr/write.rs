@@ -1,4 +1,4 @@
-//! Writing: Zarr arrays in an OME-Zarr group, each write chunk encoded and written once.
+//! Writing Zarr arrays in an OME-Zarr group. Each write chunk is encoded and written once.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -24,12 +24,12 @@ pub(in super::super) struct ZarrWriter {
 }
 
 impl ZarrWriter {
-    /// The layout that an image of `layout`'s shape and type gets: that of its finest level.
+    /// Returns the layout of the finest level of an image with `layout`'s shape and type.
     pub(in super::super) fn describe(layout: &Layout, options: &CreateOptions) -> Result<Layout> {
         Ok(document::plan(layout, options)?.swap_remove(0).layout)
     }
 
-    /// Starts the image that `layout` and `options` describe.
+    /// Creates the image that `layout` and `options` describe.
     pub(in super::super) fn create(layout: &Layout, options: &CreateOptions) -> Result<Self> {
         let (arrays, planned) = Arrays::planned(layout, options)?;
         let overwrite = FolderKind::ZARR.overwrite(options.overwrite);
@@ -77,13 +77,13 @@ impl VolumeMut for ZarrWriter {
     }
 }
 
-/// What an image in this folder is called.
+/// Returns the name of the image in this folder.
 pub(super) fn name(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default();
     name.to_string_lossy().into_owned()
 }
 
-/// A document as it is written.
+/// Serializes a document as it is written.
 pub(super) fn text(document: &Json) -> Vec<u8> {
     serde_json::to_vec_pretty(document).expect("a document of ours has string keys")
 }

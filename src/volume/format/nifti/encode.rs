@@ -1,4 +1,4 @@
-//! Encodes the header of a NIfTI file: NIfTI-1, or NIfTI-2 if a length needs it, in native byte order.
+//! Encodes the header of a NIfTI file in native byte order: NIfTI-1, or NIfTI-2 if a length does not fit.
 
 use super::CLOCKS;
 use crate::dtype::DType;
@@ -6,11 +6,11 @@ use crate::error::{Error, Result};
 use crate::geometry::{Affine, Geometry};
 use crate::volume::{AxisKind, Format, Layout, LeadingAxis, Rescale};
 
-/// The bytes before the first voxel of a NIfTI file: NIfTI-1, or NIfTI-2 if a length needs it.
+/// Encodes the bytes before the first voxel of a NIfTI file: NIfTI-1, or NIfTI-2 if a length does not fit.
 ///
 /// # Errors
 ///
-/// [`Error::Unsupported`] for voxels that NIfTI does not have.
+/// [`Error::Unsupported`] for voxel types, geometries and axis orders that NIfTI cannot store.
 pub(super) fn encode(layout: &mut Layout, _: Option<&str>) -> Result<Vec<u8>> {
     layout.format = if is_nifti2(layout) {
         Format::Nifti2
@@ -163,7 +163,7 @@ fn second(layout: &Layout, code: i16) -> Vec<u8> {
     header.0
 }
 
-/// The code of `xyzt_units` for millimetres.
+/// The code of `xyzt_units` for millimeters.
 const MILLIMETRES: u8 = 2;
 
 /// The intent of a fifth dimension: `NIFTI_INTENT_VECTOR`, which ITK reads as channels.
@@ -178,7 +178,7 @@ struct Parts {
     bits: i16,
     pixdim: [f64; 8],
     rescale: [f64; 2],
-    /// The code of the qform: 0 if no quaternion gives the affine.
+    /// The code of the qform: 0 if the affine cannot be expressed as a quaternion.
     qform: i16,
     quatern: [f64; 3],
     origin: [f64; 3],
@@ -246,7 +246,7 @@ fn quaternion(geometry: &Geometry) -> Option<(f64, [f64; 3])> {
     for row in &mut turn {
         row[2] *= qfac;
     }
-    // From the largest of a, b, c, d, which is at least 1/2, so that nothing is divided by little.
+    // Computed from the largest of a, b, c, d, which is at least 1/2, so that no division is by a small number.
     let t = |signs: [f64; 3]| {
         let trace = signs[0] * turn[0][0] + signs[1] * turn[1][1] + signs[2] * turn[2][2];
         (1.0 + trace).max(0.0).sqrt() / 2.0
@@ -267,7 +267,7 @@ fn quaternion(geometry: &Geometry) -> Option<(f64, [f64; 3])> {
         2 => [minus(0, 2), plus(0, 1), size, plus(1, 2)],
         _ => [minus(1, 0), plus(0, 2), plus(1, 2), size],
     };
-    // NIfTI takes a to be positive; a turned-around quaternion is the same turn.
+    // NIfTI assumes a positive a; the negated quaternion is the same rotation.
     let sign = if a < 0.0 { -1.0 } else { 1.0 };
     Some((qfac, [sign * b, sign * c, sign * d]))
 }

@@ -1,15 +1,15 @@
-//! The header of a NRRD file that is written: voxels attached, not packed, channels slowest.
+//! The header of an NRRD file that is written: voxels attached, uncompressed, channels slowest.
 
 use super::super::writing::{fourth, lps, native_is_big};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::volume::{AxisKind, Layout};
 
-/// The bytes before the first voxel of a NRRD file.
+/// Encodes the bytes before the first voxel of an NRRD file.
 ///
 /// # Errors
 ///
-/// [`Error::Unsupported`] for voxels and geometries that NRRD does not have.
+/// [`Error::Unsupported`] for voxel types, geometries and axes that NRRD cannot store.
 pub(super) fn encode(layout: &mut Layout, _: Option<&str>) -> Result<Vec<u8>> {
     let name = match layout.dtype {
         DType::Bool | DType::U8 => "uint8",
@@ -33,7 +33,7 @@ pub(super) fn encode(layout: &mut Layout, _: Option<&str>) -> Result<Vec<u8>> {
     if let Some(axis) = fourth(layout, "NRRD")? {
         directions.push("none".to_owned());
         sizes.push(layout.channels);
-        // ITK takes the kind `time` for an axis of space.
+        // ITK treats an axis of kind `time` as spatial.
         kinds.push("list");
         if axis.kind == AxisKind::Time {
             labels = "labels: \"x\" \"y\" \"z\" \"t\"\n";
