@@ -1,16 +1,15 @@
 //! Converts any volume into any output, box by box in bounded memory.
 //!
-//! Voxels are converted to the output's type as [`dtype`](crate::dtype) describes, and values that the
-//! type does not have are counted. Those beyond its range are an error unless [`ConvertOptions::clip`]
-//! allows them. Every write chunk is written once.
+//! Voxels are converted to the output's type as described in [`dtype`](crate::dtype), and values that the type cannot
+//! represent are counted. Values outside its range are an error unless [`ConvertOptions::clip`] allows them. Every
+//! write chunk is written once.
 //!
-//! The voxels copied are those that the source gives: real values, or stored ones if it was opened
-//! for those. An output whose layout has a slope and intercept needs stored ones.
+//! The copied voxels are those that the source returns: real values, or stored ones if it was opened for stored values.
+//! An output whose layout has a slope and intercept needs stored ones.
 //!
-//! A sequential source (a file compressed as a whole) is read once from front to back by one thread
-//! at a time, in slabs made of whole write chunks, while other threads convert and encode the slab
-//! before. If two slabs do not fit into memory, and for any other source, each write chunk is read on its
-//! own, by all threads.
+//! A sequential source (a file compressed as a whole) is read once from front to back by one thread at a time, in slabs
+//! of whole write chunks, while other threads convert and encode the previous slab. If two slabs do not fit into
+//! memory, or if the source is not sequential, each write chunk is read separately, by all threads.
 
 use std::ops::Range;
 use std::path::Path;
@@ -30,14 +29,14 @@ use crate::volume::{
     decoding_bytes, encoding_bytes, index_bytes, output_layout, pyramid_buffer_bytes,
 };
 
-/// How a conversion may use the machine.
+/// The options of a conversion.
 #[derive(Clone, Debug)]
 pub struct ConvertOptions {
     /// Threads that read, convert and encode.
     pub threads: usize,
-    /// Bytes that boxes under way and decoded chunks may take together.
+    /// Bytes that boxes in progress and decoded chunks may take together.
     pub memory: u64,
-    /// Whether values beyond the range of the output's type may become its nearest value.
+    /// Whether values outside the range of the output's type may become its nearest value.
     pub clip: bool,
 }
 
@@ -51,16 +50,16 @@ impl Default for ConvertOptions {
     }
 }
 
-/// What a conversion did.
+/// The statistics of a conversion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvertStats {
-    /// Boxes handed to the output: its write chunks, or slabs of a flat file.
+    /// Boxes written to the output: its write chunks, or slabs of a flat file.
     pub chunks_written: u64,
-    /// Values beyond the range of the output's type, which became its nearest; NaN became 0.
+    /// Values outside the range of the output's type, which became its nearest value; NaN became 0.
     pub clipped: u64,
-    /// Values with a fraction, or more digits than the output's type has, which became the nearest.
+    /// Values with a fraction, or more digits than the output's type has, which were rounded to the nearest.
     pub rounded: u64,
-    /// What was read of the source.
+    /// The statistics of reading the source.
     pub reads: ReadStats,
 }
 
@@ -71,7 +70,8 @@ pub struct ConvertStats {
 /// # Errors
 ///
 /// [`Error::InvalidArgument`] if the shapes differ, [`Error::Lossy`] if values do not fit the output's type,
-/// [`Error::Interrupted`] if `progress` says so, and the errors of reading and writing. The output is finished only if all went well.
+/// [`Error::Interrupted`] if `progress` asks to stop, and the errors of reading and writing. The output is only
+/// finished if there was no error.
 pub fn convert(
     source: &Arc<dyn Volume>,
     target: Box<dyn VolumeMut>,
@@ -122,13 +122,13 @@ pub fn convert(
 }
 
 impl ConvertOptions {
-    /// Chooses how to store the output at `path`: the first of `choices` with which a sequential source
-    /// (see [`Volume::sequential_order`]) is read once from front to back, because its slabs fit into
-    /// memory; else the first. `layout` is that of the source, with the output's voxel type.
+    /// Chooses the storage options of the output at `path`: the first of `choices` with which a sequential source (see
+    /// [`Volume::sequential_order`]) is read once from front to back, because its slabs fit into memory; otherwise the
+    /// first. `layout` is the source's, with the output's voxel type.
     ///
     /// # Errors
     ///
-    /// As [`output_layout`] for the first choice; [`Error::InvalidArgument`] if there is none.
+    /// As [`output_layout`] for the first choice; [`Error::InvalidArgument`] if the list is empty.
     pub fn choose<'a>(
         &self,
         source: &dyn Volume,
@@ -149,8 +149,8 @@ impl ConvertOptions {
         Ok(choices.iter().find(reads_once).unwrap_or(first))
     }
 
-    /// Plans the conversion of `source` into a new output, and touches no file. `target` and `store` are the
-    /// layout that [`output_layout`] gives and how it is stored.
+    /// Plans the conversion of `source` into a new output, without touching any file. `target` is the layout from
+    /// [`output_layout`], and `store` the storage options.
     #[must_use]
     pub fn plan(&self, source: &dyn Volume, target: &Layout, store: &CreateOptions) -> ConvertPlan {
         let waiting = |order| pyramid_buffer_bytes(target, store, order).unwrap_or(u64::MAX);
@@ -158,18 +158,18 @@ impl ConvertOptions {
     }
 }
 
-/// How a conversion will be done, and the memory that it takes.
+/// The plan of a conversion, with the memory that it takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvertPlan {
-    /// Threads that convert and encode: fewer than allowed if memory is short.
+    /// Threads that convert and encode; fewer than allowed if memory is short.
     pub threads: usize,
-    /// Bytes of decoded input chunks that are kept.
+    /// Bytes of decoded input chunks that are cached.
     pub cache_bytes: u64,
-    /// Bytes of all that the conversion holds, at most. More than allowed if one thread alone takes more.
+    /// The most bytes that the conversion holds. More than allowed if a single thread needs more.
     pub peak_bytes: u64,
-    /// What is read at once in a single pass. Two of them are in memory: one is read while the other is written.
+    /// The slabs of a single pass. Two of them are in memory: one is read while the other is written.
     slabs: Option<Slabs>,
-    /// Voxels of what is converted and written at once, if the output has no chunks.
+    /// Voxels that are converted and written at a time, if the output has no chunks.
     piece: u64,
 }
 
@@ -190,7 +190,8 @@ impl ConvertPlan {
             .unwrap_or_else(|| Self::anywhere(source, target, waiting([0, 1, 2]), options))
     }
 
-    /// `None` if the source is not sequential, or if its slabs do not fit into memory.
+    /// Returns a plan for a single pass; `None` if the source is not sequential, or if its slabs do not fit into
+    /// memory.
     fn one_pass(
         source: &dyn Volume,
         target: &Layout,
@@ -255,30 +256,30 @@ impl ConvertPlan {
 }
 
 impl ConvertOptions {
-    /// Voxels of a piece of a flat file, of `voxel` bytes each as they are read and converted.
+    /// Returns the voxels of a piece of a flat file. Each voxel takes `voxel` bytes, as read and as converted.
     fn piece(&self, voxel: u64) -> u64 {
         (self.memory / 8 / voxel).clamp(LEAST_PIECE, FLAT_PIECE)
     }
 
-    /// As many threads as may be and as `bytes` are enough for, at least one.
+    /// Returns the number of threads that fit into `bytes`, at least one and at most those allowed.
     fn threads_within(&self, bytes: u64, each: u64) -> usize {
         let most = usize::try_from(bytes / each.max(1)).unwrap_or(usize::MAX);
         most.clamp(1, self.threads.max(1))
     }
 }
 
-/// Bytes of a box that is read, and converted.
+/// Returns the bytes of a box, as read and as converted.
 fn under_way(from: &Layout, target: &Layout, boxes: &Boxes) -> u64 {
     let voxel = from.dtype.size() + target.dtype.size();
     boxes.largest().saturating_mul(voxel as u64)
 }
 
-/// Bytes that a thread takes while it encodes a write chunk. Where voxels wait, there are coarser levels.
+/// Returns the bytes that a thread takes to encode a write chunk. `waiting` is above 0 if there are coarser levels.
 fn encoding(target: &Layout, waiting: u64) -> u64 {
     encoding_bytes(target, waiting > 0)
 }
 
-/// Bytes of all chunks of a volume, decoded; 0 if it has none.
+/// Returns the bytes of all decoded chunks of a volume; 0 if it has no chunks.
 fn all_chunks(layout: &Layout) -> u64 {
     let Some(chunk) = layout.read_chunk else {
         return 0;
@@ -298,7 +299,7 @@ struct Work<'a> {
     lost: Mutex<Lost>,
 }
 
-/// What was lost so far.
+/// The values lost so far.
 #[derive(Debug, Default)]
 struct Lost {
     clipped: u64,
@@ -325,7 +326,7 @@ impl Lost {
 }
 
 impl Work<'_> {
-    /// Converts the write chunks of the output in parallel, each read on its own.
+    /// Converts the write chunks of the output in parallel, and reads each separately.
     fn anywhere(&self, source: &Arc<dyn Volume>, plan: &ConvertPlan) -> Result<ReadStats> {
         let source: Arc<dyn Volume> = match source.layout().read_chunk {
             Some(_) => Arc::new(Cached::new(Arc::clone(source), plan.cache_bytes)),
@@ -342,7 +343,7 @@ impl Work<'_> {
         Ok(source.read_stats())
     }
 
-    /// Reads slab after slab, and writes each while the next is read.
+    /// Reads one slab after the other, and writes each while the next is read.
     fn one_pass(&self, source: &Arc<dyn Volume>, slabs: Slabs, piece: u64) -> Result<ReadStats> {
         let mut all = slabs.iter();
         let mut read_next = || {
@@ -391,7 +392,7 @@ impl Work<'_> {
         Ok(voxels)
     }
 
-    /// Counts what the conversion of a box loses.
+    /// Counts the values that the conversion of a box loses.
     fn count(&self, box_: &Patch, first_channel: u64, to: DType) {
         let found = loss(box_.dtype(), box_.bytes(), to);
         if found == Loss::default() {
@@ -425,7 +426,7 @@ impl Work<'_> {
     }
 }
 
-/// Boxes that tile some channels of a region, the channels slowest, x fastest.
+/// Boxes that tile some channels of a region, with channels slowest and x fastest.
 struct Boxes {
     channels: Range<u64>,
     region: Region,
@@ -433,14 +434,15 @@ struct Boxes {
     chunk: ChunkShape,
 }
 
-/// Voxels of a piece of a flat file: enough for long writes, little enough to hold several.
+/// Voxels of a piece of a flat file: enough for long writes, few enough to hold several.
 const FLAT_PIECE: u64 = 1 << 20;
 const LEAST_PIECE: u64 = 1 << 12;
 /// Voxels of a slab for a flat file: pieces for all threads.
 const FLAT_SLABS: u64 = 16 * FLAT_PIECE;
 
 impl Boxes {
-    /// The output's write chunks; pieces of planes, rows or less, of up to `voxels`, if it has none.
+    /// Returns the output's write chunks; without write chunks, pieces of at most `voxels` voxels (planes, rows or
+    /// less).
     fn chunks(target: &Layout, voxels: u64) -> Self {
         let chunk = target
             .write_chunk
@@ -452,7 +454,7 @@ impl Boxes {
         }
     }
 
-    /// Voxels of the largest box.
+    /// Returns the voxels of the largest box.
     fn largest(&self) -> u64 {
         let inside: Shape = std::array::from_fn(|a| self.chunk[a + 1].min(self.region.shape[a]));
         Region::whole(inside).voxels().saturating_mul(self.chunk[0])
@@ -472,8 +474,8 @@ impl Boxes {
     }
 }
 
-/// The largest multiple of `unit` with no more than `voxels` voxels, whole along x before
-/// it grows along y, and along y before z.
+/// Returns the largest multiple of `unit` with at most `voxels` voxels. It grows along x to the whole axis, then along
+/// y, then along z.
 fn flat_slab(unit: ChunkShape, shape: Shape, voxels: u64) -> ChunkShape {
     let mut slab = unit;
     for a in (0..3).rev() {
@@ -507,7 +509,7 @@ mod tests {
 
     const SHAPE: Shape = [21, 18, 25];
 
-    /// Claims to be sequential, and notes where reads begin.
+    /// A source that may claim to be sequential, and records where reads begin.
     #[derive(Debug)]
     struct Source {
         inner: MemoryVolume,
@@ -587,7 +589,7 @@ mod tests {
         }
     }
 
-    /// A gzip file of these voxels, and how many bytes it has.
+    /// Returns a gzip file of these voxels, and its length in bytes.
     fn packed(dir: &Path) -> (Arc<dyn Volume>, u64) {
         use std::io::Write;
         let plain = dir.join("plain.nii");
@@ -640,7 +642,7 @@ mod tests {
                 let target = create(&path, &layout, &options).unwrap();
                 let done = convert(&volume, target, &how, &silent).unwrap();
                 assert!(done.reads.bytes <= bytes, "{name}: one pass");
-                assert!(volume.is_sequential(), "{name}: nothing is unpacked");
+                assert!(volume.is_sequential(), "{name}: it is not unpacked");
                 let out = open(&path).unwrap().read(Region::whole(SHAPE)).unwrap();
                 assert_eq!(out, expected.clone().converted(dtype), "{name}");
             }
@@ -668,14 +670,14 @@ mod tests {
                 .unwrap();
             chosen.shard.unwrap()[0]
         };
-        // A slab of 16 planes of 18 x 25 voxels of 2 bytes takes 14 400 bytes, and there are two. A shard of
-        // 16 x 16 x 16 takes 16 384 bytes while it is converted, and as many while it is encoded.
+        // A slab of 16 planes of 18 x 25 voxels of 2 bytes takes 14 400 bytes, and there are two. A shard of 16 x 16 x
+        // 16 takes 16 384 bytes while it is converted, and the same while it is encoded.
         assert_eq!(chosen(true, 1 << 20), 16);
         assert_eq!(chosen(true, 61_568), 16);
         assert_eq!(chosen(true, 61_000), 8);
         assert_eq!(chosen(true, 18_496), 8);
         assert_eq!(chosen(true, 18_000), 4);
-        // Where nothing helps, and for other sources, the first will do.
+        // If no choice fits, and for other sources, the first is chosen.
         assert_eq!(chosen(true, 5_000), 16);
         assert_eq!(chosen(false, 10_000), 16);
     }
@@ -763,7 +765,7 @@ mod tests {
             found.push(coarse.read(Region::whole([6, 5, 7])).unwrap());
         }
         assert!(found.iter().all(|patch| *patch == found[0]));
-        // Four voxels of the ramp along each axis: their mean lies in the middle, 1.5 steps in.
+        // Four voxels of the ramp along each axis: their mean is in the middle, 1.5 steps in.
         let first = found[0].as_slice::<u16>().unwrap()[0];
         assert!(first.abs_diff(3 * (18 * 25 + 25 + 1) / 2) <= 1, "{first}");
     }
@@ -834,7 +836,7 @@ mod tests {
     }
 
     #[test]
-    fn stopping_leaves_nothing_and_other_shapes_are_refused() {
+    fn stopping_leaves_nothing_and_different_shapes_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let source: Arc<dyn Volume> = source(false);
         let layout = source.layout().clone();

@@ -1,9 +1,8 @@
 //! Voxel types: their names, sizes and conversions.
 //!
-//! A conversion is exact wherever the value exists in the target type. Where it does not,
-//! the nearest value is taken: floats round half to even, numbers beyond the target's range
-//! saturate, and NaN becomes 0 in an integer. A `bool` is stored as one byte; any non-zero
-//! value is true and converts to 1.
+//! A conversion is exact if the value exists in the target type. Otherwise it gives the nearest value: floats round
+//! half to even, numbers outside the target's range saturate, and NaN becomes 0 in an integer. A `bool` is stored as
+//! one byte; any non-zero value is true, and converts to 1.
 
 mod loss;
 
@@ -36,7 +35,7 @@ pub enum DType {
 }
 
 impl DType {
-    /// Every type, for tests and messages.
+    /// All types, for tests and messages.
     pub const ALL: [Self; 12] = [
         Self::Bool,
         Self::U8,
@@ -52,7 +51,7 @@ impl DType {
         Self::F64,
     ];
 
-    /// Bytes of one voxel.
+    /// Returns the bytes of one voxel.
     #[must_use]
     pub const fn size(self) -> usize {
         match self {
@@ -63,7 +62,7 @@ impl DType {
         }
     }
 
-    /// The name that numpy and Zarr v3 use.
+    /// Returns the name that numpy and Zarr v3 use.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -82,7 +81,7 @@ impl DType {
         }
     }
 
-    /// The type with this name, as numpy (`uint8`) or Rust (`u8`) spells it.
+    /// Returns the type with this name, in the spelling of numpy (`uint8`) or Rust (`u8`).
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         let short = |dtype: Self| {
@@ -107,7 +106,7 @@ impl DType {
         matches!(self, Self::F16 | Self::F32 | Self::F64)
     }
 
-    /// The smallest and the largest finite value, as `f64`; of 64-bit integers the nearest to it.
+    /// Returns the smallest and the largest finite value as `f64`, which is rounded for 64-bit integers.
     #[must_use]
     pub fn range(self) -> (f64, f64) {
         if self == Self::Bool {
@@ -131,7 +130,7 @@ impl DType {
             return stored.is_finite() || !value.is_finite();
         }
         let (least, most) = self.range();
-        // The largest 64-bit integers have no f64 of their own: their f64 is the first number beyond.
+        // The largest 64-bit integers are not exact in f64: they are rounded to the first number out of range.
         let below = match self {
             Self::U64 | Self::I64 => value < most,
             _ => value <= most,
@@ -139,7 +138,8 @@ impl DType {
         value.fract() == 0.0 && least <= value && below
     }
 
-    /// Checks that [a constant can be stored](Self::holds_value); `name` says what it is, as in "a fill of".
+    /// Checks that [a constant can be stored](Self::holds_value); `name` is the constant's name in messages, such as
+    /// "fill value".
     ///
     /// # Errors
     ///
@@ -164,7 +164,7 @@ impl DType {
     /// Returns `true` if every value of `other` exists in this type.
     #[must_use]
     pub fn holds(self, other: Self) -> bool {
-        // Bits of whole numbers that are exact, and whether they may be negative.
+        // The bits of whole numbers that are exact, and whether they may be negative.
         let bits = |dtype: Self| match dtype {
             Self::Bool => 1,
             Self::I8 => 7,
@@ -187,7 +187,7 @@ impl DType {
             && (self.is_float() || !other.is_float())
     }
 
-    /// The smallest type that holds every value of both; `None` if no type does.
+    /// Returns the smallest type that holds every value of both; `None` if no type does.
     #[must_use]
     pub fn common(self, other: Self) -> Option<Self> {
         let both = |dtype: &Self| dtype.holds(self) && dtype.holds(other);
@@ -204,39 +204,39 @@ impl fmt::Display for DType {
     }
 }
 
-/// A Rust type that voxels can have in memory. `bool` voxels are `u8` here.
+/// A Rust type of voxels in memory. `bool` voxels are `u8`.
 pub trait Element:
     Pod + Default + PartialEq + PartialOrd + Send + Sync + fmt::Debug + sealed::Sealed
 {
     /// The voxel type.
     const DTYPE: DType;
 
-    /// The nearest value of this type.
+    /// Returns the nearest value of this type.
     fn from_f64(value: f64) -> Self;
 
-    /// The nearest f64; exact for all types but 64-bit integers.
+    /// Returns the nearest f64; exact for all types except 64-bit integers.
     fn to_f64(self) -> f64;
 }
 
 mod sealed {
-    /// Keeps [`Element`](super::Element) to the types that stores have.
+    /// Restricts [`Element`](super::Element) to the voxel types of this crate.
     pub trait Sealed {}
 }
 
-/// To the nearest value of `To`, as the head of this file says.
+/// Conversion to the nearest value of `To`, as described at the top of this file.
 trait Nearest<To> {
     fn nearest(self) -> To;
 }
 
-/// The nearest f16, rounded once.
+/// Returns the nearest f16, rounded once.
 ///
-/// `f16::from_f64` goes by way of the nearest f32 where the processor converts, and drops the lower half of the
-/// mantissa where it does not: both take some values just off the middle between two halves for the middle itself.
-/// An f32 whose last bit says that something was cut off keeps them apart.
+/// `f16::from_f64` converts to the nearest f32 first if the processor has the instruction, and otherwise drops the
+/// lower half of the mantissa. Both mistake some values close to the midpoint between two half floats for the midpoint.
+/// An f32 whose last bit marks that digits were cut off distinguishes them (rounding to odd).
 #[inline]
 #[expect(
     clippy::cast_possible_truncation,
-    reason = "what is cut off is noted in the last bit"
+    reason = "the last bit marks that digits were cut off"
 )]
 fn half_of(value: f64) -> f16 {
     let near = value as f32;
@@ -246,7 +246,8 @@ fn half_of(value: f64) -> f16 {
     if is_exact || !near.is_finite() || bits & 1 == 1 {
         return f16::from_f32(near);
     }
-    // Beyond the value: the neighbour towards zero is odd. Short of it: the one away from zero is.
+    // If the f32 is beyond the value, its neighbor towards zero is odd; if it is short of it, the neighbor away from
+    // zero.
     let odd = if back.abs() > value.abs() {
         bits - 1
     } else {
@@ -347,7 +348,7 @@ macro_rules! elements {
 elements!(u8 => U8, i8 => I8, u16 => U16, i16 => I16, u32 => U32, i32 => I32, u64 => U64, i64 => I64,
           f16 => F16, f32 => F32, f64 => F64);
 
-/// Runs `$body` with `$T` standing for the Rust type of `$dtype`'s voxels (`u8` for `bool`).
+/// Runs `$body` with `$T` as the Rust type of `$dtype`'s voxels (`u8` for `bool`).
 macro_rules! with_element {
     ($dtype:expr, $T:ident => $body:expr) => {
         match $dtype {
@@ -404,16 +405,16 @@ pub(crate) use with_element;
 ///
 /// # Panics
 ///
-/// If the two slices do not hold the same number of voxels, or `to`'s is not aligned.
+/// If the two slices do not have the same number of voxels, or `target` is not aligned.
 #[expect(
     clippy::float_cmp,
-    reason = "a float is false only if it is zero, as numpy has it"
+    reason = "a float is false only if it is zero, as in numpy"
 )]
 pub(crate) fn convert(from: DType, source: &[u8], to: DType, target: &mut [u8]) {
     assert_eq!(
         source.len() / from.size(),
         target.len() / to.size(),
-        "as many voxels out as in"
+        "source and target have the same number of voxels"
     );
     if from == to {
         return target.copy_from_slice(source);
@@ -425,7 +426,7 @@ pub(crate) fn convert(from: DType, source: &[u8], to: DType, target: &mut [u8]) 
         }
         return;
     }
-    // Several at once, where the processor can.
+    // Vectorized, if the processor supports it.
     if (from, to) == (DType::F16, DType::F32)
         && let Ok(halves) = bytemuck::try_cast_slice::<u8, f16>(source)
     {
@@ -525,7 +526,7 @@ mod tests {
             let expected = half.to_f32();
             assert!(*single == expected || single.is_nan() && expected.is_nan());
         }
-        // Around every half float, and in the middle between two.
+        // All singles of half floats, and the midpoints between two.
         let between = singles
             .windows(2)
             .map(|pair| f32::midpoint(pair[0], pair[1]));
@@ -540,9 +541,9 @@ mod tests {
         }
     }
 
-    /// The nearest of all finite halves, ties to the even one, by looking at the two around the value.
+    /// Returns the nearest of all finite half floats, ties to even, by comparing the two around the value.
     fn nearest_half(value: f64, halves: &[f64]) -> f64 {
-        // From the middle between the largest and what would come next, values are infinite.
+        // From the midpoint between the largest half float and its successor on, values are infinite.
         if value.abs() >= 65_520.0 {
             return f64::INFINITY.copysign(value);
         }
@@ -551,7 +552,7 @@ mod tests {
             .min(halves.len() - 1);
         let below = above.saturating_sub(1);
         let (under, over) = (value - halves[below], halves[above] - value);
-        // The list holds every half once, so even and odd ones take turns from zero on.
+        // The list has every half float once, so even and odd ones alternate, starting at zero.
         let zero = halves.len() / 2;
         let is_even = below.abs_diff(zero).is_multiple_of(2);
         let nearer = under.total_cmp(&over);
@@ -571,7 +572,7 @@ mod tests {
         halves.sort_by(f64::total_cmp);
         halves.dedup();
         assert_eq!(halves.len(), 2 * 31 * 1024 - 1);
-        // Every half, the middles between two, the f32 next to them, and the doubles next to all.
+        // Every half float, the midpoints between two, the f32 next to them, and the doubles next to all of these.
         let middles = halves
             .windows(2)
             .map(|pair| f64::midpoint(pair[0], pair[1]));
@@ -608,7 +609,7 @@ mod tests {
             }
         }
         assert!(one::<f64, f16>(f64::NAN).is_nan());
-        // Random bits, of which most exponents are within reach of a half.
+        // Random bits, most with exponents in the range of half floats.
         let mut state = 1_u64;
         for _ in 0..200_000 {
             state = state
@@ -631,7 +632,7 @@ mod tests {
                 one::<_, f32>(f64::from(value)).to_bits()
             );
         }
-        // By way of a double, this one would become 2^60.
+        // Through a double, this value would become 2^60.
         let value = (1_i64 << 60) + (1 << 36) + 1;
         let below = one::<_, f32>(1_i64 << 60);
         assert_eq!(one::<_, f32>(value).to_bits(), below.to_bits() + 1);

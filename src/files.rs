@@ -1,7 +1,7 @@
-//! Opening files that are read: regular files only.
+//! Opens files for reading: regular files only.
 //!
-//! To open a pipe waits for a writer, and to open a device may do something (rewind a tape, start a watchdog).
-//! Neither holds a volume, so both are refused before they are opened.
+//! Opening a pipe waits for a writer, and opening a device may have effects (rewind a tape, start a watchdog). Neither
+//! contains a volume, so both are refused before they are opened.
 
 use std::fs::{File, FileType, Metadata};
 use std::io::{self, Read};
@@ -21,7 +21,7 @@ pub(crate) fn open_regular(path: &Path) -> Result<File> {
     let found = path.metadata().map_err(Error::io("open", path))?;
     check_regular(path, &found)?;
     let file = open_at_once(path).map_err(Error::io("open", path))?;
-    // Something else may have got the name.
+    // The file may have been replaced in between.
     let found = file.metadata().map_err(Error::io("look at", path))?;
     check_regular(path, &found)?;
     Ok(file)
@@ -41,7 +41,7 @@ pub(crate) fn read_up_to(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Continues a checksum (crc32c) with the bytes of a regular file.
+/// Extends a checksum (crc32c) by the bytes of a regular file.
 ///
 /// # Errors
 ///
@@ -66,11 +66,11 @@ pub(crate) fn check_regular(path: &Path, found: &Metadata) -> Result<()> {
     let kind = kind(found.file_type());
     Err(Error::unsupported(
         path,
-        format!("it is {kind}, and only regular files are read"),
+        format!("it is {kind}, but only regular files are read"),
     ))
 }
 
-/// Opens a file without waiting for anyone, whatever it is.
+/// Opens a file of any type without blocking.
 pub(crate) fn open_at_once(path: &Path) -> io::Result<File> {
     let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
     File::options()

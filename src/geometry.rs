@@ -1,34 +1,34 @@
-//! Where voxels lie in the world: spacing and affine, and the conventions around them.
+//! The position of voxels in the world: spacing, affine, and their conventions.
 //!
-//! Spacing is in millimetres, in the order z, y, x. The affine takes voxel indices
-//! (x, y, z, 1) to millimetres in RAS+ (right, anterior, superior positive), as NIfTI and
-//! nibabel have it; formats in LPS (MetaImage, NRRD, DICOM) are turned on the way in and out.
+//! Spacing is in millimeters, in the order z, y, x. The affine maps voxel indices (x, y, z, 1) to millimeters in RAS+
+//! (right, anterior, superior positive), as in NIfTI and nibabel. Formats in LPS (MetaImage, NRRD, DICOM) are converted
+//! on reading and writing.
 
 use crate::region::Shape;
 
 /// A 4 x 4 matrix, row by row.
 pub type Affine = [[f64; 4]; 4];
 
-/// Spacing and affine of a volume.
+/// The spacing and affine of a volume.
 #[derive(Clone, Copy, Debug)]
 pub struct Geometry {
-    /// Distance between voxel centres along z, y, x, in mm.
+    /// The distance between voxel centers along z, y, x, in mm.
     pub spacing: [f64; 3],
-    /// Voxel indices (x, y, z, 1) to mm in RAS+.
+    /// The matrix from voxel indices (x, y, z, 1) to mm in RAS+.
     pub affine: Affine,
-    /// `true` if the file or the caller says so; otherwise 1 mm along the world's axes is
-    /// assumed, as of a `.npy` file.
+    /// `true` if the file or the caller defines the geometry. Otherwise, as for a `.npy` file, 1 mm along the world's
+    /// axes is assumed.
     pub is_known: bool,
 }
 
-/// The same spacing and the same affine, whether known or assumed.
+/// Equal if spacing and affine are equal, whether known or assumed.
 impl PartialEq for Geometry {
     fn eq(&self, other: &Self) -> bool {
         self.spacing == other.spacing && self.affine == other.affine
     }
 }
 
-/// What is assumed where nothing is known: 1 mm along the world's axes, the first voxel at the origin.
+/// The geometry that is assumed if it is unknown: 1 mm along the world's axes, with the first voxel at the origin.
 impl Default for Geometry {
     fn default() -> Self {
         Self {
@@ -39,13 +39,13 @@ impl Default for Geometry {
 }
 
 impl Geometry {
-    /// Axes along the world's, the first voxel at the origin. `spacing` is z, y, x in mm.
+    /// Creates a geometry along the world's axes, with the first voxel at the origin. `spacing` is z, y, x in mm.
     #[must_use]
     pub fn from_spacing(spacing: [f64; 3]) -> Self {
         Self::from_parts(spacing, [0.0; 3])
     }
 
-    /// Axes along the world's. `spacing` and the first voxel's `origin` are z, y, x in mm, RAS+.
+    /// Creates a geometry along the world's axes. `spacing` and the first voxel's `origin` are z, y, x in mm, RAS+.
     #[must_use]
     pub fn from_parts(spacing: [f64; 3], origin: [f64; 3]) -> Self {
         let mut affine = [[0.0; 4]; 4];
@@ -61,7 +61,7 @@ impl Geometry {
         }
     }
 
-    /// The geometry of an affine; the spacing is the length of its columns.
+    /// Creates a geometry from an affine; the spacing is the length of its columns.
     #[must_use]
     pub fn from_affine(affine: Affine) -> Self {
         let length = |column: usize| {
@@ -77,7 +77,7 @@ impl Geometry {
         }
     }
 
-    /// From columns for x, y, z and an origin, all in LPS millimetres.
+    /// Creates a geometry from columns for x, y, z and an origin, all in LPS millimeters.
     #[must_use]
     pub fn from_lps(columns: [[f64; 3]; 3], origin: [f64; 3]) -> Self {
         let mut affine = [[0.0; 4]; 4];
@@ -92,7 +92,7 @@ impl Geometry {
         Self::from_affine(affine)
     }
 
-    /// The same with every length multiplied, as from micrometres to millimetres.
+    /// Returns the geometry with every length multiplied, for example to convert micrometers to millimeters.
     #[must_use]
     pub fn scaled(mut self, factor: f64) -> Self {
         for row in &mut self.affine[..3] {
@@ -102,7 +102,7 @@ impl Geometry {
         self
     }
 
-    /// Where the voxel at `start` (z, y, x) lies becomes the place of the first voxel.
+    /// Returns the geometry with the first voxel moved to the position of the voxel at `start` (z, y, x).
     #[must_use]
     pub fn moved_to(mut self, start: [f64; 3]) -> Self {
         for row in &mut self.affine[..3] {
@@ -111,8 +111,8 @@ impl Geometry {
         self
     }
 
-    /// The geometry of voxels that each stand for `factors` (z, y, x) of these: the first one's
-    /// centre lies in the middle of those that it stands for.
+    /// Returns the geometry of coarser voxels, each of which covers `factors` (z, y, x) of these voxels. The center of
+    /// the first is the center of the voxels that it covers.
     #[must_use]
     pub fn coarsened(self, factors: [f64; 3]) -> Self {
         let mut coarse = self.moved_to(factors.map(|factor| (factor - 1.0) / 2.0));
@@ -147,12 +147,12 @@ impl Geometry {
         let [x, y, z] = columns;
         let cross = cross(x, y);
         let volume: f64 = (0..3).map(|row| cross[row] * z[row]).sum();
-        // Not a number, either, where a column is 0.
+        // A column of zeros gives NaN, which fails as well.
         volume.abs() > 1e-9
     }
 
-    /// Returns `true` if the affine is the spacing along the world's axes and an origin: all that
-    /// OME-Zarr can say.
+    /// Returns `true` if the affine consists of a spacing along the world's axes and an origin, which is all that
+    /// OME-Zarr can store.
     #[must_use]
     pub fn is_aligned(&self) -> bool {
         let plain = Self::from_parts(self.spacing, self.origin());
@@ -166,7 +166,7 @@ impl Geometry {
             .all(|(&a, &b)| near(a, b))
     }
 
-    /// The same on other axes of a volume of this shape (z, y, x).
+    /// Returns the geometry of a volume of this shape (z, y, x) after its axes are reoriented.
     #[must_use]
     pub fn turned(&self, axes: SignedAxes, shape: Shape) -> Self {
         let mut affine = self.affine;
@@ -187,8 +187,8 @@ impl Geometry {
         }
     }
 
-    /// The matrix that takes voxel indices (x, y, z, 1) of `other` to those of this; `None` if this has a
-    /// direction that is a combination of the others.
+    /// Returns the matrix from voxel indices (x, y, z, 1) of `other` to those of this geometry; `None` if the
+    /// directions of this geometry are linearly dependent.
     #[must_use]
     pub fn indices_of(&self, other: &Self) -> Option<Affine> {
         let inverse = inverse(&self.affine)?;
@@ -209,7 +209,7 @@ impl Geometry {
     }
 }
 
-/// The vector at right angles to two others, as long as the area between them.
+/// Returns the cross product of two vectors.
 pub(crate) fn cross(a: [f64; 3], b: [f64; 3]) -> [f64; 3] {
     [
         a[1] * b[2] - a[2] * b[1],
@@ -218,10 +218,10 @@ pub(crate) fn cross(a: [f64; 3], b: [f64; 3]) -> [f64; 3] {
     ]
 }
 
-/// A signed permutation of the axes z, y, x (0, 1, 2): how one volume's axes run along another's.
+/// A signed permutation of the axes z, y, x (0, 1, 2), from one volume's axes to another's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SignedAxes {
-    /// For each new axis, the old one that it runs along.
+    /// For each new axis, the old axis that it runs along.
     pub(crate) from: [usize; 3],
     /// For each new axis, `true` if it runs backwards.
     pub(crate) flipped: [bool; 3],
@@ -237,20 +237,20 @@ const ORDERS: [[usize; 3]; 6] = [
 ];
 
 impl SignedAxes {
-    /// All axes as they are.
+    /// The identity.
     pub const SAME: Self = Self {
         from: ORDERS[0],
         flipped: [false; 3],
     };
 
-    /// New axes that run along the old axes `from`, backwards where `flipped`. `None` unless `from` has each
-    /// of 0, 1, 2 once.
+    /// Creates new axes that run along the old axes `from`, backwards where `flipped`. `None` unless `from` has each of
+    /// 0, 1, 2 once.
     #[must_use]
     pub fn new(from: [usize; 3], flipped: [bool; 3]) -> Option<Self> {
         ORDERS.contains(&from).then_some(Self { from, flipped })
     }
 
-    /// All 48.
+    /// Returns all 48 signed permutations.
     pub fn all() -> impl Iterator<Item = Self> {
         let flips = (0..8).map(|n| [n & 4 != 0, n & 2 != 0, n & 1 != 0]);
         ORDERS
@@ -258,14 +258,14 @@ impl SignedAxes {
             .flat_map(move |from| flips.clone().map(move |flipped| Self { from, flipped }))
     }
 
-    /// The axes of `other` that run along those of `reference`, each the nearest; of orders that fit
-    /// equally well, the first.
+    /// Returns the axes of `other` that are nearest to those of `reference`; of orders that fit equally well, the
+    /// first.
     #[must_use]
     pub fn nearest(reference: &Geometry, other: &Geometry) -> Self {
         let Some(indices) = reference.indices_of(other) else {
             return Self::SAME;
         };
-        // The share of one of the other's axes in one of the reference's: 1 or -1 along it.
+        // The component of an axis of `other` along an axis of `reference`: 1 or -1 if they are parallel.
         let share = |axis: usize, from: usize| {
             indices[2 - axis][2 - from] * reference.spacing[axis] / other.spacing[from]
         };
@@ -283,14 +283,14 @@ impl SignedAxes {
         }
     }
 
-    /// The lengths along the new axes.
+    /// Returns the lengths along the new axes.
     #[must_use]
     pub fn shape(&self, old: Shape) -> Shape {
         self.from.map(|from| old[from])
     }
 }
 
-/// The inverse of an affine, unless its directions lie in one plane.
+/// Returns the inverse of an affine, unless its directions are linearly dependent.
 fn inverse(affine: &Affine) -> Option<Affine> {
     let minor = |row: usize, column: usize| {
         let [r, s] = [(row + 1) % 3, (row + 2) % 3];
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_coarse_voxel_lies_in_the_middle_of_its_own() {
+    fn a_coarse_voxel_is_centered_on_those_that_it_covers() {
         let fine = Geometry::from_parts([3.0, 2.0, 1.0], [10.0, 20.0, 30.0]);
         let coarse = fine.coarsened([1.0, 2.0, 2.0]);
         assert_eq!(coarse.spacing, [3.0, 4.0, 2.0]);
@@ -369,7 +369,7 @@ mod tests {
         assert_eq!(turned.coarsened([2.0; 3]).origin(), [2.5, -0.25, -0.25]);
     }
 
-    /// x runs along -y, y along z, z along x, oblique, with unlike spacings and sheared.
+    /// Returns an oblique, sheared geometry with different spacings: x runs along -y, y along z, z along x.
     fn oblique() -> Geometry {
         Geometry::from_affine([
             [0.01, 0.05, 2.0, -7.0],

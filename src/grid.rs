@@ -1,9 +1,8 @@
-//! Where patches lie when they cover a volume: geometry, and nothing else.
+//! The positions of patches that cover a volume.
 //!
-//! A grid is the product of three lists of starts. Everything about it follows from those,
-//! so its memory and the time to plan it grow with the sum of the axes, not with their
-//! product. Patches are numbered in the grid's order, the slowest axis first. They may hang
-//! over the volume's faces where padding is allowed; what lies outside is never output.
+//! A grid is the product of three lists of starts, so its memory and the time to plan it grow with the sum of the axes,
+//! not with their product. Patches are numbered in the grid's order, the slowest axis first. They may extend beyond the
+//! volume's faces if padding is allowed; voxels outside are never written.
 
 use std::fmt;
 use std::ops::Range;
@@ -28,41 +27,40 @@ pub struct Axis {
     pub length: u64,
     /// Voxels of a patch.
     pub patch: u64,
-    /// First voxels of the patches, increasing; negative before the volume's first voxel.
+    /// The first voxels of the patches, in increasing order; negative if a patch starts before the volume.
     pub starts: Vec<i64>,
 }
 
-/// Where patches start along an axis of `N` voxels, for patches of `P` and a step `S` of patch
-/// minus overlap.
+/// The placement of patches along an axis. The step `S` is patch minus overlap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum GridPlacement {
-    /// 0, S, 2S, ... while they fit, and one at the far edge (`TorchIO`, MONAI).
+    /// At 0, S, 2S, ... as long as they fit, and one at the far edge (`TorchIO`, MONAI).
     #[default]
     Edge,
-    /// As many as `Edge` has, spread evenly, halves rounded to even (nnU-Net).
+    /// The same number as with `Edge`, spread evenly, with halves rounded to even (nnU-Net).
     Even,
-    /// On multiples of S, the last hanging over the far edge: starts meet chunks.
+    /// At multiples of S, with the last patch extending beyond the far edge, so that starts align with chunks.
     Padded,
-    /// As many along z, y, x as given, spread evenly as under `Even`, whatever S is: steps need not be whole numbers
-    /// of voxels.
+    /// The given numbers of patches along z, y, x, spread evenly as with `Even`. S is ignored, and steps may be
+    /// fractions of voxels.
     Spread(Shape),
 }
 
-/// How a grid is laid out, apart from patch and overlap.
+/// The options of a grid, apart from patch and overlap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GridOptions {
-    /// Where patches start.
+    /// The placement of patches.
     pub placement: GridPlacement,
-    /// Voxels beyond each face that patches cover as well, z, y, x.
+    /// Voxels (z, y, x) beyond each face that patches also cover.
     pub margin: Shape,
-    /// Whether a volume smaller than a patch is padded to its size, alike at both faces; an
-    /// error otherwise.
+    /// Whether a volume smaller than a patch is padded to the patch's size, equally at both faces. If `false`, it is an
+    /// error.
     pub fit: bool,
 }
 
-/// The most patches along an axis: their starts are in memory.
+/// The most patches along an axis, because their starts are in memory.
 const MOST_STARTS: u64 = 1 << 24;
-/// The most patches of a grid: there is a bit for each in memory.
+/// The most patches of a grid, because one bit per patch is in memory.
 const MOST_PATCHES: u64 = 1 << 38;
 /// The most voxels of a patch along an axis.
 const LONGEST: u64 = 1 << 40;
@@ -91,7 +89,7 @@ impl Axis {
         })
     }
 
-    /// Which patches hold any voxel of `from..to`.
+    /// Returns the patches that contain any voxel of `from..to`.
     #[must_use]
     pub fn touching(&self, from: u64, to: u64) -> Range<usize> {
         let ends_before = |&start: &i64| i128::from(start) + i128::from(self.patch) <= from.into();
@@ -101,11 +99,11 @@ impl Axis {
         first..end.max(first)
     }
 
-    /// The voxels of the volume that patch `place` holds.
+    /// Returns the voxels of the volume that patch `place` contains.
     ///
     /// # Panics
     ///
-    /// If there is no such patch.
+    /// If the patch does not exist.
     #[must_use]
     pub fn inside(&self, place: usize) -> Range<u64> {
         let start = self.starts[place];
@@ -114,19 +112,20 @@ impl Axis {
         from..u64::try_from(end).unwrap_or(0).clamp(from, self.length)
     }
 
-    /// The voxels that any patch holds.
+    /// Returns the voxels that any patch contains.
     #[must_use]
     pub fn covered(&self) -> Range<u64> {
         self.inside(0).start..self.inside(self.starts.len() - 1).end
     }
 
-    /// The largest distance between two starts that follow each other; the patch if there is one start.
+    /// Returns the largest distance between consecutive starts; the patch's length (at most the volume's) if there is
+    /// one start.
     #[must_use]
     pub fn widest_step(&self) -> u64 {
         self.widest(|gap| gap)
     }
 
-    /// The largest that `of` makes of any gap between two starts.
+    /// Returns the maximum of `of` over the gaps between consecutive starts.
     fn widest(&self, of: impl Fn(u64) -> u64) -> u64 {
         let gaps = self
             .starts
@@ -136,13 +135,13 @@ impl Axis {
             .unwrap_or_else(|| of(self.patch.min(self.length)))
     }
 
-    /// Voxels of a patch that the next one, `gap` further on, still touches.
+    /// Returns the voxels that a patch shares with the next one, `gap` voxels further.
     fn held(&self, gap: u64) -> u64 {
         self.patch.min(self.length).saturating_sub(gap)
     }
 
-    /// The same patches where the model leaves out `halo` voxels at each of their faces, and its
-    /// voxels are `scale` of ours long.
+    /// Returns the same patches along the output's axis, for a model that crops `halo` voxels from each face and
+    /// downsamples by `scale`.
     fn output(&self, name: char, halo: u64, scale: u64) -> Result<Self> {
         let refuse = |problem: String| Error::OutputGrid {
             axis: name,
@@ -154,7 +153,7 @@ impl Axis {
         let kept = kept.ok_or_else(|| refuse(format!("patches have {} voxels", self.patch)))?;
         if !kept.is_multiple_of(scale) {
             return Err(refuse(format!(
-                "{kept} of a patch's {} voxels are predicted, which is no multiple of {scale}",
+                "{kept} of a patch's {} voxels are predicted, which is not a multiple of {scale}",
                 self.patch
             )));
         }
@@ -221,12 +220,12 @@ impl FromStr for GridPlacement {
 }
 
 impl GridPlacement {
-    /// How many starts there are, at most, on an axis that patches can move `last` voxels along.
+    /// Returns the most starts along an axis on which patches can start at 0 to `last`.
     const fn most_starts(last: u64, step: u64) -> u64 {
         last.div_ceil(step).saturating_add(1)
     }
 
-    /// Starts from 0 to `last` or, if patches may hang over, beyond.
+    /// Returns the starts from 0 to `last`, or beyond if patches may extend beyond the volume.
     fn offsets(self, last: u64, step: u64) -> Vec<u64> {
         let count = last.div_ceil(step);
         match self {
@@ -238,14 +237,14 @@ impl GridPlacement {
             Self::Spread([count, ..]) => {
                 let gaps = count.saturating_sub(1).max(1);
                 let mut all: Vec<u64> = (0..count).map(|i| rounded(i, last, gaps)).collect();
-                // Those that fall on one voxel count once.
+                // Equal starts count once.
                 all.dedup();
                 all
             }
         }
     }
 
-    /// The same for an axis alone.
+    /// Returns the placement for a single axis.
     const fn along(self, axis: usize) -> Self {
         match self {
             Self::Spread(counts) => Self::Spread([counts[axis]; 3]),
@@ -254,7 +253,7 @@ impl GridPlacement {
     }
 }
 
-/// `i * last / count`, halves to even, as nnU-Net computes it where `f64` does.
+/// Returns `i * last / count`, rounded half to even. Where `f64` is exact, it is computed as in nnU-Net.
 fn rounded(i: u64, last: u64, count: u64) -> u64 {
     if last < 1 << 52 {
         #[expect(
@@ -276,22 +275,22 @@ fn rounded(i: u64, last: u64, count: u64) -> u64 {
 }
 
 impl Grid {
-    /// Patches that overlap by `overlap` voxels, the last of each axis moved to the edge.
-    /// The axis whose sweep keeps the fewest voxels waiting is the slowest.
+    /// Creates a grid of patches that overlap by `overlap` voxels, with the last along each axis moved to the edge. The
+    /// order of the axes is the one with the fewest unfinished voxels.
     ///
     /// # Errors
     ///
-    /// [`Error::PatchSize`] if a patch is empty or does not fit, [`Error::Overlap`] if the
-    /// overlap leaves no step, [`Error::InvalidArgument`] if there are more patches than can be counted in memory.
+    /// [`Error::PatchSize`] if a patch is empty or does not fit, [`Error::Overlap`] if the overlap leaves no step,
+    /// [`Error::InvalidArgument`] if there are too many patches.
     pub fn new(volume: Shape, patch: Shape, overlap: Shape) -> Result<Self> {
         Self::with_options(volume, patch, overlap, &GridOptions::default())
     }
 
-    /// As [`new`](Self::new), placed otherwise or with voxels beyond the faces.
+    /// Creates a grid with a different placement, or with patches beyond the volume's faces.
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new); a patch that hangs over is no error where the options allow it.
+    /// As [`new`](Self::new), except that a patch may be larger than the volume if the options allow it.
     pub fn with_options(
         volume: Shape,
         patch: Shape,
@@ -332,7 +331,7 @@ impl Grid {
         Ok(Self::of([axis(0)?, axis(1)?, axis(2)?]))
     }
 
-    /// The product of three axes, swept in the order that keeps the fewest voxels waiting.
+    /// Creates the product of three axes, in the order with the fewest unfinished voxels.
     fn of(axes: [Axis; 3]) -> Self {
         let grid = Self {
             axes,
@@ -352,8 +351,8 @@ impl Grid {
         grid.ordered(best.unwrap_or([0, 1, 2]))
     }
 
-    /// The same patches, in the same order, where they lie in an output whose model leaves out
-    /// `halo` voxels (z, y, x) at each face of a patch and whose voxels are `scale` of ours long.
+    /// Returns the same patches on the output grid of a model that crops `halo` voxels (z, y, x) from each face of a
+    /// patch and downsamples by `scale`.
     ///
     /// The output has `ceil(N / scale)` voxels along an axis of `N`.
     ///
@@ -375,7 +374,7 @@ impl Grid {
         self
     }
 
-    /// The axes, z, y, x.
+    /// Returns the axes z, y, x.
     #[must_use]
     pub const fn axes(&self) -> &[Axis; 3] {
         &self.axes
@@ -387,19 +386,19 @@ impl Grid {
         self.order
     }
 
-    /// The volume that is covered, z, y, x.
+    /// Returns the shape of the volume (z, y, x).
     #[must_use]
     pub fn volume(&self) -> Shape {
         std::array::from_fn(|a| self.axes[a].length)
     }
 
-    /// Voxels of a patch, z, y, x.
+    /// Returns the shape of a patch (z, y, x).
     #[must_use]
     pub fn patch(&self) -> Shape {
         std::array::from_fn(|a| self.axes[a].patch)
     }
 
-    /// How many patches there are.
+    /// Returns the number of patches.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.axes
@@ -408,13 +407,13 @@ impl Grid {
             .product()
     }
 
-    /// Whether there are none; a grid always has one.
+    /// Returns `true` if there are no patches; a grid always has one.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Where patch `index` lies along each axis, or `None` if there is no such patch.
+    /// Returns the place of patch `index` along each axis, or `None` if the patch does not exist.
     #[must_use]
     pub fn place(&self, index: u64) -> Option<[usize; 3]> {
         let mut rest = index;
@@ -427,7 +426,7 @@ impl Grid {
         (rest == 0).then_some(place)
     }
 
-    /// Patch `index` in the grid's order.
+    /// Returns patch `index` in the grid's order.
     #[must_use]
     pub fn get(&self, index: u64) -> Option<Region> {
         let place = self.place(index)?;
@@ -435,7 +434,7 @@ impl Grid {
         Some(Region::new(std::array::from_fn(start), self.patch()))
     }
 
-    /// The indices of all patches whose places along z, y, x are in these ranges, in order.
+    /// Returns the indices of all patches whose places along z, y, x are in these ranges, in order.
     pub(crate) fn indices(&self, places: &[Range<usize>; 3]) -> impl Iterator<Item = u64> + use<> {
         let [a, b, c] = self.order;
         let [_, nb, nc] = self.order.map(|axis| self.axes[axis].starts.len() as u64);
@@ -452,16 +451,16 @@ impl Grid {
         })
     }
 
-    /// All patches in order.
+    /// Returns all patches in order.
     pub fn iter(&self) -> impl Iterator<Item = Region> + '_ {
         (0..self.len()).filter_map(|index| self.get(index))
     }
 
-    /// The most voxels that any moment of a sweep in order leaves unfinished: touched by a
-    /// patch that was, and by one that is still to come.
+    /// Returns the most voxels that are unfinished at any moment of an in-order sweep: touched by an earlier patch and
+    /// by a later one.
     ///
-    /// With patches P, gaps between starts G and lengths N, slowest axis first, that is the
-    /// largest (P0-G0) N1 N2 + G0 ((P1-G1) N2 + G1 P2) over the gaps of the two slower axes.
+    /// With patches P, gaps between starts G and lengths N, slowest axis first, this is the largest (P0-G0) N1 N2 + G0
+    /// ((P1-G1) N2 + G1 P2) over the gaps of the two slower axes.
     #[must_use]
     pub fn frontier(&self) -> u64 {
         self.frontier_in(self.order)
@@ -481,7 +480,7 @@ impl Grid {
     }
 }
 
-/// Checks that patches and their number are not too large for memory, before any is asked for.
+/// Checks that patches and their number are not too large for memory, before any allocation.
 fn check_counts(volume: Shape, patch: Shape, overlap: Shape, options: &GridOptions) -> Result<()> {
     let refuse = |name, value: String, problem: String| {
         Err(Error::InvalidArgument {
@@ -538,7 +537,7 @@ fn check_counts(volume: Shape, patch: Shape, overlap: Shape, options: &GridOptio
 ///
 /// # Errors
 ///
-/// [`Error::PatchSize`], naming the first axis where it does not.
+/// [`Error::PatchSize`] for the first axis where it does not.
 pub fn check_patch(volume: Shape, patch: Shape) -> Result<()> {
     for a in 0..3 {
         if patch[a] == 0 || patch[a] > volume[a] {
@@ -621,7 +620,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_beyond_memory_are_refused_before_anything_is_asked_for() {
+    fn sizes_beyond_memory_are_refused_before_anything_is_allocated() {
         let sizes = [0, 1, 7, 1 << 31, 1 << 40, 1 << 62, 1 << 63, u64::MAX];
         let mut made = 0;
         let patches = [0, 1, 7, 1 << 31, 1 << 62, u64::MAX];
@@ -704,7 +703,7 @@ mod tests {
                 .windows(2)
                 .all(|pair| [62, 63].contains(&(pair[1] - pair[0])))
         );
-        // 2.5 and 7.5 round to the even neighbour.
+        // 2.5 and 7.5 round to the even neighbor.
         assert_eq!(placed(20, 10, 7, even), [0, 2, 5, 8, 10]);
         assert_eq!(placed(64, 64, 32, even), [0]);
     }
@@ -721,7 +720,7 @@ mod tests {
         };
         assert_eq!(spread(110, 64, 3).unwrap(), [0, 23, 46]);
         assert_eq!(spread(64, 64, 1).unwrap(), [0]);
-        // nnU-Net's for patches of 5 and half a patch: a step of 2.5 voxels.
+        // nnU-Net's starts for patches of 5 and a step of half a patch, 2.5 voxels.
         assert_eq!(spread(15, 5, 5).unwrap(), [0, 2, 5, 8, 10]);
         assert_eq!(spread(6, 5, 9).unwrap(), [0, 1], "no place twice");
         for (length, patch, count) in [(64, 8, 0), (64, 8, 1), (64, 8, 7), (64, 8, 1 << 62)] {

@@ -1,10 +1,10 @@
 //! Out-of-core patches for huge 3-D volumes.
 //!
-//! A volume stays on disk ([`open`], [`volume::create`]); what is read is the chunks that a
-//! [`Region`] touches, and what comes back is a [`Patch`], c, z, y, x, that owns its memory.
+//! A volume stays on disk ([`open`], [`volume::create`]). Reading a [`Region`] only reads the chunks that it touches,
+//! and returns a [`Patch`] (c, z, y, x) that owns its memory.
 //!
-//! Training: a [`training::Dataset`] ties subjects to a [`sampler`] and the plan of an epoch. Its
-//! loader reads patches ahead, and each chunk once for all buffered patches that need it.
+//! Training: a [`training::Dataset`] combines subjects with a [`sampler`] and the plan of an epoch. Its loader
+//! prefetches patches, and reads each chunk once for all buffered patches that need it.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -22,8 +22,8 @@
 //! # }
 //! ```
 //!
-//! Inference: a [`Predictor`] covers a volume with patches, a [`Model`] predicts them, and the predictions are
-//! blended into an output, each write chunk written once.
+//! Inference: a [`Predictor`] covers a volume with patches, a [`Model`] predicts them, and the predictions are blended
+//! into an output. Each write chunk is written once.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -84,7 +84,7 @@ pub use sampler::Uniform;
 pub use threads::{DEFAULT_MEMORY, threads};
 pub use volume::{Layout, MemoryVolume, OpenOptions, Volume, VolumeExt, VolumeMut, open};
 
-/// The examples of the README and the guides, compiled with the others.
+/// The examples of the README and the guides, compiled as doctests.
 #[cfg(doctest)]
 mod documents {
     #[doc = include_str!("../README.md")]

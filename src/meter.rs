@@ -1,8 +1,7 @@
-//! The memory that this process takes, as the system reports it.
+//! The memory of this process, as reported by the system.
 //!
-//! Linux reports it in `/proc/self/status`: resident memory in all (`VmHWM` keeps the peak
-//! itself), and the anonymous part, without mapped files, which is sampled every few
-//! milliseconds. Elsewhere there is no answer.
+//! Linux reports in `/proc/self/status` the total resident memory, with its peak (`VmHWM`), and the anonymous part,
+//! without mapped files. The latter is sampled every few milliseconds. Other systems are not supported.
 
 use std::fs;
 use std::sync::Arc;
@@ -13,21 +12,21 @@ use std::time::Duration;
 /// The time between two samples.
 const EVERY: Duration = Duration::from_millis(2);
 
-/// The most memory that was taken, in bytes; `None` where the system does not report it.
+/// The peak memory in bytes; `None` where the system does not report it.
 #[derive(Clone, Copy, Debug)]
 pub struct Peak {
-    /// All that was resident, mapped files included.
+    /// Resident memory, including mapped files.
     pub resident: Option<u64>,
-    /// Memory that no file backs.
+    /// Memory that is not backed by a file.
     pub anonymous: Option<u64>,
 }
 
-/// Watches memory until it is stopped.
+/// A sampler of this process's memory that runs until it is stopped.
 #[derive(Debug)]
 pub struct Meter {
     seen: Arc<Seen>,
     watcher: Option<JoinHandle<()>>,
-    /// `true` if the system's own peak starts with this meter.
+    /// `true` if the system's own peak was reset when this meter started.
     reset: bool,
 }
 
@@ -48,7 +47,7 @@ impl Seen {
 }
 
 impl Meter {
-    /// Starts to watch; earlier peaks are forgotten where the system allows that.
+    /// Starts a meter, and resets the system's peak if allowed.
     #[must_use]
     pub fn start() -> Self {
         let reset = fs::write("/proc/self/clear_refs", "5").is_ok();
@@ -61,7 +60,7 @@ impl Meter {
                 thread::sleep(EVERY);
             }
         };
-        // Without the thread, the samples at the beginning and at the end remain.
+        // Without the thread, there are still samples at the start and at the end.
         let watcher = thread::Builder::new()
             .name("voxpatch-memory".to_owned())
             .spawn(watch)
@@ -73,7 +72,7 @@ impl Meter {
         }
     }
 
-    /// Returns what was taken since the start.
+    /// Stops the meter and returns the peak since its start.
     #[must_use]
     pub fn stop(mut self) -> Peak {
         self.seen.look();
@@ -90,7 +89,7 @@ impl Meter {
     fn end(&mut self) {
         self.seen.stop.store(true, Ordering::Relaxed);
         if let Some(watcher) = self.watcher.take() {
-            // It only reads numbers; a panic of its would leave the peak a little low.
+            // The thread only reads numbers. If it panicked, the peak would be slightly low.
             let _ = watcher.join();
         }
     }
@@ -108,7 +107,7 @@ pub fn anonymous_bytes() -> Option<u64> {
     status(["RssAnon:"]).map(|[bytes]| bytes)
 }
 
-/// Lines of `/proc/self/status`, in bytes.
+/// Reads lines of `/proc/self/status`, in bytes.
 fn status<const N: usize>(names: [&str; N]) -> Option<[u64; N]> {
     let text = fs::read_to_string("/proc/self/status").ok()?;
     let mut found = [0; N];

@@ -1,7 +1,7 @@
 //! Padding: the values of voxels beyond a volume's faces.
 //!
-//! A patch that extends beyond the volume is made from the part of the volume that it needs,
-//! its *source*. Only patches are padded, never volumes.
+//! A patch that extends beyond the volume is computed from the part of the volume that it needs, its *source*. Only
+//! patches are padded, never volumes.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,8 +14,8 @@ use crate::words::Word;
 /// The values of voxels beyond the faces of a volume.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Padding {
-    /// One value, in the units of the voxels that patches get: of real values after slope and intercept, of
-    /// normalized values after that. Their type must have it.
+    /// One value, in the units of the patch's voxels: real values after slope and intercept, or normalized values after
+    /// a normalization. It must exist in the voxels' type.
     Constant(f64),
     /// The nearest voxel.
     Edge,
@@ -63,7 +63,7 @@ impl FromStr for Padding {
 }
 
 impl Padding {
-    /// Checks that voxels of type `dtype` can have the constant; `name` is whose voxels they are.
+    /// Checks that voxels of type `dtype` can have the constant; `name` is the name of their volume in messages.
     ///
     /// # Errors
     ///
@@ -82,7 +82,7 @@ impl Padding {
         })
     }
 
-    /// Returns the coordinate in `0..length` whose voxel is used at `at`; `None` for the constant.
+    /// Returns the coordinate in `0..length` whose voxel is used at `at`; `None` if the constant is used.
     fn inside(self, at: i64, length: u64) -> Option<u64> {
         let last = i64::try_from(length).unwrap_or(i64::MAX) - 1;
         if (0..=last).contains(&at) {
@@ -101,8 +101,8 @@ impl Padding {
         Some(found.unsigned_abs())
     }
 
-    /// Returns the box of a volume of `shape` that a patch at `region` needs; an empty box at
-    /// the origin if it needs none.
+    /// Returns the box of a volume of `shape` that a patch at `region` needs; an empty box at the origin if it needs no
+    /// voxel.
     #[must_use]
     pub fn source(self, region: Region, shape: Shape) -> Region {
         if region.is_inside(shape) {

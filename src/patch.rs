@@ -1,7 +1,7 @@
-//! A patch: the voxels of a region, in owned memory.
+//! Patches: the voxels of a region, in owned memory.
 //!
-//! Voxels are typed, aligned and in row-major order c, z, y, x, so that an array library
-//! takes them without a copy. A patch does not refer to the volume that it was read from.
+//! Voxels are typed, aligned and in row-major order c, z, y, x, so that array libraries accept them without a copy. A
+//! patch does not refer to the volume that it was read from.
 
 use half::f16;
 use ndarray::{Array4, ArrayView4, ArrayViewMut4};
@@ -10,7 +10,7 @@ use crate::dtype::{DType, Element, convert};
 use crate::error::{Error, Result};
 use crate::region::{Region, Shape};
 
-/// The voxels of a region, (c, z, y, x), owned.
+/// The voxels (c, z, y, x) of a region, in owned memory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Patch {
     region: Region,
@@ -36,7 +36,7 @@ pub enum Voxels {
     F64(Vec<f64>),
 }
 
-/// The same for every kind of vector.
+/// Evaluates the same expression for every kind of vector.
 macro_rules! each {
     ($voxels:expr, $vec:ident => $body:expr) => {
         match $voxels {
@@ -57,7 +57,7 @@ macro_rules! each {
 }
 
 impl Voxels {
-    /// `length` zeros.
+    /// Creates `length` zeros.
     #[must_use]
     pub fn zeros(dtype: DType, length: usize) -> Self {
         match dtype {
@@ -76,7 +76,7 @@ impl Voxels {
         }
     }
 
-    /// The voxels' type.
+    /// Returns the voxels' type.
     #[must_use]
     pub const fn dtype(&self) -> DType {
         match self {
@@ -107,13 +107,13 @@ impl Voxels {
         self.len() == 0
     }
 
-    /// The bytes of the voxels, in native order.
+    /// Returns the bytes of the voxels, in native order.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         each!(self, voxels => bytemuck::cast_slice(voxels))
     }
 
-    /// The bytes of the voxels, mutable.
+    /// Returns the bytes of the voxels, mutable.
     #[must_use]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         each!(self, voxels => bytemuck::cast_slice_mut(voxels))
@@ -138,7 +138,7 @@ impl Patch {
     /// [`Error::InvalidArgument`] if the patch is larger than memory can address.
     pub fn zeros(region: Region, channels: u64, dtype: DType) -> Result<Self> {
         let length = length(region.shape, channels, dtype)?;
-        // A vector of zeros ends the process if there is no memory for it. Small ones are not asked for twice.
+        // Allocating a vector of zeros aborts the process if memory is too short. Large ones are therefore tried first.
         if length * dtype.size() >= LARGE
             && Vec::<u8>::new()
                 .try_reserve_exact(length * dtype.size())
@@ -157,7 +157,7 @@ impl Patch {
     ///
     /// # Errors
     ///
-    /// [`Error::BufferLength`] if there are more or fewer than `channels` times `region` holds.
+    /// [`Error::BufferLength`] if their number is not that of `channels` times `region`.
     pub fn new(region: Region, channels: u64, voxels: impl Into<Voxels>) -> Result<Self> {
         let voxels = voxels.into();
         let size = voxels.dtype().size();
@@ -175,53 +175,53 @@ impl Patch {
         })
     }
 
-    /// The region of the volume that the patch covers.
+    /// Returns the region of the volume that the patch covers.
     #[must_use]
     pub const fn region(&self) -> Region {
         self.region
     }
 
-    /// Voxels along z, y, x.
+    /// Returns the number of voxels along z, y, x.
     #[must_use]
     pub const fn shape(&self) -> Shape {
         self.region.shape
     }
 
-    /// The number of channels.
+    /// Returns the number of channels.
     #[must_use]
     pub const fn channels(&self) -> u64 {
         self.channels
     }
 
-    /// The voxels' type.
+    /// Returns the voxels' type.
     #[must_use]
     pub const fn dtype(&self) -> DType {
         self.voxels.dtype()
     }
 
-    /// The voxels as bytes in native order, (c, z, y, x).
+    /// Returns the voxels (c, z, y, x) as bytes in native order.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         self.voxels.bytes()
     }
 
-    /// The voxels as mutable bytes.
+    /// Returns the voxels as mutable bytes.
     #[must_use]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         self.voxels.bytes_mut()
     }
 
-    /// The voxels as a slice, (c, z, y, x).
+    /// Returns the voxels as a slice (c, z, y, x).
     ///
     /// # Errors
     ///
-    /// [`Error::WrongDType`] if they have another type; `bool` voxels are `u8`.
+    /// [`Error::WrongDType`] if they have a different type; `bool` voxels are `u8`.
     pub fn as_slice<T: Element>(&self) -> Result<&[T]> {
         check_element::<T>(self.dtype())?;
         Ok(bytemuck::cast_slice(self.bytes()))
     }
 
-    /// The voxels as a mutable slice.
+    /// Returns the voxels as a mutable slice.
     ///
     /// # Errors
     ///
@@ -231,7 +231,7 @@ impl Patch {
         Ok(bytemuck::cast_slice_mut(self.bytes_mut()))
     }
 
-    /// The voxels as an array with axes c, z, y, x.
+    /// Returns the voxels as an array with axes c, z, y, x.
     ///
     /// # Errors
     ///
@@ -239,14 +239,14 @@ impl Patch {
     ///
     /// # Panics
     ///
-    /// Never: a patch holds as many voxels as its shape says.
+    /// Never: the number of voxels always matches the shape.
     pub fn view<T: Element>(&self) -> Result<ArrayView4<'_, T>> {
         let voxels = self.as_slice()?;
         Ok(ArrayView4::from_shape(self.array_shape(), voxels)
-            .expect("a patch holds as many voxels as its shape says"))
+            .expect("the number of voxels matches the shape"))
     }
 
-    /// The voxels as a mutable array with axes c, z, y, x.
+    /// Returns the voxels as a mutable array with axes c, z, y, x.
     ///
     /// # Errors
     ///
@@ -254,12 +254,12 @@ impl Patch {
     ///
     /// # Panics
     ///
-    /// Never: a patch holds as many voxels as its shape says.
+    /// Never: the number of voxels always matches the shape.
     pub fn view_mut<T: Element>(&mut self) -> Result<ArrayViewMut4<'_, T>> {
         let shape = self.array_shape();
         let voxels = self.as_mut_slice()?;
         Ok(ArrayViewMut4::from_shape(shape, voxels)
-            .expect("a patch holds as many voxels as its shape says"))
+            .expect("the number of voxels matches the shape"))
     }
 
     /// Converts the patch into an array with axes c, z, y, x, without a copy.
@@ -283,13 +283,12 @@ impl Patch {
     ///
     /// # Panics
     ///
-    /// Never: a patch holds as many voxels as its shape says.
+    /// Never: the number of voxels always matches the shape.
     pub fn into_array<T: Element>(self) -> Result<Array4<T>> {
         check_element::<T>(self.dtype())?;
         let shape = self.array_shape();
         let voxels = each!(self.voxels, voxels => cast_vec(voxels));
-        Ok(Array4::from_shape_vec(shape, voxels)
-            .expect("a patch holds as many voxels as its shape says"))
+        Ok(Array4::from_shape_vec(shape, voxels).expect("the number of voxels matches the shape"))
     }
 
     /// Creates a patch from an array with axes c, z, y, x. The array is copied only if it is not
@@ -306,7 +305,7 @@ impl Patch {
         let region = Region::new(start, [z as u64, y as u64, x as u64]);
         let voxels = if array.is_standard_layout() {
             let (mut voxels, offset) = array.into_raw_vec_and_offset();
-            // A slice of a larger array keeps that array's vector.
+            // A slice of a larger array still has that array's vector.
             voxels.drain(..offset.unwrap_or(0));
             voxels.truncate(channels * z * y * x);
             voxels
@@ -316,7 +315,7 @@ impl Patch {
         Self::new(region, channels as u64, voxels)
     }
 
-    /// The voxels as an owned array with axes c, z, y, x.
+    /// Returns the voxels as an owned array with axes c, z, y, x.
     ///
     /// # Errors
     ///
@@ -325,7 +324,7 @@ impl Patch {
         Ok(self.view()?.to_owned())
     }
 
-    /// The voxels, without a copy.
+    /// Returns the voxels without a copy.
     #[must_use]
     pub fn into_voxels(self) -> Voxels {
         self.voxels
@@ -342,7 +341,7 @@ impl Patch {
         Self { voxels, ..self }
     }
 
-    /// The same voxels at another region.
+    /// Returns the same voxels at a different region.
     #[must_use]
     pub const fn moved_to(mut self, start: [i64; 3]) -> Self {
         self.region.start = start;
@@ -355,7 +354,7 @@ impl Patch {
     }
 }
 
-/// The same vector, whose elements were checked to be of type `T`.
+/// Returns the same vector, whose elements were checked to be of type `T`.
 fn cast_vec<A: Element, T: Element>(voxels: Vec<A>) -> Vec<T> {
     bytemuck::allocation::cast_vec(voxels)
 }
@@ -377,8 +376,7 @@ pub(crate) fn check_element<T: Element>(actual: DType) -> Result<()> {
     }
 }
 
-/// The voxels of a buffer, checked so that its bytes fit into the address space.
-/// Bytes from which on the system is asked whether it has them.
+/// The number of bytes from which an allocation is tried before it is made.
 const LARGE: usize = 64 << 20;
 
 fn length(shape: Shape, channels: u64, dtype: DType) -> Result<usize> {
@@ -398,10 +396,10 @@ fn too_large(shape: Shape, channels: u64, dtype: DType) -> Error {
     }
 }
 
-/// Copies the voxels that two buffers share.
+/// Copies the voxels in the intersection of two buffers.
 ///
-/// Both hold `channels` channels of row-major voxels of `size` bytes; `from` and `to` say
-/// which box each buffer holds. Rows are merged into longer runs where both sides allow.
+/// Both have `channels` channels of row-major voxels of `size` bytes; `from` and `to` are the boxes of the buffers.
+/// Rows are merged into longer runs where both sides allow it.
 pub(crate) fn copy_common(
     (source, from): (&[u8], Region),
     (target, to): (&mut [u8], Region),
@@ -423,7 +421,7 @@ pub(crate) fn copy_common(
         ((at[0] * n[1] + at[1]) * n[2] + at[2]) * size
     };
     let (first_a, first_b) = (first(&from), first(&to));
-    // Whole rows on both sides make one run of a plane, whole planes one run of the box.
+    // Whole rows on both sides form one run per plane, and whole planes one run of the box.
     let rows = shape[2] == a[2] && shape[2] == b[2];
     let planes = rows && shape[1] == a[1] && shape[1] == b[1];
     let (slices, lines, run) = match (rows, planes) {
@@ -484,7 +482,7 @@ mod tests {
         let patch = Patch::from_array([4, 5, 6], array.clone()).unwrap();
         assert_eq!(patch.view::<i16>().unwrap(), array.view());
 
-        // Parts of arrays, and arrays in another order, have the same voxels.
+        // Parts of arrays, and arrays in a different memory order, have the same voxels.
         let part = array.clone().slice_move(ndarray::s![1.., 1.., .., 1..3]);
         let patch = Patch::from_array([0; 3], part.clone()).unwrap();
         assert_eq!(patch.region().shape, [1, 3, 2]);

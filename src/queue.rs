@@ -1,9 +1,8 @@
 //! A bounded queue that prefetches results on worker threads and delivers them in order.
 //!
-//! A queue does not know volumes: it maps items to results. The n-th result belongs to the
-//! n-th item for any number of workers. At most `ahead` items are started that the consumer
-//! has not taken. A panic of a worker or of the item iterator becomes the consumer's panic.
-//! Dropping a queue stops and joins its threads, which finish their current item.
+//! A queue maps items to results. The n-th result belongs to the n-th item for any number of workers. At most `ahead`
+//! started items have results that the consumer has not taken. A panic of a worker or of the item iterator becomes the
+//! consumer's panic. Dropping a queue stops and joins its threads, which finish their current item.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -41,7 +40,7 @@ struct State<T> {
     begun: u64,
     /// The number of results taken.
     taken: u64,
-    /// The number of items, once it is known.
+    /// The number of items, if it is already known.
     end: Option<u64>,
     stop: bool,
 }
@@ -87,7 +86,7 @@ impl<T: Send + 'static> Queue<T> {
                 thread::Builder::new()
                     .name(format!("voxpatch-queue-{n}"))
                     .spawn(worker)
-                    .expect("the system has room for another thread")
+                    .expect("the system can start a thread")
             })
             .collect();
         Self {
@@ -184,7 +183,7 @@ impl<T> Drop for Queue<T> {
             shared.lock().stop = true;
             shared.room.notify_all();
             for worker in workers.drain(..) {
-                // Panics of workers were caught for the consumer, who is gone.
+                // Panics of workers are only for the consumer, which is gone.
                 let _ = worker.join();
             }
         }

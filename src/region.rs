@@ -1,33 +1,33 @@
 //! Box arithmetic in z, y, x.
 //!
-//! Lengths are `u64` and starts are `i64`. Nothing is narrowed: a volume may be longer than
-//! 65 535 voxels along an axis and larger than 2^53 bytes in all.
+//! Lengths are `u64` and starts are `i64`, and neither is narrowed: a volume may be longer than 65 535 voxels along an
+//! axis and larger than 2^53 bytes.
 
 use std::fmt;
 
 /// Voxels along z, y, x.
 pub type Shape = [u64; 3];
 
-/// The axes' names, in the order of every shape here.
+/// The names of the axes, in the order of every shape of this crate.
 pub const AXES: [char; 3] = ['z', 'y', 'x'];
 
 /// A box of voxels. `start` may be negative: such a region extends beyond the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Region {
-    /// First voxel, z, y, x.
+    /// The first voxel (z, y, x).
     pub start: [i64; 3],
     /// Voxels along each axis.
     pub shape: Shape,
 }
 
 impl Region {
-    /// The box of `shape` whose first voxel is `start`.
+    /// Creates the box of `shape` voxels whose first voxel is `start`.
     #[must_use]
     pub const fn new(start: [i64; 3], shape: Shape) -> Self {
         Self { start, shape }
     }
 
-    /// The region of a whole volume of `shape`.
+    /// Creates the region of a whole volume of `shape` voxels.
     #[must_use]
     pub const fn whole(shape: Shape) -> Self {
         Self {
@@ -36,13 +36,13 @@ impl Region {
         }
     }
 
-    /// One past the last voxel along each axis.
+    /// Returns one past the last voxel along each axis.
     #[must_use]
     pub fn end(&self) -> [i64; 3] {
         std::array::from_fn(|a| self.start[a].saturating_add_unsigned(self.shape[a]))
     }
 
-    /// The number of voxels in the box; `u64::MAX` if there are more.
+    /// Returns the number of voxels in the box; `u64::MAX` if there are more.
     #[must_use]
     pub fn voxels(&self) -> u64 {
         voxels(self.shape).unwrap_or(u64::MAX)
@@ -67,7 +67,7 @@ impl Region {
         (0..3).all(|a| self.start[a] <= other.start[a] && other_end[a] <= end[a])
     }
 
-    /// The intersection of two boxes, or `None` if it is empty.
+    /// Returns the intersection of two boxes, or `None` if it is empty.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Option<Self> {
         let (end, other_end) = (self.end(), other.end());
@@ -80,7 +80,7 @@ impl Region {
         Some(Self { start, shape })
     }
 
-    /// The channel and the voxel (z, y, x) of place `n` in a row-major buffer of this box, channels first.
+    /// Returns the channel and the voxel (z, y, x) of place `n` in a row-major buffer of this box, channels first.
     pub(crate) fn place(&self, n: usize) -> (u64, [i64; 3]) {
         let [z, y, x] = self.shape.map(|length| length.max(1));
         let n = n as u64;
@@ -89,7 +89,7 @@ impl Region {
         (n / (z * y * x), voxel)
     }
 
-    /// The same box with coordinates relative to `origin`.
+    /// Returns the same box with coordinates relative to `origin`.
     #[must_use]
     pub fn relative_to(&self, origin: [i64; 3]) -> Self {
         Self {
@@ -99,7 +99,7 @@ impl Region {
     }
 }
 
-/// Prints as ranges, like `0..64, 128..192, 3..67`.
+/// Writes the box as ranges, such as `0..64, 128..192, 3..67`.
 impl fmt::Display for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ([z, y, x], [z1, y1, x1]) = (self.start, self.end());
@@ -107,14 +107,14 @@ impl fmt::Display for Region {
     }
 }
 
-/// The product of the three lengths, or `None` if it does not fit into `u64`.
+/// Returns the product of the three lengths, or `None` if it does not fit into `u64`.
 #[must_use]
 pub fn voxels(shape: Shape) -> Option<u64> {
     shape[0].checked_mul(shape[1])?.checked_mul(shape[2])
 }
 
-/// The boxes of `chunk` voxels that a regular chunking cuts `region` into: the indices of
-/// the first chunk and one past the last, along each axis. `region` must not start below 0.
+/// Returns the chunks of a regular chunking that `region` touches: along each axis, the index of the first chunk and
+/// one past the last. A start below 0 counts as 0.
 #[must_use]
 pub fn chunk_range(region: &Region, chunk: Shape) -> [std::ops::Range<u64>; 3] {
     std::array::from_fn(|a| {
@@ -124,7 +124,7 @@ pub fn chunk_range(region: &Region, chunk: Shape) -> [std::ops::Range<u64>; 3] {
     })
 }
 
-/// Every index triple of a box of indices, the last axis fastest.
+/// Returns every index triple of a box of indices, the last axis fastest.
 pub fn indices(ranges: [std::ops::Range<u64>; 3]) -> impl Iterator<Item = [u64; 3]> {
     let [z, y, x] = ranges;
     z.flat_map(move |z| {
@@ -134,7 +134,7 @@ pub fn indices(ranges: [std::ops::Range<u64>; 3]) -> impl Iterator<Item = [u64; 
     })
 }
 
-/// The box that chunk `index` of a regular chunking covers; it may extend beyond the volume.
+/// Returns the box that chunk `index` of a regular chunking covers; it may extend beyond the volume.
 ///
 /// # Panics
 ///

@@ -1,7 +1,7 @@
-//! Defaults of the machine's use: memory, the number of threads, and thread pools.
+//! Default memory and numbers of threads, and thread pools.
 //!
-//! Nothing here uses rayon's global pool: threads do not survive a fork, and a child whose parent
-//! had started that pool would wait for it forever. A pool belongs to the call that made it.
+//! rayon's global pool is not used: threads do not survive a fork, and a child whose parent had started that pool would
+//! wait for it forever. Each pool belongs to the call that started it.
 
 use std::io;
 use std::path::Path;
@@ -10,7 +10,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::{Error, Result};
 
-/// The bytes that work may hold if no other budget is set: 256 MiB.
+/// The default memory budget in bytes: 256 MiB.
 pub const DEFAULT_MEMORY: u64 = 256 << 20;
 
 /// Returns the number of threads that this process may run at once: the processors in its

@@ -4,12 +4,12 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result};
 
-/// A word that is being parsed, and the option that it is for.
+/// A word to parse, and its option.
 #[derive(Clone, Copy)]
 pub(crate) struct Word<'a> {
     option: &'static str,
     text: &'a str,
-    /// The words that exist.
+    /// The valid words.
     choices: &'static str,
 }
 
@@ -38,7 +38,7 @@ impl<'a> Word<'a> {
         numbers.ok_or_else(|| self.unknown())
     }
 
-    /// Returns the error for a word that does not exist.
+    /// Returns the error for an invalid word.
     pub(crate) fn unknown(self) -> Error {
         Error::InvalidArgument {
             argument: self.option,

@@ -1,15 +1,13 @@
-//! How much of the output an ordered run keeps at once, worked out before it starts.
+//! Estimates of the memory that an in-order run needs for the output, computed before it starts.
 //!
-//! Boxes that are products of intervals, one per axis, are each held from one patch to
-//! another. With patches in the grid's order, a box whose intervals along the axes (slowest
-//! first) are held from patches `(f0, f1, f2)` to `(l0, l1, l2)` is there at patch
-//! `(i, j, k)` exactly if `(f0, f1, f2) <= (i, j, k) <= (l0, l1, l2)`, compared like words.
-//! So the count at a moment is built axis by axis.
+//! Each box is a product of intervals, one per axis, and is held from a first to a last patch. With patches in the
+//! grid's order, a box whose intervals along the axes (slowest first) are held from patches `(f0, f1, f2)` to `(l0, l1,
+//! l2)` is held at patch `(i, j, k)` exactly if `(f0, f1, f2) <= (i, j, k) <= (l0, l1, l2)` in lexicographic order. The
+//! count at a moment is therefore computed axis by axis.
 //!
-//! The most over all moments takes about the sum of the axes, not their product. Along the fastest axis, a
-//! count is linear in two numbers (the voxels begun and the voxels not ended), so only the corners of
-//! their convex hull can be the most. Along the slower two, a bound from the same hull leaves out nearly
-//! all moments.
+//! The time to find the maximum over all moments grows with the sum of the axes, not their product. Along the fastest
+//! axis, a count is linear in two numbers (the voxels begun and the voxels not ended), so the maximum is at a corner of
+//! their convex hull. Along the slower two, a bound from the same hull excludes nearly all moments.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -24,10 +22,10 @@ use crate::grid::{Axis, Grid};
 use crate::region::Shape;
 use crate::volume::Layout;
 
-/// Bytes that a run in order keeps in live blocks and unfinished write chunks, at most.
+/// Returns the most bytes that an in-order run keeps in live blocks and unfinished write chunks.
 ///
-/// `output` is the layout that the output will have, [`output_layout`](crate::volume::output_layout); of its write
-/// chunks only those `within` (ranges of indices along z, y, x) are written, if that is given.
+/// `output` is the layout of the output, from [`output_layout`](crate::volume::output_layout). With `within` (ranges of
+/// indices along z, y, x), only these write chunks are written.
 #[must_use]
 pub fn live_bytes(
     grid: &Grid,
@@ -39,15 +37,15 @@ pub fn live_bytes(
     Estimate::new(grid, channels, options, output).live_bytes(within)
 }
 
-/// The live bytes of one output for any box of its write chunks. What is the same for several boxes is
-/// worked out once.
+/// An estimator of the live bytes of one output for any box of its write chunks. Intermediate results are cached for
+/// further boxes.
 #[derive(Debug)]
 pub(crate) struct Estimate {
-    /// The blocks whose sums are kept, or the boxes that patches own and may not vote for; `None` if nothing is kept.
+    /// The blocks whose sums are kept, or the boxes of patches that may not vote; `None` if nothing is kept.
     blocks: Option<Boxes>,
-    /// The write chunks, or whatever is handed to the output together.
+    /// The write chunks, or the boxes of a flat file that are written together.
     chunks: Option<Boxes>,
-    /// Bytes of one of those: one that no patch covers is there while it is written.
+    /// Bytes of one of those chunks: even one that no patch covers is in memory while it is written.
     one: u64,
     shape: Shape,
     write_chunk: Option<Shape>,
@@ -58,9 +56,9 @@ pub(crate) struct Estimate {
 /// Bytes of the bit sets of an aggregator.
 #[derive(Clone, Copy, Debug)]
 struct Bits {
-    /// Which patches came, and which of them voted.
+    /// The sets of patches that were added and, if needed, of those that voted.
     patches: u64,
-    /// Which blocks and write chunks are output, where not all are.
+    /// The sets of blocks and write chunks to write, where only some are written.
     wanted: u64,
 }
 
@@ -117,12 +115,12 @@ impl Estimate {
             inside.fold(written, u64::saturating_mul)
         });
         let thread_bytes = match &blocks {
-            // Values as they are output, as f32 if they are not, weights, and where there are none.
+            // Per voxel: the output value, the values as f32, the weight, and the flag of a hole.
             Some(boxes) if settling == Settling::Last => {
                 boxes.largest().saturating_mul(written + 4 * channels + 5)
             }
             _ => {
-                // What a patch owns, as it was predicted and as it is output.
+                // The voxels that a patch owns, as predicted and as written.
                 let voxels = grid.patch().into_iter().fold(1, u64::saturating_mul);
                 voxels.saturating_mul(written + 4 * channels)
             }
@@ -138,22 +136,22 @@ impl Estimate {
         }
     }
 
-    /// Bytes of what the aggregator notes of each patch.
+    /// Returns the bytes of the aggregator's bit sets of patches.
     pub(crate) const fn patch_bytes(&self) -> u64 {
         self.bits.patches
     }
 
-    /// Bytes of what it notes of each block and write chunk if only some write chunks are written.
+    /// Returns the bytes of its bit sets of blocks and write chunks if only some write chunks are written.
     pub(crate) const fn wanted_bytes(&self) -> u64 {
         self.bits.wanted
     }
 
-    /// Bytes that a thread takes while it makes final voxels of a block, at most.
+    /// Returns the most bytes that a thread needs to turn a block into final voxels.
     pub(crate) const fn thread_bytes(&self) -> u64 {
         self.thread_bytes
     }
 
-    /// The most bytes if only the write chunks `within` are written.
+    /// Returns the most bytes if only the write chunks `within` are written.
     pub(crate) fn live_bytes(&mut self, within: Option<&[Range<u64>; 3]>) -> u64 {
         let kept = std::array::from_fn(|a| kept(self.shape, self.write_chunk, within, a));
         let blocks = self.blocks.as_mut().map(|boxes| {
@@ -174,12 +172,12 @@ impl Estimate {
     }
 }
 
-/// When the voxels of an output are final.
+/// The moment at which the voxels of an output become final.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Settling {
-    /// With the patch that owns them, under crop.
+    /// Under crop: with the patch that owns them.
     Owner,
-    /// With that patch, or, if it does not vote, with the last of those that touch its box.
+    /// Under crop: with that patch, or, if it does not vote, with the last patch that touches its box.
     OwnerOrLast,
     /// With the last patch that touches their block.
     Last,
@@ -194,7 +192,7 @@ impl Settling {
         }
     }
 
-    /// Where the blocks or boxes that are kept begin and end along each axis.
+    /// Returns the boundaries of the blocks or boxes that are kept along each axis.
     fn cuts(self, grid: &Grid) -> Option<[Vec<u64>; 3]> {
         match self {
             Self::Owner => None,
@@ -207,7 +205,7 @@ impl Settling {
     }
 }
 
-/// Where the boxes that patches own begin and end along an axis.
+/// Returns the boundaries of the boxes that patches own along an axis.
 fn boxes(axis: &Axis) -> Vec<u64> {
     let owned = owned(axis);
     let mut cuts: Vec<u64> = owned.iter().map(|range| range.start).collect();
@@ -216,7 +214,7 @@ fn boxes(axis: &Axis) -> Vec<u64> {
     cuts
 }
 
-/// Which patches of a grid an output needs: those that [`Aggregator::needs`](super::Aggregator::needs).
+/// The patches of a grid that an output needs, as [`Aggregator::needs`](super::Aggregator::needs) reports them.
 #[derive(Debug)]
 pub(crate) struct Needed {
     cuts: Cuts,
@@ -235,7 +233,7 @@ impl Needed {
         }
     }
 
-    /// The patches along z, y, x that are needed for the write chunks `within`.
+    /// Returns the patches along z, y, x that are needed for the write chunks `within`.
     pub(crate) fn patches(
         &self,
         grid: &Grid,
@@ -253,7 +251,7 @@ impl Needed {
                 let (first, last) = (&owned[a][owners.start], &owned[a][owners.end - 1]);
                 return grid.axes()[a].touching(first.start, last.end);
             }
-            // Blocks are summed whole, also those that reach beyond.
+            // Blocks are summed whole, including those that extend beyond.
             let cuts = self.cuts.along(a);
             let first = cuts.partition_point(|&cut| cut <= kept.start).max(1) - 1;
             let last = cuts.partition_point(|&cut| cut < kept.end);
@@ -262,7 +260,7 @@ impl Needed {
     }
 }
 
-/// The voxels along an axis that are output.
+/// Returns the voxels along an axis that are written.
 fn kept(
     shape: Shape,
     chunk: Option<Shape>,
@@ -275,7 +273,7 @@ fn kept(
     }
 }
 
-/// An interval of voxels along an axis, and from which patch to which it is held.
+/// An interval of voxels along an axis, with the first and the last patch for which it is held.
 #[derive(Clone, Copy, Debug)]
 struct Span {
     start: u64,
@@ -284,8 +282,8 @@ struct Span {
     last: usize,
 }
 
-/// Voxels that the sums of blocks between `cuts` are kept for, from the first patch that
-/// touches a block to the last.
+/// Returns the spans of the blocks between `cuts`, whose sums are held from the first patch that touches a block to the
+/// last.
 fn touched(axis: &Axis, cuts: &[u64]) -> Vec<Span> {
     let span = |pair: &[u64]| {
         let patches = axis.touching(pair[0], pair[1]);
@@ -299,8 +297,8 @@ fn touched(axis: &Axis, cuts: &[u64]) -> Vec<Span> {
     cuts.windows(2).filter_map(span).collect()
 }
 
-/// Voxels of write chunks of `chunk` voxels, from the patch that makes their first voxel final to the
-/// one that makes their last.
+/// Returns the spans of write chunks of `chunk` voxels, which are held from the patch that makes their first voxel
+/// final to the patch that makes the last one final.
 fn completed(axis: &Axis, chunk: u64, (settling, cuts): (Settling, &[u64])) -> Vec<Span> {
     let owned = if settling == Settling::Last {
         Vec::new()
@@ -311,9 +309,9 @@ fn completed(axis: &Axis, chunk: u64, (settling, cuts): (Settling, &[u64])) -> V
     if covered.is_empty() {
         return Vec::new();
     }
-    // From which patch to which it may be that a voxel becomes final.
+    // The range of patches with which a voxel may become final.
     let settles = |voxel: u64| {
-        // What no patch covers takes no memory until another voxel of its chunk is there.
+        // A voxel that no patch covers takes no memory until a different voxel of its chunk is final.
         let voxel = voxel.clamp(covered.start, covered.end - 1);
         let owner = || owned.partition_point(|range| range.end <= voxel);
         let last = || {
@@ -343,9 +341,9 @@ fn completed(axis: &Axis, chunk: u64, (settling, cuts): (Settling, &[u64])) -> V
 struct Boxes {
     spans: [Vec<Span>; 3],
     order: [usize; 3],
-    /// Bytes of a voxel.
+    /// Bytes per voxel.
     bytes: u64,
-    /// Along each axis, what is known of runs of spans.
+    /// A cache of the levels of runs of spans along each axis.
     known: [HashMap<Range<usize>, Rc<Level>>; 3],
 }
 
@@ -359,7 +357,7 @@ impl Boxes {
         }
     }
 
-    /// Voxels of the largest box.
+    /// Returns the voxels of the largest box.
     fn largest(&self) -> u64 {
         let longest = self.spans.iter().map(|spans| {
             let lengths = spans.iter().map(|span| span.end - span.start);
@@ -368,7 +366,7 @@ impl Boxes {
         longest.fold(1, u64::saturating_mul)
     }
 
-    /// The most bytes of the boxes of those spans that `choose` takes for the voxels `kept` along an axis.
+    /// Returns the most bytes of the boxes of those spans that `choose` selects for the voxels `kept` along an axis.
     fn most_bytes(
         &mut self,
         kept: &[Range<u64>; 3],
@@ -391,8 +389,7 @@ impl Boxes {
     }
 }
 
-/// Voxels of the slower axes, by what decides whether a box is held: nothing more, whether
-/// it has begun, whether it has not ended, or both.
+/// Voxels of the slower axes, by the remaining condition for holding a box: none, begun, not ended, or both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Weights {
     always: u128,
@@ -401,16 +398,16 @@ struct Weights {
     both: u128,
 }
 
-/// Along one axis, for each patch where a span begins or ends, the lengths of the spans that begin or end
-/// there or elsewhere. At the other patches no more is held than at the one before.
+/// The spans along one axis: for each patch where a span begins or ends, the lengths of the spans that begin or end
+/// there or elsewhere. At the other patches no more is held than at the patch before.
 #[derive(Debug)]
 struct Level {
     total: u128,
     steps: Vec<Step>,
-    /// What each patch makes of boxes of which nothing is known yet; each once.
+    /// The distinct weights that the patches give to boxes without a condition from slower axes.
     weights: Vec<Weights>,
-    /// The corners of the convex hull of what has begun and what has not ended, patch by patch: these
-    /// two, weighted by any two numbers, are the most at one of them.
+    /// The corners of the convex hull of the voxels begun and the voxels not ended, over all patches: any weighted sum
+    /// of the two has its maximum at a corner.
     corners: Vec<[u128; 2]>,
 }
 
@@ -420,7 +417,7 @@ struct Step {
     begins: u128,
     unended: u128,
     ends: u128,
-    /// Begun before and ending after.
+    /// Voxels of spans that begin before and end after.
     inside: u128,
     begins_only: u128,
     ends_only: u128,
@@ -479,7 +476,7 @@ impl Level {
         }
     }
 
-    /// The most over all patches, if nothing but this axis decides any more.
+    /// Returns the maximum over all patches of the last axis.
     fn most(&self, weights: Weights) -> u128 {
         let Weights {
             always,
@@ -487,7 +484,7 @@ impl Level {
             unended,
             both,
         } = weights;
-        // What both has begun and not ended is that which begun and that which not ended, less all.
+        // Voxels that have begun and not ended are those begun plus those not ended, minus all.
         let value = |[begins, ends]: [u128; 2]| (begun + both) * begins + (unended + both) * ends;
         let (mut low, mut high) = (0, self.corners.len().saturating_sub(1));
         while low < high {
@@ -504,12 +501,12 @@ impl Level {
 }
 
 impl Step {
-    /// What has begun and what has not ended, with what does so here.
+    /// Returns the voxels begun and the voxels not ended, including those that begin or end here.
     const fn with_its_own(&self) -> [u128; 2] {
         [self.begun + self.begins, self.unended + self.ends]
     }
 
-    /// What is left open after this patch of an axis with `total` voxels was chosen.
+    /// Returns the weights for the next axis, given this patch of an axis with `total` voxels.
     const fn after(&self, total: u128, weights: Weights) -> Weights {
         let Weights {
             always,
@@ -529,7 +526,7 @@ impl Step {
     }
 }
 
-/// The upper convex hull of points whose first number never falls and whose second never rises.
+/// Returns the upper convex hull of points whose first number never falls and whose second never rises.
 fn corners(points: impl Iterator<Item = [u128; 2]>) -> Vec<[u128; 2]> {
     let mut hull: Vec<[u128; 2]> = Vec::new();
     for point in points {
@@ -546,9 +543,9 @@ fn corners(points: impl Iterator<Item = [u128; 2]>) -> Vec<[u128; 2]> {
     hull
 }
 
-/// The most voxels held at once; levels from the slowest axis to the fastest.
+/// Returns the most voxels held at once. The levels are from the slowest axis to the fastest.
 fn most([slow, middle, fast]: &[Rc<Level>; 3]) -> u128 {
-    // As if the fastest axis did not decide anything.
+    // An upper bound: all voxels along the fastest axis are held.
     let bound = |weights: Weights| fast.total * middle.most(weights);
     work::add(slow.weights.len());
     let bounds: Vec<u128> = slow.weights.iter().copied().map(bound).collect();
@@ -576,7 +573,7 @@ fn most([slow, middle, fast]: &[Rc<Level>; 3]) -> u128 {
     most
 }
 
-/// Steps that were taken, counted in tests.
+/// A counter of steps, for tests.
 mod work {
     #[cfg(test)]
     thread_local! {
@@ -592,7 +589,7 @@ mod work {
     pub(super) const fn add(_steps: usize) {}
 }
 
-/// Steps that estimates of this thread took so far.
+/// Returns the number of steps that estimates of this thread have taken.
 #[cfg(test)]
 pub(crate) fn steps_taken() -> u64 {
     work::DONE.with(std::cell::Cell::get)

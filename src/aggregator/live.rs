@@ -1,12 +1,11 @@
 //! Blocks of the output under accumulation.
 //!
-//! The volume is cut along each axis where patches begin and end, so that all voxels of a
-//! block have the same patches. A block is live from the first patch that touches it to the
-//! last. Contributions to a block are added in patch order, whatever the order of arrival:
-//! one that comes early waits in the block, so the sums are the same to the last bit for any
-//! number of threads. Where every patch votes and the weights are shares, the sums are the
-//! result; elsewhere the weights of those that voted are added up once the block is final.
-//! Weights that `f32` cannot hold are taken relative to the largest of those that voted so far.
+//! The volume is cut along each axis where patches begin and end, so that all voxels of a block have the same patches.
+//! A block is live from the first patch that touches it to the last. Contributions to a block are added in patch order:
+//! one that arrives early waits in the block. The sums are therefore bit-identical for any number of threads and any
+//! order of arrival. Where every patch votes and the weights are shares, the sums are the result. Otherwise the weights
+//! of the patches that voted are summed once the block is final, and the sums are divided by them. Weights that `f32`
+//! cannot represent are taken relative to the largest weight so far.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -20,10 +19,11 @@ use crate::grid::{Axis, Grid};
 use crate::patch::Patch;
 use crate::region::Region;
 
-/// Shorter blocks than this are merged with their neighbours: bookkeeping would outweigh them.
+/// The minimum length of a block. Shorter ones are merged with their neighbors, because bookkeeping would cost more
+/// than their voxels.
 const MIN_BLOCK_LENGTH: u64 = 16;
 
-/// Bytes of each voxel of a block where weights are added up by their logarithms, next to its sums.
+/// Bytes per voxel of a block, in addition to its sums, where weights are summed by their logarithms.
 pub(super) const TOP: u64 = size_of::<f64>() as u64;
 
 /// All live blocks.
@@ -31,58 +31,58 @@ pub(super) const TOP: u64 = size_of::<f64>() as u64;
 pub(super) struct Live<S> {
     grid: Grid,
     weights: Weights,
-    /// Instead of the weights, where these may be too small.
+    /// The logarithms to use instead of the weights, where these may be too small.
     logs: Option<Logs>,
     channels: usize,
     cuts: Cuts,
-    /// A bit for each block that is output; all are if there is none.
+    /// A bit set of the blocks to write; `None` for all.
     wanted: Option<Vec<u64>>,
     blocks: Mutex<HashMap<[usize; 3], Shared<S>>>,
     /// Buffers of finished blocks, kept because fresh memory costs a page fault per page.
     spare: Mutex<Vec<Vec<S>>>,
 }
 
-/// A block that threads work on one after another.
+/// A block, locked by one thread at a time.
 type Shared<S> = Arc<Mutex<Block<S>>>;
 
-/// Where blocks begin and end along each axis, from 0 to the length.
+/// The boundaries of blocks along each axis, from 0 to the length.
 #[derive(Clone, Debug)]
 pub(super) struct Cuts([Vec<u64>; 3]);
 
 #[derive(Debug)]
 struct Block<S> {
     sums: Vec<S>,
-    /// Of each voxel, the logarithm of the largest weight so far, where logarithms are used.
+    /// The logarithm of the largest weight so far of each voxel, where logarithms are used.
     tops: Vec<f64>,
-    /// Contributions whose turn it was.
+    /// Number of contributions applied so far.
     turn: usize,
-    /// Where the patches lie that are in the sums.
+    /// The places of the patches in the sums.
     voted: Vec<[usize; 3]>,
-    /// Contributions that came before their turn.
+    /// Contributions that arrived before their turn.
     early: Vec<(usize, Contribution, [usize; 3])>,
 }
 
-/// What a patch says about the voxels that it covers.
+/// The contribution of a patch to the voxels that it covers.
 #[derive(Clone, Debug)]
 pub(super) enum Contribution {
     /// Its prediction, in `f32`.
     Values(Arc<Patch>),
     /// A value for each channel.
     Constant(Arc<[f32]>),
-    /// It does not vote.
+    /// No vote.
     Nothing,
 }
 
-/// A block whose last contribution is in.
+/// A block that has its last contribution.
 pub(super) enum Final<'a> {
     /// No patch voted.
     Nothing,
-    /// Its values, channel after channel, and which of its voxels no patch covers (none, if empty).
+    /// The block's values, channel by channel, and the flags of voxels that no patch covers (empty if there are none).
     Values(&'a mut [f32], &'a [bool]),
 }
 
 impl<S: Sum> Live<S> {
-    /// `wanted` says which blocks are output, where not all are.
+    /// Creates the state without any block. `wanted` selects the blocks to write; `None` for all.
     pub(super) fn new(
         grid: &Grid,
         (weights, logs): (Weights, Option<Logs>),
@@ -109,7 +109,7 @@ impl<S: Sum> Live<S> {
         }
     }
 
-    /// Blocks that are output and that no patch touches.
+    /// Returns the blocks to write that no patch touches.
     pub(super) fn untouched(&self) -> impl Iterator<Item = Region> + '_ {
         let all_covered = (0..3).all(|a| {
             let axis = &self.grid.axes()[a];
@@ -130,12 +130,12 @@ impl<S: Sum> Live<S> {
         self.wanted.as_ref().is_none_or(set)
     }
 
-    /// Whether the patch at `place` touches any block that is output.
+    /// Returns `true` if the patch at `place` touches any block to write.
     pub(super) fn needs(&self, place: [usize; 3]) -> bool {
         self.wanted.is_none() || self.touched(place).any(|index| self.is_wanted(index))
     }
 
-    /// The blocks that the patch at `place` touches.
+    /// Returns the blocks that the patch at `place` touches.
     fn touched(&self, place: [usize; 3]) -> impl Iterator<Item = [usize; 3]> + use<S> {
         let ranges: [Range<usize>; 3] = std::array::from_fn(|a| {
             let inside = self.grid.axes()[a].inside(place[a]);
@@ -146,7 +146,8 @@ impl<S: Sum> Live<S> {
         product(ranges)
     }
 
-    /// Adds what the patch at `place` says to every block it touches, and hands on those it finished.
+    /// Adds the contribution of the patch at `place` to every block that it touches, and passes the finished ones to
+    /// `finished`.
     pub(super) fn add<E>(
         &self,
         place: [usize; 3],
@@ -217,7 +218,7 @@ impl<S: Sum> Live<S> {
         Ok(())
     }
 
-    /// Takes a contribution whose turn it is.
+    /// Applies a contribution whose turn it is.
     fn apply(
         &self,
         block: &mut Block<S>,
@@ -235,7 +236,7 @@ impl<S: Sum> Live<S> {
             let from = region.start[a].unsigned_abs();
             inside.start <= from && from + region.shape[a] <= inside.end
         });
-        // A patch that covers all of a fresh block is stored, others are added to zeros.
+        // The values of a patch that covers all of a fresh block are stored; others are added to zeros.
         let fresh = block.voted.is_empty();
         let store = fresh
             && covers
@@ -256,7 +257,7 @@ impl<S: Sum> Live<S> {
         block.voted.push(place);
     }
 
-    /// Which patches touch a block, along each axis.
+    /// Returns the patches that touch a block, along each axis.
     fn turns(&self, region: &Region) -> [Range<usize>; 3] {
         let end = region.end();
         std::array::from_fn(|a| {
@@ -264,21 +265,21 @@ impl<S: Sum> Live<S> {
         })
     }
 
-    /// How many of a block's patches come before the one at `place`, in the grid's order.
+    /// Returns the number of a block's patches before the one at `place`, in the grid's order.
     fn turn(&self, turns: &[Range<usize>; 3], place: [usize; 3]) -> usize {
         self.grid.order().iter().fold(0, |turn, &a| {
             turn * turns[a].len() + place[a] - turns[a].start
         })
     }
 
-    /// A buffer for a block, of zeros if `clear`.
+    /// Returns a buffer for a block, filled with zeros if `clear`.
     fn buffer(&self, region: &Region, clear: bool, meter: &Meter) -> Vec<S> {
         let length = self.channels * usize::try_from(region.voxels()).unwrap_or(usize::MAX);
         meter.grow((length * size_of::<S>()) as u64);
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = spare.iter().position(|buffer| buffer.len() == length);
         let Some(at) = fits else {
-            // Buffers of another size would only pile up.
+            // Buffers of other sizes would accumulate.
             spare.clear();
             drop(spare);
             return vec![S::default(); length];
@@ -291,8 +292,7 @@ impl<S: Sum> Live<S> {
         buffer
     }
 
-    /// What a block and the patch at `place` share: where it starts in the block and in the patch
-    /// (z, y, x), and its shape.
+    /// Returns the intersection of a block and the patch at `place`.
     fn common(&self, block: &Region, place: [usize; 3]) -> Common {
         let start = |a: usize| self.grid.axes()[a].starts[place[a]];
         let patch = Region::new([start(0), start(1), start(2)], self.grid.patch());
@@ -312,7 +312,7 @@ impl<S: Sum> Live<S> {
         }
     }
 
-    /// Adds what a patch says to a block's sums, or stores it there.
+    /// Adds a patch's contribution to a block's sums, or stores it there.
     fn accumulate(
         &self,
         block: &Region,
@@ -350,7 +350,7 @@ impl<S: Sum> Live<S> {
         }
     }
 
-    /// As [`accumulate`](Self::accumulate), with weights relative to the largest so far.
+    /// Does the same as [`accumulate`](Self::accumulate), with weights relative to the largest so far.
     fn accumulate_by(
         &self,
         logs: &Logs,
@@ -400,8 +400,8 @@ impl<S: Sum> Live<S> {
         });
     }
 
-    /// Divides a block's sums by the weights that went into them, where these do not add up to 1
-    /// anyway, and says which voxels no patch covers.
+    /// Divides a block's sums by the sums of their weights, unless these are 1. Returns the flags of voxels that no
+    /// patch covers.
     fn normalize(
         &self,
         block: &Region,
@@ -432,7 +432,7 @@ impl<S: Sum> Live<S> {
         holes
     }
 
-    /// As [`normalize`](Self::normalize), of weights relative to the largest.
+    /// Does the same as [`normalize`](Self::normalize), for weights relative to the largest.
     fn normalize_by(
         &self,
         logs: &Logs,
@@ -453,8 +453,9 @@ impl<S: Sum> Live<S> {
         holes
     }
 
-    /// Which voxels of a block no patch covers of those that voted; none, if empty. Calls `then` for each row of each
-    /// patch with the patch's place, the row's first voxel in the patch, its place in the block, and its length.
+    /// Returns the flags of a block's voxels that no patch that voted covers; empty if there are none. Calls `then` for
+    /// each row of each patch with the patch's place, the row's first voxel in the patch, its offset in the block, and
+    /// its length.
     fn holes(
         &self,
         block: &Region,
@@ -478,7 +479,7 @@ impl<S: Sum> Live<S> {
     }
 }
 
-/// Divides each channel by the sums of its voxels' weights, where there are any.
+/// Divides each channel by the sums of its voxels' weights, where these are not 0.
 fn divide(values: &mut [f32], sums: &[f32]) {
     for channel in values.chunks_exact_mut(sums.len()) {
         for (value, sum) in channel.iter_mut().zip(sums) {
@@ -495,7 +496,7 @@ fn single(value: f64) -> f32 {
     value as f32
 }
 
-/// What a block and a patch share.
+/// The intersection of a block and a patch: its start in the block and in the patch (z, y, x), and its shape.
 struct Common {
     to: [usize; 3],
     from: [usize; 3],
@@ -503,8 +504,7 @@ struct Common {
 }
 
 impl Common {
-    /// Calls `then` for each row with its first voxel in the patch, and its place in the buffer of a block
-    /// of `shape`.
+    /// Calls `then` for each row with its first voxel in the patch, and its offset in the buffer of a block of `shape`.
     fn each_row(&self, shape: [usize; 3], mut then: impl FnMut([usize; 3], usize)) {
         for z in 0..self.shape[0] {
             for y in 0..self.shape[1] {
@@ -532,12 +532,12 @@ impl Cuts {
         Self(std::array::from_fn(|a| cuts(&grid.axes()[a])))
     }
 
-    /// Along an axis, increasing.
+    /// Returns the boundaries along an axis, in increasing order.
     pub(super) fn along(&self, axis: usize) -> &[u64] {
         &self.0[axis]
     }
 
-    /// All blocks, the last axis fastest.
+    /// Returns the indices of all blocks, the last axis fastest.
     fn indices(&self) -> impl Iterator<Item = [usize; 3]> + use<> {
         product(std::array::from_fn(|a| 0..self.0[a].len() - 1))
     }
@@ -547,7 +547,7 @@ impl Cuts {
         counts.fold(1, usize::saturating_mul)
     }
 
-    /// A block's place among all.
+    /// Returns a block's row-major number.
     fn number(&self, index: [usize; 3]) -> usize {
         (0..3).fold(0, |number, a| number * (self.0[a].len() - 1) + index[a])
     }
@@ -559,7 +559,8 @@ impl Cuts {
     }
 }
 
-/// Where blocks begin: at patches' starts and ends, none of them too short.
+/// Returns the boundaries of blocks along an axis: the starts and ends of patches, except where blocks would be too
+/// short.
 fn cuts(axis: &Axis) -> Vec<u64> {
     let ends = |place| {
         let Range { start, end } = axis.inside(place);
@@ -587,7 +588,7 @@ pub(super) fn product(ranges: [Range<usize>; 3]) -> impl Iterator<Item = [usize;
     })
 }
 
-/// Some of a patch's values as f32, by way of `converted` if they are not.
+/// Returns a range of a patch's values as f32. Other types are converted into `converted`.
 fn as_f32<'a>(patch: &'a Patch, range: Range<usize>, converted: &'a mut Vec<f32>) -> &'a [f32] {
     if patch.dtype() == DType::F32 {
         return &bytemuck::cast_slice(patch.bytes())[range];
@@ -604,7 +605,7 @@ fn as_f32<'a>(patch: &'a Patch, range: Range<usize>, converted: &'a mut Vec<f32>
     converted
 }
 
-/// Where a voxel of a box of `shape` lies in its buffer.
+/// Returns the offset of a voxel in the buffer of a box of `shape`.
 const fn at([_, ny, nx]: [usize; 3], [z, y, x]: [usize; 3]) -> usize {
     (z * ny + y) * nx + x
 }

@@ -1,11 +1,9 @@
-//! Predictions of overlapping patches become one volume, written as it becomes final.
+//! Blends predictions of overlapping patches into one volume, which is written as it becomes final.
 //!
-//! Patches come in any order and from any thread. Each is multiplied by its shares and added
-//! to the live blocks; a block that has its last patch is reduced to the output's type; a
-//! write chunk that has its last voxel is encoded and written, once. Under `crop`, voxels
-//! pass through untouched, bit for bit. The output is the same to the last bit for any
-//! number of threads and any order of arrival, and so is each write chunk where only some
-//! are asked for.
+//! Patches may arrive in any order and from any thread. Each is multiplied by its weights and added to the live blocks.
+//! A block that has its last patch is reduced to the output's type, and a write chunk that has its last voxel is
+//! encoded and written once. Under `crop`, voxels pass through unchanged. The output is bit-identical for any number of
+//! threads and any order of arrival. This also holds for each write chunk if only some are written.
 
 mod estimate;
 mod live;
@@ -43,7 +41,7 @@ pub use self::reduce::{CustomReduce, Reduce, ReduceFn};
 pub use self::sums::Accumulator;
 pub use self::window::{Blend, Window};
 
-/// Blends the patches of a grid into a volume.
+/// A blender of the patches of a grid into a volume.
 #[derive(Debug)]
 pub struct Aggregator {
     grid: Grid,
@@ -54,14 +52,14 @@ pub struct Aggregator {
     seen: Mutex<Vec<u64>>,
     counts: Counts,
     meter: Meter,
-    /// Values of this size or more are not finite in the sums or the output.
+    /// The smallest magnitude that is not finite in the sums or the output.
     too_large: f64,
 }
 
 #[derive(Debug)]
 enum Mode {
-    /// Each voxel from one patch: the part of each axis that each start owns, and what stands in for patches that
-    /// may not vote.
+    /// Each voxel comes from one patch: the part of each axis that each start owns, and the substitutes for patches
+    /// that may not vote.
     Crop([Vec<Range<u64>>; 3], Option<Box<Substitutes>>),
     /// Weighted sums.
     F32(Box<Live<f32>>),
@@ -77,25 +75,25 @@ struct Counts {
     clipped: AtomicU64,
 }
 
-/// What an aggregation did.
+/// The statistics of an aggregation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AggregationStats {
-    /// Patches added.
+    /// Patches that voted.
     pub patches: u64,
-    /// Patches that were skipped, or left out because they were not finite or did not come.
+    /// Patches that were skipped, or left out because they were not finite or missing.
     pub skipped: u64,
-    /// Voxels that no patch voted on: they have the fill value.
+    /// Voxels for which no patch voted: they have the fill value.
     pub uncovered_voxels: u64,
-    /// Values that the output's type does not reach, and that became its nearest.
+    /// Values outside the range of the output's type, stored as its nearest value.
     pub clipped_values: u64,
-    /// Write chunks handed to the output.
+    /// Write chunks passed to the output.
     pub chunks_written: u64,
-    /// The most bytes that live blocks and unfinished write chunks took at once.
+    /// The peak memory of live blocks and unfinished write chunks, in bytes.
     pub peak_live_bytes: u64,
 }
 
 impl std::ops::AddAssign for AggregationStats {
-    /// The sum of two runs one after the other into one output.
+    /// Adds the statistics of a later run into the same output.
     fn add_assign(&mut self, other: Self) {
         self.patches += other.patches;
         self.skipped += other.skipped;
@@ -107,12 +105,12 @@ impl std::ops::AddAssign for AggregationStats {
 }
 
 impl Aggregator {
-    /// Blends predictions of `channels` channels into `output`, whose shape must be the grid's.
+    /// Creates an aggregator of predictions with `channels` channels into `output`, whose shape must be the grid's.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if the output's shape or channels do not fit, its type cannot
-    /// count the classes, or an option makes no sense.
+    /// [`Error::InvalidArgument`] if the output's shape or channels do not match, its type cannot represent the
+    /// classes, or an option is not valid.
     pub fn new(
         grid: Grid,
         channels: u64,
@@ -122,9 +120,9 @@ impl Aggregator {
         Self::of_chunks(grid, channels, options, output, None)
     }
 
-    /// As [`new`](Self::new), of which only some write chunks are written: those whose index (z, y,
-    /// x) is `wanted`. Only the patches that they [need](Self::needs) have to be added. Flat
-    /// outputs have no write chunks and are always written whole.
+    /// Creates an aggregator that writes only some write chunks: those whose index (z, y, x) is `wanted`. Only the
+    /// patches that they [need](Self::needs) must be added. Flat outputs have no write chunks and are always written
+    /// whole.
     ///
     /// # Errors
     ///
@@ -191,7 +189,7 @@ impl Aggregator {
         Ok(made)
     }
 
-    /// Gives the fill value to what lies beyond all patches.
+    /// Writes the fill value to the voxels that no patch covers.
     fn fill_rim(&self) -> Result<()> {
         let untouched: Box<dyn Iterator<Item = Region> + '_> = match &self.mode {
             Mode::Crop(..) => Box::new(rim(&self.grid)),
@@ -205,13 +203,13 @@ impl Aggregator {
         Ok(())
     }
 
-    /// The grid whose patches are expected.
+    /// Returns the grid whose patches are expected.
     #[must_use]
     pub const fn grid(&self) -> &Grid {
         &self.grid
     }
 
-    /// Whether patch `index` is needed for any of the write chunks that are written.
+    /// Returns `true` if patch `index` is needed for any of the write chunks that are written.
     #[must_use]
     pub fn needs(&self, index: u64) -> bool {
         let Some(place) = self.grid.place(index) else {
@@ -234,14 +232,15 @@ impl Aggregator {
     ///
     /// # Errors
     ///
-    /// [`Error::PredictionShape`], [`Error::DuplicatePatch`] and [`Error::NotFinite`] if it is not
-    /// what was expected, [`Error::InvalidArgument`] if it is of integers that would be averaged, and the output's errors if a
-    /// chunk became whole and could not be written.
+    /// [`Error::PredictionShape`], [`Error::DuplicatePatch`] and [`Error::NotFinite`] if it is not as expected,
+    /// [`Error::InvalidArgument`] if it has integers that would be averaged, and the output's errors if a completed
+    /// chunk could not be written.
     pub fn add(&self, index: u64, prediction: impl Into<Arc<Patch>>) -> Result<()> {
         self.add_batch(vec![(index, prediction.into())])
     }
 
-    /// Adds predictions, each with the index of its patch in the grid, or none of them: all are checked first.
+    /// Adds predictions, each with the index of its patch in the grid. All are checked first: if one is refused, none
+    /// is added.
     ///
     /// # Errors
     ///
@@ -296,12 +295,12 @@ impl Aggregator {
         }
     }
 
-    /// Notes that patch `index` is not predicted; what that means is an [option](Skipped).
+    /// Marks patch `index` as not predicted. Its contribution is an [option](Skipped).
     ///
     /// # Errors
     ///
-    /// [`Error::DuplicatePatch`] if it came before, [`Error::InvalidArgument`] if it was promised that every patch votes and
-    /// this one does not, and the output's errors.
+    /// [`Error::DuplicatePatch`] if it was already added or skipped, [`Error::InvalidArgument`] if the options promise
+    /// that every patch votes and this one does not, and the output's errors.
     pub fn skip(&self, index: u64) -> Result<()> {
         let contribution = match &self.options.skipped {
             Skipped::Renormalize if self.options.all_vote() => {
@@ -324,7 +323,7 @@ impl Aggregator {
         self.contribute(place, contribution)
     }
 
-    /// Where patch `index` lies.
+    /// Returns the place and the region of patch `index`.
     fn expected(&self, index: u64) -> Result<([usize; 3], Region)> {
         self.grid
             .place(index)
@@ -336,7 +335,7 @@ impl Aggregator {
             })
     }
 
-    /// Notes that patches came, or none of them; each may come once.
+    /// Marks patches as added. If one was already added, none is marked.
     fn mark_seen(&self, patches: impl Iterator<Item = (u64, Region)>) -> Result<()> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let bit = |index: u64| {
@@ -358,7 +357,7 @@ impl Aggregator {
         Ok(())
     }
 
-    /// Takes what the patch at `place` says, and passes on what became final.
+    /// Adds the contribution of the patch at `place`, and passes on the voxels that became final.
     fn contribute(&self, place: [usize; 3], contribution: &Contribution) -> Result<()> {
         match &self.mode {
             Mode::Crop(owned, substitutes) => {
@@ -379,7 +378,7 @@ impl Aggregator {
         }
     }
 
-    /// Under crop, offers what the patch at `place` says to the boxes of patches that have not voted.
+    /// Offers the contribution of the patch at `place` to the boxes of patches that have not voted, under crop.
     fn substitute(
         &self,
         substitutes: &Substitutes,
@@ -411,7 +410,7 @@ impl Aggregator {
         })
     }
 
-    /// The output values of a part of a patch, as what it says alone makes them; `None` if it says nothing.
+    /// Returns the output values of a part of a patch from its contribution alone; `None` if it does not vote.
     fn supplied(&self, region: Region, contribution: &Contribution) -> Result<Option<Patch>> {
         let part = match contribution {
             Contribution::Nothing => return Ok(None),
@@ -460,7 +459,7 @@ impl Aggregator {
         )
     }
 
-    /// Passes a box that nobody voted on to its write chunks.
+    /// Passes a box for which no patch voted to its write chunks.
     fn uncovered(&self, region: Region) -> Result<()> {
         if region.is_empty() {
             return Ok(());
@@ -471,16 +470,16 @@ impl Aggregator {
         self.pending.add(region, None, &self.meter)
     }
 
-    /// Whether values of a type are the output's as they are.
+    /// Returns `true` if values of a type are output values without conversion.
     fn is_output(&self, dtype: DType) -> bool {
         self.options.reduce == Reduce::Mean && dtype == self.pending.output().layout().dtype
     }
 
-    /// Reduces the blended values of a box and passes them to their write chunks; voxels in `holes`, if
-    /// there are any, get the fill value.
+    /// Reduces the blended values of a box and passes them to their write chunks. Voxels flagged in `holes` get the
+    /// fill value.
     fn blended(&self, region: Region, values: &mut [f32], holes: &[bool]) -> Result<()> {
         if self.options.non_finite != NonFinite::Keep {
-            // Rounding may take a mean of finite values beyond the largest of them.
+            // Rounding may bring a mean of finite values above the largest of them.
             let most = match self.options.too_large(self.pending.output().layout().dtype) {
                 TOO_LARGE_FOR_F16 => f16::MAX.to_f32(),
                 _ => f32::MAX,
@@ -498,7 +497,7 @@ impl Aggregator {
         self.pending.add(region, Some(out.bytes()), &self.meter)
     }
 
-    /// The output values of a box, of final values of a type.
+    /// Returns the output values of a box from blended values of type `dtype`.
     fn reduced(&self, region: Region, dtype: DType, values: &[u8]) -> Result<Patch> {
         let layout = self.pending.output().layout();
         let mut out = Patch::zeros(region, layout.channels, layout.dtype)?;
@@ -521,7 +520,7 @@ impl Aggregator {
         Ok(out)
     }
 
-    /// Puts the fill value into the voxels of a box that are in `holes`, and counts them.
+    /// Writes the fill value into the voxels of a box that are flagged in `holes`, and counts them.
     fn fill_holes(&self, values: &mut [u8], holes: &[bool]) {
         if holes.is_empty() {
             return;
@@ -538,23 +537,22 @@ impl Aggregator {
         }
     }
 
-    /// Checks that every patch that is needed came, and finishes the output.
+    /// Checks that every needed patch was added, and finishes the output.
     ///
     /// # Errors
     ///
-    /// [`Error::MissingPatches`] if some did not, and the output's errors.
+    /// [`Error::MissingPatches`] if some are missing, and the output's errors.
     pub fn finish(self) -> Result<AggregationStats> {
         let (done, output) = self.close()?;
         output.finish()?;
         Ok(done)
     }
 
-    /// Checks that every patch that is needed came, and gives the output back, which may still get
-    /// other write chunks.
+    /// Checks that every needed patch was added, and returns the output, which may still receive other write chunks.
     ///
     /// # Errors
     ///
-    /// [`Error::MissingPatches`] if some did not.
+    /// [`Error::MissingPatches`] if some are missing.
     pub fn close(self) -> Result<(AggregationStats, Box<dyn VolumeMut>)> {
         let missing: Vec<u64> = self.missing().collect();
         if !missing.is_empty() {
@@ -575,12 +573,13 @@ impl Aggregator {
         Ok((done, self.pending.into_output()))
     }
 
-    /// Finishes the output although patches are missing: the others vote alone, and voxels
-    /// that none covers get the fill value and are counted.
+    /// Finishes the output even if patches are missing: the others vote alone, and voxels that no patch covers get the
+    /// fill value and are counted.
     ///
     /// # Errors
     ///
-    /// [`Error::MissingPatches`] if some are missing and it was promised that every patch votes; the output's errors.
+    /// [`Error::MissingPatches`] if some are missing and the options promise that every patch votes; the output's
+    /// errors.
     pub fn finish_partial(self) -> Result<AggregationStats> {
         if self.options.all_vote() {
             return self.finish();
@@ -592,7 +591,7 @@ impl Aggregator {
         self.finish()
     }
 
-    /// Patches that are needed and did not come.
+    /// Returns the needed patches that are missing.
     fn missing(&self) -> impl Iterator<Item = u64> + '_ {
         let seen = self
             .seen
@@ -608,7 +607,7 @@ impl Aggregator {
     }
 }
 
-/// What a patch alone supplies under `Crop`.
+/// Returns the region that a patch owns under `Crop`.
 fn part(owned: &[Vec<Range<u64>>; 3], place: [usize; 3]) -> Region {
     let along = |a: usize| &owned[a][place[a]];
     let start = |a: usize| i64::try_from(along(a).start).unwrap_or(i64::MAX);
@@ -618,12 +617,12 @@ fn part(owned: &[Vec<Range<u64>>; 3], place: [usize; 3]) -> Region {
     )
 }
 
-/// Boxes that make up what no patch of a grid covers.
+/// Returns boxes that together cover the voxels that no patch of a grid covers.
 fn rim(grid: &Grid) -> impl Iterator<Item = Region> {
     let volume = grid.volume();
     let covered: [Range<u64>; 3] = std::array::from_fn(|a| grid.axes()[a].covered());
     let slab = move |a: usize, along: Range<u64>| {
-        // Axes before `a` are cut to what is covered, so that no two slabs overlap.
+        // Axes before `a` are limited to the covered voxels, so that slabs do not overlap.
         let range = |b: usize| match b.cmp(&a) {
             std::cmp::Ordering::Less => covered[b].clone(),
             std::cmp::Ordering::Equal => along.clone(),
@@ -647,12 +646,12 @@ fn rim(grid: &Grid) -> impl Iterator<Item = Region> {
     slabs.into_iter().filter(|slab| !slab.is_empty())
 }
 
-/// The first value of a patch that is NaN, infinite or `too_large`, and its channel and voxel (c, z, y, x).
+/// Returns the first value of a patch that is NaN, infinite or `too_large`, and its channel and voxel (c, z, y, x).
 fn first_non_finite(patch: &Patch, too_large: f64) -> Option<([u64; 4], f64)> {
-    /// Set in a half float that is NaN or infinite; its own test cannot take several at once.
+    /// The exponent bits, all set in a half float that is NaN or infinite. `f16`'s own test cannot be vectorized.
     const EXPONENT: u16 = 0x7c00;
     fn find<T: bytemuck::Pod>(patch: &Patch, bad: impl Fn(&T) -> bool) -> Option<usize> {
-        // In pieces without an exit in between, which the compiler turns into wide instructions.
+        // Pieces without an early exit, which the compiler vectorizes.
         let pieces = bytemuck::cast_slice(patch.bytes())
             .chunks(1 << 12)
             .enumerate();
@@ -663,7 +662,7 @@ fn first_non_finite(patch: &Patch, too_large: f64) -> Option<([u64; 4], f64)> {
     let dtype = patch.dtype();
     let (least, most) = dtype.range();
     let at = match dtype {
-        // Of these, all that are finite are small enough.
+        // All finite half floats are small enough.
         DType::F16 => find(patch, |bits: &u16| bits & EXPONENT == EXPONENT),
         DType::F32 if too_large > most => find(patch, |value: &f32| !value.is_finite()),
         DType::F32 => find(patch, |value: &f32| {
@@ -687,7 +686,7 @@ fn first_non_finite(patch: &Patch, too_large: f64) -> Option<([u64; 4], f64)> {
     ))
 }
 
-/// Bytes held now, and the most there were.
+/// The bytes held now, and their peak.
 #[derive(Debug, Default)]
 struct Meter {
     now: AtomicU64,

@@ -12,7 +12,7 @@ use crate::grid::{Axis, Grid};
 use crate::patch::Patch;
 use crate::words::Word;
 
-/// The options of an aggregator: how predictions become an output.
+/// The options of an aggregator, which turns predictions into an output.
 ///
 /// ```
 /// use voxpatch::{AggregatorOptions, Blend, Reduce};
@@ -29,23 +29,24 @@ pub struct AggregatorOptions {
     pub reduce: Reduce,
     /// The type of the weighted sums.
     pub accumulator: Accumulator,
-    /// What skipped patches contribute.
+    /// The contribution of skipped patches.
     pub skipped: Skipped,
-    /// How to treat predictions with NaN or infinity.
+    /// The treatment of predictions with NaN or infinity.
     pub non_finite: NonFinite,
-    /// The output's value where no patch votes. It must exist in the output's type; a float is rounded to it.
+    /// The output's value where no patch votes. It must be representable in the output's type; for a float type it is
+    /// rounded.
     pub fill: f64,
-    /// A promise that every patch votes: none is skipped without a vote, and none is missing in the end.
+    /// A promise that every patch votes: none is skipped without a vote, and none is missing at the end.
     ///
-    /// Without it, sums are in `f32` whatever the accumulator, because a patch that votes alone may have tiny weights;
-    /// and [`Blend::Crop`] keeps substitutes for patches that have not come yet. An
+    /// Without it, sums are in `f32` regardless of the accumulator, because a patch that votes alone may have tiny
+    /// weights, and [`Blend::Crop`] keeps substitutes for patches that have not arrived yet. An
     /// [`InferencePlan`](crate::inference::InferencePlan) sets it.
     pub all_vote: bool,
-    /// Whether integer predictions are quantities, such as HU, that may be averaged. If not, they are
-    /// class numbers, and patches that overlap need [`Blend::Crop`] or a reduction.
+    /// Whether integer predictions are quantities, such as HU, that may be averaged. If `false`, they are class
+    /// numbers, and overlapping patches need [`Blend::Crop`] or a reduction.
     pub average_integers: bool,
-    /// Whether values beyond the range of the output's type become its nearest, and are counted. If not, the first one
-    /// is an [`Error::OutputRange`].
+    /// Whether values outside the range of the output's type become its nearest value, and are counted. If `false`, the
+    /// first such value is an [`Error::OutputRange`].
     pub clip: bool,
 }
 
@@ -87,13 +88,13 @@ impl AggregatorOptions {
         }
     }
 
-    /// Sets what skipped patches contribute.
+    /// Sets the contribution of skipped patches.
     #[must_use]
     pub fn with_skipped(self, skipped: Skipped) -> Self {
         Self { skipped, ..self }
     }
 
-    /// Sets how to treat predictions with NaN or infinity.
+    /// Sets the treatment of predictions with NaN or infinity.
     #[must_use]
     pub fn with_non_finite(self, non_finite: NonFinite) -> Self {
         Self { non_finite, ..self }
@@ -105,13 +106,13 @@ impl AggregatorOptions {
         Self { fill, ..self }
     }
 
-    /// Promises that every patch votes.
+    /// Sets the promise that every patch votes.
     #[must_use]
     pub fn with_all_vote(self, all_vote: bool) -> Self {
         Self { all_vote, ..self }
     }
 
-    /// Declares that integer predictions are quantities, which may be averaged.
+    /// Sets whether integer predictions are quantities, which may be averaged.
     #[must_use]
     pub fn with_average_integers(self, average_integers: bool) -> Self {
         Self {
@@ -120,7 +121,7 @@ impl AggregatorOptions {
         }
     }
 
-    /// Stores the nearest value of the output's type where a prediction is outside of it.
+    /// Sets whether values outside the range of the output's type become its nearest value.
     #[must_use]
     pub fn with_clip(self, clip: bool) -> Self {
         Self { clip, ..self }
@@ -128,7 +129,7 @@ impl AggregatorOptions {
 }
 
 impl Default for AggregatorOptions {
-    /// A Hann window and the mean.
+    /// Returns options with a Hann window and the mean.
     fn default() -> Self {
         Self::new(Blend::Hann, Reduce::Mean)
     }
@@ -154,7 +155,7 @@ impl AggregatorOptions {
         !self.all_vote() && self.blend.is_uneven(grid.patch())
     }
 
-    /// Returns the smallest magnitude that becomes infinite on the way to an output of type `output`; infinity if
+    /// Returns the smallest magnitude that becomes infinite in the sums or in an output of type `output`; infinity if
     /// none does.
     pub(super) fn too_large(&self, output: DType) -> f64 {
         let sums = match (&self.blend, &self.reduce) {
@@ -207,7 +208,7 @@ impl AggregatorOptions {
                     "it must be finite and fit the type of the sums and of the output".to_owned();
                 return refuse(value.to_string(), problem);
             }
-            // A mean of votes may lie between two whole numbers, but not beyond the first or the last.
+            // A mean of votes may be between two whole numbers, but not outside the range.
             let (least, most) = output.range();
             let whole = self.blend != Blend::Crop || value.fract() == 0.0;
             if self.reduce == Reduce::Mean
@@ -225,11 +226,11 @@ impl AggregatorOptions {
 }
 
 impl AggregatorOptions {
-    /// Checks that the mean of predictions of a type has a meaning.
+    /// Checks that the mean of predictions of a type is meaningful.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if integers, which are taken for class numbers, would be averaged.
+    /// [`Error::InvalidArgument`] if integers, which count as class numbers, would be averaged.
     pub fn check_type(&self, grid: &Grid, prediction: DType) -> Result<()> {
         let overlap = |axis: &Axis| {
             let mut pairs = axis.starts.windows(2);
@@ -246,13 +247,13 @@ impl AggregatorOptions {
         Err(Error::InvalidArgument {
             argument: "blend",
             value: format!("of {prediction} predictions of overlapping patches"),
-            problem: "integers are taken for class numbers, and a mean of those is another class: blend by `crop`, or \
+            problem: "integers count as class numbers, and a mean of classes is a different class: blend by `crop`, or \
                       predict a float channel for each class and reduce by argmax"
                 .to_owned(),
         })
     }
 
-    /// Checks that a prediction's values can be summed up in f32.
+    /// Checks that a prediction's values can be summed in f32.
     pub(super) fn check_values(&self, prediction: &Patch) -> Result<()> {
         let (dtype, voxels) = (prediction.dtype(), prediction.bytes());
         if self.blend == Blend::Crop || dtype.is_float() {
@@ -271,19 +272,19 @@ impl AggregatorOptions {
     }
 }
 
-/// What skipped patches contribute.
+/// The contribution of skipped patches.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Skipped {
-    /// The others vote alone; voxels that only skipped patches cover get the fill value.
+    /// No vote: the other patches share the voxels, and voxels that only skipped patches cover get the fill value.
     #[default]
     Renormalize,
-    /// They vote for these values, one for each channel of the prediction. For an integer output the values must
-    /// be in its range, and integers under [`Blend::Crop`].
+    /// A vote for these values, one for each channel of the prediction. For an integer output the values must be in its
+    /// range, and whole numbers under [`Blend::Crop`].
     Vote(Vec<f32>),
 }
 
-/// How to treat a prediction with NaN, infinity, or a number that becomes infinite in the type of the sums or of the
-/// output.
+/// The treatment of a prediction with NaN, infinity, or a number that becomes infinite in the type of the sums or of
+/// the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NonFinite {
     /// An error that names the patch and the voxel.
@@ -291,7 +292,7 @@ pub enum NonFinite {
     Refuse,
     /// The patch does not vote.
     LeaveOut,
-    /// It is blended like any other value, into the voxels that the patch covers.
+    /// The value is blended like any other, into the voxels that the patch covers.
     Keep,
 }
 

@@ -1,11 +1,11 @@
-//! Final voxels that wait for the rest of their write chunk.
+//! Write chunks that are being assembled from final voxels.
 //!
-//! Boxes of final voxels come in any order and from any thread; each write chunk is handed
-//! to the output once, when its last voxel is there, by the thread that brought it. Boxes
-//! of nothing but the fill value take no memory until a voxel comes that is something else.
+//! Boxes of final voxels arrive in any order and from any thread. Each write chunk is passed to the output once, by the
+//! thread that adds its last voxel. Boxes of only the fill value take no memory until a different voxel of the chunk
+//! arrives.
 //!
-//! Flat files have no write chunks, but a call for each short row of a block costs ten times
-//! what its bytes do: their voxels wait for the rest of their rows.
+//! Flat files have no write chunks, but a system call for each short row of a block costs ten times as much as its
+//! bytes: their voxels wait for the rest of their rows.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,8 +18,8 @@ use crate::patch::copy_common;
 use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
 use crate::volume::{Layout, VolumeMut};
 
-/// The boxes whose voxels are handed to the output together: its write chunks, or whole rows
-/// of as many lines as a step of the grid is wide; `None` where rows become whole at the end only.
+/// Returns the shape of the boxes that are passed to the output together: its write chunks, or in a flat file the whole
+/// rows of one step of the grid; `None` where rows are only completed at the end.
 pub(super) fn unit(grid: &Grid, output: &Layout) -> Option<Shape> {
     if let Some([_, chunk @ ..]) = output.write_chunk {
         return Some(chunk);
@@ -29,14 +29,14 @@ pub(super) fn unit(grid: &Grid, output: &Layout) -> Option<Shape> {
     (slowest != 2).then(|| [step(0), step(1), output.shape[2].max(1)])
 }
 
-/// The write chunks that have some of their voxels.
+/// The write chunks that have some of their voxels, and their output.
 #[derive(Debug)]
 pub(super) struct Pending {
     output: Box<dyn VolumeMut>,
     chunk: Option<Shape>,
-    /// A bit for each write chunk that is to be written; all are if there is none.
+    /// A bit set of the write chunks to write; `None` for all.
     wanted: Option<Vec<u64>>,
-    /// The bytes of a voxel that nobody covers.
+    /// The fill value: the bytes of a voxel that no patch covers.
     fill: Vec<u8>,
     waiting: Mutex<HashMap<[u64; 3], Arc<Mutex<Waiting>>>>,
     /// Buffers of written chunks, kept because fresh memory costs a page fault per page.
@@ -48,13 +48,13 @@ pub(super) struct Pending {
 struct Waiting {
     region: Region,
     voxels: Vec<u8>,
-    /// Boxes of fill value that came before any other.
+    /// Boxes of the fill value that arrived before the buffer was allocated.
     holes: Vec<Region>,
     missing: u64,
 }
 
 impl Pending {
-    /// `wanted` says which write chunks (z, y, x) are to be written, where not all are.
+    /// Creates the state without any voxel. `wanted` selects the write chunks (z, y, x) to write; `None` for all.
     pub(super) fn new(
         grid: &Grid,
         output: Box<dyn VolumeMut>,
@@ -92,22 +92,22 @@ impl Pending {
         &*self.output
     }
 
-    /// The bytes of a voxel that nobody covers.
+    /// The fill value: the bytes of a voxel that no patch covers.
     pub(super) fn fill(&self) -> &[u8] {
         &self.fill
     }
 
-    /// Write chunks handed to the output so far.
+    /// Returns the number of write chunks passed to the output so far.
     pub(super) fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }
 
-    /// Whether not all of the output is to be written.
+    /// Returns `true` if only a part of the output is written.
     pub(super) const fn is_partial(&self) -> bool {
         self.wanted.is_some()
     }
 
-    /// Whether any write chunk that holds some of a box is to be written.
+    /// Returns `true` if a box overlaps any write chunk to write.
     pub(super) fn wants(&self, region: &Region) -> bool {
         let Some(chunk) = self.chunk else {
             return true;
@@ -126,7 +126,7 @@ impl Pending {
         self.wanted.as_ref().is_none_or(set)
     }
 
-    /// Takes the final voxels of a box, all of the output's channels; the fill value if `None`.
+    /// Adds the final voxels of a box, all of the output's channels; `None` for the fill value.
     pub(super) fn add(&self, region: Region, voxels: Option<&[u8]>, meter: &Meter) -> Result<()> {
         let layout = self.output.layout();
         let (channels, size) = (layout.channels, layout.dtype.size());
@@ -188,7 +188,7 @@ impl Pending {
         Ok(())
     }
 
-    /// Gives a chunk a buffer, if it has none, and puts the fill value into its holes.
+    /// Allocates the buffer of a chunk if it has none, and writes the fill value into its holes.
     fn gather(&self, slot: &mut Waiting, meter: &Meter) {
         let layout = self.output.layout();
         let voxels = slot.region.voxels() * layout.channels;
@@ -217,19 +217,19 @@ impl Pending {
         }
     }
 
-    /// A buffer with anything in it.
+    /// Returns a buffer with arbitrary contents.
     fn buffer(&self, bytes: usize) -> Vec<u8> {
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = spare.iter().position(|buffer| buffer.len() == bytes);
         if let Some(at) = fits {
             return spare.swap_remove(at);
         }
-        // Buffers of another size would only pile up.
+        // Buffers of other sizes would accumulate.
         spare.clear();
         vec![0; bytes]
     }
 
-    /// The output, which may still get other write chunks.
+    /// Returns the output, which may still receive other write chunks.
     pub(super) fn into_output(self) -> Box<dyn VolumeMut> {
         self.output
     }

@@ -1,4 +1,4 @@
-//! What becomes of blended voxels once they are final.
+//! Reductions of final blended voxels to output voxels.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,34 +8,34 @@ use crate::dtype::{DType, Element, convert, loss, text, with_element};
 use crate::error::{Error, Result};
 use crate::words::Word;
 
-/// How blended predictions become output voxels.
+/// A reduction of blended predictions to output voxels.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Reduce {
-    /// The blended values themselves, converted to the output's type (rounded, saturated).
+    /// The blended values, converted to the output's type (rounded, saturated).
     Mean,
-    /// Of each voxel's channels, `exp(v) / sum of exp(v)`.
+    /// `exp(v) / sum of exp(v)` over each voxel's channels.
     Softmax,
     /// `1 / (1 + exp(-v))` of each value.
     Sigmoid,
-    /// The channel with the largest value; of equal ones the first. NaN never wins.
+    /// The channel with the largest value, the first of equal ones. NaN never wins.
     Argmax,
-    /// As `Argmax`, and of the winning channel the value that this table has for it.
+    /// The value in this table for the channel that `Argmax` gives.
     Labels(Arc<[u32]>),
-    /// 1 where a value is this or more, otherwise 0.
+    /// 1 where a value is at least this, otherwise 0.
     Threshold(f32),
-    /// From `low` to `high` evenly to 0 to 255, beyond them 0 and 255.
+    /// A linear mapping of `low..=high` to 0 to 255. Values beyond become 0 or 255.
     Quantize {
-        /// What becomes 0.
+        /// The value that becomes 0.
         low: f32,
-        /// What becomes 255.
+        /// The value that becomes 255.
         high: f32,
     },
-    /// A function of one's own.
+    /// A custom function.
     Custom(CustomReduce),
 }
 
-/// A reduction of one's own.
+/// A custom reduction.
 #[derive(Clone)]
 pub struct CustomReduce {
     channels: u64,
@@ -43,14 +43,15 @@ pub struct CustomReduce {
     apply: Arc<ReduceFn>,
 }
 
-/// Gets blended values, channel after channel, and fills the output's, which come as zeros.
+/// The function of a [`CustomReduce`]: gets blended values, channel by channel, and fills the output values, which are
+/// zeros at first.
 pub type ReduceFn = dyn Fn(&[f32], &mut [f32]) + Send + Sync;
 
 impl CustomReduce {
-    /// A function that gives `channels` channels, which are stored as `dtype` unless another type is asked for.
+    /// Wraps a function with `channels` output channels, stored as `dtype` unless a different type is requested.
     ///
-    /// It gets the values of some voxels, all channels of them, channel after channel, and as many
-    /// zeros for each channel of the output. It is called from several threads at once.
+    /// The function gets all channels of some voxels, channel by channel, and a zero for each of the voxels in each
+    /// output channel. It is called from several threads at once.
     pub fn new(
         channels: u64,
         dtype: DType,
@@ -64,11 +65,11 @@ impl CustomReduce {
     }
 }
 
-/// Values that an output's type does not reach.
+/// Values outside the range of an output's type.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Clipped {
     pub(super) number: u64,
-    /// The index of the first, and the value, as a number is printed.
+    /// The index of the first, and its value as text.
     pub(super) first: Option<(usize, String)>,
 }
 
@@ -136,7 +137,7 @@ impl FromStr for Reduce {
 }
 
 impl Reduce {
-    /// Channels of the output for predictions of `channels`.
+    /// Returns the number of output channels for predictions with `channels` channels.
     #[must_use]
     pub const fn channels(&self, channels: u64) -> u64 {
         match self {
@@ -146,14 +147,13 @@ impl Reduce {
         }
     }
 
-    /// Whether the output's values are labels, of which no mean makes sense.
+    /// Returns `true` if the output's values are labels, whose mean has no meaning.
     #[must_use]
     pub const fn gives_labels(&self) -> bool {
         matches!(self, Self::Argmax | Self::Labels(_) | Self::Threshold(_))
     }
 
-    /// The output's type if the user names none: of the prediction, or the smallest that
-    /// holds what comes out.
+    /// Returns the default output type: the prediction's, or the smallest that can represent the reduced values.
     #[must_use]
     pub fn dtype(&self, prediction: DType, channels: u64) -> DType {
         let holding = |largest: u64| match largest {
@@ -172,7 +172,8 @@ impl Reduce {
         }
     }
 
-    /// Checks that predictions of `channels` can be reduced, and the output's type can hold what comes out.
+    /// Checks that predictions with `channels` channels can be reduced, and that the output's type can represent the
+    /// result.
     pub(super) fn check(&self, channels: u64, output: DType) -> Result<()> {
         let refuse = |name, value: String, problem: String| {
             Err(Error::InvalidArgument {
@@ -181,7 +182,7 @@ impl Reduce {
                 problem,
             })
         };
-        // The largest label that the type tells from its neighbours.
+        // The largest label up to which the type represents every whole number.
         let most: u64 = match output {
             DType::Bool => 1,
             DType::I8 => (1 << 7) - 1,
@@ -219,7 +220,7 @@ impl Reduce {
             Self::Quantize { .. } if most < 255 => refuse(
                 "output type",
                 output.to_string(),
-                "quantised values go up to 255".to_owned(),
+                "quantized values go up to 255".to_owned(),
             ),
             // Not `low >= high`: NaN must not pass.
             Self::Quantize { low, high } if !(low < high && (high - low).is_finite()) => refuse(
@@ -231,8 +232,8 @@ impl Reduce {
         }
     }
 
-    /// Reduces voxels of `channels` channels, channel after channel, to output bytes; returns the values that the
-    /// output's type does not reach.
+    /// Reduces voxels of `channels` channels, channel by channel, to output bytes. Returns the values outside the range
+    /// of the output's type.
     pub(super) fn apply(
         &self,
         from: DType,
@@ -257,7 +258,7 @@ impl Reduce {
                 convert(DType::U32, bytemuck::cast_slice(&classes), to, out);
                 Clipped::default()
             }
-            // By way of f32, values just below could reach it.
+            // Rounding to f32 could bring values just below the threshold up to it.
             Self::Threshold(threshold) if from != DType::F32 => {
                 let reached = with_element!(from, T => bytemuck::cast_slice::<u8, T>(values)
                     .iter()
@@ -282,7 +283,7 @@ impl Reduce {
         }
     }
 
-    /// The reductions whose arithmetic is in `f32`, to `count` values.
+    /// Applies a reduction whose arithmetic is in `f32`, with `count` results.
     fn reduced(&self, mut values: Vec<f32>, channels: usize, count: usize) -> Vec<f32> {
         match self {
             Self::Softmax => softmax(&mut values, channels),
@@ -309,7 +310,7 @@ fn each(values: &mut [f32], of: impl Fn(f32) -> f32) {
     }
 }
 
-/// Of each voxel's channels, less the largest so that no power overflows.
+/// Computes the softmax of each voxel's channels, minus the largest so that no power overflows.
 fn softmax(values: &mut [f32], channels: usize) {
     let voxels = values.len() / channels.max(1);
     let mut largest = vec![f32::NEG_INFINITY; voxels];

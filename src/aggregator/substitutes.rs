@@ -1,9 +1,9 @@
-//! Under `crop`: what stands in for patches that do not vote.
+//! Substitutes for patches that do not vote, under `crop`.
 //!
-//! Each patch owns a box of voxels, and supplies them if it votes. Until it is known whether it does, its box
-//! collects what other patches that cover it say, of each voxel what comes from the patch in which it lies deepest.
-//! A vote of the owner settles the box, and what was collected is dropped. If the owner does not vote, the box is
-//! final once every patch that touches it came. Which patch is the deepest does not depend on the order of arrival.
+//! Each patch owns a box of voxels, and supplies them if it votes. Until then, its box collects values from the other
+//! patches that cover it. Each voxel takes the value from the patch in which it is deepest. A vote of the owner settles
+//! the box, and the collected values are dropped. If the owner does not vote, the box is final once every patch that
+//! touches it has arrived. The deepest patch does not depend on the order of arrival.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -16,10 +16,10 @@ use crate::error::Result;
 use crate::grid::{Axis, Grid};
 use crate::region::Region;
 
-/// Bytes that each voxel of a box takes, next to its value.
+/// Bytes per voxel of a box, in addition to its value.
 pub(super) const TAG: u64 = size_of::<Tag>() as u64;
 
-/// Which of a box's voters a voxel comes from, counted from 1; 0 if from none.
+/// The voter that a voxel's value comes from: 1-based index into a box's voters, 0 for none.
 type Tag = u32;
 
 /// The boxes whose owners may not vote.
@@ -27,7 +27,7 @@ type Tag = u32;
 pub(super) struct Substitutes {
     grid: Grid,
     owned: [Vec<Range<u64>>; 3],
-    /// Channels of the output.
+    /// Number of channels of the output.
     channels: usize,
     /// Bytes of an output value.
     size: usize,
@@ -36,29 +36,30 @@ pub(super) struct Substitutes {
 
 #[derive(Debug)]
 struct State {
-    /// A bit for each patch that voted, z, y, x.
+    /// A bit set of the patches that voted, in the order z, y, x.
     voted: Vec<u64>,
     boxes: HashMap<[usize; 3], Arc<Mutex<Collected>>>,
 }
 
-/// What other patches say about a box.
+/// Values for a box, collected from patches.
 #[derive(Debug, Default)]
 struct Collected {
-    /// Output values, channel after channel.
+    /// Output values, channel by channel.
     values: Vec<u8>,
     tags: Vec<Tag>,
     voters: Vec<[usize; 3]>,
-    /// Patches that touch the box and have not come.
+    /// Number of patches that touch the box and have not arrived.
     left: usize,
-    /// Whether it is handed on, or settled by its owner.
+    /// Whether the box is finished, or settled by its owner.
     closed: bool,
 }
 
-/// A box that is final: its values, and which of its voxels no patch covers (none, if empty); `None` if none does.
+/// A final box: its values, and the flags of voxels that no patch covers (empty if there are none); `None` if no patch
+/// voted.
 pub(super) type Settled<'a> = Option<(&'a [u8], &'a [bool])>;
 
 impl Substitutes {
-    /// For an output of `channels` channels whose values have `size` bytes.
+    /// Creates the boxes for an output of `channels` channels whose values have `size` bytes.
     pub(super) fn new(grid: &Grid, channels: u64, size: usize) -> Self {
         let words = usize::try_from(grid.len().div_ceil(64)).unwrap_or(usize::MAX);
         Self {
@@ -73,7 +74,7 @@ impl Substitutes {
         }
     }
 
-    /// The owners of boxes that the patch at `place` touches.
+    /// Returns the owners of the boxes that the patch at `place` touches.
     pub(super) fn touched(&self, place: [usize; 3]) -> impl Iterator<Item = [usize; 3]> + use<> {
         product(std::array::from_fn(|a| {
             let inside = self.grid.axes()[a].inside(place[a]);
@@ -81,7 +82,7 @@ impl Substitutes {
         }))
     }
 
-    /// The box that the patch at `place` owns.
+    /// Returns the box that the patch at `place` owns.
     fn region(&self, place: [usize; 3]) -> Region {
         let along = |a: usize| &self.owned[a][place[a]];
         Region::new(
@@ -101,7 +102,7 @@ impl Substitutes {
         (bit / 64, 1 << (bit % 64))
     }
 
-    /// Notes that the patch at `place` voted for its own box, which needs no others any more.
+    /// Marks the box of the patch at `place` as settled by its owner's vote.
     pub(super) fn settle(&self, place: [usize; 3], meter: &Meter) {
         let (word, bit) = self.bit(place);
         let mut state = self.lock();
@@ -114,9 +115,9 @@ impl Substitutes {
         }
     }
 
-    /// Takes what the patch at `place` says about all boxes but those that are settled: `values` makes the output
-    /// values of a region, if the patch votes. Boxes that became final go to `finished`; `wants` says which are
-    /// output.
+    /// Adds the contribution of the patch at `place` to all boxes that are not settled. `values` returns the output
+    /// values of a region, if the patch votes. Boxes that became final are passed to `finished`; `wants` selects the
+    /// boxes to write.
     pub(super) fn arrive(
         &self,
         place: [usize; 3],
@@ -159,7 +160,7 @@ impl Substitutes {
         Ok(())
     }
 
-    /// What was collected for a box, if its owner has not voted.
+    /// Returns the collected values of a box, if its owner has not voted.
     fn open(&self, owner: [usize; 3], region: &Region) -> Option<Arc<Mutex<Collected>>> {
         let (word, bit) = self.bit(owner);
         let mut state = self.lock();
@@ -180,7 +181,7 @@ impl Substitutes {
         Some(Arc::clone(collected))
     }
 
-    /// Puts what a patch says where it lies deeper than those before.
+    /// Stores the values of a patch at the voxels that are deeper in it than in the earlier patches.
     fn collect(
         &self,
         collected: &mut Collected,
@@ -218,7 +219,7 @@ impl Substitutes {
             };
             let mut x = 0;
             while x < cx {
-                // A run of voxels that come from one patch so far, and are taken over or not.
+                // A run of voxels that have the same source so far, and are all replaced or all kept.
                 let held = collected.tags[row + x];
                 let deeper = |x: usize| {
                     held == 0
@@ -246,7 +247,7 @@ impl Substitutes {
         Ok(())
     }
 
-    /// Whether a voxel lies deeper in the patch at one place than in that at another.
+    /// Returns `true` if a voxel is deeper in the patch at `place` than in the patch at `other`.
     fn is_deeper(&self, voxel: [u64; 3], place: [usize; 3], other: [usize; 3]) -> bool {
         let [z, y, x] = self.grid.patch().map(u128::from);
         let parts = [y * x, z * x, z * y];
@@ -258,13 +259,13 @@ impl Substitutes {
     }
 }
 
-/// Twice the distance of a voxel's centre from that of a patch.
+/// Returns twice the distance between the centers of a voxel and of a patch.
 fn from_middle(axis: &Axis, place: usize, voxel: u64) -> u128 {
     let middle = 2 * i128::from(axis.starts[place]) + i128::from(axis.patch);
     (2 * i128::from(voxel) + 1 - middle).unsigned_abs()
 }
 
-/// Which of the ranges that follow each other hold any of `inside`.
+/// Returns the indices of the consecutive ranges that overlap `inside`.
 pub(super) fn touching(owned: &[Range<u64>], inside: &Range<u64>) -> Range<usize> {
     let first = owned.partition_point(|range| range.end <= inside.start);
     let end = owned.partition_point(|range| range.start < inside.end);

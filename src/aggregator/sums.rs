@@ -1,4 +1,4 @@
-//! Accumulators: the type that weighted values are summed up in.
+//! Accumulators: the types of weighted sums.
 
 use std::fmt::{self, Debug};
 use std::str::FromStr;
@@ -12,13 +12,13 @@ use crate::words::Word;
 /// The type of the sums of blocks that are not final.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Accumulator {
-    /// Four bytes a voxel and channel.
+    /// Four bytes per voxel and channel.
     #[default]
     F32,
     /// Two bytes, 11 bits of precision, up to 65 504: larger predictions count as not finite. Only for windows that
     /// are products of 1-D windows. Sums are `F32` unless every patch votes.
     F16,
-    /// Two bytes, 8 bits of precision, the range of `f32`. Otherwise as `F16`.
+    /// Two bytes, 8 bits of precision, the range of `f32`. The other restrictions of `F16` apply.
     BF16,
 }
 
@@ -49,7 +49,7 @@ impl FromStr for Accumulator {
 }
 
 impl Accumulator {
-    /// Bytes of a sum.
+    /// Returns the bytes of a sum.
     #[must_use]
     pub const fn size(self) -> u64 {
         match self {
@@ -58,7 +58,8 @@ impl Accumulator {
         }
     }
 
-    /// The first number that becomes infinite in a sum: the largest and half of its last digit.
+    /// Returns the smallest number that becomes infinite in a sum: the largest finite number plus half a unit in its
+    /// last place.
     pub(super) fn too_large(self) -> f64 {
         match self {
             Self::F32 => too_large_for_f32(),
@@ -68,15 +69,15 @@ impl Accumulator {
     }
 }
 
-/// The first number that becomes infinite in `f16`.
+/// The smallest number that becomes infinite in `f16`.
 pub(super) const TOO_LARGE_FOR_F16: f64 = 65_520.0;
 
-/// The first number that becomes infinite in `f32`.
+/// Returns the smallest number that becomes infinite in `f32`.
 pub(super) fn too_large_for_f32() -> f64 {
     f64::from(f32::MAX) + 2_f64.powi(103)
 }
 
-/// A number that values are summed up in. All arithmetic is in `f32`.
+/// A number type for sums. All arithmetic is in `f32`.
 pub(super) trait Sum: Copy + Default + Debug + Send + Sync + 'static {
     /// Adds `values * weight * weights`, voxel by voxel.
     fn add(sums: &mut [Self], values: &[f32], weight: f32, weights: &[f32]);
@@ -87,10 +88,10 @@ pub(super) trait Sum: Copy + Default + Debug + Send + Sync + 'static {
     /// Adds `value * weight * weights`, voxel by voxel.
     fn add_constant(sums: &mut [Self], value: f32, weight: f32, weights: &[f32]);
 
-    /// Multiplies each sum by a factor of its own.
+    /// Multiplies each sum by its factor.
     fn scale(sums: &mut [Self], factors: &[f32]);
 
-    /// Hands the sums, as `f32`, to `then`.
+    /// Passes the sums, as `f32`, to `then`.
     fn with_f32<R>(sums: &mut [Self], then: impl FnOnce(&mut [f32]) -> R) -> R;
 }
 
@@ -124,11 +125,11 @@ impl Sum for f32 {
     }
 }
 
-/// Voxels that are widened at a time.
+/// The number of voxels that are widened at a time.
 const RUN: usize = 128;
 
-/// Widens a few sums at a time, works on them, and narrows them again. A sum that rounding took a little beyond
-/// the largest number stays at that number.
+/// Widens a few sums at a time, works on them, and narrows them again. A sum that rounding brought slightly above the
+/// largest number is set to that number.
 fn widened<T>(sums: &mut [T], largest: f32, mut work: impl FnMut(usize, &mut [f32]))
 where
     [T]: HalfFloatSliceExt,

@@ -15,14 +15,14 @@ mod many;
 mod parts;
 mod skips;
 
-/// An output in memory that counts what is written and how often, and may fail.
+/// An output in memory that counts writes and can be made to fail.
 #[derive(Debug)]
 struct Output(Arc<Recording>);
 
 #[derive(Debug)]
 struct Recording {
     memory: MemoryVolume,
-    /// How often each write chunk was.
+    /// The number of writes of each write chunk.
     writes: Mutex<HashMap<[u64; 3], u32>>,
     /// The boxes of all writes.
     regions: Mutex<Vec<Region>>,
@@ -80,7 +80,7 @@ fn layout(shape: Shape, channels: u64, dtype: DType, chunk: Option<Shape>) -> La
     layout
 }
 
-/// The same pseudo-random voxels for the same numbers.
+/// Returns pseudo-random voxels, the same for the same arguments.
 fn noise(region: Region, channels: u64, salt: u64) -> Patch {
     let count = region.voxels() * channels;
     let value = |n: u64| {
@@ -107,7 +107,7 @@ fn part(of: &Patch, region: Region) -> Patch {
     part
 }
 
-/// Adds what `predict` gives for each patch, in the given order, and returns what came out.
+/// Adds the result of `predict` for each patch, in the given order, and returns the output.
 fn blend_in_order(
     grid: &Grid,
     blend: &Blend,
@@ -199,7 +199,7 @@ fn the_volume_itself_comes_out_again() {
     }
 }
 
-/// The window's weight at voxel `n` of a patch of `length`, written once more and plainly.
+/// Returns the window's weight at voxel `n` of a patch of `length`, in a second, simple implementation.
 fn weight(blend: &Blend, n: u64, length: u64) -> f64 {
     let (n, p) = (
         f64::from(u32::try_from(n).unwrap()),
@@ -348,7 +348,7 @@ fn every_write_chunk_is_written_once_whatever_its_shape() {
 
 #[test]
 fn flat_outputs_are_written_in_whole_rows_where_these_become_whole_on_the_way() {
-    // The longest axis is swept last, so the rows of the second become whole only at its end.
+    // The longest axis is the slowest, so the rows of the second volume are only completed at the end.
     for (volume, in_rows) in [([50, 33, 29], true), ([29, 33, 50], false)] {
         let grid = Grid::new(volume, [16; 3], [8; 3]).unwrap();
         let source = noise(Region::whole(volume), 2, 3);
@@ -573,7 +573,7 @@ fn class_numbers_are_averaged_only_on_request_or_where_nothing_overlaps() {
             add(&apart, blend, Reduce::Mean, false, ones(dtype)).unwrap();
         }
     }
-    // No f32 has this number, so no sum has.
+    // f32 cannot represent this number, so a sum cannot either.
     let large = |n: i64| Voxels::from(vec![n; 144]);
     let refused = add(
         &apart,
@@ -724,14 +724,13 @@ fn what_a_run_holds_is_known_at_once_and_follows_the_formula() {
     let options = AggregatorOptions::new(Blend::Hann, Reduce::Mean);
     let bytes = live_bytes(&grid, 1, &options, &layout, None);
     assert!(began.elapsed().as_secs() < 1);
-    // A layer of chunks that is half there, and the front of the sums, which is exact here:
-    // all cuts fall on multiples of 64.
+    // A half-finished layer of chunks, and the front of the sums, which is exact here: all cuts are at multiples of 64.
     assert!(bytes > grid.frontier() * 4 && bytes < grid.frontier() * 4 + 260 * 4096 * 4096);
     let flat = Layout {
         write_chunk: None,
         ..layout
     };
-    // In a flat file the rows wait that the patches of a row, the last one at most, have begun.
+    // In a flat file, at most the rows that the patches of one row have begun are waiting.
     let bands = live_bytes(&grid, 1, &options, &flat, None) - grid.frontier() * 4;
     assert!((1..=128 * 128 * 4096).contains(&bands), "{bands}");
 }

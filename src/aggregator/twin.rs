@@ -6,7 +6,7 @@ use crate::grid::Grid;
 use crate::patch::Patch;
 use crate::region::Region;
 
-/// Numbers that look random and follow from a seed.
+/// A seeded pseudo-random number generator.
 pub(crate) struct Random(u64);
 
 impl Random {
@@ -21,7 +21,7 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number from 0 up to, not including, `n`.
+    /// Returns a number in `0..n`.
     pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
@@ -34,7 +34,7 @@ impl Random {
         of[usize::try_from(self.below(of.len() as u64)).unwrap()].clone()
     }
 
-    /// The numbers below `n` in any order.
+    /// Returns the numbers below `n` in random order.
     pub(crate) fn shuffled(&mut self, n: u64) -> Vec<u64> {
         let mut all: Vec<u64> = (0..n).collect();
         for i in (1..all.len()).rev() {
@@ -45,13 +45,13 @@ impl Random {
     }
 }
 
-/// How many configurations a test tries: `VOXPATCH_CASES`, or `usual`.
+/// Returns the number of configurations for a test: `VOXPATCH_CASES`, or `usual`.
 pub(crate) fn cases(usual: u64) -> u64 {
     let asked = std::env::var("VOXPATCH_CASES").ok();
     asked.and_then(|cases| cases.parse().ok()).unwrap_or(usual)
 }
 
-/// What a patch says.
+/// The contribution of a patch.
 #[derive(Clone, Debug)]
 pub(crate) enum Said {
     /// A value for each channel and voxel.
@@ -61,7 +61,7 @@ pub(crate) enum Said {
     Nothing,
 }
 
-/// What the twin found.
+/// The result of a comparison.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
     pub(crate) uncovered: u64,
@@ -69,19 +69,20 @@ pub(crate) struct Verdict {
     pub(crate) wrong: Option<String>,
 }
 
-/// A patch that votes on a voxel.
+/// A patch that votes for a voxel.
 struct Voter<'a> {
-    /// Twice the distance of the middle of the voxel from that of the patch, as parts of the patch, added up.
+    /// Twice the distance between the centers of the voxel and of the patch, as fractions of the patch, summed over the
+    /// axes.
     off: f64,
     log: f64,
     value: Box<dyn Fn(usize) -> f64 + 'a>,
 }
 
-/// Values that a voxel may have: from the first to the second.
+/// The smallest and the largest value that a voxel may have.
 type Bounds = (f64, f64);
 
-/// Compares an output with what `said`, for each patch in the grid's order, makes of it; only voxels that are
-/// `wanted`.
+/// Compares the voxels of an output that are `wanted` with those computed from the contributions `said`, in the grid's
+/// order.
 pub(crate) fn compare(
     (grid, options): (&Grid, &AggregatorOptions),
     said: &[Said],
@@ -135,7 +136,7 @@ pub(crate) fn compare(
     verdict
 }
 
-/// The patches that vote on a voxel, in the order z, y, x of their places.
+/// Returns the patches that vote for a voxel, in the order z, y, x of their places.
 fn voters<'a>(
     regions: &[Region],
     options: &AggregatorOptions,
@@ -173,7 +174,7 @@ fn number(n: u64) -> f64 {
     f64::from(u32::try_from(n).unwrap())
 }
 
-/// The logarithm of a window at voxel `n` of a patch of `length`, written once more and plainly.
+/// Returns the logarithm of a window at voxel `n` of a patch of `length`, in a second, simple implementation.
 fn log(blend: &Blend, n: u64, length: u64) -> f64 {
     let (n, p) = (number(n), number(length));
     let bell = |distance: f64, sigma: f64| -(distance * distance) / (2.0 * sigma * sigma);
@@ -186,13 +187,13 @@ fn log(blend: &Blend, n: u64, length: u64) -> f64 {
     }
 }
 
-/// What a channel's blended value is, give or take what its accumulator may lose.
+/// Returns the bounds of a channel's blended value, allowing for the accumulator's rounding.
 fn blended(options: &AggregatorOptions, voters: &[Voter<'_>], channel: usize) -> Bounds {
     let values = || voters.iter().map(|voter| (voter.value)(channel));
     if options.blend == Blend::Crop {
         let mut deepest = &voters[0];
         for voter in voters {
-            // Equal parts may differ in their last bit.
+            // Equal distances may differ in their last bit.
             if voter.off <= deepest.off + 1e-9 {
                 deepest = voter;
             }
@@ -217,7 +218,7 @@ fn blended(options: &AggregatorOptions, voters: &[Voter<'_>], channel: usize) ->
     (mean - lost, mean + lost)
 }
 
-/// Whether a voxel's output may come from values within bounds.
+/// Returns `true` if a voxel's output may come from values within bounds.
 fn is_reduced(
     options: &AggregatorOptions,
     inputs: &[Bounds],
@@ -287,7 +288,7 @@ fn is_reduced(
     }
 }
 
-/// Whether an output value may come from a number within bounds.
+/// Returns `true` if an output value may come from a number within bounds.
 fn may_be(found: f64, (low, high): Bounds, output: DType) -> bool {
     if output == DType::Bool {
         return if low <= 0.0 && high >= 0.0 {

@@ -1,9 +1,8 @@
-//! How patches are weighed against each other: 1-D windows, and each patch's shares of them.
+//! The weights of overlapping patches: 1-D windows, and each patch's shares of them.
 //!
-//! A window is a product of three 1-D windows and a grid a product of three lists of
-//! starts, so the sum of all weights at a voxel is a product of three numbers, one per axis.
-//! A patch's *share* along an axis is its window divided by that sum: the shares of all
-//! patches add up to 1 everywhere, and no weight volume and no division is needed.
+//! A window is a product of three 1-D windows and a grid a product of three lists of starts, so the sum of all weights
+//! at a voxel is a product of three numbers, one per axis. A patch's *share* along an axis is its window divided by
+//! that sum: the shares of all patches add up to 1 everywhere, so neither a weight volume nor a division is needed.
 
 use std::f64::consts::PI;
 use std::fmt;
@@ -16,32 +15,35 @@ use crate::grid::{Axis, Grid};
 use crate::region::Shape;
 use crate::words::Word;
 
-/// How overlapping patches are blended. `n` counts voxels along an axis of a patch of `P`.
+/// The weights with which overlapping patches are blended. `n` is the index of a voxel along an axis of a patch of `P`
+/// voxels.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Blend {
-    /// All patches alike.
+    /// Equal weights.
     Average,
     /// `sin^2(pi (n+1) / (P+1))`: `TorchIO`'s Hann window, which has no zeros.
     Hann,
-    /// `exp(-(n - (P-1)/2)^2 / (2 (sigma P)^2))`: MONAI's, without its floor. However narrow it is, it weighs every
-    /// voxel of a patch.
+    /// `exp(-(n - (P-1)/2)^2 / (2 (sigma P)^2))`: MONAI's window, without its floor. Every voxel of a patch has a
+    /// weight above 0, however narrow the window is.
     Gaussian {
-        /// Standard deviation as a part of the patch.
+        /// The standard deviation as a fraction of the patch.
         sigma: f64,
     },
-    /// nnU-Net's: a Gaussian of `P/8` around voxel `floor(P/2)`, so not symmetric for even `P`.
+    /// nnU-Net's window: a Gaussian with a standard deviation of `P/8` around voxel `floor(P/2)`, so not symmetric for
+    /// even `P`.
     NnUnet,
-    /// `min(n+1, P-n)`: falls evenly from the centre to the faces.
+    /// `min(n+1, P-n)`: falls linearly from the center to the faces.
     Linear,
-    /// Weights of one's own.
+    /// Custom weights.
     Custom(Window),
-    /// Each voxel from the patch in which it lies deepest, untouched: patches that follow
-    /// each other are cut at `floor((start_i + P + start_(i+1)) / 2)`.
+    /// Each voxel unchanged from the patch in which it is deepest: consecutive patches are cut at `floor((start_i + P +
+    /// start_(i+1)) / 2)`.
     ///
-    /// Only patches that vote count. In the place of one that does not, a voxel comes from the patch that covers it
-    /// and votes with the smallest sum of `|2 v + 1 - 2 start - P| / P` over the axes: the same cut between two
-    /// patches that differ along one axis. Of equal ones it is the last (z before y before x), as it is at the cut.
+    /// Only patches that vote count. If the owner of a voxel does not vote, the voxel comes from the patch that covers
+    /// it, votes, and has the smallest sum of `|2 v + 1 - 2 start - P| / P` over the axes. Between two patches that
+    /// differ along one axis, this is the same cut. Of equal patches it is the last (z before y before x), as at the
+    /// cut.
     Crop,
 }
 
@@ -50,18 +52,19 @@ pub enum Blend {
 pub struct Window {
     shape: Shape,
     weights: Arc<[f32]>,
-    /// Its factors along z, y, x, if it is their product.
+    /// The factors along z, y, x, if the window is a product.
     factors: Option<Arc<[Vec<f64>; 3]>>,
 }
 
 impl Window {
-    /// The weights of a patch of `shape` (z, y, x), row-major, all above 0.
+    /// Creates a window of a patch of `shape` (z, y, x) from row-major weights above 0.
     ///
-    /// A product of three 1-D windows is recognized (to 1e-6 of each weight) and costs no more than a built-in one.
+    /// A product of three 1-D windows is recognized (to 1e-6 of each weight) and costs no more than a built-in window.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if there are not as many weights as voxels, or one is not above 0.
+    /// [`Error::InvalidArgument`] if the number of weights is not the number of voxels, or a weight is not finite and
+    /// above 0.
     pub fn new(shape: Shape, weights: Vec<f32>) -> Result<Self> {
         let refuse = |value: String, problem: String| Error::InvalidArgument {
             argument: "window",
@@ -83,13 +86,13 @@ impl Window {
         })
     }
 
-    /// The weights, row-major.
+    /// Returns the weights in row-major order.
     #[must_use]
     pub fn weights(&self) -> &[f32] {
         &self.weights
     }
 
-    /// The smallest and the largest weight.
+    /// Returns the smallest and the largest weight.
     fn ends(&self) -> (f32, f32) {
         let weights = || self.weights.iter().copied();
         (
@@ -98,7 +101,8 @@ impl Window {
         )
     }
 
-    /// The same, 1 where it is largest if sums would be far from the values otherwise.
+    /// Returns the window, scaled to a maximum of 1 if its maximum is not within 1e-6 to 1e6. Otherwise sums would
+    /// differ from the values by orders of magnitude.
     fn even(&self) -> Self {
         let (_, most) = self.ends();
         if (1e-6..=1e6).contains(&most) {
@@ -111,7 +115,7 @@ impl Window {
         }
     }
 
-    /// MONAI's Gaussian (`sigma` 1/8 there), with its floor of 1/1000, below which no weight falls.
+    /// Creates MONAI's Gaussian window (`sigma` is 1/8 in MONAI). Weights have MONAI's floor of 1/1000.
     ///
     /// # Errors
     ///
@@ -136,7 +140,7 @@ impl Window {
     }
 }
 
-/// The 1-D windows that a 3-D one is the product of, if it is.
+/// Returns the 1-D factors of a 3-D window, if it is a product.
 fn factors(shape: Shape, weights: &[f32]) -> Option<[Vec<f64>; 3]> {
     let [nz, ny, nx] = shape.map(offset);
     let at = |z: usize, y: usize, x: usize| f64::from(weights[(z * ny + y) * nx + x]);
@@ -202,7 +206,7 @@ impl Blend {
     /// The Gaussian with MONAI's and nnU-Net's sigma of 1/8.
     pub const GAUSSIAN: Self = Self::Gaussian { sigma: 0.125 };
 
-    /// Checks that the blend can be used for patches of `patch`.
+    /// Checks that the blend can be used for patches of `patch` voxels.
     pub(super) fn check(&self, patch: Shape) -> Result<()> {
         match self {
             Self::Custom(window) if window.shape != patch => Err(Error::InvalidArgument {
@@ -221,12 +225,12 @@ impl Blend {
         }
     }
 
-    /// Whether the weights are a product of three 1-D windows.
+    /// Returns `true` if the weights are a product of three 1-D windows.
     pub(super) fn is_product(&self) -> bool {
         !matches!(self, Self::Custom(window) if window.factors.is_none())
     }
 
-    /// Whether some voxels of a patch weigh so little next to others that `f32` could lose them.
+    /// Returns `true` if the weights of a patch differ so much that `f32` sums could lose the small ones.
     pub(super) fn is_uneven(&self, patch: Shape) -> bool {
         let down: f64 = match self {
             Self::Custom(window) => {
@@ -245,7 +249,7 @@ impl Blend {
         down > MOST_UNEVEN
     }
 
-    /// The logarithms of the 1-D windows along z, y, x, or the window that is not their product.
+    /// Returns the logarithms of the 1-D windows along z, y, x, or the window if it is not a product.
     fn factor_logs(&self, patch: Shape) -> std::result::Result<[Vec<f64>; 3], &Window> {
         match self {
             Self::Custom(window) => {
@@ -258,13 +262,13 @@ impl Blend {
         }
     }
 
-    /// The logarithms of the 1-D window of a patch of `patch` voxels, where the blend has one.
+    /// Returns the logarithms of the 1-D window of a patch of `patch` voxels.
     fn logs(&self, patch: u64) -> Vec<f64> {
         (0..patch).map(|n| self.log(n, patch)).collect()
     }
 
-    /// The logarithm of the weight of voxel `n` along an axis of a patch of `patch` voxels: a logarithm, because a
-    /// narrow bell falls below every number that an `f64` can hold. The peak's value makes no difference.
+    /// Returns the logarithm of the weight of voxel `n` along an axis of a patch of `patch` voxels. A narrow Gaussian
+    /// would underflow `f64` without it. The peak's value makes no difference.
     #[expect(
         clippy::cast_precision_loss,
         reason = "patches are far below 2^53 voxels long"
@@ -281,31 +285,32 @@ impl Blend {
         }
     }
 
-    /// As [`logs`](Self::logs), the weights themselves.
+    /// Returns the weights of the 1-D window of a patch of `patch` voxels.
     fn window(&self, patch: u64) -> Vec<f64> {
         self.logs(patch).into_iter().map(f64::exp).collect()
     }
 }
 
-/// The logarithm below which no weight falls: sums of three stay exact to a thousandth.
+/// The smallest logarithm of a weight: sums of three are still exact to a thousandth.
 const LEAST_LOG: f64 = -1e12;
 
-/// Where some patches do not vote and the logarithms of a window differ by more than this, weights are added up by
-/// their logarithms: parts of 1e-20 and less would cost `f32` digits of what they weigh, or be lost.
+/// The largest difference of a window's logarithms at which weights are summed directly. Where some patches do not vote
+/// and the difference is larger, weights are summed by their logarithms: `f32` would round or lose weights of 1e-20 and
+/// less.
 const MOST_UNEVEN: f64 = 46.0;
 
-/// What the voxels of each patch weigh.
+/// The weights of the voxels of each patch.
 #[derive(Debug)]
 pub(super) enum Weights {
     /// For each axis (z, y, x) and each start along it, the patch's share at each of its voxels:
     /// the products add up to 1.
     Shares([Vec<Vec<f32>>; 3]),
-    /// The same for every patch, row-major; they add up to anything.
+    /// The same weights for every patch, row-major. Their sums are arbitrary.
     Solid(Window),
 }
 
 impl Weights {
-    /// The weights, and their logarithms if these are to be added up.
+    /// Returns the weights, and their logarithms if `by_logs`.
     pub(super) fn new(grid: &Grid, blend: &Blend, by_logs: bool) -> (Self, Option<Logs>) {
         match blend.factor_logs(grid.patch()) {
             Ok(logs) => {
@@ -320,12 +325,13 @@ impl Weights {
         }
     }
 
-    /// Whether those of all patches add up to 1.
+    /// Returns `true` if the weights of all patches add up to 1.
     pub(super) const fn are_shares(&self) -> bool {
         matches!(self, Self::Shares(_))
     }
 
-    /// The weights of a row of the patch at `place`, from its voxel `from` (z, y, x) on: a factor, and one for each voxel.
+    /// Returns the weights of a row of the patch at `place`, starting at its voxel `from` (z, y, x): a common factor,
+    /// and a weight for each voxel.
     pub(super) fn row(&self, place: [usize; 3], from: [usize; 3], length: usize) -> (f32, &[f32]) {
         let [z, y, x] = from;
         match self {
@@ -342,17 +348,18 @@ impl Weights {
     }
 }
 
-/// The logarithms of what the voxels of every patch weigh.
+/// The logarithms of the weights of a patch's voxels.
 #[derive(Debug)]
 pub(super) enum Logs {
-    /// Along z, y, x: they add up.
+    /// The summands along z, y, x.
     Product([Vec<f64>; 3]),
-    /// Row-major, for patches of a shape.
+    /// The logarithms for patches of a shape, row-major.
     Solid(Shape, Vec<f64>),
 }
 
 impl Logs {
-    /// Those of a row, from voxel `from` (z, y, x) of a patch on: a summand, and one for each voxel.
+    /// Returns the logarithms of a row, starting at voxel `from` (z, y, x) of a patch: a common summand, and one for
+    /// each voxel.
     pub(super) fn row(&self, from: [usize; 3], length: usize) -> (f64, &[f64]) {
         let [z, y, x] = from;
         match self {
@@ -365,9 +372,9 @@ impl Logs {
     }
 }
 
-/// For each start along an axis, the shares of its patch, 0 outside of the volume.
+/// Returns the shares of the patch at each start along an axis, 0 outside of the volume.
 fn axis_shares(axis: &Axis, logs: &[f64]) -> Vec<Vec<f32>> {
-    // A patch's n-th voxel, if it lies inside the volume.
+    // A patch's n-th voxel, if it is inside the volume.
     let voxel = |i: usize, n: usize| {
         let at = i128::from(axis.starts[i]) + i128::try_from(n).ok()?;
         u64::try_from(at).ok().filter(|&at| at < axis.length)
@@ -389,7 +396,7 @@ fn axis_shares(axis: &Axis, logs: &[f64]) -> Vec<Vec<f32>> {
     (0..axis.starts.len()).map(shares).collect()
 }
 
-/// For each start, the voxels of the axis that its patch alone supplies under `Crop`.
+/// Returns the voxels of the axis that the patch at each start owns under `Crop`.
 pub(super) fn owned(axis: &Axis) -> Vec<Range<u64>> {
     let Range { start, end } = axis.covered();
     let middle = |pair: &[i64]| {
@@ -575,7 +582,7 @@ mod tests {
     fn nnu_net_s_window_peaks_behind_the_middle() {
         let window = Blend::NnUnet.window(128);
         assert!((window[64] - 1.0).abs() < 1e-12);
-        // The first and last of its own at a peak of 10: 0.0034 and 0.0043.
+        // nnU-Net's own first and last weight at a peak of 10: 0.0034 and 0.0043.
         assert!(
             (window[0] * 10.0 - 0.0034).abs() < 5e-5 && (window[127] * 10.0 - 0.0043).abs() < 5e-5
         );

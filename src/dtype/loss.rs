@@ -1,9 +1,9 @@
-//! Lossy conversions: which values a conversion clips or rounds.
+//! Lossy conversions: the values that a conversion clips or rounds.
 //!
-//! A value is *clipped* if the target type has no value near it: it lies beyond the type's
-//! range, is NaN or infinite and the type has neither, or is not 0 or 1 and the type is `bool`. It is
-//! *rounded* if it has a fraction, or more digits than a float type has, and becomes the nearest value.
-//! The digits that a float loses in a narrower float type are not counted.
+//! A value is *clipped* if the target type has no value near it: it is outside the type's range, is NaN or infinite and
+//! the type has neither, or is not 0 or 1 and the type is `bool`. It is *rounded* if it has a fraction, or more digits
+//! than a float type has, and becomes the nearest value. Digits that a float loses in a narrower float type are not
+//! counted.
 
 use super::{DType, Element, Nearest, with_element};
 
@@ -32,7 +32,7 @@ impl Count {
     }
 }
 
-/// Values that are counted before the first one is looked for.
+/// The number of values that are counted before the first lost one is located.
 const BLOCK: usize = 4096;
 
 /// The effect of a conversion on a value.
@@ -93,7 +93,7 @@ fn fate<S: Element + Nearest<T>, T: Element + Nearest<S>>(value: S) -> Fate {
             kept_or(!overflows, Fate::Clipped)
         }
         (false, true) if near.to_f64().is_infinite() => Fate::Clipped,
-        // ConvertStats back, the largest of 64 bits saturates to itself although it was rounded up.
+        // Converted back, the largest 64-bit integer saturates to itself although it was rounded up.
         (false, true) => kept_or(
             back == value && near.to_f64() < limits::<S>().1,
             Fate::Rounded,
@@ -110,15 +110,15 @@ fn fate<S: Element + Nearest<T>, T: Element + Nearest<S>>(value: S) -> Fate {
     }
 }
 
-/// The lowest value of an integer type and one past its highest, both exact.
+/// Returns the lowest value of an integer type and one past its highest, both exact.
 fn limits<T: Element>() -> (f64, f64) {
     let (low, high) = (T::from_f64(f64::NEG_INFINITY), T::from_f64(f64::INFINITY));
-    // The highest value of 64 bits is itself rounded up to one past it.
+    // The highest 64-bit value is already rounded up to one past it.
     let past = if T::DTYPE.size() == 8 { 0.0 } else { 1.0 };
     (low.to_f64(), high.to_f64() + past)
 }
 
-/// A voxel as a number is printed.
+/// Returns a voxel as text.
 pub(crate) fn text(dtype: DType, voxels: &[u8], place: usize) -> String {
     let voxel = &voxels[place * dtype.size()..(place + 1) * dtype.size()];
     with_element!(dtype, T => format!("{}", bytemuck::pod_read_unaligned::<T>(voxel)))
@@ -131,7 +131,7 @@ mod tests {
     use super::super::convert;
     use super::*;
 
-    /// Exact arithmetic of a voxel, for comparison: a whole number, or else a float.
+    /// The exact value of a voxel, for comparison: a whole number or a float.
     #[derive(Clone, Copy, Debug, PartialEq)]
     enum Exact {
         Whole(i128),
@@ -170,7 +170,7 @@ mod tests {
         }
     }
 
-    /// The fate of a voxel by its definition, given what it was converted to.
+    /// Returns the fate of a voxel by its definition, given its converted value.
     fn expected(from: DType, voxel: &[u8], to: DType, out: &[u8]) -> Fate {
         let (value, out) = (exact(from, voxel), exact(to, out));
         match (to.is_float(), value) {
@@ -208,7 +208,7 @@ mod tests {
         }
     }
 
-    /// Values around every limit, fractions and what is no number, as far as the type has them.
+    /// Returns values around every limit, fractions, and values that are not numbers, as far as the type has them.
     fn voxels(dtype: DType) -> Vec<u8> {
         if dtype == DType::Bool {
             return vec![0, 1];

@@ -66,7 +66,7 @@ pub enum Error {
     Unsupported {
         /// The file or folder.
         path: PathBuf,
-        /// The unsupported feature, and what to do instead.
+        /// The unsupported feature, and an alternative.
         what: String,
     },
 
@@ -162,7 +162,7 @@ pub enum Error {
     InputModified {
         /// The file.
         path: PathBuf,
-        /// The difference.
+        /// The change.
         what: String,
     },
 
@@ -304,7 +304,7 @@ pub enum Error {
         halo: u64,
         /// Input voxels per output voxel.
         scale: u64,
-        /// What does not fit, and what to change.
+        /// The mismatch, and a remedy.
         problem: String,
     },
 
@@ -342,7 +342,7 @@ pub enum Error {
     NotOverwritable {
         /// The output.
         path: PathBuf,
-        /// A description of what has the name.
+        /// A description of the existing file or folder.
         what: String,
     },
 
@@ -405,14 +405,14 @@ pub enum Error {
     MemoryLimit {
         /// The limit, in bytes.
         memory: u64,
-        /// The bytes that are needed, and what to change.
+        /// The bytes that are needed, and a remedy.
         problem: String,
     },
 
     /// An allocation would be larger than the address space.
     #[error("{what} does not fit into memory")]
     OutOfMemory {
-        /// What was to be allocated.
+        /// The object to allocate.
         what: String,
     },
 
@@ -532,7 +532,7 @@ pub enum Error {
         second: PathBuf,
         /// The image of the first, its channels and type.
         one: String,
-        /// That of the second.
+        /// The image of the second, its channels and type.
         other: String,
     },
 
@@ -559,7 +559,7 @@ pub enum Error {
     Subject {
         /// Its index in the list of subjects.
         index: u64,
-        /// Its name; empty if only opening it would give the name.
+        /// Its name; empty if the name is only known after opening it.
         name: String,
         /// The cause.
         source: Arc<Self>,
@@ -607,7 +607,7 @@ pub enum Error {
 
     /// No voxel of a map can be the center of a patch.
     #[error(
-        "{}: no patch can be drawn by channel {channel} because {problem} among the centres [{centres}]; \
+        "{}: no patch can be drawn by channel {channel} because {problem} among the centers [{centres}]; \
          use another border policy, skip such volumes, or draw from them uniformly",
         path.display()
     )]
@@ -618,7 +618,7 @@ pub enum Error {
         channel: u64,
         /// The region of possible patch centers.
         centres: Region,
-        /// What is missing in that region.
+        /// The reason why none of them can be drawn.
         problem: String,
     },
 
@@ -650,7 +650,7 @@ pub enum Error {
         path: PathBuf,
         /// The line, counted from 1.
         line: u64,
-        /// What is wrong with it.
+        /// The fault in the row.
         problem: String,
     },
 
@@ -708,7 +708,7 @@ pub enum Error {
     MissingChunks {
         /// The folder of the unfinished output.
         path: PathBuf,
-        /// The number of missing chunks, and which.
+        /// The number of missing chunks, and the first of them.
         missing: String,
     },
 
@@ -728,7 +728,7 @@ pub enum Error {
     ModelFile {
         /// The file.
         path: PathBuf,
-        /// What is missing or wrong, and what is required.
+        /// The fault, and the requirement.
         problem: String,
     },
 
@@ -792,7 +792,7 @@ pub enum Error {
         first: String,
         /// The model that differs.
         second: String,
-        /// What differs, in the plural.
+        /// The properties that differ, in the plural.
         what: &'static str,
         /// Its value in the first model.
         one: String,
@@ -816,7 +816,7 @@ pub enum Error {
         value: String,
         /// The type.
         dtype: DType,
-        /// How to read such values.
+        /// The way to read such values.
         remedy: &'static str,
     },
 
@@ -856,7 +856,7 @@ pub enum Error {
         channel: u64,
         /// The voxel, z, y, x.
         voxel: [u64; 3],
-        /// The value, as a number is printed.
+        /// The value, as text.
         value: String,
         /// The output's type.
         dtype: DType,

@@ -1,4 +1,4 @@
-//! Schedules that follow what other processes began: all processes store an output in one way, whatever their
+//! Schedules that follow what other processes began: all processes store an output in the same way, regardless of their
 //! memory and threads.
 
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use super::schedule::Schedule;
 use crate::error::Result;
 use crate::volume::{self, ChunkShape, CreateOptions, Layout};
 
-/// What a schedule is chosen from: the options, and for each output its target with every choice of a shard.
+/// The candidates for a schedule: the options, and for every choice of shards a target for each output.
 #[derive(Clone, Debug)]
 pub(super) struct Choices {
     options: InferenceOptions,
@@ -21,7 +21,7 @@ impl Choices {
         Self { options, targets }
     }
 
-    /// Every choice of shards: those asked for, then smaller ones.
+    /// Creates the choices of shards: those that were requested, then smaller ones.
     pub(super) fn of_shards(options: InferenceOptions, targets: &[OutputTarget]) -> Self {
         let smaller = targets.iter().map(|target| target.smaller_shards.len());
         let choice = |n| {
@@ -34,7 +34,7 @@ impl Choices {
         Self::new(options, all.collect())
     }
 
-    /// How each output is stored that another process has begun.
+    /// Returns the options of each output that another process has begun; `None` for the others.
     fn begun(&self) -> Result<Vec<Option<CreateOptions>>> {
         let targets = self.targets.first().into_iter().flatten();
         targets
@@ -42,13 +42,14 @@ impl Choices {
             .collect()
     }
 
-    /// The first schedule that the memory is enough for.
+    /// Returns the first schedule that fits into the memory.
     pub(super) fn schedule(&self, input: &Layout, model: &dyn Model) -> Result<Schedule> {
         self.options.within(input, model, &self.targets, &[])
     }
 
-    /// The same for a run that is resumed or written in parts. Where another process has begun an output, the
-    /// options of [`OutputTarget::defaults`] are that one's, and again if it is begun between now and the run.
+    /// Returns the same for a run that is resumed or written in parts. Where another process has begun an output, the
+    /// options in [`OutputTarget::defaults`] are taken from that process. The run checks again for outputs that are
+    /// begun in the meantime.
     pub(super) fn following(
         self: Arc<Self>,
         input: &Layout,
@@ -62,7 +63,7 @@ impl Choices {
 }
 
 impl Schedule {
-    /// The schedule that follows what was begun since this one was made; `None` if nothing was.
+    /// Returns a schedule that follows the outputs begun since this one was made; `None` if none was begun.
     pub(super) fn followed(&self, input: &Layout, model: &dyn Model) -> Result<Option<Self>> {
         let (Some(choices), Some(resume)) = (&self.choices, self.resume) else {
             return Ok(None);
@@ -78,7 +79,7 @@ impl Schedule {
         schedule.with_part(resume.part, resume.durability).map(Some)
     }
 
-    /// This schedule, or one that follows what other processes began.
+    /// Returns this schedule, or one that follows what other processes began.
     pub(super) fn following(
         mut self,
         choices: &Arc<Choices>,
@@ -100,8 +101,8 @@ impl Schedule {
     }
 }
 
-/// The options of an output that another process began with `begun`. Options that are not in `defaults` stay those of
-/// `store`, with which the output would be `stored`.
+/// Returns the options of an output that another process began with the options `begun`. Options that are not in
+/// `defaults` are taken from `store`; `stored` is the output's layout under `store`.
 pub(super) fn followed(
     store: &CreateOptions,
     stored: &Layout,
@@ -139,7 +140,7 @@ pub(super) fn followed(
     }
     let whole = |shard: [u64; 3]| (0..3).all(|a| shard[a].is_multiple_of(found.chunk[a]));
     if found.shard.is_some_and(|shard| !whole(shard)) {
-        // What was asked for contradicts what was begun, and is refused when it is compared.
+        // The requested options contradict the output that was begun; the comparison will refuse them.
         return store.clone();
     }
     found

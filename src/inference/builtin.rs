@@ -1,4 +1,4 @@
-//! The models that need no file: for trying a pipeline, and for seeing its seams.
+//! Built-in models, which need no file: for trying a pipeline, and for seeing its seams.
 
 use std::sync::Arc;
 
@@ -9,12 +9,12 @@ use crate::patch::Patch;
 use crate::region::Shape;
 use crate::volume::Layout;
 
-/// The built-in model that a word describes: `identity`, `gaussian:SIGMA` (voxels) or
-/// `threshold:T[,T...]` (increasing, in real values such as HU).
+/// Returns the built-in model with a name: `identity`, `gaussian:SIGMA` (voxels) or `threshold:T[,T...]` (increasing,
+/// in real values such as HU).
 ///
 /// # Errors
 ///
-/// [`Error::InvalidArgument`] if there is no such model, or its numbers make no sense.
+/// [`Error::InvalidArgument`] if the model does not exist, or its numbers are not valid.
 pub fn builtin_model(spec: &str) -> Result<Arc<dyn Model>> {
     let bad = |problem: &str| Error::InvalidArgument {
         argument: "model",
@@ -46,7 +46,7 @@ pub fn builtin_model(spec: &str) -> Result<Arc<dyn Model>> {
     }
 }
 
-/// Gives back what it gets.
+/// A model that returns its input.
 #[derive(Debug)]
 struct Identity;
 
@@ -59,7 +59,8 @@ impl Model for Identity {
         InputValues::Native
     }
 
-    /// Sums of shares of one number are that number again, but of 32 bits or more they are rounded.
+    /// Integers of up to 16 bits may be averaged: the weighted mean of equal values is exact. Larger ones would be
+    /// rounded.
     fn outputs(&self, input: &Layout, _patch: Shape) -> Result<Vec<OutputSpec>> {
         Ok(vec![OutputSpec {
             average_integers: input.dtype.size() <= 2,
@@ -72,16 +73,16 @@ impl Model for Identity {
     }
 }
 
-/// Blurs each patch by itself; beyond its faces the outermost voxels are repeated. Near a
-/// patch's faces the blur is therefore wrong, which shows where patches are blended badly.
+/// A Gaussian blur of each patch by itself, with the outermost voxels repeated beyond its faces. Near a patch's faces
+/// the blur is therefore wrong, which shows where patches are blended badly.
 #[derive(Debug)]
 struct Gaussian {
-    /// Weights from the centre outwards.
+    /// Weights from the center outwards.
     kernel: Vec<f32>,
 }
 
 impl Gaussian {
-    /// Cut at four standard deviations, as scipy's `gaussian_filter` is.
+    /// Creates a kernel that is cut at four standard deviations, as in scipy's `gaussian_filter`.
     fn new(sigma: f32) -> Self {
         #[expect(
             clippy::cast_possible_truncation,
@@ -96,7 +97,7 @@ impl Gaussian {
         Self { kernel }
     }
 
-    /// Blurs along the axis whose neighbours are `stride` apart; `length` voxels along it.
+    /// Blurs along an axis of `length` voxels whose neighbors are `stride` apart.
     fn blur(&self, voxels: &mut [f32], length: usize, stride: usize) {
         let radius = self.kernel.len() - 1;
         let mut padded = vec![0.0; (length + 2 * radius) * stride];
@@ -147,8 +148,8 @@ impl Model for Gaussian {
     }
 }
 
-/// Classes by intensity: class k holds the values from threshold k-1 up to, not including,
-/// threshold k. Each class is a channel of ones and zeros. NaN belongs to none.
+/// Classes by intensity: class k has the values from threshold k-1 up to, but not including, threshold k. Each class is
+/// a channel of ones and zeros. NaN belongs to no class.
 #[derive(Debug)]
 struct Threshold {
     thresholds: Vec<f32>,

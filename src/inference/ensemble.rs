@@ -1,4 +1,4 @@
-//! Several models as one: the mean of what they predict.
+//! Ensembles: the mean of the predictions of several models.
 
 use std::sync::Arc;
 
@@ -12,16 +12,16 @@ use crate::volume::Layout;
 /// The mean of several models' predictions, as f32.
 #[derive(Debug)]
 pub struct Ensemble {
-    /// Each with the name that messages call it by.
+    /// The models, each with its name for messages.
     models: Vec<(String, Arc<dyn Model>)>,
 }
 
 impl Ensemble {
-    /// The models' mean; each has a name for messages, such as its file.
+    /// Creates the mean of models. Each has a name for messages, such as its file.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if there is no model, or if one takes voxels in the volume's own type.
+    /// [`Error::InvalidArgument`] if the list is empty, or if a model takes voxels in the volume's own type.
     pub fn new(models: Vec<(String, Arc<dyn Model>)>) -> Result<Self> {
         if models.is_empty() {
             return Err(Error::InvalidArgument {
@@ -112,7 +112,7 @@ impl Mean {
     ///
     /// # Errors
     ///
-    /// [`Error::BufferLength`] if it is not like those before.
+    /// [`Error::BufferLength`] if its shape differs from that of the earlier predictions.
     pub(super) fn add(&mut self, outputs: Vec<Vec<Patch>>) -> Result<()> {
         self.count += 1;
         let wide = |batch: Vec<Patch>| batch.into_iter().map(|p| p.converted(DType::F32)).collect();
@@ -138,11 +138,11 @@ impl Mean {
         Ok(())
     }
 
-    /// The mean of all that was added.
+    /// Returns the mean of all predictions.
     ///
     /// # Errors
     ///
-    /// None: predictions are f32 by now.
+    /// None in practice: the predictions have been converted to f32.
     pub(super) fn finish(mut self) -> Result<Vec<Vec<Patch>>> {
         let count = f32::from(self.count);
         for patch in self.sums.iter_mut().flatten() {

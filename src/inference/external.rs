@@ -1,10 +1,10 @@
-//! The files in which an ONNX network has weights besides its own file.
+//! The external files in which an ONNX network stores weights.
 //!
-//! Only that much of the format is read: of each message (protobuf), the fields that lead to weights.
+//! Only the fields of the format (protobuf) that lead to weights are read.
 
 use std::collections::BTreeSet;
 
-/// A message on the way to weights.
+/// A message that may contain weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Message {
     Model,
@@ -14,12 +14,12 @@ enum Message {
     Attribute,
     Sparse,
     Tensor,
-    /// A key and a value that say where a tensor's values are.
+    /// A key and a value that locate a tensor's values.
     Entry,
 }
 
 impl Message {
-    /// The message in field `number`, if it leads to weights.
+    /// Returns the kind of message in field `number`, if it leads to weights.
     const fn field(self, number: u64) -> Option<Self> {
         Some(match (self, number) {
             (Self::Model, 7) | (Self::Attribute, 6 | 11) => Self::Graph,
@@ -34,9 +34,9 @@ impl Message {
     }
 }
 
-/// The names of all files, relative to the network's folder, in which a network has weights.
+/// Returns the names, relative to the network's folder, of all external files with weights.
 ///
-/// `bytes` is the network's file. What is not well-formed is left out: the runtime refuses such a file.
+/// `bytes` is the network's file. Malformed messages are skipped: the runtime refuses such a file.
 pub(super) fn locations(bytes: &[u8]) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut left = vec![(Message::Model, bytes)];
@@ -59,7 +59,7 @@ pub(super) fn locations(bytes: &[u8]) -> BTreeSet<String> {
     found
 }
 
-/// The fields of a message that have a length: number and bytes.
+/// Returns the length-delimited fields of a message: number and bytes.
 fn fields(mut bytes: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
     std::iter::from_fn(move || {
         loop {
@@ -83,7 +83,7 @@ fn fields(mut bytes: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
     })
 }
 
-/// A number of variable length, which is taken off the front.
+/// Reads a varint and advances `bytes` past it.
 fn varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut number = 0;
     for shift in (0..64).step_by(7) {
@@ -101,7 +101,7 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// A field with a length.
+    /// Returns a length-delimited field.
     fn field(number: u8, value: &[u8]) -> Vec<u8> {
         let mut length = value.len();
         let mut bytes = vec![number << 3 | 2];
@@ -116,7 +116,7 @@ mod tests {
         [&bytes[..], value].concat()
     }
 
-    /// A tensor with values in another file, after a number and values of its own.
+    /// Returns a tensor with values in an external file, after a number and inline values.
     fn tensor(name: &str) -> Vec<u8> {
         let entry = |key: &str, value: &str| {
             field(
@@ -175,7 +175,7 @@ mod tests {
         }
         assert_eq!(locations(&all).len(), 7);
         assert!(locations(&graph(&[field(5, &field(9, &[0; 40]))])).is_empty());
-        // Whatever the bytes are, it ends.
+        // It returns for any bytes.
         for end in 0..all.len() {
             locations(&all[..end]);
             locations(&all[end..]);

@@ -1,7 +1,7 @@
-//! Finding the passes in which outputs fit into the memory.
+//! Finds the passes in which outputs fit into the memory.
 //!
-//! How much the outputs keep depends on how they are cut, not on how many threads work: so each way to cut
-//! them is looked at once, and only if no simpler one fits.
+//! The bytes that the outputs keep depend on how they are cut, not on the number of threads. Each way to cut them is
+//! therefore evaluated once, and only if no simpler one fits.
 
 use std::ops::Range;
 
@@ -11,42 +11,42 @@ use crate::aggregator::{Estimate, Needed};
 use crate::grid::Grid;
 use crate::volume::marked_bytes;
 
-/// The ways in which outputs, or a part of them, can be written, and what is known of each.
+/// The ways in which outputs, or a part of them, can be written, with the known facts about each.
 pub(super) struct Ways<'a> {
     outputs: &'a [PlannedOutput],
     estimates: Vec<Estimate>,
-    /// Bytes of unfinished chunks of coarser levels, however the outputs are cut.
+    /// Bytes of unfinished chunks of coarser levels; the same for every way.
     waiting: u64,
-    /// Bytes that it takes to note which write chunks are written, where not all are.
+    /// Bytes of the marks of which write chunks are written, where only some are.
     noted: u64,
-    /// Whether that is noted even if the outputs are not cut.
+    /// Whether the run can be resumed. Its write chunks are marked even if the outputs are not cut.
     resumed: bool,
     grid: &'a Grid,
-    /// What is written; everything if there is none.
+    /// The write chunks to write; `None` for all.
     owned: Option<ChunkRanges>,
-    /// What is cut, if the outputs can be.
+    /// The write chunks to cut; `None` if the outputs have no write chunks.
     all: Option<ChunkRanges>,
     at_once: Option<u64>,
-    /// How many pieces along the middle axis and along the fastest, fewest first.
+    /// Numbers of pieces along the middle and the fastest axis, fewest first.
     counts: Vec<[u64; 2]>,
     known: Vec<Known>,
-    /// Which piece, of how many, was too large.
+    /// The piece that was too large last: its index, and the number of pieces.
     large: (u64, u64),
 }
 
-/// What is known of a way to cut the outputs.
+/// The known facts about a way to cut the outputs.
 #[derive(Clone, Copy, Debug, Default)]
 struct Known {
-    /// Bytes that a large piece keeps.
+    /// Bytes that a longest piece in the middle keeps.
     one: Option<u64>,
-    /// Bytes that any piece keeps, at most.
+    /// The most bytes that a piece keeps.
     all: Option<u64>,
-    /// Bytes that some piece keeps, where not all were looked at.
+    /// Bytes of a piece that was too large, where not all pieces were evaluated.
     some: u64,
     predictions: Option<u64>,
 }
 
-/// A way that fits: the outputs at once, or cut in one of the ways.
+/// A way that fits: all at once, or cut in one of the ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Found {
     way: Option<usize>,
@@ -104,7 +104,7 @@ impl<'a> Ways<'a> {
         }
     }
 
-    /// The first way that keeps no more than `room` bytes; else the fewest bytes with which another could be possible.
+    /// Returns the first way that keeps at most `room` bytes; otherwise the fewest bytes with which a way might fit.
     pub(super) fn find(&mut self, room: u64) -> Result<Found, u64> {
         let at_once = self.at_once.unwrap_or_else(|| {
             let bytes = live_bytes(&mut self.estimates, self.owned.as_ref());
@@ -134,7 +134,7 @@ impl<'a> Ways<'a> {
         Err(least)
     }
 
-    /// What is written one after the other.
+    /// Returns the passes in which the outputs are written.
     pub(super) fn passes(&self, found: Found) -> Vec<ChunkRanges> {
         match (found.way, &self.all) {
             (Some(way), Some(all)) => {
@@ -145,7 +145,7 @@ impl<'a> Ways<'a> {
         }
     }
 
-    /// Bytes that a piece in the middle keeps: it has borders on all sides.
+    /// Returns the bytes that a longest piece in the middle keeps: it has borders on all sides.
     fn one(&mut self, way: usize) -> u64 {
         if let Some(bytes) = self.known[way].one {
             return bytes;
@@ -167,7 +167,7 @@ impl<'a> Ways<'a> {
         bytes
     }
 
-    /// Bytes that a piece keeps.
+    /// Returns the bytes that a piece keeps.
     fn bytes_of(&mut self, piece: &ChunkRanges) -> u64 {
         let bytes = live_bytes(&mut self.estimates, Some(piece));
         bytes
@@ -175,8 +175,8 @@ impl<'a> Ways<'a> {
             .saturating_add(self.noted)
     }
 
-    /// Bytes that any piece keeps, at most; `None` if one keeps more than `room`. The piece that was too large in
-    /// the way before is looked at first.
+    /// Returns the most bytes that a piece keeps; `None` if a piece keeps more than `room`. The evaluation starts at
+    /// the piece that was too large in the previous way.
     fn most_within(&mut self, way: usize, room: u64) -> Option<u64> {
         if let Some(bytes) = self.known[way].all {
             return (bytes <= room).then_some(bytes);
@@ -206,7 +206,7 @@ impl<'a> Ways<'a> {
         Some(most)
     }
 
-    /// How many predictions a cut takes: patches between two pieces count for each.
+    /// Returns the number of predictions of a way: patches between two pieces count for each.
     pub(super) fn predictions(&mut self, found: Found) -> u64 {
         let Some(way) = found.way else {
             return self.grid.len();
@@ -236,14 +236,14 @@ fn length(range: &Range<u64>) -> u64 {
     range.end.saturating_sub(range.start)
 }
 
-/// Bytes that outputs, or a part of them, keep together.
+/// Returns the bytes that outputs, or a part of them, keep together.
 fn live_bytes(estimates: &mut [Estimate], part: Option<&ChunkRanges>) -> u64 {
     let outputs = estimates.iter_mut().enumerate();
     let bytes = outputs.map(|(n, estimate)| estimate.live_bytes(part.map(|part| &part[n])));
     bytes.fold(0, u64::saturating_add)
 }
 
-/// Which patches outputs need.
+/// The patches that outputs need.
 pub(super) struct Reach<'a> {
     outputs: &'a [PlannedOutput],
     needed: Vec<Needed>,
@@ -258,7 +258,7 @@ impl<'a> Reach<'a> {
         }
     }
 
-    /// The places, along z, y, x, of all patches that any output needs for a part.
+    /// Returns the places, along z, y, x, of all patches that any output needs for a part.
     pub(super) fn of(&self, part: &ChunkRanges) -> [Range<usize>; 3] {
         let outputs = self.outputs.iter().zip(&self.needed).zip(part);
         let some = outputs.filter(|(_, within)| within.iter().all(|range| !range.is_empty()));

@@ -1,4 +1,4 @@
-//! Masks: which patches of a grid hold any foreground.
+//! Masks: the patches of a grid that contain foreground.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,21 +12,21 @@ use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
 use crate::threads::{pool, threads};
 use crate::volume::{Volume, VolumeExt};
 
-/// Some of a grid's patches.
+/// A subset of a grid's patches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PatchMask {
-    /// A bit for each patch, in the grid's order.
+    /// One bit per patch, in the grid's order.
     bits: Vec<u64>,
     count: u64,
     /// Bytes that it took to make it, at most.
     reading_bytes: u64,
 }
 
-/// Bytes of a mask that are read at a time by a thread, about.
+/// The approximate number of bytes of a mask that a thread reads at a time.
 const PIECE: u64 = 4 << 20;
 
 impl PatchMask {
-    /// Those patches for which `keep` says so.
+    /// Selects the patches for which `keep` returns `true`.
     #[must_use]
     pub fn new(grid: &Grid, keep: impl Fn(u64, Region) -> bool) -> Self {
         let mut patch_mask = Self {
@@ -48,23 +48,22 @@ impl PatchMask {
         patch_mask
     }
 
-    /// Those patches that hold any part of a voxel of `mask` that is not 0, in any channel.
+    /// Selects the patches that contain any part of a voxel of `mask` that is not 0, in any channel.
     ///
-    /// The mask covers the same space as the grid's volume in voxels of any size: along an axis of
-    /// `N` voxels of which it has `M`, its voxel `m` covers `m N / M` to `(m + 1) N / M`. It is
-    /// read once, in pieces. In memory are a bit for each patch and, for each thread, a piece and a bit for each patch
-    /// of a layer.
+    /// The mask covers the same space as the grid's volume in voxels of any size: along an axis of `N` voxels of which
+    /// it has `M`, its voxel `m` covers `m N / M` to `(m + 1) N / M`. The mask is read once, in pieces. In memory are
+    /// one bit per patch and, for each thread, a piece and a flag for each patch of a layer.
     ///
     /// # Errors
     ///
-    /// Those of reading the mask; [`Error::InputModified`](crate::Error::InputModified) if it is written to
-    /// during that.
+    /// Those of reading the mask; [`Error::InputModified`](crate::Error::InputModified) if the mask is modified during
+    /// this.
     pub fn from_volume(grid: &Grid, mask: &dyn Volume) -> Result<Self> {
         Self::from_volume_within(grid, mask, threads(), 256 << 20)
     }
 
-    /// As [`from_volume`](Self::from_volume), on up to `threads` threads, as many as `memory` bytes are enough
-    /// for; one reads in any case.
+    /// Selects patches as [`from_volume`](Self::from_volume) does, with at least one and at most `threads` threads, as
+    /// `memory` bytes allow.
     ///
     /// # Errors
     ///
@@ -112,7 +111,7 @@ impl PatchMask {
         self.reading_bytes
     }
 
-    /// Whether patch `index` is among them.
+    /// Returns `true` if patch `index` is selected.
     #[must_use]
     pub fn contains(&self, index: u64) -> bool {
         let word = usize::try_from(index / 64).unwrap_or(usize::MAX);
@@ -120,25 +119,25 @@ impl PatchMask {
         self.bits.get(word).is_some_and(set)
     }
 
-    /// A bit for each patch, in the grid's order.
+    /// One bit per patch, in the grid's order.
     pub(super) fn bits(&self) -> &[u64] {
         &self.bits
     }
 
-    /// How many there are.
+    /// Returns the number of selected patches.
     #[must_use]
     pub const fn len(&self) -> u64 {
         self.count
     }
 
-    /// Whether there are none.
+    /// Returns `true` if no patch is selected.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.count == 0
     }
 }
 
-/// Boxes of chunks of a mask, of about [`PIECE`] bytes.
+/// Returns the shape of boxes of whole chunks of a mask, of about [`PIECE`] bytes.
 fn pieces(mask: &dyn Volume) -> Shape {
     let layout = mask.layout();
     let [_, mut piece @ ..] =
@@ -153,7 +152,7 @@ fn pieces(mask: &dyn Volume) -> Shape {
     piece
 }
 
-/// Bytes of a box of a mask.
+/// Returns the bytes of a box of a mask.
 fn bytes_of(mask: &dyn Volume, box_: Shape) -> u64 {
     let layout = mask.layout();
     let voxel = layout.channels * layout.dtype.size() as u64;
@@ -161,7 +160,7 @@ fn bytes_of(mask: &dyn Volume, box_: Shape) -> u64 {
     Region::whole(inside).voxels().saturating_mul(voxel)
 }
 
-/// Bytes of a decoded chunk of a mask.
+/// Returns the bytes of a decoded chunk of a mask.
 fn chunk_bytes(mask: &dyn Volume) -> u64 {
     let layout = mask.layout();
     let chunk = layout.read_chunk.unwrap_or_default();
@@ -169,16 +168,16 @@ fn chunk_bytes(mask: &dyn Volume) -> u64 {
     chunk.into_iter().fold(size, u64::saturating_mul)
 }
 
-/// Which patches of a grid foreground was found in.
+/// The patches of a grid in which foreground was found.
 struct Marks<'a> {
     grid: &'a Grid,
     mask: Shape,
-    /// A bit for each patch, in the grid's order.
+    /// One bit per patch, in the grid's order.
     bits: Vec<AtomicU64>,
 }
 
 impl Marks<'_> {
-    /// The places along an axis of the patches that a voxel of the mask reaches.
+    /// Returns the places along an axis of the patches that a voxel of the mask overlaps.
     fn reached(&self, a: usize, voxel: u64) -> Range<usize> {
         let axis = &self.grid.axes()[a];
         let (length, count) = (u128::from(axis.length), u128::from(self.mask[a]));
@@ -188,7 +187,7 @@ impl Marks<'_> {
         axis.touching(near(from), near(to))
     }
 
-    /// Marks the patches that the foreground in a piece of the mask reaches.
+    /// Marks the patches that overlap the foreground in a piece of the mask.
     fn mark(&self, mask: &dyn Volume, piece: Region) -> Result<()> {
         let Some(piece) = piece.intersection(&Region::whole(self.mask)) else {
             return Ok(());
@@ -203,7 +202,7 @@ impl Marks<'_> {
         let [z, y, x] = [along(0), along(1), along(2)];
         let mut layer = Layer::new(&y, &x);
         let channels = usize::try_from(patch.channels()).unwrap_or(usize::MAX);
-        // Planes that reach the same patches are marked together.
+        // Planes that overlap the same patches are marked together.
         for (n, reached) in z.iter().enumerate() {
             with_element!(patch.dtype(), T => {
                 let values = bytemuck::cast_slice::<u8, T>(patch.bytes());
@@ -245,7 +244,7 @@ impl Marks<'_> {
     }
 }
 
-/// Places of patches along y and x that some planes of a mask reach.
+/// The places along y and x of the patches that overlap the foreground in some planes of a mask.
 struct Layer {
     y: Range<usize>,
     x: Range<usize>,
@@ -256,7 +255,7 @@ struct Layer {
 }
 
 impl Layer {
-    /// For rows and columns that reach these places.
+    /// Creates an empty layer for rows and columns that overlap these places.
     fn new(y: &[Range<usize>], x: &[Range<usize>]) -> Self {
         let all = |ranges: &[Range<usize>]| {
             let start = ranges.iter().map(|range| range.start).min().unwrap_or(0);
@@ -283,7 +282,8 @@ impl Layer {
         self.any = false;
     }
 
-    /// Adds a row of mask voxels: the places along y that it reaches, its values, and what each reaches along x.
+    /// Adds a row of mask voxels: the places along y that the row overlaps, its values, and the places along x that
+    /// each voxel overlaps.
     fn add<T: Element>(&mut self, y: &Range<usize>, values: &[T], x: &[Range<usize>]) {
         if !values.iter().any(is_set) {
             return;
@@ -302,7 +302,7 @@ impl Layer {
         }
     }
 
-    /// The places that were reached.
+    /// Returns the marked places (y, x).
     fn places(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
         let width = self.row.len().max(1);
         let reached = self

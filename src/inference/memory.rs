@@ -1,4 +1,4 @@
-//! How the memory of a run is divided between unfinished voxels, work under way, cached chunks and reordering.
+//! Divides the memory of a run among unfinished voxels, batches in progress, cached chunks and reordering.
 
 use super::fit::{Found, Ways};
 use super::needs::least_ahead;
@@ -25,12 +25,12 @@ impl Schedule {
         Ok(())
     }
 
-    /// Returns the memory that is planned with.
+    /// Returns the memory that may be planned.
     pub(super) const fn memory(&self) -> u64 {
         self.inference.memory - self.inference.memory / ALLOCATOR_RESERVE_FRACTION
     }
 
-    /// Returns the first way to write the outputs that fits into the memory with this many threads.
+    /// Returns the first way to write the outputs that fits into the memory with `threads` threads.
     pub(super) fn find(&self, threads: usize, ways: &mut Ways<'_>) -> Result<Found> {
         let working = self.working.bytes(threads);
         let room = self.memory().checked_sub(working);
@@ -53,14 +53,14 @@ impl Schedule {
         })
     }
 
-    /// Returns this schedule for this many threads, written in the way that was found.
+    /// Returns this schedule for `threads` threads, written in the way that was found.
     pub(super) fn settled(&self, threads: usize, found: Found, ways: &Ways<'_>) -> Self {
         let mut plan = self.clone();
         plan.settle(threads, found, ways.passes(found));
         plan
     }
 
-    /// Returns the bytes that it takes to publish outputs that several runs or parts wrote.
+    /// Returns the bytes needed to publish outputs that several runs or parts wrote.
     fn finishing_bytes(&self) -> u64 {
         let pyramids = self
             .outputs

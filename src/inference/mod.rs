@@ -1,4 +1,4 @@
-//! Inference: a grid of patches through a model into blended outputs on disk.
+//! Inference: prediction of a grid of patches, blended into outputs on disk.
 //!
 //! A [`Predictor`] ties a volume, a model and [`InferenceOptions`] together. [`Predictor::plan`] works out the grid,
 //! the outputs and the memory before any file is touched; [`InferencePlan::run`] reads, predicts and blends the

@@ -21,9 +21,9 @@ pub trait Model: fmt::Debug + Send + Sync {
     /// Identifies the model. A resumed run, and every part of a run, must have a model with the same id as the
     /// run that began the output: otherwise one output would be made by two models.
     ///
-    /// An id says all that predictions depend on, weights above all: a checksum or a version that changes with
-    /// them. It is the same in every process. A model without one can only be used for runs that are neither
-    /// resumed nor split into parts.
+    /// An id covers everything that predictions depend on, weights above all: a checksum or a version that changes with
+    /// them. It is the same in every process. A model without one can only be used for runs that are neither resumed
+    /// nor split into parts.
     ///
     /// # Errors
     ///
@@ -75,8 +75,8 @@ pub struct OutputSpec {
     pub channels: u64,
     /// Its voxel type.
     pub dtype: DType,
-    /// Whether integers are quantities, such as HU, that may be averaged. If not, they are class
-    /// numbers, whose mean has no meaning.
+    /// Whether integers are quantities, such as HU, that may be averaged. If `false`, they are class numbers, whose
+    /// mean has no meaning.
     pub average_integers: bool,
     /// Input voxels (z, y, x) cropped from each face of a patch, e.g. by unpadded convolutions.
     pub halo: Shape,
@@ -85,7 +85,7 @@ pub struct OutputSpec {
 }
 
 impl OutputSpec {
-    /// An output with a voxel for each voxel of the patch.
+    /// Creates an output with one voxel per voxel of the patch.
     #[must_use]
     pub fn new(channels: u64, dtype: DType) -> Self {
         Self {
@@ -107,7 +107,7 @@ impl OutputSpec {
         }
     }
 
-    /// Declares that integers are quantities, which may be averaged.
+    /// Sets whether integers are quantities, which may be averaged.
     #[must_use]
     pub fn with_average_integers(self, average_integers: bool) -> Self {
         Self {

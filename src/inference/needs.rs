@@ -1,4 +1,4 @@
-//! How much memory the work of a run takes, apart from what waits.
+//! The memory of batches and threads of a run, without unfinished voxels.
 
 use super::InferenceOptions;
 use super::model::InputValues;
@@ -7,21 +7,21 @@ use crate::grid::GridPlacement;
 use crate::region::Region;
 use crate::volume::{Layout, decoding_bytes, encoding_bytes, index_bytes};
 
-/// Bytes that work takes.
+/// Bytes of batches in progress and of threads.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Working {
-    /// Of a batch under way: what is read, what the model is given, and what it predicts.
+    /// Per batch in progress: its patches as read and as converted, and its predictions.
     pub(super) batch: u64,
-    /// Of a batch's predictions alone.
+    /// Per batch, for its predictions alone.
     pub(super) predictions: u64,
-    /// Of a thread, which decodes a chunk, or makes write chunks whole and encodes them.
+    /// Per thread, which decodes a chunk, or completes and encodes write chunks.
     pub(super) thread: u64,
-    /// Of all together, however many threads there are.
+    /// For any number of threads together.
     pub(super) fixed: u64,
 }
 
 impl Working {
-    /// The bytes of all threads, every one of which has a batch while one more is done.
+    /// Returns the bytes of `threads` threads, each with a batch, and of one more batch that is done.
     pub(super) const fn bytes(&self, threads: usize) -> u64 {
         let batches = self.batch.saturating_mul(least_ahead(threads) as u64);
         let threads = self.thread.saturating_mul(threads as u64);
@@ -68,7 +68,7 @@ impl Working {
     }
 }
 
-/// Batches that are under way when every thread has one and one is done.
+/// Returns the number of batches in memory when every thread has one and one more is done.
 pub(super) const fn least_ahead(threads: usize) -> usize {
     threads + 1
 }

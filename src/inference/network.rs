@@ -1,7 +1,7 @@
-//! What networks from files have in common, whatever runs them: one input (n, c, z, y, x),
-//! and outputs that lie in the middle of the patch, with voxels as long as the input's or longer.
+//! Networks from files, for any runtime: one input (n, c, z, y, x), and outputs that are centered in the patch, with
+//! voxels of the input's size or larger.
 //!
-//! A network is made ready once for each shape of patch, and all threads share what was made.
+//! A network is prepared once for each shape of patch, and all threads share the result.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -15,31 +15,31 @@ use crate::patch::{Patch, Voxels};
 use crate::region::{AXES, Region, Shape};
 use crate::volume::Layout;
 
-/// Shapes of patches for which a network is kept ready.
+/// The number of patch shapes for which a prepared network is cached.
 pub(super) const PREPARED_SHAPES: usize = 4;
 
-/// Voxels that a patch is made longer by, to see how the output follows; networks that halve
-/// up to six times take it.
+/// Voxels by which a patch is extended to see how its output grows. Networks that halve a patch up to six times accept
+/// it.
 const PROBE_EXTENSION: u64 = 64;
 
-/// How often networks halve a patch at most, where multiples of its length are tried.
+/// The most halvings for which multiples of a patch's length are tried.
 const MOST_HALVINGS: u32 = 6;
 
-/// The type and the lengths of an output.
+/// The dtype and the axis lengths of an output.
 pub(super) type Kind = (DType, Vec<u64>);
 
-/// What runs a network.
+/// A runtime for networks.
 pub(super) trait Runtime: Send + Sync {
-    /// What is made once for each shape of input.
+    /// A network prepared for one shape of input.
     type Ready: Send + Sync;
 
-    /// Makes the network ready for an input of these lengths, and tells its outputs.
+    /// Prepares the network for an input of these lengths, and returns the kinds of its outputs.
     fn prepare(&self, input: [usize; 5]) -> Result<(Self::Ready, Vec<Kind>), Cause>;
 
-    /// The outputs for an input of these lengths.
+    /// Returns the kinds of the outputs for an input of these lengths.
     fn outputs(&self, input: [usize; 5]) -> Result<Vec<Kind>, Cause>;
 
-    /// All values of each output.
+    /// Runs the network and returns all values of each output.
     fn run(
         &self,
         ready: &Self::Ready,
@@ -48,23 +48,23 @@ pub(super) trait Runtime: Send + Sync {
     ) -> Result<Vec<Voxels>, Cause>;
 }
 
-/// A network and what runs it.
+/// A network with its runtime.
 pub(super) struct Network<R: Runtime> {
     pub(super) path: PathBuf,
-    /// Of the file and of the files in which it has weights, which identifies it.
+    /// The checksum (crc32c) of the file and of its external weights, which identifies the network.
     pub(super) crc: u32,
     pub(super) runtime: R,
     pub(super) axes: InputAxes,
     /// The outputs' names.
     pub(super) names: Vec<String>,
-    /// The only output that is given, by its place among `names`; all if not set.
+    /// The only output to return, as an index into `names`; `None` for all.
     pub(super) only: Option<usize>,
-    /// What is said about where the outputs lie.
+    /// The declared position of the outputs.
     pub(super) place: OutputPlace,
     pub(super) ready: Mutex<Vec<Arc<Ready<R::Ready>>>>,
 }
 
-/// A network made ready for one shape of patch.
+/// A network prepared for one shape of patch.
 pub(super) struct Ready<T> {
     channels: u64,
     patch: Shape,
@@ -73,11 +73,11 @@ pub(super) struct Ready<T> {
 }
 
 impl<R: Runtime> Network<R> {
-    /// Gives one output only: the one called `name`, or the first.
+    /// Selects a single output: the one called `name`, or the first.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if there is no such output.
+    /// [`Error::InvalidArgument`] if no output has the name.
     pub(super) fn only(&mut self, name: Option<&str>) -> Result<()> {
         let found = match name {
             Some(name) => self.names.iter().position(|own| own == name),
@@ -92,13 +92,13 @@ impl<R: Runtime> Network<R> {
         Ok(())
     }
 
-    /// What comes out for patches of `patch` voxels of such a volume.
+    /// Returns the outputs for patches of `patch` voxels of such a volume.
     pub(super) fn planned(&self, input: &Layout, patch: Shape) -> Result<Vec<Output>> {
         self.axes.check_channels(&self.path, input)?;
         Ok(self.ready(input.channels, patch)?.outputs.clone())
     }
 
-    /// All outputs of a batch of f32, each with the patches in their order.
+    /// Predicts a batch of f32 patches: for each output, the predictions in the order of the patches.
     pub(super) fn predict_all(&self, batch: &[Patch]) -> Result<Vec<Vec<Patch>>> {
         let outputs = self.only.map_or(self.names.len(), |_| 1);
         let mut all = vec![Vec::with_capacity(batch.len()); outputs];
@@ -112,7 +112,7 @@ impl<R: Runtime> Network<R> {
             for patch in group {
                 values.extend_from_slice(patch.as_slice::<f32>()?);
             }
-            // A batch of fixed length is filled up with zeros.
+            // A batch of fixed length is padded with zeros.
             values.resize(input.iter().product(), 0.0);
             let outputs = self
                 .runtime
@@ -129,9 +129,9 @@ impl<R: Runtime> Network<R> {
         Ok(all)
     }
 
-    /// The network for patches of one shape, which is made ready once.
+    /// Returns the network for patches of one shape, and prepares it on first use.
     fn ready(&self, channels: u64, patch: Shape) -> Result<Arc<Ready<R::Ready>>> {
-        // Others wait for it rather than do the same.
+        // Other threads wait instead of preparing it again.
         let mut kept = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         let found = kept
             .iter()
@@ -162,7 +162,7 @@ impl<R: Runtime> Network<R> {
         })
     }
 
-    /// The outputs for patches of one shape, of these kinds, and where they lie.
+    /// Returns the outputs of these kinds for patches of one shape, with their halos and scales.
     fn placed(&self, channels: u64, patch: Shape, kinds: Vec<Kind>) -> Result<Vec<Output>> {
         let covers = |(_, axes): &Kind| axes.ends_with(&patch);
         let longer = self
@@ -190,7 +190,7 @@ impl<R: Runtime> Network<R> {
         outputs.collect()
     }
 
-    /// An error of a patch's shape, with the multiple of which the lengths have to be, if there is one.
+    /// Adds to an error about a patch's shape the multiple that its lengths must be, if one is found.
     fn with_multiple(&self, error: Error, channels: u64, patch: Shape) -> Error {
         match error {
             Error::ModelRun {
@@ -216,8 +216,8 @@ impl<R: Runtime> Network<R> {
         }
     }
 
-    /// The smallest power of two such that patches work if their lengths are odd multiples of it,
-    /// where some length of `patch` is no multiple.
+    /// Returns the smallest power of two such that patches work if their lengths are odd multiples of it, and not all
+    /// lengths of `patch` are multiples of it.
     fn multiple(&self, channels: u64, patch: Shape) -> Option<u64> {
         let works = |&multiple: &u64| {
             let odd = |a: usize| match self.axes.0[2 + a] {
@@ -233,7 +233,7 @@ impl<R: Runtime> Network<R> {
         powers.filter(is_new).find(works)
     }
 
-    /// Whether output `n` is wanted.
+    /// Returns `true` if output `n` is selected.
     fn gives(&self, n: usize) -> bool {
         self.only.is_none_or(|only| only == n)
     }
@@ -285,7 +285,7 @@ impl<R: Runtime> fmt::Debug for Network<R> {
     }
 }
 
-/// Values of a batch, as many for each of its patches.
+/// Splits the values of a batch into equal parts, one per patch.
 fn parts(voxels: Voxels, count: usize) -> Vec<Voxels> {
     if count == 1 {
         return vec![voxels];
@@ -303,18 +303,18 @@ fn parts(voxels: Voxels, count: usize) -> Vec<Voxels> {
     each!(Bool, U8, I8, U16, I16, U32, I32, U64, I64, F16, F32, F64)
 }
 
-/// Lengths of the input's axes n, c, z, y, x; `None` where the file leaves them open.
+/// The lengths of the input's axes n, c, z, y, x; `None` where the file does not fix them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct InputAxes(pub(super) [Option<u64>; 5]);
 
 impl InputAxes {
-    /// Patches that are run at once: as many as the file fixes, else one.
+    /// Returns the number of patches per call of the network: the number that the file fixes, or 1.
     fn batch(&self) -> usize {
         let fixed = self.0[0].and_then(|n| usize::try_from(n).ok());
         fixed.unwrap_or(1).max(1)
     }
 
-    /// Checks that a volume has the channels that the network wants.
+    /// Checks that a volume has the number of channels that the network takes.
     ///
     /// # Errors
     ///
@@ -331,12 +331,12 @@ impl InputAxes {
         }
     }
 
-    /// Whether a patch has the size that the network wants.
+    /// Returns `true` if a patch has the size that the network takes.
     fn fits(&self, patch: Shape) -> bool {
         (0..3).all(|a| self.0[2 + a].is_none_or(|length| length == patch[a]))
     }
 
-    /// Checks that a patch has the size that the network wants.
+    /// Checks that a patch has the size that the network takes.
     ///
     /// # Errors
     ///
@@ -356,44 +356,44 @@ impl InputAxes {
         Err(no_network(path, problem))
     }
 
-    /// The input's lengths for patches of a shape.
+    /// Returns the input's lengths for patches of a shape.
     fn filled(&self, channels: u64, patch: Shape) -> [usize; 5] {
         let length = |n| usize::try_from(n).expect("a patch is in memory");
         let [z, y, x] = patch.map(length);
         [self.batch(), length(channels), z, y, x]
     }
 
-    /// A longer patch, if the network leaves all lengths open.
+    /// Returns a longer patch, if the network fixes no length.
     fn longer(&self, patch: Shape) -> Option<Shape> {
         let open = self.0[2..].iter().all(Option::is_none);
         open.then(|| patch.map(|length| length.saturating_add(PROBE_EXTENSION)))
     }
 }
 
-/// What a network gives for patches of one shape.
+/// An output of a network for patches of one shape.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Output {
     /// Its name in the file.
     pub(super) name: String,
-    /// Channels.
+    /// Number of channels.
     pub(super) channels: u64,
-    /// The values' type.
+    /// The dtype of the values.
     pub(super) dtype: DType,
     /// Voxels along z, y, x.
     pub(super) shape: Shape,
-    /// Voxels of the patch that are missing at each of its faces, z, y, x.
+    /// Voxels (z, y, x) of the patch cropped from each face.
     pub(super) halo: Shape,
-    /// Voxels of the patch along each axis of an output voxel.
+    /// Patch voxels per output voxel along each axis.
     pub(super) scale: u64,
 }
 
 impl Output {
-    /// The output called `name` that has the lengths `axes` for patches of `patch`, and those of
-    /// `longer` for longer ones. Without a channel axis there is one channel.
+    /// Creates the output called `name` that has the lengths `axes` for patches of `patch` voxels; `longer` is a longer
+    /// patch with its lengths. An output without a channel axis has one channel.
     ///
     /// # Errors
     ///
-    /// [`Error::ModelFile`] if it does not lie in the middle of the patch.
+    /// [`Error::ModelFile`] if no halo and scale center it in the patch.
     fn new(
         path: &Path,
         (name, place): (String, OutputPlace),
@@ -421,11 +421,11 @@ impl Output {
         })
     }
 
-    /// Values of one patch of a batch as a patch, where they lie in the volume.
+    /// Wraps the values predicted for the region `input` as a patch at their position in the volume.
     ///
     /// # Errors
     ///
-    /// [`Error::BufferLength`] if they are not as many as was announced.
+    /// [`Error::BufferLength`] if the number of values is not the one announced.
     fn patch(&self, input: Region, voxels: Voxels) -> Result<Patch> {
         let scale = i64::try_from(self.scale).expect("a scale is at most a patch's length");
         let start = std::array::from_fn(|a| {
@@ -436,7 +436,7 @@ impl Output {
     }
 }
 
-/// An [`Error::ModelFile`].
+/// Creates an [`Error::ModelFile`].
 pub(super) fn no_network(path: &Path, problem: impl Into<String>) -> Error {
     Error::ModelFile {
         path: path.to_path_buf(),
@@ -444,7 +444,7 @@ pub(super) fn no_network(path: &Path, problem: impl Into<String>) -> Error {
     }
 }
 
-/// Channels and lengths along z, y, x of an output.
+/// Returns the number of channels and the lengths along z, y, x of an output.
 fn split(axes: &[u64]) -> Option<(u64, Shape)> {
     match *axes {
         [_, c, z, y, x] => Some((c, [z, y, x])),

@@ -1,4 +1,4 @@
-//! Normalisation: what is done to a volume's values before a model sees them.
+//! Normalization of a volume's values for a model.
 
 use std::fmt;
 use std::ops::Range;
@@ -15,33 +15,33 @@ use crate::queue::Queue;
 use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
 use crate::volume::{ChunkShape, Layout, Slabs, Volume, VolumeExt};
 
-/// Voxels that are read and counted at once where there are no chunks.
+/// The most voxels that are read and measured at a time.
 const PIECE: u64 = 1 << 18;
-/// Values that are added up before their sum joins the others.
+/// The number of values that are summed before their sum is added to the others.
 const RUN: usize = 1024;
 
-/// What is done to a volume's values before a model sees them.
+/// The normalization of a volume's values before they reach a model.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Normalize {
-    /// Nothing.
+    /// No normalization.
     #[default]
     None,
-    /// The volume's mean is taken away and its standard deviation divided by, channel by channel.
-    /// Both are of the whole volume's real values as f32, which is what a model is given; voxels that are NaN or
-    /// infinite do not count. A channel that is the same everywhere becomes 0.
+    /// Subtraction of the mean and division by the standard deviation, channel by channel. Both are of the whole
+    /// volume's real values as f32, the type that a model gets; voxels that are NaN or infinite do not count. A
+    /// constant channel becomes 0.
     ZScore,
-    /// Values are cut to `low..=high` and become 0 to 1.
+    /// Clipping to `low..=high`, scaled to 0 to 1.
     Ct {
-        /// What becomes 0, in real values such as HU.
+        /// The value that becomes 0, in real values such as HU.
         low: f64,
-        /// What becomes 1.
+        /// The value that becomes 1.
         high: f64,
     },
 }
 
 impl Schedule {
-    /// Normalizes what the model gets. For [`Normalize::ZScore`] this reads the volume once, a chunk or 2 MiB for
-    /// each of `threads` at a time; `progress` counts these.
+    /// Sets the normalization of the model's input. For [`Normalize::ZScore`] this reads the volume once, with a chunk
+    /// or [`PIECE`] voxels per thread at a time; `progress` counts these.
     pub(super) fn normalized(
         mut self,
         normalize: Normalize,
@@ -61,13 +61,13 @@ impl Schedule {
     }
 }
 
-/// Returns how many of `threads` (at least one) can measure a volume of this layout within `memory`, and the bytes
-/// that they take.
+/// Returns the number of threads (at least 1, at most `threads`) that can measure a volume of this layout within
+/// `memory`, and the bytes that they take.
 pub(super) fn measuring_threads(layout: &Layout, threads: usize, memory: u64) -> (usize, u64) {
     let voxel = layout.dtype.size() as u64;
     let chunk = layout.read_chunk.unwrap_or_default();
     let chunk = chunk.into_iter().fold(2 * voxel, u64::saturating_mul);
-    // A chunk as it is stored and as it comes out, and a piece of it as it is counted.
+    // A chunk as it is stored and decoded, and a piece of it as it is measured.
     let each = chunk.saturating_add(PIECE.saturating_mul(voxel + 8));
     let fitting = usize::try_from(memory / each.max(1)).unwrap_or(usize::MAX);
     let threads = threads.min(fitting).max(1);
@@ -87,7 +87,7 @@ impl fmt::Display for Normalize {
 impl FromStr for Normalize {
     type Err = Error;
 
-    /// `none`, `zscore` or `ct:LOW,HIGH`.
+    /// Parses `none`, `zscore` or `ct:LOW,HIGH`.
     fn from_str(text: &str) -> Result<Self> {
         let bad = |problem: &str| Error::InvalidArgument {
             argument: "normalization",
@@ -112,7 +112,7 @@ impl FromStr for Normalize {
     }
 }
 
-/// How values become normalized ones.
+/// The mapping of values to normalized values.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Scales {
     Cut { low: f64, high: f64 },
@@ -120,7 +120,7 @@ pub(super) enum Scales {
 }
 
 impl Scales {
-    /// Normalises a patch of f32.
+    /// Normalizes a patch of f32.
     pub(super) fn apply(&self, patch: &mut Patch) -> Result<()> {
         let each = patch.bytes().len() / 4 / length(patch.channels().max(1));
         let channels = patch.as_mut_slice()?.chunks_mut(each.max(1)).enumerate();
@@ -128,7 +128,7 @@ impl Scales {
         Ok(())
     }
 
-    /// Normalises the values of one channel.
+    /// Normalizes the values of one channel.
     fn apply_to(&self, channel: usize, values: &mut [f32]) {
         match self {
             Self::Cut { low, high } => {
@@ -147,7 +147,7 @@ impl Scales {
     }
 }
 
-/// How many values there are, their mean, and the sum of squared distances from it.
+/// The number of values, their mean, and the sum of squared distances from it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Moments {
     count: u64,
@@ -157,7 +157,7 @@ pub(super) struct Moments {
 
 #[expect(clippy::cast_precision_loss, reason = "counts are below 2^53")]
 impl Moments {
-    /// Of finite values, in two passes.
+    /// Returns the moments of the finite values, computed in two passes.
     fn of(values: &[f64]) -> Self {
         let sum = |of: &dyn Fn(f64) -> f64| -> f64 {
             let of_run = |run: &[f64]| -> f64 {
@@ -170,7 +170,7 @@ impl Moments {
         let Some(&first) = values.iter().find(|v| v.is_finite()) else {
             return Self::default();
         };
-        // Distances from a value: sums of equal values would not be that value times their number, to the last bit.
+        // Distances from one of the values: a sum of equal values is not exactly that value times their number.
         let mean = first + sum(&|v| v - first) / count as f64;
         Self {
             count,
@@ -179,7 +179,7 @@ impl Moments {
         }
     }
 
-    /// Of both together.
+    /// Returns the moments of both together.
     fn with(self, other: Self) -> Self {
         if self.count == 0 || other.count == 0 {
             return if self.count == 0 { other } else { self };
@@ -198,7 +198,7 @@ impl Moments {
     }
 }
 
-/// The moments of every channel of a volume; the same for any number of threads.
+/// Returns the moments of every channel of a volume; the same for any number of threads.
 fn moments(
     volume: &Arc<dyn Volume>,
     threads: usize,
@@ -229,18 +229,18 @@ fn moments(
     Ok(all)
 }
 
-/// What is read at once.
+/// The voxels that one read fetches.
 #[derive(Clone, Debug)]
 enum Part {
     Chunk(ChunkShape),
     Piece(Range<u64>, Region),
 }
 
-/// All voxels of a volume, as they are stored one after the other.
+/// Returns parts that cover all voxels of a volume, in storage order.
 fn parts(volume: &dyn Volume) -> Box<dyn Iterator<Item = Part> + Send> {
     let layout = volume.layout();
     let order = volume.sequential_order();
-    // Channels that lie next to each other in storage are read together.
+    // Channels that are adjacent in storage are read together.
     if let Some(order) = order.filter(|order| order[0] != 0) {
         let slabs = Slabs::up_to(layout, order, PIECE);
         let parts = slabs
@@ -262,7 +262,7 @@ fn parts(volume: &dyn Volume) -> Box<dyn Iterator<Item = Part> + Send> {
     Box::new(chunks.chain(pieces.into_iter().flatten()))
 }
 
-/// A region cut into boxes of at most [`PIECE`] voxels, rows whole if they are not longer.
+/// Cuts a region into boxes of at most [`PIECE`] voxels, with whole rows if they are not longer.
 fn pieces(region: Region) -> impl Iterator<Item = Region> + Send + use<> {
     let x = region.shape[2].clamp(1, PIECE);
     let y = region.shape[1].clamp(1, PIECE / x);
@@ -279,7 +279,7 @@ fn pieces(region: Region) -> impl Iterator<Item = Region> + Send + use<> {
 }
 
 impl Part {
-    /// The moments of every channel of the part.
+    /// Returns the moments of every channel of the part.
     fn moments(self, volume: &dyn Volume) -> Result<Vec<(u64, Moments)>> {
         let layout = volume.layout();
         let mut values = Values::new(layout);
@@ -315,7 +315,7 @@ impl Part {
     }
 }
 
-/// Room for the voxels of a piece, as they are read and as f64.
+/// Buffers for the voxels of a piece, as they are read and as f64.
 struct Values {
     dtype: DType,
     voxels: Vec<u8>,
@@ -331,7 +331,7 @@ impl Values {
         }
     }
 
-    /// Room for the voxels of a region.
+    /// Resizes the buffers for a region, and returns the one for its voxels.
     fn room(&mut self, region: Region) -> &mut [u8] {
         let count = length(region.voxels());
         self.voxels.resize(count * self.dtype.size(), 0);
@@ -342,8 +342,8 @@ impl Values {
     fn moments(&mut self) -> Moments {
         let wide = bytemuck::cast_slice_mut(&mut self.wide);
         convert(self.dtype, &self.voxels, DType::F64, wide);
-        // Moments of other values than a model is given would turn what they differ by, however small, into as many
-        // deviations as a nearly constant volume has few.
+        // The moments are those of the f32 values that the model gets. In a nearly constant volume, differences that
+        // f32 rounds away would otherwise be scaled up to whole standard deviations.
         self.wide
             .iter_mut()
             .for_each(|value| *value = f64::from(single(*value)));
@@ -373,7 +373,7 @@ mod tests {
     use crate::progress::silent;
     use crate::volume::{MemoryVolume, RealValues, Rescale};
 
-    /// Channels of 5 x 6 x 7 voxels, the second ten times the first and far from 0.
+    /// Returns two channels of 5 x 6 x 7 voxels, the second ten times the first and far from 0.
     fn values() -> Vec<f64> {
         let first = (0..210_u32).map(|n| f64::from(n.wrapping_mul(2_654_435_761) >> 20) - 900.0);
         let first: Vec<f64> = first.collect();
@@ -457,7 +457,7 @@ mod tests {
         assert_eq!(Moments::of(&[f64::NAN; 3]).with(moments), moments);
     }
 
-    /// A model that gives back what it was given.
+    /// A model that returns its input.
     #[derive(Debug)]
     struct Echo;
 
@@ -478,7 +478,7 @@ mod tests {
         inference.plan(layout, model, &[target]).unwrap()
     }
 
-    /// What a model is given at a region, padded with -7.
+    /// Returns the model's input at a region, padded with -7.
     fn given_at(normalize: Normalize, volume: impl Volume + 'static, region: Region) -> Vec<f32> {
         let volume: Arc<dyn Volume> = Arc::new(volume);
         let plan = plan(&volume, &Echo);
@@ -544,7 +544,7 @@ mod tests {
         assert_eq!(plain, all);
     }
 
-    /// What a volume of values that are all the same becomes, in two chunks and a piece of another.
+    /// Returns the normalized values of a constant volume of two chunks and a part of a third.
     fn flat<T: Element>(value: T) -> Vec<f32>
     where
         Vec<T>: Into<crate::patch::Voxels>,
@@ -584,7 +584,7 @@ mod tests {
                 );
             }
         }
-        // Differences that f32 does not see are none.
+        // Differences that f32 cannot represent do not count.
         let nearly: Vec<f64> = (0..1050_u32)
             .map(|n| 0.1 + 1e-12 * f64::from(n % 7))
             .collect();
@@ -594,7 +594,7 @@ mod tests {
                 .iter()
                 .all(|value| *value == 0.0)
         );
-        // Slope and intercept, too.
+        // The same with slope and intercept.
         let rescale = Rescale {
             slope: 0.1,
             intercept: -1.0 / 3.0,

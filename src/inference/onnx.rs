@@ -1,7 +1,7 @@
 //! Networks from ONNX files, run on the CPU by tract, which is compiled in.
 //!
-//! Threads share a network and run it side by side, each on one core. No type of tract's is seen
-//! outside this file and its folder.
+//! Threads share a network and run it concurrently, each on one core. No type of tract is visible outside this file and
+//! its folder.
 
 mod cast;
 mod checks;
@@ -31,15 +31,15 @@ use crate::patch::{Patch, Voxels};
 use crate::region::Shape;
 use crate::volume::Layout;
 
-/// What tract's own Resize is registered as; no operator has such a name.
+/// The name under which tract's own Resize is registered; no ONNX operator has this name.
 const RESIZE: &str = "tract's Resize";
 
 /// A network from an ONNX file.
 ///
-/// It has one input of five axes, batch, channel, z, y, x, that takes f32, f16 or f64. Lengths may
-/// be fixed in the file or left open. A batch is run as the file fixes it, else patch by patch.
-/// Outputs keep their type: integers of 64 bits stay such. Operator sets 7 to 22 can be run;
-/// weights may be in other files of its folder.
+/// It has one input of five axes (batch, channel, z, y, x) and of type f32, f16 or f64. Lengths may be fixed in the
+/// file or left open. Patches are run in batches of the length that the file fixes, otherwise one by one. Outputs keep
+/// their type, including 64-bit integers. Operator sets 7 to 22 are supported; weights may be in other files of the
+/// network's folder.
 ///
 /// ```
 /// use voxpatch::inference::{Model, Onnx};
@@ -56,19 +56,19 @@ const RESIZE: &str = "tract's Resize";
 #[derive(Debug)]
 pub struct Onnx(Network<Tract>);
 
-/// tract, with a network whose lengths may be open.
+/// The tract runtime, with a network whose lengths may be open.
 struct Tract {
     model: InferenceModel,
     input: DatumType,
 }
 
 impl Onnx {
-    /// Reads the file.
+    /// Reads a network from a file.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] if there is no such file, [`Error::ModelFile`] if it is not ONNX or has no
-    /// input that a volume fits, and [`Error::ModelOperator`] if it has a node that cannot be run.
+    /// [`Error::Io`] if the file cannot be read, [`Error::ModelFile`] if it is not ONNX or has no input that fits a
+    /// volume, and [`Error::ModelOperator`] if it has a node that cannot be run.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = read_up_to(path, u64::MAX)?;
@@ -89,7 +89,7 @@ impl Onnx {
             .try_fold(crc, |crc, file| checksum(crc, file))?;
         let names = graph.output.iter().map(|out| out.name.clone()).collect();
         cast::rename(&mut graph);
-        // What is left of the file, for finding out what is wrong with a node.
+        // The file without its graph, to find out which node is invalid.
         let rest = proto.clone();
         proto.graph = Some(graph);
         let folder = path.parent().and_then(Path::to_str);
@@ -121,17 +121,17 @@ impl Onnx {
 }
 
 impl Onnx {
-    /// Gives one output only: the one called `name`, or the first.
+    /// Selects a single output: the one called `name`, or the first.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if there is no such output.
+    /// [`Error::InvalidArgument`] if no output has the name.
     pub fn only(mut self, name: Option<&str>) -> Result<Self> {
         self.0.only(name)?;
         Ok(self)
     }
 
-    /// Takes outputs to lie in their patch as `place` says, where their lengths alone would not say.
+    /// Sets the position of the outputs in their patch, where their lengths are ambiguous.
     #[must_use]
     pub fn with_place(mut self, place: OutputPlace) -> Self {
         self.0.place = place;
@@ -154,7 +154,7 @@ impl Model for Onnx {
 }
 
 impl Tract {
-    /// The network with all shapes known.
+    /// Returns the network with all shapes known.
     fn typed(&self, input: [usize; 5]) -> TractResult<TypedModel> {
         let fact = InferenceFact::dt_shape(self.input, input);
         self.model.clone().with_input_fact(0, fact)?.into_typed()
@@ -194,7 +194,7 @@ impl Runtime for Tract {
     }
 }
 
-/// Does what may panic if a file is damaged.
+/// Runs code that may panic on a damaged file, and turns a panic into an error.
 fn caught<T>(work: impl FnOnce() -> TractResult<T>) -> TractResult<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let message = panic.downcast_ref::<String>().map(String::as_str);
@@ -204,7 +204,7 @@ fn caught<T>(work: impl FnOnce() -> TractResult<T>) -> TractResult<T> {
     })
 }
 
-/// tract, and enlarging as all operator sets have it.
+/// Creates tract's runtime, with resizing as in all supported operator sets.
 fn runtime() -> tract_onnx::Onnx {
     let mut runtime = tract_onnx::onnx().with_ignore_value_info(true);
     let known = runtime.op_register.0["Resize"];
@@ -215,8 +215,8 @@ fn runtime() -> tract_onnx::Onnx {
     runtime
 }
 
-/// Resize as of operator set 13, whatever the file's. Until set 10 there was no region of
-/// interest before the scales, and the nearest voxel was the one below; set 9 called it Upsample.
+/// Builds a Resize of operator set 13 or later from that of any set. Up to set 10, the operator had no region of
+/// interest before the scales, and the nearest voxel was the one below. Up to set 9 it was called Upsample.
 fn resize(
     context: &ParsingContext,
     node: &NodeProto,
@@ -240,7 +240,7 @@ fn resize(
     context.framework.op_register.0[RESIZE](&context, &node)
 }
 
-/// The lengths of the one input that no weights are given for.
+/// Returns the axis lengths of the only input that is not a weight.
 fn input_axes(path: &Path, graph: &GraphProto) -> Result<InputAxes> {
     let given = |input: &&ValueInfoProto| !graph.initializer.iter().any(|w| w.name == input.name);
     let inputs: Vec<&ValueInfoProto> = graph.input.iter().filter(given).collect();
@@ -274,7 +274,7 @@ fn input_axes(path: &Path, graph: &GraphProto) -> Result<InputAxes> {
     Err(no_network(path, problem))
 }
 
-/// The lengths of an input's axes, as far as they are fixed.
+/// Returns the lengths of an input's axes; `None` for an axis that is not fixed.
 fn declared(input: &ValueInfoProto) -> Option<Vec<Option<u64>>> {
     let Declared::TensorType(tensor) = input.r#type.as_ref()?.value.as_ref()?;
     let length = |value: &Option<Length>| match value {
@@ -305,7 +305,7 @@ fn operator(path: &Path, node: &NodeProto, source: Option<TractError>) -> Error 
     }
 }
 
-/// Why a graph could not be taken in: the first node that cannot be built alone, if there is one.
+/// Returns the reason why a graph cannot be parsed: the first node that cannot be built alone, if any.
 fn unusable(
     path: &Path,
     (rest, proto): (&ModelProto, &ModelProto),
@@ -327,7 +327,7 @@ fn unusable(
     }
 }
 
-/// Types and lengths of all outputs.
+/// Returns the kinds of all outputs.
 fn kinds(model: &TypedModel) -> TractResult<Vec<Kind>> {
     let outlets = model.output_outlets()?.iter();
     let shape = |outlet: &OutletId| {
@@ -340,9 +340,9 @@ fn kinds(model: &TypedModel) -> TractResult<Vec<Kind>> {
     outlets.map(shape).collect()
 }
 
-/// Values of an output as voxels.
+/// Returns the values of an output as voxels.
 fn voxels(value: &Tensor) -> TractResult<Voxels> {
-    // Lengths, of which an output may be made: numbers once all lengths are known.
+    // An output may consist of symbolic lengths: they are numbers once all lengths are known.
     let value = match value.datum_type() {
         DatumType::TDim => value.cast_to::<i64>()?,
         _ => std::borrow::Cow::Borrowed(value),
@@ -363,7 +363,7 @@ fn voxels(value: &Tensor) -> TractResult<Voxels> {
     copied!(U8, I8, U16, I16, U32, I32, U64, I64, F16, F32, F64)
 }
 
-/// The type that [`voxels`] will have.
+/// Returns the dtype that [`voxels`] will have.
 fn voxel_type(kind: DatumType) -> TractResult<DType> {
     macro_rules! named {
         ($($kind:ident),*) => {

@@ -1,4 +1,4 @@
-//! The options of a prediction, and of each of its outputs.
+//! The options of a prediction and of its outputs.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use crate::region::Shape;
 use crate::threads::{DEFAULT_MEMORY, threads};
 use crate::volume::CreateOptions;
 
-/// The options of a sliding-window prediction: the patches, and what the run may use.
+/// The options of a sliding-window prediction: the patches, and the memory and threads of the run.
 ///
 /// ```
 /// use voxpatch::InferenceOptions;
@@ -28,26 +28,27 @@ pub struct InferenceOptions {
     pub overlap: Shape,
     /// Where patches start.
     pub placement: GridPlacement,
-    /// The values beyond the volume's faces, for patches that hang over. `None`: patches larger than the
+    /// The values beyond the volume's faces, for patches that extend beyond them. `None`: patches larger than the
     /// volume are refused, and [`GridPlacement::Padded`] repeats the outermost voxels.
     pub padding: Option<Padding>,
-    /// Voxels beyond each face, z, y, x, that patches cover as well.
+    /// Voxels (z, y, x) beyond each face that patches also cover.
     pub margin: Shape,
     /// Bytes that the whole run may hold.
     pub memory: u64,
     /// Threads that read, predict and blend.
     pub threads: usize,
-    /// The fewest threads to plan with. Where memory is too short for `threads`, fewer are used, down to this.
+    /// The fewest threads to plan with. If memory is too short for `threads`, fewer are used, down to this number.
     pub min_threads: usize,
     /// Patches that the model gets at once.
     pub batch_size: usize,
-    /// Whether only some patches will be predicted, [by a mask](super::InferencePlan::with_patch_mask). Patches
-    /// that do not vote take memory; a plan that knows of them counts it when it chooses threads and outputs.
+    /// Whether [a mask](super::InferencePlan::with_patch_mask) will select the patches that are predicted. Patches that
+    /// do not vote take memory; an announced mask lets the plan count it when it chooses threads and passes.
     pub masked: bool,
 }
 
 impl InferenceOptions {
-    /// Patches that overlap by half, placed as `TorchIO` places them; 256 MiB; one patch at a time on all cores.
+    /// Creates options with patches that overlap by half and are placed as in `TorchIO`, 256 MiB of memory, batches of
+    /// one patch, and all cores.
     #[must_use]
     pub fn new(patch_size: Shape) -> Self {
         Self {
@@ -85,7 +86,7 @@ impl InferenceOptions {
         }
     }
 
-    /// Sets the voxels beyond each face that patches cover as well.
+    /// Sets the voxels beyond each face that patches also cover.
     #[must_use]
     pub const fn with_margin(self, margin: Shape) -> Self {
         Self { margin, ..self }
@@ -124,14 +125,13 @@ impl InferenceOptions {
         }
     }
 
-    /// Announces that a mask will be set.
+    /// Sets whether a mask will be set.
     #[must_use]
     pub const fn with_masked(self, masked: bool) -> Self {
         Self { masked, ..self }
     }
 
-    /// Pads the volume by half the overlap at each face and crops the output by as much: `TorchIO`'s
-    /// `padding_mode`.
+    /// Pads the volume by half the overlap at each face and crops the output by the same: `TorchIO`'s `padding_mode`.
     #[must_use]
     pub fn padded(patch: Shape, overlap: Shape, padding: Padding) -> Self {
         Self::new(patch)
@@ -141,11 +141,11 @@ impl InferenceOptions {
     }
 
     /// Places patches as MONAI's `sliding_window_inference` does, with the blend of its mode `gaussian`;
-    /// [`Blend::Average`] is that of its `constant`. `overlap` is a fraction of the patch, 0.25 in MONAI.
+    /// [`Blend::Average`] corresponds to its mode `constant`. `overlap` is a fraction of the patch, 0.25 in MONAI.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if the overlap is not from 0 up to, not including, 1, or the patch has no voxels.
+    /// [`Error::InvalidArgument`] if the overlap is not in `0.0..1.0`, or the patch has no voxels.
     pub fn monai(volume: Shape, patch: Shape, overlap: f64) -> Result<(Self, Blend)> {
         let step = |a: usize| {
             if patch[a] == volume[a] {
@@ -162,11 +162,11 @@ impl InferenceOptions {
     }
 
     /// Places and weights patches of a volume as nnU-Net does. `step` is a fraction of the patch, 0.5 in nnU-Net; it
-    /// need not be a whole number of voxels.
+    /// may be a fraction of a voxel.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if the step is not above 0 and up to 1.
+    /// [`Error::InvalidArgument`] if the step is not greater than 0 and at most 1.
     pub fn nnunet(volume: Shape, patch: Shape, step: f64) -> Result<(Self, Blend)> {
         check_part("step", 1.0 - step, 0.0..1.0)?;
         let overlap = patch.map(|length| length - part(length, step).clamp(1, length.max(1)));
@@ -179,28 +179,28 @@ impl InferenceOptions {
     }
 }
 
-/// Where an output of the model goes, and how it is blended and stored.
+/// The path, blending and storage options of an output of the model.
 #[non_exhaustive]
 #[derive(Clone, Debug)]
 pub struct OutputTarget {
-    /// Its path. The extension decides the format.
+    /// The output's path. Its extension determines the format.
     pub path: PathBuf,
-    /// How overlapping predictions become voxels.
+    /// The blending of overlapping predictions into voxels.
     pub blending: AggregatorOptions,
     /// The output's voxel type. `None`: the prediction's own, or the smallest that holds the reduced values.
     pub dtype: Option<DType>,
-    /// How it is stored. Shards are shortened along the slowest axis so that they end where patches begin and few
-    /// of them wait unfinished; [`PlannedOutput::layout`](super::PlannedOutput::layout) has the result.
+    /// The storage options. Shards are shortened along the slowest axis so that they end where patches begin and few of
+    /// them are unfinished at a time; [`PlannedOutput::layout`](super::PlannedOutput::layout) has the result.
     pub store: CreateOptions,
-    /// Smaller shards to use, in this order, where memory is too short for those of `store`.
+    /// Smaller shards to try, in this order, if memory is too short for those of `store`.
     pub smaller_shards: Vec<Shape>,
-    /// The options of `store` that are only defaults. A run that resumes or joins what another process began takes
-    /// them from there.
+    /// The options of `store` that are only defaults. A run that resumes or joins an output takes them from the process
+    /// that began it.
     pub defaults: Vec<StoreOption>,
 }
 
 impl OutputTarget {
-    /// An output blended with a Hann window and stored with default options.
+    /// Creates an output blended with a Hann window and stored with default options.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
@@ -248,7 +248,7 @@ impl OutputTarget {
         Self { store, ..self }
     }
 
-    /// Sets smaller shards for where memory is short.
+    /// Sets smaller shards to try if memory is short.
     #[must_use]
     pub fn with_smaller_shards(self, smaller_shards: Vec<Shape>) -> Self {
         Self {
@@ -263,7 +263,7 @@ impl OutputTarget {
         Self { defaults, ..self }
     }
 
-    /// The same with its `n`-th smaller shard, or the last; with its own if `n` is 0.
+    /// Returns the target with its `n`-th smaller shard, or the last; with its own shard if `n` is 0.
     pub(super) fn with_shard_choice(&self, n: usize) -> Self {
         let smaller = &self.smaller_shards;
         let mut target = self.clone();
@@ -295,7 +295,7 @@ pub enum StoreOption {
 }
 
 impl StoreOption {
-    /// All of them.
+    /// All options.
     pub const ALL: [Self; 6] = [
         Self::Zarr,
         Self::Chunk,
@@ -306,7 +306,7 @@ impl StoreOption {
     ];
 }
 
-/// How many patches nnU-Net places along an axis.
+/// Returns the number of patches that nnU-Net places along an axis.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -329,7 +329,7 @@ fn check_part(name: &'static str, value: f64, range: std::ops::Range<f64>) -> Re
     })
 }
 
-/// `length * part`, rounded down.
+/// Returns `length * part`, rounded down.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,

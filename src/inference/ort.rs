@@ -1,8 +1,7 @@
-//! Networks from ONNX files, run on the CPU by ONNX Runtime, which is loaded when it is needed.
+//! Networks from ONNX files, run on the CPU by ONNX Runtime, which is loaded on first use.
 //!
-//! `ORT_DYLIB_PATH` names its library, version 1.17 or later. Each thread that predicts has the
-//! network once, since no two may run one at once. No type of ONNX Runtime's is seen outside
-//! this file.
+//! `ORT_DYLIB_PATH` names its library, version 1.17 or later. Each thread that predicts has its own session, because a
+//! session cannot run twice at the same time. No type of ONNX Runtime is visible outside this file.
 
 use std::env;
 use std::io;
@@ -23,17 +22,17 @@ use crate::patch::{Patch, Voxels};
 use crate::region::Shape;
 use crate::volume::Layout;
 
-/// What names ONNX Runtime's library.
+/// The environment variable with the path of ONNX Runtime's library.
 const LIBRARY: &str = "ORT_DYLIB_PATH";
 
 /// A network from an ONNX file, run by ONNX Runtime.
 ///
-/// It has one input of five axes, batch, channel, z, y, x, that takes f32, f16 or f64. Lengths may
-/// be fixed in the file or left open. A batch is run as the file fixes it, else patch by patch.
+/// It has one input of five axes (batch, channel, z, y, x) and of type f32, f16 or f64. Lengths may be fixed in the
+/// file or left open. Patches are run in batches of the length that the file fixes, otherwise one by one.
 #[derive(Debug)]
 pub struct OnnxRuntime(Network<Sessions>);
 
-/// The network, once for each thread that has run it.
+/// The pool of sessions of a network, which grows to one per thread that runs it.
 struct Sessions {
     path: PathBuf,
     input: TensorElementType,
@@ -41,14 +40,14 @@ struct Sessions {
 }
 
 impl OnnxRuntime {
-    /// Loads ONNX Runtime from the library that `ORT_DYLIB_PATH` names, if that is not done, and
-    /// reads the file.
+    /// Loads ONNX Runtime from the library in `ORT_DYLIB_PATH`, if it is not loaded yet, and reads a network from a
+    /// file.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if `ORT_DYLIB_PATH` is not set, [`Error::Io`] if the library cannot be
-    /// loaded or there is no such file, and [`Error::ModelFile`] if the runtime cannot run it or it
-    /// has no input that a volume fits.
+    /// [`Error::InvalidArgument`] if `ORT_DYLIB_PATH` is not set, [`Error::Io`] if the library cannot be loaded or a
+    /// file cannot be read, and [`Error::ModelFile`] if the runtime cannot run the network or it has no input that fits
+    /// a volume.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         load()?;
@@ -83,17 +82,17 @@ impl OnnxRuntime {
 }
 
 impl OnnxRuntime {
-    /// Gives one output only: the one called `name`, or the first.
+    /// Selects a single output: the one called `name`, or the first.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if there is no such output.
+    /// [`Error::InvalidArgument`] if no output has the name.
     pub fn only(mut self, name: Option<&str>) -> Result<Self> {
         self.0.only(name)?;
         Ok(self)
     }
 
-    /// Takes outputs to lie in their patch as `place` says, where their lengths alone would not say.
+    /// Sets the position of the outputs in their patch, where their lengths are ambiguous.
     #[must_use]
     pub fn with_place(mut self, place: OutputPlace) -> Self {
         self.0.place = place;
@@ -135,7 +134,7 @@ impl Runtime for Sessions {
 }
 
 impl Sessions {
-    /// Lengths and values of all outputs.
+    /// Runs the network and returns the lengths and values of all outputs.
     fn outcome(
         &self,
         input: [usize; 5],
@@ -157,7 +156,7 @@ impl Sessions {
     }
 }
 
-/// Loads the library, once.
+/// Loads the library once.
 fn load() -> Result<()> {
     let Some(library) = env::var_os(LIBRARY).filter(|path| !path.is_empty()) else {
         return Err(Error::InvalidArgument {
@@ -172,14 +171,14 @@ fn load() -> Result<()> {
     Ok(())
 }
 
-/// The network, on one core.
+/// Creates a session that runs on one core.
 fn session(path: &Path) -> ort::Result<Session> {
     Session::builder()?
         .with_intra_threads(1)?
         .commit_from_file(path)
 }
 
-/// What the one input takes.
+/// Returns the type and the axes of the only input.
 fn input(path: &Path, session: &Session) -> Result<(TensorElementType, InputAxes)> {
     let [input] = session.inputs() else {
         let problem = format!("it must have one input, not {}", session.inputs().len());
@@ -211,7 +210,7 @@ fn input(path: &Path, session: &Session) -> Result<(TensorElementType, InputAxes
     }
 }
 
-/// Values as the network takes them.
+/// Converts values to the network's input type.
 fn tensor(kind: TensorElementType, axes: [usize; 5], values: Vec<f32>) -> ort::Result<DynTensor> {
     Ok(match kind {
         TensorElementType::Float16 => {
@@ -226,7 +225,7 @@ fn tensor(kind: TensorElementType, axes: [usize; 5], values: Vec<f32>) -> ort::R
     })
 }
 
-/// Lengths and values of an output.
+/// Returns the lengths and values of an output.
 fn voxels(value: &DynValue) -> Result<(Vec<u64>, Voxels), Cause> {
     let kind = value.dtype().tensor_type();
     macro_rules! copied {

@@ -1,27 +1,25 @@
-//! Finds where predictions lie in their patch, from their lengths and from what the caller says.
+//! The position of predictions in their patch, derived from their lengths and from the caller's declarations.
 
 use crate::error::{Error, Result};
 use crate::region::{AXES, Shape};
 
-/// What the caller says about where an output lies in its patch. The rest follows from its lengths.
+/// The caller's declaration of the position of an output in its patch. The rest follows from the output's lengths.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OutputPlace {
-    /// Voxels of the patch (z, y, x) that are missing at each of its faces, as where convolutions
-    /// are not padded.
+    /// Voxels (z, y, x) cropped from each face of the patch, e.g. by unpadded convolutions.
     pub halo: Option<Shape>,
-    /// Voxels of the patch along each axis of an output voxel: 1, 2, 4...
+    /// Patch voxels per output voxel along each axis: 1, 2, 4, ...
     pub scale: Option<u64>,
 }
 
 impl OutputPlace {
-    /// The halo and the scale of an output of `channels` and of `shape` voxels for patches of `patch`
-    /// voxels. `longer` is a longer patch with its output, if known: how much the output grows
-    /// shows the scale.
+    /// Returns the halo and the scale of an output of `channels` channels and `shape` voxels for patches of `patch`
+    /// voxels. `longer` is a longer patch with its output, if known: the growth of the output determines the scale.
     ///
     /// # Errors
     ///
-    /// [`Error::OutputPlace`] if no halo and scale fit, or if several do and neither this nor `longer`
-    /// says which.
+    /// [`Error::OutputPlace`] if no halo and scale fit, or if several fit and neither this declaration nor `longer`
+    /// decides.
     pub fn find(
         self,
         patch: Shape,
@@ -73,7 +71,7 @@ impl OutputPlace {
     }
 }
 
-/// The reading of an output of which only the lengths are known.
+/// Returns the halo and scale of an output of which only the lengths are known, if they are unambiguous.
 fn only_reading(patch: Shape, channels: u64, shape: Shape) -> Result<(Shape, u64), String> {
     if shape == patch {
         return Ok(([0; 3], 1));
@@ -102,7 +100,7 @@ fn only_reading(patch: Shape, channels: u64, shape: Shape) -> Result<(Shape, u64
     ))
 }
 
-/// The scale of an output without `halo` voxels of the patch at each face.
+/// Returns the scale of an output that lacks `halo` voxels of the patch at each face.
 fn scale_without(patch: Shape, shape: Shape, halo: Shape) -> Result<u64, String> {
     let mut inside = [0; 3];
     for a in 0..3 {
@@ -125,7 +123,7 @@ fn scale_without(patch: Shape, shape: Shape, halo: Shape) -> Result<u64, String>
     one_scale(scales)
 }
 
-/// The halo of an output of a scale.
+/// Returns the halo of an output with a scale.
 fn halo_at(patch: Shape, shape: Shape, scale: u64) -> Result<Shape, String> {
     if scale == 0 {
         return Err("a scale is 1 or more".to_owned());
@@ -153,13 +151,13 @@ fn halo_at(patch: Shape, shape: Shape, scale: u64) -> Result<Shape, String> {
     Ok(halo)
 }
 
-/// How many voxels of `long` one of `short` is long along each axis, if these are whole numbers.
+/// Returns the quotient of `long` and `short` along each axis, if all are whole numbers.
 fn ratios(long: Shape, short: Shape) -> Option<Shape> {
     let whole = (0..3).all(|a| short[a] > 0 && long[a] > 0 && long[a].is_multiple_of(short[a]));
     whole.then(|| std::array::from_fn(|a| long[a] / short[a]))
 }
 
-/// The scale along each axis, seen from how the output of a longer patch has grown.
+/// Returns the scale along each axis, from the growth of the output of a longer patch.
 fn growth(patch: Shape, shape: Shape, (longer, grown): (Shape, Shape)) -> Option<Shape> {
     let more = |long: Shape, short: Shape| -> Option<Shape> {
         let mut more = [0; 3];
@@ -171,7 +169,7 @@ fn growth(patch: Shape, shape: Shape, (longer, grown): (Shape, Shape)) -> Option
     ratios(more(longer, patch)?, more(grown, shape)?)
 }
 
-/// The scale, if it is the same along all axes.
+/// Returns the scale, if it is the same along all axes.
 fn one_scale(scales: Shape) -> Result<u64, String> {
     if scales[0] == scales[1] && scales[1] == scales[2] {
         return Ok(scales[0]);
@@ -217,8 +215,8 @@ mod tests {
         }
     }
 
-    /// Every output up to the patch's size: the halo and scale that are found are those that make
-    /// it, nothing is found where several could, and saying either of several finds it.
+    /// For every output up to the patch's size: the halo and scale that are found produce it. An ambiguous output is an
+    /// error, and declaring the halo or the scale resolves it.
     #[test]
     fn only_outputs_that_can_be_read_in_one_way_are_read() {
         let mut counts = [0; 3];

@@ -1,4 +1,4 @@
-//! The front door: a volume, a model and options, and the plan that comes of them.
+//! The entry point of prediction: a volume, a model and options, and their plan.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::meter::anonymous_bytes;
 use crate::progress::{Progress, silent};
 use crate::volume::{DiskSpace, Durability, OutputPart, Volume};
 
-/// A model that is run over all patches of a volume.
+/// A model to run on all patches of a volume.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -42,7 +42,7 @@ pub struct Predictor {
 }
 
 impl Predictor {
-    /// Ties a model to a volume.
+    /// Creates a predictor for a volume, a model and options.
     #[must_use]
     pub fn new(volume: Arc<dyn Volume>, model: Arc<dyn Model>, options: InferenceOptions) -> Self {
         Self {
@@ -52,19 +52,19 @@ impl Predictor {
         }
     }
 
-    /// Works out the grid, the outputs and the memory, and touches no file. `targets` has one entry for each output
-    /// of the model, in its order.
+    /// Computes the grid, the outputs and the memory, without touching any file. `targets` has one entry for each
+    /// output of the model, in the model's order.
     ///
-    /// Where memory is too short for all threads, fewer are used; then smaller shards
-    /// ([`OutputTarget::smaller_shards`]); then the outputs are written in several passes along the slowest axis, and
-    /// patches between two passes are predicted in both.
+    /// If memory is too short, the plan tries, in this order: smaller shards ([`OutputTarget::smaller_shards`]), fewer
+    /// threads, and several passes, which cut the outputs along the two faster axes. Patches between two passes are
+    /// predicted in both.
     ///
     /// # Errors
     ///
     /// [`PatchSize`](crate::Error::PatchSize), [`Overlap`](crate::Error::Overlap) or
-    /// [`OutputGrid`](crate::Error::OutputGrid) if there is no such grid;
+    /// [`OutputGrid`](crate::Error::OutputGrid) if the grid is not possible;
     /// [`InvalidArgument`](crate::Error::InvalidArgument) if the model cannot take the volume;
-    /// [`MemoryLimit`](crate::Error::MemoryLimit) if the run needs more memory than it may have.
+    /// [`MemoryLimit`](crate::Error::MemoryLimit) if the run needs more memory than it is allowed.
     pub fn plan(&self, targets: &[OutputTarget]) -> Result<InferencePlan> {
         let choices = Choices::of_shards(self.options.clone(), targets);
         let schedule = choices.schedule(self.volume.layout(), &*self.model)?;
@@ -76,7 +76,7 @@ impl Predictor {
     }
 }
 
-/// A prediction that is planned but not begun. It holds its volume and its model, so it cannot be run on others.
+/// A planned prediction that has not started. It holds its volume and its model, so it cannot be run on others.
 #[derive(Clone, Debug)]
 #[must_use = "a plan does nothing until it is run"]
 pub struct InferencePlan {
@@ -116,7 +116,7 @@ impl InferencePlan {
         self.schedule.passes()
     }
 
-    /// Returns the most bytes that the run holds, without what the model takes for itself.
+    /// Returns the most bytes that the run holds, without the model's own memory.
     #[must_use]
     pub const fn peak_bytes(&self) -> u64 {
         self.schedule.peak_bytes
@@ -140,7 +140,7 @@ impl InferencePlan {
         self.schedule.reorder_bytes
     }
 
-    /// Returns the disk space that the outputs need, and what is free: one entry for each file system.
+    /// Returns the disk space that the outputs need and the free space: one entry for each file system.
     ///
     /// # Errors
     ///
@@ -149,8 +149,8 @@ impl InferencePlan {
         self.schedule.disk_space()
     }
 
-    /// Checks that the outputs may have their names, before anything is read. A resumed run may find its own output
-    /// under the name.
+    /// Checks that the output paths are free or may be overwritten, before anything is read. A resumed run may find its
+    /// own output under the name.
     ///
     /// # Errors
     ///
@@ -159,20 +159,20 @@ impl InferencePlan {
         self.schedule.check_names()
     }
 
-    /// Predicts only the patches of a mask. What the other patches contribute is an
+    /// Predicts only the patches of a mask. The contribution of the other patches is an
     /// [option](crate::aggregator::Skipped).
     ///
     /// # Errors
     ///
-    /// [`MemoryLimit`](crate::Error::MemoryLimit) if patches that do not vote take more memory than the run may have.
-    /// With [`InferenceOptions::masked`] the plan has counted it.
+    /// [`MemoryLimit`](crate::Error::MemoryLimit) if patches that do not vote take more memory than the run is allowed.
+    /// A plan with [`InferenceOptions::masked`] has already counted it.
     pub fn with_patch_mask(mut self, patch_mask: PatchMask) -> Result<Self> {
         self.schedule = self.schedule.with_patch_mask(patch_mask)?;
         Ok(self)
     }
 
-    /// Normalizes what the model gets. For [`Normalize::ZScore`] this reads the volume once, and `progress` counts
-    /// the pieces.
+    /// Sets the normalization of the model's input. For [`Normalize::ZScore`] this reads the volume once, and
+    /// `progress` counts the pieces.
     ///
     /// Voxels beyond the volume's faces are added afterwards: a padding of 0 is 0 for the model.
     ///
@@ -189,8 +189,8 @@ impl InferencePlan {
         Ok(self)
     }
 
-    /// Continues what an earlier run of the same plan left, and leaves a resumable output if this one is interrupted.
-    /// Outputs must be Zarr.
+    /// Resumes an interrupted run of the same plan, and keeps the output resumable if this run is interrupted. Outputs
+    /// must be Zarr.
     ///
     /// # Errors
     ///
@@ -199,16 +199,16 @@ impl InferencePlan {
         self.with_part(OutputPart::WHOLE, durability)
     }
 
-    /// Writes only the write chunks of one of several processes: equal shares along the slowest axis. The last
-    /// process to finish publishes the outputs. A part can be resumed.
+    /// Writes only the write chunks of one of several processes, which have equal shares along the slowest axis. The
+    /// last process to finish publishes the outputs. A part can be resumed.
     ///
     /// Storage options that are only defaults ([`OutputTarget::defaults`]) follow the process that began the output.
     ///
     /// # Errors
     ///
     /// [`Unsupported`](crate::Error::Unsupported) if an output is a flat file,
-    /// [`MemoryLimit`](crate::Error::MemoryLimit) if the part needs more memory than it may have, and
-    /// [`Io`](crate::Error::Io) if what was begun cannot be read.
+    /// [`MemoryLimit`](crate::Error::MemoryLimit) if the part needs more memory than it is allowed, and
+    /// [`Io`](crate::Error::Io) if an output that was begun cannot be read.
     pub fn with_part(mut self, part: OutputPart, durability: Durability) -> Result<Self> {
         let Predictor { volume, model, .. } = &self.predictor;
         let schedule = self.schedule;
@@ -217,8 +217,8 @@ impl InferencePlan {
         Ok(self)
     }
 
-    /// Estimates time and memory of the run from one batch in the middle of the volume, which is read and predicted
-    /// twice; the second time counts. `normalize` is how values will be normalized.
+    /// Estimates the time and memory of the run from one batch in the middle of the volume, which is read and predicted
+    /// twice; the second time counts. `normalize` is the normalization that the run will use.
     ///
     /// # Errors
     ///
@@ -229,7 +229,7 @@ impl InferencePlan {
     /// If the model panics.
     pub fn probe(&self, normalize: Normalize) -> Result<Probe> {
         let Predictor { volume, model, .. } = &self.predictor;
-        // Any two numbers take the memory of those that would be measured.
+        // Any two numbers take the same memory as the measured ones.
         let (stand_in, measuring) = match normalize {
             Normalize::ZScore => {
                 let unit = Normalize::Ct {
@@ -264,7 +264,7 @@ impl InferencePlan {
         self.schedule.run(volume, model, progress)
     }
 
-    /// The threads that measure the volume for [`Normalize::ZScore`], and the bytes that they take.
+    /// Returns the number of threads that measure the volume for [`Normalize::ZScore`], and the bytes that they take.
     fn measuring(&self) -> (usize, u64) {
         let options = &self.predictor.options;
         let layout = self.predictor.volume.layout();

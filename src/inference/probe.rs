@@ -10,11 +10,11 @@ use crate::error::Result;
 use crate::meter::{Meter, anonymous_bytes};
 use crate::volume::{Volume, give_back_freed};
 
-/// An estimate of what a run takes, extrapolated from one batch.
+/// An estimate of a run's time and memory, extrapolated from one batch.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Probe {
-    /// The time that the run takes.
+    /// The duration of the run.
     pub duration: Duration,
     /// Bytes that concurrent calls of the model take, without patches and predictions; `None` where the system
     /// does not report memory.
@@ -44,7 +44,7 @@ impl Schedule {
             let peak = meter.stop().anonymous;
             seconds = began.elapsed().as_secs_f64();
             drop(predictions);
-            // The plan counts predictions already.
+            // The plan already counts predictions.
             let own = |(peak, held): (u64, u64)| {
                 let grown = peak.saturating_sub(held);
                 grown.saturating_sub(self.working.predictions)
@@ -70,7 +70,7 @@ impl Schedule {
         })
     }
 
-    /// The most bytes that the run holds, including those of reading the mask.
+    /// Returns the most bytes that the run holds, including those of reading the mask.
     fn most_bytes(&self) -> u64 {
         let Some(patch_mask) = &self.patch_mask else {
             return self.peak_bytes;

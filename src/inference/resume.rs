@@ -1,9 +1,9 @@
 //! Resumed runs, and runs of several processes.
 //!
 //! Outputs survive the end of their process (see [`resumable`]), and finished chunks are not predicted again. A
-//! fingerprint of all that the voxels depend on is stored with them; a run with a different one is refused. Each part
-//! of a run owns whole write chunks and predicts every patch that touches them, so all parts together give the bytes
-//! of one run.
+//! fingerprint of everything that the voxels depend on is stored with them; a run with a different fingerprint is
+//! refused. Each part of a run owns whole write chunks and predicts every patch that touches them, so all parts
+//! together give the bytes of one run.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ use crate::volume::{
     VolumeMut, finalize_all, input_fingerprint, resumable,
 };
 
-/// How a run is resumed.
+/// The part and the durability of a resumable run.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Resume {
     pub(super) part: OutputPart,
@@ -35,7 +35,7 @@ pub(super) struct Resume {
 pub(super) struct Unfinished(pub(super) Arc<Resumable>);
 
 impl Unfinished {
-    /// Returns `true` if this run has to make the write chunk at `index` (z, y, x), of any channel.
+    /// Returns `true` if this run must write the chunk at `index` (z, y, x) of any channel.
     pub(super) fn is_wanted(&self, [z, y, x]: [u64; 3]) -> bool {
         let mut channels = 0..self.layout().channels;
         channels.any(|channel| self.0.is_pending([channel, z, y, x]))
@@ -176,7 +176,7 @@ impl Schedule {
         outputs.map(|output| output.layout.path.clone()).collect()
     }
 
-    /// Returns all that an output's voxels depend on.
+    /// Returns everything that an output's voxels depend on.
     fn fingerprint(
         &self,
         output: &PlannedOutput,

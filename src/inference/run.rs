@@ -1,4 +1,4 @@
-//! Running a schedule, pass by pass.
+//! Runs a schedule, pass by pass.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -28,11 +28,11 @@ pub struct InferenceStats {
     pub patches: u64,
     /// The statistics of each output.
     pub outputs: Vec<AggregationStats>,
-    /// What was read from the input.
+    /// The statistics of reading the input.
     pub reads: ReadStats,
     /// The time of each step.
     pub timings: Timings,
-    /// Whether the outputs are complete and published: with several parts, only after the last one.
+    /// Whether the outputs are complete and published. With several parts, only after the last one.
     pub whole: bool,
 }
 

@@ -40,11 +40,11 @@ pub(super) struct Schedule {
     pub(super) patch_mask: Option<PatchMask>,
     /// The passes in which outputs are written; empty for a single pass.
     pub(super) passes: Vec<ChunkRanges>,
-    /// How to resume the run. `None`: an interrupted run leaves nothing behind.
+    /// The settings for resuming the run. `None`: an interrupted run leaves nothing behind.
     pub(super) resume: Option<Resume>,
-    /// The choices to plan again with, if the run follows what other processes begin.
+    /// The choices for planning again, if the run follows outputs that other processes begin.
     pub(super) choices: Option<Arc<Choices>>,
-    /// How each output is stored that another process had begun at the time of planning.
+    /// The options of each output that another process had begun at the time of planning; `None` for the others.
     pub(super) begun: Vec<Option<CreateOptions>>,
     pub(super) working: Working,
     /// Bytes of decoded input chunks that are worth caching.
@@ -53,9 +53,9 @@ pub(super) struct Schedule {
     pub(super) padding: Padding,
     /// The type of patches that the model takes.
     pub(super) input: InputValues,
-    /// The normalization of values, if any.
+    /// The normalization of the model's input, if any.
     pub(super) scales: Option<Scales>,
-    /// The most batches that are begun and not yet blended.
+    /// The most batches that have started and are not blended yet.
     pub(super) ahead: usize,
 }
 
@@ -76,7 +76,8 @@ pub struct PlannedOutput {
 impl InferenceOptions {
     /// Returns the first schedule that fits into the memory. Tries fewer threads (down to
     /// [`min_threads`](Self::min_threads)) before it writes the outputs in several passes; of schedules with several
-    /// passes, it takes the one with the fewest predictions per thread. Outputs that were `begun` stay as they are stored.
+    /// passes, it takes the one with the fewest predictions per thread. Outputs that were `begun` keep the options that
+    /// they are stored with.
     ///
     /// # Errors
     ///
@@ -281,7 +282,7 @@ impl Schedule {
         self.passes.len().max(1)
     }
 
-    /// Returns the disk space that the outputs need, and what is free.
+    /// Returns the disk space that the outputs need and the free space.
     pub(super) fn disk_space(&self) -> Result<Vec<DiskSpace>> {
         let outputs = self.outputs.iter();
         let outputs: Vec<_> = outputs
@@ -290,7 +291,8 @@ impl Schedule {
         disk_space(&outputs, self.resume.is_some())
     }
 
-    /// Checks that the outputs may have their names. A resumed run may find its own output under the name.
+    /// Checks that the output paths are free or may be overwritten. A resumed run may find its own output under the
+    /// name.
     pub(super) fn check_names(&self) -> Result<()> {
         for output in &self.outputs {
             match check_name(&output.layout, &output.store) {
@@ -315,7 +317,7 @@ impl Schedule {
     }
 }
 
-/// Shortens a shard along the slowest axis so that it ends where a patch starts, if any length does.
+/// Shortens a shard along the slowest axis so that it ends where a patch starts, if possible.
 fn aligned(grid: &Grid, mut shard: Shape, chunk: Shape) -> Shape {
     let slow = grid.order()[0];
     let step = grid.axes()[slow].widest_step();

@@ -28,7 +28,7 @@ mod resume;
 mod schedules;
 mod twin;
 
-/// A folder in memory where there is one: outputs are flushed to the disk before they get their names.
+/// Creates a folder in memory if possible: on a disk, outputs are flushed before they are renamed.
 fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
 }
@@ -36,7 +36,7 @@ fn scratch() -> tempfile::TempDir {
 const SHAPE: Shape = [50, 37, 41];
 
 impl InferenceOptions {
-    /// The schedule of a run with exactly these threads.
+    /// Returns the schedule of a run with exactly these threads.
     pub(super) fn plan(
         &self,
         input: &Layout,
@@ -47,7 +47,7 @@ impl InferenceOptions {
         Choices::new(options, vec![targets.to_vec()]).schedule(input, model)
     }
 
-    /// The schedule of a run that follows what other processes began.
+    /// Returns the schedule of a run that follows what other processes began.
     fn following(
         &self,
         input: &Layout,
@@ -101,7 +101,7 @@ fn run(
     plan.run(volume, model, &silent)
 }
 
-/// Names and contents of all files below a folder.
+/// Returns the names and contents of all files below a folder.
 fn files(folder: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_path_buf()];
@@ -172,7 +172,7 @@ fn thresholds_reduced_to_classes_equal_thresholding_the_volume() {
     }
 }
 
-/// A volume of 8-bit values that stand for `2 v - 10`.
+/// A volume of 8-bit values `v` with the real values `2 v - 10`.
 #[derive(Debug)]
 struct Scaled(MemoryVolume, Layout);
 
@@ -331,7 +331,7 @@ enum Fault {
     WrongShape,
 }
 
-/// A model that goes wrong at the patch that starts at (8, 8, 8).
+/// A model that fails at the patch that starts at (8, 8, 8).
 #[derive(Debug)]
 struct Broken(Fault);
 

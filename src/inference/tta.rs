@@ -1,4 +1,4 @@
-//! Test-time augmentation: a patch is predicted from all eight sides.
+//! Test-time augmentation: a patch is predicted in all eight mirrored orientations.
 
 use std::sync::Arc;
 
@@ -10,15 +10,15 @@ use crate::patch::{Patch, Voxels};
 use crate::region::Shape;
 use crate::volume::Layout;
 
-/// The mean of a model's predictions of a patch and of its mirror images along z, y and x, in all
-/// eight combinations, each mirrored back. It takes eight times as long.
+/// The mean of a model's predictions of a patch and of its mirror images along z, y and x, in all eight combinations,
+/// each mirrored back. It takes eight times the time.
 #[derive(Debug)]
 pub struct FlipTta {
     model: Arc<dyn Model>,
 }
 
 impl FlipTta {
-    /// The model, asked from all sides.
+    /// Wraps a model.
     ///
     /// # Errors
     ///
@@ -61,7 +61,7 @@ impl Model for FlipTta {
     }
 }
 
-/// The patch, mirrored along some of z, y, x.
+/// Returns the patch mirrored along some of z, y, x.
 fn flipped(patch: &Patch, flips: [bool; 3]) -> Result<Patch> {
     let patch = patch.clone();
     if flips == [false; 3] {
@@ -114,7 +114,8 @@ mod tests {
     use crate::inference::builtin_model;
     use crate::region::Region;
 
-    /// What comes out at a voxel is what lies before it along z, y and x, and nothing at the faces.
+    /// A model that shifts its input: the output at a voxel is the value before it along z, y and x, and 0 at the
+    /// faces.
     #[derive(Debug)]
     struct Behind;
 

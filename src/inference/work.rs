@@ -1,4 +1,4 @@
-//! What the threads of a run do: read a batch, predict it, blend it.
+//! The work of a run's threads: read a batch, predict it, blend it.
 
 use std::iter::Peekable;
 use std::ops::Range;
@@ -19,7 +19,7 @@ use crate::patch::Patch;
 use crate::region::Region;
 use crate::volume::{Cached, Volume, VolumeExt};
 
-/// What the threads of a run share.
+/// The state shared by the threads of a run.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) volume: Cached,
@@ -32,22 +32,21 @@ pub(super) struct Shared {
     pub(super) clock: Clock,
 }
 
-/// A run into all of the outputs, or a part of them.
+/// A pass over all of the outputs, or a part of them.
 #[derive(Debug)]
 pub(super) struct Run {
     pub(super) shared: Arc<Shared>,
     pub(super) outputs: Vec<Aggregator>,
-    /// The places of patches, along z, y, x, outside of which none is needed.
+    /// The places, along z, y, x, of the patches that may be needed.
     pub(super) places: [Range<usize>; 3],
 }
 
-/// Patches that were blended, whose memory the next ones are read into: fresh memory costs a page
-/// fault a page.
+/// A pool of blended patches whose memory is reused for the next ones: fresh memory costs one page fault per page.
 #[derive(Debug, Default)]
 pub(super) struct PatchPool(Mutex<Vec<Patch>>);
 
 impl PatchPool {
-    /// A patch with anything in it.
+    /// Returns a patch with arbitrary contents.
     fn take(&self, region: Region, channels: u64, dtype: DType) -> Result<Patch> {
         let mut pool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = |patch: &Patch| {
@@ -56,7 +55,7 @@ impl PatchPool {
         if let Some(at) = pool.iter().position(fits) {
             return Ok(pool.swap_remove(at).moved_to(region.start));
         }
-        // Patches of another kind would only pile up.
+        // Patches of other shapes or types would accumulate.
         pool.clear();
         drop(pool);
         Patch::zeros(region, channels, dtype)
@@ -77,22 +76,22 @@ pub(super) struct Clock {
     blending: AtomicU64,
 }
 
-/// What a thread does next.
+/// A task for a thread.
 pub(super) enum Work {
     Predict(Vec<u64>),
     Skip(Vec<u64>),
 }
 
-/// Skipped patches that are worked off at a time.
+/// The most skipped patches in one task.
 const MAX_SKIPS_PER_TASK: usize = 64;
 
 impl Run {
-    /// Whether any output needs patch `index`.
+    /// Returns `true` if any output needs patch `index`.
     fn needs(&self, index: u64) -> bool {
         self.outputs.iter().any(|output| output.needs(index))
     }
 
-    /// Patches that may be needed, in order.
+    /// Returns the patches that may be needed, in order.
     pub(super) fn indices(&self) -> impl Iterator<Item = u64> + Send + use<> {
         self.shared.grid.indices(&self.places)
     }
@@ -101,7 +100,7 @@ impl Run {
         self.indices().filter(|&index| self.needs(index)).count() as u64
     }
 
-    /// Does a piece of work; gives the number of its patches.
+    /// Runs a task and returns the number of its patches.
     pub(super) fn work(&self, work: Work) -> Result<u64> {
         match work {
             Work::Skip(indices) => {
@@ -116,7 +115,7 @@ impl Run {
         }
     }
 
-    /// Reads a batch, predicts it and adds it; gives its size.
+    /// Reads a batch, predicts it and adds it to the outputs. Returns the number of its patches.
     fn predict(&self, indices: &[u64]) -> Result<u64> {
         let Shared {
             volume,
@@ -165,7 +164,7 @@ impl Run {
     }
 }
 
-/// How a patch becomes what the model takes.
+/// The preparation of a patch for the model.
 #[derive(Clone, Debug)]
 pub(super) struct Reading {
     pub(super) padding: Padding,
@@ -205,7 +204,7 @@ impl Reading {
     }
 }
 
-/// Batches of the patches that are needed, and of those that are skipped.
+/// An iterator over batches of needed patches, predicted or skipped.
 pub(super) struct Batches<I: Iterator<Item = u64>> {
     pub(super) run: Arc<Run>,
     pub(super) patch_mask: Option<Arc<PatchMask>>,
@@ -250,7 +249,7 @@ impl<I: Iterator<Item = u64>> Iterator for Batches<I> {
     }
 }
 
-/// Does something and adds the nanoseconds it took to `sum`.
+/// Runs `work` and adds its duration in nanoseconds to `sum`.
 fn timed<T>(sum: &AtomicU64, work: impl FnOnce() -> T) -> T {
     let began = Instant::now();
     let done = work();
@@ -271,7 +270,7 @@ impl Clock {
     }
 }
 
-/// Lets so many threads through at once.
+/// A counting semaphore.
 #[derive(Debug)]
 pub(super) struct Semaphore {
     free: Mutex<usize>,

@@ -1,10 +1,9 @@
-//! Blocks: the parts of a map, of which only one must be in memory at a time.
+//! Blocks: the parts of a map that are read one at a time.
 //!
-//! A block is a read chunk, so that a draw decodes one chunk, or 64^3 voxels where there are
-//! no chunks. Chunks smaller than 32^3 are combined up to that size, and chunks of any size are
-//! combined while there would be more than 4 Mi blocks: an index entry takes 16 bytes, so the
-//! size of the index is bounded for any volume. A large chunk is not cut: any part of it must be
-//! decoded as a whole.
+//! A block is a read chunk, so that a draw decodes one chunk, or 64^3 voxels where there are no chunks. Chunks smaller
+//! than 32^3 are combined up to that size, and chunks of any size are combined while there would be more than 4 Mi
+//! blocks: an index entry takes 16 bytes, so the size of the index is bounded for any volume. A large chunk is not cut,
+//! because reading any part of it decodes all of it.
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -23,7 +22,7 @@ const LEAST: u64 = 32 * 32 * 32;
 /// The maximum number of blocks in an index, unless blocks would exceed `LARGEST` voxels.
 const MOST: u64 = 1 << 22;
 const LARGEST: u64 = 1 << 24;
-/// The minimum number of shards for threads to take shards instead of blocks.
+/// The minimum number of shards for distributing shards instead of blocks among threads.
 const MANY_SHARDS: u64 = 256;
 
 /// A volume cut into blocks, numbered in row-major order.
@@ -34,7 +33,7 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    /// Chooses blocks that match the chunks of a volume.
+    /// Returns blocks that match the chunks of a volume.
     pub(super) fn of(layout: &Layout) -> Self {
         let block = layout.read_chunk.map_or(USUAL, |[_, z, y, x]| [z, y, x]);
         let mut blocks = Self {
@@ -57,13 +56,13 @@ impl Blocks {
         }
     }
 
-    /// Blocks along each axis.
+    /// Returns the number of blocks along each axis.
     fn counts(&self) -> Shape {
         std::array::from_fn(|a| self.volume[a].div_ceil(self.block[a]))
     }
 
-    /// The write chunks as larger blocks, if each has several blocks and there are enough of them
-    /// to distribute among threads.
+    /// Returns the write chunks as larger blocks, if each has several blocks and there are enough of them to distribute
+    /// among threads.
     pub(super) fn shards(&self, layout: &Layout) -> Option<Self> {
         let [_, shard @ ..] = layout.write_chunk?;
         let whole = (0..3).all(|a| shard[a] > 0 && shard[a].is_multiple_of(self.block[a]));
@@ -74,25 +73,25 @@ impl Blocks {
         (whole && shard != self.block && shards.count() >= MANY_SHARDS).then_some(shards)
     }
 
-    /// The blocks of a region that is one of [`shards`](Self::shards).
+    /// Returns the blocks of a region that is one of [`shards`](Self::shards).
     pub(super) fn inside(&self, region: &Region) -> impl Iterator<Item = u64> + use<> {
         let [_, y, x] = self.counts();
         indices(chunk_range(region, self.block)).map(move |[bz, by, bx]| (bz * y + by) * x + bx)
     }
 
-    /// The number of blocks; `u64::MAX` if there are more.
+    /// Returns the number of blocks; `u64::MAX` if there are more.
     pub(super) fn count(&self) -> u64 {
         voxels(self.counts()).unwrap_or(u64::MAX)
     }
 
-    /// The position of block `id` among the blocks, z, y, x.
+    /// Returns the index (z, y, x) of block `id`.
     pub(super) fn index(&self, id: u64) -> [u64; 3] {
         let [_, y, x] = self.counts();
         let (layer, row) = (y.saturating_mul(x).max(1), x.max(1));
         [id / layer, id % layer / row, id % row]
     }
 
-    /// The region of block `id`, clipped to the volume.
+    /// Returns the region of block `id`, clipped to the volume.
     pub(super) fn region(&self, id: u64) -> Region {
         let mut region = chunk_region(self.index(id), self.block);
         for a in 0..3 {
@@ -112,7 +111,7 @@ pub(super) enum BlockVoxels {
     Stored(Vec<u8>),
 }
 
-/// Reads one channel of a region, each chunk that holds some of it once.
+/// Reads one channel of a region. Each chunk is read once.
 pub(super) fn read_block(volume: &dyn Volume, channel: u64, region: Region) -> Result<BlockVoxels> {
     let layout = volume.layout();
     let size = layout.dtype.size();
@@ -155,8 +154,8 @@ fn is_same_fill(a: &Chunk, b: &Chunk) -> bool {
     matches!((&a.voxels, &b.voxels), (ChunkVoxels::Fill(a), ChunkVoxels::Fill(b)) if a == b)
 }
 
-/// The voxels that begin with those of the first chunk. If that is a fill, several chunks may
-/// have had it, and so it goes everywhere.
+/// Returns a buffer for the region with the voxels of the first chunk. A fill value is written everywhere, because
+/// several chunks may have had it.
 fn start(
     first: &Chunk,
     bytes: usize,
@@ -294,7 +293,7 @@ mod tests {
         }
     }
 
-    /// Unstored chunks of 7 but for one.
+    /// A volume whose chunks are not stored and are 7, except one.
     #[derive(Debug)]
     struct Holey(MemoryVolume, [u64; 4]);
 

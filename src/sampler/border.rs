@@ -1,7 +1,6 @@
-//! Border policies: the legal patch centers, and the patch for each.
+//! Border policies: the legal patch centers, and the patch of each.
 //!
-//! A patch of P voxels with first voxel k has its centre at k + P/2, rounded down. Nothing
-//! here is random.
+//! A patch of P voxels with first voxel k has its center at k + P/2, rounded down. Nothing here is random.
 
 use std::ops::Range;
 
@@ -39,7 +38,7 @@ impl CenterBox {
     pub fn new(volume: Shape, patch: Shape, border: Border) -> Result<Self> {
         let fitting = match border {
             Border::Drop | Border::Shift => patch,
-            // Checks only that both have voxels, and that starts stay within i64.
+            // Only checks that both have voxels, and that starts fit into i64.
             Border::Pad => std::array::from_fn(|a| match (patch[a], volume[a]) {
                 (0, _) => 0,
                 (patch, volume) if i64::try_from(patch).is_ok() => patch.min(volume.max(1)),
@@ -61,19 +60,19 @@ impl CenterBox {
         })
     }
 
-    /// Voxels of the volume, z, y, x.
+    /// Returns the shape of the volume (z, y, x).
     #[must_use]
     pub const fn volume(&self) -> Shape {
         self.volume
     }
 
-    /// Voxels of a patch, z, y, x.
+    /// Returns the shape of a patch (z, y, x).
     #[must_use]
     pub const fn patch(&self) -> Shape {
         self.patch
     }
 
-    /// The voxels that may be the center of a patch.
+    /// Returns the voxels that may be the center of a patch.
     #[must_use]
     pub fn centres(&self) -> Region {
         let axes = [0, 1, 2].map(|a| self.axis(a));
@@ -83,8 +82,8 @@ impl CenterBox {
         Region::new(start, axes.map(|axis| axis.end - axis.start))
     }
 
-    /// The number of legal centers, rounded to f64: the volume's weight where every place should
-    /// be drawn equally often in small and large volumes.
+    /// Returns the number of legal centers, rounded to f64. As weights of volumes, these numbers make all places
+    /// equally likely in small and large volumes.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a weight")]
     pub fn places(&self) -> f64 {
@@ -132,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn dropping_leaves_one_centre_for_each_place_and_none_besides() {
+    fn dropping_leaves_one_center_for_each_place_and_no_other() {
         for volume in 1..14 {
             for patch in 1..=volume {
                 let placement = along_x(volume, patch, Border::Drop).unwrap();
@@ -174,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_patch_larger_than_the_volume_is_for_padding_only() {
+    fn a_patch_larger_than_the_volume_needs_padding() {
         for border in [Border::Drop, Border::Shift] {
             assert!(matches!(
                 along_x(4, 5, border),

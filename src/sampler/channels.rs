@@ -23,12 +23,13 @@ pub struct Channels {
 }
 
 impl Channels {
-    /// A share for each channel, with the channel's index; channels that are not named are never drawn by.
+    /// Creates the sampler from a share for each channel, with the channel's index. Channels that are not listed have
+    /// no share.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if no channel is named or one twice, if a share is negative or not finite, or if all
-    /// are 0; [`Error::NoCenter`] if no channel has any weight at a centre; as [`Weighted::new`].
+    /// [`Error::InvalidArgument`] if no channel is listed or one twice, if a share is negative or not finite, or if all
+    /// are 0; [`Error::NoCenter`] if no channel has any weight at a center; as [`Weighted::new`].
     pub fn new(
         map: &Arc<dyn Volume>,
         shares: &[(f64, &WeightIndex)],
@@ -72,7 +73,8 @@ impl Channels {
         }
     }
 
-    /// The channels with a share that are 0 at every center. They are left out, and their share goes to the others.
+    /// Returns the channels with a share that are 0 at every center. They are left out, and their share is
+    /// redistributed.
     #[must_use]
     pub fn absent(&self) -> &[u64] {
         &self.absent
@@ -112,8 +114,8 @@ mod tests {
     }
 
     #[test]
-    fn overlapping_channels_add_up_as_the_peer_s_own_example_says() {
-        // Channels (1, 1) and (0, 1), shares alike: 1/4 and 3/4.
+    fn overlapping_channels_add_up_as_in_the_peer_s_own_example() {
+        // Channels (1, 1) and (0, 1) with equal shares: 1/4 and 3/4.
         let map = MemoryVolume::from_vec([1, 1, 2], 2, vec![1.0_f32, 1.0, 0.0, 1.0]).unwrap();
         let map: Arc<dyn Volume> = Arc::new(map);
         let indexes = indexes(&map);
@@ -135,7 +137,7 @@ mod tests {
         let map = MemoryVolume::from_vec([1, 1, 3], 3, voxels).unwrap();
         let map: Arc<dyn Volume> = Arc::new(map);
         let indexes = indexes(&map);
-        // Only the middle is a legal centre, and channels 1 and 2 are 0 there.
+        // Only the middle is a legal center, and channels 1 and 2 are 0 there.
         let options = SamplerOptions::new([1, 1, 3], 3);
         let shares = [(1.0, &indexes[0]), (1.0, &indexes[1])];
         let sampler = Channels::new(&map, &shares, &options).unwrap();

@@ -1,7 +1,6 @@
 //! Label values, and the search for voxels that have one.
 //!
-//! Labels are compared as they are read: integers exactly, however large, and floats by their
-//! exact value, without conversion.
+//! Labels are compared without conversion: integers of any size exactly, and floats by their exact value.
 
 use std::fmt;
 
@@ -10,7 +9,7 @@ use half::f16;
 use crate::dtype::DType;
 use crate::volume::Layout;
 
-/// A label value: any number that a voxel can hold.
+/// A label value: any finite number of a voxel type.
 ///
 /// An integer is the same label for every voxel type: `LabelValue::from(1)` matches voxels of
 /// value 1 in `u8`, `i64` and `f32` maps.
@@ -20,7 +19,7 @@ pub struct LabelValue(Number);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Number {
     Whole(i128),
-    /// The bits of an f64 that is not whole, or too large to be looked at as one.
+    /// The bits of an f64 that is not whole, or at least [`HUGE`].
     Real(u64),
 }
 
@@ -33,7 +32,7 @@ macro_rules! whole {
 }
 whole!(bool u8 i8 u16 i16 u32 i32 u64 i64);
 
-/// From here on floats are not looked at as whole numbers: 2^126.
+/// The magnitude from which floats are not treated as whole numbers: 2^126.
 const HUGE: f64 = 85_070_591_730_234_615_865_843_651_857_942_052_864.0;
 
 impl LabelValue {
@@ -73,10 +72,10 @@ impl LabelValue {
         })
     }
 
-    /// The label of a voxel of a map, or `None` if the map may not have it.
+    /// Returns the label of a voxel of a map, or `None` if it is not valid.
     ///
-    /// Any finite value is a label, but real values that a slope or intercept made must be whole numbers. As floats they
-    /// are told apart below 2^24.
+    /// Any finite value is a label, but real values that a slope or intercept produced must be whole numbers below
+    /// 2^24, which floats represent exactly.
     pub(super) fn of_map(layout: &Layout, bits: u64) -> Option<Self> {
         let class = Self::of_voxel(layout.dtype, bits)?;
         let whole = match class.0 {
@@ -146,7 +145,7 @@ impl fmt::Display for LabelValue {
 }
 
 impl LabelValue {
-    /// For a file: a tag and 16 bytes.
+    /// Returns the form used in files: a tag and 16 bytes.
     pub(super) fn to_bytes(self) -> [u8; 17] {
         let (tag, value) = match self.0 {
             Number::Whole(value) => (0, value.to_le_bytes()),
@@ -189,7 +188,7 @@ impl Matcher {
         }
     }
 
-    /// Every voxel that is not 0.
+    /// Returns the test for voxels that are not 0.
     pub(super) const fn non_zero(dtype: DType) -> Self {
         Self {
             mask: !sign(dtype),
@@ -203,7 +202,7 @@ impl Matcher {
         (bits & self.mask == self.value) == self.equal
     }
 
-    /// Tests eight one-byte voxels at once; returns one bit for each, the first the lowest.
+    /// Tests eight one-byte voxels at once. Returns one bit for each, with the first voxel in the lowest bit.
     #[inline]
     pub(super) const fn wants_bytes(self, voxels: [u8; 8]) -> u8 {
         const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;
@@ -212,13 +211,13 @@ impl Matcher {
         // The high bit of each byte that is not 0.
         let other = ((differs & LOW) + LOW) | differs;
         let wanted = if self.equal { !other } else { other };
-        // A bit from each byte, put side by side: that of byte i goes to bit 56 + i.
+        // Gathers one bit from each byte: the bit of byte i moves to bit 56 + i.
         let bits = ((wanted >> 7) & EACH).wrapping_mul(0x0102_0408_1020_4080) >> 56;
         bits.to_le_bytes()[0]
     }
 }
 
-/// The bit that distinguishes -0.0 from 0.0; 0 for integers.
+/// Returns the bit that distinguishes -0.0 from 0.0; 0 for integers.
 const fn sign(dtype: DType) -> u64 {
     match dtype {
         DType::F16 => 1 << 15,
@@ -228,7 +227,7 @@ const fn sign(dtype: DType) -> u64 {
     }
 }
 
-/// The value of a float's bits.
+/// Returns the value of a float's bits.
 #[expect(
     clippy::cast_possible_truncation,
     reason = "as many bits are set as the type has"
@@ -241,7 +240,7 @@ fn float(dtype: DType, bits: u64) -> f64 {
     }
 }
 
-/// The bits of one voxel, in native byte order.
+/// Returns the bits of one voxel, in native byte order.
 #[inline]
 pub(super) fn bits_of(voxel: &[u8]) -> u64 {
     match *voxel {
@@ -261,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_that_a_float_cannot_tell_apart_are_different_labels() {
+    fn integers_that_a_float_cannot_distinguish_are_different_labels() {
         let pairs = [
             (DType::I32, bits(1_i32 << 24), bits((1_i32 << 24) + 1)),
             (DType::U64, bits(1_u64 << 53), bits((1_u64 << 53) + 1)),
@@ -319,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn fractions_are_labels_and_what_is_not_finite_is_none() {
+    fn fractions_are_labels_and_values_that_are_not_finite_are_not() {
         let half = LabelValue::real(0.5).unwrap();
         assert!(
             half.matcher(DType::F16)

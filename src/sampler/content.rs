@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::region::{Region, Shape};
 use crate::volume::Volume;
 
-/// Draws of one epoch: try t of draw n is draw `n + t * MOST_DRAWS` of the sampler beneath.
+/// The number of draws in an epoch: try t of draw n is draw `n + t * MOST_DRAWS` of the inner sampler.
 const MOST_DRAWS: u64 = 1 << 40;
 
 /// The number of tries that are drawn together once the first has failed.
@@ -24,12 +24,11 @@ pub enum Criterion {
     NonZero,
 }
 
-/// A sampler that keeps the patches of another sampler that contain enough of a label.
+/// A sampler that keeps the patches of an inner sampler that contain enough of a label.
 ///
-/// Each draw is repeated until a patch contains enough, so the distribution is exactly that of
-/// the other sampler under this condition. The tries of one draw are independent. The first try
-/// is the n-th draw of the other sampler. Voxels beyond the volume's faces belong to the patch but
-/// never count as content.
+/// Each draw is repeated until a patch contains enough, so the distribution is exactly that of the inner sampler under
+/// this condition. The tries of one draw are independent. The first try is the n-th draw of the inner sampler. Voxels
+/// beyond the volume's faces belong to the patch but never count as content.
 ///
 /// With a [`Mixture::exact`](super::Mixture::exact) inside, batches would no longer have the exact
 /// shares: filter the parts of the mixture instead. Each try reads the map at the patch; use a
@@ -51,7 +50,7 @@ impl MinContent {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if the fraction is none, or if the sampler has an end;
+    /// [`Error::InvalidArgument`] if the fraction is out of range, or if the sampler has a limited number of draws;
     /// [`Error::NoSuchChannel`].
     pub fn new(
         inner: Box<dyn Sampler>,
@@ -122,7 +121,7 @@ impl MinContent {
         Ok(part(count as u64, region.voxels()))
     }
 
-    /// Returns the first try of a draw, from `first` on, that contains enough.
+    /// Returns the first try of a draw, starting at try `first`, that contains enough.
     fn search(&self, epoch: u64, n: u64, first: u64, mut best: f64) -> Result<Region> {
         let mut next = first;
         while next < self.tries {
@@ -142,7 +141,7 @@ impl MinContent {
             channel: self.channel,
             content: match self.content {
                 Criterion::Label(class) => format!("label {class}"),
-                Criterion::NonZero => "what is not 0".to_owned(),
+                Criterion::NonZero => "non-zero voxels".to_owned(),
             },
             fraction: self.fraction,
             best,
@@ -221,7 +220,7 @@ mod tests {
         MinContent::new(uniform(border, None), map(), 0, content, fraction)
     }
 
-    /// Of the voxels of a patch, those that count, in a plain loop.
+    /// Counts the matching voxels of a patch in a plain loop.
     fn counted(start: [i64; 3], counts: impl Fn(u8) -> bool) -> u64 {
         let map = map().to_patch();
         let voxels = map.view::<u8>().unwrap();
@@ -239,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn patches_that_hold_enough_are_as_likely_as_each_other_and_no_other_comes() {
+    fn patches_that_contain_enough_are_equally_likely_and_no_others_are_drawn() {
         for (content, is) in [
             (Criterion::Label(2.into()), (|v| v == 2) as fn(u8) -> bool),
             (Criterion::NonZero, |v| v != 0),
@@ -282,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_draw_is_a_function_of_its_number_and_what_holds_enough_at_once_is_kept() {
+    fn a_draw_is_a_function_of_its_number_and_a_first_try_with_enough_is_kept() {
         let near = Neighborhood::new(8, 0.1).unwrap();
         for near in [None, Some(near)] {
             let inner = uniform(Border::Drop, near);
@@ -306,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_condition_that_cannot_be_met_says_what_there_is() {
+    fn a_condition_that_cannot_be_met_reports_the_best_fraction() {
         let sampler = containing(Criterion::Label(2.into()), 1.0, Border::Drop).unwrap();
         let best = (0..4)
             .flat_map(|y| (0..7).map(move |x| counted([0, y, x], |v| v == 2)))
@@ -329,7 +328,7 @@ mod tests {
         };
         assert!((found - part(best, 6)).abs() < 1e-12, "{error}");
         assert!(error.to_string().contains("label 2"), "{error}");
-        // A label that the type cannot even hold.
+        // A label that the type cannot represent.
         let never = containing(Criterion::Label(300.into()), 0.1, Border::Drop).unwrap();
         let error = never.with_tries(3).draw(0, 0).unwrap_err();
         assert!(
@@ -338,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn conditions_that_make_no_sense_are_refused() {
+    fn invalid_conditions_are_refused() {
         for fraction in [0.0, -0.5, 1.1, f64::NAN, f64::INFINITY] {
             let refused = containing(Criterion::NonZero, fraction, Border::Drop);
             assert!(

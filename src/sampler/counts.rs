@@ -1,6 +1,7 @@
 //! The voxel count of each label in each block.
 //!
-//! Any finite number is a label, if no slope made it; other values are errors before the first draw.
+//! Any finite number is a label, except fractions that a slope or intercept produced. Other values are errors before
+//! the first draw.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -28,7 +29,7 @@ impl BlockStats for LabelCounts {}
 impl Sealed for LabelCounts {
     const KIND: u8 = 2;
 
-    #[expect(private_interfaces, reason = "called in this room only")]
+    #[expect(private_interfaces, reason = "only called in this module")]
     fn add(&mut self, block: &Block<'_>) -> Result<()> {
         let dtype = block.layout.dtype;
         let counts = match &block.voxels {
@@ -76,7 +77,7 @@ impl Sealed for LabelCounts {
         }
     }
 
-    #[expect(private_interfaces, reason = "called in this room only")]
+    #[expect(private_interfaces, reason = "only called in this module")]
     fn clip(&self, blocks: &Blocks, part: &Region, background: bool) -> (Self, Vec<u64>) {
         let (mut known, mut cut) = (Self::default(), Vec::new());
         for (&class, entries) in &self.classes {
@@ -136,7 +137,7 @@ impl Sealed for LabelCounts {
 }
 
 impl LabelCounts {
-    /// Every block with more than background, by increasing number.
+    /// Returns every listed block, by increasing number.
     fn listed(&self) -> Vec<u64> {
         let all = self.classes.values().flatten();
         let mut listed: Vec<u64> = all.map(|&(id, _)| id).collect();
@@ -145,7 +146,7 @@ impl LabelCounts {
         listed
     }
 
-    /// The count of each label in a volume of `voxels` voxels.
+    /// Returns the count of each label in a volume of `voxels` voxels.
     pub(super) fn totals(&self, voxels: u64) -> BTreeMap<LabelValue, u64> {
         let total = |entries: &Entries<u64>| entries.iter().map(|&(_, count)| count).sum::<u64>();
         let classes = self.classes.iter();
@@ -161,7 +162,7 @@ impl LabelCounts {
     }
 }
 
-/// The count of each bit pattern.
+/// Returns the count of each bit pattern.
 fn count(dtype: DType, voxels: &[u8]) -> HashMap<u64, u64> {
     if dtype.size() == 1 {
         let mut counts = [0_u64; 256];
@@ -173,7 +174,7 @@ fn count(dtype: DType, voxels: &[u8]) -> HashMap<u64, u64> {
     }
     let mut counts = HashMap::new();
     let (mut last, mut run) = (0, 0);
-    // Labels come in runs: one lookup for each run.
+    // Labels form runs: one lookup per run.
     for voxel in voxels.chunks_exact(dtype.size()) {
         let bits = bits_of(voxel);
         if bits != last && run > 0 {
@@ -209,7 +210,7 @@ fn bad_label(block: &Block<'_>) -> Error {
         what: "label",
         value: value.to_string(),
         allowed: if value.is_finite() {
-            "labels that a slope or intercept makes must be whole numbers below 2^24"
+            "labels that a slope or intercept produces must be whole numbers below 2^24"
         } else {
             "labels must be finite"
         },

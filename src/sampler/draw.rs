@@ -20,7 +20,7 @@ pub trait Sampler: Debug + Send + Sync {
     /// Voxels of a patch, z, y, x.
     fn patch(&self) -> Shape;
 
-    /// The number of draws; `None` if they are endless.
+    /// Returns the number of draws; `None` for endless draws.
     fn draw_count(&self) -> Option<u64> {
         None
     }
@@ -99,7 +99,7 @@ pub fn draws(sampler: &dyn Sampler, epoch: u64, ns: Range<u64>) -> Draws<'_> {
     }
 }
 
-/// An iterator of draws; see [`draws`].
+/// An iterator over draws; see [`draws`].
 #[derive(Clone, Debug)]
 pub struct Draws<'a> {
     sampler: &'a dyn Sampler,
@@ -129,20 +129,20 @@ impl Iterator for Draws<'_> {
 pub struct SamplerOptions {
     /// Voxels of a patch, z, y, x.
     pub patch_size: Shape,
-    /// The random seed. Together with the epoch it decides all draws.
+    /// The random seed. Together with the epoch it determines all draws.
     pub seed: u64,
     /// The policy at the volume's border.
     pub border: Border,
     /// Bytes of blocks that are cached for the next draws.
     pub memory: u64,
-    /// Threads that read the blocks that the border cuts, once.
+    /// The number of threads that read the blocks cut by the border, when the sampler is created.
     pub threads: usize,
-    /// Draws in groups of nearby patches, if set.
+    /// The groups of nearby draws, if any.
     pub neighborhood: Option<Neighborhood>,
 }
 
 impl SamplerOptions {
-    /// Creates the defaults: patches that fit, 64 MiB of blocks, all processors.
+    /// Creates options with patches that fit, 64 MiB of blocks, and all processors.
     #[must_use]
     pub fn new(patch_size: Shape, seed: u64) -> Self {
         Self {
@@ -155,7 +155,7 @@ impl SamplerOptions {
         }
     }
 
-    /// Sets draws in groups of nearby patches.
+    /// Sets the groups of nearby draws.
     #[must_use]
     pub const fn with_neighborhood(mut self, neighborhood: Neighborhood) -> Self {
         self.neighborhood = Some(neighborhood);
@@ -190,15 +190,15 @@ pub enum OnEmpty {
     /// Fail with an error that names the file.
     #[default]
     Error,
-    /// Leave the volume out.
+    /// Skip the volume.
     Skip,
     /// Draw its patches uniformly.
     Uniform,
 }
 
 impl OnEmpty {
-    /// Returns the sampler that was built, or applies the policy if it has no valid center:
-    /// `None` if the volume is left out.
+    /// Returns the sampler that was built, or applies the policy if there is no valid center: `None` if the volume is
+    /// skipped.
     ///
     /// # Errors
     ///

@@ -1,8 +1,8 @@
-//! The second step of a draw: finding a voxel inside a block.
+//! The second step of a draw: the search for a voxel inside a block.
 //!
-//! A block is read once and indexed, so that a short search finds its k-th voxel of a label, or
-//! the voxel at some fraction of its weight. Indexed blocks are cached within a byte budget: for a
-//! label as runs of voxels, or as one bit per voxel if that is smaller.
+//! A block is read once and indexed, so that a binary search finds its k-th voxel of a label, or the voxel at some
+//! fraction of its weight. Indexed blocks are cached within a byte budget. For a label, the index is a list of runs of
+//! voxels, or one bit per voxel if that is smaller.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ pub(super) enum Wanted {
     Label(Matcher),
 }
 
-/// A draw whose block is chosen. `rest` selects the voxel: the k-th of a label, or a weight.
+/// A draw with its block. `rest` selects the voxel: the k-th of a label, or a fraction of the weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Aim {
     pub(super) block: u64,
@@ -49,7 +49,7 @@ pub(super) struct Finder {
 /// The maximum number of targets for which a block is indexed at once.
 const TOGETHER: usize = 8;
 
-/// The minimum number of blocks to read on several threads.
+/// The minimum number of unread blocks for reading on several threads.
 const MANY: usize = 8;
 
 impl Finder {
@@ -76,7 +76,7 @@ impl Finder {
         &self.placement
     }
 
-    /// The part of a block that contains legal centers.
+    /// Returns the part of a block that contains legal centers.
     fn part(&self, block: u64) -> Region {
         let block = self.blocks.region(block);
         block
@@ -87,7 +87,7 @@ impl Finder {
             })
     }
 
-    /// Returns the indexed part of the block. It is read unless `read` has it.
+    /// Returns the indexed part of a block. The block is read unless `read` contains it.
     fn ready(&self, aim: Aim, read: &mut Option<(u64, BlockVoxels)>) -> Result<Arc<Ready>> {
         let (found, hit) = self.ready_for(aim.block, aim.group, read)?;
         if !hit && self.wanted.len() <= TOGETHER {
@@ -190,19 +190,19 @@ impl Finder {
 /// The indexed part of a block.
 #[derive(Debug)]
 enum Ready {
-    /// All voxels count equally: their number.
+    /// The number of voxels, all of which match.
     Same(u64),
-    /// The runs of voxels, row-major: the start of each, and the number of voxels up to its end.
+    /// The runs of matching voxels, row-major: the start of each, and the number of matches up to its end.
     Runs { starts: Vec<u32>, ends: Vec<u32> },
     /// One bit per voxel, and the number of set bits before each [`STRIDE`] words.
     Many { words: Vec<u64>, before: Vec<u64> },
     /// The voxels, and the cumulative weight at the end of each [`GROUP`].
     Weights { voxels: Vec<u8>, ends: Vec<f64> },
-    /// As `Same`, for a number of any value.
+    /// The number of voxels, all with the same weight.
     SameWeight(u64),
 }
 
-/// The number of words that a search counts.
+/// The number of words that a search scans.
 const STRIDE: usize = 8;
 
 impl Ready {
@@ -248,7 +248,7 @@ impl Ready {
             })
         };
         let words: Vec<u64> = match size {
-            // The same, eight at a time, for speed.
+            // Eight voxels at a time, for speed.
             1 => voxels
                 .chunks(64)
                 .map(|voxels| {
@@ -318,7 +318,7 @@ impl Ready {
         }
     }
 
-    /// Returns the voxel's position in the part, row-major; `None` if there is none.
+    /// Returns the voxel's position in the part, row-major; `None` if `rest` is out of range.
     fn find(&self, layout: &Layout, rest: u64) -> Option<u64> {
         match self {
             Self::Same(count) => (rest < *count).then_some(rest),
@@ -370,7 +370,7 @@ impl Ready {
     }
 }
 
-/// The number of runs of set bits.
+/// Returns the number of runs of set bits.
 fn run_count(words: &[u64]) -> usize {
     let begun = |&(before, word): &(u64, u64)| (word & !(word << 1 | before >> 63)).count_ones();
     let before = std::iter::once(0).chain(words.iter().copied());
@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_is_kept_as_runs_or_as_bits_whichever_is_less() {
+    fn a_label_is_indexed_as_runs_or_as_bits_whichever_is_smaller() {
         let matcher = crate::sampler::LabelValue::from(1)
             .matcher(DType::U8)
             .unwrap();
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn a_voxel_without_weight_is_never_found_whatever_is_rounded() {
+    fn a_voxel_without_weight_is_never_found_despite_rounding() {
         let weights: Vec<f64> = (0..200)
             .map(|i| if i % 3 == 0 { 0.1 * f64::from(i) } else { 0.0 })
             .collect();
@@ -487,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_past_all_the_weight_is_that_of_the_last_voxel_that_has_some() {
+    fn a_place_beyond_the_total_weight_is_the_last_voxel_with_weight() {
         assert_eq!(find_weight(&[0.0, 0.5, 0.0, 0.25, 0.0], 0.75), Some(3));
         assert_eq!(find_weight(&[0.0, 0.5, 0.0, 0.25, 0.0], 0.0), Some(1));
         assert_eq!(find_weight(&[0.0, 0.0], 0.0), None);

@@ -1,6 +1,6 @@
-//! Patches at given locations: for validation, or to inspect a training patch again.
+//! Patches at given locations, for validation or to inspect training patches.
 //!
-//! As a file they are rows `z0,y0,x0,z1,y1,x1`: first voxels, and one past the last.
+//! A file has rows `z0,y0,x0,z1,y1,x1`: the first voxel, and one past the last.
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write as _};
@@ -19,16 +19,16 @@ pub struct FixedLocations {
 }
 
 const HEADER: &str = "z0,y0,x0,z1,y1,x1";
-/// No row with six numbers is longer.
+/// The maximum length of a row in bytes.
 const LONGEST: u64 = 4096;
 
-/// Lists of locations.
+/// The file kind of lists of locations.
 pub const LOCATIONS: FileKind = FileKind {
     name: "a list of locations",
     recognizes: is_list,
 };
 
-/// Whether a file that begins like this is a list of locations.
+/// Returns `true` if the head of a file is that of a list of locations.
 fn is_list(head: &[u8]) -> bool {
     // The last line may be cut.
     let whole = head.iter().rposition(|&byte| byte == b'\n');
@@ -45,7 +45,7 @@ impl FixedLocations {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if there is none, one is empty, or they differ in size.
+    /// [`Error::InvalidArgument`] if the list is empty, a region is empty, or regions differ in size.
     pub fn new(regions: Vec<Region>) -> Result<Self> {
         let bad = |value: String, problem: &str| Error::InvalidArgument {
             argument: "location list",
@@ -70,13 +70,13 @@ impl FixedLocations {
         Ok(Self { regions })
     }
 
-    /// Reads rows `z0,y0,x0,z1,y1,x1`, half-open, with or without that line at the top. Empty
-    /// lines and spaces around numbers do not matter.
+    /// Reads rows `z0,y0,x0,z1,y1,x1`, half-open, with or without this header. Empty lines and spaces around numbers
+    /// are ignored.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidLocation`], with the line, if one is not six whole numbers, is empty, or has
-    /// another size than the first; as [`new`](Self::new); [`Error::Io`].
+    /// [`Error::InvalidLocation`], with the line, if a row is not six whole numbers, is empty, or has a different size
+    /// than the first; as [`new`](Self::new); [`Error::Io`].
     pub fn read(path: &Path) -> Result<Self> {
         let file = open_regular(path)?;
         let mut lines = BufReader::new(file);
@@ -112,11 +112,11 @@ impl FixedLocations {
         Self::new(regions)
     }
 
-    /// Writes what [`read`](Self::read) reads, with the line at the top. A list that has the name is replaced.
+    /// Writes the format that [`read`](Self::read) reads, with the header. An existing list is replaced.
     ///
     /// # Errors
     ///
-    /// [`Error::NotOverwritable`] if something else has the name, [`Error::Io`] if the disk refuses.
+    /// [`Error::NotOverwritable`] if `path` exists and is not a list, [`Error::Io`] if writing fails.
     pub fn write(&self, path: &Path) -> Result<()> {
         let mut text = format!("{HEADER}\n");
         for region in &self.regions {
@@ -131,7 +131,7 @@ impl FixedLocations {
         staged.finish()
     }
 
-    /// The locations, in order.
+    /// Returns the locations, in order.
     #[must_use]
     pub fn regions(&self) -> &[Region] {
         &self.regions
@@ -156,7 +156,7 @@ fn parse(text: &str) -> Result<Region, String> {
             .checked_sub(start[a])
             .and_then(|length| u64::try_from(length).ok())
             .filter(|&length| length > 0)
-            .ok_or_else(|| format!("{text}: an end must lie behind its start"))?;
+            .ok_or_else(|| format!("{text}: an end must be after its start"))?;
     }
     Ok(Region::new(start, shape))
 }
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_at_the_top_spaces_and_line_ends_do_not_matter() {
+    fn the_header_spaces_and_line_ends_do_not_matter() {
         let expected = FixedLocations::new(vec![Region::new([1, 2, 3], [2, 2, 2])]).unwrap();
         for text in [
             "1,2,3,3,4,5",
@@ -226,14 +226,14 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_is_no_location_is_named_by_its_line() {
+    fn an_invalid_row_is_reported_with_its_line() {
         for (row, what) in [
             ("1,2,3,4,5", "six whole numbers"),
             ("1,2,3,4,5,6,7", "six whole numbers"),
             ("1,2,3,4.5,5,6", "six whole numbers"),
             ("z0,y0,x0,z1,y1,x1", "six whole numbers"),
-            ("1,2,3,4,2,6", "behind its start"),
-            ("1,2,3,4,1,6", "behind its start"),
+            ("1,2,3,4,2,6", "after its start"),
+            ("1,2,3,4,1,6", "after its start"),
             ("-9223372036854775808,0,0,9223372036854775807,1,1", "behind"),
             ("0,0,0,2,2,3", "one size"),
             (&"1".repeat(5000), "six whole numbers"),

@@ -1,9 +1,9 @@
 //! The block-sum index of a map, built in one pass.
 //!
-//! With it, a voxel is drawn in two steps: a block by its sum, then a voxel inside the block.
-//! The map itself is never in memory, nor a table of its voxels; the pass decodes each chunk
-//! once and holds one block per thread. An index belongs to one channel of one volume, and to
-//! no patch size: blocks that the border cuts are added up anew for each sampler.
+//! With it, a voxel is drawn in two steps: a block by its sum, then a voxel inside the block. Neither the map nor a
+//! table of its voxels is ever in memory; the pass decodes each chunk once and holds one block per thread. An index
+//! belongs to one channel of one volume, for any patch size: the sums of blocks that the border cuts are recomputed for
+//! each sampler.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -56,7 +56,7 @@ impl Clone for Checked {
     }
 }
 
-/// What was checked is no part of an index.
+/// Always equal: the last check does not distinguish indexes.
 impl PartialEq for Checked {
     fn eq(&self, _: &Self) -> bool {
         true
@@ -74,9 +74,9 @@ impl<T: BlockStats> BlockIndex<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidMapValue`] for the first voxel of the first block that holds a value that is not
-    /// finite, or a negative weight; [`Error::NoSuchChannel`]; [`Error::Unsupported`] if the map has
-    /// so many labels that it can be none; what reading gives; [`Error::Interrupted`].
+    /// [`Error::InvalidMapValue`] for the first voxel of the first block with a value that is not a valid label or
+    /// weight; [`Error::NoSuchChannel`]; [`Error::Unsupported`] if the map has too many labels to be a label map; the
+    /// errors of reading; [`Error::Interrupted`].
     pub fn build(
         volume: &dyn Volume,
         channel: u64,
@@ -116,12 +116,12 @@ impl<T: BlockStats> BlockIndex<T> {
         })
     }
 
-    /// Reads the index from where it was saved.
+    /// Reads a saved index.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] if the file cannot be read, and [`Error::Header`] if it is cut short or
-    /// damaged, or if it is not the index of this channel of this volume as its files are now.
+    /// [`Error::Io`] if the file cannot be read, and [`Error::Header`] if it is truncated or damaged, or if it is not
+    /// the index of this channel of this volume with its present files.
     pub fn load(path: &Path, volume: &dyn Volume, channel: u64) -> Result<Self> {
         let blocks = Blocks::of(volume.layout());
         let stamp = sidecar::stamp_of::<T>(volume, channel, &blocks, true)?;
@@ -137,20 +137,20 @@ impl<T: BlockStats> BlockIndex<T> {
         })
     }
 
-    /// Saves the index, for example beside the volume. An index that had the name is replaced at once: who
-    /// reads it meanwhile gets the old file or the new one.
+    /// Saves the index, for example next to the volume. An existing index is replaced atomically: concurrent readers
+    /// get the old or the new file.
     ///
     /// # Errors
     ///
-    /// [`Error::NotOverwritable`] if something that is not an index has the name,
-    /// [`Error::Unsupported`] if the volume has no files that the index could be checked against,
-    /// [`Error::OutputIsInput`] if `path` lies inside the volume, [`Error::Io`].
+    /// [`Error::NotOverwritable`] if `path` exists and is not an index, [`Error::Unsupported`] if the volume has no
+    /// identity that the index could be checked against, [`Error::OutputIsInput`] if `path` is inside the volume,
+    /// [`Error::Io`].
     pub fn save(&self, path: &Path) -> Result<()> {
         sidecar::write(path, self)
     }
 
-    /// Loads a saved index. If it is missing, stale, truncated, damaged or of another volume,
-    /// builds it and saves it there.
+    /// Loads a saved index. If it is missing, stale, truncated, damaged or of a different volume, builds it and saves
+    /// it there.
     ///
     /// # Errors
     ///
@@ -177,13 +177,14 @@ impl<T: BlockStats> BlockIndex<T> {
         self.loaded
     }
 
-    /// The channel that it describes.
+    /// Returns the channel of the index.
     #[must_use]
     pub const fn channel(&self) -> u64 {
         self.channel
     }
 
-    /// The same for the centres only: exact, since blocks cut by their box are read again.
+    /// Returns the sums for legal centers only. They are exact: blocks that are partly outside of `centres` are read
+    /// again.
     pub(super) fn within(
         &self,
         volume: &Arc<dyn Volume>,
@@ -207,8 +208,8 @@ impl<T: BlockStats> BlockIndex<T> {
         Ok(known)
     }
 
-    /// Checks that the index describes this volume and its voxels as they are now. Samplers do that
-    /// when they are made; files are looked at once for each open volume, and not read.
+    /// Checks that the index describes this volume and its present voxels. Samplers do this when they are created. The
+    /// metadata of files is checked once per open volume; files are not read.
     ///
     /// # Errors
     ///
@@ -242,7 +243,7 @@ impl<T: BlockStats> BlockIndex<T> {
 }
 
 impl LabelIndex {
-    /// The count of each label in the whole volume, by increasing label.
+    /// Returns the count of each label in the whole volume, by increasing label.
     #[must_use]
     pub fn counts(&self) -> BTreeMap<LabelValue, u64> {
         self.tally

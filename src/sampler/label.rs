@@ -21,19 +21,19 @@ use crate::volume::Volume;
 pub struct LabelWeights(Option<BTreeMap<LabelValue, f64>>);
 
 impl LabelWeights {
-    /// All non-zero voxels are equally likely: large labels are drawn more often than small ones.
+    /// Makes all non-zero voxels equally likely: large labels are drawn more often than small ones.
     #[must_use]
     pub const fn foreground() -> Self {
         Self(None)
     }
 
-    /// Sets a weight for each label, relative to their sum. Labels that are not named or have a
-    /// weight of 0 are never drawn.
+    /// Sets a weight for each label, relative to their sum. Labels that are not listed or have a weight of 0 are never
+    /// drawn.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if there is no label or one comes twice, if a weight is negative or
-    /// not finite, or if all are 0.
+    /// [`Error::InvalidArgument`] if no label is listed or one twice, if a weight is negative or not finite, or if all
+    /// are 0.
     pub fn new(weights: impl IntoIterator<Item = (LabelValue, f64)>) -> Result<Self> {
         let mut all = BTreeMap::new();
         for (class, weight) in weights {
@@ -46,7 +46,7 @@ impl LabelWeights {
         Ok(Self(Some(all)))
     }
 
-    /// The labels with a weight above 0, by increasing label; empty for all non-zero labels.
+    /// Returns the labels with a weight above 0, by increasing label; empty for all non-zero labels.
     pub fn classes(&self) -> impl Iterator<Item = LabelValue> + '_ {
         let named = self.0.iter().flatten();
         named
@@ -94,7 +94,7 @@ fn bad(value: String, problem: &str) -> Error {
 #[derive(Debug)]
 pub struct Label {
     finder: Finder,
-    /// As many as the finder's wanted.
+    /// One group for each of the finder's targets.
     groups: Vec<Group>,
     absent: Vec<LabelValue>,
     neighborhood: Option<Neighborhood>,
@@ -104,10 +104,10 @@ pub struct Label {
 /// A group of equally likely voxels.
 #[derive(Debug)]
 struct Group {
-    /// The shares up to the end of this one.
+    /// The cumulative share up to and including this group.
     end: f64,
     blocks: Vec<u64>,
-    /// The voxels up to the end of each block.
+    /// The cumulative number of voxels up to the end of each block.
     ends: Vec<u64>,
 }
 
@@ -142,15 +142,15 @@ impl Group {
 }
 
 impl Label {
-    /// Samples by the channel of `map` that `index` describes. The map is read repeatedly: use a
-    /// [`Cached`](crate::volume::Cached) map if its chunks are read elsewhere too.
+    /// Creates a sampler by the channel of `map` that `index` describes. The map is read repeatedly: use a
+    /// [`Cached`](crate::volume::Cached) map if its chunks are also read elsewhere.
     ///
     /// Blocks that the border cuts are read now, so that weights are exact.
     ///
     /// # Errors
     ///
-    /// [`Error::PatchSize`] if a patch does not fit; [`Error::NoCenter`] if no centre has any of
-    /// the labels; [`Error::InvalidArgument`] if the index is another map's; what reading gives.
+    /// [`Error::PatchSize`] if a patch does not fit; [`Error::NoCenter`] if no center has any of the labels;
+    /// [`Error::InvalidArgument`] if the index is of a different map; the errors of reading.
     pub fn new(
         map: Arc<dyn Volume>,
         index: &LabelIndex,
@@ -215,7 +215,8 @@ impl Label {
         })
     }
 
-    /// The labels with a share that occur at no legal center. They are left out, and their share goes to the others.
+    /// Returns the labels with a share that occur at no legal center. They are left out, and their share is
+    /// redistributed.
     #[must_use]
     pub fn absent(&self) -> &[LabelValue] {
         &self.absent
@@ -256,7 +257,7 @@ impl Label {
     }
 }
 
-/// The number of non-zero voxels of each block.
+/// Returns the number of non-zero voxels of each block.
 fn foreground(counts: LabelCounts) -> Entries<u64> {
     let mut blocks: BTreeMap<u64, u64> = BTreeMap::new();
     let classes = counts.classes.into_iter();

@@ -13,22 +13,22 @@ use crate::region::{Region, Shape};
 #[derive(Debug)]
 pub struct Mixture {
     samplers: Vec<Box<dyn Sampler>>,
-    /// Fractions of one, none of them 0.
+    /// Fractions above 0, with a sum of 1.
     shares: Vec<f64>,
     counted: Counted,
     seed: u64,
 }
 
-/// The way in which draws follow the shares.
+/// The way in which draws match the shares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Counted {
     OnAverage,
     InBatches(u64),
 }
 
-/// The largest batch that is counted out.
+/// The largest batch with exact shares.
 const LARGEST: u64 = 1 << 16;
-/// Fractions that differ by less are the same.
+/// The tolerance within which fractions are equal.
 const SAME: f64 = 1e-9;
 
 impl Mixture {
@@ -36,18 +36,17 @@ impl Mixture {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if there is no sampler, if a share is negative or not finite, if all
-    /// are 0, if patches differ in size, or if a sampler comes to an end.
+    /// [`Error::InvalidArgument`] if there is no sampler, if a share is negative or not finite, if all are 0, if
+    /// patches differ in size, or if a sampler has a limited number of draws.
     pub fn new(samplers: Vec<(f64, Box<dyn Sampler>)>, seed: u64) -> Result<Self> {
         Self::counted(samplers, Counted::OnAverage, seed)
     }
 
-    /// Draws `0..batch`, `batch..2 * batch` and so on hold `batch` times its share of each
-    /// sampler, in random order. What is left when these are rounded down goes one by one to those with
-    /// the largest remainders, which is rounding to the nearest; between equal remainders a
-    /// coin decides for each batch.
+    /// Gives each sampler its exact share of every batch: of draws `0..batch`, `batch..2 * batch` and so on, in random
+    /// order. Numbers of draws are rounded down, and the remaining draws go to the samplers with the largest
+    /// remainders; the choice between equal remainders is random for each batch.
     ///
-    /// In small batches a small share may always round to nothing.
+    /// In small batches a small share may always round to 0.
     ///
     /// # Errors
     ///
@@ -140,7 +139,7 @@ impl Mixture {
         reached.unwrap_or(self.shares.len() - 1)
     }
 
-    /// The samplers of one batch's draws.
+    /// Returns the samplers of one batch's draws.
     fn batch(&self, batch: u64, epoch: u64, number: u64) -> Vec<usize> {
         let mut random = self.random(epoch, number);
         let mut choices = Vec::new();
@@ -154,7 +153,7 @@ impl Mixture {
             )]
             let (count, remainder) = {
                 let exact = share * batch as f64;
-                // 3 * (1 / 3) is 1, however it is rounded.
+                // 3 * (1 / 3) must count as 1 despite rounding.
                 let count = (exact + SAME).floor();
                 (count as usize, exact - count)
             };
@@ -173,7 +172,7 @@ impl Mixture {
     }
 }
 
-/// A Fisher-Yates shuffle.
+/// Shuffles items (Fisher-Yates).
 fn shuffle<T>(items: &mut [T], random: &mut CounterRng) {
     for end in (1..items.len()).rev() {
         let other = random.below(end as u64 + 1);
@@ -223,7 +222,7 @@ mod tests {
     use super::*;
     use crate::sampler::Uniform;
 
-    /// Volumes so far apart in size that a region tells its sampler.
+    /// Returns a sampler of a volume that is long along one axis, so that a region identifies its sampler.
     fn uniform(axis: usize) -> Box<dyn Sampler> {
         let mut volume = [1, 1, 1];
         volume[axis] = 1 << 40;
@@ -254,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_coin_decides_between_equal_remainders() {
+    fn the_choice_between_equal_remainders_is_random() {
         let parts = vec![(1.0, uniform(0)), (1.0, uniform(1)), (1.0, uniform(2))];
         let mixture = Mixture::exact(parts, 4, 1).unwrap();
         let mut twice = [0; 3];
@@ -274,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn on_average_the_shares_are_kept_and_do_not_lean_on_the_samplers_numbers() {
+    fn on_average_the_shares_are_kept_independently_of_the_samplers_numbers() {
         let parts = vec![(1.0, uniform(0)), (2.0, uniform(1)), (0.0, uniform(2))];
         let mixture = Mixture::new(parts, 7).unwrap();
         let counts = counts(&mixture, 0, 0..9000);
@@ -300,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn mixtures_that_make_no_sense_are_refused() {
+    fn invalid_mixtures_are_refused() {
         let one = || uniform(0);
         let two = |a: f64, b: f64| Mixture::new(vec![(a, one()), (b, one())], 0);
         for (a, b) in [

@@ -1,8 +1,7 @@
 //! Samplers: endless sequences of patch locations for training.
 //!
-//! The n-th draw is a pure function of the seed, the epoch and n, so the standard iterator
-//! methods do the rest: `skip(n)` resumes, `step_by(world)` splits between ranks, `take(n)`
-//! ends an epoch. Skipping is free.
+//! The n-th draw is a pure function of the seed, the epoch and n, so the standard iterator methods apply: `skip(n)`
+//! resumes, `step_by(world)` splits between ranks, `take(n)` ends an epoch. Skipping is free.
 //!
 //! [`Uniform`] needs no map. [`Weighted`] and [`Label`] draw by a map of any size, exactly and
 //! without loading it: a [`BlockIndex`] stores the sum of each block, and a draw reads one

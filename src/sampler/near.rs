@@ -1,27 +1,25 @@
 //! Neighborhoods: groups of nearby draws, each distributed as if it were alone.
 //!
-//! In a volume far larger than the buffer, few patches share a chunk. With a [`Neighborhood`],
-//! draws come in groups: those of one group are in one part of the volume. The plan's windows mix
-//! several groups, so that a batch still sees many places.
+//! In a volume far larger than the buffer, few patches share a chunk. A [`Neighborhood`] forms groups of draws: those
+//! of one group are in one part of the volume. The plan's windows mix several groups, so that a batch still sees many
+//! places.
 //!
-//! **Each draw alone has exactly the distribution that it has without a neighborhood.** All
-//! outcomes are put on a circle, in an order in which neighbours on the circle lie near each
-//! other in space. A group has an *anchor*, uniform on the circle, and a draw is the anchor plus
-//! an *offset* of its own, modulo the circle's length L. For any offset d and any outcome k,
-//! P(anchor + d = k mod L) = P(anchor = k - d mod L) = 1/L: whatever the offset is, the sum is
-//! uniform, and so independent of it. Everything else that a draw chooses (its label, the voxel
-//! inside a block) comes from numbers of its own that the anchor does not depend on. What
-//! changes is only how draws of one group depend on each other.
+//! **Each draw alone has exactly the distribution that it has without a neighborhood.** All outcomes are placed on a
+//! circle, in an order in which neighbors on the circle are near each other in space. A group has an *anchor*, uniform
+//! on the circle, and a draw is the anchor plus the draw's own *offset*, modulo the circle's length L. For any offset d
+//! and any outcome k, P(anchor + d = k mod L) = P(anchor = k - d mod L) = 1/L: the sum is uniform for any offset, and
+//! therefore independent of it. The draw's other choices (its label, the voxel inside a block) come from separate
+//! random numbers, independent of the anchor. Only the dependence between draws of one group changes.
 //!
-//! - [`Uniform`](super::Uniform): each axis of the centres is a circle, and offsets fill a box.
-//! - [`Label`](super::Label): the voxels of a label are the circle, block by block along a Z-order
-//!   curve (G. M. Morton, 1966). Labels are drawn by their shares, draw by draw; those of one
-//!   group have one relative place on their circles.
-//! - [`Weighted`](super::Weighted): the 2^64 numbers by which a block is drawn are the circle, blocks
-//!   along the curve.
+//! - [`Uniform`](super::Uniform): each axis of the box of centers is a circle, and offsets fill a box.
+//! - [`Label`](super::Label): the voxels of a label are the circle, block by block along a Z-order curve (G. M. Morton,
+//!   1966). Labels are drawn by their shares, draw by draw. The draws of one group have the same relative position on
+//!   their labels' circles.
+//! - [`Weighted`](super::Weighted): the 2^64 numbers by which a block is drawn are the circle, with blocks along the
+//!   curve.
 //!
-//! A group that reaches over the circle's end continues at its beginning, so it may be in two
-//! places (a box in up to eight). This favors no place.
+//! A group that extends beyond the circle's end continues at its beginning, so it may be in two places (a box in up to
+//! eight). This does not favor any place.
 
 use std::cmp::Ordering;
 
@@ -33,18 +31,18 @@ use crate::region::Shape;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Neighborhood {
     draws: u64,
-    /// The part of the circle that offsets fill, in 2^-64 of it, less one of these.
+    /// The fraction of the circle that offsets fill, in units of 2^-64, minus one unit.
     span: u64,
 }
 
 impl Neighborhood {
-    /// Draws `0..draws`, `draws..2 * draws` and so on each fall into `width` of all that can be
-    /// drawn: a thousandth is a box of a tenth of each axis for [`Uniform`](super::Uniform), and a
-    /// thousandth of a label's voxels for [`Label`](super::Label). 1 is no neighborhood.
+    /// Creates groups of `draws` draws: `0..draws`, `draws..2 * draws` and so on. Each group covers a fraction `width`
+    /// of all outcomes: 0.001 is a box of a tenth of each axis for [`Uniform`](super::Uniform), and a thousandth of a
+    /// label's voxels for [`Label`](super::Label). A width of 1 has no effect.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for groups of 0 draws, or a width that is not above 0 and up to 1.
+    /// [`Error::InvalidArgument`] for groups of 0 draws, or a width that is not above 0 and at most 1.
     pub fn new(draws: u64, width: f64) -> Result<Self> {
         let bad = |value: String, problem: &str| {
             Err(Error::InvalidArgument {
@@ -77,7 +75,7 @@ impl Neighborhood {
         CounterRng::of_domain(*b"voxpatch near v1", seed, epoch, n / self.draws)
     }
 
-    /// The part of `length` that offsets fill, 1 at least.
+    /// Returns the part of `length` that offsets fill, at least 1.
     fn part(&self, length: u64) -> u64 {
         let part = (u128::from(length) * (u128::from(self.span) + 1)) >> 64;
         u64::try_from(part).unwrap_or(length).max(1)
@@ -108,13 +106,13 @@ impl Neighborhood {
         std::array::from_fn(|a| around(anchor, own, shape[a], parts[a]))
     }
 
-    /// A box with about the group's part of the voxels of `shape`: a cube, unless an axis is
-    /// shorter than that.
+    /// Returns the shape of a box with about the group's fraction of the voxels of `shape`: a cube, unless an axis is
+    /// shorter than its edge.
     #[expect(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "how large it is need not be exact"
+        reason = "its size does not have to be exact"
     )]
     fn parts(&self, shape: Shape) -> Shape {
         if self.span == u64::MAX {
@@ -138,7 +136,7 @@ fn around(anchor: &mut CounterRng, own: &mut CounterRng, length: u64, part: u64)
     turned(anchor.below(length), own.below(part), length)
 }
 
-/// `anchor + offset` modulo `length`; both are below that.
+/// Returns `anchor + offset` modulo `length`; both are below `length`.
 const fn turned(anchor: u64, offset: u64, length: u64) -> u64 {
     let left = length - anchor;
     if offset < left {
@@ -148,10 +146,10 @@ const fn turned(anchor: u64, offset: u64, length: u64) -> u64 {
     }
 }
 
-/// Along the Z-order curve: what lies between two blocks of a cube of 2^k blocks on a side that
-/// starts at multiples of that lies in it too.
+/// Compares blocks along the Z-order curve: an aligned cube of 2^k blocks on a side contains all blocks between any two
+/// of its blocks.
 pub(super) fn along_the_curve(a: [u64; 3], b: [u64; 3]) -> Ordering {
-    // The axis whose highest differing bit is highest decides; of equal ones, the last (T. M. Chan, 2002).
+    // The axis with the highest differing bit decides; of equal axes, the last (T. M. Chan, 2002).
     let differing = |axis: &usize| (a[*axis] ^ b[*axis]).checked_ilog2();
     let axis = (0..3).max_by_key(differing).unwrap_or(2);
     a[axis].cmp(&b[axis])

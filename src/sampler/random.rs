@@ -1,17 +1,16 @@
 //! Counter-based random numbers: a fixed function of (seed, epoch, n).
 //!
-//! The stream is `ChaCha8` (D. J. Bernstein): the key is seed and epoch, little-endian,
-//! followed by 16 bytes of domain; the nonce is n; the block counter starts at 0. Numbers
-//! below a bound are taken by multiplication with rejection (D. Lemire, "Fast random integer
-//! generation in an interval", 2019), which has no bias. Golden values in the tests pin both.
+//! The stream is `ChaCha8` (D. J. Bernstein): the key is seed and epoch, little-endian, followed by 16 bytes of domain;
+//! the nonce is n; the block counter starts at 0. Numbers below a bound are computed by multiplication with rejection
+//! (D. Lemire, "Fast random integer generation in an interval", 2019), which has no bias. Golden values in the tests
+//! pin both.
 
 use std::convert::Infallible;
 
 use rand::{Rng, SeedableRng, TryRng};
 use rand_chacha::ChaCha8Rng;
 
-/// The random number stream of one draw: a generator for everything that takes `rand`'s
-/// [`Rng`](rand::Rng).
+/// The random number stream of one draw: a generator that implements `rand`'s [`Rng`](rand::Rng).
 ///
 /// ```
 /// use rand::RngExt;
@@ -31,7 +30,7 @@ impl CounterRng {
         Self::of_domain(*b"voxpatch draw v1", seed, epoch, n)
     }
 
-    /// Returns the stream for another purpose, independent of all others with the same seed.
+    /// Returns the stream of a separate purpose, independent of all others with the same seed.
     pub(crate) fn of_domain(domain: [u8; 16], seed: u64, epoch: u64, n: u64) -> Self {
         let mut key = [0; 32];
         key[16..].copy_from_slice(&domain);
@@ -147,14 +146,14 @@ mod tests {
     }
 
     #[test]
-    fn another_purpose_has_other_numbers() {
+    fn a_separate_purpose_has_different_numbers() {
         let mut other = CounterRng::of_domain(*b"voxpatch mix  v1", 7, 3, 11);
         assert_ne!(other.number(), GOLDEN[0]);
     }
 
     #[test]
     fn a_large_bound_has_no_bias() {
-        // With a plain remainder, numbers below 2^62 would come up half as often again.
+        // With a plain remainder, numbers below 2^62 would be too frequent by half.
         let bound = 3_u64 << 62;
         let low = (0..30_000)
             .filter(|&n| CounterRng::new(5, 0, n).below(bound) < 1 << 62)

@@ -25,10 +25,10 @@ use crate::volume::{FileKind, Overwrite, StagedFile, Volume};
 const MAGIC: [u8; 8] = *b"VOXBLOCK";
 const VERSION: u32 = 1;
 const FORMAT: &str = "block index";
-/// Bytes of the largest file that is read: as many pairs as an index may hold, and their labels.
+/// The largest file that is read, in bytes: the most pairs of an index, and their labels.
 const LARGEST: u64 = 2 << 30;
 
-/// What the index is of, but for the volume.
+/// Returns the description of an index without its volume: kind, channel and shapes.
 fn purpose<T: BlockStats>(channel: u64, blocks: &Blocks) -> Vec<u8> {
     let mut purpose = vec![T::KIND];
     let numbers = [channel]
@@ -39,7 +39,7 @@ fn purpose<T: BlockStats>(channel: u64, blocks: &Blocks) -> Vec<u8> {
     purpose
 }
 
-/// The stamp that an index of this volume has now; `None` if there can be none. See [`stamp`].
+/// Returns the present stamp of an index of this volume; `None` if the volume has no stamp. See [`stamp`].
 pub(super) fn stamp_of<T: BlockStats>(
     volume: &dyn Volume,
     channel: u64,
@@ -49,13 +49,13 @@ pub(super) fn stamp_of<T: BlockStats>(
     stamp(volume, &purpose::<T>(channel, blocks), settle)
 }
 
-/// Saved indexes, of whatever volume.
+/// The file kind of saved indexes, of any volume.
 pub const INDEX: FileKind = FileKind {
     name: "a saved index",
     recognizes: |head| head.starts_with(&MAGIC),
 };
 
-/// Whether a file begins as a saved [`BlockIndex`] does, of whatever volume.
+/// Returns `true` if a file begins like a saved [`BlockIndex`] of any volume.
 #[must_use]
 pub fn is_index_file(path: &Path) -> bool {
     let mut magic = [0; MAGIC.len()];
@@ -63,7 +63,7 @@ pub fn is_index_file(path: &Path) -> bool {
     opened.is_ok_and(|mut file| file.read_exact(&mut magic).is_ok() && magic == MAGIC)
 }
 
-/// Reads what [`write`] wrote, if it is of this volume.
+/// Reads an index that [`write`] wrote, if it is of this volume.
 pub(super) fn read<T: BlockStats>(
     path: &Path,
     channel: u64,
@@ -75,35 +75,35 @@ pub(super) fn read<T: BlockStats>(
     let rest = bytes
         .strip_prefix(&MAGIC)
         .ok_or_else(|| bad("it does not begin with VOXBLOCK"))?;
-    let (version, rest) = take_u32(rest).ok_or_else(|| bad("it was cut short"))?;
+    let (version, rest) = take_u32(rest).ok_or_else(|| bad("it is truncated"))?;
     if version != VERSION {
-        return Err(bad("it is of another version"));
+        return Err(bad("it has a different version"));
     }
-    let (sum, mut rest) = take_u32(rest).ok_or_else(|| bad("it was cut short"))?;
+    let (sum, mut rest) = take_u32(rest).ok_or_else(|| bad("it is truncated"))?;
     if sum != checksum(rest) {
-        return Err(bad("it was cut short or changed: its checksum is wrong"));
+        return Err(bad("it is truncated or changed: its checksum is wrong"));
     }
     let purpose = purpose::<T>(channel, blocks);
     let same = take_u64(&mut rest) == Some(purpose.len() as u64);
     let (Some(rest), true) = (rest.strip_prefix(&purpose[..]), same) else {
-        return Err(bad("it is of another kind, channel or shape"));
+        return Err(bad("it has a different kind, channel or shape"));
     };
     match rest.split_first_chunk() {
         Some((stored, sums)) if stamp.is_some_and(|now| u128::from_le_bytes(*stored) == now) => {
             let voxels = Region::whole(blocks.block).voxels();
             T::decode(sums, blocks.count(), voxels)
-                .ok_or_else(|| bad("it holds numbers that no index can have"))
+                .ok_or_else(|| bad("it contains numbers that are not valid in an index"))
         }
-        _ => Err(bad("the volume has changed, or is another one")),
+        _ => Err(bad("the volume has changed, or is a different one")),
     }
 }
 
-/// Writes an index and gives it its name once it is whole.
+/// Writes an index to a temporary file, and renames it when it is complete.
 pub(super) fn write<T: BlockStats>(path: &Path, index: &BlockIndex<T>) -> Result<()> {
     let Some(stamp) = index.stamp else {
         return Err(Error::unsupported(
             &index.layout.path,
-            "an index is saved only of a volume that has an identity, which it is checked against",
+            "its index cannot be saved: the volume has no identity that the index could be checked against",
         ));
     };
     refuse_inside(path, &index.layout.path)?;
@@ -124,7 +124,7 @@ pub(super) fn write<T: BlockStats>(path: &Path, index: &BlockIndex<T>) -> Result
     staged.finish()
 }
 
-/// A file inside the volume's folder would change the stamp, and one in its place the volume.
+/// Refuses a path inside the volume's folder, where the file would change the stamp, and the volume's own path.
 fn refuse_inside(path: &Path, volume: &Path) -> Result<()> {
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,

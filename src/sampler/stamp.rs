@@ -1,12 +1,12 @@
 //! The stamp of a volume: a number that changes when its voxels may have changed.
 //!
-//! It covers the volume's identity and chunks and, for every file, its name below the volume's folder, its
-//! inode, size, and the times of its last change to content and to inode. The latter cannot be set back by a
-//! program, so that data rewritten with the same size and an old time is noticed. A file
-//! that was changed within the clock's tick might change again unnoticed: the stamp waits that tick out.
+//! It covers the volume's identity and chunks and, for every file, its name below the volume's folder, its inode, size,
+//! and the times of its last change to content and to inode. A program cannot set back the latter, so data rewritten
+//! with the same size and an old time is noticed. A file that was changed within the current clock tick might change
+//! again unnoticed, so the stamp waits until the tick is over.
 //!
-//! Content is not read: that would cost as much as the index itself. A copy of a data set
-//! has other times and inodes, and so another stamp.
+//! Content is not read: that would cost as much as the index itself. A copy of a data set has different times and
+//! inodes, and therefore a different stamp.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
@@ -17,15 +17,15 @@ use std::time::{Duration, SystemTime};
 use crate::error::{Error, Result};
 use crate::volume::{Hash, Volume, walk};
 
-/// An upper bound of the clock tick of file systems: 10 ms at 100 Hz, doubled.
+/// An upper bound of the clock tick of file systems: twice the 10 ms of 100 Hz.
 const TICK: Duration = Duration::from_millis(20);
 
-/// The stamp of a volume for an index that `purpose` describes, or `None` if the volume cannot identify its
-/// voxels, or a file is gone. If `settle`, waits until no change of the files can go unnoticed any more.
+/// Returns the stamp of a volume for an index that `purpose` describes, or `None` if the volume cannot identify its
+/// voxels, or a file is gone. With `settle`, waits until no further change of the files can go unnoticed.
 ///
 /// # Errors
 ///
-/// [`Error::Io`] if its files cannot be looked at.
+/// [`Error::Io`] if the metadata of its files cannot be read.
 pub(super) fn stamp(volume: &dyn Volume, purpose: &[u8], settle: bool) -> Result<Option<u128>> {
     let identity = match volume.identity() {
         Err(Error::NoIdentity { .. }) => return Ok(None),
@@ -36,7 +36,7 @@ pub(super) fn stamp(volume: &dyn Volume, purpose: &[u8], settle: bool) -> Result
     hash.add(purpose);
     hash.add(format!("{} {:?} {identity}", layout.format, layout.read_chunk).as_bytes());
     let mut newest = SystemTime::UNIX_EPOCH;
-    // Files are listed in any order, so that their hashes are added up.
+    // Files are listed in any order, so their hashes are summed.
     let mut files: u128 = 0;
     for root in volume.source_files() {
         let add = |name: &Path, found: &Metadata| add_file(&mut files, &mut newest, name, found);

@@ -1,7 +1,7 @@
 //! The data that an index keeps for each block: a sum of weights, or counts of labels.
 //!
-//! Only blocks with something in them take memory. In a file, numbers are little-endian, and
-//! what no index can have is refused.
+//! Only blocks that are not empty take memory. In a file, numbers are little-endian, and numbers that are not valid in
+//! an index are refused.
 
 use std::fmt::Debug;
 
@@ -21,7 +21,7 @@ pub(super) struct Block<'a> {
     pub(super) id: u64,
     pub(super) region: Region,
     pub(super) voxels: BlockVoxels,
-    /// Whether it is listed even if it holds nothing but background.
+    /// Whether the block is listed even if it contains only background.
     pub(super) listed: bool,
 }
 
@@ -32,22 +32,22 @@ mod sealed {
     use super::super::blocks::Blocks;
     use super::{Block, Region, Result};
 
-    /// The private half of [`Tally`](super::Tally).
+    /// The private half of [`BlockStats`](super::BlockStats).
     pub trait Sealed: Sized {
         /// Identifies the kind in a file.
         const KIND: u8;
         /// Adds one block.
         #[expect(private_interfaces, reason = "called in this room only")]
         fn add(&mut self, block: &Block<'_>) -> Result<()>;
-        /// Merges the data of another thread.
+        /// Merges the data of a second thread.
         fn merge(&mut self, other: Self);
-        /// Puts the blocks in order.
+        /// Sorts the blocks.
         fn sort(&mut self);
-        /// What is known of a part of the volume without reading any of it again, and the blocks
-        /// of which nothing is. All of the background is listed if it is asked for.
+        /// Returns the known data of a part of the volume, and the blocks that must be read again. With `background`,
+        /// blocks of only background are listed, too.
         #[expect(private_interfaces, reason = "called in this room only")]
         fn clip(&self, blocks: &Blocks, part: &Region, background: bool) -> (Self, Vec<u64>);
-        /// For a file.
+        /// Writes the form used in files.
         fn encode(&self, out: &mut Vec<u8>);
         /// Parses the form used in files: `None` unless it fits `blocks` blocks of up to `voxels` voxels.
         fn decode(bytes: &[u8], blocks: u64, voxels: u64) -> Option<Self>;

@@ -1,5 +1,5 @@
-//! Samplers against a flat reference: exact probabilities where they can be had, statistics
-//! with a p-limit of 1e-6 where not, and volumes far larger than memory.
+//! Samplers against a flat reference: exact probabilities where possible, statistics with a p-value limit of 1e-6
+//! elsewhere, and volumes far larger than memory.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
@@ -22,12 +22,12 @@ mod disk;
 mod huge;
 mod near;
 
-/// Chi-square of `counts` against equal shares, as a normal deviate: 4.75 is a p of 1e-6.
+/// Returns the chi-square of `counts` against equal shares, as a normal deviate: 4.75 is a p-value of 1e-6.
 pub(super) fn deviate(counts: &[u64]) -> f64 {
     deviate_from(counts, &vec![1.0; counts.len()])
 }
 
-/// The same against any shares (Wilson and Hilferty).
+/// Returns the same against any shares (Wilson and Hilferty).
 #[expect(clippy::cast_precision_loss, reason = "small counts")]
 fn deviate_from(counts: &[u64], shares: &[f64]) -> f64 {
     let (n, total) = (
@@ -80,7 +80,7 @@ fn shares<const N: usize>(shares: [(i32, f64); N]) -> LabelWeights {
     LabelWeights::new(shares.map(|(label, share)| (label.into(), share))).unwrap()
 }
 
-/// Every centre of `map` that may be drawn, and its weight by `weight`.
+/// Returns every center of `map` that may be drawn, and its weight by `weight`.
 fn reference(placement: &CenterBox, weight: impl Fn(usize) -> f64) -> HashMap<[u64; 3], f64> {
     let [_, y, x] = placement.volume();
     let centres = placement.centres();
@@ -95,7 +95,7 @@ fn assert_near(a: f64, b: f64, what: &dyn std::fmt::Debug) {
     assert!((a - b).abs() < 1e-12, "{a} instead of {b}: {what:?}");
 }
 
-/// Numbers that look random, the same each time.
+/// Returns pseudo-random numbers, the same each time.
 fn numbers(seed: u64) -> impl Iterator<Item = u64> {
     let mut random = CounterRng::new(seed, 0, 0);
     std::iter::repeat_with(move || random.number())
@@ -235,7 +235,7 @@ fn every_legal_place_is_drawn_and_no_other_by_weight_and_by_label() {
 }
 
 #[test]
-fn a_single_voxel_is_always_the_centre_or_the_border_policy_decides() {
+fn a_single_voxel_is_always_the_center_or_the_border_policy_decides() {
     let shape = [9, 8, 7];
     for (i, voxel) in indices(shape.map(|n| 0..n)).enumerate() {
         let mut weights = vec![0_u8; 504];
@@ -305,7 +305,7 @@ fn weights_of_any_size_keep_their_shares() {
             let map = Arc::clone(&map) as Arc<dyn Volume>;
             let sampler = Weighted::new(map, &index, &options([1; 3])).unwrap();
             for (x, weight) in (0..).zip(&weights) {
-                // Weights that are lost beside 1e30 have less than a share of 1e-12.
+                // Weights that are lost next to 1e30 have less than a share of 1e-12.
                 assert_near(sampler.probability([0, 0, x]), weight / total, &weights);
             }
             assert!(starts(&sampler, 2000).iter().all(|&[_, _, x]| x != 3));
@@ -323,7 +323,7 @@ fn weights_of_any_size_keep_their_shares() {
 
 #[test]
 fn mass_that_lies_only_in_blocks_cut_by_the_border_is_drawn_exactly() {
-    // The legal centres are 2..8; blocks of 8 put voxel 7 and the illegal 8 in different ones.
+    // The legal centers are 2..8. Voxel 7 and the illegal voxel 8 are in different blocks of 8.
     let mut labels = vec![0_u8; 10];
     labels[..3].fill(1);
     labels[7..].fill(1);
@@ -375,7 +375,7 @@ fn shares_are_per_label_and_not_per_voxel() {
 }
 
 #[test]
-fn a_label_that_only_the_dropped_rim_has_is_absent_and_the_rest_grows() {
+fn a_label_only_in_the_dropped_rim_is_absent_and_its_share_is_redistributed() {
     let mut labels = vec![1_i16; 9];
     (labels[0], labels[8], labels[4]) = (-1, -1, 2);
     let map = memory([1, 1, 9], labels);
@@ -389,7 +389,7 @@ fn a_label_that_only_the_dropped_rim_has_is_absent_and_the_rest_grows() {
     assert_near(sampler.probabilities()[&[0, 0, 0]], 0.25, &"the rim counts");
 }
 
-/// The label of this number is found in this map at voxel 1 of 3, and nowhere else.
+/// Checks that the label with this value is found in this map at voxel 1 of 3, and nowhere else.
 fn finds<T: Element>(label_value: impl Into<LabelValue>, voxels: [T; 3])
 where
     Vec<T>: Into<Voxels>,
@@ -436,7 +436,7 @@ fn labels_are_compared_as_they_are_stored() {
 }
 
 #[test]
-fn shares_that_make_no_sense_are_refused_before_anything_is_read() {
+fn invalid_shares_are_refused_before_anything_is_read() {
     let new = |shares: &[f64]| {
         LabelWeights::new((0_i32..).map(LabelValue::from).zip(shares.iter().copied()))
     };
@@ -495,7 +495,7 @@ fn an_empty_map_is_an_error_or_skipped_or_drawn_from_uniformly() {
 }
 
 #[test]
-fn a_weight_that_is_none_is_found_in_the_last_chunk_and_named_by_its_voxel() {
+fn an_invalid_weight_is_found_in_the_last_chunk_and_reported_with_its_voxel() {
     let shape = [5, 6, 7];
     for (bad, text) in [
         (f32::NAN, "NaN"),
@@ -596,7 +596,7 @@ fn weights_and_labels_are_real_values_and_labels_must_be_whole() {
     let (map, _) = real(f64::from(1 << 20), 1.0, [4, 16]);
     let error = counts(&map).unwrap_err().to_string();
     assert!(error.contains("below 2^24"), "{error}");
-    // What is stored as a float may be any number.
+    // Values stored as floats may be any number.
     let plain = memory([1, 1, 2], vec![0.5_f32, 2.0]);
     let index = LabelIndex::build(&*plain, 0, 1, &silent).unwrap();
     assert_eq!(index.counts().len(), 2);
@@ -711,7 +711,7 @@ fn the_index_and_the_draws_do_not_depend_on_threads_or_chunks() {
     assert_eq!(starts(&a, 200), starts(&b, 200));
 }
 
-/// Counts how often each chunk is read.
+/// A volume that counts its reads.
 #[derive(Debug)]
 struct Counting(MemoryVolume, AtomicU64);
 

@@ -12,12 +12,12 @@ use crate::region::{Region, Shape};
 
 /// A uniform sampler: an endless iterator of regions.
 ///
-/// Along an axis of N voxels a patch of P has N - P + 1 equally likely places; the axes are
-/// independent. Under the other border policies all N centers are equally likely.
+/// Along an axis of N voxels a patch of P voxels has N - P + 1 equally likely places; the axes are independent. Under
+/// the border policies other than [`Border::Drop`] all N centers are equally likely.
 #[derive(Clone, Debug)]
 pub struct Uniform {
     placement: CenterBox,
-    /// The legal centers; there are as many as places.
+    /// The legal centers, one for each place.
     centres: Region,
     neighborhood: Option<Neighborhood>,
     seed: u64,
@@ -26,7 +26,7 @@ pub struct Uniform {
 }
 
 impl Uniform {
-    /// Samples patches of `patch` voxels (z, y, x) inside a volume of `volume`.
+    /// Creates a sampler of patches of `patch` voxels (z, y, x) inside a volume of `volume` voxels.
     ///
     /// # Errors
     ///
@@ -35,7 +35,7 @@ impl Uniform {
         Self::with_border(volume, patch, Border::Drop, seed)
     }
 
-    /// Samples with a border policy; under [`Border::Pad`] patches may extend beyond the volume.
+    /// Creates a sampler with a border policy. Under [`Border::Pad`] patches may extend beyond the volume.
     ///
     /// # Errors
     ///
@@ -45,7 +45,7 @@ impl Uniform {
         Self::with_options(volume, &options)
     }
 
-    /// Samples with the patch, seed, border and neighborhood of `options`.
+    /// Creates a sampler with the patch, seed, border and neighborhood of `options`.
     ///
     /// # Errors
     ///
@@ -62,7 +62,7 @@ impl Uniform {
         })
     }
 
-    /// Returns the sampler of another epoch, at its first draw.
+    /// Returns the sampler of a different epoch, at its first draw.
     #[must_use]
     pub fn with_epoch(self, epoch: u64) -> Self {
         Self {
@@ -216,8 +216,8 @@ mod tests {
     }
 
     #[test]
-    fn places_are_alike_on_short_and_on_huge_axes() {
-        // 4.75 standard deviations are a p of 1e-6.
+    fn places_are_equally_likely_on_short_and_on_huge_axes() {
+        // 4.75 standard deviations are a p-value of 1e-6.
         let mut counts = vec![0_u64; 4 * 5 * 6];
         for region in Uniform::new([10, 11, 12], [7, 7, 7], 3)
             .unwrap()
@@ -268,7 +268,7 @@ mod tests {
         assert!(deviate(&counts).abs() < 4.75, "{counts:?}");
         let shift = starts(Border::Shift);
         assert_eq!(shift.keys().copied().collect::<Vec<_>>(), [0, 1, 2]);
-        // The outer places take the centres beyond them: 2/5, 1/5, 2/5.
+        // The outer places include the centers beyond them: 2/5, 1/5, 2/5.
         let halves = [
             shift[&0] / 2,
             shift[&0] / 2,

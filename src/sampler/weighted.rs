@@ -15,30 +15,29 @@ use crate::volume::Volume;
 
 /// A sampler that draws patch centers by a weight map with one value per voxel.
 ///
-/// A centre's probability is its weight over the sum of all centres' weights. Weights are the
-/// map's values; they need not add up to anything, and a voxel whose weight is 0
-/// is never drawn.
+/// A center's probability is its weight divided by the sum of all centers' weights. Weights are the map's values. Their
+/// sum is arbitrary, and a voxel with weight 0 is never drawn.
 #[derive(Debug)]
 pub struct Weighted {
     finder: Finder,
     blocks: Vec<u64>,
-    /// The weight up to the end of each block.
+    /// The cumulative weight up to the end of each block.
     ends: Vec<f64>,
     neighborhood: Option<Neighborhood>,
     seed: u64,
 }
 
 impl Weighted {
-    /// Samples by the channel of `map` that `index` describes. The map is read repeatedly: use a
-    /// [`Cached`](crate::volume::Cached) map if its chunks are read elsewhere too.
+    /// Creates a sampler by the channel of `map` that `index` describes. The map is read repeatedly: use a
+    /// [`Cached`](crate::volume::Cached) map if its chunks are also read elsewhere.
     ///
     /// Blocks that the border cuts are read now, so that shares are exact.
     ///
     /// # Errors
     ///
-    /// [`Error::PatchSize`] if a patch does not fit; [`Error::NoCenter`] if every weight among the
-    /// centres is 0; [`Error::InvalidArgument`] if the index is another map's; [`Error::Unsupported`]
-    /// if the weights' sum is too large; what reading gives.
+    /// [`Error::PatchSize`] if a patch does not fit; [`Error::NoCenter`] if the weights of all centers are 0;
+    /// [`Error::InvalidArgument`] if the index is of a different map; [`Error::Unsupported`] if the weights' sum is too
+    /// large; the errors of reading.
     pub fn new(
         map: Arc<dyn Volume>,
         index: &WeightIndex,

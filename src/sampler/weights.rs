@@ -104,7 +104,7 @@ impl Sum {
         self.sum = sum;
     }
 
-    /// The sum; infinite if it is too large.
+    /// Returns the sum; infinite if it is too large.
     pub(super) fn value(self) -> f64 {
         if self.sum.is_finite() {
             self.sum + self.lost
@@ -117,8 +117,8 @@ impl Sum {
 /// The number of voxels that are summed without compensation before their sum is added.
 pub(super) const GROUP: usize = 64;
 
-/// The sums of groups of [`GROUP`] weights, each with its first voxel; or, in place of a sum,
-/// the first voxel of the group whose value is no weight.
+/// Returns the sums of groups of [`GROUP`] weights, each with its first voxel; or, instead of a sum, the first voxel of
+/// the group whose value is not a weight.
 pub(super) fn groups<'a>(
     layout: &'a Layout,
     voxels: &'a [u8],
@@ -141,7 +141,7 @@ fn is_weight(weight: f64) -> bool {
     (0.0..f64::INFINITY).contains(&weight)
 }
 
-/// The weights of a group of voxels; returns how many there are.
+/// Computes the weights of a group of voxels and returns their number.
 pub(super) fn to_weights(layout: &Layout, group: &[u8], weights: &mut [f64; GROUP]) -> usize {
     let is_bool = layout.dtype == DType::Bool;
     with_element!(layout.dtype, T => {
@@ -174,7 +174,7 @@ fn bad_weight(block: &Block<'_>, i: usize, voxels: &[u8]) -> Error {
     }
 }
 
-/// The error of weights whose sum no f64 can hold.
+/// Returns the error of weights whose sum an f64 cannot represent.
 pub(super) fn too_large(path: &Path) -> Error {
     Error::unsupported(
         path,
@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn small_weights_beside_large_ones_are_not_lost() {
+    fn small_weights_next_to_large_ones_are_not_lost() {
         let mut sum = Sum::default();
         for value in [1e30, 1.0, 1e-9, -1e30] {
             sum.add(value);

@@ -5,7 +5,7 @@ use crate::aggregator::Reduce;
 use crate::dtype::DType;
 use crate::grid::{GridOptions, GridPlacement};
 
-/// The same count without bounds or hulls: every moment, axis by axis, equal beginnings once.
+/// Computes the same maximum without bounds or hulls: every moment, axis by axis, with equal weights only once.
 fn every_moment(
     levels: &[Rc<Level>],
     known: &mut [HashMap<[u128; 4], u128>],
@@ -29,7 +29,7 @@ fn every_moment(
     count
 }
 
-/// The next of a sequence that looks random.
+/// Returns the next pseudo-random number.
 fn next(state: &mut u64) -> u64 {
     *state = state
         .wrapping_mul(6_364_136_223_846_793_005)
@@ -74,7 +74,7 @@ fn the_most_is_that_of_every_moment() {
     assert!(some > 10_000, "{some}");
 }
 
-/// The most at any moment by looking at each box at each patch.
+/// Returns the most voxels at any moment by counting each box at each patch.
 fn counted(grid: &Grid, boxes: &[Vec<Span>; 3]) -> u64 {
     let order = grid.order();
     let along = |box_: [usize; 3]| order.map(|a| boxes[a][box_[a]]);
@@ -156,7 +156,7 @@ fn bytes_are_those_of_counting_each_box_at_each_patch() {
     }
 }
 
-/// The volumes of the largest data sets, cut by patches that meet nothing else.
+/// The volumes of the largest data sets, with patches that are aligned with nothing.
 #[test]
 fn work_grows_with_the_sum_of_the_axes() {
     let volumes: [Shape; 5] = [

@@ -1,4 +1,4 @@
-//! Constants that an output cannot hold, values that sums cannot hold, and batches of which one patch is wrong.
+//! Constants that an output cannot represent, values that sums cannot represent, and batches with one wrong patch.
 
 use super::*;
 
@@ -32,7 +32,7 @@ where
 
 #[test]
 fn constants_that_the_output_cannot_hold_are_refused() {
-    // Of each type, numbers that exist in it, and numbers that do not.
+    // For each type, numbers that it can represent, and numbers that it cannot.
     let tables: [(DType, &[f64], &[f64]); 10] = [
         (
             DType::Bool,
@@ -219,7 +219,7 @@ fn values_that_sums_or_the_output_cannot_hold_are_not_finite() {
                 "{what}"
             );
         }
-        // The largest values of all come out as they went in.
+        // The largest finite values pass unchanged.
         if !is_refused {
             let (aggregator, recording) = made(options(NonFinite::Refuse), 1, output).unwrap();
             for (index, region) in (0..).zip(grid().iter()) {
@@ -256,7 +256,7 @@ fn a_batch_is_added_whole_or_not_at_all() {
             let batch = vec![(2, good(2)), (3, good(3)), bad, (5, good(5))];
             aggregator.add_batch(batch).unwrap_err();
         }
-        // None of those came, so all may come now.
+        // None of those was added, so all may be added now.
         let rest = (0..grid().len()).filter(|&index| index != 9);
         aggregator
             .add_batch(rest.map(|index| (index, good(index))).collect())

@@ -1,4 +1,4 @@
-//! Many configurations at random, each compared with the brute-force twin.
+//! Random configurations, each compared with the brute-force twin.
 
 use super::super::twin::{Random, Said, cases, compare};
 use super::*;
@@ -16,7 +16,7 @@ const TYPES: [DType; 9] = [
     DType::F64,
 ];
 
-/// A configuration, and what its patches say.
+/// A configuration with the contributions of its patches.
 #[derive(Debug)]
 struct Case {
     grid: Grid,
@@ -25,15 +25,15 @@ struct Case {
     prediction: DType,
     output: DType,
     chunk: Option<Shape>,
-    /// Of write chunks (z, y, x), one in so many is written; all if 1.
+    /// One in this many write chunks is written; all if 1.
     one_in: u64,
-    /// In-order, or any other order of arrival.
+    /// The order of arrival of the patches.
     order: Vec<u64>,
     threads: usize,
     arrivals: Vec<Arrival>,
 }
 
-/// What becomes of a patch.
+/// The fate of a patch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Arrival {
     Comes,
@@ -193,7 +193,7 @@ impl Case {
         self.one_in == 1 || (z * 7 + y * 3 + x).is_multiple_of(self.one_in)
     }
 
-    /// The prediction of a patch, and what the twin makes of it.
+    /// Returns the prediction of a patch, and its contribution for the twin.
     fn predicted(&self, index: u64) -> (Patch, Said) {
         let region = self.grid.get(index).unwrap();
         let mut random = Random::new(index);
@@ -219,7 +219,7 @@ impl Case {
             let said = values.iter().map(|value| value.to_f64()).collect();
             if not_finite {
                 let crop = self.options.blend == Blend::Crop;
-                // Beyond what sums can hold, where they are made.
+                // Too large for sums, where there are sums.
                 let bad = if self.prediction == DType::F64 && !crop { 1e39 } else { f64::NAN };
                 values[at] = T::from_f64(bad);
             }
@@ -240,7 +240,7 @@ impl Case {
         (0..self.grid.len()).map(of).collect()
     }
 
-    /// Runs the aggregator: the output, and what was done; `None` if the options are refused.
+    /// Runs the aggregator and returns the output and the statistics; `None` if the options are refused.
     fn run(&self, order: &[u64], threads: usize) -> Option<(Patch, AggregationStats)> {
         let channels = self.options.reduce.channels(self.channels);
         let output = Recording::new(layout(
@@ -335,7 +335,7 @@ fn every_configuration_equals_its_brute_force_twin() {
             assert_eq!(done.uncovered_voxels, verdict.uncovered, "{}", what());
             assert_eq!(done.patches + done.skipped, case.grid.len(), "{}", what());
         }
-        // Another order of arrival gives the same bits, and one in order keeps no more than was announced.
+        // A different order of arrival gives the same bits, and an in-order run keeps no more than the estimate.
         let in_order: Vec<u64> = (0..case.grid.len()).collect();
         let (again, done) = case.run(&in_order, 1).unwrap();
         assert!(again.bytes() == out.bytes(), "{}", what());

@@ -1,4 +1,4 @@
-//! Some write chunks only: what parts of a run, or a run that goes on, write.
+//! Writing only some write chunks, as parts of a run and resumed runs do.
 
 use std::collections::HashSet;
 
@@ -36,7 +36,7 @@ fn parts_need_only_the_patches_that_touch_them_and_write_the_same_bits() {
                     all_vote,
                     ..AggregatorOptions::new(blend.clone(), Reduce::Mean)
                 };
-                // Three parts that have nothing to do with how chunks lie.
+                // Three parts of arbitrary chunks.
                 for part in 0..3 {
                     let wanted = |[z, y, x]: [u64; 3]| (z * 5 + y * 3 + x) % 3 == part;
                     let aggregator = Aggregator::of_chunks(
@@ -57,9 +57,8 @@ fn parts_need_only_the_patches_that_touch_them_and_write_the_same_bits() {
                             indices(chunk_range(&inside, chunk)).any(wanted)
                         })
                         .collect();
-                    // A block may reach into a chunk that the patch itself does not touch, never the
-                    // other way round; under crop, what a patch owns is less than it touches, and it is
-                    // enough where every patch votes.
+                    // A block may extend into a chunk that the patch itself does not touch, never the other way round.
+                    // Under crop, a patch owns less than it touches, and that is enough where every patch votes.
                     if all_vote {
                         assert!(needed.iter().all(|index| touching.contains(index)));
                     } else {

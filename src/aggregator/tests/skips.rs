@@ -1,4 +1,4 @@
-//! Patches that do not vote, windows that are no products, and voxels that nobody covers.
+//! Patches that do not vote, windows that are not products, and voxels that no patch covers.
 
 use super::*;
 use crate::grid::GridOptions;
@@ -10,7 +10,7 @@ fn options(blend: &Blend) -> AggregatorOptions {
     }
 }
 
-/// A window that is no product: a cone with a hollow.
+/// Returns a window that is not a product: a cone with a hollow.
 fn cone(patch: Shape) -> Blend {
     let [z, y, x] = patch;
     let weight = |n: u64| {
@@ -21,7 +21,7 @@ fn cone(patch: Shape) -> Blend {
     Blend::Custom(Window::new(patch, (0..z * y * x).map(weight).collect()).unwrap())
 }
 
-/// What `voted` patches make of each voxel, by three loops; `None` where there is none.
+/// Returns the blend of the `voted` patches at each voxel, by three loops; `None` where no patch voted.
 fn brute_force(
     grid: &Grid,
     blend: &Blend,
@@ -106,7 +106,7 @@ fn run(
     let output = Recording::new(layout(grid.volume(), 1, DType::F32, chunk));
     let sink = Box::new(Output(Arc::clone(&output)));
     let aggregator = Aggregator::new(grid.clone(), 1, options, sink).unwrap();
-    // Skips come in between, late and early.
+    // Skips are interspersed, late and early.
     for index in (0..grid.len()).rev() {
         if skipped(index) {
             aggregator.skip(index).unwrap();
@@ -232,7 +232,7 @@ fn a_partial_result_has_the_patches_that_came_and_says_what_is_missing() {
 
 #[test]
 fn what_lies_beyond_all_predictions_gets_the_fill_value_and_is_counted() {
-    // As of a model whose convolutions are not padded.
+    // The grid of a model with unpadded convolutions.
     let grid = Grid::new([60, 40, 22], [24, 20, 22], [12, 10, 10]).unwrap();
     let grid = grid.output([4, 3, 5], 1).unwrap();
     let inner = Region::new([4, 3, 5], [52, 34, 12]);

@@ -1,7 +1,7 @@
-//! Casts to INT64 of voxels.
+//! Casts of voxels to INT64.
 //!
-//! tract takes every cast to INT64 for the arithmetic of lengths, whose numbers are symbols and
-//! take several times the memory. A cast whose values end up in an output is one of voxels.
+//! tract treats every cast to INT64 as arithmetic with lengths, whose symbolic numbers take several times the memory. A
+//! cast whose values reach an output is a cast of voxels.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,10 +12,10 @@ use tract_onnx::tract_core::ops::cast::cast;
 #[allow(clippy::wildcard_imports, reason = "what tract asks of an operator")]
 use tract_onnx::tract_hir::internal::*;
 
-/// What such a cast is registered as; no operator has such a name.
+/// The name under which such a cast is registered; no ONNX operator has this name.
 pub(super) const NAME: &str = "Cast of voxels";
 
-/// Operators that move voxels of their first input and change none.
+/// Operators that move the voxels of their first input without changing them.
 const MOVES: [&str; 11] = [
     "Dropout",
     "Expand",
@@ -30,7 +30,7 @@ const MOVES: [&str; 11] = [
     "Unsqueeze",
 ];
 
-/// Renames the casts to INT64 whose values end up in outputs.
+/// Renames the casts to INT64 whose values reach an output.
 pub(super) fn rename(graph: &mut GraphProto) {
     let by_output: HashMap<&str, usize> = (0..)
         .zip(&graph.node)
@@ -67,7 +67,7 @@ fn is_cast(node: &NodeProto) -> bool {
     node.op_type == "Cast" && to.is_some_and(|to| to.i == DataType::Int64 as i64)
 }
 
-/// The operator of such a node.
+/// Builds the operator of a renamed cast.
 #[allow(clippy::unnecessary_wraps, reason = "tract asks for a result")]
 pub(super) fn build(
     _context: &ParsingContext,

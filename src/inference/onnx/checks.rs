@@ -1,5 +1,5 @@
-//! Checks of an ONNX file before it is run: what would be computed differently, or not at all, is
-//! refused by name.
+//! Checks of an ONNX file before it is run: a node that would be computed differently, or not at all, is refused by
+//! name.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -16,10 +16,10 @@ use super::super::network::no_network;
 use super::operator;
 use crate::error::{Error, Result};
 
-/// Operator sets whose operators mean what tract computes.
+/// The operator sets that tract computes as specified.
 const OPSETS: std::ops::RangeInclusive<i64> = 7..=22;
 
-/// Operators that other domains than ONNX's own have, and that tract runs.
+/// The operators of domains other than ONNX's own that tract runs.
 const OTHER_DOMAINS: [(&str, &[&str]); 2] = [
     (
         "ai.onnx.ml",
@@ -49,7 +49,7 @@ const OTHER_DOMAINS: [(&str, &[&str]); 2] = [
     ),
 ];
 
-/// Whether a domain is ONNX's own.
+/// Returns `true` if a domain is ONNX's own.
 pub(super) fn is_own(domain: &str) -> bool {
     domain.is_empty() || domain == "ai.onnx"
 }
@@ -85,7 +85,7 @@ fn check_opset(path: &Path, proto: &ModelProto) -> Result<()> {
     Err(no_network(path, allowed))
 }
 
-/// Checks that every node, those of branches and loops included, has an operator that is known.
+/// Checks that every node, including those in branches and loops, has a supported operator.
 fn check_operators(path: &Path, graph: &GraphProto, known: &OnnxOpRegister) -> Result<()> {
     for node in &graph.node {
         let is_there = known.0.contains_key(&node.op_type);
@@ -112,7 +112,7 @@ fn graphs(attributes: &[AttributeProto]) -> impl Iterator<Item = &GraphProto> {
         .flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs))
 }
 
-/// Checks that every name stands for one value, and that every output is given.
+/// Checks that every name is defined once, and that every output is computed.
 fn check_names(path: &Path, graph: &GraphProto) -> Result<()> {
     let mut given: HashSet<&str> = HashSet::new();
     let twice = |kind: &str, name: &str| {
@@ -125,7 +125,7 @@ fn check_names(path: &Path, graph: &GraphProto) -> Result<()> {
             return twice("its input", &input.name);
         }
     }
-    // A weight may be listed among the inputs, too.
+    // A weight may also be listed among the inputs.
     given.extend(graph.initializer.iter().map(|weight| &*weight.name));
     for name in graph.node.iter().flat_map(|node| &node.output) {
         if !name.is_empty() && !given.insert(name) {
@@ -145,19 +145,18 @@ fn check_names(path: &Path, graph: &GraphProto) -> Result<()> {
     Ok(())
 }
 
-/// The name of an input's or output's type of values, if it is known.
+/// Returns the name of the element type of an input or output, if it is known.
 pub(super) fn element(info: &ValueInfoProto) -> Option<String> {
     let Declared::TensorType(tensor) = info.r#type.as_ref()?.value.as_ref()?;
     let kind = DataType::try_from(tensor.elem_type).ok()?;
     (kind != DataType::Undefined).then(|| format!("{kind:?}").to_lowercase())
 }
 
-/// The files besides its own in which a network has weights, each once.
+/// Returns the external files in which a network has weights, each once.
 ///
 /// # Errors
 ///
-/// [`Error::ModelFile`] for one that is not in the network's folder, [`Error::Io`] for one that
-/// cannot be found.
+/// [`Error::ModelFile`] for a file outside the network's folder, [`Error::Io`] for one that cannot be found.
 pub(super) fn external(path: &Path, graph: &GraphProto) -> Result<Vec<PathBuf>> {
     let folder = match path.parent() {
         Some(folder) if folder.as_os_str() != OsStr::new("") => folder,
@@ -195,7 +194,7 @@ pub(super) fn external(path: &Path, graph: &GraphProto) -> Result<Vec<PathBuf>> 
     names.into_iter().map(file).collect()
 }
 
-/// All weights and constants of a graph, those of branches and loops included.
+/// Returns all weights and constants of a graph, including those in branches and loops.
 fn tensors(graph: &GraphProto) -> Box<dyn Iterator<Item = &TensorProto> + '_> {
     let attributes = || {
         graph

@@ -1,8 +1,8 @@
-//! Networks of many nodes, made ready part by part.
+//! Networks of many nodes, prepared part by part.
 //!
-//! tract's time for optimizing a network grows with the square of its nodes: 5000 of them take
-//! minutes. So a long one is cut into parts in the order in which its nodes run, each of which is
-//! optimized alone, and a run hands the values from part to part.
+//! tract's time for optimizing a network grows with the square of its nodes: 5000 of them take minutes. A long network
+//! is therefore cut into parts in the order in which its nodes run. Each part is optimized alone, and a run passes the
+//! values from part to part.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use tract_onnx::prelude::*;
 /// Nodes that are optimized together.
 const NODES_PER_PART: usize = 200;
 
-/// Networks up to this many nodes stay whole.
+/// The most nodes of a network that is not cut.
 const MAX_NODES_UNSPLIT: usize = 600;
 
-/// A network that is ready to run.
+/// A network prepared for running.
 pub(super) struct Parts {
     input: OutletId,
     outputs: Vec<OutletId>,
@@ -23,12 +23,12 @@ pub(super) struct Parts {
     parts: Vec<Part>,
 }
 
-/// Some of a network's nodes, with the values that they take and give by their place in it.
+/// Some of a network's nodes, with their input and output values by position in the network.
 struct Part {
     network: Arc<TypedRunnableModel>,
     inputs: Vec<OutletId>,
     outputs: Vec<OutletId>,
-    /// Values that no later part takes.
+    /// Values that no later part needs.
     done: Vec<OutletId>,
 }
 
@@ -53,7 +53,7 @@ impl Parts {
         })
     }
 
-    /// All outputs for an input.
+    /// Runs the network and returns all outputs.
     pub(super) fn run(&self, input: TValue) -> TractResult<Vec<TValue>> {
         let mut values = HashMap::from([(self.input, input)]);
         let missing = |place: &OutletId| TractError::msg(format!("no part gives {place:?}"));
@@ -74,7 +74,7 @@ impl Parts {
     }
 }
 
-/// The parts of a long network; `None` for one that stays whole.
+/// Returns the parts of a long network; `None` for a network that is not cut.
 fn cut(model: &TypedModel) -> TractResult<Option<Vec<Part>>> {
     let inputs: HashSet<usize> = model.input_outlets()?.iter().map(|at| at.node).collect();
     let is_known = |node: usize| {
@@ -92,7 +92,7 @@ fn cut(model: &TypedModel) -> TractResult<Option<Vec<Part>>> {
     for part in nodes.chunks(NODES_PER_PART) {
         parts.push(optimized(model, part)?);
     }
-    // A value is kept until the last part that takes it, and outputs to the end.
+    // A value is kept until the last part that needs it, and outputs to the end.
     let mut wanted: HashSet<OutletId> = outputs.iter().copied().collect();
     for part in parts.iter_mut().rev() {
         let inputs = part.inputs.iter().copied();
@@ -101,7 +101,7 @@ fn cut(model: &TypedModel) -> TractResult<Option<Vec<Part>>> {
     Ok(Some(parts))
 }
 
-/// Some nodes of a network, in the order in which they run, as a network of their own.
+/// Returns some nodes of a network, in the order in which they run, as a separate optimized network.
 fn optimized(model: &TypedModel, nodes: &[usize]) -> TractResult<Part> {
     let own: HashSet<usize> = nodes.iter().copied().collect();
     let mut part = TypedModel {

@@ -19,13 +19,13 @@ fn file(name: &str) -> PathBuf {
     folder().join(format!("{name}.onnx"))
 }
 
-/// A stored array, c, z, y, x.
+/// Returns a stored array (c, z, y, x).
 fn array(name: &str) -> Patch {
     let volume = open(folder().join(format!("{name}.npy"))).unwrap();
     volume.read(Region::whole(volume.layout().shape)).unwrap()
 }
 
-/// The network and its stored input, as a model gets it.
+/// Returns a network and its stored input as f32.
 fn network(name: &str) -> (Onnx, Patch) {
     let input = array(&format!("{name}.in")).converted(DType::F32);
     (Onnx::open(file(name)).unwrap(), input)
@@ -59,7 +59,7 @@ fn assert_close(name: &str, found: &Patch, expected: &Patch) {
     }
 }
 
-/// Every network, with the halo and the scale of its outputs.
+/// All networks, with the halo and the scale of their outputs.
 const NETWORKS: [(&str, &[(u64, u64)]); 35] = [
     ("argmax", &[(0, 1)]),
     ("average_pool", &[(0, 2)]),
@@ -130,7 +130,7 @@ fn every_network_computes_what_onnx_runtime_does() {
     }
 }
 
-/// `count` patches at different places with different values.
+/// Returns `count` patches at different places with different values.
 fn patches(of: &Patch, count: u8) -> Vec<Patch> {
     let values: &[f32] = of.as_slice().unwrap();
     let patch = |n: u8| {
@@ -354,18 +354,18 @@ fn a_patch_that_does_not_work_says_of_what_its_lengths_must_be_multiples() {
             "{text}"
         );
     }
-    // No multiple makes one number for each channel a prediction.
+    // With one number per channel, no multiple helps.
     let model = Onnx::open(file("wrong_output")).unwrap();
     let error = model.outputs(&volume, [7; 3]).unwrap_err().to_string();
     assert!(!error.contains("multiples"), "{error}");
-    // An odd patch has no middle that is half as long.
+    // No output of half the size can be centered in an odd patch.
     let two = Layout::new([32; 3], 2, DType::I16);
     let model = Onnx::open(file("max_pool")).unwrap();
     let error = model.outputs(&two, [7, 8, 8]).unwrap_err().to_string();
     assert!(error.contains("multiples of 2"), "{error}");
 }
 
-/// A field of bytes as protocol buffers have it.
+/// Returns a field of bytes in protocol buffers' encoding.
 fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     let (mut out, mut length) = (vec![number << 3 | 2], bytes.len());
     while length >= 0x80 {
@@ -377,7 +377,7 @@ fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-/// An ONNX file of `count` pairs of nodes, each of which adds the one before the last.
+/// Returns an ONNX file of `count` pairs of nodes.
 fn long_network(count: usize) -> Vec<u8> {
     let node = |operator: &str, inputs: &[&str], output: &str| {
         let inputs = inputs.iter().flat_map(|name| field(1, name.as_bytes()));
@@ -487,7 +487,7 @@ fn volumes_and_patches_that_do_not_fit_are_refused() {
     assert_eq!(second.predict(vec![input]).unwrap(), both[1..]);
     let only = two.only(Some("missing")).unwrap_err().to_string();
     assert!(only.contains("the model gives"), "{only}");
-    // Odd patches do not survive being halved, added and doubled.
+    // The network halves a patch, doubles it again and adds both, which odd lengths do not fit.
     let model = Onnx::open(file("unet")).unwrap();
     let error = model.outputs(&volume(1), [7; 3]).unwrap_err();
     assert!(

@@ -1,4 +1,4 @@
-//! The front door: predictors, plans that own their volume, and functions as models.
+//! The public interface: predictors, plans that own their volume, and functions as models.
 
 use ndarray::ArrayView4;
 
@@ -77,7 +77,7 @@ fn a_part_that_follows_another_process_keeps_its_normalization() {
         let part = OutputPart::new(part, 2).unwrap();
         plan.with_part(part, Durability::None).unwrap()
     };
-    // Planned before the other part begins the output with smaller shards.
+    // This plan is made before the other part begins the output with smaller shards.
     let early = plan(16, 0);
     assert!(!plan(8, 1).run(&silent).unwrap().whole);
     assert!(early.run(&silent).unwrap().whole);

@@ -145,7 +145,7 @@ fn patches_larger_than_the_volume_are_refused_or_padded() {
     }
 }
 
-/// What the model is given, put down by patch.
+/// Returns the model's inputs, one patch per call.
 fn given(what: &InferenceOptions, source: &Arc<Counted>) -> Vec<Patch> {
     let dir = tempfile::tempdir().unwrap();
     let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
@@ -200,7 +200,7 @@ fn patches_are_padded_as_the_whole_volume_would_be_and_read_only_what_they_need(
             assert_eq!(patch, expected, "{padding:?}");
         }
     }
-    // Nothing but the chunks that a patch's inside touches.
+    // Only the chunks that the patch's inside touches are read.
     source.chunks.store(0, Ordering::Relaxed);
     let padding = Padding::Edge;
     let region = Region::new([-4, -4, 2], [8, 8, 4]);
@@ -215,7 +215,7 @@ fn patches_are_padded_as_the_whole_volume_would_be_and_read_only_what_they_need(
     assert_eq!(source.chunks.load(Ordering::Relaxed), 1);
 }
 
-/// The coarse ones come first.
+/// Returns four outputs, the coarse ones first.
 fn four_outputs() -> Vec<OutputSpec> {
     let output = |name: &str, channels, dtype| OutputSpec {
         name: name.to_owned(),
@@ -249,7 +249,7 @@ fn predict_four(batch: &[Patch]) -> Result<Vec<Vec<Patch>>> {
     ])
 }
 
-/// The first of every `scale` voxels along each axis, plus the channel's number.
+/// Returns the first of every `scale` voxels along each axis, plus the channel's number.
 fn picked(patch: &Patch, scale: usize, channels: u64) -> Patch {
     let step = i64::try_from(scale).unwrap();
     let start = patch.region().start.map(|n| n / step);

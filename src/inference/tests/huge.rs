@@ -1,4 +1,4 @@
-//! Plans of the largest volumes: what it takes to make them.
+//! The cost of planning for the largest volumes.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use super::*;
 use crate::aggregator::steps_taken;
 use crate::dtype::DType;
 
-/// A choice of targets for each shard, as the command has it.
+/// Returns a choice of targets for each shard, as in the command.
 fn choices(dir: &Path, outputs: usize, pyramid: bool, blend: &Blend) -> Vec<Vec<OutputTarget>> {
     let shards = [[256; 3], [64; 3], [32; 3]];
     let stored = |shard| CreateOptions {
@@ -28,8 +28,8 @@ fn choices(dir: &Path, outputs: usize, pyramid: bool, blend: &Blend) -> Vec<Vec<
     all.into()
 }
 
-/// Of any shape, with any patch, in any memory: a plan, or the reason why there is none, takes time that grows
-/// with the sum of the axes.
+/// For any shape, patch and memory: the time for a plan, or for the reason why none fits, grows with the sum of the
+/// axes.
 #[test]
 fn plans_of_huge_volumes_take_no_time() {
     let dir = tempfile::tempdir().unwrap();

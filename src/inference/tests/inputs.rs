@@ -1,4 +1,4 @@
-//! Inputs of resumable runs: which may share an output, and which changed during the run.
+//! Inputs of resumable runs: those that may share an output, and those that change during the run.
 
 use std::os::unix::fs::symlink;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,7 +52,7 @@ fn cached(volume: Arc<dyn Volume>) -> Arc<dyn Volume> {
     Arc::new(Cached::new(volume, 1 << 20))
 }
 
-/// A coarse volume whose origin is that of `SMALL`'s voxels, moved by some millimetres.
+/// Returns a coarse volume whose origin is that of `SMALL`'s voxels, moved by some millimeters.
 fn coarse(shape: Shape, moved: f64, chunk: Option<ChunkShape>) -> MemoryVolume {
     let spacing: [f64; 3] = shape.map(|n| if n == 4 { 2.0 } else { 1.0 });
     let origin = spacing.map(|spacing| (spacing - 1.0) / 2.0 + moved);
@@ -65,8 +65,8 @@ fn coarse(shape: Shape, moved: f64, chunk: Option<ChunkShape>) -> MemoryVolume {
     }
 }
 
-/// Volumes of one shape and type, opened in all manners of ways; those with one name hold the same voxels of
-/// the same files.
+/// Returns volumes of one shape and type, opened in many ways. Those with the same name contain the same voxels of the
+/// same files.
 fn inputs(folder: &Path) -> Vec<(&'static str, Arc<dyn Volume>)> {
     let at = |name: &str| folder.join(name);
     let three = memory(SMALL, 3, 7);
@@ -178,7 +178,7 @@ fn two_inputs_share_an_output_if_and_only_if_they_are_the_same_voxels_of_the_sam
                 one == two,
                 "{a} {one}, {b} {two}: {found:?}"
             );
-            // The runs themselves: of each with the next few.
+            // The runs themselves: each with the next few.
             if (a..a + 4).contains(&b) {
                 let path = dir.path().join(format!("{a}-{b}.zarr"));
                 half(first, &path, 0).unwrap();
@@ -211,8 +211,8 @@ fn every_change_of_a_file_is_in_the_fingerprint() {
         .filter(|(name, _)| name.iter().any(|part| part == "c"))
         .collect();
     assert!(chunks.len() >= 8);
-    // A chunk that is exchanged for one of its length that was written long ago, and is not the last
-    // that was written.
+    // A chunk is replaced by one of the same length that was written long ago, so the latest modification time stays
+    // the same.
     let old = std::time::SystemTime::now() - std::time::Duration::from_hours(9);
     let (name, bytes) = &chunks[0];
     let other = dir.path().join("other");
@@ -226,7 +226,7 @@ fn every_change_of_a_file_is_in_the_fingerprint() {
     assert_ne!(exchanged, now());
 }
 
-/// A volume that says nothing of itself.
+/// A volume without an identity.
 #[derive(Debug)]
 struct Nameless(MemoryVolume);
 
@@ -296,7 +296,7 @@ fn an_input_that_changes_during_the_run_is_noticed_through_every_wrapper() {
             let source = path.clone();
             let predict = move |batch: Vec<Patch>| {
                 if !changed.swap(true, Ordering::SeqCst) {
-                    // The tick of a file system's clock.
+                    // One tick of the file system's clock.
                     std::thread::sleep(std::time::Duration::from_millis(20));
                     store(&source, &memory(SMALL, 3, 8), false);
                 }

@@ -1,4 +1,4 @@
-//! Runs that are ended and gone on with, and runs in parts.
+//! Runs that are interrupted and resumed, and runs in parts.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,7 +15,7 @@ fn pyramid_target(path: &Path) -> OutputTarget {
     target
 }
 
-/// The identity on real values, counting patches.
+/// Returns the identity on real values, with a counter of its patches.
 fn counting() -> (Arc<AtomicUsize>, Arc<dyn Model>) {
     let calls = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&calls);
@@ -93,7 +93,7 @@ fn a_run_ended_at_any_patch_is_gone_on_with_to_the_same_bytes() {
     }
 }
 
-/// Without the group's document, which holds the output's name.
+/// Returns the files without the group's metadata, which contains the output's name.
 fn named(files: Vec<(std::path::PathBuf, Vec<u8>)>) -> Vec<(std::path::PathBuf, Vec<u8>)> {
     let group = Path::new("zarr.json");
     files
@@ -124,7 +124,7 @@ fn parts_together_are_one_run_whatever_their_number_and_order() {
                 .unwrap();
             let done = plan.run(source(), Arc::clone(&model), &silent).unwrap();
             assert_eq!(done.whole, path.exists(), "{n} of {count}");
-            // Of eight parts of four layers of chunks, four own nothing, the last among them.
+            // There are eight parts but four layers of chunks: four parts own nothing, including the last.
             assert_eq!(
                 done.whole,
                 n == 0 || (count == 8 && n == 1),
@@ -237,7 +237,7 @@ fn a_function_is_identified_by_its_id_alone() {
             }
         })
     };
-    // Without one, no run is begun that another function could continue.
+    // Without an id, no run starts that a different function could resume.
     let parts = [OutputPart::WHOLE, OutputPart::new(1, 2).unwrap()];
     let flipped = |model| Arc::new(FlipTta::new(model).unwrap()) as Arc<dyn Model>;
     for part in parts {
@@ -267,6 +267,6 @@ fn a_function_is_identified_by_its_id_alone() {
     );
     assert!(done.unwrap().whole);
     fs::remove_dir_all(&path).unwrap();
-    // A run that is neither resumed nor split needs none.
+    // A run that is neither resumed nor split needs no id.
     assert!(run(function(1.0, None, 0), None, u64::MAX).unwrap().whole);
 }

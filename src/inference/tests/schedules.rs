@@ -1,5 +1,5 @@
-//! Runs of several outputs by processes that come in any order, with any threads and memory, and are
-//! ended at any moment: the bytes are those of one process, and none is ever stuck.
+//! Runs of several outputs by processes in any order, with any threads and memory, interrupted at any moment: the bytes
+//! are those of one process, and no run gets stuck.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use super::*;
 use crate::error::Error;
 use crate::volume::{ChannelRange, Downsample, Durability, OutputPart, Pyramid, create, steps};
 
-/// A generator of numbers that only differ.
+/// A pseudo-random number generator.
 struct Draw(u64);
 
 impl Draw {
@@ -28,7 +28,7 @@ impl Draw {
 
 const SMALL: Shape = [24, 17, 19];
 
-/// A volume of two channels, the same in every call.
+/// Returns a volume of two channels, the same in every call.
 fn two_channels() -> Arc<MemoryVolume> {
     let count = 2 * u32::try_from(Region::whole(SMALL).voxels()).unwrap();
     let value = |n: u32| f32::from(u16::try_from(n.wrapping_mul(2_654_435_761) >> 16).unwrap());
@@ -36,18 +36,18 @@ fn two_channels() -> Arc<MemoryVolume> {
     Arc::new(volume.unwrap().with_chunks([1, 8, 8, 8]))
 }
 
-/// Where a process has its input from. The voxels are always those of [`two_channels`].
+/// The origin of a process's input. The voxels are always those of [`two_channels`].
 #[derive(Clone, Copy, Debug)]
 enum Origin {
     /// An array with these channels alone.
     Array,
-    /// Channels of a larger array: time point `.0` of three.
+    /// Channels of a larger array: one of three time points.
     Times(u64),
-    /// The same of a file.
+    /// The same from a file.
     File(u64),
 }
 
-/// Three time points of two channels each, of which one has the voxels of [`two_channels`].
+/// Returns three time points of two channels each; the one at `at` has the voxels of [`two_channels`].
 fn time_points(at: u64) -> MemoryVolume {
     let wanted = two_channels().to_patch();
     let wanted = wanted.as_slice::<f32>().unwrap();
@@ -59,7 +59,7 @@ fn time_points(at: u64) -> MemoryVolume {
 }
 
 impl Origin {
-    /// The volume, of time point `time` if there are several. Files go into `folder`.
+    /// Returns the volume, at time point `time` if there are several. Files are written to `folder`.
     fn volume(self, folder: &Path, time: u64) -> Arc<dyn Volume> {
         let chosen = |volume| {
             let channels = ChannelRange::new(volume, 2 * time..2 * time + 2);
@@ -86,7 +86,7 @@ impl Origin {
         }
     }
 
-    /// The time point with the voxels of [`two_channels`].
+    /// Returns the time point with the voxels of [`two_channels`].
     const fn right(self) -> u64 {
         match self {
             Self::Array => 0,
@@ -95,7 +95,7 @@ impl Origin {
     }
 }
 
-/// Both channels, one of them at half the size, and a class.
+/// Returns a model with three outputs: both channels, one channel at half the size, and a class.
 fn three_outputs() -> Arc<dyn Model> {
     let named = |name: &str, channels, scale| OutputSpec {
         name: name.to_owned(),
@@ -114,7 +114,7 @@ fn three_outputs() -> Arc<dyn Model> {
     Arc::new(BatchModel::new(outputs, predict).with_id("both, half and class"))
 }
 
-/// Every other voxel of the first channel.
+/// Returns every other voxel of the first channel.
 fn halved(patch: &Patch) -> Patch {
     let view = patch.view::<f32>().unwrap();
     let shape = patch.shape().map(|n| n / 2);
@@ -144,7 +144,7 @@ fn three_targets(folder: &Path, overwrite: bool) -> Vec<OutputTarget> {
     reduces.into_iter().enumerate().map(target).collect()
 }
 
-/// What a process is given: its shards follow from that, if it is the first.
+/// Returns the choices of a process: the first process selects its shards from these.
 fn choices(targets: &[OutputTarget]) -> Vec<Vec<OutputTarget>> {
     let with = |voxels: u64| {
         let all = targets.iter().cloned().map(|mut target| {
@@ -165,7 +165,7 @@ fn placed(threads: usize, memory: u64) -> InferenceOptions {
     }
 }
 
-/// Files of all outputs, without the documents that hold their names.
+/// Returns the files of all outputs, without the metadata that contains their names.
 fn stored(folder: &Path) -> Vec<Vec<(std::path::PathBuf, Vec<u8>)>> {
     let of = |n: usize| {
         let all = files(&folder.join(format!("{n}.zarr"))).into_iter();
@@ -175,10 +175,10 @@ fn stored(folder: &Path) -> Vec<Vec<(std::path::PathBuf, Vec<u8>)>> {
     (0..3).map(of).collect()
 }
 
-/// An output as it is stored: its shards, and its files.
+/// A stored output: its shards and its files.
 type Stored = (Shape, Vec<(std::path::PathBuf, Vec<u8>)>);
 
-/// All three.
+/// Returns all three outputs.
 fn outputs(folder: &Path) -> Vec<Stored> {
     let all = stored(folder).into_iter().enumerate();
     all.map(|(n, files)| {
@@ -189,7 +189,7 @@ fn outputs(folder: &Path) -> Vec<Stored> {
     .collect()
 }
 
-/// What one process writes, for each choice of shards.
+/// Returns the outputs that one uninterrupted process writes, for each choice of shards.
 fn unbroken() -> Vec<Vec<Stored>> {
     let all = choices(&three_targets(Path::new("nowhere"), false)).into_iter();
     all.map(|mut targets| {
@@ -205,8 +205,8 @@ fn unbroken() -> Vec<Vec<Stored>> {
     .collect()
 }
 
-/// Checks that every output is as one process writes it, with the shards that whoever began it chose;
-/// gives those of the first.
+/// Checks that every output is as one process writes it, with the shards that its first process chose. Returns the
+/// shards of the first output.
 fn check(folder: &Path, expected: &[Vec<Stored>], what: &str) -> Shape {
     let found = outputs(folder);
     for (n, output) in found.iter().enumerate() {
@@ -220,8 +220,8 @@ fn check(folder: &Path, expected: &[Vec<Stored>], what: &str) -> Shape {
     found[0].0
 }
 
-/// The least memory that one thread needs with the largest shards, which is short enough to take smaller ones; more,
-/// and plenty.
+/// Returns the least memory that one thread needs with the largest shards, more, and plenty. The least is short enough
+/// for more threads to choose smaller shards.
 fn memories() -> [u64; 3] {
     let (volume, model) = (two_channels(), three_outputs());
     let largest = choices(&three_targets(Path::new("nowhere"), false)).remove(0);
@@ -233,17 +233,17 @@ fn memories() -> [u64; 3] {
     [least, least * 5 / 4, 64 << 20]
 }
 
-/// How a process ended.
+/// The outcome of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
     Whole,
     Part,
     Killed,
-    /// All have their names: nothing else is left to do.
+    /// All outputs have their names: nothing is left to do.
     Exists,
 }
 
-/// One process: a part with some threads and memory, ended at a patch or at a step if it is to be.
+/// Runs one process: a part with some threads and memory, optionally interrupted at a patch or at a step.
 fn process(
     folder: &Path,
     overwrite: bool,
@@ -257,7 +257,7 @@ fn process(
     }
 }
 
-/// The same with any input.
+/// Runs the same with any input.
 fn process_of(
     volume: Arc<dyn Volume>,
     folder: &Path,
@@ -268,7 +268,7 @@ fn process_of(
 ) -> Result<Ended> {
     let model = three_outputs();
     let mut targets = choices(&three_targets(folder, overwrite));
-    // Processes with other threads would choose other shards.
+    // Processes with a different number of threads would choose different shards.
     let other = threads % targets.len();
     targets.rotate_left(other);
     let inference = placed(threads, memory);
@@ -357,7 +357,7 @@ fn any_schedule_of_processes_ends_with_the_bytes_of_one() {
         known.insert(check(folder, &expected, &format!("schedule {seed}")));
         let left = fs::read_dir(folder).unwrap().count();
         if left != 3 {
-            // Killed between the last name and the last note: whoever comes next tidies up.
+            // It was killed between the last rename and the last mark: the next process cleans up.
             counts[4] += 1;
             let volume = origin.volume(inputs, origin.right());
             let means = (1, 64 << 20);
@@ -399,7 +399,7 @@ fn part_of(index: u64, parts: u64) -> OutputPart {
     OutputPart::new(u32::try_from(index).unwrap(), u32::try_from(parts).unwrap()).unwrap()
 }
 
-/// The bytes of every file in a folder, by path.
+/// Returns the bytes of every file in a folder, by path.
 fn everything(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
@@ -446,7 +446,7 @@ fn threads_and_memory_of_those_who_come_later_do_not_matter() {
     }
 }
 
-/// What a user asks for.
+/// A change that a user requests.
 type Change = fn(&mut OutputTarget);
 
 #[test]
@@ -526,7 +526,7 @@ fn a_part_without_work_says_whole_of_its_own_run_only() {
     let part = |n| OutputPart::new(n, 9).unwrap();
     let means = (1, 64 << 20);
     let alone = |n| process(dir.path(), false, part(n), means, (None, None));
-    // Nine parts share three layers of shards or fewer: the first has nothing to do.
+    // Nine parts share at most three layers of shards: the first has nothing to do.
     assert_eq!(alone(0), Ended::Part);
     assert_eq!(
         fs::read_dir(dir.path()).unwrap().count(),

@@ -1,4 +1,4 @@
-//! Runs at random, each compared with the aggregator's brute-force twin.
+//! Random runs, each compared with the aggregator's brute-force twin.
 
 use super::*;
 use crate::aggregator::twin::{Random, Said, cases, compare};
@@ -52,7 +52,7 @@ impl Dense {
         })
     }
 
-    /// A voxel that may lie beyond the faces.
+    /// Returns a voxel that may be beyond the faces.
     fn at(&self, channel: usize, voxel: [i64; 3], padding: Padding) -> f64 {
         let mut n = channel as u64;
         for (a, &at) in voxel.iter().enumerate() {
@@ -78,7 +78,7 @@ impl Dense {
         self.voxels[usize::try_from(n).unwrap()]
     }
 
-    /// Whether a region meets foreground of this volume as a mask of a volume of another shape.
+    /// Returns `true` if a region of a volume of a different shape overlaps foreground of this volume as its mask.
     fn meets(&self, volume: Shape, region: Region) -> bool {
         let along = |a: usize, m: u64| {
             let (m, length) = (i128::from(m), i128::from(self.shape[a]));
@@ -120,7 +120,7 @@ impl Odd {
         }
     }
 
-    /// Channels of the prediction at a region whose input is `at`: (channel 0 of a voxel).
+    /// Returns the channels of the prediction at a region; `at` returns channel 0 of an input voxel.
     fn values(&self, region: Region, at: &dyn Fn([i64; 3]) -> f64) -> (Region, Vec<f64>) {
         let OutputSpec {
             halo,
@@ -263,7 +263,7 @@ fn target(random: &mut Random, path: &Path, odd: &Odd) -> OutputTarget {
     target
 }
 
-/// The plan, in passes if it can be and `tight`.
+/// Returns the plan: in passes if `tight` and possible.
 fn planned(
     what: &InferenceOptions,
     layout: &Layout,

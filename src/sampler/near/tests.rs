@@ -88,13 +88,13 @@ fn the_curve_is_that_of_interleaved_bits() {
     }
 }
 
-/// Of equal bits of the three axes x weighs most, then y, then z.
+/// Returns the bit's place: at equal bits of the three axes, x is the highest, then y, then z.
 fn bit_of(bit: usize) -> usize {
     bit / 3 * 3 + 2 - bit % 3
 }
 
 #[test]
-fn a_neighbourhood_that_makes_no_sense_is_refused() {
+fn an_invalid_neighborhood_is_refused() {
     for (draws, width) in [(0, 0.5), (1, 0.0), (1, -0.1), (1, 1.1), (1, f64::NAN)] {
         assert!(Neighborhood::new(draws, width).is_err(), "{draws} {width}");
     }

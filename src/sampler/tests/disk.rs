@@ -1,4 +1,4 @@
-//! Indexes on disk: what is stale, cut short, damaged or another volume's is built anew.
+//! Indexes on disk: one that is stale, truncated, damaged or of a different volume is rebuilt.
 
 use std::fs::{self, File, FileTimes};
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ fn load(path: &Path, volume: &dyn Volume) -> LabelIndex {
     LabelIndex::load_or_build(path, volume, 0, 1, &silent).unwrap()
 }
 
-/// All files below a folder.
+/// Returns all files below a folder.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder)
         .unwrap()
@@ -127,7 +127,7 @@ fn chunks_that_come_or_go_are_noticed() {
 }
 
 #[test]
-fn a_file_that_is_cut_short_damaged_or_of_another_volume_is_built_anew() {
+fn a_file_that_is_truncated_damaged_or_of_a_different_volume_is_rebuilt() {
     let dir = tempfile::tempdir().unwrap();
     let (data, path) = (
         dir.path().join("labels.zarr"),
@@ -221,7 +221,7 @@ fn shards_that_are_not_stored_are_background_and_the_others_are_not_missed() {
         shard: Some([64, 128, 64]),
         ..CreateOptions::default()
     };
-    // Rather many shards, of which two are stored, one at the edge.
+    // Many shards, two of which are stored, one of them at the edge.
     let shape = [640, 640, 400];
     let output = create(&data, &Layout::new(shape, 1, DType::U16), &options).unwrap();
     for (at, size) in [
@@ -252,7 +252,7 @@ fn shards_that_are_not_stored_are_background_and_the_others_are_not_missed() {
     assert_eq!(index.tally, one_by_one.tally);
 }
 
-/// A volume that does not say that it has shards.
+/// A volume that does not report its shards.
 #[derive(Debug)]
 struct Shardless(Arc<dyn Volume>, Layout);
 
@@ -342,7 +342,7 @@ fn a_data_file_that_is_rewritten_behind_its_header_is_noticed() {
     }
 }
 
-/// All voxels of one label, stored under a name.
+/// Stores a volume of one label under a name.
 fn map_of(path: &Path, label: u8) {
     let layout = Layout::new([4, 4, 4], 1, DType::U8);
     let options = CreateOptions {
@@ -358,7 +358,7 @@ fn map_of(path: &Path, label: u8) {
     output.finish().unwrap();
 }
 
-/// Whether samplers take the indexes for this map; if not, because they are stale.
+/// Returns `true` if samplers accept the indexes for this map; if they do not, checks that the indexes are stale.
 fn taken(map: &Arc<dyn Volume>, labels: &LabelIndex, weights: &WeightIndex) -> bool {
     let by_label = Label::new(
         Arc::clone(map),

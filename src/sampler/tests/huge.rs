@@ -1,8 +1,8 @@
-//! Volumes that no memory holds: chunks are all alike and made when asked for.
+//! Volumes larger than any memory, with equal chunks that are created on request.
 
 use super::*;
 
-/// Every voxel has one value, and no chunk is stored.
+/// A volume with one value, of which no chunk is stored.
 #[derive(Debug)]
 pub(super) struct Constant {
     layout: Layout,
@@ -25,7 +25,7 @@ impl Volume for Constant {
         &self.layout
     }
     fn read_channels(&self, _: Range<u64>, _: Region, _: &mut [u8]) -> Result<()> {
-        panic!("nobody may want voxels of a volume that no memory holds")
+        panic!("a volume larger than any memory is only read by chunks")
     }
     fn read_chunk(&self, [c, z, y, x]: [u64; 4]) -> Result<Chunk> {
         let [_, chunk @ ..] = self.layout.read_chunk.unwrap();
@@ -50,8 +50,8 @@ pub(super) fn samplers(
     ]
 }
 
-/// Residues of the flat index and of each coordinate, and the tenths of each axis, come up as
-/// often as there are of them.
+/// Checks that residues of the flat index and of each coordinate, and the tenths of each axis, are drawn in proportion
+/// to their number.
 fn check_spread(sampler: &dyn Sampler, shape: Shape, draws: u64) {
     let ns: Vec<u64> = (0..draws).collect();
     check_spread_of(sampler, shape, &ns);
@@ -82,7 +82,7 @@ fn check_spread_of(sampler: &dyn Sampler, shape: Shape, ns: &[u64]) {
     }
     for a in (0..3).filter(|&a| shape[a] > 1000) {
         for modulus in 2..=8 {
-            // Of an axis that is no multiple of it, the first residues have one voxel more.
+            // If the axis is not a multiple of the modulus, the first residues have one more voxel.
             #[expect(clippy::cast_precision_loss, reason = "below 2^53")]
             let share = |r| ((shape[a] - 1 - r) / modulus + 1) as f64;
             let shares: Vec<f64> = (0..modulus).map(share).collect();
@@ -114,7 +114,7 @@ fn all_of_2_to_33_voxels_are_within_reach() {
     }
 }
 
-/// Chunks that are all stored, in one buffer that is handed out for each of them.
+/// A volume of stored chunks, all with the same voxels.
 #[derive(Debug)]
 struct Stored {
     layout: Layout,
@@ -126,7 +126,7 @@ impl Volume for Stored {
         &self.layout
     }
     fn read_channels(&self, _: Range<u64>, _: Region, _: &mut [u8]) -> Result<()> {
-        panic!("nobody may want anything but chunks")
+        panic!("the volume is only read by chunks")
     }
     fn read_chunk(&self, [c, z, y, x]: [u64; 4]) -> Result<Chunk> {
         Ok(Chunk {
@@ -150,7 +150,7 @@ fn stored_voxels_of_2_to_26_are_within_reach_too() {
 }
 
 #[test]
-fn neighbourhoods_reach_everywhere_just_as_well() {
+fn neighborhoods_reach_every_place_equally_well() {
     for shape in [[64, 1024, 1024], [2048, 2048, 2048]] {
         let map = Constant::of(shape, [64; 3], 1_u8);
         let near = Neighborhood::new(8, 1e-3).unwrap();
@@ -158,7 +158,7 @@ fn neighbourhoods_reach_everywhere_just_as_well() {
         let uniform = Uniform::with_options(shape, &options).unwrap();
         let by_map = samplers(&map, &LabelWeights::foreground(), &options);
         let all = by_map.iter().map(|sampler| &**sampler);
-        // One draw of each group: groups have nothing in common.
+        // One draw of each group: groups are independent.
         let ns: Vec<u64> = (0..40_000).map(|group| group * 8 + group % 8).collect();
         for sampler in all.chain([&uniform as &dyn Sampler]) {
             check_spread_of(sampler, shape, &ns);
@@ -224,7 +224,7 @@ fn a_patch_of_nearly_the_whole_axis_has_two_places_by_map_too() {
 }
 
 #[test]
-fn unstored_background_takes_no_memory_until_it_is_asked_for() {
+fn unstored_background_takes_no_memory_until_it_is_drawn() {
     let map = Constant::of([1 << 12, 1 << 12, 1 << 12], [64; 3], 0_u8);
     let labels = LabelIndex::build(&*map, 0, 2, &silent).unwrap();
     assert!(labels.tally.classes.is_empty());

@@ -1,9 +1,9 @@
-//! Draws in neighbourhoods: each distributed as ever, and together in few chunks.
+//! Draws in neighborhoods: each with the same distribution as without, and together in few chunks.
 
 use super::huge::{Constant, samplers};
 use super::*;
 
-/// A map of labels 0 to 3 in blocks of 4, with all samplers that can draw by it or without it.
+/// Returns all samplers for a map of labels 0 to 3 in blocks of 4.
 fn all_samplers(options: &SamplerOptions) -> [Box<dyn Sampler>; 4] {
     let labels = numbers(8)
         .take(12 * 10 * 14)
@@ -23,7 +23,7 @@ fn all_samplers(options: &SamplerOptions) -> [Box<dyn Sampler>; 4] {
     ]
 }
 
-/// What each place's share of draws is, by a plain flat look at the map.
+/// Returns the expected share of draws of each place, computed directly from the map.
 fn expected(sampler: usize, patch: Shape) -> HashMap<[u64; 3], f64> {
     let labels: Vec<u8> = numbers(8)
         .take(12 * 10 * 14)
@@ -59,7 +59,7 @@ fn every_draw_of_a_group_has_the_distribution_that_it_has_alone() {
     let samplers = all_samplers(&options(patch).with_neighborhood(near));
     for (i, sampler) in samplers.iter().enumerate() {
         let expected = expected(i, patch);
-        // One draw of each group: these are independent of each other.
+        // One draw of each group: these draws are independent.
         for draw in [0, 1, 5] {
             let ns: Vec<u64> = (0..30_000).map(|group| group * 6 + draw).collect();
             let mut counts: HashMap<[u64; 3], u64> = HashMap::new();
