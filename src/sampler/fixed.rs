@@ -77,7 +77,8 @@ impl FixedLocations {
     ///
     /// [`Error::InvalidLocation`], with the line, if a row is not six whole numbers, is empty, or has a different size
     /// than the first; as [`new`](Self::new); [`Error::Io`].
-    pub fn read(path: &Path) -> Result<Self> {
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
         let file = open_regular(path)?;
         let mut lines = BufReader::new(file);
         let mut regions: Vec<Region> = Vec::new();
@@ -117,7 +118,8 @@ impl FixedLocations {
     /// # Errors
     ///
     /// [`Error::NotOverwritable`] if `path` exists and is not a list, [`Error::Io`] if writing fails.
-    pub fn write(&self, path: &Path) -> Result<()> {
+    pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
         let mut text = format!("{HEADER}\n");
         for region in &self.regions {
             let ([z0, y0, x0], [z1, y1, x1]) = (region.start, region.end());

@@ -122,7 +122,8 @@ impl<T: BlockStats> BlockIndex<T> {
     ///
     /// [`Error::Io`] if the file cannot be read, and [`Error::Header`] if it is truncated or damaged, or if it is not
     /// the index of this channel of this volume with its present files.
-    pub fn load(path: &Path, volume: &dyn Volume, channel: u64) -> Result<Self> {
+    pub fn load(path: impl AsRef<Path>, volume: &dyn Volume, channel: u64) -> Result<Self> {
+        let path = path.as_ref();
         let blocks = Blocks::of(volume.layout());
         let stamp = sidecar::stamp_of::<T>(volume, channel, &blocks, true)?;
         let tally = sidecar::read(path, channel, &blocks, stamp)?;
@@ -145,7 +146,8 @@ impl<T: BlockStats> BlockIndex<T> {
     /// [`Error::NotOverwritable`] if `path` exists and is not an index, [`Error::Unsupported`] if the volume has no
     /// identity that the index could be checked against, [`Error::OutputIsInput`] if `path` is inside the volume,
     /// [`Error::Io`].
-    pub fn save(&self, path: &Path) -> Result<()> {
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
         sidecar::write(path, self)
     }
 

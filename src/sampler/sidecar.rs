@@ -57,7 +57,8 @@ pub const INDEX: FileKind = FileKind {
 
 /// Returns `true` if a file begins like a saved [`BlockIndex`] of any volume.
 #[must_use]
-pub fn is_index_file(path: &Path) -> bool {
+pub fn is_index_file(path: impl AsRef<Path>) -> bool {
+    let path = path.as_ref();
     let mut magic = [0; MAGIC.len()];
     let opened = open_regular(path);
     opened.is_ok_and(|mut file| file.read_exact(&mut magic).is_ok() && magic == MAGIC)

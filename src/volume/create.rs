@@ -124,7 +124,12 @@ pub enum Codec {
 /// replaced, [`Error::InvalidArgument`] if chunks and shards do not fit each other, [`Error::Unsupported`] if the
 /// format cannot hold the volume, [`Error::NoSpace`] if the disk has no space even to begin (see
 /// [`disk_space`](super::disk_space)), and [`Error::Io`] if the folder cannot be written.
-pub fn create(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<Box<dyn VolumeMut>> {
+pub fn create(
+    path: impl AsRef<Path>,
+    layout: &Layout,
+    options: &CreateOptions,
+) -> Result<Box<dyn VolumeMut>> {
+    let path = path.as_ref();
     let layout = output_layout(path, layout, options)?;
     if let Format::Zarr2 | Format::Zarr3 = layout.format {
         partial::tidy(&layout.path)?;
@@ -152,7 +157,12 @@ pub fn check_name(layout: &Layout, options: &CreateOptions) -> Result<()> {
 /// # Errors
 ///
 /// As [`create`], except errors of the disk.
-pub fn output_layout(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<Layout> {
+pub fn output_layout(
+    path: impl AsRef<Path>,
+    layout: &Layout,
+    options: &CreateOptions,
+) -> Result<Layout> {
+    let path = path.as_ref();
     let mut layout = Layout {
         path: path.to_path_buf(),
         read_chunk: None,

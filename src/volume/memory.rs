@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
+use ndarray::{Array, Axis, Dimension, Ix4};
 use serde_json::{Value as Json, json};
 
 use super::chunk::check_whole_chunks;
@@ -11,7 +12,7 @@ use super::files::identity;
 use super::{ChunkShape, Layout, Volume, VolumeMut};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
-use crate::patch::{Patch, copy_common};
+use crate::patch::{Patch, Voxels, copy_common};
 use crate::region::{Region, Shape};
 
 /// A readable and writable volume with its voxels in memory.
@@ -45,7 +46,7 @@ impl MemoryVolume {
     /// [`Error::BufferLength`](crate::Error::BufferLength) if the number of voxels differs from the shape's.
     pub fn from_vec<T: Element>(shape: Shape, channels: u64, voxels: Vec<T>) -> Result<Self>
     where
-        Vec<T>: Into<crate::patch::Voxels>,
+        Vec<T>: Into<Voxels>,
     {
         let voxels = Patch::new(Region::whole(shape), channels, voxels)?;
         Ok(Self {
@@ -53,6 +54,45 @@ impl MemoryVolume {
             voxels: RwLock::new(voxels),
             checksum: Mutex::default(),
         })
+    }
+
+    /// Creates a volume of an array with axes c, z, y, x, or z, y, x for one channel. An array in row-major order is
+    /// not copied.
+    ///
+    /// ```
+    /// use ndarray::Array3;
+    /// use voxpatch::volume::{MemoryVolume, VolumeExt};
+    /// use voxpatch::Region;
+    ///
+    /// let volume = MemoryVolume::from_array(Array3::<i16>::zeros((8, 16, 16)))?;
+    /// let corner = volume.read_array::<i16>(Region::new([0; 3], [2, 4, 4]))?;
+    /// assert_eq!(corner.shape(), [1, 2, 4, 4]);
+    /// # Ok::<_, voxpatch::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if an axis is empty or the array has neither three nor
+    /// four axes.
+    pub fn from_array<T: Element, D: Dimension>(array: Array<T, D>) -> Result<Self>
+    where
+        Vec<T>: Into<Voxels>,
+    {
+        let (axes, shape) = (array.ndim(), array.shape().to_vec());
+        let array = match axes {
+            3 => array.insert_axis(Axis(0)).into_dyn(),
+            _ => array.into_dyn(),
+        };
+        let array = array
+            .into_dimensionality::<Ix4>()
+            .map_err(|_| Error::InvalidArgument {
+                argument: "array",
+                value: format!("of shape {shape:?}"),
+                problem: format!("it has {axes} axes, but a volume has c, z, y, x or z, y, x"),
+            })?;
+        let patch = Patch::from_array([0; 3], array)?;
+        let layout = Layout::new(patch.region().shape, patch.channels(), T::DTYPE);
+        Self::from_patch(layout, patch)
     }
 
     /// Creates a volume with the given layout from a patch's voxels.
@@ -179,5 +219,73 @@ impl VolumeMut for MemoryVolume {
 
     fn finish(self: Box<Self>) -> Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::{Array2, Array3, Array4, s};
+
+    use super::*;
+    use crate::dtype::DType;
+    use crate::volume::{VolumeExt, VolumeMutExt};
+
+    #[test]
+    fn arrays_go_in_and_out_of_volumes() {
+        let array = Array3::from_shape_fn((3, 4, 5), |(z, y, x)| (100 * z + 10 * y + x) as i16);
+        let turned = array.view().permuted_axes([2, 1, 0]).to_owned();
+        let turned = turned.permuted_axes([2, 1, 0]);
+        for array in [array.clone(), turned] {
+            let volume = MemoryVolume::from_array(array.clone()).unwrap();
+            assert_eq!(Volume::layout(&volume).shape, [3, 4, 5]);
+            let part = volume.read_array::<i16>(Region::new([1, 0, 2], [2, 3, 3]));
+            assert_eq!(
+                part.unwrap().slice(s![0, .., .., ..]),
+                array.slice(s![1..3, 0..3, 2..5])
+            );
+        }
+        let volume = MemoryVolume::from_array(Array4::<f32>::zeros((2, 3, 4, 5))).unwrap();
+        assert_eq!(Volume::layout(&volume).channels, 2);
+        let ramp = Array4::from_shape_fn((2, 2, 1, 3), |(c, z, _, x)| (c * 10 + z * 3 + x) as f32);
+        // Axes in another order in memory are written in the order c, z, y, x.
+        let view = ramp.view().reversed_axes().to_owned();
+        volume
+            .write_array([1, 2, 2], view.view().reversed_axes())
+            .unwrap();
+        let found = volume.read_array::<f32>(Region::new([1, 2, 2], [2, 1, 3]));
+        assert_eq!(found.unwrap(), ramp);
+    }
+
+    #[test]
+    fn arrays_of_other_types_or_axes_are_refused() {
+        let error = MemoryVolume::from_array(Array2::<u8>::zeros((4, 4))).unwrap_err();
+        assert!(error.to_string().contains("[4, 4]"), "{error}");
+        let volume = MemoryVolume::from_array(Array3::<u8>::zeros((4, 4, 4))).unwrap();
+        let whole = Region::whole([4; 3]);
+        let wrong = |error| {
+            matches!(
+                error,
+                Error::WrongDType {
+                    expected: DType::I16,
+                    actual: DType::U8
+                } | Error::WrongDType {
+                    expected: DType::U8,
+                    actual: DType::I16
+                }
+            )
+        };
+        assert!(wrong(volume.read_array::<i16>(whole).unwrap_err()));
+        let array = Array4::<i16>::zeros((1, 4, 4, 4));
+        assert!(wrong(volume.write_array([0; 3], array.view()).unwrap_err()));
+        let array = Array4::<u8>::zeros((2, 4, 4, 4));
+        assert!(
+            volume.write_array([0; 3], array.view()).is_err(),
+            "too many channels"
+        );
+        let array = Array4::<u8>::zeros((1, 4, 4, 5));
+        assert!(
+            volume.write_array([0; 3], array.view()).is_err(),
+            "beyond the volume"
+        );
     }
 }

@@ -82,6 +82,6 @@ pub use staged::{StagedFile, StagedFolder};
 use stats::Counter;
 pub use stats::ReadStats;
 pub use subset::{IndexRange, Subset};
-pub use traits::{Volume, VolumeExt, VolumeMut};
+pub use traits::{Volume, VolumeExt, VolumeMut, VolumeMutExt};
 pub use upsampled::Upsampled;
 pub use verify::{DamagedChunk, VerifyReport, verify};

@@ -194,12 +194,12 @@ pub fn finish_all(outputs: Vec<Resumable>) -> Result<()> {
 /// [`Error::PartialChunk`] if a part would own only a piece of a write chunk, and [`Error::InvalidArgument`] if it
 /// would own voxels of another part. A started output is resumed regardless of the free space.
 pub fn resumable(
-    path: &Path,
+    path: impl AsRef<Path>,
     layout: &Layout,
     options: &CreateOptions,
     resume: &ResumeOptions,
 ) -> Result<Resumable> {
-    let layout = resumable_layout(path, layout, options)?;
+    let layout = resumable_layout(path.as_ref(), layout, options)?;
     space::check(&layout, options, true)?;
     let output = ZarrResumable::open(&layout, options, resume)?;
     Ok(Resumable(match output {
@@ -214,7 +214,8 @@ pub fn resumable(
 /// # Errors
 ///
 /// [`Error::InvalidArgument`] if the path has no file name.
-pub fn partial_options(path: &Path) -> Result<Option<CreateOptions>> {
+pub fn partial_options(path: impl AsRef<Path>) -> Result<Option<CreateOptions>> {
+    let path = path.as_ref();
     Ok(partial::data_folder(path)?.and_then(|data| zarr::partial_options(&data)))
 }
 

@@ -44,7 +44,8 @@ impl StagedFolder {
     /// # Errors
     ///
     /// As [`StagedFile::new`].
-    pub fn new(target: &Path, overwrite: Overwrite) -> Result<Self> {
+    pub fn new(target: impl AsRef<Path>, overwrite: Overwrite) -> Result<Self> {
+        let target = target.as_ref();
         overwrite.check(target)?;
         let (parent, prefix) = place(target)?;
         let folder = Builder::new()
@@ -106,7 +107,8 @@ impl StagedFile {
     ///
     /// [`Error::Exists`] if the name is taken and may not be replaced, [`Error::NotOverwritable`] if the existing entry
     /// is not one that `overwrite` allows to replace, and [`Error::Io`] if the folder cannot be written.
-    pub fn new(target: &Path, overwrite: Overwrite) -> Result<Self> {
+    pub fn new(target: impl AsRef<Path>, overwrite: Overwrite) -> Result<Self> {
+        let target = target.as_ref();
         overwrite.check(target)?;
         let (parent, prefix) = place(target)?;
         let file = Builder::new()

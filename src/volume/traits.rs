@@ -8,11 +8,12 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use ndarray::{Array4, ArrayView4};
 use serde_json::Value as Json;
 
 use super::chunk::{self, Chunk, ChunkVoxels};
 use super::{ChunkShape, Layout, ReadStats};
-use crate::dtype::DType;
+use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::patch::Patch;
 use crate::region::Region;
@@ -257,6 +258,23 @@ pub trait VolumeExt: Volume {
         self.sequential_order().is_some()
     }
 
+    /// Reads all channels of a region into an array with axes c, z, y, x. The type must be the volume's own;
+    /// [`read_as`](Self::read_as) converts.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::WrongDType`] if the voxels have another type, and otherwise as [`read`](Self::read).
+    fn read_array<T: Element>(&self, region: Region) -> Result<Array4<T>> {
+        let dtype = self.layout().dtype;
+        if dtype != T::DTYPE {
+            return Err(Error::WrongDType {
+                expected: T::DTYPE,
+                actual: dtype,
+            });
+        }
+        self.read(region)?.into_array()
+    }
+
     /// Reads a region and converts its voxels, as [`dtype`](crate::dtype) describes.
     ///
     /// # Errors
@@ -334,3 +352,45 @@ pub trait VolumeMut: Debug + Send + Sync {
     /// [`Error::Io`] if the output cannot be written or renamed, [`Error::Exists`] if its name has been taken.
     fn finish(self: Box<Self>) -> Result<()>;
 }
+
+/// Conveniences of every [`VolumeMut`].
+pub trait VolumeMutExt: VolumeMut {
+    /// Writes an array with axes c, z, y, x, all channels of it, whose first voxel is `start` (z, y, x).
+    ///
+    /// ```
+    /// use ndarray::Array4;
+    /// use voxpatch::volume::{CreateOptions, Layout, VolumeExt, VolumeMutExt, create};
+    /// use voxpatch::{DType, Region};
+    ///
+    /// # fn main() -> voxpatch::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("out.zarr");
+    /// let output = create(&path, &Layout::new([8, 16, 16], 1, DType::F32), &CreateOptions::default())?;
+    /// output.write_array([0; 3], Array4::<f32>::ones((1, 8, 16, 16)).view())?;
+    /// output.finish()?;
+    /// let voxels = voxpatch::open(&path)?.read_array::<f32>(Region::new([4, 0, 0], [1, 2, 2]))?;
+    /// assert_eq!(voxels.sum(), 4.0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::WrongDType`] if the output has another type, and otherwise as [`write`](VolumeMut::write).
+    fn write_array<T: Element>(&self, start: [i64; 3], array: ArrayView4<'_, T>) -> Result<()> {
+        let layout = self.layout();
+        if layout.dtype != T::DTYPE {
+            return Err(Error::WrongDType {
+                expected: layout.dtype,
+                actual: T::DTYPE,
+            });
+        }
+        let (channels, z, y, x) = array.dim();
+        let region = Region::new(start, [z, y, x].map(|n| n as u64));
+        let array = array.as_standard_layout();
+        let voxels = array.as_slice().expect("the standard layout is contiguous");
+        self.write_channels(0..channels as u64, region, bytemuck::cast_slice(voxels))
+    }
+}
+
+impl<V: VolumeMut + ?Sized> VolumeMutExt for V {}

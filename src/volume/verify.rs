@@ -50,7 +50,12 @@ pub struct DamagedChunk {
 ///
 /// As [`open`](super::open) if the metadata of a level cannot be read, and [`Error::Interrupted`] if `progress`
 /// requests it. Damaged chunks are not an error, but part of the report.
-pub fn verify(path: &Path, threads: usize, progress: Progress<'_>) -> Result<VerifyReport> {
+pub fn verify(
+    path: impl AsRef<Path>,
+    threads: usize,
+    progress: Progress<'_>,
+) -> Result<VerifyReport> {
+    let path = path.as_ref();
     OpenOptions::default().verify(path, threads, progress)
 }
 

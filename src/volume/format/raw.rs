@@ -53,7 +53,8 @@ impl RawSpec {
     /// # Errors
     ///
     /// [`Error::Header`] that names every key that is missing, unknown or invalid.
-    pub fn from_json(path: &Path, text: &[u8]) -> Result<Self> {
+    pub fn from_json(path: impl AsRef<Path>, text: &[u8]) -> Result<Self> {
+        let path = path.as_ref();
         let document: Json = serde_json::from_slice(text)
             .map_err(|error| Error::header(path, NAME, error.to_string()))?;
         let Json::Object(keys) = document else {

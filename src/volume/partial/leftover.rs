@@ -102,7 +102,8 @@ pub(in super::super) fn tidy(target: &Path) -> Result<()> {
 ///
 /// [`Error::Locked`] if a process is still writing it, [`Error::NotOverwritable`] if its folder holds an entry that was
 /// to be replaced and is not an output, [`Error::Io`] if it cannot be removed.
-pub fn discard_partial(target: &Path) -> Result<()> {
+pub fn discard_partial(target: impl AsRef<Path>) -> Result<()> {
+    let target = target.as_ref();
     let places = Places::of(target)?;
     if !places.folder.is_dir() {
         return Ok(());
