@@ -552,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn all_voxels_arrive_whatever_the_order_and_the_memory() {
+    fn all_voxels_arrive_for_any_order_and_memory() {
         let dir = tempfile::tempdir().unwrap();
         let mut n = 0;
         for sequential in [false, true] {
@@ -609,7 +609,7 @@ mod tests {
     }
 
     #[test]
-    fn a_compressed_file_is_read_once_whatever_the_output() {
+    fn a_compressed_file_is_read_once_for_any_output() {
         let dir = tempfile::tempdir().unwrap();
         let expected = source(false).inner.to_patch();
         let pyramid = Some(Pyramid {
@@ -771,7 +771,7 @@ mod tests {
     }
 
     #[test]
-    fn voxels_that_do_not_fit_are_counted_named_and_refused_unless_they_may_be_clipped() {
+    fn voxels_that_do_not_fit_are_counted_reported_and_refused_unless_clipped() {
         let dir = tempfile::tempdir().unwrap();
         for (n, sequential) in [false, true].into_iter().enumerate() {
             let path = dir.path().join(format!("{n}.zarr"));

@@ -743,7 +743,7 @@ mod tests {
     }
 
     #[test]
-    fn margins_are_covered_and_small_volumes_are_padded_alike_at_both_faces() {
+    fn margins_are_covered_and_small_volumes_are_padded_equally_at_both_faces() {
         let margin = |margin, fit| GridOptions {
             margin: [0, 0, margin],
             fit,

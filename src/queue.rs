@@ -210,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn results_come_in_order_whatever_the_workers() {
+    fn results_are_in_order_for_any_number_of_workers() {
         for workers in [0, 1, 2, 8] {
             let slow_first = |n: u64| {
                 thread::sleep(Duration::from_micros((97 - n % 97) * 10));

@@ -43,7 +43,7 @@ impl<'a> Word<'a> {
         Error::InvalidArgument {
             argument: self.option,
             value: format!("{:?}", self.text),
-            problem: format!("possible are {}", self.choices),
+            problem: format!("the possible values are {}", self.choices),
         }
     }
 }

@@ -144,7 +144,7 @@ impl Aggregator {
                 argument: "output",
                 value: format!("{} x {:?}", layout.channels, layout.shape),
                 problem: format!(
-                    "the grid covers {:?} and gives {}",
+                    "the grid needs {1} x {0:?}",
                     grid.volume(),
                     options.reduce.channels(channels)
                 ),

@@ -341,7 +341,7 @@ mod tests {
         {
             let error = word.parse::<T>().map(|value| value.to_string());
             let error = error.expect_err(word).to_string();
-            assert!(error.contains("possible are"), "{word}: {error}");
+            assert!(error.contains("possible values are"), "{word}: {error}");
         }
     }
 

@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn thresholds_quantisation_and_tables() {
+    fn thresholds_quantization_and_tables() {
         let threshold = Reduce::Threshold(0.5);
         assert_eq!(
             reduced(&threshold, &[0.4, 0.5, f32::NAN, 9.0], 2, DType::U8),
@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn a_function_of_one_s_own_gets_all_channels() {
+    fn a_custom_function_gets_all_channels() {
         let larger = CustomReduce::new(1, DType::F32, |values, out| {
             let (a, b) = values.split_at(out.len());
             for (out, (a, b)) in out.iter_mut().zip(a.iter().zip(b)) {

@@ -168,7 +168,7 @@ fn ones_stay_exactly_one_everywhere() {
 }
 
 #[test]
-fn the_volume_itself_comes_out_again() {
+fn the_source_volume_is_reproduced() {
     let grids = [
         ([129, 20, 9], [128, 9, 9], [64, 4, 0]),
         ([97, 40, 17], [96, 16, 8], [48, 7, 7]),
@@ -248,7 +248,7 @@ proptest! {
 }
 
 #[test]
-fn torchio_s_example_of_four_patches_comes_out_as_there() {
+fn torchio_s_example_of_four_patches_is_reproduced() {
     let grid = Grid::new([1, 4, 4], [1, 3, 3], [0, 2, 2]).unwrap();
     let predict = |_, region: Region| {
         let value = match region.start {
@@ -307,7 +307,7 @@ fn torchio_s_example_of_four_patches_comes_out_as_there() {
 }
 
 #[test]
-fn every_write_chunk_is_written_once_whatever_its_shape() {
+fn every_write_chunk_of_any_shape_is_written_once() {
     let grid = Grid::new([40, 33, 29], [16, 16, 12], [8, 5, 6]).unwrap();
     let source = noise(Region::whole(grid.volume()), 2, 3);
     for chunk in [
@@ -417,7 +417,7 @@ fn the_order_of_arrival_and_the_threads_change_no_bit() {
 }
 
 #[test]
-fn what_does_not_belong_is_refused() {
+fn wrong_patches_are_refused() {
     let grid = Grid::new([8, 8, 8], [4, 4, 4], [2, 2, 2]).unwrap();
     let output = Recording::new(layout([8; 3], 1, DType::F32, None));
     let sink = || Box::new(Output(Arc::clone(&output)));
@@ -717,7 +717,7 @@ fn an_ordered_run_holds_no_more_than_was_announced() {
 }
 
 #[test]
-fn what_a_run_holds_is_known_at_once_and_follows_the_formula() {
+fn estimates_are_immediate_and_follow_the_formula() {
     let grid = Grid::new([4096; 3], [128; 3], [64; 3]).unwrap();
     let layout = layout(grid.volume(), 1, DType::U8, Some([256; 3]));
     let began = std::time::Instant::now();

@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_counted_over_blocks_and_from_any_address() {
+    fn positions_are_counted_over_blocks_and_from_any_address() {
         let mut values = vec![7_i16; 3 * BLOCK + 5];
         (values[BLOCK + 3], values[2 * BLOCK]) = (-1, 300);
         let loss_of = |bytes: &[u8]| loss(DType::I16, bytes, DType::U8);

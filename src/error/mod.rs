@@ -677,7 +677,7 @@ pub enum Error {
     },
 
     /// An index is older than the voxels of its volume.
-    #[error("the index of {} was built before its voxels changed: build it again", path.display())]
+    #[error("the index of {} was built before its voxels changed: rebuild it", path.display())]
     StaleIndex {
         /// The volume.
         path: PathBuf,

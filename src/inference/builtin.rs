@@ -41,7 +41,7 @@ pub fn builtin_model(spec: &str) -> Result<Arc<dyn Model>> {
             Ok(Arc::new(Threshold { thresholds }))
         }
         _ => Err(bad(
-            "there are identity, gaussian:SIGMA and threshold:T[,T...]",
+            "the possible values are identity, gaussian:SIGMA and threshold:T[,T...]",
         )),
     }
 }
@@ -165,7 +165,7 @@ impl Model for Threshold {
             return Err(Error::InvalidArgument {
                 argument: "model",
                 value: "threshold".to_owned(),
-                problem: format!("it needs a volume of one channel, not {}", input.channels),
+                problem: format!("it needs a volume with one channel, not {}", input.channels),
             });
         }
         let classes = self.thresholds.len() as u64 + 1;
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn words_that_name_no_model_are_refused() {
+    fn words_that_do_not_name_a_model_are_refused() {
         for spec in [
             "",
             "identity:1",

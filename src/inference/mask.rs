@@ -327,7 +327,7 @@ mod tests {
     use crate::volume::suite::Probe;
 
     #[test]
-    fn patches_that_any_foreground_reaches_are_selected_whatever_the_mask_s_resolution() {
+    fn patches_with_foreground_are_selected_at_any_mask_resolution() {
         let volume = [11, 13, 9];
         let options = |margin, placement| GridOptions {
             margin,

@@ -43,7 +43,7 @@ impl Schedule {
             memory: self.inference.memory,
             problem: format!(
                 "patches of {:?} with an overlap of {:?} need at least {} MiB for unfinished voxels and {} MiB for \
-                 patches under way in {threads} threads, and a {ALLOCATOR_RESERVE_FRACTION}th of the memory is left to the allocator: allow more, \
+                 patches in progress in {threads} threads, and a {ALLOCATOR_RESERVE_FRACTION}th of the memory is left to the allocator: allow more, \
                  or take fewer threads, smaller patches or less overlap",
                 self.inference.patch_size,
                 self.inference.overlap,

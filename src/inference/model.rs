@@ -304,7 +304,7 @@ impl SelectOutput {
             value: name.clone(),
             problem: {
                 let names: Vec<&str> = outputs.iter().map(|out| out.name.as_str()).collect();
-                format!("the model gives {}", names.join(", "))
+                format!("the model's outputs are {}", names.join(", "))
             },
         })
     }

@@ -86,7 +86,7 @@ impl<R: Runtime> Network<R> {
         let missing = || Error::InvalidArgument {
             argument: "output",
             value: name.unwrap_or_default().to_owned(),
-            problem: format!("the model gives {}", self.names.join(", ")),
+            problem: format!("the model's outputs are {}", self.names.join(", ")),
         };
         self.only = Some(found.ok_or_else(missing)?);
         Ok(())
@@ -350,7 +350,7 @@ impl InputAxes {
             .map(|a| wanted[a].map_or_else(|| AXES[a].to_string(), |length| length.to_string()))
             .collect();
         let problem = format!(
-            "its patches are {} voxels, not {patch:?}: take such patches",
+            "it takes patches of {} voxels, not {patch:?}: use this patch size",
             wanted.join(" x ")
         );
         Err(no_network(path, problem))
@@ -403,7 +403,7 @@ impl Output {
     ) -> Result<Self> {
         let Some((channels, shape)) = split(axes) else {
             let problem = format!(
-                "its output {name:?} has the shape {axes:?}, not n, c, z, y, x: export it without"
+                "its output {name:?} has the shape {axes:?}, not n, c, z, y, x: export the network without it"
             );
             return Err(no_network(path, problem));
         };
@@ -477,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prediction_lies_where_its_voxels_do() {
+    fn a_prediction_is_at_the_position_of_its_voxels() {
         let read = |scale: Option<u64>, axes: &[u64]| {
             let place = OutputPlace { halo: None, scale };
             let (named, patch) = (("y".to_owned(), place), ([32; 3], axes));

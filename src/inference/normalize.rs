@@ -107,7 +107,7 @@ impl FromStr for Normalize {
                     _ => Err(bad("give two numbers, the lower first, as ct:-1000,400")),
                 }
             }
-            _ => Err(bad("there are none, zscore and ct:LOW,HIGH")),
+            _ => Err(bad("the possible values are none, zscore and ct:LOW,HIGH")),
         }
     }
 }
@@ -445,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_are_no_numbers_do_not_count() {
+    fn values_that_are_not_numbers_do_not_count() {
         let values = vec![1.0_f32, f32::NAN, 3.0, f32::INFINITY];
         let volume = MemoryVolume::from_vec([1, 2, 2], 1, values).unwrap();
         let volume: Arc<dyn Volume> = Arc::new(volume);
@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn padding_is_in_normalised_units() {
+    fn padding_is_in_normalized_units() {
         let volume = || MemoryVolume::from_vec([1, 1, 4], 1, vec![0_i16, 10, 20, 30]).unwrap();
         let region = Region::new([0, 0, -1], [1, 1, 6]);
         let ct = Normalize::Ct {
@@ -518,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_is_given_normalised_values_of_each_channel() {
+    fn a_model_gets_normalized_values_of_each_channel() {
         let all = values();
         let volume = || MemoryVolume::from_vec([5, 6, 7], 2, all.clone()).unwrap();
         let scored = given(Normalize::ZScore, volume());

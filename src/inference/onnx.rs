@@ -97,7 +97,7 @@ impl Onnx {
         let parsed = parsed.map_err(|error| unusable(path, (&rest, &proto), &runtime, error))?;
         if !parsed.unresolved_inputs.is_empty() {
             let missing = parsed.unresolved_inputs.join(", ");
-            return Err(no_network(path, format!("no node gives {missing}")));
+            return Err(no_network(path, format!("no node computes {missing}")));
         }
         let model = parsed.model;
         let input = model.input_fact(0).ok();

@@ -51,9 +51,8 @@ impl OnnxRuntime {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         load()?;
-        let refused = |error: ort::Error| {
-            no_network(path, format!("ONNX Runtime cannot take it, since {error}"))
-        };
+        let refused =
+            |error: ort::Error| no_network(path, format!("ONNX Runtime cannot load it: {error}"));
         let session = session(path).map_err(refused)?;
         let bytes = read_up_to(path, u64::MAX)?;
         let folder = path.parent().unwrap_or(Path::new(""));
@@ -272,7 +271,7 @@ mod tests {
 
     #[test]
     #[ignore = "needs ORT_DYLIB_PATH"]
-    fn every_network_gives_what_is_stored_beside_it() {
+    fn every_network_returns_the_stored_output() {
         for name in [
             "unet",
             "tissue",

@@ -61,7 +61,7 @@ impl OutputPlace {
                 };
                 let scales = growth(patch, shape, (longer, grown)).ok_or_else(|| {
                     format!(
-                        "for patches of {longer:?} it has {grown:?}, so that it does not grow with the patch"
+                        "it does not grow in proportion to the patch: for patches of {longer:?} it has {grown:?}"
                     )
                 })?;
                 let scale = one_scale(scales)?;
@@ -89,14 +89,14 @@ fn only_reading(patch: Shape, channels: u64, shape: Shape) -> Result<(Shape, u64
     };
     let larger = match one_scale(scales) {
         Ok(scale) if halo.is_err() => return Ok(([0; 3], scale)),
-        Ok(scale) => format!("voxels {scale} times as long (a scale of {scale}, as of strides)"),
+        Ok(scale) => format!("voxels {scale} times as long (a scale of {scale}, as from strides)"),
         Err(problem) if halo.is_err() => return Err(problem),
         Err(problem) => problem,
     };
     let halo = list(halo?);
     Err(format!(
-        "it can be read in two ways: without {halo} voxels at each face (a halo of {halo}, as of convolutions that \
-         are not padded), or {larger}: say the halo or the scale"
+        "it can be read in two ways: without {halo} voxels at each face (a halo of {halo}, as from unpadded \
+         convolutions), or {larger}: declare the halo or the scale"
     ))
 }
 
@@ -115,7 +115,7 @@ fn scale_without(patch: Shape, shape: Shape, halo: Shape) -> Result<u64, String>
     }
     let scales = ratios(inside, shape).ok_or_else(|| {
         format!(
-            "a halo of {} leaves {} voxels of the patch, of which it has no whole part",
+            "a halo of {} leaves {} voxels of the patch, which are not a whole multiple of its lengths",
             list(halo),
             list(inside)
         )
@@ -134,15 +134,15 @@ fn halo_at(patch: Shape, shape: Shape, scale: u64) -> Result<Shape, String> {
         let missing = covered.and_then(|covered| patch[a].checked_sub(covered));
         let missing = missing.ok_or_else(|| {
             format!(
-                "at a scale of {scale} it is longer than the patch along {}: it may have a voxel for each \
-                 of the patch's, or fewer",
+                "at a scale of {scale} it is longer than the patch along {}: it may have at most one voxel \
+                 per voxel of the patch",
                 AXES[a]
             )
         })?;
         if !missing.is_multiple_of(2) {
             return Err(format!(
-                "at a scale of {scale} it lacks {missing} voxels along {}, which cannot be as many at one face \
-                 as at the other",
+                "at a scale of {scale} it lacks {missing} voxels along {}, which cannot be split equally \
+                 between the two faces",
                 AXES[a]
             ));
         }
@@ -175,8 +175,8 @@ fn one_scale(scales: Shape) -> Result<u64, String> {
         return Ok(scales[0]);
     }
     Err(format!(
-        "voxels that are {} times as long along z, y, x (scales that differ by axis are not supported: let the \
-         model bring its output to one scale)",
+        "voxels that are {} times as long along z, y, x (scales that differ by axis are not supported: resample \
+         the model's output to one scale)",
         list(scales)
     ))
 }
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_is_checked_and_what_is_missing_found() {
+    fn declarations_are_checked_and_completed() {
         let find = |halo, scale, out| said(halo, scale).find([16; 3], (1, out), None);
         assert_eq!(find(None, Some(2), [6; 3]).unwrap(), ([2; 3], 2));
         assert_eq!(find(Some([2; 3]), None, [6; 3]).unwrap(), ([2; 3], 2));
@@ -273,7 +273,7 @@ mod tests {
         for (halo, scale, out, problem) in [
             (Some([4; 3]), Some(2), [8; 3], "scale of 1, not 2"),
             (Some([8, 0, 0]), None, [8; 3], "leaves nothing"),
-            (Some([1; 3]), None, [8; 3], "no whole part"),
+            (Some([1; 3]), None, [8; 3], "not a whole multiple"),
             (Some([0; 3]), None, [16, 8, 8], "differ by axis"),
             (None, Some(2), [16; 3], "longer than the patch along z"),
             (None, Some(1), [16, 13, 16], "lacks 3 voxels along y"),

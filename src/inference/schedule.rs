@@ -159,7 +159,11 @@ impl InferenceOptions {
             return Err(Error::InvalidArgument {
                 argument: "number of outputs",
                 value: targets.len().to_string(),
-                problem: format!("the model gives {}: {}", names.len(), names.join(", ")),
+                problem: format!(
+                    "the model has {} outputs: {}",
+                    names.len(),
+                    names.join(", ")
+                ),
             });
         }
         let outputs = predictions.iter().zip(targets).enumerate();

@@ -123,7 +123,7 @@ fn files(folder: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
 }
 
 #[test]
-fn the_identity_gives_the_volume_back_for_every_blend_and_any_threads() {
+fn the_identity_returns_the_volume_for_every_blend_and_any_threads() {
     let dir = tempfile::tempdir().unwrap();
     for (n, blend) in [Blend::Average, Blend::Hann, Blend::GAUSSIAN, Blend::Crop]
         .into_iter()
@@ -279,7 +279,7 @@ fn with_memory_for_the_front_each_input_chunk_is_read_once() {
 }
 
 #[test]
-fn a_run_that_is_stopped_or_fails_leaves_nothing() {
+fn a_stopped_or_failed_run_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out.zarr");
     let plan = |model: &dyn Model| {

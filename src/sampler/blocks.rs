@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_region_of_many_chunks_is_put_together_whichever_of_them_is_stored() {
+    fn a_region_of_many_chunks_is_assembled_for_any_stored_ones() {
         let all = Region::new([1, 0, 1], [3, 4, 3]);
         for z in 0..2 {
             for x in 0..2 {
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_is_that_of_the_lowest_job_whatever_the_number_of_threads() {
+    fn the_error_is_that_of_the_lowest_job_for_any_number_of_threads() {
         for threads in [1, 2, 7] {
             let work = |_: &mut u64, job| match job {
                 30 | 31 | 90 => {

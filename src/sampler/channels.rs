@@ -45,7 +45,7 @@ impl Channels {
                 return Err(Error::InvalidArgument {
                     argument: "weight of",
                     value: format!("channel {channel}"),
-                    problem: "it is given twice".to_owned(),
+                    problem: "it is listed twice".to_owned(),
                 });
             }
         }

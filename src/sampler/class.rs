@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_go_to_bytes_and_back() {
+    fn labels_survive_a_round_trip_through_bytes() {
         for class in [
             LabelValue::ZERO,
             LabelValue::from(-3),

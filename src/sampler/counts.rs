@@ -50,7 +50,7 @@ impl Sealed for LabelCounts {
             return Err(Error::unsupported(
                 &block.layout.path,
                 format!(
-                    "it has more than {MOST_PAIRS} pairs of label and block: this is hardly a label map"
+                    "it has more than {MOST_PAIRS} pairs of label and block: it is probably not a label map"
                 ),
             ));
         }

@@ -130,7 +130,7 @@ impl Finder {
         let voxel = ready.find(layout, aim.rest).ok_or_else(|| {
             Error::unsupported(
                 &layout.path,
-                "it has changed since its block index was built: build the index again",
+                "it has changed since its block index was built: rebuild the index",
             )
         })?;
         Ok(place(self.part(aim.block), voxel))

@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_goes_to_a_file_and_back() {
+    fn a_list_survives_a_round_trip_through_a_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("list.csv");
         let far = (1 << 31) + 5;

@@ -39,7 +39,7 @@ impl LabelWeights {
         for (class, weight) in weights {
             check_share(&format_args!("of label {class}: {weight}"), weight)?;
             if all.insert(class, weight).is_some() {
-                return Err(bad(format!("of label {class}"), "it is given twice"));
+                return Err(bad(format!("of label {class}"), "it is listed twice"));
             }
         }
         check_sum(all.values())?;
@@ -272,11 +272,11 @@ fn foreground(counts: LabelCounts) -> Entries<u64> {
 
 fn nothing(absent: &[LabelValue]) -> String {
     match absent {
-        [] => "there is no label but 0".to_owned(),
-        [class] => format!("there is no label {class}"),
+        [] => "no label except 0 occurs".to_owned(),
+        [class] => format!("label {class} does not occur"),
         classes => {
             let all: Vec<_> = classes.iter().map(LabelValue::to_string).collect();
-            format!("there is none of the labels {}", all.join(", "))
+            format!("none of the labels {} occurs", all.join(", "))
         }
     }
 }

@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_and_counts_go_to_bytes_and_back() {
+    fn sums_and_counts_survive_a_round_trip_through_bytes() {
         let mut bytes = Vec::new();
         some_counts().encode(&mut bytes);
         assert_eq!(LabelCounts::decode(&bytes, 8, 9), Some(some_counts()));

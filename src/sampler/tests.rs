@@ -322,7 +322,7 @@ fn weights_of_any_size_keep_their_shares() {
 }
 
 #[test]
-fn mass_that_lies_only_in_blocks_cut_by_the_border_is_drawn_exactly() {
+fn mass_only_in_blocks_cut_by_the_border_is_drawn_exactly() {
     // The legal centers are 2..8. Voxel 7 and the illegal voxel 8 are in different blocks of 8.
     let mut labels = vec![0_u8; 10];
     labels[..3].fill(1);
@@ -624,7 +624,7 @@ fn the_channel_is_chosen_and_a_missing_one_is_an_error() {
 }
 
 #[test]
-fn an_index_of_another_map_is_refused_and_a_changed_map_is_noticed() {
+fn an_index_of_a_different_map_is_refused_and_a_changed_map_is_noticed() {
     let map = memory([1, 1, 4], vec![0_u8, 1, 1, 0]);
     let weights: WeightIndex = index(&*map, [1, 1, 4]);
     let labels: LabelIndex = index(&*map, [1, 1, 4]);

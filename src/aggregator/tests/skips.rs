@@ -129,7 +129,7 @@ fn run(
 }
 
 #[test]
-fn windows_that_are_no_products_equal_the_plain_mean() {
+fn windows_that_are_not_products_equal_the_plain_mean() {
     for grid in grids() {
         let blend = cone(grid.patch());
         let expected = brute_force(&grid, &blend, &|index| {
@@ -231,7 +231,7 @@ fn a_partial_result_has_the_patches_that_came_and_says_what_is_missing() {
 }
 
 #[test]
-fn what_lies_beyond_all_predictions_gets_the_fill_value_and_is_counted() {
+fn voxels_beyond_all_predictions_get_the_fill_value_and_are_counted() {
     // The grid of a model with unpadded convolutions.
     let grid = Grid::new([60, 40, 22], [24, 20, 22], [12, 10, 10]).unwrap();
     let grid = grid.output([4, 3, 5], 1).unwrap();

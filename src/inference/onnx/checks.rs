@@ -116,8 +116,7 @@ fn graphs(attributes: &[AttributeProto]) -> impl Iterator<Item = &GraphProto> {
 fn check_names(path: &Path, graph: &GraphProto) -> Result<()> {
     let mut given: HashSet<&str> = HashSet::new();
     let twice = |kind: &str, name: &str| {
-        let problem =
-            format!("{kind} {name:?} is given twice, so that it is unclear which is meant");
+        let problem = format!("{kind} {name:?} is defined twice");
         Err(no_network(path, problem))
     };
     for input in &graph.input {
@@ -138,7 +137,7 @@ fn check_names(path: &Path, graph: &GraphProto) -> Result<()> {
             return twice("its output", &output.name);
         }
         if !given.contains(&*output.name) {
-            let problem = format!("no node gives its output {:?}", output.name);
+            let problem = format!("no node computes its output {:?}", output.name);
             return Err(no_network(path, problem));
         }
     }

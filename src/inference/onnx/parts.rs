@@ -56,7 +56,7 @@ impl Parts {
     /// Runs the network and returns all outputs.
     pub(super) fn run(&self, input: TValue) -> TractResult<Vec<TValue>> {
         let mut values = HashMap::from([(self.input, input)]);
-        let missing = |place: &OutletId| TractError::msg(format!("no part gives {place:?}"));
+        let missing = |place: &OutletId| TractError::msg(format!("no part computes {place:?}"));
         for part in &self.parts {
             let taken = part.inputs.iter();
             let taken = taken.map(|at| values.get(at).cloned().ok_or_else(|| missing(at)));

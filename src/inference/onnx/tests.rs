@@ -182,7 +182,7 @@ fn open_lengths_take_any_patch_and_few_are_kept_ready() {
 }
 
 #[test]
-fn tissues_follow_from_the_mean_of_neighbours() {
+fn tissues_follow_from_the_mean_of_neighbors() {
     let (model, input) = network("tissue");
     let hu = input.to_array::<f32>().unwrap();
     let scores = model.predict(vec![input]).unwrap().remove(0).remove(0);
@@ -207,7 +207,7 @@ fn tissues_follow_from_the_mean_of_neighbours() {
 }
 
 #[test]
-fn files_that_are_no_network_for_volumes_say_why() {
+fn files_that_are_not_networks_for_volumes_are_refused_with_a_reason() {
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("none.onnx");
     let error = Onnx::open(&missing).unwrap_err();
@@ -239,7 +239,7 @@ fn files_that_are_no_network_for_volumes_say_why() {
 }
 
 #[test]
-fn what_would_be_computed_otherwise_is_refused_by_name() {
+fn networks_that_would_be_computed_differently_are_refused_by_name() {
     for (name, told) in [
         (
             "wrong_domain",
@@ -247,9 +247,9 @@ fn what_would_be_computed_otherwise_is_refused_by_name() {
         ),
         ("wrong_new", "operator set 99, and sets 7 to 22 can be run"),
         ("wrong_old", "operator set 6, and sets 7 to 22 can be run"),
-        ("wrong_output_twice", "its output \"out\" is given twice"),
-        ("wrong_value_twice", "its value \"out\" is given twice"),
-        ("wrong_nothing", "no node gives its output \"out\""),
+        ("wrong_output_twice", "its output \"out\" is defined twice"),
+        ("wrong_value_twice", "its value \"out\" is defined twice"),
+        ("wrong_nothing", "no node computes its output \"out\""),
         (
             "wrong_type",
             "its input takes int16, not float, float16 or double",
@@ -283,7 +283,7 @@ fn what_would_be_computed_otherwise_is_refused_by_name() {
 }
 
 #[test]
-fn weights_in_other_files_are_part_of_what_a_model_is_known_by() {
+fn external_weights_are_part_of_a_model_s_identity() {
     let dir = tempfile::tempdir().unwrap();
     let (network, weights) = (dir.path().join("net.onnx"), dir.path().join("gone.bin"));
     fs::copy(file("wrong_gone"), &network).unwrap();
@@ -333,7 +333,7 @@ fn every_type_of_output_is_the_volume_s_and_labels_stay_whole_numbers() {
 }
 
 #[test]
-fn a_patch_that_does_not_work_says_of_what_its_lengths_must_be_multiples() {
+fn a_patch_that_does_not_work_is_refused_with_the_multiple_that_does() {
     let volume = Layout::new([32; 3], 1, DType::I16);
     let model = Onnx::open(file("unet")).unwrap();
     for patch in [[7; 3], [8, 7, 8], [5, 8, 12]] {
@@ -477,7 +477,7 @@ fn volumes_and_patches_that_do_not_fit_are_refused() {
     assert_eq!(said(None, Some(1)).unwrap(), ([2; 3], 1));
     assert_eq!(said(Some([2; 3]), None).unwrap(), ([2; 3], 1));
     let error = said(Some([1; 3]), None).unwrap_err().to_string();
-    assert!(error.contains("no whole part"), "{error}");
+    assert!(error.contains("not a whole multiple"), "{error}");
     let (two, input) = network("unet");
     let name = two.outputs(&volume(1), input.shape()).unwrap()[1]
         .name
@@ -486,7 +486,7 @@ fn volumes_and_patches_that_do_not_fit_are_refused() {
     let second = Onnx::open(file("unet")).unwrap().only(Some(&name)).unwrap();
     assert_eq!(second.predict(vec![input]).unwrap(), both[1..]);
     let only = two.only(Some("missing")).unwrap_err().to_string();
-    assert!(only.contains("the model gives"), "{only}");
+    assert!(only.contains("the model's outputs are"), "{only}");
     // The network halves a patch, doubles it again and adds both, which odd lengths do not fit.
     let model = Onnx::open(file("unet")).unwrap();
     let error = model.outputs(&volume(1), [7; 3]).unwrap_err();

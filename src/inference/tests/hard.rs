@@ -536,7 +536,7 @@ fn whole_patches(what: &InferenceOptions) -> u64 {
 }
 
 #[test]
-fn a_mask_skips_patches_and_what_they_mean_is_a_choice() {
+fn a_mask_skips_patches_and_their_contribution_is_an_option() {
     let dir = tempfile::tempdir().unwrap();
     let shape = [48, 40, 40];
     let source = noise(shape);
@@ -593,7 +593,7 @@ fn a_mask_skips_patches_and_what_they_mean_is_a_choice() {
 }
 
 #[test]
-fn models_get_patches_of_their_own_and_no_more_calls_than_they_take() {
+fn models_get_owned_patches_and_at_most_max_calls() {
     let dir = tempfile::tempdir().unwrap();
     let source = noise([40, 30, 26]);
     let before = source.inner.to_patch();

@@ -34,7 +34,7 @@ fn plan(what: &InferenceOptions, model: &dyn Model, target: &OutputTarget) -> Sc
 }
 
 #[test]
-fn a_run_ended_at_any_patch_is_gone_on_with_to_the_same_bytes() {
+fn a_run_interrupted_at_any_patch_is_resumed_to_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let unbroken = dir.path().join("unbroken.zarr");
     let (calls, model) = counting();
@@ -103,7 +103,7 @@ fn named(files: Vec<(std::path::PathBuf, Vec<u8>)>) -> Vec<(std::path::PathBuf, 
 }
 
 #[test]
-fn parts_together_are_one_run_whatever_their_number_and_order() {
+fn parts_equal_one_run_for_any_number_and_order() {
     let dir = tempfile::tempdir().unwrap();
     let unbroken = dir.path().join("unbroken.zarr");
     let (calls, model) = counting();
@@ -138,7 +138,7 @@ fn parts_together_are_one_run_whatever_their_number_and_order() {
 }
 
 #[test]
-fn another_run_is_refused_and_says_what_differs() {
+fn a_different_run_is_refused_with_the_differences() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out.zarr");
     let identity = builtin_model("identity").unwrap();

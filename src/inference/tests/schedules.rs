@@ -418,7 +418,7 @@ fn everything(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 #[test]
-fn threads_and_memory_of_those_who_come_later_do_not_matter() {
+fn threads_and_memory_of_later_processes_do_not_matter() {
     let (memories, expected) = (memories(), unbroken());
     for parts in [1, 2] {
         for [first, then] in [[0, 2], [2, 0], [1, 2], [2, 1]] {
@@ -450,7 +450,7 @@ fn threads_and_memory_of_those_who_come_later_do_not_matter() {
 type Change = fn(&mut OutputTarget);
 
 #[test]
-fn what_was_asked_for_is_not_given_up_for_what_was_begun() {
+fn requested_options_are_not_replaced_by_those_of_a_begun_output() {
     let dir = scratch();
     let begun = process(
         dir.path(),
@@ -504,7 +504,7 @@ fn what_was_asked_for_is_not_given_up_for_what_was_begun() {
 }
 
 #[test]
-fn outputs_of_one_run_are_apart() {
+fn outputs_of_one_run_must_be_distinct() {
     let dir = scratch();
     let (volume, model) = (two_channels(), three_outputs());
     let mut targets = three_targets(dir.path(), false);

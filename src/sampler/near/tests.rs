@@ -39,7 +39,7 @@ fn every_draw_of_a_group_is_uniform_by_itself() {
 }
 
 #[test]
-fn draws_of_a_group_lie_within_its_width_and_others_elsewhere() {
+fn draws_of_a_group_are_within_its_width_and_others_elsewhere() {
     let near = Neighborhood::new(8, 1e-3).unwrap();
     for length in [1_000_000, (1 << 63) + 5, u64::MAX] {
         let draw = |n| {

@@ -83,7 +83,7 @@ fn a_label_that_one_subject_lacks_is_an_error_a_gap_or_anywhere() {
     assert_eq!(failed.len(), 10);
     for error in failed {
         let text = whole(error);
-        for part in ["subject 1 (bare)", "memory", "there is no label 1"] {
+        for part in ["subject 1 (bare)", "memory", "label 1 does not occur"] {
             assert!(text.contains(part), "{part}: {text}");
         }
     }
