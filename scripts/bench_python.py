@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""What Python costs: processor time of a patch from the queue, beside the Rust loader that it drives.
+"""The overhead of Python: processor time per patch from the queue, compared with the Rust loader that it drives.
 
-Reads random patches of a made scan of float32, the page cache warm, with two threads and none; all ways
-take turns, and the medians of several rounds are printed. Processor time is that of all threads, since what
-else the machine does hardly changes it; what of it the consumer's own thread took is told too, since a network
-waits for that. Needs a package that was built with the feature `testing`, whose
-`_drained` takes patches without Python in between.
+Reads random patches of a synthetic float32 scan with a warm page cache, with two threads and with none. All variants
+alternate, and the medians of several rounds are printed. Processor time is that of all threads, because other work on
+the machine hardly changes it. The share of the consumer's own thread is printed too, because a network waits for it.
+Needs a package that was built with the feature `testing`, whose `_drained` takes patches without Python in between.
 
     python scripts/bench_python.py [--patch 96] [--count 300] [--rounds 9]
 """
@@ -26,7 +25,7 @@ from voxpatch import _voxpatch
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, float]:
-    """Processor time of all threads, and of this one."""
+    """Returns the processor time of all threads, and of this thread."""
     began, own = time.process_time(), time.thread_time()
     work()
     return time.process_time() - began, time.thread_time() - own

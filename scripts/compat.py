@@ -3,16 +3,14 @@
 
     compat.py --voxpatch PATH_TO_BINARY --data PATH_TO_DATA [--only TEXT]
 
-Reading: what `voxpatch info` says of each file and array, and the voxels that
-`voxpatch convert` takes out of it, against the library that its makers use. Writing: what
-`voxpatch convert` makes (.npy, .nii, .nrrd, .mha, .mhd, Zarr v3 and v2 with every codec, sharded
-and not, with coarser levels), read back with numpy, nibabel, SimpleITK, zarr-python and
-ome-zarr-models. Headers and filters that are made here, such as Analyze pairs, sequences of
-MetaImage, OME-Zarr 0.6 and the codecs of numcodecs, are read or refused by name. One line per
-check; the last line counts; exit 1 if any failed.
+Reading: the report of `voxpatch info` on each file and array, and the voxels that `voxpatch convert` reads from it,
+compared with the format's reference library. Writing: the outputs of `voxpatch convert` (.npy, .nii, .nrrd, .mha, .mhd,
+Zarr v3 and v2 with every codec, sharded and not, with coarser levels), read with numpy, nibabel, SimpleITK, zarr-python
+and ome-zarr-models. Synthetic headers and filters, such as Analyze pairs, sequences of MetaImage, OME-Zarr 0.6 and the
+codecs of numcodecs, must be read or refused by name. Prints one line per check and a summary; exit status 1 if any
+failed.
 
-Needs numpy, nibabel, SimpleITK, zarr and ome-zarr-models; nothing is written but in a temporary
-folder.
+Needs numpy, nibabel, SimpleITK, zarr and ome-zarr-models. Files are only written to a temporary folder.
 """
 
 import argparse
@@ -38,18 +36,18 @@ warnings.simplefilter("ignore")
 
 FLAT = (".nii", ".nii.gz", ".mhd", ".mha", ".nrrd", ".nhdr", ".npy")
 CODECS = ("zstd", "blosc-zstd", "blosc-lz4", "gzip", "none")
-# How a Zarr is stored: its version, codec and shard.
+# The storage of a Zarr: its version, codec and shard.
 STORES = [("3", codec, shard) for codec in CODECS for shard in ("none", "64")]
 STORES += [("2", codec, "none") for codec in (*CODECS, "zlib")]
 DTYPES = ("bool int8 uint8 int16 uint16 int32 uint32 int64 uint64 float16 float32 float64").split()
-# Codecs of zarr-python's world that voxpatch refuses with a message; anything else must open.
+# Codecs of zarr-python that voxpatch refuses with a message; all others must open.
 REFUSED_CODECS = ("zfpy", "pcodec", "delta", "fixedscaleoffset", "adler32", "fletcher32",
                   "crc32", "vlen", "lzma", "lz4", "shuffle", "bitround", "packbits", "quantize")
 UNITS = {"nanometer": 1e-6, "micrometer": 1e-3, "millimeter": 1.0, "centimeter": 10.0, "meter": 1e3}
 
 
 class Tally:
-    """Prints a line for each check and counts."""
+    """A counter of checks that prints a line for each."""
 
     def __init__(self):
         self.passed = self.failed = 0
@@ -71,7 +69,7 @@ class Tally:
         return self.check(name, ok, f"{found.tolist()} instead of {expected.tolist()}")
 
     def voxels(self, name, found, expected):
-        """Equal voxel for voxel and bit for bit; axes c, z, y, x."""
+        """Checks that voxels are equal bit for bit; axes c, z, y, x."""
         if found.shape != expected.shape:
             return self.check(name, False, f"shape {found.shape} instead of {expected.shape}")
         found, expected = native(found), native(expected)
@@ -86,7 +84,7 @@ def native(array):
 
 
 def bits(array):
-    """The same memory as whole numbers, so that NaN equals itself."""
+    """Returns a view of the same memory as whole numbers, so that NaN equals itself."""
     return array.view(f"u{array.dtype.itemsize}")
 
 
@@ -108,7 +106,7 @@ class Voxpatch:
 
 
 class Truth:
-    """What another library says of a file: voxels (c, z, y, x), spacing (z, y, x) and affine."""
+    """A file as read by a reference library: voxels (c, z, y, x), spacing (z, y, x) and affine."""
 
     def __init__(self, path):
         self.rescale = (1.0, 0.0)
@@ -137,7 +135,7 @@ class Truth:
 
     @property
     def real(self):
-        """The real values: integers where the slope is 1 and the intercept whole, else float32."""
+        """Returns the real values: integers if the slope is 1 and the intercept whole, otherwise float32."""
         slope, inter = self.rescale
         if (slope, inter) in ((1.0, 0.0), (0.0, 0.0)):
             return self.array
@@ -202,7 +200,7 @@ def check_info(tally, name, info, truth):
 
 
 def check_voxels(tally, voxpatch, name, path, expected, work, *options):
-    """The voxels by way of a numpy file, which is then also known to be written well."""
+    """Checks the voxels through a numpy file, whose writing is thereby checked as well."""
     out = work / "out.npy"
     problem = voxpatch.convert(path, out, "--overwrite", *options)
     if not tally.check(f"{name} -> npy", not problem, problem):
@@ -247,7 +245,7 @@ def check_nifti_output(tally, voxpatch, name, path, truth, work):
 
 
 def check_itk_output(tally, voxpatch, name, path, truth, work):
-    """NRRD and MetaImage, read with SimpleITK."""
+    """Checks NRRD and MetaImage outputs with SimpleITK."""
     for extension in ("nrrd", "mha", "mhd"):
         out = work / f"out.{extension}"
         problem = voxpatch.convert(path, out, "--overwrite")
@@ -265,7 +263,7 @@ def check_itk_output(tally, voxpatch, name, path, truth, work):
 
 
 def halved(array, method):
-    """The next level of an array (c, z, y, x), by numpy."""
+    """Returns the next level of an array (c, z, y, x), computed with numpy."""
     factors = [1, *(min(n, 2) for n in array.shape[1:])]
     padding = [(0, -n % f) for n, f in zip(array.shape, factors, strict=True)]
     there = np.pad(np.ones(array.shape, bool), padding)
@@ -287,7 +285,7 @@ def halved(array, method):
 
 
 def check_pyramid(tally, voxpatch, work):
-    """Coarser levels: their voxels by numpy, their places by ome-zarr-models."""
+    """Checks coarser levels: their voxels with numpy, their positions with ome-zarr-models."""
     random = np.random.default_rng(7)
     for version in "23":
         for method, dtype in (("mean", "int16"), ("mean", "float32"), ("mode", "uint8")):
@@ -318,7 +316,7 @@ def check_pyramid(tally, voxpatch, work):
 
 
 def arrays(folder):
-    """Every Zarr array at or below a folder."""
+    """Returns every Zarr array at or below a folder."""
     for path in sorted([*folder.rglob(".zarray"), *folder.rglob("zarr.json")]):
         if path.name == "zarr.json" and json.loads(path.read_text()).get("node_type") != "array":
             continue
@@ -326,7 +324,7 @@ def arrays(folder):
 
 
 def refusable(folder, array):
-    """Why voxpatch may refuse an array that zarr-python reads, if it may."""
+    """Returns the reason why voxpatch may refuse an array that zarr-python reads, or None."""
     if not 2 <= array.ndim <= 8:
         return f"{array.ndim} dimensions"
     if array.dtype.name not in DTYPES:
@@ -343,7 +341,7 @@ def check_zarr(tally, voxpatch, data, folder, work):
     try:
         array = zarr.open_array(folder, mode="r")
         voxels = np.asarray(array[...])
-    except Exception as error:  # zarr-python lacks a codec, or the array is made to be broken.
+    except Exception as error:  # zarr-python lacks a codec, or the array is broken on purpose.
         info, _ = voxpatch.info(folder)
         print(f"skip {name}: zarr-python: {type(error).__name__} (voxpatch {'opens' if info else 'refuses'} it)")
         return
@@ -368,7 +366,7 @@ def check_zarr(tally, voxpatch, data, folder, work):
 
 
 def check_scale(tally, voxpatch, data, folder):
-    """The spacing of an OME-Zarr image's finest level, in mm."""
+    """Checks the spacing of an OME-Zarr image's finest level, in mm."""
     group = zarr.open_group(folder, mode="r")
     attributes = dict(group.attrs)
     image = attributes.get("ome", attributes)["multiscales"][0]
@@ -384,7 +382,7 @@ def check_scale(tally, voxpatch, data, folder):
 
 
 def check_zarr_output(tally, voxpatch, name, path, work):
-    """Every codec, sharded and not, read with zarr-python."""
+    """Checks every codec, sharded and not, with zarr-python."""
     reference = work / "reference.npy"
     problem = voxpatch.convert(path, reference, "--overwrite")
     if not tally.check(f"{name} reference", not problem, problem):
@@ -415,7 +413,7 @@ def check_zarr_output(tally, voxpatch, name, path, work):
 
 
 def check_dtypes(tally, voxpatch, work):
-    """All twelve voxel types in both byte orders and both array orders, through every output."""
+    """Checks all twelve voxel types in both byte orders and both array orders, through every output."""
     random = np.random.default_rng(20240)
     for name in DTYPES:
         for order in "<>":
@@ -445,12 +443,12 @@ def check_dtypes(tally, voxpatch, work):
 
 
 def little(shape=(5, 6, 7), dtype="int16"):
-    """A volume whose voxels differ."""
+    """Returns a small volume with distinct voxels."""
     return (np.arange(math.prod(shape)) * 7 % 251).reshape(shape).astype(dtype)
 
 
 def check_file(tally, voxpatch, name, path, expected, work, affine=None):
-    """A file that was made here: its voxels (z, y, x), and its place if that is known."""
+    """Checks a synthetic file: its voxels (z, y, x), and its position if known."""
     info, problem = voxpatch.info(path)
     if not tally.check(f"{name} info", info is not None, problem):
         return
@@ -461,14 +459,14 @@ def check_file(tally, voxpatch, name, path, expected, work, affine=None):
 
 
 def check_refused(tally, voxpatch, name, path, *words):
-    """An error message with these words in it."""
+    """Checks for an error message with these words."""
     info, problem = voxpatch.info(path)
     ok = info is None and "panicked" not in problem and all(word in problem for word in words)
     tally.check(f"{name} refused", ok, problem or "it was read")
 
 
 def patch_bytes(source, target, *changes):
-    """A copy of a file with other bytes at some places."""
+    """Writes a copy of a file with different bytes at some places."""
     data = bytearray(source.read_bytes())
     for offset, values in changes:
         data[offset : offset + len(values)] = values
@@ -477,7 +475,7 @@ def patch_bytes(source, target, *changes):
 
 
 def check_nifti_headers(tally, voxpatch, work):
-    """NIfTI and Analyze headers that are wrong in a way that other programs do not mind."""
+    """Checks NIfTI and Analyze headers with errors that other programs accept."""
     array = little()
     place = np.array([[-0.8, 0.1, 0, 3], [0.1, 0.9, 0, 4], [0, 0, 2.5, 5], [0, 0, 0, 1.0]])
     image = nibabel.Nifti1Image(array.T, place)
@@ -512,7 +510,7 @@ def check_nifti_headers(tally, voxpatch, work):
 
 
 def check_text_headers(tally, voxpatch, work):
-    """NRRD in many files, and MetaImage with thousands of fields."""
+    """Checks NRRD in many files, and MetaImage with thousands of fields."""
     array = little((40, 6, 7))
     slices = work / "slices"
     slices.mkdir()
@@ -539,7 +537,7 @@ def check_text_headers(tally, voxpatch, work):
 
 
 def check_ome_versions(tally, voxpatch, work):
-    """Axes, units and transforms of OME-Zarr 0.1 to 0.6, and pyramids of floored sizes."""
+    """Checks axes, units and transformations of OME-Zarr 0.1 to 0.6, and pyramids with rounded-down sizes."""
     array = little((9, 11, 13), "uint16")
     axes = [{"name": n, "type": "space", "unit": "micrometer"} for n in "zyx"]
     scale = {"type": "scale", "scale": [3000.0, 2000.0, 1000.0]}
@@ -582,7 +580,7 @@ def check_ome_versions(tally, voxpatch, work):
     group.attrs["ome"] = {"version": "0.6", "multiscales": [image("0.6", [{"type": "displacements", "path": "d", **ends}])]}
     check_refused(tally, voxpatch, "OME-Zarr 0.6 displacements", path, "displacements")
 
-    # bioformats2raw: sizes are floored, and the levels have a scale only.
+    # bioformats2raw: sizes are rounded down, and the levels only have a scale.
     path = work / "floored.zarr"
     group = zarr.open_group(path, mode="w", zarr_format=2)
     levels = [array, array[:8:2, :10:2, :12:2], array[:8:4, :8:4, :12:4]]
@@ -599,7 +597,7 @@ def check_ome_versions(tally, voxpatch, work):
 
 
 def check_json(tally, voxpatch, work):
-    """Numbers that JSON does not have, as zarr-python writes them, and fill values that are strings."""
+    """Checks numbers outside of JSON, as zarr-python writes them, and fill values that are strings."""
     array = little((6, 7, 8), "float32")
     for version in (2, 3):
         path = work / f"nan{version}.zarr"
@@ -619,7 +617,7 @@ def check_json(tally, voxpatch, work):
     check_file(tally, voxpatch, 'fill_value "0"', path, whole, work)
 
 
-#: Codecs that zarr-python has by way of numcodecs, whether voxpatch reads them, and as filters of v2 and codecs of v3.
+#: Codecs that zarr-python gets from numcodecs: whether voxpatch reads them, as filters of v2 and as codecs of v3.
 FILTERS = [
     ("bitround", True, "float32", numcodecs.BitRound(10), v3.BitRound(keepbits=10)),
     ("fixedscaleoffset", True, "float32", numcodecs.FixedScaleOffset(offset=-20, scale=2, dtype="f4", astype="i2"),
@@ -638,7 +636,7 @@ FILTERS = [
 
 
 def check_filters(tally, voxpatch, work):
-    """Each codec of numcodecs is read as zarr-python reads it, or refused by its name."""
+    """Checks that each codec of numcodecs is read as by zarr-python, or refused by its name."""
     for name, read, dtype, filter_, codec in FILTERS:
         array = (little((6, 7, 8)) % 2).astype(bool) if dtype == "bool" else little((6, 7, 8), dtype)
         for version in (2, 3):
@@ -663,7 +661,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--voxpatch", required=True, type=Path, help="the binary")
     parser.add_argument("--data", required=True, type=Path, help="the folder of real files")
-    parser.add_argument("--only", default="", help="just files whose path holds this text; `made`: just those made here")
+    parser.add_argument("--only", default="", help="only files whose path contains this text; `made`: only synthetic files")
     arguments = parser.parse_args()
     data = arguments.data.resolve()
     voxpatch = Voxpatch(arguments.voxpatch.resolve())

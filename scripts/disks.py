@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Disks that are full, disks that fail, and files that become shorter while they are read.
+"""Tests with full disks, failing disks, and files that are truncated while they are read.
 
     scripts/disks.py --voxpatch target/release/voxpatch --truncations 200
 
-Full disks (tmpfs, and ext4 in a file): every writer must say so and leave nothing that looks finished; once there is
-room, the same command must give the bytes of an undisturbed run. A disk that fails (an ext4 image that is cut off
-while it is mounted) and a file that is cut while patches are read from it, so many times with 1 thread and with 4,
-must be an error that names the file. Mounting needs root; what cannot be mounted is skipped and said so.
+Full disks (tmpfs, and ext4 in a file): every writer must report it and leave nothing that looks finished. Once there is
+room, the same command must give the bytes of an undisturbed run. A failing disk (an ext4 image that is truncated while
+it is mounted) and a file that is truncated while patches are read from it, with 1 thread and with 4, must be an error
+that names the file. Mounting needs root; tests that cannot mount are skipped with a message.
 """
 
 import collections
@@ -51,7 +51,7 @@ def ext4(place):
 
 
 def leave(place, spare):
-    """Fills a disk up to so many bytes; gives the file that does it."""
+    """Fills a disk except for a number of bytes. Returns the file that fills it."""
     ballast = place / "ballast"
     free = os.statvfs(place)
     with open(ballast, "wb") as file:
@@ -59,7 +59,7 @@ def leave(place, spare):
     return ballast
 
 
-# Write chunks that fit on the disk, so that the output is begun.
+# Write chunks that fit on the disk, so that the output is started.
 SMALL = ["--chunk", 16, "--shard", 32]
 
 
@@ -121,7 +121,7 @@ def filled(voxpatch, kind, place, name, words):
 
 
 def failing(voxpatch, folder):
-    """Reads from a disk of which the end is gone."""
+    """Reads from a disk whose end is missing."""
     place = folder / "failing"
     place.mkdir()
     words = [["convert", "SCAN", folder / "failed.zarr"], ["convert", "SCAN", folder / "failed.npy"],
@@ -134,11 +134,11 @@ def failing(voxpatch, folder):
             with ext4(place):
                 rig.write_scan(place / "scan.npy", MAPPED)
                 os.sync()
-                # Where the middle of the file lies: what comes before it can be read.
+                # The middle of the file: everything before it can be read.
                 voxels = (place / "scan.npy").read_bytes()
                 half = len(voxels) // 2 // 4096 * 4096
                 middle = place.with_suffix(".img").read_bytes().index(voxels[half : half + 4096])
-                # Mounted again, nothing of it is in the system's cache.
+                # After mounting it again, nothing of it is in the system's cache.
                 image = place.with_suffix(".img")
                 rig.sound(["umount", place])
                 rig.sound(["mount", "-o", "loop,ro", image, place])

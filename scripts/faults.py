@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Lets every system call by which a small run writes fail once, and looks at what is left.
+"""Makes every system call with which a small run writes fail once, and checks what is left.
 
     scripts/faults.py --voxpatch target/release/voxpatch            # every call, every error, and SIGKILL at every call
     scripts/faults.py --voxpatch target/release/voxpatch --every 20
 
-strace makes the k-th call of one kind fail (ENOSPC, EIO, EDQUOT) or kills the process there. Each time the run must
-end with one line that names the error and nothing that looks finished, or not have needed the call; the same command
-must then give the bytes of an undisturbed run. Where another output had the name, that one or the new one has it at
-every moment. Exits with 77 where strace cannot trace.
+strace makes the k-th call of one kind fail (ENOSPC, EIO, EDQUOT) or kills the process there. Each time, the run must
+end with one line that names the error and leave nothing that looks finished, or not need the call. The same command
+must then give the bytes of an undisturbed run. If an earlier output had the name, the earlier or the new output must
+have it at every moment. Exits with 77 if strace cannot trace.
 """
 
 import collections
@@ -41,16 +41,16 @@ ERRORS = {
     "rmdir": BROKEN,
 }
 KILL = ("KILL", None)
-# Calls that tidy up: an error there may be passed over, and what they should have removed may stay.
+# Calls that clean up: an error there may be ignored, and the files that they should have removed may stay.
 TIDYING = {"unlink", "unlinkat", "rmdir"}
 
 
 class Run:
-    """A command, and what it makes when nothing goes wrong."""
+    """A command, and its output without faults."""
 
     def __init__(self, name, words, target, again, before=None):
         self.name, self.words, self.target, self.again = name, words, target, again
-        self.before, self.old = before, None  # the command that makes what had the name, and its digest
+        self.before, self.old = before, None  # the command that creates the earlier output, and its digest
         self.expected = None
 
 
@@ -83,7 +83,7 @@ def words(this, folder, *more, of=None):
 
 
 def prepare(this, folder):
-    """Makes what had the name, and gives its digest."""
+    """Creates the earlier output and returns its digest."""
     if this.before is None:
         return None
     rig.sound(words(this, folder, of=this.before))
@@ -91,7 +91,7 @@ def prepare(this, folder):
 
 
 def outcome(this, folder):
-    """The digest of an output; of a header and voxels in two files, whatever the second is called."""
+    """Returns the digest of an output; for a header and voxels in two files, regardless of the second file's name."""
     target = folder / this.target
     if target.suffix != ".mhd" or not target.exists():
         return rig.digest(target)
@@ -100,7 +100,8 @@ def outcome(this, folder):
 
 
 def calls(log, folder):
-    """The calls in a log that have to do with a folder: their kinds, and which of its thread's calls each is."""
+    """Returns the calls in a log that concern a folder: their kinds, and the number of each among its thread's
+    calls."""
     seen, found = collections.Counter(), set()
     for line in log.read_text(errors="replace").splitlines():
         entry = re.match(r"(\d+) +(\w+)\(", line)
@@ -119,7 +120,7 @@ def strace(log, more):
 
 
 def judge(this, kind, k, error, text):
-    """What is wrong after one fault, as a list; and what became of the run in a word."""
+    """Returns the problems after one fault as a list, and the outcome of the run as a word."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder).resolve()
         log, work = folder / "log", folder / "work"
@@ -153,18 +154,18 @@ def judge(this, kind, k, error, text):
             mute = any("(2<" in hit for hit in hits)
             if not mute and (len(lines) != 1 or not lines[0].startswith("voxpatch: ") or text not in lines[0].lower()):
                 problems.append(f"it said {done.stderr!r}")
-            # Each thread's k-th call fails, so the one that tidies up may have failed, too.
+            # Each thread's k-th call fails, so the call that cleans up may have failed, too.
             stays = this.again == "--resume" or kind in TIDYING or len(hits) > 1
             if rig.left(work) and not stays:
                 problems.append(f"it left {rig.left(work)}")
         again = [this.again] if this.again == "--overwrite" else []
         done = rig.run(words(this, work, *again))
         if text is None and "move it away" in done.stderr and not finished:
-            # Killed between its two names: the voxels have theirs, the header has not.
+            # Killed between two renames: the voxels have their name, the header does not.
             (work / this.target).with_suffix(".raw").unlink()
             word = "killed between two names"
             done = rig.run(words(this, work, *again))
-        # Where no note is left of who has named it, all that can be said is that it is there.
+        # If the record of its run is missing, the command can only report that the output exists.
         told = finished and this.again == "--resume" and done.returncode == 1 and "exists already" in done.stderr
         if done.returncode != 0 and not told:
             problems.append(f"the same command failed afterwards: {done.stderr}")

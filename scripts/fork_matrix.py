@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
-"""Every way to run a queue in a torch DataLoader: no hang, no patch twice, none lost.
+"""Tests every way to run a queue in a torch DataLoader: no hang, no duplicate patch, no lost patch.
 
-For each start method, number of worker processes, kind of file, parent that has read before or not,
-and workers that live on or not, three epochs are compared with the same epochs without workers,
-patch by patch, in a process that is given 60 seconds. Prints a table; the exit code is 1 if any
-case is wrong. Needs torch, and the package voxpatch.
+For each start method, number of worker processes, kind of file, parent that has or has not read before, and persistent
+or temporary workers, three epochs are compared with the same epochs without workers, patch by patch, in a process with
+a limit of 60 seconds. Prints a table; the exit code is 1 if any case is wrong. Needs torch, and the package voxpatch.
 
     python scripts/fork_matrix.py [--short] [--seconds 60]
 """
@@ -47,7 +46,7 @@ def queue(folder: pathlib.Path, kind: str, batch: int | None):
 
 
 def told(item) -> list[tuple]:
-    """What makes a patch: its subject, its place, and a sum of its voxels. Of a batch, or of samples."""
+    """Returns the identity of each patch of a batch or of samples: its subject, its place, and a sum of its voxels."""
     places = item["location"].reshape(-1, 6).tolist()
     numbers = [one["number"] for one in item["subject"]] if isinstance(item["subject"], list) else item["subject"]["number"].tolist()
     sums = item["ct"].reshape(len(places), -1).long().sum(1).tolist()
@@ -55,11 +54,11 @@ def told(item) -> list[tuple]:
 
 
 def case(folder: pathlib.Path, kind: str, method: str, workers: int, warm: bool, persistent: bool, inside: bool) -> None:
-    """One case, in a process of its own: raises if an epoch is not what it should be."""
+    """Runs one case in a separate process; raises if an epoch is wrong."""
     import torch  # noqa: F401  (the queue is torch's if torch is there)
     from torch.utils.data import DataLoader
 
-    # The reference: no DataLoader at all.
+    # The reference is computed without a DataLoader.
     expected = []
     plain = queue(folder, kind, 4)
     for _ in range(EPOCHS):
@@ -79,7 +78,7 @@ def check(folder, kind, method, workers, persistent, inside, expected, keep=None
     own = queue(folder, kind, 4 if inside else None)
     running = None
     if keep is not None:
-        # Threads read ahead in the parent, and stop half-way, while it forks.
+        # Threads prefetch in the parent, and stop half-way, while it forks.
         running = iter(own)
         next(running)
         own.set_epoch(0)
@@ -137,7 +136,7 @@ def one(words: list[str]) -> None:
     if warm:
         case(folder, kind, method, workers, warm, persistent, inside)
         return
-    # A cold parent learns what is right from another process.
+    # A cold parent gets the reference from a different process.
     import pickle
 
     code = f"import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r}); import fork_matrix as m; m.reference({str(folder)!r}, {kind!r})"
@@ -146,7 +145,7 @@ def one(words: list[str]) -> None:
 
 
 def reference(folder: str, kind: str) -> None:
-    """Writes what the epochs hold, for a process that has not read anything itself."""
+    """Writes the patches of the epochs, for a process that has not read anything itself."""
     import pickle
 
     import torch

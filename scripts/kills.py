@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Kills `voxpatch infer --resume` and `voxpatch convert` at random moments, goes on, and compares with unbroken runs.
+"""Kills `voxpatch infer --resume` and `voxpatch convert` at random moments, resumes them, and compares with
+uninterrupted runs.
 
     scripts/kills.py --voxpatch target/release/voxpatch --kills 200
 
-A third of the kills (SIGKILL) go to runs of infer into one output, until one gets to the end; then the next output is
-begun. Every output must have the files of the unbroken run, byte for byte, pass `voxpatch verify`, and leave nothing
-beside it; parts 1, 2, 3 and 8 are compared alike. Another third goes to parts in any order, with other threads and
-memory each time: the bytes are those of an unbroken run of whoever began. The last third go to convert, to Zarr and to flat files by turns:
-its output is there and whole or not there at all, and the same command makes it.
+A third of the kills (SIGKILL) hit runs of infer into one output, until one run finishes; then the next output is
+started. Every output must have the files of the uninterrupted run, byte for byte, pass `voxpatch verify`, and leave
+nothing next to it. Runs in 1, 2, 3 and 8 parts are compared in the same way. The second third hit parts in any order,
+with different threads and memory each time: the bytes must be those of an uninterrupted run of the process that started
+the output. The last third hit convert, alternating between Zarr and flat files: its output must be complete or not
+exist, and the same command must complete it.
 """
 
 import random
@@ -21,7 +23,7 @@ import rig
 
 
 def killed(words, after):
-    """Runs a command for so many seconds; true if it had to be killed."""
+    """Runs a command for a number of seconds. Returns True if it had to be killed."""
     child = subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         child.wait(after)
@@ -39,7 +41,7 @@ def timed(words):
 
 
 def infers(voxpatch, folder, kills, draw):
-    """Kills inference; the number of outputs that are not as they should be."""
+    """Kills inference. Returns the number of wrong outputs."""
     scan, whole = folder / "scan.npy", folder / "whole" / "out.zarr"
     rig.write_scan(scan, (192, 128, 128))
     whole.parent.mkdir()
@@ -62,7 +64,7 @@ def infers(voxpatch, folder, kills, draw):
         same = rig.digest(target) == expected
         verified = rig.run([voxpatch, "verify", target]).returncode == 0
         if was_killed and rig.left(target.parent):
-            # Killed between naming the output and tidying up: the same command does the rest.
+            # Killed between naming the output and cleaning up: the same command does the rest.
             rig.sound(command(target, "--resume", "--durability", durability))
         left = rig.left(target.parent)
         failed += not (same and verified and not left)
@@ -79,7 +81,7 @@ def infers(voxpatch, folder, kills, draw):
 
 
 def parts(voxpatch, folder, kills, draw):
-    """Kills parts that come in any order; the number of outputs that are not as they should be."""
+    """Kills parts that run in any order. Returns the number of wrong outputs."""
     scan, whole = folder / "scan.npy", folder / "whole parts" / "out.zarr"
     means = [["--threads", threads, "--memory", memory] for threads in (1, 3) for memory in ("28MiB", "40MiB", "256MiB")]
 
@@ -108,7 +110,7 @@ def parts(voxpatch, folder, kills, draw):
             else:
                 rig.sound(words)
         for part in draw.sample(range(count), count):
-            # Whoever comes late is told that all is done, and tidies up.
+            # A late part reports that everything is done, and cleans up.
             late = rig.run(command(target, "--part", f"{part}/{count}", "--json", *draw.choice(means)))
             told = '"whole": true' in late.stdout or (count == 1 and "exists already" in late.stderr)
             failed += not told
@@ -120,7 +122,7 @@ def parts(voxpatch, folder, kills, draw):
 
 
 def converts(voxpatch, folder, kills, draw):
-    """Kills conversions; the number of outputs that are not as they should be."""
+    """Kills conversions. Returns the number of wrong outputs."""
     scan = folder / "scan.npy"
     ways = []
     for name, more in [("out.zarr", ["--chunk", 16, "--shard", 64, "--pyramid", "mean"]), ("out.nii", [])]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the networks of tests/data/onnx and what ONNX Runtime computes with them.
+"""Creates the networks of tests/data/onnx and their outputs, computed by ONNX Runtime.
 
     python3 -m pip install numpy onnx onnxruntime
     python3 scripts/make_onnx.py
@@ -21,7 +21,7 @@ FREE = ["n", None, "z", "y", "x"]  # the batch and the spatial axes may be anyth
 
 
 class Net:
-    """A chain of nodes with weights from a seed."""
+    """A chain of nodes with seeded random weights."""
 
     def __init__(self, name):
         self.name = name
@@ -77,7 +77,7 @@ class Net:
         return model
 
     def save(self, outputs, shape, dims=FREE, values=None, check=True, **options):
-        """Writes the network, an input of `shape` (c, z, y, x), and what comes out."""
+        """Writes the network, an input of `shape` (c, z, y, x), and the outputs."""
         outputs = [outputs] if isinstance(outputs, str) else outputs
         dims = [shape[0] if d is None else d for d in dims]
         model = self.model(outputs, dims, **options)
@@ -213,7 +213,7 @@ def networks():
     coarse = net.conv(low, 8, 3, kernel=1)
     net.save([net.add("Softmax", x, axis=1), coarse], (1, 8, 8, 12))
 
-    # The mean of 27 neighbours, then for each tissue how near it is: 2 m h - m^2 over 10^5.
+    # The mean of 27 neighbors, then the nearness to each tissue: 2 m h - m^2 over 10^5.
     net = Net("tissue")
     x = net.add("Pad", "volume", net.const([0, 0, 1, 1, 1, 0, 0, 1, 1, 1], np.int64), mode="edge")
     x = net.add("Conv", x, net.const(np.full((1, 1, 3, 3, 3), 1 / 27)), kernel_shape=[3] * 3)
@@ -225,7 +225,7 @@ def networks():
 
 
 def wrong():
-    """Networks that cannot be run on a volume."""
+    """Creates networks that cannot be run on a volume."""
     net = Net("wrong_rank")
     net.save(net.add("Sigmoid", "volume"), (1,), dims=["n", 1, "y", "x"], rank=4, check=False)
     net = Net("wrong_operator")

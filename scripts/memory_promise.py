@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The memory that `--dry-run` reports against the memory that the command takes.
+"""Compares the memory that `--dry-run` reports with the memory that the command takes.
 
     scripts/memory_promise.py --voxpatch target/release/voxpatch --runs 100 --model unet.onnx
 
-Each run is one command with random settings (convert, sample, or infer with parts, pyramids, masks, flat files
-and Zarr of several codecs), first with `--dry-run` and then without. Its anonymous memory is read from /proc every
-millisecond. A command that takes more than 16 MiB above what was reported is a failure. Needs numpy.
+Each run is one command with random settings (convert, sample, or infer with parts, pyramids, masks, flat files and Zarr
+of several codecs), first with `--dry-run` and then without. Its anonymous memory is read from /proc every millisecond.
+A command that takes over 16 MiB more than reported is a failure. Needs numpy.
 """
 
 import argparse
@@ -26,7 +26,7 @@ ALLOWED = 16 * MIB
 
 
 def anonymous(pid):
-    """The anonymous memory of a process in bytes; 0 if it has ended."""
+    """Returns the anonymous memory of a process in bytes; 0 if it has ended."""
     try:
         with open(f"/proc/{pid}/status") as status:
             for line in status:
@@ -63,7 +63,7 @@ def sound(words):
 
 
 def inputs(voxpatch, place, shape, seed):
-    """One volume in many formats, a label map and a mask. Returns the names of the volumes."""
+    """Creates one volume in many formats, a label map and a mask. Returns the names of the volumes."""
     noise = np.random.default_rng(seed)
     blocks = noise.integers(-1000, 1000, [n // 8 + 1 for n in shape], dtype=np.int16)
     voxels = blocks.repeat(8, 0).repeat(8, 1).repeat(8, 2)[: shape[0], : shape[1], : shape[2]]
@@ -94,7 +94,7 @@ def inputs(voxpatch, place, shape, seed):
 
 
 def storage(draw):
-    """How an output is stored: its extension and options."""
+    """Returns random storage of an output: its extension and options."""
     if draw.random() < 0.25:
         return draw.choice([".npy", ".nii", ".nrrd"]), []
     words = []
@@ -114,7 +114,7 @@ def storage(draw):
 
 
 def settings(draw, names, models):
-    """The words of a random command, without the program, and how many parts it is run in."""
+    """Returns the words of a random command, without the program, and its number of parts."""
     common = ["--threads", draw.randint(1, 4), "--memory", f"{draw.choice([64, 100, 128, 256, 350, 512])}MiB"]
     source = draw.choice(names)
     kind = draw.random()
@@ -171,7 +171,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shape", default="300,256,256")
     parser.add_argument("--model", action="append", default=[], help="a model to draw next to the built-in ones")
-    parser.add_argument("--only", help="only commands that hold this word")
+    parser.add_argument("--only", help="only commands that contain this word")
     options = parser.parse_args()
     voxpatch = Path(options.voxpatch).resolve()
     shape = [int(n) for n in options.shape.split(",")]
@@ -192,7 +192,7 @@ def main():
                 own = ["--part", f"{part}/{parts}"] if parts > 1 else []
                 status, out, err, _ = watched([voxpatch, *named, *own, "--dry-run", "--json"])
                 if status != 0:
-                    # Too little memory for these settings, or a format that cannot hold the volume.
+                    # Too little memory for these settings, or a format that cannot store the volume.
                     refused += 1
                     break
                 told = json.loads(out)

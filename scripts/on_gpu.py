@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What a GPU waits for: prediction from disk to disk, and a training fed by the queue, beside the GPU's work alone.
+"""Measures prediction from disk to disk, and training from the queue, compared with the GPU's work alone.
 
     PYTHONPATH=scripts python scripts/on_gpu.py SCAN.zarr SCAN.npy FOLDER [--patch 128] [--rounds 3]
 
-Needs torch with a GPU, and this package; MONAI takes part if it is installed, with the scan in memory. Both files
-hold the same scan. All ways take turns, each in a process of its own, in which the first seconds of a GPU are not
-counted; the medians are printed. `alone` is the network on batches that are on the GPU already.
+Needs torch with a GPU, and this package; MONAI is included if it is installed, with the scan in memory. Both files
+contain the same scan. The variants alternate, each in a separate process, in which the GPU's warm-up is not counted;
+the medians are printed. `alone` is the network on batches that are already on the GPU.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CLASSES = 4
 
 
 def network(torch: Any) -> Any:
-    """A few convolutions as at the top of a U-Net, in half precision."""
+    """Returns a few convolutions as at the top of a U-Net, in half precision."""
     nn = torch.nn
 
     class Half(nn.Module):
@@ -84,7 +84,7 @@ def predict(way: str, given: argparse.Namespace) -> float:
 
 
 def train(way: str, given: argparse.Namespace) -> float:
-    """Seconds for each step."""
+    """Trains and returns the seconds per step."""
     import torch
     import voxpatch
 

@@ -5,9 +5,9 @@
     scripts/parts_on_dask.py --parts 8 --scheduler tcp://host:8786 -- voxpatch infer ...
     scripts/parts_on_dask.py --parts 8 --kill-one -- voxpatch infer ...
 
-Without a scheduler a cluster of two processes is started here. All workers must see the same folders. Parts go
-on where they were when their worker was lost, so retries cost little; --kill-one kills a worker in the
-middle of its part to show it. Job arrays (Slurm: `--part $SLURM_ARRAY_TASK_ID/N`) need no more than the command itself.
+Without a scheduler a cluster of two processes is started here. All workers must see the same folders. Parts resume at
+the point where their worker was lost, so retries cost little; --kill-one demonstrates this by killing a worker in the
+middle of its part. Job arrays (Slurm: `--part $SLURM_ARRAY_TASK_ID/N`) only need the command itself.
 
 Needs `pip install distributed`.
 """
@@ -21,7 +21,7 @@ import time
 
 
 def run_part(command, part, parts, kill_once):
-    """Runs one part; kills its own worker once, if asked to, while the part is under way."""
+    """Runs one part. On request, kills its own worker once while the part is running."""
     child = subprocess.Popen([*command, "--part", f"{part}/{parts}"], stdout=subprocess.DEVNULL)
     if kill_once and not os.path.exists(kill_once):
         with open(kill_once, "w"):

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""The peers' own tests of samplers, grids, aggregators, queues and inferers, run with our classes in place of theirs.
+"""The peers' own tests of samplers, grids, aggregators, queues and inferers, run with voxpatch's classes instead of
+theirs.
 
     python scripts/peer_tests.py torchio [--tests FOLDER] [--theirs]
     python scripts/peer_tests.py torchio2 --tests FOLDER [--theirs]
@@ -33,12 +34,12 @@ WITH_TESTS = "0.18.21"
 
 @dataclass(frozen=True)
 class Suite:
-    """A peer's tests, how our classes take the place of the peer's, and the tests that need not pass."""
+    """A peer's tests, the replacement of the peer's classes by voxpatch's, and the tests that may fail."""
 
     files: tuple[str, ...]
     #: Run before the tests are imported.
     plugin: str
-    #: Test names, and why they need not pass.
+    #: Test names, with the reasons why they may fail.
     exceptions: dict[str, str] = field(default_factory=dict)
 
 
@@ -60,7 +61,7 @@ TORCHIO = Suite(
     },
 )
 
-#: Tests of TorchIO's last source distribution that need not pass.
+#: Tests of TorchIO's last source distribution that may fail.
 OLD_TORCHIO = {
     "TestLabelSampler.test_label_probabilities": "a patch larger than the map, which TorchIO 1.2 refuses as well",
     "TestWeightedSampler.test_weighted_sampler": "the key 'index_ini', which patches of TorchIO 1.2 have not either",
@@ -83,7 +84,7 @@ monai.inferers.inferer.sliding_window_inference = voxpatch.compat.monai.sliding_
 """,
 )
 
-#: TorchIO 2 has no patch classes that ours could replace: it reads all files through our backend.
+#: TorchIO 2 does not have patch classes to replace: it reads all files through voxpatch's backend.
 TORCHIO2 = Suite(
     files=(
         "test_affine.py",
@@ -156,9 +157,9 @@ def main() -> int:
 
 
 def run(suite: Suite, tests: Path, folder: Path, title: str, excepted: dict[str, str], *, ours: bool) -> int:
-    """Run the tests in a process of their own and print the outcome of each."""
+    """Run the tests in a separate process and print the outcome of each."""
     (folder / "in_place.py").write_text(suite.plugin if ours else "")
-    # Away from the package next to them, which is not the one that is installed.
+    # Not in the folder of the package next to the tests, which is not the installed one.
     place = folder / "apart"
     shutil.copytree(tests, place / "tests")
     files = [str(place / "tests" / file) for file in suite.files if (tests / file).exists()]

@@ -3,9 +3,9 @@
 
     peers.py --voxpatch target/release/voxpatch
 
-The model blurs each patch by itself, so what it says of a voxel depends on where the patch lies. Each
-peer blends the same predictions of the patches that it places itself; nnU-Net's own starts and weights
-are blended here in double precision. Of the peers, those that are installed are compared:
+The model blurs each patch by itself, so its prediction of a voxel depends on the position of the patch. Each peer
+blends the same model's predictions of patches that it places itself; nnU-Net's own starts and weights are blended here
+in double precision. Only installed peers are compared:
 
     pip install torchio==1.2.1 monai nibabel scipy
     pip install --no-deps nnunetv2 acvl-utils
@@ -30,7 +30,7 @@ TOLERANCE = 2e-5
 
 
 def blurred(patch):
-    """What the built-in model `gaussian:1.5` makes of a patch, its last three axes."""
+    """Returns the prediction of the built-in model `gaussian:1.5` for a patch, over its last three axes."""
     sigma = (0,) * (patch.ndim - 3) + (SIGMA,) * 3
     return gaussian_filter(patch.astype(np.float64), sigma, mode="nearest", truncate=4).astype(np.float32)
 
@@ -67,7 +67,7 @@ def torchio_cases(ours, volume):
         theirs = aggregator.get_output_tensor().numpy()[0]
         flags = ["--preset", "torchio", "--blend", mode] + (["--padding", padding] if padding else [])
         mine = ours.infer(volume, patch, overlap, *flags)
-        # TorchIO's crop keeps, between the last two patches, whichever came last.
+        # Between the last two patches, TorchIO's crop keeps the one that was added last.
         regular = mode != "crop" or all((n + (o if padding else 0) - p) % (p - o) == 0
                                         for n, p, o in zip(SHAPE, patch, overlap))
         if regular:

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Cuts the power of a disk while `voxpatch` writes to it, and looks at what the disk holds.
+"""Simulates power failures while `voxpatch` writes to a disk, and checks the disk's content.
 
     scripts/powercut.py --voxpatch target/release/voxpatch --cuts 20
 
-The disk is an ext4 file system in a file, mounted by a loop device. At a random moment the writer is stopped, and
-the file is copied: what the device has been given by then is what a machine finds that lost its power. (A copy that
-changed while it was made is made again.) On the copy, every chunk under its final name and every chunk in the journal
-of `infer --resume --durability chunk` must be that of an undisturbed run; going on must give that run's bytes. An
-output of `convert` must be whole or not there. Needs root; exits with 77 where nothing can be mounted.
+The disk is an ext4 file system in a file, mounted by a loop device. At a random moment the writer is stopped, and the
+file is copied: it contains what the device has received, as after a power failure. (A copy that changed while it was
+made is repeated.) On the copy, every chunk under its final name and every chunk in the journal of `infer --resume
+--durability chunk` must be that of an undisturbed run, and resuming must give that run's bytes. An output of `convert`
+must be complete or not exist. Needs root; exits with 77 if mounting is not possible.
 """
 
 import json
@@ -41,7 +41,7 @@ def disk(image):
 
 
 def snapshot(image, copy):
-    """Copies the device's content; again, until nothing came to it meanwhile."""
+    """Copies the device's content, and repeats this until it did not change during the copy."""
     for _ in range(20):
         rig.sound(["cp", "--sparse=always", image, copy])
         if rig.run(["cmp", image, copy]).returncode == 0:
@@ -50,7 +50,7 @@ def snapshot(image, copy):
 
 
 def cut(words, image, copy, after):
-    """Runs a command for so long, copies the disk, and kills the command; true if it was still running."""
+    """Runs a command for some seconds, copies the disk, and kills the command. Returns True if it was still running."""
     child = subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     time.sleep(after)
     child.send_signal(signal.SIGSTOP)
@@ -77,7 +77,8 @@ def crc32c(bytes):
 
 
 def journalled(partial):
-    """The chunks that a journal says are done: the path of each, and its length or None if it has no file."""
+    """Returns the chunks that are finished according to a journal: the path of each, and its length, or None for one
+    without a file."""
     path = partial / "journal.0-of-1"
     if not path.exists():
         return {}
@@ -130,7 +131,7 @@ def infer(voxpatch, place, scan, cuts, draw):
                 rig.sound(command(target))
             verified = rig.run([voxpatch, "verify", target]).returncode == 0
             same = rig.digest(target) == expected
-            # A cut between the new name and the tidying leaves the empty shell of the run.
+            # A power failure between renaming and cleaning up leaves the empty folder of the run.
             left = [] if published else rig.left(folder)
             if not (verified and same) or left:
                 totals["not_resumed"] += 1

@@ -1,4 +1,4 @@
-"""What the rigs of this folder share: volumes made of nothing, runs, and digests of outputs. Standard library only."""
+"""Helpers of the test rigs in this folder: synthetic volumes, runs, and digests of outputs. Standard library only."""
 
 import argparse
 import hashlib
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def arguments(what, parts=(), **numbers):
-    """The arguments of a rig: the binary, a seed, whole numbers with these defaults, and which parts to run."""
+    """Parses the arguments of a rig: the binary, a seed, whole numbers with these defaults, and the parts to run."""
     parser = argparse.ArgumentParser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--voxpatch", type=Path, default=Path("target/release/voxpatch"))
     parser.add_argument("--seed", type=int, default=1)
@@ -23,7 +23,7 @@ def arguments(what, parts=(), **numbers):
 
 
 def write_scan(path, shape, seed=3):
-    """Noise of uint16, which no codec makes small, as an .npy file."""
+    """Writes uint16 noise, which is not compressible, to an .npy file."""
     head = "{'descr': '<u2', 'fortran_order': False, 'shape': (%d, %d, %d), }" % shape
     head += " " * (-(len(head) + 11) % 64) + "\n"
     voxels = random.Random(seed).randbytes(2 * shape[0] * shape[1] * shape[2])
@@ -31,7 +31,7 @@ def write_scan(path, shape, seed=3):
 
 
 def digest(output):
-    """Of the names and bytes of all files of an output; None if there is no such output."""
+    """Returns the digest of the names and bytes of all files of an output; None if it does not exist."""
     if not output.exists():
         return None
     files = sorted(path for path in output.rglob("*") if path.is_file()) if output.is_dir() else [output]
@@ -42,7 +42,7 @@ def digest(output):
 
 
 def run(words, **options):
-    """Runs a command to its end; standard error is kept."""
+    """Runs a command to its end and captures standard error."""
     words = [str(word) for word in words]
     return subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", **options)
 
@@ -56,5 +56,5 @@ def sound(words, **options):
 
 
 def left(folder):
-    """The hidden names in a folder: what an unfinished output is called."""
+    """Returns the hidden names in a folder: those of unfinished outputs."""
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""One CT and one label map through every format and every consumer: the same real value at the same place in the world.
+"""Checks one CT and one label map through every format and every consumer: the same real value at the same place in the
+world.
 
     PYTHONPATH=python value_paths.py --voxpatch PATH_TO_BINARY [--short] [--only TEXT] [--table FILE.csv]
 
@@ -9,8 +10,8 @@ to every format, `sample`, `infer`, `preview`, and the package's `open`, `Queue`
 `convert`. The outputs are read with nibabel, SimpleITK, numpy and zarr-python, and every voxel is looked up by its
 place in the world. A path is one source, one consumer and one reader.
 
-Prints what is wrong or refused, each refusal with its reason, and a table; exit status 1 if a value is wrong, if a
-path is refused that should not be, or the other way round. Without ngff-zarr its rows are left out, which is said.
+Prints wrong values and refusals, each with its reason, and a table; exit status 1 if a value is wrong, if a path is
+refused that should not be, or the other way round. Without ngff-zarr its rows are skipped with a message.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ SPACING = (1.6, 0.9, 0.7)
 #: Slope and intercept. All real values have an exact float32.
 RESCALES = {"ct": {"plain": (1.0, 0.0), "hu": (1.0, -1024.0), "scaled": (0.5, -100.25)},
             "label": {"plain": (1.0, 0.0), "shifted": (1.0, -1.0), "doubled": (2.0, 0.0)}}
-#: Units that headers state, and how many millimeters they are.
+#: Units in headers, with their length in millimeters.
 MICRON = 1e-3
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-#: What `convert` and `infer` write, and the programs that read it.
+#: The outputs of `convert` and `infer`, and the programs that read them.
 TARGETS = {
     "npy": ("numpy",),
     "nii": ("nibabel", "SimpleITK"),
@@ -68,13 +69,13 @@ TARGETS = {
 
 
 def stored_ct(rescale: str) -> Array:
-    """The numbers in a CT's file; each voxel differs from its neighbors and from its mirror images."""
+    """Returns the numbers in a CT's file; each voxel differs from its neighbors and from its mirror images."""
     z, y, x = np.indices(SHAPE)
     return ((z * 97 + y * 41 + x * 13 + z * y + (x == 3) * 900) % 2900).astype(np.int16)
 
 
 def stored_label(rescale: str) -> Array:
-    """Three blocks near one corner."""
+    """Returns three blocks near one corner."""
     label = np.zeros(SHAPE, np.uint8)
     label[3:9, 2:8, 4:12] = 1
     label[9:13, 2:10, 4:9] = 2
@@ -83,7 +84,7 @@ def stored_label(rescale: str) -> Array:
 
 
 def oblique() -> Array:
-    """Voxel x, y, z to RAS mm: turned about two axes, x to the left, y to the back."""
+    """Returns the matrix from voxel x, y, z to RAS mm: rotated about two axes, x to the left, y to the back."""
     a, b = np.deg2rad([17.0, -11.0])
     about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
     about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
@@ -101,22 +102,22 @@ def aligned() -> Array:
 
 @dataclass
 class Source:
-    """A file, and what the program that wrote it says of it."""
+    """A file, with its content according to the program that wrote it."""
 
     name: str
     path: Path
     kind: str
     real: Array
-    #: None where the format has no place for it.
+    #: None if the format cannot store it.
     affine: Array | None
-    #: A word of the error that it is refused with, if it is not read, or not written to the targets that follow.
+    #: A word of the error, if the file is refused or cannot be written to the following targets.
     refused: str = ""
     refused_targets: tuple[str, ...] = ()
 
 
 @dataclass
 class Found:
-    """What a program reads."""
+    """The content that a program reads."""
 
     real: Array
     affine: Array | None
@@ -156,7 +157,8 @@ def by_numpy(path: Path) -> Found:
 
 
 def by_zarr(path: Path) -> Found:
-    """The array by zarr-python, its place by the OME metadata, or by our own attribute where it is turned."""
+    """Reads the array with zarr-python, and its position from the OME metadata, or from voxpatch's attribute if it is
+    rotated."""
     group = zarr.open_group(path, mode="r")
     attributes = dict(group.attrs)
     image = attributes.get("ome", attributes)["multiscales"][0]
@@ -187,7 +189,7 @@ READERS: dict[str, Callable[[Path], Found]] = {
 
 
 def compare(source: Source, found: Found, start: tuple[int, int, int] = (0, 0, 0), shape: Any = SHAPE) -> str:
-    """What is wrong with a volume that should be a box of the source; empty if nothing is."""
+    """Returns the problem of a volume that should be a box of the source; empty if it is correct."""
     stop = [a + n for a, n in zip(start, shape, strict=True)]
     box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
     expected = source.real[box]
@@ -220,7 +222,7 @@ def same(found: Array, expected: Array) -> str:
 
 
 def patched(path: Path, slope: float, intercept: float) -> None:
-    """Puts slope and intercept into a file that nibabel wrote with the stored numbers."""
+    """Writes slope and intercept into a file that nibabel wrote with the stored numbers."""
     image = nibabel.load(path)
     header = image.header.copy()
     for key, value in (("scl_slope", slope), ("scl_inter", intercept)):
@@ -230,7 +232,7 @@ def patched(path: Path, slope: float, intercept: float) -> None:
     packed = name.suffix == ".gz"
     data = bytearray(gzip.decompress(name.read_bytes()) if packed else name.read_bytes())
     block = header.binaryblock
-    # The offset of the voxels is set when the file is written, and not kept in what is loaded.
+    # The offset of the voxels is set on writing, and not kept in the loaded header.
     kept = np.frombuffer(bytes(data[: len(block)]), header.structarr.dtype)["vox_offset"]
     header["vox_offset"] = kept.item()
     data[: len(block)] = header.binaryblock
@@ -269,7 +271,7 @@ def nibabel_sources(folder: Path, kind: str) -> Iterator[Source]:
                 patched(path, slope, intercept)
                 seen = by_nibabel(path)
                 assert np.array_equal(seen.real, stored * slope + intercept), name
-                # The header of SPM's Analyze has its origin as a whole voxel.
+                # SPM's Analyze header has its origin as a whole voxel.
                 seen_place = seen.affine if form == "analyze" else place
                 yield Source(name, path, kind, seen.real, seen_place, refused="mat" if "mat" in form else "")
     big = nibabel.Nifti1Image(stored_of("plain").T, oblique(), nibabel.Nifti1Header(endianness=">"))
@@ -296,7 +298,8 @@ def itk_image(real: Array, affine: Array) -> Any:
 
 
 def itk_sources(folder: Path, kind: str) -> Iterator[Source]:
-    """SimpleITK writes no slope: real values, and as fractions for one more file of each format."""
+    """Writes files with SimpleITK, which does not store a slope: real values, and fractions in one more file of each
+    format."""
     for end in ("nii", "nii.gz", "mha", "mhd", "nrrd", "nhdr"):
         for packed in (False, True) if end in ("mha", "mhd", "nrrd", "nhdr") else (False,):
             real = stored_ct("plain") - 1024 if kind == "ct" else stored_label("plain")
@@ -312,7 +315,7 @@ def itk_sources(folder: Path, kind: str) -> Iterator[Source]:
 
 
 def text_sources(folder: Path, kind: str) -> Iterator[Source]:
-    """Headers with units, by hand: no program here writes them."""
+    """Writes headers with units by hand, because none of the programs writes them."""
     real = (stored_ct("plain") - 1024).astype(np.int16) if kind == "ct" else stored_label("plain")
     kinds = {"int16": ("short", "MET_SHORT"), "uint8": ("uchar", "MET_UCHAR")}[real.dtype.name]
     for unit, word, factor in (("micron", "microns", 1e3), ("mm", "mm", 1.0), ("m", "m", 1e-3)):
@@ -364,7 +367,7 @@ def numpy_sources(folder: Path, kind: str) -> Iterator[Source]:
         np.save(path, array)
         yield Source(f"numpy {name}", path, kind, real.astype(float), None)
     if kind == "ct":
-        # Whole numbers that half floats have.
+        # Whole numbers that are exact in half floats.
         real = (stored_ct("plain") % 2000).astype(np.float16)
         path = folder / "ct_numpy_half.npy"
         np.save(path, real)
@@ -373,7 +376,7 @@ def numpy_sources(folder: Path, kind: str) -> Iterator[Source]:
 
 
 def ome_image(version: str, unit: str, names: str, path: str) -> dict[str, Any]:
-    """An entry of `multiscales` whose world is `aligned()`, or `oblique()` where 0.6 has an affine."""
+    """Returns an entry of `multiscales` whose world is `aligned()`, or `oblique()` with an affine of 0.6."""
     factor = MICRON if unit == "micrometer" else 1.0
     place = (oblique() if version == "0.6" else aligned()).copy()
     place[:3] /= factor
@@ -454,7 +457,7 @@ def ngff_sources(folder: Path, kind: str) -> Iterator[Source]:
 
 
 def our_sources(folder: Path, kind: str, binary: Path) -> Iterator[Source]:
-    """What voxpatch writes of a file with slope and intercept, in microns, and of arrays."""
+    """Writes voxpatch's outputs of a file with slope and intercept, in microns, and of arrays."""
     first = next(s for s in nibabel_sources(folder, kind) if ("hu" in s.name or "doubled" in s.name) and "micron" in s.name)
     for end in TARGETS:
         path = folder / f"{kind}_ours.{end}"
@@ -474,19 +477,19 @@ def our_sources(folder: Path, kind: str, binary: Path) -> Iterator[Source]:
 
 @dataclass
 class Bench:
-    """What all consumers need."""
+    """The shared state of all consumers."""
 
     binary: Path
     work: Path
 
     def run(self, *arguments: Any) -> tuple[str, str]:
-        """Output, and what went wrong."""
+        """Runs a command. Returns its output, and its error."""
         command = [str(self.binary), *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         return done.stdout, "" if done.returncode == 0 else done.stderr.strip() or f"exit status {done.returncode}"
 
     def through(self, source: Source, label: Source) -> list[Outcome]:
-        """A source through everything, with a label map on its grid."""
+        """Passes a source through every consumer, with a label map on its grid."""
         outcomes: list[Outcome] = []
         folder = Path(tempfile.mkdtemp(dir=self.work))
 
@@ -604,7 +607,7 @@ class Bench:
         return outcomes
 
     def masked(self, source: Source, label: Source) -> Source | None:
-        """What a prediction in patches of 4 voxels holds that are not all background."""
+        """Returns the expected prediction in patches of 4 voxels, without those that are only background."""
         if source.kind != "ct":
             return None
         indices = np.indices(SHAPE).reshape(3, -1)
@@ -614,7 +617,7 @@ class Bench:
         return Source(source.name, source.path, "ct", np.where(kept, source.real, -2000.0), source.affine)
 
     def preview(self, source: Source, label: Source, folder: Path, command: Callable[..., str]) -> str:
-        """The axial slice, painted anew from the values and the affine; then with the label map over it."""
+        """Checks the axial slice, painted from the values and the affine, and then with the label map as an overlay."""
         low, high = float(source.real.min()), float(source.real.max())
         out, over = folder / "a.png", folder / "b.png"
         window = f"--window={low},{high}"
@@ -731,7 +734,7 @@ def together(source: Source, label: Source) -> tuple[str, ...]:
 
 
 def at_place(label: Source, source: Source, at: tuple[int, ...]) -> float:
-    """The label where a voxel of another volume is in the world."""
+    """Returns the label at the world position of a voxel of a different volume."""
     if label.affine is None or source.affine is None:
         return float(label.real[at])
     world = source.affine @ [*at[::-1], 1.0]
@@ -741,21 +744,21 @@ def at_place(label: Source, source: Source, at: tuple[int, ...]) -> float:
 
 
 def panel(spacing: Array) -> list[int]:
-    """Pixels along z, y, x of a preview."""
+    """Returns the pixels along z, y, x of a preview."""
     extent = np.array(SHAPE) * spacing
     pixels = np.clip(extent.max() / spacing.min(), 512, 768)
     return [int(np.floor(n / extent.max() * pixels + 0.5)) for n in extent]
 
 
 def spread(values: Array, pixels: int, axis: int) -> Array:
-    """Linear interpolation between voxel centers."""
+    """Interpolates linearly between voxel centers."""
     n = values.shape[axis]
     at = np.clip((np.arange(pixels) + 0.5) * n / pixels - 0.5, 0, n - 1)
     return np.apply_along_axis(lambda line: np.interp(at, np.arange(n), line), axis, values)
 
 
 def is_expected(outcome: Outcome) -> bool:
-    """Whether a path gives the right values, or is refused where it should be, for the right reason."""
+    """Returns True if a path gives the right values, or is refused for the right reason where it should be."""
     word, targets = outcome.source.refused, outcome.source.refused_targets
     if word and (not targets or outcome.consumer.split()[-1] in targets):
         return outcome.word == "refused" and word in outcome.detail
@@ -763,7 +766,7 @@ def is_expected(outcome: Outcome) -> bool:
 
 
 def short(sources: list[Source]) -> list[Source]:
-    """One CT for each program and format, and one label map for each program."""
+    """Selects one CT for each program and format, and one label map for each program."""
     kept, seen = [], set()
     for source in sources:
         words = source.name.split()
@@ -780,7 +783,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--voxpatch", required=True, type=Path, help="the binary")
     parser.add_argument("--short", action="store_true", help="one CT for each program and format, one label map for each program")
-    parser.add_argument("--only", default="", help="only sources whose name holds this text")
+    parser.add_argument("--only", default="", help="only sources whose name contains this text")
     parser.add_argument("--table", type=Path, help="a CSV file with a row for each path")
     settings = parser.parse_args()
     binary = settings.voxpatch.resolve()
@@ -800,7 +803,7 @@ def main() -> int:
             sources = short(sources)
         sources = [source for source in sources if settings.only in source.name]
         bench = Bench(binary, folder)
-        # Each source with a label map of another program on its grid, in turn.
+        # Each source with a label map of a different program on its grid.
         pairs = []
         for n, source in enumerate(sources):
             grid = [label for label in labels if on_one_grid(source, label) and not label.refused]

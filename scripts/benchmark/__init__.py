@@ -1,1 +1,1 @@
-"""The benchmark behind `scripts/bench`: who is measured, at what, and how it is told."""
+"""The benchmark behind `scripts/bench`: the tools, the cases and the report."""

@@ -1,11 +1,12 @@
-"""`scripts/bench`: every case for us and for each peer that can do it, in turns, each run a process of its own.
+"""`scripts/bench`: every case for voxpatch and for each peer that supports it, alternating, each run in a separate
+process.
 
     scripts/bench                     everything, under an hour on two cores, into docs/benchmarks
     scripts/bench --quick             a quarter of the scan and the main cases, under eight minutes
     scripts/bench --only random/96    cases whose group/name holds one of these words
     scripts/bench --list              the cases, and who takes part
 
-Installing the peers (first run only) comes on top. Close everything else: the figures are those of a quiet machine.
+The first run also installs the peers. Close all other programs: the figures are for an idle machine.
 """
 
 import argparse
@@ -38,16 +39,16 @@ def arguments():
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", nargs="+", metavar="WORD", default=[], help="cases whose group/name holds one of these")
     parser.add_argument("--list", action="store_true")
-    parser.add_argument("--voxpatch", type=Path, help="the binary; else target/release/voxpatch is built")
+    parser.add_argument("--voxpatch", type=Path, help="the binary (default: target/release/voxpatch is built)")
     parser.add_argument("--size", type=sizes, metavar="Z,Y,X", help="voxels of the scan (1069,512,512, or 267,512,512 if quick)")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=float, help="of each measurement of a rate")
-    parser.add_argument("--minutes", type=float, help="for all cases together; rounds are left out to keep to it")
+    parser.add_argument("--minutes", type=float, help="for all cases together; rounds are skipped to keep to it")
     parser.add_argument("--limit", type=float, help="the most seconds that one run may take")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--folder", type=Path, default=ROOT / ".bench-data", help="where the volumes are made and kept")
-    parser.add_argument("--out", type=Path, help="where the report goes (docs/benchmarks; docs/benchmarks/quick; .bench-data/only)")
-    parser.add_argument("--no-install", action="store_true", help="measure only what is installed already")
+    parser.add_argument("--folder", type=Path, default=ROOT / ".bench-data", help="folder of the volumes, which are created on the first run")
+    parser.add_argument("--out", type=Path, help="folder of the report (docs/benchmarks; docs/benchmarks/quick; .bench-data/only)")
+    parser.add_argument("--no-install", action="store_true", help="measure only the peers that are already installed")
     return parser.parse_args()
 
 
@@ -67,7 +68,8 @@ def ours_binary(given):
 
 
 def imports(versions, threads, folder):
-    """What a process holds that has only imported a peer: part of that peer's memory in every case."""
+    """Measures the memory of a process that has only imported a peer, which is part of the peer's memory in every
+    case."""
     held = {}
     for module in [name for name in versions if name in install.PEERS]:
         program = f"import time, {module}; time.sleep(0.1); print('{{}}')"
@@ -107,7 +109,7 @@ def main():
         "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
         "shape": shape, "machine": machine(given.threads), "versions": versions, "left_out": reasons,
     }
-    from . import limits  # needs what has just been installed
+    from . import limits  # needs the packages that were just installed
 
     say("measuring what the machine can do")
     made["limits"] = limits.measured(folder, settings.volumes.need("f32.npy"), given.threads)

@@ -1,4 +1,4 @@
-"""What a case is, and how its sides take turns."""
+"""Cases, and runs with alternating sides."""
 
 import json
 import subprocess
@@ -30,9 +30,10 @@ TIME = Metric("seconds", "s", False)
 
 @dataclass
 class Side:
-    """`command` makes the command line from the last result, or from None in the first round. `budget` is the MiB that
-    it is told to stay within: it is compared with peers of the same budget, and with those that have none.
-    `translate` gives figures the names that all sides use; `calibrate` says that a first run only finds a good count. `reads` makes a volume that only this side reads."""
+    """One tool in a case. `command` returns the command line for the last result, which is None in the first round.
+    `budget` is the side's memory limit in MiB: it is compared with peers with the same budget, and with those without
+    one. `translate` renames figures to the names that all sides use. With `calibrate`, a first run only determines a
+    good count. `reads` creates a volume that only this side reads."""
 
     name: str
     command: Callable
@@ -49,8 +50,8 @@ class Side:
 
 @dataclass
 class Case:
-    """`seconds` is the most that one run may take; `weight` its share of the benchmark's time. A case with `curve`
-    is a point of that curve, at `x`."""
+    """A comparison of sides. `seconds` is the time limit of a run, and `weight` the case's share of the benchmark's
+    time. A case with `curve` is a point of this curve, at `x`."""
 
     group: str
     name: str
@@ -71,7 +72,7 @@ class Case:
 
 
 def peer(function, **arguments):
-    """The command line of what a peer does; paths may be made when they are needed."""
+    """Returns the command line of a peer's function; paths may be created on demand."""
     def command(_last):
         known = {key: str(value()) if callable(value) else value for key, value in arguments.items()}
         return [sys.executable, "-m", "benchmark.peers", function, json.dumps(known)]
@@ -80,7 +81,7 @@ def peer(function, **arguments):
 
 
 def run_case(case, reasons, folder, until, say):
-    """Rounds until there are enough of them or it is late; the first always takes place."""
+    """Runs rounds until there are enough of them or the time is over; the first always runs."""
     for side in case.sides:
         if side.package in reasons:
             side.error = f"not installed: {reasons[side.package]}"
@@ -104,7 +105,7 @@ def run_case(case, reasons, folder, until, say):
 
     last = {}
     for side in case.sides:
-        for _ in range(3 if side.calibrate else 0):  # how many patches are worth measuring: few are slower than many
+        for _ in range(3 if side.calibrate else 0):  # a useful number of patches to measure: few are slower than many
             if not side.error:
                 last[side.name] = run(side, last.get(side.name))
                 side.error = last[side.name].get("error")

@@ -1,4 +1,4 @@
-"""Everything that is measured: who does what with which volume."""
+"""The cases of the benchmark: tools, tasks and volumes."""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ IN_MEMORY = {"torchio": "TorchIO, in memory", "monai": "MONAI, in memory"}
 
 
 def sampled(told):
-    """Of `voxpatch sample`; what it found in maps beforehand belongs to the first patch."""
+    """Returns the figures of `voxpatch sample`. The time for the index of a map is part of the first patch's."""
     beforehand = told["index_seconds"]
     return {"chunks": told["chunks_decoded"], "first_patch_seconds": beforehand + told["first_patch_seconds"],
             "whole_seconds": beforehand + told["seconds"]}
@@ -33,12 +33,12 @@ class Settings:
     volumes: Volumes
     threads: int
     rounds: int
-    seconds: float  # of each measurement of a rate
-    limit: float  # the most that one run may take
-    output: Path  # a folder for what is written meanwhile
+    seconds: float  # for each measurement of a rate
+    limit: float  # the time limit of a run
+    output: Path  # a folder for temporary files
 
     def patch(self, size):
-        """Never more than the volume has."""
+        """Returns the patch size, at most the volume's."""
         return even(min(size, *self.volumes.shape))
 
     def planes(self, factor):
@@ -50,12 +50,13 @@ def even(n):
 
 
 def half(size):
-    """The overlap of windows that cover everything about twice along each axis; TorchIO wants it even."""
+    """Returns the overlap of windows that cover each voxel about twice along each axis; TorchIO needs an even
+    number."""
     return even(size // 2)
 
 
 def count_of(settings, first=64):
-    """As many patches as take `settings.seconds` at the rate of the last run."""
+    """Returns the number of patches that take `settings.seconds` at the rate of the last run."""
     def count(last):
         return first if last is None else max(first, round(last["patches_per_second"] * settings.seconds))
 
@@ -71,7 +72,7 @@ def our_sample(settings, source, patch, budget, count, *flags, name=None, thread
 
 
 def reading_sides(settings, name, source, patch, budgets, count=None, threads=None):
-    """Everybody who can read random patches of this volume. With `count`, so many; else for some seconds."""
+    """Returns all sides that can read random patches of this volume: `count` patches, or for some seconds."""
     store = STORES.get(name, STORES["i16-blosc-zstd.zarr"])
     threads = threads or settings.threads
     floor = floors.reading(patch, store.voxel_bytes, store.chunk, store.codec, store.dtype)
@@ -185,7 +186,8 @@ PEERS_BY_BLEND = {
 
 
 def blending_sides(settings, source, shape, patch, overlap, blend, memory, ways, classes=None, threads=None, peers=None):
-    """`ways` are what we write: `.npy` or a codec of Zarr. The peers of the same kind of blend."""
+    """Returns the sides that blend. `ways` are voxpatch's outputs: `.npy` or a codec of Zarr. The peers have the same
+    kind of blend."""
     threads = threads or settings.threads
     sides = []
     count, voxels = windows(shape, patch, overlap), math.prod(shape)
@@ -216,7 +218,7 @@ def identity(settings):
     source = lambda: settings.volumes.need("f32.npy")
     for blend in ("crop", "hann") if settings.quick else ("crop", "average", "hann"):
         ways = ("blosc-lz4", ".npy", "zstd") if blend == "hann" else ("blosc-lz4", ".npy")
-        # patchly takes longer than all others together; once is enough to say so.
+        # patchly takes longer than all others together, so it runs once.
         peers = None if blend == "average" else ("torchio", "monai", "konfai")
         sides = blending_sides(settings, source, settings.volumes.shape, patch, half(patch), blend, 350, ways, peers=peers)
         yield Case("identity", f"{blend}, {patch}^3 over {half(patch)}", sides, (JOB, ALONE), lambda: [source()],

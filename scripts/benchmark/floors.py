@@ -1,11 +1,12 @@
-"""The least seconds that a result could have taken on this machine: functions of the result and of what `limits` measured.
+"""The minimum time of a result on this machine: functions of the result and of the measurements of `limits`.
 
-A result that does not tell what a floor needs has none.
+A result without the figures that a floor needs has no floor.
 """
 
 
 def reading(patch, voxel_bytes, chunk, codec, dtype):
-    """The least seconds for a result: decoding the chunks that it says it decoded, and copying its patches."""
+    """Returns the minimum seconds of a result: decoding the chunks that it reports as decoded, and copying its
+    patches."""
     def floor(result, limits):
         if "patches" not in result:
             return None
@@ -21,7 +22,8 @@ def reading(patch, voxel_bytes, chunk, codec, dtype):
 
 
 def blending(patches, patch, channels, output_bytes, codec, dtype):
-    """Two passes over each prediction, to read and to add it, and the output once: encoded if it is, and written."""
+    """Returns the minimum seconds of two passes over each prediction (reading and adding) and of encoding, if any, and
+    writing the output."""
     def floor(result, limits):
         passes = patches * patch**3 * 4 * (1 + channels) / limits["copy"]
         encode = output_bytes / limits.get(f"encode {codec} {dtype}", limits["copy"])

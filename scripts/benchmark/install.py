@@ -1,4 +1,4 @@
-"""The peers in this virtual environment: what is there, what could be installed, and why not."""
+"""The peers in this virtual environment: those installed, and the reasons for those missing."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 SCRIPTS = Path(__file__).resolve().parent.parent
 PYTHON_PACKAGE = SCRIPTS.parent / "python"
 
-# What is imported, and what pip calls it. The order is that of the table in the report.
+# Modules and their names for pip, in the order of the table in the report.
 NEEDED = {"numpy": "numpy>=2,<3", "numcodecs": "numcodecs", "matplotlib": "matplotlib"}
 PEERS = {
     "torchio": "torchio==1.2.1",
@@ -25,7 +25,7 @@ LOOK = "import importlib, importlib.metadata as m, sys; importlib.import_module(
 
 
 def looked_up(module):
-    """The version of a module that can be imported, and what is wrong otherwise."""
+    """Returns the version of a module that can be imported, or the problem."""
     done = subprocess.run([sys.executable, "-c", LOOK, module], capture_output=True, text=True, timeout=300)
     if done.returncode == 0:
         return done.stdout.strip(), None
@@ -33,7 +33,7 @@ def looked_up(module):
 
 
 def install(*what):
-    """Nothing if pip could do it, else its last word."""
+    """Installs a package. Returns pip's last line if that failed."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *map(str, what)]
     done = subprocess.run(command, capture_output=True, text=True)
     return None if done.returncode == 0 else last_line(done.stderr)
@@ -45,7 +45,7 @@ def last_line(text):
 
 
 def environment(say, install_missing=True):
-    """Versions of what is there, and reasons for what is not, after installing what can be."""
+    """Installs the peers. Returns the versions of those installed, and the reasons for those missing."""
     versions, reasons = {}, {}
     for module, requirement in {**NEEDED, **PEERS}.items():
         version, problem = looked_up(module)
@@ -60,7 +60,7 @@ def environment(say, install_missing=True):
             sys.exit(f"bench: {requirement} cannot be installed: {problem}")
         else:
             reasons[module] = problem
-    # Ours is built anew: it may have changed since.
+    # voxpatch is built again, because it may have changed.
     version, problem = looked_up("voxpatch")
     if PYTHON_PACKAGE.is_dir() and install_missing:
         say(f"building {PYTHON_PACKAGE.name}")
@@ -75,13 +75,13 @@ def environment(say, install_missing=True):
 
 
 def commit():
-    """What our sources are called; nothing outside of a repository."""
+    """Returns the name of the sources' commit; None outside of a repository."""
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=SCRIPTS, capture_output=True, text=True)
     return done.stdout.strip()
 
 
 def remembered(path, say, install_missing):
-    """As `environment`, from a file where it knows everything about this commit already."""
+    """Returns the same as `environment`, from a file if it already has everything about this commit."""
     if path.exists():
         found = json.loads(path.read_text())
         if not found["reasons"] and found.get("commit") == commit():

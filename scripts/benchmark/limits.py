@@ -1,6 +1,6 @@
-"""What this machine can do at best, measured in the same run: the floor under every figure.
+"""The limits of this machine, measured in the same run: the floor of every figure.
 
-Rates are bytes of decoded voxels in a second, all threads together. Chunks are 64^3 of the scan itself.
+Rates are bytes of decoded voxels per second, for all threads together. Chunks are 64^3 voxels of the scan.
 """
 
 import mmap
@@ -17,7 +17,7 @@ REPEATS = 5
 
 
 def best(work, least=0.2):
-    """The least seconds of some calls."""
+    """Returns the least seconds of several calls."""
     times, began = [], time.perf_counter()
     while len(times) < REPEATS or time.perf_counter() - began < least:
         started = time.perf_counter()
@@ -27,7 +27,7 @@ def best(work, least=0.2):
 
 
 def shared(threads, work):
-    """Seconds for `threads` calls at once."""
+    """Returns the seconds for `threads` concurrent calls."""
     with ThreadPoolExecutor(threads) as pool:
         return best(lambda: list(pool.map(work, range(threads))))
 
@@ -39,7 +39,7 @@ def copy_rate(threads):
 
 
 def fault_cost(folder):
-    """Seconds to touch a page of a mapped file for the first time, with the file in the page cache."""
+    """Returns the seconds for the first touch of a page of a mapped file that is in the page cache."""
     path = Path(folder) / "faults.tmp"
     path.write_bytes(bytes(64 << 20))
     first, again = [], []
@@ -57,7 +57,7 @@ def fault_cost(folder):
 
 
 def write_rate(folder):
-    """To the disk and not only to the page cache."""
+    """Returns the rate of writing to the disk, and not only to the page cache."""
     path = Path(folder) / "write.tmp"
     block = os.urandom(8 << 20)
     started = time.perf_counter()
@@ -81,7 +81,7 @@ def codecs():
 
 
 def codec_rates(scan, threads):
-    """Decoding and encoding, of both voxel types, one chunk a thread."""
+    """Returns the rates of decoding and encoding, for both voxel types, with one chunk per thread."""
     import numcodecs
 
     numcodecs.blosc.use_threads = False
@@ -99,7 +99,7 @@ def codec_rates(scan, threads):
 
 
 def gunzip_rate(scan):
-    """Of one thread: a gzip stream is one long chain."""
+    """Returns the rate of one thread, because a gzip stream cannot be unpacked in parallel."""
     voxels = numpy.ascontiguousarray(scan[..., scan.shape[-3] // 2 :, :, :][..., :32, :, :].astype("int16")).tobytes()
     packed = zlib.compress(voxels, 1)
     return len(voxels) / best(lambda: zlib.decompress(packed))

@@ -1,8 +1,8 @@
-"""One measurement: a process of its own, looked at from outside.
+"""A measurement: a separate process, observed from outside.
 
-Memory is what the process and its children hold that is backed by no file (anonymous and shared pages), read
-from /proc 50 times a second, the same way for every side. A process that takes too long or too much is
-killed, and that is its result.
+Memory is that of the process and its children without files behind it (anonymous and shared pages), read from /proc 50
+times a second, in the same way for every side. A process that exceeds the time or memory limit is killed, and this is
+its result.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 def family(root):
-    """A process and all its descendants."""
+    """Returns a process and all its descendants."""
     found, new = [], [root]
     while new:
         pid = new.pop()
@@ -38,7 +38,8 @@ def fields(path, wanted, scale):
 
 
 def anonymous_bytes(root):
-    """Of one process what it has; of several their shares, so that nothing that they have in common counts twice."""
+    """Returns the anonymous bytes of a process. For several processes, their shares are summed, so that common pages
+    count once."""
     try:
         pids = family(root)
     except OSError:
@@ -77,7 +78,8 @@ def available_bytes():
 
 
 def run(command, seconds, threads, folder):
-    """What the command printed as its last JSON object, with `wall_seconds` and `peak_anonymous_bytes`; or `error`."""
+    """Returns the last JSON object that the command printed, with `wall_seconds` and `peak_anonymous_bytes`; or
+    `error`."""
     command = [str(part) for part in command]
     numbers = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLOSC_NTHREADS", "RAYON_NUM_THREADS")}
     with tempfile.TemporaryFile(dir=folder) as out, tempfile.TemporaryFile(dir=folder) as err:

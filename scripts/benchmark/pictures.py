@@ -1,4 +1,4 @@
-"""Bars for every group of cases, and curves for what grows."""
+"""Bar charts for every group of cases, and curves for scaling cases."""
 
 from .report import median, number
 
@@ -7,7 +7,7 @@ OTHERS = ["#8a8d91", "#b08968", "#6d7fa8", "#a87d9f", "#c2a83e", "#9fb3b8", "#5d
 
 
 def colours(sides):
-    """Green is ours; each name has one colour in all the cases of a picture."""
+    """Returns the colors: green is voxpatch, and each name has one color in all the cases of a picture."""
     found, counts = {}, {True: 0, False: 0}
     for side in sides:
         if side["name"] not in found:
@@ -85,7 +85,7 @@ def curve(plot, cases, name, path):
 
 
 def draw(results, folder, kind="svg"):
-    """The names of the pictures, by group."""
+    """Draws the pictures. Returns their names, by group."""
     import matplotlib
 
     matplotlib.use("agg")

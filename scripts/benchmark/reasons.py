@@ -1,4 +1,5 @@
-"""Why we lose where we do: words of which one is in the case's group/name, and the reason; the first that fits counts."""
+"""The reasons for losing: words, one of which is in the case's group/name, with the reason. The first that fits
+counts."""
 
 REASONS = [
     (("cold/64 of 96^3 of f32.npy", "cold/64 of 96^3 of i16.npy"),

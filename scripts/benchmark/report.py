@@ -8,7 +8,7 @@ HEAD = ["", "median", "from – to", "to the best peer", "peak anonymous MiB", "
 
 
 def plain(chosen, measured):
-    """What was measured, of every case and side, as JSON knows it; cases that had no turn have no runs."""
+    """Returns the measurements of every case and side for JSON; cases that did not run have no runs."""
     return [
         {
             "group": one.group, "name": one.name, "curve": one.curve, "x": one.x, "threads": one.threads,
@@ -31,12 +31,12 @@ def median(side, key):
 
 
 def rivals(case, side):
-    """Peers that are told the same budget, or have none."""
+    """Returns the peers with the same budget, or without one."""
     return [other for other in case["sides"] if not other["ours"] and other["runs"] and other["budget_mib"] in (None, side["budget_mib"])]
 
 
 def best_peer(case, side, metric):
-    """The peer that does best, and how many times better `side` does (less than 1: worse)."""
+    """Returns the best peer, and the factor by which `side` is better (below 1: worse)."""
     mine = median(side, metric["key"])
     there = [(median(other, metric["key"]), other) for other in rivals(case, side)]
     there = [(value, other) for value, other in there if value is not None]
@@ -63,7 +63,8 @@ def times(ratio):
 
 
 def row(case, side, metric):
-    """The cells of a side, and whether it is ours and loses, in this metric or in memory to the peer that is best in it."""
+    """Returns the cells of a side, and True if it is voxpatch's and loses to the best peer, in this metric or in
+    memory."""
     middle = median(side, metric["key"])
     if middle is None:
         return [side["name"], side["error"] or "not run: no time was left", *[""] * (len(HEAD) - 2)], False
@@ -136,7 +137,7 @@ def facts(results):
 
 
 def summary(results):
-    """One line for each case: its first metric, our best side and the best peer."""
+    """Returns one line for each case: its first metric, voxpatch's best side and the best peer."""
     rows = []
     for case in results["cases"]:
         metric = case["metrics"][0]

@@ -1,4 +1,4 @@
-"""The volumes that are measured: one scan in every way of storing it, made once and kept.
+"""The volumes of the benchmark: one scan in every kind of storage, created once.
 
 The scan is the chest CT of `voxpatch demo`. `planes` is how many of its planes a folder's volumes have.
 """
@@ -20,7 +20,7 @@ THRESHOLDS = "-500,-100,200"
 
 @dataclass(frozen=True)
 class Stored:
-    """A way of storing the scan: voxel type, and for Zarr the voxels of a chunk along each axis and the codec."""
+    """A kind of storage: voxel type, and for Zarr the voxels of a chunk along each axis and the codec."""
 
     name: str
     dtype: str
@@ -83,7 +83,7 @@ class Volumes:
         return scan
 
     def need(self, name):
-        """The path of a volume, made if it is not there."""
+        """Returns the path of a volume, which is created if it does not exist."""
         path = self.path(name)
         if path.exists():
             return path
@@ -154,7 +154,7 @@ def warm(path):
 
 
 def drop(path):
-    """Asks the kernel to forget a volume's pages. It does so for pages that are written and mapped by nobody."""
+    """Asks the kernel to drop a volume's pages from the page cache. It drops those that are written and not mapped."""
     for file in files(path):
         descriptor = os.open(file, os.O_RDONLY)
         try:

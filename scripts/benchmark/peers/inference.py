@@ -1,4 +1,5 @@
-"""Sliding windows over a scan in memory, blended: the identity, or a model that says classes, and their argmax.
+"""Sliding windows over a scan in memory, blended: the identity, or a model with one channel per class, and their
+argmax.
 
 `seconds` are those of the windows alone; `job_seconds` begin with reading the scan from a .npy file or from
 Zarr, and end when the result is written as .npy, as voxpatch's do.
@@ -8,7 +9,8 @@ import time
 
 
 def classes_of(count):
-    """As the built-in model `threshold` with the thresholds of `thresholds(count)`: a channel of ones and zeros for each."""
+    """Returns the same as the built-in model `threshold` with `thresholds(count)`: a channel of ones and zeros for each
+    class."""
     import torch
 
     edges = [float("-inf"), *thresholds(count), float("inf")]
@@ -16,13 +18,14 @@ def classes_of(count):
 
 
 def thresholds(count):
-    """`count - 1` values that rise from -950 by the same step, so that air, lung, tissue and bone all are cut up."""
+    """Returns `count - 1` evenly spaced values from -950 upwards, so that air, lung, tissue and bone are all
+    divided."""
     step = 1400 // (count - 1)
     return [-950 + n * step for n in range(count - 1)]
 
 
 def job(source, target, classes, threads, predict):
-    """`predict(scan, model)` gives what is blended, (c, z, y, x), of a scan (z, y, x); both are tensors."""
+    """Runs a job. `predict(scan, model)` returns the blended tensor (c, z, y, x) of a scan, a tensor (z, y, x)."""
     import numpy
     import torch
     import zarr

@@ -1,7 +1,7 @@
-"""Random patches, each place as likely as the next.
+"""Random patches at uniformly distributed places.
 
-`first_patch_seconds` begin with opening the volume (with loading it, where a peer holds it in memory), and
-the rate is that of the patches after the first, read for `seconds` or until there are `count`.
+`first_patch_seconds` begin with opening the volume (with loading it, where a peer holds it in memory), and the rate is
+that of the patches after the first, read for `seconds` or up to `count` patches.
 """
 
 import random
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class Now:
-    """A result that is there already."""
+    """A result that is already available."""
 
     def __init__(self, value):
         self.value = value
@@ -22,7 +22,7 @@ class Now:
 
 
 def read_so_far():
-    """Bytes that this process got by reading; those of mapped files do not count."""
+    """Returns the bytes that this process has read by system calls; mapped files do not count."""
     for line in Path("/proc/self/io").read_text().splitlines():
         if line.startswith("rchar"):
             return int(line.split()[1])
@@ -30,7 +30,8 @@ def read_so_far():
 
 
 def measure(began, shape, patch, seconds, count, begin_read, flying=1, chunk=None):
-    """`begin_read(z, y, x)` gives something with `result()`; `flying` of them are under way at once."""
+    """Measures reads. `begin_read(z, y, x)` returns an object with `result()`; `flying` reads are in progress at a
+    time."""
     draw = random.Random(1)
     touched = 0
 
@@ -60,7 +61,7 @@ def measure(began, shape, patch, seconds, count, begin_read, flying=1, chunk=Non
     took = time.perf_counter() - started
     told = {"patches": done, "seconds": took, "patches_per_second": done / took, "first_patch_seconds": first,
             "whole_seconds": first + took}
-    if chunk:  # what is kept between patches is kept by none of those that say this
+    if chunk:  # sides with this figure do not cache anything between patches
         told["chunks"], told["bytes_read"] = touched, read_so_far() - read
     return told
 
@@ -143,7 +144,7 @@ def nibabel_mapped(path, patch, seconds, count, **_):
 
 
 def loaded(path):
-    """The whole scan in memory, (1, z, y, x)."""
+    """Returns the whole scan in memory, (1, z, y, x)."""
     import numpy
 
     if str(path).endswith(".npy"):
@@ -168,7 +169,7 @@ def torchio(path, patch, seconds, count, threads, **_):
 
 
 def monai(path, patch, seconds, count, threads, **_):
-    import nibabel  # noqa: F401  before the clock
+    import nibabel  # noqa: F401  imported before the clock starts
     import torch
     from monai.transforms import RandSpatialCrop
 

@@ -1,4 +1,4 @@
-"""Drawing by labels, and epochs of a training queue with a consumer that takes its time."""
+"""Sampling by labels, and epochs of a training queue with a slow consumer."""
 
 import time
 
@@ -37,7 +37,7 @@ def monai_labels(scan, labels, patch, seconds, threads, **_):
 
 
 def consume(began, batches, delay):
-    """Takes a batch, does something else for `delay` seconds, and so on; what is lost is the time in between."""
+    """Alternates between taking a batch and `delay` seconds of other work, and measures the waiting time."""
     stall = first = None
     count = 0
     batches = iter(batches)
@@ -90,7 +90,8 @@ def torchio_queue(scan, patch, subjects, per_subject, batch, delay, threads, **_
 
 
 def monai_cached(scan, patch, subjects, per_subject, batch, delay, threads, **_):
-    """All scans are loaded once and kept, as MONAI's tutorials do; an item is one batch from one scan."""
+    """Returns a dataset that loads all scans once and caches them, as in MONAI's tutorials; an item is one batch from
+    one scan."""
     from monai.data import CacheDataset, DataLoader
     from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, RandSpatialCropSamplesd
 
