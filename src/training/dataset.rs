@@ -150,7 +150,7 @@ impl LoaderBuilder<'_> {
         self
     }
 
-    /// Sets the maximum number of bytes of buffered patches and cached chunks.
+    /// Sets the maximum number of bytes of buffered patches and decoded chunks.
     pub fn memory(mut self, memory: u64) -> Self {
         self.options.memory = memory;
         self

@@ -54,6 +54,31 @@ impl Chunk {
             ChunkVoxels::Fill(voxel) => fill(voxel, self.region, (out, region), count),
         }
     }
+
+    /// Copies the voxels that this chunk shares with `channels` and `region` to a chunk of their own.
+    /// Voxels have `size` bytes.
+    pub(crate) fn part(&self, channels: &Range<u64>, region: Region, size: usize) -> Self {
+        let channels = channels.start.max(self.channels.start)..channels.end.min(self.channels.end);
+        let empty = Region {
+            shape: [0; 3],
+            ..self.region
+        };
+        let region = region.intersection(&self.region).unwrap_or(empty);
+        let voxels = match &self.voxels {
+            ChunkVoxels::Fill(voxel) => ChunkVoxels::Fill(voxel.clone()),
+            ChunkVoxels::Stored(_) => {
+                let count = channels.end.saturating_sub(channels.start);
+                let mut voxels = vec![0; length(region.voxels() * count) * size];
+                self.copy_to(&channels, region, &mut voxels, size);
+                ChunkVoxels::Stored(voxels)
+            }
+        };
+        Self {
+            channels,
+            region,
+            voxels,
+        }
+    }
 }
 
 /// Writes one voxel value to everything that `chunk` and `region` share.

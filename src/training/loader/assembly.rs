@@ -1,4 +1,4 @@
-//! Assemblies: admitted patches whose buffers are being filled, piece by piece.
+//! Assemblies: drawn patches whose buffers are filled piece by piece, once they are admitted.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
@@ -10,17 +10,19 @@ use super::feed::{Drawn, Failed, OpenSubject};
 use super::sample::Sample;
 use crate::error::{Error, Result};
 use crate::patch::Patch;
-use crate::region::Region;
+use crate::region::{Region, chunk_region};
 use crate::training::subject::Image;
 use crate::volume::{ChunkShape, intersecting};
 
 /// A chunk of one image of a subject, or a box of planes: subject, image, chunk index.
 pub(super) type ChunkKey = (u64, usize, ChunkShape);
 
-/// A patch whose buffers are being filled.
+/// A drawn patch; its buffers are filled once it is admitted.
 pub(super) struct Assembly {
     pub(super) source: Result<PatchSource, Failed>,
     pub(super) place: u64,
+    /// The number of patches that this loader delivers before it.
+    pub(super) order: u64,
     /// The bytes of the patch itself.
     pub(super) bytes: u64,
     /// The bytes of the contiguous batch that begins with this patch.
@@ -70,6 +72,8 @@ impl Buffer {
 #[derive(Clone, Copy)]
 pub(super) enum Piece {
     Chunk(ChunkKey),
+    /// The part of a box of planes of a flat file.
+    Planes(ChunkKey),
     /// The whole region of an image, which has no chunks.
     Whole(usize),
 }
@@ -105,20 +109,40 @@ impl PatchSource {
         bytes.fold(0, u64::saturating_add)
     }
 
+    /// Returns the bytes of the part of a chunk that the patch needs, and of the whole decoded chunk.
+    pub(super) fn bytes_of(&self, image: usize, [c, at @ ..]: ChunkShape) -> (u64, u64) {
+        let (source, image) = (self.sources[image], &self.images()[image]);
+        let layout = image.volume.layout();
+        let [count, shape @ ..] = layout.read_chunk.unwrap_or([1; 4]);
+        let (first, end) = (
+            c.saturating_mul(count),
+            c.saturating_add(1).saturating_mul(count),
+        );
+        let channels = image.channels.end.min(end) - image.channels.start.max(first);
+        let region = chunk_region(at, shape);
+        let part = source.intersection(&region).map_or(0, |part| part.voxels());
+        let bytes = |voxels: u64, channels: u64| {
+            voxels
+                .saturating_mul(channels)
+                .saturating_mul(layout.dtype.size() as u64)
+        };
+        (bytes(part, channels), bytes(region.voxels(), count))
+    }
+
     fn pieces(&self) -> Vec<Piece> {
         let mut pieces = Vec::new();
         for (n, (image, source)) in self.images().iter().zip(&self.sources).enumerate() {
-            let layout = image.volume.layout();
-            match layout
-                .read_chunk
-                .or_else(|| image.volume.read_granularity())
-            {
-                _ if source.is_empty() => {}
-                None => pieces.push(Piece::Whole(n)),
-                Some(chunk) => {
-                    let all = intersecting(chunk, &image.channels, *source);
-                    pieces.extend(all.map(|at| Piece::Chunk((self.opened.index, n, at))));
-                }
+            if source.is_empty() {
+                continue;
+            }
+            let within = |size| intersecting(size, &image.channels, *source);
+            let key = |at| (self.opened.index, n, at);
+            if let Some(chunk) = image.volume.layout().read_chunk {
+                pieces.extend(within(chunk).map(|at| Piece::Chunk(key(at))));
+            } else if let Some(planes) = image.volume.read_granularity() {
+                pieces.extend(within(planes).map(|at| Piece::Planes(key(at))));
+            } else {
+                pieces.push(Piece::Whole(n));
             }
         }
         pieces
@@ -126,7 +150,7 @@ impl PatchSource {
 }
 
 impl Assembly {
-    pub(super) fn new(drawn: Drawn) -> Self {
+    pub(super) fn new(drawn: Drawn, order: u64) -> Self {
         let Drawn {
             place,
             batch,
@@ -136,6 +160,7 @@ impl Assembly {
         let mut assembly = Self {
             source: Err(Failed::Error(Arc::new(Error::Interrupted))),
             place,
+            order,
             bytes: 0,
             batch_bytes: 0,
             ends: ends.map(|(batch, _)| Arc::clone(batch)),

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::batch_buffer::BatchBuffer;
-use super::chunk_store::{ByteBudget, ChunkStore};
 use crate::error::{Error, Result};
 use crate::region::Region;
 use crate::sampler::Sampler;
@@ -17,7 +16,6 @@ use crate::training::plan::{Epoch, EpochPlan, PlannedPatch};
 use crate::training::shard::{RankShard, WorkerShard};
 use crate::training::subject::{Image, Subject};
 use crate::training::subjects::Subjects;
-use crate::volume::{Chunk, ChunkShape};
 
 /// The number of subjects that stay open for later windows.
 const MAX_OPEN: usize = 16;
@@ -56,8 +54,6 @@ pub(super) struct OpenSubject {
     sampler: Option<Arc<dyn Sampler>>,
     /// The bytes read of each image at the last count.
     read: Vec<AtomicU64>,
-    /// The cache of its decoded chunks, if they are cached.
-    pub(super) chunks: Option<ChunkStore>,
 }
 
 impl OpenSubject {
@@ -68,11 +64,6 @@ impl OpenSubject {
             Ok(()) => Ok(opened),
             Err(error) => Err(Failed::of(&opened, error)),
         }
-    }
-
-    /// Returns a cached chunk.
-    pub(super) fn cached_chunk(&self, image: usize, index: ChunkShape) -> Option<Arc<Chunk>> {
-        self.chunks.as_ref()?.get(image, index)
     }
 
     /// Returns the bytes read of an image since the last call.
@@ -92,8 +83,6 @@ pub(super) struct FeedOptions {
     pub(super) contiguous: bool,
     /// Refuse subjects with other images than the first.
     pub(super) same_images: bool,
-    /// The budget of cached chunks.
-    pub(super) chunks: Arc<ByteBudget>,
 }
 
 pub(super) struct Feed {
@@ -282,7 +271,6 @@ impl Feed {
         let opened = Arc::new(OpenSubject {
             index,
             read: subject.images().iter().map(read).collect(),
-            chunks: ChunkStore::reserve(&subject, self.subjects.len(), &self.options.chunks),
             subject: Arc::new(subject),
             sampler,
         });

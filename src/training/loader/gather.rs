@@ -5,6 +5,7 @@ use std::sync::{Arc, TryLockError};
 
 use super::assembly::{Assembly, Buffer, ChunkKey, PatchSource};
 use super::batch_buffer::BatchPart;
+use super::holdings::{CountedBytes, CountedChunk};
 use super::pool::PatchPool;
 use super::sample::Sample;
 use super::staging::{Scratch, StagedPlanes};
@@ -13,7 +14,7 @@ use crate::patch::Patch;
 use crate::region::Region;
 use crate::training::subject::Image;
 use crate::training::sync::{guarded, lock};
-use crate::volume::Chunk;
+use crate::volume::{Chunk, ChunkShape};
 
 /// A function that changes a sample on a worker thread before it is delivered.
 pub type Transform = dyn Fn(&mut Sample) -> Result<()> + Send + Sync;
@@ -36,9 +37,9 @@ pub(super) struct Counters {
     pub(super) bytes: AtomicU64,
 }
 
-/// A piece that is copied to every patch that needs it.
+/// Voxels that are copied to every patch that needs them.
 pub(super) enum Fetched {
-    Chunk(Arc<Chunk>),
+    Chunk(Arc<CountedChunk>),
     StagedPlanes(StagedPlanes),
 }
 
@@ -52,8 +53,25 @@ impl Gather {
         }
     }
 
-    /// Reads a chunk, or the part of some planes that the patches need.
-    pub(super) fn fetch(
+    /// Reads and decodes a chunk that a patch needs. `room` counts the bytes that this takes.
+    pub(super) fn decode(
+        &self,
+        source: &PatchSource,
+        image: usize,
+        index: ChunkShape,
+        room: CountedBytes,
+    ) -> Result<Fetched, Arc<Error>> {
+        self.counters.chunks.fetch_add(1, Ordering::Relaxed);
+        let decoded = guarded(|| source.images()[image].volume.read_chunk(index));
+        self.count_bytes(source, image);
+        match decoded {
+            Ok(chunk) => Ok(Fetched::Chunk(Arc::new(room.of_chunk(chunk)))),
+            Err(error) => Err(Arc::new(error)),
+        }
+    }
+
+    /// Reads the part of some planes that the patches need.
+    pub(super) fn read_planes(
         &self,
         (_, image, index): ChunkKey,
         assemblies: &[Arc<Assembly>],
@@ -64,29 +82,27 @@ impl Gather {
         let first = sources
             .clone()
             .next()
-            .expect("only patches with a region need chunks");
+            .expect("only patches with a region need planes");
         let own = &first.images()[image];
-        let volume = &*own.volume;
-        let fetched = guarded(|| match volume.read_granularity() {
-            Some(size) if volume.layout().read_chunk.is_none() => {
-                let regions = sources.map(|source| source.sources[image]);
-                StagedPlanes::fetch(own, size, index, regions, &self.scratch)
-                    .map(Fetched::StagedPlanes)
-            }
-            _ => {
-                if let Some(chunk) = first.opened.cached_chunk(image, index) {
-                    return Ok(Fetched::Chunk(chunk));
-                }
-                self.counters.chunks.fetch_add(1, Ordering::Relaxed);
-                let chunk = Arc::new(volume.read_chunk(index)?);
-                if let Some(chunks) = &first.opened.chunks {
-                    chunks.insert(image, index, &chunk);
-                }
-                Ok(Fetched::Chunk(chunk))
-            }
-        });
+        let size = own.volume.read_granularity().unwrap_or([1; 4]);
+        let regions = sources.map(|source| source.sources[image]);
+        let read = guarded(|| StagedPlanes::fetch(own, size, index, regions, &self.scratch));
         self.count_bytes(first, image);
-        fetched.map_err(Arc::new)
+        read.map(Fetched::StagedPlanes).map_err(Arc::new)
+    }
+
+    /// Cuts the part of a chunk that a patch needs out of it. `room` counts its bytes.
+    pub(super) fn cut(
+        assembly: &Assembly,
+        image: usize,
+        chunk: &Chunk,
+        room: CountedBytes,
+    ) -> Result<CountedChunk> {
+        let source = assembly.source.as_ref().map_err(|_| Error::Interrupted)?;
+        let own = &source.images()[image];
+        let size = own.volume.layout().dtype.size();
+        let piece = chunk.part(&own.channels, source.sources[image], size);
+        Ok(room.of_chunk(piece))
     }
 
     /// Copies a piece into a patch. Returns `None` if another thread is writing to the patch and `wait`

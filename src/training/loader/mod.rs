@@ -5,11 +5,12 @@
 //! ```text
 //! planned      EpochPlan     which draw of which subject is next
 //!    |         feed          opens subjects and draws a window of patches at a time
-//! drawn        Drawn         the region, or the reason why there is none
+//! drawn        Assembly      the region and its chunks; up to thousands of patches ahead
+//!    |         reuse         decides which chunks and pieces are held for coming patches
 //!    |         schedule      admits patches in order while the buffer has room
-//! admitted     Assembly      the chunks that the patch needs, and an empty buffer
-//!    |         gather        reads each chunk once and copies it to every admitted patch that
-//!    |                       needs it; chunk_store caches chunks, staging reads mapped planes
+//! admitted     Assembly      an empty buffer
+//!    |         gather        decodes chunks and copies them to the patches that need them;
+//!    |                       holdings holds chunks and pieces, staging reads mapped planes
 //! filling      Assembly      complete when the last piece was copied
 //!    |         gather        casts, pads and transforms it
 //! ready        Sample        or a part of a contiguous Batch (batch_buffer)
@@ -26,12 +27,13 @@ use std::time::{Duration, Instant};
 mod assembly;
 mod batch;
 mod batch_buffer;
-mod chunk_store;
 mod cursor;
 mod feed;
 mod gather;
+mod holdings;
 mod options;
 mod pool;
+mod reuse;
 mod sample;
 mod schedule;
 mod staging;
@@ -43,7 +45,6 @@ pub use options::{LoaderOptions, LoaderStats, OnError};
 pub use sample::{PooledPatch, Sample};
 pub use wait::TryNext;
 
-use self::chunk_store::ByteBudget;
 use self::cursor::StepCursor;
 use self::feed::{Feed, FeedOptions};
 use self::gather::Gather;
@@ -138,20 +139,19 @@ impl Loader {
             state.settled(plan, shard)
         };
         let end = shard.end(state.position, plan.len());
-        let chunks = Arc::new(ByteBudget::for_chunks(options.memory));
         let feed = FeedOptions {
             places: state.position..end,
             shard,
             worker,
             contiguous: options.contiguous_batches && options.transform.is_none(),
             same_images: options.same_images,
-            chunks: Arc::clone(&chunks),
         };
         let feed = Feed::new(subjects, samplers, plan, state.epoch, feed);
         let limits = Limits {
             patches: options.max_length.max(1),
             bytes: options.memory,
-            chunks,
+            threads: options.threads,
+            batch: options.shard.batch_size,
         };
         let pool = Arc::new(PatchPool::new(options.memory));
         let gather = Gather::new(pool, options.transform.clone());

@@ -16,11 +16,15 @@ use crate::training::shard::{RankShard, WorkerShard};
 pub struct LoaderOptions {
     /// The number of reading threads. With 0, the consumer's thread reads when it asks.
     pub threads: usize,
-    /// The maximum number of patches in the buffer, complete or not.
+    /// The maximum number of patches in the buffer, complete or not. Of images with chunks, the
+    /// buffer has fewer: two batches, two patches per thread, or eight, whichever is most. The
+    /// memory that is left is for chunks.
     pub max_length: usize,
-    /// The maximum number of bytes of buffered patches and cached chunks together. Decoded chunks
-    /// are cached if all chunks of all subjects fit into three quarters of it: each is then decoded
-    /// once. One patch is always admitted.
+    /// The maximum number of bytes of buffered patches, decoded chunks and decodes in progress
+    /// together. Patches take up to half of it. The rest holds chunks, or parts of chunks, that
+    /// coming patches need: those whose next use is soon and whose size is small stay. So each chunk
+    /// is decoded once if all chunks fit. One patch is always admitted. The lookahead itself takes
+    /// up to 6 MiB more.
     pub memory: u64,
     /// The patches of this rank.
     pub shard: RankShard,
@@ -83,7 +87,7 @@ impl LoaderOptions {
         Self { max_length, ..self }
     }
 
-    /// Sets the maximum number of bytes of patches and cached chunks.
+    /// Sets the maximum number of bytes of patches and decoded chunks.
     #[must_use]
     pub fn with_memory(self, memory: u64) -> Self {
         Self { memory, ..self }
@@ -176,7 +180,7 @@ pub struct LoaderStats {
     pub chunks: u64,
     /// Bytes read of all images, before decoding.
     pub bytes: u64,
-    /// Copies of a chunk into a patch. Without sharing, each would need its own decode.
+    /// Copies of a chunk, or of a part of one, into a patch. Without reuse, each would need its own decode.
     pub copies: u64,
     /// Complete and incomplete patches in the buffer.
     pub fill: (usize, usize),

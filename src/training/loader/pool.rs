@@ -17,7 +17,6 @@ use crate::region::Region;
 #[derive(Debug)]
 pub(super) struct PatchPool {
     buffers: Mutex<Buffers>,
-    budget: usize,
 }
 
 #[derive(Debug, Default)]
@@ -28,14 +27,23 @@ struct Buffers {
     bytes: usize,
     /// Bytes of patches that have begun.
     begun: usize,
+    /// The maximum of both together.
+    budget: usize,
 }
 
 impl PatchPool {
     pub(super) fn new(budget: u64) -> Self {
         Self {
-            buffers: Mutex::default(),
-            budget: usize::try_from(budget).unwrap_or(usize::MAX),
+            buffers: Mutex::new(Buffers {
+                budget: usize::try_from(budget).unwrap_or(usize::MAX),
+                ..Buffers::default()
+            }),
         }
+    }
+
+    /// Sets the byte budget.
+    pub(super) fn set_budget(&self, budget: u64) {
+        self.lock().budget = usize::try_from(budget).unwrap_or(usize::MAX);
     }
 
     /// Counts the bytes of a patch that begins.
@@ -57,7 +65,7 @@ impl PatchPool {
             if let Some(voxels) = &found {
                 buffers.bytes -= voxels.bytes().len();
             } else {
-                buffers.shrink_to(self.budget);
+                buffers.shrink();
             }
             found
         });
@@ -72,7 +80,7 @@ impl PatchPool {
         let voxels = patch.into_voxels();
         let bytes = voxels.bytes().len();
         let mut buffers = self.lock();
-        if bytes > 0 && buffers.begun + buffers.bytes + bytes <= self.budget {
+        if bytes > 0 && buffers.begun + buffers.bytes + bytes <= buffers.budget {
             buffers.bytes += bytes;
             buffers
                 .free
@@ -89,7 +97,7 @@ impl PatchPool {
             buffers.bytes -= found.len();
             return found;
         }
-        buffers.shrink_to(self.budget);
+        buffers.shrink();
         drop(buffers);
         aligned(length)
     }
@@ -98,7 +106,7 @@ impl PatchPool {
     pub(super) fn give_bytes(&self, buffer: BytesMut) {
         let bytes = buffer.len();
         let mut buffers = self.lock();
-        if bytes > 0 && buffers.begun + buffers.bytes + bytes <= self.budget {
+        if bytes > 0 && buffers.begun + buffers.bytes + bytes <= buffers.budget {
             buffers.bytes += bytes;
             buffers.joined.entry(bytes).or_default().push(buffer);
         }
@@ -111,8 +119,8 @@ impl PatchPool {
 
 impl Buffers {
     /// Frees buffers, which have other sizes than the requested one, until the budget suffices.
-    fn shrink_to(&mut self, budget: usize) {
-        while self.begun + self.bytes > budget {
+    fn shrink(&mut self) {
+        while self.begun + self.bytes > self.budget {
             if let Some(voxels) = self.free.values_mut().find_map(Vec::pop) {
                 self.bytes -= voxels.bytes().len();
             } else if let Some(buffer) = self.joined.values_mut().find_map(Vec::pop) {

@@ -1,10 +1,14 @@
-//! The schedule: decides which chunk is read next, and for which patches.
+//! The schedule: decides which chunk is decoded next, and for which patches.
 //!
-//! Patches are admitted in delivery order while the buffer has room. The first admitted patch that
-//! still needs a chunk decides which chunk is read. The chunk is then copied to every admitted patch
-//! that needs it. So the consumer never waits for unrelated work, and among the admitted patches no
-//! chunk is read or decoded twice. A patch that is admitted while a chunk is being read gets that
-//! chunk too. A box of planes of a mapped file is treated like a chunk.
+//! Patches are admitted in delivery order, and work is handed out from the front: the first patch that
+//! still needs a chunk decides which chunk is decoded. So the consumer never waits for unrelated work.
+//!
+//! The loader knows its draws far ahead of the patches that it puts together. When a patch's pieces are
+//! handed out, [`Reuse`](super::reuse::Reuse) decides which chunks, and which pieces of chunks, are held
+//! for coming patches. It sees patches in their order only, so the timing of threads does not change
+//! its decisions. A coming patch takes a buffer when its first piece is copied, and not before.
+//!
+//! Flat files have no chunks. The planes that admitted patches need are read together.
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,16 +17,40 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::assembly::{Assembly, ChunkKey, Piece};
-use super::chunk_store::ByteBudget;
 use super::feed::{Drawn, Failed, Feed};
 use super::gather::{Fetched, Gather};
+use super::holdings::{ChunkBytes, CountedBytes, CountedChunk, Cut, Holdings, Part};
 use super::sample::Sample;
+use super::staging;
 use super::wait::TryNext;
 use crate::error::{Error, Result};
 use crate::training::sync::{guarded, lock, panicked};
+use crate::volume::Chunk;
 
 /// The longest single wait of a consumer without a deadline.
 const MAX_WAIT: Duration = Duration::from_hours(1);
+
+/// At least this many patches may be admitted at a time. More patches leave less memory for chunks.
+const MIN_DEPTH: usize = 8;
+
+/// The lookahead is at most this many patches,
+const MAX_AHEAD: u64 = 4096;
+
+/// with at most this many uses of chunks,
+const MAX_USES: usize = 1 << 15;
+
+/// of at most this many subjects, which stay open.
+const MAX_SUBJECTS: usize = 16;
+
+/// The lookahead grows by this many patches with each patch, so that the first patch does not wait for
+/// thousands of draws.
+const AHEAD_STEP: u64 = 8;
+
+/// At most this many patches are drawn before the lookahead needs them,
+const SPARE_DRAWS: u64 = 64;
+
+/// and none if the lookahead has more subjects than this, since each draw may then open another one.
+const FEW_SUBJECTS: usize = MAX_SUBJECTS / 2;
 
 pub(super) struct Schedule {
     state: Mutex<State>,
@@ -30,35 +58,67 @@ pub(super) struct Schedule {
     work: Condvar,
     /// Signals that the front patch may be complete, or that the epoch has ended.
     ready: Condvar,
+    /// Signals that there may be memory for another decode.
+    room: Condvar,
+    chunk_bytes: ChunkBytes,
     feed: Mutex<Feed>,
     pub(super) gather: Gather,
     limits: Limits,
 }
 
-/// The limits of the buffer.
+/// The limits of the loader's memory.
 #[derive(Debug)]
 pub(super) struct Limits {
+    /// The maximum number of admitted patches.
     pub(super) patches: usize,
+    /// The maximum number of bytes of patches, chunks, pieces and decodes in progress together.
     pub(super) bytes: u64,
-    /// The part of these bytes that is reserved for cached chunks.
-    pub(super) chunks: Arc<ByteBudget>,
+    pub(super) threads: usize,
+    /// The number of patches that the consumer takes at a time.
+    pub(super) batch: u64,
 }
 
 #[derive(Default)]
 struct State {
-    /// Drawn patches that wait for admission.
-    drawn: VecDeque<Assembly>,
+    /// Drawn patches that are not admitted yet.
+    drawn: VecDeque<Arc<Assembly>>,
     feeding: bool,
     fed: bool,
     /// Admitted patches in delivery order.
     assemblies: VecDeque<Admitted>,
     /// The number of patches at the front whose work is all handed out.
     handed_out: usize,
-    requests: HashMap<ChunkKey, ChunkRequest>,
-    /// Chunks that are not being read yet, in the order in which they are needed.
+    /// The number of patches drawn so far,
+    orders: u64,
+    /// and of those whose uses of chunks are in the lookahead or were taken.
+    expected: u64,
+    /// The uses in the lookahead,
+    uses: usize,
+    /// and its patches, by subject.
+    subjects: HashMap<u64, usize>,
+    held: Holdings,
+    /// Admitted patches that need the same planes.
+    planes: HashMap<ChunkKey, Vec<Arc<Assembly>>>,
+    /// Chunks that admitted patches need, in their order, to prefetch.
     coming: VecDeque<(ChunkKey, Arc<Assembly>)>,
+    /// Bytes of admitted patches.
     bytes: u64,
+    largest: Largest,
+    /// Threads that work and do not wait for room.
+    working: usize,
     stop: bool,
+}
+
+/// The largest sizes so far, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Largest {
+    patch: u64,
+    /// A contiguous batch.
+    batch: u64,
+    /// A decoded chunk; 0 if there are only flat files.
+    chunk: u64,
+    /// A staging buffer for planes.
+    planes: u64,
 }
 
 struct Admitted {
@@ -67,19 +127,58 @@ struct Admitted {
     next: usize,
 }
 
-/// The patches that need a chunk; `claimed` once a thread reads it.
-#[derive(Default)]
-struct ChunkRequest {
-    assemblies: Vec<Arc<Assembly>>,
-    claimed: bool,
-}
-
 /// A unit of work.
 enum Job {
-    Chunk(ChunkKey, Vec<Arc<Assembly>>),
+    Decode(ChunkKey, Arc<Assembly>),
+    Copy(Arc<Assembly>, usize, Arc<CountedChunk>),
+    Cut(Cut),
+    Planes(ChunkKey, Vec<Arc<Assembly>>),
     Whole(Arc<Assembly>, usize),
     /// A patch that is all padding.
     Padding(Arc<Assembly>),
+}
+
+impl Limits {
+    /// The maximum number of admitted patches.
+    fn depth(&self, largest: Largest) -> usize {
+        if largest.chunk == 0 {
+            return self.patches;
+        }
+        let batch = usize::try_from(self.batch).unwrap_or(usize::MAX);
+        let wanted = MIN_DEPTH.max(self.threads.saturating_mul(2));
+        self.patches.min(wanted.max(batch.saturating_mul(2)))
+    }
+
+    /// The maximum number of bytes of admitted patches.
+    fn patch_bytes(&self, largest: Largest) -> u64 {
+        let staging = largest.planes.saturating_mul(self.threads.max(1) as u64);
+        let bytes = self.bytes.saturating_sub(staging.min(self.bytes / 4));
+        if largest.chunk == 0 {
+            return bytes;
+        }
+        let patches = largest.patch.saturating_mul(self.depth(largest) as u64);
+        let batches = largest.batch.saturating_mul(2);
+        let one = largest.patch.saturating_add(largest.batch);
+        patches.saturating_add(batches).min(bytes / 2).max(one)
+    }
+
+    /// The maximum number of bytes of chunks, of pieces and of decodes in progress.
+    fn chunk_bytes(&self, largest: Largest) -> u64 {
+        self.bytes.saturating_sub(self.patch_bytes(largest))
+    }
+
+    /// The maximum number of bytes of chunks and pieces that are held. The rest is for decodes in progress
+    /// and for evicted chunks that a worker still copies from.
+    fn held_bytes(&self, largest: Largest) -> u64 {
+        let bytes = self.chunk_bytes(largest);
+        let decodes = decode_bytes(largest.chunk).saturating_mul(self.threads.max(1) as u64);
+        bytes.saturating_sub(decodes.min(bytes / 4))
+    }
+}
+
+/// The bytes that the decode of a chunk takes at most: stored and decoded.
+const fn decode_bytes(chunk: u64) -> u64 {
+    chunk.saturating_mul(2)
 }
 
 /// The outcome of one step of work.
@@ -105,6 +204,8 @@ impl Schedule {
             state: Mutex::default(),
             work: Condvar::new(),
             ready: Condvar::new(),
+            room: Condvar::new(),
+            chunk_bytes: ChunkBytes::default(),
             feed: Mutex::new(feed),
             gather,
             limits,
@@ -119,6 +220,7 @@ impl Schedule {
         self.lock().stop = true;
         self.work.notify_all();
         self.ready.notify_all();
+        self.room.notify_all();
     }
 
     /// Returns the numbers of complete and incomplete patches in the buffer.
@@ -141,31 +243,27 @@ impl Schedule {
             if state.stop {
                 return Step::Finished;
             }
-            if state.drawn.is_empty() && !state.fed && !state.feeding {
-                state.feeding = true;
-                drop(state);
-                let assemblies: Vec<Assembly> = self.fed().into_iter().map(Assembly::new).collect();
-                state = self.lock();
-                state.feeding = false;
-                state.fed = assemblies.is_empty();
-                state.drawn.extend(assemblies);
-                self.admit(&mut state);
-                self.work.notify_all();
-                self.ready.notify_all();
+            if state.needs_draws() {
+                state = self.draw(state);
                 continue;
             }
-            if let Some(job) = state.next_job() {
+            let jobs = state.next_jobs(&self.limits);
+            if !jobs.is_empty() {
                 let coming = state.next_prefetches();
+                state.working += 1;
                 drop(state);
                 for ((_, image, index), assembly) in coming.into_iter().flatten() {
-                    if let Ok(source) = &assembly.source
-                        && source.opened.cached_chunk(image, index).is_none()
-                    {
+                    if let Ok(source) = &assembly.source {
                         source.images()[image].volume.prefetch(index);
                     }
                 }
-                self.run(job);
+                jobs.into_iter().for_each(|job| self.run(job));
+                self.lock().working -= 1;
+                self.room.notify_all();
                 return Step::Worked;
+            }
+            if state.needs_draws() {
+                continue;
             }
             if state.fed && state.drawn.is_empty() {
                 return Step::Finished;
@@ -178,6 +276,31 @@ impl Schedule {
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Draws the next patches, without the lock, and admits those that fit.
+    fn draw<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.feeding = true;
+        let orders = state.orders..;
+        drop(state);
+        let new = |(drawn, order)| Arc::new(Assembly::new(drawn, order));
+        let assemblies: Vec<_> = self.fed().into_iter().zip(orders).map(new).collect();
+        let mut state = self.lock();
+        state.feeding = false;
+        state.fed = assemblies.is_empty();
+        state.orders += assemblies.len() as u64;
+        for assembly in assemblies {
+            state.largest.include(&assembly);
+            state.drawn.push_back(assembly);
+        }
+        let next = state.next_order();
+        if next < state.orders {
+            state.look_ahead(next);
+        }
+        self.admit(&mut state);
+        self.work.notify_all();
+        self.ready.notify_all();
+        state
     }
 
     /// Draws the next patches. A panic becomes one patch with an error.
@@ -194,30 +317,29 @@ impl Schedule {
         })
     }
 
-    /// Admits drawn patches while the buffer has room; at least one.
+    /// Admits drawn patches while they fit; at least one.
     fn admit(&self, state: &mut State) {
-        let bytes = self
-            .limits
-            .bytes
-            .saturating_sub(self.limits.chunks.reserved());
+        let depth = self.limits.depth(state.largest);
+        let bytes = self.limits.patch_bytes(state.largest);
+        self.gather.pool.set_budget(bytes);
         while let Some(assembly) = state.drawn.pop_front() {
             // The bytes of a contiguous batch count with its first patch.
             let more = assembly.bytes.saturating_add(assembly.batch_bytes);
-            let fits = state.assemblies.len() < self.limits.patches
+            let fits = state.assemblies.len() < depth
                 && (more == 0 || state.bytes.saturating_add(more) <= bytes);
             if !fits && !state.assemblies.is_empty() {
                 state.drawn.push_front(assembly);
                 return;
             }
-            let assembly = Arc::new(assembly);
             state.bytes = state.bytes.saturating_add(more);
             for piece in &assembly.pieces {
-                if let Piece::Chunk(key) = piece {
-                    let assemblies = &mut state.requests.entry(*key).or_default().assemblies;
-                    assemblies.push(Arc::clone(&assembly));
-                    if assemblies.len() == 1 {
-                        state.coming.push_back((*key, Arc::clone(&assembly)));
+                match piece {
+                    Piece::Chunk(key) => state.coming.push_back((*key, Arc::clone(&assembly))),
+                    Piece::Planes(key) => {
+                        let assemblies = state.planes.entry(*key).or_default();
+                        assemblies.push(Arc::clone(&assembly));
                     }
+                    Piece::Whole(_) => {}
                 }
             }
             state.assemblies.push_back(Admitted { assembly, next: 0 });
@@ -272,7 +394,18 @@ impl Schedule {
 
     fn run(&self, job: Job) {
         match job {
-            Job::Chunk(key, assemblies) => self.scatter(key, assemblies),
+            Job::Decode(key, assembly) => self.decode(key, &assembly),
+            Job::Copy(assembly, image, chunk) => {
+                self.deal(&Ok(Fetched::Chunk(chunk)), image, vec![assembly]);
+            }
+            Job::Cut(cut) => self.cut(cut.key, &cut.chunk, &cut.assemblies),
+            Job::Planes(key, assemblies) => {
+                let read = self.gather.read_planes(key, &assemblies);
+                self.deal(&read, key.1, assemblies);
+                if let Ok(Fetched::StagedPlanes(planes)) = read {
+                    self.gather.recycle(planes);
+                }
+            }
             Job::Whole(assembly, image) => {
                 let copied = guarded(|| self.gather.copy_whole(&assembly, image));
                 self.piece_done(&assembly, copied);
@@ -281,44 +414,80 @@ impl Schedule {
         }
     }
 
-    /// Reads a chunk and copies it to all patches that need it.
-    fn scatter(&self, key: ChunkKey, mut assemblies: Vec<Arc<Assembly>>) {
-        let (_, image, _) = key;
-        let mut held = None;
-        while !assemblies.is_empty() {
-            let fetched = held
-                .take()
-                .unwrap_or_else(|| self.gather.fetch(key, &assemblies));
-            self.gather
-                .counters
-                .copies
-                .fetch_add(assemblies.len() as u64, Ordering::Relaxed);
-            self.deal(&fetched, image, assemblies);
-            // Patches admitted since: they need the same chunk, but maybe more of the planes.
-            let mut state = self.lock();
-            let late = state
-                .requests
-                .get_mut(&key)
-                .map(|request| std::mem::take(&mut request.assemblies));
-            assemblies = late.unwrap_or_default();
-            if assemblies.is_empty() {
-                state.requests.remove(&key);
+    /// Decodes a chunk, copies it to the patches that wait for it, and cuts the pieces that are held of it.
+    fn decode(&self, key: ChunkKey, assembly: &Assembly) {
+        let (_, image, index) = key;
+        let decoded = match &assembly.source {
+            Ok(source) => {
+                let (_, bytes) = source.bytes_of(image, index);
+                match self.wait_for_room(decode_bytes(bytes)) {
+                    Some(room) => self.gather.decode(source, image, index, room),
+                    None => Err(Arc::new(Error::Interrupted)),
+                }
             }
-            drop(state);
-            match fetched {
-                Ok(Fetched::StagedPlanes(planes)) => self.gather.recycle(planes),
-                chunk => held = Some(chunk),
+            Err(_) => Err(Arc::new(Error::Interrupted)),
+        };
+        let chunk = match &decoded {
+            Ok(Fetched::Chunk(chunk)) => Some(Arc::clone(chunk)),
+            _ => None,
+        };
+        let (waiting, cuts) = self.lock().held.decoded(key, chunk.as_ref());
+        self.deal(&decoded, image, waiting);
+        if let Some(chunk) = chunk {
+            self.cut(key, &chunk, &cuts);
+        }
+    }
+
+    /// Waits until a decode of so many bytes fits next to what other threads hold for the moment. Returns
+    /// `None` if the loader stops.
+    fn wait_for_room(&self, bytes: u64) -> Option<CountedBytes> {
+        let mut state = self.lock();
+        loop {
+            if state.stop {
+                return None;
+            }
+            let limit = self.limits.chunk_bytes(state.largest);
+            let fits = self.chunk_bytes.now().saturating_add(bytes) <= limit;
+            if fits || state.working <= 1 {
+                return Some(self.chunk_bytes.add(bytes));
+            }
+            state.working -= 1;
+            state = self
+                .room
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+            state.working += 1;
+        }
+    }
+
+    /// Cuts the pieces of patches out of a chunk.
+    fn cut(&self, key: ChunkKey, chunk: &Chunk, assemblies: &[Arc<Assembly>]) {
+        let (_, image, index) = key;
+        for assembly in assemblies {
+            let source = assembly.source.as_ref();
+            let bytes = source.map_or(0, |source| source.bytes_of(image, index).0);
+            let room = self.chunk_bytes.add(bytes);
+            let Ok(piece) = Gather::cut(assembly, image, chunk, room) else {
+                continue;
+            };
+            let piece = Arc::new(piece);
+            let is_awaited = self.lock().held.cut(key, assembly.order, &piece);
+            if is_awaited {
+                let assemblies = vec![Arc::clone(assembly)];
+                self.deal(&Ok(Fetched::Chunk(piece)), image, assemblies);
             }
         }
     }
 
-    /// Copies a piece to each of `assemblies`, first to those to which no other thread writes.
+    /// Copies voxels to each of `assemblies`, first to those to which no other thread writes.
     fn deal(
         &self,
         fetched: &Result<Fetched, Arc<Error>>,
         image: usize,
         mut assemblies: Vec<Arc<Assembly>>,
     ) {
+        let copies = &self.gather.counters.copies;
+        copies.fetch_add(assemblies.len() as u64, Ordering::Relaxed);
         while !assemblies.is_empty() {
             let before = assemblies.len();
             assemblies.retain(|assembly| {
@@ -361,49 +530,184 @@ impl Schedule {
     }
 }
 
-impl State {
-    /// Returns the next two unclaimed chunks, to prefetch: two for each chunk that is read, so that
-    /// prefetching gets ahead.
-    fn next_prefetches(&mut self) -> [Option<(ChunkKey, Arc<Assembly>)>; 2] {
-        let requests = &self.requests;
-        let unclaimed = |(key, _): &(ChunkKey, Arc<Assembly>)| {
-            requests.get(key).is_some_and(|request| !request.claimed)
+impl Largest {
+    fn include(&mut self, assembly: &Assembly) {
+        let Ok(source) = &assembly.source else {
+            return;
         };
-        let coming = &mut self.coming;
-        std::array::from_fn(|_| std::iter::from_fn(|| coming.pop_front()).find(unclaimed))
+        for piece in &assembly.pieces {
+            match *piece {
+                Piece::Chunk((_, image, index)) => {
+                    self.chunk = self.chunk.max(source.bytes_of(image, index).1);
+                }
+                Piece::Planes(_) => self.planes = staging::MAX_BYTES,
+                Piece::Whole(_) => {}
+            }
+        }
+        self.patch = self.patch.max(assembly.bytes);
+        self.batch = self.batch.max(assembly.batch_bytes);
+    }
+}
+
+impl State {
+    /// Returns `true` if more patches should be drawn, and no thread does that.
+    fn needs_draws(&self) -> bool {
+        let spare = if self.subjects.len() > FEW_SUBJECTS {
+            0
+        } else {
+            SPARE_DRAWS.min(self.next_order().saturating_mul(AHEAD_STEP))
+        };
+        let is_near = self.expected + spare >= self.orders && !self.is_far_enough();
+        let is_short = self.drawn.is_empty() || (self.largest.chunk > 0 && is_near);
+        !self.fed && !self.feeding && is_short
     }
 
-    fn next_job(&mut self) -> Option<Job> {
-        while let Some(admitted) = self.assemblies.get_mut(self.handed_out) {
-            if admitted.assembly.pieces.is_empty() && admitted.next == 0 {
-                admitted.next = 1;
-                return Some(Job::Padding(Arc::clone(&admitted.assembly)));
-            }
-            while let Some(piece) = admitted.assembly.pieces.get(admitted.next) {
-                admitted.next += 1;
-                match *piece {
-                    Piece::Whole(image) => {
-                        return Some(Job::Whole(Arc::clone(&admitted.assembly), image));
-                    }
-                    Piece::Chunk(key) => {
-                        // The chunk may have arrived already, and be requested again by a later patch only.
-                        let is_requested = |request: &&mut ChunkRequest| {
-                            !request.claimed
-                                && request
-                                    .assemblies
-                                    .iter()
-                                    .any(|assembly| Arc::ptr_eq(assembly, &admitted.assembly))
-                        };
-                        let Some(request) = self.requests.get_mut(&key).filter(is_requested) else {
-                            continue;
-                        };
-                        request.claimed = true;
-                        return Some(Job::Chunk(key, std::mem::take(&mut request.assemblies)));
-                    }
-                }
-            }
-            self.handed_out += 1;
+    /// Returns `true` if the lookahead is as long as it may be.
+    fn is_far_enough(&self) -> bool {
+        self.uses >= MAX_USES || self.subjects.len() >= MAX_SUBJECTS
+    }
+
+    /// The order of the first patch whose work is not all handed out.
+    fn next_order(&self) -> u64 {
+        self.orders - (self.drawn.len() + self.assemblies.len() - self.handed_out) as u64
+    }
+
+    /// Returns a patch that was drawn and is not delivered.
+    fn patch(&self, order: u64) -> Option<&Arc<Assembly>> {
+        find(order, self.orders, &self.assemblies, &self.drawn)
+    }
+
+    /// Extends the lookahead for patch `order`. Returns `false` if more patches must be drawn first.
+    fn look_ahead(&mut self, order: u64) -> bool {
+        let ahead = order.saturating_add(1).saturating_mul(AHEAD_STEP);
+        let end = order.saturating_add(ahead.min(MAX_AHEAD));
+        while self.expected <= order || (self.expected <= end && !self.is_far_enough()) {
+            let Some(assembly) = self.patch(self.expected).cloned() else {
+                return self.fed || (self.expected > order && self.largest.chunk == 0);
+            };
+            self.expected += 1;
+            self.expect(&assembly);
         }
-        None
+        true
+    }
+
+    fn expect(&mut self, assembly: &Assembly) {
+        let Ok(source) = &assembly.source else {
+            return;
+        };
+        for piece in &assembly.pieces {
+            if let Piece::Chunk(key) = *piece {
+                let (_, image, index) = key;
+                let (part, whole) = source.bytes_of(image, index);
+                self.held.expect(assembly.order, key, part, whole);
+                self.uses += 1;
+            }
+        }
+        *self.subjects.entry(source.opened.index).or_default() += 1;
+    }
+
+    /// Removes a patch, whose work is all handed out, from the lookahead.
+    fn forget(&mut self, assembly: &Assembly) {
+        let Ok(source) = &assembly.source else {
+            return;
+        };
+        let is_chunk = |piece: &&Piece| matches!(piece, Piece::Chunk(_));
+        self.uses -= assembly.pieces.iter().filter(is_chunk).count();
+        let index = source.opened.index;
+        if let Some(patches) = self.subjects.get_mut(&index) {
+            *patches -= 1;
+            if *patches == 0 {
+                self.subjects.remove(&index);
+            }
+        }
+    }
+
+    /// Returns the next two chunks to prefetch: two for each unit of work, so that prefetching gets ahead.
+    fn next_prefetches(&mut self) -> [Option<(ChunkKey, Arc<Assembly>)>; 2] {
+        let (held, coming) = (&mut self.held, &mut self.coming);
+        std::array::from_fn(|_| {
+            std::iter::from_fn(|| coming.pop_front()).find(|(key, _)| held.announce(*key))
+        })
+    }
+
+    /// Returns the next unit of work, after the evictions that it needs; nothing if all is handed out, or
+    /// if more patches must be drawn first.
+    fn next_jobs(&mut self, limits: &Limits) -> Vec<Job> {
+        while let Some(admitted) = self.assemblies.get(self.handed_out) {
+            let assembly = Arc::clone(&admitted.assembly);
+            let mut next = admitted.next;
+            if next == 0 && !self.look_ahead(assembly.order) {
+                return Vec::new();
+            }
+            let mut jobs = Vec::new();
+            if assembly.pieces.is_empty() {
+                jobs.push(Job::Padding(Arc::clone(&assembly)));
+            }
+            while jobs.is_empty()
+                && let Some(piece) = assembly.pieces.get(next)
+            {
+                next += 1;
+                jobs = self.jobs_of(&assembly, *piece, limits);
+            }
+            if next < assembly.pieces.len() {
+                self.assemblies[self.handed_out].next = next;
+            } else {
+                self.handed_out += 1;
+                self.forget(&assembly);
+            }
+            if !jobs.is_empty() {
+                return jobs;
+            }
+        }
+        Vec::new()
+    }
+
+    fn jobs_of(&mut self, assembly: &Arc<Assembly>, piece: Piece, limits: &Limits) -> Vec<Job> {
+        match piece {
+            Piece::Whole(image) => vec![Job::Whole(Arc::clone(assembly), image)],
+            Piece::Planes(key) => {
+                // They may have been read already, and be needed again by a later patch only.
+                let needs = |assemblies: &&Vec<Arc<Assembly>>| {
+                    assemblies.iter().any(|other| Arc::ptr_eq(other, assembly))
+                };
+                if self.planes.get(&key).filter(needs).is_none() {
+                    return Vec::new();
+                }
+                let assemblies = self.planes.remove(&key).unwrap_or_default();
+                vec![Job::Planes(key, assemblies)]
+            }
+            Piece::Chunk(key) => {
+                let part = self.held.take(assembly, key);
+                let budget = limits.held_bytes(self.largest);
+                let (orders, assemblies, drawn) = (self.orders, &self.assemblies, &self.drawn);
+                let coming = |order| {
+                    let patch = find(order, orders, assemblies, drawn);
+                    Arc::clone(patch.expect("a coming patch is not delivered"))
+                };
+                let cuts = self.held.settle(assembly.order, budget, coming);
+                let mut jobs: Vec<Job> = cuts.into_iter().map(Job::Cut).collect();
+                match part {
+                    Part::From(chunk) => jobs.push(Job::Copy(Arc::clone(assembly), key.1, chunk)),
+                    Part::Decode => jobs.push(Job::Decode(key, Arc::clone(assembly))),
+                    Part::Waits => {}
+                }
+                jobs
+            }
+        }
+    }
+}
+
+/// Returns patch `order` of `orders` that were drawn, if it is not delivered.
+fn find<'a>(
+    order: u64,
+    orders: u64,
+    assemblies: &'a VecDeque<Admitted>,
+    drawn: &'a VecDeque<Arc<Assembly>>,
+) -> Option<&'a Arc<Assembly>> {
+    let first = orders - (drawn.len() + assemblies.len()) as u64;
+    let at = usize::try_from(order.checked_sub(first)?).ok()?;
+    match assemblies.get(at) {
+        Some(admitted) => Some(&admitted.assembly),
+        None => drawn.get(at - assemblies.len()),
     }
 }

@@ -13,7 +13,7 @@ use crate::training::subject::Image;
 use crate::volume::{Chunk, ChunkShape, ChunkVoxels};
 
 /// The maximum number of bytes of a piece.
-const MAX_BYTES: u64 = 8 << 20;
+pub(super) const MAX_BYTES: u64 = 8 << 20;
 
 /// The maximum ratio of a piece to the voxels needed; at this ratio both ways cost about the same.
 const MAX_WASTE: u64 = 6;
