@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_count_only_where_they_fit_the_channels() {
+    fn names_apply_only_if_they_fit_the_channels() {
         let axis = |name: &str, kind, length| LeadingAxis {
             name: name.to_owned(),
             ..LeadingAxis::new(kind, length)

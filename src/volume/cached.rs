@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_one_threads_and_the_others_try_again() {
+    fn a_failure_goes_to_one_thread_and_the_others_retry() {
         let volume = counting(3);
         let cached = Cached::new(Arc::clone(&volume) as Arc<dyn Volume>, 1 << 20);
         let barrier = Barrier::new(8);

@@ -204,7 +204,7 @@ mod tests {
     use crate::volume::{AxisKind, LeadingAxis, MemoryVolume, VolumeExt, suite};
 
     #[test]
-    fn any_range_of_channels_reads_as_a_volume_of_its_own() {
+    fn any_range_of_channels_reads_as_a_volume() {
         let shape = [5, 6, 7];
         let voxels: Vec<u16> = (0..5 * 6 * 7 * 6).collect();
         for chunk in [
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn no_channels_and_channels_that_are_not_there_are_refused() {
+    fn empty_and_missing_channels_are_refused() {
         let volume = || Arc::new(MemoryVolume::from_vec([1; 3], 3, vec![0_u8; 3]).unwrap());
         for range in [0..0, 2..2, 0..4, 3..4, 7..9] {
             let refused = ChannelRange::new(volume(), range.clone()).unwrap_err();

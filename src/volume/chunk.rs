@@ -134,7 +134,7 @@ pub(super) fn whole(layout: &Layout, index: ChunkShape) -> Result<(Range<u64>, R
         }
         _ => Err(Error::unsupported(
             &layout.path,
-            format!("there is no chunk {index:?}"),
+            format!("the volume has no chunk {index:?}"),
         )),
     }
 }

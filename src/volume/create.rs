@@ -180,7 +180,7 @@ pub fn output_layout(
             return zarr::ZarrWriter::describe(&layout, options);
         }
         let what = format!(
-            "files called {:?} cannot be written: use {}",
+            "files named {:?} cannot be written: use {}",
             excerpt(&name),
             format::writable_extensions().join(", ")
         );
@@ -194,7 +194,7 @@ pub fn output_layout(
     if options.pyramid.is_some() {
         return Err(Error::unsupported(
             path,
-            "only Zarr holds coarser levels: write one, or ask for no pyramid",
+            "only Zarr can store coarser levels: write .zarr, or no pyramid",
         ));
     }
     Ok(layout)
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn outputs_are_apart() {
+    fn outputs_must_not_overlap() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         fs::create_dir(at("folder")).unwrap();

@@ -155,7 +155,7 @@ mod tests {
     use crate::volume::{ChunkVoxels, MemoryVolume, VolumeMut, suite};
 
     #[test]
-    fn boxes_are_what_was_cut_from_the_whole() {
+    fn boxes_equal_the_same_part_of_the_whole() {
         let shape = [7, 10, 13];
         for dtype in [DType::U8, DType::I16, DType::F64] {
             let patch = suite::Random(5).patch(shape, 2, dtype);

@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_known_and_their_secrets_left_out() {
+    fn network_addresses_are_recognized_and_their_secrets_omitted() {
         let of = |text: &str| remote(Path::new(text));
         assert_eq!(of("s3://bucket/a.zarr?sig=1").unwrap(), "s3://bucket");
         assert_eq!(
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_files_are_told_by_their_bytes_and_names() {
+    fn foreign_files_are_recognized_by_their_bytes_and_names() {
         let mut dicom = [0; 132];
         dicom[128..].copy_from_slice(b"DICM");
         for (name, head, word) in [

@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn what_covers_something_else_is_refused() {
+    fn volumes_with_a_different_extent_are_refused() {
         let reference = Layout::new(SHAPE, 1, DType::U8).with_geometry(placed());
         for (shape, geometry, expected) in [
             ([3, 5, 6], placed(), "extent"),
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn without_geometry_shapes_are_enough_only_if_nothing_is_known_or_it_is_said() {
+    fn without_geometry_shapes_are_enough_only_if_both_lack_it_or_on_request() {
         let said = Matching {
             same_grid: true,
             ..Matching::default()

@@ -107,7 +107,7 @@ fn not_there(path: &Path, error: std::io::Error) -> Error {
     match foreign::remote(path) {
         Some(address) => Error::unsupported(
             Path::new(&address),
-            "volumes on other machines are not read: copy it to this one first, or mount it",
+            "volumes on other machines are not read: copy it to this machine first, or mount it",
         ),
         None => Error::io("open", path)(error),
     }

@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_of_this_machine_is_mapped_unless_reads_are_asked_for() {
+    fn a_local_file_is_mapped_unless_system_calls_are_requested() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), [1, 2, 3]).unwrap();
         let mapped = |io: ReadMethod| io.map(file.as_file()).unwrap().is_some();

@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_without_a_rescale_is_itself_and_a_wider_type_can_be_had() {
+    fn a_volume_without_a_rescale_is_unchanged_and_a_wider_type_can_be_requested() {
         let plain: Arc<dyn Volume> =
             Arc::new(MemoryVolume::from_vec([1, 1, 2], 1, vec![1_u8, 2]).unwrap());
         assert!(Arc::ptr_eq(&RealValues::of(Arc::clone(&plain)), &plain));
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_voxel_that_does_not_fit_is_named_and_what_lies_beyond_the_volume_is_not() {
+    fn a_voxel_that_does_not_fit_is_named_unless_it_is_outside_the_volume() {
         let rescale = Rescale {
             slope: 1.0,
             intercept: -1024.0,

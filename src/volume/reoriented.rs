@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn all_48_are_what_loops_give_with_chunks_and_without() {
+    fn all_48_orientations_equal_plain_loops_with_and_without_chunks() {
         for (n, axes) in SignedAxes::all().enumerate() {
             let dtype = [DType::U8, DType::I16, DType::F32, DType::F64][n % 4];
             let (_, patch) = stored([4, 9, 37], 2, dtype);
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn every_orientation_has_an_identity_of_its_own() {
+    fn every_orientation_has_a_different_identity() {
         let volume: Arc<dyn Volume> = Arc::new(stored([3, 3, 3], 1, DType::U8).0);
         let identities: std::collections::HashSet<String> = SignedAxes::all()
             .map(|axes| Reoriented::new(Arc::clone(&volume), axes))

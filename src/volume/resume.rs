@@ -282,7 +282,7 @@ fn resumable_layout(path: &Path, layout: &Layout, options: &CreateOptions) -> Re
         Format::Zarr2 | Format::Zarr3 => Ok(layout),
         _ => Err(Error::unsupported(
             path,
-            "only Zarr outputs can be gone on with after an interruption",
+            "only Zarr outputs can be resumed after an interruption",
         )),
     }
 }

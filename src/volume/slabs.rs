@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn every_voxel_comes_once_and_in_the_order_of_storage() {
+    fn every_voxel_comes_once_and_in_storage_order() {
         let orders = [
             ROW_MAJOR,
             [1, 2, 3, 0],
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn slabs_are_no_larger_than_they_have_to_be() {
+    fn slabs_are_no_larger_than_necessary() {
         let layout = Layout::new([500, 512, 600], 3, DType::U8);
         let size = |order, unit| Slabs::smallest(&layout, order, unit).size;
         assert_eq!(size(ROW_MAJOR, [1, 128, 128, 128]), [1, 128, 512, 600]);

@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn no_output_takes_more_than_the_most_and_noise_takes_nearly_that() {
+    fn no_output_exceeds_the_maximum_and_noise_nearly_reaches_it() {
         let dir = tempfile::tempdir().unwrap();
         let shape = [37, 50, 41];
         let pyramid = Some(Pyramid {
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_on_one_file_system_is_added_up() {
+    fn outputs_on_one_file_system_are_added_up() {
         let dir = tempfile::tempdir().unwrap();
         let options = CreateOptions::default();
         let layout = |name: &str| {
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn too_little_is_told_apart_from_perhaps_too_little() {
+    fn certain_and_possible_lack_of_space_are_distinguished() {
         let of = |free_bytes| DiskSpace {
             output: PathBuf::from("out.zarr"),
             max_bytes: 100,
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn an_output_that_cannot_fit_is_not_begun() {
+    fn an_output_that_cannot_fit_is_not_started() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new([1 << 20, 1 << 20, 1 << 10], 1, DType::U8);
         let refused = create(

@@ -94,7 +94,7 @@ impl StagedFolder {
             // The replaced output now has our hidden name, and is removed under it.
             Ok(Taken::Exchanged) => {
                 sync_parent(&parent, &self.target)?;
-                drop_any(self.folder).map_err(Error::io("remove what was replaced, now", &staged))
+                drop_any(self.folder).map_err(Error::io("remove the replaced output, now", &staged))
             }
         }
     }
@@ -161,7 +161,7 @@ impl StagedFile {
             Taken::Free => Ok(()),
             Taken::Exchanged => staged
                 .close()
-                .map_err(Error::io("remove what was replaced, now", &hidden)),
+                .map_err(Error::io("remove the replaced output, now", &hidden)),
         }
     }
 }
@@ -226,7 +226,7 @@ fn take_name(staged: &Path, target: &Path, overwrite: Overwrite) -> Result<Taken
         return match overwrite.check_at(staged, target) {
             Ok(()) => Ok(Taken::Exchanged),
             Err(error) => {
-                exchange(staged, target).map_err(Error::io("give its name back to", target))?;
+                exchange(staged, target).map_err(Error::io("restore the name of", target))?;
                 Err(error)
             }
         };
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_dropped_unfinished_leaves_nothing() {
+    fn an_output_dropped_unfinished_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let file = StagedFile::new(&dir.path().join("a.npy"), NEVER).unwrap();
         let folder = StagedFolder::new(&dir.path().join("b.zarr"), NEVER).unwrap();
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_into_an_output_while_its_successor_is_made_is_kept() {
+    fn files_added_to_an_output_while_its_replacement_is_written_are_kept() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out.zarr");
         fs::create_dir(&target).unwrap();
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_the_name_only_when_names_are_exchanged_gets_it_back() {
+    fn a_file_that_has_the_name_only_during_the_exchange_gets_it_back() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out.npy");
         let file = FileKind {
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_took_the_name_meanwhile_is_kept_even_if_it_is_empty() {
+    fn a_folder_that_has_taken_the_name_is_kept_even_if_it_is_empty() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out.zarr");
         let staged = StagedFolder::new(&target, NEVER).unwrap();
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_taken_meanwhile_is_not_overwritten() {
+    fn a_name_that_has_been_taken_is_not_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out.npy");
         let staged = StagedFile::new(&target, NEVER).unwrap();

@@ -381,10 +381,10 @@ impl<V: Volume> Faulty<V> {
         }
         match self.fault {
             Fault::Fail => {
-                let source = io::Error::other(format!("read {number} was told to fail"));
+                let source = io::Error::other(format!("read {number} fails on request"));
                 return Err(Error::io("read", &self.inner.layout().path)(source));
             }
-            Fault::Panic => panic!("read {number} was told to panic"),
+            Fault::Panic => panic!("read {number} panics on request"),
             Fault::Sleep(time) => std::thread::sleep(time),
             Fault::Stall => {
                 let mut released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
@@ -540,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_come_at_the_reads_that_were_chosen() {
+    fn faults_occur_at_the_chosen_reads() {
         let one = Region::new([0; 3], [1; 3]);
         let read = |volume: &dyn Volume| volume.read(one).map(|patch| patch.bytes().to_vec());
         let (inner, patch) = memory([2, 2, 2], 1, DType::U8);

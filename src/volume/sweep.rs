@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everything_inside_is_removed_and_nothing_that_links_lead_to() {
+    fn everything_inside_is_removed_except_the_targets_of_links() {
         let dir = tempfile::tempdir().unwrap();
         let outside = dir.path().join("outside");
         fs::create_dir(&outside).unwrap();

@@ -171,8 +171,8 @@ pub(super) fn in_units(millimetres: f64, factor: f64) -> f64 {
 /// Returns the error message for a word that is not a unit.
 pub(super) fn unknown(word: &str) -> String {
     format!(
-        "the unit {:?} is not a length that is known (write mm, um, nm, angstrom or another of the \
-         metre's, or none)",
+        "the unit {:?} is not a known unit of length (write mm, um, nm, angstrom or another metric unit, \
+         or none)",
         super::format::excerpt(word)
     )
 }
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_go_through_millimetres_and_back() {
+    fn lengths_go_through_millimeters_and_back() {
         for word in [
             "angstrom",
             "nanometer",
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn words_without_a_measure_are_no_unit_and_others_are_unknown() {
+    fn words_for_no_unit_give_none_and_others_are_unknown() {
         for name in [
             "", " ", "pixel", "Pixels", "voxel", "px", "???", "?", "none",
         ] {

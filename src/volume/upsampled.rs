@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn each_voxel_is_the_one_whose_millimetres_it_lies_in() {
+    fn each_voxel_is_the_coarse_voxel_at_the_same_position() {
         for (fine, low, ratio) in [
             ([6, 7, 8], [6, 7, 8], [1.0; 3]),
             ([9, 12, 3], [6, 8, 2], [1.5; 3]),
@@ -491,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn volumes_that_cover_something_else_are_refused() {
+    fn coarse_volumes_with_a_different_extent_are_refused() {
         let fine = Layout::new([8, 8, 8], 1, DType::U8);
         let with = |shape: Shape, geometry: Geometry| {
             let layout = Layout::new(shape, 1, DType::U8).with_geometry(geometry);

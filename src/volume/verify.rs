@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn flat_files_are_read_and_wishes_to_stop_are_heeded() {
+    fn flat_files_are_read_and_can_be_interrupted() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.npy");
         let layout = Layout::new([3, 4, 5], 2, DType::U8);

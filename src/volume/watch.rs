@@ -41,13 +41,13 @@ impl Watch {
             let what = match fs::metadata(path).map(|found| Seen::new(&found)) {
                 Ok(now) if now == *before => continue,
                 Ok(now) if now.identity != before.identity => {
-                    "another file has its name".to_owned()
+                    "a different file has its name".to_owned()
                 }
                 Ok(now) if now.length != before.length => {
                     format!("it had {} bytes and has {}", before.length, now.length)
                 }
                 Ok(_) => WRITTEN.to_owned(),
-                Err(error) => format!("it cannot be found any more ({error})"),
+                Err(error) => format!("it can no longer be found ({error})"),
             };
             return Err(changed(path, what));
         }
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_to_change_a_file_is_told() {
+    fn every_kind_of_change_of_a_file_is_reported() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("scan");
         let begin = || {
@@ -137,14 +137,14 @@ mod tests {
         let watch = begin();
         fs::write(dir.path().join("other"), b"voxels").unwrap();
         fs::rename(dir.path().join("other"), &path).unwrap();
-        assert_eq!(what(&watch), "scan: another file has its name");
+        assert_eq!(what(&watch), "scan: a different file has its name");
         let watch = begin();
         fs::remove_file(&path).unwrap();
-        assert!(what(&watch).starts_with("scan: it cannot be found any more"));
+        assert!(what(&watch).starts_with("scan: it can no longer be found"));
     }
 
     #[test]
-    fn only_what_was_written_later_is_refused() {
+    fn only_files_written_later_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("chunk");
         fs::write(&path, b"1").unwrap();

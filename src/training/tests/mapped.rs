@@ -84,7 +84,7 @@ fn a_mapped_file_that_is_replaced_stays_what_it_was_but_no_patches_are_drawn_fro
             told.push_str(&error.to_string());
             cause = error.source();
         }
-        let changed = "scan.raw changed while it was in use: another file has its name";
+        let changed = "scan.raw changed while it was in use: a different file has its name";
         assert!(told.contains(changed), "{told}");
         failed += 1;
     }

@@ -312,13 +312,13 @@ fn beside(header: &Path, name: &str, allow_external: bool) -> Result<PathBuf> {
     let relative = Path::new(name);
     let plain = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
     if name.contains("://") {
-        return Err(refuse("which is no file"));
+        return Err(refuse("which is not a file"));
     }
     if name.len() > MOST_NAME || name.contains(char::is_control) {
-        return Err(refuse("which is no name for a file"));
+        return Err(refuse("which is not a valid file name"));
     }
     if name.is_empty() || !(allow_external || relative.components().all(plain)) {
-        return Err(refuse("which may lie elsewhere"));
+        return Err(refuse("which may be outside the header's folder"));
     }
     let folder = match header.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -328,11 +328,11 @@ fn beside(header: &Path, name: &str, allow_external: bool) -> Result<PathBuf> {
     let path = folder.join(relative);
     let path = path.canonicalize().map_err(Error::io("open", &path))?;
     if !(allow_external || path.starts_with(&folder)) {
-        return Err(refuse("a link that leads elsewhere"));
+        return Err(refuse("a link to a file outside the header's folder"));
     }
     let found = std::fs::metadata(&path).map_err(Error::io("open", &path))?;
     if !found.is_file() {
-        return Err(refuse("which is no regular file"));
+        return Err(refuse("which is not a regular file"));
     }
     Ok(path)
 }
@@ -349,8 +349,7 @@ fn after_lines(path: &Path, file: &mut File, byte: u64, lines: u64) -> Result<u6
     for _ in 0..lines {
         let skipped = text.skip_until(b'\n').map_err(Error::io("read", path))?;
         if skipped == 0 {
-            let problem =
-                format!("line skip is {lines}, but the file has not that many lines in 16 MiB");
+            let problem = format!("line skip is {lines}, but the first 16 MiB have fewer lines");
             return Err(Error::header(path, "NRRD", problem));
         }
         at += skipped as u64;

@@ -199,13 +199,14 @@ impl StreamVolume {
         let file = tempfile::tempfile().map_err(Error::io(NO_ROOM, &self.path))?;
         self.unpack_into(&file)?;
         let map = self.io.map(&file);
-        let map = map.map_err(Error::io("map what was unpacked from", &self.path))?;
+        let map = map.map_err(Error::io("map the decompressed data of", &self.path))?;
         Ok(map.map_or(Unpacked::File(file), Unpacked::Map))
     }
 }
 
 /// The action that fails when the temporary folder has no room, as error messages name it.
-const NO_ROOM: &str = "find room in the temporary folder (TMPDIR chooses another) to unpack";
+const NO_ROOM: &str =
+    "find room in the temporary folder (set TMPDIR to use a different one) to unpack";
 
 fn length(n: u64) -> usize {
     usize::try_from(n).expect("a length inside a buffer in memory")
@@ -254,7 +255,7 @@ impl Volume for StreamVolume {
                 .map_err(io::Error::from),
             Unpacked::File(file) => plain::read(file, &self.voxels, (&channels, region), out),
         }
-        .map_err(Error::io("read what was unpacked from", &self.path))?;
+        .map_err(Error::io("read the decompressed data of", &self.path))?;
         to_native(self.layout.dtype, self.big_endian, out);
         self.counter.add(0, out.len() as u64);
         Ok(())

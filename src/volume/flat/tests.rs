@@ -19,7 +19,7 @@ use crate::geometry::Geometry;
 use crate::patch::{Patch, copy_common};
 use crate::region::Region;
 
-/// The voxels of a patch as a file has them: axes in the given order, the fastest first.
+/// Returns the voxels of a patch as a file stores them: axes in the given order, the fastest first.
 fn stored(patch: &Patch, order: &str, big_endian: bool) -> Vec<u8> {
     let [z, y, x] = patch.shape();
     let size = patch.dtype().size();
@@ -87,7 +87,7 @@ fn npy(patch: &Patch, version: u8, shape: &str, fortran: bool, order: &str, big:
     bytes
 }
 
-/// A NIfTI header in either byte order, without what follows it.
+/// Returns a NIfTI header in either byte order, without the bytes after it.
 fn nifti(
     second: bool,
     magic: &[u8],
@@ -165,7 +165,7 @@ fn met_type(dtype: DType) -> Option<(&'static str, &'static str)> {
     })
 }
 
-/// A folder of test files, and how they are opened and compared.
+/// A folder of test files that are opened and compared.
 struct Desk {
     folder: tempfile::TempDir,
 }
@@ -230,7 +230,7 @@ fn raw_files_pass_at_any_offset() {
 }
 
 #[test]
-fn a_raw_file_may_be_told_by_the_caller_or_by_the_shorter_sidecar() {
+fn the_layout_of_a_raw_file_comes_from_the_caller_or_the_shorter_sidecar() {
     let desk = Desk::new();
     let patch = Random(2).patch([2, 3, 4], 1, DType::I16);
     let path = desk.put("scan.raw", &[b"x", &stored(&patch, "xyzc", true)]);
@@ -285,7 +285,7 @@ fn numpy_files_pass_in_both_orders_and_all_versions() {
 }
 
 #[test]
-fn a_fortran_array_larger_than_a_tile_is_turned_right() {
+fn a_fortran_array_larger_than_a_tile_is_transposed_correctly() {
     let desk = Desk::new();
     let patch = Random(4).patch([70, 3, 131], 1, DType::U16);
     desk.check(
@@ -474,7 +474,7 @@ fn nrrd_spaces_become_ras() {
     assert_eq!(affine(""), lps);
 }
 
-/// A NIfTI file of 16 slices of noise, its header and all, and its voxels.
+/// Returns a complete NIfTI file of 16 slices of noise, and its voxels.
 fn noise() -> (Vec<u8>, Patch) {
     let patch = Random(8).patch([16, 64, 64], 1, DType::I16);
     let head = nifti(false, b"n+1\0", &[3, 64, 64, 16], (4, 16), 352, false);
@@ -492,7 +492,7 @@ fn slab(patch: &Patch, z: i64, depth: u64) -> (Region, &[u8]) {
 }
 
 #[test]
-fn a_compressed_file_that_is_read_forward_is_unpacked_once_and_never_whole() {
+fn a_compressed_file_that_is_read_forward_is_decompressed_once_and_never_as_a_whole() {
     let desk = Desk::new();
     let (bytes, patch) = noise();
     let packed = gzip(&bytes);
@@ -512,7 +512,7 @@ fn a_compressed_file_that_is_read_forward_is_unpacked_once_and_never_whole() {
         volume.read_stats().bytes <= packed.len() as u64,
         "in one pass"
     );
-    // Going back unpacks it again, once; from then on bytes come from the map.
+    // Going back decompresses it again, once; from then on bytes come from the map.
     let (region, voxels) = slab(&patch, 2, 1);
     assert!(volume.read(region).unwrap().bytes() == voxels);
     let after = volume.read_stats().bytes;
@@ -522,7 +522,7 @@ fn a_compressed_file_that_is_read_forward_is_unpacked_once_and_never_whole() {
 }
 
 #[test]
-fn a_compressed_file_can_be_passed_through_again_and_again_without_a_temporary_file() {
+fn a_compressed_file_can_be_read_repeatedly_without_a_temporary_file() {
     let desk = Desk::new();
     let (bytes, patch) = noise();
     let packed = gzip(&bytes);
@@ -535,7 +535,7 @@ fn a_compressed_file_can_be_passed_through_again_and_again_without_a_temporary_f
         assert!(volume.is_sequential(), "it was not unpacked");
         assert!(volume.read_stats().bytes <= pass * packed.len() as u64);
     }
-    // A pass that is begun anew before its end goes back.
+    // A pass that is started again before its end goes back.
     volume.read(slab(&patch, 3, 1).0).unwrap();
     let (region, voxels) = slab(&patch, 0, 1);
     assert!(volume.read(region).unwrap().bytes() == voxels);
@@ -577,7 +577,7 @@ fn interleaved_channels_of_a_compressed_file_are_read_forward_in_any_boxes() {
 }
 
 #[test]
-fn members_of_a_gzip_file_follow_each_other_and_what_is_behind_them_is_ignored() {
+fn all_members_of_a_gzip_file_are_read_and_trailing_bytes_are_ignored() {
     let desk = Desk::new();
     let (bytes, patch) = noise();
     let mut members: Vec<Vec<u8>> = bytes.chunks(10_007).map(gzip).collect();
@@ -602,7 +602,7 @@ fn a_compressed_file_that_ends_early_or_is_damaged_is_an_error_in_both_ways_of_r
             .read(Region::new([1, 0, 0], [1, 1, 1]))
             .and_then(|_| volume.read(last))
     };
-    // Cut short before it was packed: all that is there is unpacked and counted.
+    // Truncated before compression: everything that exists is decompressed and counted.
     let path = desk.put("short.nii.gz", &[&gzip(&bytes[..100_000])]);
     for volume in [open(&path).unwrap(), open(&path).unwrap()] {
         for error in [
@@ -622,7 +622,7 @@ fn a_compressed_file_that_ends_early_or_is_damaged_is_an_error_in_both_ways_of_r
             assert_eq!((named, e, actual), (path.clone(), expected, 100_000));
         }
     }
-    // Cut short after it was packed.
+    // Truncated after compression.
     let packed = gzip(&bytes);
     let path = desk.put("cut.nii.gz", &[&packed[..packed.len() / 2]]);
     let volume = open(&path).unwrap();
@@ -662,7 +662,7 @@ fn a_bomb_is_unpacked_no_further_than_its_header_promises() {
     let bomb = [&head[..], &[0; 4], patch.bytes(), &vec![0; 256 << 20]].concat();
     let volume = open(desk.put("a.nii.gz", &[&gzip(&bomb)])).unwrap();
     check(&*volume, &patch);
-    // A header that promises 2^46 bytes of a stream of 1 KiB.
+    // A header that promises 2^46 bytes from a stream of 1 KiB.
     let head = nifti(
         false,
         b"n+1\0",
@@ -771,13 +771,13 @@ fn open_stored(path: &Path) -> Arc<dyn Volume> {
 }
 
 #[test]
-fn what_is_written_in_boxes_by_many_threads_is_read_back() {
+fn boxes_written_by_many_threads_are_read_back() {
     let desk = Desk::new();
     for dtype in DType::ALL {
         for channels in [1, 3] {
             let patch = Random(11).patch([5, 6, 7], channels, dtype);
             let layout = Layout::new([5, 6, 7], channels, dtype);
-            // The layout of the source says nothing of the output's format.
+            // The source's layout does not determine the output's format.
             let npy = round_trip(&desk, "a.npy", &layout, &patch);
             if dtype != DType::F16 {
                 let nii = round_trip(&desk, "a.nii", &npy, &patch);
@@ -820,7 +820,7 @@ fn nifti_keeps_geometry_and_rescale_and_takes_version_2_for_long_axes() {
             geometry.affine.as_flattened()
         ));
         assert!(near(&found.geometry.spacing, &geometry.spacing));
-        // The qform says the same, where it can.
+        // The qform gives the same geometry where it can express it.
         let path = desk.folder.path().join("a.nii");
         let mut bytes = fs::read(&path).unwrap();
         let (q, s) = if long == 1 {
@@ -873,7 +873,7 @@ fn a_writer_refuses_what_its_format_or_the_layout_does_not_have() {
     );
 }
 
-/// File, shape, channels, type, spacing and whether stored values are scaled.
+/// File, shape, channels, type, spacing and whether the file is compressed.
 type Row = (&'static str, [u64; 3], u64, DType, [f64; 3], bool);
 
 #[test]
@@ -1086,7 +1086,7 @@ fn real_scans_that_hold_the_same_voxels_do_so_here() {
 }
 
 #[test]
-fn a_file_that_is_cut_while_it_is_open_is_an_error_for_every_voxel_from_then_on() {
+fn a_file_truncated_while_open_is_an_error_for_every_later_read() {
     let dir = tempfile::tempdir().unwrap();
     for left in [0, 1, 4000, 4095, 4096, 130_000] {
         let path = dir.path().join("scan.raw");
@@ -1111,7 +1111,7 @@ fn a_file_that_is_cut_while_it_is_open_is_an_error_for_every_voxel_from_then_on(
     }
 }
 
-/// Boxes whose voxels lie so far apart that they are read in parts, along whatever axis.
+/// Boxes whose voxels are so far apart that they are read in parts, along any axis.
 #[test]
 fn large_boxes_are_read_by_calls_of_bounded_size() {
     let desk = Desk::new();
@@ -1146,7 +1146,7 @@ fn large_boxes_are_read_by_calls_of_bounded_size() {
                 assert!(a == b, "{order}: [{region}]");
             }
         }
-        // Cut short, it is an error as it is under a map.
+        // A truncated file is an error, as with a map.
         let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
         file.set_len(2000).unwrap();
         let error = plain
@@ -1195,7 +1195,7 @@ fn voxels_outside_the_headers_folder_are_read_only_where_that_is_allowed() {
 }
 
 #[test]
-fn a_name_of_a_file_is_quoted_short_and_without_what_a_terminal_would_obey() {
+fn file_names_are_quoted_short_and_without_terminal_escapes() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.mhd");
     let long = "x".repeat(100_000);
@@ -1215,7 +1215,7 @@ fn a_name_of_a_file_is_quoted_short_and_without_what_a_terminal_would_obey() {
             assert!(matches!(error, Error::ExternalFile { .. }), "{error:?}");
             let text = error.to_string();
             assert!(text.contains(&format!("\"{quoted}\"")), "{text}");
-            assert!(text.contains("no name for a file") && !text.contains(char::is_control));
+            assert!(text.contains("not a valid file name") && !text.contains(char::is_control));
         }
     }
 }

@@ -163,7 +163,7 @@ impl Beside {
     /// Chooses `NAME.raw`, or `NAME.1.raw` and so on if the replaced header uses that name.
     fn find(header: &Path, overwrite: bool) -> Result<Self> {
         let Some(stem) = header.file_stem().and_then(|stem| stem.to_str()) else {
-            let what = "a header and the voxels beside it need a name that is UTF-8: write .mha";
+            let what = "a header with a separate voxel file needs a UTF-8 name: write .mha";
             return Err(Error::unsupported(header, what));
         };
         let first = format!("{stem}.raw");
@@ -190,7 +190,7 @@ impl Beside {
             }
             _ if overwrite => Err(Error::NotOverwritable {
                 path,
-                what: "there already, and no .mhd of this name holds it".to_owned(),
+                what: "there already, and no .mhd of this name refers to it".to_owned(),
             }),
             _ => Err(Error::Exists { path }),
         }
@@ -282,7 +282,7 @@ impl VolumeMut for FlatWriter {
         check_old(&old)?;
         match fs::remove_file(&old) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Error::io("remove what was replaced,", &old)(error))
+                Err(Error::io("remove the replaced file", &old)(error))
             }
             _ => Ok(()),
         }

@@ -59,7 +59,7 @@ impl Fields {
             }
             let (key, value) = text
                 .split_once('=')
-                .ok_or_else(|| format!("{:?} is no field", excerpt(&text)))?;
+                .ok_or_else(|| format!("{:?} is not a field", excerpt(&text)))?;
             let (key, value) = (key.trim().to_owned(), value.trim().to_owned());
             // An ultrasound sequence has several such fields for each frame.
             if key.starts_with("Seq_Frame") {
@@ -130,7 +130,10 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
             return default;
         }
         value.parse().unwrap_or_else(|_| {
-            problems.add(format!("{name} is {:?}, no whole number", excerpt(value)));
+            problems.add(format!(
+                "{name} is {:?}, not a whole number",
+                excerpt(value)
+            ));
             default
         })
     };
@@ -160,7 +163,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
         }
     };
     if dims == 4 && beside > 1 {
-        problems.add("ElementNumberOfChannels and a fourth dimension cannot both be");
+        problems.add("ElementNumberOfChannels and a fourth dimension exclude each other");
     }
     problems.check(path, NAME)?;
     if compressed && !several.is_empty() {
@@ -266,7 +269,9 @@ fn dtype(fields: &Fields, problems: &mut Problems) -> DType {
         Some("MET_DOUBLE") => DType::F64,
         other => {
             let shown = excerpt(other.unwrap_or("missing"));
-            problems.add(format!("ElementType is {shown:?}, which is no voxel type"));
+            problems.add(format!(
+                "ElementType is {shown:?}, which is not a voxel type"
+            ));
             DType::U8
         }
     }

@@ -139,13 +139,13 @@ impl FlatHeader {
         let mut problems = Problems::default();
         if self.channels == 0 || self.shape.contains(&0) {
             problems.add(format!(
-                "{} x {:?} (channels x z, y, x) holds no voxel",
+                "{} x {:?} (channels x z, y, x) has no voxels",
                 self.channels, self.shape
             ));
         }
         if !self.geometry.is_sound() {
             problems.add(format!(
-                "spacing {:?} and affine {:?} must be finite, the spacing above 0 and no axis along others",
+                "spacing {:?} and affine {:?} must be finite, the spacing above 0, and the axes independent",
                 self.geometry.spacing, self.geometry.affine
             ));
         }

@@ -128,8 +128,8 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     let placed = path.with_extension("mat");
     if matches!(facts.format, Format::Analyze) && placed.is_file() {
         let what = format!(
-            "where it lies in the world is in {}, as SPM has it, which is not read: make .nii of it with SPM or nibabel, \
-             or take the .mat away to have the header's origin",
+            "its position in the world is in {}, written by SPM, which is not read: make .nii of it with SPM or nibabel, \
+             or move the .mat file away to use the header's origin",
             placed.display()
         );
         return Err(Error::unsupported(path, what));
@@ -239,11 +239,11 @@ impl Facts {
             // Analyze files are recognized by name only; they have no magic bytes.
             (false, _) if is_pair_name(path) => Ok(facts.into_analyze(&fields)),
             (false, _) => Err(format!(
-                "magic {:?} is neither n+1 nor ni1 (an Analyze header is called .hdr)",
+                "magic {:?} is neither n+1 nor ni1 (an Analyze header is named .hdr)",
                 magic.escape_ascii().to_string()
             )),
             (true, _) => Err(format!(
-                "magic {:?} is neither n+2 nor ni2, or the file was sent as text",
+                "magic {:?} is neither n+2 nor ni2 (a transfer as text damages it)",
                 magic.escape_ascii().to_string()
             )),
         }
@@ -335,7 +335,7 @@ impl Facts {
         let other = match self.datatype {
             1 => "single bits",
             32 | 1792 | 2048 => "complex numbers",
-            128 | 2304 => "colours",
+            128 | 2304 => "colors",
             1536 => "128-bit floats",
             _ => "",
         };

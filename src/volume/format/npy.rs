@@ -63,7 +63,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
         Some(Value::Text(descr)) => dtype(path, descr, &mut problems)?,
         other => {
             if other.is_some() {
-                problems.add("descr is no text");
+                problems.add("descr is not a string");
             }
             (DType::U8, false)
         }
@@ -81,7 +81,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
         Some(Value::Tuple(shape)) => shape,
         other => {
             if other.is_some() {
-                problems.add("shape is no tuple");
+                problems.add("shape is not a tuple");
             }
             Vec::new()
         }
@@ -139,7 +139,7 @@ fn text(bytes: &[u8]) -> Result<(&str, usize), String> {
         _ => return Err(format!("version {version} is unknown (1 to 3 are read)")),
     };
     let text = bytes.get(first..first + length).ok_or_else(short)?;
-    let text = std::str::from_utf8(text).map_err(|_| "the header is no text".to_owned())?;
+    let text = std::str::from_utf8(text).map_err(|_| "the header is not text".to_owned())?;
     Ok((text, first + length))
 }
 
@@ -173,7 +173,7 @@ fn dtype(path: &Path, descr: &str, problems: &mut Problems) -> Result<(DType, bo
                     format!("npy arrays of {shown:?} are not read: real numbers and bool are");
                 return Err(Error::unsupported(path, what));
             }
-            problems.add(format!("descr {shown:?} is no data type"));
+            problems.add(format!("descr {shown:?} is not a data type"));
             DType::U8
         }
     };
@@ -186,10 +186,10 @@ fn dtype(path: &Path, descr: &str, problems: &mut Problems) -> Result<(DType, bo
 /// Parses a Python dict literal whose values are strings, booleans and tuples of whole numbers.
 fn dict(text: &str) -> Result<Vec<(String, Value)>, String> {
     let mut rest = text.trim();
-    rest = rest.strip_prefix('{').ok_or("it is no Python dict")?;
+    rest = rest.strip_prefix('{').ok_or("it is not a Python dict")?;
     rest = rest
         .strip_suffix('}')
-        .ok_or("it is no Python dict")?
+        .ok_or("it is not a Python dict")?
         .trim_start();
     let mut entries = Vec::new();
     while !rest.is_empty() {
@@ -203,7 +203,7 @@ fn dict(text: &str) -> Result<Vec<(String, Value)>, String> {
             return Err(format!("it has more than {MOST_FIELDS} keys"));
         }
         if entries.iter().any(|(name, _)| *name == key) {
-            return Err(format!("key {:?} is there twice", excerpt(&key)));
+            return Err(format!("key {:?} appears twice", excerpt(&key)));
         }
         entries.push((key, value));
         let after = after.trim_start();
@@ -245,7 +245,7 @@ fn value(text: &str) -> Result<(Value, &str), String> {
     let numbers: Option<Vec<u64>> = numbers.split(',').map(number).collect();
     numbers
         .map(|numbers| (Value::Tuple(numbers), rest))
-        .ok_or_else(|| format!("({}) are no lengths", excerpt(inside)))
+        .ok_or_else(|| format!("({}) is not a tuple of lengths", excerpt(inside)))
 }
 
 /// Checks that the voxels need no slope and intercept.

@@ -70,13 +70,13 @@ impl Fields {
                 // Custom key/value pairs, `key:=value`.
                 Some((_, value)) if value.starts_with('=') => continue,
                 Some((key, value)) => (key.trim().to_lowercase(), value.trim().to_owned()),
-                None => return Err(format!("{:?} is no field", excerpt(&text))),
+                None => return Err(format!("{:?} is not a field", excerpt(&text))),
             };
             if fields.pairs.len() == MOST_FIELDS {
                 return Err(format!("it has more than {MOST_FIELDS} fields"));
             }
             if fields.get(&[&key]).is_some() {
-                return Err(format!("field {:?} is there twice", excerpt(&key)));
+                return Err(format!("field {:?} appears twice", excerpt(&key)));
             }
             // The lines after a list field are file names.
             let ends =
@@ -113,7 +113,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
         (Some(_), _) => 0,
         (None, Some(end)) => end,
         (None, None) => {
-            problems.add("no blank line ends it");
+            problems.add("it does not end with a blank line");
             0
         }
     };
@@ -275,7 +275,7 @@ fn skips(fields: &Fields, problems: &mut Problems) -> (u64, i64) {
     let lines = fields.get(&["line skip", "lineskip"]).unwrap_or("0");
     let bytes = fields.get(&["byte skip", "byteskip"]).unwrap_or("0");
     let lines = lines.parse().unwrap_or_else(|_| {
-        problems.add(format!("line skip is {:?}, no number", excerpt(lines)));
+        problems.add(format!("line skip is {:?}, not a number", excerpt(lines)));
         0
     });
     let bytes = bytes.parse().ok().filter(|&n| n >= -1).unwrap_or_else(|| {
@@ -340,7 +340,7 @@ impl Axes {
                 return Err(Error::unsupported(
                     path,
                     format!(
-                        "axes {others:?} of {count} are no space: one alone is read, the first or the last"
+                        "axes {others:?} of {count} are not spatial: only one such axis is read, the first or the last"
                     ),
                 ));
             }
@@ -357,7 +357,7 @@ impl Axes {
             _ => (space, channels, channels.is_some_and(is_said)),
         };
         if !(2..=3).contains(&space.len()) {
-            let what = format!("{} axes of space are not read: 2 or 3 are", space.len());
+            let what = format!("{} spatial axes are not read: 2 or 3 are", space.len());
             return Err(Error::unsupported(path, what));
         }
         Ok(Self {
@@ -403,7 +403,7 @@ fn geometry(fields: &Fields, axes: &Axes, count: usize, problems: &mut Problems)
     if let Some(text) = fields.get(&["space origin"]) {
         match vectors(text).as_deref() {
             Some(&[Some(vector)]) => origin = vector,
-            _ => problems.add(format!("space origin is {:?}, no vector", excerpt(text))),
+            _ => problems.add(format!("space origin is {:?}, not a vector", excerpt(text))),
         }
     }
     let space = fields.get(&["space"]).unwrap_or_default().to_lowercase();

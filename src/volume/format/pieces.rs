@@ -60,11 +60,13 @@ fn pattern(text: &str, slices: u64) -> Result<Vec<String>, String> {
         Some([]) => (1, last, 1),
         Some(&[from, to]) => (from, to, 1),
         Some(&[from, to, by] | &[from, to, by, _]) => (from, to, by),
-        _ => return Err(bad("needs whole numbers behind it: from, to and by")),
+        _ => return Err(bad("needs whole numbers after it: first, last and step")),
     };
     let span = to.checked_sub(from).and_then(|span| span.checked_div(by));
     let Some(steps) = span.and_then(|steps| u64::try_from(steps).ok()) else {
-        return Err(bad("counts from, to and by numbers that reach no end"));
+        return Err(bad(
+            "has first, last and step numbers that never reach the end",
+        ));
     };
     if steps >= MOST {
         return Err(too_many());
@@ -115,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patterns_count_as_printf_does() {
+    fn patterns_count_like_printf() {
         let of = |text: &str| names(text, b"", 3).unwrap();
         assert_eq!(of("s%03d.raw 8 10 1"), ["s008.raw", "s009.raw", "s010.raw"]);
         assert_eq!(of("s%d.raw 2 7 2"), ["s2.raw", "s4.raw", "s6.raw"]);
@@ -123,12 +125,12 @@ mod tests {
         assert_eq!(of("%u.raw 3 1 -1"), ["3.raw", "2.raw", "1.raw"]);
         assert_eq!(of("s%d.raw"), ["s1.raw", "s2.raw", "s3.raw"]);
         for (bad, hint) in [
-            ("s%d.raw 1 9 0", "no end"),
-            ("s%d.raw 9 1 1", "no end"),
+            ("s%d.raw 1 9 0", "never reach the end"),
+            ("s%d.raw 9 1 1", "never reach the end"),
             ("s%d.raw 0 9223372036854775807 1", "more than"),
             (
                 "s%d.raw -9223372036854775808 9223372036854775807 1",
-                "no end",
+                "never reach the end",
             ),
             ("s%s.raw 1 2 1", "no %d"),
             ("s%d%d.raw 1 2 1", "more than one"),

@@ -58,7 +58,7 @@ impl RawSpec {
         let document: Json = serde_json::from_slice(text)
             .map_err(|error| Error::header(path, NAME, error.to_string()))?;
         let Json::Object(keys) = document else {
-            return Err(Error::header(path, NAME, "it is no JSON object"));
+            return Err(Error::header(path, NAME, "it is not a JSON object"));
         };
         let mut problems = Problems::default();
         let spec = Self::from_keys(&keys, &mut problems);
@@ -78,7 +78,7 @@ impl RawSpec {
         ];
         for key in keys.keys().filter(|key| !KNOWN.contains(&key.as_str())) {
             problems.add(format!(
-                "key {key:?} is unknown (known are {})",
+                "key {key:?} is unknown (known keys: {})",
                 KNOWN.join(", ")
             ));
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::*;
 use crate::volume::{RawSpec, VolumeExt, open};
 
-/// An error's kind, as the tables below call it.
+/// Returns the name of an error's kind in the tables below.
 fn kind(error: &Error) -> &'static str {
     match error {
         Error::Io { .. } => "io",
@@ -19,7 +19,7 @@ fn kind(error: &Error) -> &'static str {
     }
 }
 
-/// Opens a file of these bytes, which must fail as told, with a message that holds `hint`.
+/// Opens a file of these bytes, which must fail with the expected kind and a message that contains `hint`.
 fn refused(name: &str, bytes: &[u8], expected: &str, hint: &str) {
     let dir = tempfile::tempdir().unwrap();
     let inside = dir.path().join("inside");
@@ -36,7 +36,7 @@ fn refused(name: &str, bytes: &[u8], expected: &str, hint: &str) {
         Ok(volume) => panic!("{name} with {hint:?} was opened: {volume:?}"),
         Err(error) => error,
     };
-    // It takes much less than a millisecond, but other tests run meanwhile.
+    // It takes much less than a millisecond, but other tests run at the same time.
     assert!(
         began.elapsed().as_secs() < 5,
         "{name}: {:?}",
@@ -139,7 +139,7 @@ fn bad_numpy_headers_are_refused_with_the_reason() {
     }
 }
 
-/// A NIfTI-1 header of 2 x 2 x 2 bytes with room for the voxels, changed at some places.
+/// Returns a NIfTI-1 header of 2 x 2 x 2 bytes with room for the voxels, with changes at some offsets.
 fn nifti(changes: &[(usize, &[u8])]) -> Vec<u8> {
     let mut bytes = vec![0; 400];
     let dim: Vec<u8> = [3_i16, 2, 2, 2, 1, 1, 1, 1]
@@ -195,7 +195,7 @@ fn bad_nifti_headers_are_refused_with_the_reason() {
         (
             nifti(&[(70, &short(128)), (72, &short(24))]),
             "unsupported",
-            "colours",
+            "colors",
         ),
         (
             nifti(&[(70, &short(32)), (72, &short(64))]),
@@ -256,7 +256,7 @@ fn bad_nifti_headers_are_refused_with_the_reason() {
     let mut second = vec![0; 600];
     second[..4].copy_from_slice(&540_i32.to_le_bytes());
     second[4..12].copy_from_slice(b"n+2\0\n\n\x1a\n");
-    refused("a.nii", &second, "header", "sent as text");
+    refused("a.nii", &second, "header", "transfer as text");
 }
 
 const MHD: &str = "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile = near.raw\n";
@@ -268,21 +268,25 @@ fn bad_metaimage_headers_are_refused_with_the_reason() {
     let more = |line: &str| change("ElementType", &format!("{line}\nElementType"));
     for (bytes, expected, hint) in [
         (data("../secret.raw"), "unsupported", "../secret.raw"),
-        (data("./../secret.raw"), "unsupported", "elsewhere"),
+        (data("./../secret.raw"), "unsupported", "may be outside"),
         (data("/etc/passwd"), "unsupported", "/etc/passwd"),
-        (data("link.raw"), "unsupported", "leads elsewhere"),
-        (data("folder.raw"), "unsupported", "no regular file"),
+        (data("link.raw"), "unsupported", "a file outside"),
+        (data("folder.raw"), "unsupported", "not a regular file"),
         (data("loop.raw"), "io", "loop.raw"),
-        (data("http://example.org/a.raw"), "unsupported", "no file"),
-        (data(""), "unsupported", "elsewhere"),
+        (
+            data("http://example.org/a.raw"),
+            "unsupported",
+            "not a file",
+        ),
+        (data(""), "unsupported", "may be outside"),
         (data("missing.raw"), "io", "missing.raw"),
         (data("nul\0.raw"), "unsupported", "nul"),
         (data("LIST"), "header", "list of files is empty"),
-        (data("LIST\n../secret.raw"), "unsupported", "elsewhere"),
+        (data("LIST\n../secret.raw"), "unsupported", "may be outside"),
         (
             data("LIST\nnear.raw\nlink.raw"),
             "unsupported",
-            "leads elsewhere",
+            "a file outside",
         ),
         (data("LIST\nnear.raw\nmissing.raw"), "io", "missing.raw"),
         (
@@ -290,7 +294,7 @@ fn bad_metaimage_headers_are_refused_with_the_reason() {
             "header",
             "10 files, which cannot hold equal parts",
         ),
-        (data("../s%d.raw 1 2 1"), "unsupported", "elsewhere"),
+        (data("../s%d.raw 1 2 1"), "unsupported", "may be outside"),
         (data("slice%s.raw 1 2 1"), "header", "has no %d"),
         (more("DistanceUnits = furlong"), "header", "furlong"),
         (data("LOCAL"), "length", "truncated"),
@@ -355,7 +359,7 @@ fn bad_metaimage_headers_are_refused_with_the_reason() {
             "header",
             "ElementSpacing is \"a\", not 3 numbers; Offset is",
         ),
-        (more("no field"), "header", "no field"),
+        (more("no field"), "header", "not a field"),
     ] {
         refused("a.mhd", &bytes, expected, hint);
     }
@@ -372,7 +376,7 @@ fn bad_nrrd_headers_are_refused_with_the_reason() {
     for (bytes, expected, hint) in [
         (data("../secret.raw"), "unsupported", "../secret.raw"),
         (data("/dev/zero"), "unsupported", "/dev/zero"),
-        (data("link.raw"), "unsupported", "leads elsewhere"),
+        (data("link.raw"), "unsupported", "a file outside"),
         (data("missing.raw"), "io", "missing.raw"),
         (change("data file: near.raw\n", ""), "header", "blank line"),
         (change("data file: near.raw\n", "\n"), "length", "truncated"),
@@ -404,7 +408,7 @@ fn bad_nrrd_headers_are_refused_with_the_reason() {
         (
             change("3\nsizes: 2 2 2", "1\nsizes: 8"),
             "unsupported",
-            "1 axes",
+            "1 spatial axes",
         ),
         (
             change("3\nsizes: 2 2 2", "5\nsizes: 1 2 2 2 1"),
@@ -435,7 +439,7 @@ fn bad_nrrd_headers_are_refused_with_the_reason() {
         (more("byte skip: 9223372036854775800"), "large", "2^63"),
         (more("byte skip: 60"), "length", "from byte 60"),
         (more("line skip: -1"), "header", "line skip"),
-        (more("line skip: 5"), "header", "not that many lines"),
+        (more("line skip: 5"), "header", "fewer lines"),
         (
             change("raw\ndata", "gzip\nbyte skip: -1\ndata"),
             "unsupported",
@@ -492,7 +496,7 @@ fn bad_sidecars_are_refused_with_the_reason() {
     fs::write(&path, [0; 64]).unwrap();
     for (text, expected, hint) in [
         ("", "header", "raw sidecar"),
-        ("[]", "header", "no JSON object"),
+        ("[]", "header", "not a JSON object"),
         (r#"{"dtype": "uint8"}"#, "header", "shape"),
         (r#"{"shape": [2, 2, 2]}"#, "header", "dtype"),
         (r#"{"shape": [2, 2], "dtype": "uint8"}"#, "header", "shape"),
@@ -566,7 +570,7 @@ fn bad_sidecars_are_refused_with_the_reason() {
 }
 
 #[test]
-fn what_is_no_volume_is_refused_with_the_reason() {
+fn files_that_are_not_volumes_are_refused_with_the_reason() {
     refused("a.nii", b"", "unknown", "empty");
     refused("a.xyz", b"II-\0", "unknown", "neither");
     refused("a.tif", b"II*\0", "unknown", "tifffile");
@@ -613,7 +617,7 @@ fn what_is_no_volume_is_refused_with_the_reason() {
     assert!(matches!(error, Error::UnknownFormat { .. }), "{error:?}");
     let error = open("/dev/zero").unwrap_err();
     assert!(matches!(error, Error::UnknownFormat { .. }), "{error:?}");
-    // Nor is one waited for where the header of an image should be.
+    // A FIFO in place of an image's header is not waited for either.
     fs::rename(&fifo, dir.path().join("scan.hdr")).unwrap();
     fs::write(dir.path().join("scan.img"), [0; 8]).unwrap();
     let error = open(dir.path().join("scan.img")).unwrap_err();
@@ -621,7 +625,7 @@ fn what_is_no_volume_is_refused_with_the_reason() {
 }
 
 #[test]
-fn all_that_is_wrong_with_a_header_is_told_at_once() {
+fn all_problems_of_a_header_are_reported_at_once() {
     type Parse = fn(&Path, &[u8]) -> crate::error::Result<FlatHeader>;
     let sidecar: Parse = |path, text| RawSpec::from_json(path, text)?.header(path);
     let many: Vec<String> = (0..500).map(|n| format!("\"k{n}\": 0")).collect();
@@ -735,7 +739,7 @@ fn content_decides_before_the_name() {
     }
 }
 
-/// A parser, and a header that it takes.
+/// A parser, paired with a valid header in the test table.
 type Parser = fn(&Path, &[u8]) -> Result<FlatHeader>;
 
 fn parsers() -> Vec<(Parser, Vec<u8>)> {
@@ -758,13 +762,13 @@ fn parsers() -> Vec<(Parser, Vec<u8>)> {
 }
 
 #[test]
-fn the_headers_that_are_mutated_are_sound() {
+fn the_headers_that_are_mutated_are_valid() {
     for (parse, bytes) in parsers() {
         parse(Path::new("a.hdr"), &bytes).unwrap();
     }
 }
 
-/// Numbers that look random: splitmix64. If its test fails, it says where it began.
+/// Pseudo-random numbers: splitmix64. If its test fails, it reports its seed.
 struct Dice(u64, u64);
 
 impl Dice {
@@ -788,7 +792,7 @@ impl Drop for Dice {
     }
 }
 
-/// Changes a header as people, disks and villains do.
+/// Changes a header as editors, disks and attackers do.
 fn mutate(bytes: &mut Vec<u8>, dice: &mut Dice) {
     let words: [&[u8]; 12] = [
         b"18446744073709551615",
@@ -808,7 +812,7 @@ fn mutate(bytes: &mut Vec<u8>, dice: &mut Dice) {
         let at = dice.below(bytes.len());
         let value = dice.roll().to_le_bytes()[0];
         match dice.below(7) {
-            // Digits and signs get further into a text than any byte does.
+            // Digits and signs get further into a text parser than arbitrary bytes.
             0 => bytes[at] = b"0123456789-+.eE() ,'{}\n"[usize::from(value) % 23],
             1 => bytes[at] = value,
             2 => bytes[at] = if value < 128 { 0xff } else { 0x7f },
@@ -840,8 +844,8 @@ fn mutate(bytes: &mut Vec<u8>, dice: &mut Dice) {
     }
 }
 
-/// Whatever bytes change, a parser refuses, or finds something that fits into 2^63 bytes.
-/// `VOXPATCH_HEADERS=1000000` tries so many of each parser, and looks at time and memory, too.
+/// For any changed bytes, a parser returns an error or a layout that fits into 2^63 bytes. `VOXPATCH_HEADERS=1000000`
+/// tries that many per parser, and checks time and memory, too.
 #[test]
 fn mutated_headers_never_panic() {
     let asked = std::env::var("VOXPATCH_HEADERS").ok();
@@ -885,7 +889,7 @@ fn mutated_headers_never_panic() {
     }
 }
 
-/// What a file of these bytes, opened, says of time.
+/// Returns the time points of a file of these bytes.
 fn time_points(name: &str, bytes: &[u8]) -> Option<u64> {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("near.raw"), [0; 64]).unwrap();

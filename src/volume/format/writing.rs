@@ -29,7 +29,7 @@ pub(super) fn fourth(layout: &Layout, format: &str) -> Result<Option<LeadingAxis
     if leading.len() > 1 {
         let names: Vec<&str> = leading.iter().map(|axis| axis.name.as_str()).collect();
         let what = format!(
-            "{format} has one axis besides z, y, x, and these voxels have {names:?}: write .zarr or .nii, or one of them only"
+            "{format} stores one axis besides z, y, x, but these voxels have {names:?}: write .zarr or .nii, or only one of these axes"
         );
         return Err(Error::unsupported(&layout.path, what));
     }

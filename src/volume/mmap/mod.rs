@@ -44,7 +44,7 @@ pub(super) struct Lost;
 impl From<Lost> for io::Error {
     fn from(Lost: Lost) -> Self {
         Self::other(
-            "a page of the mapped file could not be had: its disk failed, or it was made shorter meanwhile",
+            "a page of the mapped file could not be read: its disk failed, or it was truncated",
         )
     }
 }

@@ -1,5 +1,5 @@
-//! Files that are made shorter while they are mapped. What may end the process is done by a child, which is this
-//! program again.
+//! Files that are truncated while they are mapped. Anything that may end the process runs in a child process of this
+//! program.
 
 use std::ffi::c_int;
 use std::fs::File;
@@ -17,7 +17,7 @@ use super::{Lost, Map};
 
 const LENGTH: usize = 1 << 20;
 
-/// The byte at `at`; never 0.
+/// Returns the byte at `at`; never 0.
 fn byte(at: usize) -> u8 {
     u8::try_from(at * 31 % 251 + 1).unwrap()
 }
@@ -29,7 +29,7 @@ fn file() -> File {
     file
 }
 
-/// Copies from all over until a page is lost, and checks every byte.
+/// Copies from all over the file until a page is lost, and checks every byte.
 fn read_until_lost(map: &Map, seed: usize, begun: &AtomicUsize) {
     let mut at = seed * 4096 * 7 % LENGTH;
     loop {
@@ -47,7 +47,7 @@ fn read_until_lost(map: &Map, seed: usize, begun: &AtomicUsize) {
 }
 
 #[test]
-fn a_file_that_is_made_shorter_under_its_readers_is_an_error_and_never_other_bytes() {
+fn a_file_truncated_under_its_readers_is_an_error_and_never_other_bytes() {
     for threads in [1, 4] {
         for round in 0..200 {
             let file = file();
@@ -63,10 +63,10 @@ fn a_file_that_is_made_shorter_under_its_readers_is_an_error_and_never_other_byt
                 }
                 file.set_len(0).unwrap();
             });
-            // What was lost stays lost, even if the file comes back.
+            // A lost page stays lost, even if the file grows back.
             file.set_len(LENGTH as u64).unwrap();
             assert_eq!(map.read(|bytes| black_box(bytes[0])), Err(Lost));
-            // And another mapping is not touched by it.
+            // A different mapping is not affected.
             let other = Map::new(&self::file()).unwrap();
             assert_eq!(other.read(|bytes| bytes[77]), Ok(byte(77)));
         }
@@ -92,7 +92,7 @@ fn more_maps_than_a_table_holds_are_watched() {
     }
 }
 
-/// What a child does; gives its exit code, if it lives that long.
+/// An action of a child process. Returns its exit code, if the process lives that long.
 type Deed = fn() -> i32;
 
 const DEEDS: [(&str, Deed); 7] = [
@@ -107,7 +107,7 @@ const DEEDS: [(&str, Deed); 7] = [
         foreign_fault()
     }),
     ("sent", || {
-        // SAFETY: the default, which is no handler.
+        // SAFETY: sets the default action, without a handler.
         unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
         let _guarded = Map::new(&file()).unwrap();
         // SAFETY: ends this process, or calls its handler.
@@ -128,7 +128,7 @@ const DEEDS: [(&str, Deed); 7] = [
     ("forked", || {
         let file = file();
         let map = Map::new(&file).unwrap();
-        // SAFETY: the child touches memory that is there, and ends at once.
+        // SAFETY: the child touches only existing memory, and ends at once.
         let child = unsafe { libc::fork() };
         if child == 0 {
             file.set_len(0).unwrap();
@@ -137,7 +137,7 @@ const DEEDS: [(&str, Deed); 7] = [
             unsafe { libc::_exit(i32::from(!lost)) }
         }
         let mut status = 1;
-        // SAFETY: `status` is there to be written.
+        // SAFETY: `status` is a valid target.
         unsafe { libc::waitpid(child, &raw mut status, 0) };
         status
     }),
@@ -160,23 +160,23 @@ extern "C" fn seven(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
     unsafe { libc::_exit(7) }
 }
 
-/// A handler that passes on what is not its own either, which is everything.
+/// A handler that forwards all signals, because none of them are its own.
 extern "C" fn back_to_us(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     assert!(!CALLED.swap(true, Ordering::Relaxed), "once is enough");
-    // SAFETY: the system said that this is a handler.
+    // SAFETY: the system reported this as a handler.
     let before: Handler = unsafe { std::mem::transmute(THEIRS.load(Ordering::Relaxed)) };
     before(signal, info, context);
 }
 
-/// A handler that ends the process as Python's faulthandler does: it puts what was there before back, which is ours
-/// by now, and sends the signal again.
+/// A handler that ends the process like Python's faulthandler: it restores the previous action, which is ours by now,
+/// and sends the signal again.
 extern "C" fn put_back_and_send_again(signal: c_int, _: *mut siginfo_t, _: *mut c_void) {
     // SAFETY: ends this process, or calls its handler.
     unsafe { libc::raise(signal) };
 }
 
 fn install(handler: Handler) {
-    // SAFETY: plain data, and a handler that does next to nothing.
+    // SAFETY: plain data, and a handler that does almost nothing.
     unsafe {
         let (mut new, mut old): (sigaction, sigaction) = (std::mem::zeroed(), std::mem::zeroed());
         new.sa_sigaction = handler as *const () as usize;
@@ -189,23 +189,23 @@ fn install(handler: Handler) {
     }
 }
 
-/// A fault in a mapping that is not ours.
+/// Causes a fault in a mapping that is not ours.
 fn foreign_fault() -> i32 {
     let file = file();
-    // SAFETY: the file is shortened, and nothing is done with what is read.
+    // SAFETY: the file is truncated, and the bytes that are read are not used.
     let map = unsafe { memmap2::Mmap::map(&file) }.unwrap();
     file.set_len(0).unwrap();
     i32::from(black_box(map[9000]))
 }
 
-/// Not a test: what a child does.
+/// Runs the action of a child process; this is not a test.
 #[test]
 #[ignore = "done by other tests' children"]
 fn child() {
     let Ok(name) = std::env::var("VOXPATCH_DEED") else {
         return;
     };
-    // SAFETY: no core is dumped when this process ends.
+    // SAFETY: only prevents a core dump when this process ends.
     unsafe {
         libc::setrlimit(
             libc::RLIMIT_CORE,
@@ -247,7 +247,7 @@ fn a_signal_that_is_not_ours_does_what_it_did_before() {
 }
 
 #[test]
-fn a_handler_that_others_replaced_is_put_back_and_a_forked_child_has_it() {
+fn a_handler_that_others_replaced_is_restored_and_a_forked_child_has_it() {
     assert_eq!(outcome("replaced").code(), Some(0));
     assert_eq!(outcome("forked").code(), Some(0));
 }

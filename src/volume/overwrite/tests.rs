@@ -1,4 +1,4 @@
-//! What has a name, and which outputs may take it.
+//! Tests of existing names, and of the outputs that may replace them.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
@@ -9,7 +9,7 @@ use crate::volume::{
     CreateOptions, Durability, Layout, OutputPart, ResumeOptions, create, resumable,
 };
 
-/// The rule of each format, by an extension.
+/// Returns the rule of each format, by extension.
 fn outputs() -> [(&'static str, Overwrite); 6] {
     let flat = |format| {
         let layout = Layout {
@@ -28,7 +28,7 @@ fn outputs() -> [(&'static str, Overwrite); 6] {
     ]
 }
 
-/// Those that may take the name.
+/// Returns the outputs that may take the name.
 fn takers(path: &Path) -> Vec<&'static str> {
     let takes = |(name, rule): (&'static str, Overwrite)| match rule.check(path) {
         Ok(()) => Some(name),
@@ -38,7 +38,7 @@ fn takers(path: &Path) -> Vec<&'static str> {
     outputs().into_iter().filter_map(takes).collect()
 }
 
-/// A volume in the format that the name asks for.
+/// Writes a volume in the format of the name.
 fn stored(path: &Path, options: &CreateOptions) {
     let layout = Layout::new([5, 6, 7], 2, DType::I16);
     create(path, &layout, options).unwrap().finish().unwrap();
@@ -89,7 +89,7 @@ fn a_folder_is_replaced_by_zarr_if_all_in_it_is_zarr() {
     for name in ["3.zarr", "2.zarr", "3.zarr/", "empty", "3.zarr/0"] {
         assert_eq!(takers(&at(name)), ["zarr"], "{name}");
     }
-    // As other programs store it: labels below the image, keys with dots, metadata in one place.
+    // As other programs store it: labels below the image, keys with dots, consolidated metadata.
     let other = at("other.zarr");
     fs::create_dir_all(other.join("labels/cells/0/c/0/1")).unwrap();
     fs::create_dir_all(other.join("1")).unwrap();
@@ -141,7 +141,7 @@ fn a_folder_is_replaced_by_zarr_if_all_in_it_is_zarr() {
         fs::remove_dir(other.join(folder)).unwrap();
     }
     assert_eq!(takers(&other), ["zarr"]);
-    // Names of chunks alone make no array.
+    // Names of chunks alone do not make an array.
     for document in ["notes", "{}", r#"{"zarr_format": 3, "node_type": "x"}"#] {
         fs::write(other.join("zarr.json"), document).unwrap();
         assert_eq!(takers(&other), names(&[]), "{document}");
@@ -151,7 +151,7 @@ fn a_folder_is_replaced_by_zarr_if_all_in_it_is_zarr() {
 }
 
 #[test]
-fn what_is_neither_file_nor_folder_or_is_protected_is_never_replaced() {
+fn special_and_protected_entries_are_never_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     stored(&at("a.zarr"), &small());

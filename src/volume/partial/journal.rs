@@ -148,7 +148,7 @@ pub(super) fn read(path: &Path, each: &mut dyn FnMut(Record)) -> Result<Json> {
 /// Returns the head, and the end of the last valid record. Calls `each` with every valid record.
 fn scan(file: &File, path: &Path, each: &mut dyn FnMut(Record)) -> Result<(Json, u64)> {
     let bad = |problem: &str| {
-        let problem = format!("{problem}: remove its folder to begin anew");
+        let problem = format!("{problem}: remove its folder to start over");
         Error::header(path, "journal", problem)
     };
     let mut reader = BufReader::new(file);
@@ -156,7 +156,7 @@ fn scan(file: &File, path: &Path, each: &mut dyn FnMut(Record)) -> Result<(Json,
     let failed = Error::io("read", path);
     match reader.read_exact(&mut start) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            return Err(bad("it is cut short"));
+            return Err(bad("it is truncated"));
         }
         read => read.map_err(failed)?,
     }
@@ -164,7 +164,7 @@ fn scan(file: &File, path: &Path, each: &mut dyn FnMut(Record)) -> Result<(Json,
     let length = u64::from_le_bytes(std::array::from_fn(|i| rest[i]));
     let sum = u32::from_le_bytes(std::array::from_fn(|i| rest[8 + i]));
     if magic != MAGIC || length > HEAD_LIMIT {
-        return Err(bad("it is none, or of another version"));
+        return Err(bad("it is not a journal, or has a different version"));
     }
     let mut text = Vec::new();
     reader
@@ -175,7 +175,7 @@ fn scan(file: &File, path: &Path, each: &mut dyn FnMut(Record)) -> Result<(Json,
     if crc32c::crc32c(&text) != sum {
         return Err(bad("its head is damaged"));
     }
-    let head = serde_json::from_slice(&text).map_err(|_| bad("its head is no JSON"))?;
+    let head = serde_json::from_slice(&text).map_err(|_| bad("its head is not JSON"))?;
     let mut end = start.len() as u64 + length;
     let mut bytes = [0; RECORD];
     loop {

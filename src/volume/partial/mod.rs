@@ -221,7 +221,7 @@ fn is_gone(error: &Error) -> bool {
 fn nothing_begun(places: &Places) -> Error {
     Error::MissingChunks {
         path: places.folder.clone(),
-        missing: "every chunk: no part has begun".to_owned(),
+        missing: "every chunk: no part has been started".to_owned(),
     }
 }
 

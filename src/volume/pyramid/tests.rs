@@ -1,4 +1,4 @@
-//! Levels made while chunks arrive equal levels made of what arrived.
+//! Levels that are produced while chunks arrive equal levels that are produced from the whole.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
@@ -56,7 +56,7 @@ fn from_exact(dtype: DType, value: i128) -> Vec<u8> {
     bytes.to_vec()
 }
 
-/// One cell, by the book.
+/// Computes one cell by the definition.
 fn naive_cell(method: Downsample, dtype: DType, values: &[&[u8]]) -> Vec<u8> {
     match method {
         Downsample::Mode => {
@@ -99,7 +99,7 @@ fn naive_cell(method: Downsample, dtype: DType, values: &[&[u8]]) -> Vec<u8> {
     }
 }
 
-/// The next level of one channel.
+/// Computes the next level of one channel.
 fn naive(method: Downsample, dtype: DType, voxels: &[u8], shape: Shape) -> Vec<u8> {
     let size = dtype.size();
     let at = |place: [u64; 3]| {
@@ -130,7 +130,7 @@ fn dice(seed: u64) -> impl FnMut() -> u64 {
     }
 }
 
-/// Voxels with few different values, some of them extreme, and empty stretches.
+/// Returns voxels with few different values, some of them extreme, and empty stretches.
 fn voxels(dtype: DType, shape: Shape, channels: u64, seed: u64) -> Vec<u8> {
     let mut roll = dice(seed);
     let count = Region::whole(shape).voxels() * channels;
@@ -191,7 +191,7 @@ proptest! {
         let mut all: Vec<_> = indices(std::array::from_fn(|a| 0..shape[a].div_ceil(chunks[0][a]))).collect();
         let mut roll = dice(seed);
         all.sort_by_cached_key(|_| roll());
-        // In every other case some chunks never come.
+        // In every other case, some chunks never arrive.
         let (absent, all): (Vec<_>, Vec<_>) = all.into_iter().partition(|_| seed % 2 == 0 && roll().is_multiple_of(4));
         let mut finest = voxels(dtype, shape, 1, seed);
         for index in &absent {
@@ -234,7 +234,7 @@ proptest! {
     }
 
     #[test]
-    fn no_more_waits_than_was_foreseen(
+    fn waiting_chunks_stay_within_the_estimate(
         shape in [1_u64..40, 1..40, 1..40],
         chunk in [1_u64..7, 1..7, 1..7],
         order in prop::sample::select(vec![[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]]),
@@ -245,7 +245,7 @@ proptest! {
     }
 }
 
-/// The bytes that waited at most, and those foreseen.
+/// Returns the maximum bytes that waited, and the estimate.
 fn waited(shape: Shape, chunk: Shape, order: [usize; 3], channels: u64) -> (u64, u64) {
     let layout = crate::volume::Layout::new(shape, channels, DType::U16);
     let options = CreateOptions {
@@ -285,12 +285,12 @@ fn waited(shape: Shape, chunk: Shape, order: [usize; 3], channels: u64) -> (u64,
 }
 
 #[test]
-fn what_waits_is_a_layer_of_every_level() {
-    // Chunks of 8^3: 4 x 4 of them of level 1, 2 x 2 of level 2; level 3 has one.
+fn one_layer_of_every_level_waits() {
+    // Chunks of 8^3: 4 x 4 of level 1, 2 x 2 of level 2, and one of level 3.
     let (peak, bound) = waited([64; 3], [8; 3], [0, 1, 2], 1);
     assert_eq!(bound, (16 + 4 + 1) * 512 * 2);
     assert_eq!(peak, bound);
-    // A flat volume is better swept along a long axis. Its levels 2 and 3 have 4 and 2 planes.
+    // A flat volume is better traversed along a long axis. Its levels 2 and 3 have 4 and 2 planes.
     let (_, flat) = waited([16, 64, 64], [8; 3], [0, 1, 2], 1);
     assert_eq!(flat, (16 * 512 + 2 * 256 + 128) * 2);
     let (peak, swept) = waited([16, 64, 64], [8; 3], [2, 1, 0], 1);
@@ -299,7 +299,7 @@ fn what_waits_is_a_layer_of_every_level() {
 }
 
 #[test]
-fn levels_end_where_one_chunk_holds_everything_or_where_they_are_told_to() {
+fn levels_end_where_one_chunk_holds_everything_or_at_the_requested_number() {
     let pyramid = |levels| {
         Some(Pyramid {
             levels,

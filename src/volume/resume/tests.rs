@@ -1,4 +1,4 @@
-//! Whatever happens between the first chunk and the last, the output is the same.
+//! The output is the same, no matter what happens between the first chunk and the last.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -52,7 +52,7 @@ fn whole() -> ResumeOptions {
     settings(OutputPart::WHOLE, None)
 }
 
-/// The voxels of one write chunk, cut at the edge; some chunks are empty.
+/// Returns the voxels of one write chunk, clipped to the volume; some chunks are empty.
 fn voxels(layout: &Layout, [c, z, y, x]: ChunkShape) -> (Region, Vec<u8>) {
     let [_, chunk @ ..] = layout.write_chunk.unwrap();
     let region = chunk_region([z, y, x], chunk)
@@ -84,7 +84,7 @@ fn write_some(output: &Resumable, count: usize) {
     }
 }
 
-/// Every file below a folder.
+/// Returns all files below a folder.
 fn tree(path: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![path.to_path_buf()];
@@ -102,7 +102,7 @@ fn tree(path: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
-/// What [`create`] makes in one go of the same chunks, under the same name.
+/// Returns the files that [`create`] writes in a single run from the same chunks, under the same name.
 fn unbroken(options: &CreateOptions) -> BTreeMap<PathBuf, Vec<u8>> {
     let dir = scratch();
     let path = dir.path().join("out.zarr");
@@ -125,7 +125,7 @@ fn chunks(output: &Resumable) -> usize {
 }
 
 #[test]
-fn an_output_broken_off_after_any_chunk_is_the_unbroken_one() {
+fn an_output_interrupted_after_any_chunk_equals_the_uninterrupted_one() {
     for (shard, durability, format) in [
         (None, Durability::None, ZarrVersion::V3),
         (Some([6, 4, 8]), Durability::Chunk, ZarrVersion::V3),
@@ -162,7 +162,7 @@ fn an_output_broken_off_after_any_chunk_is_the_unbroken_one() {
 }
 
 #[test]
-fn what_a_crash_tears_is_made_again() {
+fn chunks_that_a_crash_damages_are_written_again() {
     let options = options(None);
     let expected = unbroken(&options);
     let dir = scratch();
@@ -174,10 +174,10 @@ fn what_a_crash_tears_is_made_again() {
     let total = chunks(&output);
     write_some(&output, 20);
     drop(output);
-    // A note cut short: its chunk is there, but not known.
+    // A truncated record: its chunk exists, but is not known.
     let notes = fs::read(&journal).unwrap();
     fs::write(&journal, &notes[..notes.len() - 9]).unwrap();
-    // A file that was not renamed any more, and files that the disk lost the end of, or all.
+    // A file that was not renamed, and files that the disk lost partly or completely.
     fs::create_dir_all(partial.join("tmp.0-of-1")).unwrap();
     fs::write(partial.join("tmp.0-of-1/7"), b"half a chunk").unwrap();
     let output = begin();
@@ -237,7 +237,7 @@ fn a_chunk_that_could_not_be_stored_is_not_done() {
 }
 
 #[test]
-fn another_run_is_refused_by_the_names_of_what_differs() {
+fn a_different_run_is_refused_and_the_differences_are_named() {
     let dir = scratch();
     let path = dir.path().join("out.zarr");
     let begin = |layout: &Layout, options: &CreateOptions, resume: &ResumeOptions| {
@@ -286,7 +286,7 @@ fn another_run_is_refused_by_the_names_of_what_differs() {
 }
 
 #[test]
-fn a_second_owner_is_sent_away_and_told_what_to_do() {
+fn a_second_owner_is_refused_with_a_remedy() {
     let dir = scratch();
     let path = dir.path().join("out.zarr");
     let begin = || resumable(&path, &layout(), &options(None), &whole());
@@ -304,7 +304,7 @@ fn a_second_owner_is_sent_away_and_told_what_to_do() {
 }
 
 #[test]
-fn parts_in_any_order_broken_off_or_not_make_the_unbroken_output() {
+fn parts_in_any_order_interrupted_or_not_give_the_uninterrupted_output() {
     let options = options(None);
     let expected = unbroken(&options);
     let dir = scratch();
@@ -339,7 +339,7 @@ fn parts_in_any_order_broken_off_or_not_make_the_unbroken_output() {
 }
 
 #[test]
-fn parts_keep_to_what_they_own() {
+fn parts_write_only_their_own_region() {
     let dir = scratch();
     let path = dir.path().join("out.zarr");
     let begin = |n, owned| {
@@ -395,7 +395,7 @@ fn an_output_that_exists_is_replaced_only_if_it_may_be() {
     let output = begin(true).unwrap();
     write_some(&output, 1000);
     assert_eq!(open(&path).unwrap().layout().shape, [2, 3, 4]);
-    // What comes into the old output while the new one grows is kept, and so is what was done.
+    // Files added to the old output while the new one grows are kept, and so are the finished chunks.
     fs::write(path.join("notes"), b"theirs").unwrap();
     let refused = Box::new(output).finish();
     assert!(
@@ -417,7 +417,7 @@ fn an_output_that_exists_is_replaced_only_if_it_may_be() {
     assert!(matches!(flat, Err(Error::Unsupported { .. })));
 }
 
-/// The names in a folder.
+/// Returns the names in a folder.
 fn listed(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap();
     let mut names: Vec<String> = entries
@@ -435,7 +435,7 @@ struct Group {
 }
 
 impl Group {
-    /// `old` has the first of them replace another image.
+    /// Creates the outputs; with `old`, the first of them replaces an existing image.
     fn new(count: usize, old: bool) -> Self {
         let dir = scratch();
         let paths: Vec<PathBuf> = (0..count)
@@ -446,7 +446,7 @@ impl Group {
             ..options(None)
         };
         if old {
-            // Chunk for chunk as the new one.
+            // The same image, chunk for chunk.
             let output = create(&paths[0], &layout(), &options).unwrap();
             output.finish().unwrap();
         }
@@ -473,7 +473,7 @@ impl Group {
         (0..self.paths.len()).map(open).collect()
     }
 
-    /// Does what is left of a part, and of the whole if that was the last; true if all have their names.
+    /// Completes a part, and the whole run if that was the last. Returns `true` if all outputs have their names.
     fn run(&self, part: OutputPart) -> Result<bool> {
         let outputs = self.open(part)?;
         for output in &outputs {
@@ -505,7 +505,7 @@ impl Group {
         }
     }
 
-    /// Which outputs have their names; those that have are whole.
+    /// Returns which outputs have their names; named outputs must be complete.
     fn named(&self, expected: &BTreeMap<PathBuf, Vec<u8>>) -> Vec<bool> {
         let group = Path::new("zarr.json");
         let of = |path: &PathBuf| {
@@ -527,7 +527,7 @@ impl Group {
     }
 }
 
-/// Breaks work off at every step in turn, and gives what it came to; `None` once it is done before that.
+/// Interrupts `work` at a step and returns the error; `None` if it finishes before that step.
 fn broken_off<T>(step: u32, work: impl FnOnce() -> Result<T>) -> Option<Error> {
     steps::break_off_at(Some(step));
     let done = work();
@@ -542,7 +542,7 @@ fn broken_off<T>(step: u32, work: impl FnOnce() -> Result<T>) -> Option<Error> {
 }
 
 #[test]
-fn broken_off_at_any_step_to_their_names_outputs_get_them_in_the_next_run() {
+fn outputs_interrupted_at_any_step_of_publishing_are_published_by_the_next_run() {
     let mut expected = unbroken(&options(None));
     expected.remove(Path::new("zarr.json"));
     for (count, parts, old) in [
@@ -569,13 +569,13 @@ fn broken_off_at_any_step_to_their_names_outputs_get_them_in_the_next_run() {
             assert!(matches!(error, Error::Panicked { .. }), "{what}: {error}");
             steps += 1;
             let began = group.named(&expected);
-            // And once more: a run that tidies up is killed, too.
+            // Interrupted again: a run that removes leftovers is killed, too.
             let twice = step % 3;
             let again = broken_off(twice, || group.run(part(0)));
             let whole = group.named(&expected).iter().all(|named| *named);
             match group.run(part(parts - 1)) {
                 Ok(done) => assert!(done, "{what}"),
-                // All of them have their names, and no note is left: nothing but that can be said.
+                // All of them have their names, and no marker is left: no other answer is possible.
                 Err(Error::Exists { .. }) => {
                     assert!(whole && parts == 1, "{what}: {began:?} {again:?}");
                 }
@@ -594,7 +594,7 @@ fn none_of_several_outputs_gets_its_name_before_all_are_complete() {
     let group = Group::new(2, false);
     let part = |n| OutputPart::new(n, 2).unwrap();
     assert!(!group.run(part(1)).unwrap());
-    // Part 0 is ended when its first output is complete, and its second is not.
+    // Part 0 is interrupted when its first output is complete, and its second is not.
     let outputs = group.open(part(0)).unwrap();
     write_some(&outputs[0], 1000);
     write_some(&outputs[1], 1);
@@ -606,7 +606,7 @@ fn none_of_several_outputs_gets_its_name_before_all_are_complete() {
     );
     assert!(group.run(part(0)).unwrap());
     group.check(&expected, "at the end");
-    // Parts that come late are told that all is done; another run is not.
+    // Late parts learn that everything is done; a different run is refused.
     for n in 0..2 {
         assert!(group.run(part(n)).unwrap());
     }
@@ -620,7 +620,7 @@ fn none_of_several_outputs_gets_its_name_before_all_are_complete() {
 }
 
 #[test]
-fn another_run_does_not_take_over_what_a_killed_one_named() {
+fn a_different_run_does_not_take_over_the_outputs_of_a_killed_one() {
     let group = Group::new(1, false);
     let named = broken_off(3, || group.run(OutputPart::WHOLE));
     assert!(named.unwrap().to_string().contains("set aside"));
@@ -636,7 +636,7 @@ fn another_run_does_not_take_over_what_a_killed_one_named() {
         ["0.zarr"],
         "it is tidied up all the same"
     );
-    // So it is by an output that is made in one go.
+    // The same applies to an output that is written in a single run.
     let group = Group::new(1, true);
     assert!(broken_off(3, || group.run(OutputPart::WHOLE)).is_some());
     create(&group.paths[0], &layout(), &group.options).unwrap();
@@ -644,7 +644,7 @@ fn another_run_does_not_take_over_what_a_killed_one_named() {
 }
 
 #[test]
-fn a_format_that_another_run_began_is_not_mixed_with_this_one() {
+fn the_format_of_a_different_run_is_not_mixed_with_this_one() {
     let dir = scratch();
     let path = dir.path().join("out.zarr");
     let v2 = CreateOptions {
@@ -712,7 +712,7 @@ fn killed_at_random_moments() {
     while killed < 20 {
         let before = length();
         let mut child = start();
-        // Once it is at work, some milliseconds more, different each time.
+        // Once it is writing, wait some more milliseconds, a different number each time.
         while length() == before && child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(1));
         }

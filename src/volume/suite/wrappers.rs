@@ -276,7 +276,7 @@ mod tests {
     use crate::volume::{Cached, ChannelRange, Cropped, Reoriented, Upsampled};
 
     #[test]
-    fn every_wrapper_forwards_what_is_asked_of_its_volume() {
+    fn every_wrapper_forwards_to_its_volume() {
         for budget in [0, 1 << 20] {
             check_wrapper(|inner| Arc::new(Cached::new(inner, budget)));
         }
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn default_methods_ask_the_inner_volume_but_for_what_depends_on_voxels() {
+    fn default_methods_forward_except_those_that_depend_on_voxels() {
         let probe = Arc::new(Probe::new("a", Some([1, 4, 3, 5])));
         let thin = Thin(Arc::clone(&probe) as _, true);
         check_prefetch(&probe, &thin);

@@ -114,7 +114,7 @@ impl Order {
         let shown: Vec<&str> = axes.iter().map(Axis::shown).collect();
         if axes.len() != lengths.len() {
             return Err(format!(
-                "its {} axes {shown:?} are not as many as the {} dimensions of shape {lengths:?}",
+                "its {} axes {shown:?} do not match the {} dimensions of shape {lengths:?}",
                 axes.len(),
                 lengths.len()
             ));
@@ -130,9 +130,8 @@ impl Order {
             }
         }
         if space == [None; 3] {
-            space = unnamed(axes).ok_or_else(|| {
-                format!("axes {shown:?}: which of them are z, y and x is not said")
-            })?;
+            space = unnamed(axes)
+                .ok_or_else(|| format!("axes {shown:?}: z, y and x cannot be identified"))?;
         }
         let is_space = |dimension: usize| space.contains(&Some(dimension));
         let rest: Vec<usize> = (0..axes.len())
@@ -277,13 +276,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_refused() {
+    fn axes_that_are_not_understood_are_refused() {
         for (names, hint) in [
             (json!(["z", "y", "y"]), "two have the name"),
             (json!(["slice", "y", "x"]), "\"slice\" is not one"),
             (json!([null, "y", "x"]), "\"?\" is not one"),
             (json!(["t", "time", "y", "x"]), "more than one is time"),
-            (json!(["t", "c"]), "is not said"),
+            (json!(["t", "c"]), "cannot be identified"),
             (
                 json!([{"name": "w", "type": "space"}, "z", "y", "x"]),
                 "\"w\" is not one",
@@ -296,7 +295,7 @@ mod tests {
         assert!(
             order(&json!(["y", "x"]), &[4; 3])
                 .unwrap_err()
-                .contains("not as many")
+                .contains("do not match")
         );
         // An axis of length 1 may have any position.
         assert!(order(&json!(["slice", "y", "x"]), &[1, 4, 4]).is_ok());

@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_of_chunks_are_told_from_other_names() {
+    fn chunk_keys_are_distinguished_from_other_names() {
         for own in ["c", "0", "17", "0.1.2", "c.0.1.2"] {
             assert!(is_key(own), "{own}");
         }

@@ -63,7 +63,7 @@ impl ByteLimit {
                 Err(format!("{what} {length} bytes instead of {n}").into())
             }
             Self::AtMost(n) if length > n => {
-                Err(format!("{what} {length} bytes, more than the {n} that are possible").into())
+                Err(format!("{what} {length} bytes, more than the maximum of {n}").into())
             }
             _ => Ok(()),
         }
@@ -145,7 +145,7 @@ pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Cause> {
             .downcast_ref::<&str>()
             .map(ToString::to_string)
             .or_else(|| panic.downcast_ref::<String>().cloned());
-        format!("zarrs gave up: {}", text.unwrap_or_default()).into()
+        format!("zarrs panicked: {}", text.unwrap_or_default()).into()
     })
 }
 
@@ -204,7 +204,7 @@ fn blosc_length(chunk: &[u8]) -> Result<u64, Cause> {
     let copied = header[2] & 2 != 0;
     if typesize == 0 || block == 0 || (block > decoded && !copied) {
         return Err(format!(
-            "its header makes no sense: {decoded} bytes in blocks of {block}, types of {typesize}"
+            "its header is invalid: {decoded} bytes in blocks of {block}, types of {typesize}"
         )
         .into());
     }
@@ -231,7 +231,7 @@ mod tests {
         assert_eq!(caught(|| 7).unwrap(), 7);
         let n = 9;
         let error = caught(|| -> u8 { panic!("level {n}") }).unwrap_err();
-        assert_eq!(error.to_string(), "zarrs gave up: level 9");
+        assert_eq!(error.to_string(), "zarrs panicked: level 9");
     }
 
     #[test]

@@ -70,7 +70,7 @@ pub(super) fn find_array(path: &Path, level: usize, links: Links) -> Result<Foun
     collect(path, 0, links, &mut candidates)?;
     let only = match candidates.as_slice() {
         [] => {
-            let what = "the Zarr group holds no array of 2 to 8 dimensions";
+            let what = "the Zarr group has no array of 2 to 8 dimensions";
             return Err(Error::unsupported(path, what));
         }
         [only] => only,
@@ -86,7 +86,7 @@ pub(super) fn find_array(path: &Path, level: usize, links: Links) -> Result<Foun
     let group = group_at(only, links)?.unwrap_or_default();
     match said_image(&group) {
         Some(image) => multiscale(only, image, level, links),
-        None => Err(Error::unsupported(only, "it is no image any more")),
+        None => Err(Error::unsupported(only, "it is no longer an image")),
     }
 }
 
@@ -112,7 +112,7 @@ fn ambiguous(path: &Path, several: &[PathBuf]) -> Error {
         names.push("...".to_owned());
     }
     let what = format!(
-        "the Zarr group holds several arrays or images: {} (open one of them by its path, like {})",
+        "the Zarr group has several arrays or images: {} (open one of them by its path, like {})",
         names.join(", "),
         several[0].display()
     );
@@ -276,7 +276,7 @@ fn multiscale(path: &Path, image: &Json, level: usize, links: Links) -> Result<F
     links.check(path, &own)?;
     let mut found = array_at(&own, links)?.ok_or_else(|| {
         bad(format!(
-            "level {level} should be at {:?}, but there is no array",
+            "level {level} should be at {:?}, which is not an array",
             excerpt(name)
         ))
     })?;

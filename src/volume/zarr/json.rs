@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_otherwise_is_refused() {
+    fn other_invalid_json_is_refused() {
         for text in [
             "",
             "{",

@@ -95,7 +95,7 @@ impl ArrayInfo {
             .ok_or_else(|| bad(problem("shape", document.get("shape"))))?;
         if !(2..=8).contains(&dims.len()) {
             let what =
-                format!("an array of shape {dims:?} is no volume: 2 to 8 dimensions are read");
+                format!("an array of shape {dims:?} is not a volume: 2 to 8 dimensions are read");
             return Err(Error::unsupported(path, what));
         }
         let dtype = dtype(path, format, document)?;
@@ -172,7 +172,7 @@ impl ArrayInfo {
         ] {
             if chunk.len() != self.stored.dims.len() {
                 return Err(bad(format!(
-                    "{what} {chunk:?} has another rank than shape {:?}",
+                    "{what} {chunk:?} has a different rank from shape {:?}",
                     self.stored.dims
                 )));
             }
@@ -198,7 +198,7 @@ impl ArrayInfo {
         } = &self.stored;
         if !write_chunk.iter().zip(read_chunk).all(whole) {
             return Err(bad(format!(
-                "shard {write_chunk:?} is no multiple of its chunks {read_chunk:?}"
+                "shard {write_chunk:?} is not a multiple of its chunks {read_chunk:?}"
             )));
         }
         Ok(())
@@ -578,10 +578,10 @@ mod tests {
                 .contains("larger than")
         );
         assert!(refused(json!([9, 9, 9]), json!([4096, 4096, 4096])).contains("larger than"));
-        assert!(refused(json!([9, 9, 9]), json!([3, 3])).contains("another rank"));
+        assert!(refused(json!([9, 9, 9]), json!([3, 3])).contains("different rank"));
         assert!(refused(json!([9, 9, 9]), json!([3, 0, 3])).contains("above 0"));
         assert!(refused(json!([9, -9, 9]), json!([3, 3, 3])).contains("above 0"));
-        assert!(refused(json!([9]), json!([3])).contains("no volume"));
+        assert!(refused(json!([9]), json!([3])).contains("not a volume"));
         assert!(refused(json!([3, 4, 5, 6, 7]), json!([2, 2, 5, 6, 7])).contains("mix"));
     }
 }

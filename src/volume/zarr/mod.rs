@@ -173,7 +173,7 @@ impl ZarrVolume {
         let codecs = if facts.sharded {
             let shards = chain
                 .into_shards()
-                .ok_or_else(|| bad(&"the codecs are not what their list says".into()))?;
+                .ok_or_else(|| bad(&"the codecs do not match their list".into()))?;
             let indexes = Lru::new(INDEX_BUDGET, |index: &Arc<[u64]>| {
                 size_of_val::<[u64]>(index)
             });

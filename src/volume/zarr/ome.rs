@@ -171,7 +171,7 @@ fn system(systems: &[Json], name: Option<&str>) -> Result<Vec<Axis>, String> {
     };
     let found = found.ok_or_else(|| {
         format!(
-            "there is no coordinate system {:?}",
+            "it has no coordinate system {:?}",
             excerpt(name.unwrap_or_default())
         )
     })?;
@@ -204,7 +204,7 @@ fn follow(
                     .filter_map(|step| named_system(step, "output"))
                     .collect();
                 return Err(format!(
-                    "it has several places in the world, {ends:?}, and says of none that it counts"
+                    "it has several world coordinate systems, {ends:?}, and does not select one"
                 ));
             }
         }

@@ -73,7 +73,7 @@ impl CodecPipeline {
                     arrays.push((std::mem::replace(&mut form, encoded), made));
                 }
                 Codec::ArrayToBytes(_) if to_bytes.is_some() => {
-                    return Err(CodecError::broken("there are two array-to-bytes codecs"));
+                    return Err(CodecError::broken("it has two array-to-bytes codecs"));
                 }
                 Codec::ArrayToBytes(_) if codec.name() == "sharding_indexed" => {
                     to_bytes = Some(Err(codec));
@@ -88,7 +88,7 @@ impl CodecPipeline {
             }
         }
         let to_bytes =
-            to_bytes.ok_or_else(|| CodecError::broken("there is no array-to-bytes codec"))?;
+            to_bytes.ok_or_else(|| CodecError::broken("it has no array-to-bytes codec"))?;
         let (serializer, size) = match to_bytes {
             Ok(codec) => {
                 let size = serialized_size(&*codec, &form)?;
@@ -191,7 +191,7 @@ fn serialized_size(
         BytesRepresentation::FixedSize(n) => Ok(ByteLimit::Exactly(n)),
         BytesRepresentation::BoundedSize(n) => Ok(ByteLimit::AtMost(n)),
         BytesRepresentation::UnboundedSize => Err(CodecError::broken(
-            "its array-to-bytes codec has no limit to what it makes",
+            "its array-to-bytes codec has no limit on its output",
         )),
     }
 }
@@ -252,7 +252,7 @@ mod tests {
     use super::place;
 
     #[test]
-    fn a_box_is_placed_and_what_hangs_over_is_left_out() {
+    fn a_box_is_placed_and_the_part_outside_is_dropped() {
         let from: Vec<u8> = (1..=8).collect();
         let mut to = [0; 2 * 3 * 3];
         place((&from, &[2, 2, 2]), (&mut to, &[2, 3, 3]), &[1, 0, 2], 1);

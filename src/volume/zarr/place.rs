@@ -51,12 +51,7 @@ impl Map {
         let kind = kind.or_else(by_key).unwrap_or("without a type");
         let value = || {
             let value = step.get(kind);
-            value.ok_or_else(|| {
-                format!(
-                    "the transformation {:?} has no numbers of its own",
-                    excerpt(kind)
-                )
-            })
+            value.ok_or_else(|| format!("the transformation {:?} has no numbers", excerpt(kind)))
         };
         match kind {
             "identity" => {}
@@ -164,7 +159,7 @@ impl Map {
             let row = &self.rows[position];
             if let Some(&dimension) = order.leading.iter().find(|&&n| row.factors[n] != 0.0) {
                 return Err(format!(
-                    "the transformations mix the axis {:?} with dimension {dimension}, which is not space",
+                    "the transformations mix the axis {:?} with dimension {dimension}, which is not spatial",
                     world.get(position).map_or("?", Axis::shown)
                 ));
             }
@@ -184,7 +179,7 @@ impl Map {
         let missing = (0..3).find(|&axis| order.space[axis].is_none() && positions[axis].is_some());
         if let Some(axis) = missing {
             return Err(format!(
-                "the array has no axis {}, but its place in the world has",
+                "the array has no axis {}, but its world coordinates have",
                 ["z", "y", "x"][axis]
             ));
         }
@@ -240,13 +235,13 @@ fn numbers(list: &Json, kind: &str, rank: usize) -> Result<Vec<f64>, String> {
         .and_then(|list| list.iter().map(Json::as_f64).collect());
     numbers
         .filter(|numbers| numbers.len() == rank)
-        .ok_or_else(|| format!("the {kind} is no list of {rank} numbers"))
+        .ok_or_else(|| format!("the {kind} is not a list of {rank} numbers"))
 }
 
 /// Parses the rows of a rotation or an affine (with shifts), from nested lists or a flat list.
 fn matrix(list: &Json, kind: &str, rank: usize) -> Result<Vec<Row>, String> {
     let columns = rank + usize::from(kind == "affine");
-    let wrong = || format!("the {kind} is no matrix of {rank} rows of {columns} numbers");
+    let wrong = || format!("the {kind} is not a matrix of {rank} rows of {columns} numbers");
     let list = list.as_array().ok_or_else(wrong)?;
     let flat: Option<Vec<f64>> = if list.iter().all(Json::is_array) {
         let rows = list.iter().filter_map(Json::as_array);
@@ -293,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_follow_one_another_whatever_the_order_of_the_axes() {
+    fn steps_apply_in_sequence_for_every_order_of_the_axes() {
         let scale = json!({"type": "scale", "scale": [3.0, 2.0, 1.0]});
         let shift = json!({"type": "translation", "translation": [30.0, 20.0, 10.0]});
         let zyx = json!(["z", "y", "x"]);
@@ -316,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn rotations_and_affines_come_into_the_affine() {
+    fn rotations_and_affines_become_part_of_the_affine() {
         let zyx = json!(["z", "y", "x"]);
         let scale = json!({"type": "scale", "scale": [3.0, 2.0, 1.0]});
         let turn = json!({"type": "rotation", "rotation": [[0, 1, 0], [1, 0, 0], [0, 0, 1]]});
@@ -355,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn units_and_directions_in_the_body_are_followed() {
+    fn units_and_anatomical_directions_are_applied() {
         let axis = |name: &str, unit: &str, way: &str| json!({"name": name, "type": "space", "unit": unit, "orientation": {"type": "anatomical", "value": way}});
         let lps = json!([
             axis("z", "micrometer", "inferior-to-superior"),
@@ -383,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_refused() {
+    fn transformations_that_are_not_understood_are_refused() {
         let zyx = json!(["z", "y", "x"]);
         let deep = (0..20).fold(
             json!({"type": "identity"}),
@@ -395,10 +390,10 @@ mod tests {
                 "displacements",
             ),
             (json!({"type": "scale", "path": "scales"}), "no numbers"),
-            (json!({"type": "scale", "scale": [1, 2]}), "no list of 3"),
+            (json!({"type": "scale", "scale": [1, 2]}), "not a list of 3"),
             (
                 json!({"type": "scale", "scale": [1, 2, "3"]}),
-                "no list of 3",
+                "not a list of 3",
             ),
             (
                 json!({"type": "scale", "scale": [1, 0, 1]}),
@@ -430,7 +425,7 @@ mod tests {
         }
         let mixed = json!([{"type": "affine", "affine": [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0]]}]);
         let error = place(&json!(["c", "z", "y", "x"]), &mixed).unwrap_err();
-        assert!(error.contains("not space"), "{error}");
+        assert!(error.contains("not spatial"), "{error}");
         let odd = json!([{"name": "z", "unit": "furlong"}, "y", "x"]);
         assert!(place(&odd, &json!([])).unwrap_err().contains("furlong"));
     }

@@ -40,7 +40,7 @@ impl Shards {
         let configuration =
             configuration.ok_or_else(|| CodecError::broken("sharding has no configuration"))?;
         let chunk = lengths(configuration.get("chunk_shape"))
-            .ok_or_else(|| CodecError::broken("sharding has no sound chunk_shape"))?;
+            .ok_or_else(|| CodecError::broken("sharding has no valid chunk_shape"))?;
         let counts = counts(form, &chunk)?;
         let list = |field: &str| -> Result<Vec<MetadataV3>, CodecError> {
             let codecs = configuration.get(field).cloned().unwrap_or_default();
@@ -189,7 +189,7 @@ fn counts(form: &Form, chunk: &[u64]) -> Result<Vec<u64>, CodecError> {
     let shard = &form.shape;
     let whole = |(shard, chunk): (&NonZeroU64, &u64)| shard.get().is_multiple_of(*chunk);
     if shard.len() != chunk.len() || !shard.iter().zip(chunk).all(whole) {
-        let problem = format!("shard {shard:?} is no multiple of its chunks {chunk:?}");
+        let problem = format!("shard {shard:?} is not a multiple of its chunks {chunk:?}");
         return Err(CodecError::broken(problem));
     }
     let counts: Vec<u64> = shard.iter().zip(chunk).map(|(s, c)| s.get() / c).collect();

@@ -120,7 +120,7 @@ impl Folder {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(source) => return Err(Error::io("look at", above)(source)),
                 Ok(found) if found.is_symlink() && !above.exists() => {
-                    let what = "it is a link to something that is not there";
+                    let what = "it is a dangling link";
                     return Err(Error::unsupported(above, what));
                 }
                 Ok(_) => return Ok(()),
@@ -200,7 +200,7 @@ impl Value for OpenFile {
             .filter(|_| range.end <= self.length);
         let Some(length) = wanted.and_then(|n| usize::try_from(n).ok()) else {
             let problem = format!(
-                "bytes {range:?} were asked for, but the file has {}",
+                "bytes {range:?} were requested, but the file has {}",
                 self.length
             );
             return Err(Error::header(&self.path, "Zarr", problem));

@@ -1,4 +1,4 @@
-//! What the arrays of other software, of ours and of villains decode to.
+//! Decoding arrays of other software, our own, and hostile ones.
 
 mod damage;
 mod dimensions;
@@ -20,14 +20,14 @@ use super::*;
 use crate::dtype::DType;
 use crate::volume::VolumeExt;
 
-/// The folder of an array that `tests/data/make.py` made.
+/// Returns the folder of an array that `tests/data/make.py` made.
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/data/zarr")
         .join(name)
 }
 
-/// A folder that goes away, in memory where there is one that is: outputs sync their disk.
+/// Creates a temporary folder, in memory if possible: outputs are flushed to disk.
 fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
 }
@@ -36,7 +36,7 @@ fn open(path: &Path) -> Result<ZarrVolume> {
     ZarrVolume::open(path, &OpenOptions::default())
 }
 
-/// An error and all that caused it, in one line.
+/// Formats an error and all of its causes in one line.
 fn chain(error: &Error) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
@@ -47,7 +47,7 @@ fn chain(error: &Error) -> String {
     text
 }
 
-/// Numbers that look random: splitmix64.
+/// Pseudo-random numbers: splitmix64.
 #[derive(Debug)]
 struct Dice(u64);
 
@@ -64,7 +64,7 @@ impl Dice {
         usize::try_from(self.roll() % n as u64).unwrap()
     }
 
-    /// A box of at least one voxel inside `shape`.
+    /// Returns a box of at least one voxel inside `shape`.
     fn region(&mut self, shape: [u64; 3]) -> Region {
         let start = shape.map(|n| self.roll() % n);
         let size = std::array::from_fn(|a| 1 + self.roll() % (shape[a] - start[a]));
@@ -72,10 +72,10 @@ impl Dice {
     }
 }
 
-/// Keys and ranges, in the order of reading.
+/// Keys and ranges, in reading order.
 type Notes = Arc<Mutex<Vec<(String, Range<u64>)>>>;
 
-/// Values in memory, and a note of every range that was read of them.
+/// Values in memory, with a record of every range that was read.
 #[derive(Clone, Debug, Default)]
 struct Notebook {
     values: HashMap<String, Arc<Vec<u8>>>,
@@ -113,7 +113,7 @@ impl Value for Page {
     }
 }
 
-/// Metadata of an array that is one chunk, or one shard.
+/// Returns the metadata of an array that is one chunk, or one shard.
 fn document(codecs: &Json, shape: [u64; 3], dtype: DType) -> Json {
     json!({
         "zarr_format": 3, "node_type": "array", "shape": shape, "data_type": dtype.name(),
@@ -122,7 +122,7 @@ fn document(codecs: &Json, shape: [u64; 3], dtype: DType) -> Json {
     })
 }
 
-/// The only chunk of such an array, encoded by zarrs.
+/// Returns the only chunk of such an array, encoded by zarrs.
 fn encoded(document: &Json, voxels: Vec<u8>) -> Vec<u8> {
     let facts = ArrayInfo::parse(Path::new("x"), Format::Zarr3, document, &[]).unwrap();
     let (array, _) = open_array(&facts, document).unwrap();
@@ -143,7 +143,7 @@ fn encoded(document: &Json, voxels: Vec<u8>) -> Vec<u8> {
     bytes.unwrap().into_owned()
 }
 
-/// Such an array with the given bytes as its only value.
+/// Opens such an array with the given bytes as its only value.
 fn with_chunk(document: &Json, chunk: Vec<u8>) -> Result<ZarrVolume> {
     let mut store = Notebook::default();
     store.values.insert("c/0/0/0".to_owned(), Arc::new(chunk));

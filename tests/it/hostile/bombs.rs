@@ -217,7 +217,7 @@ fn bombs() -> Vec<Bomb> {
                 &codec("blosc", blosc.clone()),
                 blosc_claim(65536, 0x7FFF_FFFF),
             ),
-            "makes no sense",
+            "header is invalid",
         ),
         (
             "zstd bomb in a shard",

@@ -338,7 +338,11 @@ fn of_images() -> Vec<Store> {
         ),
         ("level with NUL", image(&json!("0\0")), stays),
         ("level that is a number", image(&json!(0)), stays),
-        ("level that is not there", image(&json!("1")), "no array"),
+        (
+            "level that is not there",
+            image(&json!("1")),
+            "not an array",
+        ),
         (
             "image of 65 levels",
             vec![

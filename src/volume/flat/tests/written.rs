@@ -120,7 +120,7 @@ fn a_header_and_its_voxels_are_replaced_as_one() {
         (names(), first()),
         (vec!["a.mhd".to_owned(), "a.raw".to_owned()], 4)
     );
-    // Voxels that no header of ours names are somebody else's.
+    // Voxels that no header of ours names must not be replaced.
     fs::remove_file(&path).unwrap();
     for overwrite in [false, true] {
         let error = write(5, overwrite).unwrap_err();
@@ -130,7 +130,7 @@ fn a_header_and_its_voxels_are_replaced_as_one() {
 }
 
 #[test]
-fn voxels_whose_header_cannot_be_finished_do_not_stay() {
+fn voxels_are_removed_if_their_header_cannot_be_finished() {
     let desk = Desk::new();
     let path = desk.folder.path().join("a.mhd");
     let layout = Layout {
@@ -148,7 +148,7 @@ fn voxels_whose_header_cannot_be_finished_do_not_stay() {
 fn a_compressed_nifti_is_one_stream_of_members_that_any_reader_takes() {
     use std::io::Read;
     let desk = Desk::new();
-    // Several members, the last one short, and a file of less than one.
+    // Several members, the last one shorter, and a file shorter than one member.
     for shape in [[70, 200, 111], [5, 6, 7]] {
         let layout = Layout::new(shape, 2, DType::I16);
         let patch = Random(14).patch(shape, 2, DType::I16);

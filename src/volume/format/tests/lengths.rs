@@ -1,4 +1,4 @@
-//! Lengths in every unit, places from every form, and voxels in several files.
+//! Lengths in every unit, positions from every form, and voxels in several files.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use crate::geometry::Geometry;
 use crate::region::Region;
 use crate::volume::{Volume, VolumeExt};
 
-/// What a file of these bytes is, opened among files that it may name.
+/// Opens a file of these bytes next to files that it may name.
 fn opened(name: &str, bytes: &[u8]) -> Result<Arc<dyn Volume>> {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("near.raw"), [0; 64]).unwrap();
@@ -22,7 +22,7 @@ fn geometry(name: &str, bytes: &[u8]) -> Geometry {
     volume.layout().geometry
 }
 
-/// The bytes of float fields.
+/// Returns the bytes of float fields.
 fn floats(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|n| n.to_le_bytes()).collect()
 }
@@ -37,7 +37,7 @@ fn near(found: Geometry, expected: Geometry) -> bool {
 }
 
 #[test]
-fn lengths_are_millimetres_whatever_the_unit_of_the_file() {
+fn lengths_are_millimeters_for_every_unit_of_the_file() {
     let expected = Geometry::from_parts([3e-3, 2e-3, 1e-3], [6e-3, 5e-3, 4e-3]);
     let rows = floats(&[1.0, 0.0, 0.0, 4.0, 0.0, 2.0, 0.0, 5.0, 0.0, 0.0, 3.0, 6.0]);
     let pixdim = floats(&[1.0, 1.0, 2.0, 3.0]);
@@ -119,7 +119,7 @@ fn lengths_are_millimetres_whatever_the_unit_of_the_file() {
 }
 
 #[test]
-fn what_nifti_headers_often_have_wrong_does_not_matter() {
+fn common_mistakes_in_nifti_headers_do_not_matter() {
     let short = |n: i16| n.to_le_bytes();
     let sound = geometry("a.nii", &nifti(&[]));
     for bits in [0, 1, 16, 32, -8] {
@@ -143,7 +143,7 @@ fn what_nifti_headers_often_have_wrong_does_not_matter() {
 }
 
 #[test]
-fn a_form_that_says_nothing_is_passed_over() {
+fn a_form_without_information_is_ignored() {
     let one = 1_i16.to_le_bytes();
     let zero = floats(&[0.0; 12]);
     let flat = floats(&[1.0, 0.0, 0.0, 9.0, 0.0, 1.0, 0.0, 9.0, 0.0, 0.0, 0.0, 9.0]);
@@ -155,15 +155,15 @@ fn a_form_that_says_nothing_is_passed_over() {
         let both = [&qform[..], &[(254, &one[..]), (280, rows)]].concat();
         assert_eq!(geometry("a.nii", &nifti(&both)), expected);
     }
-    // Without a qform, zeros are as good as no form, and a flat one is an error.
+    // Without a qform, zeros are treated like no form, and a degenerate sform is an error.
     let alone = geometry("a.nii", &nifti(&[(254, &one), (280, &zero)]));
     assert_eq!(alone, geometry("a.nii", &nifti(&[])));
     let error = opened("a.nii", &nifti(&[(254, &one), (280, &flat)])).unwrap_err();
     assert!(
-        error.to_string().contains("no axis along others"),
+        error.to_string().contains("the axes independent"),
         "{error}"
     );
-    // An image of one slice may leave out where its third axis points.
+    // An image of one slice may omit the direction of its third axis.
     let slice: Vec<u8> = [2_i16, 2, 2, 1, 1]
         .iter()
         .flat_map(|n| n.to_le_bytes())
@@ -180,7 +180,7 @@ fn a_form_that_says_nothing_is_passed_over() {
         opened("a.mhd", mhd.as_bytes())
             .unwrap_err()
             .to_string()
-            .contains("no axis along others")
+            .contains("the axes independent")
     );
     let nrrd = NRRD.replace(
         "encoding",
@@ -190,7 +190,7 @@ fn a_form_that_says_nothing_is_passed_over() {
         opened("a.nhdr", nrrd.as_bytes())
             .unwrap_err()
             .to_string()
-            .contains("no axis along others")
+            .contains("the axes independent")
     );
 }
 
@@ -231,7 +231,7 @@ fn analyze_pairs_are_read_with_their_unit_and_origin() {
             [0.0, 0.0, 3.0, 0.0],
         ]
     );
-    // Something else is there.
+    // The field contains something else.
     let far: Vec<u8> = [300_i16, 1, 1].iter().flat_map(|&n| short(n)).collect();
     assert_eq!(geometry("a.hdr", &header(&[(253, &far)])), expected);
     let dir = tempfile::tempdir().unwrap();
@@ -269,7 +269,7 @@ fn voxels_in_a_file_for_each_slice_are_one_volume() {
     let dir = tempfile::tempdir().unwrap();
     let shape = [5_u64, 3, 4];
     let voxels: Vec<u8> = (0..120).collect();
-    // Two bytes a voxel, and one before and one behind the voxels of each file.
+    // Two bytes per voxel, with one byte before and one after the voxels of each file.
     for (n, slice) in voxels.chunks(24).enumerate() {
         let text = [&[200][..], slice].concat();
         fs::write(dir.path().join(format!("s{:02}.raw", n + 1)), text).unwrap();
@@ -318,7 +318,7 @@ fn voxels_in_a_file_for_each_slice_are_one_volume() {
         );
         volume.check_unchanged().unwrap();
     }
-    // Backwards, and a file that is too short.
+    // In reverse order, and with a file that is too short.
     let back = "s05.raw\ns04.raw\ns03.raw\ns02.raw\ns01.raw\n";
     let path = dir.path().join("f.nhdr");
     fs::write(

@@ -1,4 +1,4 @@
-//! Chunks that were damaged: never a panic, and never a wrong voxel past a checksum.
+//! Damaged chunks: never a panic, and never a wrong voxel despite a checksum.
 //!
 //! `VOXPATCH_MUTATIONS=2000` runs the long form.
 
@@ -6,7 +6,7 @@ use super::*;
 
 const SHAPE: [u64; 3] = [8, 12, 16];
 
-/// How many rounds to make: as many as the environment says, or else a few.
+/// Returns the number of rounds: the environment variable's, or else a few.
 pub(super) fn rounds(usual: usize) -> usize {
     let asked = std::env::var("VOXPATCH_MUTATIONS").ok();
     asked.and_then(|n| n.parse().ok()).unwrap_or(usual)
@@ -37,7 +37,7 @@ fn damage(bytes: &mut Vec<u8>, dice: &mut Dice) {
     }
 }
 
-/// Codecs, and whether damage to any byte of a voxel is caught.
+/// Returns codecs, and whether they detect damage to any byte of a voxel.
 #[expect(clippy::too_many_lines, reason = "a list")]
 fn chains() -> Vec<(&'static str, Json, bool)> {
     let little = json!({"name": "bytes", "configuration": {"endian": "little"}});
@@ -171,7 +171,7 @@ fn damaged_chunks_are_errors_or_right_wherever_there_is_a_checksum() {
                 damage(&mut chunk, &mut dice);
             }
             let volume = with_chunk(&document, chunk).unwrap();
-            // Either first, so that neither profits from what the other left behind.
+            // Either reader may be first, so that neither depends on the state that the other leaves.
             let reads = if round % 2 == 0 {
                 let all = read_all(&volume).map(|bytes| bytes == whole);
                 [all, volume.read(region).map(|patch| patch == part)]

@@ -5,7 +5,7 @@ use std::fs;
 use super::*;
 use crate::region::indices;
 
-/// What voxel c, z, y, x holds.
+/// Returns the value of voxel c, z, y, x.
 fn voxel([c, z, y, x]: [u64; 4]) -> u8 {
     u8::try_from((c * 89 + z * 31 + y * 7 + x) % 251).unwrap()
 }
@@ -17,8 +17,7 @@ fn length(name: char) -> u64 {
     LENGTHS.iter().find(|(own, _)| *own == name).unwrap().1
 }
 
-/// Writes an image of uncompressed chunks with these axes; time counts faster than channels in
-/// what its voxels hold.
+/// Writes an image of uncompressed chunks with these axes. In its values, time varies faster than channels.
 fn write(folder: &Path, axes: &str, chunk: &[u64], version: u8) {
     let names: Vec<char> = axes.chars().collect();
     let shape: Vec<u64> = names.iter().map(|&name| length(name)).collect();
@@ -145,10 +144,10 @@ fn axes_in_any_order_are_read_by_their_names() {
         "cyx", "tyx", "yx", "xy", "tcyx", "xyc", "zx",
     ] {
         for (n, version) in [2, 3].into_iter().enumerate() {
-            // Chunks that hang over, and one that is the whole array.
+            // Chunks that extend beyond the array, and one that is the whole array.
             for (m, of) in [2, 9].into_iter().enumerate() {
                 let chunk: Vec<u64> = axes.chars().map(|name| length(name).min(of)).collect();
-                // Channels and time points that are cut into chunks together are no single axis.
+                // Channels and time points that are chunked together cannot be flattened into one axis.
                 let chunk: Vec<u64> = match of {
                     2 => chunk
                         .iter()
@@ -177,7 +176,7 @@ fn axes_in_any_order_are_read_by_their_names() {
                     );
                     count += 1;
                 }
-                // Without the image, the array's own names say it.
+                // Without the image, the array's own names are used.
                 fs::remove_file(path.join(if version == 3 { "zarr.json" } else { ".zgroup" }))
                     .unwrap();
                 check(&open(&path.join("0")).unwrap(), axes, "alone");
@@ -187,7 +186,7 @@ fn axes_in_any_order_are_read_by_their_names() {
     assert_eq!(count, 18 * 2 * 2 * 2);
 }
 
-/// A group of arrays of 2^3 voxels, and images where the name ends in a slash.
+/// Creates a group of arrays of 2^3 voxels, and of images for names that end in a slash.
 fn group(folder: &Path, names: &[&str]) {
     fs::create_dir_all(folder).unwrap();
     let put = |path: PathBuf, document: Json| {
@@ -220,7 +219,7 @@ fn group(folder: &Path, names: &[&str]) {
 }
 
 #[test]
-fn of_several_arrays_none_is_picked() {
+fn none_of_several_arrays_is_chosen() {
     let dir = scratch();
     for (n, (names, hints)) in [
         (&["raw", "label", "mask"][..], &["label, mask, raw"][..]),
@@ -277,7 +276,7 @@ fn the_only_array_or_image_is_opened_however_deep_it_is() {
 }
 
 #[test]
-fn what_python_writes_that_is_not_json_is_read() {
+fn numbers_that_python_writes_but_json_does_not_have_are_read() {
     let dir = scratch();
     let path = dir.path().join("a.zarr");
     group(&path, &["raw"]);
@@ -429,7 +428,7 @@ fn transformations_of_0_6_are_followed_from_system_to_system() {
         place(two(either))
             .unwrap_err()
             .to_string()
-            .contains("several places")
+            .contains("several world coordinate systems")
     );
     let apart = json!([within(turn, "elsewhere", "world")]);
     assert!(

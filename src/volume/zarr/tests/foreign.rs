@@ -5,7 +5,7 @@ use std::fs;
 use super::*;
 use crate::volume::suite::real_scans;
 
-/// Every folder below `root` that holds an array.
+/// Returns all folders below `root` that contain an array.
 fn arrays(root: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![root.to_path_buf()];
@@ -40,9 +40,9 @@ fn real_scans_of_other_software_are_read_or_refused_with_a_reason() {
                     patch.unwrap_or_else(|error| panic!("{name}: {}", chain(&error)));
                     read += 1;
                 }
-                // One-dimensional, text, or a codec that is not there: delta, pcodec, zfp.
+                // One-dimensional, text, or an unsupported codec: delta, pcodec, zfp.
                 Err(Error::Unsupported { what, .. }) => {
-                    let reasons = ["is no volume", "data type", "not supported"];
+                    let reasons = ["is not a volume", "data type", "not supported"];
                     assert!(reasons.iter().any(|reason| what.contains(reason)), "{what}");
                     refused += 1;
                 }
@@ -53,7 +53,7 @@ fn real_scans_of_other_software_are_read_or_refused_with_a_reason() {
     assert_eq!((read, refused), (65, 59));
 }
 
-/// All voxels as whole numbers.
+/// Returns all voxels as numbers.
 fn numbers(path: &Path) -> Vec<f64> {
     let volume = open(path).unwrap();
     let all = volume
@@ -174,7 +174,7 @@ fn real_scans_have_the_sums_that_zarr_python_finds() {
     }
 }
 
-/// Shape, spacing and origin of a level.
+/// Returns the shape, spacing and origin of a level.
 fn place(path: &Path, level: usize) -> ([u64; 3], [f64; 3], [f64; 3]) {
     let options = OpenOptions {
         level,
@@ -218,7 +218,7 @@ fn levels_of_real_scans_are_placed_as_ome_zarr_says() {
     assert!((place(&mri, 0).1[0] - 2.2).abs() < 1e-5);
 }
 
-/// An array without chunks, and the image around it if axes are given.
+/// Writes an array without chunks, and an image around it if axes are given.
 fn of_axes(
     format: u8,
     shape: &[u64],
@@ -259,7 +259,7 @@ fn of_axes(
 }
 
 #[test]
-fn the_axis_of_time_is_the_one_that_is_called_so() {
+fn the_time_axis_is_found_by_its_name() {
     let none = Json::Null;
     let said = |name: &str, kind: &str| json!({"name": name, "type": kind});
     let [z, y, x] = ["z", "y", "x"].map(|name| said(name, "space"));

@@ -6,7 +6,7 @@ use super::*;
 use crate::dtype::{DType, convert};
 use crate::region::indices;
 
-/// The folders of all golden arrays.
+/// Returns the folders of all golden arrays.
 fn arrays() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/zarr");
     let folders = |path: PathBuf| {
@@ -21,12 +21,12 @@ fn arrays() -> Vec<PathBuf> {
     found
 }
 
-/// What `make.py` put at place `n` of a row-major array.
+/// Returns the value that `make.py` stored at position `n` of a row-major array.
 fn value(dtype: DType, n: u64) -> f64 {
     let v = f64::from(u8::try_from((7 * n + n / 5) % 251).unwrap());
     match dtype {
         DType::Bool => v % 2.0,
-        // numpy wraps: 28 more than 100 do not fit.
+        // numpy wraps: values above 127 do not fit.
         DType::I8 if v > 227.0 => v - 356.0,
         DType::I8 | DType::I16 | DType::I32 | DType::I64 => v - 100.0,
         DType::F16 | DType::F32 | DType::F64 => v / 2.0 - 20.0,
@@ -34,7 +34,7 @@ fn value(dtype: DType, n: u64) -> f64 {
     }
 }
 
-/// Everything the array should hold, c, z, y, x.
+/// Returns the expected voxels of the whole array, c, z, y, x.
 fn expected(volume: &ZarrVolume, attributes: &Json) -> Vec<f64> {
     let Layout {
         shape,
@@ -96,7 +96,7 @@ fn golden_arrays_hold_what_zarr_python_wrote() {
 }
 
 #[test]
-fn a_missing_chunk_is_fill_value_or_an_error_as_was_asked() {
+fn a_missing_chunk_is_fill_value_or_an_error_as_requested() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/zarr");
     let strict = OpenOptions {
         missing_chunks: MissingChunks::Error,

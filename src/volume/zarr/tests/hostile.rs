@@ -1,4 +1,4 @@
-//! Chunks that were made to do harm: bombs, and indexes that point anywhere.
+//! Chunks made to do harm: decompression bombs, and indexes that point outside.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -7,7 +7,7 @@ use super::*;
 
 const SHAPE: [u64; 3] = [32, 32, 32];
 
-/// The most memory that this process has had at once, in KiB.
+/// Returns the peak memory of this process, in KiB.
 fn peak() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -43,7 +43,7 @@ fn bz2_bomb() -> Vec<u8> {
     stream.finish().unwrap()
 }
 
-/// A zstd frame of 16 bytes that claims to hold `bytes`.
+/// Returns a zstd frame of 16 bytes that claims to decode to `bytes`.
 fn zstd_claim(bytes: u64) -> Vec<u8> {
     let mut frame = vec![0x28, 0xB5, 0x2F, 0xFD, 0xE0];
     frame.extend(bytes.to_le_bytes());
@@ -52,7 +52,7 @@ fn zstd_claim(bytes: u64) -> Vec<u8> {
     frame
 }
 
-/// A blosc header that claims to hold `bytes`, and nothing else.
+/// Returns a blosc header that claims to decode to `bytes`, without data.
 fn blosc_claim(bytes: u32, block: u32) -> Vec<u8> {
     let mut chunk = vec![2, 1, 0x21, 1];
     for field in [bytes, block, 32] {
@@ -126,7 +126,7 @@ fn bombs_are_errors_and_take_no_memory() {
         let read = volume.read_channels(0..1, region, &mut voxel);
         assert!(matches!(read, Err(Error::Chunk { .. })), "{name}: {read:?}");
     }
-    // Other tests run beside this one; the bombs would be hundreds of MiB.
+    // Other tests run at the same time; the bombs would take hundreds of MiB.
     assert!(peak() - before < 128 << 10, "{} KiB", peak() - before);
 }
 
@@ -176,7 +176,7 @@ fn an_index_that_points_outside_its_shard_is_an_error() {
     }
 }
 
-/// Puts something else at some place of a document.
+/// Replaces a random part of a document.
 fn spoil(value: &mut Json, dice: &mut Dice) {
     let children: Vec<String> = match value {
         Json::Object(object) => object.keys().cloned().collect(),
@@ -226,7 +226,7 @@ fn spoil(value: &mut Json, dice: &mut Dice) {
 }
 
 #[test]
-fn spoilt_metadata_never_panics() {
+fn damaged_metadata_never_panics() {
     let rounds = super::damage::rounds(60);
     let mut opened = 0;
     for (seed, version) in ["v2", "v3"].into_iter().enumerate() {
@@ -271,9 +271,9 @@ fn spoilt_metadata_never_panics() {
     assert!(opened > 200, "most spoilt fields are not used: {opened}");
 }
 
-/// Links lead elsewhere only for those who trust them; the folder itself may be one.
+/// Links out of the folder are followed only in trusted data; the folder itself may be a link.
 #[test]
-fn links_in_a_folder_of_strangers_are_refused_wherever_they_are() {
+fn links_in_untrusted_folders_are_refused_wherever_they_are() {
     let dir = tempfile::tempdir().unwrap();
     let layout = Layout::new([16; 3], 1, DType::U8);
     let options = crate::volume::CreateOptions {

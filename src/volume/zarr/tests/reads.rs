@@ -1,4 +1,4 @@
-//! Which bytes a read touches, and what counts as missing.
+//! The bytes that a read touches, and the definition of a missing chunk.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
@@ -9,7 +9,7 @@ use super::*;
 use crate::region::indices;
 use crate::volume::{CreateOptions, create};
 
-/// A Zarr array of two channels whose third chunk column along x is empty.
+/// Writes a Zarr array of two channels whose third chunk column along x is empty.
 fn written(folder: &Path, shard: Option<[u64; 3]>) -> PathBuf {
     let path = folder.join("image.zarr");
     let layout = Layout::new([20, 30, 25], 2, DType::U16);
@@ -34,7 +34,7 @@ fn written(folder: &Path, shard: Option<[u64; 3]>) -> PathBuf {
     path.join("0")
 }
 
-/// The array in a notebook, so that what is read of it is noted.
+/// Opens the array through a recording store.
 fn noted(path: &Path) -> (ZarrVolume, Notebook) {
     let mut store = Notebook::default();
     let mut folders = vec![path.to_path_buf()];
@@ -64,7 +64,7 @@ fn noted(path: &Path) -> (ZarrVolume, Notebook) {
     (volume.unwrap(), store)
 }
 
-/// The ranges that a read has to touch, found voxel by voxel and from the shards themselves.
+/// Returns the ranges that a read must touch, found voxel by voxel and from the shards themselves.
 fn needed(
     store: &Notebook,
     channels: &Range<u64>,
@@ -107,7 +107,7 @@ fn needed(
 }
 
 #[test]
-fn a_read_touches_just_the_chunks_that_it_needs_each_of_them_once() {
+fn a_read_touches_only_the_chunks_that_it_needs_and_each_once() {
     let folder = scratch();
     for (n, shard) in [None, Some([8, 16, 16]), Some([20, 32, 32])]
         .into_iter()
@@ -152,7 +152,7 @@ fn an_index_is_read_once_however_many_reads_follow() {
     assert_eq!(reads.len(), 3 * (chunks - 2) + 2, "two shards");
 }
 
-/// A copy of a golden array, two chunks of 5 x 6 voxels of i16, and its first chunk's file.
+/// Copies a golden array, two chunks of 5 x 6 voxels of i16. Returns it and its first chunk's file.
 fn copy(folder: &Path, name: &str) -> (PathBuf, PathBuf) {
     let target = folder.join(name);
     fs::create_dir_all(target.join("c/0/0")).unwrap();
@@ -165,7 +165,7 @@ fn copy(folder: &Path, name: &str) -> (PathBuf, PathBuf) {
 }
 
 #[test]
-fn only_a_file_that_is_not_there_means_fill_value() {
+fn only_a_missing_file_means_fill_value() {
     let folder = scratch();
     let damaged = |name: &str, damage: &dyn Fn(&Path)| {
         let (array, chunk) = copy(folder.path(), name);
@@ -226,7 +226,7 @@ fn there_are_no_chunks_beyond_the_last() {
     }
 }
 
-/// What the system says when it cannot tell, whatever the moment.
+/// Errors of the system are errors at any moment, not missing chunks.
 #[test]
 fn every_other_error_of_the_system_is_an_error() {
     #[derive(Debug)]
@@ -280,7 +280,7 @@ fn a_chunk_written_after_the_array_was_opened_is_an_error_that_names_it() {
     read_all(&volume).unwrap();
     volume.check_unchanged().unwrap();
     let bytes = fs::read(&chunk).unwrap();
-    // The clock of a file system may be behind by a tick.
+    // The clock of a file system may be a tick behind.
     std::thread::sleep(std::time::Duration::from_millis(30));
     fs::write(&chunk, bytes).unwrap();
     let read = read_all(&volume);

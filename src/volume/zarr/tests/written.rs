@@ -1,4 +1,4 @@
-//! What is written reads back as it was given, whatever its shape, type and codec.
+//! Written arrays read back unchanged, for any shape, type and codec.
 
 use std::fs;
 use std::sync::Barrier;
@@ -10,7 +10,7 @@ use super::*;
 use crate::volume::suite::check;
 use crate::volume::{Cached, Codec, CreateOptions, MemoryVolume, VolumeMut, create};
 
-/// Voxels with empty places in between, so that some chunks are all fill value.
+/// Returns voxels with empty ranges, so that some chunks are all fill value.
 fn voxels(layout: &Layout, dice: &mut Dice) -> Vec<u8> {
     let bytes = usize::try_from(layout.decoded_bytes().unwrap()).unwrap();
     let mut voxels = Vec::with_capacity(bytes);
@@ -58,7 +58,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
 
     #[test]
-    fn what_is_written_reads_back_as_from_memory(
+    fn written_volumes_read_back_as_from_memory(
         shape in [1_u64..20, 1..20, 1..20],
         channels in 1_u64..4,
         dtype in prop::sample::select(&DType::ALL[..]),
