@@ -26,7 +26,7 @@ pub struct LeadingAxis {
     pub kind: AxisKind,
     /// The number of places along the axis.
     pub length: u64,
-    /// The distance between neighbours in [`unit`](Self::unit).
+    /// The distance between neighbors in [`unit`](Self::unit).
     pub step: f64,
     /// The unit of that distance, as the file calls it.
     pub unit: Option<String>,

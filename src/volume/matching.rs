@@ -1,8 +1,8 @@
 //! Brings a second volume (a mask, labels, weights, another modality) to the grid of a first.
 //!
-//! Everything that uses two volumes together uses this check. It compares world positions, not voxel counts. Flipped or
-//! permuted axes are reoriented, and a coarser volume of the same extent is upsampled. Anything else is an error that
-//! gives the differing numbers.
+//! This is the only check for everything that uses two volumes together. It compares world positions, not voxel counts.
+//! Flipped or permuted axes are reoriented, and a coarser volume of the same extent is upsampled. Anything else is an
+//! error that gives the differing numbers.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub struct Matching {
 }
 
 /// The default tolerance, in voxels. It is much larger than rounding errors in headers, and much smaller than half a
-/// voxel, the offset between programs that place a voxel's position at its corner and at its center.
+/// voxel, the offset between programs that define positions by voxel corners and by voxel centers.
 pub const TOLERANCE: f64 = 0.1;
 
 impl Default for Matching {
@@ -288,7 +288,7 @@ mod tests {
 
     const SHAPE: Shape = [4, 5, 6];
 
-    /// A volume of the numbers 0, 1, 2, ...
+    /// Returns a volume of the numbers 0, 1, 2, ...
     fn volume(shape: Shape, geometry: Geometry) -> Arc<dyn Volume> {
         let layout = Layout::new(shape, 1, DType::U16).with_geometry(geometry);
         let volume = MemoryVolume::zeros(layout).unwrap();
@@ -304,7 +304,7 @@ mod tests {
         volume.read(whole).unwrap().bytes().to_vec()
     }
 
-    /// An oblique geometry with three different spacings.
+    /// Returns an oblique geometry with three different spacings.
     fn placed() -> Geometry {
         Geometry::from_affine([
             [0.6, 0.05, 0.4, -7.0],

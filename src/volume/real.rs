@@ -134,7 +134,7 @@ impl Volume for RealValues {
         &self.layout
     }
 
-    /// Stored voxels are read directly into `out` if they fit, so that nothing is allocated.
+    /// Reads stored voxels directly into `out` if they fit, so that nothing is allocated.
     fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
         self.layout.check_read(&channels, region, out.len())?;
         let (from, to) = (
@@ -248,7 +248,7 @@ mod tests {
         (1e-3, 1e4),
     ];
 
-    /// Random voxels in memory that fit after any of these rescales.
+    /// Returns random voxels in memory that fit after any of these rescales.
     fn memory(dtype: DType, rescale: Rescale) -> (MemoryVolume, Patch) {
         let (shape, channels) = ([5, 9, 7], 3);
         let mut patch = suite::Random(3).patch(shape, channels, dtype);

@@ -284,7 +284,7 @@ mod tests {
     use crate::region::Shape;
     use crate::volume::{MemoryVolume, VolumeMut, suite};
 
-    /// The voxels on other axes, copied one by one.
+    /// Returns the voxels on other axes, copied one by one.
     fn twin(patch: &Patch, axes: SignedAxes) -> Patch {
         let old = patch.shape();
         let shape = axes.from.map(|from| old[from]);

@@ -149,7 +149,7 @@ mod tests {
         entries.map(|entry| stored(&entry.unwrap().path())).sum()
     }
 
-    /// Noise that no codec can compress.
+    /// Returns noise that no codec can compress.
     fn noise(bytes: u64) -> Vec<u8> {
         let mut state = 1_u64;
         let next = || {

@@ -575,7 +575,7 @@ mod tests {
     }
 }
 
-/// The folder of real scans that `VOXPATCH_TEST_DATA` names. Tests that need it are ignored by default, so that they
+/// Returns the folder of real scans in `VOXPATCH_TEST_DATA`. Tests that need it are ignored by default, so that they
 /// are counted where it is absent.
 #[cfg(test)]
 pub(crate) fn real_scans() -> PathBuf {

@@ -57,7 +57,7 @@ struct Detached {
 }
 
 impl FlatWriter {
-    /// Creates the file that `layout` describes; NIfTI-1 or NIfTI-2 is chosen by what fits.
+    /// Creates the file that `layout` describes; for NIfTI, the version that fits is chosen.
     pub(in super::super) fn create(mut layout: Layout, options: &CreateOptions) -> Result<Self> {
         let format = format::of(&layout)?;
         let overwrite = Overwrite::by(&layout, options.overwrite)?;

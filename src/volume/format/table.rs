@@ -96,7 +96,7 @@ impl FileFormat {
 }
 
 impl Output {
-    /// An extension of outputs.
+    /// Creates an extension of created files.
     pub(super) const fn new(extension: &'static str, storage: Storage) -> Self {
         Self { extension, storage }
     }

@@ -844,8 +844,8 @@ fn mutate(bytes: &mut Vec<u8>, dice: &mut Dice) {
     }
 }
 
-/// For any changed bytes, a parser returns an error or a layout that fits into 2^63 bytes. `VOXPATCH_HEADERS=1000000`
-/// tries that many per parser, and checks time and memory, too.
+/// Checks that, for any changed bytes, a parser returns an error or a layout that fits into 2^63 bytes.
+/// `VOXPATCH_HEADERS=1000000` tries that many per parser, and checks time and memory, too.
 #[test]
 fn mutated_headers_never_panic() {
     let asked = std::env::var("VOXPATCH_HEADERS").ok();

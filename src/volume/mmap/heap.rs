@@ -17,8 +17,8 @@ pub(crate) const fn give_back_freed() {}
 ///
 /// All threads share two heaps. By default, the GNU C library creates one for each thread, and each keeps some
 /// megabytes of freed memory. Allocations above 1.25 MiB (most patches and shards) come directly from the system and
-/// are returned at once. By default, the library raises that threshold to up to 32 MiB as larger blocks are freed, and
-/// keeps twice as much.
+/// are returned at once. By default, the GNU C library raises that threshold to up to 32 MiB as larger blocks are freed,
+/// and keeps twice as much.
 ///
 /// Call this first in `main`: it does not affect existing heaps.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]

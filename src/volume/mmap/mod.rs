@@ -5,7 +5,7 @@
 //! bytes. The pages stay in the system's page cache, from which a page fault brings them back. A
 //! [keeping](Map::keeping) map is not emptied.
 //!
-//! If a file is truncated while it is mapped, or its disk fails, the process would end with SIGBUS; a [`guard`] turns
+//! A file that is truncated while it is mapped, or a failing disk, would end the process with SIGBUS; a [`guard`] turns
 //! that into a read error.
 
 #![allow(

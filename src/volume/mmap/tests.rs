@@ -160,7 +160,7 @@ extern "C" fn seven(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
     unsafe { libc::_exit(7) }
 }
 
-/// A handler that forwards all signals, because none of them are its own.
+/// Forwards all signals, because none of them are its own.
 extern "C" fn back_to_us(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     assert!(!CALLED.swap(true, Ordering::Relaxed), "once is enough");
     // SAFETY: the system reported this as a handler.
@@ -168,7 +168,7 @@ extern "C" fn back_to_us(signal: c_int, info: *mut siginfo_t, context: *mut c_vo
     before(signal, info, context);
 }
 
-/// A handler that ends the process like Python's faulthandler: it restores the previous action, which is ours by now,
+/// Ends the process like Python's faulthandler: it restores the previous action, which is ours by now,
 /// and sends the signal again.
 extern "C" fn put_back_and_send_again(signal: c_int, _: *mut siginfo_t, _: *mut c_void) {
     // SAFETY: ends this process, or calls its handler.

@@ -96,12 +96,12 @@ pub(in super::super) fn tidy(target: &Path) -> Result<()> {
     }
 }
 
-/// Removes what unfinished runs left of the output `target`; does nothing if there is nothing.
+/// Removes the files of unfinished runs of the output `target`, if there are any.
 ///
 /// # Errors
 ///
-/// [`Error::Locked`] if a process is still writing it, [`Error::NotOverwritable`] if its folder holds an entry that was
-/// to be replaced and is not an output, [`Error::Io`] if it cannot be removed.
+/// [`Error::Locked`] if a process is still writing it, [`Error::NotOverwritable`] if its folder holds a replaced entry
+/// that is not an output, [`Error::Io`] if it cannot be removed.
 pub fn discard_partial(target: impl AsRef<Path>) -> Result<()> {
     let target = target.as_ref();
     let places = Places::of(target)?;

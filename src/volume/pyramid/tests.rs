@@ -12,7 +12,7 @@ use crate::patch::copy_common;
 use crate::region::{chunk_region, indices};
 use crate::volume::{MemoryVolume, OpenOptions, Volume, VolumeExt, create, open, output_layout};
 
-/// A box of voxels as f64, or as i128 where the type is an integer.
+/// Returns an integer voxel as i128.
 fn exact(dtype: DType, voxel: &[u8]) -> i128 {
     let mut wide = [0_i64; 1];
     if dtype == DType::U64 {

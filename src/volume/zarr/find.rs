@@ -39,7 +39,7 @@ struct Group {
 /// Maximum depth of nested groups above their first array.
 const MAX_DEPTH: usize = 4;
 
-/// Maximum number of folders between an array and its image.
+/// Maximum number of levels above an array at which its image is searched for.
 const MOST_ABOVE: usize = 3;
 
 /// Maximum number of arrays of a group that are searched for, and named if there are several.
