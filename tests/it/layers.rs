@@ -142,6 +142,131 @@ fn the_command_uses_the_public_library_and_its_own_files() {
     }
 }
 
+/// The modules of the command that a file uses: `infer`, `sample/draw`.
+fn modules_used(path: &Path, text: &str, all: &[String]) -> Vec<String> {
+    let own = module(path);
+    let parent = if path.ends_with("mod.rs") {
+        own.clone()
+    } else {
+        own.rsplit_once('/')
+            .map_or(String::new(), |(parent, _)| parent.to_owned())
+    };
+    let mut found = Vec::new();
+    let code: String = code(text).collect::<Vec<_>>().join(" ");
+    for (start, base) in [("crate::", ""), ("super::", &*parent), ("self::", &*own)] {
+        for (at, _) in code.match_indices(start) {
+            let rest: String = code[at + start.len()..].chars().take(400).collect();
+            let list = match rest.strip_prefix('{') {
+                Some(list) => list.split('}').next().unwrap_or_default().to_owned(),
+                None => rest
+                    .split([';', '(', ')', ' ', ',', '<', '>', '{'])
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned(),
+            };
+            for name in list.split(',') {
+                // A name belongs to the deepest module of its path.
+                let mut place = base.to_owned();
+                for part in name.trim().split("::") {
+                    let deeper = format!("{place}/{part}").trim_start_matches('/').to_owned();
+                    if !all.contains(&deeper) {
+                        break;
+                    }
+                    place = deeper;
+                }
+                found.push(place);
+            }
+        }
+    }
+    found.retain(|name| !name.is_empty() && *name != own);
+    found
+}
+
+/// `sample/draw` for `bin/voxpatch/sample/draw.rs`, and `sample` for its `mod.rs`.
+fn module(path: &Path) -> String {
+    let inside = path
+        .strip_prefix("bin/voxpatch")
+        .unwrap_or(path)
+        .with_extension("");
+    let inside = inside.to_string_lossy().into_owned();
+    inside
+        .strip_suffix("/mod")
+        .map_or(inside.clone(), str::to_owned)
+}
+
+/// A circle of files that use each other, if there is one.
+fn circle(uses: &HashMap<String, Vec<String>>) -> Option<Vec<String>> {
+    fn visit(
+        name: &str,
+        uses: &HashMap<String, Vec<String>>,
+        way: &mut Vec<String>,
+        done: &mut Vec<String>,
+    ) -> Option<Vec<String>> {
+        if let Some(at) = way.iter().position(|own| own == name) {
+            return Some(way[at..].to_vec());
+        }
+        if done.iter().any(|own| own == name) {
+            return None;
+        }
+        way.push(name.to_owned());
+        for other in uses.get(name).into_iter().flatten() {
+            if let Some(found) = visit(other, uses, way, done) {
+                return Some(found);
+            }
+        }
+        way.pop();
+        done.push(name.to_owned());
+        None
+    }
+    let mut names: Vec<&String> = uses.keys().collect();
+    names.sort();
+    let mut done = Vec::new();
+    names
+        .into_iter()
+        .find_map(|name| visit(name, uses, &mut Vec::new(), &mut done))
+}
+
+#[test]
+fn the_files_of_the_command_use_each_other_in_one_direction() {
+    let sources: Vec<_> = sources()
+        .into_iter()
+        .filter(|(path, _)| path.starts_with("bin"))
+        .collect();
+    let all: Vec<String> = sources.iter().map(|(path, _)| module(path)).collect();
+    let uses: HashMap<String, Vec<String>> = sources
+        .iter()
+        .map(|(path, text)| (module(path), modules_used(path, text, &all)))
+        .collect();
+    assert!(uses["infer"].contains(&"parse".to_owned()), "{uses:?}");
+    assert!(
+        uses["sample"].contains(&"sample/draw".to_owned()),
+        "{uses:?}"
+    );
+    assert!(
+        uses["sample/draw"].contains(&"sample/budget".to_owned()),
+        "{uses:?}"
+    );
+    assert!(uses["main"].contains(&"args".to_owned()), "{uses:?}");
+    assert_eq!(circle(&uses), None);
+
+    // Options that commands share know none of them.
+    let commands = [
+        "info", "convert", "sample", "infer", "preview", "verify", "demo", "shell",
+    ];
+    for shared in [
+        "parse", "common", "input", "storage", "blending", "report", "progress",
+    ] {
+        let wrong = uses[shared]
+            .iter()
+            .find(|name| commands.contains(&&***name));
+        assert_eq!(wrong, None, "{shared}");
+    }
+    let mut circular = uses;
+    let parse = circular.get_mut("parse").expect("a file");
+    parse.push("infer".to_owned());
+    assert!(circle(&circular).is_some());
+}
+
 #[test]
 fn the_library_never_names_what_only_the_command_needs() {
     for (path, text) in sources() {

@@ -4,6 +4,7 @@ mod axes;
 mod cli;
 mod dependencies;
 mod grids;
+mod help;
 mod hostile;
 mod infer;
 mod layers;

@@ -15,6 +15,8 @@ use voxpatch::{
 pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_voxpatch"));
     command.args(args).stdin(Stdio::null());
+    // On a slow machine, a command of a test may be long enough for lines of progress.
+    command.env("VOXPATCH_PROGRESS_INTERVAL", "0");
     command
 }
 

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use voxpatch::aggregator::{Accumulator, NonFinite, Skipped, Window};
 use voxpatch::{AggregatorOptions, Blend, GridPlacement, InferenceOptions, Padding, Reduce, Shape};
 
-use crate::args::size;
+use crate::parse::size;
 
 /// Placement, blending and reduction.
 #[derive(Clone, Debug, Args)]
@@ -38,7 +38,7 @@ pub(crate) struct Blending {
         allow_hyphen_values = true
     )]
     reduce: Reduce,
-    /// Labels of the classes of --reduce argmax, one per channel.
+    /// Labels of the channels of --reduce argmax [default: 0,1,...].
     #[arg(long, value_delimiter = ',', value_name = "L,L...")]
     labels: Vec<u32>,
     /// Type of the weighted sums: float32, or float16 or bfloat16 for half the memory.
@@ -116,6 +116,14 @@ impl Blending {
         Ok(options)
     }
 
+    /// Returns how the output is reduced.
+    pub(crate) fn reduction(&self) -> Reduce {
+        match &self.reduce {
+            Reduce::Argmax if !self.labels.is_empty() => Reduce::Labels(self.labels.clone().into()),
+            reduce => reduce.clone(),
+        }
+    }
+
     /// Returns the aggregator's options, for predictions of patches of a size.
     pub(crate) fn options(&self, patch: Shape) -> voxpatch::Result<AggregatorOptions> {
         let blend = match (&self.blend, self.preset) {
@@ -124,15 +132,11 @@ impl Blending {
             (None, Some(Preset::Nnunet)) => Blend::NnUnet,
             (None, _) => Blend::Hann,
         };
-        let reduce = match &self.reduce {
-            Reduce::Argmax if !self.labels.is_empty() => Reduce::Labels(self.labels.clone().into()),
-            reduce => reduce.clone(),
-        };
         let skipped = match &self.vote[..] {
             [] => Skipped::Renormalize,
             values => Skipped::Vote(values.to_vec()),
         };
-        Ok(AggregatorOptions::new(blend, reduce)
+        Ok(AggregatorOptions::new(blend, self.reduction())
             .with_accumulator(self.accumulator)
             .with_skipped(skipped)
             .with_non_finite(self.non_finite)

@@ -1,28 +1,68 @@
 //! `voxpatch convert`: a volume into another format, voxel type or chunking.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use clap::Args;
 use voxpatch::volume::{
     CreateOptions, DiskSpace, Format, RealValues, Rescale, Values, check_output, create,
     disk_space, open, output_layout,
 };
 use voxpatch::{ConvertOptions, ConvertPlan, DType, Layout, Volume};
 
-use crate::opening::ValuesName;
-use crate::report::{self, Report};
-use crate::{args, stop};
+use crate::common::{Common, Memory};
+use crate::input::{Opening, Part, ValuesName};
+use crate::progress::Unit;
+use crate::report::{self, Printing, Report};
+use crate::stop;
+use crate::storage::{OutputType, Storage};
+
+const EXAMPLES: &str = "\
+Examples:
+  voxpatch convert scan.nii.gz scan.zarr --pyramid mean
+  voxpatch convert scan.zarr crop.nii.gz --box 100:200,:,: --dtype int16 --clip
+  voxpatch convert scan.nii.gz scan.zarr --dry-run";
+
+/// Copy a volume into another format, voxel type or chunking.
+///
+/// The name of the output decides its format: .npy, .nii, .nii.gz, .nrrd, .mha or .mhd is such a file, .zarr an
+/// OME-Zarr folder.
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true, after_help = EXAMPLES)]
+pub(crate) struct Convert {
+    /// The volume.
+    #[arg(value_name = "SRC")]
+    source: PathBuf,
+    /// The output.
+    #[arg(value_name = "DST")]
+    target: PathBuf,
+    #[command(flatten)]
+    part: Part,
+    #[command(flatten)]
+    opening: Opening,
+    #[command(flatten)]
+    kind: OutputType,
+    #[command(flatten)]
+    storage: Storage,
+    /// Report the memory of the whole process and the disk space that the conversion takes, and write nothing.
+    #[arg(long, help_heading = "Output")]
+    dry_run: bool,
+    #[command(flatten)]
+    memory: Memory,
+    #[command(flatten)]
+    common: Common,
+}
 
 /// Copies the source into a new output.
-pub(crate) fn run(settings: &args::Convert) -> anyhow::Result<()> {
+pub(crate) fn run(settings: &Convert) -> anyhow::Result<()> {
     let began = Instant::now();
     check_output(&settings.target, &[&settings.source])?;
-    let storage = settings.storage.options(settings.common.overwrite);
+    let storage = settings.storage.options();
     let (source, kept) = source(settings, &storage)?;
     let from = source.layout();
     let layout = Layout {
-        dtype: settings.dtype.unwrap_or(from.dtype),
+        dtype: settings.kind.dtype.unwrap_or(from.dtype),
         rescale: kept,
         ..from.clone()
     };
@@ -32,51 +72,47 @@ pub(crate) fn run(settings: &args::Convert) -> anyhow::Result<()> {
     let options = ConvertOptions {
         threads: settings.common.threads(),
         memory: settings.memory.memory,
-        clip: settings.clip,
+        clip: settings.kind.clip,
     };
-    let choices = settings.storage.choices(settings.common.overwrite);
+    let choices = settings.storage.choices();
     let storage = options.choose(&*source, &settings.target, &layout, &choices)?;
     let layout = output_layout(&settings.target, &layout, storage)?;
     let space = disk_space(&[(&layout, storage)], false)?;
     report::warn_of_space(&space);
     if settings.dry_run {
         let plan = options.plan(&*source, &layout, storage);
-        return dry_run(&plan, &*source, &layout, &space, settings.common.json);
+        return dry_run(&plan, &*source, &layout, &space, settings.common.printing);
     }
     let target = create(&settings.target, &layout, storage)?;
-    let done = report::with_progress("converting", |progress| {
-        voxpatch::convert(&source, target, &options, progress)
-    })?;
+    let done = settings
+        .common
+        .task("converting", Unit::Voxels(layout.dtype.size()))
+        .run(|progress| voxpatch::convert(&source, target, &options, progress))?;
 
     let seconds = began.elapsed().as_secs_f64();
     let stored = open(&settings.target)?.stored_bytes()?;
     let rate = report::float(decoded) / 1e6 / seconds.max(1e-9);
     let mut report = Report::default();
     report.plain("out", settings.target.display().to_string());
-    report.add(
-        "seconds",
-        report::rounded(seconds, 3),
-        format!("{seconds:.2}"),
-    );
-    report.add(
-        "megabytes_per_second",
-        report::rounded(rate, 1),
-        format!("{rate:.1}"),
-    );
-    let values = match (settings.common.opening.values, kept) {
+    report.layout(&layout);
+    let values = match (settings.opening.values, kept) {
         (ValuesName::Stored, _) => "stored",
         (ValuesName::Real, Some(_)) => "stored, with slope and intercept",
         (ValuesName::Real, None) => "real",
     };
     report.plain("values", values);
-    report.plain("dtype", layout.dtype.name());
     report.plain("clipped_values", done.clipped);
     report.plain("rounded_values", done.rounded);
-    report.plain("chunks_read", done.reads.chunks);
-    report.plain("chunks_written", done.chunks_written);
-    report.add("decoded_bytes", decoded, report::bytes(decoded));
-    report.add("stored_bytes", stored, report::bytes(stored));
-    report.print(settings.common.json)
+    report.bytes("decoded_bytes", decoded);
+    report.bytes("stored_bytes", stored);
+    report.seconds("seconds", seconds, 2);
+    report.details(|report| {
+        let text = format!("{rate:.1}");
+        report.add("megabytes_per_second", report::rounded(rate, 1), text);
+        report.plain("chunks_read", done.reads.chunks);
+        report.plain("chunks_written", done.chunks_written);
+    });
+    report.print(settings.common.printing)
 }
 
 /// Reports what the conversion takes.
@@ -85,7 +121,7 @@ fn dry_run(
     source: &dyn Volume,
     target: &Layout,
     space: &[DiskSpace],
-    json: bool,
+    printing: Printing,
 ) -> anyhow::Result<()> {
     let mut report = Report::default();
     report.plain("threads", plan.threads as u64);
@@ -98,7 +134,7 @@ fn dry_run(
     bytes(&mut report, "peak_bytes", plan.peak_bytes);
     report::add_disk(&mut report, &[target.decoded_bytes()?], space);
     report::add_process(&mut report, plan.peak_bytes);
-    report.print(json)
+    report.print(printing)
 }
 
 /// Opens the source, and returns the slope and intercept that the output keeps beside stored values.
@@ -106,19 +142,19 @@ fn dry_run(
 /// Only NIfTI has both for every reader. Other outputs get real values: of MetaImage and Zarr, others would
 /// read the stored ones.
 fn source(
-    settings: &args::Convert,
+    settings: &Convert,
     storage: &CreateOptions,
 ) -> anyhow::Result<(Arc<dyn Volume>, Option<Rescale>)> {
-    let opening = &settings.common.opening;
+    let opening = &settings.opening;
     let options = opening
-        .options(settings.common.level)
+        .options(settings.part.level)
         .with_values(Values::Stored);
     let stored = options.open(&settings.source)?;
-    let stored = settings.chosen.of(&stored)?;
+    let stored = settings.part.of(&stored)?;
     if opening.values == ValuesName::Stored {
         return Ok((stored, None));
     }
-    let Some(dtype) = settings.dtype else {
+    let Some(dtype) = settings.kind.dtype else {
         let kept = kept(&settings.target, stored.layout(), storage)?;
         let source = match kept {
             Some(_) => stored,

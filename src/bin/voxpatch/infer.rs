@@ -1,48 +1,196 @@
 //! `voxpatch infer`: a model over every patch of a volume, blended into a new one.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use clap::{Args, ValueEnum};
 use voxpatch::inference::{
-    Ensemble, FlipTta, InferencePlan, InferenceStats, Model, OutputPlace, PatchMask, SelectOutput,
+    Ensemble, FlipTta, InferencePlan, InferenceStats, Model, Normalize, OutputPlace, PatchMask,
+    SelectOutput,
 };
 use voxpatch::meter::{Meter, Peak};
-use voxpatch::volume::{DiskSpace, OutputPart, check_output};
-use voxpatch::{Error, Layout, OutputTarget, Predictor, Volume, builtin_model};
+use voxpatch::volume::{DiskSpace, Durability, OutputPart, check_output};
+use voxpatch::{Error, Layout, OutputTarget, Predictor, Reduce, Shape, Volume, builtin_model};
 
-use crate::args::{RuntimeName, TtaName};
-use crate::memory::text;
-use crate::report::{self, Report};
-use crate::sample::{add_rates, patch_bytes};
-use crate::{args, stop};
+use crate::blending::Blending;
+use crate::common::{Common, Memory};
+use crate::input::{Opening, Part, Together};
+use crate::parse::{part, size};
+use crate::progress::Unit;
+use crate::report::{self, Report, add_rates, known_bytes, patch_bytes};
+use crate::stop;
+use crate::storage::{OutputType, Storage};
+
+const EXAMPLES: &str = "\
+Examples:
+  voxpatch infer scan.zarr tissue.zarr --patch-size 128 --model threshold:-500,200 --reduce argmax
+  voxpatch infer scan.zarr organs.zarr --patch-size 128 --overlap 64 --model unet.onnx --resume
+  voxpatch infer scan.zarr out.zarr --patch-size 96 --mask body.nii.gz --fill -1024 --dry-run";
+
+/// Run a model over overlapping patches and blend its predictions into a new volume.
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true, after_help = EXAMPLES)]
+pub(crate) struct Infer {
+    /// The volume.
+    #[arg(value_name = "SRC")]
+    source: PathBuf,
+    /// The output.
+    #[arg(value_name = "DST")]
+    target: PathBuf,
+    #[command(flatten)]
+    network: ModelArgs,
+    #[command(flatten)]
+    patches: PatchArgs,
+    #[command(flatten)]
+    blending: Blending,
+    #[command(flatten)]
+    part: Part,
+    #[command(flatten)]
+    together: Together,
+    #[command(flatten)]
+    opening: Opening,
+    #[command(flatten)]
+    kind: OutputType,
+    #[command(flatten)]
+    storage: Storage,
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(flatten)]
+    memory: Memory,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// The model.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Model")]
+struct ModelArgs {
+    /// The model: a file NAME.onnx, identity, gaussian:SIGMA, or threshold:VALUE[,VALUE...]. If given several times, the
+    /// mean of all predictions is used.
+    #[arg(long, default_value = "identity", value_name = "MODEL")]
+    model: Vec<String>,
+    /// Output of the model to use [default: the first].
+    #[arg(long, value_name = "NAME")]
+    output: Option<String>,
+    /// Voxels that the output of a NAME.onnx lacks at each face of a patch, as after unpadded convolutions; needed if
+    /// its size could also mean larger voxels.
+    #[arg(long, value_parser = size, value_name = "SIZE")]
+    halo: Option<Shape>,
+    /// Input voxels per output voxel of a NAME.onnx along each axis (2: half the size); needed if its size could also
+    /// mean a halo.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..), value_name = "N")]
+    scale: Option<u64>,
+    /// Program that runs a NAME.onnx.
+    #[arg(long, value_enum, default_value_t = RuntimeName::Tract)]
+    runtime: RuntimeName,
+    /// Normalization of real values before the model: none, zscore (mean 0 and deviation 1 over each channel of the
+    /// whole volume), or ct:LOW,HIGH (clipped to this range and scaled to 0..1).
+    #[arg(long, default_value_t = Normalize::None, value_name = "HOW")]
+    normalize: Normalize,
+    /// Also predict mirror images of each patch, and use the mean.
+    #[arg(long, value_enum, value_name = "HOW")]
+    tta: Option<TtaName>,
+    /// Patches that the model gets at once.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4096), default_value_t = 1, value_name = "N")]
+    batch_size: u16,
+}
+
+/// The size of patches.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Patches and blending")]
+struct PatchArgs {
+    /// Voxels of a patch.
+    #[arg(long, value_parser = size, value_name = "SIZE")]
+    patch_size: Shape,
+    /// Voxels that neighboring patches share [default: half the patch].
+    #[arg(long, value_parser = size, value_name = "SIZE")]
+    overlap: Option<Shape>,
+}
+
+/// Runs that are interrupted or split.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Long runs")]
+struct RunArgs {
+    /// Report the patches, the memory of the whole process and the time that the run takes, and write nothing. One
+    /// batch is predicted to measure the model.
+    #[arg(long)]
+    dry_run: bool,
+    /// Resume an interrupted run of the same command, and keep the partial output if this one is interrupted. Only for
+    /// Zarr.
+    #[arg(long)]
+    resume: bool,
+    /// Write only part I of N of the output (I from 0), on any machine that sees the same folder. The last part to
+    /// finish completes the output. Implies --resume.
+    #[arg(long, value_parser = part, value_name = "I/N")]
+    part: Option<OutputPart>,
+    /// What finished chunks survive, with --resume or --part.
+    #[arg(long, value_enum, default_value_t = DurabilityName::None, value_name = "WHAT")]
+    durability: DurabilityName,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DurabilityName {
+    /// A killed process.
+    None,
+    /// A killed process and a power failure.
+    Chunk,
+}
+
+impl From<DurabilityName> for Durability {
+    fn from(name: DurabilityName) -> Self {
+        match name {
+            DurabilityName::None => Self::None,
+            DurabilityName::Chunk => Self::Chunk,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum RuntimeName {
+    /// The one that is compiled in (feature onnx).
+    Tract,
+    /// ONNX Runtime; its library is where `ORT_DYLIB_PATH` says.
+    #[cfg(feature = "ort")]
+    Ort,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum TtaName {
+    /// All eight combinations of mirroring along z, y and x.
+    Flips,
+}
 
 /// Predicts the volume.
-pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
+pub(crate) fn run(settings: &Infer) -> anyhow::Result<()> {
     let mask = settings.blending.mask.as_deref();
     check_inputs(settings)?;
     let model = model(settings)?;
-    let options = settings.common.opening.options(settings.common.level);
+    let options = settings.opening.options(settings.part.level);
     let whole = options.open(&settings.source)?;
-    let volume = settings.chosen.of(&whole)?;
+    let volume = settings.part.of(&whole)?;
     let layout = volume.layout();
     let threads = settings.common.threads();
     let options = settings
         .blending
-        .inference(layout.shape, settings.patch_size, settings.overlap)?
+        .inference(
+            layout.shape,
+            settings.patches.patch_size,
+            settings.patches.overlap,
+        )?
         .with_memory(settings.memory.memory)
         .with_threads(threads)
         .with_min_threads(settings.common.min_threads())
-        .with_batch_size(settings.batch_size.into())
+        .with_batch_size(settings.network.batch_size.into())
         .with_masked(mask.is_some());
     let mut target = OutputTarget::new(&settings.target).with_blending(
         settings
             .blending
-            .options(settings.patch_size)?
-            .with_clip(settings.clip),
+            .options(settings.patches.patch_size)?
+            .with_clip(settings.kind.clip),
     );
-    target.dtype = settings.dtype;
-    let target = settings.storage.target(target, settings.common.overwrite);
+    target.dtype = settings.kind.dtype;
+    let target = settings.storage.target(target);
     let mut plan = Predictor::new(Arc::clone(&volume), model, options).plan(&[target])?;
     if let Some(mask) = mask {
         let mask = opened_mask(settings, mask, &whole, layout)?;
@@ -50,26 +198,34 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
         let mask = PatchMask::from_volume_within(plan.grid(), &*mask, threads, memory)?;
         plan = plan.with_patch_mask(mask)?;
     }
-    let resumable = settings.resume || settings.part.is_some();
+    let resumable = settings.run.resume || settings.run.part.is_some();
     if resumable {
-        let part = settings.part.unwrap_or(OutputPart::WHOLE);
-        plan = plan.with_part(part, settings.durability.into())?;
+        let part = settings.run.part.unwrap_or(OutputPart::WHOLE);
+        plan = plan.with_part(part, settings.run.durability.into())?;
     }
     let space = plan.disk_space()?;
     report::warn_of_space(&space);
-    if settings.dry_run {
+    if settings.run.dry_run {
         return dry_run(&plan, &space, &*volume, settings);
     }
-    let patch_bytes = patch_bytes(layout.channels, settings.patch_size, layout.dtype)?;
+    let patch_bytes = patch_bytes(layout.channels, settings.patches.patch_size, layout.dtype)?;
 
+    let output = &plan.outputs()[0];
+    let labels = labels(&settings.blending.reduction(), output.spec.channels);
+    let output = output.layout.clone();
     plan.check_names()?;
     stop::stop_gracefully();
     let meter = Meter::start();
-    let plan = report::with_progress("measuring", |progress| {
-        plan.with_normalize(settings.normalize, progress)
-    })?;
+    let normalize = settings.network.normalize;
+    let plan = settings
+        .common
+        .task("measuring", Unit::Voxels(layout.dtype.size()))
+        .run(|progress| plan.with_normalize(normalize, progress))?;
     let began = Instant::now();
-    let done = report::with_progress("predicting", |progress| plan.run(progress));
+    let done = settings
+        .common
+        .task("predicting", Unit::Patches)
+        .run(|progress| plan.run(progress));
     let done = done.map_err(|error| {
         let stopped = matches!(error, Error::Interrupted);
         let error = anyhow::Error::new(error);
@@ -80,54 +236,96 @@ pub(crate) fn run(settings: &args::Infer) -> anyhow::Result<()> {
         }
     })?;
     let seconds = began.elapsed().as_secs_f64();
-    summary(settings, &done, (seconds, patch_bytes), &meter.stop())
+    summary(
+        settings,
+        (&output, labels),
+        &done,
+        (seconds, patch_bytes),
+        &meter.stop(),
+    )
 }
 
 /// Prints what was done in this many seconds, with patches of this many bytes.
 fn summary(
-    settings: &args::Infer,
+    settings: &Infer,
+    (output, labels): (&Layout, Option<Vec<u64>>),
     done: &InferenceStats,
     (seconds, patch_bytes): (f64, u64),
     peak: &Peak,
 ) -> anyhow::Result<()> {
-    let output = done.outputs.first().copied().unwrap_or_default();
+    let stats = done.outputs.first().copied().unwrap_or_default();
     let mut report = Report::default();
     report.plain("out", settings.target.display().to_string());
-    if let Some(part) = settings.part {
+    if let Some(part) = settings.run.part {
         report.plain("part", format!("{}/{}", part.index(), part.count()));
         report.plain("whole", done.whole);
     }
+    report.layout(output);
+    if let Some(labels) = labels {
+        let text = labels_text(&labels);
+        report.add("labels", labels, text);
+    }
     report.plain("patches", done.patches);
     if settings.blending.mask.is_some() {
-        report.plain("patches_skipped", output.skipped);
+        report.plain("patches_skipped", stats.skipped);
     }
-    add_rates(&mut report, done.patches, patch_bytes, seconds);
-    let spent = done.timings;
-    for (name, seconds) in [
-        ("reading_seconds", spent.reading),
-        ("predicting_seconds", spent.predicting),
-        ("blending_seconds", spent.blending),
-    ] {
-        report.add(name, seconds, format!("{seconds:.1} s of all threads"));
+    report.plain("uncovered_voxels", stats.uncovered_voxels);
+    report.plain("clipped_values", stats.clipped_values);
+    report.seconds("seconds", seconds, 2);
+    report.details(|report| {
+        add_rates(report, done.patches, patch_bytes, seconds);
+        let spent = done.timings;
+        for (name, seconds) in [
+            ("reading_seconds", spent.reading),
+            ("predicting_seconds", spent.predicting),
+            ("blending_seconds", spent.blending),
+        ] {
+            report.add(name, seconds, format!("{seconds:.1} s of all threads"));
+        }
+        report.plain("chunks_read", done.reads.chunks);
+        report.plain("chunks_written", stats.chunks_written);
+        report.bytes("peak_live_bytes", stats.peak_live_bytes);
+        let (resident, anonymous) = (peak.resident, peak.anonymous);
+        report.add("peak_resident_bytes", resident, known_bytes(resident));
+        report.add("peak_anonymous_bytes", anonymous, known_bytes(anonymous));
+    });
+    report.print(settings.common.printing)
+}
+
+/// Returns the labels that the output can have, if a reduction gives labels.
+fn labels(reduce: &Reduce, channels: u64) -> Option<Vec<u64>> {
+    let mut labels: Vec<u64> = match reduce {
+        Reduce::Argmax => (0..channels).collect(),
+        Reduce::Labels(labels) => labels.iter().copied().map(u64::from).collect(),
+        Reduce::Threshold(_) => vec![0, 1],
+        _ => return None,
+    };
+    labels.sort_unstable();
+    labels.dedup();
+    Some(labels)
+}
+
+/// Returns `0, 2, 5`, or `0 to 104 (105 labels)` if there are many.
+fn labels_text(labels: &[u64]) -> String {
+    match labels {
+        [first, .., last] if labels.len() > 12 => {
+            format!("{first} to {last} ({} labels)", labels.len())
+        }
+        labels => {
+            let labels: Vec<String> = labels.iter().map(u64::to_string).collect();
+            labels.join(", ")
+        }
     }
-    report.plain("chunks_read", done.reads.chunks);
-    report.plain("chunks_written", output.chunks_written);
-    report.plain("uncovered_voxels", output.uncovered_voxels);
-    report.plain("clipped_values", output.clipped_values);
-    report.bytes("peak_live_bytes", output.peak_live_bytes);
-    report.add("peak_resident_bytes", peak.resident, text(peak.resident));
-    report.add("peak_anonymous_bytes", peak.anonymous, text(peak.anonymous));
-    report.print(settings.common.json)
 }
 
 /// The mask with its axes along the volume's.
 fn opened_mask(
-    settings: &args::Infer,
+    settings: &Infer,
     mask: &Path,
     whole: &Arc<dyn Volume>,
     chosen: &Layout,
 ) -> voxpatch::Result<Arc<dyn Volume>> {
-    let mask = settings.common.opening.options(0).open(mask)?;
+    let mask = settings.opening.options(0).open(mask)?;
     let matching = settings.together.matching();
     let bring = |to: &Layout, mask| {
         if to.shape == whole.layout().shape && to.shape != chosen.shape {
@@ -136,7 +334,7 @@ fn opened_mask(
         }
         matching.over_extent_of(to, mask)
     };
-    settings.chosen.with(whole.layout(), chosen, &mask, bring)
+    settings.part.with(whole.layout(), chosen, &mask, bring)
 }
 
 /// Reports what a plan takes. Time and the model's memory are extrapolated from one batch in the middle.
@@ -144,7 +342,7 @@ fn dry_run(
     plan: &InferencePlan,
     space: &[DiskSpace],
     volume: &dyn Volume,
-    settings: &args::Infer,
+    settings: &Infer,
 ) -> anyhow::Result<()> {
     let predicted = plan.predictions();
     let layout = volume.layout();
@@ -163,12 +361,16 @@ fn dry_run(
     let outputs = outputs.map(|output| output.layout.decoded_bytes());
     let outputs: Vec<u64> = outputs.collect::<voxpatch::Result<_>>()?;
     report::add_disk(&mut report, &outputs, space);
-    let probe = plan.probe(settings.normalize)?;
-    report.add("model_bytes", probe.model_bytes, text(probe.model_bytes));
+    let probe = plan.probe(settings.network.normalize)?;
+    report.add(
+        "model_bytes",
+        probe.model_bytes,
+        known_bytes(probe.model_bytes),
+    );
     report.add(
         "process_bytes",
         probe.process_bytes,
-        format!("{} in all, at most", text(probe.process_bytes)),
+        format!("{} in all, at most", known_bytes(probe.process_bytes)),
     );
     let seconds = probe.duration.as_secs_f64();
     report.add(
@@ -176,13 +378,13 @@ fn dry_run(
         seconds,
         format!("about {seconds:.0} s (extrapolated from one batch)"),
     );
-    report.print(settings.common.json)
+    report.print(settings.common.printing)
 }
 
 /// Returns the model of the command line, without normalization.
-fn model(settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>> {
-    let named = settings.model.iter().map(|name| {
-        let model = SelectOutput::new(opened(name, settings)?, settings.output.clone());
+fn model(settings: &Infer) -> voxpatch::Result<Arc<dyn Model>> {
+    let named = settings.network.model.iter().map(|name| {
+        let model = SelectOutput::new(opened(name, settings)?, settings.network.output.clone());
         Ok((name.clone(), Arc::new(model) as Arc<dyn Model>))
     });
     let mut models: Vec<_> = named.collect::<voxpatch::Result<_>>()?;
@@ -190,16 +392,16 @@ fn model(settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>> {
         1 => models.remove(0).1,
         _ => Arc::new(Ensemble::new(models)?),
     };
-    match settings.tta {
+    match settings.network.tta {
         Some(TtaName::Flips) => Ok(Arc::new(FlipTta::new(model)?)),
         None => Ok(model),
     }
 }
 
 /// Checks that the output is not an input: a volume or the file of a model.
-fn check_inputs(settings: &args::Infer) -> voxpatch::Result<()> {
+fn check_inputs(settings: &Infer) -> voxpatch::Result<()> {
     let mask = settings.blending.mask.as_deref();
-    let models = settings.model.iter().map(Path::new);
+    let models = settings.network.model.iter().map(Path::new);
     let inputs = std::iter::once(&*settings.source).chain(mask);
     let inputs: Vec<_> = inputs.chain(models.filter(|name| is_onnx(name))).collect();
     check_output(&settings.target, &inputs)
@@ -212,10 +414,10 @@ fn is_onnx(name: &Path) -> bool {
 }
 
 /// One model: a file by its extension, else a built-in one.
-fn opened(name: &str, settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>> {
+fn opened(name: &str, settings: &Infer) -> voxpatch::Result<Arc<dyn Model>> {
     let place = OutputPlace {
-        halo: settings.halo,
-        scale: settings.scale,
+        halo: settings.network.halo,
+        scale: settings.network.scale,
     };
     if !is_onnx(Path::new(name)) {
         if place != OutputPlace::default() {
@@ -229,8 +431,8 @@ fn opened(name: &str, settings: &args::Infer) -> voxpatch::Result<Arc<dyn Model>
         return builtin_model(name);
     }
     #[cfg(any(feature = "onnx", feature = "ort"))]
-    let output = settings.output.as_deref();
-    match settings.runtime {
+    let output = settings.network.output.as_deref();
+    match settings.network.runtime {
         #[cfg(feature = "ort")]
         RuntimeName::Ort => {
             let model = voxpatch::inference::OnnxRuntime::open(name)?;

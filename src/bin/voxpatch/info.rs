@@ -1,15 +1,37 @@
-//! `voxpatch info`: what a volume is.
+//! `voxpatch info`: prints what a volume is.
 
+use std::path::PathBuf;
+
+use clap::Args;
 use serde_json::json;
 use voxpatch::volume::{ChunkShape, OpenOptions, Volume};
 
-use crate::args;
-use crate::report::{self, Report};
+use crate::input::{Opening, Part};
+use crate::report::{self, Printing, Report};
 
-/// Opens the volume and tells its layout.
-pub(crate) fn run(settings: &args::Info) -> anyhow::Result<()> {
-    let options = settings.opening.options(settings.level);
-    let volume = settings.chosen.of(&options.open(&settings.path)?)?;
+const EXAMPLES: &str = "\
+Examples:
+  voxpatch info scan.nii.gz
+  voxpatch info scan.zarr --level 2 --json";
+
+/// Print what a volume is: shape, voxel type, chunks, spacing, size.
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true, after_help = EXAMPLES)]
+pub(crate) struct Info {
+    /// The volume.
+    path: PathBuf,
+    #[command(flatten)]
+    part: Part,
+    #[command(flatten)]
+    opening: Opening,
+    #[command(flatten)]
+    printing: Printing,
+}
+
+/// Opens the volume and prints its layout.
+pub(crate) fn run(settings: &Info) -> anyhow::Result<()> {
+    let options = settings.opening.options(settings.part.level);
+    let volume = settings.part.of(&options.open(&settings.path)?)?;
     let layout = volume.layout();
     let decoded = layout.decoded_bytes()?;
     let stored = volume.stored_bytes()?;
@@ -56,7 +78,7 @@ pub(crate) fn run(settings: &args::Info) -> anyhow::Result<()> {
     let ratio = report::float(decoded) / report::float(stored.max(1));
     let text = format!("{} ({ratio:.2} x stored)", report::bytes(decoded));
     report.add("decoded_bytes", decoded, text);
-    report.print(settings.json)
+    report.print(settings.printing)
 }
 
 /// Adds the names of the axes, the time points and the names of the channels, where there are any.
@@ -84,11 +106,7 @@ fn add_axes(report: &mut Report, volume: &dyn Volume) {
 }
 
 /// Adds the shapes of the levels of an image that has several.
-fn add_levels(
-    report: &mut Report,
-    settings: &args::Info,
-    options: &OpenOptions,
-) -> anyhow::Result<()> {
+fn add_levels(report: &mut Report, settings: &Info, options: &OpenOptions) -> anyhow::Result<()> {
     let count = options.levels(&settings.path)?;
     if count < 2 {
         return Ok(());

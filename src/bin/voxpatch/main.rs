@@ -6,26 +6,32 @@
 
 mod args;
 mod blending;
+mod common;
 mod convert;
 mod demo;
+mod hints;
 mod infer;
 mod info;
-mod memory;
-mod opening;
+mod input;
 mod output;
+mod parse;
 mod preview;
+mod progress;
 mod report;
 mod sample;
+mod shell;
 mod stop;
+mod storage;
 mod verify;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
-use args::{Args, Command};
 use voxpatch::volume::share_heaps;
+
+use crate::args::{Args, Command};
 
 fn main() -> ExitCode {
     share_heaps();
@@ -38,6 +44,8 @@ fn main() -> ExitCode {
         Command::Sample(settings) => sample::run(settings),
         Command::Preview(settings) => preview::run(settings),
         Command::Verify(settings) => verify::run(settings),
+        Command::Completions(settings) => shell::complete(settings, Args::command()),
+        Command::Man(settings) => shell::write_manual(settings, Args::command()),
     });
     let Err(error) = done else {
         return ExitCode::SUCCESS;
@@ -50,7 +58,7 @@ fn main() -> ExitCode {
         io::stderr(),
         "voxpatch: {}{}",
         one_line(&error),
-        hint(&error)
+        hint(&error, args.command.name())
     );
     if error.chain().any(is_stop) {
         return ExitCode::from(stop::status_now());
@@ -63,35 +71,11 @@ fn is_stop(error: &(dyn std::error::Error + 'static)) -> bool {
     error.is_some_and(|error| error.kind() == voxpatch::ErrorKind::Interrupted)
 }
 
-/// The flag that helps, where the library can only say what is the matter.
-fn hint(error: &anyhow::Error) -> &'static str {
-    let found = error.chain().find_map(|cause| {
-        let shared = cause.downcast_ref::<std::sync::Arc<voxpatch::Error>>();
-        let own = cause.downcast_ref().or(shared.map(|shared| &**shared));
-        own.and_then(flag)
-    });
-    found.unwrap_or_default()
-}
-
-fn flag(error: &voxpatch::Error) -> Option<&'static str> {
-    use voxpatch::Error;
-    match error {
-        Error::Shared(inner) | Error::Subject { source: inner, .. } => flag(inner),
-        Error::Exists { .. } => Some(" (--overwrite)"),
-        Error::UntrustedCodec { .. } | Error::UntrustedLink { .. } => {
-            Some(" (leave out --untrusted)")
-        }
-        Error::ExternalFile { .. } => Some(" (--allow-external)"),
-        Error::UnsupportedDType { .. } => Some(" (--dtype)"),
-        Error::NoGeometry { .. } => Some(" (--same-grid)"),
-        Error::PatchSize { patch, volume, .. } if patch > volume => {
-            Some(" (sample: --border pad; infer: --padding)")
-        }
-        Error::Lossy { .. } | Error::OutputRange { .. } => Some(" (--clip)"),
-        Error::ValueRange { .. } => Some(" (--values stored)"),
-        Error::MemoryLimit { .. } => Some(" (--memory)"),
-        _ => None,
-    }
+/// The option of the command that helps, if there is one.
+fn hint(error: &anyhow::Error, command: &str) -> &'static str {
+    let all = Args::command();
+    let command = all.find_subcommand(command);
+    command.map_or("", |command| hints::hint(error, command))
 }
 
 /// A message on one line. Names of files and fields may hold what a terminal would obey.

@@ -1,29 +1,54 @@
-//! What a command tells: a table for people, an object for programs, a bar meanwhile.
+//! The results of a command: a table for people, a JSON object for programs.
 
 use std::fmt;
-use std::io::{self, IsTerminal, Write};
-use std::ops::ControlFlow;
-use std::time::Duration;
+use std::io::{self, Write};
 
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::{Map, Value as Json};
+use clap::{ArgAction, Args};
+use serde_json::{Map, Value as Json, json};
 use voxpatch::meter::anonymous_bytes;
 use voxpatch::volume::DiskSpace;
+use voxpatch::{DType, Layout, Shape};
 
-use crate::stop;
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Common options")]
+pub(crate) struct Printing {
+    /// Print one JSON object, with all figures.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Print also speeds, memory and counts of chunks.
+    #[arg(short, long)]
+    verbose: bool,
+    /// Print help (-h: a summary).
+    #[arg(short, long, action = ArgAction::Help)]
+    help: Option<bool>,
+}
 
 /// Named results, in the order in which they are printed.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
-    rows: Vec<(String, String)>,
+    rows: Vec<Row>,
     json: Map<String, Json>,
+}
+
+/// A line of the table.
+#[derive(Debug)]
+struct Row {
+    key: String,
+    text: String,
+    /// `true` to print it only if the user wants details.
+    is_detail: bool,
 }
 
 impl Report {
     /// Adds a result: its key and value for programs, its text for people.
     pub(crate) fn add(&mut self, key: &str, value: impl Into<Json>, text: impl Into<String>) {
-        self.rows.push((key.replace('_', " "), text.into()));
+        self.rows.push(Row {
+            key: key.replace('_', " "),
+            text: text.into(),
+            is_detail: false,
+        });
         self.json.insert(key.to_owned(), value.into());
     }
 
@@ -36,6 +61,28 @@ impl Report {
     /// Adds a number of bytes.
     pub(crate) fn bytes(&mut self, key: &str, count: u64) {
         self.add(key, count, bytes(count));
+    }
+
+    /// Adds a number of seconds, with so many decimals for people.
+    pub(crate) fn seconds(&mut self, key: &str, seconds: f64, decimals: usize) {
+        self.add(key, rounded(seconds, 6), format!("{seconds:.decimals$}"));
+    }
+
+    /// Adds the shape, channels and voxel type of a volume.
+    pub(crate) fn layout(&mut self, layout: &Layout) {
+        let shape = layout.shape.map(|n| n.to_string()).join(" x ");
+        self.add("shape", json!(layout.shape), shape);
+        self.plain("channels", layout.channels);
+        self.plain("dtype", layout.dtype.name());
+    }
+
+    /// Adds results that people see only with `--verbose`.
+    pub(crate) fn details(&mut self, add: impl FnOnce(&mut Self)) {
+        let first = self.rows.len();
+        add(self);
+        for row in &mut self.rows[first..] {
+            row.is_detail = true;
+        }
     }
 
     /// Adds a result that only the JSON object has.
@@ -54,14 +101,18 @@ impl Report {
     }
 
     /// Writes the table or the object to standard output.
-    pub(crate) fn print(self, json: bool) -> anyhow::Result<()> {
-        if json {
+    pub(crate) fn print(self, printing: Printing) -> anyhow::Result<()> {
+        if printing.json {
             return print(&self.object());
         }
-        let width = self.rows.iter().map(|(key, _)| key.len()).max();
+        let rows = self.rows.iter();
+        let rows: Vec<&Row> = rows
+            .filter(|row| printing.verbose || !row.is_detail)
+            .collect();
+        let width = rows.iter().map(|row| row.key.len()).max();
         let width = width.unwrap_or(0) + 2;
         let mut table = String::new();
-        for (key, text) in &self.rows {
+        for Row { key, text, .. } in rows {
             let indented = text.replace('\n', &format!("\n{:width$}", ""));
             table.push_str(format!("{key:width$}{indented}").trim_end());
             table.push('\n');
@@ -127,35 +178,29 @@ pub(crate) fn add_process(report: &mut Report, held: u64) {
     report.add("process_bytes", process, format!("{text} in all, at most"));
 }
 
-/// Runs `work` with a progress bar on a terminal, and stops it when the user wants that.
-pub(crate) fn with_progress<T>(
-    what: &'static str,
-    work: impl FnOnce(voxpatch::progress::Progress<'_>) -> T,
-) -> T {
-    if !io::stderr().is_terminal() {
-        return work(&|_, _| stop::flow());
+/// Adds the rates of `patches` patches of so many bytes.
+pub(crate) fn add_rates(report: &mut Report, patches: u64, patch_bytes: u64, seconds: f64) {
+    let rate = float(patches) / seconds.max(1e-9);
+    let megabytes = rate * float(patch_bytes) / 1e6;
+    for (key, rate) in [
+        ("patches_per_second", rate),
+        ("megabytes_per_second", megabytes),
+    ] {
+        report.add(key, rounded(rate, 1), format!("{rate:.1}"));
     }
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {percent:>3} %  {eta:>4} left");
-    let bar = ProgressBar::new(0).with_message(what);
-    if let Ok(style) = style {
-        bar.set_style(style);
-    }
-    bar.enable_steady_tick(Duration::from_millis(200));
-    let result = work(&|done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-        stop::flow()
-    });
-    bar.finish_and_clear();
-    result
 }
 
-/// Whether the user let the work go on.
-pub(crate) const fn goes_on(flow: ControlFlow<()>) -> bool {
-    matches!(flow, ControlFlow::Continue(()))
+/// Returns the bytes of a patch.
+pub(crate) fn patch_bytes(channels: u64, patch: Shape, dtype: DType) -> voxpatch::Result<u64> {
+    Layout::new(patch, channels, dtype).decoded_bytes()
 }
 
-/// Bytes as people say them, with the exact number where it is short.
+/// Bytes for people, if they are known.
+pub(crate) fn known_bytes(count: Option<u64>) -> String {
+    count.map_or_else(|| "unknown".to_owned(), bytes)
+}
+
+/// Bytes for people, with the exact number where it is short.
 pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let mut unit = None;

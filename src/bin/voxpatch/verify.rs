@@ -1,19 +1,47 @@
-//! `voxpatch verify`: whether every stored chunk can still be decoded.
+//! `voxpatch verify`: checks that every stored chunk can still be decoded.
+
+use std::path::PathBuf;
 
 use anyhow::bail;
+use clap::Args;
 use serde_json::{Value as Json, json};
 
-use crate::report::{self, Report};
-use crate::{args, stop};
+use crate::common::Common;
+use crate::input::Opening;
+use crate::progress::Unit;
+use crate::report::Report;
+use crate::stop;
 
-/// Decodes every chunk of every level and tells what is damaged.
-pub(crate) fn run(settings: &args::Verify) -> anyhow::Result<()> {
+const EXAMPLES: &str = "\
+Examples:
+  voxpatch verify scan.zarr
+  voxpatch verify scan.zarr --missing-chunks error --json";
+
+/// Decode every stored chunk of every level, and name the damaged ones.
+///
+/// The exit status is 1 if any chunk is damaged.
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true, after_help = EXAMPLES)]
+pub(crate) struct Verify {
+    /// The volume.
+    path: PathBuf,
+    #[command(flatten)]
+    opening: Opening,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Decodes every chunk of every level and reports the damaged ones.
+pub(crate) fn run(settings: &Verify) -> anyhow::Result<()> {
     stop::stop_gracefully();
-    let threads = args::threads(settings.threads);
-    let found = report::with_progress("verifying", |progress| {
-        let options = settings.opening.options(0);
-        options.verify(&settings.path, threads, progress)
-    })?;
+    let threads = settings.common.threads();
+    let found = settings
+        .common
+        .task("verifying", Unit::Chunks)
+        .run(|progress| {
+            let options = settings.opening.options(0);
+            options.verify(&settings.path, threads, progress)
+        })?;
     let mut report = Report::default();
     report.plain("levels", found.levels);
     report.plain("chunks", found.chunks);
@@ -36,7 +64,7 @@ pub(crate) fn run(settings: &args::Verify) -> anyhow::Result<()> {
         lines.join("\n")
     };
     report.add("damaged", objects, text);
-    report.print(settings.json)?;
+    report.print(settings.common.printing)?;
     if lines.is_empty() {
         return Ok(());
     }

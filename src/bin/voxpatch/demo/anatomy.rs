@@ -3,8 +3,7 @@
 //! x is to the patient's left, y to the back, z up, in mm. Edges are a millimetre soft, as a
 //! scanner's are.
 
-/// A place or a direction, x, y, z.
-pub(super) type P3 = [f32; 3];
+use super::shape::{P3, Tube, cage, cover, ellipse, mix};
 
 /// Air, and the tissues by their usual HU.
 const AIR: f32 = -1000.0;
@@ -13,21 +12,6 @@ const MUSCLE: f32 = 52.0;
 const BLOOD: f32 = 170.0;
 const MARROW: f32 = 190.0;
 const CORTEX: f32 = 650.0;
-
-/// How far inside an edge a point is becomes how much of its voxel is inside.
-fn cover(inside: f32) -> f32 {
-    (inside + 0.5).clamp(0.0, 1.0)
-}
-
-/// `share` of `over` on `under`.
-fn mix(under: f32, over: f32, share: f32) -> f32 {
-    under + (over - under) * share
-}
-
-/// About how far inside an ellipse a point is, in mm; negative outside.
-fn ellipse([x, y]: [f32; 2], [a, b]: [f32; 2]) -> f32 {
-    (1.0 - (x * x / (a * a) + y * y / (b * b)).sqrt()) * a.min(b)
-}
 
 /// The same for an ellipsoid.
 fn ellipsoid(at: P3, half: P3) -> f32 {
@@ -40,11 +24,6 @@ fn ellipsoid(at: P3, half: P3) -> f32 {
 fn bone(under: f32, inside: f32, shell: f32) -> f32 {
     let cortex = mix(under, CORTEX, cover(inside));
     mix(cortex, MARROW, cover(inside - shell))
-}
-
-/// How far inside the rib cage.
-fn cage([x, y]: [f32; 2]) -> f32 {
-    ellipse([x, y + 2.0], [122.0, 80.0])
 }
 
 /// The distance to the nearest multiple of `period`.
@@ -239,52 +218,5 @@ impl Line {
                 .min(self.z - 140.0),
             1.2,
         )
-    }
-}
-
-/// What a tube is made of.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Filling {
-    /// Blood or a nodule: only seen in the lungs.
-    Solid(f32),
-    /// Air in a wall.
-    Airway,
-}
-
-/// A piece of a vessel, an airway or, with both ends in one place, a nodule.
-#[derive(Clone, Debug)]
-pub(super) struct Tube {
-    pub(super) from: P3,
-    pub(super) to: P3,
-    pub(super) radius: f32,
-    pub(super) filling: Filling,
-}
-
-impl Tube {
-    /// A box that holds all that the tube changes.
-    pub(super) fn bounds(&self) -> (P3, P3) {
-        let reach = self.radius * 1.35 + 1.5;
-        let low = std::array::from_fn(|a| self.from[a].min(self.to[a]) - reach);
-        let high = std::array::from_fn(|a| self.from[a].max(self.to[a]) + reach);
-        (low, high)
-    }
-
-    /// The tissue at `at`, where without the tube it is `under`.
-    pub(super) fn paint(&self, at: P3, under: f32) -> f32 {
-        let along: P3 = std::array::from_fn(|a| self.to[a] - self.from[a]);
-        let to: P3 = std::array::from_fn(|a| at[a] - self.from[a]);
-        let dot = |a: P3, b: P3| a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
-        let part = (dot(to, along) / dot(along, along).max(1e-6)).clamp(0.0, 1.0);
-        let off: P3 = std::array::from_fn(|a| to[a] - along[a] * part);
-        let inside = self.radius - dot(off, off).sqrt();
-        let in_lung = under < -300.0 && under > -970.0 && cage([at[0], at[1]]) > 4.0;
-        match self.filling {
-            Filling::Solid(value) if in_lung => mix(under, under.max(value), cover(inside)),
-            Filling::Airway if in_lung || self.radius > 3.0 => {
-                let wall = mix(under, under.max(20.0), cover(inside + self.radius * 0.25));
-                mix(wall, -995.0, cover(inside))
-            }
-            _ => under,
-        }
     }
 }

@@ -8,13 +8,14 @@ use voxpatch::region::{chunk_range, chunk_region, indices};
 use voxpatch::{Error, Region, Volume, VolumeExt};
 
 use super::stage::Work;
-use crate::report;
+use crate::progress::{Task, continues};
 
 /// The largest |b - a| / |a| of all voxels, infinite where b is not 0 and a is, or either is NaN.
 pub(super) fn compare(
     a: &dyn Volume,
     b: &dyn Volume,
     threads: usize,
+    task: Task,
 ) -> anyhow::Result<(Work, f64)> {
     let shape = a.layout().shape;
     let [_, chunk @ ..] = b.layout().write_chunk.context("a Zarr array has chunks")?;
@@ -29,7 +30,7 @@ pub(super) fn compare(
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     };
-    report::with_progress("checking", |progress| {
+    task.run(|progress| {
         let work = || -> voxpatch::Result<()> {
             loop {
                 let Some(part) = lock().0.next() else {
@@ -41,7 +42,7 @@ pub(super) fn compare(
                 state.2 = state.2.max(found);
                 let done = state.1;
                 drop(state);
-                if !report::goes_on(progress(done, total)) {
+                if !continues(progress(done, total)) {
                     return Err(Error::Interrupted);
                 }
             }
@@ -87,6 +88,13 @@ fn relative(a: f32, b: f32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::progress::Unit;
+
+    const TASK: Task = Task {
+        name: "checking",
+        unit: Unit::Chunks,
+        interval: std::time::Duration::MAX,
+    };
     use voxpatch::MemoryVolume;
 
     fn volume(voxels: Vec<f32>) -> MemoryVolume {
@@ -100,10 +108,10 @@ mod tests {
         for at in 0..24 {
             let mut voxels = vec![100.0; 24];
             voxels[at] = 101.0;
-            let (_, found) = compare(&a, &volume(voxels), 2).expect("memory can be read");
+            let (_, found) = compare(&a, &volume(voxels), 2, TASK).expect("memory can be read");
             assert!((found - 0.01).abs() < 1e-9);
         }
-        let (_, same) = compare(&a, &a, 1).expect("memory can be read");
+        let (_, same) = compare(&a, &a, 1, TASK).expect("memory can be read");
         assert!(same == 0.0);
     }
 

@@ -6,13 +6,15 @@
 mod anatomy;
 mod check;
 mod phantom;
+mod shape;
 mod stage;
 mod tree;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
+use clap::Args;
 use serde_json::json;
 use voxpatch::training::{Dataset, Image, LoaderOptions, Subject, UniformPatches};
 use voxpatch::volume::{CreateOptions, create, open};
@@ -22,11 +24,14 @@ use voxpatch::{
 
 use self::phantom::Phantom;
 use self::stage::{Stage, Work};
-use crate::memory::text;
+use crate::common::{Common, Memory};
+use crate::parse::size;
 use crate::preview::Scene;
-use crate::report::{self, Report, print};
-use crate::sample::{Budget, MOST_AHEAD, Needs, chunk_bytes, patch_bytes};
-use crate::{args, stop};
+use crate::progress::{Task, Unit, continues};
+use crate::report::{self, Report, known_bytes, patch_bytes, print};
+use crate::sample::{Budget, MOST_AHEAD, Needs, chunk_bytes};
+use crate::stop;
+use crate::storage::Storage;
 
 /// Patches of the training epoch, and their voxels.
 const DRAWS: u64 = 256;
@@ -38,12 +43,36 @@ const PATCH: Shape = [128; 3];
 /// The largest difference between prediction and CT, as a part of the CT's value.
 const TOLERANCE: f64 = 1e-6;
 
+/// Progress in voxels of the CT.
+const VOXELS: Unit = Unit::Voxels(size_of::<f32>());
+
 /// What may be taken beyond the memory that was given: code, threads, the allocator's slack,
 /// and, in all, pages of mapped files.
 const BEYOND: (u64, u64) = (44 << 20, 144 << 20);
 
+const EXAMPLES: &str = "\
+Examples:
+  voxpatch demo
+  voxpatch demo --size 192,256,256 --keep demo";
+
+/// Make a large chest CT, sample it and predict it, and show that memory stays small.
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true, after_help = EXAMPLES)]
+pub(crate) struct DemoArgs {
+    /// Voxels of the CT.
+    #[arg(long, help_heading = "Demo", value_parser = size, default_value = "1069,512,512", value_name = "SIZE")]
+    size: Shape,
+    /// Folder that keeps the volumes and the picture [default: they are removed at the end].
+    #[arg(long, help_heading = "Demo", value_name = "DIR")]
+    keep: Option<PathBuf>,
+    #[command(flatten)]
+    memory: Memory,
+    #[command(flatten)]
+    common: Common,
+}
+
 /// Runs all stages in a folder.
-pub(crate) fn run(settings: &args::Demo) -> anyhow::Result<()> {
+pub(crate) fn run(settings: &DemoArgs) -> anyhow::Result<()> {
     stop::stop_gracefully();
     let possible = 1..=1_u64 << 40;
     if let Some(length) = settings.size.iter().find(|&n| !possible.contains(n)) {
@@ -67,9 +96,9 @@ pub(crate) fn run(settings: &args::Demo) -> anyhow::Result<()> {
     let demo = Demo {
         size: settings.size,
         memory: settings.memory.memory,
-        threads: args::threads(settings.threads),
+        threads: settings.common.threads(),
         folder,
-        json: settings.json,
+        common: &settings.common,
     };
     demo.run(settings.keep.is_some())
 }
@@ -79,7 +108,7 @@ struct Demo<'a> {
     memory: u64,
     threads: usize,
     folder: &'a Path,
-    json: bool,
+    common: &'a Common,
 }
 
 impl Demo<'_> {
@@ -107,7 +136,7 @@ impl Demo<'_> {
         let prediction = self.done(&mut stages, stage)?;
         let stage = Stage::run("check", || {
             let width = self.width(&*prediction)?;
-            check::compare(&*volume, &*prediction, width)
+            check::compare(&*volume, &*prediction, width, self.task("checking", VOXELS))
         })?;
         let difference = self.done(&mut stages, stage)?;
         let stage = Stage::run("preview", || preview(&prediction, &picture))?;
@@ -139,7 +168,7 @@ impl Demo<'_> {
             }
         }
         self.say("\n")?;
-        report.print(self.json)?;
+        report.print(self.common.printing)?;
         if difference > TOLERANCE {
             anyhow::bail!(
                 "the identity prediction differs from the CT by {difference:.1e} of its values, allowed is {TOLERANCE:.0e}"
@@ -148,9 +177,17 @@ impl Demo<'_> {
         ceilings
     }
 
+    fn task(&self, name: &'static str, unit: Unit) -> Task {
+        self.common.task(name, unit)
+    }
+
     /// Text for people.
     fn say(&self, text: &str) -> anyhow::Result<()> {
-        if self.json { Ok(()) } else { print(text) }
+        if self.common.printing.json {
+            Ok(())
+        } else {
+            print(text)
+        }
     }
 
     fn done<T>(&self, stages: &mut Vec<Stage>, (stage, result): (Stage, T)) -> anyhow::Result<T> {
@@ -183,9 +220,8 @@ impl Demo<'_> {
             memory: self.memory,
             ..ConvertOptions::default()
         };
-        report::with_progress("making the CT", |progress| {
-            voxpatch::convert(&phantom, target, &options, progress)
-        })?;
+        self.task("making the CT", VOXELS)
+            .run(|progress| voxpatch::convert(&phantom, target, &options, progress))?;
         let work = Work {
             bytes: phantom.layout().decoded_bytes()?,
             ..Work::default()
@@ -213,10 +249,10 @@ impl Demo<'_> {
         let dataset =
             Dataset::new(vec![subject], UniformPatches::new(patch)).samples_per_subject(DRAWS);
         let mut loader = dataset.epoch(0).with_options(options).samples()?;
-        report::with_progress("sampling", |progress| {
+        self.task("sampling", Unit::Patches).run(|progress| {
             for (done, sample) in (1..).zip(&mut loader) {
                 sample?;
-                if !report::goes_on(progress(done, DRAWS)) {
+                if !continues(progress(done, DRAWS)) {
                     return Err(Error::Interrupted);
                 }
             }
@@ -238,10 +274,12 @@ impl Demo<'_> {
         let options = InferenceOptions::new(patch)
             .with_memory(self.memory)
             .with_threads(self.threads);
-        let target = args::Storage::default().target(OutputTarget::new(output), false);
+        let target = Storage::default().target(OutputTarget::new(output));
         let predictor = Predictor::new(volume, builtin_model("identity")?, options);
         let plan = predictor.plan(&[target])?;
-        let done = report::with_progress("predicting", |progress| plan.run(progress))?;
+        let done = self
+            .task("predicting", Unit::Patches)
+            .run(|progress| plan.run(progress))?;
         let work = Work {
             bytes: bytes * done.patches,
             patches: Some(done.patches),
@@ -272,7 +310,7 @@ impl Demo<'_> {
             let over = peak.is_some_and(|peak| peak >= ceiling);
             let verdict = if over { "above" } else { "below" };
             let limit = report::bytes(ceiling);
-            let text = text(peak);
+            let text = known_bytes(peak);
             if over && kept.is_ok() {
                 kept = Err(anyhow::anyhow!(
                     "{name} peaked at {text}, above the ceiling of {limit}"

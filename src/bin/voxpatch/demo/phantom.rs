@@ -8,7 +8,8 @@ use std::ops::Range;
 
 use voxpatch::{DType, Geometry, Layout, Region, Result, Shape, Volume};
 
-use super::anatomy::{Anatomy, P3, Tube};
+use super::anatomy::Anatomy;
+use super::shape::{P3, Tube};
 
 /// Millimetres along z, y, x.
 const EXTENT: [f64; 3] = [320.7, 337.92, 337.92];

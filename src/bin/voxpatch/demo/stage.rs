@@ -1,4 +1,4 @@
-//! One stage of the demo: what it took, and the table that tells it.
+//! One stage of the demo: what it took, and its line of the table.
 
 use std::time::Instant;
 
@@ -6,8 +6,7 @@ use serde_json::Value as Json;
 
 use voxpatch::meter::{Meter, Peak};
 
-use crate::memory::text;
-use crate::report::{self, Report};
+use crate::report::{self, Report, known_bytes};
 
 /// What a stage's work was.
 #[derive(Clone, Copy, Debug, Default)]
@@ -64,8 +63,8 @@ impl Stage {
             self.seconds,
             self.per_second(self.work.bytes) / 1e6,
             self.work.chunks_read,
-            text(self.peak.resident),
-            text(self.peak.anonymous),
+            known_bytes(self.peak.resident),
+            known_bytes(self.peak.anonymous),
         )
     }
 

@@ -1,6 +1,6 @@
 //! Trees of vessels and airways in the phantom's lungs, and a few nodules.
 
-use super::anatomy::{Filling, P3, Tube};
+use super::shape::{Filling, P3, Tube};
 
 /// All tubes, those that are painted over others last.
 pub(super) fn tubes() -> Vec<Tube> {

@@ -1,208 +1,157 @@
 //! `voxpatch preview`: three slices through a volume as one picture.
 //!
-//! Only the slices are read, band by band, and brought to the picture's size as they come:
-//! a slice of any size takes a few megabytes.
+//! Only the slices are read, band by band, and brought to the picture's size as they come: a slice of any size takes a
+//! few megabytes. An overlay is read once, block by block, to find its middle.
 
+mod drawn;
+mod legend;
+mod middle;
 mod paint;
 mod project;
+mod scene;
 mod slice;
 mod view;
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::Context;
+use clap::Args;
 use serde_json::json;
 use voxpatch::volume::check_output;
-use voxpatch::{Error, Layout, Region, Shape, Volume};
+use voxpatch::{Layout, Shape, Volume};
 
-use self::paint::{Canvas, Panel};
 pub(crate) use self::project::Projection;
-use self::slice::{Plane, Values};
-use self::view::{View, panel_sizes, views};
-use crate::args;
-use crate::opening::level_of;
-use crate::output::{Output, PICTURE};
+pub(crate) use self::scene::Scene;
+use crate::common::Common;
+use crate::input::{Opening, Part, Together, level_of};
+use crate::output::PICTURE;
+use crate::parse::{size, window};
+use crate::progress::Unit;
 use crate::report::Report;
-use crate::stop;
 
-/// Pixels between panels.
-const GAP: usize = 8;
+const EXAMPLES: &str = "\
+Examples:
+  voxpatch preview scan.nii.gz scan.png
+  voxpatch preview scan.zarr scan.png --overlay tissue.zarr
+  voxpatch preview scan.zarr scan.png --at 120,256,256 --window -160,240";
 
-/// What the picture is to show.
-#[derive(Debug)]
-pub(crate) struct Scene {
-    pub(crate) volume: Arc<dyn Volume>,
-    /// On the volume's grid.
-    pub(crate) overlay: Option<Arc<dyn Volume>>,
-    /// Real values that are black and white.
-    pub(crate) window: Option<(f64, f64)>,
-    /// The voxel that the slices go through, z, y, x.
-    pub(crate) at: Option<Shape>,
-}
+const PICTURE_OPTIONS: &str = "Picture";
 
-/// A picture, and what it shows.
-#[derive(Debug)]
-pub(crate) struct Drawn {
-    canvas: Canvas,
-    window: (f32, f32),
-    at: Shape,
-    labels: usize,
+/// Draw three slices, side by side, as a PNG.
+///
+/// Axial, coronal and sagittal, in radiological convention: the patient's right is on the left of the picture, anterior
+/// is up in axial slices and left in sagittal ones, superior is up. The letters R and A say so if the file states the
+/// orientation and its voxels are those of a body. Aspect ratios follow the spacing. Of several channels, the first is
+/// drawn.
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true, after_help = EXAMPLES)]
+pub(crate) struct Preview {
+    /// The volume.
+    #[arg(value_name = "SRC")]
+    source: PathBuf,
+    /// The picture to write.
+    #[arg(value_name = "OUT.png")]
+    out: PathBuf,
+    /// Label map of the same extent, drawn over the picture with a legend; 0 is transparent. Its voxels may be larger,
+    /// its axes in any order and direction.
+    #[arg(long, help_heading = PICTURE_OPTIONS, value_name = "LABELS")]
+    overlay: Option<PathBuf>,
+    /// Values that are black and white [default: -1000,400 for CT, and the middle 99 % of others].
+    #[arg(long, help_heading = PICTURE_OPTIONS, value_parser = window, value_name = "LOW,HIGH", allow_hyphen_values = true)]
+    window: Option<(f64, f64)>,
+    /// Voxel that the slices go through [default: the middle of the labels, or of the volume].
+    #[arg(long, help_heading = PICTURE_OPTIONS, value_parser = size, value_name = "Z,Y,X")]
+    at: Option<Shape>,
+    /// Replace an existing picture.
+    #[arg(long, help_heading = PICTURE_OPTIONS)]
+    overwrite: bool,
+    #[command(flatten)]
+    part: Part,
+    #[command(flatten)]
+    together: Together,
+    #[command(flatten)]
+    opening: Opening,
+    #[command(flatten)]
+    common: Common,
 }
 
 /// Reads the slices and writes the picture.
-pub(crate) fn run(settings: &args::Preview) -> anyhow::Result<()> {
-    let options = settings.opening.options(settings.level);
+pub(crate) fn run(settings: &Preview) -> anyhow::Result<()> {
+    let options = settings.opening.options(settings.part.level);
     let mut inputs = vec![settings.source.as_path()];
     inputs.extend(settings.overlay.as_deref());
     check_output(&settings.out, &inputs)?;
     PICTURE.overwrite(settings.overwrite).check(&settings.out)?;
     let whole = options.open(&settings.source)?;
-    let volume = settings.chosen.of(&whole)?;
-    let overlay = match &settings.overlay {
-        Some(path) => {
-            let options = settings.opening.options(level_of(path, settings.level));
-            let matching = settings.together.matching();
-            let bring = |to: &Layout, overlay| matching.on_grid_of(to, overlay);
-            let (all, own) = (whole.layout(), volume.layout());
-            Some(
-                settings
-                    .chosen
-                    .with(all, own, &options.open(path)?, bring)?,
-            )
-        }
-        None => None,
+    let volume = settings.part.of(&whole)?;
+    let overlay = overlay(settings, &whole, volume.layout())?;
+    let at = match (&overlay, settings.at) {
+        (Some(overlay), None) => middle(settings, &**overlay)?,
+        (_, at) => at,
     };
+    let channels = volume.layout().channels;
     let scene = Scene {
         volume,
         overlay,
         window: settings.window,
-        at: settings.at,
+        at,
     };
     let drawn = scene.draw()?;
     drawn.save(&settings.out, settings.overwrite)?;
 
     let mut report = Report::default();
-    let Drawn {
-        canvas,
-        window,
-        at,
-        labels,
-    } = drawn;
+    let (width, height) = (drawn.canvas.width, drawn.canvas.height);
     report.plain("out", settings.out.display().to_string());
-    report.add(
-        "size",
-        json!([canvas.width, canvas.height]),
-        format!("{} x {} pixels", canvas.width, canvas.height),
-    );
+    let text = format!("{width} x {height} pixels");
+    report.add("size", json!([width, height]), text);
+    let at = drawn.at;
     report.add("at", json!(at), at.map(|n| n.to_string()).join(","));
-    report.add(
-        "window",
-        json!([window.0, window.1]),
-        format!("{} to {}", window.0, window.1),
-    );
+    let (low, high) = drawn.window;
+    report.add("window", json!([low, high]), format!("{low} to {high}"));
+    if channels > 1 {
+        let text = format!("the first of {channels} (--channels shows another one)");
+        report.add("channels", channels, text);
+    }
     if scene.overlay.is_some() {
-        report.plain("labels_shown", labels);
-    }
-    report.print(settings.json)
-}
-
-impl Scene {
-    /// Reads the three slices and paints them side by side.
-    pub(crate) fn draw(&self) -> anyhow::Result<Drawn> {
-        let layout = self.volume.layout();
-        let shape = layout.shape;
-        let at = self.at.unwrap_or_else(|| shape.map(|n| n / 2));
-        let middle = Region::new(at.map(|n| i64::try_from(n).unwrap_or(i64::MAX)), [1; 3]);
-        if !middle.is_inside(shape) {
-            return Err(Error::OutOfBounds {
-                region: middle,
-                shape,
-            }
-            .into());
-        }
-        let sizes = panel_sizes(shape, layout.geometry.spacing);
-        let views = views(&layout.geometry.affine);
-        let mut slices = Vec::new();
-        for view in &views {
-            let plane = Plane::new(shape, view.fixed, at[view.fixed], sizes);
-            let image = plane.read_values(&*self.volume)?;
-            let labels = match &self.overlay {
-                Some(overlay) => Some(plane.read_labels(&**overlay)?),
-                None => None,
-            };
-            slices.push((view, plane, image, labels));
-        }
-        let window = self.window.map_or_else(
-            || paint::window(slices.iter().map(|(_, _, image, _)| image)),
-            narrow,
-        );
-        let mut shown = std::collections::HashSet::new();
-        let mut panels = Vec::new();
-        for (view, plane, image, labels) in slices {
-            shown.extend(labels.iter().flatten().copied().filter(|&label| label != 0));
-            panels.push(panel(view, &plane, &image, labels.as_deref(), window));
-        }
-        Ok(Drawn {
-            canvas: Canvas::side_by_side(&panels, GAP),
-            window,
-            at,
-            labels: shown.len(),
-        })
-    }
-}
-
-impl Drawn {
-    /// Writes the picture as a PNG.
-    pub(crate) fn save(&self, path: &Path, overwrite: bool) -> anyhow::Result<()> {
-        stop::stop_gracefully();
-        let side = |n: usize| u32::try_from(n).expect("panels are limited to hundreds of pixels");
-        let mut out = Output::create(path, PICTURE.overwrite(overwrite))?;
-        let mut encoder =
-            png::Encoder::new(&mut out, side(self.canvas.width), side(self.canvas.height));
-        encoder.set_color(png::ColorType::Rgb);
-        encoder.set_depth(png::BitDepth::Eight);
-        encoder.set_compression(png::Compression::High);
-        let written = encoder.write_header().and_then(|mut writer| {
-            writer.write_image_data(&self.canvas.pixels)?;
-            writer.finish()
+        report.plain("labels_shown", drawn.labels.len());
+        let colors = drawn.labels.iter().map(|(label, [r, g, b])| {
+            let color = format!("#{r:02x}{g:02x}{b:02x}");
+            (label.clone(), color)
         });
-        written.with_context(|| format!("cannot write {}", path.display()))?;
-        stop::check()?;
-        out.finish()
+        let colors: Vec<_> = colors.collect();
+        let text: Vec<String> = colors
+            .iter()
+            .map(|(n, color)| format!("{n} {color}"))
+            .collect();
+        let legend = colors
+            .iter()
+            .map(|(label, color)| json!({"label": label, "color": color}));
+        report.add("legend", legend.collect::<Vec<_>>(), text.join("\n"));
     }
+    report.print(settings.common.printing)
 }
 
-/// Brings a slice into the picture's orientation and paints it.
-fn panel(
-    view: &View,
-    plane: &Plane,
-    image: &Values,
-    labels: Option<&[u64]>,
-    window: (f32, f32),
-) -> Panel {
-    let (height, width) = (plane.size(view.row), plane.size(view.column));
-    let mut panel = Panel::new(width, height);
-    let source = |row: usize, column: usize| {
-        let (slow, fast) = view.source((height, width), row, column);
-        slow * if view.row < view.column {
-            width
-        } else {
-            height
-        } + fast
+/// Opens the overlay on the grid of the chosen part.
+fn overlay(
+    settings: &Preview,
+    whole: &Arc<dyn Volume>,
+    own: &Layout,
+) -> voxpatch::Result<Option<Arc<dyn Volume>>> {
+    let Some(path) = &settings.overlay else {
+        return Ok(None);
     };
-    panel.paint(|row, column| paint::grey(image.pixels[source(row, column)], window));
-    if let Some(labels) = labels {
-        panel.overlay(|row, column| labels[source(row, column)]);
-    }
-    panel.mark(view.left);
-    panel
+    let level = level_of(path, settings.part.level);
+    let labels = settings.opening.options(level).open(path)?;
+    let matching = settings.together.matching();
+    let bring = |to: &Layout, overlay| matching.on_grid_of(to, overlay);
+    settings
+        .part
+        .with(whole.layout(), own, &labels, bring)
+        .map(Some)
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "pixels are compared as f32"
-)]
-const fn narrow((low, high): (f64, f64)) -> (f32, f32) {
-    (low as f32, high as f32)
+/// Returns the voxel in the middle of the labels, if there are any.
+fn middle(settings: &Preview, labels: &dyn Volume) -> voxpatch::Result<Option<Shape>> {
+    let task = settings.common.task("looking for labels", Unit::Chunks);
+    task.run(|progress| middle::middle(labels, settings.common.threads(), progress))
 }

@@ -1,9 +1,9 @@
-//! Grey values, label colours, and the canvas that panels are put on.
+//! Gray values, label colors, and the canvas that panels are put on.
 
 use super::slice::Values;
 
-/// A colour, red, green, blue.
-type Rgb = [u8; 3];
+/// A color, red, green, blue.
+pub(super) type Rgb = [u8; 3];
 
 /// Real values that are black and white if nobody says.
 ///
@@ -33,44 +33,23 @@ pub(super) fn window<'a>(slices: impl Iterator<Item = &'a Values>) -> (f32, f32)
     }
 }
 
-/// A value's grey; NaN is black.
+/// A value's gray; NaN is black.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "between 0 and 255, and NaN becomes 0"
 )]
-pub(super) fn grey(value: f32, (low, high): (f32, f32)) -> u8 {
+pub(super) fn gray(value: f32, (low, high): (f32, f32)) -> u8 {
     let share = (value - low) / (high - low);
     (share.clamp(0.0, 1.0) * 255.0).round() as u8
-}
-
-/// A label's colour: neighbouring numbers get hues far apart, the same number always the same.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::cast_precision_loss,
-    reason = "hues are fractions, colours are between 0 and 255"
-)]
-fn colour(label: u64) -> Rgb {
-    // The golden ratio of the circle, in 64 bits: multiples spread evenly.
-    const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
-    let hue = label.wrapping_sub(1).wrapping_mul(GOLDEN) as f64 / u64::MAX as f64;
-    let saturation = [0.85, 0.6, 0.95][(label % 3) as usize];
-    let value = [1.0, 0.9][(label / 3 % 2) as usize];
-    let channel = |offset: f64| {
-        let ramp = ((hue + offset).fract() * 6.0 - 3.0).abs() - 1.0;
-        let full = ramp.clamp(0.0, 1.0);
-        (255.0 * value * (1.0 - saturation * (1.0 - full))).round() as u8
-    };
-    [channel(0.0), channel(2.0 / 3.0), channel(1.0 / 3.0)]
 }
 
 /// One slice of the picture.
 #[derive(Debug)]
 pub(super) struct Panel {
-    width: usize,
-    height: usize,
-    pixels: Vec<Rgb>,
+    pub(super) width: usize,
+    pub(super) height: usize,
+    pub(super) pixels: Vec<Rgb>,
 }
 
 impl Panel {
@@ -82,17 +61,21 @@ impl Panel {
         }
     }
 
-    /// Fills the panel with the greys of (row, column).
-    pub(super) fn paint(&mut self, grey: impl Fn(usize, usize) -> u8) {
+    /// Fills the panel with the grays of (row, column).
+    pub(super) fn paint(&mut self, gray: impl Fn(usize, usize) -> u8) {
         for row in 0..self.height {
             for column in 0..self.width {
-                self.pixels[row * self.width + column] = [grey(row, column); 3];
+                self.pixels[row * self.width + column] = [gray(row, column); 3];
             }
         }
     }
 
-    /// Lays the colours of labels over it: areas half transparent, their boundaries not.
-    pub(super) fn overlay(&mut self, label: impl Fn(usize, usize) -> u64) {
+    /// Lays the colors of labels over it: areas half transparent, their boundaries not.
+    pub(super) fn overlay(
+        &mut self,
+        label: impl Fn(usize, usize) -> u64,
+        color: impl Fn(u64) -> Rgb,
+    ) {
         for row in 0..self.height {
             for column in 0..self.width {
                 let own = label(row, column);
@@ -104,7 +87,7 @@ impl Panel {
                     && (row + 1 == self.height || label(row + 1, column) == own)
                     && (column + 1 == self.width || label(row, column + 1) == own);
                 let pixel = &mut self.pixels[row * self.width + column];
-                *pixel = mixed(*pixel, colour(own), if inside { 90 } else { 230 });
+                *pixel = mixed(*pixel, color(own), if inside { 90 } else { 230 });
             }
         }
     }
@@ -122,32 +105,16 @@ impl Panel {
         }
     }
 
-    /// Writes a letter on the left side, halfway up.
-    pub(super) fn mark(&mut self, letter: char) {
-        const SCALE: usize = 2;
-        let rows: [u8; 7] = match letter {
-            'R' => [
-                0b11110, 0b10001, 0b10001, 0b11110, 0b10100, 0b10010, 0b10001,
-            ],
-            'A' => [
-                0b01110, 0b10001, 0b10001, 0b11111, 0b10001, 0b10001, 0b10001,
-            ],
-            _ => return,
-        };
-        if self.width < 64 || self.height < 32 {
-            return;
-        }
-        let (top, left) = (self.height / 2 - 7 * SCALE / 2, 6);
-        // The shadow first, so that the letter stands out from a bright picture.
-        for (shift, colour) in [(1, [0; 3]), (0, [255; 3])] {
-            for (row, bits) in rows.into_iter().enumerate() {
-                for column in (0..5).filter(|column| bits >> (4 - column) & 1 == 1) {
-                    for dot in 0..SCALE * SCALE {
-                        let y = top + row * SCALE + dot / SCALE + shift;
-                        let x = left + column * SCALE + dot % SCALE + shift;
-                        self.pixels[y * self.width + x] = colour;
-                    }
-                }
+    /// Fills a box, cut at the edges of the panel, with a color.
+    pub(super) fn fill(
+        &mut self,
+        (top, left): (usize, usize),
+        (height, width): (usize, usize),
+        color: Rgb,
+    ) {
+        for row in top..(top + height).min(self.height) {
+            for column in left..(left + width).min(self.width) {
+                self.pixels[row * self.width + column] = color;
             }
         }
     }
@@ -191,6 +158,17 @@ impl Canvas {
             pixels,
         }
     }
+
+    /// The canvas with a panel below it, which is not wider.
+    pub(super) fn above(mut self, panel: &Panel) -> Self {
+        for line in panel.pixels.chunks_exact(panel.width) {
+            let from = self.pixels.len();
+            self.pixels.extend_from_slice(line.as_flattened());
+            self.pixels.resize(from + self.width * 3, 0);
+        }
+        self.height += panel.height;
+        self
+    }
 }
 
 #[cfg(test)]
@@ -222,31 +200,24 @@ mod tests {
     }
 
     #[test]
-    fn greys_stay_in_range() {
-        let greys = [-2000.0, -1000.0, 400.0, 9e9, f32::NAN].map(|v| grey(v, (-1000.0, 400.0)));
-        assert_eq!(greys, [0, 0, 255, 255, 0]);
-    }
-
-    #[test]
-    fn the_first_labels_are_told_apart() {
-        for a in 1..200_u64 {
-            for b in a + 1..(a + 4) {
-                let (a, b) = (colour(a), colour(b));
-                let distance: u32 = (0..3).map(|c| u32::from(a[c].abs_diff(b[c]))).sum();
-                assert!(distance > 60, "{a:?} and {b:?}");
-            }
-        }
+    fn grays_stay_in_range() {
+        let grays = [-2000.0, -1000.0, 400.0, 9e9, f32::NAN].map(|v| gray(v, (-1000.0, 400.0)));
+        assert_eq!(grays, [0, 0, 255, 255, 0]);
     }
 
     #[test]
     fn boundaries_are_stronger_than_areas_and_zero_is_clear() {
         let mut panel = Panel::new(7, 5);
         panel.paint(|_, _| 100);
-        panel.overlay(|row, column| u64::from((1..4).contains(&row) && (1..6).contains(&column)));
+        let color = |label: u64| [u8::try_from(label).expect("1"), 200, 100];
+        panel.overlay(
+            |row, column| u64::from((1..4).contains(&row) && (1..6).contains(&column)),
+            color,
+        );
         assert_eq!(panel.pixels[0], [100; 3]);
         let (edge, middle) = (panel.pixels[7 + 1], panel.pixels[2 * 7 + 3]);
-        assert_eq!(edge, mixed([100; 3], colour(1), 230));
-        assert_eq!(middle, mixed([100; 3], colour(1), 90));
+        assert_eq!(edge, mixed([100; 3], color(1), 230));
+        assert_eq!(middle, mixed([100; 3], color(1), 90));
     }
 
     #[test]

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use voxpatch::progress::Progress;
 use voxpatch::{Error, Patch, Region, Shape, Volume};
 
+use super::drawn::{Drawn, GAP};
 use super::paint::{self, Canvas, Panel};
+use super::scene::panel_letter;
 use super::slice::{Values, as_f32, index, signed};
 use super::view::{View, panel_sizes, views};
-use super::{Drawn, GAP};
 
 /// Voxels that are read at once, unless a chunk has more.
 const BOX: u64 = 1 << 20;
@@ -39,7 +40,7 @@ impl Projection {
         let layout = volume.layout();
         let sizes = panel_sizes(layout.shape, layout.geometry.spacing);
         Self {
-            views: views(&layout.geometry.affine),
+            views: views(layout),
             sizes,
             marks: AXES.map(|(slow, fast)| vec![false; sizes[slow] * sizes[fast]]),
             volume,
@@ -81,7 +82,7 @@ impl Projection {
             let mut panel = Panel::new(width, height);
             panel.paint(|row, column| {
                 let at = view.source((height, width), row, column);
-                paint::grey(largest.at(view.fixed, at, self.sizes), window)
+                paint::gray(largest.at(view.fixed, at, self.sizes), window)
             });
             for row in 0..height {
                 for column in 0..width {
@@ -91,14 +92,16 @@ impl Projection {
                     }
                 }
             }
-            panel.mark(view.left);
+            if let Some(letter) = view.left {
+                panel_letter(&mut panel, letter);
+            }
             panel
         });
         Ok(Drawn {
             canvas: Canvas::side_by_side(&panels, GAP),
             window,
             at: shape.map(|n| n / 2),
-            labels: 0,
+            labels: Vec::new(),
         })
     }
 

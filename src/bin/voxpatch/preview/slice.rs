@@ -171,7 +171,7 @@ fn shares(voxel: u64, voxels: u64, pixels: usize) -> Vec<(usize, f32)> {
     let (first, last) = if pixels as u64 <= voxels {
         (position * scale, (position + 1.0) * scale)
     } else {
-        // Pixels between the neighbours' centres; the edge voxels' reach on.
+        // Pixels between the neighbors' centers; the edge voxels' reach on.
         let from = if voxel == 0 {
             0.0
         } else {
@@ -207,8 +207,8 @@ pub(super) fn as_f32(band: Patch) -> Vec<f32> {
         .to_vec()
 }
 
-/// Labels as bits that are equal when the labels are; 0 is no label.
-fn as_labels(band: Patch) -> Vec<u64> {
+/// Labels as bits that are equal if the labels are; 0 is no label.
+pub(super) fn as_labels(band: Patch) -> Vec<u64> {
     let dtype = band.dtype();
     if dtype == DType::U64 {
         return band.as_slice::<u64>().expect("they are u64").to_vec();
@@ -223,7 +223,7 @@ fn as_labels(band: Patch) -> Vec<u64> {
     values.iter().map(|&value| value.cast_unsigned()).collect()
 }
 
-/// A whole number has the colour that it has as an integer; NaN is no label.
+/// A whole number has the bits that it has as an integer; NaN is no label.
 #[expect(clippy::cast_possible_truncation, reason = "whole and below 2^53")]
 fn float_label(value: f64) -> u64 {
     if value.is_nan() {

@@ -1,6 +1,7 @@
 //! Which voxel axes a picture's rows and columns run along, and how large it is.
 
-use voxpatch::{Affine, Shape};
+use voxpatch::volume::Format;
+use voxpatch::{Affine, Layout, Shape};
 
 /// How a slice is held before the eye. Axes are 0 for z, 1 for y, 2 for x.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,8 +16,9 @@ pub(super) struct View {
     pub(super) flip_row: bool,
     /// Whether the last voxel is on the left.
     pub(super) flip_column: bool,
-    /// What lies on the left: R for the patient's right, A for anterior.
-    pub(super) left: char,
+    /// What lies on the left, if the volume shows a body whose orientation is known: R for the patient's right, A for
+    /// anterior.
+    pub(super) left: Option<char>,
 }
 
 impl View {
@@ -45,21 +47,44 @@ impl View {
 /// Axial, coronal and sagittal in radiological convention.
 ///
 /// Each voxel axis is taken for the world axis that it is nearest to.
-pub(super) fn views(affine: &Affine) -> [View; 3] {
-    let [right, anterior, superior] = world_axes(affine);
-    let view = |fixed: (usize, bool), row: (usize, bool), column: (usize, bool), left| View {
+pub(super) fn views(layout: &Layout) -> [View; 3] {
+    let [right, anterior, superior] = world_axes(&layout.geometry.affine);
+    let is_body = has_orientation(layout) && is_body(layout.geometry.spacing);
+    let view = |fixed: (usize, bool), row: (usize, bool), column: (usize, bool), left: char| View {
         fixed: fixed.0,
         row: row.0,
         column: column.0,
         flip_row: row.1,
         flip_column: column.1,
-        left,
+        left: is_body.then_some(left),
     };
     [
         view(superior, anterior, right, 'R'),
         view(anterior, superior, right, 'R'),
         view(right, superior, anterior, 'A'),
     ]
+}
+
+/// Returns `true` if the file says how the volume lies in the patient. OME-Zarr alone only scales and shifts, which says
+/// nothing; a Zarr with a rotation or a flip does.
+fn has_orientation(layout: &Layout) -> bool {
+    let is_upright = (0..3).all(|row| {
+        (0..3).all(|column| {
+            let value = layout.geometry.affine[row][column];
+            if row == column {
+                value > 0.0
+            } else {
+                value == 0.0
+            }
+        })
+    });
+    let is_zarr = matches!(layout.format, Format::Zarr2 | Format::Zarr3);
+    layout.geometry.is_known && !(is_zarr && is_upright)
+}
+
+/// Returns `true` if voxels are as large as those of a scanned body, in mm, and not of a microscope or a telescope.
+fn is_body(spacing: [f64; 3]) -> bool {
+    spacing.iter().all(|mm| (0.05..=20.0).contains(mm))
 }
 
 /// For right, anterior, superior: the voxel axis along it, and whether indices grow towards it.
@@ -113,13 +138,55 @@ pub(super) fn panel_sizes(shape: Shape, spacing: [f64; 3]) -> [usize; 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use voxpatch::Geometry;
+    use voxpatch::{DType, Geometry};
+
+    fn layout(geometry: Geometry) -> Layout {
+        Layout::new([4, 5, 6], 1, DType::I16).with_geometry(geometry)
+    }
+
+    #[test]
+    fn letters_are_for_bodies_whose_orientation_is_known() {
+        let lps = |mm: f64| {
+            let columns = [[mm, 0.0, 0.0], [0.0, mm, 0.0], [0.0, 0.0, mm]];
+            Geometry::from_lps(columns, [0.0; 3])
+        };
+        let ras = Geometry::from_spacing([1.0; 3]);
+        let unknown = Geometry {
+            is_known: false,
+            ..ras
+        };
+        for (format, geometry, has_letters) in [
+            (Format::Nifti1, lps(0.7), true),
+            (Format::Nifti1, ras, true),
+            (Format::Nrrd, lps(20.0), true),
+            (Format::Zarr3, lps(1.0), true),
+            (Format::Zarr3, ras, false),
+            (Format::Zarr2, ras, false),
+            (Format::Npy, unknown, false),
+            (Format::Nifti1, unknown, false),
+            (Format::Nifti1, lps(0.001), false),
+            (Format::Zarr3, lps(4e-6), false),
+            (Format::Nrrd, lps(1000.0), false),
+        ] {
+            let layout = Layout {
+                format,
+                ..layout(geometry)
+            };
+            let letters = views(&layout).map(|view| view.left);
+            let expected = if has_letters {
+                [Some('R'), Some('R'), Some('A')]
+            } else {
+                [None; 3]
+            };
+            assert_eq!(letters, expected, "{format} {geometry:?}");
+        }
+    }
 
     #[test]
     fn a_plain_ct_is_shown_as_it_is_stored() {
         // LPS: x to the left, y to the back, z up.
         let columns = [[0.6, 0.0, 0.0], [0.0, 0.6, 0.0], [0.0, 0.0, 5.0]];
-        let [axial, coronal, sagittal] = views(&Geometry::from_lps(columns, [0.0; 3]).affine);
+        let [axial, coronal, sagittal] = views(&layout(Geometry::from_lps(columns, [0.0; 3])));
         assert_eq!((axial.fixed, axial.row, axial.column), (0, 1, 2));
         assert!(!axial.flip_row && !axial.flip_column);
         assert_eq!((coronal.fixed, coronal.row, coronal.column), (1, 0, 2));
@@ -133,7 +200,7 @@ mod tests {
 
     #[test]
     fn ras_is_flipped_and_permuted_axes_are_found() {
-        let [axial, ..] = views(&Geometry::from_spacing([1.0; 3]).affine);
+        let [axial, ..] = views(&layout(Geometry::from_spacing([1.0; 3])));
         assert!(axial.flip_row && axial.flip_column);
         // x runs up, y to the right, z forward; a little oblique.
         let affine = [

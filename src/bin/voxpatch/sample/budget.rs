@@ -2,8 +2,10 @@
 
 use voxpatch::{Error, Layout};
 
-use super::MOST_AHEAD;
 use crate::report;
+
+/// The most patches that the loader's buffer holds, however small they are.
+pub(crate) const MOST_AHEAD: usize = 1024;
 
 /// What sampling has to hold at once.
 #[derive(Clone, Copy, Debug, Default)]

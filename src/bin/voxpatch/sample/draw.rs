@@ -15,8 +15,8 @@ use voxpatch::{DType, Error, Layout, Padding, Shape, Volume};
 
 use super::budget::Budget;
 use super::settings::{BorderName, SampleArgs, SamplerKind};
-use crate::opening::level_of;
-use crate::report;
+use crate::input::level_of;
+use crate::progress::Unit;
 
 /// A volume with its maps.
 pub(super) struct Input {
@@ -29,20 +29,20 @@ impl Input {
     /// Opens the `n`th input with its maps, all on one grid; maps that are coarser are spread to it.
     pub(super) fn open(settings: &SampleArgs, n: usize) -> anyhow::Result<Self> {
         let path = &settings.sources[n];
-        let open = |path: &Path, level| settings.common.opening.options(level).open(path);
-        let whole = open(path, settings.common.level)?;
-        let volume = settings.chosen.of(&whole)?;
+        let open = |path: &Path, level| settings.opening.options(level).open(path);
+        let whole = open(path, settings.part.level)?;
+        let volume = settings.part.of(&whole)?;
         let matching = settings.together.matching();
         let map = |path: Option<&PathBuf>, channel: u64| {
             path.map(|path| {
-                let map = open(path, level_of(path, settings.common.level))?;
+                let map = open(path, level_of(path, settings.part.level))?;
                 let one = Subset {
                     channels: Some(IndexRange::one(channel)),
                     ..Subset::default()
                 };
                 let bring = |to: &Layout, map| matching.on_grid_of(to, map);
                 let (all, own) = (whole.layout(), volume.layout());
-                settings.chosen.with(all, own, &one.of(map)?, bring)
+                settings.part.with(all, own, &one.of(map)?, bring)
             })
             .transpose()
         };
@@ -248,8 +248,11 @@ fn index<T: BlockStats>(
     threads: usize,
 ) -> voxpatch::Result<BlockIndex<T>> {
     let path = settings.index.get(n);
-    report::with_progress("reading the map", |progress| match path {
-        Some(path) => BlockIndex::load_or_build(path, map, 0, threads, progress),
-        None => BlockIndex::build(map, 0, threads, progress),
-    })
+    settings
+        .common
+        .task("reading the map", Unit::Chunks)
+        .run(|progress| match path {
+            Some(path) => BlockIndex::load_or_build(path, map, 0, threads, progress),
+            None => BlockIndex::build(map, 0, threads, progress),
+        })
 }

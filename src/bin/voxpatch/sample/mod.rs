@@ -15,22 +15,19 @@ use voxpatch::meter::Meter;
 use voxpatch::sampler::{CenterBox, FixedLocations, INDEX, LOCATIONS, is_index_file};
 use voxpatch::training::{Dataset, EpochPlan, Loader, LoaderOptions, RankShard, Subject};
 use voxpatch::volume::{FileKind, Overwrite, TOLERANCE, check_distinct, check_output};
-use voxpatch::{DType, Error, Layout, Region, Shape};
+use voxpatch::{Error, Layout, Region, Shape};
 
-pub(crate) use self::budget::{Budget, Needs, chunk_bytes};
+pub(crate) use self::budget::{Budget, MOST_AHEAD, Needs, chunk_bytes};
 use self::draw::{Input, Samplers};
 use self::settings::BorderName;
 pub(crate) use self::settings::SampleArgs;
 use self::sink::{Form, Naming, Sink};
 use self::summary::SampleSummary;
-pub(crate) use self::summary::add_rates;
 use crate::output::{Output, PICTURE, STATISTICS};
 use crate::preview::Projection;
-use crate::report::{self, Report};
+use crate::progress::{Unit, continues};
+use crate::report::{self, Report, patch_bytes};
 use crate::stop;
-
-/// Patches that the loader's buffer holds at most, however small they are.
-pub(crate) const MOST_AHEAD: usize = 1024;
 
 /// Draws the patches and writes them as they come.
 pub(crate) fn run(settings: &SampleArgs) -> anyhow::Result<()> {
@@ -73,40 +70,51 @@ pub(crate) fn run(settings: &SampleArgs) -> anyhow::Result<()> {
     let began = Instant::now();
     let mut loader = loader(settings, &inputs, samplers, &budget)?;
     let mut files = Files::create(settings, &inputs, patch, loader.remaining())?;
-    let sampled = report::with_progress("sampling", |progress| -> anyhow::Result<()> {
-        let count = loader.remaining();
-        for sample in &mut loader {
-            let sample = sample.map_err(|error| plain(error, inputs.len()))?;
-            if done.patches == 0 {
-                done.first_patch_seconds = began.elapsed().as_secs_f64();
-            }
-            files.put(&sample)?;
-            done.patches += 1;
-            done.bytes += sample.patches()[0].bytes().len() as u64;
-            if !report::goes_on(progress(done.patches, count)) {
-                return Err(Error::Interrupted.into());
-            }
-        }
-        Ok(())
-    });
+    let sampled =
+        settings
+            .common
+            .task("sampling", Unit::Patches)
+            .run(|progress| -> anyhow::Result<()> {
+                let count = loader.remaining();
+                for sample in &mut loader {
+                    let sample = sample.map_err(|error| plain(error, inputs.len()))?;
+                    if done.patches == 0 {
+                        done.first_patch_seconds = began.elapsed().as_secs_f64();
+                    }
+                    files.put(&sample)?;
+                    done.patches += 1;
+                    done.bytes += sample.patches()[0].bytes().len() as u64;
+                    if !continues(progress(done.patches, count)) {
+                        return Err(Error::Interrupted.into());
+                    }
+                }
+                Ok(())
+            });
     done.loaded = loader.stats();
     // Its threads end before unfinished outputs are removed, which takes a file descriptor.
     drop(loader);
     sampled?;
     done.seconds = began.elapsed().as_secs_f64();
     let picture = match &files.picture {
-        Some(picture) => Some(report::with_progress("drawing", |progress| {
-            picture.draw(progress)
-        })?),
+        Some(picture) => Some(
+            settings
+                .common
+                .task("drawing", Unit::Chunks)
+                .run(|progress| picture.draw(progress))?,
+        ),
         None => None,
     };
     done.peak_anonymous = meter.stop().anonymous;
+    done.patch = Some(Layout {
+        shape: patch,
+        ..patches_layout(&inputs[0])
+    });
     let report = done.report(settings);
     if let (Some(picture), Some(path)) = (picture, &settings.plot) {
-        picture.save(path, settings.common.overwrite)?;
+        picture.save(path, settings.overwrite)?;
     }
     files.finish(settings, &report)?;
-    report.print(settings.common.json)
+    report.print(settings.common.printing)
 }
 
 /// Reports what sampling takes, with up to `count` patches.
@@ -129,7 +137,7 @@ fn dry_run(
         report::add_disk(&mut report, &[one.saturating_mul(count)], &space);
     }
     report::add_process(&mut report, budget.peak);
-    report.print(settings.common.json)
+    report.print(settings.common.printing)
 }
 
 /// The layout of an input, with the type of its patches.
@@ -158,7 +166,7 @@ fn check_outputs(settings: &SampleArgs) -> anyhow::Result<()> {
                 .with_context(|| format!("{other} and {name} cannot both be written"))?;
         }
     }
-    let overwrite = settings.common.overwrite;
+    let overwrite = settings.overwrite;
     if let Some(path) = &settings.out {
         let form = Form::of(path)?;
         form.check(path, overwrite)?;
@@ -313,7 +321,7 @@ impl Files {
         patch: Shape,
         count: u64,
     ) -> anyhow::Result<Self> {
-        let overwrite = settings.common.overwrite;
+        let overwrite = settings.overwrite;
         let volume = inputs[0].volume();
         let layout = patches_layout(&inputs[0]);
         if let Some(path) = &settings.out {
@@ -373,11 +381,6 @@ impl Files {
         }
         Ok(())
     }
-}
-
-/// Bytes of a patch.
-pub(crate) fn patch_bytes(channels: u64, patch: Shape, dtype: DType) -> voxpatch::Result<u64> {
-    voxpatch::Layout::new(patch, channels, dtype).decoded_bytes()
 }
 
 fn csv_line(region: Region) -> String {

@@ -7,123 +7,131 @@ use voxpatch::Shape;
 use voxpatch::sampler::{Border, LabelValue, LabelWeights, OnEmpty};
 use voxpatch::training::Uneven;
 
-use crate::args::{Common, Memory, size};
-use crate::opening::{Chosen, Together};
+use crate::common::{Common, Memory};
+use crate::input::{Opening, Part, Together};
+use crate::parse::size;
+
+const EXAMPLES: &str = "\
+Examples:
+  voxpatch sample scan.zarr --patch-size 96 --samples-per-subject 64 --out patches.npy
+  voxpatch sample scan.zarr --patch-size 96 --samples-per-subject 64 --labels tissue.zarr --label-weights 0:1,2:3
+  voxpatch sample scan.zarr --at places.csv --out patches/";
+
+const PATCHES: &str = "Patches";
+const MAPS: &str = "Label and weight maps";
+const OUTPUT: &str = "Output";
 
 /// Draw training patches, as the loader does, and store them, or only read them.
 ///
-/// The same seed and epoch give the same patches, whatever the number of threads and the
-/// memory. Patches of one input come in the order in which they were drawn; those of several
-/// are mixed with each other, as in a training epoch.
+/// The same seed and epoch give the same patches, whatever the threads and the memory. Patches of one input come in
+/// the order in which they were drawn; those of several inputs are mixed, as in a training epoch.
 #[derive(Debug, ClapArgs)]
+#[command(disable_help_flag = true, after_help = EXAMPLES)]
 pub(crate) struct SampleArgs {
     /// The volumes.
     #[arg(value_name = "SRC", required = true)]
     pub(super) sources: Vec<PathBuf>,
     /// Voxels of a patch.
-    #[arg(long, value_parser = size, value_name = "SIZE", required_unless_present = "at")]
+    #[arg(long, help_heading = PATCHES, value_parser = size, value_name = "SIZE", required_unless_present = "at")]
     pub(super) patch_size: Option<Shape>,
     /// Patches of each input, of all ranks together [default with --at: all places].
-    #[arg(long, value_name = "N", required_unless_present = "at")]
+    #[arg(long, help_heading = PATCHES, value_name = "N", required_unless_present = "at")]
     pub(super) samples_per_subject: Option<u64>,
-    /// Which of all random sequences.
-    #[arg(long, default_value_t = 0, value_name = "S")]
+    /// Random seed.
+    #[arg(long, help_heading = PATCHES, default_value_t = 0, value_name = "N")]
     pub(super) seed: u64,
-    /// Which epoch of the sequence.
-    #[arg(long, default_value_t = 0, value_name = "E")]
+    /// Epoch to draw.
+    #[arg(long, help_heading = PATCHES, default_value_t = 0, value_name = "N")]
     pub(super) epoch: u64,
-    /// Draw the part of this rank, counted from 0.
-    #[arg(long, default_value_t = 0, value_name = "R", requires = "world_size")]
+    /// Rank whose patches are drawn, counted from 0.
+    #[arg(long, help_heading = PATCHES, default_value_t = 0, value_name = "N", requires = "world_size")]
     pub(super) rank: u64,
-    /// How many ranks share the epoch.
-    #[arg(long, default_value_t = 1, value_name = "W")]
+    /// Number of ranks that share the epoch.
+    #[arg(long, help_heading = PATCHES, default_value_t = 1, value_name = "N")]
     pub(super) world_size: u64,
     /// How to share patches that the number of ranks does not divide.
-    #[arg(long, value_enum, default_value_t = UnevenName::Repeat)]
+    #[arg(long, help_heading = PATCHES, value_enum, default_value_t = UnevenName::Repeat, value_name = "HOW")]
     pub(super) uneven: UnevenName,
-    /// Label maps, one for each input, on its grid or a coarser one of its extent, their axes stored in any order
-    /// and direction: centres are drawn by their first channel.
-    #[arg(long, num_args = 1.., value_name = "FILE")]
-    pub(super) labels: Vec<PathBuf>,
-    /// Draw by this channel of the label maps, counted from 0.
-    #[arg(
-        long,
-        default_value_t = 0,
-        value_name = "N",
-        requires = "labels",
-        hide_default_value = true
-    )]
-    pub(super) label_channel: u64,
-    /// How often each label is the center of a patch, as 0:1,1:3 [default: every voxel except 0 is equally likely].
-    #[arg(long, value_parser = label_weights, value_name = "LABEL:WEIGHT,...", requires = "labels", allow_hyphen_values = true)]
-    pub(super) label_weights: Option<LabelWeights>,
-    /// Weight maps, one for each input, on its grid or a coarser one of its extent: centres are as
-    /// likely as their weight.
-    #[arg(long, num_args = 1.., value_name = "FILE")]
-    pub(super) weights: Vec<PathBuf>,
-    /// Draw by this channel of the weight maps, counted from 0.
-    #[arg(
-        long,
-        default_value_t = 0,
-        value_name = "N",
-        requires = "weights",
-        hide_default_value = true
-    )]
-    pub(super) weight_channel: u64,
-    /// How many of all patches are drawn uniformly, by labels and by weights, as uniform:1,labels:2.
-    #[arg(long, value_parser = mix, value_name = "SAMPLER:SHARE,...")]
-    pub(super) mix: Option<Mix>,
-    /// Where what was found in the maps is kept for the next run, one file for each map, those of
-    /// the labels first.
-    #[arg(long, num_args = 1.., value_name = "FILE")]
-    pub(super) index: Vec<PathBuf>,
-    /// What becomes of an input whose map leaves no centre to draw.
-    #[arg(long, value_enum, default_value_t = EmptyName::Error)]
-    pub(super) empty: EmptyName,
-    /// What happens at the volume's border.
-    #[arg(long, value_enum, default_value_t = BorderName::Drop)]
+    /// Patches at the border of the volume.
+    #[arg(long, help_heading = PATCHES, value_enum, default_value_t = BorderName::Drop, value_name = "HOW")]
     pub(super) border: BorderName,
-    /// The value beyond the volume's faces, a real one such as -1000 HU unless --values is stored.
+    /// Value beyond the faces of the volume, a real one such as -1000 HU unless --values is stored.
     #[arg(
         long,
+        help_heading = PATCHES,
         default_value_t = 0.0,
         value_name = "V",
         allow_hyphen_values = true
     )]
     pub(super) fill: f64,
-    /// Patches at the places of this list, as --locations writes it, in its order.
-    #[arg(long, value_name = "FILE.csv", conflicts_with_all = ["patch_size", "labels", "weights", "mix"])]
+    /// Read patches at the places of this list, as --locations writes it, in its order.
+    #[arg(long, help_heading = PATCHES, value_name = "FILE.csv", conflicts_with_all = ["patch_size", "labels", "weights", "mix"])]
     pub(super) at: Option<PathBuf>,
-    /// Where patches go: a .npy (n, c, z, y, x); a .zarr with c channels for each patch, a chunk
-    /// for each channel; or a folder with a .nii for each patch, in its place in the scan.
-    /// If not given, they are read and dropped.
-    #[arg(long, value_name = "FILE.npy|FILE.zarr|FOLDER/")]
-    pub(super) out: Option<PathBuf>,
-    /// Compress the patches of a folder: .nii.gz instead of .nii.
-    #[arg(long, requires = "out")]
-    pub(super) gzip: bool,
-    /// A CSV file to write, one line for each patch: z0,y0,x0,z1,y1,x1, the end exclusive; for one
-    /// input only.
-    #[arg(long, value_name = "FILE.csv")]
-    pub(super) locations: Option<PathBuf>,
-    /// A file to write what `--json` prints.
-    #[arg(long, value_name = "FILE.json")]
-    pub(super) stats: Option<PathBuf>,
-    /// A picture to write: the largest values along each axis, with a dot at each patch's centre;
-    /// for one input only.
-    #[arg(long, value_name = "FILE.png")]
-    pub(super) plot: Option<PathBuf>,
-    /// Report what sampling takes (threads, memory of the whole process, disk space) and write nothing.
-    #[arg(long)]
-    pub(super) dry_run: bool,
+    /// Label maps, one per input, of the same extent; their voxels may be larger, their axes in any order and
+    /// direction. Centers are drawn by their first channel.
+    #[arg(long, help_heading = MAPS, num_args = 1.., value_name = "FILE")]
+    pub(super) labels: Vec<PathBuf>,
+    /// Channel of the label maps, counted from 0.
+    #[arg(long, help_heading = MAPS, default_value_t = 0, value_name = "N", requires = "labels")]
+    pub(super) label_channel: u64,
+    /// How often each label is the center of a patch, as 0:1,1:3 [default: every voxel except 0 is equally likely].
+    #[arg(
+        long,
+        help_heading = MAPS,
+        value_parser = label_weights,
+        value_name = "LABEL:WEIGHT,...",
+        requires = "labels",
+        allow_hyphen_values = true
+    )]
+    pub(super) label_weights: Option<LabelWeights>,
+    /// Weight maps, one per input, of the same extent: centers are drawn with a probability proportional to their weight.
+    #[arg(long, help_heading = MAPS, num_args = 1.., value_name = "FILE")]
+    pub(super) weights: Vec<PathBuf>,
+    /// Channel of the weight maps, counted from 0.
+    #[arg(long, help_heading = MAPS, default_value_t = 0, value_name = "N", requires = "weights")]
+    pub(super) weight_channel: u64,
+    /// Shares of patches that are drawn uniformly, by labels and by weights, as uniform:1,labels:2.
+    #[arg(long, help_heading = MAPS, value_parser = mix, value_name = "SAMPLER:SHARE,...")]
+    pub(super) mix: Option<Mix>,
+    /// Files that keep what was found in the maps for the next run, one per map, those of the labels first.
+    #[arg(long, help_heading = MAPS, num_args = 1.., value_name = "FILE")]
+    pub(super) index: Vec<PathBuf>,
+    /// What to do with an input whose map has no valid center.
+    #[arg(long, help_heading = MAPS, value_enum, default_value_t = EmptyName::Error, value_name = "HOW")]
+    pub(super) empty: EmptyName,
     #[command(flatten)]
-    pub(super) chosen: Chosen,
+    pub(super) part: Part,
     #[command(flatten)]
     pub(super) together: Together,
     #[command(flatten)]
-    pub(super) common: Common,
+    pub(super) opening: Opening,
+    /// Output of the patches: a .npy (n, c, z, y, x); a .zarr with c channels per patch, one chunk per channel; or a
+    /// folder with one .nii per patch, at its place in the scan [default: patches are read and dropped].
+    #[arg(long, help_heading = OUTPUT, value_name = "FILE.npy|FILE.zarr|FOLDER/")]
+    pub(super) out: Option<PathBuf>,
+    /// Compress the patches of a folder: .nii.gz instead of .nii.
+    #[arg(long, help_heading = OUTPUT, requires = "out")]
+    pub(super) gzip: bool,
+    /// CSV file to write, one line per patch: z0,y0,x0,z1,y1,x1, the end exclusive. Only for a single input.
+    #[arg(long, help_heading = OUTPUT, value_name = "FILE.csv")]
+    pub(super) locations: Option<PathBuf>,
+    /// File to write the JSON object of --json to.
+    #[arg(long, help_heading = OUTPUT, value_name = "FILE.json")]
+    pub(super) stats: Option<PathBuf>,
+    /// Picture to write: the largest values along each axis, with a dot at the center of each patch. Only for a single
+    /// input.
+    #[arg(long, help_heading = OUTPUT, value_name = "FILE.png")]
+    pub(super) plot: Option<PathBuf>,
+    /// Replace existing outputs, if they are of the same kind.
+    #[arg(long, help_heading = OUTPUT)]
+    pub(super) overwrite: bool,
+    /// Report the threads, the memory of the whole process and the disk space that sampling takes, and write nothing.
+    #[arg(long, help_heading = OUTPUT)]
+    pub(super) dry_run: bool,
     #[command(flatten)]
     pub(super) memory: Memory,
+    #[command(flatten)]
+    pub(super) common: Common,
 }
 
 impl SampleArgs {
@@ -149,7 +157,7 @@ impl SampleArgs {
         ] {
             anyhow::ensure!(
                 !given || inputs == 1,
-                "{name} tells places of one volume, but there are {inputs} inputs"
+                "{name} is for places of one volume, but there are {inputs} inputs"
             );
         }
         let mix = self.ways()?;
@@ -213,11 +221,11 @@ pub(super) struct Mix(Vec<(SamplerKind, f64)>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum BorderName {
-    /// Only patches that fit around their centre.
+    /// Draw only patches that fit around their center.
     Drop,
-    /// Any centre; the patch is moved inside.
+    /// Draw any center, and move the patch inside.
     Shift,
-    /// Any centre; the patch hangs over the edge and is filled up.
+    /// Draw any center, and fill the patch beyond the edge.
     Pad,
 }
 
@@ -253,11 +261,11 @@ impl From<UnevenName> for Uneven {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum EmptyName {
-    /// It is an error.
+    /// Fail.
     Error,
-    /// The input is left out.
+    /// Leave the input out.
     Skip,
-    /// Its patches are drawn from anywhere.
+    /// Draw its patches uniformly.
     Uniform,
 }
 
@@ -271,7 +279,7 @@ impl From<EmptyName> for OnEmpty {
     }
 }
 
-/// `0:1,1:3`.
+/// Parses `0:1,1:3`.
 fn label_weights(text: &str) -> Result<LabelWeights, String> {
     let pair = |pair: &str| {
         let (label, weight) = pair.split_once(':')?;
@@ -282,7 +290,7 @@ fn label_weights(text: &str) -> Result<LabelWeights, String> {
     LabelWeights::new(pairs).map_err(|error| error.to_string())
 }
 
-/// A label's value: a whole number of up to 64 bits, or any other.
+/// Parses the value of a label: a whole number of up to 64 bits, or any other.
 fn class(text: &str) -> Option<LabelValue> {
     if let Ok(value) = text.parse::<i64>() {
         return Some(value.into());
@@ -293,7 +301,7 @@ fn class(text: &str) -> Option<LabelValue> {
     LabelValue::real(text.parse().ok()?)
 }
 
-/// `uniform:1,labels:2`.
+/// Parses `uniform:1,labels:2`.
 fn mix(text: &str) -> Result<Mix, String> {
     let usage = "give ways and their shares, as uniform:1,labels:2,weights:1";
     let mut ways: Vec<(SamplerKind, f64)> = Vec::new();

@@ -1,16 +1,18 @@
-//! What sampling tells when it is done.
+//! The summary of sampling.
 
 use serde_json::json;
+use voxpatch::Layout;
 use voxpatch::training::LoaderStats;
 
 use super::settings::SampleArgs;
-use crate::memory::text;
-use crate::report::{self, Report};
+use crate::report::{Report, add_rates, known_bytes};
 
 /// What was done.
 #[derive(Default)]
 pub(super) struct SampleSummary {
     pub(super) patches: u64,
+    /// The layout of a patch.
+    pub(super) patch: Option<Layout>,
     pub(super) bytes: u64,
     pub(super) seconds: f64,
     pub(super) first_patch_seconds: f64,
@@ -26,31 +28,23 @@ impl SampleSummary {
     /// The results, in the order in which they are printed.
     pub(super) fn report(&self, settings: &SampleArgs) -> Report {
         let mut report = Report::default();
-        let seconds = |report: &mut Report, key: &str, value: f64| {
-            report.add(key, report::rounded(value, 6), format!("{value:.3}"));
-        };
         report.plain("patches", self.patches);
-        let patch_bytes = self.bytes.checked_div(self.patches).unwrap_or(0);
-        add_rates(&mut report, self.patches, patch_bytes, self.seconds);
-        report.plain("chunks_decoded", self.loaded.chunks);
-        report.add(
-            "bytes_read",
-            self.loaded.bytes,
-            report::bytes(self.loaded.bytes),
-        );
-        seconds(
-            &mut report,
-            "wait_seconds",
-            self.loaded.waited.as_secs_f64(),
-        );
-        seconds(&mut report, "first_patch_seconds", self.first_patch_seconds);
-        seconds(&mut report, "index_seconds", self.index_seconds);
-        report.add(
-            "peak_anonymous_bytes",
-            self.peak_anonymous,
-            text(self.peak_anonymous),
-        );
+        if let Some(patch) = &self.patch {
+            report.layout(patch);
+        }
         report.plain("left_out", self.left_out + self.loaded.left_out);
+        report.seconds("seconds", self.seconds, 2);
+        report.details(|report| {
+            let patch_bytes = self.bytes.checked_div(self.patches).unwrap_or(0);
+            add_rates(report, self.patches, patch_bytes, self.seconds);
+            report.plain("chunks_decoded", self.loaded.chunks);
+            report.bytes("bytes_read", self.loaded.bytes);
+            report.seconds("wait_seconds", self.loaded.waited.as_secs_f64(), 3);
+            report.seconds("first_patch_seconds", self.first_patch_seconds, 3);
+            report.seconds("index_seconds", self.index_seconds, 3);
+            let peak = self.peak_anonymous;
+            report.add("peak_anonymous_bytes", peak, known_bytes(peak));
+        });
         let absent: Vec<_> = self
             .absent
             .iter()
@@ -82,25 +76,4 @@ impl SampleSummary {
         }
         report
     }
-}
-
-/// Adds seconds and rates.
-pub(crate) fn add_rates(report: &mut Report, patches: u64, patch_bytes: u64, seconds: f64) {
-    let rate = report::float(patches) / seconds.max(1e-9);
-    let megabytes = rate * report::float(patch_bytes) / 1e6;
-    report.add(
-        "seconds",
-        report::rounded(seconds, 3),
-        format!("{seconds:.2}"),
-    );
-    report.add(
-        "patches_per_second",
-        report::rounded(rate, 1),
-        format!("{rate:.1}"),
-    );
-    report.add(
-        "megabytes_per_second",
-        report::rounded(megabytes, 1),
-        format!("{megabytes:.1}"),
-    );
 }
