@@ -60,7 +60,7 @@ impl ChannelRange {
 }
 
 /// Returns the chunk shape for a range of channels, if each of its chunks is part of one chunk of the volume: the range
-/// starts at a chunk boundary or lies within one chunk.
+/// starts at a chunk boundary or is within one chunk.
 fn cut([c, z, y, x]: ChunkShape, channels: &Range<u64>) -> Option<ChunkShape> {
     if channels.start.is_multiple_of(c) {
         return Some([c, z, y, x]);

@@ -55,7 +55,7 @@ impl Chunk {
         }
     }
 
-    /// Copies the voxels that this chunk shares with `channels` and `region` to a chunk of their own.
+    /// Copies the voxels that this chunk shares with `channels` and `region` to a new chunk.
     /// Voxels have `size` bytes.
     pub(crate) fn part(&self, channels: &Range<u64>, region: Region, size: usize) -> Self {
         let channels = channels.start.max(self.channels.start)..channels.end.min(self.channels.end);
@@ -141,7 +141,7 @@ pub(super) fn whole(layout: &Layout, index: ChunkShape) -> Result<(Range<u64>, R
 
 /// Iterates over the indices of all read chunks that hold voxels of some channels of a region.
 ///
-/// `chunk` is c, z, y, x; `region` must lie inside the volume.
+/// `chunk` is c, z, y, x; `region` must be inside the volume.
 pub(crate) fn intersecting(
     chunk: ChunkShape,
     channels: &Range<u64>,

@@ -247,7 +247,7 @@ mod tests {
         let volume = MemoryVolume::from_array(Array4::<f32>::zeros((2, 3, 4, 5))).unwrap();
         assert_eq!(Volume::layout(&volume).channels, 2);
         let ramp = Array4::from_shape_fn((2, 2, 1, 3), |(c, z, _, x)| (c * 10 + z * 3 + x) as f32);
-        // Axes in another order in memory are written in the order c, z, y, x.
+        // Axes with a different order in memory are written in the order c, z, y, x.
         let view = ramp.view().reversed_axes().to_owned();
         volume
             .write_array([1, 2, 2], view.view().reversed_axes())

@@ -258,12 +258,12 @@ pub trait VolumeExt: Volume {
         self.sequential_order().is_some()
     }
 
-    /// Reads all channels of a region into an array with axes c, z, y, x. The type must be the volume's own;
+    /// Reads all channels of a region into an array with axes c, z, y, x. The type must be that of the volume;
     /// [`read_as`](Self::read_as) converts.
     ///
     /// # Errors
     ///
-    /// [`Error::WrongDType`] if the voxels have another type, and otherwise as [`read`](Self::read).
+    /// [`Error::WrongDType`] if the voxels have a different type, and otherwise as [`read`](Self::read).
     fn read_array<T: Element>(&self, region: Region) -> Result<Array4<T>> {
         let dtype = self.layout().dtype;
         if dtype != T::DTYPE {
@@ -353,9 +353,9 @@ pub trait VolumeMut: Debug + Send + Sync {
     fn finish(self: Box<Self>) -> Result<()>;
 }
 
-/// Conveniences of every [`VolumeMut`].
+/// Convenience methods of every [`VolumeMut`].
 pub trait VolumeMutExt: VolumeMut {
-    /// Writes an array with axes c, z, y, x, all channels of it, whose first voxel is `start` (z, y, x).
+    /// Writes an array with axes c, z, y, x and all channels. Its first voxel is at `start` (z, y, x).
     ///
     /// ```
     /// use ndarray::Array4;
@@ -376,7 +376,7 @@ pub trait VolumeMutExt: VolumeMut {
     ///
     /// # Errors
     ///
-    /// [`Error::WrongDType`] if the output has another type, and otherwise as [`write`](VolumeMut::write).
+    /// [`Error::WrongDType`] if the output has a different type, and otherwise as [`write`](VolumeMut::write).
     fn write_array<T: Element>(&self, start: [i64; 3], array: ArrayView4<'_, T>) -> Result<()> {
         let layout = self.layout();
         if layout.dtype != T::DTYPE {

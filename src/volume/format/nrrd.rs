@@ -436,7 +436,7 @@ fn geometry(fields: &Fields, axes: &Axes, count: usize, problems: &mut Problems)
     }
 }
 
-/// Returns the millimeters per unit for three unit names; 1 where there is none.
+/// Returns the millimeters per unit for three unit names; 1 for absent names.
 fn factors(words: &[String], problems: &mut Problems) -> [f64; 3] {
     let mut factors = [1.0; 3];
     for (target, word) in factors.iter_mut().zip(words) {

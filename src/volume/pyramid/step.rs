@@ -53,7 +53,7 @@ impl Step {
         between(std::array::from_fn(bounds))
     }
 
-    /// Returns the voxels of a box whose cells are entirely inside it; `None` if there are none.
+    /// Returns the voxels of a box whose cells are entirely inside it; `None` if no cell is.
     pub(super) fn whole_cells(&self, region: Region) -> Option<Region> {
         let bounds = std::array::from_fn(|a| {
             let factor = self.factors[a];

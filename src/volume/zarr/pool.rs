@@ -2,7 +2,7 @@
 //!
 //! zarrs asks that pool for its number of threads, which starts them, and encodes shards on it, regardless of the
 //! concurrency in its options. In a child process that is forked later, those threads do not exist, and zarrs would
-//! wait for them forever. Both are therefore done in pools of our own.
+//! wait for them forever. Both are therefore done in separate pools.
 
 use std::io;
 use std::sync::OnceLock;
