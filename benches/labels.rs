@@ -115,7 +115,7 @@ fn write(path: &Path) -> Result<()> {
 }
 
 fn label(z: u64, y: u64, x: u64) -> u8 {
-    let square = |n: u64, centre: u64| n.abs_diff(centre).pow(2);
+    let square = |n: u64, center: u64| n.abs_diff(center).pow(2);
     let round = square(y, 256) + square(x, 256);
     if square(y % 128, 64) + square(x % 128, 64) + square(z % 128, 64) < 400 {
         return 3;

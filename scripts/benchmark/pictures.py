@@ -6,7 +6,7 @@ OURS = ["#0b6e4f", "#13a578", "#7fd1ae"]
 OTHERS = ["#8a8d91", "#b08968", "#6d7fa8", "#a87d9f", "#c2a83e", "#9fb3b8", "#5d5f63", "#d08c8c", "#4f7f8f"]
 
 
-def colours(sides):
+def colors(sides):
     """Returns the colors: green is voxpatch, and each name has one color in all the cases of a picture."""
     found, counts = {}, {True: 0, False: 0}
     for side in sides:
@@ -21,13 +21,13 @@ def bars(plot, cases, group, path):
     heights = [sum(1 for side in case["sides"] if side["runs"] or side["error"]) for case in cases]
     figure, axes = plot.subplots(len(cases), 2, figsize=(11, 0.9 * len(cases) + 0.24 * sum(heights)), squeeze=False,
                                  gridspec_kw={"height_ratios": [height + 1.5 for height in heights]}, layout="constrained")
-    colour = colours([side for case in cases for side in case["sides"]])
+    color = colors([side for case in cases for side in case["sides"]])
     for case, (left, right) in zip(cases, axes):
         metric = case["metrics"][0]
         sides = [side for side in case["sides"] if side["runs"] or side["error"]][::-1]
         for axis, key, scale in [(left, metric["key"], 1), (right, "peak_anonymous_bytes", 2**20)]:
             values = [(median(side, key) or 0) / scale for side in sides]
-            drawn = axis.barh(range(len(sides)), values, color=[colour[side["name"]] for side in sides], height=0.75)
+            drawn = axis.barh(range(len(sides)), values, color=[color[side["name"]] for side in sides], height=0.75)
             words = [f" {number(value)}" if side["runs"] else f" {short(side['error'])}" for side, value in zip(sides, values)]
             axis.bar_label(drawn, words, fontsize=7)
             axis.set_xlim(0, max([*values, 1e-9]) * 1.18)
@@ -50,7 +50,7 @@ def curve(plot, cases, name, path):
     metric = cases[0]["metrics"][0]
     figure, (left, right) = plot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     sides = {side["name"]: side for case in cases for side in case["sides"]}
-    colour = colours(list(sides.values()))
+    color = colors(list(sides.values()))
     words = all(isinstance(case["x"], str) for case in cases)
     for title, first in sides.items():
         for axis, key, scale in [(left, metric["key"], 1), (right, "peak_anonymous_bytes", 2**20)]:
@@ -60,7 +60,7 @@ def curve(plot, cases, name, path):
                 if there:
                     points.append((case["x"], median(there, key) / scale))
             if points:
-                axis.plot(*zip(*points), marker="o", markersize=4, color=colour[title], label=title, linewidth=2 if first["ours"] else 1.2)
+                axis.plot(*zip(*points), marker="o", markersize=4, color=color[title], label=title, linewidth=2 if first["ours"] else 1.2)
     for axis, label in [(left, metric["unit"]), (right, "peak anonymous MiB")]:
         axis.set_xlabel(name.split(" by ")[1])
         axis.set_title(label, fontsize=9, loc="left")

@@ -607,7 +607,7 @@ pub enum Error {
 
     /// No voxel of a map can be the center of a patch.
     #[error(
-        "{}: no patch can be drawn by channel {channel} because {problem} among the centers [{centres}]; \
+        "{}: no patch can be drawn by channel {channel} because {problem} among the centers [{centers}]; \
          use another border policy, skip such volumes, or draw from them uniformly",
         path.display()
     )]
@@ -617,7 +617,7 @@ pub enum Error {
         /// The channel.
         channel: u64,
         /// The region of possible patch centers.
-        centres: Region,
+        centers: Region,
         /// The reason why none of them can be drawn.
         problem: String,
     },

@@ -108,8 +108,8 @@ impl Gaussian {
             }
             for (n, row) in slab.chunks_exact_mut(stride).enumerate() {
                 let at = |offset: usize| &padded[(n + offset) * stride..][..stride];
-                for (out, centre) in row.iter_mut().zip(at(radius)) {
-                    *out = self.kernel[0] * centre;
+                for (out, center) in row.iter_mut().zip(at(radius)) {
+                    *out = self.kernel[0] * center;
                 }
                 for (k, weight) in self.kernel.iter().enumerate().skip(1) {
                     for ((out, before), after) in

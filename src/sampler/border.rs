@@ -74,7 +74,7 @@ impl CenterBox {
 
     /// Returns the voxels that may be the center of a patch.
     #[must_use]
-    pub fn centres(&self) -> Region {
+    pub fn centers(&self) -> Region {
         let axes = [0, 1, 2].map(|a| self.axis(a));
         let start = axes
             .clone()
@@ -87,7 +87,7 @@ impl CenterBox {
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a weight")]
     pub fn places(&self) -> f64 {
-        let axes = self.centres().shape.map(|n| n as f64);
+        let axes = self.centers().shape.map(|n| n as f64);
         axes.iter().product()
     }
 
@@ -101,16 +101,16 @@ impl CenterBox {
         }
     }
 
-    /// Returns the patch around a center (z, y, x), which must be one of [`centres`](Self::centres).
+    /// Returns the patch around a center (z, y, x), which must be one of [`centers`](Self::centers).
     #[must_use]
-    pub fn region(&self, centre: [u64; 3]) -> Region {
+    pub fn region(&self, center: [u64; 3]) -> Region {
         let start = std::array::from_fn(|a| {
             let half = self.patch[a] / 2;
             match self.border {
-                Border::Pad => signed(centre[a]) - signed(half),
+                Border::Pad => signed(center[a]) - signed(half),
                 Border::Drop | Border::Shift => {
                     let last = self.volume[a] - self.patch[a];
-                    signed(centre[a].saturating_sub(half).min(last))
+                    signed(center[a].saturating_sub(half).min(last))
                 }
             }
         });
@@ -135,15 +135,15 @@ mod tests {
         for volume in 1..14 {
             for patch in 1..=volume {
                 let placement = along_x(volume, patch, Border::Drop).unwrap();
-                let centres = placement.centres();
+                let centers = placement.centers();
                 assert_eq!(
-                    (centres.start[2], centres.end()[2]),
+                    (centers.start[2], centers.end()[2]),
                     (signed(patch / 2), signed(volume - (patch - 1) / 2)),
                     "floor(P/2) ..= N-1-floor((P-1)/2)"
                 );
                 let places = f64::from(u32::try_from(7 * 7 * (volume - patch + 1)).unwrap());
                 assert!((placement.places() - places).abs() < 0.5);
-                let starts = (centres.start[2]..centres.end()[2])
+                let starts = (centers.start[2]..centers.end()[2])
                     .map(|x| placement.region([1, 1, x.unsigned_abs()]).start[2]);
                 assert!(starts.eq(0..=signed(volume - patch)));
             }
@@ -156,17 +156,17 @@ mod tests {
             for patch in 1..=volume {
                 let shift = along_x(volume, patch, Border::Shift).unwrap();
                 let pad = along_x(volume, patch, Border::Pad).unwrap();
-                assert_eq!(shift.centres(), Region::whole([9, 9, volume]));
-                assert_eq!(pad.centres(), Region::whole([9, 9, volume]));
+                assert_eq!(shift.centers(), Region::whole([9, 9, volume]));
+                assert_eq!(pad.centers(), Region::whole([9, 9, volume]));
                 for x in 0..volume {
-                    let centre = [4, 4, x];
-                    assert!(shift.region(centre).is_inside([9, 9, volume]));
+                    let center = [4, 4, x];
+                    assert!(shift.region(center).is_inside([9, 9, volume]));
                     assert!(
                         shift
-                            .region(centre)
-                            .contains(&Region::new(centre.map(signed), [1; 3]))
+                            .region(center)
+                            .contains(&Region::new(center.map(signed), [1; 3]))
                     );
-                    assert_eq!(pad.region(centre).start[2], signed(x) - signed(patch / 2));
+                    assert_eq!(pad.region(center).start[2], signed(x) - signed(patch / 2));
                 }
             }
         }
@@ -205,9 +205,9 @@ mod tests {
         let volume = [70_001, 65_537, (1 << 31) + 1];
         let patch = [70_000, 65_536, 1 << 31];
         let placement = CenterBox::new(volume, patch, Border::Drop).unwrap();
-        let centres = placement.centres();
-        assert_eq!(centres.shape, [2, 2, 2]);
-        let last = centres.end().map(|end| end.unsigned_abs() - 1);
+        let centers = placement.centers();
+        assert_eq!(centers.shape, [2, 2, 2]);
+        let last = centers.end().map(|end| end.unsigned_abs() - 1);
         assert_eq!(placement.region(last).end(), volume.map(signed));
     }
 }

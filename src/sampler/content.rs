@@ -256,12 +256,12 @@ mod tests {
                     let legal = (-3..9).flat_map(|y| (-3..9).map(move |x| [0, y, x]));
                     let placed = legal.filter(|start| {
                         let drop = start[1] >= 0 && start[1] <= 3 && start[2] >= 0 && start[2] <= 6;
-                        let centred =
+                        let centered =
                             (0..6).contains(&(start[1] + 1)) && (0..8).contains(&(start[2] + 1));
                         if border == Border::Drop {
                             drop
                         } else {
-                            centred
+                            centered
                         }
                     });
                     let expected: Vec<_> = placed.filter(|&s| counted(s, is) >= least).collect();

@@ -80,7 +80,7 @@ impl Finder {
     fn part(&self, block: u64) -> Region {
         let block = self.blocks.region(block);
         block
-            .intersection(&self.placement.centres())
+            .intersection(&self.placement.centers())
             .unwrap_or(Region {
                 shape: [0; 3],
                 ..block
@@ -125,7 +125,7 @@ impl Finder {
         self.ready.get_or_load(&(block, group), load)
     }
 
-    fn centre(&self, aim: Aim, ready: &Ready) -> Result<[u64; 3]> {
+    fn center(&self, aim: Aim, ready: &Ready) -> Result<[u64; 3]> {
         let layout = self.volume.layout();
         let voxel = ready.find(layout, aim.rest).ok_or_else(|| {
             Error::unsupported(
@@ -138,7 +138,7 @@ impl Finder {
 
     /// Returns the center of a draw.
     pub(super) fn find(&self, aim: Aim) -> Result<[u64; 3]> {
-        self.centre(aim, &*self.ready(aim, &mut None)?)
+        self.center(aim, &*self.ready(aim, &mut None)?)
     }
 
     /// Returns the patches of many draws, in their order. Each block is read at most once.
@@ -159,7 +159,7 @@ impl Finder {
             let draws = usize::try_from(n).ok().and_then(|n| blocks.get(n));
             for &i in draws.into_iter().copied().flatten() {
                 let ready = self.ready(aims[i], &mut read)?;
-                found.push((i, self.placement.region(self.centre(aims[i], &ready)?)));
+                found.push((i, self.placement.region(self.center(aims[i], &ready)?)));
             }
             Ok(())
         };
@@ -172,17 +172,17 @@ impl Finder {
     }
 
     #[cfg(test)]
-    pub(super) fn share(&self, aim: Aim, centre: [u64; 3]) -> f64 {
+    pub(super) fn share(&self, aim: Aim, center: [u64; 3]) -> f64 {
         let part = self.part(aim.block);
-        let at = |a: usize| centre[a] - part.start[a].unsigned_abs();
+        let at = |a: usize| center[a] - part.start[a].unsigned_abs();
         let voxel = (at(0) * part.shape[1] + at(1)) * part.shape[2] + at(2);
         let ready = self.ready(aim, &mut None).unwrap();
         ready.share(self.volume.layout(), voxel)
     }
 
     #[cfg(test)]
-    pub(super) fn block_of(&self, centre: [u64; 3]) -> Option<u64> {
-        let voxel = Region::new(centre.map(u64::cast_signed), [1; 3]);
+    pub(super) fn block_of(&self, center: [u64; 3]) -> Option<u64> {
+        let voxel = Region::new(center.map(u64::cast_signed), [1; 3]);
         (0..self.blocks.count()).find(|&block| self.part(block).contains(&voxel))
     }
 }

@@ -185,22 +185,22 @@ impl<T: BlockStats> BlockIndex<T> {
         self.channel
     }
 
-    /// Returns the sums for legal centers only. They are exact: blocks that are partly outside of `centres` are read
+    /// Returns the sums for legal centers only. They are exact: blocks that are partly outside of `centers` are read
     /// again.
     pub(super) fn within(
         &self,
         volume: &Arc<dyn Volume>,
-        centres: Region,
+        centers: Region,
         threads: usize,
         background: bool,
     ) -> Result<T> {
         self.check_belongs(volume)?;
         let volume = &**volume;
-        let (mut known, cut) = self.tally.clip(&self.blocks, &centres, background);
+        let (mut known, cut) = self.tally.clip(&self.blocks, &centers, background);
         let work = |tally: &mut T, i: u64| {
             let id = usize::try_from(i).map_or(0, |i| cut[i]);
             let block = self.blocks.region(id);
-            let part = block.intersection(&centres).unwrap_or(block);
+            let part = block.intersection(&centers).unwrap_or(block);
             let voxels = read_block(volume, self.channel, part)?;
             let map = (volume.layout(), self.channel);
             add(tally, map, (id, part), voxels, background)

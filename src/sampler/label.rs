@@ -159,9 +159,9 @@ impl Label {
     ) -> Result<Self> {
         let layout = map.layout();
         let placement = CenterBox::new(layout.shape, options.patch_size, options.border)?;
-        let centres = placement.centres();
+        let centers = placement.centers();
         let background = weights.classes().any(|class| class == LabelValue::ZERO);
-        let counts = index.within(&map, centres, options.threads, background)?;
+        let counts = index.within(&map, centers, options.threads, background)?;
         let ordered = |mut entries: Entries<u64>| {
             if options.neighborhood.is_some() {
                 let place = |id| index.blocks.index(id);
@@ -194,7 +194,7 @@ impl Label {
             return Err(Error::NoCenter {
                 path: layout.path.clone(),
                 channel: index.channel,
-                centres,
+                centers,
                 problem: nothing(&absent),
             });
         }
@@ -248,8 +248,8 @@ impl Label {
         for (i, group) in self.groups.iter().enumerate() {
             let count = f64::from(u32::try_from(group.count()).unwrap());
             for k in 0..group.count() {
-                let centre = self.finder.find(group.block(i, k)).unwrap();
-                *all.entry(centre).or_default() += (group.end - before) / total / count;
+                let center = self.finder.find(group.block(i, k)).unwrap();
+                *all.entry(center).or_default() += (group.end - before) / total / count;
             }
             before = group.end;
         }
@@ -287,8 +287,8 @@ impl Sampler for Label {
     }
 
     fn draw(&self, epoch: u64, n: u64) -> Result<Region> {
-        let centre = self.finder.find(self.aim(epoch, n))?;
-        Ok(self.finder.placement().region(centre))
+        let center = self.finder.find(self.aim(epoch, n))?;
+        Ok(self.finder.placement().region(center))
     }
 
     fn draw_many(&self, epoch: u64, ns: &[u64]) -> Result<Vec<Region>> {

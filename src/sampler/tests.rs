@@ -83,9 +83,9 @@ fn shares<const N: usize>(shares: [(i32, f64); N]) -> LabelWeights {
 /// Returns every center of `map` that may be drawn, and its weight by `weight`.
 fn reference(placement: &CenterBox, weight: impl Fn(usize) -> f64) -> HashMap<[u64; 3], f64> {
     let [_, y, x] = placement.volume();
-    let centres = placement.centres();
+    let centers = placement.centers();
     let ranges =
-        std::array::from_fn(|a| centres.start[a].unsigned_abs()..centres.end()[a].unsigned_abs());
+        std::array::from_fn(|a| centers.start[a].unsigned_abs()..centers.end()[a].unsigned_abs());
     let flat = |c: [u64; 3]| usize::try_from((c[0] * y + c[1]) * x + c[2]).unwrap();
     let all = indices(ranges).map(|c| (c, weight(flat(c))));
     all.filter(|&(_, weight)| weight > 0.0).collect()
@@ -139,9 +139,9 @@ fn weights_are_drawn_as_the_flat_reference_says_for_all_blocks_patches_and_borde
                 continue;
             }
             let (sampler, total) = (sampler.unwrap(), expected.values().sum::<f64>());
-            for centre in indices(shape.map(|n| 0..n)) {
-                let expected = expected.get(&centre).map_or(0.0, |weight| weight / total);
-                assert_near(sampler.probability(centre), expected, &(own, patch, centre));
+            for center in indices(shape.map(|n| 0..n)) {
+                let expected = expected.get(&center).map_or(0.0, |weight| weight / total);
+                assert_near(sampler.probability(center), expected, &(own, patch, center));
             }
         }
     }
@@ -196,11 +196,11 @@ fn labels_are_drawn_as_the_flat_reference_says_for_all_blocks_patches_and_border
                 let (sampler, total) = (sampler.unwrap(), expected.values().sum::<f64>());
                 let found = sampler.probabilities();
                 assert_eq!(found.len(), expected.len());
-                for (centre, share) in found {
+                for (center, share) in found {
                     assert_near(
                         share,
-                        expected[&centre] / total,
-                        &(own, patch, centre, named),
+                        expected[&center] / total,
+                        &(own, patch, center, named),
                     );
                 }
                 assert_eq!(sampler.absent().contains(&9.into()), named);
@@ -249,7 +249,7 @@ fn a_single_voxel_is_always_the_center_or_the_border_policy_decides() {
                 let drawn = weighted(&map, &options).and_then(|sampler| sampler.draw(3, 5));
                 let label = label(&map, &shares([(3, 1.0)]), &options);
                 let label = label.and_then(|sampler| sampler.draw(3, 5));
-                if !placement.centres().contains(&at) {
+                if !placement.centers().contains(&at) {
                     assert!(matches!(drawn, Err(Error::NoCenter { .. })) && border == Border::Drop);
                     assert!(matches!(label, Err(Error::NoCenter { .. })));
                     continue;
@@ -333,7 +333,7 @@ fn mass_only_in_blocks_cut_by_the_border_is_drawn_exactly() {
     let options = options([1, 1, 5]);
     let sampler = Label::new(map, &index, &LabelWeights::foreground(), &options).unwrap();
     let mut found: Vec<_> = sampler.probabilities().into_iter().collect();
-    found.sort_by_key(|&(centre, _)| centre);
+    found.sort_by_key(|&(center, _)| center);
     assert_eq!(found, [([0, 0, 2], 0.5), ([0, 0, 7], 0.5)]);
 }
 
@@ -382,7 +382,7 @@ fn a_label_only_in_the_dropped_rim_is_absent_and_its_share_is_redistributed() {
     let wanted = shares([(-1, 2.0), (1, 1.0), (2, 1.0)]);
     let sampler = label(&map, &wanted, &options([1, 1, 3])).unwrap();
     assert_eq!(sampler.absent(), [LabelValue::from(-1)]);
-    assert_near(sampler.probabilities()[&[0, 0, 4]], 0.5, &"renormalised");
+    assert_near(sampler.probabilities()[&[0, 0, 4]], 0.5, &"renormalized");
     let shift = options([1, 1, 3]).with_border(Border::Shift);
     let sampler = label(&map, &wanted, &shift).unwrap();
     assert!(sampler.absent().is_empty());

@@ -18,7 +18,7 @@ use crate::region::{Region, Shape};
 pub struct Uniform {
     placement: CenterBox,
     /// The legal centers, one for each place.
-    centres: Region,
+    centers: Region,
     neighborhood: Option<Neighborhood>,
     seed: u64,
     epoch: u64,
@@ -53,7 +53,7 @@ impl Uniform {
     pub fn with_options(volume: Shape, options: &SamplerOptions) -> Result<Self> {
         let placement = CenterBox::new(volume, options.patch_size, options.border)?;
         Ok(Self {
-            centres: placement.centres(),
+            centers: placement.centers(),
             placement,
             neighborhood: options.neighborhood,
             seed: options.seed,
@@ -80,7 +80,7 @@ impl Uniform {
 
     fn region_of(&self, epoch: u64, index: u64) -> Region {
         let mut random = CounterRng::new(self.seed, epoch, index);
-        let Region { start, shape } = self.centres;
+        let Region { start, shape } = self.centers;
         let place = match &self.neighborhood {
             None => shape.map(|n| random.below(n)),
             Some(near) => {
@@ -88,8 +88,8 @@ impl Uniform {
                 near.place(&mut anchor, &mut random, shape)
             }
         };
-        let centre = std::array::from_fn(|a| start[a].unsigned_abs() + place[a]);
-        self.placement.region(centre)
+        let center = std::array::from_fn(|a| start[a].unsigned_abs() + place[a]);
+        self.placement.region(center)
     }
 }
 
@@ -109,9 +109,9 @@ impl Uniform {
 /// ```
 impl Distribution<Region> for Uniform {
     fn sample<R: Rng + ?Sized>(&self, rng: &mut R) -> Region {
-        let Region { start, shape } = self.centres;
-        let centre = std::array::from_fn(|a| start[a].unsigned_abs() + below(rng, shape[a]));
-        self.placement.region(centre)
+        let Region { start, shape } = self.centers;
+        let center = std::array::from_fn(|a| start[a].unsigned_abs() + below(rng, shape[a]));
+        self.placement.region(center)
     }
 }
 

@@ -45,13 +45,13 @@ impl Weighted {
     ) -> Result<Self> {
         let shape = map.layout().shape;
         let placement = CenterBox::new(shape, options.patch_size, options.border)?;
-        let centres = placement.centres();
-        let mut sums = index.within(&map, centres, options.threads, false)?.0;
+        let centers = placement.centers();
+        let mut sums = index.within(&map, centers, options.threads, false)?.0;
         if sums.is_empty() {
             return Err(Error::NoCenter {
                 path: map.layout().path.clone(),
                 channel: index.channel,
-                centres,
+                centers,
                 problem: "every weight is 0".to_owned(),
             });
         }
@@ -107,8 +107,8 @@ impl Weighted {
     }
 
     #[cfg(test)]
-    pub(super) fn probability(&self, centre: [u64; 3]) -> f64 {
-        let block = self.finder.block_of(centre);
+    pub(super) fn probability(&self, center: [u64; 3]) -> f64 {
+        let block = self.finder.block_of(center);
         let Some(entry) = self.blocks.iter().position(|&own| Some(own) == block) else {
             return 0.0;
         };
@@ -123,7 +123,7 @@ impl Weighted {
             group: 0,
             rest: 0,
         };
-        share * self.finder.share(aim, centre)
+        share * self.finder.share(aim, center)
     }
 }
 
@@ -133,8 +133,8 @@ impl Sampler for Weighted {
     }
 
     fn draw(&self, epoch: u64, n: u64) -> Result<Region> {
-        let centre = self.finder.find(self.aim(epoch, n))?;
-        Ok(self.finder.placement().region(centre))
+        let center = self.finder.find(self.aim(epoch, n))?;
+        Ok(self.finder.placement().region(center))
     }
 
     fn draw_many(&self, epoch: u64, ns: &[u64]) -> Result<Vec<Region>> {

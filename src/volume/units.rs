@@ -7,7 +7,7 @@
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Unit {
     /// A length in millimeters.
-    Millimetres(f64),
+    Millimeters(f64),
     /// A word for lengths without a unit, like `pixel`: they are used unchanged.
     None,
 }
@@ -16,7 +16,7 @@ impl Unit {
     /// Returns the factor that converts lengths in this unit to millimeters.
     pub(super) const fn factor(self) -> f64 {
         match self {
-            Self::Millimetres(factor) => factor,
+            Self::Millimeters(factor) => factor,
             Self::None => 1.0,
         }
     }
@@ -110,7 +110,7 @@ pub(super) fn unit(name: &str) -> Option<Unit> {
         name.starts_with('\\') || name.chars().count() == 1 || name == name.to_uppercase();
     let found = symbol(&name).or_else(|| symbol(&lower).filter(|_| one_case && name != "M"));
     if let Some(&(_, factor)) = found {
-        return Some(Unit::Millimetres(factor));
+        return Some(Unit::Millimeters(factor));
     }
     let singular = lower
         .strip_suffix("es")
@@ -125,7 +125,7 @@ pub(super) fn unit(name: &str) -> Option<Unit> {
         return Some(Unit::None);
     }
     if let Some((_, factor)) = WORDS.iter().find(|(word, _)| *word == singular) {
-        return Some(Unit::Millimetres(*factor));
+        return Some(Unit::Millimeters(*factor));
     }
     let stem = ["meter", "metre"]
         .iter()
@@ -134,7 +134,7 @@ pub(super) fn unit(name: &str) -> Option<Unit> {
     let (_, power) = PREFIXES.iter().find(|(prefix, _)| *prefix == stem)?;
     // Parsing the digits gives the nearest number; computing a power may not.
     let factor = format!("1e{}", power + 3).parse().ok()?;
-    Some(Unit::Millimetres(factor))
+    Some(Unit::Millimeters(factor))
 }
 
 /// Returns the OME-Zarr name of the unit of `factor` millimeters.
@@ -183,12 +183,12 @@ mod tests {
 
     #[test]
     fn a_length_is_the_same_by_every_name() {
-        let of_a_metre = |factor: f64, names: &[&str]| {
+        let of_a_meter = |factor: f64, names: &[&str]| {
             for name in names {
-                assert_eq!(unit(name), Some(Unit::Millimetres(factor)), "{name}");
+                assert_eq!(unit(name), Some(Unit::Millimeters(factor)), "{name}");
             }
         };
-        of_a_metre(
+        of_a_meter(
             1e-3,
             &[
                 "micrometer",
@@ -208,8 +208,8 @@ mod tests {
                 "micro-meter",
             ],
         );
-        of_a_metre(1e-6, &["nanometer", "nanometers", "Nanometre", "nm", "NM"]);
-        of_a_metre(
+        of_a_meter(1e-6, &["nanometer", "nanometers", "Nanometre", "nm", "NM"]);
+        of_a_meter(
             1e-7,
             &[
                 "angstrom",
@@ -219,7 +219,7 @@ mod tests {
                 "\u{c5}ngstr\u{f6}m",
             ],
         );
-        of_a_metre(
+        of_a_meter(
             1.0,
             &[
                 "millimeter",
@@ -230,13 +230,13 @@ mod tests {
                 "mm\0\0",
             ],
         );
-        of_a_metre(10.0, &["centimeter", "cm", "CM"]);
-        of_a_metre(100.0, &["decimeter"]);
-        of_a_metre(1e3, &["meter", "metre", "Meters", "m"]);
-        of_a_metre(1e6, &["kilometer", "km"]);
-        of_a_metre(25.4, &["inch", "inches", "Inch", "in"]);
-        of_a_metre(304.8, &["foot", "feet"]);
-        of_a_metre(1e-9, &["picometer", "pm"]);
+        of_a_meter(10.0, &["centimeter", "cm", "CM"]);
+        of_a_meter(100.0, &["decimeter"]);
+        of_a_meter(1e3, &["meter", "metre", "Meters", "m"]);
+        of_a_meter(1e6, &["kilometer", "km"]);
+        of_a_meter(25.4, &["inch", "inches", "Inch", "in"]);
+        of_a_meter(304.8, &["foot", "feet"]);
+        of_a_meter(1e-9, &["picometer", "pm"]);
     }
 
     #[test]

@@ -84,10 +84,10 @@ impl Upsampled {
                 [a.spacing[axis], b.spacing[axis]],
             ];
             // From the fine volume's first face to the coarse one's, along this axis, in mm.
-            let centres: f64 = (0..3)
+            let centers: f64 = (0..3)
                 .map(|row| directions[0][row][column] * (b.affine[row][3] - a.affine[row][3]))
                 .sum();
-            let first = centres - (spacings[1] - spacings[0]) / 2.0;
+            let first = centers - (spacings[1] - spacings[0]) / 2.0;
             let last = first + lengths[1] * spacings[1] - lengths[0] * spacings[0];
             let allowed = if own.shape[axis] == fine.shape[axis] {
                 tolerance
@@ -96,7 +96,7 @@ impl Upsampled {
             };
             let lost = lengths[0] * spacings[0] - lengths[1] * spacings[1];
             let is_floored = own.shape[axis] < fine.shape[axis]
-                && centres.abs() <= tolerance * spacings[0]
+                && centers.abs() <= tolerance * spacings[0]
                 && (-ROUNDING..1.0 - ROUNDING).contains(&(lost / spacings[1]));
             if first.abs().max(last.abs()) > spacings[1] * allowed && !is_floored {
                 let extent = |n: usize, from: f64| {
@@ -442,10 +442,10 @@ mod tests {
                             for x in 0..fine[2] {
                                 let at: [usize; 3] = std::array::from_fn(|a| {
                                     // The center in mm, and the voxel that contains it.
-                                    let centre = float([z, y, x][a]) + 0.5;
+                                    let center = float([z, y, x][a]) + 0.5;
                                     let last = low[a] - 1;
                                     let mut n = 0;
-                                    while n < last && float(n + 1) * ratio[a] <= centre {
+                                    while n < last && float(n + 1) * ratio[a] <= center {
                                         n += 1;
                                     }
                                     place(n)

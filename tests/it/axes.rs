@@ -12,7 +12,7 @@ use voxpatch::{ConvertOptions, DType, Geometry, Layout, Region};
 
 const SHAPE: [u64; 3] = [4, 3, 5];
 
-/// A layout of axes of these kinds and lengths, in micrometres.
+/// A layout of axes of these kinds and lengths, in micrometers.
 fn layout(leading: &[(AxisKind, u64)]) -> Layout {
     let channels = leading.iter().map(|(_, length)| length).product();
     let axis = |&(kind, length): &(AxisKind, u64)| LeadingAxis {
@@ -24,7 +24,7 @@ fn layout(leading: &[(AxisKind, u64)]) -> Layout {
     let names: Vec<String> = (0..shown.map_or(1, |(_, n)| *n))
         .map(|n| format!("stain {n}"))
         .collect();
-    let colours: Vec<Json> = names
+    let colors: Vec<Json> = names
         .iter()
         .map(|name| json!({"label": name, "color": "FF00AA"}))
         .collect();
@@ -34,7 +34,7 @@ fn layout(leading: &[(AxisKind, u64)]) -> Layout {
             leading: leading.iter().map(axis).collect(),
             unit: Some(("\u{b5}m".to_owned(), 1e-3)),
             channel_names: names,
-            omero: Some(json!({"channels": colours})),
+            omero: Some(json!({"channels": colors})),
         },
         ..Layout::new(SHAPE, channels, DType::U16)
     }
@@ -166,7 +166,7 @@ fn time_and_channels_together_stay_apart() {
 }
 
 #[test]
-fn written_ome_zarr_keeps_names_units_and_colours() {
+fn written_ome_zarr_keeps_names_units_and_colors() {
     let dir = tempfile::tempdir().expect("a folder");
     let at = |name: &str| dir.path().join(name);
     write(&at("a.zarr"), &[T, C], &CreateOptions::default());

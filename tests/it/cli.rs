@@ -315,7 +315,7 @@ fn read_png(path: &str) -> (usize, usize, Vec<u8>) {
 }
 
 #[test]
-fn preview_keeps_the_aspect_ratio_and_shows_labels_in_colour() {
+fn preview_keeps_the_aspect_ratio_and_shows_labels_in_color() {
     let place = Place::new();
     // 40 x 24 x 14 mm: z is the longest and gets 512 pixels.
     let source = place.small("in.zarr");
@@ -354,16 +354,16 @@ fn preview_keeps_the_aspect_ratio_and_shows_labels_in_colour() {
         (&told["labels_shown"], &told["window"]),
         (&json!(1), &json!([-2000.0, 11500.0]))
     );
-    let (_, _, colour) = read_png(&overlaid);
-    let coloured = |columns: std::ops::Range<usize>| {
+    let (_, _, color) = read_png(&overlaid);
+    let colored = |columns: std::ops::Range<usize>| {
         let middle = height / 2 + 40;
-        let row = &colour[middle * width * 3..][..width * 3];
+        let row = &color[middle * width * 3..][..width * 3];
         columns
             .filter(|&x| row[3 * x] != row[3 * x + 1] || row[3 * x + 1] != row[3 * x + 2])
             .count()
     };
     // Spacing alone means RAS+: larger x is the patient's right, on the left of the picture.
-    assert_eq!((coloured(187..276), coloured(277..366)), (89, 0));
+    assert_eq!((colored(187..276), colored(277..366)), (89, 0));
 
     let other = place.store("other.zarr", [20, 24, 27], 1, vec![0_u8; 20 * 24 * 27]);
     let line = fails(&["preview", &source, &place.at("x.png"), "--overlay", &other]);

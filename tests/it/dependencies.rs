@@ -1,4 +1,4 @@
-//! Licences and sources of everything that is compiled in, held to what `deny.toml` allows.
+//! Licenses and sources of everything that is compiled in, held to what `deny.toml` allows.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -16,7 +16,7 @@ fn list(name: &str) -> BTreeSet<String> {
     words.map(str::to_owned).collect()
 }
 
-/// Whether one may choose licences that are all allowed: `A OR B`, `A AND (B OR C)`, `A/B`.
+/// Whether one may choose licenses that are all allowed: `A OR B`, `A AND (B OR C)`, `A/B`.
 fn is_allowed(expression: &str, allowed: &BTreeSet<String>) -> bool {
     let spaced = expression
         .replace('(', " ( ")
@@ -55,9 +55,9 @@ fn one<'a>(words: &'a [&'a str], allowed: &BTreeSet<String>) -> (bool, &'a [&'a 
                 rest.strip_prefix(&[")"]).expect("a bracket is closed"),
             )
         }
-        // An exception allows more than the licence does.
-        [licence, "WITH", _, rest @ ..] | [licence, rest @ ..] => {
-            (allowed.contains(*licence), rest)
+        // An exception allows more than the license does.
+        [license, "WITH", _, rest @ ..] | [license, rest @ ..] => {
+            (allowed.contains(*license), rest)
         }
         [] => panic!("an expression ends too early"),
     }
@@ -83,7 +83,7 @@ fn expressions_are_read_as_spdx_means_them() {
 }
 
 #[test]
-fn dependencies_have_licences_and_sources_that_are_allowed() {
+fn dependencies_have_licenses_and_sources_that_are_allowed() {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
     let output = Command::new(env!("CARGO"))
         .args([
@@ -104,13 +104,13 @@ fn dependencies_have_licences_and_sources_that_are_allowed() {
     }
     let metadata: Json = serde_json::from_slice(&output.stdout).expect("cargo writes JSON");
     let packages = metadata["packages"].as_array().expect("a list of packages");
-    let (licences, registries) = (list("allow"), list("allow-registry"));
+    let (licenses, registries) = (list("allow"), list("allow-registry"));
     let banned = include_str!("../../deny.toml");
     for package in packages {
         let name = package["name"].as_str().expect("a package has a name");
-        let licence = package["license"].as_str().unwrap_or_default();
-        assert!(!licence.is_empty(), "{name} has no licence");
-        assert!(is_allowed(licence, &licences), "{name} is under {licence}");
+        let license = package["license"].as_str().unwrap_or_default();
+        assert!(!license.is_empty(), "{name} has no license");
+        assert!(is_allowed(license, &licenses), "{name} is under {license}");
         // Those without a source are of this repository.
         if let Some(source) = package["source"].as_str() {
             let registry = source.trim_start_matches("registry+");

@@ -123,7 +123,7 @@ fn labels_of_a_unet_equal_its_patches_blended_by_hand() {
 }
 
 #[test]
-fn normalising_flipping_and_averaging_equal_the_same_by_hand() {
+fn normalizing_flipping_and_averaging_equal_the_same_by_hand() {
     let place = Place::new();
     let source = place.store("ct.zarr", SHAPE, 1, scan());
     let target = place.at("mean.zarr");

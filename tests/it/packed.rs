@@ -12,7 +12,7 @@ use crate::tool::{Place, command, succeeds, voxels};
 
 const SHAPE: [u64; 3] = [40, 33, 37];
 
-/// So many voxels, neighbours of which differ.
+/// So many voxels, neighbors of which differ.
 fn numbers(count: usize) -> Vec<u16> {
     (0..=u16::MAX).cycle().take(count).collect()
 }

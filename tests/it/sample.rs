@@ -39,10 +39,10 @@ fn stored(path: &str) -> Vec<u8> {
     bytes[header..].to_vec()
 }
 
-fn centre(region: &Region) -> [usize; 3] {
+fn center(region: &Region) -> [usize; 3] {
     std::array::from_fn(|a| {
         let half = i64::try_from(region.shape[a] / 2).expect("small");
-        usize::try_from(region.start[a] + half).expect("a centre lies inside")
+        usize::try_from(region.start[a] + half).expect("a center lies inside")
     })
 }
 
@@ -311,7 +311,7 @@ fn a_list_of_places_gives_the_patches_that_it_names() {
 }
 
 #[test]
-fn centres_have_the_labels_in_their_shares_and_missing_labels_are_told() {
+fn centers_have_the_labels_in_their_shares_and_missing_labels_are_told() {
     let place = Place::new();
     let (source, map) = (place.small("in.zarr"), labels(&place, "labels.zarr"));
     let values = voxels(&map);
@@ -334,7 +334,7 @@ fn centres_have_the_labels_in_their_shares_and_missing_labels_are_told() {
         let told = sample(&[&source], &[&own[..], more].concat());
         let mut counts = BTreeMap::<u8, u32>::new();
         for region in places(&csv) {
-            let [z, y, x] = centre(&region);
+            let [z, y, x] = center(&region);
             *counts.entry(values[(z * 24 + y) * 28 + x]).or_default() += 1;
         }
         (told, counts)
@@ -363,7 +363,7 @@ fn centres_have_the_labels_in_their_shares_and_missing_labels_are_told() {
 }
 
 #[test]
-fn centres_are_as_likely_as_their_weights() {
+fn centers_are_as_likely_as_their_weights() {
     let place = Place::new();
     let source = place.small("in.zarr");
     let mut weights = vec![0_f32; 20 * 24 * 28];
@@ -384,11 +384,11 @@ fn centres_are_as_likely_as_their_weights() {
     ];
     sample(&[&source], &draws);
     let found = places(&csv);
-    let heavy = found.iter().filter(|r| centre(r) == [15, 16, 17]).count();
+    let heavy = found.iter().filter(|r| center(r) == [15, 16, 17]).count();
     assert!(
         found
             .iter()
-            .all(|r| [[5, 6, 7], [15, 16, 17]].contains(&centre(r)))
+            .all(|r| [[5, 6, 7], [15, 16, 17]].contains(&center(r)))
     );
     // 1500 with a standard deviation of 19.4, 4.9 of them for a p of 1e-6.
     assert!((1405..=1595).contains(&heavy), "{heavy}");
@@ -562,7 +562,7 @@ fn statistics_are_what_is_printed_and_nothing_need_be_written() {
 }
 
 #[test]
-fn the_plot_shows_a_dot_where_each_centre_is() {
+fn the_plot_shows_a_dot_where_each_center_is() {
     let place = Place::new();
     let source = place.small("in.zarr");
     let (csv, png) = (place.at("at.csv"), place.at("plot.png"));
@@ -590,7 +590,7 @@ fn the_plot_shows_a_dot_where_each_centre_is() {
             .fold((0, 0), |sum, at| (sum.0 + at.0, sum.1 + at.1));
         (sum.0 / own.len(), sum.1 / own.len() - panel.start)
     };
-    // Centre z 10, y 4, x 21.
+    // Center z 10, y 4, x 21.
     let (z, y, x) = (21 * 512 / 40, 9 * 307 / 48, 43 * 179 / 56);
     let top = (512 - 307) / 2;
     assert_eq!(middle(0..179), (top + 306 - y, 178 - x));
@@ -1090,7 +1090,7 @@ fn regions_of_real_scans_are_drawn_by_their_label_weights() {
     let view = atlas.view::<u8>().expect("u8");
     let mut counts = BTreeMap::<u8, u32>::new();
     for region in places(&csv) {
-        let [z, y, x] = centre(&region);
+        let [z, y, x] = center(&region);
         *counts.entry(view[[0, z, y, x]]).or_default() += 1;
     }
     assert_eq!(counts.keys().copied().collect::<Vec<_>>(), [0, 37, 116]);

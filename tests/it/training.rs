@@ -146,8 +146,8 @@ fn a_tebibyte() {
         let values = sample.patches()[0]
             .view::<u16>()
             .expect("the test's own volumes are sound");
-        let centre = labels[[0, 48, 48, 48]];
-        at[match centre {
+        let center = labels[[0, 48, 48, 48]];
+        at[match center {
             0 => 0,
             1 => 1,
             other => {

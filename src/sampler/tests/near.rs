@@ -45,8 +45,8 @@ fn expected(sampler: usize, patch: Shape) -> HashMap<[u64; 3], f64> {
         let count = |wanted| all.keys().filter(|c| label(c) == wanted).count();
         #[expect(clippy::cast_precision_loss, reason = "small counts")]
         let shares = [3.0 / count(1) as f64, 1.0 / count(2) as f64];
-        for (centre, share) in &mut all {
-            *share = shares[usize::from(label(centre)) - 1];
+        for (center, share) in &mut all {
+            *share = shares[usize::from(label(center)) - 1];
         }
     }
     all
@@ -65,15 +65,15 @@ fn every_draw_of_a_group_has_the_distribution_that_it_has_alone() {
             let mut counts: HashMap<[u64; 3], u64> = HashMap::new();
             for region in sampler.draw_many(0, &ns).unwrap() {
                 let half = patch.map(|p| p / 2);
-                let centre = [0, 1, 2].map(|a| region.start[a].unsigned_abs() + half[a]);
-                *counts.entry(centre).or_default() += 1;
+                let center = [0, 1, 2].map(|a| region.start[a].unsigned_abs() + half[a]);
+                *counts.entry(center).or_default() += 1;
             }
-            assert!(counts.keys().all(|centre| expected.contains_key(centre)));
+            assert!(counts.keys().all(|center| expected.contains_key(center)));
             let mut places: Vec<_> = expected.iter().collect();
-            places.sort_unstable_by_key(|(centre, _)| **centre);
+            places.sort_unstable_by_key(|(center, _)| **center);
             let drawn: Vec<u64> = places
                 .iter()
-                .map(|(centre, _)| counts.get(*centre).copied().unwrap_or(0))
+                .map(|(center, _)| counts.get(*center).copied().unwrap_or(0))
                 .collect();
             let shares: Vec<f64> = places.iter().map(|(_, share)| **share).collect();
             let deviate = deviate_from(&drawn, &shares);

@@ -543,7 +543,7 @@ impl Facts {
     fn middle(&self) -> [[f64; 4]; 3] {
         std::array::from_fn(|axis| {
             let used = self.uses(axis);
-            #[expect(clippy::cast_precision_loss, reason = "millimetres, not indices")]
+            #[expect(clippy::cast_precision_loss, reason = "millimeters, not indices")]
             let last = if used {
                 (self.dim[axis + 1] - 1) as f64
             } else {

@@ -516,9 +516,9 @@ fn bad_sidecars_are_refused_with_the_reason() {
             "dtype",
         ),
         (
-            r#"{"shape": [2, 2, 2], "dtype": "uint8", "colour": 3}"#,
+            r#"{"shape": [2, 2, 2], "dtype": "uint8", "color": 3}"#,
             "header",
-            "\"colour\" is unknown",
+            "\"color\" is unknown",
         ),
         (
             r#"{"shape": [2, 2, 2], "dtype": "uint8", "byte_order": "middle"}"#,

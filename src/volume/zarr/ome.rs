@@ -116,7 +116,7 @@ impl Placed {
             .filter(|axis| axis.place().is_some())
             .find_map(|axis| axis.unit.clone());
         let unit = word.and_then(|word| match units::unit(&word)? {
-            Unit::Millimetres(factor) => Some((word, factor)),
+            Unit::Millimeters(factor) => Some((word, factor)),
             Unit::None => None,
         });
         let channels = self

@@ -164,7 +164,7 @@ fn second(layout: &Layout, code: i16) -> Vec<u8> {
 }
 
 /// The code of `xyzt_units` for millimeters.
-const MILLIMETRES: u8 = 2;
+const MILLIMETERS: u8 = 2;
 
 /// The intent of a fifth dimension: `NIFTI_INTENT_VECTOR`, which ITK reads as channels.
 const VECTOR: i16 = 1007;
@@ -211,7 +211,7 @@ impl Parts {
         Self {
             dim: [dims, x, y, z, more.times, more.others, 1, 1],
             intent: if dims == 5 { VECTOR } else { 0 },
-            units: MILLIMETRES | clock,
+            units: MILLIMETERS | clock,
             bits: i16::try_from(8 * layout.dtype.size()).expect("a voxel has up to 64 bits"),
             pixdim: [
                 qfac, spacing[2], spacing[1], spacing[0], step, 1.0, 1.0, 1.0,

@@ -206,13 +206,13 @@ fn levels_of_real_scans_are_placed_as_ome_zarr_says() {
     }
     assert_eq!(place(&em.join("s1"), 0), coarse, "a level by its own path");
     let java = real_scans().join("zarr/zarr_java_ome");
-    let micrometres = |n: f64| vec![n * 1e-3; 3];
-    assert_eq!(place(&java.join("v0.4"), 0).1.to_vec(), micrometres(0.5));
-    assert_eq!(place(&java.join("v0.4"), 1).1.to_vec(), micrometres(1.0));
+    let micrometers = |n: f64| vec![n * 1e-3; 3];
+    assert_eq!(place(&java.join("v0.4"), 0).1.to_vec(), micrometers(0.5));
+    assert_eq!(place(&java.join("v0.4"), 1).1.to_vec(), micrometers(1.0));
     let well = place(&java.join("v0.5_hcs"), 0);
     assert_eq!(well.0, [4, 8, 8], "the first image of a plate");
     let scene = java.join("v0.6_scene/example1_instrument_registration.zarr/sampleA_instrument1");
-    assert_eq!(place(&scene, 0).1.to_vec(), micrometres(1.0));
+    assert_eq!(place(&scene, 0).1.to_vec(), micrometers(1.0));
     let mri = real_scans().join("zarr/nifti_zarr_py_example4d.nii.zarr");
     assert_eq!(place(&mri, 0).0, [24, 96, 128]);
     assert!((place(&mri, 0).1[0] - 2.2).abs() < 1e-5);
