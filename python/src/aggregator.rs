@@ -41,7 +41,7 @@ enum Goal {
     Path(PathBuf),
 }
 
-/// Blends predictions of the patches of a grid into one volume.
+/// An aggregator of the predictions of a grid's patches into one volume.
 #[pyclass(frozen, module = "voxpatch._voxpatch")]
 #[derive(Debug)]
 pub(crate) struct Aggregator {
@@ -117,7 +117,7 @@ impl Aggregator {
         })
     }
 
-    /// Adds the predictions (B, C, z, y, x) of the patches with these numbers, or none of them.
+    /// Add the predictions (B, C, z, y, x) of the patches with these numbers, or none of them.
     #[expect(clippy::needless_pass_by_value, reason = "made for this call")]
     fn add(&self, py: Python<'_>, numbers: Vec<u64>, batch: &Bound<'_, PyAny>) -> PyResult<()> {
         let running = self.running()?;
@@ -131,14 +131,14 @@ impl Aggregator {
         detached(py, || running.add_batch(patches))
     }
 
-    /// Channels of the predictions.
+    /// Number of channels of the predictions.
     #[getter]
     fn channels(&self) -> u64 {
         self.channels
     }
 
-    /// Finishes the output: the array (c, z, y, x), or the volume at its path, and what was done. Patches that
-    /// did not come are an error, unless a partial output will do.
+    /// Finish the output: return the array (c, z, y, x) or the volume at its path, and the statistics. Missing patches are
+    /// an error, unless a partial output is accepted.
     fn finish<'py>(
         &self,
         py: Python<'py>,

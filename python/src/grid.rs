@@ -54,32 +54,32 @@ impl Grid {
         usize::try_from(self.0.len()).unwrap_or(usize::MAX)
     }
 
-    /// Where predictions lie that lack `halo` voxels at each face of a patch and whose voxels are `scale`
-    /// of the volume's long.
+    /// Return the grid of predictions that lack `halo` voxels at each face of a patch and have voxels of `scale` of the
+    /// volume's.
     fn output(&self, halo: Shape, scale: u64) -> PyResult<Self> {
         let grid = self.0.output(halo, scale);
         grid.map(Self).map_err(|error| raised(&error))
     }
 
-    /// The volume that is covered, z, y, x.
+    /// Shape of the covered volume, z, y, x.
     #[getter]
     fn volume(&self) -> (u64, u64, u64) {
         self.0.volume().into()
     }
 
-    /// Where patch `index` lies, int64 (6,): first voxel along z, y, x, and one past the last.
+    /// Return the location of patch `index`, int64 (6,): first voxel along z, y, x, and one past the last.
     fn location<'py>(&self, py: Python<'py>, index: u64) -> PyResult<Bound<'py, PyArray1<i64>>> {
         let region = self.region(index)?;
         Ok(PyArray1::from_slice(py, &location(region)))
     }
 
-    /// Where all patches lie, int64 (N, 6).
+    /// Return the locations of all patches, int64 (N, 6).
     fn locations<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<i64>>> {
         let rows: Vec<Vec<i64>> = self.0.iter().map(|r| location(r).to_vec()).collect();
         Ok(PyArray2::from_vec2(py, &rows)?)
     }
 
-    /// The numbers of the patches that lie at these locations.
+    /// Return the numbers of the patches at these locations.
     fn find(&self, locations: Vec<[i64; 6]>) -> PyResult<Vec<u64>> {
         locations.into_iter().map(|at| self.number(at)).collect()
     }
@@ -117,8 +117,8 @@ impl Grid {
     }
 }
 
-/// The halo and the scale of predictions of `channels` and `shape` for patches of `patch` voxels, of which
-/// some may be said.
+/// Return the halo and the scale of predictions of `channels` and `shape` for patches of `patch` voxels; those that are
+/// not given follow from the shapes.
 #[pyfunction]
 #[pyo3(name = "_output_place")]
 pub(crate) fn output_place(
@@ -133,7 +133,7 @@ pub(crate) fn output_place(
     found.map_err(|error| raised(&error))
 }
 
-/// The box at a location, (c, z, y, x), padded where it hangs over the volume.
+/// Read the box at a location, (c, z, y, x), padded where it hangs over the volume.
 #[pyfunction]
 #[pyo3(name = "_read_box")]
 pub(crate) fn read_box<'py>(

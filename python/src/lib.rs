@@ -26,6 +26,11 @@ mod write;
 /// The compiled half of the package `voxpatch`.
 #[pymodule(gil_used = true)]
 mod _voxpatch {
+    /// The version of the package, which `Cargo.toml` says.
+    #[pymodule_export]
+    #[expect(non_upper_case_globals, reason = "the name that Python uses")]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+
     #[pymodule_export]
     use crate::aggregator::Aggregator;
     #[pymodule_export]

@@ -29,7 +29,7 @@ const UNEVEN: [(&str, Uneven); 3] = [
 /// How often a consumer that has to make subjects looks whether one is wanted.
 const ANSWER: std::time::Duration = std::time::Duration::from_millis(2);
 
-/// What every epoch consists of, and who gets which part of it.
+/// The plan of every epoch, and the part of this rank.
 #[pyclass(frozen, module = "voxpatch._voxpatch")]
 #[derive(Debug)]
 pub(crate) struct Epochs {
@@ -100,19 +100,19 @@ impl Epochs {
         })
     }
 
-    /// A state; the start of the next epoch for one at the end of its own.
+    /// Return a state, or the start of the next epoch for one at the end of its own.
     fn settled(&self, state: &str) -> PyResult<String> {
         let state: LoaderState = state.parse().map_err(|error| raised(&error))?;
         Ok(state.settled(&self.plan, self.shard).to_string())
     }
 
-    /// Patches and batches that an epoch has for this rank.
+    /// Return how many patches and batches an epoch has for this rank.
     fn length(&self) -> (u64, u64) {
         self.shard
             .remaining(WorkerShard::default(), 0, self.plan.len())
     }
 
-    /// Starts an epoch at its first patch or at a saved state; `contiguous` if it is read in batches.
+    /// Start an epoch at its first patch or at a saved state; `contiguous` if it is read in batches.
     #[pyo3(signature = (epoch, state, worker, threads, max_length, memory, skip_errors, contiguous = false, same_images = false, stay_in_epoch = false))]
     #[expect(
         clippy::too_many_arguments,
@@ -184,7 +184,7 @@ impl Epochs {
 
 #[pymethods]
 impl EpochLoader {
-    /// The next batch as (arrays by name, locations (b, 6), numbers of the subjects); None at the end.
+    /// Return the next batch as (arrays by name, locations (b, 6), numbers of the subjects), or None at the end.
     fn batch<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let found = self.wait(py, Loader::next_contiguous_batch_timeout)?;
         let Some(batch) = found else { return Ok(None) };
@@ -203,7 +203,7 @@ impl EpochLoader {
         Ok(Some(all.into_any()))
     }
 
-    /// The samples of the next batch one by one, each as [`sample`](Self::sample) gives it.
+    /// Return the samples of the next batch one by one, each as `sample` gives it, or None at the end.
     fn samples<'py>(&self, py: Python<'py>) -> PyResult<Option<Vec<Bound<'py, PyAny>>>> {
         let found = self.wait(py, Loader::next_batch_timeout)?;
         let Some(samples) = found else {
@@ -217,13 +217,13 @@ impl EpochLoader {
             .map(Some)
     }
 
-    /// The next patch as (arrays by name, location (6,), number of the subject); None at the end.
+    /// Return the next patch as (arrays by name, location (6,), number of the subject), or None at the end.
     fn sample<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let found = self.wait(py, Loader::next_timeout)?;
         found.map(|sample| unpacked(py, sample)).transpose()
     }
 
-    /// Where the epoch is, as a line of text.
+    /// Return the position in the epoch, as a line of text.
     fn state(&self) -> PyResult<String> {
         Ok(match self.running()?.as_ref() {
             Some(loader) => loader.state().to_string(),
@@ -231,12 +231,12 @@ impl EpochLoader {
         })
     }
 
-    /// Patches that are still to come.
+    /// Return how many patches are still to come.
     fn remaining(&self) -> PyResult<u64> {
         Ok(self.running()?.as_ref().map_or(0, Loader::remaining))
     }
 
-    /// What was done so far.
+    /// Return the statistics so far.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let last = &mut self.last().stats;
         if let Ok(running) = self.running.try_lock()
@@ -257,7 +257,7 @@ impl EpochLoader {
         Ok(all)
     }
 
-    /// Ends its threads. Nothing comes any more, as after the last patch.
+    /// End the threads. Nothing comes any more, as after the last patch.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         let ended = self.running()?.take();
         if let Some(loader) = ended {

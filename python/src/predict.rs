@@ -117,8 +117,8 @@ struct Job {
     dry_run: bool,
 }
 
-/// Predicts a volume with `call(batch, locations)`, which gives a list with an array for each output, and
-/// whether nobody else has it. What was done comes back.
+/// Predict a volume with `call(batch, locations)`, which returns a list with an array for each output and whether nothing
+/// else holds it, and return the statistics.
 #[pyfunction]
 #[pyo3(name = "_predict")]
 #[expect(clippy::needless_pass_by_value, reason = "made for this call")]
@@ -319,7 +319,7 @@ fn planned<'py>(py: Python<'py>, planned: &Planned) -> PyResult<Bound<'py, PyDic
     told.set_item("peak_bytes", plan.peak_bytes())?;
     told.set_item("model_bytes", probe.model_bytes)?;
     told.set_item("process_bytes", probe.process_bytes)?;
-    told.set_item("guessed_seconds", probe.duration.as_secs_f64())?;
+    told.set_item("estimated_seconds", probe.duration.as_secs_f64())?;
     let outputs = plan.outputs().iter();
     let bytes = outputs.map(|output| output.layout.decoded_bytes());
     let bytes: Vec<u64> = bytes.collect::<Result<_>>().map_err(|e| raised(&e))?;

@@ -230,7 +230,7 @@ impl Subjects for Headers {
     }
 }
 
-/// A number that differs between lists of subjects whose images differ in name, shape, channels or
+/// Return a number that differs between lists of subjects whose images differ in name, shape, channels or
 /// type; with `alike`, images that do not fit into one batch are an error. Subjects that cannot be
 /// opened are left to the loader.
 #[pyfunction]
@@ -345,13 +345,13 @@ pub(crate) struct SubjectList {
 
 #[pymethods]
 impl SubjectList {
-    /// Subjects that are all known: their parts, and a text that tells them from others.
+    /// Make a list of subjects that are all known: their parts, and a text that identifies them.
     #[staticmethod]
     fn known(parts: Vec<Parts>, text: &str) -> Self {
         Self::new(parts.len() as u64, text, Kind::Known(parts))
     }
 
-    /// Subjects that a function makes, which is given the number of each and gives its parts.
+    /// Make a list of subjects that a function makes: it gets the number of each and returns its parts.
     #[staticmethod]
     fn made(length: u64, make: Py<PyAny>, text: &str) -> Self {
         let asked = Asked {
@@ -368,7 +368,7 @@ impl SubjectList {
         Self::new(length, text, Kind::Asked(Box::new(asked)))
     }
 
-    /// Opens a subject: what is wrong with it is an error now.
+    /// Open a subject: what is wrong with it is an error now.
     fn check(&self, py: Python<'_>, index: u64) -> PyResult<()> {
         let list = Arc::clone(&self.list);
         if let Some(asked) = list.asked() {

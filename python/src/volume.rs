@@ -124,7 +124,24 @@ impl Source {
 
 /// A volume that stays where it is, with axes c, z, y, x.
 ///
-/// Slices read the chunks that they touch and nothing else, and give an array of their own.
+/// An index along c, z, y, x, as of a numpy array, reads only the chunks that it touches, and gives an array that owns its
+/// memory. A volume is pickled by how it was opened; one in memory takes its voxels along.
+///
+/// See Also
+/// --------
+/// open : Open a volume.
+/// write : Write an array as a volume.
+///
+/// Examples
+/// --------
+/// >>> import numpy as np, voxpatch
+/// >>> volume = voxpatch.Volume.from_array(np.arange(24, dtype=np.int16).reshape(2, 3, 4), spacing=(5, 1, 1))
+/// >>> volume.shape, volume.spacing
+/// ((1, 2, 3, 4), (5.0, 1.0, 1.0))
+/// >>> volume[0, 1, :, 2:]
+/// array([[14, 15],
+///        [18, 19],
+///        [22, 23]], dtype=int16)
 #[pyclass(frozen, module = "voxpatch")]
 #[derive(Debug)]
 pub(crate) struct Volume {
@@ -193,7 +210,7 @@ type Part<'py> = (
     Option<Bound<'py, PyAny>>,
 );
 
-/// Opens a part of the volume at a path, for `voxpatch.open`.
+/// Open a part of the volume at a path, for `voxpatch.open`.
 #[pyfunction]
 #[pyo3(name = "_open", signature = (path, options, part, values))]
 #[expect(clippy::needless_pass_by_value, reason = "made for this call")]
@@ -244,7 +261,7 @@ pub(crate) fn open(
     Ok(Volume::new(source, image))
 }
 
-/// Opens a volume that was pickled.
+/// Open a volume that was pickled.
 #[pyfunction]
 #[pyo3(name = "_reopen", signature = (place, affine, options, region, channels, values))]
 #[expect(clippy::needless_pass_by_value, reason = "made for this call")]
@@ -296,7 +313,7 @@ impl Volume {
     }
 }
 
-/// What a pickled volume on another's grid is made by.
+/// Open a volume that was pickled on another's grid.
 #[pyfunction]
 #[pyo3(name = "_on_grid", signature = (volume, path, shape, affine, tolerance, same_grid))]
 pub(crate) fn on_grid(
@@ -324,7 +341,27 @@ pub(crate) fn on_grid(
 
 #[pymethods]
 impl Volume {
-    /// A volume in memory, of an array with axes z, y, x or c, z, y, x.
+    /// Make a volume in memory of an array, which is copied.
+    ///
+    /// Parameters
+    /// ----------
+    /// array : array_like
+    ///     Values with axes z, y, x or c, z, y, x.
+    /// spacing : sequence of three floats, optional
+    ///     Distance between voxel centers along z, y, x, in mm.
+    /// affine : array_like, optional
+    ///     Matrix (4, 4) that takes voxel indices (x, y, z, 1) to mm in RAS+. It replaces `spacing`.
+    ///
+    /// Returns
+    /// -------
+    /// Volume
+    ///     The volume.
+    ///
+    /// Examples
+    /// --------
+    /// >>> import numpy as np, voxpatch
+    /// >>> voxpatch.Volume.from_array(np.zeros((2, 8, 8, 8), np.float32)).shape
+    /// (2, 8, 8, 8)
     #[staticmethod]
     #[pyo3(signature = (array, *, spacing = None, affine = None))]
     pub(crate) fn from_array(
@@ -344,57 +381,56 @@ impl Volume {
         Self::of(Source::of(Place::Memory(Arc::new(volume))))
     }
 
-    /// Channels, and voxels along z, y, x.
+    /// Number of channels, and of voxels along z, y, x.
     #[getter]
     fn shape<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         PyTuple::new(py, self.axes())
     }
 
-    /// Four: c, z, y, x.
+    /// Number of axes: four.
     #[getter]
     fn ndim(&self) -> usize {
         self.axes().len()
     }
 
-    /// Time points of what is stored: among the channels all of the first come first. None without
-    /// an axis of time.
+    /// Number of time points, whose channels follow one after the other, or None without an axis of time.
     #[getter]
     fn time_points(&self) -> Option<u64> {
         self.time_points
     }
 
-    /// How many values there are.
+    /// Number of values.
     #[getter]
     fn size(&self) -> u64 {
         self.axes().iter().product()
     }
 
-    /// The type of the values that slices give.
+    /// Type of the values that slices give.
     #[getter]
     fn dtype<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         array::descriptor(py, self.own_dtype())
     }
 
-    /// Distance between voxel centres along z, y, x, in mm.
+    /// Distance between voxel centers along z, y, x, in mm.
     #[getter]
     fn spacing(&self) -> (f64, f64, f64) {
         self.layout.geometry.spacing.into()
     }
 
-    /// The matrix that takes voxel indices (x, y, z, 1) to millimetres in RAS+.
+    /// Matrix (4, 4) that takes voxel indices (x, y, z, 1) to mm in RAS+, as nibabel's do.
     #[getter]
     fn affine<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<f64>>> {
         let rows = self.layout.geometry.affine.map(|row| row.to_vec());
         Ok(PyArray2::from_vec2(py, &rows)?)
     }
 
-    /// The unit that is read and decoded at once, c, z, y, x; None where any box is read alone.
+    /// Shape (c, z, y, x) of the unit that is read and decoded at once, or None if any box is read alone.
     #[getter]
     fn chunks(&self) -> Option<(u64, u64, u64, u64)> {
         self.layout.read_chunk.map(Into::into)
     }
 
-    /// Slope and intercept that make stored values real ones, or None.
+    /// Slope and intercept that make stored values real ones, or None without them.
     #[getter]
     fn rescale(&self) -> Option<(f64, f64)> {
         let applied = self.layout.applied.map(|applied| applied.rescale);
@@ -403,26 +439,26 @@ impl Volume {
             .map(|rescale| (rescale.slope, rescale.intercept))
     }
 
-    /// Which values slices give: `"real"`, `"stored"`, or the name of the type that real ones are cast to.
+    /// Values that slices give: "real", "stored", or the name of the type that real ones are cast to.
     #[getter]
     fn values(&self) -> &'static str {
         arguments::values_name(self.source.values)
     }
 
-    /// The file format.
+    /// Name of the file format.
     #[getter]
     fn format(&self) -> String {
         self.layout.format.to_string()
     }
 
-    /// The channels that were chosen, and the values: what a saved state compares.
+    /// Channels that were chosen, and values: what a saved state compares.
     #[getter(_selection)]
     fn selection<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         let values = arguments::values_name(self.source.values);
         (self.source.channels, values).into_pyobject(py)
     }
 
-    /// Where it is; None for a volume in memory.
+    /// Path of the file or folder, or None for a volume in memory.
     #[getter]
     fn path(&self) -> Option<PathBuf> {
         match &self.source.place {
@@ -431,7 +467,22 @@ impl Volume {
         }
     }
 
-    /// The box that an index asks for, read and nothing else, as an array of its own.
+    /// Read the box that an index asks for, and nothing else.
+    ///
+    /// Parameters
+    /// ----------
+    /// key : int, slice, Ellipsis or tuple of them
+    ///     Index along c, z, y, x, as of a numpy array; slices may have steps.
+    ///
+    /// Returns
+    /// -------
+    /// numpy.ndarray
+    ///     The values, in an array that owns its memory.
+    ///
+    /// Raises
+    /// ------
+    /// IndexError
+    ///     If an index lies outside the volume.
     fn __getitem__<'py>(
         &self,
         py: Python<'py>,
@@ -458,7 +509,19 @@ impl Volume {
         selection.of(array::from_patch(py, patch)?)
     }
 
-    /// The whole volume in memory.
+    /// Read the whole volume into memory.
+    ///
+    /// Parameters
+    /// ----------
+    /// dtype : dtype, optional
+    ///     Type of the array; that of the volume if not given.
+    /// copy : bool, optional
+    ///     False is an error, since a volume is not an array.
+    ///
+    /// Returns
+    /// -------
+    /// numpy.ndarray
+    ///     The values (c, z, y, x).
     #[pyo3(signature = (dtype = None, copy = None))]
     fn __array__<'py>(
         slf: &Bound<'py, Self>,
@@ -482,7 +545,23 @@ impl Volume {
         }
     }
 
-    /// The same volume with other values: `"real"` (slope and intercept applied), `"stored"`, or real ones of a type.
+    /// Return the same volume with other values. Nothing is read.
+    ///
+    /// Parameters
+    /// ----------
+    /// values : {"real", "stored"} or dtype
+    ///     "real" applies slope and intercept, "stored" gives the numbers in the file, and a type casts real values to it.
+    ///
+    /// Returns
+    /// -------
+    /// Volume
+    ///     The volume, whose slices give these values.
+    ///
+    /// Examples
+    /// --------
+    /// >>> import numpy as np, voxpatch
+    /// >>> voxpatch.Volume.from_array(np.zeros((8, 8, 8), np.int16)).astype("float32").dtype
+    /// dtype('float32')
     fn astype(&self, py: Python<'_>, values: &Bound<'_, PyAny>) -> PyResult<Self> {
         let source = Source {
             values: arguments::values(values)?,
@@ -504,9 +583,36 @@ impl Volume {
         Ok(Self::new(source, image))
     }
 
-    /// The same voxels on the grid of another volume that covers the same: flipped and permuted axes are turned, and
-    /// larger voxels spread, all when it is read. `tolerance` is in voxels. With `same_grid` a volume that does not
-    /// say where it lies, such as a `.npy` file or an array, matches by its shape.
+    /// Return the same voxels on the grid of another volume that covers the same part of the world.
+    ///
+    /// Flipped and permuted axes are turned, and larger voxels spread, all when it is read.
+    ///
+    /// Parameters
+    /// ----------
+    /// reference : Volume
+    ///     The volume with the grid.
+    /// tolerance : float, default 0.1
+    ///     How far, in voxels, the corners of the two volumes may lie apart.
+    /// same_grid : bool, default False
+    ///     Match by shape a volume that does not say where it lies, such as a ``.npy`` file or an array.
+    ///
+    /// Returns
+    /// -------
+    /// Volume
+    ///     The volume on the other grid.
+    ///
+    /// Raises
+    /// ------
+    /// ValueError
+    ///     If the two volumes do not cover the same.
+    ///
+    /// Examples
+    /// --------
+    /// >>> import numpy as np, voxpatch
+    /// >>> scan = voxpatch.Volume.from_array(np.zeros((8, 8, 8)), affine=np.diag([1, 1, 1, 1]))
+    /// >>> flipped = voxpatch.Volume.from_array(np.zeros((8, 8, 8)), affine=[[-1, 0, 0, 7], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    /// >>> np.array_equal(flipped.on_grid_of(scan).affine, scan.affine)
+    /// True
     #[pyo3(signature = (reference, *, tolerance = 0.1, same_grid = false))]
     fn on_grid_of(
         &self,
@@ -529,7 +635,7 @@ impl Volume {
         Ok(Self::new(source, image))
     }
 
-    /// How to open it again; a volume in memory takes its voxels along.
+    /// Return how to open it again; a volume in memory takes its voxels along.
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         let (py, this) = (slf.py(), slf.get());
         if let Some(onto) = &this.source.onto {
@@ -557,7 +663,7 @@ impl Volume {
         Ok((rebuild, arguments).into_pyobject(py)?.into_any())
     }
 
-    /// Facts and the three middle slices, for notebooks.
+    /// Return facts and the three middle slices, for notebooks.
     fn _repr_html_<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         slf.py()
             .import("voxpatch.html")?

@@ -23,7 +23,7 @@ use crate::volume::{Source, Volume};
 use crate::wait::interruptible;
 use crate::{arguments, array};
 
-/// Writes an array, (z, y, x) or (c, z, y, x), as a volume, and opens it.
+/// Write an array, (z, y, x) or (c, z, y, x), as a volume, and open it.
 #[pyfunction]
 #[pyo3(name = "_write", signature = (path, array, spacing, affine, options))]
 pub(crate) fn write(
@@ -41,8 +41,8 @@ pub(crate) fn write(
     stored(py, image, path, options)
 }
 
-/// Copies a volume into another format, voxel type or chunking, box by box, and opens the copy; with `dry_run`
-/// nothing is written, and the resources that the copy would need come back as a dictionary.
+/// Copy a volume into another format, voxel type or chunking, box by box, and open the copy; with `dry_run` write nothing,
+/// and return what the copy would need as a dictionary.
 #[pyfunction]
 #[pyo3(name = "_convert", signature = (source, path, dry_run, options))]
 pub(crate) fn convert<'py>(

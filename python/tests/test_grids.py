@@ -195,7 +195,7 @@ def test_a_prediction_has_the_unit_of_its_scan(tmp_path: pathlib.Path) -> None:
     scan.header.set_xyzt_units("micron")
     nibabel.save(scan, tmp_path / "scan.nii")
     grid = voxpatch.GridSampler(tmp_path / "scan.nii", patch_size=2)
-    aggregator = voxpatch.GridAggregator(grid, output=tmp_path / "added.zarr")
+    aggregator = voxpatch.GridAggregator(grid, "crop", output=tmp_path / "added.zarr")
     for patch in grid:
         aggregator.add_batch(patch["image"][None], patch["location"][None])
     aggregator.finish()

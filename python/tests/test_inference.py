@@ -165,7 +165,7 @@ def test_an_output_on_disk_equals_the_one_in_memory(tmp_path):
 def test_labels_pass_through_crop_untouched_and_argmax_gives_bytes():
     labels = np.random.default_rng(2).integers(-(2**62), 2**62, (1, 14, 15, 16))
     grid = sampler(labels, 6, 2)
-    aggregator = voxpatch.GridAggregator(grid)
+    aggregator = voxpatch.GridAggregator(grid, "crop")
     for sample in grid:
         aggregator.add_batch(sample["image"][None], sample["location"][None])
     out = aggregator.get_output_tensor()
@@ -249,9 +249,37 @@ def test_halo_and_scale_are_said_where_the_size_could_mean_either(through, patch
             run(model)
 
 
+@pytest.mark.parametrize("through", ["predict", "aggregator"])
+@pytest.mark.parametrize("mode", ["crop", "average", "hann", "gaussian", "linear", "nnunet"])
+@pytest.mark.parametrize(("halo", "scale"), [(0, 1), (1, 1), ((2, 0, 1), 1), (0, 2), (2, 2)])
+def test_every_blend_puts_predictions_where_they_belong(through, mode, halo, scale):
+    """Each voxel of a ramp says where it lies: with a rim that is missing, or at half the resolution."""
+    array = np.arange(16 * 20 * 24, dtype=np.float32).reshape(1, 16, 20, 24)
+    z, y, x = np.broadcast_to(halo, 3)
+
+    def model(batch):
+        inside = batch[..., z : 8 - z, y : 8 - y, x : 8 - x]
+        return inside.reshape(*inside.shape[:2], *(m for n in inside.shape[2:] for m in (n // scale, scale))).mean((3, 5, 7))
+
+    if through == "predict":
+        found = voxpatch.predict(model, array, None, 8, 4, blend=mode, halo=halo, scale=scale, fill=-1)
+    else:
+        grid = sampler(array, 8, 4)
+        aggregator = voxpatch.GridAggregator(grid, mode, halo=halo, scale=scale, fill=-1)
+        for sample in grid:
+            aggregator.add_batch(model(sample["image"][None]), sample["location"][None])
+        found = aggregator.finish()
+    expected = array.reshape(1, *(m for n in array.shape[1:] for m in (n // scale, scale))).mean((2, 4, 6))
+    inner = (slice(None), *(slice(n // scale, length - n // scale) for n, length in zip((z, y, x), expected.shape[1:])))
+    np.testing.assert_allclose(found[inner], expected[inner], rtol=1e-5)
+    rim_of_fill = np.ones(expected.shape, bool)
+    rim_of_fill[inner] = False
+    assert np.all(found[rim_of_fill] == -1)
+
+
 def test_what_is_wrong_with_a_batch_is_said():
     grid = sampler(scan())
-    aggregator = voxpatch.GridAggregator(grid)
+    aggregator = voxpatch.GridAggregator(grid, "crop")
     sample = grid[0]
     with pytest.raises(ValueError, match="no prediction"):
         aggregator.finish()
@@ -344,7 +372,7 @@ def test_several_outputs_have_their_own_files(tmp_path):
     )
     np.testing.assert_allclose(out["half"][...], array[..., ::2, ::2, ::2], rtol=1e-6)
     np.testing.assert_array_equal(out["labels"][...], array > 0)
-    pair = voxpatch.predict(lambda b: (b, -b), array, [tmp_path / "a.zarr", tmp_path / "b.zarr"], 8)
+    pair = voxpatch.predict(lambda b: (b, -b), array, [tmp_path / "a.zarr", tmp_path / "b.zarr"], 8, 0)
     np.testing.assert_array_equal(pair[1][...], -array)
     with pytest.raises(ValueError, match="2 outputs"):
         voxpatch.predict(lambda b: (b, -b), array, tmp_path / "c.zarr", 8)
@@ -522,7 +550,7 @@ def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(tmp_path):
     told = voxpatch.predict(smooth, array, tmp_path / "o.zarr", 16, 8, dry_run=True, **options)
     assert not list(tmp_path.iterdir())
     assert told["patches"] == told["patches_predicted"] == len(voxpatch.GridSampler(array, 16, 8))
-    assert told["passes"] == 1 and 0 < told["peak_bytes"] <= 64 << 20 and told["guessed_seconds"] > 0
+    assert told["passes"] == 1 and 0 < told["peak_bytes"] <= 64 << 20 and told["estimated_seconds"] > 0
     assert told["process_bytes"] >= told["peak_bytes"] + told["model_bytes"]
     # smooth gives two channels.
     assert told["output_bytes"] == [2 * array.nbytes] and told["free_bytes"] > 0

@@ -146,3 +146,21 @@ def test_an_error_names_the_parameter(name: str, wrong: dict[str, Any], tmp_path
         if name.endswith("Sampler"):
             subject = voxpatch.Subject(ct=np.zeros((8, 8, 8), np.float32), label=np.ones((8, 8, 8), np.uint8))
             made[0] if name == "GridSampler" else next(made(subject))
+
+
+def test_the_guide_s_names_and_defaults_are_python_s_too() -> None:
+    guide = pathlib.Path(__file__).parents[2] / "docs/guide/command-line.md"
+    rows = [line.split("|")[1:3] for line in guide.read_text().splitlines() if line.startswith("| `")]
+    table = {name.strip(" `").replace("-", "_"): default.strip() for name, default in rows}
+    options = {"patch_size", "overlap", "memory", "blend", "threads", "durability", "missing_chunks", "clevel", "label_weights"}
+    assert options <= set(table)
+    known = set().union(*parameters().values())
+    assert not set(table) - known
+    exported = [getattr(voxpatch, name) for name in ("open", "write", "predict", "GridSampler", "GridAggregator", "Queue", "UniformSampler")]
+    signatures = [inspect.signature(one).parameters for one in exported]
+    for name, default in table.items():
+        given = {signature[name].default for signature in signatures if name in signature} - {None, inspect.Parameter.empty}
+        spoken = {
+            "half the patch": 0.5, "256 MiB": 256 << 20, "no": False, "0": 0, "1": 1, "3": 3, "128": "auto",
+        }.get(default, default)  # fmt: skip
+        assert given <= {spoken}, name

@@ -74,7 +74,7 @@ def test_images_and_metadata_can_be_told_apart(tmp_path: pathlib.Path) -> None:
     assert subject["path"] == path and subject.name == path
     again = pickle.loads(pickle.dumps(subject))
     assert np.array_equal(again["ct"][0], VOXELS)
-    with pytest.raises(ValueError, match="ct is no volume: it is a int"):
+    with pytest.raises(ValueError, match="ct is not a volume but a int"):
         Subject(images={"ct": 3})
     for twice in ({"age": 1}, {"ct": 1}):
         with pytest.raises(ValueError, match="twice"):

@@ -242,13 +242,13 @@ def test_the_slices_of_a_notebook_are_pictures() -> None:
     image = pytest.importorskip("PIL.Image", reason="Pillow reads the picture back")
     import io
 
-    from voxpatch.html import grey, png
+    from voxpatch.html import gray, png
 
     plane = np.arange(20 * 30, dtype=np.float32).reshape(20, 30)
     plane[3, 4] = np.nan
-    found = np.asarray(image.open(io.BytesIO(png(grey(plane)))))
-    assert np.array_equal(found, grey(plane)) and found[0, 0] == 0 and found[-1, -1] == 255
-    assert max(grey(np.zeros((1000, 500))).shape) <= 192
+    found = np.asarray(image.open(io.BytesIO(png(gray(plane)))))
+    assert np.array_equal(found, gray(plane)) and found[0, 0] == 0 and found[-1, -1] == 255
+    assert max(gray(np.zeros((1000, 500))).shape) <= 192
 
 
 def test_errors_are_those_that_python_users_catch(tmp_path: pathlib.Path, files: dict[str, pathlib.Path]) -> None:

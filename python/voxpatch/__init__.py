@@ -1,33 +1,36 @@
 """Patches out of huge 3-D volumes, without loading the volume.
 
-Axes are c, z, y, x everywhere: channels, then planes, rows and columns, x fastest. Spacing is in mm,
-along z, y, x; affines take voxel indices (x, y, z, 1) to mm in RAS+, as nibabel's do.
+Axes are c, z, y, x everywhere: channels, then planes, rows and columns, x fastest. Spacing is in mm, along z, y, x;
+affines take voxel indices (x, y, z, 1) to mm in RAS+, as nibabel's do.
 """
 
-from ._voxpatch import Volume
+from ._voxpatch import Volume, __version__
 from .errors import VoxpatchError
 from .files import convert, open, write
 from .inference import GridAggregator, GridSampler
+from .options import Gaussian, Quantize, Threshold
 from .prediction import predict
 from .queue import LazySubjects, Queue
 from .samplers import LabelSampler, MixtureSampler, Sampler, UniformSampler, WeightedSampler
 from .subject import Subject
 
-__version__ = "0.1.0"
-
 __all__ = [
+    "Gaussian",
     "GridAggregator",
     "GridSampler",
     "LabelSampler",
     "LazySubjects",
     "MixtureSampler",
+    "Quantize",
     "Queue",
     "Sampler",
     "Subject",
+    "Threshold",
     "UniformSampler",
     "Volume",
     "VoxpatchError",
     "WeightedSampler",
+    "__version__",
     "convert",
     "open",
     "predict",

@@ -1,121 +1,223 @@
-"""The compiled half of the package `voxpatch`."""
+"""The compiled half of the package `voxpatch`. scripts/stub_docs.py writes the docstrings."""
 
-import os
+import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, SupportsIndex, final
+from types import EllipsisType
+from typing import Any, Literal, SupportsIndex, TypeAlias, final, overload
 
 import numpy as np
 import numpy.typing as npt
 
-_Array = np.ndarray[Any, Any]
-_Path = str | os.PathLike[str]
-_Index = SupportsIndex | slice | Any | tuple[Any, ...]
-_Affine = Sequence[Sequence[float]] | _Array
+from .options import (
+    Affine,
+    AggregationStats,
+    Array,
+    ConvertPlan,
+    DType,
+    Padding,
+    Part,
+    Path,
+    QueueStats,
+    Values,
+)
+
+__version__: str
+
+_Index: TypeAlias = SupportsIndex | slice | EllipsisType
+_One: TypeAlias = tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex]
 
 @final
 class Volume:
     """A volume that stays where it is, with axes c, z, y, x.
 
-    Slices read the chunks that they touch and nothing else, and give an array of their own.
-    """
+    An index along c, z, y, x, as of a numpy array, reads only the chunks that it touches, and gives an array that owns its
+    memory. A volume is pickled by how it was opened; one in memory takes its voxels along.
 
+    See Also
+    --------
+    open : Open a volume.
+    write : Write an array as a volume.
+
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> volume = voxpatch.Volume.from_array(np.arange(24, dtype=np.int16).reshape(2, 3, 4), spacing=(5, 1, 1))
+    >>> volume.shape, volume.spacing
+    ((1, 2, 3, 4), (5.0, 1.0, 1.0))
+    >>> volume[0, 1, :, 2:]
+    array([[14, 15],
+           [18, 19],
+           [22, 23]], dtype=int16)
+    """
     @staticmethod
     def from_array(
-        array: npt.ArrayLike, *, spacing: tuple[float, float, float] | None = None, affine: _Affine | None = None
+        array: npt.ArrayLike, *, spacing: Sequence[float] | None = None, affine: Affine | None = None
     ) -> Volume:
-        """A volume in memory, of an array with axes z, y, x or c, z, y, x."""
+        """Make a volume in memory of an array, which is copied.
 
+        Parameters
+        ----------
+        array : array_like
+            Values with axes z, y, x or c, z, y, x.
+        spacing : sequence of three floats, optional
+            Distance between voxel centers along z, y, x, in mm.
+        affine : array_like, optional
+            Matrix (4, 4) that takes voxel indices (x, y, z, 1) to mm in RAS+. It replaces `spacing`.
+
+        Returns
+        -------
+        Volume
+            The volume.
+
+        Examples
+        --------
+        >>> import numpy as np, voxpatch
+        >>> voxpatch.Volume.from_array(np.zeros((2, 8, 8, 8), np.float32)).shape
+        (2, 8, 8, 8)
+        """
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Channels, and voxels along z, y, x."""
-
+        """Number of channels, and of voxels along z, y, x."""
     @property
     def ndim(self) -> int:
-        """Four: c, z, y, x."""
-
+        """Number of axes: four."""
     @property
     def time_points(self) -> int | None:
-        """Time points of what is stored: among the channels all of the first come first. None without an axis of time."""
-
+        """Number of time points, whose channels follow one after the other, or None without an axis of time."""
     @property
     def size(self) -> int:
-        """How many values there are."""
-
+        """Number of values."""
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The type of the values that slices give."""
-
+        """Type of the values that slices give."""
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Distance between voxel centres along z, y, x, in mm."""
-
+        """Distance between voxel centers along z, y, x, in mm."""
     @property
     def affine(self) -> npt.NDArray[np.float64]:
-        """The matrix that takes voxel indices (x, y, z, 1) to millimetres in RAS+."""
-
+        """Matrix (4, 4) that takes voxel indices (x, y, z, 1) to mm in RAS+, as nibabel's do."""
     @property
     def chunks(self) -> tuple[int, int, int, int] | None:
-        """The unit that is read and decoded at once, c, z, y, x; None where any box is read alone."""
-
+        """Shape (c, z, y, x) of the unit that is read and decoded at once, or None if any box is read alone."""
     @property
     def rescale(self) -> tuple[float, float] | None:
-        """Slope and intercept that make stored values real ones, or None."""
-
+        """Slope and intercept that make stored values real ones, or None without them."""
     @property
     def values(self) -> str:
-        """Which values slices give: `"real"`, `"stored"`, or the name of the type that real ones are cast to."""
-
+        """Values that slices give: "real", "stored", or the name of the type that real ones are cast to."""
     @property
     def format(self) -> str:
-        """The file format."""
-
+        """Name of the file format."""
     @property
-    def path(self) -> os.PathLike[str] | None:
-        """Where it is; None for a volume in memory."""
+    def path(self) -> pathlib.Path | None:
+        """Path of the file or folder, or None for a volume in memory."""
+    @overload
+    def __getitem__(self, key: _One, /) -> Any: ...
+    @overload
+    def __getitem__(self, key: _Index | tuple[_Index, ...], /) -> Array:
+        """Return self[key]."""
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
+        """Read the whole volume into memory.
 
-    def __getitem__(self, key: _Index, /) -> Any:
-        """The box that an index asks for, read and nothing else, as an array of its own."""
+        Parameters
+        ----------
+        dtype : dtype, optional
+            Type of the array; that of the volume if not given.
+        copy : bool, optional
+            False is an error, since a volume is not an array.
 
-    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> _Array:
-        """The whole volume in memory."""
+        Returns
+        -------
+        numpy.ndarray
+            The values (c, z, y, x).
+        """
+    def astype(self, values: Values) -> Volume:
+        """Return the same volume with other values. Nothing is read.
 
-    def astype(self, values: npt.DTypeLike | Literal["stored", "real"]) -> Volume:
-        """The same volume with other values: `"real"` (slope and intercept applied), `"stored"`, or real ones of a type."""
+        Parameters
+        ----------
+        values : {"real", "stored"} or dtype
+            "real" applies slope and intercept, "stored" gives the numbers in the file, and a type casts real values to it.
 
+        Returns
+        -------
+        Volume
+            The volume, whose slices give these values.
+
+        Examples
+        --------
+        >>> import numpy as np, voxpatch
+        >>> voxpatch.Volume.from_array(np.zeros((8, 8, 8), np.int16)).astype("float32").dtype
+        dtype('float32')
+        """
     def on_grid_of(self, reference: Volume, *, tolerance: float = 0.1, same_grid: bool = False) -> Volume:
-        """The same voxels on the grid of another volume that covers the same: flipped and permuted axes are turned, and
-        larger voxels spread, all when it is read. `tolerance` is in voxels. With `same_grid` a volume that does not
-        say where it lies, such as a `.npy` file or an array, matches by its shape."""
+        """Return the same voxels on the grid of another volume that covers the same part of the world.
 
+        Flipped and permuted axes are turned, and larger voxels spread, all when it is read.
+
+        Parameters
+        ----------
+        reference : Volume
+            The volume with the grid.
+        tolerance : float, default 0.1
+            How far, in voxels, the corners of the two volumes may lie apart.
+        same_grid : bool, default False
+            Match by shape a volume that does not say where it lies, such as a ``.npy`` file or an array.
+
+        Returns
+        -------
+        Volume
+            The volume on the other grid.
+
+        Raises
+        ------
+        ValueError
+            If the two volumes do not cover the same.
+
+        Examples
+        --------
+        >>> import numpy as np, voxpatch
+        >>> scan = voxpatch.Volume.from_array(np.zeros((8, 8, 8)), affine=np.diag([1, 1, 1, 1]))
+        >>> flipped = voxpatch.Volume.from_array(np.zeros((8, 8, 8)), affine=[[-1, 0, 0, 7], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        >>> np.array_equal(flipped.on_grid_of(scan).affine, scan.affine)
+        True
+        """
     def __len__(self) -> int: ...
     def __reduce__(self) -> tuple[Any, ...]: ...
     def _repr_html_(self) -> str:
-        """Facts and the three middle slices, for notebooks."""
+        """Return facts and the three middle slices, for notebooks."""
 
-_Opening = tuple[int, str, bool, str, bool]
+_Opening: TypeAlias = tuple[int, str, bool, str, bool]
 
-def _open(path: _Path, options: _Opening, part: tuple[Any, Any, Any], values: Any) -> Volume: ...
+def _open(path: Path, options: _Opening, part: tuple[Part | None, Part | None, Sequence[Part] | None], values: Values) -> Volume:
+    """Open a part of the volume at a path, for `voxpatch.open`."""
 def _write(
-    path: _Path,
+    path: Path,
     array: npt.ArrayLike | Volume,
     spacing: Sequence[float] | None,
-    affine: _Affine | None,
+    affine: Affine | None,
     options: dict[str, Any],
-) -> Volume: ...
-def _convert(source: _Path | Volume, path: _Path, dry_run: bool, options: dict[str, Any]) -> Any: ...
+) -> Volume:
+    """Write an array, (z, y, x) or (c, z, y, x), as a volume, and open it."""
+def _convert(source: Path | Volume, path: Path, dry_run: bool, options: dict[str, Any]) -> Volume | ConvertPlan:
+    """Copy a volume into another format, voxel type or chunking, box by box, and open the copy; with `dry_run` write nothing,
+    and return what the copy would need as a dictionary.
+    """
 def _reopen(
-    place: Any,
-    affine: _Affine | None,
+    place: Path | Array,
+    affine: Affine | None,
     options: _Opening,
     region: tuple[tuple[int, int], ...] | None,
     channels: tuple[int, int] | None,
-    values: Any,
-) -> Volume: ...
+    values: Values,
+) -> Volume:
+    """Open a volume that was pickled."""
 def _on_grid(
-    volume: Volume, path: _Path, shape: _Lengths, affine: _Affine | None, tolerance: float, same_grid: bool
-) -> Volume: ...
+    volume: Volume, path: Path, shape: _Lengths, affine: Affine | None, tolerance: float, same_grid: bool
+) -> Volume:
+    """Open a volume that was pickled on another's grid."""
 
-_Parts = tuple[str, list[tuple[str, Volume | str, float | str, Any, Any]], tuple[float, bool]]
+_Parts: TypeAlias = tuple[str, list[tuple[str, Volume | str, Padding, DType | None, Values]], tuple[float, bool]]
 
 @final
 class SubjectList:
@@ -123,21 +225,24 @@ class SubjectList:
 
     @staticmethod
     def known(parts: Sequence[_Parts], text: str) -> SubjectList:
-        """Subjects that are all known: their parts, and a text that tells them from others."""
+        """Make a list of subjects that are all known: their parts, and a text that identifies them."""
 
     @staticmethod
     def made(length: int, make: Callable[[int], _Parts], text: str) -> SubjectList:
-        """Subjects that a function makes, which is given the number of each and gives its parts."""
+        """Make a list of subjects that a function makes: it gets the number of each and returns its parts."""
 
     def check(self, index: int) -> None:
-        """Opens a subject: what is wrong with it is an error now."""
+        """Open a subject: what is wrong with it is an error now."""
 
 def _survey(parts: Sequence[_Parts], threads: int, alike: bool) -> int:
-    """A number that differs between lists of subjects whose images differ in name, shape, channels or type."""
+    """Return a number that differs between lists of subjects whose images differ in name, shape, channels or
+    type; with `alike`, images that do not fit into one batch are an error. Subjects that cannot be
+    opened are left to the loader.
+    """
 
 @final
 class Epochs:
-    """What every epoch consists of, and who gets which part of it."""
+    """The plan of every epoch, and the part of this rank."""
 
     def __new__(
         cls,
@@ -151,10 +256,10 @@ class Epochs:
         together: int | None,
     ) -> Epochs: ...
     def length(self) -> tuple[int, int]:
-        """Patches and batches that an epoch has for this rank."""
+        """Return how many patches and batches an epoch has for this rank."""
 
     def settled(self, state: str) -> str:
-        """A state; the start of the next epoch for one at the end of its own."""
+        """Return a state, or the start of the next epoch for one at the end of its own."""
 
     def start(
         self,
@@ -171,35 +276,34 @@ class Epochs:
     ) -> EpochLoader:
         """Start an epoch at its first patch or at a saved state; `contiguous` if it is read in batches."""
 
-_Sample = tuple[dict[str, _Array], npt.NDArray[np.int64], int]
+_Sample: TypeAlias = tuple[dict[str, Array], npt.NDArray[np.int64], int]
 
 @final
 class EpochLoader:
     """An iterator over one epoch; its threads end with it."""
 
-    def batch(self) -> tuple[dict[str, _Array], npt.NDArray[np.int64], list[int]] | None:
-        """The next batch as (arrays by name, locations (b, 6), numbers of the subjects); None at the end."""
+    def batch(self) -> tuple[dict[str, Array], npt.NDArray[np.int64], list[int]] | None:
+        """Return the next batch as (arrays by name, locations (b, 6), numbers of the subjects), or None at the end."""
 
     def samples(self) -> list[_Sample] | None:
-        """The samples of the next batch one by one, each as [`sample`](Self::sample) gives it."""
+        """Return the samples of the next batch one by one, each as `sample` gives it, or None at the end."""
 
     def sample(self) -> _Sample | None:
-        """The next patch as (arrays by name, location (6,), number of the subject); None at the end."""
+        """Return the next patch as (arrays by name, location (6,), number of the subject), or None at the end."""
 
     def state(self) -> str:
-        """Where the epoch is, as a line of text."""
+        """Return the position in the epoch, as a line of text."""
 
     def remaining(self) -> int:
-        """Patches that are still to come."""
+        """Return how many patches are still to come."""
 
-    def stats(self) -> dict[str, Any]:
-        """What was done so far."""
+    def stats(self) -> QueueStats:
+        """Return the statistics so far."""
 
     def close(self) -> None:
-        """Ends its threads."""
+        """End the threads. Nothing comes any more, as after the last patch."""
 
-_Location = tuple[int, int, int, int, int, int]
-_Lengths = Sequence[int]
+_Lengths: TypeAlias = Sequence[int]
 
 @final
 class Grid:
@@ -210,35 +314,40 @@ class Grid:
         volume: _Lengths,
         patch: _Lengths,
         overlap: _Lengths,
-        placement: Literal["edge", "even", "padded"] | str = "edge",
+        placement: str = "edge",
         margin: _Lengths = ...,
         fit: bool = False,
     ) -> Grid: ...
     def __len__(self) -> int: ...
     def output(self, halo: _Lengths, scale: int) -> Grid:
-        """Where predictions lie that lack `halo` voxels at each face of a patch and whose voxels are `scale`
-        of the volume's long."""
+        """Return the grid of predictions that lack `halo` voxels at each face of a patch and have voxels of `scale` of the
+        volume's.
+        """
 
     @property
     def volume(self) -> tuple[int, int, int]:
-        """The volume that is covered, z, y, x."""
+        """Shape of the covered volume, z, y, x."""
 
     def location(self, index: int) -> npt.NDArray[np.int64]:
-        """Where patch `index` lies, int64 (6,): first voxel along z, y, x, and one past the last."""
+        """Return the location of patch `index`, int64 (6,): first voxel along z, y, x, and one past the last."""
 
     def locations(self) -> npt.NDArray[np.int64]:
-        """Where all patches lie, int64 (N, 6)."""
+        """Return the locations of all patches, int64 (N, 6)."""
 
     def find(self, locations: Sequence[Sequence[int]]) -> list[int]:
-        """The numbers of the patches that lie at these locations."""
+        """Return the numbers of the patches at these locations."""
 
 def _output_place(
     patch: _Lengths, channels: int, shape: _Lengths, halo: _Lengths | None, scale: int | None
-) -> tuple[tuple[int, int, int], int]: ...
-def _read_box(volume: Volume, location: Sequence[int], padding: float | str) -> _Array: ...
+) -> tuple[tuple[int, int, int], int]:
+    """Return the halo and the scale of predictions of `channels` and `shape` for patches of `patch` voxels; those that are
+    not given follow from the shapes.
+    """
+def _read_box(volume: Volume, location: Sequence[int], padding: Padding) -> Array:
+    """Read the box at a location, (c, z, y, x), padded where it hangs over the volume."""
 @final
 class Aggregator:
-    """Blends predictions of the patches of a grid into one volume."""
+    """An aggregator of the predictions of a grid's patches into one volume."""
 
     def __new__(
         cls,
@@ -246,27 +355,31 @@ class Aggregator:
         channels: int,
         prediction: npt.DTypeLike,
         blending: dict[str, Any],
-        output: _Path | None,
+        output: Path | None,
         like: Volume | None,
         scale: float,
         storage: dict[str, Any],
     ) -> Aggregator: ...
-    def add(self, numbers: Sequence[int], batch: _Array) -> None:
-        """Adds the predictions (B, C, z, y, x) of the patches with these numbers."""
+    def add(self, numbers: Sequence[int], batch: Array) -> None:
+        """Add the predictions (B, C, z, y, x) of the patches with these numbers, or none of them."""
 
     @property
     def channels(self) -> int:
-        """Channels of the predictions."""
+        """Number of channels of the predictions."""
 
-    def finish(self, partial: bool) -> tuple[_Array | Volume, dict[str, Any]]:
-        """Finishes the output: the array (c, z, y, x), or the volume at its path, and what was done. Patches
-        that did not come are an error, unless a partial output will do."""
+    def finish(self, partial: bool) -> tuple[Array | Volume, AggregationStats]:
+        """Finish the output: return the array (c, z, y, x) or the volume at its path, and the statistics. Missing patches are
+        an error, unless a partial output is accepted.
+        """
 
 def _predict(
-    call: Callable[[_Array, npt.NDArray[np.int64]], Sequence[tuple[_Array, bool]]],
+    call: Callable[[Array, npt.NDArray[np.int64]], Sequence[tuple[Array, bool]]],
     volume: Volume,
     outputs: Sequence[dict[str, Any]],
     settings: dict[str, Any],
     mask: Volume | None,
     progress: Callable[[int, int], object] | None,
-) -> dict[str, Any]: ...
+) -> dict[str, Any]:
+    """Predict a volume with `call(batch, locations)`, which returns a list with an array for each output and whether nothing
+    else holds it, and return the statistics.
+    """

@@ -4,53 +4,66 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 from .errors import InvalidError
-from .files import Path
 from .inference import as_array, is_tensor
+from .onnx import OnnxModel
 
 if TYPE_CHECKING:
     import numpy as np
+    import numpy.typing as npt
+
+    from .options import Array, Path
+
+#: Paths by the names of outputs: words for a model that gives a dictionary, numbers for one that gives a tuple.
+Paths = Mapping[Any, "Path"]
+#: Where outputs go: one path, one for each, or a dictionary of those that are wanted.
+Outputs = Union["Path", Paths, Sequence["Path"]]
 
 
 class Call:
     """A model that gets arrays and gives a list of them, one for each wanted output."""
 
-    def __init__(self, model: Callable[..., Any], device: Any) -> None:
-        self.model = model
+    def __init__(self, model: Callable[..., Any] | Path, device: object) -> None:
         self.torch = sys.modules.get("torch")
-        self.is_module = self.torch is not None and isinstance(model, self.torch.nn.Module)
+        #: The model; a module has more attributes than a function.
+        self.model: Any = model
+        if isinstance(model, (str, os.PathLike)):
+            self.model, device = OnnxModel(model, device), None
+        elif not callable(model):
+            raise InvalidError(f"model {model!r}: give a function, a torch.nn.Module, or the path of an ONNX file")
+        self.is_module = self.torch is not None and isinstance(self.model, self.torch.nn.Module)
         if device is None and self.is_module:
-            first = next(iter([*model.parameters(), *model.buffers()]), None)  # type: ignore[attr-defined]
+            first = next(iter([*self.model.parameters(), *self.model.buffers()]), None)
             device = "cpu" if first is None else first.device
         if device is not None and self.torch is None:
             import torch
 
             self.torch = torch
         self.device = device
-        #: Which outputs are wanted; all if not said.
+        #: The outputs that are wanted; None for all.
         self.wanted: list[Any] | None = None
         self.shapes: list[tuple[int, ...]] = []
         self.dtypes: list[np.dtype[Any]] = []
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """A module is in evaluation mode meanwhile."""
-        training = self.is_module and self.model.training  # type: ignore[attr-defined]
+        """Keep a module in evaluation mode inside the block."""
+        training = self.is_module and self.model.training
         if training:
-            self.model.eval()  # type: ignore[attr-defined]
+            self.model.eval()
         try:
             yield
         finally:
             if training:
-                self.model.train()  # type: ignore[attr-defined]
+                self.model.train()
 
-    def outputs(self, batch: np.ndarray[Any, Any]) -> dict[Any, Any]:
-        """All outputs for a batch, by name or number."""
+    def outputs(self, batch: Array) -> dict[Any, Any]:
+        """Return all outputs for a batch, by name or number."""
         if self.device is None:
             given = self.model(batch)
         else:
@@ -62,14 +75,14 @@ class Call:
         return dict(enumerate(given if isinstance(given, (list, tuple)) else [given]))
 
     def _sent(self, tensor: Any) -> Any:
-        """A tensor on the device."""
+        """Return a tensor on the device."""
         if self.torch.device(self.device).type != "cuda":  # type: ignore[union-attr]
             return tensor.to(self.device)
         # By way of memory that the GPU reaches, which torch keeps for the next one.
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
-    def probe(self, channels: int, patch: tuple[int, int, int], output: Any) -> dict[Any, Path]:
-        """Sees what comes out, and says which of it goes where."""
+    def probe(self, channels: int, patch: tuple[int, int, int], output: Outputs) -> dict[Any, Path]:
+        """Call the model once to see its outputs, and return the paths of those that are wanted."""
         import numpy as np
 
         try:
@@ -87,7 +100,7 @@ class Call:
                 paths = {}
         if not paths or len({os.fspath(path) for path in paths.values()}) < len(paths) or not set(paths) <= set(found):
             raise InvalidError(
-                f"the model gives {len(found)} outputs, {', '.join(map(repr, found))}: give a path for each, as a "
+                f"output: the model gives {len(found)} outputs, {', '.join(map(repr, found))}: give a path for each, as a "
                 "list, or as a dictionary of those that are wanted"
             )
         self.wanted = list(paths)
@@ -102,8 +115,8 @@ class Call:
             self.dtypes.append(array.dtype)
         return paths
 
-    def __call__(self, batch: np.ndarray[Any, Any], locations: np.ndarray[Any, Any]) -> list[tuple[Any, bool]]:
-        """Arrays, and whether nobody else has them."""
+    def __call__(self, batch: Array, locations: npt.NDArray[np.int64]) -> list[tuple[Array, bool]]:
+        """Return the wanted outputs, each with whether it is a copy that nothing else holds."""
         found = self.outputs(batch)
         wanted = [found[name] for name in self.wanted or found]
         arrays = [as_array(value) for value in wanted]
@@ -117,7 +130,9 @@ class Call:
         return [(array, is_tensor(value) and value.is_cuda) for array, value in zip(arrays, wanted)]
 
     def identity(self) -> str:
-        """Identifies the model: a module by its weights, a function of a module by its name."""
+        """Identify the model: a module by its weights, a network by its files, a function of a module by its name."""
+        if isinstance(self.model, OnnxModel):
+            return self.model.identity()
         if not self.is_module:
             module, name = (getattr(self.model, key, None) for key in ("__module__", "__qualname__"))
             # A method of an object depends on that object.
@@ -131,8 +146,30 @@ class Call:
         import hashlib
 
         digest = hashlib.sha256()
-        state = self.model.state_dict()  # type: ignore[attr-defined]
+        state = self.model.state_dict()
         for key, value in state.items():
             digest.update(key.encode())
             digest.update(as_array(value).tobytes())
         return f"{type(self.model).__qualname__} {digest.hexdigest()}"
+
+
+def check_outputs(output: object) -> None:
+    """Refuse what is not a path, a list of paths or a dictionary of paths."""
+    if isinstance(output, (str, os.PathLike)):
+        return
+    if isinstance(output, Mapping):
+        paths = [(f"output[{name!r}]", path) for name, path in output.items()]
+    elif isinstance(output, Sequence):
+        paths = [(f"output[{place}]", path) for place, path in enumerate(output)]
+    else:
+        raise InvalidError(
+            f"output is a {type(output).__name__}: give a path, None for an array, or a path for each output as a list or dictionary"
+        )
+    if not paths:
+        raise InvalidError("output is empty: give a path for each output that is wanted")
+    for name, path in paths:
+        if not isinstance(path, (str, os.PathLike)):
+            raise InvalidError(
+                f"{name} is {path!r}: give a path for each output that is wanted, in a dictionary for those only "
+                "(output=None gives an array, of a model with one output)"
+            )

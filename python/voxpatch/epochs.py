@@ -21,19 +21,19 @@ from .errors import VoxpatchError
 #: Rounds that are remembered: more than can be under way at once.
 _ROUNDS = 16
 
-#: The epoch of a round, and the state from which it goes on.
+#: The epoch of a round, and the state from which it resumes.
 Claim = tuple[int, Optional[str]]
 
 
 class Epochs:
-    """The count of epochs, and a state that the next one goes on from."""
+    """The count of epochs, and a state that the next one resumes from."""
 
     def __init__(self, content: dict[str, Any] | None = None, *, descriptor: int | None = None) -> None:
         self._own = (os.getpid(), threading.Lock())
         if descriptor is not None:
             self._descriptor = descriptor
             return
-        import tempfile  # and much with it, which nobody needs who makes no queue
+        import tempfile  # and much with it, which only queues need
 
         with tempfile.TemporaryFile(prefix="voxpatch-") as file:
             self._descriptor = os.dup(file.fileno())
@@ -46,30 +46,30 @@ class Epochs:
 
     @property
     def next(self) -> int:
-        """The epoch that the next round gets."""
+        """The epoch of the next round."""
         return int(self._read()["next"])
 
     @property
     def resume(self) -> str | None:
-        """The state that the next round goes on from."""
+        """The state that the next round resumes from."""
         state = self._read()["resume"]
         return None if state is None else str(state)
 
     def set(self, epoch: int) -> None:
-        """The next round gets this epoch; a state of another one is forgotten."""
+        """Choose the epoch of the next round; a state of another one is forgotten."""
         with self._locked() as content:
             if content["resume"] is not None and content["next"] != epoch:
                 content["resume"] = None
             content.update(next=epoch, rounds=[])
 
     def load(self, epoch: int, state: str) -> None:
-        """The next round goes on from this state, which is of this epoch."""
+        """Resume with the next round from a state, which is of this epoch."""
         with self._locked() as content:
             content.update(next=epoch, resume=state, rounds=[])
 
     def claim(self, round_key: str | None, own: Claim | None = None) -> Claim:
-        """The epoch and state of a round: the same for all who call with its key, or the next one
-        for a caller without. A caller that goes on from a state of its own says so."""
+        """Return the epoch and state of a round: the same for all callers with its key, the next one for a caller
+        without. A caller that resumes from a state of its own gives it."""
         with self._locked() as content:
             for key, epoch, state in content["rounds"]:
                 if key == round_key and round_key is not None:
@@ -104,7 +104,7 @@ class Epochs:
         return content
 
     def _write(self, content: dict[str, Any]) -> None:
-        # One write of one length: whoever reads meanwhile sees the old or the new text.
+        # One write of one length: a concurrent reader sees the old or the new text.
         text = json.dumps(content).encode().ljust(1 << 13)
         os.pwrite(self._descriptor, text, 0)
 

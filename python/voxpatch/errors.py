@@ -1,13 +1,21 @@
-"""What goes wrong, as exceptions that Python code catches anyway.
+"""Errors, as exceptions that Python code catches anyway.
 
-Every class is a :class:`VoxpatchError` and a built-in one: `except OSError` catches files that
-cannot be read, `except ValueError` settings and contents that make no sense, `except KeyError`
-names that nobody has.
+Every class is a :class:`VoxpatchError` and a built-in one: ``except OSError`` catches files that cannot be read, ``except
+ValueError`` options and contents that make no sense, ``except KeyError`` unknown names.
+
+Examples
+--------
+>>> import voxpatch
+>>> try:
+...     voxpatch.open("gone.nii")
+... except FileNotFoundError as error:
+...     print(isinstance(error, voxpatch.VoxpatchError), error.filename)
+True gone.nii
 """
 
 
 class VoxpatchError(Exception):
-    """Anything that goes wrong in this package."""
+    """The base class of all errors of this package."""
 
 
 class FileError(VoxpatchError, OSError):
@@ -15,19 +23,19 @@ class FileError(VoxpatchError, OSError):
 
 
 class NotFoundError(FileError, FileNotFoundError):
-    """There is nothing at the path."""
+    """Nothing is at the path."""
 
 
 class DeniedError(FileError, PermissionError):
-    """The path may not be read or written."""
+    """Permission to read or write the path is missing."""
 
 
 class ExistsError(FileError, FileExistsError):
-    """The output is there already."""
+    """The output exists already."""
 
 
 class InvalidError(VoxpatchError, ValueError):
-    """A setting, a header or a state makes no sense, or does not fit the rest."""
+    """An option, a header or a state makes no sense, or does not fit the rest."""
 
 
 class BoundsError(InvalidError, IndexError):
@@ -42,7 +50,7 @@ class UnknownNameError(VoxpatchError, KeyError):
 
 
 class PanicError(VoxpatchError, RuntimeError):
-    """A bug: the compiled code stopped where it should not. Please report it."""
+    """The compiled code failed where it should not: a bug. Please report it."""
 
 
 class StoppedError(VoxpatchError, RuntimeError):

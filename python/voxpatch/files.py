@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Union, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ._voxpatch import Volume, _convert, _open, _write
-from .sizes import Size, count
+from .options import StorageOptions
+from .sizes import count
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
-#: A path of a file or folder.
-Path = Union[str, "os.PathLike[str]"]
-#: Some channels or time points, or a part of an axis: a number, a slice or range of step 1, or (first, end).
-Part = Union[int, slice, range, "tuple[int, int]"]
-#: The values that a volume gives: real ones, stored ones, or real ones of a type.
-Values = Union["npt.DTypeLike", Literal["stored", "real"]]
-Affine = Union[Sequence[Sequence[float]], "np.ndarray[Any, Any]"]
-ReadMethod = Literal["auto", "mmap", "mmap-resident", "pread"]
-MissingChunks = Literal["fill", "error"]
-Codec = Literal["zstd", "blosc-zstd", "blosc-lz4", "gzip", "zlib", "none"]
-Downsample = Literal["mean", "mode"]
-
-
-class StorageOptions(TypedDict, total=False):
-    """How an output is stored, as keywords of :func:`predict` and :class:`GridAggregator`; see :func:`write`."""
-
-    zarr: Literal[2, 3]
-    chunk: Size
-    shard: Size | Literal["auto"] | None
-    codec: Codec | None
-    clevel: int | None
-    pyramid: Downsample | None
-    levels: int | None
-    overwrite: bool
+    from .options import (
+        Affine,
+        Codec,
+        ConvertPlan,
+        Downsample,
+        DType,
+        MissingChunks,
+        Part,
+        Path,
+        ReadMethod,
+        Shard,
+        Size,
+        Values,
+        Zarr,
+    )
 
 
 def open(
@@ -118,11 +108,11 @@ def write(
     *,
     spacing: Sequence[float] | None = None,
     affine: Affine | None = None,
-    dtype: npt.DTypeLike | None = None,
+    dtype: DType | None = None,
     clip: bool = False,
-    zarr: Literal[2, 3] = 3,
+    zarr: Zarr = 3,
     chunk: Size | None = None,
-    shard: Size | Literal["auto"] | None = "auto",
+    shard: Shard = "auto",
     codec: Codec | None = None,
     clevel: int | None = None,
     pyramid: Downsample | None = None,
@@ -204,11 +194,11 @@ def convert(
     path: Path,
     *,
     dry_run: Literal[False] = False,
-    dtype: npt.DTypeLike | None = None,
+    dtype: DType | None = None,
     clip: bool = False,
-    zarr: Literal[2, 3] = 3,
+    zarr: Zarr = 3,
     chunk: Size | None = None,
-    shard: Size | Literal["auto"] | None = "auto",
+    shard: Shard = "auto",
     codec: Codec | None = None,
     clevel: int | None = None,
     pyramid: Downsample | None = None,
@@ -223,11 +213,11 @@ def convert(
     path: Path,
     *,
     dry_run: Literal[True],
-    dtype: npt.DTypeLike | None = None,
+    dtype: DType | None = None,
     clip: bool = False,
-    zarr: Literal[2, 3] = 3,
+    zarr: Zarr = 3,
     chunk: Size | None = None,
-    shard: Size | Literal["auto"] | None = "auto",
+    shard: Shard = "auto",
     codec: Codec | None = None,
     clevel: int | None = None,
     pyramid: Downsample | None = None,
@@ -235,17 +225,17 @@ def convert(
     overwrite: bool = False,
     memory: int | None = None,
     threads: int | None = None,
-) -> dict[str, Any]: ...
+) -> ConvertPlan: ...
 def convert(
     source: Path | Volume,
     path: Path,
     *,
     dry_run: bool = False,
-    dtype: npt.DTypeLike | None = None,
+    dtype: DType | None = None,
     clip: bool = False,
-    zarr: Literal[2, 3] = 3,
+    zarr: Zarr = 3,
     chunk: Size | None = None,
-    shard: Size | Literal["auto"] | None = "auto",
+    shard: Shard = "auto",
     codec: Codec | None = None,
     clevel: int | None = None,
     pyramid: Downsample | None = None,
@@ -253,7 +243,7 @@ def convert(
     overwrite: bool = False,
     memory: int | None = None,
     threads: int | None = None,
-) -> Volume | dict[str, Any]:
+) -> Volume | ConvertPlan:
     """Copy a volume into another format, voxel type or chunking, box by box, and open the copy.
 
     Parameters
@@ -314,7 +304,7 @@ def convert(
         dtype=dtype, clip=clip, zarr=zarr, chunk=chunk, shard=shard, codec=codec, clevel=clevel, pyramid=pyramid,
         levels=levels, overwrite=overwrite, memory=memory, threads=threads,
     )  # fmt: skip
-    found: Volume | dict[str, Any] = _convert(source, path, bool(dry_run), options)
+    found: Volume | ConvertPlan = _convert(source, path, bool(dry_run), options)
     return found
 
 

@@ -1,4 +1,4 @@
-"""What notebooks show of a volume: its facts and the three middle slices."""
+"""The picture of a volume in a notebook: its facts and the three middle slices."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import zlib
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ._voxpatch import Volume
 
@@ -19,7 +20,7 @@ _LARGEST = 1 << 26
 
 
 def of_volume(volume: Volume) -> str:
-    """A table of facts beside the slices through the middle of the first channel."""
+    """Return a table of facts next to the slices through the middle of the first channel."""
     channels, depth, height, width = volume.shape
     spacing = " x ".join(f"{length:g}" for length in volume.spacing)
     chunks = "any box" if volume.chunks is None else " x ".join(map(str, volume.chunks))
@@ -32,7 +33,7 @@ def of_volume(volume: Volume) -> str:
         "spacing (z, y, x)": f"{spacing} mm",
     }
     rows = "".join(f"<tr><th>{key}</th><td>{html.escape(str(value))}</td></tr>" for key, value in facts.items())
-    middle: dict[str, Any] = {
+    middle: dict[str, tuple[int | slice, ...]] = {
         "z": (0, depth // 2),
         "y": (0, slice(None), height // 2),
         "x": (0, slice(None), slice(None), width // 2),
@@ -41,13 +42,13 @@ def of_volume(volume: Volume) -> str:
     pictures = ""
     if min(volume.shape) > 0 and max(sizes.values()) <= _LARGEST:
         for axis, index in middle.items():
-            data = base64.b64encode(png(grey(volume[index]))).decode()
+            data = base64.b64encode(png(gray(volume[index]))).decode()
             pictures += f'<td><img alt="the middle slice along {axis}" src="data:image/png;base64,{data}"></td>'
     return f"<table><tr><td><table>{rows}</table></td>{pictures}</tr></table>"
 
 
-def grey(plane: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """A plane as 8-bit grey values, 1 % of the darkest and brightest voxels cut off, every n-th voxel."""
+def gray(plane: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Return a plane as 8-bit gray values, 1 % of the darkest and brightest voxels cut off, every n-th voxel."""
     step = max(1, -(-max(plane.shape) // _SIDE))
     values = plane[::step, ::step].astype(np.float64)
     finite = values[np.isfinite(values)]
@@ -56,8 +57,8 @@ def grey(plane: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return (np.clip(scaled, 0, 1) * 255).astype(np.uint8)
 
 
-def png(pixels: np.ndarray[Any, Any]) -> bytes:
-    """A grey PNG of (rows, columns) 8-bit values."""
+def png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Return a gray PNG of (rows, columns) 8-bit values."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

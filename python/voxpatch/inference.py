@@ -1,4 +1,4 @@
-"""Patches of a grid, and their predictions as one volume: for inference loops of one's own."""
+"""Patches of a grid, and their predictions as one volume: for inference loops of your own."""
 
 from __future__ import annotations
 
@@ -6,26 +6,43 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 from ._voxpatch import Aggregator, Grid, Volume, _output_place, _read_box
 from .errors import InvalidError
 from .files import open as open_volume
 from .files import storage_options
-from .sizes import Size, count, size
+from .options import word
+from .sizes import count, overlap_voxels, size
 from .subject import Subject
 
 if TYPE_CHECKING:
     import numpy as np
+    import numpy.typing as npt
+    from typing_extensions import Unpack
 
-#: A volume in any form: opened, by its path, or as an array (z, y, x) or (c, z, y, x).
-VolumeLike = Union[Volume, str, "os.PathLike[str]", "np.ndarray[Any, Any]"]
-#: What lies beyond the faces: a number, "constant" (0), "edge", "reflect" or "wrap".
-Padding = Union[float, str]
+    from .options import (
+        Accumulator,
+        AggregationStats,
+        Array,
+        Blend,
+        DType,
+        NonFinite,
+        Overlap,
+        Padding,
+        Path,
+        Placement,
+        Reduce,
+        Size,
+        StorageOptions,
+        Values,
+        VolumeLike,
+    )
+    from .queue import Sample
 
 
-def as_volume(given: VolumeLike, values: Any = None) -> Volume:
-    """The volume, opened if it is not, with the values that are asked for."""
+def as_volume(given: VolumeLike, values: Values | None = None) -> Volume:
+    """Return a volume, opened if it is a path, with the values that are asked for."""
     if isinstance(given, Volume):
         return given if values is None else given.astype(values)
     if isinstance(given, (str, os.PathLike)):
@@ -37,29 +54,53 @@ def as_volume(given: VolumeLike, values: Any = None) -> Volume:
 class GridSampler:
     """The patches of a grid that covers a whole volume, as a map-style dataset.
 
-    ``subject`` is a :class:`Subject`, whose volumes are brought to the first one's grid, or one volume, which is then
-    called ``"image"``. Item ``i`` is ``{"ct":
-    array (C, Z, Y, X), ..., "location": int64 (6,)}``, read when it is asked for: first voxel along z, y, x and
-    one past the last. A torch ``DataLoader`` takes the sampler as it is, with any number of workers.
+    Item ``i`` is ``{"ct": array (C, Z, Y, X), ..., "location": int64 (6,)}``, read when it is asked for. A location is the
+    first voxel along z, y, x and one past the last. A torch ``DataLoader`` takes the sampler as it is, with any number of
+    workers. Patches are numbered in the order in which a :class:`GridAggregator` holds least.
 
-    Neighbours share ``overlap`` voxels along z, y, x; the last patch of an axis is moved to the
-    volume's edge. With ``padding`` (a number, ``"constant"``, ``"edge"``, ``"reflect"`` or ``"wrap"``)
-    patches also cover half the overlap beyond each face, which the aggregator cuts off again, and may
-    be larger than the volume. ``placement`` is ``"edge"``, ``"even"`` (spread evenly, as nnU-Net does) or
-    ``"padded"`` (the last hangs over). ``values`` is as in :class:`Subject`, for volumes that are not one.
+    Parameters
+    ----------
+    subject : Subject, dict, Volume, path or array
+        A :class:`Subject` (or a dictionary that makes one), whose volumes are brought to the first one's grid, or one
+        volume, which is then called ``"image"``.
+    patch_size : int or (int, int, int)
+        Voxels of a patch along z, y, x.
+    overlap : int, float or three of them, default 0.5
+        What neighbors share along z, y, x: voxels (int), or a fraction of the patch from 0 up to 1 (float). The last patch
+        of an axis is moved to the volume's edge.
+    padding : float or {"constant", "edge", "reflect", "wrap"}, optional
+        Let patches cover half the overlap beyond each face too, which the aggregator crops again. Patches may then be
+        larger than the volume. A number is the value there.
+    placement : {"edge", "even", "padded"}, default "edge"
+        Where patches start: every step and at the far edge, spread evenly as nnU-Net does, or every step with the last
+        patch hanging over.
+    values : {"real", "stored"} or dtype, optional
+        Values of the patches, as in :func:`open`. A :class:`Subject` has its own.
 
-    Patches are numbered in the order in which a :class:`GridAggregator` holds least.
+    See Also
+    --------
+    GridAggregator : Blends the predictions of these patches.
+    predict : Does all of it.
+
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> sampler = voxpatch.GridSampler(np.zeros((8, 8, 8), np.float32), patch_size=4, overlap=2)
+    >>> len(sampler)
+    27
+    >>> sampler[26]["image"].shape, sampler[26]["location"].tolist()
+    ((1, 4, 4, 4), [4, 4, 4, 8, 8, 8])
     """
 
     def __init__(
         self,
         subject: Subject | Mapping[str, Any] | VolumeLike,
         patch_size: Size,
-        overlap: Size = 0,
+        overlap: Overlap = 0.5,
         padding: Padding | None = None,
         *,
-        placement: str = "edge",
-        values: Any = None,
+        placement: Placement = "edge",
+        values: Values | None = None,
     ) -> None:
         if isinstance(subject, Subject):
             if values is not None:
@@ -70,19 +111,20 @@ class GridSampler:
             subject = Subject(image=as_volume(subject, values))
         self.subject: Subject = subject
         self.patch_size = size("patch_size", patch_size)
-        self.overlap = size("overlap", overlap, least=0)
+        #: Voxels that neighbors share along z, y, x.
+        self.overlap = overlap_voxels(overlap, self.patch_size)
         self.padding = padding
         self.placement = placement
         #: The volumes on the first one's grid, once they are needed.
         self._matched: dict[str, Volume] = {}
-        #: Voxels along z, y, x.
+        #: Voxels of the volume along z, y, x.
         self.spatial_shape: tuple[int, int, int] = self.first_volume().shape[1:]
         for name in self.subject.volumes:
             self._volume(name)
         self._grid: Grid | None = self._make_grid()
 
     def _volume(self, name: str) -> Volume:
-        """A volume on the first one's grid."""
+        """Return a volume on the first one's grid."""
         if name not in self._matched:
             volume = self.subject[name]
             assert isinstance(volume, Volume)
@@ -99,37 +141,55 @@ class GridSampler:
 
     @property
     def grid(self) -> Grid:
-        """The grid of patches."""
+        """The grid of patches, for the compiled half."""
         if self._grid is None:
             self._grid = self._make_grid()
         return self._grid
 
     def first_volume(self) -> Volume:
-        """The volume whose spacing and affine an output gets."""
+        """Return the volume whose spacing and affine an output gets.
+
+        Returns
+        -------
+        Volume
+            The subject's first volume.
+        """
         return self._volume(next(iter(self.subject.volumes)))
 
     @property
-    def locations(self) -> np.ndarray[Any, Any]:
-        """Where all patches lie, int64 (N, 6)."""
+    def locations(self) -> npt.NDArray[np.int64]:
+        """Locations of all patches, int64 (N, 6): first voxel along z, y, x and one past the last."""
         return self.grid.locations()
 
     def __len__(self) -> int:
         return len(self.grid)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Sample:
+        """Read a patch.
+
+        Parameters
+        ----------
+        index : int
+            Number of the patch; negative ones count from the end.
+
+        Returns
+        -------
+        dict
+            Arrays (C, Z, Y, X) by the volumes' names, and ``"location"``, int64 (6,).
+        """
         number = index + len(self) if index < 0 else index
         if not 0 <= number < len(self):
             raise IndexError(f"patch {index}: the grid has {len(self)}")
         location = self.grid.location(number)
         corners = tuple(location.tolist())
         padding: Padding = "edge" if self.padding is None else self.padding
-        sample: dict[str, Any] = {
+        sample: Sample = {
             name: _read_box(self._volume(name), corners, padding) for name in self.subject.volumes
         }
         sample["location"] = location
         return sample
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -143,48 +203,77 @@ class GridSampler:
 
 
 class GridAggregator:
-    """Predictions of a :class:`GridSampler`'s patches as one volume (C, Z, Y, X).
+    """Predictions of a :class:`GridSampler`'s patches, blended into one volume (C, Z, Y, X).
 
-    ``blend`` says how overlapping predictions are weighed: ``"crop"`` (each voxel from the patch
-    in which it lies deepest, untouched), ``"average"``, ``"hann"``, ``"gaussian"`` (``"gaussian:0.125"``, the standard
-    deviation as a part of the patch), ``"linear"``, ``"nnunet"``, or an array of weights (z, y, x).
+    Predictions may come in any order and from any device, once each; the output is the same to the last bit. They may
+    lack a rim of each patch, as after convolutions without padding, or have larger voxels.
 
-    ``output`` is the path of a volume that is written as it becomes final, so that memory holds what is
-    not final only; ``**storage`` is as in :func:`voxpatch.write`. Without it the output is in memory.
-    ``reduce`` says what becomes of blended channels: ``"mean"``, ``"softmax"``, ``"sigmoid"``, ``"argmax"``
-    (``labels`` maps its classes), ``"threshold:0.5"`` or ``"quantize:0,1"``; ``dtype`` is the type that is stored.
-    Values beyond its range are an error, or become its nearest with ``clip=True``, which a warning counts.
-    ``fill`` is the value where no patch votes; the stored type must hold it. NaN, infinity and values that the
-    stored type or the sums cannot hold are an error, unless ``non_finite`` is ``"leave-out"`` or ``"keep"``.
-    Sums are float32 here whatever ``accumulator`` says, because patches may be missing in the end. In the place of
-    a patch that is missing or left out, ``"crop"`` takes each voxel from the patch in which it lies deepest.
+    Parameters
+    ----------
+    sampler : GridSampler
+        The sampler whose patches are predicted.
+    blend : {"average", "hann", "gaussian", "linear", "nnunet", "crop"}, Gaussian or array, default "hann"
+        Weights of overlapping predictions. "crop" takes each voxel from the patch in which it lies deepest, untouched;
+        of a patch that is missing or left out, from the next deepest. An array has the axes z, y, x of a patch.
+    output : str or path-like, optional
+        Path of a volume that is written as it becomes final, so that memory holds only what is not final. Without it
+        the output is in memory.
+    reduce : {"mean", "softmax", "sigmoid", "argmax"}, Threshold or Quantize, default "mean"
+        Reduction of the blended channels.
+    dtype : dtype, optional
+        Type of the output; the predictions' if not given.
+    labels : sequence of int, optional
+        Output values of the classes of ``reduce="argmax"``.
+    accumulator : {"float32", "float16", "bfloat16"}, default "float32"
+        Type of the weighted sums. They are float32 here in any case, because patches may be missing in the end.
+    non_finite : {"refuse", "leave-out", "keep"}, default "refuse"
+        What to do with patches that have NaN, infinity, or values that the output or the sums cannot hold.
+    fill : float, default 0
+        Output value where no patch votes; the output's type must hold it.
+    halo : int or (int, int, int), optional
+        Voxels that predictions lack at each face along z, y, x. It follows from their size, unless that can be read in
+        two ways, as 8 voxels for patches of 16.
+    average_integers : bool, default False
+        Whether integer predictions are quantities that may be averaged. Otherwise they are class numbers, which need
+        ``blend="crop"``; or predict a float channel for each class, with ``reduce="argmax"``.
+    clip : bool, default False
+        Write values beyond the range of the output's type as its nearest value, with a warning that counts them.
+        Otherwise they are an error.
+    scale : int, optional
+        Voxels of the volume along one voxel of the predictions. It follows from their size, as `halo` does.
+    **storage : StorageOptions
+        How `output` is stored: ``zarr``, ``chunk``, ``shard``, ``codec``, ``clevel``, ``pyramid``, ``levels`` and
+        ``overwrite``, as in :func:`write`.
 
-    Integer predictions are class numbers, which are never averaged: take ``"crop"``, or predict a float channel for
-    each class and ``reduce="argmax"``. ``average_integers=True`` says that they are quantities.
-
-    Predictions may come in any order and from any device, once each; the output is the same to
-    the last bit. They may lack a rim of each patch, as after convolutions without padding, or have larger
-    voxels. Their size shows which, unless both are possible (8 voxels for patches of 16): then say ``halo``, the
-    voxels missing at each face (one number, or three for z, y, x), or ``scale``, the volume's voxels along one of theirs.
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> scan = np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32)
+    >>> sampler = voxpatch.GridSampler(scan, patch_size=4, overlap=2)
+    >>> aggregator = voxpatch.GridAggregator(sampler)
+    >>> for patch in sampler:
+    ...     aggregator.add_batch(2 * patch["image"][None], patch["location"][None])
+    >>> np.allclose(aggregator.finish()[0], 2 * scan, atol=1e-5)
+    True
     """
 
     def __init__(
         self,
         sampler: GridSampler,
-        blend: str | np.ndarray[Any, Any] = "crop",
-        output: str | os.PathLike[str] | None = None,
+        blend: Blend = "hann",
+        output: Path | None = None,
         *,
-        reduce: str = "mean",
-        dtype: Any = None,
+        reduce: Reduce = "mean",
+        dtype: DType | None = None,
         labels: Sequence[int] | None = None,
-        accumulator: str = "float32",
-        non_finite: str = "refuse",
+        accumulator: Accumulator = "float32",
+        non_finite: NonFinite = "refuse",
         fill: float = 0.0,
         halo: Size | None = None,
         average_integers: bool = False,
         clip: bool = False,
         scale: int | None = None,
-        **storage: Any,
+        **storage: Unpack[StorageOptions],
     ) -> None:
         self.sampler = sampler
         self.output = output
@@ -195,15 +284,27 @@ class GridAggregator:
         )
         self._storage = storage_options("GridAggregator", storage)
         self._running: Aggregator | None = None
-        self._came: np.ndarray[Any, Any] | None = None
-        self._finished: Any = None
-        self._stats: dict[str, Any] = {}
+        self._came: npt.NDArray[np.bool_] | None = None
+        self._finished: Array | Volume | None = None
+        self._stats: AggregationStats | None = None
         #: torch, if tensors were added.
         self._torch: Any = None
 
     def add_batch(self, batch: Any, locations: Any) -> None:
-        """Adds predictions (B, C, Z, Y, X) of the patches at these locations (B, 6), as numpy arrays or as
-        torch tensors on any device: all of them, or, if one is wrong, none."""
+        """Add a batch of predictions: all of them or, if one is wrong, none.
+
+        Parameters
+        ----------
+        batch : array or torch.Tensor
+            Predictions (B, C, Z, Y, X), on any device.
+        locations : array or torch.Tensor
+            Locations (B, 6) of their patches, as the sampler gave them.
+
+        Raises
+        ------
+        ValueError
+            If shapes do not fit, a location is not the sampler's or came before, or values are refused.
+        """
         import numpy as np
 
         if is_tensor(batch):
@@ -222,7 +323,7 @@ class GridAggregator:
         assert self._came is not None
         self._came[numbers] = True
 
-    def _started(self, batch: np.ndarray[Any, Any]) -> Aggregator:
+    def _started(self, batch: Array) -> Aggregator:
         if self._running is None:
             import numpy as np
 
@@ -241,10 +342,18 @@ class GridAggregator:
             self._came = np.zeros(len(grid), bool)
         return self._running
 
-    def finish(self, *, partial: bool = False) -> Any:
-        """Finishes the output and gives it: the opened :class:`Volume` at ``output``, else the array (C, Z, Y, X).
+    def finish(self, *, partial: bool = False) -> Volume | Array:
+        """Finish the output.
 
-        Patches that did not come are an error, unless ``partial`` lets the others vote alone.
+        Parameters
+        ----------
+        partial : bool, default False
+            Accept that patches are missing. Otherwise they are an error.
+
+        Returns
+        -------
+        Volume or numpy.ndarray
+            The volume at `output`, opened, or the array (C, Z, Y, X) without one.
         """
         if self._finished is None:
             if self._running is None or self._came is None:
@@ -255,37 +364,53 @@ class GridAggregator:
                     f"{len(missing)} of {len(self._came)} patches did not come, the first is number {missing[0]} at "
                     f"{self.sampler.grid.location(int(missing[0])).tolist()}: add them, or finish(partial=True)"
                 )
-            self._finished, self._stats = self._running.finish(partial)
-            warn_of_clipped(self._stats, stacklevel=3)
+            self._finished, stats = self._running.finish(partial)
+            self._stats = stats
+            warn_of_clipped(stats, stacklevel=3)
         return self._finished
 
     def get_output_tensor(self) -> Any:
-        """The whole output in memory, (C, Z, Y, X): a torch tensor if tensors were added, else an array."""
+        """Finish the output and read it into memory.
+
+        Returns
+        -------
+        torch.Tensor or numpy.ndarray
+            The output (C, Z, Y, X): a tensor if tensors were added, else an array.
+        """
         output = self.finish()
         array = output[...] if isinstance(output, Volume) else output
         return array if self._torch is None else self._torch.from_numpy(array)
 
-    def stats(self) -> dict[str, Any]:
-        """What was done, once it is finished: patches, voxels that none covered, bytes held at most."""
-        return dict(self._stats)
+    def stats(self) -> AggregationStats:
+        """Return the statistics of a finished output.
+
+        Returns
+        -------
+        dict
+            ``patches``, ``skipped``, ``uncovered_voxels``, ``clipped_values``, ``chunks_written`` and ``peak_live_bytes``,
+            the most bytes that were held at once.
+        """
+        if self._stats is None:
+            raise InvalidError("the output is not finished: call finish() first")
+        return self._stats
 
 
 def blending(
-    blend: str | np.ndarray[Any, Any],
-    reduce: str,
-    dtype: Any,
+    blend: Blend,
+    reduce: Reduce,
+    dtype: DType | None,
     labels: Sequence[int] | None,
-    accumulator: str,
+    accumulator: Accumulator,
     vote: Sequence[float] | None,
-    non_finite: str,
+    non_finite: NonFinite,
     fill: float,
     average_integers: bool,
     clip: bool,
 ) -> dict[str, Any]:
-    """How predictions become voxels, as the compiled half takes it."""
+    """Return how predictions become voxels, as the compiled half takes it."""
     return {
-        "blend": blend,
-        "reduce": reduce,
+        "blend": word(blend),
+        "reduce": word(reduce),
         "labels": None if labels is None else list(labels),
         "accumulator": accumulator,
         "vote": None if vote is None else list(vote),
@@ -297,8 +422,8 @@ def blending(
     }
 
 
-def warn_of_clipped(stats: Mapping[str, Any], stacklevel: int) -> None:
-    """Warns if an output's type does not have all values."""
+def warn_of_clipped(stats: AggregationStats, stacklevel: int) -> None:
+    """Warn if an output's type does not have all values."""
     if clipped := stats["clipped_values"]:
         message = f"{clipped} values do not fit the output's type and became its nearest"
         warnings.warn(message, stacklevel=stacklevel + 1)
@@ -307,9 +432,9 @@ def warn_of_clipped(stats: Mapping[str, Any], stacklevel: int) -> None:
 def output_place(
     patch: Sequence[int], predicted: Sequence[int], halo: Size | None = None, scale: int | None = None
 ) -> tuple[tuple[int, int, int], int]:
-    """The halo and scale of predictions (C, Z, Y, X) of these lengths for patches of ``patch`` voxels.
+    """Return the halo and scale of predictions (C, Z, Y, X) of these lengths for patches of ``patch`` voxels.
 
-    What is not said follows from the lengths; an error where they can be read in two ways.
+    What is not given follows from the lengths; they are refused where they can be read in two ways.
     """
     channels, *lengths = (int(n) for n in predicted)
     rim = None if halo is None else size("halo", halo, least=0)
@@ -319,13 +444,13 @@ def output_place(
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether it is a torch tensor."""
+    """Return whether a value is a torch tensor."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def as_array(value: Any) -> np.ndarray[Any, Any]:
-    """A numpy array of an array or a tensor on any device."""
+def as_array(value: Any) -> Array:
+    """Return a numpy array of an array or a tensor on any device."""
     import numpy as np
 
     if is_tensor(value):

@@ -6,39 +6,143 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, cast, overload
 
 from ._voxpatch import Volume, _predict
-from .calls import Call
+from .calls import Call, Outputs, check_outputs
 from .errors import InvalidError
-from .files import Path, storage_options
 from .files import open as open_volume
-from .inference import Padding, VolumeLike, as_volume, blending, output_place, warn_of_clipped
-from .sizes import Size, count, size
+from .files import storage_options
+from .inference import as_volume, blending, output_place, warn_of_clipped
+from .options import StorageOptions
+from .sizes import count, overlap_voxels, size, three
 
-#: Voxels, or a part of the patch from 0 up to 1.
-_Overlap = Union[float, Sequence[float]]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .options import (
+        Accumulator,
+        Array,
+        Blend,
+        DType,
+        Durability,
+        NonFinite,
+        Normalize,
+        Overlap,
+        Padding,
+        Path,
+        Placement,
+        PredictPlan,
+        Preset,
+        Reduce,
+        Size,
+        Tta,
+        Values,
+        VolumeLike,
+    )
+
+    #: A setting of all outputs, or a dictionary of the outputs' own.
+    T = TypeVar("T")
+    Each = Union[T, Mapping[Any, T]]
+
+    class PredictOptions(StorageOptions, total=False):
+        """The keywords of :func:`predict` on which the type of its result does not depend."""
+
+        batch_size: int
+        blend: Each[Blend] | None
+        reduce: Each[Reduce]
+        dtype: Each[DType] | None
+        halo: Each[Size] | None
+        scale: Each[int] | None
+        labels: Sequence[int] | None
+        padding: Padding | None
+        margin: Size | None
+        placement: Placement | None
+        preset: Preset | None
+        mask: VolumeLike | None
+        tolerance: float
+        same_grid: bool
+        vote: Sequence[float] | None
+        fill: float
+        average_integers: bool
+        clip: bool
+        non_finite: NonFinite
+        accumulator: Accumulator
+        normalize: Normalize | None
+        tta: Tta | None
+        memory: int
+        threads: int | None
+        resume: bool
+        durability: Durability
+        model_id: str | None
+        values: Values | None
+        progress: bool | Callable[[int, int], object]
+        device: object
 
 
+Model = Union[Callable[..., Any], str, "os.PathLike[str]"]
+Name = TypeVar("Name")
+
+# fmt: off
+@overload
 def predict(
-    model: Callable[..., Any],
+    model: Model, volume: VolumeLike, output: None, patch_size: Size, overlap: Overlap | None = None, *,
+    part: None = None, num_parts: int = 1, dry_run: Literal[False] = False, **options: Unpack[PredictOptions],
+) -> Array: ...
+@overload
+def predict(  # type: ignore[overload-overlap]  # a string is a sequence of strings, too
+    model: Model, volume: VolumeLike, output: Path, patch_size: Size, overlap: Overlap | None = None, *,
+    part: None = None, num_parts: int = 1, dry_run: Literal[False] = False, **options: Unpack[PredictOptions],
+) -> Volume: ...
+@overload
+def predict(
+    model: Model, volume: VolumeLike, output: Mapping[Name, Path], patch_size: Size, overlap: Overlap | None = None, *,
+    part: None = None, num_parts: int = 1, dry_run: Literal[False] = False, **options: Unpack[PredictOptions],
+) -> dict[Name, Volume]: ...
+@overload
+def predict(
+    model: Model, volume: VolumeLike, output: Sequence[Path], patch_size: Size, overlap: Overlap | None = None, *,
+    part: None = None, num_parts: int = 1, dry_run: Literal[False] = False, **options: Unpack[PredictOptions],
+) -> list[Volume]: ...
+@overload
+def predict(  # type: ignore[overload-overlap]  # a string is a sequence of strings, too
+    model: Model, volume: VolumeLike, output: Path, patch_size: Size, overlap: Overlap | None = None, *,
+    part: int, num_parts: int = 1, dry_run: Literal[False] = False, **options: Unpack[PredictOptions],
+) -> Volume | None: ...
+@overload
+def predict(
+    model: Model, volume: VolumeLike, output: Mapping[Name, Path], patch_size: Size, overlap: Overlap | None = None, *,
+    part: int, num_parts: int = 1, dry_run: Literal[False] = False, **options: Unpack[PredictOptions],
+) -> dict[Name, Volume] | None: ...
+@overload
+def predict(
+    model: Model, volume: VolumeLike, output: Sequence[Path], patch_size: Size, overlap: Overlap | None = None, *,
+    part: int, num_parts: int = 1, dry_run: Literal[False] = False, **options: Unpack[PredictOptions],
+) -> list[Volume] | None: ...
+@overload
+def predict(
+    model: Model, volume: VolumeLike, output: Outputs | None, patch_size: Size, overlap: Overlap | None = None, *,
+    part: int | None = None, num_parts: int = 1, dry_run: Literal[True], **options: Unpack[PredictOptions],
+) -> PredictPlan: ...
+# fmt: on
+def predict(
+    model: Model,
     volume: VolumeLike,
-    output: Path | Mapping[str, Path] | Sequence[Path] | None,
+    output: Outputs | None,
     patch_size: Size,
-    overlap: _Overlap | None = None,
+    overlap: Overlap | None = None,
     *,
     batch_size: int = 1,
-    blend: Any = None,
-    reduce: Any = "mean",
-    dtype: Any = None,
-    halo: Size | Mapping[Any, Size] | None = None,
-    scale: int | Mapping[Any, int] | None = None,
+    blend: Each[Blend] | None = None,
+    reduce: Each[Reduce] = "mean",
+    dtype: Each[DType] | None = None,
+    halo: Each[Size] | None = None,
+    scale: Each[int] | None = None,
     labels: Sequence[int] | None = None,
     padding: Padding | None = None,
     margin: Size | None = None,
-    placement: str | None = None,
-    preset: str | None = None,
+    placement: Placement | None = None,
+    preset: Preset | None = None,
     mask: VolumeLike | None = None,
     tolerance: float = 0.1,
     same_grid: bool = False,
@@ -46,72 +150,160 @@ def predict(
     fill: float = 0.0,
     average_integers: bool = False,
     clip: bool = False,
-    non_finite: str = "refuse",
-    accumulator: str = "float32",
-    normalize: str | tuple[float, float] | None = None,
-    tta: str | None = None,
-    memory: int = 1 << 30,
+    non_finite: NonFinite = "refuse",
+    accumulator: Accumulator = "float32",
+    normalize: Normalize | None = None,
+    tta: Tta | None = None,
+    memory: int = 256 << 20,
     threads: int | None = None,
     resume: bool = False,
     part: int | None = None,
     num_parts: int = 1,
-    durability: str = "none",
+    durability: Durability = "none",
     model_id: str | None = None,
-    values: Any = None,
+    values: Values | None = None,
     progress: bool | Callable[[int, int], object] = False,
-    device: Any = None,
+    device: object = None,
     dry_run: bool = False,
-    **storage: Any,
-) -> Any:
-    """Predicts every patch of a volume and writes the blended output; gives it opened, or as an array if
-    ``output`` is None.
+    **storage: Unpack[StorageOptions],
+) -> Array | Volume | dict[Any, Volume] | list[Volume] | PredictPlan | None:
+    """Predict a volume patch by patch, and blend the predictions on disk.
 
-    A ``torch.nn.Module`` gets float32 tensors (B, C, Z, Y, X) on its device, in evaluation mode and
-    without gradients; any other callable gets numpy arrays, or tensors on ``device`` if one is given.
-    It is called on this thread only. Values are real ones: slope and intercept are applied, unless ``values`` is
-    ``"stored"``. What comes back
-    are predictions (B, K, Z, Y, X), arrays or tensors, of as many voxels as the patch, fewer (a rim is
-    missing), or larger ones. It is called once with zeros to see which. Where their size could mean either,
-    as 8 voxels for patches of 16, say ``halo`` or ``scale``, as in :class:`GridAggregator`.
+    The model is called on this thread only; patches are read, blended and written by threads without the interpreter's
+    lock. The output is the same for any number of threads. Ctrl-C stops the run within a second.
 
-    A model that gives several outputs, as a tuple or dictionary, needs as many paths: ``output`` is
-    then a list, or a dictionary by their names; outputs that are not named are left out. ``blend``,
-    ``reduce``, ``dtype``, ``halo`` and ``scale`` may be dictionaries too.
+    Parameters
+    ----------
+    model : torch.nn.Module, callable, str or path-like
+        A module gets float32 tensors (B, C, Z, Y, X) on its device, in evaluation mode and without gradients. Any other
+        callable gets numpy arrays, or tensors if `device` is given. The path of an ONNX file is run by the package
+        onnxruntime. Predictions are arrays or tensors (B, K, Z, Y, X) of as many voxels as the patch, fewer (a rim is
+        missing), or larger ones; several outputs are a tuple or a dictionary. The model is called once with zeros first.
+    volume : Volume, str, path-like or array
+        The volume to predict, with axes c, z, y, x. The model gets real values: slope and intercept are applied.
+    output : str, path-like, sequence, dict or None
+        Path of the output; one for each output of the model; or a dictionary of paths for those that are wanted, by name
+        (of a model that gives a dictionary, or of ONNX outputs) or number (of one that gives a tuple). None gives an
+        array.
+    patch_size : int or (int, int, int)
+        Voxels of a patch along z, y, x.
+    overlap : int, float or three of them, optional
+        What neighbors share along z, y, x: voxels (int), or a fraction of the patch from 0 up to 1 (float). Half the patch
+        if neither it nor a `preset` says otherwise.
+    batch_size : int, default 1
+        Patches that the model gets at once.
+    blend : {"average", "hann", "gaussian", "linear", "nnunet", "crop"}, Gaussian, array or dict, optional
+        Weights of overlapping predictions, as in :class:`GridAggregator`; "hann" if neither it nor a `preset` says
+        otherwise. Here and below, a dictionary has the outputs' own settings by name.
+    reduce : {"mean", "softmax", "sigmoid", "argmax"}, Threshold, Quantize or dict, default "mean"
+        Reduction of the blended channels.
+    dtype : dtype or dict, optional
+        Type of the output; that of the reduced predictions if not given.
+    halo : int, (int, int, int) or dict, optional
+        Voxels that predictions lack at each face along z, y, x. It follows from their size, unless that can be read in
+        two ways, as 8 voxels for patches of 16.
+    scale : int or dict, optional
+        Voxels of the volume along one voxel of the predictions. It follows from their size, as `halo` does.
+    labels : sequence of int, optional
+        Output values of the classes of ``reduce="argmax"``.
+    padding : float or {"constant", "edge", "reflect", "wrap"}, optional
+        Let patches cover `margin` beyond each face too. A number is the value there, in the units of what the model gets:
+        normalized ones if there is a `normalize`.
+    margin : int or (int, int, int), optional
+        Voxels along z, y, x that patches cover beyond each face; half the overlap if there is a `padding`.
+    placement : {"edge", "even", "padded"}, optional
+        Where patches start, as in :class:`GridSampler`; "edge" if neither it nor a `preset` says otherwise.
+    preset : {"torchio", "monai", "nnunet"}, optional
+        Place and weigh patches as another tool: "monai" as ``sliding_window_inference`` with mode gaussian and overlap
+        0.25, "nnunet" with half a patch and Gaussian weights.
+    mask : Volume, path or array, optional
+        A volume of the same space, of any resolution and orientation: patches without foreground are not predicted.
+    tolerance : float, default 0.1
+        How far, in voxels, the corners of the mask may lie from the volume's.
+    same_grid : bool, default False
+        Match the mask by its shape where it does not say where it lies, such as an array.
+    vote : sequence of float, optional
+        Values, one for each channel, to blend for patches outside the mask. Without it, these patches are left out.
+    fill : float, default 0
+        Output value where no patch votes; the output's type must hold it.
+    average_integers : bool, default False
+        Whether integer predictions are quantities that may be averaged, and not class numbers.
+    clip : bool, default False
+        Write values beyond the range of the output's type as its nearest value, with a warning that counts them.
+        Otherwise they are an error.
+    non_finite : {"refuse", "leave-out", "keep"}, default "refuse"
+        What to do with patches that have NaN, infinity, or values that the output or the sums cannot hold.
+    accumulator : {"float32", "float16", "bfloat16"}, default "float32"
+        Type of the weighted sums.
+    normalize : {"zscore"} or (float, float), optional
+        Normalize what the model gets: z-scores of the volume, or the values that become 0 and 1.
+    tta : {"flips"}, optional
+        Predict each patch from all eight sides, and take the mean.
+    memory : int, default 268435456
+        Bytes that everything except the model may take.
+    threads : int, optional
+        Threads that read and blend; one for each core, and at least two, if not given.
+    resume : bool, default False
+        Resume an interrupted run that had it, and keep partial output if this one is interrupted.
+    part : int, optional
+        Number of the part, from 0, that this call writes; other processes or machines write the others. It can be resumed.
+    num_parts : int, default 1
+        Number of parts.
+    durability : {"none", "chunk"}, default "none"
+        What finished chunks of a run that can be resumed survive: a killed process, or a power failure too.
+    model_id : str, optional
+        Identifier of the model, for runs that can be resumed: it must change with everything that predictions depend on.
+        A module is identified by its weights, an ONNX file by its bytes and those of its weights, and a function of a
+        module by its name; anything else needs it.
+    values : {"real", "stored"} or dtype, optional
+        Values of the volume, as in :func:`open`.
+    progress : bool or callable, default False
+        True shows a bar if tqdm is installed; a callable gets ``(done, total)``.
+    device : torch.device or str, optional
+        Device of the tensors that a callable gets, or on which onnxruntime runs a network: "cpu", "cuda" or "cuda:N".
+    dry_run : bool, default False
+        Write nothing, and return what the run would need.
+    **storage : StorageOptions
+        How outputs are stored: ``zarr``, ``chunk``, ``shard``, ``codec``, ``clevel``, ``pyramid``, ``levels`` and
+        ``overwrite``, as in :func:`write`.
 
-    ``overlap`` is in voxels (whole numbers) or parts of the patch (a float below 1).
-    ``blend`` (``"hann"`` if nothing is said), ``reduce``, ``labels``, ``dtype``, ``fill``, ``non_finite``,
-    ``average_integers``, ``clip`` and ``**storage`` are as in :class:`GridAggregator`; ``padding`` and ``placement`` as in
-    :class:`GridSampler`; ``margin`` is what patches cover beyond each face instead of half the overlap. A number as ``padding`` is in
-    the units of what the model gets, normalized ones if there is a ``normalize``.
-    ``preset`` places and weighs patches as others do: ``"torchio"``, ``"monai"`` (``sliding_window_inference``
-    with mode gaussian, overlap 0.25) or ``"nnunet"`` (half a patch, Gaussian).
+    Returns
+    -------
+    Volume, list of Volume, dict of Volume, numpy.ndarray or None
+        The written volumes, opened, in the form of `output`; an array (K, Z, Y, X) for None. While parts are missing, None.
+        With ``dry_run=True`` a dictionary: ``patches`` and ``patches_predicted``; ``passes``, in which outputs are
+        written; ``peak_bytes``, which `memory` bounds; ``model_bytes`` and ``process_bytes``, the memory of the model and
+        of the whole process, measured on one batch; ``output_bytes`` of each output before compression; ``free_bytes`` on
+        the disk; ``estimated_seconds``.
 
-    ``mask`` is a volume of the same space, of any resolution, its axes stored in any order and direction: patches
-    without foreground are not predicted, or ``vote`` for these values. ``tolerance`` is how far, in voxels, its corners
-    may lie from the volume's; with ``same_grid`` a mask that does not say where it lies, such as an array, matches by
-    its shape. ``normalize`` is ``"zscore"``, or ``(low, high)``, which become 0 and 1.
-    ``tta="flips"`` predicts each patch from all eight sides.
+    Raises
+    ------
+    ValueError
+        If options, the model's predictions and the volume do not fit each other, or `memory` is too small.
+    FileExistsError
+        If something is at `output`, and ``overwrite`` is not True.
 
-    ``memory`` bounds the bytes of all but the model; ``threads`` threads read and blend. The output is
-    the same for any number of them. ``resume=True`` goes on where an earlier call with it was ended;
-    ``part`` of ``num_parts`` writes what that part owns, in a process or on a machine of its own. Either
-    refuses to continue with another model, which ``model_id`` identifies: it changes with everything that predictions
-    depend on. Without it, a module is identified by its weights, and a function of a module by its name; a lambda, a
-    function inside another and any other object must be given one. While parts are missing, None comes back.
-
-    ``dry_run=True`` writes nothing and gives a dictionary of what the run would take: ``patches_predicted``;
-    ``passes``, in how many of them outputs are written; ``peak_bytes``, which ``memory`` bounds; ``process_bytes``,
-    the memory of the whole process with the model's share, measured on one batch; ``output_bytes`` of each
-    output before compression; ``free_bytes`` on the disk; ``guessed_seconds``.
-
-    ``progress=True`` shows a bar if tqdm is installed; a callable gets ``(done, total)``. Ctrl-C stops the
-    run within a second.
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> scan = np.random.default_rng(0).normal(size=(20, 24, 28)).astype(np.float32)
+    >>> voxpatch.write("scan.zarr", scan, spacing=(2, 1, 1), chunk=8, shard=16).shape
+    (1, 20, 24, 28)
+    >>> def double(batch):
+    ...     return 2 * batch
+    >>> doubled = voxpatch.predict(double, "scan.zarr", "doubled.zarr", patch_size=12, batch_size=4)
+    >>> np.allclose(doubled[0], 2 * scan, atol=1e-5)
+    True
     """
     stored = storage_options("predict", storage)
+    if output is not None:
+        check_outputs(output)
+    elif resume or part is not None:
+        raise InvalidError("output=None gives an array, which cannot be resumed or written in parts: give a path")
     opened = as_volume(volume, values)
     patch = size("patch_size", patch_size)
     settings = _placed(opened.shape[1:], patch, overlap, blend, padding, margin, placement, preset)
-    mode = settings.pop("blend")
+    weights = settings.pop("blend")
     call = Call(model, device)
     with call.ready(), _place(output) as places:
         outputs: list[dict[str, Any]] = []
@@ -126,7 +318,7 @@ def predict(
                     "halo": rim,
                     "scale": factor,
                     "blending": blending(
-                        _of(mode, name, "hann"),
+                        _of(weights, name, "hann"),
                         _of(reduce, name, "mean"),
                         _of(dtype, name, None),
                         labels if _of(reduce, name, "mean") == "argmax" else None,
@@ -159,7 +351,7 @@ def predict(
             chosen = None if mask is None else as_volume(mask)
             done = _predict(call, opened, outputs, settings, chosen, tell)
         if dry_run:
-            return done
+            return cast("PredictPlan", done)
         _log(opened, done)
         for stats in done["outputs"]:
             warn_of_clipped(stats, stacklevel=2)
@@ -167,7 +359,7 @@ def predict(
             return None
         found = {out["name"]: open_volume(out["path"]) for out in outputs}
         if isinstance(output, Mapping):
-            return found
+            return {name: found[str(name)] for name in output}
         volumes = list(found.values())
         if output is None:
             return volumes[0][...]
@@ -181,8 +373,8 @@ def _log(volume: Volume, done: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _place(output: Any) -> Iterator[Any]:
-    """Where outputs go: a folder for a while if nobody says."""
+def _place(output: Outputs | None) -> Iterator[Outputs]:
+    """Yield where outputs go: into a temporary folder if nothing was given."""
     if output is not None:
         yield output
         return
@@ -195,40 +387,39 @@ def _place(output: Any) -> Iterator[Any]:
 def _placed(
     volume: Sequence[int],
     patch: tuple[int, int, int],
-    overlap: _Overlap | None,
-    blend: Any,
+    overlap: Overlap | None,
+    blend: Each[Blend] | None,
     padding: Padding | None,
     margin: Size | None,
     placement: str | None,
-    preset: str | None,
+    preset: Preset | None,
 ) -> dict[str, Any]:
-    """Where patches lie, and how they are weighed."""
+    """Return where patches lie, and how they are weighed."""
     fits = {"monai": 0.0, "nnunet": 0.0}
     if preset not in (None, "torchio", *fits):
         raise InvalidError(f"preset {preset!r}: it is 'torchio', 'monai' or 'nnunet'")
     if overlap is None:
-        overlap = {"monai": 0.25, "nnunet": 0.5}.get(preset or "", 0)
-    lengths = [_overlap(given, length) for given, length in zip(_three(overlap), patch)]
+        overlap = {"monai": 0.25}.get(preset or "", 0.5)
+    lengths = overlap_voxels(overlap, patch)
     if preset == "monai":
-        lengths = [0 if p == n else length for length, p, n in zip(lengths, patch, volume)]
-    if blend is None:
-        blend = {"monai": "monai:0.125", "nnunet": "nnunet"}.get(preset or "", "hann")
+        z, y, x = (0 if p == n else length for length, p, n in zip(lengths, patch, volume))
+        lengths = (z, y, x)
     beyond = (0, 0, 0) if padding is None else tuple(length // 2 for length in lengths)
     margins = beyond if margin is None else size("margin", margin, least=0)
     if placement is None:
-        placement = _even(volume, patch, margins, _three(overlap)) if preset == "nnunet" else "edge"
+        placement = _even(volume, patch, margins, three("overlap", overlap)) if preset == "nnunet" else "edge"
     return {
         "patch": patch,
-        "overlap": tuple(lengths),
+        "overlap": lengths,
         "placement": placement,
         "padding": fits.get(preset or "") if padding is None else padding,
         "margin": margins,
-        "blend": blend,
+        "blend": {"monai": "monai:0.125", "nnunet": "nnunet"}.get(preset or "", "hann") if blend is None else blend,
     }
 
 
 def _even(volume: Sequence[int], patch: Sequence[int], margins: Sequence[int], overlaps: Sequence[float]) -> str:
-    """As many patches as nnU-Net places: its step is a part of the patch, and need not be a whole number of voxels."""
+    """Return the placement of nnU-Net, whose step is a fraction of the patch that need not be a whole number of voxels."""
     if not all(isinstance(overlap, float) for overlap in overlaps):
         return "even"
     rooms = [max(0, n + 2 * margin - p) for n, p, margin in zip(volume, patch, margins)]
@@ -236,36 +427,18 @@ def _even(volume: Sequence[int], patch: Sequence[int], margins: Sequence[int], o
     return "even:" + ",".join(map(str, counts))
 
 
-def _three(given: _Overlap) -> Sequence[float]:
-    single = getattr(given, "ndim", None) == 0 or not hasattr(given, "__iter__")
-    three: list[Any] = [given] * 3 if single else list(islice(iter(given), 4))  # type: ignore[arg-type]
-    if len(three) != 3:
-        raise InvalidError(f"overlap {given!r}: give one number, or three for z, y, x")
-    return three
-
-
-def _overlap(given: float, patch: int) -> int:
-    """Voxels of an overlap that may be a part of the patch; the step is rounded down, as others do."""
-    if hasattr(given, "__index__"):
-        return count("overlap", given)
-    try:
-        given = float(given)
-    except (TypeError, ValueError) as error:
-        raise InvalidError(f"overlap {given!r}: give voxels, or a part of the patch from 0 up to 1") from error
-    if not 0 <= given < 1:
-        raise InvalidError(f"overlap {given}: a part of the patch is from 0 up to 1; voxels are whole numbers")
-    return patch - max(1, int(patch * (1 - given)))
-
-
 def _of(setting: Any, name: Any, default: Any) -> Any:
-    """The setting of an output."""
+    """Return the setting of an output."""
     return setting.get(name, default) if isinstance(setting, Mapping) else setting
 
 
-def _normalize(given: str | tuple[float, float] | None) -> str:
+def _normalize(given: Normalize | None) -> str:
     if given is None or isinstance(given, str):
         return given or "none"
-    low, high = given
+    try:
+        low, high = (float(one) for one in given)
+    except (TypeError, ValueError) as error:
+        raise InvalidError(f"normalize {given!r}: give 'zscore', or the two values that become 0 and 1") from error
     return f"ct:{low},{high}"
 
 

@@ -19,26 +19,47 @@ from .subject import Subject
 
 if TYPE_CHECKING:
     import numpy as np  # whose import takes longer than all of this
+    import numpy.typing as npt
 
+    from .options import Array, DType, OnError, QueueStats, Uneven
+    from .subject import Parts
+
+#: A patch or a batch: arrays by the volumes' names, ``"location"``, and ``"subject"``.
 Sample = dict[str, Any]
+#: A function that changes a sample.
 Transform = Callable[[Sample], Sample]
-Subjects = Union[Sequence[Any], "LazySubjects"]
-#: A type for all images, or one for each of some.
-DTypes = Union[str, "np.dtype[Any]", type, Mapping[str, Any]]
+#: A subject, or a dictionary of its volumes and metadata.
+SubjectLike = Union[Subject, Mapping[str, Any]]
+#: The subjects of a queue.
+Subjects = Union[Sequence[SubjectLike], "LazySubjects"]
 
 #: What a forked process inherits and must neither use nor free: locks in it may never open.
-_inherited: list[Any] = []
+_inherited: list[Plan] = []
 
 
 class LazySubjects:
-    """``count`` subjects, each made by ``make(index)`` when it is first needed.
+    """Subjects that are created on demand, for lists that are too long to create up front.
 
-    For lists that are too long, or subjects too dear, to be made beforehand. ``make`` is called on
-    the thread that iterates. ``key`` is a text that changes with the subjects: a saved state is not
-    loaded where it differs.
+    Parameters
+    ----------
+    count : int
+        Number of subjects.
+    make : callable
+        Makes the subject of a number from 0. It is called on the thread that iterates.
+    key : str, default ""
+        Text that changes with the subjects: a saved state with another key is refused.
+
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> def make(index):
+    ...     return voxpatch.Subject(ct=np.full((8, 8, 8), index), name=f"case {index}")
+    >>> queue = voxpatch.Queue(voxpatch.LazySubjects(10**6, make), voxpatch.UniformSampler(4), 1)
+    >>> next(iter(queue))["ct"].shape
+    (1, 4, 4, 4)
     """
 
-    def __init__(self, count: int, make: Callable[[int], Subject | Mapping[str, Any]], *, key: str = "") -> None:
+    def __init__(self, count: int, make: Callable[[int], SubjectLike], *, key: str = "") -> None:
         self.count = _count("count", count, most=sys.maxsize)
         self.make = make
         self.key = key
@@ -46,7 +67,7 @@ class LazySubjects:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> Subject | Mapping[str, Any]:
+    def __getitem__(self, index: int) -> SubjectLike:
         if not 0 <= index < self.count:
             raise IndexError(index)
         return self.make(index)
@@ -55,43 +76,79 @@ class LazySubjects:
 class Queue:
     """Patches for training, an epoch for each iteration.
 
-    ``subjects`` is a sequence of :class:`Subject` (or of dictionaries that make one), or
-    :class:`LazySubjects`; ``sampler`` says where patches lie, ``samples_per_subject`` how many an epoch has
-    of each subject: a number, or one for each.
+    Without `batch_size` each item is one sample, ``{"ct": array (C, Z, Y, X), ..., "location": int64 (6,), "subject":
+    dict}``; with it a batch, ``{"ct": array (B, C, Z, Y, X), ..., "location": int64 (B, 6), "subject": list of dict}``. A
+    location is the first voxel along z, y, x and one past the last; ``"subject"`` holds the metadata, with ``"name"`` and
+    ``"index"``. Arrays own their memory; ``torch.from_numpy`` takes them as they are.
 
-    Without ``batch_size`` each item is one sample, ``{"ct": array (C, Z, Y, X), ..., "location": int64
-    (6,), "subject": dict}``; with it a batch, ``{"ct": array (B, C, Z, Y, X), ..., "location": int64
-    (B, 6), "subject": list of dict}``. A location is the first voxel along z, y, x and one past the last;
-    ``"subject"`` holds the metadata, with ``"name"`` and ``"index"``. Arrays own their memory;
-    ``torch.from_numpy`` takes them as they are.
+    The sequence is a function of `seed` and the epoch, the same for any number of threads and workers. Each iteration is the
+    next epoch, unless :meth:`set_epoch` says which. An iterator that is exhausted or closed stays so.
 
-    ``threads`` threads read ahead (as many as there are cores if nothing is said; with 0 the
-    caller's own reads), up to ``max_length`` patches and ``memory`` bytes. Patches are mixed
-    within windows of ``max_length``. The sequence is a function of ``seed`` and the epoch, the same
-    for any number of threads and workers. ``transform`` changes each sample on the caller's thread.
+    Parameters
+    ----------
+    subjects : sequence of Subject or dict, or LazySubjects
+        The subjects; a dictionary makes one.
+    sampler : Sampler
+        The sampler that says where patches lie.
+    samples_per_subject : int or sequence of int
+        Patches of each subject in an epoch: a number, or one for each subject.
+    max_length : int, default 300
+        The most patches that wait. Patches are mixed within windows of this length.
+    memory : int, default 268435456
+        Bytes that waiting patches and decoded chunks may take together.
+    threads : int, optional
+        Threads that read ahead; one for each core if not given. With 0 the caller's own thread reads.
+    shuffle_subjects, shuffle_patches : bool, default True
+        Whether the order of subjects, and of patches within a window, is random.
+    seed : int, default 0
+        Random seed.
+    rank, world_size : int, optional
+        Rank of this process, and number of ranks; those of ``torch.distributed`` if not given. All ranks get equally many
+        batches, or samples without `batch_size`.
+    transform : callable, optional
+        Changes each sample, on the caller's thread.
+    batch_size : int, optional
+        Samples of a batch.
+    keep_batches : bool, default False
+        Keep draws that belong together in one batch, see :class:`MixtureSampler`. `samples_per_subject` is then a multiple
+        of `batch_size`.
+    on_error : {"fail", "skip"}, default "fail"
+        What to do with patches that cannot be read and subjects that cannot be opened: raise an error, or leave them out
+        and keep the reasons in :meth:`stats`.
+    uneven : {"repeat", "drop", "exact"}, default "repeat"
+        What to do with patches that ranks cannot share evenly: repeat the first ones of the epoch, as torch's
+        ``DistributedSampler`` does; leave out the last ones, as its ``drop_last``; or deliver each once, so that some ranks
+        get one sample more.
+    dtype : dtype or dict, optional
+        Convert all images to a type, or those of a dictionary: ``{"ct": "float32"}``.
+    same_images : bool, optional
+        Refuse subjects with other images than the first, or with images of another type or number of channels, which do
+        not fit into one batch. True if not given, unless there is a `transform`.
 
-    The ranks of a distributed run get equally many batches of an epoch, or samples without ``batch_size``, so
-    that none waits for the others in vain; ``rank`` and ``world_size`` are those of ``torch.distributed`` by
-    default. Patches that cannot be shared evenly are handled as by torch's ``DistributedSampler``:
-    ``uneven="repeat"`` repeats the first patches of the epoch, fewer than there are ranks;
-    ``uneven="drop"`` leaves out the last ones (``drop_last=True``); with ``uneven="exact"`` each patch comes
-    once, and some ranks get one sample more than others.
+    Raises
+    ------
+    ValueError
+        If options do not fit each other, or subjects are refused.
 
-    Subjects with other images than the first, or with images of another type or number of channels, are
-    refused when the queue is made (:class:`LazySubjects`: at the first patch of such a subject), since their
-    patches do not fit into one batch. ``dtype`` converts all images of a type (``"float32"``), or those of a
-    dictionary (``{"ct": "float32"}``). ``same_images=False`` allows any; it is the default with a
-    ``transform``, which may make samples alike.
+    Notes
+    -----
+    A torch ``DataLoader`` takes a queue as an iterable dataset. Use ``batch_size=None`` there if the queue makes batches, and
+    leave its ``num_workers`` at 0: the queue's threads read in the same process, and nothing is copied between processes.
+    Worker processes share the epoch; with `batch_size` here, batches even come in the same order.
 
-    Each iteration is the next epoch, unless :meth:`set_epoch` says which. An iterator that was exhausted or
-    closed stays so. In a torch ``DataLoader`` use
-    ``batch_size=None`` if the queue makes batches, and ``threads=0``: the queue's threads read in
-    the same process, and nothing is copied between processes. With worker processes each takes its own
-    share of the epoch; with ``batch_size`` here, batches even come in the same order.
-
-    ``on_error="skip"`` leaves out what cannot be opened, drawn from or read, and keeps the reasons in
-    :meth:`stats`; otherwise it is an exception. ``keep_batches`` keeps draws that belong together in one
-    batch, see :class:`MixtureSampler`; ``samples_per_subject`` is then a multiple of ``batch_size``.
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> subjects = [voxpatch.Subject(ct=np.full((8, 8, 8), n, np.int16), age=60 + n) for n in range(3)]
+    >>> queue = voxpatch.Queue(subjects, voxpatch.UniformSampler(4), samples_per_subject=5, batch_size=4, seed=1)
+    >>> len(queue)
+    4
+    >>> for batch in queue:
+    ...     print(batch["ct"].shape, batch["location"].shape, len(batch["subject"]))
+    (4, 1, 4, 4, 4) (4, 6) 4
+    (4, 1, 4, 4, 4) (4, 6) 4
+    (4, 1, 4, 4, 4) (4, 6) 4
+    (3, 1, 4, 4, 4) (3, 6) 3
     """
 
     def __init__(
@@ -101,7 +158,7 @@ class Queue:
         samples_per_subject: int | Sequence[int],
         *,
         max_length: int = 300,
-        memory: int = 512 << 20,
+        memory: int = 256 << 20,
         threads: int | None = None,
         shuffle_subjects: bool = True,
         shuffle_patches: bool = True,
@@ -111,9 +168,9 @@ class Queue:
         transform: Transform | None = None,
         batch_size: int | None = None,
         keep_batches: bool = False,
-        on_error: str = "fail",
-        uneven: str = "repeat",
-        dtype: DTypes | None = None,
+        on_error: OnError = "fail",
+        uneven: Uneven = "repeat",
+        dtype: DType | Mapping[str, DType] | None = None,
         same_images: bool | None = None,
     ) -> None:
         if keep_batches and batch_size is None:
@@ -158,7 +215,7 @@ class Queue:
         #: The images of all subjects in the order in which they were first seen.
         self._order: dict[str, int] = {}
         self._current: weakref.ref[_Iterator] | None = None
-        self._stats: dict[str, Any] = {}
+        self._stats: QueueStats | None = None
         #: Where the running epoch is, or the last one was left, and whose turn it was.
         self._state: str | None = None
         self._turns = 1
@@ -170,7 +227,7 @@ class Queue:
         self._untouched: tuple[int, str] | None = None
 
     def _opened(self) -> Plan:
-        """The plan, made anew in a forked process."""
+        """Return the plan, made anew in a forked process."""
         if self._plan is not None:
             process, plan = self._plan
             if process == os.getpid():
@@ -204,20 +261,20 @@ class Queue:
         known_by = [_identity(subject, names[subject.name] == 1) for subject in all_of_them]
         return SubjectList.known(parts, repr([self._cohort, known_by]))
 
-    def _make(self, index: int) -> Any:
+    def _make(self, index: int) -> Parts:
         subject = _subject(self.subjects[index])
         self._metadata[index] = _metadata(index, subject)
         return self._parts(subject)
 
-    def _parts(self, subject: Subject) -> Any:
-        """The subject as the compiled half opens it, its images in the order of the first subject's."""
+    def _parts(self, subject: Subject) -> Parts:
+        """Return a subject as the compiled half opens it, its images in the order of the first subject's."""
         name, images, matching = subject._parts(self.dtype)
         for image in images:
             self._order.setdefault(image[0], len(self._order))
         return name, sorted(images, key=lambda image: self._order[image[0]]), matching
 
     def __len__(self) -> int:
-        """Samples, or batches if there is ``batch_size``, that an epoch has for this rank."""
+        """Return how many samples, or batches with `batch_size`, an epoch has for this rank."""
         patches, batches = self._length
         return patches if self.batch_size is None else batches
 
@@ -261,22 +318,32 @@ class Queue:
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next iteration has."""
+        """The epoch of the next iteration."""
         return self._epochs.next
 
     def set_epoch(self, epoch: int) -> None:
-        """The next iteration has this epoch, in the DataLoader's worker processes too. A state that was
-        loaded and is of this epoch stays."""
+        """Choose the epoch of the next iteration, in a DataLoader's worker processes too.
+
+        Parameters
+        ----------
+        epoch : int
+            Number of the epoch, from 0. A state that was loaded and is of this epoch stays.
+        """
         number = _count("epoch", epoch)
         self._untouched = None
         self._epochs.set(number)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the running epoch is, after the item that was delivered last: a few numbers.
+        """Return the position in the running epoch, after the item that was delivered last.
 
-        With several ranks, save it where all have taken equally many batches; the state of one is then
-        that of all. In a DataLoader with worker processes each worker has a state of its own, which
-        torchdata's ``StatefulDataLoader`` gathers.
+        With several ranks, save it where all have taken equally many batches; the state of one is then that of all. In a
+        DataLoader with worker processes each worker has a state of its own, which torchdata's ``StatefulDataLoader``
+        gathers.
+
+        Returns
+        -------
+        dict
+            A few numbers and a short text, which ``torch.save`` and ``json`` take.
         """
         pending = self._own[1] if self._own is not None else self._epochs.resume
         state = pending if pending is not None else self._state
@@ -286,12 +353,24 @@ class Queue:
         return {"version": 1, "epoch": epoch, "loader": state, "turns": self._turns}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The next iteration resumes where the state was saved, with the same subjects, seed and plan;
-        the numbers of threads and ranks may differ. After the last item of an epoch that is the next
-        epoch.
+        """Resume with the next iteration where a state was saved.
 
-        Subjects are the same if their names, images, shapes, channels and types are: give each
-        :class:`Subject` a ``name``, and their files may have moved. Without a name their paths count.
+        Subjects, seed and plan must be the same; the numbers of threads and ranks may differ. A state that was saved after
+        the last item of an epoch resumes with the next epoch. With worker processes, a ``StatefulDataLoader`` whose state
+        was saved after the last batch, but before its loop had ended, first gives the rest of that epoch: an empty round.
+
+        Subjects are the same if their names, images, shapes, channels and types are: give each :class:`Subject` a ``name``,
+        and their files may have moved. Without a name their paths count.
+
+        Parameters
+        ----------
+        state : dict
+            What :meth:`state_dict` returned.
+
+        Raises
+        ------
+        ValueError
+            If the state is of other subjects, another seed or another plan.
         """
         if state.get("version") != 1:
             raise InvalidError(f"a state of version {state.get('version')!r}: 1 is known here")
@@ -315,16 +394,28 @@ class Queue:
         else:
             self._epochs.load(epoch, loader)
 
-    def stats(self) -> dict[str, Any]:
-        """What the running epoch, or the last one, has done: patches delivered and left out, with reasons;
-        seconds waited; chunks decoded, bytes read, and copies of chunks into patches; patches ready and in
-        progress."""
+    def stats(self) -> QueueStats:
+        """Return the statistics of the running epoch, or of the last one.
+
+        Returns
+        -------
+        dict
+            ``delivered`` and ``left_out`` patches, with ``reasons``; ``waited_seconds``; ``chunks`` that were decoded,
+            ``bytes`` that were read, and ``copies`` of chunks into patches; patches ``ready`` and ``in_progress``.
+
+        Raises
+        ------
+        ValueError
+            If no epoch was begun.
+        """
         current = None if self._current is None else self._current()
         if current is not None:
             self._stats = current._loader.stats()
-        return dict(self._stats)
+        if self._stats is None:
+            raise InvalidError("no epoch was begun: iterate over the queue first")
+        return self._stats
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: object) -> Sample:
         raise TypeError("a queue has no items to pick: iterate over it")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -339,7 +430,7 @@ class Queue:
 
 
 class _Iterator(Iterator[Sample]):
-    """An epoch that is being delivered."""
+    """An iterator over one epoch."""
 
     def __init__(self, queue: Queue, loader: EpochLoader) -> None:
         # No reference to itself: its threads end with the last reference of others.
@@ -380,14 +471,14 @@ class _Iterator(Iterator[Sample]):
             return None
         return collate([self._changed(*sample) for sample in found])
 
-    def _changed(self, sample: Sample, location: np.ndarray[Any, Any], subject: int) -> Sample:
+    def _changed(self, sample: Sample, location: npt.NDArray[np.int64], subject: int) -> Sample:
         sample["location"] = location
         sample["subject"] = self._queue._metadata[subject]
         transform = self._queue.transform
         return sample if transform is None else transform(sample)
 
     def close(self) -> None:
-        """Ends the threads that read ahead."""
+        """End the threads that read ahead."""
         self._loader.close()
         self._queue._stats = self._loader.stats()
 
@@ -398,12 +489,12 @@ class _Iterator(Iterator[Sample]):
 
 
 class _Maker:
-    """Makes the subjects of a queue, without keeping it alive."""
+    """A function that makes the subjects of a queue without keeping it alive."""
 
     def __init__(self, queue: weakref.ref[Queue]) -> None:
         self._queue = queue
 
-    def __call__(self, index: int) -> Any:
+    def __call__(self, index: int) -> Parts:
         queue = self._queue()
         if queue is None:
             raise InvalidError("the queue is gone")
@@ -411,7 +502,7 @@ class _Maker:
 
 
 def collate(samples: list[Sample]) -> Sample:
-    """One batch of samples: arrays and tensors stacked, anything else in a list."""
+    """Return a batch of samples: arrays and tensors stacked, anything else in a list."""
     import numpy as np
 
     if not samples:
@@ -428,8 +519,8 @@ def collate(samples: list[Sample]) -> Sample:
     return batch
 
 
-def _alike(key: str, values: list[Any], samples: list[Sample]) -> list[Any]:
-    """The arrays, if they have one shape and type: numpy would find a type for all without a word."""
+def _alike(key: str, values: list[Array], samples: list[Sample]) -> list[Array]:
+    """Return arrays that have one shape and type; numpy would silently find a type for all."""
     described = [(getattr(value, "shape", None), str(getattr(value, "dtype", type(value)))) for value in values]
     for sample, other in zip(samples, described):
         if other != described[0]:
@@ -446,8 +537,8 @@ def _name_of(sample: Sample) -> str:
     return str(subject["name"]) if isinstance(subject, Mapping) and "name" in subject else "a sample"
 
 
-def _identity(subject: Subject, unique: bool) -> Any:
-    """Identifies a subject when a state is loaded: by its own name, or by the places of its volumes."""
+def _identity(subject: Subject, unique: bool) -> tuple[object, ...] | list[object]:
+    """Identify a subject when a state is loaded: by its own name, or by the places of its volumes."""
     chosen = [
         (name, getattr(at, "_selection", None), str(getattr(at, "values", subject._values_of(name))))
         for name, at in subject.volumes.items()
@@ -457,21 +548,21 @@ def _identity(subject: Subject, unique: bool) -> Any:
     return [str(getattr(at, "path", at)) for at in subject.volumes.values()], chosen
 
 
-def _subject(given: Any) -> Subject:
+def _subject(given: SubjectLike) -> Subject:
     if isinstance(given, Subject):
         return given
     if isinstance(given, Mapping):
         return Subject(**given)
-    raise InvalidError(f"{given!r} is no subject: give Subject(...) or a dictionary of its volumes")
+    raise InvalidError(f"{given!r} is not a subject: give Subject(...) or a dictionary of its volumes")
 
 
 def _metadata(index: int, subject: Subject) -> dict[str, Any]:
     return {**subject.metadata, "name": subject.name, "index": index}
 
 
-def _counts(given: Any) -> int | list[int]:
-    """Samples of each subject: one number for all, or a list."""
-    if getattr(given, "ndim", None) == 0 or not hasattr(given, "__iter__"):
+def _counts(given: int | Sequence[int]) -> int | list[int]:
+    """Return the samples of each subject: one number for all, or a list."""
+    if isinstance(given, int) or getattr(given, "ndim", None) == 0 or not hasattr(given, "__iter__"):
         return _count("samples_per_subject", given)
     if not hasattr(given, "__len__"):
         raise InvalidError(f"samples_per_subject {given!r}: give a whole number, or a list with one for each subject")
@@ -491,7 +582,7 @@ def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
 
 
 def _worker() -> tuple[int, int, int] | None:
-    """The number of this DataLoader worker, how many there are, and the seed of their round."""
+    """Return the number of this DataLoader worker, how many there are, and the seed of their round."""
     data = sys.modules.get("torch.utils.data")
     info = None if data is None else data.get_worker_info()
     return None if info is None else (info.id, info.num_workers, info.seed - info.id)
@@ -506,7 +597,7 @@ def _epoch_of(state: str) -> int:
     for word in state.split():
         if word.startswith("epoch="):
             return int(word.removeprefix("epoch="))
-    raise InvalidError(f"{state!r} is no state of a queue")
+    raise InvalidError(f"{state!r} is not a state of a queue")
 
 
 def _register() -> None:

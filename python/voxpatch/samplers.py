@@ -1,8 +1,7 @@
 """Samplers: where training patches lie.
 
-A sampler is a recipe; a :class:`~voxpatch.Queue` draws by it, of every subject. Draws are a function
-of the queue's seed, the epoch and their number, so they are the same for any number of threads,
-workers and ranks. Sizes are voxels along z, y, x: one number for all three, or three.
+A sampler is a recipe; a :class:`~voxpatch.Queue` draws by it, of every subject. Draws are a function of the queue's
+seed, the epoch and their number, so they are the same for any number of threads, workers and ranks.
 """
 
 from __future__ import annotations
@@ -11,13 +10,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import InvalidError
-from .sizes import Size, count, size
+from .sizes import count, size
 
 if TYPE_CHECKING:
+    from .options import Border, Empty, Size
+    from .queue import Sample
     from .subject import Subject
 
+
 class Sampler:
-    """What all samplers have in common."""
+    """The base class of samplers: a call draws patches of one subject.
+
+    See Also
+    --------
+    UniformSampler : Patches from anywhere.
+    WeightedSampler : Patches around voxels drawn by a map of weights.
+    LabelSampler : Patches around voxels drawn by their label.
+    MixtureSampler : Several samplers with given weights.
+
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> sampler = voxpatch.UniformSampler(patch_size=4)
+    >>> isinstance(sampler, voxpatch.Sampler)
+    True
+    >>> subject = voxpatch.Subject(ct=np.zeros((8, 8, 8), np.float32))
+    >>> [patch["ct"].shape for patch in sampler(subject, 2)]
+    [(1, 4, 4, 4), (1, 4, 4, 4)]
+    """
 
     #: Voxels of a patch along z, y, x.
     patch_size: tuple[int, int, int]
@@ -25,10 +45,24 @@ class Sampler:
     def _recipe(self) -> dict[str, Any]:
         raise NotImplementedError
 
-    def __call__(self, subject: Subject, num_patches: int | None = None, *, seed: int = 0) -> Iterator[dict[str, Any]]:
-        """Patches of one subject, ``num_patches`` or without end, in the order in which they are drawn.
+    def __call__(self, subject: Subject, num_patches: int | None = None, *, seed: int = 0) -> Iterator[Sample]:
+        """Draw patches of one subject, in the order in which they are drawn.
 
-        A :class:`~voxpatch.Queue` is the better way to many patches: it reads ahead.
+        A :class:`~voxpatch.Queue` is faster for many patches: it reads ahead.
+
+        Parameters
+        ----------
+        subject : Subject
+            The subject to draw from.
+        num_patches : int, optional
+            Number of patches; endless if not given.
+        seed : int, default 0
+            Random seed.
+
+        Returns
+        -------
+        iterator of dict
+            The patches, as a :class:`~voxpatch.Queue` gives them.
         """
         from .queue import Queue
 
@@ -48,13 +82,25 @@ class Sampler:
 
 
 class UniformSampler(Sampler):
-    """Patches from anywhere, each place as likely as the next.
+    """Patches from anywhere, all places equally likely.
 
-    ``border`` says what becomes of patches that do not fit around their centre: they are not drawn
-    (``"drop"``), moved inside (``"shift"``), or hang over and are padded (``"pad"``).
+    Parameters
+    ----------
+    patch_size : int or (int, int, int)
+        Voxels of a patch along z, y, x.
+    border : {"drop", "shift", "pad"}, default "drop"
+        What to do with patches that do not fit around their center: do not draw them, move them inside, or let them
+        hang over, padded as the subject says.
+
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> queue = voxpatch.Queue([voxpatch.Subject(ct=np.zeros((8, 8, 8)))], voxpatch.UniformSampler(4), 6)
+    >>> len(queue)
+    6
     """
 
-    def __init__(self, patch_size: Size, *, border: str = "drop") -> None:
+    def __init__(self, patch_size: Size, *, border: Border = "drop") -> None:
         self.patch_size = size("patch_size", patch_size)
         self.border = border
 
@@ -63,15 +109,34 @@ class UniformSampler(Sampler):
 
 
 class WeightedSampler(Sampler):
-    """Patches whose centres are drawn by a map of weights, one value for each voxel.
+    """Patches around voxels that are drawn by a map of weights.
 
-    ``weight_name`` is the name of that volume in each subject; its values need not add up to
-    anything. It is read once for each subject, block by block, and never held in memory. ``empty``
-    says what becomes of a subject whose weights are all 0: ``"error"``, ``"skip"``, or
-    ``"uniform"``, which draws from anywhere.
+    The map has one value for each voxel. It is read once for each subject, block by block, and never held in memory.
+
+    Parameters
+    ----------
+    patch_size : int or (int, int, int)
+        Voxels of a patch along z, y, x.
+    weight_name : str
+        Name of the map in each subject. Its values need not add up to 1; voxels of weight 0 are never drawn.
+    border : {"drop", "shift", "pad"}, default "drop"
+        What to do with patches that do not fit around their center, as in :class:`UniformSampler`.
+    empty : {"error", "skip", "uniform"}, default "error"
+        What to do with a subject whose weights are all 0: raise an error, leave it out, or draw from anywhere.
+
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> weights = np.zeros((8, 8, 8), np.float32)
+    >>> weights[4, 4, 4] = 1
+    >>> subject = voxpatch.Subject(ct=np.zeros((8, 8, 8)), weights=weights)
+    >>> next(voxpatch.WeightedSampler(4, "weights")(subject))["location"].tolist()
+    [2, 2, 2, 6, 6, 6]
     """
 
-    def __init__(self, patch_size: Size, weight_name: str, *, border: str = "drop", empty: str = "error") -> None:
+    def __init__(
+        self, patch_size: Size, weight_name: str, *, border: Border = "drop", empty: Empty = "error"
+    ) -> None:
         self.patch_size = size("patch_size", patch_size)
         self.weight_name = weight_name
         self.border = border
@@ -88,24 +153,43 @@ class WeightedSampler(Sampler):
 
 
 class LabelSampler(Sampler):
-    """Patches whose centres are drawn by label: first a label by its share, then one of its voxels,
-    each as likely as the next.
+    """Patches around voxels that are drawn by label: first a label by its weight, then one of its voxels.
 
-    ``label_name`` is the name of the label map in each subject. ``label_weights`` gives the
-    shares, ``{label: share}``; they need not add up to 1. Without them any voxel but 0 is as likely as
-    any other. Labels that a subject has not are left out there, and the others' shares grow. A map
-    with several channels has a channel for each label, counted from 0. ``empty`` is as in
-    :class:`WeightedSampler`.
+    All voxels of a label are equally likely. The map is read once for each subject, block by block, and never held in
+    memory. A map with several channels has one for each label, counted from 0.
+
+    Parameters
+    ----------
+    patch_size : int or (int, int, int)
+        Voxels of a patch along z, y, x.
+    label_name : str
+        Name of the label map in each subject.
+    label_weights : dict of int or float to float, optional
+        Weight of each label; the weights need not add up to 1. Labels that a subject does not have are left out there.
+        Without weights, all voxels except those of label 0 are equally likely.
+    border : {"drop", "shift", "pad"}, default "drop"
+        What to do with patches that do not fit around their center, as in :class:`UniformSampler`.
+    empty : {"error", "skip", "uniform"}, default "error"
+        What to do with a subject that has none of the labels: raise an error, leave it out, or draw from anywhere.
+
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> labels = np.zeros((8, 8, 8), np.uint8)
+    >>> labels[4, 4, 4] = 3
+    >>> subject = voxpatch.Subject(ct=np.zeros((8, 8, 8)), label=labels)
+    >>> next(voxpatch.LabelSampler(4, "label", {3: 1})(subject))["location"].tolist()
+    [2, 2, 2, 6, 6, 6]
     """
 
     def __init__(
         self,
         patch_size: Size,
         label_name: str,
-        label_weights: Mapping[int, float] | None = None,
+        label_weights: Mapping[int, float] | Mapping[float, float] | None = None,
         *,
-        border: str = "drop",
-        empty: str = "error",
+        border: Border = "drop",
+        empty: Empty = "error",
     ) -> None:
         self.patch_size = size("patch_size", patch_size)
         self.label_name = label_name
@@ -125,25 +209,40 @@ class LabelSampler(Sampler):
 
 
 class MixtureSampler(Sampler):
-    """Several samplers in given shares: ``MixtureSampler([(1, uniform), (2, by_label)])``.
+    """Several samplers with given weights.
 
-    With ``batch_size`` the shares are exact in each such batch of draws, rounded to the nearest; give
-    the queue the same ``batch_size`` and ``keep_batches=True``, and each of its batches has them.
+    Parameters
+    ----------
+    samplers : sequence of (float, Sampler)
+        Weights and samplers, which have one patch size. The weights need not add up to 1.
+    batch_size : int, optional
+        Make the numbers of draws exact in each batch of this size, rounded to the nearest. Give the queue the same
+        `batch_size` and ``keep_batches=True``, and each of its batches has them.
+
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> subject = voxpatch.Subject(ct=np.zeros((8, 8, 8)), label=np.ones((8, 8, 8), np.uint8))
+    >>> uniform, by_label = voxpatch.UniformSampler(4), voxpatch.LabelSampler(4, "label")
+    >>> mixture = voxpatch.MixtureSampler([(1, uniform), (2, by_label)], batch_size=3)
+    >>> queue = voxpatch.Queue([subject], mixture, samples_per_subject=6, batch_size=3, keep_batches=True)
+    >>> len(list(queue))
+    2
     """
 
     def __init__(self, samplers: Sequence[tuple[float, Sampler]], *, batch_size: int | None = None) -> None:
-        self.samplers = [(float(share), sampler) for share, sampler in samplers]
+        self.samplers = [(float(weight), sampler) for weight, sampler in samplers]
         if not self.samplers:
-            raise InvalidError("a mixture has one sampler at least")
+            raise InvalidError("samplers: a mixture has at least one")
         sizes = {sampler.patch_size for _, sampler in self.samplers}
         if len(sizes) > 1:
-            raise InvalidError(f"the samplers of a mixture have one patch size, not {sorted(sizes)}")
+            raise InvalidError(f"samplers: those of a mixture have one patch_size, not {sorted(sizes)}")
         self.patch_size = sizes.pop()
         self.batch_size = batch_size
 
     def _recipe(self) -> dict[str, Any]:
         return {
             "kind": "mixture",
-            "samplers": [(share, sampler._recipe()) for share, sampler in self.samplers],
+            "samplers": [(weight, sampler._recipe()) for weight, sampler in self.samplers],
             "batch_size": self.batch_size,
         }

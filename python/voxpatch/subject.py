@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._voxpatch import Volume
 from .errors import InvalidError, UnknownNameError
 from .files import open as open_volume
+
+if TYPE_CHECKING:
+    from .options import DType, Padding, Values, VolumeLike
+
+    #: A subject as the compiled half takes it: its name, (name, volume or path, padding, type, values) of each image, and
+    #: (tolerance, same_grid).
+    Parts = tuple[str, list[tuple[str, Volume | str, Padding, DType | None, Values]], tuple[float, bool]]
 
 #: A string that ends like this is the path of a volume.
 VOLUME_NAMES = (
@@ -27,8 +34,8 @@ ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
 
 
 def is_path(key: str, text: str) -> bool:
-    """Whether a string is the path of a volume: by its end, since it leads into a Zarr store, is an address,
-    or since something is there. One that looks like a path to nothing is an error."""
+    """Return whether a string is the path of a volume: by its end, because it leads into a Zarr store, because it is
+    an address, or because something is there. One that looks like a path to nothing is an error."""
     plain = text.rstrip("/").lower()
     if plain.endswith(VOLUME_NAMES) or ".zarr/" in plain or "://" in plain:
         return True
@@ -44,13 +51,20 @@ def is_path(key: str, text: str) -> bool:
     starts = text.startswith(("/", "./", "../", "~/"))
     if starts or plain.endswith(FILE_NAMES) or (above and os.path.isdir(above)):
         raise InvalidError(
-            f"{key}={text!r} looks like a path, but nothing is there; if it is none, give it in metadata={{{key!r}: ...}}"
+            f"{key}={text!r} looks like a path, but nothing is there; if it is not one, give it in metadata={{{key!r}: ...}}"
         )
     return False
 
 
+def _named(parameter: str, given: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return a dictionary by name that was given, if any."""
+    if given is not None and not isinstance(given, Mapping):
+        raise InvalidError(f"{parameter} is a {type(given).__name__}: give a dictionary by name")
+    return given or {}
+
+
 def is_volume(key: str, value: object) -> bool:
-    """Whether a value of a subject is one of its volumes: a :class:`Volume`, a path object, a string that
+    """Return whether a value of a subject is one of its volumes: a :class:`Volume`, a path object, a string that
     is a path, or an array with three or four axes."""
     if isinstance(value, (Volume, os.PathLike)):
         return True
@@ -62,52 +76,78 @@ def is_volume(key: str, value: object) -> bool:
 class Subject(Mapping[str, Any]):
     """One scan with what belongs to it: a second modality, labels, weights, and metadata.
 
-    ``Subject(ct="scan.zarr", label="label.nii", age=63)``: volumes are given as :class:`Volume`, as a
-    path, or as an array (z, y, x) or (c, z, y, x), which is copied. All of them cover the same part of the
-    world, and patches are cut from all of them at the same places of the first one's grid: flipped and permuted
-    axes are turned, coarser voxels spread, anything else is an error. Nothing is opened
-    until it is needed. Everything else is metadata, and comes back with every patch.
+    Volumes are keywords, given as a :class:`Volume`, as a path, or as an array (z, y, x) or (c, z, y, x), which is
+    copied: ``Subject(ct="scan.zarr", label="label.nii", age=63)``. Any other keyword is metadata, and comes back with every
+    patch. Nothing is opened until it is needed. ``subject["ct"]`` is the open volume, ``subject["age"]`` the metadata.
 
-    A string is a path if it ends like a volume's name, leads into a Zarr store (``"c.zarr/volumes/label"``), or
-    if something is there; one that looks like a path where nothing is, is an error. Where that is not what you
-    mean, ``Subject(images={"ct": ...}, metadata={"site": ...})`` says which is which; both can be mixed with
-    the short form.
+    All volumes cover the same part of the world, and patches are cut from all of them at the same places of the first
+    one's grid: flipped and permuted axes are turned, coarser voxels spread, anything else is an error.
 
-    ``name`` is the name that errors use, the first path if it is not given. A queue's state is loaded
-    for subjects of the same names, wherever their files are. ``padding`` says what
-    stands beyond the faces of each volume: a number (0 if nothing is said), ``"edge"``,
-    ``"reflect"`` or ``"wrap"``, or a dictionary of these by the volumes' names. Numbers are in the values that
-    patches have: -1000 is air of a CT.
+    Parameters
+    ----------
+    name : str, optional
+        Name of the subject in errors and in saved states of a queue, which are loaded for subjects of the same names
+        wherever their files are. The first path if not given.
+    images : dict of str to Volume, path or array, optional
+        Volumes by name, for names that are no keywords and strings that are not recognized as paths.
+    metadata : dict, optional
+        Metadata by name, for names that are no keywords and strings that look like paths.
+    padding : float, {"constant", "edge", "reflect", "wrap"} or dict, default 0
+        What lies beyond the faces of each volume: a number in the values that patches have (-1000 is air of a CT), a way
+        to continue the voxels inside, or a dictionary of these by the volumes' names.
+    tolerance : float, default 0.1
+        How far, in voxels, the corners of two volumes may lie apart.
+    same_grid : bool, default False
+        Match volumes by shape where one of them, such as a ``.npy`` file or an array, does not say where it lies.
+        Without it, only volumes that all do not say it match.
+    values : {"real", "stored"}, dtype or dict, optional
+        Values of the volumes, as in :func:`open`, or a dictionary of these by the volumes' names.
+    **given : Volume, path, array or any
+        Volumes and metadata. A string is a path if it ends like a volume's name, leads into a Zarr store
+        (``"c.zarr/volumes/label"``), or if something is there; one that looks like a path to nothing is an error. An array
+        is a volume if it has three or four axes.
 
-    ``values`` says which values the volumes have, for all or as a dictionary by name: ``"real"`` (slope and
-    intercept are applied), ``"stored"``, or a type, which real values are cast to.
+    Raises
+    ------
+    ValueError
+        If there is no volume, or a string looks like a path to nothing.
 
-    ``tolerance`` is how far, in voxels, the corners of two volumes on one grid may lie apart. A volume that does not
-    say where it lies, such as a ``.npy`` file or an array, goes with one that does only with ``same_grid=True``, and
-    then by its shape; without it only volumes that all do not say it, and have one shape.
-
-    ``subject["ct"]`` is the open volume, ``subject["age"]`` the metadata.
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> np.save("ct.npy", np.zeros((8, 9, 10), np.int16))
+    >>> subject = voxpatch.Subject(ct="ct.npy", label=np.zeros((8, 9, 10), np.uint8), age=63)
+    >>> subject["ct"].shape, subject["age"]
+    ((1, 8, 9, 10), 63)
+    >>> explicit = voxpatch.Subject(images={"ct": "ct.npy"}, metadata={"report": "see scan.nii"})
+    >>> list(explicit)
+    ['ct', 'report']
     """
+
+    #: The volumes by name, those that are open and the paths of others.
+    volumes: dict[str, Volume | str]
+    #: The metadata by name.
+    metadata: dict[str, Any]
 
     def __init__(
         self,
         *,
         name: str | None = None,
-        padding: float | str | Mapping[str, float | str] = 0.0,
+        images: Mapping[str, VolumeLike] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        padding: Padding | Mapping[str, Padding] = 0.0,
         tolerance: float = 0.1,
         same_grid: bool = False,
-        values: Any = None,
+        values: Values | Mapping[str, Values] | None = None,
         **given: Any,
     ) -> None:
-        self.volumes: dict[str, Volume | str] = {}
-        self.metadata: dict[str, Any] = {}
+        self.volumes = {}
         self._values = values
-        images = given.pop("images") if isinstance(given.get("images"), Mapping) else {}
-        metadata = given.pop("metadata") if isinstance(given.get("metadata"), Mapping) else {}
+        images, metadata = _named("images", images), _named("metadata", metadata)
         twice = [key for key in (*given, *images) if key in metadata] + [key for key in given if key in images]
         if twice:
             raise InvalidError(f"a subject has {twice[0]!r} twice")
-        self.metadata.update(metadata)
+        self.metadata = dict(metadata)
         for key, value in given.items():
             if is_volume(key, value):
                 self._add(key, value)
@@ -116,11 +156,10 @@ class Subject(Mapping[str, Any]):
         for key, value in images.items():
             self._add(key, value)
         if not self.volumes:
-            raise InvalidError(
-                "a subject has one volume at least: a Volume, a path, or an array with three or four axes"
-            )
+            raise InvalidError("a subject has at least one volume: a Volume, a path, or an array with three or four axes")
         if name is not None:
             self.metadata["name"] = name
+        #: The name in errors and saved states.
         self.name: str = str(self.metadata.get("name", self._first_path()))
         self._padding = padding
         #: How volumes are matched with the first.
@@ -128,7 +167,7 @@ class Subject(Mapping[str, Any]):
         self.same_grid = bool(same_grid)
 
     def _add(self, key: str, value: Any) -> None:
-        """Takes a value as a volume."""
+        """Take a value as a volume."""
         if isinstance(value, Volume):
             values = self._values_of(key)
             self.volumes[key] = value if values is None else value.astype(values)
@@ -139,7 +178,7 @@ class Subject(Mapping[str, Any]):
             self.volumes[key] = Volume.from_array(value)
         else:
             raise InvalidError(
-                f"{key} is no volume: it is a {type(value).__name__}, not a Volume, a path, or an array with three or four axes"
+                f"{key} is not a volume but a {type(value).__name__}: give a Volume, a path, or an array with three or four axes"
             )
 
     def _first_path(self) -> str:
@@ -147,19 +186,16 @@ class Subject(Mapping[str, Any]):
         path = first.path if isinstance(first, Volume) else first
         return str(path) if path is not None else "memory"
 
-    def _values_of(self, key: str) -> Any:
+    def _values_of(self, key: str) -> Values | None:
         return self._values.get(key) if isinstance(self._values, Mapping) else self._values
 
-    def _parts(
-        self, dtype: Any = None
-    ) -> tuple[str, list[tuple[str, Volume | str, float | str, Any, Any]], tuple[float, bool]]:
-        """The name, each image with its padding, the type that it is cast to, if any, and which values it has, and how
-        they are matched."""
+    def _parts(self, dtype: DType | Mapping[str, DType] | None = None) -> Parts:
+        """Return the name, the images with their padding, type and values, and how they are matched."""
         types = dtype if isinstance(dtype, Mapping) else dict.fromkeys(self.volumes, dtype)
         padding = self._padding
         by_name = padding if isinstance(padding, Mapping) else {}
         default = 0.0 if isinstance(padding, Mapping) else padding
-        images = []
+        images: list[tuple[str, Volume | str, Padding, DType | None, Values]] = []
         for key, value in self.volumes.items():
             values = self._values_of(key)
             images.append((key, value, by_name.get(key, default), types.get(key), "real" if values is None else values))

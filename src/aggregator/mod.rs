@@ -363,7 +363,7 @@ impl Aggregator {
             Mode::Crop(owned, substitutes) => {
                 let own = part(owned, place);
                 if !own.is_empty()
-                    && let Some(values) = self.supplied(own, contribution)?
+                    && let Some(values) = self.supplied(own, place, contribution)?
                 {
                     self.pending.add(own, Some(values.bytes()), &self.meter)?;
                 }
@@ -386,7 +386,7 @@ impl Aggregator {
         contribution: &Contribution,
     ) -> Result<()> {
         let values = |region: Region| {
-            let supplied = self.supplied(region, contribution)?;
+            let supplied = self.supplied(region, place, contribution)?;
             Ok(supplied.map_or_else(Vec::new, |patch| patch.bytes().to_vec()))
         };
         let values: Option<&dyn Fn(Region) -> Result<Vec<u8>>> = match contribution {
@@ -410,16 +410,23 @@ impl Aggregator {
         })
     }
 
-    /// Returns the output values of a part of a patch from its contribution alone; `None` if it does not vote.
-    fn supplied(&self, region: Region, contribution: &Contribution) -> Result<Option<Patch>> {
+    /// Returns the output values of a part of the patch at `place` from its contribution alone; `None` if it does not vote.
+    fn supplied(
+        &self,
+        region: Region,
+        place: [usize; 3],
+        contribution: &Contribution,
+    ) -> Result<Option<Patch>> {
         let part = match contribution {
             Contribution::Nothing => return Ok(None),
             Contribution::Values(patch) => {
                 let dtype = patch.dtype();
                 let mut part = Patch::zeros(region, self.channels, dtype)?;
                 let target = (part.bytes_mut(), region);
+                // A model may leave its predictions where the patches of the volume start.
+                let start = std::array::from_fn(|a| self.grid.axes()[a].starts[place[a]]);
                 copy_common(
-                    (patch.bytes(), patch.region()),
+                    (patch.bytes(), Region::new(start, patch.shape())),
                     target,
                     self.channels,
                     dtype.size(),

@@ -374,6 +374,29 @@ fn flat_outputs_are_written_in_whole_rows_where_these_become_whole_on_the_way() 
 }
 
 #[test]
+fn a_prediction_counts_where_its_patch_lies_whatever_region_it_names() {
+    let grid = Grid::new([20, 21, 22], [8; 3], [4; 3]).unwrap();
+    for (halo, scale) in [([0; 3], 1), ([1, 2, 0], 1), ([0; 3], 2)] {
+        let output = match scale {
+            1 => grid.output(halo, scale).unwrap(),
+            _ => Grid::new([10, 11, 11], [4; 3], [2; 3]).unwrap(),
+        };
+        for blend in &BLENDS {
+            let right = blended(&output, blend, 2, |index, at| noise(at, 2, index));
+            let elsewhere = blended(&output, blend, 2, |index, at| {
+                noise(at, 2, index).moved_to(at.start.map(|n| scale_start(n, scale)))
+            });
+            assert_eq!(right.bytes(), elsewhere.bytes(), "{blend} {halo:?} {scale}");
+        }
+    }
+}
+
+/// The first voxel of a prediction by the voxels of the volume, one of a halo too early.
+fn scale_start(start: i64, scale: u64) -> i64 {
+    start * i64::try_from(scale).unwrap() - 1
+}
+
+#[test]
 fn the_order_of_arrival_and_the_threads_change_no_bit() {
     let grid = Grid::new([30, 31, 20], [12, 12, 12], [7, 5, 6]).unwrap();
     let n = grid.len();

@@ -19,6 +19,7 @@ import voxpatch
 from voxpatch._voxpatch import Grid
 from voxpatch.errors import InvalidError
 from voxpatch.inference import as_array
+from voxpatch.options import Blend
 from voxpatch.sizes import size
 
 #: Our names of torch's padding modes.
@@ -117,37 +118,54 @@ def sliding_window_inference(
     for volume in volumes:
         roi = [int(n) for n in ([roi_size] * 3 if isinstance(roi_size, int) else roi_size)]
         roi = [given if given > 0 else length for given, length in zip(roi, volume.shape[1:])]
-        made = voxpatch.predict(
-            call,
-            volume,
-            output,
-            roi,
-            [float(part) for part in (overlap if isinstance(overlap, Sequence) else [overlap] * 3)],
-            batch_size=sw_batch_size,
-            blend=blend,
-            padding=_PADDING.get(padding_mode, cval),
-            margin=0,
-            preset="monai",
-            device=sw_device,
-            progress=progress,
+        settings: dict[str, Any] = {
+            "batch_size": sw_batch_size,
+            "blend": blend,
+            "padding": _PADDING.get(padding_mode, cval),
+            "margin": 0,
+            "preset": "monai",
+            "device": sw_device,
+            "progress": progress,
             # A smaller output is a coarser one there, never one without its rim; integers are averaged.
-            **{"halo": 0, "average_integers": True, **(options or {})},
-        )
+            "halo": 0,
+            "average_integers": True,
+            **(options or {}),
+        }
+        parts = [float(part) for part in (overlap if isinstance(overlap, Sequence) else [overlap] * 3)]
         if output is not None:
-            return made
-        found.append(torch.from_numpy(made))
+            return voxpatch.predict(call, volume, output, roi, parts, **settings)
+        found.append(torch.from_numpy(voxpatch.predict(call, volume, None, roi, parts, **settings)))
     return torch.stack(found).to(device)
 
 
 class VoxpatchMerger(Merger):
-    """A ``Merger`` for ``PatchInferer``: ``PatchInferer(SlidingWindowSplitter(roi, overlap), VoxpatchMerger,
-    patch_size=roi, overlap=overlap, output="out.zarr")``.
+    """A ``Merger`` for ``PatchInferer`` that holds only what is not final.
 
-    ``patch_size`` (of the predictions) and ``overlap`` are the splitter's: a part of the patch, or voxels. Every
-    write chunk of the output is written once, when it is final; the weights take no memory. ``blend`` and
-    ``options`` are as in :class:`voxpatch.GridAggregator`. ``finalize`` gives a tensor (B, K, D, H, W), or
-    the opened :class:`voxpatch.Volume` at ``output``, with the items of a batch as channels, one after the other.
-    Patches that a filter left out do not vote.
+    Every write chunk of the output is written once, when it is final; the weights take no memory. Patches that a filter
+    left out do not vote.
+
+    Parameters
+    ----------
+    merged_shape, cropped_shape, device
+        As in MONAI.
+    patch_size : int or sequence of int
+        Voxels of the predictions of a patch.
+    overlap : float, int or sequence, default 0
+        The splitter's overlap: a fraction of the patch (float) or voxels (int).
+    blend, options
+        As in :class:`voxpatch.GridAggregator`; `options` is a dictionary of its keywords.
+    output : path, optional
+        Write the output here, with the items of a batch as channels, one after the other.
+
+    Examples
+    --------
+    >>> import torch, voxpatch
+    >>> from monai.inferers import PatchInferer, SlidingWindowSplitter
+    >>> from voxpatch.compat.monai import VoxpatchMerger
+    >>> splitter = SlidingWindowSplitter(8, 0.5)
+    >>> inferer = PatchInferer(splitter, VoxpatchMerger, patch_size=8, overlap=0.5)
+    >>> inferer(torch.zeros(1, 1, 16, 16, 16), lambda patch: patch).shape
+    torch.Size([1, 1, 16, 16, 16])
     """
 
     def __init__(
@@ -158,7 +176,7 @@ class VoxpatchMerger(Merger):
         *,
         patch_size: Sequence[int] | int,
         overlap: Sequence[float] | float = 0.0,
-        blend: str = "average",
+        blend: Blend = "average",
         output: str | os.PathLike[str] | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
@@ -174,10 +192,11 @@ class VoxpatchMerger(Merger):
         self._aggregator = voxpatch.GridAggregator(self, blend, output, scale=1, **options)
 
     def first_volume(self) -> None:
-        """Nothing is known of spacing and affine."""
+        """Return None: nothing is known of spacing and affine."""
         return None
 
     def aggregate(self, values: torch.Tensor, location: Sequence[int]) -> None:
+        """Add the predictions of a patch at a location, as MONAI calls it."""
         if self.is_finalized:
             raise ValueError("`VoxpatchMerger` is already finalized. Please instantiate a new object to aggregate.")
         array = as_array(values)
@@ -186,6 +205,7 @@ class VoxpatchMerger(Merger):
         self._aggregator.add_batch(array.reshape(1, -1, *array.shape[-3:]), place[None])
 
     def finalize(self) -> Any:
+        """Return a tensor (B, K, D, H, W), or the opened :class:`voxpatch.Volume` at ``output``."""
         self.is_finalized = True
         found = self._aggregator.finish(partial=True)
         if self.output is not None:

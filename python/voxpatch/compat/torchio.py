@@ -44,18 +44,19 @@ _LAZY = ("constant", "edge", "reflect", "wrap")
 
 
 class PatchSampler(tio.data.PatchSampler):
-    """As ``torchio.data.PatchSampler``: patches are read, not cut from loaded images."""
+    """The base of samplers, as ``torchio.data.PatchSampler``: patches are read, not cut from loaded images."""
 
     def crop(self, subject: tio.Subject, index_ini: Any, patch_size: Any) -> tio.Subject:
+        """Read a patch, as TorchIO crops it."""
         start = [int(n) for n in index_ini]
         return Source(subject).read([*start, *(a + int(b) for a, b in zip(start, patch_size))], 0.0)
 
 
 class RandomSampler(PatchSampler, _RandomSampler):
-    """As ``torchio.data.RandomSampler``."""
+    """The base of random samplers, as ``torchio.data.RandomSampler``."""
 
     def sampler_for(self, subject: tio.Subject) -> voxpatch.Sampler | None:
-        """The sampler of ours that draws from this subject as this one does, if there is one."""
+        """Return the sampler of ours that draws from this subject as this one does, if there is one."""
         return None
 
     def _generate_patches(self, subject: tio.Subject, num_patches: int | None = None) -> Iterator[tio.Subject]:
@@ -86,24 +87,27 @@ def _seed() -> int:
 
 
 class UniformSampler(RandomSampler, tio.data.UniformSampler):
-    """As ``torchio.UniformSampler``."""
+    """Patches from anywhere, as ``torchio.UniformSampler``."""
 
     def sampler_for(self, subject: tio.Subject) -> voxpatch.Sampler | None:
+        """Return a uniform sampler of ours."""
         return voxpatch.UniformSampler(reversed_axes(self.patch_size))
 
 
 class WeightedSampler(RandomSampler, tio.data.WeightedSampler):
-    """As ``torchio.WeightedSampler``: the map is read once, in blocks, and not kept."""
+    """Patches drawn by a map, as ``torchio.WeightedSampler``: the map is read once, in blocks, and not kept."""
 
     def sampler_for(self, subject: tio.Subject) -> voxpatch.Sampler | None:
+        """Return a sampler of ours with the same map."""
         image = self.get_probability_map_image(subject)
         return voxpatch.WeightedSampler(reversed_axes(self.patch_size), _name_of(image, subject))
 
 
 class LabelSampler(RandomSampler, tio.data.LabelSampler):
-    """As ``torchio.data.LabelSampler``: the label map is read once, in blocks, and not kept."""
+    """Patches drawn by label, as ``torchio.data.LabelSampler``: the map is read once, in blocks, and not kept."""
 
     def sampler_for(self, subject: tio.Subject) -> voxpatch.Sampler | None:
+        """Return a sampler of ours with the same map, unless it has several channels and no probabilities."""
         image = self.get_probability_map_image(subject)
         shares = self.label_probabilities_dict
         if shares is None and image.shape[0] > 1:
@@ -116,7 +120,7 @@ def _name_of(image: Image, subject: tio.Subject) -> str:
 
 
 class GridSampler(PatchSampler, tio.data.GridSampler):
-    """As ``torchio.GridSampler``: nothing is padded but the patches that hang over."""
+    """Patches of a grid, as ``torchio.GridSampler``: only patches that hang over are padded."""
 
     def __init__(
         self, subject: tio.Subject, patch_size: Any, patch_overlap: Any = (0, 0, 0), padding_mode: Any = None
@@ -160,8 +164,11 @@ class GridSampler(PatchSampler, tio.data.GridSampler):
 
 
 class GridAggregator(tio.data.GridAggregator):
-    """As ``torchio.GridAggregator``; ``output=`` and further options are those of
-    :class:`voxpatch.GridAggregator`, and ``overlap_mode`` may be any that it has."""
+    """The blended output, as ``torchio.GridAggregator``.
+
+    ``output=`` and further options are those of :class:`voxpatch.GridAggregator`, and ``overlap_mode`` may be any `blend` that
+    it has.
+    """
 
     def __init__(
         self, sampler: tio.data.GridSampler, overlap_mode: str = "crop", downsampling_factor: int = 1, **options: Any
@@ -183,6 +190,7 @@ class GridAggregator(tio.data.GridAggregator):
         self._type = torch.float32
 
     def add_batch(self, batch_tensor: torch.Tensor, locations: torch.Tensor) -> None:
+        """Add a batch of predictions, as TorchIO calls it."""
         target = tuple(int(n) // self._factor for n in self.patch_size)
         if tuple(batch_tensor.shape[-3:]) != target:
             raise RuntimeError(
@@ -204,6 +212,7 @@ class GridAggregator(tio.data.GridAggregator):
         self._ours.add_batch(np.swapaxes(batch, -1, -3), np.array([turned(at) for at in places.tolist()]))
 
     def get_output_tensor(self) -> torch.Tensor:
+        """Return the output as a tensor in TorchIO's order of axes."""
         if self._ours is None:
             raise RuntimeError("No batch was added: nothing is known of the output")
         tensor = torch.from_numpy(swapped(self._ours.get_output_tensor()))
@@ -214,7 +223,7 @@ class GridAggregator(tio.data.GridAggregator):
         return tensor
 
     def finish(self) -> Any:
-        """The opened :class:`voxpatch.Volume` at ``output``."""
+        """Return the opened :class:`voxpatch.Volume` at ``output``."""
         if self._ours is None:
             raise RuntimeError("No batch was added: nothing is known of the output")
         return self._ours.finish()
@@ -239,7 +248,7 @@ class _Places:
 
 
 class Queue(tio.data.Queue):
-    """As ``torchio.Queue``: patches are read ahead by ``num_workers`` threads if the dataset has no transform.
+    """The queue, as ``torchio.Queue``: ``num_workers`` threads read ahead if the dataset has no transform.
 
     Its places and its order follow from ``seed``, or from torch's generator.
     """
@@ -332,7 +341,7 @@ class Queue(tio.data.Queue):
 
 
 def patch_torchio() -> None:
-    """Puts these classes in place of TorchIO's, for scripts that are not to be changed."""
+    """Put these classes in place of TorchIO's, for scripts that must not be changed."""
     ours = (PatchSampler, RandomSampler, UniformSampler, WeightedSampler, LabelSampler, GridSampler, GridAggregator, Queue)
     modules = (tio, tio.data, tio.data.sampler, tio.data.inference, tio.inference)
     for made in ours:

@@ -24,7 +24,7 @@ _WIDER = {"uint16": np.int32, "uint32": np.int64}
 
 
 class VoxpatchBackend:
-    """A volume as TorchIO's ``ImageDataBackend``: slices read the chunks that they touch."""
+    """A volume as TorchIO's ``ImageDataBackend``: slices read only the chunks that they touch."""
 
     def __init__(self, volume: voxpatch.Volume, affine: Any = None) -> None:
         self.volume = volume
@@ -32,18 +32,18 @@ class VoxpatchBackend:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(C, I, J, K)."""
+        """Shape (C, I, J, K)."""
         c, z, y, x = self.volume.shape
         return c, x, y, z
 
     @property
     def affine(self) -> torch.Tensor:
-        """float64 (4, 4), voxels to mm in RAS+."""
+        """Matrix float64 (4, 4), voxels to mm in RAS+."""
         return torch.as_tensor(self._affine, dtype=torch.float64)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The values' type."""
+        """Type of the values."""
         return self.volume.dtype
 
     def __getitem__(self, index: Any) -> torch.Tensor:
@@ -53,12 +53,12 @@ class VoxpatchBackend:
         return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 2, 1)))
 
     def to_tensor(self) -> torch.Tensor:
-        """All of it."""
+        """Read the whole volume."""
         return self[...]
 
 
 def register(suffixes: Sequence[str] = SUFFIXES) -> None:
-    """TorchIO reads paths that end like this through voxpatch, real values where there is a slope."""
+    """Make TorchIO read paths that end like this through voxpatch, real values where there is a slope."""
     ends = tuple(suffix.lower() for suffix in suffixes)
 
     def matches(request: Any) -> bool:
@@ -72,5 +72,5 @@ def register(suffixes: Sequence[str] = SUFFIXES) -> None:
 
 
 def unregister() -> None:
-    """TorchIO reads as before."""
+    """Make TorchIO read as before."""
     unregister_backend(_NAME)

@@ -1,0 +1,251 @@
+"""Words and values that options take; type checkers know them all.
+
+Where an option is a word with numbers, such as ``"gaussian:0.2"``, there is a small class for it: ``Gaussian(0.2)``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Union
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from ._voxpatch import Volume
+
+#: An array of any type and number of axes.
+Array = Union["npt.NDArray[Any]"]
+#: A path of a file or folder.
+Path = Union[str, "os.PathLike[str]"]
+#: A volume in any form: opened, by its path, or as an array (z, y, x) or (c, z, y, x).
+VolumeLike = Union["Volume", Path, Array]
+#: A type of voxels.
+DType = Union[str, type, "np.dtype[Any]"]
+#: A matrix (4, 4) that takes voxel indices (x, y, z, 1) to mm in RAS+.
+Affine = Union[Sequence[Sequence[float]], Array]
+#: Voxels along z, y, x: one number for all three, or three.
+Size = Union[int, Sequence[int]]
+#: Overlaps along z, y, x: voxels (int), or a fraction of the patch from 0 up to 1 (float); one for all three, or three.
+Overlap = Union[float, Sequence[float]]
+#: Some channels or time points, or a part of an axis: a number, a slice or range of step 1, or (first, end).
+Part = Union[int, slice, range, "tuple[int, int]"]
+
+#: The values that a volume gives: real ones, stored ones, or real ones of a type.
+Values = Union[Literal["real", "stored"], DType]
+#: How uncompressed files are read.
+ReadMethod = Literal["auto", "mmap", "mmap-resident", "pread"]
+#: The meaning of a Zarr chunk that has no file.
+MissingChunks = Literal["fill", "error"]
+#: The compression of chunks.
+Codec = Literal["zstd", "blosc-zstd", "blosc-lz4", "gzip", "zlib", "none"]
+#: The voxels of coarser levels: the mean, or the most frequent value.
+Downsample = Literal["mean", "mode"]
+#: A version of Zarr.
+Zarr = Literal[2, 3]
+#: Voxels of a shard along z, y, x, or None for a file for each chunk.
+Shard = Union[Size, Literal["auto"], None]
+
+#: What lies beyond the faces of a volume: a number, or a way to continue the voxels inside.
+Padding = Union[float, Literal["constant", "edge", "reflect", "wrap"]]
+#: Where the patches of a grid start.
+Placement = Literal["edge", "even", "padded"]
+#: A tool whose placement and weights are used.
+Preset = Literal["torchio", "monai", "nnunet"]
+#: What to do with values that are NaN or infinite, or too large for the sums or the output.
+NonFinite = Literal["refuse", "leave-out", "keep"]
+#: The type of weighted sums.
+Accumulator = Literal["float32", "float16", "bfloat16"]
+#: Test-time augmentation.
+Tta = Literal["flips"]
+#: What finished chunks survive: a killed process, or a power cut too.
+Durability = Literal["none", "chunk"]
+#: Normalization of what the model gets: z-scores, or the values that become 0 and 1.
+Normalize = Union[Literal["zscore"], "tuple[float, float]"]
+
+#: What to do with patches that do not fit around their center.
+Border = Literal["drop", "shift", "pad"]
+#: What to do with a subject whose map leaves no center to draw.
+Empty = Literal["error", "skip", "uniform"]
+#: What to do with patches that cannot be shared evenly by ranks.
+Uneven = Literal["repeat", "drop", "exact"]
+#: What to do with a patch that cannot be read.
+OnError = Literal["fail", "skip"]
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Gaussian weights of overlapping patches.
+
+    Parameters
+    ----------
+    sigma : float, default 0.125
+        Standard deviation as a fraction of the patch.
+
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> grid = voxpatch.GridSampler(np.zeros((8, 8, 8)), patch_size=4)
+    >>> aggregator = voxpatch.GridAggregator(grid, blend=voxpatch.Gaussian(0.25))
+    """
+
+    sigma: float = 0.125
+
+    def __str__(self) -> str:
+        return f"gaussian:{float(self.sigma)}"
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A reduction of each channel to 0 and 1.
+
+    Parameters
+    ----------
+    value : float, default 0.5
+        Values above it become 1.
+
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> scan = np.linspace(0, 1, 8**3, dtype=np.float32).reshape(8, 8, 8)
+    >>> mask = voxpatch.predict(lambda batch: batch, scan, None, 4, reduce=voxpatch.Threshold(0.9))
+    >>> mask.dtype, int(mask.min()), int(mask.max())
+    (dtype('uint8'), 0, 1)
+    """
+
+    value: float = 0.5
+
+    def __str__(self) -> str:
+        return f"threshold:{float(self.value)}"
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """A reduction of each channel to the bytes 0 to 255.
+
+    Parameters
+    ----------
+    low, high : float
+        Values that become 0 and 255.
+
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> scan = np.linspace(0, 1, 8**3, dtype=np.float32).reshape(8, 8, 8)
+    >>> voxpatch.predict(lambda batch: batch, scan, None, 4, reduce=voxpatch.Quantize(0, 1)).dtype
+    dtype('uint8')
+    """
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"quantize:{float(self.low)},{float(self.high)}"
+
+
+#: Weights of overlapping patches: a word, :class:`Gaussian`, or an array (z, y, x).
+Blend = Union[Literal["average", "hann", "gaussian", "linear", "nnunet", "crop"], Gaussian, Array]
+#: The reduction of blended channels.
+Reduce = Union[Literal["mean", "softmax", "sigmoid", "argmax"], Threshold, Quantize]
+
+
+class StorageOptions(TypedDict, total=False):
+    """How an output is stored: keywords of ``predict`` and ``GridAggregator``, explained at ``write``."""
+
+    zarr: Zarr
+    chunk: Size
+    shard: Shard
+    codec: Codec
+    clevel: int
+    pyramid: Downsample
+    levels: int
+    overwrite: bool
+
+
+class ConvertPlan(TypedDict):
+    """What a conversion would need."""
+
+    #: Threads.
+    threads: int
+    #: Whether each chunk of the source is read once.
+    reads_once: bool
+    #: Bytes of decoded chunks that are kept.
+    cache_bytes: int
+    #: Bytes that the conversion would hold.
+    peak_bytes: int
+    #: Bytes of the whole process.
+    process_bytes: int | None
+    #: Bytes of the output before it is compressed.
+    output_bytes: int
+    #: Free bytes of the output's disk.
+    free_bytes: int | None
+
+
+class PredictPlan(TypedDict):
+    """What a prediction would need."""
+
+    #: Patches of the grid.
+    patches: int
+    #: Patches that are predicted, in all passes.
+    patches_predicted: int
+    #: Passes in which outputs are written.
+    passes: int
+    #: Bytes that the run would hold, the model not counted.
+    peak_bytes: int
+    #: Bytes that the model takes, measured on one batch.
+    model_bytes: int | None
+    #: Bytes of the whole process.
+    process_bytes: int | None
+    #: Seconds that the run would take, extrapolated from one batch.
+    estimated_seconds: float
+    #: Bytes of each output before it is compressed.
+    output_bytes: list[int]
+    #: Free bytes of the output's disk.
+    free_bytes: int | None
+
+
+class AggregationStats(TypedDict):
+    """What an aggregator has done."""
+
+    #: Patches that were added.
+    patches: int
+    #: Patches that were left out.
+    skipped: int
+    #: Voxels that no patch covers.
+    uncovered_voxels: int
+    #: Values beyond the range of the output's type.
+    clipped_values: int
+    #: Chunks that were written.
+    chunks_written: int
+    #: The most bytes that were held at once.
+    peak_live_bytes: int
+
+
+class QueueStats(TypedDict):
+    """What an epoch of a queue has done."""
+
+    #: Patches that were delivered.
+    delivered: int
+    #: Patches that were left out.
+    left_out: int
+    #: The reasons for the first of them.
+    reasons: list[str]
+    #: Seconds that the caller waited.
+    waited_seconds: float
+    #: Chunks that were decoded.
+    chunks: int
+    #: Bytes that were read.
+    bytes: int
+    #: Copies of chunks into patches.
+    copies: int
+    #: Patches that are ready.
+    ready: int
+    #: Patches that are being filled.
+    in_progress: int
+
+
+def word(option: Blend | Reduce) -> str | Array:
+    """Return an option as the compiled half takes it: the word of a class that stands for one."""
+    return str(option) if isinstance(option, (Gaussian, Threshold, Quantize)) else option
