@@ -377,6 +377,45 @@ fn preview_keeps_the_aspect_ratio_and_shows_labels_in_color() {
 }
 
 #[test]
+fn preview_goes_through_the_labels_and_names_their_colors() {
+    let place = Place::new();
+    let source = place.small("in.zarr");
+    let label = |n: usize| {
+        let (z, y, x) = (n / (24 * 28), n / 28 % 24, n % 28);
+        let inside = (15..18).contains(&z) && (3..6).contains(&y) && (20..25).contains(&x);
+        u8::from(inside) * if x == 22 { 7 } else { 2 }
+    };
+    let labels: Vec<u8> = (0..20 * 24 * 28).map(label).collect();
+    let labels = place.store("labels.zarr", [20, 24, 28], 1, labels);
+    let out = place.at("a.png");
+    let told = json(&["preview", &source, &out, "--overlay", &labels]);
+    assert_eq!(
+        (&told["at"], &told["labels_shown"]),
+        (&json!([16, 4, 22]), &json!(2))
+    );
+    let (width, height, pixels) = read_png(&out);
+    assert!(height > 512, "the legend is below the picture");
+    let legend = &pixels[512 * width * 3..];
+    for (n, name) in [(0, "2"), (1, "7")] {
+        let entry = &told["legend"][n];
+        assert_eq!(entry["label"], name);
+        let color = entry["color"].as_str().expect("a color");
+        let part = |at: usize| u8::from_str_radix(&color[at..at + 2], 16).expect("hexadecimal");
+        let color = [part(1), part(3), part(5)];
+        assert!(legend.chunks_exact(3).any(|pixel| pixel == color), "{name}");
+    }
+    let at = ["--overlay", &labels, "--at", "1,1,1", "--overwrite"];
+    let told = json(&[&["preview", &source, &out][..], &at].concat());
+    assert_eq!(
+        (&told["labels_shown"], &told["channels"]),
+        (&json!(0), &json!(null))
+    );
+    let channels = place.store("c.zarr", [4, 5, 6], 3, vec![1_u8; 360]);
+    let table = succeeds(&["preview", &channels, &place.at("c.png")]);
+    assert!(table.contains("the first of 3"), "{table}");
+}
+
+#[test]
 fn a_small_demo_runs_through_and_keeps_what_it_made() {
     let place = Place::new();
     let kept = place.at("demo");

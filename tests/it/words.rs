@@ -126,6 +126,15 @@ fn library() -> String {
         .collect()
 }
 
+/// The text of all modules of the Python package.
+fn python() -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("python/voxpatch");
+    let texts = sources(&root, ".py", "compat").into_iter();
+    texts
+        .map(|path| fs::read_to_string(path).expect("UTF-8"))
+        .collect()
+}
+
 #[test]
 fn an_option_has_the_same_name_in_the_library_and_in_the_command() {
     let options = options();
@@ -134,9 +143,16 @@ fn an_option_has_the_same_name_in_the_library_and_in_the_command() {
         .map(|command| succeeds(&[command, "--help"]))
         .concat();
     let library = library();
+    let python = python();
     for (name, _, types) in options {
         assert!(help.contains(&format!("--{name}")), "--{name}");
         let word = name.replace('-', "_");
+        let argument = [
+            format!("{word}: "),
+            format!("{word}="),
+            format!("\"{word}\""),
+        ];
+        assert!(argument.iter().any(|text| python.contains(text)), "{word}=");
         for owner in types {
             let of = format!("pub struct {owner}");
             let (_, rest) = library.split_once(&of).unwrap_or_else(|| panic!("{owner}"));
