@@ -599,6 +599,7 @@ fn the_plot_shows_a_dot_where_each_center_is() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a list of cases")]
 fn what_cannot_be_sampled_is_one_line_and_leaves_nothing() {
     let place = Place::new();
     let (source, map) = (place.small("in.zarr"), labels(&place, "labels.zarr"));

@@ -167,7 +167,7 @@ mod tests {
             lines
                 .lock()
                 .expect("no test panics with it")
-                .push(line.to_owned())
+                .push(line.to_owned());
         };
         Task { interval, ..TASK }.with_lines(&print, |progress| {
             for done in 1..=steps {
@@ -216,6 +216,6 @@ mod tests {
             task.line(500_000_000, 2_000_000_000, elapsed),
             "converting: 25 %, 10.0 MB/s, 1:40 min elapsed, 5:00 min left"
         );
-        assert_eq!(duration(Duration::from_secs(7500)), "2:05 h");
+        assert_eq!(duration(Duration::from_mins(125)), "2:05 h");
     }
 }

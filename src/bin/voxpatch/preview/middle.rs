@@ -18,7 +18,7 @@ const BLOCK: u64 = 1 << 20;
 struct Planes([Vec<u64>; 3]);
 
 /// Returns a voxel (z, y, x) whose three planes go through the labels, or `None` if there are none. Along each axis it is
-/// the plane with most labeled voxels; of several, the one nearest to their center of mass.
+/// the plane nearest to the center of mass that has at least half as many labeled voxels as the fullest one.
 ///
 /// Each thread holds one block. `progress` counts blocks.
 pub(super) fn middle(
@@ -116,7 +116,7 @@ impl Planes {
     }
 }
 
-/// Returns the place of the largest count above 0; of several, the one nearest to the center of mass.
+/// Returns the place nearest to the center of mass whose count is at least half of the largest one.
 fn best(counts: &[u64]) -> Option<u64> {
     let most = counts.iter().copied().max().filter(|&most| most > 0)?;
     let weighted = (0_u64..).zip(counts);
@@ -124,9 +124,10 @@ fn best(counts: &[u64]) -> Option<u64> {
         (moment + float(at) * float(count), total + float(count))
     });
     let distance = |at: u64| (float(at) - moment / total).abs();
-    let largest = (0_u64..).zip(counts).filter(|&(_, &count)| count == most);
-    largest
-        .map(|(at, _)| at)
+    let full = (0_u64..)
+        .zip(counts)
+        .filter(|&(_, &count)| count >= most.div_ceil(2));
+    full.map(|(at, _)| at)
         .min_by(|&a, &b| distance(a).total_cmp(&distance(b)))
 }
 
@@ -175,6 +176,15 @@ mod tests {
                 assert_eq!(of(&[]).expect("memory"), None);
             }
         }
+    }
+
+    #[test]
+    fn the_middle_is_near_the_center_of_mass_and_in_a_full_plane() {
+        assert_eq!(best(&[9, 8, 8, 8, 8, 7, 7]), Some(3));
+        assert_eq!(best(&[0, 9, 9, 9, 0, 1, 1, 0, 9, 9, 9]), Some(3));
+        assert_eq!(best(&[0, 0, 1]), Some(2));
+        assert_eq!(best(&[0, 0]), None);
+        assert_eq!(best(&[]), None);
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub(crate) fn run(settings: &SampleArgs) -> anyhow::Result<()> {
     let inputs = (0..settings.sources.len()).map(|n| Input::open(settings, n));
     let mut inputs: Vec<Input> = inputs.collect::<anyhow::Result<_>>()?;
     make_alike(settings, &mut inputs)?;
-    let fixed = settings.at.as_ref().map(|path| FixedLocations::read(path));
+    let fixed = settings.at.as_ref().map(FixedLocations::read);
     let fixed = fixed.transpose()?;
     let listed = fixed.as_ref().map(|fixed| fixed.regions()[0].shape);
     let patch = listed.or(settings.patch_size).unwrap_or_default();
