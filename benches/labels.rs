@@ -1,8 +1,8 @@
-//! What drawing by a label map costs: the map is that of a chest CT, 1069 x 512 x 512 voxels.
+//! The time and memory of sampling by the label map of a chest CT of 1069 x 512 x 512 voxels.
 //!
-//! `cargo bench --bench labels` writes a map of four labels in chunks of 64^3 into a temporary folder and
-//! prints how long it takes from opening it to the first patch, how many places a second are drawn,
-//! and by how much anonymous memory has grown since the program began. It fails if that is more than 64 MiB.
+//! `cargo bench --bench labels` writes a map of four labels in chunks of 64^3 into a temporary folder and prints the
+//! time from opening it to the first patch, the rate of draws, and the growth of anonymous memory since the program
+//! started. It fails if memory grows by more than 64 MiB.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ const SHAPE: Shape = [1069, 512, 512];
 const PATCH: Shape = [96; 3];
 const ROUNDS: usize = 3;
 const MOST_BYTES: u64 = 64 << 20;
-/// Draws that are made at once: as many as a small buffer of a loader holds, and as a plan of an epoch.
+/// The number of draws at a time: that of a small loader buffer, and that of an epoch's plan.
 const WINDOWS: [u64; 2] = [300, 3000];
 const DRAWS: u64 = 30_000;
 
@@ -28,7 +28,7 @@ struct Figures {
 }
 
 fn main() -> Result<()> {
-    // Before anything is done: what the allocator keeps of earlier rounds would hide growth.
+    // Measured first, because memory that the allocator retains from earlier rounds would hide growth.
     let before = anonymous();
     let folder = tempfile::tempdir().expect("the temporary folder can be written");
     let path = folder.path().join("labels.zarr");
@@ -47,7 +47,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// A line of the medians.
+/// Prints a line of medians.
 fn report(threads: usize, window: u64, all: &[Figures]) {
     let median = |of: fn(&Figures) -> f64| {
         let mut values: Vec<f64> = all.iter().map(of).collect();
@@ -92,7 +92,7 @@ fn measure(path: &Path, threads: usize, at_once: u64, before: u64) -> Result<Fig
     })
 }
 
-/// A body of label 1 with organs of labels 2 and 3 in it.
+/// Returns a body of label 1 with organs of labels 2 and 3.
 fn write(path: &Path) -> Result<()> {
     let options = CreateOptions::default()
         .with_chunk([64; 3])
@@ -127,7 +127,7 @@ fn label(z: u64, y: u64, x: u64) -> u8 {
     }
 }
 
-/// Bytes of this process that no file stands behind; 0 where that cannot be told.
+/// Returns the anonymous memory of this process in bytes; 0 where the system does not report it.
 fn anonymous() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status

@@ -1,8 +1,7 @@
-//! What the inner parts cost, each with its throughput: `cargo bench --bench parts`.
+//! The throughput of the inner parts: `cargo bench --bench parts`.
 //!
-//! All volumes are in memory or in a temporary folder, so nothing but the parts is measured: copies of boxes out of chunks
-//! and out of mapped files, draws, sums of overlapping patches, reductions. What a whole command costs
-//! is in `scripts/bench`.
+//! All volumes are in memory or in a temporary folder, so only the parts are measured: copies of boxes from chunks and
+//! from mapped files, draws, sums of overlapping patches, reductions. `scripts/bench` measures whole commands.
 
 use std::hint::black_box;
 use std::path::Path;
@@ -22,7 +21,7 @@ use voxpatch::{
 const SHAPE: Shape = [160, 192, 224];
 const PATCH: Shape = [96; 3];
 
-/// A volume of made voxels.
+/// A volume of synthetic voxels.
 fn scan() -> MemoryVolume {
     let [z, y, x] = SHAPE;
     let values: Vec<f32> = (0..z * y * x).map(|i| float(i % 1009)).collect();
@@ -37,7 +36,7 @@ fn bytes(shape: Shape, size: u64) -> Throughput {
     Throughput::Bytes(shape.iter().product::<u64>() * size)
 }
 
-/// Boxes out of chunks that are decoded already, and out of a mapped file.
+/// Measures copies of boxes from decoded chunks and from a mapped file.
 fn boxes(criterion: &mut Criterion) {
     let folder = tempfile::tempdir().expect("the temporary folder can be written");
     let path = folder.path().join("scan.npy");
@@ -66,7 +65,7 @@ fn store(volume: &MemoryVolume, path: &Path) -> Result<()> {
     target.finish()
 }
 
-/// Draws of 300 places, what a loader's window has.
+/// Measures draws of 300 places, the size of a loader's window.
 fn draws(criterion: &mut Criterion) {
     let [z, y, x] = SHAPE;
     let labels = |i: u64| u8::from((i / 40).is_multiple_of(3)) + 2 * u8::from(i % 1_000 < 30);
@@ -99,7 +98,7 @@ fn draws(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Sums of overlapping patches and their reductions, into a file.
+/// Measures sums of overlapping patches and their reductions, written to a file.
 fn aggregation(criterion: &mut Criterion) {
     let shape = [96, 96, 96];
     let grid = Grid::new(shape, [48; 3], [24; 3]).expect("the patch fits");

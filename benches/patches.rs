@@ -1,9 +1,9 @@
-//! Random patches per second, from every way of storing one scan.
+//! Random patches per second, for every kind of storage of one scan.
 //!
-//! `cargo bench --bench patches -- SCAN [FOLDER]` converts SCAN into FOLDER (kept, else a
-//! temporary one), once, and reads random patches of it, the page cache warm. All ways take
-//! turns, several rounds; what is printed is the median, and the counts, which do not vary.
-//! `cargo run --release -- demo --keep DIR` makes a scan of the usual size: `DIR/ct.zarr`.
+//! `cargo bench --bench patches -- SCAN [FOLDER]` converts SCAN once into FOLDER (by default a temporary folder), and
+//! reads random patches of it with a warm page cache. The kinds of storage alternate for several rounds. Prints
+//! medians, and counts, which do not vary. `cargo run --release -- demo --keep DIR` makes a scan of the usual size:
+//! `DIR/ct.zarr`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use voxpatch::{
 
 const ROUNDS: usize = 3;
 
-/// A way of storing the scan.
+/// A kind of storage of the scan.
 struct Way {
     name: &'static str,
     dtype: DType,
@@ -46,7 +46,7 @@ const fn way(
     }
 }
 
-/// For choosing chunks: read one by one, nothing kept.
+/// Storage for choosing chunks: patches are read one by one, without a cache.
 const CHUNKS: [Way; 4] = [
     way(
         "32 in 128",
@@ -82,7 +82,7 @@ const CHUNKS: [Way; 4] = [
     ),
 ];
 
-/// For the loader: what others are measured with.
+/// Storage for the loader, the same as for the peers.
 const LOADED: [Way; 5] = [
     way(
         "int16, 64, blosc-zstd",
@@ -148,7 +148,7 @@ fn main() -> Result<()> {
     table(&LOADED, &[128, 256, 512], loaded)
 }
 
-/// Converts the scan unless that was done before.
+/// Converts the scan unless it is already converted.
 fn store(scan: &Arc<dyn Volume>, way: &Way, path: &Path) -> Result<()> {
     if path.exists() {
         return Ok(());
@@ -166,7 +166,7 @@ fn store(scan: &Arc<dyn Volume>, way: &Way, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What one run showed.
+/// The result of one run.
 #[derive(Clone, Copy)]
 struct Figures {
     rate: f64,
@@ -174,7 +174,7 @@ struct Figures {
     kib: f64,
 }
 
-/// All ways in turn, `ROUNDS` times, a line of medians for each.
+/// Runs all kinds of storage alternately, `ROUNDS` times, and prints a line of medians for each.
 fn table(
     ways: &[Way],
     settings: &[u64],
@@ -215,7 +215,7 @@ fn float(n: u64) -> f64 {
     f64::from(u32::try_from(n).unwrap_or(u32::MAX))
 }
 
-/// Patches read as they are drawn, by as many threads as there are, nothing kept between them.
+/// Reads patches in the order of the draws, on all threads, without a cache.
 fn one_by_one(path: &Path, patch: u64) -> Result<(Figures, f64)> {
     const COUNT: u64 = 150;
     let volume = open(path)?;
@@ -237,7 +237,7 @@ fn one_by_one(path: &Path, patch: u64) -> Result<(Figures, f64)> {
     )
 }
 
-/// An epoch through the training loader, within so many MiB.
+/// Reads an epoch through the training loader, within a memory limit in MiB.
 fn through_the_loader(path: &Path, memory: u64) -> Result<(Figures, f64)> {
     const COUNT: u64 = 1_500;
     let volume = open(path)?;
@@ -247,7 +247,7 @@ fn through_the_loader(path: &Path, memory: u64) -> Result<(Figures, f64)> {
     let dataset = Dataset::new(vec![subject], UniformPatches::new([96; 3]))
         .samples_per_subject(COUNT)
         .seed(1);
-    // Some is for chunks under way and for the patch in the consumer's hands.
+    // Some memory is for chunks in progress and for the consumer's patch.
     let options = LoaderOptions::default()
         .with_max_length(2_000)
         .with_memory((memory - 20) << 20);

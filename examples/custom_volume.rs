@@ -1,4 +1,4 @@
-//! A volume of one's own: voxels that are computed when they are read.
+//! A custom volume: its voxels are computed when they are read.
 //!
 //! ```sh
 //! cargo run --release --example custom_volume

@@ -4,7 +4,7 @@
 //! cargo run --release --example predict -- SCAN OUT.zarr
 //! ```
 //!
-//! Without arguments it predicts a small volume that it makes in a temporary folder.
+//! Without arguments it predicts a small volume that it creates in a temporary folder.
 
 use std::path::PathBuf;
 use std::sync::Arc;

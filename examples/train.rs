@@ -10,7 +10,7 @@ use voxpatch::MemoryVolume;
 use voxpatch::training::{Dataset, Subject, UniformPatches};
 
 fn main() -> voxpatch::Result<()> {
-    // Any volume will do here: `voxpatch::open("scan.nii.gz")?`, for example.
+    // Any volume works here, for example `voxpatch::open("scan.nii.gz")?`.
     let scan = MemoryVolume::from_vec([64, 80, 80], 1, vec![100_i16; 64 * 80 * 80])?;
     let label = MemoryVolume::from_vec([64, 80, 80], 1, vec![1_u8; 64 * 80 * 80])?;
     let subject = Subject::builder("patient 1")

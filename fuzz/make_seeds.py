@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the seeds that fuzzing starts from: a sound file of each kind, and small arrays of tests/data/zarr."""
+"""Creates the seeds for fuzzing: a valid file of each kind, and small arrays of tests/data/zarr."""
 
 import gzip
 import struct

@@ -172,7 +172,7 @@ def judge(this, kind, k, error, text):
         elif outcome(this, work) != this.expected:
             problems.append("the same command gave other bytes afterwards")
         if this.again == "--resume" and rig.left(work):
-            problems.append(f"going on with it left {rig.left(work)}")
+            problems.append(f"resuming it left {rig.left(work)}")
     return [f"{this.name}, {kind} {k}, {error}: {problem}" for problem in problems], word
 
 

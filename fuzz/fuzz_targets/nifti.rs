@@ -1,4 +1,4 @@
-//! NIfTI files, with the voxels inside, beside or gzipped.
+//! NIfTI files, with the voxels inside, in a second file, or gzipped.
 
 #![no_main]
 

@@ -1,7 +1,6 @@
-//! What is fuzzed: volumes of arbitrary bytes are opened, and some of their voxels read.
+//! The fuzzed operations: opening volumes of arbitrary bytes, and reading some of their voxels.
 //!
-//! Everything goes through the front door, from files in memory, so that what is tried is
-//! what a user's program would do.
+//! Everything uses the public API with files in memory, as a user's program would.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +9,7 @@ use std::sync::{Once, OnceLock};
 use tempfile::TempDir;
 use voxpatch::{Region, Volume, VolumeExt};
 
-/// No read here is larger: what a header promises is not what memory is for.
+/// The largest read: memory must not depend on the sizes in a header.
 const MOST: u64 = 1 << 20;
 
 fn folder() -> &'static Path {
@@ -33,16 +32,16 @@ pub fn flat(name: &str, bytes: &[u8]) {
     read(&path);
 }
 
-/// Opens a headerless file of which a sidecar says this.
+/// Opens a headerless file with this sidecar.
 pub fn sidecar(bytes: &[u8]) {
     fs::write(folder().join("near.raw.json"), bytes).expect("the disk has room");
     read(&folder().join("near.raw"));
 }
 
-/// Opens an array in a folder: two bytes say how long its metadata are and, in the highest bit,
-/// whether they are of version 2; then come the metadata, then its first chunk.
+/// Opens an array in a folder: two bytes with the length of its metadata and, in the highest bit, a flag for version 2,
+/// followed by the metadata and its first chunk.
 pub fn store(bytes: &[u8]) {
-    // Panics of zarrs are caught and become errors; the hook of the fuzzer would not let them.
+    // Panics of zarrs are caught and become errors; the fuzzer's panic hook would abort instead.
     static HOOK: Once = Once::new();
     HOOK.call_once(|| std::panic::set_hook(Box::new(|_| {})));
     let Some((length, rest)) = bytes.split_first_chunk::<2>() else {
@@ -78,7 +77,7 @@ fn read(path: &Path) {
     }
 }
 
-/// What decoding one chunk takes.
+/// The memory for decoding one chunk.
 fn chunk_bytes(volume: &dyn Volume) -> u64 {
     let layout = volume.layout();
     let chunk = layout.read_chunk.unwrap_or([1; 4]);

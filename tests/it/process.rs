@@ -21,7 +21,7 @@ use crate::training::alone;
 
 const SHAPE: [u64; 3] = [24, 28, 20];
 
-/// Where a process does what others wait for: longer than this is for ever.
+/// Where a process does what others wait for: longer than this counts as forever.
 const PATIENCE: Duration = Duration::from_secs(100);
 
 /// A volume in every format that is written here, and one packed as a whole.
