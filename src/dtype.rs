@@ -151,7 +151,7 @@ impl DType {
         let (least, most) = self.range();
         let problem = match self {
             Self::Bool => "voxels of type bool are 0 or 1".to_owned(),
-            dtype if dtype.is_float() => format!("voxels of type {dtype} go up to {most}"),
+            dtype if dtype.is_float() => format!("voxels of type {dtype} are at most {most}"),
             dtype => format!("voxels of type {dtype} are whole numbers from {least} to {most}"),
         };
         Err(Error::InvalidArgument {

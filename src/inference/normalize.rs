@@ -357,7 +357,7 @@ fn single(value: f64) -> f32 {
 }
 
 fn length(n: u64) -> usize {
-    usize::try_from(n).expect("what is in memory has such a length")
+    usize::try_from(n).expect("a length of voxels in memory")
 }
 
 #[cfg(test)]

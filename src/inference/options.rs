@@ -311,7 +311,7 @@ impl StoreOption {
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     clippy::cast_precision_loss,
-    reason = "as nnU-Net computes it; what is beyond is refused with the grid"
+    reason = "as in nnU-Net; numbers that are too large are refused with the grid"
 )]
 fn count(length: u64, patch: u64, step: f64) -> u64 {
     let room = length.saturating_sub(patch) as f64;

@@ -71,7 +71,7 @@ impl MinContent {
             return bad("fraction", fraction.to_string(), problem);
         }
         if let Some(end) = inner.draw_count() {
-            let problem = "patches can only be redrawn from a sampler without an end";
+            let problem = "patches can only be redrawn from an endless sampler";
             return bad("number of draws", end.to_string(), problem);
         }
         let layout = map.layout();

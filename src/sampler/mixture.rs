@@ -95,7 +95,7 @@ impl Mixture {
                         "of a sampler with {} draws",
                         sampler.draw_count().unwrap_or(0)
                     ),
-                    "only samplers without an end can be mixed",
+                    "only endless samplers can be mixed",
                 ));
             }
             if share > 0.0 {

@@ -37,7 +37,7 @@ mod sealed {
         /// Identifies the kind in a file.
         const KIND: u8;
         /// Adds one block.
-        #[expect(private_interfaces, reason = "called in this room only")]
+        #[expect(private_interfaces, reason = "only called in this module")]
         fn add(&mut self, block: &Block<'_>) -> Result<()>;
         /// Merges the data of a second thread.
         fn merge(&mut self, other: Self);
@@ -45,7 +45,7 @@ mod sealed {
         fn sort(&mut self);
         /// Returns the known data of a part of the volume, and the blocks that must be read again. With `background`,
         /// blocks of only background are listed, too.
-        #[expect(private_interfaces, reason = "called in this room only")]
+        #[expect(private_interfaces, reason = "only called in this module")]
         fn clip(&self, blocks: &Blocks, part: &Region, background: bool) -> (Self, Vec<u64>);
         /// Writes the form used in files.
         fn encode(&self, out: &mut Vec<u8>);

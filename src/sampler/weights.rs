@@ -20,7 +20,7 @@ impl BlockStats for WeightSums {}
 impl Sealed for WeightSums {
     const KIND: u8 = 1;
 
-    #[expect(private_interfaces, reason = "called in this room only")]
+    #[expect(private_interfaces, reason = "only called in this module")]
     fn add(&mut self, block: &Block<'_>) -> Result<()> {
         let layout = block.layout;
         let sum = match &block.voxels {
@@ -59,7 +59,7 @@ impl Sealed for WeightSums {
         self.0.shrink_to_fit();
     }
 
-    #[expect(private_interfaces, reason = "called in this room only")]
+    #[expect(private_interfaces, reason = "only called in this module")]
     fn clip(&self, blocks: &Blocks, part: &Region, _background: bool) -> (Self, Vec<u64>) {
         let (mut known, mut cut) = (Self::default(), Vec::new());
         for &(id, sum) in &self.0 {

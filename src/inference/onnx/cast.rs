@@ -9,7 +9,7 @@ use tract_onnx::model::ParsingContext;
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::{GraphProto, NodeProto};
 use tract_onnx::tract_core::ops::cast::cast;
-#[allow(clippy::wildcard_imports, reason = "what tract asks of an operator")]
+#[allow(clippy::wildcard_imports, reason = "tract's interface for operators")]
 use tract_onnx::tract_hir::internal::*;
 
 /// The name under which such a cast is registered; no ONNX operator has this name.

@@ -349,7 +349,7 @@ fn outputs_of_several_scales_types_and_reductions_come_from_one_pass() {
     assert_eq!(
         done.outputs[3].uncovered_voxels,
         40 * 30 * 26 - 36 * 29 * 23,
-        "the far faces along y and x lie inside patches that hang over"
+        "the far faces along y and x are inside patches that extend beyond them"
     );
     let valid = whole(&path("valid.zarr")).to_array::<f32>().unwrap();
     for ((_, z, y, x), &value) in valid.indexed_iter() {
@@ -513,10 +513,7 @@ fn a_selection_that_comes_after_the_plan_is_planned_for_or_refused() {
         )
     };
     let (all, some) = (plan(1 << 30, false).unwrap(), plan(1 << 30, true).unwrap());
-    assert!(
-        all.live_bytes < some.live_bytes,
-        "what stands in takes memory"
-    );
+    assert!(all.live_bytes < some.live_bytes, "substitutes take memory");
     let third = || PatchMask::new(&all.grid, |index, _| index % 3 == 0);
     let late = all.clone().with_patch_mask(third()).unwrap();
     assert_eq!((late.live_bytes, late.passes()), (some.live_bytes, 1));

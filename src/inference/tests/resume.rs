@@ -73,7 +73,7 @@ fn a_run_interrupted_at_any_patch_is_resumed_to_the_same_bytes() {
         if stop_at > 40 {
             assert!(
                 again < total,
-                "what was done is not predicted again: {again} after {stop_at}"
+                "finished chunks are not predicted again: {again} after {stop_at}"
             );
         }
         assert_eq!(
