@@ -14,8 +14,8 @@ def scan(folder: Path, number: int, shape: tuple[int, int, int] = (64, 72, 80)) 
     place = np.indices(shape, dtype=np.float32)
     labels = np.zeros(shape, np.uint8)
     for _ in range(6):
-        centre = [random.uniform(8, length - 8) for length in shape]
-        distance = sum((axis - at) ** 2 for axis, at in zip(place, centre))
+        center = [random.uniform(8, length - 8) for length in shape]
+        distance = sum((axis - at) ** 2 for axis, at in zip(place, center))
         labels[distance < random.uniform(5, 9) ** 2] = 1
     ct = random.normal(0, 60, shape) + 400.0 * labels
     voxpatch.write(folder / f"ct{number}.zarr", ct.astype(np.int16), chunk=16, shard=64, spacing=(2.0, 1.0, 1.0))

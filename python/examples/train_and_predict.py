@@ -1,5 +1,5 @@
-"""A small 3-D network in PyTorch: trained on patches, stopped in the middle of an epoch, gone on with, and run
-over a whole scan that it never saw.
+"""A small 3-D network in PyTorch: trained on patches, interrupted in the middle of an epoch, resumed, and run over a whole
+scan that it never saw.
 
     python examples/train_and_predict.py FOLDER
 """
@@ -67,7 +67,7 @@ def main(folder: Path) -> dict[str, Any]:
     whole.run(epochs=3)
     print(f"loss {whole.losses[0]:.3f} at first, {np.mean(whole.losses[-8:]):.3f} at last")
 
-    # The same, ended in the middle of the second epoch and gone on with.
+    # The same, interrupted in the middle of the second epoch and resumed.
     first = Training(subjects)
     first.run(epochs=3, stop_after=30)
     torch.save(first.state(), folder / "last.pt")

@@ -214,7 +214,7 @@ impl Held {
         let bytes = patch.bytes_mut();
         #[expect(
             unsafe_code,
-            reason = "numpy lends slices only to whoever has the interpreter"
+            reason = "numpy lends slices only to threads that hold the interpreter"
         )]
         // SAFETY: the array has as many voxels of this type, one after the other; it is kept, and not written to.
         let voxels = unsafe { std::slice::from_raw_parts(self.voxels, bytes.len()) };

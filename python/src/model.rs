@@ -37,7 +37,7 @@ pub(crate) struct Planned {
     pub(crate) space: Vec<voxpatch::volume::DiskSpace>,
 }
 
-/// A batch to be predicted, and who wants it. Whoever drops it ends the run.
+/// A batch for the model, with the channel for its predictions. Dropping it ends the run.
 pub(crate) struct Request {
     /// The patches' values, all in one.
     pub(crate) voxels: Voxels,
@@ -51,7 +51,7 @@ pub(crate) struct Request {
 /// A prediction.
 pub(crate) enum Answer {
     Copied(Patch),
-    /// To be copied by whoever asked, while the next batch is predicted.
+    /// A prediction that the requesting thread copies while the next batch is predicted.
     Held(Held),
 }
 
@@ -69,7 +69,7 @@ impl Request {
 
     /// Gives the predictions, for each output those of each patch.
     pub(crate) fn answer(self, predictions: Vec<Vec<Answer>>) {
-        // Whoever asked is gone if the run was stopped.
+        // The requesting thread is gone if the run was stopped.
         let _ = self.reply.send(predictions);
     }
 }

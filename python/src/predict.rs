@@ -259,7 +259,7 @@ fn answer(py: Python<'_>, mut request: Request, call: &Bound<'_, PyAny>) -> PyRe
             if ours && let Some(held) = Held::of(&one, region.start)? {
                 return Ok(Answer::Held(held));
             }
-            // Whoever made it may write to it when it is called next.
+            // Copied now, because the model may overwrite its output in the next call.
             let (channels, shape, voxels) = array::to_voxels(&one)?;
             let patch = Patch::new(Region::new(region.start, shape), channels, voxels);
             patch.map(Answer::Copied).map_err(|error| raised(&error))

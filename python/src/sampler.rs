@@ -153,7 +153,7 @@ impl Indices {
 }
 
 impl Recipe {
-    /// The sampler of a subject, or `None` if nothing can be drawn from it and that is to be so.
+    /// Returns the sampler of a subject, or `None` if nothing can be drawn from it and such subjects are skipped.
     pub(crate) fn sampler(
         &self,
         subject: &Subject,

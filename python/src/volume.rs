@@ -173,8 +173,8 @@ impl Volume {
         &self.source
     }
 
-    /// The open volume. A forked process opens it anew: what it inherited may be locked for ever
-    /// by threads that it has not.
+    /// Returns the open volume. A forked process opens it again, because inherited locks may be held forever by threads
+    /// that it does not have.
     ///
     /// The lock is taken with the interpreter's only, so that it is free wherever Python forks.
     pub(crate) fn image(&self, _py: Python<'_>) -> PyResult<Arc<Image>> {

@@ -13,7 +13,7 @@ use voxpatch::{Error, Result};
 
 use crate::errors::raised;
 
-/// How often whoever waits asks whether Ctrl-C was pressed.
+/// The interval at which a waiting thread checks for Ctrl-C.
 pub(crate) const ASK: Duration = Duration::from_millis(50);
 
 /// How long work that was asked to stop may take to clean up.

@@ -303,7 +303,7 @@ def test_what_is_wrong_with_a_batch_is_said():
 
 
 def smooth(batch):
-    """Something that looks at its neighbourhood and at several channels."""
+    """Something that looks at its neighborhood and at several channels."""
     total = batch.sum(1, keepdims=True)
     return np.concatenate([np.roll(total, 1, -1), total * 2], axis=1)
 
@@ -329,7 +329,7 @@ def test_predict_equals_a_loop_over_the_patches(tmp_path, mode):
     assert threads == {threading.get_ident()}, "the model is called on the caller's thread only"
 
 
-def test_real_values_normalised_flipped_and_reduced(tmp_path):
+def test_real_values_normalized_flipped_and_reduced(tmp_path):
     nib = pytest.importorskip("nibabel", reason="nibabel makes a file with a slope")
     stored = (scan((20, 18, 16), seed=4)).astype(np.int16)
     image = nib.Nifti1Image(stored.T, np.eye(4))

@@ -128,7 +128,7 @@ def test_batches_hold_what_lies_at_their_places(subjects: Subjects, tmp_path: pa
         found = [checked(queue(rank)) for rank in range(world)]
         assert sorted(sum(found, [])) == sorted(expected), (size, world)
         assert world > 1 or found == [expected]
-        # The same, gone on with in the middle.
+        # The same, resumed in the middle.
         begun, resumed = queue(0), queue(0)
         iterator = iter(begun)
         taken = sum(len(next(iterator)["location"]) for _ in range(chosen.randrange(len(begun))))
@@ -182,7 +182,7 @@ def test_a_state_goes_on_at_any_patch_with_other_threads(subjects: Subjects) -> 
         resumed = make(1)
         resumed.load_state_dict(state)
         resumed.set_epoch(1)
-        assert told(resumed) == second, "another epoch is not gone on with"
+        assert told(resumed) == second, "a different epoch is not resumed"
 
 
 @pytest.mark.parametrize("ended", [False, True])
@@ -396,12 +396,12 @@ def test_ranks_share_an_epoch(subjects: Subjects) -> None:
 
 def test_labels_are_drawn_by_their_shares(subjects: Subjects) -> None:
     queue = Queue(subjects, LabelSampler(9, "label", {0: 1, 1: 1, 2: 2, 7: 5}), 200)
-    centres: Counter[int] = Counter()
+    centers: Counter[int] = Counter()
     for sample in queue:
-        centres[int(sample["label"][0, 4, 4, 4])] += 1
-    assert sum(centres.values()) == 600 and set(centres) == {0, 1, 2}
+        centers[int(sample["label"][0, 4, 4, 4])] += 1
+    assert sum(centers.values()) == 600 and set(centers) == {0, 1, 2}
     for label, share in ((0, 0.25), (1, 0.25), (2, 0.5)):
-        assert abs(centres[label] / 600 - share) < 4 * (share * (1 - share) / 600) ** 0.5
+        assert abs(centers[label] / 600 - share) < 4 * (share * (1 - share) / 600) ** 0.5
     foreground = Queue(subjects, LabelSampler((9, 9, 9), label_name="label"), 50)
     assert all(sample["label"][0, 4, 4, 4] > 0 for sample in foreground)
 

@@ -101,7 +101,7 @@ def others(path: pathlib.Path) -> np.ndarray[Any, Any]:
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
 
-def test_paddings_are_real_values_and_normalised_ones_after_normalising(tmp_path: pathlib.Path) -> None:
+def test_paddings_are_real_values_and_normalized_ones_after_normalizing(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "ct.nii"
     stored = write(path, "int16", 1.0, -1024.0)
     hu = stored - 1024

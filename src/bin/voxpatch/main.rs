@@ -120,9 +120,9 @@ mod tests {
             super::one_line(&error),
             "cannot convert: cannot open a: no such file"
         );
-        let colourful = anyhow::anyhow!("cannot open \u{1b}[31mred\u{7}.npy");
+        let colorful = anyhow::anyhow!("cannot open \u{1b}[31mred\u{7}.npy");
         assert_eq!(
-            super::one_line(&colourful),
+            super::one_line(&colorful),
             "cannot open \\u{1b}[31mred\\u{7}.npy"
         );
         let nested = Err::<(), _>(anyhow::anyhow!("two\nlines")).context("outer");

@@ -121,7 +121,7 @@ impl Report {
     }
 }
 
-/// Whoever read standard output has gone: the command is done, and well.
+/// Standard output was closed by its reader: the command ends successfully.
 #[derive(Debug)]
 pub(crate) struct Closed;
 

@@ -25,7 +25,7 @@ static GRACEFUL: AtomicBool = AtomicBool::new(false);
 /// Listens for the signals from now on.
 pub(crate) fn listen() -> anyhow::Result<()> {
     let listen = || -> std::io::Result<()> {
-        // A file that grows too large is an error of whoever writes it.
+        // A file that grows too large is an error of the write that exceeds the limit.
         flag::register(SIGXFSZ, Arc::default())?;
         let heard = STOPPING
             .into_iter()

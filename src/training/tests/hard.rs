@@ -104,8 +104,8 @@ fn a_label_that_one_subject_lacks_is_an_error_a_gap_or_anywhere() {
         .collect();
     assert_eq!(samples.len(), 30);
     for sample in samples {
-        let centre = sample.patches()[1].view::<u8>().unwrap()[[0, 2, 2, 2]];
-        assert_eq!(centre, u8::from(sample.subject_index != 1));
+        let center = sample.patches()[1].view::<u8>().unwrap()[[0, 2, 2, 2]];
+        assert_eq!(center, u8::from(sample.subject_index != 1));
     }
 }
 
@@ -271,7 +271,7 @@ fn batches_are_nearly_as_mixed_as_those_of_an_ideal_shuffle() {
     let (distinct, repeats) = mixing(&sequence);
     assert!((12.5..13.1).contains(&distinct), "{distinct}");
     assert!((0.026..0.034).contains(&repeats), "{repeats}");
-    // One subject with draws in neighbourhoods of 8: a window holds 37 of these.
+    // One subject with draws in neighborhoods of 8: a window holds 37 of these.
     let plan = EpochPlan::new(1, 6000, 4).unwrap().with_window(300);
     let epoch = plan.epoch(0);
     let groups: Vec<u64> = (0..20)
@@ -284,7 +284,7 @@ fn batches_are_nearly_as_mixed_as_those_of_an_ideal_shuffle() {
 }
 
 #[test]
-fn neighbourhoods_let_a_window_s_patches_share_chunks() {
+fn neighborhoods_let_a_window_s_patches_share_chunks() {
     let shape = [160; 3];
     let volume =
         Arc::new(memory(shape, |n| u8::try_from(n % 251).unwrap()).with_chunks([1, 16, 16, 16]));

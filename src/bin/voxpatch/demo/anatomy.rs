@@ -1,6 +1,6 @@
 //! What lies where in the phantom's chest: organs as ellipsoids, vessels and airways as trees.
 //!
-//! x is to the patient's left, y to the back, z up, in mm. Edges are a millimetre soft, as a
+//! x is to the patient's left, y to the back, z up, in mm. Edges are a millimeter soft, as a
 //! scanner's are.
 
 use super::shape::{P3, Tube, cage, cover, ellipse, mix};

@@ -11,14 +11,14 @@ use voxpatch::{DType, Geometry, Layout, Region, Result, Shape, Volume};
 use super::anatomy::Anatomy;
 use super::shape::{P3, Tube};
 
-/// Millimetres along z, y, x.
+/// Millimeters along z, y, x.
 const EXTENT: [f64; 3] = [320.7, 337.92, 337.92];
 
 /// A volume that is computed when it is read.
 #[derive(Debug)]
 pub(crate) struct Phantom {
     layout: Layout,
-    /// Millimetres of a voxel, z, y, x.
+    /// Millimeters of a voxel, z, y, x.
     spacing: [f32; 3],
     anatomy: Anatomy,
 }
@@ -48,7 +48,7 @@ impl Phantom {
         }
     }
 
-    /// Where a voxel's centre lies, x, y, z.
+    /// Where a voxel's center lies, x, y, z.
     #[expect(clippy::cast_precision_loss, reason = "a place in mm")]
     #[expect(clippy::cast_possible_truncation, reason = "half an extent")]
     fn place(&self, [z, y, x]: [i64; 3]) -> P3 {
@@ -57,7 +57,7 @@ impl Phantom {
         [along(x, 2) - half(2), along(y, 1) - half(1), along(z, 0)]
     }
 
-    /// Voxels of `region` whose centres may lie in a box of mm, x, y, z.
+    /// Voxels of `region` whose centers may lie in a box of mm, x, y, z.
     #[expect(
         clippy::cast_possible_truncation,
         reason = "voxels of a region in memory"

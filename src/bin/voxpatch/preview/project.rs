@@ -47,14 +47,14 @@ impl Projection {
         }
     }
 
-    /// Marks a patch's centre, unless it lies outside.
+    /// Marks a patch's center, unless it lies outside.
     pub(crate) fn mark(&mut self, region: Region) {
         let shape = self.volume.layout().shape;
         let mut pixels = [0; 3];
         for a in 0..3 {
             let half = signed(region.shape[a] / 2);
-            let centre = region.start[a].saturating_add(half);
-            let Some(voxel) = u64::try_from(centre).ok().filter(|&n| n < shape[a]) else {
+            let center = region.start[a].saturating_add(half);
+            let Some(voxel) = u64::try_from(center).ok().filter(|&n| n < shape[a]) else {
                 return;
             };
             pixels[a] = cell(voxel, shape[a], self.sizes[a]);
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plane_that_was_left_out_looks_like_its_neighbour() {
+    fn a_plane_that_was_left_out_looks_like_its_neighbor() {
         let mut largest = Largest::new([4, 1, 2], [4, 1, 2]);
         largest.add_row(1, 0, &[0, 1], &[1.0, 2.0]);
         largest.add_row(3, 0, &[0, 1], &[3.0, f32::NAN]);
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_is_where_the_centre_is_and_none_outside() {
+    fn a_mark_is_where_the_center_is_and_none_outside() {
         let memory = MemoryVolume::from_vec([4, 6, 8], 1, vec![0_u8; 192]);
         let mut projection = Projection::new(Arc::new(memory.expect("the shape fits")));
         projection.mark(Region::new([-3, 0, 0], [2; 3]));

@@ -86,7 +86,7 @@ pub(super) struct Samplers {
     pub(super) counts: Vec<u64>,
     /// Patches that would have come from inputs that are left out.
     pub(super) left_out: u64,
-    /// Labels that were asked for and are nowhere in an input's centres, with the input's name.
+    /// Labels that were asked for and are nowhere in an input's centers, with the input's name.
     pub(super) absent: Vec<(String, Vec<String>)>,
     /// Those of them that are in no input, of several.
     pub(super) nowhere: Vec<String>,
@@ -174,7 +174,7 @@ impl Samplers {
                     let built = Label::new(Arc::clone(map), &index, weights, options);
                     let absent: Vec<String> = match &built {
                         Ok(label) => label.absent().iter().map(ToString::to_string).collect(),
-                        // There is no centre with any of them.
+                        // There is no center with any of them.
                         Err(Error::NoCenter { .. }) => {
                             weights.classes().map(|class| class.to_string()).collect()
                         }
