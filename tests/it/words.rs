@@ -181,6 +181,8 @@ fn defaults_are_the_same_in_the_library_and_in_the_command() {
         ResumeOptions::default().memory,
     ];
     assert_eq!(memory, [256 << 20; 4]);
+    let python = python();
+    assert_eq!(python.matches("memory: int = 256 << 20").count(), 2);
     let blending = AggregatorOptions::default();
     assert_eq!(
         (blending.blend.to_string(), blending.fill),
