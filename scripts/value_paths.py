@@ -622,7 +622,8 @@ class Bench:
         out, over = folder / "a.png", folder / "b.png"
         window = f"--window={low},{high}"
         command("preview", source.path, out, window)
-        command("preview", source.path, over, window, "--overlay", label.path, *together(source, label))
+        at = "--at=" + ",".join(str(n // 2) for n in SHAPE)
+        command("preview", source.path, over, window, at, "--overlay", label.path, *together(source, label))
         plain, laid = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))).astype(int) for path in (out, over))
         affine = source.affine if source.affine is not None else np.eye(4)
         orientation = nibabel.io_orientation(affine)
