@@ -89,7 +89,7 @@ pub fn convert(
     for file in source.source_files() {
         check_output(&to.path, &[&file])?;
     }
-    let work = Work {
+    let work = ConvertWork {
         target: &*target,
         progress,
         done: AtomicU64::new(0),
@@ -290,7 +290,7 @@ fn all_chunks(layout: &Layout) -> u64 {
     whole.fold(layout.dtype.size() as u64, u64::saturating_mul)
 }
 
-struct Work<'a> {
+struct ConvertWork<'a> {
     target: &'a dyn VolumeMut,
     progress: Progress<'a>,
     done: AtomicU64,
@@ -325,7 +325,7 @@ impl Lost {
     }
 }
 
-impl Work<'_> {
+impl ConvertWork<'_> {
     /// Converts the write chunks of the output in parallel, and reads each separately.
     fn anywhere(&self, source: &Arc<dyn Volume>, plan: &ConvertPlan) -> Result<ReadStats> {
         let source: Arc<dyn Volume> = match source.layout().read_chunk {

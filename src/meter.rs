@@ -24,20 +24,20 @@ pub struct Peak {
 /// A sampler of this process's memory that runs until it is stopped.
 #[derive(Debug)]
 pub struct Meter {
-    seen: Arc<Seen>,
+    seen: Arc<MemorySample>,
     watcher: Option<JoinHandle<()>>,
     /// `true` if the system's own peak was reset when this meter started.
     reset: bool,
 }
 
 #[derive(Debug, Default)]
-struct Seen {
+struct MemorySample {
     resident: AtomicU64,
     anonymous: AtomicU64,
     stop: AtomicBool,
 }
 
-impl Seen {
+impl MemorySample {
     fn look(&self) {
         if let Some([resident, anonymous]) = status(["VmRSS:", "RssAnon:"]) {
             self.resident.fetch_max(resident, Ordering::Relaxed);
@@ -51,7 +51,7 @@ impl Meter {
     #[must_use]
     pub fn start() -> Self {
         let reset = fs::write("/proc/self/clear_refs", "5").is_ok();
-        let seen = Arc::new(Seen::default());
+        let seen = Arc::new(MemorySample::default());
         seen.look();
         let own = Arc::clone(&seen);
         let watch = move || {

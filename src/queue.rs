@@ -12,20 +12,20 @@ use std::thread::{self, JoinHandle};
 
 /// An iterator over prefetched results.
 pub struct Queue<T> {
-    mode: Mode<T>,
+    mode: QueueMode<T>,
 }
 
-enum Mode<T> {
+enum QueueMode<T> {
     /// No threads: each item is processed when its result is requested.
     Inline(Box<dyn FnMut() -> Option<T> + Send>),
     Threads {
-        shared: Arc<Shared<T>>,
+        shared: Arc<QueueShared<T>>,
         workers: Vec<JoinHandle<()>>,
     },
 }
 
-struct Shared<T> {
-    state: Mutex<State<T>>,
+struct QueueShared<T> {
+    state: Mutex<QueueState<T>>,
     /// Signals a new result, or the end.
     ready: Condvar,
     /// Signals that a result was taken, or that the queue is being dropped.
@@ -33,7 +33,7 @@ struct Shared<T> {
     ahead: u64,
 }
 
-struct State<T> {
+struct QueueState<T> {
     /// Results that are not yet taken, by item.
     results: BTreeMap<u64, thread::Result<T>>,
     /// The number of items started.
@@ -62,17 +62,17 @@ impl<T: Send + 'static> Queue<T> {
         if workers == 0 {
             let mut results = items.map(work);
             return Self {
-                mode: Mode::Inline(Box::new(move || results.next())),
+                mode: QueueMode::Inline(Box::new(move || results.next())),
             };
         }
-        let state = State {
+        let state = QueueState {
             results: BTreeMap::new(),
             begun: 0,
             taken: 0,
             end: None,
             stop: false,
         };
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(QueueShared {
             state: Mutex::new(state),
             ready: Condvar::new(),
             room: Condvar::new(),
@@ -90,13 +90,13 @@ impl<T: Send + 'static> Queue<T> {
             })
             .collect();
         Self {
-            mode: Mode::Threads { shared, workers },
+            mode: QueueMode::Threads { shared, workers },
         }
     }
 }
 
-impl<T> Shared<T> {
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
+impl<T> QueueShared<T> {
+    fn lock(&self) -> MutexGuard<'_, QueueState<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -169,8 +169,8 @@ impl<T> Iterator for Queue<T> {
 
     fn next(&mut self) -> Option<T> {
         match &mut self.mode {
-            Mode::Inline(next) => next(),
-            Mode::Threads { shared, .. } => shared
+            QueueMode::Inline(next) => next(),
+            QueueMode::Threads { shared, .. } => shared
                 .take()
                 .map(|result| result.unwrap_or_else(|panic| resume_unwind(panic))),
         }
@@ -179,7 +179,7 @@ impl<T> Iterator for Queue<T> {
 
 impl<T> Drop for Queue<T> {
     fn drop(&mut self) {
-        if let Mode::Threads { shared, workers } = &mut self.mode {
+        if let QueueMode::Threads { shared, workers } = &mut self.mode {
             shared.lock().stop = true;
             shared.room.notify_all();
             for worker in workers.drain(..) {
@@ -193,8 +193,8 @@ impl<T> Drop for Queue<T> {
 impl<T> fmt::Debug for Queue<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let workers = match &self.mode {
-            Mode::Inline(_) => 0,
-            Mode::Threads { workers, .. } => workers.len(),
+            QueueMode::Inline(_) => 0,
+            QueueMode::Threads { workers, .. } => workers.len(),
         };
         f.debug_struct("Queue")
             .field("workers", &workers)

@@ -42,9 +42,9 @@ pub fn live_bytes(
 #[derive(Debug)]
 pub(crate) struct Estimate {
     /// The blocks whose sums are kept, or the boxes of patches that may not vote; `None` if nothing is kept.
-    blocks: Option<Boxes>,
+    blocks: Option<SpanBoxes>,
     /// The write chunks, or the boxes of a flat file that are written together.
-    chunks: Option<Boxes>,
+    chunks: Option<SpanBoxes>,
     /// Bytes of one of those chunks: even one that no patch covers is in memory while it is written.
     one: u64,
     shape: Shape,
@@ -100,7 +100,7 @@ impl Estimate {
         };
         let blocks = cuts.as_ref().map(|cuts| {
             let along = |a: usize| touched(&grid.axes()[a], &cuts[a]);
-            Boxes::new(std::array::from_fn(along), order, kept_bytes)
+            SpanBoxes::new(std::array::from_fn(along), order, kept_bytes)
         });
         let unit = unit(grid, output);
         let chunks = unit.map(|chunk| {
@@ -108,7 +108,7 @@ impl Estimate {
                 let cuts = cuts.as_ref().map_or(&[][..], |cuts| &cuts[a]);
                 completed(&grid.axes()[a], chunk[a], (settling, cuts))
             };
-            Boxes::new(std::array::from_fn(along), order, written)
+            SpanBoxes::new(std::array::from_fn(along), order, written)
         });
         let one = unit.map_or(0, |chunk| {
             let inside = (0..3).map(|a| chunk[a].min(output.shape[a]));
@@ -338,16 +338,16 @@ fn completed(axis: &Axis, chunk: u64, (settling, cuts): (Settling, &[u64])) -> V
 
 /// Boxes that are products of spans along z, y, x.
 #[derive(Debug)]
-struct Boxes {
+struct SpanBoxes {
     spans: [Vec<Span>; 3],
     order: [usize; 3],
     /// Bytes per voxel.
     bytes: u64,
     /// A cache of the levels of runs of spans along each axis.
-    known: [HashMap<Range<usize>, Rc<Level>>; 3],
+    known: [HashMap<Range<usize>, Rc<SpanLevel>>; 3],
 }
 
-impl Boxes {
+impl SpanBoxes {
     fn new(spans: [Vec<Span>; 3], order: [usize; 3], bytes: u64) -> Self {
         Self {
             spans,
@@ -376,7 +376,7 @@ impl Boxes {
             let spans = &self.spans[a];
             let chosen = choose(spans, &kept[a]);
             let new = || {
-                Rc::new(Level::new(
+                Rc::new(SpanLevel::new(
                     &spans[chosen.start..chosen.end.max(chosen.start)],
                 ))
             };
@@ -391,7 +391,7 @@ impl Boxes {
 
 /// Voxels of the slower axes, by the remaining condition for holding a box: none, begun, not ended, or both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct Weights {
+struct ConditionCounts {
     always: u128,
     begun: u128,
     unended: u128,
@@ -401,18 +401,18 @@ struct Weights {
 /// The spans along one axis: for each patch where a span begins or ends, the lengths of the spans that begin or end
 /// there or elsewhere. At the other patches no more is held than at the patch before.
 #[derive(Debug)]
-struct Level {
+struct SpanLevel {
     total: u128,
-    steps: Vec<Step>,
+    steps: Vec<SpanStep>,
     /// The distinct weights that the patches give to boxes without a condition from slower axes.
-    weights: Vec<Weights>,
+    weights: Vec<ConditionCounts>,
     /// The corners of the convex hull of the voxels begun and the voxels not ended, over all patches: any weighted sum
     /// of the two has its maximum at a corner.
     corners: Vec<[u128; 2]>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Step {
+struct SpanStep {
     begun: u128,
     begins: u128,
     unended: u128,
@@ -424,7 +424,7 @@ struct Step {
     begins_and_ends: u128,
 }
 
-impl Level {
+impl SpanLevel {
     fn new(spans: &[Span]) -> Self {
         work::add(spans.len());
         let mut patches: Vec<usize> = spans
@@ -433,7 +433,7 @@ impl Level {
             .collect();
         patches.sort_unstable();
         patches.dedup();
-        let mut steps = vec![Step::default(); patches.len()];
+        let mut steps = vec![SpanStep::default(); patches.len()];
         let at = |patch: usize| patches.partition_point(|&other| other < patch);
         for span in spans {
             let length = u128::from(span.end - span.start);
@@ -458,16 +458,16 @@ impl Level {
             open += step.begins_only;
             open -= step.ends_only;
         }
-        let weights = |step: &Step| Weights {
+        let weights = |step: &SpanStep| ConditionCounts {
             always: step.inside,
             begun: step.begins_only,
             unended: step.ends_only,
             both: step.begins_and_ends,
         };
-        let mut weights: Vec<Weights> = steps.iter().map(weights).collect();
+        let mut weights: Vec<ConditionCounts> = steps.iter().map(weights).collect();
         weights.sort_unstable();
         weights.dedup();
-        let corners = corners(steps.iter().map(Step::with_its_own));
+        let corners = corners(steps.iter().map(SpanStep::with_its_own));
         Self {
             total,
             steps,
@@ -477,8 +477,8 @@ impl Level {
     }
 
     /// Returns the maximum over all patches of the last axis.
-    fn most(&self, weights: Weights) -> u128 {
-        let Weights {
+    fn most(&self, weights: ConditionCounts) -> u128 {
+        let ConditionCounts {
             always,
             begun,
             unended,
@@ -500,21 +500,21 @@ impl Level {
     }
 }
 
-impl Step {
+impl SpanStep {
     /// Returns the voxels begun and the voxels not ended, including those that begin or end here.
     const fn with_its_own(&self) -> [u128; 2] {
         [self.begun + self.begins, self.unended + self.ends]
     }
 
     /// Returns the weights for the next axis, given this patch of an axis with `total` voxels.
-    const fn after(&self, total: u128, weights: Weights) -> Weights {
-        let Weights {
+    const fn after(&self, total: u128, weights: ConditionCounts) -> ConditionCounts {
+        let ConditionCounts {
             always,
             begun,
             unended,
             both,
         } = weights;
-        Weights {
+        ConditionCounts {
             always: always * total
                 + begun * self.begun
                 + unended * self.unended
@@ -544,12 +544,12 @@ fn corners(points: impl Iterator<Item = [u128; 2]>) -> Vec<[u128; 2]> {
 }
 
 /// Returns the most voxels held at once. The levels are from the slowest axis to the fastest.
-fn most([slow, middle, fast]: &[Rc<Level>; 3]) -> u128 {
+fn most([slow, middle, fast]: &[Rc<SpanLevel>; 3]) -> u128 {
     // An upper bound: all voxels along the fastest axis are held.
-    let bound = |weights: Weights| fast.total * middle.most(weights);
+    let bound = |weights: ConditionCounts| fast.total * middle.most(weights);
     work::add(slow.weights.len());
     let bounds: Vec<u128> = slow.weights.iter().copied().map(bound).collect();
-    let within = |weights: Weights, mut most: u128| {
+    let within = |weights: ConditionCounts, mut most: u128| {
         work::add(middle.steps.len());
         for step in &middle.steps {
             let after = step.after(middle.total, weights);

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::Meter;
+use super::ByteGauge;
 use super::sums::Sum;
 use super::window::{Logs, Weights};
 use crate::dtype::{DType, convert};
@@ -37,20 +37,20 @@ pub(super) struct Live<S> {
     cuts: Cuts,
     /// A bit set of the blocks to write; `None` for all.
     wanted: Option<Vec<u64>>,
-    blocks: Mutex<HashMap<[usize; 3], Shared<S>>>,
+    blocks: Mutex<HashMap<[usize; 3], LockedBlock<S>>>,
     /// Buffers of finished blocks, kept because fresh memory costs a page fault per page.
     spare: Mutex<Vec<Vec<S>>>,
 }
 
 /// A block, locked by one thread at a time.
-type Shared<S> = Arc<Mutex<Block<S>>>;
+type LockedBlock<S> = Arc<Mutex<LiveBlock<S>>>;
 
 /// The boundaries of blocks along each axis, from 0 to the length.
 #[derive(Clone, Debug)]
 pub(super) struct Cuts([Vec<u64>; 3]);
 
 #[derive(Debug)]
-struct Block<S> {
+struct LiveBlock<S> {
     sums: Vec<S>,
     /// The logarithm of the largest weight so far of each voxel, where logarithms are used.
     tops: Vec<f64>,
@@ -152,7 +152,7 @@ impl<S: Sum> Live<S> {
         &self,
         place: [usize; 3],
         contribution: &Contribution,
-        meter: &Meter,
+        meter: &ByteGauge,
         mut finished: impl FnMut(Region, Final<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         for index in self.touched(place) {
@@ -168,7 +168,7 @@ impl<S: Sum> Live<S> {
         index: [usize; 3],
         place: [usize; 3],
         contribution: &Contribution,
-        meter: &Meter,
+        meter: &ByteGauge,
         finished: &mut impl FnMut(Region, Final<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let region = self.cuts.region(index);
@@ -221,11 +221,11 @@ impl<S: Sum> Live<S> {
     /// Applies a contribution whose turn it is.
     fn apply(
         &self,
-        block: &mut Block<S>,
+        block: &mut LiveBlock<S>,
         region: &Region,
         contribution: &Contribution,
         place: [usize; 3],
-        meter: &Meter,
+        meter: &ByteGauge,
     ) {
         block.turn += 1;
         if let Contribution::Nothing = contribution {
@@ -273,7 +273,7 @@ impl<S: Sum> Live<S> {
     }
 
     /// Returns a buffer for a block, filled with zeros if `clear`.
-    fn buffer(&self, region: &Region, clear: bool, meter: &Meter) -> Vec<S> {
+    fn buffer(&self, region: &Region, clear: bool, meter: &ByteGauge) -> Vec<S> {
         let length = self.channels * usize::try_from(region.voxels()).unwrap_or(usize::MAX);
         meter.grow((length * size_of::<S>()) as u64);
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
@@ -293,7 +293,7 @@ impl<S: Sum> Live<S> {
     }
 
     /// Returns the intersection of a block and the patch at `place`.
-    fn common(&self, block: &Region, place: [usize; 3]) -> Common {
+    fn common(&self, block: &Region, place: [usize; 3]) -> Intersection {
         let start = |a: usize| self.grid.axes()[a].starts[place[a]];
         let patch = Region::new([start(0), start(1), start(2)], self.grid.patch());
         let common = block
@@ -305,7 +305,7 @@ impl<S: Sum> Live<S> {
                 .start
                 .map(|n| usize::try_from(n).unwrap_or(0))
         };
-        Common {
+        Intersection {
             to: inside(block.start),
             from: inside(patch.start),
             shape: common.shape.map(length),
@@ -357,7 +357,7 @@ impl<S: Sum> Live<S> {
         region: &Region,
         contribution: &Contribution,
         place: [usize; 3],
-        block: &mut Block<S>,
+        block: &mut LiveBlock<S>,
     ) {
         let (patch, shape) = (self.grid.patch().map(length), region.shape.map(length));
         let common = self.common(region, place);
@@ -497,13 +497,13 @@ fn single(value: f64) -> f32 {
 }
 
 /// The intersection of a block and a patch: its start in the block and in the patch (z, y, x), and its shape.
-struct Common {
+struct Intersection {
     to: [usize; 3],
     from: [usize; 3],
     shape: [usize; 3],
 }
 
-impl Common {
+impl Intersection {
     /// Calls `then` for each row with its first voxel in the patch, and its offset in the buffer of a block of `shape`.
     fn each_row(&self, shape: [usize; 3], mut then: impl FnMut([usize; 3], usize)) {
         for z in 0..self.shape[0] {
@@ -515,7 +515,7 @@ impl Common {
     }
 }
 
-impl<S> Default for Block<S> {
+impl<S> Default for LiveBlock<S> {
     fn default() -> Self {
         Self {
             sums: Vec::new(),

@@ -47,17 +47,17 @@ pub struct Aggregator {
     grid: Grid,
     channels: u64,
     options: AggregatorOptions,
-    mode: Mode,
+    mode: AggregatorMode,
     pending: Pending,
     seen: Mutex<Vec<u64>>,
-    counts: Counts,
-    meter: Meter,
+    counts: PatchCounts,
+    meter: ByteGauge,
     /// The smallest magnitude that is not finite in the sums or the output.
     too_large: f64,
 }
 
 #[derive(Debug)]
-enum Mode {
+enum AggregatorMode {
     /// Each voxel comes from one patch: the part of each axis that each start owns, and the substitutes for patches
     /// that may not vote.
     Crop([Vec<Range<u64>>; 3], Option<Box<Substitutes>>),
@@ -68,7 +68,7 @@ enum Mode {
 }
 
 #[derive(Debug, Default)]
-struct Counts {
+struct PatchCounts {
     patches: AtomicU64,
     skipped: AtomicU64,
     uncovered: AtomicU64,
@@ -161,16 +161,16 @@ impl Aggregator {
                 let (channels, size) = (layout.channels, layout.dtype.size());
                 let substitutes = || Box::new(Substitutes::new(&grid, channels, size));
                 let owned = std::array::from_fn(|a| owned(&grid.axes()[a]));
-                Mode::Crop(owned, (!options.all_vote()).then(substitutes))
+                AggregatorMode::Crop(owned, (!options.all_vote()).then(substitutes))
             }
             (_, Accumulator::F32) => {
-                Mode::F32(Box::new(Live::new(&grid, weights(), count, wanted)))
+                AggregatorMode::F32(Box::new(Live::new(&grid, weights(), count, wanted)))
             }
             (_, Accumulator::F16) => {
-                Mode::F16(Box::new(Live::new(&grid, weights(), count, wanted)))
+                AggregatorMode::F16(Box::new(Live::new(&grid, weights(), count, wanted)))
             }
             (_, Accumulator::BF16) => {
-                Mode::BF16(Box::new(Live::new(&grid, weights(), count, wanted)))
+                AggregatorMode::BF16(Box::new(Live::new(&grid, weights(), count, wanted)))
             }
         };
         let words = usize::try_from(grid.len().div_ceil(64)).unwrap_or(usize::MAX);
@@ -181,8 +181,8 @@ impl Aggregator {
             mode,
             pending,
             seen: Mutex::new(vec![0; words]),
-            counts: Counts::default(),
-            meter: Meter::default(),
+            counts: PatchCounts::default(),
+            meter: ByteGauge::default(),
             grid,
         };
         made.fill_rim()?;
@@ -192,10 +192,10 @@ impl Aggregator {
     /// Writes the fill value to the voxels that no patch covers.
     fn fill_rim(&self) -> Result<()> {
         let untouched: Box<dyn Iterator<Item = Region> + '_> = match &self.mode {
-            Mode::Crop(..) => Box::new(rim(&self.grid)),
-            Mode::F32(live) => Box::new(live.untouched()),
-            Mode::F16(live) => Box::new(live.untouched()),
-            Mode::BF16(live) => Box::new(live.untouched()),
+            AggregatorMode::Crop(..) => Box::new(rim(&self.grid)),
+            AggregatorMode::F32(live) => Box::new(live.untouched()),
+            AggregatorMode::F16(live) => Box::new(live.untouched()),
+            AggregatorMode::BF16(live) => Box::new(live.untouched()),
         };
         for region in untouched {
             self.uncovered(region)?;
@@ -216,15 +216,15 @@ impl Aggregator {
             return false;
         };
         match &self.mode {
-            Mode::Crop(..) if !self.pending.is_partial() => true,
-            Mode::Crop(owned, None) => self.pending.wants(&part(owned, place)),
-            Mode::Crop(owned, Some(substitutes)) => {
+            AggregatorMode::Crop(..) if !self.pending.is_partial() => true,
+            AggregatorMode::Crop(owned, None) => self.pending.wants(&part(owned, place)),
+            AggregatorMode::Crop(owned, Some(substitutes)) => {
                 let mut boxes = substitutes.touched(place).map(|owner| part(owned, owner));
                 boxes.any(|region| !region.is_empty() && self.pending.wants(&region))
             }
-            Mode::F32(live) => live.needs(place),
-            Mode::F16(live) => live.needs(place),
-            Mode::BF16(live) => live.needs(place),
+            AggregatorMode::F32(live) => live.needs(place),
+            AggregatorMode::F16(live) => live.needs(place),
+            AggregatorMode::BF16(live) => live.needs(place),
         }
     }
 
@@ -360,7 +360,7 @@ impl Aggregator {
     /// Adds the contribution of the patch at `place`, and passes on the voxels that became final.
     fn contribute(&self, place: [usize; 3], contribution: &Contribution) -> Result<()> {
         match &self.mode {
-            Mode::Crop(owned, substitutes) => {
+            AggregatorMode::Crop(owned, substitutes) => {
                 let own = part(owned, place);
                 if !own.is_empty()
                     && let Some(values) = self.supplied(own, place, contribution)?
@@ -372,9 +372,9 @@ impl Aggregator {
                     None => Ok(()),
                 }
             }
-            Mode::F32(live) => self.blend(live, place, contribution),
-            Mode::F16(live) => self.blend(live, place, contribution),
-            Mode::BF16(live) => self.blend(live, place, contribution),
+            AggregatorMode::F32(live) => self.blend(live, place, contribution),
+            AggregatorMode::F16(live) => self.blend(live, place, contribution),
+            AggregatorMode::BF16(live) => self.blend(live, place, contribution),
         }
     }
 
@@ -695,12 +695,12 @@ fn first_non_finite(patch: &Patch, too_large: f64) -> Option<([u64; 4], f64)> {
 
 /// The bytes held now, and their peak.
 #[derive(Debug, Default)]
-struct Meter {
+struct ByteGauge {
     now: AtomicU64,
     peak: AtomicU64,
 }
 
-impl Meter {
+impl ByteGauge {
     fn grow(&self, bytes: u64) {
         let now = self.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.peak.fetch_max(now, Ordering::Relaxed);

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::Meter;
+use super::ByteGauge;
 use crate::error::Result;
 use crate::grid::Grid;
 use crate::patch::copy_common;
@@ -38,14 +38,14 @@ pub(super) struct Pending {
     wanted: Option<Vec<u64>>,
     /// The fill value: the bytes of a voxel that no patch covers.
     fill: Vec<u8>,
-    waiting: Mutex<HashMap<[u64; 3], Arc<Mutex<Waiting>>>>,
+    waiting: Mutex<HashMap<[u64; 3], Arc<Mutex<WaitingChunk>>>>,
     /// Buffers of written chunks, kept because fresh memory costs a page fault per page.
     spare: Mutex<Vec<Vec<u8>>>,
     written: AtomicU64,
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct WaitingChunk {
     region: Region,
     voxels: Vec<u8>,
     /// Boxes of the fill value that arrived before the buffer was allocated.
@@ -127,7 +127,12 @@ impl Pending {
     }
 
     /// Adds the final voxels of a box, all of the output's channels; `None` for the fill value.
-    pub(super) fn add(&self, region: Region, voxels: Option<&[u8]>, meter: &Meter) -> Result<()> {
+    pub(super) fn add(
+        &self,
+        region: Region,
+        voxels: Option<&[u8]>,
+        meter: &ByteGauge,
+    ) -> Result<()> {
         let layout = self.output.layout();
         let (channels, size) = (layout.channels, layout.dtype.size());
         let Some(chunk) = self.chunk else {
@@ -151,7 +156,7 @@ impl Pending {
             let slot = {
                 let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
                 let slot = waiting.entry(index).or_insert_with(|| {
-                    Arc::new(Mutex::new(Waiting {
+                    Arc::new(Mutex::new(WaitingChunk {
                         region: inside,
                         voxels: Vec::new(),
                         holes: Vec::new(),
@@ -189,7 +194,7 @@ impl Pending {
     }
 
     /// Allocates the buffer of a chunk if it has none, and writes the fill value into its holes.
-    fn gather(&self, slot: &mut Waiting, meter: &Meter) {
+    fn gather(&self, slot: &mut WaitingChunk, meter: &ByteGauge) {
         let layout = self.output.layout();
         let voxels = slot.region.voxels() * layout.channels;
         let bytes = voxels * layout.dtype.size() as u64;

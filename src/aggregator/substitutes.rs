@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Meter;
+use super::ByteGauge;
 use super::live::product;
 use super::window::owned;
 use crate::error::Result;
@@ -31,11 +31,11 @@ pub(super) struct Substitutes {
     channels: usize,
     /// Bytes of an output value.
     size: usize,
-    state: Mutex<State>,
+    state: Mutex<SubstituteState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct SubstituteState {
     /// A bit set of the patches that voted, in the order z, y, x.
     voted: Vec<u64>,
     boxes: HashMap<[usize; 3], Arc<Mutex<Collected>>>,
@@ -67,7 +67,7 @@ impl Substitutes {
             owned: std::array::from_fn(|a| owned(&grid.axes()[a])),
             channels: usize::try_from(channels).unwrap_or(usize::MAX),
             size,
-            state: Mutex::new(State {
+            state: Mutex::new(SubstituteState {
                 voted: vec![0; words],
                 boxes: HashMap::new(),
             }),
@@ -91,7 +91,7 @@ impl Substitutes {
         )
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, SubstituteState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -103,7 +103,7 @@ impl Substitutes {
     }
 
     /// Marks the box of the patch at `place` as settled by its owner's vote.
-    pub(super) fn settle(&self, place: [usize; 3], meter: &Meter) {
+    pub(super) fn settle(&self, place: [usize; 3], meter: &ByteGauge) {
         let (word, bit) = self.bit(place);
         let mut state = self.lock();
         state.voted[word] |= bit;
@@ -123,7 +123,7 @@ impl Substitutes {
         place: [usize; 3],
         values: Option<&dyn Fn(Region) -> Result<Vec<u8>>>,
         wants: &dyn Fn(&Region) -> bool,
-        meter: &Meter,
+        meter: &ByteGauge,
         mut finished: impl FnMut(Region, Settled<'_>) -> Result<()>,
     ) -> Result<()> {
         for owner in self.touched(place) {
@@ -188,7 +188,7 @@ impl Substitutes {
         region: &Region,
         place: [usize; 3],
         values: &dyn Fn(Region) -> Result<Vec<u8>>,
-        meter: &Meter,
+        meter: &ByteGauge,
     ) -> Result<()> {
         let start = std::array::from_fn(|a| self.grid.axes()[a].starts[place[a]]);
         let Some(common) = region.intersection(&Region::new(start, self.grid.patch())) else {
@@ -277,7 +277,7 @@ impl Collected {
         (self.values.len() + size_of_val(&self.tags[..])) as u64
     }
 
-    fn close(&mut self, meter: &Meter) {
+    fn close(&mut self, meter: &ByteGauge) {
         meter.shrink(self.bytes());
         *self = Self {
             closed: true,

@@ -7,9 +7,9 @@ use crate::patch::Patch;
 use crate::region::Region;
 
 /// A seeded pseudo-random number generator.
-pub(crate) struct Random(u64);
+pub(crate) struct TwinRandom(u64);
 
-impl Random {
+impl TwinRandom {
     pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0x5851_F42D_4C95_7F2D)
     }

@@ -91,7 +91,7 @@ impl Model for Ensemble {
     }
 
     fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
-        let mut mean = Mean::default();
+        let mut mean = EnsembleMean::default();
         for (_, model) in &self.models {
             mean.add(model.predict(batch.clone())?)?;
         }
@@ -101,13 +101,13 @@ impl Model for Ensemble {
 
 /// The mean of predictions of one batch.
 #[derive(Debug, Default)]
-pub(super) struct Mean {
+pub(super) struct EnsembleMean {
     /// For each output, the sums of each patch.
     sums: Vec<Vec<Patch>>,
     count: u16,
 }
 
-impl Mean {
+impl EnsembleMean {
     /// Adds another prediction of the batch.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 /// A message that may contain weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Message {
+enum WeightMessage {
     Model,
     Function,
     Graph,
@@ -18,7 +18,7 @@ enum Message {
     Entry,
 }
 
-impl Message {
+impl WeightMessage {
     /// Returns the kind of message in field `number`, if it leads to weights.
     const fn field(self, number: u64) -> Option<Self> {
         Some(match (self, number) {
@@ -39,9 +39,9 @@ impl Message {
 /// `bytes` is the network's file. Malformed messages are skipped: the runtime refuses such a file.
 pub(super) fn locations(bytes: &[u8]) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    let mut left = vec![(Message::Model, bytes)];
+    let mut left = vec![(WeightMessage::Model, bytes)];
     while let Some((message, bytes)) = left.pop() {
-        if message == Message::Entry {
+        if message == WeightMessage::Entry {
             let text = |wanted| {
                 let value = fields(bytes).find_map(|(n, value)| (n == wanted).then_some(value));
                 value.and_then(|value| std::str::from_utf8(value).ok())

@@ -48,12 +48,12 @@ struct Known {
 
 /// A way that fits: all at once, or cut in one of the ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct Fit {
     way: Option<usize>,
     pub(super) live_bytes: u64,
 }
 
-impl Found {
+impl Fit {
     pub(super) const fn is_cut(&self) -> bool {
         self.way.is_some()
     }
@@ -105,7 +105,7 @@ impl<'a> Ways<'a> {
     }
 
     /// Returns the first way that keeps at most `room` bytes; otherwise the fewest bytes with which a way might fit.
-    pub(super) fn find(&mut self, room: u64) -> Result<Found, u64> {
+    pub(super) fn find(&mut self, room: u64) -> Result<Fit, u64> {
         let at_once = self.at_once.unwrap_or_else(|| {
             let bytes = live_bytes(&mut self.estimates, self.owned.as_ref());
             let is_whole = self.owned.is_none() && !self.resumed;
@@ -114,7 +114,7 @@ impl<'a> Ways<'a> {
         });
         self.at_once = Some(at_once);
         if at_once <= room {
-            return Ok(Found {
+            return Ok(Fit {
                 way: None,
                 live_bytes: at_once,
             });
@@ -124,7 +124,7 @@ impl<'a> Ways<'a> {
             if self.one(way) <= room
                 && let Some(live_bytes) = self.most_within(way, room)
             {
-                return Ok(Found {
+                return Ok(Fit {
                     way: Some(way),
                     live_bytes,
                 });
@@ -135,7 +135,7 @@ impl<'a> Ways<'a> {
     }
 
     /// Returns the passes in which the outputs are written.
-    pub(super) fn passes(&self, found: Found) -> Vec<ChunkRanges> {
+    pub(super) fn passes(&self, found: Fit) -> Vec<ChunkRanges> {
         match (found.way, &self.all) {
             (Some(way), Some(all)) => {
                 let [_, b, c] = self.grid.order();
@@ -207,7 +207,7 @@ impl<'a> Ways<'a> {
     }
 
     /// Returns the number of predictions of a way: patches between two pieces count for each.
-    pub(super) fn predictions(&mut self, found: Found) -> u64 {
+    pub(super) fn predictions(&mut self, found: Fit) -> u64 {
         let Some(way) = found.way else {
             return self.grid.len();
         };

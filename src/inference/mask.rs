@@ -324,7 +324,7 @@ mod tests {
     use crate::error::Error;
     use crate::grid::{GridOptions, GridPlacement};
     use crate::volume::MemoryVolume;
-    use crate::volume::suite::Probe;
+    use crate::volume::suite::CallRecorder;
 
     #[test]
     fn patches_with_foreground_are_selected_at_any_mask_resolution() {
@@ -392,7 +392,7 @@ mod tests {
     #[test]
     fn a_mask_that_is_written_to_while_it_is_read_is_refused() {
         let grid = Grid::new([18, 20, 22], [6; 3], [2; 3]).unwrap();
-        let mask = Probe::new("mask", None);
+        let mask = CallRecorder::new("mask", None);
         assert!(!PatchMask::from_volume(&grid, &mask).unwrap().is_empty());
         mask.change();
         let refused = PatchMask::from_volume(&grid, &mask);

@@ -1,6 +1,6 @@
 //! Divides the memory of a run among unfinished voxels, batches in progress, cached chunks and reordering.
 
-use super::fit::{Found, Ways};
+use super::fit::{Fit, Ways};
 use super::needs::least_ahead;
 use super::passes::ChunkRanges;
 use super::schedule::Schedule;
@@ -31,7 +31,7 @@ impl Schedule {
     }
 
     /// Returns the first way to write the outputs that fits into the memory with `threads` threads.
-    pub(super) fn find(&self, threads: usize, ways: &mut Ways<'_>) -> Result<Found> {
+    pub(super) fn find(&self, threads: usize, ways: &mut Ways<'_>) -> Result<Fit> {
         let working = self.working.bytes(threads);
         let room = self.memory().checked_sub(working);
         let live_bytes = match ways.find(room.unwrap_or(0)) {
@@ -54,7 +54,7 @@ impl Schedule {
     }
 
     /// Returns this schedule for `threads` threads, written in the way that was found.
-    pub(super) fn settled(&self, threads: usize, found: Found, ways: &Ways<'_>) -> Self {
+    pub(super) fn settled(&self, threads: usize, found: Fit, ways: &Ways<'_>) -> Self {
         let mut plan = self.clone();
         plan.settle(threads, found, ways.passes(found));
         plan
@@ -72,7 +72,7 @@ impl Schedule {
         each.saturating_mul(threads)
     }
 
-    fn settle(&mut self, threads: usize, found: Found, passes: Vec<ChunkRanges>) {
+    fn settle(&mut self, threads: usize, found: Fit, passes: Vec<ChunkRanges>) {
         let needed = found.live_bytes.saturating_add(self.working.bytes(threads));
         let left = self.memory().saturating_sub(needed);
         self.inference.threads = threads;

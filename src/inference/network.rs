@@ -26,7 +26,7 @@ const PROBE_EXTENSION: u64 = 64;
 const MOST_HALVINGS: u32 = 6;
 
 /// The dtype and the axis lengths of an output.
-pub(super) type Kind = (DType, Vec<u64>);
+pub(super) type OutputKind = (DType, Vec<u64>);
 
 /// A runtime for networks.
 pub(super) trait Runtime: Send + Sync {
@@ -34,10 +34,10 @@ pub(super) trait Runtime: Send + Sync {
     type Ready: Send + Sync;
 
     /// Prepares the network for an input of these lengths, and returns the kinds of its outputs.
-    fn prepare(&self, input: [usize; 5]) -> Result<(Self::Ready, Vec<Kind>), Cause>;
+    fn prepare(&self, input: [usize; 5]) -> Result<(Self::Ready, Vec<OutputKind>), Cause>;
 
     /// Returns the kinds of the outputs for an input of these lengths.
-    fn outputs(&self, input: [usize; 5]) -> Result<Vec<Kind>, Cause>;
+    fn outputs(&self, input: [usize; 5]) -> Result<Vec<OutputKind>, Cause>;
 
     /// Runs the network and returns all values of each output.
     fn run(
@@ -61,15 +61,15 @@ pub(super) struct Network<R: Runtime> {
     pub(super) only: Option<usize>,
     /// The declared position of the outputs.
     pub(super) place: OutputPlace,
-    pub(super) ready: Mutex<Vec<Arc<Ready<R::Ready>>>>,
+    pub(super) ready: Mutex<Vec<Arc<ReadyNetwork<R::Ready>>>>,
 }
 
 /// A network prepared for one shape of patch.
-pub(super) struct Ready<T> {
+pub(super) struct ReadyNetwork<T> {
     channels: u64,
     patch: Shape,
     network: T,
-    outputs: Vec<Output>,
+    outputs: Vec<NetworkOutput>,
 }
 
 impl<R: Runtime> Network<R> {
@@ -93,7 +93,7 @@ impl<R: Runtime> Network<R> {
     }
 
     /// Returns the outputs for patches of `patch` voxels of such a volume.
-    pub(super) fn planned(&self, input: &Layout, patch: Shape) -> Result<Vec<Output>> {
+    pub(super) fn planned(&self, input: &Layout, patch: Shape) -> Result<Vec<NetworkOutput>> {
         self.axes.check_channels(&self.path, input)?;
         Ok(self.ready(input.channels, patch)?.outputs.clone())
     }
@@ -130,7 +130,7 @@ impl<R: Runtime> Network<R> {
     }
 
     /// Returns the network for patches of one shape, and prepares it on first use.
-    fn ready(&self, channels: u64, patch: Shape) -> Result<Arc<Ready<R::Ready>>> {
+    fn ready(&self, channels: u64, patch: Shape) -> Result<Arc<ReadyNetwork<R::Ready>>> {
         // Other threads wait instead of preparing it again.
         let mut kept = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         let found = kept
@@ -148,13 +148,13 @@ impl<R: Runtime> Network<R> {
         Ok(made)
     }
 
-    fn made_ready(&self, channels: u64, patch: Shape) -> Result<Ready<R::Ready>> {
+    fn made_ready(&self, channels: u64, patch: Shape) -> Result<ReadyNetwork<R::Ready>> {
         self.axes.check_patch(&self.path, patch)?;
         let (network, kinds) = self
             .runtime
             .prepare(self.axes.filled(channels, patch))
             .map_err(|cause| self.failed("prepared", channels, patch, cause))?;
-        Ok(Ready {
+        Ok(ReadyNetwork {
             channels,
             patch,
             network,
@@ -163,8 +163,13 @@ impl<R: Runtime> Network<R> {
     }
 
     /// Returns the outputs of these kinds for patches of one shape, with their halos and scales.
-    fn placed(&self, channels: u64, patch: Shape, kinds: Vec<Kind>) -> Result<Vec<Output>> {
-        let covers = |(_, axes): &Kind| axes.ends_with(&patch);
+    fn placed(
+        &self,
+        channels: u64,
+        patch: Shape,
+        kinds: Vec<OutputKind>,
+    ) -> Result<Vec<NetworkOutput>> {
+        let covers = |(_, axes): &OutputKind| axes.ends_with(&patch);
         let longer = self
             .axes
             .longer(patch)
@@ -179,7 +184,7 @@ impl<R: Runtime> Network<R> {
             let longer = longer
                 .as_ref()
                 .map(|(longer, grown)| (*longer, &*grown[n].1));
-            Output::new(
+            NetworkOutput::new(
                 &self.path,
                 (name.clone(), self.place),
                 dtype,
@@ -372,7 +377,7 @@ impl InputAxes {
 
 /// An output of a network for patches of one shape.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Output {
+pub(super) struct NetworkOutput {
     /// Its name in the file.
     pub(super) name: String,
     /// Number of channels.
@@ -387,7 +392,7 @@ pub(super) struct Output {
     pub(super) scale: u64,
 }
 
-impl Output {
+impl NetworkOutput {
     /// Creates the output called `name` that has the lengths `axes` for patches of `patch` voxels; `longer` is a longer
     /// patch with its lengths. An output without a channel axis has one channel.
     ///
@@ -481,7 +486,7 @@ mod tests {
         let read = |scale: Option<u64>, axes: &[u64]| {
             let place = OutputPlace { halo: None, scale };
             let (named, patch) = (("y".to_owned(), place), ([32; 3], axes));
-            Output::new(Path::new("n"), named, DType::F32, patch, None)
+            NetworkOutput::new(Path::new("n"), named, DType::F32, patch, None)
         };
         let out = |axes: &[u64]| read(None, axes).unwrap();
         let region = Region::new([8, 16, 24], [32; 3]);

@@ -215,7 +215,7 @@ fn moments(
     let (total, mut done) = (parts(&**volume).count() as u64, 0);
     let work = {
         let volume = Arc::clone(volume);
-        move |part: Part| part.moments(&*volume)
+        move |part: ReadPiece| part.moments(&*volume)
     };
     report(progress, done, total)?;
     for found in Queue::new(parts(&**volume), threads, 2 * threads, work) {
@@ -231,13 +231,13 @@ fn moments(
 
 /// The voxels that one read fetches.
 #[derive(Clone, Debug)]
-enum Part {
+enum ReadPiece {
     Chunk(ChunkShape),
     Piece(Range<u64>, Region),
 }
 
 /// Returns parts that cover all voxels of a volume, in storage order.
-fn parts(volume: &dyn Volume) -> Box<dyn Iterator<Item = Part> + Send> {
+fn parts(volume: &dyn Volume) -> Box<dyn Iterator<Item = ReadPiece> + Send> {
     let layout = volume.layout();
     let order = volume.sequential_order();
     // Channels that are adjacent in storage are read together.
@@ -245,7 +245,7 @@ fn parts(volume: &dyn Volume) -> Box<dyn Iterator<Item = Part> + Send> {
         let slabs = Slabs::up_to(layout, order, PIECE);
         let parts = slabs
             .iter()
-            .map(|(channels, region)| Part::Piece(channels, region));
+            .map(|(channels, region)| ReadPiece::Piece(channels, region));
         return Box::new(parts);
     }
     let (channels, whole) = (0..layout.channels, Region::whole(layout.shape));
@@ -256,9 +256,10 @@ fn parts(volume: &dyn Volume) -> Box<dyn Iterator<Item = Part> + Send> {
     });
     let flat = layout.read_chunk.is_none();
     let pieces = flat.then(|| {
-        channels.flat_map(move |c| pieces(whole).map(move |piece| Part::Piece(c..c + 1, piece)))
+        channels
+            .flat_map(move |c| pieces(whole).map(move |piece| ReadPiece::Piece(c..c + 1, piece)))
     });
-    let chunks = chunks.into_iter().flatten().map(Part::Chunk);
+    let chunks = chunks.into_iter().flatten().map(ReadPiece::Chunk);
     Box::new(chunks.chain(pieces.into_iter().flatten()))
 }
 
@@ -278,11 +279,11 @@ fn pieces(region: Region) -> impl Iterator<Item = Region> + Send + use<> {
     })
 }
 
-impl Part {
+impl ReadPiece {
     /// Returns the moments of every channel of the part.
     fn moments(self, volume: &dyn Volume) -> Result<Vec<(u64, Moments)>> {
         let layout = volume.layout();
-        let mut values = Values::new(layout);
+        let mut values = PieceBuffers::new(layout);
         match self {
             Self::Piece(channels, region) => {
                 let each = length(region.voxels()) * layout.dtype.size();
@@ -316,13 +317,13 @@ impl Part {
 }
 
 /// Buffers for the voxels of a piece, as they are read and as f64.
-struct Values {
+struct PieceBuffers {
     dtype: DType,
     voxels: Vec<u8>,
     wide: Vec<f64>,
 }
 
-impl Values {
+impl PieceBuffers {
     fn new(layout: &Layout) -> Self {
         Self {
             dtype: layout.dtype,
@@ -367,7 +368,7 @@ mod tests {
     use super::*;
     use crate::aggregator::Blend;
     use crate::dtype::Element;
-    use crate::inference::work::{PatchPool, Reading};
+    use crate::inference::work::{BlendedPool, Reading};
     use crate::inference::{InferenceOptions, Model, OutputSpec, OutputTarget, builtin_model};
     use crate::pad::Padding;
     use crate::progress::silent;
@@ -489,7 +490,7 @@ mod tests {
             scales: plan.scales,
         };
         let given = reading
-            .read(&*volume, region, &PatchPool::default())
+            .read(&*volume, region, &BlendedPool::default())
             .unwrap();
         given.as_slice::<f32>().unwrap().to_vec()
     }

@@ -20,9 +20,9 @@ use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto, ValueInf
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::infer::{Factoid, InferenceOp};
 
-use self::parts::Parts;
+use self::parts::NetworkParts;
 use super::model::{Model, OutputSpec};
-use super::network::{InputAxes, Kind, Network, Runtime, no_network};
+use super::network::{InputAxes, Network, OutputKind, Runtime, no_network};
 use super::place::OutputPlace;
 use crate::dtype::DType;
 use crate::error::{Cause, Error, Result};
@@ -162,18 +162,18 @@ impl Tract {
 }
 
 impl Runtime for Tract {
-    type Ready = Parts;
+    type Ready = NetworkParts;
 
-    fn prepare(&self, input: [usize; 5]) -> Result<(Self::Ready, Vec<Kind>), Cause> {
+    fn prepare(&self, input: [usize; 5]) -> Result<(Self::Ready, Vec<OutputKind>), Cause> {
         let prepared = caught(|| {
             let typed = self.typed(input)?;
             let kinds = kinds(&typed)?;
-            Ok((Parts::new(typed)?, kinds))
+            Ok((NetworkParts::new(typed)?, kinds))
         });
         Ok(prepared?)
     }
 
-    fn outputs(&self, input: [usize; 5]) -> Result<Vec<Kind>, Cause> {
+    fn outputs(&self, input: [usize; 5]) -> Result<Vec<OutputKind>, Cause> {
         Ok(caught(|| kinds(&self.typed(input)?))?)
     }
 
@@ -328,7 +328,7 @@ fn unusable(
 }
 
 /// Returns the kinds of all outputs.
-fn kinds(model: &TypedModel) -> TractResult<Vec<Kind>> {
+fn kinds(model: &TypedModel) -> TractResult<Vec<OutputKind>> {
     let outlets = model.output_outlets()?.iter();
     let shape = |outlet: &OutletId| {
         let fact = model.outlet_fact(*outlet)?;

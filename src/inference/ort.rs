@@ -14,7 +14,7 @@ use ort::value::{DynTensor, DynValue, Tensor, TensorElementType};
 
 use super::external::locations;
 use super::model::{Model, OutputSpec};
-use super::network::{InputAxes, Kind, Network, Runtime, no_network};
+use super::network::{InputAxes, Network, OutputKind, Runtime, no_network};
 use super::place::OutputPlace;
 use crate::error::{Cause, Error, Result};
 use crate::files::{checksum, read_up_to};
@@ -116,11 +116,11 @@ impl Model for OnnxRuntime {
 impl Runtime for Sessions {
     type Ready = ();
 
-    fn prepare(&self, input: [usize; 5]) -> Result<((), Vec<Kind>), Cause> {
+    fn prepare(&self, input: [usize; 5]) -> Result<((), Vec<OutputKind>), Cause> {
         Ok(((), self.outputs(input)?))
     }
 
-    fn outputs(&self, input: [usize; 5]) -> Result<Vec<Kind>, Cause> {
+    fn outputs(&self, input: [usize; 5]) -> Result<Vec<OutputKind>, Cause> {
         let outputs = self.outcome(input, vec![0.0; input.iter().product()])?;
         let kind = |(axes, voxels): (Vec<u64>, Voxels)| (voxels.dtype(), axes);
         Ok(outputs.into_iter().map(kind).collect())

@@ -10,7 +10,7 @@ use super::model::Model;
 use super::passes::{self, ChunkRanges};
 use super::resume::Unfinished;
 use super::schedule::Schedule;
-use super::work::{Batches, Clock, PatchPool, Reading, Run, Semaphore, Shared, Work};
+use super::work::{BlendedPool, Clock, Pass, PatchBatches, Reading, RunState, RunTask, Semaphore};
 use crate::aggregator::{AggregationStats, Aggregator};
 use crate::error::{Error, Result};
 use crate::progress::{Progress, report};
@@ -104,13 +104,13 @@ impl Schedule {
                 stores => break stores?,
             }
         };
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(RunState {
             volume: Cached::new(volume, self.cache_bytes),
             semaphore: model.max_calls().map(Semaphore::new),
             model,
             grid: self.grid.clone(),
             reading: self.reading(),
-            pool: PatchPool::default(),
+            pool: BlendedPool::default(),
             predicted: AtomicU64::new(0),
             clock: Clock::default(),
         });
@@ -122,7 +122,7 @@ impl Schedule {
         let (mut before, expected) = (0, self.grid.len() * parts.len() as u64);
         let patch_mask = self.patch_mask.clone().map(Arc::new);
         for (n, part) in parts.iter().enumerate() {
-            let run = Arc::new(Run {
+            let run = Arc::new(Pass {
                 shared: Arc::clone(&shared),
                 outputs: self.aggregators(&mut stores, *part)?,
                 places: self.places(*part),
@@ -131,7 +131,7 @@ impl Schedule {
                 last if n + 1 == parts.len() => last,
                 so_far => so_far.max(expected),
             };
-            let batches = Batches {
+            let batches = PatchBatches {
                 indices: run.indices().peekable(),
                 run: Arc::clone(&run),
                 patch_mask: patch_mask.clone(),
@@ -139,7 +139,7 @@ impl Schedule {
             };
             let work = {
                 let run = Arc::clone(&run);
-                move |work: Work| run.work(work)
+                move |work: RunTask| run.work(work)
             };
             let mut queue = Queue::new(batches, self.inference.threads.max(1), self.ahead, work);
             report(progress, before, total)?;

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::begun::{Choices, followed};
-use super::fit::{Found, Reach, Ways};
+use super::fit::{Fit, Reach, Ways};
 use super::mask::PatchMask;
 use super::memory::useful_cache;
 use super::model::{InputValues, Model, OutputSpec};
@@ -107,7 +107,7 @@ impl InferenceOptions {
             .map(|draft| (draft, Ways::new(&draft.outputs, &draft.grid, None, false)))
             .collect();
         let most = self.threads.max(1);
-        let mut in_passes = None::<(u64, usize, usize, Found)>;
+        let mut in_passes = None::<(u64, usize, usize, Fit)>;
         for threads in (self.min_threads.clamp(1, most)..=most).rev() {
             for (n, (draft, ways)) in drafts.iter_mut().enumerate() {
                 match draft.find(threads, ways) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::ensemble::{Mean, check_f32};
+use super::ensemble::{EnsembleMean, check_f32};
 use super::model::{Model, OutputSpec};
 use crate::dtype::{DType, Element};
 use crate::error::Result;
@@ -47,7 +47,7 @@ impl Model for FlipTta {
     }
 
     fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
-        let mut mean = Mean::default();
+        let mut mean = EnsembleMean::default();
         for sides in 0..8 {
             let flips = [sides & 4 != 0, sides & 2 != 0, sides & 1 != 0];
             let all_flipped = |batch: &Vec<Patch>| -> Result<Vec<Patch>> {

@@ -21,21 +21,21 @@ use crate::volume::{Cached, Volume, VolumeExt};
 
 /// The state shared by the threads of a run.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct RunState {
     pub(super) volume: Cached,
     pub(super) model: Arc<dyn Model>,
     pub(super) semaphore: Option<Semaphore>,
     pub(super) grid: Grid,
     pub(super) reading: Reading,
-    pub(super) pool: PatchPool,
+    pub(super) pool: BlendedPool,
     pub(super) predicted: AtomicU64,
     pub(super) clock: Clock,
 }
 
 /// A pass over all of the outputs, or a part of them.
 #[derive(Debug)]
-pub(super) struct Run {
-    pub(super) shared: Arc<Shared>,
+pub(super) struct Pass {
+    pub(super) shared: Arc<RunState>,
     pub(super) outputs: Vec<Aggregator>,
     /// The places, along z, y, x, of the patches that may be needed.
     pub(super) places: [Range<usize>; 3],
@@ -43,9 +43,9 @@ pub(super) struct Run {
 
 /// A pool of blended patches whose memory is reused for the next ones: fresh memory costs one page fault per page.
 #[derive(Debug, Default)]
-pub(super) struct PatchPool(Mutex<Vec<Patch>>);
+pub(super) struct BlendedPool(Mutex<Vec<Patch>>);
 
-impl PatchPool {
+impl BlendedPool {
     /// Returns a patch with arbitrary contents.
     fn take(&self, region: Region, channels: u64, dtype: DType) -> Result<Patch> {
         let mut pool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -77,7 +77,7 @@ pub(super) struct Clock {
 }
 
 /// A task for a thread.
-pub(super) enum Work {
+pub(super) enum RunTask {
     Predict(Vec<u64>),
     Skip(Vec<u64>),
 }
@@ -85,7 +85,7 @@ pub(super) enum Work {
 /// The most skipped patches in one task.
 const MAX_SKIPS_PER_TASK: usize = 64;
 
-impl Run {
+impl Pass {
     /// Returns `true` if any output needs patch `index`.
     fn needs(&self, index: u64) -> bool {
         self.outputs.iter().any(|output| output.needs(index))
@@ -101,9 +101,9 @@ impl Run {
     }
 
     /// Runs a task and returns the number of its patches.
-    pub(super) fn work(&self, work: Work) -> Result<u64> {
+    pub(super) fn work(&self, work: RunTask) -> Result<u64> {
         match work {
-            Work::Skip(indices) => {
+            RunTask::Skip(indices) => {
                 for &index in &indices {
                     for output in self.outputs.iter().filter(|output| output.needs(index)) {
                         output.skip(index)?;
@@ -111,13 +111,13 @@ impl Run {
                 }
                 Ok(indices.len() as u64)
             }
-            Work::Predict(indices) => self.predict(&indices),
+            RunTask::Predict(indices) => self.predict(&indices),
         }
     }
 
     /// Reads a batch, predicts it and adds it to the outputs. Returns the number of its patches.
     fn predict(&self, indices: &[u64]) -> Result<u64> {
-        let Shared {
+        let RunState {
             volume,
             model,
             clock,
@@ -179,7 +179,7 @@ impl Reading {
         &self,
         volume: &dyn Volume,
         region: Region,
-        pool: &PatchPool,
+        pool: &BlendedPool,
     ) -> Result<Patch> {
         let layout = volume.layout();
         let source = self.padding.source(region, layout.shape);
@@ -205,17 +205,17 @@ impl Reading {
 }
 
 /// An iterator over batches of needed patches, predicted or skipped.
-pub(super) struct Batches<I: Iterator<Item = u64>> {
-    pub(super) run: Arc<Run>,
+pub(super) struct PatchBatches<I: Iterator<Item = u64>> {
+    pub(super) run: Arc<Pass>,
     pub(super) patch_mask: Option<Arc<PatchMask>>,
     pub(super) batch: usize,
     pub(super) indices: Peekable<I>,
 }
 
-impl<I: Iterator<Item = u64>> Iterator for Batches<I> {
-    type Item = Work;
+impl<I: Iterator<Item = u64>> Iterator for PatchBatches<I> {
+    type Item = RunTask;
 
-    fn next(&mut self) -> Option<Work> {
+    fn next(&mut self) -> Option<RunTask> {
         let selected = |index| {
             self.patch_mask
                 .as_ref()
@@ -242,9 +242,9 @@ impl<I: Iterator<Item = u64>> Iterator for Batches<I> {
             }
         }
         if kind? {
-            Some(Work::Predict(indices))
+            Some(RunTask::Predict(indices))
         } else {
-            Some(Work::Skip(indices))
+            Some(RunTask::Skip(indices))
         }
     }
 }

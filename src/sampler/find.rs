@@ -11,7 +11,7 @@ use super::border::CenterBox;
 use super::class::{Matcher, bits_of};
 use super::random::fraction;
 use super::sums::place;
-use super::weights::{GROUP, Sum, groups, to_weights};
+use super::weights::{CompensatedSum, GROUP, groups, to_weights};
 use crate::error::{Error, Result};
 use crate::progress::silent;
 use crate::region::Region;
@@ -42,7 +42,7 @@ pub(super) struct Finder {
     blocks: Blocks,
     placement: CenterBox,
     wanted: Vec<Wanted>,
-    ready: Lru<(u64, usize), Arc<Ready>>,
+    ready: Lru<(u64, usize), Arc<ReadyBlock>>,
     threads: usize,
 }
 
@@ -67,7 +67,7 @@ impl Finder {
             blocks,
             placement,
             wanted,
-            ready: Lru::new(budget, |ready: &Arc<Ready>| ready.bytes()),
+            ready: Lru::new(budget, |ready: &Arc<ReadyBlock>| ready.bytes()),
             threads,
         }
     }
@@ -88,7 +88,7 @@ impl Finder {
     }
 
     /// Returns the indexed part of a block. The block is read unless `read` contains it.
-    fn ready(&self, aim: Aim, read: &mut Option<(u64, BlockVoxels)>) -> Result<Arc<Ready>> {
+    fn ready(&self, aim: Aim, read: &mut Option<(u64, BlockVoxels)>) -> Result<Arc<ReadyBlock>> {
         let (found, hit) = self.ready_for(aim.block, aim.group, read)?;
         if !hit && self.wanted.len() <= TOGETHER {
             for group in (0..self.wanted.len()).filter(|&group| group != aim.group) {
@@ -104,7 +104,7 @@ impl Finder {
         block: u64,
         group: usize,
         read: &mut Option<(u64, BlockVoxels)>,
-    ) -> Result<(Arc<Ready>, bool)> {
+    ) -> Result<(Arc<ReadyBlock>, bool)> {
         let part = self.part(block);
         let load = || {
             let voxels = match read {
@@ -115,7 +115,7 @@ impl Finder {
                 }
             };
             let layout = self.volume.layout();
-            Ok(Arc::new(Ready::new(
+            Ok(Arc::new(ReadyBlock::new(
                 layout,
                 self.wanted[group],
                 voxels,
@@ -125,7 +125,7 @@ impl Finder {
         self.ready.get_or_load(&(block, group), load)
     }
 
-    fn center(&self, aim: Aim, ready: &Ready) -> Result<[u64; 3]> {
+    fn center(&self, aim: Aim, ready: &ReadyBlock) -> Result<[u64; 3]> {
         let layout = self.volume.layout();
         let voxel = ready.find(layout, aim.rest).ok_or_else(|| {
             Error::unsupported(
@@ -189,7 +189,7 @@ impl Finder {
 
 /// The indexed part of a block.
 #[derive(Debug)]
-enum Ready {
+enum ReadyBlock {
     /// The number of voxels, all of which match.
     Same(u64),
     /// The runs of matching voxels, row-major: the start of each, and the number of matches up to its end.
@@ -205,7 +205,7 @@ enum Ready {
 /// The number of words that a search scans.
 const STRIDE: usize = 8;
 
-impl Ready {
+impl ReadyBlock {
     fn new(layout: &Layout, wanted: Wanted, voxels: &BlockVoxels, part: Region) -> Self {
         let count = part.voxels();
         match (wanted, voxels) {
@@ -224,7 +224,7 @@ impl Ready {
                 Self::SameWeight(if some { count } else { 0 })
             }
             (Wanted::Weight, BlockVoxels::Stored(voxels)) => {
-                let (mut sum, mut end) = (Sum::default(), 0.0_f64);
+                let (mut sum, mut end) = (CompensatedSum::default(), 0.0_f64);
                 let mut add = |group: f64| {
                     sum.add(group);
                     end = end.max(sum.value());
@@ -430,7 +430,7 @@ mod tests {
         for length in [1_u16, 63, 64, 65, 511, 512, 513, 1500] {
             for every in [1_u16, 2, 3, 61, 100, 5000] {
                 let voxels: Vec<u16> = (0..length).map(|i| u16::from(i % every == 0)).collect();
-                let ready = Ready::label(2, matcher, bytemuck::cast_slice(&voxels));
+                let ready = ReadyBlock::label(2, matcher, bytemuck::cast_slice(&voxels));
                 let found: Vec<u64> = (0..)
                     .map_while(|k| ready.find(&layout(DType::U16), k))
                     .collect();
@@ -449,7 +449,7 @@ mod tests {
             for gap in [1_usize, 2, 5, 64, 100] {
                 let voxel = |i: usize| u8::from(i % (run + gap) >= gap);
                 let voxels: Vec<u8> = (0..64 * 64).map(voxel).collect();
-                let ready = Ready::label(1, matcher, &voxels);
+                let ready = ReadyBlock::label(1, matcher, &voxels);
                 let found: Vec<usize> = (0..)
                     .map_while(|k| ready.find(&layout(DType::U8), k))
                     .map(|place| usize::try_from(place).unwrap())
@@ -459,7 +459,7 @@ mod tests {
                 let begins = |&i: &usize| voxel(i) == 1 && (i == 0 || voxel(i - 1) == 0);
                 let runs = (0..voxels.len()).filter(begins).count();
                 assert_eq!(
-                    matches!(ready, Ready::Runs { .. }),
+                    matches!(ready, ReadyBlock::Runs { .. }),
                     runs <= 72,
                     "{run} {gap}"
                 );
@@ -475,7 +475,7 @@ mod tests {
             .collect();
         let voxels = BlockVoxels::Stored(bytemuck::cast_slice(&weights).to_vec());
         let part = Region::whole([1, 1, 200]);
-        let ready = Ready::new(&layout(DType::F64), Wanted::Weight, &voxels, part);
+        let ready = ReadyBlock::new(&layout(DType::F64), Wanted::Weight, &voxels, part);
         let numbers = [0, 1 << 11, u64::MAX, u64::MAX - (1 << 11), 1 << 63];
         let many = (0..2000).map(|i: u64| i.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         for number in numbers.into_iter().chain(many) {

@@ -95,7 +95,7 @@ fn bad(value: String, problem: &str) -> Error {
 pub struct Label {
     finder: Finder,
     /// One group for each of the finder's targets.
-    groups: Vec<Group>,
+    groups: Vec<VoxelGroup>,
     absent: Vec<LabelValue>,
     neighborhood: Option<Neighborhood>,
     seed: u64,
@@ -103,7 +103,7 @@ pub struct Label {
 
 /// A group of equally likely voxels.
 #[derive(Debug)]
-struct Group {
+struct VoxelGroup {
     /// The cumulative share up to and including this group.
     end: f64,
     blocks: Vec<u64>,
@@ -111,7 +111,7 @@ struct Group {
     ends: Vec<u64>,
 }
 
-impl Group {
+impl VoxelGroup {
     fn new(end: f64, entries: Entries<u64>) -> Self {
         let ends = entries.iter().scan(0, |end, &(_, count)| {
             *end += count;
@@ -180,13 +180,13 @@ impl Label {
                     continue;
                 };
                 end += weight;
-                groups.push(Group::new(end, ordered(found)));
+                groups.push(VoxelGroup::new(end, ordered(found)));
                 wanted.push(Wanted::Label(matcher));
             }
         } else {
             let entries = foreground(counts);
             if !entries.is_empty() {
-                groups.push(Group::new(1.0, ordered(entries)));
+                groups.push(VoxelGroup::new(1.0, ordered(entries)));
                 wanted.push(Wanted::Label(Matcher::non_zero(layout.dtype)));
             }
         }

@@ -8,7 +8,7 @@ use super::find::{Aim, Finder, Wanted};
 use super::index::WeightIndex;
 use super::near::{Neighborhood, along_the_curve};
 use super::random::{CounterRng, fraction};
-use super::weights::{Sum, too_large};
+use super::weights::{CompensatedSum, too_large};
 use crate::error::{Error, Result};
 use crate::region::{Region, Shape};
 use crate::volume::Volume;
@@ -59,7 +59,7 @@ impl Weighted {
             let place = |id| index.blocks.index(id);
             sums.sort_unstable_by(|a, b| along_the_curve(place(a.0), place(b.0)));
         }
-        let (mut sum, mut end) = (Sum::default(), 0.0_f64);
+        let (mut sum, mut end) = (CompensatedSum::default(), 0.0_f64);
         let ends = sums.iter().map(|&(_, weight)| {
             sum.add(weight);
             end = end.max(sum.value());

@@ -34,7 +34,7 @@ impl Sealed for WeightSums {
                 weight * count
             }
             BlockVoxels::Stored(voxels) => {
-                let mut sum = Sum::default();
+                let mut sum = CompensatedSum::default();
                 for (first, group) in groups(layout, voxels) {
                     sum.add(group.map_err(|i| bad_weight(block, first + i, voxels))?);
                 }
@@ -88,12 +88,12 @@ impl Sealed for WeightSums {
 
 /// A compensated sum (A. Neumaier, 1974), which keeps small numbers next to large ones.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Sum {
+pub(super) struct CompensatedSum {
     sum: f64,
     lost: f64,
 }
 
-impl Sum {
+impl CompensatedSum {
     pub(super) fn add(&mut self, value: f64) {
         let sum = self.sum + value;
         self.lost += if self.sum.abs() >= value.abs() {
@@ -188,12 +188,12 @@ mod tests {
 
     #[test]
     fn small_weights_next_to_large_ones_are_not_lost() {
-        let mut sum = Sum::default();
+        let mut sum = CompensatedSum::default();
         for value in [1e30, 1.0, 1e-9, -1e30] {
             sum.add(value);
         }
         assert!((sum.value() - (1.0 + 1e-9)).abs() < 1e-15);
-        let mut sum = Sum::default();
+        let mut sum = CompensatedSum::default();
         (0..3).for_each(|_| sum.add(f64::MAX));
         assert!(sum.value().is_infinite(), "too large is not NaN");
     }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::format::{self, Storage, excerpt};
+use super::format::{self, VoxelStorage, excerpt};
 use super::options::setters;
 use super::overwrite::Overwrite;
 use super::{Format, Layout, Pyramid, VolumeMut, flat, partial, space, staged, zarr};
@@ -188,7 +188,7 @@ pub fn output_layout(
     };
     layout.format = found.formats[0];
     (found.check)(&layout)?;
-    if storage == Storage::Gzip {
+    if storage == VoxelStorage::Gzip {
         layout.codecs.push("gzip".to_owned());
     }
     if options.pyramid.is_some() {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use flate2::bufread::MultiGzDecoder;
 
 use super::flat;
-use super::format::{self, Encoding, FileFormat, FlatHeader, GZIP, Start};
+use super::format::{self, DataStart, Encoding, FileFormat, FlatHeader, GZIP};
 use super::{OpenOptions, RawSpec, RealValues, Values, Volume, foreign, zarr};
 use crate::error::{Error, Result};
 use crate::files::read_up_to;
@@ -178,12 +178,12 @@ fn packed_header(path: &Path, head: &[u8]) -> Result<FlatHeader> {
         return Err(Error::unsupported(path, what));
     }
     let skip = match header.start {
-        Start::At { byte, .. } => byte,
-        Start::End => 0,
+        DataStart::At { byte, .. } => byte,
+        DataStart::End => 0,
     };
     Ok(FlatHeader {
         encoding: Encoding::Gzip,
-        start: Start::byte(0),
+        start: DataStart::byte(0),
         skip,
         ..header
     })

@@ -90,10 +90,10 @@ impl ResumeOptions {
 /// If the run has already published the output, all chunks are done and there is nothing to finish. This happens if its
 /// process was killed right after publishing, or if a part comes late.
 #[derive(Debug)]
-pub struct Resumable(State);
+pub struct Resumable(OutputState);
 
 #[derive(Debug)]
-enum State {
+enum OutputState {
     Growing(Box<ZarrResumable>),
     /// An output that has its final name.
     Finished(Box<Layout>),
@@ -104,8 +104,8 @@ impl Resumable {
     #[must_use]
     pub fn owned(&self) -> Region {
         match &self.0 {
-            State::Growing(output) => output.owned(),
-            State::Finished(layout) => Region::whole(layout.shape),
+            OutputState::Growing(output) => output.owned(),
+            OutputState::Finished(layout) => Region::whole(layout.shape),
         }
     }
 
@@ -113,8 +113,8 @@ impl Resumable {
     #[must_use]
     pub fn is_done(&self, index: ChunkShape) -> bool {
         match &self.0 {
-            State::Growing(output) => output.is_done(index),
-            State::Finished(layout) => {
+            OutputState::Growing(output) => output.is_done(index),
+            OutputState::Finished(layout) => {
                 let [_, chunk @ ..] = layout.write_chunk.unwrap_or([1; 4]);
                 let [c, space @ ..] = index;
                 let inside = |a: usize| space[a] < layout.shape[a].div_ceil(chunk[a]);
@@ -126,16 +126,16 @@ impl Resumable {
     /// Returns `true` if the write chunk at `index` (c, z, y, x) belongs to this part and is not done.
     pub(crate) fn is_pending(&self, index: ChunkShape) -> bool {
         match &self.0 {
-            State::Growing(output) => output.is_pending(index),
-            State::Finished(_) => false,
+            OutputState::Growing(output) => output.is_pending(index),
+            OutputState::Finished(_) => false,
         }
     }
 
     /// Iterates over the write chunks (c, z, y, x) of this part that are not done, channels slowest, x fastest.
     pub fn pending(&self) -> impl Iterator<Item = ChunkShape> {
         let growing = match &self.0 {
-            State::Growing(output) => Some(output.pending()),
-            State::Finished(_) => None,
+            OutputState::Growing(output) => Some(output.pending()),
+            OutputState::Finished(_) => None,
         };
         growing.into_iter().flatten()
     }
@@ -144,15 +144,15 @@ impl Resumable {
 impl VolumeMut for Resumable {
     fn layout(&self) -> &Layout {
         match &self.0 {
-            State::Growing(output) => output.layout(),
-            State::Finished(layout) => layout,
+            OutputState::Growing(output) => output.layout(),
+            OutputState::Finished(layout) => layout,
         }
     }
 
     fn write_channels(&self, channels: Range<u64>, region: Region, voxels: &[u8]) -> Result<()> {
         match &self.0 {
-            State::Growing(output) => output.write_channels(channels, region, voxels),
-            State::Finished(layout) => Err(Error::ChunkWritten {
+            OutputState::Growing(output) => output.write_channels(channels, region, voxels),
+            OutputState::Finished(layout) => Err(Error::ChunkWritten {
                 path: layout.path.clone(),
                 key: format!("at [{region}]"),
             }),
@@ -161,8 +161,8 @@ impl VolumeMut for Resumable {
 
     fn pyramid_buffer_bytes(&self, order: [usize; 3]) -> u64 {
         match &self.0 {
-            State::Growing(output) => output.pyramid_buffer_bytes(order),
-            State::Finished(_) => 0,
+            OutputState::Growing(output) => output.pyramid_buffer_bytes(order),
+            OutputState::Finished(_) => 0,
         }
     }
 
@@ -179,8 +179,8 @@ impl VolumeMut for Resumable {
 /// has been taken, [`Error::Io`] if a file cannot be written or renamed.
 pub fn finish_all(outputs: Vec<Resumable>) -> Result<()> {
     let growing = outputs.into_iter().filter_map(|output| match output.0 {
-        State::Growing(output) => Some(*output),
-        State::Finished(_) => None,
+        OutputState::Growing(output) => Some(*output),
+        OutputState::Finished(_) => None,
     });
     ZarrResumable::finish_all(growing.collect())
 }
@@ -203,8 +203,8 @@ pub fn resumable(
     space::check(&layout, options, true)?;
     let output = ZarrResumable::open(&layout, options, resume)?;
     Ok(Resumable(match output {
-        Some(output) => State::Growing(Box::new(output)),
-        None => State::Finished(Box::new(layout)),
+        Some(output) => OutputState::Growing(Box::new(output)),
+        None => OutputState::Finished(Box::new(layout)),
     }))
 }
 

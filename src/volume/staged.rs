@@ -19,13 +19,13 @@ use rustix::io::Errno;
 use tempfile::{Builder, NamedTempFile};
 
 use super::overwrite::{Overwrite, bare};
-use super::sweep::Scratch;
+use super::sweep::ScratchFolder;
 use crate::error::{Error, Result};
 
 /// A folder that will be renamed to `target`; it is removed if it is dropped unfinished.
 #[derive(Debug)]
 pub struct StagedFolder {
-    folder: Scratch,
+    folder: ScratchFolder,
     target: PathBuf,
     overwrite: Overwrite,
 }
@@ -53,7 +53,7 @@ impl StagedFolder {
             .suffix(".incomplete")
             .permissions(Permissions::from_mode(0o777))
             .tempdir_in(&parent)
-            .and_then(Scratch::new)
+            .and_then(ScratchFolder::new)
             .map_err(Error::io("create an output in", &parent))?;
         Ok(Self {
             folder,
@@ -283,7 +283,7 @@ pub(super) fn inode(path: &Path) -> Option<u64> {
 }
 
 /// Removes the entry with a staged folder's name, which may be a file that the folder replaced.
-fn drop_any(folder: Scratch) -> io::Result<()> {
+fn drop_any(folder: ScratchFolder) -> io::Result<()> {
     match fs::symlink_metadata(folder.path()) {
         Ok(found) if !found.is_dir() => {
             let path = folder.path().to_path_buf();

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::patch::Patch;
 use crate::region::Region;
 
-pub use wrappers::{Probe, check_forwarding, check_wrapper};
+pub use wrappers::{CallRecorder, check_forwarding, check_wrapper};
 
 /// The number of boxes that are read and compared.
 const BOXES: u32 = 200;

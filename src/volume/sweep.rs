@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 /// A temporary folder that is removed on drop.
 #[derive(Debug)]
-pub(super) struct Scratch {
+pub(super) struct ScratchFolder {
     folder: TempDir,
     /// `true` if the folder stays on drop.
     kept: bool,
@@ -20,7 +20,7 @@ pub(super) struct Scratch {
     reserve: Option<File>,
 }
 
-impl Scratch {
+impl ScratchFolder {
     /// Reserves a descriptor for the removal.
     pub(super) fn new(folder: TempDir) -> io::Result<Self> {
         let reserve = File::open(folder.path()).inspect_err(|_| {
@@ -58,7 +58,7 @@ impl Scratch {
     }
 }
 
-impl Drop for Scratch {
+impl Drop for ScratchFolder {
     fn drop(&mut self) {
         if !self.kept {
             // `TempDir` itself makes a second attempt and ignores errors.
@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn a_scratch_folder_is_removed_unless_it_is_kept() {
         let dir = tempfile::tempdir().unwrap();
-        let scratch = || Scratch::new(tempfile::tempdir_in(dir.path()).unwrap()).unwrap();
+        let scratch = || ScratchFolder::new(tempfile::tempdir_in(dir.path()).unwrap()).unwrap();
         let count = || fs::read_dir(dir.path()).unwrap().count();
         let dropped = scratch();
         fs::write(dropped.path().join("file"), b"x").unwrap();

@@ -83,7 +83,7 @@ impl OpenOptions {
         };
         let volumes = (0..levels).map(open).collect::<Result<Vec<_>>>()?;
         let pool = pool(threads, "verify", path)?;
-        let work = Work {
+        let work = VerifyWork {
             progress,
             total: volumes.iter().map(|volume| pieces(&**volume)).sum(),
             done: AtomicU64::new(0),
@@ -118,7 +118,7 @@ impl OpenOptions {
     }
 }
 
-struct Work<'a> {
+struct VerifyWork<'a> {
     progress: Progress<'a>,
     total: u64,
     done: AtomicU64,
@@ -126,7 +126,7 @@ struct Work<'a> {
     damaged: Mutex<BTreeMap<(usize, String), String>>,
 }
 
-impl Work<'_> {
+impl VerifyWork<'_> {
     /// Decodes every chunk, the write chunks in parallel.
     fn chunks(&self, level: usize, volume: &dyn Volume) -> Result<()> {
         let layout = volume.layout();

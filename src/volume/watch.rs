@@ -9,17 +9,17 @@ use crate::error::{Error, Result};
 
 /// The state of files when they were opened.
 #[derive(Debug, Default)]
-pub(super) struct Watch(Vec<(PathBuf, Seen)>);
+pub(super) struct FileWatch(Vec<(PathBuf, FileStamp)>);
 
 /// The properties of a file that differ if it has other content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Seen {
+struct FileStamp {
     identity: (u64, u64),
     length: u64,
     written: (i64, i64),
 }
 
-impl Seen {
+impl FileStamp {
     fn new(found: &Metadata) -> Self {
         Self {
             identity: (found.dev(), found.ino()),
@@ -29,16 +29,16 @@ impl Seen {
     }
 }
 
-impl Watch {
+impl FileWatch {
     /// Records the state of a file.
     pub(super) fn add(&mut self, path: &Path, found: &Metadata) {
-        self.0.push((path.to_path_buf(), Seen::new(found)));
+        self.0.push((path.to_path_buf(), FileStamp::new(found)));
     }
 
     /// Checks that all files are unchanged.
     pub(super) fn check(&self) -> Result<()> {
         for (path, before) in &self.0 {
-            let what = match fs::metadata(path).map(|found| Seen::new(&found)) {
+            let what = match fs::metadata(path).map(|found| FileStamp::new(&found)) {
                 Ok(now) if now == *before => continue,
                 Ok(now) if now.identity != before.identity => {
                     "a different file has its name".to_owned()
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
     use std::fs::File;
 
-    fn what(watch: &Watch) -> String {
+    fn what(watch: &FileWatch) -> String {
         match watch.check() {
             Err(Error::InputModified { path, what }) => {
                 format!("{}: {what}", path.file_name().unwrap().display())
@@ -119,7 +119,7 @@ mod tests {
                 .unwrap()
                 .set_modified(old)
                 .unwrap();
-            let mut watch = Watch::default();
+            let mut watch = FileWatch::default();
             watch.add(&path, &fs::metadata(&path).unwrap());
             watch.check().unwrap();
             watch

@@ -7,9 +7,9 @@ use crate::grid::{GridOptions, GridPlacement};
 
 /// Computes the same maximum without bounds or hulls: every moment, axis by axis, with equal weights only once.
 fn every_moment(
-    levels: &[Rc<Level>],
+    levels: &[Rc<SpanLevel>],
     known: &mut [HashMap<[u128; 4], u128>],
-    weights: Weights,
+    weights: ConditionCounts,
 ) -> u128 {
     let (Some((level, levels)), Some((here, below))) =
         (levels.split_first(), known.split_first_mut())
@@ -58,14 +58,14 @@ fn spans(state: &mut u64) -> Vec<Span> {
 #[test]
 fn the_most_is_that_of_every_moment() {
     let mut state = 7;
-    let both = Weights {
+    let both = ConditionCounts {
         both: 1,
-        ..Weights::default()
+        ..ConditionCounts::default()
     };
     let mut some = 0;
     for n in 0..20_000 {
         let all: [Vec<Span>; 3] = std::array::from_fn(|_| spans(&mut state));
-        let levels = all.each_ref().map(|spans| Rc::new(Level::new(spans)));
+        let levels = all.each_ref().map(|spans| Rc::new(SpanLevel::new(spans)));
         let mut known = [HashMap::new(), HashMap::new(), HashMap::new()];
         let expected = every_moment(&levels, &mut known, both);
         assert_eq!(most(&levels), expected, "{n}: {all:?}");
@@ -132,7 +132,7 @@ fn bytes_are_those_of_counting_each_box_at_each_patch() {
             });
             let kept: [Range<u64>; 3] =
                 std::array::from_fn(|a| within[a].start * chunk[a]..within[a].end * chunk[a]);
-            let some = |boxes: &Boxes, choose: &dyn Fn(&Span, &Range<u64>) -> bool| {
+            let some = |boxes: &SpanBoxes, choose: &dyn Fn(&Span, &Range<u64>) -> bool| {
                 let along = |a: usize| {
                     let chosen = boxes.spans[a].iter().filter(|span| choose(span, &kept[a]));
                     chosen.copied().collect()

@@ -1,6 +1,6 @@
 //! Random configurations, each compared with the brute-force twin.
 
-use super::super::twin::{Random, Said, cases, compare};
+use super::super::twin::{Said, TwinRandom, cases, compare};
 use super::*;
 use crate::grid::{GridOptions, GridPlacement};
 
@@ -42,7 +42,7 @@ enum Arrival {
     Missing,
 }
 
-fn grid(random: &mut Random) -> Option<Grid> {
+fn grid(random: &mut TwinRandom) -> Option<Grid> {
     let mut volume: Shape = std::array::from_fn(|_| 1 + random.below(12));
     if random.one_in(3) {
         let long = usize::try_from(random.below(3)).unwrap();
@@ -79,10 +79,10 @@ fn grid(random: &mut Random) -> Option<Grid> {
     (grid.len() <= 600).then_some(grid)
 }
 
-fn blend(random: &mut Random, patch: Shape) -> Blend {
+fn blend(random: &mut TwinRandom, patch: Shape) -> Blend {
     let count = usize::try_from(Region::whole(patch).voxels()).unwrap();
     let hundredth =
-        |random: &mut Random| f32::from(u8::try_from(random.below(100)).unwrap()) / 100.0;
+        |random: &mut TwinRandom| f32::from(u8::try_from(random.below(100)).unwrap()) / 100.0;
     let weights: Vec<f32> = match random.below(8) {
         0 => return Blend::Average,
         1 => return Blend::Hann,
@@ -101,7 +101,7 @@ fn blend(random: &mut Random, patch: Shape) -> Blend {
     Blend::Custom(Window::new(patch, weights).unwrap())
 }
 
-fn reduce(random: &mut Random, channels: u64) -> Reduce {
+fn reduce(random: &mut TwinRandom, channels: u64) -> Reduce {
     match random.below(9) {
         0 => Reduce::Argmax,
         1 => Reduce::Labels(
@@ -120,7 +120,7 @@ fn reduce(random: &mut Random, channels: u64) -> Reduce {
     }
 }
 
-fn case(random: &mut Random) -> Option<Case> {
+fn case(random: &mut TwinRandom) -> Option<Case> {
     let grid = grid(random)?;
     let channels = 1 + random.below(3);
     let blend = if random.one_in(4) {
@@ -143,7 +143,8 @@ fn case(random: &mut Random) -> Option<Case> {
     }
     options.fill = random.pick(&[0.0, 1.0, -7.0, 3.5, 200.0, 70_000.0, f64::NAN]);
     let all = random.one_in(3);
-    let vote = |random: &mut Random| f32::from(u8::try_from(random.below(6)).unwrap()) / 2.0 - 1.0;
+    let vote =
+        |random: &mut TwinRandom| f32::from(u8::try_from(random.below(6)).unwrap()) / 2.0 - 1.0;
     if random.one_in(3) {
         options.skipped = Skipped::Vote((0..channels).map(|_| vote(random)).collect());
     }
@@ -196,7 +197,7 @@ impl Case {
     /// Returns the prediction of a patch, and its contribution for the twin.
     fn predicted(&self, index: u64) -> (Patch, Said) {
         let region = self.grid.get(index).unwrap();
-        let mut random = Random::new(index);
+        let mut random = TwinRandom::new(index);
         let small = matches!(self.options.reduce, Reduce::Softmax | Reduce::Sigmoid);
         let part = if small { 256.0 } else { 8.0 };
         let mut value =
@@ -300,7 +301,7 @@ fn every_configuration_equals_its_brute_force_twin() {
         if tried >= wanted {
             break;
         }
-        let Some(case) = case(&mut Random::new(seed)) else {
+        let Some(case) = case(&mut TwinRandom::new(seed)) else {
             continue;
         };
         let Some((out, done)) = case.run(&case.order, case.threads) else {

@@ -16,15 +16,15 @@ const NODES_PER_PART: usize = 200;
 const MAX_NODES_UNSPLIT: usize = 600;
 
 /// A network prepared for running.
-pub(super) struct Parts {
+pub(super) struct NetworkParts {
     input: OutletId,
     outputs: Vec<OutletId>,
     #[allow(clippy::struct_field_names, reason = "it is made of nothing else")]
-    parts: Vec<Part>,
+    parts: Vec<NetworkPart>,
 }
 
 /// Some of a network's nodes, with their input and output values by position in the network.
-struct Part {
+struct NetworkPart {
     network: Arc<TypedRunnableModel>,
     inputs: Vec<OutletId>,
     outputs: Vec<OutletId>,
@@ -32,14 +32,14 @@ struct Part {
     done: Vec<OutletId>,
 }
 
-impl Parts {
+impl NetworkParts {
     /// Optimizes a network whose lengths are all known.
     pub(super) fn new(model: TypedModel) -> TractResult<Self> {
         let input = model.input_outlets()?[0];
         let outputs = model.output_outlets()?.to_vec();
         let parts = match cut(&model)? {
             Some(parts) => parts,
-            None => vec![Part {
+            None => vec![NetworkPart {
                 network: model.into_optimized()?.into_runnable()?,
                 inputs: vec![input],
                 outputs: outputs.clone(),
@@ -75,7 +75,7 @@ impl Parts {
 }
 
 /// Returns the parts of a long network; `None` for a network that is not cut.
-fn cut(model: &TypedModel) -> TractResult<Option<Vec<Part>>> {
+fn cut(model: &TypedModel) -> TractResult<Option<Vec<NetworkPart>>> {
     let inputs: HashSet<usize> = model.input_outlets()?.iter().map(|at| at.node).collect();
     let is_known = |node: usize| {
         let outputs = &model.node(node).outputs;
@@ -102,7 +102,7 @@ fn cut(model: &TypedModel) -> TractResult<Option<Vec<Part>>> {
 }
 
 /// Returns some nodes of a network, in the order in which they run, as a separate optimized network.
-fn optimized(model: &TypedModel, nodes: &[usize]) -> TractResult<Part> {
+fn optimized(model: &TypedModel, nodes: &[usize]) -> TractResult<NetworkPart> {
     let own: HashSet<usize> = nodes.iter().copied().collect();
     let mut part = TypedModel {
         symbols: model.symbols.clone(),
@@ -140,7 +140,7 @@ fn optimized(model: &TypedModel, nodes: &[usize]) -> TractResult<Part> {
     }
     let given: Vec<OutletId> = outputs.iter().map(|at| places[at]).collect();
     part.select_output_outlets(&given)?;
-    Ok(Part {
+    Ok(NetworkPart {
         network: part.into_optimized()?.into_runnable()?,
         inputs,
         outputs,

@@ -1,7 +1,7 @@
 //! Random runs, each compared with the aggregator's brute-force twin.
 
 use super::*;
-use crate::aggregator::twin::{Random, Said, cases, compare};
+use crate::aggregator::twin::{Said, TwinRandom, cases, compare};
 use crate::aggregator::{Accumulator, NonFinite, Skipped};
 use crate::dtype::{Element, with_element};
 use crate::region::indices;
@@ -15,11 +15,11 @@ struct Dense {
 }
 
 impl Dense {
-    fn new(random: &mut Random) -> Self {
+    fn new(random: &mut TwinRandom) -> Self {
         let shape: Shape = std::array::from_fn(|_| 4 + random.below(24));
         let channels = usize::try_from(1 + random.below(2)).unwrap();
         let count = channels * usize::try_from(Region::whole(shape).voxels()).unwrap();
-        let value = |random: &mut Random| f64::from(u8::try_from(random.below(250)).unwrap());
+        let value = |random: &mut TwinRandom| f64::from(u8::try_from(random.below(250)).unwrap());
         Self {
             channels,
             shape,
@@ -27,7 +27,7 @@ impl Dense {
         }
     }
 
-    fn volume(&self, random: &mut Random) -> Arc<dyn Volume> {
+    fn volume(&self, random: &mut TwinRandom) -> Arc<dyn Volume> {
         fn of<T: Element>(dense: &Dense) -> MemoryVolume
         where
             Vec<T>: Into<crate::patch::Voxels>,
@@ -101,7 +101,7 @@ struct Odd {
 }
 
 impl Odd {
-    fn new(random: &mut Random) -> Self {
+    fn new(random: &mut TwinRandom) -> Self {
         let dtype = random.pick(&[DType::F32, DType::F64, DType::F16, DType::I16]);
         let (halo, scale) = random.pick(&[
             ([0; 3], 1),
@@ -187,7 +187,7 @@ impl Odd {
     }
 }
 
-fn settings(random: &mut Random) -> InferenceOptions {
+fn settings(random: &mut TwinRandom) -> InferenceOptions {
     let patch: Shape = std::array::from_fn(|_| 4 + random.below(9));
     let patch = if random.one_in(2) {
         patch.map(|n| n.next_multiple_of(4))
@@ -228,7 +228,7 @@ fn settings(random: &mut Random) -> InferenceOptions {
     }
 }
 
-fn target(random: &mut Random, path: &Path, odd: &Odd) -> OutputTarget {
+fn target(random: &mut TwinRandom, path: &Path, odd: &Odd) -> OutputTarget {
     let blend = random.pick(&[
         Blend::Average,
         Blend::Hann,
@@ -294,7 +294,7 @@ fn every_run_equals_its_brute_force_twin() {
         if tried >= wanted {
             break;
         }
-        let mut random = Random::new(seed);
+        let mut random = TwinRandom::new(seed);
         let random = &mut random;
         let dir = scratch();
         let path = dir.path().join("out.zarr");

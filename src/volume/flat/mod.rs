@@ -26,11 +26,11 @@ use serde_json::Value as Json;
 use self::pieces::PiecesVolume;
 use self::stream::StreamVolume;
 use self::strided::{Strided, to_native};
-use super::format::{Encoding, FlatHeader, Start, excerpt, unknown};
+use super::format::{DataStart, Encoding, FlatHeader, excerpt, unknown};
 use super::mmap::Map;
 use super::options::OpenOptions;
 use super::read_method::ReadMethod;
-use super::watch::Watch;
+use super::watch::FileWatch;
 use super::{ChunkShape, Counter, Layout, ReadStats, Volume, foreign};
 use crate::error::{Error, Result};
 use crate::files::open_regular;
@@ -62,7 +62,7 @@ pub(super) struct FlatVolume {
     bytes: Range<u64>,
     /// The file, and a separate header if there is one.
     files: Vec<PathBuf>,
-    watch: Watch,
+    watch: FileWatch,
     counter: Counter,
 }
 
@@ -78,7 +78,7 @@ struct Source {
     stored: u64,
     /// The data file, and a separate header if there is one.
     files: Vec<PathBuf>,
-    watch: Watch,
+    watch: FileWatch,
 }
 
 /// Opens the volume named `path`, described by the header in the file `from`.
@@ -240,7 +240,7 @@ fn too_short(path: &Path, layout: &Layout, needs: (u64, u64), actual: u64) -> Er
 
 impl Source {
     fn open(header_path: &Path, header: &FlatHeader, allow_external: bool) -> Result<Self> {
-        let mut watch = Watch::default();
+        let mut watch = FileWatch::default();
         let (path, also) = match &header.data {
             Some(name) => {
                 let found = std::fs::metadata(header_path);
@@ -256,9 +256,9 @@ impl Source {
         check_pointer(&path, &file, length)?;
         watch.add(&path, &found);
         let start = match header.start {
-            Start::At { byte, lines: 0 } => byte,
-            Start::At { byte, lines } => after_lines(&path, &mut file, byte, lines)?,
-            Start::End => {
+            DataStart::At { byte, lines: 0 } => byte,
+            DataStart::At { byte, lines } => after_lines(&path, &mut file, byte, lines)?,
+            DataStart::End => {
                 let layout = header.layout(header_path);
                 let bytes = layout.decoded_bytes()?;
                 length

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
-use super::super::format::{FlatHeader, Start};
+use super::super::format::{DataStart, FlatHeader};
 use super::super::options::OpenOptions;
-use super::super::watch::Watch;
+use super::super::watch::FileWatch;
 use super::super::{Counter, Layout, ReadStats, Volume};
 use super::strided::{Strided, to_native};
 use super::{after_lines, beside, plain, too_short};
@@ -30,7 +30,7 @@ pub(super) struct PiecesVolume {
     big_endian: bool,
     /// Bytes of all files and the header.
     stored: u64,
-    watch: Watch,
+    watch: FileWatch,
     counter: Counter,
 }
 
@@ -63,7 +63,7 @@ impl PiecesVolume {
             return Err(Error::header(from, "detached", problem));
         }
         let each = bytes / count;
-        let mut watch = Watch::default();
+        let mut watch = FileWatch::default();
         let found = std::fs::metadata(from).map_err(Error::io("open", from))?;
         watch.add(from, &found);
         let mut stored = found.len();
@@ -75,9 +75,9 @@ impl PiecesVolume {
             watch.add(&path, &found);
             let length = found.len();
             let start = match header.start {
-                Start::At { byte, lines: 0 } => byte,
-                Start::At { byte, lines } => after_lines(&path, &mut file, byte, lines)?,
-                Start::End => length.saturating_sub(each),
+                DataStart::At { byte, lines: 0 } => byte,
+                DataStart::At { byte, lines } => after_lines(&path, &mut file, byte, lines)?,
+                DataStart::End => length.saturating_sub(each),
             };
             let start = start.saturating_add(header.skip);
             let end = start.saturating_add(each);

@@ -17,7 +17,7 @@ const FEW: u64 = 64 << 10;
 const WASTE: u64 = 4;
 
 /// Some channels of a box.
-type Part = (Range<u64>, Region);
+type BoxChannels = (Range<u64>, Region);
 
 /// Reads a box inside the volume into `out`, row-major, in the file's byte order.
 pub(super) fn read(
@@ -44,7 +44,7 @@ pub(super) fn read_by(
     let size = out.len() / length(all);
     let per_channel = length(region.voxels()) * size;
     let (mut bytes, mut part) = (Vec::new(), Vec::new());
-    let mut waiting: Vec<Part> = vec![(channels.clone(), region)];
+    let mut waiting: Vec<BoxChannels> = vec![(channels.clone(), region)];
     while let Some((own, box_)) = waiting.pop() {
         let span = voxels.span(&own, box_);
         let count = own.end - own.start;
@@ -66,8 +66,8 @@ pub(super) fn read_by(
 }
 
 /// Splits a part in two along the axis that gives the shortest byte spans. Returns `None` for a single voxel.
-fn halves(voxels: &Strided, (channels, region): (&Range<u64>, Region)) -> Option<[Part; 2]> {
-    let mut cuts: Vec<[Part; 2]> = Vec::new();
+fn halves(voxels: &Strided, (channels, region): (&Range<u64>, Region)) -> Option<[BoxChannels; 2]> {
+    let mut cuts: Vec<[BoxChannels; 2]> = Vec::new();
     let count = channels.end - channels.start;
     if count > 1 {
         let middle = channels.start + count / 2;

@@ -15,7 +15,7 @@ use serde_json::Value as Json;
 use super::super::format::FlatHeader;
 use super::super::mmap::Map;
 use super::super::read_method::ReadMethod;
-use super::super::watch::Watch;
+use super::super::watch::FileWatch;
 use super::super::{Counter, Layout, ReadStats, Volume};
 use super::strided::{Strided, to_native};
 use super::unpack::{Failure, Packed, Unpacker};
@@ -41,7 +41,7 @@ pub(super) struct StreamVolume {
     stored: u64,
     /// The compressed file, and a separate header if there is one.
     files: Vec<PathBuf>,
-    watch: Watch,
+    watch: FileWatch,
     io: ReadMethod,
     counter: Counter,
     /// The stream at the position of the last read; `None` before the first and after a failure.
@@ -298,7 +298,7 @@ mod tests {
     use flate2::Compression;
     use flate2::write::GzEncoder;
 
-    use super::super::super::format::{Encoding, Start};
+    use super::super::super::format::{DataStart, Encoding};
     use super::*;
     use crate::dtype::DType;
     use crate::volume::{Format, VolumeExt};
@@ -312,7 +312,7 @@ mod tests {
         encoder.finish().unwrap();
         let header = FlatHeader {
             encoding: Encoding::Gzip,
-            start: Start::byte(0),
+            start: DataStart::byte(0),
             ..FlatHeader::new(Format::Nifti1, [5, 10, 100], DType::U8, 0)
         };
         let source = Source::open(&path, &header, false).unwrap();

@@ -215,7 +215,7 @@ impl Strided {
         for i in 0..lengths[outer] {
             for j in 0..lengths[inner] {
                 let from = first + i * strides[outer] + j * strides[inner];
-                let plane = Plane {
+                let plane = AxisSwap {
                     rows: lengths[fast],
                     columns: width,
                     source_step: strides[3],
@@ -230,7 +230,7 @@ impl Strided {
 
 /// A transposition of two axes: the file's fastest axis, and x, the buffer's fastest.
 #[derive(Clone, Copy, Debug)]
-struct Plane {
+struct AxisSwap {
     /// Voxels along the file's fastest axis, and along x.
     rows: usize,
     columns: usize,
@@ -240,7 +240,7 @@ struct Plane {
     out_step: usize,
 }
 
-impl Plane {
+impl AxisSwap {
     /// Copies voxels of `N` bytes, tile by tile.
     fn turn<const N: usize>(self, source: &[u8], out: &mut [u8]) {
         for column_0 in (0..self.columns).step_by(TILE) {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
-use super::super::format::{self, FlatHeader, Storage};
+use super::super::format::{self, FlatHeader, VoxelStorage};
 use super::super::overwrite::{FileKind, Overwrite};
 use super::super::staged::{StagedFile, parent};
 use super::super::{Codec, CreateOptions, Layout, VolumeMut};
@@ -149,7 +149,7 @@ impl FlatWriter {
 fn is_detached(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let found = format::by_output_name(&name.to_lowercase());
-    found.is_some_and(|(_, storage)| storage == Storage::Detached)
+    found.is_some_and(|(_, storage)| storage == VoxelStorage::Detached)
 }
 
 /// The voxel file that a header will name.

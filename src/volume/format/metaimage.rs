@@ -4,11 +4,11 @@
 
 use std::path::Path;
 
-use super::table::{FileFormat, Output, Storage};
+use super::table::{CreatedExtension, FileFormat, VoxelStorage};
 use super::writing::{fourth, lps, native_is_big};
 use super::{
-    Encoding, FlatHeader, INTERLEAVED, MOST_FIELDS, PLANAR, Problems, Start, excerpt, finite, line,
-    numbers, pieces,
+    DataStart, Encoding, FlatHeader, INTERLEAVED, MOST_FIELDS, PLANAR, Problems, excerpt, finite,
+    line, numbers, pieces,
 };
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -21,8 +21,8 @@ const NAME: &str = "MetaImage";
 pub(super) const FORMAT: FileFormat = FileFormat {
     extensions: &[".mhd", ".mha"],
     outputs: &[
-        Output::new(".mhd", Storage::Detached),
-        Output::new(".mha", Storage::Attached),
+        CreatedExtension::new(".mhd", VoxelStorage::Detached),
+        CreatedExtension::new(".mha", VoxelStorage::Attached),
     ],
     // The first field may be a comment.
     replaces: |head| recognize(head) || parse(Path::new("output"), head).is_ok(),
@@ -41,13 +41,13 @@ pub(super) const FORMAT: FileFormat = FileFormat {
 const FOURTH_IS_CHANNELS: &str = "the fourth dimension is channels";
 
 /// The fields up to `ElementDataFile`, the last, in file order.
-struct Fields {
+struct MetaImageFields {
     pairs: Vec<(String, String)>,
     /// The byte after the last field's line.
     end: u64,
 }
 
-impl Fields {
+impl MetaImageFields {
     fn read(bytes: &[u8]) -> Result<Self, String> {
         let mut pairs = Vec::new();
         let mut at = 0;
@@ -109,7 +109,8 @@ pub(super) fn recognize(bytes: &[u8]) -> bool {
 
 /// Reads the header at the start of `bytes`.
 pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
-    let fields = Fields::read(bytes).map_err(|problem| Error::header(path, NAME, problem))?;
+    let fields =
+        MetaImageFields::read(bytes).map_err(|problem| Error::header(path, NAME, problem))?;
     supported(path, &fields)?;
     let mut problems = Problems::default();
     let dims = fields
@@ -154,12 +155,12 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
         Vec::new()
     };
     let start = match (start, u64::try_from(start)) {
-        (0, _) => Start::byte(if local { fields.end } else { 0 }),
-        (_, Ok(bytes)) => Start::byte(bytes),
-        (-1, _) => Start::End,
+        (0, _) => DataStart::byte(if local { fields.end } else { 0 }),
+        (_, Ok(bytes)) => DataStart::byte(bytes),
+        (-1, _) => DataStart::End,
         _ => {
             problems.add(format!("HeaderSize is {start}, not -1 or more"));
-            Start::End
+            DataStart::End
         }
     };
     if dims == 4 && beside > 1 {
@@ -170,7 +171,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
         let what = "compressed voxels in several files are not read";
         return Err(Error::unsupported(path, what));
     }
-    if compressed && start == Start::End {
+    if compressed && start == DataStart::End {
         let what = "HeaderSize = -1 of compressed data is not read";
         return Err(Error::unsupported(path, what));
     }
@@ -206,7 +207,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
 
 /// Returns the axis in front of z, y and x: the fourth dimension (time, unless the file marks it as channels), or the
 /// channels of each voxel.
-fn leading(fields: &Fields, dims: usize, length: u64) -> LeadingAxis {
+fn leading(fields: &MetaImageFields, dims: usize, length: u64) -> LeadingAxis {
     let is_time = dims == 4 && fields.get(&["Comment"]) != Some(FOURTH_IS_CHANNELS);
     let kind = if is_time {
         AxisKind::Time
@@ -224,7 +225,7 @@ fn leading(fields: &Fields, dims: usize, length: u64) -> LeadingAxis {
 }
 
 /// Returns an error for valid files that are not supported here.
-fn supported(path: &Path, fields: &Fields) -> Result<()> {
+fn supported(path: &Path, fields: &MetaImageFields) -> Result<()> {
     if !fields.is_true(&["BinaryData"], true) {
         return Err(Error::unsupported(
             path,
@@ -241,7 +242,7 @@ fn supported(path: &Path, fields: &Fields) -> Result<()> {
 }
 
 /// Returns the lengths along x, y, z and the fourth dimension; 1 for absent dimensions.
-fn lengths(fields: &Fields, dims: usize, problems: &mut Problems) -> [u64; 4] {
+fn lengths(fields: &MetaImageFields, dims: usize, problems: &mut Problems) -> [u64; 4] {
     let text = fields.get(&["DimSize"]).unwrap_or("missing");
     let mut lengths = [1; 4];
     match numbers::<u64>(text).filter(|found| found.len() == dims && !found.contains(&0)) {
@@ -254,7 +255,7 @@ fn lengths(fields: &Fields, dims: usize, problems: &mut Problems) -> [u64; 4] {
     lengths
 }
 
-fn dtype(fields: &Fields, problems: &mut Problems) -> DType {
+fn dtype(fields: &MetaImageFields, problems: &mut Problems) -> DType {
     match fields.get(&["ElementType"]) {
         Some("MET_CHAR") => DType::I8,
         Some("MET_UCHAR") => DType::U8,
@@ -277,7 +278,7 @@ fn dtype(fields: &Fields, problems: &mut Problems) -> DType {
     }
 }
 
-fn geometry(fields: &Fields, dims: usize, problems: &mut Problems) -> Geometry {
+fn geometry(fields: &MetaImageFields, dims: usize, problems: &mut Problems) -> Geometry {
     let mut read = |names: &[&str], count: usize| -> Option<Vec<f64>> {
         let text = fields.get(names)?;
         let values = finite(text).filter(|values| values.len() == count);

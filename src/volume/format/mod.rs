@@ -18,7 +18,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 pub(super) use self::table::{
-    FileFormat, Storage, by_content, by_name, by_output_name, by_voxel_name, of, unknown,
+    FileFormat, VoxelStorage, by_content, by_name, by_output_name, by_voxel_name, of, unknown,
 };
 pub use self::table::{readable_extensions, writable_extensions};
 use super::{Axes, Format, Layout, Rescale};
@@ -63,7 +63,7 @@ pub(super) struct FlatHeader {
     /// The files that hold the voxels in sequence, in equal parts; empty if there is a single file.
     pub(super) pieces: Vec<String>,
     /// The position in that file where the voxels, or the compressed stream, begin.
-    pub(super) start: Start,
+    pub(super) start: DataStart,
     /// Bytes between there and the first voxel, counted after decompression.
     pub(super) skip: u64,
     /// Spacing and affine.
@@ -93,7 +93,7 @@ pub(super) enum Encoding {
 
 /// A position in a file where data begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Start {
+pub(super) enum DataStart {
     /// A number of lines after a byte.
     At {
         /// Bytes from the start of the file.
@@ -105,7 +105,7 @@ pub(super) enum Start {
     End,
 }
 
-impl Start {
+impl DataStart {
     /// Creates a start at a byte of the file.
     pub(super) const fn byte(byte: u64) -> Self {
         Self::At { byte, lines: 0 }
@@ -126,7 +126,7 @@ impl FlatHeader {
             encoding: Encoding::Raw,
             data: None,
             pieces: Vec::new(),
-            start: Start::byte(byte),
+            start: DataStart::byte(byte),
             skip: 0,
             geometry: Geometry::default(),
             rescale: None,
@@ -151,8 +151,8 @@ impl FlatHeader {
         }
         problems.check(path, name)?;
         let start = match self.start {
-            Start::At { byte, .. } => byte,
-            Start::End => 0,
+            DataStart::At { byte, .. } => byte,
+            DataStart::End => 0,
         };
         let end = start
             .checked_add(self.skip)

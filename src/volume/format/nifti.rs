@@ -12,8 +12,8 @@ use std::path::Path;
 
 use flate2::bufread::MultiGzDecoder;
 
-use super::table::{FileFormat, Output, Storage};
-use super::{FlatHeader, GZIP, Problems, Start};
+use super::table::{CreatedExtension, FileFormat, VoxelStorage};
+use super::{DataStart, FlatHeader, GZIP, Problems};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::geometry::{Affine, Geometry, cross};
@@ -23,8 +23,8 @@ use crate::volume::{Axes, AxisKind, Format, LeadingAxis, Rescale, units};
 pub(super) const FORMAT: FileFormat = FileFormat {
     extensions: &[".nii", ".nii.gz", ".hdr"],
     outputs: &[
-        Output::new(".nii.gz", Storage::Gzip),
-        Output::new(".nii", Storage::Attached),
+        CreatedExtension::new(".nii.gz", VoxelStorage::Gzip),
+        CreatedExtension::new(".nii", VoxelStorage::Attached),
     ],
     pair: Some([".img", ".hdr"]),
     replaces: is_plain_or_gzip,
@@ -64,12 +64,12 @@ fn is_plain_or_gzip(head: &[u8]) -> bool {
 }
 
 /// Header fields by offset; every offset must be inside the header.
-struct Fields<'a> {
+struct NiftiFields<'a> {
     bytes: &'a [u8],
     big_endian: bool,
 }
 
-impl Fields<'_> {
+impl NiftiFields<'_> {
     fn get<const N: usize>(&self, at: usize) -> [u8; N] {
         let mut bytes = [0; N];
         bytes.copy_from_slice(&self.bytes[at..at + N]);
@@ -157,7 +157,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
         time_points: is_time.then_some(time),
         big_endian: facts.big_endian,
         data: facts.pair.then(|| super::with_extension(path, "img")),
-        start: Start::byte(offset),
+        start: DataStart::byte(offset),
         geometry,
         rescale: Rescale::new(facts.rescale[0], facts.rescale[1]),
         axes: facts.axes(rest),
@@ -219,7 +219,7 @@ impl Facts {
         let bytes = bytes
             .get(..size)
             .ok_or_else(|| format!("it has {} bytes, {size} are needed", bytes.len()))?;
-        let fields = Fields { bytes, big_endian };
+        let fields = NiftiFields { bytes, big_endian };
         let facts = if second {
             Self::second(&fields)
         } else {
@@ -249,7 +249,7 @@ impl Facts {
         }
     }
 
-    fn first(fields: &Fields<'_>) -> Self {
+    fn first(fields: &NiftiFields<'_>) -> Self {
         let floats = |at: usize| std::array::from_fn(|i| fields.f32(at + 4 * i));
         Self {
             name: "NIfTI-1",
@@ -274,7 +274,7 @@ impl Facts {
     }
 
     /// Reinterprets the fields as Analyze 7.5: no sform or qform, a word for the unit, and SPM's origin.
-    fn into_analyze(self, fields: &Fields<'_>) -> Self {
+    fn into_analyze(self, fields: &NiftiFields<'_>) -> Self {
         let word = String::from_utf8_lossy(&fields.bytes[56..60]);
         let word = word.split('\0').next().unwrap_or_default();
         let center = std::array::from_fn(|axis| {
@@ -302,7 +302,7 @@ impl Facts {
         }
     }
 
-    fn second(fields: &Fields<'_>) -> Self {
+    fn second(fields: &NiftiFields<'_>) -> Self {
         let floats = |at: usize| std::array::from_fn(|i| fields.f64(at + 8 * i));
         #[expect(
             clippy::cast_precision_loss,

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use super::table::{FileFormat, Output, Storage};
+use super::table::{CreatedExtension, FileFormat, VoxelStorage};
 use super::{FlatHeader, MOST_FIELDS, PLANAR, Problems, excerpt};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -15,7 +15,7 @@ const NAME: &str = "npy";
 /// numpy files.
 pub(super) const FORMAT: FileFormat = FileFormat {
     extensions: &[".npy"],
-    outputs: &[Output::new(".npy", Storage::Attached)],
+    outputs: &[CreatedExtension::new(".npy", VoxelStorage::Attached)],
     check,
     ..FileFormat::new(
         NAME,
@@ -32,7 +32,7 @@ const MAGIC: &[u8] = b"\x93NUMPY";
 
 /// A value in the Python dict of the header.
 #[derive(Debug, PartialEq)]
-enum Value {
+enum PyValue {
     Text(String),
     Bool(bool),
     Tuple(Vec<u64>),
@@ -60,7 +60,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     };
     let (descr, fortran, shape) = (take("descr"), take("fortran_order"), take("shape"));
     let (dtype, big_endian) = match &descr {
-        Some(Value::Text(descr)) => dtype(path, descr, &mut problems)?,
+        Some(PyValue::Text(descr)) => dtype(path, descr, &mut problems)?,
         other => {
             if other.is_some() {
                 problems.add("descr is not a string");
@@ -69,7 +69,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
         }
     };
     let fortran = match fortran {
-        Some(Value::Bool(fortran)) => fortran,
+        Some(PyValue::Bool(fortran)) => fortran,
         other => {
             if other.is_some() {
                 problems.add("fortran_order is neither True nor False");
@@ -78,7 +78,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
         }
     };
     let shape = match shape {
-        Some(Value::Tuple(shape)) => shape,
+        Some(PyValue::Tuple(shape)) => shape,
         other => {
             if other.is_some() {
                 problems.add("shape is not a tuple");
@@ -184,7 +184,7 @@ fn dtype(path: &Path, descr: &str, problems: &mut Problems) -> Result<(DType, bo
 }
 
 /// Parses a Python dict literal whose values are strings, booleans and tuples of whole numbers.
-fn dict(text: &str) -> Result<Vec<(String, Value)>, String> {
+fn dict(text: &str) -> Result<Vec<(String, PyValue)>, String> {
     let mut rest = text.trim();
     rest = rest.strip_prefix('{').ok_or("it is not a Python dict")?;
     rest = rest
@@ -224,27 +224,27 @@ fn quoted(text: &str) -> Result<(String, &str), String> {
         .ok_or_else(|| format!("a quoted text is missing at {:?}", excerpt(text)))
 }
 
-fn value(text: &str) -> Result<(Value, &str), String> {
+fn value(text: &str) -> Result<(PyValue, &str), String> {
     if let Some(rest) = text.strip_prefix("True") {
-        return Ok((Value::Bool(true), rest));
+        return Ok((PyValue::Bool(true), rest));
     }
     if let Some(rest) = text.strip_prefix("False") {
-        return Ok((Value::Bool(false), rest));
+        return Ok((PyValue::Bool(false), rest));
     }
     let Some(inside) = text.strip_prefix('(') else {
         let (inside, rest) = quoted(text)?;
-        return Ok((Value::Text(inside), rest));
+        return Ok((PyValue::Text(inside), rest));
     };
     let (inside, rest) = inside.split_once(')').ok_or("a tuple does not end")?;
     let numbers = inside.trim().trim_end_matches(',');
     if numbers.is_empty() {
-        return Ok((Value::Tuple(Vec::new()), rest));
+        return Ok((PyValue::Tuple(Vec::new()), rest));
     }
     // Python 2 wrote long numbers with an L.
     let number = |word: &str| word.trim().trim_end_matches('L').parse().ok();
     let numbers: Option<Vec<u64>> = numbers.split(',').map(number).collect();
     numbers
-        .map(|numbers| (Value::Tuple(numbers), rest))
+        .map(|numbers| (PyValue::Tuple(numbers), rest))
         .ok_or_else(|| format!("({}) is not a tuple of lengths", excerpt(inside)))
 }
 

@@ -7,10 +7,10 @@ mod encode;
 
 use std::path::Path;
 
-use super::table::{FileFormat, Output, Storage};
+use super::table::{CreatedExtension, FileFormat, VoxelStorage};
 use super::{
-    Encoding, FlatHeader, INTERLEAVED, MOST_FIELDS, PLANAR, Problems, Start, excerpt, finite, line,
-    numbers, pieces,
+    DataStart, Encoding, FlatHeader, INTERLEAVED, MOST_FIELDS, PLANAR, Problems, excerpt, finite,
+    line, numbers, pieces,
 };
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -22,7 +22,7 @@ const NAME: &str = "NRRD";
 /// NRRD files.
 pub(super) const FORMAT: FileFormat = FileFormat {
     extensions: &[".nrrd", ".nhdr"],
-    outputs: &[Output::new(".nrrd", Storage::Attached)],
+    outputs: &[CreatedExtension::new(".nrrd", VoxelStorage::Attached)],
     ..FileFormat::new(
         NAME,
         "an NRRD file",
@@ -37,13 +37,13 @@ pub(super) const FORMAT: FileFormat = FileFormat {
 const MAGIC: &[u8] = b"NRRD000";
 
 /// The fields, with names in lower case, and the byte where the voxels of an attached header begin.
-struct Fields {
+struct NrrdFields {
     pairs: Vec<(String, String)>,
     /// `None` if the header does not end with a blank line.
     end: Option<u64>,
 }
 
-impl Fields {
+impl NrrdFields {
     fn read(bytes: &[u8]) -> Result<Self, String> {
         let (magic, mut at) = line(bytes, 0).ok_or("the file is empty")?;
         if !matches!(
@@ -101,7 +101,7 @@ impl Fields {
 
 /// Reads the header at the start of `bytes`.
 pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
-    let fields = Fields::read(bytes).map_err(|problem| Error::header(path, NAME, problem))?;
+    let fields = NrrdFields::read(bytes).map_err(|problem| Error::header(path, NAME, problem))?;
     let mut problems = Problems::default();
     let encoding = encoding(path, &fields, &mut problems)?;
     let data = fields.get(&["data file", "datafile"]).map(str::to_owned);
@@ -118,7 +118,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
         }
     };
     problems.check(path, NAME)?;
-    let axes = Axes::find(path, &fields, &sizes)?;
+    let axes = AxisRoles::find(path, &fields, &sizes)?;
     let geometry = geometry(&fields, &axes, sizes.len(), &mut problems);
     problems.check(path, NAME)?;
     let several = data.as_deref().filter(|name| pieces::is_several(name));
@@ -139,8 +139,8 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     }
     let (lines, bytes) = skips;
     let (start, skip) = match u64::try_from(bytes) {
-        Ok(bytes) => (Start::At { byte: from, lines }, bytes),
-        Err(_) if encoding == Encoding::Raw => (Start::End, 0),
+        Ok(bytes) => (DataStart::At { byte: from, lines }, bytes),
+        Err(_) if encoding == Encoding::Raw => (DataStart::End, 0),
         Err(_) => {
             let what = "byte skip: -1 of compressed data is not read";
             return Err(Error::unsupported(path, what));
@@ -179,7 +179,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     header.checked(path, NAME)
 }
 
-fn encoding(path: &Path, fields: &Fields, problems: &mut Problems) -> Result<Encoding> {
+fn encoding(path: &Path, fields: &NrrdFields, problems: &mut Problems) -> Result<Encoding> {
     match fields.get(&["encoding"]).map(str::to_lowercase).as_deref() {
         Some("raw") => Ok(Encoding::Raw),
         Some("gzip" | "gz") => Ok(Encoding::Gzip),
@@ -197,7 +197,7 @@ fn encoding(path: &Path, fields: &Fields, problems: &mut Problems) -> Result<Enc
     }
 }
 
-fn dtype(path: &Path, fields: &Fields, problems: &mut Problems) -> Result<DType> {
+fn dtype(path: &Path, fields: &NrrdFields, problems: &mut Problems) -> Result<DType> {
     let Some(name) = fields.get(&["type"]) else {
         problems.add("type is missing");
         return Ok(DType::U8);
@@ -234,7 +234,7 @@ fn dtype(path: &Path, fields: &Fields, problems: &mut Problems) -> Result<DType>
     })
 }
 
-fn sizes(fields: &Fields, problems: &mut Problems) -> Vec<u64> {
+fn sizes(fields: &NrrdFields, problems: &mut Problems) -> Vec<u64> {
     let dimension = fields.get(&["dimension"]).unwrap_or("missing");
     let count = dimension.parse::<usize>().ok();
     let count = count.filter(|n| (1..=16).contains(n));
@@ -257,7 +257,7 @@ fn sizes(fields: &Fields, problems: &mut Problems) -> Vec<u64> {
     })
 }
 
-fn big_endian(fields: &Fields, dtype: DType, problems: &mut Problems) -> bool {
+fn big_endian(fields: &NrrdFields, dtype: DType, problems: &mut Problems) -> bool {
     match fields.get(&["endian"]).map(str::to_lowercase).as_deref() {
         Some("little") => false,
         Some("big") => true,
@@ -271,7 +271,7 @@ fn big_endian(fields: &Fields, dtype: DType, problems: &mut Problems) -> bool {
 }
 
 /// Returns the lines and bytes to skip. A byte count of -1 means that the voxels are at the end of the file.
-fn skips(fields: &Fields, problems: &mut Problems) -> (u64, i64) {
+fn skips(fields: &NrrdFields, problems: &mut Problems) -> (u64, i64) {
     let lines = fields.get(&["line skip", "lineskip"]).unwrap_or("0");
     let bytes = fields.get(&["byte skip", "byteskip"]).unwrap_or("0");
     let lines = lines.parse().unwrap_or_else(|_| {
@@ -286,7 +286,7 @@ fn skips(fields: &Fields, problems: &mut Problems) -> (u64, i64) {
 }
 
 /// The roles of the axes: spatial, or channels.
-struct Axes {
+struct AxisRoles {
     /// The axes x, y and, unless the image is 2-D, z.
     space: Vec<usize>,
     channels: Option<usize>,
@@ -294,7 +294,7 @@ struct Axes {
     is_time: bool,
 }
 
-impl Axes {
+impl AxisRoles {
     /// Returns the axis that is not spatial, unless its length is 1.
     fn leading(&self, sizes: &[u64]) -> Vec<LeadingAxis> {
         let kind = if self.is_time {
@@ -308,7 +308,7 @@ impl Axes {
         axis.into_iter().filter(|axis| axis.length > 1).collect()
     }
 
-    fn find(path: &Path, fields: &Fields, sizes: &[u64]) -> Result<Self> {
+    fn find(path: &Path, fields: &NrrdFields, sizes: &[u64]) -> Result<Self> {
         let count = sizes.len();
         let directions = fields
             .get(&["space directions"])
@@ -368,7 +368,12 @@ impl Axes {
     }
 }
 
-fn geometry(fields: &Fields, axes: &Axes, count: usize, problems: &mut Problems) -> Geometry {
+fn geometry(
+    fields: &NrrdFields,
+    axes: &AxisRoles,
+    count: usize,
+    problems: &mut Problems,
+) -> Geometry {
     let mut columns = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]];
     let mut origin = [0.0; 3];
     if let Some(text) = fields.get(&["space directions"]) {

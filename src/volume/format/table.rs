@@ -18,7 +18,7 @@ pub(in super::super) struct FileFormat {
     /// The extensions of files that are opened, in lower case.
     pub(in super::super) extensions: &'static [&'static str],
     /// The extensions of files that are created.
-    pub(in super::super) outputs: &'static [Output],
+    pub(in super::super) outputs: &'static [CreatedExtension],
     /// The extensions of a file of voxels and of its header, for a format of pairs that may be
     /// opened by either.
     pub(in super::super) pair: Option<[&'static str; 2]>,
@@ -43,16 +43,16 @@ pub(in super::super) struct FileFormat {
 
 /// An extension of created files.
 #[derive(Clone, Copy, Debug)]
-pub(in super::super) struct Output {
+pub(in super::super) struct CreatedExtension {
     /// The extension, in lower case.
     pub(in super::super) extension: &'static str,
     /// The storage of the voxels.
-    pub(in super::super) storage: Storage,
+    pub(in super::super) storage: VoxelStorage,
 }
 
 /// The storage of an output's voxels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in super::super) enum Storage {
+pub(in super::super) enum VoxelStorage {
     /// Uncompressed, after the header.
     Attached,
     /// Uncompressed, in a file next to the header.
@@ -90,14 +90,14 @@ impl FileFormat {
 
     /// Returns `true` if files of this format may be a gzip stream as a whole.
     pub(in super::super) fn may_be_gzip(&self) -> bool {
-        let is_gzip = |output: &Output| output.storage == Storage::Gzip;
+        let is_gzip = |output: &CreatedExtension| output.storage == VoxelStorage::Gzip;
         self.outputs.iter().any(is_gzip)
     }
 }
 
-impl Output {
+impl CreatedExtension {
     /// Creates an extension of created files.
-    pub(super) const fn new(extension: &'static str, storage: Storage) -> Self {
+    pub(super) const fn new(extension: &'static str, storage: VoxelStorage) -> Self {
         Self { extension, storage }
     }
 }
@@ -127,7 +127,7 @@ pub(in super::super) fn by_voxel_name(name: &str) -> Option<(&'static FileFormat
 }
 
 /// Returns the format of a created file with this name, in lower case, and how its voxels are stored.
-pub(in super::super) fn by_output_name(name: &str) -> Option<(&'static FileFormat, Storage)> {
+pub(in super::super) fn by_output_name(name: &str) -> Option<(&'static FileFormat, VoxelStorage)> {
     FORMATS.iter().find_map(|format| {
         let output = format
             .outputs

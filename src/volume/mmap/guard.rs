@@ -1,7 +1,7 @@
 //! A guard against SIGBUS. The system sends this signal when a page of a mapped file cannot be read, because the file
 //! was truncated or the disk failed.
 //!
-//! While a range is [`Watch`]ed, a fault in it maps a page of zeros in place of the lost page and sets the range's
+//! While a range is [`AddressWatch`]ed, a fault in it maps a page of zeros in place of the lost page and sets the range's
 //! flag, which is checked after copying. Every other SIGBUS goes to the previous handler. The handler uses only atomics
 //! and async-signal-safe calls, so it works on any thread and in a forked child.
 
@@ -76,9 +76,9 @@ static PAGE: AtomicUsize = AtomicUsize::new(4096);
 
 /// A watch on a range of addresses, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Watch(&'static Slot);
+pub(super) struct AddressWatch(&'static Slot);
 
-impl Watch {
+impl AddressWatch {
     /// Watches a range to which a file is mapped.
     ///
     /// # Errors
@@ -103,7 +103,7 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+impl Drop for AddressWatch {
     fn drop(&mut self) {
         self.0.end.store(0, Ordering::Release);
         self.0.taken.store(false, Ordering::Release);

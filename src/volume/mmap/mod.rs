@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use memmap2::{Mmap, UncheckedAdvice};
 
-use self::guard::Watch;
+use self::guard::AddressWatch;
 pub(crate) use self::heap::give_back_freed;
 pub use self::heap::share_heaps;
 pub use self::signal::signal_is_ignored;
@@ -53,7 +53,7 @@ impl From<Lost> for io::Error {
 #[derive(Debug)]
 pub(super) struct Map {
     /// Dropped before the mapping: fields are dropped in order.
-    watch: Watch,
+    watch: AddressWatch,
     file: Mmap,
     /// One bit per [`FAULT`] bytes, set when they are touched.
     touched: Box<[AtomicU64]>,
@@ -72,7 +72,7 @@ impl Map {
         let file = unsafe { Mmap::map(file)? };
         let faults = (file.len() as u64).div_ceil(FAULT);
         Ok(Self {
-            watch: Watch::new(&file.as_ptr_range())?,
+            watch: AddressWatch::new(&file.as_ptr_range())?,
             touched: (0..faults.div_ceil(64))
                 .map(|_| AtomicU64::new(0))
                 .collect(),

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::Value as Json;
 
 use super::super::staged::parent;
-use super::Run;
+use super::RunDescription;
 use super::compare::Differences;
 use super::files::make_parents;
 use crate::error::{Error, Result};
@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 const TOP: [&str; 2] = ["zarr.json", ".zgroup"];
 
 /// Writes the metadata, or checks that existing metadata match this run's.
-pub(super) fn write_metadata(run: &Run<'_>, folder: &Path) -> Result<()> {
+pub(super) fn write_metadata(run: &RunDescription<'_>, folder: &Path) -> Result<()> {
     let data = folder.join("data");
     let mut differences = Differences::default();
     let mut missing = Vec::new();

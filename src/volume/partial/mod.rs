@@ -51,7 +51,7 @@ pub(super) use self::publish::{id, publish};
 
 /// The description of a run that starts or resumes an output.
 #[derive(Debug)]
-pub(super) struct Run<'a> {
+pub(super) struct RunDescription<'a> {
     pub(super) target: &'a Path,
     pub(super) overwrite: Overwrite,
     /// Named values that must be the same whenever the output is resumed.
@@ -84,7 +84,7 @@ impl Partial {
     /// Starts or resumes part `part`, and calls `each` with every chunk that it has finished. Returns `None` if the run
     /// has finished the output and it has its final name.
     pub(super) fn open(
-        run: &Run<'_>,
+        run: &RunDescription<'_>,
         part: OutputPart,
         owned: Region,
         each: &mut dyn FnMut(Record),
@@ -120,7 +120,7 @@ impl Partial {
     /// run has finished the output and it has its final name. With `begun`, this process has written a part, so any
     /// output with the name is this one.
     pub(super) fn open_all(
-        run: &Run<'_>,
+        run: &RunDescription<'_>,
         parts: u32,
         begun: bool,
         each: &mut dyn FnMut(Record),
@@ -157,7 +157,7 @@ impl Partial {
     }
 
     fn with(
-        run: &Run<'_>,
+        run: &RunDescription<'_>,
         places: Places,
         journal: Journal,
         temporary: &str,
@@ -233,7 +233,11 @@ pub(super) fn data_folder(target: &Path) -> Result<Option<PathBuf>> {
 }
 
 /// Takes the lock of a part and the main lock in the folder of the output. Returns `None` if the output is finished.
-fn enter(run: &Run<'_>, places: &Places, part: OutputPart) -> Result<Option<(Lock, Lock)>> {
+fn enter(
+    run: &RunDescription<'_>,
+    places: &Places,
+    part: OutputPart,
+) -> Result<Option<(Lock, Lock)>> {
     let folder = &places.folder;
     loop {
         if settle(places)?.is_some_and(|id| id == run.id) {
@@ -277,7 +281,12 @@ fn enter(run: &Run<'_>, places: &Places, part: OutputPart) -> Result<Option<(Loc
 }
 
 /// Takes the locks of all parts, the main lock first. Returns `None` if the output is finished.
-fn enter_all(run: &Run<'_>, places: &Places, parts: u32, begun: bool) -> Result<Option<Vec<Lock>>> {
+fn enter_all(
+    run: &RunDescription<'_>,
+    places: &Places,
+    parts: u32,
+    begun: bool,
+) -> Result<Option<Vec<Lock>>> {
     let folder = &places.folder;
     loop {
         if settle(places)?.is_some_and(|id| id == run.id) {
@@ -306,7 +315,7 @@ fn enter_all(run: &Run<'_>, places: &Places, parts: u32, begun: bool) -> Result<
     }
 }
 
-fn make_folder(run: &Run<'_>, places: &Places) -> Result<()> {
+fn make_folder(run: &RunDescription<'_>, places: &Places) -> Result<()> {
     let folder = &places.folder;
     match fs::create_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
@@ -317,7 +326,7 @@ fn make_folder(run: &Run<'_>, places: &Places) -> Result<()> {
     }
 }
 
-fn head(run: &Run<'_>, part: OutputPart, owned: Region) -> Json {
+fn head(run: &RunDescription<'_>, part: OutputPart, owned: Region) -> Json {
     json!({
         "fingerprint": run.fingerprint,
         "part": part.index,

@@ -16,7 +16,7 @@ use serde_json::{Value as Json, json};
 
 use super::super::staged::{self, inode};
 use super::leftover::{Places, remove_at_once};
-use super::{Partial, Run};
+use super::{Partial, RunDescription};
 use crate::error::{Error, Result};
 
 #[cfg(test)]
@@ -97,7 +97,7 @@ impl Marker {
     }
 }
 
-impl Run<'_> {
+impl RunDescription<'_> {
     fn own(&self) -> usize {
         place_of(self.target, self.group)
     }
@@ -110,7 +110,7 @@ fn place_of(target: &Path, group: &[PathBuf]) -> usize {
 
 /// Returns `true` if the output has its name and belongs to this run. The evidence is the marker of another output of
 /// the run or, with several parts, the attribute of the output itself.
-pub(super) fn is_finished(run: &Run<'_>, parts: bool) -> bool {
+pub(super) fn is_finished(run: &RunDescription<'_>, parts: bool) -> bool {
     let Ok(places) = Places::of(run.target) else {
         return false;
     };

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use super::halve::halve;
 use super::step::{Face, Step, length, signed};
 use super::waiting::most_waiting;
-use super::{Downsample, Level, Source};
+use super::{Downsample, Level, LevelSource};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::patch::copy_common;
@@ -22,7 +22,7 @@ pub(in super::super) struct Ladder {
     dtype: DType,
     levels: Vec<Level>,
     /// Unfinished chunks of each level but the first, by channel and index.
-    waiting: Vec<Mutex<Unfinished>>,
+    waiting: Vec<Mutex<UnfinishedLevel>>,
     /// The chunks of each level to produce here; `None` for all.
     made: Option<Vec<ChunkSet>>,
     bytes: AtomicU64,
@@ -31,13 +31,13 @@ pub(in super::super) struct Ladder {
 
 /// A callback for each finished chunk: level, channel, index, box and voxels.
 pub(in super::super) type Finished<'a> =
-    &'a dyn Fn(usize, u64, [u64; 3], Region, Source<'_>) -> Result<()>;
+    &'a dyn Fn(usize, u64, [u64; 3], Region, LevelSource<'_>) -> Result<()>;
 
-type Unfinished = HashMap<(u64, [u64; 3]), Waiting>;
+type UnfinishedLevel = HashMap<(u64, [u64; 3]), IncompleteChunk>;
 
 /// An incomplete chunk, clipped to its level.
 #[derive(Debug)]
-struct Waiting {
+struct IncompleteChunk {
     region: Region,
     /// `None` while every voxel is 0.
     voxels: Option<Vec<u8>>,
@@ -82,7 +82,7 @@ impl Ladder {
         level: usize,
         channel: u64,
         region: Region,
-        source: Source<'_>,
+        source: LevelSource<'_>,
         finished: Finished<'_>,
     ) -> Result<()> {
         let Some(next) = self.levels.get(level + 1) else {
@@ -132,11 +132,11 @@ impl Ladder {
         step: &Step,
         level: usize,
         (channel, index): (u64, [u64; 3]),
-        mut chunk: Waiting,
+        mut chunk: IncompleteChunk,
         finished: Finished<'_>,
     ) -> Result<()> {
         self.join(step, &mut chunk);
-        let whole = Source {
+        let whole = LevelSource {
             held: chunk.region,
             voxels: chunk.voxels.as_deref(),
         };
@@ -152,8 +152,8 @@ impl Ladder {
         key: (u64, [u64; 3]),
         region: Region,
         cells: Option<(&[u8], Region)>,
-        source: Source<'_>,
-    ) -> Option<Waiting> {
+        source: LevelSource<'_>,
+    ) -> Option<IncompleteChunk> {
         let size = self.dtype.size();
         let target =
             chunk_region(key.1, step.to.chunk).intersection(&Region::whole(step.to.shape))?;
@@ -165,7 +165,7 @@ impl Ladder {
             .unwrap_or_else(PoisonError::into_inner);
         let mut entry = match waiting.entry(key) {
             Entry::Occupied(entry) => entry,
-            Entry::Vacant(entry) => entry.insert_entry(Waiting {
+            Entry::Vacant(entry) => entry.insert_entry(IncompleteChunk {
                 region: target,
                 voxels: None,
                 missing: raw.voxels(),
@@ -195,7 +195,7 @@ impl Ladder {
     }
 
     /// Computes the cells whose voxels came with two or more chunks.
-    fn join(&self, step: &Step, chunk: &mut Waiting) {
+    fn join(&self, step: &Step, chunk: &mut IncompleteChunk) {
         let size = self.dtype.size();
         let mut seams: Vec<_> = chunk
             .faces
@@ -224,7 +224,7 @@ impl Ladder {
     }
 }
 
-impl Waiting {
+impl IncompleteChunk {
     fn bytes(&self) -> u64 {
         let faces: usize = self.faces.iter().map(|face| face.voxels.len()).sum();
         (faces + self.voxels.as_ref().map_or(0, Vec::len)) as u64

@@ -61,7 +61,7 @@ pub(super) struct Level {
 
 /// The voxels of one channel of a box; `None` if all are 0.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Source<'a> {
+pub(super) struct LevelSource<'a> {
     /// The box that the voxels cover, which may be larger than the part that is used.
     pub(super) held: Region,
     /// The voxels, row-major z, y, x.

@@ -1,6 +1,6 @@
 //! The step from one level to the next: the voxels of each cell, and the planes that neighboring chunks share.
 
-use super::{Level, Source, factors};
+use super::{Level, LevelSource, factors};
 use crate::patch::copy_common;
 use crate::region::{AXES, Region, Shape};
 
@@ -78,7 +78,7 @@ impl Step {
         &self,
         common: Region,
         region: Region,
-        source: Source<'_>,
+        source: LevelSource<'_>,
         size: usize,
     ) -> Vec<Face> {
         let mut faces = Vec::new();

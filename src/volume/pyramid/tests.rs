@@ -207,7 +207,7 @@ proptest! {
         let ladder = Ladder::new(method, dtype, levels.clone());
         let found: Mutex<Vec<Vec<u8>>> = Mutex::new(expected.iter().map(|level| vec![0; level.len()]).collect());
         let seen = Mutex::new(HashSet::new());
-        let finished = |level: usize, channel, index, region, chunk: Source<'_>| {
+        let finished = |level: usize, channel, index, region, chunk: LevelSource<'_>| {
             assert!(seen.lock().unwrap().insert((level, channel, index)), "made twice");
             let whole = Region::whole(levels[level].shape);
             assert_eq!(chunk_region(index, levels[level].chunk).intersection(&whole), Some(region));
@@ -220,7 +220,7 @@ proptest! {
         for index in all {
             let region = chunk_region(index, chunks[0]).intersection(&whole).unwrap();
             let part = cut(&expected[0], whole, region, dtype.size());
-            let source = Source { held: region, voxels: part.iter().any(|&b| b != 0).then_some(&part) };
+            let source = LevelSource { held: region, voxels: part.iter().any(|&b| b != 0).then_some(&part) };
             ladder.add(0, 0, region, source, &finished).unwrap();
         }
         ladder.finish(&finished).unwrap();
@@ -269,7 +269,7 @@ fn waited(shape: Shape, chunk: Shape, order: [usize; 3], channels: u64) -> (u64,
             .intersection(&Region::whole(shape))
             .unwrap();
         let ones = vec![1; usize::try_from(region.voxels()).unwrap() * 2];
-        let source = Source {
+        let source = LevelSource {
             held: region,
             voxels: Some(&ones),
         };

@@ -16,7 +16,7 @@ pub(super) fn most_waiting(
     for pair in levels.windows(2) {
         let (from, to) = (pair[0], pair[1]);
         let step = Step::new(from, to);
-        let [slow, middle, fast] = order.map(|axis| Live::along(&step, from.chunk, axis));
+        let [slow, middle, fast] = order.map(|axis| WaitingAlong::along(&step, from.chunk, axis));
         let row = fast.most(1, 1);
         let plane = middle.most(fast.count, row);
         let chunks = slow.most(middle.count.saturating_mul(fast.count), plane);
@@ -41,13 +41,13 @@ pub(super) fn most_waiting(
 
 /// The coarser chunks along one axis. `count` is their number. For each finer chunk, `shared` counts the coarser chunks
 /// with voxels of it and of others, and `own` those with voxels of it alone.
-struct Live {
+struct WaitingAlong {
     count: u64,
     shared: Vec<u64>,
     own: Vec<u64>,
 }
 
-impl Live {
+impl WaitingAlong {
     fn along(step: &Step, chunk: Shape, axis: usize) -> Self {
         let finer = length(step.from[axis].div_ceil(chunk[axis]));
         let count = step.to.shape[axis].div_ceil(step.to.chunk[axis]);

@@ -20,7 +20,7 @@ use crate::region::Region;
 
 /// A small volume that records the calls to it, for wrapping; see [`check_wrapper`].
 #[derive(Debug)]
-pub struct Probe {
+pub struct CallRecorder {
     voxels: MemoryVolume,
     name: String,
     /// `true` if the probe refuses to identify itself.
@@ -31,7 +31,7 @@ pub struct Probe {
     read: Mutex<BTreeSet<ChunkShape>>,
 }
 
-impl Probe {
+impl CallRecorder {
     /// Creates four channels of 9 x 10 x 11 voxels of 2 mm, with zeros from plane 5 on. The name is the identity.
     ///
     /// # Panics
@@ -70,7 +70,7 @@ impl Probe {
     }
 }
 
-impl Volume for Probe {
+impl Volume for CallRecorder {
     fn layout(&self) -> &Layout {
         Volume::layout(&self.voxels)
     }
@@ -164,7 +164,7 @@ impl Volume for Probe {
 /// Panics if it does not.
 pub fn check_wrapper(wrap: impl Fn(Arc<dyn Volume>) -> Arc<dyn Volume>) {
     check_forwarding(&wrap);
-    let wrapper = wrap(Arc::new(Probe::new("a", None)));
+    let wrapper = wrap(Arc::new(CallRecorder::new("a", None)));
     let inner = wrapper.inner().expect("a wrapper names its inner volume");
     assert_eq!(inner.stored_bytes().expect("known"), 4242, "inner");
 }
@@ -176,7 +176,7 @@ pub fn check_wrapper(wrap: impl Fn(Arc<dyn Volume>) -> Arc<dyn Volume>) {
 /// Panics if something is not forwarded.
 pub fn check_forwarding(wrap: &impl Fn(Arc<dyn Volume>) -> Arc<dyn Volume>) {
     for chunk in [None, Some([1, 4, 3, 5]), Some([2, 8, 8, 8])] {
-        let probe = Arc::new(Probe::new("a", chunk));
+        let probe = Arc::new(CallRecorder::new("a", chunk));
         let wrapper = wrap(Arc::clone(&probe) as _);
         assert_eq!(wrapper.source_files(), probe.source_files(), "source files");
         assert_eq!(wrapper.stored_bytes().expect("known"), 4242);
@@ -197,13 +197,13 @@ pub fn check_forwarding(wrap: &impl Fn(Arc<dyn Volume>) -> Arc<dyn Volume>) {
             "{changed:?}"
         );
 
-        let identity = |name| wrap(Arc::new(Probe::new(name, chunk))).identity();
+        let identity = |name| wrap(Arc::new(CallRecorder::new(name, chunk))).identity();
         let [one, same, other] = ["a", "a", "b"].map(|name| identity(name).expect("it has one"));
         assert_eq!(one, same, "two wrappers of one volume");
         assert_ne!(one, other, "wrappers of two volumes");
-        let nameless = Probe {
+        let nameless = CallRecorder {
             nameless: true,
-            ..Probe::new("a", chunk)
+            ..CallRecorder::new("a", chunk)
         };
         let refused = wrap(Arc::new(nameless)).identity();
         assert!(
@@ -247,7 +247,7 @@ fn check_facts(wrapper: &dyn Volume) {
 }
 
 /// Checks that prefetching a chunk prefetches exactly what reading it reads.
-fn check_prefetch(probe: &Probe, wrapper: &dyn Volume) {
+fn check_prefetch(probe: &CallRecorder, wrapper: &dyn Volume) {
     let layout = wrapper.layout();
     let Some(chunk) = layout.read_chunk else {
         return;
@@ -255,12 +255,12 @@ fn check_prefetch(probe: &Probe, wrapper: &dyn Volume) {
     let whole = Region::whole(layout.shape);
     let all: Vec<_> = intersecting(chunk, &(0..layout.channels), whole).collect();
     for index in all {
-        Probe::take(&probe.prefetched);
+        CallRecorder::take(&probe.prefetched);
         wrapper.prefetch(index);
-        let prefetched = Probe::take(&probe.prefetched);
-        Probe::take(&probe.read);
+        let prefetched = CallRecorder::take(&probe.prefetched);
+        CallRecorder::take(&probe.read);
         wrapper.read_chunk(index).expect("a chunk");
-        let read = Probe::take(&probe.read);
+        let read = CallRecorder::take(&probe.read);
         // Cached chunks are neither fetched nor read.
         assert_eq!(prefetched, read, "chunk {index:?}");
     }
@@ -322,7 +322,7 @@ mod tests {
 
     #[test]
     fn default_methods_forward_except_those_that_depend_on_voxels() {
-        let probe = Arc::new(Probe::new("a", Some([1, 4, 3, 5])));
+        let probe = Arc::new(CallRecorder::new("a", Some([1, 4, 3, 5])));
         let thin = Thin(Arc::clone(&probe) as _, true);
         check_prefetch(&probe, &thin);
         assert_eq!(thin.source_files(), probe.source_files());

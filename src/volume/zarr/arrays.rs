@@ -11,8 +11,8 @@ use super::super::Layout;
 use super::super::chunk::check_whole_chunks;
 use super::super::chunk_set::ChunkSet;
 use super::super::create::CreateOptions;
-use super::super::pyramid::{Ladder, Source};
-use super::document::{Planned, plan, sizes};
+use super::super::pyramid::{Ladder, LevelSource};
+use super::document::{PlannedLevel, plan, sizes};
 use super::meta::ArrayInfo;
 use super::open_array;
 use super::pool::{codec_options, outside_global_pool};
@@ -41,7 +41,7 @@ pub(super) struct LevelArray {
 
 /// The position of a chunk in an output.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct ChunkPlace {
     pub(super) level: usize,
     pub(super) channel: u64,
     pub(super) index: [u64; 3],
@@ -50,11 +50,11 @@ pub(super) struct Place {
 }
 
 /// A function that stores an encoded chunk; `None` if it is all fill value.
-pub(super) type Keep<'a> = &'a dyn Fn(&Place, Option<&[u8]>) -> Result<()>;
+pub(super) type Keep<'a> = &'a dyn Fn(&ChunkPlace, Option<&[u8]>) -> Result<()>;
 
 impl Arrays {
     /// Creates the arrays of planned levels.
-    pub(super) fn new(planned: &[Planned], options: &CreateOptions) -> Result<Self> {
+    pub(super) fn new(planned: &[PlannedLevel], options: &CreateOptions) -> Result<Self> {
         let levels: Vec<LevelArray> = planned.iter().map(LevelArray::new).collect::<Result<_>>()?;
         let dtype = levels[0].layout.dtype;
         let ladder = options
@@ -67,7 +67,7 @@ impl Arrays {
     pub(super) fn planned(
         layout: &Layout,
         options: &CreateOptions,
-    ) -> Result<(Self, Vec<Planned>)> {
+    ) -> Result<(Self, Vec<PlannedLevel>)> {
         let planned = plan(layout, options)?;
         Ok((Self::new(&planned, options)?, planned))
     }
@@ -109,7 +109,7 @@ impl Arrays {
         let size = layout.dtype.size();
         let per_channel = usize::try_from(region.voxels()).unwrap_or(usize::MAX) * size;
         for (channel, source) in channels.zip(voxels.chunks_exact(per_channel.max(1))) {
-            let source = Source {
+            let source = LevelSource {
                 held: region,
                 voxels: Some(source),
             };
@@ -135,7 +135,7 @@ impl Arrays {
         &self,
         channel: u64,
         index: [u64; 3],
-        source: Source<'_>,
+        source: LevelSource<'_>,
         keep: Keep<'_>,
     ) -> Result<()> {
         let stored = self.keep_chunk(0, channel, index, source, keep)?;
@@ -143,7 +143,7 @@ impl Arrays {
             return Ok(());
         };
         let region = self.levels[0].region(index);
-        let source = Source {
+        let source = LevelSource {
             voxels: source.voxels.filter(|_| stored),
             ..source
         };
@@ -165,11 +165,11 @@ impl Arrays {
         level: usize,
         channel: u64,
         index: [u64; 3],
-        source: Source<'_>,
+        source: LevelSource<'_>,
         keep: Keep<'_>,
     ) -> Result<bool> {
         let array = &self.levels[level];
-        let place = Place {
+        let place = ChunkPlace {
             level,
             channel,
             index,
@@ -192,7 +192,7 @@ impl Arrays {
 }
 
 impl LevelArray {
-    fn new(planned: &Planned) -> Result<Self> {
+    fn new(planned: &PlannedLevel) -> Result<Self> {
         let layout = planned.layout.clone();
         let facts = ArrayInfo::parse(&layout.path, layout.format, &planned.document, &[])?;
         let (array, _) = open_array(&facts, &planned.document)?;
@@ -232,7 +232,7 @@ impl LevelArray {
     }
 
     /// Encodes a chunk whose voxels are in `source`; `None` if it is all fill value.
-    fn encode(&self, index: [u64; 3], source: Source<'_>) -> Result<Option<Vec<u8>>, Cause> {
+    fn encode(&self, index: [u64; 3], source: LevelSource<'_>) -> Result<Option<Vec<u8>>, Cause> {
         let Some(voxels) = source.voxels else {
             return Ok(None);
         };

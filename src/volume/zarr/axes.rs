@@ -7,10 +7,10 @@ use super::super::{AxisKind, LeadingAxis};
 
 /// The metadata of one dimension.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Axis {
+pub(super) struct ZarrAxis {
     /// The name in lower case; `None` if the dimension has no name.
     pub(super) name: Option<String>,
-    kind: Option<Kind>,
+    kind: Option<OmeAxisType>,
     pub(super) unit: Option<String>,
     /// The anatomical orientation, as in RFC 4 of OME-Zarr.
     pub(super) orientation: Option<String>,
@@ -18,26 +18,26 @@ pub(super) struct Axis {
 
 /// The OME-Zarr type of an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum OmeAxisType {
     Space,
     Time,
     Channel,
 }
 
-impl Axis {
+impl ZarrAxis {
     /// Parses an entry of OME-Zarr's `axes`, or a name.
     pub(super) fn read(entry: &Json) -> Self {
         let word = |key: &str| entry.get(key).and_then(Json::as_str);
         let name = word("name").or(entry.as_str());
         let name = name.map(|name| excerpt(&name.trim().to_lowercase()));
         let kind = match word("type").map(str::to_lowercase).as_deref() {
-            Some("space") => Some(Kind::Space),
-            Some("time") => Some(Kind::Time),
-            Some("channel") => Some(Kind::Channel),
+            Some("space") => Some(OmeAxisType::Space),
+            Some("time") => Some(OmeAxisType::Time),
+            Some("channel") => Some(OmeAxisType::Channel),
             _ => match name.as_deref() {
-                Some("x" | "y" | "z") => Some(Kind::Space),
-                Some("t" | "time") => Some(Kind::Time),
-                Some("c" | "channel" | "channels") => Some(Kind::Channel),
+                Some("x" | "y" | "z") => Some(OmeAxisType::Space),
+                Some("t" | "time") => Some(OmeAxisType::Time),
+                Some("c" | "channel" | "channels") => Some(OmeAxisType::Channel),
                 _ => None,
             },
         };
@@ -64,7 +64,7 @@ impl Axis {
 
     /// Returns the index of z, y or x (0 to 2) if the axis has that name.
     pub(super) fn place(&self) -> Option<usize> {
-        if !matches!(self.kind, None | Some(Kind::Space)) {
+        if !matches!(self.kind, None | Some(OmeAxisType::Space)) {
             return None;
         }
         ["z", "y", "x"]
@@ -75,8 +75,8 @@ impl Axis {
     /// Returns the axis as a leading axis (read as channels) of this length.
     pub(super) fn leading(&self, length: u64, step: f64) -> LeadingAxis {
         let kind = match self.kind {
-            Some(Kind::Time) => AxisKind::Time,
-            Some(Kind::Channel) => AxisKind::Channel,
+            Some(OmeAxisType::Time) => AxisKind::Time,
+            Some(OmeAxisType::Channel) => AxisKind::Channel,
             _ => AxisKind::Other,
         };
         LeadingAxis {
@@ -91,12 +91,12 @@ impl Axis {
 /// The order of an array's dimensions in a volume: first the dimensions that are read as channels, slowest first, then
 /// z, y and x. `None` means that the array does not have that axis.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Order {
+pub(super) struct DimensionOrder {
     pub(super) leading: Vec<usize>,
     pub(super) space: [Option<usize>; 3],
 }
 
-impl Order {
+impl DimensionOrder {
     /// Assigns the last three dimensions to z, y, x.
     pub(super) fn positional(rank: usize) -> Self {
         Self {
@@ -107,11 +107,11 @@ impl Order {
 
     /// Assigns dimensions by name: time first, then all other non-spatial dimensions in storage order. `axes` has as
     /// many entries as `lengths`, or none.
-    pub(super) fn by_name(axes: &[Axis], lengths: &[u64]) -> Result<Self, String> {
+    pub(super) fn by_name(axes: &[ZarrAxis], lengths: &[u64]) -> Result<Self, String> {
         if axes.is_empty() {
             return Ok(Self::positional(lengths.len()));
         }
-        let shown: Vec<&str> = axes.iter().map(Axis::shown).collect();
+        let shown: Vec<&str> = axes.iter().map(ZarrAxis::shown).collect();
         if axes.len() != lengths.len() {
             return Err(format!(
                 "its {} axes {shown:?} do not match the {} dimensions of shape {lengths:?}",
@@ -140,7 +140,7 @@ impl Order {
         let lost = |&&dimension: &&usize| {
             let axis = &axes[dimension];
             let unclear = axis.kind.is_none() && space.contains(&None) && lengths[dimension] > 1;
-            unclear || axis.kind == Some(Kind::Space)
+            unclear || axis.kind == Some(OmeAxisType::Space)
         };
         if let Some(&dimension) = rest.iter().find(lost) {
             return Err(format!(
@@ -148,7 +148,7 @@ impl Order {
                 axes[dimension].shown()
             ));
         }
-        let is_time = |&dimension: &usize| axes[dimension].kind == Some(Kind::Time);
+        let is_time = |&dimension: &usize| axes[dimension].kind == Some(OmeAxisType::Time);
         let (time, others): (Vec<usize>, Vec<usize>) = rest.into_iter().partition(is_time);
         if time.len() > 1 {
             return Err(format!("axes {shown:?}: more than one is time"));
@@ -182,14 +182,14 @@ impl Order {
 
 /// Finds z, y and x if no axis has such a name: the spatial axes in order, else the last ones that are neither time nor
 /// channels.
-fn unnamed(axes: &[Axis]) -> Option<[Option<usize>; 3]> {
-    let of_kind = |kind: Option<Kind>| -> Vec<usize> {
+fn unnamed(axes: &[ZarrAxis]) -> Option<[Option<usize>; 3]> {
+    let of_kind = |kind: Option<OmeAxisType>| -> Vec<usize> {
         let all = axes.iter().enumerate();
         all.filter(|(_, axis)| axis.kind == kind)
             .map(|(n, _)| n)
             .collect()
     };
-    let said = of_kind(Some(Kind::Space));
+    let said = of_kind(Some(OmeAxisType::Space));
     let found = if said.is_empty() {
         let unknown = of_kind(None);
         let first = unknown.len().saturating_sub(3);
@@ -212,7 +212,8 @@ mod tests {
     use super::*;
 
     fn order(names: &Json, lengths: &[u64]) -> Result<(Vec<usize>, [Option<usize>; 3]), String> {
-        Order::by_name(&Axis::list(names), lengths).map(|order| (order.leading, order.space))
+        DimensionOrder::by_name(&ZarrAxis::list(names), lengths)
+            .map(|order| (order.leading, order.space))
     }
 
     #[test]

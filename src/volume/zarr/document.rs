@@ -14,7 +14,7 @@ use crate::region::{AXES, Shape};
 
 /// One level of an output: an array.
 #[derive(Clone, Debug)]
-pub(super) struct Planned {
+pub(super) struct PlannedLevel {
     /// The layout of the array.
     pub(super) layout: Layout,
     /// The array's document, `zarr.json` or `.zarray`.
@@ -22,7 +22,7 @@ pub(super) struct Planned {
 }
 
 /// Plans the levels of an output with `layout`'s shape and type, finest first.
-pub(super) fn plan(layout: &Layout, options: &CreateOptions) -> Result<Vec<Planned>> {
+pub(super) fn plan(layout: &Layout, options: &CreateOptions) -> Result<Vec<PlannedLevel>> {
     let mut geometry = layout.geometry;
     let shapes = shapes(layout.shape, options.chunk, options.pyramid)?;
     let mut planned = Vec::with_capacity(shapes.len());
@@ -56,7 +56,7 @@ pub(in super::super) fn bounds(layout: &Layout, options: &CreateOptions) -> Resu
     let size = layout.dtype.size() as u64;
     let bytes = |lengths: [u64; 4]| lengths.into_iter().fold(size, u64::saturating_mul);
     let mut most = metadata;
-    for Planned { layout, .. } in &planned {
+    for PlannedLevel { layout, .. } in &planned {
         // Chunks at the edges are stored whole.
         let [_, chunk @ ..] = layout.read_chunk.unwrap_or([1; 4]);
         let [z, y, x] = std::array::from_fn(|a| layout.shape[a].next_multiple_of(chunk[a]));
@@ -76,8 +76,8 @@ pub(in super::super) fn bounds(layout: &Layout, options: &CreateOptions) -> Resu
 }
 
 /// Returns the sizes of planned levels.
-pub(super) fn sizes(planned: &[Planned]) -> Vec<Level> {
-    let size = |planned: &Planned| {
+pub(super) fn sizes(planned: &[PlannedLevel]) -> Vec<Level> {
+    let size = |planned: &PlannedLevel| {
         let [_, chunk @ ..] = planned.layout.write_chunk.expect("a Zarr array has chunks");
         Level {
             shape: planned.layout.shape,
@@ -89,7 +89,7 @@ pub(super) fn sizes(planned: &[Planned]) -> Vec<Level> {
 
 /// Returns all metadata files of an output, with their paths in the output's folder.
 pub(super) fn files(
-    planned: &[Planned],
+    planned: &[PlannedLevel],
     name: &str,
     options: &CreateOptions,
 ) -> Vec<(String, Json)> {
@@ -120,7 +120,7 @@ pub(super) fn files(
     files
 }
 
-fn level(mut layout: Layout, options: &CreateOptions) -> Result<Planned> {
+fn level(mut layout: Layout, options: &CreateOptions) -> Result<PlannedLevel> {
     let (chunk, shard) = fit(&layout, options)?;
     let document = match options.zarr {
         ZarrVersion::V3 => array_document(&layout, chunk, shard, options)?,
@@ -134,7 +134,7 @@ fn level(mut layout: Layout, options: &CreateOptions) -> Result<Planned> {
     layout.read_chunk = Some(facts.as_chunk(&facts.read_chunk));
     layout.write_chunk = Some(facts.as_chunk(&facts.write_chunk));
     layout.codecs = facts.codecs;
-    Ok(Planned { layout, document })
+    Ok(PlannedLevel { layout, document })
 }
 
 /// Returns the chunk and the shard, reduced to the size of the volume.

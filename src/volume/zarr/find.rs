@@ -10,14 +10,14 @@ use serde_json::Value as Json;
 
 use super::super::format::{excerpt, unknown};
 use super::super::{Format, OpenOptions, foreign};
-use super::axes::Axis;
+use super::axes::ZarrAxis;
 use super::ome::{self, Placed};
 use super::store::{Links, read_json};
 use crate::error::{Error, Result};
 
 /// An array, with the metadata found on the way to it.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct FoundArray {
     pub(super) path: PathBuf,
     pub(super) format: Format,
     pub(super) document: Json,
@@ -25,14 +25,14 @@ pub(super) struct Found {
     /// The image's metadata of this level, if the array belongs to an image.
     pub(super) image: Option<Placed>,
     /// The axes of the dimensions, as far as they have names.
-    pub(super) axes: Vec<Axis>,
+    pub(super) axes: Vec<ZarrAxis>,
     /// The number of levels.
     pub(super) levels: usize,
 }
 
 /// A group's attributes.
 #[derive(Default)]
-struct Group {
+struct GroupAttributes {
     attributes: Json,
 }
 
@@ -46,7 +46,7 @@ const MOST_ABOVE: usize = 3;
 const MOST_NAMED: usize = 12;
 
 /// Returns the array at `path`, level `level` of the image there, or the only array or image in the group.
-pub(super) fn find_array(path: &Path, level: usize, links: Links) -> Result<Found> {
+pub(super) fn find_array(path: &Path, level: usize, links: Links) -> Result<FoundArray> {
     if let Some(mut array) = array_at(path, links)? {
         if level > 0 {
             return Err(no_level(path, level, 1));
@@ -96,7 +96,7 @@ pub(in super::super) fn level_count(path: &Path, options: &OpenOptions) -> Resul
 }
 
 /// Returns the image that a group's attributes declare.
-fn said_image(group: &Group) -> Option<&Json> {
+fn said_image(group: &GroupAttributes) -> Option<&Json> {
     ome::said_image(&group.attributes)
 }
 
@@ -141,7 +141,7 @@ fn image_around(path: &Path, links: Links) -> Option<((Json, Json), Json)> {
 }
 
 /// Adds the image's metadata to an array.
-fn take(array: &mut Found, (image, attributes): &(Json, Json), dataset: &Json) -> Result<()> {
+fn take(array: &mut FoundArray, (image, attributes): &(Json, Json), dataset: &Json) -> Result<()> {
     let rank = array
         .document
         .get("shape")
@@ -161,7 +161,7 @@ fn no_level(path: &Path, level: usize, levels: usize) -> Error {
     )
 }
 
-fn array_at(path: &Path, links: Links) -> Result<Option<Found>> {
+fn array_at(path: &Path, links: Links) -> Result<Option<FoundArray>> {
     let (document, format) = if let Some(document) = read_json(path, "zarr.json", links)? {
         match document.get("node_type").and_then(Json::as_str) {
             Some("array") => (document, Format::Zarr3),
@@ -186,10 +186,10 @@ fn array_at(path: &Path, links: Links) -> Result<Option<Found>> {
         .get("dimension_names")
         .filter(|names| format == Format::Zarr3 && names.is_array())
         .or_else(|| attributes.get("_ARRAY_DIMENSIONS"));
-    Ok(Some(Found {
+    Ok(Some(FoundArray {
         path: path.to_path_buf(),
         format,
-        axes: names.map(Axis::list).unwrap_or_default(),
+        axes: names.map(ZarrAxis::list).unwrap_or_default(),
         document,
         attributes,
         image: None,
@@ -197,17 +197,17 @@ fn array_at(path: &Path, links: Links) -> Result<Option<Found>> {
     }))
 }
 
-fn group_at(path: &Path, links: Links) -> Result<Option<Group>> {
+fn group_at(path: &Path, links: Links) -> Result<Option<GroupAttributes>> {
     if let Some(document) = read_json(path, "zarr.json", links)? {
         let group = document.get("node_type").and_then(Json::as_str) == Some("group");
-        return Ok(group.then(|| Group {
+        return Ok(group.then(|| GroupAttributes {
             attributes: document.get("attributes").cloned().unwrap_or_default(),
         }));
     }
     if read_json(path, ".zgroup", links)?.is_none() {
         return Ok(None);
     }
-    Ok(Some(Group {
+    Ok(Some(GroupAttributes {
         attributes: read_json(path, ".zattrs", links)?.unwrap_or_default(),
     }))
 }
@@ -253,7 +253,7 @@ fn collect(path: &Path, depth: usize, links: Links, found: &mut Vec<PathBuf>) ->
     Ok(())
 }
 
-fn multiscale(path: &Path, image: &Json, level: usize, links: Links) -> Result<Found> {
+fn multiscale(path: &Path, image: &Json, level: usize, links: Links) -> Result<FoundArray> {
     let bad = |problem: String| Error::header(path, "OME-Zarr", problem);
     let datasets = ome::datasets(path, image)?;
     let dataset = datasets

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::super::format::excerpt;
 use super::super::{ChunkShape, Format};
-use super::axes::{Axis, Order};
+use super::axes::{DimensionOrder, ZarrAxis};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::region::Shape;
@@ -50,7 +50,7 @@ pub(super) struct ArrayInfo {
     /// The shape that is decoded at once, along the volume's dimensions: the inner chunk of a sharded array.
     pub(super) read_chunk: Vec<u64>,
     /// The array dimension of each of the volume's dimensions.
-    pub(super) order: Order,
+    pub(super) order: DimensionOrder,
     /// The lengths and both chunk shapes along the array's own dimensions.
     pub(super) stored: Stored,
     /// `true` if chunks are in shards that are read in parts.
@@ -85,7 +85,7 @@ impl ArrayInfo {
         path: &Path,
         format: Format,
         document: &Value,
-        axes: &[Axis],
+        axes: &[ZarrAxis],
     ) -> Result<Self> {
         let bad = |problem: String| Error::header(path, name(format), problem);
         if format == Format::Zarr3 {
@@ -113,7 +113,8 @@ impl ArrayInfo {
             }
             None => write_chunk.clone(),
         };
-        let order = Order::by_name(axes, &dims).map_err(|what| Error::unsupported(path, what))?;
+        let order =
+            DimensionOrder::by_name(axes, &dims).map_err(|what| Error::unsupported(path, what))?;
         let stored = Stored {
             dims,
             write_chunk,
@@ -145,7 +146,7 @@ impl ArrayInfo {
     }
 
     /// Returns the metadata with the volume's dimensions in a different order.
-    fn ordered(mut self, order: Order) -> Self {
+    fn ordered(mut self, order: DimensionOrder) -> Self {
         let along = |lengths: &[u64]| {
             order
                 .all()

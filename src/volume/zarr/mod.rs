@@ -35,20 +35,20 @@ use zarrs::metadata::v2::ArrayMetadataV2;
 use zarrs::metadata::v3::ArrayMetadataV3;
 use zarrs::plugin::PluginCreateError;
 
-use self::axes::Axis;
+use self::axes::ZarrAxis;
 use self::bounded::caught;
 use self::meta::ArrayInfo;
-use self::pipeline::{CodecError, CodecPipeline, Form};
+use self::pipeline::{ArrayForm, CodecError, CodecPipeline};
 use self::pool::{codec_options, outside_global_pool};
 use self::shard::Shards;
-use self::store::{Folder, Links, Store, Value};
+use self::store::{Folder, Links, Store, StoredValue};
 use super::chunk::{self, Chunk, ChunkVoxels, read_by_chunks};
 use super::files::identity;
 use super::format::excerpt;
 use super::lru::Lru;
 use super::needs::INDEX_BUDGET;
 use super::options::{MissingChunks, OpenOptions};
-use super::watch::Watch;
+use super::watch::FileWatch;
 use super::{Axes, ChunkShape, Counter, Format, Layout, ReadStats, Rescale, Volume};
 use crate::error::{Cause, Error, Result};
 use crate::geometry::Geometry;
@@ -72,7 +72,7 @@ pub(super) struct ZarrVolume {
     codecs: Codecs,
     missing_chunks: MissingChunks,
     /// The state of the metadata files when they were opened.
-    watch: Watch,
+    watch: FileWatch,
     counter: Counter,
 }
 
@@ -86,7 +86,7 @@ enum Codecs {
 }
 
 /// The encoded bytes of a chunk.
-enum Fetched {
+enum EncodedChunk {
     /// The value does not exist.
     Absent {
         key: String,
@@ -142,7 +142,7 @@ impl ZarrVolume {
     }
 
     fn with_store(
-        (path, format, axes): (&Path, Format, &[Axis]),
+        (path, format, axes): (&Path, Format, &[ZarrAxis]),
         store: Box<dyn Store>,
         document: &Json,
         options: &OpenOptions,
@@ -151,7 +151,7 @@ impl ZarrVolume {
         let bad = |problem: &Cause| Error::header(path, facts.format_name(), problem.to_string());
         let opened = caught(|| open_array(&facts, document));
         let (array, metadata) = opened.map_err(|problem| bad(&problem))??;
-        let form = Form {
+        let form = ArrayForm {
             shape: facts
                 .stored
                 .write_chunk
@@ -196,41 +196,41 @@ impl ZarrVolume {
             array,
             codecs,
             missing_chunks: options.missing_chunks,
-            watch: Watch::default(),
+            watch: FileWatch::default(),
             counter: Counter::default(),
         })
     }
 
     /// Fetches the encoded bytes of the chunk at `index`, along the array's own dimensions.
-    fn fetch(&self, index: &[u64]) -> Result<Fetched> {
+    fn fetch(&self, index: &[u64]) -> Result<EncodedChunk> {
         match &self.codecs {
             Codecs::Whole(chain) => {
                 let key = self.array.chunk_key(index).to_string();
                 let Some(value) = self.store.open(&key)? else {
-                    return Ok(Fetched::Absent { key });
+                    return Ok(EncodedChunk::Absent { key });
                 };
                 if let Err(problem) = chain.encoded().check("it takes", value.len()) {
                     return Err(self.broken(key, problem));
                 }
                 let bytes = value.read(0..value.len())?;
                 self.counter.add(1, bytes.len() as u64);
-                Ok(Fetched::Encoded { key, bytes })
+                Ok(EncodedChunk::Encoded { key, bytes })
             }
             Codecs::Sharded(shards, indexes) => {
                 let (shard, inner) = shards.locate(index);
                 let key = self.array.chunk_key(&shard).to_string();
                 let Some(value) = self.store.open(&key)? else {
-                    return Ok(Fetched::Absent { key });
+                    return Ok(EncodedChunk::Absent { key });
                 };
                 let load = || self.load_index(shards, &key, &*value);
                 let (index, _) = indexes.get_or_load(&shard, load)?;
                 let key = format!("{key}, inner chunk {inner}");
                 match shards.range(&index, inner, value.len()) {
-                    Ok(None) => Ok(Fetched::Empty),
+                    Ok(None) => Ok(EncodedChunk::Empty),
                     Ok(Some(range)) => {
                         let bytes = value.read(range)?;
                         self.counter.add(1, bytes.len() as u64);
-                        Ok(Fetched::Encoded { key, bytes })
+                        Ok(EncodedChunk::Encoded { key, bytes })
                     }
                     Err(problem) => Err(self.broken(key, problem)),
                 }
@@ -238,7 +238,12 @@ impl ZarrVolume {
         }
     }
 
-    fn load_index(&self, shards: &Shards, key: &str, value: &dyn Value) -> Result<Arc<[u64]>> {
+    fn load_index(
+        &self,
+        shards: &Shards,
+        key: &str,
+        value: &dyn StoredValue,
+    ) -> Result<Arc<[u64]>> {
         let failed = |problem| self.broken(format!("{key}, the shard's index"), problem);
         let range = shards.index_range(value.len()).map_err(failed)?;
         let bytes = value.read(range)?;
@@ -347,14 +352,14 @@ impl Volume for ZarrVolume {
     fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
         let (channels, region) = chunk::whole(&self.layout, index)?;
         let voxels = match self.fetch(&self.facts.chunk_index(index))? {
-            Fetched::Encoded { key, bytes } => ChunkVoxels::Stored(self.decode(key, bytes)?),
-            Fetched::Absent { key } if self.missing_chunks == MissingChunks::Error => {
+            EncodedChunk::Encoded { key, bytes } => ChunkVoxels::Stored(self.decode(key, bytes)?),
+            EncodedChunk::Absent { key } if self.missing_chunks == MissingChunks::Error => {
                 return Err(Error::MissingChunk {
                     path: self.layout.path.clone(),
                     key,
                 });
             }
-            Fetched::Absent { .. } | Fetched::Empty => {
+            EncodedChunk::Absent { .. } | EncodedChunk::Empty => {
                 ChunkVoxels::Fill(self.array.fill_value().as_ne_bytes().to_vec())
             }
         };

@@ -10,9 +10,9 @@ use serde_json::{Value as Json, json};
 use super::super::format::excerpt;
 use super::super::units::{self, Unit};
 use super::super::{Axes, AxisKind, Downsample, Layout, LeadingAxis};
-use super::axes::{Axis, Order};
+use super::axes::{DimensionOrder, ZarrAxis};
 use super::meta::ArrayInfo;
-use super::place::Map;
+use super::place::AffineMap;
 use crate::error::{Error, Result};
 use crate::geometry::{Affine, Geometry};
 
@@ -23,10 +23,10 @@ const MOST_LEVELS: usize = 64;
 #[derive(Clone, Debug)]
 pub(super) struct Placed {
     /// The axes of the array's dimensions.
-    pub(super) axes: Vec<Axis>,
+    pub(super) axes: Vec<ZarrAxis>,
     /// The world axes, which have the units.
-    world: Vec<Axis>,
-    map: Map,
+    world: Vec<ZarrAxis>,
+    map: AffineMap,
     omero: Option<Json>,
 }
 
@@ -64,7 +64,7 @@ impl Placed {
         };
         let (own, common) = (steps(dataset), steps(image));
         let systems = image.get("coordinateSystems").and_then(Json::as_array);
-        let mut map = Map::identity(rank);
+        let mut map = AffineMap::identity(rank);
         for step in &own {
             map = map.then(step)?;
         }
@@ -73,10 +73,10 @@ impl Placed {
                 for step in &common {
                     map = map.then(step)?;
                 }
-                let axes = image.get("axes").map(Axis::list).unwrap_or_default();
+                let axes = image.get("axes").map(ZarrAxis::list).unwrap_or_default();
                 // Images before 0.3 always have the same five dimensions.
                 let axes = match (axes.is_empty(), rank) {
-                    (true, 5) => Axis::list(&json!(["t", "c", "z", "y", "x"])),
+                    (true, 5) => ZarrAxis::list(&json!(["t", "c", "z", "y", "x"])),
                     _ => axes,
                 };
                 (axes.clone(), axes)
@@ -104,7 +104,7 @@ impl Placed {
     }
 
     /// Returns the world position of an array with this dimension order.
-    pub(super) fn geometry(&self, order: &Order) -> Result<Geometry, String> {
+    pub(super) fn geometry(&self, order: &DimensionOrder) -> Result<Geometry, String> {
         self.map.geometry(order, &self.world)
     }
 
@@ -140,7 +140,7 @@ impl Placed {
 
 /// Returns the axes of an array that are read as channels.
 pub(super) fn leading(
-    axes: &[Axis],
+    axes: &[ZarrAxis],
     facts: &ArrayInfo,
     step: impl Fn(usize) -> f64,
 ) -> Vec<LeadingAxis> {
@@ -162,7 +162,7 @@ fn named_system(step: &Json, key: &str) -> Option<String> {
 }
 
 /// Returns the axes of the coordinate system with this name, or of the first one if there is no name.
-fn system(systems: &[Json], name: Option<&str>) -> Result<Vec<Axis>, String> {
+fn system(systems: &[Json], name: Option<&str>) -> Result<Vec<ZarrAxis>, String> {
     let found = match name {
         None => systems.first(),
         Some(name) => systems
@@ -175,7 +175,7 @@ fn system(systems: &[Json], name: Option<&str>) -> Result<Vec<Axis>, String> {
             excerpt(name.unwrap_or_default())
         )
     })?;
-    Ok(found.get("axes").map(Axis::list).unwrap_or_default())
+    Ok(found.get("axes").map(ZarrAxis::list).unwrap_or_default())
 }
 
 /// Follows the transformations of an image from the system `from` to the last one.
@@ -183,8 +183,8 @@ fn follow(
     systems: &[Json],
     steps: &[Json],
     mut from: Option<String>,
-    mut map: Map,
-) -> Result<(Map, Vec<Axis>), String> {
+    mut map: AffineMap,
+) -> Result<(AffineMap, Vec<ZarrAxis>), String> {
     let mut left: Vec<&Json> = steps.iter().collect();
     loop {
         let next: Vec<usize> = (0..left.len())

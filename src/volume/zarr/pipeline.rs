@@ -21,7 +21,7 @@ use crate::error::Cause;
 
 /// The decoded form of an array: shape, type and fill value.
 #[derive(Clone, Debug)]
-pub(super) struct Form {
+pub(super) struct ArrayForm {
     pub(super) shape: Vec<NonZeroU64>,
     pub(super) dtype: DataType,
     pub(super) fill: FillValue,
@@ -31,9 +31,9 @@ pub(super) struct Form {
 #[derive(Debug)]
 pub(super) struct CodecPipeline {
     /// The array-to-array codecs, each with its decoded form.
-    arrays: Vec<(Form, Arc<dyn ArrayToArrayCodecTraits>)>,
+    arrays: Vec<(ArrayForm, Arc<dyn ArrayToArrayCodecTraits>)>,
     /// The decoded form of the serializer.
-    form: Form,
+    form: ArrayForm,
     serializer: Serializer,
     serialized: ByteLimit,
     bytes: Vec<BoundedDecoder>,
@@ -50,7 +50,7 @@ impl CodecPipeline {
     /// the first codec that hostile data could exploit.
     pub(super) fn new(
         metadata: &[MetadataV3],
-        mut form: Form,
+        mut form: ArrayForm,
         trusted: bool,
     ) -> Result<Self, CodecError> {
         let (mut arrays, mut to_bytes, mut bytes) = (Vec::new(), None, Vec::new());
@@ -69,7 +69,7 @@ impl CodecPipeline {
                     let (shape, dtype, fill) = made
                         .encoded_representation(&form.shape, &form.dtype, &form.fill)
                         .map_err(CodecError::broken)?;
-                    let encoded = Form { shape, dtype, fill };
+                    let encoded = ArrayForm { shape, dtype, fill };
                     arrays.push((std::mem::replace(&mut form, encoded), made));
                 }
                 Codec::ArrayToBytes(_) if to_bytes.is_some() => {
@@ -138,11 +138,11 @@ impl CodecPipeline {
         let mut voxels = match &self.serializer {
             Serializer::Shards(shards) => ArrayBytes::new_flen(shards.decode(&encoded)?),
             Serializer::Codec(codec) => {
-                let Form { shape, dtype, fill } = &self.form;
+                let ArrayForm { shape, dtype, fill } = &self.form;
                 codec.decode(encoded.into(), shape, dtype, fill, &options)?
             }
         };
-        for (Form { shape, dtype, fill }, codec) in self.arrays.iter().rev() {
+        for (ArrayForm { shape, dtype, fill }, codec) in self.arrays.iter().rev() {
             voxels = codec.decode(voxels, shape, dtype, fill, &options)?;
         }
         let voxels = voxels.into_fixed()?.into_owned();
@@ -153,7 +153,7 @@ impl CodecPipeline {
     }
 }
 
-impl Form {
+impl ArrayForm {
     /// Returns the bytes of all voxels.
     pub(super) fn bytes(&self) -> Option<u64> {
         let size = self.dtype.fixed_size()? as u64;
@@ -182,7 +182,7 @@ fn guards(
 
 fn serialized_size(
     codec: &dyn ArrayToBytesCodecTraits,
-    form: &Form,
+    form: &ArrayForm,
 ) -> Result<ByteLimit, CodecError> {
     let size = codec
         .encoded_representation(&form.shape, &form.dtype, &form.fill)

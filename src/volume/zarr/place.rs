@@ -5,7 +5,7 @@ use serde_json::Value as Json;
 
 use super::super::format::excerpt;
 use super::super::units;
-use super::axes::{Axis, Order};
+use super::axes::{DimensionOrder, ZarrAxis};
 use crate::geometry::{Affine, Geometry};
 
 /// Maximum depth of nested sequences.
@@ -13,7 +13,7 @@ const DEEPEST: usize = 8;
 
 /// An affine map of array indices: each result is a sum of all indices, each multiplied by a factor, plus a shift.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Map {
+pub(super) struct AffineMap {
     rows: Vec<Row>,
 }
 
@@ -23,7 +23,7 @@ struct Row {
     shift: f64,
 }
 
-impl Map {
+impl AffineMap {
     /// Creates the map that leaves the indices of `rank` dimensions unchanged.
     pub(super) fn identity(rank: usize) -> Self {
         let row = |own: usize| Row {
@@ -145,8 +145,12 @@ impl Map {
 
     /// Returns the world position, in millimeters, of an array with this dimension order. The results of the map are
     /// the world axes.
-    pub(super) fn geometry(&self, order: &Order, world: &[Axis]) -> Result<Geometry, String> {
-        let positions = Order::by_name(world, &vec![1; self.rank()])?.space;
+    pub(super) fn geometry(
+        &self,
+        order: &DimensionOrder,
+        world: &[ZarrAxis],
+    ) -> Result<Geometry, String> {
+        let positions = DimensionOrder::by_name(world, &vec![1; self.rank()])?.space;
         let mut affine: Affine = [[0.0; 4]; 4];
         affine[3][3] = 1.0;
         let mut factors = [1.0; 3];
@@ -160,7 +164,7 @@ impl Map {
             if let Some(&dimension) = order.leading.iter().find(|&&n| row.factors[n] != 0.0) {
                 return Err(format!(
                     "the transformations mix the axis {:?} with dimension {dimension}, which is not spatial",
-                    world.get(position).map_or("?", Axis::shown)
+                    world.get(position).map_or("?", ZarrAxis::shown)
                 ));
             }
             factors[axis] = match world.get(position).and_then(|axis| axis.unit.as_deref()) {
@@ -205,7 +209,7 @@ fn straight(affine: Affine) -> Option<Geometry> {
 }
 
 /// Moves the rows for x, y and z to their anatomical directions in RAS+, if all three have an orientation.
-fn in_body(affine: Affine, world: &[Axis], positions: [Option<usize>; 3]) -> Affine {
+fn in_body(affine: Affine, world: &[ZarrAxis], positions: [Option<usize>; 3]) -> Affine {
     let mut turned = affine;
     let mut seen = [false; 3];
     for (axis, position) in positions.into_iter().enumerate() {
@@ -278,9 +282,9 @@ mod tests {
     use super::*;
 
     fn place(axes: &Json, steps: &Json) -> Result<Geometry, String> {
-        let axes = Axis::list(axes);
-        let order = Order::by_name(&axes, &vec![4; axes.len()])?;
-        let mut map = Map::identity(axes.len());
+        let axes = ZarrAxis::list(axes);
+        let order = DimensionOrder::by_name(&axes, &vec![4; axes.len()])?;
+        let mut map = AffineMap::identity(axes.len());
         for step in steps.as_array().unwrap() {
             map = map.then(step)?;
         }

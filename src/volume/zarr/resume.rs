@@ -10,13 +10,13 @@ use super::super::chunk_set::ChunkSet;
 use super::super::create::CreateOptions;
 use super::super::options::OpenOptions;
 use super::super::overwrite::FolderKind;
-use super::super::partial::{self, Partial, Record, Run};
-use super::super::pyramid::{Level, Source, inputs, rebuilding_bytes, rebuilt};
+use super::super::partial::{self, Partial, Record, RunDescription};
+use super::super::pyramid::{Level, LevelSource, inputs, rebuilding_bytes, rebuilt};
 use super::super::resume::{ResumeOptions, RunParts};
 use super::super::{ChunkShape, Layout, Volume, VolumeMut};
 use super::ZarrVolume;
-use super::arrays::{Arrays, Place};
-use super::document::{self, Planned, sizes};
+use super::arrays::{Arrays, ChunkPlace};
+use super::document::{self, PlannedLevel, sizes};
 use super::write::{name, text};
 use crate::error::{Error, Result};
 use crate::region::{Region, indices};
@@ -189,7 +189,7 @@ impl ZarrResumable {
         };
         let pool = pool(self.threads, "rebuild", &self.layout().path)?;
         let dtype = self.layout().dtype;
-        let keep = |place: &Place, encoded: Option<&[u8]>| self.keep(place, encoded);
+        let keep = |place: &ChunkPlace, encoded: Option<&[u8]>| self.keep(place, encoded);
         for (n, pair) in self.levels.windows(2).enumerate() {
             let array = &self.arrays.levels()[n + 1];
             let missing = array.written.all();
@@ -205,7 +205,7 @@ impl ZarrResumable {
                     Ok(voxels)
                 };
                 let voxels = rebuilt(pyramid.method, dtype, (pair[0], pair[1]), region, &read)?;
-                let source = Source {
+                let source = LevelSource {
                     held: region,
                     voxels: Some(&voxels),
                 };
@@ -218,7 +218,7 @@ impl ZarrResumable {
         Ok(())
     }
 
-    fn keep(&self, place: &Place, encoded: Option<&[u8]>) -> Result<()> {
+    fn keep(&self, place: &ChunkPlace, encoded: Option<&[u8]>) -> Result<()> {
         let record = Record {
             level: u32::try_from(place.level).expect("a volume has fewer than 64 levels"),
             channel: place.channel,
@@ -242,7 +242,7 @@ impl VolumeMut for ZarrResumable {
                 owned: self.owned,
             });
         }
-        let keep = |place: &Place, encoded: Option<&[u8]>| self.keep(place, encoded);
+        let keep = |place: &ChunkPlace, encoded: Option<&[u8]>| self.keep(place, encoded);
         self.arrays.write(channels, region, voxels, &keep)
     }
 
@@ -266,8 +266,8 @@ fn run<'a>(
     layout: &'a Layout,
     options: &CreateOptions,
     resume: &'a ResumeOptions,
-    planned: &[Planned],
-) -> Result<Run<'a>> {
+    planned: &[PlannedLevel],
+) -> Result<RunDescription<'a>> {
     if !resume.fingerprint.is_object() {
         return Err(Error::InvalidArgument {
             argument: "fingerprint",
@@ -288,7 +288,7 @@ fn run<'a>(
         "fingerprint": resume.fingerprint,
         "layout": format!("{shape:?} {channels} {dtype} {geometry:?} {rescale:?}"),
     });
-    Ok(Run {
+    Ok(RunDescription {
         target: &layout.path,
         overwrite: FolderKind::ZARR.overwrite(options.overwrite),
         group: &resume.group,

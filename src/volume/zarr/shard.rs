@@ -11,7 +11,7 @@ use zarrs::array::{FillValue, data_type};
 use zarrs::metadata::v3::MetadataV3;
 
 use super::bounded::ByteLimit;
-use super::pipeline::{CodecError, CodecPipeline, Form, place};
+use super::pipeline::{ArrayForm, CodecError, CodecPipeline, place};
 use crate::error::Cause;
 
 /// Maximum number of chunks in a shard: their index takes 64 MiB.
@@ -20,7 +20,7 @@ const MAX_CHUNKS: u64 = 4 << 20;
 /// The location and decoding of the chunks of a shard.
 #[derive(Debug)]
 pub(super) struct Shards {
-    form: Form,
+    form: ArrayForm,
     chunk: Vec<u64>,
     /// Chunks per shard along each dimension.
     counts: Vec<u64>,
@@ -34,7 +34,7 @@ impl Shards {
     /// Creates the decoder from the sharding codec's configuration, for shards of `form`.
     pub(super) fn new(
         configuration: Option<&Map<String, Json>>,
-        form: &Form,
+        form: &ArrayForm,
         trusted: bool,
     ) -> Result<Self, CodecError> {
         let configuration =
@@ -46,13 +46,13 @@ impl Shards {
             let codecs = configuration.get(field).cloned().unwrap_or_default();
             serde_json::from_value(codecs).map_err(CodecError::broken)
         };
-        let inner = Form {
+        let inner = ArrayForm {
             shape: chunk.iter().copied().filter_map(NonZeroU64::new).collect(),
             ..form.clone()
         };
         let inner = CodecPipeline::new(&list("codecs")?, inner, trusted)?;
         let pairs = counts.iter().chain(&[2]);
-        let index = Form {
+        let index = ArrayForm {
             shape: pairs.copied().filter_map(NonZeroU64::new).collect(),
             dtype: data_type::uint64(),
             fill: FillValue::from(u64::MAX),
@@ -185,7 +185,7 @@ impl Shards {
 }
 
 /// Returns the number of chunks along each dimension, after checking the total.
-fn counts(form: &Form, chunk: &[u64]) -> Result<Vec<u64>, CodecError> {
+fn counts(form: &ArrayForm, chunk: &[u64]) -> Result<Vec<u64>, CodecError> {
     let shard = &form.shape;
     let whole = |(shard, chunk): (&NonZeroU64, &u64)| shard.get().is_multiple_of(*chunk);
     if shard.len() != chunk.len() || !shard.iter().zip(chunk).all(whole) {

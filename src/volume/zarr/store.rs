@@ -23,7 +23,7 @@ use crate::files::open_at_once;
 /// A store of values by key, which can be read in part.
 pub(super) trait Store: Debug + Send + Sync {
     /// Opens the value under `key`; `None` if it does not exist.
-    fn open(&self, key: &str) -> Result<Option<Box<dyn Value>>>;
+    fn open(&self, key: &str) -> Result<Option<Box<dyn StoredValue>>>;
 
     /// Prefetches the value under `key`, if it exists and fetching takes time. Nothing depends on it.
     fn prefetch(&self, key: &str) {
@@ -32,7 +32,7 @@ pub(super) trait Store: Debug + Send + Sync {
 }
 
 /// A value whose bytes can be read.
-pub(super) trait Value {
+pub(super) trait StoredValue {
     /// Returns the length in bytes.
     fn len(&self) -> u64;
 
@@ -136,7 +136,7 @@ impl Folder {
 }
 
 impl Store for Folder {
-    fn open(&self, key: &str) -> Result<Option<Box<dyn Value>>> {
+    fn open(&self, key: &str) -> Result<Option<Box<dyn StoredValue>>> {
         let path = self.path.join(key);
         self.links.check(&self.path, &path)?;
         let opened = path.metadata().and_then(|found| {
@@ -188,7 +188,7 @@ struct OpenFile {
     length: u64,
 }
 
-impl Value for OpenFile {
+impl StoredValue for OpenFile {
     fn len(&self) -> u64 {
         self.length
     }

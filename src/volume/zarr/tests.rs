@@ -89,8 +89,8 @@ struct Page {
 }
 
 impl Store for Notebook {
-    fn open(&self, key: &str) -> Result<Option<Box<dyn Value>>> {
-        let page = |bytes| -> Box<dyn Value> {
+    fn open(&self, key: &str) -> Result<Option<Box<dyn StoredValue>>> {
+        let page = |bytes| -> Box<dyn StoredValue> {
             Box::new(Page {
                 key: key.to_owned(),
                 bytes: Arc::clone(bytes),
@@ -101,7 +101,7 @@ impl Store for Notebook {
     }
 }
 
-impl Value for Page {
+impl StoredValue for Page {
     fn len(&self) -> u64 {
         self.bytes.len() as u64
     }

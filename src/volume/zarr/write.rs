@@ -11,7 +11,7 @@ use super::super::create::CreateOptions;
 use super::super::overwrite::FolderKind;
 use super::super::staged::{StagedFolder, write_soon};
 use super::super::{Layout, VolumeMut};
-use super::arrays::{Arrays, Place};
+use super::arrays::{Arrays, ChunkPlace};
 use super::document;
 use crate::error::{Error, Result};
 use crate::region::Region;
@@ -43,7 +43,7 @@ impl ZarrWriter {
         Ok(Self { arrays, staged })
     }
 
-    fn keep(&self, place: &Place, encoded: Option<&[u8]>) -> Result<()> {
+    fn keep(&self, place: &ChunkPlace, encoded: Option<&[u8]>) -> Result<()> {
         let Some(encoded) = encoded else {
             return Ok(());
         };
@@ -62,7 +62,7 @@ impl VolumeMut for ZarrWriter {
     }
 
     fn write_channels(&self, channels: Range<u64>, region: Region, voxels: &[u8]) -> Result<()> {
-        let keep = |place: &Place, encoded: Option<&[u8]>| self.keep(place, encoded);
+        let keep = |place: &ChunkPlace, encoded: Option<&[u8]>| self.keep(place, encoded);
         self.arrays.write(channels, region, voxels, &keep)
     }
 
@@ -71,7 +71,7 @@ impl VolumeMut for ZarrWriter {
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
-        let keep = |place: &Place, encoded: Option<&[u8]>| self.keep(place, encoded);
+        let keep = |place: &ChunkPlace, encoded: Option<&[u8]>| self.keep(place, encoded);
         self.arrays.finish(&keep)?;
         self.staged.finish()
     }

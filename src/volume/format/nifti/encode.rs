@@ -115,7 +115,7 @@ impl Target {
 }
 
 fn first(layout: &Layout, code: i16) -> Vec<u8> {
-    let parts = Parts::new(layout);
+    let parts = HeaderValues::new(layout);
     let mut header = Target(vec![0; 352]);
     header.put(0, [348_i32.to_ne_bytes()]);
     header.put(38, [*b"r"]);
@@ -138,7 +138,7 @@ fn first(layout: &Layout, code: i16) -> Vec<u8> {
 }
 
 fn second(layout: &Layout, code: i16) -> Vec<u8> {
-    let parts = Parts::new(layout);
+    let parts = HeaderValues::new(layout);
     let mut header = Target(vec![0; 544]);
     header.put(0, [540_i32.to_ne_bytes()]);
     header.put(4, [*b"n+2\0\r\n\x1a\n"]);
@@ -170,7 +170,7 @@ const MILLIMETERS: u8 = 2;
 const VECTOR: i16 = 1007;
 
 /// The values that both versions store.
-struct Parts {
+struct HeaderValues {
     dim: [u64; 8],
     intent: i16,
     /// The code of `xyzt_units`.
@@ -185,7 +185,7 @@ struct Parts {
     affine: Affine,
 }
 
-impl Parts {
+impl HeaderValues {
     fn new(layout: &Layout) -> Self {
         let [z, y, x] = layout.shape;
         let more = FourthAndFifth::of(layout).unwrap_or_default();

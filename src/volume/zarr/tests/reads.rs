@@ -232,7 +232,7 @@ fn every_other_error_of_the_system_is_an_error() {
     #[derive(Debug)]
     struct Failing(i32, bool);
     impl Store for Failing {
-        fn open(&self, key: &str) -> Result<Option<Box<dyn Value>>> {
+        fn open(&self, key: &str) -> Result<Option<Box<dyn StoredValue>>> {
             if self.1 {
                 return Ok(Some(Box::new(Self(self.0, false))));
             }
@@ -241,7 +241,7 @@ fn every_other_error_of_the_system_is_an_error() {
             ))
         }
     }
-    impl Value for Failing {
+    impl StoredValue for Failing {
         fn len(&self) -> u64 {
             40
         }
