@@ -670,7 +670,7 @@ def main():
     flat = [p for p in inside if p.is_file() and p.name.lower().endswith(FLAT) and arguments.only in str(p)]
     stores = [p for p in arrays(data) if arguments.only in str(p)]
     if not data.is_dir():
-        print(f"{data} is not there: only volumes that are made here are compared")
+        print(f"{data} does not exist: only synthetic volumes are compared")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         for path in flat:

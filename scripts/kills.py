@@ -145,7 +145,7 @@ def converts(voxpatch, folder, kills, draw):
             visible = [path.name for path in Path(place).iterdir() if not path.name.startswith(".")]
             if found != expected or visible != [name]:
                 failed += 1
-                print(f"convert {runs}: {name} is not that of an unbroken run, beside {visible}", flush=True)
+                print(f"convert {runs}: {name} differs from an uninterrupted run; visible: {visible}", flush=True)
     print(f"{done} kills of {runs} conversions, {failed} wrong", flush=True)
     return done, failed
 

@@ -37,7 +37,7 @@ def sizes(text):
 def arguments():
     parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", nargs="+", metavar="WORD", default=[], help="cases whose group/name holds one of these")
+    parser.add_argument("--only", nargs="+", metavar="WORD", default=[], help="cases whose group/name contains one of these")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--voxpatch", type=Path, help="the binary (default: target/release/voxpatch is built)")
     parser.add_argument("--size", type=sizes, metavar="Z,Y,X", help="voxels of the scan (1069,512,512, or 267,512,512 if quick)")

@@ -3,30 +3,30 @@ counts."""
 
 REASONS = [
     (("cold/64 of 96^3 of f32.npy", "cold/64 of 96^3 of i16.npy"),
-     "planes are read for all patches of the buffer at once, several times as many bytes as the patches have. That pays where the file is "
-     "in the page cache; here the disk has to bring them, and numpy asks for the pages of its patch only"),
+     "planes are read for all patches of the buffer at once, several times the bytes of the patches. That is faster if the file is "
+     "in the page cache; here the disk must read them, and numpy only reads the pages of its patch"),
     (("cold/",),
-     "chunks of 32^3 are many small requests to the disk. Each of our threads has two more under way while it reads one; TensorStore has "
+     "chunks of 32^3 are many small requests to the disk. Each of our threads has two more in flight while it reads one; TensorStore has "
      "eight"),
     ((".npy", ".nii"),
-     "numpy keeps every page that it has touched mapped, the whole file in the end, and no patch for later. We hold a buffer of patches, "
-     "give pages back so that no more is held than the budget says, and pay a fault when one is touched anew. The first patch comes later "
-     "since what is read for it is read for the whole buffer"),
+     "numpy keeps every touched page mapped, in the end the whole file, and does not buffer patches. We hold a buffer of patches, "
+     "release pages to stay within the budget, and pay a page fault when one is touched again. The first patch takes longer "
+     "because it is read together with the whole buffer"),
     (("random/96^3 of i16-blosc-zstd",),
      "with 512 MiB for its cache, and 615 in all, TensorStore holds nearly the whole int16 scan decoded, which has 534 MiB: its patches are "
-     "copies. Ours holds 414 MiB, most of it patches that wait. The peer that is first with a single patch reads no more than that patch"),
+     "copies. Ours holds 414 MiB, most of it buffered patches. The peer with the fastest first patch only reads that patch"),
     (("random/", "scaling/random"),
-     "the peer that is first with a single patch reads no more than that patch and keeps nothing; ours is read together with those of "
-     "the whole buffer, which the budget is for"),
+     "the peer with the fastest first patch only reads that patch and does not cache anything; ours is read together with those of "
+     "the whole buffer"),
     (("labels/",),
-     "MONAI has the scan and the indices of all voxels of each label in memory by then, in many times the memory and after many times "
-     "the wait: a patch is one copy. Ours are decoded from chunks"),
+     "MONAI then has the scan and the indices of all voxels of each label in memory, with many times the memory and many times "
+     "the waiting time: a patch is one copy. Ours are decoded from chunks"),
     (("identity/", "classes/"),
-     "the peers write uncompressed: encoding is the difference to our own .npy. *In memory alone* is our whole run, with reading, encoding "
-     "and writing, beside the peer's windows without"),
+     "the peers write uncompressed: encoding is the difference to our .npy. *In memory alone* compares our whole run, with reading, encoding "
+     "and writing, with the peer's windows without these"),
     (("scaling/hann",),
      "decoding, encoding and writing are part of our time, in the same threads; the peer holds the scan and the result and writes it "
-     "uncompressed. *In memory alone* leaves its reading and writing out"),
+     "uncompressed. *In memory alone* excludes its reading and writing"),
 ]
 
 

@@ -120,16 +120,16 @@ def facts(results):
         f"`{results['command']}`, {results['date']}, {results['minutes']} minutes; {results['voxpatch']} ({results['commit']}).", "",
         f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads used, {machine['memory_gib']} GiB, {machine['system']}, "
         f"Python {machine['python']}; load before the run {machine['load_before']:.1f}. The scan: {shape} voxels.", "",
-        "Each run is a process of its own; all sides of a case take turns. Medians of the rounds, and from the least to the most. "
-        "A ratio above 1 says how many times better we are than the best peer within the same budget, or without one. In bold: "
-        "where we are worse, or need more memory than that peer. Memory is what is backed by no file, of the process and its children, "
-        "seen from outside. The limit is described in docs/performance.md.", "",
-        "## What the machine can do", "",
+        "Each run is a separate process, and the sides of a case alternate. Cells have the median of the rounds, and the range. "
+        "The ratio compares voxpatch with the best peer within the same budget, or without one: above 1, voxpatch is better. "
+        "Rows where it is worse, or needs more memory than that peer, are bold. Memory is that of the process and its children "
+        "without files behind it, measured from outside. docs/performance.md describes the limit.", "",
+        "## The limits of the machine", "",
     ]
     limits = results["limits"]
     rows = [[name, f"{value * 1e6:.2f} µs a page" if name == "fault_seconds" else rate(value)] for name, value in limits.items()]
     rows = [["first touch of a mapped page" if name == "fault_seconds" else name, value] for (name, _), (_, value) in zip(limits.items(), rows)]
-    lines += table(["all threads together, unless it says one", ""], rows) + [""]
+    lines += table(["all threads together, unless stated otherwise", ""], rows) + [""]
     lines += ["## The peers", ""]
     peers = [[name, version, mebibytes(results["imports"].get(name))] for name, version in results["versions"].items()]
     peers += [[name, f"left out: {why}", ""] for name, why in results["left_out"].items()]

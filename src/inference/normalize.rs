@@ -15,7 +15,7 @@ use crate::queue::Queue;
 use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
 use crate::volume::{ChunkShape, Layout, Slabs, Volume, VolumeExt};
 
-/// The most voxels that are read and measured at a time.
+/// The most voxels that are measured at a time, and read at a time where there are no chunks.
 const PIECE: u64 = 1 << 18;
 /// The number of values that are summed before their sum is added to the others.
 const RUN: usize = 1024;

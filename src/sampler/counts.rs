@@ -137,7 +137,7 @@ impl Sealed for LabelCounts {
 }
 
 impl LabelCounts {
-    /// Returns every listed block, by increasing number.
+    /// Returns every block in the index, by increasing number.
     fn listed(&self) -> Vec<u64> {
         let all = self.classes.values().flatten();
         let mut listed: Vec<u64> = all.map(|&(id, _)| id).collect();
