@@ -1,4 +1,4 @@
-//! The heap that a training loader takes, counted by the allocator of this test.
+//! The heap of a training loader, counted by this test's allocator.
 
 #![allow(unsafe_code, reason = "an allocator is unsafe by definition")]
 
@@ -16,12 +16,12 @@ struct Counting;
 static NOW: AtomicU64 = AtomicU64::new(0);
 static PEAK: AtomicU64 = AtomicU64::new(0);
 
-// SAFETY: every call is passed on to the system's allocator; only sizes are counted.
+// SAFETY: every call is passed to the system's allocator; only sizes are counted.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, memory: Memory) -> *mut u8 {
         let now = NOW.fetch_add(memory.size() as u64, Ordering::Relaxed) + memory.size() as u64;
         PEAK.fetch_max(now, Ordering::Relaxed);
-        // SAFETY: the caller's promises are those that the system's allocator asks for.
+        // SAFETY: the caller's guarantees are those that the system's allocator requires.
         unsafe { System.alloc(memory) }
     }
 

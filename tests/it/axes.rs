@@ -1,4 +1,4 @@
-//! Time stays time and channels stay channels, with their names and units, through every format.
+//! Time and channels stay distinct, with their names and units, in every format.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use voxpatch::{ConvertOptions, DType, Geometry, Layout, Region};
 
 const SHAPE: [u64; 3] = [4, 3, 5];
 
-/// A layout of axes of these kinds and lengths, in micrometers.
+/// Returns a layout with axes of these kinds and lengths, in micrometers.
 fn layout(leading: &[(AxisKind, u64)]) -> Layout {
     let channels = leading.iter().map(|(_, length)| length).product();
     let axis = |&(kind, length): &(AxisKind, u64)| LeadingAxis {
@@ -40,7 +40,7 @@ fn layout(leading: &[(AxisKind, u64)]) -> Layout {
     }
 }
 
-/// What the voxels of a channel hold.
+/// Returns the voxels of a channel.
 fn voxels(channel: u64) -> Vec<u16> {
     (0..60)
         .map(|n| u16::try_from(channel).expect("few") * 100 + n)
@@ -71,7 +71,7 @@ fn convert(from: &Path, to: &Path) -> voxpatch::Result<Arc<dyn Volume>> {
     open(to)
 }
 
-/// The kinds and lengths of the axes in front of z, y, x.
+/// Returns the kinds and lengths of the axes in front of z, y, x.
 fn kinds(volume: &dyn Volume) -> Vec<(AxisKind, u64)> {
     let layout = volume.layout();
     let leading = layout.axes.leading_of(layout.channels);
@@ -81,7 +81,7 @@ fn kinds(volume: &dyn Volume) -> Vec<(AxisKind, u64)> {
         .collect()
 }
 
-/// Checks that place `n` of the axes holds what channel `of(n)` of the source does.
+/// Checks that position `n` along the axes has the voxels of channel `of(n)` of the source.
 fn check(volume: &dyn Volume, of: impl Fn(u64) -> u64, what: &str) {
     let all = volume.read(Region::whole(SHAPE)).expect("voxels");
     let found = all.as_slice::<u16>().expect("uint16").to_vec();
@@ -149,7 +149,7 @@ fn time_and_channels_together_stay_apart() {
         check(&*nifti, |n| n % 3 * 2 + n / 3, "zarr to nii");
         let back = convert(&at(&format!("{name}.nii")), &at(&format!("back-{name}")))
             .expect("and so has Zarr");
-        // Zarr is read with time first wherever it is stored.
+        // Zarr is read with time first, regardless of the stored order.
         assert_eq!(kinds(&*back), [T, C]);
         check(&*back, |n| n, "nii to zarr");
         let again = convert(

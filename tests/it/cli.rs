@@ -160,7 +160,7 @@ fn a_target_that_exists_is_kept_unless_it_may_go() {
     assert_eq!(names(place.path()), ["in.zarr", "out.zarr"]);
 }
 
-/// The shape and the voxels of a .npy as these commands write it.
+/// Returns the shape and the voxels of a .npy that these commands wrote.
 fn read_npy(path: &str) -> (Vec<u64>, String, Vec<u8>) {
     let bytes = fs::read(path).expect("the file is there");
     assert_eq!(&bytes[..8], b"\x93NUMPY\x01\x00");
@@ -303,7 +303,7 @@ fn infer_gives_the_volume_back_and_says_what_it_did() {
     }
 }
 
-/// Width, height and RGB of a PNG.
+/// Returns the width, height and RGB of a PNG.
 fn read_png(path: &str) -> (usize, usize, Vec<u8>) {
     let file = std::io::BufReader::new(fs::File::open(path).expect("the picture is there"));
     let mut reader = png::Decoder::new(file).read_info().expect("a PNG");
@@ -505,7 +505,7 @@ fn wrong_usage_ends_with_2() {
     }
 }
 
-/// Runs what must fail and name `named`, and leave the folder as it was.
+/// Runs a command that must fail, name `named`, and leave the folder unchanged.
 fn is_named(place: &Place, args: &[&str], named: &str) {
     let before = names(place.path());
     let line = fails(args);
@@ -894,7 +894,7 @@ fn a_full_disk_is_an_error_and_leaves_nothing() {
         return;
     };
     let place = Place::new();
-    // Noise, which no codec makes small.
+    // Noise, which is not compressible.
     let mut state = 1_u32;
     let noise: Vec<u16> = std::iter::repeat_with(|| {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -981,7 +981,7 @@ fn a_full_disk_is_an_error_and_leaves_nothing() {
     }
 }
 
-/// Sends a signal as soon as `folder` holds something of this kind, and gives the exit status.
+/// Sends a signal as soon as `folder` contains something of this kind, and returns the exit status.
 pub(crate) fn interrupt(mut child: Child, signal: &str, folder: &Path, begun: &str) -> Option<i32> {
     let deadline = Instant::now() + Duration::from_mins(1);
     while !names(folder).iter().any(|name| name.ends_with(begun)) {

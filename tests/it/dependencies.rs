@@ -1,4 +1,4 @@
-//! Licenses and sources of everything that is compiled in, held to what `deny.toml` allows.
+//! Checks the licenses and sources of all dependencies against `deny.toml`.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value as Json;
 
-/// The strings of a list of `deny.toml`.
+/// Returns the strings of a list of `deny.toml`.
 fn list(name: &str) -> BTreeSet<String> {
     let text = include_str!("../../deny.toml");
     let begin = format!("\n{name} = [");
@@ -16,7 +16,7 @@ fn list(name: &str) -> BTreeSet<String> {
     words.map(str::to_owned).collect()
 }
 
-/// Whether one may choose licenses that are all allowed: `A OR B`, `A AND (B OR C)`, `A/B`.
+/// Returns `true` if the expression can be satisfied by allowed licenses: `A OR B`, `A AND (B OR C)`, `A/B`.
 fn is_allowed(expression: &str, allowed: &BTreeSet<String>) -> bool {
     let spaced = expression
         .replace('(', " ( ")
@@ -111,7 +111,7 @@ fn dependencies_have_licenses_and_sources_that_are_allowed() {
         let license = package["license"].as_str().unwrap_or_default();
         assert!(!license.is_empty(), "{name} has no license");
         assert!(is_allowed(license, &licenses), "{name} is under {license}");
-        // Those without a source are of this repository.
+        // Packages without a source are in this repository.
         if let Some(source) = package["source"].as_str() {
             let registry = source.trim_start_matches("registry+");
             assert!(registries.contains(registry), "{name} comes from {source}");

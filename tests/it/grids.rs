@@ -1,4 +1,4 @@
-//! Volumes that are used together, stored on other axes or in part: nothing is ever mirrored.
+//! Volumes that are used together, stored with different axes or in part: nothing is ever mirrored.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use crate::tool::{Place, fails, json, succeeds, voxels};
 
 const SHAPE: Shape = [8, 12, 16];
 
-/// An order of axes and which of them run backwards; made by hand, without the library.
+/// An order of axes, and the axes that run backwards; independent of the library.
 type Code = ([usize; 3], [bool; 3]);
 
 fn codes() -> Vec<Code> {
@@ -29,7 +29,7 @@ fn codes() -> Vec<Code> {
     codes
 }
 
-/// Oblique, with unlike spacings: z 2.5, y 0.8, x 0.7 mm, about.
+/// An oblique affine with different spacings: about z 2.5, y 0.8, x 0.7 mm.
 const AFFINE: Affine = [
     [-0.7, 0.04, 0.1, 30.0],
     [0.03, -0.8, 0.2, 40.0],
@@ -37,7 +37,7 @@ const AFFINE: Affine = [
     [0.0, 0.0, 0.0, 1.0],
 ];
 
-/// A volume stored on other axes: its voxels, shape and affine.
+/// Returns a volume stored with different axes: its voxels, shape and affine.
 fn stored<T: Copy>(
     value: impl Fn(Shape) -> T,
     shape: Shape,
@@ -92,7 +92,7 @@ fn number([z, y, x]: Shape) -> i16 {
     i16::try_from((z * SHAPE[1] + y) * SHAPE[2] + x).expect("small")
 }
 
-/// Foreground in one corner, unlike along all axes.
+/// Returns foreground in one corner, with different lengths along all axes.
 fn mask([z, y, x]: Shape) -> u8 {
     u8::from(z == 1 && (2..5).contains(&y) && (8..16).contains(&x)) * 5
 }
@@ -105,7 +105,7 @@ fn a_mask_on_any_axes_predicts_the_patches_that_it_covers() {
     let place = Place::new();
     for (n, image) in [PLAIN, OTHER].into_iter().enumerate() {
         let source = save(&place, &format!("{n}.nii"), number, (SHAPE, AFFINE), image);
-        // A patch is predicted if the mask has foreground in it.
+        // A patch is predicted if it contains foreground of the mask.
         let covered = |[z, y, x]: Shape| {
             let near = |n: u64, lo: u64, hi: u64| (lo / 4..=(hi - 1) / 4).contains(&(n / 4));
             near(z, 1, 2) && near(y, 2, 5) && near(x, 8, 16)
@@ -295,7 +295,7 @@ fn what_lies_elsewhere_is_refused_by_every_command_with_the_numbers() {
             assert!(line.contains(name) && line.contains(said), "{line}");
         }
     }
-    // Off by what rounding does, and by more where that is allowed.
+    // Off by rounding, and by more with a larger tolerance.
     for (by, more) in [(0.002, &[][..]), (0.3, &["--tolerance", "0.2"])] {
         let near = save(&place, "near.nii", mask, (SHAPE, moved(by)), PLAIN);
         let out = place.at("near.png");
@@ -351,7 +351,7 @@ fn shapes_are_enough_only_where_nothing_is_known_or_it_is_said() {
     assert!(line.contains("[12, 8, 16]"), "{line}");
 }
 
-/// t, c, z, y, x = 3, 2, 5, 6, 7 in OME-Zarr, whose voxels are all different.
+/// Returns an OME-Zarr of t, c, z, y, x = 3, 2, 5, 6, 7 with distinct voxels.
 fn timed(place: &Place) -> String {
     let path = place.at("timed.zarr");
     let root = std::path::Path::new(&path);
@@ -393,7 +393,7 @@ fn value(time: u16, channel: u16, at: [u16; 3]) -> u16 {
     (((time * 2 + channel) * 5 + at[0]) * 6 + at[1]) * 7 + at[2]
 }
 
-/// The words with a time point, a channel and a box.
+/// Returns the words with a time point, a channel and a box.
 fn chosen(words: &[&str]) -> Vec<String> {
     let flags = ["--time", "1", "--channels", "1", "--box", "1:4,:5,2:"];
     let all = words.iter().chain(&flags);
@@ -452,7 +452,7 @@ fn a_time_point_a_channel_and_a_box_are_taken_by_every_command() {
     assert!(fs::read(&one).expect("a picture") == fs::read(&two).expect("a picture"));
 }
 
-/// Label maps of the whole and of the box, whose second channel has one voxel of foreground.
+/// Returns label maps of the whole and of the box, whose second channel has one voxel of foreground.
 fn maps(place: &Place) -> [String; 2] {
     let labels = |[z, y, x]: Shape| u8::from([z, y, x] == [2, 1, 4]);
     let both = |shape: Shape, start: Shape| -> Vec<u8> {

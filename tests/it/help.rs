@@ -1,4 +1,4 @@
-//! What the command tells about itself and its work: completions, man pages, summaries, progress.
+//! The command's output about itself and its work: completions, man pages, summaries, progress.
 
 use std::fs;
 
@@ -88,7 +88,7 @@ fn man_pages_are_written_for_every_command() {
     assert!(line.contains("/proc/man"), "{line}");
 }
 
-/// The keys of a table for people.
+/// Returns the keys of a table for people.
 fn keys(table: &str) -> Vec<String> {
     let lines = table.lines().filter(|line| !line.starts_with(' '));
     lines

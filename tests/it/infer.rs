@@ -1,4 +1,4 @@
-//! `voxpatch infer` from outside: where patches lie, masks, reductions, and what a run takes.
+//! `voxpatch infer` from outside: placement, masks, reductions, and resources.
 
 use std::fs;
 use std::path::Path;
@@ -76,7 +76,7 @@ fn a_mask_spares_patches_and_its_complement_gets_the_fill_value_or_the_vote() {
     let place = Place::new();
     let source = place.small("in.zarr");
     let mask = place.at("mask.raw");
-    // A sixteenth of the resolution, foreground in one corner.
+    // A sixteenth of the resolution, with foreground in one corner.
     let coarse: Vec<u8> = (0..5 * 6 * 7).map(|n| u8::from(n == 0)).collect();
     fs::write(&mask, coarse).expect("a mask");
     let sidecar = r#"{"shape": [5, 6, 7], "dtype": "uint8"}"#;
@@ -85,7 +85,7 @@ fn a_mask_spares_patches_and_its_complement_gets_the_fill_value_or_the_vote() {
         let target = place.at(&format!("{far}.zarr"));
         let mut words = infer(&source, &target, &["--mask", &mask]);
         words.extend(more);
-        // The mask does not say where it lies, nor the volume that it has voxels of another size.
+        // Neither the mask nor the volume has a geometry, so nothing explains the different voxel sizes.
         assert!(fails(&words).contains("--same-grid"));
         words.push("--same-grid");
         let told = json(&words);
@@ -212,7 +212,7 @@ fn killed_at_any_moment_a_run_is_gone_on_with_to_the_same_bytes() {
             kills += 1;
         }
         child.wait().expect("a child");
-        // It may be killed after it has named the output, which is whole then.
+        // It may be killed after it has renamed the output, which is then complete.
         if Path::new(&killed).exists() {
             break;
         }
@@ -236,7 +236,7 @@ fn killed_at_any_moment_a_run_is_gone_on_with_to_the_same_bytes() {
     assert_eq!(told["damaged"], serde_json::json!([]), "{told}");
 }
 
-/// Names and bytes of all chunks.
+/// Returns the names and bytes of all chunks.
 fn chunk_files(path: &str) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
     let mut folders = vec![Path::new(path).to_path_buf()];

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// From the bottom to the top; what shares a line may use each other if it is one room.
+/// The layers from the bottom to the top. Only modules of the lowest layer may use each other.
 const LAYERS: [&[&str]; 5] = [
     &[
         "error", "files", "region", "dtype", "geometry", "meter", "queue", "progress", "threads",
@@ -38,7 +38,7 @@ fn sources() -> Vec<(PathBuf, String)> {
     found
 }
 
-/// The lines of code that tests do not own, without comments.
+/// Returns the lines of code outside of tests, without comments.
 fn code(text: &str) -> impl Iterator<Item = &str> {
     let before_tests = text
         .split("#[cfg(test)]\nmod tests {")
@@ -62,7 +62,7 @@ fn layer(room: &str) -> Option<usize> {
     LAYERS.iter().position(|layer| layer.contains(&room))
 }
 
-/// The rooms that a line names after `crate::`.
+/// Returns the modules that a line names after `crate::`.
 fn used(line: &str) -> Vec<String> {
     let word = |text: &str| -> String {
         text.trim_start()
@@ -81,12 +81,12 @@ fn used(line: &str) -> Vec<String> {
         .collect()
 }
 
-/// The rooms that the names at the top of the library come from.
+/// Returns the modules that the names at the top of the library come from.
 fn homes() -> HashMap<String, String> {
     let lib = include_str!("../../src/lib.rs").replace(",\n", ",");
     let mut homes = HashMap::new();
     for line in lib.lines().filter_map(|line| line.strip_prefix("pub use ")) {
-        // Whole crates, such as `ndarray`, are not rooms.
+        // Whole crates, such as `ndarray`, are not modules.
         let Some((room, names)) = line.split_once("::") else {
             continue;
         };
@@ -142,7 +142,7 @@ fn the_command_uses_the_public_library_and_its_own_files() {
     }
 }
 
-/// The modules of the command that a file uses: `infer`, `sample/draw`.
+/// Returns the modules of the command that a file uses: `infer`, `sample/draw`.
 fn modules_used(path: &Path, text: &str, all: &[String]) -> Vec<String> {
     let own = module(path);
     let parent = if path.ends_with("mod.rs") {
@@ -182,7 +182,7 @@ fn modules_used(path: &Path, text: &str, all: &[String]) -> Vec<String> {
     found
 }
 
-/// `sample/draw` for `bin/voxpatch/sample/draw.rs`, and `sample` for its `mod.rs`.
+/// Returns `sample/draw` for `bin/voxpatch/sample/draw.rs`, and `sample` for its `mod.rs`.
 fn module(path: &Path) -> String {
     let inside = path
         .strip_prefix("bin/voxpatch")
@@ -194,7 +194,7 @@ fn module(path: &Path) -> String {
         .map_or(inside.clone(), str::to_owned)
 }
 
-/// A circle of files that use each other, if there is one.
+/// Returns a cycle of files that use each other, if there is one.
 fn circle(uses: &HashMap<String, Vec<String>>) -> Option<Vec<String>> {
     fn visit(
         name: &str,
@@ -249,7 +249,7 @@ fn the_files_of_the_command_use_each_other_in_one_direction() {
     assert!(uses["main"].contains(&"args".to_owned()), "{uses:?}");
     assert_eq!(circle(&uses), None);
 
-    // Options that commands share know none of them.
+    // Options that commands share do not use any command.
     let commands = [
         "info", "convert", "sample", "infer", "preview", "verify", "demo", "shell",
     ];

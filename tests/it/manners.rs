@@ -1,5 +1,4 @@
-//! How the command gets on with the shell and the batch system that start it: signals, limits, and paths
-//! that are not files.
+//! The command under shells and batch systems: signals, limits, and paths that are not files.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -10,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::cli::interrupt;
 use crate::tool::{Place, command, fails, names, ramp};
 
-/// The command behind what a shell says first.
+/// Returns the command, started by a shell after `shell`.
 fn after(shell: &str, args: &[&str]) -> Command {
     let inner = command(args);
     let mut outer = Command::new("bash");
@@ -42,7 +41,7 @@ fn kill(child: &Child, signal: &str) {
     assert!(sent.expect("kill starts").success());
 }
 
-/// Words of a run of many patches, of a second or two.
+/// Returns the words of a run of many patches, which takes a second or two.
 fn long<'a>(source: &'a str, target: &'a str) -> [&'a str; 7] {
     [
         "infer",
@@ -78,7 +77,7 @@ fn every_signal_that_ends_the_command_leaves_nothing_half_written() {
     }
 }
 
-/// As `nohup` and the background jobs of scripts start it.
+/// Started as by `nohup`, or as a background job of a script.
 #[test]
 fn signals_that_were_ignored_stay_ignored() {
     let place = Place::new();
@@ -105,7 +104,7 @@ fn signals_that_were_ignored_stay_ignored() {
         assert!(child.wait().expect("it ends").success(), "{signals}");
         assert!(Path::new(&target).is_dir(), "{signals}");
     }
-    // The others are heeded all the same.
+    // The other signals still take effect.
     let target = place.at("out.zarr");
     let mut words = long(&source, &target);
     words[6] = "23";
@@ -115,7 +114,7 @@ fn signals_that_were_ignored_stay_ignored() {
     assert!(!Path::new(&target).exists());
 }
 
-/// The processor time of `ulimit -t` sends its signal again and again.
+/// The limit of processor time, `ulimit -t`, sends its signal repeatedly.
 #[test]
 fn the_signal_of_a_time_limit_may_come_several_times() {
     let place = Place::new();
@@ -186,7 +185,7 @@ fn a_file_that_grows_too_large_is_an_error_that_names_it() {
     assert_eq!(names(place.path()), ["in.zarr"]);
 }
 
-/// Whatever is left under the name is whole, and nothing else is left.
+/// An output under the name is complete, and nothing else is left.
 #[test]
 fn too_few_file_descriptors_leave_nothing_half_written() {
     let place = Place::new();
@@ -248,7 +247,7 @@ fn too_few_file_descriptors_leave_nothing_half_written() {
                         "{limit} {words:?}: {line}"
                     );
                 }
-                // The shell or the loader of programs could not even start it.
+                // The shell or the program loader could not start it.
                 Some(126 | 127) if limit < 6 => {}
                 _ => panic!("{limit} {words:?}: {:?} {line}", output.status),
             }
@@ -267,7 +266,7 @@ fn too_few_file_descriptors_leave_nothing_half_written() {
     assert!(failed > 3 * all.len(), "{failed} of {}", all.len());
 }
 
-/// The line of a run that must end at once: what would wait for a pipe's other end is killed.
+/// Returns the error line of a run that must end immediately; a run that waits for a pipe's other end is killed.
 fn fails_at_once(args: &[&str]) -> String {
     let mut child = command(args)
         .stdout(Stdio::null())

@@ -1,4 +1,4 @@
-//! `infer` with networks from files, against the same by hand.
+//! `infer` with networks from files, compared with separate computations.
 
 use std::f64::consts::PI;
 use std::fs;
@@ -20,7 +20,7 @@ fn file(name: &str) -> String {
     path.to_str().expect("UTF-8").to_owned()
 }
 
-/// HU of a ball in air, with noise.
+/// Returns the HU of a ball in air, with noise.
 fn scan() -> Vec<i16> {
     let mut seed = 1_u32;
     let index = Array3::<u8>::zeros([12, 12, 16]);
@@ -33,7 +33,7 @@ fn scan() -> Vec<i16> {
     hu.collect()
 }
 
-/// The prediction of every patch, weighed with Hann windows, by loops over all voxels.
+/// Returns the predictions of all patches, weighted with Hann windows, by loops over all voxels.
 fn blended(
     channels: usize,
     scan: &Array4<f32>,

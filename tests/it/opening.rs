@@ -1,4 +1,4 @@
-//! How inputs are opened, as the command line says it: the same flags for every command.
+//! The flags for opening inputs, which are the same for every command.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::tool::{Place, command, is_refused, json, names, succeeds, voxels};
 
-/// Every command that reads voxels, on this input; outputs are new each time.
+/// Returns every command that reads voxels, with this input and new outputs.
 fn readers(place: &Place, source: &str, round: &str) -> Vec<Vec<String>> {
     let out = |name: &str| place.at(&format!("{round}-{name}"));
     let words = |words: &[&str]| -> Vec<String> { words.iter().map(ToString::to_string).collect() };
@@ -36,7 +36,7 @@ fn readers(place: &Place, source: &str, round: &str) -> Vec<Vec<String>> {
     ]
 }
 
-/// Runs a command with these flags: its exit status, and all that it says.
+/// Runs a command with these flags and returns its exit status and its output.
 fn tried(words: &[String], flags: &[&str]) -> (Option<i32>, String) {
     let words: Vec<&str> = words
         .iter()
@@ -49,7 +49,7 @@ fn tried(words: &[String], flags: &[&str]) -> (Option<i32>, String) {
     (done.status.code(), said)
 }
 
-/// Checks that every command does its work without the flags, and with them says `named` instead.
+/// Checks that every command succeeds without the flags, and with them fails with `named`.
 fn every_command_needs_it_otherwise(place: &Place, source: &str, flags: &[&str], named: &str) {
     for words in readers(place, source, "with") {
         let (status, said) = tried(&words, flags);
@@ -127,7 +127,7 @@ fn voxels_outside_of_their_header_s_folder_are_read_only_as_asked() {
         assert_eq!(status, Some(0), "{words:?}: {said}");
     }
     assert_eq!(voxels(&place.at("with-converted.zarr")), voxels(&beside));
-    // Labels and masks are opened as the volume is.
+    // Labels and masks are opened like the volume.
     let predicted = place.at("masked.zarr");
     let masked = [
         "infer",
@@ -145,7 +145,7 @@ fn voxels_outside_of_their_header_s_folder_are_read_only_as_asked() {
     assert_eq!(tried(&masked, &["--allow-external"]).0, Some(0));
 }
 
-/// Whether a run maps this file, as the system sees it while it runs.
+/// Returns `true` if a run maps this file, according to the system.
 fn maps(place: &Place, source: &str, how: &[&str]) -> bool {
     let target = place.at("out.zarr");
     let words = [

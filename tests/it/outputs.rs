@@ -1,4 +1,4 @@
-//! Outputs of every kind, and what `verify` says of them.
+//! Outputs of every kind, and their verification.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Files that are compressed as a whole: they are converted and verified without a temporary file.
+//! Conversion and verification of files that are compressed as a whole, without a temporary file.
 
 use std::fs;
 use std::io::Write;
@@ -12,7 +12,7 @@ use crate::tool::{Place, command, succeeds, voxels};
 
 const SHAPE: [u64; 3] = [40, 33, 37];
 
-/// So many voxels, neighbors of which differ.
+/// Returns `count` voxels with different neighbors.
 fn numbers(count: usize) -> Vec<u16> {
     (0..=u16::MAX).cycle().take(count).collect()
 }
@@ -29,7 +29,7 @@ fn zlib(bytes: &[u8]) -> Vec<u8> {
     packed.finish().expect("memory takes it")
 }
 
-/// Compressed files of all formats, with one channel, several, and interleaved ones.
+/// Creates compressed files of all formats, with one channel, several, and interleaved ones.
 fn sources(place: &Place) -> Vec<String> {
     let mut sources = Vec::new();
     let mut add = |name: &str, parts: &[&[u8]]| {
@@ -72,7 +72,7 @@ fn sources(place: &Place) -> Vec<String> {
     sources
 }
 
-/// Runs the command where no temporary file can be made.
+/// Runs the command where temporary files cannot be created.
 fn without_temporary_files(args: &[&str]) -> std::process::Output {
     let mut command = command(args);
     command.env("TMPDIR", "/nowhere/at/all");
@@ -152,7 +152,7 @@ fn compressed_files_are_converted_and_verified_without_a_temporary_file() {
     }
 }
 
-/// That the test above can fail.
+/// Checks that the test above can fail.
 #[test]
 fn commands_that_read_at_random_need_a_temporary_file() {
     let place = Place::new();
@@ -172,7 +172,7 @@ fn commands_that_read_at_random_need_a_temporary_file() {
         "{message}"
     );
     succeeds(&sample);
-    // So does a conversion whose slabs do not fit into memory.
+    // A conversion whose slabs do not fit into memory needs one, too.
     let out = place.at("out.zarr");
     let convert = [
         "convert", source, &out, "--chunk", "8", "--shard", "16", "--memory", "64KiB",

@@ -1,4 +1,4 @@
-//! Processes: children that are forked, threads that are left, and files that may be open.
+//! Processes: forked children, remaining threads, and limits of open files.
 
 use std::fs;
 use std::io::Write;
@@ -21,10 +21,10 @@ use crate::training::alone;
 
 const SHAPE: [u64; 3] = [24, 28, 20];
 
-/// Where a process does what others wait for: longer than this counts as forever.
+/// The time after which a waiting process counts as hung.
 const PATIENCE: Duration = Duration::from_secs(100);
 
-/// A volume in every format that is written here, and one packed as a whole.
+/// Creates a volume in every output format, and one that is compressed as a whole.
 fn volumes(folder: &Path) -> Vec<PathBuf> {
     let voxels: Vec<u8> = (0..24 * 28 * 20_u32)
         .map(|n| u8::try_from(n.wrapping_mul(2_654_435_761) >> 30).expect("two bits"))
@@ -66,7 +66,7 @@ fn volumes(folder: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// Reads, draws by a label map, loads, selects by a mask, predicts and writes; gives all bytes that came.
+/// Reads, draws by a label map, loads, selects by a mask, predicts and writes. Returns all resulting bytes.
 fn everything(path: &Path, out: &Path) -> voxpatch::Result<Vec<u8>> {
     let volume = open(path)?;
     let mut bytes = volume.read(Region::whole(SHAPE))?.bytes().to_vec();
@@ -104,7 +104,7 @@ fn everything(path: &Path, out: &Path) -> voxpatch::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Threads of this process.
+/// Returns the number of threads of this process.
 fn tasks() -> usize {
     fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
 }
@@ -146,7 +146,7 @@ fn a_forked_child_does_all_that_its_parent_did_and_no_thread_is_left_in_either()
     );
 }
 
-/// A pool's threads end soon after it.
+/// Waits for the threads of a pool, which end soon after it.
 fn wait_for_threads(most: usize) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while tasks() > most {
@@ -159,29 +159,28 @@ fn wait_for_threads(most: usize) {
     }
 }
 
-/// Runs `work` in a forked child, and gives its exit status: 0 if it came out true; `None` if it hung
-/// or died.
+/// Runs `work` in a forked child, and returns its exit status: 0 if the result is `true`; `None` if it hung or died.
 #[allow(unsafe_code, reason = "a fork without exec is what is tested")]
 fn in_a_child(work: impl FnOnce() -> bool) -> Option<i32> {
-    // SAFETY: no other thread of this process runs, but for the test runner's, which waits: so no lock
-    // is held by one that the child lacks; and the child leaves by `_exit`.
+    // SAFETY: no other thread of this process runs, except the test runner's, which waits. So no lock is held by a
+    // thread that the child lacks, and the child leaves by `_exit`.
     let child = unsafe { libc::fork() };
     assert!(child >= 0, "it can fork");
     if child == 0 {
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
-        // SAFETY: it ends the process and runs nothing more of it.
+        // SAFETY: it ends the process without running any more of its code.
         unsafe { libc::_exit(i32::from(!matches!(done, Ok(true)))) };
     }
     let deadline = Instant::now() + PATIENCE;
     loop {
         let mut status = 0;
-        // SAFETY: `status` is ours, and the child is nobody else's to wait for.
+        // SAFETY: `status` is a local variable, and nobody else waits for the child.
         let ended = unsafe { libc::waitpid(child, &raw mut status, libc::WNOHANG) };
         if ended == child {
             return libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status));
         }
         if Instant::now() > deadline {
-            // SAFETY: it is our child, which we have not waited for yet.
+            // SAFETY: it is a child that has not been waited for yet.
             unsafe { libc::kill(child, libc::SIGKILL) };
             return None;
         }
@@ -189,7 +188,7 @@ fn in_a_child(work: impl FnOnce() -> bool) -> Option<i32> {
     }
 }
 
-/// Runs one test of this binary alone, under a limit of the shell's.
+/// Runs one test of this binary alone, under a limit of the shell.
 fn limited(test: &str, limit: &str) -> Option<()> {
     const LIMITED: &str = "VOXPATCH_TEST_LIMITED";
     if std::env::var_os(LIMITED).is_some() {
@@ -212,8 +211,8 @@ fn limited(test: &str, limit: &str) -> Option<()> {
     None
 }
 
-/// Of 1000 volumes under a limit of 64 open files, all that can be read are right, and what cannot is an
-/// error that says so.
+/// With 1000 volumes and a limit of 64 open files, every volume is either read correctly or an error that names the
+/// limit.
 #[test]
 fn too_many_open_files_are_an_error_and_never_voxels() {
     let name = "process::too_many_open_files_are_an_error_and_never_voxels";
@@ -235,7 +234,7 @@ fn too_many_open_files_are_an_error_and_never_voxels() {
             target.finish().expect("it is finished");
         }
     }
-    // Zarr arrays hold no file open; flat files hold one each.
+    // Zarr arrays do not keep files open; flat files keep one each.
     let (mut open_volumes, mut refused) = (Vec::new(), 0);
     for n in 0..500 {
         for kind in ["zarr", "npy"] {
@@ -260,7 +259,7 @@ fn too_many_open_files_are_an_error_and_never_voxels() {
         open_volumes.len()
     );
     drop(open_volumes);
-    // One after the other, as a loader opens them, all can be had.
+    // If they are opened one after the other, as by a loader, all can be read.
     for n in 0..500 {
         for kind in ["zarr", "npy"] {
             let patch = open(at(n, kind)).and_then(|volume| volume.read(whole));
@@ -279,7 +278,7 @@ fn too_many_open_files_are_an_error_and_never_voxels() {
     }
 }
 
-/// Loaders that are made, read from and dropped at any moment, under a watchdog.
+/// Loaders that are created, read from and dropped at any moment, under a watchdog.
 #[test]
 fn loaders_dropped_at_any_moment_join_their_threads_at_once() {
     alone(
@@ -308,7 +307,7 @@ fn loaders_dropped_at_any_moment_join_their_threads_at_once() {
                 let began = Instant::now();
                 drop(loader);
                 longest = longest.max(began.elapsed());
-                // A thread that was joined is in the list for a moment longer.
+                // A joined thread remains in the list for a moment.
                 wait_for_threads(before);
             }
             assert!(longest < Duration::from_secs(5), "{longest:?}");

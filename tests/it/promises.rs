@@ -1,4 +1,4 @@
-//! What `--dry-run` reports against what the command takes.
+//! The report of `--dry-run`, compared with the memory that the command takes.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -7,10 +7,10 @@ use serde_json::Value as Json;
 
 use crate::tool::{Place, command, json, succeeds};
 
-/// Bytes that a command may take above what was reported.
+/// The bytes that a command may take above its report.
 const ALLOWED: u64 = 16 << 20;
 
-/// Voxels of a volume that does not compress well.
+/// Returns voxels that do not compress well.
 fn noise(count: u32) -> Vec<i16> {
     let value = |n: u32| (n.wrapping_mul(2_654_435_761) >> 20) & 0xfff;
     (0..count)
@@ -115,7 +115,7 @@ fn no_command_takes_more_memory_than_its_dry_run_reports() {
     }
 }
 
-/// The largest volume that is public: a Zarr of which no chunk is stored.
+/// The size of the largest public volume: a Zarr without stored chunks.
 #[test]
 fn a_dry_run_over_the_largest_volume_takes_no_time() {
     let place = Place::new();
@@ -154,7 +154,7 @@ fn a_dry_run_over_the_largest_volume_takes_no_time() {
             let told: Json = serde_json::from_slice(&output.stdout).expect("one object");
             in_passes += u32::from(told["passes"].as_u64().expect("a number") > 1);
             println!("{patch} {overlap} {memory}: {took:?}");
-            // Two seconds on a quiet machine; before, this took minutes on any.
+            // Two seconds on an idle machine; before, this took minutes on any machine.
             assert!(took < Duration::from_secs(30), "{words:?}: {took:?}");
         }
     }

@@ -150,7 +150,7 @@ fn conversions_there_and_back_keep_values_and_geometry() {
             near(&b["affine"][row], &expected);
             near(&c["affine"][row], &expected);
         }
-        // Zarr has no slope that others read: it holds real values, and so does what comes from it.
+        // Zarr does not have a slope that other programs read: it contains real values, as do conversions from it.
         assert!(b["slope"].is_null() && c["slope"].is_null(), "{name}");
     }
 }
@@ -247,7 +247,7 @@ fn the_identity_gives_real_scans_back() {
 fn previews_of_real_scans_show_their_labels() {
     let folder = scans();
     let place = Place::new();
-    // The tumour's middle; the whole brain's and the tissue's.
+    // The middle of the tumor, of the whole brain and of the tissue.
     for (image, labels, at_voxel, least, window) in [
         (
             LUNG,

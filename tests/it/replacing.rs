@@ -1,4 +1,4 @@
-//! What had an output's name, and what became of it: every command, with and without `--overwrite`.
+//! Existing files and folders under an output's name, for every command, with and without `--overwrite`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::tool::{Place, command, names};
 
-/// Something that had the name before.
+/// The existing file or folder under the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Had {
     Nothing,
@@ -80,7 +80,7 @@ const ALL: [Had; 27] = [
     ProtectedZarr,
 ];
 
-/// A way to write an output: its name, the words before it and what `--overwrite` lets it replace.
+/// A way to write an output: its name, the words before it, and the kinds that `--overwrite` lets it replace.
 struct Way {
     what: &'static str,
     name: &'static str,
@@ -171,7 +171,7 @@ fn ways(place: &Place) -> Vec<Way> {
     ]
 }
 
-/// Makes what has the name, from what was made before in `stock`; why not, if this process may not.
+/// Creates the existing file or folder from those in `stock`; an error if this process may not.
 fn make(had: Had, path: &Path, stock: &Path) -> Result<Option<UnixListener>, String> {
     let of = |name: &str| stock.join(name);
     let copied = |name: &str| copy(&of(name), path);
@@ -264,12 +264,12 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// All that is below a folder: what it is, and what it holds or leads to.
+/// Returns everything below a folder: its kind, and its content or target.
 fn census(folder: &Path) -> BTreeMap<PathBuf, (String, Vec<u8>)> {
     census_of(folder, |_| true)
 }
 
-/// The same of what is not skipped: a command that runs may remove its own files at any moment.
+/// Returns the same without skipped files: a running command may remove its own files at any moment.
 fn census_of(
     folder: &Path,
     is_wanted: impl Fn(&Path) -> bool,
@@ -309,7 +309,7 @@ fn census_of(
     found
 }
 
-/// Exit status and standard error of a command that must not hang.
+/// Returns the exit status and standard error of a command that must not hang.
 fn ended(words: &[&str]) -> (Option<i32>, String) {
     let mut child = command(words)
         .stdout(Stdio::null())
@@ -331,7 +331,7 @@ fn ended(words: &[&str]) -> (Option<i32>, String) {
     )
 }
 
-/// One of everything that the command writes, and more.
+/// Creates one of everything that the command writes, and more.
 fn stock(place: &Place) -> PathBuf {
     let folder = place.path().join("stock");
     fs::create_dir(&folder).expect("it is free");
@@ -344,7 +344,7 @@ fn stock(place: &Place) -> PathBuf {
         assert_eq!(ended(&[&words[..], more].concat()).0, Some(0));
     }
     assert_eq!(ended(&["preview", &scan, &at("a.png")]).0, Some(0));
-    // An index of another map: it is replaced, and not used.
+    // An index of a different map: it is replaced, and not used.
     let other = place.store("other.npy", [6; 3], 1, vec![1_u8; 216]);
     let sample = [
         "sample",
@@ -368,7 +368,7 @@ fn stock(place: &Place) -> PathBuf {
         &out,
     ];
     assert_eq!(ended(&[&sample[..], &files].concat()).0, Some(0));
-    // As another program writes it: a group with a volume and its labels.
+    // A store of a different program: a group with a volume and its labels.
     let foreign = folder.join("foreign.zarr");
     fs::create_dir_all(foreign.join("labels")).expect("it is free");
     copy(&folder.join("a.zarr/0"), &foreign.join("raw"));
@@ -398,7 +398,7 @@ fn stock(place: &Place) -> PathBuf {
     folder
 }
 
-/// What came of one command where something had the name of its output.
+/// The outcome of a command whose output's name was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Came {
     Written,
@@ -407,7 +407,7 @@ enum Came {
     Refused,
 }
 
-/// Runs a command where something has the name of its output, and checks what came of it.
+/// Runs a command whose output's name is taken, and checks the outcome.
 fn judge(way: &Way, had: Had, force: bool, stock: &Path) -> Result<Came, String> {
     let at = Place::new();
     let path = at.path().join(way.name);
@@ -537,7 +537,7 @@ fn what_takes_the_name_while_the_output_is_made_is_kept() {
                 .iter()
                 .filter(|name| name.starts_with('.'))
                 .count();
-            // What came right after the folder was made came before anything was in it.
+            // An interruption right after the folder was created came before it had any content.
             let left = names(at.path());
             assert!(hidden <= usize::from(resume), "{had:?}: {left:?}");
         }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Runs a rig, which must find nothing wrong; what it cannot do here it says.
+/// Runs a rig, which must not find any fault, and reports what it cannot test here.
 fn finds_nothing_wrong(script: &str, args: &[&str]) {
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts");
     let ran = Command::new("python3")

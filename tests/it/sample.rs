@@ -1,4 +1,4 @@
-//! `voxpatch sample` from outside: what is drawn, where it goes, and what is refused.
+//! `voxpatch sample` from outside: draws, outputs and refusals.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,12 +10,12 @@ use voxpatch::{DType, Geometry, Layout, Patch, Region, VolumeExt};
 
 use crate::tool::{Place, command, fails, is_refused, json, names, ramp, scans, succeeds, voxels};
 
-/// Runs `sample` on `source` and gives what it told.
+/// Runs `sample` on `sources` and returns its report.
 fn sample(sources: &[&str], more: &[&str]) -> Json {
     json(&[&["sample"], sources, more].concat())
 }
 
-/// The places in a file that `--locations` wrote.
+/// Returns the places in a file that `--locations` wrote.
 fn places(path: &str) -> Vec<Region> {
     let text = fs::read_to_string(path).expect("locations");
     let region = |line: &str| {
@@ -32,7 +32,7 @@ fn places(path: &str) -> Vec<Region> {
     text.lines().map(region).collect()
 }
 
-/// The voxels of a .npy behind its header.
+/// Returns the voxels of a .npy after its header.
 fn stored(path: &str) -> Vec<u8> {
     let bytes = fs::read(path).expect("patches");
     let header = 10 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
@@ -46,7 +46,7 @@ fn center(region: &Region) -> [usize; 3] {
     })
 }
 
-/// Labels of 20 x 24 x 28 voxels: 1 in a corner, 2 in one voxel, 0 elsewhere.
+/// Stores labels of 20 x 24 x 28 voxels: 1 in a corner, 2 in one voxel, 0 elsewhere.
 fn labels(place: &Place, name: &str) -> String {
     let label = |n: usize| {
         let at = [n / (24 * 28), n / 28 % 24, n % 28];
@@ -146,7 +146,7 @@ fn seeds_and_epochs_decide_the_draws_and_ranks_share_them() {
     );
     assert_ne!(whole, draw("seed", &["--seed", "1"]));
     assert_ne!(whole, draw("epoch", &["--epoch", "1"]));
-    // 50 patches on three ranks: the first comes twice, two are left out, or one rank has less.
+    // 50 patches on three ranks: the first is repeated, two are left out, or one rank has fewer.
     for (uneven, counts) in [
         ("repeat", [17, 17, 17]),
         ("drop", [16, 16, 16]),
@@ -226,7 +226,7 @@ fn the_same_patches_come_as_npy_zarr_or_nifti_in_their_place() {
             assert!((row[3] - moved).abs() < 1e-3, "{file}");
         }
     }
-    // A folder of patches is replaced, any other is not.
+    // Only a folder of patches is replaced.
     let line = fails(&[&["sample", &source], &draws[..], &["--out", &folder]].concat());
     assert!(line.contains("exists already"), "{line}");
     with(&["--out", &folder, "--overwrite", "--seed", "4"]);
@@ -288,7 +288,7 @@ fn a_list_of_places_gives_the_patches_that_it_names() {
         .concat(),
     );
     assert!(line.contains("40 locations"), "{line}");
-    // What lies beyond the faces is the fill value, and nothing else is.
+    // Exactly the voxels beyond the faces have the fill value.
     let whole = voxels(&source);
     let whole = whole.as_slice::<i16>().expect("i16");
     for (region, patch) in places(&csv).iter().zip(stored(&npy).chunks_exact(432)) {
@@ -339,8 +339,8 @@ fn centers_have_the_labels_in_their_shares_and_missing_labels_are_told() {
         }
         (told, counts)
     };
-    // 4.9 standard deviations are a p of 1e-6. A patch at a face is moved by a voxel, whose label
-    // is the same there.
+    // 4.9 standard deviations are a p-value of 1e-6. A patch at a face is moved by a voxel, whose label is the same
+    // there.
     let near = |found: u32, shard: f64| {
         let deviation = (4000.0 * shard * (1.0 - shard)).sqrt();
         (f64::from(found) - 4000.0 * shard).abs() < 4.9 * deviation
@@ -390,7 +390,7 @@ fn centers_are_as_likely_as_their_weights() {
             .iter()
             .all(|r| [[5, 6, 7], [15, 16, 17]].contains(&center(r)))
     );
-    // 1500 with a standard deviation of 19.4, 4.9 of them for a p of 1e-6.
+    // 1500 with a standard deviation of 19.4, and 4.9 of them for a p-value of 1e-6.
     assert!((1405..=1595).contains(&heavy), "{heavy}");
 
     weights[at(3, 2, 1)] = -0.5;
@@ -543,7 +543,7 @@ fn statistics_are_what_is_printed_and_nothing_need_be_written() {
     ] {
         assert!(told[key].is_number(), "{key}: {told}");
     }
-    // 3 x 3 x 4 chunks, each at least once, and no oftener than patches could want it.
+    // 3 x 3 x 4 chunks, each at least once, and at most once per patch that needs it.
     let chunks = told["chunks_decoded"].as_u64().expect("a number");
     assert!((8..=30 * 8).contains(&chunks), "{chunks}");
     assert!(told["bytes_read"].as_u64() > Some(0));
@@ -881,7 +881,7 @@ fn a_coarser_map_of_the_same_extent_is_drawn_by() {
         assert!(counts.keys().eq(&eights), "{counts:?}");
         assert!(counts.values().all(|n| (5..55).contains(n)), "{counts:?}");
     }
-    // The same voxels said to lie elsewhere, and half of the extent only.
+    // The same voxels at a different position, and with half of the extent.
     let elsewhere = low("elsewhere.zarr", 1.0, [10, 12, 14]);
     let half = low("half.zarr", 2.0, [5, 12, 14]);
     for (map, shape) in [(elsewhere, "[10, 12, 14]"), (half, "[5, 12, 14]")] {

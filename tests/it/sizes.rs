@@ -1,11 +1,12 @@
-//! Every size that a user can give, far too small and far too large: an answer within seconds, in little memory.
+//! Every size that a user can give, far too small and far too large, gets an answer within seconds and with little
+//! memory.
 
 use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
 
 use crate::tool::{Place, command};
 
-/// Numbers that are no sizes, or none that this machine has.
+/// Numbers that are not valid sizes, or too large for this machine.
 const NUMBERS: [&str; 5] = [
     "0",
     "2147483648",
@@ -14,7 +15,7 @@ const NUMBERS: [&str; 5] = [
     "-1",
 ];
 
-/// KiB of address space that a run may have.
+/// The limit of a run's address space in KiB.
 const MOST_KIB: &str = "6000000";
 
 /// Runs the command with little address space and little time.
@@ -29,7 +30,7 @@ fn bounded(args: &[String]) -> Output {
     limited.output().expect("a shell")
 }
 
-/// Commands, and the sizes that each takes in place of N.
+/// Returns commands, and the sizes that replace N in each.
 fn tables(source: &str, picture: &str) -> Vec<(String, &'static [&'static str])> {
     let infer = format!("infer {source} OUT --patch-size 8 --overlap 4 --overwrite");
     let sample = format!("sample {source} --out OUT.npy --overwrite");

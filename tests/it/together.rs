@@ -1,4 +1,4 @@
-//! Runs beside others, with hands that cannot wait, inputs that change and disks that are too small.
+//! Concurrent runs, impatient users, changing inputs, and disks that are too small.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -32,7 +32,7 @@ fn send(child: &Child, signal: &str) {
     assert!(sent.expect("kill starts").success());
 }
 
-/// Waits until a folder holds something of this kind.
+/// Waits until a folder contains something of this kind.
 fn wait_for(place: &Place, kind: &str) {
     let deadline = Instant::now() + Duration::from_mins(1);
     while !names(place.path()).iter().any(|name| name.ends_with(kind)) {
@@ -41,7 +41,7 @@ fn wait_for(place: &Place, kind: &str) {
     }
 }
 
-/// What a process has taken of the processor, in whole seconds.
+/// Returns the processor time of a process in whole seconds.
 fn processor_seconds(child: &Child) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).expect("it runs");
     let fields: Vec<&str> = stat
@@ -54,7 +54,7 @@ fn processor_seconds(child: &Child) -> u64 {
     ticks / 100
 }
 
-/// A model that is busy with one patch for seconds, and looks at nothing meanwhile.
+/// A model is busy with one patch for seconds and does not check for signals.
 #[test]
 fn the_second_ctrl_c_ends_a_run_that_has_not_heeded_the_first() {
     let place = Place::new();
@@ -81,7 +81,7 @@ fn the_second_ctrl_c_ends_a_run_that_has_not_heeded_the_first() {
     for (first, second, status) in [("-INT", "-INT", 130), ("-TERM", "-INT", 130)] {
         let mut child = begun(&[&words[..], &slow].concat());
         wait_for(&place, ".incomplete");
-        // A signal that comes before the patch is begun is heeded at once.
+        // A signal before the first patch takes effect immediately.
         let deadline = Instant::now() + Duration::from_mins(2);
         while processor_seconds(&child) < 2 {
             assert!(Instant::now() < deadline, "it does not predict");
@@ -97,7 +97,7 @@ fn the_second_ctrl_c_ends_a_run_that_has_not_heeded_the_first() {
         let (ended, said) = ended(child);
         assert_eq!(ended, Some(status), "{said}");
         assert_eq!(said, "voxpatch: stopped on request\n");
-        // Had it ended by itself, it would have tidied up.
+        // If it had ended by itself, it would have cleaned up.
         let left = names(place.path());
         assert_eq!(left.len(), 2, "{left:?}");
         assert!(
@@ -108,13 +108,13 @@ fn the_second_ctrl_c_ends_a_run_that_has_not_heeded_the_first() {
     }
 }
 
-/// Two processes that begin at the same moment.
+/// Runs two processes that start at the same moment.
 fn both(a: &[&str], b: &[&str]) -> [(Option<i32>, String); 2] {
     let children = [begun(a), begun(b)];
     children.map(ended)
 }
 
-/// Whether a run that failed said that it was another's turn.
+/// Returns `true` if a failed run reported that a different process has the output.
 fn is_told(said: &str) -> bool {
     said.contains("locked by another process") || said.contains("exists already")
 }
@@ -147,7 +147,7 @@ fn of_two_processes_that_want_one_output_one_gets_it_and_the_other_is_told() {
             2 => both(&words, &words),
             _ => {
                 let same = both(&with(&["--part", "0/2"]), &with(&["--part", "0/2"]));
-                // Here the later of the two may find that its part is done.
+                // Here the later process may find that its part is done.
                 assert!(
                     same.iter().any(|(status, _)| *status == Some(0)),
                     "{same:?}"
@@ -209,7 +209,7 @@ fn parts_that_end_at_the_same_moment_put_one_output_together() {
     assert!(!left.iter().any(|name| name.starts_with('.')), "{left:?}");
 }
 
-/// What someone does to an input.
+/// A change of an input.
 type Change = fn(&Path);
 
 #[test]
@@ -289,7 +289,7 @@ fn an_input_that_changes_while_it_is_predicted_ends_the_run() {
     }
 }
 
-/// An image of 32 TiB of which nothing is stored.
+/// Creates an image of 32 TiB without stored chunks.
 fn enormous(place: &Place) -> String {
     let path = place.at("enormous.zarr");
     let layout = Layout::new([1 << 25, 1 << 10, 1 << 10], 1, DType::U8);

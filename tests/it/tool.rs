@@ -11,7 +11,7 @@ use voxpatch::{
     Voxels,
 };
 
-/// The command, with these arguments and nothing to read.
+/// Returns the command with these arguments and empty standard input.
 pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_voxpatch"));
     command.args(args).stdin(Stdio::null());
@@ -28,7 +28,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).expect("the command speaks UTF-8")
 }
 
-/// Standard output of a run that must succeed and say nothing on standard error.
+/// Returns the standard output of a run that must succeed without output on standard error.
 pub(crate) fn succeeds(args: &[&str]) -> String {
     let output = run(args);
     let (out, err) = (text(&output.stdout), text(&output.stderr));
@@ -41,7 +41,7 @@ pub(crate) fn succeeds(args: &[&str]) -> String {
     out
 }
 
-/// The object that a run with `--json` must print.
+/// Returns the object that a run with `--json` must print.
 pub(crate) fn json(args: &[&str]) -> Json {
     let mut args = args.to_vec();
     args.push("--json");
@@ -51,7 +51,7 @@ pub(crate) fn json(args: &[&str]) -> Json {
     value
 }
 
-/// The one line of a run that must fail with status 1 and say nothing on standard output.
+/// Returns the error line of a run that must fail with status 1 without output on standard output.
 pub(crate) fn fails(args: &[&str]) -> String {
     let output = run(args);
     let (out, err) = (text(&output.stdout), text(&output.stderr));
@@ -67,14 +67,14 @@ pub(crate) fn fails(args: &[&str]) -> String {
     line
 }
 
-/// A run that clap refuses.
+/// Runs a command that clap must refuse.
 pub(crate) fn is_refused(args: &[&str]) {
     let output = run(args);
     assert_eq!(output.status.code(), Some(2), "{args:?}");
     assert!(output.stdout.is_empty() && !output.stderr.is_empty());
 }
 
-/// The names in a folder, sorted, hidden ones too.
+/// Returns the names in a folder, sorted, including hidden ones.
 pub(crate) fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(folder)
         .expect("the folder can be listed")
@@ -90,7 +90,7 @@ pub(crate) fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// A folder for one test, with short names for what is in it.
+/// A folder for one test, with helpers for its files.
 pub(crate) struct Place(tempfile::TempDir);
 
 impl Place {
@@ -102,7 +102,7 @@ impl Place {
         self.0.path()
     }
 
-    /// The path of a name, as an argument.
+    /// Returns the path of a name, as an argument.
     pub(crate) fn at(&self, name: &str) -> String {
         self.path().join(name).to_str().expect("UTF-8").to_owned()
     }
@@ -122,7 +122,7 @@ impl Place {
         self.store_at(name, shape, channels, voxels, geometry)
     }
 
-    /// The same somewhere else.
+    /// Stores the same with a different position in the world.
     pub(crate) fn store_at<T: Element>(
         &self,
         name: &str,
@@ -153,7 +153,7 @@ impl Place {
         path
     }
 
-    /// A small volume of i16, 20 x 24 x 28, whose voxels are all different.
+    /// Stores a small volume of i16, 20 x 24 x 28, with distinct voxels.
     pub(crate) fn small(&self, name: &str) -> String {
         self.store(name, [20, 24, 28], 1, ramp(20 * 24 * 28))
     }
@@ -164,15 +164,15 @@ pub(crate) fn ramp(count: i16) -> Vec<i16> {
     (0..count).map(|n| n - 2000).collect()
 }
 
-/// All voxels of a volume, c, z, y, x.
+/// Returns all voxels of a volume (c, z, y, x).
 pub(crate) fn voxels(path: &str) -> voxpatch::Patch {
     let volume = voxpatch::open(path).expect("the volume opens");
     let whole = Region::whole(volume.layout().shape);
     volume.read(whole).expect("the volume reads")
 }
 
-/// The folder of real scans that `VOXPATCH_TEST_DATA` names. Tests that need it are ignored by default, so that they
-/// are counted where it is absent.
+/// Returns the folder of real scans that `VOXPATCH_TEST_DATA` names. Tests that need it are ignored by default, so that
+/// they are counted where it is absent.
 pub(crate) fn scans() -> PathBuf {
     let folder = std::env::var_os("VOXPATCH_TEST_DATA")
         .expect("VOXPATCH_TEST_DATA names the folder of real scans");

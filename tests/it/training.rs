@@ -1,7 +1,7 @@
-//! Training from volumes that no memory holds, within a budget that is measured.
+//! Training from volumes far larger than memory, within a measured budget.
 //!
-//! Memory is a process's, so each test runs itself in one of its own. `VOXPATCH_PATCHES` sets how
-//! many patches are drawn; 10000 is the long form.
+//! Memory is measured per process, so each test runs in a separate process. `VOXPATCH_PATCHES` sets the number of
+//! patches; 10000 is the long form.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -20,7 +20,7 @@ const SHARD: Shape = [128; 3];
 const PATCH: Shape = [96; 3];
 const BUDGET: u64 = 512 << 20;
 
-/// Runs `work` in a process of its own, which runs only the test of this name.
+/// Runs `work` in a separate process, which only runs the test of this name.
 pub(crate) fn alone(test: &str, work: impl FnOnce()) {
     if std::env::var_os(CHILD).is_some() {
         return work();
@@ -40,7 +40,7 @@ pub(crate) fn alone(test: &str, work: impl FnOnce()) {
     print!("{text}");
 }
 
-/// A line of `/proc/self/status` in bytes.
+/// Returns a line of `/proc/self/status` in bytes.
 fn memory(name: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").expect("a Linux system");
     let line = status
@@ -57,7 +57,7 @@ fn patches() -> u64 {
     wanted.map_or(500, |n| n.parse().expect("a number of patches"))
 }
 
-/// The shards that are stored: the first, the last, and some between.
+/// Returns the stored shards: the first, the last, and some in between.
 fn stored() -> impl Iterator<Item = Region> {
     [
         [0, 0, 0],
@@ -70,7 +70,7 @@ fn stored() -> impl Iterator<Item = Region> {
     .map(|at: [i64; 3]| Region::new(at.map(|n| n * 128), SHARD))
 }
 
-/// Whether a voxel is labelled: a ball in each stored shard.
+/// Returns `true` if a voxel is labeled: a ball in each stored shard.
 fn is_labelled(z: u64, y: u64, x: u64) -> bool {
     let square = |n: u64| n.abs_diff(64).pow(2);
     square(z % 128) + square(y % 128) + square(x % 128) < 40 * 40
@@ -177,7 +177,7 @@ fn a_tebibyte() {
     assert!(peak < BUDGET, "{} MiB", peak >> 20);
 }
 
-/// The same where the kernel kills what takes more, page cache included.
+/// The same in a control group, in which the kernel kills a process that needs more, including the page cache.
 #[test]
 fn a_tebibyte_is_sampled_where_half_a_gibibyte_is_all_there_is() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -236,7 +236,7 @@ fn a_mapped_file() {
         .samples_per_subject(patches().div_ceil(8))
         .seed(3);
     let options = LoaderOptions::default().with_threads(2).with_max_length(20);
-    // A row a page: each patch costs four thousand faults.
+    // One row per page: each patch costs four thousand page faults.
     let (mut early, mut mapped) = (0, 0);
     let builder = dataset.epoch(0).with_options(options);
     let loader = builder.samples().expect("the test's own volumes are sound");

@@ -1,4 +1,4 @@
-//! Real values: the same number by every way that a voxel can take.
+//! Real values: the same number on every path of a voxel.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::tool::{Place, fails, json, succeeds};
 
 const SHAPE: Shape = [6, 7, 9];
 
-/// Stored numbers that every type holds, before any of these rescales and after.
+/// Returns stored numbers that every type can represent, before and after any of these rescales.
 fn stored(dtype: DType) -> Patch {
     let values = (0..378_u32).map(|n| f64::from(n.wrapping_mul(2_654_435_761) >> 25));
     let values: Vec<f64> = values.collect();
@@ -20,7 +20,7 @@ fn stored(dtype: DType) -> Patch {
     patch.converted(dtype)
 }
 
-/// The real values of the same, by their definition.
+/// Returns the real values of the same, by their definition.
 fn real(dtype: DType, rescale: Rescale) -> Patch {
     let stored = stored(dtype).converted(DType::F64);
     let values = stored.as_slice::<f64>().expect("f64").iter();
@@ -75,7 +75,7 @@ fn same(found: &Patch, expected: &Patch, what: &str) {
     assert!(found.bytes() == expected.bytes(), "{what}: other values");
 }
 
-/// Two numbers of a file that is written and closed.
+/// Writes sources of every kind: path, dtype and rescale.
 fn sources(place: &Place) -> Vec<(String, DType, Rescale)> {
     let mut all = Vec::new();
     let dtypes = [
@@ -127,7 +127,7 @@ fn every_command_and_format_has_the_same_real_values() {
             let out = place.at(&format!("{n}-out.{end}"));
             let told = json(&["convert", &path, &out]);
             same(&read(&out, Values::Real).0, &expected, &out);
-            // What programs that know no slope of ours read.
+            // The values that programs without voxpatch's slope read.
             let (raw, layout) = read(&out, Values::Stored);
             if end == "nii" {
                 same(&raw, &stored(dtype), &out);
@@ -336,7 +336,7 @@ fn a_value_that_int16_cannot_hold_is_named_and_wider_types_hold_it() {
             [-1024.0, -33_792.0, -1019.0]
         );
     }
-    // NIfTI keeps what is stored.
+    // NIfTI keeps the stored values.
     succeeds(&["convert", &ct, &place.at("a.nii")]);
 }
 

@@ -1,4 +1,4 @@
-//! Whose words messages speak: the command's its flags, Python's its arguments, the library's neither.
+//! The words in messages: the command names its flags, Python its arguments, and the library neither.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use voxpatch::{AggregatorOptions, ConvertOptions, InferenceOptions, OutputTarget
 
 use crate::tool::{Place, json, succeeds, voxels};
 
-/// Files below a folder with an ending, without tests and what `skipped` names.
+/// Returns the files below a folder with an extension, without tests and those in `skipped`.
 fn sources(folder: &Path, ending: &str, skipped: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).expect("the crate's own folder") {
@@ -27,7 +27,7 @@ fn sources(folder: &Path, ending: &str, skipped: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Lines of a file's code before its tests, with their numbers.
+/// Returns the lines of a file's code before its tests, with their numbers.
 fn code(path: &Path, comment: &str) -> Vec<(usize, String)> {
     let text = fs::read_to_string(path).expect("UTF-8");
     let before_tests = text.split("#[cfg(test)]").next().unwrap_or_default();
@@ -36,7 +36,7 @@ fn code(path: &Path, comment: &str) -> Vec<(usize, String)> {
     lines.map(|(n, line)| (n, line.to_owned())).collect()
 }
 
-/// Whether a line has a flag of a command, such as `--overwrite`.
+/// Returns `true` if a line has a flag of the command, such as `--overwrite`.
 fn names_a_flag(line: &str) -> bool {
     line.match_indices("--").any(|(at, _)| {
         let before = line[..at].chars().next_back();
@@ -46,7 +46,7 @@ fn names_a_flag(line: &str) -> bool {
     })
 }
 
-/// Whether a line has an argument as Python writes it, such as `overwrite=True`.
+/// Returns `true` if a line has an argument in Python's form, such as `overwrite=True`.
 fn names_an_argument(line: &str) -> bool {
     let arguments = [
         "overwrite=",
@@ -95,7 +95,7 @@ fn messages_of_the_library_name_neither_flags_nor_arguments_and_those_of_python_
     assert!(names_an_argument("\"use overwrite=True\"") && !names_an_argument("let x = 1"));
 }
 
-/// The rows of the guide's table of options: name, default and Rust types.
+/// Returns the rows of the guide's table of options: name, default and Rust types.
 fn options() -> Vec<(String, String, Vec<String>)> {
     let guide = include_str!("../../docs/guide/command-line.md");
     let (_, rest) = guide.split_once("| option |").expect("the table");
@@ -117,7 +117,7 @@ fn options() -> Vec<(String, String, Vec<String>)> {
     rows.collect()
 }
 
-/// The text of all sources of the library.
+/// Returns the text of all sources of the library.
 fn library() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let texts = sources(&root, ".rs", "bin").into_iter();
@@ -126,7 +126,7 @@ fn library() -> String {
         .collect()
 }
 
-/// The text of all modules of the Python package.
+/// Returns the text of all modules of the Python package.
 fn python() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("python/voxpatch");
     let texts = sources(&root, ".py", "compat").into_iter();

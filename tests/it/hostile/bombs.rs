@@ -1,4 +1,4 @@
-//! Chunks that are far more, or far less, than their metadata promise.
+//! Chunks that are far larger, or far smaller, than their metadata promise.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -8,13 +8,13 @@ use serde_json::{Value as Json, json};
 
 use super::{File, all_refused, put, refusal, text, v2, v3};
 
-/// Voxels, and bytes, of a decoded chunk.
+/// The voxels, which are also the bytes, of a decoded chunk.
 const SHAPE: [u64; 3] = [32, 32, 64];
 const DECODED: u64 = 64 << 10;
-/// What a refusal may take beyond the decoded chunk.
+/// The memory that a refusal may take beyond the decoded chunk.
 const SPARE: u64 = 32 << 20;
 
-/// A number of KiB that the system knows of this process, in bytes.
+/// Returns a number from the system's status of this process, in bytes.
 fn status(name: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").expect("a Linux");
     let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -25,7 +25,7 @@ fn status(name: &str) -> u64 {
         << 10
 }
 
-/// Forgets the most memory that this process has had.
+/// Resets the peak memory of this process.
 fn forget_peak() {
     fs::write("/proc/self/clear_refs", "5").expect("it is our own");
 }
@@ -34,7 +34,7 @@ fn zeros(mut writer: impl Write, bytes: u64) {
     io::copy(&mut io::repeat(0).take(bytes), &mut writer).expect("memory takes it");
 }
 
-/// A gzip stream of many members of `bytes` zeros.
+/// Returns a gzip stream of many members of `bytes` zeros.
 fn gzip(bytes: u64, members: usize) -> Vec<u8> {
     let mut member = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     zeros(&mut member, bytes);
@@ -59,7 +59,7 @@ fn zstd(bytes: u64) -> Vec<u8> {
     stream.finish().expect("memory takes it")
 }
 
-/// A zstd frame of 16 bytes that claims to hold `bytes`.
+/// Returns a zstd frame of 16 bytes that claims to contain `bytes`.
 fn zstd_claim(bytes: u64) -> Vec<u8> {
     let mut frame = vec![0x28, 0xB5, 0x2F, 0xFD, 0xE0];
     frame.extend(bytes.to_le_bytes());
@@ -68,7 +68,7 @@ fn zstd_claim(bytes: u64) -> Vec<u8> {
     frame
 }
 
-/// A blosc header that claims to hold `bytes` in blocks of `block`.
+/// Returns a blosc header that claims to contain `bytes` in blocks of `block`.
 fn blosc_claim(bytes: u32, block: u32) -> Vec<u8> {
     let mut chunk = vec![2, 1, 0x21, 1];
     for field in [bytes, block, 32] {
@@ -82,7 +82,7 @@ fn numbers(numbers: &[u64]) -> Vec<u8> {
     numbers.iter().flat_map(|n| n.to_le_bytes()).collect()
 }
 
-/// What a bomb is called, its files, and what is said of it.
+/// A bomb: its name, its files, and the expected error.
 type Bomb = (&'static str, Vec<File>, &'static str);
 
 #[expect(clippy::too_many_lines, reason = "a list")]
@@ -268,7 +268,7 @@ fn bombs() -> Vec<Bomb> {
 
 #[test]
 fn bombs_are_refused_within_their_decoded_size_and_32_mib() {
-    // The memory of a process is measured, so there must be nobody else in it.
+    // The memory of the whole process is measured, so no other test may run in it.
     const ALONE: &str = "VOXPATCH_BOMBS_ALONE";
     if std::env::var_os(ALONE).is_none() {
         let own = std::env::current_exe().expect("this program");

@@ -1,4 +1,4 @@
-//! Headers that name files which are none of theirs.
+//! Headers that name files outside of their folder.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use super::{all_refused, refusal};
 use crate::tool::Place;
 
-/// Names of data files, and what is said of them.
+/// Names of data files, with the expected errors.
 const NAMES: [(&str, &str); 30] = [
     ("/etc/passwd", "may be outside"),
     ("/dev/zero", "may be outside"),
@@ -43,7 +43,7 @@ const NAMES: [(&str, &str); 30] = [
     ("slice%07d.raw 1 1000000 1", "more than 65536 files"),
 ];
 
-/// A folder of traps.
+/// Creates a folder of traps.
 fn traps(root: &Path) {
     let inside = root.join("inside");
     fs::create_dir_all(inside.join("sub")).expect("the folder is ours");
@@ -71,7 +71,7 @@ fn traps(root: &Path) {
     drop(UnixListener::bind(inside.join("socket.raw")).expect("the folder is ours"));
 }
 
-/// Headers that name a file, by their own name.
+/// Returns headers that name a file, with the headers' names.
 fn headers(data: &str) -> [(&'static str, String); 2] {
     [
         (
@@ -115,8 +115,8 @@ fn data_files_elsewhere_are_refused_and_never_opened() {
     }
 }
 
-/// Runs `voxpatch info` and looks at all that it opens: of the folder nothing but the header,
-/// and none of the system's secrets. `None` where that cannot be seen.
+/// Runs `voxpatch info` and returns `true` if it only opens the header in the folder, and none of the system's secrets.
+/// `None` where this cannot be traced.
 fn opens_only(header: &Path, root: &Path) -> Option<bool> {
     let log = root.join("log");
     let done = Command::new("strace")

@@ -1,4 +1,4 @@
-//! Zarr stores whose metadata lie, or whose files are no files.
+//! Zarr stores with false metadata, or with something else in place of files.
 
 use std::os::unix::fs::symlink;
 use std::process::Command;
@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 use super::{File, all_refused, put, refusal, text, v2, v3, with};
 use crate::tool::Place;
 
-/// What a store is called, its files, and what is said of it.
+/// A store: its name, its files, and the expected error.
 type Store = (&'static str, Vec<File>, &'static str);
 
 const FAR: u64 = (1 << 63) - 1;
@@ -23,7 +23,7 @@ fn sharded(inner: &Json, index: &Json) -> Json {
     v3(&[4, 4, 4], &codecs)
 }
 
-/// An array whose metadata are these.
+/// Returns an array with these metadata.
 fn array(document: &Json) -> Vec<File> {
     let name = if document["zarr_format"] == json!(2) {
         ".zarray"
@@ -33,7 +33,7 @@ fn array(document: &Json) -> Vec<File> {
     vec![(name, text(document))]
 }
 
-/// An image with one level at this path, a sound array beside it, and another outside.
+/// Returns an image with one level at this path, a valid array next to it, and a second array outside.
 fn image(path: &Json) -> Vec<File> {
     let axes = json!([{"name": "z", "type": "space"}, {"name": "y", "type": "space"}, {"name": "x", "type": "space"}]);
     let scale = json!([{"type": "scale", "scale": [1, 1, 1]}]);

@@ -1,5 +1,4 @@
-//! Files that were made to do harm: each is refused for the right reason, at once, and without
-//! taking memory.
+//! Hostile files: each is refused for the right reason, immediately, and without using much memory.
 
 mod bombs;
 mod detached;
@@ -13,13 +12,13 @@ use std::time::{Duration, Instant};
 use serde_json::{Value as Json, json};
 use voxpatch::{Region, VolumeExt};
 
-/// How long a refusal may take. It takes a millisecond where nothing else runs.
+/// The time limit of a refusal. It takes a millisecond on an idle machine.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
-/// A file of a store, and what it holds.
+/// A file of a store: its name and content.
 type File = (&'static str, Vec<u8>);
 
-/// Puts files below a folder, with the folders that they need.
+/// Writes files below a folder, with the folders that they need.
 fn put(folder: &Path, files: &[File]) {
     for (name, bytes) in files {
         let path = folder.join(name);
@@ -29,8 +28,8 @@ fn put(folder: &Path, files: &[File]) {
     }
 }
 
-/// Opens a volume and reads all of it if it is small, else its first voxel; what is said of it
-/// must hold `says`. Gives what is wrong with that.
+/// Opens a volume and reads all of it if it is small, otherwise its first voxel. The error must contain `says`; returns
+/// the problem if it does not.
 fn refusal(name: &str, path: &Path, says: &str) -> Result<(), String> {
     let began = Instant::now();
     let read = voxpatch::open(path).and_then(|volume| {
@@ -49,13 +48,13 @@ fn refusal(name: &str, path: &Path, says: &str) -> Result<(), String> {
     }
 }
 
-/// Fails with all that is wrong.
+/// Fails with all problems.
 fn all_refused(found: impl IntoIterator<Item = Result<(), String>>) {
     let wrong: Vec<String> = found.into_iter().filter_map(Result::err).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// An error with its causes.
+/// Returns an error with its causes.
 fn whole(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -66,7 +65,7 @@ fn whole(error: &dyn Error) -> String {
     text
 }
 
-/// Metadata of a Zarr v3 array of bytes in one chunk.
+/// Returns the metadata of a Zarr v3 array of bytes in one chunk.
 fn v3(shape: &[u64], codecs: &Json) -> Json {
     json!({
         "zarr_format": 3, "node_type": "array", "shape": shape, "data_type": "uint8",
@@ -75,7 +74,7 @@ fn v3(shape: &[u64], codecs: &Json) -> Json {
     })
 }
 
-/// The same in version 2.
+/// Returns the same in version 2.
 fn v2(shape: &[u64], compressor: &Json) -> Json {
     json!({
         "zarr_format": 2, "shape": shape, "chunks": shape, "dtype": "|u1", "order": "C",
@@ -83,7 +82,7 @@ fn v2(shape: &[u64], compressor: &Json) -> Json {
     })
 }
 
-/// The document with another value at a place.
+/// Returns the document with a different value at a place.
 fn with(mut document: Json, place: &str, value: Json) -> Json {
     match document.pointer_mut(place) {
         Some(found) => *found = value,
@@ -92,7 +91,7 @@ fn with(mut document: Json, place: &str, value: Json) -> Json {
     document
 }
 
-/// The document as a file has it.
+/// Returns the document as the content of a file.
 fn text(document: &Json) -> Vec<u8> {
     document.to_string().into_bytes()
 }
