@@ -74,14 +74,15 @@ impl Holdings {
     /// Takes a patch's part of a chunk. Patches, and the chunks of a patch, come in order.
     pub(super) fn take(&mut self, assembly: &Arc<Assembly>, key: ChunkKey) -> Part {
         match self.reuse.take(assembly.order, key) {
-            Source::Piece => match self.pieces.remove(&(key, assembly.order)) {
-                Some(HeldPiece::Here(piece)) => Part::From(piece),
-                _ => {
-                    let waiting = HeldPiece::Cutting(Some(Arc::clone(assembly)));
-                    self.pieces.insert((key, assembly.order), waiting);
-                    Part::Waits
+            Source::Piece => {
+                let place = (key, assembly.order);
+                if let Some(HeldPiece::Here(piece)) = self.pieces.remove(&place) {
+                    return Part::From(piece);
                 }
-            },
+                let waiting = HeldPiece::Cutting(Some(Arc::clone(assembly)));
+                self.pieces.insert(place, waiting);
+                Part::Waits
+            }
             Source::Chunk | Source::Decode => match self.chunks.get_mut(&key) {
                 Some(HeldChunk::Here(chunk)) => Part::From(Arc::clone(chunk)),
                 Some(HeldChunk::Decoding { waiting, keep, .. }) => {

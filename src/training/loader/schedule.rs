@@ -257,7 +257,9 @@ impl Schedule {
                         source.images()[image].volume.prefetch(index);
                     }
                 }
-                jobs.into_iter().for_each(|job| self.run(job));
+                for job in jobs {
+                    self.run(job);
+                }
                 self.lock().working -= 1;
                 self.room.notify_all();
                 return Step::Worked;
@@ -670,7 +672,7 @@ impl State {
                 let needs = |assemblies: &&Vec<Arc<Assembly>>| {
                     assemblies.iter().any(|other| Arc::ptr_eq(other, assembly))
                 };
-                if self.planes.get(&key).filter(needs).is_none() {
+                if !self.planes.get(&key).is_some_and(|found| needs(&found)) {
                     return Vec::new();
                 }
                 let assemblies = self.planes.remove(&key).unwrap_or_default();

@@ -79,7 +79,7 @@ impl FlatWriter {
         let (staged, detached) = match beside {
             None => (staged, None),
             Some(Beside { name, old }) => {
-                let data = StagedFile::new(&layout.path.with_file_name(name), Overwrite::Nothing)?;
+                let data = StagedFile::new(layout.path.with_file_name(name), Overwrite::Nothing)?;
                 (data, Some(Detached { staged, old }))
             }
         };
