@@ -26,7 +26,7 @@ def network() -> torch.nn.Module:
 
 
 def queue(subjects: list[voxpatch.Subject]) -> voxpatch.Queue:
-    # As many patches around blobs as around anything else.
+    # Equally many patches around blobs and elsewhere.
     sampler = voxpatch.LabelSampler(PATCH, "label", {0: 1, 1: 1})
     return voxpatch.Queue(subjects, sampler, samples_per_subject=32, batch_size=4, threads=2, seed=1)
 
@@ -34,30 +34,30 @@ def queue(subjects: list[voxpatch.Subject]) -> voxpatch.Queue:
 class Training:
     def __init__(self, subjects: list[voxpatch.Subject]) -> None:
         self.net = network()
-        self.optimiser = torch.optim.Adam(self.net.parameters(), lr=1e-2)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-2)
         self.queue = queue(subjects)
         self.losses: list[float] = []
 
     def run(self, epochs: int, stop_after: int | None = None) -> None:
-        """Goes on to the end of the last epoch, or until so many steps have been done."""
+        """Train to the end of the last epoch, or for a number of steps."""
         for epoch in range(self.queue.epoch, epochs):
             self.queue.set_epoch(epoch)
             for batch in DataLoader(self.queue, batch_size=None):
                 inputs, target = batch["ct"].float() / 100, batch["label"][:, 0].long()
                 loss = torch.nn.functional.cross_entropy(self.net(inputs), target)
-                self.optimiser.zero_grad()
+                self.optimizer.zero_grad()
                 loss.backward()
-                self.optimiser.step()
+                self.optimizer.step()
                 self.losses.append(loss.item())
                 if len(self.losses) == stop_after:
                     return
 
     def state(self) -> dict[str, Any]:
-        return {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict(), "queue": self.queue.state_dict()}
+        return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "queue": self.queue.state_dict()}
 
     def load(self, state: dict[str, Any]) -> None:
         self.net.load_state_dict(state["net"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.queue.load_state_dict(state["queue"])
 
 
@@ -95,7 +95,7 @@ def main(folder: Path) -> dict[str, Any]:
 
 
 class Scale(torch.nn.Module):
-    """What training did to the values."""
+    """The scaling of values that training used."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x / 100

@@ -97,6 +97,11 @@ def test_signatures_are_known() -> None:
         assert word in helped
 
 
+def test_the_version_is_that_of_the_library() -> None:
+    manifest = (ROOT / "Cargo.toml").read_text()
+    assert f'version = "{voxpatch.__version__}"' in manifest[manifest.index("[package]") :].split("\n\n")[0]
+
+
 def test_the_stub_has_the_docstrings_of_the_build() -> None:
     subprocess.run([sys.executable, ROOT / "scripts/stub_docs.py", "--check"], check=True)
 

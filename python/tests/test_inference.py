@@ -581,6 +581,43 @@ def test_parts_together_are_the_whole(tmp_path):
         voxpatch.predict(smooth, array, path, 12, 6, num_parts=3)
 
 
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ({0: None}, "output.0. is None: give a path for each output"),
+        ([None], "output.0. is None: give a path for each output"),
+        ({"labels": 3}, "output.'labels'. is 3: give a path"),
+        (["a.zarr", None], "output.1. is None"),
+        ({}, "output is empty"),
+        ([], "output is empty"),
+        (3, "output is a int: give a path, None for an array"),
+        (["a.zarr", "b.zarr"], "the model gives 1 outputs"),
+        ({1: "a.zarr"}, "the model gives 1 outputs"),
+    ],
+)
+def test_an_output_that_is_not_a_path_says_what_to_give(output, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(voxpatch.errors.InvalidError, match=message):
+        voxpatch.predict(lambda batch: batch, scan(), output, 8)
+    for kept in ({"resume": True}, {"part": 0}):
+        with pytest.raises(ValueError, match="output=None gives an array"):
+            voxpatch.predict(lambda batch: batch, scan(), None, 8, model_id="same", **kept)
+    with pytest.raises(ValueError, match="model 3: give a function"):
+        voxpatch.predict(3, scan(), None, 8)
+    assert not list(tmp_path.iterdir())
+
+
+def test_overlaps_are_voxels_or_fractions_wherever_they_are_given():
+    array = scan((1, 16, 16, 16))
+    half = voxpatch.GridSampler(array, 8)
+    assert half.overlap == (4, 4, 4) and len(half) == 27
+    for same in (0.5, 4, (4, 0.5, np.float32(0.5)), np.array(4)):
+        assert np.array_equal(voxpatch.GridSampler(array, 8, same).locations, half.locations)
+    for wrong in (1.0, 1.5, -1, "half", (1, 2), None):
+        with pytest.raises(ValueError, match="overlap"):
+            voxpatch.GridSampler(array, 8, wrong)
+
+
 def test_settings_that_make_no_sense_are_refused(tmp_path):
     out = tmp_path / "o.zarr"
     for wrong in [

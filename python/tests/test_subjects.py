@@ -76,6 +76,9 @@ def test_images_and_metadata_can_be_told_apart(tmp_path: pathlib.Path) -> None:
     assert np.array_equal(again["ct"][0], VOXELS)
     with pytest.raises(ValueError, match="ct is not a volume but a int"):
         Subject(images={"ct": 3})
+    for wrong in ({"images": path}, {"ct": path, "metadata": "Ulm"}):
+        with pytest.raises(ValueError, match="give a dictionary by name"):
+            Subject(**wrong)
     for twice in ({"age": 1}, {"ct": 1}):
         with pytest.raises(ValueError, match="twice"):
             Subject(images={"ct": path}, metadata=twice, age=2)
