@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::ByteGauge;
+use super::gauge::ByteGauge;
 use super::sums::Sum;
 use super::window::{Logs, Weights};
 use crate::dtype::{DType, convert};

@@ -6,6 +6,7 @@
 //! threads and any order of arrival. This also holds for each write chunk if only some are written.
 
 mod estimate;
+mod gauge;
 mod live;
 mod options;
 mod pending;
@@ -20,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use half::{bf16, f16};
 
+use self::gauge::ByteGauge;
 use self::live::{Contribution, Final, Live};
 use self::pending::Pending;
 use self::substitutes::Substitutes;
@@ -691,24 +693,6 @@ fn first_non_finite(patch: &Patch, too_large: f64) -> Option<([u64; 4], f64)> {
         [n / (nz * ny * nx), n / (ny * nx) % nz, n / nx % ny, n % nx],
         value,
     ))
-}
-
-/// The bytes held now, and their peak.
-#[derive(Debug, Default)]
-struct ByteGauge {
-    now: AtomicU64,
-    peak: AtomicU64,
-}
-
-impl ByteGauge {
-    fn grow(&self, bytes: u64) {
-        let now = self.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.peak.fetch_max(now, Ordering::Relaxed);
-    }
-
-    fn shrink(&self, bytes: u64) {
-        self.now.fetch_sub(bytes, Ordering::Relaxed);
-    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::ByteGauge;
+use super::gauge::ByteGauge;
 use crate::error::Result;
 use crate::grid::Grid;
 use crate::patch::copy_common;

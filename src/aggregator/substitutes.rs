@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::ByteGauge;
+use super::gauge::ByteGauge;
 use super::live::product;
 use super::window::owned;
 use crate::error::Result;

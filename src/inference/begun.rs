@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use super::model::Model;
-use super::options::{InferenceOptions, OutputTarget, StoreOption};
+use super::options::{InferenceOptions, OutputTarget};
 use super::schedule::Schedule;
 use crate::error::Result;
-use crate::volume::{self, ChunkShape, CreateOptions, Layout};
+use crate::volume::{self, CreateOptions, Layout};
 
 /// The candidates for a schedule: the options, and for every choice of shards a target for each output.
 #[derive(Clone, Debug)]
@@ -99,49 +99,4 @@ impl Schedule {
             None => Ok(schedule),
         }
     }
-}
-
-/// Returns the options of an output that another process began with the options `begun`. Options that are not in
-/// `defaults` are taken from `store`; `stored` is the output's layout under `store`.
-pub(super) fn followed(
-    store: &CreateOptions,
-    stored: &Layout,
-    begun: &CreateOptions,
-    defaults: &[StoreOption],
-) -> CreateOptions {
-    let free = |option| defaults.contains(&option);
-    if stored.write_chunk.is_none() || (store.zarr != begun.zarr && !free(StoreOption::Zarr)) {
-        return store.clone();
-    }
-    let lengths = |chunk: Option<ChunkShape>| {
-        let [_, lengths @ ..] = chunk.unwrap_or([1; 4]);
-        lengths
-    };
-    let mut found = CreateOptions {
-        zarr: begun.zarr,
-        chunk: lengths(stored.read_chunk),
-        shard: store.shard.map(|_| lengths(stored.write_chunk)),
-        ..store.clone()
-    };
-    if free(StoreOption::Chunk) {
-        found.chunk = begun.chunk;
-    }
-    if found.chunk == begun.chunk && free(StoreOption::Shard) {
-        found.shard = begun.shard;
-    }
-    if free(StoreOption::Codec) {
-        found.codec = begun.codec;
-    }
-    if found.codec == begun.codec && free(StoreOption::Clevel) {
-        found.clevel = begun.clevel;
-    }
-    if free(StoreOption::Pyramid) {
-        found.pyramid = begun.pyramid;
-    }
-    let whole = |shard: [u64; 3]| (0..3).all(|a| shard[a].is_multiple_of(found.chunk[a]));
-    if found.shard.is_some_and(|shard| !whole(shard)) {
-        // The requested options contradict the output that was begun; the comparison will refuse them.
-        return store.clone();
-    }
-    found
 }

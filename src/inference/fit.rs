@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::passes::{self, ChunkRanges};
-use super::schedule::PlannedOutput;
+use super::planned::PlannedOutput;
 use crate::aggregator::{Estimate, Needed};
 use crate::grid::Grid;
 use crate::volume::marked_bytes;

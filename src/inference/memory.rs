@@ -5,8 +5,7 @@ use super::needs::least_ahead;
 use super::passes::ChunkRanges;
 use super::schedule::Schedule;
 use crate::error::{Error, Result};
-use crate::grid::{Axis, Grid};
-use crate::volume::{Layout, rebuilding_bytes};
+use crate::volume::rebuilding_bytes;
 
 /// Finished batches for each thread that may wait for an earlier one, such as one that completes write chunks.
 const REORDER_BATCHES_PER_THREAD: u64 = 3;
@@ -87,23 +86,4 @@ impl Schedule {
         let peak = needed + self.cache_bytes + self.reorder_bytes;
         self.peak_bytes = peak.max(self.finishing_bytes());
     }
-}
-
-/// Returns the decoded bytes of the chunks that are read again before the sweep has passed them. A larger cache has
-/// no more hits.
-pub(super) fn useful_cache(grid: &Grid, input: &Layout) -> u64 {
-    let Some([c, chunk @ ..]) = input.read_chunk else {
-        return 0;
-    };
-    let [a, b, x] = grid.order();
-    let reach = |axis: usize| {
-        let Axis { length, patch, .. } = grid.axes()[axis];
-        (patch + 2 * chunk[axis]).min(length.next_multiple_of(chunk[axis]))
-    };
-    let whole = |axis: usize| grid.axes()[axis].length.next_multiple_of(chunk[axis]);
-    let layer = reach(a).saturating_mul(whole(b)).saturating_mul(whole(x));
-    let channels = input.channels.next_multiple_of(c);
-    layer
-        .saturating_mul(channels)
-        .saturating_mul(input.dtype.size() as u64)
 }

@@ -24,11 +24,13 @@ mod options;
 mod ort;
 mod passes;
 mod place;
+mod planned;
 mod predictor;
 mod probe;
 mod resume;
 mod run;
 mod schedule;
+mod timings;
 mod tta;
 mod work;
 
@@ -43,10 +45,11 @@ pub use normalize::Normalize;
 pub use onnx::Onnx;
 pub use options::{InferenceOptions, OutputTarget, StoreOption};
 pub use place::OutputPlace;
+pub use planned::PlannedOutput;
 pub use predictor::{InferencePlan, Predictor};
 pub use probe::Probe;
-pub use run::{InferenceStats, Timings};
-pub use schedule::PlannedOutput;
+pub use run::InferenceStats;
+pub use timings::Timings;
 pub use tta::FlipTta;
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 
 use super::InferenceOptions;
 use super::model::InputValues;
-use super::schedule::PlannedOutput;
-use crate::grid::GridPlacement;
+use super::planned::PlannedOutput;
+use crate::grid::{Axis, Grid, GridPlacement};
 use crate::region::Region;
 use crate::volume::{Layout, decoding_bytes, encoding_bytes, index_bytes};
 
@@ -71,4 +71,23 @@ impl Working {
 /// Returns the number of batches in memory when every thread has one and one more is done.
 pub(super) const fn least_ahead(threads: usize) -> usize {
     threads + 1
+}
+
+/// Returns the decoded bytes of the chunks that are read again before the sweep has passed them. A larger cache has
+/// no more hits.
+pub(super) fn useful_cache(grid: &Grid, input: &Layout) -> u64 {
+    let Some([c, chunk @ ..]) = input.read_chunk else {
+        return 0;
+    };
+    let [a, b, x] = grid.order();
+    let reach = |axis: usize| {
+        let Axis { length, patch, .. } = grid.axes()[axis];
+        (patch + 2 * chunk[axis]).min(length.next_multiple_of(chunk[axis]))
+    };
+    let whole = |axis: usize| grid.axes()[axis].length.next_multiple_of(chunk[axis]);
+    let layer = reach(a).saturating_mul(whole(b)).saturating_mul(whole(x));
+    let channels = input.channels.next_multiple_of(c);
+    layer
+        .saturating_mul(channels)
+        .saturating_mul(input.dtype.size() as u64)
 }

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::schedule::PlannedOutput;
+use super::planned::PlannedOutput;
 
 /// The write chunks (z, y, x) to write, for each output.
 pub(super) type ChunkRanges = Vec<[Range<u64>; 3]>;

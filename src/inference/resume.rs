@@ -14,7 +14,8 @@ use serde_json::{Value as Json, json};
 use super::mask::PatchMask;
 use super::model::Model;
 use super::passes::ChunkRanges;
-use super::schedule::{PlannedOutput, Schedule};
+use super::planned::{PlannedOutput, Resume};
+use super::schedule::Schedule;
 use crate::aggregator::Blend;
 use crate::error::{Error, Result};
 use crate::region::{Region, chunk_range, indices};
@@ -22,13 +23,6 @@ use crate::volume::{
     Durability, Layout, OutputPart, OutputRequest, Resumable, ResumeOptions, RunParts, Volume,
     VolumeMut, finalize_all, input_fingerprint, resumable,
 };
-
-/// The part and the durability of a resumable run.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Resume {
-    pub(super) part: OutputPart,
-    pub(super) durability: Durability,
-}
 
 /// A partly written output, for an aggregator. The run finishes it, together with its other outputs.
 #[derive(Clone, Debug)]

@@ -10,6 +10,7 @@ use super::model::Model;
 use super::passes::{self, ChunkRanges};
 use super::resume::Unfinished;
 use super::schedule::Schedule;
+use super::timings::Timings;
 use super::work::{BlendedPool, Clock, Pass, PatchBatches, Reading, RunState, RunTask, Semaphore};
 use crate::aggregator::{AggregationStats, Aggregator};
 use crate::error::{Error, Result};
@@ -34,17 +35,6 @@ pub struct InferenceStats {
     pub timings: Timings,
     /// Whether the outputs are complete and published. With several parts, only after the last one.
     pub whole: bool,
-}
-
-/// Seconds of each step, summed over all threads.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Timings {
-    /// Reading and decoding.
-    pub reading: f64,
-    /// In the model, or waiting for it.
-    pub predicting: f64,
-    /// Blending, reducing, encoding and writing.
-    pub blending: f64,
 }
 
 /// Batches after which the input is checked for modification.

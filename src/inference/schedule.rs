@@ -3,24 +3,20 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::begun::{Choices, followed};
+use super::begun::Choices;
 use super::fit::{Fit, Reach, Ways};
 use super::mask::PatchMask;
-use super::memory::useful_cache;
 use super::model::{InputValues, Model, OutputSpec};
-use super::needs::{Working, least_ahead};
+use super::needs::{Working, least_ahead, useful_cache};
 use super::normalize::Scales;
 use super::options::{InferenceOptions, OutputTarget};
 use super::passes::ChunkRanges;
-use super::resume::Resume;
-use crate::aggregator::{AggregatorOptions, Estimate, Skipped};
+use super::planned::{PlannedOutput, Resume};
+use crate::aggregator::Skipped;
 use crate::error::{Error, Result};
 use crate::grid::{Grid, GridOptions};
 use crate::pad::Padding;
-use crate::region::Shape;
-use crate::volume::{
-    CreateOptions, DiskSpace, Layout, check_name, disk_space, output_layout, pyramid_buffer_bytes,
-};
+use crate::volume::{CreateOptions, DiskSpace, Layout, check_name, disk_space};
 
 /// The work of a run and the memory that it takes.
 #[derive(Clone, Debug)]
@@ -57,20 +53,6 @@ pub(super) struct Schedule {
     pub(super) scales: Option<Scales>,
     /// The most batches that have started and are not blended yet.
     pub(super) ahead: usize,
-}
-
-/// An output of a plan.
-#[non_exhaustive]
-#[derive(Clone, Debug)]
-pub struct PlannedOutput {
-    /// Its layout on disk.
-    pub layout: Layout,
-    /// The predictions of all patches on the output's voxels.
-    pub grid: Grid,
-    /// The model's description of it.
-    pub spec: OutputSpec,
-    pub(super) blending: AggregatorOptions,
-    pub(super) store: CreateOptions,
 }
 
 impl InferenceOptions {
@@ -200,60 +182,6 @@ impl InferenceOptions {
     }
 }
 
-impl PlannedOutput {
-    fn new(
-        input: &Layout,
-        grid: &Grid,
-        spec: OutputSpec,
-        (target, begun): (&OutputTarget, Option<&CreateOptions>),
-        masked: bool,
-    ) -> Result<Self> {
-        let reduce = &target.blending.reduce;
-        let grid = grid.output(spec.halo, spec.scale)?;
-        let dtype = target
-            .dtype
-            .unwrap_or_else(|| reduce.dtype(spec.dtype, spec.channels));
-        #[expect(clippy::cast_precision_loss, reason = "scales are small")]
-        let factor = spec.scale.max(1) as f64;
-        let mut layout = Layout::new(grid.volume(), reduce.channels(spec.channels), dtype)
-            .with_geometry(input.geometry.coarsened([factor; 3]));
-        layout.axes.unit.clone_from(&input.axes.unit);
-        let mut blending = target.blending.clone();
-        blending.average_integers |= spec.average_integers;
-        blending.check_type(&grid, spec.dtype)?;
-        let mut store = target.store.clone();
-        store.shard = store.shard.map(|shard| aligned(&grid, shard, store.chunk));
-        let mut stored = output_layout(&target.path, &layout, &store)?;
-        if let Some(begun) = begun {
-            store = followed(&store, &stored, begun, &target.defaults);
-            stored = output_layout(&target.path, &layout, &store)?;
-        }
-        let blending = AggregatorOptions {
-            all_vote: !masked || target.blending.skipped != Skipped::Renormalize,
-            ..blending
-        };
-        blending.check(&grid, spec.channels, stored.dtype)?;
-        Ok(Self {
-            layout: stored,
-            grid,
-            spec,
-            blending,
-            store,
-        })
-    }
-
-    /// Returns the estimator of bytes that are not final or wait for their write chunk.
-    pub(super) fn estimate(&self) -> Estimate {
-        let channels = self.spec.channels;
-        Estimate::new(&self.grid, channels, &self.blending, &self.layout)
-    }
-
-    /// Returns the bytes of unfinished chunks of coarser levels.
-    pub(super) fn pyramid_buffer_bytes(&self) -> u64 {
-        pyramid_buffer_bytes(&self.layout, &self.store, self.grid.order()).unwrap_or(0)
-    }
-}
-
 impl Schedule {
     /// Returns the number of patches, and how many of them are predicted at least once.
     pub(super) fn patches(&self) -> (u64, u64) {
@@ -319,16 +247,4 @@ impl Schedule {
         }
         Ok(self)
     }
-}
-
-/// Shortens a shard along the slowest axis so that it ends where a patch starts, if possible.
-fn aligned(grid: &Grid, mut shard: Shape, chunk: Shape) -> Shape {
-    let slow = grid.order()[0];
-    let step = grid.axes()[slow].widest_step();
-    let chunk = chunk[slow].max(1);
-    let mut lengths = (1..=shard[slow].min(step) / chunk).rev().map(|n| n * chunk);
-    if let Some(length) = lengths.find(|&length| step.is_multiple_of(length)) {
-        shard[slow] = length;
-    }
-    shard
 }

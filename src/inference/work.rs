@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::mask::PatchMask;
 use super::model::{InputValues, Model};
 use super::normalize::Scales;
-use super::run::Timings;
+use super::timings::Timings;
 use crate::aggregator::Aggregator;
 use crate::dtype::DType;
 use crate::error::{Error, Result};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::fingerprint::Fingerprint;
 use super::order::Order;
-use super::proportional::proportional_counts;
+use super::proportional::{proportional_counts, too_many};
 use crate::error::{Error, Result};
 use crate::sampler::CounterRng;
 
@@ -252,14 +252,6 @@ impl EpochPlan {
             all.number(self.batch);
         }
         all.finish()
-    }
-}
-
-pub(super) fn too_many() -> Error {
-    Error::InvalidArgument {
-        argument: "epoch of",
-        value: "more than 2^63 patches".to_owned(),
-        problem: "take fewer of each subject".to_owned(),
     }
 }
 

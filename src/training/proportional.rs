@@ -1,6 +1,5 @@
 //! Patch counts in proportion to weights.
 
-use super::plan::too_many;
 use crate::error::{Error, Result};
 
 /// Splits `total` in proportion to `weights`, by largest remainder.
@@ -57,4 +56,13 @@ pub(super) fn proportional_counts(weights: &[f64], total: u64) -> Result<Vec<u64
         left -= 1;
     }
     Ok(counts)
+}
+
+/// Returns the error of an epoch of too many patches.
+pub(super) fn too_many() -> Error {
+    Error::InvalidArgument {
+        argument: "epoch of",
+        value: "more than 2^63 patches".to_owned(),
+        problem: "take fewer of each subject".to_owned(),
+    }
 }

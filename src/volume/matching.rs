@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::mismatch::{TOLERANCE, differ};
 use super::{Layout, Reoriented, Upsampled, Volume};
 use crate::error::{Error, Result};
 use crate::geometry::{Affine, SignedAxes};
@@ -20,10 +21,6 @@ pub struct Matching {
     /// that both have the same grid or cover the same extent.
     pub same_grid: bool,
 }
-
-/// The default tolerance, in voxels. It is much larger than rounding errors in headers, and much smaller than half a
-/// voxel, the offset between programs that define positions by voxel corners and by voxel centers.
-pub const TOLERANCE: f64 = 0.1;
 
 impl Default for Matching {
     fn default() -> Self {
@@ -246,22 +243,6 @@ fn furthest(indices: &Affine, shape: Shape) -> ([f64; 3], usize, f64) {
         }
     }
     found
-}
-
-pub(super) fn differ(
-    first: &Layout,
-    second: &Layout,
-    what: &'static str,
-    one: String,
-    other: String,
-) -> Error {
-    Error::GridMismatch {
-        first: first.path.clone(),
-        second: second.path.clone(),
-        what,
-        one,
-        other,
-    }
 }
 
 /// Formats the directions of x, y and z.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
 
-use super::matching::{TOLERANCE, differ};
+use super::mismatch::{TOLERANCE, differ};
 use super::{Chunk, ChunkShape, ChunkVoxels, Layout, ReadStats, Volume, chunk};
 use crate::error::Result;
 use crate::geometry::Affine;

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use super::table::{CreatedExtension, FileFormat, VoxelStorage};
+use super::row::{CreatedExtension, FileFormat, VoxelStorage};
 use super::writing::{fourth, lps, native_is_big};
 use super::{
     DataStart, Encoding, FlatHeader, INTERLEAVED, MOST_FIELDS, PLANAR, Problems, excerpt, finite,

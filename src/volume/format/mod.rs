@@ -10,6 +10,7 @@ mod npy;
 mod nrrd;
 mod pieces;
 pub(super) mod raw;
+mod row;
 mod table;
 mod writing;
 
@@ -17,9 +18,8 @@ use std::fmt::Write;
 use std::path::Path;
 use std::str::FromStr;
 
-pub(super) use self::table::{
-    FileFormat, VoxelStorage, by_content, by_name, by_output_name, by_voxel_name, of, unknown,
-};
+pub(super) use self::row::{FileFormat, VoxelStorage};
+pub(super) use self::table::{by_content, by_name, by_output_name, by_voxel_name, of, unknown};
 pub use self::table::{readable_extensions, writable_extensions};
 use super::{Axes, Format, Layout, Rescale};
 use crate::dtype::DType;

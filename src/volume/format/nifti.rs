@@ -12,7 +12,7 @@ use std::path::Path;
 
 use flate2::bufread::MultiGzDecoder;
 
-use super::table::{CreatedExtension, FileFormat, VoxelStorage};
+use super::row::{CreatedExtension, FileFormat, VoxelStorage};
 use super::{DataStart, FlatHeader, GZIP, Problems};
 use crate::dtype::DType;
 use crate::error::{Error, Result};

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use super::table::{CreatedExtension, FileFormat, VoxelStorage};
+use super::row::{CreatedExtension, FileFormat, VoxelStorage};
 use super::{FlatHeader, MOST_FIELDS, PLANAR, Problems, excerpt};
 use crate::dtype::DType;
 use crate::error::{Error, Result};

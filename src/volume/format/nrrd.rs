@@ -7,7 +7,7 @@ mod encode;
 
 use std::path::Path;
 
-use super::table::{CreatedExtension, FileFormat, VoxelStorage};
+use super::row::{CreatedExtension, FileFormat, VoxelStorage};
 use super::{
     DataStart, Encoding, FlatHeader, INTERLEAVED, MOST_FIELDS, PLANAR, Problems, excerpt, finite,
     line, numbers, pieces,

@@ -1,0 +1,143 @@
+//! One output of a run: its layout, its grid and its storage, settled before any file is touched.
+
+use super::model::OutputSpec;
+use super::options::{OutputTarget, StoreOption};
+use crate::aggregator::{AggregatorOptions, Estimate, Skipped};
+use crate::error::Result;
+use crate::grid::Grid;
+use crate::region::Shape;
+use crate::volume::{
+    ChunkShape, CreateOptions, Durability, Layout, OutputPart, output_layout, pyramid_buffer_bytes,
+};
+
+/// An output of a plan.
+#[non_exhaustive]
+#[derive(Clone, Debug)]
+pub struct PlannedOutput {
+    /// Its layout on disk.
+    pub layout: Layout,
+    /// The predictions of all patches on the output's voxels.
+    pub grid: Grid,
+    /// The model's description of it.
+    pub spec: OutputSpec,
+    pub(super) blending: AggregatorOptions,
+    pub(super) store: CreateOptions,
+}
+
+/// The part and the durability of a resumable run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Resume {
+    pub(super) part: OutputPart,
+    pub(super) durability: Durability,
+}
+
+impl PlannedOutput {
+    pub(super) fn new(
+        input: &Layout,
+        grid: &Grid,
+        spec: OutputSpec,
+        (target, begun): (&OutputTarget, Option<&CreateOptions>),
+        masked: bool,
+    ) -> Result<Self> {
+        let reduce = &target.blending.reduce;
+        let grid = grid.output(spec.halo, spec.scale)?;
+        let dtype = target
+            .dtype
+            .unwrap_or_else(|| reduce.dtype(spec.dtype, spec.channels));
+        #[expect(clippy::cast_precision_loss, reason = "scales are small")]
+        let factor = spec.scale.max(1) as f64;
+        let mut layout = Layout::new(grid.volume(), reduce.channels(spec.channels), dtype)
+            .with_geometry(input.geometry.coarsened([factor; 3]));
+        layout.axes.unit.clone_from(&input.axes.unit);
+        let mut blending = target.blending.clone();
+        blending.average_integers |= spec.average_integers;
+        blending.check_type(&grid, spec.dtype)?;
+        let mut store = target.store.clone();
+        store.shard = store.shard.map(|shard| aligned(&grid, shard, store.chunk));
+        let mut stored = output_layout(&target.path, &layout, &store)?;
+        if let Some(begun) = begun {
+            store = followed(&store, &stored, begun, &target.defaults);
+            stored = output_layout(&target.path, &layout, &store)?;
+        }
+        let blending = AggregatorOptions {
+            all_vote: !masked || target.blending.skipped != Skipped::Renormalize,
+            ..blending
+        };
+        blending.check(&grid, spec.channels, stored.dtype)?;
+        Ok(Self {
+            layout: stored,
+            grid,
+            spec,
+            blending,
+            store,
+        })
+    }
+
+    /// Returns the estimator of bytes that are not final or wait for their write chunk.
+    pub(super) fn estimate(&self) -> Estimate {
+        let channels = self.spec.channels;
+        Estimate::new(&self.grid, channels, &self.blending, &self.layout)
+    }
+
+    /// Returns the bytes of unfinished chunks of coarser levels.
+    pub(super) fn pyramid_buffer_bytes(&self) -> u64 {
+        pyramid_buffer_bytes(&self.layout, &self.store, self.grid.order()).unwrap_or(0)
+    }
+}
+
+/// Shortens a shard along the slowest axis so that it ends where a patch starts, if possible.
+fn aligned(grid: &Grid, mut shard: Shape, chunk: Shape) -> Shape {
+    let slow = grid.order()[0];
+    let step = grid.axes()[slow].widest_step();
+    let chunk = chunk[slow].max(1);
+    let mut lengths = (1..=shard[slow].min(step) / chunk).rev().map(|n| n * chunk);
+    if let Some(length) = lengths.find(|&length| step.is_multiple_of(length)) {
+        shard[slow] = length;
+    }
+    shard
+}
+
+/// Returns the options of an output that another process began with the options `begun`. Options that are not in
+/// `defaults` are taken from `store`; `stored` is the output's layout under `store`.
+fn followed(
+    store: &CreateOptions,
+    stored: &Layout,
+    begun: &CreateOptions,
+    defaults: &[StoreOption],
+) -> CreateOptions {
+    let free = |option| defaults.contains(&option);
+    if stored.write_chunk.is_none() || (store.zarr != begun.zarr && !free(StoreOption::Zarr)) {
+        return store.clone();
+    }
+    let lengths = |chunk: Option<ChunkShape>| {
+        let [_, lengths @ ..] = chunk.unwrap_or([1; 4]);
+        lengths
+    };
+    let mut found = CreateOptions {
+        zarr: begun.zarr,
+        chunk: lengths(stored.read_chunk),
+        shard: store.shard.map(|_| lengths(stored.write_chunk)),
+        ..store.clone()
+    };
+    if free(StoreOption::Chunk) {
+        found.chunk = begun.chunk;
+    }
+    if found.chunk == begun.chunk && free(StoreOption::Shard) {
+        found.shard = begun.shard;
+    }
+    if free(StoreOption::Codec) {
+        found.codec = begun.codec;
+    }
+    if found.codec == begun.codec && free(StoreOption::Clevel) {
+        found.clevel = begun.clevel;
+    }
+    if free(StoreOption::Pyramid) {
+        found.pyramid = begun.pyramid;
+    }
+    let whole = |shard: [u64; 3]| (0..3).all(|a| shard[a].is_multiple_of(found.chunk[a]));
+    if found.shard.is_some_and(|shard| !whole(shard)) {
+        // The requested options contradict the output that was begun; the comparison will refuse them.
+        return store.clone();
+    }
+    found
+}
