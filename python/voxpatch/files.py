@@ -70,7 +70,8 @@ def open(
         False refuses codecs that hostile data could exploit (such as blosc) and symbolic links in Zarr folders.
     read_method : {"auto", "mmap", "mmap-resident", "pread"}, default "auto"
         How uncompressed files are read: mapped, with touched pages unmapped again; mapped with touched pages kept,
-        which is faster for files that fit into memory; or by system calls, as "auto" does on network file systems.
+        which is faster; or by system calls. "auto" keeps the pages of files that fit into the available memory, and
+        reads files on network file systems by system calls.
     allow_external : bool, default False
         Follow a header to a file of voxels outside its own folder.
 

@@ -3,6 +3,7 @@
 //! A [`Volume`] returns the voxels of regions without loading the rest; a [`VolumeMut`] stores them. Both are c, z, y,
 //! x in memory. A volume's static properties are in its [`Layout`]; its chunks determine which bytes a read touches.
 
+mod available;
 mod axes;
 mod cached;
 mod channels;

@@ -3,13 +3,18 @@
 use std::fs::File;
 use std::io;
 
+use super::available::available_bytes;
 use super::mmap::Map;
 
 /// The method for reading uncompressed flat files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ReadMethod {
-    /// `Mmap`, or `Pread` for files on network or user-space file systems (NFS, SMB, FUSE, Lustre, Ceph, 9p and
-    /// similar), where page faults are slow and files change without notice.
+    /// `MmapResident` for files that fit into the available memory, next to the files that are mapped so
+    /// already, and `Mmap` for larger ones. `Pread` for files on network or user-space file systems (NFS, SMB,
+    /// FUSE, Lustre, Ceph, 9p and similar), where page faults are slow and files change without notice.
+    ///
+    /// A file fits if all such files together take at most half of the available memory, which is what the
+    /// system reports (`MemAvailable`) within the limits of this process's control groups.
     #[default]
     Auto,
     /// A memory map, the fastest method on local disks. Touched pages are unmapped again, so that little of a file is
@@ -33,7 +38,8 @@ impl ReadMethod {
         let map = mapped.then(|| Map::new(file)).transpose()?;
         Ok(match self {
             Self::MmapResident => map.map(Map::keeping),
-            _ => map,
+            Self::Auto => map.map(|map| map.keeping_if_it_fits(available_bytes())),
+            Self::Mmap | Self::Pread => map,
         })
     }
 }

@@ -5,7 +5,7 @@ use std::fs;
 use super::hard::uniform_of;
 use super::*;
 use crate::sampler::Border;
-use crate::volume::open;
+use crate::volume::{OpenOptions, ReadMethod};
 
 const SHAPE: Shape = [9, 8, 10];
 
@@ -105,12 +105,19 @@ fn channels_of_mapped_files_can_be_chosen_too() {
     fs::write(&path, memory().to_patch().bytes()).unwrap();
     let sidecar = r#"{"channels": 5, "shape": [9, 8, 10], "dtype": "uint16"}"#;
     fs::write(folder.path().join("mr.raw.json"), sidecar).unwrap();
-    let volume = open(&path).unwrap();
-    assert!(volume.read_granularity().is_some());
-    for border in [Border::Drop, Border::Pad] {
-        for channels in [0..5, 1..3, 4..5] {
-            let image = Image::new("mr", Arc::clone(&volume)).with_channels(channels.clone());
-            check(load(image, border), channels);
+    for read_method in [ReadMethod::Mmap, ReadMethod::MmapResident] {
+        let options = OpenOptions {
+            read_method,
+            ..OpenOptions::default()
+        };
+        let volume = options.open(&path).unwrap();
+        let is_staged = read_method == ReadMethod::Mmap;
+        assert_eq!(volume.read_granularity().is_some(), is_staged);
+        for border in [Border::Drop, Border::Pad] {
+            for channels in [0..5, 1..3, 4..5] {
+                let image = Image::new("mr", Arc::clone(&volume)).with_channels(channels.clone());
+                check(load(image, border), channels);
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use super::hard::{of_volumes, uniform_of};
 use super::*;
 use crate::pad::Padding;
 use crate::sampler::Border;
-use crate::volume::open;
+use crate::volume::{OpenOptions, ReadMethod, open};
 
 /// Planes that are read in one piece, that are copied in place, of several channels, cut by the
 /// faces, and longer than a system call is worth.
@@ -32,11 +32,22 @@ fn patches_of_mapped_files_equal_those_of_memory() {
             format!(r#"{{"channels": {channels}, "shape": [{z}, {y}, {x}], "dtype": "uint32"}}"#);
         fs::write(folder.path().join(format!("{n}.raw.json")), sidecar).unwrap();
         let memory = MemoryVolume::from_vec(shape, channels, voxels).unwrap();
-        let mapped = open(&path).unwrap();
-        assert!(mapped.read_granularity().is_some());
-        let volumes: [Arc<dyn Volume>; 2] = [mapped, Arc::new(memory)];
+        let by = |read_method| {
+            let options = OpenOptions {
+                read_method,
+                ..OpenOptions::default()
+            };
+            options.open(&path).unwrap()
+        };
+        let (staged, kept) = (by(ReadMethod::Mmap), by(ReadMethod::Auto));
+        assert!(staged.read_granularity().is_some());
+        assert!(
+            kept.read_granularity().is_none(),
+            "a small file stays mapped"
+        );
+        let volumes: [Arc<dyn Volume>; 3] = [staged, kept, Arc::new(memory)];
         for threads in [0, 1, 4] {
-            let [mapped, memory] = volumes.clone().map(|volume| {
+            let [staged, kept, memory] = volumes.clone().map(|volume| {
                 let image = Image::new("ct", volume).with_padding(Padding::Reflect);
                 let subject = Subject::builder("s").with_images([image]).build().unwrap();
                 let plan = EpochPlan::new(1, 60, 3).unwrap();
@@ -48,8 +59,10 @@ fn patches_of_mapped_files_equal_those_of_memory() {
                 Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options).unwrap()
             });
             let mut count = 0;
-            for (mapped, memory) in mapped.zip(memory) {
-                assert_eq!(mapped.unwrap().patches(), memory.unwrap().patches());
+            for ((staged, kept), memory) in staged.zip(kept).zip(memory) {
+                let memory = memory.unwrap();
+                assert_eq!(staged.unwrap().patches(), memory.patches());
+                assert_eq!(kept.unwrap().patches(), memory.patches());
                 count += 1;
             }
             assert_eq!(count, 60);

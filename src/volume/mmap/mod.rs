@@ -3,7 +3,7 @@
 //! Touched pages stay mapped and count as resident long after they are needed, so an epoch over a large file would end
 //! with all of it resident. Touched ranges are therefore tracked, and the mapping is emptied when they reach [`KEPT`]
 //! bytes. The pages stay in the system's page cache, from which a page fault brings them back. A
-//! [keeping](Map::keeping) map is not emptied.
+//! [keeping](Map::keeping) map is not emptied: its pages are clean, so the system can take them back when memory is short.
 //!
 //! A file that is truncated while it is mapped, or a failing disk, would end the process with SIGBUS; a [`guard`] turns
 //! that into a read error.
@@ -61,7 +61,12 @@ pub(super) struct Map {
     set: AtomicU64,
     /// `true` if touched pages stay mapped.
     keeps: bool,
+    /// The bytes of this map that count in [`KEPT_BY_DEFAULT`].
+    counted: u64,
 }
+
+/// Bytes of all maps that keep their pages because they fit into memory.
+static KEPT_BY_DEFAULT: AtomicU64 = AtomicU64::new(0);
 
 impl Map {
     /// Maps a file, which must not be empty.
@@ -78,6 +83,7 @@ impl Map {
                 .collect(),
             set: AtomicU64::new(0),
             keeps: false,
+            counted: 0,
             file,
         })
     }
@@ -86,6 +92,21 @@ impl Map {
     pub(super) fn keeping(mut self) -> Self {
         self.keeps = true;
         self
+    }
+
+    /// Makes the map keep all touched pages mapped if it, and all other maps that do so, take at most half
+    /// of the available memory.
+    pub(super) fn keeping_if_it_fits(self, available: Option<u64>) -> Self {
+        let bytes = self.file.len() as u64;
+        let limit = available.unwrap_or(0) / 2;
+        let more = |kept: u64| kept.checked_add(bytes).filter(|&all| all <= limit);
+        let order = Ordering::Relaxed;
+        if KEPT_BY_DEFAULT.fetch_update(order, order, more).is_err() {
+            return self;
+        }
+        let mut map = self.keeping();
+        map.counted = bytes;
+        map
     }
 
     pub(super) const fn keeps(&self) -> bool {
@@ -151,5 +172,11 @@ impl Map {
         let advised = unsafe { self.file.unchecked_advise(UncheckedAdvice::DontNeed) };
         // If the advice is not followed, pages only stay resident.
         drop(advised);
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        KEPT_BY_DEFAULT.fetch_sub(self.counted, Ordering::Relaxed);
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use libc::{c_void, sigaction, siginfo_t};
 
-use super::{Lost, Map};
+use super::{KEPT_BY_DEFAULT, Lost, Map};
 
 const LENGTH: usize = 1 << 20;
 
@@ -250,4 +250,22 @@ fn a_signal_that_is_not_ours_does_what_it_did_before() {
 fn a_handler_that_others_replaced_is_restored_and_a_forked_child_has_it() {
     assert_eq!(outcome("replaced").code(), Some(0));
     assert_eq!(outcome("forked").code(), Some(0));
+}
+
+#[test]
+fn maps_keep_their_pages_as_long_as_all_of_them_fit_into_half_of_the_available_memory() {
+    let file = file();
+    let map = |available| Map::new(&file).unwrap().keeping_if_it_fits(available);
+    let bytes = LENGTH as u64;
+    let kept = || KEPT_BY_DEFAULT.load(Ordering::Relaxed);
+    assert!(!map(None).keeps() && !map(Some(0)).keeps());
+    assert!(!map(Some(2 * bytes - 1)).keeps());
+    let maps: Vec<Map> = (0..20).map(|_| map(Some(1 << 50))).collect();
+    assert!(maps.iter().all(Map::keeps));
+    let with_them = kept();
+    assert!(with_them >= 20 * bytes);
+    assert!(!map(Some(40 * bytes)).keeps(), "the others take all of it");
+    drop(maps);
+    // Maps of other tests are small.
+    assert!(kept() <= with_them - 10 * bytes);
 }
