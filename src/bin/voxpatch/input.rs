@@ -141,7 +141,8 @@ pub(crate) fn level_of(path: &Path, level: usize) -> usize {
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum ReadMethodName {
-    /// `mmap`, or `pread` on network file systems.
+    /// `mmap-resident` for files that fit into the available memory, `mmap` for larger ones, `pread` on network
+    /// file systems.
     #[default]
     Auto,
     /// Map the file, and unmap touched pages again.
