@@ -702,7 +702,7 @@ mod tests {
                             ..CreateOptions::default()
                         };
                         let layout =
-                            output_layout(&path.with_file_name(name), source.layout(), &store);
+                            output_layout(path.with_file_name(name), source.layout(), &store);
                         let layout = layout.unwrap();
                         let options = ConvertOptions {
                             threads: 8,
@@ -842,7 +842,7 @@ mod tests {
         let layout = source.layout().clone();
         let target = || {
             create(
-                &dir.path().join("out.zarr"),
+                dir.path().join("out.zarr"),
                 &layout,
                 &CreateOptions::default(),
             )
@@ -863,7 +863,7 @@ mod tests {
             ..layout.clone()
         };
         let target = create(
-            &dir.path().join("out.zarr"),
+            dir.path().join("out.zarr"),
             &other,
             &CreateOptions::default(),
         )

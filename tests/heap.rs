@@ -112,8 +112,8 @@ fn patches_pieces_chunks_and_decodes_together_stay_within_the_budget() {
                     "patch {patch}, chunk {chunk}, batch {batch}, {threads} threads, {mib} MiB"
                 );
                 println!(
-                    "{case}: {:.1} MiB, {} decodes, {} copies",
-                    peak as f64 / 1048576.0,
+                    "{case}: {} KiB, {} decodes, {} copies",
+                    peak >> 10,
                     stats.chunks,
                     stats.copies
                 );

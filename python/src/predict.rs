@@ -37,10 +37,6 @@ const STOP: Duration = Duration::from_millis(700);
 /// Where patches lie, and what the run may take.
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "arguments of a Python function"
-)]
 pub(crate) struct Settings<'py> {
     patch: Shape,
     overlap: Shape,

@@ -1,5 +1,10 @@
 //! Volumes: opening, facts, and numpy-style reads.
 
+#![expect(
+    clippy::doc_markdown,
+    reason = "the docstrings of Python are in numpydoc form"
+)]
+
 use std::path::PathBuf;
 use std::process;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -232,7 +232,8 @@ mod tests {
 
     #[test]
     fn arrays_go_in_and_out_of_volumes() {
-        let array = Array3::from_shape_fn((3, 4, 5), |(z, y, x)| (100 * z + 10 * y + x) as i16);
+        let ramp = (0..60).collect::<Vec<i16>>();
+        let array = Array3::from_shape_vec((3, 4, 5), ramp).unwrap();
         let turned = array.view().permuted_axes([2, 1, 0]).to_owned();
         let turned = turned.permuted_axes([2, 1, 0]);
         for array in [array.clone(), turned] {
@@ -246,7 +247,8 @@ mod tests {
         }
         let volume = MemoryVolume::from_array(Array4::<f32>::zeros((2, 3, 4, 5))).unwrap();
         assert_eq!(Volume::layout(&volume).channels, 2);
-        let ramp = Array4::from_shape_fn((2, 2, 1, 3), |(c, z, _, x)| (c * 10 + z * 3 + x) as f32);
+        let ramp =
+            Array4::from_shape_vec((2, 2, 1, 3), (0..12_u8).map(f32::from).collect()).unwrap();
         // Axes with a different order in memory are written in the order c, z, y, x.
         let view = ramp.view().reversed_axes().to_owned();
         volume

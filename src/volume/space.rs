@@ -216,7 +216,7 @@ mod tests {
         let options = CreateOptions::default();
         let layout = |name: &str| {
             let layout = Layout::new([64; 3], 1, DType::F32);
-            output_layout(&dir.path().join(name), &layout, &options).unwrap()
+            output_layout(dir.path().join(name), &layout, &options).unwrap()
         };
         let (a, b) = (layout("a.zarr"), layout("b.npy"));
         let alone = |layout: &Layout| disk_space(&[(layout, &options)], false).unwrap().remove(0);
@@ -259,11 +259,7 @@ mod tests {
     fn an_output_that_cannot_fit_is_not_started() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new([1 << 20, 1 << 20, 1 << 10], 1, DType::U8);
-        let refused = create(
-            &dir.path().join("a.npy"),
-            &layout,
-            &CreateOptions::default(),
-        );
+        let refused = create(dir.path().join("a.npy"), &layout, &CreateOptions::default());
         assert!(matches!(refused, Err(Error::NoSpace { .. })), "{refused:?}");
         let path = dir.path().join("a.zarr");
         let space = of(&path, layout.shape, &CreateOptions::default());

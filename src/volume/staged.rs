@@ -350,8 +350,8 @@ mod tests {
     #[test]
     fn an_output_dropped_unfinished_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let file = StagedFile::new(&dir.path().join("a.npy"), NEVER).unwrap();
-        let folder = StagedFolder::new(&dir.path().join("b.zarr"), NEVER).unwrap();
+        let file = StagedFile::new(dir.path().join("a.npy"), NEVER).unwrap();
+        let folder = StagedFolder::new(dir.path().join("b.zarr"), NEVER).unwrap();
         fs::write(folder.path().join("chunk"), b"x").unwrap();
         assert_eq!(names(dir.path()).len(), 2);
         assert!(
@@ -445,8 +445,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("theirs")).unwrap();
         std::os::unix::fs::symlink(dir.path().join("theirs"), dir.path().join("link")).unwrap();
-        let refused =
-            StagedFolder::new(&dir.path().join("link/"), FolderKind::ZARR.overwrite(true));
+        let refused = StagedFolder::new(dir.path().join("link/"), FolderKind::ZARR.overwrite(true));
         assert!(
             matches!(refused, Err(Error::NotOverwritable { .. })),
             "{refused:?}"
@@ -483,7 +482,7 @@ mod tests {
             Err(Error::NotOverwritable { .. })
         ));
         assert!(matches!(
-            StagedFile::new(&dir.path().join("no/out.npy"), NEVER),
+            StagedFile::new(dir.path().join("no/out.npy"), NEVER),
             Err(Error::Io { .. })
         ));
     }

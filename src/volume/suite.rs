@@ -461,6 +461,20 @@ impl<V: Volume> Volume for Faulty<V> {
     }
 }
 
+/// Returns the folder of real scans in `VOXPATCH_TEST_DATA`. Tests that need it are ignored by default, so that they
+/// are counted where it is absent.
+#[cfg(test)]
+pub(crate) fn real_scans() -> PathBuf {
+    let folder = std::env::var_os("VOXPATCH_TEST_DATA");
+    let folder = PathBuf::from(folder.expect("VOXPATCH_TEST_DATA names the folder of real scans"));
+    assert!(
+        folder.is_dir(),
+        "VOXPATCH_TEST_DATA names {}, which is not a folder",
+        folder.display()
+    );
+    folder
+}
+
 #[cfg(test)]
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -573,18 +587,4 @@ mod tests {
         });
         assert_eq!(done.load(Ordering::SeqCst), 1);
     }
-}
-
-/// Returns the folder of real scans in `VOXPATCH_TEST_DATA`. Tests that need it are ignored by default, so that they
-/// are counted where it is absent.
-#[cfg(test)]
-pub(crate) fn real_scans() -> PathBuf {
-    let folder = std::env::var_os("VOXPATCH_TEST_DATA");
-    let folder = PathBuf::from(folder.expect("VOXPATCH_TEST_DATA names the folder of real scans"));
-    assert!(
-        folder.is_dir(),
-        "VOXPATCH_TEST_DATA names {}, which is not a folder",
-        folder.display()
-    );
-    folder
 }

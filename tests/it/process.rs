@@ -227,7 +227,7 @@ fn too_many_open_files_are_an_error_and_never_voxels() {
     let whole = Region::whole([4; 3]);
     for n in 0..500 {
         for kind in ["zarr", "npy"] {
-            let target = create(&at(n, kind), &layout, &options).expect("it is begun");
+            let target = create(at(n, kind), &layout, &options).expect("it is begun");
             target
                 .write(whole, bytemuck::cast_slice(&voxels(n)))
                 .expect("it is written");

@@ -323,7 +323,7 @@ mod tests {
             for (order, coming) in (0..)
                 .zip(all)
                 .skip(known)
-                .take((n as usize + ahead).saturating_sub(known))
+                .take((usize::try_from(n).unwrap() + ahead).saturating_sub(known))
             {
                 for (key, voxels) in coming {
                     reuse.expect(order, *key, voxels * voxel, chunk);
@@ -377,6 +377,7 @@ mod tests {
                 let budget = (mib << 20) - 8 * patch.pow(3) * voxel;
                 let sizes = (voxel, chunk.pow(3) * voxel);
                 let count = decodes(&all, sizes, budget, ahead.min(4096));
+                #[expect(clippy::cast_precision_loss, reason = "small counts")]
                 let each = count as f64 / PATCHES as f64;
                 println!("{chunk} {patch} {voxel} {mib} MiB: {each:.2} of {most}");
                 assert!(

@@ -80,11 +80,12 @@ fn check(scale: u64, subjects: u64, threads: usize) {
             };
             let make = uniform_of([patch / scale; 3], Border::Drop);
             let loader = Loader::new(Arc::new(list), make, &plan, 0, &options).unwrap();
-            let count = loader.map(Result::unwrap).count() as f64;
+            let count = loader.map(Result::unwrap).count();
             let decodes = volumes
                 .iter()
                 .map(|volume| volume.decodes.load(Ordering::Relaxed));
-            let each = decodes.sum::<usize>() as f64 / count;
+            #[expect(clippy::cast_precision_loss, reason = "small counts")]
+            let each = decodes.sum::<usize>() as f64 / count as f64;
             println!("{subjects} x {chunk} {patch} {dtype} {mib} MiB: {each:.2} of {most}");
             assert!(
                 each <= most * 1.05,

@@ -207,7 +207,7 @@ fn an_output_that_is_not_complete_is_replaced_unless_a_process_writes_it() {
         durability: Durability::None,
         ..ResumeOptions::default()
     };
-    let output = resumable(&dir.path().join("out.zarr"), &layout, &small(), &resume).unwrap();
+    let output = resumable(dir.path().join("out.zarr"), &layout, &small(), &resume).unwrap();
     assert_eq!(takers(&partial), names(&[]));
     drop(output);
     assert_eq!(takers(&partial), ["zarr"]);

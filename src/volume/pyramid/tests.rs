@@ -420,6 +420,6 @@ fn an_empty_volume_leaves_no_file_at_any_level_and_flat_files_have_none() {
         });
     assert_eq!(held, HashMap::from([(false, 3)]));
     assert_eq!(open(&path).unwrap().layout().shape, [16; 3]);
-    let refused = output_layout(&dir.path().join("a.npy"), &layout, &options).unwrap_err();
+    let refused = output_layout(dir.path().join("a.npy"), &layout, &options).unwrap_err();
     assert!(refused.to_string().contains("only Zarr"), "{refused}");
 }

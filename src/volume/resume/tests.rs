@@ -409,7 +409,7 @@ fn an_output_that_exists_is_replaced_only_if_it_may_be() {
     Box::new(output).finish().unwrap();
     assert_eq!(open(&path).unwrap().layout().shape, SHAPE);
     let flat = resumable(
-        &dir.path().join("a.npy"),
+        dir.path().join("a.npy"),
         &layout(),
         &CreateOptions::default(),
         &whole(),

@@ -143,7 +143,7 @@ fn real_scans_that_count_from_a_known_number_do() {
         ("zarr_java_sharding_index_location/start", 0, 4096),
     ];
     for (name, first, count) in ramps {
-        let path = real_scans().join(&format!("zarr/{name}"));
+        let path = real_scans().join(format!("zarr/{name}"));
         let ramp: Vec<f64> = (first..first + count).map(f64::from).collect();
         assert_eq!(numbers(&path), ramp, "{name}");
     }

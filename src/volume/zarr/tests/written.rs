@@ -197,7 +197,7 @@ fn settings_that_do_not_fit_are_refused_by_name() {
     let folder = scratch();
     let refused = |shape, options: &CreateOptions| {
         let layout = Layout::new(shape, 1, DType::U8);
-        let error = create(&folder.path().join("a.zarr"), &layout, options).unwrap_err();
+        let error = create(folder.path().join("a.zarr"), &layout, options).unwrap_err();
         assert!(matches!(error, Error::InvalidArgument { .. }), "{error}");
         error.to_string()
     };
