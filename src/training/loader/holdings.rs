@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::assembly::{Assembly, ChunkKey};
 use super::reuse::{Release, Reuse, Source};
-use crate::volume::Chunk;
+use crate::volume::{Chunk, give_back_freed};
 
 #[derive(Default)]
 pub(super) struct Holdings {
@@ -207,18 +207,39 @@ impl Holdings {
     }
 }
 
+/// Freed bytes after which the allocator is asked to return them to the system.
+const MAX_FREED: u64 = 32 << 20;
+
 /// The bytes of chunks and pieces in memory, and of decodes in progress.
 #[derive(Clone, Debug, Default)]
-pub(super) struct ChunkBytes(Arc<AtomicU64>);
+pub(super) struct ChunkBytes(Arc<Bytes>);
+
+#[derive(Debug, Default)]
+struct Bytes {
+    now: AtomicU64,
+    /// Bytes freed since the allocator was asked to return them.
+    freed: AtomicU64,
+}
 
 impl ChunkBytes {
     pub(super) fn now(&self) -> u64 {
-        self.0.load(Ordering::Acquire)
+        self.0.now.load(Ordering::Acquire)
+    }
+
+    /// Returns freed memory to the system from time to time. Pieces have many sizes, and the gaps that they
+    /// leave in the heap would otherwise take more and more memory next to the budget.
+    pub(super) fn give_back(&self) {
+        let freed = &self.0.freed;
+        if freed.load(Ordering::Relaxed) >= MAX_FREED
+            && freed.swap(0, Ordering::Relaxed) >= MAX_FREED
+        {
+            give_back_freed();
+        }
     }
 
     /// Counts bytes until the result is dropped.
     pub(super) fn add(&self, bytes: u64) -> CountedBytes {
-        self.0.fetch_add(bytes, Ordering::AcqRel);
+        self.0.now.fetch_add(bytes, Ordering::AcqRel);
         CountedBytes {
             all: self.clone(),
             bytes,
@@ -237,8 +258,8 @@ impl CountedBytes {
     /// Counts the bytes of a chunk in place of those that its decode may take.
     pub(super) fn of_chunk(mut self, chunk: Chunk) -> CountedChunk {
         let bytes = chunk.bytes() as u64;
-        self.all.0.fetch_add(bytes, Ordering::AcqRel);
-        self.all.0.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.all.0.now.fetch_add(bytes, Ordering::AcqRel);
+        self.all.0.now.fetch_sub(self.bytes, Ordering::AcqRel);
         self.bytes = bytes;
         CountedChunk {
             chunk,
@@ -249,7 +270,8 @@ impl CountedBytes {
 
 impl Drop for CountedBytes {
     fn drop(&mut self) {
-        self.all.0.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.all.0.now.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.all.0.freed.fetch_add(self.bytes, Ordering::Relaxed);
     }
 }
 
