@@ -260,6 +260,7 @@ impl Schedule {
                 for job in jobs {
                     self.run(job);
                 }
+                self.chunk_bytes.give_back();
                 self.lock().working -= 1;
                 self.room.notify_all();
                 return Step::Worked;
