@@ -19,14 +19,14 @@ PAGES = {
     "SECURITY.md": "security.md",
     "CHANGELOG.md": "changelog.md",
 }
-LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def relinked(text: str, source: str, page: str) -> str:
     """Return the text of document `source` with its relative links as they are from `page`."""
 
     def replaced(match: re.Match[str]) -> str:
-        target, anchor = match.group(1), match.group(2) or ""
+        label, target, anchor = match.group(1), match.group(2), match.group(3) or ""
         if re.match(r"[a-z]+:", target):
             return match.group(0)
         document = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
@@ -35,12 +35,11 @@ def relinked(text: str, source: str, page: str) -> str:
         elif document.startswith("docs/"):
             place = document.removeprefix("docs/")
         else:
-            # A file that the site does not have, such as an example: its name without a link.
-            return f"]: `{document}`"
-        return f"]({posixpath.relpath(place, posixpath.dirname(page) or '.')}{anchor})"
+            # A file that the site does not have, such as an example.
+            return label
+        return f"[{label}]({posixpath.relpath(place, posixpath.dirname(page) or '.')}{anchor})"
 
-    text = LINK.sub(replaced, text)
-    return re.sub(r"\[([^\]]*)\]: `[^`]*`", r"\1", text)
+    return LINK.sub(replaced, text)
 
 
 def on_files(files: Files, config: Any) -> Files:
