@@ -23,6 +23,7 @@ mod shell;
 mod stop;
 mod storage;
 mod verify;
+mod workers;
 
 use std::io::{self, Write};
 use std::process::ExitCode;

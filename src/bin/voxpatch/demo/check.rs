@@ -1,7 +1,6 @@
 //! Two volumes compared voxel by voxel, one write chunk at a time.
 
 use std::sync::Mutex;
-use std::thread;
 
 use anyhow::Context;
 use voxpatch::region::{chunk_range, chunk_region, indices};
@@ -9,6 +8,7 @@ use voxpatch::{Error, Region, Volume, VolumeExt};
 
 use super::stage::Work;
 use crate::progress::{Task, continues};
+use crate::workers::on_threads;
 
 /// The largest |b - a| / |a| of all voxels, infinite where b is not 0 and a is, or either is NaN.
 pub(super) fn compare(
@@ -47,15 +47,7 @@ pub(super) fn compare(
                 }
             }
         };
-        thread::scope(|scope| {
-            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            let joined = workers.into_iter().map(|worker| {
-                worker
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            });
-            joined.collect::<voxpatch::Result<()>>()
-        })
+        on_threads(threads, work)
     })?;
     let difference = lock().2;
     let work = Work {

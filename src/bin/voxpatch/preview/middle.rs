@@ -1,7 +1,6 @@
 //! The middle of a label map, found block by block.
 
 use std::sync::{Mutex, PoisonError};
-use std::thread;
 
 use voxpatch::progress::Progress;
 use voxpatch::region::{chunk_range, chunk_region, indices};
@@ -10,6 +9,7 @@ use voxpatch::{Error, Patch, Region, Shape, Volume, VolumeExt};
 use super::slice::{as_labels, index};
 use crate::progress::continues;
 use crate::report::float;
+use crate::workers::on_threads;
 
 /// Voxels of a block, unless a chunk has more.
 const BLOCK: u64 = 1 << 20;
@@ -52,15 +52,7 @@ pub(super) fn middle(
         }
     };
     let threads = if labels.is_sequential() { 1 } else { threads };
-    thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        let joined = workers.into_iter().map(|worker| {
-            worker
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        });
-        joined.collect::<voxpatch::Result<()>>()
-    })?;
+    on_threads(threads, work)?;
     let middle = lock().1.middle();
     Ok(middle)
 }
