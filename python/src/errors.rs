@@ -10,7 +10,7 @@ use voxpatch::{Error, ErrorKind};
 pub(crate) fn raised(error: &Error) -> PyErr {
     Python::attach(|py| {
         let root = root(error);
-        let text = chain(error) + hint(root);
+        let text = error.with_causes() + hint(root);
         let made = match root {
             Error::Io { path, source, .. } => {
                 let class = match root.kind() {
@@ -75,18 +75,6 @@ fn root(error: &Error) -> &Error {
         Error::Subject { source, .. } | Error::Shared(source) => root(source),
         other => other,
     }
-}
-
-/// An error with its causes.
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// An exception of a class of `voxpatch.errors`.

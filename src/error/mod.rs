@@ -904,6 +904,19 @@ fn listed(differences: &[Difference]) -> String {
 }
 
 impl Error {
+    /// Returns the message with those of its causes, as in `cannot read a.zarr: the chunk is damaged`.
+    #[must_use]
+    pub fn with_causes(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+
     /// Unwraps an error that several threads may share, if this is the only owner.
     pub(crate) fn shared(error: Arc<Self>) -> Self {
         Arc::try_unwrap(error).unwrap_or_else(Self::Shared)

@@ -344,7 +344,7 @@ impl Loader {
                 Ok(None)
             }
             Delivered::Error(error) if self.on_error == OnError::Skip && !is_mixed(&error) => {
-                self.leave_out(chain(&error));
+                self.leave_out(error.with_causes());
                 Ok(None)
             }
             Delivered::Error(error) => Err(Error::shared(error)),
@@ -376,18 +376,6 @@ fn is_mixed(error: &Error) -> bool {
         Error::Subject { source, .. } | Error::Shared(source) => is_mixed(source),
         other => matches!(other, Error::SubjectMismatch { .. }),
     }
-}
-
-/// Formats an error with its causes.
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 impl Iterator for Loader {

@@ -36,17 +36,6 @@ fn open(path: &Path) -> Result<ZarrVolume> {
     ZarrVolume::open(path, &OpenOptions::default())
 }
 
-/// Formats an error and all of its causes in one line.
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(source) = cause {
-        text = format!("{text}: {source}");
-        cause = source.source();
-    }
-    text
-}
-
 /// Pseudo-random numbers: splitmix64.
 #[derive(Debug)]
 struct Dice(u64);

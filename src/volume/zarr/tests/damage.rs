@@ -184,7 +184,7 @@ fn damaged_chunks_are_errors_or_right_wherever_there_is_a_checksum() {
                     Ok(true) => {}
                     Ok(false) => wrong += 1,
                     Err(Error::Chunk { .. }) => errors += 1,
-                    Err(error) => panic!("{name}: {}", chain(&error)),
+                    Err(error) => panic!("{name}: {}", error.with_causes()),
                 }
             }
         }

@@ -160,8 +160,8 @@ fn axes_in_any_order_are_read_by_their_names() {
                 write(&path, axes, &chunk, version);
                 for path in [path.clone(), path.join("0")] {
                     let what = path.display().to_string();
-                    let volume =
-                        open(&path).unwrap_or_else(|error| panic!("{what}: {}", chain(&error)));
+                    let volume = open(&path)
+                        .unwrap_or_else(|error| panic!("{what}: {}", error.with_causes()));
                     check(&volume, axes, &what);
                     let of =
                         |name: char, length: f64| if axes.contains(name) { length } else { 1.0 };
@@ -306,7 +306,7 @@ fn numbers_that_python_writes_but_json_does_not_have_are_read() {
             )
             .replace("{\"name\":\"bytes\"}", endian);
         fs::write(&array, changed).unwrap();
-        let volume = open(&path).unwrap_or_else(|error| panic!("{fill}: {}", chain(&error)));
+        let volume = open(&path).unwrap_or_else(|error| panic!("{fill}: {}", error.with_causes()));
         let patch = volume.read(Region::whole([2, 2, 2])).unwrap();
         let first = patch.as_slice::<f32>().unwrap()[0];
         assert!(

@@ -37,7 +37,7 @@ fn real_scans_of_other_software_are_read_or_refused_with_a_reason() {
             match open(&array) {
                 Ok(volume) => {
                     let patch = volume.read(Region::whole(volume.layout.shape));
-                    patch.unwrap_or_else(|error| panic!("{name}: {}", chain(&error)));
+                    patch.unwrap_or_else(|error| panic!("{name}: {}", error.with_causes()));
                     read += 1;
                 }
                 // One-dimensional, text, or an unsupported codec: delta, pcodec, zfp.
@@ -46,7 +46,7 @@ fn real_scans_of_other_software_are_read_or_refused_with_a_reason() {
                     assert!(reasons.iter().any(|reason| what.contains(reason)), "{what}");
                     refused += 1;
                 }
-                Err(error) => panic!("{name}: {}", chain(&error)),
+                Err(error) => panic!("{name}: {}", error.with_causes()),
             }
         }
     }

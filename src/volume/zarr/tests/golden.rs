@@ -72,14 +72,14 @@ fn golden_arrays_hold_what_zarr_python_wrote() {
         let volume = match open(&path) {
             Ok(volume) => volume,
             Err(error) => {
-                wrong.push(format!("{name}: {}", chain(&error)));
+                wrong.push(format!("{name}: {}", error.with_causes()));
                 continue;
             }
         };
         let patch = match volume.read(Region::whole(volume.layout.shape)) {
             Ok(patch) => patch,
             Err(error) => {
-                wrong.push(format!("{name}: {}", chain(&error)));
+                wrong.push(format!("{name}: {}", error.with_causes()));
                 continue;
             }
         };
@@ -133,7 +133,7 @@ fn codecs_that_could_be_exploited_are_refused_on_untrusted_data() {
                 refused += 1;
             }
             Ok(_) => assert!(!name.contains("blosc"), "{name}"),
-            Err(error) => panic!("{name}: {}", chain(&error)),
+            Err(error) => panic!("{name}: {}", error.with_causes()),
         }
     }
     assert!(refused > 20);
