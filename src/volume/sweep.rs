@@ -2,12 +2,16 @@
 //!
 //! Removing a folder requires listing its entries, which takes a file descriptor per level. A process that failed
 //! because it ran out of descriptors would leave its unfinished files. Therefore one descriptor is reserved for the
-//! removal, and one level is listed at a time.
+//! removal, and one level is listed at a time. Another thread may still take the descriptor between its release and the
+//! listing; the listing then waits until that thread closes a file.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
+use rustix::io::Errno;
 use tempfile::TempDir;
 
 /// A temporary folder that is removed on drop.
@@ -67,22 +71,31 @@ impl Drop for ScratchFolder {
     }
 }
 
-/// Removes a folder and everything in it, with one open file at a time.
+/// Removes a folder and everything in it, with one open file at a time. Another process may remove the same entries.
 pub(super) fn remove_all(folder: &Path) -> io::Result<()> {
     // Each folder comes before its subfolders.
-    let mut folders = vec![folder.to_path_buf()];
-    let mut next = 0;
-    while let Some(folder) = folders.get(next).cloned() {
-        next += 1;
-        for (path, is_folder) in entries(&folder)? {
-            if is_folder {
-                folders.push(path);
-            } else {
-                fs::remove_file(path)?;
-            }
+    let mut folders = Vec::new();
+    let mut found = entries(folder)?;
+    while let Some((path, is_folder)) = found.pop() {
+        if is_folder {
+            found.extend(unless_gone(entries(&path))?);
+            folders.push(path);
+        } else {
+            unless_gone(fs::remove_file(path))?;
         }
     }
-    folders.iter().rev().try_for_each(fs::remove_dir)
+    for path in folders.iter().rev() {
+        unless_gone(fs::remove_dir(path))?;
+    }
+    fs::remove_dir(folder)
+}
+
+/// Returns the default value if an entry no longer exists.
+fn unless_gone<T: Default>(outcome: io::Result<T>) -> io::Result<T> {
+    match outcome {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
+        outcome => outcome,
+    }
 }
 
 /// Returns the entries of a folder, and whether each is a folder; links are not followed.
@@ -94,7 +107,25 @@ fn entries(folder: &Path) -> io::Result<Vec<(PathBuf, bool)>> {
         let entry = entry?;
         Ok((entry.path(), entry.file_type()?.is_dir()))
     };
-    fs::read_dir(folder)?.map(entry).collect()
+    list(folder)?.map(entry).collect()
+}
+
+/// Lists a folder. Without a free descriptor, waits up to two seconds for one.
+pub(super) fn list(folder: &Path) -> io::Result<fs::ReadDir> {
+    for _ in 0..200 {
+        match fs::read_dir(folder) {
+            Err(error) if is_out_of_descriptors(&error) => thread::sleep(Duration::from_millis(10)),
+            listed => return listed,
+        }
+    }
+    fs::read_dir(folder)
+}
+
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    let none_left = [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error);
+    error
+        .raw_os_error()
+        .is_some_and(|code| none_left.contains(&code))
 }
 
 #[cfg(test)]

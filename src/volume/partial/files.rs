@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::super::staged::parent;
+use super::super::sweep;
 use super::Durability;
 use crate::error::{Error, Result};
 
@@ -79,7 +80,7 @@ pub(super) fn remove_file(path: &Path) -> Result<()> {
 }
 
 pub(super) fn remove_folder(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
+    match sweep::remove_all(path) {
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => remove_file(path),
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(Error::io("remove", path)(error))

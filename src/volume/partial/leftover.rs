@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::overwrite::{FolderKind, UnexpectedEntry, bare};
 use super::super::staged::{REPLACED, inode, place};
+use super::super::sweep;
 use super::super::zarr;
 use super::files::{Lock, lock, remove_file, remove_folder};
 use super::is_gone;
@@ -164,7 +165,7 @@ fn check_replaced(folder: &Path) -> Result<()> {
 /// locks go last, because other processes look for them.
 fn remove_own(folder: &Path) -> Result<()> {
     let mut names = Vec::new();
-    match fs::read_dir(folder) {
+    match sweep::list(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => {
             for entry in entries.map_err(Error::io("list", folder))? {
