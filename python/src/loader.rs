@@ -66,7 +66,7 @@ impl Epochs {
         sampler: Recipe,
         counts: &Bound<'_, PyAny>,
         seed: u64,
-        window: u64,
+        window: Option<u64>,
         shuffle: (bool, bool),
         shard: (u64, u64, u64, &str),
         together: Option<u64>,
@@ -76,7 +76,11 @@ impl Epochs {
             Ok(each) => EpochPlan::new(list.len(), each, seed),
             Err(_) => EpochPlan::with_counts(&counts.extract::<Vec<u64>>()?, seed),
         };
-        let plan = plan.map(|plan| plan.with_window(window).with_shuffle(shuffle.0, shuffle.1));
+        let plan = plan.map(|plan| match window {
+            Some(window) => plan.with_window(window),
+            None => plan,
+        });
+        let plan = plan.map(|plan| plan.with_shuffle(shuffle.0, shuffle.1));
         let plan = match together {
             Some(batch) => plan.and_then(|plan| plan.with_batches(batch)),
             None => plan,
@@ -252,6 +256,7 @@ impl EpochLoader {
         all.set_item("chunks", last.chunks)?;
         all.set_item("bytes", last.bytes)?;
         all.set_item("copies", last.copies)?;
+        all.set_item("subjects_per_batch", last.subjects_per_batch)?;
         all.set_item("ready", last.fill.0)?;
         all.set_item("in_progress", last.fill.1)?;
         Ok(all)

@@ -250,7 +250,7 @@ class Epochs:
         sampler: dict[str, Any],
         counts: int | Sequence[int],
         seed: int,
-        window: int,
+        window: int | None,
         shuffle: tuple[bool, bool],
         shard: tuple[int, int, int, str],
         together: int | None,

@@ -240,6 +240,8 @@ class QueueStats(TypedDict):
     bytes: int
     #: Copies of chunks into patches.
     copies: int
+    #: Mean number of different subjects in a batch, or in 8 samples in a row.
+    subjects_per_batch: float
     #: Patches that are ready.
     ready: int
     #: Patches that are being filled.

@@ -93,13 +93,17 @@ class Queue:
     samples_per_subject : int or sequence of int
         Patches of each subject in an epoch: a number, or one for each subject.
     max_length : int, default 300
-        The most patches that wait. Patches are mixed within windows of this length.
+        The most patches that wait.
     memory : int, default 268435456
         Bytes that waiting patches and decoded chunks may take together.
     threads : int, optional
         Threads that read ahead; one for each core if not given. With 0 the caller's own thread reads.
     shuffle_subjects, shuffle_patches : bool, default True
         Whether the order of subjects, and of patches within a window, is random.
+    shuffle_window : int, optional
+        Patches that are shuffled together. If not given, those of about 16 subjects, and at least 300: all patches of an
+        epoch of up to 16 subjects. The whole epoch if it is as long as that; each subject is then in use from the first
+        patch to the last, and chunks are reused less. See ``subjects_per_batch`` in :meth:`stats`.
     seed : int, default 0
         Random seed.
     rank, world_size : int, optional
@@ -162,6 +166,7 @@ class Queue:
         threads: int | None = None,
         shuffle_subjects: bool = True,
         shuffle_patches: bool = True,
+        shuffle_window: int | None = None,
         seed: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
@@ -185,6 +190,7 @@ class Queue:
         self.threads = None if threads is None else _count("threads", threads)
         self.shuffle_subjects = shuffle_subjects
         self.shuffle_patches = shuffle_patches
+        self.shuffle_window = None if shuffle_window is None else _count("shuffle_window", shuffle_window, least=1)
         self.seed = _count("seed", seed, most=2**64 - 1)
         self.rank, self.world_size = _ranks(rank, world_size)
         self.transform = transform
@@ -238,7 +244,7 @@ class Queue:
             self.sampler._recipe(),
             self.samples_per_subject,
             self.seed,
-            self.max_length,
+            self.shuffle_window,
             (self.shuffle_subjects, self.shuffle_patches),
             (self.rank, self.world_size, self.batch_size or 1, self.uneven),
             self.batch_size if self.keep_batches else None,
@@ -401,7 +407,8 @@ class Queue:
         -------
         dict
             ``delivered`` and ``left_out`` patches, with ``reasons``; ``waited_seconds``; ``chunks`` that were decoded,
-            ``bytes`` that were read, and ``copies`` of chunks into patches; patches ``ready`` and ``in_progress``.
+            ``bytes`` that were read, and ``copies`` of chunks into patches; ``subjects_per_batch``, the mean number of
+            different subjects in a batch, or in 8 samples in a row; patches ``ready`` and ``in_progress``.
 
         Raises
         ------

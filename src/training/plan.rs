@@ -2,8 +2,8 @@
 //!
 //! The sequence is a function of (seed, epoch, place). Subjects come in order or shuffled, each with
 //! its number of draws, and then the patches of each *window* of the sequence are shuffled. Every
-//! epoch yields exactly the planned patches, even if the last one was not read to its end. Only one
-//! window is in memory at a time.
+//! epoch yields exactly the planned patches, even if the last one was not read to its end. The order
+//! in a long window is computed one place at a time, so a window may be as long as the epoch.
 
 use std::sync::Arc;
 
@@ -13,13 +13,20 @@ use super::proportional::{proportional_counts, too_many};
 use crate::error::{Error, Result};
 use crate::sampler::CounterRng;
 
+/// By default, the patches of about this many subjects are shuffled together,
+const MIXED_SUBJECTS: u64 = 16;
+
+/// and at least this many patches.
+const MIN_WINDOW: u64 = 300;
+
 /// The patches of every epoch and their order.
 #[derive(Clone, Debug)]
 pub struct EpochPlan {
     subjects: u64,
     counts: Counts,
     seed: u64,
-    window: u64,
+    /// `None` for the default.
+    window: Option<u64>,
     /// The number of consecutive draws that stay together.
     batch: u64,
     shuffle_subjects: bool,
@@ -46,7 +53,7 @@ pub struct PlannedPatch {
 
 impl EpochPlan {
     /// Plans `samples_per_subject` patches of each of `subjects` subjects. Subjects are shuffled, and
-    /// patches are shuffled within windows of 300.
+    /// patches are shuffled within windows (see [`window`](Self::window)).
     ///
     /// # Errors
     ///
@@ -62,7 +69,7 @@ impl EpochPlan {
             subjects,
             counts: Counts::Each(samples_per_subject),
             seed,
-            window: 300,
+            window: None,
             batch: 1,
             shuffle_subjects: true,
             shuffle_patches: true,
@@ -108,10 +115,11 @@ impl EpochPlan {
         Self::with_counts(&proportional_counts(weights, total)?, seed)
     }
 
-    /// Sets the length of the windows (at least 1) within which patches are shuffled.
+    /// Sets the number of patches (at least 1) that are shuffled together. With the length of the epoch,
+    /// all patches are shuffled together; each subject then stays in use for the whole epoch.
     #[must_use]
     pub const fn with_window(mut self, length: u64) -> Self {
-        self.window = if length == 0 { 1 } else { length };
+        self.window = Some(if length == 0 { 1 } else { length });
         self
     }
 
@@ -173,10 +181,16 @@ impl EpochPlan {
         self.seed
     }
 
-    /// The number of patches that are shuffled together.
+    /// The number of patches that are shuffled together. By default those of about 16 subjects, which a
+    /// loader keeps open anyway, and at least 300. So all patches of up to 16 subjects are shuffled
+    /// together. Of subjects that give more than 300 patches each, this mixes 16 at a time.
     #[must_use]
-    pub const fn window(&self) -> u64 {
-        self.window.div_ceil(self.batch).saturating_mul(self.batch)
+    pub fn window(&self) -> u64 {
+        let length = self.window.unwrap_or_else(|| {
+            let mixed = self.len().saturating_mul(MIXED_SUBJECTS) / self.subjects.max(1);
+            mixed.max(MIN_WINDOW)
+        });
+        length.div_ceil(self.batch).saturating_mul(self.batch)
     }
 
     /// The number of patches in an epoch.
@@ -284,25 +298,38 @@ impl Epoch {
         self.plan.len().div_ceil(self.plan.window())
     }
 
-    /// Returns the patches of a window in delivery order.
-    #[must_use]
-    pub fn window(&self, window: u64) -> Vec<PlannedPatch> {
-        let first = window.saturating_mul(self.plan.window());
-        let end = first
-            .saturating_add(self.plan.window())
-            .min(self.plan.len());
+    /// Returns the order of a window.
+    pub(super) fn window_order(&self, window: u64) -> WindowOrder {
+        let length = self.plan.window();
+        let first = window.saturating_mul(length);
+        let end = first.saturating_add(length).min(self.plan.len());
         let count = end.saturating_sub(first);
-        let batch = self.plan.batch;
         let order = if self.plan.shuffle_patches {
             let random =
                 CounterRng::of_domain(*b"voxpatch wind v1", self.plan.seed, self.number, window);
-            Order::new(count / batch, random)
+            Order::new(count / self.plan.batch, random)
         } else {
             Order::Identity
         };
-        (0..count)
-            .map(|n| self.unshuffled(first + order.at(n / batch) * batch + n % batch))
-            .collect()
+        WindowOrder {
+            window,
+            first,
+            count,
+            order,
+        }
+    }
+
+    /// Returns the patch at place `n` of a window.
+    pub(super) fn patch(&self, window: &WindowOrder, n: u64) -> PlannedPatch {
+        let batch = self.plan.batch;
+        self.unshuffled(window.first + window.order.at(n / batch) * batch + n % batch)
+    }
+
+    /// Returns the patches of a window in delivery order.
+    #[must_use]
+    pub fn window(&self, window: u64) -> Vec<PlannedPatch> {
+        let order = self.window_order(window);
+        (0..order.count).map(|n| self.patch(&order, n)).collect()
     }
 
     /// Returns the patch at place `n` before shuffling.
@@ -320,6 +347,16 @@ impl Epoch {
             draw,
         }
     }
+}
+
+/// The order of the patches in one window of an epoch.
+#[derive(Clone, Debug)]
+pub(super) struct WindowOrder {
+    /// The number of the window.
+    pub(super) window: u64,
+    first: u64,
+    count: u64,
+    order: Order,
 }
 
 #[cfg(test)]
@@ -434,6 +471,39 @@ mod tests {
         }
         let plain = sequence(&plan.with_shuffle(false, false), 3);
         assert!(plain.is_sorted());
+    }
+
+    #[test]
+    fn by_default_all_patches_of_16_subjects_are_shuffled_together() {
+        let window = |subjects, each| EpochPlan::new(subjects, each, 0).unwrap().window();
+        assert_eq!([window(1, 9), window(16, 4), window(2000, 8)], [300; 3]);
+        assert_eq!([window(4, 256), window(16, 256)], [4096; 2]);
+        assert_eq!(window(100, 1000), 16_000);
+        let uneven = EpochPlan::with_counts(&[0, 900, 100, 200], 0).unwrap();
+        assert_eq!(uneven.window(), 4800);
+        assert_eq!(uneven.with_batches(100).unwrap().window(), 4800);
+        assert_eq!(EpochPlan::new(0, 5, 0).unwrap().window(), 300);
+        // In a batch of 8 of a full shuffle of four subjects, 4 * (1 - 0.75^8) = 3.6 subjects.
+        let patches = sequence(&EpochPlan::new(4, 256, 3).unwrap(), 0);
+        let different = |batch: &[PlannedPatch]| {
+            let subjects: std::collections::BTreeSet<u64> =
+                batch.iter().map(|patch| patch.subject).collect();
+            subjects.len()
+        };
+        let all: usize = patches.chunks(8).map(different).sum();
+        assert!((3.4..3.8).contains(&(f64::from(u32::try_from(all).unwrap()) / 128.0)));
+    }
+
+    #[test]
+    fn a_window_of_a_billion_patches_takes_no_memory() {
+        let plan = EpochPlan::new(1000, 1_000_000, 1)
+            .unwrap()
+            .with_window(u64::MAX);
+        let epoch = plan.epoch(0);
+        let order = epoch.window_order(0);
+        let found: std::collections::BTreeSet<PlannedPatch> =
+            (0..10_000).map(|n| epoch.patch(&order, n)).collect();
+        assert_eq!(found.len(), 10_000);
     }
 
     #[test]

@@ -45,6 +45,11 @@ where
         self.values.contains_key(key)
     }
 
+    /// Returns the value for `key` if it is in the cache.
+    pub(crate) fn get(&self, key: &K) -> Option<V> {
+        self.values.get(key)
+    }
+
     /// Returns the value for `key`, and whether it was already in the cache.
     pub(crate) fn get_or_load<E>(
         &self,

@@ -319,6 +319,7 @@ class Queue(tio.data.Queue):
             threads=self.num_workers,
             shuffle_subjects=self.shuffle_subjects,
             shuffle_patches=self.shuffle_patches,
+            shuffle_window=self.max_length,
             seed=seed,
             rank=0,
             world_size=1,

@@ -1,4 +1,4 @@
-//! The feed: opens subjects and draws the patches of the plan, one window at a time.
+//! The feed: opens subjects and draws the patches of the plan, some hundred at a time.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -12,13 +12,20 @@ use crate::region::Region;
 use crate::sampler::Sampler;
 use crate::training::cohort::SubjectSpec;
 use crate::training::factory::{SamplerFactory, subject_seed};
-use crate::training::plan::{Epoch, EpochPlan, PlannedPatch};
+use crate::training::plan::{Epoch, EpochPlan, PlannedPatch, WindowOrder};
 use crate::training::shard::{RankShard, WorkerShard};
 use crate::training::subject::{Image, Subject};
 use crate::training::subjects::Subjects;
 
 /// The number of subjects that stay open for later windows.
 const MAX_OPEN: usize = 16;
+
+/// The number of patches that are drawn first, so that they do not wait for many subjects to be opened.
+/// It doubles with each draw,
+const FIRST_DRAWS: usize = 16;
+
+/// up to this number.
+const MAX_DRAWS: usize = 256;
 
 /// A drawn patch, or the reason why there is none.
 pub(super) struct Drawn {
@@ -97,9 +104,12 @@ pub(super) struct Feed {
     part: Range<u64>,
     /// The place at which the part begins, and its buffer, if batches are contiguous.
     batch: Option<(u64, Arc<BatchBuffer>)>,
-    window: Option<(u64, Vec<PlannedPatch>)>,
+    window: Option<WindowOrder>,
     window_length: u64,
-    open: VecDeque<Arc<OpenSubject>>,
+    /// The number of patches to draw next.
+    draws: usize,
+    /// The subjects that were opened last, or the reasons why they could not be.
+    open: VecDeque<(u64, Result<Arc<OpenSubject>, Failed>)>,
     /// The images of the first subject.
     spec: Option<SubjectSpec>,
 }
@@ -130,33 +140,26 @@ impl Feed {
             batch: None,
             window: None,
             window_length: plan.window(),
+            draws: FIRST_DRAWS,
             open: VecDeque::new(),
             spec: None,
             options,
         }
     }
 
-    /// Draws the next patches of this rank, up to the end of a window; none at the end of the epoch.
+    /// Draws the next patches of this rank; none at the end of the epoch.
     pub(super) fn next(&mut self) -> Vec<Drawn> {
         let mut places = Vec::new();
         let mut planned = Vec::new();
-        while let Some(taken) = self.next_place() {
+        while planned.len() < self.draws
+            && let Some(taken) = self.next_place()
+        {
             // Places beyond the last are the first ones again.
             let place = taken % self.epoch.patches();
-            let window = place / self.window_length;
-            if self.window.as_ref().is_none_or(|(held, _)| *held != window) {
-                self.window = Some((window, self.epoch.window(window)));
-            }
-            if let Some((_, held)) = &self.window {
-                let at =
-                    usize::try_from(place % self.window_length).expect("a window is in memory");
-                planned.push(held[at]);
-                places.push((place, self.batch_of(taken)));
-            }
-            if (place + 1).is_multiple_of(self.window_length) {
-                break;
-            }
+            planned.push(self.planned(place));
+            places.push((place, self.batch_of(taken)));
         }
+        self.draws = MAX_DRAWS.min(2 * self.draws);
         let outcomes = self.draw_all(&planned);
         let drawn = |((place, batch), planned): ((u64, _), &PlannedPatch)| {
             let outcome = outcomes
@@ -170,6 +173,15 @@ impl Feed {
             }
         };
         places.into_iter().zip(&planned).map(drawn).collect()
+    }
+
+    /// Returns the patch at a place of the epoch.
+    fn planned(&mut self, place: u64) -> PlannedPatch {
+        let number = place / self.window_length;
+        let held = self.window.take().filter(|held| held.window == number);
+        let order = held.unwrap_or_else(|| self.epoch.window_order(number));
+        let order = self.window.insert(order);
+        self.epoch.patch(order, place % self.window_length)
     }
 
     /// Gives up all remaining patches and returns the place at which they end.
@@ -209,7 +221,7 @@ impl Feed {
         Some((Arc::clone(buffer), n))
     }
 
-    /// Draws the patches of a window, subject by subject.
+    /// Draws patches, subject by subject.
     fn draw_all(
         &mut self,
         planned: &[PlannedPatch],
@@ -254,9 +266,18 @@ impl Feed {
     }
 
     fn opened(&mut self, index: u64) -> Result<Arc<OpenSubject>, Failed> {
-        if let Some(at) = self.open.iter().position(|opened| opened.index == index) {
-            return Ok(Arc::clone(&self.open[at]));
+        if let Some((_, opened)) = self.open.iter().find(|(held, _)| *held == index) {
+            return opened.clone();
         }
+        let opened = self.open(index);
+        self.open.push_back((index, opened.clone()));
+        if self.open.len() > MAX_OPEN {
+            self.open.pop_front();
+        }
+        opened
+    }
+
+    fn open(&mut self, index: u64) -> Result<Arc<OpenSubject>, Failed> {
         let subject = self
             .subjects
             .open(index)
@@ -268,17 +289,12 @@ impl Feed {
             .sampler(&subject, subject_seed(self.seed, index))
             .map_err(|error| failed(index, subject.name(), error))?;
         let read = |image: &Image| AtomicU64::new(image.volume.read_stats().bytes);
-        let opened = Arc::new(OpenSubject {
+        Ok(Arc::new(OpenSubject {
             index,
             read: subject.images().iter().map(read).collect(),
             subject: Arc::new(subject),
             sampler,
-        });
-        self.open.push_back(Arc::clone(&opened));
-        if self.open.len() > MAX_OPEN {
-            self.open.pop_front();
-        }
-        Ok(opened)
+        }))
     }
 
     /// Checks that the patches of a subject fit into one batch with those of the first.

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! planned      EpochPlan     which draw of which subject is next
-//!    |         feed          opens subjects and draws a window of patches at a time
+//!    |         feed          opens subjects and draws some hundred patches at a time
 //! drawn        Assembly      the region and its chunks; up to thousands of patches ahead
 //!    |         reuse         decides which chunks and pieces are held for coming patches
 //!    |         schedule      admits patches in order while the buffer has room
@@ -31,6 +31,7 @@ mod cursor;
 mod feed;
 mod gather;
 mod holdings;
+mod mixing;
 mod options;
 mod pool;
 mod reuse;
@@ -48,6 +49,7 @@ pub use wait::TryNext;
 use self::cursor::StepCursor;
 use self::feed::{Feed, FeedOptions};
 use self::gather::Gather;
+use self::mixing::Mixing;
 use self::pool::PatchPool;
 use self::schedule::{Delivered, Limits, Schedule};
 use super::factory::SamplerFactory;
@@ -84,6 +86,7 @@ pub struct Loader {
     partial: Option<PartialBatch>,
     on_error: OnError,
     stats: LoaderStats,
+    mixing: Mixing,
     finished: bool,
 }
 
@@ -166,6 +169,7 @@ impl Loader {
             partial: None,
             on_error: options.on_error,
             stats: LoaderStats::default(),
+            mixing: Mixing::new(options.shard.batch_size),
             finished: false,
         };
         loader.start_workers(options.threads)?;
@@ -304,6 +308,7 @@ impl Loader {
             bytes: counters.bytes.load(Ordering::Relaxed),
             copies: counters.copies.load(Ordering::Relaxed),
             fill: self.schedule.fill(),
+            subjects_per_batch: self.mixing.mean(),
             ..self.stats.clone()
         }
     }
@@ -335,6 +340,7 @@ impl Loader {
         TryNext::Ready(match delivered {
             Delivered::Sample(sample) => {
                 self.stats.delivered += 1;
+                self.mixing.count(sample.subject_index);
                 Ok(Some(*sample))
             }
             Delivered::LeftOut { index, name } => {

@@ -182,6 +182,10 @@ pub struct LoaderStats {
     pub bytes: u64,
     /// Copies of a chunk, or of a part of one, into a patch. Without reuse, each would need its own decode.
     pub copies: u64,
+    /// The mean number of different subjects in a batch, or in 8 patches in a row if batches have one
+    /// patch; 0 before the first batch. It tells how well patches are mixed: of `s` subjects with equally
+    /// many patches, independent draws of `b` have `s * (1 - (1 - 1/s)^b)`.
+    pub subjects_per_batch: f64,
     /// Complete and incomplete patches in the buffer.
     pub fill: (usize, usize),
 }

@@ -670,13 +670,22 @@ impl State {
             Piece::Whole(image) => vec![Job::Whole(Arc::clone(assembly), image)],
             Piece::Planes(key) => {
                 // They may have been read already, and be needed again by a later patch only.
-                let needs = |assemblies: &&Vec<Arc<Assembly>>| {
-                    assemblies.iter().any(|other| Arc::ptr_eq(other, assembly))
-                };
-                if !self.planes.get(&key).is_some_and(|found| needs(&found)) {
+                let Some(waiting) = self.planes.get_mut(&key) else {
                     return Vec::new();
+                };
+                let is_this = |other: &Arc<Assembly>| Arc::ptr_eq(other, assembly);
+                let Some(at) = waiting.iter().position(is_this) else {
+                    return Vec::new();
+                };
+                // The first patch does not wait for what only later ones need.
+                let assemblies = if assembly.order == 0 {
+                    vec![waiting.swap_remove(at)]
+                } else {
+                    std::mem::take(waiting)
+                };
+                if waiting.is_empty() {
+                    self.planes.remove(&key);
                 }
-                let assemblies = self.planes.remove(&key).unwrap_or_default();
                 vec![Job::Planes(key, assemblies)]
             }
             Piece::Chunk(key) => {

@@ -104,3 +104,41 @@ fn a_mapped_file_that_is_replaced_stays_what_it_was_but_no_patches_are_drawn_fro
     assert_eq!(failed, 10);
     assert!(matches!(open(&path), Err(Error::FileLength { .. })));
 }
+
+/// A volume in planes that counts the bytes that are read.
+#[derive(Debug)]
+struct Planes(MemoryVolume, AtomicUsize);
+
+impl Volume for Planes {
+    fn layout(&self) -> &Layout {
+        self.0.layout()
+    }
+
+    fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
+        self.1.fetch_add(out.len(), Ordering::Relaxed);
+        self.0.read_channels(channels, region, out)
+    }
+
+    fn read_granularity(&self) -> Option<ChunkShape> {
+        Some([1, 2, 100, 100])
+    }
+}
+
+#[test]
+fn the_first_patch_of_a_flat_file_waits_for_no_other() {
+    let voxels = vec![7_u8; 64 * 100 * 100];
+    let memory = MemoryVolume::from_vec([64, 100, 100], 1, voxels).unwrap();
+    let volume = Arc::new(Planes(memory, AtomicUsize::new(0)));
+    let subject = of_volumes("s", vec![("ct", Arc::clone(&volume) as _)]);
+    let plan = EpochPlan::new(1, 300, 1).unwrap();
+    let options = LoaderOptions {
+        max_length: 300,
+        ..options(0)
+    };
+    let make = uniform_of([8; 3], Border::Drop);
+    let mut loader = Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options).unwrap();
+    assert!(loader.next().is_some_and(|sample| sample.is_ok()));
+    assert_eq!(volume.1.load(Ordering::Relaxed), 8 * 8 * 8);
+    assert_eq!(loader.filter(|sample| sample.is_ok()).count(), 299);
+    assert!(volume.1.load(Ordering::Relaxed) > 299 * 8 * 8 * 8 / 2);
+}

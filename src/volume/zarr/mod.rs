@@ -341,11 +341,19 @@ impl Volume for ZarrVolume {
     }
 
     fn prefetch(&self, index: ChunkShape) {
-        // Only a part of a shard is read, and the system reads ahead in the file by itself.
-        if let Codecs::Whole(_) = &self.codecs {
-            let index = self.facts.chunk_index(index);
-            self.store
-                .prefetch(&self.array.chunk_key(&index).to_string());
+        let index = self.facts.chunk_index(index);
+        let key = |index: &[u64]| self.array.chunk_key(index).to_string();
+        match &self.codecs {
+            Codecs::Whole(_) => self.store.prefetch(&key(&index), &|length| Some(0..length)),
+            Codecs::Sharded(shards, indexes) => {
+                let (shard, inner) = shards.locate(&index);
+                // Until a shard's index is known, only the index can be prefetched.
+                let known = indexes.get(&shard);
+                self.store.prefetch(&key(&shard), &|length| match &known {
+                    Some(known) => shards.range(known, inner, length).ok().flatten(),
+                    None => shards.index_range(length).ok(),
+                });
+            }
         }
     }
 

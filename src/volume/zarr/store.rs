@@ -8,6 +8,7 @@
 use std::fmt::Debug;
 use std::fs::{File, Metadata};
 use std::io;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -25,9 +26,10 @@ pub(super) trait Store: Debug + Send + Sync {
     /// Opens the value under `key`; `None` if it does not exist.
     fn open(&self, key: &str) -> Result<Option<Box<dyn StoredValue>>>;
 
-    /// Prefetches the value under `key`, if it exists and fetching takes time. Nothing depends on it.
-    fn prefetch(&self, key: &str) {
-        let _ = key;
+    /// Prefetches a part of the value under `key`, if it exists and fetching takes time. `part` returns the
+    /// range for the value's length. Nothing depends on it.
+    fn prefetch(&self, key: &str, part: &dyn Fn(u64) -> Option<Range<u64>>) {
+        let _ = (key, part);
     }
 }
 
@@ -170,14 +172,18 @@ impl Store for Folder {
     }
 
     #[cfg(not(target_vendor = "apple"))]
-    fn prefetch(&self, key: &str) {
+    fn prefetch(&self, key: &str, part: &dyn Fn(u64) -> Option<Range<u64>>) {
         let path = self.path.join(key);
         if self.links.check(&self.path, &path).is_ok()
             && path.is_file()
             && let Ok(file) = open_at_once(&path)
+            && let Ok(found) = file.metadata()
+            && let Some(range) = part(found.len())
+            && let Some(length) = NonZeroU64::new(range.end.saturating_sub(range.start))
         {
+            let advice = rustix::fs::Advice::WillNeed;
             // The call fails where prefetching is not possible, for example for a pipe.
-            let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::WillNeed);
+            let _ = rustix::fs::fadvise(&file, range.start, Some(length), advice);
         }
     }
 }

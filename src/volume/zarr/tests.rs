@@ -69,6 +69,7 @@ type Notes = Arc<Mutex<Vec<(String, Range<u64>)>>>;
 struct Notebook {
     values: HashMap<String, Arc<Vec<u8>>>,
     reads: Notes,
+    prefetches: Notes,
 }
 
 struct Page {
@@ -87,6 +88,15 @@ impl Store for Notebook {
             })
         };
         Ok(self.values.get(key).map(page))
+    }
+
+    fn prefetch(&self, key: &str, part: &dyn Fn(u64) -> Option<Range<u64>>) {
+        if let Some(bytes) = self.values.get(key)
+            && let Some(range) = part(bytes.len() as u64)
+        {
+            let note = (key.to_owned(), range);
+            self.prefetches.lock().unwrap().push(note);
+        }
     }
 }
 

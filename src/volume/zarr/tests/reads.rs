@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::symlink;
 
 use super::*;
-use crate::region::indices;
+use crate::region::{chunk_region, indices};
 use crate::volume::{CreateOptions, create};
 
 /// Writes a Zarr array of two channels whose third chunk column along x is empty.
@@ -298,4 +298,37 @@ fn a_chunk_written_after_the_array_was_opened_is_an_error_that_names_it() {
         volume.check_unchanged(),
         Err(Error::InputModified { .. })
     ));
+}
+
+#[test]
+fn a_chunk_is_prefetched_by_its_range_once_the_index_of_its_shard_is_known() {
+    let dir = scratch();
+    for shard in [None, Some([8, 16, 16])] {
+        let path = dir
+            .path()
+            .join(if shard.is_some() { "shards" } else { "chunks" });
+        fs::create_dir(&path).unwrap();
+        let (volume, store) = noted(&written(&path, shard));
+        let prefetched = |index| {
+            volume.prefetch(index);
+            std::mem::take(&mut *store.prefetches.lock().unwrap())
+        };
+        let mut known = HashSet::new();
+        for [z, y, x] in indices([0..5, 0..4, 0..4]) {
+            for c in 0..2 {
+                let region = chunk_region([z, y, x], [4, 8, 8]);
+                let region = region.intersection(&Region::whole([20, 30, 25])).unwrap();
+                let mut needed = needed(&store, &(c..c + 1), region, shard);
+                if shard.is_some() {
+                    // In the order of the file: the chunk, then the index.
+                    let index = needed.pop().into_iter().collect::<Vec<_>>();
+                    let first = prefetched([c, z, y, x]);
+                    let is_known = !known.insert(index.clone());
+                    assert_eq!(first, if is_known { needed.clone() } else { index });
+                }
+                volume.read_chunk([c, z, y, x]).unwrap();
+                assert_eq!(prefetched([c, z, y, x]), needed);
+            }
+        }
+    }
 }
