@@ -250,6 +250,57 @@ impl SignedAxes {
         ORDERS.contains(&from).then_some(Self { from, flipped })
     }
 
+    /// For each new axis, the old axis that it runs along.
+    #[must_use]
+    pub const fn order(&self) -> [usize; 3] {
+        self.from
+    }
+
+    /// For each new axis, `true` if it runs backwards.
+    #[must_use]
+    pub const fn flipped(&self) -> [bool; 3] {
+        self.flipped
+    }
+
+    /// Returns these axes, with the new axes turned around where `flipped`.
+    #[must_use]
+    pub fn flipped_along(self, flipped: [bool; 3]) -> Self {
+        Self {
+            flipped: std::array::from_fn(|axis| self.flipped[axis] != flipped[axis]),
+            ..self
+        }
+    }
+
+    /// Returns the axes after these and then `next`.
+    #[must_use]
+    pub fn then(self, next: Self) -> Self {
+        let flipped = |axis: usize| next.flipped[axis] != self.flipped[next.from[axis]];
+        Self {
+            from: next.from.map(|from| self.from[from]),
+            flipped: std::array::from_fn(flipped),
+        }
+    }
+
+    /// Returns the axes that undo these.
+    #[must_use]
+    pub fn inverse(self) -> Self {
+        let mut inverse = Self::SAME;
+        for (axis, from) in self.from.into_iter().enumerate() {
+            inverse.from[from] = axis;
+            inverse.flipped[from] = self.flipped[axis];
+        }
+        inverse
+    }
+
+    /// Returns `true` if they turn a volume without mirroring it.
+    #[must_use]
+    pub fn is_rotation(&self) -> bool {
+        let [a, b, c] = self.from;
+        let swaps = usize::from(a > b) + usize::from(a > c) + usize::from(b > c);
+        let flips = self.flipped.into_iter().filter(|flipped| *flipped).count();
+        (swaps + flips).is_multiple_of(2)
+    }
+
     /// Returns all 48 signed permutations.
     pub fn all() -> impl Iterator<Item = Self> {
         let flips = (0..8).map(|n| [n & 4 != 0, n & 2 != 0, n & 1 != 0]);
@@ -333,6 +384,28 @@ fn without_negative_zero(value: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn signed_axes_are_a_group() {
+        let all: Vec<SignedAxes> = SignedAxes::all().collect();
+        let shape = [3, 4, 5];
+        let geometry = Geometry::from_spacing([1.0, 2.0, 3.0]);
+        for &one in &all {
+            assert_eq!(one.then(one.inverse()), SignedAxes::SAME);
+            assert_eq!(one.inverse().then(one), SignedAxes::SAME);
+            assert_eq!(
+                one.flipped_along([true; 3]).is_rotation(),
+                !one.is_rotation()
+            );
+            for &other in &all {
+                let both = one.then(other);
+                assert_eq!(both.is_rotation(), one.is_rotation() == other.is_rotation());
+                let stepwise = geometry.turned(one, shape).turned(other, one.shape(shape));
+                assert_eq!(geometry.turned(both, shape), stepwise);
+            }
+        }
+        assert_eq!(all.iter().filter(|axes| axes.is_rotation()).count(), 24);
+    }
 
     #[test]
     fn lps_turns_x_and_y_around() {

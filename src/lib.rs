@@ -54,6 +54,7 @@ pub mod geometry;
 pub mod grid;
 pub mod inference;
 pub mod meter;
+pub mod normalize;
 pub mod pad;
 pub mod patch;
 pub mod progress;
@@ -76,6 +77,7 @@ pub use inference::{
     InferenceOptions, InferencePlan, Model, OutputTarget, Predictor, builtin_model,
 };
 pub use ndarray;
+pub use normalize::Normalize;
 pub use pad::Padding;
 pub use patch::{Patch, Voxels};
 pub use queue::Queue;

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use numpy::PyArray2;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
-use voxpatch::inference::{FlipTta, Normalize, OutputSpec, PatchMask};
+use voxpatch::Normalize;
+use voxpatch::inference::{FlipTta, OutputSpec, PatchMask};
 use voxpatch::training::Image;
 use voxpatch::volume::{ChannelRange, Durability, Matching, OutputPart, check_output};
 use voxpatch::{

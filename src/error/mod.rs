@@ -814,8 +814,8 @@ pub enum Error {
         voxel: [u64; 3],
         /// The value, as text.
         value: String,
-        /// The type.
-        dtype: DType,
+        /// The name of the type.
+        dtype: &'static str,
         /// The way to read such values.
         remedy: &'static str,
     },

@@ -40,7 +40,6 @@ pub use builtin::builtin_model;
 pub use ensemble::Ensemble;
 pub use mask::PatchMask;
 pub use model::{BatchModel, FnModel, InputValues, Model, OutputSpec, SelectOutput};
-pub use normalize::Normalize;
 #[cfg(feature = "onnx")]
 pub use onnx::Onnx;
 pub use options::{InferenceOptions, OutputTarget, StoreOption};

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use super::begun::Choices;
 use super::mask::PatchMask;
 use super::model::Model;
-use super::normalize::{Normalize, measuring_threads};
 use super::options::{InferenceOptions, OutputTarget};
 use super::planned::PlannedOutput;
 use super::probe::Probe;
@@ -14,6 +13,7 @@ use super::schedule::Schedule;
 use crate::error::Result;
 use crate::grid::Grid;
 use crate::meter::anonymous_bytes;
+use crate::normalize::{Normalize, measuring_threads};
 use crate::progress::{Progress, silent};
 use crate::volume::{DiskSpace, Durability, OutputPart, Volume};
 

@@ -8,13 +8,13 @@ use super::fit::{Fit, Reach, Ways};
 use super::mask::PatchMask;
 use super::model::{InputValues, Model, OutputSpec};
 use super::needs::{Working, least_ahead, useful_cache};
-use super::normalize::Scales;
 use super::options::{InferenceOptions, OutputTarget};
 use super::passes::ChunkRanges;
 use super::planned::{PlannedOutput, Resume};
 use crate::aggregator::Skipped;
 use crate::error::{Error, Result};
 use crate::grid::{Grid, GridOptions};
+use crate::normalize::Scales;
 use crate::pad::Padding;
 use crate::volume::{CreateOptions, DiskSpace, Layout, check_name, disk_space};
 

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use super::mask::PatchMask;
 use super::model::{InputValues, Model};
-use super::normalize::Scales;
 use super::timings::Timings;
 use crate::aggregator::Aggregator;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::grid::Grid;
+use crate::normalize::Scales;
 use crate::pad::Padding;
 use crate::patch::Patch;
 use crate::region::Region;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::augment::Augmentation;
 use super::factory::SamplerFactory;
 use super::loader::{Batch, Loader, LoaderOptions, LoaderStats, OnError, Transform};
 use super::plan::EpochPlan;
@@ -165,6 +166,12 @@ impl LoaderBuilder<'_> {
     /// Sets what to do when a patch cannot be read.
     pub fn on_error(mut self, on_error: OnError) -> Self {
         self.options.on_error = on_error;
+        self
+    }
+
+    /// Sets random crops, flips, axis orders and rotations.
+    pub fn augment(mut self, augment: Augmentation) -> Self {
+        self.options.augment = augment;
         self
     }
 

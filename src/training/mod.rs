@@ -6,6 +6,7 @@
 //! delivers the patches in the planned order. The sequence is the same for any number of threads and
 //! any buffer. It can be resumed at any patch and is split between ranks by patch.
 
+mod augment;
 mod cohort;
 mod dataset;
 mod factory;
@@ -21,6 +22,7 @@ mod subjects;
 mod sync;
 
 pub use crate::volume::TOLERANCE;
+pub use augment::Augmentation;
 pub use cohort::Cohort;
 pub use dataset::{Batches, Dataset, LoaderBuilder};
 pub use factory::{IntoSampler, SamplerFactory, UniformPatches, subject_seed};

@@ -3,13 +3,20 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use half::bf16;
+
 use crate::dtype::{DType, convert, loss, text};
 use crate::error::{Error, Result};
+use crate::normalize::{Normalizer, Scales};
 use crate::pad::Padding;
 use crate::patch::Patch;
 use crate::region::{Region, Shape};
 use crate::sampler::{Border, CenterBox};
-use crate::volume::{Matching, Volume};
+use crate::threads::{DEFAULT_MEMORY, threads};
+use crate::volume::{IndexRange, Matching, Subset, Volume};
+
+/// The number of values that are normalized at a time.
+const BLOCK: usize = 4096;
 
 /// A scan with its other images: a second modality, labels, weights.
 #[derive(Clone, Debug)]
@@ -30,6 +37,11 @@ pub struct Image {
     /// The type that values are cast to; the volume's own type if `None`. Fractions are rounded to
     /// the nearest value; a value beyond the type's range is an error.
     pub cast: Option<DType>,
+    /// Round values to bfloat16: its patches have the type `uint16` and hold the bits. `cast` does not count then.
+    pub bfloat16: bool,
+    /// The normalization of its values, before a cast: the same as that of a prediction. Patches are float32
+    /// unless they are cast. Voxels beyond the volume's faces are added afterwards, in normalized values.
+    pub normalize: Normalizer,
     /// The channels of its patches; no other channel is read.
     pub channels: Range<u64>,
 }
@@ -44,6 +56,8 @@ impl Image {
             volume,
             padding: Padding::Constant(0.0),
             cast: None,
+            bfloat16: false,
+            normalize: Normalizer::default(),
         }
     }
 
@@ -58,6 +72,25 @@ impl Image {
     pub fn with_dtype(self, dtype: DType) -> Self {
         Self {
             cast: Some(dtype),
+            ..self
+        }
+    }
+
+    /// Rounds values to bfloat16: patches have the type `uint16` and hold the bits.
+    #[must_use]
+    pub fn with_bfloat16(self) -> Self {
+        Self {
+            bfloat16: true,
+            ..self
+        }
+    }
+
+    /// Sets the normalization of its values. [`Normalize::ZScore`](crate::Normalize::ZScore) reads the volume
+    /// once when a loader opens the subject, and then only if no image with a clone of this [`Normalizer`] has.
+    #[must_use]
+    pub fn with_normalize(self, normalize: impl Into<Normalizer>) -> Self {
+        Self {
+            normalize: normalize.into(),
             ..self
         }
     }
@@ -98,39 +131,142 @@ impl Image {
         }
         if source != region {
             let mut padded = Patch::zeros(region, channels, self.dtype())?;
-            let (from, to) = ((patch.bytes(), source), (padded.bytes_mut(), region));
-            self.padding
-                .fill(from, to, channels, self.dtype(), layout.shape);
+            self.pad_into(&patch, (padded.bytes_mut(), region));
             patch = padded;
         }
         Ok(patch)
     }
 
-    /// Casts a patch of the volume's voxels to the type of the patches, into `out`.
+    /// Pads a patch of the type of the patches to a region.
+    pub(super) fn pad_into(&self, patch: &Patch, target: (&mut [u8], Region)) {
+        let padding = match self.padding {
+            Padding::Constant(value) if self.bfloat16 => {
+                Padding::Constant(bf16::from_f64(value).to_bits().into())
+            }
+            other => other,
+        };
+        let (channels, dtype) = (patch.channels(), patch.dtype());
+        let shape = self.volume.layout().shape;
+        padding.fill(
+            (patch.bytes(), patch.region()),
+            target,
+            channels,
+            dtype,
+            shape,
+        );
+    }
+
+    /// Reads the volume, if its normalization needs that and it was not read for it before, with up to `threads`
+    /// threads within about `memory` bytes.
+    pub(super) fn measure(&self, threads: usize, memory: u64) -> Result<Option<&Scales>> {
+        if self.normalize.is_none() {
+            return Ok(None);
+        }
+        let channels = Subset {
+            channels: Some(IndexRange::from(self.channels.clone())),
+            ..Subset::default()
+        };
+        let volume = channels.of(Arc::clone(&self.volume))?;
+        self.normalize.scales(&volume, (threads, memory))
+    }
+
+    /// Normalizes a patch of the volume's voxels and casts it to the type of the patches, into `out`.
     ///
     /// # Errors
     ///
-    /// [`Error::ValueRange`] if a value does not fit.
+    /// [`Error::ValueRange`] if a value does not fit; those of [`measure`](Self::measure).
     pub(super) fn cast_into(&self, patch: &Patch, out: &mut [u8]) -> Result<()> {
         let (from, to) = (patch.dtype(), self.dtype());
+        let scales = self.measure(threads(), DEFAULT_MEMORY)?;
+        if scales.is_some() || self.bfloat16 {
+            return self.cast_singles(patch, scales, out);
+        }
         convert(from, patch.bytes(), to, out);
-        let Some(first) = loss(from, patch.bytes(), to).clipped.first else {
-            return Ok(());
-        };
-        let (channel, voxel) = patch.region().place(first);
-        Err(Error::ValueRange {
+        match loss(from, patch.bytes(), to).clipped.first {
+            Some(first) => Err(self.out_of_range(patch, first, text(from, patch.bytes(), first))),
+            None => Ok(()),
+        }
+    }
+
+    /// Does the same by way of f32, the type that is normalized, a block at a time.
+    fn cast_singles(&self, patch: &Patch, scales: Option<&Scales>, out: &mut [u8]) -> Result<()> {
+        let (from, to) = (patch.dtype(), self.dtype());
+        let mut singles = [0.0_f32; BLOCK];
+        let each = patch.bytes().len() / usize::try_from(patch.channels().max(1)).unwrap_or(1);
+        let voxels = patch.bytes().chunks(each.max(1)).enumerate();
+        let blocks = voxels.flat_map(|(channel, voxels)| {
+            let blocks = voxels.chunks(BLOCK * from.size());
+            blocks.map(move |block| (channel, block))
+        });
+        let (mut done, mut out) = (0, out);
+        for (channel, block) in blocks {
+            let singles = &mut singles[..block.len() / from.size()];
+            let (own, rest) = out.split_at_mut(singles.len() * to.size());
+            out = rest;
+            convert(from, block, DType::F32, bytemuck::cast_slice_mut(singles));
+            let lost = match scales {
+                Some(scales) => {
+                    scales.apply_to(channel, singles);
+                    None
+                }
+                // The cast is from the volume's values.
+                None => loss(from, block, DType::F32).clipped.first,
+            };
+            let lost = lost.or_else(|| self.store(singles, own));
+            if let Some(first) = lost {
+                let value = match scales {
+                    Some(_) => format!("{} (normalized)", singles[first]),
+                    None => text(from, block, first),
+                };
+                return Err(self.out_of_range(patch, done + first, value));
+            }
+            done += singles.len();
+        }
+        Ok(())
+    }
+
+    /// Casts f32 to the type of the patches. Returns the place of the first value that does not fit.
+    fn store(&self, singles: &[f32], out: &mut [u8]) -> Option<usize> {
+        if self.bfloat16 {
+            let out = bytemuck::cast_slice_mut::<u8, u16>(out);
+            let mut overflows = false;
+            for (out, single) in out.iter_mut().zip(singles) {
+                let near = bf16::from_f32(*single);
+                overflows |= near.is_infinite() && single.is_finite();
+                *out = near.to_bits();
+            }
+            let overflow =
+                |single: &f32| single.is_finite() && bf16::from_f32(*single).is_infinite();
+            return overflows
+                .then(|| singles.iter().position(overflow))
+                .flatten();
+        }
+        let (dtype, singles) = (self.dtype(), bytemuck::cast_slice(singles));
+        convert(DType::F32, singles, dtype, out);
+        loss(DType::F32, singles, dtype).clipped.first
+    }
+
+    /// Describes value number `at` of a patch, which does not fit the type of the patches.
+    fn out_of_range(&self, patch: &Patch, at: usize, value: String) -> Error {
+        let (channel, voxel) = patch.region().place(at);
+        Error::ValueRange {
             path: self.volume.layout().path.clone(),
             channel: self.channels.start + channel,
             voxel: voxel.map(i64::unsigned_abs),
-            value: text(from, patch.bytes(), first),
-            dtype: to,
+            value,
+            dtype: if self.bfloat16 {
+                "bfloat16"
+            } else {
+                self.dtype().name()
+            },
             remedy: "cast to a type that holds it, or do not cast",
-        })
+        }
     }
 
-    /// Returns `true` if patches have the volume's type, without a cast.
+    /// Returns `true` if patches have the volume's values and type.
     pub(super) fn keeps_type(&self) -> bool {
-        self.dtype() == self.volume.layout().dtype
+        let is_converted = self.bfloat16 || !self.normalize.is_none();
+        !is_converted && self.dtype() == self.volume.layout().dtype
     }
 
     /// The bytes of `voxels` voxels of all channels, before a cast.
@@ -142,7 +278,14 @@ impl Image {
     /// The type of the voxels of its patches.
     #[must_use]
     pub fn dtype(&self) -> DType {
-        self.cast.unwrap_or(self.volume.layout().dtype)
+        if self.bfloat16 {
+            return DType::U16;
+        }
+        self.cast.unwrap_or(if self.normalize.is_none() {
+            self.volume.layout().dtype
+        } else {
+            DType::F32
+        })
     }
 }
 
@@ -191,7 +334,12 @@ impl Subject {
                 });
             }
             check_channels(image)?;
-            image.padding.check(image.dtype(), &image.name)?;
+            let padded = if image.bfloat16 {
+                DType::F32
+            } else {
+                image.dtype()
+            };
+            image.padding.check(padded, &image.name)?;
         }
         for image in &mut images[1..] {
             image.volume = matching.on_grid_of(&reference, Arc::clone(&image.volume))?;

@@ -16,6 +16,7 @@ use crate::volume::{
     Chunk, ChunkShape, Layout, MemoryVolume, RealValues, Rescale, Volume, VolumeExt, intersecting,
 };
 
+mod augmented;
 mod channels;
 mod gathered;
 mod hard;
@@ -817,7 +818,7 @@ fn a_value_that_a_cast_cannot_hold_is_named_and_so_is_such_a_padding() {
             ..
         } => assert_eq!(
             (channel, voxel, &*value, dtype),
-            (0, [3, 1, 3], "300", DType::U8)
+            (0, [3, 1, 3], "300", "uint8")
         ),
         other => panic!("{other}"),
     }

@@ -99,7 +99,7 @@ impl RealValues {
             channel,
             voxel: voxel_at,
             value: self.conversion.text(voxel),
-            dtype: self.layout.dtype,
+            dtype: self.layout.dtype.name(),
             remedy: "read the stored values, or ask for a type that holds it",
         })
     }
@@ -354,7 +354,7 @@ mod tests {
             } => {
                 assert_eq!(
                     (channel, voxel, &*value, dtype),
-                    (1, [1, 1, 2], "-33024", DType::I16)
+                    (1, [1, 1, 2], "-33024", "int16")
                 );
             }
             other => panic!("{other}"),

@@ -12,7 +12,7 @@ const LAYERS: [&[&str]; 5] = [
     ],
     &["patch", "pad", "grid"],
     &["volume"],
-    &["sampler", "aggregator"],
+    &["sampler", "aggregator", "normalize"],
     &["training", "inference", "convert"],
 ];
 
@@ -121,6 +121,23 @@ fn every_room_uses_only_rooms_below() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn training_and_prediction_normalize_by_one_implementation() {
+    let users: Vec<String> = sources()
+        .iter()
+        .filter(|(_, text)| code(text).any(|line| line.contains("crate::normalize::")))
+        .map(|(path, _)| room(path))
+        .collect();
+    assert!(users.iter().any(|room| room == "training"), "{users:?}");
+    assert!(users.iter().any(|room| room == "inference"), "{users:?}");
+    // Nobody else computes the mean and the deviation of a volume.
+    for (path, text) in sources() {
+        let own = room(&path);
+        let computes = code(&text).any(|line| line.contains("fn deviation"));
+        assert!(!computes || own == "normalize", "{}", path.display());
     }
 }
 

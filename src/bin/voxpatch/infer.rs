@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
+use voxpatch::Normalize;
 use voxpatch::inference::{
-    Ensemble, FlipTta, InferencePlan, InferenceStats, Model, Normalize, OutputPlace, PatchMask,
-    SelectOutput,
+    Ensemble, FlipTta, InferencePlan, InferenceStats, Model, OutputPlace, PatchMask, SelectOutput,
 };
 use voxpatch::meter::{Meter, Peak};
 use voxpatch::volume::{DiskSpace, Durability, OutputPart, check_output};

@@ -3,6 +3,7 @@
 use ndarray::ArrayView4;
 
 use super::*;
+use crate::normalize::Normalize;
 use crate::volume::{Durability, OutputPart};
 
 fn predictor(model: Arc<dyn Model>) -> Predictor {

@@ -9,6 +9,7 @@ use super::batch_buffer::BatchBuffer;
 use super::feed::{Drawn, Failed, OpenSubject};
 use super::sample::Sample;
 use crate::error::{Error, Result};
+use crate::geometry::SignedAxes;
 use crate::patch::Patch;
 use crate::region::{Region, chunk_region};
 use crate::training::subject::Image;
@@ -47,6 +48,8 @@ pub(super) struct Assembly {
 pub(super) struct PatchSource {
     pub(super) opened: Arc<OpenSubject>,
     pub(super) region: Region,
+    /// The axes of the delivered patch.
+    pub(super) axes: SignedAxes,
     /// The region that is read of each image; the rest is padding.
     pub(super) sources: Vec<Region>,
 }
@@ -79,7 +82,7 @@ pub(super) enum Piece {
 }
 
 impl PatchSource {
-    fn new(opened: Arc<OpenSubject>, region: Region) -> Self {
+    fn new(opened: Arc<OpenSubject>, region: Region, axes: SignedAxes) -> Self {
         let shape = opened.subject.shape();
         let images = opened.subject.images().iter();
         let sources = images
@@ -88,6 +91,7 @@ impl PatchSource {
         Self {
             opened,
             region,
+            axes,
             sources,
         }
     }
@@ -172,8 +176,8 @@ impl Assembly {
             error: Mutex::default(),
             done: Mutex::default(),
         };
-        assembly.source = outcome.map(|(opened, region)| {
-            let source = PatchSource::new(opened, region);
+        assembly.source = outcome.map(|(opened, region, axes)| {
+            let source = PatchSource::new(opened, region, axes);
             let subject = &source.opened.subject;
             if let Some((batch, n)) = batch
                 && let Some(bytes) = batch.admit(subject, region.shape)

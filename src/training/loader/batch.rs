@@ -9,6 +9,7 @@ use super::pool::PatchPool;
 use super::sample::Sample;
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
+use crate::geometry::SignedAxes;
 use crate::patch::check_element;
 use crate::region::Region;
 use crate::training::cohort::SubjectSpec;
@@ -18,6 +19,7 @@ use crate::training::cohort::SubjectSpec;
 pub struct Batch {
     images: Vec<BatchImage>,
     regions: Vec<Region>,
+    axes: Vec<SignedAxes>,
     subjects: Vec<u64>,
 }
 
@@ -57,6 +59,12 @@ impl Batch {
         &self.regions
     }
 
+    /// The axes of each patch after [`Augmentation`](crate::training::Augmentation), from the volume's.
+    #[must_use]
+    pub fn axes(&self) -> &[SignedAxes] {
+        &self.axes
+    }
+
     /// The index of each patch's subject in the list of subjects.
     #[must_use]
     pub fn subject_indices(&self) -> &[u64] {
@@ -67,6 +75,7 @@ impl Batch {
     pub(super) fn of(mut samples: Vec<Sample>, pool: &Arc<PatchPool>) -> Result<Self> {
         let specs = common_specs(&samples)?;
         let regions = samples.iter().map(|sample| sample.region).collect();
+        let axes = samples.iter().map(Sample::axes).collect();
         let subjects = samples.iter().map(|sample| sample.subject_index).collect();
         let count = samples.len();
         let complete = is_complete(&samples);
@@ -98,6 +107,7 @@ impl Batch {
         Ok(Self {
             images,
             regions,
+            axes,
             subjects,
         })
     }
@@ -224,7 +234,7 @@ mod tests {
             part.fill(n);
             places.push((n, part.as_ptr()));
             let subject = Arc::clone(&subject);
-            let region = Region::whole([2; 3]);
+            let region = (Region::whole([2; 3]), SignedAxes::SAME);
             Sample::new(n.into(), 0, region, subject, Vec::new(), &pool).with_parts(BatchPart {
                 buffer: Arc::clone(&buffer),
                 n: n.into(),

@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::batch_buffer::BatchBuffer;
 use crate::error::{Error, Result};
+use crate::geometry::SignedAxes;
 use crate::region::Region;
 use crate::sampler::Sampler;
+use crate::training::augment::Augmentation;
 use crate::training::cohort::SubjectSpec;
 use crate::training::factory::{SamplerFactory, subject_seed};
 use crate::training::plan::{Epoch, EpochPlan, PlannedPatch, WindowOrder};
@@ -32,7 +34,8 @@ pub(super) struct Drawn {
     pub(super) place: u64,
     /// The contiguous batch and the number of the patch in it, if batches are contiguous.
     pub(super) batch: Option<(Arc<BatchBuffer>, usize)>,
-    pub(super) outcome: Result<(Arc<OpenSubject>, Region), Failed>,
+    /// The subject, the region of the patch, and the axes of the delivered patch.
+    pub(super) outcome: Result<(Arc<OpenSubject>, Region, SignedAxes), Failed>,
 }
 
 /// The reason why a planned patch cannot be read.
@@ -90,6 +93,9 @@ pub(super) struct FeedOptions {
     pub(super) contiguous: bool,
     /// Refuse subjects with other images than the first.
     pub(super) same_images: bool,
+    pub(super) augment: Augmentation,
+    /// The threads and bytes for the measuring of volumes that are normalized.
+    pub(super) measuring: (usize, u64),
 }
 
 pub(super) struct Feed {
@@ -165,7 +171,8 @@ impl Feed {
             let outcome = outcomes
                 .get(planned)
                 .cloned()
-                .expect("every planned patch was drawn");
+                .expect("every planned patch was drawn")
+                .and_then(|(opened, region)| self.augmented(place, opened, region));
             Drawn {
                 place,
                 batch,
@@ -182,6 +189,20 @@ impl Feed {
         let order = held.unwrap_or_else(|| self.epoch.window_order(number));
         let order = self.window.insert(order);
         self.epoch.patch(order, place % self.window_length)
+    }
+
+    /// Draws the part of the patch at a place, and its axes.
+    fn augmented(
+        &self,
+        place: u64,
+        opened: Arc<OpenSubject>,
+        region: Region,
+    ) -> Result<(Arc<OpenSubject>, Region, SignedAxes), Failed> {
+        let key = [self.seed, self.epoch.number(), place];
+        match self.options.augment.draw(key, region) {
+            Ok((region, axes)) => Ok((opened, region, axes)),
+            Err(error) => Err(Failed::of(&opened, error)),
+        }
     }
 
     /// Gives up all remaining patches and returns the place at which they end.
@@ -287,6 +308,11 @@ impl Feed {
         let sampler = self
             .samplers
             .sampler(&subject, subject_seed(self.seed, index))
+            .map_err(|error| failed(index, subject.name(), error))?;
+        let (threads, memory) = self.options.measuring;
+        let mut images = subject.images().iter();
+        images
+            .try_for_each(|image| image.measure(threads, memory).map(drop))
             .map_err(|error| failed(index, subject.name(), error))?;
         let read = |image: &Image| AtomicU64::new(image.volume.read_stats().bytes);
         Ok(Arc::new(OpenSubject {

@@ -10,8 +10,10 @@ use super::pool::PatchPool;
 use super::sample::Sample;
 use super::staging::{Scratch, StagedPlanes};
 use crate::error::{Error, Result};
+use crate::geometry::SignedAxes;
 use crate::patch::Patch;
 use crate::region::Region;
+use crate::training::augment::turn;
 use crate::training::subject::Image;
 use crate::training::sync::{guarded, lock};
 use crate::volume::{Chunk, ChunkShape};
@@ -196,7 +198,7 @@ impl Gather {
         Ok(Buffer::Patch(patch))
     }
 
-    /// Casts, pads and transforms a complete patch.
+    /// Normalizes, casts, pads, turns and transforms a complete patch.
     pub(super) fn finish(&self, assembly: &Assembly, wanted: &PatchSource) -> Result<Sample> {
         let (mut patches, mut parts) = (Vec::new(), Vec::new());
         for (n, image) in wanted.images().iter().enumerate() {
@@ -218,12 +220,24 @@ impl Gather {
                 }
             }
         }
+        if wanted.axes != SignedAxes::SAME {
+            let turned = patches.iter_mut().map(Patch::bytes_mut);
+            let turned = turned.chain(parts.iter_mut().map(|part| &mut part[..]));
+            for (voxels, image) in turned.zip(wanted.images()) {
+                turn(
+                    voxels,
+                    wanted.region.shape,
+                    image.dtype().size(),
+                    wanted.axes,
+                );
+            }
+        }
         let subject = Arc::clone(&wanted.opened.subject);
         let index = wanted.opened.index;
         let mut sample = Sample::new(
             assembly.place,
             index,
-            wanted.region,
+            (wanted.region, wanted.axes),
             subject,
             patches,
             &self.pool,
@@ -261,11 +275,7 @@ impl Gather {
             }
         }
         if is_padded {
-            let shape = image.volume.layout().shape;
-            let from = (read.bytes(), source);
-            image
-                .padding
-                .fill(from, (out, region), channels, dtype, shape);
+            image.pad_into(&read, (out, region));
         }
         self.pool.give(read);
         Ok(())

@@ -12,7 +12,7 @@
 //!    |         gather        decodes chunks and copies them to the patches that need them;
 //!    |                       holdings holds chunks and pieces, staging reads mapped planes
 //! filling      Assembly      complete when the last piece was copied
-//!    |         gather        casts, pads and transforms it
+//!    |         gather        normalizes, casts, pads, turns and transforms it
 //! ready        Sample        or a part of a contiguous Batch (batch_buffer)
 //!    |         cursor        counts what this rank and worker have taken
 //! delivered    Loader        the buffer returns to the pool when the consumer drops it
@@ -60,6 +60,9 @@ use crate::error::{Error, Result};
 
 /// The maximum number of reasons in the statistics.
 const MAX_REASONS: usize = 100;
+
+/// One in this many bytes of the budget is for the measuring of a volume that is normalized.
+const MEASURING_SHARE: u64 = 8;
 
 /// A batch that is not complete yet.
 struct PartialBatch {
@@ -136,6 +139,7 @@ impl Loader {
         let (shard, worker) = (options.shard, options.worker);
         shard.check(plan.len())?;
         worker.check()?;
+        options.augment.check()?;
         let state = if worker.count > 1 || options.stay_in_epoch {
             state
         } else {
@@ -148,6 +152,8 @@ impl Loader {
             worker,
             contiguous: options.contiguous_batches && options.transform.is_none(),
             same_images: options.same_images,
+            augment: options.augment,
+            measuring: (options.threads, options.memory / MEASURING_SHARE),
         };
         let feed = Feed::new(subjects, samplers, plan, state.epoch, feed);
         let limits = Limits {

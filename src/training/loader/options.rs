@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::gather::Transform;
 use crate::threads::{DEFAULT_MEMORY, threads};
+use crate::training::augment::Augmentation;
 use crate::training::shard::{RankShard, WorkerShard};
 
 /// Options of a [`Loader`](super::Loader).
@@ -43,7 +44,9 @@ pub struct LoaderOptions {
     pub same_images: bool,
     /// What to do when a patch cannot be read.
     pub on_error: OnError,
-    /// A function that changes each sample on a worker thread.
+    /// Random crops, flips, axis orders and rotations, on the worker threads.
+    pub augment: Augmentation,
+    /// A function that changes each sample on a worker thread, after the augmentation.
     pub transform: Option<Arc<Transform>>,
 }
 
@@ -69,6 +72,7 @@ impl Default for LoaderOptions {
             contiguous_batches: false,
             same_images: false,
             on_error: OnError::Fail,
+            augment: Augmentation::default(),
             transform: None,
         }
     }
@@ -138,6 +142,12 @@ impl LoaderOptions {
         Self { on_error, ..self }
     }
 
+    /// Sets random crops, flips, axis orders and rotations.
+    #[must_use]
+    pub fn with_augment(self, augment: Augmentation) -> Self {
+        Self { augment, ..self }
+    }
+
     /// Sets a function that changes each sample on a worker thread.
     #[must_use]
     pub fn with_transform(self, transform: Arc<Transform>) -> Self {
@@ -160,6 +170,7 @@ impl fmt::Debug for LoaderOptions {
             .field("contiguous_batches", &self.contiguous_batches)
             .field("same_images", &self.same_images)
             .field("on_error", &self.on_error)
+            .field("augment", &self.augment)
             .field("transform", &self.transform.is_some())
             .finish()
     }

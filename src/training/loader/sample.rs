@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use super::batch_buffer::BatchPart;
 use super::pool::PatchPool;
 use crate::error::Result;
+use crate::geometry::SignedAxes;
 use crate::patch::Patch;
 use crate::region::Region;
 use crate::training::subject::Subject;
@@ -24,6 +25,7 @@ pub struct Sample {
     pub subject_index: u64,
     /// The region of the patches, which may extend beyond the subject's faces.
     pub region: Region,
+    axes: SignedAxes,
     subject: Arc<Subject>,
     patches: Vec<Patch>,
     /// Parts of a contiguous batch, instead of patches, until the sample is delivered.
@@ -35,7 +37,7 @@ impl Sample {
     pub(super) fn new(
         place: u64,
         subject_index: u64,
-        region: Region,
+        (region, axes): (Region, SignedAxes),
         subject: Arc<Subject>,
         patches: Vec<Patch>,
         pool: &Arc<PatchPool>,
@@ -44,6 +46,7 @@ impl Sample {
             place,
             subject_index,
             region,
+            axes,
             subject,
             patches,
             parts: None,
@@ -86,6 +89,12 @@ impl Sample {
             self.patches.push(patch);
         }
         Ok(())
+    }
+
+    /// The axes of the patches after [`Augmentation`](crate::training::Augmentation), from the volume's.
+    #[must_use]
+    pub const fn axes(&self) -> SignedAxes {
+        self.axes
     }
 
     /// The subject.
