@@ -16,8 +16,9 @@ use voxpatch::{Error, Result, Shape, progress};
 use crate::arguments;
 use crate::errors::invalid;
 
-/// Bytes of a map's blocks that each sampler keeps for the next draws.
-const BLOCKS: u64 = 16 << 20;
+/// Bytes of a map's blocks that each sampler keeps for the next draws. Draws come some hundred at a time, in the order of
+/// the blocks, so more would hardly help.
+const BLOCKS: u64 = 2 << 20;
 
 /// How patches are drawn, of any subject.
 #[derive(Clone, Debug)]

@@ -579,12 +579,32 @@ def test_maps_that_change_between_epochs_are_drawn_by_as_they_are_now(
         return Subject(ct=label.astype(np.int16), label=path)
 
     draw = LabelSampler(1, "label") if sampler == "label" else WeightedSampler(1, "label")
-    queue = Queue(voxpatch.LazySubjects(length, make), draw, 2, threads=2, shuffle_subjects=False)
+    queue = Queue(voxpatch.LazySubjects(length, make), draw, 2, threads=2, shuffle_subjects=False, shuffle_window=2)
     for now in range(3):
         found = [(sample["subject"]["index"], int(sample["location"][2])) for sample in queue]
         assert len(found) == 2 * length
         wrong = [(index, x) for index, x in found if x != where(index)]
         assert not wrong
+
+
+def test_patches_of_all_subjects_are_mixed_unless_a_window_is_chosen() -> None:
+    subjects = [Subject(ct=np.full((8, 8, 8), n, np.uint8), name=str(n)) for n in range(4)]
+
+    def mixed(**options: Any) -> float:
+        queue = Queue(subjects, UniformSampler(4), 256, **options)
+        found = [sample["subject"]["index"] for sample in queue]
+        assert sorted(found) == sorted(4 * [0, 1, 2, 3] * 64)
+        size = queue.batch_size or 8
+        batches = [len(set(found[at : at + size])) for at in range(0, len(found), size)]
+        assert queue.stats()["subjects_per_batch"] == pytest.approx(np.mean(batches))
+        return float(np.mean(batches))
+
+    assert 3.4 < mixed() < 3.8
+    assert 3.4 < mixed(shuffle_window=1024) < 3.8
+    assert 1.5 < mixed(shuffle_window=300) < 2.1
+    assert mixed(shuffle_window=1) == 1
+    with pytest.raises(ValueError, match="shuffle_window"):
+        Queue(subjects, UniformSampler(4), 1, shuffle_window=0)
 
 
 def test_a_state_is_of_the_channels_and_values_that_were_chosen(tmp_path: pathlib.Path) -> None:

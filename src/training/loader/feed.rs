@@ -19,15 +19,15 @@ use crate::training::shard::{RankShard, WorkerShard};
 use crate::training::subject::{Image, Subject};
 use crate::training::subjects::Subjects;
 
-/// The number of subjects that stay open for later windows.
-const MAX_OPEN: usize = 16;
+/// The number of subjects that stay open for later draws: more than a window mixes by default.
+const MAX_OPEN: usize = 32;
 
 /// The number of patches that are drawn first, so that they do not wait for many subjects to be opened.
 /// It doubles with each draw,
 const FIRST_DRAWS: usize = 16;
 
-/// up to this number.
-const MAX_DRAWS: usize = 256;
+/// up to this number. A shorter window is drawn at once, so that each of its subjects is opened once.
+const MAX_DRAWS: usize = 512;
 
 /// A drawn patch, or the reason why there is none.
 pub(super) struct Drawn {
@@ -164,6 +164,9 @@ impl Feed {
             let place = taken % self.epoch.patches();
             planned.push(self.planned(place));
             places.push((place, self.batch_of(taken)));
+            if (place + 1).is_multiple_of(self.window_length) {
+                break;
+            }
         }
         self.draws = MAX_DRAWS.min(2 * self.draws);
         let outcomes = self.draw_all(&planned);

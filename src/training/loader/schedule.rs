@@ -39,8 +39,8 @@ const MAX_AHEAD: u64 = 4096;
 /// with at most this many uses of chunks,
 const MAX_USES: usize = 1 << 15;
 
-/// of at most this many subjects, which stay open.
-const MAX_SUBJECTS: usize = 16;
+/// of at most this many subjects, which stay open: more than a window mixes by default.
+const MAX_SUBJECTS: usize = 32;
 
 /// The lookahead grows by this many patches with each patch, so that the first patch does not wait for
 /// thousands of draws.
