@@ -83,7 +83,7 @@ impl Padding {
     }
 
     /// Returns the coordinate in `0..length` whose voxel is used at `at`; `None` if the constant is used.
-    fn inside(self, at: i64, length: u64) -> Option<u64> {
+    pub(crate) fn inside(self, at: i64, length: u64) -> Option<u64> {
         let last = i64::try_from(length).unwrap_or(i64::MAX) - 1;
         if (0..=last).contains(&at) {
             return Some(at.unsigned_abs());

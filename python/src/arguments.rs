@@ -4,11 +4,13 @@ use std::ops::Range;
 
 use pyo3::prelude::*;
 use pyo3::types::PySlice;
-use voxpatch::volume::{MissingChunks, ReadMethod};
-use voxpatch::{DType, OpenOptions, Shape};
+use voxpatch::volume::{MissingChunks, ReadMethod, Resample, VoxelGrid};
+use voxpatch::{Affine, DType, Geometry, OpenOptions, Padding, Shape};
 
 use crate::array;
-use crate::errors::invalid;
+use crate::errors::{invalid, raised};
+use crate::subjects::padding_of;
+use crate::volume::Volume;
 
 /// A whole number that `T` holds, in any form: an int, a numpy integer, an array without axes.
 pub(crate) fn count<T: TryFrom<u64>>(name: &str, given: &Bound<'_, PyAny>) -> PyResult<T> {
@@ -152,6 +154,60 @@ pub(crate) fn opening(options: &OpenOptions) -> Opening {
         name(options.read_method, &READ_METHOD).to_owned(),
         options.allow_external,
     )
+}
+
+/// The grid that `open` brings a volume to: `spacing`, `orientation`, `like` (a volume, or the shape and affine of a
+/// grid), `interpolation`, `antialias` and `outside`.
+pub(crate) type Resampling<'py> = (
+    Option<[f64; 3]>,
+    Option<String>,
+    Option<Bound<'py, PyAny>>,
+    String,
+    bool,
+    Bound<'py, PyAny>,
+);
+
+/// Returns the library's options for those of `open`.
+pub(crate) fn resample(
+    (spacing, orientation, like, interpolation, antialias, outside): &Resampling<'_>,
+) -> PyResult<Resample> {
+    let wrong = |error: voxpatch::Error| raised(&error);
+    let orientation = orientation.as_deref().map(str::parse).transpose();
+    let like = like.as_ref().map(|like| -> PyResult<VoxelGrid> {
+        if let Ok(volume) = like.cast::<Volume>() {
+            return Ok(volume.get().grid());
+        }
+        let (shape, affine): (Shape, Affine) = like.extract()?;
+        Ok(VoxelGrid::new(shape, Geometry::from_affine(affine)))
+    });
+    Ok(Resample::default()
+        .with_spacing(*spacing)
+        .with_orientation(orientation.map_err(wrong)?)
+        .with_like(like.transpose()?)
+        .with_interpolation(interpolation.parse().map_err(wrong)?)
+        .with_antialias(*antialias)
+        .with_outside(padding_of(outside)?))
+}
+
+/// Returns the arguments of [`resample`].
+pub(crate) fn resampling<'py>(py: Python<'py>, resample: &Resample) -> PyResult<Resampling<'py>> {
+    let like = resample
+        .like
+        .map(|grid| (grid.shape, grid.geometry.affine).into_pyobject(py));
+    let outside = match resample.outside {
+        Padding::Constant(value) => value.into_pyobject(py)?.into_any(),
+        padding => padding.to_string().into_pyobject(py)?.into_any(),
+    };
+    Ok((
+        resample.spacing,
+        resample
+            .orientation
+            .map(|orientation| orientation.to_string()),
+        like.transpose()?.map(Bound::into_any),
+        resample.interpolation.to_string(),
+        resample.antialias,
+        outside,
+    ))
 }
 
 /// What a word stands for, of all that argument `what` may be.

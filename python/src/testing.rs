@@ -51,6 +51,7 @@ pub(crate) fn faulty(
             sleep: Duration::from_millis(milliseconds),
             panics,
         })),
+        resample: voxpatch::volume::Resample::default(),
         region: None,
         channels: None,
         values: crate::arguments::Values::Real,

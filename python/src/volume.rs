@@ -13,13 +13,13 @@ use numpy::PyArray2;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use voxpatch::training::Image;
-use voxpatch::volume::{self, Layout, Matching, RealValues, Subset};
+use voxpatch::volume::{self, Layout, Matching, RealValues, Resample, Subset, VoxelGrid};
 use voxpatch::{
     DType, Geometry, MemoryVolume, OpenOptions, Padding, Patch, Region, Shape, Volume as _,
     VolumeExt as _,
 };
 
-use crate::arguments::{Opening, Values};
+use crate::arguments::{Opening, Resampling, Values};
 use crate::errors::raised;
 use crate::index::Selection;
 use crate::wait::{detached, interruptible};
@@ -32,6 +32,8 @@ const LONG: u64 = 32 << 20;
 #[derive(Clone, Debug)]
 pub(crate) struct Source {
     pub(crate) place: Place,
+    /// The grid that it is brought to, before all else.
+    pub(crate) resample: Resample,
     /// The box, z, y, x, if not all.
     pub(crate) region: Option<Corners>,
     /// The grid that it is brought to, if another.
@@ -86,6 +88,7 @@ impl Source {
     fn of(place: Place) -> Self {
         Self {
             place,
+            resample: Resample::default(),
             region: None,
             onto: None,
             channels: None,
@@ -107,6 +110,7 @@ impl Source {
                 }
             }
         };
+        let volume = self.resample.of(volume)?;
         let choice = Subset {
             region: self.region.map(|axes| axes.map(|(a, b)| (a..b).into())),
             ..Subset::default()
@@ -173,6 +177,11 @@ impl Volume {
         Ok(Self::new(source, image))
     }
 
+    /// Returns its grid.
+    pub(crate) const fn grid(&self) -> VoxelGrid {
+        VoxelGrid::of(&self.layout)
+    }
+
     /// How it is opened.
     pub(crate) const fn source(&self) -> &Source {
         &self.source
@@ -217,7 +226,7 @@ type Part<'py> = (
 
 /// Open a part of the volume at a path, for `voxpatch.open`.
 #[pyfunction]
-#[pyo3(name = "_open", signature = (path, options, part, values))]
+#[pyo3(name = "_open", signature = (path, options, part, values, resample))]
 #[expect(clippy::needless_pass_by_value, reason = "made for this call")]
 pub(crate) fn open(
     py: Python<'_>,
@@ -225,11 +234,13 @@ pub(crate) fn open(
     options: Opening,
     part: Part<'_>,
     values: Option<&Bound<'_, PyAny>>,
+    resample: Resampling<'_>,
 ) -> PyResult<Volume> {
     let (channels, time, region) = part;
     let options = Box::new(arguments::open_options(&options)?);
     let mut source = Source {
         values: values.map_or(Ok(Values::Real), arguments::values)?,
+        resample: arguments::resample(&resample)?,
         ..Source::of(Place::Path { path, options })
     };
     let wanted = source.clone();
@@ -268,7 +279,7 @@ pub(crate) fn open(
 
 /// Open a volume that was pickled.
 #[pyfunction]
-#[pyo3(name = "_reopen", signature = (place, affine, options, region, channels, values))]
+#[pyo3(name = "_reopen", signature = (place, affine, options, region, channels, values, resample))]
 #[expect(clippy::needless_pass_by_value, reason = "made for this call")]
 pub(crate) fn reopen(
     py: Python<'_>,
@@ -278,6 +289,7 @@ pub(crate) fn reopen(
     region: Option<Corners>,
     channels: Option<(u64, u64)>,
     values: &Bound<'_, PyAny>,
+    resample: Resampling<'_>,
 ) -> PyResult<Volume> {
     let place = match place.extract::<PathBuf>() {
         Ok(path) => Place::Path {
@@ -290,6 +302,7 @@ pub(crate) fn reopen(
         region,
         channels,
         values: arguments::values(values)?,
+        resample: arguments::resample(&resample)?,
         ..Source::of(place)
     };
     let wanted = source.clone();
@@ -456,11 +469,13 @@ impl Volume {
         self.layout.format.to_string()
     }
 
-    /// Channels that were chosen, and values: what a saved state compares.
+    /// Channels that were chosen, values, and the grid if it is another: what a saved state compares.
     #[getter(_selection)]
     fn selection<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         let values = arguments::values_name(self.source.values);
-        (self.source.channels, values).into_pyobject(py)
+        let resample = &self.source.resample;
+        let grid = (!resample.is_none()).then(|| format!("{resample:?}"));
+        (self.source.channels, values, grid).into_pyobject(py)
     }
 
     /// Path of the file or folder, or None for a volume in memory.
@@ -664,7 +679,8 @@ impl Volume {
         let rebuild = py.import("voxpatch._voxpatch")?.getattr("_reopen")?;
         let values = arguments::values_name(this.source.values);
         let (region, channels) = (this.source.region, this.source.channels);
-        let arguments = (place, affine, options, region, channels, values);
+        let resample = arguments::resampling(py, &this.source.resample)?;
+        let arguments = (place, affine, options, region, channels, values, resample);
         Ok((rebuild, arguments).into_pyobject(py)?.into_any())
     }
 

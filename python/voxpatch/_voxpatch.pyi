@@ -188,8 +188,16 @@ class Volume:
         """Return facts and the three middle slices, for notebooks."""
 
 _Opening: TypeAlias = tuple[int, str, bool, str, bool]
+_Grid: TypeAlias = Volume | tuple[_Lengths, Affine]
+_Resampling: TypeAlias = tuple[Sequence[float] | None, str | None, _Grid | None, str, bool, Padding]
 
-def _open(path: Path, options: _Opening, part: tuple[Part | None, Part | None, Sequence[Part] | None], values: Values) -> Volume:
+def _open(
+    path: Path,
+    options: _Opening,
+    part: tuple[Part | None, Part | None, Sequence[Part] | None],
+    values: Values,
+    resample: _Resampling,
+) -> Volume:
     """Open a part of the volume at a path, for `voxpatch.open`."""
 def _write(
     path: Path,
@@ -210,6 +218,7 @@ def _reopen(
     region: tuple[tuple[int, int], ...] | None,
     channels: tuple[int, int] | None,
     values: Values,
+    resample: _Resampling,
 ) -> Volume:
     """Open a volume that was pickled."""
 def _on_grid(

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ._voxpatch import Volume, _convert, _open, _write
+from .errors import InvalidError
 from .options import StorageOptions
-from .sizes import count
+from .sizes import count, three
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
         ConvertPlan,
         Downsample,
         DType,
+        Interpolation,
         MissingChunks,
+        Padding,
         Part,
         Path,
         ReadMethod,
         Shard,
         Size,
+        Spacing,
         Values,
         Zarr,
     )
@@ -37,6 +41,12 @@ def open(
     time: Part | None = None,
     box: Sequence[Part] | None = None,
     values: Values = "real",
+    spacing: Spacing | None = None,
+    orientation: str | None = None,
+    like: Volume | Path | None = None,
+    interpolation: Interpolation = "linear",
+    antialias: bool = False,
+    outside: Padding = 0.0,
     missing_chunks: MissingChunks = "fill",
     trusted: bool = True,
     read_method: ReadMethod = "auto",
@@ -58,12 +68,26 @@ def open(
         Time points to keep, where an axis is time. Without it all time points are there, one after the other, as
         channels.
     box : sequence of three slices or (int, int), optional
-        Voxels to keep along z, y, x. They keep their place in the world.
+        Voxels to keep along z, y, x, counted after resampling. They keep their place in the world.
     values : {"real", "stored"} or dtype, default "real"
         "real" applies slope and intercept. The type is then the stored one where there are none, the smallest integer
         type that holds all values where the slope is 1 and the intercept whole (a CT is int16 HU), and float32
         otherwise. "stored" gives the numbers in the file. A type casts real values to it: fractions become the nearest
         value, and a value beyond the type's range is an error.
+    spacing : float or sequence of three floats, optional
+        Distance between voxels, in mm (for z, y, x), to resample the volume to, when it is read. The axes keep their
+        directions, and the center of the volume stays where it is.
+    orientation : str, optional
+        Directions of the axes x, y and z to flip and permute the volume to, as "RAS". Voxels are copied.
+    like : Volume or path, optional
+        Volume to whose grid the volume is resampled. `orientation` and `spacing` then change that grid.
+    interpolation : {"nearest", "linear", "cubic", "label-linear"}, default "linear"
+        How values between voxels are computed: the nearest voxel, linearly, by the cubic B-spline through the voxels, or
+        the label with the largest linear weight. For labels, use "nearest" or "label-linear".
+    antialias : bool, default False
+        Smooth with a Gaussian along axes whose voxels become larger, as TorchIO does on request.
+    outside : float or {"edge", "reflect", "wrap"}, default 0
+        Values beyond the faces of the volume: a number, or a way to continue the voxels inside.
     missing_chunks : {"fill", "error"}, default "fill"
         Meaning of a Zarr chunk that has no file: it is all fill value, or it was lost.
     trusted : bool, default True
@@ -98,9 +122,24 @@ def open(
     (1, 4, 5, 6)
     >>> voxpatch.open("scan.npy", box=[(0, 2), (0, 5), (3, 6)])[...].shape
     (1, 2, 5, 3)
+    >>> voxpatch.write("scan.nii", np.zeros((4, 5, 6), np.int16), spacing=(3, 1, 1)).shape
+    (1, 4, 5, 6)
+    >>> voxpatch.open("scan.nii", spacing=1.5, orientation="RAS").shape
+    (1, 8, 3, 4)
     """
     options = (count("level", level), missing_chunks, bool(trusted), read_method, bool(allow_external))
-    return _open(path, options, (channels, time, box), values)
+    lengths = None if spacing is None else _spacing(spacing)
+    grid = like if like is None or isinstance(like, Volume) else open(like)
+    resample = (lengths, orientation, grid, interpolation, bool(antialias), outside)
+    return _open(path, options, (channels, time, box), values, resample)
+
+
+def _spacing(given: Spacing) -> tuple[float, ...]:
+    """Return mm along z, y, x."""
+    try:
+        return tuple(float(mm) for mm in three("spacing", given))
+    except (TypeError, ValueError) as error:
+        raise InvalidError(f"spacing {given!r}: give mm, or three for z, y, x") from error
 
 
 def write(

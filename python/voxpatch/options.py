@@ -35,6 +35,10 @@ Part = Union[int, slice, range, "tuple[int, int]"]
 
 #: The values that a volume gives: real ones, stored ones, or real ones of a type.
 Values = Union[Literal["real", "stored"], DType]
+#: Distances between voxels along z, y, x in mm: one number for all three, or three.
+Spacing = Union[float, Sequence[float]]
+#: How values between voxels are computed.
+Interpolation = Literal["nearest", "linear", "cubic", "label-linear"]
 #: How uncompressed files are read.
 ReadMethod = Literal["auto", "mmap", "mmap-resident", "pread"]
 #: The meaning of a Zarr chunk that has no file.

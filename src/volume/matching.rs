@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use super::mismatch::{TOLERANCE, differ};
-use super::{Layout, Reoriented, Upsampled, Volume};
+use super::upsampled::{stretched, upsampled};
+use super::{Layout, Reoriented, Volume};
 use crate::error::{Error, Result};
 use crate::geometry::{Affine, SignedAxes};
 use crate::region::{AXES, Shape};
@@ -33,7 +34,7 @@ impl Default for Matching {
 
 impl Matching {
     /// Brings `other` to the grid of `reference`: unchanged if it is already on it, [`Reoriented`] if its axes are
-    /// flipped or permuted, [`Upsampled`] if it is coarser and covers the same extent.
+    /// flipped or permuted, [`Resampled`](super::Resampled) by nearest neighbor if it is coarser and covers the same extent.
     ///
     /// Two volumes without geometry match if their shapes are equal.
     ///
@@ -68,7 +69,7 @@ impl Matching {
             return Ok(other);
         }
         if self.same_grid {
-            return Ok(Arc::new(Upsampled::stretched(other, reference)?));
+            return Ok(Arc::new(stretched(other, reference)?));
         }
         Err(no_geometry(reference, own, known))
     }
@@ -107,11 +108,7 @@ impl Matching {
             check_same(reference, turned.layout(), self.tolerance)?;
             return Ok(turned);
         }
-        Ok(Arc::new(Upsampled::within(
-            turned,
-            reference,
-            self.tolerance,
-        )?))
+        Ok(Arc::new(upsampled(turned, reference, self.tolerance)?))
     }
 }
 

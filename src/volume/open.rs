@@ -22,7 +22,7 @@ impl OpenOptions {
     /// As [`open`].
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Arc<dyn Volume>> {
         let stored = self.open_stored(path.as_ref())?;
-        Ok(match self.values {
+        self.resample.of(match self.values {
             Values::Real => RealValues::of(stored),
             Values::Stored => stored,
         })

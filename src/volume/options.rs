@@ -1,6 +1,6 @@
 //! Options for opening a volume.
 
-use super::{RawSpec, ReadMethod};
+use super::{RawSpec, ReadMethod, Resample};
 
 /// Defines `with_*` methods, each of which sets one field.
 macro_rules! setters {
@@ -46,6 +46,8 @@ pub struct OpenOptions {
     pub allow_external: bool,
     /// The values of the voxels that are read: real or stored.
     pub values: Values,
+    /// The grid that the volume is brought to; its own by default.
+    pub resample: Resample,
 }
 
 impl Default for OpenOptions {
@@ -58,6 +60,7 @@ impl Default for OpenOptions {
             read_method: ReadMethod::Auto,
             allow_external: false,
             values: Values::Real,
+            resample: Resample::default(),
         }
     }
 }
@@ -78,6 +81,8 @@ impl OpenOptions {
         with_allow_external(allow_external: bool);
         /// Sets the values of the voxels that are read: real or stored.
         with_values(values: Values);
+        /// Sets the grid that the volume is brought to.
+        with_resample(resample: Resample);
     }
 }
 

@@ -12,7 +12,7 @@ use ndarray::{Array4, ArrayView4};
 use serde_json::Value as Json;
 
 use super::chunk::{self, Chunk, ChunkVoxels};
-use super::{ChunkShape, Layout, ReadStats};
+use super::{ChunkShape, Layout, ReadStats, Resample};
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::patch::Patch;
@@ -305,6 +305,18 @@ pub trait VolumeExt: Volume {
         }
         let each = layout.channels / points.max(1);
         Ok(times.start * each..times.end * each)
+    }
+
+    /// Returns the volume with a different spacing, orientation or grid. Nothing is read or copied in advance.
+    ///
+    /// # Errors
+    ///
+    /// As [`Resample::of`].
+    fn resampled(self, resample: &Resample) -> Result<Arc<dyn Volume>>
+    where
+        Self: Sized + 'static,
+    {
+        resample.of(Arc::new(self))
     }
 }
 

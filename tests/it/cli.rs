@@ -42,6 +42,7 @@ fn info_tells_the_layout_to_people_and_programs() {
             "write_chunk",
             "codecs",
             "spacing",
+            "orientation",
             "affine",
             "stored_bytes",
             "decoded_bytes"

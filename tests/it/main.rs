@@ -18,6 +18,7 @@ mod process;
 mod promises;
 mod real_scans;
 mod replacing;
+mod resampling;
 mod rigs;
 mod sample;
 mod sizes;

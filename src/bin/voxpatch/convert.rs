@@ -12,7 +12,7 @@ use voxpatch::volume::{
 use voxpatch::{ConvertOptions, ConvertPlan, DType, Layout, Volume};
 
 use crate::common::{Common, Memory};
-use crate::input::{Opening, Part, ValuesName};
+use crate::input::{OnGrid, Opening, Part, ValuesName};
 use crate::progress::Unit;
 use crate::report::{self, Printing, Report};
 use crate::stop;
@@ -22,6 +22,7 @@ const EXAMPLES: &str = "\
 Examples:
   voxpatch convert scan.nii.gz scan.zarr --pyramid mean
   voxpatch convert scan.zarr crop.nii.gz --box 100:200,:,: --dtype int16 --clip
+  voxpatch convert scan.nii.gz scan.zarr --spacing 1.5 --orientation RAS
   voxpatch convert scan.nii.gz scan.zarr --dry-run";
 
 /// Copy a volume into another format, voxel type or chunking.
@@ -37,6 +38,8 @@ pub(crate) struct Convert {
     /// The output.
     #[arg(value_name = "DST")]
     target: PathBuf,
+    #[command(flatten)]
+    on_grid: OnGrid,
     #[command(flatten)]
     part: Part,
     #[command(flatten)]
@@ -150,6 +153,12 @@ fn source(
         .options(settings.part.level)
         .with_values(Values::Stored);
     let stored = options.open(&settings.source)?;
+    if !settings.on_grid.is_none() {
+        let volume = settings
+            .on_grid
+            .bring(opening, stored, settings.kind.dtype)?;
+        return Ok((settings.part.of(&volume)?, None));
+    }
     let stored = settings.part.of(&stored)?;
     if opening.values == ValuesName::Stored {
         return Ok((stored, None));

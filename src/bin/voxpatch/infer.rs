@@ -15,7 +15,7 @@ use voxpatch::{Error, Layout, OutputTarget, Predictor, Reduce, Shape, Volume, bu
 
 use crate::blending::Blending;
 use crate::common::{Common, Memory};
-use crate::input::{Opening, Part, Together};
+use crate::input::{OnGrid, Opening, Part, Together};
 use crate::parse::{part, size};
 use crate::progress::Unit;
 use crate::report::{self, Report, add_rates, known_bytes, patch_bytes};
@@ -29,6 +29,8 @@ Examples:
   voxpatch infer scan.zarr out.zarr --patch-size 96 --mask body.nii.gz --fill -1024 --dry-run";
 
 /// Run a model over overlapping patches and blend its predictions into a new volume.
+///
+/// With --spacing, --orientation or --like, the model gets the resampled volume, and the output has its grid.
 #[derive(Debug, Args)]
 #[command(disable_help_flag = true, after_help = EXAMPLES)]
 pub(crate) struct Infer {
@@ -44,6 +46,8 @@ pub(crate) struct Infer {
     patches: PatchArgs,
     #[command(flatten)]
     blending: Blending,
+    #[command(flatten)]
+    on_grid: OnGrid,
     #[command(flatten)]
     part: Part,
     #[command(flatten)]
@@ -166,8 +170,10 @@ pub(crate) fn run(settings: &Infer) -> anyhow::Result<()> {
     let mask = settings.blending.mask.as_deref();
     check_inputs(settings)?;
     let model = model(settings)?;
-    let options = settings.opening.options(settings.part.level);
-    let whole = options.open(&settings.source)?;
+    let level = settings.part.level;
+    let whole = settings
+        .on_grid
+        .open(&settings.opening, &settings.source, level)?;
     let volume = settings.part.of(&whole)?;
     let layout = volume.layout();
     let threads = settings.common.threads();
@@ -326,6 +332,7 @@ fn opened_mask(
     chosen: &Layout,
 ) -> voxpatch::Result<Arc<dyn Volume>> {
     let mask = settings.opening.options(0).open(mask)?;
+    let mask = settings.on_grid.second(whole.layout(), mask)?;
     let matching = settings.together.matching();
     let bring = |to: &Layout, mask| {
         if to.shape == whole.layout().shape && to.shape != chosen.shape {

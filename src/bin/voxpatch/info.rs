@@ -4,14 +4,15 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
-use voxpatch::volume::{ChunkShape, OpenOptions, Volume};
+use voxpatch::volume::{ChunkShape, OpenOptions, Orientation, Volume};
 
-use crate::input::{Opening, Part};
+use crate::input::{OnGrid, Opening, Part};
 use crate::report::{self, Printing, Report};
 
 const EXAMPLES: &str = "\
 Examples:
   voxpatch info scan.nii.gz
+  voxpatch info scan.nii.gz --spacing 1.5 --orientation RAS
   voxpatch info scan.zarr --level 2 --json";
 
 /// Print what a volume is: shape, voxel type, chunks, spacing, size.
@@ -20,6 +21,8 @@ Examples:
 pub(crate) struct Info {
     /// The volume.
     path: PathBuf,
+    #[command(flatten)]
+    on_grid: OnGrid,
     #[command(flatten)]
     part: Part,
     #[command(flatten)]
@@ -31,7 +34,10 @@ pub(crate) struct Info {
 /// Opens the volume and prints its layout.
 pub(crate) fn run(settings: &Info) -> anyhow::Result<()> {
     let options = settings.opening.options(settings.part.level);
-    let volume = settings.part.of(&options.open(&settings.path)?)?;
+    let whole = settings
+        .on_grid
+        .open(&settings.opening, &settings.path, settings.part.level)?;
+    let volume = settings.part.of(&whole)?;
     let layout = volume.layout();
     let decoded = layout.decoded_bytes()?;
     let stored = volume.stored_bytes()?;
@@ -68,6 +74,9 @@ pub(crate) fn run(settings: &Info) -> anyhow::Result<()> {
         json!(geometry.spacing),
         format!("{} mm", by(&geometry.spacing.map(short))),
     );
+    if geometry.is_known {
+        report.plain("orientation", Orientation::of(&geometry).to_string());
+    }
     report.add("affine", json!(geometry.affine), matrix(&geometry.affine));
     let applied = layout.applied.map(|applied| applied.rescale);
     if let Some(rescale) = applied.or(layout.rescale) {

@@ -1,15 +1,16 @@
 //! Options for inputs, the same for all commands.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args as ClapArgs, ValueEnum};
 use voxpatch::volume::{
-    IndexRange, Layout, Matching, MissingChunks, ReadMethod, Subset, TOLERANCE, Values,
+    IndexRange, Interpolation, Layout, Matching, MissingChunks, Orientation, ReadMethod,
+    RealValues, Resample, Subset, TOLERANCE, Values, VoxelGrid,
 };
-use voxpatch::{Error, OpenOptions, Volume};
+use voxpatch::{DType, Error, OpenOptions, Padding, Volume};
 
-use crate::parse::{range, ranges};
+use crate::parse::{range, ranges, spacing};
 
 /// How volumes are opened.
 #[derive(Clone, Debug, Default, ClapArgs)]
@@ -56,6 +57,103 @@ impl Opening {
     }
 }
 
+/// The grid that a volume is brought to.
+#[derive(Clone, Debug, Default, ClapArgs)]
+#[command(next_help_heading = "Input")]
+pub(crate) struct OnGrid {
+    /// Distance between voxels, in mm, to resample the volume to: one number, or three for z,y,x.
+    #[arg(long, value_parser = spacing, value_name = "MM|Z,Y,X")]
+    spacing: Option<[f64; 3]>,
+    /// Directions of the axes x, y and z to flip and permute the volume to, such as RAS.
+    #[arg(long, value_name = "RAS|LPS|...")]
+    orientation: Option<Orientation>,
+    /// Volume to whose grid the volume is resampled.
+    #[arg(long, value_name = "PATH")]
+    like: Option<PathBuf>,
+    /// How to compute values between voxels: nearest, linear, cubic (B-spline), or label-linear (the label with the
+    /// largest linear weight). For labels, use nearest or label-linear.
+    #[arg(long, default_value_t, value_name = "HOW")]
+    interpolation: Interpolation,
+    /// Smooth with a Gaussian along axes whose voxels become larger.
+    #[arg(long)]
+    antialias: bool,
+    /// Values beyond the faces of the volume: a number, edge, reflect, or wrap.
+    #[arg(long, value_parser = outside, default_value = "0", value_name = "VALUE|HOW", allow_hyphen_values = true)]
+    outside: Option<Padding>,
+}
+
+/// Parses a number, or a way to continue a volume.
+fn outside(text: &str) -> Result<Padding, String> {
+    match text.trim().parse() {
+        Ok(value) => Ok(Padding::Constant(value)),
+        Err(_) => text.parse().map_err(|error: Error| error.to_string()),
+    }
+}
+
+impl OnGrid {
+    /// Returns the library's options.
+    fn resample(&self, opening: &Opening) -> voxpatch::Result<Resample> {
+        let like = self.like.as_deref().map(|path| {
+            let volume = opening.options(0).open(path)?;
+            Ok::<_, Error>(VoxelGrid::of(volume.layout()))
+        });
+        Ok(Resample::default()
+            .with_spacing(self.spacing)
+            .with_orientation(self.orientation)
+            .with_like(like.transpose()?)
+            .with_interpolation(self.interpolation)
+            .with_antialias(self.antialias)
+            .with_outside(self.outside.unwrap_or(Padding::Constant(0.0))))
+    }
+
+    /// Returns `true` if volumes keep their grid.
+    pub(crate) const fn is_none(&self) -> bool {
+        self.spacing.is_none() && self.orientation.is_none() && self.like.is_none()
+    }
+
+    /// Opens the level of the image at a path on the grid.
+    pub(crate) fn open(
+        &self,
+        opening: &Opening,
+        path: &Path,
+        level: usize,
+    ) -> voxpatch::Result<Arc<dyn Volume>> {
+        let resample = self.resample(opening)?;
+        opening.options(level).with_resample(resample).open(path)
+    }
+
+    /// Brings stored voxels to the grid: their real values, if such are wanted, in `dtype` if that can hold them.
+    pub(crate) fn bring(
+        &self,
+        opening: &Opening,
+        stored: Arc<dyn Volume>,
+        dtype: Option<DType>,
+    ) -> voxpatch::Result<Arc<dyn Volume>> {
+        let volume = match (opening.values, dtype) {
+            (ValuesName::Stored, _) => stored,
+            (ValuesName::Real, Some(dtype)) => RealValues::with_dtype(stored, dtype),
+            (ValuesName::Real, None) => RealValues::of(stored),
+        };
+        self.resample(opening)?.of(volume)
+    }
+
+    /// Brings a second volume (a mask, map or overlay) to the grid of the first, by nearest neighbor; 0 beyond its faces.
+    /// Without a grid, it stays as it is, to be matched with the first.
+    pub(crate) fn second(
+        &self,
+        first: &Layout,
+        second: Arc<dyn Volume>,
+    ) -> voxpatch::Result<Arc<dyn Volume>> {
+        if self.is_none() {
+            return Ok(second);
+        }
+        Resample::default()
+            .with_like(Some(VoxelGrid::of(first)))
+            .with_interpolation(Interpolation::Nearest)
+            .of(second)
+    }
+}
+
 /// The part of a volume to use.
 #[derive(Clone, Debug, Default, ClapArgs)]
 #[command(next_help_heading = "Input")]
@@ -69,7 +167,7 @@ pub(crate) struct Part {
     /// Use only this time point, counted from 0, or these.
     #[arg(long, value_parser = range, value_name = "N|A:B")]
     time: Option<IndexRange>,
-    /// Use only this box: first voxel and one past the last along z, y, x; either may be left out.
+    /// Use only this box: first voxel and one past the last along z, y, x; either may be left out. After resampling.
     #[arg(long = "box", value_parser = ranges, value_name = "Z0:Z1,Y0:Y1,X0:X1")]
     region: Option<[IndexRange; 3]>,
 }

@@ -15,6 +15,21 @@ pub(crate) fn size(text: &str) -> Result<Shape, String> {
     }
 }
 
+/// Parses `1.5` or `3,0.75,0.75`, in mm.
+pub(crate) fn spacing(text: &str) -> Result<[f64; 3], String> {
+    let numbers: Result<Vec<f64>, _> = text.split(',').map(|n| n.trim().parse()).collect();
+    let three = match numbers.as_deref() {
+        Ok(&[n]) => [n; 3],
+        Ok(&[z, y, x]) => [z, y, x],
+        _ => return Err("give one number of mm, or three as z,y,x".to_owned()),
+    };
+    let is_length = |mm: &f64| mm.is_finite() && *mm > 0.0;
+    match three.iter().all(is_length) {
+        true => Ok(three),
+        false => Err("give mm above 0".to_owned()),
+    }
+}
+
 /// The size of a shard, or none.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Shard {

@@ -7,8 +7,9 @@ use super::*;
 use crate::error::Error;
 use crate::geometry::Geometry;
 use crate::volume::{
-    Cached, ChannelRange, ChunkShape, Downsample, Durability, OpenOptions, OutputPart, Pyramid,
-    RawSpec, Upsampled, VolumeMut, create, input_fingerprint,
+    Cached, ChannelRange, ChunkShape, Downsample, Durability, Interpolation, OpenOptions,
+    OutputPart, Pyramid, RawSpec, Resample, Resampled, VolumeMut, VoxelGrid, create,
+    input_fingerprint,
 };
 
 const SMALL: Shape = [8; 3];
@@ -43,9 +44,14 @@ fn channels(volume: Arc<dyn Volume>, range: Range<u64>) -> Arc<dyn Volume> {
     Arc::new(ChannelRange::new(volume, range).unwrap())
 }
 
+fn on_grid(coarse: Arc<dyn Volume>, shape: Shape, geometry: Geometry) -> Arc<dyn Volume> {
+    let nearest = Resample::default().with_interpolation(Interpolation::Nearest);
+    let grid = VoxelGrid::new(shape, geometry);
+    Arc::new(Resampled::new(coarse, grid, &nearest).unwrap())
+}
+
 fn upsampled(coarse: Arc<dyn Volume>) -> Arc<dyn Volume> {
-    let fine = Layout::new(SMALL, 1, DType::U8);
-    Arc::new(Upsampled::new(coarse, &fine).unwrap())
+    on_grid(coarse, SMALL, Geometry::default())
 }
 
 fn cached(volume: Arc<dyn Volume>) -> Arc<dyn Volume> {
@@ -281,9 +287,8 @@ fn an_input_that_changes_during_the_run_is_noticed_through_every_wrapper() {
             channels(channels(volume, 0..2), 1..2)
         }),
         ("a finer grid", |volume| {
-            let fine = Layout::new([16; 3], 1, DType::U8)
-                .with_geometry(Geometry::from_parts([0.5; 3], [-0.25; 3]));
-            Arc::new(Upsampled::new(volume, &fine).unwrap())
+            let geometry = Geometry::from_parts([0.5; 3], [-0.25; 3]);
+            on_grid(volume, [16; 3], geometry)
         }),
     ];
     for (n, (name, wrap)) in wrappers.into_iter().enumerate() {

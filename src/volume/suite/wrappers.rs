@@ -273,7 +273,9 @@ mod tests {
     use super::*;
     use crate::geometry::SignedAxes;
     use crate::volume::suite::{Fault, Faulty};
-    use crate::volume::{Cached, ChannelRange, Cropped, Reoriented, Upsampled};
+    use crate::volume::{
+        Cached, ChannelRange, Cropped, Interpolation, Reoriented, Resample, Resampled, VoxelGrid,
+    };
 
     #[test]
     fn every_wrapper_forwards_to_its_volume() {
@@ -284,9 +286,17 @@ mod tests {
             let chosen = |inner| ChannelRange::new(inner, channels.clone()).unwrap();
             check_wrapper(|inner| Arc::new(chosen(inner)));
         }
-        for shape in [[18, 20, 22], [17, 19, 21]] {
-            let fine = Layout::new(shape, 1, DType::U8);
-            check_wrapper(|inner| Arc::new(Upsampled::new(inner, &fine).unwrap()));
+        for interpolation in [
+            Interpolation::Nearest,
+            Interpolation::Linear,
+            Interpolation::Cubic,
+            Interpolation::LabelLinear,
+        ] {
+            for (shape, spacing) in [([40, 20, 22], 1.0), ([61, 19, 21], 0.7), ([23, 5, 6], 3.1)] {
+                let grid = VoxelGrid::new(shape, Geometry::from_parts([spacing; 3], [0.2; 3]));
+                let options = Resample::default().with_interpolation(interpolation);
+                check_wrapper(|inner| Arc::new(Resampled::new(inner, grid, &options).unwrap()));
+            }
         }
         // A reorientation that keeps planes in their order, and one whose flips cut chunks in two.
         for flipped in [[false; 3], [false, true, false], [false, true, true]] {

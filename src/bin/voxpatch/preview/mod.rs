@@ -23,7 +23,7 @@ use voxpatch::{Layout, Shape, Volume};
 pub(crate) use self::project::Projection;
 pub(crate) use self::scene::Scene;
 use crate::common::Common;
-use crate::input::{Opening, Part, Together, level_of};
+use crate::input::{OnGrid, Opening, Part, Together, level_of};
 use crate::output::PICTURE;
 use crate::parse::{size, window};
 use crate::progress::Unit;
@@ -66,6 +66,8 @@ pub(crate) struct Preview {
     #[arg(long, help_heading = PICTURE_OPTIONS)]
     overwrite: bool,
     #[command(flatten)]
+    on_grid: OnGrid,
+    #[command(flatten)]
     part: Part,
     #[command(flatten)]
     together: Together,
@@ -77,12 +79,14 @@ pub(crate) struct Preview {
 
 /// Reads the slices and writes the picture.
 pub(crate) fn run(settings: &Preview) -> anyhow::Result<()> {
-    let options = settings.opening.options(settings.part.level);
     let mut inputs = vec![settings.source.as_path()];
     inputs.extend(settings.overlay.as_deref());
     check_output(&settings.out, &inputs)?;
     PICTURE.overwrite(settings.overwrite).check(&settings.out)?;
-    let whole = options.open(&settings.source)?;
+    let level = settings.part.level;
+    let whole = settings
+        .on_grid
+        .open(&settings.opening, &settings.source, level)?;
     let volume = settings.part.of(&whole)?;
     let overlay = overlay(settings, &whole, volume.layout())?;
     let at = match (&overlay, settings.at) {
@@ -142,6 +146,7 @@ fn overlay(
     };
     let level = level_of(path, settings.part.level);
     let labels = settings.opening.options(level).open(path)?;
+    let labels = settings.on_grid.second(whole.layout(), labels)?;
     let matching = settings.together.matching();
     let bring = |to: &Layout, overlay| matching.on_grid_of(to, overlay);
     settings

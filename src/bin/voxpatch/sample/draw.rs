@@ -30,12 +30,14 @@ impl Input {
     pub(super) fn open(settings: &SampleArgs, n: usize) -> anyhow::Result<Self> {
         let path = &settings.sources[n];
         let open = |path: &Path, level| settings.opening.options(level).open(path);
-        let whole = open(path, settings.part.level)?;
+        let level = settings.part.level;
+        let whole = settings.on_grid.open(&settings.opening, path, level)?;
         let volume = settings.part.of(&whole)?;
         let matching = settings.together.matching();
         let map = |path: Option<&PathBuf>, channel: u64| {
             path.map(|path| {
                 let map = open(path, level_of(path, settings.part.level))?;
+                let map = settings.on_grid.second(whole.layout(), map)?;
                 let one = Subset {
                     channels: Some(IndexRange::one(channel)),
                     ..Subset::default()

@@ -8,7 +8,7 @@ use voxpatch::sampler::{Border, LabelValue, LabelWeights, OnEmpty};
 use voxpatch::training::Uneven;
 
 use crate::common::{Common, Memory};
-use crate::input::{Opening, Part, Together};
+use crate::input::{OnGrid, Opening, Part, Together};
 use crate::parse::size;
 
 const EXAMPLES: &str = "\
@@ -99,6 +99,8 @@ pub(crate) struct SampleArgs {
     /// What to do with an input whose map has no valid center.
     #[arg(long, help_heading = MAPS, value_enum, default_value_t = EmptyName::Error, value_name = "HOW")]
     pub(super) empty: EmptyName,
+    #[command(flatten)]
+    pub(super) on_grid: OnGrid,
     #[command(flatten)]
     pub(super) part: Part,
     #[command(flatten)]

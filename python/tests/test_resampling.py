@@ -1,0 +1,261 @@
+"""Volumes on another grid, compared with SimpleITK, SciPy, torch and nibabel, each where it is installed."""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import voxpatch
+
+Voxels = np.ndarray[Any, Any]
+
+#: From RAS+ to LPS+.
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def smooth(shape: tuple[int, int, int], seed: int) -> Voxels:
+    """Random values that change from voxel to voxel, as float32."""
+    return np.random.default_rng(seed).normal(0, 100, shape).astype(np.float32)
+
+
+def affine_of(random: np.random.Generator, oblique: bool) -> Voxels:
+    """A random affine: any order and direction of the axes, any spacing; rotated if oblique."""
+    affine = np.eye(4)
+    order = random.permutation(3)
+    affine[:3, :3] = np.eye(3)[order] * random.choice([-1, 1], 3) * random.uniform(0.5, 3, 3)
+    if oblique:
+        angles = random.uniform(-0.6, 0.6, 3)
+        for a, angle in enumerate(angles):
+            turn = np.eye(3)
+            b, c = (a + 1) % 3, (a + 2) % 3
+            turn[b, b] = turn[c, c] = np.cos(angle)
+            turn[b, c], turn[c, b] = -np.sin(angle), np.sin(angle)
+            affine[:3, :3] = turn @ affine[:3, :3]
+    affine[:3, 3] = random.uniform(-80, 80, 3)
+    return affine
+
+
+def written(folder: pathlib.Path, voxels: Voxels, affine: Voxels, name: str = "scan.nii") -> pathlib.Path:
+    path = folder / name
+    voxpatch.write(path, voxels, affine=affine, overwrite=True)
+    return path
+
+
+def grid_over(random: np.random.Generator, volume: voxpatch.Volume, oblique: bool) -> voxpatch.Volume:
+    """A grid of about the same extent with other spacing and axes, as a volume of zeros."""
+    shape = np.array(volume.shape[:0:-1])
+    affine = affine_of(random, oblique)
+    sizes = tuple(int(n) for n in random.integers(4, 14, 3))
+    middle = volume.affine @ [*((shape - 1) / 2), 1]
+    affine[:3, 3] = middle[:3] - affine[:3, :3] @ ((np.array(sizes[::-1]) - 1) / 2) + random.uniform(-2, 2, 3)
+    return voxpatch.Volume.from_array(np.zeros(sizes, np.uint8), affine=affine)
+
+
+def places(volume: voxpatch.Volume, grid: voxpatch.Volume) -> Voxels:
+    """The positions (z, y, x) in a volume's voxels of the voxels of a grid."""
+    indices = np.indices(grid.shape[1:]).reshape(3, -1)[::-1]
+    world = grid.affine @ np.vstack([indices, np.ones(indices.shape[1])])
+    return (np.linalg.inv(volume.affine) @ world)[2::-1].reshape(3, *grid.shape[1:])
+
+
+def inside(positions: Voxels, shape: tuple[int, ...], margin: float = 0.0) -> Any:
+    """Whether positions are at least `margin` voxels from the outer faces."""
+    lengths = np.array(shape).reshape(3, 1, 1, 1)
+    return ((positions > -0.5 + margin) & (positions < lengths - 0.5 - margin)).all(0)
+
+
+def cases(oblique: bool, folder: pathlib.Path) -> Any:
+    """60 volumes and grids."""
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        shape = tuple(int(n) for n in random.integers(5, 14, 3))
+        voxels = smooth(shape, seed)  # type: ignore[arg-type]
+        path = written(folder, voxels, affine_of(random, oblique and seed % 2 == 0))
+        yield voxels, path, grid_over(random, voxpatch.open(path), oblique)
+
+
+@pytest.mark.parametrize("oblique", [False, True])
+@pytest.mark.parametrize("interpolation", ["nearest", "linear", "cubic"])
+def test_values_are_those_of_simpleitk(interpolation: Any, oblique: bool, tmp_path: pathlib.Path) -> None:
+    """Within 1e-4 of the deviation (linear) and 1e-3 (B-spline, whose prefilter there ends after 1e-10 in f32)."""
+    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed")
+    kinds = {"nearest": sitk.sitkNearestNeighbor, "linear": sitk.sitkLinear, "cubic": sitk.sitkBSpline}
+    compared = 0
+    for voxels, path, grid in cases(oblique, tmp_path):
+        volume = voxpatch.open(path)
+
+        def image(of: voxpatch.Volume, values: Voxels) -> Any:
+            made = sitk.GetImageFromArray(values)
+            affine = LPS @ of.affine
+            spacing = np.linalg.norm(affine[:3, :3], axis=0)
+            made.SetSpacing([float(n) for n in spacing])
+            made.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
+            made.SetOrigin(affine[:3, 3].tolist())
+            return made
+
+        reference = image(grid, np.zeros(grid.shape[1:], np.float32))
+        wanted = sitk.Resample(image(volume, voxels), reference, sitk.Transform(), kinds[interpolation], -7.0)
+        found = voxpatch.open(path, like=grid, interpolation=interpolation, outside=-7.0)[0]
+        at = places(volume, grid)
+        # At the faces, and for the nearest voxel halfway, rounding decides.
+        sure = inside(at, voxels.shape, 1e-3) | ~inside(at, voxels.shape, -1e-3)
+        if interpolation == "nearest":
+            sure &= (np.abs(at - np.floor(at) - 0.5) > 1e-3).all(0)
+        tolerance = {"nearest": 0.0, "linear": 1e-2, "cubic": 1e-1}[interpolation]
+        np.testing.assert_allclose(found[sure], sitk.GetArrayFromImage(wanted)[sure], rtol=0, atol=tolerance)
+        compared += int(np.count_nonzero(sure & inside(at, voxels.shape)))
+    assert compared > 5000
+
+
+@pytest.mark.parametrize("oblique", [False, True])
+@pytest.mark.parametrize(("interpolation", "order"), [("linear", 1), ("cubic", 3)])
+def test_values_are_those_of_scipy(interpolation: Any, order: int, oblique: bool, tmp_path: pathlib.Path) -> None:
+    """Within 1e-5 of the largest value: voxels are float32."""
+    ndimage = pytest.importorskip("scipy.ndimage", reason="scipy is not installed")
+    for voxels, path, grid in cases(oblique, tmp_path):
+        at = places(voxpatch.open(path), grid)
+        # The cubic spline is mirrored at the outermost centers, the linear interpolation continues them.
+        mode = "mirror" if order == 3 else "nearest"
+        wanted = ndimage.map_coordinates(voxels.astype(np.float64), at, order=order, mode=mode)
+        found = voxpatch.open(path, like=grid, interpolation=interpolation)[0]
+        within = inside(at, voxels.shape, 1e-3)
+        np.testing.assert_allclose(found[within], wanted[within], rtol=0, atol=1e-5 * np.abs(voxels).max())
+        beyond = ~inside(at, voxels.shape, -1e-3)
+        assert not found[beyond].any()
+        if order == 1:
+            found = voxpatch.open(path, like=grid, outside="edge")[0]
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(voxels).max())
+
+
+@pytest.mark.parametrize("oblique", [False, True])
+def test_values_are_those_of_torch(oblique: bool, tmp_path: pathlib.Path) -> None:
+    """Within 1e-5 of the largest value."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    for voxels, path, grid in cases(oblique, tmp_path):
+        at = places(voxpatch.open(path), grid)
+        lengths = np.array(voxels.shape).reshape(3, 1, 1, 1)
+        unit = np.moveaxis(((at + 0.5) * 2 / lengths - 1)[::-1], 0, -1)[None]
+        wanted = torch.nn.functional.grid_sample(
+            torch.from_numpy(voxels.astype(np.float64))[None, None],
+            torch.from_numpy(np.ascontiguousarray(unit)),
+            mode="bilinear",
+            padding_mode="border",
+            align_corners=False,
+        )
+        found = voxpatch.open(path, like=grid, outside="edge")[0]
+        np.testing.assert_allclose(found, wanted[0, 0].numpy(), rtol=0, atol=1e-5 * np.abs(voxels).max())
+
+
+def test_the_canonical_orientation_is_that_of_nibabel(tmp_path: pathlib.Path) -> None:
+    nibabel = pytest.importorskip("nibabel", reason="nibabel is not installed")
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        voxels = random.integers(-1000, 1000, (5, 6, 7)).astype(np.int16)
+        path = written(tmp_path, voxels, affine_of(random, seed % 2 == 0))
+        wanted = nibabel.as_closest_canonical(nibabel.load(path))
+        found = voxpatch.open(path, orientation="RAS", interpolation="cubic")
+        np.testing.assert_array_equal(found[0], np.asarray(wanted.dataobj).T)
+        np.testing.assert_allclose(found.affine, wanted.affine, rtol=0, atol=1e-4)
+        code = nibabel.aff2axcodes(found.affine)
+        assert code == ("R", "A", "S")
+
+
+@pytest.mark.parametrize("dtype", [bool, "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])
+def test_whole_steps_copy_any_type(dtype: Any, tmp_path: pathlib.Path) -> None:
+    """Every second voxel, flipped and permuted, bit for bit, whatever the interpolation."""
+    random = np.random.default_rng(5)
+    voxels = np.frombuffer(random.bytes(8 * 9 * 10 * 11), np.uint8)[: 9 * 10 * 11 * np.dtype(dtype).itemsize]
+    voxels = voxels & 1 if dtype is bool else voxels
+    voxels = voxels.view(dtype).reshape(9, 10, 11)
+    path = tmp_path / "scan.zarr"
+    voxpatch.write(path, voxels, affine=np.diag([0.5, 0.75, 2.0, 1.0]), chunk=4, shard=8)
+    grid = np.zeros((5, 4, 5), np.uint8)  # z, y, x from every second x, y, z
+    affine = np.array([[0, 0, 1.0, 0.5], [0, -1.5, 0, 6.0], [4.0, 0, 0, 0], [0, 0, 0, 1]])
+    like = voxpatch.Volume.from_array(grid, affine=affine)
+    wanted = voxels[0:9:2, 8:1:-2, 1:10:2].transpose(2, 1, 0)
+    for interpolation in ("nearest", "linear", "cubic", "label-linear"):
+        found = voxpatch.open(path, like=like, interpolation=interpolation)[0]  # type: ignore[arg-type]
+        assert found.tobytes() == np.ascontiguousarray(wanted).tobytes(), interpolation
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "cubic"])
+def test_every_voxel_says_where_it_came_from(interpolation: Any, tmp_path: pathlib.Path) -> None:
+    """A ramp whose values are coordinates in the world: right on any grid, away from the faces."""
+    random = np.random.default_rng(11)
+    affine = affine_of(random, True)
+    shape = (40, 41, 42)
+    indices = np.indices(shape).reshape(3, -1)[::-1]
+    world = (affine @ np.vstack([indices, np.ones(indices.shape[1])]))[:3]
+    path = written(tmp_path, world.reshape(3, *shape), affine, "ramp.nii")
+    volume = voxpatch.open(path)
+    for seed in range(10):
+        grid = grid_over(np.random.default_rng(seed), volume, seed % 2 == 0)
+        found = voxpatch.open(path, like=grid, interpolation=interpolation)[:]
+        at = np.indices(grid.shape[1:]).reshape(3, -1)[::-1]
+        wanted = (grid.affine @ np.vstack([at, np.ones(at.shape[1])]))[:3].reshape(found.shape)
+        # The mirrored spline bends near the faces, which decays by 0.27 with each voxel.
+        near = inside(places(volume, grid), shape, 14 if interpolation == "cubic" else 0.5)
+        assert near.any()
+        np.testing.assert_allclose(found[:, near], wanted[:, near], rtol=0, atol=1e-4)
+
+
+def test_patches_of_a_queue_are_those_of_the_whole(tmp_path: pathlib.Path) -> None:
+    voxels = np.random.default_rng(3).normal(0, 100, (30, 40, 50)).astype(np.float32)
+    path = tmp_path / "scan.zarr"
+    voxpatch.write(path, voxels, spacing=(2.0, 0.8, 0.8), chunk=16, shard=32)
+    labels = tmp_path / "label.nii"
+    voxpatch.write(labels, (voxels > 100).astype(np.uint8), spacing=(2.0, 0.8, 0.8))
+    for options in ({"spacing": 1.0}, {"spacing": (1.5, 1.0, 1.7), "orientation": "LPS"}):
+        scan = voxpatch.open(path, interpolation="cubic", **options)  # type: ignore[arg-type]
+        label = voxpatch.open(labels, like=scan, interpolation="label-linear")
+        assert label.shape == scan.shape
+        whole = {"ct": scan[:], "label": label[:]}
+        queue = voxpatch.Queue([voxpatch.Subject(ct=scan, label=label)], voxpatch.LabelSampler(9, "label"), 20)
+        count = 0
+        for sample in queue:
+            z, y, x, z1, y1, x1 = sample["location"].tolist()
+            for name, all_of_it in whole.items():
+                np.testing.assert_array_equal(sample[name], all_of_it[:, z:z1, y:y1, x:x1])
+            count += 1
+        assert count == 20
+
+
+def test_resampled_volumes_are_pickled_and_cropped(tmp_path: pathlib.Path) -> None:
+    path = written(tmp_path, smooth((9, 10, 11), 4), np.diag([1, 1.2, 2, 1]))
+    grid = voxpatch.Volume.from_array(np.zeros((5, 6, 7)), affine=np.diag([1.5, 1.5, 3, 1]))
+    for options in itertools.chain(
+        ({"spacing": (2, 1, 1.5), "interpolation": i} for i in ("nearest", "linear", "cubic")),
+        ({"like": grid, "outside": o, "antialias": True} for o in (-1000, "edge", "reflect", "wrap")),
+        ({"orientation": "PIR"},),
+    ):
+        volume = voxpatch.open(path, **options)  # type: ignore[arg-type]
+        again = pickle.loads(pickle.dumps(volume))
+        np.testing.assert_array_equal(again[:], volume[:])
+        part = voxpatch.open(path, box=[(1, 3), (0, 2), (2, 4)], **options)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(part[:], volume[:, 1:3, 0:2, 2:4])
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(part))[:], part[:])
+
+
+def test_wrong_grids_say_so(tmp_path: pathlib.Path) -> None:
+    path = written(tmp_path, smooth((4, 5, 6), 1), np.eye(4))
+    np.save(tmp_path / "plain.npy", np.zeros((4, 5, 6)))
+    for options in (
+        {"spacing": 0},
+        {"spacing": (1, 2)},
+        {"spacing": "fine"},
+        {"spacing": float("nan")},
+        {"orientation": "RAR"},
+        {"orientation": "canonical"},
+        {"spacing": 1, "interpolation": "bspline"},
+        {"spacing": 2, "interpolation": "nearest", "antialias": True},
+        {"spacing": 2, "outside": "mirror"},
+        {"like": tmp_path / "plain.npy"},
+    ):
+        with pytest.raises(ValueError):
+            voxpatch.open(path, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="does not state the spacing"):
+        voxpatch.open(tmp_path / "plain.npy", spacing=1)

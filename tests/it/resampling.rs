@@ -1,0 +1,219 @@
+//! `--spacing`, `--orientation`, `--like` and `--interpolation`: the same grid and voxels in every command.
+
+use serde_json::json as value;
+use voxpatch::volume::{Interpolation, Orientation, Resample, VoxelGrid};
+use voxpatch::{DType, Geometry, Patch, Region, VolumeExt};
+
+use crate::tool::{Place, fails, is_refused, json, ramp, succeeds, voxels};
+
+fn whole(path: &str, resample: &Resample) -> Patch {
+    let volume = voxpatch::open(path).unwrap().resampled(resample).unwrap();
+    volume.read(Region::whole(volume.layout().shape)).unwrap()
+}
+
+/// Axes x to the left, y up, z to anterior.
+fn turned() -> Geometry {
+    Geometry::from_affine([
+        [-0.5, 0.0, 0.0, 10.0],
+        [0.0, 0.0, 2.0, 20.0],
+        [0.0, 1.0, 0.0, 30.0],
+        [0.0, 0.0, 0.0, 1.0],
+    ])
+}
+
+#[test]
+fn info_reports_the_grid_that_convert_writes() {
+    let place = Place::new();
+    let source = place.store_at("scan.nii", [20, 24, 28], 1, ramp(20 * 24 * 28), turned());
+    assert_eq!(json(&["info", &source])["orientation"], value!("LSA"));
+    let cases: [(&[&str], [u64; 3], &str); 4] = [
+        (&["--spacing", "1.5"], [27, 16, 9], "LSA"),
+        (
+            &["--spacing", "2,0.5,0.25", "--interpolation", "cubic"],
+            [20, 48, 56],
+            "LSA",
+        ),
+        (&["--orientation", "RAS"], [24, 20, 28], "RAS"),
+        (
+            &["--orientation", "PIR", "--spacing", "3", "--antialias"],
+            [5, 8, 13],
+            "PIR",
+        ),
+    ];
+    for (n, (words, shape, orientation)) in cases.into_iter().enumerate() {
+        let info = json(&[&["info", &source], words].concat());
+        assert_eq!(info["shape"], value!(shape), "{words:?}");
+        assert_eq!(info["orientation"], value!(orientation));
+        let target = place.at(&format!("{n}.nii"));
+        succeeds(&[&["convert", &source, &target], words].concat());
+        let written = voxpatch::open(&target).unwrap();
+        let written = written.layout();
+        assert_eq!(written.shape, shape);
+        let affine = value!(written.geometry.affine);
+        for (row, told) in info["affine"].as_array().unwrap().iter().enumerate() {
+            for column in 0..4 {
+                let [one, other] = [told, &affine[row]].map(|row| row[column].as_f64().unwrap());
+                assert!((one - other).abs() < 1e-5, "{words:?}: {one} {other}");
+            }
+        }
+        let has = |word: &str| words.contains(&word);
+        let spacing = match n {
+            0 => Some([1.5; 3]),
+            1 => Some([2.0, 0.5, 0.25]),
+            3 => Some([3.0; 3]),
+            _ => None,
+        };
+        let orientation: Orientation = orientation.parse().unwrap();
+        let resample = Resample::default()
+            .with_spacing(spacing)
+            .with_orientation(has("--orientation").then_some(orientation))
+            .with_antialias(has("--antialias"))
+            .with_interpolation(if has("cubic") {
+                Interpolation::Cubic
+            } else {
+                Interpolation::Linear
+            });
+        let expected = whole(&source, &resample);
+        assert!(voxels(&target).bytes() == expected.bytes(), "{words:?}");
+    }
+}
+
+#[test]
+fn a_volume_is_brought_to_the_grid_of_another_and_the_rest_is_outside() {
+    let place = Place::new();
+    let source = place.small("scan.zarr");
+    let grid = Geometry::from_parts([2.5, 1.2, 0.8], [25.0, 18.0, 12.0]);
+    let like = place.store_at("like.nii", [9, 10, 11], 1, vec![0_u8; 990], grid);
+    let target = place.at("on_grid.nii");
+    let words = ["--like", &like, "--outside", "-1000", "--box", "0:8,:,2:"];
+    succeeds(&[&["convert", &source, &target][..], &words].concat());
+    let resample = Resample::default()
+        .with_like(Some(VoxelGrid::new([9, 10, 11], grid)))
+        .with_outside(voxpatch::Padding::Constant(-1000.0));
+    let volume = voxpatch::open(&source)
+        .unwrap()
+        .resampled(&resample)
+        .unwrap();
+    let expected = volume.read(Region::new([0, 0, 2], [8, 10, 9])).unwrap();
+    let found = voxels(&target);
+    assert!(found.bytes() == expected.bytes());
+    assert_eq!(found.as_slice::<i16>().unwrap()[0], -1000);
+}
+
+#[test]
+fn label_maps_and_masks_follow_the_image_to_its_grid() {
+    let place = Place::new();
+    let count = 20 * 24 * 28;
+    let labels: Vec<u8> = (0..count)
+        .map(|n| u8::from(n % 28 > 13 && n / 672 > 11))
+        .collect();
+    let image: Vec<i16> = labels.iter().map(|&label| 100 * i16::from(label)).collect();
+    let image = place.store_at("scan.zarr", [20, 24, 28], 1, image, turned());
+    let labels = place.store_at("label.nii", [20, 24, 28], 1, labels, turned());
+    let grid = [
+        "--spacing",
+        "1.3,0.9,0.7",
+        "--orientation",
+        "RAS",
+        "--interpolation",
+        "nearest",
+    ];
+    let out = place.at("patches.zarr");
+    let words = [
+        "--labels",
+        &labels,
+        "--label-weights",
+        "1:1",
+        "--patch-size",
+        "1",
+    ];
+    let more = ["--samples-per-subject", "40", "--out", &out];
+    succeeds(&[&["sample", &image][..], &words, &more, &grid].concat());
+    let patches = voxels(&out);
+    assert_eq!(patches.dtype(), DType::I16);
+    assert!(
+        patches
+            .as_slice::<i16>()
+            .unwrap()
+            .iter()
+            .all(|&value| value == 100)
+    );
+
+    // The output has the grid of the model; patches without foreground are left out.
+    let target = place.at("out.nii");
+    let words = [
+        "--patch-size",
+        "8",
+        "--overlap",
+        "0",
+        "--mask",
+        &labels,
+        "--fill",
+        "-5",
+    ];
+    let done = json(&[&["infer", &image, &target][..], &words, &grid].concat());
+    assert!(done["patches_skipped"].as_u64().unwrap() > 0, "{done}");
+    let resample = Resample::default()
+        .with_spacing(Some([1.3, 0.9, 0.7]))
+        .with_orientation(Some("RAS".parse().unwrap()))
+        .with_interpolation(Interpolation::Nearest);
+    let expected = whole(&image, &resample);
+    let found = voxels(&target);
+    assert_eq!(found.shape(), expected.shape());
+    let pairs = found.as_slice::<i16>().unwrap().iter();
+    for (&found, &expected) in pairs.zip(expected.as_slice::<i16>().unwrap()) {
+        assert!(found == expected || found == -5, "{found} {expected}");
+        assert!(expected == 0 || found == 100);
+    }
+    let picture = place.at("out.png");
+    let drawn = json(
+        &[
+            &["preview", &image, &picture, "--overlay", &labels][..],
+            &grid,
+        ]
+        .concat(),
+    );
+    assert_eq!(drawn["labels_shown"], 1);
+}
+
+#[test]
+fn impossible_grids_are_refused() {
+    let place = Place::new();
+    let source = place.small("scan.nii");
+    let plain = place.small("plain.npy");
+    let line = fails(&["info", &plain, "--spacing", "1"]);
+    assert!(line.contains("does not state the spacing"), "{line}");
+    let line = fails(&["info", &source, "--like", &plain]);
+    assert!(line.contains("does not state the spacing"), "{line}");
+    let line = fails(&[
+        "info",
+        &source,
+        "--spacing",
+        "2",
+        "--interpolation",
+        "nearest",
+        "--antialias",
+    ]);
+    assert!(line.contains("antialiasing"), "{line}");
+    let line = fails(&[
+        "info",
+        &source,
+        "--like",
+        &source,
+        "--spacing",
+        "2",
+        "--outside",
+        "0.5",
+    ]);
+    assert!(line.contains("0.5"), "{line}");
+    for words in [
+        ["--spacing", "0"],
+        ["--spacing", "1,2"],
+        ["--spacing", "nan"],
+        ["--orientation", "RAR"],
+        ["--interpolation", "bspline"],
+        ["--outside", "mirror"],
+    ] {
+        is_refused(&[&["info", &source][..], &words].concat());
+    }
+}
