@@ -9,10 +9,10 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use voxpatch::training::{
-    Dataset, EpochPlan, Loader, LoaderOptions, LoaderState, LoaderStats, OnError, RankShard,
-    Sample, Subjects, TryNext, Uneven, WorkerShard,
+    Augmentation, Dataset, EpochPlan, Loader, LoaderOptions, LoaderState, LoaderStats, OnError,
+    RankShard, Sample, Subjects, TryNext, Uneven, WorkerShard,
 };
-use voxpatch::{Region, Result};
+use voxpatch::{Region, Result, Shape, SignedAxes};
 
 use crate::errors::{invalid, raised};
 use crate::sampler::{Indices, Recipe};
@@ -117,7 +117,7 @@ impl Epochs {
     }
 
     /// Start an epoch at its first patch or at a saved state; `contiguous` if it is read in batches.
-    #[pyo3(signature = (epoch, state, worker, threads, max_length, memory, skip_errors, contiguous = false, same_images = false, stay_in_epoch = false))]
+    #[pyo3(signature = (epoch, state, worker, threads, max_length, memory, skip_errors, contiguous = false, same_images = false, stay_in_epoch = false, augment = ([0.0; 3], 0.0, 0.0, None)))]
     #[expect(
         clippy::too_many_arguments,
         clippy::fn_params_excessive_bools,
@@ -136,6 +136,7 @@ impl Epochs {
         contiguous: bool,
         same_images: bool,
         stay_in_epoch: bool,
+        augment: ([f64; 3], f64, f64, Option<Shape>),
     ) -> PyResult<EpochLoader> {
         let worker = WorkerShard {
             index: worker.0,
@@ -155,7 +156,8 @@ impl Epochs {
             .with_on_error(on_error)
             .with_stay_in_epoch(stay_in_epoch)
             .with_contiguous_batches(contiguous)
-            .with_same_images(same_images);
+            .with_same_images(same_images)
+            .with_augment(augmentation(augment));
         let state = state.map(str::parse::<LoaderState>).transpose();
         let state = state.map_err(|error| raised(&error))?;
         if let Some(asked) = self.list.asked() {
@@ -188,43 +190,56 @@ impl Epochs {
 
 #[pymethods]
 impl EpochLoader {
-    /// Return the next batch as (arrays by name, locations (b, 6), numbers of the subjects), or None at the end.
-    fn batch<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let found = self.wait(py, Loader::next_contiguous_batch_timeout)?;
-        let Some(batch) = found else { return Ok(None) };
+    /// Return the next batch as (arrays by name, locations (b, 6), numbers of the subjects, orientations (b, 3)), or
+    /// None at the end; without `wait`, False if it is not ready.
+    #[pyo3(signature = (wait = true))]
+    fn batch<'py>(&self, py: Python<'py>, wait: bool) -> PyResult<Bound<'py, PyAny>> {
+        let found = self.wait(py, wait, Loader::next_contiguous_batch_timeout)?;
+        let batch = match found {
+            TryNext::Ready(batch) => batch,
+            other => return nothing(py, &other),
+        };
         let regions = batch.regions();
         let rows = regions.iter().copied().flat_map(location).collect();
         let locations = Array2::from_shape_vec((regions.len(), 6), rows)
             .map_err(|error| invalid(error.to_string()))?;
         let locations = PyArray::from_owned_array(py, locations);
         let subjects = PyList::new(py, batch.subject_indices())?;
+        let rows = batch.axes().iter().copied().flat_map(orientation).collect();
+        let orientations = Array2::from_shape_vec((regions.len(), 3), rows)
+            .map_err(|error| invalid(error.to_string()))?;
+        let orientations = PyArray::from_owned_array(py, orientations);
         let arrays = PyDict::new(py);
         for image in batch.into_images() {
             let (name, shape) = (image.name().to_owned(), image.shape());
             arrays.set_item(name, array::on(py, Box::new(image), &shape)?)?;
         }
-        let all = (arrays, locations, subjects).into_pyobject(py)?;
-        Ok(Some(all.into_any()))
+        let all = (arrays, locations, subjects, orientations).into_pyobject(py)?;
+        Ok(all.into_any())
     }
 
-    /// Return the samples of the next batch one by one, each as `sample` gives it, or None at the end.
-    fn samples<'py>(&self, py: Python<'py>) -> PyResult<Option<Vec<Bound<'py, PyAny>>>> {
-        let found = self.wait(py, Loader::next_batch_timeout)?;
-        let Some(samples) = found else {
-            return Ok(None);
-        };
-        let one = |sample| unpacked(py, sample);
-        samples
-            .into_iter()
-            .map(one)
-            .collect::<PyResult<_>>()
-            .map(Some)
+    /// Return the samples of the next batch one by one, each as `sample` gives it, or None at the end; without
+    /// `wait`, False if they are not ready.
+    #[pyo3(signature = (wait = true))]
+    fn samples<'py>(&self, py: Python<'py>, wait: bool) -> PyResult<Bound<'py, PyAny>> {
+        match self.wait(py, wait, Loader::next_batch_timeout)? {
+            TryNext::Ready(samples) => {
+                let all = samples.into_iter().map(|sample| unpacked(py, sample));
+                let all = all.collect::<PyResult<Vec<_>>>()?;
+                Ok(PyList::new(py, all)?.into_any())
+            }
+            other => nothing(py, &other),
+        }
     }
 
-    /// Return the next patch as (arrays by name, location (6,), number of the subject), or None at the end.
-    fn sample<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let found = self.wait(py, Loader::next_timeout)?;
-        found.map(|sample| unpacked(py, sample)).transpose()
+    /// Return the next patch as (arrays by name, location (6,), number of the subject, orientation (3,), place in the
+    /// epoch), or None at the end; without `wait`, False if it is not ready.
+    #[pyo3(signature = (wait = true))]
+    fn sample<'py>(&self, py: Python<'py>, wait: bool) -> PyResult<Bound<'py, PyAny>> {
+        match self.wait(py, wait, Loader::next_timeout)? {
+            TryNext::Ready(sample) => unpacked(py, sample),
+            other => nothing(py, &other),
+        }
     }
 
     /// Return the position in the epoch, as a line of text.
@@ -291,15 +306,16 @@ impl EpochLoader {
         }
     }
 
-    /// Waits without the interpreter, for what may take any time; Ctrl-C ends the wait.
+    /// Waits without the interpreter, for what may take any time; Ctrl-C ends the wait. Without `wait` it looks once.
     fn wait<T: Send>(
         &self,
         py: Python<'_>,
+        wait: bool,
         mut ask: impl FnMut(&mut Loader, std::time::Duration) -> TryNext<Result<T>> + Send,
-    ) -> PyResult<Option<T>> {
+    ) -> PyResult<TryNext<T>> {
         let mut running = self.running()?;
         let Some(loader) = running.as_mut() else {
-            return Ok(None);
+            return Ok(TryNext::Finished);
         };
         if self.process != process::id() {
             return Err(PyRuntimeError::new_err(
@@ -307,7 +323,11 @@ impl EpochLoader {
             ));
         }
         let asked = self.list.asked();
-        let limit = if asked.is_some() { ANSWER } else { ASK };
+        let limit = match (wait, asked) {
+            (false, _) => std::time::Duration::ZERO,
+            (true, Some(_)) => ANSWER,
+            (true, None) => ASK,
+        };
         if let Some(asked) = asked {
             asked.begin();
         }
@@ -317,12 +337,13 @@ impl EpochLoader {
             }
             let waited = py.detach(|| guarded(|| Ok(ask(loader, limit))));
             match waited.map_err(|error| raised(&error))? {
-                TryNext::Ready(Ok(found)) => return Ok(Some(found)),
+                TryNext::Ready(Ok(found)) => return Ok(TryNext::Ready(found)),
                 TryNext::Ready(Err(error)) => {
                     let own = asked.and_then(crate::subjects::Asked::raised);
                     return Err(own.unwrap_or_else(|| raised(&error)));
                 }
-                TryNext::Finished => return Ok(None),
+                TryNext::Finished => return Ok(TryNext::Finished),
+                TryNext::TimedOut if !wait => return Ok(TryNext::TimedOut),
                 TryNext::TimedOut => py.check_signals()?,
             }
         }
@@ -364,6 +385,28 @@ impl Drop for EpochLoader {
     }
 }
 
+fn augmentation(
+    (flip, permute, rotate, crop): ([f64; 3], f64, f64, Option<Shape>),
+) -> Augmentation {
+    let augment = Augmentation::default()
+        .with_flip(flip)
+        .with_permute(permute)
+        .with_rotate(rotate);
+    match crop {
+        Some(crop) => augment.with_crop(crop),
+        None => augment,
+    }
+}
+
+/// The axis (1, 2, 3 for z, y, x) that each axis of a patch runs along, negative where it runs backwards.
+fn orientation(axes: SignedAxes) -> [i64; 3] {
+    let signed = |axis: usize| {
+        let from = axes.order()[axis] as i64 + 1;
+        if axes.flipped()[axis] { -from } else { from }
+    };
+    std::array::from_fn(signed)
+}
+
 /// First voxel along z, y, x, and one past the last.
 fn location(region: Region) -> [i64; 6] {
     let ([z, y, x], [dz, dy, dx]) = (region.start, region.end());
@@ -372,7 +415,8 @@ fn location(region: Region) -> [i64; 6] {
 
 fn unpacked(py: Python<'_>, sample: Sample) -> PyResult<Bound<'_, PyAny>> {
     let place = PyArray::from_vec(py, location(sample.region).to_vec());
-    let subject = sample.subject_index;
+    let (subject, n) = (sample.subject_index, sample.place);
+    let axes = PyArray::from_vec(py, orientation(sample.axes()).to_vec());
     let names: Vec<String> = names(&sample).map(str::to_owned).collect();
     let arrays = PyDict::new(py);
     for (name, patch) in names.into_iter().zip(sample.into_pooled()) {
@@ -380,7 +424,16 @@ fn unpacked(py: Python<'_>, sample: Sample) -> PyResult<Bound<'_, PyAny>> {
         let shape = [patch.channels(), z, y, x];
         arrays.set_item(name, array::on(py, Box::new(patch), &shape)?)?;
     }
-    Ok((arrays, place, subject).into_pyobject(py)?.into_any())
+    let all = (arrays, place, subject, axes, n).into_pyobject(py)?;
+    Ok(all.into_any())
+}
+
+/// None at the end, or False if nothing is ready.
+fn nothing<'py, T>(py: Python<'py>, found: &TryNext<T>) -> PyResult<Bound<'py, PyAny>> {
+    Ok(match found {
+        TryNext::TimedOut => false.into_pyobject(py)?.to_owned().into_any(),
+        _ => py.None().into_bound(py),
+    })
 }
 
 fn names(sample: &Sample) -> impl Iterator<Item = &str> {

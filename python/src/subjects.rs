@@ -8,9 +8,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
 use pyo3::prelude::*;
+use voxpatch::normalize::Normalizer;
 use voxpatch::training::{Cohort, Image, Subject, Subjects};
 use voxpatch::volume::Matching;
-use voxpatch::{DType, Error, Padding, Result};
+use voxpatch::{DType, Error, Normalize, Padding, Result};
 
 use crate::arguments::{self, Values};
 use crate::array;
@@ -37,7 +38,27 @@ struct Part {
     open: Option<Arc<Image>>,
     padding: Padding,
     /// The type that its values are converted to.
-    dtype: Option<DType>,
+    dtype: Option<Cast>,
+    /// Shared by all openings of the image, so that it is measured once.
+    normalize: Normalizer,
+}
+
+/// A type that values are converted to.
+#[derive(Clone, Copy)]
+enum Cast {
+    To(DType),
+    /// A type of torch, which numpy does not have.
+    BFloat16,
+}
+
+impl Cast {
+    fn of(given: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let text: String = given.str()?.extract()?;
+        if text == "bfloat16" {
+            return Ok(Self::BFloat16);
+        }
+        Ok(Self::To(array::dtype(given)?))
+    }
 }
 
 impl Parts {
@@ -50,10 +71,12 @@ impl Parts {
             let image = Image {
                 name: part.name.clone(),
                 padding: part.padding,
+                normalize: part.normalize.clone(),
                 ..image
             };
             Ok(match part.dtype {
-                Some(dtype) => image.with_dtype(dtype),
+                Some(Cast::To(dtype)) => image.with_dtype(dtype),
+                Some(Cast::BFloat16) => image.with_bfloat16(),
                 None => image,
             })
         };
@@ -65,19 +88,21 @@ impl Parts {
     }
 }
 
-/// An image's name, its volume or path, its padding, a type or None, and which values a path is opened for.
+/// An image's name, its volume or path, its padding, a type or None, which values a path is opened for, and its
+/// normalization.
 type Told<'py> = (
     String,
     Bound<'py, PyAny>,
     Bound<'py, PyAny>,
     Option<Bound<'py, PyAny>>,
     Bound<'py, PyAny>,
+    String,
 );
 
 /// A subject's name, its images, and how they are matched.
 type All<'py> = (String, Vec<Told<'py>>, (f64, bool));
 
-/// What a Python subject's `_parts()` gives: its name, (name, volume or path, padding, type, values) of each image, and
+/// What a Python subject's `_parts()` gives: its name, (name, volume or path, padding, type, values, normalization) of each image, and
 /// (`tolerance`, `same_grid`).
 impl<'py> FromPyObject<'_, 'py> for Parts {
     type Error = PyErr;
@@ -85,9 +110,11 @@ impl<'py> FromPyObject<'_, 'py> for Parts {
     fn extract(given: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
         let py = given.py();
         let (name, images, (tolerance, same_grid)): All<'py> = given.extract()?;
-        let part = |(name, volume, padding, dtype, values): Told<'py>| {
+        let part = |(name, volume, padding, dtype, values, normalize): Told<'py>| {
             let padding = padding_of(&padding)?;
-            let dtype = dtype.as_ref().map(array::dtype).transpose()?;
+            let dtype = dtype.as_ref().map(Cast::of).transpose()?;
+            let normalize: Normalize = normalize.parse().map_err(|error| raised(&error))?;
+            let normalize = Normalizer::from(normalize);
             if let Ok(volume) = volume.cast::<Volume>() {
                 let volume = volume.get();
                 return Ok(Part {
@@ -96,13 +123,16 @@ impl<'py> FromPyObject<'_, 'py> for Parts {
                     open: Some(volume.image(py)?),
                     padding,
                     dtype,
+                    normalize,
                 });
             }
             Ok(Part {
                 name,
                 source: Source {
                     values: match (arguments::values(&values)?, dtype) {
-                        (Values::Real, Some(dtype)) => Values::As(dtype),
+                        (Values::Real, Some(Cast::To(dtype))) if normalize.is_none() => {
+                            Values::As(dtype)
+                        }
                         (values, _) => values,
                     },
                     ..Source::at(volume.extract::<PathBuf>()?)
@@ -110,6 +140,7 @@ impl<'py> FromPyObject<'_, 'py> for Parts {
                 open: None,
                 padding,
                 dtype,
+                normalize,
             })
         };
         Ok(Self {

@@ -440,7 +440,7 @@ def test_patches_that_hang_over_are_padded(tmp_path: pathlib.Path) -> None:
             assert np.array_equal(sample["ct"][0], padded[z:z1, y:y1, x:x1]), padding
 
 
-def test_a_transform_changes_samples_on_the_caller_s_thread(subjects: Subjects) -> None:
+def test_without_threads_of_its_own_a_transform_runs_on_the_caller_s(subjects: Subjects) -> None:
     import threading
 
     seen = set()
@@ -451,7 +451,9 @@ def test_a_transform_changes_samples_on_the_caller_s_thread(subjects: Subjects) 
 
     plain = list(Queue(subjects, UniformSampler(8), 3))
     for batch_size in (None, 4):
-        queue = Queue(subjects, UniformSampler(8), 3, transform=flipped, batch_size=batch_size, threads=2)
+        queue = Queue(
+            subjects, UniformSampler(8), 3, transform=flipped, transform_threads=0, batch_size=batch_size, threads=2
+        )
         found = [item["ct"].reshape(-1, 1, 8, 8, 8) for item in queue]
         assert np.array_equal(np.concatenate(found), np.stack([sample["ct"][..., ::-1] for sample in plain]))
     assert seen == {threading.get_ident()}

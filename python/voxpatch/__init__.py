@@ -10,7 +10,7 @@ from .files import convert, open, write
 from .inference import GridAggregator, GridSampler
 from .options import Gaussian, Quantize, Threshold
 from .prediction import predict
-from .queue import LazySubjects, Queue
+from .queue import LazySubjects, Queue, turn_back
 from .samplers import LabelSampler, MixtureSampler, Sampler, UniformSampler, WeightedSampler
 from .subject import Subject
 
@@ -34,5 +34,6 @@ __all__ = [
     "convert",
     "open",
     "predict",
+    "turn_back",
     "write",
 ]

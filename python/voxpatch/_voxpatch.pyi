@@ -226,7 +226,7 @@ def _on_grid(
 ) -> Volume:
     """Open a volume that was pickled on another's grid."""
 
-_Parts: TypeAlias = tuple[str, list[tuple[str, Volume | str, Padding, DType | None, Values]], tuple[float, bool]]
+_Parts: TypeAlias = tuple[str, list[tuple[str, Volume | str, Padding, DType | None, Values, str]], tuple[float, bool]]
 
 @final
 class SubjectList:
@@ -248,6 +248,8 @@ def _survey(parts: Sequence[_Parts], threads: int, alike: bool) -> int:
     type; with `alike`, images that do not fit into one batch are an error. Subjects that cannot be
     opened are left to the loader.
     """
+
+_Augment: TypeAlias = tuple[tuple[float, float, float], float, float, tuple[int, int, int] | None]
 
 @final
 class Epochs:
@@ -282,23 +284,31 @@ class Epochs:
         contiguous: bool = False,
         same_images: bool = False,
         stay_in_epoch: bool = False,
+        augment: _Augment = ...,
     ) -> EpochLoader:
         """Start an epoch at its first patch or at a saved state; `contiguous` if it is read in batches."""
 
-_Sample: TypeAlias = tuple[dict[str, Array], npt.NDArray[np.int64], int]
+_Sample: TypeAlias = tuple[dict[str, Array], npt.NDArray[np.int64], int, npt.NDArray[np.int64], int]
+_Batch: TypeAlias = tuple[dict[str, Array], npt.NDArray[np.int64], list[int], npt.NDArray[np.int64]]
 
 @final
 class EpochLoader:
     """An iterator over one epoch; its threads end with it."""
 
-    def batch(self) -> tuple[dict[str, Array], npt.NDArray[np.int64], list[int]] | None:
-        """Return the next batch as (arrays by name, locations (b, 6), numbers of the subjects), or None at the end."""
+    def batch(self, wait: bool = True) -> _Batch | None | Literal[False]:
+        """Return the next batch as (arrays by name, locations (b, 6), numbers of the subjects, orientations (b, 3)), or
+        None at the end; without `wait`, False if it is not ready.
+        """
 
-    def samples(self) -> list[_Sample] | None:
-        """Return the samples of the next batch one by one, each as `sample` gives it, or None at the end."""
+    def samples(self, wait: bool = True) -> list[_Sample] | None | Literal[False]:
+        """Return the samples of the next batch one by one, each as `sample` gives it, or None at the end; without
+        `wait`, False if they are not ready.
+        """
 
-    def sample(self) -> _Sample | None:
-        """Return the next patch as (arrays by name, location (6,), number of the subject), or None at the end."""
+    def sample(self, wait: bool = True) -> _Sample | None | Literal[False]:
+        """Return the next patch as (arrays by name, location (6,), number of the subject, orientation (3,), place in the
+        epoch), or None at the end; without `wait`, False if it is not ready.
+        """
 
     def state(self) -> str:
         """Return the position in the epoch, as a line of text."""

@@ -15,7 +15,7 @@ from .files import open as open_volume
 from .files import storage_options
 from .inference import as_volume, blending, output_place, warn_of_clipped
 from .options import StorageOptions
-from .sizes import count, overlap_voxels, size, three
+from .sizes import count, normalization, overlap_voxels, size, three
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -336,7 +336,7 @@ def predict(
             memory=count("memory", memory),
             threads=max(2, _cores()) if threads is None else max(1, count("threads", threads)),
             batch=count("batch_size", batch_size, least=1),
-            normalize=_normalize(normalize),
+            normalize=normalization(normalize),
             flips=_flips(tta),
             part=_part(resume, part, num_parts),
             durability=durability,
@@ -430,16 +430,6 @@ def _even(volume: Sequence[int], patch: Sequence[int], margins: Sequence[int], o
 def _of(setting: Any, name: Any, default: Any) -> Any:
     """Return the setting of an output."""
     return setting.get(name, default) if isinstance(setting, Mapping) else setting
-
-
-def _normalize(given: Normalize | None) -> str:
-    if given is None or isinstance(given, str):
-        return given or "none"
-    try:
-        low, high = (float(one) for one in given)
-    except (TypeError, ValueError) as error:
-        raise InvalidError(f"normalize {given!r}: give 'zscore', or the two values that become 0 and 1") from error
-    return f"ct:{low},{high}"
 
 
 def _flips(tta: str | None) -> bool:

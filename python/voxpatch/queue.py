@@ -7,7 +7,7 @@ import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, TypeVar, Union
 
 from ._voxpatch import EpochLoader, SubjectList, _survey
 from ._voxpatch import Epochs as Plan
@@ -15,23 +15,32 @@ from .epochs import Epochs
 from .errors import InvalidError
 from .samplers import Sampler
 from .sizes import count as _count
+from .sizes import normalization, three
+from .sizes import size as _size
 from .subject import Subject
+from .work import Handed, Line, Pinning, Task, bfloat16, check_torch, default_threads, is_bfloat16
 
 if TYPE_CHECKING:
     import numpy as np  # whose import takes longer than all of this
     import numpy.typing as npt
 
-    from .options import Array, DType, OnError, QueueStats, Uneven
+    from .options import Array, DType, Normalize, OnError, QueueStats, Size, Uneven
     from .subject import Parts
 
 #: A patch or a batch: arrays by the volumes' names, ``"location"``, and ``"subject"``.
 Sample = dict[str, Any]
-#: A function that changes a sample.
-Transform = Callable[[Sample], Sample]
+#: A function that changes a sample; it may also take an ``rng`` or a ``generator``.
+Transform = Callable[..., Sample]
 #: A subject, or a dictionary of its volumes and metadata.
 SubjectLike = Union[Subject, Mapping[str, Any]]
 #: The subjects of a queue.
 Subjects = Union[Sequence[SubjectLike], "LazySubjects"]
+
+#: One in this many bytes of the memory is for samples under way to and from a transform.
+LINE_SHARE = 4
+
+#: An array or a tensor.
+Turned = TypeVar("Turned")
 
 #: What a forked process inherits and must neither use nor free: locks in it may never open.
 _inherited: list[Plan] = []
@@ -110,7 +119,26 @@ class Queue:
         Rank of this process, and number of ranks; those of ``torch.distributed`` if not given. All ranks get equally many
         batches, or samples without `batch_size`.
     transform : callable, optional
-        Changes each sample, on the caller's thread.
+        Changes each sample: a function of the sample that returns it or another dictionary. One with a parameter ``rng``
+        gets a ``numpy.random.Generator`` of its own for each sample, one with a parameter ``generator`` a
+        ``torch.Generator``, see the notes.
+    transform_threads : int, optional
+        Threads that call `transform`, several at once. One for each core if not given, but a single one for MONAI's random
+        transforms, which are not safe for threads. With 0 the caller's own thread does.
+    flip : float or (float, float, float), default 0.0
+        Probability of a flip along z, y, x: one for all three, or three. All images of a sample get the same.
+    permute : float, default 0.0
+        Probability of a random order of the axes.
+    rotate : float, default 0.0
+        Probability of a random rotation by multiples of 90 degrees, which never mirrors.
+    crop : int or (int, int, int), optional
+        Voxels of a random part of each drawn patch, which is delivered instead.
+    normalize : {"zscore"}, (float, float) or dict, optional
+        Normalization, as that of :func:`predict`, of the only image, or of those of a dictionary: ``{"ct": (-1000, 400)}``.
+        They are then float32, unless `dtype` says otherwise.
+    pin_memory : bool, default False
+        Deliver torch tensors in page-locked memory, which are copied to a GPU faster, and in the background with
+        ``tensor.to(device, non_blocking=True)``. Without a CUDA device it warns, and tensors are in ordinary memory.
     batch_size : int, optional
         Samples of a batch.
     keep_batches : bool, default False
@@ -124,7 +152,8 @@ class Queue:
         ``DistributedSampler`` does; leave out the last ones, as its ``drop_last``; or deliver each once, so that some ranks
         get one sample more.
     dtype : dtype or dict, optional
-        Convert all images to a type, or those of a dictionary: ``{"ct": "float32"}``.
+        Convert all images to a type, or those of a dictionary: ``{"ct": "float32"}``. Images of ``"bfloat16"``, which numpy
+        does not have, are torch tensors. A value that the type cannot hold is an error.
     same_images : bool, optional
         Refuse subjects with other images than the first, or with images of another type or number of channels, which do
         not fit into one batch. True if not given, unless there is a `transform`.
@@ -139,6 +168,21 @@ class Queue:
     A torch ``DataLoader`` takes a queue as an iterable dataset. Use ``batch_size=None`` there if the queue makes batches, and
     leave its ``num_workers`` at 0: the queue's threads read in the same process, and nothing is copied between processes.
     Worker processes share the epoch; with `batch_size` here, batches even come in the same order.
+
+    The native options (`normalize`, `dtype`, `crop`, `flip`, `permute`, `rotate`) run on the reading threads, in this order
+    but with the crop first, before a `transform`. With `flip`, `permute` or `rotate`, samples have an ``"orientation"``, int64
+    (3,): the axis of the volume, 1 for z, 2 for y, 3 for x, that each axis of the patch runs along, negative where it runs
+    backwards. :func:`turn_back` undoes it. ``"location"`` is the region in the volume.
+
+    Random numbers are a function of (`seed`, epoch, n), n the place of the sample in the epoch: a transform's ``rng`` is
+    ``numpy.random.default_rng([seed, epoch, n])``, and its ``generator`` is seeded by the first ``integers(2**63)`` of that.
+    So a transform that takes its random numbers from there gives the same samples for any number of threads and workers, and
+    after resuming. Threads help transforms that release the interpreter, as most of numpy and torch does; of a transform in
+    pure Python, which does not, only a DataLoader's processes run several at once, at the price of a copy of each batch.
+
+    An error in a transform is raised in the place of its sample, with a note that has the sample's place, the epoch, the
+    subject and the location. Samples under way to and from a transform, and page-locked copies, take up to a quarter of
+    `memory`.
 
     Examples
     --------
@@ -171,6 +215,13 @@ class Queue:
         rank: int | None = None,
         world_size: int | None = None,
         transform: Transform | None = None,
+        transform_threads: int | None = None,
+        flip: float | Sequence[float] = 0.0,
+        permute: float = 0.0,
+        rotate: float = 0.0,
+        crop: Size | None = None,
+        normalize: Normalize | Mapping[str, Normalize] | None = None,
+        pin_memory: bool = False,
         batch_size: int | None = None,
         keep_batches: bool = False,
         on_error: OnError = "fail",
@@ -194,11 +245,24 @@ class Queue:
         self.seed = _count("seed", seed, most=2**64 - 1)
         self.rank, self.world_size = _ranks(rank, world_size)
         self.transform = transform
+        threads_of_it = transform_threads
+        self.transform_threads = None if threads_of_it is None else _count("transform_threads", threads_of_it)
+        self.flip = _probabilities("flip", flip)
+        self.permute = _probability("permute", permute)
+        self.rotate = _probability("rotate", rotate)
+        self.crop = None if crop is None else _size("crop", crop)
+        self.normalize = normalize
+        self.pin_memory = bool(pin_memory)
         self.batch_size = None if batch_size is None else _count("batch_size", batch_size, least=1)
         self.keep_batches = keep_batches
         self.on_error = on_error
         self.uneven = uneven
         self.dtype = dtype
+        types = dtype.values() if isinstance(dtype, Mapping) else [dtype]
+        if pin_memory:
+            check_torch("pin_memory")
+        if any(is_bfloat16(one) for one in types):
+            check_torch("dtype bfloat16")
         self.same_images = transform is None if same_images is None else bool(same_images)
         self._start()
         #: A number that differs between cohorts, found in the headers of all subjects.
@@ -217,7 +281,7 @@ class Queue:
         self._epochs = Epochs()
         #: The process that made the plan, and the plan.
         self._plan: tuple[int, Plan] | None = None
-        self._metadata: dict[int, dict[str, Any]] = {}
+        self._metadata: dict[int, Sample] = {}
         #: The images of all subjects in the order in which they were first seen.
         self._order: dict[str, int] = {}
         self._current: weakref.ref[_Iterator] | None = None
@@ -258,9 +322,10 @@ class Queue:
         all_of_them = [_subject(given) for given in self.subjects]
         self._metadata = {index: _metadata(index, subject) for index, subject in enumerate(all_of_them)}
         parts = [self._parts(subject) for subject in all_of_them]
-        unknown = sorted(set(self.dtype) - set(self._order)) if isinstance(self.dtype, Mapping) else []
-        if unknown and all_of_them:
-            raise InvalidError(f"dtype for {', '.join(unknown)}: the subjects have {', '.join(self._order)}")
+        for option, given in (("dtype", self.dtype), ("normalize", self.normalize)):
+            unknown = sorted(set(given) - set(self._order)) if isinstance(given, Mapping) else []
+            if unknown and all_of_them:
+                raise InvalidError(f"{option} for {', '.join(unknown)}: the subjects have {', '.join(self._order)}")
         if self._cohort is None:
             self._cohort = _survey(parts, _cores(), self.same_images)
         names = Counter(subject.name for subject in all_of_them)
@@ -274,7 +339,7 @@ class Queue:
 
     def _parts(self, subject: Subject) -> Parts:
         """Return a subject as the compiled half opens it, its images in the order of the first subject's."""
-        name, images, matching = subject._parts(self.dtype)
+        name, images, matching = subject._parts(self.dtype, _normalizations(self.normalize))
         for image in images:
             self._order.setdefault(image[0], len(self._order))
         return name, sorted(images, key=lambda image: self._order[image[0]]), matching
@@ -304,21 +369,32 @@ class Queue:
         threads = cores if self.threads is None else self.threads
         skip = self.on_error == "skip"
         contiguous = self.batch_size is not None and self.transform is None
+        if self.pin_memory and worker is not None:
+            raise InvalidError("pin_memory in a worker process of a DataLoader: give pin_memory to the DataLoader instead")
+        threads_of_it = 0
+        if self.transform is not None or self.pin_memory:
+            each = default_threads(self.transform, cores)
+            threads_of_it = each if self.transform_threads is None else self.transform_threads
+        line_memory = self.memory // LINE_SHARE if threads_of_it else 0
         loader = plan.start(
             epoch,
             state,
             turn,
             threads,
             self.max_length,
-            self.memory,
+            max(1, self.memory - line_memory),
             skip,
             contiguous,
             same_images=self.same_images,
             stay_in_epoch=worker is not None,
+            augment=(self.flip, self.permute, self.rotate, self.crop),
         )
         self._turns = turn[1]
         self._state = loader.state()
-        iterator = _Iterator(self, loader)
+        line = None
+        if self.transform is not None or self.pin_memory:
+            line = Line(threads_of_it, self.batch_size or 1, line_memory)
+        iterator = _Iterator(self, loader, epoch, line, inline=threads == 0)
         self._current = weakref.ref(iterator)
         return iterator
 
@@ -417,7 +493,7 @@ class Queue:
         """
         current = None if self._current is None else self._current()
         if current is not None:
-            self._stats = current._loader.stats()
+            self._stats = current.stats()
         if self._stats is None:
             raise InvalidError("no epoch was begun: iterate over the queue first")
         return self._stats
@@ -439,60 +515,139 @@ class Queue:
 class _Iterator(Iterator[Sample]):
     """An iterator over one epoch."""
 
-    def __init__(self, queue: Queue, loader: EpochLoader) -> None:
+    def __init__(self, queue: Queue, loader: EpochLoader, epoch: int, line: Line | None, *, inline: bool) -> None:
         # No reference to itself: its threads end with the last reference of others.
         self._queue = queue
         self._loader = loader
+        self._line = line
+        self._inline = inline
+        transform = queue.transform
+        self._each = _unchanged if transform is None else Handed(transform, queue.seed, epoch)
+        self._pin = Pinning() if queue.pin_memory else None
+        types = queue.dtype
+        #: Images that are tensors of bfloat16; all of them if it is True.
+        self._bfloat16: bool | set[str] = (
+            {name for name, dtype in types.items() if is_bfloat16(dtype)} if isinstance(types, Mapping) else is_bfloat16(types)
+        )
+        self._turned = max(*queue.flip, queue.permute, queue.rotate) > 0
 
     def __next__(self) -> Sample:
         queue = self._queue
         queue._untouched = None
-        if queue.batch_size is None:
-            found = self._sample()
-        elif queue.transform is None:
-            found = self._batch()
-        else:
-            found = self._collated()
+        if self._line is not None:
+            return self._worked(self._line)
+        found = self._sample(True) if queue.batch_size is None else self._batch(True)
         queue._state = self._loader.state()
-        if found is None:
+        if not found:
             self.close()  # from now on the loader has nothing more
             raise StopIteration
-        return found
+        return found[0] if isinstance(found, tuple) else found
 
-    def _sample(self) -> Sample | None:
-        found = self._loader.sample()
-        return None if found is None else self._changed(*found)
+    def _worked(self, line: Line) -> Sample:
+        """Return the next item that went through the line."""
+        task = line.next(self._begun, self._inline)
+        if task is None:
+            if not line.closed:
+                self._queue._state = self._loader.state()
+                self.close()
+            raise StopIteration
+        if task.error is not None:
+            raise task.error
+        self._queue._state = task.state
+        assert task.result is not None
+        return task.result
 
-    def _batch(self) -> Sample | None:
-        found = self._loader.batch()
-        if found is None:
+    def _begun(self, wait: bool) -> Task | None:
+        """Take the loader's next item, and start its work."""
+        queue, line, pin = self._queue, self._line, self._pin
+        assert line is not None
+        try:
+            given, collated = self._given(wait)
+        except Exception as error:
+            return Task.failed(error)
+        if given is None:
             return None
-        batch: Sample = found[0]
-        batch["location"] = found[1]
-        batch["subject"] = [self._queue._metadata[index] for index in found[2]]
-        return batch
+        count = len(given) if collated or queue.batch_size is None else len(given[0][0]["location"])
+        task = Task(self._loader.state(), count)
+        each: Callable[[Sample, int], Sample] = self._each if collated or queue.batch_size is None else _unchanged
 
-    def _collated(self) -> Sample | None:
-        found = self._loader.samples()
-        if found is None:
+        def join(samples: list[Sample]) -> Sample:
+            item = collate(samples) if collated else samples[0]
+            return item if pin is None else pin(item)
+
+        task.start(line.pool, given, each, join)
+        return task
+
+    def _given(self, wait: bool) -> tuple[list[tuple[Sample, int]] | None, bool]:
+        """Return the samples of the loader's next item and their places, if any, and whether `collate` should join them."""
+        queue = self._queue
+        if queue.batch_size is None:
+            sample = self._sample(wait)
+            return ([sample] if sample else None), False
+        if queue.transform is None:
+            batch = self._batch(wait)
+            return ([(batch, 0)] if batch else None), False
+        found = self._loader.samples(wait)
+        if found is None or found is False:
+            return None, True
+        return [self._named(*sample) for sample in found], True
+
+    def _sample(self, wait: bool) -> tuple[Sample, int] | None:
+        found = self._loader.sample(wait)
+        return self._named(*found) if found else None
+
+    def _batch(self, wait: bool) -> Sample | None:
+        found = self._loader.batch(wait)
+        if not found:
             return None
-        return collate([self._changed(*sample) for sample in found])
+        batch, location, subjects, orientation = found
+        return self._completed(batch, location, [self._queue._metadata[index] for index in subjects], orientation)
 
-    def _changed(self, sample: Sample, location: npt.NDArray[np.int64], subject: int) -> Sample:
-        sample["location"] = location
-        sample["subject"] = self._queue._metadata[subject]
-        transform = self._queue.transform
-        return sample if transform is None else transform(sample)
+    def _named(
+        self,
+        sample: Sample,
+        location: npt.NDArray[np.int64],
+        subject: int,
+        orientation: npt.NDArray[np.int64],
+        place: int,
+    ) -> tuple[Sample, int]:
+        return self._completed(sample, location, self._queue._metadata[subject], orientation), place
+
+    def _completed(
+        self, item: Sample, location: npt.NDArray[np.int64], subject: object, orientation: npt.NDArray[np.int64]
+    ) -> Sample:
+        if self._bfloat16:
+            names = list(item) if self._bfloat16 is True else self._bfloat16
+            item.update({name: bfloat16(item[name]) for name in names if name in item})
+        item["location"] = location
+        if self._turned:
+            item["orientation"] = orientation
+        item["subject"] = subject
+        return item
+
+    def stats(self) -> QueueStats:
+        """Return the statistics, in which what is under way was not delivered yet."""
+        stats = self._loader.stats()
+        stats["delivered"] -= 0 if self._line is None else sum(task.count for task in self._line.tasks)
+        return stats
 
     def close(self) -> None:
         """End the threads that read ahead."""
+        stats = self.stats()
+        if self._line is not None:
+            self._line.close()
         self._loader.close()
-        self._queue._stats = self._loader.stats()
+        self._queue._stats = stats
 
     def __del__(self) -> None:
-        loader = getattr(self, "_loader", None)
-        if loader is not None:
-            self._queue._stats = loader.stats()
+        if hasattr(self, "_turned"):
+            self._queue._stats = self.stats()
+            if self._line is not None:
+                self._line.close()
+
+
+def _unchanged(sample: Sample, place: int) -> Sample:
+    return sample
 
 
 class _Maker:
@@ -563,7 +718,7 @@ def _subject(given: SubjectLike) -> Subject:
     raise InvalidError(f"{given!r} is not a subject: give Subject(...) or a dictionary of its volumes")
 
 
-def _metadata(index: int, subject: Subject) -> dict[str, Any]:
+def _metadata(index: int, subject: Subject) -> Sample:
     return {**subject.metadata, "name": subject.name, "index": index}
 
 
@@ -574,6 +729,73 @@ def _counts(given: int | Sequence[int]) -> int | list[int]:
     if not hasattr(given, "__len__"):
         raise InvalidError(f"samples_per_subject {given!r}: give a whole number, or a list with one for each subject")
     return [_count("samples_per_subject", one) for one in given]
+
+
+def _probability(name: str, given: float) -> float:
+    try:
+        probability = float(given)
+    except (TypeError, ValueError) as error:
+        raise InvalidError(f"{name} {given!r}: give a probability, from 0 to 1") from error
+    if not 0 <= probability <= 1:
+        raise InvalidError(f"{name} {given!r}: give a probability, from 0 to 1")
+    return probability
+
+
+def _probabilities(name: str, given: float | Sequence[float]) -> tuple[float, float, float]:
+    z, y, x = (_probability(name, one) for one in three(name, given))
+    return z, y, x
+
+
+def _normalizations(given: Normalize | Mapping[str, Normalize] | None) -> dict[str, str] | str:
+    """Return the normalization of the only image, or those of a dictionary."""
+    if isinstance(given, Mapping):
+        return {name: normalization(one) for name, one in given.items()}
+    return normalization(given)
+
+
+def turn_back(array: Turned, orientation: Sequence[int] | Array) -> Turned:
+    """Turn a patch, or what a network made of it, to the axes of the volume.
+
+    Parameters
+    ----------
+    array : array or tensor (..., Z, Y, X)
+        The patch; of a batch, its first axis is that of the samples.
+    orientation : int (3,) or (B, 3)
+        The ``"orientation"`` of the sample, or of the batch.
+
+    Returns
+    -------
+    array or tensor
+        For a sample a view of the patch, for a batch a copy.
+
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> scan = np.arange(8**3).reshape(8, 8, 8)
+    >>> queue = voxpatch.Queue([{"ct": scan}], voxpatch.UniformSampler(4), 1, flip=0.5, rotate=1.0)
+    >>> sample = next(iter(queue))
+    >>> z, y, x = sample["location"][:3]
+    >>> bool((voxpatch.turn_back(sample["ct"], sample["orientation"])[0] == scan[z:z+4, y:y+4, x:x+4]).all())
+    True
+    """
+    given: Any = array
+    if getattr(orientation, "ndim", 1) == 2:
+        turned = [turn_back(one, own) for one, own in zip(given, orientation)]
+        if hasattr(given, "permute"):
+            return sys.modules["torch"].stack(turned)  # type: ignore[no-any-return]
+        import numpy as np
+
+        return np.stack(turned)  # type: ignore[return-value]
+    axes = [int(axis) for axis in orientation]
+    if sorted(abs(axis) for axis in axes) != [1, 2, 3] or given.ndim < 3:
+        raise InvalidError(f"orientation {axes} of {given.ndim} axes: give that of the sample, and its patch (..., Z, Y, X)")
+    before = given.ndim - 3
+    backwards = (Ellipsis, *(slice(None, None, -1 if axis < 0 else 1) for axis in axes))
+    order = [*range(before), *(before + [abs(axis) for axis in axes].index(axis) for axis in (1, 2, 3))]
+    if hasattr(given, "permute"):
+        turned = given.flip([before + at for at, axis in enumerate(axes) if axis < 0])
+        return turned.permute(order)  # type: ignore[no-any-return]
+    return given[backwards].transpose(order)  # type: ignore[no-any-return]
 
 
 def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Sizes and counts, checked in the forms in which users give them."""
+"""Sizes, counts and other settings, checked in the forms in which users give them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import InvalidError
 
 if TYPE_CHECKING:
-    from .options import Overlap, Size
+    from .options import Normalize, Overlap, Size
 
 #: The largest number that the compiled half takes.
 LARGEST = 2**63 - 1
@@ -47,6 +47,17 @@ def three(name: str, given: Overlap) -> list[Any]:
     if len(numbers) != 3 or isinstance(given, (str, bytes)):
         raise InvalidError(f"{name} {given!r}: give one number, or three for z, y, x")
     return numbers
+
+
+def normalization(given: Normalize | None) -> str:
+    """Return a normalization as the compiled half takes it."""
+    if given is None or isinstance(given, str):
+        return given or "none"
+    try:
+        low, high = (float(one) for one in given)
+    except (TypeError, ValueError) as error:
+        raise InvalidError(f"normalize {given!r}: give 'zscore', or the two values that become 0 and 1") from error
+    return f"ct:{low},{high}"
 
 
 def overlap_voxels(given: Overlap, patch: Sequence[int]) -> tuple[int, int, int]:

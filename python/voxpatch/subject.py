@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from ._voxpatch import Volume
 from .errors import InvalidError, UnknownNameError
 from .files import open as open_volume
+from .work import is_bfloat16
 
 if TYPE_CHECKING:
     from .options import DType, Padding, Values, VolumeLike
 
-    #: A subject as the compiled half takes it: its name, (name, volume or path, padding, type, values) of each image, and
-    #: (tolerance, same_grid).
-    Parts = tuple[str, list[tuple[str, Volume | str, Padding, DType | None, Values]], tuple[float, bool]]
+    #: A subject as the compiled half takes it: its name, (name, volume or path, padding, type, values, normalization) of each
+    #: image, and (tolerance, same_grid).
+    Parts = tuple[str, list[tuple[str, Volume | str, Padding, DType | None, Values, str]], tuple[float, bool]]
 
 #: A string that ends like this is the path of a volume.
 VOLUME_NAMES = (
@@ -189,16 +190,36 @@ class Subject(Mapping[str, Any]):
     def _values_of(self, key: str) -> Values | None:
         return self._values.get(key) if isinstance(self._values, Mapping) else self._values
 
-    def _parts(self, dtype: DType | Mapping[str, DType] | None = None) -> Parts:
-        """Return the name, the images with their padding, type and values, and how they are matched."""
+    def _parts(
+        self,
+        dtype: DType | Mapping[str, DType] | None = None,
+        normalize: Mapping[str, str] | str = "none",
+    ) -> Parts:
+        """Return the name, the images with their padding, type, values and normalization, and how they are matched."""
+        if isinstance(normalize, str):
+            if normalize != "none" and len(self.volumes) > 1:
+                raise InvalidError(
+                    f"normalize for {', '.join(self.volumes)} of {self.name}: say for which of them, in a dictionary by name"
+                )
+            normalize = dict.fromkeys(self.volumes, normalize)
         types = dtype if isinstance(dtype, Mapping) else dict.fromkeys(self.volumes, dtype)
         padding = self._padding
         by_name = padding if isinstance(padding, Mapping) else {}
         default = 0.0 if isinstance(padding, Mapping) else padding
-        images: list[tuple[str, Volume | str, Padding, DType | None, Values]] = []
+        images: list[tuple[str, Volume | str, Padding, DType | None, Values, str]] = []
         for key, value in self.volumes.items():
             values = self._values_of(key)
-            images.append((key, value, by_name.get(key, default), types.get(key), "real" if values is None else values))
+            cast = types.get(key)
+            images.append(
+                (
+                    key,
+                    value,
+                    by_name.get(key, default),
+                    "bfloat16" if is_bfloat16(cast) else cast,
+                    "real" if values is None else values,
+                    normalize.get(key, "none"),
+                )
+            )
         return self.name, images, (self.tolerance, self.same_grid)
 
     def __getitem__(self, key: str) -> Any:

@@ -245,6 +245,134 @@ fn the_same_patches_come_as_npy_zarr_or_nifti_in_their_place() {
 }
 
 #[test]
+fn turned_and_cropped_patches_are_at_their_place_in_the_world() {
+    let place = Place::new();
+    let source = place.store("in.zarr", [12, 13, 14], 1, ramp(12 * 13 * 14));
+    let draws = ["--patch-size", "6", "--samples-per-subject", "20"];
+    let changes = [
+        "--flip",
+        "0.5,0.5,0",
+        "--permute",
+        "0.5",
+        "--rotate",
+        "0.5",
+        "--crop",
+        "4",
+    ];
+    let with = |more: &[&str]| sample(&[&source], &[&draws[..], &changes, more].concat());
+    let [npy, zarr, folder] = ["p.npy", "p.zarr", "p/"].map(|name| place.at(name));
+    let report = with(&["--out", &npy]);
+    assert_eq!(report["shape"], json!([4, 4, 4]));
+    with(&["--out", &folder, "--threads", "3"]);
+    let expected = stored(&npy);
+    // A Zarr array has one spacing, and these axes have three.
+    let line = fails(
+        &[
+            &["sample", &source],
+            &draws[..],
+            &changes,
+            &["--out", &zarr],
+        ]
+        .concat(),
+    );
+    assert!(line.contains("write them to a folder"), "{line}");
+    let whole = voxels(&source);
+    let geometry = voxpatch::open(&source).expect("it opens").layout().geometry;
+    let mut directions = std::collections::BTreeSet::new();
+    let each = expected.len() / 20;
+    for (n, patch) in expected.chunks_exact(each).enumerate() {
+        let file = format!("{folder}patch_{n:06}.nii");
+        let own = voxels(&file);
+        assert_eq!(own.bytes(), patch);
+        let layout = voxpatch::open(&file).expect("it opens").layout().clone();
+        let to_source = geometry.indices_of(&layout.geometry).expect("an affine");
+        directions.insert(format!(
+            "{:?}",
+            to_source.map(|row| [row[0], row[1], row[2]])
+        ));
+        let at = |x: f64, y: f64, z: f64| -> Vec<u64> {
+            let along = |row: [f64; 4]| row[0] * x + row[1] * y + row[2] * z + row[3];
+            let near = to_source.map(along).map(f64::round);
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "indices"
+            )]
+            near[..3].iter().map(|&n| n as u64).collect()
+        };
+        let size = layout.dtype.size();
+        for voxel in 0..64_u32 {
+            let [z, y, x] = [voxel / 16, voxel / 4 % 4, voxel % 4].map(f64::from);
+            let [x, y, z] = at(x, y, z)[..] else {
+                unreachable!()
+            };
+            let from = usize::try_from((z * 13 + y) * 14 + x).expect("small") * size;
+            let to = usize::try_from(voxel).expect("small") * size;
+            assert_eq!(
+                patch[to..to + size],
+                whole.bytes()[from..from + size],
+                "{file}"
+            );
+        }
+    }
+    assert!(directions.len() > 5, "{directions:?}");
+}
+
+#[test]
+fn normalized_patches_are_what_a_model_gets() {
+    let place = Place::new();
+    let source = place.store("in.zarr", [12, 13, 14], 2, ramp(12 * 13 * 14 * 2));
+    let draws = ["--patch-size", "12,13,14", "--samples-per-subject", "1"];
+    for normalize in ["zscore", "ct:10,90", "none"] {
+        let [npy, predicted] = ["p.npy", "out.zarr"].map(|name| place.at(name));
+        let more = ["--out", &npy, "--overwrite", "--normalize", normalize];
+        sample(&[&source], &[&draws[..], &more].concat());
+        let mut infer = vec!["infer", &*source, &*predicted, "--patch-size", "12,13,14"];
+        infer.extend(["--overlap", "0", "--overwrite", "--model", "gaussian:0.001"]);
+        succeeds(&[&infer[..], &["--normalize", normalize]].concat());
+        let predicted = voxels(&predicted).converted(DType::F32);
+        let mut trained = stored(&npy);
+        if normalize == "none" {
+            let patch = Patch::zeros(Region::whole([12, 13, 14]), 2, voxels(&source).dtype());
+            let mut patch = patch.expect("small");
+            patch.bytes_mut().copy_from_slice(&trained);
+            trained = patch.converted(DType::F32).bytes().to_vec();
+        }
+        assert_eq!(predicted.bytes(), trained, "{normalize}");
+    }
+}
+
+#[test]
+fn changes_that_do_not_fit_are_refused() {
+    let place = Place::new();
+    let source = place.store("in.zarr", [12, 13, 14], 1, ramp(12 * 13 * 14));
+    let draws = [
+        "sample",
+        &source,
+        "--patch-size",
+        "6",
+        "--samples-per-subject",
+        "2",
+    ];
+    for (wrong, reason) in [
+        (["--flip", "1.5"], "from 0 to 1"),
+        (["--rotate", "nan"], "from 0 to 1"),
+        (["--crop", "7"], "larger than --patch-size"),
+        (["--crop", "0"], "at least one voxel"),
+        (["--normalize", "minmax"], "zscore"),
+    ] {
+        let output = command(&[&draws[..], &wrong].concat())
+            .output()
+            .expect("it runs");
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !output.status.success() && errors.contains(reason),
+            "{errors}"
+        );
+    }
+}
+
+#[test]
 fn a_list_of_places_gives_the_patches_that_it_names() {
     let place = Place::new();
     let source = place.small("in.zarr");

@@ -51,7 +51,9 @@ impl Input {
         let labels = map(settings.labels.get(n), settings.label_channel)?;
         let weights = map(settings.weights.get(n), settings.weight_channel)?;
         let fill = Padding::Constant(settings.fill);
-        let image = Image::new("image", volume).with_padding(fill);
+        let image = Image::new("image", volume)
+            .with_padding(fill)
+            .with_normalize(settings.normalize);
         let name = path.display().to_string();
         Ok(Self {
             subject: Subject::builder(name).with_images([image]).build()?,

@@ -15,7 +15,7 @@ use voxpatch::meter::Meter;
 use voxpatch::sampler::{CenterBox, FixedLocations, INDEX, LOCATIONS, is_index_file};
 use voxpatch::training::{Dataset, EpochPlan, Loader, LoaderOptions, RankShard, Subject};
 use voxpatch::volume::{FileKind, Overwrite, TOLERANCE, check_distinct, check_output};
-use voxpatch::{Error, Layout, Region, Shape};
+use voxpatch::{Error, Layout, Normalize, Region, Shape};
 
 pub(crate) use self::budget::{Budget, MOST_AHEAD, Needs, chunk_bytes};
 use self::draw::{Input, Samplers};
@@ -36,6 +36,7 @@ pub(crate) fn run(settings: &SampleArgs) -> anyhow::Result<()> {
     let inputs = (0..settings.sources.len()).map(|n| Input::open(settings, n));
     let mut inputs: Vec<Input> = inputs.collect::<anyhow::Result<_>>()?;
     make_alike(settings, &mut inputs)?;
+    check_spacings(settings, &inputs)?;
     let fixed = settings.at.as_ref().map(FixedLocations::read);
     let fixed = fixed.transpose()?;
     let listed = fixed.as_ref().map(|fixed| fixed.regions()[0].shape);
@@ -45,6 +46,8 @@ pub(crate) fn run(settings: &SampleArgs) -> anyhow::Result<()> {
             CenterBox::new(input.subject.shape(), patch, settings.border.into())?;
         }
     }
+    let drawn = patch;
+    let patch = settings.crop.unwrap_or(patch);
     let budget = budget(settings, &inputs, patch)?;
     if settings.dry_run {
         let each = match &fixed {
@@ -58,7 +61,7 @@ pub(crate) fn run(settings: &SampleArgs) -> anyhow::Result<()> {
 
     stop::stop_gracefully();
     let meter = Meter::start();
-    let samplers = Samplers::new(settings, &inputs, patch, fixed.as_ref(), &budget)?;
+    let samplers = Samplers::new(settings, &inputs, drawn, fixed.as_ref(), &budget)?;
     stop::check()?;
     let mut done = SampleSummary {
         index_seconds: samplers.index_seconds,
@@ -208,7 +211,7 @@ fn make_alike(settings: &SampleArgs, inputs: &mut [Input]) -> anyhow::Result<()>
         return Ok(());
     };
     let first = inputs[0].volume().layout();
-    let mut dtype = first.dtype;
+    let mut dtype = inputs[0].subject.images()[0].dtype();
     for input in &*inputs {
         let layout = input.volume().layout();
         let differ = |what: &str, one: String, other: String| {
@@ -231,12 +234,32 @@ fn make_alike(settings: &SampleArgs, inputs: &mut [Input]) -> anyhow::Result<()>
             let [one, other] = spacings.map(|spacing| format!("{spacing:?}"));
             return Err(differ("their spacings (z, y, x, mm) are", one, other));
         }
-        dtype = dtype.common(layout.dtype).ok_or_else(|| {
-            let [one, other] = [dtype, layout.dtype].map(|dtype| dtype.to_string());
+        let own = input.subject.images()[0].dtype();
+        dtype = dtype.common(own).ok_or_else(|| {
+            let [one, other] = [dtype, own].map(|dtype| dtype.to_string());
             differ("no type holds", one, other)
         })?;
     }
     inputs.iter_mut().try_for_each(|input| input.cast(dtype))?;
+    Ok(())
+}
+
+/// Checks that patches in a Zarr array, which has one spacing, keep theirs if their axes change places.
+fn check_spacings(settings: &SampleArgs, inputs: &[Input]) -> anyhow::Result<()> {
+    let form = settings.out.as_deref().map(Form::of).transpose()?;
+    let changes = settings.permute > 0.0 || settings.rotate > 0.0;
+    if form != Some(Form::Zarr) || !changes {
+        return Ok(());
+    }
+    let layout = inputs[0].volume().layout();
+    let [z, y, x] = layout.geometry.spacing;
+    let near = |a: f64, b: f64| (a - b).abs() <= TOLERANCE * a.abs();
+    anyhow::ensure!(
+        near(z, y) && near(y, x),
+        "patches of {} with other axes do not fit into one Zarr array: its spacing (z, y, x, mm) is {:?}; write them to a folder",
+        layout.path.display(),
+        layout.geometry.spacing
+    );
     Ok(())
 }
 
@@ -252,12 +275,12 @@ fn budget(settings: &SampleArgs, inputs: &[Input], patch: Shape) -> voxpatch::Re
         }
     }
     // A patch that hangs over the edge is gathered first, and then filled up.
-    let copies = if settings.border == BorderName::Pad {
-        2
-    } else {
-        1
-    };
+    let copies = 1
+        + u64::from(settings.border == BorderName::Pad)
+        + u64::from(settings.normalize != Normalize::None);
     needs.held = needs.patch.saturating_mul(copies);
+    // Volumes are measured in the memory of maps.
+    needs.maps |= settings.normalize == Normalize::ZScore;
     if let Some(path) = &settings.out
         && Form::of(path)? == Form::Zarr
     {
@@ -282,7 +305,8 @@ fn loader(
         .with_threads(budget.threads)
         .with_max_length(MOST_AHEAD)
         .with_memory(budget.buffer)
-        .with_shard(shard.with_uneven(settings.uneven.into()));
+        .with_shard(shard.with_uneven(settings.uneven.into()))
+        .with_augment(settings.augment());
     let subjects: Vec<Subject> = inputs.iter().map(|input| input.subject.clone()).collect();
     Dataset::new(subjects, samplers.into_factory())
         .with_plan(plan)

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, ValueEnum};
-use voxpatch::Shape;
 use voxpatch::sampler::{Border, LabelValue, LabelWeights, OnEmpty};
-use voxpatch::training::Uneven;
+use voxpatch::training::{Augmentation, Uneven};
+use voxpatch::{Normalize, Shape};
 
 use crate::common::{Common, Memory};
 use crate::input::{OnGrid, Opening, Part, Together};
@@ -18,6 +18,7 @@ Examples:
   voxpatch sample scan.zarr --at places.csv --out patches/";
 
 const PATCHES: &str = "Patches";
+const CHANGES: &str = "Normalization and augmentation";
 const MAPS: &str = "Label and weight maps";
 const OUTPUT: &str = "Output";
 
@@ -64,6 +65,22 @@ pub(crate) struct SampleArgs {
         allow_hyphen_values = true
     )]
     pub(super) fill: f64,
+    /// Probability of a flip along z, y, x: one for all three, or P,P,P.
+    #[arg(long, help_heading = CHANGES, value_parser = probabilities, default_value = "0", value_name = "P")]
+    pub(super) flip: Probabilities,
+    /// Probability of a random order of the axes.
+    #[arg(long, help_heading = CHANGES, value_parser = probability, default_value_t = 0.0, value_name = "P")]
+    pub(super) permute: f64,
+    /// Probability of a random rotation by multiples of 90 degrees.
+    #[arg(long, help_heading = CHANGES, value_parser = probability, default_value_t = 0.0, value_name = "P")]
+    pub(super) rotate: f64,
+    /// Voxels of a random part of each drawn patch, which is stored instead.
+    #[arg(long, help_heading = CHANGES, value_parser = size, value_name = "SIZE")]
+    pub(super) crop: Option<Shape>,
+    /// Normalization of real values: none, zscore (mean 0 and deviation 1 over each channel of the whole volume), or
+    /// ct:LOW,HIGH (clipped to this range and scaled to 0..1). Patches are then float32.
+    #[arg(long, help_heading = CHANGES, default_value_t = Normalize::None, value_name = "HOW")]
+    pub(super) normalize: Normalize,
     /// Read patches at the places of this list, as --locations writes it, in its order.
     #[arg(long, help_heading = PATCHES, value_name = "FILE.csv", conflicts_with_all = ["patch_size", "labels", "weights", "mix"])]
     pub(super) at: Option<PathBuf>,
@@ -162,6 +179,12 @@ impl SampleArgs {
                 "{name} is for places of one volume, but there are {inputs} inputs"
             );
         }
+        if let (Some(crop), Some(patch)) = (self.crop, self.patch_size) {
+            anyhow::ensure!(
+                (0..3).all(|a| crop[a] <= patch[a]),
+                "--crop {crop:?} is larger than --patch-size {patch:?} (z, y, x)"
+            );
+        }
         let mix = self.ways()?;
         for (way, name, given) in [
             (SamplerKind::Labels, "labels", !self.labels.is_empty()),
@@ -193,6 +216,18 @@ impl SampleArgs {
             (false, false) => anyhow::bail!(
                 "there are labels and weights: say how many patches are drawn by each, as --mix labels:1,weights:1"
             ),
+        }
+    }
+
+    /// The random changes of patches.
+    pub(super) fn augment(&self) -> Augmentation {
+        let augment = Augmentation::default()
+            .with_flip(self.flip.0)
+            .with_permute(self.permute)
+            .with_rotate(self.rotate);
+        match self.crop {
+            Some(crop) => augment.with_crop(crop),
+            None => augment,
         }
     }
 
@@ -281,6 +316,28 @@ impl From<EmptyName> for OnEmpty {
     }
 }
 
+/// Probabilities along z, y, x.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Probabilities([f64; 3]);
+
+/// Parses a number from 0 to 1.
+fn probability(text: &str) -> Result<f64, String> {
+    let number = text.trim().parse().ok();
+    number
+        .filter(|number| (0.0..=1.0).contains(number))
+        .ok_or_else(|| "give a probability, from 0 to 1".to_owned())
+}
+
+/// Parses `0.5` or `0,0.5,0.5`.
+fn probabilities(text: &str) -> Result<Probabilities, String> {
+    let numbers: Result<Vec<f64>, String> = text.split(',').map(probability).collect();
+    match numbers?[..] {
+        [one] => Ok(Probabilities([one; 3])),
+        [z, y, x] => Ok(Probabilities([z, y, x])),
+        _ => Err("give one probability, or three as z,y,x".to_owned()),
+    }
+}
+
 /// Parses `0:1,1:3`.
 fn label_weights(text: &str) -> Result<LabelWeights, String> {
     let pair = |pair: &str| {
@@ -345,6 +402,18 @@ mod tests {
             "", "1", "1:", ":1", "1:x", "x:1", "1:-1", "1:nan", "1:0", "1:1,1:2", "nan:1", "1:1,",
         ] {
             assert!(label_weights(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn probabilities_are_one_or_three_from_0_to_1() {
+        assert_eq!(probabilities("0.5"), Ok(Probabilities([0.5; 3])));
+        assert_eq!(
+            probabilities("0, 0.25,1"),
+            Ok(Probabilities([0.0, 0.25, 1.0]))
+        );
+        for wrong in ["", "x", "-0.1", "1.1", "nan", "0,1", "0,0,0,0", "inf"] {
+            assert!(probabilities(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -176,7 +176,12 @@ impl Sink {
                 #[expect(clippy::cast_precision_loss, reason = "geometry is in floats")]
                 let start = sample.region.start.map(|n| n as f64);
                 let layout = Layout::new(sample.region.shape, patch.channels(), patch.dtype())
-                    .with_geometry(source.geometry.moved_to(start));
+                    .with_geometry(
+                        source
+                            .geometry
+                            .moved_to(start)
+                            .turned(sample.axes(), sample.region.shape),
+                    );
                 let file = folder.path().join(name);
                 let target = create(&file, &layout, &CreateOptions::default())?;
                 target.write(Region::whole(layout.shape), patch.bytes())?;
