@@ -14,7 +14,7 @@ use half::slice::HalfFloatSliceExt;
 
 use crate::error::{Error, Result};
 
-pub(crate) use loss::{Count, Loss, loss, text};
+pub(crate) use loss::{Count, Loss, clipped, loss, text};
 
 /// The type of a voxel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -437,6 +437,12 @@ pub(crate) fn convert(from: DType, source: &[u8], to: DType, target: &mut [u8]) 
     {
         return bytemuck::cast_slice_mut::<u8, f16>(target).convert_from_f32_slice(singles);
     }
+    if from == DType::F32
+        && let Ok(singles) = bytemuck::try_cast_slice::<u8, f32>(source)
+        && narrowed(singles, to, target)
+    {
+        return;
+    }
     with_element!(from, From => with_element!(to, To => {
         let out = bytemuck::cast_slice_mut::<u8, To>(target).iter_mut();
         let source = source.chunks_exact(size_of::<From>()).map(bytemuck::pod_read_unaligned::<From>);
@@ -446,6 +452,40 @@ pub(crate) fn convert(from: DType, source: &[u8], to: DType, target: &mut [u8]) 
             out.zip(source).for_each(|(out, value)| *out = value.nearest());
         }
     }));
+}
+
+/// A number whose last bit in `f32` is 1: added to a magnitude up to 2^22, it rounds to a whole number, half to even.
+const ROUNDING: f32 = 12_582_912.0;
+
+/// Converts `f32` to an integer type of up to 16 bits, without the calls for rounding that prevent vectorization.
+/// Returns `false` for other types.
+fn narrowed(singles: &[f32], to: DType, target: &mut [u8]) -> bool {
+    #[inline]
+    fn whole(single: f32, low: f32, high: f32) -> i32 {
+        let number = if single.is_nan() { 0.0 } else { single };
+        let number = if number < low { low } else { number };
+        let number = if number > high { high } else { number };
+        let rounded = (number + ROUNDING).to_bits();
+        rounded.wrapping_sub(ROUNDING.to_bits()).cast_signed()
+    }
+    macro_rules! each {
+        ($($kind:ident $native:ty),*) => {
+            match to {
+                $(DType::$kind => {
+                    let (low, high) = (f32::from(<$native>::MIN), f32::from(<$native>::MAX));
+                    let out = bytemuck::cast_slice_mut::<u8, $native>(target);
+                    #[expect(clippy::cast_possible_truncation, reason = "within the type's range")]
+                    #[allow(clippy::cast_sign_loss, reason = "within the type's range")]
+                    for (out, single) in out.iter_mut().zip(singles) {
+                        *out = whole(*single, low, high) as $native;
+                    }
+                    true
+                })*
+                _ => false,
+            }
+        };
+    }
+    each!(U8 u8, I8 i8, U16 u16, I16 i16)
 }
 
 /// Turns big-endian voxels into little-endian ones or back, in place.
@@ -539,6 +579,43 @@ mod tests {
             let expected = f16::from_f32(*single);
             assert!(*half == expected || half.is_nan() && expected.is_nan());
         }
+    }
+
+    #[test]
+    fn singles_in_a_row_become_the_same_small_integers_as_one_by_one() {
+        fn check<T: Element>(singles: &[f32])
+        where
+            f32: Nearest<T>,
+        {
+            let found: Vec<T> = row(singles);
+            for (found, single) in found.iter().zip(singles) {
+                let expected: T = single.nearest();
+                assert_eq!(*found, expected, "{single:e}");
+            }
+        }
+        let halves = (-140_000_i32..140_000).map(|n| f32::from_bits(0) + n as f32 / 2.0);
+        let around = halves.flat_map(|half| [half, half.next_up(), half.next_down()]);
+        let ends = [
+            f32::NAN,
+            -f32::NAN,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            -0.0,
+            4e9,
+            -4e9,
+        ];
+        let mut state = 7_u64;
+        let random = (0..100_000).map(|_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            f32::from_bits((state >> 32) as u32)
+        });
+        let singles: Vec<f32> = around.chain(ends).chain(random).collect();
+        check::<u8>(&singles);
+        check::<i8>(&singles);
+        check::<u16>(&singles);
+        check::<i16>(&singles);
     }
 
     /// Returns the nearest of all finite half floats, ties to even, by comparing the two around the value.

@@ -1,24 +1,38 @@
-//! The heap of a training loader, counted by this test's allocator.
+//! The heap of a training loader and of a prediction, counted by this test's allocator.
 
 #![allow(unsafe_code, reason = "an allocator is unsafe by definition")]
 
 use std::alloc::{GlobalAlloc, Layout as Memory, System};
-use std::ops::Range;
-use std::sync::Arc;
+use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use voxpatch::aggregator::Accumulator;
+use voxpatch::inference::{Ensemble, FlipTta};
 use voxpatch::training::{Dataset, Image, LoaderOptions, RankShard, Subject, UniformPatches};
 use voxpatch::volume::{Chunk, ChunkShape, ChunkVoxels};
-use voxpatch::{DType, Layout, Region, Result, Shape, Volume};
+use voxpatch::{
+    AggregatorOptions, Blend, DType, InferenceOptions, Layout, MemoryVolume, Model, OutputTarget,
+    Predictor, Reduce, Region, Result, Shape, Volume, builtin_model,
+};
 
 struct Counting;
 
 static NOW: AtomicU64 = AtomicU64::new(0);
 static PEAK: AtomicU64 = AtomicU64::new(0);
+/// The number of allocations of [`FEW_VOXELS`] or more.
+static LARGE: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes below those of any buffer of voxels here, and above those of tables and lists.
+const FEW_VOXELS: usize = 12 << 10;
+
+/// One test at a time: all of them count the same heap.
+static ALONE: Mutex<()> = Mutex::new(());
 
 // SAFETY: every call is passed to the system's allocator; only sizes are counted.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, memory: Memory) -> *mut u8 {
+        LARGE.fetch_add(u64::from(memory.size() >= FEW_VOXELS), Ordering::Relaxed);
         let now = NOW.fetch_add(memory.size() as u64, Ordering::Relaxed) + memory.size() as u64;
         PEAK.fetch_max(now, Ordering::Relaxed);
         // SAFETY: the caller's guarantees are those that the system's allocator requires.
@@ -82,6 +96,7 @@ const LOOKAHEAD: u64 = 6 << 20;
 #[test]
 fn patches_pieces_chunks_and_decodes_together_stay_within_the_budget() {
     const SHAPE: Shape = [320, 256, 256];
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     for (patch, chunk, batch) in [(48, 32, 1), (48, 32, 4), (32, 32, 1), (64, 16, 1)] {
         let ct = zeros(SHAPE, [chunk; 3], DType::I16);
         let label = zeros(SHAPE, [chunk, 2 * chunk, chunk], DType::U8);
@@ -119,6 +134,93 @@ fn patches_pieces_chunks_and_decodes_together_stay_within_the_budget() {
                 );
                 assert!(peak <= (mib << 20) + own + LOOKAHEAD, "{case}: {peak}");
                 assert_eq!(left, 0, "{case}: nothing is left");
+            }
+        }
+    }
+}
+
+/// Returns the allocations of voxels in the middle third of a run.
+fn allocations(
+    volume: &Arc<dyn Volume>,
+    model: &Arc<dyn Model>,
+    options: &AggregatorOptions,
+    threads: usize,
+) -> u64 {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut inference = InferenceOptions::new([48; 3])
+        .with_overlap([24; 3])
+        .with_memory(256 << 20);
+    inference.threads = threads;
+    let predictor = Predictor::new(Arc::clone(volume), Arc::clone(model), inference);
+    let mut target = OutputTarget::new(folder.path().join("out.npy"));
+    target.blending = options.clone();
+    let (before, after) = (AtomicU64::new(0), AtomicU64::new(0));
+    let progress = |done: u64, total: u64| {
+        let count = LARGE.load(Ordering::Relaxed);
+        if done <= total / 3 {
+            before.store(count, Ordering::Relaxed);
+        } else if done <= 2 * total / 3 {
+            after.store(count, Ordering::Relaxed);
+        }
+        ControlFlow::Continue(())
+    };
+    let plan = predictor.plan(&[target]).expect("a plan");
+    let done = plan.run(&progress).expect("a run");
+    assert_eq!(done.patches, 6 * 6 * 6);
+    after.into_inner() - before.into_inner()
+}
+
+#[test]
+fn a_prediction_allocates_no_voxels_once_every_thread_has_its_buffers() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let volume = |dtype| -> Arc<dyn Volume> {
+        Arc::new(MemoryVolume::zeros(Layout::new([168; 3], 1, dtype)).expect("a small volume"))
+    };
+    let builtin = |spec: &str| builtin_model(spec).expect("a model");
+    let named = |spec: &str| (spec.to_owned(), builtin(spec));
+    let models = ["threshold:5,6,7", "threshold:1,2,3"].map(named).to_vec();
+    let models: [(&str, Arc<dyn Model>); 6] = [
+        ("identity", builtin("identity")),
+        ("gaussian", builtin("gaussian:1")),
+        ("2 classes", builtin("threshold:5")),
+        ("9 classes", builtin("threshold:1,2,3,4,5,6,7,8")),
+        (
+            "an ensemble",
+            Arc::new(Ensemble::new(models).expect("an ensemble")),
+        ),
+        (
+            "flips",
+            Arc::new(FlipTta::new(builtin("threshold:5")).expect("flips")),
+        ),
+    ];
+    let options = |reduce| {
+        AggregatorOptions::default()
+            .with_blend(Blend::Hann)
+            .with_reduce(reduce)
+    };
+    let half = options(Reduce::Mean).with_accumulator(Accumulator::F16);
+    for (name, model) in &models {
+        let dtypes = [DType::F32, DType::I16];
+        for dtype in dtypes
+            .into_iter()
+            .take(if *name == "flips" { 1 } else { 2 })
+        {
+            for (reduce, options) in [
+                ("mean", options(Reduce::Mean)),
+                ("softmax", options(Reduce::Softmax)),
+                ("argmax", options(Reduce::Argmax)),
+                ("half", half.clone()),
+                ("crop", options(Reduce::Mean).with_blend(Blend::Crop)),
+            ] {
+                for threads in [1, 3] {
+                    let count = allocations(&volume(dtype), model, &options, threads);
+                    let case = format!("{name}, {dtype}, {reduce}, {threads} threads");
+                    println!("{case}: {count} large allocations");
+                    // Peaks of several threads differ, and a later, higher one needs more buffers. A third of the
+                    // patches fills more than 700.
+                    let most = if threads == 1 { 0 } else { 30 };
+                    assert!(count <= most, "{case}: {count}");
+                }
             }
         }
     }

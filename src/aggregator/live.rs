@@ -2,19 +2,22 @@
 //!
 //! The volume is cut along each axis where patches begin and end, so that all voxels of a block have the same patches.
 //! A block is live from the first patch that touches it to the last. Contributions to a block are added in patch order:
-//! one that arrives early waits in the block. The sums are therefore bit-identical for any number of threads and any
-//! order of arrival. Where every patch votes and the weights are shares, the sums are the result. Otherwise the weights
+//! one that arrives early, or while another thread adds to the block, waits in the block for that thread, which adds it
+//! later. So no thread waits for another one, and the sums are bit-identical for any number of threads and any order of
+//! arrival. Where every patch votes and the weights are shares, the sums are the result. Otherwise the weights
 //! of the patches that voted are summed once the block is final, and the sums are divided by them. Weights that `f32`
 //! cannot represent are taken relative to the largest weight so far.
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::buffers::Buffers;
 use super::gauge::ByteGauge;
 use super::sums::Sum;
 use super::window::{Logs, Weights};
 use crate::dtype::{DType, convert};
+use crate::error::Result;
 use crate::grid::{Axis, Grid};
 use crate::patch::Patch;
 use crate::region::Region;
@@ -37,13 +40,15 @@ pub(super) struct Live<S> {
     cuts: Cuts,
     /// A bit set of the blocks to write; `None` for all.
     wanted: Option<Vec<u64>>,
-    blocks: Mutex<HashMap<[usize; 3], LockedBlock<S>>>,
-    /// Buffers of finished blocks, kept because fresh memory costs a page fault per page.
-    spare: Mutex<Vec<Vec<S>>>,
+    blocks: Mutex<HashMap<[usize; 3], SharedBlock<S>>>,
+    /// Buffers of finished blocks.
+    buffers: Buffers<S>,
+    /// Buffers of final values, where sums are not `f32`.
+    singles: Buffers<f32>,
 }
 
-/// A block, locked by one thread at a time.
-type LockedBlock<S> = Arc<Mutex<LiveBlock<S>>>;
+/// A block, whose state is locked only for moments.
+type SharedBlock<S> = Arc<Mutex<LiveBlock<S>>>;
 
 /// The boundaries of blocks along each axis, from 0 to the length.
 #[derive(Clone, Debug)]
@@ -51,22 +56,28 @@ pub(super) struct Cuts([Vec<u64>; 3]);
 
 #[derive(Debug)]
 struct LiveBlock<S> {
+    /// The sums; `None` while a thread adds to them, and after a refused contribution.
+    sums: Option<BlockSums<S>>,
+    /// Number of contributions applied so far.
+    turn: usize,
+    /// Contributions that arrived before their turn, or while another thread had the sums.
+    early: Vec<(usize, Contribution, [usize; 3])>,
+}
+
+#[derive(Debug)]
+struct BlockSums<S> {
     sums: Vec<S>,
     /// The logarithm of the largest weight so far of each voxel, where logarithms are used.
     tops: Vec<f64>,
-    /// Number of contributions applied so far.
-    turn: usize,
     /// The places of the patches in the sums.
     voted: Vec<[usize; 3]>,
-    /// Contributions that arrived before their turn.
-    early: Vec<(usize, Contribution, [usize; 3])>,
 }
 
 /// The contribution of a patch to the voxels that it covers.
 #[derive(Clone, Debug)]
 pub(super) enum Contribution {
-    /// Its prediction, in `f32`.
-    Values(Arc<Patch>),
+    /// Its prediction, and the magnitude that its values must not reach; `None` if they were checked before.
+    Values(Arc<Patch>, Option<f32>),
     /// A value for each channel.
     Constant(Arc<[f32]>),
     /// No vote.
@@ -79,6 +90,19 @@ pub(super) enum Final<'a> {
     Nothing,
     /// The block's values, channel by channel, and the flags of voxels that no patch covers (empty if there are none).
     Values(&'a mut [f32], &'a [bool]),
+}
+
+/// The owner of the blocks.
+pub(super) trait Owner {
+    /// Receives a block that has its last contribution.
+    fn finished(&self, region: Region, block: Final<'_>) -> Result<()>;
+
+    /// Checks the prediction of the patch at `place`, one of whose values reached its limit when it was converted to
+    /// `f32`. After an error the block never becomes final.
+    fn check(&self, place: [usize; 3], prediction: &Patch) -> Result<()>;
+
+    /// Receives a prediction that waited in a block and was the last to be added to its blocks.
+    fn spent(&self, prediction: Patch);
 }
 
 impl<S: Sum> Live<S> {
@@ -105,7 +129,8 @@ impl<S: Sum> Live<S> {
             wanted: wanted.map(bits),
             cuts,
             blocks: Mutex::default(),
-            spare: Mutex::default(),
+            buffers: Buffers::default(),
+            singles: Buffers::default(),
         }
     }
 
@@ -147,89 +172,111 @@ impl<S: Sum> Live<S> {
     }
 
     /// Adds the contribution of the patch at `place` to every block that it touches, and passes the finished ones to
-    /// `finished`.
-    pub(super) fn add<E>(
+    /// their owner.
+    pub(super) fn add(
         &self,
         place: [usize; 3],
         contribution: &Contribution,
         meter: &ByteGauge,
-        mut finished: impl FnMut(Region, Final<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
+        owner: &impl Owner,
+    ) -> Result<()> {
         for index in self.touched(place) {
             if self.is_wanted(index) {
-                self.add_to(index, place, contribution, meter, &mut finished)?;
+                self.add_to(index, place, contribution, meter, owner)?;
             }
         }
         Ok(())
     }
 
-    fn add_to<E>(
+    fn add_to(
         &self,
         index: [usize; 3],
         place: [usize; 3],
         contribution: &Contribution,
         meter: &ByteGauge,
-        finished: &mut impl FnMut(Region, Final<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
+        owner: &impl Owner,
+    ) -> Result<()> {
         let region = self.cuts.region(index);
         let turns = self.turns(&region);
         let turn = self.turn(&turns, place);
         let total: usize = turns.iter().map(ExactSizeIterator::len).product();
-        let block = {
-            let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(blocks.entry(index).or_default())
+        let shared = Arc::clone(self.lock().entry(index).or_default());
+        let state = || shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut block = {
+            let mut state = state();
+            let is_next = turn == state.turn;
+            let Some(block) = state.sums.take_if(|_| is_next) else {
+                state.early.push((turn, contribution.clone(), place));
+                return Ok(());
+            };
+            block
         };
-        let mut block = block.lock().unwrap_or_else(PoisonError::into_inner);
-        if turn != block.turn {
-            block.early.push((turn, contribution.clone(), place));
-            return Ok(());
+        self.apply(&mut block, &region, contribution, place, (meter, owner))?;
+        loop {
+            let (contribution, place) = {
+                let mut state = state();
+                state.turn += 1;
+                if state.turn == total {
+                    break;
+                }
+                let next = |(turn, ..): &(usize, Contribution, [usize; 3])| *turn == state.turn;
+                let Some(next) = state.early.iter().position(next) else {
+                    state.sums = Some(block);
+                    return Ok(());
+                };
+                let (_, contribution, place) = state.early.swap_remove(next);
+                (contribution, place)
+            };
+            self.apply(&mut block, &region, &contribution, place, (meter, owner))?;
+            if let Contribution::Values(prediction, _) = contribution
+                && let Some(prediction) = Arc::into_inner(prediction)
+            {
+                owner.spent(prediction);
+            }
         }
-        self.apply(&mut block, &region, contribution, place, meter);
-        while let Some(next) = block
-            .early
-            .iter()
-            .position(|&(turn, ..)| turn == block.turn)
-        {
-            let (_, contribution, place) = block.early.swap_remove(next);
-            self.apply(&mut block, &region, &contribution, place, meter);
-        }
-        if block.turn < total {
-            return Ok(());
-        }
-        let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
-        blocks.remove(&index);
-        drop(blocks);
+        self.lock().remove(&index);
+        self.finish(block, &region, total, (meter, owner))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<[usize; 3], SharedBlock<S>>> {
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Passes a block that has its `total` contributions to its owner.
+    fn finish(
+        &self,
+        mut block: BlockSums<S>,
+        region: &Region,
+        total: usize,
+        (meter, owner): (&ByteGauge, &impl Owner),
+    ) -> Result<()> {
         if block.voted.is_empty() {
-            return finished(region, Final::Nothing);
+            return owner.finished(*region, Final::Nothing);
         }
         let complete = block.voted.len() == total;
-        let voted = std::mem::take(&mut block.voted);
-        let tops = std::mem::take(&mut block.tops);
-        S::with_f32(&mut block.sums, |values| {
+        S::with_f32(&mut block.sums, &self.singles, |values| {
             let holes = match &self.logs {
-                Some(logs) => self.normalize_by(logs, &region, &voted, &tops, values),
-                None => self.normalize(&region, &voted, complete, values),
+                Some(logs) => self.normalize_by(logs, region, &block.voted, &block.tops, values),
+                None => self.normalize(region, &block.voted, complete, values),
             };
-            finished(region, Final::Values(values, &holes))
+            owner.finished(*region, Final::Values(values, &holes))
         })?;
-        meter.shrink((size_of_val(&block.sums[..]) + size_of_val(&tops[..])) as u64);
-        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        spare.push(std::mem::take(&mut block.sums));
+        meter.shrink((size_of_val(&block.sums[..]) + size_of_val(&block.tops[..])) as u64);
+        self.buffers.give(block.sums);
         Ok(())
     }
 
     /// Applies a contribution whose turn it is.
     fn apply(
         &self,
-        block: &mut LiveBlock<S>,
+        block: &mut BlockSums<S>,
         region: &Region,
         contribution: &Contribution,
         place: [usize; 3],
-        meter: &ByteGauge,
-    ) {
-        block.turn += 1;
+        (meter, owner): (&ByteGauge, &impl Owner),
+    ) -> Result<()> {
         if let Contribution::Nothing = contribution {
-            return;
+            return Ok(());
         }
         let covers = (0..3).all(|a| {
             let inside = self.grid.axes()[a].inside(place[a]);
@@ -241,20 +288,29 @@ impl<S: Sum> Live<S> {
         let store = fresh
             && covers
             && self.logs.is_none()
-            && matches!(contribution, Contribution::Values(_));
+            && matches!(contribution, Contribution::Values(..));
         if fresh {
-            block.sums = self.buffer(region, !store, meter);
+            let length = self.channels * length(region.voxels());
+            meter.grow((length * size_of::<S>()) as u64);
+            block.sums = self.buffers.take(length);
+            if !store {
+                block.sums.fill(S::default());
+            }
         }
-        if let Some(logs) = &self.logs {
+        let within = if let Some(logs) = &self.logs {
             if fresh {
                 block.tops = vec![f64::NEG_INFINITY; length(region.voxels())];
                 meter.grow(size_of_val(&block.tops[..]) as u64);
             }
-            self.accumulate_by(logs, region, contribution, place, block);
+            self.accumulate_by(logs, region, contribution, place, block)
         } else {
-            self.accumulate(region, contribution, place, store, &mut block.sums);
-        }
+            self.accumulate(region, contribution, place, store, &mut block.sums)
+        };
         block.voted.push(place);
+        match contribution {
+            Contribution::Values(prediction, Some(_)) if !within => owner.check(place, prediction),
+            _ => Ok(()),
+        }
     }
 
     /// Returns the patches that touch a block, along each axis.
@@ -270,26 +326,6 @@ impl<S: Sum> Live<S> {
         self.grid.order().iter().fold(0, |turn, &a| {
             turn * turns[a].len() + place[a] - turns[a].start
         })
-    }
-
-    /// Returns a buffer for a block, filled with zeros if `clear`.
-    fn buffer(&self, region: &Region, clear: bool, meter: &ByteGauge) -> Vec<S> {
-        let length = self.channels * usize::try_from(region.voxels()).unwrap_or(usize::MAX);
-        meter.grow((length * size_of::<S>()) as u64);
-        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = spare.iter().position(|buffer| buffer.len() == length);
-        let Some(at) = fits else {
-            // Buffers of other sizes would accumulate.
-            spare.clear();
-            drop(spare);
-            return vec![S::default(); length];
-        };
-        let mut buffer = spare.swap_remove(at);
-        drop(spare);
-        if clear {
-            buffer.fill(S::default());
-        }
-        buffer
     }
 
     /// Returns the intersection of a block and the patch at `place`.
@@ -312,7 +348,7 @@ impl<S: Sum> Live<S> {
         }
     }
 
-    /// Adds a patch's contribution to a block's sums, or stores it there.
+    /// Adds a patch's contribution to a block's sums, or stores it there. Returns `false` if a value reached its limit.
     fn accumulate(
         &self,
         block: &Region,
@@ -320,34 +356,30 @@ impl<S: Sum> Live<S> {
         place: [usize; 3],
         store: bool,
         sums: &mut [S],
-    ) {
+    ) -> bool {
         let (patch, shape) = (self.grid.patch().map(length), block.shape.map(length));
         let common = self.common(block, place);
-        let mut converted = Vec::new();
+        let weights = self.weights.of(place);
         let per_patch: usize = patch.iter().product();
+        let (mut values, limit) = Values::new(contribution);
+        let mut within = true;
         let channels = sums.chunks_exact_mut(shape.iter().product());
         for (c, sums) in channels.enumerate().take(self.channels) {
             common.each_row(shape, |row, target| {
-                let (weight, weights) = self.weights.row(place, row, common.shape[2]);
+                let (weight, weights) = weights.row(row, common.shape[2]);
                 let sums = &mut sums[target..target + weights.len()];
-                match contribution {
-                    Contribution::Values(prediction) => {
-                        let source = c * per_patch + at(patch, row);
-                        let source = source..source + weights.len();
-                        let values = as_f32(prediction, source, &mut converted);
-                        if store {
-                            S::set(sums, values, weight, weights);
-                        } else {
-                            S::add(sums, values, weight, weights);
-                        }
-                    }
-                    Contribution::Constant(constant) => {
-                        S::add_constant(sums, constant[c], weight, weights);
-                    }
-                    Contribution::Nothing => {}
+                if let Contribution::Constant(constant) = contribution {
+                    return S::add_constant(sums, constant[c], weight, weights);
                 }
+                let row = values.row(c * per_patch + at(patch, row), weights.len());
+                within &= if store {
+                    S::set(sums, row, weight, weights, limit)
+                } else {
+                    S::add(sums, row, weight, weights, limit)
+                };
             });
         }
+        within
     }
 
     /// Does the same as [`accumulate`](Self::accumulate), with weights relative to the largest so far.
@@ -357,13 +389,14 @@ impl<S: Sum> Live<S> {
         region: &Region,
         contribution: &Contribution,
         place: [usize; 3],
-        block: &mut LiveBlock<S>,
-    ) {
+        block: &mut BlockSums<S>,
+    ) -> bool {
         let (patch, shape) = (self.grid.patch().map(length), region.shape.map(length));
         let common = self.common(region, place);
         let (per_patch, per_block): (usize, usize) =
             (patch.iter().product(), shape.iter().product());
-        let mut converted = Vec::new();
+        let (mut values, limit) = Values::new(contribution);
+        let mut within = true;
         let (mut factors, mut weights) = (Vec::new(), Vec::new());
         common.each_row(shape, |row, target| {
             let (first, along) = logs.row(row, common.shape[2]);
@@ -380,24 +413,15 @@ impl<S: Sum> Live<S> {
             for c in 0..self.channels {
                 let sums = &mut block.sums[c * per_block + target..][..along.len()];
                 S::scale(sums, &factors);
-                match contribution {
-                    Contribution::Values(prediction) => {
-                        let source = c * per_patch + at(patch, row);
-                        let source = source..source + along.len();
-                        S::add(
-                            sums,
-                            as_f32(prediction, source, &mut converted),
-                            1.0,
-                            &weights,
-                        );
-                    }
-                    Contribution::Constant(constant) => {
-                        S::add_constant(sums, constant[c], 1.0, &weights);
-                    }
-                    Contribution::Nothing => {}
+                if let Contribution::Constant(constant) = contribution {
+                    S::add_constant(sums, constant[c], 1.0, &weights);
+                    continue;
                 }
+                let row = values.row(c * per_patch + at(patch, row), along.len());
+                within &= S::add(sums, row, 1.0, &weights, limit);
             }
         });
+        within
     }
 
     /// Divides a block's sums by the sums of their weights, unless these are 1. Returns the flags of voxels that no
@@ -422,7 +446,7 @@ impl<S: Sum> Live<S> {
         let mut sums = vec![0.0; shape.iter().product()];
         let holes = self.holes(block, voted, |place, row, target, length| {
             if !shares {
-                let (weight, weights) = self.weights.row(place, row, length);
+                let (weight, weights) = self.weights.of(place).row(row, length);
                 f32::add_constant(&mut sums[target..target + length], 1.0, weight, weights);
             }
         });
@@ -518,10 +542,12 @@ impl Intersection {
 impl<S> Default for LiveBlock<S> {
     fn default() -> Self {
         Self {
-            sums: Vec::new(),
-            tops: Vec::new(),
+            sums: Some(BlockSums {
+                sums: Vec::new(),
+                tops: Vec::new(),
+                voted: Vec::new(),
+            }),
             turn: 0,
-            voted: Vec::new(),
             early: Vec::new(),
         }
     }
@@ -588,21 +614,49 @@ pub(super) fn product(ranges: [Range<usize>; 3]) -> impl Iterator<Item = [usize;
     })
 }
 
-/// Returns a range of a patch's values as f32. Other types are converted into `converted`.
-fn as_f32<'a>(patch: &'a Patch, range: Range<usize>, converted: &'a mut Vec<f32>) -> &'a [f32] {
-    if patch.dtype() == DType::F32 {
-        return &bytemuck::cast_slice(patch.bytes())[range];
+/// The values of a prediction as `f32`. Other types are converted row by row.
+struct Values<'a> {
+    /// The values, if they are stored as `f32`.
+    singles: Option<&'a [f32]>,
+    dtype: DType,
+    stored: &'a [u8],
+    converted: Vec<f32>,
+}
+
+impl<'a> Values<'a> {
+    /// Returns the values of a contribution, none if it has no prediction, and the magnitude that they must not reach.
+    fn new(contribution: &'a Contribution) -> (Self, f32) {
+        let Contribution::Values(patch, limit) = contribution else {
+            let none = Self {
+                singles: Some(&[]),
+                dtype: DType::F32,
+                stored: &[],
+                converted: Vec::new(),
+            };
+            return (none, f32::INFINITY);
+        };
+        let (dtype, stored) = (patch.dtype(), patch.bytes());
+        let values = Self {
+            singles: (dtype == DType::F32).then(|| bytemuck::cast_slice(stored)),
+            dtype,
+            stored,
+            converted: Vec::new(),
+        };
+        (values, limit.unwrap_or(f32::INFINITY))
     }
-    converted.resize(range.len(), 0.0);
-    let size = patch.dtype().size();
-    let stored = &patch.bytes()[range.start * size..range.end * size];
-    convert(
-        patch.dtype(),
-        stored,
-        DType::F32,
-        bytemuck::cast_slice_mut(converted),
-    );
-    converted
+
+    /// Returns `length` values from the one at `first`.
+    fn row(&mut self, first: usize, length: usize) -> &[f32] {
+        if let Some(singles) = self.singles {
+            return &singles[first..first + length];
+        }
+        let size = self.dtype.size();
+        let stored = &self.stored[first * size..(first + length) * size];
+        self.converted.resize(length, 0.0);
+        let converted = bytemuck::cast_slice_mut(&mut self.converted);
+        convert(self.dtype, stored, DType::F32, converted);
+        &self.converted
+    }
 }
 
 /// Returns the offset of a voxel in the buffer of a box of `shape`.

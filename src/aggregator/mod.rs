@@ -5,6 +5,7 @@
 //! encoded and written once. Under `crop`, voxels pass through unchanged. The output is bit-identical for any number of
 //! threads and any order of arrival. This also holds for each write chunk if only some are written.
 
+mod buffers;
 mod estimate;
 mod gauge;
 mod live;
@@ -21,11 +22,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use half::{bf16, f16};
 
+use self::buffers::Buffers;
 use self::gauge::ByteGauge;
-use self::live::{Contribution, Final, Live};
+use self::live::{Contribution, Final, Live, Owner};
 use self::pending::Pending;
 use self::substitutes::Substitutes;
-use self::sums::{Sum, TOO_LARGE_FOR_F16};
+use self::sums::{TOO_LARGE_FOR_F16, too_large_for_f32};
 use self::window::{Weights, owned};
 use crate::dtype::{DType, Element, with_element};
 use crate::error::{Error, Result};
@@ -54,6 +56,8 @@ pub struct Aggregator {
     seen: Mutex<Vec<u64>>,
     counts: PatchCounts,
     meter: ByteGauge,
+    /// Buffers of output values before they are copied into write chunks, in words because of their alignment.
+    values: Buffers<u64>,
     /// The smallest magnitude that is not finite in the sums or the output.
     too_large: f64,
 }
@@ -185,6 +189,7 @@ impl Aggregator {
             seen: Mutex::new(vec![0; words]),
             counts: PatchCounts::default(),
             meter: ByteGauge::default(),
+            values: Buffers::default(),
             grid,
         };
         made.fill_rim()?;
@@ -251,25 +256,71 @@ impl Aggregator {
         let mut places = Vec::with_capacity(batch.len());
         for (index, prediction) in &batch {
             let (place, region) = self.expected(*index)?;
-            let votes = self.check(*index, region, prediction)?;
+            self.check_kind(*index, region, prediction)?;
+            let votes = self.check_values(*index, region, prediction)?;
             places.push((place, region, votes));
         }
         let regions = places.iter().map(|&(_, region, _)| region);
         self.mark_seen(batch.iter().map(|&(index, _)| index).zip(regions))?;
         for ((place, _, votes), (_, prediction)) in places.into_iter().zip(batch) {
-            if votes {
-                self.counts.patches.fetch_add(1, Ordering::Relaxed);
-                self.contribute(place, &Contribution::Values(prediction))?;
-            } else {
-                self.counts.skipped.fetch_add(1, Ordering::Relaxed);
-                self.contribute(place, &Contribution::Nothing)?;
-            }
+            self.contribute_prediction(place, votes.then_some((prediction, None)), &drop)?;
         }
         Ok(())
     }
 
-    /// Checks the prediction for patch `index`. Returns `true` if it votes.
-    fn check(&self, index: u64, region: Region, prediction: &Patch) -> Result<bool> {
+    /// Adds the prediction for patch `index` of the grid, and passes it to `spent` once it is added: on return or, if a
+    /// block is still waiting for an earlier patch, by the call that adds that patch.
+    ///
+    /// Where this saves a pass over the values, they are checked while they are added.
+    ///
+    /// # Errors
+    ///
+    /// As [`add`](Self::add). After any error, the aggregator cannot be used.
+    pub(crate) fn add_or_end(
+        &self,
+        index: u64,
+        prediction: Patch,
+        spent: &dyn Fn(Patch),
+    ) -> Result<()> {
+        let (place, region) = self.expected(index)?;
+        self.check_kind(index, region, &prediction)?;
+        // All values are added, and none may be left out.
+        let checks = self.options.non_finite == NonFinite::Refuse
+            && !matches!(self.mode, AggregatorMode::Crop(..))
+            && !self.pending.is_partial()
+            && region.is_inside(self.grid.volume());
+        let limit = checks.then(|| single(self.too_large));
+        let votes = checks || self.check_values(index, region, &prediction)?;
+        self.mark_seen(std::iter::once((index, region)))?;
+        let prediction = Arc::new(prediction);
+        let given = votes.then(|| (Arc::clone(&prediction), limit));
+        self.contribute_prediction(place, given, spent)?;
+        if let Some(prediction) = Arc::into_inner(prediction) {
+            spent(prediction);
+        }
+        Ok(())
+    }
+
+    /// Adds a prediction, with the limit of values that were not checked; `None` if the patch does not vote.
+    fn contribute_prediction(
+        &self,
+        place: [usize; 3],
+        prediction: Option<(Arc<Patch>, Option<f32>)>,
+        spent: &dyn Fn(Patch),
+    ) -> Result<()> {
+        let (count, contribution) = match prediction {
+            Some((prediction, limit)) => (
+                &self.counts.patches,
+                Contribution::Values(prediction, limit),
+            ),
+            None => (&self.counts.skipped, Contribution::Nothing),
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        self.contribute(place, &contribution, spent)
+    }
+
+    /// Checks the shape and the type of the prediction for patch `index`.
+    fn check_kind(&self, index: u64, region: Region, prediction: &Patch) -> Result<()> {
         if prediction.shape() != region.shape || prediction.channels() != self.channels {
             return Err(Error::PredictionShape {
                 index,
@@ -280,7 +331,11 @@ impl Aggregator {
             });
         }
         self.options.check_type(&self.grid, prediction.dtype())?;
-        self.options.check_values(prediction)?;
+        self.options.check_values(prediction)
+    }
+
+    /// Checks the values of the prediction for patch `index`. Returns `true` if it votes.
+    fn check_values(&self, index: u64, region: Region, prediction: &Patch) -> Result<bool> {
         if self.options.non_finite == NonFinite::Keep {
             return Ok(true);
         }
@@ -322,7 +377,7 @@ impl Aggregator {
         let (place, region) = self.expected(index)?;
         self.mark_seen(std::iter::once((index, region)))?;
         self.counts.skipped.fetch_add(1, Ordering::Relaxed);
-        self.contribute(place, contribution)
+        self.contribute(place, contribution, &drop)
     }
 
     /// Returns the place and the region of patch `index`.
@@ -360,7 +415,16 @@ impl Aggregator {
     }
 
     /// Adds the contribution of the patch at `place`, and passes on the voxels that became final.
-    fn contribute(&self, place: [usize; 3], contribution: &Contribution) -> Result<()> {
+    fn contribute(
+        &self,
+        place: [usize; 3],
+        contribution: &Contribution,
+        spent: &dyn Fn(Patch),
+    ) -> Result<()> {
+        let owner = BlockOwner {
+            aggregator: self,
+            spent,
+        };
         match &self.mode {
             AggregatorMode::Crop(owned, substitutes) => {
                 let own = part(owned, place);
@@ -374,9 +438,9 @@ impl Aggregator {
                     None => Ok(()),
                 }
             }
-            AggregatorMode::F32(live) => self.blend(live, place, contribution),
-            AggregatorMode::F16(live) => self.blend(live, place, contribution),
-            AggregatorMode::BF16(live) => self.blend(live, place, contribution),
+            AggregatorMode::F32(live) => live.add(place, contribution, &self.meter, &owner),
+            AggregatorMode::F16(live) => live.add(place, contribution, &self.meter, &owner),
+            AggregatorMode::BF16(live) => live.add(place, contribution, &self.meter, &owner),
         }
     }
 
@@ -389,7 +453,7 @@ impl Aggregator {
     ) -> Result<()> {
         let values = |region: Region| {
             let supplied = self.supplied(region, place, contribution)?;
-            Ok(supplied.map_or_else(Vec::new, |patch| patch.bytes().to_vec()))
+            Ok(supplied.map_or_else(Vec::new, |values| values.bytes().to_vec()))
         };
         let values: Option<&dyn Fn(Region) -> Result<Vec<u8>>> = match contribution {
             Contribution::Nothing => None,
@@ -418,54 +482,47 @@ impl Aggregator {
         region: Region,
         place: [usize; 3],
         contribution: &Contribution,
-    ) -> Result<Option<Patch>> {
-        let part = match contribution {
+    ) -> Result<Option<OutputValues<'_>>> {
+        let (dtype, part) = match contribution {
             Contribution::Nothing => return Ok(None),
-            Contribution::Values(patch) => {
+            Contribution::Values(patch, _) => {
                 let dtype = patch.dtype();
-                let mut part = Patch::zeros(region, self.channels, dtype)?;
-                let target = (part.bytes_mut(), region);
+                let mut part = self.buffer(region, self.channels, dtype);
                 // A model may leave its predictions where the patches of the volume start.
                 let start = std::array::from_fn(|a| self.grid.axes()[a].starts[place[a]]);
                 copy_common(
                     (patch.bytes(), Region::new(start, patch.shape())),
-                    target,
+                    (part.bytes_mut(), region),
                     self.channels,
                     dtype.size(),
                 );
-                part
+                (dtype, part)
             }
             Contribution::Constant(values) => {
+                let mut part = self.buffer(region, self.channels, DType::F32);
                 let voxels = usize::try_from(region.voxels()).unwrap_or(usize::MAX);
-                let constant = |&value: &f32| std::iter::repeat_n(value, voxels);
-                Patch::new(
-                    region,
-                    self.channels,
-                    values.iter().flat_map(constant).collect::<Vec<f32>>(),
-                )?
+                let singles: &mut [f32] = bytemuck::cast_slice_mut(part.bytes_mut());
+                for (channel, &value) in singles.chunks_exact_mut(voxels.max(1)).zip(&**values) {
+                    channel.fill(value);
+                }
+                (DType::F32, part)
             }
         };
-        if self.is_output(part.dtype()) {
+        if self.is_output(dtype) {
             return Ok(Some(part));
         }
-        self.reduced(region, part.dtype(), part.bytes()).map(Some)
+        self.reduced(region, dtype, part.bytes()).map(Some)
     }
 
-    fn blend<S: Sum>(
-        &self,
-        live: &Live<S>,
-        place: [usize; 3],
-        contribution: &Contribution,
-    ) -> Result<()> {
-        live.add(
-            place,
-            contribution,
-            &self.meter,
-            |region, block| match block {
-                Final::Nothing => self.uncovered(region),
-                Final::Values(values, holes) => self.blended(region, values, holes),
-            },
-        )
+    /// Returns a buffer with arbitrary contents for the values of a box.
+    fn buffer(&self, region: Region, channels: u64, dtype: DType) -> OutputValues<'_> {
+        let count = region.voxels().saturating_mul(channels);
+        let length = usize::try_from(count).unwrap_or(usize::MAX) * dtype.size();
+        OutputValues {
+            words: self.values.take(length.div_ceil(size_of::<u64>())),
+            length,
+            buffers: &self.values,
+        }
     }
 
     /// Passes a box for which no patch voted to its write chunks.
@@ -507,14 +564,14 @@ impl Aggregator {
     }
 
     /// Returns the output values of a box from blended values of type `dtype`.
-    fn reduced(&self, region: Region, dtype: DType, values: &[u8]) -> Result<Patch> {
+    fn reduced(&self, region: Region, dtype: DType, values: &[u8]) -> Result<OutputValues<'_>> {
         let layout = self.pending.output().layout();
-        let mut out = Patch::zeros(region, layout.channels, layout.dtype)?;
+        let mut out = self.buffer(region, layout.channels, layout.dtype);
         let channels = usize::try_from(self.channels).unwrap_or(usize::MAX);
         let reduce = &self.options.reduce;
         let clipped = reduce.apply(dtype, values, channels, layout.dtype, out.bytes_mut());
         if let (false, Some((at, value))) = (self.options.clip, clipped.first) {
-            let (channel, voxel) = out.region().place(at);
+            let (channel, voxel) = region.place(at);
             return Err(Error::OutputRange {
                 path: layout.path.clone(),
                 channel,
@@ -613,6 +670,71 @@ impl Aggregator {
                 .is_some_and(|bits| bits & (1 << (index % 64)) != 0)
         };
         (0..self.grid.len()).filter(move |&index| !came(index) && self.needs(index))
+    }
+}
+
+/// The output values of a box. The buffer goes back to the aggregator on drop.
+struct OutputValues<'a> {
+    words: Vec<u64>,
+    /// Bytes of the values.
+    length: usize,
+    buffers: &'a Buffers<u64>,
+}
+
+impl OutputValues<'_> {
+    fn bytes(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.words)[..self.length]
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut bytemuck::cast_slice_mut(&mut self.words)[..self.length]
+    }
+}
+
+impl Drop for OutputValues<'_> {
+    fn drop(&mut self) {
+        self.buffers.give(std::mem::take(&mut self.words));
+    }
+}
+
+/// The aggregator as the owner of blocks, and the receiver of predictions that were added.
+struct BlockOwner<'a> {
+    aggregator: &'a Aggregator,
+    spent: &'a dyn Fn(Patch),
+}
+
+impl Owner for BlockOwner<'_> {
+    fn finished(&self, region: Region, block: Final<'_>) -> Result<()> {
+        match block {
+            Final::Nothing => self.aggregator.uncovered(region),
+            Final::Values(values, holes) => self.aggregator.blended(region, values, holes),
+        }
+    }
+
+    fn check(&self, place: [usize; 3], prediction: &Patch) -> Result<()> {
+        let places = place.map(|place| place..place + 1);
+        for index in self.aggregator.grid.indices(&places) {
+            let (_, region) = self.aggregator.expected(index)?;
+            self.aggregator.check_values(index, region, prediction)?;
+        }
+        Ok(())
+    }
+
+    fn spent(&self, prediction: Patch) {
+        (self.spent)(prediction);
+    }
+}
+
+/// Returns a limit of magnitudes as `f32`: infinity if no `f32` reaches it.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "all other limits exist in f32"
+)]
+fn single(too_large: f64) -> f32 {
+    if too_large >= too_large_for_f32() {
+        f32::INFINITY
+    } else {
+        too_large as f32
     }
 }
 

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::buffers::Buffers;
 use super::gauge::ByteGauge;
 use crate::error::Result;
 use crate::grid::Grid;
@@ -39,8 +40,8 @@ pub(super) struct Pending {
     /// The fill value: the bytes of a voxel that no patch covers.
     fill: Vec<u8>,
     waiting: Mutex<HashMap<[u64; 3], Arc<Mutex<WaitingChunk>>>>,
-    /// Buffers of written chunks, kept because fresh memory costs a page fault per page.
-    spare: Mutex<Vec<Vec<u8>>>,
+    /// Buffers of written chunks.
+    buffers: Buffers<u8>,
     written: AtomicU64,
 }
 
@@ -83,7 +84,7 @@ impl Pending {
             wanted,
             fill,
             waiting: Mutex::default(),
-            spare: Mutex::default(),
+            buffers: Buffers::default(),
             written: AtomicU64::new(0),
         }
     }
@@ -186,8 +187,7 @@ impl Pending {
                 self.output.write(slot.region, &slot.voxels)?;
                 self.written.fetch_add(1, Ordering::Relaxed);
                 meter.shrink(slot.voxels.len() as u64);
-                let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-                spare.push(std::mem::take(&mut slot.voxels));
+                self.buffers.give(std::mem::take(&mut slot.voxels));
             }
         }
         Ok(())
@@ -199,7 +199,9 @@ impl Pending {
         let voxels = slot.region.voxels() * layout.channels;
         let bytes = voxels * layout.dtype.size() as u64;
         if slot.voxels.is_empty() {
-            slot.voxels = self.buffer(usize::try_from(bytes).unwrap_or(usize::MAX));
+            slot.voxels = self
+                .buffers
+                .take(usize::try_from(bytes).unwrap_or(usize::MAX));
             meter.grow(bytes);
         }
         let [_, ny, nx] = slot.region.shape;
@@ -220,18 +222,6 @@ impl Pending {
                 }
             }
         }
-    }
-
-    /// Returns a buffer with arbitrary contents.
-    fn buffer(&self, bytes: usize) -> Vec<u8> {
-        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = spare.iter().position(|buffer| buffer.len() == bytes);
-        if let Some(at) = fits {
-            return spare.swap_remove(at);
-        }
-        // Buffers of other sizes would accumulate.
-        spare.clear();
-        vec![0; bytes]
     }
 
     /// Returns the output, which may still receive other write chunks.

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+use super::buffers::Buffers;
 use crate::error::{Error, Result};
 use crate::words::Word;
 
@@ -79,11 +80,11 @@ pub(super) fn too_large_for_f32() -> f64 {
 
 /// A number type for sums. All arithmetic is in `f32`.
 pub(super) trait Sum: Copy + Default + Debug + Send + Sync + 'static {
-    /// Adds `values * weight * weights`, voxel by voxel.
-    fn add(sums: &mut [Self], values: &[f32], weight: f32, weights: &[f32]);
+    /// Adds `values * weight * weights`, voxel by voxel. Returns `true` if all magnitudes are below `limit`.
+    fn add(sums: &mut [Self], values: &[f32], weight: f32, weights: &[f32], limit: f32) -> bool;
 
-    /// Stores `values * weight * weights`, voxel by voxel.
-    fn set(sums: &mut [Self], values: &[f32], weight: f32, weights: &[f32]);
+    /// Stores `values * weight * weights`, voxel by voxel. Returns `true` if all magnitudes are below `limit`.
+    fn set(sums: &mut [Self], values: &[f32], weight: f32, weights: &[f32], limit: f32) -> bool;
 
     /// Adds `value * weight * weights`, voxel by voxel.
     fn add_constant(sums: &mut [Self], value: f32, weight: f32, weights: &[f32]);
@@ -91,21 +92,40 @@ pub(super) trait Sum: Copy + Default + Debug + Send + Sync + 'static {
     /// Multiplies each sum by its factor.
     fn scale(sums: &mut [Self], factors: &[f32]);
 
-    /// Passes the sums, as `f32`, to `then`.
-    fn with_f32<R>(sums: &mut [Self], then: impl FnOnce(&mut [f32]) -> R) -> R;
+    /// Passes the sums, as `f32`, to `then`; converted ones in a buffer.
+    fn with_f32<R>(
+        sums: &mut [Self],
+        buffers: &Buffers<f32>,
+        then: impl FnOnce(&mut [f32]) -> R,
+    ) -> R;
+}
+
+/// Returns all bits if a value is NaN or its magnitude reaches the limit, otherwise 0. Unlike a `bool`, it can be
+/// collected in the vectorized loop that adds the values.
+#[inline]
+fn beyond(value: f32, limit: f32) -> u32 {
+    #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "NaN must not pass")]
+    let beyond = !(value.abs() < limit);
+    if beyond { u32::MAX } else { 0 }
 }
 
 impl Sum for f32 {
-    fn add(sums: &mut [Self], values: &[f32], weight: f32, weights: &[f32]) {
+    fn add(sums: &mut [Self], values: &[f32], weight: f32, weights: &[f32], limit: f32) -> bool {
+        let mut bits = 0;
         for ((sum, value), share) in sums.iter_mut().zip(values).zip(weights) {
             *sum += value * (weight * share);
+            bits |= beyond(*value, limit);
         }
+        bits == 0
     }
 
-    fn set(sums: &mut [Self], values: &[f32], weight: f32, weights: &[f32]) {
+    fn set(sums: &mut [Self], values: &[f32], weight: f32, weights: &[f32], limit: f32) -> bool {
+        let mut bits = 0;
         for ((sum, value), share) in sums.iter_mut().zip(values).zip(weights) {
             *sum = value * (weight * share);
+            bits |= beyond(*value, limit);
         }
+        bits == 0
     }
 
     fn add_constant(sums: &mut [Self], value: f32, weight: f32, weights: &[f32]) {
@@ -120,7 +140,7 @@ impl Sum for f32 {
         }
     }
 
-    fn with_f32<R>(sums: &mut [Self], then: impl FnOnce(&mut [f32]) -> R) -> R {
+    fn with_f32<R>(sums: &mut [Self], _: &Buffers<f32>, then: impl FnOnce(&mut [f32]) -> R) -> R {
         then(sums)
     }
 }
@@ -151,16 +171,32 @@ where
 macro_rules! half_sums {
     ($type:ty) => {
         impl Sum for $type {
-            fn add(sums: &mut [Self], values: &[f32], weight: f32, weights: &[f32]) {
+            fn add(
+                sums: &mut [Self],
+                values: &[f32],
+                weight: f32,
+                weights: &[f32],
+                limit: f32,
+            ) -> bool {
+                let mut within = true;
                 widened(sums, <$type>::MAX.to_f32(), |at, row| {
-                    f32::add(row, &values[at..], weight, &weights[at..]);
+                    within &= f32::add(row, &values[at..], weight, &weights[at..], limit);
                 });
+                within
             }
 
-            fn set(sums: &mut [Self], values: &[f32], weight: f32, weights: &[f32]) {
+            fn set(
+                sums: &mut [Self],
+                values: &[f32],
+                weight: f32,
+                weights: &[f32],
+                limit: f32,
+            ) -> bool {
+                let mut within = true;
                 widened(sums, <$type>::MAX.to_f32(), |at, row| {
-                    f32::set(row, &values[at..], weight, &weights[at..]);
+                    within &= f32::set(row, &values[at..], weight, &weights[at..], limit);
                 });
+                within
             }
 
             fn add_constant(sums: &mut [Self], value: f32, weight: f32, weights: &[f32]) {
@@ -175,10 +211,16 @@ macro_rules! half_sums {
                 });
             }
 
-            fn with_f32<R>(sums: &mut [Self], then: impl FnOnce(&mut [f32]) -> R) -> R {
-                let mut wide = vec![0.0; sums.len()];
+            fn with_f32<R>(
+                sums: &mut [Self],
+                buffers: &Buffers<f32>,
+                then: impl FnOnce(&mut [f32]) -> R,
+            ) -> R {
+                let mut wide = buffers.take(sums.len());
                 sums.convert_to_f32_slice(&mut wide);
-                then(&mut wide)
+                let done = then(&mut wide);
+                buffers.give(wide);
+                done
             }
         }
     };

@@ -11,6 +11,7 @@ use crate::region::{Shape, chunk_range, indices};
 use crate::volume::{Layout, MemoryVolume};
 
 mod constants;
+mod ends;
 mod many;
 mod parts;
 mod skips;

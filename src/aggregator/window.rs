@@ -330,15 +330,32 @@ impl Weights {
         matches!(self, Self::Shares(_))
     }
 
-    /// Returns the weights of a row of the patch at `place`, starting at its voxel `from` (z, y, x): a common factor,
-    /// and a weight for each voxel.
-    pub(super) fn row(&self, place: [usize; 3], from: [usize; 3], length: usize) -> (f32, &[f32]) {
-        let [z, y, x] = from;
+    /// Returns the weights of the patch at `place`.
+    pub(super) fn of(&self, place: [usize; 3]) -> PatchWeights<'_> {
         match self {
             Self::Shares(shares) => {
-                let along = |a: usize| &shares[a][place[a]];
-                (along(0)[z] * along(1)[y], &along(2)[x..x + length])
+                PatchWeights::Shares(std::array::from_fn(|a| &shares[a][place[a]][..]))
             }
+            Self::Solid(window) => PatchWeights::Solid(window),
+        }
+    }
+}
+
+/// The weights of the voxels of one patch.
+pub(super) enum PatchWeights<'a> {
+    /// The factors along z, y, x.
+    Shares([&'a [f32]; 3]),
+    /// All weights.
+    Solid(&'a Window),
+}
+
+impl<'a> PatchWeights<'a> {
+    /// Returns the weights of a row, starting at voxel `from` (z, y, x): a common factor, and a weight for each voxel.
+    #[inline]
+    pub(super) fn row(&self, from: [usize; 3], length: usize) -> (f32, &'a [f32]) {
+        let [z, y, x] = from;
+        match self {
+            Self::Shares(along) => (along[0][z] * along[1][y], &along[2][x..x + length]),
             Self::Solid(window) => {
                 let [_, ny, nx] = window.shape.map(offset);
                 let first = (z * ny + y) * nx + x;

@@ -60,6 +60,33 @@ pub(crate) fn loss(from: DType, voxels: &[u8], to: DType) -> Loss {
     with_element!(from, From => with_element!(to, To => count(voxels, fate::<From, To>)))
 }
 
+/// Counts the values that a conversion of these voxels, in native byte order, would clip.
+pub(crate) fn clipped(from: DType, voxels: &[u8], to: DType) -> Count {
+    if from == DType::F32
+        && to.is_integer()
+        && to.size() <= 2
+        && let Ok(singles) = bytemuck::try_cast_slice::<u8, f32>(voxels)
+        && are_near(singles, to)
+    {
+        return Count::default();
+    }
+    loss(from, voxels, to).clipped
+}
+
+/// Returns `true` if no number is clipped in a type of up to 16 bits: none rounds to a number outside its range. The
+/// loop has no early exit, so that it is vectorized.
+#[expect(clippy::cast_possible_truncation, reason = "the range of a small type")]
+fn are_near(singles: &[f32], to: DType) -> bool {
+    let (low, high) = to.range();
+    // Halves are rounded to even numbers: the lowest values are even and the highest ones are odd.
+    let (least, end) = ((low - 0.5) as f32, (high + 0.5) as f32);
+    to != DType::Bool
+        && singles.chunks(BLOCK).all(|block| {
+            let near = |single: &f32| (*single >= least) & (*single < end);
+            block.iter().fold(true, |all, single| all & near(single))
+        })
+}
+
 fn count<T: Element>(voxels: &[u8], fate: impl Fn(T) -> Fate) -> Loss {
     let size = size_of::<T>();
     let mut loss = Loss::default();
@@ -130,6 +157,36 @@ mod tests {
 
     use super::super::convert;
     use super::*;
+
+    #[test]
+    fn clipped_values_are_those_that_the_loss_counts() {
+        for to in DType::ALL {
+            let (low, high) = to.range();
+            let near = [
+                low - 1.0,
+                low - 0.5,
+                low,
+                0.0,
+                0.25,
+                1.0,
+                high,
+                high + 0.5,
+                high + 1.0,
+            ];
+            #[expect(clippy::cast_possible_truncation, reason = "any values will do")]
+            let near = near.map(|value| value as f32);
+            let all = near
+                .into_iter()
+                .flat_map(|v| [v, v.next_up(), v.next_down()]);
+            for value in all.chain([f32::NAN, f32::INFINITY, f32::NEG_INFINITY]) {
+                for voxels in [vec![value], [vec![1.0; 5000], vec![value; 2]].concat()] {
+                    let voxels = bytemuck::cast_slice(&voxels);
+                    let expected = loss(DType::F32, voxels, to).clipped;
+                    assert_eq!(clipped(DType::F32, voxels, to), expected, "{value} as {to}");
+                }
+            }
+        }
+    }
 
     /// The exact value of a voxel, for comparison: a whole number or a float.
     #[derive(Clone, Copy, Debug, PartialEq)]

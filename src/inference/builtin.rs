@@ -1,8 +1,10 @@
 //! Built-in models, which need no file: for trying a pipeline, and for seeing its seams.
 
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::model::{InputValues, Model, OutputSpec};
+use super::pool::PatchPool;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::patch::Patch;
@@ -75,10 +77,24 @@ impl Model for Identity {
 
 /// A Gaussian blur of each patch by itself, with the outermost voxels repeated beyond its faces. Near a patch's faces
 /// the blur is therefore wrong, which shows where patches are blended badly.
-#[derive(Debug)]
 struct Gaussian {
     /// Weights from the center outwards.
     kernel: Vec<f32>,
+    /// Spare buffers for slabs with repeated voxels, up to one per thread.
+    padded: Mutex<Vec<Vec<f32>>>,
+}
+
+/// Names the model for its id.
+impl fmt::Debug for Gaussian {
+    #[expect(
+        clippy::missing_fields_in_debug,
+        reason = "buffers do not distinguish models"
+    )]
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gaussian")
+            .field("kernel", &self.kernel)
+            .finish()
+    }
 }
 
 impl Gaussian {
@@ -94,13 +110,20 @@ impl Gaussian {
         let sum: f64 = weight(0) + 2.0 * (1..=radius).map(weight).sum::<f64>();
         #[expect(clippy::cast_possible_truncation, reason = "weights are f32")]
         let kernel = (0..=radius).map(|n| (weight(n) / sum) as f32).collect();
-        Self { kernel }
+        Self {
+            kernel,
+            padded: Mutex::default(),
+        }
     }
 
-    /// Blurs along an axis of `length` voxels whose neighbors are `stride` apart.
-    fn blur(&self, voxels: &mut [f32], length: usize, stride: usize) {
+    fn spare(&self) -> std::sync::MutexGuard<'_, Vec<Vec<f32>>> {
+        self.padded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Blurs along an axis of `length` voxels whose neighbors are `stride` apart. `padded` is a buffer.
+    fn blur(&self, voxels: &mut [f32], length: usize, stride: usize, padded: &mut Vec<f32>) {
         let radius = self.kernel.len() - 1;
-        let mut padded = vec![0.0; (length + 2 * radius) * stride];
+        padded.resize((length + 2 * radius) * stride, 0.0);
         for slab in voxels.chunks_exact_mut(length * stride) {
             for (n, row) in padded.chunks_exact_mut(stride).enumerate() {
                 let from = n.saturating_sub(radius).min(length - 1) * stride;
@@ -133,18 +156,26 @@ impl Model for Gaussian {
     }
 
     fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
+        self.predict_pooled(batch, &PatchPool::default())
+    }
+
+    fn predict_pooled(&self, batch: Vec<Patch>, pool: &PatchPool) -> Result<Vec<Vec<Patch>>> {
+        let spare = self.spare().pop();
+        let mut padded = spare.unwrap_or_default();
         let blurred = |patch: Patch| -> Result<Patch> {
-            let mut patch = patch.converted(DType::F32);
+            let mut patch = pool.convert(patch, DType::F32)?;
             let [z, y, x] = patch
                 .shape()
                 .map(|n| usize::try_from(n).expect("a patch is in memory"));
             let voxels = patch.as_mut_slice()?;
-            self.blur(voxels, x, 1);
-            self.blur(voxels, y, x);
-            self.blur(voxels, z, y * x);
+            self.blur(voxels, x, 1, &mut padded);
+            self.blur(voxels, y, x, &mut padded);
+            self.blur(voxels, z, y * x, &mut padded);
             Ok(patch)
         };
-        Ok(vec![batch.into_iter().map(blurred).collect::<Result<_>>()?])
+        let batch = batch.into_iter().map(blurred).collect::<Result<_>>()?;
+        self.spare().push(padded);
+        Ok(vec![batch])
     }
 }
 
@@ -173,11 +204,15 @@ impl Model for Threshold {
     }
 
     fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
+        self.predict_pooled(batch, &PatchPool::default())
+    }
+
+    fn predict_pooled(&self, batch: Vec<Patch>, pool: &PatchPool) -> Result<Vec<Vec<Patch>>> {
         let classes = |patch: Patch| -> Result<Patch> {
-            let patch = patch.converted(DType::F32);
+            let patch = pool.convert(patch, DType::F32)?;
             let values: &[f32] = patch.as_slice()?;
-            let mut out =
-                Patch::zeros(patch.region(), self.thresholds.len() as u64 + 1, DType::F32)?;
+            let classes = self.thresholds.len() as u64 + 1;
+            let mut out = pool.take(patch.region(), classes, DType::F32)?;
             let planes = out
                 .as_mut_slice::<f32>()?
                 .chunks_exact_mut(values.len().max(1));
@@ -190,6 +225,7 @@ impl Model for Threshold {
                     *out = f32::from(value >= low && high.is_none_or(|high| value < high));
                 }
             }
+            pool.give(patch);
             Ok(out)
         };
         Ok(vec![batch.into_iter().map(classes).collect::<Result<_>>()?])

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::model::{InputValues, Model, OutputSpec};
+use super::pool::PatchPool;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::patch::Patch;
@@ -91,23 +92,40 @@ impl Model for Ensemble {
     }
 
     fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
-        let mut mean = EnsembleMean::default();
-        for (_, model) in &self.models {
-            mean.add(model.predict(batch.clone())?)?;
+        self.predict_pooled(batch, &PatchPool::default())
+    }
+
+    fn predict_pooled(&self, batch: Vec<Patch>, pool: &PatchPool) -> Result<Vec<Vec<Patch>>> {
+        let mut mean = EnsembleMean::new(pool);
+        let (last, others) = self.models.split_last().expect("it has at least one model");
+        for (_, model) in others {
+            let copies = batch.iter().map(|patch| pool.copy(patch));
+            mean.add(model.predict_pooled(copies.collect::<Result<_>>()?, pool)?)?;
         }
+        mean.add(last.1.predict_pooled(batch, pool)?)?;
         mean.finish()
     }
 }
 
 /// The mean of predictions of one batch.
-#[derive(Debug, Default)]
-pub(super) struct EnsembleMean {
+#[derive(Debug)]
+pub(super) struct EnsembleMean<'a> {
     /// For each output, the sums of each patch.
     sums: Vec<Vec<Patch>>,
     count: u16,
+    pool: &'a PatchPool,
 }
 
-impl EnsembleMean {
+impl<'a> EnsembleMean<'a> {
+    /// Creates the mean of predictions whose patches go to a pool.
+    pub(super) const fn new(pool: &'a PatchPool) -> Self {
+        Self {
+            sums: Vec::new(),
+            count: 0,
+            pool,
+        }
+    }
+
     /// Adds another prediction of the batch.
     ///
     /// # Errors
@@ -115,14 +133,15 @@ impl EnsembleMean {
     /// [`Error::BufferLength`] if its shape differs from that of the earlier predictions.
     pub(super) fn add(&mut self, outputs: Vec<Vec<Patch>>) -> Result<()> {
         self.count += 1;
-        let wide = |batch: Vec<Patch>| batch.into_iter().map(|p| p.converted(DType::F32)).collect();
+        let wide = |patch| self.pool.convert(patch, DType::F32);
+        let wide = |batch: Vec<Patch>| batch.into_iter().map(wide).collect::<Result<Vec<_>>>();
         let outputs = outputs.into_iter().map(wide);
         if self.count == 1 {
-            self.sums = outputs.collect();
+            self.sums = outputs.collect::<Result<_>>()?;
             return Ok(());
         }
         for (sums, patches) in self.sums.iter_mut().zip(outputs) {
-            for (sum, patch) in sums.iter_mut().zip::<Vec<Patch>>(patches) {
+            for (sum, patch) in sums.iter_mut().zip(patches?) {
                 let (sum, values) = (sum.as_mut_slice::<f32>()?, patch.as_slice::<f32>()?);
                 if sum.len() != values.len() {
                     return Err(Error::BufferLength {
@@ -133,6 +152,7 @@ impl EnsembleMean {
                 for (sum, value) in sum.iter_mut().zip(values) {
                     *sum += value;
                 }
+                self.pool.give(patch);
             }
         }
         Ok(())

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ndarray::{Array4, ArrayView4};
 
+use super::pool::PatchPool;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::patch::Patch;
@@ -53,6 +54,19 @@ pub trait Model: fmt::Debug + Send + Sync {
     ///
     /// Those of the model.
     fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>>;
+
+    /// Does the same as [`predict`](Self::predict), with a pool of patches. A run calls this function.
+    ///
+    /// A model that takes the patches for its predictions from the pool, and gives it the patches that it no longer
+    /// needs, saves the allocations. The default does neither.
+    ///
+    /// # Errors
+    ///
+    /// As [`predict`](Self::predict).
+    fn predict_pooled(&self, batch: Vec<Patch>, pool: &PatchPool) -> Result<Vec<Vec<Patch>>> {
+        let _ = pool;
+        self.predict(batch)
+    }
 }
 
 /// The type of the patches that a model takes. Their values are those of the volume: real ones, unless it was
@@ -194,10 +208,15 @@ where
     }
 
     fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
+        self.predict_pooled(batch, &PatchPool::default())
+    }
+
+    fn predict_pooled(&self, batch: Vec<Patch>, pool: &PatchPool) -> Result<Vec<Vec<Patch>>> {
         let predict = |patch: Patch| {
             let array = (self.predict)(patch.view()?);
             let prediction = Patch::from_array(patch.region().start, array)?;
-            Ok(prediction.converted(self.output.dtype))
+            pool.give(patch);
+            pool.convert(prediction, self.output.dtype)
         };
         Ok(vec![batch.into_iter().map(predict).collect::<Result<_>>()?])
     }
@@ -330,6 +349,10 @@ impl Model for SelectOutput {
     }
 
     fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
+        self.predict_pooled(batch, &PatchPool::default())
+    }
+
+    fn predict_pooled(&self, batch: Vec<Patch>, pool: &PatchPool) -> Result<Vec<Vec<Patch>>> {
         let Some(first) = batch.first() else {
             return Ok(vec![batch]);
         };
@@ -339,9 +362,11 @@ impl Model for SelectOutput {
             None => Vec::new(),
         };
         let place = self.place(&outputs)?;
-        let mut all = self.model.predict(batch)?;
+        let mut all = self.model.predict_pooled(batch, pool)?;
         if place < all.len() {
-            return Ok(vec![all.swap_remove(place)]);
+            let selected = all.swap_remove(place);
+            all.into_iter().flatten().for_each(|other| pool.give(other));
+            return Ok(vec![selected]);
         }
         Ok(Vec::new())
     }

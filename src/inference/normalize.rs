@@ -35,7 +35,8 @@ mod tests {
     use crate::aggregator::Blend;
     use crate::dtype::DType;
     use crate::dtype::Element;
-    use crate::inference::work::{BlendedPool, Reading};
+    use crate::inference::pool::PatchPool;
+    use crate::inference::work::Reading;
     use crate::inference::{InferenceOptions, Model, OutputSpec, OutputTarget, builtin_model};
     use crate::pad::Padding;
     use crate::patch::Patch;
@@ -92,7 +93,7 @@ mod tests {
             scales: plan.scales,
         };
         let given = reading
-            .read(&*volume, region, &BlendedPool::default())
+            .read(&*volume, region, &PatchPool::default())
             .unwrap();
         given.as_slice::<f32>().unwrap().to_vec()
     }

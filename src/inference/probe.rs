@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::model::Model;
+use super::pool::PatchPool;
 use super::schedule::Schedule;
-use super::work::BlendedPool;
 use crate::error::Result;
 use crate::meter::{Meter, anonymous_bytes};
 use crate::volume::{Volume, give_back_freed};
@@ -35,7 +35,7 @@ impl Schedule {
         let (mut seconds, mut share) = (0.0, None::<u64>);
         for _ in 0..2 {
             let began = Instant::now();
-            let pool = BlendedPool::default();
+            let pool = PatchPool::default();
             let read = || self.reading().read(&**volume, region, &pool);
             let patches = (0..batch).map(|_| read()).collect::<Result<Vec<_>>>()?;
             let held = anonymous_bytes();

@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::fit::Reach;
 use super::model::Model;
+use super::needs::least_ahead;
 use super::passes::{self, ChunkRanges};
+use super::pool::PatchPool;
 use super::resume::Unfinished;
 use super::schedule::Schedule;
 use super::timings::Timings;
-use super::work::{BlendedPool, Clock, Pass, PatchBatches, Reading, RunState, RunTask, Semaphore};
+use super::work::{Clock, Pass, PatchBatches, Reading, RunState, RunTask, Semaphore};
 use crate::aggregator::{AggregationStats, Aggregator};
 use crate::error::{Error, Result};
 use crate::progress::{Progress, report};
@@ -100,7 +102,10 @@ impl Schedule {
             model,
             grid: self.grid.clone(),
             reading: self.reading(),
-            pool: BlendedPool::default(),
+            pool: PatchPool::new(
+                least_ahead(self.inference.threads.max(1)),
+                self.working.batch,
+            ),
             predicted: AtomicU64::new(0),
             clock: Clock::default(),
         });

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::ensemble::{EnsembleMean, check_f32};
 use super::model::{Model, OutputSpec};
+use super::pool::PatchPool;
 use crate::dtype::{DType, Element};
 use crate::error::Result;
 use crate::patch::{Patch, Voxels};
@@ -47,23 +48,31 @@ impl Model for FlipTta {
     }
 
     fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
-        let mut mean = EnsembleMean::default();
+        self.predict_pooled(batch, &PatchPool::default())
+    }
+
+    fn predict_pooled(&self, batch: Vec<Patch>, pool: &PatchPool) -> Result<Vec<Vec<Patch>>> {
+        let mut mean = EnsembleMean::new(pool);
         for sides in 0..8 {
             let flips = [sides & 4 != 0, sides & 2 != 0, sides & 1 != 0];
-            let all_flipped = |batch: &Vec<Patch>| -> Result<Vec<Patch>> {
-                batch.iter().map(|patch| flipped(patch, flips)).collect()
-            };
-            let predicted = self.model.predict(all_flipped(&batch)?)?;
-            let back = predicted.iter().map(all_flipped);
+            let turned = batch
+                .iter()
+                .map(|patch| flipped(pool.copy(patch)?, flips))
+                .collect::<Result<_>>()?;
+            let predicted = self.model.predict_pooled(turned, pool)?.into_iter();
+            let back = predicted.map(|output| {
+                let output = output.into_iter();
+                output.map(|patch| flipped(patch, flips)).collect()
+            });
             mean.add(back.collect::<Result<_>>()?)?;
         }
+        batch.into_iter().for_each(|patch| pool.give(patch));
         mean.finish()
     }
 }
 
 /// Returns the patch mirrored along some of z, y, x.
-fn flipped(patch: &Patch, flips: [bool; 3]) -> Result<Patch> {
-    let patch = patch.clone();
+fn flipped(patch: Patch, flips: [bool; 3]) -> Result<Patch> {
     if flips == [false; 3] {
         return Ok(patch);
     }
@@ -187,9 +196,9 @@ mod tests {
         let patch = patch([4, 5, 6]);
         for sides in 1..8 {
             let flips = [sides & 4 != 0, sides & 2 != 0, sides & 1 != 0];
-            let once = flipped(&patch, flips).unwrap();
+            let once = flipped(patch.clone(), flips).unwrap();
             assert_ne!(once, patch);
-            assert_eq!(flipped(&once, flips).unwrap(), patch);
+            assert_eq!(flipped(once, flips).unwrap(), patch);
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::mask::PatchMask;
 use super::model::{InputValues, Model};
+use super::pool::PatchPool;
 use super::timings::Timings;
 use crate::aggregator::Aggregator;
 use crate::dtype::DType;
@@ -27,7 +28,7 @@ pub(super) struct RunState {
     pub(super) semaphore: Option<Semaphore>,
     pub(super) grid: Grid,
     pub(super) reading: Reading,
-    pub(super) pool: BlendedPool,
+    pub(super) pool: PatchPool,
     pub(super) predicted: AtomicU64,
     pub(super) clock: Clock,
 }
@@ -39,34 +40,6 @@ pub(super) struct Pass {
     pub(super) outputs: Vec<Aggregator>,
     /// The places, along z, y, x, of the patches that may be needed.
     pub(super) places: [Range<usize>; 3],
-}
-
-/// A pool of blended patches whose memory is reused for the next ones: fresh memory costs one page fault per page.
-#[derive(Debug, Default)]
-pub(super) struct BlendedPool(Mutex<Vec<Patch>>);
-
-impl BlendedPool {
-    /// Returns a patch with arbitrary contents.
-    fn take(&self, region: Region, channels: u64, dtype: DType) -> Result<Patch> {
-        let mut pool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = |patch: &Patch| {
-            (patch.shape(), patch.channels(), patch.dtype()) == (region.shape, channels, dtype)
-        };
-        if let Some(at) = pool.iter().position(fits) {
-            return Ok(pool.swap_remove(at).moved_to(region.start));
-        }
-        // Patches of other shapes or types would accumulate.
-        pool.clear();
-        drop(pool);
-        Patch::zeros(region, channels, dtype)
-    }
-
-    fn give(&self, patch: Arc<Patch>) {
-        if let Ok(patch) = Arc::try_unwrap(patch) {
-            let mut pool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            pool.push(patch);
-        }
-    }
 }
 
 #[derive(Debug, Default)]
@@ -124,6 +97,7 @@ impl Pass {
             pool,
             ..
         } = &*self.shared;
+        let _active = pool.begin();
         let regions = indices
             .iter()
             .filter_map(|&index| self.shared.grid.get(index));
@@ -134,7 +108,7 @@ impl Pass {
         let count = batch.len();
         let predictions = timed(&clock.predicting, || {
             let _permit = self.shared.semaphore.as_ref().map(Semaphore::acquire);
-            model.predict(batch)
+            model.predict_pooled(batch, pool)
         })?;
         let complete = predictions.len() == self.outputs.len()
             && predictions.iter().all(|output| output.len() == count);
@@ -153,8 +127,8 @@ impl Pass {
             for (output, predictions) in self.outputs.iter().zip(predictions) {
                 for (&index, prediction) in indices.iter().zip(predictions) {
                     if output.needs(index) {
-                        let prediction = Arc::new(prediction);
-                        output.add(index, Arc::clone(&prediction))?;
+                        output.add_or_end(index, prediction, &|spent| pool.give(spent))?;
+                    } else {
                         pool.give(prediction);
                     }
                 }
@@ -179,14 +153,14 @@ impl Reading {
         &self,
         volume: &dyn Volume,
         region: Region,
-        pool: &BlendedPool,
+        pool: &PatchPool,
     ) -> Result<Patch> {
         let layout = volume.layout();
         let source = self.padding.source(region, layout.shape);
         let mut patch = pool.take(source, layout.channels, layout.dtype)?;
         volume.read_into(source, patch.bytes_mut())?;
         if self.input == InputValues::F32 {
-            patch = patch.converted(DType::F32);
+            patch = pool.convert(patch, DType::F32)?;
         }
         if let Some(scales) = &self.scales {
             scales.apply(&mut patch)?;
@@ -195,11 +169,12 @@ impl Reading {
             return Ok(patch);
         }
         let (channels, dtype) = (patch.channels(), patch.dtype());
-        let mut padded = Patch::zeros(region, channels, dtype)?;
+        let mut padded = pool.take(region, channels, dtype)?;
         let target = (padded.bytes_mut(), region);
         let filled = (patch.bytes(), source);
         self.padding
             .fill(filled, target, channels, dtype, layout.shape);
+        pool.give(patch);
         Ok(padded)
     }
 }

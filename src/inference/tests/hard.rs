@@ -205,7 +205,7 @@ fn patches_are_padded_as_the_whole_volume_would_be_and_read_only_what_they_need(
     let padding = Padding::Edge;
     let region = Region::new([-4, -4, 2], [8, 8, 4]);
     let volume: Arc<dyn Volume> = shared(&source);
-    let spare = super::super::work::BlendedPool::default();
+    let spare = PatchPool::default();
     let reading = super::super::work::Reading {
         padding,
         input: InputValues::Native,
