@@ -36,12 +36,28 @@ impl<T> Default for Buffers<T> {
 impl<T: Copy + Default> Buffers<T> {
     /// Returns a buffer with arbitrary contents.
     pub(super) fn take(&self, length: usize) -> Vec<T> {
+        self.take_fitting(length, |spare| {
+            spare.iter().rposition(|b| b.len() == length)
+        })
+    }
+
+    /// Returns a buffer of at least this length, with arbitrary contents.
+    pub(super) fn take_long(&self, length: usize) -> Vec<T> {
+        self.take_fitting(length, |spare| {
+            let long = spare.iter().enumerate().filter(|(_, b)| b.len() >= length);
+            Some(long.min_by_key(|(_, b)| b.len())?.0)
+        })
+    }
+
+    fn take_fitting(&self, length: usize, fitting: impl Fn(&[Vec<T>]) -> Option<usize>) -> Vec<T> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = fitting(&state.spare).map(|at| state.spare.remove(at));
+        let length = found.as_ref().map_or(length, Vec::len);
         state.used += length;
         state.most = state.most.max(state.used);
-        if let Some(at) = state.spare.iter().rposition(|spare| spare.len() == length) {
+        if let Some(found) = found {
             state.spare_length -= length;
-            return state.spare.remove(at);
+            return found;
         }
         // Buffers of other lengths make room.
         let (mut count, mut left) = (0, state.spare_length);
@@ -97,5 +113,8 @@ mod tests {
         assert_eq!(held(), 111);
         buffers.give(longest);
         assert_eq!(held(), 111);
+        let longer = buffers.take_long(20);
+        assert_eq!((longer.len(), held()), (111, 111));
+        buffers.give(longer);
     }
 }

@@ -519,7 +519,7 @@ impl Aggregator {
         let count = region.voxels().saturating_mul(channels);
         let length = usize::try_from(count).unwrap_or(usize::MAX) * dtype.size();
         OutputValues {
-            words: self.values.take(length.div_ceil(size_of::<u64>())),
+            words: self.values.take_long(length.div_ceil(size_of::<u64>())),
             length,
             buffers: &self.values,
         }

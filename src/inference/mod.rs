@@ -6,6 +6,7 @@
 
 mod begun;
 mod builtin;
+mod cache;
 mod ensemble;
 #[cfg(any(feature = "ort", test))]
 mod external;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::cache::SweepCache;
 use super::fit::Reach;
 use super::model::Model;
 use super::needs::least_ahead;
@@ -19,8 +20,7 @@ use crate::error::{Error, Result};
 use crate::progress::{Progress, report};
 use crate::queue::Queue;
 use crate::volume::{
-    Cached, ReadStats, Volume, VolumeMut, check_distinct, check_output, create, finish_all,
-    give_back_freed,
+    ReadStats, Volume, VolumeMut, check_distinct, check_output, create, finish_all, give_back_freed,
 };
 
 /// The statistics of a run.
@@ -97,7 +97,7 @@ impl Schedule {
             }
         };
         let shared = Arc::new(RunState {
-            volume: Cached::new(volume, self.cache_bytes),
+            volume: SweepCache::new(volume, &self.grid, self.cache_bytes),
             semaphore: model.max_calls().map(Semaphore::new),
             model,
             grid: self.grid.clone(),
@@ -122,6 +122,7 @@ impl Schedule {
                 outputs: self.aggregators(&mut stores, *part)?,
                 places: self.places(*part),
             });
+            shared.volume.begin(&run.places);
             let total = match before + run.needed() {
                 last if n + 1 == parts.len() => last,
                 so_far => so_far.max(expected),

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::cache::SweepCache;
 use super::mask::PatchMask;
 use super::model::{InputValues, Model};
 use super::pool::PatchPool;
@@ -18,12 +19,12 @@ use crate::normalize::Scales;
 use crate::pad::Padding;
 use crate::patch::Patch;
 use crate::region::Region;
-use crate::volume::{Cached, Volume, VolumeExt};
+use crate::volume::{Volume, VolumeExt};
 
 /// The state shared by the threads of a run.
 #[derive(Debug)]
 pub(super) struct RunState {
-    pub(super) volume: Cached,
+    pub(super) volume: SweepCache,
     pub(super) model: Arc<dyn Model>,
     pub(super) semaphore: Option<Semaphore>,
     pub(super) grid: Grid,
@@ -100,9 +101,12 @@ impl Pass {
         let _active = pool.begin();
         let regions = indices
             .iter()
-            .filter_map(|&index| self.shared.grid.get(index));
+            .filter_map(|&index| Some((index, self.shared.grid.get(index)?)));
         let batch = timed(&clock.reading, || {
-            let read = |region| self.shared.reading.read(volume, region, pool);
+            let read = |(index, region)| {
+                let volume = volume.reader(index);
+                self.shared.reading.read(&volume, region, pool)
+            };
             regions.map(read).collect::<Result<Vec<_>>>()
         })?;
         let count = batch.len();

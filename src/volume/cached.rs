@@ -38,11 +38,6 @@ impl Cached {
         }
     }
 
-    /// Returns the volume and drops the cache.
-    pub(crate) fn into_inner(self) -> Arc<dyn Volume> {
-        self.inner
-    }
-
     /// Returns the chunk at `index`, from the cache if it is there.
     ///
     /// # Errors

@@ -215,7 +215,7 @@ pub(super) fn fill_of(
 }
 
 /// Reads a box from the chunks that hold it, requesting each of them once.
-pub(super) fn read_by_chunks<C: Borrow<Chunk>>(
+pub(crate) fn read_by_chunks<C: Borrow<Chunk>>(
     layout: &Layout,
     channels: Range<u64>,
     region: Region,

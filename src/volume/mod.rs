@@ -50,8 +50,8 @@ mod zarr;
 pub use axes::{Axes, AxisKind, LeadingAxis};
 pub use cached::Cached;
 pub use channels::ChannelRange;
-pub(crate) use chunk::intersecting;
 pub use chunk::{Chunk, ChunkVoxels};
+pub(crate) use chunk::{intersecting, read_by_chunks};
 pub use create::{
     Codec, CreateOptions, ZarrVersion, check_distinct, check_name, check_output, create,
     output_layout,

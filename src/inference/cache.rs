@@ -1,0 +1,507 @@
+//! A cache of decoded input chunks that knows the order of reading.
+//!
+//! A run reads its patches in the grid's order, and a chunk is read by a box of patches: those that touch it along each
+//! axis. Its next use is therefore computed from its position alone. While more bytes are held than the budget allows,
+//! the chunk whose next use is the latest is evicted (L. Belady, "A study of replacement algorithms for a virtual-storage
+//! computer", 1966), which decodes the fewest chunks. A cache that evicts the least recently used chunk needs about
+//! twice the memory to decode each chunk once.
+//!
+//! Each chunk is decoded by one thread, even if several want it at once. Threads may be some patches ahead of others:
+//! the next use is that of any patch that is not read yet.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::error::Result;
+use crate::grid::Grid;
+use crate::region::{Region, chunk_region};
+use crate::volume::{Chunk, ChunkShape, Layout, ReadStats, Volume, read_by_chunks};
+
+/// Approximate overhead of a chunk in the cache, in bytes.
+const ENTRY: u64 = 128;
+
+/// The number of a patch that comes after all others.
+const NEVER: u64 = u64::MAX;
+
+/// A volume with a cache of decoded chunks, read patch by patch.
+///
+/// A volume without chunks (a mapped flat file) is passed through.
+#[derive(Debug)]
+pub(super) struct SweepCache {
+    volume: Arc<dyn Volume>,
+    grid: Grid,
+    budget: u64,
+    state: Mutex<CacheState>,
+    /// Signals that a load has ended.
+    loaded: Condvar,
+    hits: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct CacheState {
+    /// The places, along z, y, x, of the patches that may be read.
+    places: [Range<usize>; 3],
+    chunks: HashMap<ChunkShape, Entry>,
+    /// The chunks in the order of their next use.
+    by_next: BTreeSet<(u64, ChunkShape)>,
+    bytes: u64,
+    /// The chunks that a thread is loading.
+    loading: HashSet<ChunkShape>,
+    /// The patches that are being read.
+    reading: Vec<u64>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    chunk: Arc<Chunk>,
+    /// The patch that needs it next, as far as is known; may have been read already.
+    next: u64,
+}
+
+/// The volume, as one patch reads it.
+#[derive(Debug)]
+pub(super) struct PatchReader<'a> {
+    cache: &'a SweepCache,
+    patch: u64,
+}
+
+/// A load in progress. Waiting threads try again when it ends, even by a panic.
+struct Load<'a>(&'a SweepCache, ChunkShape);
+
+impl SweepCache {
+    /// Holds up to `budget` bytes of decoded chunks of a volume for the patches of a grid.
+    pub(super) fn new(volume: Arc<dyn Volume>, grid: &Grid, budget: u64) -> Self {
+        let places = grid.axes().each_ref().map(|axis| 0..axis.starts.len());
+        Self {
+            volume,
+            grid: grid.clone(),
+            budget,
+            state: Mutex::new(CacheState {
+                places,
+                ..CacheState::default()
+            }),
+            loaded: Condvar::new(),
+            hits: AtomicU64::new(0),
+        }
+    }
+
+    /// Begins a pass over the patches at some places, along z, y, x.
+    pub(super) fn begin(&self, places: &[Range<usize>; 3]) {
+        self.lock().places = places.clone();
+    }
+
+    /// Returns the volume for reading a patch of the grid.
+    pub(super) fn reader(&self, patch: u64) -> PatchReader<'_> {
+        self.lock().reading.push(patch);
+        PatchReader { cache: self, patch }
+    }
+
+    /// Returns the volume and drops the cache.
+    pub(super) fn into_inner(self) -> Arc<dyn Volume> {
+        self.volume
+    }
+
+    /// Returns the statistics of reading the volume.
+    pub(super) fn read_stats(&self) -> ReadStats {
+        let stats = self.volume.read_stats();
+        ReadStats {
+            hits: stats.hits + self.hits.load(Ordering::Relaxed),
+            ..stats
+        }
+    }
+
+    /// Checks that the volume's files were not modified.
+    pub(super) fn check_unchanged(&self) -> Result<()> {
+        self.volume.check_unchanged()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, CacheState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns a chunk for a patch, from the cache if it is there.
+    fn chunk(&self, index: ChunkShape, patch: u64) -> Result<Arc<Chunk>> {
+        let mut state = self.lock();
+        loop {
+            if let Some(found) = state.used(index, patch, |after, places| {
+                self.next_use(index, after, places)
+            }) {
+                self.hits.fetch_add(1, Ordering::Relaxed);
+                return Ok(found);
+            }
+            if state.loading.insert(index) {
+                break;
+            }
+            state = self
+                .loaded
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(state);
+        let load = Load(self, index);
+        let chunk = Arc::new(self.volume.read_chunk(index)?);
+        let mut state = self.lock();
+        let first = state.first_reading();
+        let next = match self.next_use(index, first, &state.places) {
+            // The other patches that are being read do not need it.
+            next if next == patch => self.next_use(index, patch + 1, &state.places),
+            next => next,
+        };
+        state.insert(index, Arc::clone(&chunk), next);
+        let evicted = state.evict(self.budget, |index, places| {
+            self.next_use(index, first, places)
+        });
+        drop(state);
+        drop(load);
+        drop(evicted);
+        Ok(chunk)
+    }
+
+    /// Returns the number of the first patch from `from` on, among those at `places`, that touches a chunk.
+    fn next_use(&self, [_, index @ ..]: ChunkShape, from: u64, places: &[Range<usize>; 3]) -> u64 {
+        let Some(([_, chunk @ ..], from)) =
+            self.volume.layout().read_chunk.zip(self.grid.place(from))
+        else {
+            return NEVER;
+        };
+        let region = chunk_region(index, chunk);
+        let along = |a: usize| {
+            let start = region.start[a].unsigned_abs();
+            let touching = self.grid.axes()[a].touching(start, start + chunk[a]);
+            touching.start.max(places[a].start)..touching.end.min(places[a].end)
+        };
+        let order = self.grid.order();
+        let Some(next) = next_of(&order.map(along), order.map(|a| from[a])) else {
+            return NEVER;
+        };
+        let lengths = order.map(|a| self.grid.axes()[a].starts.len() as u64);
+        (0..3).fold(0, |number, n| number * lengths[n] + next[n] as u64)
+    }
+}
+
+/// Returns the first element from `from` on, in lexicographic order, of a product of ranges.
+fn next_of(ranges: &[Range<usize>; 3], from: [usize; 3]) -> Option<[usize; 3]> {
+    if ranges.iter().any(Range::is_empty) {
+        return None;
+    }
+    let mut next = from;
+    for n in 0..3 {
+        if next[n] < ranges[n].start {
+            // Any later element will do along the faster axes: the first ones.
+            for m in n..3 {
+                next[m] = ranges[m].start;
+            }
+            return Some(next);
+        }
+        if next[n] >= ranges[n].end {
+            // The next element of a slower axis, with the first ones along the faster axes.
+            let slower = (0..n).rev().find(|&m| next[m] + 1 < ranges[m].end)?;
+            next[slower] += 1;
+            for m in slower + 1..3 {
+                next[m] = ranges[m].start;
+            }
+            return Some(next);
+        }
+    }
+    Some(next)
+}
+
+impl CacheState {
+    /// Returns a chunk that is held, for a patch. `next_use` returns its first use from a patch on.
+    fn used(
+        &mut self,
+        index: ChunkShape,
+        patch: u64,
+        next_use: impl Fn(u64, &[Range<usize>; 3]) -> u64,
+    ) -> Option<Arc<Chunk>> {
+        let entry = self.chunks.get_mut(&index)?;
+        if entry.next == patch {
+            let next = next_use(patch + 1, &self.places);
+            self.by_next.remove(&(entry.next, index));
+            self.by_next.insert((next, index));
+            entry.next = next;
+        }
+        Some(Arc::clone(&entry.chunk))
+    }
+
+    /// Returns the first of the patches that are being read.
+    fn first_reading(&self) -> u64 {
+        self.reading.iter().copied().min().unwrap_or(0)
+    }
+
+    fn insert(&mut self, index: ChunkShape, chunk: Arc<Chunk>, next: u64) {
+        self.bytes += chunk.bytes() as u64 + ENTRY;
+        self.by_next.insert((next, index));
+        self.chunks.insert(index, Entry { chunk, next });
+    }
+
+    /// Evicts the chunks with the latest next uses until the others fit into the budget. The caller drops them without
+    /// the lock.
+    fn evict(
+        &mut self,
+        budget: u64,
+        next_use: impl Fn(ChunkShape, &[Range<usize>; 3]) -> u64,
+    ) -> Vec<Arc<Chunk>> {
+        let mut evicted = Vec::new();
+        if self.bytes <= budget {
+            return evicted;
+        }
+        // Uses by patches that were read or are not needed.
+        let first = self.first_reading();
+        while let Some(&(next, index)) = self.by_next.first()
+            && next < first
+        {
+            self.by_next.pop_first();
+            let next = next_use(index, &self.places);
+            self.by_next.insert((next, index));
+            if let Some(entry) = self.chunks.get_mut(&index) {
+                entry.next = next;
+            }
+        }
+        while self.bytes > budget
+            && let Some((_, index)) = self.by_next.pop_last()
+        {
+            if let Some(entry) = self.chunks.remove(&index) {
+                self.bytes -= entry.chunk.bytes() as u64 + ENTRY;
+                evicted.push(entry.chunk);
+            }
+        }
+        evicted
+    }
+}
+
+impl Drop for Load<'_> {
+    fn drop(&mut self) {
+        self.0.lock().loading.remove(&self.1);
+        self.0.loaded.notify_all();
+    }
+}
+
+impl Drop for PatchReader<'_> {
+    fn drop(&mut self) {
+        let mut state = self.cache.lock();
+        if let Some(at) = state.reading.iter().position(|&patch| patch == self.patch) {
+            state.reading.swap_remove(at);
+        }
+    }
+}
+
+impl Volume for PatchReader<'_> {
+    fn layout(&self) -> &Layout {
+        self.cache.volume.layout()
+    }
+
+    fn inner(&self) -> Option<&dyn Volume> {
+        Some(&*self.cache.volume)
+    }
+
+    fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
+        let volume = &self.cache.volume;
+        if volume.layout().read_chunk.is_none() {
+            return volume.read_channels(channels, region, out);
+        }
+        read_by_chunks(volume.layout(), channels, region, out, |index| {
+            self.cache.chunk(index, self.patch)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::thread;
+
+    use super::*;
+    use crate::aggregator::twin::TwinRandom;
+    use crate::region::{Shape, chunk_range, indices};
+    use crate::volume::{MemoryVolume, VolumeExt};
+
+    /// A volume that counts the loads of its chunks.
+    #[derive(Debug)]
+    struct Counting {
+        memory: MemoryVolume,
+        loads: AtomicU64,
+    }
+
+    impl Volume for Counting {
+        fn layout(&self) -> &Layout {
+            Volume::layout(&self.memory)
+        }
+
+        fn read_channels(
+            &self,
+            channels: Range<u64>,
+            region: Region,
+            out: &mut [u8],
+        ) -> Result<()> {
+            self.memory.read_channels(channels, region, out)
+        }
+
+        fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
+            self.loads.fetch_add(1, Ordering::Relaxed);
+            self.memory.read_chunk(index)
+        }
+    }
+
+    fn counting(shape: Shape, [z, y, x]: Shape) -> Arc<Counting> {
+        let voxels = usize::try_from(Region::whole(shape).voxels()).unwrap();
+        let voxels: Vec<u8> = (0..voxels).map(|n| (n % 251) as u8).collect();
+        let memory = MemoryVolume::from_vec(shape, 1, voxels).unwrap();
+        Arc::new(Counting {
+            memory: memory.with_chunks([1, z, y, x]),
+            loads: AtomicU64::new(0),
+        })
+    }
+
+    /// Returns the loads by Belady's rule, with the patches that need each chunk as lists.
+    fn fewest(grid: &Grid, shape: Shape, chunk: Shape, patches: &[u64], budget: u64) -> u64 {
+        let touched = |patch: u64| {
+            let region = grid.get(patch).unwrap();
+            let inside = region.intersection(&Region::whole(shape)).unwrap();
+            indices(chunk_range(&inside, chunk))
+        };
+        let mut uses: HashMap<[u64; 3], Vec<u64>> = HashMap::new();
+        for &patch in patches {
+            touched(patch).for_each(|index| uses.entry(index).or_default().push(patch));
+        }
+        let bytes = chunk.iter().product::<u64>() + ENTRY;
+        let (mut held, mut loads) = (HashSet::new(), 0);
+        for &patch in patches {
+            let all: Vec<[u64; 3]> = touched(patch).collect();
+            for (n, index) in all.iter().enumerate() {
+                if held.insert(*index) {
+                    loads += 1;
+                }
+                let next = |of: &[u64; 3]| {
+                    let now = all[n + 1..].contains(of);
+                    let coming = |&&p: &&u64| p > patch || (p == patch && now);
+                    uses[of].iter().find(coming).copied().unwrap_or(NEVER)
+                };
+                while held.len() as u64 * bytes > budget {
+                    let last = *held
+                        .iter()
+                        .max_by_key(|index| (next(index), **index))
+                        .unwrap();
+                    held.remove(&last);
+                }
+            }
+        }
+        loads
+    }
+
+    #[test]
+    fn as_few_chunks_are_decoded_as_by_beladys_rule() {
+        let random = &mut TwinRandom::new(3);
+        let mut again = 0;
+        for case in 0..60 {
+            let shape: Shape = std::array::from_fn(|_| 16 + random.below(30));
+            let patch: Shape = std::array::from_fn(|_| 5 + random.below(10));
+            let overlap = patch.map(|length| random.below(length));
+            let chunk: Shape = std::array::from_fn(|_| 3 + random.below(9));
+            // Chunks that extend beyond the volume are smaller, which the twin does not know.
+            let shape: Shape = std::array::from_fn(|a| shape[a].next_multiple_of(chunk[a]));
+            let grid = Grid::new(shape, patch, overlap).unwrap();
+            let volume = counting(shape, chunk);
+            let places: [Range<usize>; 3] = std::array::from_fn(|a| {
+                let count = grid.axes()[a].starts.len() as u64;
+                let start = if random.one_in(2) {
+                    0
+                } else {
+                    random.below(count)
+                };
+                usize::try_from(start).unwrap()..usize::try_from(count).unwrap()
+            });
+            let patches: Vec<u64> = grid.indices(&places).collect();
+            for _ in 0..4 {
+                let budget = (chunk.iter().product::<u64>() + ENTRY) * random.below(120);
+                let shared = Arc::clone(&volume) as Arc<dyn Volume>;
+                let cache = SweepCache::new(shared, &grid, budget);
+                cache.begin(&places);
+                volume.loads.store(0, Ordering::Relaxed);
+                for &patch in &patches {
+                    let region = grid.get(patch).unwrap();
+                    let found = cache.reader(patch).read(region).unwrap();
+                    assert_eq!(found, volume.memory.read(region).unwrap());
+                    assert!(cache.lock().bytes <= budget);
+                }
+                let expected = fewest(&grid, shape, chunk, &patches, budget);
+                assert_eq!(volume.loads.load(Ordering::Relaxed), expected, "{case}");
+                again += u64::from(expected > cache.lock().chunks.len() as u64);
+            }
+        }
+        assert!(again > 50, "{again}");
+    }
+
+    #[test]
+    fn a_layer_and_two_rows_of_chunks_are_enough_to_decode_each_once() {
+        let shape = [160, 128, 128];
+        let grid = Grid::new(shape, [32; 3], [16; 3]).unwrap();
+        for threads in [1, 2, 4] {
+            let volume = counting(shape, [16; 3]);
+            let shared = Arc::clone(&volume) as Arc<dyn Volume>;
+            // 64 chunks a layer, 8 a row; the rows that threads ahead need, too.
+            let budget = (16 * 16 * 16 + ENTRY) * (64 + 16 + 16 + 8 * (threads - 1));
+            let cache = SweepCache::new(shared, &grid, budget);
+            let next = AtomicU64::new(0);
+            thread::scope(|scope| {
+                for _ in 0..threads {
+                    scope.spawn(|| {
+                        loop {
+                            let patch = next.fetch_add(1, Ordering::Relaxed);
+                            let Some(region) = grid.get(patch) else { break };
+                            let found = cache.reader(patch).read(region).unwrap();
+                            assert_eq!(found, volume.memory.read(region).unwrap());
+                        }
+                    });
+                }
+            });
+            let loads = volume.loads.load(Ordering::Relaxed);
+            println!("{threads} threads: {loads} loads");
+            assert!(cache.lock().bytes <= budget && cache.lock().reading.is_empty());
+            let most = if threads == 1 { 640 } else { 700 };
+            assert!((640..=most).contains(&loads), "{threads} threads: {loads}");
+        }
+    }
+
+    #[test]
+    fn many_threads_that_want_one_chunk_decode_it_once_and_an_error_goes_to_one() {
+        #[derive(Debug)]
+        struct Failing(MemoryVolume, AtomicU64);
+        impl Volume for Failing {
+            fn layout(&self) -> &Layout {
+                Volume::layout(&self.0)
+            }
+            fn read_channels(&self, c: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
+                self.0.read_channels(c, region, out)
+            }
+            fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
+                thread::sleep(std::time::Duration::from_millis(2));
+                match self.1.fetch_add(1, Ordering::SeqCst) {
+                    0 => Err(crate::Error::Interrupted),
+                    1 => panic!("the second load"),
+                    _ => self.0.read_chunk(index),
+                }
+            }
+        }
+        let memory = MemoryVolume::from_vec([4; 3], 1, vec![7_u8; 64]).unwrap();
+        let volume = Arc::new(Failing(memory.with_chunks([1, 4, 4, 4]), AtomicU64::new(0)));
+        let grid = Grid::new([4; 3], [4; 3], [0; 3]).unwrap();
+        let cache = SweepCache::new(Arc::clone(&volume) as Arc<dyn Volume>, &grid, 1 << 20);
+        let barrier = Barrier::new(8);
+        let (failed, panicked) = thread::scope(|scope| {
+            let read = || {
+                barrier.wait();
+                cache.reader(0).read(Region::whole([4; 3]))
+            };
+            let threads = [(); 8].map(|()| scope.spawn(read));
+            let ends = threads.map(thread::ScopedJoinHandle::join);
+            let failed = ends.iter().filter(|end| matches!(end, Ok(Err(_)))).count();
+            (failed, ends.iter().filter(|end| end.is_err()).count())
+        });
+        assert_eq!((failed, panicked), (1, 1));
+        assert_eq!(volume.1.load(Ordering::SeqCst), 3);
+        assert_eq!(cache.read_stats().hits, 5);
+    }
+}
