@@ -251,6 +251,8 @@ class Queue:
         self.permute = _probability("permute", permute)
         self.rotate = _probability("rotate", rotate)
         self.crop = None if crop is None else _size("crop", crop)
+        if self.crop is not None and any(own > whole for own, whole in zip(self.crop, sampler.patch_size)):
+            raise InvalidError(f"crop {crop!r}: the sampler's patch_size is {sampler.patch_size}; give a smaller crop")
         self.normalize = normalize
         self.pin_memory = bool(pin_memory)
         self.batch_size = None if batch_size is None else _count("batch_size", batch_size, least=1)

@@ -12,6 +12,7 @@ import os
 import queue as queues
 import sys
 import threading
+import time
 import warnings
 import weakref
 from collections import deque
@@ -43,6 +44,7 @@ class Pool:
 
     def __init__(self, threads: int) -> None:
         self.size = threads
+        self._process = os.getpid()
         self._jobs: queues.SimpleQueue[Callable[[], None]] = queues.SimpleQueue()
         self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -62,14 +64,16 @@ class Pool:
 
     def close(self) -> None:
         """End the threads, each after the job that it is running."""
+        if self._process != os.getpid():
+            return  # a forked process has no threads, and a lock may have been taken when it was forked
         self._closed.set()
         for _ in self._threads:
             self._jobs.put(_nothing)
 
-    def join(self, timeout: float) -> None:
-        """Wait for the threads to end."""
-        for thread in self._threads:
-            thread.join(timeout)
+    def join(self, deadline: float) -> None:
+        """Wait until a time of the monotonic clock for the threads to end."""
+        for thread in self._threads if self._process == os.getpid() else ():
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _nothing() -> None:
@@ -90,8 +94,9 @@ def _end_pools() -> None:
     pools = list(_pools)
     for pool in pools:
         pool.close()
+    deadline = time.monotonic() + 1.0
     for pool in pools:
-        pool.join(1.0)
+        pool.join(deadline)
 
 
 class Task:
@@ -191,7 +196,7 @@ class Line:
         self._samples = 2 * threads + batch if threads else 0
         self._memory = memory
         #: Bytes of the largest item that was done; until there is one, a single item is under way.
-        self._largest = 0
+        self._largest: int | None = None
 
     def has_room(self) -> bool:
         """Return whether one more item may begin."""
@@ -199,8 +204,9 @@ class Line:
             return not self.ended
         # Items that are not done, and the next one, may become as large as the largest so far.
         finished = [task.nbytes for task in self.tasks if task.done.is_set()]
-        self._largest = max([self._largest, *finished])
-        if self._largest == 0 or sum(task.count for task in self.tasks) >= self._samples:
+        if finished:
+            self._largest = max(self._largest or 0, *finished)
+        if self._largest is None or sum(task.count for task in self.tasks) >= self._samples:
             return False
         unfinished = len(self.tasks) - len(finished)
         return sum(finished) + (unfinished + 1) * self._largest <= self._memory

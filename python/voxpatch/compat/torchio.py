@@ -73,8 +73,8 @@ class RandomSampler(PatchSampler, _RandomSampler):
                 subjects, sampler._recipe(), 2**40 if count is None else count, _seed(), 1, (False, False), (0, 1, 1, "exact"), None
             )
             loader = plan.start(0, None, (0, 1), 0, 1, 1 << 30, False)
-            while (found := loader.sample()) is not None:
-                arrays, location, _ = found
+            while found := loader.sample():
+                arrays, location, *_ = found
                 yield source.patch(arrays, turned(location.tolist()))
         except InvalidError as error:
             if "has the weight -" in str(error):
