@@ -94,6 +94,45 @@ fn zeros(shape: Shape, chunk: Shape, dtype: DType) -> Arc<dyn Volume> {
 const LOOKAHEAD: u64 = 6 << 20;
 
 #[test]
+fn many_epochs_and_many_subjects_leave_nothing_behind() {
+    const SHAPE: Shape = [24, 24, 24];
+    let image = || Image::new("ct", zeros(SHAPE, [8; 3], DType::I16));
+    let subject = |n: u64| {
+        let name = format!("subject {n}");
+        Subject::builder(&name).with_images([image()]).build()
+    };
+    let dataset = Dataset::new(vec![subject(0).unwrap()], UniformPatches::new([8; 3]))
+        .samples_per_subject(20)
+        .seed(3);
+    let options = LoaderOptions::default().with_memory(1 << 20);
+    let one = |epoch: u64| {
+        let options = options.clone().with_threads(usize::from(epoch.is_multiple_of(8)));
+        let mut loader = dataset.epoch(epoch).with_options(options).samples().unwrap();
+        assert!(loader.next().is_some_and(|sample| sample.is_ok()));
+    };
+    (0..50).for_each(one);
+    let before = NOW.load(Ordering::Relaxed);
+    (50..10_000).for_each(one);
+    assert_eq!(NOW.load(Ordering::Relaxed), before, "after 10 000 epochs");
+
+    let subjects = LazySubjects::new(1_000_000, subject);
+    let dataset = Dataset::new(subjects, UniformPatches::new([8; 3]))
+        .samples_per_subject(1)
+        .seed(3);
+    let mut loader = dataset.epoch(0).with_options(options).samples().unwrap();
+    let mut most = 0;
+    for n in 0..20_000 {
+        loader.next().unwrap().unwrap();
+        if n == 2000 {
+            most = PEAK.load(Ordering::Relaxed).max(NOW.load(Ordering::Relaxed));
+            PEAK.store(0, Ordering::Relaxed);
+        }
+    }
+    let peak = PEAK.load(Ordering::Relaxed);
+    assert!(peak <= most + (2 << 20), "{peak} after 20 000 subjects, {most} after 2000");
+}
+
+#[test]
 fn patches_pieces_chunks_and_decodes_together_stay_within_the_budget() {
     const SHAPE: Shape = [320, 256, 256];
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,7 +1,7 @@
 //! Recipes of samplers: what Python's sampler objects say, made into samplers for each subject.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
@@ -124,9 +124,14 @@ fn empty(name: &str) -> PyResult<OnEmpty> {
     arguments::chosen("empty", name, &all)
 }
 
-/// What maps hold, found once and kept for the next epochs.
+/// At most this many indices are kept, so that a list of a million subjects does not fill the memory.
+const MOST_INDICES: usize = 1024;
+
+/// What maps hold, found once and kept for the next epochs; those that were built first go first.
 #[derive(Debug, Default)]
-pub(crate) struct Indices(Mutex<HashMap<Key, Arc<dyn Any + Send + Sync>>>);
+pub(crate) struct Indices(Mutex<(HashMap<Key, Index>, VecDeque<Key>)>);
+
+type Index = Arc<dyn Any + Send + Sync>;
 
 /// A subject, known by its seed, its image and the channel, and whether it is a map of labels.
 type Key = (u64, String, u64, bool);
@@ -139,7 +144,7 @@ impl Indices {
         threads: usize,
     ) -> Result<Arc<BlockIndex<T>>> {
         let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = lock().get(&key).cloned();
+        let found = lock().0.get(&key).cloned();
         if let Some(index) = found.and_then(|found| found.downcast::<BlockIndex<T>>().ok()) {
             // The subject may have been opened anew since, with another map or a changed one.
             if index.check_belongs(&image.volume).is_ok() {
@@ -148,7 +153,16 @@ impl Indices {
         }
         let built = BlockIndex::build(&*image.volume, key.2, threads, &progress::silent)?;
         let built = Arc::new(built);
-        lock().insert(key, Arc::clone(&built) as _);
+        let mut kept = lock();
+        let (indices, order) = &mut *kept;
+        if indices.insert(key.clone(), Arc::clone(&built) as _).is_none() {
+            order.push_back(key);
+        }
+        if order.len() > MOST_INDICES
+            && let Some(oldest) = order.pop_front()
+        {
+            indices.remove(&oldest);
+        }
         Ok(built)
     }
 }

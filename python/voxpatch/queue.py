@@ -46,6 +46,10 @@ Turned = TypeVar("Turned")
 _inherited: list[Plan] = []
 
 
+#: The metadata of this many lazy subjects is kept, next to that of subjects with patches that wait.
+_METADATA = 4096
+
+
 class LazySubjects:
     """Subjects that are created on demand, for lists that are too long to create up front.
 
@@ -336,7 +340,11 @@ class Queue:
 
     def _make(self, index: int) -> Parts:
         subject = _subject(self.subjects[index])
+        self._metadata.pop(index, None)
         self._metadata[index] = _metadata(index, subject)
+        # Only subjects with patches that wait are needed, but a list may have millions.
+        if len(self._metadata) > 2 * self.max_length + _METADATA:
+            del self._metadata[next(iter(self._metadata))]
         return self._parts(subject)
 
     def _parts(self, subject: Subject) -> Parts:
