@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use voxpatch::aggregator::Accumulator;
 use voxpatch::inference::{Ensemble, FlipTta};
-use voxpatch::training::{Dataset, Image, LoaderOptions, RankShard, Subject, UniformPatches};
+use voxpatch::training::{
+    Dataset, Image, LazySubjects, LoaderOptions, RankShard, Subject, UniformPatches,
+};
 use voxpatch::volume::{Chunk, ChunkShape, ChunkVoxels};
 use voxpatch::{
     AggregatorOptions, Blend, DType, InferenceOptions, Layout, MemoryVolume, Model, OutputTarget,
@@ -95,9 +97,10 @@ const LOOKAHEAD: u64 = 6 << 20;
 
 #[test]
 fn many_epochs_and_many_subjects_leave_nothing_behind() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     const SHAPE: Shape = [24, 24, 24];
     let image = || Image::new("ct", zeros(SHAPE, [8; 3], DType::I16));
-    let subject = |n: u64| {
+    let subject = move |n: u64| {
         let name = format!("subject {n}");
         Subject::builder(&name).with_images([image()]).build()
     };
@@ -106,8 +109,14 @@ fn many_epochs_and_many_subjects_leave_nothing_behind() {
         .seed(3);
     let options = LoaderOptions::default().with_memory(1 << 20);
     let one = |epoch: u64| {
-        let options = options.clone().with_threads(usize::from(epoch.is_multiple_of(8)));
-        let mut loader = dataset.epoch(epoch).with_options(options).samples().unwrap();
+        let options = options
+            .clone()
+            .with_threads(usize::from(epoch.is_multiple_of(8)));
+        let mut loader = dataset
+            .epoch(epoch)
+            .with_options(options)
+            .samples()
+            .unwrap();
         assert!(loader.next().is_some_and(|sample| sample.is_ok()));
     };
     (0..50).for_each(one);
@@ -124,12 +133,17 @@ fn many_epochs_and_many_subjects_leave_nothing_behind() {
     for n in 0..20_000 {
         loader.next().unwrap().unwrap();
         if n == 2000 {
-            most = PEAK.load(Ordering::Relaxed).max(NOW.load(Ordering::Relaxed));
+            most = PEAK
+                .load(Ordering::Relaxed)
+                .max(NOW.load(Ordering::Relaxed));
             PEAK.store(0, Ordering::Relaxed);
         }
     }
     let peak = PEAK.load(Ordering::Relaxed);
-    assert!(peak <= most + (2 << 20), "{peak} after 20 000 subjects, {most} after 2000");
+    assert!(
+        peak <= most + (2 << 20),
+        "{peak} after 20 000 subjects, {most} after 2000"
+    );
 }
 
 #[test]

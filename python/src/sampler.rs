@@ -155,7 +155,10 @@ impl Indices {
         let built = Arc::new(built);
         let mut kept = lock();
         let (indices, order) = &mut *kept;
-        if indices.insert(key.clone(), Arc::clone(&built) as _).is_none() {
+        if indices
+            .insert(key.clone(), Arc::clone(&built) as _)
+            .is_none()
+        {
             order.push_back(key);
         }
         if order.len() > MOST_INDICES
