@@ -401,7 +401,7 @@ fn augmentation(
 /// The axis (1, 2, 3 for z, y, x) that each axis of a patch runs along, negative where it runs backwards.
 fn orientation(axes: SignedAxes) -> [i64; 3] {
     let signed = |axis: usize| {
-        let from = axes.order()[axis] as i64 + 1;
+        let from = [1, 2, 3][axes.order()[axis]];
         if axes.flipped()[axis] { -from } else { from }
     };
     std::array::from_fn(signed)
