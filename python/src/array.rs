@@ -13,6 +13,7 @@ use numpy::{
 };
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
+use voxpatch::inference::PatchPool;
 use voxpatch::training::{BatchImage, PooledPatch};
 use voxpatch::{DType, Patch, Region, Shape, Voxels};
 
@@ -208,9 +209,9 @@ impl Held {
         }))
     }
 
-    /// A copy of its voxels.
-    pub(crate) fn to_patch(&self) -> voxpatch::Result<Patch> {
-        let mut patch = Patch::zeros(self.region, self.channels, self.dtype)?;
+    /// A copy of its voxels, in a patch from a pool.
+    pub(crate) fn to_patch(&self, pool: &PatchPool) -> voxpatch::Result<Patch> {
+        let mut patch = pool.take(self.region, self.channels, self.dtype)?;
         let bytes = patch.bytes_mut();
         #[expect(
             unsafe_code,

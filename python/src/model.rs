@@ -5,10 +5,10 @@
 
 use std::sync::mpsc::{Sender, channel};
 
-use voxpatch::inference::OutputSpec;
+use voxpatch::inference::{OutputSpec, PatchPool};
 use voxpatch::{DType, Error, Layout, Model, Patch, Region, Result, Shape, Voxels};
 
-use crate::array::Held;
+use crate::array::{Held, Memory};
 use crate::wait::guarded;
 
 /// What the threads tell the caller's.
@@ -39,8 +39,8 @@ pub(crate) struct Planned {
 
 /// A batch for the model, with the channel for its predictions. Dropping it ends the run.
 pub(crate) struct Request {
-    /// The patches' values, all in one.
-    pub(crate) voxels: Voxels,
+    /// The patches' values, all in one; `None` once they are with the model.
+    pub(crate) voxels: Option<Lent>,
     /// Channels, and voxels along z, y, x, of each.
     pub(crate) channels: u64,
     pub(crate) shape: Shape,
@@ -63,14 +63,39 @@ impl Request {
     }
 
     /// Takes the voxels away; what is left can be answered.
-    pub(crate) fn take_voxels(&mut self) -> Voxels {
-        std::mem::replace(&mut self.voxels, Voxels::zeros(DType::U8, 0))
+    pub(crate) fn take_voxels(&mut self) -> Option<Lent> {
+        self.voxels.take()
     }
 
     /// Gives the predictions, for each output those of each patch.
     pub(crate) fn answer(self, predictions: Vec<Vec<Answer>>) {
         // The requesting thread is gone if the run was stopped.
         let _ = self.reply.send(predictions);
+    }
+}
+
+/// A patch that goes back to its pool on drop: with the last array or tensor on its memory.
+pub(crate) struct Lent {
+    patch: Patch,
+    pool: PatchPool,
+}
+
+impl Memory for Lent {
+    fn dtype(&self) -> DType {
+        self.patch.dtype()
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        self.patch.bytes_mut()
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let nothing = Patch::new(Region::whole([0; 3]), 0, Voxels::zeros(DType::U8, 0));
+        if let Ok(nothing) = nothing {
+            self.pool.give(std::mem::replace(&mut self.patch, nothing));
+        }
     }
 }
 
@@ -102,14 +127,18 @@ impl Model for Asked {
     }
 
     fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
+        self.predict_pooled(batch, &PatchPool::default())
+    }
+
+    fn predict_pooled(&self, batch: Vec<Patch>, pool: &PatchPool) -> Result<Vec<Vec<Patch>>> {
         let (reply, answer) = channel();
-        let request = guarded(|| stacked(batch, reply))?;
+        let request = guarded(|| stacked(batch, pool, reply))?;
         let sent = self.caller.send(Message::Batch(request));
         sent.map_err(|_| Error::Interrupted)?;
         let answered = answer.recv().map_err(|_| Error::Interrupted)?;
         let copied = |predicted: Answer| match predicted {
             Answer::Copied(patch) => Ok(patch),
-            Answer::Held(held) => held.to_patch(),
+            Answer::Held(held) => held.to_patch(pool),
         };
         let outputs = answered.into_iter();
         outputs
@@ -119,23 +148,29 @@ impl Model for Asked {
 }
 
 /// All patches of a batch in one array.
-fn stacked(mut batch: Vec<Patch>, reply: Sender<Vec<Vec<Answer>>>) -> Result<Request> {
+fn stacked(
+    mut batch: Vec<Patch>,
+    pool: &PatchPool,
+    reply: Sender<Vec<Vec<Answer>>>,
+) -> Result<Request> {
     let regions: Vec<Region> = batch.iter().map(Patch::region).collect();
     let first = batch.first().ok_or(Error::Interrupted)?;
     let (channels, shape, dtype) = (first.channels(), first.shape(), first.dtype());
-    let voxels = if batch.len() == 1 {
-        batch.swap_remove(0).into_voxels()
+    let patch = if batch.len() == 1 {
+        batch.swap_remove(0)
     } else {
         let count = channels.saturating_mul(batch.len() as u64);
-        let mut all = Patch::zeros(Region::whole(shape), count, dtype)?;
+        let mut all = pool.take(Region::whole(shape), count, dtype)?;
         let length = first.bytes().len().max(1);
-        for (part, patch) in all.bytes_mut().chunks_exact_mut(length).zip(&batch) {
+        for (part, patch) in all.bytes_mut().chunks_exact_mut(length).zip(batch) {
             part.copy_from_slice(patch.bytes());
+            pool.give(patch);
         }
-        all.into_voxels()
+        all
     };
+    let pool = pool.clone();
     Ok(Request {
-        voxels,
+        voxels: Some(Lent { patch, pool }),
         channels,
         shape,
         regions,

@@ -240,7 +240,10 @@ fn wind_down(messages: &Receiver<Message>) {
 /// Calls the function with a batch and hands on what it gives.
 fn answer(py: Python<'_>, mut request: Request, call: &Bound<'_, PyAny>) -> PyResult<()> {
     let axes = request.axes();
-    let batch = array::from_voxels(py, request.take_voxels(), &axes)?;
+    let Some(voxels) = request.take_voxels() else {
+        return Ok(());
+    };
+    let batch = array::on(py, Box::new(voxels), &axes)?;
     let places: Vec<Vec<i64>> = request
         .regions
         .iter()
@@ -337,6 +340,7 @@ fn told<'py>(py: Python<'py>, outcome: &Outcome) -> PyResult<Bound<'py, PyDict>>
     told.set_item("reading_seconds", done.timings.reading)?;
     told.set_item("predicting_seconds", done.timings.predicting)?;
     told.set_item("blending_seconds", done.timings.blending)?;
+    told.set_item("writing_seconds", done.timings.writing)?;
     told.set_item("chunks_read", done.reads.chunks)?;
     told.set_item("planned_bytes", peak_bytes)?;
     let outputs = PyList::empty(py);

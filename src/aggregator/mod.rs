@@ -19,6 +19,7 @@ mod window;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use half::{bf16, f16};
 
@@ -601,6 +602,11 @@ impl Aggregator {
                 }
             }
         }
+    }
+
+    /// Returns the time that threads took to encode and write the output so far, summed over the threads.
+    pub(crate) fn write_time(&self) -> Duration {
+        self.pending.write_time()
     }
 
     /// Checks that every needed patch was added, and finishes the output.

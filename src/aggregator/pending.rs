@@ -10,6 +10,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::buffers::Buffers;
 use super::gauge::ByteGauge;
@@ -43,6 +44,8 @@ pub(super) struct Pending {
     /// Buffers of written chunks.
     buffers: Buffers<u8>,
     written: AtomicU64,
+    /// Nanoseconds that threads took to encode and write.
+    nanoseconds: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -86,6 +89,7 @@ impl Pending {
             waiting: Mutex::default(),
             buffers: Buffers::default(),
             written: AtomicU64::new(0),
+            nanoseconds: AtomicU64::new(0),
         }
     }
 
@@ -96,6 +100,19 @@ impl Pending {
     /// The fill value: the bytes of a voxel that no patch covers.
     pub(super) fn fill(&self) -> &[u8] {
         &self.fill
+    }
+
+    fn write(&self, region: Region, voxels: &[u8]) -> Result<()> {
+        let began = Instant::now();
+        let written = self.output.write(region, voxels);
+        let nanoseconds = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
+        written
+    }
+
+    /// Returns the time that threads took to encode and write so far, summed over the threads.
+    pub(super) fn write_time(&self) -> Duration {
+        Duration::from_nanos(self.nanoseconds.load(Ordering::Relaxed))
     }
 
     /// Returns the number of write chunks passed to the output so far.
@@ -139,10 +156,10 @@ impl Pending {
         let Some(chunk) = self.chunk else {
             self.written.fetch_add(1, Ordering::Relaxed);
             if let Some(voxels) = voxels {
-                return self.output.write(region, voxels);
+                return self.write(region, voxels);
             }
             let count = usize::try_from(region.voxels() * channels).unwrap_or(usize::MAX);
-            return self.output.write(region, &self.fill.repeat(count));
+            return self.write(region, &self.fill.repeat(count));
         };
         for index in indices(chunk_range(&region, chunk)) {
             let inside = chunk_region(index, chunk).intersection(&Region::whole(layout.shape));
@@ -184,7 +201,7 @@ impl Pending {
                 let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
                 waiting.remove(&index);
                 drop(waiting);
-                self.output.write(slot.region, &slot.voxels)?;
+                self.write(slot.region, &slot.voxels)?;
                 self.written.fetch_add(1, Ordering::Relaxed);
                 meter.shrink(slot.voxels.len() as u64);
                 self.buffers.give(std::mem::take(&mut slot.voxels));

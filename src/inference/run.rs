@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::cache::SweepCache;
 use super::fit::Reach;
@@ -116,6 +117,7 @@ impl Schedule {
         // The number of patches of a pass is only known once the pass begins.
         let (mut before, expected) = (0, self.grid.len() * parts.len() as u64);
         let patch_mask = self.patch_mask.clone().map(Arc::new);
+        let mut writing = Duration::ZERO;
         for (n, part) in parts.iter().enumerate() {
             let run = Arc::new(Pass {
                 shared: Arc::clone(&shared),
@@ -149,6 +151,7 @@ impl Schedule {
             drop(queue);
             let run = Arc::into_inner(run).expect("the queue's threads are joined");
             for (aggregator, sum) in run.outputs.into_iter().zip(&mut done.outputs) {
+                writing += aggregator.write_time();
                 let (aggregated, store) = aggregator.close()?;
                 *sum += aggregated;
                 stores.outputs.push(store);
@@ -157,7 +160,7 @@ impl Schedule {
         shared.volume.check_unchanged()?;
         done.patches = shared.predicted.load(Ordering::Relaxed);
         done.reads = shared.volume.read_stats();
-        done.timings = shared.clock.seconds();
+        done.timings = shared.clock.seconds(writing);
         // The cache must not be held while the outputs are finished.
         let shared = Arc::into_inner(shared).expect("all parts are done");
         let (volume, model) = (shared.volume.into_inner(), shared.model);

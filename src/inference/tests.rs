@@ -253,6 +253,7 @@ fn with_memory_for_the_front_each_input_chunk_is_read_once() {
         };
         let target = target(&out, Blend::Hann, Reduce::Mean);
         let done = run(&what, open(&source).unwrap(), "identity", &target).unwrap();
+        assert!(done.timings.writing > 0.0 && done.timings.blending > 0.0);
         done.reads.chunks
     };
     let chunks = 12 * 8 * 8;

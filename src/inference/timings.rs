@@ -7,6 +7,8 @@ pub struct Timings {
     pub reading: f64,
     /// In the model, or waiting for it.
     pub predicting: f64,
-    /// Blending, reducing, encoding and writing.
+    /// Blending and reducing, and assembling write chunks.
     pub blending: f64,
+    /// Encoding and writing.
+    pub writing: f64,
 }

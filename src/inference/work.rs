@@ -77,14 +77,14 @@ impl Pass {
     /// Runs a task and returns the number of its patches.
     pub(super) fn work(&self, work: RunTask) -> Result<u64> {
         match work {
-            RunTask::Skip(indices) => {
+            RunTask::Skip(indices) => timed(&self.shared.clock.blending, || {
                 for &index in &indices {
                     for output in self.outputs.iter().filter(|output| output.needs(index)) {
                         output.skip(index)?;
                     }
                 }
                 Ok(indices.len() as u64)
-            }
+            }),
             RunTask::Predict(indices) => self.predict(&indices),
         }
     }
@@ -238,13 +238,15 @@ fn timed<T>(sum: &AtomicU64, work: impl FnOnce() -> T) -> T {
 }
 
 impl Clock {
-    pub(super) fn seconds(&self) -> Timings {
+    /// Returns the times, of which the outputs took `writing` while patches were blended or skipped.
+    pub(super) fn seconds(&self, writing: Duration) -> Timings {
         let seconds =
             |sum: &AtomicU64| Duration::from_nanos(sum.load(Ordering::Relaxed)).as_secs_f64();
         Timings {
             reading: seconds(&self.reading),
             predicting: seconds(&self.predicting),
-            blending: seconds(&self.blending),
+            blending: (seconds(&self.blending) - writing.as_secs_f64()).max(0.0),
+            writing: writing.as_secs_f64(),
         }
     }
 }

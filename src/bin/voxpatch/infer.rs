@@ -285,6 +285,7 @@ fn summary(
             ("reading_seconds", spent.reading),
             ("predicting_seconds", spent.predicting),
             ("blending_seconds", spent.blending),
+            ("writing_seconds", spent.writing),
         ] {
             report.add(name, seconds, format!("{seconds:.1} s of all threads"));
         }
