@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::format::{self, VoxelStorage, excerpt};
 use super::options::setters;
 use super::overwrite::Overwrite;
-use super::{Format, Layout, Pyramid, VolumeMut, flat, partial, space, staged, zarr};
+use super::{Format, Layout, Pyramid, ReadMemory, VolumeMut, flat, partial, space, staged, zarr};
 use crate::error::{Error, Result};
 use crate::region::Shape;
 
@@ -169,6 +169,7 @@ pub fn output_layout(
         write_chunk: None,
         codecs: Vec::new(),
         applied: None,
+        read_memory: ReadMemory::default(),
         ..layout.clone()
     };
     layout.decoded_bytes()?;

@@ -41,6 +41,8 @@ pub struct Layout {
     pub applied: Option<Applied>,
     /// Axis metadata apart from the lengths.
     pub axes: Axes,
+    /// The memory that reads take, apart from their result and decoded chunks.
+    pub read_memory: ReadMemory,
 }
 
 impl Layout {
@@ -60,6 +62,7 @@ impl Layout {
             rescale: None,
             applied: None,
             axes: Axes::default(),
+            read_memory: ReadMemory::default(),
         }
     }
 
@@ -122,6 +125,15 @@ impl Layout {
             actual: length as u64,
         })
     }
+}
+
+/// The memory that reads of a volume take, apart from their result and decoded chunks: what a wrapper caches and computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReadMemory {
+    /// Bytes for any number of threads together.
+    pub shared: u64,
+    /// Bytes for each thread that reads.
+    pub thread: u64,
 }
 
 /// A file format.

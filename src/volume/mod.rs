@@ -60,7 +60,7 @@ pub use cropped::Cropped;
 pub(crate) use files::{Hash, input_fingerprint, walk};
 pub use format::raw::RawSpec;
 pub use format::{readable_extensions, writable_extensions};
-pub use layout::{ChunkShape, Format, Layout, Rescale};
+pub use layout::{ChunkShape, Format, Layout, ReadMemory, Rescale};
 pub use matching::Matching;
 pub use memory::MemoryVolume;
 pub use mismatch::TOLERANCE;

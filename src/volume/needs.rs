@@ -7,25 +7,29 @@ use crate::region::Region;
 /// Maximum bytes of shard indexes that a Zarr input caches.
 pub(super) const INDEX_BUDGET: u64 = 64 << 20;
 
-/// Returns the bytes needed to decode a chunk of an input: the stored and the decoded chunk.
+/// Returns the bytes that a thread needs to read an input: the stored and the decoded chunk, and what wrappers take.
 pub(crate) fn decoding_bytes(input: &Layout) -> u64 {
     let chunk = input.read_chunk.unwrap_or_default();
     let voxels = chunk.into_iter().fold(1, u64::saturating_mul);
-    voxels.saturating_mul(2 * input.dtype.size() as u64)
+    let chunk = voxels.saturating_mul(2 * input.dtype.size() as u64);
+    chunk.saturating_add(input.read_memory.thread)
 }
 
-/// Returns the bytes of an input's cached shard indexes: two numbers per chunk, up to the budget.
+/// Returns the bytes that an input keeps: the cached shard indexes, two numbers per chunk, up to the budget, and the
+/// caches of wrappers.
 pub(crate) fn index_bytes(input: &Layout) -> u64 {
+    let kept = input.read_memory.shared;
     let (Some(chunk), Some(shard)) = (input.read_chunk, input.write_chunk) else {
-        return 0;
+        return kept;
     };
     if chunk == shard {
-        return 0;
+        return kept;
     }
     let [z, y, x] = input.shape;
     let lengths = [input.channels, z, y, x];
     let chunks = (0..4).map(|a| lengths[a].next_multiple_of(shard[a].max(1)) / chunk[a].max(1));
-    chunks.fold(16, u64::saturating_mul).min(INDEX_BUDGET)
+    let indexes = chunks.fold(16, u64::saturating_mul).min(INDEX_BUDGET);
+    indexes.saturating_add(kept)
 }
 
 /// Returns the bytes needed to mark the finished write chunks of a resumable output, on all levels.

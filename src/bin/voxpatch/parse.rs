@@ -24,9 +24,10 @@ pub(crate) fn spacing(text: &str) -> Result<[f64; 3], String> {
         _ => return Err("give one number of mm, or three as z,y,x".to_owned()),
     };
     let is_length = |mm: &f64| mm.is_finite() && *mm > 0.0;
-    match three.iter().all(is_length) {
-        true => Ok(three),
-        false => Err("give mm above 0".to_owned()),
+    if three.iter().all(is_length) {
+        Ok(three)
+    } else {
+        Err("give mm above 0".to_owned())
     }
 }
 

@@ -15,7 +15,7 @@ use crate::region::Region;
 /// the spline in three dimensions changes by less than 1e-6 of the largest difference between two voxels.
 const PREFILTER: usize = 14;
 
-/// Deviations after which a Gaussian is cut off, as in SciPy.
+/// Deviations after which a Gaussian is cut off, as in `scipy`.
 const CUT: f64 = 4.0;
 
 /// The arithmetic of interpolation: `f32` for types that it holds exactly, `f64` for others.
@@ -28,23 +28,34 @@ pub(super) trait Real:
 
 impl Real for f32 {
     fn store(values: &[Self], dtype: DType, out: &mut [u8]) {
-        /// Rounds numbers below 2^22 to the nearest whole number, half to even: larger floats have no fraction.
-        const ROUND: f32 = 12_582_912.0;
         if dtype.is_float() || dtype.size() > 2 {
             return store(values, dtype, out);
         }
-        #[expect(clippy::cast_possible_truncation, reason = "16-bit numbers are exact")]
-        let (low, high) = {
-            let (low, high) = dtype.range();
-            (low as f32, high as f32)
-        };
-        with_element!(dtype, T => {
-            for (value, out) in values.iter().zip(out.chunks_exact_mut(size_of::<T>())) {
-                let rounded = (value.clamp(low, high) + ROUND) - ROUND;
-                out.copy_from_slice(bytemuck::bytes_of(&T::from_f64(f64::from(rounded))));
+        let bits = values.iter().map(|&value| whole_bits(value, dtype));
+        if dtype.size() == 1 {
+            for (bits, out) in bits.zip(out) {
+                [*out, _] = bits.to_le_bytes();
             }
-        });
+        } else {
+            for (bits, out) in bits.zip(out.as_chunks_mut::<2>().0) {
+                *out = bits.to_ne_bytes();
+            }
+        }
     }
+}
+
+/// Returns the bits of the nearest whole number of a type of 8 or 16 bits, half to even; 0 for NaN.
+///
+/// A float of 1.5 * 2^23 or a little more has no fraction, and its last bits are those of a whole number that was added.
+#[inline]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the last bits are those of the number"
+)]
+fn whole_bits(value: f32, dtype: DType) -> u16 {
+    let (low, high) = dtype.range();
+    let value = if value.is_nan() { 0.0 } else { value };
+    (value.clamp(low as f32, high as f32) + 12_582_912.0).to_bits() as u16
 }
 
 impl Real for f64 {
@@ -322,7 +333,7 @@ pub(super) fn filtered<F: Real>(
     let tables: [Table<F>; 3] = std::array::from_fn(|a| Table::of_filter(&filters[a], out[a]));
     let mut found = Vec::with_capacity(out.iter().product());
     by_tables(&voxels, dims, tables.each_ref(), |_, row| {
-        found.extend_from_slice(row)
+        found.extend_from_slice(row);
     });
     (found, out)
 }
@@ -405,15 +416,12 @@ impl<T: Copy> Field<'_, T> {
     fn cell(&self, position: [f64; 3]) -> ([T; 8], [f64; 3]) {
         let (place, fractions) = self.base(position, 0);
         let (row, plane) = (self.dims[2], self.dims[1] * self.dims[2]);
-        let pair = |from: usize| {
+        let starts = [place, place + row, place + plane, place + plane + row];
+        let pairs = starts.map(|from| {
             let near = &self.voxels[from..from + 2];
             [near[0], near[1]]
-        };
-        let [a, b] = pair(place);
-        let [c, d] = pair(place + row);
-        let [e, f] = pair(place + plane);
-        let [g, h] = pair(place + plane + row);
-        ([a, b, c, d, e, f, g, h], fractions)
+        });
+        (std::array::from_fn(|n| pairs[n / 2][n % 2]), fractions)
     }
 }
 
@@ -465,11 +473,19 @@ impl<T: Copy + PartialEq + PartialOrd> Field<'_, T> {
             return cell[0];
         }
         let share = |fraction: f64, second: bool| if second { fraction } else { 1.0 - fraction };
-        let weight = |n: usize| share(z, n & 4 != 0) * share(y, n & 2 != 0) * share(x, n & 1 != 0);
-        let total = |label: T| -> f64 { (0..8).filter(|&n| cell[n] == label).map(weight).sum() };
-        let mut best = (cell[0], total(cell[0]));
-        for &label in &cell[1..] {
-            let sum = total(label);
+        let weights: [f64; 8] = std::array::from_fn(|n| {
+            share(z, n & 4 != 0) * share(y, n & 2 != 0) * share(x, n & 1 != 0)
+        });
+        let mut best = (cell[0], -1.0);
+        for (n, &label) in cell.iter().enumerate() {
+            if cell[..n].contains(&label) {
+                continue;
+            }
+            let others = cell[n..].iter().zip(&weights[n..]);
+            let sum: f64 = others
+                .filter(|(other, _)| **other == label)
+                .map(|(_, weight)| weight)
+                .sum();
             let is_equal = (sum - best.1).abs() <= 1e-9;
             if sum > best.1 + 1e-9 || (is_equal && label < best.0) {
                 best = (label, sum);

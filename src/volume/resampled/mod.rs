@@ -19,7 +19,10 @@ use serde_json::{Value as Json, json};
 
 use self::kernel::{Field, Filter, Positions, Real, Table, by_tables, filtered};
 use self::map::{Map, ROUNDING, float};
-use super::{Cached, Chunk, ChunkShape, ChunkVoxels, Layout, ReadStats, Reoriented, Volume, chunk};
+use super::{
+    Cached, Chunk, ChunkShape, ChunkVoxels, Layout, ReadMemory, ReadStats, Reoriented, Volume,
+    chunk,
+};
 use crate::dtype::{self, DType, Element, with_element};
 use crate::error::{Error, Result};
 use crate::geometry::SignedAxes;
@@ -36,8 +39,9 @@ const MOST_VOXELS: u64 = 1 << 21;
 /// Chunks need not have more voxels than this, although their neighborhoods overlap.
 const LEAST_VOXELS: u64 = 1 << 15;
 
-/// Voxels of the volume that are read at once, with all channels; more only if one voxel of the grid needs more.
-const BLOCK_VOXELS: u64 = 1 << 21;
+/// Voxels of the volume that are read at once, and of the grid that are computed at once, with all channels; more only if
+/// one voxel of the grid needs more.
+const BLOCK_VOXELS: u64 = 1 << 20;
 
 /// Bytes of decoded chunks of the volume that are kept for the next read.
 const CACHE_BYTES: u64 = 32 << 20;
@@ -106,7 +110,7 @@ impl Resampled {
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] if the grid has no voxels or no proper axes, if the type does not have the padding's
-    /// constant, or if labels are to be smoothed.
+    /// constant, or if antialiasing is set with an interpolation for labels.
     pub fn new(volume: Arc<dyn Volume>, grid: VoxelGrid, options: &Resample) -> Result<Self> {
         Ok(Self::uncached(volume, grid, options)?.cached())
     }
@@ -221,6 +225,7 @@ impl Resampled {
             geometry: grid.geometry,
             read_chunk,
             write_chunk: None,
+            read_memory: memory(own, &grid, interpolation),
             ..own.clone()
         };
         Self {
@@ -235,6 +240,7 @@ impl Resampled {
     }
 
     /// Returns `true` if every voxel is the voxel of the volume with the same index.
+    #[expect(clippy::float_cmp, reason = "whole numbers are exact in a map")]
     fn is_same(&self) -> bool {
         let same = |a: usize| self.map.rows[a][a] == 1.0 && self.map.rows[a][3] == 0.0;
         self.map.is_separable
@@ -358,7 +364,8 @@ impl Resampled {
 
     /// Cuts a region into blocks that need at most [`BLOCK_VOXELS`] voxels of the volume.
     fn blocks(&self, region: Region, channels: u64, blocks: &mut Vec<Region>) {
-        let needed = self.source_voxels(region).saturating_mul(channels);
+        let needed = self.source_voxels(region).max(region.voxels());
+        let needed = needed.saturating_mul(channels);
         let longest = (0..3).max_by_key(|&a| (region.shape[a], 2 - a));
         let axis = longest.filter(|&a| region.shape[a] > 1);
         let Some(axis) = axis.filter(|_| needed > self.block_voxels) else {
@@ -443,7 +450,7 @@ impl Resampled {
                 (Interpolation::LabelLinear, dtype) => {
                     with_element!(dtype, T => self.labels::<T>(voxels, needs, out, region));
                 }
-                (_, DType::U32 | DType::I32 | DType::U64 | DType::I64 | DType::F64) => {
+                (_, dtype) if value_bytes(dtype) == 8 => {
                     self.weigh::<f64>(voxels, needs, out, region);
                 }
                 _ => self.weigh::<f32>(voxels, needs, out, region),
@@ -661,6 +668,36 @@ fn continued<T: Copy>(voxels: Vec<T>, needs: &Needs) -> Vec<T> {
         }
     }
     all
+}
+
+/// Returns the memory that reads take on a grid.
+fn memory(own: &Layout, grid: &VoxelGrid, interpolation: Interpolation) -> ReadMemory {
+    let voxels = |shape: Shape| Region::whole(shape).voxels().saturating_mul(own.channels);
+    let all = voxels(own.shape).saturating_add(voxels(grid.shape));
+    // A block as it is read, on the axes of the grid, continued beyond the faces, and as it is computed.
+    let voxel = own.dtype.size() as u64;
+    let values = match interpolation {
+        Interpolation::Nearest => 0,
+        Interpolation::LabelLinear => 2 * voxel,
+        _ => 2 * value_bytes(own.dtype),
+    };
+    let block = all.min(BLOCK_VOXELS).saturating_mul(3 * voxel + values);
+    let cached = match own.read_chunk {
+        Some(_) => voxels(own.shape).saturating_mul(voxel).min(CACHE_BYTES),
+        None => 0,
+    };
+    ReadMemory {
+        shared: own.read_memory.shared.saturating_add(cached),
+        thread: own.read_memory.thread.saturating_add(block),
+    }
+}
+
+/// Returns the bytes of a value in computations.
+const fn value_bytes(dtype: DType) -> u64 {
+    match dtype {
+        DType::U32 | DType::I32 | DType::U64 | DType::I64 | DType::F64 => 8,
+        _ => 4,
+    }
 }
 
 /// Returns the volume with its axes flipped and permuted.

@@ -82,7 +82,7 @@ pub struct Resample {
     /// How values between voxel centers are computed.
     pub interpolation: Interpolation,
     /// Whether to smooth with a Gaussian along axes whose voxels become larger; only for linear and cubic
-    /// interpolation. The default is `false`, as in SimpleITK, nnU-Net and TorchIO.
+    /// interpolation. The default is `false`, as in `SimpleITK`, nnU-Net and TorchIO.
     pub antialias: bool,
     /// The values beyond the outer faces of the volume.
     pub outside: Padding,

@@ -1,5 +1,6 @@
 //! How memory is shared between patches under way, chunks being decoded, and maps.
 
+use voxpatch::volume::ReadMemory;
 use voxpatch::{Error, Layout};
 
 use crate::report;
@@ -17,6 +18,8 @@ pub(crate) struct Needs {
     pub(crate) chunk: u64,
     /// Bytes that writing a patch takes.
     pub(crate) write: u64,
+    /// What reading takes apart from chunks and patches.
+    pub(crate) read: ReadMemory,
     /// Whether draws follow a map.
     pub(crate) maps: bool,
 }
@@ -48,11 +51,15 @@ impl Budget {
             // A chunk as it is stored and as it comes out, one that was copied, and a patch being filled up.
             let chunks = needs.chunk.saturating_mul(3);
             let copies = needs.held.saturating_sub(needs.patch);
-            let working = chunks.saturating_add(copies).saturating_mul(threads as u64);
+            let each = chunks
+                .saturating_add(copies)
+                .saturating_add(needs.read.thread);
+            let working = each.saturating_mul(threads as u64);
             // A patch that was delivered, and the one before it.
             working
                 .saturating_add(needs.patch.saturating_mul(2))
                 .saturating_add(needs.write)
+                .saturating_add(needs.read.shared)
         };
         let mut threads = threads.max(1);
         loop {
@@ -111,6 +118,7 @@ mod tests {
                     held: 1000,
                     chunk: 100,
                     write: 50,
+                    read: ReadMemory::default(),
                     maps,
                 };
                 let budget = Budget::new(memory, 8, 1, &needs).expect("there is room");
@@ -129,6 +137,7 @@ mod tests {
                     held: 2 * patch,
                     chunk: 512,
                     write: 0,
+                    read: ReadMemory::default(),
                     maps,
                 };
                 let refused = Budget::new(1, 3, 2, &needs).expect_err("it is too little");

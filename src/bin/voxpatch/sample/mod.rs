@@ -269,6 +269,12 @@ fn budget(settings: &SampleArgs, inputs: &[Input], patch: Shape) -> voxpatch::Re
         let bytes = input.subject.sample_bytes(patch);
         needs.patch = needs.patch.max(bytes);
         needs.chunk = needs.chunk.max(chunk_bytes(input.volume().layout(), false));
+        let maps = input.maps();
+        for volume in maps.chain([input.volume()]) {
+            let read = volume.layout().read_memory;
+            needs.read.shared = needs.read.shared.saturating_add(read.shared);
+            needs.read.thread = needs.read.thread.max(read.thread);
+        }
         for map in input.maps() {
             needs.maps = true;
             needs.chunk = needs.chunk.max(chunk_bytes(map.layout(), true));
