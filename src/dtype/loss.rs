@@ -82,7 +82,7 @@ fn are_near(singles: &[f32], to: DType) -> bool {
     let (least, end) = ((low - 0.5) as f32, (high + 0.5) as f32);
     to != DType::Bool
         && singles.chunks(BLOCK).all(|block| {
-            let near = |single: &f32| (*single >= least) & (*single < end);
+            let near = |single: &f32| *single >= least && *single < end;
             block.iter().fold(true, |all, single| all & near(single))
         })
 }

@@ -85,11 +85,11 @@ struct Gaussian {
 }
 
 /// Names the model for its id.
+#[expect(
+    clippy::missing_fields_in_debug,
+    reason = "buffers do not distinguish models"
+)]
 impl fmt::Debug for Gaussian {
-    #[expect(
-        clippy::missing_fields_in_debug,
-        reason = "buffers do not distinguish models"
-    )]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Gaussian")
             .field("kernel", &self.kernel)

@@ -3,8 +3,7 @@
 //! A run reads its patches in the grid's order, and a chunk is read by a box of patches: those that touch it along each
 //! axis. Its next use is therefore computed from its position alone. While more bytes are held than the budget allows,
 //! the chunk whose next use is the latest is evicted (L. Belady, "A study of replacement algorithms for a virtual-storage
-//! computer", 1966), which decodes the fewest chunks. A cache that evicts the least recently used chunk needs about
-//! twice the memory to decode each chunk once.
+//! computer", 1966), which decodes the fewest chunks.
 //!
 //! Each chunk is decoded by one thread, even if several want it at once. Threads may be some patches ahead of others:
 //! the next use is that of any patch that is not read yet.
@@ -89,7 +88,7 @@ impl SweepCache {
 
     /// Begins a pass over the patches at some places, along z, y, x.
     pub(super) fn begin(&self, places: &[Range<usize>; 3]) {
-        self.lock().places = places.clone();
+        self.lock().places.clone_from(places);
     }
 
     /// Returns the volume for reading a patch of the grid.

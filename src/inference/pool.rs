@@ -174,14 +174,18 @@ mod tests {
             assert_eq!(bytes as u64, state.spare_bytes);
             bytes
         };
-        (0..9).for_each(|_| pool.give(patch()));
+        for _ in 0..9 {
+            pool.give(patch());
+        }
         assert_eq!(spare(), 300);
         let first = pool.begin();
         assert_eq!(spare(), 200);
         let second = pool.begin();
         assert_eq!(spare(), 100);
         drop(first);
-        (0..9).for_each(|_| pool.give(patch()));
+        for _ in 0..9 {
+            pool.give(patch());
+        }
         assert_eq!(spare(), 200);
         drop(second);
         let none = PatchPool::default();

@@ -150,12 +150,7 @@ impl Schedule {
             }
             drop(queue);
             let run = Arc::into_inner(run).expect("the queue's threads are joined");
-            for (aggregator, sum) in run.outputs.into_iter().zip(&mut done.outputs) {
-                writing += aggregator.write_time();
-                let (aggregated, store) = aggregator.close()?;
-                *sum += aggregated;
-                stores.outputs.push(store);
-            }
+            writing += close(run.outputs, &mut done.outputs, &mut stores.outputs)?;
         }
         shared.volume.check_unchanged()?;
         done.patches = shared.predicted.load(Ordering::Relaxed);
@@ -250,4 +245,21 @@ impl Schedule {
         });
         made.collect()
     }
+}
+
+/// Closes the aggregators of a pass, adds up their statistics and returns their outputs to `stores`. Returns the time
+/// that threads took to write them.
+fn close(
+    aggregators: Vec<Aggregator>,
+    sums: &mut [AggregationStats],
+    stores: &mut Vec<Box<dyn VolumeMut>>,
+) -> Result<Duration> {
+    let mut writing = Duration::ZERO;
+    for (aggregator, sum) in aggregators.into_iter().zip(sums) {
+        writing += aggregator.write_time();
+        let (aggregated, store) = aggregator.close()?;
+        *sum += aggregated;
+        stores.push(store);
+    }
+    Ok(writing)
 }

@@ -66,7 +66,9 @@ impl Model for FlipTta {
             });
             mean.add(back.collect::<Result<_>>()?)?;
         }
-        batch.into_iter().for_each(|patch| pool.give(patch));
+        for patch in batch {
+            pool.give(patch);
+        }
         mean.finish()
     }
 }
