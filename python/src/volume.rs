@@ -280,6 +280,7 @@ pub(crate) fn open(
 /// Open a volume that was pickled.
 #[pyfunction]
 #[pyo3(name = "_reopen", signature = (place, affine, options, region, channels, values, resample))]
+#[expect(clippy::too_many_arguments, reason = "all that is pickled")]
 #[expect(clippy::needless_pass_by_value, reason = "made for this call")]
 pub(crate) fn reopen(
     py: Python<'_>,

@@ -7,8 +7,10 @@ use voxpatch::{DType, Geometry, Patch, Region, VolumeExt};
 use crate::tool::{Place, fails, is_refused, json, ramp, succeeds, voxels};
 
 fn whole(path: &str, resample: &Resample) -> Patch {
-    let volume = voxpatch::open(path).unwrap().resampled(resample).unwrap();
-    volume.read(Region::whole(volume.layout().shape)).unwrap()
+    let volume = voxpatch::open(path).expect("the volume opens");
+    let volume = volume.resampled(resample).expect("the grid is sound");
+    let whole = Region::whole(volume.layout().shape);
+    volume.read(whole).expect("the volume reads")
 }
 
 /// Axes x to the left, y up, z to anterior.
