@@ -97,8 +97,8 @@ const LOOKAHEAD: u64 = 6 << 20;
 
 #[test]
 fn many_epochs_and_many_subjects_leave_nothing_behind() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     const SHAPE: Shape = [24, 24, 24];
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let image = || Image::new("ct", zeros(SHAPE, [8; 3], DType::I16));
     let subject = move |n: u64| {
         let name = format!("subject {n}");

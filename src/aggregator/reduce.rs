@@ -603,7 +603,11 @@ mod tests {
                 1 => Reduce::Softmax,
                 2 => Reduce::Sigmoid,
                 3 => Reduce::Argmax,
-                4 => Reduce::Labels((0..channels).map(|c| (7 * c % 251) as u32).collect()),
+                4 => Reduce::Labels(
+                    (0..channels)
+                        .map(|c| u32::try_from(7 * c % 251).unwrap())
+                        .collect(),
+                ),
                 5 => Reduce::Threshold(0.25),
                 _ => Reduce::Quantize {
                     low: -3.0,

@@ -346,7 +346,9 @@ mod tests {
 
     fn counting(shape: Shape, [z, y, x]: Shape) -> Arc<Counting> {
         let voxels = usize::try_from(Region::whole(shape).voxels()).unwrap();
-        let voxels: Vec<u8> = (0..voxels).map(|n| (n % 251) as u8).collect();
+        let voxels: Vec<u8> = (0..voxels)
+            .map(|n| u8::try_from(n % 251).unwrap())
+            .collect();
         let memory = MemoryVolume::from_vec(shape, 1, voxels).unwrap();
         Arc::new(Counting {
             memory: memory.with_chunks([1, z, y, x]),
