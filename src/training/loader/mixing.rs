@@ -55,7 +55,9 @@ mod tests {
     fn complete_batches_count() {
         let mean = |batch, subjects: &[u64]| {
             let mut mixing = Mixing::new(batch);
-            subjects.iter().for_each(|&subject| mixing.count(subject));
+            for &subject in subjects {
+                mixing.count(subject);
+            }
             mixing.mean()
         };
         for (batch, subjects, expected) in [
