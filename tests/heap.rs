@@ -4,8 +4,8 @@
 
 use std::alloc::{GlobalAlloc, Layout as Memory, System};
 use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use voxpatch::aggregator::Accumulator;
 use voxpatch::training::{
@@ -26,9 +26,6 @@ static LARGE: AtomicU64 = AtomicU64::new(0);
 
 /// Bytes below those of any buffer of voxels here, and above those of tables and lists.
 const FEW_VOXELS: usize = 12 << 10;
-
-/// One test at a time: all of them count the same heap.
-static ALONE: Mutex<()> = Mutex::new(());
 
 // SAFETY: every call is passed to the system's allocator; only sizes are counted.
 unsafe impl GlobalAlloc for Counting {
@@ -94,10 +91,8 @@ fn zeros(shape: Shape, chunk: Shape, dtype: DType) -> Arc<dyn Volume> {
 /// The most that the lookahead takes next to the budget: up to 2^15 uses of chunks.
 const LOOKAHEAD: u64 = 6 << 20;
 
-#[test]
 fn many_epochs_and_many_subjects_leave_nothing_behind() {
     const SHAPE: Shape = [24, 24, 24];
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let image = || Image::new("ct", zeros(SHAPE, [8; 3], DType::I16));
     let subject = move |n: u64| {
         let name = format!("subject {n}");
@@ -145,10 +140,8 @@ fn many_epochs_and_many_subjects_leave_nothing_behind() {
     );
 }
 
-#[test]
 fn patches_pieces_chunks_and_decodes_together_stay_within_the_budget() {
     const SHAPE: Shape = [320, 256, 256];
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     for (patch, chunk, batch) in [(48, 32, 1), (48, 32, 4), (32, 32, 1), (64, 16, 1)] {
         let ct = zeros(SHAPE, [chunk; 3], DType::I16);
         let label = zeros(SHAPE, [chunk, 2 * chunk, chunk], DType::U8);
@@ -222,9 +215,7 @@ fn allocations(
     after.into_inner() - before.into_inner()
 }
 
-#[test]
 fn one_thread_allocates_no_voxels_once_it_has_its_buffers_and_several_allocate_few() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let volume = |dtype| -> Arc<dyn Volume> {
         Arc::new(MemoryVolume::zeros(Layout::new([168; 3], 1, dtype)).expect("a small volume"))
     };
@@ -264,4 +255,12 @@ fn one_thread_allocates_no_voxels_once_it_has_its_buffers_and_several_allocate_f
             }
         }
     }
+}
+
+/// One test, since tests side by side would count each other's memory, and that of the test harness.
+#[test]
+fn the_heap_holds_what_was_promised() {
+    many_epochs_and_many_subjects_leave_nothing_behind();
+    patches_pieces_chunks_and_decodes_together_stay_within_the_budget();
+    one_thread_allocates_no_voxels_once_it_has_its_buffers_and_several_allocate_few();
 }

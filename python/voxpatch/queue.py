@@ -18,7 +18,7 @@ from .sizes import count as _count
 from .sizes import normalization, three
 from .sizes import size as _size
 from .subject import Subject
-from .work import Handed, Line, Pinning, Task, bfloat16, check_torch, default_threads, is_bfloat16
+from .work import Handed, Line, Pinning, Task, bfloat16, check_torch, is_bfloat16
 
 if TYPE_CHECKING:
     import numpy as np  # whose import takes longer than all of this
@@ -126,9 +126,9 @@ class Queue:
         Changes each sample: a function of the sample that returns it or another dictionary. One with a parameter ``rng``
         gets a ``numpy.random.Generator`` of its own for each sample, one with a parameter ``generator`` a
         ``torch.Generator``, see the notes.
-    transform_threads : int, optional
-        Threads that call `transform`, several at once. One for each core if not given, but a single one for MONAI's random
-        transforms, which are not safe for threads. With 0 the caller's own thread does.
+    transform_threads : int, default 1
+        Threads that call `transform`. With 1, calls do not overlap each other, but they overlap with the caller's work. With
+        more, several calls run at once, so the transform must be safe for that. With 0 the caller's own thread calls.
     flip : float or (float, float, float), default 0.0
         Probability of a flip along z, y, x: one for all three, or three. All images of a sample get the same.
     permute : float, default 0.0
@@ -219,7 +219,7 @@ class Queue:
         rank: int | None = None,
         world_size: int | None = None,
         transform: Transform | None = None,
-        transform_threads: int | None = None,
+        transform_threads: int = 1,
         flip: float | Sequence[float] = 0.0,
         permute: float = 0.0,
         rotate: float = 0.0,
@@ -249,8 +249,7 @@ class Queue:
         self.seed = _count("seed", seed, most=2**64 - 1)
         self.rank, self.world_size = _ranks(rank, world_size)
         self.transform = transform
-        threads_of_it = transform_threads
-        self.transform_threads = None if threads_of_it is None else _count("transform_threads", threads_of_it)
+        self.transform_threads = _count("transform_threads", transform_threads)
         self.flip = _probabilities("flip", flip)
         self.permute = _probability("permute", permute)
         self.rotate = _probability("rotate", rotate)
@@ -381,11 +380,8 @@ class Queue:
         contiguous = self.batch_size is not None and self.transform is None
         if self.pin_memory and worker is not None:
             raise InvalidError("pin_memory in a worker process of a DataLoader: give pin_memory to the DataLoader instead")
-        threads_of_it = 0
-        if self.transform is not None or self.pin_memory:
-            each = default_threads(self.transform, cores)
-            threads_of_it = each if self.transform_threads is None else self.transform_threads
-        line_memory = self.memory // LINE_SHARE if threads_of_it else 0
+        has_line = self.transform is not None or self.pin_memory
+        line_memory = self.memory // LINE_SHARE if has_line and self.transform_threads else 0
         loader = plan.start(
             epoch,
             state,
@@ -401,9 +397,7 @@ class Queue:
         )
         self._turns = turn[1]
         self._state = loader.state()
-        line = None
-        if self.transform is not None or self.pin_memory:
-            line = Line(threads_of_it, self.batch_size or 1, line_memory)
+        line = Line(self.transform_threads, self.batch_size or 1, line_memory) if has_line else None
         iterator = _Iterator(self, loader, epoch, line, inline=threads == 0)
         self._current = weakref.ref(iterator)
         return iterator

@@ -315,19 +315,6 @@ def torch_generator(seed: int, epoch: int, place: int) -> torch.Generator:
     return torch.Generator().manual_seed(first)
 
 
-def default_threads(transform: Transform | None, cores: int) -> int:
-    """Return the threads for a transform: one where MONAI marks it, or a part of it, as unsafe for threads."""
-    unsafe = getattr(sys.modules.get("monai.transforms.transform"), "ThreadUnsafe", None)
-    parts = [transform]
-    while unsafe is not None and parts:
-        part = parts.pop()
-        if isinstance(part, unsafe):
-            return 1
-        inner = getattr(part, "transforms", ())
-        parts.extend(inner if isinstance(inner, (list, tuple)) else ())
-    return cores if transform is not None else 1
-
-
 class Pinning:
     """Copies into page-locked memory, as tensors; without CUDA, tensors in ordinary memory and a warning.
 
