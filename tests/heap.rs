@@ -1,6 +1,7 @@
 //! The heap of a training loader and of a prediction, counted by this test's allocator.
 
 #![allow(unsafe_code, reason = "an allocator is unsafe by definition")]
+#![allow(clippy::unwrap_used, reason = "all functions here are of a test")]
 
 use std::alloc::{GlobalAlloc, Layout as Memory, System};
 use std::ops::{ControlFlow, Range};
