@@ -497,14 +497,14 @@ fn flat_slab(unit: ChunkShape, shape: Shape, voxels: u64) -> ChunkShape {
 #[cfg(test)]
 mod tests {
     use std::ops::ControlFlow;
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
 
     use super::*;
     use crate::dtype::DType;
     use crate::progress::silent;
     use crate::volume::{
-        CreateOptions, Downsample, Layout, MemoryVolume, OpenOptions, Pyramid, VolumeExt, create,
-        open,
+        CreateOptions, Downsample, Layout, MemoryVolume, OpenOptions, Pyramid, ReadMemory,
+        Resample, VolumeExt, create, open, output_layout, suite,
     };
 
     const SHAPE: Shape = [21, 18, 25];
@@ -870,5 +870,30 @@ mod tests {
         .unwrap();
         let refused = convert(&source, target, &ConvertOptions::default(), &silent);
         assert!(matches!(refused, Err(Error::InvalidArgument { .. })));
+    }
+
+    #[test]
+    fn a_plan_counts_the_memory_of_reads_on_another_grid() {
+        let geometry = crate::geometry::Geometry::from_spacing([1.0; 3]);
+        let layout = Layout {
+            read_chunk: Some([1, 64, 64, 64]),
+            ..Layout::new([512; 3], 1, DType::I16).with_geometry(geometry)
+        };
+        let volume: Arc<dyn Volume> = Arc::new(suite::Unstored::new(layout));
+        let resample = Resample::default().with_spacing(Some([0.8; 3]));
+        let made = Arc::clone(&volume).resampled(&resample).unwrap();
+        let options = ConvertOptions {
+            memory: 1 << 20,
+            threads: 2,
+            clip: false,
+        };
+        let store = CreateOptions::default();
+        let target = output_layout("out.zarr", made.layout(), &store).unwrap();
+        assert_eq!(target.read_memory, ReadMemory::default());
+        let [own, plain] =
+            [&made, &volume].map(|source| options.plan(&**source, &target, &store).peak_bytes);
+        // A thread reads or encodes.
+        let shared = made.layout().read_memory.shared;
+        assert!(own > plain + shared, "{own} {plain}");
     }
 }
