@@ -2,22 +2,16 @@
 counts."""
 
 REASONS = [
-    (("cold/64 of 96^3 of f32.npy", "cold/64 of 96^3 of i16.npy"),
-     "planes are read for all patches of the buffer at once, several times the bytes of the patches. That is faster if the file is "
-     "in the page cache; here the disk must read them, and numpy only reads the pages of its patch"),
     (("cold/",),
      "chunks of 32^3 are many small requests to the disk. Each of our threads has two more in flight while it reads one; TensorStore has "
      "eight"),
     ((".npy", ".nii"),
-     "numpy keeps every touched page mapped, in the end the whole file, and does not buffer patches. We hold a buffer of patches, "
-     "release pages to stay within the budget, and pay a page fault when one is touched again. The first patch takes longer "
-     "because it is read together with the whole buffer"),
+     "numpy holds one patch; we hold a buffer of patches that are ready"),
     (("random/96^3 of i16-blosc-zstd",),
      "with 512 MiB for its cache, and 615 in all, TensorStore holds nearly the whole int16 scan decoded, which has 534 MiB: its patches are "
-     "copies. Ours holds 414 MiB, most of it buffered patches. The peer with the fastest first patch only reads that patch"),
+     "copies. Ours holds 460 MiB in all, and decodes what does not fit. The peer with the fastest first patch only reads that patch"),
     (("random/", "scaling/random"),
-     "the peer with the fastest first patch only reads that patch and does not cache anything; ours is read together with those of "
-     "the whole buffer"),
+     "the peer with the fastest first patch only reads that patch, and holds no patches that are ready"),
     (("labels/",),
      "MONAI then has the scan and the indices of all voxels of each label in memory, with many times the memory and many times "
      "the waiting time: a patch is one copy. Ours are decoded from chunks"),
