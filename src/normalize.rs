@@ -75,15 +75,17 @@ impl Normalizer {
         self.normalize == Normalize::None
     }
 
-    /// Returns the mapping of the volume's values. The first call measures the volume, if that is necessary.
+    /// Returns the mapping of the volume's values. The first call measures the volume, if that is necessary, with up
+    /// to the number of threads and the bytes that `limits` returns.
     pub(crate) fn scales(
         &self,
-        volume: &Arc<dyn Volume>,
-        (threads, memory): (usize, u64),
+        volume: impl FnOnce() -> Result<Arc<dyn Volume>>,
+        limits: impl FnOnce() -> (usize, u64),
     ) -> Result<Option<&Scales>> {
         if let Some(found) = self.scales.get() {
             return Ok(found.as_ref());
         }
+        let (volume, (threads, memory)) = (&volume()?, limits());
         let (threads, _) = measuring_threads(volume.layout(), threads.max(1), memory);
         let measured = self.normalize.scales(volume, threads, &silent)?;
         Ok(self.scales.get_or_init(|| measured).as_ref())
@@ -400,19 +402,20 @@ fn length(n: u64) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::volume::MemoryVolume;
 
     /// Returns two channels of 5 x 6 x 7 voxels, the second ten times the first and far from 0.
-    fn values() -> Vec<f64> {
+    pub(crate) fn values() -> Vec<f64> {
         let first = (0..210_u32).map(|n| f64::from(n.wrapping_mul(2_654_435_761) >> 20) - 900.0);
         let first: Vec<f64> = first.collect();
         let second = first.iter().map(|v| 1e6 + 10.0 * v);
         first.iter().copied().chain(second).collect()
     }
 
-    fn naive(values: &[f64]) -> (f64, f64) {
+    /// Returns the mean and the deviation.
+    pub(crate) fn naive(values: &[f64]) -> (f64, f64) {
         let count = f64::from(u32::try_from(values.len()).unwrap());
         let mean = values.iter().sum::<f64>() / count;
         let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();

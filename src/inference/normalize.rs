@@ -38,6 +38,7 @@ mod tests {
     use crate::inference::pool::PatchPool;
     use crate::inference::work::Reading;
     use crate::inference::{InferenceOptions, Model, OutputSpec, OutputTarget, builtin_model};
+    use crate::normalize::tests::{naive, values};
     use crate::pad::Padding;
     use crate::patch::Patch;
     use crate::progress::silent;
@@ -45,21 +46,6 @@ mod tests {
     use crate::training::Image;
     use crate::volume::Layout;
     use crate::volume::{MemoryVolume, RealValues, Rescale};
-
-    /// Returns two channels of 5 x 6 x 7 voxels, the second ten times the first and far from 0.
-    fn values() -> Vec<f64> {
-        let first = (0..210_u32).map(|n| f64::from(n.wrapping_mul(2_654_435_761) >> 20) - 900.0);
-        let first: Vec<f64> = first.collect();
-        let second = first.iter().map(|v| 1e6 + 10.0 * v);
-        first.iter().copied().chain(second).collect()
-    }
-
-    fn naive(values: &[f64]) -> (f64, f64) {
-        let count = f64::from(u32::try_from(values.len()).unwrap());
-        let mean = values.iter().sum::<f64>() / count;
-        let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
-        (mean, (squares / count).sqrt())
-    }
 
     /// A model that returns its input.
     #[derive(Debug)]

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::sampler::CounterRng;
 
 /// By default, the patches of about this many subjects are shuffled together,
-const MIXED_SUBJECTS: u64 = 16;
+pub(super) const MIXED_SUBJECTS: usize = 16;
 
 /// and at least this many patches.
 const MIN_WINDOW: u64 = 300;
@@ -187,7 +187,7 @@ impl EpochPlan {
     #[must_use]
     pub fn window(&self) -> u64 {
         let length = self.window.unwrap_or_else(|| {
-            let mixed = self.len().saturating_mul(MIXED_SUBJECTS) / self.subjects.max(1);
+            let mixed = self.len().saturating_mul(MIXED_SUBJECTS as u64) / self.subjects.max(1);
             mixed.max(MIN_WINDOW)
         });
         length.div_ceil(self.batch).saturating_mul(self.batch)

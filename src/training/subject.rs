@@ -156,18 +156,20 @@ impl Image {
         );
     }
 
-    /// Reads the volume, if its normalization needs that and it was not read for it before, with up to `threads`
-    /// threads within about `memory` bytes.
-    pub(super) fn measure(&self, threads: usize, memory: u64) -> Result<Option<&Scales>> {
+    /// Reads the volume, if its normalization needs that and it was not read for it before, with up to the number of
+    /// threads, and about the bytes, that `limits` returns.
+    pub(super) fn measure(&self, limits: impl FnOnce() -> (usize, u64)) -> Result<Option<&Scales>> {
         if self.normalize.is_none() {
             return Ok(None);
         }
-        let channels = Subset {
-            channels: Some(IndexRange::from(self.channels.clone())),
-            ..Subset::default()
+        let volume = || {
+            let channels = Subset {
+                channels: Some(IndexRange::from(self.channels.clone())),
+                ..Subset::default()
+            };
+            channels.of(Arc::clone(&self.volume))
         };
-        let volume = channels.of(Arc::clone(&self.volume))?;
-        self.normalize.scales(&volume, (threads, memory))
+        self.normalize.scales(volume, limits)
     }
 
     /// Normalizes a patch of the volume's voxels and casts it to the type of the patches, into `out`.
@@ -177,7 +179,7 @@ impl Image {
     /// [`Error::ValueRange`] if a value does not fit; those of [`measure`](Self::measure).
     pub(super) fn cast_into(&self, patch: &Patch, out: &mut [u8]) -> Result<()> {
         let (from, to) = (patch.dtype(), self.dtype());
-        let scales = self.measure(threads(), DEFAULT_MEMORY)?;
+        let scales = self.measure(|| (threads(), DEFAULT_MEMORY))?;
         if scales.is_some() || self.bfloat16 {
             return self.cast_singles(patch, scales, out);
         }

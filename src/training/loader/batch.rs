@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use bytes::BytesMut;
 
 use super::batch_buffer::{PatchSpec, joined};
-use super::pool::PatchPool;
+use super::pool::SamplePool;
 use super::sample::Sample;
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
@@ -31,7 +31,7 @@ pub struct BatchImage {
     spec: PatchSpec,
     count: usize,
     voxels: BytesMut,
-    pool: Weak<PatchPool>,
+    pool: Weak<SamplePool>,
 }
 
 impl Batch {
@@ -72,7 +72,7 @@ impl Batch {
     }
 
     /// Joins samples, without a copy if they are the complete parts of one buffer.
-    pub(super) fn of(mut samples: Vec<Sample>, pool: &Arc<PatchPool>) -> Result<Self> {
+    pub(super) fn of(mut samples: Vec<Sample>, pool: &Arc<SamplePool>) -> Result<Self> {
         let specs = common_specs(&samples)?;
         let regions = samples.iter().map(|sample| sample.region).collect();
         let axes = samples.iter().map(Sample::axes).collect();
@@ -219,7 +219,7 @@ mod tests {
         let voxels = MemoryVolume::from_vec([4; 3], 1, vec![0_u16; 64]).unwrap();
         let image = Image::new("ct", Arc::new(voxels));
         let subject = Arc::new(Subject::builder("a").with_images([image]).build().unwrap());
-        let pool = Arc::new(PatchPool::new(1 << 20));
+        let pool = Arc::new(SamplePool::new(1 << 20));
         let buffer = Arc::new(BatchBuffer::new(3));
         assert_eq!(buffer.admit(&subject, [2; 3]), Some(3 * 16));
         assert_eq!(buffer.admit(&subject, [2; 3]), Some(0));

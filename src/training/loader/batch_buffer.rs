@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::BytesMut;
 
-use super::pool::PatchPool;
+use super::pool::SamplePool;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::region::Shape;
@@ -96,7 +96,7 @@ impl BatchBuffer {
 
     /// Takes the part of patch `n` of image `image`, with unspecified contents. Each part can be
     /// taken once.
-    pub(super) fn part(&self, image: usize, n: usize, pool: &PatchPool) -> Result<BytesMut> {
+    pub(super) fn part(&self, image: usize, n: usize, pool: &SamplePool) -> Result<BytesMut> {
         let mut state = lock(&self.state);
         let State {
             specs,
@@ -119,7 +119,7 @@ impl BatchBuffer {
     }
 
     /// Releases the batch after its last patch was delivered and returns its bytes.
-    pub(super) fn end(&self, pool: &PatchPool) -> u64 {
+    pub(super) fn end(&self, pool: &SamplePool) -> u64 {
         let mut state = lock(&self.state);
         let bytes = state.specs.as_ref().map_or(0, |specs| self.bytes_of(specs));
         if std::mem::take(&mut state.begun) {

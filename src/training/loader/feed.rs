@@ -14,13 +14,13 @@ use crate::sampler::Sampler;
 use crate::training::augment::Augmentation;
 use crate::training::cohort::SubjectSpec;
 use crate::training::factory::{SamplerFactory, subject_seed};
-use crate::training::plan::{Epoch, EpochPlan, PlannedPatch, WindowOrder};
+use crate::training::plan::{Epoch, EpochPlan, MIXED_SUBJECTS, PlannedPatch, WindowOrder};
 use crate::training::shard::{RankShard, WorkerShard};
 use crate::training::subject::{Image, Subject};
 use crate::training::subjects::Subjects;
 
 /// The number of subjects that stay open for later draws: more than a window mixes by default.
-const MAX_OPEN: usize = 32;
+pub(super) const MAX_OPEN: usize = 2 * MIXED_SUBJECTS;
 
 /// The number of patches that are drawn first, so that they do not wait for many subjects to be opened.
 /// It doubles with each draw,
@@ -315,7 +315,7 @@ impl Feed {
         let (threads, memory) = self.options.measuring;
         let mut images = subject.images().iter();
         images
-            .try_for_each(|image| image.measure(threads, memory).map(drop))
+            .try_for_each(|image| image.measure(|| (threads, memory)).map(drop))
             .map_err(|error| failed(index, subject.name(), error))?;
         let read = |image: &Image| AtomicU64::new(image.volume.read_stats().bytes);
         Ok(Arc::new(OpenSubject {

@@ -6,7 +6,7 @@ use std::sync::{Arc, TryLockError};
 use super::assembly::{Assembly, Buffer, ChunkKey, PatchSource};
 use super::batch_buffer::BatchPart;
 use super::holdings::{CountedBytes, CountedChunk};
-use super::pool::PatchPool;
+use super::pool::SamplePool;
 use super::sample::Sample;
 use super::staging::{Scratch, StagedPlanes};
 use crate::error::{Error, Result};
@@ -23,7 +23,7 @@ pub type Transform = dyn Fn(&mut Sample) -> Result<()> + Send + Sync;
 
 /// Reads chunks and turns them into samples, in any order.
 pub(super) struct Gather {
-    pub(super) pool: Arc<PatchPool>,
+    pub(super) pool: Arc<SamplePool>,
     pub(super) counters: Counters,
     scratch: Scratch,
     transform: Option<Arc<Transform>>,
@@ -46,7 +46,7 @@ pub(super) enum Fetched {
 }
 
 impl Gather {
-    pub(super) fn new(pool: Arc<PatchPool>, transform: Option<Arc<Transform>>) -> Self {
+    pub(super) fn new(pool: Arc<SamplePool>, transform: Option<Arc<Transform>>) -> Self {
         Self {
             pool,
             counters: Counters::default(),

@@ -50,7 +50,7 @@ use self::cursor::StepCursor;
 use self::feed::{Feed, FeedOptions};
 use self::gather::Gather;
 use self::mixing::Mixing;
-use self::pool::PatchPool;
+use self::pool::SamplePool;
 use self::schedule::{Delivered, Limits, Schedule};
 use super::factory::SamplerFactory;
 use super::plan::EpochPlan;
@@ -162,7 +162,7 @@ impl Loader {
             threads: options.threads,
             batch: options.shard.batch_size,
         };
-        let pool = Arc::new(PatchPool::new(options.memory));
+        let pool = Arc::new(SamplePool::new(options.memory));
         let gather = Gather::new(pool, options.transform.clone());
         let mut loader = Self {
             schedule: Arc::new(Schedule::new(feed, limits, gather)),

@@ -15,7 +15,7 @@ use crate::region::Region;
 
 /// Free buffers by type and length, within a byte budget that includes the buffers in use.
 #[derive(Debug)]
-pub(super) struct PatchPool {
+pub(super) struct SamplePool {
     buffers: Mutex<Buffers>,
 }
 
@@ -31,7 +31,7 @@ struct Buffers {
     budget: usize,
 }
 
-impl PatchPool {
+impl SamplePool {
     pub(super) fn new(budget: u64) -> Self {
         Self {
             buffers: Mutex::new(Buffers {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use bytes::BytesMut;
 
 use super::batch_buffer::BatchPart;
-use super::pool::PatchPool;
+use super::pool::SamplePool;
 use crate::error::Result;
 use crate::geometry::SignedAxes;
 use crate::patch::Patch;
@@ -30,7 +30,7 @@ pub struct Sample {
     patches: Vec<Patch>,
     /// Parts of a contiguous batch, instead of patches, until the sample is delivered.
     parts: Option<BatchPart>,
-    pool: Weak<PatchPool>,
+    pool: Weak<SamplePool>,
 }
 
 impl Sample {
@@ -40,7 +40,7 @@ impl Sample {
         (region, axes): (Region, SignedAxes),
         subject: Arc<Subject>,
         patches: Vec<Patch>,
-        pool: &Arc<PatchPool>,
+        pool: &Arc<SamplePool>,
     ) -> Self {
         Self {
             place,
@@ -79,7 +79,7 @@ impl Sample {
     }
 
     /// Copies parts of a contiguous batch to patches that own their memory.
-    pub(super) fn detach(&mut self, pool: &PatchPool) -> Result<()> {
+    pub(super) fn detach(&mut self, pool: &SamplePool) -> Result<()> {
         let Some(parts) = self.parts.take() else {
             return Ok(());
         };
@@ -159,7 +159,7 @@ impl Drop for Sample {
 pub struct PooledPatch {
     /// `None` only during the drop.
     patch: Option<Patch>,
-    pool: Weak<PatchPool>,
+    pool: Weak<SamplePool>,
 }
 
 const HELD: &str = "a pooled patch is held until it is dropped";

@@ -17,7 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::assembly::{Assembly, ChunkKey, Piece};
-use super::feed::{Drawn, Failed, Feed};
+use super::feed::{Drawn, Failed, Feed, MAX_OPEN};
 use super::gather::{Fetched, Gather};
 use super::holdings::{ChunkBytes, CountedBytes, CountedChunk, Cut, Holdings, Part};
 use super::sample::Sample;
@@ -39,8 +39,8 @@ const MAX_AHEAD: u64 = 4096;
 /// with at most this many uses of chunks,
 const MAX_USES: usize = 1 << 15;
 
-/// of at most this many subjects, which stay open: more than a window mixes by default.
-const MAX_SUBJECTS: usize = 32;
+/// of at most this many subjects, which all stay open.
+const MAX_SUBJECTS: usize = MAX_OPEN;
 
 /// The lookahead grows by this many patches with each patch, so that the first patch does not wait for
 /// thousands of draws.

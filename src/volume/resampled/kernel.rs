@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::ops::{Add, Mul, Sub};
 
-use super::map::{Map, float};
+use super::map::{Map, float, place};
 use super::options::Interpolation;
 use crate::dtype::{DType, Element, with_element};
 use crate::region::Region;
@@ -493,8 +493,4 @@ impl<T: Copy + PartialEq + PartialOrd> Field<'_, T> {
         }
         best.0
     }
-}
-
-fn place(n: u64) -> usize {
-    usize::try_from(n).expect("a place inside a buffer in memory")
 }

@@ -116,6 +116,10 @@ pub(super) fn float(n: u64) -> f64 {
     n as f64
 }
 
+pub(super) fn place(n: u64) -> usize {
+    usize::try_from(n).expect("a place inside a buffer in memory")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

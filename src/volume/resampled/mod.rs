@@ -18,7 +18,7 @@ use std::sync::Arc;
 use serde_json::{Value as Json, json};
 
 use self::kernel::{Field, Filter, Positions, Real, Table, by_tables, filtered};
-use self::map::{Map, ROUNDING, float};
+use self::map::{Map, ROUNDING, float, place};
 use super::{
     Cached, Chunk, ChunkShape, ChunkVoxels, Layout, ReadMemory, ReadStats, Reoriented, Volume,
     chunk,
@@ -745,10 +745,6 @@ fn grown([c, mut chunk @ ..]: ChunkShape, shape: Shape, coarse: ChunkShape) -> C
 )]
 const fn whole(n: f64) -> u64 {
     n as u64
-}
-
-fn place(n: u64) -> usize {
-    usize::try_from(n).expect("a place inside a buffer in memory")
 }
 
 fn place_of(n: i64) -> usize {
