@@ -194,10 +194,7 @@ pub(crate) fn resampling<'py>(py: Python<'py>, resample: &Resample) -> PyResult<
     let like = resample
         .like
         .map(|grid| (grid.shape, grid.geometry.affine).into_pyobject(py));
-    let outside = match resample.outside {
-        Padding::Constant(value) => value.into_pyobject(py)?.into_any(),
-        padding => padding.to_string().into_pyobject(py)?.into_any(),
-    };
+    let outside = padding(py, resample.outside)?;
     Ok((
         resample.spacing,
         resample
@@ -208,6 +205,14 @@ pub(crate) fn resampling<'py>(py: Python<'py>, resample: &Resample) -> PyResult<
         resample.antialias,
         outside,
     ))
+}
+
+/// Returns the argument of [`padding_of`].
+pub(crate) fn padding(py: Python<'_>, padding: Padding) -> PyResult<Bound<'_, PyAny>> {
+    Ok(match padding {
+        Padding::Constant(value) => value.into_pyobject(py)?.into_any(),
+        padding => padding.to_string().into_pyobject(py)?.into_any(),
+    })
 }
 
 /// What a word stands for, of all that argument `what` may be.

@@ -10,7 +10,7 @@ use std::thread::{self, ThreadId};
 use pyo3::prelude::*;
 use voxpatch::normalize::Normalizer;
 use voxpatch::training::{Cohort, Image, Subject, Subjects};
-use voxpatch::volume::Matching;
+use voxpatch::volume::{Interpolation, Matching};
 use voxpatch::{DType, Error, Normalize, Padding, Result};
 
 use crate::arguments::{self, Values};
@@ -28,6 +28,8 @@ pub(crate) struct Parts {
     name: String,
     images: Vec<Part>,
     matching: Matching,
+    /// The image to whose grid the others are resampled.
+    grid: Option<String>,
 }
 
 #[derive(Clone)]
@@ -41,6 +43,7 @@ struct Part {
     dtype: Option<Cast>,
     /// Shared by all openings of the image, so that it is measured once.
     normalize: Normalizer,
+    interpolation: Option<Interpolation>,
 }
 
 /// A type that values are converted to.
@@ -72,6 +75,7 @@ impl Parts {
                 name: part.name.clone(),
                 padding: part.padding,
                 normalize: part.normalize.clone(),
+                interpolation: part.interpolation,
                 ..image
             };
             Ok(match part.dtype {
@@ -81,15 +85,18 @@ impl Parts {
             })
         };
         let images: Result<Vec<Image>> = self.images.iter().map(image).collect();
-        Subject::builder(self.name.clone())
+        let subject = Subject::builder(self.name.clone())
             .with_images(images?)
-            .with_matching(self.matching)
-            .build()
+            .with_matching(self.matching);
+        match &self.grid {
+            Some(grid) => subject.with_grid(grid.clone()).build(),
+            None => subject.build(),
+        }
     }
 }
 
-/// An image's name, its volume or path, its padding, a type or None, which values a path is opened for, and its
-/// normalization.
+/// An image's name, its volume or path, its padding, a type or None, which values a path is opened for, its
+/// normalization, and its interpolation or None.
 type Told<'py> = (
     String,
     Bound<'py, PyAny>,
@@ -97,24 +104,27 @@ type Told<'py> = (
     Option<Bound<'py, PyAny>>,
     Bound<'py, PyAny>,
     String,
+    Option<String>,
 );
 
 /// A subject's name, its images, and how they are matched.
-type All<'py> = (String, Vec<Told<'py>>, (f64, bool));
+type All<'py> = (String, Vec<Told<'py>>, (f64, bool, Option<String>));
 
-/// What a Python subject's `_parts()` gives: its name, (name, volume or path, padding, type, values, normalization) of each image, and
-/// (`tolerance`, `same_grid`).
+/// What a Python subject's `_parts()` gives: its name, (name, volume or path, padding, type, values, normalization,
+/// interpolation) of each image, and (`tolerance`, `same_grid`, `grid`).
 impl<'py> FromPyObject<'_, 'py> for Parts {
     type Error = PyErr;
 
     fn extract(given: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
         let py = given.py();
-        let (name, images, (tolerance, same_grid)): All<'py> = given.extract()?;
-        let part = |(name, volume, padding, dtype, values, normalize): Told<'py>| {
+        let (name, images, (tolerance, same_grid, grid)): All<'py> = given.extract()?;
+        let part = |(name, volume, padding, dtype, values, normalize, interpolation): Told<'py>| {
             let padding = padding_of(&padding)?;
             let dtype = dtype.as_ref().map(Cast::of).transpose()?;
             let normalize: Normalize = normalize.parse().map_err(|error| raised(&error))?;
             let normalize = Normalizer::from(normalize);
+            let interpolation = interpolation.map(|how| how.parse()).transpose();
+            let interpolation = interpolation.map_err(|error| raised(&error))?;
             if let Ok(volume) = volume.cast::<Volume>() {
                 let volume = volume.get();
                 return Ok(Part {
@@ -124,6 +134,7 @@ impl<'py> FromPyObject<'_, 'py> for Parts {
                     padding,
                     dtype,
                     normalize,
+                    interpolation,
                 });
             }
             Ok(Part {
@@ -141,6 +152,7 @@ impl<'py> FromPyObject<'_, 'py> for Parts {
                 padding,
                 dtype,
                 normalize,
+                interpolation,
             })
         };
         Ok(Self {
@@ -150,6 +162,7 @@ impl<'py> FromPyObject<'_, 'py> for Parts {
                 tolerance,
                 same_grid,
             },
+            grid,
         })
     }
 }

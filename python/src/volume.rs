@@ -13,7 +13,9 @@ use numpy::PyArray2;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use voxpatch::training::Image;
-use voxpatch::volume::{self, Layout, Matching, RealValues, Resample, Subset, VoxelGrid};
+use voxpatch::volume::{
+    self, Interpolation, Layout, Matching, RealValues, Resample, Subset, VoxelGrid,
+};
 use voxpatch::{
     DType, Geometry, MemoryVolume, OpenOptions, Padding, Patch, Region, Shape, Volume as _,
     VolumeExt as _,
@@ -22,6 +24,7 @@ use voxpatch::{
 use crate::arguments::{Opening, Resampling, Values};
 use crate::errors::raised;
 use crate::index::Selection;
+use crate::subjects::padding_of;
 use crate::wait::{detached, interruptible};
 use crate::{arguments, array};
 
@@ -50,7 +53,28 @@ type Corners = [(u64, u64); 3];
 pub(crate) struct Onto {
     layout: Layout,
     matching: Matching,
+    /// How it is resampled, if it need not cover the same.
+    resampled: Option<(Option<Interpolation>, Padding)>,
 }
+
+impl Onto {
+    fn bring(
+        &self,
+        volume: Arc<dyn voxpatch::Volume>,
+    ) -> voxpatch::Result<Arc<dyn voxpatch::Volume>> {
+        match self.resampled {
+            None => self.matching.on_grid_of(&self.layout, volume),
+            Some((interpolation, outside)) => {
+                self.matching
+                    .resampled_to(&self.layout, volume, interpolation, outside)
+            }
+        }
+    }
+}
+
+/// How a volume is resampled to the grid of another one, as Python has it: interpolation and `outside`; `None` if it
+/// must cover the same.
+type Resampled<'py> = Option<(Option<String>, Bound<'py, PyAny>)>;
 
 /// Where voxels are.
 #[derive(Clone, Debug)]
@@ -117,7 +141,7 @@ impl Source {
         };
         let volume = choice.cropped(volume)?;
         let volume = match &self.onto {
-            Some(onto) => onto.matching.on_grid_of(&onto.layout, volume)?,
+            Some(onto) => onto.bring(volume)?,
             None => volume,
         };
         let mut image = Image::new("", volume);
@@ -312,6 +336,35 @@ pub(crate) fn reopen(
 }
 
 impl Volume {
+    /// Brings it to the grid of another volume: tolerance, `same_grid`, and how it is resampled.
+    fn brought_to(
+        &self,
+        py: Python<'_>,
+        reference: &Self,
+        (tolerance, same_grid, resampled): (f64, bool, Resampled<'_>),
+    ) -> PyResult<Self> {
+        let resampled = resampled.map(|(how, outside)| {
+            let how = how.map(|how| how.parse()).transpose();
+            let outside = padding_of(&outside)?;
+            Ok::<_, PyErr>((how.map_err(|error| raised(&error))?, outside))
+        });
+        let onto = Onto {
+            layout: reference.layout.clone(),
+            matching: Matching {
+                tolerance,
+                same_grid,
+            },
+            resampled: resampled.transpose()?,
+        };
+        let source = Source {
+            onto: Some(Arc::new(onto)),
+            ..self.source.clone()
+        };
+        let wanted = source.clone();
+        let image = interruptible(py, move |_| wanted.open())?;
+        Ok(Self::new(source, image))
+    }
+
     /// How to bring it to the grid of another volume again.
     fn reduced_onto<'py>(&self, py: Python<'py>, onto: &Onto) -> PyResult<Bound<'py, PyAny>> {
         let source = Source {
@@ -327,22 +380,29 @@ impl Volume {
         } = onto.matching;
         let rebuild = py.import("voxpatch._voxpatch")?.getattr("_on_grid")?;
         let path = grid.path.clone();
-        let arguments = (before, path, grid.shape, affine, tolerance, same_grid);
+        let resampled = match onto.resampled {
+            Some((interpolation, outside)) => {
+                let interpolation = interpolation.map(|how| how.to_string());
+                Some((interpolation, arguments::padding(py, outside)?))
+            }
+            None => None,
+        };
+        let matching = (tolerance, same_grid, resampled);
+        let arguments = (before, path, grid.shape, affine, matching);
         Ok((rebuild, arguments).into_pyobject(py)?.into_any())
     }
 }
 
 /// Open a volume that was pickled on another's grid.
 #[pyfunction]
-#[pyo3(name = "_on_grid", signature = (volume, path, shape, affine, tolerance, same_grid))]
-pub(crate) fn on_grid(
-    py: Python<'_>,
+#[pyo3(name = "_on_grid", signature = (volume, path, shape, affine, matching))]
+pub(crate) fn on_grid<'py>(
+    py: Python<'py>,
     volume: &Volume,
     path: PathBuf,
     shape: Shape,
     affine: Option<[[f64; 4]; 4]>,
-    tolerance: f64,
-    same_grid: bool,
+    matching: (f64, bool, Resampled<'py>),
 ) -> PyResult<Volume> {
     let geometry = affine.map(Geometry::from_affine).unwrap_or_default();
     let layout = Layout {
@@ -355,7 +415,7 @@ pub(crate) fn on_grid(
         time_points: None,
         opened: Mutex::new((process::id(), volume.image(py)?)),
     };
-    volume.on_grid_of(py, &reference, tolerance, same_grid)
+    volume.brought_to(py, &reference, matching)
 }
 
 #[pymethods]
@@ -606,7 +666,8 @@ impl Volume {
 
     /// Return the same voxels on the grid of another volume that covers the same part of the world.
     ///
-    /// Flipped and permuted axes are turned, and larger voxels spread, all when it is read.
+    /// Flipped and permuted axes are turned, and larger voxels spread, all when it is read. With `resample`, values
+    /// between voxels are computed.
     ///
     /// Parameters
     /// ----------
@@ -616,6 +677,13 @@ impl Volume {
     ///     How far, in voxels, the corners of the two volumes may lie apart.
     /// same_grid : bool, default False
     ///     Match by shape a volume that does not say where it lies, such as a ``.npy`` file or an array.
+    /// resample : bool, default False
+    ///     Resample a volume of any spacing, directions and extent. Otherwise it must cover the same.
+    /// interpolation : {"nearest", "linear", "cubic", "label-linear"}, optional
+    ///     How values between voxels are computed, as in :func:`open`, with `resample`; "linear" for floats. Integers may
+    ///     be labels, so it must be given for them.
+    /// outside : float or {"edge", "reflect", "wrap"}, optional
+    ///     Values beyond the faces of the volume, with `resample`; 0 if not given.
     ///
     /// Returns
     /// -------
@@ -625,7 +693,7 @@ impl Volume {
     /// Raises
     /// ------
     /// ValueError
-    ///     If the two volumes do not cover the same.
+    ///     If the two volumes do not cover the same, without `resample`.
     ///
     /// Examples
     /// --------
@@ -634,26 +702,24 @@ impl Volume {
     /// >>> flipped = voxpatch.Volume.from_array(np.zeros((8, 8, 8)), affine=[[-1, 0, 0, 7], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     /// >>> np.array_equal(flipped.on_grid_of(scan).affine, scan.affine)
     /// True
-    #[pyo3(signature = (reference, *, tolerance = 0.1, same_grid = false))]
+    #[pyo3(signature = (reference, *, tolerance = 0.1, same_grid = false, resample = false, interpolation = None, outside = None))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of Python")]
     fn on_grid_of(
         &self,
         py: Python<'_>,
         reference: &Self,
         tolerance: f64,
         same_grid: bool,
+        resample: bool,
+        interpolation: Option<String>,
+        outside: Option<Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
-        let matching = Matching {
-            tolerance,
-            same_grid,
+        let outside = match outside {
+            Some(outside) => outside,
+            None => 0.0_f64.into_pyobject(py)?.into_any(),
         };
-        let layout = reference.layout.clone();
-        let source = Source {
-            onto: Some(Arc::new(Onto { layout, matching })),
-            ..self.source.clone()
-        };
-        let wanted = source.clone();
-        let image = interruptible(py, move |_| wanted.open())?;
-        Ok(Self::new(source, image))
+        let resampled = resample.then_some((interpolation, outside));
+        self.brought_to(py, reference, (tolerance, same_grid, resampled))
     }
 
     /// Return how to open it again; a volume in memory takes its voxels along.

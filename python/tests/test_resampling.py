@@ -259,3 +259,45 @@ def test_wrong_grids_say_so(tmp_path: pathlib.Path) -> None:
             voxpatch.open(path, **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="does not state the spacing"):
         voxpatch.open(tmp_path / "plain.npy", spacing=1)
+
+
+def ramp(shape: tuple[int, int, int], affine: Voxels) -> Voxels:
+    """Where each voxel is: x, y and z in mm, as channels."""
+    voxel = np.stack([i.astype(np.float64) for i in reversed(np.indices(shape))])
+    world: Voxels = np.einsum("rc,czyx->rzyx", affine[:3, :3], voxel) + affine[:3, 3].reshape(3, 1, 1, 1)
+    return world
+
+
+def test_images_of_a_subject_are_resampled_to_the_grid_of_one(tmp_path: pathlib.Path) -> None:
+    """A PET of another spacing, orientation and extent, and labels of 2 mm, at the voxels of a CT: each voxel of a ramp
+    says where it came from, in the queue and in the grid sampler."""
+    ct = np.array([[-0.7, 0, 0, 20], [0, 0.7, 0, -11], [0, 0, 1.1, 5], [0, 0, 0, 1]])
+    pet = np.array([[0, 0, 2.5, -40], [0, -2.5, 0, 40], [3, 0, 0, -30], [0, 0, 0, 1]], float)
+    label = np.array([[2, 0, 0, -40], [0, 2, 0, -40], [0, 0, 2, -30], [0, 0, 0, 1]], float)
+    box = (18, 20, 22)
+    images = {
+        "pet": voxpatch.Volume.from_array(ramp((40, 40, 40), pet).astype(np.float32), affine=pet),
+        "ct": voxpatch.Volume.from_array(ramp(box, ct).astype(np.float32), affine=ct),
+        "label": voxpatch.Volume.from_array((ramp((40, 40, 40), label)[0] > 13).astype(np.uint8), affine=label),
+    }
+    how = {"label": "label-linear"}
+    subject = voxpatch.Subject(images=images, grid="ct", interpolation=how)  # type: ignore[arg-type]
+    queue = voxpatch.Queue([subject], voxpatch.UniformSampler(7), 20, seed=3)
+    count = 0
+    for sample in (*queue, *voxpatch.GridSampler(subject, 7, overlap=0)):
+        here = np.asarray(sample["ct"])
+        np.testing.assert_allclose(sample["pet"], here, atol=1e-3)
+        is_near = abs(here[0] - 13) < 1e-3
+        np.testing.assert_array_equal((here[0] > 13)[~is_near], np.asarray(sample["label"])[0][~is_near] == 1)
+        count += 1
+    assert count > 40
+    matched = pickle.loads(pickle.dumps(subject.on_grid("label")))
+    np.testing.assert_array_equal(matched[:], subject.on_grid("label")[:])
+    with pytest.raises(ValueError, match="label-linear"):
+        next(iter(voxpatch.Queue([voxpatch.Subject(images=images, grid="ct")], voxpatch.UniformSampler(7), 20)))
+    with pytest.raises(ValueError, match="label-linear"):
+        voxpatch.Subject(images=images, grid="ct").on_grid("label")
+    with pytest.raises(KeyError, match="pet, ct, label"):
+        voxpatch.Subject(images=images, grid="mr")
+    with pytest.raises(ValueError, match="extent|cover|position|spacing"):
+        voxpatch.Subject(images=images).on_grid("ct")

@@ -14,6 +14,7 @@ from .options import (
     Array,
     ConvertPlan,
     DType,
+    Interpolation,
     Padding,
     Part,
     Path,
@@ -150,10 +151,20 @@ class Volume:
         >>> voxpatch.Volume.from_array(np.zeros((8, 8, 8), np.int16)).astype("float32").dtype
         dtype('float32')
         """
-    def on_grid_of(self, reference: Volume, *, tolerance: float = 0.1, same_grid: bool = False) -> Volume:
+    def on_grid_of(
+        self,
+        reference: Volume,
+        *,
+        tolerance: float = 0.1,
+        same_grid: bool = False,
+        resample: bool = False,
+        interpolation: Interpolation | None = None,
+        outside: Padding | None = None,
+    ) -> Volume:
         """Return the same voxels on the grid of another volume that covers the same part of the world.
 
-        Flipped and permuted axes are turned, and larger voxels spread, all when it is read.
+        Flipped and permuted axes are turned, and larger voxels spread, all when it is read. With `resample`, values
+        between voxels are computed.
 
         Parameters
         ----------
@@ -163,6 +174,13 @@ class Volume:
             How far, in voxels, the corners of the two volumes may lie apart.
         same_grid : bool, default False
             Match by shape a volume that does not say where it lies, such as a ``.npy`` file or an array.
+        resample : bool, default False
+            Resample a volume of any spacing, directions and extent. Otherwise it must cover the same.
+        interpolation : {"nearest", "linear", "cubic", "label-linear"}, optional
+            How values between voxels are computed, as in :func:`open`, with `resample`; "linear" for floats. Integers may
+            be labels, so it must be given for them.
+        outside : float or {"edge", "reflect", "wrap"}, optional
+            Values beyond the faces of the volume, with `resample`; 0 if not given.
 
         Returns
         -------
@@ -172,7 +190,7 @@ class Volume:
         Raises
         ------
         ValueError
-            If the two volumes do not cover the same.
+            If the two volumes do not cover the same, without `resample`.
 
         Examples
         --------
@@ -222,11 +240,16 @@ def _reopen(
 ) -> Volume:
     """Open a volume that was pickled."""
 def _on_grid(
-    volume: Volume, path: Path, shape: _Lengths, affine: Affine | None, tolerance: float, same_grid: bool
+    volume: Volume,
+    path: Path,
+    shape: _Lengths,
+    affine: Affine | None,
+    matching: tuple[float, bool, tuple[str | None, Padding] | None],
 ) -> Volume:
     """Open a volume that was pickled on another's grid."""
 
-_Parts: TypeAlias = tuple[str, list[tuple[str, Volume | str, Padding, DType | None, Values, str]], tuple[float, bool]]
+_Part: TypeAlias = tuple[str, Volume | str, Padding, DType | None, Values, str, str | None]
+_Parts: TypeAlias = tuple[str, list[_Part], tuple[float, bool, str | None]]
 
 @final
 class SubjectList:

@@ -115,7 +115,7 @@ class GridSampler:
         self.overlap = overlap_voxels(overlap, self.patch_size)
         self.padding = padding
         self.placement = placement
-        #: The volumes on the first one's grid, once they are needed.
+        #: The volumes on the grid of the patches, once they are needed.
         self._matched: dict[str, Volume] = {}
         #: Voxels of the volume along z, y, x.
         self.spatial_shape: tuple[int, int, int] = self.first_volume().shape[1:]
@@ -124,14 +124,9 @@ class GridSampler:
         self._grid: Grid | None = self._make_grid()
 
     def _volume(self, name: str) -> Volume:
-        """Return a volume on the first one's grid."""
+        """Return a volume on the grid of the patches."""
         if name not in self._matched:
-            volume = self.subject[name]
-            assert isinstance(volume, Volume)
-            if name != next(iter(self.subject.volumes)):
-                tolerance, same_grid = self.subject.tolerance, self.subject.same_grid
-                volume = volume.on_grid_of(self.first_volume(), tolerance=tolerance, same_grid=same_grid)
-            self._matched[name] = volume
+            self._matched[name] = self.subject.on_grid(name)
         return self._matched[name]
 
     def _make_grid(self) -> Grid:

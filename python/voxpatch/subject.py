@@ -12,11 +12,12 @@ from .files import open as open_volume
 from .work import is_bfloat16
 
 if TYPE_CHECKING:
-    from .options import DType, Padding, Values, VolumeLike
+    from .options import DType, Interpolation, Padding, Values, VolumeLike
 
-    #: A subject as the compiled half takes it: its name, (name, volume or path, padding, type, values, normalization) of each
-    #: image, and (tolerance, same_grid).
-    Parts = tuple[str, list[tuple[str, Volume | str, Padding, DType | None, Values, str]], tuple[float, bool]]
+    #: An image as the compiled half takes it: name, volume or path, padding, type, values, normalization, interpolation.
+    Part = tuple[str, Volume | str, Padding, DType | None, Values, str, str | None]
+    #: A subject as the compiled half takes it: its name, its images, and (tolerance, same_grid, grid).
+    Parts = tuple[str, list[Part], tuple[float, bool, str | None]]
 
 #: A string that ends like this is the path of a volume.
 VOLUME_NAMES = (
@@ -82,7 +83,8 @@ class Subject(Mapping[str, Any]):
     patch. Nothing is opened until it is needed. ``subject["ct"]`` is the open volume, ``subject["age"]`` the metadata.
 
     All volumes cover the same part of the world, and patches are cut from all of them at the same places of the first
-    one's grid: flipped and permuted axes are turned, coarser voxels spread, anything else is an error.
+    one's grid: flipped and permuted axes are turned, coarser voxels spread, anything else is an error. With `grid`, all
+    are resampled to the grid of one of them while they are read, and may have any spacing, directions and extent.
 
     Parameters
     ----------
@@ -101,6 +103,12 @@ class Subject(Mapping[str, Any]):
     same_grid : bool, default False
         Match volumes by shape where one of them, such as a ``.npy`` file or an array, does not say where it lies.
         Without it, only volumes that all do not say it match.
+    grid : str, optional
+        Name of the volume to whose grid the others are resampled: ``grid="ct"`` brings a PET to the voxels of the CT. Beyond
+        its faces a volume has its `padding`, or 0 if that is a number and the volume is normalized.
+    interpolation : {"nearest", "linear", "cubic", "label-linear"} or dict, optional
+        How values between voxels are computed, with `grid`, or a dictionary of these by the volumes' names; "linear" for
+        floats. Integers may be labels, so it must be given for them.
     values : {"real", "stored"}, dtype or dict, optional
         Values of the volumes, as in :func:`open`, or a dictionary of these by the volumes' names.
     **given : Volume, path, array or any
@@ -139,6 +147,8 @@ class Subject(Mapping[str, Any]):
         padding: Padding | Mapping[str, Padding] = 0.0,
         tolerance: float = 0.1,
         same_grid: bool = False,
+        grid: str | None = None,
+        interpolation: Interpolation | Mapping[str, Interpolation] | None = None,
         values: Values | Mapping[str, Values] | None = None,
         **given: Any,
     ) -> None:
@@ -166,6 +176,11 @@ class Subject(Mapping[str, Any]):
         #: How volumes are matched with the first.
         self.tolerance = float(tolerance)
         self.same_grid = bool(same_grid)
+        if grid is not None and grid not in self.volumes:
+            raise UnknownNameError(f"grid {grid!r}: {self.name} has no such volume, but {', '.join(self.volumes)}")
+        #: The volume to whose grid the others are resampled, if any.
+        self.grid: str | None = grid
+        self._interpolation = interpolation
 
     def _add(self, key: str, value: Any) -> None:
         """Take a value as a volume."""
@@ -206,7 +221,7 @@ class Subject(Mapping[str, Any]):
         padding = self._padding
         by_name = padding if isinstance(padding, Mapping) else {}
         default = 0.0 if isinstance(padding, Mapping) else padding
-        images: list[tuple[str, Volume | str, Padding, DType | None, Values, str]] = []
+        images: list[Part] = []
         for key, value in self.volumes.items():
             values = self._values_of(key)
             cast = types.get(key)
@@ -218,9 +233,49 @@ class Subject(Mapping[str, Any]):
                     "bfloat16" if is_bfloat16(cast) else cast,
                     "real" if values is None else values,
                     normalize.get(key, "none"),
+                    self._interpolation_of(key),
                 )
             )
-        return self.name, images, (self.tolerance, self.same_grid)
+        return self.name, images, (self.tolerance, self.same_grid, self.grid)
+
+    def on_grid(self, key: str) -> Volume:
+        """Return a volume on the grid of the patches.
+
+        Parameters
+        ----------
+        key : str
+            Name of the volume.
+
+        Returns
+        -------
+        Volume
+            The volume on the first one's grid, or on that of `grid`.
+
+        Examples
+        --------
+        >>> import numpy as np, voxpatch
+        >>> ct = voxpatch.Volume.from_array(np.zeros((8, 8, 8), np.int16), affine=np.diag([1, 1, 1, 1]))
+        >>> pet = voxpatch.Volume.from_array(np.zeros((4, 4, 4), np.float32), affine=np.diag([3, 3, 3, 1]))
+        >>> voxpatch.Subject(pet=pet, ct=ct, grid="ct").on_grid("pet").shape
+        (1, 8, 8, 8)
+        """
+        first = self.grid if self.grid is not None else next(iter(self.volumes))
+        volume: Volume = self[key]
+        if key == first:
+            return volume
+        padding = self._padding.get(key, 0.0) if isinstance(self._padding, Mapping) else self._padding
+        return volume.on_grid_of(
+            self[first],
+            tolerance=self.tolerance,
+            same_grid=self.same_grid,
+            resample=self.grid is not None,
+            interpolation=self._interpolation_of(key),
+            outside=padding,
+        )
+
+    def _interpolation_of(self, key: str) -> Interpolation | None:
+        how = self._interpolation
+        return how.get(key) if isinstance(how, Mapping) else how
 
     def __getitem__(self, key: str) -> Any:
         if key in self.volumes:

@@ -13,7 +13,7 @@ use crate::patch::Patch;
 use crate::region::{Region, Shape};
 use crate::sampler::{Border, CenterBox};
 use crate::threads::{DEFAULT_MEMORY, threads};
-use crate::volume::{IndexRange, Matching, Subset, Volume};
+use crate::volume::{IndexRange, Interpolation, Matching, Subset, Volume};
 
 /// The number of values that are normalized at a time.
 const BLOCK: usize = 4096;
@@ -44,6 +44,9 @@ pub struct Image {
     pub normalize: Normalizer,
     /// The channels of its patches; no other channel is read.
     pub channels: Range<u64>,
+    /// How values between its voxels are computed if a subject [brings it to the grid](SubjectBuilder::with_grid) of
+    /// another image. `None`: linear for floats, and an error for integers, which may be labels.
+    pub interpolation: Option<Interpolation>,
 }
 
 impl Image {
@@ -58,6 +61,25 @@ impl Image {
             cast: None,
             bfloat16: false,
             normalize: Normalizer::default(),
+            interpolation: None,
+        }
+    }
+
+    /// Sets how values between its voxels are computed if it is brought to the grid of another image.
+    #[must_use]
+    pub fn with_interpolation(self, interpolation: Interpolation) -> Self {
+        Self {
+            interpolation: Some(interpolation),
+            ..self
+        }
+    }
+
+    /// Returns its values beyond the faces in the units of the volume, for resampling: its padding, or 0 if that is a
+    /// number of normalized values.
+    fn outside(&self) -> Padding {
+        match self.padding {
+            Padding::Constant(_) if !self.normalize.is_none() => Padding::Constant(0.0),
+            padding => padding,
         }
     }
 
@@ -315,18 +337,40 @@ impl Subject {
             name: name.into(),
             images: Vec::new(),
             matching: Matching::default(),
+            grid: None,
         }
     }
 
-    fn new(name: String, mut images: Vec<Image>, matching: &Matching) -> Result<Self> {
-        let Some(first) = images.first() else {
+    fn new(builder: SubjectBuilder) -> Result<Self> {
+        let SubjectBuilder {
+            name,
+            mut images,
+            matching,
+            grid,
+        } = builder;
+        if images.is_empty() {
             return Err(Error::InvalidArgument {
                 argument: "subject",
                 value: name,
                 problem: "it has no image".to_owned(),
             });
+        }
+        let decides = match &grid {
+            None => 0,
+            Some(wanted) => {
+                let found = images.iter().position(|image| image.name == *wanted);
+                let names = images.iter().map(|image| image.name.as_str());
+                found.ok_or_else(|| Error::InvalidArgument {
+                    argument: "grid",
+                    value: wanted.clone(),
+                    problem: format!(
+                        "the subject has no such image: it has {}",
+                        names.collect::<Vec<_>>().join(", ")
+                    ),
+                })?
+            }
         };
-        let reference = first.volume.layout().clone();
+        let reference = images[decides].volume.layout().clone();
         for (n, image) in images.iter().enumerate() {
             if images[..n].iter().any(|other| other.name == image.name) {
                 return Err(Error::InvalidArgument {
@@ -343,8 +387,14 @@ impl Subject {
             };
             image.padding.check(padded, &image.name)?;
         }
-        for image in &mut images[1..] {
-            image.volume = matching.on_grid_of(&reference, Arc::clone(&image.volume))?;
+        for (_, image) in images.iter_mut().enumerate().filter(|&(n, _)| n != decides) {
+            let volume = Arc::clone(&image.volume);
+            image.volume = if grid.is_some() {
+                let outside = image.outside();
+                matching.resampled_to(&reference, volume, image.interpolation, outside)?
+            } else {
+                matching.on_grid_of(&reference, volume)?
+            };
         }
         Ok(Self { name, images })
     }
@@ -403,6 +453,8 @@ pub struct SubjectBuilder {
     name: String,
     images: Vec<Image>,
     matching: Matching,
+    /// The image to whose grid the others are resampled.
+    grid: Option<String>,
 }
 
 impl SubjectBuilder {
@@ -429,15 +481,23 @@ impl SubjectBuilder {
         Self { matching, ..self }
     }
 
-    /// Builds the subject, with all images on the grid of the first.
+    /// Resamples the images to the grid of the image called `name`, while they are read: PET to the grid of CT, or
+    /// labels of 2 mm to a scan of 0.7 mm. Each has its own [interpolation](Image::with_interpolation), and its padding
+    /// beyond its faces. Without this, images must cover the extent of the first.
+    pub fn with_grid(mut self, name: impl Into<String>) -> Self {
+        self.grid = Some(name.into());
+        self
+    }
+
+    /// Builds the subject, with all images on the grid of the first, or of the one that decides it.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if there is no image, if two images have the same name, or if an image does
-    /// not have its channels or is padded with a value that its type cannot hold; errors of
-    /// [`Matching::on_grid_of`].
+    /// [`Error::InvalidArgument`] if there is no image, if two images have the same name, if no image is called as the
+    /// one that decides the grid, or if an image does not have its channels or is padded with a value that its type
+    /// cannot hold; errors of [`Matching::on_grid_of`] or [`Matching::resampled_to`].
     pub fn build(self) -> Result<Subject> {
-        Subject::new(self.name, self.images, &self.matching)
+        Subject::new(self)
     }
 }
 
@@ -460,7 +520,9 @@ fn check_channels(image: &Image) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dtype::{Element, with_element};
     use crate::geometry::Geometry;
+    use crate::region::indices;
     use crate::volume::{Layout, MemoryVolume, TOLERANCE};
 
     fn image(name: &str, shape: Shape, geometry: Geometry) -> Image {
@@ -515,6 +577,92 @@ mod tests {
             "one name twice"
         );
         assert!(Subject::builder("s").build().is_err());
+    }
+
+    /// Every voxel of an image on the grid of another one says where it is: values are world coordinates.
+    #[test]
+    fn images_are_resampled_to_the_grid_of_the_one_that_decides() {
+        let ramp = |shape: Shape, geometry: Geometry, dtype: DType| -> Arc<dyn Volume> {
+            let at = |voxel: [u64; 3]| {
+                let voxel = voxel.map(|n| f64::from(u32::try_from(n).unwrap()));
+                let [z, y, x] = geometry.moved_to(voxel).origin();
+                100.0 * x + 10.0 * y + z
+            };
+            let all = indices([0..shape[0], 0..shape[1], 0..shape[2]]).map(at);
+            let bytes = with_element!(dtype, T => {
+                let all: Vec<T> = all.map(T::from_f64).collect();
+                bytemuck::cast_slice(&all).to_vec()
+            });
+            let layout = Layout::new(shape, 1, dtype).with_geometry(geometry);
+            let patch = Patch::zeros(Region::whole(shape), 1, dtype).map(|mut patch| {
+                patch.bytes_mut().copy_from_slice(&bytes);
+                patch
+            });
+            Arc::new(MemoryVolume::from_patch(layout, patch.unwrap()).unwrap())
+        };
+        let ct = ramp(
+            [12, 20, 24],
+            Geometry::from_parts([1.0, 0.5, 0.5], [-3.0, 2.0, 5.0]),
+            DType::I16,
+        );
+        let pet = Geometry::from_parts([2.0, 2.0, 2.0], [-6.0, -2.0, 1.0]);
+        let pet = ramp([12, 12, 12], pet, DType::F32);
+        let built = |pet: Image, grid: &str| {
+            Subject::builder("s")
+                .with_images([pet])
+                .with_image("ct", Arc::clone(&ct))
+                .with_grid(grid)
+                .build()
+        };
+        let subject = built(Image::new("pet", Arc::clone(&pet)), "ct").unwrap();
+        assert_eq!(subject.shape(), [12, 20, 24]);
+        let patch = Region::new([2, 3, 4], [5, 6, 7]);
+        let read = subject.image("pet").unwrap().read(patch).unwrap();
+        let expected = ramp([12, 20, 24], ct.layout().geometry, DType::F32);
+        let expected = Image::new("e", expected).read(patch).unwrap();
+        let pairs = bytemuck::cast_slice::<u8, f32>(read.bytes())
+            .iter()
+            .zip(bytemuck::cast_slice::<u8, f32>(expected.bytes()));
+        for (found, expected) in pairs {
+            assert!((found - expected).abs() < 1e-3, "{found} {expected}");
+        }
+        // Beyond the faces of the smaller image: its padding.
+        let edge = Image::new("pet", Arc::clone(&pet)).with_padding(Padding::Constant(-7.0));
+        let grown = ramp(
+            [4; 3],
+            Geometry::from_parts([1.0; 3], [500.0; 3]),
+            DType::F32,
+        );
+        let far = Subject::builder("s")
+            .with_images([edge])
+            .with_image("far", grown)
+            .with_grid("far")
+            .build()
+            .unwrap();
+        let read = far
+            .image("pet")
+            .unwrap()
+            .read(Region::whole([4; 3]))
+            .unwrap();
+        assert!(
+            bytemuck::cast_slice::<u8, f32>(read.bytes())
+                .iter()
+                .all(|v| (v + 7.0).abs() < 1e-6)
+        );
+        // Integers may be labels.
+        let refused = built(Image::new("pet", Arc::clone(&pet)), "pet")
+            .unwrap_err()
+            .to_string();
+        assert!(refused.contains("label-linear"), "{refused}");
+        let labels = Subject::builder("s")
+            .with_image("pet", Arc::clone(&pet))
+            .with_images([
+                Image::new("ct", Arc::clone(&ct)).with_interpolation(Interpolation::Nearest)
+            ])
+            .with_grid("pet");
+        assert_eq!(labels.build().unwrap().shape(), [12; 3]);
+        let unknown = built(Image::new("pet", pet), "mr").unwrap_err().to_string();
+        assert!(unknown.contains("pet, ct"), "{unknown}");
     }
 
     #[test]

@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use super::mismatch::{TOLERANCE, differ};
 use super::upsampled::{stretched, upsampled};
-use super::{Layout, Reoriented, Volume};
+use super::{Interpolation, Layout, Reoriented, Resample, Volume, VoxelGrid};
 use crate::error::{Error, Result};
 use crate::geometry::{Affine, SignedAxes};
+use crate::pad::Padding;
 use crate::region::{AXES, Shape};
 
 /// Options for matching two volumes.
@@ -96,6 +97,52 @@ impl Matching {
             }
         }
         self.on_grid_of(reference, other)
+    }
+
+    /// Brings `other` to the grid of `reference` by resampling, whatever its spacing, directions and extent; unchanged
+    /// or [`Reoriented`] if its voxels are those of the grid. `outside` gives the values beyond its outer faces.
+    ///
+    /// Without an interpolation, floats are interpolated linearly. Integers may be labels, which must not be averaged:
+    /// for them, the interpolation must be given.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] if integers must be interpolated and no interpolation is given, and the errors of
+    /// [`on_grid_of`](Self::on_grid_of) if one of the volumes has no geometry.
+    pub fn resampled_to(
+        &self,
+        reference: &Layout,
+        other: Arc<dyn Volume>,
+        interpolation: Option<Interpolation>,
+        outside: Padding,
+    ) -> Result<Arc<dyn Volume>> {
+        let own = other.layout();
+        if !(reference.geometry.is_known && own.geometry.is_known && self.is_sound()) {
+            return self.on_grid_of(reference, other);
+        }
+        let turned = turned_to(reference, Arc::clone(&other));
+        let layout = turned.layout();
+        if layout.shape == reference.shape && check_same(reference, layout, self.tolerance).is_ok()
+        {
+            return Ok(turned);
+        }
+        let Some(interpolation) = interpolation.or_else(|| {
+            let is_float = own.dtype.is_float();
+            is_float.then_some(Interpolation::Linear)
+        }) else {
+            return Err(Error::InvalidArgument {
+                argument: "interpolation",
+                value: format!("of {} ({})", own.path.display(), own.dtype),
+                problem: "integers may be labels: state how values between voxels are computed, nearest or label-linear \
+                          for labels, linear or cubic for intensities"
+                    .to_owned(),
+            });
+        };
+        Resample::default()
+            .with_like(Some(VoxelGrid::of(reference)))
+            .with_interpolation(interpolation)
+            .with_outside(outside)
+            .of(other)
     }
 
     fn is_sound(&self) -> bool {

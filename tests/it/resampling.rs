@@ -179,6 +179,59 @@ fn label_maps_and_masks_follow_the_image_to_its_grid() {
 }
 
 #[test]
+fn maps_and_inputs_are_resampled_to_the_grid_of_one_of_them() {
+    let place = Place::new();
+    let fine = Geometry::from_parts([1.0, 0.5, 0.5], [0.25, 1.25, -0.5]);
+    let scan = place.store_at("scan.nii", [12, 20, 24], 1, ramp(12 * 20 * 24), fine);
+    let coarse = Geometry::from_parts([2.0; 3], [-2.0, -1.0, -4.0]);
+    let labels = vec![1_u8; 10 * 10 * 10];
+    let labels = place.store_at("labels.nii", [10; 3], 1, labels, coarse);
+    let all = [
+        "sample",
+        &scan,
+        "--samples-per-subject",
+        "5",
+        "--patch-size",
+        "4",
+    ];
+    let with = |more: &[&'static str]| [&all[..], &["--labels", &labels], more].concat();
+    assert!(fails(&with(&[])).contains("extent"));
+    // Patches are cut from the scan's own voxels.
+    for (grid, shape) in [("source", [12, 20, 24]), ("labels", [10; 3])] {
+        let list = place.at(&format!("{grid}.csv"));
+        let out = place.at(&format!("{grid}.npy"));
+        succeeds(
+            &[
+                &with(&["--grid", grid])[..],
+                &["--locations", &list, "--out", &out],
+            ]
+            .concat(),
+        );
+        let resample = match grid {
+            "source" => Resample::default(),
+            _ => Resample::default().with_like(Some(VoxelGrid::new([10; 3], coarse))),
+        };
+        let volume = voxpatch::open(&scan).unwrap().resampled(&resample).unwrap();
+        assert_eq!(volume.layout().shape, shape);
+        let bytes = 64 * volume.layout().dtype.size();
+        let file = std::fs::read(&out).unwrap();
+        let patches = &file[file.len() - 5 * bytes..];
+        let text = std::fs::read_to_string(&list).unwrap();
+        for (n, line) in text.lines().enumerate() {
+            let ends: Vec<u64> = line.split(',').map(|n| n.trim().parse().unwrap()).collect();
+            let start = [ends[0], ends[1], ends[2]].map(u64::cast_signed);
+            let patch = volume.read(Region::new(start, [4; 3])).unwrap();
+            assert!(
+                patches[n * bytes..][..bytes] == *patch.bytes(),
+                "{grid} {line}"
+            );
+        }
+    }
+    assert!(fails(&with(&["--grid", "weights"])).contains("--grid weights needs --weights"));
+    is_refused(&with(&["--grid", "source", "--spacing", "1"]));
+}
+
+#[test]
 fn impossible_grids_are_refused() {
     let place = Place::new();
     let source = place.small("scan.nii");

@@ -137,6 +137,14 @@ impl OnGrid {
         self.resample(opening)?.of(volume)
     }
 
+    /// Returns the options with the grid of the volume at a path.
+    pub(crate) fn with_like(&self, path: &Path) -> Self {
+        Self {
+            like: Some(path.to_owned()),
+            ..self.clone()
+        }
+    }
+
     /// Brings a second volume (a mask, map or overlay) to the grid of the first, by nearest neighbor; 0 beyond its faces.
     /// Without a grid, it stays as it is, to be matched with the first.
     pub(crate) fn second(
@@ -147,6 +155,14 @@ impl OnGrid {
         if self.is_none() {
             return Ok(second);
         }
+        Self::resampled(first, second)
+    }
+
+    /// Resamples a second volume to the grid of the first, by nearest neighbor; 0 beyond its faces.
+    pub(crate) fn resampled(
+        first: &Layout,
+        second: Arc<dyn Volume>,
+    ) -> voxpatch::Result<Arc<dyn Volume>> {
         Resample::default()
             .with_like(Some(VoxelGrid::of(first)))
             .with_interpolation(Interpolation::Nearest)

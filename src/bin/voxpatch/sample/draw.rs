@@ -15,7 +15,7 @@ use voxpatch::{DType, Error, Layout, Padding, Shape, Volume};
 
 use super::budget::Budget;
 use super::settings::{BorderName, SampleArgs, SamplerKind};
-use crate::input::level_of;
+use crate::input::{OnGrid, level_of};
 use crate::progress::Unit;
 
 /// A volume with its maps.
@@ -26,18 +26,23 @@ pub(super) struct Input {
 }
 
 impl Input {
-    /// Opens the `n`th input with its maps, all on one grid; maps that are coarser are spread to it.
+    /// Opens the `n`th input with its maps, all on one grid: that of the input, whose maps may be coarser, or the chosen
+    /// one.
     pub(super) fn open(settings: &SampleArgs, n: usize) -> anyhow::Result<Self> {
         let path = &settings.sources[n];
         let open = |path: &Path, level| settings.opening.options(level).open(path);
         let level = settings.part.level;
-        let whole = settings.on_grid.open(&settings.opening, path, level)?;
+        let on_grid = settings.on_grid_of(n);
+        let whole = on_grid.open(&settings.opening, path, level)?;
         let volume = settings.part.of(&whole)?;
         let matching = settings.together.matching();
         let map = |path: Option<&PathBuf>, channel: u64| {
             path.map(|path| {
                 let map = open(path, level_of(path, settings.part.level))?;
-                let map = settings.on_grid.second(whole.layout(), map)?;
+                let map = match settings.grid {
+                    Some(_) => OnGrid::resampled(whole.layout(), map)?,
+                    None => on_grid.second(whole.layout(), map)?,
+                };
                 let one = Subset {
                     channels: Some(IndexRange::one(channel)),
                     ..Subset::default()

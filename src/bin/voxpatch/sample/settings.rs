@@ -116,6 +116,10 @@ pub(crate) struct SampleArgs {
     /// What to do with an input whose map has no valid center.
     #[arg(long, help_heading = MAPS, value_enum, default_value_t = EmptyName::Error, value_name = "HOW")]
     pub(super) empty: EmptyName,
+    /// Resample the inputs and their maps to the grid of this one of them. Maps are resampled by nearest neighbor, inputs
+    /// as --interpolation says. Maps may then cover another extent, and are 0 beyond their faces.
+    #[arg(long, help_heading = MAPS, value_enum, value_name = "WHICH", conflicts_with_all = ["spacing", "orientation", "like"])]
+    pub(super) grid: Option<GridName>,
     #[command(flatten)]
     pub(super) on_grid: OnGrid,
     #[command(flatten)]
@@ -185,6 +189,15 @@ impl SampleArgs {
                 "--crop {crop:?} is larger than --patch-size {patch:?} (z, y, x)"
             );
         }
+        for (name, grid, maps) in [
+            ("labels", GridName::Labels, &self.labels),
+            ("weights", GridName::Weights, &self.weights),
+        ] {
+            anyhow::ensure!(
+                self.grid != Some(grid) || !maps.is_empty(),
+                "--grid {name} needs --{name}"
+            );
+        }
         let mix = self.ways()?;
         for (way, name, given) in [
             (SamplerKind::Labels, "labels", !self.labels.is_empty()),
@@ -217,6 +230,16 @@ impl SampleArgs {
                 "there are labels and weights: say how many patches are drawn by each, as --mix labels:1,weights:1"
             ),
         }
+    }
+
+    /// The grid that the `n`th input is brought to.
+    pub(super) fn on_grid_of(&self, n: usize) -> OnGrid {
+        let like = match self.grid {
+            Some(GridName::Labels) => self.labels.get(n),
+            Some(GridName::Weights) => self.weights.get(n),
+            Some(GridName::Source) | None => None,
+        };
+        like.map_or_else(|| self.on_grid.clone(), |like| self.on_grid.with_like(like))
     }
 
     /// The random changes of patches.
@@ -255,6 +278,17 @@ pub(super) enum SamplerKind {
 /// Ways and their shares.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Mix(Vec<(SamplerKind, f64)>);
+
+/// One of the volumes of an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum GridName {
+    /// The input itself.
+    Source,
+    /// Its label map.
+    Labels,
+    /// Its weight map.
+    Weights,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum BorderName {
