@@ -1,14 +1,19 @@
-//! Augmentation: random crops, flips, axis orders and rotations of patches, drawn from (seed, epoch, n).
+//! Augmentation: random crops, maps, flips, axis orders and rotations of patches, drawn from (seed, epoch, n).
 
 use crate::error::{Error, Result};
 use crate::geometry::SignedAxes;
 use crate::region::{Region, Shape};
 use crate::sampler::CounterRng;
+use crate::training::spatial::{self, Pose, RandomAffine, RandomElastic, RandomMap};
 
 /// Random changes of the patches' place and orientation, the same for all images of a sample.
 ///
 /// They are a function of the plan's seed, the epoch, and the place of the patch in the epoch, so they do not
-/// depend on threads, ranks or resuming. Flips come first, then the order of the axes, then the rotation.
+/// depend on threads, ranks or resuming. The crop comes first. Then the patch is read through the maps of
+/// [`affine`](Self::affine) and [`elastic`](Self::elastic): each image once, with its own
+/// [interpolation](crate::training::Image::interpolation), and only the box that the patch needs. Then come flips, the
+/// order of the axes, and the rotation by right angles, which copy voxels.
+///
 /// Only orders and rotations that keep the shape of the patch are drawn: for a patch of 32 x 64 x 64 voxels,
 /// those that leave z or turn it around.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -23,6 +28,10 @@ pub struct Augmentation {
     pub rotate: f64,
     /// The voxels of a random part of each drawn patch, which is delivered instead; nothing else is read.
     pub crop: Option<Shape>,
+    /// A random affine map.
+    pub affine: Option<RandomAffine>,
+    /// A random deformation. It displaces the voxels of the patch before the affine map.
+    pub elastic: Option<RandomElastic>,
 }
 
 impl Augmentation {
@@ -53,7 +62,25 @@ impl Augmentation {
         }
     }
 
-    /// Checks that probabilities are between 0 and 1, and that a crop has voxels.
+    /// Sets the random affine map.
+    #[must_use]
+    pub fn with_affine(self, affine: RandomAffine) -> Self {
+        Self {
+            affine: Some(affine),
+            ..self
+        }
+    }
+
+    /// Sets the random deformation.
+    #[must_use]
+    pub fn with_elastic(self, elastic: RandomElastic) -> Self {
+        Self {
+            elastic: Some(elastic),
+            ..self
+        }
+    }
+
+    /// Checks that probabilities are between 0 and 1, ranges are sound, and a crop has voxels.
     ///
     /// # Errors
     ///
@@ -77,6 +104,7 @@ impl Augmentation {
                 );
             }
         }
+        spatial::check(self.affine.as_ref(), self.elastic.as_ref())?;
         match self.crop {
             Some(crop) if crop.contains(&0) => refuse(
                 "crop",
@@ -94,11 +122,31 @@ impl Augmentation {
         all.into_iter().all(|probability| probability <= 0.0)
     }
 
-    /// Draws the part of a patch and its axes: the region to read, and the axes of the delivered patch.
+    /// Returns `true` if patches are read through a map, which interpolates.
+    #[must_use]
+    pub const fn interpolates(&self) -> bool {
+        self.affine.is_some() || self.elastic.is_some()
+    }
+
+    /// Draws the part of a patch, its map and its axes.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if the crop is larger than the patch.
+    /// [`Error::InvalidArgument`] if the crop is larger than the patch, or axes with different numbers of control points
+    /// change places.
+    pub(super) fn pose(&self, key: [u64; 3], drawn: Region) -> Result<Pose> {
+        let (region, axes) = self.draw(key, drawn)?;
+        let pose = Pose {
+            region,
+            axes,
+            map: RandomMap::draw(key, self.affine.as_ref(), self.elastic.as_ref()),
+            elastic: self.elastic,
+        };
+        pose.check()?;
+        Ok(pose)
+    }
+
+    /// Draws the part of a patch and its axes: the region to read, and the axes of the delivered patch.
     pub(super) fn draw(
         &self,
         [seed, epoch, place]: [u64; 3],

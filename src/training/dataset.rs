@@ -169,7 +169,7 @@ impl LoaderBuilder<'_> {
         self
     }
 
-    /// Sets random crops, flips, axis orders and rotations.
+    /// Sets random crops, maps, flips, axis orders and rotations.
     pub fn augment(mut self, augment: Augmentation) -> Self {
         self.options.augment = augment;
         self

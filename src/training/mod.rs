@@ -16,12 +16,13 @@ mod order;
 mod plan;
 mod proportional;
 mod shard;
+mod spatial;
 mod state;
 mod subject;
 mod subjects;
 mod sync;
 
-pub use crate::volume::TOLERANCE;
+pub use crate::volume::{ControlPoints, TOLERANCE};
 pub use augment::Augmentation;
 pub use cohort::Cohort;
 pub use dataset::{Batches, Dataset, LoaderBuilder};
@@ -32,6 +33,7 @@ pub use loader::{
 };
 pub use plan::{Epoch, EpochPlan, PlannedPatch};
 pub use shard::{RankShard, Uneven, WorkerShard};
+pub use spatial::{RandomAffine, RandomElastic};
 pub use state::LoaderState;
 pub use subject::{Image, Subject, SubjectBuilder};
 pub use subjects::{LazySubjects, Subjects};

@@ -5,15 +5,18 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use crate::dtype::{DType, convert, loss, text};
+use crate::dtype::{DType, Element, convert, loss, text, with_element};
 use crate::error::{Error, Result};
+use crate::geometry::Geometry;
 use crate::normalize::{Normalizer, Scales};
 use crate::pad::Padding;
 use crate::patch::Patch;
 use crate::region::{Region, Shape};
 use crate::sampler::{Border, CenterBox};
 use crate::threads::{DEFAULT_MEMORY, threads};
-use crate::volume::{IndexRange, Interpolation, Matching, Subset, Volume};
+use crate::volume::{
+    IndexRange, Interpolation, Matching, Reading, Subset, UNKNOWN_INTERPOLATION, Volume,
+};
 
 /// The number of values that are normalized at a time.
 const BLOCK: usize = 4096;
@@ -44,8 +47,10 @@ pub struct Image {
     pub normalize: Normalizer,
     /// The channels of its patches; no other channel is read.
     pub channels: Range<u64>,
-    /// How values between its voxels are computed if a subject [brings it to the grid](SubjectBuilder::with_grid) of
-    /// another image. `None`: linear for floats, and an error for integers, which may be labels.
+    /// How values between its voxels are computed if its patches are read through a [random
+    /// map](crate::training::RandomAffine), or if a subject [brings it to the grid](SubjectBuilder::with_grid) of another
+    /// image. `None`: linear for floats, and an error for integers, which may be labels. For a random map, an image that is
+    /// normalized is not one of labels.
     pub interpolation: Option<Interpolation>,
 }
 
@@ -65,7 +70,7 @@ impl Image {
         }
     }
 
-    /// Sets how values between its voxels are computed if it is brought to the grid of another image.
+    /// Sets how values between its voxels are computed.
     #[must_use]
     pub fn with_interpolation(self, interpolation: Interpolation) -> Self {
         Self {
@@ -124,6 +129,15 @@ impl Image {
         Self { channels, ..self }
     }
 
+    /// Returns how its values are computed where a patch is read through a map.
+    pub(super) fn reading(&self) -> Reading {
+        Reading {
+            shape: self.volume.layout().shape,
+            interpolation: self.interpolation.unwrap_or_default(),
+            padding: self.padding,
+        }
+    }
+
     /// The number of channels of its patches.
     #[must_use]
     pub fn channel_count(&self) -> u64 {
@@ -159,14 +173,28 @@ impl Image {
         Ok(patch)
     }
 
-    /// Pads a patch of the type of the patches to a region.
-    pub(super) fn pad_into(&self, patch: &Patch, target: (&mut [u8], Region)) {
-        let padding = match self.padding {
+    /// Returns the padding in values of the type of the patches.
+    fn patch_padding(&self) -> Padding {
+        match self.padding {
             Padding::Constant(value) if self.bfloat16 => {
                 Padding::Constant(bf16::from_f64(value).to_bits().into())
             }
             other => other,
+        }
+    }
+
+    /// Returns the constant of the padding as a voxel of the patches; 0 if there is none.
+    pub(super) fn padded_voxel(&self) -> Vec<u8> {
+        let value = match self.patch_padding() {
+            Padding::Constant(value) => value,
+            _ => 0.0,
         };
+        with_element!(self.dtype(), T => bytemuck::bytes_of(&T::from_f64(value)).to_vec())
+    }
+
+    /// Pads a patch of the type of the patches to a region.
+    pub(super) fn pad_into(&self, patch: &Patch, target: (&mut [u8], Region)) {
+        let padding = self.patch_padding();
         let (channels, dtype) = (patch.channels(), patch.dtype());
         let shape = self.volume.layout().shape;
         padding.fill(
@@ -415,6 +443,27 @@ impl Subject {
     #[must_use]
     pub fn image(&self, name: &str) -> Option<&Image> {
         self.images.iter().find(|image| image.name == name)
+    }
+
+    /// Checks that each image can be interpolated: that of integers, which may be labels, must be set.
+    pub(super) fn check_interpolation(&self) -> Result<()> {
+        let is_unknown = |image: &&Image| {
+            let is_float = image.volume.layout().dtype.is_float();
+            image.interpolation.is_none() && !is_float && image.normalize.is_none()
+        };
+        match self.images.iter().find(is_unknown) {
+            Some(image) => Err(Error::InvalidArgument {
+                argument: "interpolation",
+                value: format!("of {} ({})", image.name, image.volume.layout().dtype),
+                problem: UNKNOWN_INTERPOLATION.to_owned(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// The position of the voxels of the first image, whose grid all images have.
+    pub(super) fn geometry(&self) -> &Geometry {
+        &self.images[0].volume.layout().geometry
     }
 
     /// Voxels along z, y, x.

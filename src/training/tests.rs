@@ -25,6 +25,7 @@ mod mapped;
 mod ranks;
 mod repeat;
 mod reuse;
+mod warped;
 mod workers;
 
 const SHAPE: Shape = [40, 36, 44];

@@ -14,6 +14,10 @@ use crate::geometry::{Affine, SignedAxes};
 use crate::pad::Padding;
 use crate::region::{AXES, Shape};
 
+/// The reason why integers are not interpolated unless a caller says how.
+pub(crate) const UNKNOWN_INTERPOLATION: &str = "integers may be labels: state how values between voxels are computed, \
+     nearest or label-linear for labels, linear or cubic for intensities";
+
 /// Options for matching two volumes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Matching {
@@ -133,9 +137,7 @@ impl Matching {
             return Err(Error::InvalidArgument {
                 argument: "interpolation",
                 value: format!("of {} ({})", own.path.display(), own.dtype),
-                problem: "integers may be labels: state how values between voxels are computed, nearest or label-linear \
-                          for labels, linear or cubic for intensities"
-                    .to_owned(),
+                problem: UNKNOWN_INTERPOLATION.to_owned(),
             });
         };
         Resample::default()

@@ -9,11 +9,11 @@ use super::batch_buffer::BatchBuffer;
 use super::feed::{Drawn, Failed, OpenSubject};
 use super::sample::Sample;
 use crate::error::{Error, Result};
-use crate::geometry::SignedAxes;
 use crate::patch::Patch;
 use crate::region::{Region, chunk_region};
+use crate::training::spatial::Pose;
 use crate::training::subject::Image;
-use crate::volume::{ChunkShape, intersecting};
+use crate::volume::{ChunkShape, Warp, intersecting};
 
 /// A chunk of one image of a subject, or a box of planes: subject, image, chunk index.
 pub(super) type ChunkKey = (u64, usize, ChunkShape);
@@ -44,13 +44,11 @@ pub(super) struct Assembly {
     pub(super) done: Mutex<Option<Result<Sample, Failed>>>,
 }
 
-/// The subject and region of a patch.
+/// The subject of a patch, and what the patch shows of it.
 pub(super) struct PatchSource {
     pub(super) opened: Arc<OpenSubject>,
-    pub(super) region: Region,
-    /// The axes of the delivered patch.
-    pub(super) axes: SignedAxes,
-    /// The region that is read of each image; the rest is padding.
+    pub(super) pose: Pose,
+    /// The region that is read of each image: all that the patch needs of it. The rest is padding.
     pub(super) sources: Vec<Region>,
 }
 
@@ -82,34 +80,51 @@ pub(super) enum Piece {
 }
 
 impl PatchSource {
-    fn new(opened: Arc<OpenSubject>, region: Region, axes: SignedAxes) -> Self {
+    fn new(opened: Arc<OpenSubject>, pose: Pose) -> Self {
         let shape = opened.subject.shape();
+        let warp = pose.warp(opened.subject.geometry());
         let images = opened.subject.images().iter();
         let sources = images
-            .map(|image| image.padding.source(region, shape))
+            .map(|image| match &warp {
+                Some(warp) => warp.source(&image.reading()),
+                None => image.padding.source(pose.region, shape),
+            })
             .collect();
         Self {
             opened,
-            region,
-            axes,
+            pose,
             sources,
         }
+    }
+
+    /// Returns the map from the voxels of the patch to positions in the images, if there is one.
+    pub(super) fn warp(&self) -> Option<Warp> {
+        self.pose.warp(self.opened.subject.geometry())
     }
 
     pub(super) fn images(&self) -> &[Image] {
         self.opened.subject.images()
     }
 
-    /// Returns `true` if the patch of image `n` needs neither a cast nor padding.
+    /// Returns `true` if the patch of image `n` needs neither a map, a cast nor padding.
     pub(super) fn is_as_read(&self, n: usize) -> bool {
-        self.sources[n] == self.region && self.images()[n].keeps_type()
+        let is_plain = self.pose.map.is_none() && self.sources[n] == self.pose.region;
+        is_plain && self.images()[n].keeps_type()
     }
 
-    /// The bytes that are read before a cast or padding.
+    /// The bytes that are read, and those that are interpolated, before a cast or padding.
     fn unconverted_bytes(&self) -> u64 {
         let images = self.images().iter().zip(&self.sources).enumerate();
         let read = images.filter(|(n, _)| !self.is_as_read(*n));
-        let bytes = read.map(|(_, (image, source))| image.read_bytes(source.voxels()));
+        let bytes = read.map(|(_, (image, source))| {
+            let is_between = self.pose.map.is_some() && !image.keeps_type();
+            let between = if is_between {
+                self.pose.region.voxels()
+            } else {
+                0
+            };
+            image.read_bytes(source.voxels().saturating_add(between))
+        });
         bytes.fold(0, u64::saturating_add)
     }
 
@@ -176,16 +191,16 @@ impl Assembly {
             error: Mutex::default(),
             done: Mutex::default(),
         };
-        assembly.source = outcome.map(|(opened, region, axes)| {
-            let source = PatchSource::new(opened, region, axes);
-            let subject = &source.opened.subject;
+        assembly.source = outcome.map(|(opened, pose)| {
+            let source = PatchSource::new(opened, pose);
+            let (subject, shape) = (&source.opened.subject, pose.region.shape);
             if let Some((batch, n)) = batch
-                && let Some(bytes) = batch.admit(subject, region.shape)
+                && let Some(bytes) = batch.admit(subject, shape)
             {
                 assembly.batch_bytes = bytes;
                 assembly.part = Some((batch, n));
             } else {
-                assembly.bytes = subject.sample_bytes(region.shape);
+                assembly.bytes = subject.sample_bytes(shape);
             }
             assembly.bytes = assembly.bytes.saturating_add(source.unconverted_bytes());
             assembly.pieces = source.pieces();

@@ -9,10 +9,11 @@ use super::pool::SamplePool;
 use super::sample::Sample;
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
-use crate::geometry::SignedAxes;
+use crate::geometry::{Affine, SignedAxes};
 use crate::patch::check_element;
 use crate::region::Region;
 use crate::training::cohort::SubjectSpec;
+use crate::volume::ControlPoints;
 
 /// A batch of patches, with one contiguous buffer per image.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub struct Batch {
     images: Vec<BatchImage>,
     regions: Vec<Region>,
     axes: Vec<SignedAxes>,
+    affines: Vec<Affine>,
+    displacements: Vec<ControlPoints>,
     subjects: Vec<u64>,
 }
 
@@ -65,6 +68,19 @@ impl Batch {
         &self.axes
     }
 
+    /// The matrix of each patch from voxel indices to mm; see [`Sample::affine`](super::Sample::affine).
+    #[must_use]
+    pub fn affines(&self) -> &[Affine] {
+        &self.affines
+    }
+
+    /// The displacements of each patch; none without random deformations. See
+    /// [`Sample::displacement`](super::Sample::displacement).
+    #[must_use]
+    pub fn displacements(&self) -> &[ControlPoints] {
+        &self.displacements
+    }
+
     /// The index of each patch's subject in the list of subjects.
     #[must_use]
     pub fn subject_indices(&self) -> &[u64] {
@@ -76,6 +92,8 @@ impl Batch {
         let specs = common_specs(&samples)?;
         let regions = samples.iter().map(|sample| sample.region).collect();
         let axes = samples.iter().map(Sample::axes).collect();
+        let affines = samples.iter().map(Sample::affine).collect();
+        let displacements = samples.iter().filter_map(Sample::displacement).collect();
         let subjects = samples.iter().map(|sample| sample.subject_index).collect();
         let count = samples.len();
         let complete = is_complete(&samples);
@@ -108,6 +126,8 @@ impl Batch {
             images,
             regions,
             axes,
+            affines,
+            displacements,
             subjects,
         })
     }
@@ -211,6 +231,7 @@ impl Drop for BatchImage {
 mod tests {
     use super::*;
     use crate::training::loader::batch_buffer::{BatchBuffer, BatchPart};
+    use crate::training::spatial::Pose;
     use crate::training::{Image, Subject};
     use crate::volume::MemoryVolume;
 
@@ -234,8 +255,8 @@ mod tests {
             part.fill(n);
             places.push((n, part.as_ptr()));
             let subject = Arc::clone(&subject);
-            let region = (Region::whole([2; 3]), SignedAxes::SAME);
-            Sample::new(n.into(), 0, region, subject, Vec::new(), &pool).with_parts(BatchPart {
+            let pose = Pose::plain(Region::whole([2; 3]));
+            Sample::new(n.into(), 0, pose, subject, Vec::new(), &pool).with_parts(BatchPart {
                 buffer: Arc::clone(&buffer),
                 n: n.into(),
                 images: vec![part],

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::batch_buffer::BatchBuffer;
 use crate::error::{Error, Result};
-use crate::geometry::SignedAxes;
 use crate::region::Region;
 use crate::sampler::Sampler;
 use crate::training::augment::Augmentation;
@@ -16,6 +15,7 @@ use crate::training::cohort::SubjectSpec;
 use crate::training::factory::{SamplerFactory, subject_seed};
 use crate::training::plan::{Epoch, EpochPlan, MIXED_SUBJECTS, PlannedPatch, WindowOrder};
 use crate::training::shard::{RankShard, WorkerShard};
+use crate::training::spatial::Pose;
 use crate::training::subject::{Image, Subject};
 use crate::training::subjects::Subjects;
 
@@ -34,8 +34,8 @@ pub(super) struct Drawn {
     pub(super) place: u64,
     /// The contiguous batch and the number of the patch in it, if batches are contiguous.
     pub(super) batch: Option<(Arc<BatchBuffer>, usize)>,
-    /// The subject, the region of the patch, and the axes of the delivered patch.
-    pub(super) outcome: Result<(Arc<OpenSubject>, Region, SignedAxes), Failed>,
+    /// The subject, and what the patch shows of it.
+    pub(super) outcome: Result<(Arc<OpenSubject>, Pose), Failed>,
 }
 
 /// The reason why a planned patch cannot be read.
@@ -194,16 +194,16 @@ impl Feed {
         self.epoch.patch(order, place % self.window_length)
     }
 
-    /// Draws the part of the patch at a place, and its axes.
+    /// Draws the changes of the patch at a place.
     fn augmented(
         &self,
         place: u64,
         opened: Arc<OpenSubject>,
         region: Region,
-    ) -> Result<(Arc<OpenSubject>, Region, SignedAxes), Failed> {
+    ) -> Result<(Arc<OpenSubject>, Pose), Failed> {
         let key = [self.seed, self.epoch.number(), place];
-        match self.options.augment.draw(key, region) {
-            Ok((region, axes)) => Ok((opened, region, axes)),
+        match self.options.augment.pose(key, region) {
+            Ok(pose) => Ok((opened, pose)),
             Err(error) => Err(Failed::of(&opened, error)),
         }
     }
@@ -308,6 +308,11 @@ impl Feed {
             .map_err(|error| failed(index, &self.subjects.name(index), error))?;
         self.check_spec(&subject)
             .map_err(|error| failed(index, subject.name(), error))?;
+        if self.options.augment.interpolates() {
+            subject
+                .check_interpolation()
+                .map_err(|error| failed(index, subject.name(), error))?;
+        }
         let sampler = self
             .samplers
             .sampler(&subject, subject_seed(self.seed, index))

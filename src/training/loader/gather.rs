@@ -16,7 +16,7 @@ use crate::region::Region;
 use crate::training::augment::turn;
 use crate::training::subject::Image;
 use crate::training::sync::{guarded, lock};
-use crate::volume::{Chunk, ChunkShape};
+use crate::volume::{Chunk, ChunkShape, Warp};
 
 /// A function that changes a sample on a worker thread before it is delivered.
 pub type Transform = dyn Fn(&mut Sample) -> Result<()> + Send + Sync;
@@ -201,6 +201,11 @@ impl Gather {
     /// Normalizes, casts, pads, turns and transforms a complete patch.
     pub(super) fn finish(&self, assembly: &Assembly, wanted: &PatchSource) -> Result<Sample> {
         let (mut patches, mut parts) = (Vec::new(), Vec::new());
+        let (region, axes, warp) = (wanted.pose.region, wanted.pose.axes, wanted.warp());
+        let convert = |image: &Image, read: Patch, out: &mut [u8]| match &warp {
+            Some(warp) => self.warp(image, read, warp, (out, region)),
+            None => self.convert(image, read, (out, region)),
+        };
         for (n, image) in wanted.images().iter().enumerate() {
             let mut buffer = lock(&assembly.buffers[n]);
             self.buffer(assembly, wanted, n, &mut buffer)?;
@@ -209,27 +214,22 @@ impl Gather {
                 (Buffer::Patch(read), None) if wanted.is_as_read(n) => patches.push(read),
                 (Buffer::Patch(read), None) => {
                     let (channels, dtype) = (image.channel_count(), image.dtype());
-                    let mut patch = self.pool.take(wanted.region, channels, dtype)?;
-                    self.convert(image, read, (patch.bytes_mut(), wanted.region))?;
+                    let mut patch = self.pool.take(region, channels, dtype)?;
+                    convert(image, read, patch.bytes_mut())?;
                     patches.push(patch);
                 }
                 (Buffer::Patch(read), Some((batch, at))) => {
                     let mut part = batch.part(n, *at, &self.pool)?;
-                    self.convert(image, read, (&mut part, wanted.region))?;
+                    convert(image, read, &mut part)?;
                     parts.push(part);
                 }
             }
         }
-        if wanted.axes != SignedAxes::SAME {
+        if axes != SignedAxes::SAME {
             let turned = patches.iter_mut().map(Patch::bytes_mut);
             let turned = turned.chain(parts.iter_mut().map(|part| &mut part[..]));
             for (voxels, image) in turned.zip(wanted.images()) {
-                turn(
-                    voxels,
-                    wanted.region.shape,
-                    image.dtype().size(),
-                    wanted.axes,
-                );
+                turn(voxels, region.shape, image.dtype().size(), axes);
             }
         }
         let subject = Arc::clone(&wanted.opened.subject);
@@ -237,7 +237,7 @@ impl Gather {
         let mut sample = Sample::new(
             assembly.place,
             index,
-            (wanted.region, wanted.axes),
+            wanted.pose,
             subject,
             patches,
             &self.pool,
@@ -253,6 +253,37 @@ impl Gather {
             transform(&mut sample)?;
         }
         Ok(sample)
+    }
+
+    /// Computes the patch of an image at a region from the voxels that were read for it through a map: first
+    /// interpolated in the type of the volume, then cast, then padded.
+    fn warp(
+        &self,
+        image: &Image,
+        read: Patch,
+        warp: &Warp,
+        (out, region): (&mut [u8], Region),
+    ) -> Result<()> {
+        let (channels, reading) = (read.channels(), image.reading());
+        if read.region().is_empty() {
+            let voxel = image.padded_voxel();
+            out.chunks_exact_mut(voxel.len())
+                .for_each(|out| out.copy_from_slice(&voxel));
+            self.pool.give(read);
+            return Ok(());
+        }
+        let dtype = read.dtype();
+        if image.keeps_type() {
+            warp.apply(&reading, dtype, (read.bytes(), out), channels);
+        } else {
+            let mut patch = self.pool.take(region, channels, dtype)?;
+            warp.apply(&reading, dtype, (read.bytes(), patch.bytes_mut()), channels);
+            image.cast_into(&patch, out)?;
+            self.pool.give(patch);
+        }
+        self.pool.give(read);
+        warp.fill(&reading, &image.padded_voxel(), out);
+        Ok(())
     }
 
     /// Converts the voxels that were read of an image to those of a region: first cast, then padded,

@@ -12,7 +12,7 @@
 //!    |         gather        decodes chunks and copies them to the patches that need them;
 //!    |                       holdings holds chunks and pieces, staging reads mapped planes
 //! filling      Assembly      complete when the last piece was copied
-//!    |         gather        normalizes, casts, pads, turns and transforms it
+//!    |         gather        interpolates, normalizes, casts, pads, turns and transforms it
 //! ready        Sample        or a part of a contiguous Batch (batch_buffer)
 //!    |         cursor        counts what this rank and worker have taken
 //! delivered    Loader        the buffer returns to the pool when the consumer drops it

@@ -44,7 +44,7 @@ pub struct LoaderOptions {
     pub same_images: bool,
     /// What to do when a patch cannot be read.
     pub on_error: OnError,
-    /// Random crops, flips, axis orders and rotations, on the worker threads.
+    /// Random crops, maps, flips, axis orders and rotations, on the worker threads.
     pub augment: Augmentation,
     /// A function that changes each sample on a worker thread, after the augmentation.
     pub transform: Option<Arc<Transform>>,
@@ -142,7 +142,7 @@ impl LoaderOptions {
         Self { on_error, ..self }
     }
 
-    /// Sets random crops, flips, axis orders and rotations.
+    /// Sets random crops, maps, flips, axis orders and rotations.
     #[must_use]
     pub fn with_augment(self, augment: Augmentation) -> Self {
         Self { augment, ..self }

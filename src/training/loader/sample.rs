@@ -8,10 +8,12 @@ use bytes::BytesMut;
 use super::batch_buffer::BatchPart;
 use super::pool::SamplePool;
 use crate::error::Result;
-use crate::geometry::SignedAxes;
+use crate::geometry::{Affine, SignedAxes};
 use crate::patch::Patch;
 use crate::region::Region;
+use crate::training::spatial::Pose;
 use crate::training::subject::Subject;
+use crate::volume::ControlPoints;
 
 /// The patches of all images of a subject at one place.
 ///
@@ -23,9 +25,9 @@ pub struct Sample {
     pub place: u64,
     /// The index of the subject in the list of subjects.
     pub subject_index: u64,
-    /// The region of the patches, which may extend beyond the subject's faces.
+    /// The region of the patches before a random map, which may extend beyond the subject's faces.
     pub region: Region,
-    axes: SignedAxes,
+    pose: Pose,
     subject: Arc<Subject>,
     patches: Vec<Patch>,
     /// Parts of a contiguous batch, instead of patches, until the sample is delivered.
@@ -37,7 +39,7 @@ impl Sample {
     pub(super) fn new(
         place: u64,
         subject_index: u64,
-        (region, axes): (Region, SignedAxes),
+        pose: Pose,
         subject: Arc<Subject>,
         patches: Vec<Patch>,
         pool: &Arc<SamplePool>,
@@ -45,8 +47,8 @@ impl Sample {
         Self {
             place,
             subject_index,
-            region,
-            axes,
+            region: pose.region,
+            pose,
             subject,
             patches,
             parts: None,
@@ -94,7 +96,24 @@ impl Sample {
     /// The axes of the patches after [`Augmentation`](crate::training::Augmentation), from the volume's.
     #[must_use]
     pub const fn axes(&self) -> SignedAxes {
-        self.axes
+        self.pose.axes
+    }
+
+    /// Returns the matrix from voxel indices (x, y, z, 1) of the patches, as they are delivered, to mm in RAS+: the
+    /// geometry of the patches. It includes the random affine map, flips, and new orders of the axes.
+    ///
+    /// With a random deformation, a voxel shows the position of this matrix at the voxel's index plus its
+    /// [`displacement`](Self::displacement).
+    #[must_use]
+    pub fn affine(&self) -> Affine {
+        self.pose.affine(self.subject.geometry())
+    }
+
+    /// Returns the displacements of a random deformation, in voxels along the patch's axes: zeros if this patch is not
+    /// deformed, `None` if the loader has no [`RandomElastic`](crate::training::RandomElastic).
+    #[must_use]
+    pub fn displacement(&self) -> Option<ControlPoints> {
+        self.pose.displacement(self.subject.geometry())
     }
 
     /// The subject.

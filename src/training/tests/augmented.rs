@@ -3,11 +3,12 @@
 use half::{bf16, f16};
 
 use super::*;
-use crate::geometry::SignedAxes;
+use crate::geometry::{Affine, SignedAxes};
 use crate::normalize::Normalize;
 use crate::patch::Voxels;
 use crate::sampler::Border;
 use crate::training::augment::tests::naive;
+use crate::volume::Interpolation;
 
 const SEED: u64 = 11;
 
@@ -39,7 +40,7 @@ fn images(salt: u64) -> Vec<Image> {
         low: 20.0,
         high: 100.0,
     };
-    vec![
+    let images = vec![
         Image::new("ct", ct()),
         Image::new("label", volume::<u8>(salt + 1, 1, None)).with_padding(Padding::Edge),
         Image::new("scored", volume::<f32>(salt + 2, 2, Some([2, 4, 4, 4])))
@@ -54,7 +55,16 @@ fn images(salt: u64) -> Vec<Image> {
             .with_bfloat16(),
         Image::new("bytes", volume::<f64>(salt + 4, 1, Some([1, 7, 7, 7]))).with_dtype(DType::U8),
         Image::new("plain", volume::<i16>(salt + 5, 1, None)).with_bfloat16(),
-    ]
+    ];
+    let all = [
+        Interpolation::Linear,
+        Interpolation::LabelLinear,
+        Interpolation::Nearest,
+    ];
+    let images = images.into_iter().zip(all.into_iter().cycle());
+    images
+        .map(|(image, own)| image.with_interpolation(own))
+        .collect()
 }
 
 fn subjects() -> Vec<Subject> {
@@ -230,23 +240,47 @@ fn patches_are_the_naive_ones_for_any_threads_and_in_batches() {
 }
 
 /// What a sample is made of.
-fn content(sample: &Sample) -> (u64, Region, SignedAxes, Vec<Vec<u8>>) {
+fn content(sample: &Sample) -> (u64, Region, SignedAxes, Vec<Vec<u8>>, Affine) {
     let voxels = sample.patches().iter().map(|patch| patch.bytes().to_vec());
-    (sample.place, sample.region, sample.axes(), voxels.collect())
+    let (axes, affine) = (sample.axes(), sample.affine());
+    (sample.place, sample.region, axes, voxels.collect(), affine)
 }
 
 #[test]
 fn changes_do_not_depend_on_where_an_epoch_resumes_or_who_takes_it() {
-    let augment = Augmentation::default()
+    let turned = Augmentation::default()
         .with_flip([0.5; 3])
         .with_permute(0.5)
         .with_rotate(0.5)
         .with_crop([4; 3]);
+    let mapped = turned
+        .with_affine(RandomAffine::default().with_p(0.7))
+        .with_elastic(
+            RandomElastic::default()
+                .with_max_displacement([1.5; 3])
+                .with_p(0.7),
+        );
+    for augment in [turned, mapped] {
+        check_that_changes_do_not_depend_on_the_loader(augment);
+    }
+}
+
+fn check_that_changes_do_not_depend_on_the_loader(augment: Augmentation) {
     let dataset = dataset([6; 3]);
     let whole: Vec<_> = {
         let loader = dataset.epoch(1).augment(augment).samples().unwrap();
         loader.map(|sample| content(&sample.unwrap())).collect()
     };
+    for threads in [0, 1, 4] {
+        let loader = dataset
+            .epoch(1)
+            .threads(threads)
+            .augment(augment)
+            .samples()
+            .unwrap();
+        let all: Vec<_> = loader.map(|sample| content(&sample.unwrap())).collect();
+        assert_eq!(all, whole, "{threads} threads");
+    }
     for taken in 0..whole.len() {
         let mut loader = dataset
             .epoch(1)

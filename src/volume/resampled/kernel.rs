@@ -155,7 +155,7 @@ fn neighborhood(interpolation: Interpolation, fraction: f64) -> (isize, Vec<f64>
 }
 
 /// Returns the weights of the cubic B-spline for the four voxels around a position.
-fn spline(t: f64) -> [f64; 4] {
+pub(super) fn spline(t: f64) -> [f64; 4] {
     let (u, v) = (1.0 - t, t * t);
     [
         u * u * u / 6.0,

@@ -10,7 +10,9 @@ mod map;
 mod options;
 #[cfg(test)]
 mod tests;
+mod warp;
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,6 +34,8 @@ use crate::region::{Region, Shape};
 
 pub use grid::{Orientation, VoxelGrid};
 pub use options::{Interpolation, Resample};
+pub use warp::ControlPoints;
+pub(crate) use warp::{Reading, Warp};
 
 /// Chunks are halved until they have at most this many voxels, because a whole chunk is computed at once.
 const MOST_VOXELS: u64 = 1 << 21;
@@ -101,6 +105,42 @@ struct Needs {
 impl Needs {
     fn dims(&self) -> [usize; 3] {
         self.places.each_ref().map(Vec::len)
+    }
+
+    /// Sets the voxels along an axis from `first` to `last`, which may be beyond a volume of `length` voxels.
+    fn continue_along(
+        &mut self,
+        a: usize,
+        (first, last): (i64, i64),
+        padding: Padding,
+        length: u64,
+    ) {
+        let inside = |n| padding.inside(n, length).unwrap_or(0);
+        let voxels: Vec<u64> = (first..=last).map(inside).collect();
+        let start = voxels.iter().copied().min().unwrap_or(0);
+        let end = voxels.iter().copied().max().unwrap_or(0);
+        self.first[a] = first;
+        self.source.start[a] = start.cast_signed();
+        self.source.shape[a] = end - start + 1;
+        self.places[a] = voxels.iter().map(|voxel| place(voxel - start)).collect();
+    }
+
+    /// Returns `true` if no neighborhood reaches beyond the volume.
+    fn is_inside(&self) -> bool {
+        (0..3).all(|a| {
+            let places = &self.places[a];
+            places.len() as u64 == self.source.shape[a]
+                && places.iter().enumerate().all(|(n, &at)| n == at)
+        })
+    }
+
+    /// Returns the voxels of the neighborhoods, without a copy if all are inside the volume.
+    fn continued_voxels<'a, T: Element>(&self, voxels: &'a [u8]) -> Cow<'a, [T]> {
+        let voxels = bytemuck::cast_slice::<u8, T>(voxels);
+        if self.is_inside() {
+            return Cow::Borrowed(voxels);
+        }
+        Cow::Owned(continued(voxels.to_vec(), self))
     }
 }
 
@@ -350,14 +390,7 @@ impl Resampled {
                 (first - before, last + after)
             };
             let length = self.inner.layout().shape[a];
-            let inside = |n| continuation.inside(n, length).unwrap_or(0);
-            let voxels: Vec<u64> = (first..=last).map(inside).collect();
-            let start = voxels.iter().copied().min().unwrap_or(0);
-            let end = voxels.iter().copied().max().unwrap_or(0);
-            needs.first[a] = first;
-            needs.source.start[a] = start.cast_signed();
-            needs.source.shape[a] = end - start + 1;
-            needs.places[a] = voxels.iter().map(|voxel| place(voxel - start)).collect();
+            needs.continue_along(a, (first, last), continuation, length);
         }
         Some(needs)
     }
@@ -650,12 +683,7 @@ fn row_of(inside: Region, region: Region, n: usize) -> usize {
 
 /// Returns the voxels of the neighborhoods, of which some are beyond the volume.
 fn continued<T: Copy>(voxels: Vec<T>, needs: &Needs) -> Vec<T> {
-    let is_same = (0..3).all(|a| {
-        let places = &needs.places[a];
-        places.len() as u64 == needs.source.shape[a]
-            && places.iter().enumerate().all(|(n, &at)| n == at)
-    });
-    if is_same {
+    if needs.is_inside() {
         return voxels;
     }
     let [_, height, width] = needs.source.shape.map(place);
