@@ -4,15 +4,16 @@ use std::process;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use numpy::PyArray;
-use numpy::ndarray::Array2;
+use numpy::ndarray::{Array2, ArrayD};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use voxpatch::training::{
-    Augmentation, Dataset, EpochPlan, Loader, LoaderOptions, LoaderState, LoaderStats, OnError,
-    RankShard, Sample, Subjects, TryNext, Uneven, WorkerShard,
+    Augmentation, ControlPoints, Dataset, EpochPlan, Loader, LoaderOptions, LoaderState,
+    LoaderStats, OnError, RandomAffine, RandomElastic, RankShard, Sample, Subjects, TryNext,
+    Uneven, WorkerShard,
 };
-use voxpatch::{Region, Result, Shape, SignedAxes};
+use voxpatch::{Affine, Region, Result, Shape, SignedAxes};
 
 use crate::errors::{invalid, raised};
 use crate::sampler::{Indices, Recipe};
@@ -117,7 +118,7 @@ impl Epochs {
     }
 
     /// Start an epoch at its first patch or at a saved state; `contiguous` if it is read in batches.
-    #[pyo3(signature = (epoch, state, worker, threads, max_length, memory, skip_errors, contiguous = false, same_images = false, stay_in_epoch = false, augment = ([0.0; 3], 0.0, 0.0, None)))]
+    #[pyo3(signature = (epoch, state, worker, threads, max_length, memory, skip_errors, contiguous = false, same_images = false, stay_in_epoch = false, augment = (([0.0; 3], 0.0, 0.0, None), None, None)))]
     #[expect(
         clippy::too_many_arguments,
         clippy::fn_params_excessive_bools,
@@ -136,7 +137,7 @@ impl Epochs {
         contiguous: bool,
         same_images: bool,
         stay_in_epoch: bool,
-        augment: ([f64; 3], f64, f64, Option<Shape>),
+        augment: (Turning, Option<Affines>, Option<Elastics>),
     ) -> PyResult<EpochLoader> {
         let worker = WorkerShard {
             index: worker.0,
@@ -190,8 +191,8 @@ impl Epochs {
 
 #[pymethods]
 impl EpochLoader {
-    /// Return the next batch as (arrays by name, locations (b, 6), numbers of the subjects, orientations (b, 3)), or
-    /// None at the end; without `wait`, False if it is not ready.
+    /// Return the next batch as (arrays by name, locations (b, 6), numbers of the subjects, orientations (b, 3), affines
+    /// (b, 4, 4), displacements (b, z, y, x, 3) or None), or None at the end; without `wait`, False if it is not ready.
     #[pyo3(signature = (wait = true))]
     fn batch<'py>(&self, py: Python<'py>, wait: bool) -> PyResult<Bound<'py, PyAny>> {
         let found = self.wait(py, wait, Loader::next_contiguous_batch_timeout)?;
@@ -209,13 +210,23 @@ impl EpochLoader {
         let orientations = Array2::from_shape_vec((regions.len(), 3), rows)
             .map_err(|error| invalid(error.to_string()))?;
         let orientations = PyArray::from_owned_array(py, orientations);
+        let count = regions.len();
+        let affines = matrices(py, batch.affines(), &[count, 4, 4])?;
+        let displacements = displacements(py, batch.displacements(), &[count])?;
         let arrays = PyDict::new(py);
         for image in batch.into_images() {
             let (name, shape) = (image.name().to_owned(), image.shape());
             arrays.set_item(name, array::on(py, Box::new(image), &shape)?)?;
         }
-        let all = (arrays, locations, subjects, orientations).into_pyobject(py)?;
-        Ok(all.into_any())
+        let all = (
+            arrays,
+            locations,
+            subjects,
+            orientations,
+            affines,
+            displacements,
+        );
+        Ok(all.into_pyobject(py)?.into_any())
     }
 
     /// Return the samples of the next batch one by one, each as `sample` gives it, or None at the end; without
@@ -232,8 +243,8 @@ impl EpochLoader {
         }
     }
 
-    /// Return the next patch as (arrays by name, location (6,), number of the subject, orientation (3,), place in the
-    /// epoch), or None at the end; without `wait`, False if it is not ready.
+    /// Return the next patch as (arrays by name, location (6,), number of the subject, orientation (3,), affine (4, 4),
+    /// displacement (z, y, x, 3) or None, place in the epoch), or None at the end; without `wait`, False if it is not ready.
     #[pyo3(signature = (wait = true))]
     fn sample<'py>(&self, py: Python<'py>, wait: bool) -> PyResult<Bound<'py, PyAny>> {
         match self.wait(py, wait, Loader::next_timeout)? {
@@ -385,17 +396,74 @@ impl Drop for EpochLoader {
     }
 }
 
+/// `flip`, `permute`, `rotate` and `crop`.
+type Turning = ([f64; 3], f64, f64, Option<Shape>);
+
+/// What a `RandomAffine` is made of: `scales`, `degrees`, `shears`, `translation`, `isotropic`, and the probabilities.
+type Affines = (Ranges, Ranges, Ranges, Ranges, bool, (f64, f64, f64));
+
+type Ranges = [[f64; 2]; 3];
+
+/// What a `RandomElastic` is made of: `num_control_points`, `max_displacement` and the probability.
+type Elastics = (Shape, [f64; 3], f64);
+
 fn augmentation(
-    (flip, permute, rotate, crop): ([f64; 3], f64, f64, Option<Shape>),
+    ((flip, permute, rotate, crop), affine, elastic): (Turning, Option<Affines>, Option<Elastics>),
 ) -> Augmentation {
-    let augment = Augmentation::default()
+    let mut augment = Augmentation::default()
         .with_flip(flip)
         .with_permute(permute)
         .with_rotate(rotate);
-    match crop {
-        Some(crop) => augment.with_crop(crop),
-        None => augment,
+    if let Some(crop) = crop {
+        augment = augment.with_crop(crop);
     }
+    if let Some((scales, degrees, shears, translation, isotropic, probabilities)) = affine {
+        let affine = RandomAffine::default()
+            .with_scales(scales)
+            .with_degrees(degrees)
+            .with_shears(shears)
+            .with_translation(translation)
+            .with_isotropic(isotropic)
+            .with_p(probabilities.0)
+            .with_p_rotation(probabilities.1)
+            .with_p_scaling(probabilities.2);
+        augment = augment.with_affine(affine);
+    }
+    if let Some((points, largest, p)) = elastic {
+        let elastic = RandomElastic::default()
+            .with_num_control_points(points)
+            .with_max_displacement(largest)
+            .with_p(p);
+        augment = augment.with_elastic(elastic);
+    }
+    augment
+}
+
+/// Returns matrices as an array with `axes`, of which the last two are 4 and 4.
+fn matrices<'py>(py: Python<'py>, all: &[Affine], axes: &[usize]) -> PyResult<Bound<'py, PyAny>> {
+    let numbers = all.iter().flatten().flatten().copied().collect();
+    shaped(py, numbers, axes)
+}
+
+/// Returns displacements as an array with `axes` and those of the control points; None if there are none.
+fn displacements<'py>(
+    py: Python<'py>,
+    all: &[ControlPoints],
+    axes: &[usize],
+) -> PyResult<Bound<'py, PyAny>> {
+    let Some(first) = all.first() else {
+        return Ok(py.None().into_bound(py));
+    };
+    let points = first.shape().map(|n| usize::try_from(n).unwrap_or(0));
+    let shape: Vec<usize> = axes.iter().copied().chain(points).chain([3]).collect();
+    let numbers = all.iter().flat_map(ControlPoints::points).flatten();
+    shaped(py, numbers.copied().collect(), &shape)
+}
+
+fn shaped<'py>(py: Python<'py>, numbers: Vec<f64>, shape: &[usize]) -> PyResult<Bound<'py, PyAny>> {
+    let array =
+        ArrayD::from_shape_vec(shape, numbers).map_err(|error| invalid(error.to_string()))?;
+    Ok(PyArray::from_owned_array(py, array).into_any())
 }
 
 /// The axis (1, 2, 3 for z, y, x) that each axis of a patch runs along, negative where it runs backwards.
@@ -417,6 +485,8 @@ fn unpacked(py: Python<'_>, sample: Sample) -> PyResult<Bound<'_, PyAny>> {
     let place = PyArray::from_vec(py, location(sample.region).to_vec());
     let (subject, n) = (sample.subject_index, sample.place);
     let axes = PyArray::from_vec(py, orientation(sample.axes()).to_vec());
+    let affine = matrices(py, &[sample.affine()], &[4, 4])?;
+    let displacement = displacements(py, sample.displacement().as_slice(), &[])?;
     let names: Vec<String> = names(&sample).map(str::to_owned).collect();
     let arrays = PyDict::new(py);
     for (name, patch) in names.into_iter().zip(sample.into_pooled()) {
@@ -424,7 +494,7 @@ fn unpacked(py: Python<'_>, sample: Sample) -> PyResult<Bound<'_, PyAny>> {
         let shape = [patch.channels(), z, y, x];
         arrays.set_item(name, array::on(py, Box::new(patch), &shape)?)?;
     }
-    let all = (arrays, place, subject, axes, n).into_pyobject(py)?;
+    let all = (arrays, place, subject, axes, affine, displacement, n).into_pyobject(py)?;
     Ok(all.into_any())
 }
 

@@ -5,6 +5,7 @@ affines take voxel indices (x, y, z, 1) to mm in RAS+, as nibabel's do.
 """
 
 from ._voxpatch import Volume, __version__
+from .augment import RandomAffine, RandomElastic
 from .errors import VoxpatchError
 from .files import convert, open, write
 from .inference import GridAggregator, GridSampler
@@ -23,6 +24,8 @@ __all__ = [
     "MixtureSampler",
     "Quantize",
     "Queue",
+    "RandomAffine",
+    "RandomElastic",
     "Sampler",
     "Subject",
     "Threshold",

@@ -272,7 +272,11 @@ def _survey(parts: Sequence[_Parts], threads: int, alike: bool) -> int:
     opened are left to the loader.
     """
 
-_Augment: TypeAlias = tuple[tuple[float, float, float], float, float, tuple[int, int, int] | None]
+_Turning: TypeAlias = tuple[tuple[float, float, float], float, float, tuple[int, int, int] | None]
+_Pairs: TypeAlias = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+_Affine: TypeAlias = tuple[_Pairs, _Pairs, _Pairs, _Pairs, bool, tuple[float, float, float]]
+_Elastic: TypeAlias = tuple[tuple[int, int, int], tuple[float, ...], float]
+_Augment: TypeAlias = tuple[_Turning, _Affine | None, _Elastic | None]
 
 @final
 class Epochs:
@@ -311,16 +315,31 @@ class Epochs:
     ) -> EpochLoader:
         """Start an epoch at its first patch or at a saved state; `contiguous` if it is read in batches."""
 
-_Sample: TypeAlias = tuple[dict[str, Array], npt.NDArray[np.int64], int, npt.NDArray[np.int64], int]
-_Batch: TypeAlias = tuple[dict[str, Array], npt.NDArray[np.int64], list[int], npt.NDArray[np.int64]]
+_Sample: TypeAlias = tuple[
+    dict[str, Array],
+    npt.NDArray[np.int64],
+    int,
+    npt.NDArray[np.int64],
+    npt.NDArray[np.float64],
+    npt.NDArray[np.float64] | None,
+    int,
+]
+_Batch: TypeAlias = tuple[
+    dict[str, Array],
+    npt.NDArray[np.int64],
+    list[int],
+    npt.NDArray[np.int64],
+    npt.NDArray[np.float64],
+    npt.NDArray[np.float64] | None,
+]
 
 @final
 class EpochLoader:
     """An iterator over one epoch; its threads end with it."""
 
     def batch(self, wait: bool = True) -> _Batch | None | Literal[False]:
-        """Return the next batch as (arrays by name, locations (b, 6), numbers of the subjects, orientations (b, 3)), or
-        None at the end; without `wait`, False if it is not ready.
+        """Return the next batch as (arrays by name, locations (b, 6), numbers of the subjects, orientations (b, 3), affines
+        (b, 4, 4), displacements (b, z, y, x, 3) or None), or None at the end; without `wait`, False if it is not ready.
         """
 
     def samples(self, wait: bool = True) -> list[_Sample] | None | Literal[False]:
@@ -329,8 +348,8 @@ class EpochLoader:
         """
 
     def sample(self, wait: bool = True) -> _Sample | None | Literal[False]:
-        """Return the next patch as (arrays by name, location (6,), number of the subject, orientation (3,), place in the
-        epoch), or None at the end; without `wait`, False if it is not ready.
+        """Return the next patch as (arrays by name, location (6,), number of the subject, orientation (3,), affine (4, 4),
+        displacement (z, y, x, 3) or None, place in the epoch), or None at the end; without `wait`, False if it is not ready.
         """
 
     def state(self) -> str:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union
 
 from ._voxpatch import EpochLoader, SubjectList, _survey
 from ._voxpatch import Epochs as Plan
+from .augment import RandomAffine, RandomElastic
 from .epochs import Epochs
 from .errors import InvalidError
 from .samplers import Sampler
 from .sizes import count as _count
-from .sizes import normalization, three
+from .sizes import normalization, probability, three
 from .sizes import size as _size
 from .subject import Subject
 from .work import Handed, Line, Pinning, Task, bfloat16, check_torch, is_bfloat16
@@ -137,6 +138,10 @@ class Queue:
         Probability of a random rotation by multiples of 90 degrees, which never mirrors.
     crop : int or (int, int, int), optional
         Voxels of a random part of each drawn patch, which is delivered instead.
+    affine : RandomAffine, optional
+        Random rotations, scales, shears and translations, through which patches are read.
+    elastic : RandomElastic, optional
+        Random deformations, through which patches are read.
     normalize : {"zscore"}, (float, float) or dict, optional
         Normalization, as that of :func:`predict`, of the only image, or of those of a dictionary: ``{"ct": (-1000, 400)}``.
         They are then float32, unless `dtype` says otherwise.
@@ -173,10 +178,18 @@ class Queue:
     leave its ``num_workers`` at 0: the queue's threads read in the same process, and nothing is copied between processes.
     Worker processes share the epoch; with `batch_size` here, batches even come in the same order.
 
-    The native options (`normalize`, `dtype`, `crop`, `flip`, `permute`, `rotate`) run on the reading threads, in this order
-    but with the crop first, before a `transform`. With `flip`, `permute` or `rotate`, samples have an ``"orientation"``, int64
+    The native options run on the reading threads: first `crop`, then `affine` and `elastic`, `normalize`, `dtype`, `flip`,
+    `permute`, `rotate`, then a `transform`. With `flip`, `permute` or `rotate`, samples have an ``"orientation"``, int64
     (3,): the axis of the volume, 1 for z, 2 for y, 3 for x, that each axis of the patch runs along, negative where it runs
     backwards. :func:`turn_back` undoes it. ``"location"`` is the region in the volume.
+
+    With `affine` or `elastic`, each image is interpolated once, as the subject's `interpolation` says, which integers need
+    because they may be labels. Only the box that the patch needs is read, and what is beyond the volume is its `padding`. A
+    volume that :func:`open` or `grid` resamples is interpolated twice. Values keep the volume's type: integers are rounded
+    before they are normalized or cast. Samples have an ``"affine"``, float64 (4, 4): the matrix from voxel indices (x, y, z, 1)
+    of the patch to mm in RAS+, with flips and new orders of the axes. With `elastic` they have a ``"displacement"``, float64
+    (n, n, n, 3), the displacements of the control points along z, y, x in voxels of the patch: voxel v shows the place of the
+    ``"affine"`` at v + d(v), d the spline that :class:`RandomElastic` describes. ``"location"`` is the region before the map.
 
     Random numbers are a function of (`seed`, epoch, n), n the place of the sample in the epoch: a transform's ``rng`` is
     ``numpy.random.default_rng([seed, epoch, n])``, and its ``generator`` is seeded by the first ``integers(2**63)`` of that.
@@ -224,6 +237,8 @@ class Queue:
         permute: float = 0.0,
         rotate: float = 0.0,
         crop: Size | None = None,
+        affine: RandomAffine | None = None,
+        elastic: RandomElastic | None = None,
         normalize: Normalize | Mapping[str, Normalize] | None = None,
         pin_memory: bool = False,
         batch_size: int | None = None,
@@ -251,11 +266,15 @@ class Queue:
         self.transform = transform
         self.transform_threads = _count("transform_threads", transform_threads)
         self.flip = _probabilities("flip", flip)
-        self.permute = _probability("permute", permute)
-        self.rotate = _probability("rotate", rotate)
+        self.permute = probability("permute", permute)
+        self.rotate = probability("rotate", rotate)
         self.crop = None if crop is None else _size("crop", crop)
         if self.crop is not None and any(own > whole for own, whole in zip(self.crop, sampler.patch_size)):
             raise InvalidError(f"crop {crop!r}: the sampler's patch_size is {sampler.patch_size}; give a smaller crop")
+        self.affine, self.elastic = affine, elastic
+        for name, given, kind in (("affine", affine, RandomAffine), ("elastic", elastic, RandomElastic)):
+            if given is not None and not isinstance(given, kind):
+                raise InvalidError(f"{name} is a {type(given).__name__}: give a voxpatch.{kind.__name__}")
         self.normalize = normalize
         self.pin_memory = bool(pin_memory)
         self.batch_size = None if batch_size is None else _count("batch_size", batch_size, least=1)
@@ -393,7 +412,11 @@ class Queue:
             contiguous,
             same_images=self.same_images,
             stay_in_epoch=worker is not None,
-            augment=(self.flip, self.permute, self.rotate, self.crop),
+            augment=(
+                (self.flip, self.permute, self.rotate, self.crop),
+                None if self.affine is None else self.affine._parts(),
+                None if self.elastic is None else self.elastic._parts(),
+            ),
         )
         self._turns = turn[1]
         self._state = loader.state()
@@ -534,6 +557,7 @@ class _Iterator(Iterator[Sample]):
             {name for name, dtype in types.items() if is_bfloat16(dtype)} if isinstance(types, Mapping) else is_bfloat16(types)
         )
         self._turned = max(*queue.flip, queue.permute, queue.rotate) > 0
+        self._mapped = queue.affine is not None or queue.elastic is not None
 
     def __next__(self) -> Sample:
         queue = self._queue
@@ -604,8 +628,9 @@ class _Iterator(Iterator[Sample]):
         found = self._loader.batch(wait)
         if not found:
             return None
-        batch, location, subjects, orientation = found
-        return self._completed(batch, location, [self._queue._metadata[index] for index in subjects], orientation)
+        batch, location, subjects, orientation, affine, displacement = found
+        names = [self._queue._metadata[index] for index in subjects]
+        return self._completed(batch, location, names, orientation, affine, displacement)
 
     def _named(
         self,
@@ -613,12 +638,21 @@ class _Iterator(Iterator[Sample]):
         location: npt.NDArray[np.int64],
         subject: int,
         orientation: npt.NDArray[np.int64],
+        affine: npt.NDArray[np.float64],
+        displacement: npt.NDArray[np.float64] | None,
         place: int,
     ) -> tuple[Sample, int]:
-        return self._completed(sample, location, self._queue._metadata[subject], orientation), place
+        metadata = self._queue._metadata[subject]
+        return self._completed(sample, location, metadata, orientation, affine, displacement), place
 
     def _completed(
-        self, item: Sample, location: npt.NDArray[np.int64], subject: object, orientation: npt.NDArray[np.int64]
+        self,
+        item: Sample,
+        location: npt.NDArray[np.int64],
+        subject: object,
+        orientation: npt.NDArray[np.int64],
+        affine: npt.NDArray[np.float64],
+        displacement: npt.NDArray[np.float64] | None,
     ) -> Sample:
         if self._bfloat16:
             names = list(item) if self._bfloat16 is True else self._bfloat16
@@ -626,6 +660,10 @@ class _Iterator(Iterator[Sample]):
         item["location"] = location
         if self._turned:
             item["orientation"] = orientation
+        if self._mapped:
+            item["affine"] = affine
+        if displacement is not None:
+            item["displacement"] = displacement
         item["subject"] = subject
         return item
 
@@ -735,18 +773,8 @@ def _counts(given: int | Sequence[int]) -> int | list[int]:
     return [_count("samples_per_subject", one) for one in given]
 
 
-def _probability(name: str, given: float) -> float:
-    try:
-        probability = float(given)
-    except (TypeError, ValueError) as error:
-        raise InvalidError(f"{name} {given!r}: give a probability, from 0 to 1") from error
-    if not 0 <= probability <= 1:
-        raise InvalidError(f"{name} {given!r}: give a probability, from 0 to 1")
-    return probability
-
-
 def _probabilities(name: str, given: float | Sequence[float]) -> tuple[float, float, float]:
-    z, y, x = (_probability(name, one) for one in three(name, given))
+    z, y, x = (probability(name, one) for one in three(name, given))
     return z, y, x
 
 

@@ -49,6 +49,17 @@ def three(name: str, given: Overlap) -> list[Any]:
     return numbers
 
 
+def probability(name: str, given: float) -> float:
+    """Return a probability."""
+    try:
+        number = float(given)
+    except (TypeError, ValueError) as error:
+        raise InvalidError(f"{name} {given!r}: give a probability, from 0 to 1") from error
+    if not 0 <= number <= 1:
+        raise InvalidError(f"{name} {given!r}: give a probability, from 0 to 1")
+    return number
+
+
 def normalization(given: Normalize | None) -> str:
     """Return a normalization as the compiled half takes it."""
     if given is None or isinstance(given, str):
