@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use pyo3::prelude::*;
 use pyo3::types::PySlice;
-use voxpatch::volume::{MissingChunks, ReadMethod, Resample, VoxelGrid};
+use voxpatch::volume::{MissingChunks, ReadMethod, Resample, Tilt, VoxelGrid};
 use voxpatch::{Affine, DType, Geometry, OpenOptions, Padding, Shape};
 
 use crate::array;
@@ -129,20 +129,34 @@ const READ_METHOD: [(&str, ReadMethod); 4] = [
     ("pread", ReadMethod::Pread),
 ];
 
-/// The options of `open` that a pickled volume takes along: `level`, `missing_chunks`, `trusted`, `read_method` and
-/// `allow_external`.
-pub(crate) type Opening = (usize, String, bool, String, bool);
+const TILT: [(&str, Tilt); 2] = [("refuse", Tilt::Refuse), ("shear", Tilt::Shear)];
+
+/// The options of `open` that a pickled volume takes along: `level`, `missing_chunks`, `trusted`, `read_method`,
+/// `allow_external`, `series`, `allow_uneven` and `tilt`.
+pub(crate) type Opening = (
+    usize,
+    String,
+    bool,
+    String,
+    bool,
+    Option<String>,
+    bool,
+    String,
+);
 
 /// Returns the library's options for those of `open`.
 pub(crate) fn open_options(
-    (level, missing, trusted, method, allow_external): &Opening,
+    (level, missing, trusted, method, allow_external, series, allow_uneven, tilt): &Opening,
 ) -> PyResult<OpenOptions> {
     Ok(OpenOptions::default()
         .with_level(*level)
         .with_missing_chunks(chosen("missing_chunks", missing, &MISSING_CHUNKS)?)
         .with_trusted(*trusted)
         .with_read_method(chosen("read_method", method, &READ_METHOD)?)
-        .with_allow_external(*allow_external))
+        .with_allow_external(*allow_external)
+        .with_series(series.clone())
+        .with_allow_uneven(*allow_uneven)
+        .with_tilt(chosen("tilt", tilt, &TILT)?))
 }
 
 /// Returns the arguments of [`open_options`].
@@ -153,6 +167,9 @@ pub(crate) fn opening(options: &OpenOptions) -> Opening {
         options.trusted,
         name(options.read_method, &READ_METHOD).to_owned(),
         options.allow_external,
+        options.series.clone(),
+        options.allow_uneven,
+        name(options.tilt, &TILT).to_owned(),
     )
 }
 

@@ -62,6 +62,9 @@ fn hint(error: &Error) -> &'static str {
         Error::Lossy { .. } | Error::OutputRange { .. } => " (clip=True)",
         Error::ValueRange { .. } => " (values=)",
         Error::MemoryLimit { .. } => " (memory=)",
+        Error::SeriesChoice { .. } => " (series=)",
+        Error::UnevenSlices { .. } => " (allow_uneven=True)",
+        Error::TiltedSlices { .. } => " (tilt=\"shear\")",
         Error::NoGeometry { .. } => " (same_grid=True)",
         Error::PatchSize { patch, volume, .. } if patch > volume => {
             " (border=\"pad\" of samplers; padding= of GridSampler and predict)"

@@ -125,8 +125,11 @@ impl Source {
         let volume: Arc<dyn voxpatch::Volume> = match &self.place {
             Place::Memory(volume) => Arc::clone(volume),
             Place::Path { path, options } => {
-                let stored = (**options).clone().with_values(volume::Values::Stored);
-                let stored = stored.open(path)?;
+                let wanted = match self.values {
+                    Values::Stored => volume::Values::Stored,
+                    Values::Real | Values::As(_) => volume::Values::Unconverted,
+                };
+                let stored = (**options).clone().with_values(wanted).open(path)?;
                 match self.values {
                     Values::Stored => stored,
                     Values::Real => RealValues::of(stored),

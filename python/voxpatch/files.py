@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Shard,
         Size,
         Spacing,
+        Tilt,
         Values,
         Zarr,
     )
@@ -51,15 +52,18 @@ def open(
     trusted: bool = True,
     read_method: ReadMethod = "auto",
     allow_external: bool = False,
+    series: str | int | None = None,
+    allow_uneven: bool = False,
+    tilt: Tilt = "refuse",
 ) -> Volume:
-    """Open a volume: a Zarr folder, or a NIfTI, numpy, MetaImage, NRRD or raw file.
+    """Open a volume: a Zarr folder, a DICOM series, or a NIfTI, numpy, MetaImage, NRRD or raw file.
 
     Only the header is read.
 
     Parameters
     ----------
     path : str or path-like
-        The file, or the folder of a Zarr array or OME-Zarr image.
+        The file, or the folder of a Zarr array, an OME-Zarr image or a DICOM series.
     level : int, default 0
         Level of a multiscale image; 0 is the finest.
     channels : int, slice, range or (int, int), optional
@@ -91,13 +95,22 @@ def open(
     missing_chunks : {"fill", "error"}, default "fill"
         Meaning of a Zarr chunk that has no file: it is all fill value, or it was lost.
     trusted : bool, default True
-        False refuses codecs that hostile data could exploit (such as blosc) and symbolic links in Zarr folders.
+        False refuses codecs that hostile data could exploit (blosc, JPEG 2000) and symbolic links in folders.
     read_method : {"auto", "mmap", "mmap-resident", "pread"}, default "auto"
         How uncompressed files are read: mapped, with touched pages unmapped again; mapped with touched pages kept,
         which is faster; or by system calls. "auto" keeps the pages of files that fit into the available memory, and
         reads files on network file systems by system calls.
     allow_external : bool, default False
         Follow a header to a file of voxels outside its own folder.
+    series : str or int, optional
+        DICOM series to open where there are several: its unique identifier, or its number in the list that the error
+        message shows, counted from 1.
+    allow_uneven : bool, default False
+        Read DICOM slices that are missing or at uneven distances as if they were evenly spaced. The message of the
+        error without it has the distances.
+    tilt : {"refuse", "shear"}, default "refuse"
+        Treatment of DICOM slices that are shifted within their plane, as by a tilted gantry: an error that names the
+        angle, or a volume with an affine whose axes are not perpendicular.
 
     Returns
     -------
@@ -127,7 +140,16 @@ def open(
     >>> voxpatch.open("scan.nii", spacing=1.5, orientation="RAS").shape
     (1, 8, 3, 4)
     """
-    options = (count("level", level), missing_chunks, bool(trusted), read_method, bool(allow_external))
+    options = (
+        count("level", level),
+        missing_chunks,
+        bool(trusted),
+        read_method,
+        bool(allow_external),
+        None if series is None else str(series),
+        bool(allow_uneven),
+        tilt,
+    )
     lengths = None if spacing is None else _spacing(spacing)
     grid = like if like is None or isinstance(like, Volume) else open(like)
     resample = (lengths, orientation, grid, interpolation, bool(antialias), outside)

@@ -41,6 +41,8 @@ Spacing = Union[float, Sequence[float]]
 Interpolation = Literal["nearest", "linear", "cubic", "label-linear"]
 #: How uncompressed files are read.
 ReadMethod = Literal["auto", "mmap", "mmap-resident", "pread"]
+#: The treatment of DICOM slices that are shifted within their plane.
+Tilt = Literal["refuse", "shear"]
 #: The meaning of a Zarr chunk that has no file.
 MissingChunks = Literal["fill", "error"]
 #: The compression of chunks.

@@ -69,6 +69,8 @@ impl Error {
             | Self::InvalidLocation { .. } => ErrorKind::Corrupt,
             Self::UnknownFormat { .. }
             | Self::Unsupported { .. }
+            | Self::UnevenSlices { .. }
+            | Self::TiltedSlices { .. }
             | Self::UnsupportedDType { .. }
             | Self::TooLarge { .. }
             | Self::NoIdentity { .. }
@@ -86,7 +88,8 @@ impl Error {
             | Self::DuplicatePatch { .. }
             | Self::OutputIsInput { .. }
             | Self::SameOutput { .. }
-            | Self::NoTime { .. } => ErrorKind::InvalidArgument,
+            | Self::NoTime { .. }
+            | Self::SeriesChoice { .. } => ErrorKind::InvalidArgument,
             Self::OutOfBounds { .. }
             | Self::NoSuchChannel { .. }
             | Self::NoSuchBox { .. }

@@ -134,6 +134,35 @@ pub enum Error {
         dtype: DType,
     },
 
+    /// A path holds several DICOM series, and none or one that is not there was chosen.
+    #[error("{}: {problem}: {series}", path.display())]
+    SeriesChoice {
+        /// The folder or file.
+        path: PathBuf,
+        /// What is to be chosen.
+        problem: String,
+        /// The series, each with its number, description, modality, size and unique identifier.
+        series: String,
+    },
+
+    /// The slices of a volume are not at even distances.
+    #[error("{}: {problem}: read them as if they were evenly spaced only if that does no harm", path.display())]
+    UnevenSlices {
+        /// The folder or file.
+        path: PathBuf,
+        /// The distances.
+        problem: String,
+    },
+
+    /// The slices of a volume are shifted within their plane.
+    #[error("{}: {problem}: read it as a sheared volume, or correct the tilt first", path.display())]
+    TiltedSlices {
+        /// The folder or file.
+        path: PathBuf,
+        /// The angle and the shift.
+        problem: String,
+    },
+
     /// A chunk could not be decoded.
     #[error("{}: chunk {key} cannot be decoded", path.display())]
     Chunk {

@@ -14,9 +14,14 @@ const POINTERS: [(&[u8], &str); 2] = [
     ),
 ];
 
-const DICOM: &str = "it is DICOM, which is not read: make .nii.gz of the series with dcm2niix, or .nrrd with 3D Slicer";
-const TIFF: &str =
-    "it is TIFF, which is not read: make OME-Zarr of it with bioformats2raw, or .npy with tifffile";
+#[cfg(not(feature = "dicom"))]
+const DICOM: &str = "it is DICOM, which this build does not read: make .nii.gz of the series with dcm2niix, or .nrrd with 3D Slicer";
+#[cfg(feature = "dicom")]
+const DICOM: &str = "it has the name of a DICOM file, but not its content";
+#[cfg(not(feature = "tiff"))]
+const TIFF: &str = "it is TIFF, which this build does not read: make OME-Zarr of it with bioformats2raw, or .npy with tifffile";
+#[cfg(feature = "tiff")]
+const TIFF: &str = "it has the name of a TIFF file, but not its content";
 const HDF5: &str = "it is HDF5, which is not read: copy the dataset into .zarr or .npy with h5py";
 const MGH: &str =
     "it is a FreeSurfer volume, which is not read: make .nii.gz of it with mri_convert or nibabel";
@@ -130,11 +135,11 @@ mod tests {
         let mut dicom = [0; 132];
         dicom[128..].copy_from_slice(b"DICM");
         for (name, head, word) in [
-            ("IM0001", &dicom[..], "dcm2niix"),
+            ("IM0001", &dicom[..], "DICOM"),
             ("a.bin", b"\x89HDF\r\n\x1a\n", "h5py"),
-            ("a.dcm", b"", "dcm2niix"),
-            ("a.TIF", b"", "tifffile"),
-            ("a", b"MM\0*", "tifffile"),
+            ("a.dcm", b"", "DICOM"),
+            ("a.TIF", b"", "TIFF"),
+            ("a", b"MM\0*", "TIFF"),
             ("a.mgz", b"\x1f\x8b", "mri_convert"),
             ("a.npz", b"", "npy"),
             (

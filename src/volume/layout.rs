@@ -150,6 +150,8 @@ pub enum Format {
     Nrrd,
     Zarr2,
     Zarr3,
+    Dicom,
+    Tiff,
 }
 
 impl fmt::Display for Format {
@@ -165,6 +167,8 @@ impl fmt::Display for Format {
             Self::Nrrd => "nrrd",
             Self::Zarr2 => "zarr-v2",
             Self::Zarr3 => "zarr-v3",
+            Self::Dicom => "dicom",
+            Self::Tiff => "tiff",
         })
     }
 }

@@ -5,12 +5,17 @@
 
 mod available;
 mod axes;
+#[cfg(any(feature = "dicom", feature = "tiff"))]
+mod blocks;
 mod cached;
 mod channels;
 mod chunk;
 mod chunk_set;
 mod create;
 mod cropped;
+mod decoders;
+#[cfg(feature = "dicom")]
+mod dicom;
 mod files;
 mod flat;
 mod foreign;
@@ -40,6 +45,8 @@ mod subset;
 #[cfg(any(test, feature = "testing"))]
 pub mod suite;
 mod sweep;
+#[cfg(feature = "tiff")]
+mod tiff;
 mod traits;
 mod units;
 mod upsampled;
@@ -69,7 +76,7 @@ pub(crate) use mmap::give_back_freed;
 pub use mmap::{share_heaps, signal_is_ignored};
 pub(crate) use needs::{decoding_bytes, encoding_bytes, index_bytes, marked_bytes};
 pub use open::open;
-pub use options::{MissingChunks, OpenOptions, Values};
+pub use options::{MissingChunks, OpenOptions, Tilt, Values};
 pub use overwrite::{FileKind, FolderKind, Overwrite, UnexpectedEntry};
 #[cfg(test)]
 pub(crate) use partial::steps;

@@ -8,8 +8,12 @@ use std::sync::Arc;
 
 use flate2::bufread::MultiGzDecoder;
 
+#[cfg(feature = "dicom")]
+use super::dicom;
 use super::flat;
 use super::format::{self, DataStart, Encoding, FileFormat, FlatHeader, GZIP};
+#[cfg(feature = "tiff")]
+use super::tiff;
 use super::{OpenOptions, RawSpec, RealValues, Values, Volume, foreign, zarr};
 use crate::error::{Error, Result};
 use crate::files::read_up_to;
@@ -24,7 +28,7 @@ impl OpenOptions {
         let stored = self.open_stored(path.as_ref())?;
         self.resample.of(match self.values {
             Values::Real => RealValues::of(stored),
-            Values::Stored => stored,
+            Values::Stored | Values::Unconverted => stored,
         })
     }
 
@@ -34,7 +38,7 @@ impl OpenOptions {
             Ok(found) => found,
         };
         if found.is_dir() {
-            return Ok(Arc::new(zarr::ZarrVolume::open(path, self)?));
+            return self.open_folder(path);
         }
         let unknown = |problem: &str| format::unknown(path, problem);
         if !found.is_file() {
@@ -43,12 +47,20 @@ impl OpenOptions {
         if found.len() == 0 {
             return Err(unknown("the file is empty"));
         }
+        #[cfg(feature = "tiff")]
+        if self.raw.is_none() && tiff::recognize(&read_up_to(path, 4)?) {
+            return tiff::open_file(path, self);
+        }
         if self.level > 0 {
             return Err(Error::InvalidArgument {
                 argument: "level",
                 value: self.level.to_string(),
                 problem: format!("{} has only level 0", path.display()),
             });
+        }
+        #[cfg(feature = "dicom")]
+        if self.raw.is_none() && dicom::recognize(&read_up_to(path, 132)?) {
+            return dicom::open_file(path, self);
         }
         let header = match &self.raw {
             Some(spec) => spec.header(path)?,
@@ -62,6 +74,23 @@ impl OpenOptions {
         };
         flat::open(path, &from, &header, self)
     }
+
+    /// Opens a Zarr folder, or a folder of slices.
+    fn open_folder(&self, path: &Path) -> Result<Arc<dyn Volume>> {
+        #[cfg(feature = "dicom")]
+        if !zarr::is_group(path)
+            && let Some(volume) = dicom::open_folder(path, self)?
+        {
+            return Ok(volume);
+        }
+        #[cfg(feature = "tiff")]
+        if !zarr::is_group(path)
+            && let Some(volume) = tiff::open_folder(path, self)?
+        {
+            return Ok(volume);
+        }
+        Ok(Arc::new(zarr::ZarrVolume::open(path, self)?))
+    }
 }
 
 impl OpenOptions {
@@ -72,11 +101,29 @@ impl OpenOptions {
     /// As [`open`].
     pub fn levels(&self, path: impl AsRef<Path>) -> Result<usize> {
         let path = path.as_ref();
-        if path.is_dir() {
+        if path.is_dir() && zarr::is_group(path) {
             zarr::level_count(path, self)
+        } else if path.is_file() {
+            self.levels_of_file(path)
         } else {
             Ok(1)
         }
+    }
+}
+
+impl OpenOptions {
+    /// Returns the number of levels of the image in a file.
+    #[cfg_attr(
+        not(feature = "tiff"),
+        expect(clippy::unused_self, clippy::unnecessary_wraps)
+    )]
+    fn levels_of_file(&self, path: &Path) -> Result<usize> {
+        #[cfg(feature = "tiff")]
+        if self.raw.is_none() && tiff::recognize(&read_up_to(path, 4)?) {
+            return tiff::level_count(path);
+        }
+        let _ = path;
+        Ok(1)
     }
 }
 

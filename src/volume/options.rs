@@ -48,6 +48,23 @@ pub struct OpenOptions {
     pub values: Values,
     /// The grid that the volume is brought to; its own by default.
     pub resample: Resample,
+    /// The DICOM series to open where there are several: its unique identifier, or its number in the list, counted
+    /// from 1; only for DICOM.
+    pub series: Option<String>,
+    /// Whether to read slices at uneven distances, or with missing ones, as if they were evenly spaced; only for DICOM.
+    pub allow_uneven: bool,
+    /// The treatment of tilted slices; only for DICOM.
+    pub tilt: Tilt,
+}
+
+/// The treatment of slices that are shifted within their plane, as by a tilted gantry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tilt {
+    /// Such slices are an error that names the angle.
+    #[default]
+    Refuse,
+    /// The volume is sheared: its affine has axes that are not perpendicular.
+    Shear,
 }
 
 impl Default for OpenOptions {
@@ -61,6 +78,9 @@ impl Default for OpenOptions {
             allow_external: false,
             values: Values::Real,
             resample: Resample::default(),
+            series: None,
+            allow_uneven: false,
+            tilt: Tilt::Refuse,
         }
     }
 }
@@ -83,6 +103,12 @@ impl OpenOptions {
         with_values(values: Values);
         /// Sets the grid that the volume is brought to.
         with_resample(resample: Resample);
+        /// Sets the DICOM series to open.
+        with_series(series: Option<String>);
+        /// Sets whether slices at uneven distances are read.
+        with_allow_uneven(allow_uneven: bool);
+        /// Sets how tilted slices are treated.
+        with_tilt(tilt: Tilt);
     }
 }
 
@@ -93,8 +119,11 @@ pub enum Values {
     /// [`Rescale::dtype`](super::Rescale::dtype) chooses. Volumes without them keep the stored type.
     #[default]
     Real,
-    /// The values in the file. Slope and intercept are in the layout.
+    /// The values in the file. Slope and intercept are in the layout, unless they differ between slices.
     Stored,
+    /// As `Stored`, for callers that apply the slope and intercept of the layout themselves. Where these differ between
+    /// slices, as in PET, the values are real already.
+    Unconverted,
 }
 
 /// The treatment of chunks that have no file. (A chunk that is empty in its shard's index is never missing.)

@@ -1,6 +1,6 @@
 //! Detection of changes to inputs since they were opened.
 
-use std::fs::{self, Metadata};
+use std::fs::{self, File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -37,21 +37,46 @@ impl FileWatch {
 
     /// Checks that all files are unchanged.
     pub(super) fn check(&self) -> Result<()> {
-        for (path, before) in &self.0 {
-            let what = match fs::metadata(path).map(|found| FileStamp::new(&found)) {
-                Ok(now) if now == *before => continue,
-                Ok(now) if now.identity != before.identity => {
-                    "a different file has its name".to_owned()
-                }
-                Ok(now) if now.length != before.length => {
-                    format!("it had {} bytes and has {}", before.length, now.length)
-                }
-                Ok(_) => WRITTEN.to_owned(),
-                Err(error) => format!("it can no longer be found ({error})"),
-            };
-            return Err(changed(path, what));
-        }
-        Ok(())
+        self.0
+            .iter()
+            .try_for_each(|(path, before)| before.check(path, fs::metadata(path)))
+    }
+
+    /// Returns the path of the file that was added as number `index`.
+    pub(super) fn path(&self, index: usize) -> &Path {
+        &self.0[index].0
+    }
+
+    /// Returns the length of the file that was added as number `index`.
+    pub(super) fn length(&self, index: usize) -> u64 {
+        self.0[index].1.length
+    }
+
+    /// Checks that an open file is the file that was added as number `index`, unchanged.
+    pub(super) fn check_file(&self, index: usize, file: &File) -> Result<()> {
+        let (path, before) = &self.0[index];
+        before.check(path, file.metadata())
+    }
+
+    /// Returns the paths of all files.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.0.iter().map(|(path, _)| path.as_path())
+    }
+}
+
+impl FileStamp {
+    /// Checks that the file at `path` is unchanged, given its metadata of now.
+    fn check(&self, path: &Path, found: std::io::Result<Metadata>) -> Result<()> {
+        let what = match found.map(|found| Self::new(&found)) {
+            Ok(now) if now == *self => return Ok(()),
+            Ok(now) if now.identity != self.identity => "a different file has its name".to_owned(),
+            Ok(now) if now.length != self.length => {
+                format!("it had {} bytes and has {}", self.length, now.length)
+            }
+            Ok(_) => WRITTEN.to_owned(),
+            Err(error) => format!("it can no longer be found ({error})"),
+        };
+        Err(changed(path, what))
     }
 }
 
@@ -94,7 +119,6 @@ impl Since {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::File;
 
     fn what(watch: &FileWatch) -> String {
         match watch.check() {

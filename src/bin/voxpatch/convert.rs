@@ -149,9 +149,11 @@ fn source(
     storage: &CreateOptions,
 ) -> anyhow::Result<(Arc<dyn Volume>, Option<Rescale>)> {
     let opening = &settings.opening;
-    let options = opening
-        .options(settings.part.level)
-        .with_values(Values::Stored);
+    let values = match opening.values {
+        ValuesName::Stored => Values::Stored,
+        ValuesName::Real => Values::Unconverted,
+    };
+    let options = opening.options(settings.part.level).with_values(values);
     let stored = options.open(&settings.source)?;
     if !settings.on_grid.is_none() {
         let volume = settings

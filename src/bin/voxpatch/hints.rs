@@ -40,6 +40,9 @@ fn hints(error: &Error) -> &'static [Hint] {
         Error::Lossy { .. } | Error::OutputRange { .. } => &[("clip", " (--clip)")],
         Error::ValueRange { .. } => &[("values", " (--values stored)")],
         Error::MemoryLimit { .. } => &[("memory", " (--memory)")],
+        Error::SeriesChoice { .. } => &[("series", " (--series)")],
+        Error::UnevenSlices { .. } => &[("allow-uneven", " (--allow-uneven)")],
+        Error::TiltedSlices { .. } => &[("tilt", " (--tilt shear)")],
         _ => &[],
     }
 }

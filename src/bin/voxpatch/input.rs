@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::{Args as ClapArgs, ValueEnum};
 use voxpatch::volume::{
     IndexRange, Interpolation, Layout, Matching, MissingChunks, Orientation, ReadMethod,
-    RealValues, Resample, Subset, TOLERANCE, Values, VoxelGrid,
+    RealValues, Resample, Subset, TOLERANCE, Tilt, Values, VoxelGrid,
 };
 use voxpatch::{DType, Error, OpenOptions, Padding, Volume};
 
@@ -31,6 +31,15 @@ pub(crate) struct Opening {
     /// Allow headers that name a file of voxels outside their folder.
     #[arg(long)]
     allow_external: bool,
+    /// DICOM series to open where there are several: its unique identifier, or its number in the list, counted from 1.
+    #[arg(long, value_name = "UID|N")]
+    series: Option<String>,
+    /// Read DICOM slices that are missing or at uneven distances as if they were evenly spaced.
+    #[arg(long)]
+    allow_uneven: bool,
+    /// How to treat DICOM slices that are shifted within their plane, as by a tilted gantry.
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    tilt: TiltName,
 }
 
 impl Opening {
@@ -50,6 +59,12 @@ impl Opening {
             })
             .with_trusted(!self.untrusted)
             .with_allow_external(self.allow_external)
+            .with_series(self.series.clone())
+            .with_allow_uneven(self.allow_uneven)
+            .with_tilt(match self.tilt {
+                TiltName::Refuse => Tilt::Refuse,
+                TiltName::Shear => Tilt::Shear,
+            })
             .with_values(match self.values {
                 ValuesName::Real => Values::Real,
                 ValuesName::Stored => Values::Stored,
@@ -283,4 +298,13 @@ enum MissingChunksName {
     Fill,
     /// Fail.
     Error,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum TiltName {
+    /// Fail, with the angle.
+    #[default]
+    Refuse,
+    /// Read a sheared volume, whose axes are not perpendicular.
+    Shear,
 }

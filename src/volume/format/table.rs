@@ -11,6 +11,17 @@ use crate::volume::Layout;
 pub(in super::super) const FORMATS: [FileFormat; 4] =
     [npy::FORMAT, nrrd::FORMAT, nifti::FORMAT, metaimage::FORMAT];
 
+/// The extensions of files of blocks, which have a module of their own. DICOM files are recognized by content, whatever
+/// their names.
+const BLOCKS: &[&str] = &[
+    #[cfg(feature = "dicom")]
+    ".dcm",
+    #[cfg(feature = "tiff")]
+    ".tif",
+    #[cfg(feature = "tiff")]
+    ".tiff",
+];
+
 /// Returns the format that recognizes these first bytes of a file.
 pub(in super::super) fn by_content(head: &[u8]) -> Option<&'static FileFormat> {
     FORMATS.iter().find(|format| (format.recognizes)(head))
@@ -65,6 +76,7 @@ pub fn readable_extensions() -> Vec<&'static str> {
         .chain(flat)
         .chain(pairs)
         .chain([".raw"])
+        .chain(BLOCKS.iter().copied())
         .collect()
 }
 
@@ -76,12 +88,18 @@ pub fn writable_extensions() -> Vec<&'static str> {
     [".zarr"].into_iter().chain(flat).collect()
 }
 
+/// Returns the extensions that can be opened, for a message.
+fn supported() -> String {
+    let extensions = readable_extensions().join(", ");
+    extensions.replace(".raw", ".raw with a JSON sidecar")
+}
+
 /// Creates an [`Error::UnknownFormat`].
 pub(in super::super) fn unknown(path: &Path, problem: &str) -> Error {
     Error::UnknownFormat {
         path: path.to_path_buf(),
         problem: problem.to_owned(),
-        supported: format!("{} with a JSON sidecar", readable_extensions().join(", ")),
+        supported: supported(),
     }
 }
 
@@ -93,7 +111,10 @@ mod tests {
     fn every_extension_belongs_to_one_format() {
         for (extensions, known) in [
             (
-                readable_extensions(),
+                readable_extensions()
+                    .into_iter()
+                    .filter(|end| !BLOCKS.contains(end))
+                    .collect(),
                 ".zarr .npy .nrrd .nhdr .nii .nii.gz .hdr .mhd .mha .img .raw",
             ),
             (

@@ -6,8 +6,6 @@
 //! c-blosc, whose decoders write out of bounds on some hostile input, regardless of its header.
 
 use std::any::TypeId;
-use std::io::Read;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use zarrs::array::BytesRepresentation;
@@ -17,6 +15,7 @@ use zarrs::array::codec::{
     ZlibCodec, ZstdCodec,
 };
 
+use super::super::decoders::{bounded, zlib};
 use super::pool::codec_options;
 use crate::error::Cause;
 
@@ -137,18 +136,6 @@ impl BoundedDecoder {
     }
 }
 
-/// Runs foreign code on foreign data, and converts a panic to an error.
-pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Cause> {
-    // Anything that a panic leaves incomplete is dropped with the closure, which owns it or only reads it.
-    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
-        let text = panic
-            .downcast_ref::<&str>()
-            .map(ToString::to_string)
-            .or_else(|| panic.downcast_ref::<String>().cloned());
-        format!("zarrs panicked: {}", text.unwrap_or_default()).into()
-    })
-}
-
 fn kind(codec: TypeId) -> CodecKind {
     let plain = [
         TypeId::of::<Adler32Codec>(),
@@ -164,28 +151,6 @@ fn kind(codec: TypeId) -> CodecKind {
         id if id == TypeId::of::<BloscCodec>() => CodecKind::Blosc,
         id if plain.contains(&id) => CodecKind::Plain,
         _ => CodecKind::Unknown,
-    }
-}
-
-/// Reads a stream to its end, but at most one byte beyond `limit`.
-fn bounded(stream: impl Read, limit: usize) -> Result<Vec<u8>, Cause> {
-    let mut decoded = Vec::with_capacity(limit.saturating_add(1));
-    stream
-        .take((limit as u64).saturating_add(1))
-        .read_to_end(&mut decoded)?;
-    Ok(decoded)
-}
-
-/// Decodes zlib. The `Read` adapter is not used because it accepts a stream without its end, and so without its
-/// checksum.
-fn zlib(encoded: &[u8], limit: usize) -> Result<Vec<u8>, Cause> {
-    let mut decoded = Vec::with_capacity(limit.saturating_add(1));
-    let mut stream = flate2::Decompress::new(true);
-    let status = stream.decompress_vec(encoded, &mut decoded, flate2::FlushDecompress::Finish)?;
-    if status == flate2::Status::StreamEnd {
-        Ok(decoded)
-    } else {
-        Err(format!("the zlib stream has no end within {limit} decoded bytes").into())
     }
 }
 
@@ -213,6 +178,7 @@ fn blosc_length(chunk: &[u8]) -> Result<u64, Cause> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::decoders::caught;
     use super::*;
 
     #[test]
@@ -228,9 +194,9 @@ mod tests {
 
     #[test]
     fn a_panic_becomes_an_error_with_its_text() {
-        assert_eq!(caught(|| 7).unwrap(), 7);
+        assert_eq!(caught("zarrs", || 7).unwrap(), 7);
         let n = 9;
-        let error = caught(|| -> u8 { panic!("level {n}") }).unwrap_err();
+        let error = caught("zarrs", || -> u8 { panic!("level {n}") }).unwrap_err();
         assert_eq!(error.to_string(), "zarrs panicked: level 9");
     }
 

@@ -90,6 +90,14 @@ pub(super) fn find_array(path: &Path, level: usize, links: Links) -> Result<Foun
     }
 }
 
+/// Returns `true` if a folder has metadata of a Zarr array or group.
+pub(in super::super) fn is_group(path: &Path) -> bool {
+    const NAMES: [&str; 4] = ["zarr.json", ".zarray", ".zgroup", ".zattrs"];
+    NAMES
+        .iter()
+        .any(|name| path.join(name).symlink_metadata().is_ok())
+}
+
 /// Returns the number of levels of the image at `path`; 1 if it is not an image.
 pub(in super::super) fn level_count(path: &Path, options: &OpenOptions) -> Result<usize> {
     Ok(find_array(path, 0, Links::of(options))?.levels)

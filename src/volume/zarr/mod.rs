@@ -36,13 +36,13 @@ use zarrs::metadata::v3::ArrayMetadataV3;
 use zarrs::plugin::PluginCreateError;
 
 use self::axes::ZarrAxis;
-use self::bounded::caught;
 use self::meta::ArrayInfo;
 use self::pipeline::{ArrayForm, CodecError, CodecPipeline};
 use self::pool::{codec_options, outside_global_pool};
 use self::shard::Shards;
 use self::store::{Folder, Links, Store, StoredValue};
 use super::chunk::{self, Chunk, ChunkVoxels, read_by_chunks};
+use super::decoders::caught;
 use super::files::identity;
 use super::format::excerpt;
 use super::lru::Lru;
@@ -56,7 +56,7 @@ use crate::region::Region;
 
 pub(super) use self::belongs::foreign;
 pub(super) use self::document::{bounds, levels};
-pub(super) use self::find::level_count;
+pub(super) use self::find::{is_group, level_count};
 pub(super) use self::partial_options::partial_options;
 pub(super) use self::resume::ZarrResumable;
 pub(super) use self::write::ZarrWriter;
@@ -149,7 +149,7 @@ impl ZarrVolume {
     ) -> Result<Self> {
         let facts = ArrayInfo::parse(path, format, document, axes)?;
         let bad = |problem: &Cause| Error::header(path, facts.format_name(), problem.to_string());
-        let opened = caught(|| open_array(&facts, document));
+        let opened = caught("zarrs", || open_array(&facts, document));
         let (array, metadata) = opened.map_err(|problem| bad(&problem))??;
         let form = ArrayForm {
             shape: facts
@@ -161,15 +161,17 @@ impl ZarrVolume {
             dtype: array.data_type().clone(),
             fill: array.fill_value().clone(),
         };
-        let chain = caught(|| CodecPipeline::new(&metadata.codecs, form, options.trusted))
-            .unwrap_or_else(|problem| Err(CodecError::Broken(problem)))
-            .map_err(|refusal| match refusal {
-                CodecError::Untrusted(codec) => Error::UntrustedCodec {
-                    path: path.to_path_buf(),
-                    codec: excerpt(&codec),
-                },
-                CodecError::Broken(problem) => bad(&problem),
-            })?;
+        let chain = caught("zarrs", || {
+            CodecPipeline::new(&metadata.codecs, form, options.trusted)
+        })
+        .unwrap_or_else(|problem| Err(CodecError::Broken(problem)))
+        .map_err(|refusal| match refusal {
+            CodecError::Untrusted(codec) => Error::UntrustedCodec {
+                path: path.to_path_buf(),
+                codec: excerpt(&codec),
+            },
+            CodecError::Broken(problem) => bad(&problem),
+        })?;
         let codecs = if facts.sharded {
             let shards = chain
                 .into_shards()
@@ -256,7 +258,7 @@ impl ZarrVolume {
             Codecs::Whole(chain) => chain,
             Codecs::Sharded(shards, _) => shards.inner(),
         };
-        let voxels = caught(|| chain.decode(encoded))
+        let voxels = caught("zarrs", || chain.decode(encoded))
             .flatten()
             .map_err(|problem| self.broken(key, problem))?;
         let kept = self.facts.cut_chunk();

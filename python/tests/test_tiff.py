@@ -1,0 +1,245 @@
+"""TIFF files of many kinds, written by tifffile, against the arrays that were written."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import voxpatch
+
+tifffile = pytest.importorskip("tifffile")
+pytest.importorskip("imagecodecs")
+
+DTYPES = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64"]
+UM = 1e-3
+
+
+def made(shape: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray:
+    """Return smooth values with noise, which compressions and predictors meet in practice."""
+    rng = np.random.default_rng(seed)
+    grid = np.indices(shape).sum(axis=0)
+    noise = rng.integers(0, 5, shape)
+    if np.dtype(dtype).kind == "f":
+        return (grid * 0.75 + noise - 3.5).astype(dtype)
+    return ((grid * 3 + noise) % 100 + (0 if dtype[0] == "u" else -50)).astype(dtype)
+
+
+def check(path: Path, expected: np.ndarray, name: object, **options) -> voxpatch.Volume:
+    """Compare all voxels, and those of a box that cuts blocks."""
+    volume = voxpatch.open(path, **options)
+    assert volume.dtype == expected.dtype, (name, volume.dtype)
+    assert volume.shape == expected.shape, (name, volume.shape, expected.shape)
+    assert np.array_equal(volume[...], expected), name
+    z, y, x = (n // 3 for n in expected.shape[1:])
+    assert np.array_equal(volume[:, z:, y : y + 3, x:], expected[:, z:, y : y + 3, x:]), name
+    return volume
+
+
+def variants():
+    """Yield a name, the array, c, z, y, x, and the options of tifffile."""
+    for dtype in DTYPES:
+        stack = made((3, 20, 37), dtype)
+        for compression, predictor in [
+            (None, None), ("lzw", False), ("zlib", False), ("zstd", False), ("packbits", False), ("lzw", True), ("zlib", True)
+        ]:
+            if predictor and dtype in ("uint64", "int64"):  # tifffile has no predictor for them
+                continue
+            options = {"compression": compression, "photometric": "minisblack"}
+            if predictor is not None:
+                options["predictor"] = predictor
+            yield f"{dtype} {compression} {predictor}", stack[None], options
+    for dtype, tile, order in itertools.product(["uint8", "uint16", "float32"], [None, (16, 16), (32, 16)], "<>"):
+        for compression, big in [(None, False), ("zlib", True), ("lzw", False)]:
+            options = {"byteorder": order, "tile": tile, "compression": compression, "bigtiff": big}
+            yield f"{dtype} {tile} {order} {compression}", made((3, 40, 37), dtype)[None], {
+                **options, "photometric": "minisblack"
+            }
+    for rows, compression in itertools.product([1, 3, 7, 64], [None, "zlib", "packbits"]):
+        yield f"strips {rows} {compression}", made((4, 33, 21), "int16")[None], {
+            "rowsperstrip": rows, "compression": compression, "photometric": "minisblack"
+        }
+
+
+def test_stacks_have_the_voxels_that_tifffile_wrote(tmp_path):
+    path, count = tmp_path / "a.tif", 0
+    for name, expected, options in variants():
+        tifffile.imwrite(path, expected[0], **options)
+        check(path, expected, name)
+        count += 1
+    assert count >= 130, count
+
+
+def test_colors_and_planes_are_channels(tmp_path):
+    path = tmp_path / "a.tif"
+    for n, (dtype, planar, compression, tile) in enumerate(
+        itertools.product(["uint8", "uint16"], ["contig", "separate"], [None, "zlib", "lzw"], [None, (16, 16)])
+    ):
+        pixels = made((2, 3, 18, 20), dtype, n)  # z, c, y, x
+        given = pixels if planar == "separate" else pixels.transpose(0, 2, 3, 1)
+        tifffile.imwrite(
+            path, given, photometric="rgb", planarconfig=planar, compression=compression, tile=tile
+        )
+        check(path, pixels.transpose(1, 0, 2, 3), (dtype, planar, compression, tile))
+    one = made((20, 22, 3), "uint8")
+    tifffile.imwrite(path, one, photometric="rgb", compression="jpeg", compressionargs={"level": 100})
+    volume = voxpatch.open(path)
+    oracle = tifffile.imread(path).transpose(2, 0, 1)[:, None]
+    assert np.abs(volume[...].astype(int) - oracle.astype(int)).max() <= 4  # decoders round chroma differently
+    gray = made((2, 32, 48), "uint8")
+    tifffile.imwrite(path, gray, photometric="minisblack", compression="jpeg", tile=(16, 16))
+    assert np.abs(voxpatch.open(path)[0].astype(int) - tifffile.imread(path).astype(int)).max() <= 2
+
+
+def test_ome_files_have_axes_spacing_and_levels(tmp_path):
+    path = tmp_path / "a.ome.tif"
+    lengths = {"T": 2, "C": 3, "Z": 4}
+    metadata = {
+        "PhysicalSizeX": 0.25, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 0.5, "PhysicalSizeYUnit": "µm",
+        "PhysicalSizeZ": 2000.0, "PhysicalSizeZUnit": "nm",
+    }
+    count = 0
+    for letters in ["ZYX", "CZYX", "ZCYX", "TZYX", "TCZYX", "TZCYX", "CTZYX", "ZTCYX"]:
+        for compression, tile in [(None, None), ("zlib", (16, 16)), ("zstd", None)]:
+            shape = tuple(lengths.get(letter, 0) or {"Y": 20, "X": 24}[letter] for letter in letters)
+            array = made(shape, "uint16", count)
+            tifffile.imwrite(
+                path, array, ome=True, compression=compression, tile=tile, photometric="minisblack",
+                metadata={**metadata, "axes": letters},
+            )
+            missing = [letter for letter in "TCZ" if letter not in letters]
+            full = array.reshape((1,) * len(missing) + array.shape)
+            order = "".join(missing) + letters
+            sorted_ = full.transpose([order.index(letter) for letter in "TCZYX"])
+            expected = sorted_.reshape((-1, *sorted_.shape[2:]))
+            volume = check(path, expected, (letters, compression))
+            assert np.allclose(volume.spacing, [2 * UM, 0.5 * UM, 0.25 * UM]), letters
+            assert (volume.time_points or 1) == (2 if "T" in letters else 1), letters
+            count += 1
+    assert count == 24
+
+
+def test_pyramids_in_sub_directories_are_levels(tmp_path):
+    path = tmp_path / "a.ome.tif"
+    stack = made((3, 64, 96), "uint16")
+    with tifffile.TiffWriter(path, bigtiff=True) as writer:
+        options = {"tile": (16, 16), "photometric": "minisblack", "compression": "zlib"}
+        metadata = {"axes": "ZYX", "PhysicalSizeX": 1.0, "PhysicalSizeY": 1.0, "PhysicalSizeZ": 3.0}
+        writer.write(stack, subifds=2, metadata=metadata, **options)
+        writer.write(stack[:, ::2, ::2], subfiletype=1, **options)
+        writer.write(stack[:, ::4, ::4], subfiletype=1, **options)
+    for level, step in enumerate((1, 2, 4)):
+        volume = check(path, stack[None, :, ::step, ::step], level, level=level)
+        assert np.allclose(volume.spacing, [3 * UM, step * UM, step * UM]), level
+    with pytest.raises(ValueError, match="3 levels"):
+        voxpatch.open(path, level=3)
+
+
+def test_imagej_stacks_have_axes_and_spacing(tmp_path):
+    path = tmp_path / "a.tif"
+    for letters, dtype in itertools.product(["ZYX", "ZCYX", "TZYX", "TZCYX", "TCYX", "CYX"], ["uint8", "uint16", "float32"]):
+        lengths = {"T": 2, "C": 3, "Z": 4, "Y": 10, "X": 12}
+        array = made(tuple(lengths[letter] for letter in letters), dtype)
+        tifffile.imwrite(
+            path, array, imagej=True, resolution=(4.0, 2.0),
+            metadata={"axes": letters, "spacing": 3.0, "unit": "um", "finterval": 1.5},
+        )
+        missing = [letter for letter in "TCZ" if letter not in letters]
+        full = array.reshape((1,) * len(missing) + array.shape)
+        order = "".join(missing) + letters
+        sorted_ = full.transpose([order.index(letter) for letter in "TCZYX"])
+        volume = check(path, sorted_.reshape((-1, *sorted_.shape[2:])), (letters, dtype))
+        assert np.allclose(volume.spacing[1:], [0.5 * UM, 0.25 * UM]), letters
+
+
+def test_axes_that_tifffile_writes_are_followed(tmp_path):
+    path = tmp_path / "a.tif"
+    for letters in ["ZYX", "CZYX", "ZCYX", "TCZYX"]:
+        lengths = {"T": 2, "C": 3, "Z": 4, "Y": 10, "X": 12}
+        array = made(tuple(lengths[letter] for letter in letters), "int16")
+        for compression, truncate in [(None, False), (None, True), ("zlib", False)]:
+            if truncate and letters == "TCZYX":
+                continue
+            tifffile.imwrite(
+                path, array, metadata={"axes": letters}, photometric="minisblack", compression=compression,
+                truncate=truncate,
+            )
+            missing = [letter for letter in "TCZ" if letter not in letters]
+            full = array.reshape((1,) * len(missing) + array.shape)
+            order = "".join(missing) + letters
+            sorted_ = full.transpose([order.index(letter) for letter in "TCZYX"])
+            check(path, sorted_.reshape((-1, *sorted_.shape[2:])), (letters, compression, truncate))
+
+
+def test_a_folder_of_slices_is_in_natural_order(tmp_path):
+    stack = made((12, 9, 8), "uint16")
+    for z, page in enumerate(stack):
+        tifffile.imwrite(tmp_path / f"slice{z}.tif", page, compression=["zlib", "zlib"][z % 2], photometric="minisblack")
+    (tmp_path / "notes.txt").write_text("slices")
+    check(tmp_path, stack[None], "folder")
+    tifffile.imwrite(tmp_path / "slice12.tif", stack[0, :5], photometric="minisblack", compression="zlib")
+    with pytest.raises(ValueError, match="pages are different"):
+        voxpatch.open(tmp_path)
+
+
+def test_sparse_tiles_are_zero(tmp_path):
+    path = tmp_path / "a.tif"
+    expected = np.zeros((2, 32, 48), "uint16")
+    expected[:, :16, 16:32] = 7
+
+    tifffile.imwrite(path, expected, tile=(16, 16), compression="zlib", photometric="minisblack")
+    with tifffile.TiffFile(path, mode="r+") as tif:
+        for page in tif.pages:
+            for name in ("TileOffsets", "TileByteCounts"):
+                kept = [value if n == 1 else 0 for n, value in enumerate(page.tags[name].value)]
+                page.tags[name].overwrite(kept)
+    check(path, expected[None], "sparse")
+
+
+def test_what_is_not_read_is_refused_with_its_reason(tmp_path):
+    path = tmp_path / "a.tif"
+    stack = made((2, 16, 16), "uint16")
+    for options, word in [
+        ({"compression": "lzma"}, "LZMA"),
+        ({"compression": "jpeg2000"}, "JPEG 2000"),
+        ({"compression": "jpegxl"}, "JPEG XL"),
+    ]:
+        tifffile.imwrite(path, stack, photometric="minisblack", **options)
+        with pytest.raises(ValueError, match=word):
+            voxpatch.open(path)
+    tifffile.imwrite(path, made((2, 16, 16), "float32").astype("complex64"), photometric="minisblack")
+    with pytest.raises(ValueError, match="complex"):
+        voxpatch.open(path)
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(stack, photometric="minisblack")
+        writer.write(stack[:, :8], photometric="minisblack")
+    with pytest.raises(ValueError, match="pages are different"):
+        voxpatch.open(path)
+
+
+def test_damaged_files_are_errors(tmp_path):
+    """Change bytes: an error or a volume, never a crash."""
+    rng = np.random.default_rng(3)
+    outcomes = {"opened": 0, "refused": 0}
+    path = tmp_path / "a.ome.tif"
+    for compression, tile in itertools.product([None, "zlib", "lzw", "zstd", "packbits", "jpeg"], [None, (16, 16)]):
+        tifffile.imwrite(
+            path, made((2, 32, 32), "uint8"), compression=compression, tile=tile, ome=True, photometric="minisblack"
+        )
+        whole = bytearray(path.read_bytes())
+        for n in range(100):
+            damaged = bytearray(whole)
+            for at in rng.integers(0, len(whole), int(rng.integers(1, 6))):
+                damaged[at] = rng.integers(0, 256)
+            if n % 5 == 0:
+                del damaged[int(rng.integers(0, len(whole))) :]
+            path.write_bytes(damaged)
+            try:
+                voxpatch.open(path)[...]
+                outcomes["opened"] += 1
+            except (ValueError, OSError, MemoryError) as error:
+                assert "panicked" not in str(error), error
+                outcomes["refused"] += 1
+    assert min(outcomes.values()) > 20, outcomes

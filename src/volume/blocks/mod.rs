@@ -1,0 +1,273 @@
+//! Volumes of independently decodable blocks in files: the frames of a DICOM series, the strips and tiles of a TIFF.
+//!
+//! A header parser makes a [`BlockSource`]: where each block is stored, the box of voxels that it holds, and a
+//! [`BlockDecoder`]. [`BlockVolume`] serves it as a volume whose read chunks are the blocks, so that caches, loaders
+//! and prefetching treat it like any chunked volume. Blocks are decoded on the caller's thread, each into a buffer of
+//! the size that the header promised.
+
+pub(super) mod codecs;
+#[cfg(test)]
+mod tests;
+
+use std::fmt::Debug;
+use std::fs::File;
+use std::num::NonZeroU64;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use serde_json::Value as Json;
+
+use super::chunk::{self, Chunk, ChunkVoxels, read_by_chunks};
+use super::decoders::caught;
+use super::watch::FileWatch;
+use super::{ChunkShape, Counter, Layout, ReadStats, Volume};
+use crate::error::{Cause, Error, Result};
+use crate::files::open_regular;
+use crate::region::Region;
+
+/// The place of an encoded block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Block {
+    /// The number of its file in [`BlockSource::files`].
+    pub(super) file: u32,
+    /// Its first byte in the file.
+    pub(super) offset: u64,
+    /// Its encoded bytes; 0 if it is not stored and all of its voxels are 0.
+    pub(super) length: u64,
+}
+
+/// A volume as a list of blocks.
+#[derive(Debug)]
+pub(super) struct BlockSource {
+    /// The layout. `read_chunk` is the box of voxels of a block.
+    pub(super) layout: Layout,
+    /// The number of time points, if channels are divided into them.
+    pub(super) time_points: Option<u64>,
+    /// The files, as they were when their headers were read.
+    pub(super) files: FileWatch,
+    /// The blocks, row-major along c, z, y, x.
+    pub(super) blocks: Vec<Block>,
+    /// Decodes the blocks.
+    pub(super) decoder: Box<dyn BlockDecoder>,
+    /// Everything except the files that determines the voxels.
+    pub(super) identity: Json,
+}
+
+/// Decodes the blocks of a volume.
+pub(super) trait BlockDecoder: Debug + Send + Sync {
+    /// Returns the maximum length of encoded block `index`. A longer one is damaged.
+    fn most_encoded(&self, index: usize) -> u64;
+
+    /// Decodes block `index` to voxels in native byte order, row-major c, z, y, x. `out` has the size of the block's box
+    /// and is all zeros; the part of it that is beyond the volume's far faces may keep any value.
+    fn decode(&self, index: usize, encoded: Vec<u8>, out: &mut [u8]) -> Result<(), Cause>;
+}
+
+/// A volume of blocks.
+#[derive(Debug)]
+pub(super) struct BlockVolume {
+    source: BlockSource,
+    /// The numbers of blocks along c, z, y, x.
+    grid: ChunkShape,
+    /// The only file, kept open. Several files are opened for each read, because there may be more of them than a
+    /// process may have open.
+    single: Option<File>,
+    counter: Counter,
+}
+
+impl BlockVolume {
+    /// Creates a volume.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooLarge`] if its size overflows, [`Error::Header`] if there are not as many blocks as boxes, and
+    /// [`Error::Io`] if the only file cannot be opened.
+    pub(super) fn new(source: BlockSource) -> Result<Self> {
+        let layout = &source.layout;
+        layout.decoded_bytes()?;
+        let [z, y, x] = layout.shape;
+        let chunk = layout.read_chunk.unwrap_or([0; 4]);
+        let lengths = [layout.channels, z, y, x];
+        let format = "block";
+        if chunk.contains(&0) {
+            let problem = format!("a block has {chunk:?} voxels (c, z, y, x)");
+            return Err(Error::header(&layout.path, format, problem));
+        }
+        let grid: ChunkShape = std::array::from_fn(|axis| lengths[axis].div_ceil(chunk[axis]));
+        let expected = grid.iter().try_fold(1_u64, |all, &n| all.checked_mul(n));
+        if expected != Some(source.blocks.len() as u64) {
+            let problem = format!(
+                "{} blocks are listed for a grid of {grid:?} (c, z, y, x)",
+                source.blocks.len()
+            );
+            return Err(Error::header(&layout.path, format, problem));
+        }
+        let mut paths = source.files.paths();
+        let single = match (paths.next(), paths.next()) {
+            (Some(only), None) => Some(open_regular(only)?),
+            _ => None,
+        };
+        drop(paths);
+        Ok(Self {
+            grid,
+            single,
+            source,
+            counter: Counter::default(),
+        })
+    }
+
+    /// Returns the number of the block at `index` (c, z, y, x), which must be inside the grid.
+    fn number(&self, index: ChunkShape) -> usize {
+        let [_, z, y, x] = self.grid;
+        let n = ((index[0] * z + index[1]) * y + index[2]) * x + index[3];
+        usize::try_from(n).expect("the number of a listed block")
+    }
+
+    /// Calls `work` with the open file number `index`.
+    fn with_file<T>(&self, index: usize, work: impl FnOnce(&File) -> T) -> Result<T> {
+        match &self.single {
+            Some(file) => Ok(work(file)),
+            None => Ok(work(&open_regular(self.source.files.path(index))?)),
+        }
+    }
+
+    /// Reads the encoded bytes of a block.
+    fn fetch(&self, number: usize, block: Block) -> Result<Vec<u8>> {
+        let files = &self.source.files;
+        let file = block.file as usize;
+        let (path, length) = (files.path(file), files.length(file));
+        let most = self.source.decoder.most_encoded(number);
+        if block.length > most {
+            let problem = format!(
+                "it takes {} bytes, more than the maximum of {most}",
+                block.length
+            );
+            return Err(self.broken(number, problem.into()));
+        }
+        let end = block.offset.checked_add(block.length);
+        if end.is_none_or(|end| end > length) {
+            let problem = format!(
+                "its {} bytes from byte {} are not in the file, which has {length}",
+                block.length, block.offset
+            );
+            return Err(self.broken(number, problem.into()));
+        }
+        let bytes = usize::try_from(block.length);
+        let mut encoded = vec![0; bytes.map_err(|error| self.broken(number, error.into()))?];
+        self.with_file(file, |open| {
+            files.check_file(file, open)?;
+            open.read_exact_at(&mut encoded, block.offset)
+                .map_err(Error::io("read", path))
+        })??;
+        self.counter.add(1, block.length);
+        Ok(encoded)
+    }
+
+    fn broken(&self, number: usize, source: Cause) -> Error {
+        let file = self.source.blocks[number].file as usize;
+        Error::Chunk {
+            path: self.source.files.path(file).to_path_buf(),
+            key: number.to_string(),
+            source,
+        }
+    }
+}
+
+impl Volume for BlockVolume {
+    fn layout(&self) -> &Layout {
+        &self.source.layout
+    }
+
+    fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
+        read_by_chunks(&self.source.layout, channels, region, out, |index| {
+            self.read_chunk(index)
+        })
+    }
+
+    fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
+        let layout = &self.source.layout;
+        let (channels, region) = chunk::whole(layout, index)?;
+        let number = self.number(index);
+        let block = self.source.blocks[number];
+        let size = layout.dtype.size();
+        if block.length == 0 {
+            return Ok(Chunk {
+                channels,
+                region,
+                voxels: ChunkVoxels::Fill(vec![0; size]),
+            });
+        }
+        let voxels = region.voxels().checked_mul(channels.end - channels.start);
+        let bytes = voxels
+            .and_then(|voxels| usize::try_from(voxels).ok()?.checked_mul(size))
+            .ok_or_else(|| self.broken(number, "it is larger than memory".into()))?;
+        let encoded = self.fetch(number, block)?;
+        let mut out = vec![0; bytes];
+        caught("the decoder", || {
+            self.source.decoder.decode(number, encoded, &mut out)
+        })
+        .flatten()
+        .map_err(|problem| self.broken(number, problem))?;
+        Ok(Chunk {
+            channels,
+            region,
+            voxels: ChunkVoxels::Stored(out),
+        })
+    }
+
+    fn prefetch(&self, index: ChunkShape) {
+        let inside = (0..4).all(|axis| index[axis] < self.grid[axis]);
+        if !inside {
+            return;
+        }
+        let block = self.source.blocks[self.number(index)];
+        let Some(length) = NonZeroU64::new(block.length) else {
+            return;
+        };
+        #[cfg(not(target_vendor = "apple"))]
+        let _ = self.with_file(block.file as usize, |file| {
+            // The call fails where prefetching is not possible; it is only a hint.
+            rustix::fs::fadvise(
+                file,
+                block.offset,
+                Some(length),
+                rustix::fs::Advice::WillNeed,
+            )
+        });
+    }
+
+    fn fill_chunk(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
+        let layout = &self.source.layout;
+        chunk::clipped(layout, index)?;
+        let block = self.source.blocks[self.number(index)];
+        Ok((block.length == 0).then(|| vec![0; layout.dtype.size()]))
+    }
+
+    fn time_points(&self) -> Option<u64> {
+        self.source.time_points
+    }
+
+    fn read_stats(&self) -> ReadStats {
+        self.counter.stats()
+    }
+
+    fn source_files(&self) -> Vec<PathBuf> {
+        self.source.files.paths().map(PathBuf::from).collect()
+    }
+
+    fn check_unchanged(&self) -> Result<()> {
+        self.source.files.check()
+    }
+
+    fn identity(&self) -> Result<Json> {
+        let layout = &self.source.layout;
+        Ok(super::files::identity(layout, &self.source.identity))
+    }
+
+    fn stored_bytes(&self) -> Result<u64> {
+        let files = &self.source.files;
+        let lengths = files.paths().enumerate().map(|(n, _)| files.length(n));
+        Ok(lengths.sum())
+    }
+}

@@ -1,0 +1,436 @@
+//! DICOM series: a folder of slices, a `DICOMDIR`, or a file with one or more frames.
+//!
+//! Files are recognized by content. Only headers are read on opening, up to the pixel data, and nothing about the
+//! patient: neither messages nor outputs can contain it. A series becomes a volume only if its slices are a box: at even
+//! distances on a line, with the same size and orientation.
+
+mod elements;
+mod frames;
+mod geometry;
+mod header;
+mod series;
+mod syntax;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::fs::Metadata;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::json;
+
+use self::frames::{FrameCode, FrameDecoder};
+use self::geometry::{Allowed, Placed, Refusal};
+use self::header::{FileHeader, Found, FrameFacts, PixelForm, Problem};
+use super::blocks::{Block, BlockSource, BlockVolume};
+use super::format::excerpt;
+use super::options::{OpenOptions, Tilt, Values};
+use super::watch::FileWatch;
+use super::{Axes, AxisKind, Format, Hash, Layout, LeadingAxis, Rescale, Volume};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::files::open_regular;
+
+const NAME: &str = "DICOM";
+
+/// Maximum number of files of a folder.
+const MOST_FILES: usize = 2_000_000;
+
+/// Returns `true` if the first bytes of a file are those of a DICOM file.
+pub(super) fn recognize(head: &[u8]) -> bool {
+    head.get(128..132) == Some(b"DICM")
+}
+
+/// An image file with its header.
+#[derive(Debug)]
+struct Image {
+    path: PathBuf,
+    metadata: Metadata,
+    header: FileHeader,
+}
+
+/// Opens the series in a folder. Returns `None` if no file in it is DICOM.
+pub(super) fn open_folder(path: &Path, options: &OpenOptions) -> Result<Option<Arc<dyn Volume>>> {
+    let mut found = Vec::new();
+    super::walk(path, |name, metadata| {
+        if metadata.is_file() && found.len() < MOST_FILES {
+            found.push(path.join(name));
+        }
+    })?;
+    found.sort();
+    let mut images = Vec::new();
+    let mut is_dicom = false;
+    for file in found {
+        check_link(path, &file, options)?;
+        match read_header(&file)? {
+            (Found::Image(header), metadata) => images.push(Image {
+                path: file,
+                metadata,
+                header: *header,
+            }),
+            (Found::Foreign, _) => {}
+            (Found::Catalog(_) | Found::NoImage, _) => is_dicom = true,
+        }
+    }
+    if images.is_empty() {
+        if is_dicom {
+            return Err(Error::unsupported(path, "its DICOM files have no voxels"));
+        }
+        return Ok(None);
+    }
+    open_images(path, images, options).map(Some)
+}
+
+/// Opens a DICOM file: a single image, or the catalog of a file set.
+pub(super) fn open_file(path: &Path, options: &OpenOptions) -> Result<Arc<dyn Volume>> {
+    match read_header(path)? {
+        (Found::Image(header), metadata) => {
+            let image = Image {
+                path: path.to_path_buf(),
+                metadata,
+                header: *header,
+            };
+            open_images(path, vec![image], options)
+        }
+        (Found::Catalog(files), _) => open_catalog(path, &files, options),
+        (Found::NoImage, _) => Err(Error::unsupported(path, "the DICOM file has no voxels")),
+        (Found::Foreign, _) => Err(super::format::unknown(path, "it is not a DICOM file")),
+    }
+}
+
+/// Opens the files that a `DICOMDIR` names.
+fn open_catalog(
+    path: &Path,
+    files: &[Vec<String>],
+    options: &OpenOptions,
+) -> Result<Arc<dyn Volume>> {
+    let folder = path.parent().unwrap_or_else(|| Path::new(""));
+    let mut images = Vec::new();
+    for parts in files.iter().take(MOST_FILES) {
+        let name = parts.join("/");
+        let plain = |part: &String| {
+            !part.is_empty() && part != "." && part != ".." && !part.contains(['/', '\0'])
+        };
+        if !parts.iter().all(plain) {
+            return Err(Error::ExternalFile {
+                path: path.to_path_buf(),
+                file: excerpt(&name),
+                problem: "which may be outside the header's folder".to_owned(),
+            });
+        }
+        // File systems that change the case of names.
+        let names = [name.clone(), name.to_lowercase()];
+        let file = names
+            .iter()
+            .map(|name| folder.join(name))
+            .find(|file| file.is_file());
+        let Some(file) = file else {
+            let problem = format!("it names {:?}, which is not there", excerpt(&name));
+            return Err(Error::header(path, NAME, problem));
+        };
+        check_link(folder, &file, options)?;
+        if let (Found::Image(header), metadata) = read_header(&file)? {
+            images.push(Image {
+                path: file,
+                metadata,
+                header: *header,
+            });
+        }
+    }
+    if images.is_empty() {
+        return Err(Error::unsupported(
+            path,
+            "it names no DICOM file with voxels",
+        ));
+    }
+    open_images(path, images, options)
+}
+
+/// Checks that a file in an untrusted folder is not reached through a symbolic link.
+fn check_link(folder: &Path, file: &Path, options: &OpenOptions) -> Result<()> {
+    if options.trusted {
+        return Ok(());
+    }
+    for part in file.ancestors().take_while(|&part| part != folder) {
+        let found = part
+            .symlink_metadata()
+            .map_err(Error::io("look at", part))?;
+        if found.is_symlink() {
+            return Err(Error::UntrustedLink {
+                path: part.to_path_buf(),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn read_header(path: &Path) -> Result<(Found, Metadata)> {
+    let file = open_regular(path)?;
+    let metadata = file.metadata().map_err(Error::io("look at", path))?;
+    let found = header::read(file, metadata.len()).map_err(|problem| match problem {
+        Problem::Io(error) => Error::io("read", path)(error),
+        Problem::Header(problem) => Error::header(path, NAME, problem),
+        Problem::Unsupported(what) => Error::unsupported(path, what),
+    })?;
+    Ok((found, metadata))
+}
+
+/// Opens the chosen series of some images.
+fn open_images(path: &Path, images: Vec<Image>, options: &OpenOptions) -> Result<Arc<dyn Volume>> {
+    let images = series::choose(path, images, options.series.as_deref())?;
+    let form = common_form(path, &images)?;
+    if let Some(unsafe_form) = images
+        .iter()
+        .map(|image| &image.header.form)
+        .find(|form| !form.syntax.is_safe())
+        && !options.trusted
+    {
+        return Err(Error::UntrustedCodec {
+            path: path.to_path_buf(),
+            codec: unsafe_form.syntax.codec().unwrap_or("none").to_owned(),
+        });
+    }
+    if options.values != Values::Stored
+        && images.iter().any(|image| image.header.has_modality_table)
+    {
+        return Err(Error::unsupported(
+            path,
+            "a table converts its values to real ones (Modality LUT Sequence), which is not read: open its stored values",
+        ));
+    }
+    let frames: Vec<FrameFacts> = images
+        .iter()
+        .flat_map(|image| image.header.frames.iter().copied())
+        .collect();
+    let allowed = Allowed {
+        uneven: options.allow_uneven,
+        shear: options.tilt == Tilt::Shear,
+    };
+    let between = images[0].header.between_slices;
+    let placed =
+        geometry::place(&frames, between, allowed).map_err(|refusal| refused(path, refusal))?;
+    let source = source(path, images, (&form, &frames, placed), options.values)?;
+    Ok(Arc::new(BlockVolume::new(source)?))
+}
+
+fn refused(path: &Path, refusal: Refusal) -> Error {
+    let path = path.to_path_buf();
+    match refusal {
+        Refusal::Uneven(problem) => Error::UnevenSlices { path, problem },
+        Refusal::Tilted(problem) => Error::TiltedSlices { path, problem },
+        Refusal::Other(problem) => Error::unsupported(&path, problem),
+    }
+}
+
+/// Returns the form of all images, after checking that they have the same.
+fn common_form(path: &Path, images: &[Image]) -> Result<PixelForm> {
+    let size = |form: &PixelForm| (form.rows, form.columns, form.samples, form.dtype());
+    let first = &images[0].header.form;
+    for image in images {
+        let other = &image.header.form;
+        if size(other) != size(first) {
+            let count = images
+                .iter()
+                .filter(|image| size(&image.header.form) == size(other))
+                .count();
+            let text = |form: &PixelForm| {
+                format!(
+                    "{} x {} x {} {}",
+                    form.rows,
+                    form.columns,
+                    form.samples,
+                    form.dtype()
+                )
+            };
+            let problem = format!(
+                "its images have different sizes (rows x columns x samples): {} and, {count} of {}, {}",
+                text(first),
+                images.len(),
+                text(other)
+            );
+            return Err(Error::unsupported(path, problem));
+        }
+    }
+    Ok(first.clone())
+}
+
+/// Returns the slope and the intercept of a frame.
+fn rescale(facts: &FrameFacts) -> [f64; 2] {
+    let slope = facts.slope.filter(|&slope| slope != 0.0).unwrap_or(1.0);
+    [slope, facts.intercept.unwrap_or(0.0)]
+}
+
+/// The frames of all files, file by file.
+struct ListedFrames {
+    files: FileWatch,
+    /// The different forms of frames.
+    forms: Vec<PixelForm>,
+    all: Vec<(Block, FrameCode)>,
+}
+
+impl ListedFrames {
+    fn of(path: &Path, images: Vec<Image>) -> Result<Self> {
+        let too_many = || Error::unsupported(path, "it has too many files or kinds of frames");
+        let mut files = FileWatch::default();
+        let mut forms: Vec<PixelForm> = Vec::new();
+        let mut known: HashMap<String, u16> = HashMap::new();
+        let mut all = Vec::new();
+        for (n, image) in images.into_iter().enumerate() {
+            files.add(&image.path, &image.metadata);
+            let file = u32::try_from(n).map_err(|_| too_many())?;
+            let own = image.header.form;
+            let bytes = frame_bytes(&own);
+            let key = format!("{own:?}");
+            let form = if let Some(&form) = known.get(&key) {
+                form
+            } else {
+                let form = u16::try_from(forms.len()).map_err(|_| too_many())?;
+                forms.push(own);
+                known.insert(key, form);
+                form
+            };
+            let first = image.header.inflated;
+            for (frame, (start, end)) in (0_u64..).zip(image.header.extents) {
+                let block = Block {
+                    file,
+                    offset: start,
+                    length: end - start,
+                };
+                let inflated = first.saturating_add(frame.saturating_mul(bytes));
+                all.push((block, FrameCode { form, inflated }));
+            }
+        }
+        Ok(Self { files, forms, all })
+    }
+
+    /// Returns the type of stored voxels. Less than 16 bits are the same in both types of 16 bits, and the real values
+    /// of a CT then are int16.
+    fn dtype(&self, rescale: [f64; 2]) -> DType {
+        let fits = self.forms.iter().all(|form| form.bits_stored < 16);
+        let is_shifted = rescale[0].to_bits() == 1.0_f64.to_bits() && rescale[1] != 0.0;
+        match self.forms[0].dtype() {
+            DType::U16 if fits && is_shifted => DType::I16,
+            dtype => dtype,
+        }
+    }
+
+    fn codecs(&self) -> Vec<String> {
+        let codecs = self.forms.iter().filter_map(|form| form.syntax.codec());
+        let mut codecs: Vec<String> = codecs.map(str::to_owned).collect();
+        codecs.sort();
+        codecs.dedup();
+        codecs
+    }
+}
+
+/// Returns the blocks of the frames in the order of the volume.
+fn source(
+    path: &Path,
+    images: Vec<Image>,
+    (form, frames, placed): (&PixelForm, &[FrameFacts], Placed),
+    values: Values,
+) -> Result<BlockSource> {
+    let listed = ListedFrames::of(path, images)?;
+    let (blocks, codes) = placed.order.iter().map(|&frame| listed.all[frame]).unzip();
+    let rescales: Vec<[f64; 2]> = placed
+        .order
+        .iter()
+        .map(|&frame| rescale(&frames[frame]))
+        .collect();
+    let bits = |rescale: &[f64; 2]| rescale.map(f64::to_bits);
+    let differ = rescales
+        .iter()
+        .any(|other| bits(other) != bits(&rescales[0]));
+    let applies = differ && values != Values::Stored;
+    if applies && form.samples > 1 {
+        return Err(Error::unsupported(
+            path,
+            "its color frames have different slopes",
+        ));
+    }
+    let volumes = placed
+        .volumes
+        .as_ref()
+        .map_or(1, |volumes| volumes.count as u64);
+    let samples = u64::from(form.samples);
+    let (rows, columns) = (u64::from(form.rows), u64::from(form.columns));
+    let is_time = placed
+        .volumes
+        .as_ref()
+        .is_some_and(|volumes| volumes.kind() == AxisKind::Time);
+    let layout = Layout {
+        path: path.to_path_buf(),
+        format: Format::Dicom,
+        read_chunk: Some([samples, 1, rows, columns]),
+        codecs: listed.codecs(),
+        geometry: placed.geometry,
+        rescale: if differ {
+            None
+        } else {
+            Rescale::new(rescales[0][0], rescales[0][1])
+        },
+        axes: axes(&placed, samples),
+        ..Layout::new(
+            [placed.slices as u64, rows, columns],
+            volumes * samples,
+            match (applies, differ) {
+                (true, _) => DType::F32,
+                (_, true) => form.dtype(),
+                _ => listed.dtype(rescales[0]),
+            },
+        )
+    };
+    if !layout.geometry.is_sound() {
+        return Err(Error::header(path, NAME, "its positions make no affine"));
+    }
+    let mut order = Hash::default();
+    for (&frame, rescale) in placed.order.iter().zip(&rescales) {
+        order.add(&(frame as u64).to_le_bytes());
+        order.add(&bits(rescale).map(u64::to_le_bytes).concat());
+    }
+    Ok(BlockSource {
+        identity: json!({
+            "format": NAME,
+            "order": format!("{:032x}", order.0),
+            "values": if applies { "real" } else { "stored" },
+        }),
+        layout,
+        time_points: is_time.then_some(volumes),
+        files: listed.files,
+        blocks,
+        decoder: Box::new(FrameDecoder {
+            forms: listed.forms,
+            frames: codes,
+            rescales: applies.then_some(rescales),
+        }),
+    })
+}
+
+/// Returns the bytes of an uncompressed frame.
+fn frame_bytes(form: &PixelForm) -> u64 {
+    u64::from(form.rows)
+        * u64::from(form.columns)
+        * u64::from(form.samples)
+        * u64::from(form.bits_allocated / 8)
+}
+
+fn axes(placed: &Placed, samples: u64) -> Axes {
+    let mut leading = Vec::new();
+    let mut channel_names = Vec::new();
+    if let Some(volumes) = &placed.volumes {
+        leading.push(LeadingAxis::new(volumes.kind(), volumes.count as u64));
+        if samples == 1 {
+            channel_names = volumes.names();
+        }
+    }
+    if samples > 1 {
+        leading.push(LeadingAxis::new(AxisKind::Channel, samples));
+        channel_names = ["red", "green", "blue"].map(str::to_owned).to_vec();
+    }
+    Axes {
+        leading,
+        channel_names,
+        ..Axes::default()
+    }
+}
