@@ -14,14 +14,14 @@ use pyo3::types::{PyDict, PyList};
 use voxpatch::Normalize;
 use voxpatch::inference::{FlipTta, OutputSpec, PatchMask};
 use voxpatch::training::Image;
-use voxpatch::volume::{ChannelRange, Durability, Matching, OutputPart, check_output};
+use voxpatch::volume::{ChannelRange, Durability, Matching, OutputPart, VoxelGrid, check_output};
 use voxpatch::{
     Error, InferenceOptions, Model, OutputTarget, Patch, Predictor, Region, Result, Shape,
 };
 
 use crate::array::Held;
 use crate::blend::Blending;
-use crate::errors::raised;
+use crate::errors::{invalid, raised};
 use crate::model::{Answer, Asked, Message, Outcome, Planned, Request};
 use crate::subjects::padding_of;
 use crate::volume::Volume;
@@ -58,6 +58,8 @@ pub(crate) struct Settings<'py> {
     /// How the mask is matched.
     tolerance: f64,
     same_grid: bool,
+    /// `"model"`, `"source"`, or the one that fits the volume.
+    output_grid: Option<String>,
 }
 
 /// An output of the model.
@@ -114,6 +116,27 @@ struct Job {
     dry_run: bool,
 }
 
+/// The grid that outputs are written on, if it is not that of the volume.
+fn output_grid(volume: &Volume, wanted: Option<&str>) -> PyResult<Option<VoxelGrid>> {
+    let wanted = match wanted {
+        Some(word) => {
+            arguments::chosen("output_grid", word, &[("model", false), ("source", true)])?
+        }
+        None => !volume.is_part(),
+    };
+    if !wanted {
+        return Ok(None);
+    }
+    let grid = volume.grid_of_source().map_err(|error| raised(&error))?;
+    if grid.is_some() && volume.is_part() {
+        return Err(invalid(
+            "output_grid 'source' is not possible for a box of a resampled volume, or one on the grid of another: use 'model'"
+                .to_owned(),
+        ));
+    }
+    Ok(grid)
+}
+
 /// Predict a volume with `call(batch, locations)`, which returns a list with an array for each output and whether nothing
 /// else holds it, and return the statistics.
 #[pyfunction]
@@ -143,7 +166,8 @@ pub(crate) fn predict<'py>(
         .with_memory(settings.memory)
         .with_threads(settings.threads)
         .with_batch_size(settings.batch)
-        .with_masked(mask.is_some());
+        .with_masked(mask.is_some())
+        .with_output_grid(output_grid(volume, settings.output_grid.as_deref())?);
     if let Some(padding) = &settings.padding {
         options = options.with_padding(padding_of(padding)?);
     }

@@ -209,6 +209,25 @@ impl Volume {
         VoxelGrid::of(&self.layout)
     }
 
+    /// The grid that it had before it was resampled; `None` if it was not.
+    pub(crate) fn grid_of_source(&self) -> voxpatch::Result<Option<VoxelGrid>> {
+        if self.source.resample.is_none() {
+            return Ok(None);
+        }
+        let own = Source {
+            resample: Resample::default(),
+            region: None,
+            onto: None,
+            ..self.source.clone()
+        };
+        Ok(Some(VoxelGrid::of(own.open()?.volume.layout())))
+    }
+
+    /// Whether it is a box of what was opened, or was brought to the grid of another volume.
+    pub(crate) const fn is_part(&self) -> bool {
+        self.source.region.is_some() || self.source.onto.is_some()
+    }
+
     /// How it is opened.
     pub(crate) const fn source(&self) -> &Source {
         &self.source

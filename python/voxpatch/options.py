@@ -39,6 +39,8 @@ Values = Union[Literal["real", "stored"], DType]
 Spacing = Union[float, Sequence[float]]
 #: How values between voxels are computed.
 Interpolation = Literal["nearest", "linear", "cubic", "label-linear"]
+#: The grid of predictions: that of the volume that the model gets, or that of its file.
+OutputGrid = Literal["model", "source"]
 #: How uncompressed files are read.
 ReadMethod = Literal["auto", "mmap", "mmap-resident", "pread"]
 #: The treatment of DICOM slices that are shifted within their plane.

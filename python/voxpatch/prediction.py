@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Durability,
         NonFinite,
         Normalize,
+        OutputGrid,
         Overlap,
         Padding,
         Path,
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
         clip: bool
         non_finite: NonFinite
         accumulator: Accumulator
+        output_grid: OutputGrid | None
         normalize: Normalize | None
         tta: Tta | None
         memory: int
@@ -152,6 +154,7 @@ def predict(
     clip: bool = False,
     non_finite: NonFinite = "refuse",
     accumulator: Accumulator = "float32",
+    output_grid: OutputGrid | None = None,
     normalize: Normalize | None = None,
     tta: Tta | None = None,
     memory: int = 256 << 20,
@@ -235,6 +238,10 @@ def predict(
         What to do with patches that have NaN, infinity, or values that the output or the sums cannot hold.
     accumulator : {"float32", "float16", "bfloat16"}, default "float32"
         Type of the weighted sums.
+    output_grid : {"model", "source"}, optional
+        Grid of the output for a volume that was opened with a `spacing`, `orientation` or `like`: that of the volume, which
+        the model gets, or that of its file. Blended predictions are resampled to it linearly, a block at a time, and reduced
+        there, so labels are never resampled. "source" if not given, but "model" for a `box` of the volume.
     normalize : {"zscore"} or (float, float), optional
         Normalize what the model gets: z-scores of the volume, or the values that become 0 and 1.
     tta : {"flips"}, optional
@@ -344,6 +351,7 @@ def predict(
             dry_run=bool(dry_run),
             tolerance=float(tolerance),
             same_grid=bool(same_grid),
+            output_grid=output_grid,
         )
         if settings["part"] is not None:
             settings["model_id"] = call.identity() if model_id is None else model_id

@@ -14,6 +14,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use super::live::{Cuts, TOP};
+use super::onto::Cells;
 use super::options::AggregatorOptions;
 use super::pending::unit;
 use super::substitutes::{TAG, touching};
@@ -43,8 +44,11 @@ pub fn live_bytes(
 pub(crate) struct Estimate {
     /// The blocks whose sums are kept, or the boxes of patches that may not vote; `None` if nothing is kept.
     blocks: Option<SpanBoxes>,
-    /// The write chunks, or the boxes of a flat file that are written together.
+    /// The write chunks, or the boxes of a flat file that are written together. If the output is on another grid than the
+    /// predictions, their spans are along the axes of the predictions.
     chunks: Option<SpanBoxes>,
+    /// If the output is on another grid: the final blocks that wait for their cells, and the cells.
+    onto: Option<(SpanBoxes, Box<Cells>)>,
     /// Bytes of one of those chunks: even one that no patch covers is in memory while it is written.
     one: u64,
     shape: Shape,
@@ -102,11 +106,27 @@ impl Estimate {
             let along = |a: usize| touched(&grid.axes()[a], &cuts[a]);
             SpanBoxes::new(std::array::from_fn(along), order, kept_bytes)
         });
-        let unit = unit(grid, output);
+        let unit = unit(grid, output, options.onto);
+        let cells = options
+            .onto
+            .and_then(|onto| Cells::new(onto, grid, channels, options, unit).ok());
+        let onto = cells.zip(cuts.as_ref()).map(|(cells, cuts)| {
+            let along = |a: usize| held(&grid.axes()[a], &cuts[a], (&cells, a));
+            let bytes = size_of::<f32>() as u64 * cells.channels();
+            let boxes = SpanBoxes::new(std::array::from_fn(along), order, bytes);
+            (boxes, Box::new(cells))
+        });
         let chunks = unit.map(|chunk| {
             let along = |a: usize| {
                 let cuts = cuts.as_ref().map_or(&[][..], |cuts| &cuts[a]);
-                completed(&grid.axes()[a], chunk[a], (settling, cuts))
+                match &onto {
+                    Some((_, cells)) => {
+                        let t = cells.axes()[a];
+                        let lengths = (chunk[t], output.shape[t]);
+                        assembled(&grid.axes()[a], cuts, (cells, a), lengths)
+                    }
+                    None => completed(&grid.axes()[a], chunk[a], (settling, cuts)),
+                }
             };
             SpanBoxes::new(std::array::from_fn(along), order, written)
         });
@@ -117,7 +137,11 @@ impl Estimate {
         let thread_bytes = match &blocks {
             // Per voxel: the output value, the values as f32, the weight, and the flag of a hole.
             Some(boxes) if settling == Settling::Last => {
-                boxes.largest().saturating_mul(written + 4 * channels + 5)
+                let cell = onto
+                    .as_ref()
+                    .map_or(0, |(_, cells)| cells.cell_bytes(written));
+                let block = boxes.largest().saturating_mul(written + 4 * channels + 5);
+                block.saturating_add(cell)
             }
             _ => {
                 // The voxels that a patch owns, as predicted and as written.
@@ -128,6 +152,7 @@ impl Estimate {
         Self {
             blocks,
             chunks,
+            onto,
             one,
             shape: output.shape,
             write_chunk: output.write_chunk.map(|[_, chunk @ ..]| chunk),
@@ -153,22 +178,39 @@ impl Estimate {
 
     /// Returns the most bytes if only the write chunks `within` are written.
     pub(crate) fn live_bytes(&mut self, within: Option<&[Range<u64>; 3]>) -> u64 {
-        let kept = std::array::from_fn(|a| kept(self.shape, self.write_chunk, within, a));
-        let blocks = self.blocks.as_mut().map(|boxes| {
-            let touching = |spans: &[Span], kept: &Range<u64>| {
-                let from = spans.partition_point(|span| span.end <= kept.start);
-                from..spans.partition_point(|span| span.start < kept.end)
-            };
-            boxes.most_bytes(&kept, touching)
-        });
-        let chunks = self.chunks.as_mut().map(|boxes| {
-            let beginning = |spans: &[Span], kept: &Range<u64>| {
-                let from = spans.partition_point(|span| span.start < kept.start);
-                from..spans.partition_point(|span| span.start < kept.end)
-            };
-            boxes.most_bytes(&kept, beginning).max(self.one)
-        });
-        blocks.unwrap_or(0).saturating_add(chunks.unwrap_or(0))
+        let written: [Range<u64>; 3] =
+            std::array::from_fn(|a| kept(self.shape, self.write_chunk, within, a));
+        let touching = |spans: &[Span], kept: &Range<u64>| {
+            let from = spans.partition_point(|span| span.end <= kept.start);
+            from..spans.partition_point(|span| span.start < kept.end)
+        };
+        let beginning = |spans: &[Span], kept: &Range<u64>| {
+            let from = spans.partition_point(|span| span.start < kept.start);
+            from..spans.partition_point(|span| span.start < kept.end)
+        };
+        // Along the axes of the predictions: the voxels that become final, and those of the output.
+        let (summed, written) = match &self.onto {
+            Some((_, cells)) => {
+                let axes = cells.axes();
+                let summed = axes.map(|t| cells.predicted(t, &written[t]));
+                (summed, axes.map(|t| written[t].clone()))
+            }
+            None => (written.clone(), written),
+        };
+        let blocks = self
+            .blocks
+            .as_mut()
+            .map(|boxes| boxes.most_bytes(&summed, touching));
+        let held = self
+            .onto
+            .as_mut()
+            .map(|(boxes, _)| boxes.most_bytes(&summed, touching));
+        let chunks = self
+            .chunks
+            .as_mut()
+            .map(|boxes| boxes.most_bytes(&written, beginning).max(self.one));
+        let parts = [blocks, held, chunks].into_iter().flatten();
+        parts.fold(0, u64::saturating_add)
     }
 }
 
@@ -221,12 +263,24 @@ pub(crate) struct Needed {
     /// Under `crop`, the voxels that each patch owns along each axis.
     owned: Option<[Vec<Range<u64>>; 3]>,
     settling: Settling,
+    /// The cells of an output on another grid.
+    cells: Option<Box<Cells>>,
 }
 
 impl Needed {
-    pub(crate) fn new(grid: &Grid, options: &AggregatorOptions) -> Self {
+    pub(crate) fn new(
+        grid: &Grid,
+        channels: u64,
+        options: &AggregatorOptions,
+        output: &Layout,
+    ) -> Self {
         let crop = options.blend == Blend::Crop;
+        let unit = unit(grid, output, options.onto);
+        let cells = options
+            .onto
+            .and_then(|onto| Cells::new(onto, grid, channels, options, unit).ok());
         Self {
+            cells: cells.map(Box::new),
             settling: Settling::of(options),
             cuts: Cuts::new(grid),
             owned: crop.then(|| grid.axes().each_ref().map(owned)),
@@ -242,7 +296,13 @@ impl Needed {
     ) -> [Range<usize>; 3] {
         let chunk = output.write_chunk.map(|[_, chunk @ ..]| chunk);
         std::array::from_fn(|a| {
-            let kept = kept(output.shape, chunk, Some(within), a);
+            let kept = match &self.cells {
+                Some(cells) => {
+                    let t = cells.axes()[a];
+                    cells.predicted(t, &kept(output.shape, chunk, Some(within), t))
+                }
+                None => kept(output.shape, chunk, Some(within), a),
+            };
             if let Some(owned) = &self.owned {
                 let owners = touching(&owned[a], &kept);
                 if self.settling == Settling::Owner || owners.is_empty() {
@@ -252,10 +312,9 @@ impl Needed {
                 return grid.axes()[a].touching(first.start, last.end);
             }
             // Blocks are summed whole, including those that extend beyond.
+            let blocks = self.cuts.overlapping(a, &kept);
             let cuts = self.cuts.along(a);
-            let first = cuts.partition_point(|&cut| cut <= kept.start).max(1) - 1;
-            let last = cuts.partition_point(|&cut| cut < kept.end);
-            grid.axes()[a].touching(cuts[first], cuts[last.min(cuts.len() - 1)])
+            grid.axes()[a].touching(cuts[blocks.start], cuts[blocks.end])
         })
     }
 }
@@ -334,6 +393,71 @@ fn completed(axis: &Axis, chunk: u64, (settling, cuts): (Settling, &[u64])) -> V
         }
     };
     (0..axis.length.div_ceil(chunk)).map(span).collect()
+}
+
+/// Returns the last patch that touches each block between `cuts`; 0 where none does.
+fn last_patches(axis: &Axis, cuts: &[u64]) -> Vec<usize> {
+    let last = |pair: &[u64]| axis.touching(pair[0], pair[1]).end.saturating_sub(1);
+    cuts.windows(2).map(last).collect()
+}
+
+/// Returns the last patch before which each cell along axis `a` of the predictions cannot be computed.
+fn cell_patches(last: &[usize], (cells, a): (&Cells, usize)) -> Vec<usize> {
+    let blocks = cells.blocks_along(cells.axes()[a]).iter();
+    blocks
+        .map(|blocks| last[blocks.clone()].iter().copied().max().unwrap_or(0))
+        .collect()
+}
+
+/// Returns the spans of final blocks, which are held from the last patch that touches them until the last cell that
+/// needs them is computed.
+fn held(axis: &Axis, cuts: &[u64], (cells, a): (&Cells, usize)) -> Vec<Span> {
+    let last = last_patches(axis, cuts);
+    let computed = cell_patches(&last, (cells, a));
+    let needs = cells.blocks_along(cells.axes()[a]);
+    let mut until = last.clone();
+    for (blocks, computed) in needs.iter().zip(computed) {
+        for until in &mut until[blocks.clone()] {
+            *until = computed.max(*until);
+        }
+    }
+    let spans = cuts.windows(2).zip(last.iter().zip(until));
+    spans
+        .map(|(pair, (&first, last))| Span {
+            start: pair[0],
+            end: pair[1],
+            first,
+            last,
+        })
+        .collect()
+}
+
+/// Returns the spans of write chunks of `chunk` voxels on another grid, which are held from the patch with which their
+/// first cell can be computed to the patch with which the last one can.
+fn assembled(
+    axis: &Axis,
+    cuts: &[u64],
+    (cells, a): (&Cells, usize),
+    (chunk, length): (u64, u64),
+) -> Vec<Span> {
+    let computed = cell_patches(&last_patches(axis, cuts), (cells, a));
+    let mut spans: Vec<Span> = Vec::new();
+    for (pair, patch) in cells.along(cells.axes()[a]).windows(2).zip(computed) {
+        let start = pair[0] / chunk * chunk;
+        match spans.last_mut() {
+            Some(span) if span.start == start => {
+                span.first = span.first.min(patch);
+                span.last = span.last.max(patch);
+            }
+            _ => spans.push(Span {
+                start,
+                end: (start + chunk).min(length),
+                first: patch,
+                last: patch,
+            }),
+        }
+    }
+    spans
 }
 
 /// Boxes that are products of spans along z, y, x.

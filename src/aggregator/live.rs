@@ -578,7 +578,17 @@ impl Cuts {
         (0..3).fold(0, |number, a| number * (self.0[a].len() - 1) + index[a])
     }
 
-    fn region(&self, index: [usize; 3]) -> Region {
+    /// Returns the blocks along an axis that have some of these voxels.
+    pub(super) fn overlapping(&self, axis: usize, voxels: &Range<u64>) -> Range<usize> {
+        let cuts = &self.0[axis];
+        let first = cuts.partition_point(|&cut| cut <= voxels.start).max(1) - 1;
+        let end = cuts
+            .partition_point(|&cut| cut < voxels.end)
+            .min(cuts.len() - 1);
+        first..end.max(first)
+    }
+
+    pub(super) fn region(&self, index: [usize; 3]) -> Region {
         let start = |a: usize| i64::try_from(self.0[a][index[a]]).unwrap_or(i64::MAX);
         let length = |a: usize| self.0[a][index[a] + 1] - self.0[a][index[a]];
         Region::new(std::array::from_fn(start), std::array::from_fn(length))

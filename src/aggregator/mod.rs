@@ -9,6 +9,7 @@ mod buffers;
 mod estimate;
 mod gauge;
 mod live;
+mod onto;
 mod options;
 mod pending;
 mod reduce;
@@ -26,21 +27,23 @@ use half::{bf16, f16};
 use self::buffers::Buffers;
 use self::gauge::ByteGauge;
 use self::live::{Contribution, Final, Live, Owner};
-use self::pending::Pending;
+use self::onto::{Cells, FinalBlock};
+use self::pending::{Pending, unit};
 use self::substitutes::Substitutes;
 use self::sums::{TOO_LARGE_FOR_F16, too_large_for_f32};
 use self::window::{Weights, owned};
 use crate::dtype::{DType, Element, with_element};
 use crate::error::{Error, Result};
-use crate::grid::Grid;
+use crate::grid::{Axis, Grid};
 use crate::patch::{Patch, copy_common};
-use crate::region::Region;
+use crate::region::{Region, Shape};
 use crate::volume::VolumeMut;
 
 pub use self::estimate::live_bytes;
 #[cfg(test)]
 pub(crate) use self::estimate::steps_taken;
 pub(crate) use self::estimate::{Estimate, Needed};
+pub(crate) use self::onto::Onto;
 pub use self::options::{AggregatorOptions, NonFinite, Skipped};
 pub use self::reduce::{CustomReduce, Reduce, ReduceFn};
 pub use self::sums::Accumulator;
@@ -53,6 +56,8 @@ pub struct Aggregator {
     channels: u64,
     options: AggregatorOptions,
     mode: AggregatorMode,
+    /// The cells of an output on another grid than the predictions.
+    cells: Option<Box<Cells>>,
     pending: Pending,
     seen: Mutex<Vec<u64>>,
     counts: PatchCounts,
@@ -143,7 +148,10 @@ impl Aggregator {
     ) -> Result<Self> {
         let layout = output.layout().clone();
         options.check(&grid, channels, layout.dtype)?;
-        if layout.shape != grid.volume()
+        let shape = options
+            .onto
+            .map_or(grid.volume(), |onto| onto.written.shape);
+        if layout.shape != shape
             || layout.channels != options.reduce.channels(channels)
             || channels == 0
         {
@@ -152,15 +160,23 @@ impl Aggregator {
                 value: format!("{} x {:?}", layout.channels, layout.shape),
                 problem: format!(
                     "the grid needs {1} x {0:?}",
-                    grid.volume(),
+                    shape,
                     options.reduce.channels(channels)
                 ),
             });
         }
         let fill = with_element!(layout.dtype, T => bytemuck::bytes_of(&T::from_f64(options.fill)).to_vec());
-        let pending = Pending::new(&grid, output, fill, wanted);
+        let unit = unit(&grid, &layout, options.onto);
+        let pending = Pending::new(unit, output, fill, wanted);
+        let cells = match options.onto {
+            Some(onto) => Some(Box::new(Cells::new(onto, &grid, channels, &options, unit)?)),
+            None => None,
+        };
         let count = usize::try_from(channels).unwrap_or(usize::MAX);
-        let wants = |region: &Region| pending.wants(region);
+        let wants = |region: &Region| match &cells {
+            Some(cells) => cells.wants(region, &|cell| pending.wants(cell)),
+            None => pending.wants(region),
+        };
         let wanted: Option<&dyn Fn(&Region) -> bool> = pending.is_partial().then_some(&wants);
         let weights = || Weights::new(&grid, &options.blend, options.adds_by_logs(&grid));
         let mode = match (&options.blend, options.sums()) {
@@ -186,6 +202,7 @@ impl Aggregator {
             channels,
             options,
             mode,
+            cells,
             pending,
             seen: Mutex::new(vec![0; words]),
             counts: PatchCounts::default(),
@@ -200,15 +217,57 @@ impl Aggregator {
     /// Writes the fill value to the voxels that no patch covers.
     fn fill_rim(&self) -> Result<()> {
         let untouched: Box<dyn Iterator<Item = Region> + '_> = match &self.mode {
-            AggregatorMode::Crop(..) => Box::new(rim(&self.grid)),
+            AggregatorMode::Crop(..) => Box::new(rim(
+                self.grid.volume(),
+                self.grid.axes().each_ref().map(Axis::covered),
+            )),
             AggregatorMode::F32(live) => Box::new(live.untouched()),
             AggregatorMode::F16(live) => Box::new(live.untouched()),
             AggregatorMode::BF16(live) => Box::new(live.untouched()),
         };
         for region in untouched {
-            self.uncovered(region)?;
+            self.finished(region, None)?;
+        }
+        let Some(cells) = &self.cells else {
+            return Ok(());
+        };
+        // Voxels of the output too far from the predictions.
+        for slab in rim(self.pending.output().layout().shape, cells.reached()) {
+            for wanted in self.pending.wanted_parts(slab) {
+                self.uncovered(wanted)?;
+            }
         }
         Ok(())
+    }
+
+    /// Passes on a box of final blended voxels: the values, channel by channel, and the flags of voxels that no patch
+    /// covers; `None` if no patch voted.
+    fn finished(&self, region: Region, values: Option<(&mut [f32], &[bool])>) -> Result<()> {
+        let Some(cells) = &self.cells else {
+            return match values {
+                Some((values, holes)) => {
+                    self.clamp(values);
+                    self.blended(region, values, holes)
+                }
+                None => self.uncovered(region),
+            };
+        };
+        let values = values.map(|(values, holes)| {
+            self.clamp(values);
+            (&*values, holes)
+        });
+        let block = FinalBlock { region, values };
+        let wants = |cell: &Region| self.pending.wants(cell);
+        cells.add(&block, &wants, &self.meter, |cell, has_votes| {
+            if !has_votes {
+                return self.uncovered(cell);
+            }
+            let mut values = self.buffer(cell, cells.channels(), DType::F32);
+            let singles: &mut [f32] = bytemuck::cast_slice_mut(values.bytes_mut());
+            let holes = cells.compute(cell, singles)?;
+            let own = singles.len() / count(cells.channels()) * count(self.channels);
+            self.blended(cell, &singles[..own], &holes)
+        })
     }
 
     /// Returns the grid whose patches are expected.
@@ -542,19 +601,23 @@ impl Aggregator {
         self.options.reduce == Reduce::Mean && dtype == self.pending.output().layout().dtype
     }
 
+    /// Bounds blended values by the largest number of their type: rounding may bring a mean of finite values above it.
+    fn clamp(&self, values: &mut [f32]) {
+        if self.options.non_finite == NonFinite::Keep {
+            return;
+        }
+        let most = match self.options.too_large(self.pending.output().layout().dtype) {
+            TOO_LARGE_FOR_F16 => f16::MAX.to_f32(),
+            _ => f32::MAX,
+        };
+        for value in values {
+            *value = value.clamp(-most, most);
+        }
+    }
+
     /// Reduces the blended values of a box and passes them to their write chunks. Voxels flagged in `holes` get the
     /// fill value.
-    fn blended(&self, region: Region, values: &mut [f32], holes: &[bool]) -> Result<()> {
-        if self.options.non_finite != NonFinite::Keep {
-            // Rounding may bring a mean of finite values above the largest of them.
-            let most = match self.options.too_large(self.pending.output().layout().dtype) {
-                TOO_LARGE_FOR_F16 => f16::MAX.to_f32(),
-                _ => f32::MAX,
-            };
-            for value in &mut *values {
-                *value = value.clamp(-most, most);
-            }
-        }
+    fn blended(&self, region: Region, values: &[f32], holes: &[bool]) -> Result<()> {
         let bytes = bytemuck::cast_slice(values);
         if self.is_output(DType::F32) && holes.is_empty() {
             return self.pending.add(region, Some(bytes), &self.meter);
@@ -712,8 +775,8 @@ struct BlockOwner<'a> {
 impl Owner for BlockOwner<'_> {
     fn finished(&self, region: Region, block: Final<'_>) -> Result<()> {
         match block {
-            Final::Nothing => self.aggregator.uncovered(region),
-            Final::Values(values, holes) => self.aggregator.blended(region, values, holes),
+            Final::Nothing => self.aggregator.finished(region, None),
+            Final::Values(values, holes) => self.aggregator.finished(region, Some((values, holes))),
         }
     }
 
@@ -729,6 +792,10 @@ impl Owner for BlockOwner<'_> {
     fn spent(&self, prediction: Patch) {
         (self.spent)(prediction);
     }
+}
+
+fn count(n: u64) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
 }
 
 /// Returns a limit of magnitudes as `f32`: infinity if no `f32` reaches it.
@@ -754,10 +821,9 @@ fn part(owned: &[Vec<Range<u64>>; 3], place: [usize; 3]) -> Region {
     )
 }
 
-/// Returns boxes that together cover the voxels that no patch of a grid covers.
-fn rim(grid: &Grid) -> impl Iterator<Item = Region> {
-    let volume = grid.volume();
-    let covered: [Range<u64>; 3] = std::array::from_fn(|a| grid.axes()[a].covered());
+/// Returns boxes that together cover the voxels of a volume that are not in `covered` along every axis.
+fn rim(volume: Shape, covered: [Range<u64>; 3]) -> impl Iterator<Item = Region> {
+    let ends = covered.clone();
     let slab = move |a: usize, along: Range<u64>| {
         // Axes before `a` are limited to the covered voxels, so that slabs do not overlap.
         let range = |b: usize| match b.cmp(&a) {
@@ -771,14 +837,8 @@ fn rim(grid: &Grid) -> impl Iterator<Item = Region> {
             std::array::from_fn(|b| range(b).end - range(b).start),
         )
     };
-    let covered: [Range<u64>; 3] = std::array::from_fn(|a| grid.axes()[a].covered());
     let slabs: Vec<Region> = (0..3)
-        .flat_map(|a| {
-            [
-                slab(a, 0..covered[a].start),
-                slab(a, covered[a].end..volume[a]),
-            ]
-        })
+        .flat_map(|a| [slab(a, 0..ends[a].start), slab(a, ends[a].end..volume[a])])
         .collect();
     slabs.into_iter().filter(|slab| !slab.is_empty())
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::onto::Onto;
 use super::reduce::Reduce;
 use super::sums::{Accumulator, TOO_LARGE_FOR_F16, too_large_for_f32};
 use super::window::Blend;
@@ -48,6 +49,8 @@ pub struct AggregatorOptions {
     /// Whether values outside the range of the output's type become its nearest value, and are counted. If `false`, the
     /// first such value is an [`Error::OutputRange`].
     pub clip: bool,
+    /// The grid that final values are resampled to before they are reduced; `None` for that of the predictions.
+    pub(crate) onto: Option<Onto>,
 }
 
 impl AggregatorOptions {
@@ -64,6 +67,7 @@ impl AggregatorOptions {
             all_vote: false,
             average_integers: false,
             clip: false,
+            onto: None,
         }
     }
 

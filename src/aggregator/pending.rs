@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::buffers::Buffers;
 use super::gauge::ByteGauge;
+use super::onto::Onto;
 use crate::error::Result;
 use crate::grid::Grid;
 use crate::patch::copy_common;
@@ -22,14 +23,21 @@ use crate::volume::{Layout, VolumeMut};
 
 /// Returns the shape of the boxes that are passed to the output together: its write chunks, or in a flat file the whole
 /// rows of one step of the grid; `None` where rows are only completed at the end.
-pub(super) fn unit(grid: &Grid, output: &Layout) -> Option<Shape> {
+pub(super) fn unit(grid: &Grid, output: &Layout, onto: Option<Onto>) -> Option<Shape> {
     if let Some([_, chunk @ ..]) = output.write_chunk {
         return Some(chunk);
     }
     let [slowest, ..] = grid.order();
+    if let Some(onto) = onto {
+        let rows = onto.written.shape.map(|length| length.min(ROWS));
+        return (onto.axes()[slowest] != 2).then(|| [rows[0], rows[1], output.shape[2].max(1)]);
+    }
     let step = |a: usize| grid.axes()[a].widest_step().max(1);
     (slowest != 2).then(|| [step(0), step(1), output.shape[2].max(1)])
 }
+
+/// Planes, and rows of each, of a flat file on another grid than the predictions that are passed to the output together.
+const ROWS: u64 = 32;
 
 /// The write chunks that have some of their voxels, and their output.
 #[derive(Debug)]
@@ -60,7 +68,7 @@ struct WaitingChunk {
 impl Pending {
     /// Creates the state without any voxel. `wanted` selects the write chunks (z, y, x) to write; `None` for all.
     pub(super) fn new(
-        grid: &Grid,
+        chunk: Option<Shape>,
         output: Box<dyn VolumeMut>,
         fill: Vec<u8>,
         wanted: Option<&dyn Fn([u64; 3]) -> bool>,
@@ -82,7 +90,7 @@ impl Pending {
             bits
         });
         Self {
-            chunk: unit(grid, output.layout()),
+            chunk,
             output,
             wanted,
             fill,
@@ -123,6 +131,18 @@ impl Pending {
     /// Returns `true` if only a part of the output is written.
     pub(super) const fn is_partial(&self) -> bool {
         self.wanted.is_some()
+    }
+
+    /// Returns the parts of a box that are in write chunks to write.
+    pub(super) fn wanted_parts(&self, region: Region) -> Vec<Region> {
+        let Some(chunk) = self.chunk.filter(|_| self.is_partial()) else {
+            return vec![region];
+        };
+        let wanted = indices(chunk_range(&region, chunk));
+        let wanted = wanted.filter(|&index| self.is_wanted(index, chunk));
+        wanted
+            .filter_map(|index| chunk_region(index, chunk).intersection(&region))
+            .collect()
     }
 
     /// Returns `true` if a box overlaps any write chunk to write.

@@ -22,6 +22,8 @@ pub(super) struct Ways<'a> {
     /// Whether the run can be resumed. Its write chunks are marked even if the outputs are not cut.
     resumed: bool,
     grid: &'a Grid,
+    /// The axes of the outputs in the order in which patches run along them, slowest first.
+    order: [usize; 3],
     /// The write chunks to write; `None` for all.
     owned: Option<ChunkRanges>,
     /// The write chunks to cut; `None` if the outputs have no write chunks.
@@ -79,7 +81,9 @@ impl<'a> Ways<'a> {
         let noted = noted.fold(0, u64::saturating_add);
         let waiting = outputs.iter().map(PlannedOutput::pyramid_buffer_bytes);
         let all = owned.clone().or_else(|| passes::whole(outputs));
-        let [_, b, c] = grid.order();
+        // All outputs have the same axes.
+        let order = outputs.first().map_or(grid.order(), PlannedOutput::order);
+        let [_, b, c] = order;
         let most = |axis: usize| {
             let lengths = all.iter().flatten().map(|ranges| length(&ranges[axis]));
             lengths.min().unwrap_or(1)
@@ -95,6 +99,7 @@ impl<'a> Ways<'a> {
             noted,
             resumed,
             grid,
+            order,
             owned,
             all,
             at_once: None,
@@ -138,7 +143,7 @@ impl<'a> Ways<'a> {
     pub(super) fn passes(&self, found: Fit) -> Vec<ChunkRanges> {
         match (found.way, &self.all) {
             (Some(way), Some(all)) => {
-                let [_, b, c] = self.grid.order();
+                let [_, b, c] = self.order;
                 passes::pieces(all, [b, c], self.counts[way])
             }
             _ => self.owned.iter().cloned().collect(),
@@ -151,7 +156,7 @@ impl<'a> Ways<'a> {
             return bytes;
         }
         let counts = self.counts[way];
-        let [_, b, c] = self.grid.order();
+        let [_, b, c] = self.order;
         let mut piece = self.all.clone().unwrap_or_default();
         for (axis, count) in [b, c].into_iter().zip(counts) {
             let long = |&n: &u64| {
@@ -185,7 +190,7 @@ impl<'a> Ways<'a> {
             return None;
         }
         let all = self.all.clone()?;
-        let [_, b, c] = self.grid.order();
+        let [_, b, c] = self.order;
         let [rows, columns] = self.counts[way];
         let count = rows * columns;
         let first = count * self.large.0 / self.large.1.max(1);
@@ -215,18 +220,17 @@ impl<'a> Ways<'a> {
             return count;
         }
         let all = self.all.clone().unwrap_or_default();
-        let order = self.grid.order();
+        let (order, predicted) = (self.order, self.grid.order());
         let counts = [1, self.counts[way][0], self.counts[way][1]];
         let reach = Reach::new(self.outputs);
         // A patch is needed for a piece if it is needed along each axis.
-        let along = |axis: usize, count: u64| -> u64 {
-            let piece = |n: u64| passes::piece(&all, axis, n, count);
-            let needed = |part: ChunkRanges| reach.of(&part)[axis].len() as u64;
+        let along = |n: usize| -> u64 {
+            let count = counts[n];
+            let piece = |index: u64| passes::piece(&all, order[n], index, count);
+            let needed = |part: ChunkRanges| reach.of(&part)[predicted[n]].len() as u64;
             (0..count).map(piece).map(needed).sum()
         };
-        let count = (0..3)
-            .map(|n| along(order[n], counts[n]))
-            .fold(1, u64::saturating_mul);
+        let count = (0..3).map(along).fold(1, u64::saturating_mul);
         self.known[way].predictions = Some(count);
         count
     }
@@ -251,7 +255,10 @@ pub(super) struct Reach<'a> {
 
 impl<'a> Reach<'a> {
     pub(super) fn new(outputs: &'a [PlannedOutput]) -> Self {
-        let needed = |output: &PlannedOutput| Needed::new(&output.grid, &output.blending);
+        let needed = |output: &PlannedOutput| {
+            let channels = output.spec.channels;
+            Needed::new(&output.grid, channels, &output.blending, &output.layout)
+        };
         Self {
             needed: outputs.iter().map(needed).collect(),
             outputs,

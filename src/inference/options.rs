@@ -9,7 +9,7 @@ use crate::grid::GridPlacement;
 use crate::pad::Padding;
 use crate::region::Shape;
 use crate::threads::{DEFAULT_MEMORY, threads};
-use crate::volume::CreateOptions;
+use crate::volume::{CreateOptions, VoxelGrid};
 
 /// The options of a sliding-window prediction: the patches, and the memory and threads of the run.
 ///
@@ -44,6 +44,12 @@ pub struct InferenceOptions {
     /// Whether [a mask](super::InferencePlan::with_patch_mask) will select the patches that are predicted. Patches that
     /// do not vote take memory; an announced mask lets the plan count it when it chooses threads and passes.
     pub masked: bool,
+    /// The grid on which outputs are written, such as that of a scan before it was resampled for the model. `None`: the
+    /// grid of the predicted volume.
+    ///
+    /// Blended predictions are resampled to the grid linearly as they become final, and are reduced there: labels are not
+    /// resampled. Voxels with centers more than a voxel of the predictions beyond them get the fill value.
+    pub output_grid: Option<VoxelGrid>,
 }
 
 impl InferenceOptions {
@@ -62,6 +68,7 @@ impl InferenceOptions {
             min_threads: 1,
             batch_size: 1,
             masked: false,
+            output_grid: None,
         }
     }
 
@@ -129,6 +136,38 @@ impl InferenceOptions {
     #[must_use]
     pub const fn with_masked(self, masked: bool) -> Self {
         Self { masked, ..self }
+    }
+
+    /// Sets the grid on which outputs are written.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use voxpatch::volume::{Resample, VoxelGrid};
+    /// use voxpatch::{Geometry, InferenceOptions, Layout, MemoryVolume, OutputTarget, Predictor};
+    /// use voxpatch::{VolumeExt, builtin_model, progress};
+    ///
+    /// # fn main() -> voxpatch::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// let layout = Layout::new([20, 60, 60], 1, voxpatch::DType::F32)
+    ///     .with_geometry(Geometry::from_spacing([3.0, 0.5, 0.5]));
+    /// let scan = Arc::new(MemoryVolume::zeros(layout)?);
+    /// let grid = VoxelGrid::of(voxpatch::Volume::layout(&scan));
+    /// let resampled = scan.resampled(&Resample::default().with_spacing(Some([1.5; 3])))?;
+    /// let options = InferenceOptions::new([16; 3]).with_output_grid(Some(grid));
+    /// let predictor = Predictor::new(resampled, builtin_model("threshold:0")?, options);
+    /// let plan = predictor.plan(&[OutputTarget::new(folder.path().join("out.zarr"))])?;
+    /// assert_eq!(plan.grid().volume(), [40, 20, 20]);
+    /// assert_eq!(plan.outputs()[0].layout.shape, [20, 60, 60]);
+    /// plan.run(&progress::silent)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub const fn with_output_grid(self, output_grid: Option<VoxelGrid>) -> Self {
+        Self {
+            output_grid,
+            ..self
+        }
     }
 
     /// Pads the volume by half the overlap at each face and crops the output by the same: `TorchIO`'s `padding_mode`.

@@ -1,13 +1,14 @@
 //! One output of a run: its layout, its grid and its storage, settled before any file is touched.
 
 use super::model::OutputSpec;
-use super::options::{OutputTarget, StoreOption};
-use crate::aggregator::{AggregatorOptions, Estimate, Skipped};
+use super::options::{InferenceOptions, OutputTarget, StoreOption};
+use crate::aggregator::{AggregatorOptions, Estimate, Onto, Skipped};
 use crate::error::Result;
 use crate::grid::Grid;
 use crate::region::Shape;
 use crate::volume::{
-    ChunkShape, CreateOptions, Durability, Layout, OutputPart, output_layout, pyramid_buffer_bytes,
+    ChunkShape, CreateOptions, Durability, Layout, OutputPart, VoxelGrid, output_layout,
+    pyramid_buffer_bytes,
 };
 
 /// An output of a plan.
@@ -16,7 +17,8 @@ use crate::volume::{
 pub struct PlannedOutput {
     /// Its layout on disk.
     pub layout: Layout,
-    /// The predictions of all patches on the output's voxels.
+    /// The predictions of all patches, before they are resampled to an [output
+    /// grid](InferenceOptions::output_grid).
     pub grid: Grid,
     /// The model's description of it.
     pub spec: OutputSpec,
@@ -37,7 +39,7 @@ impl PlannedOutput {
         grid: &Grid,
         spec: OutputSpec,
         (target, begun): (&OutputTarget, Option<&CreateOptions>),
-        masked: bool,
+        inference: &InferenceOptions,
     ) -> Result<Self> {
         let reduce = &target.blending.reduce;
         let grid = grid.output(spec.halo, spec.scale)?;
@@ -46,21 +48,29 @@ impl PlannedOutput {
             .unwrap_or_else(|| reduce.dtype(spec.dtype, spec.channels));
         #[expect(clippy::cast_precision_loss, reason = "scales are small")]
         let factor = spec.scale.max(1) as f64;
-        let mut layout = Layout::new(grid.volume(), reduce.channels(spec.channels), dtype)
-            .with_geometry(input.geometry.coarsened([factor; 3]));
+        let predicted = VoxelGrid::new(grid.volume(), input.geometry.coarsened([factor; 3]));
+        let written = inference.output_grid.unwrap_or(predicted);
+        let mut layout = Layout::new(written.shape, reduce.channels(spec.channels), dtype)
+            .with_geometry(written.geometry);
         layout.axes.unit.clone_from(&input.axes.unit);
         let mut blending = target.blending.clone();
         blending.average_integers |= spec.average_integers;
         blending.check_type(&grid, spec.dtype)?;
+        blending.onto = (written != predicted).then_some(Onto { predicted, written });
+        if let Some(onto) = &blending.onto {
+            onto.check(&blending, spec.dtype)?;
+        }
         let mut store = target.store.clone();
-        store.shard = store.shard.map(|shard| aligned(&grid, shard, store.chunk));
+        if blending.onto.is_none() {
+            store.shard = store.shard.map(|shard| aligned(&grid, shard, store.chunk));
+        }
         let mut stored = output_layout(&target.path, &layout, &store)?;
         if let Some(begun) = begun {
             store = followed(&store, &stored, begun, &target.defaults);
             stored = output_layout(&target.path, &layout, &store)?;
         }
         let blending = AggregatorOptions {
-            all_vote: !masked || target.blending.skipped != Skipped::Renormalize,
+            all_vote: !inference.masked || target.blending.skipped != Skipped::Renormalize,
             ..blending
         };
         blending.check(&grid, spec.channels, stored.dtype)?;
@@ -81,7 +91,18 @@ impl PlannedOutput {
 
     /// Returns the bytes of unfinished chunks of coarser levels.
     pub(super) fn pyramid_buffer_bytes(&self) -> u64 {
-        pyramid_buffer_bytes(&self.layout, &self.store, self.grid.order()).unwrap_or(0)
+        pyramid_buffer_bytes(&self.layout, &self.store, self.order()).unwrap_or(0)
+    }
+
+    /// Returns the axis of the output along which each axis of the predictions runs.
+    pub(super) fn axes(&self) -> [usize; 3] {
+        self.blending.onto.map_or([0, 1, 2], |onto| onto.axes())
+    }
+
+    /// Returns the axes of the output in the order in which patches run along them, slowest first.
+    pub(super) fn order(&self) -> [usize; 3] {
+        let axes = self.axes();
+        self.grid.order().map(|a| axes[a])
     }
 }
 

@@ -93,7 +93,7 @@ impl Schedule {
 
     /// Returns the write chunks of an output that a part owns.
     fn owned(&self, output: &PlannedOutput, part: OutputPart) -> [Range<u64>; 3] {
-        let region = part.region(&output.layout, self.grid.order()[0]);
+        let region = part.region(&output.layout, output.order()[0]);
         let [_, chunk @ ..] = output.layout.write_chunk.unwrap_or([1; 4]);
         chunk_range(&region, chunk)
     }
@@ -156,7 +156,7 @@ impl Schedule {
         Ok(ResumeOptions {
             fingerprint: self.fingerprint(output, volume, model)?,
             part: resume.part,
-            owned: Some(resume.part.region(&output.layout, self.grid.order()[0])),
+            owned: Some(resume.part.region(&output.layout, output.order()[0])),
             durability: resume.durability,
             threads: self.inference.threads,
             memory: self.memory(),
@@ -196,6 +196,9 @@ impl Schedule {
             "patch": self.grid.patch(),
             "starts": self.grid.axes().each_ref().map(|axis| axis.starts.clone()),
             "order": self.grid.order(),
+            "output grid": blending.onto.map(|onto| {
+                json!([onto.predicted.geometry.affine, onto.written.shape, onto.written.geometry.affine])
+            }),
             "normalized": self.scales.as_ref().map(|scales| format!("{scales:?}")),
             "padding": format!("{:?}", self.padding),
             "blend": blend,

@@ -152,7 +152,7 @@ impl InferenceOptions {
         let outputs = outputs.map(|(n, (prediction, target))| {
             let begun = begun.get(n).and_then(Option::as_ref);
             let target = (target, begun);
-            PlannedOutput::new(input, grid, prediction.clone(), target, self.masked)
+            PlannedOutput::new(input, grid, prediction.clone(), target, self)
         });
         let outputs: Vec<PlannedOutput> = outputs.collect::<Result<_>>()?;
         let padding = self.padding.unwrap_or(Padding::Edge);

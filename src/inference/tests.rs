@@ -24,6 +24,7 @@ mod front;
 mod hard;
 mod huge;
 mod inputs;
+mod onto;
 mod resume;
 mod schedules;
 mod twin;

@@ -2,7 +2,7 @@
 
 use serde_json::json as value;
 use voxpatch::volume::{Interpolation, Orientation, Resample, VoxelGrid};
-use voxpatch::{DType, Geometry, Patch, Region, VolumeExt};
+use voxpatch::{DType, Geometry, Padding, Patch, Region, VolumeExt};
 
 use crate::tool::{Place, fails, is_refused, json, ramp, succeeds, voxels};
 
@@ -141,9 +141,11 @@ fn label_maps_and_masks_follow_the_image_to_its_grid() {
             .all(|&value| value == 100)
     );
 
-    // The output has the grid of the model; patches without foreground are left out.
+    // Patches without foreground are left out.
     let target = place.at("out.nii");
     let words = [
+        "--output-grid",
+        "model",
         "--patch-size",
         "8",
         "--overlap",
@@ -176,6 +178,97 @@ fn label_maps_and_masks_follow_the_image_to_its_grid() {
         .concat(),
     );
     assert_eq!(drawn["labels_shown"], 1);
+}
+
+#[test]
+fn predictions_on_another_grid_are_written_on_that_of_the_source() {
+    let place = Place::new();
+    let source = place.store_at("scan.nii", [20, 24, 28], 1, ramp(20 * 24 * 28), turned());
+    let words = [
+        "--patch-size",
+        "10",
+        "--overlap",
+        "5",
+        "--model",
+        "gaussian:0.7",
+        "--dtype",
+        "float32",
+    ];
+    let grid = ["--spacing", "1.3,0.9,0.7", "--orientation", "RAS"];
+    let infer = |name: &str, more: &[&str]| {
+        let target = place.at(name);
+        let all = [&["infer", &source, &target][..], &words, &grid, more].concat();
+        (json(&all), target)
+    };
+    let (_, model) = infer("model.nii", &["--output-grid", "model"]);
+    let own = voxpatch::open(&source).unwrap();
+    let twin = Resample::default()
+        .with_like(Some(VoxelGrid::of(own.layout())))
+        .with_outside(Padding::Edge);
+    let expected = whole(&model, &twin);
+    let (_, all) = infer("all.nii", &[]);
+    assert_eq!(
+        voxpatch::open(&all).unwrap().layout().geometry,
+        own.layout().geometry
+    );
+    // The header of the prediction has its affine in 32 bits.
+    let written = voxels(&all);
+    let pairs = written.as_slice::<f32>().unwrap().iter();
+    for (found, twin) in pairs.zip(expected.as_slice::<f32>().unwrap()) {
+        assert!((found - twin).abs() < 0.05, "{found} {twin}");
+    }
+    let cases: [&[&str]; 4] = [
+        &["--output-grid", "source", "--threads", "1", "--chunk", "8"],
+        &[
+            "--threads",
+            "3",
+            "--batch-size",
+            "3",
+            "--chunk",
+            "16",
+            "--shard",
+            "16",
+        ],
+        &[
+            "--memory",
+            "1500KiB",
+            "--threads",
+            "1",
+            "--chunk",
+            "4",
+            "--shard",
+            "4",
+        ],
+        &["--resume", "--chunk", "8"],
+    ];
+    for (n, more) in cases.into_iter().enumerate() {
+        let (_, out) = infer(&format!("{n}.zarr"), more);
+        assert!(voxels(&out).bytes() == written.bytes(), "{more:?}");
+    }
+    for part in ["1/2", "0/2"] {
+        let (done, out) = infer("parts.zarr", &["--part", part, "--chunk", "8"]);
+        if done["whole"] == true {
+            assert!(voxels(&out).bytes() == written.bytes());
+        }
+    }
+    assert!(std::path::Path::new(&place.at("parts.zarr")).exists());
+    let (plan, _) = infer("plan.zarr", &["--dry-run"]);
+    assert!(
+        plan["live_bytes"].as_u64().unwrap() > 0
+            && !std::path::Path::new(&place.at("plan.zarr")).exists()
+    );
+    // A box counts voxels of the model's grid.
+    let (boxed, _) = infer("box.nii", &["--box", "0:12,0:12,0:12"]);
+    assert_eq!(boxed["shape"], value!([12, 12, 12]));
+    let target = place.at("no.nii");
+    let refused = |more: &[&str]| {
+        let all = [&["infer", &source, &target][..], &words, &grid, more].concat();
+        fails(&all)
+    };
+    let text = refused(&["--box", "0:12,0:12,0:12", "--output-grid", "source"]);
+    assert!(text.contains("--output-grid model"), "{text}");
+    assert!(refused(&["--blend", "crop"]).contains("crop"));
+    assert!(!std::path::Path::new(&place.at("no.nii")).exists());
 }
 
 #[test]

@@ -26,11 +26,13 @@ const EXAMPLES: &str = "\
 Examples:
   voxpatch infer scan.zarr tissue.zarr --patch-size 128 --model threshold:-500,200 --reduce argmax
   voxpatch infer scan.zarr organs.zarr --patch-size 128 --overlap 64 --model unet.onnx --resume
+  voxpatch infer scan.nii.gz organs.nii.gz --patch-size 128 --spacing 1.5 --orientation RAS --model unet.onnx --reduce argmax
   voxpatch infer scan.zarr out.zarr --patch-size 96 --mask body.nii.gz --fill -1024 --dry-run";
 
 /// Run a model over overlapping patches and blend its predictions into a new volume.
 ///
-/// With --spacing, --orientation or --like, the model gets the resampled volume, and the output has its grid.
+/// With --spacing, --orientation or --like, the model gets the resampled volume. What is blended is resampled to the grid
+/// of SRC before it is reduced, unless --output-grid is model.
 #[derive(Debug, Args)]
 #[command(disable_help_flag = true, after_help = EXAMPLES)]
 pub(crate) struct Infer {
@@ -56,6 +58,8 @@ pub(crate) struct Infer {
     opening: Opening,
     #[command(flatten)]
     kind: OutputType,
+    #[command(flatten)]
+    grid: GridArgs,
     #[command(flatten)]
     storage: Storage,
     #[command(flatten)]
@@ -110,6 +114,23 @@ struct PatchArgs {
     /// Voxels that neighboring patches share [default: half the patch].
     #[arg(long, value_parser = size, value_name = "SIZE")]
     overlap: Option<Shape>,
+}
+
+/// The grid of the output.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+struct GridArgs {
+    /// Grid of the output, with --spacing, --orientation or --like [default: source, or model with --box].
+    #[arg(long, value_enum, value_name = "WHICH")]
+    output_grid: Option<OutputGridName>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OutputGridName {
+    /// The grid of the resampled volume, which the model gets.
+    Model,
+    /// The grid of SRC.
+    Source,
 }
 
 /// Runs that are interrupted or split.
@@ -171,10 +192,12 @@ pub(crate) fn run(settings: &Infer) -> anyhow::Result<()> {
     check_inputs(settings)?;
     let model = model(settings)?;
     let level = settings.part.level;
-    let whole = settings
-        .on_grid
-        .open(&settings.opening, &settings.source, level)?;
+    let (whole, own) =
+        settings
+            .on_grid
+            .open_with_own(&settings.opening, &settings.source, level)?;
     let volume = settings.part.of(&whole)?;
+    let output_grid = output_grid(settings)?.then_some(own);
     let layout = volume.layout();
     let threads = settings.common.threads();
     let options = settings
@@ -188,7 +211,8 @@ pub(crate) fn run(settings: &Infer) -> anyhow::Result<()> {
         .with_threads(threads)
         .with_min_threads(settings.common.min_threads())
         .with_batch_size(settings.network.batch_size.into())
-        .with_masked(mask.is_some());
+        .with_masked(mask.is_some())
+        .with_output_grid(output_grid);
     let mut target = OutputTarget::new(&settings.target).with_blending(
         settings
             .blending
@@ -249,6 +273,21 @@ pub(crate) fn run(settings: &Infer) -> anyhow::Result<()> {
         (seconds, patch_bytes),
         &meter.stop(),
     )
+}
+
+/// Returns `true` if the output is written on the grid of the source.
+fn output_grid(settings: &Infer) -> anyhow::Result<bool> {
+    let is_box = settings.part.is_box();
+    match settings.grid.output_grid {
+        Some(OutputGridName::Source) => anyhow::ensure!(
+            !is_box || settings.on_grid.is_none(),
+            "--output-grid source is not possible with --box, which counts voxels of the resampled volume: use --output-grid model"
+        ),
+        Some(OutputGridName::Model) => return Ok(false),
+        None if is_box => return Ok(false),
+        None => {}
+    }
+    Ok(!settings.on_grid.is_none())
 }
 
 /// Prints what was done in this many seconds, with patches of this many bytes.

@@ -133,8 +133,20 @@ impl OnGrid {
         path: &Path,
         level: usize,
     ) -> voxpatch::Result<Arc<dyn Volume>> {
+        Ok(self.open_with_own(opening, path, level)?.0)
+    }
+
+    /// Does the same, and returns the volume's own grid, too.
+    pub(crate) fn open_with_own(
+        &self,
+        opening: &Opening,
+        path: &Path,
+        level: usize,
+    ) -> voxpatch::Result<(Arc<dyn Volume>, VoxelGrid)> {
         let resample = self.resample(opening)?;
-        opening.options(level).with_resample(resample).open(path)
+        let volume = opening.options(level).open(path)?;
+        let own = VoxelGrid::of(volume.layout());
+        Ok((resample.of(volume)?, own))
     }
 
     /// Brings stored voxels to the grid: their real values, if such are wanted, in `dtype` if that can hold them.
@@ -204,6 +216,11 @@ pub(crate) struct Part {
 }
 
 impl Part {
+    /// Returns `true` if a box is used.
+    pub(crate) const fn is_box(&self) -> bool {
+        self.region.is_some()
+    }
+
     fn choice(&self) -> Subset {
         Subset {
             time: self.time,

@@ -296,6 +296,45 @@ impl Resampled {
         Arc::new(self.cached())
     }
 
+    /// Returns `true` if the axes of the grid are parallel to those of the volume.
+    pub(crate) const fn is_separable(&self) -> bool {
+        self.map.is_separable
+    }
+
+    /// Returns the voxels along an axis of the volume, turned to the axes of the grid, that voxels of the grid need; of a
+    /// grid whose axes are parallel to those of the volume.
+    pub(crate) fn needed_along(&self, axis: usize, voxels: Range<u64>) -> Range<u64> {
+        let mut region = Region::whole([1; 3]);
+        region.start[axis] = voxels.start.cast_signed();
+        region.shape[axis] = voxels.end - voxels.start;
+        let source = self.needs(region).map(|needs| needs.source);
+        source.map_or(0..0, |source| {
+            let start = source.start[axis].unsigned_abs();
+            start..start + source.shape[axis]
+        })
+    }
+
+    /// Returns the voxels along an axis of the grid whose centers are inside the volume, or at most `beyond` voxels of the
+    /// volume beyond its outer faces; of a grid whose axes are parallel to those of the volume.
+    pub(crate) fn reached_along(&self, axis: usize, beyond: f64) -> Range<u64> {
+        let length = self.layout.shape[axis];
+        let first_where = |is_past: &dyn Fn(f64) -> bool| {
+            let (mut low, mut high) = (0, length);
+            while low < high {
+                let middle = low.midpoint(high);
+                if is_past(self.map.along(axis, middle)) {
+                    high = middle;
+                } else {
+                    low = middle + 1;
+                }
+            }
+            low
+        };
+        let last = float(self.inner.layout().shape[axis]) - 0.5 + beyond + ROUNDING;
+        let start = first_where(&|position| position >= -0.5 - beyond - ROUNDING);
+        start..first_where(&|position| position > last).max(start)
+    }
+
     /// Returns how voxels are continued that the interpolation of positions inside the volume needs.
     fn continuation(&self) -> Padding {
         match self.padding {
@@ -413,7 +452,7 @@ impl Resampled {
     }
 
     /// Returns the voxels of the volume that a region needs, at most.
-    fn source_voxels(&self, region: Region) -> u64 {
+    pub(crate) fn source_voxels(&self, region: Region) -> u64 {
         let first = region.start.map(i64::unsigned_abs);
         let last = std::array::from_fn(|a| first[a] + region.shape[a].saturating_sub(1));
         let lengths = (0..3).map(|a| {
