@@ -10,6 +10,7 @@ mod arguments;
 mod array;
 mod blend;
 mod errors;
+mod frontier;
 mod grid;
 mod index;
 mod loader;

@@ -1,10 +1,11 @@
 //! Prediction of a whole volume: reading and blending on our threads, the model on the caller's.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,17 +13,19 @@ use numpy::PyArray2;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use voxpatch::Normalize;
-use voxpatch::inference::{FlipTta, OutputSpec, PatchMask};
+use voxpatch::inference::{FlipTta, InferencePlan, InputValues, OutputSpec, PatchMask};
 use voxpatch::training::Image;
 use voxpatch::volume::{ChannelRange, Durability, Matching, OutputPart, VoxelGrid, check_output};
 use voxpatch::{
-    Error, InferenceOptions, Model, OutputTarget, Patch, Predictor, Region, Result, Shape,
+    DType, Error, InferenceOptions, Model, OutputTarget, Padding, Patch, Predictor, Region, Result,
+    Shape,
 };
 
 use crate::array::Held;
 use crate::blend::Blending;
 use crate::errors::{invalid, raised};
-use crate::model::{Answer, Asked, Message, Outcome, Planned, Request};
+use crate::frontier::Frontier;
+use crate::model::{Answer, Asked, Batch, Blends, Final, Message, Outcome, Planned, Request, Turn};
 use crate::subjects::padding_of;
 use crate::volume::Volume;
 use crate::wait::{ASK, guarded};
@@ -49,6 +52,12 @@ pub(crate) struct Settings<'py> {
     batch: usize,
     normalize: String,
     flips: bool,
+    /// "host", "device" or "auto": the device, if the plan fits it.
+    blend_on: String,
+    /// Bytes of the device that sums may take.
+    device_memory: Option<u64>,
+    /// Devices, each with a copy of the model.
+    devices: usize,
     /// Part and parts, if the run can be resumed.
     part: Option<(u32, u32)>,
     durability: String,
@@ -107,12 +116,18 @@ struct Job {
     targets: Vec<OutputTarget>,
     normalize: Normalize,
     flips: bool,
+    /// Where predictions are blended, in the order of preference: on the device or not.
+    on_device: Vec<bool>,
+    device_memory: Option<u64>,
+    devices: usize,
     part: Option<OutputPart>,
     durability: Durability,
     volume: Arc<Image>,
     mask: Option<Arc<Image>>,
     matching: Matching,
-    model: Asked,
+    id: String,
+    predictions: Vec<OutputSpec>,
+    caller: Sender<Message>,
     dry_run: bool,
 }
 
@@ -139,6 +154,9 @@ fn output_grid(volume: &Volume, wanted: Option<&str>) -> PyResult<Option<VoxelGr
 
 /// Predict a volume with `call(batch, locations)`, which returns a list with an array for each output and whether nothing
 /// else holds it, and return the statistics.
+///
+/// On a device, `call` has `begin(frontiers)`, `blend(patches, batch)` and `end()`; the latter two return final blocks, each
+/// as its output, its number and its values or None. With several devices it has `deal(ticket, batch)`.
 #[pyfunction]
 #[pyo3(name = "_predict")]
 #[expect(clippy::needless_pass_by_value, reason = "made for this call")]
@@ -187,15 +205,20 @@ pub(crate) fn predict<'py>(
             tolerance: settings.tolerance,
             same_grid: settings.same_grid,
         },
-        model: Asked {
-            id: settings.model_id,
-            outputs: predictions,
-            caller: caller.clone(),
+        id: settings.model_id,
+        predictions,
+        caller: caller.clone(),
+        on_device: match settings.blend_on.as_str() {
+            "host" => vec![false],
+            "device" => vec![true],
+            _ => vec![true, false],
         },
+        device_memory: settings.device_memory,
+        devices: settings.devices,
         dry_run: settings.dry_run,
     };
     let stop = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stop);
+    let (flag, told_by) = (Arc::clone(&stop), caller.clone());
     thread::Builder::new()
         .name("voxpatch-predict".to_owned())
         .spawn(move || {
@@ -212,15 +235,16 @@ pub(crate) fn predict<'py>(
             let _ = caller.send(Message::Done(guarded(|| job.run(&tell))));
         })
         .map_err(PyErr::from)?;
-    let outcome = serve(py, messages, call, progress, &stop)?;
+    let server = Server::new(call, (settings.devices > 1).then_some(told_by));
+    let outcome = serve(py, messages, server, progress, &stop)?;
     told(py, &outcome)
 }
 
 /// Answers the threads until they are done. Whatever is raised meanwhile stops them first.
-fn serve(
-    py: Python<'_>,
+fn serve<'py>(
+    py: Python<'py>,
     mut messages: Receiver<Message>,
-    call: &Bound<'_, PyAny>,
+    mut server: Server<'_, 'py>,
     progress: Option<&Bound<'_, PyAny>>,
     stop: &AtomicBool,
 ) -> PyResult<Outcome> {
@@ -232,7 +256,15 @@ fn serve(
         });
         let answered = match heard {
             Ok(Message::Done(outcome)) => return outcome.map_err(|error| raised(&error)),
-            Ok(Message::Batch(request)) => answer(py, request, call),
+            Ok(Message::Batch(request)) => server.answer(py, request),
+            Ok(message @ (Message::Begin(..) | Message::Blend(_) | Message::End(_))) => {
+                server.blend(py, message)
+            }
+            Ok(Message::Stop) => {
+                server.stop();
+                Ok(())
+            }
+            Ok(Message::Raised(error)) => Err(error),
             Ok(Message::Progress(done, total)) => match progress {
                 Some(progress) => progress.call1((done, total)).map(|_| ()),
                 None => Ok(()),
@@ -244,6 +276,7 @@ fn serve(
         };
         if let Err(error) = answered.and_then(|()| py.check_signals()) {
             stop.store(true, Ordering::Relaxed);
+            drop(server);
             py.detach(move || wind_down(&messages));
             return Err(error);
         }
@@ -261,20 +294,134 @@ fn wind_down(messages: &Receiver<Message>) {
     }
 }
 
-/// Calls the function with a batch and hands on what it gives.
-fn answer(py: Python<'_>, mut request: Request, call: &Bound<'_, PyAny>) -> PyResult<()> {
-    let axes = request.axes();
-    let Some(voxels) = request.take_voxels() else {
-        return Ok(());
+/// Answers the requests of the run's threads.
+struct Server<'a, 'py> {
+    call: &'a Bound<'py, PyAny>,
+    /// Turns that came early.
+    waiting: BTreeMap<u64, Turn>,
+    next: u64,
+    stopped: bool,
+    /// Where threads of several devices tell what they raised; `None` if this thread predicts.
+    dealt: Option<Sender<Message>>,
+}
+
+impl<'a, 'py> Server<'a, 'py> {
+    const fn new(call: &'a Bound<'py, PyAny>, dealt: Option<Sender<Message>>) -> Self {
+        Self {
+            call,
+            waiting: BTreeMap::new(),
+            next: 0,
+            stopped: false,
+            dealt,
+        }
+    }
+
+    /// Drops the requests that wait: their threads end.
+    fn stop(&mut self) {
+        self.stopped = true;
+        self.waiting.clear();
+    }
+
+    /// Calls the function with a batch and hands on what it gives.
+    fn answer(&self, py: Python<'py>, mut request: Request) -> PyResult<()> {
+        let Some((batch, locations)) = arrays(py, &mut request.batch)? else {
+            return Ok(());
+        };
+        if let Some(caller) = &self.dealt {
+            let ticket = Ticket {
+                request: Mutex::new(Some(request)),
+                caller: Mutex::new(caller.clone()),
+            };
+            return self.call.call_method1("deal", (ticket, batch)).map(|_| ());
+        }
+        let given = self.call.call1((batch, locations))?;
+        let predictions = predictions(&request, &given)?;
+        request.answer(predictions);
+        Ok(())
+    }
+
+    /// Lets the function blend patches, in their turn, and hands on the blocks that became final.
+    fn blend(&mut self, py: Python<'py>, message: Message) -> PyResult<()> {
+        match message {
+            Message::Begin(outputs, reply) => {
+                let outputs = outputs.into_iter().map(Frontier);
+                self.call
+                    .call_method1("begin", (outputs.collect::<Vec<_>>(),))?;
+                self.next = 0;
+                // The requesting thread is gone if the run was stopped.
+                let _ = reply.send(());
+            }
+            Message::Blend(turn) if !self.stopped => {
+                self.waiting.insert(turn.turn, turn);
+                while let Some(mut turn) = self.waiting.remove(&self.next) {
+                    let batch = match &mut turn.batch {
+                        Some(batch) => arrays(py, batch)?.map(|(batch, _)| batch),
+                        None => None,
+                    };
+                    let patches = std::mem::take(&mut turn.patches);
+                    let given = self.call.call_method1("blend", (patches, batch))?;
+                    let _ = turn.reply.send(final_blocks(&given)?);
+                    self.next += 1;
+                }
+            }
+            Message::End(reply) => {
+                let given = self.call.call_method0("end")?;
+                let _ = reply.send(final_blocks(&given)?);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// A batch that a thread of Python predicts.
+#[pyclass(frozen, module = "voxpatch._voxpatch")]
+struct Ticket {
+    request: Mutex<Option<Request>>,
+    caller: Mutex<Sender<Message>>,
+}
+
+#[pymethods]
+impl Ticket {
+    /// Answer with a list that has an array for each output and whether nothing else holds it.
+    fn answer(&self, given: &Bound<'_, PyAny>) -> PyResult<()> {
+        let request = self.request.lock();
+        let request = request.unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(request) = request {
+            let predictions = predictions(&request, given)?;
+            request.answer(predictions);
+        }
+        Ok(())
+    }
+
+    /// Answer with what was raised.
+    fn fail(&self, error: Bound<'_, PyAny>) {
+        let caller = self.caller.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody listens any more after Ctrl-C.
+        let _ = caller.send(Message::Raised(PyErr::from_value(error)));
+    }
+}
+
+/// Returns the patches of a batch and their locations; `None` if they were taken before.
+fn arrays<'py>(
+    py: Python<'py>,
+    batch: &mut Batch,
+) -> PyResult<Option<(Bound<'py, PyAny>, Bound<'py, PyArray2<i64>>)>> {
+    let axes = batch.axes();
+    let Some(voxels) = batch.take_voxels() else {
+        return Ok(None);
     };
-    let batch = array::on(py, Box::new(voxels), &axes)?;
-    let places: Vec<Vec<i64>> = request
+    let places: Vec<Vec<i64>> = batch
         .regions
         .iter()
         .map(|&region| grid::location(region).to_vec())
         .collect();
     let locations = PyArray2::from_vec2(py, &places)?;
-    let given = call.call1((batch, locations))?;
+    Ok(Some((array::on(py, Box::new(voxels), &axes)?, locations)))
+}
+
+/// Returns the predictions that a function gave, for each output those of each patch.
+fn predictions(request: &Request, given: &Bound<'_, PyAny>) -> PyResult<Vec<Vec<Answer>>> {
     let mut predictions = Vec::new();
     for output in given.try_iter()? {
         let (output, ours): (Bound<'_, PyAny>, bool) = output?.extract()?;
@@ -288,17 +435,36 @@ fn answer(py: Python<'_>, mut request: Request, call: &Bound<'_, PyAny>) -> PyRe
             let patch = Patch::new(Region::new(region.start, shape), channels, voxels);
             patch.map(Answer::Copied).map_err(|error| raised(&error))
         };
-        let places = request.regions.iter().enumerate();
+        let places = request.batch.regions.iter().enumerate();
         predictions.push(places.map(predicted).collect::<PyResult<_>>()?);
     }
-    request.answer(predictions);
-    Ok(())
+    Ok(predictions)
+}
+
+/// Returns the final blocks that a function gave. Nothing else holds their values.
+fn final_blocks(given: &Bound<'_, PyAny>) -> PyResult<Vec<Final>> {
+    let mut blocks = Vec::new();
+    for block in given.try_iter()? {
+        let (output, number, values): (usize, u64, Option<Bound<'_, PyAny>>) = block?.extract()?;
+        let values = match values {
+            None => None,
+            Some(values) => Some(match Held::of(&values, [0; 3])? {
+                Some(held) => Answer::Held(held),
+                None => {
+                    let (channels, shape, voxels) = array::to_voxels(&values)?;
+                    let patch = Patch::new(Region::whole(shape), channels, voxels);
+                    Answer::Copied(patch.map_err(|error| raised(&error))?)
+                }
+            }),
+        };
+        blocks.push((output, number, values));
+    }
+    Ok(blocks)
 }
 
 impl Job {
     fn run(self, progress: &(dyn Fn(u64, u64) -> ControlFlow<()> + Sync)) -> Result<Outcome> {
         let volume = chosen(&self.volume)?;
-        let layout = volume.layout();
         let mask = self.mask.as_deref().map(chosen).transpose()?;
         for target in &self.targets {
             let inputs = [Some(&volume), mask.as_ref()].into_iter().flatten();
@@ -306,37 +472,94 @@ impl Job {
             let files: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
             check_output(&target.path, &files)?;
         }
-        let mut model: Arc<dyn Model> = Arc::new(self.model);
-        if self.flips {
-            model = Arc::new(FlipTta::new(model)?);
+        let (first, others) = self.on_device.split_first().expect("a place");
+        let mut planned = self.plan(*first, &volume, mask.as_ref());
+        for &on_device in others {
+            if let Err(Error::InvalidArgument { .. } | Error::MemoryLimit { .. }) = planned {
+                planned = self.plan(on_device, &volume, mask.as_ref());
+            }
         }
-        let predictor = Predictor::new(Arc::clone(&volume), model, self.options);
-        let mut plan = predictor.plan(&self.targets)?;
-        if let Some(mask) = mask {
-            let mask = self.matching.over_extent_of(layout, mask)?;
-            let patch_mask = PatchMask::from_volume(plan.grid(), &*mask)?;
-            plan = plan.with_patch_mask(patch_mask)?;
-        }
-        if let Some(part) = self.part {
-            plan = plan.with_part(part, self.durability)?;
-        }
+        let (plan, on_device) = planned?;
+        let device_bytes = on_device.then(|| plan.blender_bytes());
         if self.dry_run {
             let space = plan.disk_space()?;
             let probe = plan.probe(self.normalize)?;
-            return Ok(Outcome::Planned(Box::new(Planned { plan, probe, space })));
+            return Ok(Outcome::Planned(Box::new(Planned {
+                plan,
+                probe,
+                space,
+                device_bytes,
+            })));
         }
         plan.check_names()?;
         let stoppable = |_, _| progress(0, 0);
         let plan = plan.with_normalize(self.normalize, &stoppable)?;
         let peak_bytes = plan.peak_bytes();
         let done = plan.run(progress)?;
-        Ok(Outcome::Done { done, peak_bytes })
+        Ok(Outcome::Done {
+            done,
+            peak_bytes,
+            device_bytes,
+        })
+    }
+
+    /// Plans the run with sums on the device or not. Returns the plan and where they are.
+    fn plan(
+        &self,
+        on_device: bool,
+        volume: &Arc<dyn voxpatch::Volume>,
+        mask: Option<&Arc<dyn voxpatch::Volume>>,
+    ) -> Result<(InferencePlan, bool)> {
+        let layout = volume.layout();
+        let asked = Asked {
+            id: self.id.clone(),
+            outputs: self.predictions.clone(),
+            caller: self.caller.clone(),
+            input: if on_device {
+                self.device_input(layout.dtype)
+            } else {
+                InputValues::F32
+            },
+            blends: on_device.then_some(Blends {
+                memory: self.device_memory,
+                flips: self.flips,
+                late: if self.devices > 1 { self.devices } else { 0 },
+            }),
+        };
+        let mut model: Arc<dyn Model> = Arc::new(asked);
+        if self.flips && !on_device {
+            model = Arc::new(FlipTta::new(model)?);
+        }
+        let predictor = Predictor::new(Arc::clone(volume), model, self.options.clone());
+        let mut plan = predictor.plan(&self.targets)?;
+        if let Some(mask) = mask {
+            let mask = self.matching.over_extent_of(layout, Arc::clone(mask))?;
+            let patch_mask = PatchMask::from_volume(plan.grid(), &*mask)?;
+            plan = plan.with_patch_mask(patch_mask)?;
+        }
+        if let Some(part) = self.part {
+            plan = plan.with_part(part, self.durability)?;
+        }
+        Ok((plan, on_device))
+    }
+
+    /// Returns the type of the patches that are sent to the device: the volume's own, if the device converts it to the
+    /// same numbers and needs no padding of another type.
+    fn device_input(&self, dtype: DType) -> InputValues {
+        let is_constant = matches!(self.options.padding, Some(Padding::Constant(_)));
+        let is_small = matches!(dtype, DType::U8 | DType::I8 | DType::I16 | DType::F16);
+        if is_small && !is_constant && self.normalize == Normalize::None {
+            InputValues::Native
+        } else {
+            InputValues::F32
+        }
     }
 }
 
 /// What a run that was not begun would take.
 fn planned<'py>(py: Python<'py>, planned: &Planned) -> PyResult<Bound<'py, PyDict>> {
-    let (told, Planned { plan, probe, space }) = (PyDict::new(py), planned);
+    let (told, Planned { plan, probe, .. }) = (PyDict::new(py), planned);
+    told_place(&told, planned.device_bytes)?;
     told.set_item("patches", plan.patches().0)?;
     told.set_item("patches_predicted", plan.predictions())?;
     told.set_item("passes", plan.passes())?;
@@ -348,19 +571,35 @@ fn planned<'py>(py: Python<'py>, planned: &Planned) -> PyResult<Bound<'py, PyDic
     let bytes = outputs.map(|output| output.layout.decoded_bytes());
     let bytes: Vec<u64> = bytes.collect::<Result<_>>().map_err(|e| raised(&e))?;
     told.set_item("output_bytes", bytes)?;
-    let free = space.first().and_then(|space| space.free_bytes);
+    let free = planned.space.first().and_then(|space| space.free_bytes);
     told.set_item("free_bytes", free)?;
     Ok(told)
 }
 
+/// Adds where predictions are blended, and the bytes that this takes on the device.
+fn told_place(told: &Bound<'_, PyDict>, device_bytes: Option<u64>) -> PyResult<()> {
+    let place = if device_bytes.is_some() {
+        "device"
+    } else {
+        "host"
+    };
+    told.set_item("blend_on", place)?;
+    told.set_item("device_bytes", device_bytes)
+}
+
 fn told<'py>(py: Python<'py>, outcome: &Outcome) -> PyResult<Bound<'py, PyDict>> {
-    let (done, peak_bytes) = match outcome {
-        Outcome::Done { done, peak_bytes } => (done, *peak_bytes),
+    let (done, peak_bytes, device_bytes) = match outcome {
+        Outcome::Done {
+            done,
+            peak_bytes,
+            device_bytes,
+        } => (done, *peak_bytes, *device_bytes),
         Outcome::Planned(plan) => return planned(py, plan),
     };
     let told = PyDict::new(py);
     told.set_item("patches", done.patches)?;
     told.set_item("whole", done.whole)?;
+    told_place(&told, device_bytes)?;
     told.set_item("reading_seconds", done.timings.reading)?;
     told.set_item("predicting_seconds", done.timings.predicting)?;
     told.set_item("blending_seconds", done.timings.blending)?;

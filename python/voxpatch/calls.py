@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Union
 
@@ -14,6 +15,8 @@ from .inference import as_array, is_tensor
 from .onnx import OnnxModel
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     import numpy as np
     import numpy.typing as npt
 
@@ -48,6 +51,12 @@ class Call:
         #: The outputs that are wanted; None for all.
         self.wanted: list[Any] | None = None
         self.shapes: list[tuple[int, ...]] = []
+        #: Predictions of zeros, where the model left them.
+        self.probed: list[Any] = []
+        #: Bytes of a GPU that a patch takes, measured on the first; None elsewhere.
+        self.patch_bytes: int | None = None
+        #: Patches that the model gets at once, after it ran out of memory; None for all.
+        self.most: int | None = None
         self.dtypes: list[np.dtype[Any]] = []
 
     @contextmanager
@@ -62,24 +71,79 @@ class Call:
             if training:
                 self.model.train()
 
-    def outputs(self, batch: Array) -> dict[Any, Any]:
-        """Return all outputs for a batch, by name or number."""
+    def outputs(self, inputs: Any) -> dict[Any, Any]:
+        """Return all outputs for a batch where the model takes it, by name or number."""
         if self.device is None:
-            given = self.model(batch)
+            given = self.model(inputs)
         else:
             assert self.torch is not None
             with self.torch.no_grad():
-                given = self.model(self._sent(self.torch.from_numpy(batch)))
+                given = self.model(inputs)
         if isinstance(given, Mapping):
             return dict(given)
         return dict(enumerate(given if isinstance(given, (list, tuple)) else [given]))
 
-    def _sent(self, tensor: Any) -> Any:
-        """Return a tensor on the device."""
-        if self.torch.device(self.device).type != "cuda":  # type: ignore[union-attr]
-            return tensor.to(self.device)
-        # By way of memory that the GPU reaches, which torch keeps for the next one.
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+    def predicted(self, inputs: Any) -> list[Any]:
+        """Return the wanted outputs for a batch where the model takes it."""
+        import numpy as np
+
+        found = self.outputs(inputs)
+        wanted = [found[name] for name in self.wanted or found]
+        for value, shape in zip(wanted, self.shapes):
+            if tuple(np.shape(value)) != (len(inputs), *shape):
+                raise InvalidError(
+                    f"the model gives predictions of shape {tuple(np.shape(value))} for {len(inputs)} patches, {shape} each "
+                    "when it was first called"
+                )
+        return wanted
+
+    def sent(self, batch: Array) -> Any:
+        """Return a batch where the model takes it: an array, or a float32 tensor on the device."""
+        if self.device is None:
+            return batch
+        assert self.torch is not None
+        tensor = self.torch.from_numpy(batch)
+        if self.torch.device(self.device).type == "cuda":
+            # By way of memory that the GPU reaches, which torch keeps for the next one.
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True).float()
+
+    def pieces(self, batch: Array, predict: Callable[[Any], list[Any]]) -> Iterator[tuple[int, Any, list[Any]]]:
+        """Yield the predictions of a batch, in halves once the model has no memory for more: the first patch, inputs, outputs."""
+        first = 0
+        while first < len(batch):
+            piece = batch[first : first + (self.most or len(batch))]
+            inputs = found = None
+            try:
+                inputs = self.sent(piece)
+                found = predict(inputs)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or len(piece) == 1:
+                    raise
+            if found is not None:
+                yield first, inputs, found
+                first += len(piece)
+                continue
+            # The error and the tensors that it refers to are gone here.
+            self.most = max(1, len(piece) // 2)
+            self.free()
+
+    def free(self) -> None:
+        """Give memory that torch keeps back to the device."""
+        if self.torch is not None and self.torch.cuda.is_available():
+            self.torch.cuda.empty_cache()
+
+    def _measured(self, batch: Array) -> dict[Any, Any]:
+        """Return all outputs for a batch of one, and note the memory of a GPU that this takes."""
+        is_cuda = self.device is not None and self.torch is not None and self.torch.device(self.device).type == "cuda"
+        if not is_cuda:
+            return self.outputs(self.sent(batch))
+        assert self.torch is not None
+        self.torch.cuda.reset_peak_memory_stats(self.device)
+        before = self.torch.cuda.memory_allocated(self.device)
+        found = self.outputs(self.sent(batch))
+        self.patch_bytes = self.torch.cuda.max_memory_allocated(self.device) - before
+        return found
 
     def probe(self, channels: int, patch: tuple[int, int, int], output: Outputs) -> dict[Any, Path]:
         """Call the model once to see its outputs, and return the paths of those that are wanted."""
@@ -89,7 +153,7 @@ class Call:
             batch = np.zeros((1, channels, *patch), np.float32)
         except (MemoryError, ValueError) as error:
             raise InvalidError(f"patch_size {patch}: a patch of {channels} channels does not fit into memory") from error
-        found = self.outputs(batch)
+        found = self._measured(batch)
         if isinstance(output, Mapping):
             paths: dict[Any, Path] = dict(output)
         elif isinstance(output, (str, os.PathLike)):
@@ -111,23 +175,26 @@ class Call:
                     f"for a batch of shape (1, {channels}, {', '.join(map(str, patch))}) the model gives one of "
                     f"{array.shape}: predictions have the axes B, C, Z, Y, X"
                 )
+            self.probed.append(found[name])
             self.shapes.append(array.shape[1:])
             self.dtypes.append(array.dtype)
         return paths
 
     def __call__(self, batch: Array, locations: npt.NDArray[np.int64]) -> list[tuple[Array, bool]]:
         """Return the wanted outputs, each with whether it is a copy that nothing else holds."""
-        found = self.outputs(batch)
-        wanted = [found[name] for name in self.wanted or found]
-        arrays = [as_array(value) for value in wanted]
-        for array, shape in zip(arrays, self.shapes):
-            if array.shape != (len(batch), *shape):
-                raise InvalidError(
-                    f"the model gives predictions of shape {array.shape} for {len(batch)} patches, {shape} each "
-                    "when it was first called"
-                )
-        # What was on a GPU came here as a copy.
-        return [(array, is_tensor(value) and value.is_cuda) for array, value in zip(arrays, wanted)]
+        import numpy as np
+
+        whole: list[list[tuple[Array, bool]]] = []
+        for _, _, found in self.pieces(batch, self.predicted):
+            # What was on a GPU came here as a copy.
+            piece = [(as_array(value), is_tensor(value) and value.is_cuda) for value in found]
+            if len(piece[0][0]) < len(batch):
+                # The model may overwrite its output in the next call.
+                piece = [(array if ours else array.copy(), True) for array, ours in piece]
+            whole.append(piece)
+        if len(whole) == 1:
+            return whole[0]
+        return [(np.concatenate([array for array, _ in pieces]), True) for pieces in zip(*whole)]
 
     def identity(self) -> str:
         """Identify the model: a module by its weights, a network by its files, a function of a module by its name."""
@@ -151,6 +218,119 @@ class Call:
             digest.update(key.encode())
             digest.update(as_array(value).tobytes())
         return f"{type(self.model).__qualname__} {digest.hexdigest()}"
+
+
+class CallsInTurn:
+    """Copies of a model on several devices, each with a thread of its own, which get the batches in turn."""
+
+    def __init__(self, model: Callable[..., Any] | Path, devices: Sequence[object]) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        torch = sys.modules.get("torch")
+        models = [model] * len(devices)
+        if torch is not None and isinstance(model, torch.nn.Module):
+            models = [_copy_on(model, torch.device(device), place) for place, device in enumerate(devices)]
+        self.calls = [Call(model, device) for model, device in zip(models, devices)]
+        self._threads = [ThreadPoolExecutor(1, f"voxpatch-device-{place}") for place in range(len(devices))]
+        self._turn = 0
+
+    @property
+    def wanted(self) -> list[Any] | None:
+        """The outputs that are wanted."""
+        return self.calls[0].wanted
+
+    @property
+    def probed(self) -> list[Any]:
+        """Predictions of zeros, where the first copy left them."""
+        return self.calls[0].probed
+
+    @property
+    def patch_bytes(self) -> int | None:
+        """Bytes of a GPU that a patch takes."""
+        return self.calls[0].patch_bytes
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of predictions."""
+        return self.calls[0].shapes
+
+    @property
+    def dtypes(self) -> list[np.dtype[Any]]:
+        """Types of predictions."""
+        return self.calls[0].dtypes
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Keep modules in evaluation mode inside the block, and end the threads with it."""
+        with ExitStack() as stack:
+            for call in self.calls:
+                stack.enter_context(call.ready())
+            try:
+                yield
+            finally:
+                for thread in self._threads:
+                    thread.shutdown(wait=False, cancel_futures=True)
+
+    def probe(self, channels: int, patch: tuple[int, int, int], output: Outputs) -> dict[Any, Path]:
+        """Call the first copy once to see its outputs, and return the paths of those that are wanted."""
+        paths = self.calls[0].probe(channels, patch, output)
+        for call in self.calls[1:]:
+            call.wanted, call.shapes, call.dtypes = self.wanted, self.shapes, self.dtypes
+        return paths
+
+    def submit(self, work: Callable[[Call], Any]) -> Future[Any]:
+        """Let the next copy do something on its thread."""
+        place = self._turn % len(self.calls)
+        self._turn += 1
+        return self._threads[place].submit(work, self.calls[place])
+
+    def deal(self, ticket: Any, batch: Array) -> None:
+        """Let the next copy answer a ticket of the compiled half."""
+
+        def answer(call: Call) -> None:
+            try:
+                ticket.answer(call(batch, None))
+            except BaseException as error:  # raised where predict was called
+                ticket.fail(error)
+
+        self.submit(answer)
+
+    def __call__(self, batch: Array, locations: Any) -> list[tuple[Array, bool]]:
+        """Return the wanted outputs of the first copy, each with whether it is a copy that nothing else holds."""
+        return self.calls[0](batch, locations)
+
+    def identity(self) -> str:
+        """Identify the model."""
+        return self.calls[0].identity()
+
+    def free(self) -> None:
+        """Give memory that torch keeps back to the devices."""
+        self.calls[0].free()
+
+
+def _copy_on(module: Any, device: Any, place: int) -> Any:
+    """Return a module on a device: itself for the first one if it is there, or a copy."""
+    tensors = [*module.parameters(), *module.buffers()]
+    if place == 0 and all(tensor.device == device for tensor in tensors):
+        return module
+    return copy.deepcopy(module).to(device)
+
+
+def calls(model: Callable[..., Any] | Path, device: object, devices: Sequence[object] | None) -> Call | CallsInTurn:
+    """Return a model on a device, or copies of it on several."""
+    if devices is None:
+        return Call(model, device)
+    if isinstance(devices, (str, bytes)) or not isinstance(devices, Sequence) or len(devices) == 0:
+        raise InvalidError(f"devices {devices!r}: give a list, such as ['cuda:0', 'cuda:1']")
+    if device is not None:
+        raise InvalidError(f"device {device!r} and devices {list(devices)!r}: give one of them")
+    return CallsInTurn(model, devices)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory is short, of a device or of the host."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def check_outputs(output: object) -> None:

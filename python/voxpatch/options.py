@@ -66,6 +66,8 @@ Preset = Literal["torchio", "monai", "nnunet"]
 NonFinite = Literal["refuse", "leave-out", "keep"]
 #: The type of weighted sums.
 Accumulator = Literal["float32", "float16", "bfloat16"]
+#: Where predictions are blended: on the device where they are, in the memory of the host, or where it is faster.
+BlendOn = Literal["auto", "device", "host"]
 #: Test-time augmentation.
 Tta = Literal["flips"]
 #: What finished chunks survive: a killed process, or a power cut too.
@@ -200,6 +202,10 @@ class PredictPlan(TypedDict):
     patches_predicted: int
     #: Passes in which outputs are written.
     passes: int
+    #: Where predictions would be blended.
+    blend_on: Literal["device", "host"]
+    #: Bytes that blending would take on the device, without the model and its predictions; None on the host.
+    device_bytes: int | None
     #: Bytes that the run would hold, the model not counted.
     peak_bytes: int
     #: Bytes that the model takes, measured on one batch.

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, cast, overload
 
 from ._voxpatch import Volume, _predict
-from .calls import Call, Outputs, check_outputs
+from .calls import CallsInTurn, Outputs, calls, check_outputs
+from .device import DeviceMemoryError, places_of_sums
 from .errors import InvalidError
 from .files import open as open_volume
 from .files import storage_options
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         Accumulator,
         Array,
         Blend,
+        BlendOn,
         DType,
         Durability,
         NonFinite,
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
 
         batch_size: int
         blend: Each[Blend] | None
+        blend_on: BlendOn
+        device_memory: int | None
         reduce: Each[Reduce]
         dtype: Each[DType] | None
         halo: Each[Size] | None
@@ -80,6 +84,7 @@ if TYPE_CHECKING:
         values: Values | None
         progress: bool | Callable[[int, int], object]
         device: object
+        devices: Sequence[object] | None
 
 
 Model = Union[Callable[..., Any], str, "os.PathLike[str]"]
@@ -155,6 +160,8 @@ def predict(
     non_finite: NonFinite = "refuse",
     accumulator: Accumulator = "float32",
     output_grid: OutputGrid | None = None,
+    blend_on: BlendOn = "auto",
+    device_memory: int | None = None,
     normalize: Normalize | None = None,
     tta: Tta | None = None,
     memory: int = 256 << 20,
@@ -167,6 +174,7 @@ def predict(
     values: Values | None = None,
     progress: bool | Callable[[int, int], object] = False,
     device: object = None,
+    devices: Sequence[object] | None = None,
     dry_run: bool = False,
     **storage: Unpack[StorageOptions],
 ) -> Array | Volume | dict[Any, Volume] | list[Volume] | PredictPlan | None:
@@ -242,6 +250,13 @@ def predict(
         Grid of the output for a volume that was opened with a `spacing`, `orientation` or `like`: that of the volume, which
         the model gets, or that of its file. Blended predictions are resampled to it linearly, a block at a time, and reduced
         there, so labels are never resampled. "source" if not given, but "model" for a `box` of the volume.
+    blend_on : {"auto", "device", "host"}, default "auto"
+        Where predictions are blended. "device" keeps the weighted sums of unfinished voxels where the model leaves its
+        predictions, such as on a GPU, and only reduced values come down; what it cannot do is an error that says why.
+        "auto" blends on a GPU if the plan fits its free memory, in several passes if need be, and in the memory of the
+        host otherwise, on CPUs, and for runs that can be resumed or have parts.
+    device_memory : int, optional
+        Bytes of the device that blending may take; what the model leaves free if not given.
     normalize : {"zscore"} or (float, float), optional
         Normalize what the model gets: z-scores of the volume, or the values that become 0 and 1.
     tta : {"flips"}, optional
@@ -268,6 +283,10 @@ def predict(
         True shows a bar if tqdm is installed; a callable gets ``(done, total)``.
     device : torch.device or str, optional
         Device of the tensors that a callable gets, or on which onnxruntime runs a network: "cpu", "cuda" or "cuda:N".
+    devices : sequence of torch.device or str, optional
+        Devices that share the batches in turn, such as ``["cuda:0", "cuda:1"]``: each has a copy of the module or network,
+        and a thread on which it is called. Predictions blended on a device go to the first one. A callable is the same for
+        all, and gets tensors on each device.
     dry_run : bool, default False
         Write nothing, and return what the run would need.
     **storage : StorageOptions
@@ -279,7 +298,8 @@ def predict(
     Volume, list of Volume, dict of Volume, numpy.ndarray or None
         The written volumes, opened, in the form of `output`; an array (K, Z, Y, X) for None. While parts are missing, None.
         With ``dry_run=True`` a dictionary: ``patches`` and ``patches_predicted``; ``passes``, in which outputs are
-        written; ``peak_bytes``, which `memory` bounds; ``model_bytes`` and ``process_bytes``, the memory of the model and
+        written; ``blend_on``, "device" or "host"; ``device_bytes`` that blending takes on the device, without the model and
+        its predictions; ``peak_bytes``, which `memory` bounds; ``model_bytes`` and ``process_bytes``, the memory of the model and
         of the whole process, measured on one batch; ``output_bytes`` of each output before compression; ``free_bytes`` on
         the disk; ``estimated_seconds``.
 
@@ -311,7 +331,7 @@ def predict(
     patch = size("patch_size", patch_size)
     settings = _placed(opened.shape[1:], patch, overlap, blend, padding, margin, placement, preset)
     weights = settings.pop("blend")
-    call = Call(model, device)
+    call = calls(model, device, devices)
     with call.ready(), _place(output) as places:
         outputs: list[dict[str, Any]] = []
         for place, (name, path) in enumerate(call.probe(opened.shape[0], patch, places).items()):
@@ -343,6 +363,7 @@ def predict(
             memory=count("memory", memory),
             threads=max(2, _cores()) if threads is None else max(1, count("threads", threads)),
             batch=count("batch_size", batch_size, least=1),
+            devices=len(call.calls) if isinstance(call, CallsInTurn) else 1,
             normalize=normalization(normalize),
             flips=_flips(tta),
             part=_part(resume, part, num_parts),
@@ -357,7 +378,24 @@ def predict(
             settings["model_id"] = call.identity() if model_id is None else model_id
         with _progress(progress) as tell:
             chosen = None if mask is None else as_volume(mask)
-            done = _predict(call, opened, outputs, settings, chosen, tell)
+            done: dict[str, Any] = {}
+            places_to_blend = places_of_sums(
+                call,
+                blend_on,
+                None if device_memory is None else count("device_memory", device_memory),
+                flips=settings["flips"],
+                resumed=settings["part"] is not None,
+                crop=[str(output["blending"]["blend"]) == "crop" for output in outputs],
+                batch=settings["batch"],
+            )
+            for place in places_to_blend:
+                settings.update(blend_on=place.word, device_memory=place.memory)
+                try:
+                    done = _predict(place.call, opened, outputs, settings, chosen, tell)
+                    break
+                except DeviceMemoryError:
+                    if place.is_last:
+                        raise
         if dry_run:
             return cast("PredictPlan", done)
         _log(opened, done)

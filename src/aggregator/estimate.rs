@@ -13,7 +13,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::live::{Cuts, TOP};
+use super::blocks::Cuts;
+use super::live::TOP;
 use super::onto::Cells;
 use super::options::AggregatorOptions;
 use super::pending::unit;
@@ -44,6 +45,10 @@ pub fn live_bytes(
 pub(crate) struct Estimate {
     /// The blocks whose sums are kept, or the boxes of patches that may not vote; `None` if nothing is kept.
     blocks: Option<SpanBoxes>,
+    /// The blocks whose sums are kept elsewhere, if they are.
+    elsewhere: Option<SpanBoxes>,
+    /// Voxels of the largest block.
+    largest: u64,
     /// The write chunks, or the boxes of a flat file that are written together. If the output is on another grid than the
     /// predictions, their spans are along the axes of the predictions.
     chunks: Option<SpanBoxes>,
@@ -106,6 +111,12 @@ impl Estimate {
             let along = |a: usize| touched(&grid.axes()[a], &cuts[a]);
             SpanBoxes::new(std::array::from_fn(along), order, kept_bytes)
         });
+        let largest = blocks.as_ref().map_or(0, SpanBoxes::largest);
+        let (blocks, elsewhere) = if options.sums_elsewhere {
+            (None, blocks)
+        } else {
+            (blocks, None)
+        };
         let unit = unit(grid, output, options.onto);
         let cells = options
             .onto
@@ -134,16 +145,16 @@ impl Estimate {
             let inside = (0..3).map(|a| chunk[a].min(output.shape[a]));
             inside.fold(written, u64::saturating_mul)
         });
-        let thread_bytes = match &blocks {
+        let thread_bytes = match settling {
             // Per voxel: the output value, the values as f32, the weight, and the flag of a hole.
-            Some(boxes) if settling == Settling::Last => {
+            Settling::Last => {
                 let cell = onto
                     .as_ref()
                     .map_or(0, |(_, cells)| cells.cell_bytes(written));
-                let block = boxes.largest().saturating_mul(written + 4 * channels + 5);
+                let block = largest.saturating_mul(written + 4 * channels + 5);
                 block.saturating_add(cell)
             }
-            _ => {
+            Settling::Owner | Settling::OwnerOrLast => {
                 // The voxels that a patch owns, as predicted and as written.
                 let voxels = grid.patch().into_iter().fold(1, u64::saturating_mul);
                 voxels.saturating_mul(written + 4 * channels)
@@ -151,6 +162,8 @@ impl Estimate {
         };
         Self {
             blocks,
+            elsewhere,
+            largest,
             chunks,
             onto,
             one,
@@ -180,10 +193,6 @@ impl Estimate {
     pub(crate) fn live_bytes(&mut self, within: Option<&[Range<u64>; 3]>) -> u64 {
         let written: [Range<u64>; 3] =
             std::array::from_fn(|a| kept(self.shape, self.write_chunk, within, a));
-        let touching = |spans: &[Span], kept: &Range<u64>| {
-            let from = spans.partition_point(|span| span.end <= kept.start);
-            from..spans.partition_point(|span| span.start < kept.end)
-        };
         let beginning = |spans: &[Span], kept: &Range<u64>| {
             let from = spans.partition_point(|span| span.start < kept.start);
             from..spans.partition_point(|span| span.start < kept.end)
@@ -200,11 +209,11 @@ impl Estimate {
         let blocks = self
             .blocks
             .as_mut()
-            .map(|boxes| boxes.most_bytes(&summed, touching));
+            .map(|boxes| boxes.most_bytes(&summed, touching_spans));
         let held = self
             .onto
             .as_mut()
-            .map(|(boxes, _)| boxes.most_bytes(&summed, touching));
+            .map(|(boxes, _)| boxes.most_bytes(&summed, touching_spans));
         let chunks = self
             .chunks
             .as_mut()
@@ -212,6 +221,24 @@ impl Estimate {
         let parts = [blocks, held, chunks].into_iter().flatten();
         parts.fold(0, u64::saturating_add)
     }
+
+    /// Returns the most bytes of sums that are kept elsewhere if only the write chunks `within` are written.
+    pub(crate) fn elsewhere_bytes(&mut self, within: Option<&[Range<u64>; 3]>) -> u64 {
+        let kept = std::array::from_fn(|a| kept(self.shape, self.write_chunk, within, a));
+        let boxes = self.elsewhere.as_mut();
+        boxes.map_or(0, |boxes| boxes.most_bytes(&kept, touching_spans))
+    }
+
+    /// Returns the voxels of the largest block; 0 if none is kept.
+    pub(crate) const fn largest_block(&self) -> u64 {
+        self.largest
+    }
+}
+
+/// Returns the spans that overlap the voxels that are written.
+fn touching_spans(spans: &[Span], kept: &Range<u64>) -> Range<usize> {
+    let from = spans.partition_point(|span| span.end <= kept.start);
+    from..spans.partition_point(|span| span.start < kept.end)
 }
 
 /// The moment at which the voxels of an output become final.

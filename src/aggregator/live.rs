@@ -9,22 +9,18 @@
 //! cannot represent are taken relative to the largest weight so far.
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::blocks::{Blocks, at, length};
 use super::buffers::Buffers;
 use super::gauge::ByteGauge;
 use super::sums::Sum;
 use super::window::{Logs, Weights};
 use crate::dtype::{DType, convert};
 use crate::error::Result;
-use crate::grid::{Axis, Grid};
+use crate::grid::Grid;
 use crate::patch::Patch;
 use crate::region::Region;
-
-/// The minimum length of a block. Shorter ones are merged with their neighbors, because bookkeeping would cost more
-/// than their voxels.
-const MIN_BLOCK_LENGTH: u64 = 16;
 
 /// Bytes per voxel of a block, in addition to its sums, where weights are summed by their logarithms.
 pub(super) const TOP: u64 = size_of::<f64>() as u64;
@@ -32,15 +28,12 @@ pub(super) const TOP: u64 = size_of::<f64>() as u64;
 /// All live blocks.
 #[derive(Debug)]
 pub(super) struct Live<S> {
-    grid: Grid,
+    blocks: Blocks,
     weights: Weights,
     /// The logarithms to use instead of the weights, where these may be too small.
     logs: Option<Logs>,
     channels: usize,
-    cuts: Cuts,
-    /// A bit set of the blocks to write; `None` for all.
-    wanted: Option<Vec<u64>>,
-    blocks: Mutex<HashMap<[usize; 3], SharedBlock<S>>>,
+    live: Mutex<HashMap<[usize; 3], SharedBlock<S>>>,
     /// Buffers of finished blocks.
     buffers: Buffers<S>,
     /// Buffers of final values, where sums are not `f32`.
@@ -49,10 +42,6 @@ pub(super) struct Live<S> {
 
 /// A block, whose state is locked only for moments.
 type SharedBlock<S> = Arc<Mutex<LiveBlock<S>>>;
-
-/// The boundaries of blocks along each axis, from 0 to the length.
-#[derive(Clone, Debug)]
-pub(super) struct Cuts([Vec<u64>; 3]);
 
 #[derive(Debug)]
 struct LiveBlock<S> {
@@ -113,62 +102,19 @@ impl<S: Sum> Live<S> {
         channels: usize,
         wanted: Option<&dyn Fn(&Region) -> bool>,
     ) -> Self {
-        let cuts = Cuts::new(grid);
-        let bits = |wanted: &dyn Fn(&Region) -> bool| {
-            let mut bits = vec![0_u64; cuts.count().div_ceil(64)];
-            for (n, index) in cuts.indices().enumerate() {
-                bits[n / 64] |= u64::from(wanted(&cuts.region(index))) << (n % 64);
-            }
-            bits
-        };
         Self {
-            grid: grid.clone(),
+            blocks: Blocks::new(grid, wanted),
             weights,
             logs,
             channels,
-            wanted: wanted.map(bits),
-            cuts,
-            blocks: Mutex::default(),
+            live: Mutex::default(),
             buffers: Buffers::default(),
             singles: Buffers::default(),
         }
     }
 
-    /// Returns the blocks to write that no patch touches.
-    pub(super) fn untouched(&self) -> impl Iterator<Item = Region> + '_ {
-        let all_covered = (0..3).all(|a| {
-            let axis = &self.grid.axes()[a];
-            axis.covered() == (0..axis.length)
-        });
-        let some = (!all_covered)
-            .then(|| self.cuts.indices())
-            .into_iter()
-            .flatten();
-        some.filter(|&index| self.is_wanted(index))
-            .map(|index| self.cuts.region(index))
-            .filter(|region| self.turns(region).iter().any(Range::is_empty))
-    }
-
-    fn is_wanted(&self, index: [usize; 3]) -> bool {
-        let bit = self.cuts.number(index);
-        let set = |bits: &Vec<u64>| bits[bit / 64] & (1 << (bit % 64)) != 0;
-        self.wanted.as_ref().is_none_or(set)
-    }
-
-    /// Returns `true` if the patch at `place` touches any block to write.
-    pub(super) fn needs(&self, place: [usize; 3]) -> bool {
-        self.wanted.is_none() || self.touched(place).any(|index| self.is_wanted(index))
-    }
-
-    /// Returns the blocks that the patch at `place` touches.
-    fn touched(&self, place: [usize; 3]) -> impl Iterator<Item = [usize; 3]> + use<S> {
-        let ranges: [Range<usize>; 3] = std::array::from_fn(|a| {
-            let inside = self.grid.axes()[a].inside(place[a]);
-            let cuts = &self.cuts.0[a];
-            let first = cuts.partition_point(|&cut| cut <= inside.start) - 1;
-            first..cuts.partition_point(|&cut| cut < inside.end).max(first)
-        });
-        product(ranges)
+    pub(super) const fn blocks(&self) -> &Blocks {
+        &self.blocks
     }
 
     /// Adds the contribution of the patch at `place` to every block that it touches, and passes the finished ones to
@@ -180,8 +126,8 @@ impl<S: Sum> Live<S> {
         meter: &ByteGauge,
         owner: &impl Owner,
     ) -> Result<()> {
-        for index in self.touched(place) {
-            if self.is_wanted(index) {
+        for index in self.blocks.touched(place) {
+            if self.blocks.is_wanted(index) {
                 self.add_to(index, place, contribution, meter, owner)?;
             }
         }
@@ -196,9 +142,9 @@ impl<S: Sum> Live<S> {
         meter: &ByteGauge,
         owner: &impl Owner,
     ) -> Result<()> {
-        let region = self.cuts.region(index);
-        let turns = self.turns(&region);
-        let turn = self.turn(&turns, place);
+        let region = self.blocks.region(index);
+        let turns = self.blocks.turns(&region);
+        let turn = self.blocks.turn(&turns, place);
         let total: usize = turns.iter().map(ExactSizeIterator::len).product();
         let shared = Arc::clone(self.lock().entry(index).or_default());
         let state = || shared.lock().unwrap_or_else(PoisonError::into_inner);
@@ -239,7 +185,7 @@ impl<S: Sum> Live<S> {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<[usize; 3], SharedBlock<S>>> {
-        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Passes a block that has its `total` contributions to its owner.
@@ -279,7 +225,7 @@ impl<S: Sum> Live<S> {
             return Ok(());
         }
         let covers = (0..3).all(|a| {
-            let inside = self.grid.axes()[a].inside(place[a]);
+            let inside = self.blocks.grid().axes()[a].inside(place[a]);
             let from = region.start[a].unsigned_abs();
             inside.start <= from && from + region.shape[a] <= inside.end
         });
@@ -313,41 +259,6 @@ impl<S: Sum> Live<S> {
         }
     }
 
-    /// Returns the patches that touch a block, along each axis.
-    fn turns(&self, region: &Region) -> [Range<usize>; 3] {
-        let end = region.end();
-        std::array::from_fn(|a| {
-            self.grid.axes()[a].touching(region.start[a].unsigned_abs(), end[a].unsigned_abs())
-        })
-    }
-
-    /// Returns the number of a block's patches before the one at `place`, in the grid's order.
-    fn turn(&self, turns: &[Range<usize>; 3], place: [usize; 3]) -> usize {
-        self.grid.order().iter().fold(0, |turn, &a| {
-            turn * turns[a].len() + place[a] - turns[a].start
-        })
-    }
-
-    /// Returns the intersection of a block and the patch at `place`.
-    fn common(&self, block: &Region, place: [usize; 3]) -> Intersection {
-        let start = |a: usize| self.grid.axes()[a].starts[place[a]];
-        let patch = Region::new([start(0), start(1), start(2)], self.grid.patch());
-        let common = block
-            .intersection(&patch)
-            .unwrap_or(Region::new(block.start, [0; 3]));
-        let inside = |of: [i64; 3]| {
-            common
-                .relative_to(of)
-                .start
-                .map(|n| usize::try_from(n).unwrap_or(0))
-        };
-        Intersection {
-            to: inside(block.start),
-            from: inside(patch.start),
-            shape: common.shape.map(length),
-        }
-    }
-
     /// Adds a patch's contribution to a block's sums, or stores it there. Returns `false` if a value reached its limit.
     fn accumulate(
         &self,
@@ -357,8 +268,11 @@ impl<S: Sum> Live<S> {
         store: bool,
         sums: &mut [S],
     ) -> bool {
-        let (patch, shape) = (self.grid.patch().map(length), block.shape.map(length));
-        let common = self.common(block, place);
+        let (patch, shape) = (
+            self.blocks.grid().patch().map(length),
+            block.shape.map(length),
+        );
+        let common = self.blocks.common(block, place);
         let weights = self.weights.of(place);
         let per_patch: usize = patch.iter().product();
         let (mut values, limit) = Values::new(contribution);
@@ -391,8 +305,11 @@ impl<S: Sum> Live<S> {
         place: [usize; 3],
         block: &mut BlockSums<S>,
     ) -> bool {
-        let (patch, shape) = (self.grid.patch().map(length), region.shape.map(length));
-        let common = self.common(region, place);
+        let (patch, shape) = (
+            self.blocks.grid().patch().map(length),
+            region.shape.map(length),
+        );
+        let common = self.blocks.common(region, place);
         let (per_patch, per_block): (usize, usize) =
             (patch.iter().product(), shape.iter().product());
         let (mut values, limit) = Values::new(contribution);
@@ -434,22 +351,19 @@ impl<S: Sum> Live<S> {
         values: &mut [f32],
     ) -> Vec<bool> {
         let shares = complete && self.weights.are_shares();
-        let covered = (0..3).all(|a| {
-            let covered = self.grid.axes()[a].covered();
-            let from = block.start[a].unsigned_abs();
-            covered.start <= from && from + block.shape[a] <= covered.end
-        });
-        if shares && covered {
+        if shares && self.blocks.is_covered(block) {
             return Vec::new();
         }
         let shape = block.shape.map(length);
         let mut sums = vec![0.0; shape.iter().product()];
-        let holes = self.holes(block, voted, |place, row, target, length| {
-            if !shares {
-                let (weight, weights) = self.weights.of(place).row(row, length);
-                f32::add_constant(&mut sums[target..target + length], 1.0, weight, weights);
-            }
-        });
+        let holes = self
+            .blocks
+            .holes(block, voted, |place, row, target, length| {
+                if !shares {
+                    let (weight, weights) = self.weights.of(place).row(row, length);
+                    f32::add_constant(&mut sums[target..target + length], 1.0, weight, weights);
+                }
+            });
         if !shares {
             divide(values, &sums);
         }
@@ -466,7 +380,7 @@ impl<S: Sum> Live<S> {
         values: &mut [f32],
     ) -> Vec<bool> {
         let mut sums = vec![0.0; tops.len()];
-        let holes = self.holes(block, voted, |_, row, target, length| {
+        let holes = self.blocks.holes(block, voted, |_, row, target, length| {
             let (first, along) = logs.row(row, length);
             let there = sums[target..].iter_mut().zip(&tops[target..]);
             for ((sum, top), log) in there.zip(along) {
@@ -474,31 +388,6 @@ impl<S: Sum> Live<S> {
             }
         });
         divide(values, &sums);
-        holes
-    }
-
-    /// Returns the flags of a block's voxels that no patch that voted covers; empty if there are none. Calls `then` for
-    /// each row of each patch with the patch's place, the row's first voxel in the patch, its offset in the block, and
-    /// its length.
-    fn holes(
-        &self,
-        block: &Region,
-        voted: &[[usize; 3]],
-        mut then: impl FnMut([usize; 3], [usize; 3], usize, usize),
-    ) -> Vec<bool> {
-        let shape = block.shape.map(length);
-        let mut holes = vec![true; shape.iter().product()];
-        for &place in voted {
-            let common = self.common(block, place);
-            let length = common.shape[2];
-            common.each_row(shape, |row, target| {
-                holes[target..target + length].fill(false);
-                then(place, row, target, length);
-            });
-        }
-        if !holes.contains(&true) {
-            holes.clear();
-        }
         holes
     }
 }
@@ -520,25 +409,6 @@ fn single(value: f64) -> f32 {
     value as f32
 }
 
-/// The intersection of a block and a patch: its start in the block and in the patch (z, y, x), and its shape.
-struct Intersection {
-    to: [usize; 3],
-    from: [usize; 3],
-    shape: [usize; 3],
-}
-
-impl Intersection {
-    /// Calls `then` for each row with its first voxel in the patch, and its offset in the buffer of a block of `shape`.
-    fn each_row(&self, shape: [usize; 3], mut then: impl FnMut([usize; 3], usize)) {
-        for z in 0..self.shape[0] {
-            for y in 0..self.shape[1] {
-                let row = [self.from[0] + z, self.from[1] + y, self.from[2]];
-                then(row, at(shape, [self.to[0] + z, self.to[1] + y, self.to[2]]));
-            }
-        }
-    }
-}
-
 impl<S> Default for LiveBlock<S> {
     fn default() -> Self {
         Self {
@@ -551,77 +421,6 @@ impl<S> Default for LiveBlock<S> {
             early: Vec::new(),
         }
     }
-}
-
-impl Cuts {
-    pub(super) fn new(grid: &Grid) -> Self {
-        Self(std::array::from_fn(|a| cuts(&grid.axes()[a])))
-    }
-
-    /// Returns the boundaries along an axis, in increasing order.
-    pub(super) fn along(&self, axis: usize) -> &[u64] {
-        &self.0[axis]
-    }
-
-    /// Returns the indices of all blocks, the last axis fastest.
-    fn indices(&self) -> impl Iterator<Item = [usize; 3]> + use<> {
-        product(std::array::from_fn(|a| 0..self.0[a].len() - 1))
-    }
-
-    pub(super) fn count(&self) -> usize {
-        let counts = self.0.iter().map(|cuts| cuts.len() - 1);
-        counts.fold(1, usize::saturating_mul)
-    }
-
-    /// Returns a block's row-major number.
-    fn number(&self, index: [usize; 3]) -> usize {
-        (0..3).fold(0, |number, a| number * (self.0[a].len() - 1) + index[a])
-    }
-
-    /// Returns the blocks along an axis that have some of these voxels.
-    pub(super) fn overlapping(&self, axis: usize, voxels: &Range<u64>) -> Range<usize> {
-        let cuts = &self.0[axis];
-        let first = cuts.partition_point(|&cut| cut <= voxels.start).max(1) - 1;
-        let end = cuts
-            .partition_point(|&cut| cut < voxels.end)
-            .min(cuts.len() - 1);
-        first..end.max(first)
-    }
-
-    pub(super) fn region(&self, index: [usize; 3]) -> Region {
-        let start = |a: usize| i64::try_from(self.0[a][index[a]]).unwrap_or(i64::MAX);
-        let length = |a: usize| self.0[a][index[a] + 1] - self.0[a][index[a]];
-        Region::new(std::array::from_fn(start), std::array::from_fn(length))
-    }
-}
-
-/// Returns the boundaries of blocks along an axis: the starts and ends of patches, except where blocks would be too
-/// short.
-fn cuts(axis: &Axis) -> Vec<u64> {
-    let ends = |place| {
-        let Range { start, end } = axis.inside(place);
-        [start, end]
-    };
-    let mut all: Vec<u64> = (0..axis.starts.len()).flat_map(ends).collect();
-    all.sort_unstable();
-    let mut cuts = vec![0];
-    for cut in all {
-        let last = cuts.last().copied().unwrap_or(0);
-        if cut >= last + MIN_BLOCK_LENGTH && cut + MIN_BLOCK_LENGTH <= axis.length {
-            cuts.push(cut);
-        }
-    }
-    cuts.push(axis.length);
-    cuts
-}
-
-pub(super) fn product(ranges: [Range<usize>; 3]) -> impl Iterator<Item = [usize; 3]> {
-    let [z, y, x] = ranges;
-    z.flat_map(move |z| {
-        let x = x.clone();
-        y.clone()
-            .flat_map(move |y| x.clone().map(move |x| [z, y, x]))
-    })
 }
 
 /// The values of a prediction as `f32`. Other types are converted row by row.
@@ -667,13 +466,4 @@ impl<'a> Values<'a> {
         convert(self.dtype, stored, DType::F32, converted);
         &self.converted
     }
-}
-
-/// Returns the offset of a voxel in the buffer of a box of `shape`.
-const fn at([_, ny, nx]: [usize; 3], [z, y, x]: [usize; 3]) -> usize {
-    (z * ny + y) * nx + x
-}
-
-fn length(n: u64) -> usize {
-    usize::try_from(n).expect("a length inside a patch in memory")
 }

@@ -5,8 +5,10 @@
 //! encoded and written once. Under `crop`, voxels pass through unchanged. The output is bit-identical for any number of
 //! threads and any order of arrival. This also holds for each write chunk if only some are written.
 
+mod blocks;
 mod buffers;
 mod estimate;
+mod frontier;
 mod gauge;
 mod live;
 mod onto;
@@ -43,6 +45,7 @@ pub use self::estimate::live_bytes;
 #[cfg(test)]
 pub(crate) use self::estimate::steps_taken;
 pub(crate) use self::estimate::{Estimate, Needed};
+pub use self::frontier::{BlockEnd, BlockPart, BlockStep, BlockWeights, Frontier, PatchVote};
 pub(crate) use self::onto::Onto;
 pub use self::options::{AggregatorOptions, NonFinite, Skipped};
 pub use self::reduce::{CustomReduce, Reduce, ReduceFn};
@@ -77,6 +80,8 @@ enum AggregatorMode {
     F32(Box<Live<f32>>),
     F16(Box<Live<f16>>),
     BF16(Box<Live<bf16>>),
+    /// The sums are kept elsewhere.
+    Elsewhere(Arc<Frontier>),
 }
 
 #[derive(Debug, Default)]
@@ -180,6 +185,10 @@ impl Aggregator {
         let wanted: Option<&dyn Fn(&Region) -> bool> = pending.is_partial().then_some(&wants);
         let weights = || Weights::new(&grid, &options.blend, options.adds_by_logs(&grid));
         let mode = match (&options.blend, options.sums()) {
+            _ if options.sums_elsewhere => {
+                let frontier = Frontier::new(&grid, channels, &options, layout.dtype, wanted);
+                AggregatorMode::Elsewhere(Arc::new(frontier))
+            }
             (Blend::Crop, _) => {
                 let (channels, size) = (layout.channels, layout.dtype.size());
                 let substitutes = || Box::new(Substitutes::new(&grid, channels, size));
@@ -221,9 +230,10 @@ impl Aggregator {
                 self.grid.volume(),
                 self.grid.axes().each_ref().map(Axis::covered),
             )),
-            AggregatorMode::F32(live) => Box::new(live.untouched()),
-            AggregatorMode::F16(live) => Box::new(live.untouched()),
-            AggregatorMode::BF16(live) => Box::new(live.untouched()),
+            AggregatorMode::F32(live) => Box::new(live.blocks().untouched()),
+            AggregatorMode::F16(live) => Box::new(live.blocks().untouched()),
+            AggregatorMode::BF16(live) => Box::new(live.blocks().untouched()),
+            AggregatorMode::Elsewhere(frontier) => frontier.untouched(),
         };
         for region in untouched {
             self.finished(region, None)?;
@@ -289,9 +299,10 @@ impl Aggregator {
                 let mut boxes = substitutes.touched(place).map(|owner| part(owned, owner));
                 boxes.any(|region| !region.is_empty() && self.pending.wants(&region))
             }
-            AggregatorMode::F32(live) => live.needs(place),
-            AggregatorMode::F16(live) => live.needs(place),
-            AggregatorMode::BF16(live) => live.needs(place),
+            AggregatorMode::F32(live) => live.blocks().needs(place),
+            AggregatorMode::F16(live) => live.blocks().needs(place),
+            AggregatorMode::BF16(live) => live.blocks().needs(place),
+            AggregatorMode::Elsewhere(frontier) => frontier.needs(place),
         }
     }
 
@@ -501,7 +512,55 @@ impl Aggregator {
             AggregatorMode::F32(live) => live.add(place, contribution, &self.meter, &owner),
             AggregatorMode::F16(live) => live.add(place, contribution, &self.meter, &owner),
             AggregatorMode::BF16(live) => live.add(place, contribution, &self.meter, &owner),
+            AggregatorMode::Elsewhere(_) => Err(Error::InvalidArgument {
+                argument: "patch",
+                value: format!("at {place:?}"),
+                problem: "the sums are kept elsewhere: add the values of final blocks".to_owned(),
+            }),
         }
+    }
+
+    /// Returns the unfinished blocks, if the sums are kept elsewhere.
+    #[must_use]
+    pub fn frontier(&self) -> Option<Arc<Frontier>> {
+        match &self.mode {
+            AggregatorMode::Elsewhere(frontier) => Some(Arc::clone(frontier)),
+            _ => None,
+        }
+    }
+
+    /// Adds the reduced values of a final block, whose sums are kept elsewhere; `None` if no patch voted. Values of any
+    /// type are converted to the output's.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] if the block is not final, was added before, or its values do not have its shape;
+    /// [`Error::OutputRange`], and the output's errors.
+    pub fn add_block(&self, block: u64, values: Option<Patch>) -> Result<()> {
+        let refuse = |problem: &str| Error::InvalidArgument {
+            argument: "block",
+            value: block.to_string(),
+            problem: problem.to_owned(),
+        };
+        let AggregatorMode::Elsewhere(frontier) = &self.mode else {
+            return Err(refuse("the sums are kept here"));
+        };
+        let (region, holes) = frontier.take(block)?;
+        let Some(values) = values else {
+            return self.uncovered(region);
+        };
+        let layout = self.pending.output().layout();
+        if (values.shape(), values.channels()) != (region.shape, layout.channels) {
+            return Err(refuse("its values have another shape"));
+        }
+        if values.dtype() == layout.dtype && holes.is_empty() {
+            return self.pending.add(region, Some(values.bytes()), &self.meter);
+        }
+        let mut out = self.buffer(region, layout.channels, layout.dtype);
+        let reduced = (values.dtype(), values.bytes(), layout.channels);
+        self.reduce_into(region, &Reduce::Mean, reduced, &mut out)?;
+        self.fill_holes(out.bytes_mut(), &holes);
+        self.pending.add(region, Some(out.bytes()), &self.meter)
     }
 
     /// Offers the contribution of the patch at `place` to the boxes of patches that have not voted, under crop.
@@ -631,8 +690,25 @@ impl Aggregator {
     fn reduced(&self, region: Region, dtype: DType, values: &[u8]) -> Result<OutputValues<'_>> {
         let layout = self.pending.output().layout();
         let mut out = self.buffer(region, layout.channels, layout.dtype);
-        let channels = usize::try_from(self.channels).unwrap_or(usize::MAX);
-        let reduce = &self.options.reduce;
+        self.reduce_into(
+            region,
+            &self.options.reduce,
+            (dtype, values, self.channels),
+            &mut out,
+        )?;
+        Ok(out)
+    }
+
+    /// Reduces values of a type and a number of channels to the output values of a box.
+    fn reduce_into(
+        &self,
+        region: Region,
+        reduce: &Reduce,
+        (dtype, values, channels): (DType, &[u8], u64),
+        out: &mut OutputValues<'_>,
+    ) -> Result<()> {
+        let layout = self.pending.output().layout();
+        let channels = usize::try_from(channels).unwrap_or(usize::MAX);
         let clipped = reduce.apply(dtype, values, channels, layout.dtype, out.bytes_mut());
         if let (false, Some((at, value))) = (self.options.clip, clipped.first) {
             let (channel, voxel) = region.place(at);
@@ -647,7 +723,7 @@ impl Aggregator {
         self.counts
             .clipped
             .fetch_add(clipped.number, Ordering::Relaxed);
-        Ok(out)
+        Ok(())
     }
 
     /// Writes the fill value into the voxels of a box that are flagged in `holes`, and counts them.
@@ -697,9 +773,24 @@ impl Aggregator {
                 first: missing.into_iter().take(8).collect(),
             });
         }
+        let (patches, skipped, waiting) = match &self.mode {
+            AggregatorMode::Elsewhere(frontier) => frontier.counts(),
+            _ => (
+                self.counts.patches.load(Ordering::Relaxed),
+                self.counts.skipped.load(Ordering::Relaxed),
+                0,
+            ),
+        };
+        if waiting > 0 {
+            return Err(Error::InvalidArgument {
+                argument: "blocks",
+                value: waiting.to_string(),
+                problem: "they are final, but their values were not added".to_owned(),
+            });
+        }
         let done = AggregationStats {
-            patches: self.counts.patches.load(Ordering::Relaxed),
-            skipped: self.counts.skipped.load(Ordering::Relaxed),
+            patches,
+            skipped,
             uncovered_voxels: self.counts.uncovered.load(Ordering::Relaxed),
             clipped_values: self.counts.clipped.load(Ordering::Relaxed),
             chunks_written: self.pending.written(),
@@ -728,11 +819,13 @@ impl Aggregator {
 
     /// Returns the needed patches that are missing.
     fn missing(&self) -> impl Iterator<Item = u64> + '_ {
-        let seen = self
-            .seen
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let seen = match &self.mode {
+            AggregatorMode::Elsewhere(frontier) => frontier.seen(),
+            _ => {
+                let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+                seen.clone()
+            }
+        };
         let came = move |index: u64| {
             let word = usize::try_from(index / 64).unwrap_or(usize::MAX);
             seen.get(word)

@@ -12,9 +12,9 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::blocks::{Cuts, product};
 use super::buffers::Buffers;
 use super::gauge::ByteGauge;
-use super::live::{Cuts, product};
 use super::options::AggregatorOptions;
 use super::reduce::Reduce;
 use super::window::Blend;

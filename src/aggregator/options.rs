@@ -51,6 +51,9 @@ pub struct AggregatorOptions {
     pub clip: bool,
     /// The grid that final values are resampled to before they are reduced; `None` for that of the predictions.
     pub(crate) onto: Option<Onto>,
+    /// Whether the sums are kept elsewhere, such as on a GPU: the aggregator has a [`Frontier`](super::Frontier) in
+    /// place of sums, and receives the reduced values of final blocks.
+    pub sums_elsewhere: bool,
 }
 
 impl AggregatorOptions {
@@ -68,6 +71,7 @@ impl AggregatorOptions {
             average_integers: false,
             clip: false,
             onto: None,
+            sums_elsewhere: false,
         }
     }
 
@@ -130,6 +134,15 @@ impl AggregatorOptions {
     pub fn with_clip(self, clip: bool) -> Self {
         Self { clip, ..self }
     }
+
+    /// Sets whether the sums are kept elsewhere.
+    #[must_use]
+    pub fn with_sums_elsewhere(self, sums_elsewhere: bool) -> Self {
+        Self {
+            sums_elsewhere,
+            ..self
+        }
+    }
 }
 
 impl Default for AggregatorOptions {
@@ -187,10 +200,33 @@ impl AggregatorOptions {
             });
         }
         output.check_constant("fill value", self.fill)?;
+        self.check_elsewhere(grid)?;
         match &self.skipped {
             Skipped::Vote(values) => self.check_vote(values, channels, output),
             Skipped::Renormalize => Ok(()),
         }
+    }
+
+    /// Checks that the sums can be kept elsewhere, if they are.
+    fn check_elsewhere(&self, grid: &Grid) -> Result<()> {
+        let problem = if !self.sums_elsewhere {
+            return Ok(());
+        } else if matches!(self.reduce, Reduce::Custom(_)) {
+            "a custom function reduces values in memory only"
+        } else if self.onto.is_some() {
+            "predictions are resampled to another grid in memory only"
+        } else if self.blend == Blend::Crop && !self.all_vote() {
+            "with the blend crop, voxels of patches that do not vote come from their neighbors, which must be in memory"
+        } else if self.adds_by_logs(grid) {
+            "where patches may not vote, weights that differ by more than 1e20 are summed by their logarithms, in memory"
+        } else {
+            return Ok(());
+        };
+        Err(Error::InvalidArgument {
+            argument: "blending",
+            value: "outside of memory".to_owned(),
+            problem: problem.to_owned(),
+        })
     }
 
     fn check_vote(&self, values: &[f32], channels: u64, output: DType) -> Result<()> {

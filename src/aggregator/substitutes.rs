@@ -9,8 +9,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::blocks::product;
 use super::gauge::ByteGauge;
-use super::live::product;
 use super::window::owned;
 use crate::error::Result;
 use crate::grid::{Axis, Grid};

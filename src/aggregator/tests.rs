@@ -12,6 +12,7 @@ use crate::volume::{Layout, MemoryVolume};
 
 mod constants;
 mod ends;
+mod frontier;
 mod many;
 mod parts;
 mod skips;

@@ -21,6 +21,8 @@ pub(super) struct Ways<'a> {
     noted: u64,
     /// Whether the run can be resumed. Its write chunks are marked even if the outputs are not cut.
     resumed: bool,
+    /// The most bytes of sums that may be kept elsewhere; `None` for any number.
+    elsewhere: Option<u64>,
     grid: &'a Grid,
     /// The axes of the outputs in the order in which patches run along them, slowest first.
     order: [usize; 3],
@@ -66,7 +68,7 @@ impl<'a> Ways<'a> {
         outputs: &'a [PlannedOutput],
         grid: &'a Grid,
         owned: Option<ChunkRanges>,
-        resumed: bool,
+        (resumed, elsewhere): (bool, Option<u64>),
     ) -> Self {
         let estimates: Vec<Estimate> = outputs.iter().map(PlannedOutput::estimate).collect();
         let noted = |(output, estimate): (&PlannedOutput, &Estimate)| {
@@ -98,6 +100,7 @@ impl<'a> Ways<'a> {
             waiting: waiting.fold(0, u64::saturating_add),
             noted,
             resumed,
+            elsewhere,
             grid,
             order,
             owned,
@@ -111,8 +114,9 @@ impl<'a> Ways<'a> {
 
     /// Returns the first way that keeps at most `room` bytes; otherwise the fewest bytes with which a way might fit.
     pub(super) fn find(&mut self, room: u64) -> Result<Fit, u64> {
-        let at_once = self.at_once.unwrap_or_else(|| {
-            let bytes = live_bytes(&mut self.estimates, self.owned.as_ref());
+        let known = self.at_once;
+        let at_once = known.unwrap_or_else(|| {
+            let bytes = self.kept_bytes(self.owned.clone().as_ref());
             let is_whole = self.owned.is_none() && !self.resumed;
             let noted = if is_whole { 0 } else { self.noted };
             bytes.saturating_add(self.waiting).saturating_add(noted)
@@ -174,10 +178,36 @@ impl<'a> Ways<'a> {
 
     /// Returns the bytes that a piece keeps.
     fn bytes_of(&mut self, piece: &ChunkRanges) -> u64 {
-        let bytes = live_bytes(&mut self.estimates, Some(piece));
+        let bytes = self.kept_bytes(Some(piece));
         bytes
             .saturating_add(self.waiting)
             .saturating_add(self.noted)
+    }
+
+    /// Returns the bytes that outputs, or a part of them, keep in memory; the largest number if they keep too many
+    /// elsewhere.
+    fn kept_bytes(&mut self, part: Option<&ChunkRanges>) -> u64 {
+        if let Some(room) = self.elsewhere
+            && elsewhere_bytes(&mut self.estimates, part) > room
+        {
+            return u64::MAX;
+        }
+        live_bytes(&mut self.estimates, part)
+    }
+
+    /// Returns the fewest bytes of sums that may be kept elsewhere: those of the smallest piece.
+    pub(super) fn least_elsewhere(&mut self) -> u64 {
+        let whole = elsewhere_bytes(&mut self.estimates, self.owned.as_ref());
+        let Some(all) = self.all.clone() else {
+            return whole;
+        };
+        let [_, b, c] = self.grid.order();
+        let least = self.counts.clone().into_iter().map(|[rows, columns]| {
+            let row = passes::piece(&all, b, rows / 2, rows);
+            let piece = passes::piece(&row, c, columns / 2, columns);
+            elsewhere_bytes(&mut self.estimates, Some(&piece))
+        });
+        least.min().unwrap_or(whole).min(whole)
     }
 
     /// Returns the most bytes that a piece keeps; `None` if a piece keeps more than `room`. The evaluation starts at
@@ -244,6 +274,13 @@ fn length(range: &Range<u64>) -> u64 {
 fn live_bytes(estimates: &mut [Estimate], part: Option<&ChunkRanges>) -> u64 {
     let outputs = estimates.iter_mut().enumerate();
     let bytes = outputs.map(|(n, estimate)| estimate.live_bytes(part.map(|part| &part[n])));
+    bytes.fold(0, u64::saturating_add)
+}
+
+/// Returns the bytes of sums that outputs, or a part of them, keep elsewhere.
+pub(super) fn elsewhere_bytes(estimates: &mut [Estimate], part: Option<&ChunkRanges>) -> u64 {
+    let outputs = estimates.iter_mut().enumerate();
+    let bytes = outputs.map(|(n, estimate)| estimate.elsewhere_bytes(part.map(|part| &part[n])));
     bytes.fold(0, u64::saturating_add)
 }
 

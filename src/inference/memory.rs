@@ -1,8 +1,9 @@
 //! Divides the memory of a run among unfinished voxels, batches in progress, cached chunks and reordering.
 
-use super::fit::{Fit, Ways};
+use super::fit::{Fit, Ways, elsewhere_bytes};
 use super::needs::least_ahead;
 use super::passes::ChunkRanges;
+use super::planned::PlannedOutput;
 use super::schedule::Schedule;
 use crate::error::{Error, Result};
 use crate::volume::rebuilding_bytes;
@@ -16,12 +17,24 @@ const ALLOCATOR_RESERVE_FRACTION: u64 = 16;
 impl Schedule {
     /// Cuts the outputs, or the write chunks that are `owned`, into as few passes as fit into the memory.
     pub(super) fn fit(&mut self, owned: Option<ChunkRanges>) -> Result<()> {
-        let mut ways = Ways::new(&self.outputs, &self.grid, owned, self.resume.is_some());
+        let mut ways = self.ways(owned);
         let threads = self.inference.threads.max(1);
         let found = self.find(threads, &mut ways)?;
         let passes = ways.passes(found);
         self.settle(threads, found, passes);
         Ok(())
+    }
+
+    /// Returns the ways in which the outputs, or the write chunks that are `owned`, can be written.
+    pub(super) fn ways(&self, owned: Option<ChunkRanges>) -> Ways<'_> {
+        let room = self.blender_memory;
+        let room = room.map(|memory| memory.saturating_sub(self.working.blender));
+        Ways::new(
+            &self.outputs,
+            &self.grid,
+            owned,
+            (self.resume.is_some(), room),
+        )
     }
 
     /// Returns the memory that may be planned.
@@ -36,6 +49,7 @@ impl Schedule {
         let live_bytes = match ways.find(room.unwrap_or(0)) {
             Ok(found) if room.is_some() => return Ok(found),
             Ok(found) => found.live_bytes,
+            Err(u64::MAX) => return Err(self.blender_limit(ways)),
             Err(least) => least,
         };
         Err(Error::MemoryLimit {
@@ -50,6 +64,19 @@ impl Schedule {
                 working.div_ceil(1 << 20),
             ),
         })
+    }
+
+    /// Returns the error of a model that cannot keep the sums.
+    fn blender_limit(&self, ways: &mut Ways<'_>) -> Error {
+        Error::MemoryLimit {
+            memory: self.blender_memory.unwrap_or(u64::MAX),
+            problem: format!(
+                "blending on the model's device needs at least {} MiB there for unfinished voxels and {} MiB for temporary \
+                 values: blend in memory, allow more, or take smaller patches or less overlap",
+                ways.least_elsewhere().div_ceil(1 << 20),
+                self.working.blender.div_ceil(1 << 20),
+            ),
+        }
     }
 
     /// Returns this schedule for `threads` threads, written in the way that was found.
@@ -71,11 +98,24 @@ impl Schedule {
         each.saturating_mul(threads)
     }
 
+    /// Returns the most bytes that the model keeps where it blends.
+    fn blender_bytes(&self, passes: &[ChunkRanges]) -> u64 {
+        let mut estimates: Vec<_> = self.outputs.iter().map(PlannedOutput::estimate).collect();
+        let whole = elsewhere_bytes(&mut estimates, None);
+        let each = passes
+            .iter()
+            .map(|pass| elsewhere_bytes(&mut estimates, Some(pass)));
+        each.max()
+            .unwrap_or(whole)
+            .saturating_add(self.working.blender)
+    }
+
     fn settle(&mut self, threads: usize, found: Fit, passes: Vec<ChunkRanges>) {
         let needed = found.live_bytes.saturating_add(self.working.bytes(threads));
         let left = self.memory().saturating_sub(needed);
         self.inference.threads = threads;
         self.live_bytes = found.live_bytes;
+        self.blender_bytes = self.blender_bytes(&passes);
         self.passes = passes;
         self.cache_bytes = left.min(self.useful_cache);
         let predictions = self.working.predictions;

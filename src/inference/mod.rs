@@ -5,6 +5,7 @@
 //! patches on several threads, within the memory. The output is the same for any number of threads.
 
 mod begun;
+mod blender;
 mod builtin;
 mod cache;
 mod ensemble;
@@ -38,6 +39,7 @@ mod work;
 
 #[cfg(feature = "ort")]
 pub use self::ort::OnnxRuntime;
+pub use blender::{Blender, FinalBlock};
 pub use builtin::builtin_model;
 pub use ensemble::Ensemble;
 pub use mask::PatchMask;

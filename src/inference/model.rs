@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ndarray::{Array4, ArrayView4};
 
+use super::blender::Blender;
 use super::pool::PatchPool;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -66,6 +67,11 @@ pub trait Model: fmt::Debug + Send + Sync {
     fn predict_pooled(&self, batch: Vec<Patch>, pool: &PatchPool) -> Result<Vec<Vec<Patch>>> {
         let _ = pool;
         self.predict(batch)
+    }
+
+    /// Returns itself as a model that blends its predictions, if it does. A run then calls nothing else to predict.
+    fn blender(&self) -> Option<&dyn Blender> {
+        None
     }
 }
 

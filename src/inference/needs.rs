@@ -1,7 +1,8 @@
 //! The memory of batches and threads of a run, without unfinished voxels.
 
 use super::InferenceOptions;
-use super::model::InputValues;
+use super::blender::Blender;
+use super::model::{InputValues, Model};
 use super::planned::PlannedOutput;
 use crate::grid::{Axis, Grid, GridPlacement};
 use crate::region::Region;
@@ -18,6 +19,8 @@ pub(super) struct Working {
     pub(super) thread: u64,
     /// For any number of threads together.
     pub(super) fixed: u64,
+    /// Temporary values where the model blends, if it does.
+    pub(super) blender: u64,
 }
 
 impl Working {
@@ -31,13 +34,13 @@ impl Working {
     pub(super) fn new(
         inference: &InferenceOptions,
         input: &Layout,
-        wanted: InputValues,
+        model: &dyn Model,
         outputs: &[PlannedOutput],
     ) -> Self {
         let batch = inference.batch_size.max(1) as u64;
         let voxels = Region::whole(inference.patch_size).voxels();
         let read = input.channels * input.dtype.size() as u64;
-        let (cast, taken) = match wanted {
+        let (cast, taken) = match model.input() {
             InputValues::Native => (0, read),
             InputValues::F32 => (4 * input.channels, 4 * input.channels),
         };
@@ -47,23 +50,45 @@ impl Working {
         let read = voxels.saturating_mul(read.saturating_mul(batch));
         let predictions = outputs.iter().map(|output| {
             let prediction = &output.spec;
-            let voxel = prediction.channels * prediction.dtype.size() as u64;
+            let voxel = if output.blending.sums_elsewhere {
+                // A patch makes at most as many voxels final, of which only reduced values come.
+                output.layout.channels * output.layout.dtype.size().max(size_of::<f32>()) as u64
+            } else {
+                prediction.channels * prediction.dtype.size() as u64
+            };
             let voxels = Region::whole(output.grid.patch()).voxels();
             voxels.saturating_mul(voxel.saturating_mul(batch))
         });
         let predictions = predictions.fold(0, u64::saturating_add);
         let outputs: Vec<_> = outputs.iter().map(|one| (one, one.estimate())).collect();
         let noted = outputs.iter().map(|(_, estimate)| estimate.patch_bytes());
+        let temporary = outputs.iter().map(|(output, estimate)| {
+            let channels = output.spec.channels;
+            // Per voxel: weighted or reduced channels, the weight, and the indices of channels.
+            let block = estimate.largest_block();
+            block.saturating_mul(4 * channels + 16)
+        });
+        // Two batches: one that is predicted, and one that is on its way.
+        let inputs = voxels.saturating_mul(2 * batch * (taken + 4 * input.channels));
+        let elsewhere = outputs.iter().any(|(one, _)| one.blending.sums_elsewhere);
+        let blender = if elsewhere {
+            temporary.max().unwrap_or(0).saturating_add(inputs)
+        } else {
+            0
+        };
         // One output after the other.
         let written = outputs.iter().map(|(output, estimate)| {
             let encoding = encoding_bytes(&output.layout, output.store.pyramid.is_some());
             encoding.saturating_add(estimate.thread_bytes())
         });
+        let late = model.blender().map_or(0, Blender::late_batches) as u64;
+        let late = late.saturating_mul(voxels.saturating_mul(taken * batch));
         Self {
             batch: read.saturating_add(predictions),
             predictions,
             thread: written.max().unwrap_or(0).max(decoding_bytes(input)),
-            fixed: noted.fold(index_bytes(input), u64::saturating_add),
+            fixed: noted.fold(index_bytes(input).saturating_add(late), u64::saturating_add),
+            blender,
         }
     }
 }

@@ -39,7 +39,7 @@ impl PlannedOutput {
         grid: &Grid,
         spec: OutputSpec,
         (target, begun): (&OutputTarget, Option<&CreateOptions>),
-        inference: &InferenceOptions,
+        (inference, sums_elsewhere): (&InferenceOptions, bool),
     ) -> Result<Self> {
         let reduce = &target.blending.reduce;
         let grid = grid.output(spec.halo, spec.scale)?;
@@ -71,6 +71,7 @@ impl PlannedOutput {
         }
         let blending = AggregatorOptions {
             all_vote: !inference.masked || target.blending.skipped != Skipped::Renormalize,
+            sums_elsewhere,
             ..blending
         };
         blending.check(&grid, spec.channels, stored.dtype)?;

@@ -129,6 +129,13 @@ impl InferencePlan {
         self.schedule.live_bytes
     }
 
+    /// Returns the most bytes of sums and temporary values that a [`Blender`](super::Blender) keeps in its own memory,
+    /// without the model and its predictions; 0 if the sums are in memory.
+    #[must_use]
+    pub const fn blender_bytes(&self) -> u64 {
+        self.schedule.blender_bytes
+    }
+
     /// Returns the bytes of decoded input chunks that are cached.
     #[must_use]
     pub const fn cache_bytes(&self) -> u64 {

@@ -15,7 +15,7 @@ use super::pool::PatchPool;
 use super::resume::Unfinished;
 use super::schedule::Schedule;
 use super::timings::Timings;
-use super::work::{Clock, Pass, PatchBatches, Reading, RunState, RunTask, Semaphore};
+use super::work::{Clock, Pass, PatchBatches, Reading, RunState, Semaphore, Turn};
 use crate::aggregator::{AggregationStats, Aggregator};
 use crate::error::{Error, Result};
 use crate::progress::{Progress, report};
@@ -125,6 +125,11 @@ impl Schedule {
                 places: self.places(*part),
             });
             shared.volume.begin(&run.places);
+            let blender = shared.model.blender();
+            if let Some(blender) = blender {
+                let frontiers = run.outputs.iter().filter_map(Aggregator::frontier);
+                blender.begin(frontiers.collect())?;
+            }
             let total = match before + run.needed() {
                 last if n + 1 == parts.len() => last,
                 so_far => so_far.max(expected),
@@ -134,10 +139,11 @@ impl Schedule {
                 run: Arc::clone(&run),
                 patch_mask: patch_mask.clone(),
                 batch: self.inference.batch_size.max(1),
+                turn: 0,
             };
             let work = {
                 let run = Arc::clone(&run);
-                move |work: RunTask| run.work(work)
+                move |work: Turn| run.work(work)
             };
             let mut queue = Queue::new(batches, self.inference.threads.max(1), self.ahead, work);
             report(progress, before, total)?;
@@ -149,6 +155,9 @@ impl Schedule {
                 }
             }
             drop(queue);
+            if let Some(blender) = blender {
+                run.add_blocks(blender.end()?)?;
+            }
             let run = Arc::into_inner(run).expect("the queue's threads are joined");
             writing += close(run.outputs, &mut done.outputs, &mut stores.outputs)?;
         }

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::begun::Choices;
+use super::blender::Blender;
 use super::fit::{Fit, Reach, Ways};
 use super::mask::PatchMask;
 use super::model::{InputValues, Model, OutputSpec};
@@ -30,6 +31,10 @@ pub(super) struct Schedule {
     pub(super) cache_bytes: u64,
     /// Bytes of finished predictions that may wait for an earlier, slower patch, so that no thread idles.
     pub(super) reorder_bytes: u64,
+    /// The most bytes of sums and temporary values that the model keeps where it blends.
+    pub(super) blender_bytes: u64,
+    /// Bytes that the model may keep where it blends; `None` for any number.
+    pub(super) blender_memory: Option<u64>,
     /// The most bytes that the run holds.
     pub(super) peak_bytes: u64,
     /// The patches that are predicted; `None` for all.
@@ -85,9 +90,8 @@ impl InferenceOptions {
             }
         }
         let drafts = drafts.iter();
-        let mut drafts: Vec<(&Schedule, Ways<'_>)> = drafts
-            .map(|draft| (draft, Ways::new(&draft.outputs, &draft.grid, None, false)))
-            .collect();
+        let mut drafts: Vec<(&Schedule, Ways<'_>)> =
+            drafts.map(|draft| (draft, draft.ways(None))).collect();
         let most = self.threads.max(1);
         let mut in_passes = None::<(u64, usize, usize, Fit)>;
         for threads in (self.min_threads.clamp(1, most)..=most).rev() {
@@ -152,7 +156,8 @@ impl InferenceOptions {
         let outputs = outputs.map(|(n, (prediction, target))| {
             let begun = begun.get(n).and_then(Option::as_ref);
             let target = (target, begun);
-            PlannedOutput::new(input, grid, prediction.clone(), target, self)
+            let mode = (self, model.blender().is_some());
+            PlannedOutput::new(input, grid, prediction.clone(), target, mode)
         });
         let outputs: Vec<PlannedOutput> = outputs.collect::<Result<_>>()?;
         let padding = self.padding.unwrap_or(Padding::Edge);
@@ -164,12 +169,14 @@ impl InferenceOptions {
             cache_bytes: 0,
             reorder_bytes: 0,
             peak_bytes: 0,
+            blender_bytes: 0,
+            blender_memory: model.blender().and_then(Blender::memory),
             patch_mask: None,
             passes: Vec::new(),
             resume: None,
             choices: None,
             begun: begun.to_vec(),
-            working: Working::new(self, input, model.input(), &outputs),
+            working: Working::new(self, input, model, &outputs),
             useful_cache: useful_cache(grid, input),
             inference: self.clone(),
             padding,

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::blender::{Blender, FinalBlock};
 use super::cache::SweepCache;
 use super::mask::PatchMask;
 use super::model::{InputValues, Model};
@@ -56,6 +57,9 @@ pub(super) enum RunTask {
     Skip(Vec<u64>),
 }
 
+/// A task, and its number within the pass.
+pub(super) type Turn = (u64, RunTask);
+
 /// The most skipped patches in one task.
 const MAX_SKIPS_PER_TASK: usize = 64;
 
@@ -75,7 +79,10 @@ impl Pass {
     }
 
     /// Runs a task and returns the number of its patches.
-    pub(super) fn work(&self, work: RunTask) -> Result<u64> {
+    pub(super) fn work(&self, (turn, work): Turn) -> Result<u64> {
+        if let Some(blender) = self.shared.model.blender() {
+            return self.blend(blender, turn, work);
+        }
         match work {
             RunTask::Skip(indices) => timed(&self.shared.clock.blending, || {
                 for &index in &indices {
@@ -89,26 +96,79 @@ impl Pass {
         }
     }
 
-    /// Reads a batch, predicts it and adds it to the outputs. Returns the number of its patches.
-    fn predict(&self, indices: &[u64]) -> Result<u64> {
+    /// Reads the patches of a task.
+    fn read(&self, indices: &[u64]) -> Result<Vec<Patch>> {
         let RunState {
             volume,
-            model,
             clock,
             pool,
+            grid,
+            reading,
+            ..
+        } = &*self.shared;
+        let regions = indices
+            .iter()
+            .filter_map(|&index| Some((index, grid.get(index)?)));
+        timed(&clock.reading, || {
+            let read = |(index, region)| {
+                let volume = volume.reader(index);
+                reading.read(&volume, region, pool)
+            };
+            regions.map(read).collect()
+        })
+    }
+
+    /// Lets the model predict or skip the patches of a task and blend them, and adds the blocks that became final to the
+    /// outputs. Returns the number of the patches.
+    fn blend(&self, blender: &dyn Blender, turn: u64, work: RunTask) -> Result<u64> {
+        let RunState {
+            clock,
+            pool,
+            predicted,
             ..
         } = &*self.shared;
         let _active = pool.begin();
-        let regions = indices
-            .iter()
-            .filter_map(|&index| Some((index, self.shared.grid.get(index)?)));
-        let batch = timed(&clock.reading, || {
-            let read = |(index, region)| {
-                let volume = volume.reader(index);
-                self.shared.reading.read(&volume, region, pool)
-            };
-            regions.map(read).collect::<Result<Vec<_>>>()
+        let (indices, batch) = match work {
+            RunTask::Skip(indices) => (indices, None),
+            RunTask::Predict(indices) => {
+                let stop = StopOnDrop(blender);
+                let batch = self.read(&indices)?;
+                std::mem::forget(stop);
+                predicted.fetch_add(batch.len() as u64, Ordering::Relaxed);
+                (indices, Some(batch))
+            }
+        };
+        let blocks = timed(&clock.predicting, || {
+            blender.blend(turn, &indices, batch, pool)
         })?;
+        self.add_blocks(blocks)?;
+        Ok(indices.len() as u64)
+    }
+
+    /// Adds final blocks to their outputs.
+    pub(super) fn add_blocks(&self, blocks: Vec<FinalBlock>) -> Result<()> {
+        timed(&self.shared.clock.blending, || {
+            for block in blocks {
+                let count = self.outputs.len() as u64;
+                let output = self.outputs.get(block.output);
+                let output = output.ok_or_else(|| Error::IndexOutOfRange {
+                    what: "output",
+                    index: block.output as u64,
+                    count,
+                })?;
+                output.add_block(block.block, block.values)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Reads a batch, predicts it and adds it to the outputs. Returns the number of its patches.
+    fn predict(&self, indices: &[u64]) -> Result<u64> {
+        let RunState {
+            model, clock, pool, ..
+        } = &*self.shared;
+        let _active = pool.begin();
+        let batch = self.read(indices)?;
         let count = batch.len();
         let predictions = timed(&clock.predicting, || {
             let _permit = self.shared.semaphore.as_ref().map(Semaphore::acquire);
@@ -139,6 +199,15 @@ impl Pass {
             }
             Ok(count as u64)
         })
+    }
+}
+
+/// Stops a blender on drop, after an error or a panic: it must not wait for a turn that never comes.
+struct StopOnDrop<'a>(&'a dyn Blender);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
     }
 }
 
@@ -189,12 +258,13 @@ pub(super) struct PatchBatches<I: Iterator<Item = u64>> {
     pub(super) patch_mask: Option<Arc<PatchMask>>,
     pub(super) batch: usize,
     pub(super) indices: Peekable<I>,
+    pub(super) turn: u64,
 }
 
 impl<I: Iterator<Item = u64>> Iterator for PatchBatches<I> {
-    type Item = RunTask;
+    type Item = Turn;
 
-    fn next(&mut self) -> Option<RunTask> {
+    fn next(&mut self) -> Option<Turn> {
         let selected = |index| {
             self.patch_mask
                 .as_ref()
@@ -220,11 +290,14 @@ impl<I: Iterator<Item = u64>> Iterator for PatchBatches<I> {
                 break;
             }
         }
-        if kind? {
-            Some(RunTask::Predict(indices))
+        let task = if kind? {
+            RunTask::Predict(indices)
         } else {
-            Some(RunTask::Skip(indices))
-        }
+            RunTask::Skip(indices)
+        };
+        let turn = self.turn;
+        self.turn += 1;
+        Some((turn, task))
     }
 }
 
