@@ -65,6 +65,7 @@ fn hint(error: &Error) -> &'static str {
         Error::SeriesChoice { .. } => " (series=)",
         Error::UnevenSlices { .. } => " (allow_uneven=True)",
         Error::TiltedSlices { .. } => " (tilt=\"shear\")",
+        Error::BlenderMemory { .. } => " (device_memory=)",
         Error::NoGeometry { .. } => " (same_grid=True)",
         Error::PatchSize { patch, volume, .. } if patch > volume => {
             " (border=\"pad\" of samplers; padding= of GridSampler and predict)"

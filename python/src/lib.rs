@@ -35,11 +35,13 @@ mod _voxpatch {
     #[pymodule_export]
     use crate::aggregator::Aggregator;
     #[pymodule_export]
+    use crate::frontier::Frontier;
+    #[pymodule_export]
     use crate::grid::{Grid, output_place, read_box};
     #[pymodule_export]
     use crate::loader::{EpochLoader, Epochs};
     #[pymodule_export]
-    use crate::predict::predict;
+    use crate::predict::{Ticket, predict};
     #[pymodule_export]
     use crate::subjects::{SubjectList, survey};
     #[cfg(feature = "testing")]

@@ -376,7 +376,7 @@ impl<'a, 'py> Server<'a, 'py> {
 
 /// A batch that a thread of Python predicts.
 #[pyclass(frozen, module = "voxpatch._voxpatch")]
-struct Ticket {
+pub(crate) struct Ticket {
     request: Mutex<Option<Request>>,
     caller: Mutex<Sender<Message>>,
 }
@@ -475,7 +475,12 @@ impl Job {
         let (first, others) = self.on_device.split_first().expect("a place");
         let mut planned = self.plan(*first, &volume, mask.as_ref());
         for &on_device in others {
-            if let Err(Error::InvalidArgument { .. } | Error::MemoryLimit { .. }) = planned {
+            if let Err(
+                Error::InvalidArgument { .. }
+                | Error::BlenderMemory { .. }
+                | Error::MemoryLimit { .. },
+            ) = planned
+            {
                 planned = self.plan(on_device, &volume, mask.as_ref());
             }
         }

@@ -433,8 +433,47 @@ class Aggregator:
         an error, unless a partial output is accepted.
         """
 
+@final
+class Frontier:
+    """The unfinished blocks of an output."""
+
+    @property
+    def channels(self) -> int:
+        """Channels of predictions."""
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Voxels of a prediction along z, y, x."""
+
+    def options(self) -> dict[str, Any]:
+        """How predictions become voxels: words, numbers and the type of the output."""
+
+    def weights(self) -> list[npt.NDArray[np.float32]] | None:
+        """Weights of patches: arrays (starts, voxels) along z, y, x; the array (1, voxels) of a window that is not a product,
+        row by row; or None where voxels are passed on.
+        """
+
+    def add(self, index: int, vote: str) -> tuple[list[int], list[tuple[Any, ...]]]:
+        """Add a patch by a word, "predicted", "skipped" or "left-out". Return its place along z, y, x, and for each block: its
+        number, its shape, the common voxels, whether the patch adds to it, whether it is fresh, whether it is final, and
+        if so, whether it has values, and the parts by whose weights it is divided.
+        """
+
+    def refuse(self, index: int, at: tuple[int, int, int, int], value: float) -> None:
+        """Raise the error of a prediction whose first value that is not finite is `value` at `at` (c, z, y, x)."""
+
+@final
+class Ticket:
+    """A batch that a thread of Python predicts."""
+
+    def answer(self, given: Sequence[tuple[Array, bool]]) -> None:
+        """Answer with a list that has an array for each output and whether nothing else holds it."""
+
+    def fail(self, error: BaseException) -> None:
+        """Answer with what was raised."""
+
 def _predict(
-    call: Callable[[Array, npt.NDArray[np.int64]], Sequence[tuple[Array, bool]]],
+    call: Any,
     volume: Volume,
     outputs: Sequence[dict[str, Any]],
     settings: dict[str, Any],
@@ -443,4 +482,7 @@ def _predict(
 ) -> dict[str, Any]:
     """Predict a volume with `call(batch, locations)`, which returns a list with an array for each output and whether nothing
     else holds it, and return the statistics.
+
+    On a device, `call` has `begin(frontiers)`, `blend(patches, batch)` and `end()`; the latter two return final blocks, each
+    as its output, its number and its values or None. With several devices it has `deal(ticket, batch)`.
     """

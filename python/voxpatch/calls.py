@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from ._voxpatch import Ticket
     from .options import Array, Path
 
 #: Paths by the names of outputs: words for a model that gives a dictionary, numbers for one that gives a tuple.
@@ -284,7 +285,7 @@ class CallsInTurn:
         self._turn += 1
         return self._threads[place].submit(work, self.calls[place])
 
-    def deal(self, ticket: Any, batch: Array) -> None:
+    def deal(self, ticket: Ticket, batch: Array) -> None:
         """Let the next copy answer a ticket of the compiled half."""
 
         def answer(call: Call) -> None:

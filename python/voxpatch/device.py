@@ -16,7 +16,7 @@ from .inference import is_tensor
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from ._voxpatch import Frontier
+    from ._voxpatch import Frontier, Ticket
     from .options import Array, BlendOn
 
 #: A block and a patch: the patch's place, the first common voxel in the block and in the patch, and their shape.
@@ -79,7 +79,7 @@ class DeviceCall:
         """Return the predictions of a batch, for a trial."""
         return self.calls(batch, locations)
 
-    def deal(self, ticket: Any, batch: Array) -> None:
+    def deal(self, ticket: Ticket, batch: Array) -> None:
         """Let the next device predict a batch, for a trial."""
         assert isinstance(self.calls, CallsInTurn)
         self.calls.deal(ticket, batch)

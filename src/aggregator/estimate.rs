@@ -47,7 +47,7 @@ pub(crate) struct Estimate {
     blocks: Option<SpanBoxes>,
     /// The blocks whose sums are kept elsewhere, if they are.
     elsewhere: Option<SpanBoxes>,
-    /// Voxels of the largest block.
+    /// Voxels of the largest block, or of a patch if there are no blocks.
     largest: u64,
     /// The write chunks, or the boxes of a flat file that are written together. If the output is on another grid than the
     /// predictions, their spans are along the axes of the predictions.
@@ -111,7 +111,8 @@ impl Estimate {
             let along = |a: usize| touched(&grid.axes()[a], &cuts[a]);
             SpanBoxes::new(std::array::from_fn(along), order, kept_bytes)
         });
-        let largest = blocks.as_ref().map_or(0, SpanBoxes::largest);
+        let patch = || grid.patch().into_iter().fold(1, u64::saturating_mul);
+        let largest = blocks.as_ref().map_or_else(patch, SpanBoxes::largest);
         let (blocks, elsewhere) = if options.sums_elsewhere {
             (None, blocks)
         } else {
@@ -229,7 +230,7 @@ impl Estimate {
         boxes.map_or(0, |boxes| boxes.most_bytes(&kept, touching_spans))
     }
 
-    /// Returns the voxels of the largest block; 0 if none is kept.
+    /// Returns the voxels of the largest block, or of a patch if there are no blocks.
     pub(crate) const fn largest_block(&self) -> u64 {
         self.largest
     }

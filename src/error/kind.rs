@@ -61,7 +61,9 @@ impl Error {
             Self::Exists { .. } | Self::NotOverwritable { .. } => ErrorKind::AlreadyExists,
             Self::Locked { .. } => ErrorKind::Locked,
             Self::NoSpace { .. } => ErrorKind::OutOfSpace,
-            Self::MemoryLimit { .. } | Self::OutOfMemory { .. } => ErrorKind::OutOfMemory,
+            Self::MemoryLimit { .. } | Self::BlenderMemory { .. } | Self::OutOfMemory { .. } => {
+                ErrorKind::OutOfMemory
+            }
             Self::Header { .. }
             | Self::FileLength { .. }
             | Self::Chunk { .. }

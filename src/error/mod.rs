@@ -438,6 +438,15 @@ pub enum Error {
         problem: String,
     },
 
+    /// The memory where a model blends its predictions, such as that of a GPU, is too small.
+    #[error("{memory} bytes are too few for the model to blend its predictions: {problem}")]
+    BlenderMemory {
+        /// The bytes that are there for it.
+        memory: u64,
+        /// The bytes that are needed, and a remedy.
+        problem: String,
+    },
+
     /// An allocation would be larger than the address space.
     #[error("{what} does not fit into memory")]
     OutOfMemory {

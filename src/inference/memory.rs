@@ -68,13 +68,13 @@ impl Schedule {
 
     /// Returns the error of a model that cannot keep the sums.
     fn blender_limit(&self, ways: &mut Ways<'_>) -> Error {
-        Error::MemoryLimit {
+        Error::BlenderMemory {
             memory: self.blender_memory.unwrap_or(u64::MAX),
             problem: format!(
-                "blending on the model's device needs at least {} MiB there for unfinished voxels and {} MiB for temporary \
-                 values: blend in memory, allow more, or take smaller patches or less overlap",
-                ways.least_elsewhere().div_ceil(1 << 20),
-                self.working.blender.div_ceil(1 << 20),
+                "unfinished voxels need at least {} bytes, and temporary values {}: blend in the memory of the host, allow \
+                 more, or take smaller patches or less overlap",
+                ways.least_elsewhere(),
+                self.working.blender,
             ),
         }
     }

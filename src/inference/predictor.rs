@@ -65,7 +65,8 @@ impl Predictor {
     /// [`PatchSize`](crate::Error::PatchSize), [`Overlap`](crate::Error::Overlap) or
     /// [`OutputGrid`](crate::Error::OutputGrid) if the grid is not possible;
     /// [`InvalidArgument`](crate::Error::InvalidArgument) if the model cannot take the volume;
-    /// [`MemoryLimit`](crate::Error::MemoryLimit) if the run needs more memory than it is allowed.
+    /// [`MemoryLimit`](crate::Error::MemoryLimit) if the run needs more memory than it is allowed, or
+    /// [`BlenderMemory`](crate::Error::BlenderMemory) if a model that blends its predictions has too little.
     pub fn plan(&self, targets: &[OutputTarget]) -> Result<InferencePlan> {
         let choices = Choices::of_shards(self.options.clone(), targets);
         let schedule = choices.schedule(self.volume.layout(), &*self.model)?;

@@ -198,6 +198,7 @@ fn sums_kept_elsewhere_give_the_same_bytes() {
             let output = layout(grid.volume(), 1, DType::F32, Some([8, 16, 16]));
             let mut estimate = Estimate::new(&grid, 1, &elsewhere, &output);
             let planned = estimate.elsewhere_bytes(None);
+            let most = if *blend == Blend::Crop { 0 } else { most };
             assert!(4 * most <= planned, "{most} values, {planned} bytes");
             assert!(
                 any || planned <= 4 * most + 4 * most / 4,
@@ -238,9 +239,10 @@ fn blocks_that_are_not_final_are_refused() {
     assert!(text(late).contains("grid's order"));
     let skip = frontier.add(0, PatchVote::Skip).map(drop);
     assert!(text(skip).contains("every patch votes"));
-    let (_, steps) = frontier.add(0, PatchVote::Prediction).unwrap();
+    frontier.add(0, PatchVote::Prediction).unwrap();
     assert!(frontier.add(0, PatchVote::Prediction).is_err(), "twice");
-    let last = steps.iter().find(|step| step.end.is_some()).unwrap();
+    let mut later = (1..grid.len()).flat_map(|n| frontier.add(n, PatchVote::Prediction).unwrap().1);
+    let last = later.find(|step| step.end.is_some()).unwrap();
     let small = Patch::zeros(Region::whole([1; 3]), 1, DType::F32).unwrap();
     assert!(text(aggregator.add_block(last.block, Some(small))).contains("another shape"));
     let patch = noise(grid.get(0).unwrap(), 1, 0);
