@@ -46,6 +46,50 @@ def store(document, chunk, second):
     return struct.pack("<H", len(document) | second << 15) + document + chunk
 
 
+#: A frame of 2 x 3 voxels of 16 bits, as packed runs.
+RLE = struct.pack("<16I", 2, 64, 66, *[0] * 13) + bytes([0xFB, 0, 5, 0, 1, 2, 3, 4, 5, 0])
+
+
+def element(group, number, kind, value):
+    value += b" " * (len(value) % 2)
+    return struct.pack("<HH2sH", group, number, kind, len(value)) + value
+
+
+def pixels(data):
+    return struct.pack("<HH2sHI", 0x7FE0, 0x10, b"OW", 0, len(data)) + data
+
+
+def dicom(syntax, data):
+    number = lambda tag, value: element(0x28, tag, b"US", struct.pack("<H", value))
+    return b"".join([
+        bytes(128) + b"DICM", element(2, 0x10, b"UI", syntax + b"\0" * (len(syntax) % 2)),
+        element(8, 0x60, b"CS", b"CT"), element(0x20, 0xE, b"UI", b"1.2.3\0"),
+        element(0x20, 0x32, b"DS", b"0\\0\\0"), element(0x20, 0x37, b"DS", b"1\\0\\0\\0\\1\\0"),
+        number(2, 1), element(0x28, 4, b"CS", b"MONOCHROME2"), number(0x10, 2), number(0x11, 3),
+        element(0x28, 0x30, b"DS", b"0.5\\0.75"), number(0x100, 16), number(0x101, 16), number(0x102, 15),
+        number(0x103, 1), element(0x28, 0x1052, b"DS", b"-1024"), element(0x28, 0x1053, b"DS", b"1"), data,
+    ])
+
+
+def tiff(order, blocks, more):
+    """A page of 3 x 4 bytes."""
+    data, places = b"", []
+    for block in blocks:
+        places.append(8 + len(data))
+        data += block
+    tiled = 322 in more
+    lists = {(324 if tiled else 273): places, (325 if tiled else 279): [len(block) for block in blocks]}
+    values = {256: [4], 257: [3], 258: [8], 259: [1], 277: [1], **{tag: [n] for tag, n in more.items()}, **lists}
+    rows = b""
+    for tag, numbers in sorted(values.items()):
+        packed = struct.pack(f"{order}{len(numbers)}I", *numbers)
+        if len(numbers) > 1:
+            packed, data = struct.pack(order + "I", 8 + len(data)), data + packed
+        rows += struct.pack(order + "HHI", tag, 4, len(numbers)) + packed
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8 + len(data))
+    return head + data + struct.pack(order + "H", len(values)) + rows + bytes(4)
+
+
 def main():
     seed("npy", "u2", npy("<u2", False, (2, 3, 4)))
     seed("npy", "big_fortran", npy(">f4", True, (2, 2, 3, 4)))
@@ -68,6 +112,15 @@ def main():
     seed("nrrd", "vector", nrrd.replace(b"dimension: 3\nsizes: 2", b"dimension: 4\nsizes: 3 2")
          + b"kinds: vector domain domain domain\nspace: RAS\nspace directions: none (1,0,0) (0,1,0) (0,0,1)\n"
          b"encoding: raw\nbyte skip: -1\n\n" + VOXELS)
+    seed("dicom", "plain", dicom(b"1.2.840.10008.1.2.1", pixels(VOXELS[:24])))
+    fragments = b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, len(part)) + part for part in (b"", RLE[:70], RLE[70:]))
+    end = struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+    packed = struct.pack("<HH2sHI", 0x7FE0, 0x10, b"OB", 0, 0xFFFFFFFF) + fragments + end
+    seed("dicom", "packed", dicom(b"1.2.840.10008.1.2.5", packed))
+    seed("tiff", "strips", tiff("<", [VOXELS[:8], VOXELS[8:12]], {278: 2}))
+    seed("tiff", "big-endian", tiff(">", [VOXELS[:8], VOXELS[8:12]], {278: 2}))
+    seed("tiff", "deflate", tiff("<", [zlib.compress(VOXELS[:12])], {278: 3, 259: 8, 317: 2}))
+    seed("tiff", "tile", tiff("<", [VOXELS * 4], {322: 16, 323: 16}))
     seed("raw", "all", b'{"shape": [2, 3, 4], "dtype": "int16", "channels": 2, "byte_order": "big", "offset": 7, '
          b'"spacing": [1, 2, 3], "affine": [[1,0,0,0],[0,1,0,0],[0,0,1,0],[0,0,0,1]]}')
     seed("raw", "least", b'{"shape": [4, 4, 4], "dtype": "uint8"}')

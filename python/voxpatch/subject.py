@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
 #: A string that ends like this is the path of a volume.
 VOLUME_NAMES = (
-    ".zarr", ".npy", ".nii", ".nii.gz", ".hdr", ".img", ".mhd", ".mha", ".nrrd", ".nhdr", ".raw",
+    ".zarr", ".npy", ".nii", ".nii.gz", ".hdr", ".img", ".mhd", ".mha", ".nrrd", ".nhdr", ".raw", ".dcm", ".tif", ".tiff",
+    ".mgh", ".mgz",
 )  # fmt: skip
 
 #: A string that ends like this is the path of a file that is not read, or a slip of the pen: no metadata.
 FILE_NAMES = (
-    ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".7z", ".dcm", ".dicom", ".ima", ".tif", ".tiff", ".btf", ".png",
-    ".jpg", ".jpeg", ".bmp", ".h5", ".hdf5", ".hdf", ".n5", ".ims", ".mgz", ".mgh", ".npz", ".b2nd", ".vtk", ".vti",
+    ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".7z", ".dicom", ".ima", ".btf", ".png",
+    ".jpg", ".jpeg", ".bmp", ".h5", ".hdf5", ".hdf", ".n5", ".ims", ".npz", ".b2nd", ".vtk", ".vti",
     ".mnc", ".czi", ".nd2", ".lif", ".mat", ".bin", ".dat", ".pt", ".pth", ".csv", ".json", ".txt", ".xml",
 )  # fmt: skip
 

@@ -23,8 +23,6 @@ const TIFF: &str = "it is TIFF, which this build does not read: make OME-Zarr of
 #[cfg(feature = "tiff")]
 const TIFF: &str = "it has the name of a TIFF file, but not its content";
 const HDF5: &str = "it is HDF5, which is not read: copy the dataset into .zarr or .npy with h5py";
-const MGH: &str =
-    "it is a FreeSurfer volume, which is not read: make .nii.gz of it with mri_convert or nibabel";
 const ARCHIVE: &str =
     "it is a zip archive, which is not read: unpack it (an .npz holds .npy files)";
 const BLOSC2: &str =
@@ -52,11 +50,10 @@ const MAGIC: [(&[u8], &str); 13] = [
 ];
 
 /// File name extensions of known file types.
-const NAMES: [(&[&str], &str); 7] = [
+const NAMES: [(&[&str], &str); 6] = [
     (&["dcm", "dicom", "ima"], DICOM),
     (&["tif", "tiff", "btf", "lsm"], TIFF),
     (&["h5", "hdf5", "hdf", "ims", "n5"], HDF5),
-    (&["mgh", "mgz"], MGH),
     (&["npz", "zip", "ozx"], ARCHIVE),
     (&["b2nd"], BLOSC2),
     (&["bz2", "xz", "zst", "lz4", "7z"], PACKED),
@@ -140,7 +137,6 @@ mod tests {
             ("a.dcm", b"", "DICOM"),
             ("a.TIF", b"", "TIFF"),
             ("a", b"MM\0*", "TIFF"),
-            ("a.mgz", b"\x1f\x8b", "mri_convert"),
             ("a.npz", b"", "npy"),
             (
                 "a.nii",

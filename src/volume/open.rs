@@ -207,7 +207,7 @@ fn packed_header(path: &Path, head: &[u8]) -> Result<FlatHeader> {
     let unpacked = MultiGzDecoder::new(head)
         .take(format::LIMIT)
         .read_to_end(&mut inside);
-    let found = format::by_content(&inside).filter(|found| found.may_be_gzip());
+    let found = format::by_content(&inside).filter(|found| found.packed);
     let Some(found) = found else {
         if let Some(hint) = foreign::by_name(path) {
             return Err(format::unknown(path, hint));
@@ -216,7 +216,8 @@ fn packed_header(path: &Path, head: &[u8]) -> Result<FlatHeader> {
         if let (Err(source), true) = (unpacked, inside.is_empty()) {
             return Err(Error::io("unpack", path)(source));
         }
-        let what = "of files compressed as a whole only .nii.gz is read: unpack it with gunzip";
+        let what =
+            "of files compressed as a whole only .nii.gz and .mgz are read: unpack it with gunzip";
         return Err(Error::unsupported(path, what));
     };
     let header = (found.parse)(path, &inside)?;

@@ -201,6 +201,8 @@ impl Volume for BlockVolume {
         let voxels = region.voxels().checked_mul(channels.end - channels.start);
         let bytes = voxels
             .and_then(|voxels| usize::try_from(voxels).ok()?.checked_mul(size))
+            // A failed allocation would end the process.
+            .filter(|&bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok())
             .ok_or_else(|| self.broken(number, "it is larger than memory".into()))?;
         let encoded = self.fetch(number, block)?;
         let mut out = vec![0; bytes];

@@ -62,7 +62,7 @@ impl Syntax {
             let name = end.and_then(|end| FOREIGN.iter().find(|(own, _)| *own == end));
             let name = name.map_or("", |(_, name)| name);
             return Err(format!(
-                "its transfer syntax {:?} {name} is not read: decompress the files first, with gdcmconv --raw or dcmdjpls",
+                "its transfer syntax {:?} {name} is not read: decompress the files first, as with gdcmconv or dcmconv",
                 super::excerpt(uid)
             ));
         };

@@ -5,6 +5,7 @@
 //! header names.
 
 mod metaimage;
+mod mgh;
 mod nifti;
 mod npy;
 mod nrrd;

@@ -13,7 +13,7 @@ use std::path::Path;
 use flate2::bufread::MultiGzDecoder;
 
 use super::row::{CreatedExtension, FileFormat, VoxelStorage};
-use super::{DataStart, FlatHeader, GZIP, Problems};
+use super::{DataStart, FlatHeader, GZIP, INTERLEAVED, PLANAR, Problems};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::geometry::{Affine, Geometry, cross};
@@ -22,6 +22,7 @@ use crate::volume::{Axes, AxisKind, Format, LeadingAxis, Rescale, units};
 /// NIfTI files, and Analyze 7.5 for reading.
 pub(super) const FORMAT: FileFormat = FileFormat {
     extensions: &[".nii", ".nii.gz", ".hdr"],
+    packed: true,
     outputs: &[
         CreatedExtension::new(".nii.gz", VoxelStorage::Gzip),
         CreatedExtension::new(".nii", VoxelStorage::Attached),
@@ -38,6 +39,9 @@ pub(super) const FORMAT: FileFormat = FileFormat {
         encode::encode,
     )
 };
+
+/// The datatype of voxels that are three bytes: red, green and blue.
+const RGB: i64 = 128;
 
 /// Bytes of a NIfTI-1 and of a NIfTI-2 header.
 const SIZES: [usize; 2] = [348, 540];
@@ -152,15 +156,25 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
         shape: [z, y, x],
         dtype,
     })?;
+    let is_rgb = facts.datatype == RGB;
+    if is_rgb && channels > 1 {
+        let what = "NIfTI voxels that are colors (datatype 128) are only read in three dimensions";
+        return Err(Error::unsupported(path, what));
+    }
     let header = FlatHeader {
-        channels,
-        time_points: is_time.then_some(time),
+        channels: if is_rgb { 3 } else { channels },
+        time_points: (is_time && !is_rgb).then_some(time),
+        order: if is_rgb { INTERLEAVED } else { PLANAR },
         big_endian: facts.big_endian,
         data: facts.pair.then(|| super::with_extension(path, "img")),
         start: DataStart::byte(offset),
         geometry,
         rescale: Rescale::new(facts.rescale[0], facts.rescale[1]),
-        axes: facts.axes(rest),
+        axes: if is_rgb {
+            facts.colors()
+        } else {
+            facts.axes(rest)
+        },
         ..FlatHeader::new(facts.format, [z, y, x], dtype, 0)
     };
     header.checked(path, facts.name)
@@ -335,7 +349,7 @@ impl Facts {
         let other = match self.datatype {
             1 => "single bits",
             32 | 1792 | 2048 => "complex numbers",
-            128 | 2304 => "colors",
+            2304 => "colors with transparency",
             1536 => "128-bit floats",
             _ => "",
         };
@@ -347,7 +361,7 @@ impl Facts {
             return Err(Error::unsupported(path, what));
         }
         Ok(match self.datatype {
-            2 => DType::U8,
+            2 | RGB => DType::U8,
             4 => DType::I16,
             8 => DType::I32,
             16 => DType::F32,
@@ -362,6 +376,15 @@ impl Facts {
                 DType::U8
             }
         })
+    }
+
+    /// Returns the axes of voxels that are colors.
+    fn colors(&self) -> Axes {
+        Axes {
+            leading: vec![LeadingAxis::new(AxisKind::Channel, 3)],
+            channel_names: ["red", "green", "blue"].map(str::to_owned).to_vec(),
+            ..self.axes([1; 4])
+        }
     }
 
     /// Returns all seven lengths, x first; those that the header does not use are 1.

@@ -17,6 +17,8 @@ pub(in super::super) struct FileFormat {
     pub(in super::super) formats: &'static [Format],
     /// The extensions of files that are opened, in lower case.
     pub(in super::super) extensions: &'static [&'static str],
+    /// `true` if a file may be a gzip stream as a whole.
+    pub(in super::super) packed: bool,
     /// The extensions of files that are created.
     pub(in super::super) outputs: &'static [CreatedExtension],
     /// The extensions of a file of voxels and of its header, for a format of pairs that may be
@@ -76,6 +78,7 @@ impl FileFormat {
             file,
             formats,
             extensions: &[],
+            packed: false,
             outputs: &[],
             pair: None,
             recognizes,
@@ -86,12 +89,6 @@ impl FileFormat {
             encode,
             transposed_time: |_| None,
         }
-    }
-
-    /// Returns `true` if files of this format may be a gzip stream as a whole.
-    pub(in super::super) fn may_be_gzip(&self) -> bool {
-        let is_gzip = |output: &CreatedExtension| output.storage == VoxelStorage::Gzip;
-        self.outputs.iter().any(is_gzip)
     }
 }
 

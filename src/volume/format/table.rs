@@ -3,13 +3,18 @@
 use std::path::Path;
 
 use super::row::{FileFormat, VoxelStorage};
-use super::{metaimage, nifti, npy, nrrd};
+use super::{metaimage, mgh, nifti, npy, nrrd};
 use crate::error::{Error, Result};
 use crate::volume::Layout;
 
 /// Every flat file format; the first that recognizes a file opens it.
-pub(in super::super) const FORMATS: [FileFormat; 4] =
-    [npy::FORMAT, nrrd::FORMAT, nifti::FORMAT, metaimage::FORMAT];
+pub(in super::super) const FORMATS: [FileFormat; 5] = [
+    npy::FORMAT,
+    nrrd::FORMAT,
+    nifti::FORMAT,
+    metaimage::FORMAT,
+    mgh::FORMAT,
+];
 
 /// The extensions of files of blocks, which have a module of their own. DICOM files are recognized by content, whatever
 /// their names.
@@ -115,7 +120,7 @@ mod tests {
                     .into_iter()
                     .filter(|end| !BLOCKS.contains(end))
                     .collect(),
-                ".zarr .npy .nrrd .nhdr .nii .nii.gz .hdr .mhd .mha .img .raw",
+                ".zarr .npy .nrrd .nhdr .nii .nii.gz .hdr .mhd .mha .mgh .mgz .img .raw",
             ),
             (
                 writable_extensions(),

@@ -193,9 +193,9 @@ fn bad_nifti_headers_are_refused_with_the_reason() {
         (nifti(&[(70, &short(3))]), "header", "datatype 3"),
         (nifti(&[(70, &short(0))]), "header", "datatype 0"),
         (
-            nifti(&[(70, &short(128)), (72, &short(24))]),
+            nifti(&[(70, &short(2304)), (72, &short(32))]),
             "unsupported",
-            "colors",
+            "colors with transparency",
         ),
         (
             nifti(&[(70, &short(32)), (72, &short(64))]),
@@ -573,15 +573,21 @@ fn bad_sidecars_are_refused_with_the_reason() {
 fn files_that_are_not_volumes_are_refused_with_the_reason() {
     refused("a.nii", b"", "unknown", "empty");
     refused("a.xyz", b"II-\0", "unknown", "neither");
-    refused("a.tif", b"II*\0", "unknown", "tifffile");
-    refused(
-        "IM001",
-        &[&[0; 128][..], b"DICM"].concat(),
-        "unknown",
-        "dcm2niix",
-    );
+    let (kind, says) = if cfg!(feature = "tiff") {
+        ("header", "not in the file")
+    } else {
+        ("unknown", "tifffile")
+    };
+    refused("a.tif", b"II*\0", kind, says);
+    let (kind, says) = if cfg!(feature = "dicom") {
+        ("unsupported", "no voxels")
+    } else {
+        ("unknown", "dcm2niix")
+    };
+    refused("IM001", &[&[0; 128][..], b"DICM"].concat(), kind, says);
     refused("a.h5", b"\x89HDF\r\n\x1a\n", "unknown", "h5py");
-    refused("a.mgz", b"\x1f\x8b\x08 damaged", "unknown", "mri_convert");
+    refused("a.mgz", b"\x1f\x8b\x08 damaged", "io", "unpack");
+    refused("a.mgh", b"\0\0\0\x02", "header", "not 284");
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n";
     for name in ["a.nii", "a.nii.gz", "a.nrrd", "a.mha", "a.npy", "a"] {
         refused(name, pointer, "unknown", "git lfs pull");

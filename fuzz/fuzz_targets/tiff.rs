@@ -1,0 +1,5 @@
+//! TIFF and BigTIFF files.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| voxpatch_fuzz::flat("a.tif", bytes));
