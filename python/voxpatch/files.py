@@ -56,7 +56,7 @@ def open(
     allow_uneven: bool = False,
     tilt: Tilt = "refuse",
 ) -> Volume:
-    """Open a volume: a Zarr folder, a DICOM series, or a NIfTI, numpy, MetaImage, NRRD or raw file.
+    """Open a volume: a Zarr folder, a DICOM series, or a TIFF, NIfTI, numpy, MetaImage, NRRD, FreeSurfer or raw file.
 
     Only the header is read.
 

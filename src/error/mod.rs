@@ -139,7 +139,7 @@ pub enum Error {
     SeriesChoice {
         /// The folder or file.
         path: PathBuf,
-        /// What is to be chosen.
+        /// What must be chosen.
         problem: String,
         /// The series, each with its number, description, modality, size and unique identifier.
         series: String,

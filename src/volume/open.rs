@@ -127,7 +127,8 @@ impl OpenOptions {
     }
 }
 
-/// Opens a volume: a Zarr folder, or a NIfTI, numpy, MetaImage, NRRD or headerless file.
+/// Opens a volume: a Zarr folder, a DICOM series, or a TIFF, NIfTI, numpy, MetaImage, NRRD, FreeSurfer or headerless
+/// file.
 ///
 /// The content is checked first (magic bytes), the name second. A `.raw` file needs a sidecar, `scan.raw.json` or
 /// `scan.json`, with the keys of [`RawSpec::from_json`]. Opening reads only headers.

@@ -37,8 +37,7 @@ pub struct OpenOptions {
     pub raw: Option<RawSpec>,
     /// The treatment of chunks that have no file; only for Zarr.
     pub missing_chunks: MissingChunks,
-    /// Whether to allow codecs that hostile data could exploit (such as blosc) and symbolic links in the folder; only
-    /// for Zarr.
+    /// Whether to allow codecs that hostile data could exploit (blosc, JPEG 2000) and symbolic links in a folder.
     pub trusted: bool,
     /// The method for reading uncompressed flat files.
     pub read_method: ReadMethod,

@@ -1,6 +1,8 @@
 //! Detection of changes to inputs since they were opened.
 
-use std::fs::{self, File, Metadata};
+#[cfg(any(feature = "dicom", feature = "tiff", test))]
+use std::fs::File;
+use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -41,7 +43,10 @@ impl FileWatch {
             .iter()
             .try_for_each(|(path, before)| before.check(path, fs::metadata(path)))
     }
+}
 
+#[cfg(any(feature = "dicom", feature = "tiff"))]
+impl FileWatch {
     /// Returns the path of the file that was added as number `index`.
     pub(super) fn path(&self, index: usize) -> &Path {
         &self.0[index].0

@@ -25,7 +25,7 @@ pub(crate) struct Opening {
     /// How to treat Zarr chunks that have no file.
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     missing_chunks: MissingChunksName,
-    /// Refuse unsafe codecs (such as blosc) and symbolic links in Zarr folders.
+    /// Refuse unsafe codecs (blosc, JPEG 2000) and symbolic links in folders.
     #[arg(long)]
     untrusted: bool,
     /// Allow headers that name a file of voxels outside their folder.

@@ -21,7 +21,7 @@ use serde_json::Value as Json;
 use super::chunk::{self, Chunk, ChunkVoxels, read_by_chunks};
 use super::decoders::caught;
 use super::watch::FileWatch;
-use super::{ChunkShape, Counter, Layout, ReadStats, Volume};
+use super::{ChunkShape, Counter, Layout, ReadMemory, ReadStats, Volume};
 use crate::error::{Cause, Error, Result};
 use crate::files::open_regular;
 use crate::region::Region;
@@ -83,7 +83,7 @@ impl BlockVolume {
     ///
     /// [`Error::TooLarge`] if its size overflows, [`Error::Header`] if there are not as many blocks as boxes, and
     /// [`Error::Io`] if the only file cannot be opened.
-    pub(super) fn new(source: BlockSource) -> Result<Self> {
+    pub(super) fn new(mut source: BlockSource) -> Result<Self> {
         let layout = &source.layout;
         layout.decoded_bytes()?;
         let [z, y, x] = layout.shape;
@@ -103,6 +103,13 @@ impl BlockVolume {
             );
             return Err(Error::header(&layout.path, format, problem));
         }
+        // Besides the encoded and the decoded chunk: what decoders hold until the samples are voxels.
+        let voxels = chunk.iter().fold(1, |all: u64, &n| all.saturating_mul(n));
+        let memory = ReadMemory {
+            shared: size_of_val(source.blocks.as_slice()) as u64,
+            thread: voxels.saturating_mul(2 * layout.dtype.size() as u64 + 8),
+        };
+        source.layout.read_memory = memory;
         let mut paths = source.files.paths();
         let single = match (paths.next(), paths.next()) {
             (Some(only), None) => Some(open_regular(only)?),

@@ -105,13 +105,13 @@ impl Value<'_> {
 
 /// Receives the elements of a data set.
 pub(super) trait Visitor {
-    /// Returns `true` if the items of the sequence `tag` are to be visited. `path` holds the sequences around it.
+    /// Returns `true` if the items of the sequence `tag` should be visited. `path` holds the sequences around it.
     fn enters(&mut self, path: &[Tag], tag: Tag) -> bool;
 
     /// Called before the elements of an item of the sequence that is last in `path`.
     fn item(&mut self, path: &[Tag]);
 
-    /// Returns `true` if the value of `tag` is to be read.
+    /// Returns `true` if the value of `tag` should be read.
     fn wants(&mut self, path: &[Tag], tag: Tag) -> bool;
 
     /// Called with a value that was wanted.

@@ -15,7 +15,7 @@ pub(super) struct FrameDecoder {
     /// The different forms of frames.
     pub(super) forms: Vec<PixelForm>,
     pub(super) frames: Vec<FrameCode>,
-    /// Slope and intercept of each frame, if they differ and are to be applied: the voxels are then f32.
+    /// Slope and intercept of each frame, to apply where they differ: the voxels are then f32.
     pub(super) rescales: Option<Vec<[f64; 2]>>,
 }
 

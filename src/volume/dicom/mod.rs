@@ -54,7 +54,10 @@ struct Image {
 pub(super) fn open_folder(path: &Path, options: &OpenOptions) -> Result<Option<Arc<dyn Volume>>> {
     let mut found = Vec::new();
     super::walk(path, |name, metadata| {
-        if metadata.is_file() && found.len() < MOST_FILES {
+        let is_chunk = name
+            .ancestors()
+            .any(|part| part.extension().is_some_and(|end| end == "zarr"));
+        if metadata.is_file() && !is_chunk && found.len() < MOST_FILES {
             found.push(path.join(name));
         }
     })?;

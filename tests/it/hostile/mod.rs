@@ -1,5 +1,7 @@
 //! Hostile files: each is refused for the right reason, immediately, and without using much memory.
 
+#[cfg(all(feature = "dicom", feature = "tiff"))]
+mod blocks;
 mod bombs;
 mod detached;
 mod documents;
