@@ -253,7 +253,7 @@ def test_series_have_the_voxels_and_the_place_that_simpleitk_gives_them(tmp_path
         if name != "one slice":
             assert np.allclose(volume.affine, affine, atol=1e-6 * np.abs(affine).max()), (name, volume.affine, affine)
         compared += 1
-    assert compared >= 38, compared
+    assert compared >= 36, compared
 
 
 def test_series_of_several_volumes_have_time_points_or_channels(tmp_path):

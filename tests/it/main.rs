@@ -21,6 +21,8 @@ mod replacing;
 mod resampling;
 mod rigs;
 mod sample;
+#[cfg(feature = "dicom")]
+mod series;
 mod sizes;
 mod together;
 mod tool;

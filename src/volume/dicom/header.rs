@@ -422,10 +422,12 @@ impl Facts {
         } else {
             self.frames
         };
-        if count == 0
-            || count > MOST_FRAMES
-            || (!self.each.is_empty() && self.each.len() as u64 != count)
-        {
+        if count == 0 || count > MOST_FRAMES {
+            return Err(Problem::Header(format!(
+                "it has {count} frames, not 1 to {MOST_FRAMES}"
+            )));
+        }
+        if !self.each.is_empty() && self.each.len() as u64 != count {
             return Err(Problem::Header(format!(
                 "it has {count} frames, but {} functional groups",
                 self.each.len()

@@ -531,6 +531,9 @@ impl Image {
             && !form.planar
             && form.bits.is_multiple_of(8);
         let follows = |page: &Page| {
+            if page.counts.is_empty() {
+                return page.offsets.len() == 1;
+            }
             let mut at = page.offsets[0];
             page.offsets
                 .iter()

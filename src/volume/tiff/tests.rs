@@ -171,7 +171,7 @@ fn hostile_directories_are_refused() {
     };
     let big: &[u32] = &[u32::MAX];
     refused(
-        &page(&[(256, &[4]), (257, &[4]), (273, &[8])]),
+        &page(&[(256, &[4]), (257, &[4]), (278, &[2]), (273, &[8, 16])]),
         "how long its strips are",
     );
     refused(
