@@ -140,7 +140,7 @@ def settings(draw, names, models):
     if model != "identity":
         words += ["--model", model]
         if draw.random() < 0.3:
-            words += ["--normalize", "zscore" if draw.random() < 0.5 else "ct:-500,500"]
+            words += ["--normalize", "zscore" if draw.random() < 0.5 else "window:-500,500"]
         if draw.random() < 0.2:
             words += ["--tta", "flips"]
     if draw.random() < 0.3:

@@ -17,6 +17,7 @@ mod loader;
 mod model;
 mod predict;
 mod sampler;
+mod stats;
 mod subjects;
 #[cfg(feature = "testing")]
 mod testing;
@@ -42,6 +43,8 @@ mod _voxpatch {
     use crate::loader::{EpochLoader, Epochs};
     #[pymodule_export]
     use crate::predict::{Ticket, predict};
+    #[pymodule_export]
+    use crate::stats::stats;
     #[pymodule_export]
     use crate::subjects::{SubjectList, survey};
     #[cfg(feature = "testing")]

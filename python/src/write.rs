@@ -95,7 +95,7 @@ fn planned<'py>(
 }
 
 /// The channels of an image as a volume.
-fn chosen(image: &Image) -> Result<ChannelRange> {
+pub(crate) fn chosen(image: &Image) -> Result<ChannelRange> {
     ChannelRange::new(Arc::clone(&image.volume), image.channels.clone())
 }
 

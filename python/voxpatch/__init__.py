@@ -9,10 +9,11 @@ from .augment import RandomAffine, RandomElastic
 from .errors import VoxpatchError
 from .files import convert, open, write
 from .inference import GridAggregator, GridSampler
-from .options import Gaussian, Quantize, Threshold
+from .options import Gaussian, MeanStd, NnunetCt, Percentile, Quantize, Threshold
 from .prediction import predict
 from .queue import LazySubjects, Queue, turn_back
 from .samplers import LabelSampler, MixtureSampler, Sampler, UniformSampler, WeightedSampler
+from .statistics import stats
 from .subject import Subject
 
 __all__ = [
@@ -21,7 +22,10 @@ __all__ = [
     "GridSampler",
     "LabelSampler",
     "LazySubjects",
+    "MeanStd",
     "MixtureSampler",
+    "NnunetCt",
+    "Percentile",
     "Quantize",
     "Queue",
     "RandomAffine",
@@ -37,6 +41,7 @@ __all__ = [
     "convert",
     "open",
     "predict",
+    "stats",
     "turn_back",
     "write",
 ]

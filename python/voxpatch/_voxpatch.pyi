@@ -266,6 +266,18 @@ class SubjectList:
     def check(self, index: int) -> None:
         """Open a subject: what is wrong with it is an error now."""
 
+def _stats(
+    volumes: list[Any],
+    labels: list[Any] | None,
+    ignore_label: int | None,
+    percentiles: list[float],
+    threads: int,
+    results: str | None,
+) -> str:
+    """Return the statistics of volumes, with a label map for each if there are some, as JSON: those of all voxels, and of each
+    volume.
+    """
+
 def _survey(parts: Sequence[_Parts], threads: int, alike: bool) -> int:
     """Return a number that differs between lists of subjects whose images differ in name, shape, channels or
     type; with `alike`, images that do not fit into one batch are an error. Subjects that cannot be

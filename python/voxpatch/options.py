@@ -72,8 +72,8 @@ BlendOn = Literal["auto", "device", "host"]
 Tta = Literal["flips"]
 #: What finished chunks survive: a killed process, or a power cut too.
 Durability = Literal["none", "chunk"]
-#: Normalization of what the model gets: z-scores, or the values that become 0 and 1.
-Normalize = Union[Literal["zscore"], "tuple[float, float]"]
+#: Normalization of what the model gets: z-scores, the values that become 0 and 1, or a class of numbers.
+Normalize = Union[Literal["zscore", "zscore:nonzero"], "tuple[float, float]", "Percentile", "MeanStd", "NnunetCt"]
 
 #: What to do with patches that do not fit around their center.
 Border = Literal["drop", "shift", "pad"]
@@ -153,6 +153,89 @@ class Quantize:
 
     def __str__(self) -> str:
         return f"quantize:{float(self.low)},{float(self.high)}"
+
+
+@dataclass(frozen=True)
+class Percentile:
+    """A normalization: each channel is clipped to two of its percentiles, which become 0 and 1.
+
+    Parameters
+    ----------
+    low, high : float
+        Percentiles from 0 to 100. They are those of ``numpy.percentile`` for types of 8 and 16 bits, and within 1/8192 of
+        their value for others.
+
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> scan = np.arange(8**3, dtype=np.int16).reshape(8, 8, 8)
+    >>> out = voxpatch.predict(lambda batch: batch, scan, None, 4, normalize=voxpatch.Percentile(0.5, 99.5))
+    >>> float(out.min()), float(out.max())
+    (0.0, 1.0)
+    """
+
+    low: float = 0.5
+    high: float = 99.5
+
+    def __str__(self) -> str:
+        return f"percentile:{float(self.low)},{float(self.high)}"
+
+
+@dataclass(frozen=True)
+class MeanStd:
+    """A normalization: a mean is subtracted, and the rest divided by a deviation, such as those of a data set.
+
+    Parameters
+    ----------
+    mean : float
+        The value that becomes 0.
+    std : float
+        The difference that becomes 1.
+
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> scan = np.full((8, 8, 8), 7, np.float32)
+    >>> float(voxpatch.predict(lambda batch: batch, scan, None, 4, normalize=voxpatch.MeanStd(5, 4)).max())
+    0.5
+    """
+
+    mean: float
+    std: float
+
+    def __str__(self) -> str:
+        return f"mean-std:{float(self.mean)},{float(self.std)}"
+
+
+@dataclass(frozen=True)
+class NnunetCt:
+    """nnU-Net's ``CTNormalization``: values are clipped, then a mean is subtracted, and the rest divided by a deviation.
+
+    The numbers are in ``foreground_intensity_properties_per_channel`` of nnU-Net's fingerprint of a data set.
+
+    Parameters
+    ----------
+    low, high : float
+        The lowest and the highest value that are kept: ``percentile_00_5`` and ``percentile_99_5``.
+    mean, std : float
+        The value that becomes 0, and the difference that becomes 1.
+
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> scan = np.full((8, 8, 8), 3000, np.int16)
+    >>> ct = voxpatch.NnunetCt(low=-968, high=326, mean=101, std=75)
+    >>> float(voxpatch.predict(lambda batch: batch, scan, None, 4, normalize=ct).max())
+    3.0
+    """
+
+    low: float
+    high: float
+    mean: float
+    std: float
+
+    def __str__(self) -> str:
+        return f"nnunet-ct:{float(self.low)},{float(self.high)},{float(self.mean)},{float(self.std)}"
 
 
 #: Weights of overlapping patches: a word, :class:`Gaussian`, or an array (z, y, x).

@@ -257,8 +257,9 @@ def predict(
         host otherwise, on CPUs, and for runs that can be resumed or have parts.
     device_memory : int, optional
         Bytes of the device that blending may take; what the model leaves free if not given.
-    normalize : {"zscore"} or (float, float), optional
-        Normalize what the model gets: z-scores of the volume, or the values that become 0 and 1.
+    normalize : {"zscore", "zscore:nonzero"}, (float, float), Percentile, MeanStd or NnunetCt, optional
+        Normalize what the model gets: z-scores of each channel of the volume, or of its voxels that are not 0; the values
+        that become 0 and 1; or :class:`Percentile`, :class:`MeanStd` or :class:`NnunetCt`.
     tta : {"flips"}, optional
         Predict each patch from all eight sides, and take the mean.
     memory : int, default 268435456

@@ -142,7 +142,7 @@ class Queue:
         Random rotations, scales, shears and translations, through which patches are read.
     elastic : RandomElastic, optional
         Random deformations, through which patches are read.
-    normalize : {"zscore"}, (float, float) or dict, optional
+    normalize : {"zscore", "zscore:nonzero"}, (float, float), Percentile, MeanStd, NnunetCt or dict, optional
         Normalization, as that of :func:`predict`, of the only image, or of those of a dictionary: ``{"ct": (-1000, 400)}``.
         They are then float32, unless `dtype` says otherwise.
     pin_memory : bool, default False

@@ -8,6 +8,7 @@ from operator import index
 from typing import TYPE_CHECKING, Any
 
 from .errors import InvalidError
+from .options import MeanStd, NnunetCt, Percentile
 
 if TYPE_CHECKING:
     from .options import Normalize, Overlap, Size
@@ -62,13 +63,15 @@ def probability(name: str, given: float) -> float:
 
 def normalization(given: Normalize | None) -> str:
     """Return a normalization as the compiled half takes it."""
-    if given is None or isinstance(given, str):
-        return given or "none"
+    if given is None:
+        return "none"
+    if isinstance(given, (str, Percentile, MeanStd, NnunetCt)):
+        return str(given)
     try:
         low, high = (float(one) for one in given)
     except (TypeError, ValueError) as error:
-        raise InvalidError(f"normalize {given!r}: give 'zscore', or the two values that become 0 and 1") from error
-    return f"ct:{low},{high}"
+        raise InvalidError(f"normalize {given!r}: give 'zscore', 'zscore:nonzero', the two values that become 0 and 1, Percentile, MeanStd or NnunetCt") from error
+    return f"window:{low},{high}"
 
 
 def overlap_voxels(given: Overlap, patch: Sequence[int]) -> tuple[int, int, int]:

@@ -10,8 +10,8 @@ use crate::progress::Progress;
 use crate::volume::Volume;
 
 impl Schedule {
-    /// Sets the normalization of the model's input. For [`Normalize::ZScore`] this reads the volume once;
-    /// `progress` counts the pieces.
+    /// Sets the normalization of the model's input. If it [measures](Normalize::measures), this reads the
+    /// volume once; `progress` counts the pieces.
     pub(super) fn normalized(
         mut self,
         normalize: Normalize,
@@ -93,7 +93,7 @@ mod tests {
     fn padding_is_in_normalized_units() {
         let volume = || MemoryVolume::from_vec([1, 1, 4], 1, vec![0_i16, 10, 20, 30]).unwrap();
         let region = Region::new([0, 0, -1], [1, 1, 6]);
-        let ct = Normalize::Ct {
+        let ct = Normalize::Window {
             low: 0.0,
             high: 20.0,
         };
@@ -120,10 +120,14 @@ mod tests {
             };
             for normalize in [
                 Normalize::ZScore,
-                Normalize::Ct {
+                Normalize::Window {
                     low: -500.0,
                     high: 1500.0,
                 },
+                Normalize::ZScoreNonzero,
+                "percentile:2,97.5".parse().unwrap(),
+                "mean-std:10,3.5".parse().unwrap(),
+                "nnunet-ct:-300,900,120,75".parse().unwrap(),
             ] {
                 for region in [
                     Region::whole([5, 6, 7]),
@@ -153,7 +157,7 @@ mod tests {
                 assert!((f64::from(*scored) - expected).abs() < 1e-5);
             }
         }
-        let cut = Normalize::Ct {
+        let cut = Normalize::Window {
             low: -500.0,
             high: 1500.0,
         };
@@ -166,6 +170,54 @@ mod tests {
             .map(f64::from)
             .collect();
         assert_eq!(plain, all);
+    }
+
+    #[test]
+    fn every_normalization_equals_the_naive_one() {
+        let all: Vec<i16> = (0..420_i16)
+            .map(|n| {
+                if n % 5 == 0 {
+                    0
+                } else {
+                    n.wrapping_mul(7_919) / 9
+                }
+            })
+            .collect();
+        let volume = || MemoryVolume::from_vec([5, 6, 7], 2, all.clone()).unwrap();
+        let check = |text: &str, naive: &dyn Fn(&[f64], f64) -> f64| {
+            let found = given(text.parse().unwrap(), volume().with_chunks([1, 2, 4, 3]));
+            for (found, own) in found.chunks(210).zip(all.chunks(210)) {
+                let own: Vec<f64> = own.iter().map(|&value| value.into()).collect();
+                for (found, &value) in found.iter().zip(&own) {
+                    let expected = naive(&own, value);
+                    assert!(
+                        (f64::from(*found) - expected).abs() < 1e-5,
+                        "{text} of {value}: {found} and not {expected}"
+                    );
+                }
+            }
+        };
+        check("zscore:nonzero", &|own, value| {
+            let others: Vec<f64> = own.iter().copied().filter(|value| *value != 0.0).collect();
+            let (mean, deviation) = naive(&others);
+            if value == 0.0 {
+                0.0
+            } else {
+                (value - mean) / deviation
+            }
+        });
+        check("percentile:10,90", &|own, value| {
+            let mut sorted = own.to_vec();
+            sorted.sort_by(f64::total_cmp);
+            // 10 and 90 percent of 209: 20.9 and 188.1.
+            let low = sorted[20] + 0.9 * (sorted[21] - sorted[20]);
+            let high = sorted[188] + 0.1 * (sorted[189] - sorted[188]);
+            (value.clamp(low, high) - low) / (high - low)
+        });
+        check("mean-std:-20,40", &|_, value| (value + 20.0) / 40.0);
+        check("nnunet-ct:-900,700,33,250", &|_, value| {
+            (value.clamp(-900.0, 700.0) - 33.0) / 250.0
+        });
     }
 
     /// Returns the normalized values of a constant volume of two chunks and a part of a third.

@@ -180,7 +180,7 @@ impl InferencePlan {
         Ok(self)
     }
 
-    /// Sets the normalization of the model's input. For [`Normalize::ZScore`] this reads the volume once, and
+    /// Sets the normalization of the model's input. If it [measures](Normalize::measures), this reads the volume once, and
     /// `progress` counts the pieces.
     ///
     /// Voxels beyond the volume's faces are added afterwards: a padding of 0 is 0 for the model.
@@ -240,8 +240,8 @@ impl InferencePlan {
         let Predictor { volume, model, .. } = &self.predictor;
         // Any two numbers take the same memory as the measured ones.
         let (stand_in, measuring) = match normalize {
-            Normalize::ZScore => {
-                let unit = Normalize::Ct {
+            measured if measured.measures() => {
+                let unit = Normalize::Window {
                     low: 0.0,
                     high: 1.0,
                 };
@@ -273,7 +273,7 @@ impl InferencePlan {
         self.schedule.run(volume, model, progress)
     }
 
-    /// Returns the number of threads that measure the volume for [`Normalize::ZScore`], and the bytes that they take.
+    /// Returns the number of threads that measure the volume for a normalization, and the bytes that they take.
     fn measuring(&self) -> (usize, u64) {
         let options = &self.predictor.options;
         let layout = self.predictor.volume.layout();

@@ -2,7 +2,7 @@
 //! (seed, epoch, n).
 
 use crate::error::{Error, Result};
-use crate::geometry::{Affine, Geometry, SignedAxes};
+use crate::geometry::{Geometry, SignedAxes};
 use crate::region::Region;
 use crate::sampler::CounterRng;
 use crate::volume::{ControlPoints, Warp};
@@ -341,12 +341,16 @@ impl Pose {
         })
     }
 
-    /// Returns the matrix from voxels (x, y, z, 1) of the delivered patch to mm in RAS+, in a volume of this geometry.
-    pub(super) fn affine(&self, geometry: &Geometry) -> Affine {
-        let rows = self.rows(geometry.spacing);
+    /// Returns the geometry of the delivered patch, in a volume of this geometry.
+    pub(super) fn geometry(&self, geometry: &Geometry) -> Geometry {
+        let shape = self.region.shape;
+        if self.map.is_none() {
+            let start = self.region.start.map(signed);
+            return geometry.moved_to(start).turned(self.axes, shape);
+        }
         // From indices (x, y, z, 1) of the patch before it is turned to indices (x, y, z, 1) of the volume.
         let mut indices = [[0.0; 4]; 4];
-        for (a, row) in rows.iter().enumerate() {
+        for (a, row) in self.rows(geometry.spacing).iter().enumerate() {
             indices[2 - a] = [row[2], row[1], row[0], row[3]];
         }
         indices[3][3] = 1.0;
@@ -356,12 +360,14 @@ impl Pose {
                 *value = (0..4).map(|n| own[n] * indices[n][column]).sum();
             }
         }
-        Geometry::from_affine(affine)
-            .turned(self.axes, self.region.shape)
-            .affine
+        let mapped = Geometry {
+            is_known: geometry.is_known,
+            ..Geometry::from_affine(affine)
+        };
+        mapped.turned(self.axes, shape)
     }
 
-    /// Returns the displacements of the delivered patch's voxels before the [`affine`](Self::affine), in its voxels;
+    /// Returns the displacements of the delivered patch's voxels before the matrix of its [`geometry`](Self::geometry), in its voxels;
     /// `None` without an elastic deformation among the options.
     pub(super) fn displacement(&self, geometry: &Geometry) -> Option<ControlPoints> {
         let elastic = self.elastic?;

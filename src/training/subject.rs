@@ -112,7 +112,7 @@ impl Image {
         }
     }
 
-    /// Sets the normalization of its values. [`Normalize::ZScore`](crate::Normalize::ZScore) reads the volume
+    /// Sets the normalization of its values. One that [measures](crate::Normalize::measures) reads the volume
     /// once when a loader opens the subject, and then only if no image with a clone of this [`Normalizer`] has.
     #[must_use]
     pub fn with_normalize(self, normalize: impl Into<Normalizer>) -> Self {

@@ -6,12 +6,13 @@ use serde_json::json;
 
 use crate::tool::{Place, command, fails, is_refused, json, names, succeeds};
 
-const COMMANDS: [&str; 8] = [
+const COMMANDS: [&str; 9] = [
     "info",
     "convert",
     "sample",
     "infer",
     "preview",
+    "stats",
     "verify",
     "demo",
     "completions",

@@ -268,7 +268,7 @@ fn the_files_of_the_command_use_each_other_in_one_direction() {
 
     // Options that commands share do not use any command.
     let commands = [
-        "info", "convert", "sample", "infer", "preview", "verify", "demo", "shell",
+        "info", "convert", "sample", "infer", "preview", "stats", "verify", "demo", "shell",
     ];
     for shared in [
         "parse", "common", "input", "storage", "blending", "report", "progress",

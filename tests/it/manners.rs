@@ -331,6 +331,7 @@ fn pipes_and_devices_are_refused_wherever_a_file_is_read() {
     for path in [&pipe[..], "/dev/zero", "/dev/null", "/dev/tty"] {
         for words in [
             &["info", path][..],
+            &["stats", path],
             &["verify", path],
             &["convert", path, &out],
             &["preview", path, &place.at("out.png")],

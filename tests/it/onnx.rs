@@ -98,7 +98,7 @@ fn labels_of_a_unet_equal_its_patches_blended_by_hand() {
         "--model",
         &unet,
         "--normalize",
-        "ct:-1000,400",
+        "window:-1000,400",
         "--reduce",
         "argmax",
         "--threads",
@@ -235,7 +235,7 @@ fn models_that_do_not_fit_fail_with_one_line_and_leave_nothing() {
         "--overlap",
         "4",
     ];
-    args.extend(["--normalize", "ct:5,1"]);
+    args.extend(["--normalize", "window:5,1"]);
     is_refused(&args);
 }
 

@@ -323,7 +323,7 @@ fn normalized_patches_are_what_a_model_gets() {
     let place = Place::new();
     let source = place.store("in.zarr", [12, 13, 14], 2, ramp(12 * 13 * 14 * 2));
     let draws = ["--patch-size", "12,13,14", "--samples-per-subject", "1"];
-    for normalize in ["zscore", "ct:10,90", "none"] {
+    for normalize in ["zscore", "window:10,90", "none"] {
         let [npy, predicted] = ["p.npy", "out.zarr"].map(|name| place.at(name));
         let more = ["--out", &npy, "--overwrite", "--normalize", normalize];
         sample(&[&source], &[&draws[..], &more].concat());

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{convert, demo, infer, info, preview, sample, shell, verify};
+use crate::{convert, demo, infer, info, preview, sample, shell, stats, verify};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 failed (one line on standard error says why), 2 wrong usage, 128 + N stopped by signal N
@@ -29,6 +29,7 @@ pub(crate) enum Command {
     Sample(Box<sample::SampleArgs>),
     Infer(Box<infer::Infer>),
     Preview(preview::Preview),
+    Stats(stats::Stats),
     Verify(verify::Verify),
     Demo(demo::DemoArgs),
     Completions(shell::Completions),
@@ -45,6 +46,7 @@ impl Command {
             Self::Sample(_) => "sample",
             Self::Infer(_) => "infer",
             Self::Preview(_) => "preview",
+            Self::Stats(_) => "stats",
             Self::Verify(_) => "verify",
             Self::Demo(_) => "demo",
             Self::Completions(_) => "completions",

@@ -72,6 +72,7 @@ mod tests {
             ("preview", " (--overwrite)"),
             ("demo", " (--keep)"),
             ("info", ""),
+            ("stats", ""),
             ("verify", ""),
         ] {
             assert_eq!(hint(&exists(), of(name)), expected, "{name}");

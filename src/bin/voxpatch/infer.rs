@@ -92,8 +92,15 @@ struct ModelArgs {
     /// Program that runs a NAME.onnx.
     #[arg(long, value_enum, default_value_t = RuntimeName::Tract)]
     runtime: RuntimeName,
-    /// Normalization of real values before the model: none, zscore (mean 0 and deviation 1 over each channel of the
-    /// whole volume), or ct:LOW,HIGH (clipped to this range and scaled to 0..1).
+    /// Normalization of real values before the model.
+    ///
+    /// - `none`
+    /// - `zscore`: mean 0 and deviation 1 over each channel of the whole volume
+    /// - `zscore:nonzero`: the same over the voxels that are not 0; the others stay 0
+    /// - `window:LOW,HIGH`: clipped to this range and scaled to 0..1
+    /// - `percentile:LOW,HIGH`: the same with percentiles of each channel, such as 0.5,99.5
+    /// - `mean-std:MEAN,STD`: with a mean and a deviation that are given
+    /// - `nnunet-ct:LOW,HIGH,MEAN,STD`: clipped, and then the same
     #[arg(long, default_value_t = Normalize::None, value_name = "HOW")]
     normalize: Normalize,
     /// Also predict mirror images of each patch, and use the mean.

@@ -88,7 +88,7 @@ pub(crate) struct OnGrid {
     /// How to compute values between voxels: nearest, linear, cubic (B-spline), or label-linear (the label with the
     /// largest linear weight). For labels, use nearest or label-linear.
     #[arg(long, default_value_t, value_name = "HOW")]
-    interpolation: Interpolation,
+    pub(crate) interpolation: Interpolation,
     /// Smooth with a Gaussian along axes whose voxels become larger.
     #[arg(long)]
     antialias: bool,

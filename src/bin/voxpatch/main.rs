@@ -20,6 +20,7 @@ mod progress;
 mod report;
 mod sample;
 mod shell;
+mod stats;
 mod stop;
 mod storage;
 mod verify;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         Command::Demo(settings) => demo::run(settings),
         Command::Sample(settings) => sample::run(settings),
         Command::Preview(settings) => preview::run(settings),
+        Command::Stats(settings) => stats::run(settings),
         Command::Verify(settings) => verify::run(settings),
         Command::Completions(settings) => shell::complete(settings, Args::command()),
         Command::Man(settings) => shell::write_manual(settings, Args::command()),

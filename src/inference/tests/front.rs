@@ -68,7 +68,7 @@ fn smaller_shards_are_planned_only_where_memory_is_short() {
 fn a_part_that_follows_another_process_keeps_its_normalization() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out.zarr");
-    let ct = Normalize::Ct {
+    let ct = Normalize::Window {
         low: 0.0,
         high: 200.0,
     };

@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use super::batch_buffer::BatchPart;
 use super::pool::SamplePool;
 use crate::error::Result;
-use crate::geometry::{Affine, SignedAxes};
+use crate::geometry::{Affine, Geometry, SignedAxes};
 use crate::patch::Patch;
 use crate::region::Region;
 use crate::training::spatial::Pose;
@@ -106,7 +106,13 @@ impl Sample {
     /// [`displacement`](Self::displacement).
     #[must_use]
     pub fn affine(&self) -> Affine {
-        self.pose.affine(self.subject.geometry())
+        self.geometry().affine
+    }
+
+    /// Returns the spacing and [`affine`](Self::affine) of the patches.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.pose.geometry(self.subject.geometry())
     }
 
     /// Returns the displacements of a random deformation, in voxels along the patch's axes: zeros if this patch is not

@@ -36,7 +36,7 @@ where
 /// Returns an image of each way to make patches.
 fn images(salt: u64) -> Vec<Image> {
     let ct = || volume::<i16>(salt, 1, Some([1, 5, 4, 6]));
-    let window = Normalize::Ct {
+    let window = Normalize::Window {
         low: 20.0,
         high: 100.0,
     };
@@ -107,7 +107,8 @@ fn expected(image: &Image, region: Region, axes: SignedAxes) -> Vec<f64> {
         let normal = |value: f64| match image.normalize.normalize() {
             Normalize::None => value,
             Normalize::ZScore => (value - mean) / deviation,
-            Normalize::Ct { low, high } => (value.clamp(low, high) - low) / (high - low),
+            Normalize::Window { low, high } => (value.clamp(low, high) - low) / (high - low),
+            other => panic!("no image here has {other}"),
         };
         let mut values = Vec::new();
         for z in region.start[0]..region.end()[0] {
@@ -333,7 +334,7 @@ fn values_that_a_type_cannot_hold_are_named_with_their_place_in_the_volume() {
         all[136] = odd;
         MemoryVolume::from_vec([5, 6, 7], 1, all).unwrap()
     };
-    let window = Normalize::Ct {
+    let window = Normalize::Window {
         low: 0.0,
         high: 1.0,
     };

@@ -471,7 +471,7 @@ fn angles_scales_and_moves_have_the_moments_of_their_ranges() {
         for n in 0..count {
             let pose = augment.pose([7, 0, n], Region::whole([9; 3])).unwrap();
             changed += u64::from(pose.map.is_some());
-            let value = of(pose.affine(&geometry));
+            let value = of(pose.geometry(&geometry).affine);
             sum += value;
             squares += value * value;
         }
@@ -539,7 +539,7 @@ fn maps_are_the_same_in_every_release() {
         .pose([1, 2, 3], Region::new([4, 5, 6], [8; 3]))
         .unwrap();
     let geometry = Geometry::from_spacing([2.0, 0.5, 1.0]);
-    let affine = pose.affine(&geometry);
+    let affine = pose.geometry(&geometry).affine;
     let points = pose.displacement(&geometry).unwrap();
     let found = [
         affine[0][0],

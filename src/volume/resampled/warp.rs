@@ -392,20 +392,20 @@ impl Warp {
         voxels: &[u8],
         out: &mut [u8],
     ) {
-        let ends: [(f64, f64); 3] = std::array::from_fn(|a| reading.ends(a));
         let dims = needs.source.shape.map(place);
         let voxels = bytemuck::cast_slice::<u8, T>(voxels);
         let out = bytemuck::cast_slice_mut::<u8, T>(out);
         let width = place(self.shape[2]);
-        let mut offsets = vec![0; width];
+        let axes: [Relative; 3] = std::array::from_fn(|a| Relative::new(a, reading, needs));
+        let mut offsets = vec![0_usize; width];
         self.each_row(|row, at| {
             offsets.fill(0);
-            for a in 0..3 {
-                let (least, most) = ends[a];
+            for (a, axis) in axes.iter().enumerate() {
                 let places = &needs.places[a];
+                let last = places.len() - 1;
                 for (offset, position) in offsets.iter_mut().zip(&at[a]) {
-                    let voxel = reading.nearest(a, position.clamp(least, most));
-                    *offset = *offset * dims[a] + places[index(voxel - needs.first[a])];
+                    let voxel = index(whole(axis.of(*position) + (0.5 + ROUNDING))).min(last);
+                    *offset = offset.wrapping_mul(dims[a]).wrapping_add(places[voxel]);
                 }
             }
             let line = &mut out[row * width..][..width];
@@ -425,42 +425,45 @@ impl Warp {
     ) {
         let continued = needs.continued_voxels::<T>(voxels);
         let voxels = &continued[..];
-        let [_, height, length] = needs.dims();
-        let (next_row, next_plane) = (length, height * length);
+        let dims = needs.dims();
+        let (next_row, next_plane) = (dims[2], dims[1] * dims[2]);
         let width = place(self.shape[2]);
-        let mut cells = Cells::new(width);
-        let mut line = vec![F::default(); width];
+        let axes: [Relative; 3] = std::array::from_fn(|a| Relative::new(a, reading, needs));
+        let mut offsets = vec![0_usize; width];
+        // The weights along z, y, x, and the eight voxels around each position.
+        let mut weights: [Vec<F>; 3] = std::array::from_fn(|_| vec![F::default(); width]);
+        let mut near: [Vec<F>; 8] = std::array::from_fn(|_| vec![F::default(); width]);
         self.each_row(|row, at| {
-            cells.locate(at, reading, needs);
-            for (n, out) in line.iter_mut().enumerate() {
-                let from = cells.offsets[n];
-                let pair = |from: usize| {
-                    let near = &voxels[from..from + 2];
-                    [near[0], near[1]].map(|value| F::from_f64(value.to_f64()))
-                };
-                let [z, y, x] = cells.fractions.each_ref().map(|all| F::from_f64(all[n]));
-                let near = [
-                    pair(from),
-                    pair(from + next_row),
-                    pair(from + next_plane),
-                    pair(from + next_plane + next_row),
-                ];
-                // The neighbor does not count at a distance of 0, even if it is not a number.
-                let between = |a: F, b: F, weight: F| {
-                    if weight == F::default() {
-                        a
-                    } else {
-                        a + weight * (b - a)
-                    }
-                };
-                let rows: [[F; 2]; 2] = std::array::from_fn(|j| {
-                    std::array::from_fn(|i| between(near[j][i], near[j + 2][i], z))
-                });
-                let ends: [F; 2] = std::array::from_fn(|i| between(rows[0][i], rows[1][i], y));
-                *out = between(ends[0], ends[1], x);
+            offsets.fill(0);
+            for (a, axis) in axes.iter().enumerate() {
+                let all = offsets.iter_mut().zip(&mut weights[a]).zip(&at[a]);
+                for ((offset, weight), position) in all {
+                    let position = axis.of(*position);
+                    let voxel = whole(position);
+                    *weight = F::from_f64(position - f64::from(voxel));
+                    *offset = offset.wrapping_mul(dims[a]).wrapping_add(index(voxel));
+                }
             }
+            for (n, &from) in offsets.iter().enumerate() {
+                for (k, start) in [0, next_row, next_plane, next_plane + next_row]
+                    .into_iter()
+                    .enumerate()
+                {
+                    let pair = &voxels[from + start..from + start + 2];
+                    near[2 * k][n] = F::from_f64(pair[0].to_f64());
+                    near[2 * k + 1][n] = F::from_f64(pair[1].to_f64());
+                }
+            }
+            let [a, b, c, d, e, f, g, h] = &mut near;
+            for (one, other) in [(&mut *a, &*e), (b, &*f), (c, &*g), (d, &*h)] {
+                combine_all::<T, F>(one, other, &weights[0]);
+            }
+            let [a, b, c, d, ..] = &mut near;
+            combine_all::<T, F>(a, c, &weights[1]);
+            combine_all::<T, F>(b, d, &weights[1]);
+            combine_all::<T, F>(a, b, &weights[2]);
             let bytes = width * size_of::<T>();
-            F::store(&line, T::DTYPE, &mut out[row * bytes..][..bytes]);
+            F::store(a, T::DTYPE, &mut out[row * bytes..][..bytes]);
         });
     }
 
@@ -525,45 +528,46 @@ impl Warp {
     }
 }
 
-/// The cells of the volume in which the positions of a row are.
-struct Cells {
-    /// The first of the eight voxels around each position, in the continued box.
-    offsets: Vec<usize>,
-    /// The distances from it along z, y, x.
-    fractions: [Vec<f64>; 3],
+/// Positions along an axis, relative to the first voxel of the neighborhoods and clamped to the ends of the volume.
+struct Relative {
+    first: f64,
+    least: f64,
+    most: f64,
 }
 
-impl Cells {
-    fn new(width: usize) -> Self {
+impl Relative {
+    fn new(axis: usize, reading: &Reading, needs: &Needs) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "axes are far below 2^53")]
+        let first = needs.first[axis] as f64;
+        let (mut least, most) = reading.ends(axis);
+        if reading.interpolation == Interpolation::Nearest {
+            // The first neighborhood is half a voxel before its center.
+            least = least.max(first - 0.5);
+        }
         Self {
-            offsets: vec![0; width],
-            fractions: [const { Vec::new() }; 3].map(|mut all: Vec<f64>| {
-                all.resize(width, 0.0);
-                all
-            }),
+            first,
+            least: least - first,
+            most: most - first,
         }
     }
 
-    fn locate(&mut self, at: &[Vec<f64>; 3], reading: &Reading, needs: &Needs) {
-        let dims = needs.dims();
-        self.offsets.fill(0);
-        for a in 0..3 {
-            let (least, most) = reading.ends(a);
-            let (first, length) = (needs.first[a], dims[a]);
-            let all = self
-                .offsets
-                .iter_mut()
-                .zip(&mut self.fractions[a])
-                .zip(&at[a]);
-            for ((offset, fraction), position) in all {
-                let position = position.clamp(least, most);
-                let voxel = floor(position);
-                #[expect(clippy::cast_precision_loss, reason = "axes are far below 2^53")]
-                let whole = voxel as f64;
-                *fraction = position - whole;
-                *offset = *offset * length + index(voxel - first);
-            }
-        }
+    #[inline]
+    fn of(&self, position: f64) -> f64 {
+        (position - self.first).max(self.least).min(self.most)
+    }
+}
+
+/// Replaces the first row by the values between both.
+#[inline]
+fn combine_all<T: Element, F: Real>(one: &mut [F], other: &[F], weights: &[F]) {
+    for ((one, &other), &weight) in one.iter_mut().zip(other).zip(weights) {
+        let between = *one + weight * (other - *one);
+        // The neighbor does not count at a distance of 0, even if it is not a number.
+        *one = if T::DTYPE.is_float() && weight == F::default() {
+            *one
+        } else {
+            between
+        };
     }
 }
 
@@ -605,12 +609,19 @@ fn floor(position: f64) -> i64 {
     whole - i64::from(whole as f64 > position)
 }
 
-/// Returns an index that is inside a box by construction; beyond, it fails the check of the slice.
+/// Returns the whole part of a position that is not negative, in a box in memory.
 #[inline]
 #[expect(
     clippy::cast_possible_truncation,
-    reason = "an index in memory; a wrong one is out of bounds"
+    reason = "the cast stops at the ends of i32, and boxes in memory have shorter axes"
 )]
-const fn index(n: i64) -> usize {
-    n.cast_unsigned() as usize
+const fn whole(position: f64) -> i32 {
+    position as i32
+}
+
+/// Returns an index that is inside a box by construction; beyond, it fails the check of the slice.
+#[inline]
+#[expect(clippy::cast_sign_loss, reason = "a wrong index is out of bounds")]
+const fn index(n: i32) -> usize {
+    n as usize
 }

@@ -248,7 +248,14 @@ fn make_alike(settings: &SampleArgs, inputs: &mut [Input]) -> anyhow::Result<()>
 fn check_spacings(settings: &SampleArgs, inputs: &[Input]) -> anyhow::Result<()> {
     let form = settings.out.as_deref().map(Form::of).transpose()?;
     let changes = settings.permute > 0.0 || settings.rotate > 0.0;
-    if form != Some(Form::Zarr) || !changes {
+    if form != Some(Form::Zarr) {
+        return Ok(());
+    }
+    anyhow::ensure!(
+        settings.augment().affine.is_none(),
+        "patches with random rotations or scales do not fit into one Zarr array, which has one spacing: write them to a folder or a .npy"
+    );
+    if !changes {
         return Ok(());
     }
     let layout = inputs[0].volume().layout();
@@ -283,10 +290,12 @@ fn budget(settings: &SampleArgs, inputs: &[Input], patch: Shape) -> voxpatch::Re
     // A patch that hangs over the edge is gathered first, and then filled up.
     let copies = 1
         + u64::from(settings.border == BorderName::Pad)
-        + u64::from(settings.normalize != Normalize::None);
+        + u64::from(settings.normalize != Normalize::None)
+        // The box of a turned patch has several times its voxels.
+        + 4 * u64::from(settings.augment().interpolates());
     needs.held = needs.patch.saturating_mul(copies);
     // Volumes are measured in the memory of maps.
-    needs.maps |= settings.normalize == Normalize::ZScore;
+    needs.maps |= settings.normalize.measures();
     if let Some(path) = &settings.out
         && Form::of(path)? == Form::Zarr
     {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, ValueEnum};
 use voxpatch::sampler::{Border, LabelValue, LabelWeights, OnEmpty};
-use voxpatch::training::{Augmentation, Uneven};
+use voxpatch::training::{Augmentation, RandomAffine, RandomElastic, Uneven};
 use voxpatch::{Normalize, Shape};
 
 use crate::common::{Common, Memory};
@@ -74,11 +74,38 @@ pub(crate) struct SampleArgs {
     /// Probability of a random rotation by multiples of 90 degrees.
     #[arg(long, help_heading = CHANGES, value_parser = probability, default_value_t = 0.0, value_name = "P")]
     pub(super) rotate: f64,
+    /// Angles of random rotations about z, y, x in degrees: one for -N to N, a pair A,B, or three pairs for z, y, x.
+    /// Patches are read through the map, by --interpolation.
+    #[arg(long, help_heading = CHANGES, value_parser = angles, value_name = "N|A,B|...", allow_hyphen_values = true)]
+    degrees: Option<Ranges>,
+    /// Factors of random scales: one for 1-N to 1+N, a pair A,B, or three pairs for z, y, x; at 2, the content is twice as
+    /// large.
+    #[arg(long, help_heading = CHANGES, value_parser = factors, value_name = "N|A,B|...", allow_hyphen_values = true)]
+    scales: Option<Ranges>,
+    /// Random shears: of z by y, of z by x, of y by x.
+    #[arg(long, help_heading = CHANGES, value_parser = angles, value_name = "N|A,B|...", allow_hyphen_values = true)]
+    shears: Option<Ranges>,
+    /// Random moves along z, y, x in mm.
+    #[arg(long, help_heading = CHANGES, value_parser = angles, value_name = "N|A,B|...", allow_hyphen_values = true)]
+    translation: Option<Ranges>,
+    /// Largest displacement of the control points of random deformations, in mm.
+    #[arg(long, help_heading = CHANGES, value_name = "MM")]
+    max_displacement: Option<f64>,
+    /// Control points of deformations: one number for all axes, or Z,Y,X.
+    #[arg(long, help_heading = CHANGES, value_parser = size, default_value = "7", value_name = "N|Z,Y,X", requires = "max_displacement")]
+    num_control_points: Shape,
     /// Voxels of a random part of each drawn patch, which is stored instead.
     #[arg(long, help_heading = CHANGES, value_parser = size, value_name = "SIZE")]
     pub(super) crop: Option<Shape>,
-    /// Normalization of real values: none, zscore (mean 0 and deviation 1 over each channel of the whole volume), or
-    /// ct:LOW,HIGH (clipped to this range and scaled to 0..1). Patches are then float32.
+    /// Normalization of real values. Patches are then float32.
+    ///
+    /// - `none`
+    /// - `zscore`: mean 0 and deviation 1 over each channel of the whole volume
+    /// - `zscore:nonzero`: the same over the voxels that are not 0; the others stay 0
+    /// - `window:LOW,HIGH`: clipped to this range and scaled to 0..1
+    /// - `percentile:LOW,HIGH`: the same with percentiles of each channel, such as 0.5,99.5
+    /// - `mean-std:MEAN,STD`: with a mean and a deviation that are given
+    /// - `nnunet-ct:LOW,HIGH,MEAN,STD`: clipped, and then the same
     #[arg(long, help_heading = CHANGES, default_value_t = Normalize::None, value_name = "HOW")]
     pub(super) normalize: Normalize,
     /// Read patches at the places of this list, as --locations writes it, in its order.
@@ -248,8 +275,29 @@ impl SampleArgs {
             .with_flip(self.flip.0)
             .with_permute(self.permute)
             .with_rotate(self.rotate);
-        match self.crop {
+        let augment = match self.crop {
             Some(crop) => augment.with_crop(crop),
+            None => augment,
+        };
+        let all = [self.degrees, self.scales, self.shears, self.translation];
+        let still =
+            |ranges: Option<Ranges>, value| ranges.map_or([[value; 2]; 3], |Ranges(all)| all);
+        let affine = RandomAffine::default()
+            .with_degrees(still(self.degrees, 0.0))
+            .with_scales(still(self.scales, 1.0))
+            .with_shears(still(self.shears, 0.0))
+            .with_translation(still(self.translation, 0.0));
+        let augment = if all.iter().any(Option::is_some) {
+            augment.with_affine(affine)
+        } else {
+            augment
+        };
+        match self.max_displacement {
+            Some(largest) => augment.with_elastic(
+                RandomElastic::default()
+                    .with_max_displacement([largest; 3])
+                    .with_num_control_points(self.num_control_points),
+            ),
             None => augment,
         }
     }
@@ -369,6 +417,37 @@ fn probabilities(text: &str) -> Result<Probabilities, String> {
         [one] => Ok(Probabilities([one; 3])),
         [z, y, x] => Ok(Probabilities([z, y, x])),
         _ => Err("give one probability, or three as z,y,x".to_owned()),
+    }
+}
+
+/// The ranges of random numbers for z, y, x.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Ranges([[f64; 2]; 3]);
+
+/// Parses `10`, `-10,20` or `-10,20,0,0,0,0`, around `middle`.
+fn ranges_around(text: &str, middle: f64) -> Result<Ranges, String> {
+    let numbers: Result<Vec<f64>, _> = text.split(',').map(|n| n.trim().parse::<f64>()).collect();
+    let all = match numbers.as_deref() {
+        Ok(&[one]) => [[middle - one, middle + one]; 3],
+        Ok(&[low, high]) => [[low, high]; 3],
+        Ok(&[z, dz, y, dy, x, dx]) => [[z, dz], [y, dy], [x, dx]],
+        _ => return Err("give one number, a pair, or three pairs for z, y, x".to_owned()),
+    };
+    let is_range = |[low, high]: &[f64; 2]| low <= high && (high - low).is_finite();
+    if all.iter().all(is_range) {
+        return Ok(Ranges(all));
+    }
+    Err("give the lower number of a pair first".to_owned())
+}
+
+fn angles(text: &str) -> Result<Ranges, String> {
+    ranges_around(text, 0.0)
+}
+
+fn factors(text: &str) -> Result<Ranges, String> {
+    match ranges_around(text, 1.0)? {
+        Ranges(all) if all.iter().all(|[low, _]| *low > 0.0) => Ok(Ranges(all)),
+        _ => Err("factors are above 0".to_owned()),
     }
 }
 

@@ -172,16 +172,8 @@ impl Sink {
                     format!("patch_{next:06}.{extension}")
                 };
                 *next += 1;
-                let source = sample.subject().images()[0].volume.layout();
-                #[expect(clippy::cast_precision_loss, reason = "geometry is in floats")]
-                let start = sample.region.start.map(|n| n as f64);
                 let layout = Layout::new(sample.region.shape, patch.channels(), patch.dtype())
-                    .with_geometry(
-                        source
-                            .geometry
-                            .moved_to(start)
-                            .turned(sample.axes(), sample.region.shape),
-                    );
+                    .with_geometry(sample.geometry());
                 let file = folder.path().join(name);
                 let target = create(&file, &layout, &CreateOptions::default())?;
                 target.write(Region::whole(layout.shape), patch.bytes())?;

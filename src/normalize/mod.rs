@@ -1,10 +1,15 @@
 //! Normalization of a volume's values for a model: one implementation for training and prediction.
 
+mod histogram;
+mod statistics;
+
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
+use self::histogram::Histogram;
+pub use self::statistics::{ChannelStatistics, Statistics, StatisticsOptions, Summary};
 use crate::dtype::{DType, convert};
 use crate::error::{Error, Result};
 use crate::patch::Patch;
@@ -19,39 +24,115 @@ const PIECE: u64 = 1 << 18;
 const RUN: usize = 1024;
 
 /// The normalization of a volume's values before they reach a model.
+///
+/// What is measured is that of the whole volume's real values as f32, the type that a model gets, channel by channel; voxels
+/// that are NaN or infinite do not count.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub enum Normalize {
     /// No normalization.
     #[default]
     None,
-    /// Subtraction of the mean and division by the standard deviation, channel by channel. Both are of the whole
-    /// volume's real values as f32, the type that a model gets; voxels that are NaN or infinite do not count. A
-    /// constant channel becomes 0.
+    /// Subtraction of the mean and division by the standard deviation. A constant channel becomes 0.
     ZScore,
+    /// The same with the mean and deviation of the voxels that are not 0. Those that are 0 stay 0, as in MONAI's
+    /// `NormalizeIntensity(nonzero=True)`.
+    ZScoreNonzero,
     /// Clipping to `low..=high`, scaled to 0 to 1.
-    Ct {
+    Window {
         /// The value that becomes 0, in real values such as HU.
         low: f64,
         /// The value that becomes 1.
         high: f64,
     },
+    /// Clipping to percentiles of each channel, scaled to 0 to 1, as TorchIO's `RescaleIntensity(percentiles=...)`. They are
+    /// interpolated as by numpy; of types with more than 16 bits, the error is at most 1/8192 of their value.
+    Percentile {
+        /// The percentile that becomes 0, from 0 to 100.
+        low: f64,
+        /// The percentile that becomes 1.
+        high: f64,
+    },
+    /// Subtraction of a mean and division by a deviation that are given, as those of a data set.
+    MeanStd {
+        /// The value that becomes 0.
+        mean: f64,
+        /// The difference that becomes 1.
+        deviation: f64,
+    },
+    /// nnU-Net's `CTNormalization`: clipping to `low..=high`, then as [`MeanStd`](Self::MeanStd). The numbers are in the
+    /// `foreground_intensity_properties_per_channel` of its fingerprint: `percentile_00_5`, `percentile_99_5`, `mean`, `std`.
+    NnunetCt {
+        /// The lowest value that is kept.
+        low: f64,
+        /// The highest value that is kept.
+        high: f64,
+        /// The value that becomes 0.
+        mean: f64,
+        /// The difference that becomes 1.
+        deviation: f64,
+    },
 }
 
 impl Normalize {
-    /// Returns the mapping of a volume's values, or `None` if they stay as they are. For
-    /// [`ZScore`](Self::ZScore) this reads the volume once, with a chunk or [`PIECE`] voxels per thread at a
-    /// time; `progress` counts these.
+    /// Returns `true` if the volume must be read for it.
+    #[must_use]
+    pub const fn measures(self) -> bool {
+        matches!(
+            self,
+            Self::ZScore | Self::ZScoreNonzero | Self::Percentile { .. }
+        )
+    }
+
+    /// Returns the mapping of a volume's values, or `None` if they stay as they are. If it
+    /// [measures](Self::measures), this reads the volume once, with a chunk or [`PIECE`] voxels per thread at a time;
+    /// `progress` counts these.
     pub(crate) fn scales(
         self,
         volume: &Arc<dyn Volume>,
         threads: usize,
         progress: Progress<'_>,
     ) -> Result<Option<Scales>> {
-        Ok(match self {
-            Self::None => None,
-            Self::Ct { low, high } => Some(Scales::Cut { low, high }),
-            Self::ZScore => Some(Scales::Channels(moments(volume, threads, progress)?)),
-        })
+        let scale = match self {
+            Self::None => return Ok(None),
+            Self::ZScore => {
+                let all = measured(volume, threads, progress, PieceBuffers::moments)?;
+                let scale = |moments: &Moments| Scale::standard(moments.mean, moments.deviation());
+                return Ok(Some(Scales(all.iter().map(scale).collect())));
+            }
+            Self::ZScoreNonzero => {
+                let all = measured(volume, threads, progress, PieceBuffers::nonzero_moments)?;
+                let scale = |moments: &Moments| Scale {
+                    keeps_zero: true,
+                    ..Scale::standard(moments.mean, moments.deviation())
+                };
+                return Ok(Some(Scales(all.iter().map(scale).collect())));
+            }
+            Self::Percentile { low, high } => {
+                let all = measured(volume, threads, progress, PieceBuffers::histogram)?;
+                let scale = |Counts(all): &Counts| {
+                    let percentile = |percent| {
+                        let value = all.as_ref().and_then(|all| all.percentile(percent));
+                        value.unwrap_or(0.0)
+                    };
+                    Scale::window(percentile(low), percentile(high))
+                };
+                return Ok(Some(Scales(all.iter().map(scale).collect())));
+            }
+            Self::Window { low, high } => Scale::window(low, high),
+            Self::MeanStd { mean, deviation } => Scale::standard(mean, deviation),
+            Self::NnunetCt {
+                low,
+                high,
+                mean,
+                deviation,
+            } => Scale {
+                low,
+                high,
+                ..Scale::standard(mean, deviation)
+            },
+        };
+        Ok(Some(Scales(vec![scale])))
     }
 }
 
@@ -115,11 +196,21 @@ pub(crate) fn measuring_threads(layout: &Layout, threads: usize, memory: u64) ->
 }
 
 impl fmt::Display for Normalize {
+    /// Writes the words that [`FromStr`] reads.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::None => f.pad("none"),
             Self::ZScore => f.pad("zscore"),
-            Self::Ct { low, high } => write!(f, "ct:{low},{high}"),
+            Self::ZScoreNonzero => f.pad("zscore:nonzero"),
+            Self::Window { low, high } => write!(f, "window:{low},{high}"),
+            Self::Percentile { low, high } => write!(f, "percentile:{low},{high}"),
+            Self::MeanStd { mean, deviation } => write!(f, "mean-std:{mean},{deviation}"),
+            Self::NnunetCt {
+                low,
+                high,
+                mean,
+                deviation,
+            } => write!(f, "nnunet-ct:{low},{high},{mean},{deviation}"),
         }
     }
 }
@@ -127,36 +218,99 @@ impl fmt::Display for Normalize {
 impl FromStr for Normalize {
     type Err = Error;
 
-    /// Parses `none`, `zscore` or `ct:LOW,HIGH`.
+    /// Parses `none`, `zscore`, `zscore:nonzero`, `window:LOW,HIGH`, `percentile:LOW,HIGH`, `mean-std:MEAN,STD` or
+    /// `nnunet-ct:LOW,HIGH,MEAN,STD`.
     fn from_str(text: &str) -> Result<Self> {
         let bad = |problem: &str| Error::InvalidArgument {
             argument: "normalization",
             value: text.to_owned(),
             problem: problem.to_owned(),
         };
-        match text.split_once(':') {
-            None if text == "none" => Ok(Self::None),
-            None if text == "zscore" => Ok(Self::ZScore),
-            Some(("ct", list)) => {
-                let numbers: Option<Vec<f64>> =
-                    list.split(',').map(|n| n.trim().parse().ok()).collect();
-                match numbers.as_deref() {
-                    Some(&[low, high]) if low < high && (high - low).is_finite() => {
-                        Ok(Self::Ct { low, high })
-                    }
-                    _ => Err(bad("give two numbers, the lower first, as ct:-1000,400")),
-                }
+        let (word, list) = match text.split_once(':') {
+            Some((word, list)) => (word, Some(list)),
+            None => (text, None),
+        };
+        let numbers: Option<Vec<f64>> = list.and_then(|list| {
+            let numbers = list.split(',').map(|n| n.trim().parse().ok());
+            numbers.collect()
+        });
+        let numbers = numbers.unwrap_or_default();
+        let is_finite = numbers.iter().all(|n| n.is_finite());
+        match (word, &numbers[..]) {
+            ("none", []) if list.is_none() => Ok(Self::None),
+            ("zscore", []) if list.is_none() => Ok(Self::ZScore),
+            ("zscore", []) if list == Some("nonzero") => Ok(Self::ZScoreNonzero),
+            ("window", &[low, high]) if is_finite && low < high && (high - low).is_finite() => {
+                Ok(Self::Window { low, high })
             }
-            _ => Err(bad("the possible values are none, zscore and ct:LOW,HIGH")),
+            ("window", _) => Err(bad(
+                "give two numbers, the lower first, as window:-1000,400",
+            )),
+            ("percentile", &[low, high]) if 0.0 <= low && low < high && high <= 100.0 => {
+                Ok(Self::Percentile { low, high })
+            }
+            ("percentile", _) => Err(bad(
+                "give two numbers from 0 to 100, the lower first, as percentile:0.5,99.5",
+            )),
+            ("mean-std", &[mean, deviation]) if is_finite && deviation > 0.0 => {
+                Ok(Self::MeanStd { mean, deviation })
+            }
+            ("mean-std", _) => Err(bad(
+                "give a mean and a deviation above 0, as mean-std:101,77",
+            )),
+            ("nnunet-ct", &[low, high, mean, deviation])
+                if is_finite && low < high && deviation > 0.0 =>
+            {
+                Ok(Self::NnunetCt {
+                    low,
+                    high,
+                    mean,
+                    deviation,
+                })
+            }
+            ("nnunet-ct", _) => Err(bad(
+                "give the lowest and the highest value, the mean and the deviation, as nnunet-ct:-968,326,101,77",
+            )),
+            _ => Err(bad(
+                "the possible values are none, zscore, zscore:nonzero, window:LOW,HIGH, percentile:LOW,HIGH, mean-std:MEAN,STD and nnunet-ct:LOW,HIGH,MEAN,STD",
+            )),
         }
     }
 }
 
-/// The mapping of values to normalized values.
+/// The mapping of values to normalized values: that of each channel, or one for all.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Scales {
-    Cut { low: f64, high: f64 },
-    Channels(Vec<Moments>),
+pub(crate) struct Scales(Vec<Scale>);
+
+/// The mapping of the values of a channel: clipped, then scaled so that `zero` becomes 0 and `zero + unit` becomes 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Scale {
+    low: f64,
+    high: f64,
+    zero: f64,
+    unit: f64,
+    /// Voxels that are 0 stay 0.
+    keeps_zero: bool,
+}
+
+impl Scale {
+    fn standard(mean: f64, deviation: f64) -> Self {
+        Self {
+            low: f64::NEG_INFINITY,
+            high: f64::INFINITY,
+            zero: mean,
+            unit: if deviation > 0.0 { deviation } else { 1.0 },
+            keeps_zero: false,
+        }
+    }
+
+    fn window(low: f64, high: f64) -> Self {
+        Self {
+            low,
+            high,
+            ..Self::standard(low, high - low)
+        }
+    }
 }
 
 impl Scales {
@@ -170,18 +324,13 @@ impl Scales {
 
     /// Normalizes the values of one channel.
     pub(crate) fn apply_to(&self, channel: usize, values: &mut [f32]) {
-        match self {
-            Self::Cut { low, high } => {
-                for value in values {
-                    *value = single((f64::from(*value).clamp(*low, *high) - low) / (high - low));
-                }
-            }
-            Self::Channels(moments) => {
-                let (mean, deviation) = (moments[channel].mean, moments[channel].deviation());
-                let divisor = if deviation > 0.0 { deviation } else { 1.0 };
-                for value in values {
-                    *value = single((f64::from(*value) - mean) / divisor);
-                }
+        let Some(scale) = self.0.get(channel).or(self.0.first()) else {
+            return;
+        };
+        for value in values {
+            if !scale.keeps_zero || *value != 0.0 {
+                let clipped = f64::from(*value).clamp(scale.low, scale.high);
+                *value = single((clipped - scale.zero) / scale.unit);
             }
         }
     }
@@ -238,15 +387,44 @@ impl Moments {
     }
 }
 
-/// Returns the moments of every channel of a volume; the same for any number of threads.
-fn moments(
+/// What is measured of a part of a channel, and added to that of the others.
+trait Measure: Clone + Default + Send + 'static {
+    /// Returns the measure of both together.
+    fn and(self, other: Self) -> Self;
+}
+
+impl Measure for Moments {
+    fn and(self, other: Self) -> Self {
+        self.with(other)
+    }
+}
+
+/// The counts of values; `None` before there are some.
+#[derive(Clone, Debug, Default)]
+struct Counts(Option<Histogram>);
+
+impl Measure for Counts {
+    fn and(self, other: Self) -> Self {
+        match (self.0, other.0) {
+            (Some(mut one), Some(other)) => {
+                one.merge(&other);
+                Self(Some(one))
+            }
+            (one, other) => Self(one.or(other)),
+        }
+    }
+}
+
+/// Returns a measure of every channel of a volume; the same for any number of threads.
+fn measured<M: Measure>(
     volume: &Arc<dyn Volume>,
     threads: usize,
     progress: Progress<'_>,
-) -> Result<Vec<Moments>> {
+    measure: fn(&mut PieceBuffers) -> M,
+) -> Result<Vec<M>> {
     let layout = volume.layout();
     let channels = usize::try_from(layout.channels).unwrap_or(usize::MAX);
-    let mut all = vec![Moments::default(); channels];
+    let mut all = vec![M::default(); channels];
     let threads = if volume.is_sequential() {
         1
     } else {
@@ -255,13 +433,13 @@ fn moments(
     let (total, mut done) = (parts(&**volume).count() as u64, 0);
     let work = {
         let volume = Arc::clone(volume);
-        move |part: ReadPiece| part.moments(&*volume)
+        move |part: ReadPiece| part.measured(&*volume, measure)
     };
     report(progress, done, total)?;
     for found in Queue::new(parts(&**volume), threads, 2 * threads, work) {
-        for (channel, moments) in found? {
+        for (channel, measure) in found? {
             let sum = &mut all[length(channel)];
-            *sum = sum.with(moments);
+            *sum = std::mem::take(sum).and(measure);
         }
         done += 1;
         report(progress, done, total)?;
@@ -320,8 +498,12 @@ fn pieces(region: Region) -> impl Iterator<Item = Region> + Send + use<> {
 }
 
 impl ReadPiece {
-    /// Returns the moments of every channel of the part.
-    fn moments(self, volume: &dyn Volume) -> Result<Vec<(u64, Moments)>> {
+    /// Returns a measure of every channel of the part.
+    fn measured<M: Measure>(
+        self,
+        volume: &dyn Volume,
+        measure: fn(&mut PieceBuffers) -> M,
+    ) -> Result<Vec<(u64, M)>> {
         let layout = volume.layout();
         let mut values = PieceBuffers::new(layout);
         match self {
@@ -331,7 +513,7 @@ impl ReadPiece {
                 volume.read_channels(channels.clone(), region, &mut stored)?;
                 let of = |(channel, stored)| {
                     values.room(region).copy_from_slice(stored);
-                    (channel, values.moments())
+                    (channel, measure(&mut values))
                 };
                 Ok(channels.zip(stored.chunks_exact(each)).map(of).collect())
             }
@@ -342,11 +524,11 @@ impl ReadPiece {
                 };
                 let channels = chunk.channels.start..chunk.channels.end.min(layout.channels);
                 let of = |channel: u64| {
-                    let mut all = Moments::default();
+                    let mut all = M::default();
                     for piece in pieces(region) {
                         let stored = values.room(piece);
                         chunk.copy_to(&(channel..channel + 1), piece, stored, layout.dtype.size());
-                        all = all.with(values.moments());
+                        all = all.and(measure(&mut values));
                     }
                     (channel, all)
                 };
@@ -380,7 +562,8 @@ impl PieceBuffers {
         &mut self.voxels
     }
 
-    fn moments(&mut self) -> Moments {
+    /// Returns the voxels as f64.
+    fn widened(&mut self) -> &mut [f64] {
         let wide = bytemuck::cast_slice_mut(&mut self.wide);
         convert(self.dtype, &self.voxels, DType::F64, wide);
         // The moments are those of the f32 values that the model gets. In a nearly constant volume, differences that
@@ -388,7 +571,28 @@ impl PieceBuffers {
         self.wide
             .iter_mut()
             .for_each(|value| *value = f64::from(single(*value)));
-        Moments::of(&self.wide)
+        &mut self.wide
+    }
+
+    fn moments(&mut self) -> Moments {
+        Moments::of(self.widened())
+    }
+
+    fn nonzero_moments(&mut self) -> Moments {
+        let wide = self.widened();
+        // What is not finite does not count.
+        for value in wide.iter_mut().filter(|value| **value == 0.0) {
+            *value = f64::NAN;
+        }
+        Moments::of(wide)
+    }
+
+    fn histogram(&mut self) -> Counts {
+        let mut counts = Histogram::new(self.dtype);
+        for value in self.widened().iter().filter(|value| value.is_finite()) {
+            counts.add(*value);
+        }
+        Counts(Some(counts))
     }
 }
 
@@ -442,7 +646,7 @@ pub(crate) mod tests {
                     Some(chunk) => Arc::new(volume().with_chunks(chunk)),
                     None => Arc::new(volume()),
                 };
-                let moments = moments(&volume, threads, &silent).unwrap();
+                let moments = measured(&volume, threads, &silent, PieceBuffers::moments).unwrap();
                 assert_eq!(moments.len(), 2);
                 for (moments, values) in moments.iter().zip(all.chunks(210)) {
                     let (mean, deviation) = naive(values);
@@ -490,7 +694,7 @@ pub(crate) mod tests {
         let values = vec![1.0_f32, f32::NAN, 3.0, f32::INFINITY];
         let volume = MemoryVolume::from_vec([1, 2, 2], 1, values).unwrap();
         let volume: Arc<dyn Volume> = Arc::new(volume);
-        let moments = moments(&volume, 1, &silent).unwrap()[0];
+        let moments = measured(&volume, 1, &silent, PieceBuffers::moments).unwrap()[0];
         assert_eq!(
             (moments.count, moments.mean, moments.deviation()),
             (2, 2.0, 1.0)
@@ -500,12 +704,44 @@ pub(crate) mod tests {
 
     #[test]
     fn names_are_read_and_written_and_wrong_ones_refused() {
-        for text in ["none", "zscore", "ct:-1000,400", "ct:-0.5,1.5"] {
+        for text in [
+            "none",
+            "zscore",
+            "zscore:nonzero",
+            "window:-1000,400",
+            "window:-0.5,1.5",
+            "percentile:0.5,99.5",
+            "mean-std:-3,0.5",
+            "nnunet-ct:-968,326,101,77",
+        ] {
             let normalize: Normalize = text.parse().unwrap();
             assert_eq!(normalize.to_string(), text);
         }
         for text in [
-            "", "z", "ct", "ct:", "ct:1", "ct:2,1", "ct:1,1", "ct:nan,1", "ct:0,inf", "none:1",
+            "",
+            "z",
+            "window",
+            "window:",
+            "window:1",
+            "window:2,1",
+            "window:1,1",
+            "window:nan,1",
+            "window:0,inf",
+            "none:1",
+            "none:",
+            "zscore:",
+            "zscore:1",
+            "percentile:1",
+            "percentile:-1,5",
+            "percentile:5,5",
+            "percentile:0,101",
+            "mean-std:1,0",
+            "mean-std:1",
+            "nnunet-ct:1,2,3",
+            "nnunet-ct:2,1,0,1",
+            "nnunet-ct:1,2,0,0",
+            "ct:0,1",
+            "nnunet-ct:1,2,nan,1",
         ] {
             let error = text.parse::<Normalize>().unwrap_err();
             assert!(matches!(error, Error::InvalidArgument { .. }), "{text}");
