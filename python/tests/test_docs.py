@@ -107,7 +107,7 @@ def test_the_stub_has_the_docstrings_of_the_build() -> None:
 
 
 @pytest.mark.parametrize("module", ["voxpatch", *(f"voxpatch.{name}" for name in (
-    "errors", "files", "inference", "options", "prediction", "queue", "samplers", "subject"))])  # fmt: skip
+    "augment", "errors", "files", "inference", "options", "prediction", "queue", "samplers", "statistics", "subject"))])  # fmt: skip
 def test_examples_run(module: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     loaded = importlib.import_module(module)

@@ -24,6 +24,7 @@ mod sample;
 #[cfg(feature = "dicom")]
 mod series;
 mod sizes;
+mod stats;
 mod together;
 mod tool;
 mod training;

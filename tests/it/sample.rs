@@ -1232,3 +1232,86 @@ fn regions_of_real_scans_are_drawn_by_their_label_weights() {
         );
     }
 }
+
+#[test]
+fn patches_are_read_through_random_maps() {
+    let place = Place::new();
+    let source = place.small("in.zarr");
+    let common = [
+        "--patch-size",
+        "8",
+        "--samples-per-subject",
+        "3",
+        "--seed",
+        "4",
+    ];
+    let stored_as = |name: &str, more: &[&str]| {
+        let out = place.at(name);
+        sample(&[&source], &[&common[..], &["--out", &out], more].concat());
+        out
+    };
+    let plain = stored(&stored_as("plain.npy", &[]));
+    let still = ["--degrees", "0", "--scales", "0", "--max-displacement", "0"];
+    assert_eq!(stored(&stored_as("still.npy", &still)), plain);
+    let turned = [
+        "--degrees",
+        "-40,40",
+        "--scales",
+        "0.8,1.3",
+        "--max-displacement",
+        "2",
+    ];
+    let threads = |n| [&turned[..], &["--threads", n]].concat();
+    let mapped = stored(&stored_as("one.npy", &threads("1")));
+    assert_ne!(mapped, plain);
+    assert_eq!(stored(&stored_as("four.npy", &threads("4"))), mapped);
+    // A move by 4 mm of voxels that are 2 mm apart along z: the content comes from two voxels before.
+    let moved = stored_as(
+        "moved",
+        &["--translation", "4,4,0,0,0,0", "--border", "pad"],
+    );
+    let scan = voxels(&source);
+    let scan = scan.to_array::<i16>().expect("i16");
+    let mut inside = 0;
+    for name in names(Path::new(&moved)) {
+        let path = format!("{moved}/{name}");
+        let patch = voxels(&path);
+        let origin = voxpatch::open(&path)
+            .expect("a patch")
+            .layout()
+            .geometry
+            .origin();
+        let first: [i64; 3] = std::array::from_fn(|a| {
+            let mm = origin[a] - [30.0, 20.0, 10.0][a];
+            #[expect(clippy::cast_possible_truncation, reason = "a small volume")]
+            let voxel = (mm / [2.0, 1.0, 0.5][a]).round() as i64;
+            voxel
+        });
+        for ((_, z, y, x), &value) in patch.to_array::<i16>().expect("i16").indexed_iter() {
+            let at: Option<Vec<usize>> = [z, y, x]
+                .iter()
+                .zip(first)
+                .map(|(&n, first)| usize::try_from(first + i64::try_from(n).ok()?).ok())
+                .collect();
+            let expected = at.and_then(|at| scan.get([0, at[0], at[1], at[2]]).copied());
+            inside += i32::from(expected.is_some());
+            assert_eq!(value, expected.unwrap_or(0));
+        }
+    }
+    assert!(inside > 500, "{inside}");
+    let zarr = place.at("out.zarr");
+    let to_zarr = [
+        &["sample", &source, "--out", &zarr, "--scales", "0.1"],
+        &common[..],
+    ]
+    .concat();
+    assert!(fails(&to_zarr).contains("one spacing"));
+    for wrong in [
+        ["--scales", "0,1"],
+        ["--degrees", "5,-5"],
+        ["--shears", "1,2,3"],
+        ["--num-control-points", "9"],
+    ] {
+        is_refused(&[&["sample", &source], &common[..], &wrong[..]].concat());
+    }
+}

@@ -139,7 +139,7 @@ fn python() -> String {
 fn an_option_has_the_same_name_in_the_library_and_in_the_command() {
     let options = options();
     assert!(options.len() > 25, "{}", options.len());
-    let help: String = ["info", "convert", "sample", "infer"]
+    let help: String = ["info", "convert", "sample", "infer", "stats"]
         .map(|command| succeeds(&[command, "--help"]))
         .concat();
     let library = library();

@@ -7,13 +7,14 @@ use anyhow::bail;
 use clap::Args;
 use serde_json::Value as Json;
 use voxpatch::Volume;
+use voxpatch::meter::Meter;
 use voxpatch::normalize::{Statistics, StatisticsOptions, Summary};
 use voxpatch::volume::check_output;
 
 use crate::common::Common;
 use crate::input::Opening;
 use crate::progress::Unit;
-use crate::report::{self, Report};
+use crate::report::{self, Report, known_bytes};
 use crate::stop;
 
 const EXAMPLES: &str = "\
@@ -83,9 +84,12 @@ pub(crate) fn run(settings: &Stats) -> anyhow::Result<()> {
     };
     let task = settings.common.task("measuring", Unit::Chunks);
     let count = settings.paths.len();
+    let meter = Meter::start();
     let found = task.run(|progress| Statistics::of_all(count, &open, &options, progress))?;
+    let peak = meter.stop().anonymous;
     if settings.common.printing.json {
-        let report = Statistics::report(&found, &settings.percentiles);
+        let mut report = Statistics::report(&found, &settings.percentiles);
+        report["peak_anonymous_bytes"] = peak.into();
         return report::print(&format!("{report:#}\n"));
     }
     let mut all = Statistics::default();
@@ -117,6 +121,7 @@ pub(crate) fn run(settings: &Stats) -> anyhow::Result<()> {
         let text = text.collect::<Vec<_>>().join("  ");
         report.add("percentiles", Json::Null, text);
     }
+    report.details(|report| report.add("peak_anonymous_bytes", peak, known_bytes(peak)));
     report.print(settings.common.printing)
 }
 
