@@ -61,6 +61,7 @@ pub mod progress;
 pub mod queue;
 pub mod region;
 pub mod sampler;
+pub mod store;
 mod threads;
 pub mod training;
 pub mod volume;
@@ -83,6 +84,7 @@ pub use patch::{Patch, Voxels};
 pub use queue::Queue;
 pub use region::{Region, Shape};
 pub use sampler::Uniform;
+pub use store::StorageOptions;
 pub use threads::{DEFAULT_MEMORY, threads};
 pub use volume::{Layout, MemoryVolume, OpenOptions, Volume, VolumeExt, VolumeMut, open};
 

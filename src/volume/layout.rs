@@ -43,6 +43,9 @@ pub struct Layout {
     pub axes: Axes,
     /// The memory that reads take, apart from their result and decoded chunks.
     pub read_memory: ReadMemory,
+    /// Whether the voxels are in an object store or on a web server. Reads then wait for the network, so that many
+    /// should be announced by [`Volume::prefetch`](super::Volume::prefetch).
+    pub remote: bool,
 }
 
 impl Layout {
@@ -63,6 +66,7 @@ impl Layout {
             applied: None,
             axes: Axes::default(),
             read_memory: ReadMemory::default(),
+            remote: false,
         }
     }
 

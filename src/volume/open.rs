@@ -16,7 +16,9 @@ use super::format::{self, DataStart, Encoding, FileFormat, FlatHeader, GZIP};
 use super::tiff;
 use super::{OpenOptions, RawSpec, RealValues, Values, Volume, foreign, zarr};
 use crate::error::{Error, Result};
+#[cfg(any(feature = "dicom", feature = "tiff"))]
 use crate::files::read_up_to;
+use crate::store::{Place, is_remote, local, shown};
 
 impl OpenOptions {
     /// Opens the volume at `path`, as [`open`] does, with these options.
@@ -33,6 +35,11 @@ impl OpenOptions {
     }
 
     fn open_stored(&self, path: &Path) -> Result<Arc<dyn Volume>> {
+        let (place, path) = Place::of(path, &self.storage)?;
+        if place.remote().is_some() {
+            return self.open_object(&place, &path);
+        }
+        let path = &*path;
         let found = match fs::metadata(path) {
             Err(error) => return Err(not_there(path, error)),
             Ok(found) => found,
@@ -51,6 +58,27 @@ impl OpenOptions {
         if self.raw.is_none() && tiff::recognize(&read_up_to(path, 4)?) {
             return tiff::open_file(path, self);
         }
+        self.open_flat(&place, path)
+    }
+
+    /// Opens an object as a flat file, or the hierarchy of objects below a path as a Zarr folder.
+    fn open_object(&self, place: &Place, path: &Path) -> Result<Arc<dyn Volume>> {
+        if self.names_file(path) || place.has_file(path) {
+            return self.open_flat(place, path);
+        }
+        Ok(Arc::new(zarr::ZarrVolume::open_at(place, path, self)?))
+    }
+
+    /// Returns `true` if a path has the name of a flat file.
+    fn names_file(&self, path: &Path) -> bool {
+        let name = name(path).to_lowercase();
+        self.raw.is_some()
+            || format::by_name(&name).is_some()
+            || format::by_voxel_name(&name).is_some()
+            || name.rsplit_once('.').is_some_and(|(_, end)| end == "raw")
+    }
+
+    fn open_flat(&self, place: &Place, path: &Path) -> Result<Arc<dyn Volume>> {
         if self.level > 0 {
             return Err(Error::InvalidArgument {
                 argument: "level",
@@ -59,12 +87,15 @@ impl OpenOptions {
             });
         }
         #[cfg(feature = "dicom")]
-        if self.raw.is_none() && dicom::recognize(&read_up_to(path, 132)?) {
+        if place.remote().is_none()
+            && self.raw.is_none()
+            && dicom::recognize(&read_up_to(path, 132)?)
+        {
             return dicom::open_file(path, self);
         }
         let header = match &self.raw {
             Some(spec) => spec.header(path)?,
-            None => find_header(path)?,
+            None => find_header(place, path)?,
         };
         // For a pair that is opened by its voxel file, the header is in the other file.
         let pair = header.data.as_ref().and(format::by_voxel_name(&name(path)));
@@ -72,7 +103,7 @@ impl OpenOptions {
             Some((_, extension)) => path.with_extension(extension.trim_start_matches('.')),
             None => path.to_path_buf(),
         };
-        flat::open(path, &from, &header, self)
+        flat::open(place, path, &from, &header, self)
     }
 
     /// Opens a Zarr folder, or a folder of slices.
@@ -101,6 +132,11 @@ impl OpenOptions {
     /// As [`open`].
     pub fn levels(&self, path: impl AsRef<Path>) -> Result<usize> {
         let path = path.as_ref();
+        if is_remote(path) {
+            let named = self.names_file(&shown(path));
+            return if named { Ok(1) } else { zarr::level_count(path, self) };
+        }
+        let path = &*local(path);
         if path.is_dir() && zarr::is_group(path) {
             zarr::level_count(path, self)
         } else if path.is_file() {
@@ -155,15 +191,19 @@ fn not_there(path: &Path, error: std::io::Error) -> Error {
     match foreign::remote(path) {
         Some(address) => Error::unsupported(
             Path::new(&address),
-            "volumes on other machines are not read: copy it to this machine first, or mount it",
+            "this kind of address is not read (s3, gs, az, http and https are): copy the volume to this machine first, \
+             or mount it",
         ),
         None => Error::io("open", path)(error),
     }
 }
 
 /// Reads the header of the flat file at `path`. The format is found by content, else by name.
-fn find_header(path: &Path) -> Result<FlatHeader> {
-    let head = head(path)?;
+fn find_header(place: &Place, path: &Path) -> Result<FlatHeader> {
+    let head = place.read_up_to(path, format::LIMIT)?;
+    if head.is_empty() {
+        return Err(format::unknown(path, "the file is empty"));
+    }
     if let Some(hint) = foreign::pointer(&head) {
         return Err(format::unknown(path, hint));
     }
@@ -172,7 +212,7 @@ fn find_header(path: &Path) -> Result<FlatHeader> {
     }
     if let Some(found) = format::by_content(&head) {
         if head.len() as u64 == format::LIMIT && !(found.is_whole)(&head) {
-            return (found.parse)(path, &read_up_to(path, format::LONG_LIMIT)?);
+            return (found.parse)(path, &place.read_up_to(path, format::LONG_LIMIT)?);
         }
         return (found.parse)(path, &head);
     }
@@ -182,10 +222,10 @@ fn find_header(path: &Path) -> Result<FlatHeader> {
         return (found.parse)(path, &head);
     }
     if let Some((found, header)) = format::by_voxel_name(&lower) {
-        return header_of_pair(path, found, header);
+        return header_of_pair(place, path, found, header);
     }
     if lower.rsplit_once('.').is_some_and(|(_, end)| end == "raw") {
-        return sidecar(path);
+        return sidecar(place, path);
     }
     let hint = foreign::hint(path, &head);
     let unknown = "neither its first bytes nor its extension belong to a known format";
@@ -195,11 +235,6 @@ fn find_header(path: &Path) -> Result<FlatHeader> {
 fn name(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default();
     name.to_string_lossy().into_owned()
-}
-
-/// Reads the first bytes of a file, up to the longest header.
-fn head(path: &Path) -> Result<Vec<u8>> {
-    read_up_to(path, format::LIMIT)
 }
 
 /// Reads the header in a file that is entirely a gzip stream.
@@ -239,9 +274,14 @@ fn packed_header(path: &Path, head: &[u8]) -> Result<FlatHeader> {
 }
 
 /// Reads the header next to a file of voxels.
-fn header_of_pair(path: &Path, found: &FileFormat, extension: &str) -> Result<FlatHeader> {
+fn header_of_pair(
+    place: &Place,
+    path: &Path,
+    found: &FileFormat,
+    extension: &str,
+) -> Result<FlatHeader> {
     let beside = path.with_extension(extension.trim_start_matches('.'));
-    let head = head(&beside)?;
+    let head = place.read_up_to(&beside, format::LIMIT)?;
     let header = (found.parse)(&beside, &head)?;
     if header.data.is_none() {
         let problem = format!("its voxels are in the {extension} file itself (magic n+1)");
@@ -254,17 +294,17 @@ fn header_of_pair(path: &Path, found: &FileFormat, extension: &str) -> Result<Fl
 }
 
 /// Reads the sidecar of a headerless file.
-fn sidecar(path: &Path) -> Result<FlatHeader> {
+fn sidecar(place: &Place, path: &Path) -> Result<FlatHeader> {
     let mut longer = OsString::from(path);
     longer.push(".json");
     let (longer, shorter) = (PathBuf::from(longer), path.with_extension("json"));
-    let there = |path: &PathBuf| path.exists() && !path.is_dir();
+    let there = |path: &PathBuf| place.has_file(path);
     let Some(found) = [longer, shorter].into_iter().find(there) else {
         return Err(format::unknown(
             path,
             "a .raw file needs its shape and dtype, as options or in a JSON sidecar (scan.raw.json or scan.json)",
         ));
     };
-    let text = head(&found)?;
+    let text = place.read_up_to(&found, format::LIMIT)?;
     RawSpec::from_json(&found, &text)?.header(path)
 }

@@ -1,6 +1,7 @@
 //! Options for opening a volume.
 
 use super::{RawSpec, ReadMethod, Resample};
+use crate::store::StorageOptions;
 
 /// Defines `with_*` methods, each of which sets one field.
 macro_rules! setters {
@@ -54,6 +55,8 @@ pub struct OpenOptions {
     pub allow_uneven: bool,
     /// The treatment of tilted slices; only for DICOM.
     pub tilt: Tilt,
+    /// Credentials and other options of object stores; only for addresses such as `s3://bucket/scan.zarr`.
+    pub storage: StorageOptions,
 }
 
 /// The treatment of slices that are shifted within their plane, as by a tilted gantry.
@@ -80,6 +83,7 @@ impl Default for OpenOptions {
             series: None,
             allow_uneven: false,
             tilt: Tilt::Refuse,
+            storage: StorageOptions::default(),
         }
     }
 }
@@ -108,6 +112,8 @@ impl OpenOptions {
         with_allow_uneven(allow_uneven: bool);
         /// Sets how tilted slices are treated.
         with_tilt(tilt: Tilt);
+        /// Sets the options of object stores.
+        with_storage(storage: StorageOptions);
     }
 }
 

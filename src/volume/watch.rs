@@ -5,13 +5,52 @@ use std::fs::File;
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::Value as Json;
 
 use crate::error::{Error, Result};
+use crate::store::{Input, Remote, Version};
 
-/// The state of files when they were opened.
+/// The state of files and objects when they were opened.
 #[derive(Debug, Default)]
-pub(super) struct FileWatch(Vec<(PathBuf, FileStamp)>);
+pub(super) struct FileWatch {
+    files: Vec<(PathBuf, FileStamp)>,
+    objects: Vec<WatchedObject>,
+}
+
+#[derive(Debug)]
+struct WatchedObject {
+    remote: Remote,
+    path: PathBuf,
+    /// `None` if it did not exist.
+    version: Option<Arc<Version>>,
+    checked: Mutex<Instant>,
+}
+
+/// Objects are looked at again after this time. Besides, each read checks the version of its own object.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+impl WatchedObject {
+    fn check(&self) -> Result<()> {
+        let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        if checked.elapsed() < LOOK_AGAIN {
+            return Ok(());
+        }
+        let what = match (&self.version, self.remote.version(&self.path)?) {
+            (Some(before), Some(now)) => before.change(&now),
+            (Some(_), None) => Some("it can no longer be found".to_owned()),
+            (None, Some(_)) => Some("it did not exist before".to_owned()),
+            (None, None) => None,
+        };
+        if let Some(what) = what {
+            return Err(changed(&self.path, what));
+        }
+        *checked = Instant::now();
+        Ok(())
+    }
+}
 
 /// The properties of a file that differ if it has other content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,12 +73,79 @@ impl FileStamp {
 impl FileWatch {
     /// Records the state of a file.
     pub(super) fn add(&mut self, path: &Path, found: &Metadata) {
-        self.0.push((path.to_path_buf(), FileStamp::new(found)));
+        self.files.push((path.to_path_buf(), FileStamp::new(found)));
     }
 
-    /// Checks that all files are unchanged.
+    /// Records the version of an object.
+    pub(super) fn add_object(
+        &mut self,
+        remote: &Remote,
+        path: &Path,
+        version: Option<Arc<Version>>,
+    ) {
+        self.objects.push(WatchedObject {
+            remote: remote.clone(),
+            path: path.to_path_buf(),
+            version,
+            checked: Mutex::new(Instant::now()),
+        });
+    }
+
+    /// Records the state of an open file or object.
+    pub(super) fn add_input(&mut self, path: &Path, input: &Input) -> Result<()> {
+        match input {
+            Input::File(file) => {
+                let found = file.metadata().map_err(Error::io("open", path))?;
+                self.add(path, &found);
+            }
+            Input::Object(object) => {
+                self.add_object(object.remote(), path, Some(Arc::clone(object.version())));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that an object that was opened again has the version of its first opening.
+    pub(super) fn check_input(&self, path: &Path, input: &Input) -> Result<()> {
+        let own = |object: &&WatchedObject| object.path == path;
+        let before = self
+            .objects
+            .iter()
+            .find(own)
+            .and_then(|object| object.version.as_ref());
+        let change = before
+            .zip(input.object())
+            .and_then(|(before, now)| before.change(now.version()));
+        change.map_or(Ok(()), |what| Err(changed(path, what)))
+    }
+
+    /// Adds the versions of the objects to an identity, if there are any: unlike files, they cannot be looked at by
+    /// their path alone.
+    pub(super) fn identify(&self, mut identity: Json) -> Json {
+        if !self.objects.is_empty() {
+            identity["versions"] = Json::from(self.versions());
+        }
+        identity
+    }
+
+    /// Returns the versions of the objects, for an identity.
+    fn versions(&self) -> Vec<String> {
+        let version = |object: &WatchedObject| {
+            let Version {
+                etag,
+                modified,
+                size,
+            } = object.version.as_deref()?;
+            let etag = etag.as_deref().unwrap_or_default();
+            Some(format!("{etag} {modified} {size}"))
+        };
+        self.objects.iter().filter_map(version).collect()
+    }
+
+    /// Checks that all files and objects are unchanged.
     pub(super) fn check(&self) -> Result<()> {
-        self.0
+        self.objects.iter().try_for_each(WatchedObject::check)?;
+        self.files
             .iter()
             .try_for_each(|(path, before)| before.check(path, fs::metadata(path)))
     }
@@ -49,23 +155,23 @@ impl FileWatch {
 impl FileWatch {
     /// Returns the path of the file that was added as number `index`.
     pub(super) fn path(&self, index: usize) -> &Path {
-        &self.0[index].0
+        &self.files[index].0
     }
 
     /// Returns the length of the file that was added as number `index`.
     pub(super) fn length(&self, index: usize) -> u64 {
-        self.0[index].1.length
+        self.files[index].1.length
     }
 
     /// Checks that an open file is the file that was added as number `index`, unchanged.
     pub(super) fn check_file(&self, index: usize, file: &File) -> Result<()> {
-        let (path, before) = &self.0[index];
+        let (path, before) = &self.files[index];
         before.check(path, file.metadata())
     }
 
     /// Returns the paths of all files.
     pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.0.iter().map(|(path, _)| path.as_path())
+        self.files.iter().map(|(path, _)| path.as_path())
     }
 }
 

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 /// The layers from the bottom to the top. Only modules of the lowest layer may use each other.
 const LAYERS: [&[&str]; 5] = [
     &[
-        "error", "files", "region", "dtype", "geometry", "meter", "queue", "progress", "threads",
-        "words",
+        "error", "files", "region", "dtype", "geometry", "meter", "queue", "progress", "store",
+        "threads", "words",
     ],
     &["patch", "pad", "grid"],
     &["volume"],

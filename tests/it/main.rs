@@ -9,6 +9,8 @@ mod hostile;
 mod infer;
 mod layers;
 mod manners;
+#[cfg(feature = "cloud")]
+mod object_server;
 #[cfg(feature = "onnx")]
 mod onnx;
 mod opening;
@@ -25,6 +27,8 @@ mod sample;
 mod series;
 mod sizes;
 mod stats;
+#[cfg(feature = "cloud")]
+mod stores;
 mod together;
 mod tool;
 mod training;

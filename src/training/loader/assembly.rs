@@ -169,6 +169,12 @@ impl PatchSource {
 }
 
 impl Assembly {
+    /// Returns `true` if reads of an image wait for the network.
+    pub(super) fn is_remote(&self, image: usize) -> bool {
+        let source = self.source.as_ref();
+        source.is_ok_and(|source| source.images()[image].volume.layout().remote)
+    }
+
     pub(super) fn new(drawn: Drawn, order: u64) -> Self {
         let Drawn {
             place,

@@ -33,6 +33,9 @@ const MAX_WAIT: Duration = Duration::from_hours(1);
 /// At least this many patches may be admitted at a time. More patches leave less memory for chunks.
 const MIN_DEPTH: usize = 8;
 
+/// The number of chunks of remote volumes that are prefetched before each unit of work.
+const REMOTE_PREFETCHES: usize = 64;
+
 /// The lookahead is at most this many patches,
 const MAX_AHEAD: u64 = 4096;
 
@@ -252,7 +255,7 @@ impl Schedule {
                 let coming = state.next_prefetches();
                 state.working += 1;
                 drop(state);
-                for ((_, image, index), assembly) in coming.into_iter().flatten() {
+                for ((_, image, index), assembly) in coming {
                     if let Ok(source) = &assembly.source {
                         source.images()[image].volume.prefetch(index);
                     }
@@ -625,12 +628,22 @@ impl State {
         }
     }
 
-    /// Returns the next two chunks to prefetch: two for each unit of work, so that prefetching gets ahead.
-    fn next_prefetches(&mut self) -> [Option<(ChunkKey, Arc<Assembly>)>; 2] {
-        let (held, coming) = (&mut self.held, &mut self.coming);
-        std::array::from_fn(|_| {
-            std::iter::from_fn(|| coming.pop_front()).find(|(key, _)| held.announce(*key))
-        })
+    /// Returns the next chunks to prefetch: two for each unit of work, so that prefetching gets ahead of it, and many
+    /// of remote volumes, of which prefetching costs this thread nothing.
+    fn next_prefetches(&mut self) -> Vec<(ChunkKey, Arc<Assembly>)> {
+        let mut next = Vec::new();
+        let mut most = 2;
+        while next.len() < most
+            && let Some((key, assembly)) = self.coming.pop_front()
+        {
+            if self.held.announce(key) {
+                if assembly.is_remote(key.1) {
+                    most = REMOTE_PREFETCHES;
+                }
+                next.push((key, assembly));
+            }
+        }
+        next
     }
 
     /// Returns the next unit of work, after the evictions that it needs; nothing if all is handed out, or

@@ -14,10 +14,8 @@ mod tests;
 mod unpack;
 mod write;
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Read};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -33,8 +31,8 @@ use super::read_method::ReadMethod;
 use super::watch::FileWatch;
 use super::{ChunkShape, Counter, Layout, ReadStats, Volume, foreign};
 use crate::error::{Error, Result};
-use crate::files::open_regular;
 use crate::region::Region;
+use crate::store::{Input, Place, read_error};
 
 pub(super) use self::write::FlatWriter;
 
@@ -53,7 +51,7 @@ pub(super) struct FlatVolume {
     time_points: Option<u64>,
     /// `None` if the file is read by system calls.
     map: Option<Map>,
-    file: File,
+    input: Input,
     voxels: Strided,
     big_endian: bool,
     /// Bytes of the file, plus those of a separate header.
@@ -69,8 +67,9 @@ pub(super) struct FlatVolume {
 /// An open data file, with the values that the header leaves open resolved.
 #[derive(Debug)]
 struct Source {
+    place: Place,
     path: PathBuf,
-    file: File,
+    input: Input,
     length: u64,
     /// The byte where the voxels, or the compressed stream, begin.
     start: u64,
@@ -83,15 +82,20 @@ struct Source {
 
 /// Opens the volume named `path`, described by the header in the file `from`.
 pub(super) fn open(
+    place: &Place,
     path: &Path,
     from: &Path,
     header: &FlatHeader,
     options: &OpenOptions,
 ) -> Result<Arc<dyn Volume>> {
     if !header.pieces.is_empty() {
+        if place.remote().is_some() {
+            let what = "voxels in several files are read from the file system only: copy the volume to this machine";
+            return Err(Error::unsupported(path, what));
+        }
         return Ok(Arc::new(PiecesVolume::new(path, from, header, options)?));
     }
-    let source = Source::open(from, header, options.allow_external)?;
+    let source = Source::open(place, from, header, options.allow_external)?;
     let io = options.read_method;
     Ok(match header.encoding {
         Encoding::Raw => Arc::new(FlatVolume::new(path, header, source, io)?),
@@ -101,7 +105,7 @@ pub(super) fn open(
 
 impl FlatVolume {
     fn new(path: &Path, header: &FlatHeader, source: Source, io: ReadMethod) -> Result<Self> {
-        let layout = header.layout(path);
+        let layout = source.layout(path, header);
         let bytes = layout.decoded_bytes()?;
         let offset = source.start.saturating_add(header.skip);
         let expected = offset.saturating_add(bytes);
@@ -113,9 +117,8 @@ impl FlatVolume {
                 source.length,
             ));
         }
-        let map = io
-            .map(&source.file)
-            .map_err(Error::io("map", &source.path))?;
+        let map = source.input.file().map(|file| io.map(file)).transpose();
+        let map = map.map_err(Error::io("map", &source.path))?.flatten();
         Ok(Self {
             voxels: Strided::new(header, offset),
             time_points: header.time_points,
@@ -126,7 +129,7 @@ impl FlatVolume {
             watch: source.watch,
             layout,
             map,
-            file: source.file,
+            input: source.input,
             counter: Counter::default(),
         })
     }
@@ -138,7 +141,7 @@ impl FlatVolume {
         let (run, starts) = self.voxels.runs(channels, region);
         let run = usize::try_from(run).expect("a piece of a buffer in memory");
         for (target, start) in out.chunks_exact_mut(run).zip(starts) {
-            let read = self.file.read_exact_at(target, start);
+            let read = self.input.read_exact_at(target, start);
             read.map_err(|source| self.unread(source))?;
         }
         Ok(())
@@ -148,20 +151,21 @@ impl FlatVolume {
 impl FlatVolume {
     /// Returns `true` if long runs are read by system calls, which is not the case where a map keeps its pages.
     fn reads_pieces(&self) -> bool {
-        self.voxels.is_planar() && !self.map.as_ref().is_some_and(Map::keeps)
+        let is_file = self.input.file().is_some();
+        is_file && self.voxels.is_planar() && !self.map.as_ref().is_some_and(Map::keeps)
     }
 
     /// Returns the error for a failed read: the file is too short, or else the I/O error.
     fn unread(&self, source: std::io::Error) -> Error {
         let short = self.check_length().err();
-        short.unwrap_or_else(|| Error::io("read", &self.files[0])(source))
+        short.unwrap_or_else(|| read_error(&self.files[0], "read", source))
     }
 
     /// Checks that the file has not been truncated: the part of the last page that is beyond the end of the file reads
     /// as zeros.
     fn check_length(&self) -> Result<()> {
         let path = &self.files[0];
-        let length = self.file.metadata().map_err(Error::io("read", path))?.len();
+        let length = self.input.length(path)?;
         if length < self.bytes.end {
             let needs = (self.bytes.start, self.bytes.end);
             return Err(too_short(path, &self.layout, needs, length));
@@ -184,7 +188,7 @@ impl Volume for FlatVolume {
             self.check_length()?;
             copied.map_err(|lost| Error::io("read", &self.files[0])(lost.into()))?;
         } else {
-            plain::read(&self.file, &self.voxels, (&channels, region), out)
+            plain::read(&self.input, &self.voxels, (&channels, region), out)
                 .map_err(|source| self.unread(source))?;
         }
         to_native(self.layout.dtype, self.big_endian, out);
@@ -216,7 +220,8 @@ impl Volume for FlatVolume {
     }
 
     fn identity(&self) -> Result<Json> {
-        Ok(self.voxels.identity(&self.layout, self.big_endian))
+        let identity = self.voxels.identity(&self.layout, self.big_endian);
+        Ok(self.watch.identify(identity))
     }
 
     fn stored_bytes(&self) -> Result<u64> {
@@ -239,25 +244,36 @@ fn too_short(path: &Path, layout: &Layout, needs: (u64, u64), actual: u64) -> Er
 }
 
 impl Source {
-    fn open(header_path: &Path, header: &FlatHeader, allow_external: bool) -> Result<Self> {
+    fn open(
+        place: &Place,
+        header_path: &Path,
+        header: &FlatHeader,
+        allow_external: bool,
+    ) -> Result<Self> {
         let mut watch = FileWatch::default();
         let (path, also) = match &header.data {
             Some(name) => {
-                let found = std::fs::metadata(header_path);
-                let found = found.map_err(Error::io("open", header_path))?;
-                watch.add(header_path, &found);
-                (beside(header_path, name, allow_external)?, found.len())
+                let found = place.open(header_path)?;
+                watch.add_input(header_path, &found)?;
+                let path = match place {
+                    Place::Local => beside(header_path, name, allow_external)?,
+                    Place::Remote(_) => beside_object(header_path, name)?,
+                };
+                (path, found.length(header_path)?)
             }
             None => (header_path.to_path_buf(), 0),
         };
-        let mut file = open_regular(&path)?;
-        let found = file.metadata().map_err(Error::io("open", &path))?;
-        let length = found.len();
-        check_pointer(&path, &file, length)?;
-        watch.add(&path, &found);
+        let input = place.open(&path)?;
+        let length = input.length(&path)?;
+        check_pointer(&path, &input, length)?;
+        watch.add_input(&path, &input)?;
         let start = match header.start {
             DataStart::At { byte, lines: 0 } => byte,
-            DataStart::At { byte, lines } => after_lines(&path, &mut file, byte, lines)?,
+            DataStart::At { byte, lines } => {
+                let text = place.open(&path)?.reader(byte);
+                let text = text.map_err(Error::io("read", &path))?;
+                after_lines(&path, text, byte, lines)?
+            }
             DataStart::End => {
                 let layout = header.layout(header_path);
                 let bytes = layout.decoded_bytes()?;
@@ -271,27 +287,36 @@ impl Source {
             files.push(header_path.to_path_buf());
         }
         Ok(Self {
+            place: place.clone(),
             stored: length + also,
             files,
             watch,
             path,
-            file,
+            input,
             length,
             start,
         })
     }
+
+    /// Returns the layout of the volume named `path`.
+    fn layout(&self, path: &Path, header: &FlatHeader) -> Layout {
+        Layout {
+            remote: self.input.object().is_some(),
+            ..header.layout(path)
+        }
+    }
 }
 
 /// Checks that a short file is not a pointer to content that is stored elsewhere.
-fn check_pointer(path: &Path, file: &File, length: u64) -> Result<()> {
+fn check_pointer(path: &Path, input: &Input, length: u64) -> Result<()> {
     const LONGEST: usize = 1024;
     let length = usize::try_from(length).unwrap_or(usize::MAX);
     if length > LONGEST {
         return Ok(());
     }
     let mut bytes = vec![0; length];
-    file.read_exact_at(&mut bytes, 0)
-        .map_err(Error::io("read", path))?;
+    let read = input.read_exact_at(&mut bytes, 0);
+    read.map_err(|error| read_error(path, "read", error))?;
     match foreign::pointer(&bytes) {
         Some(hint) => Err(unknown(path, hint)),
         None => Ok(()),
@@ -337,14 +362,28 @@ fn beside(header: &Path, name: &str, allow_external: bool) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Returns the path of the object that a header names, which must be next to the header or below.
+fn beside_object(header: &Path, name: &str) -> Result<PathBuf> {
+    let plain = |part: &str| {
+        !part.is_empty() && part != "." && part != ".." && !part.contains(['?', '#', '%'])
+    };
+    let is_name = name.len() <= MOST_NAME && !name.contains(char::is_control);
+    if !is_name || !name.split('/').all(plain) {
+        return Err(Error::ExternalFile {
+            path: header.to_path_buf(),
+            file: excerpt(name),
+            problem: "which is not next to the header".to_owned(),
+        });
+    }
+    Ok(header.with_file_name(name))
+}
+
 /// Maximum bytes of text lines before the voxels; more indicates a mistake.
 const MOST_LINE_BYTES: u64 = 16 << 20;
 
-/// Returns the byte after `lines` lines from `byte` on.
-fn after_lines(path: &Path, file: &mut File, byte: u64, lines: u64) -> Result<u64> {
-    file.seek(SeekFrom::Start(byte))
-        .map_err(Error::io("read", path))?;
-    let mut text = BufReader::new(file.take(MOST_LINE_BYTES));
+/// Returns the byte after `lines` lines of `text`, which begins at `byte`.
+fn after_lines(path: &Path, text: impl Read, byte: u64, lines: u64) -> Result<u64> {
+    let mut text = BufReader::new(text.take(MOST_LINE_BYTES));
     let mut at = byte;
     for _ in 0..lines {
         let skipped = text.skip_until(b'\n').map_err(Error::io("read", path))?;

@@ -2,7 +2,7 @@
 //! file.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -76,7 +76,11 @@ impl PiecesVolume {
             let length = found.len();
             let start = match header.start {
                 DataStart::At { byte, lines: 0 } => byte,
-                DataStart::At { byte, lines } => after_lines(&path, &mut file, byte, lines)?,
+                DataStart::At { byte, lines } => {
+                    let begin = file.seek(SeekFrom::Start(byte));
+                    begin.map_err(Error::io("read", &path))?;
+                    after_lines(&path, file, byte, lines)?
+                }
                 DataStart::End => length.saturating_sub(each),
             };
             let start = start.saturating_add(header.skip);

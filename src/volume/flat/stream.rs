@@ -5,7 +5,7 @@
 //! decompresses the whole file once into an unnamed temporary file, which is then read like an uncompressed file.
 
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -21,9 +21,9 @@ use super::strided::{Strided, to_native};
 use super::unpack::{Failure, Packed, Unpacker};
 use super::{Source, plain, too_short};
 use crate::error::{Error, Result};
-use crate::files::open_regular;
 use crate::patch::copy_common;
 use crate::region::Region;
+use crate::store::{Input, Place, read_error};
 
 /// A compressed file that is decompressed as it is read.
 #[derive(Debug)]
@@ -31,6 +31,7 @@ pub(super) struct StreamVolume {
     layout: Layout,
     time_points: Option<u64>,
     /// The file that holds the stream, and the byte where the stream begins.
+    place: Place,
     path: PathBuf,
     start: u64,
     /// The positions of the voxels in the decompressed stream.
@@ -54,7 +55,7 @@ pub(super) struct StreamVolume {
 #[derive(Debug)]
 enum Unpacked {
     Map(Map),
-    File(File),
+    File(Input),
 }
 
 /// Decompressed bytes held at once, apart from the buffer of a read.
@@ -67,12 +68,13 @@ impl StreamVolume {
         source: Source,
         io: ReadMethod,
     ) -> Result<Self> {
-        let layout = header.layout(path);
+        let layout = source.layout(path, header);
         Ok(Self {
             promised: header.skip.saturating_add(layout.decoded_bytes()?),
             voxels: Strided::new(header, header.skip),
             layout,
             start: source.start,
+            place: source.place,
             path: source.path,
             time_points: header.time_points,
             big_endian: header.big_endian,
@@ -88,12 +90,11 @@ impl StreamVolume {
 
     /// Opens the stream at its beginning.
     fn begin(&self) -> Result<Unpacker> {
-        let mut file = open_regular(&self.path)?;
-        let begin = || {
-            file.seek(SeekFrom::Start(self.start))?;
-            Unpacker::new(Packed::new(file), self.promised)
-        };
-        let stream = begin().map_err(Error::io("open", &self.path))?;
+        let input = self.place.open(&self.path)?;
+        // The object must be the one that was opened: a decoded stream does not show what it was decoded from.
+        self.watch.check_input(&self.path, &input)?;
+        let begin = || Unpacker::new(Packed::new(input.reader(self.start)?), self.promised);
+        let stream = begin().map_err(|error| read_error(&self.path, "open", error))?;
         self.counter.add(0, stream.fetched());
         Ok(stream)
     }
@@ -104,7 +105,7 @@ impl StreamVolume {
                 let needs = (self.voxels.start, self.promised);
                 too_short(&self.path, &self.layout, needs, actual)
             }
-            Failure::Io(source) => Error::io("unpack", &self.path)(source),
+            Failure::Io(source) => read_error(&self.path, "unpack", source),
         }
     }
 
@@ -200,7 +201,7 @@ impl StreamVolume {
         self.unpack_into(&file)?;
         let map = self.io.map(&file);
         let map = map.map_err(Error::io("map the decompressed data of", &self.path))?;
-        Ok(map.map_or(Unpacked::File(file), Unpacked::Map))
+        Ok(map.map_or(Unpacked::File(Input::File(file)), Unpacked::Map))
     }
 }
 
@@ -283,7 +284,8 @@ impl Volume for StreamVolume {
     }
 
     fn identity(&self) -> Result<Json> {
-        Ok(self.voxels.identity(&self.layout, self.big_endian))
+        let identity = self.voxels.identity(&self.layout, self.big_endian);
+        Ok(self.watch.identify(identity))
     }
 
     fn stored_bytes(&self) -> Result<u64> {
@@ -315,7 +317,7 @@ mod tests {
             start: DataStart::byte(0),
             ..FlatHeader::new(Format::Nifti1, [5, 10, 100], DType::U8, 0)
         };
-        let source = Source::open(&path, &header, false).unwrap();
+        let source = Source::open(&Place::Local, &path, &header, false).unwrap();
         let volume = StreamVolume::new(&path, &header, source, ReadMethod::Auto).unwrap();
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
         let error = volume.unpack_into(&full).unwrap_err();

@@ -4,7 +4,7 @@
 //! checksum after the last voxel is verified when that voxel is reached. A truncated or damaged stream is an error that
 //! names its file.
 
-use std::fs::File;
+use std::fmt;
 use std::io::{self, BufRead, Read};
 
 use flate2::bufread::{GzDecoder, ZlibDecoder};
@@ -16,9 +16,8 @@ use super::super::format::GZIP;
 const MOST_BEHIND: usize = 16 << 20;
 
 /// Buffered compressed bytes, with a look-ahead of two bytes.
-#[derive(Debug)]
 pub(super) struct Packed {
-    file: File,
+    file: Box<dyn Read + Send>,
     buffer: Box<[u8]>,
     /// The range of the buffer that is filled and not yet consumed: its start and its end.
     from: usize,
@@ -28,7 +27,7 @@ pub(super) struct Packed {
 }
 
 impl Packed {
-    pub(super) fn new(file: File) -> Self {
+    pub(super) fn new(file: Box<dyn Read + Send>) -> Self {
         Self {
             file,
             buffer: vec![0; 256 << 10].into(),
@@ -62,6 +61,14 @@ impl Packed {
                 }
             }
         }
+    }
+}
+
+impl fmt::Debug for Packed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Packed")
+            .field("fetched", &self.fetched)
+            .finish_non_exhaustive()
     }
 }
 

@@ -3,7 +3,7 @@
 //! A path names an array, an image (of which a level is read), or a group that contains a single array or image. If
 //! there are several, none is chosen: the error names them.
 
-use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
@@ -12,8 +12,10 @@ use super::super::format::{excerpt, unknown};
 use super::super::{Format, OpenOptions, foreign};
 use super::axes::ZarrAxis;
 use super::ome::{self, Placed};
-use super::store::{Links, read_json};
+use super::store::Links;
+use super::tree::Tree;
 use crate::error::{Error, Result};
+use crate::store::{Place, is_remote};
 
 /// An array, with the metadata found on the way to it.
 #[derive(Debug)]
@@ -46,28 +48,31 @@ const MOST_ABOVE: usize = 3;
 const MOST_NAMED: usize = 12;
 
 /// Returns the array at `path`, level `level` of the image there, or the only array or image in the group.
-pub(super) fn find_array(path: &Path, level: usize, links: Links) -> Result<FoundArray> {
-    if let Some(mut array) = array_at(path, links)? {
+pub(super) fn find_array(path: &Path, level: usize, tree: &Tree) -> Result<FoundArray> {
+    if let Some(mut array) = array_at(path, tree)? {
         if level > 0 {
             return Err(no_level(path, level, 1));
         }
-        if let Some((image, dataset)) = image_around(path, links) {
+        if let Some((image, dataset)) = image_around(path, tree)? {
             take(&mut array, &image, &dataset)?;
         }
         return Ok(array);
     }
-    let Some(group) = group_at(path, links)? else {
+    let Some(group) = group_at(path, tree)? else {
         let problem = match foreign::in_folder(path) {
             Some(hint) => format!("it is a folder of other files: {hint}"),
+            None if is_remote(path) => {
+                "there is no such object, and no zarr.json, .zarray or .zgroup below it".to_owned()
+            }
             None => "it is a folder without zarr.json, .zarray or .zgroup".to_owned(),
         };
         return Err(unknown(path, &problem));
     };
     if let Some(image) = said_image(&group) {
-        return multiscale(path, image, level, links);
+        return multiscale(path, image, level, tree);
     }
     let mut candidates = Vec::new();
-    collect(path, 0, links, &mut candidates)?;
+    collect(path, 0, tree, &mut candidates)?;
     let only = match candidates.as_slice() {
         [] => {
             let what = "the Zarr group has no array of 2 to 8 dimensions";
@@ -76,16 +81,16 @@ pub(super) fn find_array(path: &Path, level: usize, links: Links) -> Result<Foun
         [only] => only,
         several => return Err(ambiguous(path, several)),
     };
-    if let Some(array) = array_at(only, links)? {
+    if let Some(array) = array_at(only, tree)? {
         return if level == 0 {
             Ok(array)
         } else {
             Err(no_level(path, level, 1))
         };
     }
-    let group = group_at(only, links)?.unwrap_or_default();
+    let group = group_at(only, tree)?.unwrap_or_default();
     match said_image(&group) {
-        Some(image) => multiscale(only, image, level, links),
+        Some(image) => multiscale(only, image, level, tree),
         None => Err(Error::unsupported(only, "it is no longer an image")),
     }
 }
@@ -100,7 +105,9 @@ pub(in super::super) fn is_group(path: &Path) -> bool {
 
 /// Returns the number of levels of the image at `path`; 1 if it is not an image.
 pub(in super::super) fn level_count(path: &Path, options: &OpenOptions) -> Result<usize> {
-    Ok(find_array(path, 0, Links::of(options))?.levels)
+    let (place, path) = Place::of(path, &options.storage)?;
+    let tree = Tree::new(&place, Links::of(options));
+    Ok(find_array(&path, 0, &tree)?.levels)
 }
 
 /// Returns the image that a group's attributes declare.
@@ -128,24 +135,39 @@ fn ambiguous(path: &Path, several: &[PathBuf]) -> Error {
 }
 
 /// Returns the image of which the array at `path` is a level, and the array's dataset entry there.
-fn image_around(path: &Path, links: Links) -> Option<((Json, Json), Json)> {
-    let path = path.canonicalize().ok()?;
+fn image_around(path: &Path, tree: &Tree) -> Result<Option<((Json, Json), Json)>> {
+    let Some(path) = tree.absolute(path) else {
+        return Ok(None);
+    };
     for above in path.ancestors().skip(1).take(MOST_ABOVE) {
-        // An array can be opened without its image: if no image can be read above it, there is none.
-        let Ok(Some(group)) = group_at(above, links) else {
-            continue;
+        // An array can be opened without its image: if no image can be read above it, there is none. A store that does
+        // not answer is not one without an image.
+        let group = match group_at(above, tree) {
+            Ok(Some(group)) => group,
+            Err(error) if tree.is_remote() && is_failure(&error) => return Err(error),
+            _ => continue,
         };
-        let Some(image) = said_image(&group) else {
-            continue;
-        };
-        let inside = path.strip_prefix(above).ok()?.to_str()?;
-        let datasets = image.get("datasets").and_then(Json::as_array)?;
-        let mut datasets = datasets.iter();
-        let own =
-            datasets.find(|dataset| dataset.get("path").and_then(Json::as_str) == Some(inside))?;
-        return Some(((image.clone(), group.attributes.clone()), own.clone()));
+        let dataset = said_image(&group).and_then(|image| {
+            let inside = path.strip_prefix(above).ok()?.to_str()?;
+            let datasets = image.get("datasets").and_then(Json::as_array)?;
+            let is_own =
+                |dataset: &&Json| dataset.get("path").and_then(Json::as_str) == Some(inside);
+            Some((image, datasets.iter().find(is_own)?))
+        });
+        if let Some((image, dataset)) = dataset {
+            let around = (image.clone(), group.attributes.clone());
+            return Ok(Some((around, dataset.clone())));
+        }
+        if said_image(&group).is_some() {
+            return Ok(None);
+        }
     }
-    None
+    Ok(None)
+}
+
+/// Returns `true` for the failure of a request, which says nothing about the object.
+fn is_failure(error: &Error) -> bool {
+    matches!(error, Error::Io { source, .. } if source.kind() != io::ErrorKind::PermissionDenied)
 }
 
 /// Adds the image's metadata to an array.
@@ -169,8 +191,8 @@ fn no_level(path: &Path, level: usize, levels: usize) -> Error {
     )
 }
 
-fn array_at(path: &Path, links: Links) -> Result<Option<FoundArray>> {
-    let (document, format) = if let Some(document) = read_json(path, "zarr.json", links)? {
+fn array_at(path: &Path, tree: &Tree) -> Result<Option<FoundArray>> {
+    let (document, format) = if let Some(document) = tree.document(path, "zarr.json")? {
         match document.get("node_type").and_then(Json::as_str) {
             Some("array") => (document, Format::Zarr3),
             Some("group") => return Ok(None),
@@ -180,14 +202,14 @@ fn array_at(path: &Path, links: Links) -> Result<Option<FoundArray>> {
                 return Err(Error::header(&path.join("zarr.json"), "Zarr v3", problem));
             }
         }
-    } else if let Some(document) = read_json(path, ".zarray", links)? {
+    } else if let Some(document) = tree.document(path, ".zarray")? {
         (document, Format::Zarr2)
     } else {
         return Ok(None);
     };
     let attributes = match format {
         Format::Zarr3 => document.get("attributes").cloned().unwrap_or_default(),
-        _ => read_json(path, ".zattrs", links)?.unwrap_or_default(),
+        _ => tree.document(path, ".zattrs")?.unwrap_or_default(),
     };
     // In version 2, the names are those of xarray.
     let names = document
@@ -205,38 +227,29 @@ fn array_at(path: &Path, links: Links) -> Result<Option<FoundArray>> {
     }))
 }
 
-fn group_at(path: &Path, links: Links) -> Result<Option<GroupAttributes>> {
-    if let Some(document) = read_json(path, "zarr.json", links)? {
+fn group_at(path: &Path, tree: &Tree) -> Result<Option<GroupAttributes>> {
+    if let Some(document) = tree.document(path, "zarr.json")? {
         let group = document.get("node_type").and_then(Json::as_str) == Some("group");
         return Ok(group.then(|| GroupAttributes {
             attributes: document.get("attributes").cloned().unwrap_or_default(),
         }));
     }
-    if read_json(path, ".zgroup", links)?.is_none() {
+    if tree.document(path, ".zgroup")?.is_none() {
         return Ok(None);
     }
     Ok(Some(GroupAttributes {
-        attributes: read_json(path, ".zattrs", links)?.unwrap_or_default(),
+        attributes: tree.document(path, ".zattrs")?.unwrap_or_default(),
     }))
 }
 
 /// Collects the arrays and images below a group, sorted by name, up to [`MOST_NAMED`].
-fn collect(path: &Path, depth: usize, links: Links, found: &mut Vec<PathBuf>) -> Result<()> {
-    let mut children = Vec::new();
-    for entry in fs::read_dir(path).map_err(Error::io("list", path))? {
-        let child = entry.map_err(Error::io("list", path))?.path();
-        if child.is_dir() {
-            links.check(path, &child)?;
-            children.push(child);
-        }
-    }
-    children.sort();
+fn collect(path: &Path, depth: usize, tree: &Tree, found: &mut Vec<PathBuf>) -> Result<()> {
     let mut deeper = Vec::new();
-    for child in children {
+    for child in tree.folders(path)? {
         if found.len() >= MOST_NAMED {
             return Ok(());
         }
-        if let Some(array) = array_at(&child, links)? {
+        if let Some(array) = array_at(&child, tree)? {
             let rank = array
                 .document
                 .get("shape")
@@ -248,7 +261,7 @@ fn collect(path: &Path, depth: usize, links: Links, found: &mut Vec<PathBuf>) ->
             continue;
         }
         // A folder without metadata may be between groups, such as the rows of a plate.
-        let group = group_at(&child, links)?.unwrap_or_default();
+        let group = group_at(&child, tree)?.unwrap_or_default();
         if said_image(&group).is_some() {
             found.push(child);
         } else if depth < MAX_DEPTH {
@@ -256,12 +269,12 @@ fn collect(path: &Path, depth: usize, links: Links, found: &mut Vec<PathBuf>) ->
         }
     }
     for child in deeper {
-        collect(&child, depth + 1, links, found)?;
+        collect(&child, depth + 1, tree, found)?;
     }
     Ok(())
 }
 
-fn multiscale(path: &Path, image: &Json, level: usize, links: Links) -> Result<FoundArray> {
+fn multiscale(path: &Path, image: &Json, level: usize, tree: &Tree) -> Result<FoundArray> {
     let bad = |problem: String| Error::header(path, "OME-Zarr", problem);
     let datasets = ome::datasets(path, image)?;
     let dataset = datasets
@@ -281,14 +294,14 @@ fn multiscale(path: &Path, image: &Json, level: usize, links: Links) -> Result<F
         )));
     }
     let own = path.join(name);
-    links.check(path, &own)?;
-    let mut found = array_at(&own, links)?.ok_or_else(|| {
+    tree.check_links(path, &own)?;
+    let mut found = array_at(&own, tree)?.ok_or_else(|| {
         bad(format!(
             "level {level} should be at {:?}, which is not an array",
             excerpt(name)
         ))
     })?;
-    let group = group_at(path, links)?.unwrap_or_default();
+    let group = group_at(path, tree)?.unwrap_or_default();
     take(&mut found, &(image.clone(), group.attributes), dataset)?;
     found.levels = datasets.len();
     Ok(found)

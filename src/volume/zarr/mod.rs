@@ -21,12 +21,14 @@ mod pool;
 mod resume;
 mod shard;
 mod store;
+mod tree;
 mod write;
 
+use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value as Json, json};
 use zarrs::array::{Array, ArrayCreateError, ArrayMetadata};
@@ -40,8 +42,9 @@ use self::meta::ArrayInfo;
 use self::pipeline::{ArrayForm, CodecError, CodecPipeline};
 use self::pool::{codec_options, outside_global_pool};
 use self::shard::Shards;
-use self::store::{Folder, Links, Store, StoredValue};
-use super::chunk::{self, Chunk, ChunkVoxels, read_by_chunks};
+use self::store::{Folder, Limits, Links, Objects, Store};
+use self::tree::Tree;
+use super::chunk::{self, Chunk, ChunkVoxels, intersecting, read_by_chunks};
 use super::decoders::caught;
 use super::files::identity;
 use super::format::excerpt;
@@ -53,6 +56,7 @@ use super::{Axes, ChunkShape, Counter, Format, Layout, ReadStats, Rescale, Volum
 use crate::error::{Cause, Error, Result};
 use crate::geometry::Geometry;
 use crate::region::Region;
+use crate::store::{Part, Place, Version};
 
 pub(super) use self::belongs::foreign;
 pub(super) use self::document::{bounds, levels};
@@ -61,7 +65,7 @@ pub(super) use self::partial_options::partial_options;
 pub(super) use self::resume::ZarrResumable;
 pub(super) use self::write::ZarrWriter;
 
-/// An array in a folder, opened for reading.
+/// An array in a folder or a store, opened for reading.
 #[derive(Debug)]
 pub(super) struct ZarrVolume {
     layout: Layout,
@@ -73,8 +77,16 @@ pub(super) struct ZarrVolume {
     missing_chunks: MissingChunks,
     /// The state of the metadata files when they were opened.
     watch: FileWatch,
+    /// Chunks to prefetch when the index of their shard has arrived, by shard.
+    awaited: Mutex<HashMap<Vec<u64>, Vec<usize>>>,
     counter: Counter,
 }
+
+/// Maximum number of shards whose index is awaited.
+const MAX_AWAITED: usize = 4096;
+
+/// The number of chunks that one read of a remote array prefetches at a time.
+const READ_AHEAD: usize = 128;
 
 /// The decoder of the chunks.
 #[derive(Debug)]
@@ -82,7 +94,21 @@ enum Codecs {
     /// One chunk per value.
     Whole(CodecPipeline),
     /// One shard per value. Its chunks are read individually, with a cache of shard indexes.
-    Sharded(Box<Shards>, Lru<Vec<u64>, Arc<[u64]>>),
+    Sharded(Box<Shards>, Lru<Vec<u64>, ShardIndex>),
+}
+
+/// The decoded index of a shard.
+#[derive(Clone, Debug)]
+enum ShardIndex {
+    /// The shard does not exist.
+    Absent,
+    Present {
+        /// The start and the length of each chunk.
+        entries: Arc<[u64]>,
+        /// The length of the shard, and its version, if its store has versions.
+        length: u64,
+        version: Option<Arc<Version>>,
+    },
 }
 
 /// The encoded bytes of a chunk.
@@ -102,19 +128,35 @@ enum EncodedChunk {
 impl ZarrVolume {
     /// Opens an array, the chosen level of an OME-Zarr image, or a group's only array or image.
     pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
+        Self::open_at(&Place::Local, path, options)
+    }
+
+    /// As [`open`](Self::open), in a folder or a store.
+    pub(super) fn open_at(place: &Place, path: &Path, options: &OpenOptions) -> Result<Self> {
         let links = Links::of(options);
-        let found = find::find_array(path, options.level, links)?;
-        let folder = Box::new(Folder::unchanging(&found.path, links)?);
+        let tree = Tree::new(place, links);
+        let found = find::find_array(path, options.level, &tree)?;
+        let store: Box<dyn Store> = match place {
+            Place::Local => Box::new(Folder::unchanging(&found.path, links)?),
+            Place::Remote(remote) => Box::new(Objects::new(remote, &found.path)),
+        };
         let mut volume = Self::with_store(
             (&found.path, found.format, &found.axes),
-            folder,
+            store,
             &found.document,
             options,
         )?;
-        for name in ["zarr.json", ".zarray"] {
-            let path = found.path.join(name);
-            if let Ok(found) = path.metadata() {
-                volume.watch.add(&path, &found);
+        if let Place::Remote(remote) = place {
+            volume.layout.remote = true;
+            for (path, version) in tree.versions() {
+                volume.watch.add_object(remote, &path, Some(version));
+            }
+        } else {
+            for name in ["zarr.json", ".zarray"] {
+                let path = found.path.join(name);
+                if let Ok(found) = path.metadata() {
+                    volume.watch.add(&path, &found);
+                }
             }
         }
         let facts = &volume.facts;
@@ -176,9 +218,7 @@ impl ZarrVolume {
             let shards = chain
                 .into_shards()
                 .ok_or_else(|| bad(&"the codecs do not match their list".into()))?;
-            let indexes = Lru::new(INDEX_BUDGET, |index: &Arc<[u64]>| {
-                size_of_val::<[u64]>(index)
-            });
+            let indexes = Lru::new(INDEX_BUDGET, ShardIndex::bytes);
             Codecs::Sharded(Box::new(shards), indexes)
         } else {
             Codecs::Whole(chain)
@@ -199,6 +239,7 @@ impl ZarrVolume {
             codecs,
             missing_chunks: options.missing_chunks,
             watch: FileWatch::default(),
+            awaited: Mutex::default(),
             counter: Counter::default(),
         })
     }
@@ -208,49 +249,133 @@ impl ZarrVolume {
         match &self.codecs {
             Codecs::Whole(chain) => {
                 let key = self.array.chunk_key(index).to_string();
-                let Some(value) = self.store.open(&key)? else {
+                let limits = Limits {
+                    check: &|length| {
+                        let checked = chain.encoded().check("it takes", length);
+                        checked.map_err(|problem| self.broken(key.clone(), problem))
+                    },
+                    bytes: chain.encoded().limit(),
+                };
+                let Some(part) = self.store.read(&key, Part::Whole, limits, None)? else {
                     return Ok(EncodedChunk::Absent { key });
                 };
-                if let Err(problem) = chain.encoded().check("it takes", value.len()) {
-                    return Err(self.broken(key, problem));
-                }
-                let bytes = value.read(0..value.len())?;
+                let bytes = part.bytes;
                 self.counter.add(1, bytes.len() as u64);
                 Ok(EncodedChunk::Encoded { key, bytes })
             }
             Codecs::Sharded(shards, indexes) => {
                 let (shard, inner) = shards.locate(index);
                 let key = self.array.chunk_key(&shard).to_string();
-                let Some(value) = self.store.open(&key)? else {
+                let found = self.shard_index(shards, indexes, (&shard, &key))?;
+                let ShardIndex::Present {
+                    entries,
+                    length,
+                    version,
+                } = found
+                else {
                     return Ok(EncodedChunk::Absent { key });
                 };
-                let load = || self.load_index(shards, &key, &*value);
-                let (index, _) = indexes.get_or_load(&shard, load)?;
-                let key = format!("{key}, inner chunk {inner}");
-                match shards.range(&index, inner, value.len()) {
+                let name = format!("{key}, inner chunk {inner}");
+                match shards.range(&entries, inner, length) {
                     Ok(None) => Ok(EncodedChunk::Empty),
                     Ok(Some(range)) => {
-                        let bytes = value.read(range)?;
+                        let limits = Limits {
+                            check: &|_| Ok(()),
+                            bytes: range.end - range.start,
+                        };
+                        let part = Part::Range(range);
+                        let part = self.store.read(&key, part, limits, version.as_ref())?;
+                        let Some(part) = part else {
+                            return Ok(EncodedChunk::Absent { key });
+                        };
+                        let bytes = part.bytes;
                         self.counter.add(1, bytes.len() as u64);
-                        Ok(EncodedChunk::Encoded { key, bytes })
+                        Ok(EncodedChunk::Encoded { key: name, bytes })
                     }
-                    Err(problem) => Err(self.broken(key, problem)),
+                    Err(problem) => Err(self.broken(name, problem)),
                 }
             }
         }
     }
 
-    fn load_index(
+    /// Returns the index of a shard, which is read once while it is in the cache.
+    fn shard_index(
         &self,
         shards: &Shards,
-        key: &str,
-        value: &dyn StoredValue,
-    ) -> Result<Arc<[u64]>> {
+        indexes: &Lru<Vec<u64>, ShardIndex>,
+        (shard, key): (&Vec<u64>, &str),
+    ) -> Result<ShardIndex> {
+        /// The reason why a load gave nothing to cache.
+        enum Uncached {
+            Absent,
+            Failed(Error),
+        }
+        let load = || match self.load_index(shards, key) {
+            // In a folder, a shard that appears later is a change, which only another look finds.
+            Ok(ShardIndex::Absent) if !self.store.is_remote() => Err(Uncached::Absent),
+            loaded => loaded.map_err(Uncached::Failed),
+        };
+        let found = match indexes.get_or_load(shard, load) {
+            Ok((found, _)) => found,
+            Err(Uncached::Absent) => ShardIndex::Absent,
+            Err(Uncached::Failed(error)) => return Err(error),
+        };
+        if self.store.is_remote() {
+            let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+            let chunks = awaited.remove(shard);
+            drop(awaited);
+            for inner in chunks.into_iter().flatten() {
+                self.prefetch_inner(shards, &found, (key, inner));
+            }
+        }
+        Ok(found)
+    }
+
+    fn load_index(&self, shards: &Shards, key: &str) -> Result<ShardIndex> {
         let failed = |problem| self.broken(format!("{key}, the shard's index"), problem);
-        let range = shards.index_range(value.len()).map_err(failed)?;
-        let bytes = value.read(range)?;
-        self.counter.add(0, bytes.len() as u64);
-        Ok(shards.decode_index(bytes).map_err(failed)?.into())
+        let limits = Limits {
+            check: &|length| shards.check_length(length).map_err(failed),
+            bytes: shards.index_bytes(),
+        };
+        let Some(part) = self.store.read(key, shards.index_part(), limits, None)? else {
+            return Ok(ShardIndex::Absent);
+        };
+        self.counter.add(0, part.bytes.len() as u64);
+        Ok(ShardIndex::Present {
+            entries: shards.decode_index(part.bytes).map_err(failed)?.into(),
+            length: part.length,
+            version: part.version,
+        })
+    }
+
+    /// Prefetches a chunk of a shard whose index is known.
+    fn prefetch_inner(&self, shards: &Shards, index: &ShardIndex, (key, inner): (&str, usize)) {
+        if let ShardIndex::Present {
+            entries,
+            length,
+            version,
+        } = index
+            && let Ok(Some(range)) = shards.range(entries, inner, *length)
+        {
+            let bytes = range.end - range.start;
+            let part = Part::Range(range);
+            self.store.prefetch(key, part, bytes, version.as_ref());
+        }
+    }
+
+    /// Decodes the indexes that have arrived, and prefetches the chunks that waited for them.
+    fn advance(&self, shards: &Shards, indexes: &Lru<Vec<u64>, ShardIndex>) {
+        let awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: Vec<Vec<u64>> = awaited.keys().cloned().collect();
+        drop(awaited);
+        let part = shards.index_part();
+        for shard in all {
+            let key = self.array.chunk_key(&shard).to_string();
+            if indexes.contains(&shard) || self.store.has(&key, &part) {
+                // If it fails, the read of the chunk fails too and reports it.
+                let _ = self.shard_index(shards, indexes, (&shard, &key));
+            }
+        }
     }
 
     fn decode(&self, key: String, encoded: Vec<u8>) -> Result<Vec<u8>> {
@@ -337,7 +462,21 @@ impl Volume for ZarrVolume {
     }
 
     fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
-        read_by_chunks(&self.layout, channels, region, out, |index| {
+        let layout = &self.layout;
+        if !self.store.is_remote() {
+            return read_by_chunks(layout, channels, region, out, |index| {
+                self.read_chunk(index)
+            });
+        }
+        layout.check_read(&channels, region, out.len())?;
+        let mut coming = intersecting(layout.read_chunk.unwrap_or([1; 4]), &channels, region);
+        for index in coming.by_ref().take(READ_AHEAD) {
+            self.prefetch(index);
+        }
+        read_by_chunks(layout, channels, region, out, |index| {
+            if let Some(index) = coming.next() {
+                self.prefetch(index);
+            }
             self.read_chunk(index)
         })
     }
@@ -346,15 +485,30 @@ impl Volume for ZarrVolume {
         let index = self.facts.chunk_index(index);
         let key = |index: &[u64]| self.array.chunk_key(index).to_string();
         match &self.codecs {
-            Codecs::Whole(_) => self.store.prefetch(&key(&index), &|length| Some(0..length)),
+            Codecs::Whole(chain) => {
+                let limit = chain.encoded().limit();
+                self.store.prefetch(&key(&index), Part::Whole, limit, None);
+            }
             Codecs::Sharded(shards, indexes) => {
                 let (shard, inner) = shards.locate(&index);
-                // Until a shard's index is known, only the index can be prefetched.
-                let known = indexes.get(&shard);
-                self.store.prefetch(&key(&shard), &|length| match &known {
-                    Some(known) => shards.range(known, inner, length).ok().flatten(),
-                    None => shards.index_range(length).ok(),
-                });
+                let key = key(&shard);
+                if let Some(known) = indexes.get(&shard) {
+                    self.prefetch_inner(shards, &known, (&key, inner));
+                } else {
+                    // Until a shard's index is known, only the index can be prefetched.
+                    let (part, bytes) = (shards.index_part(), shards.index_bytes());
+                    if self.store.is_remote() {
+                        let mut awaited =
+                            self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+                        if awaited.len() < MAX_AWAITED {
+                            awaited.entry(shard).or_default().push(inner);
+                        }
+                    }
+                    self.store.prefetch(&key, part, bytes, None);
+                }
+                if self.store.is_remote() {
+                    self.advance(shards, indexes);
+                }
             }
         }
     }
@@ -390,9 +544,13 @@ impl Volume for ZarrVolume {
             Codecs::Sharded(shards, _) => shards.locate(&own).0,
             Codecs::Whole(_) => own,
         };
-        let found = self.store.open(self.array.chunk_key(&stored).as_str())?;
+        if self.store.is_remote() {
+            // A request only for this would take as long as reading the chunk.
+            return Ok(None);
+        }
+        let stored = self.store.exists(self.array.chunk_key(&stored).as_str())?;
         let fill = || self.array.fill_value().as_ne_bytes().to_vec();
-        Ok(found.is_none().then(fill))
+        Ok((!stored).then(fill))
     }
 
     fn time_points(&self) -> Option<u64> {
@@ -414,11 +572,25 @@ impl Volume for ZarrVolume {
             "time points": self.time_points(),
             "codecs": self.facts.codecs,
         });
-        Ok(identity(&self.layout, &kind))
+        Ok(self.watch.identify(identity(&self.layout, &kind)))
     }
 
     fn stored_bytes(&self) -> Result<u64> {
-        folder_bytes(&self.layout.path)
+        let stored = self.store.bytes();
+        if self.layout.remote {
+            // Web servers cannot list what they have.
+            return stored.or_else(|_| self.layout.decoded_bytes());
+        }
+        stored
+    }
+}
+
+impl ShardIndex {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Absent => 0,
+            Self::Present { entries, .. } => size_of_val::<[u64]>(entries),
+        }
     }
 }
 

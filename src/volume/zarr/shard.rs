@@ -13,6 +13,7 @@ use zarrs::metadata::v3::MetadataV3;
 use super::bounded::ByteLimit;
 use super::pipeline::{ArrayForm, CodecError, CodecPipeline, place};
 use crate::error::Cause;
+use crate::store::Part;
 
 /// Maximum number of chunks in a shard: their index takes 64 MiB.
 const MAX_CHUNKS: u64 = 4 << 20;
@@ -104,19 +105,27 @@ impl Shards {
         (shard, inner)
     }
 
-    /// Returns the byte range of the index in a shard of `length` bytes.
-    pub(super) fn index_range(&self, length: u64) -> Result<Range<u64>, Cause> {
-        let rest = length.checked_sub(self.index_bytes).ok_or_else(|| {
-            format!(
-                "{length} bytes are too few for an index of {}",
-                self.index_bytes
-            )
-        })?;
-        Ok(if self.at_start {
-            0..self.index_bytes
+    /// Returns the part of a shard that holds the index.
+    pub(super) const fn index_part(&self) -> Part {
+        if self.at_start {
+            Part::First(self.index_bytes)
         } else {
-            rest..length
-        })
+            Part::Last(self.index_bytes)
+        }
+    }
+
+    /// Returns the bytes of the index.
+    pub(super) const fn index_bytes(&self) -> u64 {
+        self.index_bytes
+    }
+
+    /// Checks that a shard of `length` bytes can hold its index.
+    pub(super) fn check_length(&self, length: u64) -> Result<(), Cause> {
+        if length >= self.index_bytes {
+            return Ok(());
+        }
+        let index = self.index_bytes;
+        Err(format!("{length} bytes are too few for an index of {index}").into())
     }
 
     /// Decodes the index: the start and the length of each chunk.
@@ -153,7 +162,8 @@ impl Shards {
             Ok(shard[usize::try_from(range.start)?..usize::try_from(range.end)?].to_vec())
         };
         let length = shard.len() as u64;
-        let index = self.decode_index(part(self.index_range(length)?)?)?;
+        self.check_length(length)?;
+        let index = self.decode_index(part(self.index_part().range(length))?)?;
         let voxel = self.form.fill.as_ne_bytes();
         let bytes = self.form.bytes().ok_or("its type has no fixed size")?;
         let mut voxels = voxel.repeat(usize::try_from(bytes)? / voxel.len());

@@ -1,4 +1,4 @@
-//! The storage of a Zarr array's bytes: files below a folder.
+//! The storage of a Zarr array's bytes: files below a folder, or objects below a path.
 //!
 //! Only a missing file means that a chunk is missing; every other failure is an error. Errors include dangling links,
 //! symbolic links in untrusted folders, and `ENOTDIR`: a file where the key has a folder. (All keys of an array have
@@ -12,34 +12,69 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::super::foreign;
+use super::super::lru::Lru;
 use super::super::options::OpenOptions;
 use super::super::read_method::is_remote;
 use super::super::watch::Since;
-use super::json;
+use super::{folder_bytes, json};
 use crate::error::{Error, Result};
 use crate::files::open_at_once;
+use crate::store::{Part, Remote, Version};
 
 /// A store of values by key, which can be read in part.
 pub(super) trait Store: Debug + Send + Sync {
-    /// Opens the value under `key`; `None` if it does not exist.
-    fn open(&self, key: &str) -> Result<Option<Box<dyn StoredValue>>>;
+    /// Reads a part of the value under `key`, whose length must pass `check`; `None` if the value does not exist.
+    /// `pin` is the version that an earlier read returned. At most `limit` bytes are allocated.
+    fn read(
+        &self,
+        key: &str,
+        part: Part,
+        limits: Limits<'_>,
+        pin: Option<&Arc<Version>>,
+    ) -> Result<Option<StoredPart>>;
 
-    /// Prefetches a part of the value under `key`, if it exists and fetching takes time. `part` returns the
-    /// range for the value's length. Nothing depends on it.
-    fn prefetch(&self, key: &str, part: &dyn Fn(u64) -> Option<Range<u64>>) {
+    /// Returns `true` if there is a value under `key`.
+    fn exists(&self, key: &str) -> Result<bool>;
+
+    /// Prefetches a part of the value under `key`, of at most `limit` bytes, if it exists and fetching takes time.
+    /// Nothing depends on it.
+    fn prefetch(&self, key: &str, part: Part, limit: u64, pin: Option<&Arc<Version>>);
+
+    /// Returns `true` if a prefetched part has arrived, in a store where that takes time.
+    fn has(&self, key: &str, part: &Part) -> bool {
         let _ = (key, part);
+        false
+    }
+
+    /// Returns the bytes of all values.
+    fn bytes(&self) -> Result<u64>;
+
+    /// Returns `true` if requests have a latency, so that many should be in flight, and none be made twice.
+    fn is_remote(&self) -> bool {
+        false
     }
 }
 
-/// A value whose bytes can be read.
-pub(super) trait StoredValue {
-    /// Returns the length in bytes.
-    fn len(&self) -> u64;
+/// The bytes that a read may have.
+#[derive(Clone, Copy)]
+pub(super) struct Limits<'a> {
+    /// Checks the length of the value before it is read.
+    pub(super) check: &'a dyn Fn(u64) -> Result<()>,
+    /// The most bytes of the part.
+    pub(super) bytes: u64,
+}
 
-    /// Reads `range`, which must be inside the value.
-    fn read(&self, range: Range<u64>) -> Result<Vec<u8>>;
+/// Bytes of a value.
+#[derive(Clone, Debug)]
+pub(super) struct StoredPart {
+    pub(super) bytes: Vec<u8>,
+    /// The length of the whole value.
+    pub(super) length: u64,
+    /// The version of the value, if its store has versions.
+    pub(super) version: Option<Arc<Version>>,
 }
 
 /// A folder of files.
@@ -137,8 +172,9 @@ impl Folder {
     }
 }
 
-impl Store for Folder {
-    fn open(&self, key: &str) -> Result<Option<Box<dyn StoredValue>>> {
+impl Folder {
+    /// Opens the value under `key`; `None` if it does not exist.
+    fn open(&self, key: &str) -> Result<Option<OpenFile>> {
         let path = self.path.join(key);
         self.links.check(&self.path, &path)?;
         let opened = path.metadata().and_then(|found| {
@@ -164,28 +200,60 @@ impl Store for Folder {
         if let Some(since) = self.since {
             since.check(&path, &found)?;
         }
-        Ok(Some(Box::new(OpenFile {
+        Ok(Some(OpenFile {
             file,
             path,
             length: found.len(),
-        })))
+        }))
+    }
+}
+
+impl Store for Folder {
+    fn read(
+        &self,
+        key: &str,
+        part: Part,
+        limits: Limits<'_>,
+        _: Option<&Arc<Version>>,
+    ) -> Result<Option<StoredPart>> {
+        let Some(file) = self.open(key)? else {
+            return Ok(None);
+        };
+        (limits.check)(file.length)?;
+        Ok(Some(StoredPart {
+            bytes: file.read(part.range(file.length))?,
+            length: file.length,
+            version: None,
+        }))
+    }
+
+    fn exists(&self, key: &str) -> Result<bool> {
+        Ok(self.open(key)?.is_some())
+    }
+
+    fn bytes(&self) -> Result<u64> {
+        folder_bytes(&self.path)
     }
 
     #[cfg(not(target_vendor = "apple"))]
-    fn prefetch(&self, key: &str, part: &dyn Fn(u64) -> Option<Range<u64>>) {
+    fn prefetch(&self, key: &str, part: Part, limit: u64, _: Option<&Arc<Version>>) {
         let path = self.path.join(key);
         if self.links.check(&self.path, &path).is_ok()
             && path.is_file()
             && let Ok(file) = open_at_once(&path)
             && let Ok(found) = file.metadata()
-            && let Some(range) = part(found.len())
-            && let Some(length) = NonZeroU64::new(range.end.saturating_sub(range.start))
+            && let range = part.range(found.len())
+            && let length = range.end.saturating_sub(range.start).min(limit)
+            && let Some(length) = NonZeroU64::new(length)
         {
             let advice = rustix::fs::Advice::WillNeed;
             // The call fails where prefetching is not possible, for example for a pipe.
             let _ = rustix::fs::fadvise(&file, range.start, Some(length), advice);
         }
     }
+
+    #[cfg(target_vendor = "apple")]
+    fn prefetch(&self, _: &str, _: Part, _: u64, _: Option<&Arc<Version>>) {}
 }
 
 struct OpenFile {
@@ -194,22 +262,15 @@ struct OpenFile {
     length: u64,
 }
 
-impl StoredValue for OpenFile {
-    fn len(&self) -> u64 {
-        self.length
-    }
-
+impl OpenFile {
+    /// Reads `range`, which must be inside the file.
     fn read(&self, range: Range<u64>) -> Result<Vec<u8>> {
         let wanted = range
             .end
             .checked_sub(range.start)
             .filter(|_| range.end <= self.length);
         let Some(length) = wanted.and_then(|n| usize::try_from(n).ok()) else {
-            let problem = format!(
-                "bytes {range:?} were requested, but the file has {}",
-                self.length
-            );
-            return Err(Error::header(&self.path, "Zarr", problem));
+            return Err(outside(&self.path, &range, self.length));
         };
         let mut bytes = vec![0; length];
         self.file
@@ -219,27 +280,133 @@ impl StoredValue for OpenFile {
     }
 }
 
+fn outside(path: &Path, range: &Range<u64>, length: u64) -> Error {
+    let problem = format!("bytes {range:?} were requested, but the file has {length}");
+    Error::header(path, "Zarr", problem)
+}
+
+/// Objects below a path of a store.
+#[derive(Debug)]
+pub(super) struct Objects {
+    remote: Remote,
+    path: PathBuf,
+    /// The versions of the objects that were read last, to notice if one is replaced.
+    versions: Lru<String, Arc<Version>>,
+}
+
+impl Objects {
+    /// Bytes of the versions that are remembered.
+    const VERSIONS: u64 = 16 << 20;
+
+    pub(super) fn new(remote: &Remote, path: &Path) -> Self {
+        let bytes = |version: &Arc<Version>| {
+            size_of::<Version>() + version.etag.as_ref().map_or(0, String::len)
+        };
+        Self {
+            remote: remote.clone(),
+            path: path.to_path_buf(),
+            versions: Lru::new(Self::VERSIONS, bytes),
+        }
+    }
+}
+
+impl Store for Objects {
+    fn read(
+        &self,
+        key: &str,
+        part: Part,
+        limits: Limits<'_>,
+        pin: Option<&Arc<Version>>,
+    ) -> Result<Option<StoredPart>> {
+        let key = key.to_owned();
+        let path = self.path.join(&key);
+        let known = self.versions.get(&key);
+        let range = part.clone();
+        let refused = |size: u64| match (limits.check)(size) {
+            Err(error) => error,
+            Ok(()) => outside(&path, &range.range(size), size),
+        };
+        let pin = pin.or(known.as_ref());
+        let Some(found) = self
+            .remote
+            .read(&path, part, (limits.bytes, &refused), pin)?
+        else {
+            if pin.is_some() {
+                let what = "it can no longer be found".to_owned();
+                return Err(Error::InputModified { path, what });
+            }
+            return Ok(None);
+        };
+        (limits.check)(found.version.size)?;
+        if known.is_none() {
+            let version = || Ok::<_, Error>(Arc::clone(&found.version));
+            self.versions.get_or_load(&key, version)?;
+        }
+        Ok(Some(StoredPart {
+            bytes: found.bytes.into(),
+            length: found.version.size,
+            version: Some(found.version),
+        }))
+    }
+
+    fn exists(&self, key: &str) -> Result<bool> {
+        if self.versions.contains(&key.to_owned()) {
+            return Ok(true);
+        }
+        Ok(self.remote.version(&self.path.join(key))?.is_some())
+    }
+
+    fn prefetch(&self, key: &str, part: Part, limit: u64, pin: Option<&Arc<Version>>) {
+        let known = self.versions.get(&key.to_owned());
+        let pin = pin.or(known.as_ref());
+        self.remote.prefetch(&self.path.join(key), part, limit, pin);
+    }
+
+    fn bytes(&self) -> Result<u64> {
+        self.remote.bytes_below(&self.path)
+    }
+
+    fn has(&self, key: &str, part: &Part) -> bool {
+        self.remote.has(&self.path.join(key), part)
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+}
+
 /// Reads and parses a metadata document of up to 16 MiB; `None` if it does not exist.
 pub(super) fn read_json(
     folder: &Path,
     name: &str,
     links: Links,
 ) -> Result<Option<serde_json::Value>> {
-    const LIMIT: u64 = 16 << 20;
-    let Some(value) = Folder::new(folder, links).open(name)? else {
-        return Ok(None);
-    };
     let path = folder.join(name);
-    if value.len() > LIMIT {
-        return Err(Error::header(
-            &path,
-            "Zarr",
-            format!("{} bytes are more than {LIMIT}", value.len()),
-        ));
+    let limits = Limits {
+        check: &|length| check_document(&path, length),
+        bytes: DOCUMENT,
+    };
+    let read = Folder::new(folder, links).read(name, Part::Whole, limits, None)?;
+    read.map(|read| parse_document(&path, &read.bytes))
+        .transpose()
+}
+
+/// Maximum bytes of a metadata document.
+pub(super) const DOCUMENT: u64 = 16 << 20;
+
+/// Checks the length of a metadata document.
+pub(super) fn check_document(path: &Path, length: u64) -> Result<()> {
+    if length <= DOCUMENT {
+        return Ok(());
     }
-    let bytes = value.read(0..value.len())?;
-    json::parse(&bytes).map(Some).map_err(|error| {
-        let problem = foreign::pointer(&bytes).map_or_else(|| error.to_string(), str::to_owned);
-        Error::header(&path, "Zarr", problem)
+    let problem = format!("{length} bytes are more than {DOCUMENT}");
+    Err(Error::header(path, "Zarr", problem))
+}
+
+/// Parses a metadata document.
+pub(super) fn parse_document(path: &Path, bytes: &[u8]) -> Result<serde_json::Value> {
+    json::parse(bytes).map_err(|error| {
+        let problem = foreign::pointer(bytes).map_or_else(|| error.to_string(), str::to_owned);
+        Error::header(path, "Zarr", problem)
     })
 }

@@ -16,6 +16,7 @@ use serde_json::json;
 use zarrs::array::ArrayBytes;
 use zarrs::array::codec::api::{ArrayToBytesCodecTraits, CodecOptions};
 
+use super::store::StoredPart;
 use super::*;
 use crate::dtype::DType;
 use crate::volume::VolumeExt;
@@ -72,43 +73,43 @@ struct Notebook {
     prefetches: Notes,
 }
 
-struct Page {
-    key: String,
-    bytes: Arc<Vec<u8>>,
-    reads: Notes,
-}
-
 impl Store for Notebook {
-    fn open(&self, key: &str) -> Result<Option<Box<dyn StoredValue>>> {
-        let page = |bytes| -> Box<dyn StoredValue> {
-            Box::new(Page {
-                key: key.to_owned(),
-                bytes: Arc::clone(bytes),
-                reads: Arc::clone(&self.reads),
-            })
+    fn read(
+        &self,
+        key: &str,
+        part: Part,
+        limits: Limits<'_>,
+        _: Option<&Arc<Version>>,
+    ) -> Result<Option<StoredPart>> {
+        let Some(value) = self.values.get(key) else {
+            return Ok(None);
         };
-        Ok(self.values.get(key).map(page))
+        let length = value.len() as u64;
+        (limits.check)(length)?;
+        let range = part.range(length);
+        let note = (key.to_owned(), range.clone());
+        self.reads.lock().unwrap().push(note);
+        let at = |n| usize::try_from(n).unwrap();
+        Ok(Some(StoredPart {
+            bytes: value[at(range.start)..at(range.end)].to_vec(),
+            length,
+            version: None,
+        }))
     }
 
-    fn prefetch(&self, key: &str, part: &dyn Fn(u64) -> Option<Range<u64>>) {
-        if let Some(bytes) = self.values.get(key)
-            && let Some(range) = part(bytes.len() as u64)
-        {
-            let note = (key.to_owned(), range);
+    fn exists(&self, key: &str) -> Result<bool> {
+        Ok(self.values.contains_key(key))
+    }
+
+    fn prefetch(&self, key: &str, part: Part, _: u64, _: Option<&Arc<Version>>) {
+        if let Some(bytes) = self.values.get(key) {
+            let note = (key.to_owned(), part.range(bytes.len() as u64));
             self.prefetches.lock().unwrap().push(note);
         }
     }
-}
 
-impl StoredValue for Page {
-    fn len(&self) -> u64 {
-        self.bytes.len() as u64
-    }
-    fn read(&self, range: Range<u64>) -> Result<Vec<u8>> {
-        let note = (self.key.clone(), range.clone());
-        self.reads.lock().unwrap().push(note);
-        let at = |n| usize::try_from(n).unwrap();
-        Ok(self.bytes[at(range.start)..at(range.end)].to_vec())
+    fn bytes(&self) -> Result<u64> {
+        Ok(self.values.values().map(|value| value.len() as u64).sum())
     }
 }
 

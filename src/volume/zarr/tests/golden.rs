@@ -68,7 +68,7 @@ fn golden_arrays_hold_what_zarr_python_wrote() {
     let mut wrong = Vec::new();
     for path in arrays {
         let name = path.display().to_string();
-        let found = find::find_array(&path, 0, Links::Followed).unwrap();
+        let found = find::find_array(&path, 0, &Tree::Folder(Links::Followed)).unwrap();
         let volume = match open(&path) {
             Ok(volume) => volume,
             Err(error) => {

@@ -54,7 +54,7 @@ fn noted(path: &Path) -> (ZarrVolume, Notebook) {
             }
         }
     }
-    let found = find::find_array(path, 0, Links::Followed).unwrap();
+    let found = find::find_array(path, 0, &Tree::Folder(Links::Followed)).unwrap();
     let volume = ZarrVolume::with_store(
         (path, found.format, &found.axes),
         Box::new(store.clone()),
@@ -232,23 +232,27 @@ fn every_other_error_of_the_system_is_an_error() {
     #[derive(Debug)]
     struct Failing(i32, bool);
     impl Store for Failing {
-        fn open(&self, key: &str) -> Result<Option<Box<dyn StoredValue>>> {
+        fn read(
+            &self,
+            key: &str,
+            _: Part,
+            limits: Limits<'_>,
+            _: Option<&Arc<Version>>,
+        ) -> Result<Option<StoredPart>> {
             if self.1 {
-                return Ok(Some(Box::new(Self(self.0, false))));
+                (limits.check)(40)?;
             }
-            Err(Error::io("open", Path::new(key))(
+            let action = if self.1 { "read" } else { "open" };
+            Err(Error::io(action, Path::new(key))(
                 io::Error::from_raw_os_error(self.0),
             ))
         }
-    }
-    impl StoredValue for Failing {
-        fn len(&self) -> u64 {
-            40
+        fn exists(&self, _: &str) -> Result<bool> {
+            Ok(true)
         }
-        fn read(&self, _: Range<u64>) -> Result<Vec<u8>> {
-            Err(Error::io("read", Path::new("chunk"))(
-                io::Error::from_raw_os_error(self.0),
-            ))
+        fn prefetch(&self, _: &str, _: Part, _: u64, _: Option<&Arc<Version>>) {}
+        fn bytes(&self) -> Result<u64> {
+            Ok(40)
         }
     }
     let gzip = json!([{"name": "bytes", "configuration": {"endian": "little"}},

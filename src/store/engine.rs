@@ -1,0 +1,601 @@
+//! The requests of a process: how many run at once, in which order, and which of them are made together.
+//!
+//! There is one engine per process, with one runtime, started by the first request. A read waits for its bytes; a
+//! prefetch does not, and its bytes wait for the read. Reads go first. When a request can begin, the ranges of the same
+//! object that are wanted too are added to it, as long as the gaps between them cost less time than a request and
+//! little compared with what is wanted. The bytes of prefetches, running or waiting, have a budget.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use object_store::path::Path as Key;
+use tokio::runtime::{Builder, Runtime};
+
+use super::client::{Client, Timing, Watcher};
+use super::connect::Clients;
+use super::object::{Failure, Fetched, Part, Version};
+use super::process::PerProcess;
+
+/// Maximum number of requests at once.
+pub(super) const MAX_REQUESTS: usize = 32;
+
+/// Maximum bytes of prefetches, running or waiting to be read.
+pub(crate) const PREFETCH_BYTES: u64 = 64 << 20;
+
+/// Maximum bytes of a request that was made of several.
+const MAX_MERGED: u64 = 8 << 20;
+
+/// Maximum share of the wanted bytes that the gaps of a request may have: one in so many.
+const GAP_SHARE: u64 = 8;
+
+/// Maximum number of prefetches that wait for their request.
+const MAX_AHEAD: usize = 8192;
+
+/// Prefetched bytes that nobody has read for this time may be dropped.
+const STALE: Duration = Duration::from_secs(10);
+
+/// The requests of a process.
+pub(super) struct Engine {
+    runtime: Runtime,
+    state: Mutex<State>,
+    /// Signals that a wish was fulfilled.
+    arrived: Condvar,
+    counts: Counts,
+    pub(super) clients: Clients,
+}
+
+/// Counts of requests since the start of the process.
+#[derive(Debug, Default)]
+struct Counts {
+    requests: AtomicU64,
+    bytes: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    wishes: HashMap<u64, Wish>,
+    by_part: HashMap<Wanted, u64>,
+    /// Wishes that wait for their request: those of reads,
+    urgent: BTreeSet<u64>,
+    /// and those of prefetches.
+    ahead: BTreeSet<u64>,
+    running: usize,
+    /// Bytes that running requests may return, and of results that were not read yet.
+    bytes: u64,
+    window: Window,
+    pace: Pace,
+}
+
+/// What a wish is for: its owner, the key of an object, and a part of it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Wanted {
+    owner: u64,
+    key: Arc<str>,
+    part: Part,
+}
+
+struct Wish {
+    wanted: Wanted,
+    client: Arc<Client>,
+    limit: u64,
+    pin: Option<Arc<Version>>,
+    /// Threads that wait for it.
+    readers: usize,
+    /// Whether its owner is gone.
+    abandoned: bool,
+    /// Bytes that count for it in [`State::bytes`].
+    bytes: u64,
+    result: Option<(Result<Fetched, Failure>, Instant)>,
+}
+
+/// The number of requests that may run at once: it is halved when a server is overloaded, and grows again slowly.
+#[derive(Debug)]
+struct Window {
+    size: f64,
+    halved: Option<Instant>,
+}
+
+impl Default for Window {
+    #[expect(clippy::cast_precision_loss, reason = "a small number")]
+    fn default() -> Self {
+        Self {
+            size: MAX_REQUESTS as f64,
+            halved: None,
+        }
+    }
+}
+
+impl Window {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "1 to 32"
+    )]
+    fn requests(&self) -> usize {
+        self.size as usize
+    }
+
+    fn shrink(&mut self, latency: f64) {
+        // All requests that were refused together count once.
+        let pause = Duration::from_secs_f64(latency.clamp(0.01, 1.0));
+        if self.halved.is_none_or(|when| when.elapsed() > pause) {
+            self.size = (self.size / 2.0).max(1.0);
+            self.halved = Some(Instant::now());
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a small number")]
+    fn grow(&mut self) {
+        self.size = (self.size + 1.0 / self.size).min(MAX_REQUESTS as f64);
+    }
+}
+
+/// The measured speed of requests: moving averages.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    /// Seconds to the first byte.
+    latency: f64,
+    /// Bytes per second of one request.
+    bandwidth: f64,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            latency: 0.03,
+            bandwidth: 50e6,
+        }
+    }
+}
+
+impl Pace {
+    fn measure(&mut self, timing: Timing) {
+        const NEW: f64 = 0.1;
+        self.latency += NEW * (timing.latency - self.latency);
+        // Shorter transfers arrive in one piece: their time says nothing.
+        if timing.bytes >= 256 << 10 {
+            #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+            let bandwidth = timing.bytes as f64 / timing.transfer.max(1e-4);
+            self.bandwidth += NEW * (bandwidth - self.bandwidth);
+        }
+    }
+
+    /// Returns the bytes that arrive in the time that a request takes to begin.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "it is clamped"
+    )]
+    fn gap(&self) -> u64 {
+        (self.latency * self.bandwidth).clamp(0.0, 8e6) as u64
+    }
+}
+
+static ENGINE: PerProcess<Engine> = PerProcess::new();
+
+/// Returns the engine of this process, which the first call starts.
+pub(super) fn engine() -> io::Result<&'static Engine> {
+    ENGINE.get_or_try_init(|| {
+        Ok(Engine {
+            runtime: Builder::new_multi_thread()
+                .worker_threads(2)
+                .thread_name("voxpatch-store")
+                .enable_all()
+                .build()?,
+            state: Mutex::default(),
+            arrived: Condvar::new(),
+            counts: Counts::default(),
+            clients: Clients::default(),
+        })
+    })
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine")
+            .field("counts", &self.counts)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Watcher for Engine {
+    fn throttled(&self) {
+        let mut state = self.lock();
+        let latency = state.pace.latency;
+        state.window.shrink(latency);
+    }
+
+    fn succeeded(&self, timing: Timing) {
+        self.counts.bytes.fetch_add(timing.bytes, Ordering::Relaxed);
+        let mut state = self.lock();
+        state.window.grow();
+        state.pace.measure(timing);
+    }
+}
+
+impl Engine {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the number of requests for objects (merged ones count once, repetitions do not count), and the bytes that they returned.
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn counts(&self) -> (u64, u64) {
+        let counts = &self.counts;
+        (
+            counts.requests.load(Ordering::Relaxed),
+            counts.bytes.load(Ordering::Relaxed),
+        )
+    }
+
+    /// Runs a request and waits for it. Unlike `block_on`, this works on a thread of another runtime.
+    pub(super) fn wait_for<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        self.runtime.spawn(async move {
+            let _ = sender.send(work.await);
+        });
+        receiver
+            .recv()
+            .map_err(|_| Failure::io(io::ErrorKind::Other, "the request failed without a reason"))
+    }
+
+    /// Reads a part of an object of at most `limit` bytes, and waits for it.
+    pub(super) fn read(
+        &'static self,
+        (owner, client): (u64, &Arc<Client>),
+        key: &str,
+        part: Part,
+        limit: u64,
+        pin: Option<Arc<Version>>,
+    ) -> Result<Fetched, Failure> {
+        let mut state = self.lock();
+        if let Some(id) = state.find(owner, key, &part) {
+            // A prefetch that failed is tried again, because the reason may be gone.
+            let wish = state.wish(id);
+            let failed = matches!(wish.result, Some((Err(_), _)));
+            if failed && wish.readers == 0 {
+                state.remove(id);
+            }
+        }
+        let id = match state.find(owner, key, &part) {
+            Some(id) => {
+                if state.ahead.remove(&id) {
+                    state.urgent.insert(id);
+                }
+                id
+            }
+            None => {
+                let id = state.add((owner, client), key, part, limit, pin);
+                state.urgent.insert(id);
+                id
+            }
+        };
+        state.wish(id).readers += 1;
+        self.start(&mut state);
+        while state.wish(id).result.is_none() {
+            state = self
+                .arrived
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        let wish = state.wish(id);
+        wish.readers -= 1;
+        let result = wish.result.as_ref().map(|(result, _)| result.clone());
+        if wish.readers == 0 {
+            state.remove(id);
+        }
+        self.start(&mut state);
+        result.expect("the loop waited for it")
+    }
+
+    /// Begins to read a part of an object, unless too much is waiting already.
+    pub(super) fn prefetch(
+        &'static self,
+        (owner, client): (u64, &Arc<Client>),
+        key: &str,
+        part: Part,
+        limit: u64,
+        pin: Option<Arc<Version>>,
+    ) {
+        let mut state = self.lock();
+        if state.ahead.len() >= MAX_AHEAD || state.find(owner, key, &part).is_some() {
+            return;
+        }
+        let id = state.add((owner, client), key, part, limit, pin);
+        state.ahead.insert(id);
+        self.start(&mut state);
+    }
+
+    /// Returns `true` if a part that was prefetched has arrived.
+    pub(super) fn has(&self, owner: u64, key: &str, part: &Part) -> bool {
+        let mut state = self.lock();
+        let id = state.find(owner, key, part);
+        id.is_some_and(|id| state.wish(id).result.is_some())
+    }
+
+    /// Drops the prefetches of an owner that will not read them any more.
+    pub(super) fn forget(&self, owner: u64) {
+        let mut state = self.lock();
+        let own = |wish: &&mut Wish| wish.wanted.owner == owner && wish.readers == 0;
+        for wish in state.wishes.values_mut().filter(own) {
+            wish.abandoned = true;
+        }
+        state.drop_where(|wish| wish.abandoned && wish.result.is_some());
+        let waiting: Vec<u64> = state.ahead.iter().copied().collect();
+        for id in waiting {
+            if state.wishes[&id].abandoned {
+                state.remove(id);
+            }
+        }
+    }
+
+    /// Starts requests while there is room for them.
+    fn start(&'static self, state: &mut State) {
+        while state.running < state.window.requests() {
+            let first = match (state.urgent.first(), state.ahead.first()) {
+                (Some(&id), _) => id,
+                (None, Some(&id)) => {
+                    let more = state.wishes[&id].reserve();
+                    if state.bytes + more > PREFETCH_BYTES && state.bytes > 0 {
+                        state.drop_stale();
+                        if state.bytes + more > PREFETCH_BYTES {
+                            return;
+                        }
+                    }
+                    id
+                }
+                (None, None) => return,
+            };
+            let request = state.request(first);
+            state.running += 1;
+            self.counts.requests.fetch_add(1, Ordering::Relaxed);
+            self.runtime.spawn(self.run(request));
+        }
+    }
+
+    async fn run(&'static self, request: Request) {
+        let Request {
+            client,
+            key,
+            part,
+            limit,
+            pin,
+            members,
+        } = request;
+        let result = match Key::parse(&*key) {
+            Ok(key) => client.fetch(&key, &part, limit, pin, self).await,
+            Err(_) => Err(Failure::io(
+                io::ErrorKind::InvalidInput,
+                "the key is not valid",
+            )),
+        };
+        let mut state = self.lock();
+        state.running -= 1;
+        for (id, range) in members {
+            state.fulfill(id, &result, range);
+        }
+        self.start(&mut state);
+        drop(state);
+        self.arrived.notify_all();
+    }
+}
+
+/// A request for one or more wishes.
+struct Request {
+    client: Arc<Client>,
+    key: Arc<str>,
+    part: Part,
+    limit: u64,
+    pin: Option<Arc<Version>>,
+    /// The wishes, each with its range of the result.
+    members: Vec<(u64, Option<Range<usize>>)>,
+}
+
+impl Wish {
+    /// Returns the bytes that its request returns, as far as they are known.
+    fn reserve(&self) -> u64 {
+        match &self.wanted.part {
+            Part::Whole => self.limit.min(1 << 20),
+            Part::First(length) | Part::Last(length) => *length,
+            Part::Range(range) => range.end - range.start,
+        }
+    }
+}
+
+impl State {
+    fn wish(&mut self, id: u64) -> &mut Wish {
+        self.wishes
+            .get_mut(&id)
+            .expect("a wish stays as long as it has readers")
+    }
+
+    fn find(&self, owner: u64, key: &str, part: &Part) -> Option<u64> {
+        let wanted = Wanted {
+            owner,
+            key: key.into(),
+            part: part.clone(),
+        };
+        self.by_part.get(&wanted).copied()
+    }
+
+    fn add(
+        &mut self,
+        (owner, client): (u64, &Arc<Client>),
+        key: &str,
+        part: Part,
+        limit: u64,
+        pin: Option<Arc<Version>>,
+    ) -> u64 {
+        self.next += 1;
+        let id = self.next;
+        let wanted = Wanted {
+            owner,
+            key: key.into(),
+            part,
+        };
+        self.by_part.insert(wanted.clone(), id);
+        let wish = Wish {
+            wanted,
+            client: Arc::clone(client),
+            limit,
+            pin,
+            readers: 0,
+            abandoned: false,
+            bytes: 0,
+            result: None,
+        };
+        self.wishes.insert(id, wish);
+        id
+    }
+
+    fn remove(&mut self, id: u64) {
+        if let Some(wish) = self.wishes.remove(&id) {
+            self.by_part.remove(&wish.wanted);
+            self.bytes -= wish.bytes;
+        }
+        self.urgent.remove(&id);
+        self.ahead.remove(&id);
+    }
+
+    /// Removes results that nobody has read for a while.
+    fn drop_stale(&mut self) {
+        self.drop_where(|wish| {
+            let old = |(_, when): &(_, Instant)| when.elapsed() > STALE;
+            wish.readers == 0 && wish.result.as_ref().is_some_and(old)
+        });
+    }
+
+    fn drop_where(&mut self, what: impl Fn(&Wish) -> bool) {
+        let all = self.wishes.iter().filter(|(_, wish)| what(wish));
+        let all: Vec<u64> = all.map(|(id, _)| *id).collect();
+        for id in all {
+            self.remove(id);
+        }
+    }
+
+    /// Takes a wish that waits, and those that are best fulfilled with it.
+    fn request(&mut self, first: u64) -> Request {
+        let wish = &self.wishes[&first];
+        let (client, key, pin) = (
+            Arc::clone(&wish.client),
+            Arc::clone(&wish.wanted.key),
+            wish.pin.clone(),
+        );
+        let (part, limit, members) = match wish.wanted.part.clone() {
+            Part::Range(range) => {
+                let (range, members) = self.merged(first, range);
+                (Part::Range(range.clone()), range.end - range.start, members)
+            }
+            part => (part, wish.limit, vec![(first, None)]),
+        };
+        for (id, _) in &members {
+            self.urgent.remove(id);
+            self.ahead.remove(id);
+            let wish = self.wishes.get_mut(id).expect("it waits");
+            wish.bytes = wish.reserve();
+            self.bytes += wish.bytes;
+        }
+        Request {
+            client,
+            key,
+            part,
+            limit,
+            pin,
+            members,
+        }
+    }
+
+    /// Returns the range of a request that begins with the wish `first` for `range`, and the wishes that it fulfills.
+    fn merged(
+        &self,
+        first: u64,
+        range: Range<u64>,
+    ) -> (Range<u64>, Vec<(u64, Option<Range<usize>>)>) {
+        let own = &self.wishes[&first];
+        let mut near: Vec<(Range<u64>, u64)> = self
+            .urgent
+            .iter()
+            .chain(&self.ahead)
+            .filter_map(|id| {
+                let wish = &self.wishes[id];
+                let same = *id != first
+                    && wish.wanted.owner == own.wanted.owner
+                    && wish.wanted.key == own.wanted.key
+                    && wish.pin == own.pin;
+                match &wish.wanted.part {
+                    Part::Range(range) if same => Some((range.clone(), *id)),
+                    _ => None,
+                }
+            })
+            .collect();
+        near.sort_unstable_by_key(|(range, _)| (range.start, range.end));
+        let most = self.pace.gap();
+        let length = |range: &Range<u64>| range.end - range.start;
+        let (mut whole, mut wanted) = (range.clone(), length(&range));
+        let mut taken = vec![(first, range)];
+        let mut fits = |whole: &mut Range<u64>, next: &Range<u64>, gap: u64| {
+            let both = whole.start.min(next.start)..whole.end.max(next.end);
+            let all = wanted + length(next);
+            let fits = gap <= most
+                && length(&both) <= MAX_MERGED
+                && length(&both) <= all + all / GAP_SHARE;
+            if fits {
+                *whole = both;
+                wanted = all;
+            }
+            fits
+        };
+        let split = near.partition_point(|(next, _)| next.start < whole.start);
+        for (next, id) in &near[split..] {
+            let gap = next.start.saturating_sub(whole.end);
+            if !fits(&mut whole, next, gap) {
+                break;
+            }
+            taken.push((*id, next.clone()));
+        }
+        for (next, id) in near[..split].iter().rev() {
+            let gap = whole.start.saturating_sub(next.end);
+            if !fits(&mut whole, next, gap) {
+                break;
+            }
+            taken.push((*id, next.clone()));
+        }
+        let start = whole.start;
+        let inside = |n: u64| usize::try_from(n - start).expect("a merged request has few bytes");
+        let members = taken
+            .into_iter()
+            .map(|(id, range)| (id, Some(inside(range.start)..inside(range.end))))
+            .collect();
+        (whole, members)
+    }
+
+    /// Hands the result of a request to one of its wishes.
+    fn fulfill(&mut self, id: u64, result: &Result<Fetched, Failure>, range: Option<Range<usize>>) {
+        let Some(wish) = self.wishes.get_mut(&id) else {
+            return;
+        };
+        let own = result.clone().map(|fetched| match range {
+            Some(range) => Fetched {
+                bytes: fetched.bytes.slice(range),
+                ..fetched
+            },
+            None => fetched,
+        });
+        let bytes = own.as_ref().map_or(0, |fetched| fetched.bytes.len() as u64);
+        self.bytes = self.bytes - wish.bytes + bytes;
+        wish.bytes = bytes;
+        wish.result = Some((own, Instant::now()));
+        if wish.abandoned && wish.readers == 0 {
+            self.remove(id);
+        }
+    }
+}

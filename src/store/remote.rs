@@ -1,0 +1,204 @@
+//! Objects by path, in stores and on web servers.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_util::TryStreamExt;
+use object_store::path::Path as Key;
+
+use super::client::Client;
+use super::connect::{self, Target};
+use super::engine::{Engine, engine};
+use super::object::{Failure, Fetched, Part, Version};
+use super::options::StorageOptions;
+use super::process::PerProcess;
+use crate::error::{Error, Result};
+
+/// A bucket or a web server. Paths are addresses without secrets: `s3://bucket/scan.zarr/zarr.json`.
+#[derive(Clone, Debug)]
+pub(crate) struct Remote(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    /// Identifies the prefetches of this volume.
+    owner: u64,
+    target: Target,
+    /// The start of all paths: scheme and host.
+    root: String,
+    client: PerProcess<Arc<Client>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Ok(engine) = engine() {
+            engine.forget(self.owner);
+        }
+    }
+}
+
+impl Remote {
+    /// Returns the store of an address, and the address without secrets. Nothing is requested yet.
+    pub(crate) fn open(address: &Path, options: &StorageOptions) -> Result<(Self, PathBuf)> {
+        static OWNERS: AtomicU64 = AtomicU64::new(0);
+        let shown = super::shown(address);
+        let failed = |problem: String| Error::unsupported(&shown, problem);
+        let text = address
+            .to_str()
+            .ok_or_else(|| failed("its path is not UTF-8".to_owned()))?;
+        let (target, _) = connect::split(text, options).map_err(failed)?;
+        let remote = Self(Arc::new(Inner {
+            owner: OWNERS.fetch_add(1, Ordering::Relaxed),
+            target,
+            root: super::root(&shown),
+            client: PerProcess::new(),
+        }));
+        remote.client(&shown)?;
+        Ok((remote, shown))
+    }
+
+    /// Reads a part of an object; `None` if there is no such object. An object that is not `pin` is an error, and so is
+    /// one of more than `limit` bytes where all are wanted; `length` makes that error from the object's size.
+    pub(crate) fn read(
+        &self,
+        path: &Path,
+        part: Part,
+        (limit, length): (u64, &dyn Fn(u64) -> Error),
+        pin: Option<&Arc<Version>>,
+    ) -> Result<Option<Fetched>> {
+        let (engine, client) = self.client(path)?;
+        let place = (self.0.owner, client);
+        let whole = client.allow_whole && part != Part::Whole;
+        let read = engine.read(place, &self.key(path)?, part.clone(), limit, pin.cloned());
+        let read = match read {
+            Err(Failure::NoRanges) if whole => {
+                let all = engine.read(place, &self.key(path)?, Part::Whole, u64::MAX, pin.cloned());
+                all.and_then(|all| all.part(&part))
+            }
+            read => read,
+        };
+        match read {
+            Ok(fetched) => Ok(Some(fetched)),
+            Err(Failure::Absent) => Ok(None),
+            Err(Failure::Length(size)) => Err(length(size)),
+            Err(failure) => Err(failed(path, "read", failure)),
+        }
+    }
+
+    /// Begins to read a part of an object. Nothing depends on it.
+    pub(crate) fn prefetch(&self, path: &Path, part: Part, limit: u64, pin: Option<&Arc<Version>>) {
+        if let Ok((engine, client)) = self.client(path)
+            && let Ok(key) = self.key(path)
+        {
+            engine.prefetch((self.0.owner, client), &key, part, limit, pin.cloned());
+        }
+    }
+
+    /// Returns `true` if a part that was prefetched has arrived.
+    pub(crate) fn has(&self, path: &Path, part: &Part) -> bool {
+        let client = self.client(path);
+        let key = self.key(path);
+        client.is_ok_and(|(engine, _)| key.is_ok_and(|key| engine.has(self.0.owner, &key, part)))
+    }
+
+    /// Returns the version of an object; `None` if there is no such object.
+    pub(crate) fn version(&self, path: &Path) -> Result<Option<Version>> {
+        let (engine, client) = self.client(path)?;
+        let (client, key) = (Arc::clone(client), Key::from(self.key(path)?));
+        match engine
+            .wait_for(async move { client.head(&key, engine).await })
+            .flatten()
+        {
+            Ok(version) => Ok(Some(version)),
+            Err(Failure::Absent) => Ok(None),
+            Err(failure) => Err(failed(path, "look at", failure)),
+        }
+    }
+
+    /// Returns the paths directly below a path that have something below them, sorted.
+    pub(crate) fn folders(&self, path: &Path) -> Result<Vec<PathBuf>> {
+        let (engine, client) = self.client(path)?;
+        let (client, key) = (Arc::clone(client), self.key(path)?);
+        let listed = engine.wait_for(async move {
+            let prefix = Key::from(key.as_str());
+            client
+                .repeated(&key, engine, || {
+                    client.store.list_with_delimiter(Some(&prefix))
+                })
+                .await
+        });
+        let listed = listed
+            .flatten()
+            .map_err(|failure| failed(path, "list", failure))?;
+        let names = listed.common_prefixes.iter().filter_map(Key::filename);
+        let names: BTreeSet<&str> = names.collect();
+        Ok(names.into_iter().map(|name| path.join(name)).collect())
+    }
+
+    /// Returns the bytes of all objects below a path.
+    pub(crate) fn bytes_below(&self, path: &Path) -> Result<u64> {
+        let (engine, client) = self.client(path)?;
+        let (client, key) = (Arc::clone(client), self.key(path)?);
+        let listed = engine.wait_for(async move {
+            let prefix = Key::from(key.as_str());
+            client
+                .repeated(&key, engine, || {
+                    let all = client.store.list(Some(&prefix));
+                    all.try_fold(0_u64, |bytes, found| async move { Ok(bytes + found.size) })
+                })
+                .await
+        });
+        listed
+            .flatten()
+            .map_err(|failure| failed(path, "list", failure))
+    }
+
+    /// Returns the numbers of requests and of received bytes of this process.
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn counts() -> (u64, u64) {
+        engine().map(Engine::counts).unwrap_or_default()
+    }
+
+    fn client(&self, path: &Path) -> Result<(&'static Engine, &Arc<Client>)> {
+        let engine = engine().map_err(Error::io("start threads for", path))?;
+        let target = &self.0.target;
+        let client = self.0.client.get_or_try_init(|| engine.clients.get(target));
+        let client = client.map_err(|problem| Error::unsupported(path, problem))?;
+        Ok((engine, client))
+    }
+
+    /// Returns the key of the object at a path.
+    fn key(&self, path: &Path) -> Result<String> {
+        let below = path
+            .to_str()
+            .and_then(|path| path.strip_prefix(&self.0.root));
+        let key = below.and_then(|below| Key::from_url_path(below).ok());
+        key.map(String::from)
+            .ok_or_else(|| Error::unsupported(path, "its path is not valid"))
+    }
+}
+
+/// Returns the error for a path that cannot be read.
+fn failed(path: &Path, action: &'static str, failure: Failure) -> Error {
+    match failure {
+        Failure::Changed(what) => Error::InputModified {
+            path: path.to_path_buf(),
+            what,
+        },
+        Failure::NoRanges => Error::unsupported(
+            path,
+            "the server ignores ranges: it would send the whole object for each part of it. Copy the object, or set the \
+             storage option allow_whole to true if the object is small",
+        ),
+        Failure::Absent => Error::io(action, path)(io::ErrorKind::NotFound.into()),
+        Failure::Length(size) => {
+            let problem = format!("the object has {size} bytes");
+            Error::io(action, path)(io::Error::new(io::ErrorKind::UnexpectedEof, problem))
+        }
+        Failure::Io(error) => {
+            Error::io(action, path)(io::Error::new(error.kind(), error.to_string()))
+        }
+    }
+}

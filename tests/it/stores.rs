@@ -1,0 +1,383 @@
+//! Volumes in stores: the same voxels as from files, whatever the server does.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use voxpatch::volume::{CreateOptions, VolumeExt, ZarrVersion, create, suite};
+use voxpatch::{DType, Error, Layout, OpenOptions, Patch, Region, StorageOptions, Volume};
+
+use crate::object_server::{Fault, Server};
+
+/// The tests share one pool of requests: those that count or fail them run one after the other.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const SHAPE: [u64; 3] = [40, 50, 60];
+
+/// A volume of pseudo-random voxels.
+fn voxels(shape: [u64; 3]) -> Patch {
+    let count: u64 = shape.iter().product();
+    let value = |n: u64| {
+        let mixed = n.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        ((mixed >> 50) as i16) - 4000
+    };
+    Patch::new(
+        Region::whole(shape),
+        1,
+        (0..count).map(value).collect::<Vec<i16>>(),
+    )
+    .unwrap()
+}
+
+fn write(path: &Path, voxels: &Patch, options: &CreateOptions) {
+    let layout = Layout::new(voxels.shape(), 1, DType::I16);
+    let output = create(path, &layout, options).unwrap();
+    output
+        .write(Region::whole(voxels.shape()), voxels.bytes())
+        .unwrap();
+    output.finish().unwrap();
+}
+
+/// Options for a test: a server that does not answer is given up soon.
+fn options() -> OpenOptions {
+    let storage = StorageOptions::new()
+        .with("stall_timeout", "0.3")
+        .with("retry_timeout", "20");
+    OpenOptions::default().with_storage(storage)
+}
+
+fn open(server: &Server, key: &str) -> Arc<dyn Volume> {
+    options().open(server.url(key)).unwrap()
+}
+
+fn sharded() -> CreateOptions {
+    CreateOptions::default()
+        .with_chunk([8; 3])
+        .with_shard(Some([24, 32, 40]))
+}
+
+fn chunked() -> CreateOptions {
+    CreateOptions::default()
+        .with_chunk([16; 3])
+        .with_shard(None)
+}
+
+/// Returns the options for the output of that name.
+fn options_for(name: &str) -> CreateOptions {
+    match name {
+        "chunks.zarr" => chunked(),
+        "shards.zarr" => sharded(),
+        "v2.zarr" => chunked().with_zarr(ZarrVersion::V2),
+        _ => CreateOptions::default(),
+    }
+}
+
+const NAMES: [&str; 9] = [
+    "chunks.zarr",
+    "shards.zarr",
+    "v2.zarr",
+    "scan.npy",
+    "scan.nii",
+    "scan.nii.gz",
+    "scan.nrrd",
+    "scan.mha",
+    "scan.mhd",
+];
+
+/// A server with a volume in every format: the keys, and the voxels.
+fn everything(server: &Server) -> (Vec<String>, Patch) {
+    let dir = tempfile::tempdir().unwrap();
+    let voxels = voxels(SHAPE);
+    let mut keys = Vec::new();
+    for name in NAMES {
+        let path = dir.path().join(name);
+        write(&path, &voxels, &options_for(name));
+        server.put_all(&format!("box/{name}"), &path);
+        if name == "scan.mhd" {
+            server.put_all("box/scan.raw", &dir.path().join("scan.raw"));
+        }
+        keys.push(format!("box/{name}"));
+    }
+    (keys, voxels)
+}
+
+#[test]
+fn volumes_of_all_formats_pass_the_suite_from_a_web_server() {
+    let _alone = alone();
+    let server = Server::start();
+    let (keys, voxels) = everything(&server);
+    for key in keys {
+        let volume = open(&server, &key);
+        assert!(volume.layout().remote, "{key}");
+        suite::check(&*volume, &voxels);
+        assert_eq!(
+            volume.layout().path,
+            Path::new(&server.url(&key)).join(level(&key)),
+            "{key}"
+        );
+    }
+}
+
+fn level(key: &str) -> &'static str {
+    if key.ends_with(".zarr") { "0" } else { "" }
+}
+
+#[test]
+fn the_index_of_a_shard_is_read_once_and_bytes_are_few() {
+    let _alone = alone();
+    let server = Server::start();
+    let (_, voxels) = everything(&server);
+    let volume = open(&server, "box/shards.zarr");
+    let opened = server.requests();
+    assert!(opened.len() <= 6, "{opened:?}");
+    let whole = volume.read(Region::whole(SHAPE)).unwrap();
+    assert!(whole.bytes() == voxels.bytes());
+    let read = server.requests();
+    // 2 x 2 x 2 shards, and at least one more request for the chunks of each.
+    let indexes = read
+        .iter()
+        .filter(|request| request.head.contains("bytes=-"))
+        .count();
+    assert_eq!(indexes, 8);
+    let (sent, ideal): (u64, u64) = (read.iter().map(|r| r.sent).sum(), volume.read_stats().bytes);
+    assert!(sent * 10 <= ideal * 12, "{sent} bytes for {ideal}");
+    assert!(
+        read.len() <= 8 + 60,
+        "{} requests for 210 chunks",
+        read.len()
+    );
+    volume.read(Region::new([0; 3], [40, 1, 1])).unwrap();
+    assert!(
+        !server
+            .requests()
+            .iter()
+            .any(|request| request.head.contains("bytes=-"))
+    );
+}
+
+#[test]
+fn requests_run_at_once_up_to_the_limit() {
+    let _alone = alone();
+    let server = Server::start();
+    let (_, voxels) = everything(&server);
+    let volume = open(&server, "box/chunks.zarr");
+    server.set_latency(Duration::from_millis(50));
+    server.most_at_once();
+    let begun = Instant::now();
+    let whole = volume.read(Region::whole(SHAPE)).unwrap();
+    assert!(whole.bytes() == voxels.bytes());
+    // 3 x 4 x 4 chunks one after the other would take 2.4 s.
+    assert!(
+        begun.elapsed() < Duration::from_millis(1500),
+        "{:?}",
+        begun.elapsed()
+    );
+    let most = server.most_at_once();
+    assert!((16..=32).contains(&most), "{most} requests at once");
+}
+
+#[test]
+fn consolidated_metadata_take_one_request() {
+    let _alone = alone();
+    let server = Server::start();
+    let (_, voxels) = everything(&server);
+    let get = |key: &str| {
+        let local = reqwest_free_get(&server, key);
+        serde_json::from_slice::<serde_json::Value>(&local).unwrap()
+    };
+    let mut group = get("box/shards.zarr/zarr.json");
+    let array = get("box/shards.zarr/0/zarr.json");
+    group["consolidated_metadata"] =
+        serde_json::json!({"kind": "inline", "must_understand": false, "metadata": {"0": array}});
+    server.put("box/shards.zarr/zarr.json", group.to_string().into_bytes());
+    server.requests();
+    let volume = open(&server, "box/shards.zarr");
+    let requests: Vec<String> = server
+        .requests()
+        .iter()
+        .map(|r| format!("{} {}", r.method, r.path))
+        .collect();
+    assert_eq!(
+        requests,
+        ["HEAD box/shards.zarr", "GET box/shards.zarr/zarr.json"]
+    );
+    assert!(volume.read(Region::whole(SHAPE)).unwrap().bytes() == voxels.bytes());
+}
+
+/// Returns an object's bytes as the server sends them.
+fn reqwest_free_get(server: &Server, key: &str) -> Vec<u8> {
+    use std::io::{Read, Write};
+    let url = server.url(key);
+    let (host, _) = url.trim_start_matches("http://").split_once('/').unwrap();
+    let mut stream = std::net::TcpStream::connect(host).unwrap();
+    write!(stream, "GET /{key} HTTP/1.1\r\n\r\n").unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let end = answer
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .unwrap();
+    answer.split_off(end + 4)
+}
+
+#[test]
+fn a_fault_is_an_error_or_repeated_and_never_a_voxel() {
+    let _alone = alone();
+    let server = Server::start();
+    let (keys, voxels) = everything(&server);
+    let mut random = Random(7);
+    let (mut right, mut refused) = (0, 0);
+    let begun = Instant::now();
+    for key in &keys {
+        for round in 0..12 {
+            // Half of the responses fail at first, later a few of them.
+            let often = if round < 3 { 2 } else { 8 };
+            let faults: Vec<_> = (0..400)
+                .map(|_| {
+                    let fault = Fault::ALL[random.below(Fault::ALL.len())];
+                    (random.below(often) == 0).then_some(fault)
+                })
+                .collect();
+            server.fail(faults);
+            let read = options().open(server.url(key)).and_then(|volume| {
+                (0..4).try_for_each(|_| {
+                    let region = random.region(SHAPE);
+                    let read = volume.read(region)?;
+                    assert!(read.bytes() == voxels.cut(region), "{key}: wrong voxels");
+                    right += 1;
+                    Ok(())
+                })
+            });
+            if let Err(error) = read {
+                refused += 1;
+                let known = matches!(
+                    error,
+                    Error::Io { .. } | Error::InputModified { .. } | Error::Unsupported { .. }
+                );
+                assert!(known, "{key}: {error:?}");
+                assert!(error.to_string().contains("http://127.0.0.1"), "{error}");
+            }
+        }
+    }
+    server.fail([]);
+    println!(
+        "{right} reads right, {refused} refused, {:?}",
+        begun.elapsed()
+    );
+    assert!(right > 100, "{right} reads right, {refused} refused");
+}
+
+/// Pseudo-random numbers: splitmix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed ^ (mixed >> 27)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        usize::try_from(self.next() >> 8).unwrap() % n
+    }
+
+    fn region(&mut self, shape: [u64; 3]) -> Region {
+        let start = shape.map(|n| (self.next() >> 8) % n);
+        let size = std::array::from_fn(|a| 1 + (self.next() >> 8) % (shape[a] - start[a]));
+        Region::new(start.map(u64::cast_signed), size)
+    }
+}
+
+trait Cut {
+    fn cut(&self, region: Region) -> Vec<u8>;
+}
+
+impl Cut for Patch {
+    fn cut(&self, region: Region) -> Vec<u8> {
+        let [_, y, x] = self.shape();
+        let at = |a: i64| a.unsigned_abs();
+        let mut out = Vec::new();
+        for dz in 0..region.shape[0] {
+            for dy in 0..region.shape[1] {
+                let row = (at(region.start[0]) + dz) * y * x + (at(region.start[1]) + dy) * x;
+                let from = usize::try_from(2 * (row + at(region.start[2]))).unwrap();
+                let length = usize::try_from(2 * region.shape[2]).unwrap();
+                out.extend_from_slice(&self.bytes()[from..from + length]);
+            }
+        }
+        out
+    }
+}
+
+#[test]
+fn an_object_that_is_replaced_is_an_error() {
+    let _alone = alone();
+    let server = Server::start();
+    let (keys, voxels) = everything(&server);
+    for key in keys.iter().filter(|key| !key.ends_with("mhd")) {
+        let volume = open(&server, key);
+        volume.read(Region::new([0; 3], [40, 50, 1])).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(key.rsplit_once('/').unwrap().1);
+        let mut other = voxels.clone();
+        other.bytes_mut().iter_mut().for_each(|byte| *byte ^= 1);
+        write(&path, &other, &options_for(key.rsplit_once('/').unwrap().1));
+        server.put_all(key, &path);
+        // The beginning of a stream is decoded already.
+        let region = Region::new([0; 3], [40, 50, 1]);
+        match volume.read(region) {
+            Err(Error::InputModified { .. }) => {}
+            Ok(read) if key.ends_with(".gz") => assert!(read.bytes() == voxels.cut(region)),
+            other => panic!("{key}: {other:?}"),
+        }
+        server.remove("box/chunks.zarr/0/c/0/0/0");
+    }
+}
+
+#[test]
+fn a_server_that_ignores_ranges_is_refused_unless_allowed() {
+    let _alone = alone();
+    let server = Server::start();
+    let (_, voxels) = everything(&server);
+    let ignore = || server.fail((0..1000).map(|_| Some(Fault::IgnoresRange)));
+    ignore();
+    let refused = options().open(server.url("box/scan.npy")).unwrap_err();
+    assert!(refused.to_string().contains("ignores ranges"), "{refused}");
+    ignore();
+    let storage = StorageOptions::new().with("allow_whole", "true");
+    let volume = OpenOptions::default()
+        .with_storage(storage)
+        .open(server.url("box/scan.npy"))
+        .unwrap();
+    assert!(volume.read(Region::whole(SHAPE)).unwrap().bytes() == voxels.bytes());
+    server.fail([]);
+}
+
+#[test]
+fn secrets_appear_in_no_message() {
+    let _alone = alone();
+    let server = Server::start();
+    let storage = StorageOptions::new()
+        .with("user_agent", "hush-1")
+        .with("retry_timeout", "0.2");
+    let options = OpenOptions::default().with_storage(storage);
+    let address = server
+        .url("a.nii?sig=hush-2")
+        .replace("http://", "http://me:hush-3@");
+    let error = options.open(&address).unwrap_err();
+    let (text, debug) = (format!("{error}"), format!("{error:?} {options:?}"));
+    assert!(
+        !text.contains("hush") && !debug.contains("hush"),
+        "{text} {debug}"
+    );
+    assert!(text.contains("a.nii"), "{text}");
+    let heads = server.requests();
+    assert!(
+        heads.iter().any(|request| request.head.contains("hush-2")),
+        "{heads:?}"
+    );
+}
