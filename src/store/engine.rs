@@ -36,6 +36,9 @@ const GAP_SHARE: u64 = 8;
 /// Maximum number of prefetches that wait for their request.
 const MAX_AHEAD: usize = 8192;
 
+/// The time in which prefetches gather, to be requested together.
+const GATHER: Duration = Duration::from_millis(1);
+
 /// Prefetched bytes that nobody has read for this time may be dropped.
 const STALE: Duration = Duration::from_secs(10);
 
@@ -65,6 +68,8 @@ struct State {
     urgent: BTreeSet<u64>,
     /// and those of prefetches.
     ahead: BTreeSet<u64>,
+    /// Whether prefetches wait for others.
+    gathers: bool,
     running: usize,
     /// Bytes that running requests may return, and of results that were not read yet.
     bytes: u64,
@@ -196,6 +201,11 @@ pub(super) fn engine() -> io::Result<&'static Engine> {
     })
 }
 
+/// Returns the engine of this process, if it runs.
+pub(super) fn running() -> Option<&'static Engine> {
+    ENGINE.get()
+}
+
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Engine")
@@ -312,7 +322,15 @@ impl Engine {
         }
         let id = state.add((owner, client), key, part, limit, pin);
         state.ahead.insert(id);
-        self.start(&mut state);
+        // The first of several prefetches waits a moment for the others, unless a read comes before.
+        if !std::mem::replace(&mut state.gathers, true) {
+            self.runtime.spawn(async {
+                tokio::time::sleep(GATHER).await;
+                let mut state = self.lock();
+                state.gathers = false;
+                self.start(&mut state);
+            });
+        }
     }
 
     /// Returns `true` if a part that was prefetched has arrived.
@@ -371,13 +389,22 @@ impl Engine {
             pin,
             members,
         } = request;
-        let result = match Key::parse(&*key) {
-            Ok(key) => client.fetch(&key, &part, limit, pin, self).await,
-            Err(_) => Err(Failure::io(
-                io::ErrorKind::InvalidInput,
-                "the key is not valid",
-            )),
-        };
+        // On a task of its own, so that not even a panic leaves a reader waiting.
+        let fetched = tokio::spawn(async move {
+            match Key::parse(&*key) {
+                Ok(key) => client.fetch(&key, &part, limit, pin, self).await,
+                Err(_) => Err(Failure::io(
+                    io::ErrorKind::InvalidInput,
+                    "the key is not valid",
+                )),
+            }
+        });
+        let result = fetched.await.unwrap_or_else(|_| {
+            Err(Failure::io(
+                io::ErrorKind::Other,
+                "the request failed without a reason",
+            ))
+        });
         let mut state = self.lock();
         state.running -= 1;
         for (id, range) in members {

@@ -33,10 +33,12 @@ impl StorageOptions {
     }
 
     /// Removes an option and returns its value.
+    #[cfg(feature = "cloud")]
     pub(super) fn take(&mut self, name: &str) -> Option<String> {
         self.0.remove(name)
     }
 
+    #[cfg(feature = "cloud")]
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (&**name, &**value))
     }
@@ -49,6 +51,15 @@ impl<N: AsRef<str>, V: Into<String>> FromIterator<(N, V)> for StorageOptions {
             all.map(|(name, value)| (name.as_ref().to_ascii_lowercase(), value.into()))
                 .collect(),
         )
+    }
+}
+
+impl IntoIterator for StorageOptions {
+    type Item = (String, String);
+    type IntoIter = std::collections::btree_map::IntoIter<String, String>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
     }
 }
 

@@ -30,6 +30,18 @@ impl<T> PerProcess<T> {
         }
     }
 
+    /// Returns the value of this process, if it has been made.
+    pub(super) fn get(&self) -> Option<&T> {
+        let mut place = &self.first;
+        while let Some(found) = place.get() {
+            if found.process == process::id() {
+                return found.value.as_ref();
+            }
+            place = &found.next;
+        }
+        None
+    }
+
     /// Returns the value of this process. If several threads ask for it first, each may make one, and one of them is
     /// kept.
     pub(super) fn get_or_try_init<E>(&self, make: impl Fn() -> Result<T, E>) -> Result<&T, E> {

@@ -11,7 +11,7 @@ use object_store::path::Path as Key;
 
 use super::client::Client;
 use super::connect::{self, Target};
-use super::engine::{Engine, engine};
+use super::engine::{Engine, engine, running};
 use super::object::{Failure, Fetched, Part, Version};
 use super::options::StorageOptions;
 use super::process::PerProcess;
@@ -33,7 +33,7 @@ struct Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Ok(engine) = engine() {
+        if let Some(engine) = running() {
             engine.forget(self.owner);
         }
     }
@@ -158,7 +158,7 @@ impl Remote {
     /// Returns the numbers of requests and of received bytes of this process.
     #[cfg(any(test, feature = "testing"))]
     pub(super) fn counts() -> (u64, u64) {
-        engine().map(Engine::counts).unwrap_or_default()
+        running().map(Engine::counts).unwrap_or_default()
     }
 
     fn client(&self, path: &Path) -> Result<(&'static Engine, &Arc<Client>)> {

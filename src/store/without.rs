@@ -14,8 +14,8 @@ pub(crate) struct Remote(Infallible);
 
 impl Remote {
     pub(crate) fn open(address: &Path, _: &StorageOptions) -> Result<(Self, PathBuf)> {
-        let what = "this build of voxpatch reads files only: build it with the feature `cloud` (cargo build --features \
-                    cloud), copy the volume to this machine, or mount it";
+        let what = "this build of voxpatch reads files only: build it with the feature `cloud`, copy the volume to this \
+                    machine, or mount it";
         Err(Error::unsupported(&shown(address), what))
     }
 

@@ -8,6 +8,7 @@ use super::overwrite::Overwrite;
 use super::{Format, Layout, Pyramid, ReadMemory, VolumeMut, flat, partial, space, staged, zarr};
 use crate::error::{Error, Result};
 use crate::region::Shape;
+use crate::store::{is_remote, local, shown};
 
 /// Options for creating a volume.
 ///
@@ -162,9 +163,14 @@ pub fn output_layout(
     layout: &Layout,
     options: &CreateOptions,
 ) -> Result<Layout> {
-    let path = path.as_ref();
+    let path = &*local(path.as_ref());
+    if is_remote(path) {
+        let what = "outputs are written to file systems only: write it to this machine, and copy it to the store";
+        return Err(Error::unsupported(&shown(path), what));
+    }
     let mut layout = Layout {
         path: path.to_path_buf(),
+        remote: false,
         read_chunk: None,
         write_chunk: None,
         codecs: Vec::new(),

@@ -35,7 +35,7 @@ impl OpenOptions {
     }
 
     fn open_stored(&self, path: &Path) -> Result<Arc<dyn Volume>> {
-        let (place, path) = Place::of(path, &self.storage)?;
+        let (place, path) = Place::of(path, &self.storage_options)?;
         if place.remote().is_some() {
             return self.open_object(&place, &path);
         }
@@ -63,7 +63,10 @@ impl OpenOptions {
 
     /// Opens an object as a flat file, or the hierarchy of objects below a path as a Zarr folder.
     fn open_object(&self, place: &Place, path: &Path) -> Result<Arc<dyn Volume>> {
-        if self.names_file(path) || place.has_file(path) {
+        let is_zarr = |above: &Path| above.extension().is_some_and(|end| end == "zarr");
+        let is_flat =
+            self.names_file(path) || (!path.ancestors().any(is_zarr) && place.has_file(path));
+        if is_flat {
             return self.open_flat(place, path);
         }
         Ok(Arc::new(zarr::ZarrVolume::open_at(place, path, self)?))
@@ -134,7 +137,11 @@ impl OpenOptions {
         let path = path.as_ref();
         if is_remote(path) {
             let named = self.names_file(&shown(path));
-            return if named { Ok(1) } else { zarr::level_count(path, self) };
+            return if named {
+                Ok(1)
+            } else {
+                zarr::level_count(path, self)
+            };
         }
         let path = &*local(path);
         if path.is_dir() && zarr::is_group(path) {

@@ -56,7 +56,7 @@ pub struct OpenOptions {
     /// The treatment of tilted slices; only for DICOM.
     pub tilt: Tilt,
     /// Credentials and other options of object stores; only for addresses such as `s3://bucket/scan.zarr`.
-    pub storage: StorageOptions,
+    pub storage_options: StorageOptions,
 }
 
 /// The treatment of slices that are shifted within their plane, as by a tilted gantry.
@@ -83,7 +83,7 @@ impl Default for OpenOptions {
             series: None,
             allow_uneven: false,
             tilt: Tilt::Refuse,
-            storage: StorageOptions::default(),
+            storage_options: StorageOptions::default(),
         }
     }
 }
@@ -113,7 +113,7 @@ impl OpenOptions {
         /// Sets how tilted slices are treated.
         with_tilt(tilt: Tilt);
         /// Sets the options of object stores.
-        with_storage(storage: StorageOptions);
+        with_storage_options(storage_options: StorageOptions);
     }
 }
 

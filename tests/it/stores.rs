@@ -46,7 +46,7 @@ fn options() -> OpenOptions {
     let storage = StorageOptions::new()
         .with("stall_timeout", "0.3")
         .with("retry_timeout", "20");
-    OpenOptions::default().with_storage(storage)
+    OpenOptions::default().with_storage_options(storage)
 }
 
 fn open(server: &Server, key: &str) -> Arc<dyn Volume> {
@@ -145,7 +145,7 @@ fn the_index_of_a_shard_is_read_once_and_bytes_are_few() {
     let (sent, ideal): (u64, u64) = (read.iter().map(|r| r.sent).sum(), volume.read_stats().bytes);
     assert!(sent * 10 <= ideal * 12, "{sent} bytes for {ideal}");
     assert!(
-        read.len() <= 8 + 60,
+        read.len() <= 8 + 24,
         "{} requests for 210 chunks",
         read.len()
     );
@@ -200,10 +200,7 @@ fn consolidated_metadata_take_one_request() {
         .iter()
         .map(|r| format!("{} {}", r.method, r.path))
         .collect();
-    assert_eq!(
-        requests,
-        ["HEAD box/shards.zarr", "GET box/shards.zarr/zarr.json"]
-    );
+    assert_eq!(requests, ["GET box/shards.zarr/zarr.json"]);
     assert!(volume.read(Region::whole(SHAPE)).unwrap().bytes() == voxels.bytes());
 }
 
@@ -254,9 +251,14 @@ fn a_fault_is_an_error_or_repeated_and_never_a_voxel() {
             });
             if let Err(error) = read {
                 refused += 1;
+                // A body that is too short may have headers that fit: then it cannot be decoded.
                 let known = matches!(
                     error,
-                    Error::Io { .. } | Error::InputModified { .. } | Error::Unsupported { .. }
+                    Error::Io { .. }
+                        | Error::InputModified { .. }
+                        | Error::Unsupported { .. }
+                        | Error::Chunk { .. }
+                        | Error::Header { .. }
                 );
                 assert!(known, "{key}: {error:?}");
                 assert!(error.to_string().contains("http://127.0.0.1"), "{error}");
@@ -350,7 +352,7 @@ fn a_server_that_ignores_ranges_is_refused_unless_allowed() {
     ignore();
     let storage = StorageOptions::new().with("allow_whole", "true");
     let volume = OpenOptions::default()
-        .with_storage(storage)
+        .with_storage_options(storage)
         .open(server.url("box/scan.npy"))
         .unwrap();
     assert!(volume.read(Region::whole(SHAPE)).unwrap().bytes() == voxels.bytes());
@@ -364,7 +366,7 @@ fn secrets_appear_in_no_message() {
     let storage = StorageOptions::new()
         .with("user_agent", "hush-1")
         .with("retry_timeout", "0.2");
-    let options = OpenOptions::default().with_storage(storage);
+    let options = OpenOptions::default().with_storage_options(storage);
     let address = server
         .url("a.nii?sig=hush-2")
         .replace("http://", "http://me:hush-3@");

@@ -1,14 +1,16 @@
 //! Options for inputs, the same for all commands.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args as ClapArgs, ValueEnum};
+use voxpatch::store::is_remote;
 use voxpatch::volume::{
     IndexRange, Interpolation, Layout, Matching, MissingChunks, Orientation, ReadMethod,
     RealValues, Resample, Subset, TOLERANCE, Tilt, Values, VoxelGrid,
 };
-use voxpatch::{DType, Error, OpenOptions, Padding, Volume};
+use voxpatch::{DType, Error, OpenOptions, Padding, StorageOptions, Volume};
 
 use crate::parse::{range, ranges, spacing};
 
@@ -40,9 +42,39 @@ pub(crate) struct Opening {
     /// How to treat DICOM slices that are shifted within their plane, as by a tilted gantry.
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     tilt: TiltName,
+    /// Option of the object stores that inputs are in, such as anon=true, endpoint_url=https://... or
+    /// region=eu-west-1. May be given several times.
+    #[arg(long, value_parser = storage_option, value_name = "NAME=VALUE")]
+    storage_option: Vec<StorageOption>,
+}
+
+/// An option of an object store. Its value may be a secret and is not printed.
+#[derive(Clone)]
+struct StorageOption(String, String);
+
+impl fmt::Debug for StorageOption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}=...", self.0)
+    }
+}
+
+/// Parses `name=value`.
+fn storage_option(text: &str) -> Result<StorageOption, String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => {
+            Ok(StorageOption(name.to_owned(), value.to_owned()))
+        }
+        _ => Err("give a name and a value, such as anon=true".to_owned()),
+    }
 }
 
 impl Opening {
+    /// Returns the options of the object stores that inputs are in.
+    fn storage_options(&self) -> StorageOptions {
+        let given = self.storage_option.iter();
+        given.map(|option| (&option.0, &*option.1)).collect()
+    }
+
     /// Returns the library's options for this level of an image.
     pub(crate) fn options(&self, level: usize) -> OpenOptions {
         OpenOptions::default()
@@ -65,6 +97,7 @@ impl Opening {
                 TiltName::Refuse => Tilt::Refuse,
                 TiltName::Shear => Tilt::Shear,
             })
+            .with_storage_options(self.storage_options())
             .with_values(match self.values {
                 ValuesName::Real => Values::Real,
                 ValuesName::Stored => Values::Stored,
@@ -282,7 +315,13 @@ impl Together {
 
 /// Returns the level of a second volume: that of the first, or 0 for a file, which has no other.
 pub(crate) fn level_of(path: &Path, level: usize) -> usize {
-    if path.is_dir() { level } else { 0 }
+    // Of an object, only the name shows whether it has levels.
+    let is_zarr = || path.to_string_lossy().contains(".zarr");
+    if path.is_dir() || (is_remote(path) && is_zarr()) {
+        level
+    } else {
+        0
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]

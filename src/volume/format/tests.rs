@@ -593,12 +593,23 @@ fn files_that_are_not_volumes_are_refused_with_the_reason() {
         refused(name, pointer, "unknown", "git lfs pull");
     }
     for address in [
-        "s3://bucket/a.zarr",
-        "https://example.org/a.nii.gz?token=secret",
+        "ftp://example.org/a.nii.gz?token=secret",
+        "sftp://me:secret@example.org/a.zarr",
     ] {
         let error = open(address).unwrap_err().to_string();
         assert!(
-            error.contains("other machines") && !error.contains("secret"),
+            error.contains("address is not read") && !error.contains("secret"),
+            "{error}"
+        );
+    }
+    #[cfg(not(feature = "cloud"))]
+    for address in [
+        "s3://bucket/a.zarr",
+        "https://me:secret@example.org/a.nii.gz?token=secret",
+    ] {
+        let error = open(address).unwrap_err().to_string();
+        assert!(
+            error.contains("feature `cloud`") && !error.contains("secret"),
             "{error}"
         );
     }

@@ -28,6 +28,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::files::open_regular;
 use crate::geometry::Geometry;
+use crate::store::Place;
 
 pub(super) use self::ifd::recognize;
 
@@ -335,7 +336,13 @@ impl Image {
 
     fn open(self, options: &OpenOptions) -> Result<Arc<dyn Volume>> {
         if let Some(header) = self.flat_header() {
-            return flat::open(&self.path, &self.files[0].path, &header, options);
+            return flat::open(
+                &Place::Local,
+                &self.path,
+                &self.files[0].path,
+                &header,
+                options,
+            );
         }
         if self.axes.follow {
             let what = "only its first page has a directory, and its pages are not in the order of a volume in memory";

@@ -85,7 +85,8 @@ pub(super) struct ZarrVolume {
 /// Maximum number of shards whose index is awaited.
 const MAX_AWAITED: usize = 4096;
 
-/// The number of chunks that one read of a remote array prefetches at a time.
+/// The number of chunks that one read of a remote array prefetches together, so that requests can be merged. Up to
+/// twice as many are ahead of the chunk that is being read.
 const READ_AHEAD: usize = 128;
 
 /// The decoder of the chunks.
@@ -473,10 +474,14 @@ impl Volume for ZarrVolume {
         for index in coming.by_ref().take(READ_AHEAD) {
             self.prefetch(index);
         }
+        let mut done = 0;
         read_by_chunks(layout, channels, region, out, |index| {
-            if let Some(index) = coming.next() {
-                self.prefetch(index);
+            if done % READ_AHEAD == 0 {
+                for index in coming.by_ref().take(READ_AHEAD) {
+                    self.prefetch(index);
+                }
             }
+            done += 1;
             self.read_chunk(index)
         })
     }
