@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import pathlib
 import pickle
 from typing import Any
@@ -342,3 +343,110 @@ def test_predictions_of_a_resampled_volume_have_the_grid_of_its_file(tmp_path: p
     with pytest.raises(ValueError, match="crop"):
         voxpatch.predict(lambda batch: batch, scan, tmp_path / "no.zarr", patch_size=16, blend="crop")
     assert not (tmp_path / "no.zarr").exists()
+
+
+def test_linear_resampling_is_that_of_nnunet(tmp_path: pathlib.Path) -> None:
+    """nnU-Net's ``resample_data_or_seg_to_shape`` of order 1: as a whole, and with the slices of anisotropic scans by the
+    nearest neighbor (separate z). Its own function where nnunetv2 can be imported, and its formula otherwise."""
+    ndimage = pytest.importorskip("scipy.ndimage")
+    try:
+        from nnunetv2.preprocessing.resampling.default_resampling import (  # type: ignore[import-not-found]
+            resample_data_or_seg_to_shape as theirs,
+        )
+    except ImportError:
+        theirs = None
+
+    def formula(data: Voxels, shape: Voxels, orders: tuple[int, int, int]) -> Voxels:
+        """One axis after the other: voxel i of n is at (i + 1/2) N / n - 1/2."""
+        for axis, order in enumerate(orders):
+            lengths = list(data.shape)
+            scale = lengths[axis] / shape[axis]
+            lengths[axis] = shape[axis]
+            at = np.indices(lengths).astype(float)
+            at[axis] = scale * (at[axis] + 0.5) - 0.5
+            data = ndimage.map_coordinates(data, at, order=order, mode="nearest")
+        return data
+
+    random = np.random.default_rng(9)
+    for case in range(24):
+        spacing = random.choice([0.7, 1.0, 1.6, 2.0], 3)
+        separate = bool(case % 2)
+        if separate:
+            spacing[0] = 4.0 * spacing[1:].max()
+        shape = random.integers(12, 25, 3)
+        data = smooth(tuple(shape), case)
+        # A whole number of new voxels, so that nnU-Net's grid and ours have the same faces.
+        new_shape = random.integers(9, 40, 3)
+        new_spacing = spacing * shape / new_shape
+        if separate:
+            new_shape[0] = shape[0] * random.choice([2, 3])
+            new_spacing[0] = spacing[0] * shape[0] / new_shape[0]
+        expected = formula(data.astype(float), new_shape, (0 if separate else 1, 1, 1))
+        if theirs is not None:
+            ours = theirs(
+                data[None].astype(float), new_shape, spacing, new_spacing, order=1, order_z=0, force_separate_z=separate
+            )[0]
+            np.testing.assert_allclose(ours, expected, atol=1e-3)
+        affine = np.diag([*spacing[::-1], 1.0])
+        volume = voxpatch.open(written(tmp_path, data, affine), like=grid_of(new_shape, new_spacing, spacing), outside="edge")
+        if separate:
+            # Nearest along z, and then linear in the slices: positions between two slices are exact halves nowhere.
+            slices = voxpatch.open(
+                written(tmp_path, data, affine),
+                like=grid_of([new_shape[0], *shape[1:]], [new_spacing[0], *spacing[1:]], spacing),
+                interpolation="nearest",
+            )
+            whole = voxpatch.Volume.from_array(slices[0], affine=slices.affine)
+            volume = whole.on_grid_of(
+                grid_of(new_shape, new_spacing, spacing), resample=True, interpolation="linear", outside="edge"
+            )
+        np.testing.assert_allclose(volume[0], expected, atol=2e-3, err_msg=str((case, spacing, new_spacing)))
+
+
+def grid_of(shape: Any, spacing: Any, old: Any) -> voxpatch.Volume:
+    """A grid whose outer faces are those of a volume of spacing `old` at the origin, as nnU-Net resizes arrays."""
+    affine = np.diag([*np.asarray(spacing)[::-1], 1.0])
+    affine[:3, 3] = (np.asarray(spacing)[::-1] - np.asarray(old)[::-1]) / 2
+    return voxpatch.Volume.from_array(np.zeros(tuple(int(n) for n in shape), np.float32), affine=affine)
+
+
+@pytest.mark.skipif("VOXPATCH_TEST_DATA" not in os.environ, reason="needs VOXPATCH_TEST_DATA")
+def test_labels_of_a_real_scan_are_those_of_simpleitk(tmp_path: pathlib.Path) -> None:
+    """Probabilities of tissues of a CT at 1.5 mm and in RAS, written on the grid of the scan: the labels agree with the
+    path through SimpleITK, which resamples the scan and every class as a whole, in 99.9 % of the voxels."""
+    sitk = pytest.importorskip("SimpleITK")
+    path = pathlib.Path(os.environ["VOXPATCH_TEST_DATA"]) / "ct_lung_mha" / "3DCT_lung_baseline_small.mha"
+    centers = np.array([-900.0, -600.0, -100.0, 40.0, 300.0], np.float32).reshape(-1, 1, 1, 1)
+
+    def tissues(batch: Voxels) -> Voxels:
+        """Logits of five tissues: the nearer the value, the larger."""
+        return np.stack([-abs(one - centers) / 100 for one in batch[:, 0]])
+
+    scan = voxpatch.open(path, spacing=1.5, orientation="RAS", outside="edge", values="float32")
+    labels = voxpatch.predict(tissues, scan, tmp_path / "labels.nii", patch_size=32, reduce="argmax")
+    image = sitk.Cast(sitk.ReadImage(str(path)), sitk.sitkFloat32)
+    model = voxpatch.open(path, spacing=1.5, orientation="RAS")
+    to_grid = sitk.ResampleImageFilter()
+    affine = LPS @ model.affine
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    to_grid.SetOutputSpacing(spacing.tolist())
+    to_grid.SetOutputOrigin(affine[:3, 3].tolist())
+    to_grid.SetOutputDirection((affine[:3, :3] / spacing).ravel().tolist())
+    to_grid.SetSize([int(n) for n in model.shape[:0:-1]])
+    to_grid.SetInterpolator(sitk.sitkLinear)
+    to_grid.SetUseNearestNeighborExtrapolator(True)
+    coarse = to_grid.Execute(image)
+    logits = tissues(sitk.GetArrayFromImage(coarse)[None, None])[0]
+    back = sitk.ResampleImageFilter()
+    back.SetReferenceImage(image)
+    back.SetInterpolator(sitk.sitkLinear)
+    back.SetUseNearestNeighborExtrapolator(True)
+    classes = []
+    for one in logits:
+        channel = sitk.GetImageFromArray(one)
+        channel.CopyInformation(coarse)
+        classes.append(sitk.GetArrayFromImage(back.Execute(channel)))
+    expected = np.argmax(np.stack(classes), axis=0)
+    agreement = (labels[0] == expected).mean()
+    assert agreement >= 0.999, agreement
+    assert len(np.unique(expected)) == len(centers)

@@ -118,9 +118,10 @@ impl Estimate {
         } else {
             (blocks, None)
         };
-        let unit = unit(grid, output, options.onto);
+        let unit = unit(grid, output, options.onto.as_ref());
         let cells = options
             .onto
+            .as_ref()
             .and_then(|onto| Cells::new(onto, grid, channels, options, unit).ok());
         let onto = cells.zip(cuts.as_ref()).map(|(cells, cuts)| {
             let along = |a: usize| held(&grid.axes()[a], &cuts[a], (&cells, a));
@@ -303,9 +304,10 @@ impl Needed {
         output: &Layout,
     ) -> Self {
         let crop = options.blend == Blend::Crop;
-        let unit = unit(grid, output, options.onto);
+        let unit = unit(grid, output, options.onto.as_ref());
         let cells = options
             .onto
+            .as_ref()
             .and_then(|onto| Cells::new(onto, grid, channels, options, unit).ok());
         Self {
             cells: cells.map(Box::new),

@@ -171,9 +171,9 @@ impl Aggregator {
             });
         }
         let fill = with_element!(layout.dtype, T => bytemuck::bytes_of(&T::from_f64(options.fill)).to_vec());
-        let unit = unit(&grid, &layout, options.onto);
+        let unit = unit(&grid, &layout, options.onto.as_ref());
         let pending = Pending::new(unit, output, fill, wanted);
-        let cells = match options.onto {
+        let cells = match &options.onto {
             Some(onto) => Some(Box::new(Cells::new(onto, &grid, channels, &options, unit)?)),
             None => None,
         };

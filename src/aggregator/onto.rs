@@ -76,7 +76,7 @@ impl Onto {
                  class and reduce by argmax, or write on the grid of the predicted volume",
             );
         }
-        let resampled = resampled(Arc::new(Held::new(*self, 1, None)), *written)?;
+        let resampled = resampled(Arc::new(Held::new(self, 1, None)), *written)?;
         if !resampled.is_separable() {
             return refuse(
                 "its axes are not parallel to those of the predicted volume: write on the grid of that volume, and \
@@ -122,7 +122,7 @@ struct HeldBlock {
 }
 
 impl Held {
-    fn new(onto: Onto, channels: u64, cuts: Option<Cuts>) -> Self {
+    fn new(onto: &Onto, channels: u64, cuts: Option<Cuts>) -> Self {
         let VoxelGrid { shape, geometry } = onto.predicted;
         Self {
             layout: Layout::new(shape, channels, DType::F32).with_geometry(geometry),
@@ -196,7 +196,7 @@ pub(super) struct FinalBlock<'a> {
 impl Cells {
     /// Returns the cells of an output, which is written in boxes of `unit` voxels.
     pub(super) fn new(
-        onto: Onto,
+        onto: &Onto,
         grid: &Grid,
         channels: u64,
         options: &AggregatorOptions,
@@ -224,7 +224,7 @@ impl Cells {
         Ok(cells)
     }
 
-    fn cut(&mut self, onto: Onto, unit: Option<Shape>) {
+    fn cut(&mut self, onto: &Onto, unit: Option<Shape>) {
         let shape = onto.written.shape;
         let unit = unit.unwrap_or(shape.map(|n| n.min(CELL_LENGTH)));
         let mut cell: Shape = std::array::from_fn(|t| unit[t].min(shape[t]).max(1));
@@ -360,12 +360,10 @@ impl Cells {
     fn cells_of(&self, block: [usize; 3]) -> impl Iterator<Item = [usize; 3]> + use<> {
         let mut cells = [const { 0..0 }; 3];
         for (&t, k) in self.axes.iter().zip(block) {
-            let all = self.blocks[t].iter().enumerate();
-            let mut own = all
-                .filter(|(_, blocks)| blocks.contains(&k))
-                .map(|(cell, _)| cell);
-            if let Some(first) = own.next() {
-                cells[t] = first..own.last().unwrap_or(first) + 1;
+            let needs = |blocks: &Range<usize>| blocks.contains(&k);
+            if let Some(first) = self.blocks[t].iter().position(needs) {
+                let last = self.blocks[t].iter().rposition(needs);
+                cells[t] = first..last.unwrap_or(first) + 1;
             }
         }
         product(cells)

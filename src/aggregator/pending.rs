@@ -23,7 +23,7 @@ use crate::volume::{Layout, VolumeMut};
 
 /// Returns the shape of the boxes that are passed to the output together: its write chunks, or in a flat file the whole
 /// rows of one step of the grid; `None` where rows are only completed at the end.
-pub(super) fn unit(grid: &Grid, output: &Layout, onto: Option<Onto>) -> Option<Shape> {
+pub(super) fn unit(grid: &Grid, output: &Layout, onto: Option<&Onto>) -> Option<Shape> {
     if let Some([_, chunk @ ..]) = output.write_chunk {
         return Some(chunk);
     }

@@ -97,7 +97,8 @@ impl PlannedOutput {
 
     /// Returns the axis of the output along which each axis of the predictions runs.
     pub(super) fn axes(&self) -> [usize; 3] {
-        self.blending.onto.map_or([0, 1, 2], |onto| onto.axes())
+        let onto = self.blending.onto.as_ref();
+        onto.map_or([0, 1, 2], Onto::axes)
     }
 
     /// Returns the axes of the output in the order in which patches run along them, slowest first.

@@ -87,12 +87,12 @@ impl Schedule {
     /// Returns the write chunks that this run's part owns, if it is one of several.
     pub(super) fn owned_part(&self) -> Option<ChunkRanges> {
         let part = self.resume?.part;
-        let owned = self.outputs.iter().map(|output| self.owned(output, part));
+        let owned = self.outputs.iter().map(|output| Self::owned(output, part));
         (part.count() > 1).then(|| owned.collect())
     }
 
     /// Returns the write chunks of an output that a part owns.
-    fn owned(&self, output: &PlannedOutput, part: OutputPart) -> [Range<u64>; 3] {
+    fn owned(output: &PlannedOutput, part: OutputPart) -> [Range<u64>; 3] {
         let region = part.region(&output.layout, output.order()[0]);
         let [_, chunk @ ..] = output.layout.write_chunk.unwrap_or([1; 4]);
         chunk_range(&region, chunk)
@@ -196,7 +196,7 @@ impl Schedule {
             "patch": self.grid.patch(),
             "starts": self.grid.axes().each_ref().map(|axis| axis.starts.clone()),
             "order": self.grid.order(),
-            "output grid": blending.onto.map(|onto| {
+            "output grid": blending.onto.as_ref().map(|onto| {
                 json!([onto.predicted.geometry.affine, onto.written.shape, onto.written.geometry.affine])
             }),
             "normalized": self.scales.as_ref().map(|scales| format!("{scales:?}")),
