@@ -254,7 +254,7 @@ def predict(
         Where predictions are blended. "device" keeps the weighted sums of unfinished voxels where the model leaves its
         predictions, such as on a GPU, and only reduced values come down; what it cannot do is an error that says why.
         "auto" blends on a GPU if the plan fits its free memory, in several passes if need be, and in the memory of the
-        host otherwise, on CPUs, and for runs that can be resumed or have parts.
+        host otherwise, on CPUs, for runs that can be resumed or have parts, and for an output on another grid.
     device_memory : int, optional
         Bytes of the device that blending may take; what the model leaves free if not given.
     normalize : {"zscore", "zscore:nonzero"}, (float, float), Percentile, MeanStd or NnunetCt, optional
@@ -394,7 +394,8 @@ def predict(
                 try:
                     done = _predict(place.call, opened, outputs, settings, chosen, tell)
                     break
-                except DeviceMemoryError:
+                except (DeviceMemoryError, InvalidError):
+                    # The host can also do what the device cannot, such as writing on another grid.
                     if place.is_last:
                         raise
         if dry_run:
