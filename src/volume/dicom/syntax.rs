@@ -60,9 +60,9 @@ impl Syntax {
         let known = end.and_then(|end| KNOWN.iter().find(|(own, _)| *own == end));
         let Some(&(end, syntax)) = known else {
             let name = end.and_then(|end| FOREIGN.iter().find(|(own, _)| *own == end));
-            let name = name.map_or("", |(_, name)| name);
+            let name = name.map_or(String::new(), |(_, name)| format!(" ({name})"));
             return Err(format!(
-                "its transfer syntax {:?} {name} is not read: decompress the files first, as with gdcmconv or dcmconv",
+                "its transfer syntax {:?}{name} is not read: decompress the files first, as with gdcmconv or dcmconv",
                 super::excerpt(uid)
             ));
         };

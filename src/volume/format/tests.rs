@@ -580,7 +580,7 @@ fn files_that_are_not_volumes_are_refused_with_the_reason() {
     };
     refused("a.tif", b"II*\0", kind, says);
     let (kind, says) = if cfg!(feature = "dicom") {
-        ("unsupported", "no voxels")
+        ("unsupported", "transfer syntax")
     } else {
         ("unknown", "dcm2niix")
     };
