@@ -181,7 +181,7 @@ class Call:
             self.dtypes.append(array.dtype)
         return paths
 
-    def __call__(self, batch: Array, locations: npt.NDArray[np.int64]) -> list[tuple[Array, bool]]:
+    def __call__(self, batch: Array, locations: npt.NDArray[np.int64] | None = None) -> list[tuple[Array, bool]]:
         """Return the wanted outputs, each with whether it is a copy that nothing else holds."""
         import numpy as np
 
@@ -290,7 +290,7 @@ class CallsInTurn:
 
         def answer(call: Call) -> None:
             try:
-                ticket.answer(call(batch, None))
+                ticket.answer(call(batch))
             except BaseException as error:  # raised where predict was called
                 ticket.fail(error)
 

@@ -96,8 +96,8 @@ class DeviceCall:
         self.bytes_up += 0 if batch is None else batch.nbytes
         with self._in_memory():
             if isinstance(self.calls, CallsInTurn):
-                predict = functools.partial(self._pieces, batch=batch)
-                self._early.append((patches, None if batch is None else self.calls.submit(predict)))
+                future = None if batch is None else self.calls.submit(functools.partial(self._pieces, batch=batch))
+                self._early.append((patches, future))
                 while len(self._early) > len(self.calls.calls):
                     self._blend_next()
             elif batch is None:
@@ -272,7 +272,7 @@ class Place(NamedTuple):
     word: BlendOn
     #: Bytes of the device that sums may take; None for any number.
     memory: int | None
-    #: Whether nothing else is to be tried if the device has no memory.
+    #: Whether the error counts if the device has no memory, and no other place is tried.
     is_last: bool
 
 
@@ -408,7 +408,7 @@ class _Output:
     def _weights(self, part: Part) -> Any:
         """Return the weights (z, y, x) of some voxels of a patch."""
         place, _, first, lengths = part
-        z, y, x = (slice(start, start + length) for start, length in zip(first, lengths))
+        _, z, y, x = _box(first, lengths)
         if self.factors is None:
             return self.window[z, y, x]
         along_z, along_y, along_x = (rows[place[axis]] for axis, rows in enumerate(self.factors))
@@ -420,7 +420,7 @@ class _Output:
         _, to, first, lengths = part
         source = prediction
         if prediction.shape[1:] != (1, 1, 1) or tuple(self.frontier.patch) == (1, 1, 1):
-            source = prediction[(slice(None), *(slice(start, start + length) for start, length in zip(first, lengths)))]
+            source = prediction[_box(first, lengths)]
         channels = self.frontier.channels
         if self.is_crop:
             self.sums[block] = source.expand(channels, *lengths).contiguous()
@@ -437,7 +437,7 @@ class _Output:
         if is_fresh:
             self.sums[block] = torch.zeros((channels, *shape), dtype=self.sums_dtype, device=self.owner.device)
             self.owner.grow(_bytes(self.sums[block]))
-        here = self.sums[block][(slice(None), *(slice(start, start + length) for start, length in zip(to, lengths)))]
+        here = self.sums[block][_box(to, lengths)]
         if is_half:
             summed = here.float() + wide * weights
             # Rounding may bring a sum slightly above the largest number.
@@ -460,7 +460,7 @@ class _Output:
                 sums = torch.zeros(values.shape[1:], dtype=torch.float32, device=values.device)
                 for part in parts:
                     _, to, _, lengths = part
-                    sums[tuple(slice(start, start + length) for start, length in zip(to, lengths))] += self._weights(part)
+                    sums[_box(to, lengths)[1:]] += self._weights(part)
                 values /= torch.where(sums > 0, sums, torch.ones_like(sums))
             if not self.keeps:
                 # Rounding may bring a mean of finite values above the largest of them.
@@ -505,6 +505,11 @@ class _Output:
             best = torch.where(wins, value, best)
             classes = torch.where(wins, channel, classes)
         return classes[None]
+
+
+def _box(start: Sequence[int], lengths: Sequence[int]) -> tuple[slice, ...]:
+    """Return the index of a box (z, y, x) of all channels."""
+    return (slice(None), *(slice(first, first + length) for first, length in zip(start, lengths)))
 
 
 def _bytes(tensor: Any) -> int:

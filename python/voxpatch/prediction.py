@@ -389,14 +389,14 @@ def predict(
                 crop=[str(output["blending"]["blend"]) == "crop" for output in outputs],
                 batch=settings["batch"],
             )
-            for place in places_to_blend:
-                settings.update(blend_on=place.word, device_memory=place.memory)
+            for sums in places_to_blend:
+                settings.update(blend_on=sums.word, device_memory=sums.memory)
                 try:
-                    done = _predict(place.call, opened, outputs, settings, chosen, tell)
+                    done = _predict(sums.call, opened, outputs, settings, chosen, tell)
                     break
                 except (DeviceMemoryError, InvalidError):
                     # The host can also do what the device cannot, such as writing on another grid.
-                    if place.is_last:
+                    if sums.is_last:
                         raise
         if dry_run:
             return cast("PredictPlan", done)

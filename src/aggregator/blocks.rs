@@ -69,7 +69,7 @@ impl Blocks {
             .filter(|region| self.turns(region).iter().any(Range::is_empty))
     }
 
-    /// Returns `true` if a block is to be written.
+    /// Returns `true` if a block will be written.
     pub(super) fn is_wanted(&self, index: [usize; 3]) -> bool {
         let bit = self.cuts.number(index);
         let set = |bits: &Vec<u64>| bits[bit / 64] & (1 << (bit % 64)) != 0;

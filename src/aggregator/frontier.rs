@@ -1,8 +1,8 @@
 //! The unfinished blocks of an output whose sums are kept elsewhere, such as on a GPU.
 //!
 //! A [`Frontier`] has the plan and the bookkeeping, but no voxels: it says which part of a patch goes into which block,
-//! with which weights, and which blocks become final. Whoever holds the predictions adds them up, reduces final blocks,
-//! and passes the reduced values to [`Aggregator::add_block`](super::Aggregator::add_block).
+//! with which weights, and which blocks become final. The holder of the predictions adds them up, reduces final
+//! blocks, and passes the reduced values to [`Aggregator::add_block`](super::Aggregator::add_block).
 
 use std::collections::HashMap;
 use std::ops::Range;
