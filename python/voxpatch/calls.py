@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from ._voxpatch import Ticket
     from .options import Array, Path
 
+#: A tensor, a module, or another thing of torch, which is optional and is not imported for its types.
+Tensor = Any
 #: Paths by the names of outputs: words for a model that gives a dictionary, numbers for one that gives a tuple.
-Paths = Mapping[Any, "Path"]
+Paths = Mapping[Tensor, "Path"]
 #: Where outputs go: one path, one for each, or a dictionary of those that are wanted.
 Outputs = Union["Path", Paths, Sequence["Path"]]
 
@@ -32,10 +34,10 @@ Outputs = Union["Path", Paths, Sequence["Path"]]
 class Call:
     """A model that gets arrays and gives a list of them, one for each wanted output."""
 
-    def __init__(self, model: Callable[..., Any] | Path, device: object) -> None:
+    def __init__(self, model: Callable[..., Tensor] | Path, device: object) -> None:
         self.torch = sys.modules.get("torch")
         #: The model; a module has more attributes than a function.
-        self.model: Any = model
+        self.model: Tensor = model
         if isinstance(model, (str, os.PathLike)):
             self.model, device = OnnxModel(model, device), None
         elif not callable(model):
@@ -50,15 +52,15 @@ class Call:
             self.torch = torch
         self.device = device
         #: The outputs that are wanted; None for all.
-        self.wanted: list[Any] | None = None
+        self.wanted: list[Tensor] | None = None
         self.shapes: list[tuple[int, ...]] = []
         #: Predictions of zeros, where the model left them.
-        self.probed: list[Any] = []
+        self.probed: list[Tensor] = []
         #: Bytes of a GPU that a patch takes, measured on the first; None elsewhere.
         self.patch_bytes: int | None = None
         #: Patches that the model gets at once, after it ran out of memory; None for all.
         self.most: int | None = None
-        self.dtypes: list[np.dtype[Any]] = []
+        self.dtypes: list[np.dtype[Tensor]] = []
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -72,7 +74,7 @@ class Call:
             if training:
                 self.model.train()
 
-    def outputs(self, inputs: Any) -> dict[Any, Any]:
+    def outputs(self, inputs: Tensor) -> dict[Tensor, Tensor]:
         """Return all outputs for a batch where the model takes it, by name or number."""
         if self.device is None:
             given = self.model(inputs)
@@ -84,7 +86,7 @@ class Call:
             return dict(given)
         return dict(enumerate(given if isinstance(given, (list, tuple)) else [given]))
 
-    def predicted(self, inputs: Any) -> list[Any]:
+    def predicted(self, inputs: Tensor) -> list[Tensor]:
         """Return the wanted outputs for a batch where the model takes it."""
         import numpy as np
 
@@ -98,7 +100,7 @@ class Call:
                 )
         return wanted
 
-    def sent(self, batch: Array) -> Any:
+    def sent(self, batch: Array) -> Tensor:
         """Return a batch where the model takes it: an array, or a float32 tensor on the device."""
         if self.device is None:
             return batch
@@ -109,7 +111,7 @@ class Call:
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True).float()
 
-    def pieces(self, batch: Array, predict: Callable[[Any], list[Any]]) -> Iterator[tuple[int, Any, list[Any]]]:
+    def pieces(self, batch: Array, predict: Callable[[Tensor], list[Tensor]]) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
         """Yield the predictions of a batch, in halves once the model has no memory for more: the first patch, inputs, outputs."""
         first = 0
         while first < len(batch):
@@ -134,7 +136,7 @@ class Call:
         if self.torch is not None and self.torch.cuda.is_available():
             self.torch.cuda.empty_cache()
 
-    def _measured(self, batch: Array) -> dict[Any, Any]:
+    def _measured(self, batch: Array) -> dict[Tensor, Tensor]:
         """Return all outputs for a batch of one, and note the memory of a GPU that this takes."""
         is_cuda = self.device is not None and self.torch is not None and self.torch.device(self.device).type == "cuda"
         if not is_cuda:
@@ -146,7 +148,7 @@ class Call:
         self.patch_bytes = self.torch.cuda.max_memory_allocated(self.device) - before
         return found
 
-    def probe(self, channels: int, patch: tuple[int, int, int], output: Outputs) -> dict[Any, Path]:
+    def probe(self, channels: int, patch: tuple[int, int, int], output: Outputs) -> dict[Tensor, Path]:
         """Call the model once to see its outputs, and return the paths of those that are wanted."""
         import numpy as np
 
@@ -156,7 +158,7 @@ class Call:
             raise InvalidError(f"patch_size {patch}: a patch of {channels} channels does not fit into memory") from error
         found = self._measured(batch)
         if isinstance(output, Mapping):
-            paths: dict[Any, Path] = dict(output)
+            paths: dict[Tensor, Path] = dict(output)
         elif isinstance(output, (str, os.PathLike)):
             paths = dict.fromkeys(found, output)
         else:
@@ -224,7 +226,7 @@ class Call:
 class CallsInTurn:
     """Copies of a model on several devices, each with a thread of its own, which get the batches in turn."""
 
-    def __init__(self, model: Callable[..., Any] | Path, devices: Sequence[object]) -> None:
+    def __init__(self, model: Callable[..., Tensor] | Path, devices: Sequence[object]) -> None:
         from concurrent.futures import ThreadPoolExecutor
 
         torch = sys.modules.get("torch")
@@ -236,12 +238,12 @@ class CallsInTurn:
         self._turn = 0
 
     @property
-    def wanted(self) -> list[Any] | None:
+    def wanted(self) -> list[Tensor] | None:
         """The outputs that are wanted."""
         return self.calls[0].wanted
 
     @property
-    def probed(self) -> list[Any]:
+    def probed(self) -> list[Tensor]:
         """Predictions of zeros, where the first copy left them."""
         return self.calls[0].probed
 
@@ -256,7 +258,7 @@ class CallsInTurn:
         return self.calls[0].shapes
 
     @property
-    def dtypes(self) -> list[np.dtype[Any]]:
+    def dtypes(self) -> list[np.dtype[Tensor]]:
         """Types of predictions."""
         return self.calls[0].dtypes
 
@@ -272,14 +274,14 @@ class CallsInTurn:
                 for thread in self._threads:
                     thread.shutdown(wait=False, cancel_futures=True)
 
-    def probe(self, channels: int, patch: tuple[int, int, int], output: Outputs) -> dict[Any, Path]:
+    def probe(self, channels: int, patch: tuple[int, int, int], output: Outputs) -> dict[Tensor, Path]:
         """Call the first copy once to see its outputs, and return the paths of those that are wanted."""
         paths = self.calls[0].probe(channels, patch, output)
         for call in self.calls[1:]:
             call.wanted, call.shapes, call.dtypes = self.wanted, self.shapes, self.dtypes
         return paths
 
-    def submit(self, work: Callable[[Call], Any]) -> Future[Any]:
+    def submit(self, work: Callable[[Call], Tensor]) -> Future[Tensor]:
         """Let the next copy do something on its thread."""
         place = self._turn % len(self.calls)
         self._turn += 1
@@ -296,7 +298,7 @@ class CallsInTurn:
 
         self.submit(answer)
 
-    def __call__(self, batch: Array, locations: Any) -> list[tuple[Array, bool]]:
+    def __call__(self, batch: Array, locations: Tensor) -> list[tuple[Array, bool]]:
         """Return the wanted outputs of the first copy, each with whether it is a copy that nothing else holds."""
         return self.calls[0](batch, locations)
 
@@ -309,7 +311,7 @@ class CallsInTurn:
         self.calls[0].free()
 
 
-def _copy_on(module: Any, device: Any, place: int) -> Any:
+def _copy_on(module: Tensor, device: Tensor, place: int) -> Tensor:
     """Return a module on a device: itself for the first one if it is there, or a copy."""
     tensors = [*module.parameters(), *module.buffers()]
     if place == 0 and all(tensor.device == device for tensor in tensors):
@@ -317,7 +319,7 @@ def _copy_on(module: Any, device: Any, place: int) -> Any:
     return copy.deepcopy(module).to(device)
 
 
-def calls(model: Callable[..., Any] | Path, device: object, devices: Sequence[object] | None) -> Call | CallsInTurn:
+def calls(model: Callable[..., Tensor] | Path, device: object, devices: Sequence[object] | None) -> Call | CallsInTurn:
     """Return a model on a device, or copies of it on several."""
     if devices is None:
         return Call(model, device)

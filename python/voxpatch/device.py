@@ -7,9 +7,9 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from .calls import Call, CallsInTurn, is_out_of_memory
+from .calls import Call, CallsInTurn, Tensor, is_out_of_memory
 from .errors import InvalidError
 from .inference import is_tensor
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: A block and a patch: the patch's place, the first common voxel in the block and in the patch, and their shape.
 Part = tuple["tuple[int, int, int]", "tuple[int, int, int]", "tuple[int, int, int]", "tuple[int, int, int]"]
 #: The model, the first patch of a part of a batch, its inputs and its predictions.
-Piece = tuple[Call, int, Any, "list[Any]"]
+Piece = tuple[Call, int, Tensor, "list[Tensor]"]
 #: A final block: its output, its number, and its values.
 Final = tuple[int, int, "Array | None"]
 
@@ -55,7 +55,7 @@ class DeviceCall:
     def __init__(self, calls: Call | CallsInTurn, *, flips: bool) -> None:
         import torch
 
-        self.torch: Any = torch
+        self.torch: Tensor = torch
         self.calls = calls
         self.flips = flips
         #: The device of the sums: that of the model's predictions.
@@ -71,11 +71,11 @@ class DeviceCall:
         #: Patches whose predictions are made on the threads of several devices, in order; None where they are skipped.
         self._early: deque[tuple[list[int], Future[list[Piece]] | None]] = deque()
         #: Blocks that are on their way down, and predictions that are checked, in order.
-        self._late: deque[tuple[Any, list[tuple[int, int, Any]], Callable[[], None] | None]] = deque()
+        self._late: deque[tuple[Tensor, list[tuple[int, int, Tensor]], Callable[[], None] | None]] = deque()
         is_cuda = self.device.type == "cuda"
         self._down = torch.cuda.Stream(self.device) if is_cuda else None
 
-    def __call__(self, batch: Array, locations: Any) -> list[tuple[Array, bool]]:
+    def __call__(self, batch: Array, locations: Tensor) -> list[tuple[Array, bool]]:
         """Return the predictions of a batch, for a trial."""
         return self.calls(batch, locations)
 
@@ -132,7 +132,7 @@ class DeviceCall:
                 "set device_memory, or blend on the host"
             ) from error
 
-    def _predicted(self, call: Call, inputs: Any) -> list[Any]:
+    def _predicted(self, call: Call, inputs: Tensor) -> list[Tensor]:
         return self._mean_of_flips(call, inputs) if self.flips else call.predicted(inputs)
 
     def _pieces(self, call: Call, batch: Array) -> list[Piece]:
@@ -148,16 +148,16 @@ class DeviceCall:
             self._blend(call, patches[first : first + len(inputs)], inputs, found)
 
     def _skip(self, patches: list[int]) -> None:
-        blocks: list[tuple[int, int, Any]] = []
+        blocks: list[tuple[int, int, Tensor]] = []
         for patch in patches:
             for output in self._outputs:
                 blocks += output.skip(patch)
         self._send_down(blocks, None)
 
-    def _blend(self, call: Call, patches: list[int], inputs: Any, found: list[Any]) -> None:
+    def _blend(self, call: Call, patches: list[int], inputs: Tensor, found: list[Tensor]) -> None:
         """Add the predictions of some patches to the blocks of all outputs."""
-        blocks: list[tuple[int, int, Any]] = []
-        checks: list[tuple[_Output, int, int, Any]] = []
+        blocks: list[tuple[int, int, Tensor]] = []
+        checks: list[tuple[_Output, int, int, Tensor]] = []
         moved = [value.to(self.device, non_blocking=True) for value in found]
         for place, patch in enumerate(patches):
             for output, values in zip(self._outputs, moved):
@@ -184,16 +184,16 @@ class DeviceCall:
 
         self._send_down(blocks, check)
 
-    def _refuse(self, call: Call, flags: Any, checks: list[tuple[_Output, int, int, Any]], inputs: Any) -> None:
+    def _refuse(self, call: Call, flags: Tensor, checks: list[tuple[_Output, int, int, Tensor]], inputs: Tensor) -> None:
         """Predict a batch again to find the value that is refused."""
         output, patch, place, _ = checks[int((~flags).nonzero()[0])]
         with self.torch.no_grad():
             found = self._predicted(call, inputs)
         output.refuse(patch, found[output.number].to(self.device)[place])
 
-    def _mean_of_flips(self, call: Call, inputs: Any) -> list[Any]:
+    def _mean_of_flips(self, call: Call, inputs: Tensor) -> list[Tensor]:
         """Return the means of the predictions from all eight sides, as many at once as memory allows."""
-        sums: list[Any] = []
+        sums: list[Tensor] = []
         first = 0
         while first < len(_SIDES):
             sides = [[axis + 2 for axis in range(3) if side[axis]] for side in _SIDES[first : first + self.sides]]
@@ -224,7 +224,7 @@ class DeviceCall:
         self._held += length
         self.peak_bytes = max(self.peak_bytes, self._held + temporary)
 
-    def _send_down(self, blocks: list[tuple[int, int, Any]], check: Callable[[], None] | None) -> None:
+    def _send_down(self, blocks: list[tuple[int, int, Tensor]], check: Callable[[], None] | None) -> None:
         """Copy final blocks to the host, without waiting where the device can."""
         torch = self.torch
         if not blocks and check is None:
@@ -233,7 +233,7 @@ class DeviceCall:
             self._late.append((None, [(out, block, value if value is None else value.cpu()) for out, block, value in blocks], check))
             return
         self._down.wait_stream(torch.cuda.current_stream(self.device))
-        here: list[tuple[int, int, Any]] = []
+        here: list[tuple[int, int, Tensor]] = []
         with torch.cuda.stream(self._down):
             for output, block, value in blocks:
                 if value is not None:
@@ -307,7 +307,7 @@ def _is_fast(kind: str) -> bool:
     return kind != "cpu"
 
 
-def free_bytes(call: Call | CallsInTurn, device: Any, patches: int) -> int | None:
+def free_bytes(call: Call | CallsInTurn, device: Tensor, patches: int) -> int | None:
     """Return the bytes of a device that are free next to the model and a batch of patches; None if that is unknown."""
     import torch
 
@@ -347,8 +347,8 @@ class _Output:
         vote = options["vote"]
         self.vote = None if vote is None else torch.tensor(vote, dtype=torch.float32, device=owner.device).view(-1, 1, 1, 1)
         given = frontier.weights()
-        self.factors: list[Any] | None = None
-        self.window: Any = None
+        self.factors: list[Tensor] | None = None
+        self.window: Tensor = None
         if given is not None:
             here = [torch.from_numpy(rows).to(owner.device) for rows in given]
             if len(here) == 3:
@@ -357,9 +357,9 @@ class _Output:
                 self.window = here[0].view(frontier.patch)
         self.is_crop = given is None
         #: Sums of unfinished blocks, by number.
-        self.sums: dict[int, Any] = {}
+        self.sums: dict[int, Tensor] = {}
 
-    def is_finite(self, prediction: Any) -> Any:
+    def is_finite(self, prediction: Tensor) -> Tensor:
         """Return whether all values are finite and small enough, on the device; None if none can be otherwise."""
         if self.keeps:
             return None
@@ -370,12 +370,12 @@ class _Output:
         least, most = self.torch.aminmax(prediction)
         return (most < self.too_large) & (least > -self.too_large)
 
-    def _is_fine(self, prediction: Any) -> Any:
+    def _is_fine(self, prediction: Tensor) -> Tensor:
         if prediction.dtype == self.torch.bfloat16:
             prediction = prediction.float()
         return prediction.abs() < self.too_large
 
-    def refuse(self, patch: int, prediction: Any) -> None:
+    def refuse(self, patch: int, prediction: Tensor) -> None:
         """Raise the error of a prediction that is not finite."""
         bad = ~self._is_fine(prediction)
         places = bad.nonzero()
@@ -385,18 +385,18 @@ class _Output:
         at = places[0].tolist()
         self.frontier.refuse(patch, (at[0], at[1], at[2], at[3]), float(prediction[tuple(at)]))
 
-    def skip(self, patch: int) -> list[tuple[int, int, Any]]:
+    def skip(self, patch: int) -> list[tuple[int, int, Tensor]]:
         """Skip a patch. Return the blocks that became final."""
         _, steps = self.frontier.add(patch, "skipped")
         return self._steps(steps, self.vote)
 
-    def add(self, patch: int, prediction: Any | None) -> list[tuple[int, int, Any]]:
+    def add(self, patch: int, prediction: Tensor | None) -> list[tuple[int, int, Tensor]]:
         """Add the prediction of a patch, or leave it out. Return the blocks that became final."""
         _, steps = self.frontier.add(patch, "left-out" if prediction is None else "predicted")
         return self._steps(steps, prediction)
 
-    def _steps(self, steps: list[tuple[Any, ...]], prediction: Any | None) -> list[tuple[int, int, Any]]:
-        done: list[tuple[int, int, Any]] = []
+    def _steps(self, steps: list[tuple[Tensor, ...]], prediction: Tensor | None) -> list[tuple[int, int, Tensor]]:
+        done: list[tuple[int, int, Tensor]] = []
         for block, shape, part, votes, is_fresh, is_final, has_values, parts in steps:
             if votes:
                 assert prediction is not None
@@ -405,7 +405,7 @@ class _Output:
                 done.append((self.number, block, self._end(block, parts) if has_values else None))
         return done
 
-    def _weights(self, part: Part) -> Any:
+    def _weights(self, part: Part) -> Tensor:
         """Return the weights (z, y, x) of some voxels of a patch."""
         place, _, first, lengths = part
         _, z, y, x = _box(first, lengths)
@@ -414,7 +414,7 @@ class _Output:
         along_z, along_y, along_x = (rows[place[axis]] for axis, rows in enumerate(self.factors))
         return (along_z[z, None] * along_y[None, y])[:, :, None] * along_x[x]
 
-    def _add(self, block: int, shape: tuple[int, int, int], part: Part, is_fresh: bool, prediction: Any) -> None:
+    def _add(self, block: int, shape: tuple[int, int, int], part: Part, is_fresh: bool, prediction: Tensor) -> None:
         """Add the weighted voxels of a patch to a block."""
         torch = self.torch
         _, to, first, lengths = part
@@ -449,7 +449,7 @@ class _Output:
             here.addcmul_(wide, weights)
         self.owner.grow(0, temporary)
 
-    def _end(self, block: int, parts: list[Part] | None) -> Any:
+    def _end(self, block: int, parts: list[Part] | None) -> Tensor:
         """Return the reduced values of a final block."""
         torch = self.torch
         values = self.sums.pop(block)
@@ -471,7 +471,7 @@ class _Output:
         self.owner.grow(-held)
         return reduced
 
-    def _reduced(self, values: Any) -> Any:
+    def _reduced(self, values: Tensor) -> Tensor:
         """Return the values that come down: of the output's type where it is small, of a type that holds them otherwise."""
         torch = self.torch
         if self.reduce == "argmax":
@@ -493,7 +493,7 @@ class _Output:
         values = torch.softmax(values, 0) if self.reduce == "softmax" else torch.sigmoid(values)
         return values.half() if self.dtype == "float16" else values
 
-    def _argmax(self, values: Any) -> Any:
+    def _argmax(self, values: Tensor) -> Tensor:
         """Return the first of the channels with the largest value; NaN never wins."""
         torch = self.torch
         if not self.keeps or not values.is_floating_point():
@@ -512,5 +512,5 @@ def _box(start: Sequence[int], lengths: Sequence[int]) -> tuple[slice, ...]:
     return (slice(None), *(slice(first, first + length) for first, length in zip(start, lengths)))
 
 
-def _bytes(tensor: Any) -> int:
+def _bytes(tensor: Tensor) -> int:
     return int(tensor.numel() * tensor.element_size())

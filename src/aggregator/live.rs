@@ -33,7 +33,7 @@ pub(super) struct Live<S> {
     /// The logarithms to use instead of the weights, where these may be too small.
     logs: Option<Logs>,
     channels: usize,
-    live: Mutex<HashMap<[usize; 3], SharedBlock<S>>>,
+    unfinished: Mutex<HashMap<[usize; 3], SharedBlock<S>>>,
     /// Buffers of finished blocks.
     buffers: Buffers<S>,
     /// Buffers of final values, where sums are not `f32`.
@@ -107,7 +107,7 @@ impl<S: Sum> Live<S> {
             weights,
             logs,
             channels,
-            live: Mutex::default(),
+            unfinished: Mutex::default(),
             buffers: Buffers::default(),
             singles: Buffers::default(),
         }
@@ -185,7 +185,9 @@ impl<S: Sum> Live<S> {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<[usize; 3], SharedBlock<S>>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+        self.unfinished
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Passes a block that has its `total` contributions to its owner.

@@ -819,12 +819,11 @@ impl Aggregator {
 
     /// Returns the needed patches that are missing.
     fn missing(&self) -> impl Iterator<Item = u64> + '_ {
-        let seen = match &self.mode {
-            AggregatorMode::Elsewhere(frontier) => frontier.seen(),
-            _ => {
-                let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-                seen.clone()
-            }
+        let seen = if let AggregatorMode::Elsewhere(frontier) = &self.mode {
+            frontier.seen()
+        } else {
+            let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.clone()
         };
         let came = move |index: u64| {
             let word = usize::try_from(index / 64).unwrap_or(usize::MAX);

@@ -23,6 +23,7 @@ use crate::words::Word;
 /// ```
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent settings")]
 pub struct AggregatorOptions {
     /// The weights of overlapping patches.
     pub blend: Blend,

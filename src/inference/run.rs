@@ -97,19 +97,7 @@ impl Schedule {
                 stores => break stores?,
             }
         };
-        let shared = Arc::new(RunState {
-            volume: SweepCache::new(volume, &self.grid, self.cache_bytes),
-            semaphore: model.max_calls().map(Semaphore::new),
-            model,
-            grid: self.grid.clone(),
-            reading: self.reading(),
-            pool: PatchPool::new(
-                least_ahead(self.inference.threads.max(1)),
-                self.working.batch,
-            ),
-            predicted: AtomicU64::new(0),
-            clock: Clock::default(),
-        });
+        let shared = Arc::new(self.state(volume, model));
         let parts: Vec<Option<&ChunkRanges>> = match &self.passes[..] {
             [] => vec![None],
             passes => passes.iter().map(Some).collect(),
@@ -124,12 +112,7 @@ impl Schedule {
                 outputs: self.aggregators(&mut stores, *part)?,
                 places: self.places(*part),
             });
-            shared.volume.begin(&run.places);
-            let blender = shared.model.blender();
-            if let Some(blender) = blender {
-                let frontiers = run.outputs.iter().filter_map(Aggregator::frontier);
-                blender.begin(frontiers.collect())?;
-            }
+            run.begin()?;
             let total = match before + run.needed() {
                 last if n + 1 == parts.len() => last,
                 so_far => so_far.max(expected),
@@ -155,9 +138,7 @@ impl Schedule {
                 }
             }
             drop(queue);
-            if let Some(blender) = blender {
-                run.add_blocks(blender.end()?)?;
-            }
+            run.end()?;
             let run = Arc::into_inner(run).expect("the queue's threads are joined");
             writing += close(run.outputs, &mut done.outputs, &mut stores.outputs)?;
         }
@@ -189,6 +170,22 @@ impl Schedule {
             return Ok(true);
         }
         self.assemble(resume, volume, model, true)
+    }
+
+    fn state(&self, volume: Arc<dyn Volume>, model: Arc<dyn Model>) -> RunState {
+        RunState {
+            volume: SweepCache::new(volume, &self.grid, self.cache_bytes),
+            semaphore: model.max_calls().map(Semaphore::new),
+            model,
+            grid: self.grid.clone(),
+            reading: self.reading(),
+            pool: PatchPool::new(
+                least_ahead(self.inference.threads.max(1)),
+                self.working.batch,
+            ),
+            predicted: AtomicU64::new(0),
+            clock: Clock::default(),
+        }
     }
 
     pub(super) fn reading(&self) -> Reading {

@@ -145,8 +145,26 @@ impl Pass {
         Ok(indices.len() as u64)
     }
 
+    /// Starts the pass in the cache, and in the model if it blends.
+    pub(super) fn begin(&self) -> Result<()> {
+        self.shared.volume.begin(&self.places);
+        let frontiers = self.outputs.iter().filter_map(Aggregator::frontier);
+        match self.shared.model.blender() {
+            Some(blender) => blender.begin(frontiers.collect()),
+            None => Ok(()),
+        }
+    }
+
+    /// Adds the last blocks of a model that blends.
+    pub(super) fn end(&self) -> Result<()> {
+        match self.shared.model.blender() {
+            Some(blender) => self.add_blocks(blender.end()?),
+            None => Ok(()),
+        }
+    }
+
     /// Adds final blocks to their outputs.
-    pub(super) fn add_blocks(&self, blocks: Vec<FinalBlock>) -> Result<()> {
+    fn add_blocks(&self, blocks: Vec<FinalBlock>) -> Result<()> {
         timed(&self.shared.clock.blending, || {
             for block in blocks {
                 let count = self.outputs.len() as u64;
