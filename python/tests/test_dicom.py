@@ -488,3 +488,33 @@ def test_damaged_headers_and_frames_are_errors(tmp_path):
                 assert "panicked" not in str(error) or "JPEG 2000" in str(error), error
                 outcomes["refused"] += 1
     assert min(outcomes.values()) > 20, outcomes
+
+
+def test_jpeg_frames_are_those_of_imagecodecs(tmp_path):
+    codecs = pytest.importorskip("imagecodecs", reason="imagecodecs writes JPEG")
+    from pydicom.encaps import encapsulate
+
+    for n, (syntax, dtype, stored, encode, decode) in enumerate(
+        [
+            (uid.JPEGLosslessSV1, "uint16", 12, lambda a: codecs.ljpeg_encode(a, bitspersample=12), None),
+            (uid.JPEGLosslessSV1, "uint16", 16, lambda a: codecs.ljpeg_encode(a, bitspersample=16), None),
+            (uid.JPEGLossless, "uint8", 8, lambda a: codecs.ljpeg_encode(a, bitspersample=8), None),
+            (uid.JPEGBaseline8Bit, "uint8", 8, lambda a: codecs.jpeg8_encode(a, level=95), codecs.jpeg8_decode),
+        ]
+    ):
+        series = Series(dtype=dtype, stored=stored, shape=(3, 40, 48))
+        folder = tmp_path / str(n)
+        voxels = write(folder, series)
+        for path in folder.iterdir():
+            data = pydicom.dcmread(path)
+            frame = encode(np.ascontiguousarray(data.pixel_array))
+            if decode is not None:
+                z = round((data.ImagePositionPatient[2] - series.origin[2]) / series.spacing[0])
+                voxels[0, z] = decode(frame)
+            data.PixelData = encapsulate([frame])
+            data["PixelData"].VR = "OB"
+            data["PixelData"].is_undefined_length = True
+            data.file_meta.TransferSyntaxUID = syntax
+            data.save_as(path, enforce_file_format=True)
+        found = voxpatch.open(folder)[...]
+        assert np.abs(found.astype(int) - voxels).max() <= (2 if decode else 0), (n, syntax)
