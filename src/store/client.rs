@@ -31,7 +31,7 @@ impl Default for Patience {
     fn default() -> Self {
         Self {
             stall: Duration::from_secs(5),
-            total: Duration::from_secs(180),
+            total: Duration::from_mins(3),
         }
     }
 }

@@ -169,38 +169,11 @@ fn store(base: &str, mut options: StorageOptions) -> Result<Arc<dyn ObjectStore>
     let scheme = base.split_once("://").map_or("", |(scheme, _)| scheme);
     let store: Arc<dyn ObjectStore> = match scheme {
         "s3" | "s3a" => {
-            let mut builder = AmazonS3Builder::from_env();
-            if !anonymous {
-                for (name, value) in profile::settings() {
-                    // The environment takes precedence.
-                    let variable = format!(
-                        "AWS_{}",
-                        name.trim_start_matches("aws_").to_ascii_uppercase()
-                    );
-                    let key = name.parse::<AmazonS3ConfigKey>();
-                    if let (Ok(key), Err(_)) = (key, std::env::var(variable)) {
-                        builder = builder.with_config(key, value);
-                    }
-                }
-            }
-            let names = [
-                ("key", "access_key_id"),
-                ("secret", "secret_access_key"),
-                ("endpoint", "endpoint_url"),
-                ("region_name", "region"),
-                ("session_token", "token"),
-            ];
-            let builder = configured!(builder, options, AmazonS3ConfigKey, names)
-                .with_url(base)
+            let builder = s3(base, &options, anonymous)?
                 .with_client_options(client)
                 .with_retry(retry)
                 .with_http_connector(Recorder)
                 .with_allow_http(true);
-            let builder = if anonymous {
-                builder.with_skip_signature(true)
-            } else {
-                builder
-            };
             Arc::new(builder.build().map_err(failed)?)
         }
         "gs" | "gcs" => {
@@ -260,6 +233,37 @@ fn store(base: &str, mut options: StorageOptions) -> Result<Arc<dyn ObjectStore>
         _ => return Err("its scheme is not s3, gs, az, http or https".to_owned()),
     };
     Ok(store)
+}
+
+/// Returns the builder of an S3 store, with its credentials, region and endpoint.
+fn s3(base: &str, options: &StorageOptions, anonymous: bool) -> Result<AmazonS3Builder, String> {
+    let mut builder = AmazonS3Builder::from_env();
+    if !anonymous {
+        for (name, value) in profile::settings() {
+            // The environment takes precedence.
+            let variable = format!(
+                "AWS_{}",
+                name.trim_start_matches("aws_").to_ascii_uppercase()
+            );
+            let key = name.parse::<AmazonS3ConfigKey>();
+            if let (Ok(key), Err(_)) = (key, std::env::var(variable)) {
+                builder = builder.with_config(key, value);
+            }
+        }
+    }
+    let names = [
+        ("key", "access_key_id"),
+        ("secret", "secret_access_key"),
+        ("endpoint", "endpoint_url"),
+        ("region_name", "region"),
+        ("session_token", "token"),
+    ];
+    let builder = configured!(builder, options, AmazonS3ConfigKey, names).with_url(base);
+    Ok(if anonymous {
+        builder.with_skip_signature(true)
+    } else {
+        builder
+    })
 }
 
 /// Connects as usual, and records the responses.

@@ -276,19 +276,11 @@ impl Engine {
                 state.remove(id);
             }
         }
-        let id = match state.find(owner, key, &part) {
-            Some(id) => {
-                if state.ahead.remove(&id) {
-                    state.urgent.insert(id);
-                }
-                id
-            }
-            None => {
-                let id = state.add((owner, client), key, part, limit, pin);
-                state.urgent.insert(id);
-                id
-            }
-        };
+        let found = state.find(owner, key, &part);
+        let id = found.unwrap_or_else(|| state.add((owner, client), key, part, limit, pin));
+        if state.ahead.remove(&id) || found.is_none() {
+            state.urgent.insert(id);
+        }
         state.wish(id).readers += 1;
         self.start(&mut state);
         while state.wish(id).result.is_none() {
@@ -416,6 +408,9 @@ impl Engine {
     }
 }
 
+/// Wishes, each with its range of the result of a request if it does not get all of it.
+type Members = Vec<(u64, Option<Range<usize>>)>;
+
 /// A request for one or more wishes.
 struct Request {
     client: Arc<Client>,
@@ -423,8 +418,7 @@ struct Request {
     part: Part,
     limit: u64,
     pin: Option<Arc<Version>>,
-    /// The wishes, each with its range of the result.
-    members: Vec<(u64, Option<Range<usize>>)>,
+    members: Members,
 }
 
 impl Wish {
@@ -542,11 +536,7 @@ impl State {
     }
 
     /// Returns the range of a request that begins with the wish `first` for `range`, and the wishes that it fulfills.
-    fn merged(
-        &self,
-        first: u64,
-        range: Range<u64>,
-    ) -> (Range<u64>, Vec<(u64, Option<Range<usize>>)>) {
+    fn merged(&self, first: u64, range: Range<u64>) -> (Range<u64>, Members) {
         let own = &self.wishes[&first];
         let mut near: Vec<(Range<u64>, u64)> = self
             .urgent

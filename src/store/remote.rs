@@ -70,14 +70,14 @@ impl Remote {
     ) -> Result<Option<Fetched>> {
         let (engine, client) = self.client(path)?;
         let place = (self.0.owner, client);
-        let whole = client.allow_whole && part != Part::Whole;
-        let read = engine.read(place, &self.key(path)?, part.clone(), limit, pin.cloned());
-        let read = match read {
-            Err(Failure::NoRanges) if whole => {
-                let all = engine.read(place, &self.key(path)?, Part::Whole, u64::MAX, pin.cloned());
+        let key = self.key(path)?;
+        let ranged = (client.allow_whole && part != Part::Whole).then(|| part.clone());
+        let read = match (engine.read(place, &key, part, limit, pin.cloned()), ranged) {
+            (Err(Failure::NoRanges), Some(part)) => {
+                let all = engine.read(place, &key, Part::Whole, u64::MAX, pin.cloned());
                 all.and_then(|all| all.part(&part))
             }
-            read => read,
+            (read, _) => read,
         };
         match read {
             Ok(fetched) => Ok(Some(fetched)),

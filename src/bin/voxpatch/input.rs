@@ -42,8 +42,8 @@ pub(crate) struct Opening {
     /// How to treat DICOM slices that are shifted within their plane, as by a tilted gantry.
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     tilt: TiltName,
-    /// Option of the object stores that inputs are in, such as anon=true, endpoint_url=https://... or
-    /// region=eu-west-1. May be given several times.
+    /// Option of the object stores that inputs are in, such as anon=true or region=eu-west-1. May be given several
+    /// times.
     #[arg(long, value_parser = storage_option, value_name = "NAME=VALUE")]
     storage_option: Vec<StorageOption>,
 }

@@ -37,6 +37,13 @@ struct Known {
     versions: Vec<(PathBuf, Arc<Version>)>,
 }
 
+/// What is known of a document without a request.
+enum Lookup {
+    Known(Arc<Json>),
+    Absent,
+    Unknown,
+}
+
 impl Tree {
     /// Returns the hierarchy at a place.
     pub(super) fn new(place: &Place, links: Links) -> Self {
@@ -111,8 +118,10 @@ impl ObjectTree {
 
     fn document(&self, folder: &Path, name: &str) -> Result<Option<Json>> {
         let path = folder.join(name);
-        if let Some(known) = self.lock().find(&path) {
-            return Ok(known.map(|document| Json::clone(&document)));
+        match self.lock().find(&path) {
+            Lookup::Known(document) => return Ok(Some(Json::clone(&document))),
+            Lookup::Absent => return Ok(None),
+            Lookup::Unknown => {}
         }
         if name == ".zarray" || name == ".zgroup" {
             // There is no zarr.json. All documents of version 2 are requested at once.
@@ -132,8 +141,10 @@ impl ObjectTree {
                     known.documents.insert(folder.join(key), document);
                 }
             }
-            if let Some(known) = known.find(&path) {
-                return Ok(known.map(|document| Json::clone(&document)));
+            match known.find(&path) {
+                Lookup::Known(document) => return Ok(Some(Json::clone(&document))),
+                Lookup::Absent => return Ok(None),
+                Lookup::Unknown => {}
             }
         }
         let read = self.read(&path)?;
@@ -191,14 +202,23 @@ impl ObjectTree {
 }
 
 impl Known {
-    /// Returns a document that was read, or `Some(None)` if it is known not to exist.
-    fn find(&self, path: &Path) -> Option<Option<Arc<Json>>> {
-        if let Some(known) = self.documents.get(path) {
-            return Some(known.clone());
+    /// Looks up a document without a request.
+    fn find(&self, path: &Path) -> Lookup {
+        match self.documents.get(path) {
+            Some(Some(document)) => return Lookup::Known(Arc::clone(document)),
+            Some(None) => return Lookup::Absent,
+            None => {}
         }
-        let folder = path.parent()?;
-        let inside = |group: &PathBuf| folder.starts_with(group);
-        self.consolidated.iter().any(inside).then_some(None)
+        let inside = |folder: &Path| {
+            self.consolidated
+                .iter()
+                .any(|group| folder.starts_with(group))
+        };
+        if path.parent().is_some_and(inside) {
+            Lookup::Absent
+        } else {
+            Lookup::Unknown
+        }
     }
 
     /// Adds the consolidated metadata of a group of version 3.
