@@ -53,7 +53,7 @@ fn volumes_are_measured_alone_and_together_with_their_labels() {
     }
     assert_eq!(found["all"]["volumes"], 2);
     assert_eq!(channel(&found["all"])["count"], 2 * count);
-    assert_eq!(found["all"]["labels"]["0"]["voxels"], 2 * 3 * count / 4);
+    assert_eq!(found["all"]["labels"]["0"]["voxels"], 2 * 3 * (count / 4));
     let table = succeeds(&["stats", &one]);
     assert!(
         table.contains("13440 voxels, -2000 to 11439, mean 4719.5"),
