@@ -72,7 +72,7 @@ def stats(
     >>> channel["mean"], channel["percentiles"], channel["foreground"]["mean"]
     (13.0, {'50': 13.0}, 23.5)
     >>> found["volumes"][0]["labels"]["1"]
-    {'box': [2, 1, 0, 3, 3, 3], 'voxels': 6}
+    {'voxels': 6, 'box': [2, 1, 0, 3, 3, 3]}
     """
     given, named = _listed(volumes), None if labels is None else _listed(labels)
     if not given:

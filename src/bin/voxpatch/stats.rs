@@ -23,6 +23,9 @@ Examples:
   voxpatch stats scans/*.nii.gz --labels labels/*.nii.gz --json > statistics.json
   voxpatch stats scans/*.nii.gz --results done     # resumes with the files that are not in done/";
 
+/// The section of the help for what is measured.
+const MEASURED: &str = "Statistics";
+
 /// Print the range, mean, deviation and percentiles of volumes, of their voxels that are not 0, and of each label.
 ///
 /// Each volume is read once, in pieces. Percentiles are exact for types of 8 and 16 bits; for others their error is at
@@ -34,16 +37,16 @@ pub(crate) struct Stats {
     #[arg(required = true)]
     paths: Vec<PathBuf>,
     /// Label maps, one per volume, of the same extent.
-    #[arg(long, num_args = 1.., value_name = "FILE")]
+    #[arg(long, help_heading = MEASURED, num_args = 1.., value_name = "FILE")]
     labels: Vec<PathBuf>,
     /// Label whose voxels do not count.
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    #[arg(long, help_heading = MEASURED, value_name = "N", allow_hyphen_values = true)]
     ignore_label: Option<i64>,
     /// Percentiles to print, from 0 to 100.
-    #[arg(long, value_delimiter = ',', value_parser = percentile, default_value = "0.5,5,25,50,75,95,99.5", value_name = "P,...")]
+    #[arg(long, help_heading = MEASURED, value_delimiter = ',', value_parser = percentile, default_value = "0.5,5,25,50,75,95,99.5", value_name = "P,...")]
     percentiles: Vec<f64>,
     /// Folder in which the results of each volume are kept, so that an interrupted run resumes with the next volume.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, help_heading = MEASURED, value_name = "DIR")]
     results: Option<PathBuf>,
     #[command(flatten)]
     opening: Opening,
