@@ -9,7 +9,7 @@ use serde_json::{Value as Json, json};
 use crate::dtype::DType;
 
 /// Counters that are allocated together.
-const PAGE: usize = 1 << 12;
+const PAGE: u32 = 1 << 12;
 
 /// Bits of an f32 that are not counted apart.
 const DROPPED: u32 = 11;
@@ -64,11 +64,11 @@ impl Histogram {
     }
 
     fn add_counts(&mut self, key: u32, count: u64) {
-        let (page, slot) = (key / PAGE as u32, key as usize % PAGE);
+        let (page, slot) = (key / PAGE, (key % PAGE) as usize);
         let page = self
             .pages
             .entry(page)
-            .or_insert_with(|| vec![0; PAGE].into());
+            .or_insert_with(|| vec![0; PAGE as usize].into());
         page[slot] += count;
         self.count += count;
     }
@@ -102,7 +102,7 @@ impl Histogram {
     /// Returns the keys that have values, in the order of the values, with their counts.
     pub(crate) fn counts(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
         let pages = self.pages.iter().flat_map(|(page, counts)| {
-            let first = page * PAGE as u32;
+            let first = page * PAGE;
             (first..).zip(counts.iter().copied())
         });
         pages.filter(|(_, count)| *count > 0)
@@ -140,7 +140,7 @@ impl Histogram {
             for (slot, count) in (0_u32..).zip(counts.iter()) {
                 before += count;
                 if rank < before {
-                    return Some(self.kind.value(page * PAGE as u32 + slot));
+                    return Some(self.kind.value(page * PAGE + slot));
                 }
             }
         }

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
 use self::histogram::Histogram;
-pub use self::statistics::{ChannelStatistics, Statistics, StatisticsOptions, Summary};
+pub use self::statistics::{ChannelStatistics, OpenInput, Statistics, StatisticsOptions, Summary};
 use crate::dtype::{DType, convert};
 use crate::error::{Error, Result};
 use crate::patch::Patch;

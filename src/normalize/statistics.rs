@@ -57,6 +57,10 @@ pub struct Statistics {
     nonzero_box: Option<Region>,
 }
 
+/// A function that opens a volume by its number, with its label map if it has one.
+pub type OpenInput<'a> =
+    dyn Fn(usize) -> Result<(Arc<dyn Volume>, Option<Arc<dyn Volume>>)> + Sync + 'a;
+
 /// Options of [`Statistics::of`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -378,7 +382,7 @@ impl Statistics {
     /// The first error of `open`, and of [`of`](Self::of).
     pub fn of_all(
         count: usize,
-        open: &(dyn Fn(usize) -> Result<(Arc<dyn Volume>, Option<Arc<dyn Volume>>)> + Sync),
+        open: &OpenInput<'_>,
         options: &StatisticsOptions,
         progress: Progress<'_>,
     ) -> Result<Vec<(Self, Layout)>> {
@@ -387,8 +391,7 @@ impl Statistics {
             .clone()
             .with_threads((options.threads / side_by_side).max(1));
         let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
-        let results: Vec<Mutex<Option<Result<(Self, Layout)>>>> =
-            (0..count).map(|_| Mutex::default()).collect();
+        let results: Vec<Mutex<Option<Result<_>>>> = (0..count).map(|_| Mutex::default()).collect();
         let told = |steps: u64, total: u64| match count {
             1 => progress(steps, total),
             _ => progress(done.load(Ordering::Relaxed), count as u64),
@@ -558,7 +561,9 @@ impl Statistics {
     #[must_use]
     pub fn report(found: &[(Self, Layout)], percentiles: &[f64]) -> Json {
         let mut all = Self::default();
-        found.iter().for_each(|(own, _)| all.merge(own));
+        for (own, _) in found {
+            all.merge(own);
+        }
         let each = found.iter().map(|(own, layout)| {
             let mut one = own.to_json(percentiles);
             one["path"] = json!(layout.path);

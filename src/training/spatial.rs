@@ -121,6 +121,10 @@ impl RandomAffine {
 
     /// Draws the map that reads the patch: the matrix from distances from the center of the patch to distances from the
     /// center of the region, and the move. Both are along z, y, x, in mm.
+    #[expect(
+        clippy::float_cmp,
+        reason = "nothing is computed where nothing is drawn"
+    )]
     fn draw(&self, key: [u64; 3]) -> Option<([[f64; 3]; 3], [f64; 3])> {
         let mut random = random(*b"voxpatch warp v1", key);
         // All numbers are drawn always, so that one option does not change what another one draws.
@@ -216,6 +220,7 @@ impl RandomElastic {
     }
 
     /// Returns `true` if the patch at a place is deformed.
+    #[expect(clippy::float_cmp, reason = "the option as it was given")]
     fn is_drawn(&self, key: [u64; 3]) -> bool {
         self.max_displacement != [0.0; 3] && random(*b"voxpatch bend v1", key).fraction() < self.p
     }

@@ -96,7 +96,9 @@ pub(crate) fn run(settings: &Stats) -> anyhow::Result<()> {
         return report::print(&format!("{report:#}\n"));
     }
     let mut all = Statistics::default();
-    found.iter().for_each(|(own, _)| all.merge(own));
+    for (own, _) in &found {
+        all.merge(own);
+    }
     let mut report = Report::default();
     report.plain("volumes", all.volumes());
     for (channel, own) in all.channels().iter().enumerate() {

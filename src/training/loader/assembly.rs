@@ -80,7 +80,7 @@ pub(super) enum Piece {
 }
 
 impl PatchSource {
-    fn new(opened: Arc<OpenSubject>, pose: Pose) -> Self {
+    fn new(opened: Arc<OpenSubject>, pose: &Pose) -> Self {
         let shape = opened.subject.shape();
         let warp = pose.warp(opened.subject.geometry());
         let images = opened.subject.images().iter();
@@ -92,7 +92,7 @@ impl PatchSource {
             .collect();
         Self {
             opened,
-            pose,
+            pose: *pose,
             sources,
         }
     }
@@ -198,7 +198,7 @@ impl Assembly {
             done: Mutex::default(),
         };
         assembly.source = outcome.map(|(opened, pose)| {
-            let source = PatchSource::new(opened, pose);
+            let source = PatchSource::new(opened, &pose);
             let (subject, shape) = (&source.opened.subject, pose.region.shape);
             if let Some((batch, n)) = batch
                 && let Some(bytes) = batch.admit(subject, shape)

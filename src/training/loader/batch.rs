@@ -256,7 +256,7 @@ mod tests {
             places.push((n, part.as_ptr()));
             let subject = Arc::clone(&subject);
             let pose = Pose::plain(Region::whole([2; 3]));
-            Sample::new(n.into(), 0, pose, subject, Vec::new(), &pool).with_parts(BatchPart {
+            Sample::new(n.into(), 0, &pose, subject, Vec::new(), &pool).with_parts(BatchPart {
                 buffer: Arc::clone(&buffer),
                 n: n.into(),
                 images: vec![part],

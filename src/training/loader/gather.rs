@@ -237,7 +237,7 @@ impl Gather {
         let mut sample = Sample::new(
             assembly.place,
             index,
-            wanted.pose,
+            &wanted.pose,
             subject,
             patches,
             &self.pool,

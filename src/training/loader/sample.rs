@@ -39,7 +39,7 @@ impl Sample {
     pub(super) fn new(
         place: u64,
         subject_index: u64,
-        pose: Pose,
+        pose: &Pose,
         subject: Arc<Subject>,
         patches: Vec<Patch>,
         pool: &Arc<SamplePool>,
@@ -48,7 +48,7 @@ impl Sample {
             place,
             subject_index,
             region: pose.region,
-            pose,
+            pose: *pose,
             subject,
             patches,
             parts: None,

@@ -228,12 +228,12 @@ impl Warp {
             source: Region::whole([0; 3]),
         };
         let continuation = reading.continuation();
-        for a in 0..3 {
+        for (a, span) in span.into_iter().enumerate() {
             let (least, most) = reading.ends(a);
-            if span[a].0 > most || span[a].1 < least {
+            if span.0 > most || span.1 < least {
                 return None;
             }
-            let (first, last) = reading.voxels(a, span[a]);
+            let (first, last) = reading.voxels(a, span);
             needs.continue_along(a, (first, last), continuation, reading.shape[a]);
         }
         Some(needs)
@@ -370,12 +370,12 @@ impl Warp {
                     for (out, row) in at.iter_mut().zip(&self.rows) {
                         let mapped =
                             |term: [f64; 3]| row[0] * term[0] + row[1] * term[1] + row[2] * term[2];
-                        let [a, b, c, d] = terms.map(mapped);
-                        let base = row[0] * start[0] + row[1] * start[1] + row[3] + a;
+                        let [zero, one, two, three] = terms.map(mapped);
+                        let base = row[0] * start[0] + row[1] * start[1] + row[3] + zero;
                         for (n, out) in out[first..end].iter_mut().enumerate() {
                             let x = float((first + n) as u64);
                             let t = x * along_x.scale - float(cell as u64);
-                            *out = (base + row[2] * x) + t * (b + t * (c + t * d));
+                            *out = (base + row[2] * x) + t * (one + t * (two + t * three));
                         }
                     }
                 }
@@ -454,16 +454,15 @@ impl Warp {
                     near[2 * k + 1][n] = F::from_f64(pair[1].to_f64());
                 }
             }
-            let [a, b, c, d, e, f, g, h] = &mut near;
-            for (one, other) in [(&mut *a, &*e), (b, &*f), (c, &*g), (d, &*h)] {
-                combine_all::<T, F>(one, other, &weights[0]);
+            // Along z, then y, then x: the first half of the rows gets the values between both halves.
+            for (weights, half) in weights.iter().zip([4, 2, 1]) {
+                let (ones, others) = near.split_at_mut(half);
+                for (one, other) in ones.iter_mut().zip(others) {
+                    combine_all::<T, F>(one, other, weights);
+                }
             }
-            let [a, b, c, d, ..] = &mut near;
-            combine_all::<T, F>(a, c, &weights[1]);
-            combine_all::<T, F>(b, d, &weights[1]);
-            combine_all::<T, F>(a, b, &weights[2]);
             let bytes = width * size_of::<T>();
-            F::store(a, T::DTYPE, &mut out[row * bytes..][..bytes]);
+            F::store(&near[0], T::DTYPE, &mut out[row * bytes..][..bytes]);
         });
     }
 
