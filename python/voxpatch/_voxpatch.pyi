@@ -465,7 +465,7 @@ class Frontier:
         row by row; or None where voxels are passed on.
         """
 
-    def add(self, index: int, vote: str) -> tuple[list[int], list[tuple[Any, ...]]]:
+    def add(self, index: int, vote: str) -> tuple[list[int], list[tuple[object, ...]]]:
         """Add a patch by a word, "predicted", "skipped" or "left-out". Return its place along z, y, x, and for each block: its
         number, its shape, the common voxels, whether the patch adds to it, whether it is fresh, whether it is final, and
         if so, whether it has values, and the parts by whose weights it is divided.
@@ -485,7 +485,7 @@ class Ticket:
         """Answer with what was raised."""
 
 def _predict(
-    call: Any,
+    call: object,
     volume: Volume,
     outputs: Sequence[dict[str, Any]],
     settings: dict[str, Any],

@@ -395,7 +395,7 @@ class _Output:
         _, steps = self.frontier.add(patch, "left-out" if prediction is None else "predicted")
         return self._steps(steps, prediction)
 
-    def _steps(self, steps: list[tuple[Tensor, ...]], prediction: Tensor | None) -> list[tuple[int, int, Tensor]]:
+    def _steps(self, steps: Sequence[Tensor], prediction: Tensor | None) -> list[tuple[int, int, Tensor]]:
         done: list[tuple[int, int, Tensor]] = []
         for block, shape, part, votes, is_fresh, is_final, has_values, parts in steps:
             if votes:
