@@ -3,8 +3,11 @@
 //! Every function here stops at the size that a header promised before a byte was decoded, whatever the compressed data
 //! claim about themselves.
 
+use std::cell::RefCell;
 use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use zstd::bulk::Decompressor;
 
 use crate::error::Cause;
 
@@ -40,4 +43,20 @@ pub(super) fn zlib(encoded: &[u8], limit: usize) -> Result<Vec<u8>, Cause> {
     } else {
         Err(format!("the zlib stream has no end within {limit} decoded bytes").into())
     }
+}
+
+/// Decodes zstd. Each thread keeps its decompressor, since making one takes about as long as decoding a small chunk.
+pub(super) fn zstd(encoded: &[u8], limit: usize) -> Result<Vec<u8>, Cause> {
+    thread_local! {
+        static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+    }
+    DECOMPRESSOR.with_borrow_mut(|kept| {
+        let mut decompressor = match kept.take() {
+            Some(decompressor) => decompressor,
+            None => Decompressor::new()?,
+        };
+        let decoded = decompressor.decompress(encoded, limit)?;
+        *kept = Some(decompressor);
+        Ok(decoded)
+    })
 }

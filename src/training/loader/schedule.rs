@@ -17,15 +17,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::assembly::{Assembly, ChunkKey, Piece};
+use super::blocks::{ChunkBytes, CountedBytes};
 use super::feed::{Drawn, Failed, Feed, MAX_OPEN};
 use super::gather::{Fetched, Gather};
-use super::holdings::{ChunkBytes, CountedBytes, CountedChunk, Cut, Holdings, Part};
+use super::held::Held;
+use super::holdings::{Cut, Holdings, Part};
 use super::sample::Sample;
 use super::staging;
 use super::wait::TryNext;
 use crate::error::{Error, Result};
 use crate::training::sync::{guarded, lock, panicked};
-use crate::volume::Chunk;
 
 /// The longest single wait of a consumer without a deadline.
 const MAX_WAIT: Duration = Duration::from_hours(1);
@@ -54,6 +55,12 @@ const SPARE_DRAWS: u64 = 64;
 
 /// and none if the lookahead has more subjects than this, since each draw may then open another one.
 const FEW_SUBJECTS: usize = MAX_SUBJECTS / 2;
+
+/// At most this many chunks are prefetched and not yet claimed by a worker,
+const MAX_PREFETCHED: usize = 64;
+
+/// and so many with each unit of work.
+const PREFETCH_STEP: usize = 8;
 
 pub(super) struct Schedule {
     state: Mutex<State>,
@@ -133,7 +140,7 @@ struct Admitted {
 /// A unit of work.
 enum Job {
     Decode(ChunkKey, Arc<Assembly>),
-    Copy(Arc<Assembly>, usize, Arc<CountedChunk>),
+    Copy(Arc<Assembly>, usize, Fetched),
     Cut(Cut),
     Planes(ChunkKey, Vec<Arc<Assembly>>),
     Whole(Arc<Assembly>, usize),
@@ -202,13 +209,13 @@ pub(super) enum Delivered {
 }
 
 impl Schedule {
-    pub(super) fn new(feed: Feed, limits: Limits, gather: Gather) -> Self {
+    pub(super) fn new(feed: Feed, limits: Limits, gather: Gather, chunk_bytes: ChunkBytes) -> Self {
         Self {
             state: Mutex::default(),
             work: Condvar::new(),
             ready: Condvar::new(),
             room: Condvar::new(),
-            chunk_bytes: ChunkBytes::default(),
+            chunk_bytes,
             feed: Mutex::new(feed),
             gather,
             limits,
@@ -401,9 +408,7 @@ impl Schedule {
     fn run(&self, job: Job) {
         match job {
             Job::Decode(key, assembly) => self.decode(key, &assembly),
-            Job::Copy(assembly, image, chunk) => {
-                self.deal(&Ok(Fetched::Chunk(chunk)), image, vec![assembly]);
-            }
+            Job::Copy(assembly, image, held) => self.deal(&Ok(held), image, vec![assembly]),
             Job::Cut(cut) => self.cut(cut.key, &cut.chunk, &cut.assemblies),
             Job::Planes(key, assemblies) => {
                 let read = self.gather.read_planes(key, &assemblies);
@@ -441,6 +446,12 @@ impl Schedule {
         self.deal(&decoded, image, waiting);
         if let Some(chunk) = chunk {
             self.cut(key, &chunk, &cuts);
+            if let Ok(source) = &assembly.source
+                && self.lock().held.holds(key, &chunk)
+                && let Some(packed) = self.gather.packed(source, image, &chunk)
+            {
+                self.lock().held.replace(key, &chunk, packed);
+            }
         }
     }
 
@@ -467,20 +478,16 @@ impl Schedule {
     }
 
     /// Cuts the pieces of patches out of a chunk.
-    fn cut(&self, key: ChunkKey, chunk: &Chunk, assemblies: &[Arc<Assembly>]) {
-        let (_, image, index) = key;
+    fn cut(&self, key: ChunkKey, chunk: &Held, assemblies: &[Arc<Assembly>]) {
+        let (_, image, _) = key;
         for assembly in assemblies {
-            let source = assembly.source.as_ref();
-            let bytes = source.map_or(0, |source| source.bytes_of(image, index).0);
-            let room = self.chunk_bytes.add(bytes);
-            let Ok(piece) = Gather::cut(assembly, image, chunk, room) else {
+            let Some(piece) = self.gather.cut(assembly, image, chunk) else {
                 continue;
             };
-            let piece = Arc::new(piece);
-            let is_awaited = self.lock().held.cut(key, assembly.order, &piece);
-            if is_awaited {
+            let awaited = self.lock().held.cut(key, assembly.order, piece);
+            if let Some(piece) = awaited {
                 let assemblies = vec![Arc::clone(assembly)];
-                self.deal(&Ok(Fetched::Chunk(piece)), image, assemblies);
+                self.deal(&Ok(Fetched::Piece(piece)), image, assemblies);
             }
         }
     }
@@ -628,18 +635,20 @@ impl State {
         }
     }
 
-    /// Returns the next chunks to prefetch: two for each unit of work, so that prefetching gets ahead of it, and many
+    /// Returns the next chunks to prefetch, so that many requests are under way and prefetching gets ahead; still more
     /// of remote volumes, of which prefetching costs this thread nothing.
     fn next_prefetches(&mut self) -> Vec<(ChunkKey, Arc<Assembly>)> {
+        let next = self.coming.front();
+        let most = if next.is_some_and(|(key, assembly)| assembly.is_remote(key.1)) {
+            REMOTE_PREFETCHES
+        } else {
+            PREFETCH_STEP.min(MAX_PREFETCHED.saturating_sub(self.held.announced()))
+        };
         let mut next = Vec::new();
-        let mut most = 2;
         while next.len() < most
             && let Some((key, assembly)) = self.coming.pop_front()
         {
             if self.held.announce(key) {
-                if assembly.is_remote(key.1) {
-                    most = REMOTE_PREFETCHES;
-                }
                 next.push((key, assembly));
             }
         }
@@ -711,8 +720,10 @@ impl State {
                 };
                 let cuts = self.held.settle(assembly.order, budget, coming);
                 let mut jobs: Vec<Job> = cuts.into_iter().map(Job::Cut).collect();
+                let copy = |held| Job::Copy(Arc::clone(assembly), key.1, held);
                 match part {
-                    Part::From(chunk) => jobs.push(Job::Copy(Arc::clone(assembly), key.1, chunk)),
+                    Part::Chunk(chunk) => jobs.push(copy(Fetched::Chunk(chunk))),
+                    Part::Cut(piece) => jobs.push(copy(Fetched::Piece(piece))),
                     Part::Decode => jobs.push(Job::Decode(key, Arc::clone(assembly))),
                     Part::Waits => {}
                 }

@@ -25,10 +25,7 @@ pub(in super::super) fn zlib(encoded: &[u8], promised: usize) -> Result<Vec<u8>,
 /// Decodes Zstandard.
 #[cfg(feature = "tiff")]
 pub(in super::super) fn zstd(encoded: &[u8], promised: usize) -> Result<Vec<u8>, Cause> {
-    exactly(
-        zstd::bulk::Decompressor::new()?.decompress(encoded, promised)?,
-        promised,
-    )
+    exactly(decoders::zstd(encoded, promised)?, promised)
 }
 
 /// Decodes a raw deflate stream, from `skip` decoded bytes on, up to `promised` bytes.

@@ -15,7 +15,7 @@ use zarrs::array::codec::{
     ZlibCodec, ZstdCodec,
 };
 
-use super::super::decoders::{bounded, zlib};
+use super::super::decoders::{bounded, zlib, zstd};
 use super::pool::codec_options;
 use crate::error::Cause;
 
@@ -112,7 +112,7 @@ impl BoundedDecoder {
         let limit = usize::try_from(self.decoded.limit())?;
         let decoded = match self.kind {
             // Decodes directly into a buffer of that size: no window is allocated, regardless of the frame header.
-            CodecKind::Zstd => zstd::bulk::Decompressor::new()?.decompress(&encoded, limit)?,
+            CodecKind::Zstd => zstd(&encoded, limit)?,
             CodecKind::Gzip => bounded(flate2::bufread::MultiGzDecoder::new(&encoded[..]), limit)?,
             CodecKind::Bz2 => bounded(bzip2::bufread::MultiBzDecoder::new(&encoded[..]), limit)?,
             CodecKind::Zlib => zlib(&encoded, limit)?,

@@ -10,9 +10,11 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::num::NonZeroU64;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::buffer::spare_capacity;
 
 use super::super::foreign;
 use super::super::lru::Lru;
@@ -86,6 +88,7 @@ pub(super) struct Folder {
     /// `true` if the folder itself must continue to exist.
     stays: bool,
     links: Links,
+    residency: Residency,
 }
 
 /// The treatment of symbolic links below a folder. Some data versioning tools make a link of every chunk.
@@ -134,6 +137,7 @@ impl Folder {
             since: None,
             stays: false,
             links,
+            residency: Residency::default(),
         }
     }
 
@@ -237,6 +241,9 @@ impl Store for Folder {
 
     #[cfg(not(target_vendor = "apple"))]
     fn prefetch(&self, key: &str, part: Part, limit: u64, _: Option<&Arc<Version>>) {
+        if self.residency.is_likely() {
+            return;
+        }
         let path = self.path.join(key);
         if self.links.check(&self.path, &path).is_ok()
             && path.is_file()
@@ -245,6 +252,9 @@ impl Store for Folder {
             && let range = part.range(found.len())
             && let length = range.end.saturating_sub(range.start).min(limit)
             && let Some(length) = NonZeroU64::new(length)
+            && !self
+                .residency
+                .found(is_resident(&file, range.start + length.get() - 1))
         {
             let advice = rustix::fs::Advice::WillNeed;
             // The call fails where prefetching is not possible, for example for a pipe.
@@ -254,6 +264,53 @@ impl Store for Folder {
 
     #[cfg(target_vendor = "apple")]
     fn prefetch(&self, _: &str, _: Part, _: u64, _: Option<&Arc<Version>>) {}
+}
+
+/// Whether the files that are prefetched are in the system's page cache already. Then prefetching only costs time.
+#[derive(Debug, Default)]
+struct Residency {
+    /// The number of files found there since the last one that was not.
+    found: AtomicU32,
+    skipped: AtomicU32,
+}
+
+impl Residency {
+    /// After this many files in the page cache, it is looked up
+    const LIKELY: u32 = 32;
+
+    /// for one of so many files only.
+    const LOOKED_UP: u32 = 8;
+
+    /// Returns `true` if a file is likely to be in the page cache, and this one is not to be looked up.
+    fn is_likely(&self) -> bool {
+        self.found.load(Ordering::Relaxed) >= Self::LIKELY
+            && self.skipped.fetch_add(1, Ordering::Relaxed) % Self::LOOKED_UP != 0
+    }
+
+    /// Counts a file that was looked up, and returns `is_resident`.
+    fn found(&self, is_resident: bool) -> bool {
+        if is_resident {
+            self.found.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.found.store(0, Ordering::Relaxed);
+        }
+        is_resident
+    }
+}
+
+/// Returns `true` if the byte at `place` is in the page cache; `false` if that is not known.
+#[cfg(target_os = "linux")]
+fn is_resident(file: &File, place: u64) -> bool {
+    let mut byte = [0];
+    let mut into = [io::IoSliceMut::new(&mut byte)];
+    let read = rustix::io::preadv2(file, &mut into, place, rustix::io::ReadWriteFlags::NOWAIT);
+    read.is_ok_and(|read| read == 1)
+}
+
+/// Returns `false`: it is not known.
+#[cfg(not(target_os = "linux"))]
+const fn is_resident(_: &File, _: u64) -> bool {
+    false
 }
 
 struct OpenFile {
@@ -272,11 +329,7 @@ impl OpenFile {
         let Some(length) = wanted.and_then(|n| usize::try_from(n).ok()) else {
             return Err(outside(&self.path, &range, self.length));
         };
-        let mut bytes = vec![0; length];
-        self.file
-            .read_exact_at(&mut bytes, range.start)
-            .map_err(Error::io("read", &self.path))?;
-        Ok(bytes)
+        read_at(&self.file, range.start, length).map_err(Error::io("read", &self.path))
     }
 }
 
@@ -373,6 +426,22 @@ impl Store for Objects {
     fn is_remote(&self) -> bool {
         true
     }
+}
+
+/// Reads `length` bytes at `start`, without filling the buffer with zeros first.
+fn read_at(file: &File, start: u64, length: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(length);
+    while bytes.len() < length {
+        let at = start + bytes.len() as u64;
+        match rustix::io::pread(file, spare_capacity(&mut bytes), at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // The buffer may have had more room.
+    bytes.truncate(length);
+    Ok(bytes)
 }
 
 /// Reads and parses a metadata document of up to 16 MiB; `None` if it does not exist.
