@@ -122,6 +122,7 @@ impl Epochs {
     #[expect(
         clippy::too_many_arguments,
         clippy::fn_params_excessive_bools,
+        clippy::large_types_passed_by_value,
         reason = "Python's queue names them"
     )]
     fn start(

@@ -79,7 +79,7 @@ pub(crate) enum Answer {
 
 /// Patches to be blended, in their turn within the pass.
 pub(crate) struct Turn {
-    pub(crate) turn: u64,
+    pub(crate) number: u64,
     pub(crate) patches: Vec<u64>,
     /// Their voxels; `None` if they are skipped.
     pub(crate) batch: Option<Batch>,
@@ -209,7 +209,7 @@ impl Model for Asked {
         self.send(Message::Batch(Request { batch, reply }))?;
         let answered = answer.recv().map_err(|_| Error::Interrupted)?;
         let outputs = answered.into_iter();
-        let copied = |one: Answer| one.to_patch(pool);
+        let copied = |one: Answer| one.into_patch(pool);
         outputs
             .map(|output| output.into_iter().map(copied).collect())
             .collect()
@@ -224,7 +224,7 @@ impl Asked {
 }
 
 impl Answer {
-    fn to_patch(self, pool: &PatchPool) -> Result<Patch> {
+    fn into_patch(self, pool: &PatchPool) -> Result<Patch> {
         match self {
             Self::Copied(patch) => Ok(patch),
             Self::Held(held) => held.to_patch(pool),
@@ -262,7 +262,7 @@ impl Blender for Asked {
         let batch = batch.transpose()?;
         let patches = patches.to_vec();
         self.send(Message::Blend(Turn {
-            turn,
+            number: turn,
             patches,
             batch,
             reply,
@@ -287,7 +287,7 @@ impl Blender for Asked {
 fn finals(blocks: Vec<Final>, pool: &PatchPool) -> Result<Vec<FinalBlock>> {
     let each = blocks.into_iter();
     let each = each.map(|(output, block, values)| {
-        let values = values.map(|values| values.to_patch(pool)).transpose()?;
+        let values = values.map(|values| values.into_patch(pool)).transpose()?;
         Ok(FinalBlock {
             output,
             block,

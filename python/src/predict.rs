@@ -352,7 +352,7 @@ impl<'a, 'py> Server<'a, 'py> {
                 let _ = reply.send(());
             }
             Message::Blend(turn) if !self.stopped => {
-                self.waiting.insert(turn.turn, turn);
+                self.waiting.insert(turn.number, turn);
                 while let Some(mut turn) = self.waiting.remove(&self.next) {
                     let batch = match &mut turn.batch {
                         Some(batch) => arrays(py, batch)?.map(|(batch, _)| batch),
@@ -402,11 +402,11 @@ impl Ticket {
     }
 }
 
+/// Patches and their locations.
+type Arrays<'py> = (Bound<'py, PyAny>, Bound<'py, PyArray2<i64>>);
+
 /// Returns the patches of a batch and their locations; `None` if they were taken before.
-fn arrays<'py>(
-    py: Python<'py>,
-    batch: &mut Batch,
-) -> PyResult<Option<(Bound<'py, PyAny>, Bound<'py, PyArray2<i64>>)>> {
+fn arrays<'py>(py: Python<'py>, batch: &mut Batch) -> PyResult<Option<Arrays<'py>>> {
     let axes = batch.axes();
     let Some(voxels) = batch.take_voxels() else {
         return Ok(None);
@@ -448,13 +448,12 @@ fn final_blocks(given: &Bound<'_, PyAny>) -> PyResult<Vec<Final>> {
         let (output, number, values): (usize, u64, Option<Bound<'_, PyAny>>) = block?.extract()?;
         let values = match values {
             None => None,
-            Some(values) => Some(match Held::of(&values, [0; 3])? {
-                Some(held) => Answer::Held(held),
-                None => {
-                    let (channels, shape, voxels) = array::to_voxels(&values)?;
-                    let patch = Patch::new(Region::whole(shape), channels, voxels);
-                    Answer::Copied(patch.map_err(|error| raised(&error))?)
-                }
+            Some(values) => Some(if let Some(held) = Held::of(&values, [0; 3])? {
+                Answer::Held(held)
+            } else {
+                let (channels, shape, voxels) = array::to_voxels(&values)?;
+                let patch = Patch::new(Region::whole(shape), channels, voxels);
+                Answer::Copied(patch.map_err(|error| raised(&error))?)
             }),
         };
         blocks.push((output, number, values));

@@ -18,7 +18,7 @@ use crate::write::chosen;
 #[derive(Clone)]
 enum Given {
     Open(Arc<Image>),
-    At(Source),
+    At(Box<Source>),
 }
 
 impl Given {
@@ -26,7 +26,7 @@ impl Given {
         if let Ok(volume) = given.cast::<Volume>() {
             return Ok(Self::Open(volume.get().image(py)?));
         }
-        Ok(Self::At(Source::at(given.extract::<PathBuf>()?)))
+        Ok(Self::At(Box::new(Source::at(given.extract::<PathBuf>()?))))
     }
 
     fn open(&self) -> Result<Arc<dyn voxpatch::Volume>> {

@@ -277,9 +277,9 @@ mod tests {
             let mut other = Histogram::new(dtype);
             for (n, value) in all.iter().enumerate() {
                 if n % 3 == 0 {
-                    one.add(*value)
+                    one.add(*value);
                 } else {
-                    other.add(*value)
+                    other.add(*value);
                 }
             }
             one.merge(&other);

@@ -81,9 +81,9 @@ pub(crate) fn run(settings: &Stats) -> anyhow::Result<()> {
         .with_results(settings.results.clone());
     let open = |n: usize| -> voxpatch::Result<_> {
         let opening = settings.opening.options(0);
-        let volume: Arc<dyn Volume> = Arc::from(opening.open(&settings.paths[n])?);
+        let volume: Arc<dyn Volume> = opening.open(&settings.paths[n])?;
         let labels = settings.labels.get(n).map(|path| opening.open(path));
-        Ok((volume, labels.transpose()?.map(Arc::from)))
+        Ok((volume, labels.transpose()?))
     };
     let task = settings.common.task("measuring", Unit::Chunks);
     let count = settings.paths.len();
@@ -135,14 +135,14 @@ fn line(summary: &Summary) -> String {
     let (Some(low), Some(high)) = (summary.minimum(), summary.maximum()) else {
         return "no voxels".to_owned();
     };
-    let mut text = format!(
-        "{} voxels, {low} to {high}, mean {:.6}, deviation {:.6}",
+    let wild = match summary.not_finite() {
+        0 => String::new(),
+        count => format!(", {count} not finite"),
+    };
+    format!(
+        "{} voxels, {low} to {high}, mean {:.6}, deviation {:.6}{wild}",
         summary.count(),
         summary.mean().unwrap_or_default(),
         summary.std().unwrap_or_default()
-    );
-    if summary.not_finite() > 0 {
-        text.push_str(&format!(", {} not finite", summary.not_finite()));
-    }
-    text
+    )
 }

@@ -262,21 +262,21 @@ fn changes_do_not_depend_on_where_an_epoch_resumes_or_who_takes_it() {
                 .with_p(0.7),
         );
     for augment in [turned, mapped] {
-        check_that_changes_do_not_depend_on_the_loader(augment);
+        check_that_changes_do_not_depend_on_the_loader(&augment);
     }
 }
 
-fn check_that_changes_do_not_depend_on_the_loader(augment: Augmentation) {
+fn check_that_changes_do_not_depend_on_the_loader(augment: &Augmentation) {
     let dataset = dataset([6; 3]);
     let whole: Vec<_> = {
-        let loader = dataset.epoch(1).augment(augment).samples().unwrap();
+        let loader = dataset.epoch(1).augment(*augment).samples().unwrap();
         loader.map(|sample| content(&sample.unwrap())).collect()
     };
     for threads in [0, 1, 4] {
         let loader = dataset
             .epoch(1)
             .threads(threads)
-            .augment(augment)
+            .augment(*augment)
             .samples()
             .unwrap();
         let all: Vec<_> = loader.map(|sample| content(&sample.unwrap())).collect();
@@ -286,7 +286,7 @@ fn check_that_changes_do_not_depend_on_the_loader(augment: Augmentation) {
         let mut loader = dataset
             .epoch(1)
             .threads(2)
-            .augment(augment)
+            .augment(*augment)
             .samples()
             .unwrap();
         loader
@@ -298,7 +298,7 @@ fn check_that_changes_do_not_depend_on_the_loader(augment: Augmentation) {
         let rest = dataset
             .resume(state)
             .threads(1)
-            .augment(augment)
+            .augment(*augment)
             .samples()
             .unwrap();
         let rest: Vec<_> = rest.map(|sample| content(&sample.unwrap())).collect();
@@ -311,14 +311,14 @@ fn check_that_changes_do_not_depend_on_the_loader(augment: Augmentation) {
                 .with_threads(1)
                 .with_shard(RankShard::of(rank, 3, 2).with_uneven(Uneven::Exact))
                 .with_worker(WorkerShard { index, count: 2 })
-                .with_augment(augment);
+                .with_augment(*augment);
             let loader = dataset.epoch(1).with_options(options).samples().unwrap();
             parts.extend(loader.map(|sample| content(&sample.unwrap())));
         }
     }
     parts.sort_by_key(|part| part.0);
     assert_eq!(parts, whole);
-    let next = dataset.epoch(2).augment(augment).samples().unwrap();
+    let next = dataset.epoch(2).augment(*augment).samples().unwrap();
     let axes: Vec<SignedAxes> = next.map(|sample| sample.unwrap().axes()).collect();
     assert!(
         axes.iter()

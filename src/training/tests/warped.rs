@@ -40,7 +40,7 @@ fn ramp(shape: Shape, geometry: Geometry, chunk: Option<ChunkShape>) -> Arc<dyn 
     for a in 0..3 {
         values.extend(each(shape).map(|at| world(&geometry, at.map(float))[a]));
     }
-    stored(shape, 3, values, Some(geometry), chunk)
+    stored(shape, 3, &values, Some(geometry), chunk)
 }
 
 /// A label image whose values are the numbers of its voxels.
@@ -49,7 +49,7 @@ fn numbers(shape: Shape, geometry: Geometry) -> Arc<dyn Volume> {
     stored(
         shape,
         1,
-        (0..count).collect::<Vec<u32>>(),
+        &(0..count).collect::<Vec<u32>>(),
         Some(geometry),
         Some([1, 5, 6, 7]),
     )
@@ -58,7 +58,7 @@ fn numbers(shape: Shape, geometry: Geometry) -> Arc<dyn Volume> {
 fn stored<T: Element>(
     shape: Shape,
     channels: u64,
-    values: Vec<T>,
+    values: &[T],
     geometry: Option<Geometry>,
     chunk: Option<ChunkShape>,
 ) -> Arc<dyn Volume>
@@ -70,7 +70,7 @@ where
         layout = layout.with_geometry(geometry);
     }
     let volume = MemoryVolume::zeros(layout).unwrap();
-    let voxels = bytemuck::cast_slice(&values);
+    let voxels = bytemuck::cast_slice(values);
     crate::volume::VolumeMut::write(&volume, Region::whole(shape), voxels).unwrap();
     match chunk {
         Some(chunk) => Arc::new(volume.with_chunks(chunk)),
@@ -564,11 +564,11 @@ fn only_chunks_of_the_patchs_box_are_read() {
     // A spline reaches less than its control points, which decide the box.
     let bent = rotated.with_elastic(RandomElastic::default().with_max_displacement([0.5; 3]));
     for (augment, margin) in [(rotated, 1e-6), (bent, 2.0)] {
-        check_that_only_the_box_is_read(augment, margin);
+        check_that_only_the_box_is_read(&augment, margin);
     }
 }
 
-fn check_that_only_the_box_is_read(augment: Augmentation, margin: f64) {
+fn check_that_only_the_box_is_read(augment: &Augmentation, margin: f64) {
     let noted = Noted::chunked(1);
     let image =
         Image::new("one", Arc::clone(&noted) as _).with_interpolation(Interpolation::Linear);
@@ -579,7 +579,7 @@ fn check_that_only_the_box_is_read(augment: Augmentation, margin: f64) {
     for sample in dataset
         .epoch(0)
         .threads(2)
-        .augment(augment)
+        .augment(*augment)
         .samples()
         .unwrap()
     {

@@ -284,7 +284,10 @@ impl Residency {
     /// Returns `true` if a file is likely to be in the page cache, and this one is not to be looked up.
     fn is_likely(&self) -> bool {
         self.found.load(Ordering::Relaxed) >= Self::LIKELY
-            && self.skipped.fetch_add(1, Ordering::Relaxed) % Self::LOOKED_UP != 0
+            && !self
+                .skipped
+                .fetch_add(1, Ordering::Relaxed)
+                .is_multiple_of(Self::LOOKED_UP)
     }
 
     /// Counts a file that was looked up, and returns `is_resident`.
