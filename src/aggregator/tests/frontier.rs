@@ -201,7 +201,7 @@ fn sums_kept_elsewhere_give_the_same_bytes() {
             let most = if *blend == Blend::Crop { 0 } else { most };
             assert!(4 * most <= planned, "{most} values, {planned} bytes");
             assert!(
-                any || planned <= 4 * most + 4 * most / 4,
+                any || planned <= 4 * most + 2 * most,
                 "{planned}: too many for {most}"
             );
             // A part of the write chunks has the same voxels.

@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn every_command_has_examples_that_are_understood() {
-        assert_eq!(commands().len(), 8);
+        assert_eq!(commands().len(), 9);
         for command in commands() {
             let after = command.get_after_help().expect("examples").to_string();
             let lines = after.lines().filter(|line| line.starts_with("  voxpatch "));

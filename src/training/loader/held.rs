@@ -84,14 +84,23 @@ impl Held {
                 let counted = blocks.all.add(part.bytes() as u64);
                 Self::Chunk(part, counted)
             }
-            // Nothing is shared.
-            (None, Self::Rows(_)) => {
-                let nothing = Chunk {
-                    channels: 0..0,
-                    region: Region::new(region.start, [0; 3]),
-                    voxels: ChunkVoxels::Stored(Vec::new()),
+            (None, Self::Rows(rows)) => {
+                let region = rows.region.intersection(&region).unwrap_or(Region {
+                    shape: [0; 3],
+                    ..rows.region
+                });
+                let channels =
+                    rows.channels.start.max(channels.start)..rows.channels.end.min(channels.end);
+                let count = channels.end.saturating_sub(channels.start);
+                let mut voxels = vec![0; in_memory(region.voxels() * count) * size];
+                self.copy_to(&channels, region, &mut voxels, size);
+                let counted = blocks.all.add(voxels.len() as u64);
+                let part = Chunk {
+                    channels,
+                    region,
+                    voxels: ChunkVoxels::Stored(voxels),
                 };
-                Self::Chunk(nothing, blocks.all.add(0))
+                Self::Chunk(part, counted)
             }
         }
     }
@@ -113,7 +122,7 @@ impl Held {
         else {
             return;
         };
-        let width = bytes_of(region.shape[2]) * size;
+        let width = in_memory(region.shape[2]) * size;
         shared.each_row(|from, to| {
             let to = to * width + shared.x[1];
             let row = &rows.row(from)[shared.x[0]..shared.x[0] + shared.length];
@@ -145,14 +154,14 @@ impl Shared {
         }
         let x = [from.1, to.1].map(|whole| {
             let start = region.relative_to(whole.start).start[2];
-            bytes_of(start.unsigned_abs()) * size
+            in_memory(start.unsigned_abs()) * size
         });
         Some(Self {
             from: (from.1, channels.start - from.0.start),
             to: (to.1, channels.start - to.0.start),
             region,
             x,
-            length: bytes_of(region.shape[2]) * size,
+            length: in_memory(region.shape[2]) * size,
             channels,
         })
     }
@@ -187,7 +196,7 @@ impl Rows {
             channels,
             length,
             cut,
-            blocks: from.take(cut, bytes_of(count)),
+            blocks: from.take(cut, in_memory(count)),
             from: Arc::clone(from),
         };
         let start = shared.x[0];
@@ -201,7 +210,7 @@ impl Rows {
             Held::Rows(held) => shared.each_row(|row, _| put(held.row(row))),
             Held::Chunk(chunk, _) => {
                 if let ChunkVoxels::Stored(voxels) = &chunk.voxels {
-                    let width = bytes_of(chunk.region.shape[2]) * size;
+                    let width = in_memory(chunk.region.shape[2]) * size;
                     shared.each_row(|row, _| put(&voxels[row * width..(row + 1) * width]));
                 }
             }
@@ -211,7 +220,7 @@ impl Rows {
 
     /// Returns row `n`, counted over y, z and the channels.
     fn row(&self, n: usize) -> &[u8] {
-        let per_block = bytes_of(self.cut.rows);
+        let per_block = in_memory(self.cut.rows);
         let at = n % per_block * self.length;
         &self.blocks[n / per_block].bytes[at..at + self.length]
     }
@@ -223,7 +232,7 @@ impl Drop for Rows {
     }
 }
 
-fn bytes_of(n: u64) -> usize {
+fn in_memory(n: u64) -> usize {
     usize::try_from(n).expect("a length inside a buffer in memory")
 }
 
