@@ -15,7 +15,7 @@ import voxpatch
 CONCEPTS = {
     "overwrite": ["write", "convert", "StorageOptions"],
     "memory": ["Queue", "predict", "write", "convert"],
-    "threads": ["Queue", "predict", "write", "convert"],
+    "threads": ["Queue", "predict", "stats", "write", "convert"],
     "blend": ["GridAggregator", "predict"],
     "overlap": ["GridSampler", "predict"],
     "patch_size": ["GridSampler", "predict", "UniformSampler", "WeightedSampler", "LabelSampler"],
@@ -32,7 +32,7 @@ CONCEPTS = {
     "same_grid": ["Subject", "predict"],
     "reduce": ["GridAggregator", "predict"],
     "dtype": ["Queue", "GridAggregator", "predict", "write", "convert"],
-    "labels": ["GridAggregator", "predict"],
+    "labels": ["GridAggregator", "predict", "stats"],
     "accumulator": ["GridAggregator", "predict"],
     "non_finite": ["GridAggregator", "predict"],
     "fill": ["GridAggregator", "predict"],

@@ -46,7 +46,7 @@ def test_a_string_is_a_volume_where_something_is_there(tmp_path: pathlib.Path, m
     assert np.array_equal(subject["ct"][0], VOXELS)
 
 
-@pytest.mark.parametrize("text", ["dose.dcm", "dose.ni.gz", "a/b.tif", "/gone/scan", "./scan", "../scan", "here/scan"])
+@pytest.mark.parametrize("text", ["dose.png", "dose.ni.gz", "a/b.h5", "/gone/scan", "./scan", "../scan", "here/scan"])
 def test_what_looks_like_a_path_to_nothing_is_an_error(text: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     os.mkdir("here")
@@ -60,10 +60,9 @@ def test_other_strings_are_metadata(text: str) -> None:
     assert Subject(ct=VOXELS, note=text).metadata == {"note": text}
 
 
-def test_addresses_are_volumes_that_say_what_helps() -> None:
-    subject = Subject(ct="s3://bucket/scan.zarr", other=VOXELS)
-    with pytest.raises(ValueError, match="other machines.*copy"):
-        subject["ct"]
+def test_addresses_are_volumes() -> None:
+    subject = Subject(ct="s3://bucket/scan.zarr", other=VOXELS, note="file://gone/scan.zarr")
+    assert set(subject.volumes) == {"ct", "other", "note"} and not subject.metadata
 
 
 def test_images_and_metadata_can_be_told_apart(tmp_path: pathlib.Path) -> None:

@@ -210,7 +210,7 @@ class MeanStd:
 
 @dataclass(frozen=True)
 class NnunetCt:
-    """nnU-Net's ``CTNormalization``: values are clipped, then a mean is subtracted, and the rest divided by a deviation.
+    """Normalization of CT as nnU-Net does it: values are clipped, then a mean is subtracted, and the rest divided by a deviation.
 
     The numbers are in ``foreground_intensity_properties_per_channel`` of nnU-Net's fingerprint of a data set.
 

@@ -66,10 +66,11 @@ impl Working {
             let channels = output.spec.channels;
             // Per voxel: weighted or reduced channels, the weight, and the indices of channels.
             let block = estimate.largest_block();
-            block.saturating_mul(4 * channels + 16)
+            block.saturating_mul(channels.saturating_mul(4).saturating_add(16))
         });
         // Two batches: one that is predicted, and one that is on its way.
-        let inputs = voxels.saturating_mul(2 * batch * (taken + 4 * input.channels));
+        let each = taken.saturating_add(input.channels.saturating_mul(4));
+        let inputs = voxels.saturating_mul(each.saturating_mul(batch.saturating_mul(2)));
         let elsewhere = outputs.iter().any(|(one, _)| one.blending.sums_elsewhere);
         let blender = if elsewhere {
             temporary.max().unwrap_or(0).saturating_add(inputs)
@@ -82,7 +83,7 @@ impl Working {
             encoding.saturating_add(estimate.thread_bytes())
         });
         let late = model.blender().map_or(0, Blender::late_batches) as u64;
-        let late = late.saturating_mul(voxels.saturating_mul(taken * batch));
+        let late = late.saturating_mul(voxels.saturating_mul(taken.saturating_mul(batch)));
         Self {
             batch: read.saturating_add(predictions),
             predictions,
