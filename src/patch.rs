@@ -442,35 +442,6 @@ pub(crate) fn copy_common(
     }
 }
 
-/// Calls `row` with the numbers of each row along x of `common` in two buffers, for `channels` channels. `from` and `to`
-/// are the boxes of the buffers, which contain `common`, and the first of those channels in them.
-pub(crate) fn each_row(
-    (from, from_first): (Region, u64),
-    (to, to_first): (Region, u64),
-    common: Region,
-    channels: u64,
-    mut row: impl FnMut(usize, usize),
-) {
-    let length = |n: u64| usize::try_from(n).expect("a length inside a buffer in memory");
-    // The first row of a plane of `common`, from the plane's number and the channel.
-    let first = |region: Region, first_channel: u64| {
-        let [depth, lines, _] = region.shape.map(length);
-        let [z, y, _] = common.relative_to(region.start).start;
-        let (z, y) = (length(z.unsigned_abs()), length(y.unsigned_abs()));
-        let first_channel = length(first_channel);
-        move |c: usize, plane: usize| ((first_channel + c) * depth + z + plane) * lines + y
-    };
-    let (from, to) = (first(from, from_first), first(to, to_first));
-    for c in 0..length(channels) {
-        for plane in 0..length(common.shape[0]) {
-            let (a, b) = (from(c, plane), to(c, plane));
-            for y in 0..length(common.shape[1]) {
-                row(a + y, b + y);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,6 @@ use bytes::BytesMut;
 
 use super::batch_buffer::BatchBuffer;
 use super::feed::{Drawn, Failed, OpenSubject};
-use super::held;
 use super::sample::Sample;
 use crate::error::{Error, Result};
 use crate::patch::Patch;
@@ -129,8 +128,7 @@ impl PatchSource {
         bytes.fold(0, u64::saturating_add)
     }
 
-    /// Returns the bytes that the part of a chunk that the patch needs takes if it is cut out, and those of the whole
-    /// decoded chunk.
+    /// Returns the bytes of the part of a chunk that the patch needs, and of the whole decoded chunk.
     pub(super) fn bytes_of(&self, image: usize, [c, at @ ..]: ChunkShape) -> (u64, u64) {
         let (source, image) = (self.sources[image], &self.images()[image]);
         let layout = image.volume.layout();
@@ -141,14 +139,13 @@ impl PatchSource {
         );
         let channels = image.channels.end.min(end) - image.channels.start.max(first);
         let region = chunk_region(at, shape);
-        let size = layout.dtype.size() as u64;
-        let part = source.intersection(&region);
-        let [depth, lines, width] = part.map_or([0; 3], |part| part.shape);
-        let rows = channels.saturating_mul(depth).saturating_mul(lines);
-        let [depth, lines, whole_width] = region.shape;
-        let whole_rows = count.saturating_mul(depth).saturating_mul(lines);
-        let whole = held::bytes(whole_rows, whole_width.saturating_mul(size));
-        (held::bytes(rows, width.saturating_mul(size)), whole)
+        let part = source.intersection(&region).map_or(0, |part| part.voxels());
+        let bytes = |voxels: u64, channels: u64| {
+            voxels
+                .saturating_mul(channels)
+                .saturating_mul(layout.dtype.size() as u64)
+        };
+        (bytes(part, channels), bytes(region.voxels(), count))
     }
 
     fn pieces(&self) -> Vec<Piece> {

@@ -5,8 +5,7 @@ use std::sync::{Arc, TryLockError};
 
 use super::assembly::{Assembly, Buffer, ChunkKey, PatchSource};
 use super::batch_buffer::BatchPart;
-use super::blocks::{Blocks, ChunkBytes, CountedBytes};
-use super::held::Held;
+use super::holdings::{CountedBytes, CountedChunk};
 use super::pool::SamplePool;
 use super::sample::Sample;
 use super::staging::{Scratch, StagedPlanes};
@@ -17,7 +16,7 @@ use crate::region::Region;
 use crate::training::augment::turn;
 use crate::training::subject::Image;
 use crate::training::sync::{guarded, lock};
-use crate::volume::{ChunkShape, Warp};
+use crate::volume::{Chunk, ChunkShape, Warp};
 
 /// A function that changes a sample on a worker thread before it is delivered.
 pub type Transform = dyn Fn(&mut Sample) -> Result<()> + Send + Sync;
@@ -27,7 +26,6 @@ pub(super) struct Gather {
     pub(super) pool: Arc<SamplePool>,
     pub(super) counters: Counters,
     scratch: Scratch,
-    blocks: Arc<Blocks>,
     transform: Option<Arc<Transform>>,
 }
 
@@ -43,22 +41,16 @@ pub(super) struct Counters {
 
 /// Voxels that are copied to every patch that needs them.
 pub(super) enum Fetched {
-    Chunk(Arc<Held>),
-    Piece(Held),
+    Chunk(Arc<CountedChunk>),
     StagedPlanes(StagedPlanes),
 }
 
 impl Gather {
-    pub(super) fn new(
-        pool: Arc<SamplePool>,
-        transform: Option<Arc<Transform>>,
-        (chunks, memory): (&ChunkBytes, u64),
-    ) -> Self {
+    pub(super) fn new(pool: Arc<SamplePool>, transform: Option<Arc<Transform>>) -> Self {
         Self {
             pool,
             counters: Counters::default(),
             scratch: Scratch::default(),
-            blocks: Arc::new(Blocks::new(chunks, memory)),
             transform,
         }
     }
@@ -75,7 +67,7 @@ impl Gather {
         let decoded = guarded(|| source.images()[image].volume.read_chunk(index));
         self.count_bytes(source, image);
         match decoded {
-            Ok(chunk) => Ok(Fetched::Chunk(Arc::new(Held::decoded(chunk, room)))),
+            Ok(chunk) => Ok(Fetched::Chunk(Arc::new(room.of_chunk(chunk)))),
             Err(error) => Err(Arc::new(error)),
         }
     }
@@ -101,19 +93,18 @@ impl Gather {
         read.map(Fetched::StagedPlanes).map_err(Arc::new)
     }
 
-    /// Cuts the part of a chunk that a patch needs out of it.
-    pub(super) fn cut(&self, assembly: &Assembly, image: usize, chunk: &Held) -> Option<Held> {
-        let source = assembly.source.as_ref().ok()?;
+    /// Cuts the part of a chunk that a patch needs out of it. `room` counts its bytes.
+    pub(super) fn cut(
+        assembly: &Assembly,
+        image: usize,
+        chunk: &Chunk,
+        room: CountedBytes,
+    ) -> Result<CountedChunk> {
+        let source = assembly.source.as_ref().map_err(|_| Error::Interrupted)?;
         let own = &source.images()[image];
         let size = own.volume.layout().dtype.size();
-        let (channels, region) = (&own.channels, source.sources[image]);
-        Some(chunk.part(channels, region, size, &self.blocks))
-    }
-
-    /// Returns the voxels of a chunk in blocks; `None` if they do not fit into them.
-    pub(super) fn packed(&self, source: &PatchSource, image: usize, chunk: &Held) -> Option<Held> {
-        let size = source.images()[image].volume.layout().dtype.size();
-        chunk.packed(size, &self.blocks)
+        let piece = chunk.part(&own.channels, source.sources[image], size);
+        Ok(room.of_chunk(piece))
     }
 
     /// Copies a piece into a patch. Returns `None` if another thread is writing to the patch and `wait`
@@ -140,11 +131,6 @@ impl Gather {
                         Fetched::Chunk(chunk) => {
                             let size = source.volume.layout().dtype.size();
                             chunk.copy_to(&source.channels, region, out, size);
-                            Ok(())
-                        }
-                        Fetched::Piece(part) => {
-                            let size = source.volume.layout().dtype.size();
-                            part.copy_to(&source.channels, region, out, size);
                             Ok(())
                         }
                         Fetched::StagedPlanes(planes) => {

@@ -5,11 +5,13 @@
 //! needs one before it exists waits for that worker.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::assembly::{Assembly, ChunkKey};
-use super::held::Held;
 use super::reuse::{Release, Reuse, Source};
+use crate::volume::{Chunk, give_back_freed};
 
 #[derive(Default)]
 pub(super) struct Holdings {
@@ -29,21 +31,20 @@ enum HeldChunk {
         /// `true` if it is held after that.
         keep: bool,
     },
-    Here(Arc<Held>),
+    Here(Arc<CountedChunk>),
 }
 
 enum HeldPiece {
     /// A worker cuts it; the patch may wait for it already.
     Cutting(Option<Arc<Assembly>>),
-    Here(Held),
+    /// A chunk of exactly the voxels that the patch needs.
+    Here(Arc<CountedChunk>),
 }
 
 /// How a patch gets its part of a chunk.
 pub(super) enum Part {
     /// Copy it from this chunk.
-    Chunk(Arc<Held>),
-    /// It was cut out of the chunk before.
-    Cut(Held),
+    From(Arc<CountedChunk>),
     /// Decode the chunk.
     Decode,
     /// Another worker brings it.
@@ -53,7 +54,7 @@ pub(super) enum Part {
 /// An evicted chunk, and the patches whose pieces are cut out of it first.
 pub(super) struct Cut {
     pub(super) key: ChunkKey,
-    pub(super) chunk: Arc<Held>,
+    pub(super) chunk: Arc<CountedChunk>,
     pub(super) assemblies: Vec<Arc<Assembly>>,
 }
 
@@ -81,14 +82,14 @@ impl Holdings {
             Source::Piece => {
                 let place = (key, assembly.order);
                 if let Some(HeldPiece::Here(piece)) = self.pieces.remove(&place) {
-                    return Part::Cut(piece);
+                    return Part::From(piece);
                 }
                 let waiting = HeldPiece::Cutting(Some(Arc::clone(assembly)));
                 self.pieces.insert(place, waiting);
                 Part::Waits
             }
             Source::Chunk | Source::Decode => match self.chunks.get_mut(&key) {
-                Some(HeldChunk::Here(chunk)) => Part::Chunk(Arc::clone(chunk)),
+                Some(HeldChunk::Here(chunk)) => Part::From(Arc::clone(chunk)),
                 Some(HeldChunk::Decoding { waiting, keep, .. }) => {
                     waiting.push(Arc::clone(assembly));
                     *keep = true;
@@ -122,7 +123,14 @@ impl Holdings {
         for release in releases {
             match release {
                 Release::Piece { key, patch } => {
-                    self.pieces.remove(&(key, patch));
+                    if let Some(HeldPiece::Here(chunk)) = self.pieces.remove(&(key, patch)) {
+                        let assemblies = Vec::new();
+                        evicted.push(Cut {
+                            key,
+                            chunk,
+                            assemblies,
+                        });
+                    }
                 }
                 Release::Chunk { key, pieces } => {
                     let assemblies: Vec<_> = pieces.into_iter().map(&coming).collect();
@@ -160,7 +168,7 @@ impl Holdings {
     pub(super) fn decoded(
         &mut self,
         key: ChunkKey,
-        chunk: Option<&Arc<Held>>,
+        chunk: Option<&Arc<CountedChunk>>,
     ) -> (Vec<Arc<Assembly>>, Vec<Arc<Assembly>>) {
         let Some(HeldChunk::Decoding {
             mut waiting,
@@ -188,33 +196,101 @@ impl Holdings {
         (waiting, cuts)
     }
 
-    /// Holds a chunk in another form, unless it was evicted since.
-    pub(super) fn replace(&mut self, key: ChunkKey, chunk: &Arc<Held>, other: Held) {
-        if let Some(HeldChunk::Here(held)) = self.chunks.get_mut(&key)
-            && Arc::ptr_eq(held, chunk)
-        {
-            *held = Arc::new(other);
-        }
-    }
-
-    /// Returns `true` if this chunk is held.
-    pub(super) fn holds(&self, key: ChunkKey, chunk: &Arc<Held>) -> bool {
-        let held = self.chunks.get(&key);
-        matches!(held, Some(HeldChunk::Here(held)) if Arc::ptr_eq(held, chunk))
-    }
-
-    /// Holds a piece that was cut for a patch. Returns the piece if the patch waits for it and gets it now.
-    pub(super) fn cut(&mut self, key: ChunkKey, order: u64, piece: Held) -> Option<Held> {
+    /// Holds a piece that was cut for a patch. Returns `true` if the patch waits for it and gets it now.
+    pub(super) fn cut(&mut self, key: ChunkKey, order: u64, piece: &Arc<CountedChunk>) -> bool {
         match self.pieces.get_mut(&(key, order)) {
             Some(HeldPiece::Cutting(Some(_))) => {
                 self.pieces.remove(&(key, order));
-                Some(piece)
+                true
             }
             Some(held) => {
-                *held = HeldPiece::Here(piece);
-                None
+                *held = HeldPiece::Here(Arc::clone(piece));
+                false
             }
-            None => None,
+            None => false,
         }
+    }
+}
+
+/// Freed bytes after which the allocator is asked to return them to the system.
+const MAX_FREED: u64 = 32 << 20;
+
+/// The bytes of chunks and pieces in memory, and of decodes in progress.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ChunkBytes(Arc<Bytes>);
+
+#[derive(Debug, Default)]
+struct Bytes {
+    now: AtomicU64,
+    /// Bytes freed since the allocator was asked to return them.
+    freed: AtomicU64,
+}
+
+impl ChunkBytes {
+    pub(super) fn now(&self) -> u64 {
+        self.0.now.load(Ordering::Acquire)
+    }
+
+    /// Returns freed memory to the system from time to time. Pieces have many sizes, and the gaps that they
+    /// leave in the heap would otherwise take more and more memory next to the budget.
+    pub(super) fn give_back(&self) {
+        let freed = &self.0.freed;
+        if freed.load(Ordering::Relaxed) >= MAX_FREED
+            && freed.swap(0, Ordering::Relaxed) >= MAX_FREED
+        {
+            give_back_freed();
+        }
+    }
+
+    /// Counts bytes until the result is dropped.
+    pub(super) fn add(&self, bytes: u64) -> CountedBytes {
+        self.0.now.fetch_add(bytes, Ordering::AcqRel);
+        CountedBytes {
+            all: self.clone(),
+            bytes,
+        }
+    }
+}
+
+/// Bytes that count until this is dropped.
+#[derive(Debug)]
+pub(super) struct CountedBytes {
+    all: ChunkBytes,
+    bytes: u64,
+}
+
+impl CountedBytes {
+    /// Counts the bytes of a chunk in place of those that its decode may take.
+    pub(super) fn of_chunk(mut self, chunk: Chunk) -> CountedChunk {
+        let bytes = chunk.bytes() as u64;
+        self.all.0.now.fetch_add(bytes, Ordering::AcqRel);
+        self.all.0.now.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.bytes = bytes;
+        CountedChunk {
+            chunk,
+            _bytes: self,
+        }
+    }
+}
+
+impl Drop for CountedBytes {
+    fn drop(&mut self) {
+        self.all.0.now.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.all.0.freed.fetch_add(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// A chunk, or a piece of one, whose bytes count while it is in memory.
+#[derive(Debug)]
+pub(super) struct CountedChunk {
+    chunk: Chunk,
+    _bytes: CountedBytes,
+}
+
+impl Deref for CountedChunk {
+    type Target = Chunk;
+
+    fn deref(&self) -> &Chunk {
+        &self.chunk
     }
 }

@@ -27,11 +27,9 @@ use std::time::{Duration, Instant};
 mod assembly;
 mod batch;
 mod batch_buffer;
-mod blocks;
 mod cursor;
 mod feed;
 mod gather;
-mod held;
 mod holdings;
 mod mixing;
 mod options;
@@ -48,7 +46,6 @@ pub use options::{LoaderOptions, LoaderStats, OnError};
 pub use sample::{PooledPatch, Sample};
 pub use wait::TryNext;
 
-use self::blocks::ChunkBytes;
 use self::cursor::StepCursor;
 use self::feed::{Feed, FeedOptions};
 use self::gather::Gather;
@@ -166,14 +163,9 @@ impl Loader {
             batch: options.shard.batch_size,
         };
         let pool = Arc::new(SamplePool::new(options.memory));
-        let chunk_bytes = ChunkBytes::default();
-        let gather = Gather::new(
-            pool,
-            options.transform.clone(),
-            (&chunk_bytes, options.memory),
-        );
+        let gather = Gather::new(pool, options.transform.clone());
         let mut loader = Self {
-            schedule: Arc::new(Schedule::new(feed, limits, gather, chunk_bytes)),
+            schedule: Arc::new(Schedule::new(feed, limits, gather)),
             workers: Vec::new(),
             plan: state.plan,
             subjects: state.subjects,

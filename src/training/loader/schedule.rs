@@ -17,22 +17,27 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::assembly::{Assembly, ChunkKey, Piece};
-use super::blocks::{ChunkBytes, CountedBytes};
 use super::feed::{Drawn, Failed, Feed, MAX_OPEN};
 use super::gather::{Fetched, Gather};
-use super::held::Held;
-use super::holdings::{Cut, Holdings, Part};
+use super::holdings::{ChunkBytes, CountedBytes, CountedChunk, Cut, Holdings, Part};
 use super::sample::Sample;
 use super::staging;
 use super::wait::TryNext;
 use crate::error::{Error, Result};
 use crate::training::sync::{guarded, lock, panicked};
+use crate::volume::Chunk;
 
 /// The longest single wait of a consumer without a deadline.
 const MAX_WAIT: Duration = Duration::from_hours(1);
 
 /// At least this many patches may be admitted at a time. More patches leave less memory for chunks.
 const MIN_DEPTH: usize = 8;
+
+/// At most this many chunks of files are prefetched and not yet claimed by a worker,
+const MAX_PREFETCHED: usize = 64;
+
+/// and so many with each unit of work.
+const PREFETCH_STEP: usize = 8;
 
 /// The number of chunks of remote volumes that are prefetched before each unit of work.
 const REMOTE_PREFETCHES: usize = 64;
@@ -55,12 +60,6 @@ const SPARE_DRAWS: u64 = 64;
 
 /// and none if the lookahead has more subjects than this, since each draw may then open another one.
 const FEW_SUBJECTS: usize = MAX_SUBJECTS / 2;
-
-/// At most this many chunks are prefetched and not yet claimed by a worker,
-const MAX_PREFETCHED: usize = 64;
-
-/// and so many with each unit of work.
-const PREFETCH_STEP: usize = 8;
 
 pub(super) struct Schedule {
     state: Mutex<State>,
@@ -140,7 +139,7 @@ struct Admitted {
 /// A unit of work.
 enum Job {
     Decode(ChunkKey, Arc<Assembly>),
-    Copy(Arc<Assembly>, usize, Fetched),
+    Copy(Arc<Assembly>, usize, Arc<CountedChunk>),
     Cut(Cut),
     Planes(ChunkKey, Vec<Arc<Assembly>>),
     Whole(Arc<Assembly>, usize),
@@ -209,13 +208,13 @@ pub(super) enum Delivered {
 }
 
 impl Schedule {
-    pub(super) fn new(feed: Feed, limits: Limits, gather: Gather, chunk_bytes: ChunkBytes) -> Self {
+    pub(super) fn new(feed: Feed, limits: Limits, gather: Gather) -> Self {
         Self {
             state: Mutex::default(),
             work: Condvar::new(),
             ready: Condvar::new(),
             room: Condvar::new(),
-            chunk_bytes,
+            chunk_bytes: ChunkBytes::default(),
             feed: Mutex::new(feed),
             gather,
             limits,
@@ -408,7 +407,9 @@ impl Schedule {
     fn run(&self, job: Job) {
         match job {
             Job::Decode(key, assembly) => self.decode(key, &assembly),
-            Job::Copy(assembly, image, held) => self.deal(&Ok(held), image, vec![assembly]),
+            Job::Copy(assembly, image, chunk) => {
+                self.deal(&Ok(Fetched::Chunk(chunk)), image, vec![assembly]);
+            }
             Job::Cut(cut) => self.cut(cut.key, &cut.chunk, &cut.assemblies),
             Job::Planes(key, assemblies) => {
                 let read = self.gather.read_planes(key, &assemblies);
@@ -446,12 +447,6 @@ impl Schedule {
         self.deal(&decoded, image, waiting);
         if let Some(chunk) = chunk {
             self.cut(key, &chunk, &cuts);
-            if let Ok(source) = &assembly.source
-                && self.lock().held.holds(key, &chunk)
-                && let Some(packed) = self.gather.packed(source, image, &chunk)
-            {
-                self.lock().held.replace(key, &chunk, packed);
-            }
         }
     }
 
@@ -478,16 +473,20 @@ impl Schedule {
     }
 
     /// Cuts the pieces of patches out of a chunk.
-    fn cut(&self, key: ChunkKey, chunk: &Held, assemblies: &[Arc<Assembly>]) {
-        let (_, image, _) = key;
+    fn cut(&self, key: ChunkKey, chunk: &Chunk, assemblies: &[Arc<Assembly>]) {
+        let (_, image, index) = key;
         for assembly in assemblies {
-            let Some(piece) = self.gather.cut(assembly, image, chunk) else {
+            let source = assembly.source.as_ref();
+            let bytes = source.map_or(0, |source| source.bytes_of(image, index).0);
+            let room = self.chunk_bytes.add(bytes);
+            let Ok(piece) = Gather::cut(assembly, image, chunk, room) else {
                 continue;
             };
-            let awaited = self.lock().held.cut(key, assembly.order, piece);
-            if let Some(piece) = awaited {
+            let piece = Arc::new(piece);
+            let is_awaited = self.lock().held.cut(key, assembly.order, &piece);
+            if is_awaited {
                 let assemblies = vec![Arc::clone(assembly)];
-                self.deal(&Ok(Fetched::Piece(piece)), image, assemblies);
+                self.deal(&Ok(Fetched::Chunk(piece)), image, assemblies);
             }
         }
     }
@@ -720,10 +719,8 @@ impl State {
                 };
                 let cuts = self.held.settle(assembly.order, budget, coming);
                 let mut jobs: Vec<Job> = cuts.into_iter().map(Job::Cut).collect();
-                let copy = |held| Job::Copy(Arc::clone(assembly), key.1, held);
                 match part {
-                    Part::Chunk(chunk) => jobs.push(copy(Fetched::Chunk(chunk))),
-                    Part::Cut(piece) => jobs.push(copy(Fetched::Piece(piece))),
+                    Part::From(chunk) => jobs.push(Job::Copy(Arc::clone(assembly), key.1, chunk)),
                     Part::Decode => jobs.push(Job::Decode(key, Arc::clone(assembly))),
                     Part::Waits => {}
                 }
