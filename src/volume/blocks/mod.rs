@@ -7,7 +7,7 @@
 
 pub(super) mod codecs;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::fmt::Debug;
 use std::fs::File;

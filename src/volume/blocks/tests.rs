@@ -8,7 +8,7 @@ use serde_json::json;
 use super::*;
 use crate::dtype::DType;
 use crate::patch::Patch;
-use crate::volume::{Cached, suite};
+use crate::volume::{Cached, VolumeExt, suite};
 
 /// Blocks of bytes, each stored reversed.
 #[derive(Debug)]
@@ -184,4 +184,43 @@ fn packed_runs_are_bounded() {
     assert_eq!(packbits(&packed, 7).unwrap(), expected[..7]);
     assert!(packbits(&packed, 25).is_err());
     assert!(packbits(&[0x81], 1).is_err() && packbits(&[5, 1], 6).is_err());
+}
+
+/// Opens and reads 4 000 files with some other bytes than `whole`: each is a volume or an error, and not a panic.
+pub(in super::super) fn check_changed_bytes(whole: &[u8]) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a");
+    let mut state = 1_u64;
+    let mut random = |below: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).unwrap() % below
+    };
+    let (mut opened, mut refused) = (0, 0);
+    for _ in 0..4000 {
+        let mut bytes = whole.to_vec();
+        for _ in 0..=random(4) {
+            let at = random(bytes.len());
+            bytes[at] = [0, 1, 0x7f, 0xff, random(256).to_le_bytes()[0]][random(5)];
+        }
+        if random(8) == 0 {
+            bytes.truncate(random(whole.len()));
+        }
+        fs::write(&path, &bytes).unwrap();
+        let read = crate::open(&path).and_then(|volume| {
+            let last = volume.layout().shape.map(|n| i64::try_from(n).unwrap() - 1);
+            volume.read(Region::new([0; 3], [1; 3]))?;
+            volume.read(Region::new(last, [1; 3]))
+        });
+        match read {
+            Ok(_) => opened += 1,
+            Err(error) => {
+                let text = error.with_causes();
+                assert!(!text.contains("panicked"), "{text}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(opened > 100 && refused > 100, "{opened} {refused}");
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use super::super::blocks::tests::check_changed_bytes;
 use super::*;
 use crate::patch::Patch;
 use crate::region::Region;
@@ -287,39 +288,5 @@ fn ome_xml_places_planes_and_its_units_are_lengths() {
 #[test]
 fn changed_bytes_are_an_error_or_a_volume() {
     let whole = tiled().0.bytes;
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("a");
-    let mut state = 1_u64;
-    let mut random = |below: usize| {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(state >> 33).unwrap() % below
-    };
-    let (mut opened, mut refused) = (0, 0);
-    for _ in 0..4000 {
-        let mut bytes = whole.clone();
-        for _ in 0..=random(4) {
-            let at = random(bytes.len());
-            bytes[at] = [0, 1, 0x7f, 0xff, random(256).to_le_bytes()[0]][random(5)];
-        }
-        if random(8) == 0 {
-            bytes.truncate(random(whole.len()));
-        }
-        fs::write(&path, &bytes).unwrap();
-        let read = crate::open(&path).and_then(|volume| {
-            let last = volume.layout().shape.map(|n| i64::try_from(n).unwrap() - 1);
-            volume.read(Region::new([0; 3], [1; 3]))?;
-            volume.read(Region::new(last, [1; 3]))
-        });
-        match read {
-            Ok(_) => opened += 1,
-            Err(error) => {
-                let text = error.with_causes();
-                assert!(!text.contains("panicked"), "{text}");
-                refused += 1;
-            }
-        }
-    }
-    assert!(opened > 100 && refused > 100, "{opened} {refused}");
+    check_changed_bytes(&whole);
 }

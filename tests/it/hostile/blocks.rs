@@ -1,8 +1,9 @@
 //! TIFF and DICOM files whose blocks are not what their headers promise.
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::Write;
 
+use super::bombs::{zeros, zlib, zstd};
 use super::{all_refused, refusal};
 
 /// Returns a page of 16 x 16 bytes in one tile, with this compression and these encoded bytes. `tile` is the side that
@@ -32,22 +33,6 @@ fn tiff(compression: u32, encoded: &[u8], tile: u32) -> Vec<u8> {
     }
     bytes.extend([0; 4]);
     bytes
-}
-
-fn zeros(mut writer: impl Write, bytes: u64) {
-    io::copy(&mut io::repeat(0).take(bytes), &mut writer).expect("memory takes it");
-}
-
-fn zlib(bytes: u64) -> Vec<u8> {
-    let mut stream = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
-    zeros(&mut stream, bytes);
-    stream.finish().expect("memory takes it")
-}
-
-fn zstd(bytes: u64) -> Vec<u8> {
-    let mut stream = zstd::Encoder::new(Vec::new(), 1).expect("a level");
-    zeros(&mut stream, bytes);
-    stream.finish().expect("memory takes it")
 }
 
 #[test]

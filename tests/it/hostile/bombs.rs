@@ -30,7 +30,8 @@ fn forget_peak() {
     fs::write("/proc/self/clear_refs", "5").expect("it is our own");
 }
 
-fn zeros(mut writer: impl Write, bytes: u64) {
+/// Writes zeros.
+pub(super) fn zeros(mut writer: impl Write, bytes: u64) {
     io::copy(&mut io::repeat(0).take(bytes), &mut writer).expect("memory takes it");
 }
 
@@ -41,7 +42,8 @@ fn gzip(bytes: u64, members: usize) -> Vec<u8> {
     member.finish().expect("memory takes it").repeat(members)
 }
 
-fn zlib(bytes: u64) -> Vec<u8> {
+/// Returns a zlib stream of zeros.
+pub(super) fn zlib(bytes: u64) -> Vec<u8> {
     let mut stream = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
     zeros(&mut stream, bytes);
     stream.finish().expect("memory takes it")
@@ -53,7 +55,8 @@ fn bz2(bytes: u64) -> Vec<u8> {
     stream.finish().expect("memory takes it")
 }
 
-fn zstd(bytes: u64) -> Vec<u8> {
+/// Returns a zstd frame of zeros.
+pub(super) fn zstd(bytes: u64) -> Vec<u8> {
     let mut stream = zstd::Encoder::new(Vec::new(), 1).expect("a level");
     zeros(&mut stream, bytes);
     stream.finish().expect("memory takes it")
