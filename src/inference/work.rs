@@ -309,6 +309,7 @@ impl<I: Iterator<Item = u64>> Iterator for PatchBatches<I> {
             }
         }
         let task = if kind? {
+            self.run.shared.volume.expect(&indices);
             RunTask::Predict(indices)
         } else {
             RunTask::Skip(indices)
