@@ -132,7 +132,7 @@ const READ_METHOD: [(&str, ReadMethod); 4] = [
 const TILT: [(&str, Tilt); 2] = [("refuse", Tilt::Refuse), ("shear", Tilt::Shear)];
 
 /// The options of `open` that a pickled volume takes along: `level`, `missing_chunks`, `trusted`, `read_method`,
-/// `allow_external`, `series`, `allow_uneven` and `tilt`.
+/// `allow_external`, `series`, `allow_uneven`, `tilt`, and the names and values of `storage_options`.
 pub(crate) type Opening = (
     usize,
     String,
@@ -142,11 +142,12 @@ pub(crate) type Opening = (
     Option<String>,
     bool,
     String,
+    Vec<(String, String)>,
 );
 
 /// Returns the library's options for those of `open`.
 pub(crate) fn open_options(
-    (level, missing, trusted, method, allow_external, series, allow_uneven, tilt): &Opening,
+    (level, missing, trusted, method, allow_external, series, allow_uneven, tilt, storage): &Opening,
 ) -> PyResult<OpenOptions> {
     Ok(OpenOptions::default()
         .with_level(*level)
@@ -156,7 +157,8 @@ pub(crate) fn open_options(
         .with_allow_external(*allow_external)
         .with_series(series.clone())
         .with_allow_uneven(*allow_uneven)
-        .with_tilt(chosen("tilt", tilt, &TILT)?))
+        .with_tilt(chosen("tilt", tilt, &TILT)?)
+        .with_storage_options(storage.iter().cloned().collect()))
 }
 
 /// Returns the arguments of [`open_options`].
@@ -170,6 +172,7 @@ pub(crate) fn opening(options: &OpenOptions) -> Opening {
         options.series.clone(),
         options.allow_uneven,
         name(options.tilt, &TILT).to_owned(),
+        options.storage_options.clone().into_iter().collect(),
     )
 }
 

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use numpy::PyArray2;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
+use voxpatch::store::shown;
 use voxpatch::training::Image;
 use voxpatch::volume::{
     self, Interpolation, Layout, Matching, RealValues, Resample, Subset, VoxelGrid,
@@ -90,7 +91,7 @@ impl Place {
     /// The path, for messages.
     pub(crate) fn text(&self) -> String {
         match self {
-            Self::Path { path, .. } => path.display().to_string(),
+            Self::Path { path, .. } => shown(path).display().to_string(),
             Self::Memory(volume) => volume.layout().path.display().to_string(),
         }
     }

@@ -55,15 +55,17 @@ def open(
     series: str | int | None = None,
     allow_uneven: bool = False,
     tilt: Tilt = "refuse",
+    storage_options: Mapping[str, str | bool | float] | None = None,
 ) -> Volume:
-    """Open a volume: a Zarr folder, a DICOM series, or a TIFF, NIfTI, numpy, MetaImage, NRRD, FreeSurfer or raw file.
+    """Open a volume by path or address: Zarr, a DICOM series, or a TIFF, NIfTI, numpy, MetaImage, NRRD, FreeSurfer or raw file.
 
     Only the header is read.
 
     Parameters
     ----------
     path : str or path-like
-        The file, or the folder of a Zarr array, an OME-Zarr image or a DICOM series.
+        The file, or the folder of a Zarr array, an OME-Zarr image or a DICOM series; or an address,
+        as a string, in an object store or on a web server: ``s3://``, ``gs://``, ``az://``, ``https://`` or ``http://``.
     level : int, default 0
         Level of a multiscale image; 0 is the finest.
     channels : int, slice, range or (int, int), optional
@@ -111,6 +113,10 @@ def open(
     tilt : {"refuse", "shear"}, default "refuse"
         Treatment of DICOM slices that are shifted within their plane, as by a tilted gantry: an error that names the
         angle, or a volume with an affine whose axes are not perpendicular.
+    storage_options : mapping, optional
+        Credentials, endpoint and region of an object store, by the names of its own tools or of fsspec; for example
+        ``{"anon": True, "endpoint_url": "https://minio.example.org"}``. Values that are not given are taken from the
+        environment and the AWS profile. They are not printed, but pickled with the volume.
 
     Returns
     -------
@@ -140,6 +146,7 @@ def open(
     >>> voxpatch.open("scan.nii", spacing=1.5, orientation="RAS").shape
     (1, 8, 3, 4)
     """
+    storage = [(str(name), _option(value)) for name, value in (storage_options or {}).items()]
     options = (
         count("level", level),
         missing_chunks,
@@ -149,11 +156,17 @@ def open(
         None if series is None else str(series),
         bool(allow_uneven),
         tilt,
+        storage,
     )
     lengths = None if spacing is None else _spacing(spacing)
     grid = like if like is None or isinstance(like, Volume) else open(like)
     resample = (lengths, orientation, grid, interpolation, bool(antialias), outside)
     return _open(path, options, (channels, time, box), values, resample)
+
+
+def _option(value: str | bool | float) -> str:
+    """Return an option of a store as a string."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _spacing(given: Spacing) -> tuple[float, ...]:
