@@ -43,6 +43,11 @@ pub(crate) enum Outcome {
         device_bytes: Option<u64>,
     },
     Planned(Box<Planned>),
+    Tasks(Vec<voxpatch::inference::PlannedTask>),
+    Status(voxpatch::inference::JobStatus),
+    /// The numbers of the normalization; `None` without one.
+    Measured(Option<String>),
+    Committed,
 }
 
 /// A run that was planned and not begun.

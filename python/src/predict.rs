@@ -13,7 +13,9 @@ use numpy::PyArray2;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use voxpatch::Normalize;
-use voxpatch::inference::{FlipTta, InferencePlan, InputValues, OutputSpec, PatchMask};
+use voxpatch::inference::{
+    FlipTta, InferencePlan, InputValues, JobStatus, OutputSpec, PatchMask, PlannedTask,
+};
 use voxpatch::training::Image;
 use voxpatch::volume::{ChannelRange, Durability, Matching, OutputPart, VoxelGrid, check_output};
 use voxpatch::{
@@ -62,8 +64,14 @@ pub(crate) struct Settings<'py> {
     part: Option<(u32, u32)>,
     durability: String,
     model_id: String,
-    /// Whether nothing is written, and what it would take comes back.
-    dry_run: bool,
+    /// What is asked for: "run", "dry-run", "measure", "tasks", "status" or "commit".
+    work: String,
+    /// The number of tasks, for "tasks".
+    count: u32,
+    /// Whether the part is a task, which may be run again or twice at once.
+    repeats: bool,
+    /// The numbers of the normalization, if they were measured before.
+    measured: Option<String>,
     /// How the mask is matched.
     tolerance: f64,
     same_grid: bool,
@@ -128,8 +136,33 @@ struct Job {
     id: String,
     predictions: Vec<OutputSpec>,
     caller: Sender<Message>,
-    dry_run: bool,
+    work: Work,
+    count: u32,
+    repeats: bool,
+    measured: Option<String>,
 }
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    Run,
+    /// The memory and time of the run.
+    Plan,
+    /// The numbers of the normalization.
+    Measure,
+    Tasks,
+    Status,
+    Commit,
+}
+
+const WORK: [(&str, Work); 6] = [
+    ("run", Work::Run),
+    ("dry-run", Work::Plan),
+    ("measure", Work::Measure),
+    ("tasks", Work::Tasks),
+    ("status", Work::Status),
+    ("commit", Work::Commit),
+];
 
 /// The grid that outputs are written on, if it is not that of the volume.
 fn output_grid(volume: &Volume, wanted: Option<&str>) -> PyResult<Option<VoxelGrid>> {
@@ -215,7 +248,10 @@ pub(crate) fn predict<'py>(
         },
         device_memory: settings.device_memory,
         devices: settings.devices,
-        dry_run: settings.dry_run,
+        work: arguments::chosen("work", &settings.work, &WORK)?,
+        count: settings.count,
+        repeats: settings.repeats,
+        measured: settings.measured,
     };
     let stop = Arc::new(AtomicBool::new(false));
     let (flag, told_by) = (Arc::clone(&stop), caller.clone());
@@ -485,7 +521,10 @@ impl Job {
         }
         let (plan, on_device) = planned?;
         let device_bytes = on_device.then(|| plan.blender_bytes());
-        if self.dry_run {
+        if self.work == Work::Tasks {
+            return Ok(Outcome::Tasks(plan.tasks(self.count)?));
+        }
+        if self.work == Work::Plan {
             let space = plan.disk_space()?;
             let probe = plan.probe(self.normalize)?;
             return Ok(Outcome::Planned(Box::new(Planned {
@@ -495,9 +534,23 @@ impl Job {
                 device_bytes,
             })));
         }
-        plan.check_names()?;
+        if matches!(self.work, Work::Run | Work::Measure) {
+            plan.check_names()?;
+        }
         let stoppable = |_, _| progress(0, 0);
-        let plan = plan.with_normalize(self.normalize, &stoppable)?;
+        let plan = match &self.measured {
+            Some(measured) => plan.with_measured(Some(measured))?,
+            None => plan.with_normalize(self.normalize, &stoppable)?,
+        };
+        match self.work {
+            Work::Measure => return Ok(Outcome::Measured(plan.measured())),
+            Work::Status => return Ok(Outcome::Status(plan.status()?)),
+            Work::Commit => {
+                plan.commit(&stoppable)?;
+                return Ok(Outcome::Committed);
+            }
+            _ => {}
+        }
         let peak_bytes = plan.peak_bytes();
         let done = plan.run(progress)?;
         Ok(Outcome::Done {
@@ -543,6 +596,9 @@ impl Job {
         }
         if let Some(part) = self.part {
             plan = plan.with_part(part, self.durability)?;
+            if self.repeats {
+                plan = plan.with_repeats();
+            }
         }
         Ok((plan, on_device))
     }
@@ -599,6 +655,14 @@ fn told<'py>(py: Python<'py>, outcome: &Outcome) -> PyResult<Bound<'py, PyDict>>
             device_bytes,
         } => (done, *peak_bytes, *device_bytes),
         Outcome::Planned(plan) => return planned(py, plan),
+        Outcome::Tasks(tasks) => return told_tasks(py, tasks),
+        Outcome::Status(status) => return told_status(py, status),
+        Outcome::Measured(measured) => {
+            let told = PyDict::new(py);
+            told.set_item("measured", measured)?;
+            return Ok(told);
+        }
+        Outcome::Committed => return Ok(PyDict::new(py)),
     };
     let told = PyDict::new(py);
     told.set_item("patches", done.patches)?;
@@ -621,6 +685,37 @@ fn told<'py>(py: Python<'py>, outcome: &Outcome) -> PyResult<Bound<'py, PyDict>>
         outputs.append(of_it)?;
     }
     told.set_item("outputs", outputs)?;
+    Ok(told)
+}
+
+/// The tasks of a run, and what they cost.
+fn told_tasks<'py>(py: Python<'py>, tasks: &[PlannedTask]) -> PyResult<Bound<'py, PyDict>> {
+    let all = PyList::empty(py);
+    for task in tasks {
+        let told = PyDict::new(py);
+        told.set_item("part", task.part.index())?;
+        told.set_item("patches", task.patches)?;
+        told.set_item("repeated_patches", task.repeated_patches)?;
+        told.set_item("input_bytes", task.input_bytes)?;
+        let regions = task.regions.iter();
+        let regions: Vec<[i64; 6]> = regions.map(|&region| grid::location(region)).collect();
+        told.set_item("regions", regions)?;
+        all.append(told)?;
+    }
+    let told = PyDict::new(py);
+    told.set_item("tasks", all)?;
+    Ok(told)
+}
+
+/// The progress of a run's tasks.
+fn told_status<'py>(py: Python<'py>, status: &JobStatus) -> PyResult<Bound<'py, PyDict>> {
+    let told = PyDict::new(py);
+    told.set_item("published", status.published)?;
+    told.set_item("complete", status.is_complete())?;
+    told.set_item("parts", status.parts)?;
+    told.set_item("begun", status.begun.clone())?;
+    told.set_item("chunks_done", status.chunks_done)?;
+    told.set_item("chunks", status.chunks)?;
     Ok(told)
 }
 

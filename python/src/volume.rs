@@ -5,14 +5,14 @@
     reason = "the docstrings of Python are in numpydoc form"
 )]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use numpy::PyArray2;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
-use voxpatch::store::shown;
+use voxpatch::store::{is_remote, shown};
 use voxpatch::training::Image;
 use voxpatch::volume::{
     self, Interpolation, Layout, Matching, RealValues, Resample, Subset, VoxelGrid,
@@ -402,7 +402,7 @@ impl Volume {
             same_grid,
         } = onto.matching;
         let rebuild = py.import("voxpatch._voxpatch")?.getattr("_on_grid")?;
-        let path = grid.path.clone();
+        let path = given(py, &grid.path)?;
         let resampled = match onto.resampled {
             Some((interpolation, outside)) => {
                 let interpolation = interpolation.map(|how| how.to_string());
@@ -414,6 +414,14 @@ impl Volume {
         let arguments = (before, path, grid.shape, affine, matching);
         Ok((rebuild, arguments).into_pyobject(py)?.into_any())
     }
+}
+
+/// Returns a path for Python: an address is a string, since a `pathlib.Path` merges its slashes.
+fn given<'py>(py: Python<'py>, path: &Path) -> PyResult<Bound<'py, PyAny>> {
+    if is_remote(path) {
+        return Ok(path.to_string_lossy().into_pyobject(py)?.into_any());
+    }
+    Ok(path.into_pyobject(py)?.into_any())
 }
 
 /// Open a volume that was pickled on another's grid.
@@ -532,6 +540,13 @@ impl Volume {
         self.layout.read_chunk.map(Into::into)
     }
 
+    /// Shape (c, z, y, x) of the files of a sharded Zarr, which hold several chunks; that of the chunks otherwise.
+    #[getter]
+    fn shards(&self) -> Option<(u64, u64, u64, u64)> {
+        let shard = self.layout.write_chunk.or(self.layout.read_chunk);
+        shard.map(Into::into)
+    }
+
     /// Slope and intercept that make stored values real ones, or None without them.
     #[getter]
     fn rescale(&self) -> Option<(f64, f64)> {
@@ -562,12 +577,12 @@ impl Volume {
         (self.source.channels, values, grid).into_pyobject(py)
     }
 
-    /// Path of the file or folder, or None for a volume in memory.
+    /// Path of the file or folder, the address in a store as a string, or None for a volume in memory.
     #[getter]
-    fn path(&self) -> Option<PathBuf> {
+    fn path<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         match &self.source.place {
-            Place::Path { path, .. } => Some(path.clone()),
-            Place::Memory(_) => None,
+            Place::Path { path, .. } => given(py, &shown(path)).map(Some),
+            Place::Memory(_) => Ok(None),
         }
     }
 
@@ -753,10 +768,7 @@ impl Volume {
         }
         let mut affine = None;
         let (place, options) = match &this.source.place {
-            Place::Path { path, options } => (
-                path.into_pyobject(py)?.into_any(),
-                arguments::opening(options),
-            ),
+            Place::Path { path, options } => (given(py, path)?, arguments::opening(options)),
             Place::Memory(volume) => {
                 let geometry = volume.layout().geometry;
                 affine = geometry.is_known.then_some(geometry.affine);
@@ -772,6 +784,38 @@ impl Volume {
         let resample = arguments::resampling(py, &this.source.resample)?;
         let arguments = (place, affine, options, region, channels, values, resample);
         Ok((rebuild, arguments).into_pyobject(py)?.into_any())
+    }
+
+    /// Return a dask array of blocks that are read when they are computed.
+    ///
+    /// Parameters
+    /// ----------
+    /// chunks : int or (int, int, int, int), optional
+    ///     Shape (c, z, y, x) of the blocks. If not given, they are whole shards or chunks, as many as fit into 64 MiB.
+    ///
+    /// Returns
+    /// -------
+    /// dask.array.Array
+    ///     The values (c, z, y, x). Its name changes with the files and with nothing else, so that results can be cached.
+    #[pyo3(signature = (chunks=None))]
+    fn to_dask<'py>(
+        slf: &Bound<'py, Self>,
+        chunks: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        slf.py()
+            .import("voxpatch.arrays")?
+            .call_method1("to_dask", (slf, chunks))
+    }
+
+    /// Return what dask names the volume by.
+    fn __dask_tokenize__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        let image = slf.get().image(py)?;
+        let fingerprint = detached(py, || voxpatch::volume::fingerprint(&*image.volume))?;
+        let channels = (image.channels.start, image.channels.end);
+        let values = slf.get().values();
+        let token = ("voxpatch", fingerprint, channels, values);
+        Ok(token.into_pyobject(py)?.into_any())
     }
 
     /// Return facts and the three middle slices, for notebooks.

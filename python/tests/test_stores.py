@@ -92,7 +92,7 @@ def test_a_queue_over_a_store_gives_the_patches_of_files(
 ) -> None:
     def patches(volume: voxpatch.Volume) -> list[Voxels]:
         subject = voxpatch.Subject(ct=volume)
-        queue = voxpatch.Queue([subject], voxpatch.UniformSampler(8), samples_per_volume=40, seed=3, threads=2)
+        queue = voxpatch.Queue([subject], voxpatch.UniformSampler(8), samples_per_subject=40, seed=3, threads=2)
         return [np.asarray(sample["ct"]) for sample in queue]
 
     for name in ("c.zarr", "c.npy"):
@@ -120,3 +120,32 @@ def test_a_forked_process_reads_with_connections_of_its_own(options: dict[str, s
             child.join(60)
             assert child.exitcode == 0
         assert int(volume[0].astype(np.int64).sum()) == int(voxels[0].astype(np.int64).sum())
+
+
+def test_a_loader_with_workers_reads_from_a_store(options: dict[str, str], bucket: str, voxels: Voxels) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    sampler = voxpatch.GridSampler(voxpatch.open(f"{bucket}/c.zarr", storage_options=options), patch_size=16, overlap=0)
+    # Before the workers are forked, this process has connections and a runtime.
+    assert np.array_equal(sampler[0]["image"], voxels[:, :16, :16, :16])
+    expected = [np.asarray(sample["image"]) for sample in sampler]
+    for context in ("fork", "spawn"):
+        loader = torch.utils.data.DataLoader(sampler, batch_size=None, num_workers=2, multiprocessing_context=context, timeout=120)
+        found = [np.asarray(sample["image"]) for sample in loader]
+        assert len(found) == len(expected) and all(map(np.array_equal, found, expected)), context
+
+
+def test_jobs_leave_secrets_out_of_json(options: dict[str, str], bucket: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def plus(batch: Any) -> Any:
+        return batch + np.float32(1)
+
+    volume = voxpatch.open(f"{bucket}/c.zarr", storage_options=options)
+    job = voxpatch.plan_predict(
+        volume, tmp_path / "out.zarr", 16, 8, model=plus, model_id="plus", chunk=8, shard=8
+    )
+    text = job.to_json()
+    assert SECRET not in text and options["endpoint_url"] in text
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "me")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    tasks = voxpatch.Job.from_json(text).tasks(2)
+    done = [tasks[0].run(plus), pickle.loads(pickle.dumps(tasks[1])).run(plus)]
+    assert [task["whole"] for task in done] == [False, True]

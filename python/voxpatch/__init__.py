@@ -9,6 +9,7 @@ from .augment import RandomAffine, RandomElastic
 from .errors import VoxpatchError
 from .files import convert, open, write
 from .inference import GridAggregator, GridSampler
+from .jobs import Job, Task, plan_predict
 from .options import Gaussian, MeanStd, NnunetCt, Percentile, Quantize, Threshold
 from .prediction import predict
 from .queue import LazySubjects, Queue, turn_back
@@ -20,6 +21,7 @@ __all__ = [
     "Gaussian",
     "GridAggregator",
     "GridSampler",
+    "Job",
     "LabelSampler",
     "LazySubjects",
     "MeanStd",
@@ -32,6 +34,7 @@ __all__ = [
     "RandomElastic",
     "Sampler",
     "Subject",
+    "Task",
     "Threshold",
     "UniformSampler",
     "Volume",
@@ -40,6 +43,7 @@ __all__ = [
     "__version__",
     "convert",
     "open",
+    "plan_predict",
     "predict",
     "stats",
     "turn_back",

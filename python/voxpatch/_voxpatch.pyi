@@ -101,6 +101,9 @@ class Volume:
     def chunks(self) -> tuple[int, int, int, int] | None:
         """Shape (c, z, y, x) of the unit that is read and decoded at once, or None if any box is read alone."""
     @property
+    def shards(self) -> tuple[int, int, int, int] | None:
+        """Shape (c, z, y, x) of the files of a sharded Zarr, which hold several chunks; that of the chunks otherwise."""
+    @property
     def rescale(self) -> tuple[float, float] | None:
         """Slope and intercept that make stored values real ones, or None without them."""
     @property
@@ -110,8 +113,8 @@ class Volume:
     def format(self) -> str:
         """Name of the file format."""
     @property
-    def path(self) -> pathlib.Path | None:
-        """Path of the file or folder, or None for a volume in memory."""
+    def path(self) -> pathlib.Path | str | None:
+        """Path of the file or folder, the address in a store as a string, or None for a volume in memory."""
     @overload
     def __getitem__(self, key: _One, /) -> Any: ...
     @overload
@@ -202,6 +205,20 @@ class Volume:
         """
     def __len__(self) -> int: ...
     def __reduce__(self) -> tuple[Any, ...]: ...
+    def to_dask(self, chunks: int | tuple[int, int, int, int] | None = None) -> Any:
+        """Return a dask array of blocks that are read when they are computed.
+
+        Parameters
+        ----------
+        chunks : int or (int, int, int, int), optional
+            Shape (c, z, y, x) of the blocks. If not given, they are whole shards or chunks, as many as fit into 64 MiB.
+
+        Returns
+        -------
+        dask.array.Array
+            The values (c, z, y, x). Its name changes with the files and with nothing else, so that results can be cached.
+        """
+    def __dask_tokenize__(self) -> tuple[Any, ...]: ...
     def _repr_html_(self) -> str:
         """Return facts and the three middle slices, for notebooks."""
 

@@ -304,6 +304,36 @@ class PredictPlan(TypedDict):
     free_bytes: int | None
 
 
+class JobStatus(TypedDict):
+    """The progress of a job's tasks."""
+
+    #: Whether the outputs have their names.
+    published: bool
+    #: Whether all chunks are there.
+    complete: bool
+    #: The number of parts; None before one has begun and after the outputs are published.
+    parts: int | None
+    #: Each part that has begun: its number, its finished chunks, and all of them.
+    begun: list[tuple[int, int, int]]
+    #: Finished chunks of all outputs.
+    chunks_done: int
+    #: Chunks of all outputs.
+    chunks: int
+
+
+class TaskDone(TypedDict):
+    """What a task has done."""
+
+    #: Number of the part, from 0.
+    part: int
+    #: Number of parts.
+    parts: int
+    #: Patches that were predicted.
+    patches: int
+    #: Whether the outputs are published.
+    whole: bool
+
+
 class AggregationStats(TypedDict):
     """What an aggregator has done."""
 

@@ -323,61 +323,54 @@ def predict(
     >>> np.allclose(doubled[0], 2 * scan, atol=1e-5)
     True
     """
-    stored = storage_options("predict", storage)
     if output is not None:
         check_outputs(output)
     elif resume or part is not None:
         raise InvalidError("output=None gives an array, which cannot be resumed or written in parts: give a path")
     opened = as_volume(volume, values)
-    patch = size("patch_size", patch_size)
-    settings = _placed(opened.shape[1:], patch, overlap, blend, padding, margin, placement, preset)
-    weights = settings.pop("blend")
     call = calls(model, device, devices)
     with call.ready(), _place(output) as places:
-        outputs: list[dict[str, Any]] = []
-        for place, (name, path) in enumerate(call.probe(opened.shape[0], patch, places).items()):
-            rim, factor = output_place(patch, call.shapes[place], _of(halo, name, None), _of(scale, name, None))
-            outputs.append(
-                {
-                    "name": str(name),
-                    "path": path,
-                    "channels": call.shapes[place][0],
-                    "prediction": call.dtypes[place],
-                    "halo": rim,
-                    "scale": factor,
-                    "blending": blending(
-                        _of(weights, name, "hann"),
-                        _of(reduce, name, "mean"),
-                        _of(dtype, name, None),
-                        labels if _of(reduce, name, "mean") == "argmax" else None,
-                        accumulator,
-                        vote,
-                        non_finite,
-                        fill,
-                        average_integers,
-                        clip,
-                    ),
-                    "storage": stored,
-                }
-            )
-        settings.update(
-            memory=count("memory", memory),
-            threads=max(2, _cores()) if threads is None else max(1, count("threads", threads)),
-            batch=count("batch_size", batch_size, least=1),
-            devices=len(call.calls) if isinstance(call, CallsInTurn) else 1,
-            normalize=normalization(normalize),
-            flips=_flips(tta),
-            part=_part(resume, part, num_parts),
-            durability=durability,
-            model_id="",
-            dry_run=bool(dry_run),
-            tolerance=float(tolerance),
-            same_grid=bool(same_grid),
+        outputs, settings = described(
+            call,
+            opened,
+            places,
+            patch_size,
+            overlap,
+            batch_size=batch_size,
+            blend=blend,
+            reduce=reduce,
+            dtype=dtype,
+            halo=halo,
+            scale=scale,
+            labels=labels,
+            padding=padding,
+            margin=margin,
+            placement=placement,
+            preset=preset,
+            tolerance=tolerance,
+            same_grid=same_grid,
+            vote=vote,
+            fill=fill,
+            average_integers=average_integers,
+            clip=clip,
+            non_finite=non_finite,
+            accumulator=accumulator,
             output_grid=output_grid,
+            normalize=normalize,
+            tta=tta,
+            memory=memory,
+            threads=threads,
+            durability=durability,
+            **storage,
+        )
+        settings.update(
+            devices=len(call.calls) if isinstance(call, CallsInTurn) else 1,
+            part=_part(resume, part, num_parts),
+            work="dry-run" if dry_run else "run",
         )
         if settings["part"] is not None:
             settings["model_id"] = call.identity() if model_id is None else model_id
-        with _progress(progress) as tell:
+        with shown_progress(progress) as tell:
             chosen = None if mask is None else as_volume(mask)
             done: dict[str, Any] = {}
             places_to_blend = places_of_sums(
@@ -405,13 +398,106 @@ def predict(
             warn_of_clipped(stats, stacklevel=2)
         if not done["whole"]:
             return None
-        found = {out["name"]: open_volume(out["path"]) for out in outputs}
-        if isinstance(output, Mapping):
-            return {name: found[str(name)] for name in output}
-        volumes = list(found.values())
         if output is None:
-            return volumes[0][...]
-        return volumes[0] if isinstance(output, (str, os.PathLike)) else volumes
+            return open_volume(outputs[0]["path"])[...]
+        return written(output, outputs)
+
+
+def written(output: Outputs, outputs: Sequence[dict[str, Any]]) -> Volume | dict[Any, Volume] | list[Volume]:
+    """Open the outputs, in the form in which their paths were given."""
+    found = {out["name"]: open_volume(out["path"]) for out in outputs}
+    if isinstance(output, Mapping):
+        return {name: found[str(name)] for name in output}
+    volumes = list(found.values())
+    return volumes[0] if isinstance(output, (str, os.PathLike)) else volumes
+
+
+def described(
+    call: Any,
+    opened: Volume,
+    places: Outputs,
+    patch_size: Size,
+    overlap: Overlap | None,
+    *,
+    batch_size: int = 1,
+    blend: Each[Blend] | None = None,
+    reduce: Each[Reduce] = "mean",
+    dtype: Each[DType] | None = None,
+    halo: Each[Size] | None = None,
+    scale: Each[int] | None = None,
+    labels: Sequence[int] | None = None,
+    padding: Padding | None = None,
+    margin: Size | None = None,
+    placement: Placement | None = None,
+    preset: Preset | None = None,
+    tolerance: float = 0.1,
+    same_grid: bool = False,
+    vote: Sequence[float] | None = None,
+    fill: float = 0.0,
+    average_integers: bool = False,
+    clip: bool = False,
+    non_finite: NonFinite = "refuse",
+    accumulator: Accumulator = "float32",
+    output_grid: OutputGrid | None = None,
+    normalize: Normalize | None = None,
+    tta: Tta | None = None,
+    memory: int = 256 << 20,
+    threads: int | None = None,
+    durability: Durability = "none",
+    **storage: Unpack[StorageOptions],
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the outputs and the settings of a whole run, as the compiled half takes them; ``call`` knows its outputs."""
+    stored = storage_options("predict", storage)
+    patch = size("patch_size", patch_size)
+    settings = _placed(opened.shape[1:], patch, overlap, blend, padding, margin, placement, preset)
+    weights = settings.pop("blend")
+    outputs: list[dict[str, Any]] = []
+    for place, (name, path) in enumerate(call.probe(opened.shape[0], patch, places).items()):
+        rim, factor = output_place(patch, call.shapes[place], _of(halo, name, None), _of(scale, name, None))
+        outputs.append(
+            {
+                "name": str(name),
+                "path": path,
+                "channels": call.shapes[place][0],
+                "prediction": call.dtypes[place],
+                "halo": rim,
+                "scale": factor,
+                "blending": blending(
+                    _of(weights, name, "hann"),
+                    _of(reduce, name, "mean"),
+                    _of(dtype, name, None),
+                    labels if _of(reduce, name, "mean") == "argmax" else None,
+                    accumulator,
+                    vote,
+                    non_finite,
+                    fill,
+                    average_integers,
+                    clip,
+                ),
+                "storage": stored,
+            }
+        )
+    settings.update(
+        memory=count("memory", memory),
+        threads=max(2, _cores()) if threads is None else max(1, count("threads", threads)),
+        batch=count("batch_size", batch_size, least=1),
+        devices=1,
+        normalize=normalization(normalize),
+        flips=_flips(tta),
+        part=None,
+        durability=durability,
+        model_id="",
+        work="run",
+        count=1,
+        repeats=False,
+        measured=None,
+        blend_on="host",
+        device_memory=None,
+        tolerance=float(tolerance),
+        same_grid=bool(same_grid),
+        output_grid=output_grid,
+    )
+    return outputs, settings
 
 
 def _log(volume: Volume, done: dict[str, Any]) -> None:
@@ -501,7 +587,7 @@ def _cores() -> int:
 
 
 @contextmanager
-def _progress(wanted: bool | Callable[[int, int], object]) -> Iterator[Callable[[int, int], object] | None]:
+def shown_progress(wanted: bool | Callable[[int, int], object]) -> Iterator[Callable[[int, int], object] | None]:
     if callable(wanted):
         yield wanted
         return

@@ -76,7 +76,9 @@ impl Schedule {
         if let Some(patch_mask) = &self.patch_mask {
             schedule = schedule.with_patch_mask(patch_mask.clone())?;
         }
-        schedule.with_part(resume.part, resume.durability).map(Some)
+        schedule = schedule.with_part(resume.part, resume.durability)?;
+        schedule.resume = Some(resume);
+        Ok(Some(schedule))
     }
 
     /// Returns this schedule, or one that follows what other processes began.

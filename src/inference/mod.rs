@@ -33,6 +33,7 @@ mod probe;
 mod resume;
 mod run;
 mod schedule;
+mod tasks;
 mod timings;
 mod tta;
 mod work;
@@ -53,6 +54,7 @@ pub use pool::PatchPool;
 pub use predictor::{InferencePlan, Predictor};
 pub use probe::Probe;
 pub use run::InferenceStats;
+pub use tasks::{JobStatus, PlannedTask};
 pub use timings::Timings;
 pub use tta::FlipTta;
 

@@ -31,6 +31,8 @@ pub struct PlannedOutput {
 pub(super) struct Resume {
     pub(super) part: OutputPart,
     pub(super) durability: Durability,
+    /// Whether the part may be run again or twice at once: it waits for the process that writes it.
+    pub(super) repeats: bool,
 }
 
 impl PlannedOutput {

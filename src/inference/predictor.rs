@@ -15,7 +15,7 @@ use crate::grid::Grid;
 use crate::meter::anonymous_bytes;
 use crate::normalize::{Normalize, measuring_threads};
 use crate::progress::{Progress, silent};
-use crate::volume::{DiskSpace, Durability, OutputPart, Volume};
+use crate::volume::{DiskSpace, Durability, Layout, OutputPart, Volume};
 
 /// A model to run on all patches of a volume.
 ///
@@ -88,10 +88,30 @@ pub struct InferencePlan {
 }
 
 impl InferencePlan {
+    /// Returns the schedule as other processes follow it, the volume and the model.
+    pub(super) fn followed(&self) -> Result<(Schedule, &dyn Volume, &dyn Model)> {
+        let Predictor { volume, model, .. } = &self.predictor;
+        let mut schedule = self.schedule.clone();
+        let resume = schedule.resume;
+        schedule = schedule.following(&self.choices, volume.layout(), &**model)?;
+        schedule.resume = resume;
+        Ok((schedule, &**volume, &**model))
+    }
+
+    pub(super) const fn schedule_mut(&mut self) -> &mut Schedule {
+        &mut self.schedule
+    }
+
     /// Returns the patches in the volume, in the order in which they are predicted.
     #[must_use]
     pub const fn grid(&self) -> &Grid {
         &self.schedule.grid
+    }
+
+    /// Returns the layout of the volume.
+    #[must_use]
+    pub fn input(&self) -> &Layout {
+        self.predictor.volume.layout()
     }
 
     /// Returns the outputs.
@@ -196,6 +216,23 @@ impl InferencePlan {
             .schedule
             .normalized(normalize, volume, threads, progress)?;
         Ok(self)
+    }
+
+    /// Sets the normalization to the numbers that an equal plan has measured ([`measured`](Self::measured)), without
+    /// reading the volume.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidArgument`](crate::Error::InvalidArgument) if the text is not from there.
+    pub fn with_measured(mut self, measured: Option<&str>) -> Result<Self> {
+        self.schedule.scales = measured.map(str::parse).transpose()?;
+        Ok(self)
+    }
+
+    /// Returns the numbers of the normalization, as text for [`with_measured`](Self::with_measured); `None` without one.
+    #[must_use]
+    pub fn measured(&self) -> Option<String> {
+        self.schedule.scales.as_ref().map(ToString::to_string)
     }
 
     /// Resumes an interrupted run of the same plan, and keeps the output resumable if this run is interrupted. Outputs

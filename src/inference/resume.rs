@@ -68,20 +68,27 @@ impl VolumeMut for Unfinished {
 impl Schedule {
     /// Restricts the schedule to the write chunks of a part, which can be resumed.
     pub(super) fn with_part(mut self, part: OutputPart, durability: Durability) -> Result<Self> {
-        if let Some(output) = self
-            .outputs
-            .iter()
-            .find(|out| out.layout.write_chunk.is_none())
-        {
-            return Err(Error::unsupported(
-                &output.layout.path,
-                "only Zarr outputs can be resumed or written in parts",
-            ));
-        }
-        self.resume = Some(Resume { part, durability });
+        self.check_chunked()?;
+        self.resume = Some(Resume {
+            part,
+            durability,
+            repeats: false,
+        });
         let owned = self.owned_part();
         self.fit(owned)?;
         Ok(self)
+    }
+
+    /// Checks that all outputs have write chunks.
+    pub(super) fn check_chunked(&self) -> Result<()> {
+        let mut flat = self.outputs.iter().map(|output| &output.layout);
+        match flat.find(|layout| layout.write_chunk.is_none()) {
+            None => Ok(()),
+            Some(layout) => Err(Error::unsupported(
+                &layout.path,
+                "only Zarr outputs can be resumed or written in parts",
+            )),
+        }
     }
 
     /// Returns the write chunks that this run's part owns, if it is one of several.
@@ -92,7 +99,7 @@ impl Schedule {
     }
 
     /// Returns the write chunks of an output that a part owns.
-    fn owned(output: &PlannedOutput, part: OutputPart) -> [Range<u64>; 3] {
+    pub(super) fn owned(output: &PlannedOutput, part: OutputPart) -> [Range<u64>; 3] {
         let region = part.region(&output.layout, output.order()[0]);
         let [_, chunk @ ..] = output.layout.write_chunk.unwrap_or([1; 4]);
         chunk_range(&region, chunk)
@@ -122,6 +129,21 @@ impl Schedule {
         model: &dyn Model,
         begun: bool,
     ) -> Result<bool> {
+        match self.publish_parts(resume, volume, model, begun) {
+            // Other parts are unfinished, or another process is publishing now.
+            Err(Error::MissingChunks { .. } | Error::Locked { .. }) => Ok(false),
+            done => done.map(|()| true),
+        }
+    }
+
+    /// Publishes the outputs of several parts. `begun` is `true` if this process has written its part.
+    pub(super) fn publish_parts(
+        &self,
+        resume: Resume,
+        volume: &dyn Volume,
+        model: &dyn Model,
+        begun: bool,
+    ) -> Result<()> {
         let options = |output| self.resume_options(resume, output, volume, model);
         let options: Vec<ResumeOptions> =
             self.outputs.iter().map(options).collect::<Result<_>>()?;
@@ -139,14 +161,10 @@ impl Schedule {
             count: parts,
             wrote_part: begun,
         };
-        match finalize_all(&outputs, run) {
-            // Other parts are unfinished, or another process is publishing now.
-            Err(Error::MissingChunks { .. } | Error::Locked { .. }) => Ok(false),
-            done => done.map(|()| true),
-        }
+        finalize_all(&outputs, run)
     }
 
-    fn resume_options(
+    pub(super) fn resume_options(
         &self,
         resume: Resume,
         output: &PlannedOutput,
@@ -161,6 +179,7 @@ impl Schedule {
             threads: self.inference.threads,
             memory: self.memory(),
             group: self.paths(),
+            repeats: resume.repeats,
         })
     }
 

@@ -14,6 +14,7 @@ use super::passes::{self, ChunkRanges};
 use super::pool::PatchPool;
 use super::resume::Unfinished;
 use super::schedule::Schedule;
+use super::tasks::pause;
 use super::timings::Timings;
 use super::work::{Clock, Pass, PatchBatches, Reading, RunState, Semaphore, Turn};
 use crate::aggregator::{AggregationStats, Aggregator};
@@ -93,6 +94,9 @@ impl Schedule {
                 Err(error @ Error::RunMismatch { .. }) => {
                     let followed = self.followed(volume.layout(), &*model)?;
                     self = followed.ok_or(error)?;
+                }
+                Err(Error::Locked { .. }) if self.resume.is_some_and(|it| it.repeats) => {
+                    pause(progress)?;
                 }
                 stores => break stores?,
             }

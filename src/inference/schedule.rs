@@ -208,7 +208,7 @@ impl Schedule {
             .sum()
     }
 
-    fn predictions_within(&self, needed: &[Range<usize>; 3]) -> u64 {
+    pub(super) fn predictions_within(&self, needed: &[Range<usize>; 3]) -> u64 {
         let Some(patch_mask) = &self.patch_mask else {
             return needed.iter().map(|range| range.len() as u64).product();
         };

@@ -27,6 +27,7 @@ mod inputs;
 mod onto;
 mod resume;
 mod schedules;
+mod tasks;
 mod twin;
 
 /// Creates a folder in memory if possible: on a disk, outputs are flushed before they are renamed.

@@ -313,6 +313,55 @@ impl Scale {
     }
 }
 
+/// The numbers of each channel as text, which reads back as the same numbers.
+impl fmt::Display for Scales {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, scale) in self.0.iter().enumerate() {
+            let Scale {
+                low,
+                high,
+                zero,
+                unit,
+                keeps_zero,
+            } = scale;
+            let between = if n == 0 { "" } else { ";" };
+            write!(f, "{between}{low},{high},{zero},{unit},{keeps_zero}")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Scales {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let scale = |text: &str| {
+            let fields: Vec<&str> = text.split(',').collect();
+            let &[low, high, zero, unit, keeps_zero] = &fields[..] else {
+                return None;
+            };
+            let number = |text: &str| text.parse::<f64>().ok();
+            let (low, high, unit) = (number(low)?, number(high)?, number(unit)?);
+            // Otherwise clipping or division would fail.
+            (low <= high && unit != 0.0).then_some(Scale {
+                low,
+                high,
+                zero: number(zero)?,
+                unit,
+                keeps_zero: keeps_zero.parse().ok()?,
+            })
+        };
+        let scales: Option<Vec<Scale>> = text.split(';').map(scale).collect();
+        scales.map(Self).ok_or_else(|| Error::InvalidArgument {
+            argument: "measured normalization",
+            value: text.to_owned(),
+            problem:
+                "expected LOW,HIGH,ZERO,UNIT,KEEPS_ZERO for each channel, separated by semicolons"
+                    .to_owned(),
+        })
+    }
+}
+
 impl Scales {
     /// Normalizes a patch of f32.
     pub(crate) fn apply(&self, patch: &mut Patch) -> Result<()> {

@@ -105,6 +105,17 @@ pub(crate) fn input_fingerprint(volume: &dyn Volume) -> Result<Json> {
     }))
 }
 
+/// Returns a text that identifies a volume's voxels: it changes with the files, their sizes and times, and with the part
+/// that is chosen. It differs between machines that see the files under different paths.
+///
+/// # Errors
+///
+/// [`Error::NoIdentity`] if the volume cannot identify its voxels, and [`Error::Io`] if the metadata of its files
+/// cannot be read.
+pub fn fingerprint(volume: &dyn Volume) -> Result<String> {
+    Ok(input_fingerprint(volume)?.to_string())
+}
+
 /// Returns the part of an identity that all volumes share; `kind` holds everything else that determines the voxels.
 pub(super) fn identity(layout: &Layout, kind: &Json) -> Json {
     json!({

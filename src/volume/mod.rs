@@ -64,6 +64,7 @@ pub use create::{
     output_layout,
 };
 pub use cropped::Cropped;
+pub use files::fingerprint;
 pub(crate) use files::{Hash, input_fingerprint, walk};
 pub use format::raw::RawSpec;
 pub use format::{readable_extensions, writable_extensions};
@@ -88,7 +89,7 @@ pub use real::{Applied, RealValues};
 pub use reoriented::Reoriented;
 pub use resampled::{ControlPoints, Interpolation, Orientation, Resample, Resampled, VoxelGrid};
 pub(crate) use resampled::{Reading, Warp};
-pub(crate) use resume::{OutputRequest, RunParts, finalize_all};
+pub(crate) use resume::{OutputProgress, OutputRequest, RunParts, finalize_all, output_progress};
 pub use resume::{Resumable, ResumeOptions, finalize, finish_all, partial_options, resumable};
 pub(crate) use slabs::{ROW_MAJOR, Slabs};
 pub use space::{DiskSpace, disk_space};

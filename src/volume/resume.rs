@@ -5,6 +5,7 @@
 //! output is in a folder `.NAME.partial` next to its final name. The output reports which chunks
 //! are done, so only the others need to be computed. Outputs of one run are published together.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -42,6 +43,9 @@ pub struct ResumeOptions {
     /// The paths of all outputs of the run, including this one, in the same order in every process:
     /// they are published together once all are complete. Empty if this is the only output.
     pub group: Vec<PathBuf>,
+    /// Whether opening an output that this run has published is not an error, even if it has a single part. One of
+    /// several parts may always come late.
+    pub repeats: bool,
 }
 
 impl Default for ResumeOptions {
@@ -54,6 +58,7 @@ impl Default for ResumeOptions {
             threads: threads(),
             memory: DEFAULT_MEMORY,
             group: Vec::new(),
+            repeats: false,
         }
     }
 }
@@ -74,6 +79,8 @@ impl ResumeOptions {
         with_memory(memory: u64);
         /// Sets the paths of all outputs of the run.
         with_group(group: Vec<PathBuf>);
+        /// Sets whether opening a published output of this run is not an error.
+        with_repeats(repeats: bool);
     }
 }
 
@@ -245,6 +252,28 @@ pub fn finalize(
         wrote_part: false,
     };
     finalize_all(&[output], parts)
+}
+
+/// The finished chunks of an output, as its journals have them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct OutputProgress {
+    /// Whether this run has published it.
+    pub(crate) published: bool,
+    /// The number of parts, if one has begun.
+    pub(crate) parts: Option<u32>,
+    /// The finished write chunks (c, z, y, x) of each part that has begun.
+    pub(crate) done: BTreeMap<u32, BTreeSet<ChunkShape>>,
+}
+
+/// Returns the progress of an output. The arguments are those of [`finalize`].
+pub(crate) fn output_progress(
+    path: &Path,
+    layout: &Layout,
+    options: &CreateOptions,
+    resume: &ResumeOptions,
+) -> Result<OutputProgress> {
+    let layout = resumable_layout(path, layout, options)?;
+    ZarrResumable::progress(&layout, options, resume)
 }
 
 /// An output to publish: the arguments of [`finalize`].

@@ -6,11 +6,15 @@ use serde_json::json;
 
 use crate::tool::{Place, command, fails, is_refused, json, names, succeeds};
 
-const COMMANDS: [&str; 9] = [
+const COMMANDS: [&str; 13] = [
     "info",
     "convert",
     "sample",
     "infer",
+    "plan",
+    "run-task",
+    "status",
+    "commit",
     "preview",
     "stats",
     "verify",

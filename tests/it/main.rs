@@ -7,6 +7,7 @@ mod grids;
 mod help;
 mod hostile;
 mod infer;
+mod jobs;
 mod layers;
 mod manners;
 #[cfg(feature = "cloud")]

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{convert, demo, infer, info, preview, sample, shell, stats, verify};
+use crate::{convert, demo, infer, info, job, preview, sample, shell, stats, verify};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 failed (one line on standard error says why), 2 wrong usage, 128 + N stopped by signal N
@@ -28,6 +28,10 @@ pub(crate) enum Command {
     Convert(convert::Convert),
     Sample(Box<sample::SampleArgs>),
     Infer(Box<infer::Infer>),
+    Plan(job::Plan),
+    RunTask(job::RunTask),
+    Status(job::Status),
+    Commit(job::Commit),
     Preview(preview::Preview),
     Stats(stats::Stats),
     Verify(verify::Verify),
@@ -45,6 +49,10 @@ impl Command {
             Self::Convert(_) => "convert",
             Self::Sample(_) => "sample",
             Self::Infer(_) => "infer",
+            Self::Plan(_) => "plan",
+            Self::RunTask(_) => "run-task",
+            Self::Status(_) => "status",
+            Self::Commit(_) => "commit",
             Self::Preview(_) => "preview",
             Self::Stats(_) => "stats",
             Self::Verify(_) => "verify",
@@ -80,7 +88,7 @@ mod tests {
 
     #[test]
     fn every_command_has_examples_that_are_understood() {
-        assert_eq!(commands().len(), 9);
+        assert_eq!(commands().len(), 13);
         for command in commands() {
             let after = command.get_after_help().expect("examples").to_string();
             let lines = after.lines().filter(|line| line.starts_with("  voxpatch "));

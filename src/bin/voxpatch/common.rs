@@ -35,6 +35,14 @@ impl Common {
         self.threads.map_or(1, usize::from)
     }
 
+    /// Returns these options, with the number of threads of others if there is none.
+    pub(crate) fn or_threads_of(&self, other: &Self) -> Self {
+        Self {
+            threads: self.threads.or(other.threads),
+            ..self.clone()
+        }
+    }
+
     /// Returns the threads to work with: as many as were given, or all cores.
     pub(crate) fn threads(&self) -> usize {
         self.threads.map_or_else(voxpatch::threads, usize::from)

@@ -193,8 +193,70 @@ enum TtaName {
     Flips,
 }
 
-/// Predicts the volume.
-pub(crate) fn run(settings: &Infer) -> anyhow::Result<()> {
+impl Infer {
+    /// Checks that tasks can have these settings.
+    pub(crate) fn check_for_tasks(&self) -> anyhow::Result<()> {
+        let RunArgs {
+            dry_run,
+            resume,
+            part,
+            durability: _,
+        } = &self.run;
+        anyhow::ensure!(
+            !dry_run && !resume && part.is_none(),
+            "a plan has no --dry-run, --resume and --part: its tasks can be resumed anyway"
+        );
+        Ok(())
+    }
+
+    /// Returns the names of the options of object stores.
+    pub(crate) fn storage_option_names(&self) -> impl Iterator<Item = &str> {
+        self.opening.storage_option_names()
+    }
+
+    /// Returns the option that chooses the shards of a planned output, if it is not given.
+    pub(crate) fn pinned_shard(&self, output: &Layout) -> Vec<String> {
+        if self.storage.has_shard() {
+            return Vec::new();
+        }
+        let [_, shard @ ..] = output.write_chunk.unwrap_or([1; 4]);
+        let text = match output.write_chunk == output.read_chunk {
+            true => "none".to_owned(),
+            false => shard.map(|n| n.to_string()).join(","),
+        };
+        vec!["--shard".to_owned(), text]
+    }
+
+    /// Chooses the part to write.
+    pub(crate) const fn set_part(&mut self, part: OutputPart) {
+        self.run.part = Some(part);
+    }
+
+    /// Replaces the common options by those of another command, which has all of them but the threads.
+    pub(crate) fn set_common(&mut self, common: &Common) {
+        self.common = common.or_threads_of(&self.common);
+    }
+
+    /// Sets the normalization of a plan, and measures it if need be.
+    pub(crate) fn normalized(
+        &self,
+        plan: InferencePlan,
+        common: &Common,
+    ) -> voxpatch::Result<InferencePlan> {
+        let unit = Unit::Voxels(plan.input().dtype.size());
+        let task = common.task("measuring", unit);
+        task.run(|progress| plan.with_normalize(self.network.normalize, progress))
+    }
+}
+
+/// A plan of the whole output, and the volume.
+pub(crate) struct Prepared {
+    pub(crate) plan: InferencePlan,
+    volume: Arc<dyn Volume>,
+}
+
+/// Plans the prediction.
+pub(crate) fn prepared(settings: &Infer) -> anyhow::Result<Prepared> {
     let mask = settings.blending.mask.as_deref();
     check_inputs(settings)?;
     let model = model(settings)?;
@@ -235,10 +297,29 @@ pub(crate) fn run(settings: &Infer) -> anyhow::Result<()> {
         let mask = PatchMask::from_volume_within(plan.grid(), &*mask, threads, memory)?;
         plan = plan.with_patch_mask(mask)?;
     }
+    Ok(Prepared { plan, volume })
+}
+
+/// Predicts the volume.
+pub(crate) fn run(settings: &Infer) -> anyhow::Result<()> {
+    predict(settings, false, None)
+}
+
+/// Runs the part of a task, with the numbers of the normalization that were measured for all.
+pub(crate) fn run_task(settings: &Infer, measured: Option<&str>) -> anyhow::Result<()> {
+    predict(settings, true, measured)
+}
+
+fn predict(settings: &Infer, is_task: bool, measured: Option<&str>) -> anyhow::Result<()> {
+    let Prepared { mut plan, volume } = prepared(settings)?;
+    let layout = volume.layout();
     let resumable = settings.run.resume || settings.run.part.is_some();
     if resumable {
         let part = settings.run.part.unwrap_or(OutputPart::WHOLE);
         plan = plan.with_part(part, settings.run.durability.into())?;
+    }
+    if is_task {
+        plan = plan.with_repeats();
     }
     let space = plan.disk_space()?;
     report::warn_of_space(&space);
@@ -253,11 +334,10 @@ pub(crate) fn run(settings: &Infer) -> anyhow::Result<()> {
     plan.check_names()?;
     stop::stop_gracefully();
     let meter = Meter::start();
-    let normalize = settings.network.normalize;
-    let plan = settings
-        .common
-        .task("measuring", Unit::Voxels(layout.dtype.size()))
-        .run(|progress| plan.with_normalize(normalize, progress))?;
+    let plan = match measured {
+        Some(_) => plan.with_measured(measured)?,
+        None => settings.normalized(plan, &settings.common)?,
+    };
     let began = Instant::now();
     let done = settings
         .common

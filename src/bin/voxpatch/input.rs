@@ -69,6 +69,11 @@ fn storage_option(text: &str) -> Result<StorageOption, String> {
 }
 
 impl Opening {
+    /// Returns the names of the options of object stores.
+    pub(crate) fn storage_option_names(&self) -> impl Iterator<Item = &str> {
+        self.storage_option.iter().map(|option| &*option.0)
+    }
+
     /// Returns the options of the object stores that inputs are in.
     fn storage_options(&self) -> StorageOptions {
         let given = self.storage_option.iter();

@@ -13,6 +13,7 @@ mod hints;
 mod infer;
 mod info;
 mod input;
+mod job;
 mod output;
 mod parse;
 mod preview;
@@ -42,6 +43,10 @@ fn main() -> ExitCode {
         Command::Info(settings) => info::run(settings),
         Command::Convert(settings) => convert::run(settings),
         Command::Infer(settings) => infer::run(settings),
+        Command::Plan(settings) => job::plan(settings),
+        Command::RunTask(settings) => job::run_task(settings),
+        Command::Status(settings) => job::status(settings),
+        Command::Commit(settings) => job::commit(settings),
         Command::Demo(settings) => demo::run(settings),
         Command::Sample(settings) => sample::run(settings),
         Command::Preview(settings) => preview::run(settings),

@@ -75,6 +75,11 @@ impl Storage {
             .with_overwrite(self.overwrite)
     }
 
+    /// Returns `true` if the shards are chosen.
+    pub(crate) const fn has_shard(&self) -> bool {
+        self.shard.is_some()
+    }
+
     /// Returns the options that were not given.
     pub(crate) fn defaults(&self) -> Vec<StoreOption> {
         let all = [

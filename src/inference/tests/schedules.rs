@@ -9,10 +9,10 @@ use crate::error::Error;
 use crate::volume::{ChannelRange, Downsample, Durability, OutputPart, Pyramid, create, steps};
 
 /// A pseudo-random number generator.
-struct Draw(u64);
+pub(super) struct Draw(pub(super) u64);
 
 impl Draw {
-    fn below(&mut self, n: u64) -> u64 {
+    pub(super) fn below(&mut self, n: u64) -> u64 {
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)
@@ -20,16 +20,16 @@ impl Draw {
         (self.0 >> 33) % n
     }
 
-    fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
+    pub(super) fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
         let at = self.below(all.len() as u64);
         all[usize::try_from(at).unwrap()]
     }
 }
 
-const SMALL: Shape = [24, 17, 19];
+pub(super) const SMALL: Shape = [24, 17, 19];
 
 /// Returns a volume of two channels, the same in every call.
-fn two_channels() -> Arc<MemoryVolume> {
+pub(super) fn two_channels() -> Arc<MemoryVolume> {
     let count = 2 * u32::try_from(Region::whole(SMALL).voxels()).unwrap();
     let value = |n: u32| f32::from(u16::try_from(n.wrapping_mul(2_654_435_761) >> 16).unwrap());
     let volume = MemoryVolume::from_vec(SMALL, 2, (0..count).map(value).collect::<Vec<f32>>());
@@ -96,7 +96,7 @@ impl Origin {
 }
 
 /// Returns a model with three outputs: both channels, one channel at half the size, and a class.
-fn three_outputs() -> Arc<dyn Model> {
+pub(super) fn three_outputs() -> Arc<dyn Model> {
     let named = |name: &str, channels, scale| OutputSpec {
         name: name.to_owned(),
         scale,
@@ -127,7 +127,7 @@ fn halved(patch: &Patch) -> Patch {
     Patch::new(region, 1, values).unwrap()
 }
 
-fn three_targets(folder: &Path, overwrite: bool) -> Vec<OutputTarget> {
+pub(super) fn three_targets(folder: &Path, overwrite: bool) -> Vec<OutputTarget> {
     let reduces = [Reduce::Mean, Reduce::Mean, Reduce::Argmax];
     let target = |(n, reduce): (usize, Reduce)| {
         let path = folder.join(format!("{n}.zarr"));
@@ -156,7 +156,7 @@ fn choices(targets: &[OutputTarget]) -> Vec<Vec<OutputTarget>> {
     [16, 8, 4].into_iter().map(with).collect()
 }
 
-fn placed(threads: usize, memory: u64) -> InferenceOptions {
+pub(super) fn placed(threads: usize, memory: u64) -> InferenceOptions {
     InferenceOptions {
         threads,
         memory,
@@ -176,7 +176,7 @@ fn stored(folder: &Path) -> Vec<Vec<(std::path::PathBuf, Vec<u8>)>> {
 }
 
 /// A stored output: its shards and its files.
-type Stored = (Shape, Vec<(std::path::PathBuf, Vec<u8>)>);
+pub(super) type Stored = (Shape, Vec<(std::path::PathBuf, Vec<u8>)>);
 
 /// Returns all three outputs.
 fn outputs(folder: &Path) -> Vec<Stored> {
@@ -190,7 +190,7 @@ fn outputs(folder: &Path) -> Vec<Stored> {
 }
 
 /// Returns the outputs that one uninterrupted process writes, for each choice of shards.
-fn unbroken() -> Vec<Vec<Stored>> {
+pub(super) fn unbroken() -> Vec<Vec<Stored>> {
     let all = choices(&three_targets(Path::new("nowhere"), false)).into_iter();
     all.map(|mut targets| {
         let dir = scratch();
@@ -207,7 +207,7 @@ fn unbroken() -> Vec<Vec<Stored>> {
 
 /// Checks that every output is as one process writes it, with the shards that its first process chose. Returns the
 /// shards of the first output.
-fn check(folder: &Path, expected: &[Vec<Stored>], what: &str) -> Shape {
+pub(super) fn check(folder: &Path, expected: &[Vec<Stored>], what: &str) -> Shape {
     let found = outputs(folder);
     for (n, output) in found.iter().enumerate() {
         let mut same = expected.iter().map(|all| &all[n]);

@@ -37,7 +37,6 @@ use self::files::{Lock, lock, make_parents, remove_file, remove_folder};
 use self::journal::Journal;
 use self::leftover::{Places, is_published, remove_at_once, settle};
 use self::metadata::write_metadata;
-use self::publish::is_finished;
 use super::overwrite::Overwrite;
 use super::staged::parent;
 use crate::error::{Error, Result};
@@ -47,7 +46,7 @@ pub(super) use self::journal::Record;
 pub use self::leftover::discard_partial;
 pub(super) use self::leftover::{foreign, is_partial, tidy};
 pub use self::part::{Durability, OutputPart};
-pub(super) use self::publish::{id, publish};
+pub(super) use self::publish::{id, is_finished, publish};
 
 /// The description of a run that starts or resumes an output.
 #[derive(Debug)]
@@ -61,6 +60,8 @@ pub(super) struct RunDescription<'a> {
     pub(super) files: Vec<(String, Vec<u8>)>,
     /// The outputs that get their names together, in the same order in every process; empty if this is the only one.
     pub(super) group: &'a [PathBuf],
+    /// Whether a single part may come after the output was published, as one of several may.
+    pub(super) repeats: bool,
     /// The id of the run, by which an output that has its name is recognized.
     pub(super) id: String,
 }
@@ -244,7 +245,7 @@ fn enter(
             return Ok(None);
         }
         if !folder.is_dir() {
-            if is_finished(run, part.count > 1) {
+            if is_finished(run, part.count > 1 || run.repeats) {
                 return Ok(None);
             }
             run.overwrite.check(run.target)?;
@@ -263,7 +264,7 @@ fn enter(
             // Its process was killed just now.
             continue;
         }
-        let finished = is_finished(run, part.count > 1);
+        let finished = is_finished(run, part.count > 1 || run.repeats);
         let free = run.overwrite.check(run.target);
         if !finished && free.is_ok() {
             return Ok(Some((own, all)));
@@ -352,6 +353,42 @@ fn journals(folder: &Path, parts: u32) -> Result<Vec<(String, PathBuf)>> {
         }
     }
     Ok(found)
+}
+
+/// Returns the number of parts of a run that is not published yet; `None` if none has begun. Calls `each` with every part
+/// that has begun, and with every chunk that it has finished. Takes no lock.
+pub(super) fn recorded(
+    run: &RunDescription<'_>,
+    each: &mut dyn FnMut(u32, Option<Record>),
+) -> Result<Option<u32>> {
+    let places = Places::of(run.target)?;
+    let folder = &places.folder;
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        entries => entries.map_err(Error::io("list", folder))?,
+    };
+    let mut parts = None;
+    for entry in entries {
+        let name = entry.map_err(Error::io("list", folder))?.file_name();
+        let Some(part) = name.to_str().and_then(OutputPart::of_journal) else {
+            continue;
+        };
+        each(part.index, None);
+        let found = match journal::read(&folder.join(&name), &mut |record| {
+            each(part.index, Some(record))
+        }) {
+            // Another process has just completed the output and removed the folder.
+            Err(error) if is_gone(&error) => return Ok(None),
+            found => found?,
+        };
+        let mut differences = Differences::default();
+        let head = head(run, part, Region::whole([0; 3]));
+        differences.compare_without("", &found, &head, "owned");
+        let other = parts.replace(part.count).unwrap_or(part.count);
+        differences.compare("parts", &json!(other), &json!(part.count));
+        differences.check(folder)?;
+    }
+    Ok(parts)
 }
 
 /// Checks that all other parts belong to the same run and own different voxels.

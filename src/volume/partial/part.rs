@@ -97,6 +97,12 @@ impl OutputPart {
         region
     }
 
+    /// Returns the part whose journal has this name.
+    pub(super) fn of_journal(name: &str) -> Option<Self> {
+        let (index, count) = name.strip_prefix("journal.")?.split_once("-of-")?;
+        Self::new(index.parse().ok()?, count.parse().ok()?).ok()
+    }
+
     /// Returns the name of a file of this part.
     pub(super) fn name(self, what: &str) -> String {
         format!("{what}.{}-of-{}", self.index, self.count)

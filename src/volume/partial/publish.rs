@@ -110,7 +110,7 @@ fn place_of(target: &Path, group: &[PathBuf]) -> usize {
 
 /// Returns `true` if the output has its name and belongs to this run. The evidence is the marker of another output of
 /// the run or, with several parts, the attribute of the output itself.
-pub(super) fn is_finished(run: &RunDescription<'_>, parts: bool) -> bool {
+pub(in super::super) fn is_finished(run: &RunDescription<'_>, parts: bool) -> bool {
     let Ok(places) = Places::of(run.target) else {
         return false;
     };

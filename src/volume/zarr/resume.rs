@@ -12,7 +12,7 @@ use super::super::options::OpenOptions;
 use super::super::overwrite::FolderKind;
 use super::super::partial::{self, Partial, Record, RunDescription};
 use super::super::pyramid::{Level, LevelSource, inputs, rebuilding_bytes, rebuilt};
-use super::super::resume::{ResumeOptions, RunParts};
+use super::super::resume::{OutputProgress, ResumeOptions, RunParts};
 use super::super::{ChunkShape, Layout, Volume, VolumeMut};
 use super::ZarrVolume;
 use super::arrays::{Arrays, ChunkPlace};
@@ -104,6 +104,32 @@ impl ZarrResumable {
             whole: true,
             threads: rebuilding_threads(layout, resume),
         }))
+    }
+
+    /// Returns what the journals of the image have.
+    pub(in super::super) fn progress(
+        layout: &Layout,
+        options: &CreateOptions,
+        resume: &ResumeOptions,
+    ) -> Result<OutputProgress> {
+        let (arrays, planned) = Arrays::planned(layout, options)?;
+        let run = run(layout, options, resume, &planned)?;
+        let mut found = OutputProgress::default();
+        found.parts = partial::recorded(&run, &mut |part, record| {
+            let chunks = found.done.entry(part).or_default();
+            if let Some(Record {
+                level: 0,
+                channel,
+                index: [z, y, x],
+                ..
+            }) = record
+                && arrays.levels()[0].written.holds(channel, [z, y, x])
+            {
+                chunks.insert([channel, z, y, x]);
+            }
+        })?;
+        found.published = found.parts.is_none() && partial::is_finished(&run, true);
+        Ok(found)
     }
 
     /// Finishes the images of one run, and renames them to their final names unless they are single parts of several.
@@ -292,6 +318,7 @@ fn run<'a>(
         target: &layout.path,
         overwrite: FolderKind::ZARR.overwrite(options.overwrite),
         group: &resume.group,
+        repeats: resume.repeats,
         id: partial::id(&depends),
         fingerprint: &resume.fingerprint,
         durability: resume.durability,
