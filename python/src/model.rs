@@ -67,6 +67,8 @@ pub(crate) struct Batch {
     channels: u64,
     shape: Shape,
     pub(crate) regions: Vec<Region>,
+    /// The pool of the batch's memory.
+    pub(crate) pool: PatchPool,
 }
 
 /// A batch for the model, with the channel for its predictions. Dropping it ends the run.
@@ -319,11 +321,14 @@ fn stacked(mut batch: Vec<Patch>, pool: &PatchPool) -> Result<Batch> {
         }
         all
     };
-    let pool = pool.clone();
     Ok(Batch {
-        voxels: Some(Lent { patch, pool }),
+        voxels: Some(Lent {
+            patch,
+            pool: pool.clone(),
+        }),
         channels,
         shape,
         regions,
+        pool: pool.clone(),
     })
 }

@@ -467,6 +467,7 @@ fn predictions(request: &Request, given: &Bound<'_, PyAny>) -> PyResult<Vec<Vec<
                 return Ok(Answer::Held(held));
             }
             // Copied now, because the model may overwrite its output in the next call.
+            request.batch.pool.make_room();
             let (channels, shape, voxels) = array::to_voxels(&one)?;
             let patch = Patch::new(Region::new(region.start, shape), channels, voxels);
             patch.map(Answer::Copied).map_err(|error| raised(&error))

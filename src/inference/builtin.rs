@@ -73,6 +73,10 @@ impl Model for Identity {
     fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
         Ok(vec![batch])
     }
+
+    fn predict_pooled(&self, batch: Vec<Patch>, _pool: &PatchPool) -> Result<Vec<Vec<Patch>>> {
+        self.predict(batch)
+    }
 }
 
 /// A Gaussian blur of each patch by itself, with the outermost voxels repeated beyond its faces. Near a patch's faces

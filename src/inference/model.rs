@@ -59,13 +59,14 @@ pub trait Model: fmt::Debug + Send + Sync {
     /// Does the same as [`predict`](Self::predict), with a pool of patches. A run calls this function.
     ///
     /// A model that takes the patches for its predictions from the pool, and gives it the patches that it no longer
-    /// needs, saves the allocations. The default does neither.
+    /// needs, saves the allocations. One that takes no predictions from it calls [`PatchPool::make_room`] first, as the
+    /// default does.
     ///
     /// # Errors
     ///
     /// As [`predict`](Self::predict).
     fn predict_pooled(&self, batch: Vec<Patch>, pool: &PatchPool) -> Result<Vec<Vec<Patch>>> {
-        let _ = pool;
+        pool.make_room();
         self.predict(batch)
     }
 
@@ -218,6 +219,7 @@ where
     }
 
     fn predict_pooled(&self, batch: Vec<Patch>, pool: &PatchPool) -> Result<Vec<Vec<Patch>>> {
+        pool.make_room();
         let predict = |patch: Patch| {
             let array = (self.predict)(patch.view()?);
             let prediction = Patch::from_array(patch.region().start, array)?;

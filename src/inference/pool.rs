@@ -1,5 +1,6 @@
 //! A pool of patches, whose memory is reused for patches to come.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::dtype::DType;
@@ -9,14 +10,19 @@ use crate::region::Region;
 
 /// A pool of patches whose memory is reused: fresh memory costs a page fault per page.
 ///
-/// A run passes its pool to its model, which takes the buffers for its predictions from it and gives back the patches
+/// A run passes a pool to its model, which takes the buffers for its predictions from it and gives back the patches
 /// that it has read. The run gives back the predictions once they are blended, so that it allocates no voxels once each
-/// thread has predicted a batch. A model may do without: what it returns is used again in any case.
+/// thread has predicted a few batches. A model may do without: what it returns is used again in any case.
 ///
 /// Clones share the same patches. The pool holds only patches that fit into the memory that the run's plan counts for
-/// batches: those of the batches that are not in progress. The default pool holds none.
+/// batches, next to what the batches in progress hold: what they took and did not give back. The default pool holds
+/// none.
 #[derive(Clone, Debug, Default)]
-pub struct PatchPool(Arc<Mutex<PoolState>>);
+pub struct PatchPool {
+    state: Arc<Mutex<PoolState>>,
+    /// The batch that this clone serves.
+    batch: Option<u64>,
+}
 
 #[derive(Debug, Default)]
 struct PoolState {
@@ -26,24 +32,33 @@ struct PoolState {
     spare_bytes: u64,
     /// Bytes of a batch and its predictions.
     batch_bytes: u64,
-    /// Batches that may be in progress at once.
-    batches: u64,
-    /// Batches in progress.
-    active: u64,
+    /// Bytes of all batches that may be in progress at once.
+    room: u64,
+    /// Bytes that each batch in progress holds.
+    held: HashMap<u64, u64>,
+    /// The number of the next batch.
+    next: u64,
 }
 
 /// A batch in progress, until it is dropped.
 #[derive(Debug)]
-pub(super) struct ActiveBatch<'a>(&'a PatchPool);
+pub(super) struct ActiveBatch {
+    pool: PatchPool,
+    number: u64,
+}
 
 impl PatchPool {
     /// Creates the pool of a run with up to `batches` batches in progress, each of which takes up to `batch_bytes`.
     pub(super) fn new(batches: usize, batch_bytes: u64) -> Self {
-        Self(Arc::new(Mutex::new(PoolState {
+        let state = PoolState {
             batch_bytes,
-            batches: batches as u64,
+            room: batch_bytes.saturating_mul(batches as u64),
             ..PoolState::default()
-        })))
+        };
+        Self {
+            state: Arc::new(Mutex::new(state)),
+            batch: None,
+        }
     }
 
     /// Returns a patch with arbitrary voxels.
@@ -54,7 +69,12 @@ impl PatchPool {
     pub fn take(&self, region: Region, channels: u64, dtype: DType) -> Result<Patch> {
         let bytes = region.voxels().saturating_mul(channels);
         let bytes = bytes.saturating_mul(dtype.size() as u64);
-        let spare = self.lock().take(bytes, dtype);
+        let mut state = self.lock();
+        let spare = state.take(bytes, dtype);
+        state.hold(self.batch, |held| held.saturating_add(bytes));
+        let freed = state.trim();
+        drop(state);
+        drop(freed);
         match spare {
             Some(spare) => Patch::new(region, channels, spare.into_voxels()),
             None => Patch::zeros(region, channels, dtype),
@@ -63,9 +83,24 @@ impl PatchPool {
 
     /// Gives a patch to the pool, whose voxels are no longer needed.
     pub fn give(&self, patch: Patch) {
+        let bytes = patch.bytes().len() as u64;
         let mut state = self.lock();
-        state.spare_bytes += patch.bytes().len() as u64;
+        state.hold(self.batch, |held| held.saturating_sub(bytes));
+        state.spare_bytes += bytes;
         state.spare.push(patch);
+        let freed = state.trim();
+        drop(state);
+        drop(freed);
+    }
+
+    /// Frees memory for a batch whose predictions are not taken from the pool.
+    ///
+    /// A model calls it before it allocates them, unless it leaves [`predict_pooled`](super::Model::predict_pooled) as it
+    /// is.
+    pub fn make_room(&self) {
+        let mut state = self.lock();
+        let all = state.batch_bytes;
+        state.hold(self.batch, |held| all.max(held));
         let freed = state.trim();
         drop(state);
         drop(freed);
@@ -89,18 +124,35 @@ impl PatchPool {
         Ok(converted)
     }
 
-    /// Begins a batch. Memory that it may need is freed.
-    pub(super) fn begin(&self) -> ActiveBatch<'_> {
+    /// Begins a batch.
+    pub(super) fn begin(&self) -> ActiveBatch {
         let mut state = self.lock();
-        state.active += 1;
-        let freed = state.trim();
-        drop(state);
-        drop(freed);
-        ActiveBatch(self)
+        let number = state.next;
+        state.next += 1;
+        state.held.insert(number, 0);
+        ActiveBatch {
+            pool: Self {
+                state: Arc::clone(&self.state),
+                batch: Some(number),
+            },
+            number,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, PoolState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ActiveBatch {
+    /// Returns the pool for the work on the batch.
+    pub(super) const fn pool(&self) -> &PatchPool {
+        &self.pool
+    }
+
+    /// Notes what the batch holds, in bytes.
+    pub(super) fn holds(&self, bytes: u64) {
+        self.pool.lock().hold(Some(self.number), |_| bytes);
     }
 }
 
@@ -113,11 +165,17 @@ impl PoolState {
         Some(self.spare.remove(at))
     }
 
-    /// Takes out the oldest patches, until the others fit next to the batches in progress. The caller drops them
-    /// without the lock: returning memory to the system takes time.
+    /// Changes the bytes that a batch holds. One that has ended holds none: what is left of it is counted elsewhere.
+    fn hold(&mut self, batch: Option<u64>, change: impl FnOnce(u64) -> u64) {
+        if let Some(held) = batch.and_then(|batch| self.held.get_mut(&batch)) {
+            *held = change(*held);
+        }
+    }
+
+    /// Takes out the oldest patches, until the others fit next to what the batches in progress hold. The caller drops
+    /// them without the lock: returning memory to the system takes time.
     fn trim(&mut self) -> Vec<Patch> {
-        let idle = self.batches.saturating_sub(self.active);
-        let room = self.batch_bytes.saturating_mul(idle);
+        let room = self.room.saturating_sub(self.held.values().sum());
         let mut count = 0;
         while count < self.spare.len() && self.spare_bytes > room {
             self.spare_bytes -= self.spare[count].bytes().len() as u64;
@@ -127,9 +185,9 @@ impl PoolState {
     }
 }
 
-impl Drop for ActiveBatch<'_> {
+impl Drop for ActiveBatch {
     fn drop(&mut self) {
-        self.0.lock().active -= 1;
+        self.pool.lock().held.remove(&self.number);
     }
 }
 
@@ -165,31 +223,75 @@ mod tests {
     }
 
     #[test]
-    fn spare_patches_fit_next_to_the_batches_in_progress() {
+    fn spare_patches_fit_next_to_what_the_batches_in_progress_hold() {
         let pool = PatchPool::new(3, 100);
-        let patch = || Patch::zeros(Region::whole([1, 1, 50]), 1, DType::U8).unwrap();
+        let region = Region::whole([1, 1, 50]);
+        let patch = || Patch::zeros(region, 1, DType::U8).unwrap();
         let spare = || {
             let state = pool.lock();
             let bytes: usize = state.spare.iter().map(|patch| patch.bytes().len()).sum();
             assert_eq!(bytes as u64, state.spare_bytes);
             bytes
         };
-        for _ in 0..9 {
-            pool.give(patch());
-        }
+        let fill = || (0..9).for_each(|_| pool.give(patch()));
+        fill();
         assert_eq!(spare(), 300);
         let first = pool.begin();
+        assert_eq!(spare(), 300, "it holds nothing yet");
+        let (input, prediction) = (
+            first.pool().take(region, 1, DType::U8).unwrap(),
+            first.pool().take(region, 1, DType::U8).unwrap(),
+        );
         assert_eq!(spare(), 200);
+        fill();
+        assert_eq!(spare(), 200);
+        first.pool().give(input);
+        assert_eq!(spare(), 250);
         let second = pool.begin();
+        second.pool().make_room();
+        assert_eq!(spare(), 150);
+        first.pool().make_room();
         assert_eq!(spare(), 100);
+        first.holds(50);
+        fill();
+        assert_eq!(spare(), 150);
         drop(first);
-        for _ in 0..9 {
-            pool.give(patch());
-        }
+        pool.give(prediction);
         assert_eq!(spare(), 200);
+        let late = second.pool().clone();
         drop(second);
+        fill();
+        late.give(patch());
+        assert_eq!(spare(), 300, "a batch that has ended holds nothing");
         let none = PatchPool::default();
         none.give(patch());
         assert!(none.lock().spare.is_empty());
+    }
+
+    /// Two batches in turn, and in lockstep, allocate nothing once each has had its buffers.
+    #[test]
+    fn batches_at_once_reuse_each_others_buffers() {
+        let region = Region::whole([4; 3]);
+        let pool = PatchPool::new(3, 64 + 64 * 32 * 4);
+        let mut places = std::collections::HashSet::new();
+        for _ in 0..20 {
+            let batches = [pool.begin(), pool.begin()];
+            let inputs = batches.each_ref().map(|batch| {
+                let input = batch.pool().take(region, 1, DType::U8).unwrap();
+                (batch, input)
+            });
+            let outputs = inputs.map(|(batch, input)| {
+                let output = batch.pool().take(region, 32, DType::F32).unwrap();
+                places.extend([at(&input), at(&output)]);
+                batch.pool().give(input);
+                batch.holds(output.bytes().len() as u64);
+                (batch, output)
+            });
+            for (batch, output) in outputs {
+                batch.holds(0);
+                pool.give(output);
+            }
+        }
+        assert!(places.len() <= 4, "{}", places.len());
     }
 }

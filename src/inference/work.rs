@@ -97,11 +97,10 @@ impl Pass {
     }
 
     /// Reads the patches of a task.
-    fn read(&self, indices: &[u64]) -> Result<Vec<Patch>> {
+    fn read(&self, indices: &[u64], pool: &PatchPool) -> Result<Vec<Patch>> {
         let RunState {
             volume,
             clock,
-            pool,
             grid,
             reading,
             ..
@@ -127,12 +126,13 @@ impl Pass {
             predicted,
             ..
         } = &*self.shared;
-        let _active = pool.begin();
+        let active = pool.begin();
+        let pool = active.pool();
         let (indices, batch) = match work {
             RunTask::Skip(indices) => (indices, None),
             RunTask::Predict(indices) => {
                 let stop = StopOnDrop(blender);
-                let batch = self.read(&indices)?;
+                let batch = self.read(&indices, pool)?;
                 std::mem::forget(stop);
                 predicted.fetch_add(batch.len() as u64, Ordering::Relaxed);
                 (indices, Some(batch))
@@ -185,12 +185,12 @@ impl Pass {
         let RunState {
             model, clock, pool, ..
         } = &*self.shared;
-        let _active = pool.begin();
-        let batch = self.read(indices)?;
+        let active = pool.begin();
+        let batch = self.read(indices, active.pool())?;
         let count = batch.len();
         let predictions = timed(&clock.predicting, || {
             let _permit = self.shared.semaphore.as_ref().map(Semaphore::acquire);
-            model.predict_pooled(batch, pool)
+            model.predict_pooled(batch, active.pool())
         })?;
         let complete = predictions.len() == self.outputs.len()
             && predictions.iter().all(|output| output.len() == count);
@@ -205,9 +205,15 @@ impl Pass {
         self.shared
             .predicted
             .fetch_add(count as u64, Ordering::Relaxed);
+        let bytes = |patch: &Patch| patch.bytes().len() as u64;
+        let mut held: u64 = predictions.iter().flatten().map(bytes).sum();
+        active.holds(held);
         timed(&clock.blending, || {
             for (output, predictions) in self.outputs.iter().zip(predictions) {
                 for (&index, prediction) in indices.iter().zip(predictions) {
+                    // One that waits in a block is counted with the waiting ones.
+                    held -= bytes(&prediction);
+                    active.holds(held);
                     if output.needs(index) {
                         output.add_or_end(index, prediction, &|spent| pool.give(spent))?;
                     } else {
