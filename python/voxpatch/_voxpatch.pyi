@@ -19,6 +19,7 @@ from .options import (
     Part,
     Path,
     QueueStats,
+    Settings,
     Values,
 )
 
@@ -239,10 +240,10 @@ def _write(
     array: npt.ArrayLike | Volume,
     spacing: Sequence[float] | None,
     affine: Affine | None,
-    options: dict[str, Any],
+    options: Settings,
 ) -> Volume:
     """Write an array, (z, y, x) or (c, z, y, x), as a volume, and open it."""
-def _convert(source: Path | Volume, path: Path, dry_run: bool, options: dict[str, Any]) -> Volume | ConvertPlan:
+def _convert(source: Path | Volume, path: Path, dry_run: bool, options: Settings) -> Volume | ConvertPlan:
     """Copy a volume into another format, voxel type or chunking, box by box, and open the copy; with `dry_run` write nothing,
     and return what the copy would need as a dictionary.
     """
@@ -314,7 +315,7 @@ class Epochs:
     def __new__(
         cls,
         subjects: SubjectList,
-        sampler: dict[str, Any],
+        sampler: Settings,
         counts: int | Sequence[int],
         seed: int,
         window: int | None,
@@ -444,11 +445,11 @@ class Aggregator:
         grid: Grid,
         channels: int,
         prediction: npt.DTypeLike,
-        blending: dict[str, Any],
+        blending: Settings,
         output: Path | None,
         like: Volume | None,
         scale: float,
-        storage: dict[str, Any],
+        storage: Settings,
     ) -> Aggregator: ...
     def add(self, numbers: Sequence[int], batch: Array) -> None:
         """Add the predictions (B, C, z, y, x) of the patches with these numbers, or none of them."""
@@ -474,7 +475,7 @@ class Frontier:
     def patch(self) -> tuple[int, int, int]:
         """Voxels of a prediction along z, y, x."""
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Settings:
         """How predictions become voxels: words, numbers and the type of the output."""
 
     def weights(self) -> list[npt.NDArray[np.float32]] | None:
@@ -504,11 +505,11 @@ class Ticket:
 def _predict(
     call: object,
     volume: Volume,
-    outputs: Sequence[dict[str, Any]],
-    settings: dict[str, Any],
+    outputs: Sequence[Settings],
+    settings: Settings,
     mask: Volume | None,
     progress: Callable[[int, int], object] | None,
-) -> dict[str, Any]:
+) -> Settings:
     """Predict a volume with `call(batch, locations)`, which returns a list with an array for each output and whether nothing
     else holds it, and return the statistics.
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _BLOCK = 64 << 20
 
 
-def to_dask(volume: Volume, chunks: Any = None) -> Any:
+def to_dask(volume: Volume, chunks: int | tuple[int, int, int, int] | None = None) -> Any:
     """Return a dask array of blocks that are read when they are computed, for :meth:`Volume.to_dask`."""
     try:
         import dask.array

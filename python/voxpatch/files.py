@@ -17,14 +17,15 @@ if TYPE_CHECKING:
         Affine,
         Codec,
         ConvertPlan,
-        Downsample,
         DType,
+        Downsample,
         Interpolation,
         MissingChunks,
         Padding,
         Part,
         Path,
         ReadMethod,
+        Settings,
         Shard,
         Size,
         Spacing,
@@ -383,7 +384,7 @@ def convert(
     return found
 
 
-def given_options(**options: Any) -> dict[str, Any]:
+def given_options(**options: Any) -> Settings:
     """Return the options that were given, as the compiled half takes them."""
     given = {name: value for name, value in options.items() if value is not None}
     if "shard" in options:
@@ -394,7 +395,7 @@ def given_options(**options: Any) -> dict[str, Any]:
     return given
 
 
-def storage_options(function: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def storage_options(function: str, given: Mapping[str, Any]) -> Settings:
     """Return the storage options among the keywords of a function, which has no other ones."""
     for name in given:
         if name not in StorageOptions.__annotations__:

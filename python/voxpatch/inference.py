@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Path,
         Placement,
         Reduce,
+        Settings,
         Size,
         StorageOptions,
         Values,
@@ -401,7 +402,7 @@ def blending(
     fill: float,
     average_integers: bool,
     clip: bool,
-) -> dict[str, Any]:
+) -> Settings:
     """Return how predictions become voxels, as the compiled half takes it."""
     return {
         "blend": word(blend),

@@ -13,14 +13,17 @@ from ._voxpatch import Volume, _predict
 from .calls import CallsInTurn, Outputs, calls, check_outputs
 from .errors import InvalidError
 from .inference import as_volume, warn_of_clipped
-from .prediction import described, shown_progress, written
+from .prediction import described, predict, shown_progress, written
 from .sizes import count, size
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .options import DType, JobStatus, Overlap, Path, Size, TaskDone, VolumeLike
+    from .options import DType, JobStatus, Overlap, Path, Settings, Size, TaskDone, VolumeLike
     from .prediction import Model, PredictOptions
+
+#: What JSON has, or what it is made of.
+Json = Any
 
 #: Options of a run that its tasks have, and not the plan.
 _OF_TASKS = ("blend_on", "device", "device_memory", "devices", "progress", "resume")
@@ -37,12 +40,29 @@ class Job:
 
     It can be pickled, and written as JSON. It holds no model: each task gets it when it runs.
 
-    Attributes
+    Parameters
     ----------
+    volume : Volume
+        The volume to predict.
+    mask : Volume, optional
+        The mask of the patches to predict.
     output : str, list or dict
         Absolute paths of the outputs.
-    model_id : str
-        Identifier of the model that all tasks must have.
+    outputs : list of dict
+        The outputs, as the compiled half takes them.
+    settings : dict
+        The settings, as the compiled half takes them.
+    has_own_id : bool
+        Whether `model_id` was given, and is not that of the model's weights.
+
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> voxpatch.write("scan.zarr", np.zeros((20, 24, 28), np.float32), chunk=8, shard=8).shape
+    (1, 20, 24, 28)
+    >>> job = voxpatch.plan_predict("scan.zarr", "out.zarr", 12, channels=1, model_id="double", chunk=4, shard=8)
+    >>> job.status()["published"], voxpatch.Job.from_json(job.to_json()).model_id
+    (False, 'double')
     """
 
     def __init__(
@@ -50,11 +70,11 @@ class Job:
         volume: Volume,
         mask: Volume | None,
         output: Outputs,
-        outputs: list[dict[str, Any]],
-        settings: dict[str, Any],
-        *,
+        outputs: list[Settings],
+        settings: Settings,
         has_own_id: bool,
     ) -> None:
+        #: Absolute paths of the outputs.
         self.output = output
         self._volume = volume
         self._mask = mask
@@ -114,7 +134,7 @@ class Job:
         self._do("commit")
         return written(self.output, self._outputs)
 
-    def _do(self, work: str, **changes: Any) -> dict[str, Any]:
+    def _do(self, work: str, **changes: Any) -> Settings:
         """Do what needs no model."""
         settings = {**self._settings, "work": work, **changes}
         return _predict(_no_model, self._volume, self._outputs, settings, self._mask, None)
@@ -166,7 +186,7 @@ class Job:
         """
         return cls._of(_loaded(text, "job"))
 
-    def _plain(self) -> dict[str, Any]:
+    def _plain(self) -> Settings:
         return {
             "voxpatch": "job",
             "version": _voxpatch.__version__,
@@ -179,7 +199,7 @@ class Job:
         }
 
     @classmethod
-    def _of(cls, found: dict[str, Any]) -> Job:
+    def _of(cls, found: Settings) -> Job:
         output = found["output"]
         return cls(
             _back(found["volume"]),
@@ -187,7 +207,7 @@ class Job:
             dict(output["names"]) if isinstance(output, dict) else output,
             list(_back(found["outputs"])),
             _back(found["settings"]),
-            has_own_id=found["has_own_id"],
+            found["has_own_id"],
         )
 
     def __repr__(self) -> str:
@@ -200,12 +220,14 @@ class Task:
 
     It can be pickled, and written as JSON.
 
-    Attributes
+    Parameters
     ----------
     job : Job
         Its job.
-    part, parts : int
-        Number of the part that it writes, from 0, and the number of parts.
+    parts : int
+        Number of parts.
+    part : int
+        Number of the part that it writes, from 0.
     patches : int
         Patches that it predicts.
     repeated_patches : int
@@ -214,10 +236,19 @@ class Task:
         Bytes of the volume that it reads, before compression.
     regions : list of list of int
         For each output, what it owns: the first voxel along z, y, x and one past the last.
+
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> voxpatch.write("scan.zarr", np.zeros((20, 24, 28), np.float32), chunk=8, shard=8).shape
+    (1, 20, 24, 28)
+    >>> job = voxpatch.plan_predict("scan.zarr", "out.zarr", 12, channels=1, model_id="double", chunk=4, shard=8)
+    >>> [(task.part, task.patches, task.repeated_patches) for task in job.tasks(2)]
+    [(1, 18, 9), (0, 18, 0)]
     """
 
     def __init__(
-        self, job: Job, parts: int, part: int, patches: int, repeated_patches: int, input_bytes: int, regions: Sequence[Any]
+        self, job: Job, parts: int, part: int, patches: int, repeated_patches: int, input_bytes: int, regions: Sequence[Sequence[int]]
     ) -> None:
         self.job = job
         self.part = part
@@ -373,7 +404,7 @@ def plan_predict(
     >>> np.allclose(job.commit()[0], 2 * scan, atol=1e-5)
     True
     """
-    given: dict[str, Any] = dict(options)
+    given: Settings = dict(options)
     if wrong := [name for name in _OF_TASKS if name in given]:
         raise InvalidError(f"{wrong[0]}: not part of a plan; tasks have it when they run")
     check_outputs(output)
@@ -394,11 +425,12 @@ def plan_predict(
             raise InvalidError("channels: the model says how many it has; give one of them")
         call = calls(model, None, None)
     with call.ready():
-        outputs, settings = described(call, opened, places, patch_size, overlap, **given)
+        usual = {name: value for name, value in _defaults().items() if name in described.__annotations__}
+        outputs, settings = described(call, opened, places, patch_size, overlap, **{**usual, **given})
         for out in outputs:
             out["prediction"] = str(out["prediction"])
         settings["model_id"] = call.identity() if model_id is None else str(model_id)
-    job = Job(opened, chosen, places, outputs, settings, has_own_id=model_id is not None)
+    job = Job(opened, chosen, places, outputs, settings, model_id is not None)
     settings["measured"] = job._do("measure")["measured"]
     return job
 
@@ -427,11 +459,16 @@ class _Described:
         return {0: output}
 
 
+def _defaults() -> Settings:
+    """Return the defaults of the options of :func:`predict`."""
+    return dict(predict.__kwdefaults__ or {})
+
+
 def _no_model(batch: object, locations: object) -> None:
     raise InvalidError("this part of a job has no model")
 
 
-def _absolute(output: Any) -> Any:
+def _absolute(output: Json) -> Json:
     """Return the paths of outputs in the form in which they were given, absolute."""
     if isinstance(output, Mapping):
         return {name: os.path.abspath(path) for name, path in output.items()}
@@ -440,12 +477,12 @@ def _absolute(output: Any) -> Any:
     return [os.path.abspath(path) for path in output]
 
 
-def _named(output: Any) -> Any:
+def _named(output: Json) -> Json:
     """Return paths for JSON, whose objects have no numbers as names."""
     return {"names": list(output.items())} if isinstance(output, Mapping) else output
 
 
-def _loaded(text: str, kind: str) -> dict[str, Any]:
+def _loaded(text: str, kind: str) -> Settings:
     try:
         found = json.loads(text)
     except ValueError as error:
@@ -455,7 +492,7 @@ def _loaded(text: str, kind: str) -> dict[str, Any]:
     return found
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Json) -> Json:
     """Return a value as JSON has it."""
     if isinstance(value, Volume):
         rebuild, arguments = value.__reduce__()
@@ -489,7 +526,7 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _back(value: Any) -> Any:
+def _back(value: Json) -> Json:
     """Return a value from JSON, with tuples in place of lists."""
     if isinstance(value, list):
         return tuple(_back(one) for one in value)

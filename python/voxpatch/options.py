@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: An array of any type and number of axes.
 Array = Union["npt.NDArray[Any]"]
+#: Options on their way to the compiled half, and its reports.
+Settings = dict[str, Any]
 #: A path of a file or folder.
 Path = Union[str, "os.PathLike[str]"]
 #: A volume in any form: opened, by its path, or as an array (z, y, x) or (c, z, y, x).

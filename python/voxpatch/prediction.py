@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         PredictPlan,
         Preset,
         Reduce,
+        Settings,
         Size,
         Tta,
         Values,
@@ -372,7 +373,7 @@ def predict(
             settings["model_id"] = call.identity() if model_id is None else model_id
         with shown_progress(progress) as tell:
             chosen = None if mask is None else as_volume(mask)
-            done: dict[str, Any] = {}
+            done: Settings = {}
             places_to_blend = places_of_sums(
                 call,
                 blend_on,
@@ -403,7 +404,7 @@ def predict(
         return written(output, outputs)
 
 
-def written(output: Outputs, outputs: Sequence[dict[str, Any]]) -> Volume | dict[Any, Volume] | list[Volume]:
+def written(output: Outputs, outputs: Sequence[Settings]) -> Volume | dict[Any, Volume] | list[Volume]:
     """Open the outputs, in the form in which their paths were given."""
     found = {out["name"]: open_volume(out["path"]) for out in outputs}
     if isinstance(output, Mapping):
@@ -419,39 +420,39 @@ def described(
     patch_size: Size,
     overlap: Overlap | None,
     *,
-    batch_size: int = 1,
-    blend: Each[Blend] | None = None,
-    reduce: Each[Reduce] = "mean",
-    dtype: Each[DType] | None = None,
-    halo: Each[Size] | None = None,
-    scale: Each[int] | None = None,
-    labels: Sequence[int] | None = None,
-    padding: Padding | None = None,
-    margin: Size | None = None,
-    placement: Placement | None = None,
-    preset: Preset | None = None,
-    tolerance: float = 0.1,
-    same_grid: bool = False,
-    vote: Sequence[float] | None = None,
-    fill: float = 0.0,
-    average_integers: bool = False,
-    clip: bool = False,
-    non_finite: NonFinite = "refuse",
-    accumulator: Accumulator = "float32",
-    output_grid: OutputGrid | None = None,
-    normalize: Normalize | None = None,
-    tta: Tta | None = None,
-    memory: int = 256 << 20,
-    threads: int | None = None,
-    durability: Durability = "none",
+    batch_size: int,
+    blend: Each[Blend] | None,
+    reduce: Each[Reduce],
+    dtype: Each[DType] | None,
+    halo: Each[Size] | None,
+    scale: Each[int] | None,
+    labels: Sequence[int] | None,
+    padding: Padding | None,
+    margin: Size | None,
+    placement: Placement | None,
+    preset: Preset | None,
+    tolerance: float,
+    same_grid: bool,
+    vote: Sequence[float] | None,
+    fill: float,
+    average_integers: bool,
+    clip: bool,
+    non_finite: NonFinite,
+    accumulator: Accumulator,
+    output_grid: OutputGrid | None,
+    normalize: Normalize | None,
+    tta: Tta | None,
+    memory: int,
+    threads: int | None,
+    durability: Durability,
     **storage: Unpack[StorageOptions],
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+) -> tuple[list[Settings], Settings]:
     """Return the outputs and the settings of a whole run, as the compiled half takes them; ``call`` knows its outputs."""
     stored = storage_options("predict", storage)
     patch = size("patch_size", patch_size)
     settings = _placed(opened.shape[1:], patch, overlap, blend, padding, margin, placement, preset)
     weights = settings.pop("blend")
-    outputs: list[dict[str, Any]] = []
+    outputs: list[Settings] = []
     for place, (name, path) in enumerate(call.probe(opened.shape[0], patch, places).items()):
         rim, factor = output_place(patch, call.shapes[place], _of(halo, name, None), _of(scale, name, None))
         outputs.append(
@@ -500,7 +501,7 @@ def described(
     return outputs, settings
 
 
-def _log(volume: Volume, done: dict[str, Any]) -> None:
+def _log(volume: Volume, done: Settings) -> None:
     import logging  # whose import takes longer than that of this package
 
     logging.getLogger("voxpatch").info("%s predicted: %s", volume.path or "a volume in memory", done)
@@ -527,7 +528,7 @@ def _placed(
     margin: Size | None,
     placement: str | None,
     preset: Preset | None,
-) -> dict[str, Any]:
+) -> Settings:
     """Return where patches lie, and how they are weighed."""
     fits = {"monai": 0.0, "nnunet": 0.0}
     if preset not in (None, "torchio", *fits):

@@ -13,7 +13,7 @@ from .errors import InvalidError
 from .sizes import count, size
 
 if TYPE_CHECKING:
-    from .options import Border, Empty, Size
+    from .options import Border, Empty, Settings, Size
     from .queue import Sample
     from .subject import Subject
 
@@ -42,7 +42,7 @@ class Sampler:
     #: Voxels of a patch along z, y, x.
     patch_size: tuple[int, int, int]
 
-    def _recipe(self) -> dict[str, Any]:
+    def _recipe(self) -> Settings:
         raise NotImplementedError
 
     def __call__(self, subject: Subject, num_patches: int | None = None, *, seed: int = 0) -> Iterator[Sample]:
@@ -104,7 +104,7 @@ class UniformSampler(Sampler):
         self.patch_size = size("patch_size", patch_size)
         self.border = border
 
-    def _recipe(self) -> dict[str, Any]:
+    def _recipe(self) -> Settings:
         return {"kind": "uniform", "patch_size": self.patch_size, "border": self.border}
 
 
@@ -142,7 +142,7 @@ class WeightedSampler(Sampler):
         self.border = border
         self.empty = empty
 
-    def _recipe(self) -> dict[str, Any]:
+    def _recipe(self) -> Settings:
         return {
             "kind": "weighted",
             "patch_size": self.patch_size,
@@ -197,7 +197,7 @@ class LabelSampler(Sampler):
         self.border = border
         self.empty = empty
 
-    def _recipe(self) -> dict[str, Any]:
+    def _recipe(self) -> Settings:
         return {
             "kind": "label",
             "patch_size": self.patch_size,
@@ -240,7 +240,7 @@ class MixtureSampler(Sampler):
         self.patch_size = sizes.pop()
         self.batch_size = batch_size
 
-    def _recipe(self) -> dict[str, Any]:
+    def _recipe(self) -> Settings:
         return {
             "kind": "mixture",
             "samplers": [(weight, sampler._recipe()) for weight, sampler in self.samplers],

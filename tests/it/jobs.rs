@@ -1,7 +1,8 @@
 //! `plan`, `run-task`, `status` and `commit`: one prediction by many processes.
 
 use std::fs;
-use std::process::Stdio;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value as Json, json};
 
@@ -140,4 +141,58 @@ fn what_a_plan_cannot_have_is_refused() {
     fs::write(place.at("other.json"), "{}").expect("it is written");
     assert!(again(&["run-task", &place.at("other.json"), "0"]).contains("not a plan"));
     assert!(!place.path().join("out.zarr").exists());
+}
+
+/// Runs a shell with the words of a recipe, in which `voxpatch` is the command of this build.
+fn shell(words: &[&str], environment: &[(&str, &str)]) {
+    let binary = Path::new(env!("CARGO_BIN_EXE_voxpatch"));
+    let folder = binary.parent().expect("a folder").to_str().expect("UTF-8");
+    let path = format!("{folder}:{}", std::env::var("PATH").unwrap_or_default());
+    let mut command = Command::new(words[0]);
+    command
+        .args(&words[1..])
+        .env("PATH", path)
+        .envs(environment.iter().copied());
+    let output = command.output().expect("it starts");
+    assert!(output.status.success(), "{words:?}: {output:?}");
+}
+
+#[test]
+fn recipes_for_slurm_and_kubernetes_run_all_tasks_of_a_plan() {
+    let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let script = recipes.join("slurm_array.sh");
+    let script = script.to_str().expect("UTF-8");
+    let manifest = fs::read_to_string(recipes.join("kubernetes_job.yaml")).expect("a manifest");
+    let line = manifest
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("command: "));
+    let words: Vec<String> = serde_json::from_str(line.expect("a command")).expect("a list");
+    for slurm in [true, false] {
+        let place = Place::new();
+        let (job, target) = planned(&place, "4", &[]);
+        for n in ["2", "0", "3", "1"] {
+            if slurm {
+                shell(
+                    &["bash", script, &job],
+                    &[("SLURM_ARRAY_TASK_ID", n), ("SLURM_CPUS_PER_TASK", "2")],
+                );
+            } else {
+                let words: Vec<String> = words
+                    .iter()
+                    .map(|word| word.replace("/data/", &place.at("")))
+                    .collect();
+                let words: Vec<&str> = words.iter().map(String::as_str).collect();
+                shell(&words, &[("JOB_COMPLETION_INDEX", n)]);
+            }
+        }
+        assert_eq!(
+            json(&["status", &job])["published"],
+            json!(true),
+            "{target}"
+        );
+    }
+    // The number of tasks is the same in the comment and in what follows.
+    assert!(manifest.contains("--tasks 32") && manifest.contains("completions: 32"));
+    let script = fs::read_to_string(script).expect("a script");
+    assert!(script.contains("--tasks 32") && script.contains("--array=0-31"));
 }

@@ -1,6 +1,5 @@
 //! `voxpatch plan`, `run-task`, `status` and `commit`: one prediction as tasks for many machines.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
@@ -9,7 +8,6 @@ use serde_json::{Value as Json, json};
 use voxpatch::inference::PlannedTask;
 use voxpatch::volume::OutputPart;
 
-use crate::args;
 use crate::common::Common;
 use crate::infer::{self, Infer};
 use crate::progress::Unit;
@@ -124,7 +122,7 @@ struct Job {
 
 /// Plans the tasks.
 pub(crate) fn plan(settings: &Plan) -> anyhow::Result<()> {
-    let infer = parsed(&settings.arguments)?;
+    let infer = parsed(&settings.arguments);
     infer.check_for_tasks()?;
     for name in infer.storage_option_names() {
         let name = name.to_lowercase();
@@ -254,17 +252,18 @@ fn described(task: &PlannedTask) -> Json {
     })
 }
 
+/// The arguments after `--`.
+#[derive(Debug, Parser)]
+#[command(name = "voxpatch infer", disable_help_flag = true)]
+struct InferArguments {
+    #[command(flatten)]
+    infer: Box<Infer>,
+}
+
 /// Parses the arguments of `voxpatch infer`; exits with its usage if they are wrong.
-fn parsed(arguments: &[String]) -> anyhow::Result<Box<Infer>> {
-    let words = ["voxpatch", "infer"].into_iter().map(OsString::from);
-    let words = words.chain(arguments.iter().map(OsString::from));
-    match args::Args::try_parse_from(words) {
-        Ok(args::Args {
-            command: args::Command::Infer(infer),
-        }) => Ok(infer),
-        Ok(_) => bail!("the arguments after -- are not those of voxpatch infer"),
-        Err(error) => error.exit(),
-    }
+fn parsed(arguments: &[String]) -> Box<Infer> {
+    let words = std::iter::once("voxpatch infer").chain(arguments.iter().map(String::as_str));
+    InferArguments::parse_from(words).infer
 }
 
 /// Opens the file of a plan, and changes to its folder. The options of this command apply.
@@ -297,7 +296,7 @@ fn opened(path: &Path, common: &Common) -> anyhow::Result<Job> {
             )
         })?;
     }
-    let mut infer = parsed(&arguments)?;
+    let mut infer = parsed(&arguments);
     infer.set_common(common);
     Ok(Job {
         infer,

@@ -7,10 +7,9 @@ use super::schedules::{
 };
 use super::*;
 use crate::error::Error;
-use crate::inference::JobStatus;
+use crate::inference::{InferencePlan, JobStatus, Predictor};
 use crate::normalize::Normalize;
 use crate::volume::{Durability, OutputPart, steps};
-use crate::{InferencePlan, Predictor};
 
 fn job(folder: &Path) -> InferencePlan {
     let mut targets = three_targets(folder, false);
@@ -61,7 +60,7 @@ fn any_order_of_repeated_and_killed_tasks_ends_with_the_bytes_of_one_process() {
             .iter()
             .map(|task| task.part)
             .collect();
-        // Each is to be run twice.
+        // Each task runs twice.
         list.extend(list.clone());
         shuffle(&mut list, &mut draw);
         let todo = Mutex::new((list, draw));
@@ -221,7 +220,7 @@ fn a_commit_names_the_parts_that_are_missing() {
 fn flat_files_have_no_tasks() {
     let dir = scratch();
     let target = OutputTarget::new(dir.path().join("out.npy"));
-    let model = crate::builtin_model("identity").unwrap();
+    let model = crate::inference::builtin_model("identity").unwrap();
     let plan = Predictor::new(two_channels(), model, placed(1, 64 << 20)).plan(&[target]);
     assert!(matches!(
         plan.unwrap().tasks(2),
@@ -265,7 +264,7 @@ fn a_measured_normalization_is_read_back_to_the_last_bit() {
         });
         assert!(measured == read, "{normalize}: {text}");
     }
-    let model = crate::builtin_model("identity").unwrap();
+    let model = crate::inference::builtin_model("identity").unwrap();
     let plan = Predictor::new(two_channels(), model, placed(2, 64 << 20));
     let plan = plan
         .plan(&[OutputTarget::new(dir.path().join("none.npy"))])

@@ -1,0 +1,83 @@
+"""The recipes for many workers write what one process writes, also when a worker is killed."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import voxpatch
+
+MARKER = "VOXPATCH_TEST_MARKER"
+
+
+def fatal(batch: Any) -> Any:
+    """Stand for a model, whose first call in a worker ends the worker."""
+    marker = os.environ.get(MARKER)
+    if marker and multiprocessing.parent_process() is not None and not os.path.exists(marker):
+        Path(marker).touch()
+        os._exit(9)
+    return np.tanh(batch / 100)
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    yield importlib.import_module
+    for name in ("on_processes", "on_dask", "on_ray"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> str:
+    voxels = np.random.default_rng(3).normal(0, 100, size=(150, 40, 40)).astype(np.float32)
+    voxpatch.write(tmp_path / "scan.zarr", voxels, chunk=16, shard=32)
+    return str(tmp_path / "scan.zarr")
+
+
+def check(scan: str, found: voxpatch.Volume, tmp_path: Path) -> None:
+    one = voxpatch.predict(fatal, scan, tmp_path / "one.zarr", 32, chunk=16, shard=32)
+    assert np.array_equal(found[...], one[...])
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+
+
+def test_a_pool_of_processes(example: Any, scan: str, tmp_path: Path) -> None:
+    recipe = example("on_processes")
+    check(scan, recipe.main(scan, tmp_path / "out.zarr"), tmp_path)
+
+
+def test_a_cluster_of_dask_that_loses_a_worker(
+    example: Any, scan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("distributed", reason="distributed is not installed")
+    monkeypatch.setenv(MARKER, str(tmp_path / "killed"))
+    found = example("on_dask").main(scan, tmp_path / "out.zarr", model=fatal)
+    assert (tmp_path / "killed").exists()
+    check(scan, found, tmp_path)
+
+
+def test_a_cluster_of_ray(scan: str, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    script = Path(__file__).parents[1] / "examples" / "on_ray.py"
+    # As a script, whose functions workers get with the tasks.
+    paths = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(
+        [sys.executable, script, scan, tmp_path / "out.zarr"], env={**os.environ, "PYTHONPATH": paths}, timeout=240, check=False
+    )
+    assert done.returncode == 0
+    check(scan, voxpatch.open(tmp_path / "out.zarr"), tmp_path)
+
+
+def test_recipes_are_short() -> None:
+    root = Path(__file__).parents[2]
+    recipes = [*(root / "python/examples").glob("on_*.py"), root / "examples/slurm_array.sh", root / "examples/kubernetes_job.yaml"]
+    assert len(recipes) == 5
+    for recipe in recipes:
+        assert len(recipe.read_text().splitlines()) <= 40, recipe.name
