@@ -87,6 +87,10 @@ def test_xarray_opens_a_volume_lazily(files: dict[str, pathlib.Path], voxels: Vo
     data = xarray.open_dataset(volume, engine=VoxpatchBackend, drop_variables="x")
     assert "x" not in data.coords and data.image.attrs["spacing"] == list(volume.spacing)
     assert np.allclose(data.image.attrs["affine"], volume.affine)
+    pytest.importorskip("dask.array", reason="dask is not installed")
+    blocks = xarray.open_dataset(files["c.v2.zarr"], engine=VoxpatchBackend, chunks={"c": 1, "z": 16, "y": 16, "x": 16}).image
+    assert blocks.chunks == ((1, 1), (16, 13), (16, 16, 5), (16, 16, 9)) and np.array_equal(blocks.values, voxels)
+    assert xarray.open_dataset(files["c.v2.zarr"], engine=VoxpatchBackend, chunks={}).image.data.numblocks == (2, 2, 3, 3)
     chosen = xarray.open_dataset(files["c.nii"], engine=VoxpatchBackend, options={"channels": 1})
     assert chosen.image.shape == (1, *voxels.shape[1:])
     assert VoxpatchBackend().guess_can_open("scan.nii.gz") and not VoxpatchBackend().guess_can_open("scan.nc")

@@ -71,7 +71,8 @@ class VoxpatchBackend(BackendEntrypoint):
         volume = filename_or_obj if isinstance(filename_or_obj, Volume) else open_volume(filename_or_obj, **options or {})
         attributes = {"affine": volume.affine.tolist(), "spacing": list(volume.spacing)}
         image = Variable(("c", "z", "y", "x"), indexing.LazilyIndexedArray(_Lazy(volume)), attributes)
-        image.encoding["preferred_chunks"] = dict(zip("czyx", block_shape(volume)))
+        stored = volume.shards or block_shape(volume)
+        image.encoding["preferred_chunks"] = {axis: min(pair) for axis, *pair in zip("czyx", stored, volume.shape)}
         coordinates = {
             axis: Variable((axis,), np.arange(length) * step, {"units": "mm"})
             for axis, length, step in zip("zyx", volume.shape[1:], volume.spacing)

@@ -160,15 +160,17 @@ impl Schedule {
                 part,
                 regions: self.outputs.iter().map(region).collect(),
                 patches: self.predictions_within(&needed),
-                repeated_patches: match repeated[slow].is_empty() {
-                    true => 0,
-                    false => self.predictions_within(&repeated),
+                repeated_patches: if repeated[slow].is_empty() {
+                    0
+                } else {
+                    self.predictions_within(&repeated)
                 },
                 input_bytes: self.input_bytes(input, &needed),
             });
-            before = match before.is_empty() {
-                true => needed[slow].clone(),
-                false => before.start.min(needed[slow].start)..before.end.max(needed[slow].end),
+            before = if before.is_empty() {
+                needed[slow].clone()
+            } else {
+                before.start.min(needed[slow].start)..before.end.max(needed[slow].end)
             };
         }
         tasks.sort_by_key(|task| (std::cmp::Reverse(task.patches), task.part.index()));
@@ -295,13 +297,14 @@ impl Schedule {
         let first = &self.outputs[0].layout.path;
         Error::MissingChunks {
             path: first.clone(),
-            missing: match named.is_empty() {
-                true => "every chunk: no part has been started".to_owned(),
-                false => format!(
+            missing: if named.is_empty() {
+                "every chunk: no part has been started".to_owned()
+            } else {
+                format!(
                     "{missing} of {} chunks: run parts {}{more} of {parts}",
                     status.chunks,
                     named.join(", ")
-                ),
+                )
             },
         }
     }

@@ -220,9 +220,10 @@ impl Infer {
             return Vec::new();
         }
         let [_, shard @ ..] = output.write_chunk.unwrap_or([1; 4]);
-        let text = match output.write_chunk == output.read_chunk {
-            true => "none".to_owned(),
-            false => shard.map(|n| n.to_string()).join(","),
+        let text = if output.write_chunk == output.read_chunk {
+            "none".to_owned()
+        } else {
+            shard.map(|n| n.to_string()).join(",")
         };
         vec!["--shard".to_owned(), text]
     }

@@ -375,7 +375,7 @@ pub(super) fn recorded(
         };
         each(part.index, None);
         let found = match journal::read(&folder.join(&name), &mut |record| {
-            each(part.index, Some(record))
+            each(part.index, Some(record));
         }) {
             // Another process has just completed the output and removed the folder.
             Err(error) if is_gone(&error) => return Ok(None),
