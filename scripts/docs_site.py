@@ -19,6 +19,8 @@ PAGES = {
     "SECURITY.md": "security.md",
     "CHANGELOG.md": "changelog.md",
 }
+#: The start of a code block with rustdoc's attributes, which Markdown of Python does not take for one.
+ATTRIBUTES = re.compile(r"^```(\w+),[\w,]+$", re.MULTILINE)
 LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -51,6 +53,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Mend the links of the documents in docs/ to those outside."""
+    """Mend the links of the documents in docs/ to those outside, and the starts of code blocks."""
     uri = page.file.src_uri
+    markdown = ATTRIBUTES.sub(r"```\1", markdown)
     return markdown if uri in PAGES.values() else relinked(markdown, f"docs/{uri}", uri)
