@@ -2,7 +2,9 @@
 """Creates the seeds for fuzzing: a valid file of each kind, and small arrays of tests/data/zarr."""
 
 import gzip
+import io
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -124,6 +126,14 @@ def main():
     seed("raw", "all", b'{"shape": [2, 3, 4], "dtype": "int16", "channels": 2, "byte_order": "big", "offset": 7, '
          b'"spacing": [1, 2, 3], "affine": [[1,0,0,0],[0,1,0,0],[0,0,1,0],[0,0,0,1]]}')
     seed("raw", "least", b'{"shape": [4, 4, 4], "dtype": "uint8"}')
+    for name, method in [("stored", zipfile.ZIP_STORED), ("deflated", zipfile.ZIP_DEFLATED)]:
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", method) as archive:
+            archive.writestr(zipfile.ZipInfo("data.npy"), npy("<i2", False, (2, 4, 4)), method)
+        seed("archive", name, packed.getvalue())
+    sources = HERE.parent / "src/volume"
+    for target, file in [("hdf5", "hdf5/tests/single.h5"), ("blosc2", "blosc2/tests/zstd.b2nd")]:
+        seed(target, "one", (sources / file).read_bytes())
     for version, file, key in [(2, ".zarray", "0.0.0"), (3, "zarr.json", "c/0/0/0")]:
         for folder in sorted((HERE.parent / f"tests/data/zarr/v{version}").glob("[!t]*")):
             document = " ".join((folder / file).read_text().split()).encode()

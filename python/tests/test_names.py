@@ -13,7 +13,7 @@ import voxpatch
 
 #: What each concept is called, and what takes it.
 CONCEPTS = {
-    "overwrite": ["write", "convert", "StorageOptions"],
+    "overwrite": ["write", "convert", "StorageOptions", "export_dicom_seg"],
     "memory": ["Queue", "predict", "write", "convert"],
     "threads": ["Queue", "predict", "stats", "write", "convert"],
     "blend": ["GridAggregator", "predict"],
@@ -32,7 +32,7 @@ CONCEPTS = {
     "same_grid": ["Subject", "predict"],
     "reduce": ["GridAggregator", "predict"],
     "dtype": ["Queue", "GridAggregator", "predict", "write", "convert"],
-    "labels": ["GridAggregator", "predict", "stats"],
+    "labels": ["GridAggregator", "predict", "stats", "export_dicom_seg"],
     "accumulator": ["GridAggregator", "predict"],
     "non_finite": ["GridAggregator", "predict"],
     "fill": ["GridAggregator", "predict"],

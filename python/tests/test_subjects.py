@@ -46,7 +46,7 @@ def test_a_string_is_a_volume_where_something_is_there(tmp_path: pathlib.Path, m
     assert np.array_equal(subject["ct"][0], VOXELS)
 
 
-@pytest.mark.parametrize("text", ["dose.png", "dose.ni.gz", "a/b.h5", "/gone/scan", "./scan", "../scan", "here/scan"])
+@pytest.mark.parametrize("text", ["dose.png", "dose.ni.gz", "a/b.hdf", "/gone/scan", "./scan", "../scan", "here/scan"])
 def test_what_looks_like_a_path_to_nothing_is_an_error(text: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     os.mkdir("here")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import voxpatch
+from damage import check_damage, total
 
 tifffile = pytest.importorskip("tifffile")
 pytest.importorskip("imagecodecs")
@@ -222,24 +223,42 @@ def test_what_is_not_read_is_refused_with_its_reason(tmp_path):
 def test_damaged_files_are_errors(tmp_path):
     """Change bytes: an error or a volume, never a crash."""
     rng = np.random.default_rng(3)
-    outcomes = {"opened": 0, "refused": 0}
+    outcomes = []
     path = tmp_path / "a.ome.tif"
     for compression, tile in itertools.product([None, "zlib", "lzw", "zstd", "packbits", "jpeg"], [None, (16, 16)]):
         tifffile.imwrite(
             path, made((2, 32, 32), "uint8"), compression=compression, tile=tile, ome=True, photometric="minisblack"
         )
-        whole = bytearray(path.read_bytes())
-        for n in range(100):
-            damaged = bytearray(whole)
-            for at in rng.integers(0, len(whole), int(rng.integers(1, 6))):
-                damaged[at] = rng.integers(0, 256)
-            if n % 5 == 0:
-                del damaged[int(rng.integers(0, len(whole))) :]
-            path.write_bytes(damaged)
-            try:
-                voxpatch.open(path)[...]
-                outcomes["opened"] += 1
-            except (ValueError, OSError, MemoryError) as error:
-                assert "panicked" not in str(error), error
-                outcomes["refused"] += 1
-    assert min(outcomes.values()) > 20, outcomes
+        outcomes.append(check_damage(path, rng, 100))
+    assert min(total(outcomes).values()) > 20, outcomes
+
+
+def test_outputs_are_read_by_tifffile(tmp_path):
+    for n, (dtype, shape) in enumerate(
+        itertools.product(["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"],
+                          [(1, 5, 6, 7), (3, 4, 16, 17), (1, 1, 8, 9)])
+    ):
+        voxels = made(shape, dtype)
+        path = tmp_path / ("a.tif", "b.ome.tif", "c.tiff")[n % 3]
+        voxpatch.write(path, voxels, spacing=(2.0, 0.5, 0.25), overwrite=True)
+        with tifffile.TiffFile(path) as file:
+            assert file.is_bigtiff and file.is_ome and len(file.pages) == shape[0] * shape[1]
+            assert np.array_equal(file.asarray().reshape(shape), voxels), (dtype, shape)
+            pixels = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]
+            assert [pixels[f"PhysicalSize{axis}"] for axis in "ZYX"] == [2.0, 0.5, 0.25]
+            assert {pixels[f"PhysicalSize{axis}Unit"] for axis in "ZYX"} == {"mm"}
+        mapped = tifffile.memmap(path, mode="r", series=0)
+        assert np.array_equal(mapped.reshape(shape), voxels)
+        del mapped
+        volume = check(path, voxels, (dtype, shape))
+        assert np.allclose(volume.spacing, (2.0, 0.5, 0.25))
+    path = tmp_path / "from.zarr"
+    voxels = made((2, 9, 33, 40), "int16")
+    voxpatch.write(path, voxels, spacing=(0.002, 0.0005, 0.00025))
+    voxpatch.convert(path, tmp_path / "d.ome.tif")
+    check(tmp_path / "d.ome.tif", voxels, "converted")
+    assert np.array_equal(tifffile.imread(tmp_path / "d.ome.tif"), voxels)
+    for dtype in ("int64", "uint64", "float16"):
+        with pytest.raises(ValueError, match="OME-TIFF has no"):
+            voxpatch.write(tmp_path / "e.tif", made((1, 4, 5, 6), dtype))
+    assert not any(path.name.startswith(("e.tif", ".e.tif")) for path in tmp_path.iterdir())

@@ -14,6 +14,7 @@ from .options import Gaussian, MeanStd, NnunetCt, Percentile, Quantize, Threshol
 from .prediction import predict
 from .queue import LazySubjects, Queue, turn_back
 from .samplers import LabelSampler, MixtureSampler, Sampler, UniformSampler, WeightedSampler
+from .segmentation import export_dicom_seg
 from .statistics import stats
 from .subject import Subject
 
@@ -42,6 +43,7 @@ __all__ = [
     "WeightedSampler",
     "__version__",
     "convert",
+    "export_dicom_seg",
     "open",
     "plan_predict",
     "predict",

@@ -199,7 +199,7 @@ def write(
 ) -> Volume:
     """Write an array as a volume, and open it.
 
-    The end of the path chooses the format: ``.zarr``, ``.npy``, ``.nii``, ``.mha``, ``.mhd``, ``.nrrd`` or ``.nhdr``.
+    The end of the path chooses the format: ``.zarr``, ``.npy``, ``.nii``, ``.mha``, ``.mhd``, ``.nrrd`` or ``.tif``.
 
     Parameters
     ----------

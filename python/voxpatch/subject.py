@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 #: A string that ends like this is the path of a volume.
 VOLUME_NAMES = (
     ".zarr", ".npy", ".nii", ".nii.gz", ".hdr", ".img", ".mhd", ".mha", ".nrrd", ".nhdr", ".raw", ".dcm", ".tif", ".tiff",
-    ".mgh", ".mgz",
+    ".mgh", ".mgz", ".ozx", ".zip", ".npz", ".h5", ".hdf5", ".n5", ".b2nd",
 )  # fmt: skip
 
 #: A string that ends like this is the path of a file that is not read, or a slip of the pen: no metadata.
 FILE_NAMES = (
-    ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".7z", ".dicom", ".ima", ".btf", ".png",
-    ".jpg", ".jpeg", ".bmp", ".h5", ".hdf5", ".hdf", ".n5", ".ims", ".npz", ".b2nd", ".vtk", ".vti",
+    ".gz", ".bz2", ".xz", ".zst", ".tar", ".7z", ".dicom", ".ima", ".btf", ".png",
+    ".jpg", ".jpeg", ".bmp", ".hdf", ".ims", ".vtk", ".vti",
     ".mnc", ".czi", ".nd2", ".lif", ".mat", ".bin", ".dat", ".pt", ".pth", ".csv", ".json", ".txt", ".xml",
 )  # fmt: skip
 
@@ -40,7 +40,7 @@ def is_path(key: str, text: str) -> bool:
     """Return whether a string is the path of a volume: by its end, because it leads into a Zarr store, because it is
     an address, or because something is there. One that looks like a path to nothing is an error."""
     plain = text.rstrip("/").lower()
-    if plain.endswith(VOLUME_NAMES) or ".zarr/" in plain or "://" in plain:
+    if plain.endswith(VOLUME_NAMES) or ".zarr/" in plain or "://" in plain or ".h5:" in plain:
         return True
     # A word may happen to be the name of a folder next to the script: it is a volume if the folder is one.
     is_word = "/" not in text and os.sep not in text and "." not in text

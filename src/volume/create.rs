@@ -112,10 +112,10 @@ pub enum Codec {
     None,
 }
 
-/// Creates an output at `path`. `.npy`, `.nii`, `.nrrd` and `.mha` are flat files; `.nii.gz` is compressed on all
-/// threads when it is finished; `.mhd` is a header with a `.raw` file next to it. `.zarr`, a name in a `.zarr` folder,
-/// or a name without extension is a Zarr image: sharded Zarr v3 with OME-Zarr 0.5 metadata, unless the options say
-/// otherwise.
+/// Creates an output at `path`. `.npy`, `.nii`, `.nrrd`, `.mha` and `.tif` (OME-BigTIFF) are flat files; `.nii.gz` is
+/// compressed on all threads when it is finished; `.mhd` is a header with a `.raw` file next to it. `.zarr`, a name in a
+/// `.zarr` folder, or a name without extension is a Zarr image: sharded Zarr v3 with OME-Zarr 0.5 metadata, unless the
+/// options say otherwise.
 ///
 /// `layout` gives the shape, channels, voxel type, geometry and rescale.
 ///

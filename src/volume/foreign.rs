@@ -22,38 +22,38 @@ const DICOM: &str = "it has the name of a DICOM file, but not its content";
 const TIFF: &str = "it is TIFF, which this build does not read: make OME-Zarr of it with bioformats2raw, or .npy with tifffile";
 #[cfg(feature = "tiff")]
 const TIFF: &str = "it has the name of a TIFF file, but not its content";
-const HDF5: &str = "it is HDF5, which is not read: copy the dataset into .zarr or .npy with h5py";
-const ARCHIVE: &str =
-    "it is a zip archive, which is not read: unpack it (an .npz holds .npy files)";
-const BLOSC2: &str =
-    "it is a Blosc2 array, which is not read: copy it into .zarr or .npy with python-blosc2";
+#[cfg(not(feature = "hdf5"))]
+const HDF5: &str =
+    "it is HDF5, which this build does not read: copy the data set into .zarr or .npy with h5py";
+#[cfg(feature = "hdf5")]
+const HDF5: &str = "it has the name of an HDF5 file, but not its content";
+const ARCHIVE: &str = "it has the name of a zip archive, but not its content";
+const BLOSC2: &str = "it has the name of a Blosc2 array, but not its content";
 const PICTURE: &str =
     "it is a picture of one slice, which is not read: stack the slices into .npy or .zarr";
 const PACKED: &str =
     "it is compressed as a whole in a way that is not read: unpack it first (.nii.gz is read)";
 
 /// The first bytes of known file types.
-const MAGIC: [(&[u8], &str); 13] = [
+const MAGIC: [(&[u8], &str); 11] = [
     (b"II*\0", TIFF),
     (b"MM\0*", TIFF),
     (b"II+\0", TIFF),
     (b"MM\0+", TIFF),
     (b"\x89HDF\r\n\x1a\n", HDF5),
-    (b"PK\x03\x04", ARCHIVE),
     (b"\x89PNG\r\n", PICTURE),
     (b"\xff\xd8\xff", PICTURE),
     (b"BZh", PACKED),
     (b"\xfd7zXZ\0", PACKED),
     (b"\x28\xb5\x2f\xfd", PACKED),
     (b"\x04\"M\x18", PACKED),
-    (b"\x9e\xa8b2frame\0", BLOSC2),
 ];
 
 /// File name extensions of known file types.
 const NAMES: [(&[&str], &str); 6] = [
     (&["dcm", "dicom", "ima"], DICOM),
     (&["tif", "tiff", "btf", "lsm"], TIFF),
-    (&["h5", "hdf5", "hdf", "ims", "n5"], HDF5),
+    (&["h5", "hdf5", "hdf", "ims"], HDF5),
     (&["npz", "zip", "ozx"], ARCHIVE),
     (&["b2nd"], BLOSC2),
     (&["bz2", "xz", "zst", "lz4", "7z"], PACKED),
@@ -133,11 +133,11 @@ mod tests {
         dicom[128..].copy_from_slice(b"DICM");
         for (name, head, word) in [
             ("IM0001", &dicom[..], "DICOM"),
-            ("a.bin", b"\x89HDF\r\n\x1a\n", "h5py"),
+            ("a.bin", b"\x89HDF\r\n\x1a\n", "HDF5"),
             ("a.dcm", b"", "DICOM"),
             ("a.TIF", b"", "TIFF"),
             ("a", b"MM\0*", "TIFF"),
-            ("a.npz", b"", "npy"),
+            ("a.npz", b"", "zip"),
             (
                 "a.nii",
                 b"version https://git-lfs.github.com/spec/v1\noid",

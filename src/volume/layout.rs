@@ -157,6 +157,9 @@ pub enum Format {
     Zarr3,
     Dicom,
     Tiff,
+    Hdf5,
+    N5,
+    Blosc2,
 }
 
 impl fmt::Display for Format {
@@ -175,6 +178,9 @@ impl fmt::Display for Format {
             Self::Zarr3 => "zarr-v3",
             Self::Dicom => "dicom",
             Self::Tiff => "tiff",
+            Self::Hdf5 => "hdf5",
+            Self::N5 => "n5",
+            Self::Blosc2 => "blosc2",
         })
     }
 }

@@ -3,10 +3,11 @@
 //! A [`Volume`] returns the voxels of regions without loading the rest; a [`VolumeMut`] stores them. Both are c, z, y,
 //! x in memory. A volume's static properties are in its [`Layout`]; its chunks determine which bytes a read touches.
 
+mod archive;
 mod available;
 mod axes;
-#[cfg(any(feature = "dicom", feature = "tiff"))]
 mod blocks;
+mod blosc2;
 mod cached;
 mod channels;
 mod chunk;
@@ -20,6 +21,8 @@ mod files;
 mod flat;
 mod foreign;
 mod format;
+#[cfg(feature = "hdf5")]
+mod hdf5;
 mod layout;
 pub(crate) mod lru;
 mod matching;
@@ -27,6 +30,7 @@ mod memory;
 mod mismatch;
 mod mmap;
 mod needs;
+mod npz;
 mod open;
 mod options;
 mod overwrite;

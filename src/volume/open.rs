@@ -12,11 +12,14 @@ use flate2::bufread::MultiGzDecoder;
 use super::dicom;
 use super::flat;
 use super::format::{self, DataStart, Encoding, FileFormat, FlatHeader, GZIP};
+#[cfg(feature = "hdf5")]
+use super::hdf5;
 #[cfg(feature = "tiff")]
 use super::tiff;
-use super::{OpenOptions, RawSpec, RealValues, Values, Volume, foreign, zarr};
+use super::{
+    OpenOptions, RawSpec, RealValues, Values, Volume, archive, blosc2, foreign, npz, zarr,
+};
 use crate::error::{Error, Result};
-#[cfg(any(feature = "dicom", feature = "tiff"))]
 use crate::files::read_up_to;
 use crate::store::{Place, is_remote, local, shown};
 
@@ -41,7 +44,17 @@ impl OpenOptions {
         }
         let path = &*path;
         let found = match fs::metadata(path) {
-            Err(error) => return Err(not_there(path, error)),
+            Err(error) => {
+                #[cfg(feature = "hdf5")]
+                if let Some((file, inside)) = hdf5::named(path) {
+                    check_level(path, self.level)?;
+                    return hdf5::open(&file, &inside, self);
+                }
+                return match archive::containing(path) {
+                    Some((file, inside)) => self.open_archive(&file, &inside),
+                    None => Err(not_there(path, error)),
+                };
+            }
             Ok(found) => found,
         };
         if found.is_dir() {
@@ -54,11 +67,38 @@ impl OpenOptions {
         if found.len() == 0 {
             return Err(unknown("the file is empty"));
         }
-        #[cfg(feature = "tiff")]
-        if self.raw.is_none() && tiff::recognize(&read_up_to(path, 4)?) {
-            return tiff::open_file(path, self);
+        if self.raw.is_none() {
+            let head = read_up_to(path, 16)?;
+            if archive::recognize(&head) {
+                return self.open_archive(path, "");
+            }
+            if blosc2::recognize(&head) {
+                check_level(path, self.level)?;
+                return blosc2::open(path);
+            }
+            #[cfg(feature = "tiff")]
+            if tiff::recognize(&head) {
+                return tiff::open_file(path, self);
+            }
+            #[cfg(feature = "hdf5")]
+            if hdf5::recognize(&head) {
+                check_level(path, self.level)?;
+                return hdf5::open(path, "", self);
+            }
         }
         self.open_flat(&place, path)
+    }
+
+    /// Opens the volume at `inside` in a zip archive: a Zarr hierarchy, or arrays of numpy.
+    fn open_archive(&self, file: &Path, inside: &str) -> Result<Arc<dyn Volume>> {
+        let opened = archive::Archive::open(file)?;
+        if npz::recognize(&opened) {
+            check_level(file, self.level)?;
+            return npz::open(&opened, inside, self);
+        }
+        Ok(Arc::new(zarr::ZarrVolume::open_archive(
+            opened, inside, self,
+        )?))
     }
 
     /// Opens an object as a flat file, or the hierarchy of objects below a path as a Zarr folder.
@@ -82,13 +122,7 @@ impl OpenOptions {
     }
 
     fn open_flat(&self, place: &Place, path: &Path) -> Result<Arc<dyn Volume>> {
-        if self.level > 0 {
-            return Err(Error::InvalidArgument {
-                argument: "level",
-                value: self.level.to_string(),
-                problem: format!("{} has only level 0", path.display()),
-            });
-        }
+        check_level(path, self.level)?;
         #[cfg(feature = "dicom")]
         if place.remote().is_none()
             && self.raw.is_none()
@@ -146,6 +180,12 @@ impl OpenOptions {
         let path = &*local(path);
         if path.is_dir() && zarr::is_group(path) {
             zarr::level_count(path, self)
+        } else if let Some((file, inside)) = archive::containing(path) {
+            let opened = archive::Archive::open(&file)?;
+            if npz::recognize(&opened) {
+                return Ok(1);
+            }
+            zarr::level_count_in_archive(opened, &inside)
         } else if path.is_file() {
             self.levels_of_file(path)
         } else {
@@ -170,7 +210,8 @@ impl OpenOptions {
     }
 }
 
-/// Opens a volume: a Zarr folder, a DICOM series, or a TIFF, NIfTI, numpy, MetaImage, NRRD, FreeSurfer or headerless
+/// Opens a volume: a Zarr folder or archive, a DICOM series, an array of an `.npz` archive, a data set of an HDF5 file
+/// (`file.h5:/path`), or a TIFF, NIfTI, numpy, MetaImage, NRRD, FreeSurfer or headerless
 /// file.
 ///
 /// The content is checked first (magic bytes), the name second. A `.raw` file needs a sidecar, `scan.raw.json` or
@@ -191,6 +232,18 @@ impl OpenOptions {
 /// supported, and [`Error::FileLength`] if the file is shorter than its header says.
 pub fn open(path: impl AsRef<Path>) -> Result<Arc<dyn Volume>> {
     OpenOptions::default().open(path)
+}
+
+/// Checks that level 0 is wanted of a volume that has no other.
+fn check_level(path: &Path, level: usize) -> Result<()> {
+    if level == 0 {
+        return Ok(());
+    }
+    Err(Error::InvalidArgument {
+        argument: "level",
+        value: level.to_string(),
+        problem: format!("{} has only level 0", path.display()),
+    })
 }
 
 /// Returns the error for a path that cannot be read.

@@ -1,8 +1,6 @@
 //! Detection of changes to inputs since they were opened.
 
-#[cfg(any(feature = "dicom", feature = "tiff", test))]
-use std::fs::File;
-use std::fs::{self, Metadata};
+use std::fs::{self, File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -151,13 +149,7 @@ impl FileWatch {
     }
 }
 
-#[cfg(any(feature = "dicom", feature = "tiff"))]
 impl FileWatch {
-    /// Returns the path of the file that was added as number `index`.
-    pub(super) fn path(&self, index: usize) -> &Path {
-        &self.files[index].0
-    }
-
     /// Returns the length of the file that was added as number `index`.
     pub(super) fn length(&self, index: usize) -> u64 {
         self.files[index].1.length
@@ -167,6 +159,11 @@ impl FileWatch {
     pub(super) fn check_file(&self, index: usize, file: &File) -> Result<()> {
         let (path, before) = &self.files[index];
         before.check(path, file.metadata())
+    }
+
+    /// Returns the path of the file that was added as number `index`.
+    pub(super) fn path(&self, index: usize) -> &Path {
+        &self.files[index].0
     }
 
     /// Returns the paths of all files.

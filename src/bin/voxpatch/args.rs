@@ -13,8 +13,8 @@ Try it: voxpatch demo";
 
 /// Patches from huge 3-D volumes: inspect, convert, sample and predict without loading the volume.
 ///
-/// A volume is a Zarr or OME-Zarr folder, or a .npy, .nii, .nii.gz, .mhd, .mha, .nrrd, .nhdr or .raw file. Sizes are
-/// voxels along z, y, x: one number for all three, or `z,y,x`.
+/// A volume is a Zarr or OME-Zarr folder or archive, a DICOM folder, or a .npy, .nii, .nii.gz, .mhd, .mha, .nrrd, .nhdr,
+/// .tif, .h5 or .raw file. Sizes are voxels along z, y, x: one number for all three, or `z,y,x`.
 #[derive(Debug, Parser)]
 #[command(name = "voxpatch", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub(crate) struct Args {

@@ -27,8 +27,8 @@ Examples:
 
 /// Copy a volume into another format, voxel type or chunking.
 ///
-/// The name of the output decides its format: .npy, .nii, .nii.gz, .nrrd, .mha or .mhd is such a file, .zarr an
-/// OME-Zarr folder.
+/// The name of the output decides its format: .npy, .nii, .nii.gz, .nrrd, .mha, .mhd or .tif is such a file, .zarr
+/// an OME-Zarr folder.
 #[derive(Debug, Args)]
 #[command(disable_help_flag = true, after_help = EXAMPLES)]
 pub(crate) struct Convert {

@@ -318,11 +318,15 @@ impl Together {
     }
 }
 
-/// Returns the level of a second volume: that of the first, or 0 for a file, which has no other.
+/// Returns the level of a second volume: that of the first, or 0 for a file that has no other.
 pub(crate) fn level_of(path: &Path, level: usize) -> usize {
     // Of an object, only the name shows whether it has levels.
     let is_zarr = || path.to_string_lossy().contains(".zarr");
-    if path.is_dir() || (is_remote(path) && is_zarr()) {
+    let has_levels = || {
+        let levels = OpenOptions::default().levels(path);
+        level > 0 && levels.is_ok_and(|levels| levels > 1)
+    };
+    if path.is_dir() || (is_remote(path) && is_zarr()) || (!is_remote(path) && has_levels()) {
         level
     } else {
         0

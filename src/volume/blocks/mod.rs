@@ -1,10 +1,12 @@
-//! Volumes of independently decodable blocks in files: the frames of a DICOM series, the strips and tiles of a TIFF.
+//! Volumes of independently decodable blocks in files: the frames of a DICOM series, the strips and tiles of a TIFF, the
+//! chunks of an HDF5 data set.
 //!
 //! A header parser makes a [`BlockSource`]: where each block is stored, the box of voxels that it holds, and a
 //! [`BlockDecoder`]. [`BlockVolume`] serves it as a volume whose read chunks are the blocks, so that caches, loaders
 //! and prefetching treat it like any chunked volume. Blocks are decoded on the caller's thread, each into a buffer of
 //! the size that the header promised.
 
+#[cfg(any(feature = "dicom", feature = "tiff"))]
 pub(super) mod codecs;
 #[cfg(test)]
 pub(super) mod tests;
@@ -33,7 +35,7 @@ pub(super) struct Block {
     pub(super) file: u32,
     /// Its first byte in the file.
     pub(super) offset: u64,
-    /// Its encoded bytes; 0 if it is not stored and all of its voxels are 0.
+    /// Its encoded bytes; 0 if it is not stored, and all of its voxels are [`BlockSource::fill`].
     pub(super) length: u64,
 }
 
@@ -48,6 +50,8 @@ pub(super) struct BlockSource {
     pub(super) files: FileWatch,
     /// The blocks, row-major along c, z, y, x.
     pub(super) blocks: Vec<Block>,
+    /// The bytes of a voxel of a block that is not stored.
+    pub(super) fill: Vec<u8>,
     /// Decodes the blocks.
     pub(super) decoder: Box<dyn BlockDecoder>,
     /// Everything except the files that determines the voxels.
@@ -202,7 +206,7 @@ impl Volume for BlockVolume {
             return Ok(Chunk {
                 channels,
                 region,
-                voxels: ChunkVoxels::Fill(vec![0; size]),
+                voxels: ChunkVoxels::Fill(self.source.fill.clone()),
             });
         }
         let voxels = region.voxels().checked_mul(channels.end - channels.start);
@@ -250,7 +254,7 @@ impl Volume for BlockVolume {
         let layout = &self.source.layout;
         chunk::clipped(layout, index)?;
         let block = self.source.blocks[self.number(index)];
-        Ok((block.length == 0).then(|| vec![0; layout.dtype.size()]))
+        Ok((block.length == 0).then(|| self.source.fill.clone()))
     }
 
     fn time_points(&self) -> Option<u64> {

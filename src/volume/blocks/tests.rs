@@ -75,6 +75,7 @@ fn blocks(folder: &Path, count: usize) -> (BlockSource, Patch) {
         files,
         blocks,
         decoder: Box::new(Reversed(12)),
+        fill: vec![0],
         identity: json!("reversed"),
     };
     let patch = Patch::new(Region::whole(shape), channels, voxels).unwrap();
@@ -169,6 +170,7 @@ fn a_decoder_that_panics_is_an_error_of_its_block() {
     assert!(volume.read_chunk([0, 0, 0, 1]).is_ok());
 }
 
+#[cfg(any(feature = "dicom", feature = "tiff"))]
 #[test]
 fn packed_runs_are_bounded() {
     use super::codecs::packbits;

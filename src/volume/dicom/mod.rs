@@ -398,6 +398,7 @@ fn source(
             "order": format!("{:032x}", order.0),
             "values": if applies { "real" } else { "stored" },
         }),
+        fill: vec![0; layout.dtype.size()],
         layout,
         time_points: is_time.then_some(volumes),
         files: listed.files,

@@ -99,7 +99,9 @@ pub(super) fn open(
     let io = options.read_method;
     Ok(match header.encoding {
         Encoding::Raw => Arc::new(FlatVolume::new(path, header, source, io)?),
-        Encoding::Gzip | Encoding::Zlib => Arc::new(StreamVolume::new(path, header, source, io)?),
+        Encoding::Gzip | Encoding::Zlib | Encoding::Deflate { .. } => {
+            Arc::new(StreamVolume::new(path, header, source, io)?)
+        }
     })
 }
 

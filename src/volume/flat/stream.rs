@@ -12,7 +12,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde_json::Value as Json;
 
-use super::super::format::FlatHeader;
+use super::super::format::{Encoding, FlatHeader};
 use super::super::mmap::Map;
 use super::super::read_method::ReadMethod;
 use super::super::watch::FileWatch;
@@ -34,6 +34,7 @@ pub(super) struct StreamVolume {
     place: Place,
     path: PathBuf,
     start: u64,
+    encoding: Encoding,
     /// The positions of the voxels in the decompressed stream.
     voxels: Strided,
     /// Bytes to decompress, including those before the voxels.
@@ -74,6 +75,7 @@ impl StreamVolume {
             voxels: Strided::new(header, header.skip),
             layout,
             start: source.start,
+            encoding: header.encoding,
             place: source.place,
             path: source.path,
             time_points: header.time_points,
@@ -93,7 +95,10 @@ impl StreamVolume {
         let input = self.place.open(&self.path)?;
         // The object must be the one that was opened: a decoded stream does not show what it was decoded from.
         self.watch.check_input(&self.path, &input)?;
-        let begin = || Unpacker::new(Packed::new(input.reader(self.start)?), self.promised);
+        let begin = || {
+            let packed = Packed::new(input.reader(self.start)?);
+            Unpacker::new(packed, self.promised, self.encoding)
+        };
         let stream = begin().map_err(|error| read_error(&self.path, "open", error))?;
         self.counter.add(0, stream.fetched());
         Ok(stream)
@@ -284,7 +289,11 @@ impl Volume for StreamVolume {
     }
 
     fn identity(&self) -> Result<Json> {
-        let identity = self.voxels.identity(&self.layout, self.big_endian);
+        let mut identity = self.voxels.identity(&self.layout, self.big_endian);
+        if let (Encoding::Deflate { .. }, Some(parts)) = (self.encoding, identity.as_object_mut()) {
+            // The file may have several streams.
+            parts.insert("stream".to_owned(), self.start.into());
+        }
         Ok(self.watch.identify(identity))
     }
 

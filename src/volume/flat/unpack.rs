@@ -1,4 +1,4 @@
-//! Decompression of a gzip or zlib stream, forward only and limited to little more than the promised length.
+//! Decompression of a gzip, zlib or deflate stream, forward only and limited to little more than the promised length.
 //!
 //! The members of a gzip file follow each other; anything after the last member that is not gzip is ignored. The
 //! checksum after the last voxel is verified when that voxel is reached. A truncated or damaged stream is an error that
@@ -7,9 +7,10 @@
 use std::fmt;
 use std::io::{self, BufRead, Read};
 
-use flate2::bufread::{GzDecoder, ZlibDecoder};
+use flate2::CrcReader;
+use flate2::bufread::{DeflateDecoder, GzDecoder, ZlibDecoder};
 
-use super::super::format::GZIP;
+use super::super::format::{Encoding, GZIP};
 
 /// Maximum decompressed bytes after the last voxel that are read to reach the checksum. Damage can make a stream a
 /// little longer; a much longer one was made on purpose and is not read further.
@@ -101,6 +102,8 @@ impl Read for Packed {
 enum Decoder {
     Gzip(GzDecoder<Packed>),
     Zlib(ZlibDecoder<Packed>),
+    /// A stream whose checksum is elsewhere.
+    Deflate(CrcReader<DeflateDecoder<Packed>>, u32),
     /// The stream has ended or failed, after this many bytes of its file.
     Ended(u64),
 }
@@ -125,9 +128,11 @@ pub(super) enum Failure {
 }
 
 impl Unpacker {
-    /// Creates a decoder for up to `promised` bytes of a stream; the first bytes identify gzip or zlib.
-    pub(super) fn new(mut packed: Packed, promised: u64) -> io::Result<Self> {
-        let decoder = if packed.is_gzip()? {
+    /// Creates a decoder for up to `promised` bytes of a stream; the first bytes distinguish gzip and zlib.
+    pub(super) fn new(mut packed: Packed, promised: u64, encoding: Encoding) -> io::Result<Self> {
+        let decoder = if let Encoding::Deflate { checksum } = encoding {
+            Decoder::Deflate(CrcReader::new(DeflateDecoder::new(packed)), checksum)
+        } else if packed.is_gzip()? {
             Decoder::Gzip(GzDecoder::new(packed))
         } else {
             Decoder::Zlib(ZlibDecoder::new(packed))
@@ -149,6 +154,7 @@ impl Unpacker {
         match &self.decoder {
             Decoder::Gzip(decoder) => decoder.get_ref().fetched,
             Decoder::Zlib(decoder) => decoder.get_ref().fetched,
+            Decoder::Deflate(decoder, _) => decoder.get_ref().get_ref().fetched,
             Decoder::Ended(fetched) => *fetched,
         }
     }
@@ -205,6 +211,14 @@ impl Unpacker {
             let count = match &mut self.decoder {
                 Decoder::Gzip(decoder) => decoder.read(out)?,
                 Decoder::Zlib(decoder) => return decoder.read(out),
+                Decoder::Deflate(decoder, checksum) => {
+                    let count = decoder.read(out)?;
+                    if count == 0 && !out.is_empty() && decoder.crc().sum() != *checksum {
+                        let problem = "the checksum of the entry does not match its bytes";
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+                    }
+                    return Ok(count);
+                }
                 Decoder::Ended(_) => return Ok(0),
             };
             if count > 0 || out.is_empty() {

@@ -1,5 +1,5 @@
-//! Writing flat files, whole or in arbitrary boxes and from any thread: `.npy`, `.nii`, `.nrrd`, `.mha`, and `.mhd`
-//! with a separate file of voxels. A `.nii.gz` is first written uncompressed to an unnamed file, which is compressed at
+//! Writing flat files, whole or in arbitrary boxes and from any thread: `.npy`, `.nii`, `.nrrd`, `.mha`, `.tif`,
+//! and `.mhd` with a separate file of voxels. A `.nii.gz` is first written uncompressed to an unnamed file, which is compressed at
 //! the end.
 //!
 //! Space is reserved when the file is created, so that a disk that is too small is noticed before any work. Voxels are

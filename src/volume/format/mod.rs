@@ -7,12 +7,14 @@
 mod metaimage;
 mod mgh;
 mod nifti;
-mod npy;
+pub(super) mod npy;
 mod nrrd;
 mod pieces;
 pub(super) mod raw;
 mod row;
 mod table;
+#[cfg(feature = "tiff")]
+mod tiff;
 mod writing;
 
 use std::fmt::Write;
@@ -90,6 +92,11 @@ pub(super) enum Encoding {
     Gzip,
     /// A zlib stream; some writers put a gzip stream there.
     Zlib,
+    /// A deflate stream in an archive.
+    Deflate {
+        /// The CRC-32 of all of its decompressed bytes.
+        checksum: u32,
+    },
 }
 
 /// A position in a file where data begin.
@@ -135,6 +142,13 @@ impl FlatHeader {
         }
     }
 
+    /// Returns the bytes of all voxels.
+    pub(super) fn voxel_bytes(&self) -> Option<u64> {
+        crate::region::voxels(self.shape)?
+            .checked_mul(self.channels)?
+            .checked_mul(self.dtype.size() as u64)
+    }
+
     /// Returns the header after checking its lengths, their product and its geometry.
     pub(super) fn checked(self, path: &Path, name: &'static str) -> Result<Self> {
         let mut problems = Problems::default();
@@ -175,6 +189,7 @@ impl FlatHeader {
             Encoding::Raw => None,
             Encoding::Gzip => Some("gzip".to_owned()),
             Encoding::Zlib => Some("zlib".to_owned()),
+            Encoding::Deflate { .. } => Some("deflate".to_owned()),
         };
         Layout {
             path: path.to_path_buf(),

@@ -39,7 +39,7 @@ enum PyValue {
 }
 
 /// Reads the header at the start of `bytes`.
-pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
+pub(in super::super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     let bad = |problem: String| Error::header(path, NAME, problem);
     let (text, end) = text(bytes).map_err(bad)?;
     if text.contains("'descr': [") || text.contains("\"descr\": [") {

@@ -3,28 +3,36 @@
 use std::path::Path;
 
 use super::row::{FileFormat, VoxelStorage};
+#[cfg(feature = "tiff")]
+use super::tiff;
 use super::{metaimage, mgh, nifti, npy, nrrd};
 use crate::error::{Error, Result};
 use crate::volume::Layout;
 
 /// Every flat file format; the first that recognizes a file opens it.
-pub(in super::super) const FORMATS: [FileFormat; 5] = [
+pub(in super::super) const FORMATS: &[FileFormat] = &[
     npy::FORMAT,
     nrrd::FORMAT,
     nifti::FORMAT,
     metaimage::FORMAT,
     mgh::FORMAT,
+    #[cfg(feature = "tiff")]
+    tiff::FORMAT,
 ];
 
-/// The extensions of files of blocks, which have a module of their own. DICOM files are recognized by content, whatever
+/// The extensions of archives and of files of blocks, which have modules of their own. DICOM files are recognized by content, whatever
 /// their names.
 const BLOCKS: &[&str] = &[
+    ".ozx",
+    ".zarr.zip",
+    ".npz",
+    ".b2nd",
     #[cfg(feature = "dicom")]
     ".dcm",
-    #[cfg(feature = "tiff")]
-    ".tif",
-    #[cfg(feature = "tiff")]
-    ".tiff",
+    #[cfg(feature = "hdf5")]
+    ".h5",
+    #[cfg(feature = "hdf5")]
+    ".hdf5",
 ];
 
 /// Returns the format that recognizes these first bytes of a file.
@@ -120,16 +128,22 @@ mod tests {
                     .into_iter()
                     .filter(|end| !BLOCKS.contains(end))
                     .collect(),
-                ".zarr .npy .nrrd .nhdr .nii .nii.gz .hdr .mhd .mha .mgh .mgz .img .raw",
+                ".zarr .npy .nrrd .nhdr .nii .nii.gz .hdr .mhd .mha .mgh .mgz TIFF.img .raw",
             ),
             (
                 writable_extensions(),
-                ".zarr .npy .nrrd .nii.gz .nii .mhd .mha",
+                ".zarr .npy .nrrd .nii.gz .nii .mhd .mha TIFF",
             ),
         ] {
-            assert_eq!(extensions.join(" "), known);
+            let tiff = if cfg!(feature = "tiff") {
+                ".tif .tiff "
+            } else {
+                ""
+            };
+            let known = known.replace("TIFF", tiff);
+            assert_eq!(extensions.join(" "), known.trim_end());
         }
-        for format in &FORMATS {
+        for format in FORMATS {
             for end in format.extensions {
                 let found = by_name(&format!("scan{end}")).unwrap();
                 assert_eq!(found.file, format.file, "{end}");

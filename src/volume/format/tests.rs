@@ -70,7 +70,11 @@ fn bad_numpy_headers_are_refused_with_the_reason() {
             "header",
             "version 9",
         ),
-        (b"PK\x03\x04 zip".to_vec(), "header", "\\x93NUMPY"),
+        (
+            b"PK\x03\x04 zip".to_vec(),
+            "header",
+            "not a whole zip archive",
+        ),
         (
             b"\x93NUMPY\x02\0\xff\xff\xff\xff{}".to_vec(),
             "header",
@@ -585,7 +589,12 @@ fn files_that_are_not_volumes_are_refused_with_the_reason() {
         ("unknown", "dcm2niix")
     };
     refused("IM001", &[&[0; 128][..], b"DICM"].concat(), kind, says);
-    refused("a.h5", b"\x89HDF\r\n\x1a\n", "unknown", "h5py");
+    let (kind, says) = if cfg!(feature = "hdf5") {
+        ("header", "unexpected end of data")
+    } else {
+        ("unknown", "h5py")
+    };
+    refused("a.h5", b"\x89HDF\r\n\x1a\n", kind, says);
     refused("a.mgz", b"\x1f\x8b\x08 damaged", "io", "unpack");
     refused("a.mgh", b"\0\0\0\x02", "header", "not 284");
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n";

@@ -522,6 +522,7 @@ impl Image {
                 "big_endian": self.files[0].big_endian,
             }),
             time_points: self.time_points(),
+            fill: vec![0; self.dtype.size()],
             layout: self.layout,
             files,
             blocks,

@@ -3,14 +3,18 @@
 //! A path names an array, an image (of which a level is read), or a group that contains a single array or image. If
 //! there are several, none is chosen: the error names them.
 
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value as Json;
 
+use super::super::archive::Archive;
 use super::super::format::{excerpt, unknown};
 use super::super::{Format, OpenOptions, foreign};
 use super::axes::ZarrAxis;
+use super::n5;
 use super::ome::{self, Placed};
 use super::store::Links;
 use super::tree::Tree;
@@ -61,6 +65,9 @@ pub(super) fn find_array(path: &Path, level: usize, tree: &Tree) -> Result<Found
     let Some(group) = group_at(path, tree)? else {
         let problem = match foreign::in_folder(path) {
             Some(hint) => format!("it is a folder of other files: {hint}"),
+            None if matches!(tree, Tree::Archive(_)) => {
+                "the archive has no zarr.json, .zarray or .zgroup there".to_owned()
+            }
             None if is_remote(path) => {
                 "there is no such object, and no zarr.json, .zarray or .zgroup below it".to_owned()
             }
@@ -95,12 +102,15 @@ pub(super) fn find_array(path: &Path, level: usize, tree: &Tree) -> Result<Found
     }
 }
 
+/// The names of the metadata of an array or group.
+const NAMES: [&str; 4] = ["zarr.json", ".zarray", ".zgroup", ".zattrs"];
+
 /// Returns `true` if a folder has metadata of a Zarr array or group.
 pub(in super::super) fn is_group(path: &Path) -> bool {
-    const NAMES: [&str; 4] = ["zarr.json", ".zarray", ".zgroup", ".zattrs"];
-    NAMES
+    let is_zarr = NAMES
         .iter()
-        .any(|name| path.join(name).symlink_metadata().is_ok())
+        .any(|name| path.join(name).symlink_metadata().is_ok());
+    is_zarr || n5_attributes(path, &Tree::Folder(Links::Refused)).is_ok_and(|found| found.is_some())
 }
 
 /// Returns the number of levels of the image at `path`; 1 if it is not an image.
@@ -108,6 +118,31 @@ pub(in super::super) fn level_count(path: &Path, options: &OpenOptions) -> Resul
     let (place, path) = Place::of(path, &options.storage_options)?;
     let tree = Tree::new(&place, Links::of(options));
     Ok(find_array(&path, 0, &tree)?.levels)
+}
+
+/// As [`level_count`], at `inside` in an archive.
+pub(in super::super) fn level_count_in_archive(archive: Archive, inside: &str) -> Result<usize> {
+    let (tree, path) = in_archive(archive, inside)?;
+    Ok(find_array(&path, 0, &tree)?.levels)
+}
+
+/// Returns an archive as a hierarchy, and the path of `inside`. The only folder of an archive that has no
+/// metadata itself is its root.
+pub(super) fn in_archive(archive: Archive, inside: &str) -> Result<(Tree, PathBuf)> {
+    let mut root = archive.path().to_path_buf();
+    let is_root = NAMES.iter().any(|name| archive.contains(name));
+    let tree = Tree::Archive(Arc::new(archive));
+    if !is_root
+        && let Ok([only]) = <[PathBuf; 1]>::try_from(tree.folders(&root)?)
+        && only.file_name().and_then(OsStr::to_str) != inside.split('/').next()
+    {
+        root = only;
+    }
+    let path = inside
+        .split('/')
+        .filter(|part| !part.is_empty())
+        .fold(root, |path, part| path.join(part));
+    Ok((tree, path))
 }
 
 /// Returns the image that a group's attributes declare.
@@ -204,6 +239,18 @@ fn array_at(path: &Path, tree: &Tree) -> Result<Option<FoundArray>> {
         }
     } else if let Some(document) = tree.document(path, ".zarray")? {
         (document, Format::Zarr2)
+    } else if let Some(attributes) = n5_attributes(path, tree)?
+        && let Some(document) = n5::document(&attributes)
+    {
+        return Ok(Some(FoundArray {
+            path: path.to_path_buf(),
+            format: Format::N5,
+            document,
+            attributes,
+            image: None,
+            axes: Vec::new(),
+            levels: 1,
+        }));
     } else {
         return Ok(None);
     };
@@ -227,6 +274,15 @@ fn array_at(path: &Path, tree: &Tree) -> Result<Option<FoundArray>> {
     }))
 }
 
+/// Reads the attributes of a node of N5. In stores, which would need a request for each node, N5 is not searched for.
+fn n5_attributes(path: &Path, tree: &Tree) -> Result<Option<Json>> {
+    if tree.is_remote() {
+        return Ok(None);
+    }
+    let attributes = tree.document(path, n5::ATTRIBUTES)?;
+    Ok(attributes.filter(n5::recognize))
+}
+
 fn group_at(path: &Path, tree: &Tree) -> Result<Option<GroupAttributes>> {
     if let Some(document) = tree.document(path, "zarr.json")? {
         let group = document.get("node_type").and_then(Json::as_str) == Some("group");
@@ -235,7 +291,8 @@ fn group_at(path: &Path, tree: &Tree) -> Result<Option<GroupAttributes>> {
         }));
     }
     if tree.document(path, ".zgroup")?.is_none() {
-        return Ok(None);
+        let attributes = n5_attributes(path, tree)?;
+        return Ok(attributes.map(|attributes| GroupAttributes { attributes }));
     }
     Ok(Some(GroupAttributes {
         attributes: tree.document(path, ".zattrs")?.unwrap_or_default(),

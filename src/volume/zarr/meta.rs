@@ -304,10 +304,10 @@ impl ArrayInfo {
 }
 
 fn name(format: Format) -> &'static str {
-    if format == Format::Zarr3 {
-        "Zarr v3"
-    } else {
-        "Zarr v2"
+    match format {
+        Format::Zarr3 => "Zarr v3",
+        Format::N5 => "N5",
+        _ => "Zarr v2",
     }
 }
 
@@ -350,7 +350,7 @@ fn regular_grid<'a>(path: &Path, document: &'a Value) -> Result<Option<&'a Value
 
 /// Returns the codecs' names, and the configuration of sharding if it is the outermost codec and the only one.
 fn codecs(format: Format, document: &Value) -> (Vec<String>, Option<&Value>) {
-    if format == Format::Zarr2 {
+    if format != Format::Zarr3 {
         let filters = document
             .get("filters")
             .and_then(Value::as_array)

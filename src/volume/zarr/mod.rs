@@ -8,11 +8,13 @@
 mod arrays;
 mod axes;
 mod belongs;
+mod blosc;
 mod bounded;
 mod document;
 mod find;
 mod json;
 mod meta;
+mod n5;
 mod ome;
 mod partial_options;
 mod pipeline;
@@ -38,12 +40,14 @@ use zarrs::metadata::v3::ArrayMetadataV3;
 use zarrs::plugin::PluginCreateError;
 
 use self::axes::ZarrAxis;
+use self::find::FoundArray;
 use self::meta::ArrayInfo;
 use self::pipeline::{ArrayForm, CodecError, CodecPipeline};
 use self::pool::{codec_options, outside_global_pool};
 use self::shard::Shards;
-use self::store::{Folder, Limits, Links, Objects, Store};
+use self::store::{Entries, Folder, Limits, Links, Objects, Store};
 use self::tree::Tree;
+use super::archive::Archive;
 use super::chunk::{self, Chunk, ChunkVoxels, intersecting, read_by_chunks};
 use super::decoders::caught;
 use super::files::identity;
@@ -59,8 +63,10 @@ use crate::region::Region;
 use crate::store::{Part, Place, Version};
 
 pub(super) use self::belongs::foreign;
+#[cfg(feature = "hdf5")]
+pub(super) use self::blosc::BloscDecoder;
 pub(super) use self::document::{bounds, levels};
-pub(super) use self::find::{is_group, level_count};
+pub(super) use self::find::{is_group, level_count, level_count_in_archive};
 pub(super) use self::partial_options::partial_options;
 pub(super) use self::resume::ZarrResumable;
 pub(super) use self::write::ZarrWriter;
@@ -77,6 +83,8 @@ pub(super) struct ZarrVolume {
     missing_chunks: MissingChunks,
     /// The state of the metadata files when they were opened.
     watch: FileWatch,
+    /// The archive that the array is in.
+    archive: Option<Arc<Archive>>,
     /// Chunks to prefetch when the index of their shard has arrived, by shard.
     awaited: Mutex<HashMap<Vec<u64>, Vec<usize>>>,
     counter: Counter,
@@ -134,12 +142,30 @@ impl ZarrVolume {
 
     /// As [`open`](Self::open), in a folder or a store.
     pub(super) fn open_at(place: &Place, path: &Path, options: &OpenOptions) -> Result<Self> {
-        let links = Links::of(options);
-        let tree = Tree::new(place, links);
-        let found = find::find_array(path, options.level, &tree)?;
-        let store: Box<dyn Store> = match place {
-            Place::Local => Box::new(Folder::unchanging(&found.path, links)?),
-            Place::Remote(remote) => Box::new(Objects::new(remote, &found.path)),
+        Self::open_tree(&Tree::new(place, Links::of(options)), path, options)
+    }
+
+    /// As [`open`](Self::open), at `inside` in an archive.
+    pub(super) fn open_archive(
+        archive: Archive,
+        inside: &str,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let (tree, path) = find::in_archive(archive, inside)?;
+        Self::open_tree(&tree, &path, options)
+    }
+
+    fn open_tree(tree: &Tree, path: &Path, options: &OpenOptions) -> Result<Self> {
+        let found = find::find_array(path, options.level, tree)?;
+        let store: Box<dyn Store> = match tree {
+            Tree::Folder(links) => Box::new(Folder::unchanging(&found.path, *links)?),
+            Tree::Archive(archive) => Box::new(Entries::new(archive, &found.path)),
+            Tree::Objects(tree) => Box::new(Objects::new(tree.remote(), &found.path)),
+        };
+        let (store, compression) = if found.format == Format::N5 {
+            Self::decoded(store, &found, options)?
+        } else {
+            (store, None)
         };
         let mut volume = Self::with_store(
             (&found.path, found.format, &found.axes),
@@ -147,16 +173,25 @@ impl ZarrVolume {
             &found.document,
             options,
         )?;
-        if let Place::Remote(remote) = place {
-            volume.layout.remote = true;
-            for (path, version) in tree.versions() {
-                volume.watch.add_object(remote, &path, Some(version));
+        match tree {
+            Tree::Objects(objects) => {
+                volume.layout.remote = true;
+                for (path, version) in tree.versions() {
+                    volume
+                        .watch
+                        .add_object(objects.remote(), &path, Some(version));
+                }
             }
-        } else {
-            for name in ["zarr.json", ".zarray"] {
-                let path = found.path.join(name);
-                if let Ok(found) = path.metadata() {
-                    volume.watch.add(&path, &found);
+            Tree::Archive(archive) => {
+                volume.layout.read_memory.shared = archive.directory_bytes();
+                volume.archive = Some(Arc::clone(archive));
+            }
+            Tree::Folder(_) => {
+                for name in ["zarr.json", ".zarray", n5::ATTRIBUTES] {
+                    let path = found.path.join(name);
+                    if let Ok(found) = path.metadata() {
+                        volume.watch.add(&path, &found);
+                    }
                 }
             }
         }
@@ -168,6 +203,14 @@ impl ZarrVolume {
                 ..Axes::default()
             },
         };
+        volume.layout.codecs.extend(compression);
+        if found.format == Format::N5
+            && let Some((geometry, factor)) = n5::geometry(&found.attributes)
+        {
+            volume.layout.geometry = geometry;
+            volume.layout.axes.unit =
+                super::units::name(factor).map(|name| (name.to_owned(), factor));
+        }
         let own = found.attributes.get("voxpatch");
         if let Some(geometry) = own.and_then(ome::own_geometry).filter(Geometry::is_sound) {
             volume.layout.geometry = geometry;
@@ -182,6 +225,24 @@ impl ZarrVolume {
             number("intercept").unwrap_or(0.0),
         );
         Ok(volume)
+    }
+
+    /// Wraps the store of an N5 array. Returns the name of its compression, too.
+    fn decoded(
+        store: Box<dyn Store>,
+        found: &FoundArray,
+        options: &OpenOptions,
+    ) -> Result<(Box<dyn Store>, Option<String>)> {
+        let facts = ArrayInfo::parse(&found.path, found.format, &found.document, &found.axes)?;
+        let form = (&*facts.stored.write_chunk, facts.dtype);
+        let (blocks, name) = n5::Blocks::new(store, &found.path, &found.attributes, form)?;
+        if !options.trusted && blocks.is_unsafe() {
+            return Err(Error::UntrustedCodec {
+                path: found.path.clone(),
+                codec: name.unwrap_or_default(),
+            });
+        }
+        Ok((Box::new(blocks), name))
     }
 
     fn with_store(
@@ -240,6 +301,7 @@ impl ZarrVolume {
             codecs,
             missing_chunks: options.missing_chunks,
             watch: FileWatch::default(),
+            archive: None,
             awaited: Mutex::default(),
             counter: Counter::default(),
         })
@@ -566,7 +628,15 @@ impl Volume for ZarrVolume {
         self.counter.stats()
     }
 
+    fn source_files(&self) -> Vec<PathBuf> {
+        let path = self.archive.as_ref().map(|archive| archive.path());
+        vec![path.unwrap_or(&self.layout.path).to_path_buf()]
+    }
+
     fn check_unchanged(&self) -> Result<()> {
+        if let Some(archive) = &self.archive {
+            archive.check_unchanged()?;
+        }
         self.watch.check()
     }
 
@@ -577,6 +647,11 @@ impl Volume for ZarrVolume {
             "time points": self.time_points(),
             "codecs": self.facts.codecs,
         });
+        let kind = match &self.archive {
+            // The files that are looked at are those of all arrays of the archive.
+            Some(_) => json!({ "array": self.layout.path, "stored as": kind }),
+            None => kind,
+        };
         Ok(self.watch.identify(identity(&self.layout, &kind)))
     }
 

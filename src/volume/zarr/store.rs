@@ -1,4 +1,4 @@
-//! The storage of a Zarr array's bytes: files below a folder, or objects below a path.
+//! The storage of a Zarr array's bytes: files below a folder, entries of an archive, or objects below a path.
 //!
 //! Only a missing file means that a chunk is missing; every other failure is an error. Errors include dangling links,
 //! symbolic links in untrusted folders, and `ENOTDIR`: a file where the key has a folder. (All keys of an array have
@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::buffer::spare_capacity;
 
+use super::super::archive::Archive;
 use super::super::foreign;
 use super::super::lru::Lru;
 use super::super::options::OpenOptions;
@@ -339,6 +340,75 @@ impl OpenFile {
 fn outside(path: &Path, range: &Range<u64>, length: u64) -> Error {
     let problem = format!("bytes {range:?} were requested, but the file has {length}");
     Error::header(path, "Zarr", problem)
+}
+
+/// Returns the name of an entry of an archive from its path, which begins with that of the archive.
+pub(super) fn name_in(archive: &Archive, path: &Path) -> String {
+    let inside = path.strip_prefix(archive.path()).unwrap_or(path);
+    inside.to_string_lossy().into_owned()
+}
+
+/// Entries of an archive.
+#[derive(Debug)]
+pub(super) struct Entries {
+    archive: Arc<Archive>,
+    /// The names of the entries begin so: empty, or a folder with a slash.
+    folder: String,
+}
+
+impl Entries {
+    /// Creates the store of the array at `path`, which begins with the path of the archive.
+    pub(super) fn new(archive: &Arc<Archive>, path: &Path) -> Self {
+        let mut folder = name_in(archive, path);
+        if !folder.is_empty() {
+            folder.push('/');
+        }
+        Self {
+            archive: Arc::clone(archive),
+            folder,
+        }
+    }
+
+    fn name(&self, key: &str) -> String {
+        format!("{}{key}", self.folder)
+    }
+}
+
+impl Store for Entries {
+    fn read(
+        &self,
+        key: &str,
+        part: Part,
+        limits: Limits<'_>,
+        _: Option<&Arc<Version>>,
+    ) -> Result<Option<StoredPart>> {
+        let name = self.name(key);
+        let Some(length) = self.archive.length(&name) else {
+            return Ok(None);
+        };
+        (limits.check)(length)?;
+        let bytes = self.archive.read(&name, part.range(length))?;
+        Ok(bytes.map(|bytes| StoredPart {
+            bytes,
+            length,
+            version: None,
+        }))
+    }
+
+    fn exists(&self, key: &str) -> Result<bool> {
+        Ok(self.archive.contains(&self.name(key)))
+    }
+
+    fn prefetch(&self, key: &str, part: Part, limit: u64, _: Option<&Arc<Version>>) {
+        self.archive.prefetch(&self.name(key), |length| {
+            let range = part.range(length);
+            range.start..range.end.min(range.start.saturating_add(limit))
+        });
+    }
+
+    fn bytes(&self) -> Result<u64> {
+        Ok(self.archive.stored_bytes(&self.folder))
+    }
 }
 
 /// Objects below a path of a store.

@@ -1,4 +1,4 @@
-//! The metadata documents of a hierarchy: in folders, or in a store.
+//! The metadata documents of a hierarchy: in folders, in an archive, or in a store.
 //!
 //! In a store, each document is requested once. Consolidated metadata, if there are any, answer for all nodes below
 //! their group without further requests.
@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value as Json;
 
-use super::store::{DOCUMENT, Links, check_document, parse_document, read_json};
+use super::super::archive::Archive;
+use super::store::{DOCUMENT, Links, check_document, name_in, parse_document, read_json};
 use crate::error::{Error, Result};
 use crate::store::{Part, Place, Remote, Version};
 
@@ -18,6 +19,8 @@ use crate::store::{Part, Place, Remote, Version};
 #[derive(Debug)]
 pub(super) enum Tree {
     Folder(Links),
+    /// The entries of an archive. Their paths begin with that of the archive.
+    Archive(Arc<Archive>),
     Objects(ObjectTree),
 }
 
@@ -64,6 +67,7 @@ impl Tree {
     pub(super) fn document(&self, folder: &Path, name: &str) -> Result<Option<Json>> {
         match self {
             Self::Folder(links) => read_json(folder, name, *links),
+            Self::Archive(archive) => archived(archive, &folder.join(name)),
             Self::Objects(tree) => tree.document(folder, name),
         }
     }
@@ -72,6 +76,7 @@ impl Tree {
     pub(super) fn folders(&self, path: &Path) -> Result<Vec<PathBuf>> {
         let links = match self {
             Self::Folder(links) => links,
+            Self::Archive(archive) => return Ok(folders_in(archive, path)),
             Self::Objects(tree) => return tree.folders(path),
         };
         let mut children = Vec::new();
@@ -90,7 +95,7 @@ impl Tree {
     pub(super) fn absolute(&self, path: &Path) -> Option<PathBuf> {
         match self {
             Self::Folder(_) => path.canonicalize().ok(),
-            Self::Objects(_) => Some(path.to_path_buf()),
+            Self::Archive(_) | Self::Objects(_) => Some(path.to_path_buf()),
         }
     }
 
@@ -98,20 +103,51 @@ impl Tree {
     pub(super) fn check_links(&self, above: &Path, below: &Path) -> Result<()> {
         match self {
             Self::Folder(links) => links.check(above, below),
-            Self::Objects(_) => Ok(()),
+            Self::Archive(_) | Self::Objects(_) => Ok(()),
         }
     }
 
     /// Returns the versions of the objects that were read.
     pub(super) fn versions(&self) -> Vec<(PathBuf, Arc<Version>)> {
         match self {
-            Self::Folder(_) => Vec::new(),
+            Self::Folder(_) | Self::Archive(_) => Vec::new(),
             Self::Objects(tree) => tree.lock().versions.clone(),
         }
     }
 }
 
+/// Reads a metadata document of an archive.
+fn archived(archive: &Archive, path: &Path) -> Result<Option<Json>> {
+    let name = name_in(archive, path);
+    let Some(length) = archive.length(&name) else {
+        return Ok(None);
+    };
+    check_document(path, length)?;
+    let bytes = archive.read(&name, 0..length)?;
+    bytes.map(|bytes| parse_document(path, &bytes)).transpose()
+}
+
+/// Returns the folders below a path of an archive, sorted.
+fn folders_in(archive: &Archive, path: &Path) -> Vec<PathBuf> {
+    let mut folder = name_in(archive, path);
+    if !folder.is_empty() {
+        folder.push('/');
+    }
+    let mut names: Vec<&str> = archive
+        .names(&folder)
+        .filter_map(|name| Some(name[folder.len()..].split_once('/')?.0))
+        .filter(|name| !name.is_empty())
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names.into_iter().map(|name| path.join(name)).collect()
+}
+
 impl ObjectTree {
+    pub(super) const fn remote(&self) -> &Remote {
+        &self.remote
+    }
+
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -78,8 +78,11 @@ fn has_orientation(layout: &Layout) -> bool {
             }
         })
     });
-    let is_zarr = matches!(layout.format, Format::Zarr2 | Format::Zarr3);
-    layout.geometry.is_known && !(is_zarr && is_upright)
+    let only_spacing = matches!(
+        layout.format,
+        Format::Zarr2 | Format::Zarr3 | Format::Tiff | Format::Hdf5 | Format::N5
+    );
+    layout.geometry.is_known && !(only_spacing && is_upright)
 }
 
 /// Returns `true` if voxels are as large as those of a scanned body, in mm, and not of a microscope or a telescope.

@@ -1,6 +1,8 @@
 //! NRRD and MetaImage as they are written.
 
 use super::*;
+#[cfg(feature = "tiff")]
+use crate::volume::{AxisKind, LeadingAxis};
 
 fn turned() -> Geometry {
     let (sin, cos) = 0.3_f64.sin_cos();
@@ -43,6 +45,53 @@ fn nrrd_and_metaimage_keep_voxels_and_geometry() {
             }
         }
     }
+}
+
+#[cfg(feature = "tiff")]
+#[test]
+fn tiff_keeps_voxels_spacing_and_axes() {
+    let desk = Desk::new();
+    let options = CreateOptions {
+        overwrite: true,
+        ..CreateOptions::default()
+    };
+    for dtype in DType::ALL {
+        for (channels, kinds) in [
+            (1, vec![]),
+            (3, vec![(AxisKind::Channel, 3)]),
+            (4, vec![(AxisKind::Time, 4)]),
+            (6, vec![(AxisKind::Time, 2), (AxisKind::Channel, 3)]),
+        ] {
+            let patch = Random(17).patch([5, 6, 7], channels, dtype);
+            let mut layout = Layout::new([5, 6, 7], channels, dtype);
+            layout.geometry = Geometry::from_spacing([0.0021, 0.0007, 0.00066]);
+            layout.axes.unit = Some(("micrometer".to_owned(), 1e-3));
+            layout.axes.leading = kinds
+                .iter()
+                .map(|&(kind, length)| LeadingAxis::new(kind, length))
+                .collect();
+            if channels == 3 {
+                layout.axes.channel_names = ["a", "<&\">", "µ"].map(str::to_owned).to_vec();
+            }
+            for name in ["a.tif", "b.ome.tiff"] {
+                if matches!(dtype, DType::F16 | DType::I64 | DType::U64) {
+                    let error = create(desk.folder.path().join(name), &layout, &options);
+                    assert!(matches!(error, Err(Error::Unsupported { .. })), "{error:?}");
+                    continue;
+                }
+                if dtype == DType::Bool {
+                    continue;
+                }
+                let found = round_trip(&desk, name, &layout, &patch);
+                assert_eq!(found.format, Format::Tiff);
+                assert_eq!(found.geometry.spacing, layout.geometry.spacing, "{name}");
+                assert_eq!(found.axes, layout.axes, "{name}");
+            }
+        }
+    }
+    let mut layout = Layout::new([2, 3, 4], 1, DType::I16);
+    layout.rescale = Rescale::new(0.1, -1024.0);
+    assert!(create(desk.folder.path().join("a.tif"), &layout, &options).is_err());
 }
 
 #[test]

@@ -1,0 +1,5 @@
+//! Arrays of Blosc2.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| voxpatch_fuzz::flat("a.b2nd", bytes));

@@ -1,0 +1,219 @@
+"""HDF5 data sets of many layouts, written by h5py, against the arrays that were written."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import voxpatch
+from damage import check_damage, total
+
+h5py = pytest.importorskip("h5py")
+
+DTYPES = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64"]
+
+
+def made(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Return smooth values with noise, which compressions meet in practice."""
+    rng = np.random.default_rng(3)
+    values = np.indices(shape).sum(axis=0) * 3 + rng.integers(0, 5, shape)
+    return (values % 100 - (0 if dtype[0] == "u" else 50)).astype(dtype)
+
+
+def check(path: object, expected: np.ndarray, name: object, **options) -> voxpatch.Volume:
+    """Compare all voxels, and those of a box that cuts chunks."""
+    volume = voxpatch.open(str(path), **options)
+    assert volume.dtype == expected.dtype, (name, volume.dtype)
+    assert volume.shape == expected.shape, (name, volume.shape, expected.shape)
+    assert np.array_equal(volume[...], expected), name
+    z, y, x = (n // 3 for n in expected.shape[1:])
+    assert np.array_equal(volume[:, z:, y : y + 3, x:], expected[:, z:, y : y + 3, x:]), name
+    return volume
+
+
+def layouts():
+    """Yield a name, the type, the version bounds of the library, and the options of h5py."""
+    small = (4, 8, 16)
+    for dtype in DTYPES:
+        yield f"{dtype} contiguous", dtype, None, {}
+        yield f"{dtype} chunks", dtype, None, {"chunks": small, "compression": "gzip", "shuffle": True}
+    filters = {
+        "none": {},
+        "gzip": {"compression": "gzip"},
+        "gzip 9 shuffle": {"compression": "gzip", "compression_opts": 9, "shuffle": True},
+        "fletcher32": {"fletcher32": True},
+        "gzip shuffle fletcher32": {"compression": "gzip", "shuffle": True, "fletcher32": True},
+        "lzf": {"compression": "lzf"},
+        "lzf shuffle fletcher32": {"compression": "lzf", "shuffle": True, "fletcher32": True},
+        "scaleoffset": {"scaleoffset": 0},
+    }
+    bounds = [None, ("earliest", "v108"), ("v110", "v110"), ("latest", "latest")]
+    for (name, options), bound, chunks in itertools.product(filters.items(), bounds, [small, (5, 7, 9)]):
+        yield f"{name} {bound} {chunks}", "int16", bound, {"chunks": chunks, **options}
+    for maxshape, bound in itertools.product([(None, 33, 40), (None, None, 40), (30, 60, 80)], bounds):
+        yield f"resizable {maxshape} {bound}", "uint16", bound, {"chunks": small, "maxshape": maxshape, "compression": "gzip"}
+    for bound in bounds:
+        yield f"one chunk {bound}", "int16", bound, {"chunks": (17, 33, 40)}
+        yield f"one chunk gzip {bound}", "int16", bound, {"chunks": (17, 33, 40), "compression": "gzip"}
+
+
+def test_layouts_of_h5py(tmp_path):
+    count = 0
+    for name, dtype, bound, options in layouts():
+        path = tmp_path / "a.h5"
+        voxels = made((17, 33, 40), dtype)
+        for order in "<>" if dtype in ("int16", "float32") and bound is None else "=":
+            with h5py.File(path, "w", libver=bound) as file:
+                file.create_dataset("group/raw", data=voxels.astype(np.dtype(dtype).newbyteorder(order)), **options)
+            check(path, voxels[None], (name, order))
+            check(f"{path}:/group/raw", voxels[None], (name, order))
+            check(f"{path}:group/raw", voxels[None], (name, order), trusted=False)
+            count += 1
+    assert count >= 110
+
+
+def test_filters_of_hdf5plugin(tmp_path):
+    plugin = pytest.importorskip("hdf5plugin", reason="hdf5plugin writes blosc, LZ4 and zstd")
+    voxels = made((17, 33, 40), "uint16")
+    for n, options in enumerate(
+        [
+            *(plugin.Blosc(cname=name, shuffle=shuffle) for name in ("lz4", "zstd", "blosclz", "zlib") for shuffle in (0, 1, 2)),
+            plugin.LZ4(), plugin.LZ4(nbytes=1024), plugin.Zstd(), plugin.Zstd(clevel=19),
+        ]
+    ):
+        path = tmp_path / "a.h5"
+        with h5py.File(path, "w") as file:
+            file.create_dataset("raw", data=voxels, chunks=(4, 8, 16), **options)
+        check(path, voxels[None], n)
+        if n < 12:
+            with pytest.raises(ValueError, match="blosc"):
+                voxpatch.open(path, trusted=False)
+    with h5py.File(path, "w") as file:
+        file.create_dataset("raw", data=voxels, chunks=(4, 8, 16), **plugin.Bitshuffle())
+    with pytest.raises(ValueError, match="filter 32008"):
+        voxpatch.open(path)
+
+
+def test_axes(tmp_path):
+    """Axes by number, by tags of ilastik and by labels; contiguous and chunked."""
+    path = tmp_path / "a.h5"
+    lengths = {"t": 2, "c": 3, "z": 5, "y": 6, "x": 7}
+    orders = ["yx", "zyx", "czyx", "tczyx", "xyz", "zyxc", "yxc", "tzyxc", "tzyx", "ctzyx", "cyx", "tyxc", "zcyx"]
+    for order, chunked, kind in itertools.product(orders, [False, True], ["tags", "labels", "none"]):
+        if kind == "none" and order not in ("yx", "zyx", "czyx", "tczyx"):
+            continue
+        voxels = made(tuple(lengths[axis] for axis in order), "int16")
+        with h5py.File(path, "w") as file:
+            data = file.create_dataset("raw", data=voxels, chunks=(2,) * len(order) if chunked else None)
+            if kind == "tags":
+                data.attrs["axistags"] = json.dumps({"axes": [{"key": axis, "typeFlags": 1} for axis in order]})
+            elif kind == "labels":
+                for dim, axis in zip(data.dims, order, strict=True):
+                    dim.label = axis
+        full = "".join(axis for axis in "tczyx" if axis in order)
+        expected = voxels.transpose([order.index(axis) for axis in full])
+        shape = [lengths[axis] if axis in order else 1 for axis in "tczyx"]
+        expected = expected.reshape(shape[0] * shape[1], *shape[2:])
+        apart = "t" in order and "c" in order and order.index("c") != order.index("t") + 1
+        if apart and not chunked:
+            with pytest.raises(ValueError, match="next to each other"):
+                voxpatch.open(path)
+        else:
+            check(path, expected, (order, chunked, kind))
+
+
+def test_spacing_and_fill(tmp_path):
+    path = tmp_path / "a.h5"
+    voxels = made((8, 8, 8), "float32")
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("raw", shape=(8, 16, 8), dtype="f4", chunks=(4, 4, 4), fillvalue=-2.5)
+        data[:, :8] = voxels
+        data.attrs["element_size_um"] = [2.0, 0.5, 0.25]
+    expected = np.full((1, 8, 16, 8), -2.5, "f4")
+    expected[0, :, :8] = voxels
+    volume = check(path, expected, "fill")
+    assert np.allclose(volume.spacing, (0.002, 0.0005, 0.00025))
+    with h5py.File(path, "w") as file:
+        file.create_dataset("raw", shape=(100, 70, 80), dtype="i2", fillvalue=7)
+    check(path, np.full((1, 100, 70, 80), 7, "i2"), "nothing stored")
+    with h5py.File(path, "w") as file:
+        file.create_dataset("mask", data=voxels > 10)
+    assert np.array_equal(voxpatch.open(path)[0], (voxels > 10).astype("u1"))
+    with h5py.File(path, "w", userblock_size=1024) as file:
+        file.create_dataset("raw", data=voxels, chunks=(4, 4, 4))
+    with pytest.raises(ValueError):
+        voxpatch.open(path)  # a user block is before the signature
+
+
+def test_data_sets_are_listed_and_refusals_say_why(tmp_path):
+    path = tmp_path / "a.h5"
+    voxels = made((4, 5, 6), "uint8")
+    with h5py.File(path, "w") as file:
+        file["raw"] = voxels
+        file["deep/er/labels"] = voxels
+        file["deep/link"] = h5py.SoftLink("/raw")
+        file["loop"] = h5py.SoftLink("/")
+        file["names"] = ["a", "b"]
+        file["number"] = 3.0
+    with pytest.raises(ValueError, match=r"several data sets: /deep/er/labels \(4 x 5 x 6, uint8\)") as raised:
+        voxpatch.open(path)
+    assert "/raw" in str(raised.value) and "names" not in str(raised.value)
+    check(f"{path}:/deep/link", voxels[None], "link")
+    for inside, word in [("/none", "no data set"), ("/names", "numbers|axes"), ("/deep", "no data set"), ("/number", "axes")]:
+        with pytest.raises(ValueError, match=word):
+            voxpatch.open(f"{path}:{inside}")
+    with pytest.raises(ValueError, match="level"):
+        voxpatch.open(path, level=1)
+    with h5py.File(path, "w") as file:
+        file["names"] = ["a", "b"]
+    with pytest.raises(ValueError, match="no data set of numbers"):
+        voxpatch.open(path)
+    create = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    create.set_layout(h5py.h5d.COMPACT)
+    with h5py.File(path, "w") as file:
+        space = h5py.h5s.create_simple((4, 5, 6))
+        h5py.h5d.create(file.id, b"raw", h5py.h5t.NATIVE_UINT8, space, create)
+    with pytest.raises(ValueError, match="compact"):
+        voxpatch.open(path)
+    with h5py.File(path, "w") as file:
+        file.create_dataset("raw", shape=(4, 5, 6), dtype="u1", external=[(str(tmp_path / "raw.bin"), 0, 120)])[...] = voxels
+    with pytest.raises(ValueError, match="other files"):
+        voxpatch.open(path)
+    with h5py.File(path, "w") as file:
+        file.create_dataset("raw", data=voxels.astype("c8"))
+    with pytest.raises(ValueError, match="no data set of numbers"):
+        voxpatch.open(path)
+
+
+def test_damaged_files_are_errors(tmp_path):
+    rng = np.random.default_rng(3)
+    outcomes = []
+    path = tmp_path / "a.h5"
+    for bound, options in itertools.product(
+        [None, ("latest", "latest")],
+        [{}, {"chunks": (2, 8, 8), "compression": "gzip"}, {"chunks": (2, 8, 8), "compression": "lzf", "shuffle": True},
+         {"chunks": (2, 8, 8), "fletcher32": True}, {"chunks": (2, 8, 8), "maxshape": (None, None, 20)}],
+    ):
+        with h5py.File(path, "w", libver=bound) as file:
+            file.create_dataset("raw", data=made((5, 17, 20), "uint8"), **options)
+        outcomes.append(check_damage(path, rng, 200, allowed="hdf5-reader"))
+    assert min(total(outcomes).values()) > 20, outcomes
+
+
+def test_damage_behind_a_checksum_is_found(tmp_path):
+    path = tmp_path / "a.h5"
+    voxels = made((5, 17, 20), "int32")
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("raw", data=voxels, chunks=(5, 17, 20), fletcher32=True)
+        place = data.id.get_chunk_info(0).byte_offset
+    whole = bytearray(path.read_bytes())
+    for at in range(0, voxels.nbytes, 331):
+        damaged = bytearray(whole)
+        damaged[place + at] ^= 16
+        path.write_bytes(damaged)
+        with pytest.raises((ValueError, OSError), match="fletcher32"):
+            voxpatch.open(path)[...]
