@@ -1,6 +1,7 @@
 //! The loader of an epoch, as Python's queue drives it.
 
 use std::process;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use numpy::PyArray;
@@ -35,8 +36,9 @@ const ANSWER: std::time::Duration = std::time::Duration::from_millis(2);
 #[derive(Debug)]
 pub(crate) struct Epochs {
     list: Arc<List>,
-    recipe: Arc<Recipe>,
-    indices: Arc<Indices>,
+    dataset: Dataset,
+    /// The threads that build the index of a map.
+    building: Arc<AtomicUsize>,
     plan: EpochPlan,
     shard: RankShard,
 }
@@ -96,10 +98,16 @@ impl Epochs {
         }
         let (rank, world_size, batch, uneven) = shard;
         let uneven = arguments::chosen("uneven", uneven, &UNEVEN)?;
+        let (indices, building) = (Indices::default(), Arc::new(AtomicUsize::new(1)));
+        let threads = Arc::clone(&building);
+        let samplers = move |subject: &voxpatch::training::Subject, seed| {
+            sampler.sampler(subject, seed, &indices, threads.load(Ordering::Relaxed))
+        };
+        let dataset = Dataset::new(Arc::clone(&list), samplers).with_plan(plan.clone());
         Ok(Self {
             list,
-            recipe: Arc::new(sampler),
-            indices: Arc::default(),
+            dataset,
+            building,
             plan,
             shard: RankShard::of(rank, world_size, batch).with_uneven(uneven),
         })
@@ -165,13 +173,8 @@ impl Epochs {
         if let Some(asked) = self.list.asked() {
             asked.begin();
         }
-        let (recipe, indices) = (Arc::clone(&self.recipe), Arc::clone(&self.indices));
-        let building = threads.max(1);
-        let samplers = move |subject: &voxpatch::training::Subject, seed| {
-            recipe.sampler(subject, seed, &indices, building)
-        };
-        let list = Arc::clone(&self.list);
-        let dataset = Dataset::new(Arc::clone(&list), samplers).with_plan(self.plan.clone());
+        self.building.store(threads.max(1), Ordering::Relaxed);
+        let (list, dataset) = (Arc::clone(&self.list), &self.dataset);
         let loader = py.detach(|| {
             guarded(|| {
                 let builder = match state {

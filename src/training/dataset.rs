@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::augment::Augmentation;
 use super::factory::SamplerFactory;
-use super::loader::{Batch, Loader, LoaderOptions, LoaderStats, OnError, Transform};
+use super::loader::{Batch, Carry, Loader, LoaderOptions, LoaderStats, OnError, Transform};
 use super::plan::EpochPlan;
 use super::shard::RankShard;
 use super::state::LoaderState;
@@ -15,6 +15,9 @@ use crate::error::Result;
 /// Subjects with their samplers and the plan of their epochs.
 ///
 /// The sequence of patches is a function of the dataset and the epoch alone.
+///
+/// A loader leaves its open subjects, and the decoded chunks that it holds, to the dataset's next one: between epochs
+/// the dataset takes up to [`LoaderOptions::memory`]. Clones share them, until one gets other settings.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -40,6 +43,8 @@ pub struct Dataset {
     samples: u64,
     seed: u64,
     plan: Option<EpochPlan>,
+    /// What its last loader left.
+    carry: Carry,
 }
 
 impl Dataset {
@@ -53,19 +58,20 @@ impl Dataset {
             samples: 1,
             seed: 0,
             plan: None,
+            carry: Carry::default(),
         }
     }
 
     /// Sets the number of patches of each subject in an epoch.
     #[must_use]
     pub fn samples_per_subject(self, samples: u64) -> Self {
-        Self { samples, ..self }
+        Self { samples, ..self }.renewed()
     }
 
     /// Sets the random seed.
     #[must_use]
     pub fn seed(self, seed: u64) -> Self {
-        Self { seed, ..self }
+        Self { seed, ..self }.renewed()
     }
 
     /// Sets the plan of an epoch, which decides all counts, the order and the seed.
@@ -73,6 +79,15 @@ impl Dataset {
     pub fn with_plan(self, plan: EpochPlan) -> Self {
         Self {
             plan: Some(plan),
+            ..self
+        }
+        .renewed()
+    }
+
+    /// Forgets the chunks and subjects that clones with other settings share.
+    fn renewed(self) -> Self {
+        Self {
+            carry: Carry::default(),
             ..self
         }
     }
@@ -194,9 +209,11 @@ impl LoaderBuilder<'_> {
         } = self.dataset;
         let (subjects, samplers) = (Arc::clone(subjects), Arc::clone(samplers));
         let plan = self.dataset.plan()?;
+        let mut options = self.options;
+        options.carry = Some(self.dataset.carry.clone());
         match self.start {
-            Start::Epoch(epoch) => Loader::new(subjects, samplers, &plan, epoch, &self.options),
-            Start::State(state) => Loader::resume(subjects, samplers, &plan, state, &self.options),
+            Start::Epoch(epoch) => Loader::new(subjects, samplers, &plan, epoch, &options),
+            Start::State(state) => Loader::resume(subjects, samplers, &plan, state, &options),
         }
     }
 

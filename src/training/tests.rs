@@ -17,6 +17,7 @@ use crate::volume::{
 };
 
 mod augmented;
+mod carry;
 mod channels;
 mod gathered;
 mod hard;

@@ -67,6 +67,12 @@ pub(super) struct OpenSubject {
 }
 
 impl OpenSubject {
+    /// Returns `true` if no file of the subject was modified since it was opened.
+    pub(super) fn is_unchanged(&self) -> bool {
+        let mut images = self.subject.images().iter();
+        images.all(|image| image.volume.check_unchanged().is_ok())
+    }
+
     /// Checks that no file of the subject was modified since it was opened.
     fn unchanged(opened: Arc<Self>) -> Result<Arc<Self>, Failed> {
         let mut images = opened.subject.images().iter();
@@ -116,6 +122,8 @@ pub(super) struct Feed {
     draws: usize,
     /// The subjects that were opened last, or the reasons why they could not be.
     open: VecDeque<(u64, Result<Arc<OpenSubject>, Failed>)>,
+    /// Subjects that an earlier epoch left open, and that this one has not needed yet.
+    carried: Vec<Arc<OpenSubject>>,
     /// The images of the first subject.
     spec: Option<SubjectSpec>,
 }
@@ -135,8 +143,10 @@ impl Feed {
         plan: &EpochPlan,
         epoch: u64,
         options: FeedOptions,
+        carried: Vec<Arc<OpenSubject>>,
     ) -> Self {
         Self {
+            carried,
             subjects,
             samplers,
             seed: plan.seed(),
@@ -206,6 +216,14 @@ impl Feed {
             Ok(pose) => Ok((opened, pose)),
             Err(error) => Err(Failed::of(&opened, error)),
         }
+    }
+
+    /// Takes the subjects that are open.
+    pub(super) fn take_open(&mut self) -> Vec<Arc<OpenSubject>> {
+        let open = std::mem::take(&mut self.open).into_iter();
+        let mut open: Vec<_> = open.filter_map(|(_, opened)| opened.ok()).collect();
+        open.append(&mut self.carried);
+        open
     }
 
     /// Gives up all remaining patches and returns the place at which they end.
@@ -302,10 +320,16 @@ impl Feed {
     }
 
     fn open(&mut self, index: u64) -> Result<Arc<OpenSubject>, Failed> {
-        let subject = self
-            .subjects
-            .open(index)
-            .map_err(|error| failed(index, &self.subjects.name(index), error))?;
+        let carried = self.carried.iter().position(|opened| opened.index == index);
+        let carried = carried.map(|at| self.carried.swap_remove(at));
+        let subject = match &carried {
+            Some(opened) => Arc::clone(&opened.subject),
+            None => self
+                .subjects
+                .open(index)
+                .map(Arc::new)
+                .map_err(|error| failed(index, &self.subjects.name(index), error))?,
+        };
         self.check_spec(&subject)
             .map_err(|error| failed(index, subject.name(), error))?;
         if self.options.augment.interpolates() {
@@ -313,10 +337,13 @@ impl Feed {
                 .check_interpolation()
                 .map_err(|error| failed(index, subject.name(), error))?;
         }
-        let sampler = self
-            .samplers
-            .sampler(&subject, subject_seed(self.seed, index))
-            .map_err(|error| failed(index, subject.name(), error))?;
+        let sampler = match &carried {
+            Some(opened) => opened.sampler.clone(),
+            None => self
+                .samplers
+                .sampler(&subject, subject_seed(self.seed, index))
+                .map_err(|error| failed(index, subject.name(), error))?,
+        };
         let (threads, memory) = self.options.measuring;
         let mut images = subject.images().iter();
         images
@@ -326,7 +353,7 @@ impl Feed {
         Ok(Arc::new(OpenSubject {
             index,
             read: subject.images().iter().map(read).collect(),
-            subject: Arc::new(subject),
+            subject,
             sampler,
         }))
     }

@@ -59,6 +59,26 @@ pub(super) struct Cut {
 }
 
 impl Holdings {
+    /// Holds chunks that an earlier epoch left, each with the bytes that it is planned with.
+    pub(super) fn carried(chunks: Vec<(ChunkKey, u64, Arc<CountedChunk>)>) -> Self {
+        let mut held = Self::default();
+        for (key, bytes, chunk) in chunks {
+            held.reuse.hold(key, bytes);
+            held.chunks.insert(key, HeldChunk::Here(chunk));
+        }
+        held
+    }
+
+    /// Returns the chunks that are held, each with the bytes that it is planned with.
+    pub(super) fn into_chunks(self) -> Vec<(ChunkKey, u64, Arc<CountedChunk>)> {
+        let Self { reuse, chunks, .. } = self;
+        let here = chunks.into_iter().filter_map(|(key, held)| match held {
+            HeldChunk::Here(chunk) => Some((key, reuse.held_bytes(key)?, chunk)),
+            HeldChunk::Decoding { .. } => None,
+        });
+        here.collect()
+    }
+
     /// Adds a coming patch that needs `part` bytes of a chunk of `whole` bytes.
     pub(super) fn expect(&mut self, order: u64, key: ChunkKey, part: u64, whole: u64) {
         self.reuse.expect(order, key, part, whole);

@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 mod assembly;
 mod batch;
 mod batch_buffer;
+mod carry;
 mod cursor;
 mod feed;
 mod gather;
@@ -41,11 +42,13 @@ mod staging;
 mod wait;
 
 pub use batch::{Batch, BatchImage};
+pub(in crate::training) use carry::Carry;
 pub use gather::Transform;
 pub use options::{LoaderOptions, LoaderStats, OnError};
 pub use sample::{PooledPatch, Sample};
 pub use wait::TryNext;
 
+use self::carry::Carried;
 use self::cursor::StepCursor;
 use self::feed::{Feed, FeedOptions};
 use self::gather::Gather;
@@ -91,6 +94,8 @@ pub struct Loader {
     stats: LoaderStats,
     mixing: Mixing,
     finished: bool,
+    /// Gets what this epoch leaves to the next.
+    carry: Option<Carry>,
 }
 
 impl Loader {
@@ -155,7 +160,12 @@ impl Loader {
             augment: options.augment,
             measuring: (options.threads, options.memory / MEASURING_SHARE),
         };
-        let feed = Feed::new(subjects, samplers, plan, state.epoch, feed);
+        let Carried {
+            subjects: open,
+            chunks,
+            bytes,
+        } = options.carry.as_ref().map(Carry::take).unwrap_or_default();
+        let feed = Feed::new(subjects, samplers, plan, state.epoch, feed, open);
         let limits = Limits {
             patches: options.max_length.max(1),
             bytes: options.memory,
@@ -165,7 +175,7 @@ impl Loader {
         let pool = Arc::new(SamplePool::new(options.memory));
         let gather = Gather::new(pool, options.transform.clone());
         let mut loader = Self {
-            schedule: Arc::new(Schedule::new(feed, limits, gather)),
+            schedule: Arc::new(Schedule::new(feed, limits, gather, (chunks, bytes))),
             workers: Vec::new(),
             plan: state.plan,
             subjects: state.subjects,
@@ -177,6 +187,7 @@ impl Loader {
             stats: LoaderStats::default(),
             mixing: Mixing::new(options.shard.batch_size),
             finished: false,
+            carry: options.carry.clone(),
         };
         loader.start_workers(options.threads)?;
         Ok(loader)
@@ -404,6 +415,9 @@ impl Drop for Loader {
         for worker in self.workers.drain(..) {
             // Panics of user code were caught and delivered; no consumer is left for any other.
             let _ = worker.join();
+        }
+        if let Some(carry) = &self.carry {
+            carry.leave(self.schedule.leave());
         }
     }
 }

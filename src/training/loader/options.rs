@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::carry::Carry;
 use super::gather::Transform;
 use crate::threads::{DEFAULT_MEMORY, threads};
 use crate::training::augment::Augmentation;
@@ -48,6 +49,8 @@ pub struct LoaderOptions {
     pub augment: Augmentation,
     /// A function that changes each sample on a worker thread, after the augmentation.
     pub transform: Option<Arc<Transform>>,
+    /// What the dataset's last loader left, and what this one leaves.
+    pub(in crate::training) carry: Option<Carry>,
 }
 
 /// What to do when a patch cannot be read.
@@ -74,6 +77,7 @@ impl Default for LoaderOptions {
             on_error: OnError::Fail,
             augment: Augmentation::default(),
             transform: None,
+            carry: None,
         }
     }
 }

@@ -120,6 +120,29 @@ impl<K: Copy + Eq + Hash + Ord> Reuse<K> {
         })
     }
 
+    /// Holds a chunk of `bytes` bytes, of which no use is known yet.
+    pub(super) fn hold(&mut self, key: K, bytes: u64) {
+        self.held += bytes;
+        let entry = Entry {
+            bytes,
+            uses: VecDeque::new(),
+            held_for: Some(UNKNOWN),
+        };
+        self.chunks.insert(key, entry);
+        self.victims.push(Victim {
+            cost: cost(bytes, UNKNOWN, self.now),
+            is_piece: false,
+            key,
+            patch: UNKNOWN,
+        });
+    }
+
+    /// Returns the bytes of a chunk that is held.
+    pub(super) fn held_bytes(&self, key: K) -> Option<u64> {
+        let entry = self.chunks.get(&key)?;
+        entry.held_for.map(|_| entry.bytes)
+    }
+
     /// Forgets that a chunk is held: it could not be decoded.
     pub(super) fn lose_chunk(&mut self, key: K) {
         if let Some(entry) = self.chunks.get_mut(&key)

@@ -17,6 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::assembly::{Assembly, ChunkKey, Piece};
+use super::carry::Carried;
 use super::feed::{Drawn, Failed, Feed, MAX_OPEN};
 use super::gather::{Fetched, Gather};
 use super::holdings::{ChunkBytes, CountedBytes, CountedChunk, Cut, Holdings, Part};
@@ -208,13 +209,24 @@ pub(super) enum Delivered {
 }
 
 impl Schedule {
-    pub(super) fn new(feed: Feed, limits: Limits, gather: Gather) -> Self {
+    /// Creates the schedule of an epoch, with chunks that an earlier one left, and the counter of their bytes.
+    pub(super) fn new(
+        feed: Feed,
+        limits: Limits,
+        gather: Gather,
+        chunks: (Vec<(ChunkKey, u64, Arc<CountedChunk>)>, ChunkBytes),
+    ) -> Self {
+        let (chunks, chunk_bytes) = chunks;
+        let state = State {
+            held: Holdings::carried(chunks),
+            ..State::default()
+        };
         Self {
-            state: Mutex::default(),
+            state: Mutex::new(state),
             work: Condvar::new(),
             ready: Condvar::new(),
             room: Condvar::new(),
-            chunk_bytes: ChunkBytes::default(),
+            chunk_bytes,
             feed: Mutex::new(feed),
             gather,
             limits,
@@ -230,6 +242,17 @@ impl Schedule {
         self.work.notify_all();
         self.ready.notify_all();
         self.room.notify_all();
+    }
+
+    /// Takes what the next epoch can use. No thread works any more.
+    pub(super) fn leave(&self) -> Carried {
+        let held = std::mem::take(&mut self.lock().held);
+        let mut feed = self.feed.lock().unwrap_or_else(PoisonError::into_inner);
+        Carried {
+            subjects: feed.take_open(),
+            chunks: held.into_chunks(),
+            bytes: self.chunk_bytes.clone(),
+        }
     }
 
     /// Returns the numbers of complete and incomplete patches in the buffer.
