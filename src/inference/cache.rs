@@ -16,7 +16,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use crate::error::Result;
 use crate::grid::Grid;
 use crate::region::{Region, chunk_region};
-use crate::volume::{Chunk, ChunkShape, Layout, ReadStats, Volume, read_by_chunks};
+use crate::volume::{
+    Chunk, ChunkShape, Layout, ReadStats, Resampled, Volume, gather_by, read_by_chunks,
+};
 
 /// Approximate overhead of a chunk in the cache, in bytes.
 const ENTRY: u64 = 128;
@@ -25,6 +27,9 @@ const ENTRY: u64 = 128;
 const NEVER: u64 = u64::MAX;
 
 /// A volume with a cache of decoded chunks, read patch by patch.
+///
+/// Of a resampled volume, the chunks of the volume that is resampled are held, and each patch is computed from them: a
+/// chunk of the resampled volume would need several of them, each of which several such chunks need.
 ///
 /// A volume without chunks (a mapped flat file) is passed through.
 #[derive(Debug)]
@@ -70,8 +75,11 @@ pub(super) struct PatchReader<'a> {
 struct Load<'a>(&'a SweepCache, ChunkShape);
 
 impl SweepCache {
-    /// Holds up to `budget` bytes of decoded chunks of a volume for the patches of a grid.
+    /// Holds up to `budget` bytes of decoded chunks of a volume for the patches of a grid, and those that the volume would
+    /// hold itself.
     pub(super) fn new(volume: Arc<dyn Volume>, grid: &Grid, budget: u64) -> Self {
+        let own = volume.as_resampled().map_or(0, Resampled::cache_bytes);
+        let budget = budget.saturating_add(own);
         let places = grid.axes().each_ref().map(|axis| 0..axis.starts.len());
         Self {
             volume,
@@ -86,11 +94,14 @@ impl SweepCache {
         }
     }
 
-    /// Begins a pass over the patches at some places, along z, y, x.
+    /// Begins a pass over the patches at some places, along z, y, x. The chunks of the previous pass are dropped: they are
+    /// those of its end, and the threads of the new pass take other memory.
     pub(super) fn begin(&self, places: &[Range<usize>; 3]) {
         let mut state = self.lock();
+        let held = std::mem::take(&mut *state);
         state.places.clone_from(places);
-        state.unread.clear();
+        drop(state);
+        drop(held);
     }
 
     /// Keeps in mind that a thread will read some patches, before any thread is given later ones.
@@ -123,6 +134,14 @@ impl SweepCache {
         self.volume.check_unchanged()
     }
 
+    /// Returns the volume whose chunks are held.
+    fn source(&self) -> &dyn Volume {
+        match self.volume.as_resampled() {
+            Some(resampled) => &**resampled.source(),
+            None => &*self.volume,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, CacheState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -147,7 +166,7 @@ impl SweepCache {
         }
         drop(state);
         let load = Load(self, index);
-        let chunk = Arc::new(self.volume.read_chunk(index)?);
+        let chunk = Arc::new(self.source().read_chunk(index)?);
         let mut state = self.lock();
         let first = state.first_unread();
         let next = match self.next_use(index, first, &state.places) {
@@ -168,14 +187,20 @@ impl SweepCache {
     /// Returns the number of the first patch from `from` on, among those at `places`, that touches a chunk.
     fn next_use(&self, [_, index @ ..]: ChunkShape, from: u64, places: &[Range<usize>; 3]) -> u64 {
         let Some(([_, chunk @ ..], from)) =
-            self.volume.layout().read_chunk.zip(self.grid.place(from))
+            self.source().layout().read_chunk.zip(self.grid.place(from))
         else {
             return NEVER;
         };
         let region = chunk_region(index, chunk);
+        let needing = match self.volume.as_resampled() {
+            Some(resampled) => resampled.depending_on(region),
+            None => std::array::from_fn(|a| {
+                let start = region.start[a].unsigned_abs();
+                start..start + chunk[a]
+            }),
+        };
         let along = |a: usize| {
-            let start = region.start[a].unsigned_abs();
-            let touching = self.grid.axes()[a].touching(start, start + chunk[a]);
+            let touching = self.grid.axes()[a].touching(needing[a].start, needing[a].end);
             touching.start.max(places[a].start)..touching.end.min(places[a].end)
         };
         let order = self.grid.order();
@@ -305,9 +330,13 @@ impl Volume for PatchReader<'_> {
         if volume.layout().read_chunk.is_none() {
             return volume.read_channels(channels, region, out);
         }
-        read_by_chunks(volume.layout(), channels, region, out, |index| {
-            self.cache.chunk(index, self.patch)
-        })
+        let chunk = |index| self.cache.chunk(index, self.patch);
+        let Some(resampled) = volume.as_resampled() else {
+            return read_by_chunks(volume.layout(), channels, region, out, chunk);
+        };
+        let source = resampled.source().layout();
+        let read = |channels: &Range<u64>, region| gather_by(source, channels, region, chunk);
+        resampled.read_by(&read, &channels, region, out)
     }
 }
 
@@ -318,8 +347,10 @@ mod tests {
 
     use super::*;
     use crate::aggregator::twin::TwinRandom;
+    use crate::dtype::DType;
+    use crate::geometry::Geometry;
     use crate::region::{Shape, chunk_range, indices};
-    use crate::volume::{MemoryVolume, VolumeExt};
+    use crate::volume::{ChunkVoxels, MemoryVolume, Resample, VolumeExt};
 
     /// A volume that counts the loads of its chunks.
     #[derive(Debug)]
@@ -437,6 +468,59 @@ mod tests {
             }
         }
         assert!(again > 50, "{again}");
+    }
+
+    /// Returns the decodes of all patches of a volume of 384^3 voxels, 512 chunks, on a grid of 3 mm, with `budget` bytes in
+    /// addition to the 32 MiB of the volume.
+    fn decodes_on_a_coarser_grid(budget: u64) -> u64 {
+        #[derive(Debug)]
+        struct Zeros(Layout, AtomicU64);
+        impl Volume for Zeros {
+            fn layout(&self) -> &Layout {
+                &self.0
+            }
+            fn read_channels(&self, _: Range<u64>, _: Region, out: &mut [u8]) -> Result<()> {
+                out.fill(0);
+                Ok(())
+            }
+            fn read_chunk(&self, [_, z, y, x]: ChunkShape) -> Result<Chunk> {
+                self.1.fetch_add(1, Ordering::Relaxed);
+                let region = chunk_region([z, y, x], [48; 3]);
+                let bytes = 2 * usize::try_from(region.voxels()).unwrap();
+                Ok(Chunk {
+                    channels: 0..1,
+                    region,
+                    voxels: ChunkVoxels::Stored(vec![0; bytes]),
+                })
+            }
+        }
+        let mut layout = Layout::new([384; 3], 1, DType::I16)
+            .with_geometry(Geometry::from_parts([1.0; 3], [0.0; 3]));
+        layout.read_chunk = Some([1, 48, 48, 48]);
+        let zeros = Arc::new(Zeros(layout, AtomicU64::new(0)));
+        let resample = Resample::default().with_spacing(Some([2.9; 3]));
+        let volume = Arc::clone(&zeros).resampled(&resample).unwrap();
+        let shape = volume.layout().shape;
+        let grid = Grid::new(shape, [32; 3], [16; 3]).unwrap();
+        let useful = crate::inference::needs::useful_cache(&grid, volume.layout());
+        // The voxels that a patch needs, 32 times 2.9 and their neighbors, and the chunks that extend beyond them.
+        assert_eq!(useful, 2 * (95 + 2 * 48) * 384 * 384);
+        let cache = SweepCache::new(Arc::clone(&volume), &grid, budget);
+        for patch in 0..grid.len() {
+            let region = grid.get(patch).unwrap();
+            let found = cache.reader(patch).read(region).unwrap();
+            assert!(found.bytes().iter().all(|&byte| byte == 0));
+        }
+        zeros.1.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn a_resampled_volume_decodes_the_chunks_of_its_source_once_and_seldom_again_where_memory_is_short()
+     {
+        // Each patch touches three to four layers of 14 MB.
+        assert_eq!(decodes_on_a_coarser_grid(32 << 20), 512);
+        let short = decodes_on_a_coarser_grid(0);
+        assert!(short <= 900, "{short}");
     }
 
     #[test]

@@ -4,9 +4,9 @@ use super::InferenceOptions;
 use super::blender::Blender;
 use super::model::{InputValues, Model};
 use super::planned::PlannedOutput;
-use crate::grid::{Axis, Grid, GridPlacement};
+use crate::grid::{Grid, GridPlacement};
 use crate::region::Region;
-use crate::volume::{Layout, decoding_bytes, encoding_bytes, index_bytes};
+use crate::volume::{Layout, SourceChunks, decoding_bytes, encoding_bytes, index_bytes};
 
 /// Bytes of batches in progress and of threads.
 #[derive(Clone, Copy, Debug, Default)]
@@ -102,15 +102,24 @@ pub(super) const fn least_ahead(threads: usize) -> usize {
 /// Returns the decoded bytes of the chunks that are read again before the sweep has passed them. A larger cache has
 /// no more hits.
 pub(super) fn useful_cache(grid: &Grid, input: &Layout) -> u64 {
-    let Some([c, chunk @ ..]) = input.read_chunk else {
+    let Some(chunk) = input.read_chunk else {
         return 0;
     };
+    let source = input.read_memory.source.unwrap_or(SourceChunks {
+        shape: input.shape,
+        chunk,
+        step: [1.0; 3],
+        margin: [0; 3],
+        parallel: true,
+    });
+    let [c, chunk @ ..] = source.chunk;
     let [a, b, x] = grid.order();
+    let whole = |axis: usize| source.shape[axis].next_multiple_of(chunk[axis]);
     let reach = |axis: usize| {
-        let Axis { length, patch, .. } = grid.axes()[axis];
-        (patch + 2 * chunk[axis]).min(length.next_multiple_of(chunk[axis]))
+        let patch = source.covered(axis, grid.axes()[axis].patch);
+        let reach = patch.saturating_add(2 * chunk[axis]).min(whole(axis));
+        if source.parallel { reach } else { whole(axis) }
     };
-    let whole = |axis: usize| grid.axes()[axis].length.next_multiple_of(chunk[axis]);
     let layer = reach(a).saturating_mul(whole(b)).saturating_mul(whole(x));
     let channels = input.channels.next_multiple_of(c);
     layer

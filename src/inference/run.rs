@@ -117,6 +117,10 @@ impl Schedule {
                 places: self.places(*part),
             });
             run.begin()?;
+            if n > 0 {
+                // Its threads may allocate in another heap than those of the previous pass.
+                give_back_freed();
+            }
             let total = match before + run.needed() {
                 last if n + 1 == parts.len() => last,
                 so_far => so_far.max(expected),

@@ -15,7 +15,7 @@ use crate::region::{Region, Shape};
 use crate::sampler::{Border, CenterBox};
 use crate::threads::{DEFAULT_MEMORY, threads};
 use crate::volume::{
-    IndexRange, Interpolation, Matching, Reading, Subset, UNKNOWN_INTERPOLATION, Volume,
+    IndexRange, Interpolation, Matching, Reading, Subset, UNKNOWN_INTERPOLATION, Volume, Warp,
 };
 
 /// The number of values that are normalized at a time.
@@ -129,10 +129,44 @@ impl Image {
         Self { channels, ..self }
     }
 
-    /// Returns how its values are computed where a patch is read through a map.
-    pub(super) fn reading(&self) -> Reading {
+    /// Returns the volume that is read for patches: the one that is resampled, if its volume is a resampled one.
+    pub(super) fn source(&self) -> &dyn Volume {
+        match self.volume.as_resampled() {
+            Some(resampled) => &**resampled.source(),
+            None => &*self.volume,
+        }
+    }
+
+    /// Returns the region of the [`source`](Self::source) that the patch at a region, or through a map, needs. The rest is
+    /// padding.
+    pub(super) fn needed(&self, region: Region, warp: Option<&Warp>) -> Region {
+        let shape = self.volume.layout().shape;
+        let own = || match warp {
+            Some(warp) => warp.source(&self.reading(shape)),
+            None => self.inside(region),
+        };
+        let Some(resampled) = self.volume.as_resampled() else {
+            return own();
+        };
+        if let Some(composed) = warp.and_then(|warp| resampled.composed(warp)) {
+            return composed.source(&self.reading(resampled.source().layout().shape));
+        }
+        let own = own();
+        if own.is_empty() {
+            return own;
+        }
+        resampled.source_of(own)
+    }
+
+    /// Returns the part of a region that is read of the volume. The rest is padding.
+    pub(super) fn inside(&self, region: Region) -> Region {
+        self.padding.source(region, self.volume.layout().shape)
+    }
+
+    /// Returns how its values are computed where a patch is read through a map from a volume of this shape.
+    pub(super) fn reading(&self, shape: Shape) -> Reading {
         Reading {
-            shape: self.volume.layout().shape,
+            shape,
             interpolation: self.interpolation.unwrap_or_default(),
             padding: self.padding,
         }
@@ -153,7 +187,7 @@ impl Image {
     pub fn read(&self, region: Region) -> Result<Patch> {
         let layout = self.volume.layout();
         let channels = self.channel_count();
-        let source = self.padding.source(region, layout.shape);
+        let source = self.inside(region);
         let mut patch = Patch::zeros(source, channels, layout.dtype)?;
         if !source.is_empty() {
             let out = patch.bytes_mut();

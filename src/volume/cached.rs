@@ -77,6 +77,10 @@ impl Volume for Cached {
         Some(&*self.inner)
     }
 
+    fn as_resampled(&self) -> Option<&super::Resampled> {
+        None
+    }
+
     fn prefetch(&self, index: ChunkShape) {
         if !self.chunks.contains(&index) {
             self.inner.prefetch(index);

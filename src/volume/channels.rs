@@ -118,6 +118,10 @@ impl Volume for ChannelRange {
         Some(&*self.inner)
     }
 
+    fn as_resampled(&self) -> Option<&super::Resampled> {
+        None
+    }
+
     fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
         let (channels, region) = chunk::clipped(&self.layout, index)?;
         let found = self.inner.read_chunk(self.inner_index(index))?;

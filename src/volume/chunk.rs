@@ -166,13 +166,25 @@ pub(super) fn gather(
     channels: &Range<u64>,
     region: Region,
 ) -> Result<ChunkVoxels> {
-    let layout = volume.layout();
+    gather_by(volume.layout(), channels, region, |index| {
+        volume.read_chunk(index)
+    })
+}
+
+/// Does the same, with chunks that `read` returns.
+pub(crate) fn gather_by<C: Borrow<Chunk>>(
+    layout: &Layout,
+    channels: &Range<u64>,
+    region: Region,
+    mut read: impl FnMut(ChunkShape) -> Result<C>,
+) -> Result<ChunkVoxels> {
     let size = layout.dtype.size();
     let mut out = Vec::new();
     let mut fill = None;
     let all = layout.read_chunk.into_iter();
     for index in all.flat_map(|chunk| intersecting(chunk, channels, region)) {
-        let chunk = volume.read_chunk(index)?;
+        let chunk = read(index)?;
+        let chunk = chunk.borrow();
         if let (ChunkVoxels::Fill(voxel), true) = (&chunk.voxels, out.is_empty()) {
             let same = fill.get_or_insert_with(|| voxel.clone()) == voxel;
             if same {

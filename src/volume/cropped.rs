@@ -77,6 +77,10 @@ impl Volume for Cropped {
         Some(&*self.inner)
     }
 
+    fn as_resampled(&self) -> Option<&super::Resampled> {
+        None
+    }
+
     fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
         let (channels, region) = chunk::clipped(&self.layout, index)?;
         let voxels = chunk::gather(&*self.inner, &channels, self.inside(region))?;

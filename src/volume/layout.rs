@@ -132,12 +132,43 @@ impl Layout {
 }
 
 /// The memory that reads of a volume take, apart from their result and decoded chunks: what a wrapper caches and computes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ReadMemory {
     /// Bytes for any number of threads together.
     pub shared: u64,
     /// Bytes for each thread that reads.
     pub thread: u64,
+    /// The chunks of the volume that a [`Resampled`](super::Resampled) one computes its voxels from, if it has chunks.
+    pub source: Option<SourceChunks>,
+}
+
+/// The chunks of a volume that is resampled.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SourceChunks {
+    /// The shape of the volume, with its axes along those of the grid.
+    pub shape: Shape,
+    /// The shape of its chunks along c, z, y, x.
+    pub chunk: ChunkShape,
+    /// Voxels of the volume between neighboring voxels of the grid.
+    pub step: [f64; 3],
+    /// Voxels of the volume by which a patch needs more than it covers, along each axis.
+    pub margin: Shape,
+    /// Whether the axes of the grid are parallel to those of the volume.
+    pub parallel: bool,
+}
+
+impl SourceChunks {
+    /// Returns the voxels along an axis that a patch of a length needs, at most.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the cast stops at the ends of u64"
+    )]
+    pub(crate) fn covered(&self, axis: usize, length: u64) -> u64 {
+        let covered = (length as f64 * self.step[axis]).ceil() as u64;
+        covered.saturating_add(self.margin[axis])
+    }
 }
 
 /// A file format.

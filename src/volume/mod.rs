@@ -62,7 +62,7 @@ pub use axes::{Axes, AxisKind, LeadingAxis};
 pub use cached::Cached;
 pub use channels::ChannelRange;
 pub use chunk::{Chunk, ChunkVoxels};
-pub(crate) use chunk::{intersecting, read_by_chunks};
+pub(crate) use chunk::{gather_by, intersecting, read_by_chunks};
 pub use create::{
     Codec, CreateOptions, ZarrVersion, check_distinct, check_name, check_output, create,
     output_layout,
@@ -72,7 +72,7 @@ pub use files::fingerprint;
 pub(crate) use files::{Hash, input_fingerprint, walk};
 pub use format::raw::RawSpec;
 pub use format::{readable_extensions, writable_extensions};
-pub use layout::{ChunkShape, Format, Layout, ReadMemory, Rescale};
+pub use layout::{ChunkShape, Format, Layout, ReadMemory, Rescale, SourceChunks};
 pub use matching::Matching;
 pub(crate) use matching::UNKNOWN_INTERPOLATION;
 pub use memory::MemoryVolume;

@@ -165,6 +165,10 @@ impl Volume for RealValues {
         Some(&*self.inner)
     }
 
+    fn as_resampled(&self) -> Option<&super::Resampled> {
+        None
+    }
+
     fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
         let Chunk {
             channels,

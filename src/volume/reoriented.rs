@@ -193,6 +193,10 @@ impl Volume for Reoriented {
         Some(&*self.inner)
     }
 
+    fn as_resampled(&self) -> Option<&super::Resampled> {
+        None
+    }
+
     fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
         let (channels, region) = chunk::clipped(&self.layout, index)?;
         let found = chunk::gather(&*self.inner, &channels, self.inside(region))?;

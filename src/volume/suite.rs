@@ -415,6 +415,10 @@ impl<V: Volume> Volume for Faulty<V> {
         Some(&self.inner)
     }
 
+    fn as_resampled(&self) -> Option<&crate::volume::Resampled> {
+        None
+    }
+
     fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
         self.trip()?;
         self.inner.read_chunk(index)

@@ -44,6 +44,13 @@ pub trait Volume: Debug + Send + Sync {
         None
     }
 
+    /// Returns the volume as one that is resampled, if it is one and nothing wraps it. Readers that know the order of their
+    /// reads then hold the chunks of the volume that is resampled.
+    #[doc(hidden)]
+    fn as_resampled(&self) -> Option<&super::Resampled> {
+        None
+    }
+
     /// Reads and decodes the read chunk at `index` (c, z, y, x).
     ///
     /// # Errors
@@ -174,6 +181,9 @@ impl<V: Volume + ?Sized> Volume for Arc<V> {
     }
     fn inner(&self) -> Option<&dyn Volume> {
         (**self).inner()
+    }
+    fn as_resampled(&self) -> Option<&super::Resampled> {
+        (**self).as_resampled()
     }
     fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
         (**self).read_chunk(index)

@@ -48,7 +48,7 @@ pub(super) struct Assembly {
 pub(super) struct PatchSource {
     pub(super) opened: Arc<OpenSubject>,
     pub(super) pose: Pose,
-    /// The region that is read of each image: all that the patch needs of it. The rest is padding.
+    /// The region that is read of the source of each image: all that the patch needs of it. The rest is padding.
     pub(super) sources: Vec<Region>,
 }
 
@@ -81,14 +81,10 @@ pub(super) enum Piece {
 
 impl PatchSource {
     fn new(opened: Arc<OpenSubject>, pose: &Pose) -> Self {
-        let shape = opened.subject.shape();
         let warp = pose.warp(opened.subject.geometry());
         let images = opened.subject.images().iter();
         let sources = images
-            .map(|image| match &warp {
-                Some(warp) => warp.source(&image.reading()),
-                None => image.padding.source(pose.region, shape),
-            })
+            .map(|image| image.needed(pose.region, warp.as_ref()))
             .collect();
         Self {
             opened,
@@ -108,8 +104,9 @@ impl PatchSource {
 
     /// Returns `true` if the patch of image `n` needs neither a map, a cast nor padding.
     pub(super) fn is_as_read(&self, n: usize) -> bool {
-        let is_plain = self.pose.map.is_none() && self.sources[n] == self.pose.region;
-        is_plain && self.images()[n].keeps_type()
+        let image = &self.images()[n];
+        let is_plain = self.pose.map.is_none() && image.volume.as_resampled().is_none();
+        is_plain && self.sources[n] == self.pose.region && image.keeps_type()
     }
 
     /// The bytes that are read, and those that are interpolated, before a cast or padding.
@@ -117,7 +114,8 @@ impl PatchSource {
         let images = self.images().iter().zip(&self.sources).enumerate();
         let read = images.filter(|(n, _)| !self.is_as_read(*n));
         let bytes = read.map(|(_, (image, source))| {
-            let is_between = self.pose.map.is_some() && !image.keeps_type();
+            let is_mapped = self.pose.map.is_some() && !image.keeps_type();
+            let is_between = is_mapped || image.volume.as_resampled().is_some();
             let between = if is_between {
                 self.pose.region.voxels()
             } else {
@@ -131,7 +129,7 @@ impl PatchSource {
     /// Returns the bytes of the part of a chunk that the patch needs, and of the whole decoded chunk.
     pub(super) fn bytes_of(&self, image: usize, [c, at @ ..]: ChunkShape) -> (u64, u64) {
         let (source, image) = (self.sources[image], &self.images()[image]);
-        let layout = image.volume.layout();
+        let layout = image.source().layout();
         let [count, shape @ ..] = layout.read_chunk.unwrap_or([1; 4]);
         let (first, end) = (
             c.saturating_mul(count),
@@ -156,9 +154,9 @@ impl PatchSource {
             }
             let within = |size| intersecting(size, &image.channels, *source);
             let key = |at| (self.opened.index, n, at);
-            if let Some(chunk) = image.volume.layout().read_chunk {
+            if let Some(chunk) = image.source().layout().read_chunk {
                 pieces.extend(within(chunk).map(|at| Piece::Chunk(key(at))));
-            } else if let Some(planes) = image.volume.read_granularity() {
+            } else if let Some(planes) = image.source().read_granularity() {
                 pieces.extend(within(planes).map(|at| Piece::Planes(key(at))));
             } else {
                 pieces.push(Piece::Whole(n));
@@ -172,7 +170,7 @@ impl Assembly {
     /// Returns `true` if reads of an image wait for the network.
     pub(super) fn is_remote(&self, image: usize) -> bool {
         let source = self.source.as_ref();
-        source.is_ok_and(|source| source.images()[image].volume.layout().remote)
+        source.is_ok_and(|source| source.images()[image].source().layout().remote)
     }
 
     pub(super) fn new(drawn: Drawn, order: u64) -> Self {

@@ -64,7 +64,7 @@ impl Gather {
         room: CountedBytes,
     ) -> Result<Fetched, Arc<Error>> {
         self.counters.chunks.fetch_add(1, Ordering::Relaxed);
-        let decoded = guarded(|| source.images()[image].volume.read_chunk(index));
+        let decoded = guarded(|| source.images()[image].source().read_chunk(index));
         self.count_bytes(source, image);
         match decoded {
             Ok(chunk) => Ok(Fetched::Chunk(Arc::new(room.of_chunk(chunk)))),
@@ -86,7 +86,7 @@ impl Gather {
             .next()
             .expect("only patches with a region need planes");
         let own = &first.images()[image];
-        let size = own.volume.read_granularity().unwrap_or([1; 4]);
+        let size = own.source().read_granularity().unwrap_or([1; 4]);
         let regions = sources.map(|source| source.sources[image]);
         let read = guarded(|| StagedPlanes::fetch(own, size, index, regions, &self.scratch));
         self.count_bytes(first, image);
@@ -159,7 +159,7 @@ impl Gather {
         let out = self.buffer(assembly, wanted, image, &mut buffer)?;
         let source = &wanted.images()[image];
         let (channels, region) = (source.channels.clone(), wanted.sources[image]);
-        let read = source.volume.read_channels(channels, region, out);
+        let read = source.source().read_channels(channels, region, out);
         self.count_bytes(wanted, image);
         read
     }
@@ -256,15 +256,28 @@ impl Gather {
     }
 
     /// Computes the patch of an image at a region from the voxels that were read for it through a map: first
-    /// interpolated in the type of the volume, then cast, then padded.
+    /// interpolated in the type of the volume, then cast, then padded. The map of a resampled volume and the other one are
+    /// composed, so that values are interpolated once, unless a filter comes between them.
     fn warp(
         &self,
         image: &Image,
-        read: Patch,
+        mut read: Patch,
         warp: &Warp,
         (out, region): (&mut [u8], Region),
     ) -> Result<()> {
-        let (channels, reading) = (read.channels(), image.reading());
+        let resampled = image.volume.as_resampled();
+        let composed = resampled.and_then(|resampled| resampled.composed(warp));
+        let reading = match (&composed, resampled) {
+            (Some(_), _) => image.reading(image.source().layout().shape),
+            (None, Some(_)) => {
+                let reading = image.reading(image.volume.layout().shape);
+                read = self.resample(image, read, warp.source(&reading))?;
+                reading
+            }
+            (None, None) => image.reading(image.volume.layout().shape),
+        };
+        let warp = composed.as_ref().unwrap_or(warp);
+        let channels = read.channels();
         if read.region().is_empty() {
             let voxel = image.padded_voxel();
             out.chunks_exact_mut(voxel.len())
@@ -286,7 +299,19 @@ impl Gather {
         Ok(())
     }
 
-    /// Converts the voxels that were read of an image to those of a region: first cast, then padded,
+    /// Computes the patch of a resampled image at a region inside the volume from the voxels that were read for it.
+    fn resample(&self, image: &Image, read: Patch, region: Region) -> Result<Patch> {
+        let Some(resampled) = image.volume.as_resampled() else {
+            return Ok(read);
+        };
+        let mut patch = self.pool.take(region, read.channels(), read.dtype())?;
+        let source = (read.bytes(), read.region());
+        resampled.compute(source, (patch.bytes_mut(), region), read.channels())?;
+        self.pool.give(read);
+        Ok(patch)
+    }
+
+    /// Converts the voxels that were read of an image to those of a region: first resampled, then cast, then padded,
     /// so that the padding is in the type of the patch.
     fn convert(
         &self,
@@ -294,6 +319,9 @@ impl Gather {
         mut read: Patch,
         (out, region): (&mut [u8], Region),
     ) -> Result<()> {
+        if image.volume.as_resampled().is_some() {
+            read = self.resample(image, read, image.inside(region))?;
+        }
         let (source, channels, dtype) = (read.region(), read.channels(), image.dtype());
         let is_padded = source != region;
         if !image.keeps_type() {
@@ -307,6 +335,8 @@ impl Gather {
         }
         if is_padded {
             image.pad_into(&read, (out, region));
+        } else if image.keeps_type() {
+            out.copy_from_slice(read.bytes());
         }
         self.pool.give(read);
         Ok(())

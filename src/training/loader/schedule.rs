@@ -286,7 +286,7 @@ impl Schedule {
                 drop(state);
                 for ((_, image, index), assembly) in coming {
                     if let Ok(source) = &assembly.source {
-                        source.images()[image].volume.prefetch(index);
+                        source.images()[image].source().prefetch(index);
                     }
                 }
                 for job in jobs {

@@ -38,7 +38,7 @@ impl StagedPlanes {
         wanted: impl Iterator<Item = Region>,
         scratch: &Scratch,
     ) -> Result<Self> {
-        let layout = image.volume.layout();
+        let layout = image.source().layout();
         let [count, shape @ ..] = size;
         let [c, at @ ..] = index;
         let own = &image.channels;
@@ -79,7 +79,7 @@ impl StagedPlanes {
             let mut buffer = scratch.take(length);
             let channels = planes.channels.clone();
             image
-                .volume
+                .source()
                 .read_channels(channels, piece, &mut buffer[..length])?;
             planes.read = Some(Chunk {
                 channels: planes.channels.clone(),
@@ -108,7 +108,7 @@ impl StagedPlanes {
             let bytes = place(first)..place(first + part.shape[0] * plane);
             let out = &mut out[bytes];
             image
-                .volume
+                .source()
                 .read_channels(channel..channel + 1, part, out)?;
         }
         Ok(())

@@ -2,8 +2,9 @@
 
 use super::hard::{of_volumes, uniform_of};
 use super::*;
+use crate::geometry::Geometry;
 use crate::sampler::Border;
-use crate::volume::ChunkVoxels;
+use crate::volume::{ChunkVoxels, Interpolation, Resample};
 
 const PATCHES: u64 = 1500;
 
@@ -19,7 +20,8 @@ impl Counting {
         let layout = Layout {
             read_chunk: Some([1, chunk, chunk, chunk]),
             ..Layout::new(shape, 1, dtype)
-        };
+        }
+        .with_geometry(Geometry::from_parts([1.0; 3], [0.0; 3]));
         let decodes = AtomicUsize::new(0);
         Arc::new(Self { layout, decodes })
     }
@@ -103,6 +105,51 @@ fn random_patches_decode_a_third_to_a_half_of_what_sharing_in_a_buffer_would() {
 #[test]
 fn subjects_share_one_budget() {
     check(4, 3, 0);
+}
+
+/// Returns the decodes of random patches of a scan, on its own grid or on one whose voxels are `coarser` times as long.
+fn decodes_on_a_grid(coarser: Option<f64>, patch: u64, augment: &Augmentation) -> usize {
+    let volume = Counting::new([96, 128, 128], 16, DType::I16);
+    let mut shown: Arc<dyn Volume> = Arc::clone(&volume) as _;
+    if let Some(spacing) = coarser {
+        let resample = Resample::default().with_spacing(Some([spacing; 3]));
+        shown = shown.resampled(&resample).unwrap();
+        assert!(shown.as_resampled().is_some());
+    }
+    let image = Image::new("ct", shown).with_interpolation(Interpolation::Linear);
+    let subject = Subject::builder("s").with_images([image]).build().unwrap();
+    let options = LoaderOptions {
+        threads: 0,
+        memory: 1 << 20,
+        augment: *augment,
+        ..LoaderOptions::default()
+    };
+    let plan = EpochPlan::new(1, 300, 7).unwrap();
+    let make = uniform_of([patch; 3], Border::Drop);
+    let loader = Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options).unwrap();
+    assert_eq!(loader.map(Result::unwrap).count(), 300);
+    volume.decodes.load(Ordering::Relaxed)
+}
+
+#[test]
+fn patches_on_another_grid_decode_the_chunks_of_the_scan_as_seldom_as_patches_of_their_size() {
+    let none = Augmentation::default();
+    let plain = decodes_on_a_grid(None, 25, &none);
+    let coarse = decodes_on_a_grid(Some(1.5), 16, &none);
+    let copied = decodes_on_a_grid(Some(2.0), 12, &none);
+    println!("plain {plain}, 1.5 mm {coarse}, 2 mm {copied}");
+    assert!(plain > 300, "{plain}");
+    for decodes in [coarse, copied] {
+        assert!(decodes * 10 <= plain * 12, "{decodes} and {plain}");
+    }
+    let turned = RandomAffine::default().with_degrees([[-5.0, 5.0]; 3]);
+    let turned = Augmentation::default().with_affine(turned);
+    let (plain, mapped) = (
+        decodes_on_a_grid(None, 24, &turned),
+        decodes_on_a_grid(Some(1.5), 16, &turned),
+    );
+    println!("turned: plain {plain}, 1.5 mm {mapped}");
+    assert!(mapped * 10 <= plain * 12, "{mapped} and {plain}");
 }
 
 /// The full sizes: `cargo test --release --lib full_size -- --ignored --nocapture`.

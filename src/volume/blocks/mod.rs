@@ -112,6 +112,7 @@ impl BlockVolume {
         let memory = ReadMemory {
             shared: size_of_val(source.blocks.as_slice()) as u64,
             thread: voxels.saturating_mul(2 * layout.dtype.size() as u64 + 8),
+            source: None,
         };
         source.layout.read_memory = memory;
         let mut paths = source.files.paths();

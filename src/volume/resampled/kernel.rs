@@ -31,7 +31,10 @@ impl Real for f32 {
         if dtype.is_float() || dtype.size() > 2 {
             return store(values, dtype, out);
         }
-        let bits = values.iter().map(|&value| whole_bits(value, dtype));
+        // A call for each value would keep the loop from being vectorized.
+        let (low, high) = dtype.range();
+        let range = (low as f32, high as f32);
+        let bits = values.iter().map(|&value| whole_bits(value, range));
         if dtype.size() == 1 {
             for (bits, out) in bits.zip(out) {
                 [*out, _] = bits.to_le_bytes();
@@ -44,7 +47,7 @@ impl Real for f32 {
     }
 }
 
-/// Returns the bits of the nearest whole number of a type of 8 or 16 bits, half to even; 0 for NaN.
+/// Returns the bits of the nearest whole number between the ends of a type of 8 or 16 bits, half to even; 0 for NaN.
 ///
 /// A float of 1.5 * 2^23 or a little more has no fraction, and its last bits are those of a whole number that was added.
 #[inline]
@@ -52,10 +55,9 @@ impl Real for f32 {
     clippy::cast_possible_truncation,
     reason = "the last bits are those of the number"
 )]
-fn whole_bits(value: f32, dtype: DType) -> u16 {
-    let (low, high) = dtype.range();
+fn whole_bits(value: f32, (low, high): (f32, f32)) -> u16 {
     let value = if value.is_nan() { 0.0 } else { value };
-    (value.clamp(low as f32, high as f32) + 12_582_912.0).to_bits() as u16
+    (value.max(low).min(high) + 12_582_912.0).to_bits() as u16
 }
 
 impl Real for f64 {
@@ -85,8 +87,7 @@ impl Filter {
     /// Returns the filter that an interpolation needs before voxels `step` apart are interpolated along an axis.
     pub(super) fn new(interpolation: Interpolation, step: f64, antialias: bool) -> Self {
         let mut filter = Self(vec![1.0]);
-        // A rotation alone has a step of 1, within rounding.
-        if antialias && step > 1.0 + 1e-6 {
+        if antialias && is_coarser(step) {
             filter = filter.then(&gaussian(step));
         }
         if interpolation == Interpolation::Cubic {
@@ -122,6 +123,12 @@ impl Filter {
         }
         Self(half)
     }
+}
+
+/// Returns `true` if voxels `step` apart are further apart than those of the volume. A rotation alone has a step of 1,
+/// within rounding.
+pub(super) fn is_coarser(step: f64) -> bool {
+    step > 1.0 + 1e-6
 }
 
 /// Returns the filter whose result are the coefficients of the cubic B-spline through the values.

@@ -84,6 +84,40 @@ impl Map {
         !skewed && row[axis].fract() == 0.0 && row[3].fract() == 0.0
     }
 
+    /// Returns the affine map that applies `first`, and then this one.
+    pub(super) fn after(&self, first: &[[f64; 4]; 3]) -> [[f64; 4]; 3] {
+        self.rows.map(|row| {
+            std::array::from_fn(|b| {
+                let moved: f64 = (0..3).map(|a| row[a] * first[a][b]).sum();
+                if b == 3 { moved + row[3] } else { moved }
+            })
+        })
+    }
+
+    /// Returns the lowest and the highest index along each axis of the grid in a box of positions; `None` if the map cannot
+    /// be inverted.
+    pub(super) fn back(&self, ends: [(f64, f64); 3]) -> Option<[(f64, f64); 3]> {
+        let m = &self.rows;
+        let cofactor = |r: usize, c: usize| {
+            let ([r1, r2], [c1, c2]) = ([(r + 1) % 3, (r + 2) % 3], [(c + 1) % 3, (c + 2) % 3]);
+            m[r1][c1] * m[r2][c2] - m[r1][c2] * m[r2][c1]
+        };
+        let determinant: f64 = (0..3).map(|c| m[0][c] * cofactor(0, c)).sum();
+        if determinant == 0.0 || !determinant.is_finite() {
+            return None;
+        }
+        Some(std::array::from_fn(|b| {
+            let (mut low, mut high) = (0.0, 0.0);
+            for a in 0..3 {
+                let factor = cofactor(a, b) / determinant;
+                let [one, other] = [ends[a].0, ends[a].1].map(|end| factor * (end - m[a][3]));
+                low += one.min(other);
+                high += one.max(other);
+            }
+            (low, high)
+        }))
+    }
+
     /// Returns how many voxels along an axis of the volume neighboring voxels of the grid are apart, at most.
     pub(super) fn step(&self, axis: usize) -> f64 {
         let row = &self.rows[axis];

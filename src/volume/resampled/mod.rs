@@ -19,11 +19,11 @@ use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
 
-use self::kernel::{Field, Filter, Positions, Real, Table, by_tables, filtered};
+use self::kernel::{Field, Filter, Positions, Real, Table, by_tables, filtered, is_coarser};
 use self::map::{Map, ROUNDING, float, place};
 use super::{
-    Cached, Chunk, ChunkShape, ChunkVoxels, Layout, ReadMemory, ReadStats, Reoriented, Volume,
-    chunk,
+    Cached, Chunk, ChunkShape, ChunkVoxels, Layout, ReadMemory, ReadStats, Reoriented,
+    SourceChunks, Volume, chunk,
 };
 use crate::dtype::{self, DType, Element, with_element};
 use crate::error::{Error, Result};
@@ -75,17 +75,22 @@ const CACHE_BYTES: u64 = 32 << 20;
 /// copied bit for bit, whatever the interpolation and the type. The type stays that of the volume: results are rounded to
 /// the nearest value, half to even.
 ///
-/// If the volume has chunks, up to 32 MiB of decoded ones are kept for the next read.
+/// If the volume has chunks, up to 32 MiB of decoded ones are kept for the next read. Training and prediction know the order
+/// of their reads: they hold the chunks of the volume themselves, and compute patches from them.
 #[derive(Debug)]
 pub struct Resampled {
     /// The volume, with its axes along those of the grid.
-    inner: Arc<dyn Volume>,
+    source: Arc<dyn Volume>,
+    /// A cache of its chunks, if it has chunks.
+    cache: Option<Cached>,
     layout: Layout,
     map: Map,
     interpolation: Interpolation,
     padding: Padding,
     /// Along z, y, x of the volume.
     filters: [Filter; 3],
+    /// Whether no filter smooths the volume before it is interpolated.
+    is_unfiltered: bool,
     /// Voxels of the volume that are read at once.
     block_voxels: u64,
 }
@@ -143,6 +148,9 @@ impl Needs {
         Cow::Owned(continued(voxels.to_vec(), self))
     }
 }
+
+/// Reads some channels of a box of the volume that is resampled.
+type Reader<'a> = dyn Fn(&Range<u64>, Region) -> Result<ChunkVoxels> + 'a;
 
 impl Resampled {
     /// Presents `volume` on `grid`. Of `options`, the interpolation, the antialiasing and the padding are used.
@@ -211,13 +219,12 @@ impl Resampled {
         } else {
             options.interpolation
         };
-        Ok(Self::made(
-            turned,
-            grid,
-            map,
-            (interpolation, options.outside),
-            filters,
-        ))
+        let is_smoothed = options.antialias && (0..3).any(|a| is_coarser(map.step(a)));
+        let how = (interpolation, options.outside);
+        Ok(Self {
+            is_unfiltered: !is_smoothed,
+            ..Self::made(turned, grid, map, how, filters)
+        })
     }
 
     /// Presents a volume with the voxels of a grid whose axes are those of the volume, by nearest neighbor: voxel `i` of
@@ -243,7 +250,7 @@ impl Resampled {
     /// Adds a cache of decoded chunks, if the volume has chunks.
     fn cached(mut self) -> Self {
         if self.layout.read_chunk.is_some() {
-            self.inner = Arc::new(Cached::new(self.inner, CACHE_BYTES));
+            self.cache = Some(Cached::new(Arc::clone(&self.source), CACHE_BYTES));
         }
         self
     }
@@ -268,14 +275,50 @@ impl Resampled {
             read_memory: memory(own, &grid, interpolation),
             ..own.clone()
         };
-        Self {
-            inner: volume,
+        let mut resampled = Self {
+            source: volume,
+            cache: None,
             layout,
             map,
             interpolation,
             padding,
             filters,
+            is_unfiltered: true,
             block_voxels: BLOCK_VOXELS,
+        };
+        resampled.layout.read_memory.source = resampled.source_chunks();
+        resampled
+    }
+
+    fn source_chunks(&self) -> Option<SourceChunks> {
+        let own = self.source.layout();
+        Some(SourceChunks {
+            shape: own.shape,
+            chunk: own.read_chunk?,
+            step: std::array::from_fn(|a| self.map.step(a)),
+            margin: std::array::from_fn(|a| {
+                let (before, after) = self.neighbors(a);
+                (before + after + 1).unsigned_abs()
+            }),
+            parallel: self.map.is_separable,
+        })
+    }
+
+    /// Returns the volume that is resampled, with its axes along those of the grid.
+    pub(crate) const fn source(&self) -> &Arc<dyn Volume> {
+        &self.source
+    }
+
+    /// Returns the bytes of decoded chunks that reads keep, at most.
+    pub(crate) fn cache_bytes(&self) -> u64 {
+        cache_bytes(self.source.layout())
+    }
+
+    /// Returns the volume that is resampled, read by its cache.
+    fn cached_source(&self) -> &dyn Volume {
+        match &self.cache {
+            Some(cache) => cache,
+            None => &*self.source,
         }
     }
 
@@ -284,14 +327,14 @@ impl Resampled {
     fn is_same(&self) -> bool {
         let same = |a: usize| self.map.rows[a][a] == 1.0 && self.map.rows[a][3] == 0.0;
         self.map.is_separable
-            && self.inner.layout().shape == self.layout.shape
+            && self.source.layout().shape == self.layout.shape
             && (0..3).all(|a| same(a) && self.filters[a].reach() == 0)
     }
 
     /// Returns the volume with its axes along those of the grid if that is all that the grid changes.
     fn simplified(self) -> Arc<dyn Volume> {
         if self.is_same() {
-            return self.inner;
+            return self.source;
         }
         Arc::new(self.cached())
     }
@@ -330,7 +373,7 @@ impl Resampled {
             }
             low
         };
-        let last = float(self.inner.layout().shape[axis]) - 0.5 + beyond + ROUNDING;
+        let last = float(self.source.layout().shape[axis]) - 0.5 + beyond + ROUNDING;
         let start = first_where(&|position| position >= -0.5 - beyond - ROUNDING);
         start..first_where(&|position| position > last).max(start)
     }
@@ -348,7 +391,7 @@ impl Resampled {
 
     /// Returns the lowest and the highest position along an axis at which the volume has a value.
     fn ends(&self, axis: usize) -> (f64, f64) {
-        let length = float(self.inner.layout().shape[axis]);
+        let length = float(self.source.layout().shape[axis]);
         match self.padding {
             Padding::Constant(_) => (-0.5 - ROUNDING, length - 0.5 + ROUNDING),
             // Beyond, the continued volume is constant.
@@ -378,7 +421,7 @@ impl Resampled {
     /// Returns the voxel that is nearest to a position between the ends.
     fn nearest(&self, axis: usize, position: f64) -> i64 {
         let (voxel, _) = kernel::split(position + 0.5 + ROUNDING);
-        let last = self.inner.layout().shape[axis].cast_signed() - 1;
+        let last = self.source.layout().shape[axis].cast_signed() - 1;
         match self.padding {
             Padding::Constant(_) => voxel.clamp(0, last),
             _ => voxel,
@@ -428,7 +471,7 @@ impl Resampled {
                 let (before, after) = self.neighbors(a);
                 (first - before, last + after)
             };
-            let length = self.inner.layout().shape[a];
+            let length = self.source.layout().shape[a];
             needs.continue_along(a, (first, last), continuation, length);
         }
         Some(needs)
@@ -465,19 +508,156 @@ impl Resampled {
         whole(lengths.product())
     }
 
-    /// Reads a region that needs few voxels.
-    fn read_block(&self, channels: &Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
-        let Some(needs) = self.needs(region) else {
-            self.fill_constant(out);
+    /// Reads a box of the volume that is resampled, by its cache.
+    fn read_source(&self, channels: &Range<u64>, region: Region) -> Result<ChunkVoxels> {
+        let own = self.source.layout();
+        if let Some(cache) = &self.cache {
+            return chunk::gather_by(own, channels, region, |index| cache.chunk(index));
+        }
+        if own.read_chunk.is_some() {
+            return chunk::gather(&*self.source, channels, region);
+        }
+        let voxels = region.voxels() * (channels.end - channels.start);
+        let mut read = vec![0; place(voxels) * own.dtype.size()];
+        self.source
+            .read_channels(channels.clone(), region, &mut read)?;
+        Ok(ChunkVoxels::Stored(read))
+    }
+
+    /// Reads a region, with the boxes of the volume that `read` returns.
+    pub(crate) fn read_by(
+        &self,
+        read: &Reader<'_>,
+        channels: &Range<u64>,
+        region: Region,
+        out: &mut [u8],
+    ) -> Result<()> {
+        self.layout.check_read(channels, region, out.len())?;
+        if out.is_empty() {
             return Ok(());
-        };
+        }
         let count = channels.end - channels.start;
-        let bytes = place(needs.source.voxels() * count) * self.layout.dtype.size();
-        let mut voxels = vec![0; bytes];
-        self.inner
-            .read_channels(channels.clone(), needs.source, &mut voxels)?;
-        self.resample(&voxels, &needs, (out, region), place(count));
+        self.by_blocks(region, count, out, |block, out| {
+            let Some(needs) = self.needs(block) else {
+                self.fill_constant(out);
+                return Ok(());
+            };
+            let found = read(channels, needs.source)?;
+            if let Some(voxel) = self.computed(found, &needs, (out, block), count) {
+                fill(&voxel, out);
+            }
+            Ok(())
+        })
+    }
+
+    /// Returns the map from the voxels of a patch to positions in the volume that is resampled, where `warp` maps them to
+    /// positions in this one; `None` if a filter comes before the interpolation.
+    pub(crate) fn composed(&self, warp: &Warp) -> Option<Warp> {
+        self.is_unfiltered.then(|| Warp {
+            rows: self.map.after(&warp.rows),
+            ..warp.clone()
+        })
+    }
+
+    /// Computes a region from the voxels of its [`source_of`](Self::source_of).
+    pub(crate) fn compute(
+        &self,
+        (voxels, source): (&[u8], Region),
+        (out, region): (&mut [u8], Region),
+        channels: u64,
+    ) -> Result<()> {
+        if out.is_empty() {
+            return Ok(());
+        }
+        let size = self.layout.dtype.size();
+        self.by_blocks(region, channels, out, |block, out| {
+            let Some(needs) = self.needs(block) else {
+                self.fill_constant(out);
+                return Ok(());
+            };
+            if needs.source == source {
+                self.resample(voxels, &needs, (out, block), place(channels));
+                return Ok(());
+            }
+            let mut part = vec![0; place(needs.source.voxels() * channels) * size];
+            copy_common((voxels, source), (&mut part, needs.source), channels, size);
+            self.resample(&part, &needs, (out, block), place(channels));
+            Ok(())
+        })
+    }
+
+    /// Passes the blocks of a region to `compute`, each with a buffer for its voxels.
+    fn by_blocks(
+        &self,
+        region: Region,
+        channels: u64,
+        out: &mut [u8],
+        compute: impl Fn(Region, &mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut blocks = Vec::new();
+        self.blocks(region, channels, &mut blocks);
+        if blocks.len() == 1 {
+            return compute(region, out);
+        }
+        let size = self.layout.dtype.size();
+        for block in blocks {
+            let mut voxels = vec![0; place(block.voxels() * channels) * size];
+            compute(block, &mut voxels)?;
+            copy_common((&voxels, block), (&mut *out, region), channels, size);
+        }
         Ok(())
+    }
+
+    /// Returns the box of the volume that a region of the grid needs; an empty box if it needs no voxel.
+    pub(crate) fn source_of(&self, region: Region) -> Region {
+        let needs = self.needs(region);
+        needs.map_or(Region::whole([0; 3]), |needs| needs.source)
+    }
+
+    /// Returns the voxels along each axis of the grid whose values may depend on a box of the volume. Beyond the faces of
+    /// the volume, others may depend on it, too.
+    pub(crate) fn depending_on(&self, source: Region) -> [Range<u64>; 3] {
+        let ends: [(f64, f64); 3] = std::array::from_fn(|a| {
+            let (before, after) = self.neighbors(a);
+            let first = float(source.start[a].unsigned_abs());
+            let last = first + float(source.shape[a]);
+            let (before, after) = (before.unsigned_abs() + 1, after.unsigned_abs() + 1);
+            (first - float(after), last + float(before))
+        });
+        let shape = self.layout.shape;
+        match self.map.back(ends) {
+            Some(span) => std::array::from_fn(|a| {
+                let (low, high) = span[a];
+                let end = whole(high.ceil() + 1.0).min(shape[a]);
+                whole(low.floor()).min(end)..end
+            }),
+            None => shape.map(|length| 0..length),
+        }
+    }
+
+    /// Computes a region from the voxels that it needs. Returns a voxel if all of the region has its value, without writing
+    /// it.
+    fn computed(
+        &self,
+        found: ChunkVoxels,
+        needs: &Needs,
+        (out, region): (&mut [u8], Region),
+        channels: u64,
+    ) -> Option<Vec<u8>> {
+        let voxels = match found {
+            ChunkVoxels::Stored(voxels) => voxels,
+            ChunkVoxels::Fill(voxel) => {
+                let is_constant = voxel == self.constant();
+                if let Some(voxel) = self.unstored(voxel.clone())
+                    && (is_constant || self.is_inside(region))
+                {
+                    return Some(voxel);
+                }
+                voxel.repeat(place(needs.source.voxels() * channels))
+            }
+        };
+        self.resample(&voxels, needs, (out, region), place(channels));
+        None
     }
 
     /// Returns the constant of the padding as a voxel; 0 if there is none.
@@ -490,10 +670,7 @@ impl Resampled {
     }
 
     fn fill_constant(&self, out: &mut [u8]) {
-        let voxel = self.constant();
-        for out in out.chunks_exact_mut(voxel.len()) {
-            out.copy_from_slice(&voxel);
-        }
+        fill(&self.constant(), out);
     }
 
     /// Computes the voxels of a region from those that it needs.
@@ -749,13 +926,24 @@ fn memory(own: &Layout, grid: &VoxelGrid, interpolation: Interpolation) -> ReadM
         _ => 2 * value_bytes(own.dtype),
     };
     let block = all.min(BLOCK_VOXELS).saturating_mul(3 * voxel + values);
-    let cached = match own.read_chunk {
-        Some(_) => voxels(own.shape).saturating_mul(voxel).min(CACHE_BYTES),
-        None => 0,
-    };
     ReadMemory {
-        shared: own.read_memory.shared.saturating_add(cached),
+        shared: own.read_memory.shared.saturating_add(cache_bytes(own)),
         thread: own.read_memory.thread.saturating_add(block),
+        source: None,
+    }
+}
+
+/// Returns the bytes of decoded chunks of a volume that are kept, at most.
+fn cache_bytes(own: &Layout) -> u64 {
+    let voxels = Region::whole(own.shape).voxels();
+    let bytes = voxels.saturating_mul(own.channels.saturating_mul(own.dtype.size() as u64));
+    own.read_chunk.map_or(0, |_| bytes.min(CACHE_BYTES))
+}
+
+/// Writes one voxel value everywhere.
+fn fill(voxel: &[u8], out: &mut [u8]) {
+    for out in out.chunks_exact_mut(voxel.len()) {
+        out.copy_from_slice(voxel);
     }
 }
 
@@ -825,23 +1013,8 @@ impl Volume for Resampled {
     }
 
     fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
-        self.layout.check_read(&channels, region, out.len())?;
-        if out.is_empty() {
-            return Ok(());
-        }
-        let count = channels.end - channels.start;
-        let mut blocks = Vec::new();
-        self.blocks(region, count, &mut blocks);
-        if blocks.len() == 1 {
-            return self.read_block(&channels, region, out);
-        }
-        let size = self.layout.dtype.size();
-        for block in blocks {
-            let mut voxels = vec![0; place(block.voxels() * count) * size];
-            self.read_block(&channels, block, &mut voxels)?;
-            copy_common((&voxels, block), (&mut *out, region), count, size);
-        }
-        Ok(())
+        let read = |channels: &Range<u64>, source| self.read_source(channels, source);
+        self.read_by(&read, &channels, region, out)
     }
 
     /// Reads a chunk. If none of the chunks that it needs is stored, and all have the same value, it is a fill chunk.
@@ -862,40 +1035,35 @@ impl Volume for Resampled {
             self.read_channels(channels.clone(), region, &mut out)?;
             return Ok(chunk(ChunkVoxels::Stored(out)));
         }
-        let voxels = match chunk::gather(&*self.inner, &channels, needs.source)? {
-            ChunkVoxels::Stored(voxels) => voxels,
-            ChunkVoxels::Fill(voxel) => {
-                let is_constant = voxel == self.constant();
-                if let Some(voxel) = self.unstored(voxel.clone())
-                    && (is_constant || self.is_inside(region))
-                {
-                    return Ok(chunk(ChunkVoxels::Fill(voxel)));
-                }
-                voxel.repeat(place(needs.source.voxels() * count))
-            }
-        };
-        self.resample(&voxels, &needs, (&mut out, region), place(count));
-        Ok(chunk(ChunkVoxels::Stored(out)))
+        let found = self.read_source(&channels, needs.source)?;
+        let voxel = self.computed(found, &needs, (&mut out, region), count);
+        Ok(chunk(
+            voxel.map_or(ChunkVoxels::Stored(out), ChunkVoxels::Fill),
+        ))
     }
 
     fn inner(&self) -> Option<&dyn Volume> {
-        Some(&*self.inner)
+        Some(self.cached_source())
+    }
+
+    fn as_resampled(&self) -> Option<&Resampled> {
+        Some(self)
     }
 
     /// Prefetches the chunks that the chunk needs.
     fn prefetch(&self, index: ChunkShape) {
         let needs = self.chunk_needs(index).ok();
-        let Some(((channels, _, Some(needs)), chunk)) = needs.zip(self.inner.layout().read_chunk)
+        let Some(((channels, _, Some(needs)), chunk)) = needs.zip(self.source.layout().read_chunk)
         else {
             return;
         };
         for inner in chunk::intersecting(chunk, &channels, needs.source) {
-            self.inner.prefetch(inner);
+            self.cached_source().prefetch(inner);
         }
     }
 
     fn time_points(&self) -> Option<u64> {
-        self.inner.time_points()
+        self.cached_source().time_points()
     }
 
     /// Returns `None`: neighboring slabs need the same plane of the volume, so a pass over them goes back in it.
@@ -905,7 +1073,7 @@ impl Volume for Resampled {
 
     /// Returns the voxels along each axis of a preferred read of the volume.
     fn read_granularity(&self) -> Option<ChunkShape> {
-        let coarse = self.inner.read_granularity()?;
+        let coarse = self.cached_source().read_granularity()?;
         Some(chunk_of(coarse, &self.map))
     }
 
@@ -916,21 +1084,21 @@ impl Volume for Resampled {
         let Some(needs) = needs else {
             return Ok(Some(self.constant()));
         };
-        let found = chunk::fill_of(&*self.inner, &channels, needs.source)?;
+        let found = chunk::fill_of(self.cached_source(), &channels, needs.source)?;
         let found = found.filter(|voxel| *voxel == self.constant() || self.is_inside(region));
         Ok(found.and_then(|voxel| self.unstored(voxel)))
     }
 
     fn read_stats(&self) -> ReadStats {
-        self.inner.read_stats()
+        self.cached_source().read_stats()
     }
 
     fn source_files(&self) -> Vec<PathBuf> {
-        self.inner.source_files()
+        self.cached_source().source_files()
     }
 
     fn check_unchanged(&self) -> Result<()> {
-        self.inner.check_unchanged()
+        self.cached_source().check_unchanged()
     }
 
     fn identity(&self) -> Result<Json> {
@@ -940,12 +1108,12 @@ impl Volume for Resampled {
             "interpolation": self.interpolation.to_string(),
             "filters": self.filters.each_ref().map(Filter::reach),
             "padding": self.padding.to_string(),
-            "of": self.inner.identity()?,
+            "of": self.cached_source().identity()?,
         }))
     }
 
     fn stored_bytes(&self) -> Result<u64> {
-        self.inner.stored_bytes()
+        self.cached_source().stored_bytes()
     }
 }
 
