@@ -471,10 +471,16 @@ def _no_model(batch: object, locations: object) -> None:
 def _absolute(output: Json) -> Json:
     """Return the paths of outputs in the form in which they were given, absolute."""
     if isinstance(output, Mapping):
-        return {name: os.path.abspath(path) for name, path in output.items()}
+        return {name: _place(path) for name, path in output.items()}
     if isinstance(output, (str, os.PathLike)):
-        return os.path.abspath(output)
-    return [os.path.abspath(path) for path in output]
+        return _place(output)
+    return [_place(path) for path in output]
+
+
+def _place(path: "str | os.PathLike[str]") -> str:
+    """Return an absolute path, or an address in a store."""
+    text = os.fspath(path)
+    return text if "://" in text else os.path.abspath(text)
 
 
 def _named(output: Json) -> Json:
@@ -501,12 +507,10 @@ def _plain(value: Json) -> Json:
             if not isinstance(place, (str, os.PathLike)):
                 raise InvalidError(f"{value!r} is an array in memory: pickle the job, or write the array to a file first")
             path = os.fspath(place)
-            if "://" not in path:
-                path = os.path.abspath(path)
-            elif path.rstrip("/") != value.path:
+            if "://" in path and path.rstrip("/") != value.path:
                 raise InvalidError(f"the address {value.path} has secrets: pickle the job, or give them as storage_options")
             *opening, storage = opening
-            arguments = (path, affine, (*opening, [one for one in storage if one[0] in _OPEN_OPTIONS]), *others)
+            arguments = (_place(path), affine, (*opening, [one for one in storage if one[0] in _OPEN_OPTIONS]), *others)
         return {"volume": rebuild.__name__, "arguments": [_plain(one) for one in arguments]}
     if getattr(value, "ndim", 0) and hasattr(value, "__array__"):
         import numpy as np

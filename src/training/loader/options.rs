@@ -176,6 +176,7 @@ impl fmt::Debug for LoaderOptions {
             .field("on_error", &self.on_error)
             .field("augment", &self.augment)
             .field("transform", &self.transform.is_some())
+            .field("carry", &self.carry)
             .finish()
     }
 }

@@ -27,6 +27,10 @@ pub(super) trait Real:
 }
 
 impl Real for f32 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "all numbers of 8 and 16 bits are f32"
+    )]
     fn store(values: &[Self], dtype: DType, out: &mut [u8]) {
         if dtype.is_float() || dtype.size() > 2 {
             return store(values, dtype, out);
