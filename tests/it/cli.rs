@@ -604,8 +604,8 @@ fn outputs_that_cannot_be_are_named_and_leave_nothing() {
             "\"out.mha.gz\" cannot be written",
         ),
         (
-            &["convert", &source, &place.at("out.tif")],
-            "\"out.tif\" cannot be written",
+            &["convert", &source, &place.at("out.png")],
+            "\"out.png\" cannot be written",
         ),
         (
             &["convert", &source, &place.at("o.h5")],
