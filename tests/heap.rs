@@ -115,8 +115,10 @@ fn many_epochs_and_many_subjects_leave_nothing_behind() {
         assert!(loader.next().is_some_and(|sample| sample.is_ok()));
     };
     (0..50).for_each(one);
+    dataset.release();
     let before = NOW.load(Ordering::Relaxed);
     (50..10_000).for_each(one);
+    dataset.release();
     assert_eq!(NOW.load(Ordering::Relaxed), before, "after 10 000 epochs");
 
     let subjects = LazySubjects::new(1_000_000, subject);
@@ -168,6 +170,9 @@ fn patches_pieces_chunks_and_decodes_together_stay_within_the_budget() {
                 let stats = loader.stats();
                 drop(loader);
                 let peak = PEAK.load(Ordering::Relaxed) - before;
+                let left = NOW.load(Ordering::Relaxed) - before;
+                assert!(left <= mib << 20, "{left} for the next epoch");
+                dataset.release();
                 let left = NOW.load(Ordering::Relaxed) - before;
                 let case = format!(
                     "patch {patch}, chunk {chunk}, batch {batch}, {threads} threads, {mib} MiB"

@@ -181,3 +181,14 @@ def test_what_a_job_cannot_do_is_refused(scan: str, tmp_path: pathlib.Path) -> N
         task.run(double)
     assert not in_memory.commit()[...].any()
     assert not (tmp_path / "out.zarr").exists()
+
+
+def test_an_output_in_a_store_is_refused_before_anything_is_written(
+    scan: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(os.listdir(tmp_path))
+    for output in ["s3://bucket/out.zarr", {"one": "s3://bucket/out.zarr"}, ["s3://bucket/out.zarr"]]:
+        with pytest.raises(voxpatch.VoxpatchError, match="file systems only"):
+            plan(scan, output).tasks(2)[0].run(double)
+    assert sorted(os.listdir(tmp_path)) == before

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::augment::Augmentation;
 use super::factory::SamplerFactory;
-use super::loader::{Batch, Carry, Loader, LoaderOptions, LoaderStats, OnError, Transform};
+use super::loader::{
+    Batch, Carried, Carry, Loader, LoaderOptions, LoaderStats, OnError, Transform,
+};
 use super::plan::EpochPlan;
 use super::shard::RankShard;
 use super::state::LoaderState;
@@ -17,7 +19,8 @@ use crate::error::Result;
 /// The sequence of patches is a function of the dataset and the epoch alone.
 ///
 /// A loader leaves its open subjects, and the decoded chunks that it holds, to the dataset's next one: between epochs
-/// the dataset takes up to [`LoaderOptions::memory`]. Clones share them, until one gets other settings.
+/// the dataset takes up to [`LoaderOptions::memory`], until [`release`](Self::release). Clones share them, until one gets
+/// other settings.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -108,6 +111,11 @@ impl Dataset {
     #[must_use]
     pub fn subjects(&self) -> &dyn Subjects {
         &*self.subjects
+    }
+
+    /// Frees the chunks, and closes the subjects, that the last loader left to the next one.
+    pub fn release(&self) {
+        self.carry.leave(Carried::default());
     }
 
     /// Prepares an epoch, from its first patch.

@@ -15,7 +15,7 @@ use super::holdings::{ChunkBytes, CountedChunk};
 pub(in crate::training) struct Carry(Arc<Mutex<Carried>>);
 
 #[derive(Default)]
-pub(super) struct Carried {
+pub(in crate::training) struct Carried {
     /// Subjects that could be opened.
     pub(super) subjects: Vec<Arc<OpenSubject>>,
     /// Chunks with the bytes that they are planned with.
@@ -38,7 +38,7 @@ impl Carry {
     }
 
     /// Leaves something in place of what was left before.
-    pub(super) fn leave(&self, carried: Carried) {
+    pub(in crate::training) fn leave(&self, carried: Carried) {
         let mut left = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut *left, carried);
         drop(left);

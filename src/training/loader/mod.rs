@@ -42,13 +42,12 @@ mod staging;
 mod wait;
 
 pub use batch::{Batch, BatchImage};
-pub(in crate::training) use carry::Carry;
+pub(in crate::training) use carry::{Carried, Carry};
 pub use gather::Transform;
 pub use options::{LoaderOptions, LoaderStats, OnError};
 pub use sample::{PooledPatch, Sample};
 pub use wait::TryNext;
 
-use self::carry::Carried;
 use self::cursor::StepCursor;
 use self::feed::{Feed, FeedOptions};
 use self::gather::Gather;
