@@ -188,7 +188,6 @@ def test_an_output_in_a_store_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(os.listdir(tmp_path))
-    for output in ["s3://bucket/out.zarr", {"one": "s3://bucket/out.zarr"}, ["s3://bucket/out.zarr"]]:
-        with pytest.raises(voxpatch.VoxpatchError, match="file systems only"):
-            plan(scan, output).tasks(2)[0].run(double)
+    with pytest.raises(voxpatch.VoxpatchError, match="file systems only"):
+        plan(scan, "s3://bucket/out.zarr").tasks(2)[0].run(double)
     assert sorted(os.listdir(tmp_path)) == before

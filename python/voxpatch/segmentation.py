@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, cast
 
 from ._voxpatch import Volume, __version__
 from .errors import InvalidError
 from .files import open as open_volume
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["export_dicom_seg"]
 
@@ -24,8 +25,8 @@ MAY_BE_EMPTY = (
     "ReferringPhysicianName",
 )  # fmt: skip
 
-#: From millimeters in RAS+, as affines of this package are, to those of DICOM.
-TO_DICOM = np.diag([-1.0, -1.0, 1.0, 1.0])
+#: The diagonal of the map from millimeters in RAS+, as affines of this package are, to those of DICOM.
+TO_DICOM = (-1.0, -1.0, 1.0, 1.0)
 
 
 def export_dicom_seg(
@@ -77,6 +78,7 @@ def export_dicom_seg(
     """
     try:
         import highdicom  # noqa: F401
+        import numpy as np
         import pydicom
     except ImportError as error:
         raise ImportError("export_dicom_seg needs highdicom: pip install highdicom") from error
@@ -113,6 +115,8 @@ def export_dicom_seg(
 
 def _labels(volume: Volume, image: Volume) -> np.ndarray[Any, np.dtype[Any]]:
     """Return the voxels of a label map, after checking that it has the grid of an image."""
+    import numpy as np
+
     if volume.shape[0] != 1:
         raise InvalidError(f"the labels have {volume.shape[0]} channels: give a label map with one")
     if tuple(volume.shape[1:]) != tuple(image.shape[1:]):
@@ -186,9 +190,11 @@ def _positions(sources: list[Any]) -> list[Any]:
 
 def _planes(sources: list[Any], image: Volume) -> list[int]:
     """Return the slice of the volume that each frame of the series is."""
+    import numpy as np
+
     if not sources:
         raise InvalidError("the series has no images")
-    to_voxels = np.linalg.inv(TO_DICOM @ np.asarray(image.affine))
+    to_voxels = np.linalg.inv(np.diag(TO_DICOM) @ np.asarray(image.affine))
     planes = []
     for position in _positions(sources):
         place = to_voxels @ np.array([*map(float, position), 1.0])

@@ -18,7 +18,7 @@ use crate::error::Result;
 ///
 /// The sequence of patches is a function of the dataset and the epoch alone.
 ///
-/// A loader leaves its open subjects, and the decoded chunks that it holds, to the dataset's next one: between epochs
+/// A loader leaves the decoded chunks that it holds, and their subjects, to the dataset's next one: between epochs
 /// the dataset takes up to [`LoaderOptions::memory`], until [`release`](Self::release). Clones share them, until one gets
 /// other settings.
 ///

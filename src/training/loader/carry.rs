@@ -1,14 +1,15 @@
-//! What an epoch leaves to the next one of the same dataset: its open subjects, and the chunks of them that it holds.
+//! What an epoch leaves to the next one of the same dataset: the chunks that it holds, and the subjects that they are of.
 //!
-//! The next epoch reads the same subjects, so that a chunk that is held when an epoch ends is most likely needed again.
+//! The next epoch reads the same subjects, so that a chunk that is held when an epoch ends is most likely needed again. It
+//! opens its subjects itself: if a subject then has other volumes, its chunks are dropped.
 
-use std::collections::BTreeSet;
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::assembly::ChunkKey;
-use super::feed::OpenSubject;
 use super::holdings::{ChunkBytes, CountedChunk};
+use crate::training::subject::Subject;
 
 /// What the last loader of a dataset left. Clones share it.
 #[derive(Clone, Default)]
@@ -16,8 +17,8 @@ pub(in crate::training) struct Carry(Arc<Mutex<Carried>>);
 
 #[derive(Default)]
 pub(in crate::training) struct Carried {
-    /// Subjects that could be opened.
-    pub(super) subjects: Vec<Arc<OpenSubject>>,
+    /// The open subjects, with their numbers.
+    pub(super) subjects: HashMap<u64, Arc<Subject>>,
     /// Chunks with the bytes that they are planned with.
     pub(super) chunks: Vec<(ChunkKey, u64, Arc<CountedChunk>)>,
     /// The counter of these chunks' bytes.
@@ -25,16 +26,9 @@ pub(in crate::training) struct Carried {
 }
 
 impl Carry {
-    /// Takes what the last loader left, except of subjects whose files were modified since.
+    /// Takes what the last loader left.
     pub(super) fn take(&self) -> Carried {
-        let mut carried =
-            std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        carried.subjects.retain(|opened| opened.is_unchanged());
-        let kept: BTreeSet<u64> = carried.subjects.iter().map(|opened| opened.index).collect();
-        carried
-            .chunks
-            .retain(|((subject, ..), ..)| kept.contains(subject));
-        carried
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Leaves something in place of what was left before.
@@ -44,6 +38,14 @@ impl Carry {
         drop(left);
         drop(before);
     }
+}
+
+/// Returns `true` if two subjects have the same volumes.
+pub(super) fn same_volumes(a: &Subject, b: &Subject) -> bool {
+    let (a, b) = (a.images(), b.images());
+    let mut pairs = a.iter().zip(b);
+    a.len() == b.len()
+        && pairs.all(|(a, b)| std::ptr::addr_eq(Arc::as_ptr(&a.volume), Arc::as_ptr(&b.volume)))
 }
 
 impl fmt::Debug for Carry {

@@ -1,12 +1,13 @@
 //! The feed: opens subjects and draws the patches of the plan, some hundred at a time.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::batch_buffer::BatchBuffer;
+use super::carry::same_volumes;
 use crate::error::{Error, Result};
 use crate::region::Region;
 use crate::sampler::Sampler;
@@ -67,12 +68,6 @@ pub(super) struct OpenSubject {
 }
 
 impl OpenSubject {
-    /// Returns `true` if no file of the subject was modified since it was opened.
-    pub(super) fn is_unchanged(&self) -> bool {
-        let mut images = self.subject.images().iter();
-        images.all(|image| image.volume.check_unchanged().is_ok())
-    }
-
     /// Checks that no file of the subject was modified since it was opened.
     fn unchanged(opened: Arc<Self>) -> Result<Arc<Self>, Failed> {
         let mut images = opened.subject.images().iter();
@@ -122,8 +117,10 @@ pub(super) struct Feed {
     draws: usize,
     /// The subjects that were opened last, or the reasons why they could not be.
     open: VecDeque<(u64, Result<Arc<OpenSubject>, Failed>)>,
-    /// Subjects that an earlier epoch left open, and that this one has not needed yet.
-    carried: Vec<Arc<OpenSubject>>,
+    /// The subjects of an earlier epoch whose chunks are held, and that this one has not opened yet,
+    carried: HashMap<u64, Arc<Subject>>,
+    /// and those that have other volumes now.
+    changed: Vec<u64>,
     /// The images of the first subject.
     spec: Option<SubjectSpec>,
 }
@@ -143,10 +140,11 @@ impl Feed {
         plan: &EpochPlan,
         epoch: u64,
         options: FeedOptions,
-        carried: Vec<Arc<OpenSubject>>,
+        carried: HashMap<u64, Arc<Subject>>,
     ) -> Self {
         Self {
             carried,
+            changed: Vec::new(),
             subjects,
             samplers,
             seed: plan.seed(),
@@ -218,12 +216,18 @@ impl Feed {
         }
     }
 
-    /// Takes the subjects that are open.
-    pub(super) fn take_open(&mut self) -> Vec<Arc<OpenSubject>> {
+    /// Takes the subjects whose chunks may be held.
+    pub(super) fn take_open(&mut self) -> HashMap<u64, Arc<Subject>> {
+        let mut subjects = std::mem::take(&mut self.carried);
         let open = std::mem::take(&mut self.open).into_iter();
-        let mut open: Vec<_> = open.filter_map(|(_, opened)| opened.ok()).collect();
-        open.append(&mut self.carried);
-        open
+        let open = open.filter_map(|(index, opened)| Some((index, opened.ok()?)));
+        subjects.extend(open.map(|(index, opened)| (index, Arc::clone(&opened.subject))));
+        subjects
+    }
+
+    /// Takes the subjects whose chunks must be dropped: they were opened again and have other volumes.
+    pub(super) fn take_changed(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.changed)
     }
 
     /// Gives up all remaining patches and returns the place at which they end.
@@ -320,16 +324,15 @@ impl Feed {
     }
 
     fn open(&mut self, index: u64) -> Result<Arc<OpenSubject>, Failed> {
-        let carried = self.carried.iter().position(|opened| opened.index == index);
-        let carried = carried.map(|at| self.carried.swap_remove(at));
-        let subject = match &carried {
-            Some(opened) => Arc::clone(&opened.subject),
-            None => self
-                .subjects
-                .open(index)
-                .map(Arc::new)
-                .map_err(|error| failed(index, &self.subjects.name(index), error))?,
-        };
+        let subject = self
+            .subjects
+            .open(index)
+            .map_err(|error| failed(index, &self.subjects.name(index), error))?;
+        if let Some(carried) = self.carried.remove(&index)
+            && !same_volumes(&carried, &subject)
+        {
+            self.changed.push(index);
+        }
         self.check_spec(&subject)
             .map_err(|error| failed(index, subject.name(), error))?;
         if self.options.augment.interpolates() {
@@ -337,13 +340,10 @@ impl Feed {
                 .check_interpolation()
                 .map_err(|error| failed(index, subject.name(), error))?;
         }
-        let sampler = match &carried {
-            Some(opened) => opened.sampler.clone(),
-            None => self
-                .samplers
-                .sampler(&subject, subject_seed(self.seed, index))
-                .map_err(|error| failed(index, subject.name(), error))?,
-        };
+        let sampler = self
+            .samplers
+            .sampler(&subject, subject_seed(self.seed, index))
+            .map_err(|error| failed(index, subject.name(), error))?;
         let (threads, memory) = self.options.measuring;
         let mut images = subject.images().iter();
         images
@@ -353,7 +353,7 @@ impl Feed {
         Ok(Arc::new(OpenSubject {
             index,
             read: subject.images().iter().map(read).collect(),
-            subject,
+            subject: Arc::new(subject),
             sampler,
         }))
     }

@@ -69,6 +69,18 @@ impl Holdings {
         held
     }
 
+    /// Drops the chunks that an earlier epoch left of a subject, before any of its uses is known.
+    pub(super) fn forget(&mut self, subject: u64) {
+        let reuse = &mut self.reuse;
+        self.chunks.retain(|&key, _| {
+            let is_kept = key.0 != subject;
+            if !is_kept {
+                reuse.lose_chunk(key);
+            }
+            is_kept
+        });
+    }
+
     /// Returns the chunks that are held, each with the bytes that it is planned with.
     pub(super) fn into_chunks(self) -> Vec<(ChunkKey, u64, Arc<CountedChunk>)> {
         let Self { reuse, chunks, .. } = self;

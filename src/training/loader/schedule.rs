@@ -248,9 +248,12 @@ impl Schedule {
     pub(super) fn leave(&self) -> Carried {
         let held = std::mem::take(&mut self.lock().held);
         let mut feed = self.feed.lock().unwrap_or_else(PoisonError::into_inner);
+        let subjects = feed.take_open();
+        let mut chunks = held.into_chunks();
+        chunks.retain(|((subject, ..), ..)| subjects.contains_key(subject));
         Carried {
-            subjects: feed.take_open(),
-            chunks: held.into_chunks(),
+            subjects,
+            chunks,
             bytes: self.chunk_bytes.clone(),
         }
     }
@@ -319,8 +322,12 @@ impl Schedule {
         let orders = state.orders..;
         drop(state);
         let new = |(drawn, order)| Arc::new(Assembly::new(drawn, order));
-        let assemblies: Vec<_> = self.fed().into_iter().zip(orders).map(new).collect();
+        let (drawn, changed) = self.fed();
+        let assemblies: Vec<_> = drawn.into_iter().zip(orders).map(new).collect();
         let mut state = self.lock();
+        changed
+            .into_iter()
+            .for_each(|index| state.held.forget(index));
         state.feeding = false;
         state.fed = assemblies.is_empty();
         state.orders += assemblies.len() as u64;
@@ -338,10 +345,11 @@ impl Schedule {
         state
     }
 
-    /// Draws the next patches. A panic becomes one patch with an error.
-    fn fed(&self) -> Vec<Drawn> {
+    /// Draws the next patches. A panic becomes one patch with an error. Returns them, and the subjects that changed since
+    /// the last epoch.
+    fn fed(&self) -> (Vec<Drawn>, Vec<u64>) {
         let mut feed = self.feed.lock().unwrap_or_else(PoisonError::into_inner);
-        catch_unwind(AssertUnwindSafe(|| feed.next())).unwrap_or_else(|panic| {
+        let drawn = catch_unwind(AssertUnwindSafe(|| feed.next())).unwrap_or_else(|panic| {
             let place = feed.abandon();
             let error = Failed::Error(Arc::new(panicked(&*panic)));
             vec![Drawn {
@@ -349,7 +357,8 @@ impl Schedule {
                 batch: None,
                 outcome: Err(error),
             }]
-        })
+        });
+        (drawn, feed.take_changed())
     }
 
     /// Admits drawn patches while they fit; at least one.
