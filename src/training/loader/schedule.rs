@@ -325,9 +325,9 @@ impl Schedule {
         let (drawn, changed) = self.fed();
         let assemblies: Vec<_> = drawn.into_iter().zip(orders).map(new).collect();
         let mut state = self.lock();
-        changed
-            .into_iter()
-            .for_each(|index| state.held.forget(index));
+        for index in changed {
+            state.held.forget(index);
+        }
         state.feeding = false;
         state.fed = assemblies.is_empty();
         state.orders += assemblies.len() as u64;
