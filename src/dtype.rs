@@ -94,6 +94,12 @@ impl DType {
             .find(|&dtype| dtype.name() == name || (dtype != Self::Bool && short(dtype) == name))
     }
 
+    /// Returns the type with this code of numpy: a letter and the bytes of a value, without the byte order (`u2`).
+    pub(crate) fn from_code(code: &str) -> Option<Self> {
+        let of = |dtype: Self| format!("{}{}", &dtype.name()[..1], dtype.size());
+        Self::ALL.into_iter().find(|&dtype| of(dtype) == code)
+    }
+
     /// Returns `true` if values are whole numbers (`bool` counts).
     #[must_use]
     pub const fn is_integer(self) -> bool {

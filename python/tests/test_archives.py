@@ -12,6 +12,7 @@ import pytest
 
 import voxpatch
 from damage import check_damage, total
+from voxels import check_voxels
 
 zarr = pytest.importorskip("zarr")
 
@@ -20,17 +21,6 @@ def made(shape: tuple[int, ...], dtype: str = "int16") -> np.ndarray:
     """Return values that are nowhere the same as nearby."""
     rng = np.random.default_rng(7)
     return (np.indices(shape).sum(axis=0) * 3 + rng.integers(0, 5, shape)).astype(dtype)
-
-
-def check(path: Path, expected: np.ndarray, name: object, **options) -> voxpatch.Volume:
-    """Compare all voxels, and those of a box that cuts chunks."""
-    volume = voxpatch.open(path, **options)
-    assert volume.dtype == expected.dtype, (name, volume.dtype)
-    assert volume.shape == expected.shape, (name, volume.shape)
-    assert np.array_equal(volume[...], expected), name
-    z, y, x = (n // 3 for n in expected.shape[1:])
-    assert np.array_equal(volume[:, z:, y : y + 3, x:], expected[:, z:, y : y + 3, x:]), name
-    return volume
 
 
 def write_store(path: Path, voxels: np.ndarray, version: int, method: int, **options) -> None:
@@ -63,7 +53,7 @@ def test_archives_of_zarr_python(tmp_path):
         voxels = made((2, 17, 33, 40), options.pop("dtype", "int16"))
         path = tmp_path / f"{count}.zarr.zip"
         write_store(path, voxels, version, method, **options)
-        check(path, voxels, (version, method, options))
+        check_voxels(path, voxels, (version, method, options))
         count += 1
     assert count >= 26
 
@@ -77,7 +67,7 @@ def test_ozx_of_ngff_zarr(tmp_path):
     )
     path = tmp_path / "scan.ozx"
     ngff.to_ngff_zarr(str(path), ngff.to_multiscales(image, scale_factors=[2], chunks=16), version="0.5")
-    volume = check(path, voxels[None], "ozx")
+    volume = check_voxels(path, voxels[None], "ozx")
     assert np.allclose(volume.spacing, (2.0, 0.5, 0.25))
     coarse = voxpatch.open(path, level=1)
     assert coarse.shape == (1, 8, 16, 24)
@@ -97,7 +87,7 @@ def test_a_group_of_arrays_in_an_archive_lists_them(tmp_path):
         store.close()
     with pytest.raises(ValueError, match="labels, raw"):
         voxpatch.open(path)
-    check(path / "raw", voxels[None], "raw")
+    check_voxels(path / "raw", voxels[None], "raw")
     with pytest.raises((ValueError, OSError)):
         voxpatch.open(path / "other")
 
@@ -110,12 +100,12 @@ def test_numpy_archives(tmp_path):
         save(path, data=data, seg=seg)
         with pytest.raises(ValueError, match="data, seg"):
             voxpatch.open(path)
-        check(path / "data", data.astype(np.dtype(dtype).newbyteorder("=")), (save, dtype))
-        check(path / "seg.npy", seg, (save, dtype))
+        check_voxels(path / "data", data.astype(np.dtype(dtype).newbyteorder("=")), (save, dtype))
+        check_voxels(path / "seg.npy", seg, (save, dtype))
         save(path, data)
-        check(path, data.astype(np.dtype(dtype).newbyteorder("=")), (save, dtype))
+        check_voxels(path, data.astype(np.dtype(dtype).newbyteorder("=")), (save, dtype))
     save(path, order=np.asfortranarray(made((3, 4, 5))))
-    check(path, made((3, 4, 5))[None], "Fortran order")
+    check_voxels(path, made((3, 4, 5))[None], "Fortran order")
 
 
 def test_wide_archives(tmp_path):
@@ -125,7 +115,7 @@ def test_wide_archives(tmp_path):
     with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
         with archive.open("data.npy", "w", force_zip64=True) as entry:
             np.lib.format.write_array(entry, voxels)
-    check(path, voxels[None], "zip64")
+    check_voxels(path, voxels[None], "zip64")
     path = tmp_path / "many.zarr.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for n in range(66_000):
@@ -135,7 +125,7 @@ def test_wide_archives(tmp_path):
             '"fill_value": 0, "order": "C", "filters": null}'
         ))
         archive.writestr("0.0.0", bytes(range(24)))
-    check(path, np.arange(24, dtype="uint8").reshape(1, 2, 3, 4), "66 002 entries")
+    check_voxels(path, np.arange(24, dtype="uint8").reshape(1, 2, 3, 4), "66 002 entries")
 
 
 def test_damaged_archives_are_errors(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 
 import voxpatch
 from damage import check_damage, total
+from voxels import check_voxels
 
 h5py = pytest.importorskip("h5py")
 
@@ -22,17 +23,6 @@ def made(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     rng = np.random.default_rng(3)
     values = np.indices(shape).sum(axis=0) * 3 + rng.integers(0, 5, shape)
     return (values % 100 - (0 if dtype[0] == "u" else 50)).astype(dtype)
-
-
-def check(path: object, expected: np.ndarray, name: object, **options) -> voxpatch.Volume:
-    """Compare all voxels, and those of a box that cuts chunks."""
-    volume = voxpatch.open(str(path), **options)
-    assert volume.dtype == expected.dtype, (name, volume.dtype)
-    assert volume.shape == expected.shape, (name, volume.shape, expected.shape)
-    assert np.array_equal(volume[...], expected), name
-    z, y, x = (n // 3 for n in expected.shape[1:])
-    assert np.array_equal(volume[:, z:, y : y + 3, x:], expected[:, z:, y : y + 3, x:]), name
-    return volume
 
 
 def layouts():
@@ -69,9 +59,9 @@ def test_layouts_of_h5py(tmp_path):
         for order in "<>" if dtype in ("int16", "float32") and bound is None else "=":
             with h5py.File(path, "w", libver=bound) as file:
                 file.create_dataset("group/raw", data=voxels.astype(np.dtype(dtype).newbyteorder(order)), **options)
-            check(path, voxels[None], (name, order))
-            check(f"{path}:/group/raw", voxels[None], (name, order))
-            check(f"{path}:group/raw", voxels[None], (name, order), trusted=False)
+            check_voxels(path, voxels[None], (name, order))
+            check_voxels(f"{path}:/group/raw", voxels[None], (name, order))
+            check_voxels(f"{path}:group/raw", voxels[None], (name, order), trusted=False)
             count += 1
     assert count >= 110
 
@@ -88,7 +78,7 @@ def test_filters_of_hdf5plugin(tmp_path):
         path = tmp_path / "a.h5"
         with h5py.File(path, "w") as file:
             file.create_dataset("raw", data=voxels, chunks=(4, 8, 16), **options)
-        check(path, voxels[None], n)
+        check_voxels(path, voxels[None], n)
         if n < 12:
             with pytest.raises(ValueError, match="blosc"):
                 voxpatch.open(path, trusted=False)
@@ -123,7 +113,7 @@ def test_axes(tmp_path):
             with pytest.raises(ValueError, match="next to each other"):
                 voxpatch.open(path)
         else:
-            check(path, expected, (order, chunked, kind))
+            check_voxels(path, expected, (order, chunked, kind))
 
 
 def test_spacing_and_fill(tmp_path):
@@ -135,11 +125,11 @@ def test_spacing_and_fill(tmp_path):
         data.attrs["element_size_um"] = [2.0, 0.5, 0.25]
     expected = np.full((1, 8, 16, 8), -2.5, "f4")
     expected[0, :, :8] = voxels
-    volume = check(path, expected, "fill")
+    volume = check_voxels(path, expected, "fill")
     assert np.allclose(volume.spacing, (0.002, 0.0005, 0.00025))
     with h5py.File(path, "w") as file:
         file.create_dataset("raw", shape=(100, 70, 80), dtype="i2", fillvalue=7)
-    check(path, np.full((1, 100, 70, 80), 7, "i2"), "nothing stored")
+    check_voxels(path, np.full((1, 100, 70, 80), 7, "i2"), "nothing stored")
     with h5py.File(path, "w") as file:
         file.create_dataset("mask", data=voxels > 10)
     assert np.array_equal(voxpatch.open(path)[0], (voxels > 10).astype("u1"))
@@ -162,7 +152,7 @@ def test_data_sets_are_listed_and_refusals_say_why(tmp_path):
     with pytest.raises(ValueError, match=r"several data sets: /deep/er/labels \(4 x 5 x 6, uint8\)") as raised:
         voxpatch.open(path)
     assert "/raw" in str(raised.value) and "names" not in str(raised.value)
-    check(f"{path}:/deep/link", voxels[None], "link")
+    check_voxels(f"{path}:/deep/link", voxels[None], "link")
     for inside, word in [("/none", "no data set"), ("/names", "numbers|axes"), ("/deep", "no data set"), ("/number", "axes")]:
         with pytest.raises(ValueError, match=word):
             voxpatch.open(f"{path}:{inside}")

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import voxpatch
+from voxels import check_voxels
 
 DTYPES = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64"]
 ENCODERS = {
@@ -46,26 +47,17 @@ def write(path: Path, voxels: np.ndarray, block: tuple[int, ...], kind: str = "g
         file.write_bytes(header + encode(part.astype(part.dtype.newbyteorder(">")).tobytes()))
 
 
-def check(path: Path, expected: np.ndarray, name: object, **options) -> voxpatch.Volume:
-    volume = voxpatch.open(path, **options)
-    assert volume.dtype == expected.dtype and volume.shape == expected.shape, (name, volume)
-    assert np.array_equal(volume[...], expected), name
-    z, y, x = (n // 3 for n in expected.shape[1:])
-    assert np.array_equal(volume[:, z:, y : y + 3, x:], expected[:, z:, y : y + 3, x:]), name
-    return volume
-
-
 def test_arrays_of_every_type_and_compression(tmp_path):
     count = 0
     for dtype, kind in itertools.product(DTYPES, ENCODERS):
         voxels = made((9, 17, 20), dtype)
         voxels[:4, :8, :8] = 0
         write(tmp_path / f"{count}.n5", voxels, (4, 8, 8), kind)
-        check(tmp_path / f"{count}.n5", voxels[None], (dtype, kind), trusted=False)
+        check_voxels(tmp_path / f"{count}.n5", voxels[None], (dtype, kind), trusted=False)
         count += 1
     voxels = made((3, 5, 6, 7), "int16")
     write(tmp_path / "four", voxels, (1, 2, 6, 4))
-    check(tmp_path / "four", voxels, "channels")
+    check_voxels(tmp_path / "four", voxels, "channels")
 
 
 def test_arrays_of_tensorstore(tmp_path):
@@ -82,7 +74,7 @@ def test_arrays_of_tensorstore(tmp_path):
             "metadata": {"dimensions": [20, 17, 9], "blockSize": [8, 8, 4], "dataType": dtype, "compression": compression},
         }, create=True).result()  # fmt: skip
         store[...] = voxels.transpose()
-        check(path, voxels[None], (compression, dtype))
+        check_voxels(path, voxels[None], (compression, dtype))
         if compression["type"] == "blosc":
             with pytest.raises(ValueError, match="blosc"):
                 voxpatch.open(path, trusted=False)
@@ -94,7 +86,7 @@ def test_groups_and_spacing(tmp_path):
     root.mkdir()
     (root / "attributes.json").write_text('{"n5": "2.5.1"}')
     write(root / "volumes/raw", voxels, (2, 3, 4), pixelResolution={"dimensions": [0.25, 0.5, 2.0], "unit": "um"})
-    volume = check(root, voxels[None], "the only array")
+    volume = check_voxels(root, voxels[None], "the only array")
     assert np.allclose(volume.spacing, (0.002, 0.0005, 0.00025))
     write(root / "volumes/labels", voxels, (2, 3, 4), resolution=[4, 8, 40], units=["nm"] * 3)
     assert np.allclose(voxpatch.open(root / "volumes/labels").spacing, (40e-6, 8e-6, 4e-6))

@@ -10,6 +10,7 @@ import pytest
 
 import voxpatch
 from damage import check_damage, total
+from voxels import check_voxels
 
 tifffile = pytest.importorskip("tifffile")
 pytest.importorskip("imagecodecs")
@@ -26,17 +27,6 @@ def made(shape: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray:
     if np.dtype(dtype).kind == "f":
         return (grid * 0.75 + noise - 3.5).astype(dtype)
     return ((grid * 3 + noise) % 100 + (0 if dtype[0] == "u" else -50)).astype(dtype)
-
-
-def check(path: Path, expected: np.ndarray, name: object, **options) -> voxpatch.Volume:
-    """Compare all voxels, and those of a box that cuts blocks."""
-    volume = voxpatch.open(path, **options)
-    assert volume.dtype == expected.dtype, (name, volume.dtype)
-    assert volume.shape == expected.shape, (name, volume.shape, expected.shape)
-    assert np.array_equal(volume[...], expected), name
-    z, y, x = (n // 3 for n in expected.shape[1:])
-    assert np.array_equal(volume[:, z:, y : y + 3, x:], expected[:, z:, y : y + 3, x:]), name
-    return volume
 
 
 def variants():
@@ -68,7 +58,7 @@ def test_stacks_have_the_voxels_that_tifffile_wrote(tmp_path):
     path, count = tmp_path / "a.tif", 0
     for name, expected, options in variants():
         tifffile.imwrite(path, expected[0], **options)
-        check(path, expected, name)
+        check_voxels(path, expected, name)
         count += 1
     assert count >= 130, count
 
@@ -83,7 +73,7 @@ def test_colors_and_planes_are_channels(tmp_path):
         tifffile.imwrite(
             path, given, photometric="rgb", planarconfig=planar, compression=compression, tile=tile
         )
-        check(path, pixels.transpose(1, 0, 2, 3), (dtype, planar, compression, tile))
+        check_voxels(path, pixels.transpose(1, 0, 2, 3), (dtype, planar, compression, tile))
     one = made((20, 22, 3), "uint8")
     tifffile.imwrite(path, one, photometric="rgb", compression="jpeg", compressionargs={"level": 100})
     volume = voxpatch.open(path)
@@ -115,7 +105,7 @@ def test_ome_files_have_axes_spacing_and_levels(tmp_path):
             order = "".join(missing) + letters
             sorted_ = full.transpose([order.index(letter) for letter in "TCZYX"])
             expected = sorted_.reshape((-1, *sorted_.shape[2:]))
-            volume = check(path, expected, (letters, compression))
+            volume = check_voxels(path, expected, (letters, compression))
             assert np.allclose(volume.spacing, [2 * UM, 0.5 * UM, 0.25 * UM]), letters
             assert (volume.time_points or 1) == (2 if "T" in letters else 1), letters
             count += 1
@@ -132,7 +122,7 @@ def test_pyramids_in_sub_directories_are_levels(tmp_path):
         writer.write(stack[:, ::2, ::2], subfiletype=1, **options)
         writer.write(stack[:, ::4, ::4], subfiletype=1, **options)
     for level, step in enumerate((1, 2, 4)):
-        volume = check(path, stack[None, :, ::step, ::step], level, level=level)
+        volume = check_voxels(path, stack[None, :, ::step, ::step], level, level=level)
         assert np.allclose(volume.spacing, [3 * UM, step * UM, step * UM]), level
     with pytest.raises(ValueError, match="3 levels"):
         voxpatch.open(path, level=3)
@@ -151,7 +141,7 @@ def test_imagej_stacks_have_axes_and_spacing(tmp_path):
         full = array.reshape((1,) * len(missing) + array.shape)
         order = "".join(missing) + letters
         sorted_ = full.transpose([order.index(letter) for letter in "TCZYX"])
-        volume = check(path, sorted_.reshape((-1, *sorted_.shape[2:])), (letters, dtype))
+        volume = check_voxels(path, sorted_.reshape((-1, *sorted_.shape[2:])), (letters, dtype))
         assert np.allclose(volume.spacing[1:], [0.5 * UM, 0.25 * UM]), letters
 
 
@@ -171,7 +161,7 @@ def test_axes_that_tifffile_writes_are_followed(tmp_path):
             full = array.reshape((1,) * len(missing) + array.shape)
             order = "".join(missing) + letters
             sorted_ = full.transpose([order.index(letter) for letter in "TCZYX"])
-            check(path, sorted_.reshape((-1, *sorted_.shape[2:])), (letters, compression, truncate))
+            check_voxels(path, sorted_.reshape((-1, *sorted_.shape[2:])), (letters, compression, truncate))
 
 
 def test_a_folder_of_slices_is_in_natural_order(tmp_path):
@@ -179,7 +169,7 @@ def test_a_folder_of_slices_is_in_natural_order(tmp_path):
     for z, page in enumerate(stack):
         tifffile.imwrite(tmp_path / f"slice{z}.tif", page, compression=["zlib", "zlib"][z % 2], photometric="minisblack")
     (tmp_path / "notes.txt").write_text("slices")
-    check(tmp_path, stack[None], "folder")
+    check_voxels(tmp_path, stack[None], "folder")
     tifffile.imwrite(tmp_path / "slice12.tif", stack[0, :5], photometric="minisblack", compression="zlib")
     with pytest.raises(ValueError, match="pages are different"):
         voxpatch.open(tmp_path)
@@ -196,7 +186,7 @@ def test_sparse_tiles_are_zero(tmp_path):
             for name in ("TileOffsets", "TileByteCounts"):
                 kept = [value if n == 1 else 0 for n, value in enumerate(page.tags[name].value)]
                 page.tags[name].overwrite(kept)
-    check(path, expected[None], "sparse")
+    check_voxels(path, expected[None], "sparse")
 
 
 def test_what_is_not_read_is_refused_with_its_reason(tmp_path):
@@ -250,13 +240,13 @@ def test_outputs_are_read_by_tifffile(tmp_path):
         mapped = tifffile.memmap(path, mode="r", series=0)
         assert np.array_equal(mapped.reshape(shape), voxels)
         del mapped
-        volume = check(path, voxels, (dtype, shape))
+        volume = check_voxels(path, voxels, (dtype, shape))
         assert np.allclose(volume.spacing, (2.0, 0.5, 0.25))
     path = tmp_path / "from.zarr"
     voxels = made((2, 9, 33, 40), "int16")
     voxpatch.write(path, voxels, spacing=(0.002, 0.0005, 0.00025))
     voxpatch.convert(path, tmp_path / "d.ome.tif")
-    check(tmp_path / "d.ome.tif", voxels, "converted")
+    check_voxels(tmp_path / "d.ome.tif", voxels, "converted")
     assert np.array_equal(tifffile.imread(tmp_path / "d.ome.tif"), voxels)
     for dtype in ("int64", "uint64", "float16"):
         with pytest.raises(ValueError, match="OME-TIFF has no"):

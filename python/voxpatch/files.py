@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -163,6 +164,12 @@ def open(
     grid = like if like is None or isinstance(like, Volume) else open(like)
     resample = (lengths, orientation, grid, interpolation, bool(antialias), outside)
     return _open(path, options, (channels, time, box), values, resample)
+
+
+def absolute(path: Path) -> str:
+    """Return an absolute path, or an address in a store as it is."""
+    text = os.fspath(path)
+    return text if "://" in text else os.path.abspath(text)
 
 
 def _option(value: str | bool | float) -> str:

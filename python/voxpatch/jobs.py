@@ -12,6 +12,7 @@ from . import _voxpatch
 from ._voxpatch import Volume, _predict
 from .calls import CallsInTurn, Outputs, calls, check_outputs
 from .errors import InvalidError
+from .files import absolute
 from .inference import as_volume, warn_of_clipped
 from .prediction import described, predict, shown_progress, written
 from .sizes import count, size
@@ -471,16 +472,10 @@ def _no_model(batch: object, locations: object) -> None:
 def _absolute(output: Json) -> Json:
     """Return the paths of outputs in the form in which they were given, absolute."""
     if isinstance(output, Mapping):
-        return {name: _place(path) for name, path in output.items()}
+        return {name: absolute(path) for name, path in output.items()}
     if isinstance(output, (str, os.PathLike)):
-        return _place(output)
-    return [_place(path) for path in output]
-
-
-def _place(path: "str | os.PathLike[str]") -> str:
-    """Return an absolute path, or an address in a store."""
-    text = os.fspath(path)
-    return text if "://" in text else os.path.abspath(text)
+        return absolute(output)
+    return [absolute(path) for path in output]
 
 
 def _named(output: Json) -> Json:
@@ -510,7 +505,7 @@ def _plain(value: Json) -> Json:
             if "://" in path and path.rstrip("/") != value.path:
                 raise InvalidError(f"the address {value.path} has secrets: pickle the job, or give them as storage_options")
             *opening, storage = opening
-            arguments = (_place(path), affine, (*opening, [one for one in storage if one[0] in _OPEN_OPTIONS]), *others)
+            arguments = (absolute(path), affine, (*opening, [one for one in storage if one[0] in _OPEN_OPTIONS]), *others)
         return {"volume": rebuild.__name__, "arguments": [_plain(one) for one in arguments]}
     if getattr(value, "ndim", 0) and hasattr(value, "__array__"):
         import numpy as np

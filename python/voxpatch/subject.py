@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._voxpatch import Volume
 from .errors import InvalidError, UnknownNameError
+from .files import absolute
 from .files import open as open_volume
 from .work import is_bfloat16
 
@@ -189,8 +190,7 @@ class Subject(Mapping[str, Any]):
             values = self._values_of(key)
             self.volumes[key] = value if values is None else value.astype(values)
         elif isinstance(value, (str, os.PathLike)):
-            path = os.fspath(value)
-            self.volumes[key] = path if "://" in path else os.path.abspath(path)
+            self.volumes[key] = absolute(value)
         elif hasattr(value, "__array__") and getattr(value, "ndim", 0) in (3, 4):
             self.volumes[key] = Volume.from_array(value)
         else:

@@ -17,7 +17,8 @@ use crate::error::Result;
 use crate::grid::Grid;
 use crate::region::{Region, chunk_region};
 use crate::volume::{
-    Chunk, ChunkShape, Layout, ReadStats, Resampled, Volume, gather_by, read_by_chunks,
+    Chunk, ChunkShape, Layout, ReadStats, Resampled, Volume, chunk_source, gather_by,
+    read_by_chunks,
 };
 
 /// Approximate overhead of a chunk in the cache, in bytes.
@@ -136,10 +137,7 @@ impl SweepCache {
 
     /// Returns the volume whose chunks are held.
     fn source(&self) -> &dyn Volume {
-        match self.volume.as_resampled() {
-            Some(resampled) => &**resampled.source(),
-            None => &*self.volume,
-        }
+        chunk_source(&*self.volume)
     }
 
     fn lock(&self) -> MutexGuard<'_, CacheState> {

@@ -44,7 +44,6 @@ struct PoolState {
 #[derive(Debug)]
 pub(super) struct ActiveBatch {
     pool: PatchPool,
-    number: u64,
 }
 
 impl PatchPool {
@@ -69,12 +68,10 @@ impl PatchPool {
     pub fn take(&self, region: Region, channels: u64, dtype: DType) -> Result<Patch> {
         let bytes = region.voxels().saturating_mul(channels);
         let bytes = bytes.saturating_mul(dtype.size() as u64);
-        let mut state = self.lock();
-        let spare = state.take(bytes, dtype);
-        state.hold(self.batch, |held| held.saturating_add(bytes));
-        let freed = state.trim();
-        drop(state);
-        drop(freed);
+        let spare = self.change(|state| {
+            state.hold(self.batch, |held| held.saturating_add(bytes));
+            state.take(bytes, dtype)
+        });
         match spare {
             Some(spare) => Patch::new(region, channels, spare.into_voxels()),
             None => Patch::zeros(region, channels, dtype),
@@ -84,13 +81,11 @@ impl PatchPool {
     /// Gives a patch to the pool, whose voxels are no longer needed.
     pub fn give(&self, patch: Patch) {
         let bytes = patch.bytes().len() as u64;
-        let mut state = self.lock();
-        state.hold(self.batch, |held| held.saturating_sub(bytes));
-        state.spare_bytes += bytes;
-        state.spare.push(patch);
-        let freed = state.trim();
-        drop(state);
-        drop(freed);
+        self.change(|state| {
+            state.hold(self.batch, |held| held.saturating_sub(bytes));
+            state.spare_bytes += bytes;
+            state.spare.push(patch);
+        });
     }
 
     /// Frees memory for a batch whose predictions are not taken from the pool.
@@ -98,12 +93,10 @@ impl PatchPool {
     /// A model calls it before it allocates them, unless it leaves [`predict_pooled`](super::Model::predict_pooled) as it
     /// is.
     pub fn make_room(&self) {
-        let mut state = self.lock();
-        let all = state.batch_bytes;
-        state.hold(self.batch, |held| all.max(held));
-        let freed = state.trim();
-        drop(state);
-        drop(freed);
+        self.change(|state| {
+            let all = state.batch_bytes;
+            state.hold(self.batch, |held| all.max(held));
+        });
     }
 
     /// Returns a copy of a patch.
@@ -135,8 +128,18 @@ impl PatchPool {
                 state: Arc::clone(&self.state),
                 batch: Some(number),
             },
-            number,
         }
+    }
+
+    /// Changes the state, and frees the spare patches that no longer fit.
+    fn change<T>(&self, change: impl FnOnce(&mut PoolState) -> T) -> T {
+        let mut state = self.lock();
+        let result = change(&mut state);
+        let freed = state.trim();
+        // Without the lock: returning memory to the system takes time.
+        drop(state);
+        drop(freed);
+        result
     }
 
     fn lock(&self) -> MutexGuard<'_, PoolState> {
@@ -152,7 +155,7 @@ impl ActiveBatch {
 
     /// Notes what the batch holds, in bytes.
     pub(super) fn holds(&self, bytes: u64) {
-        self.pool.lock().hold(Some(self.number), |_| bytes);
+        self.pool.lock().hold(self.pool.batch, |_| bytes);
     }
 }
 
@@ -172,8 +175,7 @@ impl PoolState {
         }
     }
 
-    /// Takes out the oldest patches, until the others fit next to what the batches in progress hold. The caller drops
-    /// them without the lock: returning memory to the system takes time.
+    /// Takes out the oldest patches, until the others fit next to what the batches in progress hold.
     fn trim(&mut self) -> Vec<Patch> {
         let room = self.room.saturating_sub(self.held.values().sum());
         let mut count = 0;
@@ -187,7 +189,9 @@ impl PoolState {
 
 impl Drop for ActiveBatch {
     fn drop(&mut self) {
-        self.pool.lock().held.remove(&self.number);
+        if let Some(batch) = self.pool.batch {
+            self.pool.lock().held.remove(&batch);
+        }
     }
 }
 

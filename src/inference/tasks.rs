@@ -14,7 +14,7 @@ use super::predictor::InferencePlan;
 use super::schedule::Schedule;
 use crate::error::{Error, Result};
 use crate::progress::{Progress, report};
-use crate::region::{Region, chunk_range, chunk_region};
+use crate::region::{Region, chunk_range};
 use crate::volume::{ChunkShape, Layout, OutputPart, OutputProgress, output_progress};
 
 /// The time between two attempts to get what another process holds.
@@ -195,13 +195,7 @@ impl Schedule {
         let [_, chunk @ ..] = input.read_chunk.unwrap_or([1; 4]);
         let range = chunk_range(&read, chunk);
         let covered = |a: usize| {
-            let whole = chunk_region(
-                [range[0].end - 1, range[1].end - 1, range[2].end - 1],
-                chunk,
-            );
-            let end = whole.start[a]
-                .saturating_add_unsigned(whole.shape[a])
-                .unsigned_abs();
+            let end = range[a].end.saturating_mul(chunk[a]);
             end.min(input.shape[a]) - range[a].start * chunk[a]
         };
         (0..3).map(covered).fold(

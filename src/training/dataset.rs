@@ -46,7 +46,7 @@ pub struct Dataset {
     samples: u64,
     seed: u64,
     plan: Option<EpochPlan>,
-    /// What its last loader left.
+    /// The chunks that its last loader left.
     carry: Carry,
 }
 

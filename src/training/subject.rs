@@ -16,6 +16,7 @@ use crate::sampler::{Border, CenterBox};
 use crate::threads::{DEFAULT_MEMORY, threads};
 use crate::volume::{
     IndexRange, Interpolation, Matching, Reading, Subset, UNKNOWN_INTERPOLATION, Volume, Warp,
+    chunk_source,
 };
 
 /// The number of values that are normalized at a time.
@@ -131,10 +132,7 @@ impl Image {
 
     /// Returns the volume that is read for patches: the one that is resampled, if its volume is a resampled one.
     pub(super) fn source(&self) -> &dyn Volume {
-        match self.volume.as_resampled() {
-            Some(resampled) => &**resampled.source(),
-            None => &*self.volume,
-        }
+        chunk_source(&*self.volume)
     }
 
     /// Returns the region of the [`source`](Self::source) that the patch at a region, or through a map, needs. The rest is

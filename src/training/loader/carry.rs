@@ -1,4 +1,4 @@
-//! What an epoch leaves to the next one of the same dataset: the chunks that it holds, and the subjects that they are of.
+//! The chunks that an epoch leaves to the next one of the same dataset, and their subjects.
 //!
 //! The next epoch reads the same subjects, so that a chunk that is held when an epoch ends is most likely needed again. It
 //! opens its subjects itself: if a subject then has other volumes, its chunks are dropped.
@@ -11,16 +11,19 @@ use super::assembly::ChunkKey;
 use super::holdings::{ChunkBytes, CountedChunk};
 use crate::training::subject::Subject;
 
-/// What the last loader of a dataset left. Clones share it.
+/// The chunks that the last loader of a dataset left. Clones share them.
 #[derive(Clone, Default)]
 pub(in crate::training) struct Carry(Arc<Mutex<Carried>>);
+
+/// A chunk, with the bytes that it is planned with.
+pub(super) type CarriedChunk = (ChunkKey, u64, Arc<CountedChunk>);
 
 #[derive(Default)]
 pub(in crate::training) struct Carried {
     /// The open subjects, with their numbers.
     pub(super) subjects: HashMap<u64, Arc<Subject>>,
-    /// Chunks with the bytes that they are planned with.
-    pub(super) chunks: Vec<(ChunkKey, u64, Arc<CountedChunk>)>,
+    /// Chunks of these subjects.
+    pub(super) chunks: Vec<CarriedChunk>,
     /// The counter of these chunks' bytes.
     pub(super) bytes: ChunkBytes,
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::assembly::{Assembly, ChunkKey};
+use super::carry::CarriedChunk;
 use super::reuse::{Release, Reuse, Source};
 use crate::volume::{Chunk, give_back_freed};
 
@@ -60,7 +61,7 @@ pub(super) struct Cut {
 
 impl Holdings {
     /// Holds chunks that an earlier epoch left, each with the bytes that it is planned with.
-    pub(super) fn carried(chunks: Vec<(ChunkKey, u64, Arc<CountedChunk>)>) -> Self {
+    pub(super) fn carried(chunks: Vec<CarriedChunk>) -> Self {
         let mut held = Self::default();
         for (key, bytes, chunk) in chunks {
             held.reuse.hold(key, bytes);
@@ -82,7 +83,7 @@ impl Holdings {
     }
 
     /// Returns the chunks that are held, each with the bytes that it is planned with.
-    pub(super) fn into_chunks(self) -> Vec<(ChunkKey, u64, Arc<CountedChunk>)> {
+    pub(super) fn into_chunks(self) -> Vec<CarriedChunk> {
         let Self { reuse, chunks, .. } = self;
         let here = chunks.into_iter().filter_map(|(key, held)| match held {
             HeldChunk::Here(chunk) => Some((key, reuse.held_bytes(key)?, chunk)),

@@ -49,7 +49,7 @@ pub struct LoaderOptions {
     pub augment: Augmentation,
     /// A function that changes each sample on a worker thread, after the augmentation.
     pub transform: Option<Arc<Transform>>,
-    /// What the dataset's last loader left, and what this one leaves.
+    /// The chunks that the dataset's last loader left, until this one takes them and leaves its own.
     pub(in crate::training) carry: Option<Carry>,
 }
 

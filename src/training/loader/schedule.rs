@@ -17,7 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::assembly::{Assembly, ChunkKey, Piece};
-use super::carry::Carried;
+use super::carry::{Carried, CarriedChunk};
 use super::feed::{Drawn, Failed, Feed, MAX_OPEN};
 use super::gather::{Fetched, Gather};
 use super::holdings::{ChunkBytes, CountedBytes, CountedChunk, Cut, Holdings, Part};
@@ -214,7 +214,7 @@ impl Schedule {
         feed: Feed,
         limits: Limits,
         gather: Gather,
-        chunks: (Vec<(ChunkKey, u64, Arc<CountedChunk>)>, ChunkBytes),
+        chunks: (Vec<CarriedChunk>, ChunkBytes),
     ) -> Self {
         let (chunks, chunk_bytes) = chunks;
         let state = State {

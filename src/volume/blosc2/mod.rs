@@ -309,22 +309,7 @@ impl Array {
 fn dtype(text: &str) -> Option<(DType, bool)> {
     let mut chars = text.chars();
     let big_endian = chars.next()? == '>';
-    let dtype = match chars.as_str() {
-        "b1" => DType::Bool,
-        "u1" => DType::U8,
-        "i1" => DType::I8,
-        "u2" => DType::U16,
-        "i2" => DType::I16,
-        "u4" => DType::U32,
-        "i4" => DType::I32,
-        "u8" => DType::U64,
-        "i8" => DType::I64,
-        "f2" => DType::F16,
-        "f4" => DType::F32,
-        "f8" => DType::F64,
-        _ => return None,
-    };
-    Some((dtype, big_endian))
+    Some((DType::from_code(chars.as_str())?, big_endian))
 }
 
 /// Decodes chunks and puts their blocks together.

@@ -149,33 +149,24 @@ fn dtype(path: &Path, descr: &str, problems: &mut Problems) -> Result<(DType, bo
         _ => ("=", descr),
     };
     let big_endian = order == ">" || (order == "=" && cfg!(target_endian = "big"));
-    let dtype = match code {
-        "b1" | "?" => DType::Bool,
-        "u1" => DType::U8,
-        "i1" => DType::I8,
-        "u2" => DType::U16,
-        "i2" => DType::I16,
-        "u4" => DType::U32,
-        "i4" => DType::I32,
-        "u8" => DType::U64,
-        "i8" => DType::I64,
-        "f2" => DType::F16,
-        "f4" => DType::F32,
-        "f8" => DType::F64,
-        _ => {
-            let known = code
-                .bytes()
-                .next()
-                .is_some_and(|kind| b"OcfSaUVMmiu".contains(&kind));
-            let shown = excerpt(descr);
-            if known {
-                let what =
-                    format!("npy arrays of {shown:?} are not read: real numbers and bool are");
-                return Err(Error::unsupported(path, what));
-            }
-            problems.add(format!("descr {shown:?} is not a data type"));
-            DType::U8
+    let found = match code {
+        "?" => Some(DType::Bool),
+        _ => DType::from_code(code),
+    };
+    let dtype = if let Some(dtype) = found {
+        dtype
+    } else {
+        let known = code
+            .bytes()
+            .next()
+            .is_some_and(|kind| b"OcfSaUVMmiu".contains(&kind));
+        let shown = excerpt(descr);
+        if known {
+            let what = format!("npy arrays of {shown:?} are not read: real numbers and bool are");
+            return Err(Error::unsupported(path, what));
         }
+        problems.add(format!("descr {shown:?} is not a data type"));
+        DType::U8
     };
     if order == "|" && dtype.size() > 1 {
         problems.add(format!("descr {descr:?} does not say the byte order"));

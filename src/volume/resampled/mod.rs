@@ -933,6 +933,14 @@ fn memory(own: &Layout, grid: &VoxelGrid, interpolation: Interpolation) -> ReadM
     }
 }
 
+/// Returns the volume whose chunks are held for reads of a volume: the one that is resampled, if it is a resampled one.
+pub(crate) fn chunk_source(volume: &dyn Volume) -> &dyn Volume {
+    match volume.as_resampled() {
+        Some(resampled) => &*resampled.source,
+        None => volume,
+    }
+}
+
 /// Returns the bytes of decoded chunks of a volume that are kept, at most.
 fn cache_bytes(own: &Layout) -> u64 {
     let voxels = Region::whole(own.shape).voxels();

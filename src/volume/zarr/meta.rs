@@ -522,22 +522,7 @@ pub(super) fn fill_value(document: &Value, dtype: DType) -> Value {
 
 /// Parses a numpy type string like `<i2`; the codecs handle the byte order.
 fn v2_dtype(name: &str) -> Option<DType> {
-    let kind = name.strip_prefix(['<', '>', '|'])?;
-    Some(match kind {
-        "b1" => DType::Bool,
-        "u1" => DType::U8,
-        "i1" => DType::I8,
-        "u2" => DType::U16,
-        "i2" => DType::I16,
-        "u4" => DType::U32,
-        "i4" => DType::I32,
-        "u8" => DType::U64,
-        "i8" => DType::I64,
-        "f2" => DType::F16,
-        "f4" => DType::F32,
-        "f8" => DType::F64,
-        _ => return None,
-    })
+    DType::from_code(name.strip_prefix(['<', '>', '|'])?)
 }
 
 #[cfg(test)]
