@@ -26,7 +26,7 @@ use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
 use crate::threads::{DEFAULT_MEMORY, pool, threads};
 use crate::volume::{
     Cached, ChunkShape, CreateOptions, Layout, ReadStats, Slabs, Volume, VolumeMut, check_output,
-    decoding_bytes, encoding_bytes, index_bytes, output_layout, pyramid_buffer_bytes,
+    decoding_bytes, encoding_bytes, index_bytes, output_layout, pyramid_buffer_bytes, upload_bytes,
 };
 
 /// The options of a conversion.
@@ -212,7 +212,10 @@ impl ConvertPlan {
         let boxes = Boxes::chunks(target, piece);
         let each = under_way(from, target, &boxes).saturating_add(encoding(target, waiting));
         let threads = options.threads_within(options.memory / 4, each);
-        let held = each.saturating_mul(threads as u64).saturating_add(waiting);
+        let held = each
+            .saturating_mul(threads as u64)
+            .saturating_add(waiting)
+            .saturating_add(upload_bytes(target));
         let left = options.memory.checked_sub(held)?;
         let size = from.dtype.size() as u64;
         let slab = left / 2 / size;
@@ -241,7 +244,9 @@ impl ConvertPlan {
         let boxes = Boxes::chunks(target, piece);
         let working = encoding(target, waiting).max(decoding_bytes(from));
         let each = under_way(from, target, &boxes).saturating_add(working);
-        let fixed = waiting.saturating_add(index_bytes(from));
+        let fixed = waiting
+            .saturating_add(index_bytes(from))
+            .saturating_add(upload_bytes(target));
         let threads = options.threads_within(options.memory.saturating_sub(fixed), each);
         let held = each.saturating_mul(threads as u64).saturating_add(fixed);
         let cache_bytes = options.memory.saturating_sub(held).min(all_chunks(from));

@@ -38,7 +38,7 @@ impl VolumeMut for Held {
 #[derive(Clone, Debug)]
 enum Goal {
     Memory(Arc<MemoryVolume>),
-    Path(PathBuf),
+    Path(Box<Source>),
 }
 
 /// An aggregator of the predictions of a grid's patches into one volume.
@@ -100,7 +100,8 @@ impl Aggregator {
                 let store = detached(py, || {
                     voxpatch::volume::create(&path, &layout, &storage.create)
                 })?;
-                (Goal::Path(path), store)
+                let options = storage.create.storage_options;
+                (Goal::Path(Box::new(Source::in_store(path, options))), store)
             }
         };
         let running = {
@@ -164,8 +165,8 @@ impl Aggregator {
         told.set_item("peak_live_bytes", done.peak_live_bytes)?;
         let output = match &self.goal {
             Goal::Memory(memory) => array::from_patch(py, memory.to_patch())?,
-            Goal::Path(path) => {
-                let source = Source::at(path.clone());
+            Goal::Path(source) => {
+                let source = Source::clone(source);
                 Bound::new(py, Volume::of(source)?)?.into_any()
             }
         };

@@ -22,7 +22,9 @@ pub(crate) fn raised(error: &Error) -> PyErr {
             }
             // The number is ENOSPC's.
             Error::NoSpace { path, .. } => exception(py, "FileError", (28, text, path.as_os_str())),
-            Error::Exists { path } | Error::NotOverwritable { path, .. } => {
+            Error::Exists { path }
+            | Error::NotOverwritable { path, .. }
+            | Error::Unfinished { path, .. } => {
                 exception(py, "ExistsError", (17, text, path.as_os_str()))
             }
             other => exception(py, class_of(other), (text,)),
@@ -39,6 +41,7 @@ fn class_of(error: &Error) -> &'static str {
             Error::ChunkWritten { .. }
             | Error::MissingChunks { .. }
             | Error::OutputIsInput { .. }
+            | Error::OutputModified { .. }
             | Error::SameOutput { .. },
             _,
         )
@@ -56,7 +59,7 @@ fn hint(error: &Error) -> &'static str {
         Error::SubjectMismatch { .. } => {
             " (dtype= converts images to one type; same_images=False allows such subjects)"
         }
-        Error::Exists { .. } => " (overwrite=True)",
+        Error::Exists { .. } | Error::Unfinished { .. } => " (overwrite=True)",
         Error::UntrustedCodec { .. } | Error::UntrustedLink { .. } => " (trusted=True)",
         Error::UnsupportedDType { .. } => " (dtype=)",
         Error::Lossy { .. } | Error::OutputRange { .. } => " (clip=True)",

@@ -18,8 +18,8 @@ use voxpatch::volume::{
     self, Interpolation, Layout, Matching, RealValues, Resample, Subset, VoxelGrid,
 };
 use voxpatch::{
-    DType, Geometry, MemoryVolume, OpenOptions, Padding, Patch, Region, Shape, Volume as _,
-    VolumeExt as _,
+    DType, Geometry, MemoryVolume, OpenOptions, Padding, Patch, Region, Shape, StorageOptions,
+    Volume as _, VolumeExt as _,
 };
 
 use crate::arguments::{Opening, Resampling, Values};
@@ -107,6 +107,12 @@ impl Source {
     /// The real values of all that is at a path.
     pub(crate) fn at(path: PathBuf) -> Self {
         Self::of(Place::at(path))
+    }
+
+    /// The same, in an object store.
+    pub(crate) fn in_store(path: PathBuf, store: StorageOptions) -> Self {
+        let options = Box::new(OpenOptions::default().with_storage_options(store));
+        Self::of(Place::Path { path, options })
     }
 
     /// All of a place, as it is stored.

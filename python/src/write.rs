@@ -55,7 +55,8 @@ pub(crate) fn convert<'py>(
     let image = if let Ok(volume) = source.cast::<Volume>() {
         volume.get().image(py)?
     } else {
-        let source = Source::at(source.extract::<PathBuf>()?);
+        let store = Storage::new(options)?.create.storage_options;
+        let source = Source::in_store(source.extract::<PathBuf>()?, store);
         Arc::new(interruptible(py, move |_| source.open())?)
     };
     if dry_run {
@@ -138,6 +139,10 @@ impl Storage {
                 "clevel" => create.clevel = Some(arguments::count("clevel", &value)?),
                 "levels" => levels = Some(arguments::count("levels", &value)?),
                 "pyramid" => create.pyramid = pyramid(&value)?,
+                "storage_options" => {
+                    let given: Vec<(String, String)> = value.extract()?;
+                    create.storage_options = given.into_iter().collect();
+                }
                 "overwrite" => create.overwrite = value.extract()?,
                 "threads" => convert.threads = arguments::count("threads", &value)?,
                 "memory" => convert.memory = arguments::count("memory", &value)?,
@@ -243,7 +248,8 @@ fn stored(
     options: &Bound<'_, PyDict>,
 ) -> PyResult<Volume> {
     let storage = Storage::new(options)?;
-    let source = Source::at(path.clone());
+    let store = storage.create.storage_options.clone();
+    let source = Source::in_store(path.clone(), store);
     let reader = source.clone();
     let (written, lost) = interruptible(py, move |stop| {
         let done = copy(&image, &path, &storage, stop)?;

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import pathlib
 import pickle
-import socket
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
+import faulty_store
 import numpy as np
 import pytest
 import voxpatch
@@ -22,29 +23,14 @@ boto3 = pytest.importorskip("boto3")
 pytest.importorskip("moto.server")
 pytest.importorskip("waitress")
 
-SERVER = """
-import sys, waitress
-from moto.server import DomainDispatcherApplication, create_backend_app
-waitress.serve(DomainDispatcherApplication(create_backend_app), host="127.0.0.1", port=int(sys.argv[1]), threads=16)
-"""
-
 SECRET = "hush-hush"
 
 
 @pytest.fixture(scope="module")
 def options() -> Iterator[dict[str, str]]:
     """The storage options of a running store."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with subprocess.Popen([sys.executable, "-c", SERVER, str(port)], stderr=subprocess.DEVNULL) as server:
-        for _ in range(200):
-            with socket.socket() as client:
-                if client.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
+    with faulty_store.store() as port:
         yield {"key": "me", "secret": SECRET, "endpoint_url": f"http://127.0.0.1:{port}", "region": "us-east-1"}
-        server.terminate()
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +68,158 @@ def test_secrets_are_pickled_and_not_printed(options: dict[str, str], bucket: st
         voxpatch.open(f"{bucket}/c.zarr", storage_options={**options, "sekret": SECRET})
 
 
-def test_outputs_in_stores_are_refused_with_the_reason(bucket: str, voxels: Voxels) -> None:
-    with pytest.raises(Exception, match="file systems only"):
-        voxpatch.write(f"{bucket}/out.zarr", voxels)
+@pytest.fixture
+def client(options: dict[str, str]) -> Any:
+    """A client of the store with an empty bucket `out`."""
+    client = boto3.client(
+        "s3", endpoint_url=options["endpoint_url"], aws_access_key_id="me", aws_secret_access_key=SECRET, region_name="us-east-1"
+    )
+    client.create_bucket(Bucket="out")
+    for key in objects(client):
+        client.delete_object(Bucket="out", Key=key)
+    return client
+
+
+def objects(client: Any, prefix: str = "") -> dict[str, bytes]:
+    """Return the objects of the bucket `out`, by what follows the prefix."""
+    listed = client.list_objects_v2(Bucket="out", Prefix=prefix).get("Contents", [])
+    return {one["Key"][len(prefix) :]: client.get_object(Bucket="out", Key=one["Key"])["Body"].read() for one in listed}
+
+
+def local_files(folder: pathlib.Path) -> dict[str, bytes]:
+    """Return the files below a folder, by name."""
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def two(batch: Any) -> Any:
+    """A model of two channels."""
+    batch = np.asarray(batch, np.float32)[:, :1]
+    return np.concatenate([batch, 150 - batch], axis=1)
+
+
+def test_outputs_have_the_bytes_of_local_ones(
+    options: dict[str, str], bucket: str, client: Any, files: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    for n, how in enumerate([{"chunk": 8, "shard": 16, "pyramid": "mean"}, {"zarr": 2, "chunk": 16}, {"shard": None, "codec": "gzip"}]):
+        name = f"copy{n}.zarr"
+        voxpatch.convert(files["c.zarr"], tmp_path / name, **how)
+        expected = local_files(tmp_path / name)
+        copy = voxpatch.convert(files["c.zarr"], f"s3://out/a/{name}", storage_options=options, **how)
+        assert objects(client, f"a/{name}/") == expected
+        assert np.array_equal(copy[...], voxpatch.open(files["c.zarr"])[...])
+        voxpatch.convert(f"{bucket}/c.zarr", f"s3://out/b/{name}", storage_options=options, **how)
+        assert objects(client, f"b/{name}/") == expected
+
+
+def test_predictions_have_the_bytes_of_local_ones(
+    options: dict[str, str], bucket: str, client: Any, files: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    how: Any = {"overlap": 8, "reduce": "argmax", "pyramid": "mode", "chunk": 8, "shard": 16, "batch_size": 2}
+    voxpatch.predict(two, files["c.zarr"], tmp_path / "labels.zarr", 16, **how)
+    scan = voxpatch.open(f"{bucket}/c.zarr", storage_options=options)
+    labels = voxpatch.predict(two, scan, "s3://out/labels.zarr", 16, storage_options=options, **how)
+    assert isinstance(labels, voxpatch.Volume)
+    assert objects(client, "labels.zarr/") == local_files(tmp_path / "labels.zarr")
+    assert np.array_equal(labels[...], voxpatch.open(tmp_path / "labels.zarr")[...])
+    # Through an aggregator.
+    stored: Any = {"reduce": "argmax", "pyramid": "mode", "chunk": 8, "shard": 16}
+    sampler = voxpatch.GridSampler(scan, patch_size=16, overlap=8)
+    for output, more in [(tmp_path / "sums.zarr", {}), ("s3://out/sums.zarr", {"storage_options": options})]:
+        aggregator = voxpatch.GridAggregator(sampler, output=output, **stored, **more)
+        for sample in sampler:
+            aggregator.add_batch(two(sample["image"][None]), sample["location"][None])
+        aggregator.finish()
+    assert objects(client, "sums.zarr/") == local_files(tmp_path / "sums.zarr")
+
+
+KILLED = """
+import json, os, signal, sys
+import numpy as np
+import voxpatch
+
+batches = 0
+def model(batch):
+    global batches
+    batches += 1
+    if batches == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return np.asarray(batch, np.float32)
+
+voxpatch.predict(model, sys.argv[1], "s3://out/killed.zarr", 16, storage_options=json.loads(sys.argv[2]), chunk=8, shard=16)
+"""
+
+
+def test_a_killed_run_leaves_no_metadata_and_is_named(
+    options: dict[str, str], client: Any, files: dict[str, pathlib.Path]
+) -> None:
+    arguments = [sys.executable, "-c", KILLED, str(files["c.zarr"]), json.dumps(options), "20"]
+    assert subprocess.run(arguments, stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
+    left = objects(client, "killed.zarr/")
+    assert ".voxpatch.unfinished" in left and not any("zarr.json" in name for name in left)
+    with pytest.raises(voxpatch.VoxpatchError, match="no such object"):
+        voxpatch.open("s3://out/killed.zarr", storage_options=options)
+    image = np.ones((4, 5, 6), np.int16)
+    with pytest.raises(FileExistsError, match=r"unfinished output that a run began \d+ seconds ago.*overwrite=True"):
+        voxpatch.write("s3://out/killed.zarr", image, storage_options=options)
+    assert objects(client, "killed.zarr/") == left
+    volume = voxpatch.write("s3://out/killed.zarr", image, storage_options=options, overwrite=True)
+    assert np.array_equal(volume[0], image)
+    assert sorted(objects(client, "killed.zarr/")) == ["0/c/0/0/0", "0/zarr.json", "zarr.json"]
+
+
+def test_a_run_that_fails_leaves_nothing(options: dict[str, str], client: Any, files: dict[str, pathlib.Path]) -> None:
+    def failing(batch: Any) -> Any:
+        raise ZeroDivisionError("on purpose")
+
+    with pytest.raises(ZeroDivisionError):
+        voxpatch.predict(failing, files["c.zarr"], "s3://out/failed.zarr", 16, storage_options=options, chunk=8, shard=16)
+    assert objects(client) == {}
+
+
+def test_only_zarr_is_replaced_in_a_store(options: dict[str, str], client: Any) -> None:
+    image = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
+    path = "s3://out/results/a.zarr"
+    voxpatch.write(path, image + 1, storage_options=options)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        voxpatch.write(path, image, storage_options=options)
+    client.put_object(Bucket="out", Key="results/a.zarr2", Body=b"theirs")
+    client.put_object(Bucket="out", Key="results/b.zarr", Body=b"theirs")
+    assert np.array_equal(voxpatch.write(path, image, storage_options=options, overwrite=True)[0], image)
+    assert objects(client)["results/a.zarr2"] == b"theirs"
+    client.put_object(Bucket="out", Key="results/a.zarr/thesis.tex", Body=b"theirs")
+    before = objects(client)
+    for taken in (path, "s3://out/results", "s3://out/results/b.zarr"):
+        with pytest.raises(FileExistsError, match="not replaced"):
+            voxpatch.write(taken, image, storage_options=options, overwrite=True)
+    assert objects(client) == before
+
+
+def test_what_stores_cannot_have_is_refused(options: dict[str, str], client: Any, files: dict[str, pathlib.Path]) -> None:
+    image = np.ones((4, 5, 6), np.int16)
+    for path, why in [
+        ("s3://out/a.nii", "only Zarr"),
+        ("http://127.0.0.1:9/a.zarr", "web servers"),
+        (f"s3://me:{SECRET}@out/a.zarr", "storage options"),
+    ]:
+        with pytest.raises(ValueError, match=why) as error:
+            voxpatch.write(path, image)
+        assert SECRET not in str(error.value)
+    with pytest.raises(ValueError, match="cannot be resumed"):
+        voxpatch.predict(two, files["c.zarr"], "s3://out/a.zarr", 16, resume=True, storage_options=options, model_id="two")
+    voxpatch.write("s3://out/in.zarr", image, storage_options=options)
+    for same in ("s3a://out/in.zarr", "s3://out/in.zarr/0/copy"):
+        with pytest.raises(OSError, match=r"in\.zarr"):
+            voxpatch.convert("s3://out/in.zarr", same, storage_options=options, overwrite=True)
+    with pytest.raises(OSError, match="NoSuchBucket") as missing:
+        voxpatch.write("s3://nobucket/a.zarr", image, storage_options=options)
+    assert SECRET not in str(missing.value)
+    assert sorted(objects(client)) == ["in.zarr/0/c/0/0/0", "in.zarr/0/zarr.json", "in.zarr/zarr.json"]
+
+
+def test_faults_are_repeated_or_errors_and_never_voxels(options: dict[str, str], client: Any, tmp_path: pathlib.Path) -> None:
+    port = int(options["endpoint_url"].rpartition(":")[2])
+    done = faulty_store.campaign(port, client, 200, tmp_path)
+    assert done["reads right"] + done["writes right"] > 0 and done["slowest_seconds"] < 120, done
 
 
 def test_a_queue_over_a_store_gives_the_patches_of_files(

@@ -148,7 +148,6 @@ def open(
     >>> voxpatch.open("scan.nii", spacing=1.5, orientation="RAS").shape
     (1, 8, 3, 4)
     """
-    storage = [(str(name), _option(value)) for name, value in (storage_options or {}).items()]
     options = (
         count("level", level),
         missing_chunks,
@@ -158,7 +157,7 @@ def open(
         None if series is None else str(series),
         bool(allow_uneven),
         tilt,
-        storage,
+        store(storage_options),
     )
     lengths = None if spacing is None else _spacing(spacing)
     grid = like if like is None or isinstance(like, Volume) else open(like)
@@ -170,6 +169,11 @@ def absolute(path: Path) -> str:
     """Return an absolute path, or an address in a store as it is."""
     text = os.fspath(path)
     return text if "://" in text else os.path.abspath(text)
+
+
+def store(options: Mapping[str, str | bool | float] | None) -> list[tuple[str, str]]:
+    """Return the options of a store, as the compiled half takes them."""
+    return [(str(name), _option(value)) for name, value in (options or {}).items()]
 
 
 def _option(value: str | bool | float) -> str:
@@ -201,12 +205,14 @@ def write(
     pyramid: Downsample | None = None,
     levels: int | None = None,
     overwrite: bool = False,
+    storage_options: Mapping[str, str | bool | float] | None = None,
     memory: int | None = None,
     threads: int | None = None,
 ) -> Volume:
     """Write an array as a volume, and open it.
 
     The end of the path chooses the format: ``.zarr``, ``.npy``, ``.nii``, ``.mha``, ``.mhd``, ``.nrrd`` or ``.tif``.
+    Zarr is also written to object stores (``s3://bucket/out.zarr``).
 
     Parameters
     ----------
@@ -240,6 +246,8 @@ def write(
         Levels of the pyramid, the finest included. Without it, levels are written until every axis fits one chunk.
     overwrite : bool, default False
         Replace what is at the path.
+    storage_options : mapping, optional
+        Credentials and options of the object store that the output is in, as in :func:`open`.
     memory : int, optional
         Bytes that boxes under way and decoded chunks may take together; 256 MiB if not given.
     threads : int, optional
@@ -266,7 +274,7 @@ def write(
     """
     options = given_options(
         dtype=dtype, clip=clip, zarr=zarr, chunk=chunk, shard=shard, codec=codec, clevel=clevel, pyramid=pyramid,
-        levels=levels, overwrite=overwrite, memory=memory, threads=threads,
+        levels=levels, overwrite=overwrite, storage_options=storage_options, memory=memory, threads=threads,
     )  # fmt: skip
     return _write(path, array, spacing, affine, options)
 
@@ -287,6 +295,7 @@ def convert(
     pyramid: Downsample | None = None,
     levels: int | None = None,
     overwrite: bool = False,
+    storage_options: Mapping[str, str | bool | float] | None = None,
     memory: int | None = None,
     threads: int | None = None,
 ) -> Volume: ...
@@ -306,6 +315,7 @@ def convert(
     pyramid: Downsample | None = None,
     levels: int | None = None,
     overwrite: bool = False,
+    storage_options: Mapping[str, str | bool | float] | None = None,
     memory: int | None = None,
     threads: int | None = None,
 ) -> ConvertPlan: ...
@@ -324,6 +334,7 @@ def convert(
     pyramid: Downsample | None = None,
     levels: int | None = None,
     overwrite: bool = False,
+    storage_options: Mapping[str, str | bool | float] | None = None,
     memory: int | None = None,
     threads: int | None = None,
 ) -> Volume | ConvertPlan:
@@ -358,6 +369,9 @@ def convert(
         Levels of the pyramid, as in :func:`write`.
     overwrite : bool, default False
         Replace what is at the path.
+    storage_options : mapping, optional
+        Credentials and options of the object stores that the output and a `source` given by its address are in, as in
+        :func:`open`.
     memory : int, optional
         Bytes that boxes under way and decoded chunks may take together; 256 MiB if not given.
     threads : int, optional
@@ -385,7 +399,7 @@ def convert(
     """
     options = given_options(
         dtype=dtype, clip=clip, zarr=zarr, chunk=chunk, shard=shard, codec=codec, clevel=clevel, pyramid=pyramid,
-        levels=levels, overwrite=overwrite, memory=memory, threads=threads,
+        levels=levels, overwrite=overwrite, storage_options=storage_options, memory=memory, threads=threads,
     )  # fmt: skip
     found: Volume | ConvertPlan = _convert(source, path, bool(dry_run), options)
     return found
@@ -394,6 +408,8 @@ def convert(
 def given_options(**options: Any) -> Settings:
     """Return the options that were given, as the compiled half takes them."""
     given = {name: value for name, value in options.items() if value is not None}
+    if "storage_options" in given:
+        given["storage_options"] = store(given["storage_options"])
     if "shard" in options:
         if options["shard"] is None:
             given["shard"] = None

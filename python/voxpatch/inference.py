@@ -238,8 +238,8 @@ class GridAggregator:
     scale : int, optional
         Voxels of the volume along one voxel of the predictions. It follows from their size, as `halo` does.
     **storage : StorageOptions
-        How `output` is stored: ``zarr``, ``chunk``, ``shard``, ``codec``, ``clevel``, ``pyramid``, ``levels`` and
-        ``overwrite``, as in :func:`write`.
+        How `output` is stored: ``zarr``, ``chunk``, ``shard``, ``codec``, ``clevel``, ``pyramid``, ``levels``,
+        ``overwrite`` and ``storage_options``, as in :func:`write`.
 
     Examples
     --------

@@ -493,6 +493,11 @@ def _loaded(text: str, kind: str) -> Settings:
     return found
 
 
+def _public(options: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the options of a store that are no secrets."""
+    return [one for one in options if one[0] in _OPEN_OPTIONS]
+
+
 def _plain(value: Json) -> Json:
     """Return a value as JSON has it."""
     if isinstance(value, Volume):
@@ -505,7 +510,7 @@ def _plain(value: Json) -> Json:
             if "://" in path and path.rstrip("/") != value.path:
                 raise InvalidError(f"the address {value.path} has secrets: pickle the job, or give them as storage_options")
             *opening, storage = opening
-            arguments = (absolute(path), affine, (*opening, [one for one in storage if one[0] in _OPEN_OPTIONS]), *others)
+            arguments = (absolute(path), affine, (*opening, _public(storage)), *others)
         return {"volume": rebuild.__name__, "arguments": [_plain(one) for one in arguments]}
     if getattr(value, "ndim", 0) and hasattr(value, "__array__"):
         import numpy as np
@@ -513,7 +518,7 @@ def _plain(value: Json) -> Json:
         array = np.asarray(value)
         return {"array": array.tolist(), "dtype": str(array.dtype)}
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: _plain(_public(one) if key == "storage_options" else one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
     if isinstance(value, os.PathLike):

@@ -6,7 +6,7 @@ Where an option is a word with numbers, such as ``"gaussian:0.2"``, there is a s
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Union
 
@@ -258,6 +258,7 @@ class StorageOptions(TypedDict, total=False):
     pyramid: Downsample
     levels: int
     overwrite: bool
+    storage_options: Mapping[str, str | bool | float] | None
 
 
 class ConvertPlan(TypedDict):

@@ -292,8 +292,8 @@ def predict(
     dry_run : bool, default False
         Write nothing, and return what the run would need.
     **storage : StorageOptions
-        How outputs are stored: ``zarr``, ``chunk``, ``shard``, ``codec``, ``clevel``, ``pyramid``, ``levels`` and
-        ``overwrite``, as in :func:`write`.
+        How outputs are stored: ``zarr``, ``chunk``, ``shard``, ``codec``, ``clevel``, ``pyramid``, ``levels``,
+        ``overwrite`` and ``storage_options``, as in :func:`write`.
 
     Returns
     -------
@@ -406,7 +406,9 @@ def predict(
 
 def written(output: Outputs, outputs: Sequence[Settings]) -> Volume | dict[Any, Volume] | list[Volume]:
     """Open the outputs, in the form in which their paths were given."""
-    found = {out["name"]: open_volume(out["path"]) for out in outputs}
+    found = {
+        out["name"]: open_volume(out["path"], storage_options=dict(out["storage"].get("storage_options", ()))) for out in outputs
+    }
     if isinstance(output, Mapping):
         return {name: found[str(name)] for name in output}
     volumes = list(found.values())

@@ -58,7 +58,9 @@ impl Error {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::OutOfSpace,
                 _ => ErrorKind::Io,
             },
-            Self::Exists { .. } | Self::NotOverwritable { .. } => ErrorKind::AlreadyExists,
+            Self::Exists { .. } | Self::NotOverwritable { .. } | Self::Unfinished { .. } => {
+                ErrorKind::AlreadyExists
+            }
             Self::Locked { .. } => ErrorKind::Locked,
             Self::NoSpace { .. } => ErrorKind::OutOfSpace,
             Self::MemoryLimit { .. } | Self::BlenderMemory { .. } | Self::OutOfMemory { .. } => {
@@ -106,6 +108,7 @@ impl Error {
             | Self::OutputRange { .. } => ErrorKind::InvalidValue,
             Self::WrongDType { .. }
             | Self::InputModified { .. }
+            | Self::OutputModified { .. }
             | Self::PredictionShape { .. }
             | Self::GridMismatch { .. }
             | Self::SubjectMismatch { .. }

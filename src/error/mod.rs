@@ -366,6 +366,28 @@ pub enum Error {
         path: PathBuf,
     },
 
+    /// An output in a store was begun by another run, which has not finished it.
+    #[error(
+        "{} is an unfinished output that a run began {began}: wait until that run is done or, if it no longer runs, \
+         allow the output to be replaced",
+        path.display()
+    )]
+    Unfinished {
+        /// The output.
+        path: PathBuf,
+        /// The time since it was begun, as in `3 minutes ago`.
+        began: String,
+    },
+
+    /// An output in a store was changed by something else while it was written.
+    #[error("{} was changed while it was written, and is not finished: {what}", path.display())]
+    OutputModified {
+        /// The output.
+        path: PathBuf,
+        /// What has changed.
+        what: &'static str,
+    },
+
     /// The output's name is taken by something that is not an output of this kind.
     #[error("{} is not replaced because it is {what}: move it away, or choose another name", path.display())]
     NotOverwritable {

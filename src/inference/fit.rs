@@ -81,7 +81,10 @@ impl<'a> Ways<'a> {
         };
         let noted = outputs.iter().zip(&estimates).map(noted);
         let noted = noted.fold(0, u64::saturating_add);
-        let waiting = outputs.iter().map(PlannedOutput::pyramid_buffer_bytes);
+        let waiting = outputs.iter().map(|output| {
+            let uploads = output.upload_bytes();
+            output.pyramid_buffer_bytes().saturating_add(uploads)
+        });
         let all = owned.clone().or_else(|| passes::whole(outputs));
         // All outputs have the same axes.
         let order = outputs.first().map_or(grid.order(), PlannedOutput::order);

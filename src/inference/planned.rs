@@ -8,7 +8,7 @@ use crate::grid::Grid;
 use crate::region::Shape;
 use crate::volume::{
     ChunkShape, CreateOptions, Durability, Layout, OutputPart, VoxelGrid, output_layout,
-    pyramid_buffer_bytes,
+    pyramid_buffer_bytes, upload_bytes,
 };
 
 /// An output of a plan.
@@ -95,6 +95,11 @@ impl PlannedOutput {
     /// Returns the bytes of unfinished chunks of coarser levels.
     pub(super) fn pyramid_buffer_bytes(&self) -> u64 {
         pyramid_buffer_bytes(&self.layout, &self.store, self.order()).unwrap_or(0)
+    }
+
+    /// Returns the bytes of encoded chunks on their way to a store.
+    pub(super) fn upload_bytes(&self) -> u64 {
+        upload_bytes(&self.layout)
     }
 
     /// Returns the axis of the output along which each axis of the predictions runs.

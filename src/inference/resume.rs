@@ -81,7 +81,15 @@ impl Schedule {
 
     /// Checks that all outputs have write chunks.
     pub(super) fn check_chunked(&self) -> Result<()> {
-        let mut flat = self.outputs.iter().map(|output| &output.layout);
+        let layouts = self.outputs.iter().map(|output| &output.layout);
+        if let Some(layout) = layouts.clone().find(|layout| layout.remote) {
+            return Err(Error::unsupported(
+                &layout.path,
+                "an output in a store cannot be resumed or written in parts: write it in one run, or write it to this \
+                 machine and copy it",
+            ));
+        }
+        let mut flat = layouts;
         match flat.find(|layout| layout.write_chunk.is_none()) {
             None => Ok(()),
             Some(layout) => Err(Error::unsupported(

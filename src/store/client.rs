@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path as Key;
 use object_store::{GetOptions, GetRange, GetResult, GetResultPayload, ObjectMeta, ObjectStore};
 
@@ -39,6 +40,8 @@ impl Default for Patience {
 /// A connection to a store.
 pub(super) struct Client {
     pub(super) store: Arc<dyn ObjectStore>,
+    /// The same store, for objects that are written in parts; `None` if it is only read.
+    pub(super) multipart: Option<Arc<dyn MultipartStore>>,
     pub(super) patience: Patience,
     /// Whether whole objects may be read from servers that ignore the `Range` header.
     pub(super) allow_whole: bool,
@@ -61,6 +64,13 @@ pub(super) struct Seen {
     pub(super) status: AtomicU16,
     /// The last `Retry-After` in seconds; 0 if there is none.
     pub(super) retry_after: AtomicU64,
+}
+
+impl Seen {
+    /// Returns the status of the last response; 0 if there is none.
+    pub(super) fn status(&self) -> u16 {
+        self.status.load(Ordering::Relaxed)
+    }
 }
 
 tokio::task_local! {
@@ -99,7 +109,7 @@ struct Progress {
 }
 
 /// The end of an attempt that did not succeed.
-enum Setback {
+pub(super) enum Setback {
     Final(Failure),
     Again(Failure),
     /// The server is overloaded; it may say how long to wait.
@@ -181,7 +191,8 @@ impl Client {
             range: wanted,
             ..GetOptions::default()
         };
-        let response = self.in_time(self.store.get_opts(key, options)).await?;
+        let stall = self.patience.stall;
+        let response = in_time(stall, self.store.get_opts(key, options)).await?;
         let response = response.map_err(|error| refusal(&error, seen, has_range))?;
         let latency = begun.elapsed().as_secs_f64();
         progress.begin(&response)?;
@@ -189,7 +200,7 @@ impl Client {
         let GetResultPayload::Stream(mut stream) = response.payload;
         let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let before = progress.got.len();
-        while let Some(piece) = self.in_time(stream.next()).await? {
+        while let Some(piece) = in_time(stall, stream.next()).await? {
             let piece = piece.map_err(|error| Setback::Again(io_failure(&error)))?;
             if piece.len() > length - progress.got.len() {
                 progress.restart();
@@ -219,15 +230,6 @@ impl Client {
         Ok(())
     }
 
-    /// Waits for a step of a request, which must not stall.
-    async fn in_time<T>(&self, step: impl Future<Output = T>) -> Result<T, Setback> {
-        let stall = self.patience.stall;
-        tokio::time::timeout(stall, step).await.map_err(|_| {
-            let problem = format!("no byte arrived for {} s", stall.as_secs_f64());
-            Setback::Again(Failure::io(io::ErrorKind::TimedOut, problem))
-        })
-    }
-
     /// Returns the version of an object without reading it.
     pub(super) async fn head(&self, key: &Key, watcher: &dyn Watcher) -> Result<Version, Failure> {
         self.repeated(key.as_ref(), watcher, || {
@@ -253,11 +255,31 @@ impl Client {
     where
         F: Future<Output = object_store::Result<T>>,
     {
+        let judge = |error: &object_store::Error, seen: &Seen| refusal(error, seen, false);
+        self.repeated_within(name, self.patience.stall, watcher, judge, request)
+            .await
+    }
+
+    /// Makes a request, each time for at most `time`, until it succeeds or fails for good. `judge` says what a failure
+    /// means.
+    pub(super) async fn repeated_within<T, F>(
+        &self,
+        name: &str,
+        time: Duration,
+        watcher: &dyn Watcher,
+        judge: impl Fn(&object_store::Error, &Seen) -> Setback,
+        request: impl Fn() -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = object_store::Result<T>>,
+    {
         let begun = Instant::now();
         for attempt in 0.. {
             let seen = Arc::new(Seen::default());
-            let tried = SEEN.scope(Arc::clone(&seen), self.in_time(request())).await;
-            let tried = tried.and_then(|done| done.map_err(|error| refusal(&error, &seen, false)));
+            let tried = SEEN
+                .scope(Arc::clone(&seen), in_time(time, request()))
+                .await;
+            let tried = tried.and_then(|done| done.map_err(|error| judge(&error, &seen)));
             let (failure, wait) = match tried {
                 Ok(done) => return Ok(done),
                 Err(Setback::Final(failure)) => return Err(failure),
@@ -268,7 +290,8 @@ impl Client {
                 }
             };
             let wait = wait.unwrap_or_else(|| backoff(attempt, name));
-            if attempt + 1 >= ATTEMPTS || begun.elapsed() + wait > self.patience.total {
+            if attempt + 1 >= ATTEMPTS || begun.elapsed() + wait > self.patience.total.max(2 * time)
+            {
                 return Err(failure);
             }
             tokio::time::sleep(wait).await;
@@ -372,6 +395,14 @@ impl Progress {
     }
 }
 
+/// Waits for a step of a request, which must not take longer than `stall`.
+async fn in_time<T>(stall: Duration, step: impl Future<Output = T>) -> Result<T, Setback> {
+    tokio::time::timeout(stall, step).await.map_err(|_| {
+        let problem = format!("no byte arrived for {} s", stall.as_secs_f64());
+        Setback::Again(Failure::io(io::ErrorKind::TimedOut, problem))
+    })
+}
+
 /// Returns the time before the next attempt: 50 ms, doubled by each attempt, up to 5 s, varied by up to a half.
 fn backoff(attempt: u32, name: &str) -> Duration {
     let longest = Duration::from_millis(50 << attempt.min(7)).min(Duration::from_secs(5));
@@ -393,15 +424,9 @@ pub(super) fn version(meta: &ObjectMeta) -> Version {
 }
 
 /// Returns what a failed request means.
-fn refusal(error: &object_store::Error, seen: &Seen, has_range: bool) -> Setback {
-    let status = seen.status.load(Ordering::Relaxed);
-    let said = |kind| {
-        Failure::io(
-            kind,
-            format!("the server answered {status}{}", reason(error)),
-        )
-    };
-    match status {
+pub(super) fn refusal(error: &object_store::Error, seen: &Seen, has_range: bool) -> Setback {
+    let said = |kind| said(kind, seen, error);
+    match seen.status() {
         404 | 410 => Setback::Final(Failure::Absent),
         401 | 403 => Setback::Final(said(io::ErrorKind::PermissionDenied)),
         416 => Setback::Final(said(io::ErrorKind::UnexpectedEof)),
@@ -418,6 +443,15 @@ fn refusal(error: &object_store::Error, seen: &Seen, has_range: bool) -> Setback
         0 => Setback::Final(io_failure(error)),
         _ => Setback::Final(said(io::ErrorKind::Other)),
     }
+}
+
+/// Returns the failure of a request that the server has answered.
+pub(super) fn said(kind: io::ErrorKind, seen: &Seen, error: &object_store::Error) -> Failure {
+    let status = seen.status();
+    Failure::io(
+        kind,
+        format!("the server answered {status}{}", reason(error)),
+    )
 }
 
 /// Returns the error code of a server's XML answer, for a message: ` (NoSuchBucket)`.

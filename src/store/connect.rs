@@ -14,6 +14,7 @@ use object_store::client::{
 };
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::http::HttpBuilder;
+use object_store::multipart::MultipartStore;
 use object_store::{ClientConfigKey, ClientOptions, ObjectStore, RetryConfig};
 use url::{Position, Url};
 
@@ -105,8 +106,10 @@ fn connect(target: &Target) -> Result<Client, String> {
         total: seconds(&mut options, "retry_timeout", usual.total)?,
     };
     let allow_whole = flag(&mut options, "allow_whole")?;
+    let (store, multipart) = store(&target.base, options)?;
     Ok(Client {
-        store: store(&target.base, options)?,
+        store,
+        multipart,
         patience,
         allow_whole,
     })
@@ -143,7 +146,16 @@ macro_rules! configured {
     }};
 }
 
-fn store(base: &str, mut options: StorageOptions) -> Result<Arc<dyn ObjectStore>, String> {
+/// A store for whole objects, and for objects that are written in parts, unless it is only read.
+pub(super) type Both = (Arc<dyn ObjectStore>, Option<Arc<dyn MultipartStore>>);
+
+/// Returns a store as one for whole objects and one for parts.
+fn both<S: ObjectStore + MultipartStore>(store: S) -> Both {
+    let store = Arc::new(store);
+    (Arc::clone(&store) as _, Some(store))
+}
+
+fn store(base: &str, mut options: StorageOptions) -> Result<Both, String> {
     let client = ClientOptions::new()
         .with_allow_http(true)
         .with_timeout_disabled()
@@ -167,14 +179,14 @@ fn store(base: &str, mut options: StorageOptions) -> Result<Arc<dyn ObjectStore>
         }
     };
     let scheme = base.split_once("://").map_or("", |(scheme, _)| scheme);
-    let store: Arc<dyn ObjectStore> = match scheme {
+    Ok(match scheme {
         "s3" | "s3a" => {
             let builder = s3(base, &options, anonymous)?
                 .with_client_options(client)
                 .with_retry(retry)
                 .with_http_connector(Recorder)
                 .with_allow_http(true);
-            Arc::new(builder.build().map_err(failed)?)
+            both(builder.build().map_err(failed)?)
         }
         "gs" | "gcs" => {
             let builder = GoogleCloudStorageBuilder::from_env();
@@ -194,7 +206,7 @@ fn store(base: &str, mut options: StorageOptions) -> Result<Arc<dyn ObjectStore>
             } else {
                 builder
             };
-            Arc::new(builder.build().map_err(failed)?)
+            both(builder.build().map_err(failed)?)
         }
         "az" | "abfs" | "abfss" => {
             let builder = MicrosoftAzureBuilder::from_env();
@@ -209,7 +221,7 @@ fn store(base: &str, mut options: StorageOptions) -> Result<Arc<dyn ObjectStore>
             } else {
                 builder
             };
-            Arc::new(builder.build().map_err(failed)?)
+            both(builder.build().map_err(failed)?)
         }
         "http" | "https" => {
             let mut client = client;
@@ -224,15 +236,14 @@ fn store(base: &str, mut options: StorageOptions) -> Result<Arc<dyn ObjectStore>
                 .with_client_options(client)
                 .with_retry(retry)
                 .with_http_connector(Recorder);
-            Arc::new(
-                builder
-                    .build()
-                    .map_err(|_| "its address is not valid".to_owned())?,
-            )
+            let store = builder.build();
+            let store = store.map_err(|_| "its address is not valid".to_owned())?;
+            (Arc::new(store), None)
         }
+        #[cfg(test)]
+        "memory" => super::faulty::store(base),
         _ => return Err("its scheme is not s3, gs, az, http or https".to_owned()),
-    };
-    Ok(store)
+    })
 }
 
 /// Returns the builder of an S3 store, with its credentials, region and endpoint.

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use object_store::path::Path as Key;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 
 use super::client::{Client, Timing, Watcher};
 use super::connect::Clients;
@@ -48,6 +50,8 @@ pub(super) struct Engine {
     state: Mutex<State>,
     /// Signals that a wish was fulfilled.
     arrived: Condvar,
+    /// Signals that an object was written.
+    written: Notify,
     counts: Counts,
     pub(super) clients: Clients,
 }
@@ -71,6 +75,8 @@ struct State {
     /// Whether prefetches wait for others.
     gathers: bool,
     running: usize,
+    /// Objects that are being written.
+    writing: usize,
     /// Bytes that running requests may return, and of results that were not read yet.
     bytes: u64,
     window: Window,
@@ -195,6 +201,7 @@ pub(super) fn engine() -> io::Result<&'static Engine> {
                 .build()?,
             state: Mutex::default(),
             arrived: Condvar::new(),
+            written: Notify::new(),
             counts: Counts::default(),
             clients: Clients::default(),
         })
@@ -242,6 +249,25 @@ impl Engine {
             counts.requests.load(Ordering::Relaxed),
             counts.bytes.load(Ordering::Relaxed),
         )
+    }
+
+    /// Begins to write, without waiting for it.
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        self.runtime.spawn(work).abort_handle()
+    }
+
+    /// Waits until another object may be written: half as many at once as requests that read.
+    pub(super) async fn turn_to_write(&'static self) -> WriteTurn {
+        loop {
+            {
+                let mut state = self.lock();
+                if state.writing < state.window.requests().div_ceil(2) {
+                    state.writing += 1;
+                    return WriteTurn(self);
+                }
+            }
+            self.written.notified().await;
+        }
     }
 
     /// Runs a request and waits for it. Unlike `block_on`, this works on a thread of another runtime.
@@ -405,6 +431,19 @@ impl Engine {
         self.start(&mut state);
         drop(state);
         self.arrived.notify_all();
+    }
+}
+
+/// The right to write an object, until it is dropped.
+#[derive(Debug)]
+pub(super) struct WriteTurn(&'static Engine);
+
+impl Drop for WriteTurn {
+    fn drop(&mut self) {
+        self.0.lock().writing -= 1;
+        // There may be room for one more, if the window has grown.
+        self.0.written.notify_one();
+        self.0.written.notify_one();
     }
 }
 

@@ -9,6 +9,9 @@ mod client;
 mod connect;
 #[cfg(feature = "cloud")]
 mod engine;
+#[cfg(test)]
+#[cfg(feature = "cloud")]
+pub(crate) mod faulty;
 mod object;
 mod options;
 #[cfg(feature = "cloud")]
@@ -16,20 +19,26 @@ mod process;
 #[cfg(feature = "cloud")]
 mod profile;
 #[cfg(feature = "cloud")]
+mod put;
+#[cfg(feature = "cloud")]
 mod remote;
 mod source;
+#[cfg(feature = "cloud")]
+mod uploads;
 #[cfg(not(feature = "cloud"))]
 mod without;
 
 use std::path::{Path, PathBuf};
 
-pub(crate) use self::object::{Part, Version};
+pub(crate) use self::object::{Digest, Part, Version};
 pub use self::options::StorageOptions;
 #[cfg(feature = "cloud")]
 pub(crate) use self::remote::Remote;
 pub(crate) use self::source::{Input, Place, read_error};
+#[cfg(feature = "cloud")]
+pub(crate) use self::uploads::Uploads;
 #[cfg(not(feature = "cloud"))]
-pub(crate) use self::without::Remote;
+pub(crate) use self::without::{Remote, Uploads};
 
 /// Returns the numbers of requests for objects, and of bytes received for them, of this process.
 #[cfg(all(feature = "cloud", any(test, feature = "testing")))]
@@ -38,9 +47,19 @@ pub fn request_counts() -> (u64, u64) {
     Remote::counts()
 }
 
-/// The schemes of addresses that are read.
-const SCHEMES: [&str; 9] = [
-    "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https",
+/// The schemes of addresses.
+const SCHEMES: &[&str] = &[
+    "s3",
+    "s3a",
+    "gs",
+    "gcs",
+    "az",
+    "abfs",
+    "abfss",
+    "http",
+    "https",
+    #[cfg(test)]
+    "memory",
 ];
 
 /// Returns `true` if a path is an address of an object.

@@ -1,5 +1,6 @@
-//! Parts and versions of objects, and the reasons why they cannot be read.
+//! Parts and versions of objects, and the reasons why they cannot be read or written.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 #[cfg(feature = "cloud")]
 use std::io;
 use std::ops::Range;
@@ -57,6 +58,22 @@ impl Version {
     }
 }
 
+/// A number that identifies a set of names with lengths, however it is ordered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Digest {
+    count: u64,
+    sum: u64,
+}
+
+impl Digest {
+    pub(crate) fn add(&mut self, name: &str, length: u64) {
+        let mut hasher = DefaultHasher::new();
+        (name, length).hash(&mut hasher);
+        self.count += 1;
+        self.sum = self.sum.wrapping_add(hasher.finish());
+    }
+}
+
 /// Bytes of an object.
 #[derive(Clone, Debug)]
 pub(crate) struct Fetched {
@@ -81,7 +98,7 @@ impl Fetched {
     }
 }
 
-/// The reason why an object cannot be read.
+/// The reason why an object cannot be read or written.
 #[cfg(feature = "cloud")]
 #[derive(Clone, Debug)]
 pub(super) enum Failure {
@@ -93,6 +110,12 @@ pub(super) enum Failure {
     Length(u64),
     /// The server ignores the `Range` header.
     NoRanges,
+    /// There is an object already.
+    Taken,
+    /// The server cannot write an object on the condition that it does not exist.
+    NoConditions,
+    /// Nothing is written to this kind of server.
+    ReadOnly,
     /// Anything else.
     Io(Arc<io::Error>),
 }

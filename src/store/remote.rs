@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt};
+use object_store::ObjectMeta;
 use object_store::path::Path as Key;
+use tokio::time::timeout;
 
 use super::client::Client;
 use super::connect::{self, Target};
@@ -15,6 +17,8 @@ use super::engine::{Engine, engine, running};
 use super::object::{Failure, Fetched, Part, Version};
 use super::options::StorageOptions;
 use super::process::PerProcess;
+use super::put::refused_write;
+use super::uploads::Uploads;
 use crate::error::{Error, Result};
 
 /// A bucket or a web server. Paths are addresses without secrets: `s3://bucket/scan.zarr/zarr.json`.
@@ -155,6 +159,94 @@ impl Remote {
             .map_err(|failure| failed(path, "list", failure))
     }
 
+    /// Checks that objects can be written there.
+    pub(crate) fn check_writable(&self, path: &Path) -> Result<()> {
+        let (_, client) = self.client(path)?;
+        match client.multipart {
+            Some(_) => Ok(()),
+            None => Err(failed(path, "write", Failure::ReadOnly)),
+        }
+    }
+
+    /// Writes an object that must not exist. Returns `false` if it does.
+    pub(crate) fn create(&self, path: &Path, bytes: Vec<u8>) -> Result<bool> {
+        let (engine, client, key) = self.place(path)?;
+        let created =
+            engine.wait_for(async move { client.create(&key, bytes.into(), engine).await });
+        match created.flatten() {
+            Ok(()) => Ok(true),
+            Err(Failure::Taken) => Ok(false),
+            Err(failure) => Err(failed(path, "write", failure)),
+        }
+    }
+
+    /// Writes an object, or replaces it.
+    pub(crate) fn put(&self, path: &Path, bytes: Vec<u8>) -> Result<()> {
+        let (engine, client, key) = self.place(path)?;
+        let put = engine.wait_for(async move { client.put(&key, bytes.into(), engine).await });
+        put.flatten()
+            .map_err(|failure| failed(path, "write", failure))
+    }
+
+    /// Returns what writes objects while its caller goes on, at most `limit` bytes at once.
+    pub(crate) fn uploads(&self, limit: u64) -> Uploads {
+        Uploads::new(self.clone(), limit)
+    }
+
+    /// Returns the objects below a path, at most `most` of them: their names from there on, and their lengths.
+    pub(crate) fn list(&self, path: &Path, most: usize) -> Result<Vec<(String, u64)>> {
+        let (engine, client, prefix) = self.place(path)?;
+        let listed = engine.wait_for(async move {
+            let (name, time) = (prefix.as_ref(), client.patience.total);
+            client
+                .repeated_within(name, time, engine, refused_write, || async {
+                    let mut all = client.store.list(Some(&prefix)).take(most);
+                    let mut found = Vec::new();
+                    // Each page of a long list has the time of a request.
+                    while let Some(one) = timeout(client.patience.stall, all.next())
+                        .await
+                        .map_err(|_| no_answer())?
+                    {
+                        found.push(one?);
+                    }
+                    Ok(found)
+                })
+                .await
+                .map(|all| {
+                    let inside = |meta: &ObjectMeta| {
+                        let parts: Vec<_> = meta.location.prefix_match(&prefix)?.collect();
+                        let names: Vec<&str> = parts.iter().map(AsRef::as_ref).collect();
+                        Some((names.join("/"), meta.size))
+                    };
+                    all.iter().filter_map(inside).collect()
+                })
+        });
+        listed
+            .flatten()
+            .map_err(|failure| failed(path, "list", failure))
+    }
+
+    /// Removes objects below a path, by their names from there on.
+    pub(crate) fn remove(&self, path: &Path, names: &[String]) -> Result<()> {
+        let (engine, client, prefix) = self.place(path)?;
+        let key = |name: &String| Key::parse(format!("{prefix}/{name}"));
+        let keys: Vec<Key> = names
+            .iter()
+            .map(key)
+            .collect::<Result<_, _>>()
+            .map_err(|_| Error::unsupported(path, "a name below it is not valid"))?;
+        let removed = engine.wait_for(async move { client.remove(&keys, engine).await });
+        removed
+            .flatten()
+            .map_err(|failure| failed(path, "remove objects below", failure))
+    }
+
+    /// Returns what a request for the object at a path takes.
+    pub(super) fn place(&self, path: &Path) -> Result<(&'static Engine, Arc<Client>, Key)> {
+        let (engine, client) = self.client(path)?;
+        Ok((engine, Arc::clone(client), Key::from(self.key(path)?)))
+    }
+
     /// Returns the numbers of requests and of received bytes of this process.
     #[cfg(any(test, feature = "testing"))]
     pub(super) fn counts() -> (u64, u64) {
@@ -180,8 +272,15 @@ impl Remote {
     }
 }
 
-/// Returns the error for a path that cannot be read.
-fn failed(path: &Path, action: &'static str, failure: Failure) -> Error {
+fn no_answer() -> object_store::Error {
+    object_store::Error::Generic {
+        store: "list",
+        source: "no answer came in time".into(),
+    }
+}
+
+/// Returns the error for a path that cannot be read or written.
+pub(super) fn failed(path: &Path, action: &'static str, failure: Failure) -> Error {
     match failure {
         Failure::Changed(what) => Error::InputModified {
             path: path.to_path_buf(),
@@ -191,6 +290,18 @@ fn failed(path: &Path, action: &'static str, failure: Failure) -> Error {
             path,
             "the server ignores ranges: it would send the whole object for each part of it. Copy the object, or set the \
              storage option allow_whole to true if the object is small",
+        ),
+        Failure::Taken => Error::Exists {
+            path: path.to_path_buf(),
+        },
+        Failure::NoConditions => Error::unsupported(
+            path,
+            "the server cannot write an object on the condition that it does not exist yet, so that two runs could write \
+             the same output without noticing: write to this machine, and copy it",
+        ),
+        Failure::ReadOnly => Error::unsupported(
+            path,
+            "nothing is written to web servers: write to an object store, or to this machine",
         ),
         Failure::Absent => Error::io(action, path)(io::ErrorKind::NotFound.into()),
         Failure::Length(size) => {

@@ -8,7 +8,7 @@ use super::overwrite::Overwrite;
 use super::{Format, Layout, Pyramid, ReadMemory, VolumeMut, flat, partial, space, staged, zarr};
 use crate::error::{Error, Result};
 use crate::region::Shape;
-use crate::store::{is_remote, local, shown};
+use crate::store::{StorageOptions, is_remote, local, shown};
 
 /// Options for creating a volume.
 ///
@@ -39,6 +39,8 @@ pub struct CreateOptions {
     /// Whether an existing output of this name may be replaced: a file by a file of the same format, a Zarr array or
     /// group by Zarr. Nothing else is ever replaced.
     pub overwrite: bool,
+    /// Credentials and other options of the object store that the output is in; empty for a file system.
+    pub storage_options: StorageOptions,
 }
 
 impl Default for CreateOptions {
@@ -51,6 +53,7 @@ impl Default for CreateOptions {
             zarr: ZarrVersion::V3,
             pyramid: None,
             overwrite: false,
+            storage_options: StorageOptions::new(),
         }
     }
 }
@@ -82,6 +85,8 @@ impl CreateOptions {
         with_pyramid(pyramid: Option<Pyramid>);
         /// Sets whether an output of the same name may be replaced.
         with_overwrite(overwrite: bool);
+        /// Sets the options of the object store.
+        with_storage_options(storage_options: StorageOptions);
     }
 }
 
@@ -132,7 +137,7 @@ pub fn create(
 ) -> Result<Box<dyn VolumeMut>> {
     let path = path.as_ref();
     let layout = output_layout(path, layout, options)?;
-    if let Format::Zarr2 | Format::Zarr3 = layout.format {
+    if layout.is_local_zarr() {
         partial::tidy(&layout.path)?;
     }
     // The name is checked first: a taken name matters more than a lack of space.
@@ -150,6 +155,9 @@ pub fn create(
 ///
 /// As [`create`], if the name is taken.
 pub fn check_name(layout: &Layout, options: &CreateOptions) -> Result<()> {
+    if let Some(remote) = zarr::store_of(&layout.path, options)? {
+        return zarr::check_objects(&remote, &layout.path, options.overwrite);
+    }
     Overwrite::by(layout, options.overwrite)?.check(&layout.path)
 }
 
@@ -163,14 +171,12 @@ pub fn output_layout(
     layout: &Layout,
     options: &CreateOptions,
 ) -> Result<Layout> {
-    let path = &*local(path.as_ref());
-    if is_remote(path) {
-        let what = "outputs are written to file systems only: write it to this machine, and copy it to the store";
-        return Err(Error::unsupported(&shown(path), what));
-    }
+    let given = local(path.as_ref());
+    let remote = is_remote(&given);
+    let path = &*if remote { address(&given)? } else { given };
     let mut layout = Layout {
         path: path.to_path_buf(),
-        remote: false,
+        remote,
         read_chunk: None,
         write_chunk: None,
         codecs: Vec::new(),
@@ -193,6 +199,11 @@ pub fn output_layout(
         );
         return Err(Error::unsupported(path, what));
     };
+    if remote {
+        let what =
+            "only Zarr is written to stores: write .zarr, or write it to this machine and copy it";
+        return Err(Error::unsupported(path, what));
+    }
     layout.format = found.formats[0];
     (found.check)(&layout)?;
     if storage == VoxelStorage::Gzip {
@@ -205,6 +216,18 @@ pub fn output_layout(
         ));
     }
     Ok(layout)
+}
+
+/// Returns the address of an output, which must not have secrets: it is used again where they would be lost.
+fn address(given: &Path) -> Result<PathBuf> {
+    let shown = shown(given);
+    let text = given.to_string_lossy();
+    if shown.to_str() == Some(text.trim_end_matches('/')) {
+        return Ok(shown);
+    }
+    let what =
+        "the address of an output has no user, password or query: give them as storage options";
+    Err(Error::unsupported(&shown, what))
 }
 
 /// Returns `true` if a folder above `path` is named like a Zarr store; groups in it may have any name.
@@ -225,7 +248,11 @@ pub fn check_output(output: &Path, inputs: &[&Path]) -> Result<()> {
         return Ok(());
     };
     for input in inputs {
-        let Ok(found) = std::fs::canonicalize(input) else {
+        let found = if is_remote(input) {
+            object_place(input)
+        } else if let Ok(found) = std::fs::canonicalize(local(input)) {
+            found
+        } else {
             continue;
         };
         if overlap(&place, &found) {
@@ -260,10 +287,27 @@ pub fn check_distinct(outputs: &[&Path]) -> Result<()> {
 
 /// Returns the path of an output without symbolic links.
 fn place_of(output: &Path) -> Option<PathBuf> {
+    if is_remote(output) {
+        return Some(object_place(output));
+    }
+    let output = &*local(output);
     // An output that does not exist yet is found through its folder.
     std::fs::canonicalize(output)
         .ok()
         .or_else(|| Some(place_of(staged::parent(output))?.join(output.file_name()?)))
+}
+
+/// Returns the address of an object with the usual name of its scheme, as a path.
+fn object_place(address: &Path) -> PathBuf {
+    let shown = shown(address).to_string_lossy().into_owned();
+    let (scheme, rest) = shown.split_once("://").unwrap_or_default();
+    let scheme = match scheme {
+        "s3a" => "s3",
+        "gcs" => "gs",
+        other => other,
+    };
+    // No path on a file system begins so.
+    [format!("{scheme}:").as_str(), rest].iter().collect()
 }
 
 /// Returns `true` if two paths are the same, or one is inside the other.

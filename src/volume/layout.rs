@@ -70,6 +70,11 @@ impl Layout {
         }
     }
 
+    /// Returns `true` for Zarr in a folder.
+    pub(crate) fn is_local_zarr(&self) -> bool {
+        !self.remote && matches!(self.format, Format::Zarr2 | Format::Zarr3)
+    }
+
     /// Returns the layout with a different geometry.
     #[must_use]
     pub fn with_geometry(mut self, geometry: Geometry) -> Self {

@@ -79,7 +79,7 @@ pub use memory::MemoryVolume;
 pub use mismatch::TOLERANCE;
 pub(crate) use mmap::give_back_freed;
 pub use mmap::{share_heaps, signal_is_ignored};
-pub(crate) use needs::{decoding_bytes, encoding_bytes, index_bytes, marked_bytes};
+pub(crate) use needs::{decoding_bytes, encoding_bytes, index_bytes, marked_bytes, upload_bytes};
 pub use open::open;
 pub use options::{MissingChunks, OpenOptions, Tilt, Values};
 pub use overwrite::{FileKind, FolderKind, Overwrite, UnexpectedEntry};

@@ -61,3 +61,22 @@ pub(crate) fn encoding_bytes(output: &Layout, coarser: bool) -> u64 {
     }
     bytes
 }
+
+/// Maximum bytes of encoded chunks on their way to a store.
+const UPLOADS: u64 = 32 << 20;
+
+/// Write chunks on their way to a store, if they are small.
+const UPLOADS_AT_ONCE: u64 = 16;
+
+/// Returns the maximum bytes of encoded chunks on their way to a store; 0 for an output on a file system.
+pub(crate) fn upload_bytes(output: &Layout) -> u64 {
+    let (true, Some([_, chunk @ ..])) = (output.remote, output.write_chunk) else {
+        return 0;
+    };
+    let size = output.dtype.size() as u64;
+    let chunk = Region::whole(chunk).voxels().saturating_mul(size);
+    chunk
+        .saturating_mul(UPLOADS_AT_ONCE)
+        .min(UPLOADS)
+        .max(chunk)
+}

@@ -14,8 +14,8 @@ use serde_json::{Value as Json, json};
 use super::options::setters;
 use super::zarr::ZarrResumable;
 use super::{
-    ChunkShape, CreateOptions, Durability, Format, Layout, OutputPart, VolumeMut, output_layout,
-    partial, space, zarr,
+    ChunkShape, CreateOptions, Durability, Layout, OutputPart, VolumeMut, output_layout, partial,
+    space, zarr,
 };
 use crate::error::{Error, Result};
 use crate::region::Region;
@@ -307,13 +307,15 @@ pub(crate) fn finalize_all(outputs: &[OutputRequest<'_>], parts: RunParts) -> Re
 
 fn resumable_layout(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<Layout> {
     let layout = output_layout(path, layout, options)?;
-    match layout.format {
-        Format::Zarr2 | Format::Zarr3 => Ok(layout),
-        _ => Err(Error::unsupported(
-            path,
-            "only Zarr outputs can be resumed after an interruption",
-        )),
+    if layout.is_local_zarr() {
+        return Ok(layout);
     }
+    let what = if layout.remote {
+        "an output in a store cannot be resumed: write it in one run, or write it to this machine and copy it"
+    } else {
+        "only Zarr outputs can be resumed after an interruption"
+    };
+    Err(Error::unsupported(&layout.path, what))
 }
 
 #[cfg(test)]

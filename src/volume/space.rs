@@ -86,7 +86,11 @@ pub fn disk_space(outputs: &[(&Layout, &CreateOptions)], resumed: bool) -> Resul
             (most, least) = (most.saturating_sub(stored), 0);
         }
         let folder = parent(&layout.path);
-        let device = folder.metadata().ok().map(|found| found.dev());
+        // Nothing says how much a store has room for.
+        let device = (!layout.remote)
+            .then(|| folder.metadata().ok())
+            .flatten()
+            .map(|found| found.dev());
         match found
             .iter_mut()
             .find(|(other, _)| device.is_some() && *other == device)
@@ -101,7 +105,7 @@ pub fn disk_space(outputs: &[(&Layout, &CreateOptions)], resumed: bool) -> Resul
                     output: layout.path.clone(),
                     max_bytes: most,
                     min_bytes: least,
-                    free_bytes: free(folder),
+                    free_bytes: device.and_then(|_| free(folder)),
                 },
             )),
         }

@@ -7,9 +7,9 @@ use std::time::Instant;
 use clap::Args;
 use voxpatch::volume::{
     CreateOptions, DiskSpace, Format, RealValues, Rescale, Values, check_output, create,
-    disk_space, open, output_layout,
+    disk_space, output_layout,
 };
-use voxpatch::{ConvertOptions, ConvertPlan, DType, Layout, Volume};
+use voxpatch::{ConvertOptions, ConvertPlan, DType, Layout, OpenOptions, Volume};
 
 use crate::common::{Common, Memory};
 use crate::input::{OnGrid, Opening, Part, ValuesName};
@@ -28,7 +28,7 @@ Examples:
 /// Copy a volume into another format, voxel type or chunking.
 ///
 /// The name of the output decides its format: .npy, .nii, .nii.gz, .nrrd, .mha, .mhd or .tif is such a file, .zarr
-/// an OME-Zarr folder.
+/// an OME-Zarr folder, or many objects below an address in an object store.
 #[derive(Debug, Args)]
 #[command(disable_help_flag = true, after_help = EXAMPLES)]
 pub(crate) struct Convert {
@@ -61,7 +61,11 @@ pub(crate) struct Convert {
 pub(crate) fn run(settings: &Convert) -> anyhow::Result<()> {
     let began = Instant::now();
     check_output(&settings.target, &[&settings.source])?;
-    let storage = settings.storage.options();
+    let store = settings.opening.storage_options();
+    let storage = settings
+        .storage
+        .options()
+        .with_storage_options(store.clone());
     let (source, kept) = source(settings, &storage)?;
     let from = source.layout();
     let layout = Layout {
@@ -77,7 +81,7 @@ pub(crate) fn run(settings: &Convert) -> anyhow::Result<()> {
         memory: settings.memory.memory,
         clip: settings.kind.clip,
     };
-    let choices = settings.storage.choices();
+    let choices = settings.storage.choices(&store);
     let storage = options.choose(&*source, &settings.target, &layout, &choices)?;
     let layout = output_layout(&settings.target, &layout, storage)?;
     let space = disk_space(&[(&layout, storage)], false)?;
@@ -93,7 +97,8 @@ pub(crate) fn run(settings: &Convert) -> anyhow::Result<()> {
         .run(|progress| voxpatch::convert(&source, target, &options, progress))?;
 
     let seconds = began.elapsed().as_secs_f64();
-    let stored = open(&settings.target)?.stored_bytes()?;
+    let written = OpenOptions::default().with_storage_options(store);
+    let stored = written.open(&settings.target)?.stored_bytes()?;
     let rate = report::float(decoded) / 1e6 / seconds.max(1e-9);
     let mut report = Report::default();
     report.plain("out", settings.target.display().to_string());

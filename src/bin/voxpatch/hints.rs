@@ -28,6 +28,7 @@ fn hints(error: &Error) -> &'static [Hint] {
     match error {
         Error::Shared(inner) | Error::Subject { source: inner, .. } => hints(inner),
         Error::Exists { .. } => &[("overwrite", " (--overwrite)"), ("keep", " (--keep)")],
+        Error::Unfinished { .. } => &[("overwrite", " (--overwrite)")],
         Error::UntrustedCodec { .. } | Error::UntrustedLink { .. } => {
             &[("untrusted", " (leave out --untrusted)")]
         }

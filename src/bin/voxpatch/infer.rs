@@ -290,7 +290,9 @@ pub(crate) fn prepared(settings: &Infer) -> anyhow::Result<Prepared> {
             .with_clip(settings.kind.clip),
     );
     target.dtype = settings.kind.dtype;
-    let target = settings.storage.target(target);
+    let target = settings
+        .storage
+        .target(target, &settings.opening.storage_options());
     let mut plan = Predictor::new(Arc::clone(&volume), model, options).plan(&[target])?;
     if let Some(mask) = mask {
         let mask = opened_mask(settings, mask, &whole, layout)?;

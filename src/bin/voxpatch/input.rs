@@ -42,7 +42,7 @@ pub(crate) struct Opening {
     /// How to treat DICOM slices that are shifted within their plane, as by a tilted gantry.
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     tilt: TiltName,
-    /// Option of the object stores that inputs are in, such as anon=true or region=eu-west-1. May be given several
+    /// Option of the object stores that inputs and outputs are in, such as anon=true or region=eu-west-1. May be given several
     /// times.
     #[arg(long, value_parser = storage_option, value_name = "NAME=VALUE")]
     storage_option: Vec<StorageOption>,
@@ -74,8 +74,8 @@ impl Opening {
         self.storage_option.iter().map(|option| &*option.0)
     }
 
-    /// Returns the options of the object stores that inputs are in.
-    fn storage_options(&self) -> StorageOptions {
+    /// Returns the options of object stores.
+    pub(crate) fn storage_options(&self) -> StorageOptions {
         let given = self.storage_option.iter();
         given.map(|option| (&option.0, &*option.1)).collect()
     }

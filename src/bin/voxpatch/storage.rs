@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 use voxpatch::inference::StoreOption;
 use voxpatch::volume::{Codec, CreateOptions, Downsample, Pyramid};
-use voxpatch::{DType, OutputTarget, Shape};
+use voxpatch::{DType, OutputTarget, Shape, StorageOptions};
 
 use crate::parse::{Shard, dtype, shard, size};
 
@@ -94,9 +94,10 @@ impl Storage {
         default.map(|(option, _)| option).collect()
     }
 
-    /// Returns the target stored with these options. If no shard was given, smaller ones may be used.
-    pub(crate) fn target(&self, target: OutputTarget) -> OutputTarget {
-        let mut choices = self.choices().into_iter();
+    /// Returns the target stored with these options, and with those of an object store. If no shard was given, smaller
+    /// ones may be used.
+    pub(crate) fn target(&self, target: OutputTarget, store: &StorageOptions) -> OutputTarget {
+        let mut choices = self.choices(store).into_iter();
         let store = choices.next().unwrap_or_default();
         target
             .with_store(store)
@@ -104,9 +105,9 @@ impl Storage {
             .with_defaults(self.defaults())
     }
 
-    /// Returns the options and, if no shard was given, the same with smaller shards.
-    pub(crate) fn choices(&self) -> Vec<CreateOptions> {
-        let options = self.options();
+    /// Returns the options with those of an object store and, if no shard was given, the same with smaller shards.
+    pub(crate) fn choices(&self, store: &StorageOptions) -> Vec<CreateOptions> {
+        let options = self.options().with_storage_options(store.clone());
         let smaller = match (self.shard, options.shard) {
             (None, Some(_)) => &[64, 32][..],
             _ => &[],
@@ -205,13 +206,13 @@ mod tests {
         };
         let options = storage.options();
         assert_eq!((options.chunk, options.shard), ([64; 3], None));
-        assert_eq!(storage.choices().len(), 1);
+        assert_eq!(storage.choices(&StorageOptions::new()).len(), 1);
     }
 
     #[test]
     fn smaller_shards_are_tried_only_if_none_was_asked_for() {
         let shards = |storage: Storage| -> Vec<_> {
-            let choices = storage.choices().into_iter();
+            let choices = storage.choices(&StorageOptions::new()).into_iter();
             choices.map(|options| options.shard).collect()
         };
         let usual = shards(Storage::default());

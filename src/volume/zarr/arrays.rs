@@ -50,7 +50,7 @@ pub(super) struct ChunkPlace {
 }
 
 /// A function that stores an encoded chunk; `None` if it is all fill value.
-pub(super) type Keep<'a> = &'a dyn Fn(&ChunkPlace, Option<&[u8]>) -> Result<()>;
+pub(super) type Keep<'a> = &'a dyn Fn(&ChunkPlace, Option<Vec<u8>>) -> Result<()>;
 
 impl Arrays {
     /// Creates the arrays of planned levels.
@@ -186,8 +186,9 @@ impl Arrays {
             key: place.key.clone(),
             source,
         })?;
-        keep(&place, encoded.as_deref()).inspect_err(|_| array.written.clear(channel, index))?;
-        Ok(encoded.is_some())
+        let is_stored = encoded.is_some();
+        keep(&place, encoded).inspect_err(|_| array.written.clear(channel, index))?;
+        Ok(is_stored)
     }
 }
 

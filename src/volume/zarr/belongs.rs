@@ -1,5 +1,6 @@
 //! The entries that belong to a Zarr array or group: metadata, chunks, and arrays and groups below.
 
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -87,9 +88,88 @@ fn entries(folder: &Path) -> Result<impl Iterator<Item = Result<fs::DirEntry>>> 
     Ok(listed.map(move |entry| entry.map_err(Error::io("list", folder))))
 }
 
+/// Returns the first object, of those with these names below a path, that does not belong to a Zarr array or group.
+/// `document` reads one of them. If there is the object `claim`, the output is unfinished and may lack metadata.
+pub(super) fn foreign_object(
+    names: &[String],
+    claim: &str,
+    document: &dyn Fn(&str) -> Result<Option<Json>>,
+) -> Result<Option<String>> {
+    let known: HashSet<&str> = names.iter().map(String::as_str).collect();
+    let is_unfinished = known.contains(claim);
+    let mut roles: HashMap<&str, Option<Role>> = HashMap::new();
+    for name in names {
+        if name == claim {
+            continue;
+        }
+        let ends = name.match_indices('/').map(|(at, _)| at);
+        let mut above: Option<Role> = None;
+        for end in std::iter::once(0).chain(ends) {
+            let folder = &name[..end];
+            let own = match above {
+                // Below an array, names alone decide.
+                Some(Role::Array | Role::Chunks) => is_key(last(folder)).then_some(Role::Chunks),
+                Some(Role::Group) | None => {
+                    if !roles.contains_key(folder) {
+                        let mut failure = None;
+                        let read = |own: &str| {
+                            let name = format!("{folder}/{own}");
+                            let name = name.trim_start_matches('/');
+                            let found = known.contains(name).then(|| document(name))?;
+                            found.unwrap_or_else(|error| {
+                                failure = Some(error);
+                                None
+                            })
+                        };
+                        let found = role_by(read);
+                        if let Some(error) = failure {
+                            return Err(error);
+                        }
+                        let bare = is_unfinished && (folder.is_empty() || is_key(folder));
+                        let found = found.or_else(|| {
+                            let role = if folder.is_empty() {
+                                Role::Group
+                            } else {
+                                Role::Array
+                            };
+                            bare.then_some(role)
+                        });
+                        roles.insert(folder, found);
+                    }
+                    roles[folder]
+                }
+            };
+            let Some(role) = own else {
+                return Ok(Some(name.clone()));
+            };
+            above = Some(role);
+        }
+        let last = last(name);
+        let own = match above {
+            Some(Role::Group) => is_document(last) || (is_unfinished && is_key(last)),
+            Some(Role::Array) => is_document(last) || is_key(last),
+            Some(Role::Chunks) => is_key(last),
+            None => false,
+        };
+        if !own {
+            return Ok(Some(name.clone()));
+        }
+    }
+    Ok(None)
+}
+
+/// Returns the last part of a name.
+fn last(name: &str) -> &str {
+    name.rsplit('/').next().unwrap_or(name)
+}
+
 /// Returns the role of a folder by its own metadata; `None` if they cannot be read.
 fn role(folder: &Path) -> Option<Role> {
-    let document = |name: &str| read_json(folder, name, Links::Refused).ok().flatten();
+    role_by(|name| read_json(folder, name, Links::Refused).ok().flatten())
+}
+
+/// Returns the role of a folder whose documents `document` reads.
+fn role_by(mut document: impl FnMut(&str) -> Option<Json>) -> Option<Role> {
     let version = |document: &Json| document.get("zarr_format").and_then(Json::as_u64);
     if let Some(found) = document("zarr.json") {
         return match found.get("node_type").and_then(Json::as_str) {
@@ -98,7 +178,7 @@ fn role(folder: &Path) -> Option<Role> {
             _ => None,
         };
     }
-    let is_v2 = |name| document(name).is_some_and(|found| version(&found) == Some(2));
+    let mut is_v2 = |name| document(name).is_some_and(|found| version(&found) == Some(2));
     if is_v2(".zarray") {
         Some(Role::Array)
     } else {
@@ -107,9 +187,9 @@ fn role(folder: &Path) -> Option<Role> {
 }
 
 /// Returns `true` if files of this name contain metadata.
-fn is_document(name: &str) -> bool {
+pub(super) fn is_document(name: &str) -> bool {
     matches!(
-        name,
+        last(name),
         "zarr.json" | ".zarray" | ".zgroup" | ".zattrs" | ".zmetadata"
     )
 }

@@ -7,6 +7,7 @@ use serde_json::Value as Json;
 use super::super::{Codec, CreateOptions, Downsample, Format, Pyramid, ZarrVersion};
 use super::meta::ArrayInfo;
 use super::store::{Links, read_json};
+use crate::store::StorageOptions;
 
 /// Returns the options of the image in a folder, if this crate wrote it and its metadata is complete.
 pub(in super::super) fn partial_options(folder: &Path) -> Option<CreateOptions> {
@@ -37,6 +38,7 @@ pub(in super::super) fn partial_options(folder: &Path) -> Option<CreateOptions> 
         zarr: version,
         pyramid: pyramid(&image)?,
         overwrite: false,
+        storage_options: StorageOptions::new(),
     })
 }
 
@@ -129,7 +131,7 @@ mod tests {
                                 levels,
                                 method: Downsample::Mode,
                             }),
-                            overwrite: false,
+                            ..CreateOptions::default()
                         };
                         let layout = Layout::new([30, 5, 40], 2, DType::I16);
                         let path = dir.path().join(format!("{all}.zarr"));

@@ -215,7 +215,8 @@ impl ZarrResumable {
         };
         let pool = pool(self.threads, "rebuild", &self.layout().path)?;
         let dtype = self.layout().dtype;
-        let keep = |place: &ChunkPlace, encoded: Option<&[u8]>| self.keep(place, encoded);
+        let keep =
+            |place: &ChunkPlace, encoded: Option<Vec<u8>>| self.keep(place, encoded.as_deref());
         for (n, pair) in self.levels.windows(2).enumerate() {
             let array = &self.arrays.levels()[n + 1];
             let missing = array.written.all();
@@ -268,7 +269,8 @@ impl VolumeMut for ZarrResumable {
                 owned: self.owned,
             });
         }
-        let keep = |place: &ChunkPlace, encoded: Option<&[u8]>| self.keep(place, encoded);
+        let keep =
+            |place: &ChunkPlace, encoded: Option<Vec<u8>>| self.keep(place, encoded.as_deref());
         self.arrays.write(channels, region, voxels, &keep)
     }
 

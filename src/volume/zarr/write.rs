@@ -13,6 +13,7 @@ use super::super::staged::{StagedFolder, write_soon};
 use super::super::{Layout, VolumeMut};
 use super::arrays::{Arrays, ChunkPlace};
 use super::document;
+use super::objects::{ObjectsOutput, store_of};
 use crate::error::{Error, Result};
 use crate::region::Region;
 
@@ -20,7 +21,14 @@ use crate::region::Region;
 #[derive(Debug)]
 pub(in super::super) struct ZarrWriter {
     arrays: Arrays,
-    staged: StagedFolder,
+    target: Target,
+}
+
+/// The place of an image under construction.
+#[derive(Debug)]
+enum Target {
+    Folder(StagedFolder),
+    Objects(Box<ObjectsOutput>),
 }
 
 impl ZarrWriter {
@@ -32,25 +40,38 @@ impl ZarrWriter {
     /// Creates the image that `layout` and `options` describe.
     pub(in super::super) fn create(layout: &Layout, options: &CreateOptions) -> Result<Self> {
         let (arrays, planned) = Arrays::planned(layout, options)?;
-        let overwrite = FolderKind::ZARR.overwrite(options.overwrite);
-        let staged = StagedFolder::new(&layout.path, overwrite)?;
-        let name = name(&layout.path);
-        for (key, document) in document::files(&planned, &name, options) {
-            let path = staged.path().join(key);
-            make_parent(&path)?;
-            fs::write(&path, text(&document)).map_err(Error::io("write", &path))?;
-        }
-        Ok(Self { arrays, staged })
+        let files = document::files(&planned, &name(&layout.path), options);
+        let files = files.into_iter().map(|(key, file)| (key, text(&file)));
+        let target = if let Some(remote) = store_of(&layout.path, options)? {
+            let files = files.collect();
+            let output = ObjectsOutput::create(remote, arrays.layout(), options.overwrite, files)?;
+            Target::Objects(Box::new(output))
+        } else {
+            let overwrite = FolderKind::ZARR.overwrite(options.overwrite);
+            let staged = StagedFolder::new(&layout.path, overwrite)?;
+            for (key, file) in files {
+                let path = staged.path().join(key);
+                make_parent(&path)?;
+                fs::write(&path, file).map_err(Error::io("write", &path))?;
+            }
+            Target::Folder(staged)
+        };
+        Ok(Self { arrays, target })
     }
 
-    fn keep(&self, place: &ChunkPlace, encoded: Option<&[u8]>) -> Result<()> {
+    fn keep(&self, place: &ChunkPlace, encoded: Option<Vec<u8>>) -> Result<()> {
         let Some(encoded) = encoded else {
             return Ok(());
         };
-        let path = self.staged.path().join(&place.key);
+        let staged = match &self.target {
+            Target::Folder(staged) => staged,
+            Target::Objects(output) => return output.put(&place.key, encoded),
+        };
+        let path = staged.path().join(&place.key);
         make_parent(&path)?;
         let mut file = File::create_new(&path).map_err(Error::io("write", &path))?;
-        file.write_all(encoded).map_err(Error::io("write", &path))?;
+        file.write_all(&encoded)
+            .map_err(Error::io("write", &path))?;
         write_soon(&file);
         Ok(())
     }
@@ -62,7 +83,7 @@ impl VolumeMut for ZarrWriter {
     }
 
     fn write_channels(&self, channels: Range<u64>, region: Region, voxels: &[u8]) -> Result<()> {
-        let keep = |place: &ChunkPlace, encoded: Option<&[u8]>| self.keep(place, encoded);
+        let keep = |place: &ChunkPlace, encoded: Option<Vec<u8>>| self.keep(place, encoded);
         self.arrays.write(channels, region, voxels, &keep)
     }
 
@@ -71,9 +92,12 @@ impl VolumeMut for ZarrWriter {
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
-        let keep = |place: &ChunkPlace, encoded: Option<&[u8]>| self.keep(place, encoded);
+        let keep = |place: &ChunkPlace, encoded: Option<Vec<u8>>| self.keep(place, encoded);
         self.arrays.finish(&keep)?;
-        self.staged.finish()
+        match self.target {
+            Target::Folder(staged) => staged.finish(),
+            Target::Objects(output) => output.finish(),
+        }
     }
 }
 

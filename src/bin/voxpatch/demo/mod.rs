@@ -19,7 +19,8 @@ use serde_json::json;
 use voxpatch::training::{Dataset, Image, LoaderOptions, Subject, UniformPatches};
 use voxpatch::volume::{CreateOptions, create, open};
 use voxpatch::{
-    ConvertOptions, Error, InferenceOptions, OutputTarget, Predictor, Shape, Volume, builtin_model,
+    ConvertOptions, Error, InferenceOptions, OutputTarget, Predictor, Shape, StorageOptions,
+    Volume, builtin_model,
 };
 
 use self::phantom::Phantom;
@@ -274,7 +275,7 @@ impl Demo<'_> {
         let options = InferenceOptions::new(patch)
             .with_memory(self.memory)
             .with_threads(self.threads);
-        let target = Storage::default().target(OutputTarget::new(output));
+        let target = Storage::default().target(OutputTarget::new(output), &StorageOptions::new());
         let predictor = Predictor::new(volume, builtin_model("identity")?, options);
         let plan = predictor.plan(&[target])?;
         let done = self
