@@ -1,6 +1,7 @@
 //! Arguments in the forms in which Python users give them.
 
 use std::ops::Range;
+use std::path::PathBuf;
 
 use pyo3::prelude::*;
 use pyo3::types::PySlice;
@@ -132,7 +133,7 @@ const READ_METHOD: [(&str, ReadMethod); 4] = [
 const TILT: [(&str, Tilt); 2] = [("refuse", Tilt::Refuse), ("shear", Tilt::Shear)];
 
 /// The options of `open` that a pickled volume takes along: `level`, `missing_chunks`, `trusted`, `read_method`,
-/// `allow_external`, `series`, `allow_uneven`, `tilt`, and the names and values of `storage_options`.
+/// `allow_external`, `series`, `allow_uneven`, `tilt`, the names and values of `storage_options`, `cache_dir` and `cache_bytes`.
 pub(crate) type Opening = (
     usize,
     String,
@@ -143,13 +144,31 @@ pub(crate) type Opening = (
     bool,
     String,
     Vec<(String, String)>,
+    Option<PathBuf>,
+    Option<u64>,
 );
 
 /// Returns the library's options for those of `open`.
 pub(crate) fn open_options(
-    (level, missing, trusted, method, allow_external, series, allow_uneven, tilt, storage): &Opening,
+    (
+        level,
+        missing,
+        trusted,
+        method,
+        allow_external,
+        series,
+        allow_uneven,
+        tilt,
+        storage,
+        cache_dir,
+        cache_bytes,
+    ): &Opening,
 ) -> PyResult<OpenOptions> {
-    Ok(OpenOptions::default()
+    let usual = OpenOptions::default();
+    let cache_bytes = cache_bytes.unwrap_or(usual.cache_bytes);
+    Ok(usual
+        .with_cache_dir(cache_dir.clone())
+        .with_cache_bytes(cache_bytes)
         .with_level(*level)
         .with_missing_chunks(chosen("missing_chunks", missing, &MISSING_CHUNKS)?)
         .with_trusted(*trusted)
@@ -173,6 +192,8 @@ pub(crate) fn opening(options: &OpenOptions) -> Opening {
         options.allow_uneven,
         name(options.tilt, &TILT).to_owned(),
         options.storage_options.clone().into_iter().collect(),
+        options.cache_dir.clone(),
+        Some(options.cache_bytes),
     )
 }
 

@@ -216,6 +216,23 @@ def test_what_stores_cannot_have_is_refused(options: dict[str, str], client: Any
     assert sorted(objects(client)) == ["in.zarr/0/c/0/0/0", "in.zarr/0/zarr.json", "in.zarr/zarr.json"]
 
 
+def test_a_cache_keeps_what_is_read_and_unpacked(
+    options: dict[str, str], bucket: str, files: dict[str, pathlib.Path], voxels: Voxels, tmp_path: pathlib.Path
+) -> None:
+    cache = tmp_path / "cache"
+    packed = tmp_path / "a.nii.gz"
+    voxpatch.convert(files["c.nii"], packed)
+    before = 0
+    for _ in range(2):
+        for path in (f"{bucket}/c.zarr", packed):
+            volume = voxpatch.open(path, storage_options=options, cache_dir=cache, cache_bytes=1 << 30)
+            volume = pickle.loads(pickle.dumps(volume))
+            assert np.array_equal(volume[1, 10:12], voxels[1, 10:12]) and np.array_equal(volume[...], voxels)
+        entries = sum(file.is_file() for file in cache.rglob("*"))
+        assert before in (0, entries) and entries > 5
+        before = entries
+
+
 def test_faults_are_repeated_or_errors_and_never_voxels(options: dict[str, str], client: Any, tmp_path: pathlib.Path) -> None:
     port = int(options["endpoint_url"].rpartition(":")[2])
     done = faulty_store.campaign(port, client, 200, tmp_path)

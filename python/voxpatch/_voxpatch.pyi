@@ -223,7 +223,9 @@ class Volume:
     def _repr_html_(self) -> str:
         """Return facts and the three middle slices, for notebooks."""
 
-_Opening: TypeAlias = tuple[int, str, bool, str, bool, str | None, bool, str, Sequence[tuple[str, str]]]
+_Opening: TypeAlias = tuple[
+    int, str, bool, str, bool, str | None, bool, str, Sequence[tuple[str, str]], str | None, int | None
+]
 _Grid: TypeAlias = Volume | tuple[_Lengths, Affine]
 _Resampling: TypeAlias = tuple[Sequence[float] | None, str | None, _Grid | None, str, bool, Padding]
 

@@ -58,6 +58,8 @@ def open(
     allow_uneven: bool = False,
     tilt: Tilt = "refuse",
     storage_options: Mapping[str, str | bool | float] | None = None,
+    cache_dir: Path | None = None,
+    cache_bytes: int | None = None,
 ) -> Volume:
     """Open a volume by path or address: Zarr, a DICOM series, or a TIFF, NIfTI, numpy, MetaImage, NRRD, FreeSurfer or raw file.
 
@@ -119,6 +121,11 @@ def open(
         Credentials, endpoint and region of an object store, by the names of its own tools or of fsspec; for example
         ``{"anon": True, "endpoint_url": "https://minio.example.org"}``. Values that are not given are taken from the
         environment and the AWS profile. They are not printed, but pickled with the volume.
+    cache_dir : str or path-like, optional
+        Folder on a local disk that keeps what is read from a store, and what a compressed file (``.nii.gz``) is unpacked to,
+        for later epochs and runs. Processes may share it.
+    cache_bytes : int, optional
+        The most bytes in `cache_dir`, 32 GiB if not given: what was used longest ago leaves.
 
     Returns
     -------
@@ -158,6 +165,8 @@ def open(
         bool(allow_uneven),
         tilt,
         store(storage_options),
+        None if cache_dir is None else os.path.abspath(cache_dir),
+        None if cache_bytes is None else count("cache_bytes", cache_bytes, least=1),
     )
     lengths = None if spacing is None else _spacing(spacing)
     grid = like if like is None or isinstance(like, Volume) else open(like)

@@ -509,8 +509,8 @@ def _plain(value: Json) -> Json:
             path = os.fspath(place)
             if "://" in path and path.rstrip("/") != value.path:
                 raise InvalidError(f"the address {value.path} has secrets: pickle the job, or give them as storage_options")
-            *opening, storage = opening
-            arguments = (absolute(path), affine, (*opening, _public(storage)), *others)
+            *opening, storage, cache_dir, cache_bytes = opening
+            arguments = (absolute(path), affine, (*opening, _public(storage), cache_dir, cache_bytes), *others)
         return {"volume": rebuild.__name__, "arguments": [_plain(one) for one in arguments]}
     if getattr(value, "ndim", 0) and hasattr(value, "__array__"):
         import numpy as np

@@ -30,6 +30,19 @@ pub(super) struct Target {
     pub(super) options: StorageOptions,
 }
 
+impl Target {
+    /// Returns what distinguishes servers that have buckets of the same name: endpoints and accounts, which are no secrets.
+    pub(super) fn server(&self) -> String {
+        let of_server = |name: &str| name.contains("endpoint") || name.contains("account_name");
+        let given = self.options.iter().filter(|(name, _)| of_server(name));
+        let given = given.map(|(name, value)| format!("{name}={value}"));
+        let variables = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3"].into_iter();
+        let set =
+            variables.filter_map(|name| Some(format!("{name}={}", std::env::var(name).ok()?)));
+        given.chain(set).collect::<Vec<_>>().join(" ")
+    }
+}
+
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Target")

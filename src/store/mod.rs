@@ -3,6 +3,7 @@
 //! Only this module uses the `object_store` crate, and only with the feature `cloud`. Without it, addresses are
 //! refused with an error that says so.
 
+mod cache;
 #[cfg(feature = "cloud")]
 mod client;
 #[cfg(feature = "cloud")]
@@ -30,6 +31,7 @@ mod without;
 
 use std::path::{Path, PathBuf};
 
+pub(crate) use self::cache::DiskCache;
 pub(crate) use self::object::{Digest, Part, Version};
 pub use self::options::StorageOptions;
 #[cfg(feature = "cloud")]

@@ -11,6 +11,7 @@ use object_store::ObjectMeta;
 use object_store::path::Path as Key;
 use tokio::time::timeout;
 
+use super::cache::DiskCache;
 use super::client::Client;
 use super::connect::{self, Target};
 use super::engine::{Engine, engine, running};
@@ -33,6 +34,7 @@ struct Inner {
     /// The start of all paths: scheme and host.
     root: String,
     client: PerProcess<Arc<Client>>,
+    cache: Option<Arc<DiskCache>>,
 }
 
 impl Drop for Inner {
@@ -45,7 +47,12 @@ impl Drop for Inner {
 
 impl Remote {
     /// Returns the store of an address, and the address without secrets. Nothing is requested yet.
-    pub(crate) fn open(address: &Path, options: &StorageOptions) -> Result<(Self, PathBuf)> {
+    /// What is read goes into the cache.
+    pub(crate) fn open(
+        address: &Path,
+        options: &StorageOptions,
+        cache: Option<Arc<DiskCache>>,
+    ) -> Result<(Self, PathBuf)> {
         static OWNERS: AtomicU64 = AtomicU64::new(0);
         let shown = super::shown(address);
         let failed = |problem: String| Error::unsupported(&shown, problem);
@@ -58,6 +65,7 @@ impl Remote {
             target,
             root: super::root(&shown),
             client: PerProcess::new(),
+            cache,
         }));
         remote.client(&shown)?;
         Ok((remote, shown))
@@ -66,6 +74,51 @@ impl Remote {
     /// Reads a part of an object; `None` if there is no such object. An object that is not `pin` is an error, and so is
     /// one of more than `limit` bytes where all are wanted; `length` makes that error from the object's size.
     pub(crate) fn read(
+        &self,
+        path: &Path,
+        part: Part,
+        limits: (u64, &dyn Fn(u64) -> Error),
+        pin: Option<&Arc<Version>>,
+    ) -> Result<Option<Fetched>> {
+        let Some(cache) = &self.0.cache else {
+            return self.fetch(path, part, limits, pin);
+        };
+        let version = match pin {
+            Some(pin) => Arc::clone(pin),
+            None => match self.version(path)? {
+                Some(version) => Arc::new(version),
+                None => return Ok(None),
+            },
+        };
+        let Some(name) = self.entry(path, &part, &version) else {
+            return self.fetch(path, part, limits, Some(&version));
+        };
+        let found = cache.get(&name);
+        if let Some(bytes) = found.filter(|bytes| bytes.len() as u64 <= limits.0) {
+            let bytes = bytes.into();
+            return Ok(Some(Fetched { bytes, version }));
+        }
+        let fetched = self.fetch(path, part, limits, Some(&version))?;
+        if let Some(fetched) = &fetched {
+            cache.put(&name, &fetched.bytes);
+        }
+        Ok(fetched)
+    }
+
+    /// Returns the name of a part of an object in the cache; `None` if its version has no entity tag.
+    fn entry(&self, path: &Path, part: &Part, version: &Version) -> Option<String> {
+        let tag = version.etag.as_ref()?;
+        let range = part.range(version.size);
+        let (path, size) = (path.display(), version.size);
+        let server = self.0.target.server();
+        Some(format!(
+            "{server}\n{path}\n{tag}\n{size}\n{}-{}",
+            range.start, range.end
+        ))
+    }
+
+    /// As [`read`](Self::read), from the server.
+    fn fetch(
         &self,
         path: &Path,
         part: Part,
@@ -93,6 +146,16 @@ impl Remote {
 
     /// Begins to read a part of an object. Nothing depends on it.
     pub(crate) fn prefetch(&self, path: &Path, part: Part, limit: u64, pin: Option<&Arc<Version>>) {
+        if let Some(cache) = &self.0.cache {
+            // Without the version, nobody knows whether the cache has it.
+            let Some(pin) = pin else {
+                return;
+            };
+            let name = self.entry(path, &part, pin);
+            if name.is_some_and(|name| cache.has(&name)) {
+                return;
+            }
+        }
         if let Ok((engine, client)) = self.client(path)
             && let Ok(key) = self.key(path)
         {

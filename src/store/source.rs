@@ -1,13 +1,13 @@
 //! Files and objects as one: where the bytes of a path come from.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Part, Remote, StorageOptions, Version, is_remote, local};
+use super::{DiskCache, Part, Remote, StorageOptions, Version, is_remote, local};
 use crate::error::{Error, Result};
 use crate::files::{open_regular, read_up_to};
 
@@ -35,9 +35,14 @@ pub(crate) struct Object {
 
 impl Place {
     /// Returns the place of a path or address, and the path there: without secrets, and without `file://`.
-    pub(crate) fn of(path: &Path, options: &StorageOptions) -> Result<(Self, PathBuf)> {
+    /// What is read from a store goes into the cache.
+    pub(crate) fn of(
+        path: &Path,
+        options: &StorageOptions,
+        cache: Option<Arc<DiskCache>>,
+    ) -> Result<(Self, PathBuf)> {
         if is_remote(path) {
-            let (remote, shown) = Remote::open(path, options)?;
+            let (remote, shown) = Remote::open(path, options, cache)?;
             return Ok((Self::Remote(remote), shown));
         }
         Ok((Self::Local, local(path)))
@@ -103,6 +108,27 @@ impl Input {
             Self::File(file) => Ok(file.metadata().map_err(Error::io("open", path))?.len()),
             Self::Object(object) => Ok(object.version.size),
         }
+    }
+
+    /// Returns what identifies the content: path and version. `None` if that is not known.
+    pub(crate) fn content(&self, path: &Path) -> Option<String> {
+        Some(match self {
+            Self::File(file) => {
+                let found = file.metadata().ok()?;
+                let (device, inode) = (found.dev(), found.ino());
+                let (seconds, nanoseconds) = (found.mtime(), found.mtime_nsec());
+                let path = fs::canonicalize(path).ok()?;
+                let length = found.len();
+                format!(
+                    "{}\n{device} {inode} {length} {seconds}.{nanoseconds}",
+                    path.display()
+                )
+            }
+            Self::Object(object) => {
+                let tag = object.version.etag.as_ref()?;
+                format!("{}\n{tag} {}", path.display(), object.version.size)
+            }
+        })
     }
 
     /// Fills `out` with the bytes from `at` on.

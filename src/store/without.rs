@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::object::Fetched;
-use super::{Digest, Part, StorageOptions, Version, shown};
+use super::{Digest, DiskCache, Part, StorageOptions, Version, shown};
 use crate::error::{Error, Result};
 
 /// A store, of which there is none without the feature `cloud`.
@@ -14,7 +14,11 @@ use crate::error::{Error, Result};
 pub(crate) struct Remote(Infallible);
 
 impl Remote {
-    pub(crate) fn open(address: &Path, _: &StorageOptions) -> Result<(Self, PathBuf)> {
+    pub(crate) fn open(
+        address: &Path,
+        _: &StorageOptions,
+        _: Option<Arc<DiskCache>>,
+    ) -> Result<(Self, PathBuf)> {
         let what = "this build of voxpatch reads files only: build it with the feature `cloud`, copy the volume to this \
                     machine, or mount it";
         Err(Error::unsupported(&shown(address), what))

@@ -38,7 +38,7 @@ impl OpenOptions {
     }
 
     fn open_stored(&self, path: &Path) -> Result<Arc<dyn Volume>> {
-        let (place, path) = Place::of(path, &self.storage_options)?;
+        let (place, path) = Place::of(path, &self.storage_options, self.cache()?)?;
         if place.remote().is_some() {
             return self.open_object(&place, &path);
         }

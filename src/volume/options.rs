@@ -1,7 +1,11 @@
 //! Options for opening a volume.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use super::{RawSpec, ReadMethod, Resample};
-use crate::store::StorageOptions;
+use crate::error::Result;
+use crate::store::{DiskCache, StorageOptions};
 
 /// Defines `with_*` methods, each of which sets one field.
 macro_rules! setters {
@@ -57,6 +61,11 @@ pub struct OpenOptions {
     pub tilt: Tilt,
     /// Credentials and other options of object stores; only for addresses such as `s3://bucket/scan.zarr`.
     pub storage_options: StorageOptions,
+    /// A folder on a local disk that keeps what is read from object stores and web servers, and what compressed flat
+    /// files are unpacked to. Processes may share it. `None` for no cache.
+    pub cache_dir: Option<PathBuf>,
+    /// The most bytes in that folder: what was used longest ago leaves.
+    pub cache_bytes: u64,
 }
 
 /// The treatment of slices that are shifted within their plane, as by a tilted gantry.
@@ -84,7 +93,20 @@ impl Default for OpenOptions {
             allow_uneven: false,
             tilt: Tilt::Refuse,
             storage_options: StorageOptions::default(),
+            cache_dir: None,
+            cache_bytes: CACHE_BYTES,
         }
+    }
+}
+
+/// Bytes of a cache on a disk, if nothing else is said.
+const CACHE_BYTES: u64 = 32 << 30;
+
+impl OpenOptions {
+    /// Returns the cache on a disk.
+    pub(crate) fn cache(&self) -> Result<Option<Arc<DiskCache>>> {
+        let open = |folder: &PathBuf| DiskCache::open(folder, self.cache_bytes);
+        self.cache_dir.as_ref().map(open).transpose()
     }
 }
 
@@ -114,6 +136,10 @@ impl OpenOptions {
         with_tilt(tilt: Tilt);
         /// Sets the options of object stores.
         with_storage_options(storage_options: StorageOptions);
+        /// Sets the folder of the cache on a disk.
+        with_cache_dir(cache_dir: Option<PathBuf>);
+        /// Sets the most bytes of the cache on a disk.
+        with_cache_bytes(cache_bytes: u64);
     }
 }
 

@@ -325,6 +325,69 @@ impl Cut for Patch {
 }
 
 #[test]
+fn the_second_epoch_makes_no_request_but_the_checks_of_tags() {
+    let _alone = alone();
+    let server = Server::start();
+    let (keys, voxels) = everything(&server);
+    let dir = tempfile::tempdir().unwrap();
+    let cached = || options().with_cache_dir(Some(dir.path().to_path_buf()));
+    let epoch = |name: &str| {
+        let mut random = Random(3);
+        for key in &keys {
+            let volume = cached().open(server.url(key)).unwrap();
+            for _ in 0..2 {
+                let region = random.region(SHAPE);
+                let read = volume.read(region).unwrap();
+                assert!(read.bytes() == voxels.cut(region), "{name}: {key}");
+            }
+        }
+        let requests = server.requests();
+        let gets = requests.iter().filter(|request| request.method == "GET");
+        (gets.count(), requests.len())
+    };
+    let (first, _) = epoch("first");
+    assert!(first > 30, "{first} requests");
+    let (gets, all) = epoch("second");
+    assert_eq!(gets, 0, "of {all} requests");
+
+    // Damaged entries are fetched again.
+    let mut folders = vec![dir.path().to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let mut bytes = std::fs::read(&path).unwrap();
+                bytes[0] ^= 1;
+                std::fs::write(&path, bytes).unwrap();
+            }
+        }
+    }
+    // What was unpacked has been damaged too, and is unpacked from the object.
+    let (again, _) = epoch("damaged");
+    assert!(again > 30, "{again} of {first} requests");
+    assert_eq!(epoch("mended").0, 0);
+
+    // A changed object is another entry.
+    let mut other = voxels.clone();
+    other.bytes_mut().iter_mut().for_each(|byte| *byte ^= 1);
+    let local = tempfile::tempdir().unwrap();
+    for key in keys.iter().filter(|key| !key.ends_with("mhd")) {
+        let name = key.rsplit_once('/').unwrap().1;
+        let path = local.path().join(name);
+        write(&path, &other, &options_for(name));
+        server.put_all(key, &path);
+        let volume = cached().open(server.url(key)).unwrap();
+        let whole = Region::whole(SHAPE);
+        assert!(
+            volume.read(whole).unwrap().bytes() == other.bytes(),
+            "{key}"
+        );
+    }
+}
+
+#[test]
 fn an_object_that_is_replaced_is_an_error() {
     let _alone = alone();
     let server = Server::start();

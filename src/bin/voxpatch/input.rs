@@ -12,7 +12,7 @@ use voxpatch::volume::{
 };
 use voxpatch::{DType, Error, OpenOptions, Padding, StorageOptions, Volume};
 
-use crate::parse::{range, ranges, spacing};
+use crate::parse::{bytes, range, ranges, spacing};
 
 /// How volumes are opened.
 #[derive(Clone, Debug, Default, ClapArgs)]
@@ -46,6 +46,13 @@ pub(crate) struct Opening {
     /// times.
     #[arg(long, value_parser = storage_option, value_name = "NAME=VALUE")]
     storage_option: Vec<StorageOption>,
+    /// Folder on a local disk that keeps what is read from stores, and what compressed files are unpacked to. Commands may
+    /// share it.
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+    /// The most bytes in --cache-dir: what was used longest ago leaves.
+    #[arg(long, value_parser = bytes, value_name = "BYTES", requires = "cache_dir", default_value = "32GiB")]
+    cache_size: u64,
 }
 
 /// An option of an object store. Its value may be a secret and is not printed.
@@ -103,6 +110,8 @@ impl Opening {
                 TiltName::Shear => Tilt::Shear,
             })
             .with_storage_options(self.storage_options())
+            .with_cache_dir(self.cache_dir.clone())
+            .with_cache_bytes(self.cache_size)
             .with_values(match self.values {
                 ValuesName::Real => Values::Real,
                 ValuesName::Stored => Values::Stored,

@@ -78,6 +78,8 @@ struct Source {
     /// The data file, and a separate header if there is one.
     files: Vec<PathBuf>,
     watch: FileWatch,
+    /// What identifies the content of the data file: its path and version; `None` if that is not known.
+    content: Option<String>,
 }
 
 /// Opens the volume named `path`, described by the header in the file `from`.
@@ -100,7 +102,8 @@ pub(super) fn open(
     Ok(match header.encoding {
         Encoding::Raw => Arc::new(FlatVolume::new(path, header, source, io)?),
         Encoding::Gzip | Encoding::Zlib | Encoding::Deflate { .. } => {
-            Arc::new(StreamVolume::new(path, header, source, io)?)
+            let volume = StreamVolume::new(path, header, source, io)?;
+            Arc::new(volume.with_cache(options.cache()?))
         }
     })
 }
@@ -290,6 +293,7 @@ impl Source {
         }
         Ok(Self {
             place: place.clone(),
+            content: input.content(&path),
             stored: length + also,
             files,
             watch,

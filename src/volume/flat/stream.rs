@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde_json::Value as Json;
 
@@ -23,7 +23,7 @@ use super::{Source, plain, too_short};
 use crate::error::{Error, Result};
 use crate::patch::copy_common;
 use crate::region::Region;
-use crate::store::{Input, Place, read_error};
+use crate::store::{DiskCache, Input, Place, read_error};
 
 /// A compressed file that is decompressed as it is read.
 #[derive(Debug)]
@@ -44,12 +44,16 @@ pub(super) struct StreamVolume {
     /// The compressed file, and a separate header if there is one.
     files: Vec<PathBuf>,
     watch: FileWatch,
+    /// What identifies the content of the file.
+    content: Option<String>,
     io: ReadMethod,
     counter: Counter,
     /// The stream at the position of the last read; `None` before the first and after a failure.
     forward: Mutex<Option<Unpacker>>,
     /// The whole decompressed file, once a read has gone back.
     unpacked: OnceLock<Unpacked>,
+    /// The cache that keeps the decompressed file, with its name there.
+    cached: Option<(Arc<DiskCache>, String)>,
 }
 
 /// A temporary file with the decompressed bytes.
@@ -87,6 +91,46 @@ impl StreamVolume {
             counter: Counter::default(),
             forward: Mutex::new(None),
             unpacked: OnceLock::new(),
+            cached: None,
+            content: source.content,
+        })
+    }
+
+    /// Keeps the decompressed file in a cache, if there is one.
+    pub(super) fn with_cache(mut self, cache: Option<Arc<DiskCache>>) -> Self {
+        let Self {
+            start,
+            promised,
+            encoding,
+            ..
+        } = &self;
+        let content = self.content.as_ref();
+        let name =
+            content.map(|content| format!("{content}\n{start} {promised} {encoding:?} unpacked"));
+        self.cached = cache.zip(name);
+        self
+    }
+
+    /// Returns `true` if the decompressed file was kept by an earlier run.
+    fn is_kept(&self) -> bool {
+        let cached = self.cached.as_ref();
+        cached.is_some_and(|(cache, name)| cache.has(name))
+    }
+
+    /// Returns the decompressed file in the cache, if there is one that has room for it.
+    fn kept(&self) -> Option<File> {
+        let (cache, name) = self.cached.as_ref()?;
+        cache.get_file(name).or_else(|| {
+            let fill = |file: &mut dyn Write| {
+                self.unpack_into(file).map_err(io::Error::other)?;
+                // A file that was replaced in the meantime has another name.
+                let now = self.place.open(&self.path).map_err(io::Error::other)?;
+                let same = now.content(&self.path) == self.content;
+                same.then_some(())
+                    .ok_or_else(|| io::ErrorKind::InvalidData.into())
+            };
+            // What fails here fails again without the cache, and is reported there.
+            cache.add(name, self.promised, fill).ok()?
         })
     }
 
@@ -188,7 +232,7 @@ impl StreamVolume {
     }
 
     /// Decompresses the whole stream into `file`.
-    fn unpack_into(&self, mut file: &File) -> Result<()> {
+    fn unpack_into(&self, file: &mut dyn Write) -> Result<()> {
         let mut stream = self.begin()?;
         let mut block = vec![0; BLOCK];
         while stream.position() < self.promised {
@@ -202,8 +246,13 @@ impl StreamVolume {
     }
 
     fn unpack(&self) -> Result<Unpacked> {
-        let file = tempfile::tempfile().map_err(Error::io(NO_ROOM, &self.path))?;
-        self.unpack_into(&file)?;
+        let file = if let Some(file) = self.kept() {
+            file
+        } else {
+            let mut file = tempfile::tempfile().map_err(Error::io(NO_ROOM, &self.path))?;
+            self.unpack_into(&mut file)?;
+            file
+        };
         let map = self.io.map(&file);
         let map = map.map_err(Error::io("map the decompressed data of", &self.path))?;
         Ok(map.map_or(Unpacked::File(Input::File(file)), Unpacked::Map))
@@ -232,15 +281,13 @@ impl Volume for StreamVolume {
             let mut forward = self.forward.lock().unwrap_or_else(PoisonError::into_inner);
             // While this thread waited, another thread may have decompressed everything.
             if self.unpacked.get().is_none() {
-                let mut stream = match forward.take() {
-                    Some(stream) => stream,
-                    None => self.begin()?,
-                };
                 let first = self.voxels.span(&channels, region).start;
-                if self.is_next_pass(&stream, first) {
-                    stream = self.begin()?;
-                }
-                if stream.position() <= first {
+                let stream = match forward.take() {
+                    Some(stream) if self.is_next_pass(&stream, first) => Some(self.begin()?),
+                    None if !self.is_kept() => Some(self.begin()?),
+                    stream => stream,
+                };
+                if let Some(mut stream) = stream.filter(|stream| stream.position() <= first) {
                     self.read_forward(&mut stream, &channels, region, out)?;
                     *forward = Some(stream);
                     drop(forward);
@@ -272,7 +319,7 @@ impl Volume for StreamVolume {
     }
 
     fn sequential_order(&self) -> Option<[usize; 4]> {
-        let packed = self.unpacked.get().is_none();
+        let packed = self.unpacked.get().is_none() && !self.is_kept();
         packed.then(|| self.voxels.order())
     }
 
@@ -328,8 +375,8 @@ mod tests {
         };
         let source = Source::open(&Place::Local, &path, &header, false).unwrap();
         let volume = StreamVolume::new(&path, &header, source, ReadMethod::Auto).unwrap();
-        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
-        let error = volume.unpack_into(&full).unwrap_err();
+        let mut full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let error = volume.unpack_into(&mut full).unwrap_err();
         let Error::Io { source, .. } = &error else {
             panic!("{error:?}");
         };

@@ -522,6 +522,65 @@ fn a_compressed_file_that_is_read_forward_is_decompressed_once_and_never_as_a_wh
 }
 
 #[test]
+fn a_compressed_file_is_unpacked_once_for_all_runs_that_share_a_cache() {
+    let desk = Desk::new();
+    let (bytes, patch) = noise();
+    let path = desk.put("a.nii.gz", &[&gzip(&bytes)]);
+    let dir = tempfile::tempdir().unwrap();
+    let cache = dir.path().join("cache");
+    for method in [ReadMethod::Mmap, ReadMethod::Pread] {
+        let options = OpenOptions::default()
+            .with_cache_dir(Some(cache.clone()))
+            .with_read_method(method);
+        let (region, voxels) = slab(&patch, 6, 2);
+        let first = options.open(&path).unwrap();
+        if first.sequential_order().is_some() {
+            // A pass that goes forward unpacks nothing.
+            assert!(first.read(region).unwrap().bytes() == voxels);
+            assert!(options.open(&path).unwrap().sequential_order().is_some());
+            let (before, earlier) = slab(&patch, 1, 1);
+            assert!(first.read(before).unwrap().bytes() == earlier);
+        }
+        let second = options.open(&path).unwrap();
+        assert_eq!(second.sequential_order(), None);
+        assert!(second.read(region).unwrap().bytes() == voxels);
+        assert_eq!(second.read_stats().bytes, voxels.len() as u64);
+        check(&*second, &patch);
+    }
+    // A damaged entry is made again.
+    for entry in files_below(&cache) {
+        let mut damaged = std::fs::read(&entry).unwrap();
+        damaged[5000] ^= 1;
+        std::fs::write(&entry, damaged).unwrap();
+    }
+    let options = OpenOptions::default().with_cache_dir(Some(cache.clone()));
+    check(&*options.open(&path).unwrap(), &patch);
+    // A changed file has another entry.
+    let mut other = bytes;
+    let last = other.len() - 1;
+    other[last] ^= 1;
+    let path = desk.put("a.nii.gz", &[&gzip(&other)]);
+    let changed = options.open(&path).unwrap();
+    assert!(changed.sequential_order().is_some());
+    let whole = changed.read(Region::whole(patch.shape())).unwrap();
+    assert!(whole.bytes() != patch.bytes());
+}
+
+/// Returns the files below a folder.
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files_below(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[test]
 fn a_compressed_file_can_be_read_repeatedly_without_a_temporary_file() {
     let desk = Desk::new();
     let (bytes, patch) = noise();

@@ -115,7 +115,7 @@ pub(in super::super) fn is_group(path: &Path) -> bool {
 
 /// Returns the number of levels of the image at `path`; 1 if it is not an image.
 pub(in super::super) fn level_count(path: &Path, options: &OpenOptions) -> Result<usize> {
-    let (place, path) = Place::of(path, &options.storage_options)?;
+    let (place, path) = Place::of(path, &options.storage_options, options.cache()?)?;
     let tree = Tree::new(&place, Links::of(options));
     Ok(find_array(&path, 0, &tree)?.levels)
 }

@@ -46,7 +46,7 @@ pub(super) struct ObjectsOutput {
 
 /// Returns the store of an output; `None` if it is not in one.
 pub(in super::super) fn store_of(path: &Path, options: &CreateOptions) -> Result<Option<Remote>> {
-    Ok(match Place::of(path, &options.storage_options)?.0 {
+    Ok(match Place::of(path, &options.storage_options, None)?.0 {
         Place::Local => None,
         Place::Remote(remote) => {
             remote.check_writable(path)?;
