@@ -11,11 +11,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::blocks::{Blocks, Intersection, at, length};
+use super::blocks::{Blocks, at, length};
 use super::buffers::Buffers;
 use super::gauge::ByteGauge;
 use super::sums::Sum;
-use super::window::{Logs, PatchWeights, Weights};
+use super::window::{Logs, Weights};
 use crate::dtype::{DType, convert};
 use crate::error::Result;
 use crate::grid::Grid;
@@ -220,8 +220,8 @@ impl<S: Sum> Live<S> {
 
     /// Applies contributions whose turn it is, in order.
     ///
-    /// Predictions that cover the whole block are added in one pass, row by row, while a row of the sums is in the cache:
-    /// sums that come from memory for each prediction cost more than the additions.
+    /// Predictions that cover the whole block are added in one pass, plane by plane, while a plane of the sums is in the
+    /// cache: sums that come from memory for each prediction cost more than the additions.
     fn apply(
         &self,
         block: &mut BlockSums<S>,
@@ -313,36 +313,34 @@ impl<S: Sum> Live<S> {
         let per_patch: usize = patch.iter().product();
         let mut sources: Vec<_> = run
             .iter()
-            .map(|&(contribution, place)| Source {
-                contribution,
-                common: self.blocks.common(block, place),
-                weights: self.weights.of(place),
-                values: Values::new(contribution),
+            .map(|&(contribution, place)| {
+                let (values, limit) = Values::new(contribution);
+                let common = self.blocks.common(block, place);
+                (contribution, common, self.weights.of(place), values, limit)
             })
             .collect();
         // Several have the same part of the block in common with it: all of it.
-        let common = sources[0].common;
+        let planes = sources[0].1.shape[0];
         let channels = sums.chunks_exact_mut(shape.iter().product());
         for (c, sums) in channels.enumerate().take(self.channels) {
-            common.each_row(shape, |at_row, target| {
-                let sums = &mut sums[target..target + common.shape[2]];
-                for (n, source) in sources.iter_mut().enumerate() {
-                    let from =
-                        std::array::from_fn(|a| at_row[a] - common.from[a] + source.common.from[a]);
-                    let (weight, weights) = source.weights.row(from, sums.len());
-                    if let Contribution::Constant(constant) = source.contribution {
-                        S::add_constant(sums, constant[c], weight, weights);
-                        continue;
-                    }
-                    let (values, limit) = &mut source.values;
-                    let row = values.row(c * per_patch + at(patch, from), sums.len());
-                    within[n] &= if store && n == 0 {
-                        S::set(sums, row, weight, weights, *limit)
-                    } else {
-                        S::add(sums, row, weight, weights, *limit)
-                    };
+            for z in 0..planes {
+                let sources = sources.iter_mut().zip(&mut *within).enumerate();
+                for (n, ((contribution, common, weights, values, limit), within)) in sources {
+                    common.each_row_of(z, shape, |row, target| {
+                        let (weight, weights) = weights.row(row, common.shape[2]);
+                        let sums = &mut sums[target..target + weights.len()];
+                        if let Contribution::Constant(constant) = contribution {
+                            return S::add_constant(sums, constant[c], weight, weights);
+                        }
+                        let row = values.row(c * per_patch + at(patch, row), weights.len());
+                        *within &= if store && n == 0 {
+                            S::set(sums, row, weight, weights, *limit)
+                        } else {
+                            S::add(sums, row, weight, weights, *limit)
+                        };
+                    });
                 }
-            });
+            }
         }
     }
 
@@ -484,15 +482,6 @@ impl<S> Default for LiveBlock<S> {
     }
 }
 
-/// A contribution to a block that is being added.
-struct Source<'a> {
-    contribution: &'a Contribution,
-    common: Intersection,
-    weights: PatchWeights<'a>,
-    /// Its values, and the magnitude that they must not reach.
-    values: (Values<'a>, f32),
-}
-
 /// The values of a prediction as `f32`. Other types are converted row by row.
 struct Values<'a> {
     /// The values, if they are stored as `f32`.
@@ -525,6 +514,7 @@ impl<'a> Values<'a> {
     }
 
     /// Returns `length` values from the one at `first`.
+    #[inline]
     fn row(&mut self, first: usize, length: usize) -> &[f32] {
         if let Some(singles) = self.singles {
             return &singles[first..first + length];
