@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -75,9 +77,20 @@ def test_a_cluster_of_ray(scan: str, tmp_path: Path) -> None:
     check(scan, voxpatch.open(tmp_path / "out.zarr"), tmp_path)
 
 
+def test_ranks_of_mpi(scan: str, tmp_path: Path) -> None:
+    launcher = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    if launcher is None or importlib.util.find_spec("mpi4py") is None:
+        pytest.skip("mpi4py or mpiexec is not installed")
+    paths = os.pathsep.join(path for path in sys.path if path)
+    command = [launcher, "-n", "2", sys.executable, Path(__file__).parents[1] / "examples" / "on_mpi.py", scan, tmp_path / "out.zarr"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, timeout=240, check=False)
+    assert done.returncode == 0
+    check(scan, voxpatch.open(tmp_path / "out.zarr"), tmp_path)
+
+
 def test_recipes_are_short() -> None:
     root = Path(__file__).parents[2]
     recipes = [*(root / "python/examples").glob("on_*.py"), root / "examples/slurm_array.sh", root / "examples/kubernetes_job.yaml"]
-    assert len(recipes) == 5
+    assert len(recipes) == 6
     for recipe in recipes:
         assert len(recipe.read_text().splitlines()) <= 40, recipe.name
