@@ -345,6 +345,45 @@ def test_predictions_of_a_resampled_volume_have_the_grid_of_its_file(tmp_path: p
     assert not (tmp_path / "no.zarr").exists()
 
 
+def test_predictions_on_an_oblique_grid_are_written_on_that_of_the_file(tmp_path: pathlib.Path) -> None:
+    """A linear phantom comes back exactly from an oblique grid, for any memory, parts and resuming; voxels beyond the grid have
+    the fill value."""
+    shape = (30, 26, 34)
+    affine = np.array([[-0.7, 0, 0, 12], [0, 0.8, 0.1, -9], [0, 0, 1.1, -15], [0, 0, 0, 1]])
+    phantom = (ramp(shape, affine) * np.array([1.0, -0.6, 0.4])[:, None, None, None]).sum(0).astype(np.float32)
+    path = tmp_path / "scan.zarr"
+    voxpatch.write(path, phantom, affine=affine, chunk=8)
+    random = np.random.default_rng(8)
+    turned = affine_of(random, oblique=True)
+    turned[:3, :3] /= np.linalg.norm(turned[:3, :3], axis=0)
+    turned[0, :3] += [0, 0.1, 0]
+    for length, covers in ((60, True), (24, False)):
+        middle = affine @ [*((np.array(shape[::-1]) - 1) / 2), 1]
+        turned[:3, 3] = middle[:3] - turned[:3, :3] @ np.full(3, (length - 1) / 2)
+        like = voxpatch.Volume.from_array(np.zeros((length,) * 3, np.uint8), affine=turned)
+        scan = voxpatch.open(path, like=like, outside="edge")
+        whole = voxpatch.predict(lambda batch: batch, scan, None, patch_size=16, fill=-999)
+        assert whole.shape == (1, *shape)
+        far = whole[0] == -999
+        assert far.any() != covers
+        # Near the faces of the scan, voxels of the model's grid continue its outermost voxel.
+        inner = np.zeros(shape, bool)
+        inner[4:-4, 4:-4, 4:-4] = True
+        if not covers:
+            at = places(like, voxpatch.open(path))
+            beyond = ((at < -1) | (at > length)).any(0).reshape(shape)
+            np.testing.assert_array_equal(far, beyond)
+            inner &= ((at > 1) & (at < length - 2)).all(0).reshape(shape)
+        assert inner.sum() > 1000
+        assert np.abs(whole[0] - phantom)[inner].max() < 1e-3
+        for n, options in enumerate([{"threads": 1}, {"memory": 14 << 20, "threads": 2}, {"resume": True, "model_id": "same"}]):
+            out = tmp_path / f"{length}-{n}.zarr"
+            found = voxpatch.predict(
+                lambda batch: batch, scan, out, patch_size=16, fill=-999, chunk=8, **options  # type: ignore[call-overload]
+            )
+            np.testing.assert_array_equal(found[:], whole)
+
+
 def test_linear_resampling_is_that_of_nnunet(tmp_path: pathlib.Path) -> None:
     """nnU-Net's ``resample_data_or_seg_to_shape`` of order 1: as a whole, and with the slices of anisotropic scans by the
     nearest neighbor (separate z). Its own function where nnunetv2 can be imported, and its formula otherwise."""

@@ -8,12 +8,15 @@
 //! The time to find the maximum over all moments grows with the sum of the axes, not their product. Along the fastest
 //! axis, a count is linear in two numbers (the voxels begun and the voxels not ended), so the maximum is at a corner of
 //! their convex hull. Along the slower two, a bound from the same hull excludes nearly all moments.
+//!
+//! Final blocks that wait for cells of an oblique grid, and the write chunks of that grid, are not held from and to products
+//! of patches: their moments are computed one by one.
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::blocks::Cuts;
+use super::blocks::{Cuts, product};
 use super::live::TOP;
 use super::onto::Cells;
 use super::options::AggregatorOptions;
@@ -52,14 +55,23 @@ pub(crate) struct Estimate {
     /// The write chunks, or the boxes of a flat file that are written together. If the output is on another grid than the
     /// predictions, their spans are along the axes of the predictions.
     chunks: Option<SpanBoxes>,
-    /// If the output is on another grid: the final blocks that wait for their cells, and the cells.
-    onto: Option<(SpanBoxes, Box<Cells>)>,
+    /// If the output is on another grid: the cells, and the final blocks that wait for them.
+    onto: Option<(Box<Cells>, Waiting)>,
     /// Bytes of one of those chunks: even one that no patch covers is in memory while it is written.
     one: u64,
     shape: Shape,
     write_chunk: Option<Shape>,
     thread_bytes: u64,
     bits: Bits,
+}
+
+/// The final blocks that wait for cells.
+#[derive(Debug)]
+enum Waiting {
+    /// The axes of both grids are parallel.
+    Parallel(SpanBoxes),
+    /// The output is on an oblique grid. Its write chunks are counted with the blocks.
+    Oblique(Moments),
 }
 
 /// Bytes of the bit sets of an aggregator.
@@ -124,16 +136,23 @@ impl Estimate {
             .as_ref()
             .and_then(|onto| Cells::new(onto, grid, channels, options, unit).ok());
         let onto = cells.zip(cuts.as_ref()).map(|(cells, cuts)| {
-            let along = |a: usize| held(&grid.axes()[a], &cuts[a], (&cells, a));
             let bytes = size_of::<f32>() as u64 * cells.channels();
-            let boxes = SpanBoxes::new(std::array::from_fn(along), order, bytes);
-            (boxes, Box::new(cells))
+            let spans = |a: usize| held(&grid.axes()[a], &cuts[a], (&cells, a));
+            let spans: [Option<Vec<Span>>; 3] = std::array::from_fn(spans);
+            let waiting = match spans {
+                [Some(z), Some(y), Some(x)] => {
+                    Waiting::Parallel(SpanBoxes::new([z, y, x], order, bytes))
+                }
+                _ => Waiting::Oblique(Moments::new(grid, cuts, bytes, (unit, output))),
+            };
+            (Box::new(cells), waiting)
         });
-        let chunks = unit.map(|chunk| {
+        let is_oblique = matches!(onto, Some((_, Waiting::Oblique(_))));
+        let chunks = unit.filter(|_| !is_oblique).map(|chunk| {
             let along = |a: usize| {
                 let cuts = cuts.as_ref().map_or(&[][..], |cuts| &cuts[a]);
                 match &onto {
-                    Some((_, cells)) => {
+                    Some((cells, _)) => {
                         let t = cells.axes()[a];
                         let lengths = (chunk[t], output.shape[t]);
                         assembled(&grid.axes()[a], cuts, (cells, a), lengths)
@@ -152,7 +171,7 @@ impl Estimate {
             Settling::Last => {
                 let cell = onto
                     .as_ref()
-                    .map_or(0, |(_, cells)| cells.cell_bytes(written));
+                    .map_or(0, |(cells, _)| cells.cell_bytes(written));
                 let block = largest.saturating_mul(written + 4 * channels + 5);
                 block.saturating_add(cell)
             }
@@ -200,26 +219,25 @@ impl Estimate {
             from..spans.partition_point(|span| span.start < kept.end)
         };
         // Along the axes of the predictions: the voxels that become final, and those of the output.
-        let (summed, written) = match &self.onto {
-            Some((_, cells)) => {
-                let axes = cells.axes();
-                let summed = axes.map(|t| cells.predicted(t, &written[t]));
-                (summed, axes.map(|t| written[t].clone()))
+        let (summed, along) = match &self.onto {
+            Some((cells, _)) => {
+                let along = cells.axes().map(|t| written[t].clone());
+                (cells.predicted(&written), along)
             }
-            None => (written.clone(), written),
+            None => (written.clone(), written.clone()),
         };
         let blocks = self
             .blocks
             .as_mut()
             .map(|boxes| boxes.most_bytes(&summed, touching_spans));
-        let held = self
-            .onto
-            .as_mut()
-            .map(|(boxes, _)| boxes.most_bytes(&summed, touching_spans));
+        let held = self.onto.as_mut().map(|(cells, waiting)| match waiting {
+            Waiting::Parallel(boxes) => boxes.most_bytes(&summed, touching_spans),
+            Waiting::Oblique(moments) => moments.most_bytes(cells, &written).max(self.one),
+        });
         let chunks = self
             .chunks
             .as_mut()
-            .map(|boxes| boxes.most_bytes(&written, beginning).max(self.one));
+            .map(|boxes| boxes.most_bytes(&along, beginning).max(self.one));
         let parts = [blocks, held, chunks].into_iter().flatten();
         parts.fold(0, u64::saturating_add)
     }
@@ -325,14 +343,13 @@ impl Needed {
         within: &[Range<u64>; 3],
     ) -> [Range<usize>; 3] {
         let chunk = output.write_chunk.map(|[_, chunk @ ..]| chunk);
+        let written = std::array::from_fn(|t| kept(output.shape, chunk, Some(within), t));
+        let predicted = match &self.cells {
+            Some(cells) => cells.predicted(&written),
+            None => written,
+        };
         std::array::from_fn(|a| {
-            let kept = match &self.cells {
-                Some(cells) => {
-                    let t = cells.axes()[a];
-                    cells.predicted(t, &kept(output.shape, chunk, Some(within), t))
-                }
-                None => kept(output.shape, chunk, Some(within), a),
-            };
+            let kept = predicted[a].clone();
             if let Some(owned) = &self.owned {
                 let owners = touching(&owned[a], &kept);
                 if self.settling == Settling::Owner || owners.is_empty() {
@@ -431,20 +448,18 @@ fn last_patches(axis: &Axis, cuts: &[u64]) -> Vec<usize> {
     cuts.windows(2).map(last).collect()
 }
 
-/// Returns the last patch before which each cell along axis `a` of the predictions cannot be computed.
-fn cell_patches(last: &[usize], (cells, a): (&Cells, usize)) -> Vec<usize> {
-    let blocks = cells.blocks_along(cells.axes()[a]).iter();
-    blocks
-        .map(|blocks| last[blocks.clone()].iter().copied().max().unwrap_or(0))
-        .collect()
+/// Returns the last patch before which each cell cannot be computed that needs these blocks along an axis.
+fn cell_patches(last: &[usize], blocks: &[Range<usize>]) -> Vec<usize> {
+    let patch = |blocks: &Range<usize>| last[blocks.clone()].iter().copied().max().unwrap_or(0);
+    blocks.iter().map(patch).collect()
 }
 
 /// Returns the spans of final blocks, which are held from the last patch that touches them until the last cell that
-/// needs them is computed.
-fn held(axis: &Axis, cuts: &[u64], (cells, a): (&Cells, usize)) -> Vec<Span> {
+/// needs them is computed; `None` on an oblique grid.
+fn held(axis: &Axis, cuts: &[u64], (cells, a): (&Cells, usize)) -> Option<Vec<Span>> {
     let last = last_patches(axis, cuts);
-    let computed = cell_patches(&last, (cells, a));
-    let needs = cells.blocks_along(cells.axes()[a]);
+    let needs = cells.blocks_along(cells.axes()[a])?;
+    let computed = cell_patches(&last, needs);
     let mut until = last.clone();
     for (blocks, computed) in needs.iter().zip(computed) {
         for until in &mut until[blocks.clone()] {
@@ -452,14 +467,13 @@ fn held(axis: &Axis, cuts: &[u64], (cells, a): (&Cells, usize)) -> Vec<Span> {
         }
     }
     let spans = cuts.windows(2).zip(last.iter().zip(until));
-    spans
-        .map(|(pair, (&first, last))| Span {
-            start: pair[0],
-            end: pair[1],
-            first,
-            last,
-        })
-        .collect()
+    let spans = spans.map(|(pair, (&first, last))| Span {
+        start: pair[0],
+        end: pair[1],
+        first,
+        last,
+    });
+    Some(spans.collect())
 }
 
 /// Returns the spans of write chunks of `chunk` voxels on another grid, which are held from the patch with which their
@@ -470,7 +484,8 @@ fn assembled(
     (cells, a): (&Cells, usize),
     (chunk, length): (u64, u64),
 ) -> Vec<Span> {
-    let computed = cell_patches(&last_patches(axis, cuts), (cells, a));
+    let needs = cells.blocks_along(cells.axes()[a]).unwrap_or_default();
+    let computed = cell_patches(&last_patches(axis, cuts), needs);
     let mut spans: Vec<Span> = Vec::new();
     for (pair, patch) in cells.along(cells.axes()[a]).windows(2).zip(computed) {
         let start = pair[0] / chunk * chunk;
@@ -488,6 +503,100 @@ fn assembled(
         }
     }
     spans
+}
+
+/// The moments from which and to which blocks and write chunks are held, for an output on an oblique grid.
+#[derive(Debug)]
+struct Moments {
+    order: [usize; 3],
+    /// The number of patches along each axis.
+    patches: [usize; 3],
+    /// The lengths of the blocks along each axis of the predictions.
+    lengths: [Vec<u64>; 3],
+    /// The last patch that touches each block along each axis of the predictions.
+    last: [Vec<usize>; 3],
+    /// Bytes per voxel of a block.
+    bytes: u64,
+    shape: Shape,
+    /// The boxes that are written together, and the bytes per voxel.
+    unit: Option<(Shape, u64)>,
+}
+
+impl Moments {
+    fn new(
+        grid: &Grid,
+        cuts: &[Vec<u64>; 3],
+        bytes: u64,
+        (unit, output): (Option<Shape>, &Layout),
+    ) -> Self {
+        let written = output.channels * output.dtype.size() as u64;
+        let lengths = |cuts: &Vec<u64>| cuts.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        Self {
+            order: grid.order(),
+            patches: grid.axes().each_ref().map(|axis| axis.starts.len()),
+            lengths: cuts.each_ref().map(lengths),
+            last: std::array::from_fn(|a| last_patches(&grid.axes()[a], &cuts[a])),
+            bytes,
+            shape: output.shape,
+            unit: unit.map(|unit| (unit, written)),
+        }
+    }
+
+    /// Returns the place in the order of patches.
+    fn moment(&self, place: [usize; 3]) -> u64 {
+        let number = |n: u64, &a: &usize| n * self.patches[a] as u64 + place[a] as u64;
+        self.order.iter().fold(0, number)
+    }
+
+    /// Returns the most bytes that are held at once if only some voxels of the output are written.
+    fn most_bytes(&self, cells: &Cells, written: &[Range<u64>; 3]) -> u64 {
+        let mut blocks: HashMap<[usize; 3], u64> = HashMap::new();
+        let mut chunks: HashMap<[u64; 3], (u64, u64)> = HashMap::new();
+        for cell in cells.cells_in(written) {
+            let needed = cells.needed(cell);
+            if needed.iter().any(Range::is_empty) {
+                continue;
+            }
+            let latest = |a: usize| self.last[a][needed[a].clone()].iter().max().copied();
+            let moment = self.moment(std::array::from_fn(|a| latest(a).unwrap_or(0)));
+            for block in product(needed) {
+                let until = blocks.entry(block).or_insert(moment);
+                *until = moment.max(*until);
+            }
+            if let Some((unit, _)) = self.unit {
+                let start = cells.region(cell).start.map(i64::unsigned_abs);
+                let index = std::array::from_fn(|t| start[t] / unit[t]);
+                let (first, last) = chunks.entry(index).or_insert((moment, moment));
+                *first = moment.min(*first);
+                *last = moment.max(*last);
+            }
+        }
+        // Bytes that are added at a moment, and bytes that are released after one.
+        let mut changes: Vec<(u64, bool, u64)> = Vec::new();
+        for (block, until) in blocks {
+            let lengths = (0..3).map(|a| self.lengths[a][block[a]]);
+            let bytes = lengths.fold(self.bytes, u64::saturating_mul);
+            let since = self.moment(std::array::from_fn(|a| self.last[a][block[a]]));
+            changes.extend([(since, false, bytes), (until, true, bytes)]);
+        }
+        for (index, (first, last)) in chunks {
+            let (unit, bytes) = self.unit.unwrap_or(([0; 3], 0));
+            let lengths = (0..3).map(|t| unit[t].min(self.shape[t] - index[t] * unit[t]));
+            let bytes = lengths.fold(bytes, u64::saturating_mul);
+            changes.extend([(first, false, bytes), (last, true, bytes)]);
+        }
+        changes.sort_unstable();
+        let (mut now, mut most) = (0_u64, 0);
+        for (_, is_released, bytes) in changes {
+            if is_released {
+                now = now.saturating_sub(bytes);
+            } else {
+                now = now.saturating_add(bytes);
+                most = most.max(now);
+            }
+        }
+        most
+    }
 }
 
 /// Boxes that are products of spans along z, y, x.

@@ -242,7 +242,8 @@ impl Aggregator {
             return Ok(());
         };
         // Voxels of the output too far from the predictions.
-        for slab in rim(self.pending.output().layout().shape, cells.reached()) {
+        let shape = self.pending.output().layout().shape;
+        for slab in rim(shape, cells.reached()).chain(cells.beyond()) {
             for wanted in self.pending.wanted_parts(slab) {
                 self.uncovered(wanted)?;
             }

@@ -5,8 +5,9 @@
 //! [`Resampled`], and reduced. So the channels of the whole output never exist, and a voxel depends neither on the blocks
 //! nor on the cells.
 //!
-//! The axes of both grids must be parallel. Each cell then needs a product of runs of blocks, and the memory follows from
-//! the runs along each axis.
+//! A cell needs the blocks that overlap a box of the predictions. If the axes of both grids are parallel, the box follows
+//! from the cell's place along each axis. On an oblique grid, it is the bounding box of the cell, and only some voxels of a
+//! cell may be inside the predictions.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -77,16 +78,18 @@ impl Onto {
             );
         }
         let resampled = resampled(Arc::new(Held::new(self, 1, None)), *written)?;
-        if !resampled.is_separable() {
-            return refuse(
-                "its axes are not parallel to those of the predicted volume: write on the grid of that volume, and \
-                 resample the output",
-            );
-        }
-        if (0..3).any(|a| resampled.reached_along(a, BEYOND).is_empty()) {
+        let reached = resampled.reached(BEYOND);
+        let is_far = !resampled.reaches(Region::whole(written.shape), BEYOND);
+        if is_far || reached.iter().any(Range::is_empty) {
             return refuse("it has no voxel in common with the predicted volume");
         }
         Ok(())
+    }
+
+    /// Returns `true` if the axes of both grids are parallel.
+    pub(crate) fn is_parallel(&self) -> bool {
+        let resampled = resampled(Arc::new(Held::new(self, 1, None)), self.written);
+        resampled.is_ok_and(|resampled| resampled.is_separable())
     }
 
     /// Returns the axis of the output along which each axis of the predictions runs.
@@ -170,12 +173,17 @@ impl Volume for Held {
 pub(super) struct Cells {
     held: Arc<Held>,
     resampled: Resampled,
-    /// The axis of the output along which each axis of the predictions runs.
+    /// The axis of the output along which each axis of the predictions runs, or of an oblique grid the nearest one.
     axes: [usize; 3],
-    /// The boundaries of cells along z, y, x of the output, without the voxels too far from the predictions.
+    /// For each axis of the output, `true` if that axis of the predictions runs backwards.
+    flipped: [bool; 3],
+    /// The boundaries of cells along z, y, x of the output, without most voxels too far from the predictions.
     cuts: [Vec<u64>; 3],
-    /// For each cell along z, y, x of the output: the blocks that it needs along the same axis of the predictions.
-    blocks: [Vec<Range<usize>>; 3],
+    /// The longest cell along each axis.
+    longest: Shape,
+    /// If the axes of both grids are parallel, for each cell along z, y, x of the output: the blocks that it needs along the
+    /// same axis of the predictions.
+    blocks: Option<[Vec<Range<usize>>; 3]>,
     /// Whether blocks have another channel: 1 for voxels for which a patch voted, and 0 for others.
     has_coverage: bool,
     /// The most values of a cell.
@@ -208,13 +216,15 @@ impl Cells {
         let held = Held::new(onto, channels + u64::from(has_coverage), Some(cuts));
         let held = Arc::new(held);
         let resampled = resampled(Arc::clone(&held), onto.written)?;
-        let axes = onto.axes();
         let mut cells = Self {
             held,
             resampled,
-            axes,
+            axes: onto.axes(),
+            flipped: SignedAxes::nearest(&onto.written.geometry, &onto.predicted.geometry)
+                .flipped(),
             cuts: [const { Vec::new() }; 3],
-            blocks: [const { Vec::new() }; 3],
+            longest: [0; 3],
+            blocks: None,
             has_coverage,
             values: 0,
             missing: Mutex::default(),
@@ -244,39 +254,47 @@ impl Cells {
             };
             cell[t] = cell[t].div_ceil(2);
         }
-        let most = values(cell);
-        let axes = SignedAxes::nearest(&onto.written.geometry, &onto.predicted.geometry);
-        let blocks_along = |t: usize, voxels: Range<u64>| {
-            let mut needed = self.resampled.needed_along(t, voxels);
-            let a = axes.order()[t];
-            if axes.flipped()[t] {
-                let length = onto.predicted.shape[a];
-                needed = length - needed.end..length - needed.start;
-            }
-            self.held
-                .cuts
-                .as_ref()
-                .map_or(0..0, |cuts| cuts.overlapping(a, &needed))
-        };
-        let found: [(Vec<u64>, Vec<Range<usize>>); 3] = std::array::from_fn(|t| {
-            let Range { start, end } = self.resampled.reached_along(t, BEYOND);
+        self.values = values(cell);
+        self.longest = cell;
+        let reached = self.resampled.reached(BEYOND);
+        self.cuts = std::array::from_fn(|t| {
+            let Range { start, end } = reached[t].clone();
             let mut cuts = vec![start];
             while let Some(last) = cuts.last().copied().filter(|&last| last < end) {
                 let within = last % unit[t];
                 let next = (within / cell[t] + 1) * cell[t];
                 cuts.push((last - within + next.min(unit[t])).min(end));
             }
-            let blocks = cuts
-                .windows(2)
-                .map(|pair| blocks_along(t, pair[0]..pair[1]));
-            let blocks = blocks.collect();
-            (cuts, blocks)
+            cuts
         });
-        for (t, (cuts, blocks)) in found.into_iter().enumerate() {
-            self.cuts[t] = cuts;
-            self.blocks[t] = blocks;
+        if !self.resampled.is_separable() {
+            return;
         }
-        self.values = most;
+        self.blocks = Some(std::array::from_fn(|t| {
+            let pairs = self.cuts[t].windows(2);
+            let needed = pairs.map(|pair| self.resampled.needed_along(t, pair[0]..pair[1]));
+            needed.map(|needed| self.blocks_in(t, needed)).collect()
+        }));
+    }
+
+    /// Returns the blocks that overlap voxels along an axis of the predictions turned to the axes of the output.
+    fn blocks_in(&self, t: usize, mut voxels: Range<u64>) -> Range<usize> {
+        let a = self.axes.iter().position(|&axis| axis == t).unwrap_or(t);
+        if self.flipped[t] {
+            let length = self.held.layout.shape[a];
+            voxels = length - voxels.end..length - voxels.start;
+        }
+        let cuts = self.held.cuts.as_ref();
+        cuts.map_or(0..0, |cuts| cuts.overlapping(a, &voxels))
+    }
+
+    /// Returns the blocks, along z, y, x of the predictions, that a box of an output on an oblique grid needs.
+    fn blocks_around(&self, region: Region) -> [Range<usize>; 3] {
+        let source = self.resampled.source_of(region);
+        self.axes.map(|t| {
+            let start = source.start[t].unsigned_abs();
+            self.blocks_in(t, start..start + source.shape[t])
+        })
     }
 
     /// Returns the channels of a block.
@@ -302,35 +320,73 @@ impl Cells {
         &self.cuts[axis]
     }
 
-    /// Returns the blocks that each cell along an axis of the output needs.
-    pub(super) fn blocks_along(&self, axis: usize) -> &[Range<usize>] {
-        &self.blocks[axis]
+    /// Returns the blocks that each cell along an axis of the output needs, if the axes of both grids are parallel.
+    pub(super) fn blocks_along(&self, axis: usize) -> Option<&[Range<usize>]> {
+        self.blocks.as_ref().map(|blocks| &blocks[axis][..])
     }
 
-    /// Returns the voxels of the blocks that voxels along an axis of the output need, along the same axis of the
-    /// predictions.
-    pub(super) fn predicted(&self, axis: usize, voxels: &Range<u64>) -> Range<u64> {
-        let a = self.axes.iter().position(|&t| t == axis).unwrap_or(axis);
-        let cuts = self
-            .held
-            .cuts
-            .as_ref()
-            .map_or(&[][..], |cuts| cuts.along(a));
-        let blocks = self.blocks_of(axis, voxels);
-        let cut = |n: usize| cuts.get(n).copied().unwrap_or(0);
-        cut(blocks.start)..cut(blocks.end)
+    /// Returns the voxels of the blocks, along z, y, x of the predictions, that a box of the output needs.
+    pub(super) fn predicted(&self, written: &[Range<u64>; 3]) -> [Range<u64>; 3] {
+        let blocks = if let Some(blocks) = &self.blocks {
+            self.axes.map(|t| {
+                let cells = self.cells_along(t, &written[t]);
+                let blocks = blocks[t].get(cells).unwrap_or_default();
+                let start = blocks.iter().map(|range| range.start).min().unwrap_or(0);
+                start..blocks.iter().map(|range| range.end).max().unwrap_or(start)
+            })
+        } else {
+            let reached = self.reached();
+            let common = std::array::from_fn(|t| {
+                let start = written[t].start.max(reached[t].start);
+                start..written[t].end.min(reached[t].end).max(start)
+            });
+            let region = region_of(&common);
+            if region.is_empty() || !self.resampled.reaches(region, BEYOND) {
+                return [const { 0..0 }; 3];
+            }
+            self.blocks_around(region)
+        };
+        std::array::from_fn(|a| {
+            let cuts = self
+                .held
+                .cuts
+                .as_ref()
+                .map_or(&[][..], |cuts| cuts.along(a));
+            let cut = |n: usize| cuts.get(n).copied().unwrap_or(0);
+            cut(blocks[a].start)..cut(blocks[a].end)
+        })
     }
 
-    /// Returns the blocks that voxels along an axis of the output need.
-    fn blocks_of(&self, axis: usize, voxels: &Range<u64>) -> Range<usize> {
+    /// Returns the cells along an axis of the output that have some of these voxels.
+    fn cells_along(&self, axis: usize, voxels: &Range<u64>) -> Range<usize> {
         let cuts = &self.cuts[axis];
         let first = cuts.partition_point(|&cut| cut <= voxels.start).max(1) - 1;
         let end = cuts
             .partition_point(|&cut| cut < voxels.end)
             .min(cuts.len() - 1);
-        let blocks = self.blocks[axis].get(first..end).unwrap_or_default();
-        let start = blocks.iter().map(|range| range.start).min().unwrap_or(0);
-        start..blocks.iter().map(|range| range.end).max().unwrap_or(start)
+        first..end.max(first)
+    }
+
+    /// Returns the cells of a box of the output that need predictions.
+    pub(super) fn cells_in(&self, voxels: &[Range<u64>; 3]) -> impl Iterator<Item = [usize; 3]> {
+        let all = product(std::array::from_fn(|t| self.cells_along(t, &voxels[t])));
+        all.filter(|&cell| !self.is_beyond(cell))
+    }
+
+    /// Returns the cells all of whose voxels are too far from the predictions.
+    pub(super) fn beyond(&self) -> impl Iterator<Item = Region> {
+        let counts = if self.blocks.is_some() {
+            [0; 3]
+        } else {
+            self.cuts.each_ref().map(|cuts| cuts.len() - 1)
+        };
+        product(counts.map(|count| 0..count))
+            .filter(|&cell| self.is_beyond(cell))
+            .map(|cell| self.region(cell))
+    }
+
+    fn is_beyond(&self, cell: [usize; 3]) -> bool {
+        self.blocks.is_none() && !self.resampled.reaches(self.region(cell), BEYOND)
     }
 
     /// Returns the bytes that computing a cell takes, with output values of `written` bytes per voxel.
@@ -343,7 +399,8 @@ impl Cells {
             .saturating_add(voxels.saturating_mul(written))
     }
 
-    fn region(&self, cell: [usize; 3]) -> Region {
+    /// Returns the voxels of a cell.
+    pub(super) fn region(&self, cell: [usize; 3]) -> Region {
         let start = |t: usize| self.cuts[t][cell[t]];
         Region::new(
             std::array::from_fn(|t| start(t).cast_signed()),
@@ -352,30 +409,56 @@ impl Cells {
     }
 
     /// Returns the blocks (along z, y, x of the predictions) that a cell needs.
-    fn needed(&self, cell: [usize; 3]) -> [Range<usize>; 3] {
-        self.axes.map(|t| self.blocks[t][cell[t]].clone())
+    pub(super) fn needed(&self, cell: [usize; 3]) -> [Range<usize>; 3] {
+        match &self.blocks {
+            Some(blocks) => self.axes.map(|t| blocks[t][cell[t]].clone()),
+            None => self.blocks_around(self.region(cell)),
+        }
     }
 
     /// Returns the cells that need a block.
-    fn cells_of(&self, block: [usize; 3]) -> impl Iterator<Item = [usize; 3]> + use<> {
+    fn cells_of(&self, block: [usize; 3]) -> Vec<[usize; 3]> {
+        let Some(blocks) = &self.blocks else {
+            return self.oblique_cells_of(block);
+        };
         let mut cells = [const { 0..0 }; 3];
         for (&t, k) in self.axes.iter().zip(block) {
             let needs = |blocks: &Range<usize>| blocks.contains(&k);
-            if let Some(first) = self.blocks[t].iter().position(needs) {
-                let last = self.blocks[t].iter().rposition(needs);
+            if let Some(first) = blocks[t].iter().position(needs) {
+                let last = blocks[t].iter().rposition(needs);
                 cells[t] = first..last.unwrap_or(first) + 1;
             }
         }
-        product(cells)
+        product(cells).collect()
+    }
+
+    fn oblique_cells_of(&self, block: [usize; 3]) -> Vec<[usize; 3]> {
+        let Some(cuts) = &self.held.cuts else {
+            return Vec::new();
+        };
+        let own = cuts.region(block);
+        let mut turned = own;
+        for (a, &t) in self.axes.iter().enumerate() {
+            turned.shape[t] = own.shape[a];
+            turned.start[t] = if self.flipped[t] {
+                self.held.layout.shape[a].cast_signed() - own.end()[a]
+            } else {
+                own.start[a]
+            };
+        }
+        let near = self.resampled.boxes_near(turned, self.longest, BEYOND);
+        let needs = |cell: &[usize; 3]| {
+            let needed = self.needed(*cell);
+            (0..3).all(|a| needed[a].contains(&block[a]))
+        };
+        self.cells_in(&near).filter(needs).collect()
     }
 
     /// Returns `true` if any wanted cell needs the block that is a box of the predictions.
     pub(super) fn wants(&self, block: &Region, wanted: &dyn Fn(&Region) -> bool) -> bool {
         let cells = self.index(block).map(|index| self.cells_of(index));
-        cells
-            .into_iter()
-            .flatten()
-            .any(|cell| wanted(&self.region(cell)))
+        let mut cells = cells.into_iter().flatten();
+        cells.any(|cell| wanted(&self.region(cell)))
     }
 
     fn index(&self, block: &Region) -> Option<[usize; 3]> {
@@ -398,8 +481,8 @@ impl Cells {
         let Some(index) = self.index(&block.region) else {
             return Ok(());
         };
-        let is_wanted = |cell: &[usize; 3]| wanted(&self.region(*cell));
-        let cells: Vec<[usize; 3]> = self.cells_of(index).filter(is_wanted).collect();
+        let mut cells = self.cells_of(index);
+        cells.retain(|&cell| wanted(&self.region(cell)));
         if cells.is_empty() {
             return Ok(());
         }
@@ -483,20 +566,31 @@ impl Cells {
     }
 
     /// Computes the values of a cell, channel by channel, in a buffer of [`channels`](Self::channels). Returns the flags of
-    /// voxels of which less than half was voted for; empty if there are none.
+    /// voxels of which less than half was voted for or that are too far from the predictions; empty if there are none.
     pub(super) fn compute(&self, region: Region, values: &mut [f32]) -> Result<Vec<bool>> {
         let all = 0..self.channels();
         let bytes = bytemuck::cast_slice_mut(values);
         self.resampled.read_channels(all, region, bytes)?;
-        if !self.has_coverage {
-            return Ok(Vec::new());
+        let mut holes = Vec::new();
+        if self.blocks.is_none() {
+            holes = self.resampled.beyond(region, BEYOND);
         }
         let voxels = place(region.voxels());
-        let (values, coverage) = values.split_at_mut(values.len() - voxels);
-        let mut holes: Vec<bool> = coverage.iter().map(|&share| share < 0.5).collect();
+        if self.has_coverage {
+            let (values, coverage) = values.split_at_mut(values.len() - voxels);
+            holes.resize(voxels, false);
+            for (hole, &share) in holes.iter_mut().zip(&*coverage) {
+                *hole |= share < 0.5;
+            }
+            for channel in values.chunks_exact_mut(voxels.max(1)) {
+                for (value, &share) in channel.iter_mut().zip(&*coverage) {
+                    *value /= share;
+                }
+            }
+        }
         for channel in values.chunks_exact_mut(voxels.max(1)) {
-            for ((value, &share), &hole) in channel.iter_mut().zip(&*coverage).zip(&holes) {
-                *value = if hole { 0.0 } else { *value / share };
+            for (value, _) in channel.iter_mut().zip(&holes).filter(|(_, hole)| **hole) {
+                *value = 0.0;
             }
         }
         if !holes.contains(&true) {
@@ -504,6 +598,14 @@ impl Cells {
         }
         Ok(holes)
     }
+}
+
+/// Returns a box as a region.
+fn region_of(voxels: &[Range<u64>; 3]) -> Region {
+    Region::new(
+        voxels.each_ref().map(|range| range.start.cast_signed()),
+        voxels.each_ref().map(|range| range.end - range.start),
+    )
 }
 
 fn place(n: u64) -> usize {

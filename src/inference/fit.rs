@@ -256,14 +256,26 @@ impl<'a> Ways<'a> {
         let (order, predicted) = (self.order, self.grid.order());
         let counts = [1, self.counts[way][0], self.counts[way][1]];
         let reach = Reach::new(self.outputs);
-        // A patch is needed for a piece if it is needed along each axis.
-        let along = |n: usize| -> u64 {
-            let count = counts[n];
-            let piece = |index: u64| passes::piece(&all, order[n], index, count);
-            let needed = |part: ChunkRanges| reach.of(&part)[predicted[n]].len() as u64;
-            (0..count).map(piece).map(needed).sum()
+        let count = if self.outputs.iter().all(PlannedOutput::is_parallel) {
+            // A patch is needed for a piece if it is needed along each axis.
+            let along = |n: usize| -> u64 {
+                let count = counts[n];
+                let piece = |index: u64| passes::piece(&all, order[n], index, count);
+                let needed = |part: ChunkRanges| reach.of(&part)[predicted[n]].len() as u64;
+                (0..count).map(piece).map(needed).sum()
+            };
+            (0..3).map(along).fold(1, u64::saturating_mul)
+        } else {
+            let pieces = passes::pieces(&all, [order[1], order[2]], self.counts[way]);
+            let patches = |piece: &ChunkRanges| -> u64 {
+                reach
+                    .of(piece)
+                    .iter()
+                    .map(|range| range.len() as u64)
+                    .product()
+            };
+            pieces.iter().map(patches).sum()
         };
-        let count = (0..3).map(along).fold(1, u64::saturating_mul);
         self.known[way].predictions = Some(count);
         count
     }

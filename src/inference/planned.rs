@@ -8,7 +8,7 @@ use crate::grid::Grid;
 use crate::region::Shape;
 use crate::volume::{
     ChunkShape, CreateOptions, Durability, Layout, OutputPart, VoxelGrid, output_layout,
-    pyramid_buffer_bytes, upload_bytes,
+    pyramid_buffer_bytes, pyramid_bytes, upload_bytes,
 };
 
 /// An output of a plan.
@@ -94,7 +94,17 @@ impl PlannedOutput {
 
     /// Returns the bytes of unfinished chunks of coarser levels.
     pub(super) fn pyramid_buffer_bytes(&self) -> u64 {
-        pyramid_buffer_bytes(&self.layout, &self.store, self.order()).unwrap_or(0)
+        let bytes = if self.is_parallel() {
+            pyramid_buffer_bytes(&self.layout, &self.store, self.order())
+        } else {
+            pyramid_bytes(&self.layout, &self.store)
+        };
+        bytes.unwrap_or(0)
+    }
+
+    /// Returns `true` unless the output is on an oblique grid of the predictions.
+    pub(super) fn is_parallel(&self) -> bool {
+        self.blending.onto.as_ref().is_none_or(Onto::is_parallel)
     }
 
     /// Returns the bytes of encoded chunks on their way to a store.

@@ -86,6 +86,7 @@ pub use overwrite::{FileKind, FolderKind, Overwrite, UnexpectedEntry};
 #[cfg(test)]
 pub(crate) use partial::steps;
 pub use partial::{Durability, OutputPart, discard_partial};
+pub(crate) use pyramid::pyramid_bytes;
 pub(crate) use pyramid::rebuilding_bytes;
 pub use pyramid::{Downsample, Pyramid, pyramid_buffer_bytes};
 pub use read_method::ReadMethod;

@@ -272,6 +272,60 @@ fn predictions_on_another_grid_are_written_on_that_of_the_source() {
 }
 
 #[test]
+fn predictions_on_an_oblique_grid_are_written_on_that_of_the_source() {
+    let place = Place::new();
+    let source = place.store_at("scan.nii", [20, 24, 28], 1, ramp(20 * 24 * 28), turned());
+    // Turned by 0.3 about x and sheared, and larger than the scan.
+    let (sin, cos) = 0.3_f64.sin_cos();
+    let oblique = Geometry::from_affine([
+        [1.0, 0.1, 0.0, -12.0],
+        [0.0, 1.2 * cos, -1.1 * sin, 22.0],
+        [0.0, 1.2 * sin, 1.1 * cos, 8.0],
+        [0.0, 0.0, 0.0, 1.0],
+    ]);
+    let like = place.store_at(
+        "like.nii",
+        [50, 62, 36],
+        1,
+        vec![0_u8; 50 * 62 * 36],
+        oblique,
+    );
+    let infer = |name: &str, more: &[&str]| {
+        let target = place.at(name);
+        let words = ["--patch-size", "12", "--overlap", "6", "--dtype", "float32"];
+        let grid = ["--like", &like, "--model", "gaussian:0.7"];
+        let all = [&["infer", &source, &target][..], &words, &grid, more].concat();
+        (json(&all), target)
+    };
+    let (_, model) = infer("model.nii", &["--output-grid", "model"]);
+    let own = voxpatch::open(&source).unwrap();
+    let twin = Resample::default()
+        .with_like(Some(VoxelGrid::of(own.layout())))
+        .with_outside(Padding::Edge);
+    let expected = whole(&model, &twin);
+    let (done, all) = infer("all.nii", &[]);
+    assert_eq!(done["uncovered_voxels"], 0);
+    let written = voxels(&all);
+    let pairs = written.as_slice::<f32>().unwrap().iter();
+    for (found, twin) in pairs.zip(expected.as_slice::<f32>().unwrap()) {
+        assert!((found - twin).abs() < 0.05, "{found} {twin}");
+    }
+    let cases: [&[&str]; 3] = [
+        &["--threads", "1", "--chunk", "8"],
+        &["--memory", "6MiB", "--threads", "2", "--chunk", "8"],
+        &["--resume", "--chunk", "4"],
+    ];
+    for (n, more) in cases.into_iter().enumerate() {
+        let (_, out) = infer(&format!("{n}.zarr"), more);
+        assert!(voxels(&out).bytes() == written.bytes(), "{more:?}");
+    }
+    for part in ["1/2", "0/2"] {
+        infer("parts.zarr", &["--part", part, "--chunk", "8"]);
+    }
+    assert!(voxels(&place.at("parts.zarr")).bytes() == written.bytes());
+}
+
+#[test]
 fn maps_and_inputs_are_resampled_to_the_grid_of_one_of_them() {
     let place = Place::new();
     let fine = Geometry::from_parts([1.0, 0.5, 0.5], [0.25, 1.25, -0.5]);

@@ -145,6 +145,16 @@ pub fn pyramid_buffer_bytes(
     ))
 }
 
+/// Returns the maximum bytes in unfinished level chunks if write chunks arrive in any order: those of all coarser levels.
+///
+/// # Errors
+///
+/// As [`output_layout`](super::output_layout).
+pub(crate) fn pyramid_bytes(layout: &Layout, options: &CreateOptions) -> Result<u64> {
+    let levels = zarr::levels(layout, options)?;
+    Ok(waiting::all_waiting(&levels, layout.channels, layout.dtype))
+}
+
 /// Returns the maximum bytes that a thread needs to rebuild a chunk of a coarser level from data that is read back.
 pub(crate) fn rebuilding_bytes(layout: &Layout) -> u64 {
     let (Some([_, chunk @ ..]), Some([_, inner @ ..])) = (layout.write_chunk, layout.read_chunk)

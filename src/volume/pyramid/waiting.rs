@@ -12,14 +12,34 @@ pub(super) fn most_waiting(
     dtype: DType,
     order: [usize; 3],
 ) -> u64 {
+    bytes_of(levels, channels, dtype, |step, from| {
+        let [slow, middle, fast] = order.map(|axis| WaitingAlong::along(step, from.chunk, axis));
+        let row = fast.most(1, 1);
+        let plane = middle.most(fast.count, row);
+        slow.most(middle.count.saturating_mul(fast.count), plane)
+    })
+}
+
+/// Returns the bytes of all chunks of the coarser levels.
+pub(super) fn all_waiting(levels: &[Level], channels: u64, dtype: DType) -> u64 {
+    bytes_of(levels, channels, dtype, |step, _| {
+        let counts = (0..AXES.len()).map(|a| step.to.shape[a].div_ceil(step.to.chunk[a]));
+        counts.fold(1, u64::saturating_mul)
+    })
+}
+
+/// Returns the bytes of the chunks of the coarser levels, of which `count` returns the number for a step from a level.
+fn bytes_of(
+    levels: &[Level],
+    channels: u64,
+    dtype: DType,
+    count: impl Fn(&Step, Level) -> u64,
+) -> u64 {
     let mut bytes = 0_u64;
     for pair in levels.windows(2) {
         let (from, to) = (pair[0], pair[1]);
         let step = Step::new(from, to);
-        let [slow, middle, fast] = order.map(|axis| WaitingAlong::along(&step, from.chunk, axis));
-        let row = fast.most(1, 1);
-        let plane = middle.most(fast.count, row);
-        let chunks = slow.most(middle.count.saturating_mul(fast.count), plane);
+        let chunks = count(&step, from);
         let inside =
             |shape: Shape, most: Shape| -> Shape { std::array::from_fn(|a| shape[a].min(most[a])) };
         let chunk = inside(to.chunk, to.shape);

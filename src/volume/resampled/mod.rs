@@ -357,9 +357,16 @@ impl Resampled {
         })
     }
 
-    /// Returns the voxels along an axis of the grid whose centers are inside the volume, or at most `beyond` voxels of the
-    /// volume beyond its outer faces; of a grid whose axes are parallel to those of the volume.
-    pub(crate) fn reached_along(&self, axis: usize, beyond: f64) -> Range<u64> {
+    /// Returns the box of the grid with all voxels whose centers are inside the volume, or at most `beyond` voxels of the
+    /// volume beyond its outer faces. It has no other voxels if the axes of the grid are parallel to those of the volume.
+    pub(crate) fn reached(&self, beyond: f64) -> [Range<u64>; 3] {
+        if self.map.is_separable {
+            return std::array::from_fn(|a| self.reached_along(a, beyond));
+        }
+        self.box_of(std::array::from_fn(|a| self.extent(a, beyond)))
+    }
+
+    fn reached_along(&self, axis: usize, beyond: f64) -> Range<u64> {
         let length = self.layout.shape[axis];
         let first_where = |is_past: &dyn Fn(f64) -> bool| {
             let (mut low, mut high) = (0, length);
@@ -373,9 +380,71 @@ impl Resampled {
             }
             low
         };
-        let last = float(self.source.layout().shape[axis]) - 0.5 + beyond + ROUNDING;
-        let start = first_where(&|position| position >= -0.5 - beyond - ROUNDING);
-        start..first_where(&|position| position > last).max(start)
+        let (least, most) = self.extent(axis, beyond);
+        let start = first_where(&|position| position >= least);
+        start..first_where(&|position| position > most).max(start)
+    }
+
+    /// Returns the positions of the outer faces of the volume along an axis, `beyond` voxels further out.
+    fn extent(&self, axis: usize, beyond: f64) -> (f64, f64) {
+        let out = 0.5 + beyond + ROUNDING;
+        let last = float(self.source.layout().shape[axis]) - 1.0;
+        (-out, last + out)
+    }
+
+    /// Returns `false` if all voxels of a region are more than `beyond` voxels of the volume beyond one of its outer faces.
+    pub(crate) fn reaches(&self, region: Region, beyond: f64) -> bool {
+        let first = region.start.map(i64::unsigned_abs);
+        let last = std::array::from_fn(|a| first[a] + region.shape[a].saturating_sub(1));
+        (0..3).all(|a| {
+            let (least, most) = self.extent(a, beyond);
+            let (low, high) = self.map.span(a, first, last);
+            high >= least && low <= most
+        })
+    }
+
+    /// Returns, for each voxel of a region, `true` if it is more than `beyond` voxels of the volume beyond its outer faces.
+    pub(crate) fn beyond(&self, region: Region, beyond: f64) -> Vec<bool> {
+        let extents: [(f64, f64); 3] = std::array::from_fn(|a| self.extent(a, beyond));
+        let mut flags = Vec::with_capacity(place(region.voxels()));
+        Positions::new(&self.map, region).each(region, |position| {
+            let is_out = |a: usize| position[a] < extents[a].0 || position[a] > extents[a].1;
+            flags.push((0..3).any(is_out));
+        });
+        flags
+    }
+
+    /// Returns the box of the grid with all boxes of at most `shape` voxels that [reach](Self::reaches) the volume and whose
+    /// [`source_of`](Self::source_of) may overlap a box of the volume.
+    pub(crate) fn boxes_near(&self, source: Region, shape: Shape, beyond: f64) -> [Range<u64>; 3] {
+        self.box_of(std::array::from_fn(|a| {
+            let (low, high) = self.dependents(source, a);
+            let (least, most) = self.map.span(a, [0; 3], shape);
+            let far = most - least + beyond + 1.0;
+            (low - far, high + far)
+        }))
+    }
+
+    /// Returns the box of the grid with all voxels whose positions are between these ends.
+    fn box_of(&self, ends: [(f64, f64); 3]) -> [Range<u64>; 3] {
+        let shape = self.layout.shape;
+        match self.map.back(ends) {
+            Some(span) => std::array::from_fn(|a| {
+                let (low, high) = span[a];
+                let end = whole(high.ceil() + 1.0).min(shape[a]);
+                whole(low.floor()).min(end)..end
+            }),
+            None => shape.map(|length| 0..length),
+        }
+    }
+
+    /// Returns the ends of the positions along an axis whose values may depend on a box of the volume.
+    fn dependents(&self, source: Region, axis: usize) -> (f64, f64) {
+        let (before, after) = self.neighbors(axis);
+        let first = float(source.start[axis].unsigned_abs());
+        let last = first + float(source.shape[axis]);
+        let (before, after) = (before.unsigned_abs() + 1, after.unsigned_abs() + 1);
+        (first - float(after), last + float(before))
     }
 
     /// Returns how voxels are continued that the interpolation of positions inside the volume needs.
@@ -617,22 +686,7 @@ impl Resampled {
     /// Returns the voxels along each axis of the grid whose values may depend on a box of the volume. Beyond the faces of
     /// the volume, others may depend on it, too.
     pub(crate) fn depending_on(&self, source: Region) -> [Range<u64>; 3] {
-        let ends: [(f64, f64); 3] = std::array::from_fn(|a| {
-            let (before, after) = self.neighbors(a);
-            let first = float(source.start[a].unsigned_abs());
-            let last = first + float(source.shape[a]);
-            let (before, after) = (before.unsigned_abs() + 1, after.unsigned_abs() + 1);
-            (first - float(after), last + float(before))
-        });
-        let shape = self.layout.shape;
-        match self.map.back(ends) {
-            Some(span) => std::array::from_fn(|a| {
-                let (low, high) = span[a];
-                let end = whole(high.ceil() + 1.0).min(shape[a]);
-                whole(low.floor()).min(end)..end
-            }),
-            None => shape.map(|length| 0..length),
-        }
+        self.box_of(std::array::from_fn(|a| self.dependents(source, a)))
     }
 
     /// Computes a region from the voxels that it needs. Returns a voxel if all of the region has its value, without writing
