@@ -16,6 +16,7 @@ use voxpatch::Normalize;
 use voxpatch::inference::{
     FlipTta, InferencePlan, InputValues, JobStatus, OutputSpec, PatchMask, PlannedTask,
 };
+use voxpatch::normalize::NormalizeSetting;
 use voxpatch::training::Image;
 use voxpatch::volume::{ChannelRange, Durability, Matching, OutputPart, VoxelGrid, check_output};
 use voxpatch::{
@@ -122,7 +123,7 @@ impl Output<'_> {
 struct Job {
     options: InferenceOptions,
     targets: Vec<OutputTarget>,
-    normalize: Normalize,
+    normalize: NormalizeSetting,
     flips: bool,
     /// Where predictions are blended, in the order of preference: on the device or not.
     on_device: Vec<bool>,
@@ -527,7 +528,7 @@ impl Job {
         }
         if self.work == Work::Plan {
             let space = plan.disk_space()?;
-            let probe = plan.probe(self.normalize)?;
+            let probe = plan.probe(self.normalize.normalizer())?;
             return Ok(Outcome::Planned(Box::new(Planned {
                 plan,
                 probe,
@@ -541,7 +542,7 @@ impl Job {
         let stoppable = |_, _| progress(0, 0);
         let plan = match &self.measured {
             Some(measured) => plan.with_measured(Some(measured))?,
-            None => plan.with_normalize(self.normalize, &stoppable)?,
+            None => plan.with_normalize(self.normalize.normalizer(), &stoppable)?,
         };
         match self.work {
             Work::Measure => return Ok(Outcome::Measured(plan.measured())),
@@ -609,7 +610,7 @@ impl Job {
     fn device_input(&self, dtype: DType) -> InputValues {
         let is_constant = matches!(self.options.padding, Some(Padding::Constant(_)));
         let is_small = matches!(dtype, DType::U8 | DType::I8 | DType::I16 | DType::F16);
-        if is_small && !is_constant && self.normalize == Normalize::None {
+        if is_small && !is_constant && self.normalize.normalize == Normalize::None {
             InputValues::Native
         } else {
             InputValues::F32

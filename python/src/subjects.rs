@@ -8,10 +8,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
 use pyo3::prelude::*;
-use voxpatch::normalize::Normalizer;
+use voxpatch::normalize::{NormalizeSetting, Normalizer};
 use voxpatch::training::{Cohort, Image, Subject, Subjects};
 use voxpatch::volume::{Interpolation, Matching};
-use voxpatch::{DType, Error, Normalize, Padding, Result};
+use voxpatch::{DType, Error, Padding, Result};
 
 use crate::arguments::{self, Values};
 use crate::array;
@@ -43,6 +43,8 @@ struct Part {
     dtype: Option<Cast>,
     /// Shared by all openings of the image, so that it is measured once.
     normalize: Normalizer,
+    /// The name of the image, or the path, of the mask in which it is measured.
+    mask: Option<String>,
     interpolation: Option<Interpolation>,
 }
 
@@ -121,8 +123,8 @@ impl<'py> FromPyObject<'_, 'py> for Parts {
         let part = |(name, volume, padding, dtype, values, normalize, interpolation): Told<'py>| {
             let padding = padding_of(&padding)?;
             let dtype = dtype.as_ref().map(Cast::of).transpose()?;
-            let normalize: Normalize = normalize.parse().map_err(|error| raised(&error))?;
-            let normalize = Normalizer::from(normalize);
+            let setting: NormalizeSetting = normalize.parse().map_err(|error| raised(&error))?;
+            let (normalize, mask) = (setting.normalizer(), setting.mask);
             let interpolation = interpolation.map(|how| how.parse()).transpose();
             let interpolation = interpolation.map_err(|error| raised(&error))?;
             if let Ok(volume) = volume.cast::<Volume>() {
@@ -134,6 +136,7 @@ impl<'py> FromPyObject<'_, 'py> for Parts {
                     padding,
                     dtype,
                     normalize,
+                    mask,
                     interpolation,
                 });
             }
@@ -152,12 +155,30 @@ impl<'py> FromPyObject<'_, 'py> for Parts {
                 padding,
                 dtype,
                 normalize,
+                mask,
                 interpolation,
             })
         };
+        let mut images: Vec<Part> = images.into_iter().map(part).collect::<PyResult<_>>()?;
+        // A mask is another image of the subject if one has that name.
+        let named = |part: &Part| {
+            let has_name = |other: &&Part| Some(&other.name) == part.mask.as_ref();
+            images.iter().find(has_name).cloned()
+        };
+        let masks: Vec<Option<Part>> = images.iter().map(named).collect();
+        for (part, mask) in images.iter_mut().zip(masks) {
+            let Some(mask) = mask else { continue };
+            let normalize = part.normalize.clone();
+            part.normalize = normalize.with_mask_by(mask.name.clone(), move || {
+                Ok(match &mask.open {
+                    Some(image) => Arc::clone(&image.volume),
+                    None => mask.source.open()?.volume,
+                })
+            });
+        }
         Ok(Self {
             name,
-            images: images.into_iter().map(part).collect::<PyResult<_>>()?,
+            images,
             matching: Matching {
                 tolerance,
                 same_grid,

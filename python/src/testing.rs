@@ -56,6 +56,7 @@ pub(crate) fn faulty(
         channels: None,
         values: crate::arguments::Values::Real,
         onto: None,
+        normalized: None,
     })
 }
 

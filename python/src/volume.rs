@@ -5,13 +5,16 @@
     reason = "the docstrings of Python are in numpydoc form"
 )]
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use numpy::PyArray2;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
+use voxpatch::normalize::{NormalizeSetting, Normalized};
 use voxpatch::store::{is_remote, shown};
 use voxpatch::training::Image;
 use voxpatch::volume::{
@@ -44,6 +47,8 @@ pub(crate) struct Source {
     pub(crate) onto: Option<Arc<Onto>>,
     pub(crate) channels: Option<(u64, u64)>,
     pub(crate) values: Values,
+    /// The numbers of its normalization, and the channel of the first one; before it is brought to another grid.
+    pub(crate) normalized: Option<(String, u64)>,
 }
 
 /// First voxel and one past the last along z, y, x.
@@ -124,6 +129,7 @@ impl Source {
             onto: None,
             channels: None,
             values: Values::Real,
+            normalized: None,
         }
     }
 
@@ -150,6 +156,10 @@ impl Source {
             ..Subset::default()
         };
         let volume = choice.cropped(volume)?;
+        let volume = match &self.normalized {
+            Some((measured, first)) => Normalized::by(volume, measured, *first)?,
+            None => volume,
+        };
         let volume = match &self.onto {
             Some(onto) => onto.bring(volume)?,
             None => volume,
@@ -279,7 +289,7 @@ type Part<'py> = (
 
 /// Open a part of the volume at a path, for `voxpatch.open`.
 #[pyfunction]
-#[pyo3(name = "_open", signature = (path, options, part, values, resample))]
+#[pyo3(name = "_open", signature = (path, options, part, values, resample, normalize))]
 #[expect(clippy::needless_pass_by_value, reason = "made for this call")]
 pub(crate) fn open(
     py: Python<'_>,
@@ -288,6 +298,7 @@ pub(crate) fn open(
     part: Part<'_>,
     values: Option<&Bound<'_, PyAny>>,
     resample: Resampling<'_>,
+    normalize: &str,
 ) -> PyResult<Volume> {
     let (channels, time, region) = part;
     let options = Box::new(arguments::open_options(&options)?);
@@ -327,12 +338,41 @@ pub(crate) fn open(
     if channels.is_some() || time.is_some() {
         source.channels = Some((image.channels.start, image.channels.end));
     }
+    let normalize: NormalizeSetting = normalize.parse().map_err(|error| raised(&error))?;
+    let normalizer = normalize.normalizer();
+    if normalizer.is_none() {
+        return Ok(Volume::new(source, image));
+    }
+    let (volume, channels) = (Arc::clone(&image.volume), image.channels.clone());
+    let measured = interruptible(py, move |stop| {
+        let kept = Subset {
+            channels: Some(channels.into()),
+            ..Subset::default()
+        };
+        let progress = |_, _| {
+            if stop.load(Ordering::Relaxed) {
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        };
+        Normalized::measured(
+            &kept.of(volume)?,
+            &normalizer,
+            voxpatch::threads(),
+            &progress,
+        )
+    })?;
+    if let Some(measured) = measured {
+        let first = image.channels.start;
+        image.volume = Normalized::by(image.volume, &measured, first).map_err(|e| raised(&e))?;
+        source.normalized = Some((measured, first));
+    }
     Ok(Volume::new(source, image))
 }
 
 /// Open a volume that was pickled.
 #[pyfunction]
-#[pyo3(name = "_reopen", signature = (place, affine, options, region, channels, values, resample))]
+#[pyo3(name = "_reopen", signature = (place, affine, options, region, channels, values, resample, normalized))]
 #[expect(clippy::too_many_arguments, reason = "all that is pickled")]
 #[expect(clippy::needless_pass_by_value, reason = "made for this call")]
 pub(crate) fn reopen(
@@ -344,6 +384,7 @@ pub(crate) fn reopen(
     channels: Option<(u64, u64)>,
     values: &Bound<'_, PyAny>,
     resample: Resampling<'_>,
+    normalized: Option<(String, u64)>,
 ) -> PyResult<Volume> {
     let place = match place.extract::<PathBuf>() {
         Ok(path) => Place::Path {
@@ -357,6 +398,7 @@ pub(crate) fn reopen(
         channels,
         values: arguments::values(values)?,
         resample: arguments::resample(&resample)?,
+        normalized,
         ..Source::of(place)
     };
     let wanted = source.clone();
@@ -580,7 +622,12 @@ impl Volume {
         let values = arguments::values_name(self.source.values);
         let resample = &self.source.resample;
         let grid = (!resample.is_none()).then(|| format!("{resample:?}"));
-        (self.source.channels, values, grid).into_pyobject(py)
+        match &self.source.normalized {
+            None => (self.source.channels, values, grid).into_pyobject(py),
+            Some(normalized) => {
+                (self.source.channels, values, grid, normalized.clone()).into_pyobject(py)
+            }
+        }
     }
 
     /// Path of the file or folder, the address in a store as a string, or None for a volume in memory.
@@ -788,7 +835,10 @@ impl Volume {
         let values = arguments::values_name(this.source.values);
         let (region, channels) = (this.source.region, this.source.channels);
         let resample = arguments::resampling(py, &this.source.resample)?;
-        let arguments = (place, affine, options, region, channels, values, resample);
+        let normalized = this.source.normalized.clone();
+        let arguments = (
+            place, affine, options, region, channels, values, resample, normalized,
+        );
         Ok((rebuild, arguments).into_pyobject(py)?.into_any())
     }
 

@@ -49,7 +49,7 @@ CONCEPTS = {
     "permute": ["Queue"],
     "rotate": ["Queue"],
     "crop": ["Queue"],
-    "normalize": ["Queue", "predict"],
+    "normalize": ["Queue", "Within", "open", "predict"],
     "pin_memory": ["Queue"],
     "same_images": ["Queue"],
     "on_error": ["Queue"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -138,3 +139,59 @@ def test_every_normalization_is_that_of_numpy_in_training_and_prediction():
     for wrong in [voxpatch.Percentile(5, 5), voxpatch.MeanStd(1, 0), voxpatch.NnunetCt(2, 1, 0, 1), "ct:0,1"]:
         with pytest.raises(ValueError, match="normalization"):
             voxpatch.predict(lambda batch: batch, scan, None, SHAPE, normalize=wrong)
+
+
+def test_an_open_volume_is_normalized_as_in_training_and_prediction(tmp_path):
+    scan = values("int16", 2)
+    path = tmp_path / "scan.zarr"
+    voxpatch.write(path, scan, chunk=8)
+    mask = scan[0] > 20
+    np.save(tmp_path / "mask.npy", mask)
+    own = scan[:, mask].astype(float)
+    z = ((scan.T - own.mean(1)) / own.std(1)).T
+    for normalize, expected in [
+        ("zscore", None),
+        (["zscore", (-20, 300)], None),
+        ([voxpatch.MeanStd(12, 3), "none"], np.stack([(scan[0] - 12) / 3, scan[1]])),
+        (voxpatch.Within("zscore", tmp_path / "mask.npy"), z),
+        (f"zscore@{tmp_path / 'mask.npy'}", z),
+    ]:
+        opened = voxpatch.open(path, normalize=normalize)
+        assert opened.dtype == np.float32
+        found = opened[:]
+        predicted = voxpatch.predict(lambda batch: batch, path, None, SHAPE, normalize=normalize)
+        assert (found == predicted).all(), normalize
+        queue = voxpatch.Queue([voxpatch.Subject(ct=path)], voxpatch.UniformSampler(SHAPE), 1, normalize=normalize)
+        assert (next(iter(queue))["ct"] == found).all(), normalize
+        sampler = voxpatch.GridSampler(opened, SHAPE)
+        assert (sampler[0]["image"] == found).all()
+        if expected is not None:
+            assert np.abs(found - expected).max() < 1e-3, normalize
+        # A pickled volume takes its numbers along.
+        again = pickle.loads(pickle.dumps(opened))
+        assert (again[:] == found).all()
+    # Only the channels that are kept are measured.
+    second = voxpatch.open(path, channels=1, normalize="zscore")
+    wide = scan[1].astype(float)
+    assert np.abs(second[:][0] - (wide - wide.mean()) / wide.std()).max() < 1e-3
+    assert (pickle.loads(pickle.dumps(second))[:] == second[:]).all()
+    with pytest.raises(ValueError, match="values"):
+        voxpatch.open(path, values="stored", normalize="zscore")
+    with pytest.raises(ValueError, match="2 channels"):
+        voxpatch.open(path, normalize=["zscore"])
+    with pytest.raises(ValueError, match="mask is only used"):
+        voxpatch.open(path, normalize=voxpatch.Within((0, 1), tmp_path / "mask.npy"))
+
+
+def test_the_mask_of_a_normalization_is_a_volume_of_the_subject():
+    scan = values("int16")
+    for threshold in (20, 60):
+        mask = scan[0] > threshold
+        own = scan[0][mask].astype(float)
+        subject = voxpatch.Subject(ct=scan, brain=mask.astype(np.uint8))
+        queue = voxpatch.Queue(
+            [subject], voxpatch.UniformSampler(SHAPE), 1, normalize={"ct": voxpatch.Within("zscore", "brain")}
+        )
+        found = next(iter(queue))
+        assert np.abs(found["ct"][0] - (scan[0] - own.mean()) / own.std()).max() < 1e-3
+        assert (found["brain"][0] == mask).all()

@@ -10,7 +10,7 @@ from .errors import VoxpatchError
 from .files import convert, open, write
 from .inference import GridAggregator, GridSampler
 from .jobs import Job, Task, plan_predict
-from .options import Gaussian, MeanStd, NnunetCt, Percentile, Quantize, Threshold
+from .options import Gaussian, MeanStd, NnunetCt, Percentile, Quantize, Threshold, Within
 from .prediction import predict
 from .queue import LazySubjects, Queue, turn_back
 from .samplers import LabelSampler, MixtureSampler, Sampler, UniformSampler, WeightedSampler
@@ -41,6 +41,7 @@ __all__ = [
     "Volume",
     "VoxpatchError",
     "WeightedSampler",
+    "Within",
     "__version__",
     "convert",
     "export_dicom_seg",

@@ -235,6 +235,7 @@ def _open(
     part: tuple[Part | None, Part | None, Sequence[Part] | None],
     values: Values,
     resample: _Resampling,
+    normalize: str,
 ) -> Volume:
     """Open a part of the volume at a path, for `voxpatch.open`."""
 def _write(
@@ -257,6 +258,7 @@ def _reopen(
     channels: tuple[int, int] | None,
     values: Values,
     resample: _Resampling,
+    normalized: tuple[str, int] | None,
 ) -> Volume:
     """Open a volume that was pickled."""
 def _on_grid(

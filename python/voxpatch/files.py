@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from ._voxpatch import Volume, _convert, _open, _write
 from .errors import InvalidError
 from .options import StorageOptions
-from .sizes import count, three
+from .sizes import count, normalization, three
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Downsample,
         Interpolation,
         MissingChunks,
+        Normalize,
         Padding,
         Part,
         Path,
@@ -50,6 +51,7 @@ def open(
     interpolation: Interpolation = "linear",
     antialias: bool = False,
     outside: Padding = 0.0,
+    normalize: Normalize | None = None,
     missing_chunks: MissingChunks = "fill",
     trusted: bool = True,
     read_method: ReadMethod = "auto",
@@ -98,6 +100,10 @@ def open(
         Smooth with a Gaussian along axes whose voxels become larger, as TorchIO does on request.
     outside : float or {"edge", "reflect", "wrap"}, default 0
         Values beyond the faces of the volume: a number, or a way to continue the voxels inside.
+    normalize : {"zscore", "zscore:nonzero"}, (float, float), Percentile, MeanStd, NnunetCt, Within or list, optional
+        Give normalized values of type float32, as `predict` and `Queue` do, explained at `predict`. What is measured is
+        measured here, in one pass over the channels that are kept, after resampling; the numbers are pickled with the
+        volume. `values` must be "real".
     missing_chunks : {"fill", "error"}, default "fill"
         Meaning of a Zarr chunk that has no file: it is all fill value, or it was lost.
     trusted : bool, default True
@@ -171,7 +177,9 @@ def open(
     lengths = None if spacing is None else _spacing(spacing)
     grid = like if like is None or isinstance(like, Volume) else open(like)
     resample = (lengths, orientation, grid, interpolation, bool(antialias), outside)
-    return _open(path, options, (channels, time, box), values, resample)
+    if normalize is not None and values != "real":
+        raise InvalidError(f"values {values!r} with normalize: normalized values are float32, so leave out values")
+    return _open(path, options, (channels, time, box), values, resample, normalization(normalize))
 
 
 def absolute(path: Path) -> str:

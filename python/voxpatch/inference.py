@@ -76,7 +76,8 @@ class GridSampler:
         Where patches start: every step and at the far edge, spread evenly as nnU-Net does, or every step with the last
         patch hanging over.
     values : {"real", "stored"} or dtype, optional
-        Values of the patches, as in :func:`open`. A :class:`Subject` has its own.
+        Values of the patches, as in :func:`open`. A :class:`Subject` has its own. Normalized values are those of a volume
+        that was opened with `normalize`.
 
     See Also
     --------
@@ -91,6 +92,13 @@ class GridSampler:
     27
     >>> sampler[26]["image"].shape, sampler[26]["location"].tolist()
     ((1, 4, 4, 4), [4, 4, 4, 8, 8, 8])
+
+    Patches of normalized values:
+
+    >>> np.save("ct.npy", np.full((8, 8, 8), -300, np.int16))
+    >>> ct = voxpatch.open("ct.npy", normalize=(-1000, 400))
+    >>> float(voxpatch.GridSampler(ct, patch_size=4)[0]["image"].max())
+    0.5
     """
 
     def __init__(

@@ -74,8 +74,10 @@ BlendOn = Literal["auto", "device", "host"]
 Tta = Literal["flips"]
 #: What finished chunks survive: a killed process, or a power cut too.
 Durability = Literal["none", "chunk"]
-#: Normalization of what the model gets: z-scores, the values that become 0 and 1, or a class of numbers.
-Normalize = Union[Literal["zscore", "zscore:nonzero"], "tuple[float, float]", "Percentile", "MeanStd", "NnunetCt"]
+#: Normalization of all channels: z-scores, the values that become 0 and 1, or a class of numbers.
+NormalizeAll = Union[Literal["zscore", "zscore:nonzero", "none"], "tuple[float, float]", "Percentile", "MeanStd", "NnunetCt"]
+#: Normalization of what the model gets: one for all channels, a list with one for each, one in a mask, or the text of any.
+Normalize = Union[NormalizeAll, "list[NormalizeAll]", "Within", str]
 
 #: What to do with patches that do not fit around their center.
 Border = Literal["drop", "shift", "pad"]
@@ -239,6 +241,39 @@ class NnunetCt:
 
     def __str__(self) -> str:
         return f"nnunet-ct:{float(self.low)},{float(self.high)},{float(self.mean)},{float(self.std)}"
+
+
+@dataclass(frozen=True)
+class Within:
+    """A normalization that is measured in a mask: only voxels where it is not 0 count. All voxels are normalized.
+
+    Parameters
+    ----------
+    normalize : {"zscore", "zscore:nonzero"}, Percentile or list
+        The normalization.
+    mask : str or path-like
+        Path of the mask, of which the first channel is used; in a `Queue`, the name of a volume of the subject, or a path.
+        It is brought to the grid of the volume by nearest neighbor if both files state the position of their voxels, and
+        must have its shape otherwise.
+
+    Examples
+    --------
+    >>> import numpy as np, voxpatch
+    >>> np.save("brain.npy", np.arange(8**3).reshape(8, 8, 8) >= 256)
+    >>> scan = np.full((8, 8, 8), 100, np.float32)
+    >>> scan[4:] = np.arange(256).reshape(4, 8, 8)
+    >>> out = voxpatch.predict(lambda batch: batch, scan, None, 4, normalize=voxpatch.Within("zscore", "brain.npy"))
+    >>> abs(float(out[0, 4:].mean())) < 1e-5
+    True
+    """
+
+    normalize: NormalizeAll | list[NormalizeAll]
+    mask: str | os.PathLike[str]
+
+    def __str__(self) -> str:
+        from .sizes import normalization
+
+        return f"{normalization(self.normalize)}@{os.fspath(self.mask)}"
 
 
 #: Weights of overlapping patches: a word, :class:`Gaussian`, or an array (z, y, x).

@@ -258,9 +258,10 @@ def predict(
         host otherwise, on CPUs, for runs that can be resumed or have parts, and for an output on another grid.
     device_memory : int, optional
         Bytes of the device that blending may take; what the model leaves free if not given.
-    normalize : {"zscore", "zscore:nonzero"}, (float, float), Percentile, MeanStd or NnunetCt, optional
+    normalize : {"zscore", "zscore:nonzero"}, (float, float), Percentile, MeanStd, NnunetCt, Within or list, optional
         Normalize what the model gets: z-scores of each channel of the volume, or of its voxels that are not 0; the values
-        that become 0 and 1; or :class:`Percentile`, :class:`MeanStd` or :class:`NnunetCt`.
+        that become 0 and 1; or :class:`Percentile`, :class:`MeanStd` or :class:`NnunetCt`. A list has one for each channel.
+        :class:`Within` measures only voxels of a mask.
     tta : {"flips"}, optional
         Predict each patch from all eight sides, and take the mean.
     memory : int, default 268435456

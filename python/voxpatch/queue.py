@@ -142,9 +142,10 @@ class Queue:
         Random rotations, scales, shears and translations, through which patches are read.
     elastic : RandomElastic, optional
         Random deformations, through which patches are read.
-    normalize : {"zscore", "zscore:nonzero"}, (float, float), Percentile, MeanStd, NnunetCt or dict, optional
+    normalize : {"zscore", "zscore:nonzero"}, (float, float), Percentile, MeanStd, NnunetCt, Within, list or dict, optional
         Normalization, as that of :func:`predict`, of the only image, or of those of a dictionary: ``{"ct": (-1000, 400)}``.
-        They are then float32, unless `dtype` says otherwise.
+        They are then float32, unless `dtype` says otherwise. The mask of a :class:`Within` may be the name of another volume
+        of the subject.
     pin_memory : bool, default False
         Deliver torch tensors in page-locked memory, which are copied to a GPU faster, and in the background with
         ``tensor.to(device, non_blocking=True)``. Without a CUDA device it warns, and tensors are in ordinary memory.

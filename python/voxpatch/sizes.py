@@ -8,7 +8,7 @@ from operator import index
 from typing import TYPE_CHECKING, Any
 
 from .errors import InvalidError
-from .options import MeanStd, NnunetCt, Percentile
+from .options import MeanStd, NnunetCt, Percentile, Within
 
 if TYPE_CHECKING:
     from .options import Normalize, Overlap, Size
@@ -65,12 +65,15 @@ def normalization(given: Normalize | None) -> str:
     """Return a normalization as the compiled half takes it."""
     if given is None:
         return "none"
-    if isinstance(given, (str, Percentile, MeanStd, NnunetCt)):
+    if isinstance(given, (str, Percentile, MeanStd, NnunetCt, Within)):
         return str(given)
+    if isinstance(given, list) and given:
+        return ";".join(normalization(one) for one in given) + (";" if len(given) == 1 else "")
+    numbers: Any = given
     try:
-        low, high = (float(one) for one in given)
+        low, high = (float(one) for one in numbers)
     except (TypeError, ValueError) as error:
-        raise InvalidError(f"normalize {given!r}: give 'zscore', 'zscore:nonzero', the two values that become 0 and 1, Percentile, MeanStd or NnunetCt") from error
+        raise InvalidError(f"normalize {given!r}: give 'zscore', 'zscore:nonzero', the two values that become 0 and 1, Percentile, MeanStd, NnunetCt, Within, or a list with one for each channel") from error
     return f"window:{low},{high}"
 
 

@@ -5,24 +5,24 @@ use std::sync::Arc;
 use super::ensemble::check_f32;
 use super::schedule::Schedule;
 use crate::error::Result;
-use crate::normalize::Normalize;
+use crate::normalize::Normalizer;
 use crate::progress::Progress;
 use crate::volume::Volume;
 
 impl Schedule {
-    /// Sets the normalization of the model's input. If it [measures](Normalize::measures), this reads the
+    /// Sets the normalization of the model's input. If it [measures](crate::Normalize::measures), this reads the
     /// volume once; `progress` counts the pieces.
     pub(super) fn normalized(
         mut self,
-        normalize: Normalize,
+        normalizer: &Normalizer,
         volume: &Arc<dyn Volume>,
         threads: usize,
         progress: Progress<'_>,
     ) -> Result<Self> {
-        if normalize != Normalize::None {
+        if !normalizer.is_none() {
             check_f32("normalization of", "the model", self.input)?;
         }
-        self.scales = normalize.scales(volume, threads, progress)?;
+        self.scales = normalizer.scales_of(volume, threads, progress)?;
         Ok(self)
     }
 }
@@ -38,6 +38,7 @@ mod tests {
     use crate::inference::pool::PatchPool;
     use crate::inference::work::Reading;
     use crate::inference::{InferenceOptions, Model, OutputSpec, OutputTarget, builtin_model};
+    use crate::normalize::Normalize;
     use crate::normalize::tests::{naive, values};
     use crate::pad::Padding;
     use crate::patch::Patch;
@@ -72,7 +73,9 @@ mod tests {
     fn given_at(normalize: Normalize, volume: impl Volume + 'static, region: Region) -> Vec<f32> {
         let volume: Arc<dyn Volume> = Arc::new(volume);
         let plan = plan(&volume, &Echo);
-        let plan = plan.normalized(normalize, &volume, 2, &silent).unwrap();
+        let plan = plan
+            .normalized(&normalize.into(), &volume, 2, &silent)
+            .unwrap();
         let reading = Reading {
             padding: Padding::Constant(-7.0),
             input: plan.input,
@@ -136,9 +139,9 @@ mod tests {
                 ] {
                     let image = Image::new("ct", Arc::new(volume()))
                         .with_padding(Padding::Constant(-7.0))
-                        .with_normalize(normalize);
+                        .with_normalize(normalize.clone());
                     let trained = image.read(region).unwrap();
-                    let predicted = given_at(normalize, volume(), region);
+                    let predicted = given_at(normalize.clone(), volume(), region);
                     assert_eq!(trained.as_slice::<f32>().unwrap(), predicted);
                 }
             }
@@ -293,11 +296,11 @@ mod tests {
         let volume: Arc<dyn Volume> =
             Arc::new(MemoryVolume::from_vec([1; 3], 1, vec![7_u8]).unwrap());
         let plan = || plan(&volume, &*builtin_model("identity").unwrap());
-        let error = plan().normalized(Normalize::ZScore, &volume, 1, &silent);
+        let error = plan().normalized(&Normalize::ZScore.into(), &volume, 1, &silent);
         assert!(error.unwrap_err().to_string().contains("the volume's type"));
         assert!(
             plan()
-                .normalized(Normalize::None, &volume, 1, &silent)
+                .normalized(&Normalize::None.into(), &volume, 1, &silent)
                 .is_ok()
         );
     }

@@ -13,7 +13,7 @@ use super::schedule::Schedule;
 use crate::error::Result;
 use crate::grid::Grid;
 use crate::meter::anonymous_bytes;
-use crate::normalize::{Normalize, measuring_threads};
+use crate::normalize::{Normalize, Normalizer};
 use crate::progress::{Progress, silent};
 use crate::volume::{DiskSpace, Durability, Layout, OutputPart, Volume};
 
@@ -209,12 +209,17 @@ impl InferencePlan {
     ///
     /// [`InvalidArgument`](crate::Error::InvalidArgument) if the model takes voxels in the volume's own type; the errors of
     /// reading.
-    pub fn with_normalize(mut self, normalize: Normalize, progress: Progress<'_>) -> Result<Self> {
-        let (threads, _) = self.measuring();
+    pub fn with_normalize(
+        mut self,
+        normalize: impl Into<Normalizer>,
+        progress: Progress<'_>,
+    ) -> Result<Self> {
+        let normalizer = normalize.into();
+        let (threads, _) = self.measuring(&normalizer);
         let volume = &self.predictor.volume;
         self.schedule = self
             .schedule
-            .normalized(normalize, volume, threads, progress)?;
+            .normalized(&normalizer, volume, threads, progress)?;
         Ok(self)
     }
 
@@ -273,21 +278,21 @@ impl InferencePlan {
     /// # Panics
     ///
     /// If the model panics.
-    pub fn probe(&self, normalize: Normalize) -> Result<Probe> {
+    pub fn probe(&self, normalize: impl Into<Normalizer>) -> Result<Probe> {
         let Predictor { volume, model, .. } = &self.predictor;
+        let normalizer = normalize.into();
+        let (_, measuring) = self.measuring(&normalizer);
         // Any two numbers take the same memory as the measured ones.
-        let (stand_in, measuring) = match normalize {
-            measured if measured.measures() => {
-                let unit = Normalize::Window {
-                    low: 0.0,
-                    high: 1.0,
-                };
-                (unit, self.measuring().1)
-            }
-            other => (other, 0),
+        let stand_in = if normalizer.normalize().measures() {
+            Normalizer::from(Normalize::Window {
+                low: 0.0,
+                high: 1.0,
+            })
+        } else {
+            normalizer
         };
         let schedule = self.schedule.clone();
-        let schedule = schedule.normalized(stand_in, volume, 1, &silent)?;
+        let schedule = schedule.normalized(&stand_in, volume, 1, &silent)?;
         let base = anonymous_bytes().unwrap_or(0);
         let mut probe = schedule.probe(volume, &**model)?;
         probe.process_bytes = probe.process_bytes.map(|bytes| bytes.max(base + measuring));
@@ -311,9 +316,9 @@ impl InferencePlan {
     }
 
     /// Returns the number of threads that measure the volume for a normalization, and the bytes that they take.
-    fn measuring(&self) -> (usize, u64) {
+    fn measuring(&self, normalizer: &Normalizer) -> (usize, u64) {
         let options = &self.predictor.options;
         let layout = self.predictor.volume.layout();
-        measuring_threads(layout, options.threads.max(1), options.memory)
+        normalizer.measuring(layout, options.threads.max(1), options.memory)
     }
 }

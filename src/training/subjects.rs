@@ -65,7 +65,7 @@ impl Subjects for Vec<Subject> {
             for image in subject.images() {
                 let layout = image.volume.layout();
                 let values = (layout.dtype, layout.rescale, layout.applied);
-                let cast = (image.cast, image.bfloat16, image.normalize.normalize());
+                let cast = (image.cast, image.bfloat16, &image.normalize);
                 let of_patches = (&image.channels, values, cast, image.padding);
                 text(&image.name);
                 text(&format!("{of_patches:?}"));

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
-use voxpatch::Normalize;
 use voxpatch::inference::{
     Ensemble, FlipTta, InferencePlan, InferenceStats, Model, OutputPlace, PatchMask, SelectOutput,
 };
 use voxpatch::meter::{Meter, Peak};
+use voxpatch::normalize::NormalizeSetting;
 use voxpatch::volume::{DiskSpace, Durability, OutputPart, check_output};
 use voxpatch::{Error, Layout, OutputTarget, Predictor, Reduce, Shape, Volume, builtin_model};
 
@@ -101,8 +101,11 @@ struct ModelArgs {
     /// - `percentile:LOW,HIGH`: the same with percentiles of each channel, such as 0.5,99.5
     /// - `mean-std:MEAN,STD`: with a mean and a deviation that are given
     /// - `nnunet-ct:LOW,HIGH,MEAN,STD`: clipped, and then the same
-    #[arg(long, default_value_t = Normalize::None, value_name = "HOW")]
-    normalize: Normalize,
+    ///
+    /// With semicolons in between, each channel has its own, as `mean-std:101,77;12,5`. After an `@`, the path of a mask:
+    /// only its voxels that are not 0 are measured, as `zscore@brain.nii.gz`.
+    #[arg(long, default_value_t = NormalizeSetting::default(), value_name = "HOW")]
+    normalize: NormalizeSetting,
     /// Also predict mirror images of each patch, and use the mean.
     #[arg(long, value_enum, value_name = "HOW")]
     tta: Option<TtaName>,
@@ -246,7 +249,8 @@ impl Infer {
     ) -> voxpatch::Result<InferencePlan> {
         let unit = Unit::Voxels(plan.input().dtype.size());
         let task = common.task("measuring", unit);
-        task.run(|progress| plan.with_normalize(self.network.normalize, progress))
+        let normalizer = self.network.normalize.normalizer();
+        task.run(|progress| plan.with_normalize(normalizer, progress))
     }
 }
 
@@ -498,7 +502,7 @@ fn dry_run(
     let outputs = outputs.map(|output| output.layout.decoded_bytes());
     let outputs: Vec<u64> = outputs.collect::<voxpatch::Result<_>>()?;
     report::add_disk(&mut report, &outputs, space);
-    let probe = plan.probe(settings.network.normalize)?;
+    let probe = plan.probe(settings.network.normalize.normalizer())?;
     report.add(
         "model_bytes",
         probe.model_bytes,

@@ -74,7 +74,7 @@ fn a_part_that_follows_another_process_keeps_its_normalization() {
     };
     let plan = |shard: u64, part: u32| {
         let plan = predictor(builtin_model("gaussian:1").unwrap()).plan(&[stored(&path, shard)]);
-        let plan = plan.unwrap().with_normalize(ct, &silent).unwrap();
+        let plan = plan.unwrap().with_normalize(ct.clone(), &silent).unwrap();
         let part = OutputPart::new(part, 2).unwrap();
         plan.with_part(part, Durability::None).unwrap()
     };

@@ -254,7 +254,7 @@ fn a_measured_normalization_is_read_back_to_the_last_bit() {
         let normalize: Normalize = normalize.parse().unwrap();
         let text = Mutex::new(None);
         let measured = written(&format!("{n}.npy"), &|plan| {
-            let plan = plan.with_normalize(normalize, &silent).unwrap();
+            let plan = plan.with_normalize(normalize.clone(), &silent).unwrap();
             *text.lock().unwrap() = plan.measured();
             plan
         });

@@ -46,7 +46,7 @@ fn images(salt: u64) -> Vec<Image> {
         Image::new("scored", volume::<f32>(salt + 2, 2, Some([2, 4, 4, 4])))
             .with_normalize(Normalize::ZScore),
         Image::new("window", ct())
-            .with_normalize(window)
+            .with_normalize(window.clone())
             .with_dtype(DType::F16),
         Image::new("half", volume::<f64>(salt + 3, 3, None))
             .with_channels(1..3)
@@ -107,7 +107,7 @@ fn expected(image: &Image, region: Region, axes: SignedAxes) -> Vec<f64> {
         let normal = |value: f64| match image.normalize.normalize() {
             Normalize::None => value,
             Normalize::ZScore => (value - mean) / deviation,
-            Normalize::Window { low, high } => (value.clamp(low, high) - low) / (high - low),
+            &Normalize::Window { low, high } => (value.clamp(low, high) - low) / (high - low),
             other => panic!("no image here has {other}"),
         };
         let mut values = Vec::new();
@@ -359,7 +359,7 @@ fn values_that_a_type_cannot_hold_are_named_with_their_place_in_the_volume() {
     }
     assert!(
         image(1e300)
-            .with_normalize(window)
+            .with_normalize(window.clone())
             .with_bfloat16()
             .read(region)
             .is_ok()

@@ -58,7 +58,7 @@ impl Input {
         let fill = Padding::Constant(settings.fill);
         let image = Image::new("image", volume)
             .with_padding(fill)
-            .with_normalize(settings.normalize)
+            .with_normalize(settings.normalize.normalizer())
             .with_interpolation(settings.on_grid.interpolation);
         let name = path.display().to_string();
         Ok(Self {

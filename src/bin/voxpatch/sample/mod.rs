@@ -290,12 +290,12 @@ fn budget(settings: &SampleArgs, inputs: &[Input], patch: Shape) -> voxpatch::Re
     // A patch that hangs over the edge is gathered first, and then filled up.
     let copies = 1
         + u64::from(settings.border == BorderName::Pad)
-        + u64::from(settings.normalize != Normalize::None)
+        + u64::from(settings.normalize.normalize != Normalize::None)
         // The box of a turned patch has several times its voxels.
         + 4 * u64::from(settings.augment().interpolates());
     needs.held = needs.patch.saturating_mul(copies);
     // Volumes are measured in the memory of maps.
-    needs.maps |= settings.normalize.measures();
+    needs.maps |= settings.normalize.normalize.measures();
     if let Some(path) = &settings.out
         && Form::of(path)? == Form::Zarr
     {

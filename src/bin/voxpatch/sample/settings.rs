@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, ValueEnum};
+use voxpatch::Shape;
+use voxpatch::normalize::NormalizeSetting;
 use voxpatch::sampler::{Border, LabelValue, LabelWeights, OnEmpty};
 use voxpatch::training::{Augmentation, RandomAffine, RandomElastic, Uneven};
-use voxpatch::{Normalize, Shape};
 
 use crate::common::{Common, Memory};
 use crate::input::{OnGrid, Opening, Part, Together};
@@ -106,8 +107,11 @@ pub(crate) struct SampleArgs {
     /// - `percentile:LOW,HIGH`: the same with percentiles of each channel, such as 0.5,99.5
     /// - `mean-std:MEAN,STD`: with a mean and a deviation that are given
     /// - `nnunet-ct:LOW,HIGH,MEAN,STD`: clipped, and then the same
-    #[arg(long, help_heading = CHANGES, default_value_t = Normalize::None, value_name = "HOW")]
-    pub(super) normalize: Normalize,
+    ///
+    /// With semicolons in between, each channel has its own, as `mean-std:101,77;12,5`. After an `@`, for a single input, the
+    /// path of a mask: only its voxels that are not 0 are measured, as `zscore@brain.nii.gz`.
+    #[arg(long, help_heading = CHANGES, default_value_t = NormalizeSetting::default(), value_name = "HOW")]
+    pub(super) normalize: NormalizeSetting,
     /// Read patches at the places of this list, as --locations writes it, in its order.
     #[arg(long, help_heading = PATCHES, value_name = "FILE.csv", conflicts_with_all = ["patch_size", "labels", "weights", "mix"])]
     pub(super) at: Option<PathBuf>,
