@@ -179,20 +179,10 @@ impl Intersection {
     /// Calls `then` for each row with its first voxel in the patch, and its offset in the buffer of a block of `shape`.
     pub(super) fn each_row(&self, shape: [usize; 3], mut then: impl FnMut([usize; 3], usize)) {
         for z in 0..self.shape[0] {
-            self.each_row_of(z, shape, &mut then);
-        }
-    }
-
-    /// Does the same for the rows of plane `z`.
-    pub(super) fn each_row_of(
-        &self,
-        z: usize,
-        shape: [usize; 3],
-        mut then: impl FnMut([usize; 3], usize),
-    ) {
-        for y in 0..self.shape[1] {
-            let row = [self.from[0] + z, self.from[1] + y, self.from[2]];
-            then(row, at(shape, [self.to[0] + z, self.to[1] + y, self.to[2]]));
+            for y in 0..self.shape[1] {
+                let row = [self.from[0] + z, self.from[1] + y, self.from[2]];
+                then(row, at(shape, [self.to[0] + z, self.to[1] + y, self.to[2]]));
+            }
         }
     }
 }

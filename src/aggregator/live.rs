@@ -3,7 +3,7 @@
 //! The volume is cut along each axis where patches begin and end, so that all voxels of a block have the same patches.
 //! A block is live from the first patch that touches it to the last. Contributions to a block are added in patch order:
 //! one that arrives early, or while another thread adds to the block, waits in the block for that thread, which adds it
-//! later, together with others that wait behind it. So no thread waits for another one, and the sums are bit-identical for any number of threads and any order of
+//! later. So no thread waits for another one, and the sums are bit-identical for any number of threads and any order of
 //! arrival. Where every patch votes and the weights are shares, the sums are the result. Otherwise the weights
 //! of the patches that voted are summed once the block is final, and the sums are divided by them. Weights that `f32`
 //! cannot represent are taken relative to the largest weight so far.
@@ -47,7 +47,7 @@ type SharedBlock<S> = Arc<Mutex<LiveBlock<S>>>;
 struct LiveBlock<S> {
     /// The sums; `None` while a thread adds to them, and after a refused contribution.
     sums: Option<BlockSums<S>>,
-    /// Number of contributions that were applied, or are being applied.
+    /// Number of contributions applied so far.
     turn: usize,
     /// Contributions that arrived before their turn, or while another thread had the sums.
     early: Vec<(usize, Contribution, [usize; 3])>,
@@ -148,7 +148,6 @@ impl<S: Sum> Live<S> {
         let total: usize = turns.iter().map(ExactSizeIterator::len).product();
         let shared = Arc::clone(self.lock().entry(index).or_default());
         let state = || shared.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut waited = Vec::new();
         let mut block = {
             let mut state = state();
             let is_next = turn == state.turn;
@@ -156,32 +155,29 @@ impl<S: Sum> Live<S> {
                 state.early.push((turn, contribution.clone(), place));
                 return Ok(());
             };
-            state.turn += 1;
-            state.next_turns(&mut waited);
             block
         };
-        let mut own = Some((contribution, place));
+        self.apply(&mut block, &region, contribution, place, (meter, owner))?;
         loop {
-            let others = waited
-                .iter()
-                .map(|(contribution, place)| (contribution, *place));
-            let run: Vec<_> = own.take().into_iter().chain(others).collect();
-            self.apply(&mut block, &region, &run, (meter, owner))?;
-            for (contribution, _) in waited.drain(..) {
-                if let Contribution::Values(prediction, _) = contribution
-                    && let Some(prediction) = Arc::into_inner(prediction)
-                {
-                    owner.spent(prediction);
+            let (contribution, place) = {
+                let mut state = state();
+                state.turn += 1;
+                if state.turn == total {
+                    break;
                 }
-            }
-            let mut state = state();
-            state.next_turns(&mut waited);
-            if waited.is_empty() {
-                if state.turn < total {
+                let next = |(turn, ..): &(usize, Contribution, [usize; 3])| *turn == state.turn;
+                let Some(next) = state.early.iter().position(next) else {
                     state.sums = Some(block);
                     return Ok(());
-                }
-                break;
+                };
+                let (_, contribution, place) = state.early.swap_remove(next);
+                (contribution, place)
+            };
+            self.apply(&mut block, &region, &contribution, place, (meter, owner))?;
+            if let Contribution::Values(prediction, _) = contribution
+                && let Some(prediction) = Arc::into_inner(prediction)
+            {
+                owner.spent(prediction);
             }
         }
         self.lock().remove(&index);
@@ -218,53 +214,29 @@ impl<S: Sum> Live<S> {
         Ok(())
     }
 
-    /// Applies contributions whose turn it is, in order.
-    ///
-    /// Predictions that cover the whole block are added in one pass, plane by plane, while a plane of the sums is in the
-    /// cache: sums that come from memory for each prediction cost more than the additions.
+    /// Applies a contribution whose turn it is.
     fn apply(
         &self,
         block: &mut BlockSums<S>,
         region: &Region,
-        run: &[(&Contribution, [usize; 3])],
-        to: (&ByteGauge, &impl Owner),
-    ) -> Result<()> {
-        let is_whole = |&(contribution, place): &(&Contribution, [usize; 3])| {
-            matches!(contribution, Contribution::Values(..))
-                && self.logs.is_none()
-                && self.covers(region, place)
-        };
-        for together in run.chunk_by(|one, next| is_whole(one) && is_whole(next)) {
-            let fills = is_whole(&together[0]);
-            self.apply_together(block, region, together, fills, to)?;
-        }
-        Ok(())
-    }
-
-    /// Returns `true` if the patch at `place` covers all of a block.
-    fn covers(&self, block: &Region, place: [usize; 3]) -> bool {
-        (0..3).all(|a| {
-            let inside = self.blocks.grid().axes()[a].inside(place[a]);
-            let from = block.start[a].unsigned_abs();
-            inside.start <= from && from + block.shape[a] <= inside.end
-        })
-    }
-
-    /// Applies one contribution, or several that cover the block. `fills` says that the first one has a value for each sum.
-    fn apply_together(
-        &self,
-        block: &mut BlockSums<S>,
-        region: &Region,
-        run: &[(&Contribution, [usize; 3])],
-        fills: bool,
+        contribution: &Contribution,
+        place: [usize; 3],
         (meter, owner): (&ByteGauge, &impl Owner),
     ) -> Result<()> {
-        if let [(Contribution::Nothing, _)] = run {
+        if let Contribution::Nothing = contribution {
             return Ok(());
         }
-        // Values that fill a fresh block are stored; others are added to zeros.
+        let covers = (0..3).all(|a| {
+            let inside = self.blocks.grid().axes()[a].inside(place[a]);
+            let from = region.start[a].unsigned_abs();
+            inside.start <= from && from + region.shape[a] <= inside.end
+        });
+        // The values of a patch that covers all of a fresh block are stored; others are added to zeros.
         let fresh = block.voted.is_empty();
-        let store = fresh && fills;
+        let store = fresh
+            && covers
+            && self.logs.is_none()
+            && matches!(contribution, Contribution::Values(..));
         if fresh {
             let length = self.channels * length(region.voxels());
             meter.grow((length * size_of::<S>()) as u64);
@@ -273,75 +245,57 @@ impl<S: Sum> Live<S> {
                 block.sums.fill(S::default());
             }
         }
-        let mut within = vec![true; run.len()];
-        if let Some(logs) = &self.logs {
+        let within = if let Some(logs) = &self.logs {
             if fresh {
                 block.tops = vec![f64::NEG_INFINITY; length(region.voxels())];
                 meter.grow(size_of_val(&block.tops[..]) as u64);
             }
-            for (&(contribution, place), within) in run.iter().zip(&mut within) {
-                *within = self.accumulate_by(logs, region, contribution, place, block);
-            }
+            self.accumulate_by(logs, region, contribution, place, block)
         } else {
-            self.accumulate(region, run, store, &mut block.sums, &mut within);
+            self.accumulate(region, contribution, place, store, &mut block.sums)
+        };
+        block.voted.push(place);
+        match contribution {
+            Contribution::Values(prediction, Some(_)) if !within => owner.check(place, prediction),
+            _ => Ok(()),
         }
-        for (&(contribution, place), within) in run.iter().zip(within) {
-            block.voted.push(place);
-            if let Contribution::Values(prediction, Some(_)) = contribution
-                && !within
-            {
-                owner.check(place, prediction)?;
-            }
-        }
-        Ok(())
     }
 
-    /// Adds one contribution, or several that cover the block, to a block's sums, or stores the first one there. Clears
-    /// the flag in `within` of each of which a value reached its limit.
+    /// Adds a patch's contribution to a block's sums, or stores it there. Returns `false` if a value reached its limit.
     fn accumulate(
         &self,
         block: &Region,
-        run: &[(&Contribution, [usize; 3])],
+        contribution: &Contribution,
+        place: [usize; 3],
         store: bool,
         sums: &mut [S],
-        within: &mut [bool],
-    ) {
+    ) -> bool {
         let (patch, shape) = (
             self.blocks.grid().patch().map(length),
             block.shape.map(length),
         );
+        let common = self.blocks.common(block, place);
+        let weights = self.weights.of(place);
         let per_patch: usize = patch.iter().product();
-        let mut sources: Vec<_> = run
-            .iter()
-            .map(|&(contribution, place)| {
-                let (values, limit) = Values::new(contribution);
-                let common = self.blocks.common(block, place);
-                (contribution, common, self.weights.of(place), values, limit)
-            })
-            .collect();
-        // Several have the same part of the block in common with it: all of it.
-        let planes = sources[0].1.shape[0];
+        let (mut values, limit) = Values::new(contribution);
+        let mut within = true;
         let channels = sums.chunks_exact_mut(shape.iter().product());
         for (c, sums) in channels.enumerate().take(self.channels) {
-            for z in 0..planes {
-                let sources = sources.iter_mut().zip(&mut *within).enumerate();
-                for (n, ((contribution, common, weights, values, limit), within)) in sources {
-                    common.each_row_of(z, shape, |row, target| {
-                        let (weight, weights) = weights.row(row, common.shape[2]);
-                        let sums = &mut sums[target..target + weights.len()];
-                        if let Contribution::Constant(constant) = contribution {
-                            return S::add_constant(sums, constant[c], weight, weights);
-                        }
-                        let row = values.row(c * per_patch + at(patch, row), weights.len());
-                        *within &= if store && n == 0 {
-                            S::set(sums, row, weight, weights, *limit)
-                        } else {
-                            S::add(sums, row, weight, weights, *limit)
-                        };
-                    });
+            common.each_row(shape, |row, target| {
+                let (weight, weights) = weights.row(row, common.shape[2]);
+                let sums = &mut sums[target..target + weights.len()];
+                if let Contribution::Constant(constant) = contribution {
+                    return S::add_constant(sums, constant[c], weight, weights);
                 }
-            }
+                let row = values.row(c * per_patch + at(patch, row), weights.len());
+                within &= if store {
+                    S::set(sums, row, weight, weights, limit)
+                } else {
+                    S::add(sums, row, weight, weights, limit)
+                };
+            });
         }
+        within
     }
 
     /// Does the same as [`accumulate`](Self::accumulate), with weights relative to the largest so far.
@@ -457,17 +411,6 @@ fn single(value: f64) -> f32 {
     value as f32
 }
 
-impl<S> LiveBlock<S> {
-    /// Moves the waiting contributions whose turns are next to `run`, in order.
-    fn next_turns(&mut self, run: &mut Vec<(Contribution, [usize; 3])>) {
-        while let Some(next) = self.early.iter().position(|(turn, ..)| *turn == self.turn) {
-            let (_, contribution, place) = self.early.swap_remove(next);
-            run.push((contribution, place));
-            self.turn += 1;
-        }
-    }
-}
-
 impl<S> Default for LiveBlock<S> {
     fn default() -> Self {
         Self {
@@ -514,7 +457,6 @@ impl<'a> Values<'a> {
     }
 
     /// Returns `length` values from the one at `first`.
-    #[inline]
     fn row(&mut self, first: usize, length: usize) -> &[f32] {
         if let Some(singles) = self.singles {
             return &singles[first..first + length];

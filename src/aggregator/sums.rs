@@ -110,8 +110,6 @@ fn beyond(value: f32, limit: f32) -> u32 {
 }
 
 impl Sum for f32 {
-    // Not inlined: a function knows that its slices do not overlap, which short rows would otherwise test each time.
-    #[inline(never)]
     fn add(sums: &mut [Self], values: &[f32], weight: f32, weights: &[f32], limit: f32) -> bool {
         let mut bits = 0;
         for ((sum, value), share) in sums.iter_mut().zip(values).zip(weights) {
@@ -121,7 +119,6 @@ impl Sum for f32 {
         bits == 0
     }
 
-    #[inline(never)]
     fn set(sums: &mut [Self], values: &[f32], weight: f32, weights: &[f32], limit: f32) -> bool {
         let mut bits = 0;
         for ((sum, value), share) in sums.iter_mut().zip(values).zip(weights) {

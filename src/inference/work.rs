@@ -205,22 +205,15 @@ impl Pass {
         self.shared
             .predicted
             .fetch_add(count as u64, Ordering::Relaxed);
-        let of_output = |patches: &Vec<Patch>| -> u64 {
-            let bytes = patches.iter().map(|patch| patch.bytes().len() as u64);
-            bytes.sum()
-        };
-        let mut held: u64 = predictions.iter().map(of_output).sum();
+        let bytes = |patch: &Patch| patch.bytes().len() as u64;
+        let mut held: u64 = predictions.iter().flatten().map(bytes).sum();
         active.holds(held);
         timed(&clock.blending, || {
             for (output, predictions) in self.outputs.iter().zip(predictions) {
-                let of_this = of_output(&predictions);
-                // The first patch comes last: the others wait for it, and are added in the same pass over the sums.
-                for (&index, prediction) in indices.iter().zip(predictions).rev() {
-                    if index == indices[0] {
-                        // Those that go on waiting in a block are counted with the waiting ones.
-                        held -= of_this;
-                        active.holds(held);
-                    }
+                for (&index, prediction) in indices.iter().zip(predictions) {
+                    // One that waits in a block is counted with the waiting ones.
+                    held -= bytes(&prediction);
+                    active.holds(held);
                     if output.needs(index) {
                         output.add_or_end(index, prediction, &|spent| pool.give(spent))?;
                     } else {
