@@ -184,9 +184,24 @@ fn a_write_that_fails_for_good_leaves_nothing_and_says_why() {
 #[test]
 fn nothing_looks_finished_before_it_is() {
     let (store, path) = at("unfinished");
-    let output = create(&path, &layout(), &options()).unwrap();
+    let plain = options().with_pyramid(None);
+    let output = create(&path, &layout(), &plain).unwrap();
     fill(&*output, 1, usize::MAX).unwrap();
     let is_document = |name: &String| name.contains("zarr.json");
+    // All chunks arrive: a process that is killed has no more of them on their way.
+    let chunks = expected(&plain, 1).into_iter();
+    let chunks: Vec<_> = chunks.filter(|(name, _)| !is_document(name)).collect();
+    let arrived = || {
+        let there = below(&store, "a/out.zarr");
+        chunks.iter().all(|chunk| there.contains(chunk))
+    };
+    for _ in 0..10_000 {
+        if arrived() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(arrived());
     assert!(!names(&store).iter().any(is_document));
     assert!(open(&path).is_err());
     // As if the process had been killed.
