@@ -536,6 +536,10 @@ impl Job {
                 device_bytes,
             })));
         }
+        if self.work == Work::Measure {
+            // What has no tasks is refused before its name is looked up, which may take a request.
+            plan.tasks(1)?;
+        }
         if matches!(self.work, Work::Run | Work::Measure) {
             plan.check_names()?;
         }

@@ -139,9 +139,9 @@ pub(crate) fn plan(settings: &Plan) -> anyhow::Result<()> {
     );
     let prepared = infer::prepared(&infer)?;
     let plan = prepared.plan;
+    let tasks = plan.tasks(settings.tasks)?;
     plan.check_names()?;
     let plan = infer.normalized(plan, &settings.common)?;
-    let tasks = plan.tasks(settings.tasks)?;
     let folder = std::env::current_dir().context("cannot find the current folder")?;
     let mut arguments = settings.arguments.clone();
     // Machines with less memory must not choose other shards.
