@@ -1,5 +1,7 @@
 //! Control of the allocator: returning freed memory to the system.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 /// Returns freed memory to the system. The allocator keeps it for reuse, so it would still count as used. This takes
 /// some milliseconds.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -11,6 +13,21 @@ pub(crate) fn give_back_freed() {
 /// Does nothing: only the GNU C library needs this.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub(crate) const fn give_back_freed() {}
+
+/// Freed bytes after which memory is returned to the system.
+const MOST_FREED: u64 = 32 << 20;
+
+/// Counts the bytes of temporary buffers that were freed, and returns memory to the system from time to time. Small
+/// buffers that stay, such as cached chunks, otherwise lie between gaps that no later temporary buffer fits into.
+pub(crate) fn note_freed(bytes: u64) {
+    static FREED: AtomicU64 = AtomicU64::new(0);
+    let all = FREED
+        .fetch_add(bytes, Ordering::Relaxed)
+        .saturating_add(bytes);
+    if all >= MOST_FREED && FREED.swap(0, Ordering::Relaxed) >= MOST_FREED {
+        give_back_freed();
+    }
+}
 
 /// Configures the allocator to return freed memory to the system, so that a run stays within its memory budget. This is
 /// for programs that only use this library.

@@ -27,8 +27,8 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use memmap2::{Mmap, UncheckedAdvice};
 
 use self::guard::AddressWatch;
-pub(crate) use self::heap::give_back_freed;
 pub use self::heap::share_heaps;
+pub(crate) use self::heap::{give_back_freed, note_freed};
 pub use self::signal::signal_is_ignored;
 
 /// Touched bytes after which a mapping is emptied.

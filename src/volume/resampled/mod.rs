@@ -23,7 +23,7 @@ use self::kernel::{Field, Filter, Positions, Real, Table, by_tables, filtered, i
 use self::map::{Map, ROUNDING, float, place};
 use super::{
     Cached, Chunk, ChunkShape, ChunkVoxels, Layout, ReadMemory, ReadStats, Reoriented,
-    SourceChunks, Volume, chunk,
+    SourceChunks, Volume, chunk, note_freed,
 };
 use crate::dtype::{self, DType, Element, with_element};
 use crate::error::{Error, Result};
@@ -711,6 +711,9 @@ impl Resampled {
             }
         };
         self.resample(&voxels, needs, (out, region), place(channels));
+        let bytes = voxels.len() as u64;
+        drop(voxels);
+        note_freed(bytes);
         None
     }
 
