@@ -29,7 +29,7 @@ const LONGEST: u32 = 64 << 10;
 /// The bytes that are left by an eviction: seven eighths of the limit.
 const KEPT: (u64, u64) = (7, 8);
 
-/// A process looks for the entries of others after it has written this share of the limit: one in so many bytes.
+/// A process looks at the entries of others again once it has written the limit divided by this.
 const OTHERS: u64 = 16;
 
 /// A temporary file that is older was left by a process that was killed.
@@ -200,7 +200,7 @@ impl DiskCache {
         }
     }
 
-    /// Evicts entries until there is room for so many bytes.
+    /// Evicts entries until there is room for `bytes`.
     fn make_room(&self, bytes: u64) {
         // As in [`open`](Self::open), the lock may be held by nobody. Another thread makes room, or the next entry does.
         let Ok(mut known) = self.known.try_lock() else {
@@ -222,8 +222,8 @@ impl DiskCache {
         });
     }
 
-    /// Removes the entries that were used longest ago, if the others and so many bytes more are above the limit. Returns
-    /// the bytes that are left.
+    /// Removes the entries that were used longest ago, if all entries and `more` bytes are above the limit. Returns the
+    /// bytes that are left.
     fn evict(&self, more: u64) -> u64 {
         let mut entries = Vec::new();
         let folders = fs::read_dir(&self.folder).into_iter().flatten().flatten();

@@ -14,13 +14,13 @@ use object_store::{PutMode, PutOptions, PutPayload};
 use super::client::{Client, Seen, Setback, Watcher, refusal, said};
 use super::object::Failure;
 
-/// Objects of more bytes are written in parts
+/// Objects of more bytes are written in parts.
 pub(super) const LARGEST_PUT: usize = 64 << 20;
 
-/// of so many bytes,
+/// The bytes of a part.
 const PART: usize = 16 << 20;
 
-/// of which so many are on their way at once.
+/// The parts of an object that are on their way at once.
 const PARTS_AT_ONCE: usize = 4;
 
 /// The slowest upload that is not given up, in bytes per second. No answer arrives before the last byte was sent.

@@ -77,7 +77,7 @@ pub use matching::Matching;
 pub(crate) use matching::UNKNOWN_INTERPOLATION;
 pub use memory::MemoryVolume;
 pub use mismatch::TOLERANCE;
-pub(crate) use mmap::{give_back_freed, note_freed};
+pub(crate) use mmap::{FreedBytes, give_back_freed};
 pub use mmap::{share_heaps, signal_is_ignored};
 pub(crate) use needs::{decoding_bytes, encoding_bytes, index_bytes, marked_bytes, upload_bytes};
 pub use open::open;

@@ -13,6 +13,15 @@ fn whole(path: &str, resample: &Resample) -> Patch {
     volume.read(whole).expect("the volume reads")
 }
 
+/// Returns the voxels of a volume on the grid of another one.
+fn on_grid_of(path: &str, other: &str) -> Patch {
+    let other = voxpatch::open(other).expect("the volume opens");
+    let resample = Resample::default()
+        .with_like(Some(VoxelGrid::of(other.layout())))
+        .with_outside(Padding::Edge);
+    whole(path, &resample)
+}
+
 /// Axes x to the left, y up, z to anterior.
 fn turned() -> Geometry {
     Geometry::from_affine([
@@ -202,10 +211,7 @@ fn predictions_on_another_grid_are_written_on_that_of_the_source() {
     };
     let (_, model) = infer("model.nii", &["--output-grid", "model"]);
     let own = voxpatch::open(&source).unwrap();
-    let twin = Resample::default()
-        .with_like(Some(VoxelGrid::of(own.layout())))
-        .with_outside(Padding::Edge);
-    let expected = whole(&model, &twin);
+    let expected = on_grid_of(&model, &source);
     let (_, all) = infer("all.nii", &[]);
     assert_eq!(
         voxpatch::open(&all).unwrap().layout().geometry,
@@ -298,11 +304,7 @@ fn predictions_on_an_oblique_grid_are_written_on_that_of_the_source() {
         (json(&all), target)
     };
     let (_, model) = infer("model.nii", &["--output-grid", "model"]);
-    let own = voxpatch::open(&source).unwrap();
-    let twin = Resample::default()
-        .with_like(Some(VoxelGrid::of(own.layout())))
-        .with_outside(Padding::Edge);
-    let expected = whole(&model, &twin);
+    let expected = on_grid_of(&model, &source);
     let (done, all) = infer("all.nii", &[]);
     assert_eq!(done["uncovered_voxels"], 0);
     let written = voxels(&all);

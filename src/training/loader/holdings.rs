@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::assembly::{Assembly, ChunkKey};
 use super::carry::CarriedChunk;
 use super::reuse::{Release, Reuse, Source};
-use crate::volume::{Chunk, give_back_freed};
+use crate::volume::{Chunk, FreedBytes};
 
 #[derive(Default)]
 pub(super) struct Holdings {
@@ -245,9 +245,6 @@ impl Holdings {
     }
 }
 
-/// Freed bytes after which the allocator is asked to return them to the system.
-const MAX_FREED: u64 = 32 << 20;
-
 /// The bytes of chunks and pieces in memory, and of decodes in progress.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ChunkBytes(Arc<Bytes>);
@@ -255,8 +252,7 @@ pub(super) struct ChunkBytes(Arc<Bytes>);
 #[derive(Debug, Default)]
 struct Bytes {
     now: AtomicU64,
-    /// Bytes freed since the allocator was asked to return them.
-    freed: AtomicU64,
+    freed: FreedBytes,
 }
 
 impl ChunkBytes {
@@ -264,15 +260,9 @@ impl ChunkBytes {
         self.0.now.load(Ordering::Acquire)
     }
 
-    /// Returns freed memory to the system from time to time. Pieces have many sizes, and the gaps that they
-    /// leave in the heap would otherwise take more and more memory next to the budget.
+    /// Returns the memory of chunks and pieces that were freed to the system from time to time.
     pub(super) fn give_back(&self) {
-        let freed = &self.0.freed;
-        if freed.load(Ordering::Relaxed) >= MAX_FREED
-            && freed.swap(0, Ordering::Relaxed) >= MAX_FREED
-        {
-            give_back_freed();
-        }
+        self.0.freed.give_back();
     }
 
     /// Counts bytes until the result is dropped.
@@ -309,7 +299,7 @@ impl CountedBytes {
 impl Drop for CountedBytes {
     fn drop(&mut self) {
         self.all.0.now.fetch_sub(self.bytes, Ordering::AcqRel);
-        self.all.0.freed.fetch_add(self.bytes, Ordering::Relaxed);
+        self.all.0.freed.add(self.bytes);
     }
 }
 

@@ -17,15 +17,30 @@ pub(crate) const fn give_back_freed() {}
 /// Freed bytes after which memory is returned to the system.
 const MOST_FREED: u64 = 32 << 20;
 
-/// Counts the bytes of temporary buffers that were freed, and returns memory to the system from time to time. Small
-/// buffers that stay, such as cached chunks, otherwise lie between gaps that no later temporary buffer fits into.
-pub(crate) fn note_freed(bytes: u64) {
-    static FREED: AtomicU64 = AtomicU64::new(0);
-    let all = FREED
-        .fetch_add(bytes, Ordering::Relaxed)
-        .saturating_add(bytes);
-    if all >= MOST_FREED && FREED.swap(0, Ordering::Relaxed) >= MOST_FREED {
-        give_back_freed();
+/// The bytes that were freed since memory was last returned to the system.
+///
+/// Buffers of many sizes leave gaps in the heap, next to those that stay, such as cached chunks. Without returning them
+/// from time to time, the gaps would take more and more memory next to the budget.
+#[derive(Debug, Default)]
+pub(crate) struct FreedBytes(AtomicU64);
+
+impl FreedBytes {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Counts bytes that were freed.
+    pub(crate) fn add(&self, bytes: u64) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Returns freed memory to the system, if there is enough of it.
+    pub(crate) fn give_back(&self) {
+        if self.0.load(Ordering::Relaxed) >= MOST_FREED
+            && self.0.swap(0, Ordering::Relaxed) >= MOST_FREED
+        {
+            give_back_freed();
+        }
     }
 }
 

@@ -28,7 +28,7 @@ use memmap2::{Mmap, UncheckedAdvice};
 
 use self::guard::AddressWatch;
 pub use self::heap::share_heaps;
-pub(crate) use self::heap::{give_back_freed, note_freed};
+pub(crate) use self::heap::{FreedBytes, give_back_freed};
 pub use self::signal::signal_is_ignored;
 
 /// Touched bytes after which a mapping is emptied.

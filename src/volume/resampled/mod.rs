@@ -22,8 +22,8 @@ use serde_json::{Value as Json, json};
 use self::kernel::{Field, Filter, Positions, Real, Table, by_tables, filtered, is_coarser};
 use self::map::{Map, ROUNDING, float, place};
 use super::{
-    Cached, Chunk, ChunkShape, ChunkVoxels, Layout, ReadMemory, ReadStats, Reoriented,
-    SourceChunks, Volume, chunk, note_freed,
+    Cached, Chunk, ChunkShape, ChunkVoxels, FreedBytes, Layout, ReadMemory, ReadStats, Reoriented,
+    SourceChunks, Volume, chunk,
 };
 use crate::dtype::{self, DType, Element, with_element};
 use crate::error::{Error, Result};
@@ -42,6 +42,9 @@ const MOST_VOXELS: u64 = 1 << 21;
 
 /// Chunks need not have more voxels than this, although their neighborhoods overlap.
 const LEAST_VOXELS: u64 = 1 << 15;
+
+/// The bytes of boxes of source voxels that were freed after they were read.
+static FREED: FreedBytes = FreedBytes::new();
 
 /// Voxels of the volume that are read at once, and of the grid that are computed at once, with all channels; more only if
 /// one voxel of the grid needs more.
@@ -713,7 +716,8 @@ impl Resampled {
         self.resample(&voxels, needs, (out, region), place(channels));
         let bytes = voxels.len() as u64;
         drop(voxels);
-        note_freed(bytes);
+        FREED.add(bytes);
+        FREED.give_back();
         None
     }
 
