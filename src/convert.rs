@@ -26,7 +26,8 @@ use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
 use crate::threads::{DEFAULT_MEMORY, pool, threads};
 use crate::volume::{
     Cached, ChunkShape, CreateOptions, Layout, ReadStats, Slabs, Volume, VolumeMut, check_output,
-    decoding_bytes, encoding_bytes, index_bytes, output_layout, pyramid_buffer_bytes, upload_bytes,
+    chunk_source, decoding_bytes, encoding_bytes, index_bytes, output_layout, pyramid_buffer_bytes,
+    upload_bytes,
 };
 
 /// The options of a conversion.
@@ -238,18 +239,20 @@ impl ConvertPlan {
         waiting: u64,
         options: &ConvertOptions,
     ) -> Self {
-        let from = source.layout();
+        let (from, decoded) = (source.layout(), chunk_source(source).layout());
         let voxel = (from.dtype.size() + target.dtype.size()) as u64;
         let piece = options.piece(voxel);
         let boxes = Boxes::chunks(target, piece);
-        let working = encoding(target, waiting).max(decoding_bytes(from));
+        let computing = from.read_memory.thread - decoded.read_memory.thread;
+        let reading = decoding_bytes(decoded).saturating_add(computing);
+        let working = encoding(target, waiting).max(reading);
         let each = under_way(from, target, &boxes).saturating_add(working);
         let fixed = waiting
-            .saturating_add(index_bytes(from))
+            .saturating_add(index_bytes(decoded))
             .saturating_add(upload_bytes(target));
         let threads = options.threads_within(options.memory.saturating_sub(fixed), each);
         let held = each.saturating_mul(threads as u64).saturating_add(fixed);
-        let cache_bytes = options.memory.saturating_sub(held).min(all_chunks(from));
+        let cache_bytes = options.memory.saturating_sub(held).min(all_chunks(decoded));
         Self {
             threads,
             cache_bytes,
@@ -333,9 +336,11 @@ impl Lost {
 impl ConvertWork<'_> {
     /// Converts the write chunks of the output in parallel, and reads each separately.
     fn anywhere(&self, source: &Arc<dyn Volume>, plan: &ConvertPlan) -> Result<ReadStats> {
-        let source: Arc<dyn Volume> = match source.layout().read_chunk {
-            Some(_) => Arc::new(Cached::new(Arc::clone(source), plan.cache_bytes)),
-            None => Arc::clone(source),
+        let source: Arc<dyn Volume> = match (source.as_resampled(), source.layout().read_chunk) {
+            // Each box is computed once, from chunks that are cached.
+            (Some(resampled), _) => Arc::new(resampled.with_cache(plan.cache_bytes)),
+            (None, Some(_)) => Arc::new(Cached::new(Arc::clone(source), plan.cache_bytes)),
+            (None, None) => Arc::clone(source),
         };
         let boxes = Boxes::chunks(self.target.layout(), plan.piece);
         boxes
@@ -897,8 +902,13 @@ mod tests {
         assert_eq!(target.read_memory, ReadMemory::default());
         let [own, plain] =
             [&made, &volume].map(|source| options.plan(&**source, &target, &store).peak_bytes);
-        // A thread reads or encodes.
-        let shared = made.layout().read_memory.shared;
-        assert!(own > plain + shared, "{own} {plain}");
+        // A thread computes besides decoding. The chunks that a plan with more memory caches are of the volume.
+        assert!(own > plain, "{own} {plain}");
+        let most = ConvertOptions {
+            memory: 1 << 40,
+            ..options
+        };
+        let cached = most.plan(&*made, &target, &store).cache_bytes;
+        assert_eq!(cached, 2 << 27);
     }
 }

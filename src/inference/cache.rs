@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::grid::Grid;
 use crate::region::{Region, chunk_region};
 use crate::volume::{
-    Chunk, ChunkShape, Layout, ReadStats, Resampled, Volume, chunk_source, gather_by,
+    Chunk, ChunkShape, Layout, ReadStats, Resampled, Volume, chunk_source, gather_into,
     read_by_chunks,
 };
 
@@ -333,7 +333,9 @@ impl Volume for PatchReader<'_> {
             return read_by_chunks(volume.layout(), channels, region, out, chunk);
         };
         let source = resampled.source().layout();
-        let read = |channels: &Range<u64>, region| gather_by(source, channels, region, chunk);
+        let read = |out: &mut Vec<u8>, channels: &Range<u64>, region| {
+            gather_into(out, source, channels, region, chunk)
+        };
         resampled.read_by(&read, &channels, region, out)
     }
 }

@@ -15,8 +15,8 @@ use crate::region::{Region, Shape};
 use crate::sampler::{Border, CenterBox};
 use crate::threads::{DEFAULT_MEMORY, threads};
 use crate::volume::{
-    IndexRange, Interpolation, Matching, Reading, Subset, UNKNOWN_INTERPOLATION, Volume, Warp,
-    chunk_source,
+    IndexRange, Interpolation, Layout, Matching, ReadMemory, Reading, Subset,
+    UNKNOWN_INTERPOLATION, Volume, Warp, chunk_source,
 };
 
 /// The number of values that are normalized at a time.
@@ -351,6 +351,23 @@ impl Image {
     pub(super) fn keeps_type(&self) -> bool {
         let is_converted = self.bfloat16 || !self.normalize.is_none();
         !is_converted && self.dtype() == self.volume.layout().dtype
+    }
+
+    /// Returns the memory that a loader takes for patches of at most this shape, apart from patches, decoded chunks and what
+    /// spatial augmentation takes.
+    #[must_use]
+    pub fn loading_memory(&self, patch: Shape) -> ReadMemory {
+        match self.volume.as_resampled() {
+            Some(resampled) => resampled.computing_memory(patch),
+            None => self.volume.layout().read_memory,
+        }
+    }
+
+    /// Returns the layout of the volume whose chunks a loader decodes: the one that is resampled, if its volume is a
+    /// resampled one.
+    #[must_use]
+    pub fn source_layout(&self) -> &Layout {
+        self.source().layout()
     }
 
     /// The bytes of `voxels` voxels of all channels, before a cast.

@@ -12,7 +12,7 @@ use serde_json::Value as Json;
 
 use super::chunk::{Chunk, read_by_chunks};
 use super::lru::Lru;
-use super::{ChunkShape, Layout, ReadStats, Volume};
+use super::{ChunkShape, FreedBytes, Layout, ReadStats, Volume};
 use crate::error::Result;
 use crate::region::Region;
 
@@ -24,6 +24,8 @@ pub struct Cached {
     inner: Arc<dyn Volume>,
     chunks: Lru<ChunkShape, Arc<Chunk>>,
     hits: AtomicU64,
+    /// The bytes of chunks that were decoded; once the cache is full, as many are freed.
+    freed: FreedBytes,
 }
 
 impl Cached {
@@ -35,6 +37,7 @@ impl Cached {
             inner: volume,
             chunks,
             hits: AtomicU64::new(0),
+            freed: FreedBytes::default(),
         }
     }
 
@@ -49,6 +52,9 @@ impl Cached {
             .get_or_load(&index, || self.inner.read_chunk(index).map(Arc::new))?;
         if hit {
             self.hits.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.freed.add(chunk.bytes() as u64);
+            self.freed.give_back();
         }
         Ok(chunk)
     }

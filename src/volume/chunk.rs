@@ -82,7 +82,7 @@ impl Chunk {
 }
 
 /// Writes one voxel value to everything that `chunk` and `region` share.
-fn fill(voxel: &[u8], chunk: Region, (out, region): (&mut [u8], Region), channels: u64) {
+pub(super) fn fill(voxel: &[u8], chunk: Region, (out, region): (&mut [u8], Region), channels: u64) {
     let Some(common) = chunk.intersection(&region) else {
         return;
     };
@@ -166,44 +166,54 @@ pub(super) fn gather(
     channels: &Range<u64>,
     region: Region,
 ) -> Result<ChunkVoxels> {
-    gather_by(volume.layout(), channels, region, |index| {
-        volume.read_chunk(index)
-    })
+    let mut out = Vec::new();
+    let read = |index| volume.read_chunk(index);
+    let fill = gather_into(&mut out, volume.layout(), channels, region, read)?;
+    Ok(fill.map_or(ChunkVoxels::Stored(out), ChunkVoxels::Fill))
 }
 
-/// Does the same, with chunks that `read` returns.
-pub(crate) fn gather_by<C: Borrow<Chunk>>(
+/// Does the same, with chunks that `read` returns. The voxels replace what is in `out`, whose memory is reused, unless a fill
+/// voxel is returned.
+pub(crate) fn gather_into<C: Borrow<Chunk>>(
+    out: &mut Vec<u8>,
     layout: &Layout,
     channels: &Range<u64>,
     region: Region,
     mut read: impl FnMut(ChunkShape) -> Result<C>,
-) -> Result<ChunkVoxels> {
+) -> Result<Option<Vec<u8>>> {
     let size = layout.dtype.size();
-    let mut out = Vec::new();
+    let bytes = length(region.voxels() * (channels.end - channels.start)) * size;
     let mut fill = None;
+    let mut is_stored = false;
     let all = layout.read_chunk.into_iter();
     for index in all.flat_map(|chunk| intersecting(chunk, channels, region)) {
         let chunk = read(index)?;
         let chunk = chunk.borrow();
-        if let (ChunkVoxels::Fill(voxel), true) = (&chunk.voxels, out.is_empty()) {
+        if let (ChunkVoxels::Fill(voxel), false) = (&chunk.voxels, is_stored) {
             let same = fill.get_or_insert_with(|| voxel.clone()) == voxel;
             if same {
                 continue;
             }
         }
-        if out.is_empty() {
-            let voxels = region.voxels() * (channels.end - channels.start);
-            out = match &fill {
-                Some(voxel) => voxel.repeat(length(voxels)),
-                None => vec![0; length(voxels) * size],
-            };
+        if !is_stored {
+            is_stored = true;
+            resize(out, bytes);
+            if let Some(voxel) = &fill {
+                out.chunks_exact_mut(size)
+                    .for_each(|out| out.copy_from_slice(voxel));
+            }
         }
-        chunk.copy_to(channels, region, &mut out, size);
+        chunk.copy_to(channels, region, out, size);
     }
-    match fill {
-        Some(voxel) if out.is_empty() => Ok(ChunkVoxels::Fill(voxel)),
-        _ => Ok(ChunkVoxels::Stored(out)),
+    Ok(fill.filter(|_| !is_stored))
+}
+
+/// Makes a buffer this long. What it held is lost or stays, and the rest is 0.
+pub(super) fn resize(buffer: &mut Vec<u8>, bytes: usize) {
+    if buffer.capacity() < bytes {
+        *buffer = vec![0; bytes];
     }
+    buffer.resize(bytes, 0);
 }
 
 /// Returns the fill voxel of some channels of a region if no chunk of it is stored and all have the same value. The

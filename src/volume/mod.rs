@@ -62,7 +62,7 @@ pub use axes::{Axes, AxisKind, LeadingAxis};
 pub use cached::Cached;
 pub use channels::ChannelRange;
 pub use chunk::{Chunk, ChunkVoxels};
-pub(crate) use chunk::{gather_by, intersecting, read_by_chunks};
+pub(crate) use chunk::{gather_into, intersecting, read_by_chunks};
 pub use create::{
     Codec, CreateOptions, ZarrVersion, check_distinct, check_name, check_output, create,
     output_layout,

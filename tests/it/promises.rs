@@ -115,6 +115,71 @@ fn no_command_takes_more_memory_than_its_dry_run_reports() {
     }
 }
 
+/// Stores a Zarr of chunks of 64^3 voxels, each of which is the same file, so that it takes no space.
+fn tiled(place: &Place, name: &str, chunks: [u64; 3]) -> String {
+    let path = place.at(name);
+    let tile = place.store(&format!("{name}.npy"), [64; 3], 1, noise(64 * 64 * 64));
+    let lz4 = ["--codec", "blosc-lz4", "--chunk", "64", "--shard", "none"];
+    succeeds(&[&["convert", &tile, &path], &lz4[..]].concat());
+    let array = place.at(&format!("{name}/0/zarr.json"));
+    let text = fs::read_to_string(&array).expect("it was written");
+    let mut metadata: Json = serde_json::from_str(&text).expect("one object");
+    metadata["shape"] = chunks.map(|n| 64 * n).to_vec().into();
+    fs::write(&array, metadata.to_string()).expect("it is ours");
+    let at = |names: &str| place.path().join(name).join("0/c").join(names);
+    let [depth, height, width] = chunks;
+    for z in 0..depth {
+        for y in 0..height {
+            fs::create_dir_all(at(&format!("{z}/{y}"))).expect("it is ours");
+            for x in 0..width {
+                if [z, y, x] != [0; 3] {
+                    fs::hard_link(at("0/0/0"), at(&format!("{z}/{y}/{x}"))).expect("one disk");
+                }
+            }
+        }
+    }
+    path
+}
+
+/// Reads for another spacing are boxes of many sizes, next to cached chunks that stay.
+#[test]
+#[cfg(target_os = "linux")]
+fn another_spacing_takes_the_memory_that_the_dry_run_reports() {
+    let place = Place::new();
+    let scan = tiled(&place, "scan.zarr", [16, 8, 8]);
+    let stack = tiled(&place, "stack.zarr", [24, 5, 4]);
+    let own = ["--memory", "96MiB", "--threads", "3"];
+    let mut n = 0;
+    let mut out = || {
+        n += 1;
+        place.at(&format!("{n}.zarr"))
+    };
+    for (source, spacing, interpolation) in [
+        (&scan, "2.1,3.7,4.3", "nearest"),
+        (&scan, "4.1,2.9,3.7", "linear"),
+        (&stack, "2.3,1.7,5.1", "nearest"),
+        (&stack, "1.7,2.3,4.1", "label-linear"),
+        (&stack, "4.7,3.1,2.3", "cubic"),
+    ] {
+        let how = ["--spacing", spacing, "--interpolation", interpolation];
+        keeps(&[&["convert", source, &out()], &how[..], &own].concat());
+    }
+    let block = tiled(&place, "block.zarr", [5, 3, 2]);
+    let own = ["--memory", "128MiB", "--threads", "2"];
+    let patches = [
+        "--patch-size",
+        "64",
+        "--overlap",
+        "16",
+        "--spacing",
+        "2.5,1.5,0.9",
+    ];
+    for grid in ["source", "model"] {
+        let how = ["--output-grid", grid, "--model", "threshold:900"];
+        keeps(&[&["infer", &block, &out()], &patches[..], &own, &how].concat());
+    }
+}
+
 /// The size of the largest public volume: a Zarr without stored chunks.
 #[test]
 fn a_dry_run_over_the_largest_volume_takes_no_time() {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
+use voxpatch::meter::Meter;
 use voxpatch::volume::{
     CreateOptions, DiskSpace, Format, RealValues, Rescale, Values, check_output, create,
     disk_space, output_layout,
@@ -14,7 +15,7 @@ use voxpatch::{ConvertOptions, ConvertPlan, DType, Layout, OpenOptions, Volume};
 use crate::common::{Common, Memory};
 use crate::input::{OnGrid, Opening, Part, ValuesName};
 use crate::progress::Unit;
-use crate::report::{self, Printing, Report};
+use crate::report::{self, Printing, Report, known_bytes};
 use crate::stop;
 use crate::storage::{OutputType, Storage};
 
@@ -91,12 +92,14 @@ pub(crate) fn run(settings: &Convert) -> anyhow::Result<()> {
         return dry_run(&plan, &*source, &layout, &space, settings.common.printing);
     }
     let target = create(&settings.target, &layout, storage)?;
+    let meter = Meter::start();
     let done = settings
         .common
         .task("converting", Unit::Voxels(layout.dtype.size()))
         .run(|progress| voxpatch::convert(&source, target, &options, progress))?;
 
     let seconds = began.elapsed().as_secs_f64();
+    let peak = meter.stop().anonymous;
     let written = OpenOptions::default().with_storage_options(store);
     let stored = written.open(&settings.target)?.stored_bytes()?;
     let rate = report::float(decoded) / 1e6 / seconds.max(1e-9);
@@ -119,6 +122,7 @@ pub(crate) fn run(settings: &Convert) -> anyhow::Result<()> {
         report.add("megabytes_per_second", report::rounded(rate, 1), text);
         report.plain("chunks_read", done.reads.chunks);
         report.plain("chunks_written", done.chunks_written);
+        report.add("peak_anonymous_bytes", peak, known_bytes(peak));
     });
     report.print(settings.common.printing)
 }

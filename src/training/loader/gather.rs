@@ -306,7 +306,7 @@ impl Gather {
         };
         let mut patch = self.pool.take(region, read.channels(), read.dtype())?;
         let source = (read.bytes(), read.region());
-        resampled.compute(source, (patch.bytes_mut(), region), read.channels())?;
+        resampled.compute(source, (patch.bytes_mut(), region), read.channels());
         self.pool.give(read);
         Ok(patch)
     }

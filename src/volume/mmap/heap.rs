@@ -25,10 +25,6 @@ const MOST_FREED: u64 = 32 << 20;
 pub(crate) struct FreedBytes(AtomicU64);
 
 impl FreedBytes {
-    pub(crate) const fn new() -> Self {
-        Self(AtomicU64::new(0))
-    }
-
     /// Counts bytes that were freed.
     pub(crate) fn add(&self, bytes: u64) {
         self.0.fetch_add(bytes, Ordering::Relaxed);

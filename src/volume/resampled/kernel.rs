@@ -1,7 +1,7 @@
 //! Interpolation of voxels in memory: tables of weights along an axis, and gathers.
 
 use std::fmt::Debug;
-use std::ops::{Add, Mul, Sub};
+use std::ops::{Add, Mul, Range, Sub};
 
 use super::map::{Map, float, place};
 use super::options::Interpolation;
@@ -259,27 +259,37 @@ impl<F: Real> Table<F> {
         )
     }
 
-    /// Computes position `n` of many rows at once: `voxels` has the row's voxels, each of `out.len()` values.
-    fn combine(&self, n: usize, voxels: &[F], out: &mut [F]) {
+    /// Returns the voxels that position `n` depends on. The neighbor of a voxel does not count at a distance of 0, even if it
+    /// is not a number.
+    fn voxels_of(&self, n: usize) -> Range<usize> {
         let (start, weights) = self.of(n);
-        let width = out.len();
-        let voxel = |k: usize| &voxels[(start + k) * width..(start + k + 1) * width];
         match *weights {
-            [_] => out.copy_from_slice(voxel(0)),
-            // The neighbor does not count, even if it is not a number.
-            [_, weight] if weight == F::default() => out.copy_from_slice(voxel(0)),
-            [_, weight] => {
-                for ((out, &a), &b) in out.iter_mut().zip(voxel(0)).zip(voxel(1)) {
-                    *out = a + weight * (b - a);
-                }
+            [_, weight] if weight == F::default() => start..start + 1,
+            _ => start..start + weights.len(),
+        }
+    }
+
+    /// Computes position `n` of many rows at once. `voxel` returns the values of the rows at one of its voxels.
+    fn combine<'a>(&self, n: usize, voxel: impl Fn(usize) -> &'a [F], out: &mut [F])
+    where
+        F: 'a,
+    {
+        let needed = self.voxels_of(n);
+        if needed.len() == 1 {
+            return out.copy_from_slice(voxel(needed.start));
+        }
+        let (start, weights) = self.of(n);
+        if let [_, weight] = *weights {
+            let pairs = voxel(start).iter().zip(voxel(start + 1));
+            for (out, (&a, &b)) in out.iter_mut().zip(pairs) {
+                *out = a + weight * (b - a);
             }
-            _ => {
-                out.fill(F::default());
-                for (k, &weight) in weights.iter().enumerate() {
-                    for (out, &value) in out.iter_mut().zip(voxel(k)) {
-                        *out = *out + weight * value;
-                    }
-                }
+            return;
+        }
+        out.fill(F::default());
+        for (at, &weight) in needed.zip(weights) {
+            for (out, &value) in out.iter_mut().zip(voxel(at)) {
+                *out = *out + weight * value;
             }
         }
     }
@@ -350,24 +360,66 @@ fn interleave<F: Real>(rows: &[F], lanes: &mut [[F; LANES]]) {
     }
 }
 
-/// Interpolates a box of voxels by tables along z, y and x, and passes each row of the result to `put`.
+/// The planes of a box that the current position along z depends on. A plane is loaded once while positions follow each
+/// other.
+struct Planes<F> {
+    /// One after the other; plane `n` is at `n` modulo their number.
+    values: Vec<F>,
+    /// The index of each plane.
+    held: Vec<Option<usize>>,
+    voxels: usize,
+}
+
+impl<F: Real> Planes<F> {
+    fn new(count: usize, voxels: usize) -> Self {
+        Self {
+            values: vec![F::default(); count * voxels],
+            held: vec![None; count],
+            voxels,
+        }
+    }
+
+    fn hold(&mut self, planes: Range<usize>, mut load: impl FnMut(usize, &mut [F])) {
+        for plane in planes {
+            let at = plane % self.held.len();
+            if self.held[at] != Some(plane) {
+                load(plane, &mut self.values[at * self.voxels..][..self.voxels]);
+                self.held[at] = Some(plane);
+            }
+        }
+    }
+
+    fn of(&self, plane: usize) -> &[F] {
+        &self.values[plane % self.held.len() * self.voxels..][..self.voxels]
+    }
+}
+
+/// Returns the values of rows of `width` voxels, and of rows of `out` results, that [`by_tables`] takes.
+pub(super) const fn rows(width: u64, out: u64) -> u64 {
+    2 * LANES as u64 * width + (LANES as u64 + 1) * out
+}
+
+/// Interpolates a box of `depth`, `height`, `width` voxels by tables along z, y and x, and passes each row of the result to
+/// `put`. `load` writes the values of a plane of the box.
 pub(super) fn by_tables<F: Real>(
-    voxels: &[F],
-    [_, height, width]: [usize; 3],
+    [height, width]: [usize; 2],
     [z, y, x]: [&Table<F>; 3],
+    mut load: impl FnMut(usize, &mut [F]),
     mut put: impl FnMut(usize, &[F]),
 ) {
+    let mut planes = Planes::new(z.taps, height * width);
     let mut plane = vec![F::default(); height * width];
     let mut rows = vec![F::default(); LANES * width];
     let mut line = vec![F::default(); x.len()];
     let mut lanes = vec![[F::default(); LANES]; width];
     let mut results = vec![[F::default(); LANES]; x.len()];
     for k in 0..z.len() {
-        z.combine(k, voxels, &mut plane);
+        planes.hold(z.voxels_of(k), &mut load);
+        z.combine(k, |n| planes.of(n), &mut plane);
         for first in (0..y.len()).step_by(LANES) {
             let some = first..(first + LANES).min(y.len());
             for (j, row) in some.clone().zip(rows.chunks_exact_mut(width)) {
-                y.combine(j, &plane, row);
+                y.combine(j, |n| &plane[n * width..][..width], row);
             }
             let is_vector = some.len() == LANES && x.taps > 1;
             if is_vector {
@@ -397,12 +449,16 @@ pub(super) fn filtered<F: Real>(
     if filters.iter().all(|filter| filter.reach() == 0) {
         return (voxels, dims);
     }
+    let [_, height, width] = dims;
     let out: [usize; 3] = std::array::from_fn(|a| dims[a] - 2 * filters[a].reach());
     let tables: [Table<F>; 3] = std::array::from_fn(|a| Table::of_filter(&filters[a], out[a]));
     let mut found = Vec::with_capacity(out.iter().product());
-    by_tables(&voxels, dims, tables.each_ref(), |_, row| {
-        found.extend_from_slice(row);
-    });
+    by_tables(
+        [height, width],
+        tables.each_ref(),
+        |z, plane| plane.copy_from_slice(&voxels[z * plane.len()..][..plane.len()]),
+        |_, row| found.extend_from_slice(row),
+    );
     (found, out)
 }
 
@@ -600,7 +656,8 @@ mod tests {
                 };
                 let (z, y) = (copy(1), copy(height));
                 let mut seen = 0;
-                by_tables(&voxels, [1, height, width], [&z, &y, &x], |n, line| {
+                let load = |_: usize, plane: &mut [f32]| plane.copy_from_slice(&voxels);
+                by_tables([height, width], [&z, &y, &x], load, |n, line| {
                     let mut twin = vec![0.0; x.len()];
                     x.line(&voxels[n * width..][..width], &mut twin);
                     let bits = |values: &[f32]| -> Vec<u32> {

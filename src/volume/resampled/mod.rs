@@ -15,14 +15,14 @@ mod warp;
 use std::borrow::Cow;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Value as Json, json};
 
 use self::kernel::{Field, Filter, Positions, Real, Table, by_tables, filtered, is_coarser};
 use self::map::{Map, ROUNDING, float, place};
 use super::{
-    Cached, Chunk, ChunkShape, ChunkVoxels, FreedBytes, Layout, ReadMemory, ReadStats, Reoriented,
+    Cached, Chunk, ChunkShape, ChunkVoxels, Layout, ReadMemory, ReadStats, Reoriented,
     SourceChunks, Volume, chunk,
 };
 use crate::dtype::{self, DType, Element, with_element};
@@ -42,9 +42,6 @@ const MOST_VOXELS: u64 = 1 << 21;
 
 /// Chunks need not have more voxels than this, although their neighborhoods overlap.
 const LEAST_VOXELS: u64 = 1 << 15;
-
-/// The bytes of boxes of source voxels that were freed after they were read.
-static FREED: FreedBytes = FreedBytes::new();
 
 /// Voxels of the volume that are read at once, and of the grid that are computed at once, with all channels; more only if
 /// one voxel of the grid needs more.
@@ -96,6 +93,28 @@ pub struct Resampled {
     is_unfiltered: bool,
     /// Voxels of the volume that are read at once.
     block_voxels: u64,
+    boxes: Boxes,
+}
+
+/// Buffers for boxes of the volume, which stay for the next reads: fresh memory costs a page fault per page, and buffers of
+/// many sizes leave gaps in the heap.
+#[derive(Debug, Default)]
+struct Boxes(Mutex<Vec<Vec<u8>>>);
+
+impl Boxes {
+    /// Passes a buffer to `read`. It stays afterwards if it has at most `most` bytes.
+    fn with<R>(&self, most: u64, read: impl FnOnce(&mut Vec<u8>) -> R) -> R {
+        let mut buffer = self.lock().pop().unwrap_or_default();
+        let result = read(&mut buffer);
+        if buffer.capacity() as u64 <= most {
+            self.lock().push(buffer);
+        }
+        result
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The part of the volume that a region needs.
@@ -144,16 +163,46 @@ impl Needs {
 
     /// Returns the voxels of the neighborhoods, without a copy if all are inside the volume.
     fn continued_voxels<'a, T: Element>(&self, voxels: &'a [u8]) -> Cow<'a, [T]> {
-        let voxels = bytemuck::cast_slice::<u8, T>(voxels);
+        let voxels = bytemuck::try_cast_slice::<u8, T>(voxels).map_or_else(
+            |_| Cow::Owned(bytemuck::pod_collect_to_vec(voxels)),
+            Cow::Borrowed,
+        );
         if self.is_inside() {
-            return Cow::Borrowed(voxels);
+            return voxels;
         }
-        Cow::Owned(continued(voxels.to_vec(), self))
+        Cow::Owned(continued(voxels.into_owned(), self))
+    }
+
+    /// Writes the values of plane `z` of the neighborhoods. `row` has room for a row of the box of the volume.
+    fn load_plane<F: Real>(
+        &self,
+        (voxels, dtype): (&[u8], DType),
+        z: usize,
+        row: &mut Vec<F>,
+        out: &mut [F],
+    ) {
+        let [_, height, width] = self.source.shape.map(place);
+        let [planes, rows, places] = &self.places;
+        let voxels = &voxels[planes[z] * height * width * dtype.size()..];
+        let convert = |voxels: &[u8], out: &mut [F]| {
+            let voxels = &voxels[..out.len() * dtype.size()];
+            dtype::convert(dtype, voxels, F::DTYPE, bytemuck::cast_slice_mut(out));
+        };
+        if rows.len() == height && places.len() == width && self.is_inside() {
+            return convert(voxels, out);
+        }
+        row.resize(width, F::default());
+        for (&y, out) in rows.iter().zip(out.chunks_exact_mut(places.len())) {
+            convert(&voxels[y * width * dtype.size()..], row);
+            for (out, &x) in out.iter_mut().zip(places) {
+                *out = row[x];
+            }
+        }
     }
 }
 
-/// Reads some channels of a box of the volume that is resampled.
-type Reader<'a> = dyn Fn(&Range<u64>, Region) -> Result<ChunkVoxels> + 'a;
+/// Reads some channels of a box of the volume that is resampled to a buffer, or returns the one voxel of all of it.
+type Reader<'a> = dyn Fn(&mut Vec<u8>, &Range<u64>, Region) -> Result<Option<Vec<u8>>> + 'a;
 
 impl Resampled {
     /// Presents `volume` on `grid`. Of `options`, the interpolation, the antialiasing and the padding are used.
@@ -288,6 +337,7 @@ impl Resampled {
             filters,
             is_unfiltered: true,
             block_voxels: BLOCK_VOXELS,
+            boxes: Boxes::default(),
         };
         resampled.layout.read_memory.source = resampled.source_chunks();
         resampled
@@ -312,9 +362,46 @@ impl Resampled {
         &self.source
     }
 
+    /// Returns the same volume with a cache of its own for `bytes` of decoded chunks of the volume that is resampled.
+    pub(crate) fn with_cache(&self, bytes: u64) -> Self {
+        let source = Arc::clone(&self.source);
+        Self {
+            cache: self.cache.as_ref().map(|_| Cached::new(source, bytes)),
+            source: Arc::clone(&self.source),
+            layout: self.layout.clone(),
+            filters: self.filters.clone(),
+            boxes: Boxes::default(),
+            ..*self
+        }
+    }
+
     /// Returns the bytes of decoded chunks that reads keep, at most.
     pub(crate) fn cache_bytes(&self) -> u64 {
         cache_bytes(self.source.layout())
+    }
+
+    /// Returns the memory that patches of at most this shape take that are [computed](Self::compute) from voxels in memory.
+    pub(crate) fn computing_memory(&self, patch: Shape) -> ReadMemory {
+        let own = self.source.layout().read_memory;
+        let thread = match self.interpolation {
+            Interpolation::Nearest if self.map.is_separable => 0,
+            Interpolation::Linear | Interpolation::Cubic if self.map.is_separable => {
+                // The planes that one plane of the patch depends on, that plane, and some rows.
+                let [(depth, _), (_, height), (_, width)] = std::array::from_fn(|a| {
+                    let (before, after) = self.neighbors(a);
+                    let taps = (before + after + 1).unsigned_abs();
+                    (taps, whole(float(patch[a]) * self.map.step(a)) + taps + 1)
+                });
+                let values = (depth + 1) * height * width + kernel::rows(width, patch[2]);
+                values * value_bytes(self.layout.dtype)
+            }
+            _ => self.layout.read_memory.thread - own.thread,
+        };
+        ReadMemory {
+            shared: own.shared,
+            thread: own.thread.saturating_add(thread),
+            source: None,
+        }
     }
 
     /// Returns the volume that is resampled, read by its cache.
@@ -549,7 +636,7 @@ impl Resampled {
         Some(needs)
     }
 
-    /// Cuts a region into blocks that need at most [`BLOCK_VOXELS`] voxels of the volume.
+    /// Adds the blocks of a region to `blocks`.
     fn blocks(&self, region: Region, channels: u64, blocks: &mut Vec<Region>) {
         let needed = self.source_voxels(region).max(region.voxels());
         let needed = needed.saturating_mul(channels);
@@ -581,19 +668,24 @@ impl Resampled {
     }
 
     /// Reads a box of the volume that is resampled, by its cache.
-    fn read_source(&self, channels: &Range<u64>, region: Region) -> Result<ChunkVoxels> {
+    fn read_source(
+        &self,
+        out: &mut Vec<u8>,
+        channels: &Range<u64>,
+        region: Region,
+    ) -> Result<Option<Vec<u8>>> {
         let own = self.source.layout();
         if let Some(cache) = &self.cache {
-            return chunk::gather_by(own, channels, region, |index| cache.chunk(index));
+            return chunk::gather_into(out, own, channels, region, |index| cache.chunk(index));
         }
         if own.read_chunk.is_some() {
-            return chunk::gather(&*self.source, channels, region);
+            let read = |index| self.source.read_chunk(index);
+            return chunk::gather_into(out, own, channels, region, read);
         }
         let voxels = region.voxels() * (channels.end - channels.start);
-        let mut read = vec![0; place(voxels) * own.dtype.size()];
-        self.source
-            .read_channels(channels.clone(), region, &mut read)?;
-        Ok(ChunkVoxels::Stored(read))
+        chunk::resize(out, place(voxels) * own.dtype.size());
+        self.source.read_channels(channels.clone(), region, out)?;
+        Ok(None)
     }
 
     /// Reads a region, with the boxes of the volume that `read` returns.
@@ -609,17 +701,48 @@ impl Resampled {
             return Ok(());
         }
         let count = channels.end - channels.start;
-        self.by_blocks(region, count, out, |block, out| {
-            let Some(needs) = self.needs(block) else {
-                self.fill_constant(out);
-                return Ok(());
+        for block in self.blocks_of(region, count) {
+            let voxel = match self.needs(block) {
+                Some(needs) => self.read_block(read, channels, &needs, (out, region), block)?,
+                None => Some(self.constant()),
             };
-            let found = read(channels, needs.source)?;
-            if let Some(voxel) = self.computed(found, &needs, (out, block), count) {
-                fill(&voxel, out);
+            if let Some(voxel) = voxel {
+                chunk::fill(&voxel, block, (out, region), count);
             }
-            Ok(())
+        }
+        Ok(())
+    }
+
+    /// Reads a block of a region from the box that it needs. Returns a voxel if all of the block has its value, without
+    /// writing it.
+    fn read_block(
+        &self,
+        read: &Reader<'_>,
+        channels: &Range<u64>,
+        needs: &Needs,
+        (out, region): (&mut [u8], Region),
+        block: Region,
+    ) -> Result<Option<Vec<u8>>> {
+        let count = place(channels.end - channels.start);
+        self.boxes.with(self.box_bytes(), |voxels| {
+            if let Some(voxel) = read(voxels, channels, needs.source)? {
+                let is_constant = voxel == self.constant();
+                if let Some(voxel) = self.unstored(voxel.clone())
+                    && (is_constant || self.is_inside(block))
+                {
+                    return Ok(Some(voxel));
+                }
+                chunk::resize(voxels, place(needs.source.voxels()) * count * voxel.len());
+                fill(&voxel, voxels);
+            }
+            self.resample(voxels, needs, (out, region), (block, count));
+            Ok(None)
         })
+    }
+
+    /// Returns the bytes of a box of the volume that is read at once, unless one voxel of the grid needs more.
+    const fn box_bytes(&self) -> u64 {
+        self.block_voxels * self.layout.dtype.size() as u64
     }
 
     /// Returns the map from the voxels of a patch to positions in the volume that is resampled, where `warp` maps them to
@@ -637,47 +760,41 @@ impl Resampled {
         (voxels, source): (&[u8], Region),
         (out, region): (&mut [u8], Region),
         channels: u64,
-    ) -> Result<()> {
+    ) {
         if out.is_empty() {
-            return Ok(());
+            return;
+        }
+        let count = place(channels);
+        let resample = |voxels: &[u8], needs: Option<Needs>, out: &mut [u8], block| match needs {
+            Some(needs) => self.resample(voxels, &needs, (out, region), (block, count)),
+            None => chunk::fill(&self.constant(), block, (out, region), channels),
+        };
+        let needs = self.needs(region).filter(|needs| needs.source == source);
+        if needs.is_some() && self.map.is_separable {
+            resample(voxels, needs, out, region);
+            return;
         }
         let size = self.layout.dtype.size();
-        self.by_blocks(region, channels, out, |block, out| {
-            let Some(needs) = self.needs(block) else {
-                self.fill_constant(out);
-                return Ok(());
-            };
-            if needs.source == source {
-                self.resample(voxels, &needs, (out, block), place(channels));
-                return Ok(());
+        for block in self.blocks_of(region, channels) {
+            let needs = self.needs(block);
+            let wanted = needs.as_ref().map_or(source, |needs| needs.source);
+            if wanted == source {
+                resample(voxels, needs, out, block);
+                continue;
             }
-            let mut part = vec![0; place(needs.source.voxels() * channels) * size];
-            copy_common((voxels, source), (&mut part, needs.source), channels, size);
-            self.resample(&part, &needs, (out, block), place(channels));
-            Ok(())
-        })
+            self.boxes.with(self.box_bytes(), |part| {
+                chunk::resize(part, place(wanted.voxels() * channels) * size);
+                copy_common((voxels, source), (&mut *part, wanted), channels, size);
+                resample(part, needs, out, block);
+            });
+        }
     }
 
-    /// Passes the blocks of a region to `compute`, each with a buffer for its voxels.
-    fn by_blocks(
-        &self,
-        region: Region,
-        channels: u64,
-        out: &mut [u8],
-        compute: impl Fn(Region, &mut [u8]) -> Result<()>,
-    ) -> Result<()> {
+    /// Cuts a region into blocks that need at most [`BLOCK_VOXELS`] voxels of the volume.
+    fn blocks_of(&self, region: Region, channels: u64) -> Vec<Region> {
         let mut blocks = Vec::new();
         self.blocks(region, channels, &mut blocks);
-        if blocks.len() == 1 {
-            return compute(region, out);
-        }
-        let size = self.layout.dtype.size();
-        for block in blocks {
-            let mut voxels = vec![0; place(block.voxels() * channels) * size];
-            compute(block, &mut voxels)?;
-            copy_common((&voxels, block), (&mut *out, region), channels, size);
-        }
-        Ok(())
+        blocks
     }
 
     /// Returns the box of the volume that a region of the grid needs; an empty box if it needs no voxel.
@@ -692,35 +809,6 @@ impl Resampled {
         self.box_of(std::array::from_fn(|a| self.dependents(source, a)))
     }
 
-    /// Computes a region from the voxels that it needs. Returns a voxel if all of the region has its value, without writing
-    /// it.
-    fn computed(
-        &self,
-        found: ChunkVoxels,
-        needs: &Needs,
-        (out, region): (&mut [u8], Region),
-        channels: u64,
-    ) -> Option<Vec<u8>> {
-        let voxels = match found {
-            ChunkVoxels::Stored(voxels) => voxels,
-            ChunkVoxels::Fill(voxel) => {
-                let is_constant = voxel == self.constant();
-                if let Some(voxel) = self.unstored(voxel.clone())
-                    && (is_constant || self.is_inside(region))
-                {
-                    return Some(voxel);
-                }
-                voxel.repeat(place(needs.source.voxels() * channels))
-            }
-        };
-        self.resample(&voxels, needs, (out, region), place(channels));
-        let bytes = voxels.len() as u64;
-        drop(voxels);
-        FREED.add(bytes);
-        FREED.give_back();
-        None
-    }
-
     /// Returns the constant of the padding as a voxel; 0 if there is none.
     fn constant(&self) -> Vec<u8> {
         let value = match self.padding {
@@ -730,40 +818,37 @@ impl Resampled {
         with_element!(self.layout.dtype, T => bytemuck::bytes_of(&T::from_f64(value)).to_vec())
     }
 
-    fn fill_constant(&self, out: &mut [u8]) {
-        fill(&self.constant(), out);
-    }
-
-    /// Computes the voxels of a region from those that it needs.
+    /// Computes the voxels of a block of a region from those that it needs.
     fn resample(
         &self,
         voxels: &[u8],
         needs: &Needs,
         (out, region): (&mut [u8], Region),
-        channels: usize,
+        (block, channels): (Region, usize),
     ) {
-        if needs.inside != region {
-            self.fill_constant(out);
+        if needs.inside != block {
+            chunk::fill(&self.constant(), block, (out, region), channels as u64);
         }
         let (from, to) = (voxels.len() / channels.max(1), out.len() / channels.max(1));
         let pairs = voxels
             .chunks_exact(from.max(1))
             .zip(out.chunks_exact_mut(to.max(1)));
         for (voxels, out) in pairs {
+            let to = (out, region);
             match (self.interpolation, self.layout.dtype) {
                 (Interpolation::Nearest, dtype) => match dtype.size() {
-                    1 => self.copy::<1>(voxels, needs, out, region),
-                    2 => self.copy::<2>(voxels, needs, out, region),
-                    4 => self.copy::<4>(voxels, needs, out, region),
-                    _ => self.copy::<8>(voxels, needs, out, region),
+                    1 => self.copy::<1>(voxels, needs, to, block),
+                    2 => self.copy::<2>(voxels, needs, to, block),
+                    4 => self.copy::<4>(voxels, needs, to, block),
+                    _ => self.copy::<8>(voxels, needs, to, block),
                 },
                 (Interpolation::LabelLinear, dtype) => {
-                    with_element!(dtype, T => self.labels::<T>(voxels, needs, out, region));
+                    with_element!(dtype, T => self.labels::<T>(voxels, needs, to, block));
                 }
                 (_, dtype) if value_bytes(dtype) == 8 => {
-                    self.weigh::<f64>(voxels, needs, out, region);
+                    self.weigh::<f64>(voxels, needs, to, block);
                 }
-                _ => self.weigh::<f32>(voxels, needs, out, region),
+                _ => self.weigh::<f32>(voxels, needs, to, block),
             }
         }
     }
@@ -788,8 +873,35 @@ impl Resampled {
         })
     }
 
+    /// Computes the voxels of a block from their positions, and passes each row and the place of its first voxel in a buffer
+    /// of `region` to `put`.
+    fn by_positions<V>(
+        &self,
+        (block, region): (Region, Region),
+        value: impl Fn([f64; 3]) -> V,
+        mut put: impl FnMut(usize, &[V]),
+    ) {
+        let width = place(block.shape[2]);
+        let mut line = Vec::with_capacity(width);
+        let mut rows = 0;
+        Positions::new(&self.map, block).each(block, |position| {
+            line.push(value(position));
+            if line.len() == width {
+                put(row_of(block, region, rows), &line);
+                rows += 1;
+                line.clear();
+            }
+        });
+    }
+
     /// Copies the nearest voxels, which have `N` bytes.
-    fn copy<const N: usize>(&self, voxels: &[u8], needs: &Needs, out: &mut [u8], region: Region) {
+    fn copy<const N: usize>(
+        &self,
+        voxels: &[u8],
+        needs: &Needs,
+        (out, region): (&mut [u8], Region),
+        block: Region,
+    ) {
         let voxels = bytemuck::cast_slice::<u8, [u8; N]>(voxels);
         let out = bytemuck::cast_slice_mut::<u8, [u8; N]>(out);
         let [_, height, width] = needs.source.shape.map(place);
@@ -799,32 +911,29 @@ impl Resampled {
             needs.places[axis][place_of(voxel - needs.first[axis])]
         };
         if !self.map.is_separable {
-            let [constant] = bytemuck::pod_collect_to_vec::<u8, [u8; N]>(&self.constant())[..]
-            else {
-                return;
+            let constant: [u8; N] = bytemuck::pod_read_unaligned(&self.constant());
+            let value = |position| {
+                if self.is_outside(position) {
+                    return constant;
+                }
+                let [z, y, x]: [usize; 3] = std::array::from_fn(|a| at(a, position[a]));
+                voxels[(z * height + y) * width + x]
             };
-            let mut out = out.iter_mut();
-            Positions::new(&self.map, region).each(region, |position| {
-                let Some(out) = out.next() else { return };
-                *out = if self.is_outside(position) {
-                    constant
-                } else {
-                    let [z, y, x]: [usize; 3] = std::array::from_fn(|a| at(a, position[a]));
-                    voxels[(z * height + y) * width + x]
-                };
+            return self.by_positions((block, region), value, |to, line| {
+                out[to..to + line.len()].copy_from_slice(line);
             });
-            return;
         }
         let [z, y, x]: [Vec<usize>; 3] = std::array::from_fn(|a| {
             let start = needs.inside.start[a].unsigned_abs();
             let own = start..start + needs.inside.shape[a];
             own.map(|n| at(a, self.map.along(a, n))).collect()
         });
+        let rows = y.len();
         let is_run = x.windows(2).all(|pair| pair[1] == pair[0] + 1);
         for (k, &z) in z.iter().enumerate() {
             for (j, &y) in y.iter().enumerate() {
                 let row = &voxels[(z * height + y) * width..][..width];
-                let to = row_of(needs.inside, region, k * needs.places_of(1) + j);
+                let to = row_of(needs.inside, region, k * rows + j);
                 let out = &mut out[to..to + x.len()];
                 if is_run {
                     out.copy_from_slice(&row[x[0]..x[0] + x.len()]);
@@ -838,39 +947,46 @@ impl Resampled {
     }
 
     /// Computes labels.
-    fn labels<T: Element>(&self, voxels: &[u8], needs: &Needs, out: &mut [u8], region: Region) {
-        let voxels: Vec<T> = bytemuck::pod_collect_to_vec(voxels);
-        let voxels = continued(voxels, needs);
+    fn labels<T: Element>(
+        &self,
+        voxels: &[u8],
+        needs: &Needs,
+        (out, region): (&mut [u8], Region),
+        block: Region,
+    ) {
+        let continued = needs.continued_voxels::<T>(voxels);
         let field = Field {
-            voxels: &voxels,
+            voxels: &continued,
             dims: needs.dims(),
             first: needs.first,
         };
         let constant = bytemuck::pod_read_unaligned(&self.constant());
-        let mut out = out.chunks_exact_mut(size_of::<T>());
-        Positions::new(&self.map, region).each(region, |position| {
-            let Some(out) = out.next() else { return };
-            let label = if self.is_outside(position) {
-                constant
-            } else {
-                field.label(self.near(position))
-            };
-            out.copy_from_slice(bytemuck::bytes_of(&label));
+        let value = |position| {
+            if self.is_outside(position) {
+                return constant;
+            }
+            field.label(self.near(position))
+        };
+        let size = size_of::<T>();
+        self.by_positions((block, region), value, |to, line: &[T]| {
+            out[to * size..][..size_of_val(line)].copy_from_slice(bytemuck::cast_slice(line));
         });
     }
 
     /// Computes weighted sums.
-    fn weigh<F: Real>(&self, voxels: &[u8], needs: &Needs, out: &mut [u8], region: Region) {
+    fn weigh<F: Real>(
+        &self,
+        voxels: &[u8],
+        needs: &Needs,
+        (out, region): (&mut [u8], Region),
+        block: Region,
+    ) {
         let dtype = self.layout.dtype;
-        let mut values = vec![F::default(); voxels.len() / dtype.size()];
-        dtype::convert(
-            dtype,
-            voxels,
-            F::DTYPE,
-            bytemuck::cast_slice_mut(&mut values),
-        );
-        let values = continued(values, needs);
         let size = dtype.size();
+        let dims = needs.dims();
+        let mut put = |to: usize, line: &[F]| {
+            F::store(line, dtype, &mut out[to * size..][..line.len() * size]);
+        };
         if self.map.is_separable {
             let tables: [Table<F>; 3] = std::array::from_fn(|a| {
                 let start = needs.inside.start[a].unsigned_abs();
@@ -885,13 +1001,23 @@ impl Resampled {
                     self.map.is_whole(a),
                 )
             });
-            by_tables(&values, needs.dims(), tables.each_ref(), |row, line| {
-                let to = row_of(needs.inside, region, row) * size;
-                F::store(line, dtype, &mut out[to..to + line.len() * size]);
-            });
+            let mut row = Vec::new();
+            by_tables(
+                [dims[1], dims[2]],
+                tables.each_ref(),
+                |z, plane| needs.load_plane((voxels, dtype), z, &mut row, plane),
+                |row, line| put(row_of(needs.inside, region, row), line),
+            );
             return;
         }
-        let (values, dims) = filtered(values, needs.dims(), &self.filters);
+        let mut values = vec![F::default(); voxels.len() / size];
+        dtype::convert(
+            dtype,
+            voxels,
+            F::DTYPE,
+            bytemuck::cast_slice_mut(&mut values),
+        );
+        let (values, dims) = filtered(continued(values, needs), dims, &self.filters);
         let field = Field {
             voxels: &values,
             dims,
@@ -903,24 +1029,16 @@ impl Resampled {
             Padding::Constant(value) => F::from_f64(value),
             _ => F::default(),
         };
-        let width = place(region.shape[2]);
-        let mut lines = out.chunks_exact_mut(width * size);
-        let mut line = Vec::with_capacity(width);
-        Positions::new(&self.map, region).each(region, |position| {
-            line.push(if self.is_outside(position) {
+        let value = |position| {
+            if self.is_outside(position) {
                 constant
             } else if self.interpolation == Interpolation::Cubic {
                 field.cubic(self.near(position))
             } else {
                 field.linear(self.near(position))
-            });
-            if line.len() == width {
-                if let Some(out) = lines.next() {
-                    F::store(&line, dtype, out);
-                }
-                line.clear();
             }
-        });
+        };
+        self.by_positions((block, region), value, put);
     }
 
     /// Returns the voxel of chunks that need only unstored chunks with this voxel; `None` if interpolation may change
@@ -939,13 +1057,6 @@ impl Resampled {
     fn chunk_needs(&self, index: ChunkShape) -> Result<(Range<u64>, Region, Option<Needs>)> {
         let (channels, region) = chunk::clipped(&self.layout, index)?;
         Ok((channels, region, self.needs(region)))
-    }
-}
-
-impl Needs {
-    /// Returns the rows of the inner part of the region along an axis.
-    fn places_of(&self, axis: usize) -> usize {
-        place(self.inside.shape[axis])
     }
 }
 
@@ -1082,7 +1193,9 @@ impl Volume for Resampled {
     }
 
     fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
-        let read = |channels: &Range<u64>, source| self.read_source(channels, source);
+        let read = |out: &mut Vec<u8>, channels: &Range<u64>, source| {
+            self.read_source(out, channels, source)
+        };
         self.read_by(&read, &channels, region, out)
     }
 
@@ -1104,8 +1217,10 @@ impl Volume for Resampled {
             self.read_channels(channels.clone(), region, &mut out)?;
             return Ok(chunk(ChunkVoxels::Stored(out)));
         }
-        let found = self.read_source(&channels, needs.source)?;
-        let voxel = self.computed(found, &needs, (&mut out, region), count);
+        let read = |out: &mut Vec<u8>, channels: &Range<u64>, source| {
+            self.read_source(out, channels, source)
+        };
+        let voxel = self.read_block(&read, &channels, &needs, (&mut out, region), region)?;
         Ok(chunk(
             voxel.map_or(ChunkVoxels::Stored(out), ChunkVoxels::Fill),
         ))

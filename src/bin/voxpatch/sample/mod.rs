@@ -275,10 +275,10 @@ fn budget(settings: &SampleArgs, inputs: &[Input], patch: Shape) -> voxpatch::Re
     for input in inputs {
         let bytes = input.subject.sample_bytes(patch);
         needs.patch = needs.patch.max(bytes);
-        needs.chunk = needs.chunk.max(chunk_bytes(input.volume().layout(), false));
-        let maps = input.maps();
-        for volume in maps.chain([input.volume()]) {
-            let read = volume.layout().read_memory;
+        let image = &input.subject.images()[0];
+        needs.chunk = needs.chunk.max(chunk_bytes(image.source_layout(), false));
+        let maps = input.maps().map(|map| map.layout().read_memory);
+        for read in maps.chain([image.loading_memory(patch)]) {
             needs.read.shared = needs.read.shared.saturating_add(read.shared);
             needs.read.thread = needs.read.thread.max(read.thread);
         }
