@@ -243,12 +243,10 @@ impl ConvertPlan {
         let voxel = (from.dtype.size() + target.dtype.size()) as u64;
         let piece = options.piece(voxel);
         let boxes = Boxes::chunks(target, piece);
-        let computing = from.read_memory.thread - decoded.read_memory.thread;
-        let reading = decoding_bytes(decoded).saturating_add(computing);
-        let working = encoding(target, waiting).max(reading);
+        let working = encoding(target, waiting).max(decoding_bytes(from));
         let each = under_way(from, target, &boxes).saturating_add(working);
         let fixed = waiting
-            .saturating_add(index_bytes(decoded))
+            .saturating_add(index_bytes(from))
             .saturating_add(upload_bytes(target));
         let threads = options.threads_within(options.memory.saturating_sub(fixed), each);
         let held = each.saturating_mul(threads as u64).saturating_add(fixed);

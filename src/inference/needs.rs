@@ -111,6 +111,7 @@ pub(super) fn useful_cache(grid: &Grid, input: &Layout) -> u64 {
         step: [1.0; 3],
         margin: [0; 3],
         parallel: true,
+        kept: 0,
     });
     let [c, chunk @ ..] = source.chunk;
     let [a, b, x] = grid.order();

@@ -105,7 +105,7 @@ impl Normalized {
             dtype: DType::F32,
             rescale: None,
             applied: None,
-            ..own.clone()
+            ..own.of_wrapper()
         };
         if own.dtype.size() > DType::F32.size() {
             let chunk = own.read_chunk.unwrap_or_default();

@@ -43,7 +43,7 @@ impl ChannelRange {
             read_chunk: all.read_chunk.and_then(|chunk| cut(chunk, &channels)),
             write_chunk: all.write_chunk.and_then(|chunk| cut(chunk, &channels)),
             axes: axes_of(all, &channels),
-            ..all.clone()
+            ..all.of_wrapper()
         };
         Ok(Self {
             inner: volume,

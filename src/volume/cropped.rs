@@ -39,7 +39,7 @@ impl Cropped {
             shape: region.shape,
             geometry: all.geometry.moved_to(region.start.map(float)),
             write_chunk: None,
-            ..all.clone()
+            ..all.of_wrapper()
         };
         Ok(Self {
             inner: volume,

@@ -49,6 +49,14 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// Returns the layout for a wrapper of the volume, which is read by chunks of its own and not by those that the volume is
+    /// computed from.
+    pub(crate) fn of_wrapper(&self) -> Self {
+        let mut layout = self.clone();
+        layout.read_memory.source = None;
+        layout
+    }
+
     /// Creates the layout of a volume in memory, spacing 1 mm.
     #[must_use]
     pub fn new(shape: Shape, channels: u64, dtype: DType) -> Self {
@@ -160,6 +168,8 @@ pub struct SourceChunks {
     pub margin: Shape,
     /// Whether the axes of the grid are parallel to those of the volume.
     pub parallel: bool,
+    /// Bytes of [`ReadMemory::shared`] that remain if the reader holds the chunks itself, and of indexes of shards.
+    pub kept: u64,
 }
 
 impl SourceChunks {

@@ -7,17 +7,22 @@ use crate::region::Region;
 /// Maximum bytes of shard indexes that a Zarr input caches.
 pub(super) const INDEX_BUDGET: u64 = 64 << 20;
 
-/// Returns the bytes that a thread needs to read an input: the stored and the decoded chunk, and what wrappers take.
+/// Returns the bytes that a thread needs to read an input by chunks that it holds: the stored and the decoded chunk, and what
+/// wrappers take.
 pub(crate) fn decoding_bytes(input: &Layout) -> u64 {
-    let chunk = input.read_chunk.unwrap_or_default();
+    let source = input.read_memory.source.map(|source| source.chunk);
+    let chunk = source.or(input.read_chunk).unwrap_or_default();
     let voxels = chunk.into_iter().fold(1, u64::saturating_mul);
     let chunk = voxels.saturating_mul(2 * input.dtype.size() as u64);
     chunk.saturating_add(input.read_memory.thread)
 }
 
-/// Returns the bytes that an input keeps: the cached shard indexes, two numbers per chunk, up to the budget, and the
-/// caches of wrappers.
+/// Returns the bytes that an input keeps besides the chunks that its reader holds: the cached shard indexes, two numbers per
+/// chunk, up to the budget, and the caches of wrappers.
 pub(crate) fn index_bytes(input: &Layout) -> u64 {
+    if let Some(source) = input.read_memory.source {
+        return source.kept;
+    }
     let kept = input.read_memory.shared;
     let (Some(chunk), Some(shard)) = (input.read_chunk, input.write_chunk) else {
         return kept;

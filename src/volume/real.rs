@@ -71,7 +71,7 @@ impl RealValues {
                 rescale,
                 stored: stored.dtype,
             }),
-            ..stored.clone()
+            ..stored.of_wrapper()
         };
         let conversion = Conversion::new(stored.dtype, rescale, real);
         Arc::new(Self {

@@ -41,7 +41,7 @@ impl Reoriented {
             geometry: own.geometry.turned(axes, own.shape),
             read_chunk: own.read_chunk.map(turned),
             write_chunk: None,
-            ..own.clone()
+            ..own.of_wrapper()
         };
         Self {
             inner: volume,

@@ -40,6 +40,11 @@ pub fn check(volume: &dyn Volume, expected: &Patch) {
     assert_eq!(layout.channels, expected.channels(), "channels");
     assert_eq!(layout.dtype, expected.dtype(), "dtype");
     assert!(layout.geometry.is_sound(), "{:?}", layout.geometry);
+    let is_computed = layout.read_memory.source.is_some();
+    assert!(
+        !is_computed || volume.as_resampled().is_some(),
+        "only a resampled volume is read by the chunks that it is computed from"
+    );
     assert_eq!(
         layout.decoded_bytes().expect("a small volume"),
         expected.bytes().len() as u64

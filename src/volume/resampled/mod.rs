@@ -23,7 +23,7 @@ use self::kernel::{Field, Filter, Positions, Real, Table, by_tables, filtered, i
 use self::map::{Map, ROUNDING, float, place};
 use super::{
     Cached, Chunk, ChunkShape, ChunkVoxels, Layout, ReadMemory, ReadStats, Reoriented,
-    SourceChunks, Volume, chunk,
+    SourceChunks, Volume, chunk, index_bytes,
 };
 use crate::dtype::{self, DType, Element, with_element};
 use crate::error::{Error, Result};
@@ -354,6 +354,7 @@ impl Resampled {
                 (before + after + 1).unsigned_abs()
             }),
             parallel: self.map.is_separable,
+            kept: index_bytes(own),
         })
     }
 
