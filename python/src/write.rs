@@ -132,10 +132,16 @@ impl Storage {
             match name.as_str() {
                 "zarr" => {}
                 "dtype" => dtype = Some(array::dtype(&value)?),
-                "chunk" => create.chunk = arguments::lengths("chunk", &value)?,
+                "chunk" => {
+                    create.chunk = arguments::lengths("chunk", &value)?;
+                    create.tile = Some(create.chunk);
+                }
                 "shard" if value.is_none() => create.shard = None,
                 "shard" => create.shard = Some(arguments::lengths("shard", &value)?),
-                "codec" => create.codec = codec(&value.extract::<String>()?)?,
+                "codec" => {
+                    create.codec = codec(&value.extract::<String>()?)?;
+                    create.tile_codec = create.codec;
+                }
                 "clevel" => create.clevel = Some(arguments::count("clevel", &value)?),
                 "levels" => levels = Some(arguments::count("levels", &value)?),
                 "pyramid" => create.pyramid = pyramid(&value)?,

@@ -13,7 +13,7 @@ from damage import check_damage, total
 from voxels import check_voxels
 
 tifffile = pytest.importorskip("tifffile")
-pytest.importorskip("imagecodecs")
+imagecodecs = pytest.importorskip("imagecodecs")
 
 DTYPES = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64"]
 UM = 1e-3
@@ -223,32 +223,82 @@ def test_damaged_files_are_errors(tmp_path):
     assert min(total(outcomes).values()) > 20, outcomes
 
 
+def random_access(path: Path) -> np.ndarray:
+    """Read through the chunks that tifffile finds, first the last voxel and then all."""
+    zarr = pytest.importorskip("zarr")
+    with tifffile.imread(path, aszarr=True) as store:
+        array = zarr.open(store, mode="r")
+        last = array[(-1,) * array.ndim]
+        voxels = array[...]
+    assert voxels.flat[-1] == last
+    return voxels
+
+
 def test_outputs_are_read_by_tifffile(tmp_path):
+    codecs = itertools.cycle(["none", "zlib", "zstd"])
+    sizes = [(1, 5, 6, 7), (3, 4, 16, 17), (1, 1, 8, 9), (2, 3, 40, 70)]
     for n, (dtype, shape) in enumerate(
-        itertools.product(["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"],
-                          [(1, 5, 6, 7), (3, 4, 16, 17), (1, 1, 8, 9)])
+        itertools.product(["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"], sizes)
     ):
-        voxels = made(shape, dtype)
+        voxels, codec = made(shape, dtype), next(codecs)
         path = tmp_path / ("a.tif", "b.ome.tif", "c.tiff")[n % 3]
-        voxpatch.write(path, voxels, spacing=(2.0, 0.5, 0.25), overwrite=True)
+        tile = (2, 16, 32) if shape[3] == 70 else None
+        voxpatch.write(path, voxels, spacing=(2.0, 0.5, 0.25), overwrite=True, codec=codec, chunk=tile)
         with tifffile.TiffFile(path) as file:
             assert file.is_bigtiff and file.is_ome and len(file.pages) == shape[0] * shape[1]
+            assert all(page.is_tiled for page in file.pages)
+            assert file.pages[0].compression == {"none": 1, "zlib": 8, "zstd": 50000}[codec]
+            assert file.pages[0].tile == ((16, 32) if tile else (16, 32 if shape[3] == 17 else 16))
             assert np.array_equal(file.asarray().reshape(shape), voxels), (dtype, shape)
+            assert file.series[0].axes == "CZYX"[-len(np.squeeze(voxels).shape):]
             pixels = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]
             assert [pixels[f"PhysicalSize{axis}"] for axis in "ZYX"] == [2.0, 0.5, 0.25]
             assert {pixels[f"PhysicalSize{axis}Unit"] for axis in "ZYX"} == {"mm"}
-        mapped = tifffile.memmap(path, mode="r", series=0)
-        assert np.array_equal(mapped.reshape(shape), voxels)
-        del mapped
+        assert np.array_equal(random_access(path).reshape(shape), voxels), (dtype, shape, codec)
         volume = check_voxels(path, voxels, (dtype, shape))
         assert np.allclose(volume.spacing, (2.0, 0.5, 0.25))
+
+
+def test_outputs_are_read_by_libtiff(tmp_path):
+    path = tmp_path / "a.ome.tif"
+    for codec, dtype in itertools.product(["none", "zlib"], ["uint8", "int16", "uint16", "float32"]):
+        voxels = made((1, 4, 40, 300), dtype)
+        voxpatch.write(path, voxels, overwrite=True, codec=codec)
+        for z, page in enumerate(voxels[0]):
+            assert np.array_equal(imagecodecs.tiff_decode(path.read_bytes(), index=z), page), (codec, dtype, z)
+
+
+def test_predictions_are_written_in_tiles(tmp_path):
+    """Patches end inside tiles: blocks become final in any order, and a compressed tile waits for all of its voxels."""
+    voxels = made((1, 20, 50, 90), "float32")
+    voxpatch.write(tmp_path / "in.npy", voxels)
+    for n, (codec, chunk) in enumerate(itertools.product(["none", "zlib", "zstd"], [None, (3, 16, 32)])):
+        path = tmp_path / f"{n}.ome.tif"
+        storage = {"codec": codec} | ({"chunk": chunk} if chunk else {})
+        voxpatch.predict(lambda batch: batch * 2, tmp_path / "in.npy", path, (16, 24, 24), 0.5, **storage)
+        assert np.allclose(tifffile.imread(path), voxels[0] * 2), (codec, chunk)
+    with pytest.raises(ValueError, match="only Zarr"):
+        voxpatch.predict(
+            lambda batch: batch, tmp_path / "in.npy", tmp_path / "r.tif", 16, resume=True, codec="zlib", model_id="a"
+        )
+
+
+def test_copies_keep_the_voxels(tmp_path):
     path = tmp_path / "from.zarr"
     voxels = made((2, 9, 33, 40), "int16")
     voxpatch.write(path, voxels, spacing=(0.002, 0.0005, 0.00025))
     voxpatch.convert(path, tmp_path / "d.ome.tif")
     check_voxels(tmp_path / "d.ome.tif", voxels, "converted")
     assert np.array_equal(tifffile.imread(tmp_path / "d.ome.tif"), voxels)
+    voxpatch.convert(path, tmp_path / "f.ome.tif", codec="zstd", chunk=(4, 16, 16))
+    assert np.array_equal(tifffile.imread(tmp_path / "f.ome.tif"), voxels)
+    voxpatch.write(tmp_path / "g.nii.gz", voxels[:1])
+    voxpatch.convert(tmp_path / "g.nii.gz", tmp_path / "g.ome.tif", codec="zlib", chunk=16)
+    assert np.array_equal(tifffile.imread(tmp_path / "g.ome.tif"), voxels[0])
+    for options, problem in [({"chunk": 15}, "multiples of 16"), ({"codec": "gzip"}, "zlib"), ({"pyramid": "mean"}, "Zarr")]:
+        with pytest.raises(ValueError, match=problem):
+            voxpatch.convert(path, tmp_path / "h.tif", **options)
     for dtype in ("int64", "uint64", "float16"):
         with pytest.raises(ValueError, match="OME-TIFF has no"):
             voxpatch.write(tmp_path / "e.tif", made((1, 4, 5, 6), dtype))
-    assert not any(path.name.startswith(("e.tif", ".e.tif")) for path in tmp_path.iterdir())
+    assert not any(path.name.startswith(("e.tif", ".e.tif", "h.tif", ".h.tif")) for path in tmp_path.iterdir())

@@ -79,7 +79,7 @@ impl Schedule {
         Ok(self)
     }
 
-    /// Checks that all outputs have write chunks.
+    /// Checks that all outputs are Zarr on the file system.
     pub(super) fn check_chunked(&self) -> Result<()> {
         let layouts = self.outputs.iter().map(|output| &output.layout);
         if let Some(layout) = layouts.clone().find(|layout| layout.remote) {
@@ -89,8 +89,8 @@ impl Schedule {
                  machine and copy it",
             ));
         }
-        let mut flat = layouts;
-        match flat.find(|layout| layout.write_chunk.is_none()) {
+        let mut others = layouts;
+        match others.find(|layout| !layout.is_local_zarr()) {
             None => Ok(()),
             Some(layout) => Err(Error::unsupported(
                 &layout.path,

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use super::format::{self, VoxelStorage, excerpt};
 use super::options::setters;
 use super::overwrite::Overwrite;
+#[cfg(feature = "tiff")]
+use super::tiff;
 use super::{Format, Layout, Pyramid, ReadMemory, VolumeMut, flat, partial, space, staged, zarr};
 use crate::error::{Error, Result};
 use crate::region::Shape;
@@ -26,11 +28,17 @@ use crate::store::{StorageOptions, is_remote, local, shown};
 pub struct CreateOptions {
     /// Voxels of a read chunk along z, y, x; only for Zarr.
     pub chunk: Shape,
+    /// Voxels along z, y, x of the tiles of TIFF that are written together: those of the same place in several pages,
+    /// which is one page unless tiles are compressed. `None` for tiles of nearly equal size of at most 256 x 256 in 32
+    /// pages.
+    pub tile: Option<Shape>,
+    /// The compression of the tiles of TIFF: [`Codec::None`] (the default), [`Codec::Zlib`] or [`Codec::Zstd`].
+    pub tile_codec: Codec,
     /// Voxels of a shard along z, y, x, a multiple of the chunk; `None` for one file per chunk.
     pub shard: Option<Shape>,
     /// The compression of chunks; only for Zarr.
     pub codec: Codec,
-    /// The compression level; `None` for the codec's default.
+    /// The compression level of either codec; `None` for the codec's default.
     pub clevel: Option<u8>,
     /// The Zarr version.
     pub zarr: ZarrVersion,
@@ -47,6 +55,8 @@ impl Default for CreateOptions {
     fn default() -> Self {
         Self {
             chunk: [32; 3],
+            tile: None,
+            tile_codec: Codec::None,
             shard: Some([128; 3]),
             codec: Codec::Zstd,
             clevel: None,
@@ -73,6 +83,10 @@ impl CreateOptions {
     setters! {
         /// Sets the voxels of a read chunk along z, y, x.
         with_chunk(chunk: Shape);
+        /// Sets the voxels of tiles of TIFF along z, y, x; `None` for the usual ones.
+        with_tile(tile: Option<Shape>);
+        /// Sets the compression of tiles of TIFF.
+        with_tile_codec(tile_codec: Codec);
         /// Sets the voxels of a shard along z, y, x; `None` for one file per chunk.
         with_shard(shard: Option<Shape>);
         /// Sets the codec.
@@ -111,14 +125,14 @@ pub enum Codec {
     BloscLz4,
     /// gzip.
     Gzip,
-    /// zlib; only in Zarr v2.
+    /// zlib; only in Zarr v2 and TIFF.
     Zlib,
     /// No compression.
     None,
 }
 
-/// Creates an output at `path`. `.npy`, `.nii`, `.nrrd`, `.mha` and `.tif` (OME-BigTIFF) are flat files; `.nii.gz` is
-/// compressed on all threads when it is finished; `.mhd` is a header with a `.raw` file next to it. `.zarr`, a name in a
+/// Creates an output at `path`. `.npy`, `.nii`, `.nrrd` and `.mha` are flat files, `.tif` is an OME-BigTIFF of tiles;
+/// `.nii.gz` is compressed on all threads when it is finished; `.mhd` is a header with a `.raw` file next to it. `.zarr`, a name in a
 /// `.zarr` folder, or a name without extension is a Zarr image: sharded Zarr v3 with OME-Zarr 0.5 metadata, unless the
 /// options say otherwise.
 ///
@@ -145,6 +159,8 @@ pub fn create(
     space::check(&layout, options, false)?;
     Ok(match layout.format {
         Format::Zarr2 | Format::Zarr3 => Box::new(zarr::ZarrWriter::create(&layout, options)?),
+        #[cfg(feature = "tiff")]
+        Format::Tiff => Box::new(tiff::TileWriter::create(layout, options)?),
         _ => Box::new(flat::FlatWriter::create(layout, options)?),
     })
 }
@@ -214,6 +230,10 @@ pub fn output_layout(
             path,
             "only Zarr can store coarser levels: write .zarr, or no pyramid",
         ));
+    }
+    #[cfg(feature = "tiff")]
+    if layout.format == Format::Tiff {
+        tiff::describe_output(&mut layout, options)?;
     }
     Ok(layout)
 }

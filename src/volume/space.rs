@@ -7,6 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::staged::parent;
+#[cfg(feature = "tiff")]
+use super::tiff;
 use super::{CreateOptions, Format, Layout, partial, zarr};
 use crate::error::{Error, Result};
 
@@ -73,6 +75,8 @@ pub fn disk_space(outputs: &[(&Layout, &CreateOptions)], resumed: bool) -> Resul
     for &(layout, options) in outputs {
         let (mut most, mut least) = match layout.format {
             Format::Zarr2 | Format::Zarr3 => zarr::bounds(layout, options)?,
+            #[cfg(feature = "tiff")]
+            Format::Tiff => tiff::bounds(layout, options)?,
             _ => {
                 // An output that is compressed at the end also needs its uncompressed size until then.
                 let bytes = layout.decoded_bytes()?;

@@ -30,14 +30,15 @@ pub(crate) struct Storage {
     /// Version of Zarr: 3 (with OME-Zarr 0.5), or 2 (with OME-Zarr 0.4, without shards) [default: 3].
     #[arg(long, value_enum, value_name = "2|3")]
     zarr: Option<ZarrName>,
-    /// Voxels of a chunk [default: 32, or 64 in Zarr v2].
+    /// Voxels of a chunk [default: 32, or 64 in Zarr v2]; of .tif, of a tile along the last two axes, multiples of 16
+    /// [default: up to 256].
     #[arg(long, value_parser = size, value_name = "SIZE")]
     chunk: Option<Shape>,
     /// Voxels of a shard, a multiple of the chunk, or `none` for one file per chunk [default: about 128, or less if
     /// memory is short].
     #[arg(long, value_parser = shard, value_name = "SIZE|none")]
     shard: Option<Shard>,
-    /// Compression of chunks [default: zstd].
+    /// Compression of chunks [default: zstd], or of the tiles of .tif [default: none].
     #[arg(long, value_enum)]
     codec: Option<CodecName>,
     /// Compression level [default: the codec's own].
@@ -68,6 +69,8 @@ impl Storage {
         let codec = self.codec.map_or(usual.codec, Codec::from);
         usual
             .with_chunk(chunk)
+            .with_tile(self.chunk)
+            .with_tile_codec(self.codec.map_or(Codec::None, Codec::from))
             .with_shard(shard)
             .with_codec(codec)
             .with_clevel(self.clevel)
@@ -165,7 +168,7 @@ enum CodecName {
     BloscZstd,
     BloscLz4,
     Gzip,
-    /// Only in Zarr v2.
+    /// Only in Zarr v2 and TIFF.
     Zlib,
     None,
 }

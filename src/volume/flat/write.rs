@@ -1,4 +1,4 @@
-//! Writing flat files, whole or in arbitrary boxes and from any thread: `.npy`, `.nii`, `.nrrd`, `.mha`, `.tif`,
+//! Writing flat files, whole or in arbitrary boxes and from any thread: `.npy`, `.nii`, `.nrrd`, `.mha`
 //! and `.mhd` with a separate file of voxels. A `.nii.gz` is first written uncompressed to an unnamed file, which is compressed at
 //! the end.
 //!
@@ -223,7 +223,7 @@ fn data_of(path: &Path) -> Option<String> {
 }
 
 /// Sets the length of the file, with the space reserved on disk where the file system supports that.
-fn reserve(file: &File, bytes: u64) -> std::io::Result<()> {
+pub(in super::super) fn reserve(file: &File, bytes: u64) -> std::io::Result<()> {
     match fallocate(file, FallocateFlags::empty(), 0, bytes) {
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => file.set_len(bytes),
         done => Ok(done?),

@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 /// Maximum number of pages.
-const MOST_PAGES: usize = 4_000_000;
+pub(super) const MOST_PAGES: usize = 4_000_000;
 
 /// Maximum number of entries of a directory.
 const MOST_ENTRIES: u64 = 4096;

@@ -1,13 +1,17 @@
 //! TIFF and BigTIFF: stacks of pages, OME-TIFF, ImageJ hyperstacks, and folders with a page in each file.
 //!
 //! Pages that are uncompressed and follow each other in the file are a flat file behind a header, and are mapped. All
-//! others are blocks: strips or tiles.
+//! others are blocks: strips or tiles. Outputs are OME-BigTIFF of tiles.
 
 mod axes;
+mod description;
+mod directories;
 mod ifd;
 mod strips;
 #[cfg(test)]
 mod tests;
+mod tiles;
+mod write;
 
 use std::fs::{File, Metadata};
 use std::path::{Path, PathBuf};
@@ -30,7 +34,9 @@ use crate::files::open_regular;
 use crate::geometry::Geometry;
 use crate::store::Place;
 
+pub(super) use self::description::check;
 pub(super) use self::ifd::recognize;
+pub(super) use self::write::{TileWriter, bounds, describe_output};
 
 const NAME: &str = "TIFF";
 

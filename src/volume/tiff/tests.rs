@@ -1,5 +1,7 @@
 //! Files made byte by byte.
 
+mod written;
+
 use std::fs;
 
 use super::super::blocks::tests::check_changed_bytes;

@@ -7,7 +7,6 @@ use serde_json::Value as Json;
 use super::super::{Codec, CreateOptions, Downsample, Format, Pyramid, ZarrVersion};
 use super::meta::ArrayInfo;
 use super::store::{Links, read_json};
-use crate::store::StorageOptions;
 
 /// Returns the options of the image in a folder, if this crate wrote it and its metadata is complete.
 pub(in super::super) fn partial_options(folder: &Path) -> Option<CreateOptions> {
@@ -37,8 +36,7 @@ pub(in super::super) fn partial_options(folder: &Path) -> Option<CreateOptions> 
         clevel: level,
         zarr: version,
         pyramid: pyramid(&image)?,
-        overwrite: false,
-        storage_options: StorageOptions::new(),
+        ..CreateOptions::default()
     })
 }
 

@@ -1,0 +1,212 @@
+//! The directories of a file that is written. All are before the voxels, and their places follow from the number of pages
+//! and tiles, so that the place of a tile can be entered at any time.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::ops::Range;
+
+use super::description::description;
+use super::tiles::{Packing, TileGrid};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::volume::Layout;
+
+/// Types of values in directories.
+const ASCII: u16 = 2;
+const SHORT: u16 = 3;
+const LONG: u16 = 4;
+const LONG8: u16 = 16;
+
+/// Bytes before the first directory, of an entry, and of a directory apart from its entries.
+const HEAD: u64 = 16;
+const ENTRY: u64 = 20;
+const AROUND: u64 = 16;
+
+/// Entries of the first directory, which has the description and the name of the software, and of the others.
+const FIRST: u64 = 14;
+const OTHER: u64 = 12;
+
+const SOFTWARE: &[u8] = b"voxpatch\0";
+
+/// The directories of a file.
+#[derive(Debug)]
+pub(super) struct Directories {
+    grid: TileGrid,
+    /// Rows and columns of a page.
+    page: [u64; 2],
+    dtype: DType,
+    packing: Packing,
+    /// 2 if tiles have differences of neighbors.
+    predictor: u16,
+    /// The description, which ends with a zero.
+    text: Vec<u8>,
+}
+
+impl Directories {
+    /// Creates the directories of an output.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`](crate::Error::Unsupported) if OME-XML cannot describe the volume.
+    pub(super) fn new(layout: &Layout, grid: TileGrid, packing: Packing) -> Result<Self> {
+        let mut text = description(layout)?.into_bytes();
+        text.push(0);
+        let is_float = matches!(layout.dtype, DType::F16 | DType::F32 | DType::F64);
+        let differs = packing != Packing::None && !is_float && layout.dtype.size() <= 4;
+        Ok(Self {
+            grid,
+            page: [layout.shape[1], layout.shape[2]],
+            dtype: layout.dtype,
+            packing,
+            predictor: if differs { 2 } else { 1 },
+            text,
+        })
+    }
+
+    /// Returns `true` if tiles have differences of neighbors.
+    pub(super) const fn has_differences(&self) -> bool {
+        self.predictor == 2
+    }
+
+    /// Returns the place of the directory of a page; of the page after the last, the end of all directories.
+    const fn directory(page: u64) -> u64 {
+        match page {
+            0 => HEAD,
+            _ => HEAD + AROUND + FIRST * ENTRY + (page - 1) * (AROUND + OTHER * ENTRY),
+        }
+    }
+
+    /// Returns the place of the first table of offsets.
+    fn tables(&self) -> u64 {
+        let texts = (self.text.len() + SOFTWARE.len()) as u64;
+        (Self::directory(self.grid.pages) + texts).next_multiple_of(8)
+    }
+
+    /// Returns the place of the first tile: a multiple of 64, so that tiles are aligned for programs that map the file.
+    pub(super) fn end(&self) -> u64 {
+        let tables = match self.grid.per_page() {
+            1 => 0,
+            tiles => self.grid.pages * tiles * 16,
+        };
+        (self.tables() + tables).next_multiple_of(64)
+    }
+
+    /// Returns the places of the offsets and of the lengths of the tiles of a page. Each has 8 bytes for a tile.
+    pub(super) fn tables_of(&self, page: u64) -> [Range<u64>; 2] {
+        let tiles = self.grid.per_page();
+        let [offsets, counts] = if tiles == 1 {
+            // A single value is in its entry. A short one is behind two in the first directory.
+            let entry = if page == 0 { FIRST - 3 } else { OTHER - 3 };
+            let value = Self::directory(page) + 8 + entry * ENTRY + 12;
+            [value, value + ENTRY]
+        } else {
+            let offsets = self.tables() + page * tiles * 16;
+            [offsets, offsets + tiles * 8]
+        };
+        [offsets, counts].map(|start| start..start + tiles * 8)
+    }
+
+    /// Returns the place of a tile that is not compressed.
+    pub(super) fn place(&self, page: u64, tile: u64) -> u64 {
+        self.end() + (page * self.grid.per_page() + tile) * self.grid.tile_bytes()
+    }
+
+    /// Writes the directories at the start of an empty file: with the places of the tiles unless they are compressed,
+    /// with zeros instead if they are.
+    pub(super) fn write(&self, file: &File) -> io::Result<()> {
+        let mut out = BufWriter::with_capacity(1 << 20, file);
+        out.write_all(if cfg!(target_endian = "big") {
+            b"MM"
+        } else {
+            b"II"
+        })?;
+        for word in [43_u16, 8, 0] {
+            out.write_all(&word.to_ne_bytes())?;
+        }
+        out.write_all(&HEAD.to_ne_bytes())?;
+        for page in 0..self.grid.pages {
+            self.write_directory(&mut out, page)?;
+        }
+        out.write_all(&self.text)?;
+        out.write_all(SOFTWARE)?;
+        let texts = (self.text.len() + SOFTWARE.len()) as u64;
+        for _ in Self::directory(self.grid.pages) + texts..self.tables() {
+            out.write_all(&[0])?;
+        }
+        if self.packing == Packing::None && self.grid.per_page() > 1 {
+            let length = self.grid.tile_bytes().to_ne_bytes();
+            for page in 0..self.grid.pages {
+                for tile in 0..self.grid.per_page() {
+                    out.write_all(&self.place(page, tile).to_ne_bytes())?;
+                }
+                for _ in 0..self.grid.per_page() {
+                    out.write_all(&length)?;
+                }
+            }
+        }
+        out.flush()
+    }
+
+    fn write_directory(&self, out: &mut impl Write, page: u64) -> io::Result<()> {
+        let kind: u16 = match self.dtype {
+            DType::F16 | DType::F32 | DType::F64 => 3,
+            DType::I8 | DType::I16 | DType::I32 | DType::I64 => 2,
+            _ => 1,
+        };
+        let tiles = self.grid.per_page();
+        let [offsets, counts] = match (tiles, self.packing) {
+            (1, Packing::None) => [self.place(page, 0), self.grid.tile_bytes()],
+            (1, _) => [0, 0],
+            _ => self.tables_of(page).map(|range| range.start),
+        };
+        let is_first = page == 0;
+        let texts = Self::directory(self.grid.pages);
+        let length = self.text.len() as u64;
+        let [rows, columns] = self.page;
+        let description = [(270, ASCII, length, texts)];
+        let software = [(305, ASCII, SOFTWARE.len() as u64, texts + length)];
+        let own = |entry: [(u16, u16, u64, u64); 1]| entry.into_iter().filter(move |_| is_first);
+        let entries = [
+            (256, LONG, 1, columns),
+            (257, LONG, 1, rows),
+            (258, SHORT, 1, 8 * self.grid.size),
+            (259, SHORT, 1, u64::from(self.packing.number())),
+            (262, SHORT, 1, 1),
+        ]
+        .into_iter()
+        .chain(own(description))
+        .chain([(277, SHORT, 1, 1)])
+        .chain(own(software))
+        .chain([
+            (317, SHORT, 1, u64::from(self.predictor)),
+            (322, LONG, 1, self.grid.chunk[2]),
+            (323, LONG, 1, self.grid.chunk[1]),
+            (324, LONG8, tiles, offsets),
+            (325, LONG8, tiles, counts),
+            (339, SHORT, 1, u64::from(kind)),
+        ]);
+        let count = if is_first { FIRST } else { OTHER };
+        out.write_all(&count.to_ne_bytes())?;
+        for (tag, form, count, value) in entries {
+            out.write_all(&tag.to_ne_bytes())?;
+            out.write_all(&form.to_ne_bytes())?;
+            out.write_all(&count.to_ne_bytes())?;
+            let mut bytes = [0; 8];
+            match form {
+                SHORT => {
+                    bytes[..2].copy_from_slice(&u16::try_from(value).unwrap_or(0).to_ne_bytes());
+                }
+                LONG => {
+                    bytes[..4].copy_from_slice(&u32::try_from(value).unwrap_or(0).to_ne_bytes());
+                }
+                _ => bytes = value.to_ne_bytes(),
+            }
+            out.write_all(&bytes)?;
+        }
+        let next = match page + 1 {
+            next if next < self.grid.pages => Self::directory(next),
+            _ => 0,
+        };
+        out.write_all(&next.to_ne_bytes())
+    }
+}
