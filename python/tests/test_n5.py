@@ -118,3 +118,106 @@ def test_blocks_that_are_damaged_are_refused(tmp_path):
     write(tmp_path / "b.n5", voxels, (4, 4, 4), compression={"type": "xz"})
     with pytest.raises(ValueError, match="xz"):
         voxpatch.open(tmp_path / "b.n5")
+
+
+def pyramid(path: Path, voxels: np.ndarray, count: int, attributes: list[dict] | None = None, names: list[str] | None = None) -> list[np.ndarray]:
+    """Write levels, each half of the previous one, as ``s0``, ``s1`` and so on."""
+    levels = [voxels[..., :: 2**n, :: 2**n, :: 2**n] for n in range(count)]
+    for n, level in enumerate(levels):
+        block = (2,) * (level.ndim - 3) + (4, 8, 8)
+        write(path / (names[n] if names else f"s{n}"), level, block, **(attributes[n] if attributes else {}))
+    return levels
+
+
+def check_levels(path: Path, levels: list[np.ndarray], spacing: list[float], case: object, names: list[str] | None = None) -> None:
+    """Compare all levels, and the position of their centers, whether they are opened by number or by path."""
+    corner = None
+    for n, level in enumerate(levels):
+        volume = voxpatch.open(path, level=n)
+        assert np.array_equal(volume[...].reshape(level.shape), level), (case, n)
+        assert np.allclose(volume.spacing, np.array(spacing) * 2**n, rtol=1e-12), (case, n, volume.spacing)
+        # The outer corner of the first voxel is the same on all levels.
+        own = volume.affine[:3, 3] - np.array(volume.spacing[::-1]) / 2
+        corner = own if corner is None else corner
+        assert np.allclose(own, corner, atol=1e-12), (case, n)
+        by_path = voxpatch.open(path / (names[n] if names else f"s{n}"))
+        assert np.array_equal(by_path.affine, volume.affine), (case, n)
+    with pytest.raises(ValueError, match=f"no level {len(levels)}"):
+        voxpatch.open(path, level=len(levels))
+
+
+def test_groups_of_levels_are_images(tmp_path):
+    voxels = made((12, 20, 28), "uint16")
+    micrometers = {"pixelResolution": {"unit": "um", "dimensions": [0.25, 0.5, 2.0]}}
+    spacing = [2e-3, 0.5e-3, 0.25e-3]
+    factors = [{"downsamplingFactors": [2**n] * 3} for n in range(3)]
+    for case, group, own in [
+        ("factors and resolution of the arrays", {}, [own | micrometers for own in factors]),
+        ("factors of the arrays", micrometers, factors),
+        ("factors of the group", micrometers | {"downsamplingFactors": [[2**n] * 3 for n in range(3)]}, [{}] * 3),
+        ("scales", micrometers | {"scales": [[2**n] * 3 for n in range(3)]}, [{}] * 3),
+        ("Paintera", {"multiScale": True, "resolution": [0.25, 0.5, 2.0], "units": ["um"] * 3}, factors),
+    ]:
+        root = tmp_path / case.replace(" ", "")
+        levels = pyramid(root / "volume", voxels, 3, own)
+        (root / "attributes.json").write_text('{"n5": "4.0.0"}')
+        # Only the root needs attributes.
+        if group:
+            (root / "volume/attributes.json").write_text(json.dumps(group))
+        check_levels(root / "volume", levels, spacing, case)
+        # A root with a single image is that image.
+        assert np.array_equal(voxpatch.open(root, level=2)[0], levels[2])
+
+
+def test_levels_with_transforms_are_images(tmp_path):
+    voxels = made((2, 12, 20, 28), "uint8")
+    names = ["fine", "half/inner"]
+    nanometers = [4.0, 8.0, 12.0]
+    transforms = [
+        {"axes": ["z", "y", "x"], "units": ["nm"] * 3, "scale": [n * 2**level for n in nanometers],
+         "translate": [100 + n * (2**level - 1) / 2 for n in nanometers]}
+        for level in range(2)
+    ]  # fmt: skip
+    image = [{"name": "em", "datasets": [{"path": name, "transform": own} for name, own in zip(names, transforms, strict=True)]}]
+    levels = pyramid(tmp_path / "a.n5", voxels, 2, names=names)
+    (tmp_path / "a.n5/attributes.json").write_text(json.dumps({"multiscales": image}))
+    for n, level in enumerate(levels):
+        volume = voxpatch.open(tmp_path / "a.n5", level=n)
+        assert np.array_equal(volume[...], level)
+        assert np.allclose(volume.spacing, np.array(nanometers) * 1e-6 * 2**n)
+        assert np.allclose(volume.affine[:3, 3], [n * 1e-6 for n in transforms[n]["translate"][::-1]])
+    # The array says it, too.
+    single = tmp_path / "b.n5/s0"
+    write(single, voxels[0], (4, 8, 8), transform=transforms[0] | {"axes": ["x", "y", "z"], "scale": [1, 2, 3]})
+    assert np.allclose(voxpatch.open(single).spacing, (3e-6, 2e-6, 1e-6))
+
+
+def test_pyramids_that_are_damaged_are_refused_or_have_no_position(tmp_path):
+    root = tmp_path / "a.n5"
+    voxels = made((12, 20, 28), "uint8")
+    levels = pyramid(root, voxels, 2)
+    micrometers = {"pixelResolution": {"unit": "um", "dimensions": [1, 2, 3]}}
+
+    def group(**attributes: object) -> None:
+        (root / "attributes.json").write_text(json.dumps({"n5": "4.0.0"} | micrometers | attributes))
+
+    for paths, problem in [(["../a"], "inside"), (["s0", "/etc"], "inside"), (["s0", "s9"], "not an array"), ([7], "inside")]:
+        group(multiscales=[{"datasets": [{"path": path} for path in paths]}])
+        with pytest.raises(ValueError, match=problem):
+            voxpatch.open(root, level=len(paths) - 1)
+    # Attributes that make no sense are no position, and the voxels stay.
+    for factors in ([[0, 0, 0]], [[1, 1, 1], [1e308, 1e308, 1e308]], [[-1, 1, 1]], "x", [[1]], {"a": 1}):
+        group(scales=factors)
+        for n, level in enumerate(levels):
+            volume = voxpatch.open(root, level=n)
+            assert np.array_equal(volume[0], level)
+            assert np.isfinite(volume.affine).all() and min(volume.spacing) > 0
+    group(multiscales=[{"datasets": [{"path": "s0", "transform": {"axes": ["z", "y", "x"], "units": ["nm"] * 3, "scale": [0, 1, 1]}}]}])
+    assert min(voxpatch.open(root).spacing) > 0
+    group(multiscales=[{"datasets": [{"path": "s0"}] * 65}])
+    assert np.array_equal(voxpatch.open(root, level=1)[0], levels[1])
+    group()
+    (root / "s1").rename(tmp_path / "outside")
+    (root / "s1").symlink_to(tmp_path / "outside")
+    with pytest.raises(voxpatch.VoxpatchError):
+        voxpatch.open(root, level=1, trusted=False)

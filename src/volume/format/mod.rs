@@ -21,6 +21,7 @@ use std::fmt::Write;
 use std::path::Path;
 use std::str::FromStr;
 
+pub(super) use self::nifti::{NiftiPlace, place as nifti_place};
 pub(super) use self::row::{FileFormat, VoxelStorage};
 pub(super) use self::table::{by_content, by_name, by_output_name, by_voxel_name, of, unknown};
 pub use self::table::{readable_extensions, writable_extensions};

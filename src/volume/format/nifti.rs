@@ -180,6 +180,36 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<FlatHeader> {
     header.checked(path, facts.name)
 }
 
+/// The position of a volume and the conversion of its voxels, from a header without voxels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(in super::super) struct NiftiPlace {
+    pub(in super::super) geometry: Geometry,
+    /// Millimeters of the header's unit of length.
+    pub(in super::super) factor: f64,
+    pub(in super::super) rescale: Option<Rescale>,
+}
+
+/// Reads a header without voxels, as NIfTI-Zarr has it. Its magic may be `nz1` or `nz2`, too, and its lengths and type are
+/// not used.
+pub(in super::super) fn place(path: &Path, bytes: &[u8]) -> Result<NiftiPlace> {
+    let mut bytes = bytes.to_vec();
+    for (at, magic) in [(344, b"nz1"), (4, b"nz2")] {
+        if bytes.get(at..at + 3) == Some(magic) {
+            bytes[at + 1] = b'+';
+        }
+    }
+    let facts = Facts::read(path, &bytes);
+    let facts = facts.map_err(|problem| Error::header(path, "NIfTI", problem))?;
+    let mut problems = Problems::default();
+    let geometry = facts.geometry(&mut problems);
+    problems.check(path, facts.name)?;
+    Ok(NiftiPlace {
+        geometry,
+        factor: facts.unit.unwrap_or(1.0),
+        rescale: Rescale::new(facts.rescale[0], facts.rescale[1]),
+    })
+}
+
 /// Returns the millimeters per unit of length in `xyzt_units`; an unspecified unit means millimeters.
 fn unit(code: i64) -> Result<f64, String> {
     match code & 7 {

@@ -19,6 +19,7 @@ use super::ome::{self, Placed};
 use super::store::Links;
 use super::tree::Tree;
 use crate::error::{Error, Result};
+use crate::geometry::Geometry;
 use crate::store::{Place, is_remote};
 
 /// An array, with the metadata found on the way to it.
@@ -30,6 +31,10 @@ pub(super) struct FoundArray {
     pub(super) attributes: Json,
     /// The image's metadata of this level, if the array belongs to an image.
     pub(super) image: Option<Placed>,
+    /// The same of the finest level, if this is a different one.
+    pub(super) finest: Option<Placed>,
+    /// The position of an N5 array, and the millimeters of its unit, if its attributes or those of its group say it.
+    pub(super) n5_place: Option<(Geometry, f64)>,
     /// The axes of the dimensions, as far as they have names.
     pub(super) axes: Vec<ZarrAxis>,
     /// The number of levels.
@@ -40,6 +45,7 @@ pub(super) struct FoundArray {
 #[derive(Default)]
 struct GroupAttributes {
     attributes: Json,
+    is_n5: bool,
 }
 
 /// Maximum depth of nested groups above their first array.
@@ -57,7 +63,9 @@ pub(super) fn find_array(path: &Path, level: usize, tree: &Tree) -> Result<Found
         if level > 0 {
             return Err(no_level(path, level, 1));
         }
-        if let Some((image, dataset)) = image_around(path, tree)? {
+        if array.format == Format::N5 {
+            array.n5_place = n5_around(path, &array.attributes, tree)?.or(array.n5_place);
+        } else if let Some((image, dataset)) = image_around(path, tree)? {
             take(&mut array, &image, &dataset)?;
         }
         return Ok(array);
@@ -75,8 +83,8 @@ pub(super) fn find_array(path: &Path, level: usize, tree: &Tree) -> Result<Found
         };
         return Err(unknown(path, &problem));
     };
-    if let Some(image) = said_image(&group) {
-        return multiscale(path, image, level, tree);
+    if let Some(found) = image_of(path, &group, level, tree)? {
+        return Ok(found);
     }
     let mut candidates = Vec::new();
     collect(path, 0, tree, &mut candidates)?;
@@ -96,10 +104,117 @@ pub(super) fn find_array(path: &Path, level: usize, tree: &Tree) -> Result<Found
         };
     }
     let group = group_at(only, tree)?.unwrap_or_default();
-    match said_image(&group) {
-        Some(image) => multiscale(only, image, level, tree),
-        None => Err(Error::unsupported(only, "it is no longer an image")),
+    image_of(only, &group, level, tree)?
+        .ok_or_else(|| Error::unsupported(only, "it is no longer an image"))
+}
+
+/// Returns a level of the image that a group is; `None` if it is not one.
+fn image_of(
+    path: &Path,
+    group: &GroupAttributes,
+    level: usize,
+    tree: &Tree,
+) -> Result<Option<FoundArray>> {
+    if group.is_n5 {
+        let levels = n5_levels(path, &group.attributes, tree)?;
+        return match levels.len() {
+            0 => Ok(None),
+            _ => n5_level(path, &group.attributes, &levels, level, tree).map(Some),
+        };
     }
+    match said_image(group) {
+        Some(image) => multiscale(path, image, level, tree).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Returns the names of the levels of the pyramid that an N5 group is; none if it is not one.
+fn n5_levels(path: &Path, group: &Json, tree: &Tree) -> Result<Vec<String>> {
+    if let Some(datasets) = n5::datasets(group) {
+        let names = datasets.iter().map(|dataset| {
+            let name = dataset.get("path").and_then(Json::as_str);
+            checked_name(path, "N5", name.unwrap_or_default()).map(str::to_owned)
+        });
+        return names.collect();
+    }
+    let mut names = Vec::new();
+    while let Some(name) = n5::level_name(names.len()) {
+        if array_at(&path.join(&name), tree)?.is_none() {
+            break;
+        }
+        names.push(name);
+    }
+    Ok(names)
+}
+
+fn n5_level(
+    path: &Path,
+    group: &Json,
+    levels: &[String],
+    level: usize,
+    tree: &Tree,
+) -> Result<FoundArray> {
+    let name = levels
+        .get(level)
+        .ok_or_else(|| no_level(path, level, levels.len()))?;
+    let own = path.join(name);
+    tree.check_links(path, &own)?;
+    let mut found = array_at(&own, tree)?.ok_or_else(|| {
+        let problem = format!(
+            "level {level} should be at {:?}, which is not an array",
+            excerpt(name)
+        );
+        Error::header(path, "N5", problem)
+    })?;
+    let pyramid = n5::Pyramid {
+        group,
+        dataset: n5::datasets(group).and_then(|datasets| datasets.get(level)),
+        level,
+    };
+    found.n5_place = n5::geometry(&found.attributes, Some(pyramid));
+    found.levels = levels.len();
+    Ok(found)
+}
+
+/// Returns the position of an N5 array that is opened by its own path, with the attributes of the pyramid that it
+/// is a level of.
+fn n5_around(path: &Path, array: &Json, tree: &Tree) -> Result<Option<(Geometry, f64)>> {
+    let Some(path) = tree.absolute(path) else {
+        return Ok(None);
+    };
+    let (Some(above), Some(name)) = (path.parent(), path.file_name().and_then(OsStr::to_str))
+    else {
+        return Ok(None);
+    };
+    let Some(group) = n5_attributes(above, tree)? else {
+        return Ok(None);
+    };
+    // An array can be opened although its group is damaged.
+    let levels = n5_levels(above, &group, tree).unwrap_or_default();
+    let Some(level) = levels.iter().position(|own| own == name) else {
+        return Ok(None);
+    };
+    let pyramid = n5::Pyramid {
+        group: &group,
+        dataset: n5::datasets(&group).and_then(|datasets| datasets.get(level)),
+        level,
+    };
+    Ok(n5::geometry(array, Some(pyramid)))
+}
+
+/// Returns the path of a level inside its image.
+fn checked_name<'n>(path: &Path, format: &'static str, name: &'n str) -> Result<&'n str> {
+    let plain = |part: &str| {
+        !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', '\0'])
+    };
+    if name.split('/').all(plain) {
+        return Ok(name);
+    }
+    let problem = format!(
+        "the path {:?} of a level does not stay inside the image",
+        excerpt(name)
+    );
+    Err(Error::header(path, format, problem))
 }
 
 /// The names of the metadata of an array or group.
@@ -214,6 +329,9 @@ fn take(array: &mut FoundArray, (image, attributes): &(Json, Json), dataset: &Js
         .map_or(0, Vec::len);
     let placed = Placed::read(image, attributes, dataset, rank)
         .map_err(|problem| Error::unsupported(&array.path, problem))?;
+    // A transformation of the finest level that is not understood matters only where the level is opened.
+    let finest = image.pointer("/datasets/0").filter(|&own| own != dataset);
+    array.finest = finest.and_then(|own| Placed::read(image, attributes, own, rank).ok());
     array.axes.clone_from(&placed.axes);
     array.image = Some(placed);
     Ok(())
@@ -226,7 +344,8 @@ fn no_level(path: &Path, level: usize, levels: usize) -> Error {
     )
 }
 
-fn array_at(path: &Path, tree: &Tree) -> Result<Option<FoundArray>> {
+/// Returns the array at a path; `None` if there is none.
+pub(super) fn array_at(path: &Path, tree: &Tree) -> Result<Option<FoundArray>> {
     let (document, format) = if let Some(document) = tree.document(path, "zarr.json")? {
         match document.get("node_type").and_then(Json::as_str) {
             Some("array") => (document, Format::Zarr3),
@@ -246,8 +365,10 @@ fn array_at(path: &Path, tree: &Tree) -> Result<Option<FoundArray>> {
             path: path.to_path_buf(),
             format: Format::N5,
             document,
-            attributes,
             image: None,
+            finest: None,
+            n5_place: n5::geometry(&attributes, None),
+            attributes,
             axes: Vec::new(),
             levels: 1,
         }));
@@ -270,6 +391,8 @@ fn array_at(path: &Path, tree: &Tree) -> Result<Option<FoundArray>> {
         document,
         attributes,
         image: None,
+        finest: None,
+        n5_place: None,
         levels: 1,
     }))
 }
@@ -280,7 +403,16 @@ fn n5_attributes(path: &Path, tree: &Tree) -> Result<Option<Json>> {
         return Ok(None);
     }
     let attributes = tree.document(path, n5::ATTRIBUTES)?;
-    Ok(attributes.filter(n5::recognize))
+    if attributes.as_ref().is_some_and(n5::recognize) {
+        return Ok(attributes);
+    }
+    // Only the root of a hierarchy needs attributes: a folder with a first level is a group.
+    let Some(name) = n5::level_name(0) else {
+        return Ok(None);
+    };
+    let level = tree.document(&path.join(name), n5::ATTRIBUTES)?;
+    let is_group = level.as_ref().and_then(n5::document).is_some();
+    Ok(is_group.then(|| attributes.unwrap_or_default()))
 }
 
 fn group_at(path: &Path, tree: &Tree) -> Result<Option<GroupAttributes>> {
@@ -288,14 +420,19 @@ fn group_at(path: &Path, tree: &Tree) -> Result<Option<GroupAttributes>> {
         let group = document.get("node_type").and_then(Json::as_str) == Some("group");
         return Ok(group.then(|| GroupAttributes {
             attributes: document.get("attributes").cloned().unwrap_or_default(),
+            is_n5: false,
         }));
     }
     if tree.document(path, ".zgroup")?.is_none() {
         let attributes = n5_attributes(path, tree)?;
-        return Ok(attributes.map(|attributes| GroupAttributes { attributes }));
+        return Ok(attributes.map(|attributes| GroupAttributes {
+            attributes,
+            is_n5: true,
+        }));
     }
     Ok(Some(GroupAttributes {
         attributes: tree.document(path, ".zattrs")?.unwrap_or_default(),
+        is_n5: false,
     }))
 }
 
@@ -319,7 +456,12 @@ fn collect(path: &Path, depth: usize, tree: &Tree, found: &mut Vec<PathBuf>) -> 
         }
         // A folder without metadata may be between groups, such as the rows of a plate.
         let group = group_at(&child, tree)?.unwrap_or_default();
-        if said_image(&group).is_some() {
+        let is_image = if group.is_n5 {
+            !n5_levels(&child, &group.attributes, tree)?.is_empty()
+        } else {
+            said_image(&group).is_some()
+        };
+        if is_image {
             found.push(child);
         } else if depth < MAX_DEPTH {
             deeper.push(child);
@@ -341,15 +483,7 @@ fn multiscale(path: &Path, image: &Json, level: usize, tree: &Tree) -> Result<Fo
         .get("path")
         .and_then(Json::as_str)
         .unwrap_or_default();
-    let plain = |part: &str| {
-        !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', '\0'])
-    };
-    if !name.split('/').all(plain) {
-        return Err(bad(format!(
-            "the path {:?} of level {level} does not stay inside the image",
-            excerpt(name)
-        )));
-    }
+    let name = checked_name(path, "OME-Zarr", name)?;
     let own = path.join(name);
     tree.check_links(path, &own)?;
     let mut found = array_at(&own, tree)?.ok_or_else(|| {

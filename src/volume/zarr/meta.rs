@@ -79,6 +79,12 @@ fn check_members(path: &Path, document: &Value) -> Result<()> {
     Ok(())
 }
 
+/// Returns the lengths in a document.
+fn dims(path: &Path, format: Format, document: &Value) -> Result<Vec<u64>> {
+    let shape = document.get("shape");
+    lengths(shape).ok_or_else(|| Error::header(path, name(format), problem("shape", shape)))
+}
+
 impl ArrayInfo {
     /// Parses a `zarr.json` or `.zarray` document; `axes` are the dimensions' names, if there are any.
     pub(super) fn parse(
@@ -87,16 +93,33 @@ impl ArrayInfo {
         document: &Value,
         axes: &[ZarrAxis],
     ) -> Result<Self> {
-        let bad = |problem: String| Error::header(path, name(format), problem);
-        if format == Format::Zarr3 {
-            check_members(path, document)?;
-        }
-        let dims = lengths(document.get("shape"))
-            .ok_or_else(|| bad(problem("shape", document.get("shape"))))?;
+        let dims = dims(path, format, document)?;
         if !(2..=8).contains(&dims.len()) {
             let what =
                 format!("an array of shape {dims:?} is not a volume: 2 to 8 dimensions are read");
             return Err(Error::unsupported(path, what));
+        }
+        Self::of_dims(path, format, document, (axes, dims))
+    }
+
+    /// Parses the document of a list of numbers: an array of one dimension, which becomes x; `None` if it has more.
+    pub(super) fn of_list(path: &Path, format: Format, document: &Value) -> Result<Option<Self>> {
+        let dims = dims(path, format, document)?;
+        if dims.len() != 1 {
+            return Ok(None);
+        }
+        Self::of_dims(path, format, document, (&[], dims)).map(Some)
+    }
+
+    fn of_dims(
+        path: &Path,
+        format: Format,
+        document: &Value,
+        (axes, dims): (&[ZarrAxis], Vec<u64>),
+    ) -> Result<Self> {
+        let bad = |problem: String| Error::header(path, name(format), problem);
+        if format == Format::Zarr3 {
+            check_members(path, document)?;
         }
         let dtype = dtype(path, format, document)?;
         let grid = if format == Format::Zarr3 {

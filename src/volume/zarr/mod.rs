@@ -15,6 +15,7 @@ mod find;
 mod json;
 mod meta;
 mod n5;
+mod nifti;
 mod objects;
 mod ome;
 mod partial_options;
@@ -159,11 +160,7 @@ impl ZarrVolume {
 
     fn open_tree(tree: &Tree, path: &Path, options: &OpenOptions) -> Result<Self> {
         let found = find::find_array(path, options.level, tree)?;
-        let store: Box<dyn Store> = match tree {
-            Tree::Folder(links) => Box::new(Folder::unchanging(&found.path, *links)?),
-            Tree::Archive(archive) => Box::new(Entries::new(archive, &found.path)),
-            Tree::Objects(tree) => Box::new(Objects::new(tree.remote(), &found.path)),
-        };
+        let store = store_of_array(tree, &found.path)?;
         let (store, compression) = if found.format == Format::N5 {
             Self::decoded(store, &found, options)?
         } else {
@@ -206,9 +203,7 @@ impl ZarrVolume {
             },
         };
         volume.layout.codecs.extend(compression);
-        if found.format == Format::N5
-            && let Some((geometry, factor)) = n5::geometry(&found.attributes)
-        {
+        if let Some((geometry, factor)) = found.n5_place {
             volume.layout.geometry = geometry;
             volume.layout.axes.unit =
                 super::units::name(factor).map(|name| (name.to_owned(), factor));
@@ -226,6 +221,11 @@ impl ZarrVolume {
             number("slope").unwrap_or(0.0),
             number("intercept").unwrap_or(0.0),
         );
+        if found.format != Format::N5
+            && let Some(header) = nifti::read(tree, &found, options)?
+        {
+            nifti::place(&mut volume.layout, header, &found, &volume.facts)?;
+        }
         Ok(volume)
     }
 
@@ -254,6 +254,17 @@ impl ZarrVolume {
         options: &OpenOptions,
     ) -> Result<Self> {
         let facts = ArrayInfo::parse(path, format, document, axes)?;
+        Self::with_facts(facts, store, document, options)
+    }
+
+    /// As [`with_store`](Self::with_store), with the facts of the document.
+    fn with_facts(
+        facts: ArrayInfo,
+        store: Box<dyn Store>,
+        document: &Json,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let (path, format) = (&*facts.path.clone(), facts.format);
         let bad = |problem: &Cause| Error::header(path, facts.format_name(), problem.to_string());
         let opened = caught("zarrs", || open_array(&facts, document));
         let (array, metadata) = opened.map_err(|problem| bad(&problem))??;
@@ -674,6 +685,15 @@ impl ShardIndex {
             Self::Present { entries, .. } => size_of_val::<[u64]>(entries),
         }
     }
+}
+
+/// Returns the store of an array in a hierarchy.
+fn store_of_array(tree: &Tree, path: &Path) -> Result<Box<dyn Store>> {
+    Ok(match tree {
+        Tree::Folder(links) => Box::new(Folder::unchanging(path, *links)?),
+        Tree::Archive(archive) => Box::new(Entries::new(archive, path)),
+        Tree::Objects(tree) => Box::new(Objects::new(tree.remote(), path)),
+    })
 }
 
 /// Copies a box of an array into rows. `lengths` are in voxels of `size` bytes; neighbors are `steps` voxels apart.

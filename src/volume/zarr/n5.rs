@@ -23,7 +23,8 @@ pub(super) const ATTRIBUTES: &str = "attributes.json";
 
 /// Returns `true` if these are attributes of a group or an array, and not of something else.
 pub(super) fn recognize(attributes: &Json) -> bool {
-    attributes.get("n5").is_some() || attributes.get("dimensions").is_some()
+    let has = |name: &str| attributes.get(name).is_some();
+    ["n5", "dimensions", "multiscales"].into_iter().any(has)
 }
 
 /// Returns the attributes of an array as a document of Zarr version 2; `None` if they are those of a group.
@@ -58,8 +59,88 @@ pub(super) fn document(attributes: &Json) -> Option<Json> {
     }))
 }
 
-/// Returns the spacing in the attributes: `pixelResolution` or `resolution`, if they have a unit of length.
-pub(super) fn geometry(attributes: &Json) -> Option<(Geometry, f64)> {
+/// Maximum number of levels of a pyramid.
+const MOST_LEVELS: usize = 64;
+
+/// Returns the datasets of the pyramid that a group's attributes declare, as at Janelia: `multiscales` with the paths of
+/// levels and their `transform`; `None` if they declare none.
+pub(super) fn datasets(group: &Json) -> Option<&[Json]> {
+    let datasets = group.pointer("/multiscales/0/datasets")?.as_array()?;
+    (1..=MOST_LEVELS)
+        .contains(&datasets.len())
+        .then_some(datasets)
+}
+
+/// Returns the usual name of a level; `None` beyond the last one that is looked for.
+pub(super) fn level_name(level: usize) -> Option<String> {
+    (level < MOST_LEVELS).then(|| format!("s{level}"))
+}
+
+/// The metadata around an array that is a level of a pyramid.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pyramid<'a> {
+    /// The attributes of the group.
+    pub(super) group: &'a Json,
+    /// The entry of the level in `multiscales`.
+    pub(super) dataset: Option<&'a Json>,
+    pub(super) level: usize,
+}
+
+/// Returns the position of an array, and the millimeters of its unit; `None` if nothing with a unit of length says it.
+///
+/// `transform` is that of the level itself. Other attributes have the voxel size of the finest level and the number of
+/// its voxels along a voxel of this one: `downsamplingFactors` of the array, or those (or `scales`) of the group. The
+/// center of a voxel is that of the voxels that it covers.
+pub(super) fn geometry(array: &Json, pyramid: Option<Pyramid<'_>>) -> Option<(Geometry, f64)> {
+    let transform = pyramid
+        .and_then(|pyramid| pyramid.dataset?.get("transform"))
+        .or_else(|| array.get("transform"));
+    if let Some(found) = transform.and_then(transformed) {
+        return Some(found);
+    }
+    let group = pyramid.map(|pyramid| pyramid.group);
+    let (lengths, factor) = resolution(array).or_else(|| resolution(group?))?;
+    let of_level = |name: &str| {
+        let pyramid = pyramid?;
+        three(pyramid.group.get(name)?.get(pyramid.level)?)
+    };
+    let factors = array
+        .get("downsamplingFactors")
+        .and_then(three)
+        .or_else(|| of_level("downsamplingFactors"))
+        .or_else(|| of_level("scales"))
+        .unwrap_or([1.0; 3]);
+    let geometry = Geometry::from_spacing(lengths.map(|length| length * factor));
+    let geometry = geometry.coarsened(factors);
+    geometry.is_sound().then_some((geometry, factor))
+}
+
+/// Returns the position that a `transform` declares. Its lists have the order of `axes`, usually z, y, x.
+fn transformed(transform: &Json) -> Option<(Geometry, f64)> {
+    let axes = transform.get("axes")?.as_array()?;
+    let place = |letter: &str| axes.iter().position(|axis| axis.as_str() == Some(letter));
+    let places = [place("z")?, place("y")?, place("x")?];
+    let number = |name: &str, place: usize| transform.get(name)?.get(place)?.as_f64();
+    let mut factors = [1.0; 3];
+    for (factor, place) in factors.iter_mut().zip(places) {
+        let unit = transform.get("units")?.get(place)?.as_str()?;
+        let Some(Unit::Millimeters(found)) = units::unit(unit) else {
+            return None;
+        };
+        *factor = found;
+    }
+    let (mut spacing, mut origin) = (factors, factors);
+    for axis in 0..3 {
+        spacing[axis] *= number("scale", places[axis])?;
+        origin[axis] *= number("translate", places[axis]).unwrap_or(0.0);
+    }
+    let geometry = Geometry::from_parts(spacing, origin);
+    geometry.is_sound().then_some((geometry, factors[2]))
+}
+
+/// Returns the voxel size z, y, x in the attributes, and the millimeters of its unit: `pixelResolution` or `resolution`,
+/// if they have a unit of length.
+fn resolution(attributes: &Json) -> Option<([f64; 3], f64)> {
     let pixel = attributes.get("pixelResolution");
     let (lengths, unit) = match pixel.and_then(|pixel| pixel.get("dimensions")) {
         Some(lengths) => (lengths, pixel?.get("unit")?),
@@ -71,16 +152,13 @@ pub(super) fn geometry(attributes: &Json) -> Option<(Geometry, f64)> {
     let Some(Unit::Millimeters(factor)) = units::unit(unit.as_str()?) else {
         return None;
     };
-    let lengths: Vec<f64> = lengths
-        .as_array()?
-        .iter()
-        .map(Json::as_f64)
-        .collect::<Option<_>>()?;
-    let &[x, y, z, ..] = lengths.as_slice() else {
-        return None;
-    };
-    let geometry = Geometry::from_spacing([z, y, x].map(|length| length * factor));
-    geometry.is_sound().then_some((geometry, factor))
+    Some((three(lengths)?, factor))
+}
+
+/// Returns the numbers of a list that begins with x, y, z, as z, y, x.
+fn three(list: &Json) -> Option<[f64; 3]> {
+    let number = |n: usize| list.get(n)?.as_f64();
+    Some([number(2)?, number(1)?, number(0)?])
 }
 
 /// A compression of blocks.

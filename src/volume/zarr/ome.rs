@@ -103,6 +103,15 @@ impl Placed {
         })
     }
 
+    /// Returns the metadata with all world axes in the same unknown unit.
+    pub(super) fn without_units(&self) -> Self {
+        let mut placed = self.clone();
+        for axis in &mut placed.world {
+            axis.unit = None;
+        }
+        placed
+    }
+
     /// Returns the world position of an array with this dimension order.
     pub(super) fn geometry(&self, order: &DimensionOrder) -> Result<Geometry, String> {
         self.map.geometry(order, &self.world)

@@ -380,6 +380,80 @@ fn of_images() -> Vec<Store> {
     ]
 }
 
+/// Returns an N5 group with these levels, one of which is there.
+fn pyramid(datasets: &Json) -> Vec<File> {
+    let level = json!({"dimensions": [4, 4, 4], "blockSize": [4, 4, 4], "dataType": "uint8",
+        "compression": {"type": "raw"}});
+    let group = json!({"n5": "4.0.0", "multiscales": [{"datasets": datasets}]});
+    vec![
+        ("attributes.json", text(&group)),
+        ("s0/attributes.json", text(&level)),
+    ]
+}
+
+/// Returns an image with the header of NIfTI in `length` bytes and chunks of `chunk`.
+fn nifti(length: u64, chunk: u64, header: Vec<u8>) -> Vec<File> {
+    let mut document = v2(&[4, 4, 4], &json!(null));
+    document["shape"] = json!([length]);
+    document["chunks"] = json!([chunk]);
+    document["dtype"] = json!("|u1");
+    let mut files = image(&json!("0"));
+    files.push(("nifti/.zarray", text(&document)));
+    files.push(("nifti/0", header));
+    files
+}
+
+fn of_groups() -> Vec<Store> {
+    let path = |path: Json| pyramid(&json!([{"path": path}]));
+    let stays = "does not stay inside";
+    let zeros = vec![0; 348];
+    vec![
+        ("N5, level outside", path(json!("../outside")), stays),
+        ("N5, level at the root", path(json!("/etc")), stays),
+        ("N5, level that is a number", path(json!(0)), stays),
+        (
+            "N5, level that is not there",
+            path(json!("s1")),
+            "not an array",
+        ),
+        (
+            "NIfTI, header of 2^63 bytes",
+            nifti(FAR, 348, zeros.clone()),
+            "maximum",
+        ),
+        (
+            "NIfTI, chunk of 2^62 bytes",
+            nifti(348, 1 << 62, zeros.clone()),
+            "larger than",
+        ),
+        (
+            "NIfTI, chunk of 64 MiB",
+            nifti(348, 64 << 20, zeros.clone()),
+            "maximum",
+        ),
+        (
+            "NIfTI, header of zeros",
+            nifti(348, 348, zeros.clone()),
+            "sizeof_hdr",
+        ),
+        (
+            "NIfTI, header of 2 bytes",
+            nifti(2, 2, vec![92, 1]),
+            "ends inside",
+        ),
+        (
+            "NIfTI, header that is cut off",
+            nifti(348, 348, zeros[..100].to_vec()),
+            "348",
+        ),
+        (
+            "NIfTI, header that is not stored",
+            nifti(348, 348, Vec::new()),
+            "348",
+        ),
+    ]
+}
+
 fn of_chunks() -> Vec<Store> {
     let with_chunk = |chunk: Vec<u8>| vec![array(&plain()).swap_remove(0), ("c/0/0/0", chunk)];
     vec![
@@ -414,7 +488,7 @@ fn of_chunks() -> Vec<Store> {
 #[test]
 fn stores_that_lie_are_refused_with_the_reason() {
     let mut found = Vec::new();
-    for (name, files, says) in [of_v3(), of_v2(), of_images(), of_chunks()].concat() {
+    for (name, files, says) in [of_v3(), of_v2(), of_images(), of_groups(), of_chunks()].concat() {
         let place = Place::new();
         let folder = place.path().join("a.zarr");
         put(&place.path().join("outside"), &array(&plain()));
