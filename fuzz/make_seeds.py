@@ -132,8 +132,10 @@ def main():
             archive.writestr(zipfile.ZipInfo("data.npy"), npy("<i2", False, (2, 4, 4)), method)
         seed("archive", name, packed.getvalue())
     sources = HERE.parent / "src/volume"
-    for target, file in [("hdf5", "hdf5/tests/single.h5"), ("blosc2", "blosc2/tests/zstd.b2nd")]:
-        seed(target, "one", (sources / file).read_bytes())
+    for target, name, file in [("hdf5", "one", "hdf5/tests/single.h5"), ("hdf5", "compact", "hdf5/tests/compact.h5"),
+                               ("hdf5", "bitshuffle", "hdf5/tests/bits.h5"), ("hdf5", "imaris", "hdf5/tests/imaris.ims"),
+                               ("blosc2", "one", "blosc2/tests/zstd.b2nd")]:
+        seed(target, name, (sources / file).read_bytes())
     for version, file, key in [(2, ".zarray", "0.0.0"), (3, "zarr.json", "c/0/0/0")]:
         for folder in sorted((HERE.parent / f"tests/data/zarr/v{version}").glob("[!t]*")):
             document = " ".join((folder / file).read_text().split()).encode()

@@ -63,7 +63,7 @@ def open(
     cache_dir: Path | None = None,
     cache_bytes: int | None = None,
 ) -> Volume:
-    """Open a volume by path or address: Zarr, a DICOM series, or a TIFF, NIfTI, numpy, MetaImage, NRRD, FreeSurfer or raw file.
+    """Open a volume by path or address: Zarr, N5, a DICOM series, or a TIFF, NIfTI, numpy, HDF5, Imaris, NRRD or other file.
 
     Only the header is read.
 

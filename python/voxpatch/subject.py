@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 #: A string that ends like this is the path of a volume.
 VOLUME_NAMES = (
     ".zarr", ".npy", ".nii", ".nii.gz", ".hdr", ".img", ".mhd", ".mha", ".nrrd", ".nhdr", ".raw", ".dcm", ".tif", ".tiff",
-    ".mgh", ".mgz", ".ozx", ".zip", ".npz", ".h5", ".hdf5", ".n5", ".b2nd",
+    ".mgh", ".mgz", ".ozx", ".zip", ".npz", ".h5", ".hdf5", ".ims", ".n5", ".b2nd",
 )  # fmt: skip
 
 #: A string that ends like this is the path of a file that is not read, or a slip of the pen: no metadata.
 FILE_NAMES = (
     ".gz", ".bz2", ".xz", ".zst", ".tar", ".7z", ".dicom", ".ima", ".btf", ".png",
-    ".jpg", ".jpeg", ".bmp", ".hdf", ".ims", ".vtk", ".vti",
+    ".jpg", ".jpeg", ".bmp", ".hdf", ".vtk", ".vti",
     ".mnc", ".czi", ".nd2", ".lif", ".mat", ".bin", ".dat", ".pt", ".pth", ".csv", ".json", ".txt", ".xml",
 )  # fmt: skip
 

@@ -47,7 +47,6 @@ impl OpenOptions {
             Err(error) => {
                 #[cfg(feature = "hdf5")]
                 if let Some((file, inside)) = hdf5::named(path) {
-                    check_level(path, self.level)?;
                     return hdf5::open(&file, &inside, self);
                 }
                 return match archive::containing(path) {
@@ -82,7 +81,6 @@ impl OpenOptions {
             }
             #[cfg(feature = "hdf5")]
             if hdf5::recognize(&head) {
-                check_level(path, self.level)?;
                 return hdf5::open(path, "", self);
             }
         }
@@ -197,7 +195,7 @@ impl OpenOptions {
 impl OpenOptions {
     /// Returns the number of levels of the image in a file.
     #[cfg_attr(
-        not(feature = "tiff"),
+        not(any(feature = "hdf5", feature = "tiff")),
         expect(clippy::unused_self, clippy::unnecessary_wraps)
     )]
     fn levels_of_file(&self, path: &Path) -> Result<usize> {
@@ -205,13 +203,17 @@ impl OpenOptions {
         if self.raw.is_none() && tiff::recognize(&read_up_to(path, 4)?) {
             return tiff::level_count(path);
         }
+        #[cfg(feature = "hdf5")]
+        if self.raw.is_none() && hdf5::recognize(&read_up_to(path, 8)?) {
+            return hdf5::level_count(path);
+        }
         let _ = path;
         Ok(1)
     }
 }
 
 /// Opens a volume: a Zarr folder or archive, a DICOM series, an array of an `.npz` archive, a data set of an HDF5 file
-/// (`file.h5:/path`), or a TIFF, NIfTI, numpy, MetaImage, NRRD, FreeSurfer or headerless
+/// (`file.h5:/path`), an Imaris file, or a TIFF, NIfTI, numpy, MetaImage, NRRD, FreeSurfer or headerless
 /// file.
 ///
 /// The content is checked first (magic bytes), the name second. A `.raw` file needs a sidecar, `scan.raw.json` or
@@ -235,7 +237,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<Arc<dyn Volume>> {
 }
 
 /// Checks that level 0 is wanted of a volume that has no other.
-fn check_level(path: &Path, level: usize) -> Result<()> {
+pub(super) fn check_level(path: &Path, level: usize) -> Result<()> {
     if level == 0 {
         return Ok(());
     }

@@ -188,7 +188,7 @@ fn unshuffle(from: &[u8], size: usize, out: &mut [u8]) {
 }
 
 /// Puts the bits of each element together again. Only whole groups of 8 elements are shuffled.
-fn bit_unshuffle(from: &[u8], size: usize, out: &mut [u8]) {
+pub(in super::super) fn bit_unshuffle(from: &[u8], size: usize, out: &mut [u8]) {
     let count = from.len() / size / 8 * 8;
     let whole = count * size;
     out[..whole].fill(0);
@@ -207,7 +207,7 @@ fn bit_unshuffle(from: &[u8], size: usize, out: &mut [u8]) {
 }
 
 /// Decodes a block of LZ4 of at most `limit` bytes.
-fn lz4(mut from: &[u8], limit: usize) -> Result<Vec<u8>, Cause> {
+pub(in super::super) fn lz4(mut from: &[u8], limit: usize) -> Result<Vec<u8>, Cause> {
     fn extended(from: &mut &[u8], short: usize) -> Result<usize, Cause> {
         let mut length = short;
         if short == 15 {

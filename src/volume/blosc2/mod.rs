@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 use serde_json::json;
 
+#[cfg(feature = "hdf5")]
+pub(super) use self::chunk::{bit_unshuffle, lz4};
 use super::blocks::{Block, BlockDecoder, BlockSource, BlockVolume};
 use super::format::excerpt;
 use super::watch::FileWatch;

@@ -33,6 +33,8 @@ const BLOCKS: &[&str] = &[
     ".h5",
     #[cfg(feature = "hdf5")]
     ".hdf5",
+    #[cfg(feature = "hdf5")]
+    ".ims",
 ];
 
 /// Returns the format that recognizes these first bytes of a file.

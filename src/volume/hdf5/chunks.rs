@@ -22,6 +22,8 @@ pub(super) struct ChunkDecoder {
     pub(super) grid: [u64; 4],
     /// The filters that each block leaves out, as bits; empty if none does.
     pub(super) masks: Vec<u32>,
+    /// All voxels, if they are in the header of the data set. The encoded bytes are then ignored.
+    pub(super) inline: Option<Vec<u8>>,
 }
 
 impl ChunkDecoder {
@@ -52,7 +54,10 @@ impl BlockDecoder for ChunkDecoder {
 
     fn decode(&self, index: usize, encoded: Vec<u8>, out: &mut [u8]) -> Result<(), Cause> {
         let mask = self.masks.get(index).copied().unwrap_or(0);
-        let voxels = self.filters.decode(encoded, mask)?;
+        let voxels = match &self.inline {
+            Some(voxels) => voxels,
+            None => &self.filters.decode(encoded, mask)?,
+        };
         let first = self.first_voxel(index as u64);
         let skip = (first[0] % self.chunk[0]) * self.strides[0]
             + (first[1] % self.chunk[1]) * self.strides[1];

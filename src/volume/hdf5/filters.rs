@@ -3,6 +3,7 @@
 use hdf5_reader::FilterRegistry;
 use hdf5_reader::messages::filter_pipeline::FilterDescription;
 
+use super::super::blosc2::{bit_unshuffle, lz4};
 use super::super::decoders;
 use super::super::zarr::BloscDecoder;
 use crate::error::Cause;
@@ -13,10 +14,11 @@ const FLETCHER: u16 = 3;
 const LZF: u16 = 32000;
 const BLOSC: u16 = 32001;
 const LZ4: u16 = 32004;
+const BITSHUFFLE: u16 = 32008;
 const ZSTD: u16 = 32015;
 
 /// The filters that are decoded, with their names.
-const KNOWN: [(u16, &str); 10] = [
+const KNOWN: [(u16, &str); 11] = [
     (DEFLATE, "gzip"),
     (SHUFFLE, "shuffle"),
     (FLETCHER, "fletcher32"),
@@ -26,6 +28,7 @@ const KNOWN: [(u16, &str); 10] = [
     (LZF, "lzf"),
     (BLOSC, "blosc"),
     (LZ4, "lz4"),
+    (BITSHUFFLE, "bitshuffle"),
     (ZSTD, "zstd"),
 ];
 
@@ -163,6 +166,7 @@ impl Filters {
                 bytes
             }
             LZF => lzf(&bytes, limit)?,
+            BITSHUFFLE => bitshuffle(&bytes, &filter.client_data, limit)?,
             BLOSC => {
                 let blosc = self.blosc.as_ref().ok_or("there is no blosc decoder")?;
                 blosc.decode(bytes)?
@@ -195,6 +199,74 @@ fn unshuffle(bytes: &[u8], size: usize) -> Vec<u8> {
     }
     out[whole..].copy_from_slice(&bytes[whole..]);
     out
+}
+
+/// Decodes bitshuffle. The settings are two versions, the bytes of an element, the elements of a block (0 for the usual
+/// number) and the compression of blocks: 0 for none, 2 for LZ4, 3 for zstd. Elements that are not a whole group of 8 are
+/// stored as they are, behind all blocks.
+pub(super) fn bitshuffle(bytes: &[u8], settings: &[u32], limit: usize) -> Result<Vec<u8>, Cause> {
+    let setting = |n: usize| usize::try_from(settings.get(n).copied().unwrap_or(0));
+    let (size, kind) = (setting(2)?, setting(4)?);
+    if size == 0 {
+        return Err("its elements have no bytes (bitshuffle)".into());
+    }
+    let (length, block, mut rest) = match kind {
+        0 => {
+            let block = match setting(3)? {
+                0 => (8192 / size / 8 * 8).max(128),
+                block => block,
+            };
+            (bytes.len(), block, bytes)
+        }
+        2 | 3 => {
+            let cut_off = "it ends inside the header of bitshuffle";
+            let (length, rest) = bytes.split_first_chunk::<8>().ok_or(cut_off)?;
+            let (block, rest) = rest.split_first_chunk::<4>().ok_or(cut_off)?;
+            let length = usize::try_from(u64::from_be_bytes(*length))?;
+            let block = usize::try_from(u32::from_be_bytes(*block))?;
+            (length, block / size, rest)
+        }
+        other => return Err(format!("compression {other} of bitshuffle is not read").into()),
+    };
+    if length > limit {
+        return Err(format!("it decodes to {length} bytes, more than {limit}").into());
+    }
+    if block == 0 || !block.is_multiple_of(8) || !length.is_multiple_of(size) {
+        return Err(format!("{length} bytes in blocks of {block} elements are not whole").into());
+    }
+    let mut out = vec![0; length];
+    let shuffled = length / size / 8 * 8 * size;
+    let (blocks, end) = out.split_at_mut(shuffled);
+    for part in blocks.chunks_mut(block.saturating_mul(size)) {
+        let stored = if kind == 0 {
+            part.len()
+        } else {
+            let (word, after) = rest
+                .split_first_chunk::<4>()
+                .ok_or("a block of bitshuffle is cut off")?;
+            rest = after;
+            usize::try_from(u32::from_be_bytes(*word))?
+        };
+        let (encoded, after) = rest
+            .split_at_checked(stored)
+            .ok_or("a block of bitshuffle is cut off")?;
+        rest = after;
+        let decoded = match kind {
+            2 => lz4(encoded, part.len())?,
+            3 => decoders::zstd(encoded, part.len())?,
+            _ => encoded.to_vec(),
+        };
+        if decoded.len() != part.len() {
+            let (found, needed) = (decoded.len(), part.len());
+            return Err(format!("a block decodes to {found} bytes, {needed} are needed").into());
+        }
+        bit_unshuffle(&decoded, size, part);
+    }
+    let left = rest
+        .get(..end.len())
+        .ok_or("the end of bitshuffle is cut off")?;
+    end.copy_from_slice(left);
+    Ok(out)
 }
 
 /// Verifies the checksum at the end of a chunk and removes it.

@@ -1,11 +1,13 @@
 //! HDF5 data sets: `file.h5:/path`, read without the C library and its lock.
 //!
 //! A contiguous data set is a flat file that begins at a byte of the file. A chunked one is a volume of blocks, which
-//! are decoded on the threads of the reader. Only [`structure`] knows how the file is organized.
+//! are decoded on the threads of the reader. Only [`structure`] knows how the file is organized. The data sets of an Imaris
+//! file are opened together, as one volume with levels.
 
 mod axes;
 mod chunks;
 mod filters;
+mod imaris;
 mod structure;
 #[cfg(test)]
 mod tests;
@@ -22,6 +24,7 @@ use self::structure::{DataSet, Listed, Storage, StoredChunk};
 use super::blocks::{Block, BlockSource, BlockVolume};
 use super::flat;
 use super::format::{DataStart, FlatHeader, excerpt};
+use super::open::check_level;
 use super::options::OpenOptions;
 use super::watch::FileWatch;
 use super::{Axes, Format, Layout, Volume};
@@ -63,6 +66,10 @@ pub(super) fn open(path: &Path, inside: &str, options: &OpenOptions) -> Result<A
     let mut files = FileWatch::default();
     files.add(path, &file.metadata().map_err(Error::io("look at", path))?);
     let structure = structure::open(path, file)?;
+    if inside.trim_matches('/').is_empty() && imaris::levels(&structure).is_some() {
+        return imaris::open(path, &structure, files, options);
+    }
+    check_level(path, options.level)?;
     let name = if inside.trim_matches('/').is_empty() {
         let (listed, is_all) = structure.list()?;
         match listed.as_slice() {
@@ -112,11 +119,38 @@ pub(super) fn open(path: &Path, inside: &str, options: &OpenOptions) -> Result<A
                 map: &map,
                 shape,
                 chunks,
+                inline: None,
+            };
+            let source = parts.source(layout, files, filters, &name)?;
+            Ok(Arc::new(BlockVolume::new(source)?))
+        }
+        Storage::Compact { bytes } => {
+            let filters = Filters::new(&[], set.dtype.size(), &set.shape)
+                .map_err(|what| Error::unsupported(&shown, what))?;
+            // One block, which is in memory. A block of no bytes would be one that is not stored.
+            let only = StoredChunk {
+                offsets: vec![0; set.shape.len()],
+                byte: 0,
+                length: 1,
+                mask: 0,
+            };
+            let parts = Parts {
+                set: &set,
+                map: &map,
+                shape: &set.shape,
+                chunks: &[only],
+                inline: Some(bytes),
             };
             let source = parts.source(layout, files, filters, &name)?;
             Ok(Arc::new(BlockVolume::new(source)?))
         }
     }
+}
+
+/// Returns the number of levels of a file: 1 unless it is one of Imaris.
+pub(super) fn level_count(path: &Path) -> Result<usize> {
+    let structure = structure::open(path, open_regular(path)?)?;
+    Ok(imaris::levels(&structure).unwrap_or(1))
 }
 
 fn layout(shown: &Path, set: &DataSet, map: &AxisMap) -> Result<Layout> {
@@ -178,6 +212,8 @@ struct Parts<'a> {
     /// The lengths of a chunk in the order of the data set.
     shape: &'a [u64],
     chunks: &'a [StoredChunk],
+    /// All voxels, if they are in the header.
+    inline: Option<&'a Vec<u8>>,
 }
 
 impl Parts<'_> {
@@ -264,6 +300,7 @@ impl Parts<'_> {
             channels_of_block: channels,
             grid: of_volume,
             masks: Vec::new(),
+            inline: self.inline.cloned(),
         };
         let (mut blocks, mut masks) = (Vec::new(), Vec::new());
         for number in 0..of_volume.iter().product() {

@@ -3,7 +3,7 @@
 //! Nothing outside this file follows addresses. The crate is run with a guard against panics, and the numbers that it
 //! returns are checked where they are used.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,11 +35,17 @@ const MOST_OBJECTS: usize = 4096;
 /// Maximum number of attributes of a data set, and of bytes of each, that are looked at.
 const MOST_ATTRIBUTE: usize = 1 << 20;
 
+/// Maximum bytes of an attribute that is a text.
+const LONGEST_TEXT: usize = 4096;
+
 /// An open file.
 pub(super) struct Structure {
     path: PathBuf,
     file: Hdf5File,
 }
+
+/// Attributes that are texts, by name.
+pub(super) type Texts = HashMap<String, String>;
 
 /// A data set that can be opened.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,6 +79,8 @@ pub(super) struct DataSet {
 pub(super) enum Storage {
     /// All voxels follow each other, from this byte of the file on.
     Contiguous { byte: u64 },
+    /// All voxels are in the header of the data set.
+    Compact { bytes: Vec<u8> },
     /// Chunks with these lengths.
     Chunks {
         shape: Vec<u64>,
@@ -205,6 +213,31 @@ impl Structure {
         Ok((found, true))
     }
 
+    /// Returns `true` if there is a group of this name.
+    pub(super) fn has_group(&self, name: &str) -> bool {
+        let found = caught("hdf5-reader", || self.file.group(name));
+        flat(found).is_ok()
+    }
+
+    /// Returns the attributes of a group that are texts: strings, or lists of single characters.
+    pub(super) fn texts(&self, group: &str) -> Result<Texts> {
+        let read = caught("hdf5-reader", || self.file.group(group)?.attributes());
+        let attributes =
+            flat(read).map_err(|problem| self.bad(&format!("{}: {problem}", excerpt(group))))?;
+        let is_text = |own: &Attribute| {
+            matches!(
+                own.datatype,
+                Datatype::String { .. } | Datatype::FixedPoint { size: 1, .. }
+            ) && own.raw_data.len() <= LONGEST_TEXT
+        };
+        let text = |own: Attribute| {
+            let text = String::from_utf8_lossy(&own.raw_data);
+            let end = text.find('\0').unwrap_or(text.len());
+            (own.name, text[..end].trim().to_owned())
+        };
+        Ok(attributes.into_iter().filter(is_text).map(text).collect())
+    }
+
     /// Returns a data set by its name.
     pub(super) fn data_set(&self, name: &str) -> Result<DataSet> {
         let found = caught("hdf5-reader", || self.file.dataset(name));
@@ -295,9 +328,18 @@ impl Structure {
         let shape = set.shape();
         let (address, dims, indexing) = match layout {
             None => return Err("it has no layout".into()),
-            Some(DataLayout::Compact { .. }) => {
-                let what = "is stored inside the header (compact): copy it with h5repack -l CONTI";
-                return Ok((filters, Err(what.to_owned())));
+            Some(DataLayout::Compact { data }) => {
+                let voxels = shape.iter().try_fold(1_u64, |all, &n| all.checked_mul(n));
+                let promised = voxels.and_then(|n| n.checked_mul(dtype.size() as u64));
+                if promised != Some(data.len() as u64) {
+                    let found = data.len();
+                    return Err(format!(
+                        "its header has {found} bytes of voxels of shape {shape:?}"
+                    )
+                    .into());
+                }
+                let bytes = data.clone();
+                return Ok((Vec::new(), Ok(Storage::Compact { bytes })));
             }
             Some(DataLayout::Contiguous { address, .. }) => {
                 let storage = if Cursor::is_undefined_offset(*address, offsets) {
