@@ -12,6 +12,38 @@ use voxpatch::VolumeExt;
 use crate::tool::{Place, command, fails, is_refused, json, names, ramp, succeeds, voxels};
 
 #[test]
+fn info_says_what_is_slow() {
+    let place = Place::new();
+    let source = place.store("in.npy", [4, 300, 300], 1, vec![1_u8; 4 * 300 * 300]);
+    let packed = place.at("a.nii.gz");
+    succeeds(&["convert", &source, &packed]);
+    let told = json(&["info", &packed]);
+    assert_eq!(told["packed_as_a_whole"], true, "{told}");
+    let text = succeeds(&["info", &packed]);
+    assert!(
+        text.contains("352 KB") || text.contains("351.6 KiB"),
+        "{text}"
+    );
+    assert!(text.contains("temporary file; convert it first"), "{text}");
+    assert!(json(&["info", &source]).get("packed_as_a_whole").is_none());
+    if cfg!(feature = "tiff") {
+        // Tiles of 16 x 304 voxels: a patch of 4 x 96 x 96 meets about 7 rows of them in each page.
+        let tiles = place.at("a.tif");
+        let chunk = ["--chunk", "1,16,304"];
+        succeeds(&[&["convert", &source, &tiles][..], &chunk].concat());
+        let told = json(&["info", &tiles]);
+        assert_eq!(told["read_chunk"], json!([1, 16, 304]));
+        assert!(told.get("decoded_per_voxel").is_none(), "{told}");
+        let pages = place.at("b.tif");
+        let chunk = ["--chunk", "1,304,304", "--codec", "zlib"];
+        succeeds(&[&["convert", &source, &pages][..], &chunk].concat());
+        let told = json(&["info", &pages]);
+        assert_eq!(told["codecs"], json!(["deflate"]));
+        assert_eq!(told["decoded_per_voxel"], 9.8, "{told}");
+    }
+}
+
+#[test]
 fn info_tells_the_layout_to_people_and_programs() {
     let place = Place::new();
     let path = place.small("in.zarr");

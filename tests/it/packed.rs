@@ -100,8 +100,11 @@ fn compressed_files_are_converted_and_verified_without_a_temporary_file() {
         assert!(verified.status.success(), "{name}: {verified:?}");
         let mut pyramids = Vec::new();
         for target in [
-            "a.zarr", "b.zarr", "c.npy", "d.nii", "e.nrrd", "f.mha", "g.mhd",
+            "a.zarr", "b.zarr", "c.npy", "d.nii", "e.nrrd", "f.mha", "g.mhd", "h.tif", "i.tif",
         ] {
+            if target.ends_with("tif") && cfg!(not(feature = "tiff")) {
+                continue;
+            }
             for (threads, dtype) in [("4", "uint16"), ("1", "float32")] {
                 let out = place.at(target);
                 let mut args = vec![
@@ -118,6 +121,9 @@ fn compressed_files_are_converted_and_verified_without_a_temporary_file() {
                 }
                 if target == "b.zarr" {
                     args.extend(["--pyramid", "mean"]);
+                }
+                if target == "i.tif" {
+                    args.extend(["--codec", "zstd", "--chunk", "16"]);
                 }
                 let done = without_temporary_files(&args);
                 assert!(done.status.success(), "{name} {target} {dtype}: {done:?}");

@@ -133,7 +133,12 @@ fn ways(place: &Place) -> Vec<Way> {
     index.always = true;
     let resumed = [&infer[..], &["--resume"]].concat();
     let parts = [&infer[..], &["--part", "0/1"]].concat();
-    vec![
+    let packed = [&infer[..], &["--codec", "zlib"]].concat();
+    let tiles = [
+        way("convert to tif", "out.tif", &convert, &[EmptyFile]),
+        way("infer to tif", "out.ome.tif", &packed, &[EmptyFile]),
+    ];
+    let ways = vec![
         way("convert to Zarr", "out.zarr", &convert, FOLDERS),
         way("convert to npy", "out.npy", &convert, &[EmptyFile, Npy]),
         way("convert to nii", "out.nii", &convert, &[EmptyFile, Nifti]),
@@ -168,7 +173,9 @@ fn ways(place: &Place) -> Vec<Way> {
             &["preview", &scan, "OUT"],
             &[EmptyFile, Picture],
         ),
-    ]
+    ];
+    let tiles = tiles.into_iter().filter(|_| cfg!(feature = "tiff"));
+    ways.into_iter().chain(tiles).collect()
 }
 
 /// Creates the existing file or folder from those in `stock`; an error if this process may not.

@@ -91,6 +91,13 @@ pub(crate) fn run(settings: &Info) -> anyhow::Result<()> {
     if let Some(cost) = PatchCost::of(layout) {
         report.add("decoded_per_voxel", cost.ratio(), cost.to_string());
     }
+    if volume.sequential_order().is_some() {
+        let text = format!(
+            "yes: the first patch unpacks all {} into a temporary file; convert it first",
+            report::bytes(decoded)
+        );
+        report.add("packed_as_a_whole", true, text);
+    }
     report.print(settings.printing)
 }
 
