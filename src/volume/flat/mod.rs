@@ -34,7 +34,9 @@ use crate::error::{Error, Result};
 use crate::region::Region;
 use crate::store::{Input, Place, read_error};
 
-pub(super) use self::write::{FlatWriter, reserve};
+pub(super) use self::write::FlatWriter;
+#[cfg(feature = "tiff")]
+pub(super) use self::write::reserve;
 
 /// Planes of a mapped file that are preferably read together, if they fit in a [`SLAB`] (bytes).
 const PLANES: u64 = 2;
