@@ -183,11 +183,13 @@ def test_what_a_job_cannot_do_is_refused(scan: str, tmp_path: pathlib.Path) -> N
     assert not (tmp_path / "out.zarr").exists()
 
 
-def test_an_output_in_a_store_is_refused_before_anything_is_written(
+def test_coarser_levels_in_a_store_are_refused_before_any_request(
     scan: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(os.listdir(tmp_path))
-    with pytest.raises(voxpatch.VoxpatchError, match="cannot be resumed or written in parts"):
-        plan(scan, "s3://bucket/out.zarr").tasks(2)[0].run(double)
+    job = plan(scan, "s3://bucket/out.zarr", pyramid="mean")
+    for work in (lambda: job.tasks(2), job.status, job.commit):
+        with pytest.raises(voxpatch.VoxpatchError, match="coarser levels"):
+            work()
     assert sorted(os.listdir(tmp_path)) == before

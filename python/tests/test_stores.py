@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import pathlib
 import pickle
+import random
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import faulty_store
@@ -167,6 +170,195 @@ def test_a_killed_run_leaves_no_metadata_and_is_named(
     assert sorted(objects(client, "killed.zarr/")) == ["0/c/0/0/0", "0/zarr.json", "zarr.json"]
 
 
+PLANNED: dict[str, Any] = {"patch_size": 16, "overlap": 8, "chunk": 8, "shard": 8, "threads": 2}
+
+
+def run_task(task: voxpatch.Task) -> Any:
+    """Run a task."""
+    return task.run(two)
+
+
+def run_killed(task: voxpatch.Task, left: int) -> None:
+    """Run a task in a process that is killed after some patches."""
+
+    def killing(done: int, total: int) -> None:
+        if done >= left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    task.run(two, progress=killing)
+
+
+@pytest.fixture
+def planned(options: dict[str, str], files: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> tuple[voxpatch.Job, dict[str, bytes]]:
+    """A job with an output in the bucket `out`, and the objects that it must have."""
+    voxpatch.predict(two, files["c.zarr"], tmp_path / "tasks.zarr", model_id="two", **PLANNED)
+    job = voxpatch.plan_predict(
+        files["c.zarr"], "s3://out/tasks.zarr", model=two, model_id="two", storage_options=options, **PLANNED
+    )
+    return job, local_files(tmp_path / "tasks.zarr")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_tasks_of_killed_workers_give_the_objects_of_one_process(
+    client: Any, planned: tuple[voxpatch.Job, dict[str, bytes]], seed: int
+) -> None:
+    job, expected = planned
+    draw = random.Random(seed)
+    tasks = job.tasks(draw.choice([1, 2, 4]))
+    context = multiprocessing.get_context("spawn")
+    victims = [
+        context.Process(target=run_killed, args=(task, draw.randrange(1, task.patches))) for task in draw.choices(tasks, k=2)
+    ]
+    for victim in victims:
+        victim.start()
+    todo = 2 * tasks
+    draw.shuffle(todo)
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        done = [future.result() for future in [pool.submit(run_task, task) for task in todo]]
+        for victim in victims:
+            victim.join(60)
+            assert victim.exitcode in (0, -signal.SIGKILL)
+        assert any(one["whole"] for one in done) and job.status()["published"]
+        commits = [pool.submit(job.commit) for _ in range(2)]
+        assert all(commit.result().shape == (2, *job._volume.shape[1:]) for commit in commits)
+    found = objects(client, "tasks.zarr/")
+    # A worker that is killed after the last task may leave its note.
+    assert {name: bytes_ for name, bytes_ in found.items() if not name.startswith(".voxpatch.tasks/")} == expected
+    late = tasks[0].run(two)
+    assert late["patches"] == 0 and late["whole"]
+
+
+def test_nothing_looks_finished_before_all_tasks_are(
+    options: dict[str, str], client: Any, files: dict[str, pathlib.Path], planned: tuple[voxpatch.Job, dict[str, bytes]]
+) -> None:
+    job, expected = planned
+    again = pickle.loads(pickle.dumps(job))
+    tasks = job.tasks(3)
+    assert SECRET not in tasks[0].to_json()
+    with pytest.raises(voxpatch.VoxpatchError, match="no part has been started"):
+        job.commit()
+    assert objects(client) == {}
+    chunks = [0]
+    for n, task in enumerate(tasks):
+        with pytest.raises(voxpatch.VoxpatchError, match="no such object"):
+            voxpatch.open("s3://out/tasks.zarr", storage_options=options)
+        assert task.run(two)["whole"] == (n == 2)
+        chunks.append(again.status()["chunks_done"])
+        if n == 0:
+            other = voxpatch.plan_predict(
+                files["c.zarr"], "s3://out/tasks.zarr", model=two, model_id="other", storage_options=options, overwrite=True, **PLANNED
+            )
+            with pytest.raises(voxpatch.VoxpatchError, match='model "two" and now "other"|model'):
+                other.tasks(3)[1].run(two)
+            with pytest.raises(voxpatch.VoxpatchError, match="parts"):
+                job.tasks(2)[0].run(two)
+            with pytest.raises(FileExistsError, match="unfinished output"):
+                voxpatch.write("s3://out/tasks.zarr", np.ones((4, 5, 6), np.int16), storage_options=options)
+            with pytest.raises(voxpatch.VoxpatchError, match="run parts"):
+                job.commit()
+    assert chunks == sorted(set(chunks)) and again.status()["complete"]
+    assert objects(client, "tasks.zarr/") == expected
+    # Over an old output, which another plan replaces.
+    over = voxpatch.plan_predict(
+        files["c.zarr"], "s3://out/tasks.zarr", model=two, model_id="other", storage_options=options, overwrite=True, **PLANNED
+    )
+    client.put_object(Bucket="out", Key="tasks.zarr/thesis.tex", Body=b"theirs")
+    with pytest.raises(FileExistsError, match="not replaced"):
+        over.tasks(2)[0].run(two)
+    assert objects(client, "tasks.zarr/") == {**expected, "thesis.tex": b"theirs"}
+    client.delete_object(Bucket="out", Key="tasks.zarr/thesis.tex")
+    assert [task.run(two)["whole"] for task in over.tasks(2)] == [False, True]
+    assert objects(client, "tasks.zarr/") == expected
+
+
+RESUMED = """
+import json, os, signal, sys
+import numpy as np
+import voxpatch
+
+def killing(done, total):
+    if done >= int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def two(batch):
+    batch = np.asarray(batch, np.float32)[:, :1]
+    return np.concatenate([batch, 150 - batch], axis=1)
+
+planned = json.loads(sys.argv[4])
+voxpatch.predict(two, sys.argv[1], "s3://out/tasks.zarr", resume=True, model_id="two", progress=killing, storage_options=json.loads(sys.argv[2]), **planned)
+"""
+
+
+def test_runs_that_were_killed_or_interrupted_are_resumed(
+    options: dict[str, str], client: Any, files: dict[str, pathlib.Path], planned: tuple[voxpatch.Job, dict[str, bytes]]
+) -> None:
+    job, expected = planned
+    arguments = [sys.executable, "-c", RESUMED, str(files["c.zarr"]), json.dumps(options), "20", json.dumps(PLANNED)]
+    assert subprocess.run(arguments, stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
+    left = objects(client, "tasks.zarr/")
+    assert ".voxpatch.unfinished" in left and not any("zarr.json" in name for name in left)
+    how: Any = {"resume": True, "model_id": "two", "storage_options": options, **PLANNED}
+    patches = job.tasks(1)[0].patches
+
+    def interrupt(done: int, total: int) -> None:
+        if done >= total - 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        voxpatch.predict(two, files["c.zarr"], "s3://out/tasks.zarr", progress=interrupt, **how)
+    assert any(name.endswith("0-of-1.begun") for name in objects(client, "tasks.zarr/.voxpatch.tasks/"))
+    batches = 0
+
+    def counted(batch: Any) -> Any:
+        nonlocal batches
+        batches += 1
+        return two(batch)
+
+    voxpatch.predict(counted, files["c.zarr"], "s3://out/tasks.zarr", **how)
+    assert 0 < batches < patches
+    assert objects(client, "tasks.zarr/") == expected
+
+
+def test_the_commands_for_tasks_write_into_a_store(
+    options: dict[str, str], client: Any, files: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    root = pathlib.Path(__file__).parents[2]
+    command = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", root / "target")) / "debug/voxpatch"
+    if not command.exists():
+        pytest.skip("the command is not built")
+    environment = {
+        **os.environ, "AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": options["endpoint_url"],
+        "AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true",
+    }  # fmt: skip
+
+    def run(*words: object) -> Any:
+        done = subprocess.run([command, *map(str, words)], env=environment, capture_output=True, text=True, check=False)
+        assert SECRET not in done.stdout + done.stderr
+        return json.loads(done.stdout) if done.returncode == 0 else done.stderr
+
+    words = [files["c.zarr"], "--patch-size", "16", "--model", "gaussian:1", "--chunk", "8", "--shard", "8"]
+    run("infer", words[0], tmp_path / "out.zarr", *words[1:], "--json")
+    expected = local_files(tmp_path / "out.zarr")
+    planned = run("plan", tmp_path / "job.json", "--tasks", "2", "--json", "--", words[0], "s3://out/out.zarr", *words[1:])
+    assert planned["tasks"] == 2 and objects(client) == {}
+    assert "no part has been started" in run("commit", tmp_path / "job.json")
+    assert not run("run-task", tmp_path / "job.json", "1", "--json")["whole"]
+    status = run("status", tmp_path / "job.json", "--json")
+    assert status["tasks_done"] == 1 and status["tasks_left"] == [0] and not status["published"]
+    assert "run parts" in run("commit", tmp_path / "job.json")
+    assert run("run-task", tmp_path / "job.json", "0", "--json")["whole"]
+    for _ in range(2):
+        assert run("commit", tmp_path / "job.json", "--json")["out"] == "s3://out/out.zarr"
+    assert run("status", tmp_path / "job.json", "--json")["published"]
+    assert objects(client, "out.zarr/") == expected
+    # Parts and a resumed run are the same, without a plan.
+    for part in ("0/2", "1/2"):
+        whole = run("infer", words[0], "s3://out/parts/out.zarr", *words[1:], "--part", part, "--json")["whole"]
+    assert whole and objects(client, "parts/out.zarr/") == expected
+    run("infer", words[0], "s3://out/resumed/out.zarr", *words[1:], "--resume", "--json")
+    assert objects(client, "resumed/out.zarr/") == expected
+
+
 def test_a_run_that_fails_leaves_nothing(options: dict[str, str], client: Any, files: dict[str, pathlib.Path]) -> None:
     def failing(batch: Any) -> Any:
         raise ZeroDivisionError("on purpose")
@@ -204,8 +396,10 @@ def test_what_stores_cannot_have_is_refused(options: dict[str, str], client: Any
         with pytest.raises(ValueError, match=why) as error:
             voxpatch.write(path, image)
         assert SECRET not in str(error.value)
-    with pytest.raises(ValueError, match="cannot be resumed"):
-        voxpatch.predict(two, files["c.zarr"], "s3://out/a.zarr", 16, resume=True, storage_options=options, model_id="two")
+    with pytest.raises(ValueError, match="coarser levels"):
+        voxpatch.predict(
+            two, files["c.zarr"], "s3://out/a.zarr", 16, resume=True, pyramid="mean", storage_options=options, model_id="two"
+        )
     voxpatch.write("s3://out/in.zarr", image, storage_options=options)
     for same in ("s3a://out/in.zarr", "s3://out/in.zarr/0/copy"):
         with pytest.raises(OSError, match=r"in\.zarr"):

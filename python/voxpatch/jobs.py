@@ -272,7 +272,7 @@ class Task:
         """Predict the task's patches and write its shards; the last task also publishes the outputs.
 
         It may be run again, or twice at once: the second run waits for the first one, and does what is missing if that
-        was killed.
+        was killed. In an object store nothing waits: both write the same bytes.
 
         Parameters
         ----------
@@ -361,15 +361,16 @@ def plan_predict(
 ) -> Job:
     """Plan a prediction that many processes or machines write together; nothing is written yet.
 
-    Workers must see the same files under the same paths, such as on a shared file system. Nothing else connects them: any
-    engine that runs functions or commands will do.
+    Workers must see the same files under the same paths, such as on a shared file system, or the same object store. Nothing
+    else connects them: any engine that runs functions or commands will do.
 
     Parameters
     ----------
     volume : Volume, str, path-like or array
         The volume to predict, as in :func:`predict`.
     output : str, path-like, sequence or dict
-        Path of the output, or paths of several, as in :func:`predict`. They must be Zarr.
+        Path of the output, or paths of several, as in :func:`predict`. They must be Zarr, and in an object store without
+        `pyramid`.
     patch_size : int or (int, int, int)
         Voxels of a patch along z, y, x.
     overlap : int, float or three of them, optional

@@ -726,11 +726,11 @@ pub enum Error {
 
     /// An output was started with different settings.
     #[error(
-        "{} was started with different settings ({}): use the same settings, or delete the folder to start over",
+        "{} was started with different settings ({}): use the same settings, or delete it to start over",
         path.display(), listed(differences)
     )]
     RunMismatch {
-        /// The folder of the unfinished output.
+        /// The unfinished output: its folder, or its address in a store.
         path: PathBuf,
         /// The differences.
         differences: Vec<Difference>,

@@ -38,7 +38,7 @@ impl Choices {
     fn begun(&self) -> Result<Vec<Option<CreateOptions>>> {
         let targets = self.targets.first().into_iter().flatten();
         targets
-            .map(|target| volume::partial_options(&target.path))
+            .map(|target| volume::begun_options(&target.path, &target.store))
             .collect()
     }
 

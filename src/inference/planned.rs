@@ -146,7 +146,7 @@ fn followed(
     defaults: &[StoreOption],
 ) -> CreateOptions {
     let free = |option| defaults.contains(&option);
-    if !stored.is_local_zarr() || (store.zarr != begun.zarr && !free(StoreOption::Zarr)) {
+    if !stored.is_zarr() || (store.zarr != begun.zarr && !free(StoreOption::Zarr)) {
         return store.clone();
     }
     let lengths = |chunk: Option<ChunkShape>| {

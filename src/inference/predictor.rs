@@ -98,6 +98,10 @@ impl InferencePlan {
         Ok((schedule, &**volume, &**model))
     }
 
+    pub(super) const fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
     pub(super) const fn schedule_mut(&mut self) -> &mut Schedule {
         &mut self.schedule
     }
@@ -257,10 +261,11 @@ impl InferencePlan {
     ///
     /// # Errors
     ///
-    /// [`Unsupported`](crate::Error::Unsupported) if an output is a flat file,
+    /// [`Unsupported`](crate::Error::Unsupported) if an output is a flat file, or has coarser levels and is in a store;
     /// [`MemoryLimit`](crate::Error::MemoryLimit) if the part needs more memory than it is allowed, and
     /// [`Io`](crate::Error::Io) if an output that was begun cannot be read.
     pub fn with_part(mut self, part: OutputPart, durability: Durability) -> Result<Self> {
+        self.schedule.check_resumable()?;
         let Predictor { volume, model, .. } = &self.predictor;
         let schedule = self.schedule;
         let schedule = schedule.following(&self.choices, volume.layout(), &**model)?;

@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::region::{Region, chunk_range, indices};
 use crate::volume::{
     Durability, Layout, OutputPart, OutputRequest, Resumable, ResumeOptions, RunParts, Volume,
-    VolumeMut, finalize_all, input_fingerprint, resumable,
+    VolumeMut, check_resumable, finalize_all, input_fingerprint, resumable,
 };
 
 /// A partly written output, for an aggregator. The run finishes it, together with its other outputs.
@@ -68,7 +68,7 @@ impl VolumeMut for Unfinished {
 impl Schedule {
     /// Restricts the schedule to the write chunks of a part, which can be resumed.
     pub(super) fn with_part(mut self, part: OutputPart, durability: Durability) -> Result<Self> {
-        self.check_chunked()?;
+        self.check_resumable()?;
         self.resume = Some(Resume {
             part,
             durability,
@@ -79,24 +79,10 @@ impl Schedule {
         Ok(self)
     }
 
-    /// Checks that all outputs are Zarr on the file system.
-    pub(super) fn check_chunked(&self) -> Result<()> {
-        let layouts = self.outputs.iter().map(|output| &output.layout);
-        if let Some(layout) = layouts.clone().find(|layout| layout.remote) {
-            return Err(Error::unsupported(
-                &layout.path,
-                "an output in a store cannot be resumed or written in parts: write it in one run, or write it to this \
-                 machine and copy it",
-            ));
-        }
-        let mut others = layouts;
-        match others.find(|layout| !layout.is_local_zarr()) {
-            None => Ok(()),
-            Some(layout) => Err(Error::unsupported(
-                &layout.path,
-                "only Zarr outputs can be resumed or written in parts",
-            )),
-        }
+    /// Checks that all outputs can be resumed and written in parts.
+    pub(super) fn check_resumable(&self) -> Result<()> {
+        let mut outputs = self.outputs.iter();
+        outputs.try_for_each(|output| check_resumable(&output.layout, &output.store))
     }
 
     /// Returns the write chunks that this run's part owns, if it is one of several.

@@ -234,6 +234,10 @@ impl Schedule {
     /// name.
     pub(super) fn check_names(&self) -> Result<()> {
         for output in &self.outputs {
+            if output.layout.remote && self.resume.is_some() {
+                // What is there is looked at when the part is opened.
+                continue;
+            }
             match check_name(&output.layout, &output.store) {
                 Err(Error::Exists { .. }) if self.resume.is_some() => {}
                 checked => checked?,

@@ -1,7 +1,8 @@
 //! A run as tasks for other machines: its parts with their costs, its progress, and its publication.
 //!
 //! A task is a [part](OutputPart) that may be run again, twice at once, and in any order. The marks of its finished
-//! chunks are in the journals next to the output, so a scheduler need not know what a lost worker had done.
+//! chunks are in the journals next to the output, or in notes below it in a store, so a scheduler need not know what a
+//! lost worker had done.
 
 use std::ops::Range;
 use std::thread;
@@ -36,11 +37,12 @@ pub struct PlannedTask {
     pub input_bytes: u64,
 }
 
-/// The progress of a run's tasks, as their journals have it.
+/// The progress of a run's tasks, as their journals or notes have it. Notes in a store may be some time old.
 #[non_exhaustive]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct JobStatus {
-    /// Whether the outputs have their names. It is known from an extended attribute, where the file system has them.
+    /// Whether the outputs have their names. It is known from an extended attribute, where the file system has them, or
+    /// from the metadata of an object.
     pub published: bool,
     /// The number of parts into which the run was split; `None` before one has begun and after the outputs are published.
     pub parts: Option<u32>,
@@ -70,14 +72,15 @@ impl InferencePlan {
     /// # Errors
     ///
     /// [`InvalidArgument`](Error::InvalidArgument) if `count` is 0, [`Unsupported`](Error::Unsupported) if an output is a
-    /// flat file.
+    /// flat file, or has coarser levels and is in a store.
     pub fn tasks(&self, count: u32) -> Result<Vec<PlannedTask>> {
+        self.schedule().check_resumable()?;
         let (schedule, volume, _) = self.followed()?;
         schedule.tasks(volume.layout(), count)
     }
 
     /// Makes a resumable run repeatable: if another process is writing the same part, it waits until that ends, and then
-    /// writes what is missing. A part that was finished or published before has nothing to do.
+    /// writes what is missing. In a store it does not wait: both write the same bytes. A part that was finished or published before has nothing to do.
     pub fn with_repeats(mut self) -> Self {
         if let Some(resume) = &mut self.schedule_mut().resume {
             resume.repeats = true;
@@ -90,8 +93,9 @@ impl InferencePlan {
     /// # Errors
     ///
     /// [`RunMismatch`](Error::RunMismatch) if the outputs were begun with different settings;
-    /// [`Io`](Error::Io) if their journals cannot be read.
+    /// [`Io`](Error::Io) if their journals or notes cannot be read.
     pub fn status(&self) -> Result<JobStatus> {
+        self.schedule().check_resumable()?;
         let (schedule, volume, model) = self.followed()?;
         let outputs = schedule.output_progress(volume, model)?;
         schedule.status(&outputs)
@@ -106,6 +110,7 @@ impl InferencePlan {
     /// `progress` asks for it while another process holds the outputs; the errors of [`status`](Self::status) and of
     /// writing.
     pub fn commit(self, progress: Progress<'_>) -> Result<()> {
+        self.schedule().check_resumable()?;
         let (schedule, volume, model) = self.followed()?;
         loop {
             let outputs = schedule.output_progress(volume, model)?;
@@ -139,7 +144,6 @@ pub(super) fn pause(progress: Progress<'_>) -> Result<()> {
 
 impl Schedule {
     fn tasks(&self, input: &Layout, count: u32) -> Result<Vec<PlannedTask>> {
-        self.check_chunked()?;
         let reach = Reach::new(&self.outputs);
         let slow = self.grid.order()[0];
         let mut tasks = Vec::new();
@@ -250,10 +254,11 @@ impl Schedule {
                 let along = owned.iter().map(|range| range.end - range.start);
                 let of_output = along.fold(output.layout.channels, u64::saturating_mul);
                 total += of_output;
-                begun |= found.done.contains_key(&index);
+                let is_complete = found.complete.contains(&index);
+                begun |= is_complete || found.done.contains_key(&index);
                 let is_owned =
                     |index: &ChunkShape| (0..3).all(|a| owned[a].contains(&index[a + 1]));
-                done += match (found.published, found.done.get(&index)) {
+                done += match (found.published || is_complete, found.done.get(&index)) {
                     (true, _) => of_output,
                     (false, Some(chunks)) => chunks.iter().filter(|at| is_owned(at)).count() as u64,
                     (false, None) => 0,

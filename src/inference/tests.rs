@@ -27,6 +27,8 @@ mod inputs;
 mod onto;
 mod resume;
 mod schedules;
+#[cfg(feature = "cloud")]
+mod stores;
 mod tasks;
 mod twin;
 

@@ -232,6 +232,16 @@ impl Client {
 
     /// Returns the version of an object without reading it.
     pub(super) async fn head(&self, key: &Key, watcher: &dyn Watcher) -> Result<Version, Failure> {
+        let found = self.look(key, watcher).await;
+        found.map(|found| version(&found.meta))
+    }
+
+    /// Requests what a server says of an object, without its bytes.
+    pub(super) async fn look(
+        &self,
+        key: &Key,
+        watcher: &dyn Watcher,
+    ) -> Result<GetResult, Failure> {
         self.repeated(key.as_ref(), watcher, || {
             self.store.get_opts(
                 key,
@@ -242,7 +252,6 @@ impl Client {
             )
         })
         .await
-        .map(|found| version(&found.meta))
     }
 
     /// Makes a request without a body until it succeeds or fails for good.

@@ -37,7 +37,7 @@ type Rule = Box<dyn Fn(&str, &str, u64) -> Option<Fault> + Send + Sync>;
 
 /// A store in memory.
 pub(crate) struct Faulty {
-    inner: InMemory,
+    inner: Arc<InMemory>,
     rule: Mutex<Option<Arc<Rule>>>,
     counts: Mutex<HashMap<String, u64>>,
     /// The most puts at once.
@@ -53,7 +53,7 @@ pub(crate) fn named(base: &str) -> Arc<Faulty> {
     let stores = stores.get_or_insert_default();
     let new = || {
         Arc::new(Faulty {
-            inner: InMemory::new(),
+            inner: Arc::default(),
             rule: Mutex::default(),
             counts: Mutex::default(),
             most: AtomicU64::new(0),
@@ -61,6 +61,22 @@ pub(crate) fn named(base: &str) -> Arc<Faulty> {
         })
     };
     Arc::clone(stores.entry(base.to_owned()).or_insert_with(new))
+}
+
+/// Returns the store at `memory://NAME` with the objects of another: what goes wrong with one does not go wrong with the
+/// other. So each of several processes can fail on its own.
+pub(crate) fn shared(base: &str, other: &Faulty) -> Arc<Faulty> {
+    let store = Arc::new(Faulty {
+        inner: Arc::clone(&other.inner),
+        rule: Mutex::default(),
+        counts: Mutex::default(),
+        most: AtomicU64::new(0),
+        running: AtomicU64::new(0),
+    });
+    let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
+    let stores = stores.get_or_insert_default();
+    stores.insert(base.to_owned(), Arc::clone(&store));
+    store
 }
 
 pub(super) fn store(base: &str) -> Both {
@@ -114,6 +130,17 @@ impl Faulty {
             .unwrap();
     }
 
+    /// Removes an object, as a stranger does.
+    pub(crate) fn unplant(&self, key: &str) {
+        let key = Key::parse(key).unwrap();
+        let keys = futures_util::stream::once(async move { Ok(key) });
+        let removed = self.inner.delete_stream(keys.boxed());
+        let removed = removed.try_collect::<Vec<_>>();
+        futures_util::FutureExt::now_or_never(removed)
+            .expect("it is in memory")
+            .unwrap();
+    }
+
     fn fault(&self, name: &str, key: &str) -> Option<Fault> {
         let mut counts = self.counts.lock().unwrap();
         let count = counts.entry(name.to_owned()).or_default();
@@ -152,6 +179,19 @@ impl Faulty {
         }
         request.await
     }
+}
+
+/// Returns a list that fails with a status.
+fn failed_stream<T: Send + 'static>(status: u16) -> BoxStream<'static, Result<T>> {
+    let _ = SEEN.try_with(|seen| {
+        seen.sent.store(true, Ordering::Relaxed);
+        seen.status.store(status, Ordering::Relaxed);
+    });
+    let error = Error::Generic {
+        store: "memory",
+        source: "a fault".into(),
+    };
+    futures_util::stream::once(async { Err(error) }).boxed()
 }
 
 impl fmt::Debug for Faulty {
@@ -208,19 +248,15 @@ impl ObjectStore for Faulty {
         &self,
         keys: BoxStream<'static, Result<Key>>,
     ) -> BoxStream<'static, Result<Key>> {
-        self.inner.delete_stream(keys)
+        match self.fault("delete", "") {
+            Some(Fault::Status(status)) => failed_stream(status),
+            _ => self.inner.delete_stream(keys),
+        }
     }
 
     fn list(&self, prefix: Option<&Key>) -> BoxStream<'static, Result<ObjectMeta>> {
         match self.fault("list", prefix.map_or("", AsRef::as_ref)) {
-            Some(Fault::Status(status)) => {
-                let _ = SEEN.try_with(|seen| seen.status.store(status, Ordering::Relaxed));
-                let error = Error::Generic {
-                    store: "memory",
-                    source: "a fault".into(),
-                };
-                futures_util::stream::once(async { Err(error) }).boxed()
-            }
+            Some(Fault::Status(status)) => failed_stream(status),
             _ => self.inner.list(prefix),
         }
     }

@@ -32,7 +32,7 @@ mod without;
 use std::path::{Path, PathBuf};
 
 pub(crate) use self::cache::DiskCache;
-pub(crate) use self::object::{Digest, Part, Version};
+pub(crate) use self::object::{Digest, Listed, Part, Version};
 pub use self::options::StorageOptions;
 #[cfg(feature = "cloud")]
 pub(crate) use self::remote::Remote;

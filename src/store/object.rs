@@ -58,6 +58,23 @@ impl Version {
     }
 }
 
+/// Returns an entity tag without its quotes, which lists and answers do not always have alike.
+#[cfg(feature = "cloud")]
+pub(super) fn plain_tag(tag: Option<String>) -> Option<String> {
+    tag.map(|tag| tag.trim_matches('"').to_owned())
+}
+
+/// An object of a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Listed {
+    /// The name from the listed folder on.
+    pub(crate) name: String,
+    /// The length in bytes.
+    pub(crate) size: u64,
+    /// The entity tag without quotes, if the server has one.
+    pub(crate) tag: Option<String>,
+}
+
 /// A number that identifies a set of names with lengths, however it is ordered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Digest {

@@ -9,10 +9,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path as Key;
-use object_store::{PutMode, PutOptions, PutPayload};
+use object_store::{
+    Attribute, AttributeValue, Attributes, PutMode, PutOptions, PutPayload, PutResult,
+};
 
 use super::client::{Client, Seen, Setback, Watcher, refusal, said};
-use super::object::Failure;
+use super::object::{Failure, plain_tag};
 
 /// Objects of more bytes are written in parts.
 pub(super) const LARGEST_PUT: usize = 64 << 20;
@@ -26,6 +28,9 @@ const PARTS_AT_ONCE: usize = 4;
 /// The slowest upload that is not given up, in bytes per second. No answer arrives before the last byte was sent.
 const SLOWEST: u64 = 256 << 10;
 
+/// The name of the metadata entry that marks an object. All stores allow names of letters alone.
+const MARK: &str = "voxpatchrun";
+
 /// Keys that are removed together.
 const REMOVED_AT_ONCE: usize = 1000;
 
@@ -35,29 +40,46 @@ impl Client {
         self.patience.stall + Duration::from_secs(bytes as u64 / SLOWEST)
     }
 
-    /// Writes an object that must not exist. [`Failure::Taken`] if it does.
+    /// Writes an object that must not exist, with a mark if there is one. [`Failure::Taken`] if it does.
     pub(super) async fn create(
         &self,
         key: &Key,
         bytes: Bytes,
+        mark: Option<String>,
         watcher: &dyn Watcher,
     ) -> Result<(), Failure> {
-        let options = PutOptions::from(PutMode::Create);
-        self.put_once(key, bytes, options, watcher).await
+        let mut options = PutOptions::from(PutMode::Create);
+        let entry = |mark: String| (Attribute::Metadata(MARK.into()), AttributeValue::from(mark));
+        options.attributes = mark.map(entry).into_iter().collect();
+        let put = self.put_once(key, bytes, options, watcher).await;
+        put.map(|_| ())
     }
 
-    /// Writes an object, or replaces it.
+    /// Returns the mark of an object, if it has one.
+    pub(super) async fn mark(
+        &self,
+        key: &Key,
+        watcher: &dyn Watcher,
+    ) -> Result<Option<String>, Failure> {
+        let found: Attributes = self.look(key, watcher).await?.attributes;
+        let mark = found.get(&Attribute::Metadata(MARK.into()));
+        Ok(mark.map(|mark| mark.as_ref().to_owned()))
+    }
+
+    /// Writes an object, or replaces it. Returns its entity tag, if the server has one.
     pub(super) async fn put(
         &self,
         key: &Key,
         bytes: Bytes,
         watcher: &dyn Watcher,
-    ) -> Result<(), Failure> {
+    ) -> Result<Option<String>, Failure> {
         if bytes.len() > LARGEST_PUT {
             return self.put_parts(key, bytes, watcher).await;
         }
-        self.put_once(key, bytes, PutOptions::default(), watcher)
-            .await
+        let put = self
+            .put_once(key, bytes, PutOptions::default(), watcher)
+            .await;
+        put.map(|done| plain_tag(done.e_tag))
     }
 
     async fn put_once(
@@ -66,7 +88,7 @@ impl Client {
         bytes: Bytes,
         options: PutOptions,
         watcher: &dyn Watcher,
-    ) -> Result<(), Failure> {
+    ) -> Result<PutResult, Failure> {
         let time = self.body_time(bytes.len());
         let judge: fn(&object_store::Error, &Seen) -> Setback = match options.mode {
             PutMode::Create => refused_condition,
@@ -77,7 +99,6 @@ impl Client {
             self.store.put_opts(key, payload.clone(), options.clone())
         })
         .await
-        .map(|_| ())
     }
 
     /// Writes a large object. It appears when all of its parts are there.
@@ -86,7 +107,7 @@ impl Client {
         key: &Key,
         bytes: Bytes,
         watcher: &dyn Watcher,
-    ) -> Result<(), Failure> {
+    ) -> Result<Option<String>, Failure> {
         let Some(store) = &self.multipart else {
             return Err(Failure::ReadOnly);
         };
@@ -118,14 +139,15 @@ impl Client {
             }
             Err(failure) => Err(failure),
         };
-        let Err(failure) = done else {
-            return Ok(());
+        let failure = match done {
+            Ok(done) => return Ok(plain_tag(done.e_tag)),
+            Err(failure) => failure,
         };
         // The answer to a first request that completed the object may be lost.
         if let Ok(found) = self.head(key, watcher).await
             && found.size == bytes.len() as u64
         {
-            return Ok(());
+            return Ok(plain_tag(found.etag));
         }
         // What cannot be removed takes space until the store's rules for unfinished uploads remove it.
         let _ = tokio::time::timeout(stall, store.abort_multipart(key, &id)).await;

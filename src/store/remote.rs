@@ -15,7 +15,7 @@ use super::cache::DiskCache;
 use super::client::Client;
 use super::connect::{self, Target};
 use super::engine::{Engine, engine, running};
-use super::object::{Failure, Fetched, Part, Version};
+use super::object::{Failure, Fetched, Listed, Part, Version, plain_tag};
 use super::options::StorageOptions;
 use super::process::PerProcess;
 use super::put::refused_write;
@@ -231,15 +231,27 @@ impl Remote {
         }
     }
 
-    /// Writes an object that must not exist. Returns `false` if it does.
-    pub(crate) fn create(&self, path: &Path, bytes: Vec<u8>) -> Result<bool> {
+    /// Writes an object that must not exist, with a mark in its metadata if there is one. Returns `false` if it does.
+    pub(crate) fn create(&self, path: &Path, bytes: Vec<u8>, mark: Option<&str>) -> Result<bool> {
         let (engine, client, key) = self.place(path)?;
+        let mark = mark.map(str::to_owned);
         let created =
-            engine.wait_for(async move { client.create(&key, bytes.into(), engine).await });
+            engine.wait_for(async move { client.create(&key, bytes.into(), mark, engine).await });
         match created.flatten() {
             Ok(()) => Ok(true),
             Err(Failure::Taken) => Ok(false),
             Err(failure) => Err(failed(path, "write", failure)),
+        }
+    }
+
+    /// Returns the mark that [`create`](Self::create) gave an object; `None` if it has none, or does not exist.
+    pub(crate) fn mark(&self, path: &Path) -> Result<Option<String>> {
+        let (engine, client, key) = self.place(path)?;
+        let found = engine.wait_for(async move { client.mark(&key, engine).await });
+        match found.flatten() {
+            Ok(mark) => Ok(mark),
+            Err(Failure::Absent) => Ok(None),
+            Err(failure) => Err(failed(path, "look at", failure)),
         }
     }
 
@@ -248,6 +260,7 @@ impl Remote {
         let (engine, client, key) = self.place(path)?;
         let put = engine.wait_for(async move { client.put(&key, bytes.into(), engine).await });
         put.flatten()
+            .map(|_| ())
             .map_err(|failure| failed(path, "write", failure))
     }
 
@@ -256,8 +269,8 @@ impl Remote {
         Uploads::new(self.clone(), limit)
     }
 
-    /// Returns the objects below a path, at most `most` of them: their names from there on, and their lengths.
-    pub(crate) fn list(&self, path: &Path, most: usize) -> Result<Vec<(String, u64)>> {
+    /// Returns the objects below a path, at most `most` of them.
+    pub(crate) fn list(&self, path: &Path, most: usize) -> Result<Vec<Listed>> {
         let (engine, client, prefix) = self.place(path)?;
         let listed = engine.wait_for(async move {
             let (name, time) = (prefix.as_ref(), client.patience.total);
@@ -276,12 +289,16 @@ impl Remote {
                 })
                 .await
                 .map(|all| {
-                    let inside = |meta: &ObjectMeta| {
+                    let inside = |meta: ObjectMeta| {
                         let parts: Vec<_> = meta.location.prefix_match(&prefix)?.collect();
                         let names: Vec<&str> = parts.iter().map(AsRef::as_ref).collect();
-                        Some((names.join("/"), meta.size))
+                        Some(Listed {
+                            name: names.join("/"),
+                            size: meta.size,
+                            tag: plain_tag(meta.e_tag),
+                        })
                     };
-                    all.iter().filter_map(inside).collect()
+                    all.into_iter().filter_map(inside).collect()
                 })
         });
         listed

@@ -35,7 +35,12 @@ struct State {
     running: HashMap<u64, Option<AbortHandle>>,
     failure: Option<(PathBuf, Failure)>,
     written: Digest,
+    /// The names and entity tags of objects that were written, if they are recorded.
+    arrived: Option<Vec<Arrived>>,
 }
+
+/// The name of an object that was written, and its entity tag without quotes, if the server has one.
+pub(crate) type Arrived = (String, Option<String>);
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -77,6 +82,22 @@ impl Uploads {
         }
     }
 
+    /// Records what was written, for [`take_arrived`](Self::take_arrived).
+    pub(crate) fn recorded(self) -> Self {
+        self.shared.lock().arrived = Some(Vec::new());
+        self
+    }
+
+    /// Returns the objects that were written since the last call.
+    pub(crate) fn take_arrived(&self) -> Vec<Arrived> {
+        let mut state = self.shared.lock();
+        state
+            .arrived
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
+    }
+
     /// Begins to write an object, `name` in the folder `folder`, once there is room for it.
     ///
     /// # Errors
@@ -108,7 +129,12 @@ impl Uploads {
             let done = client.put(&key, bytes, engine).await;
             let mut state = under_way.shared.lock();
             match done {
-                Ok(()) => state.written.add(&name, length),
+                Ok(tag) => {
+                    state.written.add(&name, length);
+                    if let Some(arrived) = &mut state.arrived {
+                        arrived.push((name, tag));
+                    }
+                }
                 Err(failure) => {
                     state.failure.get_or_insert((path, failure));
                 }

@@ -78,9 +78,14 @@ impl Layout {
         }
     }
 
+    /// Returns `true` for Zarr, in a folder or in a store.
+    pub(crate) const fn is_zarr(&self) -> bool {
+        matches!(self.format, Format::Zarr2 | Format::Zarr3)
+    }
+
     /// Returns `true` for Zarr in a folder.
-    pub(crate) fn is_local_zarr(&self) -> bool {
-        !self.remote && matches!(self.format, Format::Zarr2 | Format::Zarr3)
+    pub(crate) const fn is_local_zarr(&self) -> bool {
+        self.is_zarr() && !self.remote
     }
 
     /// Returns the layout with a different geometry.

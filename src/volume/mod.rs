@@ -94,7 +94,10 @@ pub use real::{Applied, RealValues};
 pub use reoriented::Reoriented;
 pub use resampled::{ControlPoints, Interpolation, Orientation, Resample, Resampled, VoxelGrid};
 pub(crate) use resampled::{Reading, Warp, chunk_source};
-pub(crate) use resume::{OutputProgress, OutputRequest, RunParts, finalize_all, output_progress};
+pub(crate) use resume::{
+    OutputProgress, OutputRequest, RunParts, begun_options, check_resumable, finalize_all,
+    output_progress,
+};
 pub use resume::{Resumable, ResumeOptions, finalize, finish_all, partial_options, resumable};
 pub(crate) use slabs::{ROW_MAJOR, Slabs};
 pub use space::{DiskSpace, disk_space};

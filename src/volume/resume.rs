@@ -2,8 +2,9 @@
 //!
 //! [`create`](super::create) writes an output in one run. [`resumable`] writes one over several
 //! runs, or by several processes that each own some of its write chunks. Until it is complete, the
-//! output is in a folder `.NAME.partial` next to its final name. The output reports which chunks
-//! are done, so only the others need to be computed. Outputs of one run are published together.
+//! output is in a folder `.NAME.partial` next to its final name, or, in an object store, under its final name without
+//! metadata. The output reports which chunks are done, so only the others need to be computed. Outputs of one run are
+//! published together.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -12,10 +13,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value as Json, json};
 
 use super::options::setters;
-use super::zarr::ZarrResumable;
+use super::zarr::{Arrays, ObjectsPart, ObjectsParts, ZarrResumable};
 use super::{
-    ChunkShape, CreateOptions, Durability, Layout, OutputPart, VolumeMut, output_layout, partial,
-    space, zarr,
+    ChunkShape, CreateOptions, Durability, Format, Layout, OutputPart, VolumeMut, output_layout,
+    partial, space, zarr,
 };
 use crate::error::{Error, Result};
 use crate::region::Region;
@@ -102,6 +103,8 @@ pub struct Resumable(OutputState);
 #[derive(Debug)]
 enum OutputState {
     Growing(Box<ZarrResumable>),
+    /// An output in a store.
+    InStore(Box<ObjectsPart>),
     /// An output that has its final name.
     Finished(Box<Layout>),
 }
@@ -112,6 +115,7 @@ impl Resumable {
     pub fn owned(&self) -> Region {
         match &self.0 {
             OutputState::Growing(output) => output.owned(),
+            OutputState::InStore(output) => output.owned(),
             OutputState::Finished(layout) => Region::whole(layout.shape),
         }
     }
@@ -120,7 +124,8 @@ impl Resumable {
     #[must_use]
     pub fn is_done(&self, index: ChunkShape) -> bool {
         match &self.0 {
-            OutputState::Growing(output) => output.is_done(index),
+            OutputState::Growing(output) => output.arrays().is_done(index),
+            OutputState::InStore(output) => output.arrays().is_done(index),
             OutputState::Finished(layout) => {
                 let [_, chunk @ ..] = layout.write_chunk.unwrap_or([1; 4]);
                 let [c, space @ ..] = index;
@@ -132,19 +137,23 @@ impl Resumable {
 
     /// Returns `true` if the write chunk at `index` (c, z, y, x) belongs to this part and is not done.
     pub(crate) fn is_pending(&self, index: ChunkShape) -> bool {
-        match &self.0 {
-            OutputState::Growing(output) => output.is_pending(index),
-            OutputState::Finished(_) => false,
-        }
+        let growing = self.growing();
+        growing.is_some_and(|(arrays, owned)| arrays.is_pending(owned, index))
     }
 
     /// Iterates over the write chunks (c, z, y, x) of this part that are not done, channels slowest, x fastest.
     pub fn pending(&self) -> impl Iterator<Item = ChunkShape> {
-        let growing = match &self.0 {
-            OutputState::Growing(output) => Some(output.pending()),
+        let growing = self.growing().into_iter();
+        growing.flat_map(|(arrays, owned)| arrays.pending(owned))
+    }
+
+    /// Returns the arrays and the owned region of an output that is not published.
+    fn growing(&self) -> Option<(&Arrays, Region)> {
+        match &self.0 {
+            OutputState::Growing(output) => Some((output.arrays(), output.owned())),
+            OutputState::InStore(output) => Some((output.arrays(), output.owned())),
             OutputState::Finished(_) => None,
-        };
-        growing.into_iter().flatten()
+        }
     }
 }
 
@@ -152,6 +161,7 @@ impl VolumeMut for Resumable {
     fn layout(&self) -> &Layout {
         match &self.0 {
             OutputState::Growing(output) => output.layout(),
+            OutputState::InStore(output) => output.arrays().layout(),
             OutputState::Finished(layout) => layout,
         }
     }
@@ -159,6 +169,7 @@ impl VolumeMut for Resumable {
     fn write_channels(&self, channels: Range<u64>, region: Region, voxels: &[u8]) -> Result<()> {
         match &self.0 {
             OutputState::Growing(output) => output.write_channels(channels, region, voxels),
+            OutputState::InStore(output) => output.write_channels(channels, region, voxels),
             OutputState::Finished(layout) => Err(Error::ChunkWritten {
                 path: layout.path.clone(),
                 key: format!("at [{region}]"),
@@ -169,7 +180,7 @@ impl VolumeMut for Resumable {
     fn pyramid_buffer_bytes(&self, order: [usize; 3]) -> u64 {
         match &self.0 {
             OutputState::Growing(output) => output.pyramid_buffer_bytes(order),
-            OutputState::Finished(_) => 0,
+            OutputState::InStore(_) | OutputState::Finished(_) => 0,
         }
     }
 
@@ -185,11 +196,19 @@ impl VolumeMut for Resumable {
 /// [`Error::MissingChunks`] if an output is not complete, [`Error::Exists`] or [`Error::NotOverwritable`] if its name
 /// has been taken, [`Error::Io`] if a file cannot be written or renamed.
 pub fn finish_all(outputs: Vec<Resumable>) -> Result<()> {
-    let growing = outputs.into_iter().filter_map(|output| match output.0 {
-        OutputState::Growing(output) => Some(*output),
-        OutputState::Finished(_) => None,
-    });
-    ZarrResumable::finish_all(growing.collect())
+    let (mut growing, mut in_stores) = (Vec::new(), Vec::new());
+    for output in outputs {
+        match output.0 {
+            OutputState::Growing(output) => growing.push(*output),
+            OutputState::InStore(output) => in_stores.push(*output),
+            OutputState::Finished(_) => {}
+        }
+    }
+    for output in &growing {
+        output.check_complete()?;
+    }
+    ObjectsPart::finish_all(in_stores)?;
+    ZarrResumable::finish_all(growing)
 }
 
 /// Starts or resumes an output at `path`; `layout` and `options` are as for [`create`](super::create).
@@ -208,6 +227,13 @@ pub fn resumable(
 ) -> Result<Resumable> {
     let layout = resumable_layout(path.as_ref(), layout, options)?;
     space::check(&layout, options, true)?;
+    if let Some(remote) = zarr::store_of(&layout.path, options)? {
+        let output = ObjectsPart::open(remote, &layout, options, resume)?;
+        return Ok(Resumable(match output {
+            Some(output) => OutputState::InStore(Box::new(output)),
+            None => OutputState::Finished(Box::new(layout)),
+        }));
+    }
     let output = ZarrResumable::open(&layout, options, resume)?;
     Ok(Resumable(match output {
         Some(output) => OutputState::Growing(Box::new(output)),
@@ -222,7 +248,14 @@ pub fn resumable(
 ///
 /// [`Error::InvalidArgument`] if the path has no file name.
 pub fn partial_options(path: impl AsRef<Path>) -> Result<Option<CreateOptions>> {
-    let path = path.as_ref();
+    begun_options(path.as_ref(), &CreateOptions::default())
+}
+
+/// As [`partial_options`]; `options` say how a store is opened.
+pub(crate) fn begun_options(path: &Path, options: &CreateOptions) -> Result<Option<CreateOptions>> {
+    if let Some(remote) = zarr::store_of(path, options)? {
+        return zarr::begun_options(&remote, path);
+    }
     Ok(partial::data_folder(path)?.and_then(|data| zarr::partial_options(&data)))
 }
 
@@ -261,6 +294,8 @@ pub(crate) struct OutputProgress {
     pub(crate) published: bool,
     /// The number of parts, if one has begun.
     pub(crate) parts: Option<u32>,
+    /// The parts that are finished, as far as they are not in `done`.
+    pub(crate) complete: BTreeSet<u32>,
     /// The finished write chunks (c, z, y, x) of each part that has begun.
     pub(crate) done: BTreeMap<u32, BTreeSet<ChunkShape>>,
 }
@@ -273,6 +308,9 @@ pub(crate) fn output_progress(
     resume: &ResumeOptions,
 ) -> Result<OutputProgress> {
     let layout = resumable_layout(path, layout, options)?;
+    if let Some(remote) = zarr::store_of(&layout.path, options)? {
+        return ObjectsParts::progress(remote, &layout, options, resume);
+    }
     ZarrResumable::progress(&layout, options, resume)
 }
 
@@ -296,26 +334,40 @@ pub(crate) struct RunParts {
 
 /// Publishes all outputs of a run together, as [`finalize`] publishes one, once all are complete.
 pub(crate) fn finalize_all(outputs: &[OutputRequest<'_>], parts: RunParts) -> Result<()> {
-    let mut growing = Vec::new();
+    let (mut growing, mut in_stores) = (Vec::new(), Vec::new());
     for output in outputs {
-        let layout = resumable_layout(output.path, output.layout, output.options)?;
-        let opened = ZarrResumable::open_all(&layout, output.options, output.resume, parts)?;
-        growing.extend(opened);
+        let (options, resume) = (output.options, output.resume);
+        let layout = resumable_layout(output.path, output.layout, options)?;
+        if let Some(remote) = zarr::store_of(&layout.path, options)? {
+            in_stores.extend(ObjectsParts::open(remote, &layout, options, resume, parts)?);
+        } else {
+            growing.extend(ZarrResumable::open_all(&layout, options, resume, parts)?);
+        }
     }
+    for output in &growing {
+        output.check_complete()?;
+    }
+    ObjectsParts::publish_all(in_stores)?;
     ZarrResumable::finish_all(growing)
+}
+
+/// Checks that an output can be resumed and written in parts.
+pub(crate) fn check_resumable(layout: &Layout, options: &CreateOptions) -> Result<()> {
+    let what = match layout.format {
+        Format::Zarr2 | Format::Zarr3 if layout.remote && options.pyramid.is_some() => {
+            "coarser levels are made from finished chunks, which is not possible in a store if the output is resumed or \
+             written in parts: leave them out, or write the output in one run"
+        }
+        Format::Zarr2 | Format::Zarr3 => return Ok(()),
+        _ => "only Zarr outputs can be resumed or written in parts",
+    };
+    Err(Error::unsupported(&layout.path, what))
 }
 
 fn resumable_layout(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<Layout> {
     let layout = output_layout(path, layout, options)?;
-    if layout.is_local_zarr() {
-        return Ok(layout);
-    }
-    let what = if layout.remote {
-        "an output in a store cannot be resumed: write it in one run, or write it to this machine and copy it"
-    } else {
-        "only Zarr outputs can be resumed after an interruption"
-    };
-    Err(Error::unsupported(&layout.path, what))
+    check_resumable(&layout, options)?;
+    Ok(layout)
 }
 
 #[cfg(test)]

@@ -155,8 +155,8 @@ struct RunArgs {
     /// Zarr.
     #[arg(long)]
     resume: bool,
-    /// Write only part I of N of the output (I from 0), on any machine that sees the same folder. The last part to
-    /// finish completes the output. Implies --resume.
+    /// Write only part I of N of the output (I from 0), on any machine that sees the same folder or store. The last
+    /// part to finish completes the output. Implies --resume.
     #[arg(long, value_parser = part, value_name = "I/N")]
     part: Option<OutputPart>,
     /// What finished chunks survive, with --resume or --part.

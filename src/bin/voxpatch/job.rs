@@ -16,7 +16,7 @@ use crate::report::Report;
 const PLAN_EXAMPLES: &str = "\
 Examples:
   voxpatch plan job.json --tasks 32 -- scan.zarr organs.zarr --patch-size 128 --model unet.onnx --reduce argmax
-  voxpatch plan job.json --tasks 8 -- scan.zarr smooth.zarr --patch-size 96 --model gaussian:1 --overwrite";
+  voxpatch plan job.json --tasks 8 -- s3://bucket/scan.zarr s3://bucket/smooth.zarr --patch-size 96 --model gaussian:1 --overwrite";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -50,7 +50,7 @@ const OPEN_OPTIONS: [&str; 8] = [
 /// Plan a prediction as tasks that many machines run, and write the plan to a file.
 ///
 /// The arguments after `--` are those of `voxpatch infer`, with a Zarr output. Every machine must see the same files
-/// under the same paths. Nothing is written to the output yet.
+/// under the same paths, or the same object store. Nothing is written to the output yet.
 #[derive(Debug, Args)]
 #[command(disable_help_flag = true, after_help = PLAN_EXAMPLES)]
 pub(crate) struct Plan {
@@ -73,7 +73,7 @@ pub(crate) struct Plan {
 /// Run a task of a plan: predict its patches and write its shards. The last task also completes the output.
 ///
 /// A task may be run again, or twice at once: the second run waits for the first one, and does what is missing if that
-/// was killed.
+/// was killed. In an object store nothing waits: both write the same bytes.
 #[derive(Debug, Args)]
 #[command(disable_help_flag = true, after_help = RUN_EXAMPLES)]
 pub(crate) struct RunTask {

@@ -8,16 +8,22 @@ use crate::error::{Difference, Error, Result};
 
 /// A list of fields that differ.
 #[derive(Debug, Default)]
-pub(super) struct Differences(Vec<Difference>);
+pub(in super::super) struct Differences(Vec<Difference>);
 
 impl Differences {
     /// Compares a saved value with the current one, field by field; `name` is the name of both.
-    pub(super) fn compare(&mut self, name: &str, saved: &Json, here: &Json) {
+    pub(in super::super) fn compare(&mut self, name: &str, saved: &Json, here: &Json) {
         self.compare_without(name, saved, here, "");
     }
 
     /// As [`compare`](Self::compare), without the field `but`.
-    pub(super) fn compare_without(&mut self, name: &str, saved: &Json, here: &Json, but: &str) {
+    pub(in super::super) fn compare_without(
+        &mut self,
+        name: &str,
+        saved: &Json,
+        here: &Json,
+        but: &str,
+    ) {
         let nothing = Json::Null;
         match (saved, here) {
             (Json::Object(a), Json::Object(b)) => {
@@ -41,7 +47,7 @@ impl Differences {
     }
 
     /// Returns an error that names every difference, if there are any.
-    pub(super) fn check(&mut self, folder: &Path) -> Result<()> {
+    pub(in super::super) fn check(&mut self, folder: &Path) -> Result<()> {
         if self.0.is_empty() {
             return Ok(());
         }

@@ -32,7 +32,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value as Json, json};
 
-use self::compare::Differences;
 use self::files::{Lock, lock, make_parents, remove_file, remove_folder};
 use self::journal::Journal;
 use self::leftover::{Places, is_published, remove_at_once, settle};
@@ -42,6 +41,7 @@ use super::staged::parent;
 use crate::error::{Error, Result};
 use crate::region::Region;
 
+pub(super) use self::compare::Differences;
 pub(super) use self::journal::Record;
 pub use self::leftover::discard_partial;
 pub(super) use self::leftover::{foreign, is_partial, tidy};

@@ -7,11 +7,11 @@ use std::ops::Range;
 use zarrs::array::codec::api::ArrayToBytesCodecTraits;
 use zarrs::array::{Array, ArrayBytes};
 
-use super::super::Layout;
 use super::super::chunk::check_whole_chunks;
 use super::super::chunk_set::ChunkSet;
 use super::super::create::CreateOptions;
 use super::super::pyramid::{Ladder, LevelSource};
+use super::super::{ChunkShape, Layout};
 use super::document::{PlannedLevel, plan, sizes};
 use super::meta::ArrayInfo;
 use super::open_array;
@@ -22,7 +22,7 @@ use crate::region::{Region, chunk_range, chunk_region, indices};
 
 /// All levels of an output.
 #[derive(Debug)]
-pub(super) struct Arrays {
+pub(in super::super) struct Arrays {
     levels: Vec<LevelArray>,
     ladder: Option<Ladder>,
 }
@@ -83,8 +83,44 @@ impl Arrays {
     }
 
     /// Returns the finest level's layout.
-    pub(super) fn layout(&self) -> &Layout {
+    pub(in super::super) fn layout(&self) -> &Layout {
         &self.levels[0].layout
+    }
+
+    /// Returns `true` if a chunk of the finest level exists and has been written.
+    pub(in super::super) fn is_done(&self, [c, z, y, x]: ChunkShape) -> bool {
+        let written = &self.levels[0].written;
+        written.holds(c, [z, y, x]) && written.has(c, [z, y, x])
+    }
+
+    /// Returns `true` if a chunk of the finest level is owned and has not been written.
+    pub(in super::super) fn is_pending(&self, owned: Region, [c, z, y, x]: ChunkShape) -> bool {
+        let finest = &self.levels[0];
+        owned.contains(&finest.region([z, y, x])) && !finest.written.has(c, [z, y, x])
+    }
+
+    /// Iterates over the owned chunks of the finest level that have not been written.
+    pub(in super::super) fn pending(&self, owned: Region) -> impl Iterator<Item = ChunkShape> {
+        let all = self.levels[0].written.all();
+        all.map(|(c, [z, y, x])| [c, z, y, x])
+            .filter(move |&index| self.is_pending(owned, index))
+    }
+
+    /// Returns the number and the first keys of owned chunks that are not in a set; `None` if all are.
+    pub(super) fn missing(&self, found: &ChunkSet, owned: Region) -> Option<String> {
+        let finest = &self.levels[0];
+        let (mut missing, mut first) = (0_u64, Vec::new());
+        for (channel, index) in found.all() {
+            if found.has(channel, index) || !owned.contains(&finest.region(index)) {
+                continue;
+            }
+            missing += 1;
+            if first.len() < 5 {
+                first.push(finest.key(0, channel, index));
+            }
+        }
+        let more = if missing > 5 { ", ..." } else { "" };
+        (missing > 0).then(|| format!("{missing} chunks: {}{more}", first.join(", ")))
     }
 
     /// Returns the maximum bytes in waiting chunks; see [`VolumeMut`](super::super::VolumeMut).
@@ -209,6 +245,33 @@ impl LevelArray {
             layout,
             array,
             sharded: facts.sharded,
+        })
+    }
+
+    /// Returns a set of write chunks without any.
+    pub(super) fn no_chunks(&self) -> ChunkSet {
+        ChunkSet::new(self.layout.channels, self.layout.shape, self.chunk())
+    }
+
+    /// Returns `true` if a file of the finest level of this name is a write chunk.
+    pub(super) fn is_key_of_chunk(&self, name: &str) -> bool {
+        let numbers = name.split(['/', '.']).skip(1).filter(|part| *part != "c");
+        let numbers: Option<Vec<u64>> = numbers.map(|part| part.parse().ok()).collect();
+        let numbers = numbers.unwrap_or_default();
+        let Some((leading, &[z, y, x])) = numbers.split_last_chunk() else {
+            return false;
+        };
+        if leading.len() != self.leading.len() {
+            return false;
+        }
+        let lengths = leading.iter().zip(&self.leading);
+        let channel = lengths
+            .into_iter()
+            .try_fold(0_u64, |channel, (own, length)| {
+                channel.checked_mul(*length)?.checked_add(*own)
+            });
+        channel.is_some_and(|channel| {
+            self.written.holds(channel, [z, y, x]) && self.key(0, channel, [z, y, x]) == name
         })
     }
 

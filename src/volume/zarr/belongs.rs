@@ -194,6 +194,12 @@ pub(super) fn is_document(name: &str) -> bool {
     )
 }
 
+/// Returns `true` if an object may be a chunk of the array in a folder, by its name.
+pub(super) fn is_chunk_of(array: &str, name: &str) -> bool {
+    let below = name.strip_prefix(array).and_then(|n| n.strip_prefix('/'));
+    below.is_some_and(|below| below.split('/').all(is_key))
+}
+
 /// Returns `true` if a name is a chunk's key or a part of one: `c`, `17`, `0.1.2`, `c.0.1.2`.
 fn is_key(name: &str) -> bool {
     let numbers = match name.strip_prefix('c') {

@@ -64,12 +64,13 @@ use crate::geometry::Geometry;
 use crate::region::Region;
 use crate::store::{Part, Place, Version};
 
+pub(super) use self::arrays::Arrays;
 pub(super) use self::belongs::foreign;
 #[cfg(feature = "hdf5")]
 pub(super) use self::blosc::BloscDecoder;
 pub(super) use self::document::{bounds, levels};
 pub(super) use self::find::{is_group, level_count, level_count_in_archive};
-pub(super) use self::objects::{check_objects, store_of};
+pub(super) use self::objects::{ObjectsPart, ObjectsParts, begun_options, check_objects, store_of};
 pub(super) use self::partial_options::partial_options;
 pub(super) use self::resume::ZarrResumable;
 pub(super) use self::write::ZarrWriter;

@@ -7,6 +7,8 @@
 //!
 //! An unfinished output is removed on drop; one that a killed process left keeps its claim, and is replaced only if
 //! replacing is allowed. Existing objects are removed only if all of them belong to a Zarr array or group.
+//!
+//! [`part`] has outputs that several processes write, or several runs.
 
 use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
@@ -20,7 +22,14 @@ use super::super::needs::upload_bytes;
 use super::belongs::{foreign_object, is_document};
 use super::store::{DOCUMENT, parse_document};
 use crate::error::{Error, Result};
-use crate::store::{Digest, Part, Place, Remote, Uploads};
+use crate::store::{Digest, Listed, Part, Place, Remote, Uploads};
+
+mod claim;
+mod note;
+mod part;
+
+pub(in super::super) use self::claim::begun_options;
+pub(in super::super) use self::part::{ObjectsPart, ObjectsParts};
 
 /// The name of the object that claims an output.
 pub(super) const CLAIM: &str = ".voxpatch.unfinished";
@@ -72,7 +81,7 @@ fn replaceable(remote: &Remote, path: &Path, overwrite: bool) -> Result<Vec<Stri
     let names: Vec<String> = remote
         .list(path, most)?
         .into_iter()
-        .map(|(name, _)| name)
+        .map(|one| one.name)
         .collect();
     if names.is_empty() {
         return Ok(names);
@@ -81,7 +90,8 @@ fn replaceable(remote: &Remote, path: &Path, overwrite: bool) -> Result<Vec<Stri
         return Err(taken(remote, path)?);
     }
     let document = |name: &str| read_document(remote, &path.join(name));
-    match foreign_object(&names, CLAIM, &document)? {
+    let others = names.iter().filter(|name| !note::is_note(name)).cloned();
+    match foreign_object(&others.collect::<Vec<_>>(), CLAIM, &document)? {
         None => Ok(names),
         Some(name) => Err(Error::NotOverwritable {
             path: path.to_path_buf(),
@@ -138,6 +148,24 @@ fn read(remote: &Remote, path: &Path) -> Result<Option<Vec<u8>>> {
     Ok(found.map(|found| found.bytes.into()))
 }
 
+/// Writes an object that must not exist, with a mark if there is one. Returns `false` if it exists with another content: a
+/// repeated request may find what its first attempt wrote.
+fn create_same(remote: &Remote, path: &Path, bytes: &[u8], mark: Option<&str>) -> Result<bool> {
+    if remote.create(path, bytes.to_vec(), mark)? {
+        return Ok(true);
+    }
+    Ok(read(remote, path)?.is_some_and(|found| found == bytes))
+}
+
+/// Returns the error of a server that writes objects whether or not they exist.
+fn without_conditions(path: &Path) -> Error {
+    Error::unsupported(
+        path,
+        "its server ignores conditions, so that two runs could write the same output without noticing: write to this \
+         machine, and copy it",
+    )
+}
+
 /// Reads a document; `None` if it does not exist or is none.
 fn read_document(remote: &Remote, path: &Path) -> Result<Option<Json>> {
     let found = read(remote, path)?;
@@ -171,12 +199,8 @@ impl ObjectsOutput {
         } else if !output.create_object(CLAIM, &output.claim)? {
             return Err(taken(&output.remote, path)?);
         }
-        if output.remote.create(&claimed, output.claim.clone())? {
-            return Err(Error::unsupported(
-                path,
-                "its server ignores conditions, so that two runs could write the same output without noticing: write to \
-                 this machine, and copy it",
-            ));
+        if output.remote.create(&claimed, output.claim.clone(), None)? {
+            return Err(without_conditions(path));
         }
         output.clear(old)?;
         Ok(output)
@@ -194,9 +218,9 @@ impl ObjectsOutput {
             return Err(self.changed("another run has claimed it"));
         }
         let mut found = Digest::default();
-        for (name, length) in self.remote.list(&self.path, usize::MAX)? {
+        for Listed { name, size, .. } in self.remote.list(&self.path, usize::MAX)? {
             if name != CLAIM {
-                found.add(&name, length);
+                found.add(&name, size);
             }
         }
         if found != written {
@@ -213,14 +237,8 @@ impl ObjectsOutput {
         Ok(())
     }
 
-    /// Writes an object that must not exist. Returns `false` if it exists with another content: a repeated request may find
-    /// what its first attempt wrote.
     fn create_object(&self, name: &str, bytes: &[u8]) -> Result<bool> {
-        let path = self.path.join(name);
-        if self.remote.create(&path, bytes.to_vec())? {
-            return Ok(true);
-        }
-        Ok(read(&self.remote, &path)?.is_some_and(|found| found == bytes))
+        create_same(&self.remote, &self.path.join(name), bytes, None)
     }
 
     fn has_claim(&self) -> Result<bool> {

@@ -10,19 +10,26 @@ use super::store::{Links, read_json};
 
 /// Returns the options of the image in a folder, if this crate wrote it and its metadata is complete.
 pub(in super::super) fn partial_options(folder: &Path) -> Option<CreateOptions> {
-    let document = |folder: &Path, name| read_json(folder, name, Links::Refused).ok().flatten();
-    let finest = folder.join("0");
-    let (version, format, image, array) = if let Some(group) = document(folder, "zarr.json") {
+    let document = |name: &str| read_json(folder, name, Links::Refused).ok().flatten();
+    options_of(folder, &document)
+}
+
+/// Returns the options of an image whose metadata `document` returns by their names in its folder.
+pub(super) fn options_of(
+    path: &Path,
+    document: &dyn Fn(&str) -> Option<Json>,
+) -> Option<CreateOptions> {
+    let (version, format, image, array) = if let Some(group) = document("zarr.json") {
         let image = group.pointer("/attributes/ome/multiscales/0")?.clone();
-        let array = document(&finest, "zarr.json")?;
+        let array = document("0/zarr.json")?;
         (ZarrVersion::V3, Format::Zarr3, image, array)
     } else {
-        let image = document(folder, ".zattrs")?;
+        let image = document(".zattrs")?;
         let image = image.pointer("/multiscales/0")?.clone();
-        let array = document(&finest, ".zarray")?;
+        let array = document("0/.zarray")?;
         (ZarrVersion::V2, Format::Zarr2, image, array)
     };
-    let facts = ArrayInfo::parse(folder, format, &array, &[]).ok()?;
+    let facts = ArrayInfo::parse(path, format, &array, &[]).ok()?;
     let [_, chunk @ ..] = facts.as_chunk(&facts.read_chunk);
     let [_, shard @ ..] = facts.as_chunk(&facts.write_chunk);
     let (codec, level) = match version {

@@ -13,7 +13,7 @@ use super::super::overwrite::FolderKind;
 use super::super::partial::{self, Partial, Record, RunDescription};
 use super::super::pyramid::{Level, LevelSource, inputs, rebuilding_bytes, rebuilt};
 use super::super::resume::{OutputProgress, ResumeOptions, RunParts};
-use super::super::{ChunkShape, Layout, Volume, VolumeMut};
+use super::super::{Layout, Volume, VolumeMut};
 use super::ZarrVolume;
 use super::arrays::{Arrays, ChunkPlace};
 use super::document::{self, PlannedLevel, sizes};
@@ -43,16 +43,7 @@ impl ZarrResumable {
         options: &CreateOptions,
         resume: &ResumeOptions,
     ) -> Result<Option<Self>> {
-        let owned = resume.owned.unwrap_or(Region::whole(layout.shape));
-        if !owned.is_inside(layout.shape) {
-            return Err(Error::OutOfBounds {
-                region: owned,
-                shape: layout.shape,
-            });
-        }
-        if !owned.is_empty() {
-            check_whole_chunks(layout, &(0..layout.channels), owned)?;
-        }
+        let owned = check_owned(layout, resume)?;
         let (arrays, planned) = Arrays::planned(layout, options)?;
         let run = run(layout, options, resume, &planned)?;
         let mut found = Vec::new();
@@ -152,21 +143,8 @@ impl ZarrResumable {
         self.owned
     }
 
-    pub(in super::super) fn is_done(&self, [c, z, y, x]: ChunkShape) -> bool {
-        let written = &self.arrays.levels()[0].written;
-        written.holds(c, [z, y, x]) && written.has(c, [z, y, x])
-    }
-
-    pub(in super::super) fn pending(&self) -> impl Iterator<Item = ChunkShape> {
-        let finest = &self.arrays.levels()[0];
-        let all = finest.written.all();
-        all.map(|(c, [z, y, x])| [c, z, y, x])
-            .filter(|&index| self.is_pending(index))
-    }
-
-    pub(in super::super) fn is_pending(&self, [c, z, y, x]: ChunkShape) -> bool {
-        let finest = &self.arrays.levels()[0];
-        self.owned.contains(&finest.region([z, y, x])) && !finest.written.has(c, [z, y, x])
+    pub(in super::super) const fn arrays(&self) -> &Arrays {
+        &self.arrays
     }
 
     /// Returns the chunks of each level that will be produced while those of the finest arrive: the chunks whose inputs
@@ -174,7 +152,7 @@ impl ZarrResumable {
     fn made_in_passing(&self) -> Vec<ChunkSet> {
         let marks = |level: &Level| ChunkSet::new(self.layout().channels, level.shape, level.chunk);
         let made: Vec<ChunkSet> = self.levels.iter().map(marks).collect();
-        for [c, z, y, x] in self.pending() {
+        for [c, z, y, x] in self.arrays.pending(self.owned) {
             made[0].set(c, [z, y, x]);
         }
         for (n, pair) in self.levels.windows(2).enumerate() {
@@ -189,23 +167,15 @@ impl ZarrResumable {
     }
 
     /// Checks that every owned chunk is done.
-    fn check_complete(&self) -> Result<()> {
-        let mut missing = 0_u64;
-        let mut first = Vec::new();
-        for [c, z, y, x] in self.pending() {
-            missing += 1;
-            if first.len() < 5 {
-                first.push(self.arrays.levels()[0].key(0, c, [z, y, x]));
-            }
+    pub(in super::super) fn check_complete(&self) -> Result<()> {
+        let written = &self.arrays.levels()[0].written;
+        match self.arrays.missing(written, self.owned) {
+            None => Ok(()),
+            Some(missing) => Err(Error::MissingChunks {
+                path: self.partial.folder().to_path_buf(),
+                missing,
+            }),
         }
-        if missing == 0 {
-            return Ok(());
-        }
-        let more = if missing > 5 { ", ..." } else { "" };
-        Err(Error::MissingChunks {
-            path: self.partial.folder().to_path_buf(),
-            missing: format!("{missing} chunks: {}{more}", first.join(", ")),
-        })
     }
 
     /// Produces the missing chunks of coarser levels, each from the level before it.
@@ -290,7 +260,22 @@ fn rebuilding_threads(layout: &Layout, resume: &ResumeOptions) -> usize {
     fitting.min(resume.threads).max(1)
 }
 
-fn run<'a>(
+/// Returns the region that a part owns: whole write chunks of the volume.
+pub(super) fn check_owned(layout: &Layout, resume: &ResumeOptions) -> Result<Region> {
+    let owned = resume.owned.unwrap_or(Region::whole(layout.shape));
+    if !owned.is_inside(layout.shape) {
+        return Err(Error::OutOfBounds {
+            region: owned,
+            shape: layout.shape,
+        });
+    }
+    if !owned.is_empty() {
+        check_whole_chunks(layout, &(0..layout.channels), owned)?;
+    }
+    Ok(owned)
+}
+
+pub(super) fn run<'a>(
     layout: &'a Layout,
     options: &CreateOptions,
     resume: &'a ResumeOptions,
