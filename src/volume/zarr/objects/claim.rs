@@ -183,7 +183,7 @@ impl TaskRun {
             ) => {
                 // Another process may have claimed the output just now, removed metadata, or even published it.
                 let is_claimed = self.remote.version(&self.path.join(CLAIM))?.is_some();
-                let is_other = !is_claimed && !(self.may_be_late && self.is_published()?);
+                let is_other = !(is_claimed || self.may_be_late && self.is_published()?);
                 return if is_other { Err(error) } else { Ok(()) };
             }
             found => found?,
