@@ -170,7 +170,7 @@ def test_a_killed_run_leaves_no_metadata_and_is_named(
     assert sorted(objects(client, "killed.zarr/")) == ["0/c/0/0/0", "0/zarr.json", "zarr.json"]
 
 
-PLANNED: dict[str, Any] = {"patch_size": 16, "overlap": 8, "chunk": 8, "shard": 8, "threads": 2}
+PLANNED: dict[str, Any] = {"patch_size": 16, "overlap": 8, "chunk": 8, "shard": (8, 32, 32), "threads": 2}
 
 
 def run_task(task: voxpatch.Task) -> Any:
@@ -336,7 +336,7 @@ def test_the_commands_for_tasks_write_into_a_store(
         assert SECRET not in done.stdout + done.stderr
         return json.loads(done.stdout) if done.returncode == 0 else done.stderr
 
-    words = [files["c.zarr"], "--patch-size", "16", "--model", "gaussian:1", "--chunk", "8", "--shard", "8"]
+    words = [files["c.zarr"], "--patch-size", "16", "--model", "gaussian:1", "--chunk", "8", "--shard", "8,32,32"]
     run("infer", words[0], tmp_path / "out.zarr", *words[1:], "--json")
     expected = local_files(tmp_path / "out.zarr")
     planned = run("plan", tmp_path / "job.json", "--tasks", "2", "--json", "--", words[0], "s3://out/out.zarr", *words[1:])
