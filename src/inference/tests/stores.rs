@@ -574,3 +574,43 @@ fn a_late_process_follows_the_shards_of_the_first() {
     let error = create(&path, &Layout::new([8; 3], 1, DType::F32), &options()).unwrap_err();
     assert!(matches!(error, Error::Exists { .. }), "{error}");
 }
+
+#[test]
+fn two_commits_at_once_publish_what_a_killed_task_did_not() {
+    let settings = Settings::default();
+    let wanted = expected(&settings);
+    for n in 0..6 {
+        let name = format!("commits{n}");
+        let store = named(&format!("memory://{name}"));
+        let process = Process::new(&name, &store);
+        let is_dead = Arc::clone(&process.is_dead);
+        // It is killed at one of the documents, which is there or not.
+        process.faults(move |request, key, _| {
+            let is_last = request == "put"
+                && key.ends_with(["0.zarr/0/zarr.json", "1.zarr/zarr.json"][n % 2]);
+            is_dead.fetch_or(is_last, Ordering::SeqCst);
+            (is_last && n < 3).then_some(Fault::Status(403))
+        });
+        let parts = parts(&settings, 3);
+        let done: Vec<_> = parts
+            .iter()
+            .map(|part| process.run(&settings, *part))
+            .collect();
+        assert_eq!(done, [Some(false), Some(false), None]);
+        let status = Process::new(&name, &store).job(&settings).status().unwrap();
+        assert!(status.is_complete() && !status.published, "{status:?}");
+        let together = Barrier::new(2);
+        std::thread::scope(|scope| {
+            let commit = || {
+                let process = Process::new(&name, &store);
+                together.wait();
+                process.job(&settings).commit(&silent).unwrap();
+            };
+            let commits = [scope.spawn(commit), scope.spawn(commit)];
+            for commit in commits {
+                commit.join().unwrap();
+            }
+        });
+        assert!(store.objects() == wanted, "{n}: {:?}", names(&store));
+    }
+}

@@ -183,8 +183,8 @@ impl TaskRun {
             ) => {
                 // Another process may have claimed the output just now, removed metadata, or even published it.
                 let is_claimed = self.remote.version(&self.path.join(CLAIM))?.is_some();
-                let is_other = !(is_claimed || self.may_be_late && self.is_published()?);
-                return if is_other { Err(error) } else { Ok(()) };
+                let is_own = is_claimed || (self.may_be_late && self.is_published()?);
+                return if is_own { Ok(()) } else { Err(error) };
             }
             found => found?,
         };
