@@ -246,9 +246,12 @@ def test_outputs_are_read_by_tifffile(tmp_path):
         voxpatch.write(path, voxels, spacing=(2.0, 0.5, 0.25), overwrite=True, codec=codec, chunk=tile)
         with tifffile.TiffFile(path) as file:
             assert file.is_bigtiff and file.is_ome and len(file.pages) == shape[0] * shape[1]
-            assert all(page.is_tiled for page in file.pages)
+            assert all(page.is_tiled == bool(tile) for page in file.pages)
             assert file.pages[0].compression == {"none": 1, "zlib": 8, "zstd": 50000}[codec]
-            assert file.pages[0].tile == ((16, 32) if tile else (16, 32 if shape[3] == 17 else 16))
+            if tile:
+                assert file.pages[0].tile == (16, 32)
+            else:
+                assert file.pages[0].rowsperstrip == shape[2] and len(file.pages[0].dataoffsets) == 1
             assert np.array_equal(file.asarray().reshape(shape), voxels), (dtype, shape)
             assert file.series[0].axes == "CZYX"[-len(np.squeeze(voxels).shape):]
             pixels = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]
@@ -266,6 +269,23 @@ def test_outputs_are_read_by_libtiff(tmp_path):
         voxpatch.write(path, voxels, overwrite=True, codec=codec)
         for z, page in enumerate(voxels[0]):
             assert np.array_equal(imagecodecs.tiff_decode(path.read_bytes(), index=z), page), (codec, dtype, z)
+
+
+def test_pages_of_one_tile_are_read_by_itk(tmp_path):
+    """ITK reads tiles of gray values as colors, so a page of a single tile is a strip."""
+    sitk = pytest.importorskip("SimpleITK")
+    path = tmp_path / "a.ome.tif"
+    for codec, dtype, (shape, chunk) in itertools.product(
+        ["none", "zlib"],
+        ["uint8", "int16", "uint16", "float32"],
+        [((4, 40, 37), None), ((3, 256, 250), None), ((3, 35, 300), (1, 35, 300)), ((3, 35, 300), (2, 48, 304))],
+    ):
+        voxels = made(shape, dtype)
+        voxpatch.write(path, voxels, overwrite=True, codec=codec, **({"chunk": chunk} if chunk else {}))
+        image = sitk.ReadImage(str(path))
+        assert image.GetNumberOfComponentsPerPixel() == 1, (codec, dtype, shape)
+        assert np.array_equal(sitk.GetArrayFromImage(image), voxels), (codec, dtype, shape)
+        check_voxels(path, voxels[None], (codec, dtype, shape))
 
 
 def test_predictions_are_written_in_tiles(tmp_path):

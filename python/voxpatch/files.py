@@ -250,7 +250,7 @@ def write(
         Version of Zarr: 3 with OME-Zarr 0.5, or 2 with OME-Zarr 0.4 and without shards.
     chunk : int or (int, int, int), optional
         Voxels of a Zarr chunk along z, y, x; 32, or 64 in version 2, if not given. For ``.tif``, the last two are those
-        of a tile, multiples of 16, and the first the number of pages that are compressed together.
+        of a tile, multiples of 16 or those of the page, and the first the number of pages that are compressed together.
     shard : int, (int, int, int), "auto" or None, default "auto"
         Voxels of a shard along z, y, x, a multiple of the chunk. None writes a file for each chunk.
     codec : {"zstd", "blosc-zstd", "blosc-lz4", "gzip", "zlib", "none"}, optional

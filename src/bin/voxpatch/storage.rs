@@ -30,8 +30,8 @@ pub(crate) struct Storage {
     /// Version of Zarr: 3 (with OME-Zarr 0.5), or 2 (with OME-Zarr 0.4, without shards) [default: 3].
     #[arg(long, value_enum, value_name = "2|3")]
     zarr: Option<ZarrName>,
-    /// Voxels of a chunk [default: 32, or 64 in Zarr v2]; of .tif, of a tile along the last two axes, multiples of 16
-    /// [default: up to 256].
+    /// Voxels of a chunk [default: 32, or 64 in Zarr v2]; of .tif, of a tile along the last two axes, multiples of 16 or
+    /// those of the page [default: up to 256].
     #[arg(long, value_parser = size, value_name = "SIZE")]
     chunk: Option<Shape>,
     /// Voxels of a shard, a multiple of the chunk, or `none` for one file per chunk [default: about 128, or less if

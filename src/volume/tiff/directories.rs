@@ -22,13 +22,14 @@ const HEAD: u64 = 16;
 const ENTRY: u64 = 20;
 const AROUND: u64 = 16;
 
-/// Entries of the first directory, which has the description and the name of the software, and of the others.
+/// Entries of the first directory, which has the description and the name of the software, and of the others. Tiles and
+/// strips have as many.
 const FIRST: u64 = 14;
 const OTHER: u64 = 12;
 
 const SOFTWARE: &[u8] = b"voxpatch\0";
 
-/// The directories of a file.
+/// The directories of a file. A page of a single tile has one strip instead: ITK reads tiles of gray values as colors.
 #[derive(Debug)]
 pub(super) struct Directories {
     grid: TileGrid,
@@ -95,10 +96,9 @@ impl Directories {
     pub(super) fn tables_of(&self, page: u64) -> [Range<u64>; 2] {
         let tiles = self.grid.per_page();
         let [offsets, counts] = if tiles == 1 {
-            // A single value is in its entry. A short one is behind two in the first directory.
-            let entry = if page == 0 { FIRST - 3 } else { OTHER - 3 };
-            let value = Self::directory(page) + 8 + entry * ENTRY + 12;
-            [value, value + ENTRY]
+            // A single value is in its entry: those of a strip are behind 5 and 9 others, and the description.
+            let texts = u64::from(page == 0);
+            [5, 9].map(|entry| Self::directory(page) + 8 + (entry + texts) * ENTRY + 12)
         } else {
             let offsets = self.tables() + page * tiles * 16;
             [offsets, offsets + tiles * 8]
@@ -166,25 +166,39 @@ impl Directories {
         let description = [(270, ASCII, length, texts)];
         let software = [(305, ASCII, SOFTWARE.len() as u64, texts + length)];
         let own = |entry: [(u16, u16, u64, u64); 1]| entry.into_iter().filter(move |_| is_first);
-        let entries = [
+        let form = [
             (256, LONG, 1, columns),
             (257, LONG, 1, rows),
             (258, SHORT, 1, 8 * self.grid.size),
             (259, SHORT, 1, u64::from(self.packing.number())),
             (262, SHORT, 1, 1),
-        ]
-        .into_iter()
-        .chain(own(description))
-        .chain([(277, SHORT, 1, 1)])
-        .chain(own(software))
-        .chain([
-            (317, SHORT, 1, u64::from(self.predictor)),
+        ];
+        // A strip has its entries around the samples of a pixel, with the orientation; tiles have theirs behind them.
+        let strip = [
+            (273, LONG8, 1, offsets),
+            (274, SHORT, 1, 1),
+            (277, SHORT, 1, 1),
+            (278, LONG, 1, rows),
+            (279, LONG8, 1, counts),
+        ];
+        let tile = [
             (322, LONG, 1, self.grid.chunk[2]),
             (323, LONG, 1, self.grid.chunk[1]),
             (324, LONG8, tiles, offsets),
             (325, LONG8, tiles, counts),
-            (339, SHORT, 1, u64::from(kind)),
-        ]);
+        ];
+        let (before, behind) = match tiles {
+            1 => (&strip[..], &tile[..0]),
+            _ => (&strip[2..3], &tile[..]),
+        };
+        let entries = form
+            .into_iter()
+            .chain(own(description))
+            .chain(before.iter().copied())
+            .chain(own(software))
+            .chain([(317, SHORT, 1, u64::from(self.predictor))])
+            .chain(behind.iter().copied())
+            .chain([(339, SHORT, 1, u64::from(kind))]);
         let count = if is_first { FIRST } else { OTHER };
         out.write_all(&count.to_ne_bytes())?;
         for (tag, form, count, value) in entries {

@@ -1,7 +1,8 @@
 //! TIFF and BigTIFF: stacks of pages, OME-TIFF, ImageJ hyperstacks, and folders with a page in each file.
 //!
 //! Pages that are uncompressed and follow each other in the file are a flat file behind a header, and are mapped. All
-//! others are blocks: strips or tiles. Outputs are OME-BigTIFF of tiles.
+//! others are blocks: strips or tiles. Outputs are OME-BigTIFF of tiles, or of a
+//! strip for each page.
 
 mod axes;
 mod description;

@@ -15,7 +15,8 @@ const STACK: u64 = 32;
 /// Maximum bytes of a tile.
 const MOST_BYTES: u64 = 16 << 20;
 
-/// The tiles of a file. All have the same size; those at the far edges have padding.
+/// The tiles of a file. All have the same size; those at the far edges have padding. A single tile of a page has none, and is
+/// written as a strip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TileGrid {
     /// Pages of a write chunk, and rows and columns of a tile.
@@ -32,12 +33,16 @@ impl TileGrid {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if the tiles are not multiples of 16 voxels, empty, or larger than 16 MiB.
+    /// [`Error::InvalidArgument`] if the tiles are neither whole pages nor multiples of 16 voxels, empty, or larger than
+    /// 16 MiB.
     pub(super) fn of(layout: &Layout, options: &CreateOptions) -> Result<Self> {
         let [_, rows, columns] = layout.shape;
-        let chunk = options
+        let mut chunk = options
             .tile
             .unwrap_or_else(|| [STACK, usual(rows), usual(columns)]);
+        if chunk[1] >= rows && chunk[2] >= columns {
+            chunk = [chunk[0], rows, columns];
+        }
         let size = layout.dtype.size() as u64;
         let invalid = |problem: &str| Error::InvalidArgument {
             argument: "chunk",
@@ -45,9 +50,10 @@ impl TileGrid {
             problem: problem.to_owned(),
         };
         let [stack, height, width] = chunk;
-        if [height, width].iter().any(|n| !n.is_multiple_of(16)) {
+        let is_page = [height, width] == [rows, columns];
+        if !is_page && [height, width].iter().any(|n| !n.is_multiple_of(16)) {
             return Err(invalid(
-                "rows and columns of a tile of TIFF are multiples of 16",
+                "rows and columns of a tile of TIFF are multiples of 16, or those of the page",
             ));
         }
         let bytes = height

@@ -83,6 +83,7 @@ fn tiles_of_any_size_keep_the_voxels_whatever_boxes_are_written() {
         ([2, 33, 50], 3, Some([1, 16, 32])),
         ([5, 16, 32], 1, Some([2, 16, 16])),
         ([2, 40, 270], 1, Some([9, 64, 128])),
+        ([3, 35, 270], 2, Some([2, 35, 270])),
     ] {
         for (dtype, codec) in [
             (DType::U8, Codec::None),
@@ -131,6 +132,48 @@ fn tiles_of_any_size_keep_the_voxels_whatever_boxes_are_written() {
                     "{shape:?} {dtype} {codec:?}"
                 );
             }
+        }
+    }
+}
+
+#[test]
+fn a_tile_of_a_whole_page_is_a_strip_of_its_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut n = 0;
+    for (shape, tile, is_strip) in [
+        ([3, 5, 7], None, true),
+        ([2, 256, 250], None, true),
+        ([2, 257, 250], None, false),
+        ([2, 35, 70], Some([1, 35, 70]), true),
+        ([2, 35, 70], Some([1, 1 << 40, 1 << 40]), true),
+        ([2, 48, 70], Some([1, 48, 80]), true),
+        ([2, 48, 70], Some([1, 48, 64]), false),
+        ([2, 48, 70], Some([1, 32, 80]), false),
+    ] {
+        for codec in [Codec::None, Codec::Zlib, Codec::Zstd] {
+            n += 1;
+            let path = folder.path().join(format!("{n}.tif"));
+            let expected = made(shape, 1, DType::U16, n);
+            let options = CreateOptions::default()
+                .with_tile(tile)
+                .with_tile_codec(codec);
+            let layout = Layout::new(shape, 1, DType::U16);
+            let output = create(&path, &layout, &options).unwrap();
+            let unit = output.layout().write_chunk.unwrap_or([1, 2, 9, 11]);
+            write_boxes(&*output, &expected, unit, |_| false);
+            output.finish().unwrap();
+            let (file, _) = read_pages(&path, 0).unwrap();
+            for page in &file.pages {
+                assert_eq!(page.form.is_tiled, !is_strip, "{shape:?} {tile:?}");
+                assert_eq!(page.offsets.len() == 1, is_strip);
+                assert!(!is_strip || page.form.block == [shape[1], shape[2]]);
+            }
+            let found = crate::open(&path).unwrap();
+            // Strips that are not compressed follow each other: the file is mapped.
+            let is_mapped = found.layout().read_chunk.is_none();
+            assert_eq!(is_mapped, is_strip && codec == Codec::None);
+            let read = found.read(Region::whole(shape)).unwrap();
+            assert_eq!(read.bytes(), expected.bytes(), "{shape:?} {codec:?}");
         }
     }
 }
@@ -189,8 +232,9 @@ fn tiles_and_codecs_that_tiff_does_not_have_are_refused_before_a_file_is_made() 
         (tile([1, 15, 16]), "multiples of 16"),
         (tile([0, 16, 16]), "16 MiB"),
         (tile([1, 0, 16]), "16 MiB"),
-        (tile([1, 1 << 20, 1 << 20]), "16 MiB"),
-        (tile([1, 1 << 63, 1 << 63]), "16 MiB"),
+        (tile([1, 40, 39]), "or those of the page"),
+        (tile([1, 1 << 20, 32]), "16 MiB"),
+        (tile([1, 1 << 63, 32]), "16 MiB"),
         (codec(Codec::Gzip, None), "zlib (deflate) or zstd"),
         (codec(Codec::BloscLz4, None), "zlib (deflate) or zstd"),
         (codec(Codec::Zlib, Some(10)), "levels 0 to 9"),
