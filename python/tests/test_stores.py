@@ -305,7 +305,7 @@ def test_runs_that_were_killed_or_interrupted_are_resumed(
         client.delete_object(Bucket="out", Key=f"tasks.zarr/{name}")
 
     def interrupt(done: int, total: int) -> None:
-        if done < total - 2:
+        if done < total * 3 // 4:
             return
         # Other threads blend and put what is predicted.
         end = time.monotonic() + 60
