@@ -199,13 +199,19 @@ pub(crate) fn gather_into<C: Borrow<Chunk>>(
             is_stored = true;
             resize(out, bytes);
             if let Some(voxel) = &fill {
-                out.chunks_exact_mut(size)
-                    .for_each(|out| out.copy_from_slice(voxel));
+                fill_all(voxel, out);
             }
         }
         chunk.copy_to(channels, region, out, size);
     }
     Ok(fill.filter(|_| !is_stored))
+}
+
+/// Writes one voxel value everywhere.
+pub(super) fn fill_all(voxel: &[u8], out: &mut [u8]) {
+    for out in out.chunks_exact_mut(voxel.len()) {
+        out.copy_from_slice(voxel);
+    }
 }
 
 /// Makes a buffer this long. What it held is lost or stays, and the rest is 0.

@@ -108,6 +108,22 @@ fn job(folder: &Path, settings: &Settings) -> InferencePlan {
     predictor.plan(&targets(folder, settings)).unwrap()
 }
 
+/// Commits an output in two processes at once.
+fn commit_twice(name: &str, store: &Faulty, settings: &Settings) {
+    let together = Barrier::new(2);
+    std::thread::scope(|scope| {
+        let commit = || {
+            let process = Process::new(name, store);
+            together.wait();
+            process.job(settings).commit(&silent).unwrap();
+        };
+        let commits = [scope.spawn(commit), scope.spawn(commit)];
+        for commit in commits {
+            commit.join().unwrap();
+        }
+    });
+}
+
 /// Returns the files that one process writes, by the names of objects.
 fn expected(settings: &Settings) -> Vec<(String, Vec<u8>)> {
     let dir = scratch();
@@ -162,10 +178,6 @@ fn and_others_do() {
     schedules(36..54);
 }
 
-#[expect(
-    clippy::too_many_lines,
-    reason = "one schedule from its start to its end"
-)]
 fn schedules(seeds: Range<u64>) {
     let settings = |overwrite| Settings {
         overwrite,
@@ -238,18 +250,7 @@ fn schedules(seeds: Range<u64>) {
         let status = check.job(&settings).status().unwrap();
         assert!(status.is_complete(), "schedule {seed}: {status:?}");
         left += u64::from(!status.published);
-        let together = Barrier::new(2);
-        std::thread::scope(|scope| {
-            let commit = || {
-                let process = Process::new(&name, &store);
-                together.wait();
-                process.job(&settings).commit(&silent).unwrap();
-            };
-            let commits = [scope.spawn(commit), scope.spawn(commit)];
-            for commit in commits {
-                commit.join().unwrap();
-            }
-        });
+        commit_twice(&name, &store, &settings);
         // A process that was killed after the others had published may leave a note.
         let (odd, found): (Vec<_>, Vec<_>) = store
             .objects()
@@ -599,18 +600,7 @@ fn two_commits_at_once_publish_what_a_killed_task_did_not() {
         assert_eq!(done, [Some(false), Some(false), None]);
         let status = Process::new(&name, &store).job(&settings).status().unwrap();
         assert!(status.is_complete() && !status.published, "{status:?}");
-        let together = Barrier::new(2);
-        std::thread::scope(|scope| {
-            let commit = || {
-                let process = Process::new(&name, &store);
-                together.wait();
-                process.job(&settings).commit(&silent).unwrap();
-            };
-            let commits = [scope.spawn(commit), scope.spawn(commit)];
-            for commit in commits {
-                commit.join().unwrap();
-            }
-        });
+        commit_twice(&name, &store, &settings);
         assert!(store.objects() == wanted, "{n}: {:?}", names(&store));
     }
 }

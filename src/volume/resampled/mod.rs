@@ -188,7 +188,7 @@ impl Needs {
             let voxels = &voxels[..out.len() * dtype.size()];
             dtype::convert(dtype, voxels, F::DTYPE, bytemuck::cast_slice_mut(out));
         };
-        if rows.len() == height && places.len() == width && self.is_inside() {
+        if self.is_inside() {
             return convert(voxels, out);
         }
         row.resize(width, F::default());
@@ -734,7 +734,7 @@ impl Resampled {
                     return Ok(Some(voxel));
                 }
                 chunk::resize(voxels, place(needs.source.voxels()) * count * voxel.len());
-                fill(&voxel, voxels);
+                chunk::fill_all(&voxel, voxels);
             }
             self.resample(voxels, needs, (out, region), (block, count));
             Ok(None)
@@ -1119,13 +1119,6 @@ fn cache_bytes(own: &Layout) -> u64 {
     let voxels = Region::whole(own.shape).voxels();
     let bytes = voxels.saturating_mul(own.channels.saturating_mul(own.dtype.size() as u64));
     own.read_chunk.map_or(0, |_| bytes.min(CACHE_BYTES))
-}
-
-/// Writes one voxel value everywhere.
-fn fill(voxel: &[u8], out: &mut [u8]) {
-    for out in out.chunks_exact_mut(voxel.len()) {
-        out.copy_from_slice(voxel);
-    }
 }
 
 /// Returns the bytes of a value in computations.
