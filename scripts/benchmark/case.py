@@ -32,8 +32,8 @@ TIME = Metric("seconds", "s", False)
 class Side:
     """One tool in a case. `command` returns the command line for the last result, which is None in the first round.
     `budget` is the side's memory limit in MiB: it is compared with peers with the same budget, and with those without
-    one. `translate` renames figures to the names that all sides use. With `calibrate`, a first run only determines a
-    good count. `reads` creates a volume that only this side reads."""
+    one. `translate` renames figures to the names that all sides use. With `calibrate`, first runs only determine a good
+    count or budget. `reads` creates a volume that only this side reads. `last` is the result of the last run."""
 
     name: str
     command: Callable
@@ -44,6 +44,7 @@ class Side:
     translate: Callable = dict
     reads: Callable | None = None
     calibrate: bool = False
+    last: dict | None = None
     runs: list = field(default_factory=list)
     error: str | None = None
 
@@ -96,30 +97,28 @@ def run_case(case, reasons, folder, until, say):
         for path in paths:
             volumes.warm(path)
 
-    def run(side, last):
+    def run(side):
         if case.cold:
             for path in paths:
                 volumes.drop(path)
-        told = measure.run(side.command(last), case.seconds, case.threads, folder)
-        return told if "error" in told else {**told, **side.translate(told)}
+        told = measure.run(side.command(side.last), case.seconds, case.threads, folder)
+        side.error = told.get("error")
+        side.last = None if side.error else {**told, **side.translate(told)}
 
-    last = {}
     for side in case.sides:
         for _ in range(3 if side.calibrate else 0):  # a useful number of patches to measure: few are slower than many
             if not side.error:
-                last[side.name] = run(side, last.get(side.name))
-                side.error = last[side.name].get("error")
+                run(side)
     for number in range(case.rounds):
         if number and time.monotonic() > until:
             break
         for side in case.sides:
             if side.error:
                 continue
-            told = run(side, last.get(side.name))
-            if "error" in told:
-                side.error = told["error"]
+            run(side)
+            if side.error:
                 say(f"{case.title}: {side.name}: {side.error}")
                 continue
-            side.runs.append(told)
+            side.runs.append(side.last)
             key = case.metrics[0]
-            say(f"{case.title}: {side.name}: {told[key.key]:.4g} {key.unit}, {told['peak_anonymous_bytes'] / 2**20:.0f} MiB")
+            say(f"{case.title}: {side.name}: {side.last[key.key]:.4g} {key.unit}, {side.last['peak_anonymous_bytes'] / 2**20:.0f} MiB")

@@ -71,6 +71,21 @@ def our_sample(settings, source, patch, budget, count, *flags, name=None, thread
     return Side(name or f"voxpatch, {budget} MiB", command, ours=True, budget=budget, translate=sampled, floor=floor, calibrate=calibrate)
 
 
+def tensorstore_with_peak_of(mine, common, floor):
+    """Returns TensorStore with the cache with which the peak of its memory is that of our side `mine`, or comes closest
+    to it."""
+    cache = mine.budget
+
+    def command(last):
+        nonlocal cache
+        if last and mine.last:
+            cache = max(1, cache - round((last["peak_anonymous_bytes"] - mine.last["peak_anonymous_bytes"]) / 2**20))
+        return peer("reading.tensorstore", **{**common, "budget": cache})(last)
+
+    return Side(f"TensorStore, peak of voxpatch, {mine.budget} MiB", command, package="tensorstore", budget=mine.budget, floor=floor,
+                calibrate=True)
+
+
 def reading_sides(settings, name, source, patch, budgets, count=None, threads=None):
     """Returns all sides that can read random patches of this volume: `count` patches, or for some seconds."""
     store = STORES.get(name, STORES["i16-blosc-zstd.zarr"])
@@ -79,9 +94,6 @@ def reading_sides(settings, name, source, patch, budgets, count=None, threads=No
     often = (lambda _last: count) if count else count_of(settings)
     sides = [our_sample(settings, source, patch, budget, often, threads=threads, floor=floor, calibrate=not count)
              for budget in budgets]
-    if not store.chunk and not count:
-        kept = f"voxpatch, {budgets[-1]} MiB, kept mapped"
-        sides.append(our_sample(settings, source, patch, budgets[-1], often, "--read-method", "mmap-resident", name=kept, threads=threads, floor=floor))
     common = {"path": source, "patch": patch, "seconds": settings.seconds, "count": count, "threads": threads}
 
     def add(title, package, function, path=None, budget=None):
@@ -91,6 +103,7 @@ def reading_sides(settings, name, source, patch, budgets, count=None, threads=No
     if store.chunk:
         for budget in budgets:
             add(f"TensorStore, {budget} MiB", "tensorstore", "tensorstore", budget=budget)
+        sides += [] if count else [tensorstore_with_peak_of(mine, common, floor) for mine in sides[: len(budgets)]]
         add("zarr-python", "zarr", "zarr_python")
         add("zarrs for Python", "zarrs", "zarrs")
         if name == "i16-blosc-zstd.zarr":
@@ -234,7 +247,7 @@ def classes(settings):
         patch = settings.patch(size)
         source = lambda part=part: settings.volumes.taller(part)[0]
         shape = (settings.planes(part), *settings.volumes.shape[1:])
-        sides = blending_sides(settings, source, shape, patch, half(patch), "hann", memory, ("zstd",), classes=count,
+        sides = blending_sides(settings, source, shape, patch, half(patch), "hann", memory, ("zstd", ".npy"), classes=count,
                                peers=peers)
         yield Case("classes", f"{count} classes to argmax, hann, {patch}^3 over {half(patch)}, {shape[0]} planes", sides, (JOB, ALONE),
                    lambda source=source: [source()], len(sides) * 20, min(2, settings.rounds), limit, settings.threads)

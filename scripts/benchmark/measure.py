@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -77,15 +78,27 @@ def available_bytes():
     return fields("/proc/meminfo", ("MemAvailable",), 1 << 10)
 
 
+@contextmanager
+def pinned(threads):
+    """Processes that are started within it get the first `threads` processors, and no others."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:threads])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def run(command, seconds, threads, folder):
     """Returns the last JSON object that the command printed, with `wall_seconds` and `peak_anonymous_bytes`; or
-    `error`."""
+    `error`. The process has as many processors as threads."""
     command = [str(part) for part in command]
     numbers = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLOSC_NTHREADS", "RAYON_NUM_THREADS")}
     with tempfile.TemporaryFile(dir=folder) as out, tempfile.TemporaryFile(dir=folder) as err:
         began = time.monotonic()
-        process = subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True,
-                                   env={**os.environ, **numbers, "TMPDIR": str(folder)})
+        with pinned(threads):
+            process = subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True,
+                                       env={**os.environ, **numbers, "TMPDIR": str(folder)})
         watch = Watch(process, seconds, available_bytes() * 0.85)
         watch.start()
         try:

@@ -14,13 +14,17 @@ pub(crate) fn give_back_freed() {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub(crate) const fn give_back_freed() {}
 
-/// Freed bytes after which memory is returned to the system.
-const MOST_FREED: u64 = 32 << 20;
+/// Freed bytes after which the memory of the process is looked at.
+const OFTEN: u64 = 8 << 20;
 
-/// The bytes that were freed since memory was last returned to the system.
+/// The growth of the memory of the process at which freed memory is returned to the system.
+const MOST_GROWTH: u64 = 12 << 20;
+
+/// The bytes that were freed since the memory of the process was last looked at.
 ///
 /// Buffers of many sizes leave gaps in the heap, next to those that stay, such as cached chunks. Without returning them
-/// from time to time, the gaps would take more and more memory next to the budget.
+/// to the system, the gaps would take more and more memory next to the budget. Returning them takes time, and so does
+/// the next use of each page, so that it only happens when the memory of the process has grown.
 #[derive(Debug, Default)]
 pub(crate) struct FreedBytes(AtomicU64);
 
@@ -30,14 +34,28 @@ impl FreedBytes {
         self.0.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Returns freed memory to the system, if there is enough of it.
+    /// Returns freed memory to the system, if there may be enough of it.
     pub(crate) fn give_back(&self) {
-        if self.0.load(Ordering::Relaxed) >= MOST_FREED
-            && self.0.swap(0, Ordering::Relaxed) >= MOST_FREED
-        {
+        /// The memory of the process after freed memory was last returned.
+        static BEFORE: AtomicU64 = AtomicU64::new(0);
+        if self.0.load(Ordering::Relaxed) < OFTEN || self.0.swap(0, Ordering::Relaxed) < OFTEN {
+            return;
+        }
+        let grown = anonymous_bytes()
+            .is_none_or(|now| now > BEFORE.load(Ordering::Relaxed).saturating_add(MOST_GROWTH));
+        if grown {
             give_back_freed();
+            BEFORE.store(anonymous_bytes().unwrap_or(0), Ordering::Relaxed);
         }
     }
+}
+
+/// Returns the resident bytes of the process without files behind them, if the system reports them.
+fn anonymous_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let mut pages = text.split_whitespace().skip(1).map(str::parse::<u64>);
+    let (resident, of_files) = (pages.next()?.ok()?, pages.next()?.ok()?);
+    Some(resident.saturating_sub(of_files) * rustix::param::page_size() as u64)
 }
 
 /// Configures the allocator to return freed memory to the system, so that a run stays within its memory budget. This is
