@@ -181,13 +181,3 @@ def test_what_a_job_cannot_do_is_refused(scan: str, tmp_path: pathlib.Path) -> N
         task.run(double)
     assert not in_memory.commit()[...].any()
     assert not (tmp_path / "out.zarr").exists()
-
-
-def test_coarser_levels_in_a_store_are_refused_before_any_request(
-    scan: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    before = sorted(os.listdir(tmp_path))
-    with pytest.raises(ValueError, match="coarser levels"):
-        plan(scan, "s3://bucket/out.zarr", pyramid="mean")
-    assert sorted(os.listdir(tmp_path)) == before

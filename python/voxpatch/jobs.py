@@ -369,8 +369,7 @@ def plan_predict(
     volume : Volume, str, path-like or array
         The volume to predict, as in :func:`predict`.
     output : str, path-like, sequence or dict
-        Path of the output, or paths of several, as in :func:`predict`. They must be Zarr, and in an object store without
-        `pyramid`.
+        Path of the output, or paths of several, as in :func:`predict`. They must be Zarr.
     patch_size : int or (int, int, int)
         Voxels of a patch along z, y, x.
     overlap : int, float or three of them, optional

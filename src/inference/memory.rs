@@ -92,10 +92,14 @@ impl Schedule {
             .outputs
             .iter()
             .filter(|output| output.store.pyramid.is_some() && self.resume.is_some());
-        let each = pyramids.map(|output| rebuilding_bytes(&output.layout));
-        let each = each.max().unwrap_or(0);
-        let threads = (self.memory() / each.max(1)).clamp(1, self.inference.threads as u64);
-        each.saturating_mul(threads)
+        let bytes = pyramids.map(|output| {
+            let uploads = output.upload_bytes();
+            let each = rebuilding_bytes(&output.layout);
+            let left = self.memory().saturating_sub(uploads);
+            let threads = (left / each.max(1)).clamp(1, self.inference.threads as u64);
+            each.saturating_mul(threads).saturating_add(uploads)
+        });
+        bytes.max().unwrap_or(0)
     }
 
     /// Returns the most bytes that the model keeps where it blends.

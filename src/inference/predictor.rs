@@ -261,7 +261,7 @@ impl InferencePlan {
     ///
     /// # Errors
     ///
-    /// [`Unsupported`](crate::Error::Unsupported) if an output is a flat file, or has coarser levels and is in a store;
+    /// [`Unsupported`](crate::Error::Unsupported) if an output is a flat file;
     /// [`MemoryLimit`](crate::Error::MemoryLimit) if the part needs more memory than it is allowed, and
     /// [`Io`](crate::Error::Io) if an output that was begun cannot be read.
     pub fn with_part(mut self, part: OutputPart, durability: Durability) -> Result<Self> {

@@ -82,7 +82,7 @@ impl Schedule {
     /// Checks that all outputs can be resumed and written in parts.
     pub(super) fn check_resumable(&self) -> Result<()> {
         let mut outputs = self.outputs.iter();
-        outputs.try_for_each(|output| check_resumable(&output.layout, &output.store))
+        outputs.try_for_each(|output| check_resumable(&output.layout))
     }
 
     /// Returns the write chunks that this run's part owns, if it is one of several.

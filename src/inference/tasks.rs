@@ -72,7 +72,7 @@ impl InferencePlan {
     /// # Errors
     ///
     /// [`InvalidArgument`](Error::InvalidArgument) if `count` is 0, [`Unsupported`](Error::Unsupported) if an output is a
-    /// flat file, or has coarser levels and is in a store.
+    /// flat file.
     pub fn tasks(&self, count: u32) -> Result<Vec<PlannedTask>> {
         self.schedule().check_resumable()?;
         let (schedule, volume, _) = self.followed()?;

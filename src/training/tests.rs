@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -345,6 +345,47 @@ fn chunks_are_announced_before_they_are_read_and_no_others() {
         );
         let distinct: BTreeSet<_> = expected.iter().map(|(index, _)| index).collect();
         assert_eq!(distinct.len(), expected.len(), "each once");
+    }
+}
+
+#[test]
+fn chunks_of_remote_volumes_are_announced_long_before_they_are_read() {
+    for memory in [1 << 20, 300 << 10, 150 << 10] {
+        let mut ct = Arc::into_inner(Noted::chunked(1)).unwrap();
+        ct.layout.remote = true;
+        let ct = Arc::new(ct);
+        let plan = EpochPlan::new(1, 300, 1).unwrap();
+        let options = LoaderOptions {
+            threads: 0,
+            max_length: 30,
+            memory,
+            ..LoaderOptions::default()
+        };
+        drop(all(loader(vec![subject("a", &[&ct])], &plan, &options)));
+        let (read, expected) = (ct.chunks.lock().unwrap(), ct.expected.lock().unwrap());
+        let mut announced: BTreeMap<ChunkShape, VecDeque<usize>> = BTreeMap::new();
+        for (index, by) in expected.iter() {
+            announced.entry(*index).or_default().push_back(*by);
+        }
+        let (mut late, mut ahead) = (0, Vec::new());
+        for (n, index) in read.iter().enumerate() {
+            // The reads between its announcement and its own.
+            match announced.get_mut(index).and_then(VecDeque::pop_front) {
+                Some(by) if by <= n => ahead.push(n - by),
+                _ => late += 1,
+            }
+        }
+        ahead.sort_unstable();
+        let (all, median) = (read.len(), ahead[ahead.len() / 2]);
+        println!(
+            "{memory} bytes: {late} of {all} reads were not announced, the others {median} reads before"
+        );
+        assert!(late * 50 <= all, "{memory}: {late} of {all}");
+        assert!(
+            expected.len() <= all,
+            "{memory}: {} of {all}",
+            expected.len()
+        );
     }
 }
 

@@ -180,7 +180,8 @@ impl VolumeMut for Resumable {
     fn pyramid_buffer_bytes(&self, order: [usize; 3]) -> u64 {
         match &self.0 {
             OutputState::Growing(output) => output.pyramid_buffer_bytes(order),
-            OutputState::InStore(_) | OutputState::Finished(_) => 0,
+            OutputState::InStore(output) => output.arrays().pyramid_buffer_bytes(order),
+            OutputState::Finished(_) => 0,
         }
     }
 
@@ -352,21 +353,19 @@ pub(crate) fn finalize_all(outputs: &[OutputRequest<'_>], parts: RunParts) -> Re
 }
 
 /// Checks that an output can be resumed and written in parts.
-pub(crate) fn check_resumable(layout: &Layout, options: &CreateOptions) -> Result<()> {
-    let what = match layout.format {
-        Format::Zarr2 | Format::Zarr3 if layout.remote && options.pyramid.is_some() => {
-            "coarser levels are made from finished chunks, which is not possible in a store if the output is resumed or \
-             written in parts: leave them out, or write the output in one run"
+pub(crate) fn check_resumable(layout: &Layout) -> Result<()> {
+    match layout.format {
+        Format::Zarr2 | Format::Zarr3 => Ok(()),
+        _ => {
+            let what = "only Zarr outputs can be resumed or written in parts";
+            Err(Error::unsupported(&layout.path, what))
         }
-        Format::Zarr2 | Format::Zarr3 => return Ok(()),
-        _ => "only Zarr outputs can be resumed or written in parts",
-    };
-    Err(Error::unsupported(&layout.path, what))
+    }
 }
 
 fn resumable_layout(path: &Path, layout: &Layout, options: &CreateOptions) -> Result<Layout> {
     let layout = output_layout(path, layout, options)?;
-    check_resumable(&layout, options)?;
+    check_resumable(&layout)?;
     Ok(layout)
 }
 

@@ -61,6 +61,23 @@ impl Process {
         });
     }
 
+    /// Draws what goes wrong: nothing, an answer, or that the process is killed at one of its first `most_puts` puts.
+    fn fails_at_random(&self, draw: &mut Draw, most_puts: u64) {
+        match draw.below(4) {
+            0 | 1 => self.killed_at(1 + draw.below(most_puts), draw.below(2) == 0),
+            2 => {
+                let (at, kind) = (2 + draw.below(10), draw.below(3));
+                self.faults(move |request, _, n| match (request, kind) {
+                    ("put", 0) if n == at => Some(Fault::LostAnswer),
+                    ("put" | "get", 1) if n == at => Some(Fault::Status(503)),
+                    ("put" | "list" | "delete", _) if n == 1 => Some(Fault::Status(500)),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+
     fn job(&self, settings: &Settings) -> InferencePlan {
         job(Path::new(&format!("{}/a", self.base)), settings)
     }
@@ -90,9 +107,13 @@ fn targets(folder: &Path, settings: &Settings) -> Vec<OutputTarget> {
     let mut targets = three_targets(folder, settings.overwrite);
     for target in &mut targets {
         target.store.shard = Some(settings.shard.unwrap_or([8; 3]));
+        let method = match target.blending.reduce {
+            Reduce::Argmax => Downsample::Mode,
+            _ => Downsample::Mean,
+        };
         target.store.pyramid = settings.pyramid.then_some(Pyramid {
-            levels: Some(2),
-            method: Downsample::Mean,
+            levels: Some(3),
+            method,
         });
         target.blending.fill = settings.fill;
         target.defaults.clear();
@@ -179,11 +200,12 @@ fn and_others_do() {
 }
 
 fn schedules(seeds: Range<u64>) {
-    let settings = |overwrite| Settings {
+    let settings = |overwrite, pyramid| Settings {
         overwrite,
+        pyramid,
         ..Settings::default()
     };
-    let wanted = expected(&settings(false));
+    let both = [false, true].map(|pyramid| expected(&settings(false, pyramid)));
     let (mut killed, mut left, mut notes) = (0, 0, 0);
     for seed in seeds {
         let mut draw = Draw(7000 + seed);
@@ -194,7 +216,11 @@ fn schedules(seeds: Range<u64>) {
         } else {
             named(&format!("memory://{name}"))
         };
-        let settings = settings(overwrite);
+        let pyramid = seed % 2 == 1;
+        let settings = settings(overwrite, pyramid);
+        let wanted = &both[usize::from(pyramid)];
+        // The last task puts coarser levels, too.
+        let most_puts = if pyramid { 90 } else { 30 };
         let count = draw.one_of(&[1, 2, 3, 9]);
         let mut list = parts(&settings, count);
         list.extend(list.clone());
@@ -215,21 +241,7 @@ fn schedules(seeds: Range<u64>) {
                     let Some(part) = list.pop() else {
                         return;
                     };
-                    match draw.below(4) {
-                        0 | 1 => process.killed_at(1 + draw.below(30), draw.below(2) == 0),
-                        2 => {
-                            let (at, kind) = (2 + draw.below(10), draw.below(3));
-                            process.faults(move |request, _, n| match (request, kind) {
-                                ("put", 0) if n == at => Some(Fault::LostAnswer),
-                                ("put" | "get", 1) if n == at => Some(Fault::Status(503)),
-                                ("put" | "list" | "delete", _) if n == 1 => {
-                                    Some(Fault::Status(500))
-                                }
-                                _ => None,
-                            });
-                        }
-                        _ => {}
-                    }
+                    process.fails_at_random(draw, most_puts);
                     part
                 };
                 if process.run(&settings, part).is_none() {
@@ -524,29 +536,187 @@ fn a_run_that_was_killed_or_interrupted_is_resumed() {
     }
 }
 
+/// Returns `true` if an object is a chunk of a coarser level.
+fn is_coarser(key: &str) -> bool {
+    key.contains("/1/c/") || key.contains("/2/c/")
+}
+
+/// Returns four parts of the six layers of shards, the last one first. The others make coarser chunks with their neighbors.
+fn four() -> [OutputPart; 4] {
+    [3, 2, 1, 0].map(|index| OutputPart::new(index, 4).unwrap())
+}
+
 #[test]
-fn coarser_levels_are_refused_before_any_request() {
+fn a_commit_that_is_killed_while_it_makes_coarser_levels_is_continued() {
     let settings = Settings {
         pyramid: true,
         ..Settings::default()
     };
-    let store = named("memory://coarser");
-    let process = Process::new("coarser", &store);
-    let part = OutputPart::new(0, 2).unwrap();
-    let plan = || process.job(&settings);
-    for refused in [
-        plan().tasks(2).map(drop),
-        plan().with_part(part, Durability::None).map(drop),
-        plan().with_resume(Durability::None).map(drop),
-        plan().status().map(drop),
-        plan().commit(&silent),
-    ] {
-        let refused = refused.unwrap_err();
-        assert!(matches!(refused, Error::Unsupported { .. }), "{refused}");
-        assert!(refused.to_string().contains("coarser levels"), "{refused}");
+    let wanted = expected(&settings);
+    let all = wanted.iter().filter(|(key, _)| is_coarser(key)).count() as u64;
+    let mut left = None;
+    for (n, (kind, last)) in [
+        ("chunk", 1),
+        ("chunk", 4),
+        ("note", 1),
+        ("chunk", 11),
+        ("note", 2),
+        ("nothing", 0),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("coarser{n}");
+        let store = named(&format!("memory://{name}"));
+        let process = Process::new(&name, &store);
+        let is_dead = Arc::clone(&process.is_dead);
+        let (is_last, puts) = (AtomicBool::new(false), AtomicU64::new(0));
+        // It is killed when it has put so many coarser chunks, or notes of them.
+        process.faults(move |request, key, _| {
+            if request == "put" && key.contains("2.zarr/.voxpatch.tasks") {
+                is_last.fetch_or(key.ends_with("0-of-4"), Ordering::SeqCst);
+            }
+            let is_counted = match kind {
+                "chunk" => is_coarser(key),
+                "note" => key.ends_with("/coarser"),
+                _ => false,
+            };
+            if request == "put"
+                && is_counted
+                && is_last.load(Ordering::SeqCst)
+                && puts.fetch_add(1, Ordering::SeqCst) + 1 == last
+            {
+                is_dead.store(true, Ordering::SeqCst);
+            }
+            None
+        });
+        let done = four().map(|part| process.run(&settings, part));
+        let ended = (kind == "nothing").then_some(true);
+        assert_eq!(done, [Some(false), Some(false), Some(false), ended], "{n}");
+        let next = Process::new(&name, &store);
+        if ended.is_none() {
+            let status = next.job(&settings).status().unwrap();
+            assert!(status.is_complete() && !status.published, "{status:?}");
+            assert!(!names(&store).iter().any(|key| key.ends_with("zarr.json")));
+        }
+        let puts = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&puts);
+        next.faults(move |request, key, _| {
+            let is_made = request == "put" && is_coarser(key);
+            counted.fetch_add(u64::from(is_made), Ordering::SeqCst);
+            None
+        });
+        if (kind, last) == ("chunk", 4) {
+            commit_twice(&name, &store, &settings);
+        }
+        next.job(&settings).commit(&silent).unwrap();
+        assert!(store.objects() == wanted, "{n}: {:?}", names(&store));
+        let puts = puts.load(Ordering::SeqCst);
+        // What a part has made, and what the killed process has noted, is not made again.
+        match (kind, last) {
+            ("chunk", 1) => left = Some(puts),
+            ("note", last) => assert!(left.is_some_and(|left| puts + last <= left), "{puts}"),
+            ("nothing", _) => assert_eq!(puts, 0),
+            _ => {}
+        }
     }
-    for request in ["get", "put", "list", "delete"] {
-        assert_eq!(process.store.count(request), 0, "{request}");
+    assert!(left.is_some_and(|left| left < all), "{left:?} of {all}");
+}
+
+#[test]
+fn coarser_levels_are_made_from_chunks_that_are_put_again_in_the_meantime() {
+    let settings = Settings {
+        pyramid: true,
+        ..Settings::default()
+    };
+    let name = "again";
+    let store = named(&format!("memory://{name}"));
+    let process = Process::new(name, &store);
+    let parts = four();
+    for part in &parts[..3] {
+        assert_eq!(process.run(&settings, *part), Some(false));
+    }
+    // A slow second run of a task puts its chunks again while they are read.
+    let (all, times) = (Arc::clone(&store), Arc::new(AtomicU64::new(0)));
+    let counted = Arc::clone(&times);
+    process.faults(move |request, key, n| {
+        if request == "get" && key.contains("/0/c/") && n % 40 == 0 {
+            let objects = all.objects();
+            let (_, bytes) = objects.iter().find(|(name, _)| name == key)?;
+            all.plant(key, bytes);
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+        None
+    });
+    assert_eq!(process.run(&settings, parts[3]), Some(true));
+    assert!(times.load(Ordering::Relaxed) > 1);
+    assert!(store.objects() == expected(&settings));
+}
+
+#[test]
+fn a_commit_reads_each_chunk_of_the_finest_level_at_most_once() {
+    let mut settings = Settings {
+        pyramid: true,
+        ..Settings::default()
+    };
+    settings.shard = Some([4; 3]);
+    let store = named("memory://once");
+    let process = Process::new("once", &store);
+    let parts = four();
+    for part in &parts[..3] {
+        process.run(&settings, *part);
+    }
+    let read: Arc<Mutex<std::collections::BTreeMap<String, u64>>> = Arc::default();
+    let counted = Arc::clone(&read);
+    process.faults(move |request, key, _| {
+        if request == "get" && key.contains("/0/c/") {
+            *counted.lock().unwrap().entry(key.to_owned()).or_default() += 1;
+        }
+        None
+    });
+    assert_eq!(process.run(&settings, parts[3]), Some(true));
+    let read = read.lock().unwrap();
+    // One request for the index of a shard, and one for its chunk.
+    assert!(
+        read.len() > 20 && read.values().all(|&n| n <= 2),
+        "{read:?}"
+    );
+    let chunks = store.objects().into_iter();
+    let chunks = chunks.filter(|(key, _)| key.contains("/0/c/")).count();
+    assert!(read.len() <= chunks, "{} of {chunks}", read.len());
+    drop(read);
+    assert!(store.objects() == expected(&settings));
+}
+
+#[test]
+fn a_damaged_chunk_of_a_coarser_level_is_made_again() {
+    let settings = Settings {
+        pyramid: true,
+        ..Settings::default()
+    };
+    let wanted = expected(&settings);
+    for (n, damage) in ["other bytes", "gone", "planted before"].iter().enumerate() {
+        let name = format!("damaged{n}");
+        let store = named(&format!("memory://{name}"));
+        let process = Process::new(&name, &store);
+        let order = four();
+        assert_eq!(process.run(&settings, order[0]), Some(false));
+        let made: Vec<String> = names(&store)
+            .into_iter()
+            .filter(|key| is_coarser(key))
+            .collect();
+        assert!(!made.is_empty());
+        let other = wanted
+            .iter()
+            .find(|(key, _)| is_coarser(key) && !made.contains(key));
+        match *damage {
+            "other bytes" => store.plant(&made[0], b"damaged"),
+            "gone" => store.unplant(&made[0]),
+            _ => store.plant(&other.unwrap().0, b"of a process that was killed"),
+        }
+        let done = [1, 2, 3].map(|n| process.run(&settings, order[n]));
+        assert_eq!(done, [Some(false), Some(false), Some(true)], "{damage}");
+        assert!(store.objects() == wanted, "{damage}");
     }
 }
 

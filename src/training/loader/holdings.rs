@@ -22,6 +22,8 @@ pub(super) struct Holdings {
     pieces: HashMap<(ChunkKey, u64), HeldPiece>,
     /// Chunks that their volumes prefetch, and that no worker has claimed yet.
     announced: HashSet<ChunkKey>,
+    /// Chunks that are not held any more, each with the patch that must decode it again.
+    released: Vec<(ChunkKey, u64)>,
 }
 
 enum HeldChunk {
@@ -100,7 +102,7 @@ impl Holdings {
     /// Returns `true` if a chunk should be prefetched: its next use will decode it, as far as is known
     /// now, and it was not announced before.
     pub(super) fn announce(&mut self, key: ChunkKey) -> bool {
-        let is_absent = !self.chunks.contains_key(&key) && self.reuse.is_absent(key);
+        let is_absent = !self.chunks.contains_key(&key) && self.reuse.decoded_for(key).is_some();
         is_absent && self.announced.insert(key)
     }
 
@@ -113,6 +115,7 @@ impl Holdings {
     pub(super) fn take(&mut self, assembly: &Arc<Assembly>, key: ChunkKey) -> Part {
         match self.reuse.take(assembly.order, key) {
             Source::Piece => {
+                self.note_released(key);
                 let place = (key, assembly.order);
                 if let Some(HeldPiece::Here(piece)) = self.pieces.remove(&place) {
                     return Part::From(piece);
@@ -154,6 +157,8 @@ impl Holdings {
         self.reuse.settle(order, budget, &mut releases);
         let mut evicted = Vec::new();
         for release in releases {
+            let (Release::Piece { key, .. } | Release::Chunk { key, .. }) = &release;
+            self.note_released(*key);
             match release {
                 Release::Piece { key, patch } => {
                     if let Some(HeldPiece::Here(chunk)) = self.pieces.remove(&(key, patch)) {
@@ -196,6 +201,17 @@ impl Holdings {
         evicted
     }
 
+    /// Notes that a chunk must be decoded again, if it must.
+    fn note_released(&mut self, key: ChunkKey) {
+        let again = self.reuse.decoded_for(key).map(|order| (key, order));
+        self.released.extend(again);
+    }
+
+    /// Returns the chunks that were released since the last call, each with the patch that must decode it again.
+    pub(super) fn take_released(&mut self) -> Vec<(ChunkKey, u64)> {
+        std::mem::take(&mut self.released)
+    }
+
     /// Ends the decode of a chunk; `None` if it failed. Returns the patches that wait for the chunk, and
     /// those whose pieces must be cut out of it.
     pub(super) fn decoded(
@@ -215,7 +231,7 @@ impl Holdings {
             Some(chunk) if keep => {
                 self.chunks.insert(key, HeldChunk::Here(Arc::clone(chunk)));
             }
-            Some(_) => {}
+            Some(_) => self.note_released(key),
             None => {
                 self.reuse.lose_chunk(key);
                 for assembly in cuts.drain(..) {

@@ -113,11 +113,11 @@ impl Entry {
 }
 
 impl<K: Copy + Eq + Hash + Ord> Reuse<K> {
-    /// Returns `true` if the next known use of the chunk must decode it, as far as is known now.
-    pub(super) fn is_absent(&self, key: K) -> bool {
-        self.chunks.get(&key).is_some_and(|entry| {
-            entry.held_for.is_none() && entry.uses.front().is_some_and(|next| !next.held)
-        })
+    /// Returns the patch that needs a chunk next and must decode it; `None` if none must, as far as is known now.
+    pub(super) fn decoded_for(&self, key: K) -> Option<u64> {
+        let entry = self.chunks.get(&key)?;
+        let next = entry.uses.front()?;
+        (entry.held_for.is_none() && !next.held).then_some(next.patch)
     }
 
     /// Holds a chunk of `bytes` bytes, of which no use is known yet.

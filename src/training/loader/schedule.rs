@@ -43,6 +43,13 @@ const PREFETCH_STEP: usize = 8;
 /// The number of chunks of remote volumes that are prefetched before each unit of work.
 const REMOTE_PREFETCHES: usize = 64;
 
+/// At most this many chunks of remote volumes are prefetched and not yet claimed by a worker, unless admitted patches need
+/// more: those that are under way, and about as many that have arrived. More would keep out chunks that are needed earlier,
+const REMOTE_AHEAD: usize = 128;
+
+/// and so do more decoded bytes than this.
+const REMOTE_AHEAD_BYTES: u64 = 64 << 20;
+
 /// The lookahead is at most this many patches,
 const MAX_AHEAD: u64 = 4096;
 
@@ -111,6 +118,8 @@ struct State {
     planes: HashMap<ChunkKey, Vec<Arc<Assembly>>>,
     /// Chunks that admitted patches need, in their order, to prefetch.
     coming: VecDeque<(ChunkKey, Arc<Assembly>)>,
+    /// The first patch whose chunks in remote volumes are not prefetched before it is admitted.
+    far: u64,
     /// Bytes of admitted patches.
     bytes: u64,
     largest: Largest,
@@ -683,7 +692,46 @@ impl State {
                 next.push((key, assembly));
             }
         }
+        if self.coming.is_empty() {
+            self.add_far_prefetches(&mut next);
+        }
         next
+    }
+
+    /// Prefetches a released chunk of a remote volume again if the patch `order`, which needs it next, was looked at before.
+    fn come_again(&mut self, key: ChunkKey, order: u64) {
+        let admitted = self.orders - self.drawn.len() as u64;
+        if order < self.far.max(admitted)
+            && let Some(assembly) = self.patch(order)
+            && assembly.is_remote(key.1)
+        {
+            let assembly = Arc::clone(assembly);
+            self.coming.push_back((key, assembly));
+        }
+    }
+
+    /// Adds the chunks of remote volumes that patches need which are drawn and not admitted: a request takes so long that
+    /// those of the few admitted patches would not keep enough of them under way. A chunk that is held now is looked at
+    /// again when its patch is admitted, and when it is released.
+    fn add_far_prefetches(&mut self, next: &mut Vec<(ChunkKey, Arc<Assembly>)>) {
+        self.far = self.far.max(self.orders - self.drawn.len() as u64);
+        let most = REMOTE_AHEAD_BYTES / self.largest.chunk.max(1);
+        let most = REMOTE_AHEAD.min(usize::try_from(most).unwrap_or(REMOTE_AHEAD));
+        while self.far < self.expected
+            && next.len() < REMOTE_PREFETCHES
+            && self.held.announced() < most
+            && let Some(assembly) = self.patch(self.far).cloned()
+        {
+            self.far += 1;
+            for piece in &assembly.pieces {
+                if let Piece::Chunk(key) = *piece
+                    && assembly.is_remote(key.1)
+                    && self.held.announce(key)
+                {
+                    next.push((key, Arc::clone(&assembly)));
+                }
+            }
+        }
     }
 
     /// Returns the next unit of work, after the evictions that it needs; nothing if all is handed out, or
@@ -750,6 +798,9 @@ impl State {
                     Arc::clone(patch.expect("a coming patch is not delivered"))
                 };
                 let cuts = self.held.settle(assembly.order, budget, coming);
+                for (key, order) in self.held.take_released() {
+                    self.come_again(key, order);
+                }
                 let mut jobs: Vec<Job> = cuts.into_iter().map(Job::Cut).collect();
                 match part {
                     Part::From(chunk) => jobs.push(Job::Copy(Arc::clone(assembly), key.1, chunk)),

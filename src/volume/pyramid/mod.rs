@@ -12,7 +12,7 @@ mod step;
 mod waiting;
 
 pub(super) use ladder::Ladder;
-pub(super) use rebuild::{inputs, rebuilt};
+pub(super) use rebuild::{Finer, inputs, rebuilt, rebuilt_at_once};
 
 use super::{CreateOptions, Layout, zarr};
 use crate::error::{Error, Result};
@@ -161,12 +161,11 @@ pub(crate) fn rebuilding_bytes(layout: &Layout) -> u64 {
     else {
         return 0;
     };
-    let [z, y, x] = chunk;
     let size = layout.dtype.size() as u64;
     let whole = Region::whole(chunk).voxels();
-    // A slab of the finer level, its downsampled result, and a chunk that is decoded for it.
-    let slab = Region::whole([z.min(rebuild::PLANES), y, x]).voxels();
-    let reading = slab
+    // A box of the finer level, its downsampled result, and a chunk that is decoded for it.
+    let reading = Region::whole(rebuilt_at_once(layout))
+        .voxels()
         .saturating_mul(9)
         .saturating_add(Region::whole(inner).voxels().saturating_mul(2));
     let voxels = whole.saturating_add(reading.max(whole.saturating_mul(2)));

@@ -1,6 +1,7 @@
 //! Levels that are produced while chunks arrive equal levels that are produced from the whole.
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::sync::Mutex;
 
 use proptest::prelude::*;
@@ -234,6 +235,40 @@ proptest! {
     }
 
     #[test]
+    fn a_box_that_is_rebuilt_in_parts_has_the_voxels_of_the_whole(
+        shape in [1_u64..14, 1..14, 1..20],
+        chunk in [1_u64..7, 1..7, 1..9],
+        cells in [1_u64..5, 1..5, 1..9],
+        method in method(),
+        dtype in prop::sample::select(&DType::ALL[..]),
+        seed: u64,
+    ) {
+        let from = Level { shape, chunk: [1; 3] };
+        let to = Level { shape: next_shape(shape), chunk };
+        let finer = Recorded {
+            voxels: voxels(dtype, shape, 1, seed),
+            whole: Region::whole(shape),
+            size: dtype.size(),
+            announced: Mutex::default(),
+            read: Mutex::default(),
+        };
+        let coarser = naive(method, dtype, &finer.voxels, shape);
+        let mut roll = dice(seed);
+        let index = std::array::from_fn(|a| roll() % to.shape[a].div_ceil(chunk[a]));
+        let whole = Region::whole(to.shape);
+        let region = chunk_region(index, chunk).intersection(&whole).unwrap();
+        let found = rebuilt(method, dtype, (from, to), (region, cells), &finer).unwrap();
+        prop_assert_eq!(found, cut(&coarser, whole, region, dtype.size()));
+        let read = finer.read.into_inner().unwrap();
+        prop_assert_eq!(&finer.announced.into_inner().unwrap()[..], &read[1..]);
+        let most = (0..3).fold(8, |most, a| most * cells[a].min(region.shape[a]));
+        prop_assert!(read.iter().all(|region| region.voxels() <= most));
+        let voxels: u64 = read.iter().map(Region::voxels).sum();
+        let once = (0..3).map(|a| (2 * region.end()[a].unsigned_abs()).min(shape[a]) - 2 * region.start[a].unsigned_abs());
+        prop_assert!(shape.contains(&1) || voxels == once.product::<u64>());
+    }
+
+    #[test]
     fn waiting_chunks_stay_within_the_estimate(
         shape in [1_u64..40, 1..40, 1..40],
         chunk in [1_u64..7, 1..7, 1..7],
@@ -242,6 +277,47 @@ proptest! {
     ) {
         let (peak, bound) = waited(shape, chunk, order, channels);
         prop_assert!(peak <= bound, "{peak} waited, {bound} were foreseen");
+    }
+}
+
+/// A level that is read back, with the boxes that were announced and read.
+struct Recorded {
+    voxels: Vec<u8>,
+    whole: Region,
+    size: usize,
+    announced: Mutex<Vec<Region>>,
+    read: Mutex<Vec<Region>>,
+}
+
+impl Finer for Recorded {
+    fn announce(&self, region: Region) {
+        self.announced.lock().unwrap().push(region);
+    }
+
+    fn read(&self, region: Region) -> Result<Vec<u8>> {
+        self.read.lock().unwrap().push(region);
+        Ok(cut(&self.voxels, self.whole, region, self.size))
+    }
+}
+
+#[test]
+fn read_chunks_are_decoded_once_while_a_level_is_rebuilt() {
+    for (shard, chunk, expected) in [
+        ([512; 3], [128; 3], [64, 64, 512]),
+        ([512; 3], [64; 3], [32, 32, 512]),
+        ([64; 3], [8; 3], [16, 16, 64]),
+        ([64; 3], [64; 3], [32, 32, 64]),
+        ([1, 512, 512], [1, 512, 512], [1, 256, 512]),
+        ([30; 3], [10; 3], [15, 15, 30]),
+    ] {
+        let layout = crate::volume::Layout::new([2048; 3], 1, DType::U16);
+        let options = CreateOptions {
+            chunk,
+            shard: Some(shard),
+            ..CreateOptions::default()
+        };
+        let layout = output_layout(Path::new("a.zarr"), &layout, &options).unwrap();
+        assert_eq!(rebuilt_at_once(&layout), expected, "{shard:?} {chunk:?}");
     }
 }
 

@@ -10,7 +10,7 @@ use zarrs::array::{Array, ArrayBytes};
 use super::super::chunk::check_whole_chunks;
 use super::super::chunk_set::ChunkSet;
 use super::super::create::CreateOptions;
-use super::super::pyramid::{Ladder, LevelSource};
+use super::super::pyramid::{Ladder, Level, LevelSource, inputs};
 use super::super::{ChunkShape, Layout};
 use super::document::{PlannedLevel, plan, sizes};
 use super::meta::ArrayInfo;
@@ -72,6 +72,28 @@ impl Arrays {
         Ok((Self::new(&planned, options)?, planned))
     }
 
+    /// Returns the chunks of each level that will be produced while the owned ones of the finest arrive: the chunks whose
+    /// inputs are all still to come.
+    pub(super) fn made_in_passing(&self, levels: &[Level], owned: Region) -> Vec<ChunkSet> {
+        let made: Vec<ChunkSet> = self.levels.iter().map(LevelArray::no_chunks).collect();
+        for [c, z, y, x] in self.pending(owned) {
+            made[0].set(c, [z, y, x]);
+        }
+        for (n, pair) in levels.windows(2).enumerate() {
+            for (channel, index) in made[n + 1].all() {
+                // In a store, a chunk may arrive before one of its inputs.
+                if self.levels[n + 1].written.has(channel, index) {
+                    continue;
+                }
+                let mut all = indices(inputs(pair[0], pair[1], index));
+                if all.all(|input| made[n].has(channel, input)) {
+                    made[n + 1].set(channel, index);
+                }
+            }
+        }
+        made
+    }
+
     /// Restricts the chunks of coarser levels that are produced to those that are marked, by level.
     pub(super) fn only(mut self, made: Vec<ChunkSet>) -> Self {
         self.ladder = self.ladder.map(|ladder| ladder.only(made));
@@ -124,7 +146,7 @@ impl Arrays {
     }
 
     /// Returns the maximum bytes in waiting chunks; see [`VolumeMut`](super::super::VolumeMut).
-    pub(super) fn pyramid_buffer_bytes(&self, order: [usize; 3]) -> u64 {
+    pub(in super::super) fn pyramid_buffer_bytes(&self, order: [usize; 3]) -> u64 {
         let ladder = self.ladder.as_ref();
         ladder.map_or(0, |ladder| {
             ladder.most_waiting(self.layout().channels, order)
@@ -253,8 +275,8 @@ impl LevelArray {
         ChunkSet::new(self.layout.channels, self.layout.shape, self.chunk())
     }
 
-    /// Returns `true` if a file of the finest level of this name is a write chunk.
-    pub(super) fn is_key_of_chunk(&self, name: &str) -> bool {
+    /// Returns `true` if a file of this name in the folder of `level` is a write chunk.
+    pub(super) fn is_key_of_chunk(&self, level: usize, name: &str) -> bool {
         let numbers = name.split(['/', '.']).skip(1).filter(|part| *part != "c");
         let numbers: Option<Vec<u64>> = numbers.map(|part| part.parse().ok()).collect();
         let numbers = numbers.unwrap_or_default();
@@ -271,7 +293,7 @@ impl LevelArray {
                 channel.checked_mul(*length)?.checked_add(*own)
             });
         channel.is_some_and(|channel| {
-            self.written.holds(channel, [z, y, x]) && self.key(0, channel, [z, y, x]) == name
+            self.written.holds(channel, [z, y, x]) && self.key(level, channel, [z, y, x]) == name
         })
     }
 

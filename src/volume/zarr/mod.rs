@@ -10,6 +10,7 @@ mod axes;
 mod belongs;
 mod blosc;
 mod bounded;
+mod coarser;
 mod document;
 mod find;
 mod json;

@@ -24,9 +24,12 @@ use super::store::{DOCUMENT, parse_document};
 use crate::error::{Error, Result};
 use crate::store::{Digest, Listed, Part, Place, Remote, Uploads};
 
+mod check;
 mod claim;
+mod coarser;
 mod note;
 mod part;
+mod recorder;
 
 pub(in super::super) use self::claim::begun_options;
 pub(in super::super) use self::part::{ObjectsPart, ObjectsParts};

@@ -2,25 +2,23 @@
 
 use std::ops::Range;
 
-use rayon::iter::{ParallelBridge, ParallelIterator};
 use serde_json::json;
 
 use super::super::chunk::check_whole_chunks;
-use super::super::chunk_set::ChunkSet;
 use super::super::create::CreateOptions;
 use super::super::options::OpenOptions;
 use super::super::overwrite::FolderKind;
 use super::super::partial::{self, Partial, Record, RunDescription};
-use super::super::pyramid::{Level, LevelSource, inputs, rebuilding_bytes, rebuilt};
+use super::super::pyramid::Level;
 use super::super::resume::{OutputProgress, ResumeOptions, RunParts};
-use super::super::{Layout, Volume, VolumeMut};
+use super::super::{Layout, VolumeMut};
 use super::ZarrVolume;
 use super::arrays::{Arrays, ChunkPlace};
+use super::coarser::{Levels, rebuild, rebuilding_threads};
 use super::document::{self, PlannedLevel, sizes};
 use super::write::{name, text};
 use crate::error::{Error, Result};
-use crate::region::{Region, indices};
-use crate::threads::pool;
+use crate::region::Region;
 
 /// An image, or a part of one, under construction.
 #[derive(Debug)]
@@ -64,7 +62,7 @@ impl ZarrResumable {
             threads: rebuilding_threads(layout, resume),
         };
         if options.pyramid.is_some() && (resumed || !whole) {
-            let made = output.made_in_passing();
+            let made = output.arrays.made_in_passing(&output.levels, owned);
             output.arrays = output.arrays.only(made);
         }
         Ok(Some(output))
@@ -133,7 +131,8 @@ impl ZarrResumable {
             return Ok(());
         }
         for image in &images {
-            image.rebuild()?;
+            let arrays = (&image.arrays, &*image.levels);
+            rebuild(arrays, image.options.pyramid, image.threads, image)?;
         }
         let partials: Vec<Partial> = images.into_iter().map(|image| image.partial).collect();
         partial::publish(&partials)
@@ -145,25 +144,6 @@ impl ZarrResumable {
 
     pub(in super::super) const fn arrays(&self) -> &Arrays {
         &self.arrays
-    }
-
-    /// Returns the chunks of each level that will be produced while those of the finest arrive: the chunks whose inputs
-    /// are all still to come.
-    fn made_in_passing(&self) -> Vec<ChunkSet> {
-        let marks = |level: &Level| ChunkSet::new(self.layout().channels, level.shape, level.chunk);
-        let made: Vec<ChunkSet> = self.levels.iter().map(marks).collect();
-        for [c, z, y, x] in self.arrays.pending(self.owned) {
-            made[0].set(c, [z, y, x]);
-        }
-        for (n, pair) in self.levels.windows(2).enumerate() {
-            for (channel, index) in made[n + 1].all() {
-                let mut all = indices(inputs(pair[0], pair[1], index));
-                if all.all(|input| made[n].has(channel, input)) {
-                    made[n + 1].set(channel, index);
-                }
-            }
-        }
-        made
     }
 
     /// Checks that every owned chunk is done.
@@ -178,44 +158,7 @@ impl ZarrResumable {
         }
     }
 
-    /// Produces the missing chunks of coarser levels, each from the level before it.
-    fn rebuild(&self) -> Result<()> {
-        let Some(pyramid) = self.options.pyramid else {
-            return Ok(());
-        };
-        let pool = pool(self.threads, "rebuild", &self.layout().path)?;
-        let dtype = self.layout().dtype;
-        let keep =
-            |place: &ChunkPlace, encoded: Option<Vec<u8>>| self.keep(place, encoded.as_deref());
-        for (n, pair) in self.levels.windows(2).enumerate() {
-            let array = &self.arrays.levels()[n + 1];
-            let missing = array.written.all();
-            let missing = missing.filter(|&(channel, index)| !array.written.has(channel, index));
-            let folder = self.partial.data().join(n.to_string());
-            let finer = ZarrVolume::open(&folder, &OpenOptions::default())?;
-            let rebuild = |(channel, index): (u64, [u64; 3])| {
-                let region = array.region(index);
-                let read = |slab: Region| {
-                    let bytes = usize::try_from(slab.voxels()).unwrap_or(usize::MAX);
-                    let mut voxels = vec![0; bytes.saturating_mul(dtype.size())];
-                    finer.read_channels(channel..channel + 1, slab, &mut voxels)?;
-                    Ok(voxels)
-                };
-                let voxels = rebuilt(pyramid.method, dtype, (pair[0], pair[1]), region, &read)?;
-                let source = LevelSource {
-                    held: region,
-                    voxels: Some(&voxels),
-                };
-                self.arrays
-                    .keep_chunk(n + 1, channel, index, source, &keep)
-                    .map(|_| ())
-            };
-            pool.install(|| missing.par_bridge().try_for_each(rebuild))?;
-        }
-        Ok(())
-    }
-
-    fn keep(&self, place: &ChunkPlace, encoded: Option<&[u8]>) -> Result<()> {
+    fn store(&self, place: &ChunkPlace, encoded: Option<&[u8]>) -> Result<()> {
         let record = Record {
             level: u32::try_from(place.level).expect("a volume has fewer than 64 levels"),
             channel: place.channel,
@@ -223,6 +166,17 @@ impl ZarrResumable {
             bytes: encoded.map(|bytes| bytes.len() as u64),
         };
         self.partial.keep(&place.key, &record, encoded)
+    }
+}
+
+impl Levels for ZarrResumable {
+    fn open(&self, level: usize) -> Result<ZarrVolume> {
+        let folder = self.partial.data().join(level.to_string());
+        ZarrVolume::open(&folder, &OpenOptions::default())
+    }
+
+    fn keep(&self, place: &ChunkPlace, encoded: Option<Vec<u8>>) -> Result<()> {
+        self.store(place, encoded.as_deref())
     }
 }
 
@@ -240,7 +194,7 @@ impl VolumeMut for ZarrResumable {
             });
         }
         let keep =
-            |place: &ChunkPlace, encoded: Option<Vec<u8>>| self.keep(place, encoded.as_deref());
+            |place: &ChunkPlace, encoded: Option<Vec<u8>>| self.store(place, encoded.as_deref());
         self.arrays.write(channels, region, voxels, &keep)
     }
 
@@ -251,13 +205,6 @@ impl VolumeMut for ZarrResumable {
     fn finish(self: Box<Self>) -> Result<()> {
         Self::finish_all(vec![*self])
     }
-}
-
-/// Returns the number of threads for which the memory is enough, at least one.
-fn rebuilding_threads(layout: &Layout, resume: &ResumeOptions) -> usize {
-    let fitting = resume.memory / rebuilding_bytes(layout).max(1);
-    let fitting = usize::try_from(fitting).unwrap_or(usize::MAX);
-    fitting.min(resume.threads).max(1)
 }
 
 /// Returns the region that a part owns: whole write chunks of the volume.

@@ -15,7 +15,7 @@ use super::super::super::create::CreateOptions;
 use super::super::super::partial::{self, Differences, RunDescription};
 use super::super::belongs::{is_chunk_of, is_document};
 use super::super::partial_options::options_of;
-use super::note::{self, Note, is_note};
+use super::note::{self, Note, NoteName, is_note};
 use super::{CLAIM, age, now, read, replaceable};
 use crate::error::{Error, Result};
 use crate::store::{Part, Remote, shown};
@@ -29,9 +29,6 @@ const ATTEMPTS: u32 = 10;
 /// The most bytes of a note.
 const LONGEST_NOTE: u64 = 1 << 30;
 
-/// The finest level of an output, whose chunks parts write.
-pub(super) const FINEST: &str = "0";
-
 /// A run that writes an output in a store.
 #[derive(Debug)]
 pub(super) struct TaskRun {
@@ -41,6 +38,8 @@ pub(super) struct TaskRun {
     pub(super) id: String,
     /// The number of parts.
     pub(super) count: u32,
+    /// The number of levels.
+    levels: usize,
     /// All metadata, those of the root last.
     pub(super) documents: Vec<(String, Vec<u8>)>,
     fingerprint: Json,
@@ -78,7 +77,7 @@ impl TaskRun {
     pub(super) fn new(
         remote: Remote,
         run: &RunDescription<'_>,
-        count: u32,
+        (levels, count): (usize, u32),
         overwrite: bool,
     ) -> Self {
         let texts = run.files.iter();
@@ -90,6 +89,7 @@ impl TaskRun {
             path: run.target.to_path_buf(),
             id: partial::id(&json!([run.id, texts])),
             count,
+            levels,
             documents: run.files.iter().rev().cloned().collect(),
             fingerprint: run.fingerprint.clone(),
             overwrite,
@@ -204,6 +204,11 @@ impl TaskRun {
         Err(super::without_conditions(&self.path))
     }
 
+    /// Returns the level of an output's object that may be a chunk, by its name.
+    pub(super) fn level_of(&self, name: &str) -> Option<usize> {
+        (0..self.levels).find(|level| is_chunk_of(&level.to_string(), name))
+    }
+
     /// Removes what the output replaces, except objects with keys of its own chunks: other processes may have written
     /// them already. Those are removed before the output is published, if they are not its chunks.
     fn clear(&self) -> Result<()> {
@@ -212,7 +217,7 @@ impl TaskRun {
             return self.put_claim(false, true);
         }
         let mut names = replaceable(&self.remote, &self.path, true)?;
-        names.retain(|name| name != CLAIM && !is_note(name) && !is_chunk_of(FINEST, name));
+        names.retain(|name| name != CLAIM && !is_note(name) && self.level_of(name).is_none());
         // Without the metadata of the root, nothing looks finished. Those of arrays and groups below are removed after
         // their chunks, which are recognized by them.
         let is_top = |name: &String| is_document(name) && !name.contains('/');
@@ -261,19 +266,19 @@ impl TaskRun {
             .collect()
     }
 
-    /// Returns the path of a part's note.
-    fn note_path(&self, part: OutputPart, is_complete: bool) -> PathBuf {
+    /// Returns the path of a note.
+    fn note_path(&self, name: NoteName) -> PathBuf {
         let folder = self.path.join(note::folder(&self.id));
-        folder.join(note::name(part, is_complete))
+        folder.join(name.object())
     }
 
-    /// Reads the note of a part; `None` if there is none, or if it is damaged.
-    pub(super) fn note(&self, part: OutputPart, is_complete: bool) -> Result<Option<Note>> {
-        let path = self.note_path(part, is_complete);
+    /// Reads a note; `None` if there is none, or if it is damaged.
+    pub(super) fn note(&self, name: NoteName) -> Result<Option<Note>> {
+        let path = self.note_path(name);
         let length = |size| Error::header(&path, "note", format!("it has {size} bytes"));
         let limits = (LONGEST_NOTE, &length as &dyn Fn(u64) -> Error);
         let found = self.remote.read(&path, Part::Whole, limits, None)?;
-        Ok(found.and_then(|found| Note::parse(&found.bytes, &self.id, part)))
+        Ok(found.and_then(|found| Note::parse(&found.bytes, &self.id, name)))
     }
 
     /// Returns `true` if the last document exists, of any run.
@@ -284,26 +289,31 @@ impl TaskRun {
         }
     }
 
-    /// Writes the note of a part, or replaces it.
-    pub(super) fn put_note(&self, part: OutputPart, is_complete: bool, note: &Note) -> Result<()> {
-        let path = self.note_path(part, is_complete);
-        self.remote.put(&path, note.text(&self.id, part))
+    /// Writes a note, or replaces it.
+    pub(super) fn put_note(&self, name: NoteName, note: &Note) -> Result<()> {
+        let path = self.note_path(name);
+        self.remote.put(&path, note.text(&self.id, name))
     }
 
     /// Removes the notes of a part.
     pub(super) fn remove_notes(&self, part: OutputPart) -> Result<()> {
+        self.remove(&[NoteName::Complete(part), NoteName::Begun(part)])
+    }
+
+    /// Removes notes.
+    pub(super) fn remove(&self, notes: &[NoteName]) -> Result<()> {
         let folder = self.path.join(note::folder(&self.id));
-        let names = [true, false].map(|is_complete| note::name(part, is_complete));
+        let names: Vec<String> = notes.iter().map(|name| name.object()).collect();
         self.remote.remove(&folder, &names)
     }
 
-    /// Returns the parts of this run that have notes, and whether they are finished.
-    pub(super) fn noted(&self) -> Result<Vec<(OutputPart, bool)>> {
+    /// Returns the notes of this run.
+    pub(super) fn noted(&self) -> Result<Vec<NoteName>> {
         let listed = self
             .remote
             .list(&self.path.join(note::folder(&self.id)), usize::MAX)?;
-        let parts = listed.iter().filter_map(|one| note::part_of(&one.name));
-        Ok(parts.collect())
+        let names = listed.iter().filter_map(|one| NoteName::parse(&one.name));
+        Ok(names.collect())
     }
 
     /// Removes the claim and all notes, after the output was published.
