@@ -63,6 +63,7 @@ def test_layouts_of_h5py(tmp_path):
             check_voxels(f"{path}:/group/raw", voxels[None], (name, order))
             check_voxels(f"{path}:group/raw", voxels[None], (name, order), trusted=False)
             count += 1
+    print(f"{count} layouts of HDF5")
     assert count >= 110
 
 
