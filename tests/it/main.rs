@@ -8,6 +8,8 @@ mod help;
 mod hostile;
 mod infer;
 mod jobs;
+#[cfg(target_os = "linux")]
+mod large;
 mod layers;
 mod manners;
 #[cfg(feature = "cloud")]

@@ -3,7 +3,7 @@
 use super::elements::Encoding;
 
 /// How the pixel data of a file are encoded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Syntax {
     /// Uncompressed.
     Native {

@@ -339,7 +339,7 @@ impl Parts<'_> {
             fill: self.set.fill.clone(),
             layout,
             files,
-            blocks,
+            blocks: blocks.into(),
             decoder: Box::new(ChunkDecoder { masks, ..decoder }),
         })
     }
