@@ -128,6 +128,9 @@ def by_others():
     small = {"rows": 16, "columns": 16, "bits": 8, "stored": 8, "signed": 0}
     seed("dicom", "jpeg", dicom(syntax + b"50", fragments(imagecodecs.jpeg8_encode(rows[0])), **small))
     seed("dicom", "jpeg_lossless", dicom(syntax + b"70", fragments(imagecodecs.ljpeg_encode(rows[0])), **small))
+    seed("dicom", "jpeg_ls", dicom(syntax + b"80", fragments(imagecodecs.jpegls_encode(rows[0])), **small))
+    encoded = imagecodecs.jpegls_encode(np.stack([rows[0], rows[1], rows[0]], axis=-1), level=2)
+    seed("dicom", "jpeg_ls_colors", dicom(syntax + b"81", fragments(encoded), samples=3, colors=b"RGB", **small))
     encoded = imagecodecs.jpeg2k_encode(rows[0], codecformat="j2k", reversible=True)
     seed("dicom", "jpeg_2000", dicom(syntax + b"90", fragments(encoded), **small))
     colors = np.stack([rows[0]] * 3, axis=-1)

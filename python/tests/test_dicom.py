@@ -514,6 +514,79 @@ def test_damaged_headers_and_frames_are_errors(tmp_path):
     assert min(total(outcomes).values()) > 20, outcomes
 
 
+def test_jpeg_ls_frames_are_those_of_charls(tmp_path):
+    """Frames of all kinds of content, encoded by CharLS in every interleave mode, with and without loss."""
+    codecs = pytest.importorskip("imagecodecs", reason="imagecodecs writes JPEG-LS")
+    jpeg_ls = pytest.importorskip("jpeg_ls", reason="pyjpegls chooses the interleave mode")
+    from pydicom.encaps import encapsulate
+
+    rng = np.random.default_rng(5)
+    y, x = np.indices((40, 48))
+    contents = {
+        "noise": lambda most: rng.integers(0, most + 1, (40, 48)),
+        "smooth": lambda most: (y * 3 + x * 2 + rng.integers(0, 3, y.shape)) % (most + 1),
+        "even": lambda most: np.full(y.shape, most // 2),
+        "steps": lambda most: np.where((x // 7 + y // 5) % 2, most, most // 3),
+        "runs": lambda most: np.where(rng.random(y.shape) < 0.02, most, 0),
+    }
+    count = 0
+    series = Series(dtype="uint8", shape=(1, 4, 4))
+    write(tmp_path / "made", series)
+    data = pydicom.dcmread(tmp_path / "made" / "000.dcm")
+    path = tmp_path / "a.dcm"
+
+    def check(frame: np.ndarray, encoded: bytes, bits: int, loss: int, name: object) -> None:
+        nonlocal count
+        rows, columns = frame.shape[:2]
+        data.Rows, data.Columns = rows, columns
+        data.SamplesPerPixel = 1 if frame.ndim == 2 else 3
+        data.PhotometricInterpretation = "MONOCHROME2" if frame.ndim == 2 else "RGB"
+        data.PlanarConfiguration = 0
+        data.BitsAllocated, data.BitsStored, data.HighBit = 8 * frame.itemsize, bits, bits - 1
+        data.PixelData = encapsulate([encoded])
+        data["PixelData"].VR = "OB"
+        data["PixelData"].is_undefined_length = True
+        data.file_meta.TransferSyntaxUID = uid.JPEGLSNearLossless if loss else uid.JPEGLSLossless
+        data.save_as(path, enforce_file_format=True)
+        volume = voxpatch.open(path, trusted=False)
+        found = volume[...][:, 0]
+        planes = frame[None] if frame.ndim == 2 else frame.transpose(2, 0, 1)
+        own = codecs.jpegls_decode(encoded)
+        oracle = own[None] if own.ndim == 2 else own.transpose(2, 0, 1)
+        assert np.array_equal(found, oracle), (name, "CharLS")
+        assert np.abs(found.astype(int) - planes).max() <= loss, name
+        count += 1
+
+    for name, content in contents.items():
+        for bits, loss in [(8, 0), (8, 1), (8, 5), (12, 0), (12, 3), (16, 0), (16, 20), (10, 0)]:
+            frame = content((1 << bits) - 1).astype("uint8" if bits == 8 else "uint16")
+            for part in (frame, frame[:1], frame[:, :1], frame[:7, :5]):
+                part = np.ascontiguousarray(part)
+                part[-1, -1] = (1 << bits) - 1  # the number of bits follows from the largest value
+                try:
+                    encoded = bytes(jpeg_ls.encode_array(part, lossy_error=loss))
+                except RuntimeError:  # noise, for which it has no room
+                    encoded = codecs.jpegls_encode(part, level=loss)
+                check(part, encoded, bits, loss, (name, bits, loss, part.shape))
+        for mode, loss in [(0, 0), (1, 0), (2, 0), (1, 2), (2, 2)]:
+            frame = np.stack([content(255), content(200), content(99)], axis=-1).astype("uint8")
+            given = frame.transpose(2, 0, 1) if mode == 0 else frame
+            try:
+                encoded = bytes(
+                    jpeg_ls.encode_array(np.ascontiguousarray(given), lossy_error=loss, interleave_mode=mode)
+                )
+            except RuntimeError:
+                continue
+            check(frame, encoded, 8, loss, (name, mode, loss))
+    print(f"{count} frames of JPEG-LS")
+    assert count >= 180
+    whole = path.read_bytes()
+    for cut in range(len(whole) - 300, len(whole) - 12, 20):
+        path.write_bytes(whole[:cut] + bytes(len(whole) - cut))
+        with pytest.raises((ValueError, OSError)):
+            voxpatch.open(path)[...]
+
+
 def test_jpeg_frames_are_those_of_imagecodecs(tmp_path):
     codecs = pytest.importorskip("imagecodecs", reason="imagecodecs writes JPEG")
     from pydicom.encaps import encapsulate

@@ -8,6 +8,7 @@ mod elements;
 mod frames;
 mod geometry;
 mod header;
+mod jpegls;
 mod series;
 mod syntax;
 #[cfg(test)]
