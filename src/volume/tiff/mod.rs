@@ -24,7 +24,7 @@ use serde_json::json;
 
 use self::axes::{OmeImage, PageAxes};
 use self::ifd::{Directories, Page, PageForm, Problem};
-use self::places::PageTables;
+use self::places::{PageTables, Pieces};
 use self::strips::{Compression, StripDecoder};
 use super::blocks::{Block, BlockSource, BlockVolume, Blocks, Files};
 use super::files::read_headers;
@@ -528,13 +528,13 @@ impl Image {
             let problem = "a page does not say how long its strips are";
             return Err(Error::header(&self.path, NAME, problem));
         }
-        let blocks = match (merged, count > MOST_LISTED) {
-            (true, _) => Blocks::Listed(self.pieces(rows, per_plane)?),
-            (false, true) => {
-                let tables = PageTables::new(&self, [separate, per_plane], count);
-                Blocks::Stored(Box::new(tables))
-            }
-            (false, false) => Blocks::Listed(self.listed(separate, per_plane)?),
+        let blocks = if merged {
+            Blocks::Stored(Box::new(Pieces::new(&self, rows, self.row_bytes())))
+        } else if count > MOST_LISTED {
+            let tables = PageTables::new(&self, [separate, per_plane], count);
+            Blocks::Stored(Box::new(tables))
+        } else {
+            Blocks::Listed(self.listed(separate, per_plane)?)
         };
         let first = self.planes[0];
         let file = self.pages[first].0;
@@ -558,55 +558,27 @@ impl Image {
         })
     }
 
-    /// Returns the pages in the order of the blocks that have their `separate` samples apart: for each channel, sample
-    /// and slice, its page and the number of the sample.
-    fn in_block_order(&self, separate: u64) -> impl Iterator<Item = (usize, u64)> {
-        let slices = usize::try_from(self.axes.slices).unwrap_or(usize::MAX);
-        self.planes.chunks(slices).flat_map(move |channel| {
-            (0..separate).flat_map(move |sample| channel.iter().map(move |&page| (page, sample)))
-        })
-    }
-
     /// Returns the places of all blocks, which are few.
     fn listed(&self, separate: u64, per_plane: u64) -> Result<Vec<Block>> {
         let mut blocks = Vec::new();
-        for (page, sample) in self.in_block_order(separate) {
+        let slices = usize::try_from(self.axes.slices).unwrap_or(usize::MAX);
+        let samples = |channel| (0..separate).map(move |sample| (channel, sample));
+        for (channel, sample) in self.planes.chunks(slices).flat_map(samples) {
             let own = sample * per_plane..(sample + 1) * per_plane;
-            let file = self.pages[page].0;
-            let mut n = 0;
-            self.all_blocks(page, |offset, length| {
-                if own.contains(&n) {
-                    blocks.push(Block {
-                        file,
-                        offset,
-                        length,
-                    });
-                }
-                n += 1;
-                true
-            })?;
-        }
-        Ok(blocks)
-    }
-
-    /// Returns the places of rows that were cut anew.
-    fn pieces(&self, rows: u64, per_plane: u64) -> Result<Vec<Block>> {
-        let row = self.row_bytes();
-        let mut blocks = Vec::new();
-        let count = usize::try_from(per_plane).unwrap_or(usize::MAX);
-        blocks
-            .try_reserve_exact(self.planes.len().saturating_mul(count))
-            .map_err(|_| Error::unsupported(&self.path, "it has too many blocks"))?;
-        for &page in &self.planes {
-            let (file, page) = &self.pages[page];
-            for n in 0..per_plane {
-                let start = n * rows;
-                let own = rows.min(self.form.height - start);
-                blocks.push(Block {
-                    file: *file,
-                    offset: page.first.0.saturating_add(start.saturating_mul(row)),
-                    length: own.saturating_mul(row),
-                });
+            for &page in channel {
+                let file = self.pages[page].0;
+                let mut n = 0;
+                self.all_blocks(page, |offset, length| {
+                    if own.contains(&n) {
+                        blocks.push(Block {
+                            file,
+                            offset,
+                            length,
+                        });
+                    }
+                    n += 1;
+                    true
+                })?;
             }
         }
         Ok(blocks)

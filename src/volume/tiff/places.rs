@@ -1,4 +1,5 @@
-//! The places of blocks in the tables of pages, read where they are needed.
+//! The places of blocks that are not listed: those in the tables of pages, which are read where they are needed, and those
+//! that follow from the place of a page.
 
 use super::super::blocks::{Block, BlockTables, Files};
 use super::Image;
@@ -11,17 +12,18 @@ use crate::error::{Error, Result};
 pub(super) struct PageTables {
     big_endian: bool,
     count: u64,
-    /// The blocks of a page that have the same sample of pixels, or all of them.
+    /// The samples of pixels that pages have apart, and the blocks of each.
+    separate: u64,
     per_plane: u64,
-    /// For each channel, sample and slice, its table.
+    slices: u64,
+    /// The table of each page, in the order t, c, z.
     tables: Vec<PageTable>,
 }
 
-/// The table of a page, from its first block of a sample on.
+/// The table of a page.
 #[derive(Debug)]
 struct PageTable {
     file: u32,
-    first: u64,
     offsets: Entry,
     counts: Entry,
 }
@@ -30,11 +32,10 @@ impl PageTables {
     /// Creates the tables of an image whose pages have their `separate` samples apart, each in `per_plane` blocks. All
     /// pages must have lengths of blocks.
     pub(super) fn new(image: &Image, [separate, per_plane]: [u64; 2], count: u64) -> Self {
-        let table = |(page, sample): (usize, u64)| {
+        let table = |&page: &usize| {
             let (file, page) = &image.pages[page];
             Some(PageTable {
                 file: *file,
-                first: sample * per_plane,
                 offsets: page.offsets,
                 counts: page.counts?,
             })
@@ -42,8 +43,10 @@ impl PageTables {
         Self {
             big_endian: image.form.big_endian,
             count,
+            separate,
             per_plane,
-            tables: image.in_block_order(separate).filter_map(table).collect(),
+            slices: image.axes.slices,
+            tables: image.planes.iter().filter_map(table).collect(),
         }
     }
 }
@@ -58,10 +61,16 @@ impl BlockTables for PageTables {
     }
 
     fn block(&self, number: usize, files: &Files) -> Result<Block> {
-        let number = number as u64;
-        let table = usize::try_from(number / self.per_plane).unwrap_or(usize::MAX);
+        // Blocks are in the order channel, sample, slice.
+        let (plane, n) = (
+            number as u64 / self.per_plane,
+            number as u64 % self.per_plane,
+        );
+        let (above, slice) = (plane / self.slices, plane % self.slices);
+        let (channel, sample) = (above / self.separate, above % self.separate);
+        let table = usize::try_from(channel * self.slices + slice).unwrap_or(usize::MAX);
         let table = &self.tables[table];
-        let n = table.first + number % self.per_plane;
+        let n = sample * self.per_plane + n;
         let file = table.file as usize;
         let value = |entry: &Entry| -> Result<u64> {
             let (at, size) = entry.place(n);
@@ -82,6 +91,57 @@ impl BlockTables for PageTables {
             file: table.file,
             offset: value(&table.offsets)?,
             length: value(&table.counts)?,
+        })
+    }
+}
+
+/// Rows of uncompressed pages whose strips follow each other, cut anew.
+#[derive(Debug)]
+pub(super) struct Pieces {
+    /// The file and the first byte of each page, in the order t, c, z.
+    starts: Vec<(u32, u64)>,
+    per_page: u64,
+    /// The rows of a piece and of a page, and the bytes of a row.
+    rows: u64,
+    height: u64,
+    row: u64,
+}
+
+impl Pieces {
+    /// Creates the pieces of `rows` rows of `row` bytes.
+    pub(super) fn new(image: &Image, rows: u64, row: u64) -> Self {
+        let start = |&page: &usize| {
+            let (file, page) = &image.pages[page];
+            (*file, page.first.0)
+        };
+        Self {
+            starts: image.planes.iter().map(start).collect(),
+            per_page: image.form.height.div_ceil(rows),
+            rows,
+            height: image.form.height,
+            row,
+        }
+    }
+}
+
+impl BlockTables for Pieces {
+    fn count(&self) -> u64 {
+        self.per_page.saturating_mul(self.starts.len() as u64)
+    }
+
+    fn bytes(&self) -> u64 {
+        size_of_val(self.starts.as_slice()) as u64
+    }
+
+    fn block(&self, number: usize, _: &Files) -> Result<Block> {
+        let page = usize::try_from(number as u64 / self.per_page).unwrap_or(usize::MAX);
+        let (file, start) = self.starts[page];
+        let first = number as u64 % self.per_page * self.rows;
+        let count = self.rows.min(self.height - first);
+        Ok(Block {
+            file,
+            offset: start.saturating_add(first.saturating_mul(self.row)),
+            length: count.saturating_mul(self.row),
         })
     }
 }

@@ -294,3 +294,26 @@ fn changed_bytes_are_an_error_or_a_volume() {
     let whole = tiled().0.bytes;
     check_changed_bytes(&whole);
 }
+
+#[test]
+fn a_page_that_promises_more_than_its_file_has_takes_no_memory() {
+    let mut made = Made::new();
+    let most = u32::MAX;
+    made.page(&[
+        (256, &[1 << 20]),
+        (257, &[most]),
+        (258, &[8]),
+        (259, &[1]),
+        (273, &[8]),
+        (277, &[1]),
+        (279, &[most]),
+    ]);
+    let (_folder, path) = made.saved("a.tif");
+    let volume = crate::open(&path).unwrap();
+    assert_eq!(volume.layout().shape, [1, u64::from(most), 1 << 20]);
+    assert_eq!(volume.layout().read_chunk, Some([1, 1, 1, 1 << 20]));
+    assert!(volume.layout().read_memory.shared < 100);
+    let last = Region::new([0, i64::from(most) - 1, 0], [1; 3]);
+    let error = volume.read(last).unwrap_err().with_causes();
+    assert!(error.contains("are not in the file"), "{error}");
+}
