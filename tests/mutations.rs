@@ -1,7 +1,7 @@
 //! Files with changed bytes, of every format and with every decoder: each is a volume or an error. No panic reaches the
 //! caller, no allocation is larger than the header's promise and 32 MiB, and no voxel behind a checksum is wrong.
 //!
-//! `VOXPATCH_MUTATIONS` is the number of changed files for each of about 160 valid ones; 40 by default. Above 2 000, as many
+//! `VOXPATCH_CHANGES` is the number of changed files for each of about 160 valid ones; 40 by default. Above 2 000, as many
 //! more are made as damage 2 000 blocks for each decoder.
 
 #![allow(unsafe_code, reason = "an allocator is unsafe by definition")]
@@ -426,8 +426,8 @@ fn check(seed: &Seed, folder: &Path, most: u64, random: &mut impl Rng) -> Counts
 
 #[test]
 fn changed_files_are_volumes_or_errors() {
-    let most = std::env::var("VOXPATCH_MUTATIONS").map_or(40, |n| n.parse().unwrap());
-    let only = std::env::var("VOXPATCH_MUTATIONS_OF").unwrap_or_default();
+    let most = std::env::var("VOXPATCH_CHANGES").map_or(40, |n| n.parse().unwrap());
+    let only = std::env::var("VOXPATCH_CHANGES_OF").unwrap_or_default();
     let folder = tempfile::tempdir_in("/dev/shm")
         .or_else(|_| tempfile::tempdir())
         .unwrap();

@@ -256,13 +256,13 @@ def _segmentation(sources: list[Any], frames: Any, segments: list[SegmentCodes],
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name="voxpatch", version=__version__, family=codes.cid7162.ArtificialIntelligence
     )
-    code = lambda segment, name: highdicom.sr.CodedConcept(*segment.get(name, ANATOMICAL_STRUCTURE))  # noqa: E731
+    concept: Any = highdicom.sr.CodedConcept
     described = [
         seg.SegmentDescription(
             segment_number=n,
             segment_label=segment["label"][:64],
-            segmented_property_category=code(segment, "category"),
-            segmented_property_type=code(segment, "type"),
+            segmented_property_category=concept(*segment.get("category", ANATOMICAL_STRUCTURE)),
+            segmented_property_type=concept(*segment.get("type", ANATOMICAL_STRUCTURE)),
             algorithm_type=seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
         )

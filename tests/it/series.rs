@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::json;
+use voxpatch::volume::{OpenOptions, Values};
+use voxpatch::{Region, VolumeExt};
 
 use crate::tool::{Place, command, fails, json, succeeds, voxels};
 
@@ -71,6 +73,54 @@ fn a_series_goes_through_every_command() {
     let out = place.at("out.zarr");
     succeeds(&["infer", &scan, &out, "--patch-size", "2", "--overlap", "0"]);
     assert_eq!(json(&["info", &out])["spacing"], json!([1.0, 0.5, 0.75]));
+    // As in the README; Python goes on from here.
+    let air = place.at("air.nii.gz");
+    let model = ["--model", "threshold:-1100,-500", "--reduce", "argmax"];
+    let infer = ["infer", &scan, &air, "--patch-size", "2", "--overlap", "0"];
+    succeeds(&[&infer[..], &model].concat());
+    let info = json(&["info", &air]);
+    assert_eq!(
+        (&info["shape"], &info["spacing"]),
+        (&json!([4, 2, 3]), &json!([1.0, 0.5, 0.75]))
+    );
+    assert_eq!(info["affine"], json(&["info", &scan])["affine"]);
+}
+
+/// Frames of 16 x 16 bytes, whose values ascend by 5.
+#[test]
+fn compressed_frames_have_their_voxels() {
+    let place = Place::new();
+    let path = place.at("a.dcm");
+    let stored = OpenOptions::default()
+        .with_values(Values::Stored)
+        .with_trusted(false);
+    let expected = |z: usize| (0..256).map(move |n| (z + n / 16 + n % 16) * 5 % 200);
+    for (frame, planes, loss) in [
+        (
+            &include_bytes!("../../fuzz/seeds/dicom/jpeg_ls")[..],
+            &[0][..],
+            0,
+        ),
+        (
+            include_bytes!("../../fuzz/seeds/dicom/jpeg_lossless"),
+            &[0],
+            0,
+        ),
+        (
+            include_bytes!("../../fuzz/seeds/dicom/jpeg_ls_colors"),
+            &[0, 1, 0],
+            2,
+        ),
+    ] {
+        fs::write(&path, frame).expect("the folder is ours");
+        let volume = stored.open(&path).expect("it opens");
+        let found = volume.read(Region::whole([1, 16, 16])).expect("its voxels");
+        let expected = planes.iter().flat_map(|&z| expected(z));
+        assert_eq!(found.bytes().len(), 256 * planes.len());
+        for (&found, expected) in found.bytes().iter().zip(expected) {
+            assert!(usize::from(found).abs_diff(expected) <= loss);
+        }
+    }
 }
 
 #[test]
