@@ -85,7 +85,6 @@ fn number(found: &Json, key: &str) -> u64 {
     found[key].as_u64().expect("a number")
 }
 
-#[cfg(feature = "tiff")]
 mod tiff {
     use super::*;
 
@@ -339,7 +338,6 @@ fn check_folder(found: &Json, files: u64, most: u64) {
     );
 }
 
-#[cfg(feature = "dicom")]
 mod dicom {
     use super::*;
 

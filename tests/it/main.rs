@@ -8,7 +8,7 @@ mod help;
 mod hostile;
 mod infer;
 mod jobs;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", feature = "dicom", feature = "tiff"))]
 mod large;
 mod layers;
 mod manners;

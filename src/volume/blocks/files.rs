@@ -38,6 +38,7 @@ impl Files {
     }
 
     /// Returns the files as they were when their headers were read.
+    #[cfg(feature = "tiff")]
     pub(in super::super) fn into_watch(self) -> FileWatch {
         self.watch
     }

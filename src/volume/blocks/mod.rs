@@ -44,6 +44,7 @@ pub(super) enum Blocks {
     /// A list.
     Listed(Vec<Block>),
     /// Tables in the files, which are read where a block is needed.
+    #[cfg_attr(not(feature = "tiff"), allow(dead_code, reason = "only TIFF has them"))]
     Stored(Box<dyn BlockTables>),
 }
 
