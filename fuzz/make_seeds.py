@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
-"""Creates the seeds for fuzzing: a valid file of each kind, and small arrays of tests/data/zarr."""
+"""Creates the seeds for fuzzing: a valid file of each kind, and small arrays of tests/data/zarr. Those of `by_others` need
+numpy, blosc2, h5py, hdf5plugin, imagecodecs, nibabel and tifffile."""
 
+import bz2
 import gzip
 import io
 import struct
@@ -61,15 +63,22 @@ def pixels(data):
     return struct.pack("<HH2sHI", 0x7FE0, 0x10, b"OW", 0, len(data)) + data
 
 
-def dicom(syntax, data):
+def fragments(*parts):
+    """Encapsulated pixel data: an empty offset table and these fragments."""
+    parts = b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, len(part)) + part for part in (b"", *parts))
+    end = struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+    return struct.pack("<HH2sHI", 0x7FE0, 0x10, b"OB", 0, 0xFFFFFFFF) + parts + end
+
+
+def dicom(syntax, data, rows=2, columns=3, bits=16, stored=16, signed=1, samples=1, colors=b"MONOCHROME2", extra=b""):
     number = lambda tag, value: element(0x28, tag, b"US", struct.pack("<H", value))
     return b"".join([
         bytes(128) + b"DICM", element(2, 0x10, b"UI", syntax + b"\0" * (len(syntax) % 2)),
         element(8, 0x60, b"CS", b"CT"), element(0x20, 0xE, b"UI", b"1.2.3\0"),
         element(0x20, 0x32, b"DS", b"0\\0\\0"), element(0x20, 0x37, b"DS", b"1\\0\\0\\0\\1\\0"),
-        number(2, 1), element(0x28, 4, b"CS", b"MONOCHROME2"), number(0x10, 2), number(0x11, 3),
-        element(0x28, 0x30, b"DS", b"0.5\\0.75"), number(0x100, 16), number(0x101, 16), number(0x102, 15),
-        number(0x103, 1), element(0x28, 0x1052, b"DS", b"-1024"), element(0x28, 0x1053, b"DS", b"1"), data,
+        number(2, samples), element(0x28, 4, b"CS", colors), extra, number(0x10, rows), number(0x11, columns),
+        element(0x28, 0x30, b"DS", b"0.5\\0.75"), number(0x100, bits), number(0x101, stored), number(0x102, stored - 1),
+        number(0x103, signed), element(0x28, 0x1052, b"DS", b"-1024"), element(0x28, 0x1053, b"DS", b"1"), data,
     ])
 
 
@@ -90,6 +99,89 @@ def tiff(order, blocks, more):
         rows += struct.pack(order + "HHI", tag, 4, len(numbers)) + packed
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8 + len(data))
     return head + data + struct.pack(order + "H", len(values)) + rows + bytes(4)
+
+
+def n5_seeds():
+    """Arrays of 4 x 3 x 2 with a block that is cut off at the end of x: its attributes and the block."""
+    head = struct.pack(">HHIII", 0, 3, 4, 3, 2)
+    for name, settings, encode in [
+        ("raw", '"type": "raw"', bytes), ("gzip", '"type": "gzip", "level": -1', lambda data: gzip.compress(data, mtime=0)),
+        ("zlib", '"type": "gzip", "useZlib": true', zlib.compress), ("bzip2", '"type": "bzip2"', bz2.compress),
+    ]:
+        document = f'{{"dimensions": [4, 3, 2], "blockSize": [5, 3, 2], "dataType": "uint16", "compression": {{{settings}}}}}'
+        seed("n5", name, store(document.encode(), head + encode(VOXELS[:48]), False))
+
+
+def by_others():
+    """Seeds that other programs write."""
+    import blosc2
+    import h5py
+    import hdf5plugin
+    import imagecodecs
+    import nibabel
+    import numpy as np
+    import tifffile
+
+    rows = (np.indices((2, 16, 16)).sum(axis=0) * 5 % 200).astype("u1")
+    floats = (rows / 4).astype("f4")
+    syntax = b"1.2.840.10008.1.2.4."
+    small = {"rows": 16, "columns": 16, "bits": 8, "stored": 8, "signed": 0}
+    seed("dicom", "jpeg", dicom(syntax + b"50", fragments(imagecodecs.jpeg8_encode(rows[0])), **small))
+    seed("dicom", "jpeg_lossless", dicom(syntax + b"70", fragments(imagecodecs.ljpeg_encode(rows[0])), **small))
+    seed("dicom", "jpeg_ls", dicom(syntax + b"80", fragments(imagecodecs.jpegls_encode(rows[0])), **small))
+    encoded = imagecodecs.jpegls_encode(np.stack([rows[0], rows[1], rows[0]], axis=-1), level=2)
+    seed("dicom", "jpeg_ls_colors", dicom(syntax + b"81", fragments(encoded), samples=3, colors=b"RGB", **small))
+    encoded = imagecodecs.jpeg2k_encode(rows[0], codecformat="j2k", reversible=True)
+    seed("dicom", "jpeg_2000", dicom(syntax + b"90", fragments(encoded), **small))
+    colors = np.stack([rows[0]] * 3, axis=-1)
+    encoded = imagecodecs.jpeg8_encode(colors)
+    seed("dicom", "jpeg_colors", dicom(syntax + b"50", fragments(encoded), samples=3, colors=b"YBR_FULL_422", **small))
+
+    for name, data, options in [
+        ("lzw", rows, {"compression": "lzw"}), ("zstd", rows, {"compression": "zstd"}),
+        ("packbits", rows, {"compression": "packbits"}), ("jpeg", rows, {"compression": "jpeg", "tile": (16, 16)}),
+        ("differences", rows.astype("u2"), {"compression": "zlib", "predictor": True}),
+        ("float_differences", floats, {"compression": "zlib", "predictor": True}),
+        ("planes", np.stack([rows] * 3), {"compression": "zlib", "photometric": "rgb", "planarconfig": "separate"}),
+        ("ome", rows, {"ome": True, "compression": "zlib", "metadata": {"axes": "ZYX"}}),
+        ("imagej", rows, {"imagej": True, "metadata": {"axes": "ZYX", "spacing": 2.0, "unit": "um"}}),
+        ("big", rows, {"bigtiff": True, "tile": (16, 16), "byteorder": ">", "compression": "zlib"}),
+    ]:
+        file = io.BytesIO()
+        if name == "planes":
+            data = data.transpose(1, 0, 2, 3)
+        options = {"photometric": "minisblack", "metadata": None, "software": False, **options}
+        tifffile.imwrite(file, data, **options)
+        seed("tiff", name, file.getvalue())
+
+    shorts = (np.indices((4, 8, 8)).sum(axis=0) * 3).astype("i2")
+    for name, options in [
+        ("gzip", {"compression": "gzip", "shuffle": True}), ("lzf", {"compression": "lzf"}),
+        ("fletcher32", {"fletcher32": True}), ("scaleoffset", {"scaleoffset": 0}), ("szip", {"compression": "szip"}),
+        ("lz4", hdf5plugin.LZ4()), ("zstd", hdf5plugin.Zstd()), ("blosc", hdf5plugin.Blosc()), ("contiguous", {"chunks": None}),
+    ]:
+        file = io.BytesIO()
+        try:
+            with h5py.File(file, "w", libver="latest") as made:
+                made.create_dataset("a", data=shorts, **{"chunks": (4, 4, 8), **options}, track_times=False)
+        except ValueError as error:
+            print(f"hdf5 {name}: {error}")
+            continue
+        seed("hdf5", name, file.getvalue())
+
+    for name, codec, filters in [
+        ("lz4", blosc2.Codec.LZ4, [blosc2.Filter.SHUFFLE]), ("zlib", blosc2.Codec.ZLIB, [blosc2.Filter.BITSHUFFLE]),
+        ("blosclz", blosc2.Codec.BLOSCLZ, []),
+    ]:
+        path = HERE / "made.b2nd"
+        blosc2.asarray(shorts, chunks=(4, 8, 8), blocks=(2, 4, 8), urlpath=str(path), mode="w",
+                       cparams=blosc2.CParams(codec=codec, filters=filters, clevel=5))
+        seed("blosc2", name, path.read_bytes())
+        path.unlink()
+
+    image = nibabel.MGHImage(shorts, np.eye(4))
+    seed("mgh", "plain", image.to_bytes())
+    seed("mgh", "packed", gzip.compress(image.to_bytes(), mtime=0))
 
 
 def main():
@@ -115,10 +207,12 @@ def main():
          + b"kinds: vector domain domain domain\nspace: RAS\nspace directions: none (1,0,0) (0,1,0) (0,0,1)\n"
          b"encoding: raw\nbyte skip: -1\n\n" + VOXELS)
     seed("dicom", "plain", dicom(b"1.2.840.10008.1.2.1", pixels(VOXELS[:24])))
-    fragments = b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, len(part)) + part for part in (b"", RLE[:70], RLE[70:]))
-    end = struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
-    packed = struct.pack("<HH2sHI", 0x7FE0, 0x10, b"OB", 0, 0xFFFFFFFF) + fragments + end
-    seed("dicom", "packed", dicom(b"1.2.840.10008.1.2.5", packed))
+    seed("dicom", "packed", dicom(b"1.2.840.10008.1.2.5", fragments(RLE[:70], RLE[70:])))
+    plain = dicom(b"1.2.840.10008.1.2.1.99", pixels(VOXELS[:12]))
+    head = plain.index(b"\x08\0\x60\0")
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    seed("dicom", "deflated", plain[:head] + deflate.compress(plain[head:]) + deflate.flush())
+    seed("dicom", "encapsulated", dicom(b"1.2.840.10008.1.2.1.98", fragments(VOXELS[:12])))
     seed("tiff", "strips", tiff("<", [VOXELS[:8], VOXELS[8:12]], {278: 2}))
     seed("tiff", "big-endian", tiff(">", [VOXELS[:8], VOXELS[8:12]], {278: 2}))
     seed("tiff", "deflate", tiff("<", [zlib.compress(VOXELS[:12])], {278: 3, 259: 8, 317: 2}))
@@ -131,6 +225,14 @@ def main():
         with zipfile.ZipFile(packed, "w", method) as archive:
             archive.writestr(zipfile.ZipInfo("data.npy"), npy("<i2", False, (2, 4, 4)), method)
         seed("archive", name, packed.getvalue())
+        packed = io.BytesIO()
+        document = b'{"zarr_format": 2, "shape": [2, 3, 4], "chunks": [2, 3, 4], "dtype": "|u1", "compressor": null, ' \
+                   b'"fill_value": 0, "order": "C", "filters": null}'
+        with zipfile.ZipFile(packed, "w", method) as archive:
+            archive.writestr(zipfile.ZipInfo(".zarray"), document, method)
+            archive.writestr(zipfile.ZipInfo("0.0.0"), VOXELS[:24], method)
+        seed("archive", f"zarr_{name}", packed.getvalue())
+    n5_seeds()
     sources = HERE.parent / "src/volume"
     for target, name, file in [("hdf5", "one", "hdf5/tests/single.h5"), ("hdf5", "compact", "hdf5/tests/compact.h5"),
                                ("hdf5", "bitshuffle", "hdf5/tests/bits.h5"), ("hdf5", "imaris", "hdf5/tests/imaris.ims"),
@@ -147,3 +249,4 @@ def main():
 
 if __name__ == "__main__":
     main()
+    by_others()

@@ -2,4 +2,4 @@
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| voxpatch_fuzz::flat("a.dcm", bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| voxpatch_fuzz::dicom(bytes));

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Once, OnceLock};
 
 use tempfile::TempDir;
-use voxpatch::{Region, Volume, VolumeExt};
+use voxpatch::{OpenOptions, Region, Volume, VolumeExt};
 
 /// The largest read: memory must not depend on the sizes in a header.
 const MOST: u64 = 1 << 20;
@@ -32,6 +32,13 @@ pub fn flat(name: &str, bytes: &[u8]) {
     read(&path);
 }
 
+/// Opens a DICOM file of these bytes. The decoder of JPEG 2000, which is refused here, is not memory-safe.
+pub fn dicom(bytes: &[u8]) {
+    let path = folder().join("a.dcm");
+    fs::write(&path, bytes).expect("the disk has room");
+    read_with(&path, &OpenOptions::default().with_trusted(false));
+}
+
 /// Opens a headerless file with this sidecar.
 pub fn sidecar(bytes: &[u8]) {
     fs::write(folder().join("near.raw.json"), bytes).expect("the disk has room");
@@ -53,7 +60,22 @@ pub fn store(bytes: &[u8]) {
         return;
     };
     let (file, key) = if second { (".zarray", "0.0.0") } else { ("zarr.json", "c/0/0/0") };
-    let array = folder().join(if second { "v2" } else { "v3" });
+    array(if second { "v2" } else { "v3" }, (file, document), (key, chunk));
+}
+
+/// Opens an array of N5: two bytes with the length of its attributes, followed by them and its first block.
+pub fn n5(bytes: &[u8]) {
+    let Some((length, rest)) = bytes.split_first_chunk::<2>() else {
+        return;
+    };
+    let Some((attributes, block)) = rest.split_at_checked(usize::from(u16::from_le_bytes(*length))) else {
+        return;
+    };
+    array("n5", ("attributes.json", attributes), ("0/0/0", block));
+}
+
+fn array(name: &str, (file, document): (&str, &[u8]), (key, chunk): (&str, &[u8])) {
+    let array = folder().join(name);
     let key = array.join(key);
     fs::create_dir_all(key.parent().expect("a folder")).expect("the disk has room");
     fs::write(array.join(file), document).expect("the disk has room");
@@ -62,7 +84,11 @@ pub fn store(bytes: &[u8]) {
 }
 
 fn read(path: &Path) {
-    let Ok(volume) = voxpatch::open(path) else {
+    read_with(path, &OpenOptions::default());
+}
+
+fn read_with(path: &Path, options: &OpenOptions) {
+    let Ok(volume) = options.open(path) else {
         return;
     };
     let layout = volume.layout();

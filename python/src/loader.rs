@@ -282,6 +282,7 @@ impl EpochLoader {
         all.set_item("delivered", last.delivered)?;
         all.set_item("left_out", last.left_out)?;
         all.set_item("reasons", &last.reasons)?;
+        all.set_item("slow", &last.slow)?;
         all.set_item("waited_seconds", last.waited.as_secs_f64())?;
         all.set_item("chunks", last.chunks)?;
         all.set_item("bytes", last.bytes)?;

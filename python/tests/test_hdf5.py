@@ -63,6 +63,7 @@ def test_layouts_of_h5py(tmp_path):
             check_voxels(f"{path}:/group/raw", voxels[None], (name, order))
             check_voxels(f"{path}:group/raw", voxels[None], (name, order), trusted=False)
             count += 1
+    print(f"{count} layouts of HDF5")
     assert count >= 110
 
 
@@ -235,12 +236,43 @@ def test_data_sets_are_listed_and_refusals_say_why(tmp_path):
     with pytest.raises(ValueError, match="no data set of numbers"):
         voxpatch.open(path)
     with h5py.File(path, "w") as file:
-        file.create_dataset("raw", shape=(4, 5, 6), dtype="u1", external=[(str(tmp_path / "raw.bin"), 0, 120)])[...] = voxels
-    with pytest.raises(ValueError, match="other files"):
-        voxpatch.open(path)
-    with h5py.File(path, "w") as file:
         file.create_dataset("raw", data=voxels.astype("c8"))
     with pytest.raises(ValueError, match="no data set of numbers"):
+        voxpatch.open(path)
+
+
+def test_voxels_in_another_file_are_read_from_the_same_folder_only(tmp_path, monkeypatch):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    monkeypatch.chdir(folder)  # where the C library looks for the file
+    path, voxels = folder / "a.h5", made((4, 5, 6), "int16")
+
+    def write(*places):
+        with h5py.File(path, "w") as file:
+            file.create_dataset("raw", shape=voxels.shape, dtype="<i2", external=list(places))[...] = voxels
+
+    write(("raw.bin", 6, h5py.h5f.UNLIMITED))
+    check_voxels(path, voxels[None], "external", trusted=False)
+    monkeypatch.chdir(tmp_path)
+    check_voxels(path, voxels[None], "external, from elsewhere")
+    (folder / "raw.bin").write_bytes(bytes(245))
+    with pytest.raises((ValueError, OSError), match="245"):
+        voxpatch.open(path)
+    (folder / "raw.bin").unlink()
+    with pytest.raises(OSError, match="raw.bin"):
+        voxpatch.open(path)
+    monkeypatch.chdir(folder)
+    for name in (str(tmp_path / "raw.bin"), "../raw.bin"):
+        write((name, 0, h5py.h5f.UNLIMITED))
+        with pytest.raises(ValueError, match="outside the header's folder"):
+            voxpatch.open(path)
+        check_voxels(path, voxels[None], "external, allowed", allow_external=True)
+    (folder / "link.bin").symlink_to(tmp_path / "raw.bin")
+    write(("link.bin", 0, h5py.h5f.UNLIMITED))
+    with pytest.raises(ValueError, match="outside the header's folder"):
+        voxpatch.open(path)
+    write(("a.bin", 0, 100), ("b.bin", 0, 140))
+    with pytest.raises(ValueError, match="several other files"):
         voxpatch.open(path)
 
 

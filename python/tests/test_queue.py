@@ -630,3 +630,16 @@ def test_a_state_is_of_the_channels_and_values_that_were_chosen(tmp_path: pathli
             else:
                 with pytest.raises(ValueError):
                     list(second)
+
+
+def test_slow_volumes_are_named_in_the_statistics(tmp_path):
+    """A patch of 32^3 touches 32 planes of 512 x 512."""
+    path = tmp_path / "a.zarr"
+    voxpatch.write(path, np.zeros((64, 512, 512), "u1"), chunk=(1, 512, 512), shard=None)
+    for size, is_slow in [(32, True), ((1, 512, 512), False)]:
+        queue = voxpatch.Queue([voxpatch.Subject(ct=path)], voxpatch.UniformSampler(size), samples_per_subject=2, seed=1)
+        assert len(list(queue)) == 2
+        slow = queue.stats()["slow"]
+        assert len(slow) == is_slow
+        if is_slow:
+            assert slow[0].startswith(str(path)) and "convert it first for 14.5 times fewer" in slow[0], slow

@@ -71,6 +71,51 @@ def test_segments_are_where_the_labels_are(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ct", "labels.nii.gz", "seg.dcm"]
 
 
+def test_a_prediction_goes_back_to_its_series(tmp_path):
+    """The example of the README: from the folder of a series to a NIfTI file and back."""
+    image, _ = made(tmp_path / "ct")
+    out = tmp_path / "air.nii.gz"
+    model = lambda batch: np.concatenate([batch * 0, batch < 0], axis=1).astype("f4")  # noqa: E731
+    voxpatch.predict(model, tmp_path / "ct", out, 4, 2, reduce="argmax")
+    voxpatch.export_dicom_seg(out, tmp_path / "ct", tmp_path / "air.dcm", segments={1: "Air"})
+    expected = image[0] < 0
+    assert 0 < expected.sum() < expected.size
+    assert np.array_equal(masks(tmp_path / "air.dcm", image)["Air"], expected)
+    source, made_of = (pydicom.dcmread(path) for path in (tmp_path / "ct" / "001", tmp_path / "air.dcm"))
+    for name in ("PatientName", "PatientID", "StudyInstanceUID"):
+        assert source[name].value == made_of[name].value, name
+
+
+def test_segments_have_codes(tmp_path):
+    image, labels = made(tmp_path / "ct")
+    voxpatch.write(tmp_path / "labels.nii", labels, affine=image.affine)
+    out, lung = tmp_path / "seg.dcm", ("39607008", "SCT", "Lung structure")
+    segments = {
+        1: {"label": "Lung", "type": lung},
+        3: "plain",
+        7: {
+            "label": "Nodule", "category": ("49755003", "SCT", "Morphologically Altered Structure"),
+            "type": ("27925004", "SCT", "Nodule"),
+        },
+    }  # fmt: skip
+    voxpatch.export_dicom_seg(tmp_path / "labels.nii", tmp_path / "ct", out, segments=segments)
+    found = []
+    for segment in pydicom.dcmread(out).SegmentSequence:
+        codes = [segment.SegmentedPropertyCategoryCodeSequence[0], segment.SegmentedPropertyTypeCodeSequence[0]]
+        found.append((segment.SegmentLabel, *((c.CodeValue, c.CodingSchemeDesignator, c.CodeMeaning) for c in codes)))
+    usual = ("123037004", "SCT", "Anatomical Structure")
+    assert found == [("Lung", usual, lung), ("plain", usual, usual), tuple(segments[7].values())]
+    for wrong in [
+        {"label": "Lung", "type": "Lung"}, {"type": lung}, {"label": "Lung", "kind": lung}, 3,
+        {"label": "Lung", "category": ("1", "SCT")}, {"label": "Lung", "type": ("1", "SCT", "")},
+    ]:  # fmt: skip
+        with pytest.raises(voxpatch.VoxpatchError, match="segment of label 1"):
+            voxpatch.export_dicom_seg(
+                tmp_path / "labels.nii", tmp_path / "ct", tmp_path / "no.dcm", segments={1: wrong}
+            )
+    assert not (tmp_path / "no.dcm").exists()
+
+
 def test_the_place_is_that_of_simpleitk(tmp_path):
     itk = pytest.importorskip("SimpleITK")
     image, labels = made(tmp_path / "ct")

@@ -398,6 +398,8 @@ class QueueStats(TypedDict):
     left_out: int
     #: The reasons for the first of them.
     reasons: list[str]
+    #: The first images whose chunks are far larger than a patch along some axis, with what a conversion saves.
+    slow: list[str]
     #: Seconds that the caller waited.
     waited_seconds: float
     #: Chunks that were decoded.

@@ -510,7 +510,8 @@ class Queue:
         Returns
         -------
         dict
-            ``delivered`` and ``left_out`` patches, with ``reasons``; ``waited_seconds``; ``chunks`` that were decoded,
+            ``delivered`` and ``left_out`` patches, with ``reasons``; ``slow`` images, which should be converted first:
+            their chunks are far larger than a patch along some axis; ``waited_seconds``; ``chunks`` that were decoded,
             ``bytes`` that were read, and ``copies`` of chunks into patches; ``subjects_per_batch``, the mean number of
             different subjects in a batch, or in 8 samples in a row; patches ``ready`` and ``in_progress``.
 

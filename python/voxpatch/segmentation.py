@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from ._voxpatch import Volume, __version__
 from .errors import InvalidError
@@ -14,7 +14,24 @@ from .files import open as open_volume
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["export_dicom_seg"]
+__all__ = ["SegmentCodes", "export_dicom_seg"]
+
+#: The category and the type of a segment without codes: value, scheme, meaning.
+ANATOMICAL_STRUCTURE = ("123037004", "SCT", "Anatomical Structure")
+
+
+class _Label(TypedDict):
+    #: The name.
+    label: str
+
+
+class SegmentCodes(_Label, total=False):
+    """A segment of a DICOM segmentation: its name, and codes of what it is as (value, scheme, meaning)."""
+
+    #: The category, such as ``("49755003", "SCT", "Morphologically Altered Structure")``.
+    category: tuple[str, str, str]
+    #: The type, such as ``("39607008", "SCT", "Lung structure")``.
+    type: tuple[str, str, str]
 
 #: Distance in voxels up to which two grids are the same; files of NIfTI round their affine.
 TOLERANCE = 1e-2
@@ -34,7 +51,7 @@ def export_dicom_seg(
     series: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    segments: Mapping[int, str] | None = None,
+    segments: Mapping[int, str | SegmentCodes] | None = None,
     series_uid: str | None = None,
     description: str = "Segmentation",
     overwrite: bool = False,
@@ -52,8 +69,9 @@ def export_dicom_seg(
         The folder of the series, its ``DICOMDIR``, or its enhanced multi-frame file.
     out : path
         The file to write.
-    segments : mapping of int to str, optional
-        The names of the labels to write. Without it, all labels above 0 that occur, as ``"Label 1"`` and so on.
+    segments : mapping of int to str or SegmentCodes, optional
+        The names of the labels to write, or their names and codes. Without it, all labels above 0 that occur, as
+        ``"Label 1"`` and so on. Category and type of a segment without codes are "Anatomical Structure".
     series_uid : str, optional
         The series, if there are several.
     description : str, optional
@@ -74,6 +92,9 @@ def export_dicom_seg(
     Examples
     --------
     >>> voxpatch.export_dicom_seg("lungs.nii.gz", "ct", "lungs.dcm", segments={1: "Lung"})  # doctest: +SKIP
+    {1: 1}
+    >>> lung = {"label": "Lung", "type": ("39607008", "SCT", "Lung structure")}
+    >>> voxpatch.export_dicom_seg("lungs.nii.gz", "ct", "lungs.dcm", segments={1: lung})  # doctest: +SKIP
     {1: 1}
     """
     try:
@@ -96,6 +117,7 @@ def export_dicom_seg(
         raise InvalidError(
             "there is no segment to write: all labels are 0" if not chosen else "segments has 0, which is background"
         )
+    described = {value: _described(value, segment) for value, segment in chosen.items()}
     numbers = {value: n for n, value in enumerate(sorted(chosen), 1)}
     table = np.zeros(max(int(voxels.max(initial=0)), *numbers) + 1, np.uint16)
     for value, number in numbers.items():
@@ -103,7 +125,7 @@ def export_dicom_seg(
     frames = table[voxels][planes]
     if len(numbers) < 256:
         frames = frames.astype(np.uint8)
-    dataset = _segmentation(sources, frames, [chosen[value] for value in numbers], description)
+    dataset = _segmentation(sources, frames, [described[value] for value in numbers], description)
     part = target.with_name(f".{target.name}.partial")
     try:
         dataset.save_as(part)
@@ -208,7 +230,24 @@ def _planes(sources: list[Any], image: Volume) -> list[int]:
     return planes
 
 
-def _segmentation(sources: list[Any], frames: Any, names: list[str], description: str) -> Any:
+def _described(value: int, segment: str | SegmentCodes) -> SegmentCodes:
+    """Return the name and the codes of a segment, after checking them."""
+    given: SegmentCodes = {"label": segment} if isinstance(segment, str) else segment
+    known = {"label", "category", "type"}
+    if not isinstance(given, Mapping) or not isinstance(given.get("label"), str) or not set(given) <= known:
+        raise InvalidError(f"the segment of label {value} is {segment!r}: give its name, or a dict of {sorted(known)}")
+    for name in ("category", "type"):
+        code = given.get(name, ANATOMICAL_STRUCTURE)
+        is_code = isinstance(code, tuple | list) and len(code) == 3 and all(isinstance(part, str) and part for part in code)
+        if not is_code:
+            raise InvalidError(
+                f"the {name} of the segment of label {value} is {code!r}: give (value, scheme, meaning), like "
+                f"{ANATOMICAL_STRUCTURE}"
+            )
+    return given
+
+
+def _segmentation(sources: list[Any], frames: Any, segments: list[SegmentCodes], description: str) -> Any:
     """Return the dataset of a segmentation."""
     import highdicom
     from highdicom import seg
@@ -217,16 +256,17 @@ def _segmentation(sources: list[Any], frames: Any, names: list[str], description
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name="voxpatch", version=__version__, family=codes.cid7162.ArtificialIntelligence
     )
+    concept: Any = highdicom.sr.CodedConcept
     described = [
         seg.SegmentDescription(
             segment_number=n,
-            segment_label=name[:64],
-            segmented_property_category=codes.SCT.AnatomicalStructure,
-            segmented_property_type=codes.SCT.AnatomicalStructure,
+            segment_label=segment["label"][:64],
+            segmented_property_category=concept(*segment.get("category", ANATOMICAL_STRUCTURE)),
+            segmented_property_type=concept(*segment.get("type", ANATOMICAL_STRUCTURE)),
             algorithm_type=seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
         )
-        for n, name in enumerate(names, 1)
+        for n, segment in enumerate(segments, 1)
     ]
     return seg.Segmentation(
         source_images=sources,

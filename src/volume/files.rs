@@ -45,6 +45,42 @@ pub(crate) fn walk(root: &Path, mut found: impl FnMut(&Path, &Metadata)) -> Resu
     Ok(true)
 }
 
+/// Files from which on headers are read on several threads.
+#[cfg(any(feature = "dicom", feature = "tiff"))]
+const MANY: usize = 64;
+
+/// Headers that are read together, so that those of a folder need not be in memory at once.
+#[cfg(any(feature = "dicom", feature = "tiff"))]
+const TOGETHER: usize = 1024;
+
+/// Reads the headers of files in a folder, on all threads if there are many, and passes them to `take` in the order of the
+/// files.
+///
+/// # Errors
+///
+/// The error of the first file that cannot be read, and that of `take`.
+#[cfg(any(feature = "dicom", feature = "tiff"))]
+pub(super) fn read_headers<T: Send>(
+    folder: &Path,
+    files: &[PathBuf],
+    read: impl Fn(&Path) -> Result<T> + Sync,
+    mut take: impl FnMut(&Path, T) -> Result<()>,
+) -> Result<()> {
+    use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+    if files.len() < MANY {
+        return files.iter().try_for_each(|file| take(file, read(file)?));
+    }
+    let pool = crate::threads::pool(crate::threads::threads(), "headers", folder)?;
+    for part in files.chunks(TOGETHER) {
+        let headers: Vec<Result<T>> =
+            pool.install(|| part.par_iter().map(|file| read(file)).collect());
+        for (file, header) in part.iter().zip(headers) {
+            take(file, header?)?;
+        }
+    }
+    Ok(())
+}
+
 /// An FNV-1a hash (Fowler, Noll, Vo) of 128 bits over parts, each with its length.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hash(pub(crate) u128);

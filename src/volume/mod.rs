@@ -12,6 +12,7 @@ mod cached;
 mod channels;
 mod chunk;
 mod chunk_set;
+mod cost;
 mod create;
 mod cropped;
 mod decoders;
@@ -63,6 +64,7 @@ pub use cached::Cached;
 pub use channels::ChannelRange;
 pub use chunk::{Chunk, ChunkVoxels};
 pub(crate) use chunk::{gather_into, intersecting, read_by_chunks};
+pub use cost::PatchCost;
 pub use create::{
     Codec, CreateOptions, ZarrVersion, check_distinct, check_name, check_output, create,
     output_layout,

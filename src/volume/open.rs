@@ -102,8 +102,12 @@ impl OpenOptions {
     /// Opens an object as a flat file, or the hierarchy of objects below a path as a Zarr folder.
     fn open_object(&self, place: &Place, path: &Path) -> Result<Arc<dyn Volume>> {
         let is_zarr = |above: &Path| above.extension().is_some_and(|end| end == "zarr");
-        let is_flat =
-            self.names_file(path) || (!path.ancestors().any(is_zarr) && place.has_file(path));
+        let in_zarr = path.ancestors().any(is_zarr);
+        if let (false, false, Some(what)) = (in_zarr, self.raw.is_some(), local_only(path)) {
+            let what = format!("{what} is read from the file system only: copy it to this machine");
+            return Err(Error::unsupported(path, what));
+        }
+        let is_flat = self.names_file(path) || (!in_zarr && place.has_file(path));
         if is_flat {
             return self.open_flat(place, path);
         }
@@ -245,6 +249,27 @@ pub(super) fn check_level(path: &Path, level: usize) -> Result<()> {
         argument: "level",
         value: level.to_string(),
         problem: format!("{} has only level 0", path.display()),
+    })
+}
+
+/// Formats that are read from the file system only, with their extensions.
+const LOCAL_ONLY: [(&str, &[&str]); 6] = [
+    ("a zip archive", &["ozx", "zip", "npz"]),
+    ("N5", &["n5"]),
+    ("HDF5", &["h5", "hdf5", "ims"]),
+    ("DICOM", &["dcm"]),
+    ("TIFF", &["tif", "tiff"]),
+    ("a Blosc2 array", &["b2nd"]),
+];
+
+/// Returns the format that the name of an object has, or a name above it, if it is read from the file system only.
+fn local_only(path: &Path) -> Option<&'static str> {
+    path.ancestors().find_map(|part| {
+        // Behind `:` is the name of a data set in a file.
+        let end = part.extension()?.to_str()?.to_lowercase();
+        let end = end.trim_end_matches(':');
+        let (what, _) = LOCAL_ONLY.iter().find(|(_, ends)| ends.contains(&end))?;
+        Some(*what)
     })
 }
 

@@ -8,6 +8,8 @@ mod help;
 mod hostile;
 mod infer;
 mod jobs;
+#[cfg(all(target_os = "linux", feature = "dicom", feature = "tiff"))]
+mod large;
 mod layers;
 mod manners;
 #[cfg(feature = "cloud")]

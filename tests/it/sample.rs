@@ -1316,3 +1316,41 @@ fn patches_are_read_through_random_maps() {
         is_refused(&[&["sample", &source], &common[..], &wrong[..]].concat());
     }
 }
+
+/// The patches of the first volume touch planes of 512 x 512; those of the second one small chunks.
+#[test]
+fn slow_volumes_are_named_with_what_a_conversion_saves() {
+    let place = Place::new();
+    let write = |name: &str, chunk: [u64; 3]| {
+        let path = place.at(name);
+        fs::create_dir(&path).expect("the folder is ours");
+        let metadata = json!({"zarr_format": 2, "shape": [64, 512, 512], "chunks": chunk, "dtype": "|u1",
+            "compressor": null, "fill_value": 0, "order": "C", "filters": null});
+        fs::write(place.at(&format!("{name}/.zarray")), metadata.to_string())
+            .expect("the folder is ours");
+        path
+    };
+    let (slow, fast) = (
+        write("slow.zarr", [1, 512, 512]),
+        write("fast.zarr", [32, 32, 32]),
+    );
+    let size = ["--patch-size", "32", "--samples-per-subject", "2"];
+    let told = json(&[&["sample", &slow, &fast][..], &size].concat());
+    let info = json(&["info", &slow]);
+    let lines = told["slow"].as_array().expect("a list");
+    let cost = "256.0: a 32 x 32 x 32 patch touches 32 chunks of 1 x 512 x 512; convert it first for 14.5 times fewer";
+    assert_eq!(
+        lines,
+        &[json!(format!(
+            "{slow}: voxels decoded for each voxel of a patch: {cost}"
+        ))]
+    );
+    assert_eq!(info["decoded_per_voxel"], json!(28.4));
+    assert!(
+        json(&[&["sample", &fast][..], &size].concat())
+            .get("slow")
+            .is_none()
+    );
+    let text = succeeds(&[&["sample", &slow][..], &size].concat());
+    assert!(text.contains(cost), "{text}");
+}

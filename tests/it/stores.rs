@@ -455,3 +455,28 @@ fn secrets_appear_in_no_message() {
         "{heads:?}"
     );
 }
+
+#[test]
+fn formats_that_are_read_from_files_only_are_refused_without_a_request() {
+    let server = Server::start();
+    for (name, what) in [
+        ("a.ozx", "a zip archive"),
+        ("scan.zarr.zip", "a zip archive"),
+        ("a.ozx/0", "a zip archive"),
+        ("case.npz/data", "a zip archive"),
+        ("a.n5", "N5"),
+        ("a.n5/s0", "N5"),
+        ("a.h5", "HDF5"),
+        ("a.H5:/raw/data", "HDF5"),
+        ("a.ims", "HDF5"),
+        ("a.dcm", "DICOM"),
+        ("a.ome.tif", "TIFF"),
+        ("a.b2nd", "a Blosc2 array"),
+    ] {
+        let address = server.url(name);
+        let error = options().open(&address).unwrap_err().with_causes();
+        let says = format!("{what} is read from the file system only");
+        assert!(error.contains(&says) && error.contains(name), "{error}");
+    }
+    assert!(server.requests().is_empty());
+}

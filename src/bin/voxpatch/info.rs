@@ -1,11 +1,10 @@
 //! `voxpatch info`: prints what a volume is.
 
-use std::fmt;
 use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
-use voxpatch::volume::{ChunkShape, Layout, OpenOptions, Orientation, Volume};
+use voxpatch::volume::{ChunkShape, OpenOptions, Orientation, PatchCost, Volume};
 
 use crate::input::{OnGrid, Opening, Part};
 use crate::report::{self, Printing, Report};
@@ -88,7 +87,7 @@ pub(crate) fn run(settings: &Info) -> anyhow::Result<()> {
     let ratio = report::float(decoded) / report::float(stored.max(1));
     let text = format!("{} ({ratio:.2} x stored)", report::bytes(decoded));
     report.add("decoded_bytes", decoded, text);
-    if let Some(cost) = PatchCost::of(layout) {
+    if let Some(cost) = PatchCost::of(layout, [PATCH; 3]) {
         report.add("decoded_per_voxel", cost.ratio(), cost.to_string());
     }
     if volume.sequential_order().is_some() {
@@ -101,84 +100,8 @@ pub(crate) fn run(settings: &Info) -> anyhow::Result<()> {
     report.print(settings.printing)
 }
 
-/// What a patch costs in a volume whose chunks are far larger than a patch along some axis.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct PatchCost {
-    /// The patch, z, y, x: 96 voxels, or fewer where the volume is shorter.
-    patch: [u64; 3],
-    /// The chunks that it touches on average, rounded up.
-    chunks: u64,
-    chunk: [u64; 3],
-    /// Voxels decoded on average.
-    decoded: f64,
-    /// The same in chunks of 64^3, as `convert` writes them.
-    converted: f64,
-}
-
-/// Decoded voxels for each voxel of a patch from which on a conversion is proposed.
-const COSTLY: f64 = 8.0;
-
-/// The side of a patch, and of the chunks of a converted volume.
+/// The side of a patch whose cost is reported.
 const PATCH: u64 = 96;
-const CONVERTED: u64 = 64;
-
-impl PatchCost {
-    /// Returns the cost if it is high.
-    fn of(layout: &Layout) -> Option<Self> {
-        let [_, chunk @ ..] = layout.read_chunk?;
-        let patch = layout.shape.map(|length| length.min(PATCH));
-        // A random start meets (p - 1) / c + 1 chunks on average, but never more than there are.
-        let met = |chunk: [u64; 3]| -> [f64; 3] {
-            std::array::from_fn(|axis| {
-                let (p, c) = (report::float(patch[axis]), report::float(chunk[axis]));
-                let all = report::float(layout.shape[axis].div_ceil(chunk[axis]));
-                ((p - 1.0) / c + 1.0).min(all)
-            })
-        };
-        let decoded = |chunk: [u64; 3]| -> f64 {
-            let met = met(chunk);
-            let voxels = (0..3).map(|axis| {
-                let length = report::float(layout.shape[axis]);
-                (met[axis] * report::float(chunk[axis])).min(length)
-            });
-            voxels.product()
-        };
-        let small = layout.shape.map(|length| length.min(CONVERTED));
-        let cost = Self {
-            patch,
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "a small positive number"
-            )]
-            chunks: met(chunk).iter().product::<f64>().ceil() as u64,
-            chunk,
-            decoded: decoded(chunk),
-            converted: decoded(small),
-        };
-        (cost.ratio() >= COSTLY && cost.decoded >= 2.0 * cost.converted).then_some(cost)
-    }
-
-    /// Returns the voxels decoded for each voxel of a patch.
-    fn ratio(&self) -> f64 {
-        let voxels: f64 = self.patch.iter().map(|&n| report::float(n)).product();
-        (10.0 * self.decoded / voxels).round() / 10.0
-    }
-}
-
-impl fmt::Display for PatchCost {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:.1}: a {} patch touches {} chunks of {}; convert it first for {:.1} times fewer",
-            self.ratio(),
-            by(&self.patch),
-            self.chunks,
-            by(&self.chunk),
-            self.decoded / self.converted
-        )
-    }
-}
 
 /// Adds the names of the axes, the time points and the names of the channels, where there are any.
 fn add_axes(report: &mut Report, volume: &dyn Volume) {
@@ -270,31 +193,6 @@ fn matrix(affine: &voxpatch::Affine) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_costly_patch_is_reported_with_its_chunks() {
-        let layout = |shape, chunk: ChunkShape| {
-            let mut layout = Layout::new(shape, 1, voxpatch::DType::I16);
-            layout.read_chunk = Some(chunk);
-            layout
-        };
-        let frames = PatchCost::of(&layout([300, 512, 512], [1, 1, 512, 512])).expect("costly");
-        assert_eq!(
-            frames.to_string(),
-            "28.4: a 96 x 96 x 96 patch touches 96 chunks of 1 x 512 x 512; convert it first for 6.3 times fewer"
-        );
-        for (shape, chunk) in [
-            ([300, 512, 512], [1, 64, 64, 64]),
-            ([300, 96, 96], [1, 1, 96, 96]),
-            ([1, 512, 512], [1, 1, 16, 16]),
-        ] {
-            assert_eq!(PatchCost::of(&layout(shape, chunk)), None, "{shape:?}");
-        }
-        assert_eq!(
-            PatchCost::of(&Layout::new([9; 3], 1, voxpatch::DType::U8)),
-            None
-        );
-    }
 
     #[test]
     fn numbers_are_short_but_not_lost() {

@@ -59,6 +59,7 @@ use super::plan::EpochPlan;
 use super::state::LoaderState;
 use super::subjects::Subjects;
 use crate::error::{Error, Result};
+use crate::volume::PatchCost;
 
 /// The maximum number of reasons in the statistics.
 const MAX_REASONS: usize = 100;
@@ -357,6 +358,7 @@ impl Loader {
             Delivered::Sample(sample) => {
                 self.stats.delivered += 1;
                 self.mixing.count(sample.subject_index);
+                self.look_for_slow_images(&sample);
                 Ok(Some(*sample))
             }
             Delivered::LeftOut { index, name } => {
@@ -371,6 +373,23 @@ impl Loader {
             }
             Delivered::Error(error) => Err(Error::shared(error)),
         })
+    }
+
+    fn look_for_slow_images(&mut self, sample: &Sample) {
+        for image in sample.subject().images() {
+            if self.stats.slow.len() == MAX_REASONS {
+                return;
+            }
+            let layout = image.volume.layout();
+            let Some(cost) = PatchCost::of(layout, sample.region.shape) else {
+                continue;
+            };
+            let path = layout.path.display();
+            let text = format!("{path}: voxels decoded for each voxel of a patch: {cost}");
+            if !self.stats.slow.contains(&text) {
+                self.stats.slow.push(text);
+            }
+        }
     }
 
     fn leave_out(&mut self, reason: String) {

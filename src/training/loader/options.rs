@@ -190,6 +190,9 @@ pub struct LoaderStats {
     pub left_out: u64,
     /// The first reasons for patches left out, each once.
     pub reasons: Vec<String>,
+    /// The first images whose patches are slow, because their chunks are far larger than a patch along some axis, each
+    /// once, with the factor that a conversion saves (see [`PatchCost`](crate::volume::PatchCost)).
+    pub slow: Vec<String>,
     /// The time that the consumer waited.
     pub waited: Duration,
     /// Chunks read and decoded.

@@ -8,24 +8,23 @@
 
 #[cfg(any(feature = "dicom", feature = "tiff"))]
 pub(super) mod codecs;
+mod files;
 #[cfg(test)]
 pub(super) mod tests;
 
 use std::fmt::Debug;
-use std::fs::File;
 use std::num::NonZeroU64;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use serde_json::Value as Json;
 
+pub(super) use self::files::Files;
 use super::chunk::{self, Chunk, ChunkVoxels, read_by_chunks};
 use super::decoders::caught;
 use super::watch::FileWatch;
 use super::{ChunkShape, Counter, Layout, ReadMemory, ReadStats, Volume};
 use crate::error::{Cause, Error, Result};
-use crate::files::open_regular;
 use crate::region::Region;
 
 /// The place of an encoded block.
@@ -39,6 +38,57 @@ pub(super) struct Block {
     pub(super) length: u64,
 }
 
+/// The places of the blocks of a volume, row-major along c, z, y, x.
+#[derive(Debug)]
+pub(super) enum Blocks {
+    /// A list.
+    Listed(Vec<Block>),
+    /// Tables in the files, which are read where a block is needed.
+    #[cfg_attr(not(feature = "tiff"), allow(dead_code, reason = "only TIFF has them"))]
+    Stored(Box<dyn BlockTables>),
+}
+
+/// Tables of the places of blocks in files.
+pub(super) trait BlockTables: Debug + Send + Sync {
+    /// Returns the number of blocks.
+    fn count(&self) -> u64;
+
+    /// Returns the bytes that it takes in memory.
+    fn bytes(&self) -> u64;
+
+    /// Reads the place of block `number`.
+    fn block(&self, number: usize, files: &Files) -> Result<Block>;
+}
+
+impl From<Vec<Block>> for Blocks {
+    fn from(list: Vec<Block>) -> Self {
+        Self::Listed(list)
+    }
+}
+
+impl Blocks {
+    fn count(&self) -> u64 {
+        match self {
+            Self::Listed(list) => list.len() as u64,
+            Self::Stored(tables) => tables.count(),
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Listed(list) => size_of_val(list.as_slice()) as u64,
+            Self::Stored(tables) => tables.bytes(),
+        }
+    }
+
+    fn block(&self, number: usize, files: &Files) -> Result<Block> {
+        match self {
+            Self::Listed(list) => Ok(list[number]),
+            Self::Stored(tables) => tables.block(number, files),
+        }
+    }
+}
+
 /// A volume as a list of blocks.
 #[derive(Debug)]
 pub(super) struct BlockSource {
@@ -48,8 +98,8 @@ pub(super) struct BlockSource {
     pub(super) time_points: Option<u64>,
     /// The files, as they were when their headers were read.
     pub(super) files: FileWatch,
-    /// The blocks, row-major along c, z, y, x.
-    pub(super) blocks: Vec<Block>,
+    /// The blocks.
+    pub(super) blocks: Blocks,
     /// The bytes of a voxel of a block that is not stored.
     pub(super) fill: Vec<u8>,
     /// Decodes the blocks.
@@ -71,12 +121,16 @@ pub(super) trait BlockDecoder: Debug + Send + Sync {
 /// A volume of blocks.
 #[derive(Debug)]
 pub(super) struct BlockVolume {
-    source: BlockSource,
+    layout: Layout,
+    time_points: Option<u64>,
+    files: Files,
+    blocks: Blocks,
+    /// The bytes of a voxel of a block that is not stored.
+    fill: Vec<u8>,
+    decoder: Box<dyn BlockDecoder>,
+    identity: Json,
     /// The numbers of blocks along c, z, y, x.
     grid: ChunkShape,
-    /// The only file, kept open. Several files are opened for each read, because there may be more of them than a
-    /// process may have open.
-    single: Option<File>,
     counter: Counter,
 }
 
@@ -100,31 +154,28 @@ impl BlockVolume {
         }
         let grid: ChunkShape = std::array::from_fn(|axis| lengths[axis].div_ceil(chunk[axis]));
         let expected = grid.iter().try_fold(1_u64, |all, &n| all.checked_mul(n));
-        if expected != Some(source.blocks.len() as u64) {
-            let problem = format!(
-                "{} blocks are listed for a grid of {grid:?} (c, z, y, x)",
-                source.blocks.len()
-            );
+        let count = source.blocks.count();
+        if expected != Some(count) {
+            let problem = format!("{count} blocks are listed for a grid of {grid:?} (c, z, y, x)");
             return Err(Error::header(&layout.path, format, problem));
         }
         // Besides the encoded and the decoded chunk: what decoders hold until the samples are voxels.
         let voxels = chunk.iter().fold(1, |all: u64, &n| all.saturating_mul(n));
         let memory = ReadMemory {
-            shared: size_of_val(source.blocks.as_slice()) as u64,
+            shared: source.blocks.bytes(),
             thread: voxels.saturating_mul(2 * layout.dtype.size() as u64 + 8),
             source: None,
         };
         source.layout.read_memory = memory;
-        let mut paths = source.files.paths();
-        let single = match (paths.next(), paths.next()) {
-            (Some(only), None) => Some(open_regular(only)?),
-            _ => None,
-        };
-        drop(paths);
         Ok(Self {
+            layout: source.layout,
+            time_points: source.time_points,
+            files: Files::open(source.files)?,
+            blocks: source.blocks,
+            fill: source.fill,
+            decoder: source.decoder,
+            identity: source.identity,
             grid,
-            single,
-            source,
             counter: Counter::default(),
         })
     }
@@ -136,26 +187,21 @@ impl BlockVolume {
         usize::try_from(n).expect("the number of a listed block")
     }
 
-    /// Calls `work` with the open file number `index`.
-    fn with_file<T>(&self, index: usize, work: impl FnOnce(&File) -> T) -> Result<T> {
-        match &self.single {
-            Some(file) => Ok(work(file)),
-            None => Ok(work(&open_regular(self.source.files.path(index))?)),
-        }
+    /// Returns the place of a block.
+    fn block(&self, number: usize) -> Result<Block> {
+        self.blocks.block(number, &self.files)
     }
 
     /// Reads the encoded bytes of a block.
     fn fetch(&self, number: usize, block: Block) -> Result<Vec<u8>> {
-        let files = &self.source.files;
-        let file = block.file as usize;
-        let (path, length) = (files.path(file), files.length(file));
-        let most = self.source.decoder.most_encoded(number);
+        let length = self.files.watch().length(block.file as usize);
+        let most = self.decoder.most_encoded(number);
         if block.length > most {
             let problem = format!(
                 "it takes {} bytes, more than the maximum of {most}",
                 block.length
             );
-            return Err(self.broken(number, problem.into()));
+            return Err(self.broken(number, block, problem.into()));
         }
         let end = block.offset.checked_add(block.length);
         if end.is_none_or(|end| end > length) {
@@ -163,23 +209,21 @@ impl BlockVolume {
                 "its {} bytes from byte {} are not in the file, which has {length}",
                 block.length, block.offset
             );
-            return Err(self.broken(number, problem.into()));
+            return Err(self.broken(number, block, problem.into()));
         }
         let bytes = usize::try_from(block.length);
-        let mut encoded = vec![0; bytes.map_err(|error| self.broken(number, error.into()))?];
-        self.with_file(file, |open| {
-            files.check_file(file, open)?;
-            open.read_exact_at(&mut encoded, block.offset)
-                .map_err(Error::io("read", path))
-        })??;
+        let bytes = bytes.map_err(|error| self.broken(number, block, error.into()))?;
+        let mut encoded = vec![0; bytes];
+        self.files
+            .read(block.file as usize, &mut encoded, block.offset)?;
         self.counter.add(1, block.length);
         Ok(encoded)
     }
 
-    fn broken(&self, number: usize, source: Cause) -> Error {
-        let file = self.source.blocks[number].file as usize;
+    fn broken(&self, number: usize, block: Block, source: Cause) -> Error {
+        let path = self.files.watch().path(block.file as usize);
         Error::Chunk {
-            path: self.source.files.path(file).to_path_buf(),
+            path: path.to_path_buf(),
             key: number.to_string(),
             source,
         }
@@ -188,26 +232,26 @@ impl BlockVolume {
 
 impl Volume for BlockVolume {
     fn layout(&self) -> &Layout {
-        &self.source.layout
+        &self.layout
     }
 
     fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
-        read_by_chunks(&self.source.layout, channels, region, out, |index| {
+        read_by_chunks(&self.layout, channels, region, out, |index| {
             self.read_chunk(index)
         })
     }
 
     fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
-        let layout = &self.source.layout;
+        let layout = &self.layout;
         let (channels, region) = chunk::whole(layout, index)?;
         let number = self.number(index);
-        let block = self.source.blocks[number];
+        let block = self.block(number)?;
         let size = layout.dtype.size();
         if block.length == 0 {
             return Ok(Chunk {
                 channels,
                 region,
-                voxels: ChunkVoxels::Fill(self.source.fill.clone()),
+                voxels: ChunkVoxels::Fill(self.fill.clone()),
             });
         }
         let voxels = region.voxels().checked_mul(channels.end - channels.start);
@@ -215,14 +259,14 @@ impl Volume for BlockVolume {
             .and_then(|voxels| usize::try_from(voxels).ok()?.checked_mul(size))
             // A failed allocation would end the process.
             .filter(|&bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok())
-            .ok_or_else(|| self.broken(number, "it is larger than memory".into()))?;
+            .ok_or_else(|| self.broken(number, block, "it is larger than memory".into()))?;
         let encoded = self.fetch(number, block)?;
         let mut out = vec![0; bytes];
         caught("the decoder", || {
-            self.source.decoder.decode(number, encoded, &mut out)
+            self.decoder.decode(number, encoded, &mut out)
         })
         .flatten()
-        .map_err(|problem| self.broken(number, problem))?;
+        .map_err(|problem| self.broken(number, block, problem))?;
         Ok(Chunk {
             channels,
             region,
@@ -235,12 +279,14 @@ impl Volume for BlockVolume {
         if !inside {
             return;
         }
-        let block = self.source.blocks[self.number(index)];
+        let Ok(block) = self.block(self.number(index)) else {
+            return;
+        };
         let Some(length) = NonZeroU64::new(block.length) else {
             return;
         };
         #[cfg(not(target_vendor = "apple"))]
-        let _ = self.with_file(block.file as usize, |file| {
+        let _ = self.files.with(block.file as usize, |file| {
             // The call fails where prefetching is not possible; it is only a hint.
             rustix::fs::fadvise(
                 file,
@@ -252,14 +298,13 @@ impl Volume for BlockVolume {
     }
 
     fn fill_chunk(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
-        let layout = &self.source.layout;
-        chunk::clipped(layout, index)?;
-        let block = self.source.blocks[self.number(index)];
-        Ok((block.length == 0).then(|| self.source.fill.clone()))
+        chunk::clipped(&self.layout, index)?;
+        let block = self.block(self.number(index))?;
+        Ok((block.length == 0).then(|| self.fill.clone()))
     }
 
     fn time_points(&self) -> Option<u64> {
-        self.source.time_points
+        self.time_points
     }
 
     fn read_stats(&self) -> ReadStats {
@@ -267,20 +312,19 @@ impl Volume for BlockVolume {
     }
 
     fn source_files(&self) -> Vec<PathBuf> {
-        self.source.files.paths().map(PathBuf::from).collect()
+        self.files.watch().paths().map(PathBuf::from).collect()
     }
 
     fn check_unchanged(&self) -> Result<()> {
-        self.source.files.check()
+        self.files.watch().check()
     }
 
     fn identity(&self) -> Result<Json> {
-        let layout = &self.source.layout;
-        Ok(super::files::identity(layout, &self.source.identity))
+        Ok(super::files::identity(&self.layout, &self.identity))
     }
 
     fn stored_bytes(&self) -> Result<u64> {
-        let files = &self.source.files;
+        let files = self.files.watch();
         let lengths = files.paths().enumerate().map(|(n, _)| files.length(n));
         Ok(lengths.sum())
     }

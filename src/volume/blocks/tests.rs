@@ -73,7 +73,7 @@ fn blocks(folder: &Path, count: usize) -> (BlockSource, Patch) {
         layout,
         time_points: None,
         files,
-        blocks,
+        blocks: blocks.into(),
         decoder: Box::new(Reversed(12)),
         fill: vec![0],
         identity: json!("reversed"),
@@ -82,12 +82,42 @@ fn blocks(folder: &Path, count: usize) -> (BlockSource, Patch) {
     (source, patch)
 }
 
+fn list(source: &mut BlockSource) -> &mut Vec<Block> {
+    match &mut source.blocks {
+        Blocks::Listed(list) => list,
+        Blocks::Stored(tables) => panic!("{tables:?}"),
+    }
+}
+
+/// Places of blocks that are not in memory.
+#[derive(Debug)]
+struct Elsewhere(Vec<Block>);
+
+impl BlockTables for Elsewhere {
+    fn count(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn bytes(&self) -> u64 {
+        5
+    }
+
+    fn block(&self, number: usize, _: &Files) -> Result<Block> {
+        Ok(self.0[number])
+    }
+}
+
 #[test]
 fn a_volume_of_blocks_passes_the_suite() {
-    for count in [1, 5] {
+    for (count, is_listed) in [(1, true), (5, true), (1, false), (5, false)] {
         let folder = tempfile::tempdir().unwrap();
-        let (source, expected) = blocks(folder.path(), count);
+        let (mut source, expected) = blocks(folder.path(), count);
+        if !is_listed {
+            let list = std::mem::take(list(&mut source));
+            source.blocks = Blocks::Stored(Box::new(Elsewhere(list)));
+        }
         let volume = BlockVolume::new(source).unwrap();
+        assert_eq!(volume.layout.read_memory.shared == 5, !is_listed);
         suite::check(&volume, &expected);
         assert!(volume.read_stats().chunks > 0 && volume.read_stats().bytes > 0);
         assert_eq!(volume.fill_chunk([1, 1, 2, 1]).unwrap(), Some(vec![0]));
@@ -124,9 +154,10 @@ fn changed_files_are_reported_by_reads() {
 fn blocks_that_cannot_be_right_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (mut source, _) = blocks(folder.path(), 1);
-    source.blocks[0].length = 13;
-    source.blocks[1].offset = 1 << 40;
-    source.blocks[2].offset = u64::MAX;
+    let places = list(&mut source);
+    places[0].length = 13;
+    places[1].offset = 1 << 40;
+    places[2].offset = u64::MAX;
     let volume = BlockVolume::new(source).unwrap();
     for (index, word) in [
         ([0, 0, 0, 0], "more than the maximum of 12"),
@@ -142,7 +173,7 @@ fn blocks_that_cannot_be_right_are_refused() {
     }
     assert!(volume.read_chunk([0, 0, 3, 0]).is_err());
     let (mut source, _) = blocks(folder.path(), 1);
-    source.blocks.pop();
+    list(&mut source).pop();
     let error = BlockVolume::new(source).unwrap_err().to_string();
     assert!(error.contains("23 blocks"), "{error}");
     let (mut source, _) = blocks(folder.path(), 1);

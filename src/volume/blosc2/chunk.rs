@@ -38,6 +38,11 @@ pub(super) fn encoded_length(header: &[u8]) -> Result<u64, Cause> {
     Ok(word(header, ENCODED)? as u64)
 }
 
+/// Returns the decoded length in the header of a chunk.
+pub(super) fn decoded_length(header: &[u8]) -> Result<u64, Cause> {
+    Ok(word(header, LENGTH)? as u64)
+}
+
 /// Decodes a chunk into all of `out`.
 pub(super) fn decode(chunk: &[u8], out: &mut [u8]) -> Result<(), Cause> {
     if chunk.len() < HEADER || chunk[FLAGS] & EXTENDED != EXTENDED {

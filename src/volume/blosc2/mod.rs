@@ -112,7 +112,7 @@ pub(super) fn open(path: &Path) -> Result<Arc<dyn Volume>> {
         time_points: None,
         layout,
         files,
-        blocks,
+        blocks: blocks.into(),
         decoder: Box::new(decoder),
     };
     Ok(Arc::new(BlockVolume::new(source)?))
@@ -125,7 +125,11 @@ fn places(file: &File, length: u64, array: &Array, count: u64) -> Result<Vec<Blo
         .checked_add(array.chunks)
         .ok_or("it is outside")?;
     let encoded = read_chunk(file, length, at, count.saturating_mul(16) + (1 << 16))?;
-    let mut index = vec![0; usize::try_from(count)? * 8];
+    let length_of_index = chunk::decoded_length(&encoded)?;
+    if length_of_index != count.saturating_mul(8) {
+        return Err(format!("it has {length_of_index} bytes for {count} chunks").into());
+    }
+    let mut index = vec![0; usize::try_from(length_of_index)?];
     chunk::decode(&encoded, &mut index)?;
     let mut places = Vec::with_capacity(usize::try_from(count)?);
     for entry in index.chunks_exact(8) {

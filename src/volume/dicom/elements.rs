@@ -163,7 +163,10 @@ impl Elements {
         length: u64,
         encoding: Encoding,
     ) -> io::Result<Self> {
-        file.seek(SeekFrom::Start(at))?;
+        // What the buffer holds is not read again.
+        let here = file.stream_position()?;
+        let step = i64::try_from(i128::from(at) - i128::from(here)).map_err(|_| ended())?;
+        file.seek_relative(step)?;
         Ok(Self {
             source: Source::File(file),
             at,

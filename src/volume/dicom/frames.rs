@@ -5,6 +5,7 @@ use super::super::blocks::codecs::{self, Picture, mismatch, separate};
 use super::super::decoders::caught;
 use super::elements::joined;
 use super::header::PixelForm;
+use super::jpegls;
 use super::syntax::Syntax;
 use crate::dtype::DType;
 use crate::error::Cause;
@@ -88,6 +89,7 @@ impl PixelForm {
                 let converts = self.photometric != "RGB";
                 (codecs::jpeg(&joined(encoded)?, picture, converts)?, false)
             }
+            Syntax::JpegLs => (jpegls::decode(&joined(encoded)?, picture)?, true),
             Syntax::Jpeg2000 => (jpeg2000(&joined(encoded)?, picture)?, true),
         })
     }

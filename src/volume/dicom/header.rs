@@ -65,7 +65,7 @@ impl Order {
 }
 
 /// The samples of a frame, and how they are stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct PixelForm {
     pub(super) rows: u16,
     pub(super) columns: u16,

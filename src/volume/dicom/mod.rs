@@ -8,25 +8,26 @@ mod elements;
 mod frames;
 mod geometry;
 mod header;
+mod jpegls;
 mod series;
 mod syntax;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::fs::Metadata;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
 
 use self::frames::{FrameCode, FrameDecoder};
 use self::geometry::{Allowed, Placed, Refusal};
-use self::header::{FileHeader, Found, FrameFacts, PixelForm, Problem};
+use self::header::{Found, FrameFacts, PixelForm, Problem};
+use self::series::{AllSeries, Series};
 use super::blocks::{Block, BlockSource, BlockVolume};
+use super::files::read_headers;
 use super::format::excerpt;
 use super::options::{OpenOptions, Tilt, Values};
-use super::watch::FileWatch;
 use super::{Axes, AxisKind, Format, Hash, Layout, LeadingAxis, Rescale, Volume};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -42,14 +43,6 @@ pub(super) fn recognize(head: &[u8]) -> bool {
     head.get(128..132) == Some(b"DICM")
 }
 
-/// An image file with its header.
-#[derive(Debug)]
-struct Image {
-    path: PathBuf,
-    metadata: Metadata,
-    header: FileHeader,
-}
-
 /// Opens the series in a folder. Returns `None` if no file in it is DICOM.
 pub(super) fn open_folder(path: &Path, options: &OpenOptions) -> Result<Option<Arc<dyn Volume>>> {
     let mut found = Vec::new();
@@ -62,20 +55,21 @@ pub(super) fn open_folder(path: &Path, options: &OpenOptions) -> Result<Option<A
         }
     })?;
     found.sort();
-    let mut images = Vec::new();
+    let mut images = AllSeries::default();
     let mut is_dicom = false;
-    for file in found {
-        check_link(path, &file, options)?;
-        match read_header(&file)? {
-            (Found::Image(header), metadata) => images.push(Image {
-                path: file,
-                metadata,
-                header: *header,
-            }),
+    let read = |file: &Path| {
+        check_link(path, file, options)?;
+        read_header(file)
+    };
+    read_headers(path, &found, read, |file, header| {
+        match header {
+            (Found::Image(header), metadata) => images.add((file, &metadata), *header)?,
             (Found::Foreign, _) => {}
             (Found::Catalog(_) | Found::NoImage, _) => is_dicom = true,
         }
-    }
+        Ok(())
+    })?;
+    drop(found);
     if images.is_empty() {
         if is_dicom {
             return Err(Error::unsupported(path, "its DICOM files have no voxels"));
@@ -89,12 +83,9 @@ pub(super) fn open_folder(path: &Path, options: &OpenOptions) -> Result<Option<A
 pub(super) fn open_file(path: &Path, options: &OpenOptions) -> Result<Arc<dyn Volume>> {
     match read_header(path)? {
         (Found::Image(header), metadata) => {
-            let image = Image {
-                path: path.to_path_buf(),
-                metadata,
-                header: *header,
-            };
-            open_images(path, vec![image], options)
+            let mut images = AllSeries::default();
+            images.add((path, &metadata), *header)?;
+            open_images(path, images, options)
         }
         (Found::Catalog(files), _) => open_catalog(path, &files, options),
         (Found::NoImage, _) => Err(Error::unsupported(path, "the DICOM file has no voxels")),
@@ -109,7 +100,7 @@ fn open_catalog(
     options: &OpenOptions,
 ) -> Result<Arc<dyn Volume>> {
     let folder = path.parent().unwrap_or_else(|| Path::new(""));
-    let mut images = Vec::new();
+    let mut images = AllSeries::default();
     for parts in files.iter().take(MOST_FILES) {
         let name = parts.join("/");
         let plain = |part: &String| {
@@ -134,11 +125,7 @@ fn open_catalog(
         };
         check_link(folder, &file, options)?;
         if let (Found::Image(header), metadata) = read_header(&file)? {
-            images.push(Image {
-                path: file,
-                metadata,
-                header: *header,
-            });
+            images.add((&file, &metadata), *header)?;
         }
     }
     if images.is_empty() {
@@ -180,13 +167,10 @@ fn read_header(path: &Path) -> Result<(Found, Metadata)> {
 }
 
 /// Opens the chosen series of some images.
-fn open_images(path: &Path, images: Vec<Image>, options: &OpenOptions) -> Result<Arc<dyn Volume>> {
-    let images = series::choose(path, images, options.series.as_deref())?;
-    let form = common_form(path, &images)?;
-    if let Some(unsafe_form) = images
-        .iter()
-        .map(|image| &image.header.form)
-        .find(|form| !form.syntax.is_safe())
+fn open_images(path: &Path, images: AllSeries, options: &OpenOptions) -> Result<Arc<dyn Volume>> {
+    let series = images.choose(path, options.series.as_deref())?;
+    let form = common_form(path, &series)?;
+    if let Some(unsafe_form) = series.forms.iter().find(|form| !form.syntax.is_safe())
         && !options.trusted
     {
         return Err(Error::UntrustedCodec {
@@ -194,26 +178,19 @@ fn open_images(path: &Path, images: Vec<Image>, options: &OpenOptions) -> Result
             codec: unsafe_form.syntax.codec().unwrap_or("none").to_owned(),
         });
     }
-    if options.values != Values::Stored
-        && images.iter().any(|image| image.header.has_modality_table)
-    {
+    if options.values != Values::Stored && series.has_modality_table {
         return Err(Error::unsupported(
             path,
             "a table converts its values to real ones (Modality LUT Sequence), which is not read: open its stored values",
         ));
     }
-    let frames: Vec<FrameFacts> = images
-        .iter()
-        .flat_map(|image| image.header.frames.iter().copied())
-        .collect();
     let allowed = Allowed {
         uneven: options.allow_uneven,
         shear: options.tilt == Tilt::Shear,
     };
-    let between = images[0].header.between_slices;
-    let placed =
-        geometry::place(&frames, between, allowed).map_err(|refusal| refused(path, refusal))?;
-    let source = source(path, images, (&form, &frames, placed), options.values)?;
+    let placed = geometry::place(&series.frames, series.between_slices, allowed)
+        .map_err(|refusal| refused(path, refusal))?;
+    let source = source(path, series, (&form, placed), options.values)?;
     Ok(Arc::new(BlockVolume::new(source)?))
 }
 
@@ -227,35 +204,31 @@ fn refused(path: &Path, refusal: Refusal) -> Error {
 }
 
 /// Returns the form of all images, after checking that they have the same.
-fn common_form(path: &Path, images: &[Image]) -> Result<PixelForm> {
+fn common_form(path: &Path, series: &Series) -> Result<PixelForm> {
     let size = |form: &PixelForm| (form.rows, form.columns, form.samples, form.dtype());
-    let first = &images[0].header.form;
-    for image in images {
-        let other = &image.header.form;
-        if size(other) != size(first) {
-            let count = images
-                .iter()
-                .filter(|image| size(&image.header.form) == size(other))
-                .count();
-            let text = |form: &PixelForm| {
-                format!(
-                    "{} x {} x {} {}",
-                    form.rows,
-                    form.columns,
-                    form.samples,
-                    form.dtype()
-                )
-            };
-            let problem = format!(
-                "its images have different sizes (rows x columns x samples): {} and, {count} of {}, {}",
-                text(first),
-                images.len(),
-                text(other)
-            );
-            return Err(Error::unsupported(path, problem));
-        }
-    }
-    Ok(first.clone())
+    let first = &series.forms[0];
+    let Some(other) = series.forms.iter().find(|form| size(form) != size(first)) else {
+        return Ok(first.clone());
+    };
+    let is_other = |form: u16| size(&series.forms[usize::from(form)]) == size(other);
+    let images = &series.images;
+    let count = images.iter().filter(|image| is_other(image.form)).count();
+    let text = |form: &PixelForm| {
+        format!(
+            "{} x {} x {} {}",
+            form.rows,
+            form.columns,
+            form.samples,
+            form.dtype()
+        )
+    };
+    let problem = format!(
+        "its images have different sizes (rows x columns x samples): {} and, {count} of {}, {}",
+        text(first),
+        images.len(),
+        text(other)
+    );
+    Err(Error::unsupported(path, problem))
 }
 
 /// Returns the slope and the intercept of a frame.
@@ -264,82 +237,63 @@ fn rescale(facts: &FrameFacts) -> [f64; 2] {
     [slope, facts.intercept.unwrap_or(0.0)]
 }
 
-/// The frames of all files, file by file.
-struct ListedFrames {
-    files: FileWatch,
-    /// The different forms of frames.
-    forms: Vec<PixelForm>,
-    all: Vec<(Block, FrameCode)>,
+/// Returns the type of stored voxels. Less than 16 bits are the same in both types of 16 bits, and the real values of a
+/// CT then are int16.
+fn stored_dtype(forms: &[PixelForm], rescale: [f64; 2]) -> DType {
+    let fits = forms.iter().all(|form| form.bits_stored < 16);
+    let is_shifted = rescale[0].to_bits() == 1.0_f64.to_bits() && rescale[1] != 0.0;
+    match forms[0].dtype() {
+        DType::U16 if fits && is_shifted => DType::I16,
+        dtype => dtype,
+    }
 }
 
-impl ListedFrames {
-    fn of(path: &Path, images: Vec<Image>) -> Result<Self> {
-        let too_many = || Error::unsupported(path, "it has too many files or kinds of frames");
-        let mut files = FileWatch::default();
-        let mut forms: Vec<PixelForm> = Vec::new();
-        let mut known: HashMap<String, u16> = HashMap::new();
-        let mut all = Vec::new();
-        for (n, image) in images.into_iter().enumerate() {
-            files.add(&image.path, &image.metadata);
-            let file = u32::try_from(n).map_err(|_| too_many())?;
-            let own = image.header.form;
-            let bytes = frame_bytes(&own);
-            let key = format!("{own:?}");
-            let form = if let Some(&form) = known.get(&key) {
-                form
-            } else {
-                let form = u16::try_from(forms.len()).map_err(|_| too_many())?;
-                forms.push(own);
-                known.insert(key, form);
-                form
+fn codecs(forms: &[PixelForm]) -> Vec<String> {
+    let codecs = forms.iter().filter_map(|form| form.syntax.codec());
+    let mut codecs: Vec<String> = codecs.map(str::to_owned).collect();
+    codecs.sort();
+    codecs.dedup();
+    codecs
+}
+
+/// Returns the frames of all files, file by file.
+fn listed(series: &Series) -> Vec<(Block, FrameCode)> {
+    let mut extents = series.extents.iter();
+    let mut all = Vec::with_capacity(series.extents.len());
+    for (file, image) in (0_u32..).zip(&series.images) {
+        let bytes = frame_bytes(&series.forms[usize::from(image.form)]);
+        let own = extents.by_ref().take(image.frames);
+        for (frame, &(start, end)) in (0_u64..).zip(own) {
+            let block = Block {
+                file,
+                offset: start,
+                length: end - start,
             };
-            let first = image.header.inflated;
-            for (frame, (start, end)) in (0_u64..).zip(image.header.extents) {
-                let block = Block {
-                    file,
-                    offset: start,
-                    length: end - start,
-                };
-                let inflated = first.saturating_add(frame.saturating_mul(bytes));
-                all.push((block, FrameCode { form, inflated }));
-            }
-        }
-        Ok(Self { files, forms, all })
-    }
-
-    /// Returns the type of stored voxels. Less than 16 bits are the same in both types of 16 bits, and the real values
-    /// of a CT then are int16.
-    fn dtype(&self, rescale: [f64; 2]) -> DType {
-        let fits = self.forms.iter().all(|form| form.bits_stored < 16);
-        let is_shifted = rescale[0].to_bits() == 1.0_f64.to_bits() && rescale[1] != 0.0;
-        match self.forms[0].dtype() {
-            DType::U16 if fits && is_shifted => DType::I16,
-            dtype => dtype,
+            let code = FrameCode {
+                form: image.form,
+                inflated: image.inflated.saturating_add(frame.saturating_mul(bytes)),
+            };
+            all.push((block, code));
         }
     }
-
-    fn codecs(&self) -> Vec<String> {
-        let codecs = self.forms.iter().filter_map(|form| form.syntax.codec());
-        let mut codecs: Vec<String> = codecs.map(str::to_owned).collect();
-        codecs.sort();
-        codecs.dedup();
-        codecs
-    }
+    all
 }
 
 /// Returns the blocks of the frames in the order of the volume.
 fn source(
     path: &Path,
-    images: Vec<Image>,
-    (form, frames, placed): (&PixelForm, &[FrameFacts], Placed),
+    series: Series,
+    (form, placed): (&PixelForm, Placed),
     values: Values,
 ) -> Result<BlockSource> {
-    let listed = ListedFrames::of(path, images)?;
-    let (blocks, codes) = placed.order.iter().map(|&frame| listed.all[frame]).unzip();
+    let listed = listed(&series);
+    let (blocks, codes): (Vec<Block>, Vec<FrameCode>) =
+        placed.order.iter().map(|&frame| listed[frame]).unzip();
+    drop(listed);
     let rescales: Vec<[f64; 2]> = placed
         .order
         .iter()
-        .map(|&frame| rescale(&frames[frame]))
+        .map(|&frame| rescale(&series.frames[frame]))
         .collect();
     let bits = |rescale: &[f64; 2]| rescale.map(f64::to_bits);
     let differ = rescales
@@ -366,7 +320,7 @@ fn source(
         path: path.to_path_buf(),
         format: Format::Dicom,
         read_chunk: Some([samples, 1, rows, columns]),
-        codecs: listed.codecs(),
+        codecs: codecs(&series.forms),
         geometry: placed.geometry,
         rescale: if differ {
             None
@@ -380,7 +334,7 @@ fn source(
             match (applies, differ) {
                 (true, _) => DType::F32,
                 (_, true) => form.dtype(),
-                _ => listed.dtype(rescales[0]),
+                _ => stored_dtype(&series.forms, rescales[0]),
             },
         )
     };
@@ -401,10 +355,10 @@ fn source(
         fill: vec![0; layout.dtype.size()],
         layout,
         time_points: is_time.then_some(volumes),
-        files: listed.files,
-        blocks,
+        files: series.files,
+        blocks: blocks.into(),
         decoder: Box::new(FrameDecoder {
-            forms: listed.forms,
+            forms: series.forms,
             frames: codes,
             rescales: applies.then_some(rescales),
         }),

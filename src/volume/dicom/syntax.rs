@@ -3,7 +3,7 @@
 use super::elements::Encoding;
 
 /// How the pixel data of a file are encoded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Syntax {
     /// Uncompressed.
     Native {
@@ -18,12 +18,14 @@ pub(super) enum Syntax {
     Rle,
     /// JPEG baseline or lossless.
     Jpeg,
+    /// JPEG-LS, lossless or near-lossless.
+    JpegLs,
     /// JPEG 2000.
     Jpeg2000,
 }
 
 /// The unique identifiers of transfer syntaxes, after `1.2.840.10008.1.2`.
-const KNOWN: [(&str, Syntax); 13] = [
+const KNOWN: [(&str, Syntax); 15] = [
     ("", Syntax::Native { big_endian: false }),
     (".1", Syntax::Native { big_endian: false }),
     (".2", Syntax::Native { big_endian: true }),
@@ -34,15 +36,15 @@ const KNOWN: [(&str, Syntax); 13] = [
     (".4.51", Syntax::Jpeg),
     (".4.57", Syntax::Jpeg),
     (".4.70", Syntax::Jpeg),
+    (".4.80", Syntax::JpegLs),
+    (".4.81", Syntax::JpegLs),
     (".4.90", Syntax::Jpeg2000),
     (".4.91", Syntax::Jpeg2000),
     (".4.92", Syntax::Jpeg2000),
 ];
 
 /// Transfer syntaxes that are not read, with their names.
-const FOREIGN: [(&str, &str); 8] = [
-    (".4.80", "JPEG-LS"),
-    (".4.81", "JPEG-LS"),
+const FOREIGN: [(&str, &str); 6] = [
     (".4.110", "JPEG XL"),
     (".4.111", "JPEG XL"),
     (".4.112", "JPEG XL"),
@@ -90,6 +92,7 @@ impl Syntax {
             Self::Deflated => Some("deflate"),
             Self::Rle => Some("rle"),
             Self::Jpeg => Some("jpeg"),
+            Self::JpegLs => Some("jpeg-ls"),
             Self::Jpeg2000 => Some("jpeg2000"),
         }
     }

@@ -598,7 +598,7 @@ impl Facts {
             let used = self.uses(axis);
             #[expect(clippy::cast_precision_loss, reason = "millimeters, not indices")]
             let last = if used {
-                (self.dim[axis + 1] - 1) as f64
+                self.dim[axis + 1].saturating_sub(1) as f64
             } else {
                 0.0
             };

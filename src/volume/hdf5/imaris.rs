@@ -154,7 +154,7 @@ impl Imaris<'_> {
             fill: first.fill.clone(),
             layout,
             files,
-            blocks,
+            blocks: blocks.into(),
             decoder: Box::new(decoder),
         })
     }

@@ -88,7 +88,7 @@ pub(super) fn open(path: &Path, inside: &str, options: &OpenOptions) -> Result<A
     let map = AxisMap::of(&set).map_err(|what| Error::unsupported(&shown, what))?;
     let layout = layout(&shown, &set, &map)?;
     match &set.storage {
-        Storage::Contiguous { byte } => {
+        Storage::Contiguous { byte } | Storage::External { byte, .. } => {
             let order = map.memory_order().ok_or_else(|| {
                 let what = "its time points and channels are not next to each other: copy it with chunks (h5repack -l)";
                 Error::unsupported(&shown, what)
@@ -101,6 +101,10 @@ pub(super) fn open(path: &Path, inside: &str, options: &OpenOptions) -> Result<A
                 start: DataStart::byte(*byte),
                 geometry: layout.geometry,
                 axes: layout.axes.clone(),
+                data: match &set.storage {
+                    Storage::External { file, .. } => Some(file.clone()),
+                    _ => None,
+                },
                 ..FlatHeader::new(Format::Hdf5, layout.shape, set.dtype, *byte)
             };
             flat::open(&Place::Local, &shown, path, &header, options)
@@ -339,7 +343,7 @@ impl Parts<'_> {
             fill: self.set.fill.clone(),
             layout,
             files,
-            blocks,
+            blocks: blocks.into(),
             decoder: Box::new(ChunkDecoder { masks, ..decoder }),
         })
     }

@@ -17,7 +17,9 @@ use hdf5_reader::extensible_array::collect_extensible_array_chunk_entries_storag
 use hdf5_reader::fixed_array::collect_fixed_array_chunk_entries_storage;
 use hdf5_reader::group::Group;
 use hdf5_reader::io::Cursor;
+use hdf5_reader::local_heap::LocalHeap;
 use hdf5_reader::messages::HdfMessage;
+use hdf5_reader::messages::external_files::ExternalFilesMessage;
 use hdf5_reader::messages::filter_pipeline::FilterDescription;
 use hdf5_reader::messages::layout::{ChunkIndexing, DataLayout};
 use hdf5_reader::storage::FileStorage;
@@ -79,6 +81,8 @@ pub(super) struct DataSet {
 pub(super) enum Storage {
     /// All voxels follow each other, from this byte of the file on.
     Contiguous { byte: u64 },
+    /// All voxels follow each other in another file, from this byte on.
+    External { file: String, byte: u64 },
     /// All voxels are in the header of the data set.
     Compact { bytes: Vec<u8> },
     /// Chunks with these lengths.
@@ -310,15 +314,12 @@ impl Structure {
     ) -> Result<(Vec<FilterDescription>, Result<Storage, String>), Cause> {
         let header = self.file.get_or_parse_header(set.address());
         let header = header.map_err(|error| error.to_string())?;
-        let (mut layout, mut filters) = (None, Vec::new());
+        let (mut layout, mut filters, mut external) = (None, Vec::new(), None);
         for message in &header.messages {
             match message {
                 HdfMessage::DataLayout(own) => layout = Some(&own.layout),
                 HdfMessage::FilterPipeline(own) => filters.clone_from(&own.filters),
-                HdfMessage::ExternalFiles(_) => {
-                    let what = "is stored in other files: copy it with h5repack";
-                    return Ok((filters, Err(what.to_owned())));
-                }
+                HdfMessage::ExternalFiles(own) => external = Some(own),
                 _ => {}
             }
         }
@@ -326,6 +327,11 @@ impl Structure {
         let base = superblock.base_address;
         let offsets = superblock.offset_size;
         let shape = set.shape();
+        if let Some(external) = external {
+            let found = self.external(external)?;
+            let what = "is stored in several other files: copy it with h5repack";
+            return Ok((filters, found.ok_or_else(|| what.to_owned())));
+        }
         let (address, dims, indexing) = match layout {
             None => return Err("it has no layout".into()),
             Some(DataLayout::Compact { data }) => {
@@ -398,6 +404,28 @@ impl Structure {
             chunks: chunks?,
         };
         Ok((filters, Ok(chunks)))
+    }
+
+    /// Returns the storage in another file; `None` if there are several.
+    fn external(&self, files: &ExternalFilesMessage) -> Result<Option<Storage>, Cause> {
+        let [only] = files.slots.as_slice() else {
+            return Ok(None);
+        };
+        let superblock = self.file.superblock();
+        let storage = self.file.storage();
+        let address = files.heap_address.checked_add(superblock.base_address);
+        let heap = LocalHeap::parse_at_storage(
+            storage,
+            address.ok_or("an address is too large")?,
+            superblock.offset_size,
+            superblock.length_size,
+        );
+        let heap = heap.map_err(|error| error.to_string())?;
+        let name = heap.get_string_storage(only.name_offset, storage);
+        Ok(Some(Storage::External {
+            file: name.map_err(|error| error.to_string())?,
+            byte: only.offset,
+        }))
     }
 
     /// Returns the chunks in the index at an address.

@@ -15,6 +15,7 @@ use crate::volume::Layout;
 const ASCII: u16 = 2;
 const SHORT: u16 = 3;
 const LONG: u16 = 4;
+const RATIONAL: u16 = 5;
 const LONG8: u16 = 16;
 
 /// Bytes before the first directory, of an entry, and of a directory apart from its entries.
@@ -24,10 +25,36 @@ const AROUND: u64 = 16;
 
 /// Entries of the first directory, which has the description and the name of the software, and of the others. Tiles and
 /// strips have as many.
-const FIRST: u64 = 14;
-const OTHER: u64 = 12;
+const FIRST: u64 = 17;
+const OTHER: u64 = 15;
 
 const SOFTWARE: &[u8] = b"voxpatch\0";
+
+/// Returns the pixels along x and y for each centimeter, and the number of that unit. Programs that do not read OME-XML,
+/// such as ITK, take the spacing from them. If they are not known or not numbers of 32 bits, no unit is named.
+fn resolution(layout: &Layout) -> [u64; 3] {
+    const MILLION: f64 = 1e6;
+    let [_, y, x] = layout.geometry.spacing;
+    let fraction = |spacing: f64| -> Option<u64> {
+        let value = 10.0 / spacing;
+        let below = MILLION.min((f64::from(u32::MAX) / value).floor());
+        let above = (value * below).round();
+        let is_exact = above >= 1e3 && below >= 1.0 && above <= f64::from(u32::MAX);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "checked to be numbers of 32 bits"
+        )]
+        let words = is_exact.then_some([above as u32, below as u32]);
+        let [above, below] = words?;
+        let bytes = [above.to_ne_bytes(), below.to_ne_bytes()].concat();
+        Some(u64::from_ne_bytes(bytes.try_into().ok()?))
+    };
+    match (fraction(x), fraction(y), layout.geometry.is_known) {
+        (Some(x), Some(y), true) => [x, y, 3],
+        _ => [fraction(10.0), fraction(10.0), Some(1)].map(Option::unwrap_or_default),
+    }
+}
 
 /// The directories of a file. A page of a single tile has one strip instead: ITK reads tiles of gray values as colors.
 #[derive(Debug)]
@@ -39,6 +66,8 @@ pub(super) struct Directories {
     packing: Packing,
     /// 2 if tiles have differences of neighbors.
     predictor: u16,
+    /// Pixels along x and y for each unit of length, as values of entries, and the number of the unit.
+    resolution: [u64; 3],
     /// The description, which ends with a zero.
     text: Vec<u8>,
 }
@@ -60,6 +89,7 @@ impl Directories {
             dtype: layout.dtype,
             packing,
             predictor: if differs { 2 } else { 1 },
+            resolution: resolution(layout),
             text,
         })
     }
@@ -165,6 +195,12 @@ impl Directories {
         let [rows, columns] = self.page;
         let description = [(270, ASCII, length, texts)];
         let software = [(305, ASCII, SOFTWARE.len() as u64, texts + length)];
+        let [along_x, along_y, unit] = self.resolution;
+        let resolution = [
+            (282, RATIONAL, 1, along_x),
+            (283, RATIONAL, 1, along_y),
+            (296, SHORT, 1, unit),
+        ];
         let own = |entry: [(u16, u16, u64, u64); 1]| entry.into_iter().filter(move |_| is_first);
         let form = [
             (256, LONG, 1, columns),
@@ -195,6 +231,7 @@ impl Directories {
             .into_iter()
             .chain(own(description))
             .chain(before.iter().copied())
+            .chain(resolution)
             .chain(own(software))
             .chain([(317, SHORT, 1, u64::from(self.predictor))])
             .chain(behind.iter().copied())

@@ -1,11 +1,14 @@
 //! The directories of a TIFF or BigTIFF file: one for each page.
 //!
-//! Every length is checked against the file before anything is allocated, and a directory is never read twice.
+//! Every length is checked against the file before anything is allocated, and a directory is never read twice. The places
+//! of blocks stay in the file: an image of 64 GiB in strips of one row has millions of them.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 /// Maximum number of pages.
 pub(super) const MOST_PAGES: usize = 4_000_000;
@@ -18,6 +21,15 @@ const LONGEST_TEXT: u64 = 64 << 20;
 
 /// Maximum length of the tables of JPEG strips.
 const LONGEST_TABLES: u64 = 1 << 20;
+
+/// Maximum number of whole numbers of an entry that is read as a whole: one for each sample of a pixel, or level.
+const MOST_NUMBERS: u64 = 1 << 16;
+
+/// Bytes of a directory that are read at a time. Most directories have a few hundred, and their values next to them.
+const WINDOW: u64 = 4096;
+
+/// Maximum bytes that are read with those after them.
+const SHORT: u64 = 256;
 
 /// The reason why a file cannot be read.
 #[derive(Debug)]
@@ -58,15 +70,21 @@ pub(super) struct PageForm {
     /// `true` if each sample has blocks of its own.
     pub(super) planar: bool,
     pub(super) photometric: u64,
+    pub(super) big_endian: bool,
     pub(super) tables: Vec<u8>,
 }
 
 /// A page.
 #[derive(Clone, Debug)]
 pub(super) struct Page {
-    pub(super) form: PageForm,
-    pub(super) offsets: Vec<u64>,
-    pub(super) counts: Vec<u64>,
+    /// Pages with the same form share it.
+    pub(super) form: Arc<PageForm>,
+    /// The places of its strips or tiles.
+    pub(super) offsets: Entry,
+    /// Their lengths, if the page has them.
+    pub(super) counts: Option<Entry>,
+    /// The place of the first, and its length, 0 if the page does not have it.
+    pub(super) first: (u64, u64),
     /// The directories of coarser levels.
     pub(super) levels: Vec<u64>,
     /// `true` if it is a smaller version of a different page.
@@ -76,22 +94,65 @@ pub(super) struct Page {
     pub(super) resolution: [Option<f64>; 2],
 }
 
+impl Page {
+    /// Shares the form of another page if it is the same.
+    pub(super) fn share_form(&mut self, other: &Self) {
+        if self.form == other.form {
+            self.form = Arc::clone(&other.form);
+        }
+    }
+}
+
 /// A file with directories.
 #[derive(Debug)]
 pub(super) struct Directories<'a> {
     file: &'a File,
     length: u64,
-    pub(super) big_endian: bool,
+    big_endian: bool,
     is_big: bool,
+    /// Bytes that were read last, with their place.
+    window: RefCell<(u64, Vec<u8>)>,
 }
 
-/// An entry of a directory.
+/// An entry of a directory: numbers in the file.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+pub(super) struct Entry {
     kind: u16,
-    count: u64,
+    pub(super) count: u64,
     /// The place of the values.
     at: u64,
+}
+
+impl Entry {
+    /// Returns the place of value `n` and its bytes, at most 8.
+    pub(super) fn place(&self, n: u64) -> (u64, usize) {
+        let size = size_of_kind(self.kind);
+        let at = self.at.saturating_add(n.saturating_mul(size));
+        (at, usize::try_from(size).unwrap_or(8))
+    }
+
+    /// Returns `count` values from number `first` on.
+    fn part(&self, first: u64, count: u64) -> Self {
+        Self {
+            at: self.place(first).0,
+            count,
+            ..*self
+        }
+    }
+}
+
+/// The lists of the places and lengths of the blocks of a page, and the first of each.
+type BlockLists = (Entry, Option<Entry>, (u64, u64));
+
+/// Returns the whole number in at most 8 bytes.
+pub(super) fn whole(bytes: &[u8], big_endian: bool) -> u64 {
+    let mut word = [0; 8];
+    let part = &mut word[..bytes.len()];
+    part.copy_from_slice(bytes);
+    if big_endian {
+        part.reverse();
+    }
+    u64::from_le_bytes(word)
 }
 
 /// Returns the bytes of a value of this type.
@@ -127,6 +188,7 @@ impl<'a> Directories<'a> {
             length,
             big_endian: head[0] == b'M',
             is_big: head[2] == 43 || head[3] == 43,
+            window: RefCell::default(),
         };
         let first = if own.is_big {
             if own.u16_of([head[4], head[5]]) != 8 {
@@ -138,6 +200,17 @@ impl<'a> Directories<'a> {
         };
         own.is_big = own.is_big && filled == 16;
         Ok((own, first))
+    }
+
+    /// Creates the directories of a file whose header was read before, to read the tables of its pages.
+    pub(super) fn again(file: &'a File, length: u64, big_endian: bool) -> Self {
+        Self {
+            file,
+            length,
+            big_endian,
+            is_big: false,
+            window: RefCell::default(),
+        }
     }
 
     fn u16_of(&self, bytes: [u8; 2]) -> u16 {
@@ -157,11 +230,33 @@ impl<'a> Directories<'a> {
             )));
         }
         let mut bytes = [0; N];
-        self.file.read_exact_at(&mut bytes, at)?;
+        self.fill(&mut bytes, at)?;
         if self.big_endian {
             bytes.reverse();
         }
         Ok(bytes)
+    }
+
+    /// Fills `out` with bytes that are inside the file. Short ones are read with those after them.
+    fn fill(&self, out: &mut [u8], at: u64) -> io::Result<()> {
+        let size = out.len() as u64;
+        let mut window = self.window.borrow_mut();
+        let (start, bytes) = &mut *window;
+        if at < *start || at + size > *start + bytes.len() as u64 {
+            if size > SHORT {
+                return self.file.read_exact_at(out, at);
+            }
+            let length = usize::try_from(WINDOW.min(self.length.saturating_sub(at)));
+            bytes.resize(length.unwrap_or(0).max(out.len()), 0);
+            *start = at;
+            if let Err(error) = self.file.read_exact_at(bytes, at) {
+                bytes.clear();
+                return Err(error);
+            }
+        }
+        let first = usize::try_from(at - *start).unwrap_or(usize::MAX);
+        out.copy_from_slice(&bytes[first..first + out.len()]);
+        Ok(())
     }
 
     fn u16(&self, at: u64) -> Result<u64, Problem> {
@@ -176,47 +271,92 @@ impl<'a> Directories<'a> {
         Ok(u64::from_le_bytes(self.bytes(at)?))
     }
 
-    fn raw(&self, entry: Entry, most: u64) -> Result<Vec<u8>, Problem> {
+    /// Checks that the values of an entry are in the file. Returns their bytes.
+    fn inside(&self, entry: Entry) -> Result<u64, Problem> {
         let size = entry.count.checked_mul(size_of_kind(entry.kind));
         let end = size.and_then(|size| entry.at.checked_add(size));
         let (Some(size), Some(end)) = (size, end) else {
             return Err(broken("an entry is too long"));
         };
-        if end > self.length || size > most {
+        if end > self.length {
             return Err(broken(format!(
                 "an entry of {} values at {} is not in the file, which has {} bytes",
                 entry.count, entry.at, self.length
             )));
         }
+        Ok(size)
+    }
+
+    fn raw(&self, entry: Entry, most: u64) -> Result<Vec<u8>, Problem> {
+        let size = self.inside(entry)?;
+        if size > most {
+            return Err(broken(format!(
+                "an entry of {} values has more than the maximum of {most} bytes",
+                entry.count
+            )));
+        }
         let mut bytes = vec![0; usize::try_from(size).map_err(|error| broken(error.to_string()))?];
-        self.file.read_exact_at(&mut bytes, entry.at)?;
+        self.fill(&mut bytes, entry.at)?;
         Ok(bytes)
     }
 
-    /// Returns whole numbers.
-    fn numbers(&self, entry: Entry) -> Result<Vec<u64>, Problem> {
-        let bytes = self.raw(entry, u64::MAX)?;
-        let word = |chunk: &[u8]| {
-            let mut word = [0; 8];
-            let part = &mut word[..chunk.len()];
-            part.copy_from_slice(chunk);
-            if self.big_endian {
-                part.reverse();
-            }
-            u64::from_le_bytes(word)
-        };
-        match entry.kind {
-            1 | 3 | 4 | 13 | 16 | 18 => {
-                let size = size_of_kind(entry.kind);
-                Ok(bytes
-                    .chunks_exact(usize::try_from(size).unwrap_or(1))
-                    .map(word)
-                    .collect())
-            }
-            kind => Err(broken(format!(
-                "an entry of type {kind} is not a whole number"
-            ))),
+    /// Checks that the values of an entry are whole numbers in the file.
+    fn are_whole(&self, entry: Entry) -> Result<(), Problem> {
+        if !matches!(entry.kind, 1 | 3 | 4 | 13 | 16 | 18) {
+            return Err(broken(format!(
+                "an entry of type {} is not a whole number",
+                entry.kind
+            )));
         }
+        self.inside(entry).map(|_| ())
+    }
+
+    /// Returns whole numbers.
+    pub(super) fn numbers(&self, entry: Entry) -> Result<Vec<u64>, Problem> {
+        self.are_whole(entry)?;
+        let bytes = self.raw(entry, 8 * MOST_NUMBERS)?;
+        let size = entry.place(0).1;
+        let words = bytes.chunks_exact(size);
+        Ok(words.map(|word| whole(word, self.big_endian)).collect())
+    }
+
+    /// Returns the first number of a list. The rest of the list is not read with it.
+    fn first_of(&self, list: Entry) -> Result<u64, Problem> {
+        let ((at, size), mut bytes) = (list.place(0), [0; 8]);
+        let (start, held) = (self.window.borrow().0, self.window.borrow().1.len() as u64);
+        let word = &mut bytes[..size];
+        if at >= start && at + size as u64 <= start + held {
+            self.fill(word, at)?;
+        } else {
+            self.file.read_exact_at(word, at)?;
+        }
+        Ok(whole(word, self.big_endian))
+    }
+
+    /// Calls `each` with the place and the length of each block of a page, up to the first for which it returns `false`.
+    /// Returns `true` if there is none. A block whose length is not in the file has 0.
+    pub(super) fn all_blocks(
+        &self,
+        page: &Page,
+        mut each: impl FnMut(u64, u64) -> bool,
+    ) -> Result<bool, Problem> {
+        const PART: usize = 8192;
+        let count = page.offsets.count;
+        for first in (0..count).step_by(PART) {
+            let part = (PART as u64).min(count - first);
+            let offsets = self.numbers(page.offsets.part(first, part))?;
+            let counts = page
+                .counts
+                .map(|entry| self.numbers(entry.part(first, part)));
+            let counts = counts.transpose()?;
+            for (n, &offset) in offsets.iter().enumerate() {
+                let length = counts.as_ref().map_or(0, |counts| counts[n]);
+                if !each(offset, length) {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
     }
 
     fn text(&self, entry: Entry) -> Result<String, Problem> {
@@ -245,7 +385,7 @@ impl<'a> Directories<'a> {
                 count: entries,
                 at: first,
             },
-            u64::MAX,
+            20 * MOST_ENTRIES,
         )?;
         let mut all: Vec<(u16, Entry)> = Vec::new();
         for (n, row) in (0_u64..).zip(table.chunks_exact(usize::try_from(size).unwrap_or(12))) {
@@ -336,23 +476,16 @@ impl<'a> Directories<'a> {
             ));
         }
         let planar = samples > 1 && first(284, 1)? == 2;
-        let (offsets, counts) = if is_tiled {
-            (list(324)?, list(325)?)
-        } else {
-            (list(273)?, list(279)?)
-        };
-        check_blocks(
-            [height, width],
-            block,
-            if planar { samples } else { 1 },
-            (&offsets, &counts),
-        )?;
+        let tags: [u16; 2] = if is_tiled { [324, 325] } else { [273, 279] };
+        let planes = if planar { samples } else { 1 };
+        let (offsets, counts, first_block) =
+            self.blocks(tags.map(find), [height, width], block, planes)?;
         let tables = match find(347) {
             Some(entry) => self.raw(entry, LONGEST_TABLES)?,
             None => Vec::new(),
         };
         Ok(Page {
-            form: PageForm {
+            form: Arc::new(PageForm {
                 width,
                 height,
                 block,
@@ -364,15 +497,42 @@ impl<'a> Directories<'a> {
                 predictor: first(317, 1)?,
                 planar,
                 photometric: first(262, 1)?,
+                big_endian: self.big_endian,
                 tables,
-            },
+            }),
             offsets,
             counts,
+            first: first_block,
             levels: list(330)?,
             is_reduced: first(254, 0)? & 1 == 1,
             description: find(270).map_or(Ok(String::new()), |entry| self.text(entry))?,
             resolution: [283, 282].map(|tag| self.ratio(find(tag)?)),
         })
+    }
+
+    /// Returns the lists of the places and lengths of the blocks of a page, and the first of each, after checking how long
+    /// the lists are.
+    fn blocks(
+        &self,
+        [offsets, counts]: [Option<Entry>; 2],
+        page: [u64; 2],
+        block: [u64; 2],
+        planes: u64,
+    ) -> Result<BlockLists, Problem> {
+        let none = Entry {
+            kind: 4,
+            count: 0,
+            at: 0,
+        };
+        let offsets = offsets.unwrap_or(none);
+        let counts = counts.filter(|counts| counts.count > 0);
+        for entry in [Some(offsets), counts].into_iter().flatten() {
+            self.are_whole(entry)?;
+        }
+        let lengths = [offsets.count, counts.map_or(0, |counts| counts.count)];
+        check_blocks(page, block, planes, lengths)?;
+        let length = counts.map_or(Ok(0), |counts| self.first_of(counts))?;
+        Ok((offsets, counts, (self.first_of(offsets)?, length)))
     }
 
     /// Returns a fraction above 0.
@@ -388,7 +548,7 @@ impl<'a> Directories<'a> {
 
     /// Returns all pages, from the directory at `at` on.
     pub(super) fn pages(&self, mut at: u64) -> Result<Vec<Page>, Problem> {
-        let mut pages = Vec::new();
+        let mut pages: Vec<Page> = Vec::new();
         let mut seen = HashSet::new();
         while at != 0 {
             if !seen.insert(at) {
@@ -397,7 +557,10 @@ impl<'a> Directories<'a> {
             if pages.len() == MOST_PAGES {
                 return Err(broken(format!("it has more than {MOST_PAGES} pages")));
             }
-            let (page, next) = self.page(at)?;
+            let (mut page, next) = self.page(at)?;
+            if let Some(before) = pages.last() {
+                page.share_form(before);
+            }
             pages.push(page);
             at = next;
         }
@@ -413,20 +576,16 @@ fn check_blocks(
     [height, width]: [u64; 2],
     block: [u64; 2],
     planes: u64,
-    (offsets, counts): (&[u64], &[u64]),
+    [offsets, counts]: [u64; 2],
 ) -> Result<(), Problem> {
     let across = height
         .div_ceil(block[0])
         .checked_mul(width.div_ceil(block[1]));
     let expected = across.and_then(|n| n.checked_mul(planes));
-    if expected == Some(offsets.len() as u64)
-        && (counts.len() == offsets.len() || counts.is_empty())
-    {
+    if expected == Some(offsets) && (counts == offsets || counts == 0) {
         return Ok(());
     }
     Err(broken(format!(
-        "a page of {height} x {width} in blocks of {block:?} has {} offsets and {} lengths",
-        offsets.len(),
-        counts.len()
+        "a page of {height} x {width} in blocks of {block:?} has {offsets} offsets and {counts} lengths"
     )))
 }

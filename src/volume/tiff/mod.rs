@@ -8,12 +8,14 @@ mod axes;
 mod description;
 mod directories;
 mod ifd;
+mod places;
 mod strips;
 #[cfg(test)]
 mod tests;
 mod tiles;
 mod write;
 
+use std::cmp::Ordering;
 use std::fs::{File, Metadata};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,8 +24,10 @@ use serde_json::json;
 
 use self::axes::{OmeImage, PageAxes};
 use self::ifd::{Directories, Page, PageForm, Problem};
+use self::places::{PageTables, Pieces};
 use self::strips::{Compression, StripDecoder};
-use super::blocks::{Block, BlockSource, BlockVolume};
+use super::blocks::{Block, BlockSource, BlockVolume, Blocks, Files};
+use super::files::read_headers;
 use super::flat;
 use super::format::{DataStart, FlatHeader, INTERLEAVED, PLANAR, excerpt};
 use super::options::OpenOptions;
@@ -47,12 +51,13 @@ const EXTENSIONS: [&str; 2] = ["tif", "tiff"];
 /// Bytes of uncompressed voxels that are read at a time.
 const PIECE: u64 = 1 << 20;
 
+/// Maximum number of blocks whose places are in memory.
+const MOST_LISTED: u64 = 1 << 20;
+
 /// A file with its pages.
 #[derive(Debug)]
 struct PagedFile {
-    path: PathBuf,
     metadata: Metadata,
-    big_endian: bool,
     pages: Vec<Page>,
 }
 
@@ -69,7 +74,7 @@ fn read_pages(path: &Path, level: usize) -> Result<(PagedFile, usize)> {
     let file = open_regular(path)?;
     let metadata = file.metadata().map_err(Error::io("look at", path))?;
     let pages = pages_of(&file, metadata.len(), level).map_err(|problem| refused(path, problem))?;
-    let (big_endian, pages, levels) = pages;
+    let (pages, levels) = pages;
     if level >= levels {
         return Err(Error::InvalidArgument {
             argument: "level",
@@ -77,19 +82,13 @@ fn read_pages(path: &Path, level: usize) -> Result<(PagedFile, usize)> {
             problem: format!("{} has {levels} levels, counted from 0", path.display()),
         });
     }
-    let pages = PagedFile {
-        path: path.to_path_buf(),
-        metadata,
-        big_endian,
-        pages,
-    };
-    Ok((pages, levels))
+    Ok((PagedFile { metadata, pages }, levels))
 }
 
-fn pages_of(file: &File, length: u64, level: usize) -> Result<(bool, Vec<Page>, usize), Problem> {
+fn pages_of(file: &File, length: u64, level: usize) -> Result<(Vec<Page>, usize), Problem> {
     let (directories, first) = Directories::open(file, length)?;
     let mut pages = directories.pages(first)?;
-    let full = pages[0].form.clone();
+    let full = Arc::clone(&pages[0].form);
     // Previews and thumbnails; a page that is none is a level only if the others name it.
     pages.retain(|page| !page.is_reduced || page.form.width == full.width);
     let levels = 1 + pages[0].levels.len();
@@ -120,7 +119,7 @@ fn pages_of(file: &File, length: u64, level: usize) -> Result<(bool, Vec<Page>, 
         }
         pages[0].levels = vec![full.height, full.width];
     }
-    Ok((directories.big_endian, pages, levels))
+    Ok((pages, levels))
 }
 
 /// Returns the number of levels of the image in a file.
@@ -133,7 +132,10 @@ pub(super) fn open_file(path: &Path, options: &OpenOptions) -> Result<Arc<dyn Vo
     let (file, _) = read_pages(path, options.level)?;
     let full = (options.level > 0).then(|| [file.pages[0].levels[0], file.pages[0].levels[1]]);
     let axes = page_axes(path, &file, options)?;
-    let image = Image::new(path, vec![file], axes, full)?;
+    let mut files = FileWatch::default();
+    files.add(path, &file.metadata);
+    let pages = file.pages.into_iter().map(|page| (0, page)).collect();
+    let image = Image::new(path, Files::open(files)?, pages, (axes, full))?;
     image.open(options)
 }
 
@@ -141,15 +143,17 @@ pub(super) fn open_file(path: &Path, options: &OpenOptions) -> Result<Arc<dyn Vo
 pub(super) fn open_folder(path: &Path, options: &OpenOptions) -> Result<Option<Arc<dyn Volume>>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(path).map_err(Error::io("list", path))? {
-        let file = entry.map_err(Error::io("list", path))?.path();
+        let entry = entry.map_err(Error::io("list", path))?;
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        let file = entry.path();
         let end = file
             .extension()
             .map(|end| end.to_string_lossy().to_lowercase());
         let is_hidden = file
             .file_name()
             .is_some_and(|name| name.to_string_lossy().starts_with('.'));
-        if end.is_some_and(|end| EXTENSIONS.contains(&end.as_str())) && !is_hidden && file.is_file()
-        {
+        let is_tiff = end.is_some_and(|end| EXTENSIONS.contains(&end.as_str()));
+        if is_tiff && !is_hidden && (is_file || file.is_file()) {
             names.push(file);
         }
     }
@@ -166,20 +170,21 @@ pub(super) fn open_folder(path: &Path, options: &OpenOptions) -> Result<Option<A
             ),
         });
     }
-    names.sort_by_cached_key(|name| {
-        natural(&name.file_name().unwrap_or_default().to_string_lossy())
+    names.sort_by(|a, b| {
+        let [a, b] = [a, b].map(|path| path.file_name().unwrap_or_default().to_string_lossy());
+        natural(&a, &b)
     });
-    let mut files = Vec::with_capacity(names.len());
-    for name in names {
-        if !options.trusted {
-            let found = name
-                .symlink_metadata()
-                .map_err(Error::io("look at", &name))?;
-            if found.is_symlink() {
-                return Err(Error::UntrustedLink { path: name });
-            }
+    let mut files = FileWatch::default();
+    let mut pages: Vec<(u32, Page)> = Vec::with_capacity(names.len());
+    let read = |name: &Path| {
+        let found = name.symlink_metadata();
+        if !options.trusted && found.map_err(Error::io("look at", name))?.is_symlink() {
+            let path = name.to_path_buf();
+            return Err(Error::UntrustedLink { path });
         }
-        let (file, _) = read_pages(&name, 0)?;
+        Ok(read_pages(name, 0)?.0)
+    };
+    read_headers(path, &names, read, |name, mut file| {
         if file.pages.len() > 1 {
             let what = format!(
                 "the folder has several TIFF files, and {} has {} pages: open one of the files",
@@ -188,37 +193,52 @@ pub(super) fn open_folder(path: &Path, options: &OpenOptions) -> Result<Option<A
             );
             return Err(Error::unsupported(path, what));
         }
-        files.push(file);
-    }
-    let axes = PageAxes::plain(files.len() as u64);
-    Image::new(path, files, axes, None)?.open(options).map(Some)
+        files.add(name, &file.metadata);
+        let mut page = file.pages.swap_remove(0);
+        page.description = String::new();
+        if let Some((_, before)) = pages.last() {
+            page.share_form(before);
+        }
+        let number = u32::try_from(pages.len())
+            .map_err(|_| Error::unsupported(path, "it has too many files"))?;
+        pages.push((number, page));
+        Ok(())
+    })?;
+    drop(names);
+    let axes = PageAxes::plain(pages.len() as u64);
+    let image = Image::new(path, Files::open(files)?, pages, (axes, None))?;
+    image.open(options).map(Some)
 }
 
-/// Returns a key that sorts names like people: numbers by their value.
-fn natural(name: &str) -> Vec<(bool, u128, String)> {
-    let mut key = Vec::new();
-    let mut rest = name;
-    while !rest.is_empty() {
-        let digits = rest
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(rest.len());
-        let (number, text) = rest.split_at(digits);
-        if let Ok(number) = number.parse() {
-            key.push((false, number, String::new()));
-            rest = text;
-            continue;
+/// Compares names like people: numbers by their value, and before letters, whose case is ignored.
+fn natural(a: &str, b: &str) -> Ordering {
+    let (mut left, mut right) = (a, b);
+    while !left.is_empty() && !right.is_empty() {
+        let ((one, after), (other, behind)) = (first_part(left), first_part(right));
+        let number = |part: &str| part.parse::<u128>().ok();
+        let order = match (number(one), number(other)) {
+            (Some(one), Some(other)) => one.cmp(&other),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => {
+                let [one, other] =
+                    [one, other].map(|part| part.chars().flat_map(char::to_lowercase));
+                one.cmp(other)
+            }
+        };
+        if order.is_ne() {
+            return order;
         }
-        let letters = text
-            .find(|c: char| c.is_ascii_digit())
-            .unwrap_or(text.len());
-        // A number of more than 38 digits is text.
-        let letters = if digits > 0 { 0 } else { letters };
-        let (word, after) = rest.split_at(digits + letters);
-        key.push((true, 0, word.to_lowercase()));
-        rest = after;
+        (left, right) = (after, behind);
     }
-    key.push((true, 0, name.to_owned()));
-    key
+    left.len().cmp(&right.len()).then_with(|| a.cmp(b))
+}
+
+/// Splits a name behind its first digits, or behind its first characters that are none.
+fn first_part(name: &str) -> (&str, &str) {
+    let is_number = name.starts_with(|c: char| c.is_ascii_digit());
+    let end = name.find(|c: char| c.is_ascii_digit() != is_number);
+    name.split_at(end.unwrap_or(name.len()))
 }
 
 /// Returns the meaning of the pages of a file.
@@ -263,37 +283,33 @@ fn choose(path: &Path, mut images: Vec<OmeImage>, wanted: Option<&str>) -> Resul
 #[derive(Debug)]
 struct Image {
     path: PathBuf,
-    files: Vec<PagedFile>,
+    files: Files,
+    /// The pages, each with the number of its file.
+    pages: Vec<(u32, Page)>,
     axes: PageAxes,
     form: PageForm,
     dtype: DType,
     compression: Compression,
     layout: Layout,
-    /// The file and page of each plane, in the order t, c, z.
-    planes: Vec<(usize, usize)>,
+    /// The page of each plane, in the order t, c, z.
+    planes: Vec<usize>,
 }
 
 impl Image {
     /// Creates an image. `full` is the height and width of level 0, if this is a coarser one.
     fn new(
         path: &Path,
-        files: Vec<PagedFile>,
-        axes: PageAxes,
-        full: Option<[u64; 2]>,
+        files: Files,
+        pages: Vec<(u32, Page)>,
+        (axes, full): (PageAxes, Option<[u64; 2]>),
     ) -> Result<Self> {
         let unsupported = |what: String| Error::unsupported(path, what);
-        let pages: Vec<(usize, usize)> = files
-            .iter()
-            .enumerate()
-            .flat_map(|(file, own)| (0..own.pages.len()).map(move |page| (file, page)))
-            .collect();
-        let planes =
-            plane_order(&axes, &pages).map_err(|problem| Error::header(path, NAME, problem))?;
-        let (file, page) = planes[0];
-        let form = files[file].pages[page].form.clone();
-        for &(file, page) in &planes {
-            let other = &files[file].pages[page].form;
-            if *other != form || files[file].big_endian != files[0].big_endian {
+        let planes = plane_order(&axes, pages.len())
+            .map_err(|problem| Error::header(path, NAME, problem))?;
+        let form = Arc::clone(&pages[planes[0]].1.form);
+        for &page in &planes {
+            let other = &pages[page].1.form;
+            if *other != form {
                 return Err(unsupported(format!(
                     "its pages are different: {} and {}",
                     describe(&form),
@@ -332,7 +348,8 @@ impl Image {
         Ok(Self {
             path: path.to_path_buf(),
             files,
-            form,
+            pages,
+            form: (*form).clone(),
             dtype,
             compression,
             layout,
@@ -342,14 +359,9 @@ impl Image {
     }
 
     fn open(self, options: &OpenOptions) -> Result<Arc<dyn Volume>> {
-        if let Some(header) = self.flat_header() {
-            return flat::open(
-                &Place::Local,
-                &self.path,
-                &self.files[0].path,
-                &header,
-                options,
-            );
+        if let Some(header) = self.flat_header()? {
+            let file = self.files.watch().path(0);
+            return flat::open(&Place::Local, &self.path, file, &header, options);
         }
         if self.axes.follow {
             let what = "only its first page has a directory, and its pages are not in the order of a volume in memory";
@@ -368,57 +380,82 @@ impl Image {
         voxels.checked_mul(self.dtype.size() as u64)
     }
 
+    /// Calls `each` with the place and the length of each block of a page, up to the first for which it returns `false`.
+    /// Returns `true` if there is none.
+    fn all_blocks(&self, page: usize, mut each: impl FnMut(u64, u64) -> bool) -> Result<bool> {
+        let (file, page) = &self.pages[page];
+        if page.offsets.count == 1 {
+            return Ok(each(page.first.0, page.first.1));
+        }
+        let (watch, number) = (self.files.watch(), *file as usize);
+        self.files.with(number, |open| {
+            watch.check_file(number, open)?;
+            let file = Directories::again(open, watch.length(number), self.form.big_endian);
+            let found = file.all_blocks(page, each);
+            found.map_err(|problem| refused(watch.path(number), problem))
+        })?
+    }
+
     /// Returns the header of a flat file, if the voxels of all pages follow each other uncompressed.
-    fn flat_header(&self) -> Option<FlatHeader> {
+    fn flat_header(&self) -> Result<Option<FlatHeader>> {
         let form = &self.form;
         let is_plain = self.compression == Compression::None
-            && self.files.len() == 1
+            && self.files.watch().paths().nth(1).is_none()
             && form.predictor == 1
             && form.bits == 8 * self.dtype.size() as u64
             && (!form.is_tiled || form.block == [form.height, form.width]);
-        if !is_plain {
-            return None;
-        }
-        let page_bytes = self.page_bytes()?;
-        let file = &self.files[0];
-        let start = *file.pages[self.planes[0].1].offsets.first()?;
-        let follows = |(n, &(_, page)): (u64, &(usize, usize))| {
-            let mut at = start.checked_add(n.checked_mul(page_bytes)?)?;
-            let end = at.checked_add(page_bytes)?;
-            let page = &file.pages[page];
-            for (&offset, &count) in page.offsets.iter().zip(&page.counts) {
-                if offset != at {
-                    return None;
-                }
-                at = at.checked_add(count)?;
-            }
-            // A count may be rounded up.
-            (at >= end && (at == end || page.counts.len() == 1)).then_some(())
+        let (Some(page_bytes), Some(order), true) =
+            (self.page_bytes(), self.memory_order(), is_plain)
+        else {
+            return Ok(None);
         };
-        // The planes in the order of their pages.
-        let by_pages = self.in_page_order();
-        if !self.axes.follow && (0_u64..).zip(&by_pages).try_for_each(follows).is_none() {
-            return None;
+        let start = self.pages[self.planes[0]].1.first.0;
+        if !self.axes.follow && !self.pages_follow(start, page_bytes)? {
+            return Ok(None);
         }
-        let channels = self.layout.channels;
-        let order = self.memory_order()?;
-        Some(FlatHeader {
-            channels,
+        Ok(Some(FlatHeader {
+            channels: self.layout.channels,
             time_points: self.time_points(),
-            big_endian: file.big_endian,
+            big_endian: form.big_endian,
             order,
             start: DataStart::byte(start),
             geometry: self.layout.geometry,
             axes: self.layout.axes.clone(),
             ..FlatHeader::new(Format::Tiff, self.layout.shape, self.dtype, start)
-        })
+        }))
     }
 
-    /// Returns the planes from the first page to the last.
-    fn in_page_order(&self) -> Vec<(usize, usize)> {
-        let mut planes = self.planes.clone();
-        planes.sort_unstable();
-        planes
+    /// Returns `true` if the voxels of all planes follow each other in the order of their pages, from byte `start` on.
+    fn pages_follow(&self, start: u64, page_bytes: u64) -> Result<bool> {
+        let mut in_page_order = self.planes.clone();
+        in_page_order.sort_unstable();
+        // Most files that are not flat show it by their first blocks.
+        let place = |n: u64| start.checked_add(n.checked_mul(page_bytes)?);
+        for (n, &page) in (0_u64..).zip(&in_page_order) {
+            if place(n) != Some(self.pages[page].1.first.0) {
+                return Ok(false);
+            }
+        }
+        for (n, &page) in (0_u64..).zip(&in_page_order) {
+            let (Some(mut at), Some(end)) = (place(n), place(n + 1)) else {
+                return Ok(false);
+            };
+            let is_next = |offset: u64, count: u64| {
+                let is_next = offset == at;
+                at = offset.saturating_add(count);
+                is_next
+            };
+            let follows = self.all_blocks(page, is_next)?;
+            // A count may be rounded up.
+            let is_single = self.pages[page]
+                .1
+                .counts
+                .is_some_and(|counts| counts.count == 1);
+            if !follows || at < end || (at > end && !is_single) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Returns the order of the axes c, z, y, x in the file, the fastest first, if channels are one axis there.
@@ -461,74 +498,58 @@ impl Image {
     /// Returns the blocks.
     fn blocks(mut self) -> Result<BlockSource> {
         let form = &self.form;
-        let mut files = FileWatch::default();
-        for file in &self.files {
-            files.add(&file.path, &file.metadata);
-        }
-        let (rows, merged) = self.rows_of_block();
+        let (rows, merged) = self.rows_of_block()?;
         let columns = form.block[1];
         let grid = [form.height.div_ceil(rows), form.width.div_ceil(columns)];
         let together = if form.planar { 1 } else { form.samples };
-        let per_plane = grid[0] * grid[1];
         let separate = form.samples / together;
         let decoder = StripDecoder {
             form: PageForm {
                 block: [rows, columns],
                 ..form.clone()
             },
-            big_endian: self.files[0].big_endian,
+            big_endian: form.big_endian,
             rows,
             grid,
             size: self.dtype.size(),
         };
-        let slices = self.axes.slices;
-        let outer = self.axes.channels * self.axes.times;
-        let count = outer
+        let too_many = || Error::unsupported(&self.path, "it has too many blocks");
+        let per_plane = grid[0].checked_mul(grid[1]).ok_or_else(too_many)?;
+        let count = (self.planes.len() as u64)
             .checked_mul(separate)
-            .and_then(|n| n.checked_mul(slices)?.checked_mul(per_plane));
-        let count = count.and_then(|n| usize::try_from(n).ok());
-        let mut blocks = Vec::new();
-        blocks
-            .try_reserve_exact(count.unwrap_or(usize::MAX))
-            .map_err(|_| Error::unsupported(&self.path, "it has too many blocks"))?;
-        for channel in 0..outer {
-            for sample in 0..separate {
-                for slice in 0..slices {
-                    let plane = usize::try_from(channel * slices + slice).unwrap_or(usize::MAX);
-                    let (file, page) = self.planes[plane];
-                    let page = &self.files[file].pages[page];
-                    let file = u32::try_from(file)
-                        .map_err(|_| Error::unsupported(&self.path, "it has too many files"))?;
-                    for n in 0..per_plane {
-                        let block = if merged {
-                            self.piece(page, n, rows)
-                        } else {
-                            let n = usize::try_from(sample * per_plane + n).unwrap_or(usize::MAX);
-                            let Some(&length) = page.counts.get(n) else {
-                                let problem = "a page does not say how long its strips are";
-                                return Err(Error::header(&self.path, NAME, problem));
-                            };
-                            (page.offsets[n], length)
-                        };
-                        blocks.push(Block {
-                            file,
-                            offset: block.0,
-                            length: block.1,
-                        });
-                    }
-                }
-            }
+            .and_then(|n| n.checked_mul(per_plane))
+            .ok_or_else(too_many)?;
+        if !merged
+            && self
+                .planes
+                .iter()
+                .any(|&page| self.pages[page].1.counts.is_none())
+        {
+            let problem = "a page does not say how long its strips are";
+            return Err(Error::header(&self.path, NAME, problem));
         }
+        let blocks = if merged {
+            Blocks::Stored(Box::new(Pieces::new(&self, rows, self.row_bytes())))
+        } else if count > MOST_LISTED {
+            let tables = PageTables::new(&self, [separate, per_plane], count);
+            Blocks::Stored(Box::new(tables))
+        } else {
+            Blocks::Listed(self.listed(separate, per_plane)?)
+        };
+        let first = self.planes[0];
+        let file = self.pages[first].0;
+        let files = self.files.into_watch();
+        let is_single = files.paths().nth(1).is_none();
         self.layout.read_chunk = Some([together, 1, rows, columns]);
         Ok(BlockSource {
             identity: json!({
                 "format": NAME,
                 "pages": self.planes.len(),
-                "first": [self.planes[0].0, self.planes[0].1],
+                "first": [file, if is_single { first } else { 0 }],
                 "order": self.axes.slowest.iter().collect::<String>(),
-                "big_endian": self.files[0].big_endian,
+                "big_endian": self.form.big_endian,
             }),
-            time_points: self.time_points(),
+            time_points: (self.axes.times > 1).then_some(self.axes.times),
             fill: vec![0; self.dtype.size()],
             layout: self.layout,
             files,
@@ -537,37 +558,61 @@ impl Image {
         })
     }
 
+    /// Returns the places of all blocks, which are few.
+    fn listed(&self, separate: u64, per_plane: u64) -> Result<Vec<Block>> {
+        let mut blocks = Vec::new();
+        let slices = usize::try_from(self.axes.slices).unwrap_or(usize::MAX);
+        let samples = |channel| (0..separate).map(move |sample| (channel, sample));
+        for (channel, sample) in self.planes.chunks(slices).flat_map(samples) {
+            let own = sample * per_plane..(sample + 1) * per_plane;
+            for &page in channel {
+                let file = self.pages[page].0;
+                let mut n = 0;
+                self.all_blocks(page, |offset, length| {
+                    if own.contains(&n) {
+                        blocks.push(Block {
+                            file,
+                            offset,
+                            length,
+                        });
+                    }
+                    n += 1;
+                    true
+                })?;
+            }
+        }
+        Ok(blocks)
+    }
+
     /// Returns the rows of a block. Uncompressed strips that follow each other are cut anew, which is `true`.
-    fn rows_of_block(&self) -> (u64, bool) {
+    fn rows_of_block(&self) -> Result<(u64, bool)> {
         let form = &self.form;
         let own = form.block[0].min(if form.is_tiled { u64::MAX } else { form.height });
         let is_plain = self.compression == Compression::None
             && !form.is_tiled
             && !form.planar
             && form.bits.is_multiple_of(8);
-        let follows = |page: &Page| {
-            if page.counts.is_empty() {
-                return page.offsets.len() == 1;
+        if !is_plain {
+            return Ok((own, false));
+        }
+        for &page in &self.planes {
+            let own_page = &self.pages[page].1;
+            let mut at = own_page.first.0;
+            let is_next = |offset: u64, count: u64| {
+                let is_next = offset == at && count > 0;
+                at = offset.saturating_add(count);
+                is_next
+            };
+            let follows = match own_page.counts {
+                None => own_page.offsets.count == 1,
+                Some(_) => self.all_blocks(page, is_next)?,
+            };
+            if !follows {
+                return Ok((own, false));
             }
-            let mut at = page.offsets[0];
-            page.offsets
-                .iter()
-                .zip(&page.counts)
-                .all(|(&offset, &count)| {
-                    let is_next = offset == at && count > 0;
-                    at = offset.saturating_add(count);
-                    is_next
-                })
-        };
-        let all = self
-            .planes
-            .iter()
-            .all(|&(file, page)| follows(&self.files[file].pages[page]));
-        if !is_plain || !all {
-            return (own, false);
         }
         let row = self.row_bytes().max(1);
-        ((PIECE / row).clamp(1, form.height), true)
+        Ok(((PIECE / row).clamp(1, form.height), true))
     }
 
     fn row_bytes(&self) -> u64 {
@@ -577,42 +622,29 @@ impl Image {
             .saturating_mul(self.form.bits)
             / 8
     }
-
-    /// Returns the place of rows that were cut anew.
-    fn piece(&self, page: &Page, n: u64, rows: u64) -> (u64, u64) {
-        let row = self.row_bytes();
-        let start = n * rows;
-        let count = rows.min(self.form.height - start);
-        (
-            page.offsets[0].saturating_add(start.saturating_mul(row)),
-            count.saturating_mul(row),
-        )
-    }
 }
 
 /// Returns the page of each plane, in the order t, c, z.
-fn plane_order(axes: &PageAxes, pages: &[(usize, usize)]) -> Result<Vec<(usize, usize)>, String> {
+fn plane_order(axes: &PageAxes, pages: usize) -> Result<Vec<usize>, String> {
     let count = axes.planes().and_then(|n| usize::try_from(n).ok());
-    let count = count.filter(|&n| axes.follow || n <= pages.len());
+    let count = count.filter(|&n| axes.follow || n <= pages);
     let Some(count) = count else {
         return Err(format!(
             "{} slices, {} channels and {} time points are not in {} pages",
-            axes.slices,
-            axes.channels,
-            axes.times,
-            pages.len()
+            axes.slices, axes.channels, axes.times, pages
         ));
     };
     if axes.follow {
-        return Ok(vec![pages[0]]);
+        return Ok(vec![0]);
     }
     let mut planes = Vec::with_capacity(count);
     for time in 0..axes.times {
         for channel in 0..axes.channels {
             for slice in 0..axes.slices {
                 let page = axes.page(time, channel, slice);
-                let place = page.and_then(|page| pages.get(usize::try_from(page).ok()?));
-                planes.push(*place.ok_or_else(|| {
+                let place =
+                    page.and_then(|page| usize::try_from(page).ok().filter(|&page| page < pages));
+                planes.push(place.ok_or_else(|| {
                     format!("slice {slice} of channel {channel} at time {time} has no page")
                 })?);
             }

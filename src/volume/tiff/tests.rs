@@ -223,7 +223,7 @@ fn names_are_sorted_like_people_sort_them() {
     let mut names = [
         "s10.tif", "s9.tif", "s09.tif", "S1.tif", "s1b.tif", "t.tif", "7.tif",
     ];
-    names.sort_by_cached_key(|name| natural(name));
+    names.sort_by(|a, b| natural(a, b));
     assert_eq!(
         names,
         [
@@ -231,7 +231,9 @@ fn names_are_sorted_like_people_sort_them() {
         ]
     );
     let long = "9".repeat(60);
-    assert_eq!(natural(&long).len(), 2);
+    assert_eq!(natural(&long, "10"), Ordering::Greater);
+    assert_eq!(natural("s", "s1"), Ordering::Less);
+    assert_eq!(natural("s01", "S1"), Ordering::Greater);
 }
 
 #[test]
@@ -291,4 +293,27 @@ fn ome_xml_places_planes_and_its_units_are_lengths() {
 fn changed_bytes_are_an_error_or_a_volume() {
     let whole = tiled().0.bytes;
     check_changed_bytes(&whole);
+}
+
+#[test]
+fn a_page_that_promises_more_than_its_file_has_takes_no_memory() {
+    let mut made = Made::new();
+    let most = u32::MAX;
+    made.page(&[
+        (256, &[1 << 20]),
+        (257, &[most]),
+        (258, &[8]),
+        (259, &[1]),
+        (273, &[8]),
+        (277, &[1]),
+        (279, &[most]),
+    ]);
+    let (_folder, path) = made.saved("a.tif");
+    let volume = crate::open(&path).unwrap();
+    assert_eq!(volume.layout().shape, [1, u64::from(most), 1 << 20]);
+    assert_eq!(volume.layout().read_chunk, Some([1, 1, 1, 1 << 20]));
+    assert!(volume.layout().read_memory.shared < 100);
+    let last = Region::new([0, i64::from(most) - 1, 0], [1; 3]);
+    let error = volume.read(last).unwrap_err().with_causes();
+    assert!(error.contains("are not in the file"), "{error}");
 }

@@ -117,7 +117,7 @@ fn dicom_files_that_are_not_volumes_are_refused() {
     };
     let cases = [
         ("nothing more", start.clone(), "transfer syntax"),
-        ("jpeg-ls", syntax("1.2.840.10008.1.2.4.80"), "JPEG-LS"),
+        ("jpeg xl", syntax("1.2.840.10008.1.2.4.110\0"), "JPEG XL"),
         ("no syntax", syntax("1.2.3."), "1.2.3."),
         ("no voxels", syntax("1.2.840.10008.1.2.1\0"), "no voxels"),
         (

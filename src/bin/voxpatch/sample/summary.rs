@@ -65,6 +65,10 @@ impl SampleSummary {
             let text = self.nowhere.join(", ");
             report.add("labels_in_no_input", self.nowhere.clone(), text);
         }
+        if !self.loaded.slow.is_empty() {
+            let text = self.loaded.slow.join("\n");
+            report.add("slow", self.loaded.slow.clone(), text);
+        }
         for (name, path) in [
             ("out", &settings.out),
             ("locations", &settings.locations),

@@ -69,6 +69,13 @@ fn lengths_are_millimeters_for_every_unit_of_the_file() {
     second[500] = 3;
     let parsed = nifti::parse(Path::new("a.nii"), &second).unwrap();
     assert!(near(parsed.geometry, expected), "{:?}", parsed.geometry);
+    // Without a form, the position follows from lengths, of which the least has no number before it.
+    second[344..352].fill(0);
+    for at in [16, 24, 32, 40] {
+        let mut least = second.clone();
+        least[at..at + 8].copy_from_slice(&i64::MIN.to_le_bytes());
+        assert!(nifti::parse(Path::new("a.nii"), &least).is_err(), "{at}");
+    }
 
     let nrrd = |more: &str| {
         let text = NRRD.replace("encoding", &format!("{more}\nencoding"));
