@@ -320,7 +320,7 @@ mod tiff {
         let middle = count / 2 - 1;
         let sum: usize = (middle..middle + 3).map(|n| 9 * (n % 200)).sum();
         assert_eq!(number(&found, "sum"), sum as u64);
-        check_folder(&found, count as u64, 400);
+        check_folder(&found, count as u64, 250);
         assert_eq!(number(&found, "chunks"), 3);
     }
 }

@@ -16,6 +16,8 @@ mod tests;
 
 use std::fs::Metadata;
 use std::path::Path;
+#[cfg(feature = "tiff")]
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::json;
@@ -32,6 +34,8 @@ use super::{Axes, AxisKind, Format, Hash, Layout, LeadingAxis, Rescale, Volume};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::files::open_regular;
+#[cfg(feature = "tiff")]
+use crate::files::read_up_to;
 
 const NAME: &str = "DICOM";
 
@@ -55,6 +59,8 @@ pub(super) fn open_folder(path: &Path, options: &OpenOptions) -> Result<Option<A
         }
     })?;
     found.sort();
+    #[cfg(feature = "tiff")]
+    leave_out_tiff(&mut found)?;
     let mut images = AllSeries::default();
     let mut is_dicom = false;
     let read = |file: &Path| {
@@ -77,6 +83,24 @@ pub(super) fn open_folder(path: &Path, options: &OpenOptions) -> Result<Option<A
         return Ok(None);
     }
     open_images(path, images, options).map(Some)
+}
+
+/// Leaves out the files with the extension of TIFF if the first of them is one: a folder of slices may have a hundred
+/// thousand.
+#[cfg(feature = "tiff")]
+fn leave_out_tiff(files: &mut Vec<PathBuf>) -> Result<()> {
+    let is_named = |file: &PathBuf| {
+        let end = file.extension().and_then(|end| end.to_str());
+        end.is_some_and(|end| ["tif", "tiff"].contains(&end.to_lowercase().as_str()))
+    };
+    let Some(first) = files.iter().find(|file| is_named(file)) else {
+        return Ok(());
+    };
+    let is_plain = first.symlink_metadata().is_ok_and(|found| found.is_file());
+    if is_plain && super::tiff::recognize(&read_up_to(first, 4)?) {
+        files.retain(|file| !is_named(file));
+    }
+    Ok(())
 }
 
 /// Opens a DICOM file: a single image, or the catalog of a file set.
