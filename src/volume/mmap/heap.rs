@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::meter::anonymous_bytes;
+
 /// Returns freed memory to the system. The allocator keeps it for reuse, so it would still count as used. This takes
 /// some milliseconds.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -48,14 +50,6 @@ impl FreedBytes {
             BEFORE.store(anonymous_bytes().unwrap_or(0), Ordering::Relaxed);
         }
     }
-}
-
-/// Returns the resident bytes of the process without files behind them, if the system reports them.
-fn anonymous_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let mut pages = text.split_whitespace().skip(1).map(str::parse::<u64>);
-    let (resident, of_files) = (pages.next()?.ok()?, pages.next()?.ok()?);
-    Some(resident.saturating_sub(of_files) * rustix::param::page_size() as u64)
 }
 
 /// Configures the allocator to return freed memory to the system, so that a run stays within its memory budget. This is
