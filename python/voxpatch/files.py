@@ -111,7 +111,8 @@ def open(
     read_method : {"auto", "mmap", "mmap-resident", "pread"}, default "auto"
         How uncompressed files are read: mapped, with touched pages unmapped again; mapped with touched pages kept,
         which is faster; or by system calls. "auto" keeps the pages of files that fit into the available memory, and
-        reads files on network file systems by system calls.
+        reads files on network file systems by system calls. Zarr arrays whose chunks have no codec are mapped by
+        "auto" and "mmap-resident", and otherwise read chunk by chunk.
     allow_external : bool, default False
         Follow a header to a file of voxels outside its own folder.
     series : str or int, optional

@@ -251,6 +251,10 @@ impl Volume for Normalized {
         self.inner.read_granularity()
     }
 
+    fn reads_parts(&self) -> bool {
+        self.inner.reads_parts()
+    }
+
     fn fill_chunk(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
         let Some(voxel) = self.inner.fill_chunk(index)? else {
             return Ok(None);

@@ -107,6 +107,10 @@ impl Volume for Cached {
         self.inner.read_granularity()
     }
 
+    fn reads_parts(&self) -> bool {
+        false
+    }
+
     fn fill_chunk(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
         self.inner.fill_chunk(index)
     }

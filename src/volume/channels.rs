@@ -167,6 +167,10 @@ impl Volume for ChannelRange {
         Some([c.min(self.layout.channels), z, y, x])
     }
 
+    fn reads_parts(&self) -> bool {
+        self.inner.reads_parts()
+    }
+
     fn fill_chunk(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
         chunk::clipped(&self.layout, index)?;
         self.inner.fill_chunk(self.inner_index(index))

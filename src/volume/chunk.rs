@@ -41,17 +41,17 @@ impl Chunk {
     /// Copies the voxels that this chunk shares with `channels` and `region` into `out`, a buffer of exactly those
     /// channels and that region, with voxels of `size` bytes.
     pub fn copy_to(&self, channels: &Range<u64>, region: Region, out: &mut [u8], size: usize) {
-        let first = channels.start.max(self.channels.start);
-        let count = channels.end.min(self.channels.end).saturating_sub(first);
-        let per_channel = |region: Region| length(region.voxels()) * size;
-        let skip_out = length(first - channels.start) * per_channel(region);
-        let out = &mut out[skip_out..];
         match &self.voxels {
             ChunkVoxels::Stored(voxels) => {
-                let skip = length(first - self.channels.start) * per_channel(self.region);
-                copy_common((&voxels[skip..], self.region), (out, region), count, size);
+                let from = (&**voxels, &self.channels, self.region);
+                copy_part(from, (out, channels, region), size);
             }
-            ChunkVoxels::Fill(voxel) => fill(voxel, self.region, (out, region), count),
+            ChunkVoxels::Fill(voxel) => {
+                let first = channels.start.max(self.channels.start);
+                let count = channels.end.min(self.channels.end).saturating_sub(first);
+                let skip = length(first - channels.start) * length(region.voxels()) * size;
+                fill(voxel, self.region, (&mut out[skip..], region), count);
+            }
         }
     }
 
@@ -79,6 +79,21 @@ impl Chunk {
             voxels,
         }
     }
+}
+
+/// Copies the voxels that a chunk shares with `channels` and `region` into `out`, a buffer of exactly those channels and
+/// that region. `voxels` are those of the chunk, row-major c, z, y, x, of `size` bytes each.
+pub(super) fn copy_part(
+    (voxels, from, chunk): (&[u8], &Range<u64>, Region),
+    (out, channels, region): (&mut [u8], &Range<u64>, Region),
+    size: usize,
+) {
+    let first = channels.start.max(from.start);
+    let count = channels.end.min(from.end).saturating_sub(first);
+    let skip = |first: u64, region: Region| length(first) * length(region.voxels()) * size;
+    let voxels = &voxels[skip(first - from.start, chunk)..];
+    let out = &mut out[skip(first - channels.start, region)..];
+    copy_common((voxels, chunk), (out, region), count, size);
 }
 
 /// Writes one voxel value to everything that `chunk` and `region` share.

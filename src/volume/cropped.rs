@@ -116,6 +116,10 @@ impl Volume for Cropped {
         whole.then(|| self.inner.read_granularity())?
     }
 
+    fn reads_parts(&self) -> bool {
+        self.inner.reads_parts()
+    }
+
     fn fill_chunk(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
         let (channels, region) = chunk::clipped(&self.layout, index)?;
         chunk::fill_of(&*self.inner, &channels, self.inside(region))

@@ -44,7 +44,7 @@ pub struct OpenOptions {
     pub missing_chunks: MissingChunks,
     /// Whether to allow codecs that hostile data could exploit (blosc, JPEG 2000) and symbolic links in a folder.
     pub trusted: bool,
-    /// The method for reading uncompressed flat files.
+    /// The method for reading uncompressed files.
     pub read_method: ReadMethod,
     /// Whether to allow headers that name a voxel file outside their own folder. It must be a regular file in any case.
     pub allow_external: bool,

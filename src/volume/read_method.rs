@@ -6,7 +6,8 @@ use std::io;
 use super::available::available_bytes;
 use super::mmap::Map;
 
-/// The method for reading uncompressed flat files.
+/// The method for reading uncompressed files: flat ones, and those of Zarr arrays whose chunks have no codec. These arrays
+/// are mapped by `Auto` and `MmapResident` only, and are otherwise read chunk by chunk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ReadMethod {
     /// `MmapResident` for files that fit into the available memory, next to the files that are mapped so
@@ -14,7 +15,8 @@ pub enum ReadMethod {
     /// FUSE, Lustre, Ceph, 9p and similar), where page faults are slow and files change without notice.
     ///
     /// A file fits if all such files together take at most half of the available memory, which is what the
-    /// system reports (`MemAvailable`) within the limits of this process's control groups.
+    /// system reports (`MemAvailable`) within the limits of this process's control groups. At most 16 384 files stay
+    /// mapped.
     #[default]
     Auto,
     /// A memory map, the fastest method on local disks. Touched pages are unmapped again, so that little of a file is
@@ -38,10 +40,15 @@ impl ReadMethod {
         let map = mapped.then(|| Map::new(file)).transpose()?;
         Ok(match self {
             Self::MmapResident => map.map(Map::keeping),
-            Self::Auto => map.map(|map| map.keeping_if_it_fits(available_bytes())),
+            Self::Auto => map.map(|map| map.keeping_if_it_fits(room_for_maps())),
             Self::Mmap | Self::Pread => map,
         })
     }
+}
+
+/// Returns the most bytes of files that stay mapped by default: half of the available memory.
+pub(super) fn room_for_maps() -> u64 {
+    available_bytes().unwrap_or(0) / 2
 }
 
 /// The `statfs` numbers of file systems whose files other machines can change, and whose clock is not this machine's:

@@ -206,6 +206,10 @@ impl Volume for RealValues {
         self.inner.read_granularity()
     }
 
+    fn reads_parts(&self) -> bool {
+        self.inner.reads_parts()
+    }
+
     fn fill_chunk(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
         let Some(voxel) = self.inner.fill_chunk(index)? else {
             return Ok(None);

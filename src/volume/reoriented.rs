@@ -249,6 +249,10 @@ impl Volume for Reoriented {
         (self.axes.from[2] == 2).then_some([c, z, y, x])
     }
 
+    fn reads_parts(&self) -> bool {
+        self.inner.reads_parts()
+    }
+
     fn fill_chunk(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
         let (channels, region) = chunk::clipped(&self.layout, index)?;
         chunk::fill_of(&*self.inner, &channels, self.inside(region))

@@ -445,6 +445,10 @@ impl<V: Volume> Volume for Faulty<V> {
         self.inner.read_granularity()
     }
 
+    fn reads_parts(&self) -> bool {
+        self.inner.reads_parts()
+    }
+
     fn fill_chunk(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
         self.inner.fill_chunk(index)
     }

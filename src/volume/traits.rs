@@ -100,6 +100,12 @@ pub trait Volume: Debug + Send + Sync {
         same_chunks(self)?.read_granularity()
     }
 
+    /// Returns `true` if a part of a chunk can be read for the price of that part, so that nothing is saved by keeping
+    /// decoded chunks.
+    fn reads_parts(&self) -> bool {
+        self.inner().is_some_and(Volume::reads_parts)
+    }
+
     /// Returns the fill value (the bytes of one voxel) of the write chunk that contains the read chunk `index` (c, z,
     /// y, x), if that chunk is known not to be stored. `None` if it is stored, or if only a read could determine that.
     /// Much cheaper than a read.
@@ -199,6 +205,9 @@ impl<V: Volume + ?Sized> Volume for Arc<V> {
     }
     fn read_granularity(&self) -> Option<ChunkShape> {
         (**self).read_granularity()
+    }
+    fn reads_parts(&self) -> bool {
+        (**self).reads_parts()
     }
     fn fill_chunk(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
         (**self).fill_chunk(index)

@@ -75,7 +75,7 @@ pub(super) enum Piece {
     Chunk(ChunkKey),
     /// The part of a box of planes of a flat file.
     Planes(ChunkKey),
-    /// The whole region of an image, which has no chunks.
+    /// The whole region of an image that has no chunks, or whose chunks are read by parts.
     Whole(usize),
 }
 
@@ -154,9 +154,12 @@ impl PatchSource {
             }
             let within = |size| intersecting(size, &image.channels, *source);
             let key = |at| (self.opened.index, n, at);
-            if let Some(chunk) = image.source().layout().read_chunk {
+            let volume = image.source();
+            if volume.reads_parts() {
+                pieces.push(Piece::Whole(n));
+            } else if let Some(chunk) = volume.layout().read_chunk {
                 pieces.extend(within(chunk).map(|at| Piece::Chunk(key(at))));
-            } else if let Some(planes) = image.source().read_granularity() {
+            } else if let Some(planes) = volume.read_granularity() {
                 pieces.extend(within(planes).map(|at| Piece::Planes(key(at))));
             } else {
                 pieces.push(Piece::Whole(n));

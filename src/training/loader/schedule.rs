@@ -13,7 +13,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::assembly::{Assembly, ChunkKey, Piece};
@@ -25,7 +25,7 @@ use super::sample::Sample;
 use super::staging;
 use super::wait::TryNext;
 use crate::error::{Error, Result};
-use crate::training::sync::{guarded, lock, panicked};
+use crate::training::sync::{Signal, guarded, lock, panicked};
 use crate::volume::Chunk;
 
 /// The longest single wait of a consumer without a deadline.
@@ -72,11 +72,11 @@ const FEW_SUBJECTS: usize = MAX_SUBJECTS / 2;
 pub(super) struct Schedule {
     state: Mutex<State>,
     /// Signals that there may be work.
-    work: Condvar,
+    work: Signal,
     /// Signals that the front patch may be complete, or that the epoch has ended.
-    ready: Condvar,
+    ready: Signal,
     /// Signals that there may be memory for another decode.
-    room: Condvar,
+    room: Signal,
     chunk_bytes: ChunkBytes,
     feed: Mutex<Feed>,
     pub(super) gather: Gather,
@@ -232,9 +232,9 @@ impl Schedule {
         };
         Self {
             state: Mutex::new(state),
-            work: Condvar::new(),
-            ready: Condvar::new(),
-            room: Condvar::new(),
+            work: Signal::default(),
+            ready: Signal::default(),
+            room: Signal::default(),
             chunk_bytes,
             feed: Mutex::new(feed),
             gather,
@@ -248,9 +248,9 @@ impl Schedule {
 
     pub(super) fn stop(&self) {
         self.lock().stop = true;
-        self.work.notify_all();
-        self.ready.notify_all();
-        self.room.notify_all();
+        self.work.notify();
+        self.ready.notify();
+        self.room.notify();
     }
 
     /// Takes what the next epoch can use. No thread works any more.
@@ -306,7 +306,7 @@ impl Schedule {
                 }
                 self.chunk_bytes.give_back();
                 self.lock().working -= 1;
-                self.room.notify_all();
+                self.room.notify();
                 return Step::Worked;
             }
             if state.needs_draws() {
@@ -318,10 +318,7 @@ impl Schedule {
             if !wait {
                 return Step::Idle;
             }
-            state = self
-                .work
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.work.wait(state);
         }
     }
 
@@ -349,8 +346,8 @@ impl Schedule {
             state.look_ahead(next);
         }
         self.admit(&mut state);
-        self.work.notify_all();
-        self.ready.notify_all();
+        self.work.notify();
+        self.ready.notify();
         state
     }
 
@@ -420,7 +417,7 @@ impl Schedule {
                 }
                 self.admit(&mut state);
                 drop(state);
-                self.work.notify_all();
+                self.work.notify();
                 return TryNext::Ready(match done {
                     Ok(sample) => Delivered::Sample(Box::new(sample)),
                     Err(Failed::LeftOut { index, name }) => Delivered::LeftOut { index, name },
@@ -439,8 +436,7 @@ impl Schedule {
                 self.step(false);
                 state = self.lock();
             } else {
-                let waited = self.ready.wait_timeout(state, left.unwrap_or(MAX_WAIT));
-                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                state = self.ready.wait_for(state, left.unwrap_or(MAX_WAIT));
             }
         }
     }
@@ -505,10 +501,7 @@ impl Schedule {
                 return Some(self.chunk_bytes.add(bytes));
             }
             state.working -= 1;
-            state = self
-                .room
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.room.wait(state);
             state.working += 1;
         }
     }
@@ -579,7 +572,7 @@ impl Schedule {
         *lock(&assembly.done) = Some(done);
         // Taking the lock ensures that a consumer that checked before is waiting by now.
         drop(self.lock());
-        self.ready.notify_all();
+        self.ready.notify();
     }
 }
 

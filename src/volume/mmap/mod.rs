@@ -61,12 +61,54 @@ pub(super) struct Map {
     set: AtomicU64,
     /// `true` if touched pages stay mapped.
     keeps: bool,
-    /// The bytes of this map that count in [`KEPT_BY_DEFAULT`].
-    counted: u64,
+    /// What this map counts for if it keeps its pages because it fits into memory.
+    _room: Option<KeptRoom>,
 }
 
-/// Bytes of all maps that keep their pages because they fit into memory.
-static KEPT_BY_DEFAULT: AtomicU64 = AtomicU64::new(0);
+/// The share of memory of maps that keep their pages because they fit, until it is dropped.
+#[derive(Debug)]
+pub(super) struct KeptRoom {
+    bytes: u64,
+    maps: u64,
+}
+
+/// Bytes of all such maps,
+static KEPT_BYTES: AtomicU64 = AtomicU64::new(0);
+
+/// and their number,
+static KEPT_MAPS: AtomicU64 = AtomicU64::new(0);
+
+/// which is at most this: Linux allows a process 65 530 maps of all kinds.
+pub(super) const MAX_KEPT_MAPS: u64 = 1 << 14;
+
+impl KeptRoom {
+    /// Takes room for maps of so many bytes together; `None` if all such maps would have more than `limit` bytes, or be
+    /// too many.
+    pub(super) fn take(bytes: u64, maps: u64, limit: u64) -> Option<Self> {
+        let order = Ordering::Relaxed;
+        let add = |more: u64, limit: u64| {
+            move |kept: u64| kept.checked_add(more).filter(|&all| all <= limit)
+        };
+        KEPT_BYTES
+            .fetch_update(order, order, add(bytes, limit))
+            .ok()?;
+        if KEPT_MAPS
+            .fetch_update(order, order, add(maps, MAX_KEPT_MAPS))
+            .is_err()
+        {
+            KEPT_BYTES.fetch_sub(bytes, order);
+            return None;
+        }
+        Some(Self { bytes, maps })
+    }
+}
+
+impl Drop for KeptRoom {
+    fn drop(&mut self) {
+        KEPT_BYTES.fetch_sub(self.bytes, Ordering::Relaxed);
+        KEPT_MAPS.fetch_sub(self.maps, Ordering::Relaxed);
+    }
+}
 
 impl Map {
     /// Maps a file, which must not be empty.
@@ -83,7 +125,7 @@ impl Map {
                 .collect(),
             set: AtomicU64::new(0),
             keeps: false,
-            counted: 0,
+            _room: None,
             file,
         })
     }
@@ -94,19 +136,15 @@ impl Map {
         self
     }
 
-    /// Makes the map keep all touched pages mapped if it, and all other maps that do so, take at most half
-    /// of the available memory.
-    pub(super) fn keeping_if_it_fits(self, available: Option<u64>) -> Self {
-        let bytes = self.file.len() as u64;
-        let limit = available.unwrap_or(0) / 2;
-        let more = |kept: u64| kept.checked_add(bytes).filter(|&all| all <= limit);
-        let order = Ordering::Relaxed;
-        if KEPT_BY_DEFAULT.fetch_update(order, order, more).is_err() {
-            return self;
+    /// Makes the map keep all touched pages mapped if it, and all other maps that do so, take at most `limit` bytes.
+    pub(super) fn keeping_if_it_fits(self, limit: u64) -> Self {
+        match KeptRoom::take(self.file.len() as u64, 1, limit) {
+            None => self,
+            room => Self {
+                _room: room,
+                ..self.keeping()
+            },
         }
-        let mut map = self.keeping();
-        map.counted = bytes;
-        map
     }
 
     pub(super) const fn keeps(&self) -> bool {
@@ -172,11 +210,5 @@ impl Map {
         let advised = unsafe { self.file.unchecked_advise(UncheckedAdvice::DontNeed) };
         // If the advice is not followed, pages only stay resident.
         drop(advised);
-    }
-}
-
-impl Drop for Map {
-    fn drop(&mut self) {
-        KEPT_BY_DEFAULT.fetch_sub(self.counted, Ordering::Relaxed);
     }
 }

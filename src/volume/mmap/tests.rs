@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use libc::{c_void, sigaction, siginfo_t};
 
-use super::{KEPT_BY_DEFAULT, Lost, Map};
+use super::{KEPT_BYTES, KEPT_MAPS, KeptRoom, Lost, MAX_KEPT_MAPS, Map};
 
 const LENGTH: usize = 1 << 20;
 
@@ -253,19 +253,29 @@ fn a_handler_that_others_replaced_is_restored_and_a_forked_child_has_it() {
 }
 
 #[test]
-fn maps_keep_their_pages_as_long_as_all_of_them_fit_into_half_of_the_available_memory() {
+fn maps_keep_their_pages_as_long_as_all_of_them_fit() {
     let file = file();
-    let map = |available| Map::new(&file).unwrap().keeping_if_it_fits(available);
+    let map = |limit| Map::new(&file).unwrap().keeping_if_it_fits(limit);
     let bytes = LENGTH as u64;
-    let kept = || KEPT_BY_DEFAULT.load(Ordering::Relaxed);
-    assert!(!map(None).keeps() && !map(Some(0)).keeps());
-    assert!(!map(Some(2 * bytes - 1)).keeps());
-    let maps: Vec<Map> = (0..20).map(|_| map(Some(1 << 50))).collect();
+    let kept = || KEPT_BYTES.load(Ordering::Relaxed);
+    assert!(!map(0).keeps() && !map(bytes - 1).keeps());
+    let maps: Vec<Map> = (0..20).map(|_| map(1 << 50)).collect();
     assert!(maps.iter().all(Map::keeps));
     let with_them = kept();
     assert!(with_them >= 20 * bytes);
-    assert!(!map(Some(40 * bytes)).keeps(), "the others take all of it");
+    assert!(!map(20 * bytes).keeps(), "the others take all of it");
     drop(maps);
     // Maps of other tests are small.
     assert!(kept() <= with_them - 10 * bytes);
+}
+
+#[test]
+fn too_many_maps_take_no_room() {
+    let counts = || [&KEPT_BYTES, &KEPT_MAPS].map(|count| count.load(Ordering::Relaxed));
+    assert!(KeptRoom::take(1 << 40, MAX_KEPT_MAPS + 1, u64::MAX).is_none());
+    let room = KeptRoom::take(1 << 40, MAX_KEPT_MAPS / 2, u64::MAX).unwrap();
+    assert!(counts()[0] >= 1 << 40);
+    assert!(KeptRoom::take(1, MAX_KEPT_MAPS / 2 + 1, u64::MAX).is_none());
+    drop(room);
+    assert!(counts()[0] < 1 << 40 && counts()[1] < MAX_KEPT_MAPS / 2);
 }

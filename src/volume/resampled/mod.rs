@@ -1255,6 +1255,10 @@ impl Volume for Resampled {
         Some(chunk_of(coarse, &self.map))
     }
 
+    fn reads_parts(&self) -> bool {
+        false
+    }
+
     /// Returns a fill value if none of the chunks that the chunk needs is stored, and all have the same value. This
     /// volume has no write chunks: the answer is for the chunk itself.
     fn fill_chunk(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {

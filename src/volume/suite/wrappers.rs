@@ -114,6 +114,10 @@ impl Volume for CallRecorder {
         Some([1, 2, 10, 11])
     }
 
+    fn reads_parts(&self) -> bool {
+        false
+    }
+
     fn fill_chunk(&self, index: ChunkShape) -> Result<Option<Vec<u8>>> {
         let empty = match self.voxels.read_chunk(index)?.voxels {
             ChunkVoxels::Stored(voxels) => voxels.iter().all(|&byte| byte == 0),

@@ -281,6 +281,14 @@ impl ArrayInfo {
         chunk
     }
 
+    /// Returns `true` if the voxels of a decoded chunk are in the order c, z, y, x, without others among them.
+    pub(super) fn keeps_order(&self) -> bool {
+        let cut = self.cut_chunk();
+        let own = self.order.all().zip(&cut).filter(|(own, _)| own.is_some());
+        let own = own.map(|(_, length)| length);
+        self.order.is_stored() && own.eq(&self.stored.read_chunk)
+    }
+
     /// Returns the voxels along z, y, x.
     pub(super) fn shape(&self) -> Shape {
         Self::last_three(&self.dims)

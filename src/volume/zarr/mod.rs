@@ -14,6 +14,7 @@ mod coarser;
 mod document;
 mod find;
 mod json;
+mod mapped;
 mod meta;
 mod n5;
 mod nifti;
@@ -44,6 +45,7 @@ use zarrs::plugin::PluginCreateError;
 
 use self::axes::ZarrAxis;
 use self::find::FoundArray;
+use self::mapped::{MappedFile, MappedFiles};
 use self::meta::ArrayInfo;
 use self::pipeline::{ArrayForm, CodecError, CodecPipeline};
 use self::pool::{codec_options, outside_global_pool};
@@ -85,6 +87,8 @@ pub(super) struct ZarrVolume {
     /// The array's keys and fill value; it has no storage.
     array: Array<()>,
     codecs: Codecs,
+    /// The files, if parts of chunks are read.
+    mapped: Option<MappedFiles>,
     missing_chunks: MissingChunks,
     /// The state of the metadata files when they were opened.
     watch: FileWatch,
@@ -123,6 +127,36 @@ enum ShardIndex {
         length: u64,
         version: Option<Arc<Version>>,
     },
+}
+
+/// The place of a chunk in the store.
+enum Located {
+    /// The value does not exist.
+    Absent {
+        key: String,
+    },
+    /// The shard's index marks the chunk as all fill value.
+    Empty,
+    At(StoredChunk),
+}
+
+/// A chunk of a value that may exist.
+struct StoredChunk {
+    key: String,
+    /// The name of the chunk in errors.
+    name: String,
+    part: Part,
+    /// The most bytes that it may have.
+    bytes: u64,
+    version: Option<Arc<Version>>,
+}
+
+/// A chunk of which a part is copied.
+enum MappedPart {
+    /// The value of all its voxels.
+    Fill(Vec<u8>),
+    /// Its range in a mapped file.
+    Stored(Arc<MappedFile>, Range<u64>),
 }
 
 /// The encoded bytes of a chunk.
@@ -187,7 +221,9 @@ impl ZarrVolume {
                 volume.layout.read_memory.shared = archive.directory_bytes();
                 volume.archive = Some(Arc::clone(archive));
             }
-            Tree::Folder(_) => {
+            Tree::Folder(links) => {
+                let folder = Folder::unchanging(&found.path, *links)?;
+                volume.mapped = volume.map_files(folder, options);
                 for name in ["zarr.json", ".zarray", n5::ATTRIBUTES] {
                     let path = found.path.join(name);
                     if let Ok(found) = path.metadata() {
@@ -314,6 +350,7 @@ impl ZarrVolume {
             store,
             array,
             codecs,
+            mapped: None,
             missing_chunks: options.missing_chunks,
             watch: FileWatch::default(),
             archive: None,
@@ -322,57 +359,169 @@ impl ZarrVolume {
         })
     }
 
-    /// Fetches the encoded bytes of the chunk at `index`, along the array's own dimensions.
-    fn fetch(&self, index: &[u64]) -> Result<EncodedChunk> {
-        match &self.codecs {
+    /// Returns the files of the array if parts of its chunks can be copied out of them, and if it fits into memory.
+    fn map_files(&self, folder: Folder, options: &OpenOptions) -> Option<MappedFiles> {
+        let facts = &self.facts;
+        let (pipeline, bytes) = match &self.codecs {
+            Codecs::Whole(chain) => (chain, chain.encoded().limit()),
+            Codecs::Sharded(shards, _) => (shards.inner(), shards.encoded().limit()),
+        };
+        if facts.format == Format::N5 || !pipeline.is_plain() || !facts.keeps_order() {
+            return None;
+        }
+        let stored = facts.stored.dims.iter().zip(&facts.stored.write_chunk);
+        let files = stored.map(|(length, chunk)| length.div_ceil(*chunk));
+        let files = files.fold(1, u64::saturating_mul);
+        MappedFiles::new(folder, files, bytes, options.read_method)
+    }
+
+    /// Finds the chunk at `index`, along the array's own dimensions.
+    fn locate(&self, index: &[u64]) -> Result<Located> {
+        let (shards, indexes) = match &self.codecs {
             Codecs::Whole(chain) => {
                 let key = self.array.chunk_key(index).to_string();
-                let limits = Limits {
-                    check: &|length| {
-                        let checked = chain.encoded().check("it takes", length);
-                        checked.map_err(|problem| self.broken(key.clone(), problem))
-                    },
+                return Ok(Located::At(StoredChunk {
+                    name: key.clone(),
+                    key,
+                    part: Part::Whole,
                     bytes: chain.encoded().limit(),
-                };
-                let Some(part) = self.store.read(&key, Part::Whole, limits, None)? else {
-                    return Ok(EncodedChunk::Absent { key });
-                };
-                let bytes = part.bytes;
-                self.counter.add(1, bytes.len() as u64);
-                Ok(EncodedChunk::Encoded { key, bytes })
+                    version: None,
+                }));
             }
-            Codecs::Sharded(shards, indexes) => {
-                let (shard, inner) = shards.locate(index);
-                let key = self.array.chunk_key(&shard).to_string();
-                let found = self.shard_index(shards, indexes, (&shard, &key))?;
-                let ShardIndex::Present {
-                    entries,
-                    length,
-                    version,
-                } = found
-                else {
-                    return Ok(EncodedChunk::Absent { key });
-                };
-                let name = format!("{key}, inner chunk {inner}");
-                match shards.range(&entries, inner, length) {
-                    Ok(None) => Ok(EncodedChunk::Empty),
-                    Ok(Some(range)) => {
-                        let limits = Limits {
-                            check: &|_| Ok(()),
-                            bytes: range.end - range.start,
+            Codecs::Sharded(shards, indexes) => (shards, indexes),
+        };
+        let (shard, inner) = shards.locate(index);
+        let key = self.array.chunk_key(&shard).to_string();
+        let found = self.shard_index(shards, indexes, (&shard, &key))?;
+        let ShardIndex::Present {
+            entries,
+            length,
+            version,
+        } = found
+        else {
+            return Ok(Located::Absent { key });
+        };
+        let name = format!("{key}, inner chunk {inner}");
+        let range = shards.range(&entries, inner, length);
+        let range = range.map_err(|problem| self.broken(name.clone(), problem))?;
+        Ok(range.map_or(Located::Empty, |range| {
+            Located::At(StoredChunk {
+                key,
+                name,
+                bytes: range.end - range.start,
+                part: Part::Range(range),
+                version,
+            })
+        }))
+    }
+
+    /// Checks the length of the value that a chunk is in.
+    fn check_length(&self, chunk: &StoredChunk, length: u64) -> Result<()> {
+        match &self.codecs {
+            Codecs::Whole(chain) => {
+                let checked = chain.encoded().check("it takes", length);
+                checked.map_err(|problem| self.broken(chunk.key.clone(), problem))
+            }
+            // The range was checked with the shard's index.
+            Codecs::Sharded(..) => Ok(()),
+        }
+    }
+
+    /// Fetches the encoded bytes of the chunk at `index`, along the array's own dimensions.
+    fn fetch(&self, index: &[u64]) -> Result<EncodedChunk> {
+        let chunk = match self.locate(index)? {
+            Located::Absent { key } => return Ok(EncodedChunk::Absent { key }),
+            Located::Empty => return Ok(EncodedChunk::Empty),
+            Located::At(chunk) => chunk,
+        };
+        let limits = Limits {
+            check: &|length| self.check_length(&chunk, length),
+            bytes: chunk.bytes,
+        };
+        let (part, version) = (chunk.part.clone(), chunk.version.as_ref());
+        let Some(part) = self.store.read(&chunk.key, part, limits, version)? else {
+            return Ok(EncodedChunk::Absent { key: chunk.key });
+        };
+        self.counter.add(1, part.bytes.len() as u64);
+        Ok(EncodedChunk::Encoded {
+            key: chunk.name,
+            bytes: part.bytes,
+        })
+    }
+
+    /// Returns the value of the voxels of a chunk that is not stored, or the error that it is missing.
+    fn missing(&self, key: String) -> Result<Vec<u8>> {
+        match self.missing_chunks {
+            MissingChunks::Fill => Ok(self.fill_voxel()),
+            MissingChunks::Error => Err(Error::MissingChunk {
+                path: self.layout.path.clone(),
+                key,
+            }),
+        }
+    }
+
+    fn fill_voxel(&self) -> Vec<u8> {
+        self.array.fill_value().as_ne_bytes().to_vec()
+    }
+
+    /// Reads parts of chunks out of mapped files.
+    fn read_mapped(
+        &self,
+        files: &MappedFiles,
+        (channels, region): (&Range<u64>, Region),
+        out: &mut [u8],
+    ) -> Result<()> {
+        self.layout.check_read(channels, region, out.len())?;
+        let size = self.layout.dtype.size();
+        let shape = self.layout.read_chunk.unwrap_or([1; 4]);
+        let mut coming = intersecting(shape, channels, region).peekable();
+        while coming.peek().is_some() {
+            // All are found before the first is copied, so that those on the disk arrive together.
+            let ahead = coming.by_ref().take(READ_AHEAD);
+            let found = ahead.map(|index| Ok((index, self.find_mapped(files, index)?)));
+            for (index, part) in found.collect::<Result<Vec<_>>>()? {
+                let (chunk_channels, box_) = chunk::whole(&self.layout, index)?;
+                match part {
+                    MappedPart::Fill(voxel) => {
+                        let voxels = ChunkVoxels::Fill(voxel);
+                        let chunk = Chunk {
+                            channels: chunk_channels,
+                            region: box_,
+                            voxels,
                         };
-                        let part = Part::Range(range);
-                        let part = self.store.read(&key, part, limits, version.as_ref())?;
-                        let Some(part) = part else {
-                            return Ok(EncodedChunk::Absent { key });
-                        };
-                        let bytes = part.bytes;
-                        self.counter.add(1, bytes.len() as u64);
-                        Ok(EncodedChunk::Encoded { key: name, bytes })
+                        chunk.copy_to(channels, region, out, size);
                     }
-                    Err(problem) => Err(self.broken(name, problem)),
+                    MappedPart::Stored(file, range) => {
+                        let place = (&chunk_channels, box_);
+                        let copy = |voxels: &[u8]| {
+                            let to = (&mut *out, channels, region);
+                            chunk::copy_part((voxels, place.0, place.1), to, size);
+                        };
+                        file.read(range, copy)?;
+                    }
                 }
             }
+        }
+        self.counter.add(0, out.len() as u64);
+        Ok(())
+    }
+
+    fn find_mapped(&self, files: &MappedFiles, index: ChunkShape) -> Result<MappedPart> {
+        let chunk = match self.locate(&self.facts.chunk_index(index))? {
+            Located::Absent { key } => return self.missing(key).map(MappedPart::Fill),
+            Located::Empty => return Ok(MappedPart::Fill(self.fill_voxel())),
+            Located::At(chunk) => chunk,
+        };
+        let limits = Limits {
+            check: &|length| self.check_length(&chunk, length),
+            bytes: chunk.bytes,
+        };
+        match files.get(&chunk.key, limits)? {
+            Some(file) => {
+                let range = chunk.part.range(file.length());
+                Ok(MappedPart::Stored(file, range))
+            }
+            None => self.missing(chunk.key).map(MappedPart::Fill),
         }
     }
 
@@ -465,9 +614,7 @@ impl ZarrVolume {
             .flatten()
             .map_err(|problem| self.broken(key, problem))?;
         let kept = self.facts.cut_chunk();
-        let (order, stored) = (&self.facts.order, &self.facts.stored.read_chunk);
-        let own = order.all().zip(&kept).filter(|(own, _)| own.is_some());
-        if order.is_stored() && own.map(|(_, length)| length).eq(stored) {
+        if self.facts.keeps_order() {
             return Ok(voxels);
         }
         let usizes = |lengths: &[u64]| -> Vec<usize> {
@@ -541,6 +688,9 @@ impl Volume for ZarrVolume {
 
     fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
         let layout = &self.layout;
+        if let Some(files) = &self.mapped {
+            return self.read_mapped(files, (&channels, region), out);
+        }
         if !self.store.is_remote() {
             return read_by_chunks(layout, channels, region, out, |index| {
                 self.read_chunk(index)
@@ -561,6 +711,10 @@ impl Volume for ZarrVolume {
             done += 1;
             self.read_chunk(index)
         })
+    }
+
+    fn reads_parts(&self) -> bool {
+        self.mapped.is_some()
     }
 
     fn prefetch(&self, index: ChunkShape) {
@@ -599,15 +753,8 @@ impl Volume for ZarrVolume {
         let (channels, region) = chunk::whole(&self.layout, index)?;
         let voxels = match self.fetch(&self.facts.chunk_index(index))? {
             EncodedChunk::Encoded { key, bytes } => ChunkVoxels::Stored(self.decode(key, bytes)?),
-            EncodedChunk::Absent { key } if self.missing_chunks == MissingChunks::Error => {
-                return Err(Error::MissingChunk {
-                    path: self.layout.path.clone(),
-                    key,
-                });
-            }
-            EncodedChunk::Absent { .. } | EncodedChunk::Empty => {
-                ChunkVoxels::Fill(self.array.fill_value().as_ne_bytes().to_vec())
-            }
+            EncodedChunk::Absent { key } => ChunkVoxels::Fill(self.missing(key)?),
+            EncodedChunk::Empty => ChunkVoxels::Fill(self.fill_voxel()),
         };
         Ok(Chunk {
             channels,
@@ -631,8 +778,7 @@ impl Volume for ZarrVolume {
             return Ok(None);
         }
         let stored = self.store.exists(self.array.chunk_key(&stored).as_str())?;
-        let fill = || self.array.fill_value().as_ne_bytes().to_vec();
-        Ok((!stored).then(fill))
+        Ok((!stored).then(|| self.fill_voxel()))
     }
 
     fn time_points(&self) -> Option<u64> {

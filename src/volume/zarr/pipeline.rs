@@ -37,6 +37,8 @@ pub(super) struct CodecPipeline {
     serializer: Serializer,
     serialized: ByteLimit,
     bytes: Vec<BoundedDecoder>,
+    /// `true` if an encoded chunk is its voxels, row-major and in native byte order.
+    is_plain: bool,
 }
 
 #[derive(Debug)]
@@ -54,6 +56,7 @@ impl CodecPipeline {
         trusted: bool,
     ) -> Result<Self, CodecError> {
         let (mut arrays, mut to_bytes, mut bytes) = (Vec::new(), None, Vec::new());
+        let mut is_native = false;
         for codec in metadata {
             let refuse = || CodecError::Untrusted(codec.name().to_owned());
             let made = match Codec::from_metadata(codec) {
@@ -82,6 +85,8 @@ impl CodecPipeline {
                     if !trusted && !made.as_any().is::<BytesCodec>() {
                         return Err(refuse());
                     }
+                    is_native =
+                        made.as_any().is::<BytesCodec>() && is_in_native_order(codec, &form);
                     to_bytes = Some(Ok(made));
                 }
                 Codec::BytesToBytes(made) => bytes.push((codec.name(), made)),
@@ -102,7 +107,9 @@ impl CodecPipeline {
             }
         };
         let bytes = guards(bytes, size, trusted)?;
+        let is_plain = is_native && arrays.is_empty() && bytes.is_empty();
         Ok(Self {
+            is_plain,
             arrays,
             form,
             serializer,
@@ -116,6 +123,11 @@ impl CodecPipeline {
         self.bytes
             .last()
             .map_or(self.serialized, BoundedDecoder::encoded)
+    }
+
+    /// Returns `true` if an encoded chunk is its voxels, row-major and in native byte order.
+    pub(super) const fn is_plain(&self) -> bool {
+        self.is_plain
     }
 
     /// Returns the shards if sharding is the only codec, so that their chunks can be read individually.
@@ -178,6 +190,17 @@ fn guards(
         Ok(guard)
     };
     codecs.into_iter().map(guard).collect()
+}
+
+/// Returns `true` if the `bytes` codec stores voxels as they are in memory.
+fn is_in_native_order(codec: &MetadataV3, form: &ArrayForm) -> bool {
+    let native = if cfg!(target_endian = "big") {
+        "big"
+    } else {
+        "little"
+    };
+    let endian = codec.configuration().and_then(|all| all.get("endian"));
+    form.dtype.fixed_size() == Some(1) || endian.is_some_and(|endian| endian == native)
 }
 
 fn serialized_size(

@@ -178,18 +178,49 @@ impl Folder {
 }
 
 impl Folder {
+    /// Returns `true` if the files are on this machine.
+    pub(super) const fn is_local(&self) -> bool {
+        self.since.is_some()
+    }
+
+    /// Returns the path of the value under `key` and what the system knows of the file; `None` if it does not exist.
+    pub(super) fn find(&self, key: &str) -> Result<Option<(PathBuf, Metadata)>> {
+        let found = self.look(key, |_, found| Ok(Some(((), found))))?;
+        Ok(found.map(|(path, (), found)| (path, found)))
+    }
+
     /// Opens the value under `key`; `None` if it does not exist.
-    fn open(&self, key: &str) -> Result<Option<OpenFile>> {
+    pub(super) fn open(&self, key: &str) -> Result<Option<OpenFile>> {
+        let opened = self.look(key, |path, _| {
+            let file = open_at_once(path)?;
+            let found = file.metadata()?;
+            Ok(found.is_file().then_some((file, found)))
+        })?;
+        Ok(opened.map(|(path, file, found)| OpenFile {
+            file,
+            path,
+            length: found.len(),
+        }))
+    }
+
+    /// Looks at the value under `key`, which must be a regular file; `None` if it does not exist.
+    fn look<T>(
+        &self,
+        key: &str,
+        look: impl FnOnce(&Path, Metadata) -> io::Result<Option<(T, Metadata)>>,
+    ) -> Result<Option<(PathBuf, T, Metadata)>> {
         let path = self.path.join(key);
         self.links.check(&self.path, &path)?;
-        let opened = path.metadata().and_then(|found| {
-            // A device must not even be opened.
-            let file = found.is_file().then(|| open_at_once(&path)).transpose()?;
-            let found = file.as_ref().map(File::metadata).transpose()?;
-            Ok(file.zip(found.filter(Metadata::is_file)))
+        // A device must not even be opened.
+        let looked = path.metadata().and_then(|found| {
+            if found.is_file() {
+                look(&path, found)
+            } else {
+                Ok(None)
+            }
         });
-        let (file, found) = match opened {
-            Ok(Some(opened)) => opened,
+        let (looked, found) = match looked {
+            Ok(Some(looked)) => looked,
             Ok(None) => {
                 return Err(Error::unsupported(
                     &path,
@@ -205,11 +236,7 @@ impl Folder {
         if let Some(since) = self.since {
             since.check(&path, &found)?;
         }
-        Ok(Some(OpenFile {
-            file,
-            path,
-            length: found.len(),
-        }))
+        Ok(Some((path, looked, found)))
     }
 }
 
@@ -317,8 +344,8 @@ const fn is_resident(_: &File, _: u64) -> bool {
     false
 }
 
-struct OpenFile {
-    file: File,
+pub(super) struct OpenFile {
+    pub(super) file: File,
     path: PathBuf,
     length: u64,
 }

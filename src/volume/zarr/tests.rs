@@ -5,6 +5,7 @@ mod dimensions;
 mod foreign;
 mod golden;
 mod hostile;
+mod mapped;
 mod reads;
 mod written;
 

@@ -7,7 +7,7 @@ use crate::dtype::{DType, convert};
 use crate::region::indices;
 
 /// Returns the folders of all golden arrays.
-fn arrays() -> Vec<PathBuf> {
+pub(super) fn arrays() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/zarr");
     let folders = |path: PathBuf| {
         let entries = fs::read_dir(path).unwrap();
