@@ -10,6 +10,8 @@
 //!
 //! Flat files have no chunks. The planes that admitted patches need are read together.
 
+mod prefetch;
+
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
@@ -33,22 +35,6 @@ const MAX_WAIT: Duration = Duration::from_hours(1);
 
 /// At least this many patches may be admitted at a time. More patches leave less memory for chunks.
 const MIN_DEPTH: usize = 8;
-
-/// At most this many chunks of files are prefetched and not yet claimed by a worker,
-const MAX_PREFETCHED: usize = 64;
-
-/// and so many with each unit of work.
-const PREFETCH_STEP: usize = 8;
-
-/// The number of chunks of remote volumes that are prefetched before each unit of work.
-const REMOTE_PREFETCHES: usize = 64;
-
-/// At most this many chunks of remote volumes are prefetched and not yet claimed by a worker, unless admitted patches need
-/// more: those that are under way, and about as many that have arrived. More would keep out chunks that are needed earlier,
-const REMOTE_AHEAD: usize = 128;
-
-/// and so do more decoded bytes than this.
-const REMOTE_AHEAD_BYTES: u64 = 64 << 20;
 
 /// The lookahead is at most this many patches,
 const MAX_AHEAD: u64 = 4096;
@@ -664,65 +650,6 @@ impl State {
             *patches -= 1;
             if *patches == 0 {
                 self.subjects.remove(&index);
-            }
-        }
-    }
-
-    /// Returns the next chunks to prefetch, so that many requests are under way and prefetching gets ahead; still more
-    /// of remote volumes, of which prefetching costs this thread nothing.
-    fn next_prefetches(&mut self) -> Vec<(ChunkKey, Arc<Assembly>)> {
-        let next = self.coming.front();
-        let most = if next.is_some_and(|(key, assembly)| assembly.is_remote(key.1)) {
-            REMOTE_PREFETCHES
-        } else {
-            PREFETCH_STEP.min(MAX_PREFETCHED.saturating_sub(self.held.announced()))
-        };
-        let mut next = Vec::new();
-        while next.len() < most
-            && let Some((key, assembly)) = self.coming.pop_front()
-        {
-            if self.held.announce(key) {
-                next.push((key, assembly));
-            }
-        }
-        if self.coming.is_empty() {
-            self.add_far_prefetches(&mut next);
-        }
-        next
-    }
-
-    /// Prefetches a released chunk of a remote volume again if the patch `order`, which needs it next, was looked at before.
-    fn come_again(&mut self, key: ChunkKey, order: u64) {
-        let admitted = self.orders - self.drawn.len() as u64;
-        if order < self.far.max(admitted)
-            && let Some(assembly) = self.patch(order)
-            && assembly.is_remote(key.1)
-        {
-            let assembly = Arc::clone(assembly);
-            self.coming.push_back((key, assembly));
-        }
-    }
-
-    /// Adds the chunks of remote volumes that patches need which are drawn and not admitted: a request takes so long that
-    /// those of the few admitted patches would not keep enough of them under way. A chunk that is held now is looked at
-    /// again when its patch is admitted, and when it is released.
-    fn add_far_prefetches(&mut self, next: &mut Vec<(ChunkKey, Arc<Assembly>)>) {
-        self.far = self.far.max(self.orders - self.drawn.len() as u64);
-        let most = REMOTE_AHEAD_BYTES / self.largest.chunk.max(1);
-        let most = REMOTE_AHEAD.min(usize::try_from(most).unwrap_or(REMOTE_AHEAD));
-        while self.far < self.expected
-            && next.len() < REMOTE_PREFETCHES
-            && self.held.announced() < most
-            && let Some(assembly) = self.patch(self.far).cloned()
-        {
-            self.far += 1;
-            for piece in &assembly.pieces {
-                if let Piece::Chunk(key) = *piece
-                    && assembly.is_remote(key.1)
-                    && self.held.announce(key)
-                {
-                    next.push((key, Arc::clone(&assembly)));
-                }
             }
         }
     }
